@@ -1,0 +1,37 @@
+"""Eight fake CPU devices, shapes checked at run time, compilations kept."""
+
+import os
+import pathlib
+
+os.environ['XLA_FLAGS'] = (
+    os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+)
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+jax.config.update('jax_compilation_cache_dir', str(ROOT / '.jax_cache'))
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+# Every shape annotation of these rooms is checked on every call.
+install_import_hook(
+    [
+        'covrl.statistics',
+        'covrl.objectives',
+        'covrl.entropy',
+        'covrl.models',
+        'covrl.rollout',
+    ],
+    'beartype.beartype',
+)
+
+
+@pytest.fixture
+def x64():
+  """64-bit floats within one test."""
+  with jax.enable_x64(True):
+    yield
