@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
-from jax import Device
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
@@ -42,7 +41,7 @@ ROLLOUT_RULES: Rules = TRAIN_RULES
 
 def make_mesh(
   shape: Sequence[int] | Mapping[str, int] | None = None,
-  devices: Sequence[Device] | None = None,
+  devices: Sequence[Any] | None = None,
 ) -> Mesh:
   """Arranges devices as a mesh with the axes `data`, `fsdp` and `tensor`.
 

@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Advantages, policy losses and divergences: pure functions on arrays."""
