@@ -1,2 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sources, tokenizers and the Grain pipeline."""
+
+from covrl.data.countdown import CountdownConfig as CountdownConfig
+from covrl.data.countdown import CountdownSource as CountdownSource
+from covrl.data.countdown import SolvedCountdownSource as SolvedCountdownSource
+from covrl.data.countdown import held_out as held_out
+from covrl.data.pipeline import PromptBatch as PromptBatch
+from covrl.data.pipeline import PromptStream as PromptStream
+from covrl.data.pipeline import StreamState as StreamState
+from covrl.data.pipeline import SupervisedStream as SupervisedStream
+from covrl.data.problems import Problem as Problem
+from covrl.data.problems import ProblemSource as ProblemSource
+from covrl.data.rows import TokenRows as TokenRows
+from covrl.data.rows import pack_rows as pack_rows
+from covrl.data.rows import prompt_ids as prompt_ids
+from covrl.data.rows import token_rows as token_rows
+from covrl.data.tokenizer import JsonTokenizer as JsonTokenizer
+from covrl.data.tokenizer import (
+  SentencePieceTokenizer as SentencePieceTokenizer,
+)
+from covrl.data.tokenizer import Tokenizer as Tokenizer
+from covrl.data.tokenizer import check_tokenizer as check_tokenizer
+from covrl.data.tokenizer import countdown_tokenizer as countdown_tokenizer
+from covrl.data.tokenizer import train_sentencepiece as train_sentencepiece

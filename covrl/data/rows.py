@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of tokens: of prompts with their solutions, and packed several a row."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from covrl.data.problems import Problem
+from covrl.data.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenRows:
+  """Sequences to imitate, one a row (or packed), padded on the right.
+
+  Attributes:
+    tokens: inputs.
+    targets: the token that follows each input.
+    loss_mask: true where the target belongs to the response, its
+      end-of-sequence token among them.
+    positions: place within the sequence, from 0.
+    segment_ids: which sequence of the row, from 1; 0 is padding.
+  """
+
+  tokens: Int[np.ndarray, 'B T']
+  targets: Int[np.ndarray, 'B T']
+  loss_mask: Bool[np.ndarray, 'B T']
+  positions: Int[np.ndarray, 'B T']
+  segment_ids: Int[np.ndarray, 'B T']
+
+
+class _Rows(Protocol):
+  """A dataclass of `[B, T]` arrays, `segment_ids` among them."""
+
+  __dataclass_fields__: ClassVar[dict[str, Any]]
+
+  @property
+  def segment_ids(self) -> Any: ...
+
+
+RowsT = TypeVar('RowsT', bound=_Rows)
+
+
+def prompt_ids(problem: Problem, tokenizer: Tokenizer) -> list[int]:
+  """The tokens of a prompt, with the begin token where the model has one."""
+  begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+  return begin + tokenizer.encode(problem.prompt)
+
+
+def token_rows(
+  problems: Sequence[Problem], tokenizer: Tokenizer, max_length: int
+) -> TokenRows:
+  """Prompts with their solutions, ready for the cross-entropy.
+
+  Prompt and solution are tokenised apart, as they are when a response is
+  sampled; the end-of-sequence token follows.
+
+  Args:
+    problems: each with a solution.
+    tokenizer: turns text to tokens.
+    max_length: width of the rows, in inputs.
+
+  Returns:
+    One row a problem; only response tokens are in the loss mask.
+
+  Raises:
+    ValueError: a problem has no solution, or does not fit a row.
+  """
+  shape = len(problems), max_length
+  tokens = np.full(shape, tokenizer.pad_id, np.int32)
+  targets = np.full(shape, tokenizer.pad_id, np.int32)
+  loss_mask = np.zeros(shape, bool)
+  positions = np.zeros(shape, np.int32)
+  segment_ids = np.zeros(shape, np.int32)
+  for row, problem in enumerate(problems):
+    prompt = prompt_ids(problem, tokenizer)
+    ids = [*prompt, *_response_ids(problem, tokenizer)]
+    length = len(ids) - 1
+    if length > max_length:
+      raise ValueError(
+        f'A prompt and its solution may have {max_length} tokens, got'
+        f' {length} in {problem.prompt!r} of source {problem.source!r}.'
+      )
+    tokens[row, :length] = ids[:-1]
+    targets[row, :length] = ids[1:]
+    loss_mask[row, len(prompt) - 1 : length] = True
+    positions[row, :length] = np.arange(length)
+    segment_ids[row, :length] = 1
+  return TokenRows(
+    tokens=tokens,
+    targets=targets,
+    loss_mask=loss_mask,
+    positions=positions,
+    segment_ids=segment_ids,
+  )
+
+
+def pack_rows(rows: RowsT, *, length: int, count: int | None = None) -> RowsT:
+  """Puts several sequences into each row; every array moves alike.
+
+  First fit: each sequence goes to the first row that still has room, in the
+  order they come, so the same rows always pack the same way. Sequences of one
+  row are told apart by their segment, from 1; all arrays are 0 elsewhere.
+
+  Args:
+    rows: any dataclass of `[B, T]` arrays with `segment_ids`: `TokenRows`,
+      `TokenBatch`. Padding may be on either side.
+    length: width of the packed rows.
+    count: how many packed rows, empty ones at the end; as few as it takes
+      unless given.
+
+  Returns:
+    The same dataclass, of NumPy arrays `[count, length]`.
+
+  Raises:
+    ValueError: a sequence is longer than a row, or `count` rows are too few.
+  """
+  segment_ids = np.asarray(rows.segment_ids)
+  sequences = _sequences(segment_ids)
+  places = _first_fit([len(columns) for _, columns in sequences], length)
+  needed = 1 + max((row for row, _, _ in places), default=-1)
+  if count is not None and needed > count:
+    raise ValueError(
+      f'{len(sequences)} sequences need {needed} rows of {length} tokens,'
+      f' got {count}.'
+    )
+  shape = needed if count is None else count, length
+  packed: dict[str, Any] = {}
+  for field in dataclasses.fields(rows):
+    array = np.asarray(getattr(rows, field.name))
+    out = np.zeros(shape, array.dtype)
+    for (row, columns), (to_row, start, segment) in zip(
+      sequences, places, strict=True
+    ):
+      stop = start + len(columns)
+      is_segment = field.name == 'segment_ids'
+      out[to_row, start:stop] = segment if is_segment else array[row, columns]
+    packed[field.name] = out
+  return dataclasses.replace(rows, **packed)
+
+
+def _sequences(
+  segment_ids: Int[np.ndarray, 'B T'],
+) -> list[tuple[int, Int[np.ndarray, ' N']]]:
+  """Row and columns of every sequence, in order."""
+  return [
+    (row, np.flatnonzero(segments == segment))
+    for row, segments in enumerate(segment_ids)
+    for segment in dict.fromkeys(segments[segments > 0].tolist())
+  ]
+
+
+def _first_fit(
+  lengths: Sequence[int], width: int
+) -> list[tuple[int, int, int]]:
+  """Row, first column and segment for each length.
+
+  >>> _first_fit([3, 4, 2, 1], 5)
+  [(0, 0, 1), (1, 0, 1), (0, 3, 2), (1, 4, 2)]
+  """
+  used: list[int] = []
+  segments: list[int] = []
+  places = []
+  for length in lengths:
+    if length > width:
+      raise ValueError(
+        f'A sequence to pack may have {width} tokens, got {length}.'
+      )
+    row = next(
+      (row for row, taken in enumerate(used) if taken + length <= width),
+      len(used),
+    )
+    if row == len(used):
+      used.append(0)
+      segments.append(0)
+    segments[row] += 1
+    places.append((row, used[row], segments[row]))
+    used[row] += length
+  return places
+
+
+def _response_ids(problem: Problem, tokenizer: Tokenizer) -> list[int]:
+  if problem.solution is None:
+    raise ValueError(
+      f'Problems with a solution are required, got {problem.prompt!r} of'
+      f' source {problem.source!r} without one.'
+    )
+  return [*tokenizer.encode(problem.solution), tokenizer.end_ids[0]]
