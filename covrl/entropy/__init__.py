@@ -1,2 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """Entropy control: selection, token transforms, methods."""
+
+from covrl.entropy.exact import exact_mean as exact_mean
+from covrl.entropy.exact import exact_sum as exact_sum
+from covrl.entropy.loss_form import as_loss as as_loss
+from covrl.entropy.loss_form import explain as explain
+from covrl.entropy.methods import clip_cov as clip_cov
+from covrl.entropy.methods import entropy_bonus as entropy_bonus
+from covrl.entropy.methods import kl_cov as kl_cov
+from covrl.entropy.plan import Plan as Plan
+from covrl.entropy.plan import Selection as Selection
+from covrl.entropy.scores import definition_score as definition_score
+from covrl.entropy.scores import exact_score as exact_score
+from covrl.entropy.scores import state_score as state_score
+from covrl.entropy.scores import token_covariance as token_covariance
+from covrl.entropy.selection import exact_quantile as exact_quantile
+from covrl.entropy.selection import select_random as select_random
+from covrl.entropy.selection import select_top as select_top
+from covrl.entropy.selectors import random_in_band as random_in_band
+from covrl.entropy.selectors import random_tokens as random_tokens
+from covrl.entropy.selectors import top_score as top_score
+from covrl.entropy.transforms import SelectionSummary as SelectionSummary
+from covrl.entropy.transforms import (
+  add_divergence_penalty as add_divergence_penalty,
+)
+from covrl.entropy.transforms import add_entropy_bonus as add_entropy_bonus
+from covrl.entropy.transforms import scale_by_token as scale_by_token
+from covrl.entropy.transforms import token_masked as token_masked

@@ -1,0 +1,478 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run is: plain numbers and strings, and the file that builds from them.
+
+A config file has `get_config()`, which returns a `Config`, and factories that
+build the real objects after overrides are applied, so that an algorithm is an
+expression and every number in it can be swept from the command line:
+
+  make_task(config)                 -> covrl.train.Task
+  make_model(config, vocab_size)    -> covrl.models.ModelConfig
+  make_loss(config)                 -> a policy loss
+  make_token_tx(config)             -> the token chain
+  make_tx(config)                   -> the parameter chain
+  make_warm_start_tx(config)        -> the parameter chain of the warm start
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import importlib.util
+import json
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+FACTORIES = (
+  'make_task',
+  'make_model',
+  'make_loss',
+  'make_token_tx',
+  'make_tx',
+  'make_warm_start_tx',
+)
+
+# Fields that may change when a run is resumed: how long and how often, not
+# what is computed.
+RESUMABLE = (
+  'train.iterations',
+  'checkpoint.',
+  'logging.',
+)
+
+
+class ConfigError(ValueError):
+  """A configuration that cannot be run, in one sentence."""
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class MeshConfig:
+  """Sizes of the mesh axes; −1 takes the devices that are left."""
+
+  data: int = 1
+  fsdp: int = -1
+  tensor: int = 1
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class TaskConfig:
+  """Problems to learn from.
+
+  Attributes:
+    min_numbers: fewest numbers of a problem.
+    max_numbers: most numbers of a problem.
+    max_value: largest number given.
+    max_target: largest number to make.
+    held_out: problems set apart for evaluation, never trained on.
+    seed: of the problems; runs of other seeds share the held-out set.
+  """
+
+  min_numbers: int = 3
+  max_numbers: int = 4
+  max_value: int = 20
+  max_target: int = 100
+  held_out: int = 1024
+  seed: int = 0
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class RolloutConfig:
+  """How responses are sampled.
+
+  Attributes:
+    prompts_per_iteration: unique prompts of an iteration.
+    responses_per_prompt: the group size of group-relative advantages.
+    max_prompt_length: tokens; longer prompts are refused.
+    max_response_length: tokens, end-of-sequence included.
+    temperature: of sampling, of all statistics and of the entropy.
+    top_p: nucleus; below 1 the importance weights are biased, and a warning
+      says so.
+    top_k: 0 keeps the whole vocabulary.
+  """
+
+  prompts_per_iteration: int = 64
+  responses_per_prompt: int = 8
+  max_prompt_length: int = 8
+  max_response_length: int = 16
+  temperature: float = 1.0
+  top_p: float = 1.0
+  top_k: int = 0
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class TrainConfig:
+  """How the policy is updated.
+
+  Attributes:
+    iterations: rollouts, each with its updates.
+    sequences_per_update: sequences of an optimiser update.
+    micro_batches: parts that an update's forward and backward run in.
+    learning_rate: constant, of the parameter chain.
+    max_gradient_norm: global norm that gradients are clipped to.
+    weights: aggregation of tokens; see `covrl.token_weights`.
+    low: PPO's clip range below 1.
+    high: PPO's clip range above 1.
+  """
+
+  iterations: int = 60
+  sequences_per_update: int = 128
+  micro_batches: int = 1
+  learning_rate: float = 3e-4
+  max_gradient_norm: float = 1.0
+  weights: str = 'token-mean'
+  low: float = 0.2
+  high: float = 0.2
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class EntropyConfig:
+  """The token chain's numbers; the chain itself is in the config file.
+
+  Attributes:
+    fraction: share of an update's response tokens that is selected.
+    coefficient: of the penalty or bonus, at the start.
+    low: Clip-Cov's lower bound on the covariance.
+    high: Clip-Cov's upper bound.
+    selection_source: `'old'` or `'current'` statistics.
+  """
+
+  fraction: float = 2e-3
+  coefficient: float = 1.0
+  low: float = 1.0
+  high: float = 5.0
+  selection_source: str = 'old'
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class WarmStartConfig:
+  """Supervised training on solved examples before reinforcement learning.
+
+  Attributes:
+    steps: optimiser updates; 0 starts from random parameters.
+    batch_size: examples of an update.
+    learning_rate: peak of a cosine schedule.
+    from_run: directory of a run whose warm start to take instead of training
+      one; it must have been made with the same warm-start fields.
+  """
+
+  steps: int = 2000
+  batch_size: int = 256
+  learning_rate: float = 2e-3
+  from_run: str = ''
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class EvaluateConfig:
+  """Held-out evaluation: greedy, mean@k and pass@k.
+
+  Attributes:
+    every: iterations between evaluations; there is one before and one after.
+    problems: how many of the held-out problems.
+    samples: k, responses per problem for mean@k and pass@k.
+    temperature: of these samples.
+  """
+
+  every: int = 20
+  problems: int = 1024
+  samples: int = 8
+  temperature: float = 1.0
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class CheckpointConfig:
+  """When the run is saved.
+
+  Attributes:
+    every: iterations.
+    every_updates: also after this many updates within an iteration; 0 never.
+    keep: newest checkpoints kept.
+  """
+
+  every: int = 10
+  every_updates: int = 0
+  keep: int = 2
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class RewardConfig:
+  """How responses are scored.
+
+  Attributes:
+    workers: processes.
+    timeout: seconds a response may take before its worker is killed.
+    max_failures: share of an iteration's responses whose scoring may time out
+      or crash (they are masked, never scored 0) before the run stops.
+  """
+
+  workers: int = 2
+  timeout: float = 5.0
+  max_failures: float = 0.05
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class LoggingConfig:
+  """What is written besides `metrics.jsonl`.
+
+  Attributes:
+    samples_every: iterations between kept samples.
+    samples: responses kept each time.
+    warm_start_every: warm-start steps between metric lines.
+    tensorboard: whether to write TensorBoard events.
+    wandb_project: Weights & Biases project; empty for none.
+  """
+
+  samples_every: int = 10
+  samples: int = 16
+  warm_start_every: int = 50
+  tensorboard: bool = True
+  wandb_project: str = ''
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class Config:
+  """A run: plain fields only, all of them open to `--config.…` overrides."""
+
+  seed: int = 0
+  mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+  task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
+  rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
+  train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+  entropy: EntropyConfig = dataclasses.field(default_factory=EntropyConfig)
+  warm_start: WarmStartConfig = dataclasses.field(
+    default_factory=WarmStartConfig
+  )
+  evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+  checkpoint: CheckpointConfig = dataclasses.field(
+    default_factory=CheckpointConfig
+  )
+  rewards: RewardConfig = dataclasses.field(default_factory=RewardConfig)
+  logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
+
+  @property
+  def sequences_per_iteration(self) -> int:
+    """Responses sampled in an iteration."""
+    return (
+      self.rollout.prompts_per_iteration * self.rollout.responses_per_prompt
+    )
+
+  @property
+  def updates_per_iteration(self) -> int:
+    """Optimiser updates made with an iteration's rollouts."""
+    return self.sequences_per_iteration // self.train.sequences_per_update
+
+  @property
+  def total_updates(self) -> int:
+    """Optimiser updates of the whole run, for schedules."""
+    return self.train.iterations * self.updates_per_iteration
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+  """A config file with its overrides applied.
+
+  Attributes:
+    config: the resolved fields.
+    module: the file, for its factories.
+    source: its text.
+    path: where it was read.
+  """
+
+  config: Config
+  module: ModuleType
+  source: str
+  path: str
+
+  @property
+  def name(self) -> str:
+    """What the run is called: the config file's stem."""
+    return pathlib.Path(self.path).stem
+
+  @property
+  def identity(self) -> str:
+    """A hash of all that decides what the run computes."""
+    fields = {
+      name: value
+      for name, value in flatten(self.config).items()
+      if not name.startswith(RESUMABLE)
+    }
+    text = json.dumps([self.source, fields], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+  def as_json(self) -> dict[str, Any]:
+    """The run's description, as its directory keeps it."""
+    return {
+      'name': self.name,
+      'config': dataclasses.asdict(self.config),
+      'source': self.source,
+      'identity': self.identity,
+    }
+
+
+def load(path: str, overrides: Sequence[str] = ()) -> Recipe:
+  """Reads a config file and applies overrides to its fields.
+
+  Args:
+    path: of a Python file with `get_config()` and the factories.
+    overrides: as on the command line, `--config.train.iterations=300`.
+
+  Raises:
+    ConfigError: for a file that is none, an unknown field (with the nearest
+      name), a wrong type or a contradiction.
+  """
+  # ml_collections parses the overrides; absl is its flag library.
+  from absl import flags
+  from ml_collections import config_flags
+
+  file = pathlib.Path(path)
+  if not file.is_file():
+    raise ConfigError(f'--config must name a Python file, got {path!r}')
+  module = _import(file)
+  for factory in ('get_config', *FACTORIES):
+    if not hasattr(module, factory):
+      raise ConfigError(
+        f'a config file must define {factory}(), {path} does not'
+      )
+  default = module.get_config()
+  if not isinstance(default, Config):
+    raise ConfigError(
+      f'get_config() must return a covrl Config, {path} returns '
+      f'{type(default).__name__}'
+    )
+  _check_names(default, overrides)
+  values = flags.FlagValues()
+  argv = ['covrl', f'--config={file}', *overrides]
+  holder = config_flags.DEFINE_config_file(
+    'config', flag_values=values, sys_argv=argv
+  )
+  try:
+    values(argv)
+  except (flags.Error, TypeError, ValueError, KeyError) as error:
+    raise ConfigError(f'cannot apply the overrides: {error}') from None
+  # The flag library loads the file under a name of its own; take its values.
+  config = from_dict(dataclasses.asdict(holder.value))
+  check(config)
+  return Recipe(
+    config=config, module=module, source=file.read_text(), path=str(file)
+  )
+
+
+def from_dict(fields: Mapping[str, Any]) -> Config:
+  """A `Config` from nested plain fields, as `config.json` keeps them."""
+
+  def build(kind: type, values: Mapping[str, Any]) -> Any:
+    return kind(
+      **{
+        field.name: build(type(getattr(kind(), field.name)), value)
+        if dataclasses.is_dataclass(getattr(kind(), field.name))
+        else value
+        for field in dataclasses.fields(kind)
+        if (value := values.get(field.name)) is not None
+      }
+    )
+
+  return build(Config, fields)
+
+
+def flatten(config: Any, prefix: str = '') -> dict[str, Any]:
+  """Dotted field names to plain values.
+
+  >>> flatten(Config())['train.iterations']
+  60
+  """
+  flat: dict[str, Any] = {}
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    name = f'{prefix}{field.name}'
+    if dataclasses.is_dataclass(value):
+      flat.update(flatten(value, f'{name}.'))
+    else:
+      flat[name] = value
+  return flat
+
+
+def check(config: Config) -> None:
+  """Refuses a configuration that contradicts itself, in one sentence."""
+  positive = (
+    'rollout.prompts_per_iteration',
+    'rollout.responses_per_prompt',
+    'rollout.max_prompt_length',
+    'rollout.max_response_length',
+    'train.iterations',
+    'train.sequences_per_update',
+    'train.micro_batches',
+    'evaluate.every',
+    'evaluate.problems',
+    'evaluate.samples',
+    'checkpoint.every',
+    'checkpoint.keep',
+    'rewards.workers',
+    'logging.samples_every',
+    'logging.warm_start_every',
+  )
+  flat = flatten(config)
+  for name in positive:
+    if flat[name] < 1:
+      raise ConfigError(f'{name} must be at least 1, got {flat[name]}')
+  _check_divides(
+    config.sequences_per_iteration,
+    config.train.sequences_per_update,
+    'the sequences of an iteration (rollout.prompts_per_iteration × '
+    'rollout.responses_per_prompt)',
+    'train.sequences_per_update',
+  )
+  _check_divides(
+    config.train.sequences_per_update,
+    config.train.micro_batches,
+    'train.sequences_per_update',
+    'train.micro_batches',
+  )
+  if config.evaluate.problems > config.task.held_out:
+    raise ConfigError(
+      'evaluate.problems must be at most task.held_out, got '
+      f'{config.evaluate.problems} of {config.task.held_out}'
+    )
+  if config.rollout.temperature <= 0:
+    raise ConfigError(
+      'rollout.temperature must be above 0 to learn from samples, got '
+      f'{config.rollout.temperature:g}'
+    )
+  if not 0 < config.rollout.top_p <= 1:
+    raise ConfigError(
+      f'rollout.top_p must lie in (0, 1], got {config.rollout.top_p:g}'
+    )
+
+
+def _check_divides(total: int, part: int, total_name: str, name: str) -> None:
+  if total % part:
+    raise ConfigError(
+      f'{total_name} must be a multiple of {name}, got {total} and {part}'
+    )
+
+
+def _check_names(config: Config, overrides: Sequence[str]) -> None:
+  """Refuses unknown fields, naming the nearest one."""
+  known = flatten(config)
+  for override in overrides:
+    match = re.match(r'--?config\.([\w.]+)', override)
+    if match and match.group(1) not in known:
+      # What a field is called says more than where it is kept.
+      leaf = match.group(1).rsplit('.', 1)[-1]
+      leaves = {name.rsplit('.', 1)[-1]: name for name in known}
+      near = difflib.get_close_matches(match.group(1), known, n=1, cutoff=0.5)
+      near = near or [
+        leaves[name] for name in difflib.get_close_matches(leaf, leaves, n=1)
+      ]
+      hint = f'; did you mean {near[0]}?' if near else ''
+      raise ConfigError(f'there is no config field {match.group(1)!r}{hint}')
+
+
+def _import(file: pathlib.Path) -> ModuleType:
+  spec = importlib.util.spec_from_file_location(f'recipe_{file.stem}', file)
+  if spec is None or spec.loader is None:
+    raise ConfigError(f'--config must name a Python file, got {str(file)!r}')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module

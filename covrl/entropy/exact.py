@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sums and means whose bits do not depend on layout.
+
+Floating-point addition is not associative: a mean over another mesh, packing
+or row order differs in its last bits, and every covariance built on it with
+it. Here each number is cut into integer limbs relative to the largest one,
+the limbs are summed as int32 (which is associative, sharded or not), and only
+the few totals become floating point again, in a fixed order.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+_LIMB_BITS = 15  # an exact float32 integer, with room to spare
+_SUM_BITS = 30  # an int32 total without its sign
+_KEPT_BITS = {4: 48, 8: 75}  # per item size: mantissa and dynamic range
+
+
+def count(mask: Bool[Array, '...']) -> Int[Array, '']:
+  """How many entries are true, exactly, as int32."""
+  return jnp.sum(mask, dtype=jnp.int32)
+
+
+def exact_sum(
+  values: Float[Array, '...'], mask: Bool[Array, '...']
+) -> Float[Array, '']:
+  """Sums the values under a mask, the same bits for every order and sharding.
+
+  Accurate to rounding of the exact sum while the summands' ratio to the
+  largest one is above 2⁻²⁴ (float32); smaller ones are truncated at 2⁻⁴⁸ of
+  the largest.
+
+  Args:
+    values: finite wherever `mask` is true.
+    mask: which entries count.
+
+  Returns:
+    The sum, in the dtype of `values` (at least float32).
+
+  >>> exact_sum(jnp.array([1e8, 1.0, -1e8]), jnp.array([True, True, True]))
+  Array(1., dtype=float32)
+  """
+  values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+  values = jnp.where(mask, values, 0)
+  limb_bits = _limb_bits(values.size)
+  kept_bits = _KEPT_BITS[values.dtype.itemsize]
+  _, exponent = jnp.frexp(jnp.max(jnp.abs(values), initial=0))
+
+  rest = jnp.ldexp(values, -exponent)
+  totals = []
+  for _ in range(-(-kept_bits // limb_bits)):
+    rest = rest * 2.0**limb_bits
+    limb = jnp.trunc(rest)
+    rest = rest - limb
+    totals.append(jnp.sum(limb.astype(jnp.int32), dtype=jnp.int32))
+  return jnp.ldexp(_combine(totals, limb_bits, values.dtype), exponent)
+
+
+def exact_mean(
+  values: Float[Array, '...'], mask: Bool[Array, '...']
+) -> Float[Array, '']:
+  """Mean under a mask, the same bits for every layout; 0 for an empty mask."""
+  total = exact_sum(values, mask)
+  return total / jnp.maximum(count(mask), 1).astype(total.dtype)
+
+
+def _limb_bits(size: int) -> int:
+  """Widest limb of which `size` can be added without overflowing int32."""
+  bits = min(_LIMB_BITS, _SUM_BITS - max(size - 1, 1).bit_length())
+  if bits < 1:
+    raise ValueError(
+      f'an exact sum takes at most 2**{_SUM_BITS - 1} entries, got {size}'
+    )
+  return bits
+
+
+def _combine(
+  totals: list[Int[Array, '']], limb_bits: int, dtype: jnp.dtype
+) -> Float[Array, '']:
+  """Turns integer totals, most significant first, into one float."""
+  digits = [*totals]
+  for i in reversed(range(1, len(digits))):
+    carry = digits[i] >> limb_bits
+    digits[i] = digits[i] - (carry << limb_bits)
+    digits[i - 1] = digits[i - 1] + carry
+  top = digits[0] >> _LIMB_BITS
+  pieces = [(top, _LIMB_BITS - limb_bits)]
+  pieces.append((digits[0] - (top << _LIMB_BITS), -limb_bits))
+  pieces += [
+    (digit, -limb_bits * (i + 2)) for i, digit in enumerate(digits[1:])
+  ]
+  high = low = jnp.zeros((), dtype)
+  for integer, exponent in pieces:
+    piece = integer.astype(dtype) * jnp.asarray(2.0**exponent, dtype)
+    high, error = _two_sum(high, piece)
+    low = low + error
+  return high + low
+
+
+def _two_sum(
+  a: Float[Array, ''], b: Float[Array, '']
+) -> tuple[Float[Array, ''], Float[Array, '']]:
+  """A sum and its rounding error, exactly."""
+  total = a + b
+  shift = total - a
+  return total, (a - (total - shift)) + (b - shift)

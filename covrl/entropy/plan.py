@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a token chain decides once for a whole optimiser batch.
+
+Selections are global: made on the statistics of the whole batch, then applied
+to each micro-batch. A chain is run once on the batch with an empty plan, which
+records every decision in the order the chain takes them, and once on each
+micro-batch with that micro-batch's rows of the plan, which hands them back.
+Transforms take part by asking `decide`; the chain itself stays any optax
+chain.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from covrl.types import Scalar
+
+Decision = TypeVar('Decision')
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Selection:
+  """Which tokens a selector chose, and of what.
+
+  Attributes:
+    mask: the chosen tokens.
+    scores: what they were ranked by; 0 where a selector does not rank.
+    threshold: the lowest chosen score; 0 if none was chosen.
+    quota: how many it was to choose.
+    eligible: how many it could choose from.
+    nonfinite: tokens left out because their statistics are not finite.
+    clamped: 1 if a traced fraction was outside its range and was clamped.
+  """
+
+  mask: Bool[Array, 'B T']
+  scores: Float[Array, 'B T']
+  threshold: Scalar
+  quota: Int[Array, '']
+  eligible: Int[Array, '']
+  nonfinite: Int[Array, '']
+  clamped: Int[Array, '']
+
+  @classmethod
+  def of_mask(cls, mask: Bool[Array, 'B T']) -> Selection:
+    """A selection by a selector that says nothing but which tokens."""
+    chosen = jnp.sum(mask, dtype=jnp.int32)
+    nothing = jnp.zeros((), jnp.int32)
+    return cls(
+      mask=mask,
+      scores=jnp.zeros(mask.shape),
+      threshold=jnp.zeros(()),
+      quota=chosen,
+      eligible=chosen,
+      nonfinite=nothing,
+      clamped=nothing,
+    )
+
+
+class Plan:
+  """Records the decisions of a token chain, or hands recorded ones back.
+
+  >>> plan = Plan()
+  >>> plan.decide(lambda: 3)
+  3
+  >>> Plan(plan.decisions).decide(lambda: 4)
+  3
+  """
+
+  def __init__(self, decisions: Sequence[PyTree] | None = None) -> None:
+    self.decisions: list[Any] = list(decisions or ())
+    self._recorded = None if decisions is None else iter(self.decisions)
+
+  def decide(self, make: Callable[[], Decision]) -> Decision:
+    """The next decision: made now, or the one that was recorded here."""
+    if self._recorded is None:
+      decision = make()
+      self.decisions.append(decision)
+      return decision
+    try:
+      return cast(Decision, next(self._recorded))
+    except StopIteration:
+      raise ValueError(
+        f'a plan of {len(self.decisions)} decisions was recorded by another '
+        'token chain: this one takes more'
+      ) from None
+
+  def selections(self) -> tuple[Selection, ...]:
+    """The recorded selections, in the order of the chain."""
+    return tuple(d for d in self.decisions if isinstance(d, Selection))
