@@ -1,2 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decoder-only transformers."""
+
+from covrl.models.cache import KVCache as KVCache
+from covrl.models.config import ModelConfig as ModelConfig
+from covrl.models.config import countdown as countdown
+from covrl.models.config import tiny as tiny
+from covrl.models.policy import Policy as Policy

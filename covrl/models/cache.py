@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys and values of tokens already read, kept between decoding steps.
+
+All layers share one array, which travels through the loops as a carry and is
+written one slot at a time: XLA then updates it in place, where stacking each
+layer's output anew would copy the whole cache every step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+
+def repeat_rows(
+  x: Shaped[Array, '...'], count: int, *, axis: int = 0
+) -> Shaped[Array, '...']:
+  """Repeats each row `count` times, neighbours together.
+
+  A broadcast and a reshape, so that rows split over a mesh stay where they
+  are.
+
+  >>> repeat_rows(jnp.array([1, 2]), 2).tolist()
+  [1, 1, 2, 2]
+  """
+  shape = x.shape
+  wide = jnp.broadcast_to(
+    jnp.expand_dims(x, axis + 1),
+    (*shape[: axis + 1], count, *shape[axis + 1 :]),
+  )
+  return wide.reshape(*shape[:axis], shape[axis] * count, *shape[axis + 1 :])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KVCache:
+  """What decoding remembers, for all layers.
+
+  Attributes:
+    keys: rotated keys; slot `c` of row `s` holds one token.
+    values: their values.
+    mask: true for the slots that hold a real token of the row.
+  """
+
+  keys: Float[Array, 'L S C K h']
+  values: Float[Array, 'L S C K h']
+  mask: Bool[Array, 'S C']
+
+  def repeat(self, group_size: int) -> KVCache:
+    """Gives every row `group_size` continuations, neighbours together."""
+    return KVCache(
+      keys=repeat_rows(self.keys, group_size, axis=1),
+      values=repeat_rows(self.values, group_size, axis=1),
+      mask=repeat_rows(self.mask, group_size),
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerCache:
+  """One layer's view of the arrays that all layers share.
+
+  Attributes:
+    keys: of every layer.
+    values: of every layer.
+    layer: which layer is looking.
+    slot: where the next tokens are written.
+  """
+
+  keys: Float[Array, 'L S C K h']
+  values: Float[Array, 'L S C K h']
+  layer: Int[Array, '']
+  slot: Int[Array, '']
+
+  @classmethod
+  def of(
+    cls, keys: Float[Array, 'S C K h'], values: Float[Array, 'S C K h']
+  ) -> LayerCache:
+    """A cache of one layer that holds just these."""
+    zero = jnp.zeros((), jnp.int32)
+    return cls(keys=keys[None], values=values[None], layer=zero, slot=zero)
+
+  def write(
+    self, keys: Float[Array, 'S T K h'], values: Float[Array, 'S T K h']
+  ) -> LayerCache:
+    """Stores the next tokens' keys and values, in place where XLA may."""
+    start = (self.layer, 0, self.slot, 0, 0)
+    return dataclasses.replace(
+      self,
+      keys=jax.lax.dynamic_update_slice(self.keys, keys[None], start),
+      values=jax.lax.dynamic_update_slice(self.values, values[None], start),
+    )
+
+  def read(
+    self,
+  ) -> tuple[Float[Array, 'S C K h'], Float[Array, 'S C K h']]:
+    """This layer's keys and values."""
+    return (
+      jax.lax.dynamic_index_in_dim(self.keys, self.layer, keepdims=False),
+      jax.lax.dynamic_index_in_dim(self.values, self.layer, keepdims=False),
+    )

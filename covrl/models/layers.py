@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The small parts of a block: parameters, norm, feed-forward, sharding."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import AbstractMesh, PartitionSpec
+from jaxtyping import Array, Float, Shaped
+
+from covrl import sharding
+from covrl.models.config import ModelConfig
+
+
+def normal(
+  rngs: nnx.Rngs,
+  shape: tuple[int, ...],
+  axes: tuple[str, ...],
+  *,
+  scale: float,
+  config: ModelConfig,
+) -> nnx.Param:
+  """A parameter drawn from N(0, scale²), its axes named by what they mean."""
+  values = scale * jax.random.normal(rngs.params(), shape, jnp.float32)
+  return nnx.Param(values.astype(config.param_dtype), axes=axes)
+
+
+def output_scale(fan_in: int, config: ModelConfig) -> float:
+  """Standard deviation of a matrix that writes into the residual stream.
+
+      (fan_in · 2 · num_layers)^−1/2
+
+  keeps the stream's variance of order one over the 2 · num_layers writes.
+  """
+  return 1.0 / math.sqrt(fan_in * 2 * config.num_layers)
+
+
+def constrain(
+  x: Shaped[Array, '...'], *axes: str | None
+) -> Shaped[Array, '...']:
+  """States how an activation lies on the mesh in use; without one, nothing.
+
+  The mesh is the one that `jax.set_mesh` put in use around the jitted call.
+  Axes that it cannot divide are left whole.
+
+  Args:
+    x: any array.
+    axes: its logical axes; see `covrl.sharding`.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return x
+  spec = sharding.partition_spec(axes, sharding.TRAIN_RULES)
+  kept = [
+    names if size % _shards(mesh, names) == 0 else None
+    for names, size in zip(spec, x.shape, strict=True)
+  ]
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(*kept))
+
+
+def _shards(mesh: AbstractMesh, names: sharding.MeshAxes) -> int:
+  """How many shards the named mesh axes make together."""
+  names = (names,) if isinstance(names, str) else names or ()
+  return math.prod(mesh.shape[name] for name in names)
+
+
+class RMSNorm(nnx.Module):
+  """Divides by the root mean square, then scales each feature.
+
+  y = x / √(mean(x²) + ε) · scale
+  """
+
+  def __init__(self, config: ModelConfig) -> None:
+    self.config = config
+    self.scale = nnx.Param(
+      jnp.ones((config.model_dim,), config.param_dtype), axes=('embed',)
+    )
+
+  def __call__(self, x: Float[Array, '*B D']) -> Float[Array, '*B D']:
+    """Norms the last axis."""
+    wide = x.astype(self.config.stats_dtype)
+    mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+    y = wide * jax.lax.rsqrt(mean_square + self.config.norm_eps)
+    return (y * self.scale[...]).astype(self.config.dtype)
+
+
+class SwiGLU(nnx.Module):
+  """The gated feed-forward layer.
+
+      y = (silu(x W_gate) ⊙ x W_up) W_down
+
+  References:
+    Shazeer, "GLU Variants Improve Transformer", arXiv:2002.05202, (6).
+  """
+
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+    self.config = config
+    dim, hidden = config.model_dim, config.hidden_dim
+    scale = dim**-0.5
+    into, out = ('embed', 'mlp'), ('mlp', 'embed')
+    self.gate = normal(rngs, (dim, hidden), into, scale=scale, config=config)
+    self.up = normal(rngs, (dim, hidden), into, scale=scale, config=config)
+    self.down = normal(
+      rngs,
+      (hidden, dim),
+      out,
+      scale=output_scale(hidden, config),
+      config=config,
+    )
+
+  def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
+    """Transforms each token by itself."""
+    dtype = self.config.dtype
+    gate = x @ self.gate[...].astype(dtype)
+    up = x @ self.up[...].astype(dtype)
+    hidden = constrain(jax.nn.silu(gate) * up, 'batch', 'sequence', 'mlp')
+    return hidden @ self.down[...].astype(dtype)

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A policy: pure functions of a parameter pytree.
+
+The same modules score whole sequences for the trainer and decode token by
+token for the sampler, so both speak of the same probabilities.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+from covrl import sharding
+from covrl.models.cache import KVCache
+from covrl.models.config import ModelConfig
+from covrl.models.transformer import Transformer
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+  """A language model as functions of its parameters.
+
+  Parameters are a nested dictionary of arrays; everything else is static, so a
+  policy may be closed over, or passed to `jax.jit` as a static argument.
+
+  Attributes:
+    config: the model's shape.
+
+  >>> from covrl.models import tiny
+  >>> policy = Policy(tiny(vocab_size=16))
+  >>> params = policy.init(jax.random.key(0))
+  >>> policy.logits(params, jnp.array([[1, 2, 3]])).shape
+  (1, 3, 16)
+  """
+
+  config: ModelConfig
+
+  @functools.cached_property
+  def graphdef(self) -> nnx.GraphDef[Transformer]:
+    """The modules without their parameters; static."""
+    return self._split[0]
+
+  @functools.cached_property
+  def num_params(self) -> int:
+    """How many numbers the policy is made of."""
+    leaves = jax.tree.leaves(self.abstract_params())
+    return sum(math.prod(leaf.shape) for leaf in leaves)
+
+  @functools.cached_property
+  def axes(self) -> PyTree:
+    """Logical axis names of every parameter, in a tree like the parameters'."""
+    return nnx.to_pure_dict(
+      jax.tree.map(
+        lambda param: param.replace(param.get_metadata('axes')),
+        self._split[1],
+        is_leaf=lambda leaf: isinstance(leaf, nnx.Param),
+      )
+    )
+
+  @functools.cached_property
+  def _split(self) -> tuple[nnx.GraphDef[Transformer], nnx.State]:
+    """Graph definition and abstract parameters."""
+    return nnx.split(
+      nnx.eval_shape(
+        lambda: Transformer(self.config, rngs=nnx.Rngs(jax.random.key(0)))
+      )
+    )
+
+  def init(self, key: Key[Array, ''], mesh: Mesh | None = None) -> PyTree:
+    """Draws fresh parameters, each device making only its own shards.
+
+    The values depend on the key and not on the mesh.
+
+    Args:
+      key: PRNG key.
+      mesh: where the parameters shall live; `None` is the default device.
+
+    Returns:
+      A nested dictionary of arrays in `config.param_dtype`.
+    """
+
+    def create(key: Key[Array, '']) -> PyTree:
+      module = Transformer(self.config, rngs=nnx.Rngs(params=key))
+      return nnx.to_pure_dict(nnx.state(module))
+
+    if mesh is None:
+      return jax.jit(create)(key)
+    shardings = jax.tree.map(lambda x: x.sharding, self.abstract_params(mesh))
+    return jax.jit(create, out_shardings=shardings)(key)
+
+  def abstract_params(self, mesh: Mesh | None = None) -> PyTree:
+    """Shapes, dtypes and shardings of the parameters, without the parameters.
+
+    Args:
+      mesh: where they shall live; `None` leaves shardings out.
+
+    Returns:
+      A tree of `jax.ShapeDtypeStruct`, fit for restoring a checkpoint.
+    """
+    shapes = nnx.to_pure_dict(self._split[1])
+    if mesh is None:
+      return shapes
+
+    def place(shape: Any, axes: tuple[str, ...]) -> jax.ShapeDtypeStruct:
+      rules = sharding.TRAIN_RULES
+      placed = sharding.fit(mesh, axes, shape.shape, rules)
+      return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=placed)
+
+    return jax.tree.map(place, shapes, self.axes)
+
+  def hidden(
+    self,
+    params: PyTree,
+    tokens: Int[Array, 'B T'],
+    *,
+    positions: Int[Array, 'B T'],
+    segment_ids: Int[Array, 'B T'],
+  ) -> Float[Array, 'B T D']:
+    """Final hidden states of whole rows, padded or packed alike.
+
+    A token sees itself and what stands before it in its own segment.
+
+    Args:
+      params: see `init`.
+      tokens: rows of one or several sequences.
+      positions: place within the sequence, from 0.
+      segment_ids: which sequence of the row, from 1; 0 is padding, which no
+        token sees and whose own states are meaningless (but finite).
+    """
+    length = tokens.shape[1]
+    causal = jnp.tril(jnp.ones((length, length), bool))
+    same = segment_ids[:, :, None] == segment_ids[:, None, :]
+    mask = causal & same & (segment_ids > 0)[:, None, :]
+    return self._module(params)(tokens, positions, mask)
+
+  def unembedding(self, params: PyTree) -> Float[Array, 'D V']:
+    """The matrix that turns hidden states into logits, in `config.dtype`."""
+    if self.config.tied_embeddings:
+      return params['embedding'].astype(self.config.dtype).T
+    return params['head'].astype(self.config.dtype)
+
+  def project(
+    self, params: PyTree, hidden: Float[Array, '*B D']
+  ) -> Float[Array, '*B V']:
+    """Logits of hidden states, in float32 or wider.
+
+        hidden @ unembedding
+
+    at full precision: an accelerator's default would round a float32 product
+    to bfloat16 or TF32.
+    """
+    return jnp.einsum(
+      '...d,dv->...v',
+      hidden,
+      self.unembedding(params),
+      precision=jax.lax.Precision.HIGHEST,
+      preferred_element_type=self.config.stats_dtype,
+    )
+
+  def logits(
+    self, params: PyTree, tokens: Int[Array, 'B T']
+  ) -> Float[Array, 'B T V']:
+    """Logits of unpadded rows, one sequence each; large, so for checks."""
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    hidden = self.hidden(
+      params,
+      tokens,
+      positions=positions,
+      segment_ids=jnp.ones_like(tokens),
+    )
+    return self.project(params, hidden)
+
+  def compute_params(self, params: PyTree) -> PyTree:
+    """Matrices in `config.dtype`, once, before a loop reads them many times.
+
+    Every function gives the same result for these as for the parameters.
+    """
+
+    def cast(leaf: Array, axes: tuple[str, ...]) -> Array:
+      is_matrix = len(axes) - ('layers' in axes) > 1
+      return leaf.astype(self.config.dtype) if is_matrix else leaf
+
+    return jax.tree.map(cast, params, self.axes)
+
+  def prefill(
+    self,
+    params: PyTree,
+    tokens: Int[Array, 'P T'],
+    positions: Int[Array, 'P T'],
+    mask: Bool[Array, 'P T'],
+    cache_length: int,
+  ) -> tuple[Float[Array, 'P D'], KVCache]:
+    """Reads prompts that are padded on the left.
+
+    Args:
+      params: see `init`.
+      tokens: prompts, their last tokens in the last column.
+      positions: place within the prompt, from 0 at its first real token.
+      mask: true for real tokens.
+      cache_length: slots per row, at least `T`.
+
+    Returns:
+      The hidden state at the last token, and a cache with the prompt in its
+      first `T` slots.
+
+    Raises:
+      ValueError: if the cache has no room for the prompt.
+    """
+    if cache_length < tokens.shape[1]:
+      raise ValueError(
+        'cache_length must be at least the length of the prompts, '
+        f'got {cache_length} for {tokens.shape[1]} tokens'
+      )
+    module = self._module(params)
+    return module.prefill(tokens, positions, mask, cache_length)
+
+  def decode(
+    self,
+    params: PyTree,
+    token: Int[Array, ' S'],
+    position: Int[Array, ' S'],
+    cache: KVCache,
+    index: Int[Array, ''],
+  ) -> tuple[Float[Array, 'S D'], KVCache]:
+    """Reads one more token of each row.
+
+    Args:
+      params: see `init`.
+      token: the tokens.
+      position: place of each within its sequence.
+      cache: what was read before.
+      index: slot to write, the same for every row.
+
+    Returns:
+      The hidden state at the token, and the cache with the token in it.
+    """
+    return self._module(params).decode(token, position, cache, index)
+
+  def _module(self, params: PyTree) -> Transformer:
+    """The modules with these parameters in them."""
+    return nnx.merge(self.graphdef, params)

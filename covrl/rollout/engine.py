@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sampler: prompts to responses, on the trainer's mesh and weights.
+
+Every unique prompt is read once; its keys and values are then shared out to
+the responses, which are decoded together until the last of them has ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import TypeAlias, TypedDict
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+from covrl import sharding
+from covrl.models.cache import KVCache, repeat_rows
+from covrl.models.policy import Policy
+from covrl.rollout.sampling import Sampling, sample_token
+
+Host: TypeAlias = Array | np.ndarray
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Samples:
+  """Responses, one a row: the responses of a prompt are neighbours.
+
+  Attributes:
+    response_tokens: the sampled tokens, then padding.
+    response_mask: true for sampled tokens, the end-of-sequence token among
+      them; the only statement of a response's length.
+    sampler_logprobs: of the sampled tokens, in nats, temperature applied,
+      before truncation; 0 off the mask.
+    behaviour_logprobs: the same after top-k and top-p.
+    truncated: true where the length limit, and not the policy, ended it.
+  """
+
+  response_tokens: Int[Array, 'S R']
+  response_mask: Bool[Array, 'S R']
+  sampler_logprobs: Float[Array, 'S R']
+  behaviour_logprobs: Float[Array, 'S R']
+  truncated: Bool[Array, ' S']
+
+
+class RolloutRows(TypedDict):
+  """The entries of `Rollouts` that follow from prompts and samples."""
+
+  tokens: Int[Array, 'S T']
+  positions: Int[Array, 'S T']
+  attention_mask: Bool[Array, 'S T']
+  loss_mask: Bool[Array, 'S T']
+  sampler_logprobs: Float[Array, 'S T']
+  behaviour_logprobs: Float[Array, 'S T']
+  truncated: Bool[Array, ' S']
+
+
+class SamplingEngine:
+  """Samples responses with a policy's current parameters.
+
+  One program is compiled per shape of prompts and group size; temperature,
+  top-p and top-k are traced. What a sequence becomes depends on its prompt,
+  the key and its id; not on its neighbours, its row, or the mesh.
+
+  Attributes:
+    policy: whose parameters `sample` is given.
+    mesh: over which rows are split; `None` is the default device.
+    end_ids: tokens that end a response.
+    pad_id: fills the rest of a row; a policy may also sample it, and then it
+      counts like any token.
+    max_response_length: at which a response is cut.
+  """
+
+  def __init__(
+    self,
+    policy: Policy,
+    mesh: Mesh | None = None,
+    *,
+    end_ids: Sequence[int],
+    pad_id: int,
+    max_response_length: int,
+  ) -> None:
+    """Checks the token ids.
+
+    Raises:
+      ValueError: if an id is not in the vocabulary, or no token fits.
+    """
+    vocab_size = policy.config.vocab_size
+    for token in (*end_ids, pad_id):
+      if not 0 <= token < vocab_size:
+        raise ValueError(
+          f'token ids must lie in [0, {vocab_size}), got {token}'
+        )
+    if max_response_length < 1:
+      raise ValueError(
+        f'max_response_length must be at least 1, got {max_response_length}'
+      )
+    self.policy = policy
+    self.mesh = mesh
+    self.end_ids = tuple(end_ids)
+    self.pad_id = pad_id
+    self.max_response_length = max_response_length
+    generate = functools.partial(
+      _generate,
+      policy,
+      end_ids=self.end_ids,
+      pad_id=pad_id,
+      max_length=max_response_length,
+    )
+    self._generate = jax.jit(generate, static_argnames=('group_size',))
+
+  def sample(
+    self,
+    params: PyTree,
+    prompts: Int[Host, 'P Tp'],
+    prompt_mask: Bool[Host, 'P Tp'],
+    *,
+    group_size: int,
+    key: Key[Array, ''],
+    sequence_ids: Int[Host, ' S'],
+    sampling: Sampling,
+  ) -> Samples:
+    """Draws `group_size` responses to each prompt.
+
+    Args:
+      params: of the policy.
+      prompts: token ids, padded on the left. A row without any real token is
+        padding, and its responses are empty.
+      prompt_mask: true for real tokens.
+      group_size: responses per prompt.
+      key: PRNG key of the iteration. The noise of a sequence's token `t` comes
+        from `fold_in(fold_in(key, sequence_id), t)`.
+      sequence_ids: unique within the iteration, one per response.
+      sampling: temperature and truncation.
+
+    Returns:
+      Rows in the order of the prompts, split over the mesh where its size
+      divides them and else on every device.
+
+    Raises:
+      ValueError: if the ids are not one per response, or `group_size` < 1.
+    """
+    if group_size < 1:
+      raise ValueError(f'group_size must be at least 1, got {group_size}')
+    count = len(prompts) * group_size
+    if sequence_ids.shape != (count,):
+      raise ValueError(
+        f'sequence_ids must name {len(prompts)} x {group_size} responses, '
+        f'got shape {sequence_ids.shape}'
+      )
+    with self._mesh_in_use():
+      return self._generate(
+        params,
+        self._place(prompts),
+        self._place(prompt_mask),
+        key,
+        self._place(sequence_ids),
+        sampling,
+        group_size=group_size,
+      )
+
+  def _mesh_in_use(self) -> contextlib.AbstractContextManager[object]:
+    """Within it, activations are constrained to the mesh."""
+    if self.mesh is None:
+      return contextlib.nullcontext()
+    return jax.set_mesh(self.mesh)
+
+  def _place(self, rows: Host) -> Array:
+    """Puts rows on the mesh, split where it divides them."""
+    if self.mesh is None:
+      return jnp.asarray(rows)
+    axes = ('batch', *(None,) * (rows.ndim - 1))
+    place = sharding.fit(self.mesh, axes, rows.shape, sharding.ROLLOUT_RULES)
+    return jax.device_put(rows, place)
+
+
+def to_rollout_rows(
+  prompts: Int[Host, 'P Tp'],
+  prompt_mask: Bool[Host, 'P Tp'],
+  samples: Samples,
+  group_size: int,
+) -> RolloutRows:
+  """Joins prompts and responses into whole sequences, aligned with tokens.
+
+  Args:
+    prompts: as given to `SamplingEngine.sample`.
+    prompt_mask: likewise.
+    samples: what it returned.
+    group_size: likewise.
+
+  Returns:
+    Entries for `covrl.Rollouts`; positions count real tokens from 0.
+  """
+  prompts = repeat_rows(jnp.asarray(prompts), group_size)
+  prompt_mask = repeat_rows(jnp.asarray(prompt_mask), group_size)
+
+  def behind(prompt: Array, response: Array) -> Array:
+    return jnp.concatenate((prompt, response), axis=1)
+
+  mask = behind(prompt_mask, samples.response_mask)
+  zeros = jnp.zeros(prompts.shape, samples.sampler_logprobs.dtype)
+  return RolloutRows(
+    tokens=behind(prompts, samples.response_tokens),
+    positions=_positions(mask),
+    attention_mask=mask,
+    loss_mask=behind(jnp.zeros_like(prompt_mask), samples.response_mask),
+    sampler_logprobs=behind(zeros, samples.sampler_logprobs),
+    behaviour_logprobs=behind(zeros, samples.behaviour_logprobs),
+    truncated=samples.truncated,
+  )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Progress:
+  """What the decoding loop carries; columns before `t` are written.
+
+  Attributes:
+    t: tokens sampled so far.
+    ended: rows that are finished.
+    token: the last one sampled.
+    samples: rows under construction.
+    cache: prompt and response so far, but for the last token.
+  """
+
+  t: Int[Array, '']
+  ended: Bool[Array, ' S']
+  token: Int[Array, ' S']
+  samples: Samples
+  cache: KVCache
+
+
+def _generate(
+  policy: Policy,
+  params: PyTree,
+  prompts: Int[Array, 'P Tp'],
+  prompt_mask: Bool[Array, 'P Tp'],
+  key: Key[Array, ''],
+  sequence_ids: Int[Array, ' S'],
+  sampling: Sampling,
+  *,
+  group_size: int,
+  end_ids: tuple[int, ...],
+  pad_id: int,
+  max_length: int,
+) -> Samples:
+  """The program: read prompts, share out their cache, decode."""
+  prompt_length = prompts.shape[1]
+  params = policy.compute_params(params)
+  row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, sequence_ids)
+  lengths = repeat_rows(jnp.sum(prompt_mask, axis=1), group_size)
+
+  def advance(
+    progress: _Progress, hidden: Float[Array, 'S D'], cache: KVCache
+  ) -> _Progress:
+    logits = policy.project(params, hidden)
+    keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, progress.t)
+    token, *logprobs = sample_token(logits, keys, sampling)
+    return _record(progress, token, logprobs, cache, end_ids=end_ids)
+
+  def unfinished(progress: _Progress) -> Bool[Array, '']:
+    return (progress.t < max_length) & ~jnp.all(progress.ended)
+
+  def body(progress: _Progress) -> _Progress:
+    read = progress.t - 1
+    hidden, cache = policy.decode(
+      params,
+      progress.token,
+      lengths + read,
+      progress.cache,
+      prompt_length + read,
+    )
+    return advance(progress, hidden, cache)
+
+  # The last token is sampled, and never read.
+  hidden, cache = policy.prefill(
+    params,
+    prompts,
+    _positions(prompt_mask),
+    prompt_mask,
+    prompt_length + max_length - 1,
+  )
+  hidden, cache = repeat_rows(hidden, group_size), cache.repeat(group_size)
+  start = _Progress(
+    t=jnp.zeros((), jnp.int32),
+    ended=lengths == 0,
+    token=jnp.zeros(lengths.shape, jnp.int32),
+    samples=_blank(lengths.shape[0], max_length, pad_id),
+    cache=cache,
+  )
+  start = advance(start, hidden, cache)
+  progress = jax.lax.while_loop(unfinished, body, start)
+  return dataclasses.replace(progress.samples, truncated=~progress.ended)
+
+
+def _blank(count: int, length: int, pad_id: int) -> Samples:
+  """Rows in which nothing has been sampled yet."""
+  shape = (count, length)
+  return Samples(
+    response_tokens=jnp.full(shape, pad_id, jnp.int32),
+    response_mask=jnp.zeros(shape, bool),
+    sampler_logprobs=jnp.zeros(shape, jnp.float32),
+    behaviour_logprobs=jnp.zeros(shape, jnp.float32),
+    truncated=jnp.zeros((count,), bool),
+  )
+
+
+def _record(
+  progress: _Progress,
+  token: Int[Array, ' S'],
+  logprobs: Sequence[Float[Array, ' S']],
+  cache: KVCache,
+  *,
+  end_ids: tuple[int, ...],
+) -> _Progress:
+  """Writes one column, where the row had not ended before it."""
+  samples, live = progress.samples, ~progress.ended
+
+  def write(rows: Array, column: Array) -> Array:
+    before = jax.lax.dynamic_index_in_dim(rows, progress.t, 1, keepdims=False)
+    column = jnp.where(live, column.astype(rows.dtype), before)
+    return jax.lax.dynamic_update_index_in_dim(rows, column, progress.t, 1)
+
+  samples = dataclasses.replace(
+    samples,
+    response_tokens=write(samples.response_tokens, token),
+    response_mask=write(samples.response_mask, live),
+    sampler_logprobs=write(samples.sampler_logprobs, logprobs[0]),
+    behaviour_logprobs=write(samples.behaviour_logprobs, logprobs[1]),
+  )
+  ends = jnp.isin(token, jnp.asarray(end_ids, jnp.int32))
+  return _Progress(
+    t=progress.t + 1,
+    ended=progress.ended | ends,
+    token=token,
+    samples=samples,
+    cache=cache,
+  )
+
+
+def _positions(mask: Bool[Array, 'S T']) -> Int[Array, 'S T']:
+  """Counts real tokens from 0; padding before the first also has 0."""
+  return jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
