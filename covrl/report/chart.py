@@ -1,0 +1,380 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures as geometry: numbers in, paths and ticks out; a template draws them.
+
+Why by hand: the pages must open offline, weigh little, follow the reader's
+light or dark theme and print. An interactive plotting bundle weighs megabytes;
+libraries that write SVG fix colours and fonts when they write. Here a curve is
+one path whose colour is a CSS class, and the same numbers feed the hover.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from covrl.report import words
+
+_POINTS = 300  # more are averaged: a page has fewer pixels than that
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 12, 26, 38
+
+Numbers = Float[np.ndarray, ' n']
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Series:
+  """One curve.
+
+  Attributes:
+    name: as in the legend.
+    x: ascending.
+    y: finite, in the figure's unit.
+    low: lower edge of a band or error bar.
+    high: upper edge.
+    color: which of the eight colours.
+    kind: `'line'`; `'points'`, marked and with error bars; `'faint'`, a thin
+      line behind the others; `'bars'`, stacked on those before.
+  """
+
+  name: str
+  x: Numbers
+  y: Numbers
+  low: Numbers | None = None
+  high: Numbers | None = None
+  color: int = 0
+  kind: Literal['line', 'points', 'faint', 'bars'] = 'line'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Figure:
+  """What is drawn, and the words around it.
+
+  Attributes:
+    key: unique on the page.
+    title: what the figure shows.
+    caption: what a reader must know to read it; may be empty.
+    y_label: quantity with its unit.
+    series: drawn in order, the first at the bottom.
+    x_label: quantity along the run.
+    unit: appended to numbers in the hover.
+    log: logarithmic axis; numbers that are not positive are left out.
+    zero: the axis includes 0.
+  """
+
+  key: str
+  title: str
+  y_label: str
+  series: Sequence[Series]
+  caption: str = ''
+  x_label: str = 'iteration'
+  unit: str = ''
+  log: bool = False
+  zero: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+  """A scale from numbers to pixels, with its ticks.
+
+  Attributes:
+    low: number at `start`.
+    high: number at `end`.
+    start: pixel.
+    end: pixel.
+    log: logarithmic.
+    ticks: pixels and labels.
+  """
+
+  low: float
+  high: float
+  start: float
+  end: float
+  log: bool = False
+  ticks: Sequence[tuple[float, str]] = ()
+
+  def place(self, numbers: Numbers) -> Numbers:
+    """Pixels of numbers."""
+    low, high = self.low, self.high
+    if self.log:
+      numbers, low, high = np.log(numbers), math.log(low), math.log(high)
+    share = (numbers - low) / (high - low)
+    return self.start + share * (self.end - self.start)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+  """One drawn thing: an SVG path, its class, and its colour's index."""
+
+  kind: str
+  color: int
+  path: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+  """A figure, laid out; what the template needs and nothing else."""
+
+  figure: Figure
+  width: int
+  height: int
+  x: Axis
+  y: Axis
+  marks: Sequence[Mark]
+  dots: Sequence[tuple[int, float, float]]
+  description: str
+  hover: dict[str, Any]
+
+
+def draw(figure: Figure, width: int = 480, height: int = 270) -> Drawing:
+  """Lays a figure out.
+
+  Raises:
+    ValueError: if no series has a point to draw.
+  """
+  shown = [_thinned(series, figure.log) for series in figure.series]
+  shown = [series for series in shown if series.x.size]
+  if not shown:
+    raise ValueError(f'figure {figure.key!r} needs a point to draw, got none')
+  figure = dataclasses.replace(figure, series=_stacked(shown))
+  x = _x_axis(figure, width)
+  y = _y_axis(figure, height)
+  drawn = [_marks(series, x, y) for series in figure.series]
+  dots = [
+    (series.color, *point)
+    for series in figure.series
+    if series.kind == 'points' or series.x.size == 1
+    for point in _pixels(x.place(series.x), y.place(series.y))
+  ]
+  return Drawing(
+    figure=dataclasses.replace(figure, series=shown),
+    width=width,
+    height=height,
+    x=x,
+    y=y,
+    marks=[mark for marks in drawn for mark in marks],
+    dots=dots,
+    description=_describe(figure, shown),
+    hover=_hover(figure, shown, x, y),
+  )
+
+
+def smooth(y: Numbers, window: int) -> Numbers:
+  """A centred running mean; at the ends, of what there is.
+
+  >>> smooth(np.array([0.0, 3.0, 0.0]), 3)
+  array([1.5, 1. , 1.5])
+  """
+  kernel = np.ones(window)
+  total = np.convolve(y, kernel, 'same')
+  return total / np.convolve(np.ones_like(y), kernel, 'same')
+
+
+def nice_ticks(low: float, high: float, count: int = 5) -> Numbers:
+  """Round numbers within a range, about `count` of them.
+
+  >>> nice_ticks(0.0, 1.0)
+  array([0. , 0.2, 0.4, 0.6, 0.8, 1. ])
+  """
+  rough = (high - low) / count
+  scale = 10.0 ** math.floor(math.log10(rough))
+  step = scale * next(
+    s for s in (1, 2, 2.5, 5, 10) if s * scale >= 0.99 * rough
+  )
+  first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+  return np.arange(first, last + 1) * step
+
+
+def _x_axis(figure: Figure, width: int) -> Axis:
+  """The axis along the run; whole numbers."""
+  low = min(series.x[0] for series in figure.series)
+  high = max(series.x[-1] for series in figure.series)
+  margin = 0.5 if any(s.kind == 'bars' for s in figure.series) else 0.0
+  bars = [s.x for s in figure.series if s.kind == 'bars' and s.x.size > 1]
+  margin *= min((float(np.diff(x).min()) for x in bars), default=1.0)
+  if high - low + 2 * margin <= 0:
+    margin = 0.5
+  axis = Axis(low - margin, high + margin, _LEFT, width - _RIGHT)
+  ticks = np.unique(np.round(nice_ticks(axis.low, axis.high)))
+  ticks = ticks[(ticks >= axis.low) & (ticks <= axis.high)]
+  return dataclasses.replace(axis, ticks=_labels(axis, ticks))
+
+
+def _y_axis(figure: Figure, height: int) -> Axis:
+  """The axis of the quantity, over all series and their bands."""
+  edges = [s.y for s in figure.series]
+  edges += [e for s in figure.series for e in (s.low, s.high) if e is not None]
+  numbers = np.concatenate(edges)
+  low, high = float(numbers.min()), float(numbers.max())
+  start, end = height - _BOTTOM, _TOP
+  if figure.log:
+    low = 10.0 ** math.floor(math.log10(low) + 1e-9)
+    high = max(10.0 ** math.ceil(math.log10(high) - 1e-9), 10 * low)
+    return _decades(Axis(low, high, start, end, log=True))
+  if figure.zero:
+    low, high = min(low, 0.0), max(high, 0.0)
+  if high <= low:
+    pad = abs(high) / 10 or 1.0
+    low, high = low - (0 if figure.zero and low == 0 else pad), high + pad
+  else:
+    pad = 0.06 * (high - low)
+    low, high = low - pad * (low != 0 or not figure.zero), high + pad
+  axis = Axis(low, high, start, end)
+  return dataclasses.replace(axis, ticks=_labels(axis, nice_ticks(low, high)))
+
+
+def _decades(axis: Axis) -> Axis:
+  """Ticks at powers of ten, thinned to six."""
+  first, last = round(math.log10(axis.low)), round(math.log10(axis.high))
+  exponents = range(first, last + 1, max(1, math.ceil((last - first) / 5)))
+  pixels = axis.place(10.0 ** np.array(exponents, float))
+  names = [
+    words.number(10.0**e, 1) if -3 <= e <= 4 else words.power(e)
+    for e in exponents
+  ]
+  ticks = [(float(p), n) for p, n in zip(pixels, names, strict=True)]
+  return dataclasses.replace(axis, ticks=ticks)
+
+
+def _labels(axis: Axis, ticks: Numbers) -> list[tuple[float, str]]:
+  """Ticks with as many digits as their distance needs, and the same for all."""
+  step = float(np.diff(ticks).min()) if ticks.size > 1 else abs(ticks[0]) or 1.0
+  digits = max(0, -math.floor(math.log10(step) + 1e-9))
+  digits += not math.isclose(step * 10**digits, round(step * 10**digits))
+  small = digits > 4
+  return [
+    (
+      float(pixel),
+      words.number(tick, 2) if small else words.fixed(tick, digits),
+    )
+    for pixel, tick in zip(axis.place(ticks), ticks, strict=True)
+  ]
+
+
+def _thinned(series: Series, log: bool) -> Series:
+  """At most `_POINTS` points, each the mean of its neighbours."""
+  kept = np.isfinite(series.y) & ((series.y > 0) | (not log))
+  columns = {
+    name: None if value is None else value[kept]
+    for name in ('x', 'y', 'low', 'high')
+    if (value := getattr(series, name)) is not None or name in ('low', 'high')
+  }
+  size = int(kept.sum())
+  if size > _POINTS:
+    starts = np.unique(np.arange(_POINTS) * size // _POINTS)
+    counts = np.diff(np.append(starts, size))
+    columns = {
+      name: None if v is None else np.add.reduceat(v, starts) / counts
+      for name, v in columns.items()
+    }
+  return dataclasses.replace(series, **columns)
+
+
+def _stacked(shown: Sequence[Series]) -> list[Series]:
+  """Bars put on top of each other, as `low` and `high`; others unchanged."""
+  base: Any = 0.0
+  result = []
+  for series in shown:
+    if series.kind == 'bars':
+      top = base + series.y
+      series = dataclasses.replace(series, y=top, low=top - series.y, high=top)
+      base = top
+    result.append(series)
+  return result
+
+
+def _marks(series: Series, x: Axis, y: Axis) -> list[Mark]:
+  """The paths of one series."""
+  across, up = x.place(series.x), y.place(series.y)
+  marks = []
+  if series.low is not None and series.high is not None:
+    floor = y.low if y.log else -math.inf
+    low = y.place(np.maximum(series.low, floor))
+    high = y.place(np.maximum(series.high, floor))
+    if series.kind == 'bars':
+      return [Mark('bar', series.color, _bars(across, low, high, x))]
+    if series.kind == 'points':
+      marks.append(Mark('error', series.color, _errors(across, low, high)))
+    else:
+      edge = _pixels(across, high) + _pixels(across[::-1], low[::-1])
+      marks.append(Mark('band', series.color, _path(edge) + 'Z'))
+  if series.x.size > 1:
+    kind = 'faint' if series.kind == 'faint' else 'line'
+    marks.append(Mark(kind, series.color, _path(_pixels(across, up))))
+  return marks
+
+
+def _bars(across: Numbers, low: Numbers, high: Numbers, x: Axis) -> str:
+  """Rectangles around their places, as one path."""
+  gaps = np.diff(across)
+  half = 0.42 * (float(gaps.min()) if gaps.size else (x.end - x.start) / 4)
+  return ''.join(
+    f'M{left:.1f},{bottom:.1f}h{2 * half:.1f}V{top:.1f}h{-2 * half:.1f}Z'
+    for left, bottom, top in zip(across - half, low, high, strict=True)
+    if bottom - top > 0.05
+  )
+
+
+def _errors(across: Numbers, low: Numbers, high: Numbers) -> str:
+  """Vertical error bars, as one path."""
+  return ''.join(
+    f'M{place:.1f},{bottom:.1f}V{top:.1f}'
+    for place, bottom, top in zip(across, low, high, strict=True)
+    if math.isfinite(bottom) and math.isfinite(top)
+  )
+
+
+def _path(points: Sequence[tuple[float, float]]) -> str:
+  """A path through points."""
+  return 'M' + 'L'.join(f'{px:g},{py:g}' for px, py in points)
+
+
+def _pixels(across: Numbers, up: Numbers) -> list[tuple[float, float]]:
+  """Pairs of pixels, to a tenth."""
+  pairs = zip(across, up, strict=True)
+  return [(round(float(px), 1), round(float(py), 1)) for px, py in pairs]
+
+
+def _describe(figure: Figure, shown: Sequence[Series]) -> str:
+  """What the picture says, for those who do not see it."""
+  unit = f' {figure.unit}' if figure.unit else ''
+  parts = [
+    f'{s.name}: {words.number(s.y[0])}{unit} at {figure.x_label} '
+    f'{words.number(s.x[0])}, {words.number(s.y[-1])}{unit} at '
+    f'{words.number(s.x[-1])}, between {words.number(s.y.min())} and '
+    f'{words.number(s.y.max())}'
+    for s in shown
+    if s.kind != 'faint'
+  ]
+  return f'{figure.y_label}. {"; ".join(parts)}.'
+
+
+def _hover(
+  figure: Figure, shown: Sequence[Series], x: Axis, y: Axis
+) -> dict[str, Any]:
+  """Numbers that the page's script shows under the pointer."""
+  return {
+    'x': [x.low, x.high, x.start, x.end],
+    'y': [y.low, y.high, y.start, y.end, int(y.log)],
+    'label': figure.x_label,
+    'unit': figure.unit,
+    'series': [
+      {
+        'name': series.name,
+        'color': series.color,
+        'mark': int(series.kind != 'bars'),
+        'x': _compact(series.x),
+        'y': _compact(series.y),
+      }
+      for series in shown
+    ],
+  }
+
+
+def _compact(numbers: Numbers) -> list[float]:
+  """Four significant digits: what a reader can use."""
+  rounded = [float(f'{value:.4g}') for value in numbers]
+  return [int(v) if v == int(v) else v for v in rounded]

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run directories as the trainer leaves them, with invented numbers."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+EVERY = 10  # iterations between evaluations
+
+
+def write_run(
+  path: pathlib.Path,
+  *,
+  seed: int = 0,
+  iterations: int = 60,
+  done: int | None = None,
+  method: str = 'kl_cov',
+  gain: float = 0.13,
+  kept: float = 0.7,
+  problems: int = 200,
+  warm_steps: int = 120,
+  keep_problems: bool = True,
+  source: str = 'configs/countdown_kl_cov.py',
+) -> pathlib.Path:
+  """Writes a run whose accuracy and entropy end about where they are told."""
+  random = np.random.default_rng(seed)
+  done = iterations if done is None else done
+  path.mkdir(parents=True)
+  (path / 'rollouts').mkdir()
+  (path / 'evaluation').mkdir()
+  config = {
+    'seed': seed,
+    'model': {'width': 128, 'layers': 4, 'heads': 4},
+    'train': {'iterations': iterations, 'learning_rate': 3e-4},
+    'entropy': {'method': method, 'fraction': 0.002, 'coefficient': 1.0},
+  }
+  settings = {
+    'config': config,
+    'source': source,
+    'overrides': [f'seed={seed}'],
+    'identity': 'f3a9' * 16,
+  }
+  (path / 'config.json').write_text(json.dumps(settings))
+  lines = [_warm_line(step, random) for step in range(10, warm_steps + 1, 10)]
+  difficulty = np.random.default_rng(99).normal(0, 1.4, problems)
+  for iteration in range(done + 1):
+    progress = 1 - np.exp(-3 * iteration / iterations)
+    if iteration:
+      lines.append(_train_line(iteration, progress, method, gain, kept, random))
+    if iteration % EVERY == 0:
+      line, content = _evaluate(
+        iteration, progress, gain, kept, difficulty, random
+      )
+      lines.append(line)
+      name = f'iteration_{iteration:06d}.json'
+      if keep_problems:
+        (path / 'evaluation' / name).write_text(json.dumps(content))
+      if iteration:
+        samples = _samples(iteration, method, random)
+        (path / 'rollouts' / name).write_text(json.dumps(samples))
+  text = ''.join(json.dumps(line) + '\n' for line in lines)
+  (path / 'metrics.jsonl').write_text(text)
+  return path
+
+
+def _warm_line(step: int, random: np.random.Generator) -> dict[str, Any]:
+  loss = 0.35 + 2.6 * np.exp(-step / 25) + random.normal(0, 0.02)
+  return {
+    'phase': 'warm_start',
+    'step': step,
+    'iteration': 0,
+    'loss': loss,
+    'accuracy': 0.9 - 0.7 * np.exp(-step / 30) + random.normal(0, 0.005),
+    'tokens_per_second': 52_000 + random.normal(0, 900),
+  }
+
+
+def _train_line(
+  iteration: int,
+  progress: float,
+  method: str,
+  gain: float,
+  kept: float,
+  random: np.random.Generator,
+) -> dict[str, Any]:
+  noise = random.normal(0, 1, 12)
+  entropy = 0.29 * (1 - (1 - kept) * progress) + 0.006 * noise[0]
+  line = {
+    'phase': 'train',
+    'step': 4 * iteration,
+    'iteration': iteration,
+    'reward': 0.28 + gain * progress + 0.03 * noise[1],
+    'entropy': entropy,
+    'entropy_drift': -0.004 * (1 - progress) + 0.004 * noise[2],
+    'predicted_entropy_change': -0.004 * (1 - progress) + 0.001 * noise[3],
+    'covariance': 0.02 * (1 - progress) + 0.006 * noise[3],
+    'clip_fraction': abs(0.004 + 0.001 * noise[4]),
+    'log_ratio_abs': abs(0.018 + 0.002 * noise[5]),
+    'log_ratio': -0.0006 + 0.0004 * noise[5],
+    'sampler_gap': 4e-7 * np.exp(0.2 * noise[6]),
+    'sampler_gap_max': 6e-6 * np.exp(0.3 * noise[6]),
+    'tokens_per_second': 5200 + 150 * noise[7],
+    'seconds': 2.4 + 0.1 * noise[7],
+    'response_length': 12.2 + 0.4 * progress + 0.1 * noise[8],
+    'truncated_fraction': abs(0.01 + 0.004 * noise[9]),
+    'end_fraction': 0.985 + 0.003 * noise[9],
+    'equal_reward_groups': 0.22 + 0.1 * progress + 0.03 * noise[10],
+    'gradient_norm': 0.8 + 0.1 * noise[11],
+    'time/sample': 1.1,
+    'time/update': 0.9,
+    'time/reward': 0.18,
+    'time/score': 0.15,
+  }
+  for index, share in enumerate((0.0002, 0.002, 0.02, 0.2, 0.5)):
+    line[f'covariance_top/{share}'] = (
+      (4.1, 2.2, 0.9, 0.21, 0.09)[index] * np.exp(0.05 * noise[index])
+    ) * (1.2 - 0.5 * progress)
+  chosen = method != 'none'
+  line['selected_fraction'] = 0.002 if chosen else 0.0
+  if chosen:
+    counts = random.multinomial(50, [0.23, 0.02, 0.05, 0.70])
+    line |= {
+      'selected': 50,
+      'quota': 50,
+      'eligible': 25_000,
+      'threshold': 1.9 - 0.6 * progress,
+      'penalty_share': abs(0.06 + 0.01 * noise[0]),
+      'quadrant/positive_likely': int(counts[0]),
+      'quadrant/positive_rare': int(counts[1]),
+      'quadrant/negative_likely': int(counts[2]),
+      'quadrant/negative_rare': int(counts[3]),
+      'time/selection': 0.02,
+    }
+  return line
+
+
+def _evaluate(
+  iteration: int,
+  progress: float,
+  gain: float,
+  kept: float,
+  difficulty: np.ndarray,
+  random: np.random.Generator,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  level = -1.2 + 5.5 * gain * progress
+  chances = 1 / (1 + np.exp(difficulty - level))
+  correct = (random.random((difficulty.size, 8)) < chances[:, None]).astype(int)
+  greedy = (random.random(difficulty.size) < chances**0.8).astype(int)
+  scores = {
+    'greedy': greedy.astype(float),
+    'mean@8': correct.mean(1),
+    'pass@8': correct.max(1).astype(float),
+  }
+  line: dict[str, Any] = {
+    'phase': 'eval',
+    'step': 4 * iteration,
+    'iteration': iteration,
+    'problems': difficulty.size,
+    'entropy': 0.29 * (1 - (1 - kept) * progress) + random.normal(0, 0.003),
+  }
+  for name, score in scores.items():
+    line[name] = float(score.mean())
+    line[f'{name}_stderr'] = float(score.std() / np.sqrt(score.size))
+  content = {
+    'iteration': iteration,
+    'problems': [
+      {'prompt': f'{i} 7 3 = {i + 10}', 'greedy': int(g), 'correct': c.tolist()}
+      for i, (g, c) in enumerate(zip(greedy, correct, strict=True))
+    ],
+  }
+  return line, content
+
+
+def _samples(
+  iteration: int, method: str, random: np.random.Generator
+) -> dict[str, Any]:
+  samples = []
+  for index in range(24):
+    a, b, c = (int(n) for n in random.integers(2, 60, 3))
+    right = bool(random.random() < 0.4)
+    text = f'▁{a} + {b} = {a + b} ; {a + b} - {c} = {a + b - c} </s>'
+    tokens = text.replace(' ', ' ▁').split(' ')
+    logprobs = -random.exponential(0.3, len(tokens))
+    advantage = 1.2 if right else -0.7
+    covariance = (logprobs + 0.3) * advantage
+    cut = np.quantile(covariance, 0.97) if index % 3 == 0 else np.inf
+    samples.append(
+      {
+        'prompt': f'{a} {b} {c} = {a + b - c + (not right)}',
+        'tokens': tokens,
+        'logprobs': logprobs.round(4).tolist(),
+        'covariance': covariance.round(4).tolist(),
+        'selected': (covariance > cut).tolist() if method != 'none' else [],
+        'advantage': advantage,
+        'reward': float(right),
+      }
+    )
+  return {'iteration': iteration, 'samples': samples}
+
+
+@pytest.fixture
+def make_run(tmp_path: pathlib.Path) -> Callable[..., pathlib.Path]:
+  """`write_run` with a name instead of a path."""
+
+  def make(name: str = 'run', **options: Any) -> pathlib.Path:
+    return write_run(tmp_path / name, **options)
+
+  return make

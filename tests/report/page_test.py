@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run's page: parses, stays small, needs no network, escapes, never fails."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import re
+
+import pytest
+
+from covrl.report import write_report
+
+VOID = {'meta', 'br', 'link', 'img', 'hr', 'input', 'path', 'circle'}
+
+
+class Page(html.parser.HTMLParser):
+  """Collects what the tests ask about; fails on unbalanced tags."""
+
+  def __init__(self, text: str):
+    super().__init__()
+    self.open: list[str] = []
+    self.tags: list[tuple[str, dict[str, str | None]]] = []
+    self.words: list[str] = []
+    self.feed(text)
+    self.close()
+    assert not self.open, self.open
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append((tag, dict(attrs)))
+    if tag not in VOID:
+      self.open.append(tag)
+
+  def handle_startendtag(self, tag, attrs):
+    self.tags.append((tag, dict(attrs)))
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    if self.open and self.open[-1] not in ('style', 'script'):
+      self.words.append(data)
+
+  @property
+  def text(self) -> str:
+    return re.sub(r'\s+', ' ', ' '.join(self.words))
+
+  def count(self, tag: str, **attributes: str) -> int:
+    """Tags with these attributes."""
+    return sum(
+      name == tag and attributes.items() <= found.items()
+      for name, found in self.tags
+    )
+
+
+def read(path) -> Page:
+  return Page(path.read_text())
+
+
+def test_a_whole_run_has_every_part(make_run):
+  page = read(write_report(make_run()))
+  for words in (
+    'mean@8 rose from',
+    'nats per token',
+    'Mostly rare tokens in wrong answers',
+    'Held-out problems solved',
+    'The largest covariances',
+    'Sampler against trainer',
+    'The warm start',
+    'train.learning_rate',
+  ):
+    assert words in page.text
+  assert page.count('figure') == 18
+  assert page.count('svg', role='img') == page.count('desc') == 17
+
+
+def test_needs_no_network_and_stays_small(make_run):
+  path = write_report(make_run(iterations=200))
+  content = path.read_text()
+  assert len(content.encode()) < 400_000
+  assert 'http:' not in content
+  assert 'https:' not in content
+  for tag, attributes in read(path).tags:
+    assert 'src' not in attributes, tag
+    assert (attributes.get('href') or '#').startswith('#'), tag
+  assert '@import' not in content
+  assert 'url(' not in content
+
+
+def test_a_long_run_is_thinned(make_run):
+  run = make_run(done=0)
+  lines = [
+    json.dumps({'phase': 'train', 'step': i, 'iteration': i, 'reward': 0.5})
+    for i in range(20_000)
+  ]
+  with (run / 'metrics.jsonl').open('a') as stream:
+    stream.write('\n'.join(lines))
+  assert len(write_report(run).read_text()) < 100_000
+
+
+def test_text_of_a_run_is_escaped(make_run):
+  run = make_run(iterations=10, source='"</pre><script>alert(1)</script>\n"')
+  path = run / 'rollouts' / 'iteration_000010.json'
+  content = json.loads(path.read_text())
+  content['samples'][0]['prompt'] = '<script>alert(2)</script>'
+  content['samples'][0]['tokens'][0] = '<img src=x onerror=alert(3)>'
+  content['samples'][0]['selected'] = [True] * 20
+  path.write_text(json.dumps(content))
+  page = read(write_report(run))
+  assert '<script>alert(2)</script>' in page.text
+  assert '<img src=x onerror=alert(3)>' in page.text
+  assert page.count('img') == 0
+  assert page.count('script') == 1 + page.count('div', **{'class': 'frame'})
+
+
+@pytest.mark.parametrize(
+  ('content', 'words'),
+  [
+    ('', 'Nothing has been recorded yet'),
+    ('{"phase": "warm_start", "step": 5, "loss": 2.0}\n', 'Still in the warm'),
+    ('{"phase": "train", "step": 1, "iteration": 1}\n', 'Training goes on'),
+    ('{"phase": "eval", "mean@8": 0.25, "iteration": 0}\n', 'One evaluation'),
+    ('{"phase": "eval", "mean@8": null}\n', 'Nothing has been recorded'),
+    ('{"phase": "train", "reward": NaN, "entropy": "x"}', 'Training goes on'),
+    ('{"phase": "tra', '1 unreadable line of metrics.jsonl was left out'),
+    ('[1]\n3\n', '2 unreadable lines of metrics.jsonl were left out'),
+  ],
+)
+def test_a_young_or_broken_run_has_a_page(tmp_path, content, words):
+  (tmp_path / 'metrics.jsonl').write_text(content)
+  assert words in read(write_report(tmp_path)).text
+
+
+@pytest.mark.parametrize('value', [0.0, 0.5, 1.0, -2.0, 1e-9, 1e12])
+def test_constant_numbers_can_be_drawn(tmp_path, value):
+  fields = ('reward', 'entropy', 'covariance', 'sampler_gap', 'gradient_norm')
+  line = dict.fromkeys(fields, value) | {'phase': 'train', 'iteration': 1}
+  (tmp_path / 'metrics.jsonl').write_text(json.dumps(line))
+  page = read(write_report(tmp_path))
+  assert page.count('svg', role='img') == 4 + (value > 0)
+
+
+def test_an_empty_directory_has_a_page_and_a_missing_one_does_not(tmp_path):
+  assert 'Nothing has been recorded' in read(write_report(tmp_path)).text
+  with pytest.raises(FileNotFoundError, match='needs a run directory'):
+    write_report(tmp_path / 'absent')
+
+
+def test_half_written_files_beside_the_metrics_do_no_harm(make_run):
+  run = make_run(iterations=20)
+  (run / 'config.json').write_text('{"config": {"se')
+  (run / 'rollouts' / 'iteration_000020.json').write_text('{"samples": [{')
+  (run / 'evaluation' / 'iteration_000020.json').write_text('[')
+  page = read(write_report(run))
+  assert 'unpaired, from the standard errors' in page.text
+  assert 'Iteration 10' in page.text
+
+
+def test_selected_tokens_are_marked(make_run):
+  run = make_run(iterations=10)
+  samples = json.loads((run / 'rollouts/iteration_000010.json').read_text())
+  chosen = sum(sum(sample['selected']) for sample in samples['samples'])
+  marked = [
+    attributes
+    for tag, attributes in read(write_report(run)).tags
+    if tag == 'span' and 'chosen' in (attributes.get('class') or '')
+  ]
+  assert len(marked) == chosen > 0
+  assert all('selected' in (found['title'] or '') for found in marked)
+
+
+def test_writing_again_replaces_the_page(make_run):
+  run = make_run(iterations=10)
+  first = write_report(run).read_text()
+  assert write_report(run).read_text() == first
+  assert not list(run.glob('*.partial'))
