@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Countdown reward: 1 where reasoning-gym gives full marks, else 0.
+
+reasoning-gym's scorer evaluates whatever it is handed with sympy, at some
+milliseconds each and forever for `9**9**9`, and gives .01 or .05 for wrong
+answers, which group-relative advantages would blow up. So an answer first
+has to be arithmetic in the numbers given that comes out at the target; only
+such answers reach the scorer, and only its full marks count.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+# No sensible answer is near it; it bounds the work on any other.
+MAX_LENGTH = 256
+
+COUNTDOWN_EXAMPLE = ('( 1 + 2 ) * 3', {'numbers': [1, 2, 3], 'target': 9})
+"""A response and its reference, with which workers warm up."""
+
+_NUMBER = re.compile(r'[0-9]+')
+_ALPHABET = re.compile(r'[0-9+\-*/() ]*')
+
+
+def score_countdown(response: str, reference: Mapping[str, Any]) -> float:
+  """Whether a response reaches the target with all the numbers, once each.
+
+  >>> score_countdown('9**9**9', {'numbers': [9, 9, 9], 'target': 9})
+  0.0
+
+  Args:
+    response: an arithmetic expression.
+    reference: `numbers` and `target` of the problem.
+
+  Returns:
+    1 where reasoning-gym's scorer gives full marks, else 0.
+  """
+  response = response.strip()
+  if not may_be_correct(response, reference):
+    return 0.0
+  marks = _scorer().score_answer(response, {'metadata': dict(reference)})
+  return 1.0 if marks >= 1.0 else 0.0
+
+
+def may_be_correct(response: str, reference: Mapping[str, Any]) -> bool:
+  """A cheap necessary condition of full marks; never slow, never raises.
+
+  >>> may_be_correct('7 * 3 - 5', {'numbers': [3, 5, 7], 'target': 16})
+  True
+  >>> may_be_correct('7 * 3', {'numbers': [3, 5, 7], 'target': 21})
+  False
+
+  Args:
+    response: what may be an arithmetic expression.
+    reference: `numbers` and `target` of the problem.
+
+  Returns:
+    Whether the response is an expression in `+ - * /`, parentheses and exactly
+    the numbers given, whose exact value is the target up to a margin that is
+    wider than the scorer's.
+  """
+  if len(response) > MAX_LENGTH or not _ALPHABET.fullmatch(response):
+    return False
+  used = [int(digits) for digits in _NUMBER.findall(response)]
+  if sorted(used) != sorted(reference['numbers']):
+    return False
+  try:
+    expression = ast.parse(response, mode='eval').body
+    error = abs(_value(expression) - reference['target'])
+  except (SyntaxError, ValueError, ZeroDivisionError):
+    return False
+  return error <= Fraction(1, 1000) * max(1, abs(reference['target']))
+
+
+def _value(node: ast.expr) -> Fraction:
+  """The exact value of an expression; refuses all but plain arithmetic."""
+  match node:
+    case ast.Constant(value=int(value)):
+      return Fraction(value)
+    case ast.UnaryOp(op=ast.USub(), operand=operand):
+      return -_value(operand)
+    case ast.UnaryOp(op=ast.UAdd(), operand=operand):
+      return _value(operand)
+    case ast.BinOp(left=left, op=ast.Add(), right=right):
+      return _value(left) + _value(right)
+    case ast.BinOp(left=left, op=ast.Sub(), right=right):
+      return _value(left) - _value(right)
+    case ast.BinOp(left=left, op=ast.Mult(), right=right):
+      return _value(left) * _value(right)
+    case ast.BinOp(left=left, op=ast.Div(), right=right):
+      return _value(left) / _value(right)
+    case _:
+      raise ValueError(f'Plain arithmetic is required, got {ast.dump(node)}.')
+
+
+@functools.cache
+def _scorer() -> Any:
+  import reasoning_gym
+
+  return reasoning_gym.create_dataset('countdown', seed=0, size=1)

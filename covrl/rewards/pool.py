@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores in killable worker processes: nothing a scorer does can stop a run.
+
+Each worker is a fresh interpreter with a connection of its own and a thread
+here that hands it one response at a time. So it is always known which response
+a worker hangs or dies on: that one is reported as such, the worker is replaced,
+and no other response is lost or scored twice. Nothing is forked (JAX has
+threads), no lock is shared with a process that may be killed, and workers do
+not import the program that started them.
+
+A response that could not be scored has no score: what becomes of it is the
+trainer's decision, and never silently a reward of 0.
+"""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import enum
+import json
+import pickle
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from covrl.rewards._process import (
+  Reply,
+  StartError,
+  WorkerProcess,
+  WorkerSettings,
+)
+
+
+class Status(enum.Enum):
+  """What became of a response in the reward pool."""
+
+  SCORED = 'scored'
+  TIMEOUT = 'timeout'
+  CRASH = 'crash'
+  INVALID = 'invalid'
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """A response's score, or why it has none.
+
+  Attributes:
+    score: what the scorer returned; NaN unless the status is `SCORED`.
+    status: `TIMEOUT`: the scorer took too long; `CRASH`: it raised, or its
+      process died; `INVALID`: it returned something else than a finite number.
+    detail: a sentence for the log; empty for `SCORED`.
+  """
+
+  score: float
+  status: Status
+  detail: str = ''
+
+  @classmethod
+  def of(cls, reply: Reply) -> Outcome:
+    """What a worker's reply says."""
+    status, score, detail = reply
+    return cls(score, Status(status), detail)
+
+
+class RewardPool:
+  """Worker processes that score responses.
+
+  They start, import the scorer and score `example` in the background, from
+  construction on. The pool is closed with `close`, by a `with` block or at
+  exit.
+
+  Args:
+    score_fn: `score_fn(response, reference)` gives a number; a function that a
+      worker can import, so none of the main script, and no lambda.
+    workers: how many processes.
+    timeout: most seconds for one response.
+    memory_limit: most bytes a worker may allocate beyond what it has once it
+      is ready (on Linux; elsewhere there is no limit).
+    start_timeout: most seconds for a worker to become ready.
+    example: a response and a reference to warm up with, so that what the scorer
+      imports at its first call is on no response's time.
+
+  Raises:
+    ValueError: a number is not positive, or `score_fn` is a lambda or of the
+      main script.
+  """
+
+  def __init__(
+    self,
+    score_fn: Callable[[str, Any], float],
+    *,
+    workers: int = 2,
+    timeout: float = 5.0,
+    memory_limit: int = 1 << 30,
+    start_timeout: float = 120.0,
+    example: tuple[str, Any] | None = None,
+  ) -> None:
+    for name, value in (
+      ('workers', workers),
+      ('timeout', timeout),
+      ('memory_limit', memory_limit),
+      ('start_timeout', start_timeout),
+    ):
+      if value <= 0:
+        raise ValueError(f'{name} must be positive, got {value}.')
+    self._start_timeout = start_timeout
+    settings = WorkerSettings(
+      score_fn=_importable(score_fn),
+      example=example,
+      timeout=timeout,
+      memory_limit=memory_limit,
+      start_timeout=start_timeout,
+    )
+    self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+    self._lock = threading.Lock()
+    self._calls: set[_Call] = set()
+    self._failure = ''
+    self._workers = [WorkerProcess(settings) for _ in range(workers)]
+    self._threads = [
+      threading.Thread(
+        target=self._serve, args=(worker,), name='rewards', daemon=True
+      )
+      for worker in self._workers
+    ]
+    for thread in self._threads:
+      thread.start()
+    atexit.register(self.close)
+
+  def __enter__(self) -> RewardPool:
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    self.close()
+
+  def warm(self) -> None:
+    """Waits until every worker is ready.
+
+    Raises:
+      RuntimeError: one of them could not be started.
+    """
+    for worker in self._workers:
+      worker.settled.wait(self._start_timeout)
+    with self._lock:
+      self._check()
+
+  def submit(
+    self, responses: Sequence[str], references: Sequence[Any]
+  ) -> Future[list[Outcome]]:
+    """Begins to score responses; equal ones of a call are scored once.
+
+    Args:
+      responses: what the policy answered.
+      references: what the scorer needs for each, JSON-able.
+
+    Returns:
+      A future of the outcomes, in order. It is done after at most `timeout`
+      and `start_timeout` seconds for each response in the queue, whatever the
+      scorer does; its `result()` raises `RuntimeError` where workers cannot be
+      started or the pool was closed.
+
+    Raises:
+      ValueError: there are not as many references as responses.
+      RuntimeError: the pool is closed, or could not start a worker.
+    """
+    if len(responses) != len(references):
+      raise ValueError(
+        'As many references as responses are required, got'
+        f' {len(references)} for {len(responses)}.'
+      )
+    call = _Call(len(responses))
+    items: dict[tuple[str, str], _Item] = {}
+    for index, pair in enumerate(zip(responses, references, strict=True)):
+      key = pair[0], json.dumps(pair[1], sort_keys=True)
+      items.setdefault(key, _Item(call, pair)).indices.append(index)
+    call.future.set_running_or_notify_cancel()
+    if not items:
+      call.future.set_result([])
+    with self._lock:
+      self._check()
+      if items:
+        self._calls.add(call)
+    for item in items.values():
+      self._queue.put(item)
+    return call.future
+
+  def close(self) -> None:
+    """Kills the workers; what is not scored by now never will be."""
+    self._fail('The reward pool is closed.')
+    for worker in self._workers:
+      worker.close()
+    for thread in self._threads:
+      thread.join(timeout=10.0)
+    atexit.unregister(self.close)
+
+  def _check(self) -> None:
+    if self._failure:
+      raise RuntimeError(self._failure)
+
+  def _serve(self, worker: WorkerProcess) -> None:
+    """A thread of the pool: keeps one worker alive and busy."""
+    try:
+      worker.ensure_ready()
+      while (item := self._queue.get()) is not None and not self._failure:
+        worker.ensure_ready()
+        self._record(item, Outcome.of(worker.score(*item.question)))
+        worker.ensure_ready()
+    except StartError as error:
+      self._fail(f'A reward worker could not be started: {error}.')
+    finally:
+      worker.stop()
+
+  def _record(self, item: _Item, outcome: Outcome) -> None:
+    call = item.call
+    with self._lock:
+      for index in item.indices:
+        call.outcomes[index] = outcome
+      done = len(call.outcomes) == call.size and call in self._calls
+      if done:
+        self._calls.remove(call)
+    if done:
+      call.future.set_result([call.outcomes[i] for i in range(call.size)])
+
+  def _fail(self, reason: str) -> None:
+    """Ends the pool: everything pending and to come raises `reason`."""
+    with self._lock:
+      if self._failure:
+        return
+      self._failure = reason
+      calls, self._calls = self._calls, set()
+    for call in calls:
+      call.future.set_exception(RuntimeError(reason))
+    for _ in self._threads:
+      self._queue.put(None)
+
+
+@dataclasses.dataclass(eq=False)
+class _Call:
+  """One call of `submit`, with the outcomes so far, by index."""
+
+  size: int
+  outcomes: dict[int, Outcome] = dataclasses.field(default_factory=dict)
+  future: Future[list[Outcome]] = dataclasses.field(default_factory=Future)
+
+
+@dataclasses.dataclass(eq=False)
+class _Item:
+  """A response to score, and which responses of the call it stands for."""
+
+  call: _Call
+  question: tuple[str, Any]
+  indices: list[int] = dataclasses.field(default_factory=list)
+
+
+def _importable(score_fn: Callable[[str, Any], float]) -> bytes:
+  """The function as a reference that another process can follow."""
+  try:
+    reference = pickle.dumps(score_fn)
+  except (pickle.PicklingError, AttributeError, TypeError):
+    reference = b'__main__'
+  if b'__main__' in reference:
+    raise ValueError(
+      'A score function that workers can import is required (one at the top'
+      f' of a module, not of the main script), got {score_fn!r}.'
+    )
+  return reference

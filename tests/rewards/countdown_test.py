@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reward is the library scorer's full marks, and nothing is slow."""
+
+import time
+
+import pytest
+import reasoning_gym
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from covrl.rewards import RewardPool, Status, score_countdown
+from covrl.rewards.countdown import COUNTDOWN_EXAMPLE, may_be_correct
+
+REFERENCE = {'numbers': [3, 7, 12, 5], 'target': 115}
+
+
+@pytest.fixture(scope='module')
+def library():
+  return reasoning_gym.create_dataset('countdown', seed=0, size=1)
+
+
+@pytest.mark.parametrize(
+  'response',
+  [
+    '( 3 + 7 ) * 12 - 5',
+    '(3+7)*12-5',
+    ' -5 + ((12)) * (7 + 3) ',
+  ],
+)
+def test_right_answers_score_one(response):
+  assert score_countdown(response, REFERENCE) == 1.0
+
+
+@pytest.mark.parametrize(
+  'response',
+  [
+    '',
+    '115',
+    '( 3 + 7 ) * 12 - 6',
+    '( 3 + 7 ) * 12',
+    '( 3 + 7 ) * 12 - 5 + 3 - 3',
+    '( 3 + 7 ) * 12 - 5 = 115',
+    '( 3 + 7 * 12 - 5',
+    '3 7 12 5',
+    '3 + 7 ) * 12 - 5',
+    '(3)(7)(12)(5)',
+    '3.0 + 7 + 12 + 5',
+    '3 , 7 , 12 , 5',
+    '3 // 7 + 12 + 5',
+    '3 ** 7 + 12 + 5',
+    '3 * * 7 + 12 + 5',
+    '3 7 + 12 + 5',
+    '~3 + 7 + 12 + 5',
+    '3 if 7 else 12 + 5',
+    '3 + 7 + 12 + 5 # x',
+    '٣ + 7 + 12 + 5',
+    '12 / ( 7 - 7 ) + 3 + 5',
+    '__import__("os")',
+    '(' * 4000,
+    '-' * 4000 + '3',
+    '(' * 120 + '3' + ')' * 120,
+    '-' * 250 + '3',
+    '9' * 5000,
+    ' ',
+    '⁇',
+  ],
+)
+def test_wrong_answers_score_nothing(response):
+  assert score_countdown(response, REFERENCE) == 0.0
+
+
+@pytest.mark.parametrize(
+  'tower', ['9**9**9', '9 ** 9 ** 9', '9*9**9', '9//9//9']
+)
+def test_powers_never_reach_the_scorer(tower):
+  start = time.perf_counter()
+  assert not may_be_correct(tower, {'numbers': [9, 9, 9], 'target': 9})
+  assert time.perf_counter() - start < 0.1
+
+
+def test_partial_marks_do_not_leak(library):
+  for response in ('3 + 7', '3 + 7 + 12 + 5', 'x'):
+    assert 0 < library.score_answer(response, {'metadata': REFERENCE}) < 1
+    assert score_countdown(response, REFERENCE) == 0.0
+
+
+@st.composite
+def _expressions(draw):
+  """Arithmetic in a few numbers, with spaces, signs and parentheses."""
+  text = draw(st.sampled_from(['', '-', '+', '- ']))
+  numbers = draw(st.lists(st.integers(1, 12), min_size=2, max_size=4))
+  text += str(numbers[0])
+  for number in numbers[1:]:
+    operator = draw(st.sampled_from(['+', '-', '*', '/', ' - ', '--', '/-']))
+    text = f'{text}{operator}{number}'
+    if draw(st.booleans()):
+      text = f'({text})'
+  return text, numbers
+
+
+@given(_expressions(), st.integers(-3, 200))
+@settings(max_examples=60, deadline=None)
+def test_agrees_with_the_scorer_on_every_expression(library, case, target):
+  text, numbers = case
+  for goal in {target, _value(text)}:
+    reference = {'numbers': numbers, 'target': goal}
+    marks = library.score_answer(text, {'metadata': reference})
+    assert score_countdown(text, reference) == (1.0 if marks >= 1 else 0.0)
+
+
+def _value(text: str) -> int:
+  try:
+    return round(eval(text))
+  except ZeroDivisionError:
+    return 1
+
+
+@given(st.text('0123456789+-*/() ', max_size=40), st.text(max_size=20))
+@settings(max_examples=200, deadline=None)
+def test_never_raises(text, other):
+  reference = {'numbers': [1, 2, 3], 'target': 6}
+  assert not may_be_correct(other, reference) or '1' in other
+  may_be_correct(text, reference)
+
+
+def test_workers_score_countdown_without_the_numerics():
+  good, reference = COUNTDOWN_EXAMPLE
+  with RewardPool(score_countdown, example=COUNTDOWN_EXAMPLE) as pool:
+    responses = [good, '1 + 2 + 3', '9**9**9', good]
+    outcomes = pool.submit(responses, [reference] * 4).result()
+  assert [outcome.score for outcome in outcomes] == [1.0, 0.0, 0.0, 1.0]
+  assert {outcome.status for outcome in outcomes} == {Status.SCORED}

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whatever a scorer does, the pool answers, in order and in time."""
+
+import math
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from covrl.rewards import Outcome, RewardPool, Status
+
+HERE = pathlib.Path(__file__).parent
+ROOT = HERE.parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _scorers_are_importable(monkeypatch):
+  monkeypatch.syspath_prepend(str(HERE))
+
+
+@pytest.fixture
+def scorers():
+  import scorers
+
+  return scorers
+
+
+def statuses(outcomes: list[Outcome]) -> list[str]:
+  return [outcome.status.value for outcome in outcomes]
+
+
+def children() -> set[int]:
+  """Every child process of this one, zombies among them."""
+  found = set()
+  for stat in pathlib.Path('/proc').glob('[0-9]*/stat'):
+    try:
+      fields = stat.read_text().rsplit(')', 1)[1].split()
+    except OSError:
+      continue
+    if int(fields[1]) == os.getpid():
+      found.add(int(stat.parent.name))
+  return found
+
+
+def runs(pid: int) -> bool:
+  """Whether a process exists and is no zombie."""
+  try:
+    stat = pathlib.Path(f'/proc/{pid}/stat').read_text()
+  except OSError:
+    return False
+  return stat.rsplit(')', 1)[1].split()[0] not in 'ZX'
+
+
+def test_scores_come_in_order(scorers):
+  with RewardPool(scorers.echo, workers=2) as pool:
+    first = pool.submit([str(n) for n in range(40)], [None] * 40)
+    second = pool.submit(['-1.5'], [None])
+    assert [outcome.score for outcome in first.result()] == list(range(40))
+    assert second.result() == [Outcome(-1.5, Status.SCORED)]
+    assert pool.submit([], []).result() == []
+
+
+def test_one_bad_response_costs_itself_only(scorers):
+  responses = ['1', 'hang', '2', 'exit', '3', 'raise', 'nan', 'none', '4']
+  with RewardPool(scorers.echo, workers=1, timeout=0.5) as pool:
+    outcomes = pool.submit(responses, [None] * len(responses)).result()
+  assert statuses(outcomes) == [
+    *('scored', 'timeout', 'scored', 'crash', 'scored', 'crash'),
+    *('invalid', 'invalid', 'scored'),
+  ]
+  good = [
+    outcome.score for outcome in outcomes if not math.isnan(outcome.score)
+  ]
+  assert good == [1.0, 2.0, 3.0, 4.0]
+  details = [outcome.detail for outcome in outcomes]
+  assert '0.5 s' in details[1]
+  assert 'exit code 3' in details[3]
+  assert details[5] == 'LookupError: no such thing'
+  assert details[7] == 'the scorer returned None'
+
+
+def test_a_hang_in_c_code_is_killed_in_time(scorers):
+  with RewardPool(scorers.echo, workers=1, timeout=0.5) as pool:
+    pool.warm()
+    start = time.monotonic()
+    outcomes = pool.submit(['spin', '1'], [None, None]).result()
+    assert time.monotonic() - start < 10.0
+  assert statuses(outcomes) == ['timeout', 'scored']
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='limits memory on Linux')
+def test_memory_is_limited(scorers):
+  with RewardPool(scorers.echo, workers=1, memory_limit=1 << 28) as pool:
+    outcomes = pool.submit(['allocate', '1'], [None, None]).result()
+  assert statuses(outcomes) == ['crash', 'scored']
+  assert 'MemoryError' in outcomes[0].detail
+
+
+def test_equal_questions_are_asked_once(scorers, tmp_path):
+  path = str(tmp_path / 'calls')
+  with RewardPool(scorers.mark) as pool:
+    outcomes = pool.submit(['a', 'b', 'a', 'a'], [path] * 4).result()
+    assert [outcome.score for outcome in outcomes] == [1.0] * 4
+    pool.submit(['a'], [path]).result()
+  calls = pathlib.Path(path).read_text().split()
+  assert sorted(calls) == ['a', 'a', 'b']
+
+
+def test_a_worker_that_dies_idle_is_replaced_unnoticed(scorers):
+  with RewardPool(scorers.echo, workers=1) as pool:
+    pool.warm()
+    (worker,) = children()
+    os.kill(worker, signal.SIGKILL)
+    time.sleep(0.2)
+    assert pool.submit(['7'], [None]).result() == [Outcome(7.0, Status.SCORED)]
+
+
+def test_close_leaves_no_process_behind(scorers):
+  before = children()
+  pool = RewardPool(scorers.echo, workers=2)
+  pool.warm()
+  pending = pool.submit(['hang'] * 2 + ['1'], [None, 0, None])
+  assert len(children() - before) == 2
+  start = time.monotonic()
+  pool.close()
+  assert time.monotonic() - start < 5.0
+  assert children() == before
+  with pytest.raises(RuntimeError, match='closed'):
+    pending.result()
+  with pytest.raises(RuntimeError, match='closed'):
+    pool.submit(['1'], [None])
+  pool.close()
+
+
+def test_close_while_workers_start(scorers):
+  before = children()
+  RewardPool(scorers.echo, workers=2).close()
+  assert children() == before
+
+
+def test_workers_end_with_a_killed_program(tmp_path):
+  script = tmp_path / 'program.py'
+  script.write_text(
+    textwrap.dedent("""
+      import sys, time
+      sys.path[:0] = [sys.argv[1], sys.argv[2]]
+      import scorers
+      from covrl.rewards import RewardPool
+      if __name__ == '__main__':
+        pool = RewardPool(scorers.echo, workers=2, timeout=0.5)
+        pool.warm()
+        pool.submit(['1', 'spin'], [None, None])
+        pids = [w._process.pid for w in pool._workers]
+        print(*pids, flush=True)
+        time.sleep(3600)
+      """)
+  )
+  program = subprocess.Popen(
+    [sys.executable, str(script), str(HERE), str(ROOT)],
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  with program:
+    assert program.stdout is not None
+    workers = [int(pid) for pid in program.stdout.readline().split()]
+    program.kill()
+  assert len(workers) == 2
+  deadline = time.monotonic() + 10.0
+  while any(map(runs, workers)) and time.monotonic() < deadline:
+    time.sleep(0.05)
+  assert not any(map(runs, workers))
+
+
+def test_workers_do_not_load_the_numerics(scorers):
+  modules = ['jax', 'numpy', 'covrl.rewards.countdown', 'scorers']
+  with RewardPool(scorers.has_module, workers=1) as pool:
+    outcomes = pool.submit(modules, [None] * 4).result()
+  assert [outcome.score for outcome in outcomes] == [0.0, 0.0, 0.0, 1.0]
+
+
+def test_scoring_countdown_does_not_load_jax(scorers):
+  with RewardPool(scorers.countdown_loads, workers=1, timeout=60.0) as pool:
+    outcomes = pool.submit(['jax', 'reasoning_gym'], [None] * 2).result()
+  assert [outcome.score for outcome in outcomes] == [0.0, 1.0]
+
+
+def test_a_scorer_that_cannot_work_is_said_once_and_for_all(scorers):
+  with RewardPool(scorers.refuse, example=('', None)) as pool:
+    with pytest.raises(RuntimeError, match='OSError: the licence server'):
+      pool.warm()
+    with pytest.raises(RuntimeError, match='the licence server is down'):
+      pool.submit(['1'], [None])
+
+
+def test_a_worker_that_never_gets_ready_is_given_up(scorers):
+  with RewardPool(
+    scorers.echo, example=('hang', None), start_timeout=1.0
+  ) as pool:
+    pending = pool.submit(['1'], [None])
+    with pytest.raises(RuntimeError, match='not ready after 1 s'):
+      pending.result(timeout=10.0)
+
+
+def test_arguments_are_checked(scorers):
+  with pytest.raises(ValueError, match='workers can import'):
+    RewardPool(lambda response, reference: 1.0)
+  with pytest.raises(ValueError, match='timeout must be positive, got 0'):
+    RewardPool(scorers.echo, timeout=0.0)
+  with (
+    RewardPool(scorers.echo, workers=1) as pool,
+    pytest.raises(ValueError, match='1 for 2'),
+  ):
+    pool.submit(['1', '2'], [None])

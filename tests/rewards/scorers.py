@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scorers that behave in every way a scorer can; workers import this file."""
+
+import os
+import pathlib
+import sys
+import time
+from typing import Any
+
+
+def echo(response: str, reference: Any) -> float:
+  """What the response says to do."""
+  match response:
+    case 'hang':
+      time.sleep(3600.0)
+    case 'spin':
+      return float(9**9**9)
+    case 'exit':
+      os._exit(3)
+    case 'raise':
+      raise LookupError('no such thing')
+    case 'nan':
+      return float('nan')
+    case 'none':
+      return reference
+    case 'allocate':
+      return float(len(bytearray(1 << 32)))
+  return float(response)
+
+
+def has_module(response: str, reference: Any) -> float:
+  """1 where the worker has loaded a module."""
+  return float(response in sys.modules)
+
+
+def mark(response: str, reference: Any) -> float:
+  """Adds a line to a file, so that calls can be counted."""
+  with pathlib.Path(reference).open('a') as file:
+    file.write(f'{response}\n')
+  return 1.0
+
+
+def refuse(response: str, reference: Any) -> float:
+  """Never works, not even to warm up."""
+  raise OSError('the licence server is down')
+
+
+def countdown_loads(response: str, reference: Any) -> float:
+  """1 where scoring Countdown has made a worker load a module."""
+  from covrl.rewards.countdown import COUNTDOWN_EXAMPLE, score_countdown
+
+  if score_countdown(*COUNTDOWN_EXAMPLE) != 1.0:
+    raise AssertionError('the example must be right')
+  return float(response in sys.modules)
