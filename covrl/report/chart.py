@@ -15,14 +15,18 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float
 
 from covrl.report import words
+from covrl.report.axes import (
+  Axis,
+  Numbers,
+  counting_axis,
+  linear_axis,
+  log_axis,
+)
 
 _POINTS = 300  # more are averaged: a page has fewer pixels than that
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 12, 26, 38
-
-Numbers = Float[np.ndarray, ' n']
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 12, 32, 38
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,33 +80,7 @@ class Figure:
   zero: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Axis:
-  """A scale from numbers to pixels, with its ticks.
-
-  Attributes:
-    low: number at `start`.
-    high: number at `end`.
-    start: pixel.
-    end: pixel.
-    log: logarithmic.
-    ticks: pixels and labels.
-  """
-
-  low: float
-  high: float
-  start: float
-  end: float
-  log: bool = False
-  ticks: Sequence[tuple[float, str]] = ()
-
-  def place(self, numbers: Numbers) -> Numbers:
-    """Pixels of numbers."""
-    low, high = self.low, self.high
-    if self.log:
-      numbers, low, high = np.log(numbers), math.log(low), math.log(high)
-    share = (numbers - low) / (high - low)
-    return self.start + share * (self.end - self.start)
+LARGE, SMALL = (480, 276), (340, 226)  # pixels of a drawing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,12 +107,17 @@ class Drawing:
   hover: dict[str, Any]
 
 
-def draw(figure: Figure, width: int = 480, height: int = 270) -> Drawing:
+def draw(figure: Figure, size: tuple[int, int] = LARGE) -> Drawing:
   """Lays a figure out.
+
+  Args:
+    figure: what to draw.
+    size: width and height; text is as large on any.
 
   Raises:
     ValueError: if no series has a point to draw.
   """
+  width, height = size
   shown = [_thinned(series, figure.log) for series in figure.series]
   shown = [series for series in shown if series.x.size]
   if not shown:
@@ -173,85 +156,24 @@ def smooth(y: Numbers, window: int) -> Numbers:
   return total / np.convolve(np.ones_like(y), kernel, 'same')
 
 
-def nice_ticks(low: float, high: float, count: int = 5) -> Numbers:
-  """Round numbers within a range, about `count` of them.
-
-  >>> nice_ticks(0.0, 1.0)
-  array([0. , 0.2, 0.4, 0.6, 0.8, 1. ])
-  """
-  rough = (high - low) / count
-  scale = 10.0 ** math.floor(math.log10(rough))
-  step = scale * next(
-    s for s in (1, 2, 2.5, 5, 10) if s * scale >= 0.99 * rough
-  )
-  first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-  return np.arange(first, last + 1) * step
-
-
 def _x_axis(figure: Figure, width: int) -> Axis:
-  """The axis along the run; whole numbers."""
-  low = min(series.x[0] for series in figure.series)
-  high = max(series.x[-1] for series in figure.series)
-  margin = 0.5 if any(s.kind == 'bars' for s in figure.series) else 0.0
-  bars = [s.x for s in figure.series if s.kind == 'bars' and s.x.size > 1]
-  margin *= min((float(np.diff(x).min()) for x in bars), default=1.0)
-  if high - low + 2 * margin <= 0:
-    margin = 0.5
-  axis = Axis(low - margin, high + margin, _LEFT, width - _RIGHT)
-  ticks = np.unique(np.round(nice_ticks(axis.low, axis.high)))
-  ticks = ticks[(ticks >= axis.low) & (ticks <= axis.high)]
-  return dataclasses.replace(axis, ticks=_labels(axis, ticks))
+  """The axis along the run."""
+  low = min(float(series.x[0]) for series in figure.series)
+  high = max(float(series.x[-1]) for series in figure.series)
+  bars = [s.x for s in figure.series if s.kind == 'bars']
+  gaps = [float(np.diff(x).min()) for x in bars if x.size > 1]
+  margin = min(gaps, default=1.0) / 2 if bars else 0.0
+  return counting_axis(low, high, _LEFT, width - _RIGHT, margin=margin)
 
 
 def _y_axis(figure: Figure, height: int) -> Axis:
   """The axis of the quantity, over all series and their bands."""
   edges = [s.y for s in figure.series]
+  if figure.log:
+    return log_axis(np.concatenate(edges), height - _BOTTOM, _TOP)
   edges += [e for s in figure.series for e in (s.low, s.high) if e is not None]
   numbers = np.concatenate(edges)
-  low, high = float(numbers.min()), float(numbers.max())
-  start, end = height - _BOTTOM, _TOP
-  if figure.log:
-    low = 10.0 ** math.floor(math.log10(low) + 1e-9)
-    high = max(10.0 ** math.ceil(math.log10(high) - 1e-9), 10 * low)
-    return _decades(Axis(low, high, start, end, log=True))
-  if figure.zero:
-    low, high = min(low, 0.0), max(high, 0.0)
-  if high <= low:
-    pad = abs(high) / 10 or 1.0
-    low, high = low - (0 if figure.zero and low == 0 else pad), high + pad
-  else:
-    pad = 0.06 * (high - low)
-    low, high = low - pad * (low != 0 or not figure.zero), high + pad
-  axis = Axis(low, high, start, end)
-  return dataclasses.replace(axis, ticks=_labels(axis, nice_ticks(low, high)))
-
-
-def _decades(axis: Axis) -> Axis:
-  """Ticks at powers of ten, thinned to six."""
-  first, last = round(math.log10(axis.low)), round(math.log10(axis.high))
-  exponents = range(first, last + 1, max(1, math.ceil((last - first) / 5)))
-  pixels = axis.place(10.0 ** np.array(exponents, float))
-  names = [
-    words.number(10.0**e, 1) if -3 <= e <= 4 else words.power(e)
-    for e in exponents
-  ]
-  ticks = [(float(p), n) for p, n in zip(pixels, names, strict=True)]
-  return dataclasses.replace(axis, ticks=ticks)
-
-
-def _labels(axis: Axis, ticks: Numbers) -> list[tuple[float, str]]:
-  """Ticks with as many digits as their distance needs, and the same for all."""
-  step = float(np.diff(ticks).min()) if ticks.size > 1 else abs(ticks[0]) or 1.0
-  digits = max(0, -math.floor(math.log10(step) + 1e-9))
-  digits += not math.isclose(step * 10**digits, round(step * 10**digits))
-  small = digits > 4
-  return [
-    (
-      float(pixel),
-      words.number(tick, 2) if small else words.fixed(tick, digits),
-    )
-    for pixel, tick in zip(axis.place(ticks), ticks, strict=True)
-  ]
+  return linear_axis(numbers, height - _BOTTOM, _TOP, zero=figure.zero)
 
 
 def _thinned(series: Series, log: bool) -> Series:

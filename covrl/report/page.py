@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 from etils import epath
 
-from covrl.report import figures, samples, words
+from covrl.report import figures, machinery, samples, words
 from covrl.report.run import Run, load_run
 from covrl.report.verdict import ACCURACIES, judge
 
@@ -40,9 +40,9 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
     facts=_facts(run),
     verdict=judge(run),
     main=figures.main_figures(run),
-    health=figures.health_figures(run),
+    health=machinery.health_figures(run),
     warm_start=figures.warm_start_figures(run),
-    times=figures.phase_times(run),
+    times=machinery.phase_times(run),
     evaluations=_evaluations(run),
     tables=samples.sample_tables(run),
     settings=flat(run.config),

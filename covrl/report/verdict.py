@@ -173,11 +173,17 @@ def _headline(run: Run) -> str:
     verb = {1: 'rose', -1: 'fell', 0: 'shows no clear change:'}[estimate.sign]
     if estimate.low is None:
       verb = 'went'
-    return Markup('mean@8 {} from {} to {}: <b>{} points</b> ({}).').format(
+    span = [run.evals.at(i, 'iteration') for i in _judged(run, 'mean@8')]
+    return Markup(
+      'mean@8 {} from {} to {}: <b class="c{}">{} points</b>. '
+      '<small>{}{}.</small>'
+    ).format(
       verb,
       *(words.percent(end) for end in ends),
+      (0, 1, 2)[estimate.sign],
       words.signed(100 * estimate.value),
-      words.interval(estimate, scale=100),
+      _capital(words.interval(estimate, scale=100)),
+      _between(span[0], span[-1]),
     )
   if run.evals.has('mean@8'):
     value = run.evals.numbers('mean@8')[_judged(run, 'mean@8')[0]]
@@ -198,19 +204,22 @@ def _accuracy(run: Run) -> str:
     ends, estimate = _ends(run, metric), gain(run, metric)
     if metric == 'mean@8' or ends is None or estimate is None:
       continue
-    change = words.signed(100 * estimate.value)
+    spread = ''
     if estimate.low is not None and estimate.high is not None:
       low, high = (
         words.signed(100 * end) for end in (estimate.low, estimate.high)
       )
-      change = f'{change}; {low} to {high}'
+      spread = f' ({low} to {high})'
     parts.append(
-      Markup('{} {} → {} (<b>{}</b>)').format(
-        metric, *(words.percent(end) for end in ends), change
+      Markup('{} {} → {}, <b>{}</b>{}').format(
+        metric,
+        *(words.percent(end) for end in ends),
+        words.signed(100 * estimate.value),
+        spread,
       )
     )
   if parts:
-    return Markup('{}.').format(Markup(', ').join(parts))
+    return Markup('{}.').format(Markup('; ').join(parts))
   return _warm_start(run)
 
 
@@ -278,4 +287,16 @@ def _cost(run: Run) -> str:
       )
     )
   text = Markup('; ').join(parts)
-  return Markup('{}.').format(text[:1].upper() + text[1:]) if text else ''
+  return Markup('{}.').format(_capital(text)) if text else ''
+
+
+def _between(first: float | None, last: float | None) -> str:
+  """Which evaluations a change is between."""
+  if first is None or last is None:
+    return ''
+  return f', iteration {first:,.0f} to {last:,.0f}'
+
+
+def _capital(text: str) -> str:
+  """The text with its first letter in upper case."""
+  return text[:1].upper() + text[1:]

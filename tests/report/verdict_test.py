@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verdict's numbers equal ones computed another way from the files."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+
+from covrl.report import write_report
+from covrl.report.run import load_run
+from covrl.report.verdict import (
+  describe_quadrants,
+  entropy_ends,
+  gain,
+  judge,
+  quadrants,
+)
+
+
+def results(run, iteration):
+  path = run / 'evaluation' / f'iteration_{iteration:06d}.json'
+  return json.loads(path.read_text())['problems']
+
+
+def lines(run):
+  text = (run / 'metrics.jsonl').read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def rewrite(run, records):
+  text = ''.join(json.dumps(record) + '\n' for record in records)
+  (run / 'metrics.jsonl').write_text(text)
+
+
+def test_gain_is_paired_by_problem(make_run):
+  path = make_run(problems=120)
+  before = {p['prompt']: p['correct'] for p in results(path, 0)}
+  after = {p['prompt']: p['correct'] for p in results(path, 60)}
+  differences = np.array(
+    [sum(after[name]) / 8 - sum(before[name]) / 8 for name in before]
+  )
+  estimate = gain(load_run(path))
+  assert estimate is not None
+  assert estimate.value == pytest.approx(differences.mean(), abs=1e-12)
+  # The bootstrap of a mean of 120 bounded values is close to normal.
+  half = 1.96 * differences.std() / math.sqrt(120)
+  assert estimate.low == pytest.approx(differences.mean() - half, abs=0.005)
+  assert estimate.high == pytest.approx(differences.mean() + half, abs=0.005)
+
+
+def test_the_order_of_problems_does_not_matter(make_run):
+  path = make_run(problems=50)
+  first = gain(load_run(path))
+  name = path / 'evaluation' / 'iteration_000060.json'
+  content = json.loads(name.read_text())
+  content['problems'].reverse()
+  name.write_text(json.dumps(content))
+  assert gain(load_run(path)) == first
+
+
+@pytest.mark.parametrize('metric', ['greedy', 'pass@8'])
+def test_other_accuracies_are_paired_too(make_run, metric):
+  path = make_run(problems=40)
+  score = {
+    'greedy': lambda problem: problem['greedy'],
+    'pass@8': lambda problem: int(any(problem['correct'])),
+  }[metric]
+  means = [np.mean([score(p) for p in results(path, i)]) for i in (0, 60)]
+  estimate = gain(load_run(path), metric)
+  assert estimate is not None
+  assert estimate.value == pytest.approx(means[1] - means[0], abs=1e-12)
+  assert 'over 40 problems' in estimate.kind
+
+
+def test_without_problems_the_gain_is_unpaired(make_run):
+  path = make_run(keep_problems=False)
+  evals = [line for line in lines(path) if line['phase'] == 'eval']
+  first, last = evals[0], evals[-1]
+  estimate = gain(load_run(path))
+  change = last['mean@8'] - first['mean@8']
+  half = 1.959964 * math.sqrt(
+    first['mean@8_stderr'] ** 2 + last['mean@8_stderr'] ** 2
+  )
+  assert estimate is not None
+  assert estimate.value == pytest.approx(change, abs=1e-12)
+  assert estimate.high == pytest.approx(change + half, abs=1e-9)
+  assert 'unpaired' in estimate.kind
+
+
+def test_without_errors_there_is_no_interval(make_run):
+  path = make_run(keep_problems=False)
+  rewrite(
+    path,
+    [
+      {name: value for name, value in line.items() if 'stderr' not in name}
+      for line in lines(path)
+    ],
+  )
+  verdict = judge(load_run(path))
+  assert 'mean@8 went from' in verdict.headline
+  assert 'No interval' in verdict.headline
+
+
+def test_evaluations_before_the_warm_start_ends_are_no_baseline(make_run):
+  path = make_run()
+  expected = gain(load_run(path))
+  early = {'phase': 'eval', 'step': -1, 'iteration': 0, 'mean@8': 0.0}
+  rewrite(path, [early, *lines(path)])
+  assert gain(load_run(path)) == expected
+
+
+def test_the_page_states_the_numbers(make_run):
+  path = make_run(problems=60)
+  estimate = gain(load_run(path))
+  content = write_report(path).read_text().replace('\u2212', '-')
+  stated = re.search(r'<b class="c1">([+-][\d.]+) points</b>', content)
+  spread = re.search(r'interval ([+-][\d.]+) to ([+-][\d.]+), paired', content)
+  assert estimate is not None
+  assert stated is not None
+  assert spread is not None
+  assert float(stated[1]) == round(100 * estimate.value, 1)
+  assert float(spread[1]) == round(100 * (estimate.low or 0), 1)
+  assert float(spread[2]) == round(100 * (estimate.high or 0), 1)
+
+
+@pytest.mark.parametrize(
+  ('gain', 'words'),
+  [(0.13, 'rose from'), (0.0, 'no clear change'), (-0.13, 'fell from')],
+)
+def test_the_verb_follows_the_interval(make_run, gain, words):
+  assert words in judge(load_run(make_run(gain=gain, seed=3))).headline
+
+
+def test_entropy_kept_is_last_over_first(make_run):
+  path = make_run(kept=0.5)
+  evals = [line for line in lines(path) if line['phase'] == 'eval']
+  start, end = evals[0]['entropy'], evals[-1]['entropy']
+  run = load_run(path)
+  assert entropy_ends(run) == (start, end)
+  text = next(f.text for f in judge(run).findings if f.term == 'Entropy kept')
+  assert f'{100 * end / start:.0f}\u202f%' in text
+
+
+def test_entropy_of_training_stands_in(make_run):
+  path = make_run()
+  rewrite(path, [line for line in lines(path) if line['phase'] == 'train'])
+  train = lines(path)
+  run = load_run(path)
+  assert entropy_ends(run) == (train[0]['entropy'], train[-1]['entropy'])
+
+
+def test_selected_tokens_are_counted_over_the_run(make_run):
+  path = make_run()
+  train = [line for line in lines(path) if line['phase'] == 'train']
+  counts = quadrants(load_run(path))
+  for name, count in counts.items():
+    assert count == sum(line[f'quadrant/{name}'] for line in train)
+  share = counts['negative_rare'] / sum(counts.values())
+  assert f'rare tokens in wrong answers ({share:.0%}'.rstrip('%') in (
+    describe_quadrants(counts)
+  )
+
+
+@pytest.mark.parametrize(
+  ('counts', 'words'),
+  [
+    ((0, 5, 0, 0), 'Only rare tokens in wrong answers'),
+    ((50, 45, 5, 0), 'Above all likely tokens in right answers (50 %) and'),
+    ((25, 25, 25, 25), 'Of every kind:'),
+  ],
+)
+def test_quadrants_in_words(counts, words):
+  names = ('positive_likely', 'negative_rare', 'positive_rare')
+  names = (*names, 'negative_likely')
+  named: dict[str, float] = dict(zip(names, counts, strict=True))
+  assert describe_quadrants(named).startswith(words)
+
+
+def test_a_run_without_control_says_so(make_run):
+  findings = judge(load_run(make_run(method='none'))).findings
+  texts = {finding.term: finding.text for finding in findings}
+  assert texts['Tokens selected'] == 'None: this run selects no tokens.'
+  assert 'Cost of control' not in texts
+
+
+def test_cost_is_a_share_of_the_seconds(make_run):
+  path = make_run()
+  train = [line for line in lines(path) if line['phase'] == 'train']
+  seconds = np.mean([line['seconds'] for line in train])
+  penalty = np.mean([line['penalty_share'] for line in train])
+  findings = judge(load_run(path)).findings
+  text = next(f.text for f in findings if f.term == 'Cost of control')
+  assert f'{2 / seconds:.1f}\u202f%' in text
+  assert f'{100 * penalty:.1f}\u202f%' in text
