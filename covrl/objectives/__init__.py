@@ -1,2 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Advantages, policy losses and divergences: pure functions on arrays."""
+"""Advantages, policy losses and divergences: pure functions on arrays.
+
+Rewards become advantages (`advantages`, of responses; `returns`, of tokens),
+masks become weights (`weights`), and both meet the policy in a loss (`losses`,
+`sequence_losses`). Nothing here knows of networks or layouts.
+"""
+
+from covrl.objectives.advantages import group_relative as group_relative
+from covrl.objectives.advantages import leave_one_out as leave_one_out
+from covrl.objectives.advantages import opo as opo
+from covrl.objectives.advantages import pass_at_k as pass_at_k
+from covrl.objectives.advantages import unlikeliness as unlikeliness
+from covrl.objectives.divergences import DIVERGENCES as DIVERGENCES
+from covrl.objectives.divergences import divergence as divergence
+from covrl.objectives.divergences import (
+  divergence_gradient as divergence_gradient,
+)
+from covrl.objectives.losses import cispo as cispo
+from covrl.objectives.losses import clipped_surrogate as clipped_surrogate
+from covrl.objectives.losses import dppo as dppo
+from covrl.objectives.losses import policy_gradient as policy_gradient
+from covrl.objectives.losses import sapo as sapo
+from covrl.objectives.returns import discounted_returns as discounted_returns
+from covrl.objectives.returns import gae as gae
+from covrl.objectives.returns import reinforce_plus_plus as reinforce_plus_plus
+from covrl.objectives.returns import (
+  reinforce_plus_plus_baseline as reinforce_plus_plus_baseline,
+)
+from covrl.objectives.returns import remax as remax
+from covrl.objectives.returns import whiten as whiten
+from covrl.objectives.sequence_losses import geo_mean as geo_mean
+from covrl.objectives.sequence_losses import gspo as gspo
+from covrl.objectives.terms import LossAux as LossAux
+from covrl.objectives.weights import WEIGHT_MODES as WEIGHT_MODES
+from covrl.objectives.weights import token_weights as token_weights

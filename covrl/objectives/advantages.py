@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Advantages of whole responses, from rewards of responses to the same prompt.
+
+Groups are told by ids, any integers in any order, so these need no layout of
+the batch. They compare all pairs of responses, O(S²) numbers to add and none
+to store under `jax.jit`; that is nothing beside a rollout. A group whose
+rewards are equal gets exactly 0.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from covrl.objectives.terms import Number
+
+
+def group_relative(
+  rewards: Float[Array, ' S'],
+  group_ids: Int[Array, ' S'],
+  *,
+  scale: str | None = 'std',
+  eps: Number = 1e-6,
+  singleton: str = 'reward',
+) -> Float[Array, ' S']:
+  """How much better a response did than its group (GRPO, Dr. GRPO).
+
+    A_i = (r_i − mean) / (std + eps)        scale='std', GRPO
+    A_i =  r_i − mean                       scale=None, Dr. GRPO
+
+  Args:
+    rewards: one per response.
+    group_ids: responses to the same prompt share an id.
+    scale: 'std' divides by the group's unbiased standard deviation; `None`
+      leaves hard and easy prompts their weight.
+    eps: added to the standard deviation.
+    singleton: what a response without company gets: its reward with mean 0 and
+      standard deviation 1 in place of its group's (as published code has it),
+      or nothing.
+
+  Returns:
+    One advantage per response.
+
+  Raises:
+    ValueError: if an option is unknown.
+
+  >>> rewards = jnp.array([1.0, 0.0, 5.0, 5.0])
+  >>> group_relative(rewards, jnp.array([7, 7, 3, 3]), scale=None).tolist()
+  [0.5, -0.5, 0.0, 0.0]
+
+  References:
+    Shao et al., DeepSeekMath, arXiv:2402.03300, section 4.1.2 (GRPO).
+    Liu et al., Understanding R1-Zero-Like Training, arXiv:2503.20783 (Dr.
+    GRPO).
+  """
+  if scale not in ('std', None):
+    raise ValueError(f"scale must be 'std' or None, got {scale!r}")
+  same, size = _groups(group_ids)
+  centred = centre(rewards, group_ids, singleton=singleton)
+  if scale is None:
+    return centred
+  squares = jnp.sum(jnp.where(same, centred[None, :] ** 2, 0), axis=1)
+  variance = squares / jnp.maximum(size - 1, 1).astype(centred.dtype)
+  deviation = jnp.where(size > 1, jnp.sqrt(variance), 1)
+  return centred / (deviation + eps)
+
+
+def leave_one_out(
+  rewards: Float[Array, ' S'],
+  group_ids: Int[Array, ' S'],
+  *,
+  singleton: str = 'reward',
+) -> Float[Array, ' S']:
+  """How much better a response did than the others of its group (RLOO).
+
+    A_i = r_i − mean of r_j over j ≠ i
+
+  Unlike the group's own mean, this baseline does not depend on the response,
+  so the policy gradient stays unbiased.
+
+  Args:
+    rewards: one per response.
+    group_ids: responses to the same prompt share an id.
+    singleton: what a response without company gets, its reward or nothing.
+
+  Returns:
+    One advantage per response.
+
+  >>> rewards = jnp.array([3.0, 0.0, 0.0])
+  >>> leave_one_out(rewards, jnp.array([0, 0, 0])).tolist()
+  [3.0, -1.5, -1.5]
+
+  References:
+    Ahmadian et al., Back to Basics: Revisiting REINFORCE Style Optimization for
+    Learning from Human Feedback in LLMs, arXiv:2402.14740, eq. 6.
+  """
+  _, size = _groups(group_ids)
+  centred = centre(rewards, group_ids, singleton=singleton)
+  others = jnp.maximum(size - 1, 1).astype(centred.dtype)
+  return centred * (size.astype(centred.dtype) / others)
+
+
+def opo(
+  rewards: Float[Array, ' S'],
+  group_ids: Int[Array, ' S'],
+  lengths: Int[Array, ' S'],
+) -> Float[Array, ' S']:
+  """How much better a response did than its group's length-weighted mean.
+
+    A_i = r_i − Σ_j l_j r_j / Σ_j l_j
+
+  the baseline of least variance if the squared gradient of a response grows in
+  proportion to its length.
+
+  Args:
+    rewards: one per response.
+    group_ids: responses to the same prompt share an id.
+    lengths: tokens of each response.
+
+  Returns:
+    One advantage per response; its reward where the group has no other or no
+    tokens at all.
+
+  References:
+    Hao et al., On-Policy RL with Optimal Reward Baseline, arXiv:2505.23585,
+    section 3.
+  """
+  same, size = _groups(group_ids)
+  rewards = _widen(rewards)
+  lengths = lengths.astype(rewards.dtype)
+  total = jnp.sum(jnp.where(same, lengths[None, :], 0), axis=1)
+  gaps = rewards[:, None] - rewards[None, :]
+  centred = jnp.sum(jnp.where(same, gaps * lengths[None, :], 0), axis=1)
+  known = (size > 1) & (total > 0)
+  return jnp.where(known, centred / jnp.where(known, total, 1), rewards)
+
+
+def pass_at_k(
+  rewards: Float[Array, ' S'],
+  group_ids: Int[Array, ' S'],
+  *,
+  k: int,
+  threshold: Number = 0.5,
+) -> Float[Array, ' S']:
+  """How much a response helps k samples of its prompt to contain a success.
+
+  Of a group with n responses, m of them failures, all subsets of size k are
+  scored 1 if they contain a success; a response's advantage is the mean of the
+  standardised scores of the subsets it is in:
+
+    R = 1 − C(m, k)/C(n, k),    σ = √(R (1 − R))
+    A = (1 − R)/σ                              for a success
+    A = (1 − R − C(m−1, k−1)/C(n−1, k−1))/σ    for a failure
+
+  Args:
+    rewards: one per response.
+    group_ids: responses to the same prompt share an id.
+    k: how many samples may be tried, at least 1.
+    threshold: responses with a greater reward are successes.
+
+  Returns:
+    One advantage per response; 0 where all subsets score the same, and in
+    groups of fewer than k.
+
+  Raises:
+    ValueError: if k is less than 1.
+
+  >>> rewards = jnp.array([1.0, 0.0, 0.0, 0.0])
+  >>> advantages = pass_at_k(rewards, jnp.zeros(4, int), k=2)
+  >>> [f'{advantage:.2f}' for advantage in advantages]
+  ['1.00', '-0.33', '-0.33', '-0.33']
+
+  References:
+    Chen et al., Pass@k Training for Adaptively Balancing Exploration and
+    Exploitation of Large Reasoning Models, arXiv:2508.10751, eqs. 10 to 15.
+  """
+  if k < 1:
+    raise ValueError(f'k must be at least 1, got {k}')
+  same, size = _groups(group_ids)
+  dtype = _widen(rewards).dtype
+  success = rewards > threshold
+  failures = jnp.sum(same & ~success[None, :], axis=1, dtype=jnp.int32)
+  miss = _choose_ratio(failures, size, k, dtype)
+  others_miss = _choose_ratio(failures - 1, size - 1, k - 1, dtype)
+  deviation = jnp.sqrt(miss * (1 - miss))
+  gain = miss - jnp.where(success, 0, others_miss)
+  defined = (deviation > 0) & (size >= k)
+  return jnp.where(defined, gain / jnp.where(defined, deviation, 1), 0)
+
+
+def unlikeliness(
+  rewards: Float[Array, ' S'],
+  logprobs: Float[Array, ' S'],
+  group_ids: Int[Array, ' S'],
+  *,
+  coefficient: Number = 0.25,
+) -> Float[Array, ' S']:
+  """Rewards that favour the rare among the correct responses of a group.
+
+    r_i (1 − coefficient · rank_i / n)
+
+  where n is the group's size and rank_i the number of responses in it that are
+  less likely. Apply it to rewards, before any of the advantages above.
+
+  Args:
+    rewards: one per response; a reward of 0 stays 0.
+    logprobs: of each response: the mean over its tokens as in the authors'
+      code, or their sum.
+    group_ids: responses to the same prompt share an id.
+    coefficient: what part of its reward a group's likeliest response loses, at
+      most.
+
+  Returns:
+    One reward per response.
+
+  >>> rewards, ids = jnp.array([1.0, 1.0]), jnp.array([0, 0])
+  >>> unlikeliness(rewards, jnp.array([-1.0, -9.0]), ids).tolist()
+  [0.875, 1.0]
+
+  References:
+    He et al., Rewarding the Unlikely, arXiv:2506.02355, section 4.
+  """
+  same, size = _groups(group_ids)
+  rewards = _widen(rewards)
+  rarer = same & (logprobs[None, :] < logprobs[:, None])
+  rank = jnp.sum(rarer, axis=1, dtype=jnp.int32).astype(rewards.dtype)
+  return rewards * (1 - coefficient * rank / size.astype(rewards.dtype))
+
+
+def centre(
+  rewards: Float[Array, ' S'],
+  group_ids: Int[Array, ' S'],
+  *,
+  singleton: str = 'reward',
+) -> Float[Array, ' S']:
+  """Rewards less their group's mean, as the mean of differences.
+
+  r_i − mean = mean of (r_i − r_j), which is exactly 0 where all are equal; a
+  mean that is off by an ulp would be divided by a standard deviation as small.
+  """
+  if singleton not in ('reward', 'zero'):
+    raise ValueError(f"singleton must be 'reward' or 'zero', got {singleton!r}")
+  same, size = _groups(group_ids)
+  rewards = _widen(rewards)
+  gaps = jnp.where(same, rewards[:, None] - rewards[None, :], 0)
+  centred = jnp.sum(gaps, axis=1) / size.astype(rewards.dtype)
+  if singleton == 'zero':
+    return centred
+  return jnp.where(size > 1, centred, rewards)
+
+
+def _groups(
+  group_ids: Int[Array, ' S'],
+) -> tuple[Bool[Array, 'S S'], Int[Array, ' S']]:
+  """Who is in whose group, and how large that group is."""
+  same = group_ids[:, None] == group_ids[None, :]
+  return same, jnp.sum(same, axis=1, dtype=jnp.int32)
+
+
+def _widen(x: Float[Array, ' S']) -> Float[Array, ' S']:
+  """At least float32."""
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _choose_ratio(
+  m: Int[Array, ' S'], n: Int[Array, ' S'], k: int, dtype: jnp.dtype
+) -> Float[Array, ' S']:
+  """C(m, k) / C(n, k) = Π_{i<k} (m − i)/(n − i), 0 where m < k."""
+  ratio = jnp.ones(m.shape, dtype)
+  for i in range(k):
+    top = jnp.maximum(m - i, 0).astype(dtype)
+    ratio *= top / jnp.maximum(n - i, 1).astype(dtype)
+  return ratio

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Advantages of single tokens, from rewards of tokens; one sequence a row.
+
+Tokens off the mask (prompts, observations, padding) are stepped over and get
+advantage 0.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from covrl.objectives.advantages import centre
+from covrl.objectives.segments import COUNT_EPSILON
+from covrl.objectives.terms import Number
+
+# Added to the variance that whitening divides by, as published code has it.
+VARIANCE_EPSILON = 1e-8
+
+
+def reinforce_plus_plus(
+  token_rewards: Float[Array, 'S T'],
+  mask: Bool[Array, 'S T'],
+  *,
+  discount: Number = 1.0,
+) -> Float[Array, 'S T']:
+  """Discounted returns, standardised over all tokens of the batch.
+
+    A = (G − mean G) / std G,    G_t = r_t + γ G_{t+1}
+
+  Args:
+    token_rewards: one per token; an outcome's reward on its last token.
+    mask: response tokens.
+    discount: γ.
+
+  Returns:
+    One advantage per token.
+
+  References:
+    Hu et al., REINFORCE++, arXiv:2501.03262.
+  """
+  return whiten(
+    discounted_returns(token_rewards, mask, discount=discount), mask
+  )
+
+
+def reinforce_plus_plus_baseline(
+  rewards: Float[Array, ' S'],
+  group_ids: Int[Array, ' S'],
+  mask: Bool[Array, 'S T'],
+) -> Float[Array, 'S T']:
+  """Rewards less their group's mean, standardised over all tokens of the batch.
+
+  Args:
+    rewards: one per response.
+    group_ids: responses to the same prompt share an id; a response without
+      company keeps its reward.
+    mask: response tokens.
+
+  Returns:
+    One advantage per token.
+
+  References:
+    Hu et al., REINFORCE++, arXiv:2501.03262.
+  """
+  centred = centre(rewards, group_ids)
+  return whiten(jnp.broadcast_to(centred[:, None], mask.shape), mask)
+
+
+def remax(
+  token_rewards: Float[Array, 'S T'],
+  baselines: Float[Array, ' S'],
+  mask: Bool[Array, 'S T'],
+) -> Float[Array, 'S T']:
+  """Rewards still to come, less those of the greedy response to the prompt.
+
+    A_t = Σ_{u ≥ t} r_u − baseline
+
+  Args:
+    token_rewards: one per token.
+    baselines: reward of the greedy response to the sequence's prompt.
+    mask: response tokens.
+
+  Returns:
+    One advantage per token.
+
+  References:
+    Li et al., ReMax, arXiv:2310.10505, eq. 4.
+  """
+  dtype = jnp.result_type(token_rewards, baselines, jnp.float32)
+  kept = jnp.where(mask, token_rewards.astype(dtype), 0)
+  to_come = jnp.cumsum(kept[:, ::-1], axis=1)[:, ::-1]
+  return jnp.where(mask, to_come - baselines.astype(dtype)[:, None], 0)
+
+
+def gae(
+  token_rewards: Float[Array, 'S T'],
+  values: Float[Array, 'S T'],
+  mask: Bool[Array, 'S T'],
+  *,
+  discount: Number = 1.0,
+  trace_decay: Number = 0.95,
+  standardise: bool = True,
+) -> tuple[Float[Array, 'S T'], Float[Array, 'S T']]:
+  """Generalised advantage estimates, and the returns a critic should predict.
+
+    δ_t = r_t + γ V_{t+1} − V_t,    Â_t = δ_t + γλ Â_{t+1},    G_t = Â_t + V_t
+
+  where t + 1 is the next token on the mask.
+
+  Args:
+    token_rewards: one per token.
+    values: the critic's V of each token's state.
+    mask: response tokens.
+    discount: γ.
+    trace_decay: λ; 1 trusts rewards alone, 0 the critic's next value.
+    standardise: whether advantages get mean 0 and variance 1 over the batch's
+      tokens; returns never do.
+
+  Returns:
+    Advantages and returns of each token; both 0 off the mask.
+
+  References:
+    Schulman et al., High-Dimensional Continuous Control Using Generalized
+    Advantage Estimation, arXiv:1506.02438, eq. 16.
+  """
+  dtype = jnp.result_type(token_rewards, values, jnp.float32)
+  values = jnp.where(mask, values.astype(dtype), 0)
+  rewards = jnp.where(mask, token_rewards.astype(dtype), 0)
+
+  def step(
+    carry: tuple[Float[Array, ' S'], Float[Array, ' S']],
+    token: tuple[Float[Array, ' S'], Float[Array, ' S'], Bool[Array, ' S']],
+  ) -> tuple[tuple[Float[Array, ' S'], Float[Array, ' S']], Float[Array, ' S']]:
+    next_value, next_advantage = carry
+    reward, value, here = token
+    error = reward + discount * next_value - value
+    advantage = error + discount * trace_decay * next_advantage
+    kept = (
+      jnp.where(here, value, next_value),
+      jnp.where(here, advantage, next_advantage),
+    )
+    return kept, jnp.where(here, advantage, 0)
+
+  start = jnp.zeros(mask.shape[0], dtype)
+  _, advantages = jax.lax.scan(
+    step, (start, start), (rewards.T, values.T, mask.T), reverse=True
+  )
+  returns = jnp.where(mask, advantages.T + values, 0)
+  if not standardise:
+    return advantages.T, returns
+  return whiten(advantages.T, mask), returns
+
+
+def discounted_returns(
+  token_rewards: Float[Array, 'S T'],
+  mask: Bool[Array, 'S T'],
+  *,
+  discount: Number = 1.0,
+) -> Float[Array, 'S T']:
+  """Rewards from each token on, discounted: G_t = r_t + γ G_{t+1}.
+
+  The sum ends at the first token off the mask: what follows belongs to another
+  turn.
+
+  Args:
+    token_rewards: one per token.
+    mask: response tokens.
+    discount: γ.
+
+  >>> rewards = jnp.array([[0.0, 0.0, 1.0, 9.0]])
+  >>> mask = jnp.array([[True, True, True, False]])
+  >>> discounted_returns(rewards, mask, discount=0.5).tolist()
+  [[0.25, 0.5, 1.0, 0.0]]
+  """
+  dtype = jnp.promote_types(token_rewards.dtype, jnp.float32)
+  rewards = token_rewards.astype(dtype)
+
+  def step(
+    following: Float[Array, ' S'],
+    token: tuple[Float[Array, ' S'], Bool[Array, ' S']],
+  ) -> tuple[Float[Array, ' S'], Float[Array, ' S']]:
+    reward, here = token
+    total = jnp.where(here, reward + discount * following, 0)
+    return total, total
+
+  _, returns = jax.lax.scan(
+    step,
+    jnp.zeros(mask.shape[0], dtype),
+    (rewards.T, mask.T),
+    reverse=True,
+  )
+  return returns.T
+
+
+def whiten(
+  values: Float[Array, 'S T'], mask: Bool[Array, 'S T']
+) -> Float[Array, 'S T']:
+  """Values with mean 0 and (unbiased) variance 1 over the mask, 0 off it."""
+  dtype = jnp.promote_types(values.dtype, jnp.float32)
+  values = jnp.where(mask, values.astype(dtype), 0)
+  count = jnp.sum(mask, dtype=jnp.int32).astype(dtype)
+  centred = jnp.where(
+    mask, values - jnp.sum(values) / (count + COUNT_EPSILON), 0
+  )
+  variance = jnp.sum(centred**2) / (count + COUNT_EPSILON)
+  unbiased = variance * count / jnp.maximum(count - 1, 1)
+  return centred * jax.lax.rsqrt(unbiased + VARIANCE_EPSILON)

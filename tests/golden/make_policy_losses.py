@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes policy_losses.npz, what the tests need of a larger set of vectors.
+
+  python tests/golden/make_policy_losses.py PATH/TO/policy_losses.npz
+
+The input holds, per function and case, inputs, float32 outputs and float64
+outputs of a published implementation (see README.md). Of clip_cov and kl_cov
+everything is kept; of the rest inputs and outputs, without metrics and repeats.
+Names of entries stay as they are: `<function>/<case>/<in|out|out64>/<name>`.
+"""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+
+WHOLE = ('clip_cov', 'kl_cov')
+# Large and regular: fewer cases do.
+FEWER = {'kl_penalty': 4, 'entropy': 2}
+# Of a case's hyperparameters, what a loss without randomness depends on.
+OPTIONS = (
+  'kind',
+  'loss_agg_mode',
+  'clip_ratio_low',
+  'clip_ratio_high',
+  'clip_ratio_c',
+  'gamma',
+  'lam',
+  'norm_adv_by_std',
+)
+
+
+def wanted(key: str, arrays: dict[str, np.ndarray]) -> bool:
+  function, case, side, *name = key.split('/')
+  if function in WHOLE:
+    return True
+  cases = sorted(
+    {k.split('/')[1] for k in arrays if k.startswith(f'{function}/')}
+  )
+  if case not in cases[: FEWER.get(function, len(cases))]:
+    return False
+  if name[0] == 'metric':
+    return False
+  if side == 'out' and key.replace('/out/', '/out64/') in arrays:
+    # A float32 result is tested against the float64 one, which is nearer to
+    # the truth than the float32 output.
+    return False
+  returns = name == ['returns'] and function not in (
+    'gae',
+    'reinforce_plus_plus',
+  )
+  return not returns
+
+
+def main(source: str) -> None:
+  with np.load(source) as file:
+    arrays = {key: file[key] for key in file.files}
+  meta = json.loads(str(arrays.pop('meta')))
+  kept = {key: value for key, value in arrays.items() if wanted(key, arrays)}
+  cases = {'/'.join(key.split('/')[:2]) for key in kept}
+  options = {
+    case: {
+      name: value
+      for name, value in meta[case].items()
+      if name in OPTIONS or case.split('/')[0] in WHOLE
+    }
+    for case in sorted(cases)
+  }
+  target = pathlib.Path(__file__).with_name('policy_losses.npz')
+  np.savez_compressed(target, meta=np.array(json.dumps(options)), **kept)
+  print(f'{len(kept)} arrays, {target.stat().st_size / 1e3:.0f} kB')
+
+
+if __name__ == '__main__':
+  main(*sys.argv[1:])

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Advantages of responses: published values, formulas, invariances."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from covrl.objectives import (
+  group_relative,
+  leave_one_out,
+  opo,
+  pass_at_k,
+  unlikeliness,
+)
+
+relative = jax.jit(group_relative, static_argnames=('scale', 'singleton'))
+loo = jax.jit(leave_one_out, static_argnames='singleton')
+
+
+def groups_of(case, dtype):
+  """Rewards and group ids of a case; padding rows are groups of their own."""
+  rewards = jnp.sum(case.given('token_level_rewards', dtype), axis=1)
+  count = len(case.arrays['in/index'])
+  ids = np.arange(100, 116)
+  ids[:count] = case.arrays['in/index']
+  return rewards, jnp.asarray(ids), count
+
+
+FUNCTIONS = {
+  'grpo': relative,
+  'grpo_vectorized': relative,
+  'rloo': loo,
+  'rloo_vectorized': functools.partial(loo, singleton='zero'),
+}
+
+
+def check(golden, function, dtype, tolerance):
+  for case in golden(function):
+    rewards, ids, count = groups_of(case, dtype)
+    if function == 'opo':
+      lengths = jnp.sum(case.given('response_mask'), axis=1)
+      actual = jax.jit(opo)(rewards, ids, lengths)
+    else:
+      actual = FUNCTIONS[function](rewards, ids)
+    assert actual.dtype == dtype
+    mask = np.asarray(case.given('response_mask'))
+    expected = case.expected('advantages')
+    np.testing.assert_allclose(
+      (np.asarray(actual)[:, None] * mask)[:count],
+      expected[:count],
+      rtol=tolerance,
+      atol=tolerance * max(1.0, float(np.abs(expected).max())),
+      err_msg=case.name,
+    )
+
+
+@pytest.mark.parametrize('function', [*FUNCTIONS, 'opo'])
+def test_published_float32(golden, function):
+  check(golden, function, jnp.float32, 1e-6)
+
+
+@pytest.mark.parametrize('function', [*FUNCTIONS, 'opo'])
+def test_published_float64(golden, function, x64):
+  # The published vectorised GRPO takes its groups' moments in float32.
+  tolerance = 1e-7 if function == 'grpo_vectorized' else 1e-12
+  check(golden, function, jnp.float64, tolerance)
+
+
+rewards_and_groups = st.lists(
+  st.tuples(st.floats(-8, 8, width=16), st.sampled_from([-3, 0, 7, 2**31 - 1])),
+  min_size=6,
+  max_size=6,
+)
+
+
+def numpy_group_relative(rewards, ids):
+  out = np.zeros(len(rewards))
+  for i, (reward, group) in enumerate(zip(rewards, ids, strict=True)):
+    members = rewards[ids == group]
+    if len(members) == 1:
+      out[i] = reward / (1 + 1e-6)
+    else:
+      out[i] = (reward - members.mean()) / (members.std(ddof=1) + 1e-6)
+  return out
+
+
+@given(rewards_and_groups, st.permutations(range(6)))
+@settings(max_examples=40, deadline=None)
+def test_group_relative(pairs, order):
+  rewards = np.array([r for r, _ in pairs], np.float32)
+  ids = np.array([g for _, g in pairs], np.int32)
+  actual = np.asarray(relative(jnp.asarray(rewards), jnp.asarray(ids)))
+  expected = numpy_group_relative(rewards.astype(np.float64), ids)
+  np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+  order = np.array(order)
+  permuted = relative(jnp.asarray(rewards[order]), jnp.asarray(ids[order]))
+  np.testing.assert_allclose(permuted, actual[order], rtol=1e-4, atol=1e-4)
+
+
+@given(rewards_and_groups)
+@settings(max_examples=40, deadline=None)
+def test_leave_one_out(pairs):
+  rewards = np.array([r for r, _ in pairs], np.float32)
+  ids = np.array([g for _, g in pairs], np.int32)
+  actual = loo(jnp.asarray(rewards), jnp.asarray(ids))
+  for i in range(6):
+    others = np.flatnonzero((ids == ids[i]) & (np.arange(6) != i))
+    baseline = rewards[others].mean() if len(others) else 0
+    assert actual[i] == pytest.approx(rewards[i] - baseline, abs=1e-5)
+
+
+@pytest.mark.parametrize('reward', [0.1, 1 / 3, 1e6 / 7, -2.7e-5])
+@pytest.mark.parametrize('size', [2, 3, 7])
+def test_equal_rewards_get_exactly_nothing(reward, size):
+  rewards, ids = jnp.full(size, reward), jnp.zeros(size, jnp.int32)
+  assert not relative(rewards, ids).any()
+  assert not relative(rewards, ids, scale=None).any()
+  assert not loo(rewards, ids).any()
+  assert not opo(rewards, ids, jnp.arange(size)).any()
+
+
+def test_dr_grpo_only_centres():
+  rewards, ids = jnp.array([1.0, 4.0, 3.0, 0.0]), jnp.array([1, 2, 2, 1])
+  np.testing.assert_allclose(
+    relative(rewards, ids, scale=None), [0.5, 0.5, -0.5, -0.5]
+  )
+
+
+def test_singletons():
+  rewards, ids = jnp.array([0.5, 3.0, 1.0]), jnp.array([1, 2, 1])
+  assert relative(rewards, ids)[1] == pytest.approx(3 / (1 + 1e-6))
+  for function in (relative, loo):
+    assert function(rewards, ids, singleton='zero')[1] == 0
+  assert loo(rewards, ids)[1] == 3
+
+
+def test_opo_without_tokens_is_the_reward():
+  rewards = jnp.array([1.0, 2.0])
+  actual = opo(rewards, jnp.zeros(2, jnp.int32), jnp.zeros(2, jnp.int32))
+  np.testing.assert_array_equal(actual, rewards)
+
+
+def numpy_pass_at_k(success, k):
+  """By listing every subset."""
+  subsets = list(itertools.combinations(range(len(success)), k))
+  scores = np.array([float(any(success[i] for i in s)) for s in subsets])
+  deviation = scores.std()
+  if deviation == 0:
+    return np.zeros(len(success))
+  return np.array(
+    [
+      np.mean(
+        [
+          (score - scores.mean()) / deviation
+          for s, score in zip(subsets, scores, strict=True)
+          if i in s
+        ]
+      )
+      for i in range(len(success))
+    ]
+  )
+
+
+@pytest.mark.parametrize('k', [1, 2, 3, 5])
+@pytest.mark.parametrize('successes', range(6))
+def test_pass_at_k(k, successes):
+  success = np.arange(5) < successes
+  # A second group, interleaved and one too small for any k, does not matter.
+  rewards = jnp.asarray(np.stack([success, 1 - success], 1).ravel(), float)
+  ids = jnp.asarray([0, 1] * 4 + [0, 2], jnp.int32)
+  actual = jax.jit(pass_at_k, static_argnames='k')(rewards, ids, k=k)
+  np.testing.assert_allclose(
+    actual[::2], numpy_pass_at_k(success, k), rtol=1e-5, atol=1e-6
+  )
+  assert actual[9] == 0
+
+
+def test_pass_at_one_is_the_standardised_reward():
+  rewards, ids = jnp.array([1.0, 0, 0, 1, 0]), jnp.zeros(5, jnp.int32)
+  expected = (rewards - 0.4) / jnp.std(rewards)
+  np.testing.assert_allclose(pass_at_k(rewards, ids, k=1), expected, rtol=1e-6)
+
+
+def test_pass_at_k_needs_a_sample():
+  with pytest.raises(ValueError, match='k must be at least 1, got 0'):
+    pass_at_k(jnp.zeros(2), jnp.zeros(2, jnp.int32), k=0)
+
+
+def test_unlikeliness():
+  rewards = jnp.array([1.0, 1.0, 0.0, 1.0, 1.0])
+  logprobs = jnp.array([-1.0, -3.0, -9.0, -2.0, -0.5])
+  ids = jnp.array([4, 4, 4, 4, 8])
+  actual = jax.jit(unlikeliness)(rewards, logprobs, ids)
+  np.testing.assert_allclose(
+    actual, [1 - 0.25 * 3 / 4, 1 - 0.25 / 4, 0, 1 - 0.25 * 2 / 4, 1]
+  )
+
+
+def test_narrow_rewards_are_widened():
+  rewards, ids = jnp.ones(3, jnp.bfloat16), jnp.zeros(3, jnp.int32)
+  assert relative(rewards, ids).dtype == jnp.float32
+  assert pass_at_k(rewards, ids, k=1).dtype == jnp.float32

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Estimators of the KL: values, gradients, what happens at 0 and far away."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from covrl.objectives import DIVERGENCES, divergence, divergence_gradient
+
+POINTS = (-30.0, -3.0, -0.1, -1e-4, 0.0, 1e-4, 0.2, 5.0, 30.0)
+
+
+def slope(x, kind, **options):
+  return jax.grad(lambda x: jnp.sum(divergence(x, kind, **options)))(x)
+
+
+@jax.jit
+def all_kinds(log_ratio):
+  return {
+    kind: (
+      divergence(log_ratio, kind),
+      slope(log_ratio, kind),
+      divergence_gradient(log_ratio, kind),
+    )
+    for kind in DIVERGENCES
+  }
+
+
+def check_published(golden, dtype, tolerance):
+  for case in golden('kl_penalty'):
+    log_ratio = case.given('logprob', dtype) - case.given('ref_logprob', dtype)
+    rows, length = case.shape
+    for kind, numbers in all_kinds(log_ratio).items():
+      expected = case.expected(kind), *[case.expected(f'{kind}.grad')] * 2
+      for actual, wanted in zip(numbers, expected, strict=True):
+        assert actual.dtype == dtype
+        # k3 is small where its terms cancel: relative to those.
+        np.testing.assert_allclose(
+          actual[:rows, :length],
+          wanted[:rows, :length],
+          rtol=tolerance,
+          atol=tolerance,
+        )
+
+
+def test_published_float32(golden):
+  check_published(golden, jnp.float32, 1e-6)
+
+
+def test_published_float64(golden, x64):
+  check_published(golden, jnp.float64, 1e-12)
+
+
+@pytest.mark.parametrize('kind', DIVERGENCES)
+def test_closed_form_is_the_derivative(kind, x64):
+  x = jnp.array(POINTS)
+  np.testing.assert_allclose(
+    divergence_gradient(x, kind), slope(x, kind), rtol=1e-12
+  )
+
+
+@pytest.mark.parametrize('kind', DIVERGENCES)
+def test_an_unmoved_token(kind):
+  x = jnp.zeros(3)
+  assert not divergence(x, kind).any()
+  expected = 1.0 if kind == 'k1' else 0.0
+  assert (slope(x, kind) == expected).all()
+  assert (divergence_gradient(x, kind) == expected).all()
+
+
+def test_dead_zone():
+  x = jnp.array([-0.3, -0.1, 0.0, 0.05, 0.2])
+  for zone in (0.1, jnp.array(0.1)):
+    np.testing.assert_allclose(
+      divergence(x, 'abs', dead_zone=zone), [0.3, 0, 0, 0, 0.2]
+    )
+    expected = [-1, 0, 0, 0, 1]
+    np.testing.assert_array_equal(slope(x, 'abs', dead_zone=zone), expected)
+    np.testing.assert_array_equal(
+      divergence_gradient(x, 'abs', dead_zone=zone), expected
+    )
+  np.testing.assert_array_equal(divergence_gradient(x, 'k2', dead_zone=0.1), x)
+
+
+def test_k3_stays_finite():
+  x = jnp.array([-1e4, 1e4])
+  assert np.isfinite(divergence(x, 'k3')).all()
+  assert not slope(x, 'k3').any()
+  assert not divergence_gradient(x, 'k3').any()
+
+
+@pytest.mark.parametrize(('kind', 'order'), [('k1', 1), ('k3', 1), ('k2', 0)])
+def test_means_over_the_policy(kind, order, x64):
+  # E k1 = E k3 = KL; E ∂k2 = ∂KL. (k2's mean is only near the KL.)
+  rng = np.random.default_rng(0)
+  z, z_ref = jnp.asarray(rng.normal(size=(2, 6)))
+  log_ref = jax.nn.log_softmax(z_ref)
+
+  def full(z):
+    log_pi = jax.nn.log_softmax(z)
+    return jnp.sum(jnp.exp(log_pi) * (log_pi - log_ref))
+
+  def sampled(z):
+    log_pi = jax.nn.log_softmax(z)
+    pi = jax.lax.stop_gradient(jnp.exp(log_pi))
+    return jnp.sum(pi * divergence(log_pi - log_ref, kind))
+
+  if order:
+    np.testing.assert_allclose(sampled(z), full(z), rtol=1e-12)
+  else:
+    np.testing.assert_allclose(
+      jax.grad(sampled)(z), jax.grad(full)(z), rtol=1e-10, atol=1e-14
+    )
+
+
+def test_narrow_floats_are_widened():
+  x = jnp.ones(2, jnp.bfloat16)
+  assert divergence(x, 'k3').dtype == jnp.float32
+  assert divergence_gradient(x, 'k3').dtype == jnp.float32
+
+
+def test_unknown_kind():
+  with pytest.raises(ValueError, match=r"kind must be one of .* got 'k4'"):
+    divergence(jnp.zeros(1), 'k4')

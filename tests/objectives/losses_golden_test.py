@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values and gradients of the losses equal a published implementation's."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from covrl.objectives import (
+  cispo,
+  clipped_surrogate,
+  geo_mean,
+  gspo,
+  sapo,
+  token_weights,
+)
+from covrl.types import TokenStats
+
+MODES = {
+  'token-mean': 'token-mean',
+  'token-sum': 'token-sum',
+  'seq-mean-token-mean': 'sequence-mean-token-mean',
+  'seq-mean-token-sum': 'sequence-mean-token-sum',
+  'seq-mean-token-sum-norm': 'constant-length',
+}
+
+
+@jax.jit
+def all_weights(mask, length):
+  return {
+    mode: token_weights(mask, mode, length=length) for mode in MODES.values()
+  }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def value_and_gradient(loss, options, inputs):
+  def objective(logprobs):
+    stats = TokenStats(logprobs=logprobs, entropy=jnp.zeros_like(logprobs))
+    return loss(stats, **options, **inputs)
+
+  inputs = dict(inputs)
+  return jax.value_and_grad(objective, has_aux=True)(inputs.pop('logprobs'))
+
+
+def run(case, loss, dtype, option_names, mode=None, correction=None):
+  """Value, gradient, weights and report of a case."""
+  mode = mode or MODES[case.options['loss_agg_mode']]
+  if correction is None:
+    correction = (
+      case.given('rollout_is_weights', dtype)
+      if 'rollout_is_weights' in case
+      else jnp.ones((16, 64), dtype)
+    )
+  length = jnp.asarray(case.shape[1], dtype)
+  weights = all_weights(case.given('response_mask'), length)[mode]
+  inputs = {
+    'logprobs': case.given('log_prob', dtype),
+    'old_logprobs': case.given('old_log_prob', dtype),
+    'advantages': case.given('advantages', dtype),
+    'weights': weights.astype(dtype) * correction,
+  }
+  options = {
+    name: case.options[source] for name, source in option_names.items()
+  }
+  (value, aux), gradient = value_and_gradient(loss, options, inputs)
+  return value, gradient, inputs['weights'], aux
+
+
+CLIP = {'low': 'clip_ratio_low', 'high': 'clip_ratio_high'}
+LOSSES = {
+  'vanilla': (clipped_surrogate, {**CLIP, 'dual_clip': 'clip_ratio_c'}),
+  'cispo': (cispo, CLIP),
+  'sapo': (sapo, {}),
+  'gspo': (gspo, CLIP),
+}
+
+
+def check(golden, close, function, dtype, relative):
+  loss, names = LOSSES[function]
+  # That implementation aggregates SAPO one way, whatever it is asked for.
+  mode = 'sequence-mean-token-mean' if function == 'sapo' else None
+  for case in golden(function):
+    value, gradient, weights, aux = run(case, loss, dtype, names, mode)
+    assert value.dtype == gradient.dtype == dtype
+    close(gradient, case.expected('grad_log_prob'), relative, case.name)
+    # The value is a sum of terms that may cancel: relative to their size.
+    size = float(jnp.sum(jnp.abs(weights * aux.score_weight)))
+    assert abs(value - case.expected('loss')) <= relative * max(size, 1e-3), (
+      case.name
+    )
+    # What the report says of a token is what the gradient does to it.
+    close(-weights * aux.score_weight, gradient, relative, case.name)
+
+
+@pytest.mark.parametrize('function', LOSSES)
+def test_float32(golden, close, function):
+  check(golden, close, function, jnp.float32, 1e-6)
+
+
+@pytest.mark.parametrize('function', LOSSES)
+def test_float64(golden, close, function, x64):
+  check(golden, close, function, jnp.float64, 1e-12)
+
+
+def check_geo_mean(golden, close, dtype, relative):
+  for case in golden('geo_mean'):
+    mask = np.asarray(case.given('response_mask'))
+    count = mask.sum(1, keepdims=True) + 1e-8
+    # There the mean is over all rows, empty ones too, and importance weights
+    # enter as their geometric mean over the sequence.
+    correction = mask / (np.maximum(mask.sum(1, keepdims=True), 1))
+    correction = correction / case.shape[0]
+    if 'rollout_is_weights' in case:
+      logs = np.log(np.asarray(case.given('rollout_is_weights', 'f8')) + 1e-10)
+      correction = correction * np.exp(
+        (logs * mask).sum(1, keepdims=True) / count
+      )
+    value, gradient, weights, aux = run(
+      case,
+      geo_mean,
+      dtype,
+      CLIP,
+      mode='token-sum',
+      correction=jnp.asarray(correction, dtype),
+    )
+    close(gradient, case.expected('grad_log_prob'), relative, case.name)
+    size = float(jnp.sum(jnp.abs(weights * aux.score_weight)))
+    assert abs(value - case.expected('loss')) <= relative * max(size, 1e-3)
+
+
+def test_geo_mean_float32(golden, close):
+  check_geo_mean(golden, close, jnp.float32, 1e-6)
+
+
+def test_geo_mean_float64(golden, close, x64):
+  check_geo_mean(golden, close, jnp.float64, 1e-12)

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights: formulas, packed and padded layouts, meshes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from covrl.objectives import token_weights
+from covrl.sharding import make_mesh, shard_batch
+
+MODES = (
+  'token-mean',
+  'token-sum',
+  'sequence-mean-token-mean',
+  'sequence-mean-token-sum',
+  'constant-length',
+)
+PUBLISHED = {
+  'token-mean': 'token-mean',
+  'token-sum': 'token-sum',
+  'sequence-mean-token-mean': 'seq-mean-token-mean',
+  'sequence-mean-token-sum': 'seq-mean-token-sum',
+  'constant-length': 'seq-mean-token-sum-norm',
+}
+
+
+def pack(masks, rows, length):
+  """Lays sequences out in rows, first fit; returns mask, segments, places."""
+  mask = np.zeros((rows, length), bool)
+  segment_ids = np.zeros((rows, length), np.int32)
+  sequence_ids = np.full((rows, length), -1, np.int32)
+  used, count, places = [0] * rows, [0] * rows, []
+  for name, tokens in enumerate(masks):
+    row = next(r for r in range(rows) if used[r] + len(tokens) <= length)
+    place = slice(used[row], used[row] + len(tokens))
+    used[row], count[row] = place.stop, count[row] + 1
+    mask[row, place] = tokens
+    segment_ids[row, place] = count[row]
+    sequence_ids[row, place] = 1000 + name
+    places.append((row, place))
+  return mask, segment_ids, sequence_ids, places
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_published(golden, close, mode):
+  for case in golden('agg_loss'):
+    mask = case.given('loss_mask')
+    weights = token_weights(mask, mode, length=case.shape[1])
+    loss = jnp.sum(weights * case.given('loss_mat', jnp.float32))
+    size = jnp.sum(weights * jnp.abs(case.given('loss_mat', jnp.float32)))
+    np.testing.assert_allclose(
+      loss, case.expected(PUBLISHED[mode]), rtol=0, atol=1e-6 * float(size)
+    )
+
+
+@given(
+  st.lists(
+    st.lists(st.booleans(), min_size=1, max_size=6), min_size=1, max_size=5
+  ),
+  st.sampled_from(MODES),
+)
+@settings(max_examples=40, deadline=None)
+def test_layout_does_not_matter(masks, mode):
+  padded = np.zeros((5, 6), bool)
+  for row, tokens in enumerate(masks):
+    padded[row, : len(tokens)] = tokens
+  plain = np.asarray(token_weights(jnp.asarray(padded), mode, length=6))
+  mask, segment_ids, sequence_ids, places = pack(masks, 5, 12)
+  for ids in (
+    {'segment_ids': jnp.asarray(segment_ids)},
+    {'sequence_ids': jnp.asarray(sequence_ids)},
+    {
+      'segment_ids': jnp.asarray(segment_ids),
+      'sequence_ids': jnp.asarray(sequence_ids),
+    },
+  ):
+    packed = np.asarray(token_weights(jnp.asarray(mask), mode, length=6, **ids))
+    for row, (where, place) in enumerate(places):
+      np.testing.assert_array_equal(
+        packed[where, place], plain[row, : len(masks[row])]
+      )
+    assert not packed[~mask].any()
+
+
+@pytest.mark.parametrize(
+  ('mode', 'total'),
+  [
+    ('token-mean', 1),
+    ('token-sum', 7),
+    ('sequence-mean-token-mean', 1),
+    ('sequence-mean-token-sum', 7 / 3),
+    ('constant-length', 7 / 3 / 4),
+  ],
+)
+def test_totals(mode, total):
+  mask = jnp.array([[1, 1, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 1]])
+  weights = token_weights(mask.astype(bool), mode, length=4)
+  np.testing.assert_allclose(jnp.sum(weights), total, rtol=1e-6)
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_empty_batch_has_no_weight_and_no_nan(mode):
+  weights = token_weights(jnp.zeros((2, 3), bool), mode, length=3)
+  assert not weights.any()
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_mesh_does_not_matter_and_nothing_is_gathered(mode):
+  rng = np.random.default_rng(0)
+  masks = [rng.random(rng.integers(1, 6)) < 0.7 for _ in range(30)]
+  mask, segment_ids, _, _ = pack(masks, 16, 12)
+  arrays = (jnp.asarray(mask), jnp.asarray(segment_ids))
+
+  @jax.jit
+  def weigh(mask, segment_ids):
+    return token_weights(mask, mode, segment_ids=segment_ids, length=6)
+
+  sharded = shard_batch(arrays, make_mesh((4, 2)))
+  np.testing.assert_array_equal(weigh(*sharded), weigh(*arrays))
+  program = weigh.lower(*sharded).compile().as_text()
+  assert program is not None
+  assert 'all-gather' not in program
+  assert 'all-to-all' not in program
+
+
+def test_dtype(x64):
+  mask = jnp.ones((2, 3), bool)
+  assert token_weights(mask).dtype == jnp.float64
+
+
+def test_refusals():
+  mask = jnp.ones((2, 3), bool)
+  with pytest.raises(ValueError, match=r"one of .* got 'mean'"):
+    token_weights(mask, 'mean')
+  with pytest.raises(ValueError, match='needs a length'):
+    token_weights(mask, 'constant-length')
