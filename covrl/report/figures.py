@@ -18,11 +18,10 @@ from covrl.report.series import (
   lines_of,
   smoothed,
 )
-from covrl.report.verdict import ACCURACIES, QUADRANTS
+from covrl.report.verdict import QUADRANTS
 
 _BINS = 24  # bars in a figure
 
-_ACCURACY_COLORS = dict(zip(ACCURACIES, (GREEN, BLUE, PURPLE), strict=True))
 _QUADRANT_COLORS = dict(
   zip(QUADRANTS, (BLUE, VERMILION, SKY, ORANGE), strict=True)
 )
@@ -72,7 +71,8 @@ def warm_start_figures(run: Run) -> list[Drawing]:
 
 def _accuracy(run: Run) -> Figure:
   series = []
-  for name in reversed(ACCURACIES):
+  colors = zip(run.accuracies, (GREEN, BLUE, PURPLE), strict=True)
+  for name, color in reversed(list(colors)):
     curve = run.evals.curve(name)
     half = dict(zip(*run.evals.curve(f'{name}_stderr'), strict=True))
     error = 196 * np.array([half.get(place, np.nan) for place in curve.x])
@@ -84,15 +84,15 @@ def _accuracy(run: Run) -> Figure:
         y=100 * curve.y,
         low=100 * curve.y - np.nan_to_num(error) if known else None,
         high=100 * curve.y + np.nan_to_num(error) if known else None,
-        color=_ACCURACY_COLORS[name],
+        color=color,
         kind='points',
       )
     )
   return Figure(
     key='accuracy',
     title='Held-out problems solved',
-    caption='Bars: 95 % of the evaluation’s own sampling error. '
-    'pass@8 counts a problem that any of 8 samples solves.',
+    caption='Bars: 95 % intervals over problems. pass@k counts a problem that '
+    'any of k samples solves.',
     y_label='problems solved, %',
     series=series,
     unit='%',

@@ -17,7 +17,8 @@ def health_figures(run: Run) -> list[Drawing]:
       _log_ratio(run),
       _sampler_gap(run),
       _penalty(run),
-      _entropy_change(run),
+      _entropy_drift(run),
+      _predicted(run),
       _length(run),
       _endings(run),
       _gradient_norm(run),
@@ -30,7 +31,7 @@ def health_figures(run: Run) -> list[Drawing]:
 def phase_times(run: Run) -> list[tuple[str, str, float]]:
   """Mean seconds per phase of an iteration: name, time, share of the longest."""
   times = {
-    name.removeprefix('time/').replace('_', ' '): run.train.mean(name)
+    name.removeprefix('time/').replace('_', ' '): run.train.seconds(name)
     for name in run.train.fields('time/')
   }
   known = {name: mean for name, mean in times.items() if mean}
@@ -79,27 +80,44 @@ def _sampler_gap(run: Run) -> Figure:
 
 
 def _penalty(run: Run) -> Figure:
-  names = {'penalty_share': 'penalty'}
+  names = {'penalty_share': 'share'}
   return Figure(
     key='penalty',
-    title='Weight of the penalty',
-    y_label='of the gradient norm, %',
+    title='Weight of entropy control',
+    caption='Norm of what the token chain changed in the gradient signal, over '
+    'the norm of the result.',
+    y_label='of the signal’s norm, %',
     series=lines_of(run.train, names, scale=100),
     unit='%',
     zero=True,
   )
 
 
-def _entropy_change(run: Run) -> Figure:
-  names = {'entropy_drift': 'measured', 'predicted_entropy_change': 'predicted'}
+def _entropy_drift(run: Run) -> Figure:
   return Figure(
-    key='entropy-change',
-    title='Change of entropy',
-    caption='Predicted from the covariance; measured between consecutive '
-    'batches.',
-    y_label='nats per iteration',
-    series=lines_of(run.train, names, (BLUE, ORANGE)),
+    key='entropy-drift',
+    title='Drift of entropy',
+    caption='Between consecutive batches.',
+    y_label='nats per update',
+    series=lines_of(run.train, {'entropy_drift': 'measured'}),
     unit='nats',
+    zero=True,
+  )
+
+
+def _predicted(run: Run) -> Figure:
+  fields = run.train.fields('predicted_entropy_change')
+  names = {field: field.rpartition('/')[2] for field in fields}
+  if list(names) == ['predicted_entropy_change']:
+    names = {'predicted_entropy_change': 'from the covariance'}
+  return Figure(
+    key='entropy-predicted',
+    title='Predicted change of entropy',
+    caption='By the covariance of the batch, and of each state.'
+    if len(names) > 1
+    else '',
+    y_label='nats per unit of step size',
+    series=lines_of(run.train, names, (BLUE, ORANGE, GREEN)),
     zero=True,
   )
 
@@ -119,12 +137,15 @@ def _endings(run: Run) -> Figure:
     'end_fraction': 'ended by the policy',
     'truncated_fraction': 'cut off at the limit',
     'equal_reward_groups': 'groups of equal reward',
+    'reward_failures': 'responses not scored',
   }
   return Figure(
     key='endings',
     title='Endings, and groups without a signal',
     y_label='of responses or groups, %',
-    series=lines_of(run.train, names, (BLUE, VERMILION, GREEN), scale=100),
+    series=lines_of(
+      run.train, names, (BLUE, VERMILION, GREEN, ORANGE), scale=100
+    ),
     unit='%',
     zero=True,
   )
@@ -144,7 +165,7 @@ def _throughput(run: Run) -> Figure:
   return Figure(
     key='throughput',
     title='Throughput',
-    y_label='tokens per second',
+    y_label='tokens per second, in updates',
     series=lines_of(run.train, {'tokens_per_second': 'tokens'}),
     unit='per second',
     zero=True,

@@ -18,7 +18,7 @@ from etils import epath
 
 from covrl.report import figures, machinery, samples, words
 from covrl.report.run import Run, load_run
-from covrl.report.verdict import ACCURACIES, judge
+from covrl.report.verdict import judge
 
 
 def write_report(workdir: epath.PathLike) -> epath.Path:
@@ -43,6 +43,7 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
     health=machinery.health_figures(run),
     warm_start=figures.warm_start_figures(run),
     times=machinery.phase_times(run),
+    accuracies=run.accuracies,
     evaluations=_evaluations(run),
     tables=samples.sample_tables(run),
     settings=flat(run.config),
@@ -91,10 +92,9 @@ def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, str]:
 def _facts(run: Run) -> list[str]:
   """The line under the page's name."""
   done, asked = run.iterations
-  facts = []
-  method = run.option('entropy.method')
-  if method is not None:
-    facts.append(f'entropy control: {method}')
+  facts = [run.name] if run.name != run.path.name else []
+  if run.option('entropy.method') is not None:
+    facts.append(f'entropy control: {run.option("entropy.method")}')
   if run.option('seed') is not None:
     facts.append(f'seed {run.option("seed")}')
   if asked is not None and done < asked:
@@ -114,7 +114,7 @@ def _evaluations(run: Run) -> list[list[str]]:
   for index in range(len(run.evals)):
     iteration = run.evals.at(index, 'iteration')
     row = ['–' if iteration is None else f'{iteration:,.0f}']
-    for metric in ACCURACIES:
+    for metric in run.accuracies:
       value = run.evals.at(index, metric)
       error = run.evals.at(index, f'{metric}_stderr')
       text = '–' if value is None else words.fixed(100 * value, 1)

@@ -12,12 +12,15 @@ import dataclasses
 import functools
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 from jaxtyping import Float
+
+_SEED = re.compile(r'(^|[-_.])(seed|s)?[-_=]?\d+$')
 
 
 class Curve(NamedTuple):
@@ -69,6 +72,21 @@ class Lines:
     total = np.bincount(index, weights=y[kept], minlength=places.size)
     return Curve(places, total / np.bincount(index, minlength=places.size))
 
+  def seconds(self, field: str) -> float | None:
+    """Mean seconds of an iteration, `None` if there are none.
+
+    The lines of an iteration's updates repeat the times of its rollout and
+    have their own times for the rest: distinct numbers add up.
+    """
+    spent: dict[float, set[float]] = {}
+    for place, number in zip(
+      self.numbers('iteration'), self.numbers(field), strict=True
+    ):
+      if math.isfinite(number):
+        spent.setdefault(place, set()).add(number)
+    totals = [sum(numbers) for numbers in spent.values()]
+    return sum(totals) / len(totals) if totals else None
+
   def mean(self, field: str) -> float | None:
     """The mean of all finite entries, `None` if there is none."""
     numbers = self.numbers(field)
@@ -113,6 +131,30 @@ class Run:
     for part in name.split('.'):
       value = value.get(part) if isinstance(value, Mapping) else None
     return value
+
+  @property
+  def name(self) -> str:
+    """Which configuration this is a run of.
+
+    As `config.json` calls it; else the config file's stem, where it names a
+    file; else the directory, or its parent if that is called after the seed.
+    """
+    name = self.settings.get('name')
+    if name:
+      return str(name)
+    source = str(self.settings.get('source') or '')
+    if source.endswith('.py') and '\n' not in source:
+      return epath.Path(source).stem
+    stem = _SEED.sub('', self.path.name)
+    return stem or self.path.parent.name
+
+  @property
+  def accuracies(self) -> tuple[str, str, str]:
+    """Names of the accuracies: greedy, mean@k and pass@k for the run's k."""
+    for field in self.evals.fields('mean@'):
+      if field.removeprefix('mean@').isdigit():
+        return 'greedy', field, f'pass@{field.removeprefix("mean@")}'
+    return 'greedy', 'mean@8', 'pass@8'
 
   @property
   def iterations(self) -> tuple[int, int | None]:

@@ -25,8 +25,6 @@ QUADRANTS = {
   'negative_likely': 'likely tokens in wrong answers',
 }
 
-ACCURACIES = ('greedy', 'mean@8', 'pass@8')
-
 # Phases of an iteration that exist because of entropy control alone.
 _CONTROL_PHASES = ('control', 'entropy_control', 'selection', 'token_chain')
 
@@ -62,15 +60,20 @@ def judge(run: Run) -> Verdict:
   return Verdict(_headline(run), findings)
 
 
-def gain(run: Run, metric: str = 'mean@8') -> Estimate | None:
+def gain(run: Run, metric: str | None = None) -> Estimate | None:
   """How much an accuracy changed from the first evaluation to the last.
 
   Paired by problem and bootstrapped where per-problem results were kept, from
   the standard errors where not.
 
+  Args:
+    run: with evaluations.
+    metric: `'greedy'`, `'mean@8'`, …; the mean over samples by default.
+
   Returns:
     The change, as a share of 1; `None` without two evaluations.
   """
+  metric = metric or run.accuracies[1]
   ends = _ends(run, metric)
   if ends is None:
     return None
@@ -163,21 +166,23 @@ def _score(problem: dict, metric: str) -> float | None:
   correct = problem.get('correct')
   if not correct:
     return None
-  return float(np.mean(correct) if metric == 'mean@8' else max(correct))
+  mean = metric.startswith('mean')
+  return float(np.mean(correct) if mean else max(correct))
 
 
 def _headline(run: Run) -> str:
   """The one sentence, with the gain where there is one to state."""
-  estimate, ends = gain(run), _ends(run, 'mean@8')
+  metric = run.accuracies[1]
+  estimate, ends = gain(run), _ends(run, metric)
   if estimate is not None and ends is not None:
     verb = {1: 'rose', -1: 'fell', 0: 'shows no clear change:'}[estimate.sign]
     if estimate.low is None:
       verb = 'went'
-    span = [run.evals.at(i, 'iteration') for i in _judged(run, 'mean@8')]
+    span = [run.evals.at(i, 'iteration') for i in _judged(run, metric)]
     return Markup(
-      'mean@8 {} from {} to {}: <b class="c{}">{} points</b>. '
-      '<small>{}{}.</small>'
+      '{} {} from {} to {}: <b class="c{}">{} points</b>. <small>{}{}.</small>'
     ).format(
+      metric,
       verb,
       *(words.percent(end) for end in ends),
       (0, 1, 2)[estimate.sign],
@@ -185,11 +190,11 @@ def _headline(run: Run) -> str:
       _capital(words.interval(estimate, scale=100)),
       _between(span[0], span[-1]),
     )
-  if run.evals.has('mean@8'):
-    value = run.evals.numbers('mean@8')[_judged(run, 'mean@8')[0]]
+  if run.evals.has(metric):
+    value = run.evals.numbers(metric)[_judged(run, metric)[0]]
     return Markup(
-      'One evaluation so far: mean@8 is <b>{}</b>. A gain needs a second one.'
-    ).format(words.percent(value))
+      'One evaluation so far: {} is <b>{}</b>. A gain needs a second one.'
+    ).format(metric, words.percent(value))
   if len(run.train):
     return 'Training goes on; nothing has been evaluated yet.'
   if len(run.warm_start):
@@ -200,9 +205,10 @@ def _headline(run: Run) -> str:
 def _accuracy(run: Run) -> str:
   """The other accuracies, each with its change and interval."""
   parts = []
-  for metric in ACCURACIES:
+  greedy, _, best = run.accuracies
+  for metric in (greedy, best):
     ends, estimate = _ends(run, metric), gain(run, metric)
-    if metric == 'mean@8' or ends is None or estimate is None:
+    if ends is None or estimate is None:
       continue
     spread = ''
     if estimate.low is not None and estimate.high is not None:
@@ -271,20 +277,20 @@ def _selected(run: Run) -> str:
 
 
 def _cost(run: Run) -> str:
-  """What entropy control took: time, and weight in the gradient."""
+  """What entropy control took: time, and weight in what is learnt from."""
   parts = []
-  seconds = run.train.mean('seconds')
-  spent = [run.train.mean(f'time/{name}') for name in _CONTROL_PHASES]
+  seconds = run.train.seconds('seconds')
+  spent = [run.train.seconds(f'time/{name}') for name in _CONTROL_PHASES]
   spent = [value for value in spent if value is not None]
   if spent and seconds:
     share = words.percent(sum(spent) / seconds)
     parts.append(Markup('<b>{}</b> of the time').format(share))
   penalty = run.train.mean('penalty_share')
-  if penalty is not None:
+  if penalty:
     parts.append(
-      Markup('the penalty is <b>{}</b> of the gradient norm on average').format(
-        words.percent(penalty)
-      )
+      Markup(
+        'what it changed is <b>{}</b> of the gradient signal’s norm on average'
+      ).format(words.percent(penalty))
     )
   text = Markup('; ').join(parts)
   return Markup('{}.').format(_capital(text)) if text else ''

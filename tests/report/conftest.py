@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 EVERY = 10  # iterations between evaluations
+UPDATES = 2  # per iteration
+SOURCE = '"""KL-Cov on Countdown."""\n\ndef get_config():\n  ...\n'
 
 
 def write_run(
@@ -26,7 +28,8 @@ def write_run(
   problems: int = 200,
   warm_steps: int = 120,
   keep_problems: bool = True,
-  source: str = 'configs/countdown_kl_cov.py',
+  name: str = 'countdown_kl_cov',
+  source: str = SOURCE,
 ) -> pathlib.Path:
   """Writes a run whose accuracy and entropy end about where they are told."""
   random = np.random.default_rng(seed)
@@ -38,9 +41,10 @@ def write_run(
     'seed': seed,
     'model': {'width': 128, 'layers': 4, 'heads': 4},
     'train': {'iterations': iterations, 'learning_rate': 3e-4},
-    'entropy': {'method': method, 'fraction': 0.002, 'coefficient': 1.0},
+    'entropy': {'fraction': 0.002, 'coefficient': 1.0},
   }
   settings = {
+    'name': name,
     'config': config,
     'source': source,
     'overrides': [f'seed={seed}'],
@@ -51,8 +55,6 @@ def write_run(
   difficulty = np.random.default_rng(99).normal(0, 1.4, problems)
   for iteration in range(done + 1):
     progress = 1 - np.exp(-3 * iteration / iterations)
-    if iteration:
-      lines.append(_train_line(iteration, progress, method, gain, kept, random))
     if iteration % EVERY == 0:
       line, content = _evaluate(
         iteration, progress, gain, kept, difficulty, random
@@ -61,9 +63,11 @@ def write_run(
       name = f'iteration_{iteration:06d}.json'
       if keep_problems:
         (path / 'evaluation' / name).write_text(json.dumps(content))
-      if iteration:
+      if iteration < done:
         samples = _samples(iteration, method, random)
         (path / 'rollouts' / name).write_text(json.dumps(samples))
+    if iteration < done:
+      lines += _train_lines(iteration, progress, method, gain, kept, random)
   text = ''.join(json.dumps(line) + '\n' for line in lines)
   (path / 'metrics.jsonl').write_text(text)
   return path
@@ -81,6 +85,16 @@ def _warm_line(step: int, random: np.random.Generator) -> dict[str, Any]:
   }
 
 
+def _train_lines(iteration: int, *rest: Any) -> list[dict[str, Any]]:
+  """Updates of one iteration: what the rollout measured is repeated."""
+  first, *others = [_train_line(iteration, *rest) for _ in range(UPDATES)]
+  repeated = ('reward', 'response_length', 'time/sample', 'equal_reward_groups')
+  for update, line in enumerate((first, *others)):
+    line |= {name: first[name] for name in repeated}
+    line['step'] = UPDATES * iteration + update + 1
+  return [first, *others]
+
+
 def _train_line(
   iteration: int,
   progress: float,
@@ -93,12 +107,13 @@ def _train_line(
   entropy = 0.29 * (1 - (1 - kept) * progress) + 0.006 * noise[0]
   line = {
     'phase': 'train',
-    'step': 4 * iteration,
     'iteration': iteration,
     'reward': 0.28 + gain * progress + 0.03 * noise[1],
     'entropy': entropy,
     'entropy_drift': -0.004 * (1 - progress) + 0.004 * noise[2],
-    'predicted_entropy_change': -0.004 * (1 - progress) + 0.001 * noise[3],
+    'predicted_entropy_change/batch': -0.02 * (1 - progress) - 0.006 * noise[3],
+    'predicted_entropy_change/state': -0.015 * (1 - progress)
+    - 0.004 * noise[2],
     'covariance': 0.02 * (1 - progress) + 0.006 * noise[3],
     'clip_fraction': abs(0.004 + 0.001 * noise[4]),
     'log_ratio_abs': abs(0.018 + 0.002 * noise[5]),
@@ -106,14 +121,14 @@ def _train_line(
     'sampler_gap': 4e-7 * np.exp(0.2 * noise[6]),
     'sampler_gap_max': 6e-6 * np.exp(0.3 * noise[6]),
     'tokens_per_second': 5200 + 150 * noise[7],
-    'seconds': 2.4 + 0.1 * noise[7],
+    'seconds': 1.2 + 0.1 * noise[7],
     'response_length': 12.2 + 0.4 * progress + 0.1 * noise[8],
     'truncated_fraction': abs(0.01 + 0.004 * noise[9]),
     'end_fraction': 0.985 + 0.003 * noise[9],
     'equal_reward_groups': 0.22 + 0.1 * progress + 0.03 * noise[10],
     'gradient_norm': 0.8 + 0.1 * noise[11],
-    'time/sample': 1.1,
-    'time/update': 0.9,
+    'time/sample': 1.1 + 0.05 * noise[5],
+    'time/update': 0.45 + 0.02 * noise[7],
     'time/reward': 0.18,
     'time/score': 0.15,
   }
@@ -135,7 +150,7 @@ def _train_line(
       'quadrant/positive_rare': int(counts[1]),
       'quadrant/negative_likely': int(counts[2]),
       'quadrant/negative_rare': int(counts[3]),
-      'time/selection': 0.02,
+      'time/selection': abs(0.02 + 0.001 * noise[4]),
     }
   return line
 
@@ -159,7 +174,7 @@ def _evaluate(
   }
   line: dict[str, Any] = {
     'phase': 'eval',
-    'step': 4 * iteration,
+    'step': UPDATES * iteration,
     'iteration': iteration,
     'problems': difficulty.size,
     'entropy': 0.29 * (1 - (1 - kept) * progress) + random.normal(0, 0.003),

@@ -70,8 +70,8 @@ def test_a_whole_run_has_every_part(make_run):
     'train.learning_rate',
   ):
     assert words in page.text
-  assert page.count('figure') == 18
-  assert page.count('svg', role='img') == page.count('desc') == 17
+  assert page.count('figure') == 19
+  assert page.count('svg', role='img') == page.count('desc') == 18
 
 
 def test_needs_no_network_and_stays_small(make_run):
@@ -100,7 +100,7 @@ def test_a_long_run_is_thinned(make_run):
 
 def test_text_of_a_run_is_escaped(make_run):
   run = make_run(iterations=10, source='"</pre><script>alert(1)</script>\n"')
-  path = run / 'rollouts' / 'iteration_000010.json'
+  path = run / 'rollouts' / 'iteration_000000.json'
   content = json.loads(path.read_text())
   content['samples'][0]['prompt'] = '<script>alert(2)</script>'
   content['samples'][0]['tokens'][0] = '<img src=x onerror=alert(3)>'
@@ -149,16 +149,16 @@ def test_an_empty_directory_has_a_page_and_a_missing_one_does_not(tmp_path):
 def test_half_written_files_beside_the_metrics_do_no_harm(make_run):
   run = make_run(iterations=20)
   (run / 'config.json').write_text('{"config": {"se')
-  (run / 'rollouts' / 'iteration_000020.json').write_text('{"samples": [{')
+  (run / 'rollouts' / 'iteration_000010.json').write_text('{"samples": [{')
   (run / 'evaluation' / 'iteration_000020.json').write_text('[')
   page = read(write_report(run))
   assert 'unpaired, from the standard errors' in page.text
-  assert 'Iteration 10' in page.text
+  assert 'Iteration 0' in page.text
 
 
 def test_selected_tokens_are_marked(make_run):
   run = make_run(iterations=10)
-  samples = json.loads((run / 'rollouts/iteration_000010.json').read_text())
+  samples = json.loads((run / 'rollouts/iteration_000000.json').read_text())
   chosen = sum(sum(sample['selected']) for sample in samples['samples'])
   marked = [
     attributes

@@ -150,7 +150,11 @@ def test_entropy_of_training_stands_in(make_run):
   rewrite(path, [line for line in lines(path) if line['phase'] == 'train'])
   train = lines(path)
   run = load_run(path)
-  assert entropy_ends(run) == (train[0]['entropy'], train[-1]['entropy'])
+  ends = [
+    np.mean([line['entropy'] for line in train if line['iteration'] == i])
+    for i in (0, 59)
+  ]
+  assert entropy_ends(run) == pytest.approx(ends)
 
 
 def test_selected_tokens_are_counted_over_the_run(make_run):
@@ -190,9 +194,50 @@ def test_a_run_without_control_says_so(make_run):
 def test_cost_is_a_share_of_the_seconds(make_run):
   path = make_run()
   train = [line for line in lines(path) if line['phase'] == 'train']
-  seconds = np.mean([line['seconds'] for line in train])
-  penalty = np.mean([line['penalty_share'] for line in train])
+  seconds = sum(line['seconds'] for line in train)
+  spent = sum(line['time/selection'] for line in train)
+  change = np.mean([line['penalty_share'] for line in train])
   findings = judge(load_run(path)).findings
   text = next(f.text for f in findings if f.term == 'Cost of control')
-  assert f'{2 / seconds:.1f}\u202f%' in text
-  assert f'{100 * penalty:.1f}\u202f%' in text
+  assert f'{100 * spent / seconds:.1f}\u202f%' in text
+  assert f'{100 * change:.1f}\u202f%' in text
+
+
+def test_times_of_a_rollout_count_once_and_those_of_updates_add_up(make_run):
+  run = load_run(make_run(iterations=20))
+  train = run.train.records
+  first = [line for line in train if line['step'] % 2 == 1]
+  sampled = np.mean([line['time/sample'] for line in first])
+  updated = sum(line['time/update'] for line in train) / 20
+  assert run.train.seconds('time/sample') == pytest.approx(sampled)
+  assert run.train.seconds('time/update') == pytest.approx(updated)
+  assert run.train.seconds('time/absent') is None
+
+
+def test_other_numbers_of_samples_are_found(make_run):
+  path = make_run(keep_problems=False)
+  text = (path / 'metrics.jsonl').read_text().replace('@8', '@4')
+  (path / 'metrics.jsonl').write_text(text)
+  run = load_run(path)
+  assert run.accuracies == ('greedy', 'mean@4', 'pass@4')
+  assert judge(run).headline.startswith('mean@4 rose')
+  assert 'mean@4' in write_report(path).read_text()
+
+
+@pytest.mark.parametrize(
+  ('settings', 'path', 'name'),
+  [
+    ({'name': 'kl'}, 'a', 'kl'),
+    ({'source': 'configs/kl_cov.py'}, 'a', 'kl_cov'),
+    ({'source': 'x = 1\n# a.py'}, 'kl_beta0_seed3', 'kl_beta0'),
+    ({}, 'kl_cov/2', 'kl_cov'),
+    ({}, 'kl_cov/seed2', 'kl_cov'),
+    ({}, 'kl_beta0', 'kl_beta0'),
+  ],
+)
+def test_a_run_is_called_after_its_configuration(
+  tmp_path, settings, path, name
+):
+  (tmp_path / path).mkdir(parents=True)
+  (tmp_path / path / 'config.json').write_text(json.dumps(settings))
+  assert load_run(tmp_path / path).name == name
