@@ -1,6 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
-"""covrl: entropy control for reinforcement learning of language models."""
+"""covrl: entropy control for reinforcement learning of language models.
 
+The names below are the library: statistics of tokens, losses and advantages
+over them, and token chains that edit the losses' cotangents. The trainer is
+`covrl.train`, the command line `covrl`.
+"""
+
+from covrl.entropy import Plan as Plan
+from covrl.entropy import Selection as Selection
+from covrl.entropy import SelectionSummary as SelectionSummary
+from covrl.entropy import add_divergence_penalty as add_divergence_penalty
+from covrl.entropy import add_entropy_bonus as add_entropy_bonus
+from covrl.entropy import as_loss as as_loss
+from covrl.entropy import clip_cov as clip_cov
+from covrl.entropy import definition_score as definition_score
+from covrl.entropy import entropy_bonus as entropy_bonus
+from covrl.entropy import exact_score as exact_score
+from covrl.entropy import explain as explain
+from covrl.entropy import kl_cov as kl_cov
+from covrl.entropy import random_in_band as random_in_band
+from covrl.entropy import random_tokens as random_tokens
+from covrl.entropy import scale_by_token as scale_by_token
+from covrl.entropy import select_random as select_random
+from covrl.entropy import select_top as select_top
+from covrl.entropy import state_score as state_score
+from covrl.entropy import token_covariance as token_covariance
+from covrl.entropy import token_masked as token_masked
+from covrl.entropy import top_score as top_score
+from covrl.objectives import LossAux as LossAux
+from covrl.objectives import cispo as cispo
+from covrl.objectives import clipped_surrogate as clipped_surrogate
+from covrl.objectives import divergence as divergence
+from covrl.objectives import divergence_gradient as divergence_gradient
+from covrl.objectives import dppo as dppo
+from covrl.objectives import gae as gae
+from covrl.objectives import geo_mean as geo_mean
+from covrl.objectives import group_relative as group_relative
+from covrl.objectives import gspo as gspo
+from covrl.objectives import leave_one_out as leave_one_out
+from covrl.objectives import opo as opo
+from covrl.objectives import pass_at_k as pass_at_k
+from covrl.objectives import policy_gradient as policy_gradient
+from covrl.objectives import reinforce_plus_plus as reinforce_plus_plus
+from covrl.objectives import (
+  reinforce_plus_plus_baseline as reinforce_plus_plus_baseline,
+)
+from covrl.objectives import remax as remax
+from covrl.objectives import sapo as sapo
+from covrl.objectives import token_weights as token_weights
+from covrl.objectives import unlikeliness as unlikeliness
+from covrl.statistics import token_stats as token_stats
 from covrl.types import Rollouts as Rollouts
 from covrl.types import TokenBatch as TokenBatch
 from covrl.types import TokenContext as TokenContext

@@ -7,14 +7,14 @@ expression and every number in it can be swept from the command line:
 
   make_task(config)                 -> covrl.train.Task
   make_model(config, vocab_size)    -> covrl.models.ModelConfig
+  make_advantages(config)           -> rewards, group ids -> advantages, [S]
   make_loss(config)                 -> a policy loss
   make_token_tx(config)             -> the token chain
   make_tx(config)                   -> the parameter chain
   make_warm_start_tx(config)        -> the parameter chain of the warm start
 """
 
-from __future__ import annotations
-
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -22,13 +22,15 @@ import importlib.util
 import json
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 FACTORIES = (
   'make_task',
   'make_model',
+  'make_advantages',
   'make_loss',
   'make_token_tx',
   'make_tx',
@@ -274,21 +276,16 @@ class Recipe:
   """A config file with its overrides applied.
 
   Attributes:
+    name: the file's stem.
     config: the resolved fields.
     module: the file, for its factories.
-    source: its text.
-    path: where it was read.
+    sources: text of the file and of the neighbours it imports, by file name.
   """
 
+  name: str
   config: Config
   module: ModuleType
-  source: str
-  path: str
-
-  @property
-  def name(self) -> str:
-    """What the run is called: the config file's stem."""
-    return pathlib.Path(self.path).stem
+  sources: dict[str, str]
 
   @property
   def identity(self) -> str:
@@ -298,7 +295,7 @@ class Recipe:
       for name, value in flatten(self.config).items()
       if not name.startswith(RESUMABLE)
     }
-    text = json.dumps([self.source, fields], sort_keys=True)
+    text = json.dumps([self.sources, fields], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
   def as_json(self) -> dict[str, Any]:
@@ -306,7 +303,7 @@ class Recipe:
     return {
       'name': self.name,
       'config': dataclasses.asdict(self.config),
-      'source': self.source,
+      'source': self.sources[f'{self.name}.py'],
       'identity': self.identity,
     }
 
@@ -315,26 +312,16 @@ def load(path: str, overrides: Sequence[str] = ()) -> Recipe:
   """Reads a config file and applies overrides to its fields.
 
   Args:
-    path: of a Python file with `get_config()` and the factories.
+    path: of a Python file with `get_config()` and the factories; it may import
+      its neighbours in the same directory.
     overrides: as on the command line, `--config.train.iterations=300`.
 
   Raises:
     ConfigError: for a file that is none, an unknown field (with the nearest
       name), a wrong type or a contradiction.
   """
-  # ml_collections parses the overrides; absl is its flag library.
-  from absl import flags
-  from ml_collections import config_flags
-
   file = pathlib.Path(path)
-  if not file.is_file():
-    raise ConfigError(f'--config must name a Python file, got {path!r}')
-  module = _import(file)
-  for factory in ('get_config', *FACTORIES):
-    if not hasattr(module, factory):
-      raise ConfigError(
-        f'a config file must define {factory}(), {path} does not'
-      )
+  module, sources = import_recipe(file)
   default = module.get_config()
   if not isinstance(default, Config):
     raise ConfigError(
@@ -342,21 +329,73 @@ def load(path: str, overrides: Sequence[str] = ()) -> Recipe:
       f'{type(default).__name__}'
     )
   _check_names(default, overrides)
+  config = _override(file, overrides)
+  check(config)
+  return Recipe(name=file.stem, config=config, module=module, sources=sources)
+
+
+def import_recipe(file: pathlib.Path) -> tuple[ModuleType, dict[str, str]]:
+  """Loads a config file and the texts it consists of.
+
+  Raises:
+    ConfigError: if it is no Python file, or lacks a factory.
+  """
+  if not file.is_file():
+    raise ConfigError(f'--config must name a Python file, got {str(file)!r}')
+  with _neighbours(file.parent):
+    spec = importlib.util.spec_from_file_location(f'recipe_{file.stem}', file)
+    if spec is None or spec.loader is None:
+      raise ConfigError(f'--config must name a Python file, got {str(file)!r}')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    files = [file, *_imported_from(file.parent)]
+  for factory in ('get_config', *FACTORIES):
+    if not hasattr(module, factory):
+      raise ConfigError(
+        f'a config file must define {factory}(), {file} does not'
+      )
+  return module, {each.name: each.read_text() for each in files}
+
+
+def _override(file: pathlib.Path, overrides: Sequence[str]) -> Config:
+  """The file's config, with ml_collections' flags applied to it."""
+  from absl import flags
+  from ml_collections import config_flags
+
   values = flags.FlagValues()
   argv = ['covrl', f'--config={file}', *overrides]
   holder = config_flags.DEFINE_config_file(
     'config', flag_values=values, sys_argv=argv
   )
   try:
-    values(argv)
+    with _neighbours(file.parent):
+      values(argv)
   except (flags.Error, TypeError, ValueError, KeyError) as error:
     raise ConfigError(f'cannot apply the overrides: {error}') from None
   # The flag library loads the file under a name of its own; take its values.
-  config = from_dict(dataclasses.asdict(holder.value))
-  check(config)
-  return Recipe(
-    config=config, module=module, source=file.read_text(), path=str(file)
-  )
+  return from_dict(dataclasses.asdict(holder.value))
+
+
+@contextlib.contextmanager
+def _neighbours(directory: pathlib.Path) -> Iterator[None]:
+  """Lets a config file import the files beside it, and forgets them after."""
+  entry = str(directory.absolute())
+  sys.path.insert(0, entry)
+  try:
+    yield
+  finally:
+    sys.path.remove(entry)
+    for file in _imported_from(directory):
+      sys.modules.pop(file.stem, None)
+
+
+def _imported_from(directory: pathlib.Path) -> list[pathlib.Path]:
+  files = []
+  for module in [*sys.modules.values()]:
+    name = getattr(module, '__file__', None)
+    if name and pathlib.Path(name).parent == directory.absolute():
+      files.append(pathlib.Path(name))
+  return sorted(set(files))
 
 
 def from_dict(fields: Mapping[str, Any]) -> Config:
@@ -467,12 +506,3 @@ def _check_names(config: Config, overrides: Sequence[str]) -> None:
       ]
       hint = f'; did you mean {near[0]}?' if near else ''
       raise ConfigError(f'there is no config field {match.group(1)!r}{hint}')
-
-
-def _import(file: pathlib.Path) -> ModuleType:
-  spec = importlib.util.spec_from_file_location(f'recipe_{file.stem}', file)
-  if spec is None or spec.loader is None:
-    raise ConfigError(f'--config must name a Python file, got {str(file)!r}')
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module

@@ -20,7 +20,11 @@ from covrl.entropy.selection import select_top as select_top
 from covrl.entropy.selectors import random_in_band as random_in_band
 from covrl.entropy.selectors import random_tokens as random_tokens
 from covrl.entropy.selectors import top_score as top_score
+from covrl.entropy.transforms import (
+  DivergencePenaltyState as DivergencePenaltyState,
+)
 from covrl.entropy.transforms import SelectionSummary as SelectionSummary
+from covrl.entropy.transforms import TokenMaskedState as TokenMaskedState
 from covrl.entropy.transforms import (
   add_divergence_penalty as add_divergence_penalty,
 )

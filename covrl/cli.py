@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: `covrl train, evaluate, sample, report`.
+
+Bad input ends with one sentence on standard error and exit status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import sys
+import traceback
+from collections.abc import Sequence
+
+_DESCRIPTION = """\
+Entropy control for reinforcement learning of language models.
+
+  covrl train --config=configs/countdown_kl_cov.py --workdir=runs/kl_cov
+  covrl report runs/*
+"""
+
+_TRAIN = """\
+Trains a policy: warm start, then iterations of rollout and updates.
+
+Every field of the config can be overridden by its name, for example
+  --config.seed=1 --config.train.iterations=100 --config.entropy.coefficient=0.5
+An existing run directory is resumed; a finished run says so and exits.
+"""
+
+_EVALUATE = """\
+Measures a run's policy on its held-out problems: greedy, mean@k, pass@k.
+"""
+
+_SAMPLE = """\
+Samples responses to a prompt from a run's policy, for example
+  covrl sample runs/kl_cov "3 7 2 = 42 :"
+"""
+
+_REPORT = """\
+Writes a page about a run (report.html in its directory), or one page that
+compares several, paired by seed, with intervals.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Runs the command; the console script's entry point."""
+  parser = _parser()
+  arguments, overrides = parser.parse_known_args(argv)
+  if overrides and arguments.command != 'train':
+    parser.error(f'unknown argument {overrides[0]!r}')
+  try:
+    match arguments.command:
+      case 'train':
+        _train(arguments, _joined(overrides))
+      case 'evaluate':
+        _evaluate(arguments)
+      case 'sample':
+        _sample(arguments)
+      case _:
+        _report(arguments)
+  except (ValueError, RuntimeError, FileNotFoundError) as error:
+    if not _is_ours(error):
+      raise
+    print(f'covrl: {error}', file=sys.stderr)
+    raise SystemExit(2) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+  raw = argparse.RawDescriptionHelpFormatter
+  parser = argparse.ArgumentParser(
+    prog='covrl', description=_DESCRIPTION, formatter_class=raw
+  )
+  commands = parser.add_subparsers(dest='command', required=True)
+
+  train = commands.add_parser(
+    'train', help='train a policy', description=_TRAIN, formatter_class=raw
+  )
+  train.add_argument('--config', required=True, help='a Python config file')
+  train.add_argument('--workdir', required=True, help="the run's directory")
+
+  evaluate = commands.add_parser(
+    'evaluate', help='measure it', description=_EVALUATE, formatter_class=raw
+  )
+  evaluate.add_argument('workdir', help='a run directory')
+  evaluate.add_argument('--samples', type=int, help='k of mean@k and pass@k')
+  evaluate.add_argument('--temperature', type=float, help='of the samples')
+  evaluate.add_argument('--problems', type=int, help='how many held-out ones')
+
+  sample = commands.add_parser(
+    'sample', help='ask it', description=_SAMPLE, formatter_class=raw
+  )
+  sample.add_argument('workdir', help='a run directory')
+  sample.add_argument('prompt', help="in the task's own notation")
+  sample.add_argument('--count', type=int, default=4, help='responses')
+  sample.add_argument('--temperature', type=float, default=1.0)
+  sample.add_argument('--top_p', type=float, default=1.0)
+  sample.add_argument('--top_k', type=int, default=0)
+  sample.add_argument('--seed', type=int, default=0)
+
+  report = commands.add_parser(
+    'report', help='look at it', description=_REPORT, formatter_class=raw
+  )
+  report.add_argument('workdirs', nargs='+', help='run directories')
+  report.add_argument(
+    '--output',
+    default='comparison.html',
+    help='the page that compares several runs',
+  )
+  return parser
+
+
+def _train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+  from covrl import config
+  from covrl.train import train
+
+  train(config.load(arguments.config, overrides), arguments.workdir)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+  from covrl.train.saved import open_run
+
+  with open_run(arguments.workdir) as run:
+    summary = run.evaluate(
+      samples=arguments.samples,
+      temperature=arguments.temperature,
+      problems=arguments.problems,
+    )
+  for name, value in summary.items():
+    if f'{name}_stderr' in summary:
+      print(f'{name:8} {value:.4f} ± {1.96 * summary[f"{name}_stderr"]:.4f}')
+  print(f'{"problems":8} {summary["problems"]}')
+  print(f'{"entropy":8} {summary["entropy"]:.4f} nats')
+
+
+def _sample(arguments: argparse.Namespace) -> None:
+  from covrl.train.saved import open_run
+
+  with open_run(arguments.workdir) as run:
+    for text, logprob in run.sample(
+      arguments.prompt,
+      count=arguments.count,
+      temperature=arguments.temperature,
+      top_p=arguments.top_p,
+      top_k=arguments.top_k,
+      seed=arguments.seed,
+    ):
+      print(f'{logprob:8.3f} nats  {text}')
+
+
+def _report(arguments: argparse.Namespace) -> None:
+  from covrl.report import write_comparison, write_report
+
+  if len(arguments.workdirs) == 1:
+    print(write_report(arguments.workdirs[0]))
+  else:
+    print(write_comparison(arguments.workdirs, arguments.output))
+
+
+def _joined(overrides: Sequence[str]) -> list[str]:
+  """`--config.a 1` as `--config.a=1`; anything else is refused.
+
+  >>> _joined(['--config.seed', '1', '--config.logging.tensorboard'])
+  ['--config.seed=1', '--config.logging.tensorboard']
+  """
+  joined: list[str] = []
+  for argument in overrides:
+    if argument.startswith('--config.'):
+      joined.append(argument)
+    elif joined and '=' not in joined[-1] and not argument.startswith('--'):
+      joined[-1] = f'{joined[-1]}={argument}'
+    else:
+      raise ValueError(
+        f'overrides must look like --config.FIELD=VALUE, got {argument!r}'
+      )
+  return joined
+
+
+def _is_ours(error: BaseException) -> bool:
+  """Whether covrl raised it on purpose; others' errors keep their traceback."""
+  if os.environ.get('COVRL_TRACEBACK'):
+    return False
+  here = pathlib.Path(__file__).parent
+  frames = traceback.extract_tb(error.__traceback__)
+  return bool(frames) and here in pathlib.Path(frames[-1].filename).parents
+
+
+if __name__ == '__main__':
+  main()

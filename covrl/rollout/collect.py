@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts to scored rollouts.
+
+Responses are scored in worker processes as soon as they are decoded, while
+the device goes on to the next thing; `PendingRollouts.result` waits for the
+scores. A response whose scoring failed is masked out, never given a 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from concurrent.futures import Future
+
+import jax
+import numpy as np
+from jaxtyping import Array, Int, Key, PyTree
+
+from covrl.data import PromptBatch, Tokenizer
+from covrl.rewards import Outcome, RewardPool, Status
+from covrl.rollout.engine import Samples, SamplingEngine
+from covrl.rollout.sampling import Sampling
+from covrl.types import Rollouts
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PendingRollouts:
+  """Sampled responses whose scores are still being computed.
+
+  Attributes:
+    rollouts: host arrays, `rewards` still empty.
+    responses: the decoded texts.
+    scores: to be awaited.
+  """
+
+  rollouts: Rollouts
+  responses: tuple[str, ...]
+  scores: Future[list[Outcome]]
+
+  def result(self) -> tuple[Rollouts, float]:
+    """Waits for the scores.
+
+    Returns:
+      The scored rollouts, failures masked out of `loss_mask`, and the share of
+      responses whose scoring failed.
+    """
+    outcomes = self.scores.result()
+    failed = np.array(
+      [outcome.status is not Status.SCORED for outcome in outcomes]
+    )
+    rewards = np.array([outcome.score for outcome in outcomes], np.float32)
+    scored = dataclasses.replace(
+      self.rollouts,
+      rewards={'score': np.where(failed, 0, rewards).astype(np.float32)},
+      loss_mask=self.rollouts.loss_mask & ~failed[:, None],
+    )
+    return scored, float(failed.mean())
+
+
+def collect(
+  engine: SamplingEngine,
+  params: PyTree,
+  prompts: PromptBatch,
+  pool: RewardPool,
+  tokenizer: Tokenizer,
+  *,
+  group_size: int,
+  key: Key[Array, ''],
+  first_sequence: int,
+  step: int,
+  sampling: Sampling,
+) -> PendingRollouts:
+  """Samples responses to a batch of prompts and sends them to be scored.
+
+  Args:
+    engine: the sampler.
+    params: of the policy.
+    prompts: of one draw.
+    pool: the scorers.
+    tokenizer: to decode with.
+    group_size: responses per prompt.
+    key: PRNG key of the iteration.
+    first_sequence: id of the iteration's first sequence.
+    step: optimiser step of `params`.
+    sampling: temperature and truncation.
+  """
+  count = len(prompts.tokens) * group_size
+  ids = (first_sequence + np.arange(count)).astype(np.int32)
+  samples = jax.device_get(
+    engine.sample(
+      params,
+      prompts.tokens,
+      prompts.mask,
+      group_size=group_size,
+      key=key,
+      sequence_ids=ids,
+      sampling=sampling,
+    )
+  )
+  responses = decode(tokenizer, samples)
+  references = [
+    problem.reference for problem in prompts.problems for _ in range(group_size)
+  ]
+  return PendingRollouts(
+    rollouts=_join(prompts, samples, group_size, ids, step),
+    responses=responses,
+    scores=pool.submit(responses, references),
+  )
+
+
+def decode(tokenizer: Tokenizer, samples: Samples) -> tuple[str, ...]:
+  """Texts of sampled responses, special tokens left out."""
+  tokens = np.asarray(samples.response_tokens)
+  mask = np.asarray(samples.response_mask)
+  return tuple(
+    tokenizer.decode(row[keep].tolist())
+    for row, keep in zip(tokens, mask, strict=True)
+  )
+
+
+def _join(
+  prompts: PromptBatch,
+  samples: Samples,
+  group_size: int,
+  ids: Int[np.ndarray, ' S'],
+  step: int,
+) -> Rollouts:
+  """Whole trajectories on the host."""
+
+  def repeat(rows: np.ndarray) -> np.ndarray:
+    return np.repeat(rows, group_size, axis=0)
+
+  def behind(prompt: np.ndarray, response: Array) -> np.ndarray:
+    return np.concatenate((prompt, np.asarray(response)), axis=1)
+
+  mask = repeat(prompts.mask)
+  attention = behind(mask, samples.response_mask)
+  silent = np.zeros(mask.shape, np.float32)
+  return Rollouts(
+    tokens=behind(repeat(prompts.tokens), samples.response_tokens),
+    positions=np.maximum(np.cumsum(attention, 1) - 1, 0).astype(np.int32),
+    attention_mask=attention,
+    loss_mask=behind(np.zeros_like(mask), samples.response_mask),
+    sampler_logprobs=behind(silent, samples.sampler_logprobs),
+    behaviour_logprobs=behind(silent, samples.behaviour_logprobs),
+    sequence_ids=ids,
+    group_ids=repeat(prompts.indices).astype(np.int32),
+    source_ids=repeat(prompts.source_ids),
+    policy_step=np.full(len(ids), step, np.int32),
+    truncated=np.asarray(samples.truncated),
+    rewards={},
+  )

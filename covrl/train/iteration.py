@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An iteration's rollouts as training data: rows, their order, their metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from covrl.types import Rollouts, TokenBatch
+
+# Streams of randomness that are derived from the run's seed.
+ROLLOUT_STREAM, TRAIN_STREAM, EVALUATE_STREAM, INIT_STREAM = range(4)
+
+Advantages = Callable[
+  [Float[Array, ' S'], Int[Array, ' S']], Float[Array, ' S']
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Iteration:
+  """What an iteration's updates read; host arrays.
+
+  Attributes:
+    batch: all sequences, one a row; `weights` are relative (0 for what must
+      not count) until an update normalises them.
+    order: rows in the order the updates take them.
+    rewards: of each sequence.
+    metrics: of the rollouts, logged with every update.
+  """
+
+  batch: TokenBatch
+  order: Int[np.ndarray, ' S']
+  rewards: Float[np.ndarray, ' S']
+  metrics: dict[str, float]
+
+  def rows(self, update: int, size: int) -> TokenBatch:
+    """The rows of one update."""
+    chosen = self.order[update * size : (update + 1) * size]
+    return _take(self.batch, chosen)
+
+  def arrays(self) -> dict[str, Any]:
+    """What a checkpoint keeps of an unfinished iteration."""
+    return {'batch': self.batch, 'order': self.order, 'rewards': self.rewards}
+
+
+def unscored_batch(rollouts: Rollouts) -> TokenBatch:
+  """Rows aligned with predictions; what only the trainer knows is still 0."""
+  zeros = np.zeros_like(rollouts.sampler_logprobs[:, 1:])
+  loss_mask = rollouts.loss_mask[:, 1:]
+  return TokenBatch(
+    tokens=rollouts.tokens[:, :-1],
+    targets=rollouts.tokens[:, 1:],
+    positions=rollouts.positions[:, :-1],
+    segment_ids=rollouts.attention_mask[:, :-1].astype(np.int32),
+    loss_mask=loss_mask,
+    weights=loss_mask.astype(np.float32),
+    advantages=zeros,
+    old_logprobs=zeros,
+    old_entropy=zeros,
+    sampler_logprobs=rollouts.sampler_logprobs[:, 1:],
+    sequence_ids=np.broadcast_to(
+      np.asarray(rollouts.sequence_ids)[:, None], loss_mask.shape
+    ).copy(),
+  )
+
+
+def effective_groups(rollouts: Rollouts) -> Int[np.ndarray, ' S']:
+  """Group ids, sequences whose scoring failed each in a group of their own.
+
+  They are masked and must not count in the baseline of the others.
+  """
+  failed = ~np.asarray(rollouts.loss_mask).any(axis=1)
+  alone = -1 - np.arange(len(failed))
+  return np.where(failed, alone, rollouts.group_ids).astype(np.int32)
+
+
+def of_rollouts(
+  rollouts: Rollouts,
+  batch: TokenBatch,
+  advantages: Float[np.ndarray, ' S'],
+  old_logprobs: Float[np.ndarray, 'S T'],
+  old_entropy: Float[np.ndarray, 'S T'],
+  *,
+  seed: int,
+  iteration: int,
+) -> Iteration:
+  """Completes the rows and draws their order.
+
+  Args:
+    rollouts: scored.
+    batch: see `unscored_batch`; its `loss_mask` is replaced by the scored one.
+    advantages: of each sequence.
+    old_logprobs: by the trainer, before the first update.
+    old_entropy: likewise.
+    seed: of the run.
+    iteration: whose order is drawn.
+  """
+  loss_mask = rollouts.loss_mask[:, 1:]
+  complete = dataclasses.replace(
+    batch,
+    loss_mask=loss_mask,
+    weights=loss_mask.astype(np.float32),
+    advantages=np.where(loss_mask, advantages[:, None], 0).astype(np.float32),
+    old_logprobs=old_logprobs,
+    old_entropy=old_entropy,
+  )
+  rewards = np.asarray(rollouts.rewards['score'])
+  generator = np.random.default_rng([seed, TRAIN_STREAM, iteration])
+  return Iteration(
+    batch=complete,
+    order=generator.permutation(len(rewards)).astype(np.int32),
+    rewards=rewards,
+    metrics=_rollout_metrics(rollouts, complete),
+  )
+
+
+def _rollout_metrics(rollouts: Rollouts, batch: TokenBatch) -> dict[str, float]:
+  mask = np.asarray(batch.loss_mask)
+  rewards = np.asarray(rollouts.rewards['score'])
+  gap = np.abs(batch.sampler_logprobs - batch.old_logprobs)[mask]
+  truncated = float(np.mean(rollouts.truncated))
+  groups = np.asarray(rollouts.group_ids)
+  equal = [np.ptp(rewards[groups == group]) == 0 for group in np.unique(groups)]
+  return {
+    'reward': float(rewards.mean()),
+    'sampler_gap': float(gap.mean()) if gap.size else 0.0,
+    'sampler_gap_max': float(gap.max()) if gap.size else 0.0,
+    'rollout_entropy': float(np.mean(np.asarray(batch.old_entropy)[mask])),
+    'response_length': float(mask.sum(axis=1).mean()),
+    'truncated_fraction': truncated,
+    'end_fraction': 1.0 - truncated,
+    'equal_reward_groups': float(np.mean(equal)),
+  }
+
+
+def _take(batch: TokenBatch, rows: Int[np.ndarray, ' B']) -> TokenBatch:
+  return TokenBatch(
+    **{
+      field.name: np.asarray(getattr(batch, field.name))[rows]
+      for field in dataclasses.fields(batch)
+    }
+  )

@@ -1,0 +1,474 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run, from a config file to its report, readable from top to bottom."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
+
+from covrl import sharding
+from covrl.config import Recipe
+from covrl.data import PromptBatch, PromptStream, check_tokenizer
+from covrl.models import Policy
+from covrl.report import write_report
+from covrl.rewards import RewardPool
+from covrl.rollout import Sampling, SamplingEngine
+from covrl.rollout.collect import collect
+from covrl.train import advice
+from covrl.train.checkpoint import Checkpoint, CheckpointStore, as_host
+from covrl.train.evaluate import Evaluator
+from covrl.train.iteration import (
+  EVALUATE_STREAM,
+  INIT_STREAM,
+  ROLLOUT_STREAM,
+  TRAIN_STREAM,
+  Iteration,
+  effective_groups,
+  of_rollouts,
+  unscored_batch,
+)
+from covrl.train.programs import Algorithm, Programs
+from covrl.train.progress import Progress
+from covrl.train.run_directory import RunDirectory
+from covrl.train.samples import kept_samples
+from covrl.train.task import Task
+from covrl.train.warm_start import borrow, warm_start
+from covrl.train.writer import MetricsWriter
+from covrl.types import TokenBatch, TrainState
+
+
+def train(recipe: Recipe, workdir: str) -> None:
+  """Runs a recipe in a directory, from its latest checkpoint if it has one.
+
+  Args:
+    recipe: a config file with overrides applied.
+    workdir: the run's directory; made if absent, resumed if it is this
+      recipe's, refused if it is another's.
+
+  Raises:
+    ConfigError: if the directory is not this recipe's to use.
+    CheckpointError: if its checkpoint is damaged or of another program.
+  """
+  directory = RunDirectory(pathlib.Path(workdir))
+  with directory.locked(), Progress() as progress:
+    directory.claim(recipe)
+    store = CheckpointStore(
+      directory.checkpoints, recipe.config.checkpoint.keep
+    )
+    saved = store.latest()
+    iterations = recipe.config.train.iterations
+    if saved is not None and saved.notes['iteration'] >= iterations:
+      progress.note(
+        f'{workdir} is finished: {saved.notes["iteration"]} of {iterations} '
+        'iterations; raise train.iterations to go on'
+      )
+      return
+    run = _Run(recipe, directory, store, progress, saved)
+    try:
+      run.train()
+    finally:
+      run.close()
+      write_report(directory.path)
+    progress.note(f'finished; see {directory.path / "report.html"}')
+
+
+@dataclasses.dataclass
+class _Place:
+  """Where a run stands: all that a checkpoint must say beside the arrays."""
+
+  iteration: int = 0
+  update: int = 0
+  evaluated: int = -1
+  draws: dict[str, int] | None = None
+
+
+class _Run:
+  """The objects of a run, and its stages."""
+
+  def __init__(
+    self,
+    recipe: Recipe,
+    directory: RunDirectory,
+    store: CheckpointStore,
+    progress: Progress,
+    saved: Checkpoint | None,
+  ) -> None:
+    config, module = recipe.config, recipe.module
+    self.config = config
+    self.directory = directory
+    self.store = store
+    self.progress = progress
+    self.saved = saved
+    progress.note('setting up')
+    self.mesh: Mesh = sharding.make_mesh(
+      dataclasses.asdict(config.mesh), jax.devices()
+    )
+    self.task: Task = module.make_task(config)
+    self.warm_start_tx = module.make_warm_start_tx(config)
+    model = module.make_model(config, self.task.tokenizer.vocab_size)
+    check_tokenizer(self.task.tokenizer, model.vocab_size)
+    self.policy = Policy(model)
+    algorithm = Algorithm(
+      loss=module.make_loss(config),
+      token_tx=module.make_token_tx(config),
+      tx=module.make_tx(config),
+      advantages=module.make_advantages(config),
+    )
+    self.programs = Programs(self.policy, algorithm, config, self.mesh)
+    for warning in advice.warnings(config, algorithm):
+      progress.note(f'warning: {warning}')
+    self.engine = SamplingEngine(
+      self.policy,
+      self.mesh,
+      end_ids=self.task.tokenizer.end_ids,
+      pad_id=self.task.tokenizer.pad_id,
+      max_response_length=config.rollout.max_response_length,
+    )
+    self.sampling = Sampling.make(
+      config.rollout.temperature, config.rollout.top_p, config.rollout.top_k
+    )
+    self.pool = RewardPool(
+      self.task.score,
+      workers=config.rewards.workers,
+      timeout=config.rewards.timeout,
+      example=self.task.example,
+    )
+    self.prompts = PromptStream(
+      self.task.train,
+      seed=config.seed,
+      prompts_per_draw=config.rollout.prompts_per_iteration,
+      tokenizer=self.task.tokenizer,
+      max_prompt_length=config.rollout.max_prompt_length,
+    )
+    root = jax.random.key(config.seed)
+    self.keys = {
+      stream: jax.random.fold_in(root, stream)
+      for stream in (ROLLOUT_STREAM, TRAIN_STREAM, EVALUATE_STREAM, INIT_STREAM)
+    }
+    self.evaluator = Evaluator(
+      self.engine,
+      self.pool,
+      self.task.tokenizer,
+      self.task.held_out[: config.evaluate.problems],
+      samples=config.evaluate.samples,
+      temperature=config.evaluate.temperature,
+      max_prompt_length=config.rollout.max_prompt_length,
+      key=self.keys[EVALUATE_STREAM],
+    )
+    self.writer = MetricsWriter(
+      directory.metrics,
+      config.logging,
+      name=recipe.name,
+      keep=saved.notes['metrics_size'] if saved else 0,
+    )
+    (directory.path / 'tokenizer.model').write_bytes(
+      self.task.tokenizer.to_bytes()
+    )
+
+  def train(self) -> None:
+    """Warm start, then iterations of rollout and updates."""
+    place, state, unfinished = self._begin()
+    self._compile(state)
+    iterations = self.config.train.iterations
+    self.progress.stage('reinforcement learning', iterations)
+    while place.iteration < iterations:
+      if place.update == 0:
+        self._between_iterations(place, state)
+      key = jax.random.fold_in(self.keys[ROLLOUT_STREAM], place.iteration)
+      started = time.monotonic()
+      iteration = unfinished or self._rollout(place, state, key)
+      unfinished = None
+      state = self._updates(place, state, iteration, started)
+      place.iteration, place.update = place.iteration + 1, 0
+    self._between_iterations(place, state)
+
+  def close(self) -> None:
+    """Stops worker processes and threads; flushes files."""
+    self.pool.close()
+    self.prompts.close()
+    self.writer.close()
+
+  def _begin(self) -> tuple[_Place, TrainState, Iteration | None]:
+    """A warm-started policy, or what the checkpoint holds."""
+    if self.saved is None:
+      params = self._warm_start()
+      return _Place(), self.programs.init_state(params), None
+    notes = self.saved.notes
+    place = _Place(**notes['place'])
+    if place.draws is not None:
+      self.prompts.set_state({**place.draws})
+    like: dict[str, Any] = {'state': self.programs.abstract_state()}
+    if place.update > 0:
+      like['iteration'] = self._blank_iteration().arrays()
+    arrays = self.saved.restore(like)
+    self.progress.note(
+      f'resuming at iteration {place.iteration}, update {place.update}'
+    )
+    if place.update == 0:
+      return place, arrays['state'], None
+    pending = as_host(arrays['iteration'])
+    iteration = Iteration(**pending, metrics=notes['rollout_metrics'])
+    return place, arrays['state'], iteration
+
+  def _warm_start(self) -> Any:
+    config = self.config
+    if config.warm_start.from_run:
+      return borrow(self.policy, config, self.mesh)
+    params = self.policy.init(self.keys[INIT_STREAM], self.mesh)
+    if config.warm_start.steps == 0:
+      return params
+    params = warm_start(
+      self.policy,
+      params,
+      self.task,
+      self.warm_start_tx,
+      config,
+      self.mesh,
+      self.writer,
+      self.progress,
+    )
+    kept = CheckpointStore(self.directory.path / 'warm_start', keep=1)
+    kept.save(config.warm_start.steps, params, {})
+    return params
+
+  def _compile(self, state: TrainState) -> None:
+    """Compiles all programs, so that nothing is compiled later."""
+    self.progress.note('compiling')
+    self.evaluator.compile(state.trainable)
+    self.programs.compile(state, self._blank_iteration().batch)
+    blank = self._blank_prompts()
+    self.engine.sample(
+      state.trainable,
+      blank.tokens,
+      blank.mask,
+      group_size=self.config.rollout.responses_per_prompt,
+      key=self.keys[ROLLOUT_STREAM],
+      sequence_ids=np.arange(
+        self.config.sequences_per_iteration, dtype=np.int32
+      ),
+      sampling=self.sampling,
+    )
+    for stream in self.keys.values():
+      jax.random.fold_in(stream, 0)
+    self.pool.warm()
+
+  def _between_iterations(self, place: _Place, state: TrainState) -> None:
+    """Evaluates and saves, where it is time to."""
+    config = self.config
+    last = place.iteration >= config.train.iterations
+    due = place.iteration % config.evaluate.every == 0 or last
+    if due and place.evaluated != place.iteration:
+      self._evaluate(place, state)
+      place.evaluated = place.iteration
+    if place.iteration % config.checkpoint.every == 0 or last:
+      self._save(place, state, None)
+    if due:
+      write_report(self.directory.path)
+
+  def _evaluate(self, place: _Place, state: TrainState) -> None:
+    evaluation = self.evaluator.run(state.trainable)
+    summary = evaluation.summary()
+    self.writer.write(
+      step=int(state.step),
+      iteration=place.iteration,
+      phase='eval',
+      **summary,
+    )
+    self.directory.write(
+      f'evaluation/iteration_{place.iteration:06d}.json',
+      evaluation.per_problem(place.iteration),
+    )
+    figures = ', '.join(
+      f'{name} {summary[name]:.3f}'
+      for name in summary
+      if name == 'greedy' or (name[-1].isdigit() and '@' in name)
+    )
+    self.progress.note(f'iteration {place.iteration}: {figures}')
+
+  def _rollout(
+    self, place: _Place, state: TrainState, key: Key[Array, '']
+  ) -> Iteration:
+    """Samples, scores and completes an iteration's training data."""
+    config, clock = self.config, _Clock()
+    prompts = next(self.prompts)
+    clock.lap('prompts')
+    pending = collect(
+      self.engine,
+      state.trainable,
+      prompts,
+      self.pool,
+      self.task.tokenizer,
+      group_size=config.rollout.responses_per_prompt,
+      key=key,
+      first_sequence=place.iteration * config.sequences_per_iteration,
+      step=int(state.step),
+      sampling=self.sampling,
+    )
+    clock.lap('sample')
+    # The device scores old_logprobs while workers score the responses.
+    batch = unscored_batch(pending.rollouts)
+    old = jax.device_get(self.programs.score(state.trainable, batch))
+    clock.lap('score')
+    rollouts, failures = pending.result()
+    clock.lap('rewards')
+    if failures > config.rewards.max_failures:
+      raise RuntimeError(
+        f'at most {config.rewards.max_failures:.0%} of the responses may fail '
+        f'to be scored (rewards.max_failures), {failures:.0%} did in iteration '
+        f'{place.iteration}'
+      )
+    advantages = self.programs.advantages(
+      np.asarray(rollouts.rewards['score']), effective_groups(rollouts)
+    )
+    iteration = of_rollouts(
+      rollouts,
+      batch,
+      advantages,
+      old.logprobs,
+      old.entropy,
+      seed=config.seed,
+      iteration=place.iteration,
+    )
+    iteration.metrics['reward_failures'] = failures
+    iteration.metrics.update(clock.laps)
+    if place.iteration % config.logging.samples_every == 0:
+      self._keep_samples(place, state, iteration)
+    return iteration
+
+  def _updates(
+    self,
+    place: _Place,
+    state: TrainState,
+    iteration: Iteration,
+    started: float,
+  ) -> TrainState:
+    """The optimiser updates of an iteration."""
+    config = self.config
+    while place.update < config.updates_per_iteration:
+      rows = iteration.rows(place.update, config.train.sequences_per_update)
+      began = time.monotonic()
+      state, readings = self.programs.update(
+        state, rows, place.update == 0, self.keys[TRAIN_STREAM]
+      )
+      values = {k: float(v) for k, v in jax.device_get(readings).items()}
+      now = time.monotonic()
+      seconds = (now - started) if place.update == 0 else now - began
+      values |= iteration.metrics
+      values |= {
+        'seconds': seconds,
+        'time/update': now - began,
+        'tokens_per_second': values['tokens'] / (now - began),
+      }
+      place.update += 1
+      step = int(state.step)
+      self.writer.write(
+        step=step, iteration=place.iteration, phase='train', **values
+      )
+      self.progress.update(place.iteration + 1, **values)
+      every = config.checkpoint.every_updates
+      unfinished = place.update < config.updates_per_iteration
+      if every and place.update % every == 0 and unfinished:
+        self._save(place, state, iteration)
+    return state
+
+  def _save(
+    self, place: _Place, state: TrainState, iteration: Iteration | None
+  ) -> None:
+    """Writes a checkpoint of everything."""
+    place.draws = {**self.prompts.get_state()}
+    arrays: dict[str, Any] = {'state': state}
+    notes = {
+      'iteration': place.iteration,
+      'place': dataclasses.asdict(place),
+      'metrics_size': self.writer.size,
+    }
+    if iteration is not None:
+      arrays['iteration'] = iteration.arrays()
+      notes['rollout_metrics'] = iteration.metrics
+    position = place.iteration * self.config.updates_per_iteration
+    self.store.save(position + place.update, arrays, notes)
+
+  def _keep_samples(
+    self, place: _Place, state: TrainState, iteration: Iteration
+  ) -> None:
+    rows = iteration.rows(0, self.config.train.sequences_per_update)
+    selection, covariance = jax.device_get(
+      self.programs.select(state, rows, self.keys[TRAIN_STREAM])
+    )
+    name = f'rollouts/iteration_{place.iteration:06d}.json'
+    chosen = iteration.order[: len(rows.tokens)]
+    samples = kept_samples(
+      rows,
+      iteration.rewards[chosen],
+      selection.mask,
+      covariance,
+      self.task.tokenizer,
+      count=self.config.logging.samples,
+    )
+    self.directory.write(
+      name, {'iteration': place.iteration, 'samples': samples}
+    )
+
+  def _blank_prompts(self) -> PromptBatch:
+    """Prompts of the run's shape, all padding."""
+    width = -(-self.config.rollout.max_prompt_length // 8) * 8
+    count = self.config.rollout.prompts_per_iteration
+    return PromptBatch(
+      problems=(),
+      tokens=np.zeros((count, width), np.int32),
+      mask=np.zeros((count, width), bool),
+      indices=np.arange(count),
+      source_ids=np.zeros(count, np.int32),
+      draw=0,
+    )
+
+  def _blank_iteration(self) -> Iteration:
+    """An iteration of the run's shapes, all padding."""
+    rows = self.config.sequences_per_iteration
+    width = (
+      self._blank_prompts().tokens.shape[1]
+      + self.config.rollout.max_response_length
+      - 1
+    )
+    integers = np.zeros((rows, width), np.int32)
+    floats = np.zeros((rows, width), np.float32)
+    batch = TokenBatch(
+      tokens=integers,
+      targets=integers,
+      positions=integers,
+      segment_ids=integers,
+      loss_mask=np.zeros((rows, width), bool),
+      weights=floats,
+      advantages=floats,
+      old_logprobs=floats,
+      old_entropy=floats,
+      sampler_logprobs=floats,
+      sequence_ids=integers,
+    )
+    return Iteration(
+      batch=batch,
+      order=np.arange(rows, dtype=np.int32),
+      rewards=np.zeros(rows, np.float32),
+      metrics={},
+    )
+
+
+class _Clock:
+  """Seconds per phase."""
+
+  def __init__(self) -> None:
+    self.laps: dict[str, float] = {}
+    self._last = time.monotonic()
+
+  def lap(self, name: str) -> None:
+    """Ends a phase."""
+    now = time.monotonic()
+    self.laps[f'time/{name}'] = now - self._last
+    self._last = now

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an update says of itself, as scalars computed on the device."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from covrl.entropy import (
+  Plan,
+  SelectionSummary,
+  exact_mean,
+  select_top,
+  state_score,
+  token_covariance,
+)
+from covrl.entropy.exact import count
+from covrl.types import Scalar, TokenBatch, TokenStats
+
+# Shares of the tokens of highest covariance whose mean is logged (the table
+# by which covariance methods were introduced).
+TOP_FRACTIONS = (0.0002, 0.002, 0.02, 0.2, 0.5)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenReadings:
+  """Per-token readings of an update, all `[B, T]`.
+
+  Attributes:
+    stats: of the policy at the update.
+    log_ratio: log π − log π_old.
+    clipped: tokens whose gradient the loss clipped away.
+    signal: the loss's cotangent.
+    edited: the same after the token chain.
+  """
+
+  stats: TokenStats
+  log_ratio: Float[Array, 'B T']
+  clipped: Bool[Array, 'B T']
+  signal: TokenStats
+  edited: TokenStats
+
+
+def of_update(
+  batch: TokenBatch, tokens: TokenReadings, plan: Plan, token_state: PyTree
+) -> dict[str, Scalar]:
+  """Metrics of an optimiser update, over its loss's tokens.
+
+  Entropy is in nats at the sampling temperature; `covariance` is the batch
+  covariance of log-probability and advantage; predictions of the entropy
+  change are per unit of step size.
+  """
+  mask = batch.loss_mask
+  covariance = token_covariance(tokens.stats.logprobs, batch.advantages, mask)
+  state = state_score(tokens.stats, batch.advantages)
+  readings = {
+    'entropy': exact_mean(tokens.stats.entropy, mask),
+    'covariance': exact_mean(covariance, mask),
+    'log_ratio': exact_mean(tokens.log_ratio, mask),
+    'log_ratio_abs': exact_mean(jnp.abs(tokens.log_ratio), mask),
+    'log_ratio_max': jnp.max(jnp.abs(tokens.log_ratio)),
+    'clip_fraction': _share(tokens.clipped, mask),
+    'tokens': count(mask).astype(jnp.float32),
+    'penalty_share': _penalty_share(tokens),
+    'predicted_entropy_change/batch': -exact_mean(covariance, mask),
+    'predicted_entropy_change/state': -exact_mean(state, mask),
+  }
+  for fraction in TOP_FRACTIONS:
+    top = select_top(
+      covariance,
+      mask,
+      fraction=fraction,
+      sequence_ids=batch.sequence_ids,
+      positions=batch.positions,
+    )
+    readings[f'covariance_top/{fraction:g}'] = exact_mean(covariance, top)
+  return readings | _of_selection(mask, plan, token_state)
+
+
+def _of_selection(
+  mask: Bool[Array, 'B T'], plan: Plan, token_state: PyTree
+) -> dict[str, Scalar]:
+  """What the chain selected; with several selectors the first is told of."""
+  del token_state
+  summaries = [d for d in plan.decisions if isinstance(d, SelectionSummary)]
+  if not summaries:
+    return {'selected_fraction': jnp.zeros(())}
+  summary = summaries[0]
+  readings = {
+    name: getattr(summary, name).astype(jnp.float32)
+    for name in ('threshold', 'quota', 'eligible', 'selected', 'nonfinite')
+  }
+  for name in (
+    'positive_likely',
+    'positive_rare',
+    'negative_likely',
+    'negative_rare',
+  ):
+    readings[f'quadrant/{name}'] = getattr(summary, name).astype(jnp.float32)
+  total = jnp.maximum(count(mask), 1).astype(jnp.float32)
+  readings['selected_fraction'] = readings['selected'] / total
+  return readings
+
+
+def _penalty_share(tokens: TokenReadings) -> Scalar:
+  """Norm of what the chain changed, over the norm of the edited signal."""
+  change = jax.tree.map(jnp.subtract, tokens.edited, tokens.signal)
+  total = _norm(tokens.edited)
+  return jnp.where(total > 0, _norm(change) / jnp.where(total > 0, total, 1), 0)
+
+
+def _norm(tree: PyTree) -> Scalar:
+  return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
+
+
+def _share(part: Bool[Array, 'B T'], mask: Bool[Array, 'B T']) -> Scalar:
+  return count(part & mask) / jnp.maximum(count(mask), 1)

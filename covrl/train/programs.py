@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled programs of a run, all of them ready before its first step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Key, PyTree
+
+from covrl import sharding
+from covrl.config import Config
+from covrl.entropy import (
+  Selection,
+  exact_quantile,
+  explain,
+  token_covariance,
+)
+from covrl.entropy.chain import init_token_state
+from covrl.models import Policy
+from covrl.train.iteration import Advantages
+from covrl.train.step import (
+  Loss,
+  StepSettings,
+  make_score_step,
+  make_train_step,
+)
+from covrl.types import TokenBatch, TokenContext, TokenStats, TrainState
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Algorithm:
+  """What a config file's factories build.
+
+  Attributes:
+    loss: a policy loss.
+    token_tx: the token chain.
+    tx: the parameter chain.
+    advantages: rewards and group ids to advantages.
+  """
+
+  loss: Loss
+  token_tx: optax.GradientTransformation
+  tx: optax.GradientTransformation
+  advantages: Advantages
+
+
+class Programs:
+  """The jitted programs of reinforcement learning, on one mesh.
+
+  Everything is compiled by `compile`; afterwards nothing is, however long the
+  run.
+  """
+
+  def __init__(
+    self, policy: Policy, algorithm: Algorithm, config: Config, mesh: Mesh
+  ) -> None:
+    """Jits the programs.
+
+    Args:
+      policy: what is trained.
+      algorithm: how.
+      config: sizes.
+      mesh: where.
+    """
+    self._policy = policy
+    self._algorithm = algorithm
+    self._config = config
+    self._mesh = mesh
+    settings = StepSettings(
+      temperature=config.rollout.temperature,
+      micro_batches=config.train.micro_batches,
+      weights=config.train.weights,
+      selection_source=config.entropy.selection_source,
+    )
+    update = make_train_step(
+      policy, algorithm.loss, algorithm.token_tx, algorithm.tx, settings
+    )
+    self._state_shardings = jax.tree.map(
+      lambda leaf: leaf.sharding, self.abstract_state()
+    )
+    self._update = jax.jit(
+      update,
+      donate_argnums=0,
+      out_shardings=(self._state_shardings, sharding.replicated(mesh)),
+    )
+    parts = config.updates_per_iteration * config.train.micro_batches
+    self._score = jax.jit(make_score_step(policy, settings, parts))
+    self._advantages = jax.jit(algorithm.advantages)
+    self._select = jax.jit(self._explain)
+    self._update_compiled: Callable[..., Any] | None = None
+
+  def abstract_state(self) -> TrainState:
+    """Shapes and shardings of the training state."""
+    trainable = self._policy.abstract_params(self._mesh)
+    shapes = jax.eval_shape(self._fresh_state, trainable)
+    # Moments and the like are laid out as the parameters they belong to.
+    return dataclasses.replace(
+      jax.tree.map(self._replicate, shapes),
+      trainable=trainable,
+      opt_state=optax.tree.map_params(
+        self._algorithm.tx,
+        lambda leaf, param: jax.ShapeDtypeStruct(
+          leaf.shape, leaf.dtype, sharding=param.sharding
+        ),
+        shapes.opt_state,
+        trainable,
+        transform_non_params=self._replicate,
+      ),
+    )
+
+  def init_state(self, params: PyTree) -> TrainState:
+    """A fresh training state of these parameters."""
+    fresh = jax.jit(self._fresh_state, out_shardings=self._state_shardings)
+    return fresh(params)
+
+  def compile(self, state: TrainState, batch: TokenBatch) -> None:
+    """Compiles every program, `batch` giving an iteration's shapes."""
+    rows = jax.tree.map(
+      lambda x: x[: self._config.train.sequences_per_update], batch
+    )
+    key = jax.random.key(0)
+    with jax.set_mesh(self._mesh):
+      lowered = self._update.lower(
+        state, self._place(rows), np.asarray(True), key
+      )
+      self._update_compiled = lowered.compile()
+    self.score(state.trainable, batch)
+    count = len(batch.tokens)
+    self.advantages(np.zeros(count, np.float32), np.zeros(count, np.int32))
+    self.select(state, rows, key)
+
+  def update(
+    self, state: TrainState, rows: TokenBatch, first: bool, key: Key[Array, '']
+  ) -> tuple[TrainState, dict[str, Any]]:
+    """One optimiser update; the state given is used up."""
+    run = self._update_compiled or self._update
+    with jax.set_mesh(self._mesh):
+      return run(state, self._place(rows), np.asarray(first), key)
+
+  def score(self, params: PyTree, batch: TokenBatch) -> TokenStats:
+    """Statistics of an iteration's tokens before its first update."""
+    with jax.set_mesh(self._mesh):
+      return self._score(params, self._place(batch))
+
+  def advantages(self, rewards: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Advantages of an iteration's sequences."""
+    return np.asarray(self._advantages(rewards, groups))
+
+  def select(
+    self, state: TrainState, rows: TokenBatch, key: Key[Array, '']
+  ) -> tuple[Selection, Array]:
+    """What the next update would select, and the covariance of every token."""
+    with jax.set_mesh(self._mesh):
+      return self._select(state.token_state, state.step, self._place(rows), key)
+
+  def _place(self, batch: TokenBatch) -> TokenBatch:
+    return sharding.shard_batch(batch, self._mesh)
+
+  def _fresh_state(self, params: PyTree) -> TrainState:
+    return TrainState(
+      trainable=params,
+      frozen={},
+      opt_state=self._algorithm.tx.init(params),
+      token_state=init_token_state(self._algorithm.token_tx),
+      step=jnp.zeros((), jnp.int32),
+      log_ratio_noise=jnp.zeros(()),
+    )
+
+  def _replicate(self, leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding.replicated(self._mesh)
+    )
+
+  def _explain(
+    self,
+    token_state: PyTree,
+    step: Array,
+    rows: TokenBatch,
+    key: Key[Array, ''],
+  ) -> tuple[Selection, Array]:
+    stats = TokenStats(logprobs=rows.old_logprobs, entropy=rows.old_entropy)
+    context = TokenContext(
+      advantages=rows.advantages,
+      old_logprobs=rows.old_logprobs,
+      old_entropy=rows.old_entropy,
+      mask=rows.loss_mask,
+      weights=rows.weights,
+      segment_ids=rows.segment_ids,
+      sequence_ids=rows.sequence_ids,
+      positions=rows.positions,
+      sampler_logprobs=rows.sampler_logprobs,
+      score_weight=rows.advantages,
+      step=step,
+      key=key,
+      entropy=exact_quantile(rows.old_entropy, rows.loss_mask, 0.5),
+    )
+    covariance = token_covariance(
+      rows.old_logprobs, rows.advantages, rows.loss_mask
+    )
+    chosen = explain(
+      self._algorithm.token_tx, stats, token_state=token_state, **context
+    )
+    nothing = Selection.of_mask(jnp.zeros_like(rows.loss_mask))
+    return (chosen[0] if chosen else nothing), covariance

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run's directory: its description, its metrics and its samples.
+
+config.json      the resolved configuration and the run's identity
+recipe/          the config file it was made with
+metrics.jsonl    one JSON object a line
+rollouts/        kept samples
+evaluation/      results per held-out problem
+checkpoints/     see `covrl.train.checkpoint`
+report.html      see `covrl.report`
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from covrl.config import (
+  ConfigError,
+  Recipe,
+  flatten,
+  from_dict,
+  import_recipe,
+)
+from covrl.train.checkpoint import write_atomically
+
+
+class RunDirectory:
+  """The files of one run."""
+
+  def __init__(self, path: pathlib.Path) -> None:
+    self.path = path
+
+  @property
+  def metrics(self) -> pathlib.Path:
+    """The metrics file."""
+    return self.path / 'metrics.jsonl'
+
+  @property
+  def checkpoints(self) -> pathlib.Path:
+    """The checkpoints' directory."""
+    return self.path / 'checkpoints'
+
+  def write(self, name: str, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file below the directory, whole or not at all."""
+    file = self.path / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, json.dumps(content))
+
+  def describe(self) -> dict[str, Any]:
+    """What `config.json` says.
+
+    Raises:
+      ConfigError: if this is no run directory.
+    """
+    file = self.path / 'config.json'
+    if not file.is_file():
+      raise ConfigError(
+        f'{self.path} is no run directory: it has no config.json'
+      )
+    return json.loads(file.read_text())
+
+  def claim(self, recipe: Recipe) -> None:
+    """Makes the directory this recipe's, or checks that it is.
+
+    Raises:
+      ConfigError: if it holds another configuration's run; says what differs.
+    """
+    if not (self.path / 'config.json').exists():
+      if self.path.is_dir() and any(
+        file for file in self.path.iterdir() if file.name != '.lock'
+      ):
+        raise ConfigError(
+          f'--workdir must be a run directory or empty, {self.path} holds '
+          'other files'
+        )
+      self._write_recipe(recipe)
+      return
+    described = self.describe()
+    if described['identity'] != recipe.identity:
+      raise ConfigError(
+        f"{self.path} holds another configuration's run "
+        f'({_difference(described, recipe)}); use another --workdir'
+      )
+    self._write_recipe(recipe)
+
+  def recipe(self) -> Recipe:
+    """The recipe that the directory is of, from its own copy.
+
+    Raises:
+      ConfigError: if this is no run directory.
+    """
+    described = self.describe()
+    module, sources = import_recipe(
+      self.path / 'recipe' / f'{described["name"]}.py'
+    )
+    return Recipe(
+      name=described['name'],
+      config=from_dict(described['config']),
+      module=module,
+      sources=sources,
+    )
+
+  def _write_recipe(self, recipe: Recipe) -> None:
+    copies = self.path / 'recipe'
+    copies.mkdir(parents=True, exist_ok=True)
+    for name, text in recipe.sources.items():
+      write_atomically(copies / name, text)
+    self.write('config.json', recipe.as_json())
+
+  @contextlib.contextmanager
+  def locked(self) -> Iterator[None]:
+    """Keeps a second process out of the directory.
+
+    Raises:
+      ConfigError: if another process is in it.
+    """
+    self.path.mkdir(parents=True, exist_ok=True)
+    with (self.path / '.lock').open('w') as lock:
+      try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except OSError:
+        raise ConfigError(
+          f'{self.path} is in use by another process; use another --workdir'
+        ) from None
+      yield
+
+
+def _difference(described: dict[str, Any], recipe: Recipe) -> str:
+  theirs = flatten(from_dict(described['config']))
+  ours = flatten(recipe.config)
+  for name, value in ours.items():
+    if theirs[name] != value:
+      return f'{name} is {theirs[name]!r} there and {value!r} here'
+  return 'the config file has changed since'

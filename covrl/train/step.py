@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The optimiser update, as one pure function of state and batch.
+
+  tokens → statistics → loss's cotangents → token chain → pull-back
+         → parameter chain
+
+What the token chain selects is decided once for the whole optimiser batch; each
+micro-batch is then one forward, loss, token chain with that decision, and
+pull-back. The chain's state advances once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Key, PyTree
+
+from covrl.entropy import Plan, exact_quantile
+from covrl.entropy.chain import update_signal
+from covrl.models import Policy
+from covrl.objectives import token_weights
+from covrl.statistics import token_stats
+from covrl.train import metrics
+from covrl.types import (
+  Scalar,
+  TokenBatch,
+  TokenContext,
+  TokenStats,
+  TrainState,
+)
+
+Loss = Callable[..., tuple[Scalar, Any]]
+Metrics = dict[str, Scalar]
+TrainStep = Callable[
+  [TrainState, TokenBatch, Bool[Array, ''], Key[Array, '']],
+  tuple[TrainState, Metrics],
+]
+
+# How far two programs may differ on unchanged parameters before the penalty
+# takes it for movement: this quantile of what was measured.
+NOISE_QUANTILE = 0.99
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepSettings:
+  """Static choices of the update.
+
+  Attributes:
+    temperature: at which the policy's statistics are taken.
+    micro_batches: parts of an optimiser batch.
+    weights: aggregation; see `token_weights`.
+    selection_source: `'old'` or `'current'`; with several micro-batches the
+      latter costs one more forward.
+  """
+
+  temperature: float = 1.0
+  micro_batches: int = 1
+  weights: str = 'token-mean'
+  selection_source: str = 'old'
+
+
+def make_train_step(
+  policy: Policy,
+  loss: Loss,
+  token_tx: optax.GradientTransformation,
+  tx: optax.GradientTransformation,
+  settings: StepSettings,
+) -> TrainStep:
+  """Builds the update.
+
+  Args:
+    policy: what is trained.
+    loss: `(stats, **context) -> (value, LossAux)`.
+    token_tx: the token chain, on cotangents of `TokenStats`.
+    tx: the parameter chain.
+    settings: static choices.
+
+  Returns:
+    `(state, batch, first, key) -> (state, metrics)`, to be jitted. `first`
+    says that the parameters have not changed since the rollout: the batch's
+    own statistics then stand in for `old_logprobs`, so that every ratio is
+    exactly 1. `key` is the run's.
+  """
+
+  def forward(trainable: PyTree, rows: TokenBatch) -> TokenStats:
+    return policy_stats(policy, trainable, rows, settings.temperature)
+
+  def update(
+    state: TrainState,
+    batch: TokenBatch,
+    first: Bool[Array, ''],
+    key: Key[Array, ''],
+  ) -> tuple[TrainState, Metrics]:
+    weights = batch.weights * token_weights(
+      batch.loss_mask, settings.weights, segment_ids=batch.segment_ids
+    )
+    batch = dataclasses.replace(batch, weights=weights)
+    shared = _shared_context(state, batch, key)
+    source = TokenStats(logprobs=batch.old_logprobs, entropy=batch.old_entropy)
+    if settings.selection_source == 'current':
+      source = _in_micro_batches(
+        lambda rows: forward(state.trainable, rows),
+        batch,
+        settings.micro_batches,
+      )
+    plan, token_state = _decide(source, batch, state.token_state, shared, first)
+
+    def part(rows: TokenBatch, decisions: list[Any]) -> _Part:
+      stats, pull_back = jax.vjp(
+        lambda trainable: forward(trainable, rows), state.trainable
+      )
+      context = _row_context(rows, stats, first) | shared
+      (value, aux), signal = jax.value_and_grad(loss, has_aux=True)(
+        stats, **context
+      )
+      edited, _ = update_signal(
+        token_tx,
+        signal,
+        state.token_state,
+        stats,
+        **(context | aux.for_selection | {'plan': Plan(decisions)}),
+      )
+      (gradients,) = pull_back(edited)
+      return _Part(
+        gradients=jax.tree.map(lambda g: g.astype(_wide(g)), gradients),
+        loss=value,
+        tokens=metrics.TokenReadings(
+          stats=stats,
+          log_ratio=aux.log_ratio,
+          clipped=aux.clipped,
+          signal=signal,
+          edited=edited,
+        ),
+      )
+
+    result = _sum_parts(part, batch, plan.decisions, settings.micro_batches)
+    new_state, applied = _apply(tx, state, result.gradients, token_state)
+    noise = exact_quantile(
+      jnp.abs(result.tokens.stats.logprobs - batch.old_logprobs),
+      batch.loss_mask,
+      NOISE_QUANTILE,
+    )
+    new_state = dataclasses.replace(
+      new_state,
+      log_ratio_noise=jnp.where(first, noise, state.log_ratio_noise),
+    )
+    readings = metrics.of_update(batch, result.tokens, plan, token_state)
+    readings |= {
+      'loss': result.loss,
+      'gradient_norm': optax.tree.norm(result.gradients),
+      'skipped': 1.0 - applied,
+      'log_ratio_noise': new_state.log_ratio_noise,
+    }
+    return new_state, readings
+
+  def _decide(
+    source: TokenStats,
+    batch: TokenBatch,
+    token_state: PyTree,
+    shared: TokenContext,
+    first: Bool[Array, ''],
+  ) -> tuple[Plan, PyTree]:
+    """Runs the chain on the whole batch, for its decisions and next state."""
+    plan = Plan()
+    is_current = settings.selection_source == 'current'
+    stand_in = first if is_current else jnp.asarray(False)
+    context = _row_context(batch, source, stand_in) | shared
+    (_, aux), signal = jax.value_and_grad(loss, has_aux=True)(source, **context)
+    context = context | aux.for_selection | {'plan': plan}
+    _, token_state = update_signal(
+      token_tx, signal, token_state, source, **context
+    )
+    return plan, token_state
+
+  return update
+
+
+def policy_stats(
+  policy: Policy, params: PyTree, rows: TokenBatch, temperature: float
+) -> TokenStats:
+  """The forward: tokens to per-token statistics of the policy."""
+  hidden = policy.hidden(
+    params,
+    rows.tokens,
+    positions=rows.positions,
+    segment_ids=rows.segment_ids,
+  )
+  return token_stats(
+    hidden, policy.unembedding(params), rows.targets, temperature=temperature
+  )
+
+
+def make_score_step(
+  policy: Policy, settings: StepSettings, parts: int
+) -> Callable[[PyTree, TokenBatch], TokenStats]:
+  """Statistics of an iteration's tokens before its first update.
+
+  Args:
+    policy: whose.
+    settings: static choices.
+    parts: how many times the rows of an optimiser micro-batch fit.
+  """
+
+  def score(params: PyTree, batch: TokenBatch) -> TokenStats:
+    return _in_micro_batches(
+      lambda rows: policy_stats(policy, params, rows, settings.temperature),
+      batch,
+      parts,
+    )
+
+  return score
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Part:
+  """What one micro-batch gives; gradients and loss add up."""
+
+  gradients: PyTree
+  loss: Scalar
+  tokens: metrics.TokenReadings
+
+
+def _shared_context(
+  state: TrainState, batch: TokenBatch, key: Key[Array, '']
+) -> TokenContext:
+  """Context entries that are the same for every micro-batch."""
+  total = jnp.maximum(jnp.sum(batch.weights), jnp.finfo(jnp.float32).tiny)
+  entropy = jnp.sum(batch.weights * batch.old_entropy) / total
+  return TokenContext(
+    step=state.step,
+    key=key,
+    entropy=entropy,
+    log_ratio_noise=state.log_ratio_noise,
+  )
+
+
+def _row_context(
+  rows: TokenBatch, stats: TokenStats, first: Bool[Array, '']
+) -> TokenContext:
+  """Context entries of some rows, `stats` standing in for the old if first."""
+  own = jax.lax.stop_gradient(stats.logprobs)
+  return TokenContext(
+    advantages=rows.advantages,
+    old_logprobs=jnp.where(first, own, rows.old_logprobs),
+    old_entropy=rows.old_entropy,
+    mask=rows.loss_mask,
+    weights=rows.weights,
+    segment_ids=rows.segment_ids,
+    sequence_ids=rows.sequence_ids,
+    positions=rows.positions,
+    sampler_logprobs=rows.sampler_logprobs,
+  )
+
+
+def _apply(
+  tx: optax.GradientTransformation,
+  state: TrainState,
+  gradients: PyTree,
+  token_state: PyTree,
+) -> tuple[TrainState, Scalar]:
+  """Applies the gradients, or skips the update if one is not finite."""
+  finite = jnp.isfinite(optax.tree.norm(gradients))
+  gradients = jax.tree.map(
+    lambda g, p: g.astype(p.dtype), gradients, state.trainable
+  )
+  updates, opt_state = tx.update(gradients, state.opt_state, state.trainable)
+  updated = (
+    optax.apply_updates(state.trainable, updates),
+    opt_state,
+    token_state,
+  )
+  kept = (state.trainable, state.opt_state, state.token_state)
+  trainable, opt_state, token_state = jax.tree.map(
+    lambda new, old: jnp.where(finite, new, old), updated, kept
+  )
+  return (
+    dataclasses.replace(
+      state,
+      trainable=trainable,
+      opt_state=opt_state,
+      token_state=token_state,
+      step=state.step + 1,
+    ),
+    finite.astype(jnp.float32),
+  )
+
+
+def _sum_parts(
+  part: Callable[[TokenBatch, list[Any]], _Part],
+  batch: TokenBatch,
+  decisions: list[Any],
+  count: int,
+) -> _Part:
+  """Runs the micro-batches: gradients and losses added, tokens joined."""
+  if count == 1:
+    return part(batch, decisions)
+
+  def body(
+    total: tuple[PyTree, Scalar], rows: tuple[TokenBatch, list[Any]]
+  ) -> tuple[tuple[PyTree, Scalar], metrics.TokenReadings]:
+    result = part(*rows)
+    added = jax.tree.map(jnp.add, total, (result.gradients, result.loss))
+    return added, result.tokens
+
+  rows = split_rows((batch, decisions), count)
+  shapes = jax.eval_shape(part, *jax.tree.map(lambda x: x[0], rows))
+  zeros = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype), (shapes.gradients, shapes.loss)
+  )
+  (gradients, loss), tokens = jax.lax.scan(body, zeros, rows)
+  return _Part(gradients=gradients, loss=loss, tokens=join_rows(tokens))
+
+
+def _in_micro_batches(
+  forward: Callable[[TokenBatch], TokenStats], batch: TokenBatch, count: int
+) -> TokenStats:
+  """A forward over all rows, a part at a time."""
+  if count == 1:
+    return forward(batch)
+  return join_rows(jax.lax.map(forward, split_rows(batch, count)))
+
+
+def split_rows(tree: PyTree, count: int) -> PyTree:
+  """Rows `[B, …]` to `[count, B / count, …]`, strided; scalars are repeated.
+
+  Strided, so that each part of a batch that is split over a mesh is split over
+  the whole mesh too; contiguous parts would be gathered.
+  """
+
+  def split(leaf: Array) -> Array:
+    if leaf.ndim == 0:
+      return jnp.broadcast_to(leaf, (count,))
+    rows = leaf.reshape(leaf.shape[0] // count, count, *leaf.shape[1:])
+    return jnp.swapaxes(rows, 0, 1)
+
+  return jax.tree.map(split, tree)
+
+
+def join_rows(tree: PyTree) -> PyTree:
+  """Inverse of `split_rows`."""
+  return jax.tree.map(
+    lambda leaf: jnp.swapaxes(leaf, 0, 1).reshape(-1, *leaf.shape[2:]), tree
+  )
+
+
+def _wide(array: Array) -> jnp.dtype:
+  """Gradients are summed in float32 at least."""
+  return jnp.promote_types(array.dtype, jnp.float32)

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The warm start: a policy that can do a little, so that rewards have variance."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from covrl import sharding
+from covrl.config import Config, ConfigError, flatten, from_dict
+from covrl.data import SupervisedStream
+from covrl.models import Policy
+from covrl.train.checkpoint import CheckpointStore
+from covrl.train.progress import Progress
+from covrl.train.run_directory import RunDirectory
+from covrl.train.supervised import (
+  SupervisedBatch,
+  SupervisedState,
+  make_supervised_step,
+)
+from covrl.train.task import Task
+from covrl.train.writer import MetricsWriter
+
+# Fields that a borrowed warm start must share with the run that borrows it.
+SHARED = ('seed', 'task.', 'warm_start.', 'rollout.max_')
+
+
+def warm_start(
+  policy: Policy,
+  params: PyTree,
+  task: Task,
+  tx: optax.GradientTransformation,
+  config: Config,
+  mesh: Mesh,
+  writer: MetricsWriter,
+  progress: Progress,
+) -> PyTree:
+  """Trains the policy to imitate solved examples.
+
+  Args:
+    policy: what is trained.
+    params: fresh parameters.
+    task: has the examples.
+    tx: the parameter chain.
+    config: sizes.
+    mesh: where.
+    writer: for the metrics.
+    progress: for the display.
+
+  Returns:
+    The trained parameters.
+
+  Raises:
+    ConfigError: if the task has no solved examples.
+  """
+  if task.solved is None:
+    raise ConfigError(
+      'warm_start.steps must be 0 for a task without solved examples, got '
+      f'{config.warm_start.steps}'
+    )
+  settings, logging = config.warm_start, config.logging
+  stream = SupervisedStream(
+    task.solved,
+    seed=config.seed,
+    sequences_per_draw=settings.batch_size,
+    tokenizer=task.tokenizer,
+    max_length=config.rollout.max_prompt_length
+    + config.rollout.max_response_length
+    - 1,
+  )
+  step = jax.jit(make_supervised_step(policy, tx), donate_argnums=0)
+  state = SupervisedState(
+    params=params,
+    opt_state=jax.jit(tx.init)(params),
+    step=jnp.zeros((), jnp.int32),
+  )
+  progress.stage('warm start', settings.steps)
+  started, tokens = time.monotonic(), 0
+  with jax.set_mesh(mesh):
+    for number in range(1, settings.steps + 1):
+      rows = next(stream)
+      batch = SupervisedBatch(
+        **{
+          field.name: getattr(rows, field.name)
+          for field in dataclasses.fields(SupervisedBatch)
+        }
+      )
+      state, readings = step(state, sharding.shard_batch(batch, mesh))
+      tokens += int(np.sum(rows.loss_mask))
+      if number % logging.warm_start_every == 0 or number == settings.steps:
+        values = {k: float(v) for k, v in jax.device_get(readings).items()}
+        seconds = time.monotonic() - started
+        values['tokens_per_second'] = tokens / seconds
+        started, tokens = time.monotonic(), 0
+        writer.write(step=number, iteration=0, phase='warm_start', **values)
+        progress.update(number, **values)
+  stream.close()
+  return state.params
+
+
+def borrow(policy: Policy, config: Config, mesh: Mesh) -> PyTree:
+  """The warm-started parameters of another run.
+
+  Raises:
+    ConfigError: if that run has none, or made it otherwise.
+  """
+  other = RunDirectory(pathlib.Path(config.warm_start.from_run))
+  theirs = flatten(from_dict(other.describe()['config']))
+  ours = flatten(config)
+  for name, value in ours.items():
+    if name == 'warm_start.from_run' or not name.startswith(SHARED):
+      continue
+    if theirs[name] != value:
+      raise ConfigError(
+        f'warm_start.from_run must be a run with the same warm start, '
+        f'{other.path} has {name}={theirs[name]!r} and not {value!r}'
+      )
+  saved = CheckpointStore(other.path / 'warm_start', keep=1).latest()
+  if saved is None:
+    raise ConfigError(f'{other.path} has not finished a warm start')
+  return saved.restore(policy.abstract_params(mesh))

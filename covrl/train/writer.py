@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where metrics go: `metrics.jsonl`, and TensorBoard and W&B if asked."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from covrl.config import LoggingConfig
+
+
+class MetricsWriter:
+  """Appends metric lines, and cuts them back to a checkpoint on resume."""
+
+  def __init__(
+    self, file: pathlib.Path, logging: LoggingConfig, *, name: str, keep: int
+  ) -> None:
+    """Opens the file.
+
+    Args:
+      file: `metrics.jsonl`.
+      logging: what else to write to.
+      name: of the run.
+      keep: bytes to keep of what is there; the rest was written after the
+        checkpoint that is resumed.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    self._stream = file.open('a')
+    self._stream.truncate(keep)
+    self._extra: list[Any] = []
+    if logging.tensorboard:
+      from tensorboardX import SummaryWriter
+
+      self._extra.append(_TensorBoard(SummaryWriter(str(file.parent / 'tb'))))
+    if logging.wandb_project:
+      self._extra.append(_WeightsAndBiases(logging.wandb_project, name))
+
+  @property
+  def size(self) -> int:
+    """Bytes written so far."""
+    self._stream.flush()
+    return os.fstat(self._stream.fileno()).st_size
+
+  def write(
+    self, *, step: int, iteration: int, phase: str, **values: Any
+  ) -> None:
+    """Writes one line; numbers that are not finite become null."""
+    line = {'step': step, 'iteration': iteration, 'phase': phase}
+    line |= {name: _plain(value) for name, value in values.items()}
+    self._stream.write(json.dumps(line) + '\n')
+    self._stream.flush()
+    for sink in self._extra:
+      sink.write(step, phase, line)
+
+  def close(self) -> None:
+    """Flushes everything."""
+    self._stream.close()
+    for sink in self._extra:
+      sink.close()
+
+
+class _TensorBoard:
+  """Scalars by phase."""
+
+  def __init__(self, writer: Any) -> None:
+    self._writer = writer
+
+  def write(self, step: int, phase: str, line: Mapping[str, Any]) -> None:
+    for name, value in line.items():
+      if isinstance(value, float):
+        self._writer.add_scalar(f'{phase}/{name}', value, step)
+
+  def close(self) -> None:
+    self._writer.close()
+
+
+class _WeightsAndBiases:
+  """Scalars by phase; the library is an extra."""
+
+  def __init__(self, project: str, name: str) -> None:
+    try:
+      import wandb
+    except ImportError:
+      raise ModuleNotFoundError(
+        'logging.wandb_project needs wandb: pip install covrl[wandb]'
+      ) from None
+    self._run = wandb.init(project=project, name=name)
+
+  def write(self, step: int, phase: str, line: Mapping[str, Any]) -> None:
+    del step
+    self._run.log({f'{phase}/{name}': value for name, value in line.items()})
+
+  def close(self) -> None:
+    self._run.finish()
+
+
+def _plain(value: Any) -> Any:
+  """Numbers as JSON has them."""
+  if isinstance(value, (str, int, bool)) or value is None:
+    return value
+  number = float(value)
+  return number if math.isfinite(number) else None
