@@ -4,7 +4,9 @@
 from covrl.data.countdown import CountdownConfig as CountdownConfig
 from covrl.data.countdown import CountdownSource as CountdownSource
 from covrl.data.countdown import SolvedCountdownSource as SolvedCountdownSource
+from covrl.data.countdown import countdown_tokenizer as countdown_tokenizer
 from covrl.data.countdown import held_out as held_out
+from covrl.data.json_tokenizer import JsonTokenizer as JsonTokenizer
 from covrl.data.pipeline import PromptBatch as PromptBatch
 from covrl.data.pipeline import PromptStream as PromptStream
 from covrl.data.pipeline import StreamState as StreamState
@@ -14,12 +16,18 @@ from covrl.data.problems import ProblemSource as ProblemSource
 from covrl.data.rows import TokenRows as TokenRows
 from covrl.data.rows import pack_rows as pack_rows
 from covrl.data.rows import prompt_ids as prompt_ids
+from covrl.data.rows import prompt_rows as prompt_rows
 from covrl.data.rows import token_rows as token_rows
-from covrl.data.tokenizer import JsonTokenizer as JsonTokenizer
-from covrl.data.tokenizer import (
+from covrl.data.sentencepiece_tokenizer import (
   SentencePieceTokenizer as SentencePieceTokenizer,
 )
+from covrl.data.sentencepiece_tokenizer import (
+  train_sentencepiece as train_sentencepiece,
+)
+from covrl.data.sources import ArrayRecordSource as ArrayRecordSource
+from covrl.data.sources import ConcatenatedSource as ConcatenatedSource
+from covrl.data.sources import JsonlSource as JsonlSource
+from covrl.data.sources import ListSource as ListSource
+from covrl.data.sources import TfdsSource as TfdsSource
 from covrl.data.tokenizer import Tokenizer as Tokenizer
 from covrl.data.tokenizer import check_tokenizer as check_tokenizer
-from covrl.data.tokenizer import countdown_tokenizer as countdown_tokenizer
-from covrl.data.tokenizer import train_sentencepiece as train_sentencepiece

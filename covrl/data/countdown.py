@@ -21,9 +21,13 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from covrl.data._arithmetic import OPERATORS, random_expression
 from covrl.data.problems import Problem
+from covrl.data.sentencepiece_tokenizer import (
+  SentencePieceTokenizer,
+  train_sentencepiece,
+)
 
-OPERATORS = ('+', '-', '*', '/')
 NAME = 'countdown'
 
 # Redraws move this far along a stream, which is beyond any index in use.
@@ -107,6 +111,16 @@ def vocabulary(config: CountdownConfig) -> list[str]:
   return [*numbers, *OPERATORS, '(', ')', '=', ':']
 
 
+def countdown_tokenizer(config: CountdownConfig) -> SentencePieceTokenizer:
+  """One token for each number, operator and parenthesis of Countdown.
+
+  >>> tokenizer = countdown_tokenizer(CountdownConfig())
+  >>> tokenizer.vocab_size, len(tokenizer.encode('( 3 + 7 ) * 12 - 5'))
+  (113, 9)
+  """
+  return train_sentencepiece(vocabulary(config))
+
+
 class CountdownSource:
   """Problems to train on, from reasoning-gym's generator; none is held out.
 
@@ -153,14 +167,20 @@ class SolvedCountdownSource:
     return self._config.size
 
   def __getitem__(self, index: int) -> Problem:
+    config = self._config
     rng = random.Random(self._stream + _check_index(index, len(self)))
-    # A draw in twelve or so meets the bounds of a narrow configuration.
+    # About every second draw of the usual bounds is a problem within them.
     for _ in range(100 * _MAX_REDRAWS):
-      numbers, target, solution = _chain(rng, self._config)
-      if self._config.min_target <= target <= self._config.max_target:
+      numbers, target, solution = random_expression(
+        rng,
+        count=rng.randint(config.min_numbers, config.max_numbers),
+        min_value=config.min_value,
+        max_value=config.max_value,
+      )
+      if config.min_target <= target <= config.max_target:
         rng.shuffle(numbers)
         problem = _problem(numbers, target, solution)
-        if problem_key(problem) not in _held_out_keys(self._config):
+        if problem_key(problem) not in _held_out_keys(config):
           return problem
     raise _too_few(self._config)
 
@@ -231,54 +251,6 @@ def _problem(
     source=NAME,
     solution=solution,
   )
-
-
-def _chain(
-  rng: random.Random, config: CountdownConfig
-) -> tuple[list[int], int, str]:
-  """Numbers, the value of a random expression of them, and the expression."""
-  count = rng.randint(config.min_numbers, config.max_numbers)
-  numbers = [
-    rng.randint(config.min_value, config.max_value) for _ in range(count)
-  ]
-  value, text, is_sum = numbers[0], str(numbers[0]), False
-  for place in range(1, count):
-    operator = rng.choice(OPERATORS)
-    if operator == '/' and not _bring_divisor(rng, numbers, place, value):
-      operator = '-'
-    number = numbers[place]
-    if operator in '*/' and is_sum:
-      text = f'( {text} )'
-    text = f'{text} {operator} {number}'
-    is_sum = operator in '+-'
-    value = _apply(operator, value, number)
-  return numbers, value, text
-
-
-def _bring_divisor(
-  rng: random.Random, numbers: list[int], place: int, value: int
-) -> bool:
-  """Swaps a number that divides `value` into `place`, if any is left."""
-  divisors = [
-    other for other in range(place, len(numbers)) if value % numbers[other] == 0
-  ]
-  if not divisors:
-    return False
-  other = rng.choice(divisors)
-  numbers[place], numbers[other] = numbers[other], numbers[place]
-  return True
-
-
-def _apply(operator: str, left: int, right: int) -> int:
-  match operator:
-    case '+':
-      return left + right
-    case '-':
-      return left - right
-    case '*':
-      return left * right
-    case _:
-      return left // right
 
 
 def _stream(name: str, seed: int) -> int:

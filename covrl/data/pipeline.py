@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Generic, TypedDict, TypeVar
 import numpy as np
 from jaxtyping import Bool, Int
 
+from covrl.data._draws import DrawnRows, Draws, global_order, own_rows
 from covrl.data.problems import Problem, ProblemSource
-from covrl.data.rows import TokenRows, prompt_ids, token_rows
+from covrl.data.rows import TokenRows, prompt_rows, token_rows
 from covrl.data.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class _Stream(Generic[Batch], Iterator[Batch]):
   def __init__(
     self,
     source: ProblemSource,
-    build: Callable[[_Rows], Batch],
+    build: Callable[[DrawnRows], Batch],
     *,
     seed: int,
     draw_size: int,
@@ -74,11 +75,11 @@ class _Stream(Generic[Batch], Iterator[Batch]):
     self._seed = seed
     self._next = 0
     self._prefetch = prefetch
-    self._draws = _Draws(
-      _order(source, seed, shuffle),
+    self._draws = Draws(
+      global_order(source, seed, shuffle),
       build,
       draw_size,
-      _own_rows(draw_size, process_index, process_count),
+      own_rows(draw_size, process_index, process_count),
     )
     self._iterator: grain.DatasetIterator[Batch] | None = None
 
@@ -97,13 +98,15 @@ class _Stream(Generic[Batch], Iterator[Batch]):
     """Goes to where `state` was taken.
 
     Raises:
-      ValueError: the state is of a stream with another seed.
+      ValueError: the state is of a stream with another seed, or of none.
     """
     if state['seed'] != self._seed:
       raise ValueError(
         f'The state of a stream with seed {self._seed} is required, got one'
         f' with seed {state["seed"]}.'
       )
+    if state['draw'] < 0:
+      raise ValueError(f'draw must be at least 0, got {state["draw"]}.')
     self.close()
     self._next = int(state['draw'])
 
@@ -162,21 +165,11 @@ class PromptStream(_Stream[PromptBatch]):
     prefetch: int = 2,
   ) -> None:
     names = source.names
-    width = -(-max_prompt_length // 8) * 8
 
-    def build(rows: _Rows) -> PromptBatch:
-      tokens = np.full((len(rows.problems), width), tokenizer.pad_id, np.int32)
-      mask = np.zeros(tokens.shape, bool)
-      for row, problem in enumerate(rows.problems):
-        ids = prompt_ids(problem, tokenizer)
-        if len(ids) > max_prompt_length:
-          raise ValueError(
-            f'A prompt may have {max_prompt_length} tokens, got'
-            f' {len(ids)} in problem {rows.places[row]} of source'
-            f' {problem.source!r}.'
-          )
-        tokens[row, width - len(ids) :] = ids
-        mask[row, width - len(ids) :] = True
+    def build(rows: DrawnRows) -> PromptBatch:
+      tokens, mask = prompt_rows(
+        rows.problems, tokenizer, max_prompt_length, places=rows.places
+      )
       return PromptBatch(
         problems=rows.problems,
         tokens=tokens,
@@ -243,88 +236,3 @@ class SupervisedStream(_Stream[TokenRows]):
       process_count=process_count,
       prefetch=prefetch,
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Rows:
-  """Problems of one draw; their places in the order and in the source."""
-
-  draw: int
-  problems: tuple[Problem, ...]
-  indices: Int[np.ndarray, ' P']
-  places: tuple[int, ...]
-
-
-class _Numbered:
-  """A source that also says which problem each one is."""
-
-  def __init__(self, source: ProblemSource) -> None:
-    self._source = source
-
-  def __len__(self) -> int:
-    return len(self._source)
-
-  def __getitem__(self, index: int) -> tuple[int, Problem]:
-    return index, self._source[index]
-
-
-class _Draws(Generic[Batch]):
-  """A process's rows of each draw, as a Grain source."""
-
-  def __init__(
-    self,
-    order: grain.MapDataset[tuple[int, Problem]],
-    build: Callable[[_Rows], Batch],
-    draw_size: int,
-    own_rows: range,
-  ) -> None:
-    self._order = order
-    self._build = build
-    self._draw_size = draw_size
-    self._own_rows = own_rows
-
-  def __len__(self) -> int:
-    return len(self._order) // self._draw_size
-
-  def __getitem__(self, index: int) -> Batch:
-    indices = [index * self._draw_size + row for row in self._own_rows]
-    places, problems = zip(
-      *(self._order[place] for place in indices), strict=True
-    )
-    return self._build(
-      _Rows(
-        draw=index,
-        problems=problems,
-        indices=np.array(indices, np.int64),
-        places=places,
-      )
-    )
-
-
-def _order(
-  source: ProblemSource, seed: int, shuffle: bool
-) -> grain.MapDataset[tuple[int, Problem]]:
-  """Every epoch of a source, one after the other."""
-  import grain
-
-  if len(source) == 0:
-    raise ValueError(
-      f'A source with at least one problem is required, got an empty one'
-      f' ({", ".join(source.names)}).'
-    )
-  epoch = grain.MapDataset.source(_Numbered(source)).seed(seed)
-  return (epoch.shuffle() if shuffle else epoch).repeat()
-
-
-def _own_rows(draw_size: int, process_index: int, process_count: int) -> range:
-  if not 0 <= process_index < process_count:
-    raise ValueError(
-      f'process_index must lie in [0, {process_count}), got {process_index}.'
-    )
-  if draw_size <= 0 or draw_size % process_count:
-    raise ValueError(
-      f'A draw must be a positive multiple of the {process_count} processes'
-      f' that share it, got {draw_size}.'
-    )
-  share = draw_size // process_count
-  return range(process_index * share, (process_index + 1) * share)

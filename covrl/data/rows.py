@@ -52,6 +52,45 @@ def prompt_ids(problem: Problem, tokenizer: Tokenizer) -> list[int]:
   return begin + tokenizer.encode(problem.prompt)
 
 
+def prompt_rows(
+  problems: Sequence[Problem],
+  tokenizer: Tokenizer,
+  max_length: int,
+  *,
+  places: Sequence[int] | None = None,
+) -> tuple[Int[np.ndarray, 'P T'], Bool[np.ndarray, 'P T']]:
+  """Prompts, padded on the left, so that all of them end in one column.
+
+  Args:
+    problems: what to ask.
+    tokenizer: turns text to tokens; its begin token comes first.
+    max_length: most tokens a prompt may have. The width is this, rounded up to
+      a multiple of 8, whatever the prompts: every process and every batch has
+      the same shape.
+    places: index of each problem in its source, for the error.
+
+  Returns:
+    Tokens, and a mask that is true for real ones.
+
+  Raises:
+    ValueError: a prompt is longer than allowed.
+  """
+  width = -(-max_length // 8) * 8
+  tokens = np.full((len(problems), width), tokenizer.pad_id, np.int32)
+  mask = np.zeros(tokens.shape, bool)
+  for row, problem in enumerate(problems):
+    ids = prompt_ids(problem, tokenizer)
+    if len(ids) > max_length:
+      place = row if places is None else places[row]
+      raise ValueError(
+        f'A prompt may have {max_length} tokens, got {len(ids)} in problem'
+        f' {place} of source {problem.source!r}.'
+      )
+    tokens[row, width - len(ids) :] = ids
+    mask[row, width - len(ids) :] = True
+  return tokens, mask
+
+
 def token_rows(
   problems: Sequence[Problem], tokenizer: Tokenizer, max_length: int
 ) -> TokenRows:

@@ -25,12 +25,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from covrl.rewards._process import (
-  Reply,
-  StartError,
-  WorkerProcess,
-  WorkerSettings,
-)
+from covrl.rewards._process import Reply, WorkerProcess, WorkerSettings
 
 
 class Status(enum.Enum):
@@ -203,10 +198,11 @@ class RewardPool:
     try:
       worker.ensure_ready()
       while (item := self._queue.get()) is not None and not self._failure:
+        # It may have died idle, which is no fault of this response.
         worker.ensure_ready()
         self._record(item, Outcome.of(worker.score(*item.question)))
         worker.ensure_ready()
-    except StartError as error:
+    except Exception as error:
       self._fail(f'A reward worker could not be started: {error}.')
     finally:
       worker.stop()

@@ -112,9 +112,10 @@ def test_equal_questions_are_asked_once(scorers, tmp_path):
 
 
 def test_a_worker_that_dies_idle_is_replaced_unnoticed(scorers):
+  before = children()
   with RewardPool(scorers.echo, workers=1) as pool:
     pool.warm()
-    (worker,) = children()
+    (worker,) = children() - before
     os.kill(worker, signal.SIGKILL)
     time.sleep(0.2)
     assert pool.submit(['7'], [None]).result() == [Outcome(7.0, Status.SCORED)]

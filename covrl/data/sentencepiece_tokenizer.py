@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tokenizers that are sentencepiece models, loaded or made here."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pathlib
+from collections.abc import Iterable, Sequence
+
+
+class SentencePieceTokenizer:
+  """A sentencepiece model.
+
+  Args:
+    model: the serialised model.
+
+  Raises:
+    ValueError: the bytes are no sentencepiece model, or one without an
+      end-of-sequence token.
+  """
+
+  def __init__(self, model: bytes) -> None:
+    import sentencepiece
+
+    self._model = model
+    try:
+      self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    except RuntimeError as error:
+      raise ValueError(
+        f'A sentencepiece model was required, got {len(model)} bytes that'
+        ' are none.'
+      ) from error
+    if self._processor.eos_id() < 0:
+      raise ValueError(
+        'A tokenizer with an end-of-sequence token was required, got a'
+        ' sentencepiece model that has none.'
+      )
+
+  @classmethod
+  def load(cls, path: str | pathlib.Path) -> SentencePieceTokenizer:
+    """Reads a model from a file."""
+    return cls(pathlib.Path(path).read_bytes())
+
+  @property
+  def vocab_size(self) -> int:
+    """Ids are 0 to `vocab_size - 1`."""
+    return self._processor.vocab_size()
+
+  @property
+  def bos_id(self) -> int | None:
+    """Put before every prompt; `None` where the model has none."""
+    return _id_or_none(self._processor.bos_id())
+
+  @property
+  def end_ids(self) -> tuple[int, ...]:
+    """The end-of-sequence token."""
+    return (self._processor.eos_id(),)
+
+  @property
+  def pad_id(self) -> int:
+    """The padding token, or the end-of-sequence token where there is none."""
+    pad_id = _id_or_none(self._processor.pad_id())
+    return self._processor.eos_id() if pad_id is None else pad_id
+
+  @property
+  def fingerprint(self) -> str:
+    """SHA-256 of the model, in hexadecimal."""
+    return hashlib.sha256(self._model).hexdigest()
+
+  def encode(self, text: str) -> list[int]:
+    """The ids of a text, without any special tokens.
+
+    Raises:
+      ValueError: part of the text is in no piece of the vocabulary.
+    """
+    ids = [int(piece) for piece in self._processor.encode(text)]
+    if self._processor.unk_id() in ids:
+      raise ValueError(
+        "A text of the tokenizer's vocabulary was required, got"
+        f' {_abbreviate(text)}, which has other words.'
+      )
+    return ids
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """The text of some ids; special tokens leave no trace."""
+    return str(self._processor.decode([int(piece) for piece in ids]))
+
+  def to_bytes(self) -> bytes:
+    """The serialised model."""
+    return self._model
+
+
+def train_sentencepiece(
+  texts: Iterable[str],
+  *,
+  vocab_size: int | None = None,
+  model_type: str = 'word',
+) -> SentencePieceTokenizer:
+  """Makes a sentencepiece model of some texts; the same texts, the same model.
+
+  Ids 0 to 3 are padding, begin, end and unknown.
+
+  Args:
+    texts: what to learn the pieces from.
+    vocab_size: how many pieces, special ones included; every word of the texts
+      unless given (word models only).
+    model_type: sentencepiece's `word`, `unigram`, `bpe` or `char`.
+
+  Returns:
+    The tokenizer.
+
+  Raises:
+    ValueError: there is no text, or another model type without a size.
+  """
+  import sentencepiece
+
+  texts = list(texts)
+  words = {word for text in texts for word in text.split()}
+  if not words:
+    raise ValueError('Texts to train a tokenizer on are required, got none.')
+  if vocab_size is None:
+    if model_type != 'word':
+      raise ValueError(
+        f'A {model_type} model needs a vocab_size; only a word model can'
+        ' take every word there is.'
+      )
+    vocab_size = len(words) + 4
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(texts),
+    model_writer=model,
+    model_type=model_type,
+    vocab_size=vocab_size,
+    normalization_rule_name='identity',
+    character_coverage=1.0,
+    use_all_vocab=model_type == 'word',
+    pad_id=0,
+    bos_id=1,
+    eos_id=2,
+    unk_id=3,
+    num_threads=1,
+    minloglevel=2,
+  )
+  return SentencePieceTokenizer(model.getvalue())
+
+
+def _id_or_none(piece: int) -> int | None:
+  return None if piece < 0 else piece
+
+
+def _abbreviate(text: str, length: int = 80) -> str:
+  return repr(text if len(text) <= length else f'{text[:length]}…')

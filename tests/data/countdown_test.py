@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Countdown: reproducible, held out for good, and solved correctly."""
+
+import ast
+import collections
+import dataclasses
+import pickle
+
+import pytest
+import reasoning_gym
+
+from covrl.data import (
+  CountdownConfig,
+  CountdownSource,
+  SolvedCountdownSource,
+  countdown_tokenizer,
+  held_out,
+)
+from covrl.data.countdown import problem_key
+
+# So few problems that most draws would be held-out ones.
+CROWDED = CountdownConfig(
+  min_numbers=2, max_numbers=2, max_value=5, max_target=10, held_out=20
+)
+SMALL = CountdownConfig(held_out=24, size=1000)
+
+
+@pytest.fixture(scope='module')
+def library():
+  return reasoning_gym.create_dataset('countdown', seed=0, size=1)
+
+
+def keys(problems):
+  return {problem_key(problem) for problem in problems}
+
+
+def in_bounds(problem, config):
+  numbers, target = problem.reference['numbers'], problem.reference['target']
+  return (
+    config.min_numbers <= len(numbers) <= config.max_numbers
+    and all(config.min_value <= n <= config.max_value for n in numbers)
+    and config.min_target <= target <= config.max_target
+  )
+
+
+@pytest.mark.parametrize('kind', [CountdownSource, SolvedCountdownSource])
+def test_a_problem_depends_on_seed_and_index_alone(kind):
+  source, again = kind(SMALL), pickle.loads(pickle.dumps(kind(SMALL)))
+  assert source[7] == again[7]
+  assert [source[n] for n in (9, 3)] == [again[n] for n in (3, 9)][::-1]
+  other = kind(dataclasses.replace(SMALL, seed=1))
+  assert [source[n] for n in range(8)] != [other[n] for n in range(8)]
+
+
+def test_prompts_hold_the_numbers_and_the_target():
+  problem = CountdownSource(SMALL)[0]
+  numbers, target = problem.reference['numbers'], problem.reference['target']
+  assert problem.prompt == f'{" ".join(map(str, numbers))} = {target} :'
+  assert problem.source == 'countdown'
+  assert problem.solution is None
+  assert in_bounds(problem, SMALL)
+
+
+def test_held_out_problems_are_distinct_and_the_same_for_every_seed():
+  problems = held_out(SMALL)
+  assert len(problems) == len(keys(problems)) == 24
+  assert problems == held_out(dataclasses.replace(SMALL, seed=5, size=7))
+  assert all(in_bounds(problem, SMALL) for problem in problems)
+
+
+@pytest.mark.parametrize('kind', [CountdownSource, SolvedCountdownSource])
+def test_nothing_held_out_is_trained_on(kind):
+  source = kind(CROWDED)
+  drawn = keys(source[n] for n in range(60))
+  assert drawn
+  assert not drawn & keys(held_out(CROWDED))
+  # The exclusion did something: without it the same draws are held out.
+  free = kind(dataclasses.replace(CROWDED, held_out=0))
+  assert keys(free[n] for n in range(60)) & keys(held_out(CROWDED))
+
+
+def test_order_of_numbers_does_not_hide_a_held_out_problem():
+  problem = held_out(SMALL)[0]
+  reference = problem.reference
+  turned = dataclasses.replace(
+    problem, reference={**reference, 'numbers': reference['numbers'][::-1]}
+  )
+  assert problem_key(turned) == problem_key(problem)
+
+
+def test_every_solution_gets_full_marks(library):
+  source = SolvedCountdownSource(SMALL)
+  for index in range(200):
+    problem = source[index]
+    assert in_bounds(problem, SMALL)
+    marks = library.score_answer(
+      problem.solution, {'metadata': problem.reference}
+    )
+    assert marks == 1.0, problem
+
+
+def test_solutions_have_no_needless_parentheses():
+  source = SolvedCountdownSource(dataclasses.replace(SMALL, held_out=0))
+  for index in range(200):
+    solution = source[index].solution or ''
+    minimal = ast.unparse(ast.parse(solution))
+    assert solution.replace('( ', '(').replace(' )', ')') == minimal
+
+
+def test_solutions_use_all_operators_and_shuffle_the_numbers():
+  source = SolvedCountdownSource(dataclasses.replace(SMALL, held_out=0))
+  problems = [source[n] for n in range(400)]
+  counts = collections.Counter(''.join(p.solution or '' for p in problems))
+  assert all(counts[operator] > 60 for operator in '+-*/')
+  assert counts['('] == counts[')'] > 40
+  in_order = 0
+  for problem in problems:
+    words = (problem.solution or '').split()
+    numbers = [int(word) for word in words if word.isdigit()]
+    assert sorted(numbers) == sorted(problem.reference['numbers'])
+    in_order += numbers == problem.reference['numbers']
+  assert in_order < 120
+
+
+def test_solved_examples_resemble_the_generator():
+  generator = CountdownSource(dataclasses.replace(SMALL, held_out=0))
+  solved = SolvedCountdownSource(dataclasses.replace(SMALL, held_out=0))
+
+  def mean(source, read):
+    return sum(read(source[n].reference) for n in range(300)) / 300
+
+  for read, margin in (
+    (lambda reference: reference['target'], 8.0),
+    (lambda reference: len(reference['numbers']), 0.15),
+    (lambda reference: max(reference['numbers']), 1.5),
+  ):
+    assert abs(mean(generator, read) - mean(solved, read)) < margin
+
+
+def test_prompts_and_solutions_are_in_the_vocabulary():
+  config = CountdownConfig(held_out=0, max_value=30, max_target=25)
+  tokenizer = countdown_tokenizer(config)
+  source = SolvedCountdownSource(config)
+  for index in range(50):
+    for text in (source[index].prompt, source[index].solution or ''):
+      ids = tokenizer.encode(text)
+      assert tokenizer.decode(ids) == text
+      assert len(ids) == len(text.split())
+
+
+@pytest.mark.parametrize(
+  ('settings', 'sentence'),
+  [
+    ({'max_value': 0}, '1 <= min_value <= max_value, got min_value=1 and'),
+    ({'min_numbers': 5}, 'got min_numbers=5 and max_numbers=4'),
+    ({'min_target': 0}, '1 <= min_target'),
+    ({'min_numbers': 1}, 'min_numbers >= 2, got 1'),
+    ({'size': 0}, r'0 < size < 2\*\*31, got size=0'),
+  ],
+)
+def test_impossible_bounds_are_refused(settings, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    CountdownConfig(**settings)
+
+
+def test_too_few_problems_are_refused():
+  tiny = CountdownConfig(
+    min_numbers=2, max_numbers=2, max_value=1, max_target=2, held_out=9
+  )
+  with pytest.raises(ValueError, match='too few distinct problems'):
+    held_out(tiny)
+  all_held_out = dataclasses.replace(tiny, held_out=2)
+  with pytest.raises(ValueError, match='too few distinct problems'):
+    SolvedCountdownSource(all_held_out)[0]
+
+
+def test_indices_are_checked():
+  source = CountdownSource(SMALL)
+  for index in (-1, len(source)):
+    with pytest.raises(IndexError, match='0 to 999'):
+      source[index]

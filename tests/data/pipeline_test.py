@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A stream is one order, whoever reads it, from wherever it is resumed."""
+
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from covrl.data import (
+  ConcatenatedSource,
+  CountdownConfig,
+  CountdownSource,
+  ListSource,
+  Problem,
+  PromptStream,
+  SolvedCountdownSource,
+  SupervisedStream,
+  countdown_tokenizer,
+  train_sentencepiece,
+)
+
+TOKENIZER = train_sentencepiece([' '.join(map(str, range(64)))])
+
+
+def numbers(count, name='numbers'):
+  return ListSource(
+    [
+      Problem(prompt=f'{n} {n}', reference=n, source=name, solution=f'{n}')
+      for n in range(count)
+    ]
+  )
+
+
+def stream(source=None, **settings):
+  return PromptStream(
+    numbers(10) if source is None else source,
+    **{
+      'seed': 3,
+      'prompts_per_draw': 4,
+      'tokenizer': TOKENIZER,
+      'max_prompt_length': 5,
+      **settings,
+    },
+  )
+
+
+def references(batches):
+  return [problem.reference for batch in batches for problem in batch.problems]
+
+
+def take(prompts, draws):
+  taken = [next(prompts) for _ in range(draws)]
+  prompts.close()
+  return taken
+
+
+def same(batches, others):
+  return all(
+    a.problems == b.problems
+    and a.draw == b.draw
+    and np.array_equal(a.tokens, b.tokens)
+    and np.array_equal(a.mask, b.mask)
+    and np.array_equal(a.indices, b.indices)
+    for a, b in zip(batches, others, strict=True)
+  )
+
+
+def test_prompts_end_in_one_column():
+  source = ListSource(
+    [
+      Problem(prompt=text, reference=None, source='s')
+      for text in ('7', '1 2 3 4', '5 6')
+    ]
+  )
+  (batch,) = take(stream(source, prompts_per_draw=3, shuffle=False), 1)
+  assert batch.tokens.shape == (3, 8)
+  assert batch.tokens.dtype == np.int32
+  assert batch.mask.sum(1).tolist() == [2, 5, 3]
+  # Once real, always real.
+  assert (np.diff(batch.mask.astype(int)) >= 0).all()
+  for row, problem in enumerate(batch.problems):
+    ids = batch.tokens[row, batch.mask[row]].tolist()
+    assert ids == [TOKENIZER.bos_id, *TOKENIZER.encode(problem.prompt)]
+  assert (batch.tokens[~batch.mask] == TOKENIZER.pad_id).all()
+
+
+def test_indices_are_places_in_the_order():
+  batches = take(stream(), 3)
+  indices = np.concatenate([batch.indices for batch in batches])
+  assert indices.dtype == np.int64
+  assert indices.tolist() == list(range(12))
+  assert [batch.draw for batch in batches] == [0, 1, 2]
+
+
+def test_epochs_visit_everything_once_each_in_its_own_order():
+  order = references(take(stream(prompts_per_draw=5), 6))
+  epochs = [order[0:10], order[10:20], order[20:30]]
+  assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+  assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+  assert references(take(stream(seed=4), 2)) != order[:8]
+  assert references(take(stream(shuffle=False), 3)) == [*range(10), 0, 1]
+
+
+@pytest.mark.parametrize('prefetch', [0, 1, 3])
+def test_resuming_equals_never_having_stopped(prefetch):
+  whole = take(stream(), 7)
+  first = stream(prefetch=prefetch)
+  begun = [next(first) for _ in range(3)]
+  state = json.loads(json.dumps(first.get_state()))
+  first.close()
+  assert state == {'draw': 3, 'seed': 3}
+  second = stream(prefetch=prefetch)
+  second.set_state(state)
+  assert second.get_state() == state
+  assert same([*begun, *take(second, 4)], whole)
+
+
+def test_a_stream_can_go_back():
+  prompts = stream()
+  start = prompts.get_state()
+  first = [next(prompts) for _ in range(2)]
+  prompts.set_state(start)
+  assert same(take(prompts, 2), first)
+
+
+@given(st.sampled_from([1, 2, 3, 4, 6, 12]), st.integers(0, 1000))
+@settings(max_examples=12, deadline=None)
+def test_the_order_does_not_depend_on_the_processes(count, seed):
+  def read(**shares):
+    return take(stream(seed=seed, prompts_per_draw=12, **shares), 2)
+
+  shares = [
+    read(process_index=index, process_count=count, prefetch=0)
+    for index in range(count)
+  ]
+  for draw, whole in enumerate(read(prefetch=0)):
+    parts = [share[draw] for share in shares]
+    assert references(parts) == references([whole])
+    for name in ('tokens', 'mask', 'indices', 'source_ids'):
+      joined = np.concatenate([getattr(part, name) for part in parts])
+      assert np.array_equal(joined, getattr(whole, name))
+
+
+def test_sources_are_told_apart():
+  source = ConcatenatedSource([numbers(3, 'a'), numbers(2, 'b')])
+  (batch,) = take(stream(source, prompts_per_draw=5, shuffle=False), 1)
+  assert batch.source_ids.tolist() == [0, 0, 0, 1, 1]
+
+
+class Watched:
+  """Problems with a note of who made each."""
+
+  names = ('watched',)
+
+  def __init__(self):
+    self.makers = []
+
+  def __len__(self):
+    return 8
+
+  def __getitem__(self, index):
+    self.makers.append(threading.current_thread().name)
+    return Problem(prompt='1', reference=index, source='watched')
+
+
+def test_draws_are_prepared_in_the_background():
+  source = Watched()
+  prompts = stream(source, prompts_per_draw=8, prefetch=2)
+  next(prompts)
+  deadline = time.monotonic() + 30.0
+  while len(source.makers) < 3 * 8 and time.monotonic() < deadline:
+    time.sleep(0.01)
+  assert len(source.makers) == 3 * 8
+  assert threading.current_thread().name not in source.makers
+  assert len(set(source.makers)) == 1
+  prompts.close()
+
+
+@pytest.mark.parametrize('prefetch', [0, 2])
+def test_a_prompt_that_is_too_long_is_refused(prefetch):
+  problems = [
+    Problem(prompt='1 ' * length, reference=0, source='web')
+    for length in (1, 4, 5, 2)
+  ]
+  prompts = stream(ListSource(problems), shuffle=False, prefetch=prefetch)
+  sentence = "may have 5 tokens, got 6 in problem 2 of source 'web'"
+  with pytest.raises(ValueError, match=sentence):
+    next(prompts)
+  prompts.close()
+
+
+def test_what_cannot_be_a_stream_is_refused():
+  with pytest.raises(ValueError, match='at least one problem'):
+    stream(ListSource([]))
+  with pytest.raises(ValueError, match='multiple of the 3 processes'):
+    stream(process_count=3)
+  with pytest.raises(ValueError, match=r'lie in \[0, 2\), got 2'):
+    stream(process_index=2, process_count=2)
+  with pytest.raises(
+    ValueError, match='seed 3 is required, got one with seed 4'
+  ):
+    stream().set_state({'draw': 1, 'seed': 4})
+  with pytest.raises(ValueError, match='draw must be at least 0, got -1'):
+    stream().set_state({'draw': -1, 'seed': 3})
+
+
+def test_supervised_rows_resume_and_are_shared():
+  def rows(**settings):
+    return SupervisedStream(
+      numbers(10),
+      seed=1,
+      sequences_per_draw=6,
+      tokenizer=TOKENIZER,
+      max_length=8,
+      **settings,
+    )
+
+  whole = take(rows(), 3)
+  later = rows(prefetch=0)
+  later.set_state({'draw': 2, 'seed': 1})
+  assert np.array_equal(next(later).tokens, whole[2].tokens)
+  halves = [
+    take(rows(process_index=index, process_count=2), 1)[0] for index in (0, 1)
+  ]
+  targets = np.concatenate([half.targets for half in halves])
+  assert np.array_equal(targets, whole[0].targets)
+
+
+def test_countdown_streams():
+  config = CountdownConfig(held_out=4)
+  tokenizer = countdown_tokenizer(config)
+  (prompts,) = take(
+    stream(CountdownSource(config), tokenizer=tokenizer, max_prompt_length=8), 1
+  )
+  assert prompts.tokens.shape == (4, 8)
+  rows = SupervisedStream(
+    SolvedCountdownSource(config),
+    seed=0,
+    sequences_per_draw=8,
+    tokenizer=tokenizer,
+    max_length=24,
+  )
+  (batch,) = take(rows, 1)
+  assert batch.tokens.shape == (8, 24)

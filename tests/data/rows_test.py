@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Supervised rows train the response alone; packing moves and keeps all."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from covrl.data import (
+  JsonTokenizer,
+  Problem,
+  TokenRows,
+  pack_rows,
+  prompt_rows,
+  token_rows,
+  train_sentencepiece,
+)
+
+TOKENIZER = train_sentencepiece(['1 2 3 4 5 6 7 8 9 = :'])
+
+
+def problem(prompt, solution):
+  return Problem(
+    prompt=prompt, reference=None, source='sums', solution=solution
+  )
+
+
+def text(ids):
+  return TOKENIZER.decode(np.asarray(ids).tolist())
+
+
+def sequences(rows):
+  """Every sequence's tokens, targets, mask and positions, in order."""
+  found = []
+  for row, segments in enumerate(rows.segment_ids):
+    for segment in range(1, segments.max(initial=0) + 1):
+      columns = segments == segment
+      found.append(
+        tuple(
+          getattr(rows, name)[row, columns].tolist()
+          for name in ('tokens', 'targets', 'loss_mask', 'positions')
+        )
+      )
+  return found
+
+
+def test_the_response_and_its_end_are_trained():
+  rows = token_rows(
+    [problem('1 2 :', '3 4'), problem('5 :', '6')], TOKENIZER, 8
+  )
+  end = TOKENIZER.end_ids[0]
+  assert text(rows.tokens[0]) == '1 2 : 3 4'
+  assert rows.targets[0, rows.loss_mask[0]].tolist() == [
+    *TOKENIZER.encode('3 4'),
+    end,
+  ]
+  assert rows.targets[1, rows.loss_mask[1]].tolist() == [
+    *TOKENIZER.encode('6'),
+    end,
+  ]
+  # Wherever there is a next token, the target is it.
+  real = rows.segment_ids[:, 1:] > 0
+  assert (rows.targets[:, :-1] == rows.tokens[:, 1:])[real].all()
+  assert rows.segment_ids.sum(1).tolist() == [6, 4]
+  assert not rows.loss_mask[rows.segment_ids == 0].any()
+  assert rows.positions[0].tolist() == [0, 1, 2, 3, 4, 5, 0, 0]
+
+
+def test_prompts_are_tokenised_as_when_sampling():
+  one = problem('1 2 :', '3 4')
+  prompt, mask = prompt_rows([one], TOKENIZER, 8)
+  rows = token_rows([one], TOKENIZER, 8)
+  length = int(mask.sum())
+  assert prompt[0, -length:].tolist() == rows.tokens[0, :length].tolist()
+  # The last prompt token predicts the first of the response.
+  assert not rows.loss_mask[0, : length - 1].any()
+  assert rows.loss_mask[0, length - 1]
+
+
+def test_a_tokenizer_may_have_no_begin_token():
+  file = (
+    b'{"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1, "e": 2},'
+    b' "unk_token": "a"}, "pre_tokenizer": {"type": "WhitespaceSplit"}}'
+  )
+  tokenizer = JsonTokenizer(file, end_tokens=['e'])
+  rows = token_rows([problem('a b', 'b')], tokenizer, 3)
+  assert rows.tokens.tolist() == [[0, 1, 1]]
+  assert rows.targets.tolist() == [[1, 1, 2]]
+  assert rows.loss_mask.tolist() == [[False, True, True]]
+
+
+def test_rows_that_cannot_be_made_are_refused():
+  with pytest.raises(ValueError, match="'1 :' of source 'sums' without one"):
+    token_rows([problem('1 :', None)], TOKENIZER, 8)
+  with pytest.raises(ValueError, match="may have 4 tokens, got 5 in '1 2 :'"):
+    token_rows([problem('1 2 :', '3')], TOKENIZER, 4)
+  assert token_rows([problem('1 2 :', '3')], TOKENIZER, 5).tokens.shape == (
+    1,
+    5,
+  )
+
+
+def random_rows(lengths, width, seed=0):
+  rng = np.random.default_rng(seed)
+  shape = len(lengths), width
+  real = np.arange(width) < np.array(lengths, int)[:, None]
+  return TokenRows(
+    tokens=np.where(real, rng.integers(1, 99, shape), 0),
+    targets=np.where(real, rng.integers(1, 99, shape), 0),
+    loss_mask=real & (rng.random(shape) < 0.5),
+    positions=np.where(real, np.arange(width), 0),
+    segment_ids=real.astype(np.int32),
+  )
+
+
+@given(
+  st.lists(st.integers(1, 9), min_size=1, max_size=12),
+  st.integers(9, 20),
+  st.integers(0, 100),
+)
+def test_packing_keeps_every_sequence(lengths, length, seed):
+  rows = random_rows(lengths, 9, seed)
+  packed = pack_rows(rows, length=length)
+  assert sorted(sequences(packed)) == sorted(sequences(rows))
+  assert packed.tokens.shape[1] == length
+  assert len(packed.tokens) <= len(lengths)
+  empty = packed.segment_ids == 0
+  assert not packed.tokens[empty].any()
+  assert not packed.loss_mask[empty].any()
+  # First fit: no later row holds a sequence that an earlier one had room for.
+  free = empty.sum(1)
+  for row in range(1, len(free)):
+    first = (packed.segment_ids[row] == 1).sum()
+    assert (free[:row] < first).all()
+
+
+def test_packing_fills_rows_in_order():
+  packed = pack_rows(random_rows([3, 4, 2, 1], 6), length=5)
+  assert packed.segment_ids.tolist() == [[1, 1, 1, 2, 2], [1, 1, 1, 1, 2]]
+  assert packed.positions.tolist() == [[0, 1, 2, 0, 1], [0, 1, 2, 3, 0]]
+
+
+def test_packed_rows_may_be_packed_again_and_padded_anywhere():
+  rows = random_rows([3, 4, 2, 1], 6)
+  packed = pack_rows(rows, length=5)
+  again = pack_rows(packed, length=10)
+  assert sequences(again) == sequences(packed)
+  assert len(again.tokens) == 1
+  turned = TokenRows(
+    **{
+      field.name: np.roll(getattr(rows, field.name), 2, axis=1)
+      for field in dataclasses.fields(rows)
+    }
+  )
+  lefts = random_rows([3, 4, 2, 1], 6)
+  assert sequences(pack_rows(turned, length=6)) == sequences(
+    pack_rows(lefts, length=6)
+  )
+
+
+def test_packing_any_dataclass_of_rows():
+  @dataclasses.dataclass(frozen=True)
+  class Weighted:
+    weights: np.ndarray
+    segment_ids: np.ndarray
+
+  rows = Weighted(
+    np.array([[0.5, 0.0], [0.25, 0.75]], np.float64),
+    np.array([[1, 0], [1, 1]], np.int32),
+  )
+  packed = pack_rows(rows, length=3, count=2)
+  assert packed.weights.tolist() == [[0.5, 0.25, 0.75], [0, 0, 0]]
+  assert packed.segment_ids.tolist() == [[1, 2, 2], [0, 0, 0]]
+  assert packed.weights.dtype == np.float64
+  assert packed.segment_ids.dtype == np.int32
+
+
+def test_sequences_that_do_not_fit_are_refused():
+  rows = random_rows([3, 4, 2, 1], 6)
+  with pytest.raises(
+    ValueError, match='4 sequences need 2 rows of 5 tokens, got 1'
+  ):
+    pack_rows(rows, length=5, count=1)
+  with pytest.raises(ValueError, match='may have 3 tokens, got 4'):
+    pack_rows(rows, length=3)
