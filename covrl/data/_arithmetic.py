@@ -1,11 +1,67 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random arithmetic over the whole numbers, written with few parentheses."""
+"""Random arithmetic over the whole numbers, written in one canonical way."""
 
 from __future__ import annotations
 
 import random
+from typing import NamedTuple
 
 OPERATORS = ('+', '-', '*', '/')
+
+
+class _Term(NamedTuple):
+  """A part of a sum or of a product, with the operator before it."""
+
+  operator: str
+  value: int
+  text: str
+
+
+class Expression:
+  """A chain of operations, in the canonical one of its many orders.
+
+  Sums begin with what is added, the largest first, and products with what is
+  in parentheses: a policy that imitates it has no order to guess.
+
+  >>> chain = Expression(3)
+  >>> for operator, number in [('+', 7), ('*', 2), ('-', 5), ('+', 30)]:
+  ...   chain.apply(operator, number)
+  >>> chain.value, str(chain)
+  (45, '30 + ( 7 + 3 ) * 2 - 5')
+
+  Attributes:
+    value: of the expression.
+  """
+
+  def __init__(self, number: int) -> None:
+    self.value = number
+    self._operators = '+-'
+    self._terms = [_Term('+', number, str(number))]
+
+  def apply(self, operator: str, number: int) -> None:
+    """Continues the chain: the whole of it, then `operator number`."""
+    operators = '+-' if operator in '+-' else '*/'
+    if operators != self._operators:
+      whole = str(self)
+      if operators == '*/' and len(self._terms) > 1:
+        whole = f'( {whole} )'
+      self._terms = [_Term(operators[0], self.value, whole)]
+      self._operators = operators
+    self._terms.append(_Term(operator, number, str(number)))
+    self.value = _apply(operator, self.value, number)
+
+  def __str__(self) -> str:
+    """The expression, with few parentheses."""
+    first = self._operators[0]
+    ordered = sorted(
+      self._terms,
+      key=lambda term: (
+        term.operator != first,
+        first == '*' and not term.text.startswith('('),
+        -term.value,
+      ),
+    )
+    return ' '.join(f'{term.operator} {term.text}' for term in ordered)[2:]
 
 
 def random_expression(
@@ -26,20 +82,18 @@ def random_expression(
     max_value: the largest number.
 
   Returns:
-    The numbers in the order of the expression, its value, and the expression.
+    The numbers, the expression's value, and the expression in canonical form.
   """
   numbers = [rng.randint(min_value, max_value) for _ in range(count)]
-  value, text, is_sum = numbers[0], str(numbers[0]), False
+  expression = Expression(numbers[0])
   for place in range(1, count):
     operator = rng.choice(OPERATORS)
-    if operator == '/' and not _bring_divisor(rng, numbers, place, value):
+    if operator == '/' and not _bring_divisor(
+      rng, numbers, place, expression.value
+    ):
       operator = '-'
-    if operator in '*/' and is_sum:
-      text = f'( {text} )'
-    text = f'{text} {operator} {numbers[place]}'
-    is_sum = operator in '+-'
-    value = _apply(operator, value, numbers[place])
-  return numbers, value, text
+    expression.apply(operator, numbers[place])
+  return numbers, expression.value, str(expression)
 
 
 def _bring_divisor(

@@ -154,7 +154,7 @@ class SolvedCountdownSource:
   the distribution of reasoning-gym's generator in kind.
 
   >>> SolvedCountdownSource(CountdownConfig(held_out=0))[0].solution
-  '( 1 - 15 ) / 7 + 17'
+  '17 + ( 1 - 15 ) / 7'
   """
 
   names = (NAME,)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,7 @@ class Problem:
   solution: str | None = None
 
 
+@runtime_checkable
 class ProblemSource(Protocol):
   """Problems by index: a Grain `RandomAccessDataSource` of `Problem`.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -34,6 +34,7 @@ class TokenRows:
   segment_ids: Int[np.ndarray, 'B T']
 
 
+@runtime_checkable
 class _Rows(Protocol):
   """A dataclass of `[B, T]` arrays, `segment_ids` among them."""
 

@@ -8,9 +8,10 @@ A tokenizer is a value: it is loaded from bytes, gives back the same bytes
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
   """What the rest of covrl asks of a tokenizer."""
 
