@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The statistics and their cotangents in float64 numpy, formula by formula."""
+
+import numpy as np
+import pytest
+
+
+def reference(
+  hidden, unembedding, targets, temperature=1.0, soft_cap=None, signal=None
+):
+  """Statistics, moments and, given cotangents (g, h), those of the inputs."""
+  hidden = np.asarray(hidden).astype('f8')
+  unembedding = np.asarray(unembedding).astype('f8')
+  possible = ~np.any(unembedding == -np.inf, axis=0)
+  unembedding = np.where(possible, unembedding, 0)
+  temperature = np.broadcast_to(
+    np.asarray(temperature).astype('f8'), targets.shape
+  )[..., None]
+  raw = hidden @ unembedding
+  capped = raw if soft_cap is None else soft_cap * np.tanh(raw / soft_cap)
+  scaled = np.where(possible, capped / temperature, -np.inf)
+  peak = scaled.max(-1, keepdims=True)
+  log_pi = scaled - peak - np.log(np.exp(scaled - peak).sum(-1, keepdims=True))
+  pi, finite = np.exp(log_pi), np.where(possible, log_pi, 0)
+  hot = np.eye(unembedding.shape[1])[targets]
+  entropy = -(pi * finite).sum(-1)
+  out = {
+    'logprobs': (np.where(hot > 0, log_pi, 0)).sum(-1),
+    'entropy': entropy,
+    'square': (pi**2).sum(-1),
+    'square_log': (pi**2 * finite).sum(-1),
+    'square_log_square': (pi**2 * finite**2).sum(-1),
+  }
+  if signal is not None:
+    g, h = (np.asarray(x).astype('f8')[..., None] for x in signal)
+    pull = g * (hot - pi) - h * pi * (finite + entropy[..., None])
+    pull = np.where(possible, pull, 0) / temperature
+    if soft_cap is not None:
+      pull = pull * (1 - (capped / soft_cap) ** 2)
+    flat = pull.reshape(-1, pull.shape[-1])
+    out['hidden'] = pull @ unembedding.T
+    out['unembedding'] = hidden.reshape(-1, hidden.shape[-1]).T @ flat
+  return out
+
+
+@pytest.fixture(name='reference')
+def reference_fixture():
+  return reference
