@@ -42,6 +42,7 @@ class Series:
     color: which of the eight colours.
     kind: `'line'`; `'points'`, marked and with error bars; `'faint'`, a thin
       line behind the others; `'bars'`, stacked on those before.
+    dashed: for a colour that is used twice.
   """
 
   name: str
@@ -51,6 +52,7 @@ class Series:
   high: Numbers | None = None
   color: int = 0
   kind: Literal['line', 'points', 'faint', 'bars'] = 'line'
+  dashed: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,7 +140,11 @@ def draw(figure: Figure, size: tuple[int, int] = LARGE) -> Drawing:
     height=height,
     x=x,
     y=y,
-    marks=[mark for marks in drawn for mark in marks],
+    # Bands first: no curve is behind another's.
+    marks=sorted(
+      (mark for marks in drawn for mark in marks),
+      key=lambda mark: mark.kind != 'band',
+    ),
     dots=dots,
     description=_describe(figure, shown),
     hover=_hover(figure, shown, x, y),
@@ -225,6 +231,7 @@ def _marks(series: Series, x: Axis, y: Axis) -> list[Mark]:
       marks.append(Mark('band', series.color, _path(edge) + 'Z'))
   if series.x.size > 1:
     kind = 'faint' if series.kind == 'faint' else 'line'
+    kind += ' dashed' * series.dashed
     marks.append(Mark(kind, series.color, _path(_pixels(across, up))))
   return marks
 

@@ -65,7 +65,7 @@
     svg.addEventListener('pointerdown', show);
     svg.addEventListener('pointerleave', hide);
   };
-  document.querySelectorAll('.frame').forEach(attach);
+  document.querySelectorAll('.frame:not(.still)').forEach(attach);
   addEventListener('beforeprint', () => {
     document.querySelectorAll('details').forEach((one) => { one.open = true; });
   });

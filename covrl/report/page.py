@@ -10,13 +10,13 @@ reloads during training never sees half a page.
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import jinja2
 from etils import epath
 
 from covrl.report import figures, machinery, samples, words
+from covrl.report.compare import flat
 from covrl.report.run import Run, load_run
 from covrl.report.verdict import judge
 
@@ -74,21 +74,6 @@ def replace(path: epath.Path, content: str) -> epath.Path:
   return epath.Path(beside.replace(path))
 
 
-def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, str]:
-  """Nested fields by dotted name.
-
-  >>> flat({'seed': 1, 'train': {'iterations': 60}})
-  {'seed': '1', 'train.iterations': '60'}
-  """
-  fields: dict[str, str] = {}
-  for name, value in config.items():
-    if isinstance(value, Mapping):
-      fields |= flat(value, f'{prefix}{name}.')
-    else:
-      fields[f'{prefix}{name}'] = 'none' if value is None else str(value)
-  return fields
-
-
 def _facts(run: Run) -> list[str]:
   """The line under the page's name."""
   done, asked = run.iterations
@@ -97,7 +82,7 @@ def _facts(run: Run) -> list[str]:
     facts.append(f'entropy control: {run.option("entropy.method")}')
   if run.option('seed') is not None:
     facts.append(f'seed {run.option("seed")}')
-  if asked is not None and done < asked:
+  if not run.finished:
     facts.append(f'{done:,} of {asked:,} iterations, unfinished')
   else:
     facts.append(f'{done:,} iterations')

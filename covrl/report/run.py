@@ -168,6 +168,12 @@ class Run:
     asked = self.option('train.iterations')
     return int(max(seen, default=0)), asked if isinstance(asked, int) else None
 
+  @property
+  def finished(self) -> bool:
+    """Whether all iterations asked for are done."""
+    done, asked = self.iterations
+    return asked is None or done >= asked
+
   @functools.cached_property
   def rollout_files(self) -> list[epath.Path]:
     """Kept samples, oldest first."""

@@ -221,9 +221,9 @@ def _samples(
 
 @pytest.fixture
 def make_run(tmp_path: pathlib.Path) -> Callable[..., pathlib.Path]:
-  """`write_run` with a name instead of a path."""
+  """`write_run` below the test's own directory."""
 
-  def make(name: str = 'run', **options: Any) -> pathlib.Path:
-    return write_run(tmp_path / name, **options)
+  def make(folder: str = 'run', /, **options: Any) -> pathlib.Path:
+    return write_run(tmp_path / folder, **options)
 
   return make

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pages in a real browser: no errors, not blank, hover works, phone fits."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import struct
+import subprocess
+import zlib
+
+import pytest
+
+from covrl.report import write_comparison, write_report
+
+CHROMIUM = shutil.which('chromium')
+
+pytestmark = pytest.mark.skipif(
+  CHROMIUM is None, reason='needs chromium on PATH; .ci/run installs it'
+)
+
+# Runs in the page: the pointer over the middle of every figure, and sizes.
+PROBE = """
+<script>
+function probe(frame) {
+  const page = frame.contentDocument;
+  const tips = [...page.querySelectorAll('.frame:not(.still) svg.plot')].map(
+    (svg) => {
+      const box = svg.getBoundingClientRect();
+      svg.dispatchEvent(new frame.contentWindow.PointerEvent('pointermove', {
+        clientX: box.left + box.width / 2, clientY: box.top + 40,
+      }));
+      const tip = page.getElementById('tip');
+      return tip.hidden ? '' : tip.textContent;
+    });
+  const root = page.documentElement;
+  document.getElementById('found').textContent = JSON.stringify(
+    {tips, width: root.clientWidth, needed: root.scrollWidth});
+}
+</script>
+<pre id="found"></pre>
+<iframe src="PAGE" width="390" height="800" onload="probe(this)"></iframe>
+"""
+
+
+def chromium(tmp_path, *arguments) -> subprocess.CompletedProcess:
+  done = subprocess.run(
+    [
+      str(CHROMIUM),
+      *('--headless=new', '--no-sandbox', '--disable-gpu'),
+      *('--enable-logging=stderr', '--allow-file-access-from-files'),
+      f'--user-data-dir={tmp_path / "profile"}',
+      *arguments,
+    ],
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=True,
+  )
+  messages = [line for line in done.stderr.splitlines() if 'CONSOLE' in line]
+  assert not messages
+  return done
+
+
+def share_of_drawn_bytes(png: bytes) -> float:
+  """How much of a PNG differs from its neighbour: 0 for a blank picture."""
+  data, place = b'', 8
+  while place < len(png):
+    size, kind = struct.unpack('>I4s', png[place : place + 8])
+    if kind == b'IDAT':
+      data += png[place + 8 : place + 8 + size]
+    place += 12 + size
+  rows = zlib.decompress(data)
+  return 1 - rows.count(0) / len(rows)
+
+
+def probe(tmp_path, page) -> dict:
+  holder = tmp_path / 'probe.html'
+  holder.write_text(PROBE.replace('PAGE', page.as_uri()))
+  done = chromium(tmp_path, '--dump-dom', holder.as_uri())
+  found = re.search(r'<pre id="found">(.*?)</pre>', done.stdout)
+  assert found is not None
+  return json.loads(found[1])
+
+
+def test_a_report_is_drawn_without_errors(make_run, tmp_path):
+  page = write_report(make_run(iterations=20, problems=20))
+  picture = tmp_path / 'page.png'
+  chromium(
+    tmp_path,
+    f'--screenshot={picture}',
+    '--window-size=1200,1600',
+    f'file://{page}',
+  )
+  assert share_of_drawn_bytes(picture.read_bytes()) > 0.02
+
+
+def test_hover_shows_numbers_and_a_phone_needs_no_scrolling(make_run, tmp_path):
+  run = make_run(iterations=20, problems=20)
+  write_report(run)
+  found = probe(tmp_path, run / 'report.html')
+  assert found['needed'] <= found['width'] <= 390
+  assert len(found['tips']) == 18
+  assert all(re.search(r'(iteration|step) [\d,]+', t) for t in found['tips'])
+  assert 'mean@8' in found['tips'][0]
+
+
+def test_a_comparison_is_drawn_without_errors(make_run, tmp_path):
+  names = ('countdown_grpo', 'countdown_a_rather_long_name_for_a_configuration')
+  runs = [
+    make_run(f'{name}{seed}', name=name, seed=seed, iterations=20, problems=20)
+    for name in names
+    for seed in (1, 2)
+  ]
+  write_comparison(runs, tmp_path / 'page.html')
+  found = probe(tmp_path, tmp_path / 'page.html')
+  assert found['needed'] <= found['width'] <= 390
+  assert len(found['tips']) == 6
+  assert all('iteration' in tip for tip in found['tips'])
+
+
+def test_errors_of_a_page_would_be_seen(tmp_path):
+  page = tmp_path / 'broken.html'
+  page.write_text('<script>absent()</script>')
+  with pytest.raises(AssertionError, match='absent is not defined'):
+    chromium(tmp_path, '--dump-dom', page.as_uri())
