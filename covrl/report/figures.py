@@ -56,6 +56,15 @@ def warm_start_figures(run: Run) -> list[Drawing]:
         unit='nats',
       ),
       Figure(
+        key='warm-entropy',
+        title='Entropy',
+        y_label='nats per token',
+        series=lines_of(lines, {'entropy': 'entropy'}, over='step'),
+        x_label='step',
+        unit='nats',
+        zero=True,
+      ),
+      Figure(
         key='warm-accuracy',
         title='Token accuracy',
         y_label='next tokens predicted, %',

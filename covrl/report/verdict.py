@@ -50,6 +50,7 @@ def judge(run: Run) -> Verdict:
   findings = [
     Finding(term, text)
     for term, text in (
+      ('Warm start', '' if len(run.train) else _warm_start(run)),
       ('Accuracy', _accuracy(run)),
       ('Entropy kept', _entropy(run)),
       ('Tokens selected', _selected(run)),
@@ -224,9 +225,7 @@ def _accuracy(run: Run) -> str:
         spread,
       )
     )
-  if parts:
-    return Markup('{}.').format(Markup('; ').join(parts))
-  return _warm_start(run)
+  return Markup('{}.').format(Markup('; ').join(parts)) if parts else ''
 
 
 def _warm_start(run: Run) -> str:
@@ -240,7 +239,7 @@ def _warm_start(run: Run) -> str:
       parts.append(f'{field} {say(curve.y[-1])}')
   steps = run.warm_start.numbers('step')[-1]
   done = f' after {steps:,.0f} steps' if np.isfinite(steps) else ''
-  return f'Warm start: {words.listing(parts)}{done}.' if parts else ''
+  return _capital(f'{words.listing(parts)}{done}.') if parts else ''
 
 
 def _entropy(run: Run) -> str:
