@@ -8,7 +8,7 @@ is no number, in a derivative either.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, TypeAlias, overload
+from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
 import jax
 import jax.numpy as jnp
@@ -102,11 +102,41 @@ def token_stats_from_logits(
   scaled = logits.astype(dtype) / token_temperatures(
     temperature, targets, dtype
   )
-  normaliser = normalise(scaled)
-  stats = describe(scaled, targets, normaliser)
+  stats = closed_form(scaled, targets)
   if not moments:
     return stats
-  return stats, moments_of(scaled, normaliser)
+  return stats, moments_of(scaled, normalise(scaled))
+
+
+@jax.custom_jvp
+def closed_form(
+  scaled: Float[Array, '*B V'], targets: Int[Array, '*B']
+) -> TokenStats:
+  """Statistics of logits that are divided by the temperature already.
+
+  Differentiated in closed form: autodiff of the forward pass keeps more arrays
+  of the size of the logits, and takes two to three times as long.
+  """
+  return describe(scaled, targets, normalise(scaled))
+
+
+@closed_form.defjvp
+def _closed_form_jvp(
+  primals: tuple[Array, Array], tangents: tuple[Array, Any]
+) -> tuple[TokenStats, TokenStats]:
+  """d log π(a) = Σ (1{a} − π) dz and dH = −Σ π (log π + H) dz."""
+  (scaled, targets), (change, _) = primals, tangents
+  normaliser = normalise(scaled)
+  shifted, possible = shift(scaled, normaliser.peak)
+  log_pi = shifted - normaliser.log_total[..., None]
+  pi = jnp.where(possible, jnp.exp(log_pi), 0)
+  surplus = pi * (shifted - normaliser.mean[..., None])
+  change = jnp.where(possible, change, 0)
+  tangent = TokenStats(
+    logprobs=jnp.sum((is_target(scaled, targets) - pi) * change, axis=-1),
+    entropy=-jnp.sum(surplus * change, axis=-1),
+  )
+  return describe(scaled, targets, normaliser), tangent
 
 
 def token_temperatures(

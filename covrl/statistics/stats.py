@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from covrl.statistics.chunked import Inputs, Options, chunked_stats
 from covrl.statistics.plain import (
   Temperature,
-  describe,
+  closed_form,
   moments_of,
   normalise,
   project,
@@ -21,9 +21,11 @@ from covrl.statistics.plain import (
 )
 from covrl.types import TokenMoments, TokenStats
 
-# Up to this many logits (64 MiB in float32, over all devices) are held at once;
-# beyond, a chunk of about as many.
-WHOLE_LOGITS = 2**24
+# Up to this many logits, over all devices, are differentiated as one array.
+# Beyond, computing them twice is cheaper than keeping arrays of their size.
+WHOLE_LOGITS = 2**20
+# How many a chunk has, about: 64 MiB in float32.
+CHUNK_LOGITS = 2**24
 
 
 @overload
@@ -81,9 +83,10 @@ def token_stats(
     π = softmax(z / temperature)
 
   Computed in at least float32, with float32 factors at full precision;
-  cotangents return in the dtypes of the inputs. Where all logits together are
-  few (2²⁴) they are held as one array, otherwise a chunk at a time; the two
-  agree to rounding.
+  cotangents return in the dtypes of the inputs. Up to 2²⁰ logits in all are
+  held as one array; beyond, and wherever `chunk_size` is given, there is a chunk
+  of them at a time, computed again for the backward pass. The two agree to
+  rounding; only the first has forward-mode derivatives.
 
   Args:
     hidden: states to predict from.
@@ -124,11 +127,17 @@ def token_stats(
     targets=targets,
     temperatures=token_temperatures(temperature, targets, dtype),
   )
-  size = chunk_size or _chunk_size(targets, unembedding.shape[-1])
-  if targets.ndim == 0 or (chunk_size is None and size >= targets.shape[-1]):
+  vocabulary = unembedding.shape[-1]
+  few = chunk_size is None and targets.size * vocabulary <= WHOLE_LOGITS
+  if few or targets.ndim == 0:
     stats, described = _whole(inputs, soft_cap, moments)
   else:
-    options = Options(chunk_size=size, soft_cap=soft_cap, moments=moments)
+    size = chunk_size or _chunk_size(targets, vocabulary)
+    options = Options(
+      chunk_size=min(size, targets.shape[-1]),
+      soft_cap=soft_cap,
+      moments=moments,
+    )
     stats, described = chunked_stats(inputs, options)
   return stats if described is None else (stats, described)
 
@@ -141,12 +150,11 @@ def _whole(
     inputs.hidden, inputs.unembedding, inputs.impossible, soft_cap
   )
   scaled = logits / inputs.temperatures
-  normaliser = normalise(scaled)
-  stats = describe(scaled, inputs.targets, normaliser)
-  return stats, moments_of(scaled, normaliser) if moments else None
+  stats = closed_form(scaled, inputs.targets)
+  return stats, moments_of(scaled, normalise(scaled)) if moments else None
 
 
 def _chunk_size(targets: Int[Array, '*B'], vocabulary: int) -> int:
-  """Positions whose logits, of all rows, are about `WHOLE_LOGITS`."""
-  rows = max(math.prod(targets.shape[:-1]), 1)
-  return max(WHOLE_LOGITS // (rows * vocabulary), 1)
+  """Positions whose logits, of all rows, are about `CHUNK_LOGITS`."""
+  rows = math.prod(targets.shape[:-1])
+  return max(CHUNK_LOGITS // (rows * vocabulary), 1)

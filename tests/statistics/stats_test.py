@@ -254,7 +254,8 @@ def test_many_logits_are_never_held_at_once(monkeypatch):
   everything = 2 * 64 * VOCABULARY
   assert largest_array(64) == largest_array(None) == everything
   assert largest_array(4) < everything
-  monkeypatch.setattr(stats_module, 'WHOLE_LOGITS', everything // 4)
+  for limit in ('WHOLE_LOGITS', 'CHUNK_LOGITS'):
+    monkeypatch.setattr(stats_module, limit, everything // 4)
   assert largest_array(None) < everything
 
 
