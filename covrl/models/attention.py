@@ -45,8 +45,8 @@ def rotate(
 
 def attend(
   queries: Float[Array, 'B T H h'],
-  keys: Float[Array, 'B C K h'],
-  values: Float[Array, 'B C K h'],
+  keys: Float[Array, 'B K C h'],
+  values: Float[Array, 'B K C h'],
   mask: Bool[Array, 'B T C'],
 ) -> Float[Array, 'B T H h']:
   """The mean of the values, weighted by how well each key fits the query.
@@ -59,21 +59,29 @@ def attend(
   Args:
     queries: `H` heads.
     keys: `K` heads, each serving `H / K` consecutive query heads.
-    values: as many as keys.
+    values: laid out like the keys: every head's tokens contiguous, as the
+      batched products want them.
     mask: true where a query may see a key.
   """
   batch, length, num_heads, head_dim = queries.shape
-  groups = num_heads // keys.shape[2]
-  grouped = queries.reshape(batch, length, -1, groups, head_dim)
+  kv_heads = keys.shape[1]
+  groups = num_heads // kv_heads
   dtype = jnp.promote_types(queries.dtype, jnp.float32)
+
+  # The queries that share a key head are rows of one plain matrix product.
+  apart = (batch, length, kv_heads, groups, head_dim)
+  rows = queries.reshape(apart).transpose(0, 2, 3, 1, 4)
+  rows = rows.reshape(batch, kv_heads, groups * length, head_dim)
+  visible = jnp.tile(mask, (1, groups, 1))[:, None]
+
   scores = jnp.einsum(
-    'btkgh,bckh->bkgtc', grouped, keys, preferred_element_type=dtype
+    'bkqh,bkch->bkqc', rows, keys, preferred_element_type=dtype
   )
-  scores = jnp.where(
-    mask[:, None, None], scores * head_dim**-0.5, jnp.finfo(dtype).min
-  )
+  scores = jnp.where(visible, scores * head_dim**-0.5, jnp.finfo(dtype).min)
   shares = jax.nn.softmax(scores, axis=-1).astype(queries.dtype)
-  return jnp.einsum('bkgtc,bckh->btkgh', shares, values).reshape(queries.shape)
+  mixed = jnp.einsum('bkqc,bkch->bkqh', shares, values)
+  mixed = mixed.reshape(batch, kv_heads, groups, length, head_dim)
+  return mixed.transpose(0, 3, 1, 2, 4).reshape(queries.shape)
 
 
 class Attention(nnx.Module):
@@ -136,6 +144,7 @@ class Attention(nnx.Module):
     query = constrain(query, 'batch', 'sequence', 'heads', None)
     key = constrain(key, 'batch', 'sequence', 'kv_heads', None)
     value = constrain(value, 'batch', 'sequence', 'kv_heads', None)
+    key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
     if cache is None:
       cache = LayerCache.of(key, value)
     else:

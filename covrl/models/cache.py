@@ -8,7 +8,7 @@ layer's output anew would copy the whole cache every step.
 
 from __future__ import annotations
 
-import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,9 +34,7 @@ def repeat_rows(
   return wide.reshape(*shape[:axis], shape[axis] * count, *shape[axis + 1 :])
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class KVCache:
+class KVCache(NamedTuple):
   """What decoding remembers, for all layers.
 
   Attributes:
@@ -45,8 +43,8 @@ class KVCache:
     mask: true for the slots that hold a real token of the row.
   """
 
-  keys: Float[Array, 'L S C K h']
-  values: Float[Array, 'L S C K h']
+  keys: Float[Array, 'L S K C h']
+  values: Float[Array, 'L S K C h']
   mask: Bool[Array, 'S C']
 
   def repeat(self, group_size: int) -> KVCache:
@@ -58,9 +56,7 @@ class KVCache:
     )
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LayerCache:
+class LayerCache(NamedTuple):
   """One layer's view of the arrays that all layers share.
 
   Attributes:
@@ -70,33 +66,32 @@ class LayerCache:
     slot: where the next tokens are written.
   """
 
-  keys: Float[Array, 'L S C K h']
-  values: Float[Array, 'L S C K h']
+  keys: Float[Array, 'L S K C h']
+  values: Float[Array, 'L S K C h']
   layer: Int[Array, '']
   slot: Int[Array, '']
 
   @classmethod
   def of(
-    cls, keys: Float[Array, 'S C K h'], values: Float[Array, 'S C K h']
+    cls, keys: Float[Array, 'S K C h'], values: Float[Array, 'S K C h']
   ) -> LayerCache:
     """A cache of one layer that holds just these."""
     zero = jnp.zeros((), jnp.int32)
     return cls(keys=keys[None], values=values[None], layer=zero, slot=zero)
 
   def write(
-    self, keys: Float[Array, 'S T K h'], values: Float[Array, 'S T K h']
+    self, keys: Float[Array, 'S K T h'], values: Float[Array, 'S K T h']
   ) -> LayerCache:
     """Stores the next tokens' keys and values, in place where XLA may."""
-    start = (self.layer, 0, self.slot, 0, 0)
-    return dataclasses.replace(
-      self,
+    start = (self.layer, 0, 0, self.slot, 0)
+    return self._replace(
       keys=jax.lax.dynamic_update_slice(self.keys, keys[None], start),
       values=jax.lax.dynamic_update_slice(self.values, values[None], start),
     )
 
   def read(
     self,
-  ) -> tuple[Float[Array, 'S C K h'], Float[Array, 'S C K h']]:
+  ) -> tuple[Float[Array, 'S K C h'], Float[Array, 'S K C h']]:
     """This layer's keys and values."""
     return (
       jax.lax.dynamic_index_in_dim(self.keys, self.layer, keepdims=False),

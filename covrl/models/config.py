@@ -122,7 +122,7 @@ def countdown(vocab_size: int) -> ModelConfig:
     num_layers=5,
     model_dim=128,
     num_heads=4,
-    num_kv_heads=4,
+    num_kv_heads=2,
     head_dim=32,
     hidden_dim=344,
   )

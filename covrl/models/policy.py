@@ -66,7 +66,7 @@ class Policy:
     )
 
   @functools.cached_property
-  def _split(self) -> tuple[nnx.GraphDef[Transformer], nnx.State]:
+  def _split(self) -> tuple[nnx.GraphDef[Transformer], PyTree]:
     """Graph definition and abstract parameters."""
     return nnx.split(
       nnx.eval_shape(

@@ -7,13 +7,12 @@ knows of training, sampling or meshes beyond the names of logical axes.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from covrl.models.attention import Attention
 from covrl.models.cache import KVCache, LayerCache
@@ -78,7 +77,7 @@ class Transformer(nnx.Module):
     graphdef, layers = nnx.split(self.layers)
 
     def through(
-      x: Float[Array, 'B T D'], layer: nnx.State
+      x: Float[Array, 'B T D'], layer: PyTree
     ) -> tuple[Float[Array, 'B T D'], None]:
       return nnx.merge(graphdef, layer)(x, positions, mask)[0], None
 
@@ -101,14 +100,14 @@ class Transformer(nnx.Module):
     visible = causal & mask[:, None, :]
 
     def through(
-      x: Float[Array, 'P T D'], layer: nnx.State
+      x: Float[Array, 'P T D'], layer: PyTree
     ) -> tuple[Float[Array, 'P T D'], tuple[Array, Array]]:
       x, cache = nnx.merge(graphdef, layer)(x, positions, visible)
       return x, cache.read()
 
     x, (keys, values) = jax.lax.scan(through, self._embed(tokens), layers)
     room = cache_length - length
-    room_5d = ((0, 0), (0, 0), (0, room), (0, 0), (0, 0))
+    room_5d = (*((0, 0),) * 3, (0, room), (0, 0))
     cache = KVCache(
       keys=jnp.pad(keys, room_5d),
       values=jnp.pad(values, room_5d),
@@ -136,12 +135,12 @@ class Transformer(nnx.Module):
     )
 
     def through(
-      carry: tuple[Float[Array, 'S 1 D'], LayerCache], layer: nnx.State
+      carry: tuple[Float[Array, 'S 1 D'], LayerCache], layer: PyTree
     ) -> tuple[tuple[Float[Array, 'S 1 D'], LayerCache], None]:
       x, view = carry
       block = nnx.merge(graphdef, layer)
       x, view = block(x, position[:, None], visible, view)
-      return (x, dataclasses.replace(view, layer=view.layer + 1)), None
+      return (x, view._replace(layer=view.layer + 1)), None
 
     start = (self._embed(token[:, None]), view)
     (x, view), _ = jax.lax.scan(through, start, layers)

@@ -8,10 +8,9 @@ the responses, which are decoded together until the last of them has ended.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import TypeAlias, TypedDict
+from typing import NamedTuple, TypeAlias, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +26,7 @@ from covrl.rollout.sampling import Sampling, sample_token
 Host: TypeAlias = Array | np.ndarray
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Samples:
+class Samples(NamedTuple):
   """Responses, one a row: the responses of a prompt are neighbours.
 
   Attributes:
@@ -174,7 +171,7 @@ class SamplingEngine:
   def _place(self, rows: Host) -> Array:
     """Puts rows on the mesh, split where it divides them."""
     if self.mesh is None:
-      return jnp.asarray(rows)
+      return jax.device_put(rows)
     axes = ('batch', *(None,) * (rows.ndim - 1))
     place = sharding.fit(self.mesh, axes, rows.shape, sharding.ROLLOUT_RULES)
     return jax.device_put(rows, place)
@@ -216,9 +213,7 @@ def to_rollout_rows(
   )
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Progress:
+class _Progress(NamedTuple):
   """What the decoding loop carries; columns before `t` are written.
 
   Attributes:
@@ -291,23 +286,24 @@ def _generate(
     t=jnp.zeros((), jnp.int32),
     ended=lengths == 0,
     token=jnp.zeros(lengths.shape, jnp.int32),
-    samples=_blank(lengths.shape[0], max_length, pad_id),
+    samples=_blank(
+      (lengths.shape[0], max_length), pad_id, policy.config.stats_dtype
+    ),
     cache=cache,
   )
   start = advance(start, hidden, cache)
   progress = jax.lax.while_loop(unfinished, body, start)
-  return dataclasses.replace(progress.samples, truncated=~progress.ended)
+  return progress.samples._replace(truncated=~progress.ended)
 
 
-def _blank(count: int, length: int, pad_id: int) -> Samples:
+def _blank(shape: tuple[int, int], pad_id: int, dtype: jnp.dtype) -> Samples:
   """Rows in which nothing has been sampled yet."""
-  shape = (count, length)
   return Samples(
     response_tokens=jnp.full(shape, pad_id, jnp.int32),
     response_mask=jnp.zeros(shape, bool),
-    sampler_logprobs=jnp.zeros(shape, jnp.float32),
-    behaviour_logprobs=jnp.zeros(shape, jnp.float32),
-    truncated=jnp.zeros((count,), bool),
+    sampler_logprobs=jnp.zeros(shape, dtype),
+    behaviour_logprobs=jnp.zeros(shape, dtype),
+    truncated=jnp.zeros(shape[:1], bool),
   )
 
 
@@ -327,8 +323,7 @@ def _record(
     column = jnp.where(live, column.astype(rows.dtype), before)
     return jax.lax.dynamic_update_index_in_dim(rows, column, progress.t, 1)
 
-  samples = dataclasses.replace(
-    samples,
+  samples = samples._replace(
     response_tokens=write(samples.response_tokens, token),
     response_mask=write(samples.response_mask, live),
     sampler_logprobs=write(samples.sampler_logprobs, logprobs[0]),

@@ -3,16 +3,14 @@
 
 from __future__ import annotations
 
-import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sampling:
+class Sampling(NamedTuple):
   """How to draw tokens: traced numbers, so a schedule never recompiles.
 
   Attributes:

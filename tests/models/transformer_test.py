@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The transformer: layout changes nothing, scan and cache are exact."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from covrl.models import Policy, tiny
+from covrl.models.transformer import Block
+
+CONFIG = tiny(16)
+POLICY = Policy(CONFIG)
+PARAMS = POLICY.init(jax.random.key(0))
+HIDDEN = jax.jit(POLICY.hidden)
+PREFILL = jax.jit(POLICY.prefill, static_argnums=4)
+DECODE = jax.jit(POLICY.decode)
+
+
+def draw_tokens(seed, *shape):
+  tokens = np.random.default_rng(seed).integers(0, 16, shape)
+  return jnp.asarray(tokens, jnp.int32)
+
+
+def hidden_of(tokens, *, mask=None, segment_ids=None, positions=None):
+  tokens = jnp.asarray(tokens, jnp.int32)
+  if segment_ids is None:
+    segment_ids = jnp.ones_like(tokens) if mask is None else mask * 1
+  if positions is None:
+    positions = jnp.maximum(jnp.cumsum(segment_ids, axis=1) - 1, 0)
+  return np.asarray(
+    HIDDEN(PARAMS, tokens, positions=positions, segment_ids=segment_ids)
+  )
+
+
+def test_scan_equals_a_loop_over_layers():
+  tokens = draw_tokens(1, 3, 7)
+  positions = jnp.broadcast_to(jnp.arange(7), tokens.shape)
+  mask = jnp.broadcast_to(jnp.tri(7, dtype=bool), (3, 7, 7))
+  graphdef = nnx.graphdef(
+    nnx.eval_shape(lambda: Block(CONFIG, rngs=nnx.Rngs(0)))
+  )
+
+  @jax.jit
+  def through(layer, x):
+    return nnx.merge(graphdef, layer)(x, positions, mask)[0]
+
+  x = np.asarray(PARAMS['embedding'])[tokens]
+  for index in range(CONFIG.num_layers):
+    layer = jax.tree.map(np.asarray, PARAMS['layers'])
+    x = through(jax.tree.map(lambda leaf, i=index: leaf[i], layer), x)
+  x = np.asarray(x)
+  norm = np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + CONFIG.norm_eps)
+  np.testing.assert_allclose(hidden_of(tokens), x / norm, atol=1e-5)
+
+
+def test_layers_differ():
+  first, second = PARAMS['layers']['mlp']['gate']
+  assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize('side', ['left', 'right'])
+def test_padding_changes_nothing(side):
+  tokens, pad = draw_tokens(2, 2, 6), draw_tokens(3, 2, 4)
+  real, dead = jnp.ones((2, 6), bool), jnp.zeros((2, 4), bool)
+  order = -1 if side == 'left' else 1
+  padded = jnp.concatenate((tokens, pad)[::order], axis=1)
+  mask = jnp.concatenate((real, dead)[::order], axis=1)
+  got = hidden_of(padded, mask=mask)[np.asarray(mask)].reshape(2, 6, -1)
+  np.testing.assert_allclose(got, hidden_of(tokens), atol=1e-5)
+
+
+@settings(max_examples=15, deadline=None)
+@given(cuts=st.lists(st.integers(1, 11), max_size=3, unique=True))
+def test_packing_changes_nothing(cuts):
+  row = np.asarray(draw_tokens(4, 12))
+  pieces = np.split(row, sorted(cuts))
+  ids = np.concatenate([np.full(len(p), i + 1) for i, p in enumerate(pieces)])
+  places = np.concatenate([np.arange(len(p)) for p in pieces])
+  packed = hidden_of(
+    row[None], segment_ids=jnp.array(ids[None]), positions=jnp.array([places])
+  )[0]
+  for piece, got in zip(pieces, np.split(packed, sorted(cuts)), strict=True):
+    alone = np.zeros((1, 12), np.int32)
+    alone[0, : len(piece)] = piece
+    mask = jnp.arange(12)[None] < len(piece)
+    want = hidden_of(alone, mask=mask)[0, : len(piece)]
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_the_future_is_never_seen():
+  tokens = draw_tokens(5, 1, 8)
+  changed = tokens.at[0, 5].add(1) % 16
+  before, after = hidden_of(tokens), hidden_of(changed)
+  np.testing.assert_array_equal(before[:, :5], after[:, :5])
+  assert np.abs(before[:, 5:] - after[:, 5:]).max(axis=-1).min() > 1e-4
+
+
+def test_cached_decoding_equals_the_full_forward():
+  prompts, rest = draw_tokens(6, 3, 5), draw_tokens(7, 3, 4)
+  lengths = jnp.array([5, 3, 1])
+  mask = jnp.arange(5) >= 5 - lengths[:, None]
+  positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+  real = jnp.concatenate((mask, jnp.ones((3, 4), bool)), axis=1)
+  want = hidden_of(jnp.concatenate((prompts, rest), axis=1), mask=real)
+  got, cache = PREFILL(PARAMS, prompts, positions, mask, 9)
+  np.testing.assert_allclose(got, want[:, 4], atol=1e-5)
+  for t in range(4):
+    got, cache = DECODE(
+      PARAMS, rest[:, t], lengths + t, cache, jnp.array(5 + t)
+    )
+    np.testing.assert_allclose(got, want[:, 5 + t], atol=1e-5)
+  np.testing.assert_array_equal(cache.mask, real)
+
+
+def test_no_parameter_is_dead_and_remat_changes_no_gradient():
+  config = dataclasses.replace(CONFIG, tied_embeddings=False)
+  params = Policy(config).init(jax.random.key(1))
+  tokens = draw_tokens(8, 4, 12)
+
+  def gradient(config):
+    def loss(params):
+      logprobs = jax.nn.log_softmax(Policy(config).logits(params, tokens))
+      return jnp.mean(logprobs[:, :, 3])
+
+    return jax.jit(jax.grad(loss))(params)
+
+  plain = gradient(config)
+  remat = gradient(dataclasses.replace(config, remat=True))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain, remat
+  )
+  for path, leaf in jax.tree.leaves_with_path(plain):
+    layers = np.asarray(leaf if 'layers' in str(path) else leaf[None])
+    for layer in layers:
+      assert np.mean(layer != 0) > 0.99, path

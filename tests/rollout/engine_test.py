@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sampler agrees with the trainer, and with itself in any arrangement."""
+
+import dataclasses
+import functools
+import re
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from covrl.models import Policy, tiny
+from covrl.rollout import Sampling, SamplingEngine, to_rollout_rows
+from covrl.sharding import make_mesh
+from covrl.types import Rollouts
+
+VOCAB, PROMPTS, LENGTH, GROUP, LIMIT, END = 16, 8, 6, 4, 10, (3, 5)
+POLICY = Policy(tiny(VOCAB))
+PARAMS = POLICY.init(jax.random.key(0))
+KEY = jax.random.key(7)
+ALL = slice(None)
+IDS = 100 + np.arange(PROMPTS * GROUP, dtype=np.int32)
+
+
+def make_engine(mesh=None, **changes):
+  settings = {'end_ids': END, 'pad_id': 0, 'max_response_length': LIMIT}
+  return SamplingEngine(POLICY, mesh, **{**settings, **changes})
+
+
+ENGINE = make_engine()
+
+
+def make_prompts(count=PROMPTS):
+  draw = np.random.default_rng(0)
+  prompts = draw.integers(0, VOCAB, (count, LENGTH)).astype(np.int32)
+  lengths = 1 + draw.integers(0, LENGTH, (count, 1))
+  return prompts, np.arange(LENGTH) >= LENGTH - lengths
+
+
+def sample(
+  engine=ENGINE,
+  *,
+  rows: list[int] | slice = ALL,
+  ids=None,
+  params=PARAMS,
+  **make,
+):
+  prompts, mask = make_prompts()
+  if ids is None:
+    ids = IDS.reshape(PROMPTS, GROUP)[rows].reshape(-1)
+  return engine.sample(
+    params,
+    prompts[rows],
+    mask[rows],
+    group_size=GROUP,
+    key=KEY,
+    sequence_ids=ids,
+    sampling=Sampling.make(**make),
+  )
+
+
+def host(samples):
+  """The same in numpy, whose indexing compiles nothing."""
+  return jax.device_get(samples)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def forward(policy, rows):
+  hidden = policy.hidden(
+    PARAMS,
+    rows['tokens'],
+    positions=rows['positions'],
+    segment_ids=rows['attention_mask'].astype(jnp.int32),
+  )
+  return hidden.astype(jnp.float32) @ policy.unembedding(PARAMS)
+
+
+def rescore(samples, temperature, policy=POLICY):
+  """What the trainer says of the sampled tokens.
+
+  Returns:
+    On each sampled token: the token, the sampler's two log-probabilities, and
+    the trainer's logits and log-probability.
+  """
+  rows = join(samples)
+  logits = np.asarray(forward(policy, rows), np.float64)[:, :-1] / temperature
+  rows = jax.device_get(rows)
+  mask = rows['loss_mask'][:, 1:]
+  assert not rows['loss_mask'][:, 0].any()
+  tokens, sampler, behaviour = (
+    rows[name][:, 1:][mask]
+    for name in ('tokens', 'sampler_logprobs', 'behaviour_logprobs')
+  )
+  logits = logits[mask]
+  logprobs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+  logprobs = np.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
+  return types.SimpleNamespace(
+    tokens=tokens,
+    sampler=sampler,
+    behaviour=behaviour,
+    logits=logits,
+    logprobs=logprobs,
+  )
+
+
+@jax.jit
+def join(samples):
+  return to_rollout_rows(*make_prompts(), samples, GROUP)
+
+
+@pytest.mark.parametrize('temperature', [0.7, 1.0, 1.3])
+def test_sampler_and_trainer_agree(temperature):
+  seen = rescore(sample(temperature=temperature), temperature)
+  np.testing.assert_allclose(seen.sampler, seen.logprobs, atol=1e-5)
+  np.testing.assert_array_equal(seen.sampler, seen.behaviour)
+  assert np.isin(seen.tokens, END).any()
+
+
+def test_truncation_raises_behaviour_log_probabilities_only():
+  seen = rescore(sample(top_k=4), 1.0)
+  np.testing.assert_allclose(seen.sampler, seen.logprobs, atol=1e-5)
+  assert (seen.behaviour > seen.sampler).all()
+
+
+def test_greedy_follows_the_likeliest_token():
+  seen = rescore(sample(temperature=0.0), 1.0)
+  np.testing.assert_array_equal(seen.tokens, seen.logits.argmax(axis=-1))
+  np.testing.assert_allclose(seen.sampler, seen.logprobs, atol=1e-5)
+
+
+def test_bfloat16_samples_as_it_scores():
+  policy = Policy(dataclasses.replace(POLICY.config, dtype='bfloat16'))
+  engine = SamplingEngine(
+    policy, end_ids=END, pad_id=0, max_response_length=LIMIT
+  )
+  seen = rescore(sample(engine), 1.0, policy)
+  np.testing.assert_allclose(seen.sampler, seen.logprobs, atol=0.1)
+
+
+def test_lengths_are_masks():
+  samples = host(sample(temperature=1.3))
+  tokens, mask = samples.response_tokens, samples.response_mask
+  lengths = mask.sum(axis=1)
+  np.testing.assert_array_equal(mask, np.arange(LIMIT) < lengths[:, None])
+  last = tokens[np.arange(len(tokens)), lengths - 1]
+  ended = np.isin(last, END)
+  np.testing.assert_array_equal(samples.truncated, ~ended)
+  assert (lengths[~ended] == LIMIT).all()
+  assert np.isin(tokens, END)[mask].sum() == ended.sum()
+  assert (tokens[~mask] == 0).all()
+  # The policy may sample the padding token; it is a token like any other.
+  assert (tokens[mask] == 0).any()
+  assert 0 < ended.sum() < len(ended)
+
+
+def test_ending_on_the_last_token_is_not_truncation():
+  engine = make_engine(end_ids=range(VOCAB), max_response_length=1)
+  samples = host(sample(engine))
+  assert samples.response_mask.all()
+  assert not samples.truncated.any()
+
+
+def test_noise_follows_the_identity_of_the_sequence():
+  whole = host(sample())
+  order = [3, 0, 7, 1, 6, 2, 5, 4]
+  mixed = host(sample(rows=order))
+  rows = np.arange(PROMPTS * GROUP).reshape(PROMPTS, GROUP)[order].reshape(-1)
+  for name, values in mixed._asdict().items():
+    np.testing.assert_array_equal(getattr(whole, name)[rows], values)
+  part = host(sample(rows=slice(2, 5)))
+  np.testing.assert_array_equal(
+    whole.response_tokens[2 * GROUP : 5 * GROUP], part.response_tokens
+  )
+  assert len(np.unique(whole.response_tokens, axis=0)) > PROMPTS * GROUP // 2
+  other = host(sample(ids=IDS + 1000))
+  assert not np.array_equal(whole.response_tokens, other.response_tokens)
+
+
+@pytest.mark.parametrize('shape', [(8,), (4, 2), (2, 2, 2)])
+def test_every_mesh_draws_the_same(shape):
+  mesh = make_mesh(shape)
+  params = POLICY.init(jax.random.key(0), mesh)
+  want, got = sample(), sample(make_engine(mesh), params=params)
+  np.testing.assert_array_equal(want.response_tokens, got.response_tokens)
+  np.testing.assert_array_equal(want.response_mask, got.response_mask)
+  np.testing.assert_array_equal(want.truncated, got.truncated)
+  np.testing.assert_allclose(
+    want.sampler_logprobs, got.sampler_logprobs, atol=1e-5
+  )
+
+
+def test_rows_that_do_not_divide_over_the_mesh():
+  mesh = make_mesh((8,))
+  params = POLICY.init(jax.random.key(0), mesh)
+  want = sample(rows=slice(0, 1))
+  got = sample(make_engine(mesh), rows=slice(0, 1), params=params)
+  np.testing.assert_array_equal(want.response_tokens, got.response_tokens)
+
+
+def test_rows_without_a_prompt_stay_empty():
+  prompts, mask = make_prompts()
+  mask[3] = False
+  samples = host(
+    ENGINE.sample(
+      PARAMS,
+      prompts,
+      mask,
+      group_size=GROUP,
+      key=KEY,
+      sequence_ids=IDS,
+      sampling=Sampling.make(),
+    )
+  )
+  empty = np.arange(PROMPTS * GROUP) // GROUP == 3
+  assert not samples.response_mask[empty].any()
+  assert not samples.truncated[empty].any()
+  np.testing.assert_array_equal(
+    samples.response_tokens[~empty], host(sample()).response_tokens[~empty]
+  )
+
+
+def test_settings_never_recompile():
+  compiled = []
+
+  def listen(event, duration_secs, **kwargs):
+    del duration_secs, kwargs
+    if event.endswith('backend_compile_duration'):
+      compiled.append(event)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  jax.jit(lambda x: x + 1)(jnp.zeros(3))
+  assert compiled
+  engine = make_engine()
+  sample(engine)
+  compiled.clear()
+  for temperature in (0.0, 0.7, 1.3):
+    for top_p in (0.5, 1.0):
+      sample(engine, temperature=temperature, top_p=top_p, top_k=3)
+  assert not compiled
+  sample(engine, rows=slice(0, 2))
+  assert len(compiled) == 1
+
+
+def test_the_cache_is_updated_in_place():
+  prompts, mask = make_prompts()
+  program = ENGINE._generate.lower(
+    PARAMS,
+    jnp.asarray(prompts),
+    jnp.asarray(mask),
+    KEY,
+    jnp.asarray(IDS),
+    Sampling.make(),
+    group_size=GROUP,
+  ).compile()
+  config, slots = POLICY.config, LENGTH + LIMIT - 1
+  shape = (
+    config.num_layers,
+    PROMPTS * GROUP,
+    config.num_kv_heads,
+    slots,
+    config.head_dim,
+  )
+  cache = f'f32[{",".join(map(str, shape))}]'
+  text = program.as_text() or ''
+  assert cache in text
+  assert not re.search(re.escape(cache) + r'\S* copy\(', text)
+
+
+def test_rows_fit_rollouts():
+  (prompts, mask), samples = make_prompts(), sample()
+  count = PROMPTS * GROUP
+  rollouts = Rollouts(
+    **join(samples),
+    sequence_ids=jnp.asarray(IDS),
+    group_ids=jnp.asarray(IDS // GROUP),
+    source_ids=jnp.asarray(IDS * 0),
+    policy_step=jnp.asarray(IDS * 0),
+    rewards={},
+  )
+  rollouts, samples = jax.device_get(rollouts), host(samples)
+  for s in range(count):
+    prompt = prompts[s // GROUP][mask[s // GROUP]]
+    response = samples.response_tokens[s][samples.response_mask[s]]
+    real, sampled = rollouts.attention_mask[s], rollouts.loss_mask[s]
+    tokens = np.concatenate((prompt, response))
+    np.testing.assert_array_equal(rollouts.tokens[s][real], tokens)
+    np.testing.assert_array_equal(rollouts.tokens[s][sampled], response)
+    places = rollouts.positions[s][real]
+    np.testing.assert_array_equal(places, np.arange(len(tokens)))
+    np.testing.assert_array_equal(
+      rollouts.sampler_logprobs[s][sampled],
+      samples.sampler_logprobs[s][samples.response_mask[s]],
+    )
+  assert not (rollouts.loss_mask & ~rollouts.attention_mask).any()
+
+
+@pytest.mark.parametrize(
+  ('changes', 'sentence'),
+  [
+    ({'end_ids': (16,)}, r'token ids must lie in \[0, 16\), got 16'),
+    ({'pad_id': -1}, r'token ids must lie in \[0, 16\), got -1'),
+    ({'max_response_length': 0}, 'max_response_length must be .* got 0'),
+  ],
+)
+def test_an_engine_that_makes_no_sense_is_refused(changes, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    make_engine(**changes)
+
+
+def test_ids_must_be_one_per_response():
+  with pytest.raises(ValueError, match='8 x 4 responses, got shape'):
+    sample(ids=IDS[:-1])
