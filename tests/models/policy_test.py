@@ -14,7 +14,7 @@ from covrl.sharding import make_mesh, shard_batch
 POLICY = Policy(tiny(16))
 PARAMS = POLICY.init(jax.random.key(0))
 LOGITS = jax.jit(POLICY.logits)
-MESHES = [(8,), (1, 8), (4, 2), (2, 2, 2)]
+MESHES = [(8,), (4, 2), (2, 2, 2)]
 
 
 def draw_tokens(*shape):
@@ -31,40 +31,40 @@ def test_parameters_and_logits_are_the_same_on_every_mesh(shape):
   mesh = make_mesh(shape)
   params = POLICY.init(jax.random.key(0), mesh)
   assert_trees_equal(params, PARAMS)
-  tokens = draw_tokens(8, 6)
-  want = LOGITS(PARAMS, tokens)
-  with jax.set_mesh(mesh):
-    got = LOGITS(params, shard_batch(tokens, mesh))
-  np.testing.assert_allclose(got, want, atol=1e-5)
-  assert got.sharding.shard_shape(got.shape)[0] == 8 // (
-    mesh.shape['data'] * mesh.shape['fsdp']
-  )
-
-
-def test_parameters_are_created_in_pieces():
-  mesh = make_mesh((2, 2, 2))
-  params = POLICY.init(jax.random.key(0), mesh)
   abstract = POLICY.abstract_params(mesh)
-  jax.tree.map(
-    lambda leaf, want: (
-      np.testing.assert_equal(leaf.sharding, want.sharding),
-      np.testing.assert_equal(
-        (leaf.shape, leaf.dtype), (want.shape, want.dtype)
-      ),
-    ),
-    params,
-    abstract,
-  )
-  gate = params['layers']['mlp']['gate']
-  assert gate.sharding.shard_shape(gate.shape) == (2, 16, 32)
+  for leaf, promised in zip(
+    *map(jax.tree.leaves, (params, abstract)), strict=True
+  ):
+    assert (leaf.shape, leaf.dtype) == (promised.shape, promised.dtype)
+    assert leaf.sharding == promised.sharding
+
+  tokens = draw_tokens(8, 6)
+  with jax.set_mesh(mesh):
+    logits = LOGITS(params, shard_batch(tokens, mesh))
+  np.testing.assert_allclose(logits, LOGITS(PARAMS, tokens), atol=1e-5)
+  rows = logits.sharding.shard_shape(logits.shape)[0]
+  assert rows * mesh.shape['data'] * mesh.shape['fsdp'] == 8
+
+
+def shard_shape(mesh_shape, *path):
+  leaf = POLICY.abstract_params(make_mesh(mesh_shape))
+  for name in path:
+    leaf = leaf[name]
+  return leaf.sharding.shard_shape(leaf.shape)
+
+
+def test_matrices_are_split_over_fsdp_and_tensor():
+  gate = ('layers', 'mlp', 'gate')
+  assert shard_shape((8,), *gate) == (2, 32, 64)
+  assert shard_shape((1, 8), *gate) == (2, 4, 64)
+  assert shard_shape((2, 2, 2), *gate) == (2, 16, 32)
+  assert shard_shape((2, 2, 2), 'embedding') == (8, 16)
 
 
 def test_axes_that_do_not_divide_are_left_whole():
-  mesh = make_mesh((1, 1, 8))
-  params = POLICY.init(jax.random.key(0), mesh)
-  query = params['layers']['attention']['query']
-  assert query.sharding.shard_shape(query.shape) == query.shape
-  assert_trees_equal(params, PARAMS)
+  key = ('layers', 'attention', 'key')
+  assert shard_shape((1, 4, 2), *key) == (2, 8, 1, 8)
+  assert shard_shape((1, 2, 4), *key) == (2, 16, 2, 8)
 
 
 def test_another_key_is_another_policy():
@@ -90,25 +90,28 @@ def test_first_logits_have_unit_scale():
   assert 0.5 < float(jnp.std(logits)) < 2.0
 
 
-def test_untied_policies_have_a_head_of_their_own():
-  policy = Policy(dataclasses.replace(tiny(16), tied_embeddings=False))
-  params = policy.init(jax.random.key(0))
-  np.testing.assert_array_equal(policy.unembedding(params), params['head'])
-  np.testing.assert_array_equal(
-    POLICY.unembedding(PARAMS), PARAMS['embedding'].T
+def test_the_unembedding_is_tied_or_a_head():
+  table = POLICY.unembedding(PARAMS)
+  np.testing.assert_array_equal(table, PARAMS['embedding'].T)
+  untied = Policy(dataclasses.replace(tiny(16), tied_embeddings=False))
+  assert untied.abstract_params()['head'].shape == (32, 16)
+  params = PARAMS | {'head': 2 * table}
+  np.testing.assert_array_equal(untied.unembedding(params), 2 * table)
+  tokens = draw_tokens(2, 4)
+  np.testing.assert_allclose(
+    jax.jit(untied.logits)(params, tokens),
+    2 * LOGITS(PARAMS, tokens),
+    rtol=1e-5,
   )
 
 
 def test_bfloat16_activations_over_float32_parameters():
   policy = Policy(dataclasses.replace(tiny(16), dtype='bfloat16'))
-  params = policy.init(jax.random.key(0))
-  assert_trees_equal(params, PARAMS)
-  tokens = draw_tokens(4, 8)
-  score = jax.jit(policy.logits)
-  logits = score(params, tokens)
+  tokens, score = draw_tokens(4, 8), jax.jit(policy.logits)
+  logits = score(PARAMS, tokens)
   assert logits.dtype == jnp.float32
   np.testing.assert_allclose(logits, LOGITS(PARAMS, tokens), atol=0.2)
-  once = policy.compute_params(params)
+  once = policy.compute_params(PARAMS)
   assert once['layers']['mlp']['gate'].dtype == jnp.bfloat16
   assert once['final_norm']['scale'].dtype == jnp.float32
   np.testing.assert_array_equal(score(once, tokens), logits)
@@ -117,7 +120,7 @@ def test_bfloat16_activations_over_float32_parameters():
 def test_float64_stays_float64(x64):
   config = dataclasses.replace(tiny(16), dtype='float64', param_dtype='float64')
   policy = Policy(config)
-  params = policy.init(jax.random.key(0))
+  params = jax.eval_shape(policy.init, jax.random.key(0))
   assert all(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(params))
   logits = jax.eval_shape(policy.logits, params, draw_tokens(2, 4))
   assert logits.dtype == jnp.float64

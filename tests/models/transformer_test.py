@@ -120,7 +120,8 @@ def test_cached_decoding_equals_the_full_forward():
 
 def test_no_parameter_is_dead_and_remat_changes_no_gradient():
   config = dataclasses.replace(CONFIG, tied_embeddings=False)
-  params = Policy(config).init(jax.random.key(1))
+  head = np.random.default_rng(0).normal(size=(32, 16), scale=0.2)
+  params = PARAMS | {'head': jnp.asarray(head, jnp.float32)}
   tokens = draw_tokens(8, 4, 12)
 
   def gradient(config):
