@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prompts to scored rollouts."""
 
-from covrl.rollout.engine import RolloutRows as RolloutRows
-from covrl.rollout.engine import Samples as Samples
 from covrl.rollout.engine import SamplingEngine as SamplingEngine
-from covrl.rollout.engine import to_rollout_rows as to_rollout_rows
+from covrl.rollout.samples import RolloutRows as RolloutRows
+from covrl.rollout.samples import Samples as Samples
+from covrl.rollout.samples import to_rollout_rows as to_rollout_rows
 from covrl.rollout.sampling import Sampling as Sampling
 from covrl.rollout.sampling import sample_token as sample_token

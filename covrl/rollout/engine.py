@@ -10,52 +10,23 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias, TypedDict
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from covrl import sharding
 from covrl.models.cache import KVCache, repeat_rows
 from covrl.models.policy import Policy
+from covrl.rollout.samples import (
+  Host,
+  Samples,
+  blank_samples,
+  count_positions,
+)
 from covrl.rollout.sampling import Sampling, sample_token
-
-Host: TypeAlias = Array | np.ndarray
-
-
-class Samples(NamedTuple):
-  """Responses, one a row: the responses of a prompt are neighbours.
-
-  Attributes:
-    response_tokens: the sampled tokens, then padding.
-    response_mask: true for sampled tokens, the end-of-sequence token among
-      them; the only statement of a response's length.
-    sampler_logprobs: of the sampled tokens, in nats, temperature applied,
-      before truncation; 0 off the mask.
-    behaviour_logprobs: the same after top-k and top-p.
-    truncated: true where the length limit, and not the policy, ended it.
-  """
-
-  response_tokens: Int[Array, 'S R']
-  response_mask: Bool[Array, 'S R']
-  sampler_logprobs: Float[Array, 'S R']
-  behaviour_logprobs: Float[Array, 'S R']
-  truncated: Bool[Array, ' S']
-
-
-class RolloutRows(TypedDict):
-  """The entries of `Rollouts` that follow from prompts and samples."""
-
-  tokens: Int[Array, 'S T']
-  positions: Int[Array, 'S T']
-  attention_mask: Bool[Array, 'S T']
-  loss_mask: Bool[Array, 'S T']
-  sampler_logprobs: Float[Array, 'S T']
-  behaviour_logprobs: Float[Array, 'S T']
-  truncated: Bool[Array, ' S']
 
 
 class SamplingEngine:
@@ -177,42 +148,6 @@ class SamplingEngine:
     return jax.device_put(rows, place)
 
 
-def to_rollout_rows(
-  prompts: Int[Host, 'P Tp'],
-  prompt_mask: Bool[Host, 'P Tp'],
-  samples: Samples,
-  group_size: int,
-) -> RolloutRows:
-  """Joins prompts and responses into whole sequences, aligned with tokens.
-
-  Args:
-    prompts: as given to `SamplingEngine.sample`.
-    prompt_mask: likewise.
-    samples: what it returned.
-    group_size: likewise.
-
-  Returns:
-    Entries for `covrl.Rollouts`; positions count real tokens from 0.
-  """
-  prompts = repeat_rows(jnp.asarray(prompts), group_size)
-  prompt_mask = repeat_rows(jnp.asarray(prompt_mask), group_size)
-
-  def behind(prompt: Array, response: Array) -> Array:
-    return jnp.concatenate((prompt, response), axis=1)
-
-  mask = behind(prompt_mask, samples.response_mask)
-  zeros = jnp.zeros(prompts.shape, samples.sampler_logprobs.dtype)
-  return RolloutRows(
-    tokens=behind(prompts, samples.response_tokens),
-    positions=_positions(mask),
-    attention_mask=mask,
-    loss_mask=behind(jnp.zeros_like(prompt_mask), samples.response_mask),
-    sampler_logprobs=behind(zeros, samples.sampler_logprobs),
-    behaviour_logprobs=behind(zeros, samples.behaviour_logprobs),
-    truncated=samples.truncated,
-  )
-
-
 class _Progress(NamedTuple):
   """What the decoding loop carries; columns before `t` are written.
 
@@ -277,7 +212,7 @@ def _generate(
   hidden, cache = policy.prefill(
     params,
     prompts,
-    _positions(prompt_mask),
+    count_positions(prompt_mask),
     prompt_mask,
     prompt_length + max_length - 1,
   )
@@ -286,7 +221,7 @@ def _generate(
     t=jnp.zeros((), jnp.int32),
     ended=lengths == 0,
     token=jnp.zeros(lengths.shape, jnp.int32),
-    samples=_blank(
+    samples=blank_samples(
       (lengths.shape[0], max_length), pad_id, policy.config.stats_dtype
     ),
     cache=cache,
@@ -294,17 +229,6 @@ def _generate(
   start = advance(start, hidden, cache)
   progress = jax.lax.while_loop(unfinished, body, start)
   return progress.samples._replace(truncated=~progress.ended)
-
-
-def _blank(shape: tuple[int, int], pad_id: int, dtype: jnp.dtype) -> Samples:
-  """Rows in which nothing has been sampled yet."""
-  return Samples(
-    response_tokens=jnp.full(shape, pad_id, jnp.int32),
-    response_mask=jnp.zeros(shape, bool),
-    sampler_logprobs=jnp.zeros(shape, dtype),
-    behaviour_logprobs=jnp.zeros(shape, dtype),
-    truncated=jnp.zeros(shape[:1], bool),
-  )
 
 
 def _record(
@@ -337,8 +261,3 @@ def _record(
     samples=samples,
     cache=cache,
   )
-
-
-def _positions(mask: Bool[Array, 'S T']) -> Int[Array, 'S T']:
-  """Counts real tokens from 0; padding before the first also has 0."""
-  return jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
