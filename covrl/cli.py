@@ -50,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   if overrides and arguments.command != 'train':
     parser.error(f'unknown argument {overrides[0]!r}')
   try:
+    if arguments.command != 'report':
+      _keep_compilations()
     match arguments.command:
       case 'train':
         _train(arguments, _joined(overrides))
@@ -108,6 +110,15 @@ def _parser() -> argparse.ArgumentParser:
     help='the page that compares several runs',
   )
   return parser
+
+
+def _keep_compilations() -> None:
+  """Programs compiled once are read from disk the next time."""
+  import jax
+
+  if jax.config.jax_compilation_cache_dir is None:
+    kept = pathlib.Path.home() / '.cache' / 'covrl' / 'xla'
+    jax.config.update('jax_compilation_cache_dir', str(kept))
 
 
 def _train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:

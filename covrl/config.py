@@ -74,8 +74,8 @@ class TaskConfig:
 
   min_numbers: int = 3
   max_numbers: int = 4
-  max_value: int = 20
-  max_target: int = 100
+  max_value: int = 12
+  max_target: int = 60
   held_out: int = 1024
   seed: int = 0
 
@@ -98,7 +98,7 @@ class RolloutConfig:
   prompts_per_iteration: int = 64
   responses_per_prompt: int = 8
   max_prompt_length: int = 8
-  max_response_length: int = 16
+  max_response_length: int = 12
   temperature: float = 1.0
   top_p: float = 1.0
   top_k: int = 0
@@ -119,7 +119,7 @@ class TrainConfig:
     high: PPO's clip range above 1.
   """
 
-  iterations: int = 60
+  iterations: int = 40
   sequences_per_update: int = 128
   micro_batches: int = 1
   learning_rate: float = 3e-4
@@ -160,9 +160,9 @@ class WarmStartConfig:
       one; it must have been made with the same warm-start fields.
   """
 
-  steps: int = 2000
-  batch_size: int = 256
-  learning_rate: float = 2e-3
+  steps: int = 1000
+  batch_size: int = 64
+  learning_rate: float = 3e-3
   from_run: str = ''
 
 
@@ -419,7 +419,7 @@ def flatten(config: Any, prefix: str = '') -> dict[str, Any]:
   """Dotted field names to plain values.
 
   >>> flatten(Config())['train.iterations']
-  60
+  40
   """
   flat: dict[str, Any] = {}
   for field in dataclasses.fields(config):

@@ -1,16 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
 """Eight fake CPU devices, shapes checked at run time, compilations kept."""
 
 import os
 import pathlib
 
 os.environ['XLA_FLAGS'] = (
-    os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 )
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import jax
 import pytest
 from jaxtyping import install_import_hook
+
+pytest_plugins = ['golden_vectors']
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -19,14 +22,14 @@ jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 # Every shape annotation of these rooms is checked on every call.
 install_import_hook(
-    [
-        'covrl.statistics',
-        'covrl.objectives',
-        'covrl.entropy',
-        'covrl.models',
-        'covrl.rollout',
-    ],
-    'beartype.beartype',
+  [
+    'covrl.statistics',
+    'covrl.objectives',
+    'covrl.entropy',
+    'covrl.models',
+    'covrl.rollout',
+  ],
+  'beartype.beartype',
 )
 
 

@@ -5,7 +5,6 @@ A token transform is an optax transformation whose `params` are `TokenStats`
 and whose `updates` are the loss's cotangent of them.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -107,9 +106,7 @@ def as_schedule(value: Coefficient) -> optax.schedules.StatefulSchedule:
   return cast(optax.schedules.StatefulSchedule, _Constant(value))
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class ScheduledState:
+class ScheduledState(NamedTuple):
   """State of a transform with one coefficient.
 
   Attributes:
@@ -163,7 +160,7 @@ def with_coefficient(
   name: str,
   coefficient: Coefficient,
   edit: Callable[..., TokenStats],
-  state_type: type[ScheduledState] = ScheduledState,
+  state_type: Callable[..., Any] = ScheduledState,
 ) -> optax.GradientTransformationExtraArgs:
   """A token transform with one coefficient, scheduled or controlled.
 
@@ -175,7 +172,7 @@ def with_coefficient(
   """
   schedule = as_schedule(coefficient)
 
-  def init(params: PyTree) -> ScheduledState:
+  def init(params: PyTree) -> PyTree:
     del params
     return state_type(schedule.init(), jnp.zeros((), jnp.float32))
 

@@ -11,11 +11,9 @@ chain.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
@@ -24,9 +22,7 @@ from covrl.types import Scalar
 Decision = TypeVar('Decision')
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Selection:
+class Selection(NamedTuple):
   """Which tokens a selector chose, and of what.
 
   Attributes:

@@ -7,7 +7,7 @@ from h pushes entropy up, and one that adds to g pushes the token down.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,6 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from covrl.entropy.chain import (
   Coefficient,
-  ScheduledState,
   check_coefficient,
   require,
   require_stats,
@@ -39,9 +38,7 @@ DEAD_ZONE = 1e-6
 DIVERGENCES = ('abs', 'k1', 'k2', 'k3', 'full')
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SelectionSummary:
+class SelectionSummary(NamedTuple):
   """What a selection came to, in scalars, kept in the chain's state.
 
   The quadrants count selected tokens by the sign of their advantage and by
@@ -61,9 +58,7 @@ class SelectionSummary:
   negative_rare: Int[Array, '']
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TokenMaskedState:
+class TokenMaskedState(NamedTuple):
   """State of `token_masked`.
 
   Attributes:
@@ -77,10 +72,11 @@ class TokenMaskedState:
   summary: SelectionSummary
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class DivergencePenaltyState(ScheduledState):
-  """State of `add_divergence_penalty`."""
+class DivergencePenaltyState(NamedTuple):
+  """State of `add_divergence_penalty`; see `ScheduledState`."""
+
+  schedule: PyTree
+  coefficient: jax.Array
 
 
 def token_masked(
@@ -283,8 +279,7 @@ def _select(
 
 def _empty_summary() -> SelectionSummary:
   zero = jnp.zeros((), jnp.int32)
-  names = [field.name for field in dataclasses.fields(SelectionSummary)]
-  counts = dict.fromkeys(names, zero)
+  counts = dict.fromkeys(SelectionSummary._fields, zero)
   return SelectionSummary(**{**counts, 'threshold': jnp.zeros(())})
 
 

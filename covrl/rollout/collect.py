@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from concurrent.futures import Future
+from typing import Any
 
 import jax
 import numpy as np
@@ -135,17 +136,17 @@ def _join(
   mask = repeat(prompts.mask)
   attention = behind(mask, samples.response_mask)
   silent = np.zeros(mask.shape, np.float32)
-  return Rollouts(
-    tokens=behind(repeat(prompts.tokens), samples.response_tokens),
-    positions=np.maximum(np.cumsum(attention, 1) - 1, 0).astype(np.int32),
-    attention_mask=attention,
-    loss_mask=behind(np.zeros_like(mask), samples.response_mask),
-    sampler_logprobs=behind(silent, samples.sampler_logprobs),
-    behaviour_logprobs=behind(silent, samples.behaviour_logprobs),
-    sequence_ids=ids,
-    group_ids=repeat(prompts.indices).astype(np.int32),
-    source_ids=repeat(prompts.source_ids),
-    policy_step=np.full(len(ids), step, np.int32),
-    truncated=np.asarray(samples.truncated),
-    rewards={},
-  )
+  arrays: dict[str, Any] = {
+    'tokens': behind(repeat(prompts.tokens), samples.response_tokens),
+    'positions': np.maximum(np.cumsum(attention, 1) - 1, 0).astype(np.int32),
+    'attention_mask': attention,
+    'loss_mask': behind(np.zeros_like(mask), samples.response_mask),
+    'sampler_logprobs': behind(silent, samples.sampler_logprobs),
+    'behaviour_logprobs': behind(silent, samples.behaviour_logprobs),
+    'sequence_ids': ids,
+    'group_ids': repeat(prompts.indices).astype(np.int32),
+    'source_ids': repeat(prompts.source_ids),
+    'policy_step': np.full(len(ids), step, np.int32),
+    'truncated': np.asarray(samples.truncated),
+  }
+  return Rollouts(**arrays, rewards={})

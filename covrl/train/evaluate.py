@@ -11,13 +11,16 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from covrl.data import Problem, PromptBatch, PromptStream, Tokenizer
+from covrl.data import (
+  ListSource,
+  Problem,
+  PromptBatch,
+  PromptStream,
+  Tokenizer,
+)
 from covrl.rewards import RewardPool, Status
 from covrl.rollout import Sampling, SamplingEngine
 from covrl.rollout.collect import decode
-
-# Problems decoded at once.
-CHUNK = 128
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,20 +69,6 @@ class Evaluation:
     }
 
 
-class ListSource:
-  """Problems in a list, as a source."""
-
-  def __init__(self, problems: Sequence[Problem]) -> None:
-    self._problems = problems
-    self.names = tuple(dict.fromkeys(p.source for p in problems))
-
-  def __len__(self) -> int:
-    return len(self._problems)
-
-  def __getitem__(self, index: int) -> Problem:
-    return self._problems[index]
-
-
 class Evaluator:
   """Runs the same held-out problems with the same noise, whenever asked."""
 
@@ -93,6 +82,7 @@ class Evaluator:
     samples: int,
     temperature: float,
     max_prompt_length: int,
+    prompts_at_once: int,
     key: Key[Array, ''],
   ) -> None:
     """Tokenises the problems.
@@ -105,6 +95,8 @@ class Evaluator:
       samples: k.
       temperature: of the k samples.
       max_prompt_length: in tokens.
+      prompts_at_once: problems decoded together; as many as a rollout has, and
+        with as many samples as it has responses, they share its program.
       key: PRNG key of all evaluations of the run, so that two of them differ
         by the policy and not by the noise.
 
@@ -122,13 +114,13 @@ class Evaluator:
     stream = PromptStream(
       ListSource(problems),
       seed=0,
-      prompts_per_draw=min(CHUNK, len(problems)),
+      prompts_per_draw=prompts_at_once,
       tokenizer=tokenizer,
       max_prompt_length=max_prompt_length,
       shuffle=False,
       prefetch=0,
     )
-    chunks = -(-len(problems) // min(CHUNK, len(problems)))
+    chunks = -(-len(problems) // prompts_at_once)
     self._batches = [next(stream) for _ in range(chunks)]
     stream.close()
 

@@ -51,7 +51,7 @@ def unscored_batch(rollouts: Rollouts) -> TokenBatch:
   """Rows aligned with predictions; what only the trainer knows is still 0."""
   zeros = np.zeros_like(rollouts.sampler_logprobs[:, 1:])
   loss_mask = rollouts.loss_mask[:, 1:]
-  return TokenBatch(
+  return _on_host(
     tokens=rollouts.tokens[:, :-1],
     targets=rollouts.tokens[:, 1:],
     positions=rollouts.positions[:, :-1],
@@ -73,8 +73,8 @@ def effective_groups(rollouts: Rollouts) -> Int[np.ndarray, ' S']:
 
   They are masked and must not count in the baseline of the others.
   """
-  failed = ~np.asarray(rollouts.loss_mask).any(axis=1)
-  alone = -1 - np.arange(len(failed))
+  failed = np.logical_not(np.any(rollouts.loss_mask, axis=1))
+  alone = -1 - np.arange(failed.size)
   return np.where(failed, alone, rollouts.group_ids).astype(np.int32)
 
 
@@ -100,13 +100,15 @@ def of_rollouts(
     iteration: whose order is drawn.
   """
   loss_mask = rollouts.loss_mask[:, 1:]
-  complete = dataclasses.replace(
-    batch,
-    loss_mask=loss_mask,
-    weights=loss_mask.astype(np.float32),
-    advantages=np.where(loss_mask, advantages[:, None], 0).astype(np.float32),
-    old_logprobs=old_logprobs,
-    old_entropy=old_entropy,
+  complete = _on_host(
+    **_fields(batch)
+    | {
+      'loss_mask': loss_mask,
+      'weights': loss_mask.astype(np.float32),
+      'advantages': np.where(loss_mask, advantages[:, None], 0),
+      'old_logprobs': old_logprobs,
+      'old_entropy': old_entropy,
+    }
   )
   rewards = np.asarray(rollouts.rewards['score'])
   generator = np.random.default_rng([seed, TRAIN_STREAM, iteration])
@@ -137,10 +139,42 @@ def _rollout_metrics(rollouts: Rollouts, batch: TokenBatch) -> dict[str, float]:
   }
 
 
-def _take(batch: TokenBatch, rows: Int[np.ndarray, ' B']) -> TokenBatch:
-  return TokenBatch(
-    **{
-      field.name: np.asarray(getattr(batch, field.name))[rows]
-      for field in dataclasses.fields(batch)
-    }
+def blank_iteration(count: int, width: int) -> Iteration:
+  """Padding in the shapes of an iteration, to compile programs for."""
+  integers = np.zeros((count, width), np.int32)
+  floats = np.zeros((count, width), np.float32)
+  batch = _on_host(
+    tokens=integers,
+    targets=integers,
+    positions=integers,
+    segment_ids=integers,
+    loss_mask=np.zeros((count, width), bool),
+    weights=floats,
+    advantages=floats,
+    old_logprobs=floats,
+    old_entropy=floats,
+    sampler_logprobs=floats,
+    sequence_ids=integers,
   )
+  return Iteration(
+    batch=batch,
+    order=np.arange(count, dtype=np.int32),
+    rewards=np.zeros(count, np.float32),
+    metrics={},
+  )
+
+
+def _take(batch: TokenBatch, rows: Int[np.ndarray, ' B']) -> TokenBatch:
+  return _on_host(**{name: x[rows] for name, x in _fields(batch).items()})
+
+
+def _fields(batch: TokenBatch) -> dict[str, np.ndarray]:
+  return {
+    field.name: np.asarray(getattr(batch, field.name))
+    for field in dataclasses.fields(batch)
+  }
+
+
+def _on_host(**arrays: Any) -> TokenBatch:
+  """A batch of numpy arrays, which the devices have not seen yet."""
+  return TokenBatch(**arrays)

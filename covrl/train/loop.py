@@ -15,7 +15,12 @@ from jaxtyping import Array, Key
 
 from covrl import sharding
 from covrl.config import Recipe
-from covrl.data import PromptBatch, PromptStream, check_tokenizer
+from covrl.data import (
+  PromptBatch,
+  PromptStream,
+  StreamState,
+  check_tokenizer,
+)
 from covrl.models import Policy
 from covrl.report import write_report
 from covrl.rewards import RewardPool
@@ -30,6 +35,7 @@ from covrl.train.iteration import (
   ROLLOUT_STREAM,
   TRAIN_STREAM,
   Iteration,
+  blank_iteration,
   effective_groups,
   of_rollouts,
   unscored_batch,
@@ -41,7 +47,7 @@ from covrl.train.samples import kept_samples
 from covrl.train.task import Task
 from covrl.train.warm_start import borrow, warm_start
 from covrl.train.writer import MetricsWriter
-from covrl.types import TokenBatch, TrainState
+from covrl.types import TrainState
 
 
 def train(recipe: Recipe, workdir: str) -> None:
@@ -86,7 +92,7 @@ class _Place:
   iteration: int = 0
   update: int = 0
   evaluated: int = -1
-  draws: dict[str, int] | None = None
+  draws: StreamState | None = None
 
 
 class _Run:
@@ -160,6 +166,7 @@ class _Run:
       samples=config.evaluate.samples,
       temperature=config.evaluate.temperature,
       max_prompt_length=config.rollout.max_prompt_length,
+      prompts_at_once=config.rollout.prompts_per_iteration,
       key=self.keys[EVALUATE_STREAM],
     )
     self.writer = MetricsWriter(
@@ -203,7 +210,7 @@ class _Run:
     notes = self.saved.notes
     place = _Place(**notes['place'])
     if place.draws is not None:
-      self.prompts.set_state({**place.draws})
+      self.prompts.set_state(place.draws)
     like: dict[str, Any] = {'state': self.programs.abstract_state()}
     if place.update > 0:
       like['iteration'] = self._blank_iteration().arrays()
@@ -382,7 +389,7 @@ class _Run:
     self, place: _Place, state: TrainState, iteration: Iteration | None
   ) -> None:
     """Writes a checkpoint of everything."""
-    place.draws = {**self.prompts.get_state()}
+    place.draws = self.prompts.get_state()
     arrays: dict[str, Any] = {'state': state}
     notes = {
       'iteration': place.iteration,
@@ -431,33 +438,12 @@ class _Run:
 
   def _blank_iteration(self) -> Iteration:
     """An iteration of the run's shapes, all padding."""
-    rows = self.config.sequences_per_iteration
     width = (
       self._blank_prompts().tokens.shape[1]
       + self.config.rollout.max_response_length
       - 1
     )
-    integers = np.zeros((rows, width), np.int32)
-    floats = np.zeros((rows, width), np.float32)
-    batch = TokenBatch(
-      tokens=integers,
-      targets=integers,
-      positions=integers,
-      segment_ids=integers,
-      loss_mask=np.zeros((rows, width), bool),
-      weights=floats,
-      advantages=floats,
-      old_logprobs=floats,
-      old_entropy=floats,
-      sampler_logprobs=floats,
-      sequence_ids=integers,
-    )
-    return Iteration(
-      batch=batch,
-      order=np.arange(rows, dtype=np.int32),
-      rewards=np.zeros(rows, np.float32),
-      metrics={},
-    )
+    return blank_iteration(self.config.sequences_per_iteration, width)
 
 
 class _Clock:

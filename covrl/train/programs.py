@@ -25,6 +25,7 @@ from covrl.entropy import (
 from covrl.entropy.chain import init_token_state
 from covrl.models import Policy
 from covrl.train.iteration import Advantages
+from covrl.train.layout import abstract_opt_state, replicated_like, shardings
 from covrl.train.step import (
   Loss,
   StepSettings,
@@ -82,9 +83,7 @@ class Programs:
     update = make_train_step(
       policy, algorithm.loss, algorithm.token_tx, algorithm.tx, settings
     )
-    self._state_shardings = jax.tree.map(
-      lambda leaf: leaf.sharding, self.abstract_state()
-    )
+    self._state_shardings = shardings(self.abstract_state())
     self._update = jax.jit(
       update,
       donate_argnums=0,
@@ -100,19 +99,10 @@ class Programs:
     """Shapes and shardings of the training state."""
     trainable = self._policy.abstract_params(self._mesh)
     shapes = jax.eval_shape(self._fresh_state, trainable)
-    # Moments and the like are laid out as the parameters they belong to.
     return dataclasses.replace(
-      jax.tree.map(self._replicate, shapes),
+      jax.tree.map(lambda leaf: replicated_like(leaf, self._mesh), shapes),
       trainable=trainable,
-      opt_state=optax.tree.map_params(
-        self._algorithm.tx,
-        lambda leaf, param: jax.ShapeDtypeStruct(
-          leaf.shape, leaf.dtype, sharding=param.sharding
-        ),
-        shapes.opt_state,
-        trainable,
-        transform_non_params=self._replicate,
-      ),
+      opt_state=abstract_opt_state(self._algorithm.tx, trainable, self._mesh),
     )
 
   def init_state(self, params: PyTree) -> TrainState:
@@ -171,11 +161,6 @@ class Programs:
       token_state=init_token_state(self._algorithm.token_tx),
       step=jnp.zeros((), jnp.int32),
       log_ratio_noise=jnp.zeros(()),
-    )
-
-  def _replicate(self, leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=sharding.replicated(self._mesh)
     )
 
   def _explain(

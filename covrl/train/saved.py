@@ -15,13 +15,13 @@ from jaxtyping import PyTree
 
 from covrl import sharding
 from covrl.config import Recipe
-from covrl.data import Problem, PromptStream, check_tokenizer
+from covrl.data import ListSource, Problem, PromptStream, check_tokenizer
 from covrl.models import Policy
 from covrl.rewards import RewardPool
 from covrl.rollout import Sampling, SamplingEngine
 from covrl.rollout.collect import decode
 from covrl.train.checkpoint import CheckpointError, CheckpointStore
-from covrl.train.evaluate import Evaluator, ListSource
+from covrl.train.evaluate import Evaluator
 from covrl.train.iteration import EVALUATE_STREAM
 from covrl.train.run_directory import RunDirectory
 from covrl.train.task import Task
@@ -82,6 +82,7 @@ class SavedRun:
         if temperature is None
         else temperature,
         max_prompt_length=config.rollout.max_prompt_length,
+        prompts_at_once=config.rollout.prompts_per_iteration,
         key=jax.random.fold_in(root, EVALUATE_STREAM),
       )
       return evaluator.run(self.params).summary()

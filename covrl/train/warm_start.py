@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import time
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from covrl.config import Config, ConfigError, flatten, from_dict
 from covrl.data import SupervisedStream
 from covrl.models import Policy
 from covrl.train.checkpoint import CheckpointStore
+from covrl.train.layout import abstract_opt_state, replicated_like, shardings
 from covrl.train.progress import Progress
 from covrl.train.run_directory import RunDirectory
 from covrl.train.supervised import (
@@ -76,11 +78,23 @@ def warm_start(
     + config.rollout.max_response_length
     - 1,
   )
-  step = jax.jit(make_supervised_step(policy, tx), donate_argnums=0)
+  abstract = policy.abstract_params(mesh)
+  layout = shardings(
+    SupervisedState(
+      params=abstract,
+      opt_state=abstract_opt_state(tx, abstract, mesh),
+      step=cast(Any, replicated_like(jnp.zeros((), jnp.int32), mesh)),
+    )
+  )
+  step = jax.jit(
+    make_supervised_step(policy, tx),
+    donate_argnums=0,
+    out_shardings=(layout, sharding.replicated(mesh)),
+  )
   state = SupervisedState(
     params=params,
-    opt_state=jax.jit(tx.init)(params),
-    step=jnp.zeros((), jnp.int32),
+    opt_state=jax.jit(tx.init, out_shardings=layout.opt_state)(params),
+    step=jax.device_put(jnp.zeros((), jnp.int32), layout.step),
   )
   progress.stage('warm start', settings.steps)
   started, tokens = time.monotonic(), 0

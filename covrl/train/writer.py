@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -83,7 +84,7 @@ class _WeightsAndBiases:
 
   def __init__(self, project: str, name: str) -> None:
     try:
-      import wandb
+      wandb = importlib.import_module('wandb')
     except ImportError:
       raise ModuleNotFoundError(
         'logging.wandb_project needs wandb: pip install covrl[wandb]'

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every Countdown recipe, three seeds each: `make study`, an hour or so.
+
+The warm start is trained once per seed and shared, so that runs of a seed
+differ by their recipe and by nothing before it. Runs are processes of one core
+each, as many at once as there are cores. What is finished is not run again.
+
+Writes the README's table and picture, and the comparison page, below
+`configs/results/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import os
+import pathlib
+import queue
+import subprocess
+import sys
+
+from covrl.report import comparison_svg, comparison_table, write_comparison
+
+ROOT = pathlib.Path(__file__).parents[2]
+RECIPES = (
+  'grpo',
+  'entropy_bonus',
+  'clip_cov',
+  'kl_cov',
+  'grpo_no_clip',
+  'kl_cov_beta0',
+  'random_k',
+)
+
+
+def main() -> None:
+  """Runs what is missing, then writes the results."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+  parser.add_argument('--runs', type=pathlib.Path, default=ROOT / 'runs/study')
+  parser.add_argument('--jobs', type=int, default=os.cpu_count() or 1)
+  parser.add_argument(
+    '--only_write', action='store_true', help='results of what is finished'
+  )
+  arguments = parser.parse_args()
+  runs: pathlib.Path = arguments.runs
+  if not arguments.only_write:
+    run_all(runs, arguments.seeds, arguments.jobs)
+  write_results(runs, arguments.seeds)
+
+
+def run_all(runs: pathlib.Path, seeds: list[int], jobs: int) -> None:
+  """Runs the recipes, seed by seed, each on a core of its own."""
+  cores: queue.SimpleQueue[int] = queue.SimpleQueue()
+  for core in range(jobs):
+    cores.put(core)
+
+  def run(recipe: str, workdir: pathlib.Path, *overrides: str) -> None:
+    core = cores.get()
+    try:
+      train(recipe, workdir, core, overrides)
+    finally:
+      cores.put(core)
+
+  with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+    warm = {
+      seed: pool.submit(
+        run,
+        'grpo',
+        warm_start(runs, seed),
+        f'--config.seed={seed}',
+        '--config.train.iterations=1',
+        '--config.evaluate.problems=64',
+      )
+      for seed in seeds
+    }
+    rest = [
+      pool.submit(
+        run_after,
+        warm[seed],
+        run,
+        recipe,
+        runs / f'{recipe}_{seed}',
+        f'--config.seed={seed}',
+        f'--config.warm_start.from_run={warm_start(runs, seed)}',
+      )
+      for seed in seeds
+      for recipe in RECIPES
+    ]
+    for future in rest:
+      future.result()
+
+
+def run_after(
+  before: concurrent.futures.Future[None], run: object, *arguments: object
+) -> None:
+  """Calls `run(*arguments)` once `before` has succeeded."""
+  before.result()
+  assert callable(run)
+  run(*arguments)
+
+
+def warm_start(runs: pathlib.Path, seed: int) -> pathlib.Path:
+  """Where the warm start of a seed is."""
+  return runs / f'warm_start_{seed}'
+
+
+def train(
+  recipe: str, workdir: pathlib.Path, core: int, overrides: tuple[str, ...]
+) -> None:
+  """One run, in a process of its own; its output goes beside it."""
+  workdir.parent.mkdir(parents=True, exist_ok=True)
+  command = [
+    sys.executable,
+    '-m',
+    'covrl.cli',
+    'train',
+    f'--config={ROOT / "configs" / f"countdown_{recipe}.py"}',
+    f'--workdir={workdir}',
+    *overrides,
+  ]
+
+  def stay() -> None:
+    if hasattr(os, 'sched_setaffinity'):
+      os.sched_setaffinity(0, {core})
+
+  print(f'{recipe}: {workdir.name}', flush=True)
+  with workdir.with_suffix('.log').open('w') as log:
+    subprocess.run(command, check=True, stdout=log, stderr=log, preexec_fn=stay)
+
+
+def write_results(runs: pathlib.Path, seeds: list[int]) -> None:
+  """The table, the picture and the page, of the runs that are finished."""
+  finished = [
+    str(runs / f'{recipe}_{seed}')
+    for recipe in RECIPES
+    for seed in seeds
+    if (runs / f'{recipe}_{seed}' / 'report.html').is_file()
+  ]
+  results = ROOT / 'configs' / 'results'
+  results.mkdir(exist_ok=True)
+  table = comparison_table(finished)
+  (results / 'countdown.md').write_text(f'{table}\n')
+  (results / 'countdown.svg').write_text(comparison_svg(finished))
+  write_comparison(finished, str(results / 'countdown.html'))
+  readme = ROOT / 'README.md'
+  begin, end = '<!-- study -->\n', '<!-- end of study -->\n'
+  text = readme.read_text()
+  if begin in text and end in text:
+    head, rest = text.split(begin)
+    readme.write_text(head + begin + f'{table}\n' + end + rest.split(end)[1])
+  print(table)
+
+
+if __name__ == '__main__':
+  main()

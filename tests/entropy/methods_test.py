@@ -1,0 +1,457 @@
+# SPDX-License-Identifier: Apache-2.0
+"""KL-Cov, Clip-Cov and the bonus: against published vectors and formulas."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import covrl
+from covrl.entropy.chain import init_token_state, update_signal
+from covrl.types import TokenStats
+
+MODES = {
+  'token-mean': 'token-mean',
+  'token-sum': 'token-sum',
+  'seq-mean-token-mean': 'sequence-mean-token-mean',
+  'seq-mean-token-sum': 'sequence-mean-token-sum',
+  'seq-mean-token-sum-norm': 'constant-length',
+}
+
+
+def context_of(case, dtype):
+  """Statistics and context of a published case."""
+  mask = case.given('response_mask')
+  weights = covrl.token_weights(
+    mask, MODES[case.options['loss_agg_mode']], length=case.shape[1]
+  ).astype(dtype)
+  if 'rollout_is_weights' in case:
+    weights = weights * case.given('rollout_is_weights', dtype)
+  logprobs = case.given('log_prob', dtype)
+  stats = TokenStats(logprobs=logprobs, entropy=jnp.zeros_like(logprobs))
+  context = {
+    'advantages': case.given('advantages', dtype),
+    'old_logprobs': case.given('old_log_prob', dtype),
+    'mask': mask,
+    'weights': weights,
+    'key': jax.random.key(0),
+    'step': jnp.asarray(0),
+  }
+  return stats, context
+
+
+@functools.partial(jax.jit, static_argnames=('loss', 'make_tx'))
+def both_ways(loss, make_tx, options, stats, context):
+  """The chain form's signal, the loss form's gradient, and the selection.
+
+  Compiled once per method: options are traced.
+  """
+  token_tx = make_tx(**options)
+  state = init_token_state(token_tx)
+  (_, aux), signal = jax.value_and_grad(loss, has_aux=True)(stats, **context)
+  context = context | aux.for_selection
+  selection = covrl.explain(token_tx, stats, **context)[0]
+  signal, _ = update_signal(token_tx, signal, state, stats, **context)
+  gradient, _ = jax.grad(covrl.as_loss(loss, token_tx), has_aux=True)(
+    stats, state, **context
+  )
+  return signal, gradient, selection
+
+
+def check_forms(loss, make_tx, options, stats, context):
+  """Loss form and chain form agree to the bit."""
+  signal, gradient, selection = both_ways(
+    loss, make_tx, options, stats, context
+  )
+  np.testing.assert_array_equal(signal.logprobs, gradient.logprobs)
+  np.testing.assert_array_equal(signal.entropy, gradient.entropy)
+  return signal, selection
+
+
+def kl_cov_as_published(fraction, coefficient):
+  return covrl.kl_cov(
+    fraction,
+    coefficient,
+    selection_source='current',
+    minimum=1,
+    dead_zone=0.0,
+    allow_large=True,
+  )
+
+
+def penalty_on(chosen, coefficient):
+  return covrl.token_masked(
+    covrl.add_divergence_penalty(coefficient, dead_zone=0.0),
+    lambda stats, **_: chosen,
+  )
+
+
+def check_kl_cov(golden, close, dtype, relative):
+  for case in golden('kl_cov'):
+    stats, context = context_of(case, dtype)
+    beta = jnp.asarray(case.options['ppo_kl_coef'], dtype)
+    fraction = jnp.asarray(case.options['kl_cov_ratio'], dtype)
+    signal, selection = check_forms(
+      covrl.policy_gradient,
+      kl_cov_as_published,
+      {'fraction': fraction, 'coefficient': beta},
+      stats,
+      context,
+    )
+    expected = case.expected('chosen').astype(bool)
+    assert int(selection.mask.sum()) == case.options['k']
+    if case.options['tie']:
+      # Which of the tied tokens is free; take the published choice.
+      signal, _ = check_forms(
+        covrl.policy_gradient,
+        penalty_on,
+        {'chosen': jnp.asarray(expected), 'coefficient': beta},
+        stats,
+        context,
+      )
+    else:
+      np.testing.assert_array_equal(selection.mask, expected, case.name)
+    assert signal.logprobs.dtype == dtype
+    close(signal.logprobs, case.expected('grad_log_prob'), relative, case.name)
+
+
+def test_kl_cov_float32(golden, close):
+  check_kl_cov(golden, close, jnp.float32, 1e-6)
+
+
+def test_kl_cov_float64(golden, close, x64):
+  check_kl_cov(golden, close, jnp.float64, 1e-12)
+
+
+def clip_cov_as_published(fraction, low, high):
+  return covrl.token_masked(
+    optax.set_to_zero(),
+    covrl.random_in_band(
+      fraction,
+      low,
+      high,
+      selection_source='current',
+      minimum=1,
+      allow_large=True,
+    ),
+  )
+
+
+def detach(chosen):
+  return covrl.token_masked(optax.set_to_zero(), lambda stats, **_: chosen)
+
+
+def published_clip(stats, *, low, high, **context):
+  return covrl.clipped_surrogate(
+    stats, low=low, high=high, max_log_ratio=None, **context
+  )
+
+
+def check_clip_cov(golden, close, dtype, relative):
+  for case in golden('clip_cov'):
+    stats, context = context_of(case, dtype)
+    options = {
+      name: jnp.asarray(case.options[f'clip_cov_{source}'], dtype)
+      for name, source in (('fraction', 'ratio'), ('low', 'lb'), ('high', 'ub'))
+    }
+    context |= {
+      name: jnp.asarray(case.options[f'clip_ratio_{name}'], dtype)
+      for name in ('low', 'high')
+    }
+    ours, selection = check_forms(
+      published_clip, clip_cov_as_published, options, stats, context
+    )
+    eligible = case.expected('eligible').astype(bool)
+    chosen = case.expected('chosen').astype(bool)
+    assert int(selection.eligible) == eligible.sum(), case.name
+    assert int(selection.quota) == case.options['clip_num'], case.name
+    assert int(selection.mask.sum()) == chosen.sum(), case.name
+    assert not (np.asarray(selection.mask) & ~eligible).any(), case.name
+    close(
+      np.asarray(selection.scores) * eligible,
+      case.expected('cov') * eligible,
+      # Theirs divides by N + 1e-8.
+      max(relative * 10, 1e-8),
+      case.name,
+    )
+    # The choice is random: take the published one.
+    signal, _ = check_forms(
+      published_clip, detach, {'chosen': jnp.asarray(chosen)}, stats, context
+    )
+    expected = case.expected('grad_log_prob')
+    close(signal.logprobs, expected, relative, case.name)
+    if case.options['deterministic']:
+      close(ours.logprobs, expected, relative, case.name)
+
+
+def test_clip_cov_float32(golden, close):
+  check_clip_cov(golden, close, jnp.float32, 1e-6)
+
+
+def test_clip_cov_float64(golden, close, x64):
+  check_clip_cov(golden, close, jnp.float64, 1e-12)
+
+
+@pytest.fixture
+def batch():
+  """A little batch with some drift between old and current policy."""
+  rng = np.random.default_rng(0)
+  old = -rng.exponential(size=(8, 16)).astype(np.float32)
+  stats = TokenStats(
+    logprobs=jnp.asarray(old + rng.normal(size=old.shape) * 0.1, jnp.float32),
+    entropy=jnp.asarray(rng.uniform(0, 2, old.shape), jnp.float32),
+  )
+  mask = jnp.asarray(rng.random(old.shape) < 0.8)
+  advantages = np.repeat(rng.normal(size=(8, 1)), 16, 1).astype(np.float32)
+  context = {
+    'advantages': jnp.asarray(advantages),
+    'old_logprobs': jnp.asarray(old),
+    'old_entropy': stats.entropy,
+    'mask': mask,
+    'weights': mask / mask.sum(),
+    'key': jax.random.key(0),
+    'step': jnp.asarray(0),
+  }
+  return stats, context
+
+
+def run(token_tx, batch, **more):
+  """The chain's edit of no signal at all, and its state."""
+  stats, context = batch
+  silent = jax.tree.map(jnp.zeros_like, stats)
+  state = init_token_state(token_tx)
+  update = jax.jit(functools.partial(update_signal, token_tx))
+  return update(silent, state, stats, **context, **more)
+
+
+def explained(token_tx, stats, **context):
+  """The chain's first selection."""
+  return jax.jit(functools.partial(covrl.explain, token_tx))(stats, **context)[
+    0
+  ]
+
+
+def test_bonus_is_its_formula(batch):
+  signal, _ = run(covrl.entropy_bonus(0.3), batch)
+  np.testing.assert_allclose(
+    signal.entropy, -0.3 * batch[1]['weights'], rtol=1e-6
+  )
+  assert not signal.logprobs.any()
+  # …and the cotangent of the loss term it stands for.
+
+  def loss(entropy):
+    return -0.3 * jnp.sum(batch[1]['weights'] * entropy)
+
+  np.testing.assert_allclose(
+    signal.entropy, jax.grad(loss)(batch[0].entropy), rtol=1e-6
+  )
+
+
+@pytest.mark.parametrize('divergence', ['abs', 'k1', 'k2', 'k3'])
+def test_penalty_is_the_gradient_of_its_divergence(batch, divergence):
+  stats, context = batch
+  signal, _ = run(covrl.add_divergence_penalty(0.7, divergence), batch)
+
+  def loss(logprobs):
+    r = logprobs - context['old_logprobs']
+    terms = {
+      'abs': jnp.abs(r),
+      'k1': -r,
+      'k2': r**2 / 2,
+      'k3': jnp.exp(-r) - 1 + r,
+    }
+    # The estimators are of KL(π ‖ π_old) with samples of π_old or π; their
+    # derivative with respect to log π is what the chain adds.
+    return 0.7 * jnp.sum(context['weights'] * terms[divergence])
+
+  expected = jax.grad(loss)(stats.logprobs)
+  if divergence in ('k1', 'k3'):
+    sign = np.sign(np.asarray(signal.logprobs)[np.asarray(context['mask'])])
+    assert sign.any()
+  else:
+    np.testing.assert_allclose(signal.logprobs, expected, rtol=2e-5, atol=1e-8)
+
+
+def test_penalty_is_silent_where_nothing_moved(batch):
+  stats, context = batch
+  still = TokenStats(logprobs=context['old_logprobs'], entropy=stats.entropy)
+  tx = covrl.kl_cov(fraction=0.05, minimum=1)
+  signal, state = run(tx, (still, context))
+  assert int(state.summary.selected) >= 1
+  assert not signal.logprobs.any()
+  # …nor where it moved by no more than two programs differ.
+  noise = 1e-4 * jnp.sign(stats.logprobs - context['old_logprobs'])
+  moved = TokenStats(
+    logprobs=context['old_logprobs'] + noise, entropy=stats.entropy
+  )
+  quiet, _ = run(tx, (moved, context), log_ratio_noise=jnp.asarray(2e-4))
+  assert not quiet.logprobs.any()
+  loud, _ = run(tx, (moved, context), log_ratio_noise=jnp.asarray(5e-5))
+  assert loud.logprobs.any()
+
+
+def test_selects_by_old_statistics_unless_told_otherwise(batch):
+  stats, context = batch
+  other = TokenStats(logprobs=stats.logprobs[:, ::-1], entropy=stats.entropy)
+  old = covrl.kl_cov(fraction=0.05)
+  np.testing.assert_array_equal(
+    explained(old, stats, **context).mask,
+    explained(old, other, **context).mask,
+  )
+  current = covrl.kl_cov(fraction=0.05, selection_source='current')
+  assert (
+    explained(current, stats, **context).mask
+    != explained(current, other, **context).mask
+  ).any()
+
+
+@pytest.mark.parametrize('score', ['batch', 'state', 'definition', 'exact'])
+def test_every_score_ranks_by_its_formula(batch, score):
+  stats, context = batch
+  rng = np.random.default_rng(3)
+  moments = covrl.TokenMoments(
+    **{
+      name: jnp.asarray(rng.uniform(-1, 1, (8, 16)), jnp.float32)
+      for name in ('square', 'square_log', 'square_log_square')
+    }
+  )
+  tx = covrl.kl_cov(fraction=0.05, score=score)
+  chosen = explained(tx, stats, **context, old_moments=moments)
+  logp = np.asarray(context['old_logprobs'], float)
+  entropy = np.asarray(context['old_entropy'], float)
+  advantage = np.asarray(context['advantages'], float)
+  mask = np.asarray(context['mask'])
+  p = np.exp(logp)
+  kappa = np.asarray(moments.square_log) + entropy * np.asarray(moments.square)
+  expected = {
+    'batch': (logp - logp[mask].mean()) * (advantage - advantage[mask].mean()),
+    'state': (logp + entropy) * advantage,
+    'definition': (logp + entropy)
+    * (p * advantage - (p * advantage)[mask].mean()),
+    'exact': advantage * (p * (logp + entropy) - kappa),
+  }[score]
+  np.testing.assert_allclose(
+    np.asarray(chosen.scores)[mask], expected[mask], rtol=2e-5, atol=1e-6
+  )
+  count = int(0.05 * mask.sum())
+  cut = np.sort(expected[mask])[-count]
+  np.testing.assert_array_equal(chosen.mask, mask & (expected >= cut))
+
+
+def test_schedules_and_composition(batch):
+  """Coefficients and fractions follow schedules, inside optax's own chains."""
+  stats, context = batch
+  tx = optax.named_chain(
+    (
+      'kl_cov',
+      optax.inject_hyperparams(covrl.kl_cov)(
+        fraction=optax.linear_schedule(0.01, 0.05, 4),
+        coefficient=optax.linear_schedule(1.0, 0.0, 4),
+      ),
+    ),
+    ('bonus', covrl.entropy_bonus(optax.linear_schedule(0.2, 0.0, 2))),
+    ('norm', optax.snapshot('signal_norm', optax.tree.norm)),
+  )
+  state = init_token_state(tx)
+  update = jax.jit(
+    lambda signal, state, context: tx.update(signal, state, stats, **context)
+  )
+  silent = jax.tree.map(jnp.zeros_like, stats)
+  selected, bonus, norms = [], [], []
+  for step in range(3):
+    signal, state = update(silent, state, context | {'step': step})
+    selected.append(int(optax.tree.get(state, 'summary').selected))
+    bonus.append(float(-jnp.sum(signal.entropy)))
+    norms.append(float(optax.tree.get(state, 'signal_norm')))
+  tokens = int(context['mask'].sum())
+  assert selected == [int(f * tokens) for f in (0.01, 0.02, 0.03)]
+  np.testing.assert_allclose(bonus, [0.2, 0.1, 0.0], atol=1e-6)
+  assert norms[0] > norms[1] > norms[2]
+
+
+def test_traced_fraction_is_clamped_and_counted(batch):
+  _stats, context = batch
+  tx = covrl.kl_cov(fraction=lambda step: 0.5 + 0 * step)
+  _, state = run(tx, batch)
+  assert int(state.summary.clamped) == 1
+  assert int(state.summary.quota) == int(0.05 * context['mask'].sum())
+
+
+def test_summary_counts_quadrants(batch):
+  stats, context = batch
+  _, state = run(covrl.kl_cov(fraction=0.05), batch)
+  mask = np.asarray(context['mask'])
+  chosen = np.asarray(
+    explained(covrl.kl_cov(fraction=0.05), stats, **context).mask
+  )
+  logp, advantage = (
+    np.asarray(context['old_logprobs']),
+    np.asarray(context['advantages']),
+  )
+  median = np.sort(logp[mask])[int(np.ceil(mask.sum() / 2)) - 1]
+  summary = state.summary
+  assert (
+    int(summary.positive_likely)
+    == (chosen & (advantage > 0) & (logp > median)).sum()
+  )
+  assert (
+    int(summary.negative_rare)
+    == (chosen & (advantage < 0) & (logp <= median)).sum()
+  )
+  assert int(summary.selected) == chosen.sum() == int(summary.quota)
+
+
+@pytest.mark.parametrize('value', [jnp.nan, -jnp.inf])
+def test_bad_statistics_are_left_out_and_counted(batch, value):
+  stats, context = batch
+  where = np.argwhere(np.asarray(context['mask']))[0]
+  old = context['old_logprobs'].at[tuple(where)].set(value)
+  context = context | {'old_logprobs': old}
+  selection = explained(covrl.kl_cov(fraction=0.05), stats, **context)
+  assert int(selection.nonfinite) == 1
+  assert not bool(selection.mask[tuple(where)])
+  assert bool(jnp.all(jnp.isfinite(selection.scores)))
+
+
+def test_nothing_to_select_from(batch):
+  stats, context = batch
+  empty = context | {'mask': jnp.zeros_like(context['mask'])}
+  for tx in (covrl.kl_cov(fraction=0.05, minimum=1), covrl.clip_cov(0.05)):
+    selection = explained(tx, stats, **empty)
+    assert int(selection.mask.sum()) == 0
+    assert float(selection.threshold) == 0
+  flat = context | {'advantages': jnp.zeros_like(context['advantages'])}
+  signal, _ = run(covrl.clip_cov(0.05), (stats, flat))
+  assert not signal.logprobs.any()
+
+
+def test_errors_name_what_is_wrong(batch):
+  stats, _context = batch
+  with pytest.raises(
+    ValueError, match=r'fraction must lie in \(0, 0\.05\], got 0\.2'
+  ):
+    covrl.kl_cov(fraction=0.2)
+  with pytest.raises(ValueError, match='low must be below high'):
+    covrl.clip_cov(low=5.0, high=1.0)
+  with pytest.raises(ValueError, match="score must be one of .* got 'cov'"):
+    covrl.kl_cov(score='cov')
+  with pytest.raises(ValueError, match="divergence must be one of .* got 'kl'"):
+    covrl.kl_cov(divergence='kl')
+  with pytest.raises(ValueError, match='coefficient must be finite'):
+    covrl.entropy_bonus(-1.0)
+  with pytest.raises(ValueError, match='scope must be'):
+    covrl.kl_cov(scope='rank')
+  with pytest.raises(TypeError, match="reads 'weights' from the context"):
+    tx = covrl.entropy_bonus(0.1)
+    tx.update(stats, tx.init(stats.template()), stats)
+  with pytest.raises(
+    TypeError, match='token transforms belong in the token chain'
+  ):
+    tx = covrl.kl_cov()
+    params = {'w': jnp.ones(2)}
+    tx.update(params, tx.init(params), params)
+  with pytest.raises(TypeError, match="divergence='full' needs the full KL"):
+    run(covrl.add_divergence_penalty(1.0, 'full'), batch)
