@@ -2,7 +2,6 @@
 """Prompts to scored rollouts."""
 
 from covrl.rollout.engine import SamplingEngine as SamplingEngine
-from covrl.rollout.samples import RolloutRows as RolloutRows
 from covrl.rollout.samples import Samples as Samples
 from covrl.rollout.samples import to_rollout_rows as to_rollout_rows
 from covrl.rollout.sampling import Sampling as Sampling

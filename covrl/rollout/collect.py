@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 from concurrent.futures import Future
-from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Int, Key, PyTree
+from jaxtyping import Array, Key, PyTree
 
 from covrl.data import PromptBatch, Tokenizer
 from covrl.rewards import Outcome, RewardPool, Status
-from covrl.rollout.engine import Samples, SamplingEngine
+from covrl.rollout.engine import SamplingEngine
+from covrl.rollout.samples import Samples, to_rollout_rows
 from covrl.rollout.sampling import Sampling
 from covrl.types import Rollouts
 
@@ -101,8 +101,15 @@ def collect(
   references = [
     problem.reference for problem in prompts.problems for _ in range(group_size)
   ]
+  rows = to_rollout_rows(prompts.tokens, prompts.mask, samples, group_size)
+  rows |= {
+    'sequence_ids': ids,
+    'group_ids': prompts.indices.repeat(group_size).astype(np.int32),
+    'source_ids': prompts.source_ids.repeat(group_size),
+    'policy_step': np.full(count, step, np.int32),
+  }
   return PendingRollouts(
-    rollouts=_join(prompts, samples, group_size, ids, step),
+    rollouts=Rollouts(**rows, rewards={}),
     responses=responses,
     scores=pool.submit(responses, references),
   )
@@ -116,37 +123,3 @@ def decode(tokenizer: Tokenizer, samples: Samples) -> tuple[str, ...]:
     tokenizer.decode(row[keep].tolist())
     for row, keep in zip(tokens, mask, strict=True)
   )
-
-
-def _join(
-  prompts: PromptBatch,
-  samples: Samples,
-  group_size: int,
-  ids: Int[np.ndarray, ' S'],
-  step: int,
-) -> Rollouts:
-  """Whole trajectories on the host."""
-
-  def repeat(rows: np.ndarray) -> np.ndarray:
-    return np.repeat(rows, group_size, axis=0)
-
-  def behind(prompt: np.ndarray, response: Array) -> np.ndarray:
-    return np.concatenate((prompt, np.asarray(response)), axis=1)
-
-  mask = repeat(prompts.mask)
-  attention = behind(mask, samples.response_mask)
-  silent = np.zeros(mask.shape, np.float32)
-  arrays: dict[str, Any] = {
-    'tokens': behind(repeat(prompts.tokens), samples.response_tokens),
-    'positions': np.maximum(np.cumsum(attention, 1) - 1, 0).astype(np.int32),
-    'attention_mask': attention,
-    'loss_mask': behind(np.zeros_like(mask), samples.response_mask),
-    'sampler_logprobs': behind(silent, samples.sampler_logprobs),
-    'behaviour_logprobs': behind(silent, samples.behaviour_logprobs),
-    'sequence_ids': ids,
-    'group_ids': repeat(prompts.indices).astype(np.int32),
-    'source_ids': repeat(prompts.source_ids),
-    'policy_step': np.full(len(ids), step, np.int32),
-    'truncated': np.asarray(samples.truncated),
-  }
-  return Rollouts(**arrays, rewards={})

@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias, TypedDict
+from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
-
-from covrl.models.cache import repeat_rows
 
 Host: TypeAlias = Array | np.ndarray
 
@@ -34,18 +32,6 @@ class Samples(NamedTuple):
   truncated: Bool[Array, ' S']
 
 
-class RolloutRows(TypedDict):
-  """The entries of `Rollouts` that follow from prompts and samples."""
-
-  tokens: Int[Array, 'S T']
-  positions: Int[Array, 'S T']
-  attention_mask: Bool[Array, 'S T']
-  loss_mask: Bool[Array, 'S T']
-  sampler_logprobs: Float[Array, 'S T']
-  behaviour_logprobs: Float[Array, 'S T']
-  truncated: Bool[Array, ' S']
-
-
 def blank_samples(
   shape: tuple[int, int], pad_id: int, dtype: jnp.dtype
 ) -> Samples:
@@ -64,8 +50,8 @@ def to_rollout_rows(
   prompt_mask: Bool[Host, 'P Tp'],
   samples: Samples,
   group_size: int,
-) -> RolloutRows:
-  """Joins prompts and responses into whole sequences, aligned with tokens.
+) -> dict[str, Any]:
+  """Joins prompts and responses into whole sequences, on the host.
 
   Args:
     prompts: as given to `SamplingEngine.sample`.
@@ -74,25 +60,25 @@ def to_rollout_rows(
     group_size: likewise.
 
   Returns:
-    Entries for `covrl.Rollouts`; positions count real tokens from 0.
+    The entries of `covrl.Rollouts` that follow, aligned with tokens; positions
+    count real tokens from 0.
   """
-  prompts = repeat_rows(jnp.asarray(prompts), group_size)
-  prompt_mask = repeat_rows(jnp.asarray(prompt_mask), group_size)
 
-  def behind(prompt: Array, response: Array) -> Array:
-    return jnp.concatenate((prompt, response), axis=1)
+  def behind(prompt: Host, response: Array) -> np.ndarray:
+    rows = np.repeat(np.asarray(prompt), group_size, axis=0)
+    return np.concatenate((rows, np.asarray(response)), axis=1)
 
   mask = behind(prompt_mask, samples.response_mask)
-  zeros = jnp.zeros(prompts.shape, samples.sampler_logprobs.dtype)
-  return RolloutRows(
-    tokens=behind(prompts, samples.response_tokens),
-    positions=count_positions(mask),
-    attention_mask=mask,
-    loss_mask=behind(jnp.zeros_like(prompt_mask), samples.response_mask),
-    sampler_logprobs=behind(zeros, samples.sampler_logprobs),
-    behaviour_logprobs=behind(zeros, samples.behaviour_logprobs),
-    truncated=samples.truncated,
-  )
+  silent = np.zeros(prompts.shape, np.asarray(samples.sampler_logprobs).dtype)
+  return {
+    'tokens': behind(prompts, samples.response_tokens),
+    'positions': np.maximum(np.cumsum(mask, 1) - 1, 0).astype(np.int32),
+    'attention_mask': mask,
+    'loss_mask': behind(np.zeros(prompts.shape, bool), samples.response_mask),
+    'sampler_logprobs': behind(silent, samples.sampler_logprobs),
+    'behaviour_logprobs': behind(silent, samples.behaviour_logprobs),
+    'truncated': np.asarray(samples.truncated),
+  }
 
 
 def count_positions(mask: Bool[Array, 'S T']) -> Int[Array, 'S T']:
