@@ -119,7 +119,7 @@ class TrainConfig:
     high: PPO's clip range above 1.
   """
 
-  iterations: int = 40
+  iterations: int = 30
   sequences_per_update: int = 128
   micro_batches: int = 1
   learning_rate: float = 3e-4
@@ -177,7 +177,7 @@ class EvaluateConfig:
     temperature: of these samples.
   """
 
-  every: int = 20
+  every: int = 15
   problems: int = 1024
   samples: int = 8
   temperature: float = 1.0
@@ -419,7 +419,7 @@ def flatten(config: Any, prefix: str = '') -> dict[str, Any]:
   """Dotted field names to plain values.
 
   >>> flatten(Config())['train.iterations']
-  40
+  30
   """
   flat: dict[str, Any] = {}
   for field in dataclasses.fields(config):

@@ -37,12 +37,13 @@ def main() -> None:
   """Runs what is missing, then writes the results."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-  parser.add_argument('--runs', type=pathlib.Path, default=ROOT / 'runs/study')
+  parser.add_argument('--runs', type=pathlib.Path, default='runs/study')
   parser.add_argument('--jobs', type=int, default=os.cpu_count() or 1)
   parser.add_argument(
     '--only_write', action='store_true', help='results of what is finished'
   )
   arguments = parser.parse_args()
+  os.chdir(ROOT)
   runs: pathlib.Path = arguments.runs
   if not arguments.only_write:
     run_all(runs, arguments.seeds, arguments.jobs)
@@ -115,7 +116,7 @@ def train(
     '-m',
     'covrl.cli',
     'train',
-    f'--config={ROOT / "configs" / f"countdown_{recipe}.py"}',
+    f'--config=configs/countdown_{recipe}.py',
     f'--workdir={workdir}',
     *overrides,
   ]
@@ -124,6 +125,11 @@ def train(
     if hasattr(os, 'sched_setaffinity'):
       os.sched_setaffinity(0, {core})
 
+  if (
+    not overrides[-1].startswith('--config.warm_start')
+    and (workdir / 'warm_start').is_dir()
+  ):
+    return
   print(f'{recipe}: {workdir.name}', flush=True)
   with workdir.with_suffix('.log').open('w') as log:
     subprocess.run(command, check=True, stdout=log, stderr=log, preexec_fn=stay)
