@@ -17,7 +17,7 @@ from covrl.train.iteration import Advantages
 def get_config() -> Config:
   """64 prompts × 8 responses, four updates, about a million parameters."""
   config = Config()
-  config.entropy.fraction = 0.02
+  config.entropy.fraction = 0.05
   return config
 
 
