@@ -80,7 +80,7 @@ class Checkpoint:
       }
       self._check_shapes(wanted, branch)
       restored = checkpointer.restore(
-        (self.path / 'arrays').absolute(),
+        self.path / 'arrays',
         args=ocp.args.PyTreeRestore(
           item={f'{prefix}.{name}': leaf for name, leaf in wanted.items()},
           restore_args={
@@ -129,7 +129,8 @@ class CheckpointStore:
   """The checkpoints of a run, in one directory."""
 
   def __init__(self, directory: pathlib.Path, keep: int) -> None:
-    self._directory = directory
+    # Orbax takes absolute paths only.
+    self._directory = directory.absolute()
     self._keep = keep
 
   def latest(self) -> Checkpoint | None:
@@ -165,7 +166,7 @@ class CheckpointStore:
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
     with ocp.StandardCheckpointer() as checkpointer:
-      checkpointer.save((path / 'arrays').absolute(), flat_names(arrays))
+      checkpointer.save(path / 'arrays', flat_names(arrays))
     files = {
       str(file.relative_to(path)): _digest(file)
       for file in sorted(path.rglob('*'))

@@ -169,11 +169,13 @@ class _Run:
       prompts_at_once=config.rollout.prompts_per_iteration,
       key=self.keys[EVALUATE_STREAM],
     )
+    self.warm_starts = CheckpointStore(directory.path / 'warm_start', keep=1)
+    begun = saved or self.warm_starts.latest()
     self.writer = MetricsWriter(
       directory.metrics,
       config.logging,
       name=recipe.name,
-      keep=saved.notes['metrics_size'] if saved else 0,
+      keep=begun.notes['metrics_size'] if begun else 0,
     )
     (directory.path / 'tokenizer.model').write_bytes(
       self.task.tokenizer.to_bytes()
@@ -228,6 +230,10 @@ class _Run:
     config = self.config
     if config.warm_start.from_run:
       return borrow(self.policy, config, self.mesh)
+    finished = self.warm_starts.latest()
+    if finished is not None:
+      self.progress.note('the warm start is finished')
+      return finished.restore(self.policy.abstract_params(self.mesh))
     params = self.policy.init(self.keys[INIT_STREAM], self.mesh)
     if config.warm_start.steps == 0:
       return params
@@ -241,8 +247,8 @@ class _Run:
       self.writer,
       self.progress,
     )
-    kept = CheckpointStore(self.directory.path / 'warm_start', keep=1)
-    kept.save(config.warm_start.steps, params, {})
+    notes = {'metrics_size': self.writer.size}
+    self.warm_starts.save(config.warm_start.steps, params, notes)
     return params
 
   def _compile(self, state: TrainState) -> None:

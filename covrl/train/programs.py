@@ -18,7 +18,7 @@ from covrl import sharding
 from covrl.config import Config
 from covrl.entropy import (
   Selection,
-  exact_quantile,
+  exact_mean,
   explain,
   token_covariance,
 )
@@ -184,7 +184,7 @@ class Programs:
       score_weight=rows.advantages,
       step=step,
       key=key,
-      entropy=exact_quantile(rows.old_entropy, rows.loss_mask, 0.5),
+      entropy=exact_mean(rows.old_entropy, rows.loss_mask),
     )
     covariance = token_covariance(
       rows.old_logprobs, rows.advantages, rows.loss_mask
