@@ -6,27 +6,47 @@ over them, and token chains that edit the losses' cotangents. The trainer is
 `covrl.train`, the command line `covrl`.
 """
 
+from covrl import presets as presets
 from covrl.entropy import Plan as Plan
 from covrl.entropy import Selection as Selection
 from covrl.entropy import SelectionSummary as SelectionSummary
+from covrl.entropy import adaptive_bonus as adaptive_bonus
 from covrl.entropy import add_divergence_penalty as add_divergence_penalty
 from covrl.entropy import add_entropy_bonus as add_entropy_bonus
+from covrl.entropy import all_but as all_but
 from covrl.entropy import as_loss as as_loss
+from covrl.entropy import ce_gppo as ce_gppo
 from covrl.entropy import clip_cov as clip_cov
 from covrl.entropy import definition_score as definition_score
+from covrl.entropy import doubling_scale as doubling_scale
+from covrl.entropy import entrocraft as entrocraft
+from covrl.entropy import entropic as entropic
+from covrl.entropy import entropy_band as entropy_band
 from covrl.entropy import entropy_bonus as entropy_bonus
+from covrl.entropy import entropy_shaped as entropy_shaped
 from covrl.entropy import exact_score as exact_score
 from covrl.entropy import explain as explain
+from covrl.entropy import forking_tokens as forking_tokens
 from covrl.entropy import kl_cov as kl_cov
+from covrl.entropy import kl_to_reference as kl_to_reference
+from covrl.entropy import proportional_integral as proportional_integral
 from covrl.entropy import random_in_band as random_in_band
 from covrl.entropy import random_tokens as random_tokens
+from covrl.entropy import repo as repo
+from covrl.entropy import sample_weights as sample_weights
 from covrl.entropy import scale_by_token as scale_by_token
 from covrl.entropy import select_random as select_random
 from covrl.entropy import select_top as select_top
 from covrl.entropy import state_score as state_score
+from covrl.entropy import steer as steer
+from covrl.entropy import target_entropy as target_entropy
 from covrl.entropy import token_covariance as token_covariance
 from covrl.entropy import token_masked as token_masked
+from covrl.entropy import top_entropy as top_entropy
 from covrl.entropy import top_score as top_score
+from covrl.entropy import (
+  truncated_importance_weights as truncated_importance_weights,
+)
 from covrl.objectives import LossAux as LossAux
 from covrl.objectives import cispo as cispo
 from covrl.objectives import clipped_surrogate as clipped_surrogate

@@ -1,15 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """Entropy control: selection, token transforms, methods."""
 
+from covrl.entropy.controllers import AdaptiveBonusState as AdaptiveBonusState
+from covrl.entropy.controllers import DoublingScaleState as DoublingScaleState
+from covrl.entropy.controllers import adaptive_bonus as adaptive_bonus
+from covrl.entropy.controllers import doubling_scale as doubling_scale
+from covrl.entropy.controllers import entropy_band as entropy_band
 from covrl.entropy.exact import exact_mean as exact_mean
 from covrl.entropy.exact import exact_sum as exact_sum
+from covrl.entropy.feedback import (
+  ProportionalIntegralState as ProportionalIntegralState,
+)
+from covrl.entropy.feedback import TargetEntropyState as TargetEntropyState
+from covrl.entropy.feedback import (
+  proportional_integral as proportional_integral,
+)
+from covrl.entropy.feedback import target_entropy as target_entropy
 from covrl.entropy.loss_form import as_loss as as_loss
 from covrl.entropy.loss_form import explain as explain
 from covrl.entropy.methods import clip_cov as clip_cov
 from covrl.entropy.methods import entropy_bonus as entropy_bonus
 from covrl.entropy.methods import kl_cov as kl_cov
+from covrl.entropy.off_policy import ce_gppo as ce_gppo
+from covrl.entropy.off_policy import kl_to_reference as kl_to_reference
+from covrl.entropy.off_policy import (
+  truncated_importance_weights as truncated_importance_weights,
+)
 from covrl.entropy.plan import Plan as Plan
 from covrl.entropy.plan import Selection as Selection
+from covrl.entropy.relative import forking_tokens as forking_tokens
+from covrl.entropy.relative import steer as steer
 from covrl.entropy.scores import definition_score as definition_score
 from covrl.entropy.scores import exact_score as exact_score
 from covrl.entropy.scores import state_score as state_score
@@ -17,9 +37,16 @@ from covrl.entropy.scores import token_covariance as token_covariance
 from covrl.entropy.selection import exact_quantile as exact_quantile
 from covrl.entropy.selection import select_random as select_random
 from covrl.entropy.selection import select_top as select_top
+from covrl.entropy.selectors import all_but as all_but
 from covrl.entropy.selectors import random_in_band as random_in_band
 from covrl.entropy.selectors import random_tokens as random_tokens
+from covrl.entropy.selectors import top_entropy as top_entropy
 from covrl.entropy.selectors import top_score as top_score
+from covrl.entropy.shaping import entrocraft as entrocraft
+from covrl.entropy.shaping import entropic as entropic
+from covrl.entropy.shaping import entropy_shaped as entropy_shaped
+from covrl.entropy.shaping import repo as repo
+from covrl.entropy.shaping import sample_weights as sample_weights
 from covrl.entropy.transforms import (
   DivergencePenaltyState as DivergencePenaltyState,
 )

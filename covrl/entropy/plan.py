@@ -11,7 +11,7 @@ chain.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
 import jax.numpy as jnp
@@ -20,6 +20,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from covrl.types import Scalar
 
 Decision = TypeVar('Decision')
+
+SCOPES = ('batch', 'micro_batch')
 
 
 class Selection(NamedTuple):
@@ -73,6 +75,22 @@ class Plan:
     self.decisions: list[Any] = list(decisions or ())
     self._recorded = None if decisions is None else iter(self.decisions)
 
+  @classmethod
+  def of(cls, context: Mapping[str, Any], scope: str = 'batch') -> Plan:
+    """The plan by which a transform decides: the batch's, or one of its own.
+
+    Args:
+      context: as passed to a token chain's update.
+      scope: `'batch'` shares the decision with every micro-batch of the
+        optimiser batch; `'micro_batch'` decides anew in each.
+
+    >>> plan = Plan()
+    >>> Plan.of({'plan': plan}) is plan, Plan.of({}) is plan
+    (True, False)
+    """
+    plan = context.get('plan')
+    return plan if scope == 'batch' and isinstance(plan, Plan) else cls()
+
   def decide(self, make: Callable[[], Decision]) -> Decision:
     """The next decision: made now, or the one that was recorded here."""
     if self._recorded is None:
@@ -90,3 +108,9 @@ class Plan:
   def selections(self) -> tuple[Selection, ...]:
     """The recorded selections, in the order of the chain."""
     return tuple(d for d in self.decisions if isinstance(d, Selection))
+
+
+def check_scope(scope: str) -> None:
+  """Refuses a scope that is none."""
+  if scope not in SCOPES:
+    raise ValueError(f'scope must be one of {SCOPES}, got {scope!r}')

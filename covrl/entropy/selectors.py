@@ -32,7 +32,7 @@ from covrl.entropy.scores import (
 from covrl.entropy.selection import quota, select_random, select_top
 from covrl.types import TokenContext, TokenMoments, TokenStats
 
-SCORES = ('batch', 'state', 'exact', 'definition')
+SCORES = ('batch', 'state', 'exact', 'definition', 'entropy')
 SOURCES = ('old', 'current')
 
 
@@ -51,7 +51,8 @@ def top_score(
     fraction: share of the response tokens of the optimiser batch, in
       (0, 0.05]; a number or a schedule of `step`.
     score: `'batch'` (published covariance), `'state'`, `'exact'` (c*) or
-      `'definition'`; see `covrl.entropy.scores`.
+      `'definition'`, see `covrl.entropy.scores`; or `'entropy'`, what there is
+      to take.
     signed: rank by the score; if false by its absolute value, which also
       picks tokens that raise entropy.
     minimum: smallest number selected; public implementations use 1.
@@ -74,6 +75,44 @@ def top_score(
       minimum=minimum,
     )
     return _selection(mask, ranked, seen, seen.valid, share, minimum, clamped)
+
+  return select
+
+
+def top_entropy(
+  fraction: Fraction,
+  *,
+  minimum: int = 0,
+  selection_source: str = 'old',
+) -> Callable[..., Selection]:
+  """Selects the tokens of highest entropy: where the text could go elsewhere.
+
+  Args:
+    fraction: share of the response tokens of the optimiser batch, in (0, 1].
+    minimum: as in `top_score`.
+    selection_source: as in `top_score`.
+  """
+  return top_score(
+    fraction,
+    score='entropy',
+    minimum=minimum,
+    selection_source=selection_source,
+    allow_large=True,
+  )
+
+
+def all_but(
+  selector: Callable[..., Selection],
+) -> Callable[..., Selection]:
+  """Selects the response tokens that another selector leaves.
+
+  Scores, threshold, quota and eligible are the other's.
+  """
+
+  def select(stats: TokenStats, **context: Any) -> Selection:
+    kept = selector(stats, **context)
+    mask = require(_typed(context), 'mask', 'all_but')
+    return kept._replace(mask=mask & ~kept.mask)
 
   return select
 
@@ -199,6 +238,8 @@ def _score(
     return state_score(stats, advantages)
   if score == 'definition':
     return definition_score(stats, advantages, valid)
+  if score == 'entropy':
+    return stats.entropy
   wants = f'score="exact" at "{source}"'
   if source == 'old':
     moments, weight = require(context, 'old_moments', wants), advantages

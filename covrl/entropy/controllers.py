@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Coefficients that watch the entropy: schedules with a state of their own.
+
+Each is an `optax.schedules.StatefulSchedule` and stands wherever a coefficient
+does. It reads `entropy` from the context, the token-weighted mean over the
+whole optimiser batch in nats, moves once per update, and keeps nothing but
+scalars, so that it is saved and restored with the chain. None of them
+multiplies itself by its own value only: a coefficient of 0 is never final.
+
+Targets and bounds may be schedules of the context's `step`.
+"""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple, cast
+
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int
+
+from covrl.entropy.chain import concrete, require
+from covrl.types import Scalar, TokenContext
+
+Setpoint = ArrayLike | optax.Schedule
+Controller = optax.schedules.StatefulSchedule
+
+
+def adaptive_bonus(
+  target: Setpoint = 0.2,
+  increment: float = 1e-4,
+  *,
+  minimum: float = 0.0,
+  maximum: float = 5e-3,
+  initial: float = 0.0,
+) -> Controller:
+  """Raises a bonus step by step while entropy is too low, then lowers it.
+
+    c ← clip(c + increment · sign(target − H), minimum, maximum)
+
+  and the coefficient is c where H ≤ target, else 0. The defaults are those of
+  the published 7B and 32B runs.
+
+  Args:
+    target: entropy to keep, in nats.
+    increment: change of the coefficient per update.
+    minimum: least coefficient.
+    maximum: greatest coefficient.
+    initial: coefficient at the start.
+
+  Raises:
+    ValueError: if a number is outside its range.
+
+  References:
+    He et al., `Skywork Open Reasoner 1 Technical Report
+    <https://arxiv.org/abs/2505.22312>`_, 2025, section 3.2.5.
+
+  >>> controller = adaptive_bonus(target=0.2, increment=1e-3)
+  >>> state = controller.update(controller.init(), entropy=jnp.array(0.1))
+  >>> float(controller(state, entropy=jnp.array(0.1)))
+  0.0010000000474974513
+  >>> float(controller(state, entropy=jnp.array(0.3)))
+  0.0
+  """
+  check_target(target, 'target')
+  check_positive(increment, 'increment')
+  check_bounds(minimum, maximum, initial)
+  return _AdaptiveBonus(target, increment, minimum, maximum, initial)
+
+
+def entropy_band(
+  low: Setpoint,
+  high: Setpoint,
+  *,
+  below: float,
+  within: float = 0.0,
+  above: float = 0.0,
+) -> Controller:
+  """One coefficient below a band of entropies, one within, one above.
+
+  Args:
+    low: lower edge, in nats.
+    high: upper edge, in nats.
+    below: coefficient where H < low.
+    within: coefficient in the band, edges included.
+    above: coefficient where H > high.
+
+  Raises:
+    ValueError: if the edges are concrete and not in order.
+
+  References:
+    Li et al., `Addressing Performance Saturation for LLM RL via Precise Entropy
+    Curve Control <https://arxiv.org/abs/2604.26326>`_, 2026.
+
+  >>> controller = entropy_band(0.2, 0.4, below=0.01)
+  >>> [float(controller((), entropy=jnp.array(h))) for h in (0.1, 0.3)]
+  [0.009999999776482582, 0.0]
+  """
+  check_target(low, 'low')
+  check_target(high, 'high')
+  edges = concrete(low), concrete(high)
+  if None not in edges and not cast(float, edges[0]) < cast(float, edges[1]):
+    raise ValueError(
+      f'low must be below high, got low={edges[0]:g} and high={edges[1]:g}'
+    )
+  return _EntropyBand(low, high, below, within, above)
+
+
+def doubling_scale(
+  target: Setpoint,
+  *,
+  initial: float = 0.01,
+  minimum: float = 1e-4,
+  maximum: float = 1.0,
+  every: int = 1,
+) -> Controller:
+  """Doubles or halves a scale of either sign: REPO's controller.
+
+  Below the target a positive scale is doubled, up to `maximum`, and a negative
+  one halved; one that would fall below `minimum` in magnitude changes sign
+  there. Above the target the other way round.
+
+  Args:
+    target: entropy to keep, in nats.
+    initial: scale at the start.
+    minimum: least magnitude.
+    maximum: greatest magnitude.
+    every: updates between changes; published: once per iteration.
+
+  Raises:
+    ValueError: if a number is outside its range.
+
+  References:
+    Petrenko et al., `Entropy-Preserving Reinforcement Learning
+    <https://arxiv.org/abs/2603.11682>`_, 2026, appendix D.2.
+
+  >>> controller = doubling_scale(0.5, initial=0.01)
+  >>> state = controller.update(controller.init(), entropy=jnp.array(0.4))
+  >>> float(controller(state))
+  0.019999999552965164
+  """
+  check_target(target, 'target')
+  check_positive(minimum, 'minimum')
+  check_bounds(minimum, maximum, abs(initial))
+  if every < 1:
+    raise ValueError(f'every must be at least 1, got {every}')
+  return _DoublingScale(target, initial, minimum, maximum, every)
+
+
+class AdaptiveBonusState(NamedTuple):
+  """State of `adaptive_bonus`: c, whether it is applied or not."""
+
+  coefficient: Scalar
+
+
+class DoublingScaleState(NamedTuple):
+  """State of `doubling_scale`: the scale, and the updates so far."""
+
+  scale: Scalar
+  updates: Int[Array, '']
+
+
+@dataclasses.dataclass(frozen=True)
+class _AdaptiveBonus:
+  target: Setpoint
+  increment: float
+  minimum: float
+  maximum: float
+  initial: float
+
+  def init(self) -> AdaptiveBonusState:
+    return AdaptiveBonusState(coefficient=scalar(self.initial))
+
+  def update(
+    self, state: AdaptiveBonusState, **context: Any
+  ) -> AdaptiveBonusState:
+    error = at(self.target, context) - reading(context)
+    moved = state.coefficient + self.increment * jnp.sign(error)
+    return AdaptiveBonusState(
+      coefficient=jnp.clip(moved, self.minimum, self.maximum)
+    )
+
+  def __call__(self, state: AdaptiveBonusState, **context: Any) -> Scalar:
+    if is_init(context):
+      return state.coefficient
+    low = reading(context) <= at(self.target, context)
+    return jnp.where(low, state.coefficient, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _EntropyBand:
+  low: Setpoint
+  high: Setpoint
+  below: float
+  within: float
+  above: float
+
+  def init(self) -> tuple[()]:
+    return ()
+
+  def update(self, state: tuple[()], **context: Any) -> tuple[()]:
+    del context
+    return state
+
+  def __call__(self, state: tuple[()], **context: Any) -> Scalar:
+    del state
+    within = scalar(self.within)
+    if is_init(context):
+      return within
+    entropy = reading(context)
+    value = jnp.where(entropy < at(self.low, context), self.below, within)
+    return jnp.where(entropy > at(self.high, context), self.above, value)
+
+
+@dataclasses.dataclass(frozen=True)
+class _DoublingScale:
+  target: Setpoint
+  initial: float
+  minimum: float
+  maximum: float
+  every: int
+
+  def init(self) -> DoublingScaleState:
+    return DoublingScaleState(
+      scale=scalar(self.initial), updates=jnp.zeros((), jnp.int32)
+    )
+
+  def update(
+    self, state: DoublingScaleState, **context: Any
+  ) -> DoublingScaleState:
+    updates = state.updates + 1
+    direction = jnp.sign(at(self.target, context) - reading(context))
+    due = (updates % self.every == 0) & (direction != 0)
+    moved = self._moved(state.scale, direction)
+    return DoublingScaleState(
+      scale=jnp.where(due, moved, state.scale), updates=updates
+    )
+
+  def __call__(self, state: DoublingScaleState, **context: Any) -> Scalar:
+    del context
+    return state.scale
+
+  def _moved(
+    self, scale: Scalar, direction: Float[Array, '']
+  ) -> Float[Array, '']:
+    doubled = jnp.clip(2 * scale, -self.maximum, self.maximum)
+    halved = scale / 2
+    crossed = jnp.abs(halved) < self.minimum
+    halved = jnp.where(crossed, direction * self.minimum, halved)
+    along: Bool[Array, ''] = scale * direction > 0
+    return jnp.where(along, doubled, halved)
+
+
+def scalar(value: float) -> Scalar:
+  """A number in the dtype of the states."""
+  return jnp.asarray(value, jnp.result_type(float))
+
+
+def reading(context: dict[str, Any]) -> Scalar:
+  """The reading, in the dtype of the states."""
+  entropy = require(cast(TokenContext, context), 'entropy', 'a controller')
+  return jnp.asarray(entropy, jnp.result_type(float))
+
+
+def at(value: Setpoint, context: dict[str, Any]) -> Scalar:
+  """A set point now."""
+  if callable(value):
+    value = value(require(cast(TokenContext, context), 'step', 'a schedule'))
+  return jnp.asarray(value, jnp.result_type(float))
+
+
+def is_init(context: dict[str, Any]) -> bool:
+  """Whether `optax.inject_hyperparams` asks before there is any context."""
+  return not context
+
+
+def check_target(value: Setpoint, name: str) -> None:
+  """Refuses entropies that are negative or not finite."""
+  number = concrete(value)
+  if number is not None and not 0 <= number < math.inf:
+    raise ValueError(
+      f'{name} is an entropy and must be finite and at least 0, got {number:g}'
+    )
+
+
+def check_positive(value: float, name: str) -> None:
+  """Refuses numbers that are not finite and above 0."""
+  if not 0 < value < math.inf:
+    raise ValueError(f'{name} must be finite and above 0, got {value:g}')
+
+
+def check_bounds(
+  minimum: float, maximum: float, start: float, name: str = 'initial'
+) -> None:
+  """Refuses bounds out of order and a start outside them."""
+  if not minimum < maximum:
+    raise ValueError(
+      f'minimum must be below maximum, got {minimum:g} and {maximum:g}'
+    )
+  if not minimum <= start <= maximum:
+    raise ValueError(
+      f'{name} must lie in [{minimum:g}, {maximum:g}], got {start:g}'
+    )

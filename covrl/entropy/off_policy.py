@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Methods for what was sampled by a policy that is not the one being trained.
+
+Importance weights for the sampler's policy, what to do beyond PPO's clip for
+the old policy, a leash to the reference policy.
+"""
+
+import dataclasses
+import math
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from covrl.entropy.chain import (
+  Coefficient,
+  require,
+  require_stats,
+  token_transform,
+)
+from covrl.entropy.methods import TokenTransformation
+from covrl.entropy.transforms import add_divergence_penalty, scale_by_token
+from covrl.objectives.segments import segment_sums, spread_segments
+from covrl.types import TokenContext, TokenStats
+
+LEVELS = ('token', 'sequence')
+BEYOND = ('truncate', 'mask')
+
+
+def truncated_importance_weights(
+  cap: float = 2.0,
+  floor: float = 0.0,
+  *,
+  level: str = 'token',
+  beyond: str = 'truncate',
+) -> TokenTransformation:
+  """Corrects for a sampler whose probabilities are not the trainer's.
+
+    g, h × clip(ρ, floor, cap),   ρ = π_old(a) / π_sampler(a)
+
+  The weight is of the policy gradient: put it first in the chain, or it scales
+  penalties too. Tokens of weight 0 stay in the denominator. `cap=2` truncates
+  as published; `beyond='mask'` with `floor=0.5, cap=5` is IcePop.
+
+  Args:
+    cap: largest weight.
+    floor: smallest weight.
+    level: `'token'`, or `'sequence'`: ρ is the product over the response.
+    beyond: `'truncate'` brings weights outside [floor, cap] to the bound;
+      `'mask'` makes them 0.
+
+  Raises:
+    ValueError: if an option is outside its range.
+
+  References:
+    Yao et al., `Your Efficient RL Framework Secretly Brings You Off-Policy RL
+    Training <https://fengyao.notion.site/off-policy-rl>`_, 2025. Ling team,
+    `Every Step Evolves <https://arxiv.org/abs/2510.18855>`_, 2025 (IcePop).
+
+  >>> tx = truncated_importance_weights(cap=2.0)
+  >>> ones = TokenStats(logprobs=jnp.ones((1, 2)), entropy=jnp.zeros((1, 2)))
+  >>> signal, _ = tx.update(
+  ...     ones, tx.init(ones.template()), ones, mask=jnp.ones((1, 2), bool),
+  ...     old_logprobs=jnp.log(jnp.array([[0.5, 0.5]])),
+  ...     sampler_logprobs=jnp.log(jnp.array([[1.0, 0.1]])))
+  >>> signal.logprobs
+  Array([[0.5, 2. ]], dtype=float32)
+  """
+  if level not in LEVELS:
+    raise ValueError(f'level must be one of {LEVELS}, got {level!r}')
+  if beyond not in BEYOND:
+    raise ValueError(f'beyond must be one of {BEYOND}, got {beyond!r}')
+  if not 0 <= floor < cap:
+    raise ValueError(
+      f'floor must lie in [0, cap), got floor={floor:g} and cap={cap:g}'
+    )
+
+  def factor(stats: TokenStats, **context: Any) -> Float[Array, 'B T']:
+    del stats
+    name, seen = 'truncated_importance_weights', cast(TokenContext, context)
+    mask = require(seen, 'mask', name)
+    old = require(seen, 'old_logprobs', name)
+    sampler = require(seen, 'sampler_logprobs', name)
+    log_ratio = jnp.where(mask, old - sampler, 0)
+    if level == 'sequence':
+      ids = seen.get('segment_ids')
+      sums = segment_sums(log_ratio, ids)
+      log_ratio = spread_segments(sums, ids, mask.shape[1])
+    ratio = jnp.exp(log_ratio)
+    weight = jnp.clip(ratio, floor, cap)
+    if beyond == 'mask':
+      weight = jnp.where(weight == ratio, weight, 0)
+    return jnp.where(mask, weight, 1)
+
+  return scale_by_token('truncated_importance_weights', factor)
+
+
+def ce_gppo(
+  negative: float = 0.75,
+  positive: float = 1.0,
+  *,
+  low: float = 0.2,
+  high: float = 0.2,
+) -> TokenTransformation:
+  """CE-GPPO: tokens that PPO clips keep a bounded gradient.
+
+    A < 0, ratio < 1 − low:   g = −weights · A · negative · (1 − low)
+    A > 0, ratio > 1 + high:  g = −weights · A · positive · (1 + high)
+
+  It replaces what the loss says of these tokens, clipped or not, and belongs
+  first in the chain. Published with 0.75 and 1 (7B), 0.5 and 1 (1.5B), and a
+  clip range of 0.2; both 1 is GPPO. Less of `negative` keeps entropy higher.
+
+  Args:
+    negative: share of the gradient that falling tokens keep.
+    positive: share of the gradient that rising tokens keep.
+    low: clip range below 1.
+    high: clip range above 1.
+
+  Raises:
+    ValueError: if a number is outside its range.
+
+  References:
+    Su et al., `CE-GPPO: Coordinating Entropy via Gradient-Preserving Clipping
+    Policy Optimization in Reinforcement Learning
+    <https://arxiv.org/abs/2509.20712>`_, 2025.
+
+  >>> tx = ce_gppo()
+  >>> stats = TokenStats(
+  ...     logprobs=jnp.log(jnp.array([[0.1, 0.5]])), entropy=jnp.zeros((1, 2)))
+  >>> zeros = TokenStats(logprobs=jnp.zeros((1, 2)), entropy=jnp.zeros((1, 2)))
+  >>> signal, _ = tx.update(
+  ...     zeros, tx.init(stats.template()), stats, weights=jnp.ones((1, 2)),
+  ...     advantages=jnp.array([[-1.0, 1.0]]),
+  ...     old_logprobs=jnp.log(jnp.array([[0.4, 0.4]])))
+  >>> signal.logprobs
+  Array([[ 0.6, -1.2]], dtype=float32)
+  """
+  for name, share in (('negative', negative), ('positive', positive)):
+    if not 0 <= share < math.inf:
+      raise ValueError(f'{name} must be finite and at least 0, got {share:g}')
+  if not 0 <= low <= 1:
+    raise ValueError(f'low must lie in [0, 1], got {low:g}')
+  if not 0 <= high < math.inf:
+    raise ValueError(f'high must be finite and at least 0, got {high:g}')
+
+  def update(
+    updates: PyTree,
+    state: PyTree,
+    params: PyTree | None = None,
+    **context: Any,
+  ) -> tuple[PyTree, PyTree]:
+    stats = require_stats(params, 'ce_gppo')
+    seen = cast(TokenContext, context)
+    weights = require(seen, 'weights', 'ce_gppo')
+    old = require(seen, 'old_logprobs', 'ce_gppo')
+    advantages = require(seen, 'advantages', 'ce_gppo')
+    ratio = jnp.exp(jnp.where(weights != 0, stats.logprobs - old, 0))
+    fallen = (advantages < 0) & (ratio < 1 - low)
+    risen = (advantages > 0) & (ratio > 1 + high)
+    kept = jnp.where(fallen, negative * (1 - low), positive * (1 + high))
+    signal = updates.logprobs
+    edited = jnp.where(fallen | risen, -weights * advantages * kept, signal)
+    return dataclasses.replace(
+      updates, logprobs=jax.lax.stop_gradient(edited).astype(signal.dtype)
+    ), state
+
+  return token_transform(optax.init_empty_state, update)
+
+
+def kl_to_reference(
+  coefficient: Coefficient = 1e-3, divergence: str = 'k3'
+) -> TokenTransformation:
+  """A leash to a reference policy, which a trainer may move now and then.
+
+    g += coefficient · weights · ∂D/∂log π,   D of log π − log π_ref
+
+  Published with D = k3 and a coefficient of 0.04 (GRPO); public trainers ship
+  0.001. The gradient of k3 is not that of the KL, which on samples of π is
+  k2's. ProRL keeps a small penalty and resets the reference to the policy
+  whenever validation stalls.
+
+  Args:
+    coefficient: a number, schedule or controller.
+    divergence: `'k3'`, `'k2'`, `'k1'` or `'abs'`; see `add_divergence_penalty`.
+
+  Raises:
+    ValueError: if the divergence is `'full'`, which is to the old policy.
+
+  References:
+    Shao et al., `DeepSeekMath <https://arxiv.org/abs/2402.03300>`_, 2024,
+    equation 4. Liu et al., `ProRL <https://arxiv.org/abs/2505.24864>`_, 2025.
+
+  >>> tx = kl_to_reference(0.5, 'k2')
+  >>> stats = TokenStats(
+  ...     logprobs=jnp.array([[-1.0]]), entropy=jnp.zeros((1, 1)))
+  >>> zeros = TokenStats(logprobs=jnp.zeros((1, 1)), entropy=jnp.zeros((1, 1)))
+  >>> signal, _ = tx.update(
+  ...     zeros, tx.init(stats.template()), stats, weights=jnp.ones((1, 1)),
+  ...     ref_logprobs=jnp.array([[-2.0]]))
+  >>> signal.logprobs
+  Array([[0.5]], dtype=float32)
+  """
+  if divergence == 'full':
+    raise ValueError(
+      "divergence='full' is the KL to the old policy, not to the reference; "
+      "use 'k2' or 'k3'"
+    )
+  return add_divergence_penalty(
+    coefficient, divergence, reference='ref_logprobs'
+  )

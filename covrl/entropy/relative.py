@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Methods that weigh a token by where it stands in the whole batch.
+
+What they compare it with (a quota, the extremes) is decided once for the
+optimiser batch and is the same for every micro-batch, in every layout. A
+trainer that plans on old statistics decides it of those.
+"""
+
+import math
+from typing import Any, cast
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float
+
+from covrl.entropy.chain import Fraction, require
+from covrl.entropy.methods import TokenTransformation
+from covrl.entropy.plan import Plan, check_scope
+from covrl.entropy.selectors import all_but, top_entropy
+from covrl.entropy.transforms import scale_by_token, token_masked
+from covrl.types import Scalar, TokenContext, TokenStats
+
+SHAPES = ('exponential', 'linear')
+
+# STEER's scale of entropy changes where a batch has none to speak of.
+_LEAST_CHANGE = 0.02
+
+
+def forking_tokens(
+  fraction: Fraction = 0.2,
+  *,
+  minimum: int = 0,
+  scope: str = 'batch',
+  selection_source: str = 'old',
+) -> TokenTransformation:
+  """The 80/20 rule: learn from the tokens of highest entropy only.
+
+    g, h → 0   off the top ⌊fraction · N⌋ tokens by entropy
+
+  The others stay in the denominator, as published.
+
+  Args:
+    fraction: share of the optimiser batch's response tokens that is kept.
+    minimum: smallest number kept.
+    scope: see `token_masked`; published per micro-batch.
+    selection_source: `'old'` ranks by `old_entropy`, `'current'` by the
+      statistics, as published.
+
+  References:
+    Wang et al., `Beyond the 80/20 Rule: High-Entropy Minority Tokens Drive
+    Effective Reinforcement Learning for LLM Reasoning
+    <https://arxiv.org/abs/2506.01939>`_, 2025.
+
+  >>> tx = forking_tokens(0.5, selection_source='current')
+  >>> stats = TokenStats(
+  ...     logprobs=jnp.ones((1, 2)), entropy=jnp.array([[0.1, 2.0]]))
+  >>> signal, _ = tx.update(
+  ...     stats, tx.init(stats.template()), stats,
+  ...     advantages=jnp.ones((1, 2)), mask=jnp.ones((1, 2), bool))
+  >>> signal.logprobs
+  Array([[0., 1.]], dtype=float32)
+  """
+  kept = top_entropy(
+    fraction, minimum=minimum, selection_source=selection_source
+  )
+  return token_masked(optax.set_to_zero(), all_but(kept), scope=scope)
+
+
+def steer(
+  low: float = 0.8,
+  high: float | None = None,
+  *,
+  shape: str = 'exponential',
+  scope: str = 'batch',
+) -> TokenTransformation:
+  """STEER: holds back the tokens that would change the entropy most.
+
+    Ω = |A / π_old(a) · π(a) (1 − π(a)) (log π(a) + H)|
+    'exponential':  g, h × exp(log(low) · Ω / max(max Ω, 0.02)), at least low
+    'linear':       g, h × high − (high − low) · (Ω − min Ω) / (max Ω − min Ω)
+
+  with extremes over the response tokens of the whole optimiser batch
+  (published: of each micro-batch).
+
+  Args:
+    low: factor of the largest change; published 0.8.
+    high: factor of the smallest change under `'linear'`; published 1.2, which
+      is the default there. `'exponential'` starts at 1.
+    shape: `'exponential'` or `'linear'`.
+    scope: `'batch'` or, for parity, `'micro_batch'`.
+
+  Raises:
+    ValueError: if an option is outside its range.
+
+  References:
+    Hao et al., `Rethinking Entropy Interventions in RLVR: An Entropy Change
+    Perspective <https://arxiv.org/abs/2510.10150>`_, 2025.
+
+  >>> tx = steer(low=0.5)
+  >>> stats = TokenStats(
+  ...     logprobs=jnp.log(jnp.array([[0.5, 1.0]])), entropy=jnp.ones((1, 2)))
+  >>> ones = TokenStats(logprobs=jnp.ones((1, 2)), entropy=jnp.zeros((1, 2)))
+  >>> signal, _ = tx.update(
+  ...     ones, tx.init(stats.template()), stats, advantages=jnp.ones((1, 2)),
+  ...     old_logprobs=stats.logprobs, mask=jnp.ones((1, 2), bool))
+  >>> signal.logprobs
+  Array([[0.5, 1. ]], dtype=float32)
+  """
+  if shape not in SHAPES:
+    raise ValueError(f'shape must be one of {SHAPES}, got {shape!r}')
+  check_scope(scope)
+  if high is not None and shape == 'exponential':
+    raise ValueError(
+      f"high belongs to shape='linear'; 'exponential' starts at 1, got {high:g}"
+    )
+  top = 1.0 if shape == 'exponential' else 1.2 if high is None else high
+  if not 0 < low < top < math.inf:
+    raise ValueError(
+      f'low must lie between 0 and {top:g}, the factor of the smallest change, '
+      f'got {low:g}'
+    )
+
+  def factor(stats: TokenStats, **context: Any) -> Float[Array, 'B T']:
+    change = _entropy_change(stats, context)
+    mask = context['mask']
+    least, most = Plan.of(context, scope).decide(lambda: _range(change, mask))
+    if shape == 'exponential':
+      most = jnp.maximum(most, _LEAST_CHANGE)
+      by = jnp.maximum(jnp.exp(math.log(low) * change / most), low)
+    else:
+      width = most - least
+      rank = jnp.where(
+        width > 0, (change - least) / jnp.where(width > 0, width, 1), 0.5
+      )
+      by = top - (top - low) * jnp.clip(rank, 0, 1)
+    return jnp.where(mask, by, 1)
+
+  return scale_by_token('steer', factor)
+
+
+def _entropy_change(
+  stats: TokenStats, context: dict[str, Any]
+) -> Float[Array, 'B T']:
+  """STEER's estimate of the entropy change of a token's update, in size."""
+  seen = cast(TokenContext, context)
+  mask = require(seen, 'mask', 'steer')
+  advantages = _kept(require(seen, 'advantages', 'steer'), mask)
+  old_logprobs = _kept(require(seen, 'old_logprobs', 'steer'), mask)
+  logprobs = _kept(stats.logprobs, mask)
+  curve = (1 - jnp.exp(logprobs)) * (logprobs + _kept(stats.entropy, mask))
+  return jnp.abs(advantages * jnp.exp(logprobs - old_logprobs) * curve)
+
+
+def _range(
+  values: Float[Array, 'B T'], mask: Bool[Array, 'B T']
+) -> tuple[Scalar, Scalar]:
+  """Extremes under a mask, (0, 0) if it is empty: the same in every layout."""
+  some = jnp.any(mask)
+  least = jnp.min(jnp.where(mask, values, jnp.inf), initial=jnp.inf)
+  most = jnp.max(jnp.where(mask, values, -jnp.inf), initial=-jnp.inf)
+  return jnp.where(some, least, 0), jnp.where(some, most, 0)
+
+
+def _kept(
+  values: Float[Array, 'B T'], mask: Bool[Array, 'B T']
+) -> Float[Array, 'B T']:
+  return jnp.where(mask, values, 0)

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Controllers against their rules in Python, and in a loop with a plant."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import covrl
+from covrl.entropy.chain import init_token_state, update_signal
+from covrl.types import TokenStats
+
+
+def replay(controller, entropies):
+  """The coefficients and states over a series of readings, in one program."""
+
+  @jax.jit
+  def run(entropies):
+    def advance(state, reading):
+      step, entropy = reading
+      context = {'entropy': entropy, 'step': step}
+      value = controller(state, **context)
+      state = controller.update(state, **context)
+      return state, (value, state)
+
+    steps = jnp.arange(len(entropies))
+    return jax.lax.scan(advance, controller.init(), (steps, entropies))[1]
+
+  return run(jnp.asarray(entropies))
+
+
+READINGS = np.random.default_rng(0).uniform(0.0, 1.0, 60)
+
+
+def test_adaptive_bonus_follows_its_rule():
+  controller = covrl.adaptive_bonus(0.5, 0.01, maximum=0.05, initial=0.02)
+  values, states = replay(controller, READINGS)
+  coefficient, expected = 0.02, []
+  for entropy in READINGS:
+    expected.append(coefficient if entropy <= 0.5 else 0.0)
+    coefficient += 0.01 if entropy < 0.5 else -0.01
+    coefficient = min(max(coefficient, 0.0), 0.05)
+  np.testing.assert_allclose(values, expected, atol=1e-6)
+  np.testing.assert_allclose(states.coefficient[-1], coefficient, atol=1e-6)
+
+
+def test_adaptive_bonus_ships_the_published_numbers():
+  values, _ = replay(covrl.adaptive_bonus(), np.full(100, 0.2 - 1e-3))
+  np.testing.assert_allclose(values[:3], [0, 1e-4, 2e-4], rtol=1e-5)
+  np.testing.assert_allclose(values[-1], 5e-3, rtol=1e-6)
+  assert not replay(covrl.adaptive_bonus(), np.full(3, 0.21))[0].any()
+
+
+def test_proportional_integral_follows_its_rule():
+  controller = covrl.proportional_integral(
+    0.5, proportional=2.0, integral=0.3, offset=1.0, minimum=0.2, maximum=1.8
+  )
+  values, _ = replay(controller, READINGS)
+  total, expected = 0.0, []
+  for entropy in READINGS:
+    error = 0.5 - entropy
+    wanted = 1 + 2 * error + 0.3 * (total + error)
+    expected.append(min(max(wanted, 0.2), 1.8))
+    pushes_out = (wanted > 1.8 and error > 0) or (wanted < 0.2 and error < 0)
+    total += 0.0 if pushes_out else error
+  np.testing.assert_allclose(values, expected, rtol=1e-5)
+
+
+def test_integral_does_not_wind_up():
+  controller = covrl.proportional_integral(
+    0.5, proportional=0.0, integral=0.1, minimum=0.0, maximum=0.2
+  )
+  values, _ = replay(controller, [0.0] * 100 + [1.0] * 6)
+  assert values[99] == pytest.approx(0.2)
+  assert values[-1] == 0
+
+
+def test_doubling_scale_follows_its_rule():
+  readings = READINGS + 0.2  # high enough for a change of sign
+  controller = covrl.doubling_scale(
+    0.5, initial=2e-3, minimum=1e-3, maximum=0.05, every=2
+  )
+  values, _ = replay(controller, readings)
+  scale, expected = 2e-3, []
+  for step, entropy in enumerate(readings, 1):
+    expected.append(scale)
+    if step % 2:
+      continue
+    if (scale > 0) == (entropy < 0.5):
+      scale = math.copysign(min(abs(scale) * 2, 0.05), scale)
+    elif abs(scale) / 2 >= 1e-3:
+      scale /= 2
+    else:
+      scale = math.copysign(1e-3, -scale)
+  np.testing.assert_allclose(values, expected, rtol=1e-5)
+  assert set(np.sign(values)) == {-1, 1}
+
+
+def test_entropy_band_with_an_annealed_edge():
+  controller = covrl.entropy_band(
+    optax.linear_schedule(0.4, 0.0, 4), 0.6, below=0.1, within=0.2, above=0.3
+  )
+  values, _ = replay(controller, [0.3, 0.3, 0.3, 0.7, 0.6])
+  np.testing.assert_allclose(values, [0.1, 0.2, 0.2, 0.3, 0.2], rtol=1e-6)
+
+
+def closed_loop(
+  controller, slope, *, updates, drift=-0.004, start=0.9, every=1
+):
+  """Entropy under a controller: it drifts down, the coefficient lifts it.
+
+  Readings are noisy, and renewed only every so many updates, as within an
+  iteration.
+  """
+  noise = 0.005 * np.random.default_rng(1).normal(size=updates)
+
+  def advance(carry, reading):
+    entropy, shown, state = carry
+    step, error = reading
+    shown = jnp.where(step % every == 0, entropy, shown)
+    context = {'entropy': shown + error, 'step': step}
+    value = controller(state, **context)
+    state = controller.update(state, **context)
+    entropy = jnp.maximum(entropy + drift + slope * value, 0.0)
+    return (entropy, shown, state), (entropy, value)
+
+  first = (jnp.asarray(start), jnp.asarray(start), controller.init())
+  readings = (jnp.arange(updates), jnp.asarray(noise))
+  (_, _, state), (entropy, value) = jax.lax.scan(advance, first, readings)
+  return np.asarray(entropy), np.asarray(value), state
+
+
+@pytest.mark.parametrize('every', [1, 8])
+@pytest.mark.parametrize('slope', [0.1, 1.0, 5.0])
+def test_target_entropy_reaches_its_target(slope, every):
+  controller = covrl.target_entropy(0.5, horizon=40.0, slope=1.0, maximum=0.5)
+  entropy, value, state = closed_loop(
+    controller, slope, updates=1500, every=every
+  )
+  assert abs(entropy[-300:].mean() - 0.5) < 0.01
+  assert entropy[-300:].std() < 0.01
+  # The coefficient that holds it there is the one that cancels the drift.
+  assert value[-300:].mean() == pytest.approx(0.004 / slope, rel=0.1)
+  np.testing.assert_array_equal(value, np.clip(value, 0, 0.5))
+  assert int(state.readings) == 1500
+
+
+def test_target_entropy_learns_its_slope():
+  """From a guess thirty times too large, or left alone where it is right."""
+  far = covrl.target_entropy(0.5, horizon=20.0, slope=3.0, maximum=0.5)
+  _, _, state = closed_loop(far, 0.1, updates=1500)
+  assert 0.03 < float(state.slope) < 0.3
+  near = covrl.target_entropy(0.5, horizon=20.0, slope=0.1, maximum=0.5)
+  _, _, state = closed_loop(near, 0.1, updates=1500)
+  assert 0.03 < float(state.slope) < 0.3
+
+
+def test_target_entropy_does_not_stay_at_zero():
+  """A coefficient at 0 for long, then a drift: it comes back at once."""
+  controller = covrl.target_entropy(0.5, horizon=20.0, maximum=0.5)
+  falling = np.concatenate([np.full(300, 0.9), 0.9 - 0.01 * np.arange(60)])
+  values, _ = replay(controller, falling)
+  assert not values[:300].any()
+  assert values[-1] > 0.005
+
+
+def test_target_entropy_at_its_first_reading():
+  """No change has been seen: only the distance to the target counts."""
+  controller = covrl.target_entropy(0.5, horizon=10.0, slope=2.0)
+  values, states = replay(controller, [0.3, 0.3])
+  np.testing.assert_allclose(values[0], 0.2 / 10 / 2, rtol=1e-6)
+  assert (states.drift[0], states.slope[0]) == (0, 2)
+
+
+def test_adaptive_bonus_holds_a_plant():
+  controller = covrl.adaptive_bonus(0.5, 1e-4, maximum=0.05)
+  entropy, value, _ = closed_loop(controller, 1.0, updates=1500)
+  assert abs(entropy[-300:].mean() - 0.5) < 0.05
+  np.testing.assert_array_equal(value, np.clip(value, 0, np.float32(0.05)))
+
+
+CONTROLLERS = {
+  'adaptive_bonus': covrl.adaptive_bonus(0.5, 0.01),
+  'doubling_scale': covrl.doubling_scale(0.5),
+  'entropy_band': covrl.entropy_band(0.4, 0.6, below=0.01),
+  'proportional_integral': covrl.proportional_integral(0.5),
+  'target_entropy': covrl.target_entropy(0.5),
+}
+
+
+@pytest.fixture
+def stats():
+  return TokenStats(logprobs=jnp.zeros((2, 3)), entropy=jnp.ones((2, 3)))
+
+
+@functools.partial(jax.jit, static_argnames='token_tx')
+def update(token_tx, state, stats, entropy):
+  silent = jax.tree.map(jnp.zeros_like, stats)
+  context = {'weights': jnp.ones((2, 3)), 'entropy': entropy}
+  return update_signal(token_tx, silent, state, stats, **context)
+
+
+@pytest.mark.parametrize('name', CONTROLLERS)
+def test_controllers_stand_where_a_coefficient_does(stats, name):
+  """Within optax's chain, under jit: advanced once, saved as scalars."""
+  controller = CONTROLLERS[name]
+  assert isinstance(controller, optax.schedules.StatefulSchedule)
+  token_tx = optax.chain(covrl.entropy_bonus(controller), optax.scale(2.0))
+  state, alone = init_token_state(token_tx), controller.init()
+  for entropy in (0.3, 0.2, 0.45):
+    reading = jnp.asarray(entropy)
+    coefficient = controller(alone, entropy=reading)
+    alone = controller.update(alone, entropy=reading)
+    # What a checkpoint does: leaves out, leaves in.
+    leaves, structure = jax.tree.flatten(state)
+    state = jax.tree.unflatten(structure, [np.asarray(x) for x in leaves])
+    signal, state = update(token_tx, state, stats, reading)
+    np.testing.assert_allclose(signal.entropy, -2 * coefficient, rtol=1e-6)
+  assert all(jnp.ndim(leaf) == 0 for leaf in jax.tree.leaves(state))
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-6),
+    state[0].schedule,
+    alone,
+  )
+
+
+def test_controllers_under_inject_hyperparams(stats):
+  """optax asks for a value before there is any context."""
+  controller = covrl.target_entropy(0.5, horizon=10.0)
+  token_tx = optax.inject_hyperparams(covrl.entropy_bonus)(
+    coefficient=controller
+  )
+  state = init_token_state(token_tx)
+  signal, state = update(token_tx, state, stats, jnp.asarray(0.4))
+  np.testing.assert_allclose(signal.entropy, -0.01, rtol=1e-6)
+  assert float(state.hyperparams['coefficient']) == pytest.approx(0.01)
+
+
+def test_controllers_keep_64_bits(x64):
+  for controller in CONTROLLERS.values():
+    values, _ = replay(controller, READINGS)
+    assert values.dtype == jnp.float64
+
+
+def replay_without_reading(controller):
+  controller(controller.update(controller.init(), step=0), step=0)
+
+
+def test_a_missing_reading_is_named():
+  for controller in CONTROLLERS.values():
+    with pytest.raises(TypeError, match="reads 'entropy' from the context"):
+      replay_without_reading(controller)
+  band = covrl.entropy_band(optax.linear_schedule(1, 0, 2), 2.0, below=1.0)
+  with pytest.raises(TypeError, match="reads 'step' from the context"):
+    band(band.init(), entropy=jnp.asarray(0.5))
+
+
+def test_numbers_outside_their_range_are_refused():
+  for make, sentence in (
+    (lambda: covrl.adaptive_bonus(-0.1), 'target is an entropy'),
+    (lambda: covrl.adaptive_bonus(increment=0.0), 'increment must be finite'),
+    (
+      lambda: covrl.adaptive_bonus(minimum=1.0),
+      'minimum must be below maximum',
+    ),
+    (lambda: covrl.adaptive_bonus(initial=1.0), r'initial must lie in \[0, 0'),
+    (lambda: covrl.target_entropy(0.5, horizon=0.5), 'horizon must be finite'),
+    (lambda: covrl.target_entropy(0.5, slope=-1.0), 'slope must be finite and'),
+    (
+      lambda: covrl.proportional_integral(0.5, integral=math.nan),
+      'integral must be finite',
+    ),
+    (
+      lambda: covrl.proportional_integral(0.5, minimum=1.0),
+      'offset must lie in',
+    ),
+    (
+      lambda: covrl.entropy_band(0.5, 0.5, below=1.0),
+      'got low=0.5 and high=0.5',
+    ),
+    (lambda: covrl.doubling_scale(0.5, initial=0.0), 'initial must lie in'),
+    (lambda: covrl.doubling_scale(0.5, every=0), 'every must be at least 1'),
+  ):
+    with pytest.raises(ValueError, match=sentence):
+      make()

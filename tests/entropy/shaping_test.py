@@ -1,0 +1,399 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Methods that reshape the policy gradient, each against its formula in numpy."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import covrl
+from covrl.entropy.chain import init_token_state, update_signal
+from covrl.types import TokenStats
+
+ROWS, LENGTH = 8, 12
+
+
+@pytest.fixture
+def batch():
+  """Statistics and context with drift, a mask, and rubbish off the mask."""
+  rng = np.random.default_rng(0)
+  shape = ROWS, LENGTH
+  old = -rng.exponential(size=shape)
+  mask = rng.random(shape) < 0.8
+  arrays = {
+    'logprobs': np.minimum(old + rng.normal(size=shape) * 0.3, -1e-3),
+    'entropy': rng.uniform(0, 2, shape),
+    'advantages': np.repeat(rng.normal(size=(ROWS, 1)), LENGTH, 1),
+    'old_logprobs': old,
+    'old_entropy': rng.uniform(0, 2, shape),
+    'sampler_logprobs': old + rng.normal(size=shape) * 0.5,
+    'ref_logprobs': old + rng.normal(size=shape) * 0.5,
+  }
+  arrays = {
+    name: jnp.asarray(np.where(mask, x, np.nan), jnp.float32)
+    for name, x in arrays.items()
+  }
+  stats = TokenStats(
+    logprobs=arrays.pop('logprobs'), entropy=arrays.pop('entropy')
+  )
+  context = arrays | {
+    'advantages': jnp.where(mask, arrays['advantages'], 0),
+    'mask': jnp.asarray(mask),
+    'weights': jnp.asarray(mask / mask.sum(), jnp.float32),
+    'entropy': jnp.asarray(0.4),
+    'step': jnp.asarray(0),
+  }
+  return stats, context
+
+
+def clipped(stats, **context):
+  return covrl.clipped_surrogate(stats, low=0.2, high=0.28, **context)
+
+
+@functools.partial(jax.jit, static_argnames=('token_tx', 'loss'))
+def edited(token_tx, loss, stats, context):
+  """What a chain makes of a loss's cotangents, before and after."""
+  (_, aux), signal = jax.value_and_grad(loss, has_aux=True)(stats, **context)
+  state = init_token_state(token_tx)
+  after, _ = update_signal(
+    token_tx, signal, state, stats, **(context | aux.for_selection)
+  )
+  return signal, after
+
+
+def numpy_of(batch):
+  """Float64 copies with zeros off the mask."""
+  stats, context = batch
+  mask = np.asarray(context['mask'])
+  arrays = context | {'logprobs': stats.logprobs, 'H': stats.entropy}
+  return {
+    name: np.where(mask, np.asarray(x, np.float64), 0)
+    for name, x in arrays.items()
+    if getattr(x, 'shape', ()) == mask.shape and name != 'mask'
+  } | {'mask': mask}
+
+
+def check_rescaled(batch, token_tx, advantages):
+  """The chain is the same loss with other advantages."""
+  stats, context = batch
+  _, after = edited(token_tx, clipped, stats, context)
+  others = context | {'advantages': jnp.asarray(advantages, jnp.float32)}
+  expected = jax.grad(lambda s: clipped(s, **others)[0])(stats)
+  np.testing.assert_allclose(
+    after.logprobs, expected.logprobs, rtol=2e-5, atol=1e-8
+  )
+  assert not after.entropy.any()
+  assert after.logprobs.any()
+
+
+@pytest.mark.parametrize('scale', [0.3, -0.3])
+def test_repo_rescales_advantages_by_their_log_probability(batch, scale):
+  a = numpy_of(batch)
+  up = np.maximum(a['advantages'] * (1 - scale * a['logprobs']), 0)
+  down = np.minimum(a['advantages'] * (1 + scale * a['logprobs']), 0)
+  expected = np.where(a['advantages'] > 0, up, down)
+  assert (expected == 0)[a['mask']].any()
+  check_rescaled(batch, covrl.repo(scale), expected)
+
+
+def test_entropy_shaped_adds_to_advantages(batch):
+  a = numpy_of(batch)
+  added = np.minimum(0.4 * a['H'], np.abs(a['advantages']) / 2)
+  check_rescaled(batch, covrl.entropy_shaped(), a['advantages'] + added)
+
+
+def test_sample_weights_by_the_sign_of_the_advantage(batch):
+  a = numpy_of(batch)['advantages']
+  expected = np.where(a > 0, 0.1 * a, 1.5 * a)
+  check_rescaled(batch, covrl.sample_weights(0.1, 1.5), expected)
+  check_rescaled(batch, covrl.sample_weights(positive=0.0), np.minimum(a, 0))
+
+
+def test_entropic_balances_the_signs(batch):
+  a = numpy_of(batch)['advantages']
+  alpha = 2.0 * (0.4 - 0.5) + 0.1 * (0.4 - 0.5)
+  expected = np.where(a > 0, (1 + alpha) * a, (1 - alpha) * a)
+  token_tx = covrl.entropic(0.5, proportional=2.0, integral=0.1)
+  check_rescaled(batch, token_tx, expected)
+  # Far from the target one sign is silent, and none is turned around.
+  far = covrl.entropic(0.5, proportional=100.0)
+  check_rescaled(batch, far, np.where(a > 0, 0, 2 * a))
+
+
+def test_entrocraft_keeps_what_brings_entropy_back(batch):
+  a = numpy_of(batch)['advantages']
+  check_rescaled(batch, covrl.entrocraft(0.6, 0.7), np.minimum(a, 0))
+  check_rescaled(batch, covrl.entrocraft(0.3, 0.5), a)
+  falling = (optax.linear_schedule(edge, 0.0, 10) for edge in (0.1, 0.3))
+  check_rescaled(batch, covrl.entrocraft(*falling), np.maximum(a, 0))
+
+
+def entropy_change(a):
+  p = np.exp(a['logprobs'])
+  return np.abs(
+    a['advantages']
+    / np.exp(a['old_logprobs'])
+    * p
+    * (1 - p)
+    * (a['logprobs'] + a['H'])
+  )
+
+
+def test_steer_holds_back_the_largest_changes(batch):
+  a = numpy_of(batch)
+  change = entropy_change(a)
+  k = -np.log(0.7) / max(change[a['mask']].max(), 0.02)
+  weight = np.exp(-k * change)
+  assert np.isclose(weight.min(), 0.7)
+  check_rescaled(batch, covrl.steer(0.7), a['advantages'] * weight)
+
+
+def test_steer_in_its_linear_shape(batch):
+  a = numpy_of(batch)
+  change = entropy_change(a)
+  least, most = change[a['mask']].min(), change[a['mask']].max()
+  weight = 1.2 - 0.4 * (change - least) / (most - least)
+  token_tx = covrl.steer(shape='linear')
+  check_rescaled(batch, token_tx, a['advantages'] * weight)
+
+
+def test_forking_tokens_keeps_the_highest_entropies(batch):
+  stats, context = batch
+  mask = np.asarray(context['mask'])
+  for source, name in (('old', 'old_entropy'), ('current', 'H')):
+    entropy = np.where(mask, numpy_of(batch)[name], -np.inf)
+    kept = entropy >= np.sort(entropy.ravel())[-int(0.2 * mask.sum())]
+    token_tx = covrl.forking_tokens(0.2, selection_source=source)
+    before, after = edited(token_tx, covrl.policy_gradient, stats, context)
+    expected = np.where(kept, before.logprobs, 0)
+    np.testing.assert_array_equal(after.logprobs, expected)
+    assert kept.sum() == int(0.2 * mask.sum())
+
+
+def in_two_parts(token_tx, batch):
+  """The chain on each half of the rows, with the plan of the whole."""
+  stats, context = batch
+
+  @jax.jit
+  def edit(stats, context, decisions):
+    plan = covrl.Plan(decisions)
+    signal = jax.tree.map(jnp.ones_like, stats)
+    state = init_token_state(token_tx)
+    after, _ = update_signal(
+      token_tx, signal, state, stats, **context, plan=plan
+    )
+    return after.logprobs, plan.decisions
+
+  def rows(tree, part):
+    return jax.tree.map(lambda x: x[part] if jnp.ndim(x) == 2 else x, tree)
+
+  whole, decisions = edit(stats, context, None)
+  halves = [
+    edit(*rows((stats, context, decisions), part))[0]
+    for part in (slice(0, ROWS // 2), slice(ROWS // 2, None))
+  ]
+  return whole, jnp.concatenate(halves)
+
+
+@pytest.mark.parametrize('make', [covrl.steer, covrl.forking_tokens])
+def test_batch_quantities_are_the_same_in_every_micro_batch(batch, make):
+  np.testing.assert_array_equal(*in_two_parts(make(), batch))
+  whole, halves = in_two_parts(make(scope='micro_batch'), batch)
+  assert (whole != halves).any()
+
+
+def importance_of(batch, **options):
+  """The weights that the chain multiplies a gradient of ones by."""
+  stats, context = batch
+  token_tx = covrl.truncated_importance_weights(**options)
+
+  @jax.jit
+  def edit(stats, context):
+    signal = jax.tree.map(jnp.ones_like, stats)
+    return update_signal(
+      token_tx, signal, init_token_state(token_tx), stats, **context
+    )[0]
+
+  after = edit(stats, context)
+  np.testing.assert_array_equal(after.logprobs, after.entropy)
+  return np.asarray(after.logprobs)
+
+
+def test_importance_weights_of_tokens(batch):
+  a = numpy_of(batch)
+  mask = a['mask']
+  ratio = np.exp(a['old_logprobs'] - a['sampler_logprobs'])
+  assert ratio[mask].max() > 1.3
+  assert ratio[mask].min() < 0.7
+  weights = importance_of(batch, cap=1.3)
+  expected = np.minimum(ratio, 1.3)
+  np.testing.assert_allclose(weights[mask], expected[mask], rtol=1e-5)
+  weights = importance_of(batch, cap=1.3, floor=0.7, beyond='mask')
+  expected = np.where((ratio > 1.3) | (ratio < 0.7), 0, ratio)
+  np.testing.assert_allclose(weights[mask], expected[mask], rtol=1e-5)
+
+
+def test_importance_weights_of_packed_sequences(batch):
+  stats, context = batch
+  a = numpy_of(batch)
+  mask = a['mask']
+  ids = np.where(np.arange(LENGTH) < 5, 1, 2) * np.ones((ROWS, 1), int)
+  context = context | {'segment_ids': jnp.asarray(ids)}
+  log_ratio = a['old_logprobs'] - a['sampler_logprobs']
+  ratio = np.ones(mask.shape)
+  for row in range(ROWS):
+    for segment in (1, 2):
+      here = ids[row] == segment
+      ratio[row, here] = np.exp(log_ratio[row, here & mask[row]].sum())
+  weights = importance_of((stats, context), level='sequence')
+  expected = np.minimum(ratio, 2.0)
+  np.testing.assert_allclose(weights[mask], expected[mask], rtol=1e-5)
+  # Without segments a row is one sequence.
+  del context['segment_ids']
+  weights = importance_of((stats, context), level='sequence', cap=1e9)
+  whole = np.exp(log_ratio.sum(1, keepdims=True)) * np.ones(mask.shape)
+  np.testing.assert_allclose(weights[mask], whole[mask], rtol=1e-5)
+
+
+def test_ce_gppo_is_the_gradient_of_its_loss(batch):
+  stats, context = batch
+  options = {'low': 0.1, 'high': 0.15}
+  token_tx = covrl.ce_gppo(0.5, 0.9, **options)
+  ppo = functools.partial(covrl.clipped_surrogate, **options)
+  mask = context['mask']
+
+  def published(logprobs):
+    a = context['advantages']
+    log_ratio = jnp.where(mask, logprobs - context['old_logprobs'], 0)
+    ratio = jnp.exp(log_ratio)
+    kept = ratio / jax.lax.stop_gradient(ratio)
+    fallen = (ratio < 1 - 0.1) & (a < 0)
+    risen = (ratio > 1 + 0.15) & (a > 0)
+    assert fallen.shape == risen.shape
+    losses = jnp.where(fallen, -0.5 * 0.9 * kept * a, -ratio * a)
+    losses = jnp.where(risen, -0.9 * 1.15 * kept * a, losses)
+    return jnp.sum(context['weights'] * losses), fallen.sum() * risen.sum()
+
+  expected, both = jax.jit(jax.grad(published, has_aux=True))(stats.logprobs)
+  assert int(both) > 0
+  # The base may clip these tokens or not.
+  for loss in (ppo, covrl.policy_gradient):
+    before, after = edited(token_tx, loss, stats, context)
+    np.testing.assert_allclose(after.logprobs, expected, rtol=2e-5, atol=1e-8)
+    assert (before.logprobs != after.logprobs).any()
+
+
+def test_kl_to_reference_is_the_gradient_of_its_estimator(batch):
+  stats, context = batch
+  mask = context['mask']
+
+  def penalty(logprobs):
+    r = jnp.where(mask, logprobs - context['ref_logprobs'], 0)
+    return 0.04 * jnp.sum(context['weights'] * (jnp.exp(-r) + r - 1))
+
+  expected = jax.grad(penalty)(stats.logprobs)
+  token_tx = covrl.kl_to_reference(0.04)
+  before, after = edited(token_tx, covrl.policy_gradient, stats, context)
+  np.testing.assert_allclose(
+    after.logprobs - before.logprobs, expected, rtol=1e-3, atol=1e-7
+  )
+
+
+def dtype(leaf):
+  return leaf.dtype
+
+
+METHODS = {
+  'ce_gppo': covrl.ce_gppo(),
+  'entropy_shaped': covrl.entropy_shaped(),
+  'forking_tokens': covrl.forking_tokens(),
+  'kl_to_reference': covrl.kl_to_reference(),
+  'repo': covrl.repo(covrl.doubling_scale(0.5)),
+  'sample_weights': covrl.sample_weights(0.1),
+  'steer': covrl.steer(),
+  'truncated_importance_weights': covrl.truncated_importance_weights(),
+}
+
+
+def test_composition_keeps_dtype_and_ignores_what_is_off_the_mask(batch):
+  """All of them in one chain, on half-precision cotangents."""
+  stats, context = batch
+  token_tx = optax.named_chain(*METHODS.items())
+
+  @jax.jit
+  def edit(stats, context):
+    signal = TokenStats(
+      logprobs=jnp.where(context['mask'], 1, 0).astype(jnp.bfloat16),
+      entropy=jnp.zeros(stats.entropy.shape, jnp.bfloat16),
+    )
+    state = init_token_state(token_tx)
+    after, new_state = update_signal(token_tx, signal, state, stats, **context)
+    return after, state, new_state
+
+  after, state, new_state = edit(stats, context)
+  assert after.logprobs.dtype == after.entropy.dtype == jnp.bfloat16
+  assert bool(jnp.isfinite(after.logprobs.astype(jnp.float32)).all())
+  off = np.asarray(after.logprobs)[~np.asarray(context['mask'])]
+  assert not off.any()
+  assert {leaf.ndim for leaf in jax.tree.leaves(new_state)} == {0}
+  assert jax.tree.map(dtype, state) == jax.tree.map(dtype, new_state)
+
+
+@pytest.mark.parametrize(
+  ('name', 'entry'),
+  [
+    ('ce_gppo', 'old_logprobs'),
+    ('entropy_shaped', 'advantages'),
+    ('forking_tokens', 'old_entropy'),
+    ('kl_to_reference', 'ref_logprobs'),
+    ('repo', 'entropy'),
+    ('sample_weights', 'mask'),
+    ('steer', 'advantages'),
+    ('truncated_importance_weights', 'sampler_logprobs'),
+  ],
+)
+def test_a_missing_entry_is_named(batch, name, entry):
+  stats, context = batch
+  context = {k: v for k, v in context.items() if k != entry}
+  token_tx = METHODS[name]
+  state = init_token_state(token_tx)
+  with pytest.raises(TypeError, match=f"reads '{entry}' from the context"):
+    jax.eval_shape(
+      lambda: update_signal(token_tx, stats, state, stats, **context)
+    )
+
+
+def test_options_outside_their_range_are_refused():
+  for make, sentence in (
+    (lambda: covrl.repo(float('inf')), 'scale must be finite, got inf'),
+    (lambda: covrl.entropy_shaped(bound=1.0), 'above 1, got 1'),
+    (
+      lambda: covrl.sample_weights(-0.1),
+      'positive must be finite and at least',
+    ),
+    (lambda: covrl.steer(1.2), 'low must lie between 0 and 1'),
+    (lambda: covrl.steer(high=1.2), "high belongs to shape='linear'"),
+    (lambda: covrl.steer(shape='cubic'), "shape must be one of .* got 'cubic'"),
+    (lambda: covrl.steer(scope='rank'), "scope must be one of .* got 'rank'"),
+    (lambda: covrl.forking_tokens(20.0), r'fraction must lie in \(0, 1\]'),
+    (lambda: covrl.ce_gppo(low=2.0), r'low must lie in \[0, 1\], got 2'),
+    (lambda: covrl.ce_gppo(-1.0), 'negative must be finite and at least 0'),
+    (
+      lambda: covrl.truncated_importance_weights(0.5, 0.5),
+      'got floor=0.5 and cap=0.5',
+    ),
+    (
+      lambda: covrl.truncated_importance_weights(level='word'),
+      "level must be one of .* got 'word'",
+    ),
+    (
+      lambda: covrl.truncated_importance_weights(beyond='drop'),
+      "beyond must be one of .* got 'drop'",
+    ),
+    (lambda: covrl.kl_to_reference(divergence='full'), 'to the old policy'),
+  ):
+    with pytest.raises(ValueError, match=sentence):
+      make()
