@@ -2,6 +2,7 @@
 """The covariance methods and the entropy bonus: each a chain of primitives."""
 
 import optax
+from jax.typing import ArrayLike
 
 from covrl.entropy.chain import Coefficient, Fraction
 from covrl.entropy.selectors import random_in_band, top_score
@@ -51,8 +52,8 @@ def kl_cov(
   signed: bool = True,
   scope: str = 'batch',
   selection_source: str = 'old',
-  minimum: int = 0,
-  dead_zone: float | None = None,
+  minimum: ArrayLike = 0,
+  dead_zone: ArrayLike | None = None,
   allow_large: bool = False,
 ) -> TokenTransformation:
   """KL-Cov: a penalty on the few tokens of highest covariance.
@@ -104,13 +105,13 @@ if you mean 0.2 of all tokens
 
 def clip_cov(
   fraction: Fraction = 2e-4,
-  low: float = 1.0,
-  high: float = 5.0,
+  low: ArrayLike = 1.0,
+  high: ArrayLike = 5.0,
   *,
   score: str = 'batch',
   scope: str = 'batch',
   selection_source: str = 'old',
-  minimum: int = 0,
+  minimum: ArrayLike = 0,
   allow_large: bool = False,
 ) -> TokenTransformation:
   """Clip-Cov: no gradient from a few random tokens of high covariance.

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from covrl.entropy.chain import Fraction, require
@@ -29,7 +30,7 @@ _LEAST_CHANGE = 0.02
 def forking_tokens(
   fraction: Fraction = 0.2,
   *,
-  minimum: int = 0,
+  minimum: ArrayLike = 0,
   scope: str = 'batch',
   selection_source: str = 'old',
 ) -> TokenTransformation:

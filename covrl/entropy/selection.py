@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
+from covrl.entropy.chain import concrete
 from covrl.entropy.exact import count
 
 Identity = Int[Array, 'B T'] | None
@@ -28,7 +29,7 @@ def select_top(
   fraction: ArrayLike,
   sequence_ids: Identity = None,
   positions: Identity = None,
-  minimum: int = 0,
+  minimum: ArrayLike = 0,
 ) -> Bool[Array, 'B T']:
   """The highest-scoring tokens of the whole batch.
 
@@ -64,7 +65,7 @@ def select_random(
   sequence_ids: Identity = None,
   positions: Identity = None,
   mask: Bool[Array, 'B T'] | None = None,
-  minimum: int = 0,
+  minimum: ArrayLike = 0,
 ) -> Bool[Array, 'B T']:
   """A random subset of the eligible tokens of the whole batch.
 
@@ -92,9 +93,16 @@ def select_random(
 
 
 def quota(
-  mask: Bool[Array, '...'], fraction: ArrayLike, minimum: int = 0
+  mask: Bool[Array, '...'], fraction: ArrayLike, minimum: ArrayLike = 0
 ) -> Int[Array, '']:
-  """How many tokens a fraction of those under a mask is: max(min, ⌊f · N⌋)."""
+  """How many tokens a fraction of those under a mask is: max(min, ⌊f · N⌋).
+
+  Raises:
+    ValueError: if the fraction is a number outside [0, 1].
+  """
+  number = concrete(fraction)
+  if number is not None and not 0 <= number <= 1:
+    raise ValueError(f'fraction must lie in [0, 1], got {number:g}')
   share = jnp.asarray(fraction, jnp.result_type(float))
   exact = share * count(mask).astype(share.dtype)
   return jnp.maximum(jnp.floor(exact).astype(jnp.int32), minimum)

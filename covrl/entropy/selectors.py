@@ -19,6 +19,7 @@ from covrl.entropy.chain import (
   MAX_FRACTION,
   Fraction,
   check_fraction,
+  concrete,
   require,
 )
 from covrl.entropy.exact import count
@@ -41,7 +42,7 @@ def top_score(
   *,
   score: str = 'batch',
   signed: bool = True,
-  minimum: int = 0,
+  minimum: ArrayLike = 0,
   selection_source: str = 'old',
   allow_large: bool = False,
 ) -> Callable[..., Selection]:
@@ -82,7 +83,7 @@ def top_score(
 def top_entropy(
   fraction: Fraction,
   *,
-  minimum: int = 0,
+  minimum: ArrayLike = 0,
   selection_source: str = 'old',
 ) -> Callable[..., Selection]:
   """Selects the tokens of highest entropy: where the text could go elsewhere.
@@ -119,11 +120,11 @@ def all_but(
 
 def random_in_band(
   fraction: Fraction,
-  low: float,
-  high: float,
+  low: ArrayLike,
+  high: ArrayLike,
   *,
   score: str = 'batch',
-  minimum: int = 0,
+  minimum: ArrayLike = 0,
   selection_source: str = 'old',
   allow_large: bool = False,
 ) -> Callable[..., Selection]:
@@ -144,9 +145,10 @@ def random_in_band(
   """
   check_fraction(fraction, allow_large=allow_large)
   _check_choices(score, selection_source)
-  if not low < high:
+  bottom, top = concrete(low), concrete(high)
+  if bottom is not None and top is not None and not bottom < top:
     raise ValueError(
-      f'low must be below high, got low={low:g} and high={high:g}'
+      f'low must be below high, got low={bottom:g} and high={top:g}'
     )
 
   def select(stats: TokenStats, **context: Any) -> Selection:
@@ -164,7 +166,7 @@ def random_in_band(
 
 
 def random_tokens(
-  fraction: Fraction, *, minimum: int = 0, allow_large: bool = False
+  fraction: Fraction, *, minimum: ArrayLike = 0, allow_large: bool = False
 ) -> Callable[..., Selection]:
   """Selects response tokens at random: the control of every other selector."""
   check_fraction(fraction, allow_large=allow_large)
@@ -263,7 +265,7 @@ def _draw(
   eligible: Bool[Array, 'B T'],
   counted: Bool[Array, 'B T'],
   fraction: ArrayLike,
-  minimum: int,
+  minimum: ArrayLike,
   context: dict[str, Any],
 ) -> Bool[Array, 'B T']:
   typed = _typed(context)
@@ -285,7 +287,7 @@ def _selection(
   seen: _Inputs,
   eligible: Bool[Array, 'B T'],
   fraction: ArrayLike,
-  minimum: int,
+  minimum: ArrayLike,
   clamped: Int[Array, ''],
 ) -> Selection:
   lowest = jnp.min(jnp.where(mask, scores, jnp.inf), initial=jnp.inf)

@@ -175,7 +175,7 @@ def add_divergence_penalty(
   coefficient: Coefficient,
   divergence: str = 'abs',
   *,
-  dead_zone: float | None = None,
+  dead_zone: ArrayLike | None = None,
   reference: str = 'old_logprobs',
 ) -> optax.GradientTransformationExtraArgs:
   """Holds tokens near where they were: g += coefficient · weights · ∂D/∂log π.

@@ -148,6 +148,13 @@ def test_quantile(values, mask, level):
     assert float(got) == float(kept[rank - 1])
 
 
+def test_a_fraction_is_no_percentage():
+  with pytest.raises(
+    ValueError, match=r'fraction must lie in \[0, 1\], got 20'
+  ):
+    select_top(jnp.ones((1, 3)), jnp.ones((1, 3), bool), fraction=20.0)
+
+
 def test_float64_keys_do_not_narrow(x64):
   scores = jnp.array([[1.0, 1.0 + 1e-12, 1.0 - 1e-12]])
   chosen = select_top(scores, jnp.ones((1, 3), bool), fraction=0.34)
