@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from covrl.entropy.chain import (
   Coefficient,
+  ScheduledState,
   check_coefficient,
   require,
   require_stats,
@@ -24,7 +25,7 @@ from covrl.entropy.chain import (
   with_coefficient,
 )
 from covrl.entropy.exact import count
-from covrl.entropy.plan import Plan, Selection
+from covrl.entropy.plan import Plan, Selection, check_scope
 from covrl.entropy.selection import exact_quantile
 from covrl.objectives import divergence_gradient
 from covrl.types import Scalar, TokenContext, TokenStats
@@ -73,7 +74,7 @@ class TokenMaskedState(NamedTuple):
 
 
 class DivergencePenaltyState(NamedTuple):
-  """State of `add_divergence_penalty`; see `ScheduledState`."""
+  """State of a penalty on the distance from the rollout's policy."""
 
   schedule: PyTree
   coefficient: jax.Array
@@ -106,8 +107,7 @@ def token_masked(
   >>> tx.update(stats, tx.init(TokenStats.template()), stats)[0].logprobs
   Array([[-1.,  0.]], dtype=float32)
   """
-  if scope not in ('batch', 'micro_batch'):
-    raise ValueError(f"scope must be 'batch' or 'micro_batch', got {scope!r}")
+  check_scope(scope)
   # optax types its params as arrays; here they are statistics.
   tx = cast(Any, optax.with_extra_args_support(inner))
 
@@ -123,8 +123,7 @@ def token_masked(
     **context: Any,
   ) -> tuple[PyTree, PyTree]:
     stats = require_stats(params, 'token_masked')
-    plan = context.get('plan')
-    here = plan if scope == 'batch' and isinstance(plan, Plan) else Plan()
+    here = Plan.of(context, scope)
     counted = {'step': state.updates, **context}
     selection = here.decide(
       lambda: _select(selector, jax.lax.stop_gradient(stats), counted)
@@ -220,7 +219,10 @@ def add_divergence_penalty(
     )
 
   return with_coefficient(
-    'add_divergence_penalty', coefficient, edit, DivergencePenaltyState
+    'add_divergence_penalty',
+    coefficient,
+    edit,
+    DivergencePenaltyState if reference == 'old_logprobs' else ScheduledState,
   )
 
 
