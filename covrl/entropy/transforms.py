@@ -212,7 +212,7 @@ def add_divergence_penalty(
     pull = divergence_gradient(
       jnp.where(weights != 0, stats.logprobs - old, 0),
       divergence,
-      dead_zone=zone if dead_zone is None else dead_zone,
+      dead_zone=jnp.asarray(zone if dead_zone is None else dead_zone),
     )
     return dataclasses.replace(
       updates, logprobs=_add(updates.logprobs, scale * pull)
