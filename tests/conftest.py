@@ -8,6 +8,9 @@ os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 )
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# Threads for XLA's CPU client, which else has one per core or device: they wait
+# for one another in collectives, and with too few of them wait for ever.
+os.environ.setdefault('PJRT_NPROC', '32')
 
 import jax
 import pytest
