@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Single updates on a tiny policy: any mesh, any parts, any method."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import covrl
+from covrl import sharding
+from covrl.entropy import Selection, add_divergence_penalty, top_score
+from covrl.entropy.chain import init_token_state
+from covrl.models import Policy, tiny
+from covrl.train.layout import abstract_opt_state, replicated_like, shardings
+from covrl.train.step import StepSettings, make_train_step, policy_stats
+from covrl.types import TokenBatch, TrainState
+
+POLICY = Policy(tiny(vocab_size=16))
+SEQUENCES, PROMPT, RESPONSE = 64, 4, 8
+# Twice what a sequence takes, so that packed rows have the shape of padded ones.
+WIDTH = 2 * (PROMPT + RESPONSE)
+
+# Compiling for speed would cost more than the few steps that are made.
+QUICK = {'xla_backend_optimization_level': 0}
+
+# (mesh, micro-batches): every mesh and every number of parts, none alone.
+PROGRAMS: list[tuple[tuple[int, ...], int]] = [
+  ((8,), 1),
+  ((4, 2), 2),
+  ((2, 2, 2), 4),
+  ((8,), 8),
+]
+
+
+def fingerprinted(selector):
+  """A selector that also says, in `eligible`, which tokens it chose."""
+
+  def select(stats, **context):
+    chosen: Selection = selector(stats, **context)
+    places = context['sequence_ids'] * 64 + context['positions'] + 1
+    marks = jnp.where(chosen.mask, places * places, 0)
+    return chosen._replace(eligible=jnp.sum(marks))
+
+  return select
+
+
+def kl_cov(held, beta, source):
+  """`covrl.kl_cov`, its selector fingerprinted."""
+  return covrl.token_masked(
+    add_divergence_penalty(beta),
+    fingerprinted(top_score(held, selection_source=source)),
+  )
+
+
+def make_token_tx(source):
+  def everything(clipped, held, beta, bonus):
+    return optax.chain(
+      covrl.clip_cov(clipped, low=0.05),
+      kl_cov(held, beta, 'old'),
+      covrl.entropy_bonus(bonus),
+    )
+
+  def selecting(held, beta):
+    return optax.chain(kl_cov(held, beta, 'current'))
+
+  if source == 'current':
+    return optax.inject_hyperparams(selecting)(held=0.01, beta=0.0)
+  return optax.inject_hyperparams(everything)(
+    clipped=0.01, held=0.01, beta=0.0, bonus=0.0
+  )
+
+
+# The first state is the gradient itself.
+TX = optax.chain(optax.trace(decay=0.0), optax.adam(1e-2))
+
+
+@functools.cache
+def program(shape, micro_batches, source='old'):
+  """A compiled update, its mesh, and where its state lies."""
+  settings = StepSettings(
+    temperature=0.8,
+    micro_batches=micro_batches,
+    weights='sequence-mean-token-mean',
+    selection_source=source,
+  )
+  loss = functools.partial(covrl.clipped_surrogate, low=0.2, high=0.2)
+  step = make_train_step(POLICY, loss, make_token_tx(source), TX, settings)
+  mesh = sharding.make_mesh(shape)
+  params = POLICY.abstract_params(mesh)
+  places = jax.tree.map(
+    lambda leaf: replicated_like(leaf, mesh),
+    jax.eval_shape(functools.partial(fresh_state, source)),
+  )
+  places = shardings(
+    dataclasses.replace(
+      places,
+      trainable=params,
+      opt_state=abstract_opt_state(TX, params, mesh),
+    )
+  )
+  run = jax.jit(
+    step,
+    out_shardings=(places, sharding.replicated(mesh)),
+    compiler_options=QUICK,
+  )
+  return run, mesh, places
+
+
+@functools.cache
+def parameters():
+  rng = np.random.default_rng(0)
+  return jax.tree.map(
+    lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(leaf.dtype),
+    POLICY.abstract_params(),
+  )
+
+
+@functools.cache
+def padded() -> TokenBatch:
+  """Prompts padded on the left, responses on the right, as a rollout's rows."""
+  rng = np.random.default_rng(1)
+  begins = PROMPT - rng.integers(1, PROMPT + 1, SEQUENCES)
+  ends = PROMPT + rng.integers(1, RESPONSE + 1, SEQUENCES)
+  places = np.arange(WIDTH)
+  real = (places >= begins[:, None]) & (places < ends[:, None])
+  # Entry t speaks of token t + 1.
+  loss_mask = real & (places >= PROMPT - 1) & (places < ends[:, None] - 1)
+  tokens = rng.integers(0, 16, (SEQUENCES, WIDTH + 1))
+  floats = np.zeros((SEQUENCES, WIDTH), np.float32)
+  signs = rng.normal(size=(SEQUENCES, 1))
+  arrays: dict[str, Any] = {
+    'tokens': np.where(real, tokens[:, :-1], 0).astype(np.int32),
+    'targets': np.where(real, tokens[:, 1:], 0).astype(np.int32),
+    'positions': np.maximum(places - begins[:, None], 0).astype(np.int32),
+    'segment_ids': real.astype(np.int32),
+    'loss_mask': loss_mask,
+    'weights': loss_mask.astype(np.float32),
+    'advantages': np.where(loss_mask, signs, 0).astype(np.float32),
+    'old_logprobs': floats,
+    'old_entropy': floats,
+    'sampler_logprobs': floats,
+    'sequence_ids': np.broadcast_to(
+      np.arange(SEQUENCES, dtype=np.int32)[:, None], real.shape
+    ).copy(),
+  }
+  blank = TokenBatch(**arrays)
+  score = jax.jit(
+    lambda params, rows: policy_stats(POLICY, params, rows, 0.8),
+    compiler_options=QUICK,
+  )
+  stats = jax.device_get(score(parameters(), blank))
+  drift = rng.normal(0, 0.2, floats.shape)
+  return dataclasses.replace(
+    blank,
+    old_logprobs=np.float32(np.minimum(stats.logprobs + drift, 0)),
+    old_entropy=stats.entropy,
+  )
+
+
+def fresh_state(source='old', **hyperparameters) -> TrainState:
+  token_state: Any = init_token_state(make_token_tx(source))
+  given = {
+    name: jnp.asarray(hyperparameters.get(name, 0.0), jnp.float32)
+    for name in token_state.hyperparams
+  }
+  return TrainState(
+    trainable=parameters(),
+    frozen={},
+    opt_state=TX.init(parameters()),
+    token_state=token_state._replace(hyperparams=given),
+    step=jnp.asarray(5, jnp.int32),
+    log_ratio_noise=jnp.asarray(1e-6, jnp.float32),
+  )
+
+
+def update(shape, micro_batches, batch, state, *, first=False, source='old'):
+  """The state after one update, and what the update says of itself."""
+  step, mesh, places = program(shape, micro_batches, source)
+  with jax.set_mesh(mesh):
+    return jax.device_get(
+      step(
+        jax.device_put(state, places),
+        sharding.shard_batch(batch, mesh),
+        np.asarray(first),
+        jax.random.key(3),
+      )
+    )
+
+
+def run(shape, micro_batches, batch, *, first=False, source='old', **method):
+  """One update of a fresh state."""
+  state = fresh_state(source, **method)
+  return update(shape, micro_batches, batch, state, first=first, source=source)
