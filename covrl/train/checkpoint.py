@@ -4,7 +4,8 @@
 Orbax writes the arrays; a manifest, written last and atomically, makes the
 checkpoint one. It lists every file with its size and digest, because Orbax
 restores a flipped bit without a word, and keeps the small things: where the
-run stands in its data, its metrics and its unfinished iteration.
+run stands in its data, its metrics and its unfinished iteration. It has a
+digest of its own.
 """
 
 from __future__ import annotations
@@ -37,11 +38,13 @@ class Checkpoint:
     path: its directory.
     position: how many updates, the warm start's among them, came before.
     notes: what was saved beside the arrays, plain JSON.
+    files: every file's size and digest, by its path below the directory.
   """
 
   path: pathlib.Path
   position: int
   notes: dict[str, Any]
+  files: dict[str, str]
 
   def restore(self, like: PyTree) -> PyTree:
     """Reads the arrays into a tree like `like`.
@@ -96,19 +99,12 @@ class Checkpoint:
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
   def _verify(self) -> None:
-    manifest = json.loads((self.path / MANIFEST).read_text())
-    for name, expected in manifest['files'].items():
+    for name, expected in self.files.items():
       file = self.path / name
       if not file.is_file():
-        raise CheckpointError(
-          f'the checkpoint {self.path} is damaged: {name} is missing; remove '
-          'the directory to resume from the one before'
-        )
-      if _digest(file) != expected:
-        raise CheckpointError(
-          f'the checkpoint {self.path} is damaged: {name} is not what was '
-          'written; remove the directory to resume from the one before'
-        )
+        raise _damaged(self.path, f'{name} is missing')
+      if _file_digest(file) != expected:
+        raise _damaged(self.path, f'{name} is not what was written')
 
   def _check_shapes(
     self, wanted: dict[str, Any], saved: dict[str, Any]
@@ -137,20 +133,21 @@ class CheckpointStore:
     """The newest finished checkpoint, or `None`; unfinished ones are ignored.
 
     Raises:
-      CheckpointError: if its manifest cannot be read.
+      CheckpointError: if its manifest is damaged.
     """
     found = self._finished()
     if not found:
       return None
+    path = found[-1]
     try:
-      manifest = json.loads((found[-1] / MANIFEST).read_text())
-      notes = manifest['notes']
-    except (ValueError, KeyError):
-      raise CheckpointError(
-        f'the checkpoint {found[-1]} is damaged: {MANIFEST} cannot be read; '
-        'remove the directory to resume from the one before'
-      ) from None
-    return Checkpoint(path=found[-1], position=int(found[-1].name), notes=notes)
+      manifest = json.loads((path / MANIFEST).read_text())
+      content = {name: manifest[name] for name in ('notes', 'files')}
+      digest = manifest['digest']
+    except (ValueError, KeyError, TypeError):
+      raise _damaged(path, f'{MANIFEST} cannot be read') from None
+    if digest != _digest(json.dumps(content).encode()):
+      raise _damaged(path, f'{MANIFEST} is not what was written')
+    return Checkpoint(path=path, position=int(path.name), **content)
 
   def save(self, position: int, arrays: PyTree, notes: dict[str, Any]) -> None:
     """Writes a checkpoint and then forgets the oldest.
@@ -162,23 +159,22 @@ class CheckpointStore:
       notes: plain JSON.
     """
     path = self._directory / f'{position:08d}'
-    # What an interrupted save left here was never a checkpoint.
-    shutil.rmtree(path, ignore_errors=True)
+    _remove(path)
     path.mkdir(parents=True)
     with ocp.StandardCheckpointer() as checkpointer:
       checkpointer.save(path / 'arrays', flat_names(arrays))
     files = {
-      str(file.relative_to(path)): _digest(file)
+      str(file.relative_to(path)): _file_digest(file)
       for file in sorted(path.rglob('*'))
       if file.is_file()
     }
+    content = {'notes': notes, 'files': files}
+    digest = _digest(json.dumps(content).encode())
     write_atomically(
-      path / MANIFEST, json.dumps({'notes': notes, 'files': files}, indent=1)
+      path / MANIFEST, json.dumps(content | {'digest': digest}, indent=1)
     )
     for old in self._finished()[: -self._keep]:
-      # Without its manifest it is no checkpoint, whenever removal is cut short.
-      (old / MANIFEST).unlink()
-      shutil.rmtree(old)
+      _remove(old)
 
   def _finished(self) -> list[pathlib.Path]:
     if not self._directory.is_dir():
@@ -218,6 +214,27 @@ def as_host(tree: PyTree) -> PyTree:
   return jax.tree.map(np.asarray, jax.device_get(tree))
 
 
-def _digest(file: pathlib.Path) -> str:
+def _remove(directory: pathlib.Path) -> None:
+  """Removes a checkpoint, or what an interrupted save left of one."""
+  if directory.exists():
+    # Without its manifest it is no checkpoint, whenever removal is cut short.
+    (directory / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(directory)
+
+
+def _damaged(directory: pathlib.Path, what: str) -> CheckpointError:
+  return CheckpointError(
+    f'the checkpoint {directory} is damaged: {what}; remove the directory to '
+    'resume from the one before'
+  )
+
+
+def _file_digest(file: pathlib.Path) -> str:
+  """Size and SHA-256 of a file."""
   with file.open('rb') as stream:
-    return f'{file.stat().st_size}:{hashlib.file_digest(stream, "sha256").hexdigest()}'
+    digest = hashlib.file_digest(stream, 'sha256').hexdigest()
+  return f'{file.stat().st_size}:{digest}'
+
+
+def _digest(content: bytes) -> str:
+  return hashlib.sha256(content).hexdigest()

@@ -395,6 +395,11 @@ class _Run:
     self, place: _Place, state: TrainState, iteration: Iteration | None
   ) -> None:
     """Writes a checkpoint of everything."""
+    position = place.iteration * self.config.updates_per_iteration
+    position += place.update
+    if self.saved is not None and self.saved.position == position:
+      # Replacing what was resumed from would risk the only checkpoint.
+      return
     place.draws = self.prompts.get_state()
     arrays: dict[str, Any] = {'state': state}
     notes = {
@@ -405,8 +410,7 @@ class _Run:
     if iteration is not None:
       arrays['iteration'] = iteration.arrays()
       notes['rollout_metrics'] = iteration.metrics
-    position = place.iteration * self.config.updates_per_iteration
-    self.store.save(position + place.update, arrays, notes)
+    self.store.save(position, arrays, notes)
 
   def _keep_samples(
     self, place: _Place, state: TrainState, iteration: Iteration
