@@ -99,8 +99,8 @@ def _axis_sizes(
 def partition_spec(axes: Sequence[str | None], rules: Rules) -> PartitionSpec:
   """Translates logical axes into mesh axes.
 
-  >>> partition_spec(('batch', 'sequence', 'embed'), TRAIN_RULES)
-  PartitionSpec(('data', 'fsdp'), None, None)
+  >>> tuple(partition_spec(('batch', 'sequence', 'embed'), TRAIN_RULES))
+  (('data', 'fsdp'), None, None)
 
   The second use of a mesh axis within one array yields to the first.
   """

@@ -47,8 +47,8 @@ class TokenStats:
     """Scalars to initialise a token chain with: its state has no batch shape.
 
     >>> import optax
-    >>> optax.scale(2.0).init(TokenStats.template())
-    ScaleState()
+    >>> optax.trace(decay=0.9).init(TokenStats.template()).trace.logprobs.shape
+    ()
     """
     return cls(logprobs=jnp.zeros(()), entropy=jnp.zeros(()))
 

@@ -64,7 +64,7 @@ def to_rollout_rows(
     count real tokens from 0.
   """
 
-  def behind(prompt: Host, response: Array) -> np.ndarray:
+  def behind(prompt: Host, response: Host) -> np.ndarray:
     rows = np.repeat(np.asarray(prompt), group_size, axis=0)
     return np.concatenate((rows, np.asarray(response)), axis=1)
 

@@ -112,7 +112,6 @@ def rescore(samples, temperature, policy=POLICY):
   )
 
 
-@jax.jit
 def join(samples):
   return to_rollout_rows(*make_prompts(), samples, GROUP)
 

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run that is killed, wherever, is the run that was not: to the bit."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from covrl.cli import main
+from covrl.train import CheckpointStore
+
+TESTS = pathlib.Path(__file__).parents[1]
+RECIPE = TESTS / 'train' / 'recipes' / 'toy_kl_cov.py'
+WALL_CLOCK = ('seconds', 'tokens_per_second')
+
+
+def start(workdir, *overrides):
+  environment = {
+    **os.environ,
+    'PYTHONPATH': str(TESTS),
+    'XLA_FLAGS': '',
+    'JAX_COMPILATION_CACHE_DIR': str(TESTS.parent / '.jax_cache'),
+  }
+  return subprocess.Popen(
+    [
+      sys.executable,
+      '-m',
+      'covrl.cli',
+      'train',
+      f'--config={RECIPE}',
+      f'--workdir={workdir}',
+      *overrides,
+    ],
+    env=environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def finish(workdir, *overrides):
+  """Runs to the end; what was printed."""
+  process = start(workdir, *overrides)
+  out, error = process.communicate(timeout=600)
+  assert process.returncode == 0, error
+  return out
+
+
+def lines(workdir):
+  file = workdir / 'metrics.jsonl'
+  if not file.exists():
+    return []
+  whole = file.read_text().rpartition('\n')[0]
+  return [json.loads(line) for line in whole.splitlines()]
+
+
+def kill_at(workdir, phase, step):
+  """Starts the run and kills it as soon as this line is written."""
+  process = start(workdir)
+  deadline = time.monotonic() + 600
+  while time.monotonic() < deadline:
+    if any(x['phase'] == phase and x['step'] >= step for x in lines(workdir)):
+      break
+    assert process.poll() is None, 'the run ended by itself'
+    time.sleep(0.005)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  return lines(workdir)
+
+
+def latest(workdir):
+  saved = CheckpointStore(workdir / 'checkpoints', keep=1).latest()
+  assert saved is not None
+  return saved
+
+
+def arrays(workdir):
+  saved = latest(workdir)
+  with ocp.StandardCheckpointer() as checkpointer:
+    return saved, checkpointer.restore(saved.path / 'arrays')
+
+
+def without_clock(line):
+  return {
+    name: value
+    for name, value in line.items()
+    if name not in WALL_CLOCK and not name.startswith('time/')
+  }
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """A run that nobody interrupted."""
+  workdir = tmp_path_factory.mktemp('runs') / 'whole'
+  finish(workdir)
+  return workdir
+
+
+def test_killed_and_resumed_is_the_same_run(whole, tmp_path):
+  workdir = tmp_path / 'killed'
+  kill_at(workdir, 'warm_start', 20)
+  # In the middle of an iteration of four updates, and once more later on.
+  before = kill_at(workdir, 'train', 6)
+  assert before[-1]['step'] % 4 != 0 or before[-1]['phase'] == 'train'
+  kill_at(workdir, 'train', 11)
+  assert 'resuming at iteration' in finish(workdir)
+
+  saved, ours = arrays(workdir)
+  expected, theirs = arrays(whole)
+  assert saved.position == expected.position == 16
+  assert saved.notes['place'] == expected.notes['place']
+  assert ours.keys() == theirs.keys()
+  for name, leaf in theirs.items():
+    assert np.asarray(ours[name]).tobytes() == np.asarray(leaf).tobytes(), name
+
+  ours, theirs = lines(workdir), lines(whole)
+  assert [without_clock(x) for x in ours] == [without_clock(x) for x in theirs]
+  # Rewards flowed and tokens were selected on both sides of every cut.
+  trained = [line for line in ours if line['phase'] == 'train']
+  for part in (trained[:6], trained[6:11], trained[11:]):
+    assert any(line['reward'] > 0 for line in part)
+    assert any(line['selected'] > 0 for line in part)
+  for folder in ('rollouts', 'evaluation'):
+    names = sorted(file.name for file in (whole / folder).iterdir())
+    assert names
+    for name in names:
+      assert (workdir / folder / name).read_bytes() == (
+        whole / folder / name
+      ).read_bytes()
+
+
+def test_the_first_update_has_ratio_one(whole):
+  for line in lines(whole):
+    if line['phase'] == 'train' and line['step'] % 4 == 1:
+      assert line['log_ratio_abs'] == line['log_ratio_max'] == 0.0
+    assert line.get('sampler_gap_max', 0.0) < 1e-5
+
+
+def test_metrics_carry_what_tools_rely_on(whole):
+  by_phase = {line['phase']: line for line in lines(whole)}
+  assert set(by_phase) == {'warm_start', 'train', 'eval'}
+  assert {
+    'step',
+    'iteration',
+    'reward',
+    'entropy',
+    'covariance',
+    'selected_fraction',
+    'clip_fraction',
+    'log_ratio_abs',
+    'sampler_gap',
+    'tokens_per_second',
+  } <= set(by_phase['train'])
+  assert {'greedy', 'mean@4', 'pass@4'} <= set(by_phase['eval'])
+  assert (whole / 'report.html').is_file()
+
+
+def test_a_finished_run_says_so(whole):
+  assert 'is finished' in finish(whole)
+
+
+def refused(capsys, *arguments):
+  """The one sentence a command ends with."""
+  with pytest.raises(SystemExit) as ended:
+    main(list(arguments))
+  assert ended.value.code == 2
+  error = capsys.readouterr().err.strip()
+  assert error.startswith('covrl: ')
+  assert '\n' not in error
+  return error
+
+
+@pytest.mark.parametrize(
+  ('override', 'message'),
+  [
+    ('--config.train.iteratons=3', 'did you mean train.iterations'),
+    ('--config.entropy.coeficient=3', 'did you mean entropy.coefficient'),
+    ('--config.train.iterations=many', 'invalid literal'),
+    ('--config.train.sequences_per_update=7', 'must be a multiple of'),
+    ('--config.train.micro_batches=3', 'must be a multiple of'),
+    ('--config.rollout.temperature=0', 'must be above 0'),
+  ],
+)
+def test_bad_fields(capsys, tmp_path, override, message):
+  workdir = tmp_path / 'run'
+  error = refused(
+    capsys, 'train', f'--config={RECIPE}', f'--workdir={workdir}', override
+  )
+  assert message in error
+  assert not workdir.exists()
+
+
+def test_another_configurations_directory(capsys, whole):
+  before = sorted(file.name for file in whole.rglob('*'))
+  error = refused(
+    capsys,
+    'train',
+    f'--config={RECIPE}',
+    f'--workdir={whole}',
+    '--config.train.learning_rate=0.5',
+  )
+  assert "holds another configuration's run (train.learning_rate" in error
+  assert sorted(file.name for file in whole.rglob('*')) == before
+
+
+def test_damage_is_found(capsys, whole, tmp_path):
+  broken = tmp_path / 'broken'
+  shutil.copytree(whole, broken)
+  saved = latest(broken)
+  data = max(
+    (file for file in (saved.path / 'arrays').rglob('*') if file.is_file()),
+    key=lambda file: file.stat().st_size,
+  )
+  content = bytearray(data.read_bytes())
+  content[len(content) // 2] ^= 1
+  data.write_bytes(content)
+  error = refused(capsys, 'sample', str(broken), '4 7 2 :')
+  assert 'is damaged' in error
+  assert data.name in error
+  data.unlink()
+  assert 'is missing' in refused(capsys, 'sample', str(broken), '4 7 2 :')
+  (saved.path / 'manifest.json').write_text('{')
+  assert 'cannot be read' in refused(capsys, 'sample', str(broken), '4 7 2 :')
+  shutil.rmtree(broken / 'checkpoints')
+  error = refused(capsys, 'sample', str(broken), '4 7 2 :')
+  assert 'no finished checkpoint' in error
+
+
+def test_ask_and_measure(capsys, whole):
+  main(['sample', str(whole), '4 7 2 :', '--count=3'])
+  assert capsys.readouterr().out.count('nats') == 3
+  main(['evaluate', str(whole)])
+  printed = capsys.readouterr().out
+  final = [line for line in lines(whole) if line['phase'] == 'eval'][-1]
+  # The same problems and the same noise as the run's own last evaluation.
+  assert f'{final["mean@4"]:.4f}' in printed
+  error = refused(capsys, 'sample', str(whole), '4 7 2 4 7 2 :')
+  assert 'may have 6 tokens' in error
+  assert 'no run directory' in refused(capsys, 'sample', str(whole.parent), '1')
