@@ -116,7 +116,7 @@ def _keep_compilations() -> None:
   """Programs compiled once are read from disk the next time."""
   import jax
 
-  if jax.config.jax_compilation_cache_dir is None:
+  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     kept = pathlib.Path.home() / '.cache' / 'covrl' / 'xla'
     jax.config.update('jax_compilation_cache_dir', str(kept))
 

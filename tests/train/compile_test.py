@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""After the first step nothing is compiled, evaluation included."""
+"""After the first step nothing is compiled, evaluation included.
 
+The run is a process of its own, which counts its compilations: this file.
+"""
+
+import os
 import pathlib
+import subprocess
+import sys
 
 import jax
 
@@ -9,10 +15,12 @@ from covrl import config
 from covrl.train import train
 from covrl.train.writer import MetricsWriter
 
-RECIPE = pathlib.Path(__file__).parent / 'recipes' / 'toy_kl_cov.py'
+TESTS = pathlib.Path(__file__).parents[1]
+RECIPE = TESTS / 'train' / 'recipes' / 'toy_kl_cov.py'
 
 
-def test_no_compilation_after_the_first_step(tmp_path, monkeypatch):
+def main(workdir):
+  """Trains; prints phase and compilations so far of every metric line."""
   compiled = []
 
   def listen(event, duration_secs, **_):
@@ -21,18 +29,44 @@ def test_no_compilation_after_the_first_step(tmp_path, monkeypatch):
       compiled.append(event)
 
   jax.monitoring.register_event_duration_secs_listener(listen)
-  seen = []
   write = MetricsWriter.write
 
   def record(self, *, phase, **values):
-    seen.append((phase, len(compiled)))
+    print('line', phase, len(compiled))
     write(self, phase=phase, **values)
 
-  monkeypatch.setattr(MetricsWriter, 'write', record)
+  MetricsWriter.write = record
   recipe = config.load(str(RECIPE), ['--config.warm_start.steps=4'])
-  train(recipe, str(tmp_path / 'run'))
+  train(recipe, workdir)
+  print('line end', len(compiled))
+
+
+def test_no_compilation_after_the_first_step(tmp_path):
+  environment = {
+    **os.environ,
+    'PYTHONPATH': str(TESTS),
+    'XLA_FLAGS': '',
+    'JAX_COMPILATION_CACHE_DIR': str(TESTS.parent / '.jax_cache'),
+  }
+  printed = subprocess.run(
+    [sys.executable, __file__, str(tmp_path / 'run')],
+    env=environment,
+    check=True,
+    capture_output=True,
+    text=True,
+    timeout=600,
+  ).stdout
+  seen = [
+    (line.split()[1], int(line.split()[2]))
+    for line in printed.splitlines()
+    if line.startswith('line ')
+  ]
   first = next(count for phase, count in seen if phase == 'train')
   assert first > 0
-  assert {count for phase, count in seen[-6:]} == {first}
-  assert seen[-1] == ('eval', first)
-  assert len(compiled) == first
+  after = seen[[phase for phase, _ in seen].index('train') :]
+  assert {phase for phase, _ in after} == {'train', 'eval', 'end'}
+  assert {count for _, count in after} == {first}
+
+
+if __name__ == '__main__':
+  main(sys.argv[1])
