@@ -442,6 +442,7 @@ def check(config: Config) -> None:
     'train.iterations',
     'train.sequences_per_update',
     'train.micro_batches',
+    'warm_start.batch_size',
     'evaluate.every',
     'evaluate.problems',
     'evaluate.samples',
@@ -455,6 +456,9 @@ def check(config: Config) -> None:
   for name in positive:
     if flat[name] < 1:
       raise ConfigError(f'{name} must be at least 1, got {flat[name]}')
+  for name in ('seed', 'warm_start.steps', 'checkpoint.every_updates'):
+    if flat[name] < 0:
+      raise ConfigError(f'{name} must be at least 0, got {flat[name]}')
   _check_divides(
     config.sequences_per_iteration,
     config.train.sequences_per_update,
@@ -481,6 +485,11 @@ def check(config: Config) -> None:
   if not 0 < config.rollout.top_p <= 1:
     raise ConfigError(
       f'rollout.top_p must lie in (0, 1], got {config.rollout.top_p:g}'
+    )
+  if not 0 <= config.rewards.max_failures <= 1:
+    raise ConfigError(
+      'rewards.max_failures must lie in [0, 1], got '
+      f'{config.rewards.max_failures:g}'
     )
 
 

@@ -45,7 +45,7 @@ from covrl.train.progress import Progress
 from covrl.train.run_directory import RunDirectory
 from covrl.train.samples import kept_samples
 from covrl.train.task import Task
-from covrl.train.warm_start import borrow, warm_start
+from covrl.train.warm_start import lender, warm_start
 from covrl.train.writer import MetricsWriter
 from covrl.types import TrainState
 
@@ -64,7 +64,7 @@ def train(recipe: Recipe, workdir: str) -> None:
   """
   directory = RunDirectory(pathlib.Path(workdir))
   with directory.locked(), Progress() as progress:
-    directory.claim(recipe)
+    directory.check(recipe)
     store = CheckpointStore(
       directory.checkpoints, recipe.config.checkpoint.keep
     )
@@ -128,6 +128,8 @@ class _Run:
       advantages=module.make_advantages(config),
     )
     self.programs = Programs(self.policy, algorithm, config, self.mesh)
+    # A run that has a checkpoint needs no warm start, its own or another's.
+    self.lent = None if saved else lender(config, self.task)
     for warning in advice.warnings(config, algorithm):
       progress.note(f'warning: {warning}')
     self.engine = SamplingEngine(
@@ -139,12 +141,6 @@ class _Run:
     )
     self.sampling = Sampling.make(
       config.rollout.temperature, config.rollout.top_p, config.rollout.top_k
-    )
-    self.pool = RewardPool(
-      self.task.score,
-      workers=config.rewards.workers,
-      timeout=config.rewards.timeout,
-      example=self.task.example,
     )
     self.prompts = PromptStream(
       self.task.train,
@@ -158,6 +154,13 @@ class _Run:
       stream: jax.random.fold_in(root, stream)
       for stream in (ROLLOUT_STREAM, TRAIN_STREAM, EVALUATE_STREAM, INIT_STREAM)
     }
+    self._refuse_early()
+    self.pool = RewardPool(
+      self.task.score,
+      workers=config.rewards.workers,
+      timeout=config.rewards.timeout,
+      example=self.task.example,
+    )
     self.evaluator = Evaluator(
       self.engine,
       self.pool,
@@ -169,6 +172,8 @@ class _Run:
       prompts_at_once=config.rollout.prompts_per_iteration,
       key=self.keys[EVALUATE_STREAM],
     )
+    # Whatever is wrong is known by now: another attempt may use the directory.
+    directory.claim(recipe)
     self.warm_starts = CheckpointStore(directory.path / 'warm_start', keep=1)
     begun = saved or self.warm_starts.latest()
     self.writer = MetricsWriter(
@@ -180,6 +185,13 @@ class _Run:
     (directory.path / 'tokenizer.model').write_bytes(
       self.task.tokenizer.to_bytes()
     )
+
+  def _refuse_early(self) -> None:
+    """Finds what would otherwise stop the run after its warm start."""
+    self.programs.check(self._blank_iteration().batch)
+    start = self.prompts.get_state()
+    next(self.prompts)
+    self.prompts.set_state(start)
 
   def train(self) -> None:
     """Warm start, then iterations of rollout and updates."""
@@ -228,9 +240,7 @@ class _Run:
 
   def _warm_start(self) -> Any:
     config = self.config
-    if config.warm_start.from_run:
-      return borrow(self.policy, config, self.mesh)
-    finished = self.warm_starts.latest()
+    finished = self.lent or self.warm_starts.latest()
     if finished is not None:
       self.progress.note('the warm start is finished')
       return finished.restore(self.policy.abstract_params(self.mesh))

@@ -110,17 +110,22 @@ class Programs:
     fresh = jax.jit(self._fresh_state, out_shardings=self._state_shardings)
     return fresh(params)
 
+  def check(self, batch: TokenBatch) -> None:
+    """Traces an update, so that what cannot run is refused before it must.
+
+    Args:
+      batch: gives an iteration's shapes.
+
+    Raises:
+      ValueError: from whichever part of the algorithm cannot work.
+    """
+    self._trace(batch)
+
   def compile(self, state: TrainState, batch: TokenBatch) -> None:
     """Compiles every program, `batch` giving an iteration's shapes."""
-    rows = jax.tree.map(
-      lambda x: x[: self._config.train.sequences_per_update], batch
-    )
+    self._update_compiled = self._trace(batch).lower().compile()
+    rows = self._first_rows(batch)
     key = jax.random.key(0)
-    with jax.set_mesh(self._mesh):
-      lowered = self._update.lower(
-        state, self._place(rows), np.asarray(True), key
-      )
-      self._update_compiled = lowered.compile()
     self.score(state.trainable, batch)
     count = len(batch.tokens)
     self.advantages(np.zeros(count, np.float32), np.zeros(count, np.int32))
@@ -149,6 +154,17 @@ class Programs:
     """What the next update would select, and the covariance of every token."""
     with jax.set_mesh(self._mesh):
       return self._select(state.token_state, state.step, self._place(rows), key)
+
+  def _trace(self, batch: TokenBatch) -> jax.stages.Traced:
+    rows = self._place(self._first_rows(batch))
+    with jax.set_mesh(self._mesh):
+      return self._update.trace(
+        self.abstract_state(), rows, np.asarray(True), jax.random.key(0)
+      )
+
+  def _first_rows(self, batch: TokenBatch) -> TokenBatch:
+    count = self._config.train.sequences_per_update
+    return jax.tree.map(lambda x: x[:count], batch)
 
   def _place(self, batch: TokenBatch) -> TokenBatch:
     return sharding.shard_batch(batch, self._mesh)

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from covrl.config import (
+  RESUMABLE,
   ConfigError,
   Recipe,
   flatten,
@@ -62,31 +63,39 @@ class RunDirectory:
       raise ConfigError(
         f'{self.path} is no run directory: it has no config.json'
       )
-    return json.loads(file.read_text())
+    try:
+      return json.loads(file.read_text())
+    except ValueError:
+      raise ConfigError(f'{file} is damaged: it is no JSON') from None
 
-  def claim(self, recipe: Recipe) -> None:
-    """Makes the directory this recipe's, or checks that it is.
+  def check(self, recipe: Recipe) -> None:
+    """Refuses a directory that is not this recipe's to use.
 
     Raises:
-      ConfigError: if it holds another configuration's run; says what differs.
+      ConfigError: if it holds another configuration's run (says what differs)
+        or other files.
     """
-    if not (self.path / 'config.json').exists():
-      if self.path.is_dir() and any(
-        file for file in self.path.iterdir() if file.name != '.lock'
-      ):
+    if (self.path / 'config.json').exists():
+      described = self.describe()
+      if described['identity'] != recipe.identity:
         raise ConfigError(
-          f'--workdir must be a run directory or empty, {self.path} holds '
-          'other files'
+          f"{self.path} holds another configuration's run "
+          f'({_difference(described, recipe)}); use another --workdir'
         )
-      self._write_recipe(recipe)
-      return
-    described = self.describe()
-    if described['identity'] != recipe.identity:
+    elif any(file.name != '.lock' for file in self.path.iterdir()):
       raise ConfigError(
-        f"{self.path} holds another configuration's run "
-        f'({_difference(described, recipe)}); use another --workdir'
+        f'--workdir must be a run directory or empty, {self.path} holds '
+        'other files'
       )
-    self._write_recipe(recipe)
+
+  def claim(self, recipe: Recipe) -> None:
+    """Makes the directory this recipe's; see `check`."""
+    # The description comes first: by it a directory is known as a run's.
+    self.write('config.json', recipe.as_json())
+    copies = self.path / 'recipe'
+    copies.mkdir(exist_ok=True)
+    for name, text in recipe.sources.items():
+      write_atomically(copies / name, text)
 
   def recipe(self) -> Recipe:
     """The recipe that the directory is of, from its own copy.
@@ -105,20 +114,15 @@ class RunDirectory:
       sources=sources,
     )
 
-  def _write_recipe(self, recipe: Recipe) -> None:
-    copies = self.path / 'recipe'
-    copies.mkdir(parents=True, exist_ok=True)
-    for name, text in recipe.sources.items():
-      write_atomically(copies / name, text)
-    self.write('config.json', recipe.as_json())
-
   @contextlib.contextmanager
   def locked(self) -> Iterator[None]:
     """Keeps a second process out of the directory.
 
     Raises:
-      ConfigError: if another process is in it.
+      ConfigError: if another process is in it, or it is a file.
     """
+    if self.path.exists() and not self.path.is_dir():
+      raise ConfigError(f'--workdir must be a directory, {self.path} is none')
     self.path.mkdir(parents=True, exist_ok=True)
     with (self.path / '.lock').open('w') as lock:
       try:
@@ -131,9 +135,11 @@ class RunDirectory:
 
 
 def _difference(described: dict[str, Any], recipe: Recipe) -> str:
+  if described['name'] != recipe.name:
+    return f'of {described["name"]}.py, and not of {recipe.name}.py'
   theirs = flatten(from_dict(described['config']))
   ours = flatten(recipe.config)
   for name, value in ours.items():
-    if theirs[name] != value:
+    if theirs[name] != value and not name.startswith(RESUMABLE):
       return f'{name} is {theirs[name]!r} there and {value!r} here'
   return 'the config file has changed since'

@@ -19,7 +19,7 @@ from covrl import sharding
 from covrl.config import Config, ConfigError, flatten, from_dict
 from covrl.data import SupervisedStream
 from covrl.models import Policy
-from covrl.train.checkpoint import CheckpointStore
+from covrl.train.checkpoint import Checkpoint, CheckpointStore
 from covrl.train.layout import abstract_opt_state, replicated_like, shardings
 from covrl.train.progress import Progress
 from covrl.train.run_directory import RunDirectory
@@ -61,13 +61,10 @@ def warm_start(
     The trained parameters.
 
   Raises:
-    ConfigError: if the task has no solved examples.
+    ValueError: if the task has no solved examples.
   """
   if task.solved is None:
-    raise ConfigError(
-      'warm_start.steps must be 0 for a task without solved examples, got '
-      f'{config.warm_start.steps}'
-    )
+    raise ValueError('a warm start needs solved examples, got none')
   settings, logging = config.warm_start, config.logging
   stream = SupervisedStream(
     task.solved,
@@ -120,12 +117,20 @@ def warm_start(
   return state.params
 
 
-def borrow(policy: Policy, config: Config, mesh: Mesh) -> PyTree:
-  """The warm-started parameters of another run.
+def lender(config: Config, task: Task) -> Checkpoint | None:
+  """The warm start of another run that this one takes, if it takes one.
 
   Raises:
-    ConfigError: if that run has none, or made it otherwise.
+    ConfigError: if that run has none, or made it otherwise, or if there is
+      nothing to make one's own from.
   """
+  if not config.warm_start.from_run:
+    if config.warm_start.steps and task.solved is None:
+      raise ConfigError(
+        'warm_start.steps must be 0 for a task without solved examples, got '
+        f'{config.warm_start.steps}'
+      )
+    return None
   other = RunDirectory(pathlib.Path(config.warm_start.from_run))
   theirs = flatten(from_dict(other.describe()['config']))
   ours = flatten(config)
@@ -140,4 +145,4 @@ def borrow(policy: Policy, config: Config, mesh: Mesh) -> PyTree:
   saved = CheckpointStore(other.path / 'warm_start', keep=1).latest()
   if saved is None:
     raise ConfigError(f'{other.path} has not finished a warm start')
-  return saved.restore(policy.abstract_params(mesh))
+  return saved
