@@ -348,7 +348,7 @@ def import_recipe(file: pathlib.Path) -> tuple[ModuleType, dict[str, str]]:
       raise ConfigError(f'--config must name a Python file, got {str(file)!r}')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    files = [file, *_imported_from(file.parent)]
+    files = [file, *_imported_from(file.parent).values()]
   for factory in ('get_config', *FACTORIES):
     if not hasattr(module, factory):
       raise ConfigError(
@@ -380,22 +380,28 @@ def _override(file: pathlib.Path, overrides: Sequence[str]) -> Config:
 def _neighbours(directory: pathlib.Path) -> Iterator[None]:
   """Lets a config file import the files beside it, and forgets them after."""
   entry = str(directory.absolute())
+  before = set(sys.modules)
   sys.path.insert(0, entry)
   try:
     yield
   finally:
     sys.path.remove(entry)
-    for file in _imported_from(directory):
-      sys.modules.pop(file.stem, None)
+    for name in _imported_from(directory).keys() - before:
+      del sys.modules[name]
 
 
-def _imported_from(directory: pathlib.Path) -> list[pathlib.Path]:
-  files = []
-  for module in [*sys.modules.values()]:
-    name = getattr(module, '__file__', None)
-    if name and pathlib.Path(name).parent == directory.absolute():
-      files.append(pathlib.Path(name))
-  return sorted(set(files))
+def _imported_from(directory: pathlib.Path) -> dict[str, pathlib.Path]:
+  """The modules that are files of a directory."""
+  files = {
+    name: pathlib.Path(file)
+    for name, module in sys.modules.items()
+    if (file := getattr(module, '__file__', None))
+  }
+  return {
+    name: file
+    for name, file in files.items()
+    if file.parent == directory.absolute()
+  }
 
 
 def from_dict(fields: Mapping[str, Any]) -> Config:

@@ -4,6 +4,7 @@
 import dataclasses
 import pathlib
 import shutil
+import sys
 
 import pytest
 
@@ -208,6 +209,14 @@ def test_a_recipe_is_the_texts_it_imports(neighbours):
   assert recipe.as_json()['identity'] == recipe.identity
   # Elsewhere, with the same texts, it is the same recipe.
   assert load(str(KL_COV)).identity == recipe.identity
+
+
+def test_loading_one_recipe_leaves_no_trace_in_the_next(neighbours):
+  alone = load(str(neighbours))
+  other = shutil.copy(CONFIGS / 'countdown_grpo.py', neighbours.parent)
+  assert sorted(load(other).sources) == ['countdown.py', 'countdown_grpo.py']
+  assert load(str(neighbours)).identity == alone.identity
+  assert 'countdown' not in sys.modules
 
 
 def test_a_neighbour_is_read_anew(neighbours):
