@@ -27,6 +27,7 @@ from covrl.entropy import entropy_shaped as entropy_shaped
 from covrl.entropy import exact_score as exact_score
 from covrl.entropy import explain as explain
 from covrl.entropy import forking_tokens as forking_tokens
+from covrl.entropy import jvp_score as jvp_score
 from covrl.entropy import kl_cov as kl_cov
 from covrl.entropy import kl_to_reference as kl_to_reference
 from covrl.entropy import proportional_integral as proportional_integral
@@ -70,6 +71,9 @@ from covrl.objectives import sapo as sapo
 from covrl.objectives import token_weights as token_weights
 from covrl.objectives import unlikeliness as unlikeliness
 from covrl.statistics import token_stats as token_stats
+from covrl.statistics import (
+  token_stats_from_logits as token_stats_from_logits,
+)
 from covrl.types import Rollouts as Rollouts
 from covrl.types import TokenBatch as TokenBatch
 from covrl.types import TokenContext as TokenContext

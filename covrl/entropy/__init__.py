@@ -47,6 +47,7 @@ from covrl.entropy.shaping import entropic as entropic
 from covrl.entropy.shaping import entropy_shaped as entropy_shaped
 from covrl.entropy.shaping import repo as repo
 from covrl.entropy.shaping import sample_weights as sample_weights
+from covrl.entropy.shared import jvp_score as jvp_score
 from covrl.entropy.transforms import (
   DivergencePenaltyState as DivergencePenaltyState,
 )

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Meshes are what was asked for, and arrays lie on them where the table says."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from covrl import sharding
+from covrl.sharding import ROLLOUT_RULES, TRAIN_RULES, make_mesh
+
+
+@pytest.mark.parametrize(
+  ('shape', 'sizes'),
+  [
+    (None, (1, 8, 1)),
+    ((8,), (8, 1, 1)),
+    ((4, 2), (4, 2, 1)),
+    ((2, 2, 2), (2, 2, 2)),
+    ((2, -1, 2), (2, 2, 2)),
+    ({'tensor': 4, 'data': -1}, (2, 1, 4)),
+    ({'fsdp': 8}, (1, 8, 1)),
+  ],
+)
+def test_shapes(shape, sizes):
+  mesh = make_mesh(shape)
+  assert tuple(mesh.shape.values()) == sizes
+  assert tuple(mesh.shape) == ('data', 'fsdp', 'tensor')
+  # Collectives are the partitioner's business.
+  assert set(mesh.axis_types) == {AxisType.Auto}
+  assert sorted(d.id for d in mesh.devices.flat) == list(range(8))
+
+
+def test_part_of_the_devices():
+  mesh = make_mesh((2, 1), jax.devices()[2:4])
+  assert [device.id for device in mesh.devices.flat] == [2, 3]
+
+
+@pytest.mark.parametrize(
+  ('shape', 'reason'),
+  [
+    ({'model': 2}, r"mesh axes must be among .*, got \['model'\]"),
+    ((3,), "multiply to the 8 devices there are, got {'data': 3, "),
+    ((2, -1, 3), 'multiply to the 8 devices'),
+    ((-1, -1), 'multiply to the 8 devices'),
+    ((2, 2, 2, 1), 'multiply to the 8 devices'),
+  ],
+)
+def test_shapes_that_cannot_be(shape, reason):
+  with pytest.raises(ValueError, match=reason):
+    make_mesh(shape)
+
+
+def test_a_mesh_axis_splits_an_array_once():
+  rules = {'rows': ('data', 'fsdp'), 'columns': 'fsdp', 'none': None}
+  spec = sharding.partition_spec(('rows', 'columns', 'none', None), rules)
+  assert tuple(spec) == (('data', 'fsdp'), None, None, None)
+  spec = sharding.partition_spec(('columns', 'rows'), rules)
+  assert tuple(spec) == ('fsdp', ('data',))
+
+
+def test_the_sampler_reads_the_trainers_copy():
+  assert ROLLOUT_RULES == TRAIN_RULES
+
+
+@pytest.mark.parametrize(
+  ('shape', 'spec'),
+  [
+    ((16, 8), PartitionSpec('fsdp', 'tensor')),
+    ((16, 3), PartitionSpec('fsdp', None)),
+    ((3, 8), PartitionSpec(None, 'tensor')),
+    ((3, 3), PartitionSpec(None, None)),
+  ],
+)
+def test_axes_that_do_not_divide_stay_whole(shape, spec):
+  mesh = make_mesh((2, 2, 2))
+  fitted = sharding.fit(mesh, ('embed', 'heads'), shape, TRAIN_RULES)
+  assert fitted.is_equivalent_to(jax.NamedSharding(mesh, spec), len(shape))
+  # Every device can hold its part.
+  jax.device_put(np.zeros(shape), fitted)
+
+
+def test_a_batch_is_split_by_rows():
+  mesh = make_mesh((2, 2, 2))
+  rows = {'tokens': np.arange(24).reshape(8, 3), 'scalar': np.asarray(3)}
+  placed = sharding.shard_batch(rows, mesh)
+  assert placed['tokens'].sharding == sharding.batch_sharding(mesh)
+  assert placed['scalar'].sharding == sharding.replicated(mesh)
+  assert {s.data.shape for s in placed['tokens'].addressable_shards} == {(2, 3)}
+  np.testing.assert_array_equal(placed['tokens'], rows['tokens'])
+  assert placed['scalar'] == 3
+
+
+def test_rows_that_do_not_divide_are_refused():
+  with pytest.raises(
+    ValueError, match='divide over the 4 shards of the batch, got 6 rows'
+  ):
+    sharding.shard_batch(np.zeros((6, 2)), make_mesh((2, 2, 2)))
