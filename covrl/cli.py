@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `covrl train, evaluate, sample, report`.
+"""The command line: `covrl train, evaluate, sample, report, theory`.
 
 Bad input ends with one sentence on standard error and exit status 2.
 """
@@ -43,6 +43,14 @@ compares several, paired by seed, with intervals.
 """
 
 
+_THEORY = """\
+Checks every claim of the theory and says which hold as printed; exits with 1
+if a check disagrees with its recorded verdict. For example
+  covrl theory --workdir=runs/theory
+  covrl theory --claim=VII.4
+"""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command; the console script's entry point."""
   parser = _parser()
@@ -59,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         _evaluate(arguments)
       case 'sample':
         _sample(arguments)
+      case 'theory':
+        _theory(arguments)
       case _:
         _report(arguments)
   except (ValueError, RuntimeError, FileNotFoundError) as error:
@@ -108,6 +118,15 @@ def _parser() -> argparse.ArgumentParser:
     '--output',
     default='comparison.html',
     help='the page that compares several runs',
+  )
+
+  theory = commands.add_parser(
+    'theory', help='check it', description=_THEORY, formatter_class=raw
+  )
+  theory.add_argument('--workdir', help='where report.html shall be')
+  theory.add_argument('--claim', help='the only one to check, such as VII.4')
+  theory.add_argument(
+    '--quick', action='store_true', help='fewer trials, seeds and steps'
   )
   return parser
 
@@ -166,6 +185,16 @@ def _report(arguments: argparse.Namespace) -> None:
     print(write_report(arguments.workdirs[0]))
   else:
     print(write_comparison(arguments.workdirs, arguments.output))
+
+
+def _theory(arguments: argparse.Namespace) -> None:
+  from covrl.theory import command
+
+  agrees = command.run(
+    workdir=arguments.workdir, name=arguments.claim, quick=arguments.quick
+  )
+  if not agrees:
+    raise SystemExit(1)
 
 
 def _joined(overrides: Sequence[str]) -> list[str]:

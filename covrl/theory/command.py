@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`covrl theory`: runs the claims, prints the table, writes the page."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from covrl.theory.claims import Check, Claim, Lab, Result
+from covrl.theory.table import CLAIMS, named
+
+
+def run(
+  *,
+  workdir: str | os.PathLike[str] | None = None,
+  name: str | None = None,
+  quick: bool = False,
+  claims: Sequence[Claim] = CLAIMS,
+) -> bool:
+  """Checks the claims and tells.
+
+  Args:
+    workdir: where `report.html` shall be; nowhere if `None`.
+    name: of the claims to check; all if `None`.
+    quick: fewer trials, for continuous integration.
+    claims: the table.
+
+  Returns:
+    Whether every check agrees with its recorded verdict.
+
+  Raises:
+    ValueError: if no claim has that name.
+  """
+  del workdir
+  chosen = claims if name is None else named(name)
+  console = Console(width=max(100, Console().width))
+  started = time.monotonic()
+  results = []
+  for index, claim in enumerate(chosen):
+    with console.status(f'{index + 1} of {len(chosen)}  {claim.name}'):
+      results.append(claim.run(Lab(quick=quick)))
+  console.print(table(results))
+  agreeing = sum(result.agrees for result in results)
+  seconds = time.monotonic() - started
+  console.print(
+    f'{agreeing} of {len(results)} as recorded, in {seconds:.0f} s.'
+  )
+  return agreeing == len(results)
+
+
+def table(results: Sequence[Result]) -> Table:
+  """Claim → verdict on the printed statement → figures → tolerances."""
+  made = Table(box=None, header_style='bold', pad_edge=False)
+  for header in ('', 'claim', 'as printed', 'measured', 'figure', 'tolerance'):
+    made.add_column(header, justify='right' if header == 'figure' else 'left')
+  for result in results:
+    for place, (check, printed) in enumerate(checks(result)):
+      mark = '' if check.passes else '✗' if not printed else '·'
+      first = place == 0
+      made.add_row(
+        ('✓' if result.agrees else '✗') if first else '',
+        result.claim.name if first else '',
+        result.measured if first else '',
+        f'{"as printed: " * printed}{check.what}',
+        f'{check.figure:.3g} {mark}'.strip(),
+        check.tolerance,
+      )
+  return made
+
+
+def checks(result: Result) -> list[tuple[Check, bool]]:
+  """A result's checks, and whether each is of the printed statement."""
+  evidence = result.evidence
+  return [
+    *((check, True) for check in evidence.printed),
+    *((check, False) for check in evidence.holds),
+  ]

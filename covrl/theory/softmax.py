@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The algebra of one state: probabilities, entropies, covariances, in NumPy.
+
+All functions work along the last axis and in the dtype of their inputs. Claims
+that need no derivative are checked with these, thousands of policies at once
+and without a compiler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+Array = np.ndarray
+
+
+def log_softmax(logits: Float[Array, '*B K']) -> Float[Array, '*B K']:
+  """log π, without overflow."""
+  shifted = logits - logits.max(-1, keepdims=True)
+  return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def softmax(logits: Float[Array, '*B K']) -> Float[Array, '*B K']:
+  """π."""
+  return np.exp(log_softmax(logits))
+
+
+def entropy(pi: Float[Array, '*B K']) -> Float[Array, '*B']:
+  """H = −Σ π log π in nats, with 0 log 0 = 0.
+
+  >>> float(entropy(np.array([1.0, 0.0])))
+  0.0
+  """
+  return -(pi * np.log(np.where(pi > 0, pi, 1))).sum(-1) + 0.0
+
+
+def surprise(pi: Float[Array, '*B K']) -> Float[Array, '*B K']:
+  """f = log π − E log π = log π + H."""
+  return np.log(np.where(pi > 0, pi, 1)) + entropy(pi)[..., None]
+
+
+def mean(
+  pi: Float[Array, '*B K'], x: Float[Array, '*B K']
+) -> Float[Array, '*B']:
+  """E_π x."""
+  return (pi * x).sum(-1)
+
+
+def centred(
+  pi: Float[Array, '*B K'], x: Float[Array, '*B K']
+) -> Float[Array, '*B K']:
+  """x − E_π x."""
+  return x - mean(pi, x)[..., None]
+
+
+def covariance(
+  pi: Float[Array, '*B K'], x: Float[Array, '*B K'], y: Float[Array, '*B K']
+) -> Float[Array, '*B']:
+  """Cov_π(x, y)."""
+  return mean(pi, centred(pi, x) * centred(pi, y))
+
+
+def kl(p: Float[Array, '*B K'], q: Float[Array, '*B K']) -> Float[Array, '*B']:
+  """KL(p ‖ q) in nats; q must be positive where p is."""
+  safe = np.where(p > 0, p, 1)
+  return (p * (np.log(safe) - np.log(np.where(p > 0, q, 1)))).sum(-1)
+
+
+def random_logits(
+  random: np.random.Generator,
+  trials: int,
+  actions: int,
+  scales: Sequence[float] = (0.1, 1.0, 10.0),
+) -> Float[Array, 'trials K']:
+  """Logits from nearly uniform to nearly deterministic policies."""
+  scale = np.resize(np.asarray(scales, float), trials)[:, None]
+  return scale * random.normal(size=(trials, actions))
+
+
+def slope(x: Float[Array, ' n'], y: Float[Array, ' n']) -> float:
+  """The exponent of a power law, by least squares in logarithms.
+
+  >>> round(slope(np.array([1.0, 10.0]), np.array([3.0, 300.0])), 6)
+  2.0
+  """
+  return float(np.polyfit(np.log(x), np.log(y), 1)[0])
