@@ -33,7 +33,8 @@ def entropy(pi: Float[Array, '*B K']) -> Float[Array, '*B']:
   >>> float(entropy(np.array([1.0, 0.0])))
   0.0
   """
-  return -(pi * np.log(np.where(pi > 0, pi, 1))).sum(-1) + 0.0
+  terms = pi * np.log(np.where(pi > 0, pi, 1))
+  return np.asarray(0.0 - terms.sum(-1))
 
 
 def surprise(pi: Float[Array, '*B K']) -> Float[Array, '*B K']:
@@ -45,7 +46,7 @@ def mean(
   pi: Float[Array, '*B K'], x: Float[Array, '*B K']
 ) -> Float[Array, '*B']:
   """E_π x."""
-  return (pi * x).sum(-1)
+  return np.asarray((pi * x).sum(-1))
 
 
 def centred(
@@ -65,7 +66,8 @@ def covariance(
 def kl(p: Float[Array, '*B K'], q: Float[Array, '*B K']) -> Float[Array, '*B']:
   """KL(p ‖ q) in nats; q must be positive where p is."""
   safe = np.where(p > 0, p, 1)
-  return (p * (np.log(safe) - np.log(np.where(p > 0, q, 1)))).sum(-1)
+  terms = p * (np.log(safe) - np.log(np.where(p > 0, q, 1)))
+  return np.asarray(terms.sum(-1))
 
 
 def random_logits(

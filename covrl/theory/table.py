@@ -3,10 +3,29 @@
 
 from __future__ import annotations
 
-from covrl.theory import section_3, section_4
+from covrl.theory import (
+  section_3,
+  section_4,
+  section_5,
+  section_6,
+  section_7a,
+  section_7b,
+  section_7c,
+)
 from covrl.theory.claims import Claim
 
-SECTIONS = (section_3.SECTION, section_4.SECTION)
+SECTIONS = tuple(
+  module.SECTION
+  for module in (
+    section_3,
+    section_4,
+    section_5,
+    section_6,
+    section_7a,
+    section_7b,
+    section_7c,
+  )
+)
 
 CLAIMS: tuple[Claim, ...] = tuple(
   claim for section in SECTIONS for claim in section.claims

@@ -156,6 +156,36 @@ def moments(logits: Float[Array, 'P S K'], tokens: Tokens) -> TokenMoments:
   )[1]
 
 
+def context(
+  logits: Float[Array, 'P S K'],
+  tokens: Tokens,
+  old_logits: Float[Array, 'P S K'] | None = None,
+  **more: Any,
+) -> dict[str, Any]:
+  """Everything a token chain may read, as the trainer provides it.
+
+  Args:
+    logits: of the policy.
+    tokens: what it is trained on.
+    old_logits: of the policy that sampled; the current one if absent.
+    **more: entries to add: `step`, `key`, ….
+  """
+  old_logits = logits if old_logits is None else old_logits
+  old = statistics(old_logits, tokens)
+  stats = statistics(logits, tokens)
+  return {
+    'advantages': tokens.advantages,
+    'old_logprobs': old.logprobs,
+    'old_entropy': old.entropy,
+    'old_moments': moments(old_logits, tokens),
+    'moments': moments(logits, tokens),
+    'mask': tokens.mask,
+    'weights': tokens.weights,
+    'entropy': weighted_mean(stats.entropy, tokens.weights),
+    **more,
+  }
+
+
 def update(
   logits: Float[Array, 'P S K'],
   tokens: Tokens,
@@ -166,7 +196,7 @@ def update(
   old_logits: Float[Array, 'P S K'] | None = None,
   loss: Callable[..., Any] = policy_gradient,
   full_divergence: bool = False,
-  **context: Any,
+  **more: Any,
 ) -> Updated:
   """One update of a tabular policy, as the trainer makes it.
 
@@ -179,27 +209,17 @@ def update(
     old_logits: of the policy that sampled; the current one if absent.
     loss: see `covrl.objectives`.
     full_divergence: whether the statistics carry the full KL.
-    **context: more for the chain: `step`, `key`.
+    **more: for the context: `step`, `key`, ….
   """
   old_logits = logits if old_logits is None else old_logits
   reference = old_logits if full_divergence else None
-  old = statistics(old_logits, tokens)
   stats, pull_back = jax.vjp(
     lambda table: statistics(table, tokens, reference), logits
   )
-  context |= {
-    'advantages': tokens.advantages,
-    'old_logprobs': old.logprobs,
-    'old_entropy': old.entropy,
-    'old_moments': moments(old_logits, tokens),
-    'moments': moments(logits, tokens),
-    'mask': tokens.mask,
-    'weights': tokens.weights,
-    'entropy': weighted_mean(stats.entropy, tokens.weights),
-  }
-  (_, aux), signal = jax.value_and_grad(loss, has_aux=True)(stats, **context)
+  entries = context(logits, tokens, old_logits, **more)
+  (_, aux), signal = jax.value_and_grad(loss, has_aux=True)(stats, **entries)
   signal, token_state = update_signal(
-    token_tx, signal, token_state, stats, **(context | aux.for_selection)
+    token_tx, signal, token_state, stats, **(entries | aux.for_selection)
   )
   (gradient,) = pull_back(signal)
   return Updated(logits - learning_rate * gradient, token_state, signal)

@@ -134,6 +134,16 @@ def visits(tree: Tree, pi: Float[Array, 'P S K']) -> Float[Array, 'P S']:
   return jnp.concatenate(levels, axis=1)
 
 
+def response_chances(
+  tree: Tree, pi: Float[Array, 'P S K']
+) -> Float[Array, 'P L']:
+  """Probabilities of the K**depth responses of full trees."""
+  chances = jnp.ones((tree.prompts, 1), pi.dtype)
+  for nodes in tree.levels():
+    chances = (chances[:, :, None] * pi[:, nodes]).reshape(tree.prompts, -1)
+  return chances
+
+
 def action_values(
   tree: Tree, pi: Float[Array, 'P S K'], paid: Float[Array, 'P S K']
 ) -> Float[Array, 'P S K']:
