@@ -93,6 +93,9 @@ class RolloutConfig:
     top_p: nucleus; below 1 the importance weights are biased, and a warning
       says so.
     top_k: 0 keeps the whole vocabulary.
+    max_draws: how often prompts may be drawn in an iteration until
+      `prompts_per_iteration` of them have responses of different reward, the
+      others being left out; 1 trains on whatever the first draw gives.
   """
 
   prompts_per_iteration: int = 64
@@ -102,6 +105,7 @@ class RolloutConfig:
   temperature: float = 1.0
   top_p: float = 1.0
   top_k: int = 0
+  max_draws: int = 1
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -117,6 +121,10 @@ class TrainConfig:
     weights: aggregation of tokens; see `covrl.token_weights`.
     low: PPO's clip range below 1.
     high: PPO's clip range above 1.
+    keep_reference: whether a copy of the policy as it was after the warm start
+      is kept as reference, for penalties that read `ref_logprobs`.
+    reset_reference_every: iterations after which the current policy becomes
+      the reference; 0 never.
   """
 
   iterations: int = 30
@@ -127,6 +135,8 @@ class TrainConfig:
   weights: str = 'token-mean'
   low: float = 0.2
   high: float = 0.2
+  keep_reference: bool = False
+  reset_reference_every: int = 0
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -138,6 +148,8 @@ class EntropyConfig:
     coefficient: of the penalty or bonus, at the start.
     low: Clip-Cov's lower bound on the covariance.
     high: Clip-Cov's upper bound.
+    initial_target: entropy that a controller steers to at the start, in nats.
+    target: the same at the end.
     selection_source: `'old'` or `'current'` statistics.
   """
 
@@ -145,6 +157,8 @@ class EntropyConfig:
   coefficient: float = 1.0
   low: float = 1.0
   high: float = 5.0
+  initial_target: float = 0.4
+  target: float = 0.3
   selection_source: str = 'old'
 
 
@@ -222,6 +236,8 @@ class LoggingConfig:
     samples_every: iterations between kept samples.
     samples: responses kept each time.
     warm_start_every: warm-start steps between metric lines.
+    entropy_change_every: updates between measurements of what an update did to
+      the entropy of its own tokens, which cost about one more update; 0 never.
     tensorboard: whether to write TensorBoard events.
     wandb_project: Weights & Biases project; empty for none.
   """
@@ -229,6 +245,7 @@ class LoggingConfig:
   samples_every: int = 10
   samples: int = 16
   warm_start_every: int = 50
+  entropy_change_every: int = 10
   tensorboard: bool = True
   wandb_project: str = ''
 
@@ -445,6 +462,7 @@ def check(config: Config) -> None:
     'rollout.responses_per_prompt',
     'rollout.max_prompt_length',
     'rollout.max_response_length',
+    'rollout.max_draws',
     'train.iterations',
     'train.sequences_per_update',
     'train.micro_batches',
@@ -462,7 +480,13 @@ def check(config: Config) -> None:
   for name in positive:
     if flat[name] < 1:
       raise ConfigError(f'{name} must be at least 1, got {flat[name]}')
-  for name in ('seed', 'warm_start.steps', 'checkpoint.every_updates'):
+  for name in (
+    'seed',
+    'warm_start.steps',
+    'checkpoint.every_updates',
+    'train.reset_reference_every',
+    'logging.entropy_change_every',
+  ):
     if flat[name] < 0:
       raise ConfigError(f'{name} must be at least 0, got {flat[name]}')
   _check_divides(
@@ -478,6 +502,11 @@ def check(config: Config) -> None:
     'train.sequences_per_update',
     'train.micro_batches',
   )
+  if config.train.reset_reference_every and not config.train.keep_reference:
+    raise ConfigError(
+      'train.reset_reference_every needs train.keep_reference, got '
+      f'{config.train.reset_reference_every} without it'
+    )
   if config.evaluate.problems > config.task.held_out:
     raise ConfigError(
       'evaluate.problems must be at most task.held_out, got '

@@ -174,8 +174,11 @@ class TokenBatch:
     old_logprobs: log-probability of each target under the trainer's parameters
       at the start of the rollout's updates, in nats.
     old_entropy: entropy of the same predictions, in nats.
+    old_moments: moments of the same predictions.
     sampler_logprobs: what the sampler reported for the target, in nats.
     sequence_ids: which sequence of the run each target belongs to.
+    ref_logprobs: log-probability of each target under the reference policy, in
+      nats; `None` in a run without one.
   """
 
   tokens: Int[Array, 'B T']
@@ -187,8 +190,10 @@ class TokenBatch:
   advantages: Float[Array, 'B T']
   old_logprobs: Float[Array, 'B T']
   old_entropy: Float[Array, 'B T']
+  old_moments: TokenMoments
   sampler_logprobs: Float[Array, 'B T']
   sequence_ids: Int[Array, 'B T']
+  ref_logprobs: Float[Array, 'B T'] | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
@@ -148,8 +149,8 @@ def pack_rows(rows: RowsT, *, length: int, count: int | None = None) -> RowsT:
   row are told apart by their segment, from 1; all arrays are 0 elsewhere.
 
   Args:
-    rows: any dataclass of `[B, T]` arrays with `segment_ids`: `TokenRows`,
-      `TokenBatch`. Padding may be on either side.
+    rows: any dataclass of `[B, T]` arrays, or trees of them, with
+      `segment_ids`: `TokenRows`, `TokenBatch`. Padding may be on either side.
     length: width of the packed rows.
     count: how many packed rows, empty ones at the end; as few as it takes
       unless given.
@@ -170,17 +171,26 @@ def pack_rows(rows: RowsT, *, length: int, count: int | None = None) -> RowsT:
       f' got {count}.'
     )
   shape = needed if count is None else count, length
-  packed: dict[str, Any] = {}
-  for field in dataclasses.fields(rows):
-    array = np.asarray(getattr(rows, field.name))
-    out = np.zeros(shape, array.dtype)
+  moves = [
+    ((row, columns), (to_row, slice(start, start + len(columns))), segment)
     for (row, columns), (to_row, start, segment) in zip(
       sequences, places, strict=True
-    ):
-      stop = start + len(columns)
-      is_segment = field.name == 'segment_ids'
-      out[to_row, start:stop] = segment if is_segment else array[row, columns]
-    packed[field.name] = out
+    )
+  ]
+
+  def pack(array: Any) -> np.ndarray:
+    array = np.asarray(array)
+    out = np.zeros(shape, array.dtype)
+    for source, destination, _ in moves:
+      out[destination] = array[source]
+    return out
+
+  packed = {
+    field.name: jax.tree.map(pack, getattr(rows, field.name))
+    for field in dataclasses.fields(rows)
+  }
+  for _, destination, segment in moves:
+    packed['segment_ids'][destination] = segment
   return dataclasses.replace(rows, **packed)
 
 

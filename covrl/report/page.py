@@ -17,6 +17,7 @@ from etils import epath
 
 from covrl.report import figures, machinery, samples, words
 from covrl.report.compare import flat
+from covrl.report.predictors import predictors
 from covrl.report.run import Run, load_run
 from covrl.report.verdict import judge
 
@@ -43,6 +44,7 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
     health=machinery.health_figures(run),
     warm_start=figures.warm_start_figures(run),
     times=machinery.phase_times(run),
+    predictors=_predictors(run),
     accuracies=run.accuracies,
     evaluations=_evaluations(run),
     tables=samples.sample_tables(run),
@@ -108,3 +110,16 @@ def _evaluations(run: Run) -> list[list[str]]:
     row.append('–' if entropy is None else words.number(entropy))
     rows.append(row)
   return rows
+
+
+def _predictors(run: Run) -> list[list[str]]:
+  """The table of predictors: name, correlation, slope, measurements."""
+  return [
+    [
+      each.name,
+      words.fixed(each.correlation, 2),
+      words.number(each.slope),
+      f'{each.count:,}',
+    ]
+    for each in predictors(run)
+  ]

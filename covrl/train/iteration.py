@@ -7,10 +7,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from covrl.types import Rollouts, TokenBatch
+from covrl.train.step import PolicyStats
+from covrl.types import Rollouts, TokenBatch, TokenMoments
 
 # Streams of randomness that are derived from the run's seed.
 ROLLOUT_STREAM, TRAIN_STREAM, EVALUATE_STREAM, INIT_STREAM = range(4)
@@ -61,6 +63,7 @@ def unscored_batch(rollouts: Rollouts) -> TokenBatch:
     advantages=zeros,
     old_logprobs=zeros,
     old_entropy=zeros,
+    old_moments=_no_moments(zeros),
     sampler_logprobs=rollouts.sampler_logprobs[:, 1:],
     sequence_ids=np.broadcast_to(
       np.asarray(rollouts.sequence_ids)[:, None], loss_mask.shape
@@ -82,11 +85,11 @@ def of_rollouts(
   rollouts: Rollouts,
   batch: TokenBatch,
   advantages: Float[np.ndarray, ' S'],
-  old_logprobs: Float[np.ndarray, 'S T'],
-  old_entropy: Float[np.ndarray, 'S T'],
+  scored: PolicyStats,
   *,
   seed: int,
   iteration: int,
+  metrics: dict[str, float],
 ) -> Iteration:
   """Completes the rows and draws their order.
 
@@ -94,21 +97,21 @@ def of_rollouts(
     rollouts: scored.
     batch: see `unscored_batch`; its `loss_mask` is replaced by the scored one.
     advantages: of each sequence.
-    old_logprobs: by the trainer, before the first update.
-    old_entropy: likewise.
+    scored: the rows' statistics by the trainer, before the first update.
     seed: of the run.
     iteration: whose order is drawn.
+    metrics: see `Iteration`.
   """
   loss_mask = rollouts.loss_mask[:, 1:]
-  complete = _on_host(
-    **_fields(batch)
-    | {
-      'loss_mask': loss_mask,
-      'weights': loss_mask.astype(np.float32),
-      'advantages': np.where(loss_mask, advantages[:, None], 0),
-      'old_logprobs': old_logprobs,
-      'old_entropy': old_entropy,
-    }
+  stats, moments = scored
+  complete = dataclasses.replace(
+    batch,
+    loss_mask=loss_mask,
+    weights=loss_mask.astype(np.float32),
+    advantages=np.where(loss_mask, advantages[:, None], 0),
+    old_logprobs=stats.logprobs,
+    old_entropy=stats.entropy,
+    old_moments=moments,
   )
   rewards = np.asarray(rollouts.rewards['score'])
   generator = np.random.default_rng([seed, TRAIN_STREAM, iteration])
@@ -116,14 +119,34 @@ def of_rollouts(
     batch=complete,
     order=generator.permutation(len(rewards)).astype(np.int32),
     rewards=rewards,
-    metrics=_rollout_metrics(rollouts, complete),
+    metrics=metrics,
   )
 
 
-def _rollout_metrics(rollouts: Rollouts, batch: TokenBatch) -> dict[str, float]:
-  mask = np.asarray(batch.loss_mask)
+def informative_groups(
+  rollouts: Rollouts, group_size: int
+) -> Bool[np.ndarray, ' P']:
+  """Prompts whose scored responses differ in reward: those with a gradient."""
+  rewards = np.asarray(rollouts.rewards['score']).reshape(-1, group_size)
+  scored = np.any(rollouts.loss_mask, axis=1).reshape(rewards.shape)
+  most = np.max(rewards, axis=1, where=scored, initial=-np.inf)
+  least = np.min(rewards, axis=1, where=scored, initial=np.inf)
+  return most > least
+
+
+def rollout_metrics(
+  rollouts: Rollouts, scored: PolicyStats
+) -> dict[str, float]:
+  """What is logged of all that was sampled, used or not.
+
+  Args:
+    rollouts: scored.
+    scored: the trainer's statistics of the same tokens.
+  """
+  mask = np.asarray(rollouts.loss_mask[:, 1:])
   rewards = np.asarray(rollouts.rewards['score'])
-  gap = np.abs(batch.sampler_logprobs - batch.old_logprobs)[mask]
+  stats, _ = scored
+  gap = np.abs(rollouts.sampler_logprobs[:, 1:] - stats.logprobs)[mask]
   truncated = float(np.mean(rollouts.truncated))
   groups = np.asarray(rollouts.group_ids)
   equal = [np.ptp(rewards[groups == group]) == 0 for group in np.unique(groups)]
@@ -131,7 +154,7 @@ def _rollout_metrics(rollouts: Rollouts, batch: TokenBatch) -> dict[str, float]:
     'reward': float(rewards.mean()),
     'sampler_gap': float(gap.mean()) if gap.size else 0.0,
     'sampler_gap_max': float(gap.max()) if gap.size else 0.0,
-    'rollout_entropy': float(np.mean(np.asarray(batch.old_entropy)[mask])),
+    'rollout_entropy': float(np.mean(np.asarray(stats.entropy)[mask])),
     'response_length': float(mask.sum(axis=1).mean()),
     'truncated_fraction': truncated,
     'end_fraction': 1.0 - truncated,
@@ -139,10 +162,16 @@ def _rollout_metrics(rollouts: Rollouts, batch: TokenBatch) -> dict[str, float]:
   }
 
 
-def blank_iteration(count: int, width: int) -> Iteration:
-  """Padding in the shapes of an iteration, to compile programs for."""
+def blank_iteration(count: int, width: int, *, reference: bool) -> Iteration:
+  """Padding in the shapes of an iteration, to compile programs for.
+
+  Args:
+    count: sequences.
+    width: of a row.
+    reference: whether there are log-probabilities of a reference policy.
+  """
   integers = np.zeros((count, width), np.int32)
-  floats = np.zeros((count, width), np.float32)
+  floats: Any = np.zeros((count, width), np.float32)
   batch = _on_host(
     tokens=integers,
     targets=integers,
@@ -153,8 +182,10 @@ def blank_iteration(count: int, width: int) -> Iteration:
     advantages=floats,
     old_logprobs=floats,
     old_entropy=floats,
+    old_moments=_no_moments(floats),
     sampler_logprobs=floats,
     sequence_ids=integers,
+    ref_logprobs=floats if reference else None,
   )
   return Iteration(
     batch=batch,
@@ -165,14 +196,11 @@ def blank_iteration(count: int, width: int) -> Iteration:
 
 
 def _take(batch: TokenBatch, rows: Int[np.ndarray, ' B']) -> TokenBatch:
-  return _on_host(**{name: x[rows] for name, x in _fields(batch).items()})
+  return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], batch)
 
 
-def _fields(batch: TokenBatch) -> dict[str, np.ndarray]:
-  return {
-    field.name: np.asarray(getattr(batch, field.name))
-    for field in dataclasses.fields(batch)
-  }
+def _no_moments(zeros: Any) -> TokenMoments:
+  return TokenMoments(square=zeros, square_log=zeros, square_log_square=zeros)
 
 
 def _on_host(**arrays: Any) -> TokenBatch:

@@ -9,25 +9,18 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Key
 
 from covrl import sharding
 from covrl.config import Recipe
-from covrl.data import (
-  PromptBatch,
-  PromptStream,
-  StreamState,
-  check_tokenizer,
-)
+from covrl.data import StreamState, check_tokenizer
 from covrl.models import Policy
 from covrl.report import write_report
 from covrl.rewards import RewardPool
-from covrl.rollout import Sampling, SamplingEngine
-from covrl.rollout.collect import collect
+from covrl.rollout import SamplingEngine
 from covrl.train import advice
 from covrl.train.checkpoint import Checkpoint, CheckpointStore, as_host
+from covrl.train.collector import Collector
 from covrl.train.evaluate import Evaluator
 from covrl.train.iteration import (
   EVALUATE_STREAM,
@@ -35,10 +28,6 @@ from covrl.train.iteration import (
   ROLLOUT_STREAM,
   TRAIN_STREAM,
   Iteration,
-  blank_iteration,
-  effective_groups,
-  of_rollouts,
-  unscored_batch,
 )
 from covrl.train.programs import Algorithm, Programs
 from covrl.train.progress import Progress
@@ -92,6 +81,7 @@ class _Place:
   iteration: int = 0
   update: int = 0
   evaluated: int = -1
+  entropy: float | None = None
   draws: StreamState | None = None
 
 
@@ -139,28 +129,27 @@ class _Run:
       pad_id=self.task.tokenizer.pad_id,
       max_response_length=config.rollout.max_response_length,
     )
-    self.sampling = Sampling.make(
-      config.rollout.temperature, config.rollout.top_p, config.rollout.top_k
-    )
-    self.prompts = PromptStream(
-      self.task.train,
-      seed=config.seed,
-      prompts_per_draw=config.rollout.prompts_per_iteration,
-      tokenizer=self.task.tokenizer,
-      max_prompt_length=config.rollout.max_prompt_length,
-    )
     root = jax.random.key(config.seed)
     self.keys = {
       stream: jax.random.fold_in(root, stream)
       for stream in (ROLLOUT_STREAM, TRAIN_STREAM, EVALUATE_STREAM, INIT_STREAM)
     }
-    self._refuse_early()
     self.pool = RewardPool(
       self.task.score,
       workers=config.rewards.workers,
       timeout=config.rewards.timeout,
       example=self.task.example,
     )
+    self.collector = Collector(
+      self.task,
+      self.engine,
+      self.pool,
+      self.programs,
+      config,
+      self.keys[ROLLOUT_STREAM],
+    )
+    self.programs.check(self.collector.blank().batch)
+    self.collector.check()
     self.evaluator = Evaluator(
       self.engine,
       self.pool,
@@ -186,13 +175,6 @@ class _Run:
       self.task.tokenizer.to_bytes()
     )
 
-  def _refuse_early(self) -> None:
-    """Finds what would otherwise stop the run after its warm start."""
-    self.programs.check(self._blank_iteration().batch)
-    start = self.prompts.get_state()
-    next(self.prompts)
-    self.prompts.set_state(start)
-
   def train(self) -> None:
     """Warm start, then iterations of rollout and updates."""
     place, state, unfinished = self._begin()
@@ -202,9 +184,9 @@ class _Run:
     while place.iteration < iterations:
       if place.update == 0:
         self._between_iterations(place, state)
-      key = jax.random.fold_in(self.keys[ROLLOUT_STREAM], place.iteration)
+      state = self._with_reference(place, state)
       started = time.monotonic()
-      iteration = unfinished or self._rollout(place, state, key)
+      iteration = unfinished or self._rollout(place, state)
       unfinished = None
       state = self._updates(place, state, iteration, started)
       place.iteration, place.update = place.iteration + 1, 0
@@ -213,7 +195,7 @@ class _Run:
   def close(self) -> None:
     """Stops worker processes and threads; flushes files."""
     self.pool.close()
-    self.prompts.close()
+    self.collector.close()
     self.writer.close()
 
   def _begin(self) -> tuple[_Place, TrainState, Iteration | None]:
@@ -224,10 +206,10 @@ class _Run:
     notes = self.saved.notes
     place = _Place(**notes['place'])
     if place.draws is not None:
-      self.prompts.set_state(place.draws)
+      self.collector.place = place.draws
     like: dict[str, Any] = {'state': self.programs.abstract_state()}
     if place.update > 0:
-      like['iteration'] = self._blank_iteration().arrays()
+      like['iteration'] = self.collector.blank().arrays()
     arrays = self.saved.restore(like)
     self.progress.note(
       f'resuming at iteration {place.iteration}, update {place.update}'
@@ -265,22 +247,10 @@ class _Run:
     """Compiles all programs, so that nothing is compiled later."""
     self.progress.note('compiling')
     self.evaluator.compile(state.trainable)
-    self.programs.compile(state, self._blank_iteration().batch)
-    blank = self._blank_prompts()
-    self.engine.sample(
-      state.trainable,
-      blank.tokens,
-      blank.mask,
-      group_size=self.config.rollout.responses_per_prompt,
-      key=self.keys[ROLLOUT_STREAM],
-      sequence_ids=np.arange(
-        self.config.sequences_per_iteration, dtype=np.int32
-      ),
-      sampling=self.sampling,
-    )
+    self.programs.compile(state, self.collector.blank().batch)
+    self.collector.compile(state.trainable)
     for stream in self.keys.values():
       jax.random.fold_in(stream, 0)
-    self.pool.warm()
 
   def _between_iterations(self, place: _Place, state: TrainState) -> None:
     """Evaluates and saves, where it is time to."""
@@ -315,53 +285,18 @@ class _Run:
     )
     self.progress.note(f'iteration {place.iteration}: {figures}')
 
-  def _rollout(
-    self, place: _Place, state: TrainState, key: Key[Array, '']
-  ) -> Iteration:
-    """Samples, scores and completes an iteration's training data."""
-    config, clock = self.config, _Clock()
-    prompts = next(self.prompts)
-    clock.lap('prompts')
-    pending = collect(
-      self.engine,
-      state.trainable,
-      prompts,
-      self.pool,
-      self.task.tokenizer,
-      group_size=config.rollout.responses_per_prompt,
-      key=key,
-      first_sequence=place.iteration * config.sequences_per_iteration,
-      step=int(state.step),
-      sampling=self.sampling,
-    )
-    clock.lap('sample')
-    # The device scores old_logprobs while workers score the responses.
-    batch = unscored_batch(pending.rollouts)
-    old = jax.device_get(self.programs.score(state.trainable, batch))
-    clock.lap('score')
-    rollouts, failures = pending.result()
-    clock.lap('rewards')
-    if failures > config.rewards.max_failures:
-      raise RuntimeError(
-        f'at most {config.rewards.max_failures:.0%} of the responses may fail '
-        f'to be scored (rewards.max_failures), {failures:.0%} did in iteration '
-        f'{place.iteration}'
-      )
-    advantages = self.programs.advantages(
-      np.asarray(rollouts.rewards['score']), effective_groups(rollouts)
-    )
-    iteration = of_rollouts(
-      rollouts,
-      batch,
-      advantages,
-      old.logprobs,
-      old.entropy,
-      seed=config.seed,
-      iteration=place.iteration,
-    )
-    iteration.metrics['reward_failures'] = failures
-    iteration.metrics.update(clock.laps)
-    if place.iteration % config.logging.samples_every == 0:
+  def _with_reference(self, place: _Place, state: TrainState) -> TrainState:
+    """The state, its reference policy replaced where it is time to."""
+    every = self.config.train.reset_reference_every
+    begins = place.update == 0 and place.iteration > 0
+    if not (every and begins and place.iteration % every == 0):
+      return state
+    return self.programs.reset_reference(state)
+
+  def _rollout(self, place: _Place, state: TrainState) -> Iteration:
+    """An iteration's training data, some of it kept for the report."""
+    iteration = self.collector.collect(place.iteration, state)
+    if place.iteration % self.config.logging.samples_every == 0:
       self._keep_samples(place, state, iteration)
     return iteration
 
@@ -376,12 +311,20 @@ class _Run:
     config = self.config
     while place.update < config.updates_per_iteration:
       rows = iteration.rows(place.update, config.train.sequences_per_update)
+      measured = self._is_measured(place)
+      before = self.programs.copy(state.trainable) if measured else None
       began = time.monotonic()
       state, readings = self.programs.update(
         state, rows, place.update == 0, self.keys[TRAIN_STREAM]
       )
       values = {k: float(v) for k, v in jax.device_get(readings).items()}
       now = time.monotonic()
+      if measured:
+        change = self.programs.entropy_change(before, state.trainable, rows)
+        values |= {k: float(v) for k, v in jax.device_get(change).items()}
+      if place.entropy is not None:
+        values['entropy_drift'] = values['entropy'] - place.entropy
+      place.entropy = values['entropy']
       seconds = (now - started) if place.update == 0 else now - began
       values |= iteration.metrics
       values |= {
@@ -401,16 +344,24 @@ class _Run:
         self._save(place, state, iteration)
     return state
 
+  def _is_measured(self, place: _Place) -> bool:
+    """Whether the next update's effect on the entropy is measured."""
+    every = self.config.logging.entropy_change_every
+    return every > 0 and self._position(place) % every == 0
+
+  def _position(self, place: _Place) -> int:
+    """Updates made so far."""
+    return place.iteration * self.config.updates_per_iteration + place.update
+
   def _save(
     self, place: _Place, state: TrainState, iteration: Iteration | None
   ) -> None:
     """Writes a checkpoint of everything."""
-    position = place.iteration * self.config.updates_per_iteration
-    position += place.update
+    position = self._position(place)
     if self.saved is not None and self.saved.position == position:
       # Replacing what was resumed from would risk the only checkpoint.
       return
-    place.draws = self.prompts.get_state()
+    place.draws = self.collector.place
     arrays: dict[str, Any] = {'state': state}
     notes = {
       'iteration': place.iteration,
@@ -442,39 +393,3 @@ class _Run:
     self.directory.write(
       name, {'iteration': place.iteration, 'samples': samples}
     )
-
-  def _blank_prompts(self) -> PromptBatch:
-    """Prompts of the run's shape, all padding."""
-    width = -(-self.config.rollout.max_prompt_length // 8) * 8
-    count = self.config.rollout.prompts_per_iteration
-    return PromptBatch(
-      problems=(),
-      tokens=np.zeros((count, width), np.int32),
-      mask=np.zeros((count, width), bool),
-      indices=np.arange(count),
-      source_ids=np.zeros(count, np.int32),
-      draw=0,
-    )
-
-  def _blank_iteration(self) -> Iteration:
-    """An iteration of the run's shapes, all padding."""
-    width = (
-      self._blank_prompts().tokens.shape[1]
-      + self.config.rollout.max_response_length
-      - 1
-    )
-    return blank_iteration(self.config.sequences_per_iteration, width)
-
-
-class _Clock:
-  """Seconds per phase."""
-
-  def __init__(self) -> None:
-    self.laps: dict[str, float] = {}
-    self._last = time.monotonic()
-
-  def lap(self, name: str) -> None:
-    """Ends a phase."""
-    now = time.monotonic()
-    self.laps[f'time/{name}'] = now - self._last
-    self._last = now

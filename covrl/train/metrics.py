@@ -13,12 +13,13 @@ from covrl.entropy import (
   Plan,
   SelectionSummary,
   exact_mean,
+  exact_score,
   select_top,
   state_score,
   token_covariance,
 )
 from covrl.entropy.exact import count
-from covrl.types import Scalar, TokenBatch, TokenStats
+from covrl.types import Scalar, TokenBatch, TokenMoments, TokenStats
 
 # Shares of the tokens of highest covariance whose mean is logged (the table
 # by which covariance methods were introduced).
@@ -32,14 +33,18 @@ class TokenReadings:
 
   Attributes:
     stats: of the policy at the update.
+    moments: of the same.
     log_ratio: log π − log π_old.
+    score_weight: A · ratio · 1{not clipped}.
     clipped: tokens whose gradient the loss clipped away.
     signal: the loss's cotangent.
     edited: the same after the token chain.
   """
 
   stats: TokenStats
+  moments: TokenMoments
   log_ratio: Float[Array, 'B T']
+  score_weight: Float[Array, 'B T']
   clipped: Bool[Array, 'B T']
   signal: TokenStats
   edited: TokenStats
@@ -52,11 +57,12 @@ def of_update(
 
   Entropy is in nats at the sampling temperature; `covariance` is the batch
   covariance of log-probability and advantage; predictions of the entropy
-  change are per unit of step size.
+  change are per unit of step size, before what the chain adds.
   """
   mask = batch.loss_mask
   covariance = token_covariance(tokens.stats.logprobs, batch.advantages, mask)
   state = state_score(tokens.stats, batch.advantages)
+  exact = exact_score(tokens.stats, tokens.moments, tokens.score_weight)
   readings = {
     'entropy': exact_mean(tokens.stats.entropy, mask),
     'covariance': exact_mean(covariance, mask),
@@ -68,6 +74,7 @@ def of_update(
     'penalty_share': _penalty_share(tokens),
     'predicted_entropy_change/batch': -exact_mean(covariance, mask),
     'predicted_entropy_change/state': -exact_mean(state, mask),
+    'predicted_entropy_change/exact': -exact_mean(exact, mask),
   }
   for fraction, mean in zip(
     TOP_FRACTIONS, _top_means(covariance, batch), strict=True

@@ -28,7 +28,9 @@ from covrl.train.iteration import Advantages
 from covrl.train.layout import abstract_opt_state, replicated_like, shardings
 from covrl.train.step import (
   Loss,
+  PolicyStats,
   StepSettings,
+  make_entropy_change,
   make_score_step,
   make_train_step,
 )
@@ -93,6 +95,11 @@ class Programs:
     self._score = jax.jit(make_score_step(policy, settings, parts))
     self._advantages = jax.jit(algorithm.advantages)
     self._select = jax.jit(self._explain)
+    self._entropy_change = jax.jit(make_entropy_change(policy, settings))
+    self._copy = jax.jit(
+      lambda params: jax.tree.map(jnp.copy, params),
+      out_shardings=self._state_shardings.trainable,
+    )
     self._update_compiled: Callable[..., Any] | None = None
 
   def abstract_state(self) -> TrainState:
@@ -102,6 +109,7 @@ class Programs:
     return dataclasses.replace(
       jax.tree.map(lambda leaf: replicated_like(leaf, self._mesh), shapes),
       trainable=trainable,
+      frozen=dict.fromkeys(shapes.frozen, trainable),
       opt_state=abstract_opt_state(self._algorithm.tx, trainable, self._mesh),
     )
 
@@ -130,6 +138,9 @@ class Programs:
     count = len(batch.tokens)
     self.advantages(np.zeros(count, np.float32), np.zeros(count, np.int32))
     self.select(state, rows, key)
+    before = self.copy(state.trainable)
+    if self._config.logging.entropy_change_every:
+      self.entropy_change(before, state.trainable, rows)
 
   def update(
     self, state: TrainState, rows: TokenBatch, first: bool, key: Key[Array, '']
@@ -139,7 +150,7 @@ class Programs:
     with jax.set_mesh(self._mesh):
       return run(state, self._place(rows), np.asarray(first), key)
 
-  def score(self, params: PyTree, batch: TokenBatch) -> TokenStats:
+  def score(self, params: PyTree, batch: TokenBatch) -> PolicyStats:
     """Statistics of an iteration's tokens before its first update."""
     with jax.set_mesh(self._mesh):
       return self._score(params, self._place(batch))
@@ -154,6 +165,22 @@ class Programs:
     """What the next update would select, and the covariance of every token."""
     with jax.set_mesh(self._mesh):
       return self._select(state.token_state, state.step, self._place(rows), key)
+
+  def reset_reference(self, state: TrainState) -> TrainState:
+    """The same state, its reference policy being the current one."""
+    reference = self.copy(state.trainable)
+    return dataclasses.replace(state, frozen={'reference': reference})
+
+  def copy(self, params: PyTree) -> PyTree:
+    """Parameters that the next update will not use up."""
+    return self._copy(params)
+
+  def entropy_change(
+    self, before: PyTree, after: PyTree, rows: TokenBatch
+  ) -> dict[str, Any]:
+    """What an update did to the entropy of its own tokens."""
+    with jax.set_mesh(self._mesh):
+      return self._entropy_change(before, after, self._place(rows))
 
   def _trace(self, batch: TokenBatch) -> jax.stages.Traced:
     rows = self._place(self._first_rows(batch))
@@ -172,12 +199,17 @@ class Programs:
   def _fresh_state(self, params: PyTree) -> TrainState:
     return TrainState(
       trainable=params,
-      frozen={},
+      frozen=self._frozen(params),
       opt_state=self._algorithm.tx.init(params),
       token_state=init_token_state(self._algorithm.token_tx),
       step=jnp.zeros((), jnp.int32),
       log_ratio_noise=jnp.zeros(()),
     )
+
+  def _frozen(self, params: PyTree) -> dict[str, PyTree]:
+    if not self._config.train.keep_reference:
+      return {}
+    return {'reference': jax.tree.map(jnp.copy, params)}
 
   def _explain(
     self,
@@ -191,6 +223,8 @@ class Programs:
       advantages=rows.advantages,
       old_logprobs=rows.old_logprobs,
       old_entropy=rows.old_entropy,
+      old_moments=rows.old_moments,
+      moments=rows.old_moments,
       mask=rows.loss_mask,
       weights=rows.weights,
       segment_ids=rows.segment_ids,
@@ -202,6 +236,8 @@ class Programs:
       key=key,
       entropy=exact_mean(rows.old_entropy, rows.loss_mask),
     )
+    if rows.ref_logprobs is not None:
+      context['ref_logprobs'] = rows.ref_logprobs
     covariance = token_covariance(
       rows.old_logprobs, rows.advantages, rows.loss_mask
     )

@@ -22,20 +22,24 @@ from jaxtyping import Array, Bool, Key, PyTree
 
 from covrl.entropy import Plan, exact_quantile
 from covrl.entropy.chain import update_signal
+from covrl.entropy.exact import count
 from covrl.models import Policy
 from covrl.objectives import token_weights
 from covrl.statistics import token_stats
 from covrl.train import metrics
+from covrl.train.parts import in_parts
 from covrl.types import (
   Scalar,
   TokenBatch,
   TokenContext,
+  TokenMoments,
   TokenStats,
   TrainState,
 )
 
 Loss = Callable[..., tuple[Scalar, Any]]
 Metrics = dict[str, Scalar]
+PolicyStats = tuple[TokenStats, TokenMoments]
 TrainStep = Callable[
   [TrainState, TokenBatch, Bool[Array, ''], Key[Array, '']],
   tuple[TrainState, Metrics],
@@ -87,7 +91,7 @@ def make_train_step(
     exactly 1. `key` is the run's.
   """
 
-  def forward(trainable: PyTree, rows: TokenBatch) -> TokenStats:
+  def forward(trainable: PyTree, rows: TokenBatch) -> PolicyStats:
     return policy_stats(policy, trainable, rows, settings.temperature)
 
   def update(
@@ -101,20 +105,26 @@ def make_train_step(
     )
     batch = dataclasses.replace(batch, weights=weights)
     shared = _shared_context(state, batch, key)
-    source = TokenStats(logprobs=batch.old_logprobs, entropy=batch.old_entropy)
+    stats = TokenStats(logprobs=batch.old_logprobs, entropy=batch.old_entropy)
+    source = stats, batch.old_moments
     if settings.selection_source == 'current':
-      source = _in_micro_batches(
-        lambda rows: forward(state.trainable, rows),
+      _, source = in_parts(
+        lambda rows: ((), forward(state.trainable, rows)),
         batch,
         settings.micro_batches,
       )
     plan, token_state = _decide(source, batch, state.token_state, shared, first)
 
-    def part(rows: TokenBatch, decisions: list[Any]) -> _Part:
-      stats, pull_back = jax.vjp(
-        lambda trainable: forward(trainable, rows), state.trainable
+    def part(
+      given: tuple[TokenBatch, list[Any]],
+    ) -> tuple[tuple[PyTree, Scalar], metrics.TokenReadings]:
+      rows, decisions = given
+      stats, pull_back, moments = jax.vjp(
+        lambda trainable: forward(trainable, rows),
+        state.trainable,
+        has_aux=True,
       )
-      context = _row_context(rows, stats, first) | shared
+      context = _row_context(rows, stats, moments, first) | shared
       (value, aux), signal = jax.value_and_grad(loss, has_aux=True)(
         stats, **context
       )
@@ -126,22 +136,23 @@ def make_train_step(
         **(context | aux.for_selection | {'plan': Plan(decisions)}),
       )
       (gradients,) = pull_back(edited)
-      return _Part(
-        gradients=jax.tree.map(lambda g: g.astype(_wide(g)), gradients),
-        loss=value,
-        tokens=metrics.TokenReadings(
-          stats=stats,
-          log_ratio=aux.log_ratio,
-          clipped=aux.clipped,
-          signal=signal,
-          edited=edited,
-        ),
+      gradients = jax.tree.map(lambda g: g.astype(_wide(g)), gradients)
+      return (gradients, value), metrics.TokenReadings(
+        stats=stats,
+        moments=moments,
+        log_ratio=aux.log_ratio,
+        score_weight=aux.score_weight,
+        clipped=aux.clipped,
+        signal=signal,
+        edited=edited,
       )
 
-    result = _sum_parts(part, batch, plan.decisions, settings.micro_batches)
-    new_state, applied = _apply(tx, state, result.gradients, token_state)
+    (gradients, value), tokens = in_parts(
+      part, (batch, plan.decisions), settings.micro_batches
+    )
+    new_state, applied = _apply(tx, state, gradients, token_state)
     noise = exact_quantile(
-      jnp.abs(result.tokens.stats.logprobs - batch.old_logprobs),
+      jnp.abs(tokens.stats.logprobs - batch.old_logprobs),
       batch.loss_mask,
       NOISE_QUANTILE,
     )
@@ -149,17 +160,17 @@ def make_train_step(
       new_state,
       log_ratio_noise=jnp.where(first, noise, state.log_ratio_noise),
     )
-    readings = metrics.of_update(batch, result.tokens, plan, token_state)
+    readings = metrics.of_update(batch, tokens, plan, token_state)
     readings |= {
-      'loss': result.loss,
-      'gradient_norm': optax.tree.norm(result.gradients),
+      'loss': value,
+      'gradient_norm': optax.tree.norm(gradients),
       'skipped': 1.0 - applied,
       'log_ratio_noise': new_state.log_ratio_noise,
     }
     return new_state, readings
 
   def _decide(
-    source: TokenStats,
+    source: PolicyStats,
     batch: TokenBatch,
     token_state: PyTree,
     shared: TokenContext,
@@ -169,11 +180,12 @@ def make_train_step(
     plan = Plan()
     is_current = settings.selection_source == 'current'
     stand_in = first if is_current else jnp.asarray(False)
-    context = _row_context(batch, source, stand_in) | shared
-    (_, aux), signal = jax.value_and_grad(loss, has_aux=True)(source, **context)
+    stats, moments = source
+    context = _row_context(batch, stats, moments, stand_in) | shared
+    (_, aux), signal = jax.value_and_grad(loss, has_aux=True)(stats, **context)
     context = context | aux.for_selection | {'plan': plan}
     _, token_state = update_signal(
-      token_tx, signal, token_state, source, **context
+      token_tx, signal, token_state, stats, **context
     )
     return plan, token_state
 
@@ -182,8 +194,8 @@ def make_train_step(
 
 def policy_stats(
   policy: Policy, params: PyTree, rows: TokenBatch, temperature: float
-) -> TokenStats:
-  """The forward: tokens to per-token statistics of the policy."""
+) -> PolicyStats:
+  """The forward: tokens to per-token statistics and moments of the policy."""
   hidden = policy.hidden(
     params,
     rows.tokens,
@@ -191,13 +203,17 @@ def policy_stats(
     segment_ids=rows.segment_ids,
   )
   return token_stats(
-    hidden, policy.unembedding(params), rows.targets, temperature=temperature
+    hidden,
+    policy.unembedding(params),
+    rows.targets,
+    temperature=temperature,
+    moments=True,
   )
 
 
 def make_score_step(
   policy: Policy, settings: StepSettings, parts: int
-) -> Callable[[PyTree, TokenBatch], TokenStats]:
+) -> Callable[[PyTree, TokenBatch], PolicyStats]:
   """Statistics of an iteration's tokens before its first update.
 
   Args:
@@ -206,24 +222,45 @@ def make_score_step(
     parts: how many times the rows of an optimiser micro-batch fit.
   """
 
-  def score(params: PyTree, batch: TokenBatch) -> TokenStats:
-    return _in_micro_batches(
-      lambda rows: policy_stats(policy, params, rows, settings.temperature),
-      batch,
-      parts,
-    )
+  def score(params: PyTree, batch: TokenBatch) -> PolicyStats:
+    def part(rows: TokenBatch) -> tuple[tuple[()], PolicyStats]:
+      return (), policy_stats(policy, params, rows, settings.temperature)
+
+    return in_parts(part, batch, parts)[1]
 
   return score
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Part:
-  """What one micro-batch gives; gradients and loss add up."""
+def make_entropy_change(
+  policy: Policy, settings: StepSettings
+) -> Callable[[PyTree, PyTree, TokenBatch], Metrics]:
+  """What an update did to the entropy of its own tokens.
 
-  gradients: PyTree
-  loss: Scalar
-  tokens: metrics.TokenReadings
+  Returns:
+    `(params before, params after, the update's rows) -> readings`, in nats:
+    the realised change of the mean entropy, and its first-order prediction
+    from the step that the optimiser made, ⟨∇H̄, Δθ⟩.
+  """
+
+  def change(before: PyTree, after: PyTree, batch: TokenBatch) -> Metrics:
+    def entropies(params: PyTree, rows: TokenBatch) -> Array:
+      stats, _ = policy_stats(policy, params, rows, settings.temperature)
+      return jnp.where(rows.loss_mask, stats.entropy, 0)
+
+    def part(rows: TokenBatch) -> tuple[tuple[Scalar, PyTree], tuple[()]]:
+      now, pull_back = jax.vjp(lambda params: entropies(params, rows), before)
+      (gradient,) = pull_back(jnp.ones_like(now))
+      return (jnp.sum(entropies(after, rows) - now), gradient), ()
+
+    (realised, gradient), _ = in_parts(part, batch, settings.micro_batches)
+    predicted = optax.tree.vdot(gradient, optax.tree.sub(after, before))
+    tokens = jnp.maximum(count(batch.loss_mask), 1)
+    return {
+      'realised_entropy_change': realised / tokens,
+      'predicted_entropy_change/jvp': jnp.asarray(predicted) / tokens,
+    }
+
+  return change
 
 
 def _shared_context(
@@ -241,14 +278,19 @@ def _shared_context(
 
 
 def _row_context(
-  rows: TokenBatch, stats: TokenStats, first: Bool[Array, '']
+  rows: TokenBatch,
+  stats: TokenStats,
+  moments: TokenMoments,
+  first: Bool[Array, ''],
 ) -> TokenContext:
   """Context entries of some rows, `stats` standing in for the old if first."""
   own = jax.lax.stop_gradient(stats.logprobs)
-  return TokenContext(
+  context = TokenContext(
     advantages=rows.advantages,
     old_logprobs=jnp.where(first, own, rows.old_logprobs),
     old_entropy=rows.old_entropy,
+    old_moments=rows.old_moments,
+    moments=moments,
     mask=rows.loss_mask,
     weights=rows.weights,
     segment_ids=rows.segment_ids,
@@ -256,6 +298,9 @@ def _row_context(
     positions=rows.positions,
     sampler_logprobs=rows.sampler_logprobs,
   )
+  if rows.ref_logprobs is not None:
+    context['ref_logprobs'] = rows.ref_logprobs
+  return context
 
 
 def _apply(
@@ -288,64 +333,6 @@ def _apply(
       step=state.step + 1,
     ),
     finite.astype(jnp.float32),
-  )
-
-
-def _sum_parts(
-  part: Callable[[TokenBatch, list[Any]], _Part],
-  batch: TokenBatch,
-  decisions: list[Any],
-  count: int,
-) -> _Part:
-  """Runs the micro-batches: gradients and losses added, tokens joined."""
-  if count == 1:
-    return part(batch, decisions)
-
-  def body(
-    total: tuple[PyTree, Scalar], rows: tuple[TokenBatch, list[Any]]
-  ) -> tuple[tuple[PyTree, Scalar], metrics.TokenReadings]:
-    result = part(*rows)
-    added = jax.tree.map(jnp.add, total, (result.gradients, result.loss))
-    return added, result.tokens
-
-  rows = split_rows((batch, decisions), count)
-  shapes = jax.eval_shape(part, *jax.tree.map(lambda x: x[0], rows))
-  zeros = jax.tree.map(
-    lambda x: jnp.zeros(x.shape, x.dtype), (shapes.gradients, shapes.loss)
-  )
-  (gradients, loss), tokens = jax.lax.scan(body, zeros, rows)
-  return _Part(gradients=gradients, loss=loss, tokens=join_rows(tokens))
-
-
-def _in_micro_batches(
-  forward: Callable[[TokenBatch], TokenStats], batch: TokenBatch, count: int
-) -> TokenStats:
-  """A forward over all rows, a part at a time."""
-  if count == 1:
-    return forward(batch)
-  return join_rows(jax.lax.map(forward, split_rows(batch, count)))
-
-
-def split_rows(tree: PyTree, count: int) -> PyTree:
-  """Rows `[B, …]` to `[count, B / count, …]`, strided; scalars are repeated.
-
-  Strided, so that each part of a batch that is split over a mesh is split over
-  the whole mesh too; contiguous parts would be gathered.
-  """
-
-  def split(leaf: Array) -> Array:
-    if leaf.ndim == 0:
-      return jnp.broadcast_to(leaf, (count,))
-    rows = leaf.reshape(leaf.shape[0] // count, count, *leaf.shape[1:])
-    return jnp.swapaxes(rows, 0, 1)
-
-  return jax.tree.map(split, tree)
-
-
-def join_rows(tree: PyTree) -> PyTree:
-  """Inverse of `split_rows`."""
-  return jax.tree.map(
-    lambda leaf: jnp.swapaxes(leaf, 0, 1).reshape(-1, *leaf.shape[2:]), tree
   )
 
 

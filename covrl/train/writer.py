@@ -34,9 +34,7 @@ class MetricsWriter:
     self._stream.truncate(keep)
     self._extra: list[Any] = []
     if logging.tensorboard:
-      from tensorboardX import SummaryWriter
-
-      self._extra.append(_TensorBoard(SummaryWriter(str(file.parent / 'tb'))))
+      self._extra.append(_TensorBoard(file.parent / 'tb', _last_steps(file)))
     if logging.wandb_project:
       self._extra.append(_WeightsAndBiases(logging.wandb_project, name))
 
@@ -65,18 +63,37 @@ class MetricsWriter:
 
 
 class _TensorBoard:
-  """Scalars by phase."""
+  """Scalars, a directory for each phase: phases count their steps apart."""
 
-  def __init__(self, writer: Any) -> None:
-    self._writer = writer
+  def __init__(
+    self, directory: pathlib.Path, last_steps: Mapping[str, int]
+  ) -> None:
+    self._directory = directory
+    self._last_steps = last_steps
+    self._writers: dict[str, Any] = {}
 
   def write(self, step: int, phase: str, line: Mapping[str, Any]) -> None:
+    if phase not in self._writers:
+      self._writers[phase] = self._open(phase)
     for name, value in line.items():
       if isinstance(value, float):
-        self._writer.add_scalar(f'{phase}/{name}', value, step)
+        self._writers[phase].add_scalar(name, value, step)
+
+  def _open(self, phase: str) -> Any:
+    """A writer; what an earlier attempt wrote beyond its checkpoint is void."""
+    from tensorboardX import SummaryWriter
+
+    directory = self._directory / phase
+    earlier = len(list(directory.glob('*')))
+    return SummaryWriter(
+      str(directory),
+      purge_step=self._last_steps.get(phase, -1) + 1 if earlier else None,
+      filename_suffix=f'.{earlier}',
+    )
 
   def close(self) -> None:
-    self._writer.close()
+    for writer in self._writers.values():
+      writer.close()
 
 
 class _WeightsAndBiases:
@@ -97,6 +114,13 @@ class _WeightsAndBiases:
 
   def close(self) -> None:
     self._run.finish()
+
+
+def _last_steps(file: pathlib.Path) -> dict[str, int]:
+  """The last step of each phase in a metrics file."""
+  with file.open() as lines:
+    parsed = map(json.loads, lines)
+    return {line['phase']: line['step'] for line in parsed}
 
 
 def _plain(value: Any) -> Any:

@@ -4,19 +4,15 @@
 The run is a process of its own, which counts its compilations: this file.
 """
 
-import os
-import pathlib
 import subprocess
 import sys
 
 import jax
+from train.process import ENVIRONMENT, RECIPES
 
 from covrl import config
 from covrl.train import train
 from covrl.train.writer import MetricsWriter
-
-TESTS = pathlib.Path(__file__).parents[1]
-RECIPE = TESTS / 'train' / 'recipes' / 'toy_kl_cov.py'
 
 
 def main(workdir):
@@ -36,21 +32,17 @@ def main(workdir):
     write(self, phase=phase, **values)
 
   MetricsWriter.write = record
-  recipe = config.load(str(RECIPE), ['--config.warm_start.steps=4'])
+  recipe = config.load(
+    str(RECIPES / 'toy_kl_cov.py'), ['--config.warm_start.steps=4']
+  )
   train(recipe, workdir)
   print('line end', len(compiled))
 
 
 def test_no_compilation_after_the_first_step(tmp_path):
-  environment = {
-    **os.environ,
-    'PYTHONPATH': str(TESTS),
-    'XLA_FLAGS': '',
-    'JAX_COMPILATION_CACHE_DIR': str(TESTS.parent / '.jax_cache'),
-  }
   printed = subprocess.run(
     [sys.executable, __file__, str(tmp_path / 'run')],
-    env=environment,
+    env=ENVIRONMENT,
     check=True,
     capture_output=True,
     text=True,

@@ -1,65 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run that is killed, wherever, is the run that was not: to the bit."""
 
-import json
-import os
-import pathlib
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from train.process import ENVIRONMENT, RECIPES, arguments, lines
 
 from covrl.cli import main
 from covrl.train import CheckpointStore
 
-TESTS = pathlib.Path(__file__).parents[1]
-RECIPE = TESTS / 'train' / 'recipes' / 'toy_kl_cov.py'
+RECIPE = RECIPES / 'toy_kl_cov.py'
 WALL_CLOCK = ('seconds', 'tokens_per_second')
 
 
-def start(workdir, *overrides):
-  environment = {
-    **os.environ,
-    'PYTHONPATH': str(TESTS),
-    'XLA_FLAGS': '',
-    'JAX_COMPILATION_CACHE_DIR': str(TESTS.parent / '.jax_cache'),
-  }
+def start(workdir):
   return subprocess.Popen(
-    [
-      sys.executable,
-      '-m',
-      'covrl.cli',
-      'train',
-      f'--config={RECIPE}',
-      f'--workdir={workdir}',
-      *overrides,
-    ],
-    env=environment,
+    arguments('toy_kl_cov', workdir),
+    env=ENVIRONMENT,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
   )
 
 
-def finish(workdir, *overrides):
+def finish(workdir):
   """Runs to the end; what was printed."""
-  process = start(workdir, *overrides)
+  process = start(workdir)
   out, error = process.communicate(timeout=600)
   assert process.returncode == 0, error
   return out
-
-
-def lines(workdir):
-  file = workdir / 'metrics.jsonl'
-  if not file.exists():
-    return []
-  whole = file.read_text().rpartition('\n')[0]
-  return [json.loads(line) for line in whole.splitlines()]
 
 
 def kill_at(workdir, phase, step):

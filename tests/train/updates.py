@@ -17,7 +17,7 @@ from covrl.entropy.chain import init_token_state
 from covrl.models import Policy, tiny
 from covrl.train.layout import abstract_opt_state, replicated_like, shardings
 from covrl.train.step import StepSettings, make_train_step, policy_stats
-from covrl.types import TokenBatch, TrainState
+from covrl.types import TokenBatch, TokenMoments, TrainState
 
 POLICY = Policy(tiny(vocab_size=16))
 SEQUENCES, PROMPT, RESPONSE = 64, 4, 8
@@ -130,7 +130,7 @@ def padded() -> TokenBatch:
   # Entry t speaks of token t + 1.
   loss_mask = real & (places >= PROMPT - 1) & (places < ends[:, None] - 1)
   tokens = rng.integers(0, 16, (SEQUENCES, WIDTH + 1))
-  floats = np.zeros((SEQUENCES, WIDTH), np.float32)
+  floats: Any = np.zeros((SEQUENCES, WIDTH), np.float32)
   signs = rng.normal(size=(SEQUENCES, 1))
   arrays: dict[str, Any] = {
     'tokens': np.where(real, tokens[:, :-1], 0).astype(np.int32),
@@ -142,6 +142,9 @@ def padded() -> TokenBatch:
     'advantages': np.where(loss_mask, signs, 0).astype(np.float32),
     'old_logprobs': floats,
     'old_entropy': floats,
+    'old_moments': TokenMoments(
+      square=floats, square_log=floats, square_log_square=floats
+    ),
     'sampler_logprobs': floats,
     'sequence_ids': np.broadcast_to(
       np.arange(SEQUENCES, dtype=np.int32)[:, None], real.shape
@@ -152,12 +155,13 @@ def padded() -> TokenBatch:
     lambda params, rows: policy_stats(POLICY, params, rows, 0.8),
     compiler_options=QUICK,
   )
-  stats = jax.device_get(score(parameters(), blank))
+  stats, moments = jax.device_get(score(parameters(), blank))
   drift = rng.normal(0, 0.2, floats.shape)
   return dataclasses.replace(
     blank,
     old_logprobs=np.float32(np.minimum(stats.logprobs + drift, 0)),
     old_entropy=stats.entropy,
+    old_moments=moments,
   )
 
 

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What entropy control costs: a whole train step with it over one without.
+
+  python tests/benchmarks/entropy_overhead.py [--rounds=15] [--sequences=128]
+
+Every round runs the uncontrolled step and the step of every method once, in an
+order that rotates; a method's ratio is taken within each round and the median
+over rounds is printed, with the quartiles. Rows are the Countdown policy's: 128
+sequences of 19 tokens. On one device, so that nothing waits for another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+import covrl
+from covrl import sharding
+from covrl.entropy.chain import init_token_state
+from covrl.models import Policy, countdown
+from covrl.train import StepSettings, make_train_step
+from covrl.train.layout import abstract_opt_state, shardings
+from covrl.types import TokenBatch, TokenMoments, TrainState
+
+PROMPT, RESPONSE = 8, 12
+WIDTH = PROMPT + RESPONSE - 1
+FRACTION = 0.05
+
+# Every method, by what one types; each with a selection of its own where it
+# has one, from the statistics at hand before any forward.
+METHODS: dict[str, Callable[[str], optax.GradientTransformation]] = {
+  'kl_cov': lambda source: covrl.kl_cov(FRACTION, selection_source=source),
+  "kl_cov(score='state')": lambda source: covrl.kl_cov(
+    FRACTION, score='state', selection_source=source
+  ),
+  "kl_cov(score='exact')": lambda source: covrl.kl_cov(
+    FRACTION, score='exact', selection_source=source
+  ),
+  "kl_cov(divergence='k3')": lambda source: covrl.kl_cov(
+    FRACTION, divergence='k3', selection_source=source
+  ),
+  'clip_cov': lambda source: covrl.clip_cov(
+    FRACTION, 0.1, 5.0, selection_source=source
+  ),
+  'forking_tokens': lambda source: covrl.forking_tokens(
+    selection_source=source
+  ),
+  'entropy_bonus': lambda _: covrl.entropy_bonus(0.01),
+  'entropy_bonus(adaptive_bonus)': lambda _: covrl.entropy_bonus(
+    covrl.adaptive_bonus()
+  ),
+  'entropy_bonus(target_entropy)': lambda _: covrl.entropy_bonus(
+    covrl.target_entropy(0.3)
+  ),
+  'repo': lambda _: covrl.repo(),
+  'steer': lambda _: covrl.steer(),
+  'ce_gppo': lambda _: covrl.ce_gppo(),
+  'entropy_shaped': lambda _: covrl.entropy_shaped(),
+  'entropic': lambda _: covrl.entropic(),
+  'entrocraft': lambda _: covrl.entrocraft(),
+  'sample_weights': lambda _: covrl.sample_weights(1.0, 0.5),
+  'kl_to_reference': lambda _: covrl.kl_to_reference(),
+  'truncated_importance_weights': (
+    lambda _: covrl.truncated_importance_weights()
+  ),
+}
+SELECTING = (
+  'kl_cov',
+  "kl_cov(score='state')",
+  "kl_cov(score='exact')",
+  "kl_cov(divergence='k3')",
+  'clip_cov',
+  'forking_tokens',
+)
+
+
+def main() -> None:
+  """Measures, for one micro-batch, for four, and for current statistics."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--rounds', type=int, default=15)
+  parser.add_argument('--sequences', type=int, default=128)
+  parser.add_argument('--only', nargs='*', choices=list(METHODS))
+  options = parser.parse_args()
+  mesh = sharding.make_mesh((1,), jax.devices()[:1])
+  names = options.only or list(METHODS)
+  device = jax.devices()[0]
+  print(f'{device.device_kind}, {options.sequences} × {WIDTH} tokens')
+  for micro_batches, source in ((1, 'old'), (4, 'old'), (4, 'current')):
+    chosen = [n for n in names if source == 'old' or n in SELECTING]
+    print(f'\n{micro_batches} micro-batches, selection_source={source!r}')
+    measure(chosen, micro_batches, source, mesh, options)
+
+
+def measure(
+  names: list[str],
+  micro_batches: int,
+  source: str,
+  mesh: Mesh,
+  options: argparse.Namespace,
+) -> None:
+  """Prints a line for each method."""
+  steps = {
+    'no control': program(optax.identity(), micro_batches, 'old', mesh, options)
+  }
+  for name in names:
+    tx = METHODS[name](source)
+    steps[name] = program(tx, micro_batches, source, mesh, options)
+  order, times = list(steps), {name: [] for name in steps}
+  for turn in range(options.rounds):
+    for name in order[turn % len(order) :] + order[: turn % len(order)]:
+      started = time.perf_counter()
+      steps[name]()
+      times[name].append(time.perf_counter() - started)
+  plain = times.pop('no control')
+  print(f'no control: {statistics.median(plain) * 1e3:.1f} ms a step')
+  print(f'{"method":32} {"median":>7} {"quartiles":>15}')
+  for name, taken in times.items():
+    ratios = [ours / base for ours, base in zip(taken, plain, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    print(f'{name:32} {middle:7.3f} {low:7.3f}–{high:.3f}')
+
+
+def program(
+  tx: optax.GradientTransformation,
+  micro_batches: int,
+  source: str,
+  mesh: Mesh,
+  options: argparse.Namespace,
+) -> Callable[[], None]:
+  """A compiled step that runs on its own state, over and over."""
+  policy = Policy(countdown(32))
+  adam = optax.adam(3e-4)
+  step = make_train_step(
+    policy,
+    functools.partial(covrl.clipped_surrogate, low=0.2, high=0.2),
+    tx,
+    adam,
+    StepSettings(micro_batches=micro_batches, selection_source=source),
+  )
+  with jax.set_mesh(mesh):
+    params = policy.init(jax.random.key(0), mesh)
+    state = TrainState(
+      trainable=params,
+      frozen={},
+      opt_state=jax.jit(
+        adam.init,
+        out_shardings=shardings(
+          abstract_opt_state(adam, policy.abstract_params(mesh), mesh)
+        ),
+      )(params),
+      token_state=init_token_state(tx),
+      step=jnp.zeros((), jnp.int32),
+      log_ratio_noise=jnp.asarray(1e-6),
+    )
+    rows = sharding.shard_batch(batch(options.sequences), mesh)
+    key, first = jax.random.key(1), np.asarray(False)
+    run = jax.jit(step).lower(state, rows, first, key).compile()
+    jax.block_until_ready(run(state, rows, first, key))
+
+  def once() -> None:
+    jax.block_until_ready(run(state, rows, first, key))
+
+  return once
+
+
+def batch(sequences: int) -> TokenBatch:
+  """Rows as a rollout gives them, in the middle of an iteration."""
+  rng = np.random.default_rng(0)
+  shape = sequences, WIDTH
+  places = np.broadcast_to(np.arange(WIDTH, dtype=np.int32), shape)
+  ends = rng.integers(PROMPT + 2, WIDTH + 1, (sequences, 1))
+  real = places < ends
+  mask = real & (places >= PROMPT - 1)
+  logprobs = -rng.exponential(0.4, shape).astype(np.float32)
+  signs = rng.normal(size=(sequences, 1))
+  arrays: dict[str, Any] = {
+    'tokens': rng.integers(3, 30, shape).astype(np.int32),
+    'targets': rng.integers(3, 30, shape).astype(np.int32),
+    'positions': np.where(real, places, 0),
+    'segment_ids': real.astype(np.int32),
+    'loss_mask': mask,
+    'weights': mask.astype(np.float32),
+    'advantages': np.where(mask, signs, 0).astype(np.float32),
+    'old_logprobs': logprobs,
+    'old_entropy': np.abs(logprobs),
+    'sampler_logprobs': logprobs,
+    'ref_logprobs': logprobs - 0.1,
+    'sequence_ids': np.broadcast_to(
+      np.arange(sequences, dtype=np.int32)[:, None], shape
+    ),
+  }
+  moments: dict[str, Any] = {
+    'square': np.exp(logprobs),
+    'square_log': logprobs * np.exp(logprobs),
+    'square_log_square': logprobs**2 * np.exp(logprobs),
+  }
+  return TokenBatch(**arrays, old_moments=TokenMoments(**moments))
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which groups are trained on, and what a run with a reference keeps."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from train import process
+
+from covrl.train.iteration import informative_groups
+from covrl.types import Rollouts
+
+
+def rollouts(rewards, scored):
+  """Sequences of two tokens, of which the second was sampled."""
+  count = len(rewards)
+  mask = np.zeros((count, 2), bool)
+  mask[:, 1] = scored
+  zeros = np.zeros((count, 2), np.float32)
+  ids = np.arange(count, dtype=np.int32)
+  arrays: dict[str, Any] = {
+    'tokens': np.zeros((count, 2), np.int32),
+    'positions': np.zeros((count, 2), np.int32),
+    'attention_mask': np.ones((count, 2), bool),
+    'loss_mask': mask,
+    'sampler_logprobs': zeros,
+    'behaviour_logprobs': zeros,
+    'sequence_ids': ids,
+    'group_ids': ids // 2,
+    'source_ids': np.zeros(count, np.int32),
+    'policy_step': np.zeros(count, np.int32),
+    'truncated': np.zeros(count, bool),
+    'rewards': {'score': np.asarray(rewards, np.float32)},
+  }
+  return Rollouts(**arrays)
+
+
+@pytest.mark.parametrize(
+  ('rewards', 'scored', 'wanted'),
+  [
+    ([0, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1], [True, False, False]),
+    # A response that could not be scored has no reward to differ by.
+    ([0, 1, 0, 1, 0, 0], [0, 1, 1, 1, 0, 0], [False, True, False]),
+  ],
+)
+def test_groups_with_a_gradient(rewards, scored, wanted):
+  found = informative_groups(rollouts(rewards, np.array(scored, bool)), 2)
+  assert found.tolist() == wanted
+
+
+@pytest.fixture(scope='module', name='run')
+def make_run(tmp_path_factory):
+  """A run that draws up to three times and moves its reference."""
+  lines = process.train(
+    'toy_reference',
+    tmp_path_factory.mktemp('runs') / 'run',
+    rollout__max_draws=3,
+    train__keep_reference=True,
+    train__reset_reference_every=2,
+    logging__entropy_change_every=3,
+    checkpoint__every_updates=0,
+  )
+  return [line for line in lines if line['phase'] == 'train']
+
+
+def test_prompts_are_drawn_until_there_are_enough(run):
+  draws = [line['draws'] for line in run]
+  assert set(draws) <= {1.0, 2.0, 3.0}
+  assert max(draws) > 1
+  for line in run:
+    # Eight groups of four, of which a draw's equal ones are of no use.
+    useful = round(8 * line['draws'] * (1 - line['equal_reward_groups']))
+    assert useful >= 8 or line['draws'] == 3
+
+
+def test_the_reference_stays_until_it_is_moved(run):
+  assert len(run) == 16
+  # Where the reference is the policy itself, its penalty pushes nothing.
+  pushes = [line['penalty_share'] for line in run]
+  assert max(pushes[0], pushes[8]) < 1e-4
+  assert min(pushes[1:8]) > 1e-3
+
+
+def test_the_effect_on_the_entropy_is_measured_at_its_interval(run):
+  measured = ['realised_entropy_change' in line for line in run]
+  assert measured == [step % 3 == 0 for step in range(16)]
+  for line in run[::3]:
+    realised = line['realised_entropy_change']
+    predicted = line['predicted_entropy_change/jvp']
+    assert realised != 0
+    assert predicted == pytest.approx(realised, rel=0.5, abs=2e-3)
+  drift = [line['entropy_drift'] for line in run[1:]]
+  np.testing.assert_allclose(
+    drift, np.diff([line['entropy'] for line in run]), rtol=0, atol=0
+  )
+  assert 'entropy_drift' not in run[0]
