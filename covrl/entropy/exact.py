@@ -8,6 +8,10 @@ the limbs are summed as int32 (which is associative, sharded or not), and only
 the few totals become floating point again, in a fixed order.
 """
 
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -19,6 +23,42 @@ _KEPT_BITS = {4: 48, 8: 75}  # per item size: mantissa and dynamic range
 def count(mask: Bool[Array, '...']) -> Int[Array, '']:
   """How many entries are true, exactly, as int32."""
   return jnp.sum(mask, dtype=jnp.int32)
+
+
+# Jitted, so that outside a jit it is compiled once and not at every call.
+@functools.partial(jax.jit, inline=True)
+def sum_each(
+  *terms: Int[Array, '*shape'] | Bool[Array, '*shape'],
+) -> Int[Array, ' n']:
+  """Sums several arrays of one shape in one pass, exactly, as int32.
+
+  Sharded, that is one all-reduce of as many integers.
+
+  >>> sum_each(jnp.array([True, False]), jnp.array([3, 4])).tolist()
+  [1, 7]
+  """
+  return jax.lax.platform_dependent(
+    *(term.astype(jnp.int32) for term in terms),
+    cpu=lambda *terms: _reduce_together(terms, (0,) * len(terms), _sums),
+    default=lambda *terms: jnp.stack(
+      [jnp.sum(term, dtype=jnp.int32) for term in terms]
+    ),
+  )
+
+
+def extremes(
+  values: Int[Array, '*shape'], mask: Bool[Array, '*shape']
+) -> Int[Array, '2']:
+  """The smallest and the largest value under a mask, in one pass."""
+  limits = jnp.iinfo(values.dtype)
+  low = jnp.where(mask, values, limits.max)
+  high = jnp.where(mask, values, limits.min)
+  return jax.lax.platform_dependent(
+    low,
+    high,
+    cpu=lambda *ends: _reduce_together(ends, (limits.max, limits.min), _ends),
+    default=lambda low, high: jnp.stack([jnp.min(low), jnp.max(high)]),
+  )
 
 
 def exact_sum(
@@ -47,12 +87,13 @@ def exact_sum(
   _, exponent = jnp.frexp(jnp.max(jnp.abs(values), initial=0))
 
   rest = jnp.ldexp(values, -exponent)
-  totals = []
+  limbs = []
   for _ in range(-(-kept_bits // limb_bits)):
     rest = rest * 2.0**limb_bits
     limb = jnp.trunc(rest)
     rest = rest - limb
-    totals.append(jnp.sum(limb.astype(jnp.int32), dtype=jnp.int32))
+    limbs.append(limb.astype(jnp.int32))
+  totals = [*sum_each(*limbs)]
   return jnp.ldexp(_combine(totals, limb_bits, values.dtype), exponent)
 
 
@@ -62,6 +103,31 @@ def exact_mean(
   """Mean under a mask, the same bits for every layout; 0 for an empty mask."""
   total = exact_sum(values, mask)
   return total / jnp.maximum(count(mask), 1).astype(total.dtype)
+
+
+def _reduce_together(
+  terms: Sequence[Int[Array, '*shape']],
+  start: Sequence[int],
+  combine: Callable[[Sequence[Array], Sequence[Array]], Sequence[Array]],
+) -> Int[Array, ' n']:
+  """One reduction of many operands: what XLA vectorises on CPU.
+
+  Accelerators' compilers fuse reductions of their own accord; there the plain
+  form needs less communication.
+  """
+  dtype = terms[0].dtype
+  first = [jnp.asarray(value, dtype) for value in start]
+  return jnp.stack(
+    jax.lax.reduce([*terms], first, combine, range(terms[0].ndim))
+  )
+
+
+def _sums(left: Sequence[Array], right: Sequence[Array]) -> list[Array]:
+  return [a + b for a, b in zip(left, right, strict=True)]
+
+
+def _ends(left: Sequence[Array], right: Sequence[Array]) -> list[Array]:
+  return [jnp.minimum(left[0], right[0]), jnp.maximum(left[1], right[1])]
 
 
 def _limb_bits(size: int) -> int:

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The k best of N sharded tokens, exactly, without a sort or a gather.
 
-Scores become unsigned integers of the same order. The k-th of them is found
-by counting: each round fixes one bit, in one pass over the tokens and one
-all-reduce of a scalar, and the search ends as soon as a cut leaves exactly k.
-Ties go to the token whose identity (sequence, position) comes first, found by
-the same search, so the chosen set does not depend on mesh, packing or order.
+Ties go to the token whose identity (sequence, position) comes first, so the
+chosen set does not depend on mesh, packing or order. How the k-th best is
+found by counting is `covrl.entropy.search`.
 """
 
-from collections.abc import Sequence
+import functools
 from typing import NamedTuple
 
 import jax
@@ -17,7 +15,15 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
 from covrl.entropy.chain import concrete
-from covrl.entropy.exact import count
+from covrl.entropy.exact import count, sum_each
+from covrl.entropy.search import (
+  Ranked,
+  everywhere,
+  float_key,
+  kth_largest,
+  largest,
+)
+from covrl.types import Scalar
 
 Identity = Int[Array, 'B T'] | None
 
@@ -47,13 +53,16 @@ def select_top(
   Returns:
     True for the `max(minimum, ⌊fraction · N⌋)` best, or all eligible if fewer.
 
+  Raises:
+    ValueError: if the fraction is a number outside [0, 1].
+
   >>> scores = jnp.array([[0.1, 0.9, 0.5, 0.9]])
   >>> select_top(scores, jnp.ones((1, 4), bool), fraction=0.25)
   Array([[False,  True, False, False]], dtype=bool)
   """
-  eligible = mask & ~jnp.isnan(scores) & (scores > -jnp.inf)
-  keys = (_float_key(scores), *_identity_keys(scores, sequence_ids, positions))
-  return _largest(keys, eligible, quota(mask, fraction, minimum))
+  tokens = _Scored(scores, mask, sequence_ids, positions)
+  counted, total = sum_each(mask, _by_score(tokens).eligible)
+  return largest(_by_score, tokens, _share(counted, fraction, minimum), total)
 
 
 def select_random(
@@ -69,8 +78,8 @@ def select_random(
 ) -> Bool[Array, 'B T']:
   """A random subset of the eligible tokens of the whole batch.
 
-  Each token's lot is drawn from (key, step, sequence, position) and from
-  nothing else, so the subset does not depend on mesh, packing or order.
+  Each token's lot is a hash of (key, step, sequence, position) and of nothing
+  else, so the subset does not depend on mesh, packing or order.
 
   Args:
     eligible: tokens that may be selected.
@@ -84,12 +93,20 @@ def select_random(
 
   Returns:
     True for `max(minimum, ⌊fraction · N⌋)` eligible tokens, all if fewer.
+
+  Raises:
+    ValueError: if the fraction is a number outside [0, 1].
+
+  >>> eligible = jnp.array([[True, False, True, True]])
+  >>> drawn = select_random(
+  ...     eligible, fraction=0.5, key=jax.random.key(0), step=3)
+  >>> int(drawn.sum()), bool((drawn & ~eligible).any())
+  (1, False)
   """
-  sequences, places = _identity(eligible, sequence_ids, positions)
-  lots = _token_bits(jax.random.fold_in(key, step), sequences, places)
-  keys = (lots, *_identity_keys(eligible, sequences, places))
-  wanted = quota(eligible if mask is None else mask, fraction, minimum)
-  return _largest(keys, eligible, wanted)
+  salt = jax.random.bits(jax.random.fold_in(key, step), (2,), jnp.uint32)
+  tokens = _Lotted(eligible, salt, sequence_ids, positions)
+  counted, total = sum_each(eligible if mask is None else mask, eligible)
+  return largest(_by_lot, tokens, _share(counted, fraction, minimum), total)
 
 
 def quota(
@@ -100,17 +117,16 @@ def quota(
   Raises:
     ValueError: if the fraction is a number outside [0, 1].
   """
-  number = concrete(fraction)
-  if number is not None and not 0 <= number <= 1:
-    raise ValueError(f'fraction must lie in [0, 1], got {number:g}')
-  share = jnp.asarray(fraction, jnp.result_type(float))
-  exact = share * count(mask).astype(share.dtype)
-  return jnp.maximum(jnp.floor(exact).astype(jnp.int32), minimum)
+  return _share(count(mask), fraction, minimum)
 
 
+# Jitted, so that outside a jit it is compiled once and not at every call.
+@functools.partial(jax.jit, inline=True)
 def exact_quantile(
-  values: Float[Array, '...'], mask: Bool[Array, '...'], level: float
-) -> Float[Array, '']:
+  values: Float[Array, '*shape'],
+  mask: Bool[Array, '*shape'],
+  level: float | Scalar,
+) -> Scalar:
   """The smallest value under the mask with at least `level` of them below it.
 
   By counting, like every selection here; 0 for an empty mask.
@@ -118,91 +134,73 @@ def exact_quantile(
   mask = mask & ~jnp.isnan(values)
   total = count(mask)
   rank = jnp.ceil(level * total).astype(jnp.int32)
-  above = jnp.clip(total - rank + 1, 1, jnp.maximum(total, 1))
-  found = _kth_largest(_float_key(values), mask, above, exactly=True)
-  return jnp.where(total > 0, _from_float_key(found.key, values.dtype), 0)
+  wanted = jnp.clip(total - rank + 1, 1, jnp.maximum(total, 1))
+  tokens = jax.lax.stop_gradient((mask, values))
+  start = everywhere(float_key(values).dtype, total)
+  cut = kth_largest(_by_value, tokens, wanted, start).cut
+  kept = mask & (float_key(values) >= cut)
+  lowest = jnp.min(jnp.where(kept, values, jnp.inf), initial=jnp.inf)
+  return jnp.where(total > 0, lowest, 0)
 
 
-class _Cut(NamedTuple):
-  """A key, and how many candidates are at or above it."""
+class _Scored(NamedTuple):
+  """Tokens to be ranked by a score."""
 
-  key: UInt[Array, '']
-  kept: Int[Array, '']
-
-
-def _largest(
-  keys: Sequence[UInt[Array, 'B T']],
-  eligible: Bool[Array, 'B T'],
-  wanted: Int[Array, ''],
-) -> Bool[Array, 'B T']:
-  """The `wanted` lexicographically largest of the eligible."""
-  wanted = jnp.minimum(wanted, count(eligible))
-  chosen = jnp.zeros_like(eligible)
-  candidates = eligible
-  for key in keys:
-    cut = _kth_largest(key, candidates, wanted).key
-    above = candidates & (key > cut)
-    chosen = chosen | above
-    wanted = wanted - count(above)
-    candidates = candidates & (key == cut)
-  return chosen | (candidates & (wanted > 0))
+  scores: Float[Array, 'B T']
+  mask: Bool[Array, 'B T']
+  sequence_ids: Identity
+  positions: Identity
 
 
-def _kth_largest(
-  key: UInt[Array, '...'],
-  candidates: Bool[Array, '...'],
-  wanted: Int[Array, ''],
-  *,
-  exactly: bool = False,
-) -> _Cut:
-  """A cut that keeps `wanted` candidates, or the k-th key where they tie.
+class _Lotted(NamedTuple):
+  """Tokens to be drawn at random."""
 
-  Args:
-    key: unsigned.
-    candidates: which entries take part.
-    wanted: k.
-    exactly: search on to the k-th key itself even where a lower cut would
-      keep the same candidates.
-  """
-  bits = key.dtype.itemsize * 8
-  one = jnp.ones((), key.dtype)
-
-  def undecided(state: tuple[Int[Array, ''], _Cut]) -> Bool[Array, '']:
-    bit, cut = state
-    return (bit >= 0) & (exactly | (cut.kept != wanted))
-
-  def fix_next_bit(
-    state: tuple[Int[Array, ''], _Cut],
-  ) -> tuple[Int[Array, ''], _Cut]:
-    bit, cut = state
-    trial = cut.key | (one << bit.astype(key.dtype))
-    kept = count(candidates & (key >= trial))
-    raised = kept >= wanted
-    return bit - 1, _Cut(
-      jnp.where(raised, trial, cut.key), jnp.where(raised, kept, cut.kept)
-    )
-
-  start = _Cut(jnp.zeros((), key.dtype), count(candidates))
-  last_bit = jnp.asarray(bits - 1, jnp.int32)
-  return jax.lax.while_loop(undecided, fix_next_bit, (last_bit, start))[1]
+  eligible: Bool[Array, 'B T']
+  salt: UInt[Array, '2']
+  sequence_ids: Identity
+  positions: Identity
 
 
-def _float_key(values: Float[Array, '...']) -> UInt[Array, '...']:
-  """Unsigned integers in the order of the floats; both zeros are one."""
-  values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
-  unsigned = jnp.dtype(f'uint{values.dtype.itemsize * 8}')
-  pattern = jax.lax.bitcast_convert_type(values + 0.0, unsigned)
-  sign = jnp.asarray(1, unsigned) << (values.dtype.itemsize * 8 - 1)
-  pattern = jnp.where(values == 0, jnp.zeros_like(pattern), pattern)
-  return jnp.where(pattern & sign, ~pattern, pattern | sign)
+def _by_score(tokens: _Scored) -> Ranked:
+  """The finite and +inf scores, ties by identity."""
+  sequences, places = _identity(
+    tokens.scores, tokens.sequence_ids, tokens.positions
+  )
+  return Ranked(
+    eligible=tokens.mask & (tokens.scores > -jnp.inf),
+    keys=(float_key(tokens.scores), ~sequences, ~places),
+  )
 
 
-def _from_float_key(key: UInt[Array, ''], dtype: jnp.dtype) -> Float[Array, '']:
-  """Inverse of `_float_key`."""
-  dtype = jnp.promote_types(dtype, jnp.float32)
-  sign = jnp.asarray(1, key.dtype) << (dtype.itemsize * 8 - 1)
-  pattern = jnp.where(key & sign, key ^ sign, ~key)
-  return jax.lax.bitcast_convert_type(pattern, dtype)
+def _by_lot(tokens: _Lotted) -> Ranked:
+  """A lot for each token, ties by identity."""
+  sequences, places = _identity(
+    tokens.eligible, tokens.sequence_ids, tokens.positions
+  )
+  row, column = tokens.salt
+  lots = _mixed(
+    _mixed(sequences.astype(jnp.uint32) ^ row)
+    ^ _mixed(places.astype(jnp.uint32) ^ column)
+  )
+  lots = jax.lax.bitcast_convert_type(lots, jnp.int32)
+  return Ranked(eligible=tokens.eligible, keys=(lots, ~sequences, ~places))
+
+
+def _by_value(tokens: tuple[Array, Array]) -> tuple[Array, Array]:
+  mask, values = tokens
+  return mask, float_key(values)
+
+
+def _share(
+  total: Int[Array, ''], fraction: ArrayLike, minimum: ArrayLike
+) -> Int[Array, '']:
+  """⌊fraction · total⌋, but at least the minimum."""
+  number = concrete(fraction)
+  if number is not None and not 0 <= number <= 1:
+    raise ValueError(f'fraction must lie in [0, 1], got {number:g}')
+  share = jnp.asarray(fraction, jnp.result_type(float))
+  exact = share * total.astype(share.dtype)
+  return jnp.maximum(jnp.floor(exact).astype(jnp.int32), minimum)
 
 
 def _identity(
@@ -216,21 +214,15 @@ def _identity(
   return sequence_ids, positions
 
 
-def _identity_keys(
-  like: Shaped[Array, 'B T'], sequence_ids: Identity, positions: Identity
-) -> tuple[UInt[Array, 'B T'], UInt[Array, 'B T']]:
-  """Keys that are larger for tokens that come earlier."""
-  sequences, places = _identity(like, sequence_ids, positions)
-  return ~sequences.astype(jnp.uint32), ~places.astype(jnp.uint32)
+def _mixed(bits: UInt[Array, 'B T']) -> UInt[Array, 'B T']:
+  """A hash of 32 bits to 32 bits, one to one: MurmurHash3's finaliser.
 
+  `jax.random` has no cheaper draw by identity than a `fold_in` per token, which
+  takes longer than the search.
 
-def _token_bits(
-  key: Array, sequence_ids: Int[Array, 'B T'], positions: Int[Array, 'B T']
-) -> UInt[Array, 'B T']:
-  """Random bits that belong to a token, not to its place in an array."""
-
-  def draw(sequence: Int[Array, ''], place: Int[Array, '']) -> Array:
-    mine = jax.random.fold_in(jax.random.fold_in(key, sequence), place)
-    return jax.random.bits(mine, dtype=jnp.uint32)
-
-  return jax.vmap(jax.vmap(draw))(sequence_ids, positions)
+  References:
+    Appleby, MurmurHash3, 2011 (public domain).
+  """
+  bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
+  bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
+  return bits ^ (bits >> 16)

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What exact selection costs, beside a sort and `jax.lax.top_k`.
+
+  python tests/benchmarks/selection.py                    # N = 2²², k = 8,192
+  python tests/benchmarks/selection.py --log2_tokens=24   # on a GPU
+
+One device, whichever JAX takes. The forms take turns, so that a busy machine
+is busy for all of them; times are medians over the rounds. `select_random` has
+its own line of comparison, which draws noise too. The selected set is checked
+against a stable sort first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+from rich.console import Console
+from rich.table import Table
+
+import covrl
+
+Form = Callable[[Float[Array, 'B T'], Bool[Array, 'B T']], Array]
+
+
+def main() -> None:
+  """Measures and prints a table."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--log2_tokens', type=int, default=22)
+  parser.add_argument('--k', type=int, default=8192)
+  parser.add_argument('--rounds', type=int, default=15)
+  arguments = parser.parse_args()
+  rows = 2 ** (arguments.log2_tokens // 2)
+  shape = (rows, 2**arguments.log2_tokens // rows)
+  scores = jax.random.normal(jax.random.key(0), shape)
+  mask = jnp.ones(shape, bool)
+  tied = jnp.round(scores)
+
+  forms = make_forms(arguments.k, scores.size)
+  inputs = dict.fromkeys(forms, scores) | {'select_top, all tied': tied}
+  compiled = {
+    name: jax.jit(form).lower(scores, mask).compile()
+    for name, form in forms.items()
+  }
+  for name in ('select_top', 'select_top, all tied'):
+    check(inputs[name], compiled[name](inputs[name], mask), arguments.k)
+
+  times: dict[str, list[float]] = {name: [] for name in forms}
+  for _ in range(arguments.rounds):
+    for name, run in compiled.items():
+      start = time.perf_counter()
+      jax.block_until_ready(run(inputs[name], mask))
+      times[name].append(time.perf_counter() - start)
+  show(times, shape, arguments.k)
+
+
+def make_forms(k: int, size: int) -> dict[str, Form]:
+  """What is compared, by name: `(scores, mask) -> array`."""
+  fraction = k / size
+
+  def select_top(
+    scores: Float[Array, 'B T'], mask: Bool[Array, 'B T']
+  ) -> Array:
+    return covrl.select_top(scores, mask, fraction=fraction)
+
+  def select_random(
+    scores: Float[Array, 'B T'], mask: Bool[Array, 'B T']
+  ) -> Array:
+    del scores
+    return covrl.select_random(
+      mask, fraction=fraction, key=jax.random.key(1), step=0
+    )
+
+  def top_k_of_noise(
+    scores: Float[Array, 'B T'], mask: Bool[Array, 'B T']
+  ) -> Array:
+    del scores
+    noise = jax.random.uniform(jax.random.key(1), (mask.size,))
+    return jax.lax.top_k(jnp.where(mask.reshape(-1), noise, 0), k)[1]
+
+  return {
+    'jnp.sort': lambda scores, mask: jnp.sort(scores.reshape(-1)),
+    'jax.lax.top_k': lambda scores, mask: jax.lax.top_k(scores.reshape(-1), k)[
+      1
+    ],
+    'select_top': select_top,
+    'select_top, all tied': select_top,
+    'uniform noise, jax.lax.top_k': top_k_of_noise,
+    'select_random': select_random,
+  }
+
+
+def check(
+  scores: Float[Array, 'B T'], chosen: Bool[Array, 'B T'], k: int
+) -> None:
+  """Stops unless the chosen are the first k of a stable descending sort."""
+  order = np.argsort(-np.asarray(scores).reshape(-1), kind='stable')
+  expected = np.zeros(scores.size, bool)
+  expected[order[:k]] = True
+  np.testing.assert_array_equal(np.asarray(chosen).reshape(-1), expected)
+
+
+def show(times: dict[str, list[float]], shape: tuple[int, int], k: int) -> None:
+  """Prints medians, and their ratios to the sort and to top_k."""
+  medians = {name: statistics.median(each) for name, each in times.items()}
+  table = Table(
+    title=f'{shape[0]} × {shape[1]} tokens, k = {k}, '
+    f'{jax.devices()[0].device_kind}, JAX {jax.__version__}'
+  )
+  table.add_column('')
+  for column in ('median, ms', 'fastest, ms', 'sort ÷ it', 'it ÷ top_k'):
+    table.add_column(column, justify='right')
+  for name, median in medians.items():
+    table.add_row(
+      name,
+      f'{median * 1e3:.1f}',
+      f'{min(times[name]) * 1e3:.1f}',
+      f'{medians["jnp.sort"] / median:.1f}',
+      f'{median / medians["jax.lax.top_k"]:.2f}',
+    )
+  Console(width=100).print(table)
+
+
+if __name__ == '__main__':
+  main()

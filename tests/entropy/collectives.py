@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads a compiled program: which collectives it runs, and how many bytes.
+
+Counted per device and call: the bytes a collective delivers there, times how
+often it runs. In a loop that is the loop's trip count, where the compiler knows
+it; else the caller's bound. Branches of a conditional are all counted.
+"""
+
+import collections
+import math
+import re
+
+COLLECTIVES = (
+  'all-reduce',
+  'all-gather',
+  'all-to-all',
+  'reduce-scatter',
+  'collective-permute',
+  'collective-broadcast',
+  'ragged-all-to-all',
+)
+_INSTRUCTION = re.compile(
+  r'^\s*(?:ROOT )?%?[\w.-]+ = (?P<type>.+?) (?P<op>[a-z][a-z0-9-]*)\('
+)
+_CALLED = re.compile(
+  r'(?:body|condition|to_apply|calls|true_computation|false_computation)'
+  r'=%?([\w.-]+)'
+)
+_BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+
+
+def collective_bytes(hlo: str, rounds: int) -> dict[str, int]:
+  """Bytes by kind of collective; loops of unknown length run `rounds` times."""
+  computations, entry = _computations(hlo)
+  totals: collections.Counter[str] = collections.Counter()
+
+  def visit(name: str, times: int) -> None:
+    for line in computations[name]:
+      match = _INSTRUCTION.match(line)
+      if match is None:
+        continue
+      op = match['op'].removesuffix('-start')
+      if op in COLLECTIVES:
+        totals[op] += times * size_of(match['type'])
+        continue
+      trips = 1
+      if op == 'while':
+        known = _TRIPS.search(line)
+        trips = int(known[1]) if known else rounds
+      for called in _called(line):
+        visit(called, times * trips)
+
+  visit(entry, 1)
+  return dict(totals)
+
+
+def operations(hlo: str, op: str) -> list[int]:
+  """How many elements each operation of a kind has, in its largest array."""
+  found = []
+  for line in hlo.splitlines():
+    match = _INSTRUCTION.match(line)
+    if match and match['op'].removesuffix('-start') == op:
+      found.append(max(math.prod(dims) for _, dims in _arrays(match['type'])))
+  return found
+
+
+def size_of(type_: str) -> int:
+  """Bytes of an HLO type, tuples added up.
+
+  >>> size_of('(s32[7]{0}, pred[2,3]{1,0})')
+  34
+  """
+  return sum(
+    math.prod(dims) * (1 if kind == 'pred' else int(kind.strip('bfsu')) // 8)
+    for kind, dims in _arrays(type_)
+  )
+
+
+def _arrays(type_: str) -> list[tuple[str, list[int]]]:
+  return [
+    (kind, [int(size) for size in dims.split(',') if size])
+    for kind, dims in re.findall(r'([a-z]+\d*)\[([\d,]*)\]', type_)
+  ]
+
+
+def _called(line: str) -> list[str]:
+  names = _CALLED.findall(line)
+  for branches in _BRANCHES.findall(line):
+    names += [name.strip().lstrip('%') for name in branches.split(',')]
+  return names
+
+
+def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
+  """Lines of each computation, and the name of the entry."""
+  found: dict[str, list[str]] = {}
+  name = entry = ''
+  for line in hlo.splitlines():
+    head = re.match(r'^(ENTRY )?%?([\w.-]+) .*\{$', line)
+    if head and ' = ' not in line:
+      name = head[2]
+      found[name] = []
+      entry = name if head[1] else entry
+    elif name:
+      found[name].append(line)
+  return found, entry
