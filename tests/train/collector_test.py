@@ -94,3 +94,13 @@ def test_the_effect_on_the_entropy_is_measured_at_its_interval(run):
     drift, np.diff([line['entropy'] for line in run]), rtol=0, atol=0
   )
   assert 'entropy_drift' not in run[0]
+
+
+def test_exact_scores_are_at_hand(run):
+  for line in run:
+    assert line['selected_fraction'] == pytest.approx(0.05, abs=0.05)
+    assert line['quota'] == line['selected'] == int(0.05 * line['tokens'])
+  assert any(line['selected'] > 0 for line in run)
+  changes = [line['predicted_entropy_change/exact'] for line in run]
+  assert all(np.isfinite(changes))
+  assert np.ptp(changes) > 0

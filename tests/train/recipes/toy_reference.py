@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The toy task, held to a reference policy."""
+"""The toy task, held to a reference policy; KL-Cov only looks on."""
 
+import optax
 from train import toy
 
 import covrl
@@ -15,4 +16,7 @@ make_warm_start_tx = toy.make_warm_start_tx
 
 
 def make_token_tx(config):
-  return covrl.kl_to_reference(config.entropy.coefficient)
+  return optax.chain(
+    covrl.kl_cov(config.entropy.fraction, 0.0, score='exact'),
+    covrl.kl_to_reference(config.entropy.coefficient),
+  )
