@@ -10,37 +10,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from covrl.models.cache import LayerCache
 from covrl.models.config import ModelConfig
-from covrl.models.layers import constrain, normal, output_scale
-
-Heads = Float[Array, 'B T H h']
-
-
-def rotate(
-  x: Float[Array, 'B T H h'], positions: Int[Array, 'B T'], *, theta: float
-) -> Float[Array, 'B T H h']:
-  """Turns each pair of features by an angle proportional to the position.
-
-      (x_i, x_{i+h/2}) turned by position · θ^(−2i/h)
-
-  so that ⟨rotated query, rotated key⟩ depends on the distance alone.
-
-  Args:
-    x: queries or keys.
-    positions: place of each token within its sequence.
-    theta: base of the wavelengths.
-
-  References:
-    Su et al., "RoFormer: Enhanced Transformer with Rotary Position
-    Embedding", arXiv:2104.09864, (34); features paired by halves.
-  """
-  half = x.shape[-1] // 2
-  dtype = jnp.promote_types(x.dtype, jnp.float32)
-  frequencies = theta ** (-jnp.arange(half, dtype=dtype) / half)
-  angles = positions[..., None, None].astype(dtype) * frequencies
-  cos, sin = jnp.cos(angles), jnp.sin(angles)
-  first, second = x[..., :half], x[..., half:]
-  turned = (first * cos - second * sin, second * cos + first * sin)
-  return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+from covrl.models.layers import (
+  RMSNorm,
+  constrain,
+  normal,
+  output_scale,
+  soft_cap,
+)
+from covrl.models.rope import rotate
 
 
 def attend(
@@ -48,10 +25,13 @@ def attend(
   keys: Float[Array, 'B K C h'],
   values: Float[Array, 'B K C h'],
   mask: Bool[Array, 'B T C'],
+  *,
+  scale: float | None = None,
+  cap: float | None = None,
 ) -> Float[Array, 'B T H h']:
   """The mean of the values, weighted by how well each key fits the query.
 
-      softmax(q · k / √h) v, over the keys that the mask allows
+      softmax(scale q · k) v, over the keys that the mask allows
 
   The softmax is float32 at least. A query that may see nothing gets the plain
   mean of all values: finite, and meaningless.
@@ -62,6 +42,8 @@ def attend(
     values: laid out like the keys: every head's tokens contiguous, as the
       batched products want them.
     mask: true where a query may see a key.
+    scale: h^−1/2 unless given.
+    cap: bound of what the softmax is given, see `soft_cap`.
   """
   batch, length, num_heads, head_dim = queries.shape
   kv_heads = keys.shape[1]
@@ -77,7 +59,8 @@ def attend(
   scores = jnp.einsum(
     'bkqh,bkch->bkqc', rows, keys, preferred_element_type=dtype
   )
-  scores = jnp.where(visible, scores * head_dim**-0.5, jnp.finfo(dtype).min)
+  scores = soft_cap(scores * (scale or head_dim**-0.5), cap)
+  scores = jnp.where(visible, scores, jnp.finfo(dtype).min)
   shares = jax.nn.softmax(scores, axis=-1).astype(queries.dtype)
   mixed = jnp.einsum('bkqc,bkch->bkqh', shares, values)
   mixed = mixed.reshape(batch, kv_heads, groups, length, head_dim)
@@ -114,12 +97,18 @@ class Attention(nnx.Module):
       scale=output_scale(heads * width, config),
       config=config,
     )
+    self.biases = Biases(config) if config.qkv_bias else None
+    self.query_norm = self.key_norm = None
+    if config.qk_norm:
+      self.query_norm = RMSNorm(config, width, 'head_dim')
+      self.key_norm = RMSNorm(config, width, 'head_dim')
 
   def __call__(
     self,
     x: Float[Array, 'B T D'],
     positions: Int[Array, 'B T'],
     mask: Bool[Array, 'B T C'],
+    frequencies: Float[Array, ' pairs'],
     cache: LayerCache | None = None,
   ) -> tuple[Float[Array, 'B T D'], LayerCache]:
     """Mixes tokens; with a cache, new keys and values are written to it first.
@@ -128,19 +117,26 @@ class Attention(nnx.Module):
       x: normed residual stream.
       positions: place of each token within its sequence.
       mask: which keys each query may see; `C` is `T`, or the cache's length.
+      frequencies: of the layer's rotations, in radians per position.
       cache: this layer's view of the whole cache.
 
     Returns:
       What to add to the stream, and the cache: the given one with the new
       entries in it, or one that holds just them.
     """
-    dtype = self.config.dtype
+    config, dtype = self.config, self.config.dtype
     query, key, value = (
       jnp.einsum('btd,dhk->bthk', x, weight[...].astype(dtype))
       for weight in (self.query, self.key, self.value)
     )
-    query = rotate(query, positions, theta=self.config.rope_theta)
-    key = rotate(key, positions, theta=self.config.rope_theta)
+    if self.biases is not None:
+      query, key, value = self.biases(query, key, value)
+    if self.query_norm is not None and self.key_norm is not None:
+      query, key = self.query_norm(query), self.key_norm(key)
+    query, key = (
+      rotate(heads, positions, frequencies, magnitude=config.rope_magnitude)
+      for heads in (query, key)
+    )
     query = constrain(query, 'batch', 'sequence', 'heads', None)
     key = constrain(key, 'batch', 'sequence', 'kv_heads', None)
     value = constrain(value, 'batch', 'sequence', 'kv_heads', None)
@@ -149,6 +145,42 @@ class Attention(nnx.Module):
       cache = LayerCache.of(key, value)
     else:
       cache = cache.write(key, value)
-    mixed = attend(query, *cache.read(), mask)
+    mixed = attend(
+      query,
+      *cache.read(),
+      mask,
+      scale=config.attention_scale,
+      cap=config.attention_soft_cap,
+    )
     output = self.output[...].astype(dtype)
     return jnp.einsum('bthk,hkd->btd', mixed, output), cache
+
+
+class Biases(nnx.Module):
+  """What is added to queries, keys and values; nothing at first."""
+
+  def __init__(self, config: ModelConfig) -> None:
+    self.config = config
+    width, dtype = config.head_dim, config.param_dtype
+    zeros = jnp.zeros((config.num_kv_heads, width), dtype)
+    self.query = nnx.Param(
+      jnp.zeros((config.num_heads, width), dtype), axes=('heads', 'head_dim')
+    )
+    self.key = nnx.Param(zeros, axes=('kv_heads', 'head_dim'))
+    self.value = nnx.Param(zeros, axes=('kv_heads', 'head_dim'))
+
+  def __call__(
+    self,
+    query: Float[Array, 'B T H h'],
+    key: Float[Array, 'B T K h'],
+    value: Float[Array, 'B T K h'],
+  ) -> tuple[
+    Float[Array, 'B T H h'], Float[Array, 'B T K h'], Float[Array, 'B T K h']
+  ]:
+    """The three, each with its bias."""
+    dtype = self.config.dtype
+    return (
+      query + self.query[...].astype(dtype),
+      key + self.key[...].astype(dtype),
+      value + self.value[...].astype(dtype),
+    )

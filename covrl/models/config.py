@@ -6,6 +6,10 @@ from __future__ import annotations
 import dataclasses
 
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from covrl.models.rope import RopeScaling, YarnScaling, plain_frequencies
 
 _SIZES = (
   'vocab_size',
@@ -16,7 +20,16 @@ _SIZES = (
   'head_dim',
   'hidden_dim',
 )
+_POSITIVE = (
+  'rope_theta',
+  'local_rope_theta',
+  'norm_eps',
+  'attention_scale',
+  'attention_soft_cap',
+  'logit_soft_cap',
+)
 _DTYPES = ('float64', 'float32', 'bfloat16', 'float16')
+_ACTIVATIONS = ('silu', 'gelu_tanh')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +48,21 @@ class ModelConfig:
     head_dim: width of one head; even, since rotations act on pairs.
     hidden_dim: width of the gated feed-forward layer.
     rope_theta: base of the rotary wavelengths.
+    rope_scaling: how rotations slow down for long texts; `None` for not.
+    windows: tokens each layer looks back at, its own included, one number per
+      layer; 0 is all of them, and so is leaving the tuple empty.
+    local_rope_theta: base of the wavelengths of layers with a window, which
+      are then not scaled; `None` treats them like the others.
+    qkv_bias: whether queries, keys and values have a bias.
+    qk_norm: whether each head's queries and keys are normed.
+    attention_scale: of the products of queries and keys; h^−1/2 if `None`.
+    attention_soft_cap: bound of these products, as tanh keeps it.
+    logit_soft_cap: bound of the logits, as tanh keeps it.
+    activation: of the gate, `'silu'` or `'gelu_tanh'`.
     norm_eps: added to the mean square before its root is taken.
+    unit_offset: whether norms multiply by 1 + scale rather than by scale.
+    post_norms: whether a block's two results are normed as well.
+    scaled_embeddings: whether embeddings are multiplied by √model_dim.
     tied_embeddings: whether the unembedding is the embedding, transposed.
     dtype: of activations and matrix products; attention's softmax, norms and
       logits are float32 at least.
@@ -58,7 +85,19 @@ class ModelConfig:
   head_dim: int
   hidden_dim: int
   rope_theta: float = 10000.0
+  rope_scaling: RopeScaling | None = None
+  windows: tuple[int, ...] = ()
+  local_rope_theta: float | None = None
+  qkv_bias: bool = False
+  qk_norm: bool = False
+  attention_scale: float | None = None
+  attention_soft_cap: float | None = None
+  logit_soft_cap: float | None = None
+  activation: str = 'silu'
   norm_eps: float = 1e-6
+  unit_offset: bool = False
+  post_norms: bool = False
+  scaled_embeddings: bool = False
   tied_embeddings: bool = True
   dtype: str = 'float32'
   param_dtype: str = 'float32'
@@ -79,14 +118,52 @@ class ModelConfig:
       raise ValueError(
         f'head_dim must be even for rotary positions, got {self.head_dim}'
       )
-    for name in ('rope_theta', 'norm_eps'):
-      if not getattr(self, name) > 0:
-        raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
+    for name in _POSITIVE:
+      value = getattr(self, name)
+      if value is not None and not value > 0:
+        raise ValueError(f'{name} must be positive, got {value}')
+    if self.activation not in _ACTIVATIONS:
+      raise ValueError(
+        f'activation must be one of {_ACTIVATIONS}, got {self.activation!r}'
+      )
+    self._check_windows()
     for name in ('dtype', 'param_dtype'):
       if getattr(self, name) not in _DTYPES:
         raise ValueError(
           f'{name} must be one of {_DTYPES}, got {getattr(self, name)!r}'
         )
+
+  def _check_windows(self) -> None:
+    """Refuses windows of other layers than there are, or that see nothing."""
+    if self.windows and len(self.windows) != self.num_layers:
+      raise ValueError(
+        f'windows must be one number for each of {self.num_layers} layers, '
+        f'got {len(self.windows)}'
+      )
+    if min(self.windows, default=0) < 0:
+      raise ValueError(f'windows must be at least 0, got {min(self.windows)}')
+    if self.local_rope_theta and isinstance(self.rope_scaling, YarnScaling):
+      raise ValueError(
+        'local_rope_theta needs a rope_scaling that keeps magnitudes, got '
+        f'{self.rope_scaling}'
+      )
+
+  @property
+  def frequencies(self) -> Float[np.ndarray, 'L pairs']:
+    """Rotary frequencies of every layer, in radians per position."""
+    everywhere = plain_frequencies(self.rope_theta, self.head_dim)
+    if self.rope_scaling is not None:
+      everywhere = self.rope_scaling(everywhere, self.rope_theta)
+    local = everywhere
+    if self.local_rope_theta is not None:
+      local = plain_frequencies(self.local_rope_theta, self.head_dim)
+    windows = self.windows or (0,) * self.num_layers
+    return np.stack([local if window else everywhere for window in windows])
+
+  @property
+  def rope_magnitude(self) -> float:
+    """What rotated queries and keys are multiplied by."""
+    return 1.0 if self.rope_scaling is None else self.rope_scaling.magnitude
 
   @property
   def stats_dtype(self) -> jnp.dtype:

@@ -70,27 +70,31 @@ def _shards(mesh: AbstractMesh, names: sharding.MeshAxes) -> int:
 class RMSNorm(nnx.Module):
   """Divides by the root mean square, then scales each feature.
 
-  y = x / √(mean(x²) + ε) · scale
+      y = x / √(mean(x²) + ε) · scale
+
+  or · (1 + scale) with `unit_offset`; either begins at 1.
   """
 
-  def __init__(self, config: ModelConfig) -> None:
+  def __init__(self, config: ModelConfig, size: int, axis: str) -> None:
     self.config = config
-    self.scale = nnx.Param(
-      jnp.ones((config.model_dim,), config.param_dtype), axes=('embed',)
-    )
+    start = jnp.zeros if config.unit_offset else jnp.ones
+    self.scale = nnx.Param(start((size,), config.param_dtype), axes=(axis,))
 
   def __call__(self, x: Float[Array, '*B D']) -> Float[Array, '*B D']:
     """Norms the last axis."""
     wide = x.astype(self.config.stats_dtype)
     mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
     y = wide * jax.lax.rsqrt(mean_square + self.config.norm_eps)
-    return (y * self.scale[...]).astype(self.config.dtype)
+    scale = self.scale[...].astype(self.config.stats_dtype)
+    if self.config.unit_offset:
+      scale = 1 + scale
+    return (y * scale).astype(self.config.dtype)
 
 
-class SwiGLU(nnx.Module):
+class GatedMLP(nnx.Module):
   """The gated feed-forward layer.
 
-      y = (silu(x W_gate) ⊙ x W_up) W_down
+      y = (activation(x W_gate) ⊙ x W_up) W_down
 
   References:
     Shazeer, "GLU Variants Improve Transformer", arXiv:2002.05202, (6).
@@ -116,5 +120,21 @@ class SwiGLU(nnx.Module):
     dtype = self.config.dtype
     gate = x @ self.gate[...].astype(dtype)
     up = x @ self.up[...].astype(dtype)
-    hidden = constrain(jax.nn.silu(gate) * up, 'batch', 'sequence', 'mlp')
+    opened = activate(gate, self.config.activation)
+    hidden = constrain(opened * up, 'batch', 'sequence', 'mlp')
     return hidden @ self.down[...].astype(dtype)
+
+
+def activate(x: Float[Array, '*B F'], activation: str) -> Float[Array, '*B F']:
+  """The gate's nonlinearity: silu, or gelu by its tanh approximation."""
+  if activation == 'silu':
+    return jax.nn.silu(x)
+  return jax.nn.gelu(x, approximate=True)
+
+
+def soft_cap(x: Float[Array, '*B'], bound: float | None) -> Float[Array, '*B']:
+  """Keeps values within ±bound smoothly; `None` keeps them as they are.
+
+  bound · tanh(x / bound)
+  """
+  return x if bound is None else bound * jnp.tanh(x / bound)

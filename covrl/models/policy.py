@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from covrl import sharding
 from covrl.models.cache import KVCache
 from covrl.models.config import ModelConfig
+from covrl.models.layers import soft_cap
 from covrl.models.transformer import Transformer
 
 
@@ -152,18 +153,19 @@ class Policy:
   ) -> Float[Array, '*B V']:
     """Logits of hidden states, in float32 or wider.
 
-        hidden @ unembedding
+        z = hidden @ unembedding,    z ← logit_soft_cap · tanh(z / logit_soft_cap)
 
     at full precision: an accelerator's default would round a float32 product
     to bfloat16 or TF32.
     """
-    return jnp.einsum(
+    logits = jnp.einsum(
       '...d,dv->...v',
       hidden,
       self.unembedding(params),
       precision=jax.lax.Precision.HIGHEST,
       preferred_element_type=self.config.stats_dtype,
     )
+    return soft_cap(logits, self.config.logit_soft_cap)
 
   def logits(
     self, params: PyTree, tokens: Int[Array, 'B T']

@@ -8,6 +8,7 @@ knows of training, sampling or meshes beyond the names of logical axes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,32 +18,69 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from covrl.models.attention import Attention
 from covrl.models.cache import KVCache, LayerCache
 from covrl.models.config import ModelConfig
-from covrl.models.layers import RMSNorm, SwiGLU, constrain, normal
+from covrl.models.layers import GatedMLP, RMSNorm, constrain, normal
+
+
+class Kind(NamedTuple):
+  """What tells one layer from another besides its parameters.
+
+  Attributes:
+    frequencies: of its rotations.
+    window: tokens it looks back at; `None` where no layer has a window.
+  """
+
+  frequencies: Float[Array, '*L pairs']
+  window: Int[Array, '*L'] | None
+
+  @classmethod
+  def of_all(cls, config: ModelConfig) -> Kind:
+    """Of all layers, to be scanned over."""
+    windows = None
+    if any(config.windows):
+      whole = jnp.iinfo(jnp.int32).max
+      windows = jnp.array([window or whole for window in config.windows])
+    return cls(jnp.asarray(config.frequencies, config.stats_dtype), windows)
+
+  def see(
+    self, mask: Bool[Array, 'B T C'], distance: Int[Array, 'T C']
+  ) -> Bool[Array, 'B T C']:
+    """What a layer of this kind sees of what a mask allows."""
+    return mask if self.window is None else mask & (distance < self.window)
 
 
 class Block(nnx.Module):
   """Attention and feed-forward, each normed and added to the stream."""
 
   def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
-    self.attention_norm = RMSNorm(config)
+    dim = config.model_dim
+    self.attention_norm = RMSNorm(config, dim, 'embed')
     self.attention = Attention(config, rngs=rngs)
-    self.mlp_norm = RMSNorm(config)
-    self.mlp = SwiGLU(config, rngs=rngs)
+    self.mlp_norm = RMSNorm(config, dim, 'embed')
+    self.mlp = GatedMLP(config, rngs=rngs)
+    self.attention_post_norm = self.mlp_post_norm = None
+    if config.post_norms:
+      self.attention_post_norm = RMSNorm(config, dim, 'embed')
+      self.mlp_post_norm = RMSNorm(config, dim, 'embed')
 
   def __call__(
     self,
     x: Float[Array, 'B T D'],
     positions: Int[Array, 'B T'],
     mask: Bool[Array, 'B T C'],
+    frequencies: Float[Array, ' pairs'],
     cache: LayerCache | None = None,
   ) -> tuple[Float[Array, 'B T D'], LayerCache]:
-    """Takes the stream through the block; see `Attention` for the cache."""
+    """Takes the stream through the block; see `Attention` for the rest."""
     mixed, cache = self.attention(
-      self.attention_norm(x), positions, mask, cache
+      self.attention_norm(x), positions, mask, frequencies, cache
     )
+    if self.attention_post_norm is not None:
+      mixed = self.attention_post_norm(mixed)
     x = constrain(x + mixed, 'batch', 'sequence', 'embed')
-    x = x + self.mlp(self.mlp_norm(x))
-    return constrain(x, 'batch', 'sequence', 'embed'), cache
+    changed = self.mlp(self.mlp_norm(x))
+    if self.mlp_post_norm is not None:
+      changed = self.mlp_post_norm(changed)
+    return constrain(x + changed, 'batch', 'sequence', 'embed'), cache
 
 
 class Transformer(nnx.Module):
@@ -58,7 +96,7 @@ class Transformer(nnx.Module):
       lambda key: Block(config, rngs=nnx.Rngs(params=key)),
       jax.random.split(rngs.params(), config.num_layers),
     )
-    self.final_norm = RMSNorm(config)
+    self.final_norm = RMSNorm(config, dim, 'embed')
     self.head = (
       None
       if config.tied_embeddings
@@ -76,14 +114,19 @@ class Transformer(nnx.Module):
     """Hidden states of whole sequences, all tokens at once."""
     graphdef, layers = nnx.split(self.layers)
 
+    distance = _distances(jnp.arange(tokens.shape[1]), tokens.shape[1])
+
     def through(
-      x: Float[Array, 'B T D'], layer: PyTree
+      x: Float[Array, 'B T D'], each: tuple[PyTree, Kind]
     ) -> tuple[Float[Array, 'B T D'], None]:
-      return nnx.merge(graphdef, layer)(x, positions, mask)[0], None
+      layer, kind = each
+      block, visible = nnx.merge(graphdef, layer), kind.see(mask, distance)
+      return block(x, positions, visible, kind.frequencies)[0], None
 
     if self.config.remat:
       through = jax.checkpoint(through, prevent_cse=False)
-    x, _ = jax.lax.scan(through, self._embed(tokens), layers)
+    each = (layers, Kind.of_all(self.config))
+    x, _ = jax.lax.scan(through, self._embed(tokens), each)
     return self.final_norm(x)
 
   def prefill(
@@ -97,15 +140,19 @@ class Transformer(nnx.Module):
     graphdef, layers = nnx.split(self.layers)
     length = tokens.shape[1]
     causal = jnp.tril(jnp.ones((length, length), bool))
-    visible = causal & mask[:, None, :]
+    before = causal & mask[:, None, :]
+    distance = _distances(jnp.arange(length), length)
 
     def through(
-      x: Float[Array, 'P T D'], layer: PyTree
+      x: Float[Array, 'P T D'], each: tuple[PyTree, Kind]
     ) -> tuple[Float[Array, 'P T D'], tuple[Array, Array]]:
-      x, cache = nnx.merge(graphdef, layer)(x, positions, visible)
+      layer, kind = each
+      block, visible = nnx.merge(graphdef, layer), kind.see(before, distance)
+      x, cache = block(x, positions, visible, kind.frequencies)
       return x, cache.read()
 
-    x, (keys, values) = jax.lax.scan(through, self._embed(tokens), layers)
+    each = (layers, Kind.of_all(self.config))
+    x, (keys, values) = jax.lax.scan(through, self._embed(tokens), each)
     room = cache_length - length
     room_5d = (*((0, 0),) * 3, (0, room), (0, 0))
     cache = KVCache(
@@ -126,7 +173,7 @@ class Transformer(nnx.Module):
     graphdef, layers = nnx.split(self.layers)
     ones = jnp.ones((token.shape[0], 1), bool)
     mask = jax.lax.dynamic_update_slice(cache.mask, ones, (0, index))
-    visible = mask[:, None, :]
+    distance = _distances(index[None], mask.shape[1])
     view = LayerCache(
       keys=cache.keys,
       values=cache.values,
@@ -135,15 +182,18 @@ class Transformer(nnx.Module):
     )
 
     def through(
-      carry: tuple[Float[Array, 'S 1 D'], LayerCache], layer: PyTree
+      carry: tuple[Float[Array, 'S 1 D'], LayerCache],
+      each: tuple[PyTree, Kind],
     ) -> tuple[tuple[Float[Array, 'S 1 D'], LayerCache], None]:
-      x, view = carry
+      (x, view), (layer, kind) = carry, each
+      visible = kind.see(mask[:, None, :], distance)
       block = nnx.merge(graphdef, layer)
-      x, view = block(x, position[:, None], visible, view)
+      x, view = block(x, position[:, None], visible, kind.frequencies, view)
       return (x, view._replace(layer=view.layer + 1)), None
 
     start = (self._embed(token[:, None]), view)
-    (x, view), _ = jax.lax.scan(through, start, layers)
+    each = (layers, Kind.of_all(self.config))
+    (x, view), _ = jax.lax.scan(through, start, each)
     cache = KVCache(keys=view.keys, values=view.values, mask=mask)
     return self.final_norm(x[:, 0]), cache
 
@@ -152,7 +202,18 @@ class Transformer(nnx.Module):
     # Rows of the table are gathered whole: the activation's model axis is.
     table = constrain(self.embedding[...], 'vocab', None)
     x = table.astype(self.config.dtype)[tokens]
+    if self.config.scaled_embeddings:
+      x = x * jnp.asarray(self.config.model_dim**0.5, x.dtype)
     return constrain(x, 'batch', 'sequence', 'embed')
+
+
+def _distances(rows: Int[Array, ' T'], length: int) -> Int[Array, 'T C']:
+  """How many slots before each query each key stands.
+
+  A sequence's tokens are neighbours in every layout, so that slots tell
+  distances as well as positions do.
+  """
+  return rows[:, None] - jnp.arange(length)[None, :]
 
 
 def stack(

@@ -207,6 +207,7 @@ def policy_stats(
     policy.unembedding(params),
     rows.targets,
     temperature=temperature,
+    soft_cap=policy.config.logit_soft_cap,
     moments=True,
   )
 

@@ -52,7 +52,12 @@ def make_supervised_step(
       positions=batch.positions,
       segment_ids=batch.segment_ids,
     )
-    stats = token_stats(hidden, policy.unembedding(params), batch.targets)
+    stats = token_stats(
+      hidden,
+      policy.unembedding(params),
+      batch.targets,
+      soft_cap=policy.config.logit_soft_cap,
+    )
     count = jnp.maximum(jnp.sum(batch.loss_mask), 1)
 
     def mean(values: Array) -> Scalar:

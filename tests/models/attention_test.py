@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from covrl.models import attention
+from covrl.models import attention, rope
 
 attend = jax.jit(attention.attend)
-rotate = jax.jit(attention.rotate, static_argnames='theta')
+rotate = jax.jit(rope.rotate, static_argnames='magnitude')
 
 
 def draw(seed, *shape):
@@ -23,7 +23,7 @@ def test_rotation_is_multiplication_by_a_complex_number():
   rates = 100.0 ** (-np.arange(4) / 4)
   turns = np.exp(1j * np.asarray(positions)[..., None, None] * rates)
   want = (np.asarray(x[..., :4]) + 1j * np.asarray(x[..., 4:])) * turns
-  got = rotate(x, positions, theta=100.0)
+  got = rotate(x, positions, rope.plain_frequencies(100.0, 8))
   np.testing.assert_allclose(got[..., :4], want.real, atol=2e-5)
   np.testing.assert_allclose(got[..., 4:], want.imag, atol=2e-5)
 
@@ -33,7 +33,7 @@ def test_only_distance_matters():
 
   def product(at_q, at_k):
     turned = [
-      rotate(x, jnp.full((1, 1), at), theta=10000.0)
+      rotate(x, jnp.full((1, 1), at), rope.plain_frequencies(10000.0, 16))
       for x, at in ((q, at_q), (k, at_k))
     ]
     return float(np.sum(np.asarray(turned[0]) * np.asarray(turned[1])))

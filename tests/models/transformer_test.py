@@ -48,7 +48,8 @@ def test_scan_equals_a_loop_over_layers():
 
   @jax.jit
   def through(layer, x):
-    return nnx.merge(graphdef, layer)(x, positions, mask)[0]
+    frequencies = jnp.asarray(CONFIG.frequencies[0], jnp.float32)
+    return nnx.merge(graphdef, layer)(x, positions, mask, frequencies)[0]
 
   x = np.asarray(PARAMS['embedding'])[tokens]
   for index in range(CONFIG.num_layers):
