@@ -35,17 +35,20 @@ def run(
   Raises:
     ValueError: if no claim has that name.
   """
-  del workdir
   chosen = claims if name is None else named(name)
-  console = Console(width=max(100, Console().width))
-  started = time.monotonic()
+  console = Console(width=max(120, Console().width), highlight=False)
+  lab, started = Lab(quick=quick), time.monotonic()
   results = []
   for index, claim in enumerate(chosen):
     with console.status(f'{index + 1} of {len(chosen)}  {claim.name}'):
-      results.append(claim.run(Lab(quick=quick)))
+      results.append(claim.run(lab))
   console.print(table(results))
-  agreeing = sum(result.agrees for result in results)
   seconds = time.monotonic() - started
+  if workdir is not None:
+    from covrl.theory.page import write_page
+
+    console.print(str(write_page(workdir, results, lab, seconds)))
+  agreeing = sum(result.agrees for result in results)
   console.print(
     f'{agreeing} of {len(results)} as recorded, in {seconds:.0f} s.'
   )
@@ -65,7 +68,7 @@ def table(results: Sequence[Result]) -> Table:
         ('✓' if result.agrees else '✗') if first else '',
         result.claim.name if first else '',
         result.measured if first else '',
-        f'{"as printed: " * printed}{check.what}',
+        f'{"(as printed) " * printed}{check.what}',
         f'{check.figure:.3g} {mark}'.strip(),
         check.tolerance,
       )

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 import covrl
@@ -47,13 +48,13 @@ class Method(NamedTuple):
     other_seed: 1 for samples of another seed.
   """
 
-  bonus: float = 0.0
-  penalty: float = 0.0
-  full: float = 0.0
-  fraction: float = 0.0
-  clip: float = 0.0
-  annealed: float = 0.0
-  other_seed: float = 0.0
+  bonus: ArrayLike = 0.0
+  penalty: ArrayLike = 0.0
+  full: ArrayLike = 0.0
+  fraction: ArrayLike = 0.0
+  clip: ArrayLike = 0.0
+  annealed: ArrayLike = 0.0
+  other_seed: ArrayLike = 0.0
 
 
 ARMS = {
@@ -72,9 +73,7 @@ ARMS = {
     penalty=1.0, fraction=0.2, annealed=1.0
   ),
   'KL-Cov full KL 20 %': Method(full=1.0, fraction=0.2),
-  'KL-Cov full KL 20 %, annealed': Method(
-    full=1.0, fraction=0.2, annealed=1.0
-  ),
+  'KL-Cov full KL 20 %, annealed': Method(full=1.0, fraction=0.2, annealed=1.0),
   'KL-Cov 20 %, β = 0': Method(fraction=0.2),
   'Clip-Cov 5 %': Method(clip=0.05),
   'Clip-Cov 20 %': Method(clip=0.2),
@@ -170,13 +169,15 @@ def _train(
 ) -> tuple[Array, Array, Array]:
   """One run: J and H along it, and the responses' probabilities at the end."""
   tree = trees.full_tree(outcomes, DEPTH)
-  key = jax.random.fold_in(key, method.other_seed.astype(int))
+  key = jax.random.fold_in(key, jnp.asarray(method.other_seed, int))
   total = POINTS * chunk
 
   def iterate(index: Array, logits: Array) -> Array:
     left = jnp.clip(1 - index / (total * 2 / 3), 0, 1)
-    share = jnp.where(method.annealed > 0, left, 1.0)
-    return _iteration(tree, logits, method, share, jax.random.fold_in(key, index))
+    share = jnp.where(jnp.asarray(method.annealed) > 0, left, 1.0)
+    return _iteration(
+      tree, logits, method, share, jax.random.fold_in(key, index)
+    )
 
   def point(logits: Array, start: Array) -> tuple[Array, tuple[Array, Array]]:
     logits = jax.lax.fori_loop(start, start + chunk, iterate, logits)

@@ -67,15 +67,16 @@ def smoothness(lab: Lab, formula: Formula) -> Evidence:
   )
 
 
-def _bandits(lab: Lab) -> tuple[Rewards, Rewards]:
+def bandits(lab: Lab) -> tuple[Rewards, Rewards]:
   """Logits to start from, and rewards in [0, 1]."""
   random = lab.random()
   return random.normal(size=(40, 5)), random.uniform(size=(40, 5))
 
 
-def _value(
+def value(
   z: Rewards, rewards: Rewards, alpha: float
 ) -> Float[np.ndarray, ' n']:
+  """E r + α H."""
   pi = sm.softmax(z)
   return sm.mean(pi, rewards) + alpha * sm.entropy(pi)
 
@@ -91,11 +92,11 @@ def _value(
 )
 def regularised_rate(lab: Lab, formula: Formula) -> Evidence:
   """Gradient ascent on E r + α H with η = 1/L."""
-  z, rewards = _bandits(lab)
+  z, rewards = bandits(lab)
   alpha = 0.1
   rate = 1 / (1 + alpha * (0.5 + 2.5 * np.log(5)))
   best = alpha * np.log(np.exp(rewards / alpha).sum(-1))
-  gap = best - _value(z, rewards, alpha)
+  gap = best - value(z, rewards, alpha)
   least, excess, printed, products = np.full(40, np.inf), [], [], []
   for step in range(1, lab.size(2000, 400) + 1):
     g = gradient(z, rewards, alpha)
@@ -126,7 +127,7 @@ def regularised_rate(lab: Lab, formula: Formula) -> Evidence:
 )
 def regularised_limit(lab: Lab, formula: Formula) -> Evidence:
   """Gradient ascent on E r + α H for long, α = 0.3."""
-  z, rewards = _bandits(lab)
+  z, rewards = bandits(lab)
   for _ in range(3000):
     z = z + gradient(z, rewards, 0.3)
   end = gradient(z, rewards, 0.3)
@@ -182,7 +183,7 @@ def covariance_rate(lab: Lab, formula: Formula) -> Evidence:
 
 def _one_over_t(lab: Lab, steps: int) -> Float[np.ndarray, ' t']:
   """T · min ‖∇J‖² along a run with η_t = 1/t, mean over bandits."""
-  z, rewards = _bandits(lab)
+  z, rewards = bandits(lab)
   least, product = np.full(40, np.inf), []
   for step in range(1, steps + 1):
     g = gradient(z, rewards)
@@ -194,9 +195,9 @@ def _one_over_t(lab: Lab, steps: int) -> Float[np.ndarray, ' t']:
 
 def _biased_ascent(lab: Lab, formula: Formula) -> tuple[float, float]:
   """Least slack of the per-step gain, and largest excess over the rate."""
-  z, rewards = _bandits(lab)
+  z, rewards = bandits(lab)
   random, rate = lab.random(), 1.0
-  gap = rewards.max(-1) - _value(z, rewards, 0.0)
+  gap = rewards.max(-1) - value(z, rewards, 0.0)
   least = np.full(40, np.inf)
   slack, excess, noise = np.inf, -np.inf, 0.0
   for step in range(1, 401):
@@ -204,10 +205,10 @@ def _biased_ascent(lab: Lab, formula: Formula) -> tuple[float, float]:
     beta = 0.1 * step**-0.5
     towards = -g if step % 2 else random.normal(size=g.shape)
     bias = beta * towards / np.linalg.norm(towards, axis=-1, keepdims=True)
-    before = _value(z, rewards, 0.0)
+    before = value(z, rewards, 0.0)
     z = z + rate * (g + bias)
     square = (g**2).sum(-1)
-    gain = _value(z, rewards, 0.0) - before
+    gain = value(z, rewards, 0.0) - before
     slack = min(slack, (gain - formula(rate, square, beta**2)).min())
     least = np.minimum(least, square)
     noise += rate * beta**2
@@ -218,7 +219,7 @@ def _biased_ascent(lab: Lab, formula: Formula) -> tuple[float, float]:
 @functools.cache
 def _rollouts(lab: Lab, beta: float, steps: int) -> tuple[Rewards, Rewards]:
   """Logits a quarter through and at the end, full KL to each rollout's start."""
-  z, rewards = _bandits(lab)
+  z, rewards = bandits(lab)
   middle = z
   for rollout in range(steps // 4):
     old = sm.softmax(z)
@@ -231,7 +232,7 @@ def _rollouts(lab: Lab, beta: float, steps: int) -> tuple[Rewards, Rewards]:
 
 def _gap(lab: Lab, z: Rewards) -> float:
   """Mean reward lost."""
-  _, rewards = _bandits(lab)
+  _, rewards = bandits(lab)
   return float((rewards.max(-1) - sm.mean(sm.softmax(z), rewards)).mean())
 
 
@@ -258,8 +259,8 @@ SCHEDULES: dict[str, Callable[[int], float]] = {
 )
 def annealed_bonus(lab: Lab, formula: Formula) -> Evidence:
   """Exact ascent with the bonus under seven schedules."""
-  times, gaps = _annealed(lab)
-  _, rewards = _bandits(lab)
+  times, gaps = annealed(lab)
+  _, rewards = bandits(lab)
   last = {name: gaps[name][-1] for name in SCHEDULES}
   constant = formula(rewards, 0.3).mean()
   return Evidence(
@@ -295,13 +296,13 @@ def annealed_bonus(lab: Lab, formula: Formula) -> Evidence:
 
 
 @functools.cache
-def _annealed(
+def annealed(
   lab: Lab,
 ) -> tuple[Float[np.ndarray, ' t'], dict[str, Float[np.ndarray, ' t']]]:
   """Mean reward lost along runs, by schedule."""
   steps = lab.size(30_000, 3000)
   times = np.unique(np.logspace(0, np.log10(steps), 40).astype(int))
-  start, rewards = _bandits(lab)
+  start, rewards = bandits(lab)
   z = np.repeat(start[None], len(SCHEDULES), 0)
   gaps = []
   for step in range(1, steps + 1):

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from covrl.theory import (
+  derived,
+  review,
   section_3,
   section_4,
   section_5,
@@ -11,6 +13,7 @@ from covrl.theory import (
   section_7a,
   section_7b,
   section_7c,
+  section_8,
 )
 from covrl.theory.claims import Claim
 
@@ -24,6 +27,9 @@ SECTIONS = tuple(
     section_7a,
     section_7b,
     section_7c,
+    section_8,
+    review,
+    derived,
   )
 )
 

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Controllers on sampled bandits: which of them holds entropy on its path.
+
+The target falls linearly, to 1.2 nats below the start, and stays. Plain policy
+gradient falls well below it. Three of covrl's controllers set the coefficient of
+a bonus; a fourth arm detaches the shortest prefix of tokens, in descending c*,
+that leaves the entropy where it shall be, the last of them in part.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PyTree
+
+import covrl
+from covrl.entropy.chain import (
+  init_token_state,
+  require_stats,
+  token_transform,
+)
+from covrl.theory import tokens as tk
+from covrl.theory import tree as trees
+from covrl.theory.claims import Lab
+
+PROMPTS, ACTIONS, RESPONSES, RATE, DROP = 32, 16, 16, 24.0, 1.2
+ARMS = (
+  'none',
+  'adaptive_bonus',
+  'proportional_integral',
+  'target_entropy',
+  'detach by c*',
+)
+
+QUICK = ('none', 'target_entropy', 'detach by c*')
+
+
+class Paths(NamedTuple):
+  """What became of each arm.
+
+  Attributes:
+    arms: which were run.
+    steps: updates.
+    target: in nats.
+    entropy: along the run, mean over seeds.
+    error: root mean square distance from the target, over the drop.
+    reward: at the end, over the best.
+  """
+
+  arms: tuple[str, ...]
+  steps: Float[np.ndarray, ' t']
+  target: Float[np.ndarray, ' t']
+  entropy: Float[np.ndarray, 'A t']
+  error: Float[np.ndarray, ' A']
+  reward: Float[np.ndarray, ' A']
+
+
+@functools.cache
+def run(lab: Lab) -> Paths:
+  """8 seeds of 200 updates, or fewer arms with 2 of 100; 32-bit floats."""
+  arms = QUICK if lab.quick else ARMS
+  seeds, steps = lab.size(8, 2), lab.size(200, 100)
+  random = lab.random()
+  tree = trees.random_tree(random, prompts=PROMPTS, depth=1, actions=ACTIONS)
+  logits = 0.5 * random.normal(size=tree.rewards.shape)
+  keys = jax.random.split(lab.key(), seeds)
+  best = float(tree.rewards.max(-1).mean())
+  with jax.enable_x64(False):
+    narrow = jax.tree.map(_narrow, tree)
+    start = jnp.asarray(logits, jnp.float32)
+    first = float(trees.mean_entropy(narrow, start))
+    target = first - DROP * np.minimum(np.arange(steps) / (0.6 * steps), 1)
+    traces = [
+      _train(narrow, start, keys, jnp.asarray(target, jnp.float32), name)
+      for name in arms
+    ]
+  entropy = np.array([np.asarray(h, float) for h, _ in traces])
+  reward = np.array([np.asarray(r, float).mean() for _, r in traces])
+  off = entropy - target
+  return Paths(
+    arms=arms,
+    steps=np.arange(1.0, steps + 1),
+    target=target,
+    entropy=entropy.mean(1),
+    error=np.sqrt((off**2).mean((1, 2))) / DROP,
+    reward=reward / best,
+  )
+
+
+def _narrow(leaf: Array) -> Array:
+  is_float = jnp.issubdtype(leaf.dtype, jnp.floating)
+  return jnp.asarray(np.asarray(leaf), jnp.float32 if is_float else leaf.dtype)
+
+
+def _chain(name: str, target: Float[Array, ' t']) -> Any:
+  """The token chain of an arm."""
+
+  def now(step: Any) -> Array:
+    return target[jnp.minimum(step, target.size - 1)]
+
+  match name:
+    case 'none':
+      return optax.identity()
+    case 'adaptive_bonus':
+      controller = covrl.adaptive_bonus(now, 0.05, maximum=3.0)
+    case 'proportional_integral':
+      controller = covrl.proportional_integral(
+        now, proportional=3.0, integral=0.3, minimum=0.0, maximum=5.0
+      )
+    case 'target_entropy':
+      controller = covrl.target_entropy(
+        now, horizon=4.0, slope=0.3, maximum=5.0
+      )
+    case _:
+      return hold_entropy(now, RATE)
+  return covrl.entropy_bonus(controller)
+
+
+def hold_entropy(
+  target: optax.Schedule, learning_rate: float
+) -> optax.GradientTransformationExtraArgs:
+  """Detaches tokens in descending c* until entropy is foretold on target.
+
+  The last token of the prefix is detached in part. See `foretold`.
+
+  Args:
+    target: entropy to have after the update, a schedule of `step`.
+    learning_rate: η.
+  """
+
+  def update(
+    updates: PyTree,
+    state: PyTree,
+    params: PyTree | None = None,
+    **context: Any,
+  ) -> tuple[PyTree, PyTree]:
+    stats = require_stats(params, 'hold_entropy')
+    effects = foretold(stats, learning_rate, context).ravel()
+    change = target(context['step']) - context['entropy']
+    # Each c* takes entropy: what must be given back is the excess taken.
+    excess = change + jnp.sum(effects)
+    order = jnp.argsort(-effects)
+    largest = jnp.maximum(effects[order], 0)
+    before = jnp.cumsum(largest) - largest
+    share = jnp.clip((excess - before) / jnp.maximum(largest, 1e-12), 0, 1)
+    share = jnp.where(largest > 0, share, 0)
+    kept = jnp.zeros_like(effects).at[order].set(1 - share)
+    kept = kept.reshape(updates.logprobs.shape)
+    return jax.tree.map(lambda u: (u * kept).astype(u.dtype), updates), state
+
+  return token_transform(optax.init_empty_state, update)
+
+
+def foretold(
+  stats: covrl.TokenStats, learning_rate: float, context: dict[str, Any]
+) -> Float[Array, 'B T']:
+  """What each token takes from the mean entropy over equally likely prompts.
+
+    η · weight · c* / prompts
+
+  since a token moves its own prompt's logits alone.
+  """
+  weight = context['score_weight'] * context['weights']
+  scores = covrl.exact_score(stats, context['moments'], weight)
+  return learning_rate * scores / PROMPTS
+
+
+@functools.partial(jax.jit, static_argnames='name')
+def _train(
+  tree: trees.Tree,
+  logits: Array,
+  keys: Array,
+  target: Float[Array, ' t'],
+  name: str,
+) -> tuple[Array, Array]:
+  """Entropy along the run, and reward at its end, of every seed."""
+  chain = _chain(name, target)
+
+  def once(
+    state: tuple[Array, PyTree], at: tuple[Array, Array]
+  ) -> tuple[tuple[Array, PyTree], Array]:
+    (table, token_state), (step, key) = state, at
+    tokens = tk.sampled(tree, table, key, responses=RESPONSES, scale=None)
+    made = tk.update(
+      table,
+      tokens,
+      chain,
+      token_state,
+      learning_rate=RATE,
+      step=step,
+      entropy=trees.mean_entropy(tree, table),
+    )
+    entropy = trees.mean_entropy(tree, made.logits)
+    return (made.logits, made.token_state), entropy
+
+  def seed(key: Array) -> tuple[Array, Array]:
+    steps = jnp.arange(target.size)
+    every = jax.vmap(lambda step: jax.random.fold_in(key, step))(steps)
+    state = (logits, init_token_state(chain))
+    (end, _), entropy = jax.lax.scan(once, state, (steps, every))
+    return entropy, trees.objective(tree, end)
+
+  return jax.vmap(seed)(keys)
