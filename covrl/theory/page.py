@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jinja2
+import markupsafe
 import numpy as np
 from etils import epath
 
@@ -93,6 +94,7 @@ def _environment() -> jinja2.Environment:
     'anchor': anchor,
     'figure': figure_of,
     'kind': kind_of,
+    'prose': prose,
   }
   return environment
 
@@ -104,6 +106,20 @@ def anchor(name: str) -> str:
   'thm-vii-4-33'
   """
   return re.sub(r'\W+', '-', name.lower()).strip('-')
+
+
+def prose(text: str) -> markupsafe.Markup:
+  """Text with subscripts: symbols of one letter before an underscore.
+
+  >>> str(prose('π*_reg and z_{s,a}, but covrl.clip_cov'))
+  'π*<sub>reg</sub> and z<sub>s,a</sub>, but covrl.clip_cov'
+  """
+  pattern = r'(?<![A-Za-z.])([^\W_]\*?|‖)_(\{[^}]*\}|[^\W_]+)'
+  escaped = str(markupsafe.escape(text))
+  lowered = re.sub(
+    pattern, lambda m: f'{m[1]}<sub>{m[2].strip("{}")}</sub>', escaped
+  )
+  return markupsafe.Markup(lowered)
 
 
 def kind_of(result: Result) -> str:
