@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.error(f'unknown argument {overrides[0]!r}')
   try:
     if arguments.command != 'report':
+      _quiet_without_tpu()
       _keep_compilations()
     match arguments.command:
       case 'train':
@@ -129,6 +130,22 @@ def _parser() -> argparse.ArgumentParser:
     '--quick', action='store_true', help='fewer trials, seeds and steps'
   )
   return parser
+
+
+def _quiet_without_tpu() -> None:
+  """Spares a machine without a TPU what libtpu has to say about that.
+
+  libtpu may be installed there to compile for TPUs ahead of time.
+  """
+  devices = pathlib.Path('/dev')
+  if any(devices.glob('accel*')) or any(devices.glob('vfio/[0-9]*')):
+    return
+  for name, value in (
+    ('TPU_SKIP_MDS_QUERY', '1'),
+    ('TPU_WORKER_HOSTNAMES', 'localhost'),
+    ('TPU_ACCELERATOR_TYPE', 'v5p-8'),
+  ):
+    os.environ.setdefault(name, value)
 
 
 def _keep_compilations() -> None:

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The law of reward and entropy on runs whose law is known."""
+
+import json
+
+import numpy as np
+
+from covrl.report.comparison import write_comparison
+from covrl.report.law import law_of
+from covrl.report.run import load_run
+
+
+def write(workdir, seed, iterations=30):
+  """A run that pays for reward with entropy exactly as the law says."""
+  workdir.mkdir()
+  entropy = np.linspace(0.5, 0.1, iterations)
+  lines = [
+    {
+      'step': step,
+      'iteration': step,
+      'phase': 'train',
+      'entropy': value,
+      'reward': 0.9 - 0.4 * np.exp(value),
+    }
+    for step, value in enumerate(entropy)
+  ]
+  text = '\n'.join(json.dumps(line) for line in lines) + '\n'
+  (workdir / 'metrics.jsonl').write_text(text)
+  settings = {'name': 'toy', 'config': {'seed': seed}}
+  (workdir / 'config.json').write_text(json.dumps(settings))
+  return workdir
+
+
+def test_the_law_is_found(tmp_path):
+  law = law_of(load_run(write(tmp_path / 'run_0', 0)))
+  assert law is not None
+  np.testing.assert_allclose(law.exponential.a.value, 0.4, rtol=1e-9)
+  np.testing.assert_allclose(law.exponential.b.value, 0.9, rtol=1e-9)
+  assert abs(law.exponential.error) < 1e-9
+  assert law.linear.r_squared < law.exponential.r_squared
+
+
+def test_a_page_of_several_runs_has_the_table(tmp_path):
+  runs = [write(tmp_path / f'run_{seed}', seed) for seed in range(2)]
+  page = write_comparison(runs, tmp_path / 'page.html').read_text()
+  assert 'Is reward bought with entropy?' in page
+  assert page.count('0.40 (0.40 to 0.40)') == 2
+
+
+def test_short_runs_have_no_law(tmp_path):
+  assert law_of(load_run(write(tmp_path / 'run_0', 0, iterations=8))) is None
+  runs = [tmp_path / 'run_0', write(tmp_path / 'run_1', 1, iterations=8)]
+  page = write_comparison(runs, tmp_path / 'page.html').read_text()
+  assert 'Is reward bought' not in page
