@@ -2,7 +2,7 @@
 """Policy losses whose ratio is that of a whole sequence.
 
 A row is one sequence unless `segment_ids` says otherwise. A sequence's tokens
-are those of non-zero weight; all of them must lie in one row.
+are those of non-zero weight; they lie side by side in one row.
 """
 
 from __future__ import annotations
@@ -15,11 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from covrl.objectives.losses import pessimistic
-from covrl.objectives.segments import (
-  COUNT_EPSILON,
-  segment_sums,
-  spread_segments,
-)
+from covrl.objectives.segments import COUNT_EPSILON, sequence_sums
 from covrl.objectives.terms import (
   LossAux,
   Number,
@@ -65,8 +61,8 @@ def gspo(
     old_logprobs: log π_old of the same tokens.
     weights: each token's weight in the objective; the paper's are
       'sequence-mean-token-mean'.
-    segment_ids: which sequence of its row a token belongs to, in [0, T];
-      `None` where a row is one sequence.
+    segment_ids: which sequence of its row a token belongs to; `None` where a
+      row is one sequence.
 
   Returns:
     The loss and its report, in which `ratio` is s.
@@ -163,7 +159,6 @@ def _sequence_mean(
   epsilon: float = 0.0,
 ) -> Float[Array, 'B T']:
   """Each token's sequence's mean; `values` are 0 where the weight is 0."""
-  sums = segment_sums(values, segment_ids)
-  counts = segment_sums(terms.active.astype(jnp.int32), segment_ids)
-  means = sums / (jnp.maximum(counts, 1).astype(values.dtype) + epsilon)
-  return spread_segments(means, segment_ids, values.shape[1])
+  sums = sequence_sums(values, segment_ids)
+  counts = sequence_sums(terms.active.astype(jnp.int32), segment_ids)
+  return sums / (jnp.maximum(counts, 1).astype(values.dtype) + epsilon)

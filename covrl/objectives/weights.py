@@ -7,14 +7,11 @@ never off by a denominator.
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from covrl.objectives.segments import (
-  COUNT_EPSILON,
-  segment_sums,
-  spread_segments,
-)
+from covrl.objectives.segments import COUNT_EPSILON, sequence_sums
 from covrl.objectives.terms import Number
 
 WEIGHT_MODES = (
@@ -49,10 +46,10 @@ def token_weights(
   Args:
     loss_mask: true where the target is to be trained on.
     mode: how tokens and sequences are averaged.
-    segment_ids: which sequence of its row a token belongs to, in [0, T].
+    segment_ids: which sequence of its row a token belongs to.
     sequence_ids: which sequence of the run; consulted where `segment_ids` is
-      not given, to tell the sequences of a packed row apart. A sequence must
-      be contiguous and lie in one row.
+      not given. Either way the tokens of a sequence lie side by side in one
+      row.
     length: tokens that a sequence is divided by under 'constant-length'; other
       modes do not read it.
 
@@ -79,26 +76,27 @@ def token_weights(
     return mask
   if mode == 'token-mean':
     return mask / _at_least_one(jnp.sum(loss_mask, dtype=jnp.int32))
-  segments = _segments(segment_ids, sequence_ids)
-  counts = segment_sums(loss_mask.astype(jnp.int32), segments)
-  mask = mask / _at_least_one(jnp.sum(counts > 0, dtype=jnp.int32))
+  segments = sequence_ids if segment_ids is None else segment_ids
+  tokens = sequence_sums(loss_mask.astype(jnp.int32), segments)
+  sequences = jnp.sum(
+    _begins(segments, mask.shape) & (tokens > 0), dtype=jnp.int32
+  )
+  mask = mask / _at_least_one(sequences)
   if mode == 'sequence-mean-token-sum':
     return mask
   if mode == 'sequence-mean-token-mean':
-    tokens = spread_segments(counts, segments, loss_mask.shape[1])
     return mask / (_at_least_one(tokens) + COUNT_EPSILON)
   return mask if length is None else mask / length
 
 
-def _segments(
-  segment_ids: Int[Array, 'B T'] | None,
-  sequence_ids: Int[Array, 'B T'] | None,
-) -> Int[Array, 'B T'] | None:
-  """Ids that are small within a row; runs of equal `sequence_ids` number them."""
-  if segment_ids is not None or sequence_ids is None:
-    return segment_ids
-  changes = sequence_ids[:, 1:] != sequence_ids[:, :-1]
-  return jnp.cumsum(jnp.pad(changes, ((0, 0), (1, 0))), axis=1, dtype=jnp.int32)
+def _begins(
+  segments: Int[Array, 'B T'] | None, shape: tuple[int, ...]
+) -> Bool[Array, 'B T']:
+  """Where a sequence begins."""
+  if segments is None:
+    return jax.lax.broadcasted_iota(jnp.int32, shape, 1) == 0
+  changes = segments[:, 1:] != segments[:, :-1]
+  return jnp.pad(changes, ((0, 0), (1, 0)), constant_values=True)
 
 
 def _at_least_one(count: Int[Array, '*shape']) -> Float[Array, '*shape']:

@@ -42,7 +42,7 @@ def collective_bytes(hlo: str, rounds: int) -> dict[str, int]:
         continue
       op = match['op'].removesuffix('-start')
       if op in COLLECTIVES:
-        totals[op] += times * size_of(match['type'])
+        totals[op] += times * size_of(_delivered(match))
         continue
       trips = 1
       if op == 'while':
@@ -63,6 +63,15 @@ def operations(hlo: str, op: str) -> list[int]:
     if match and match['op'].removesuffix('-start') == op:
       found.append(max(math.prod(dims) for _, dims in _arrays(match['type'])))
   return found
+
+
+def _delivered(match: re.Match[str]) -> str:
+  """The type of what a collective delivers."""
+  if match['op'] in ('collective-permute-start', 'all-gather-start'):
+    # A tuple of what goes in, what comes out, and two numbers of its own.
+    arrays = re.findall(r'[a-z]+\d*\[\d[\d,]*\]', match['type'])
+    return ' '.join(arrays[len(arrays) // 2 :])
+  return match['type']
 
 
 def size_of(type_: str) -> int:

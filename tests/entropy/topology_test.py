@@ -1,27 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Selection on a pod and on fake devices: nothing of N is moved or sorted.
+"""On a pod and on fake devices: nothing of N is moved or sorted.
 
-Compiled for 64 TPU v5p chips that need not be there. How bytes are counted:
-`entropy.collectives`.
+Compiled for 64 TPU v5p chips that need not be there, at 2²⁴ tokens. Bytes are
+those that collectives deliver to a device in one call; a loop of unknown
+length counts as its longest, see `entropy.collectives`.
 """
 
-import contextlib
 import functools
 import math
-import os
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from entropy.collectives import collective_bytes, operations
-from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
-from covrl import select_random, select_top
+from covrl import TokenStats, gspo, select_random, select_top, token_weights
 
-TOKENS = 2**24
-KIB = 1024
+LIMIT = 64 * 1024
 # A float32's key is found three bits a round.
 ROUNDS = 11
 
@@ -29,36 +25,6 @@ LAYOUTS = {
   'batch': PartitionSpec(('data', 'sequence')),
   'batch_and_sequence': PartitionSpec('data', 'sequence'),
 }
-
-
-@pytest.fixture(scope='module')
-def pod():
-  """The devices of a v5p 4×4×4 slice, as 16 × 4."""
-  pytest.importorskip('libtpu')
-  os.environ.update(
-    TPU_SKIP_MDS_QUERY='1',
-    TPU_WORKER_HOSTNAMES='localhost',
-    ALLOW_MULTIPLE_LIBTPU_LOAD='1',
-  )
-  devices = topologies.get_topology_desc('v5p:4x4x4', 'tpu').devices
-  # A program for chips that are not there could be kept, but not be read again.
-  with kept_from_cache():
-    yield Mesh(np.array(devices).reshape(16, 4), ('data', 'sequence'))
-
-
-@contextlib.contextmanager
-def kept_from_cache():
-  option = 'jax_persistent_cache_min_compile_time_secs'
-  before = getattr(jax.config, option)
-  jax.config.update(option, math.inf)
-  yield
-  jax.config.update(option, before)
-
-
-@pytest.fixture(scope='module')
-def fake():
-  """Eight devices of the CPU, as 4 × 2."""
-  return Mesh(np.array(jax.devices()[:8]).reshape(4, 2), ('data', 'sequence'))
 
 
 def top(scores, mask, sequence_ids, positions):
@@ -83,9 +49,25 @@ def drawn(scores, mask, sequence_ids, positions):
   )
 
 
-def compiled(form, mesh, spec, tokens):
+def packed_gspo(logprobs, mask, segment_ids, positions):
+  """The sums over sequences of packed rows: forward and backward."""
+  del positions
+  context = {
+    'advantages': jnp.ones_like(logprobs),
+    'old_logprobs': 0.5 * logprobs,
+    'weights': token_weights(
+      mask, 'sequence-mean-token-mean', segment_ids=segment_ids
+    ),
+    'segment_ids': segment_ids,
+  }
+  stats = TokenStats(logprobs=logprobs, entropy=jnp.zeros_like(logprobs))
+  loss = functools.partial(gspo, form='sequence')
+  return jax.value_and_grad(loss, has_aux=True)(stats, **context)
+
+
+def program(form, mesh, layout, tokens):
   shape = (math.isqrt(tokens), math.isqrt(tokens))
-  placed = NamedSharding(mesh, spec)
+  placed = NamedSharding(mesh, LAYOUTS[layout])
   arguments = [
     jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
     for dtype in (jnp.float32, bool, jnp.int32, jnp.int32)
@@ -95,52 +77,67 @@ def compiled(form, mesh, spec, tokens):
   return text
 
 
-def check(program, devices):
-  moved = collective_bytes(program, ROUNDS)
+def check_selection(text, devices):
+  moved = collective_bytes(text, ROUNDS)
   assert set(moved) <= {'all-reduce', 'all-gather'}
-  assert sum(moved.values()) < 64 * KIB
+  assert sum(moved.values()) < LIMIT
   # What is gathered, if anything, is a number from each device.
-  assert max(operations(program, 'all-gather'), default=0) <= devices
-  assert operations(program, 'sort') == []
+  assert max(operations(text, 'all-gather'), default=0) <= devices
+  assert operations(text, 'sort') == []
   # Three searches of eleven rounds, seven counts each: what is read is there.
   assert sum(moved.values()) >= 3 * ROUNDS * 7 * 4
 
 
-CASES = [(top, 'batch'), (top, 'batch_and_sequence')]
-CASES += [(drawn, 'batch_and_sequence')]
+def check_sums(text, tokens):
+  moved = collective_bytes(text, ROUNDS)
+  assert 4 <= sum(moved.values()) < LIMIT
+  # A row's eight ends of stretches, of the rows that a device has.
+  assert max(operations(text, 'all-gather'), default=0) <= tokens**0.5 * 8
+  assert operations(text, 'sort') == []
+  assert operations(text, 'scatter') == []
 
 
-@pytest.mark.parametrize(('form', 'layout'), CASES)
-def test_on_a_pod(pod, form, layout):
-  check(compiled(form, pod, LAYOUTS[layout], TOKENS), pod.size)
+SELECTIONS = [
+  (top, 'batch'),
+  (top, 'batch_and_sequence'),
+  (drawn, 'batch_and_sequence'),
+]
 
 
-@pytest.mark.parametrize(('form', 'layout'), CASES)
-def test_on_fake_devices(fake, form, layout):
-  check(compiled(form, fake, LAYOUTS[layout], 2**14), fake.size)
+@pytest.mark.parametrize(('form', 'layout'), SELECTIONS)
+def test_selection_on_a_pod(pod, form, layout):
+  check_selection(program(form, pod, layout, 2**24), pod.size)
+
+
+@pytest.mark.parametrize(('form', 'layout'), SELECTIONS)
+def test_selection_on_fake_devices(fake, form, layout):
+  check_selection(program(form, fake, layout, 2**14), fake.size)
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_sequence_sums_on_a_pod(pod, layout):
+  check_sums(program(packed_gspo, pod, layout, 2**24), 2**24)
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_sequence_sums_on_fake_devices(fake, layout):
+  check_sums(program(packed_gspo, fake, layout, 2**14), 2**14)
 
 
 def test_bytes_are_counted(fake):
   """A gather of everything, in a loop, is seen as that."""
-  spec = PartitionSpec('data', None)
+  rows = NamedSharding(fake, PartitionSpec('data', None))
+  whole = NamedSharding(fake, PartitionSpec())
 
-  @functools.partial(jax.jit, static_argnums=1)
-  def gathered(x, times):
+  def sort_gathered(x):
     def body(_, x):
-      whole = jax.lax.with_sharding_constraint(
-        x, NamedSharding(fake, PartitionSpec())
-      )
-      return jax.lax.with_sharding_constraint(
-        jnp.sort(whole, axis=0), NamedSharding(fake, spec)
-      )
+      x = jax.lax.with_sharding_constraint(x, whole)
+      return jax.lax.with_sharding_constraint(jnp.sort(x, axis=0), rows)
 
-    return jax.lax.fori_loop(0, times, body, x)
+    return jax.lax.fori_loop(0, 5, body, x)
 
-  x = jax.ShapeDtypeStruct(
-    (64, 32), jnp.float32, sharding=NamedSharding(fake, spec)
-  )
-  program = gathered.lower(x, 5).compile().as_text()
-  assert program is not None
-  moved = collective_bytes(program, rounds=1000)
-  assert moved['all-gather'] == 5 * 64 * 32 * 4
-  assert operations(program, 'sort')
+  x = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=rows)
+  text = jax.jit(sort_gathered).lower(x).compile().as_text()
+  assert text is not None
+  assert collective_bytes(text, 1000)['all-gather'] == 5 * 64 * 32 * 4
+  assert operations(text, 'sort')

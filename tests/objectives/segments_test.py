@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sums over sequences, one or several a row, short and long."""
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from covrl.objectives.segments import sequence_sums
+
+WIDTH = 150  # cut in four, and again, with a remainder each time
+
+jitted_sums = jax.jit(sequence_sums)
+
+
+@jax.jit
+def both(values, ids):
+  def total(values):
+    sums = sequence_sums(values, ids)
+    return jnp.sum(sums * jnp.cos(jnp.arange(WIDTH))), sums
+
+  (_, sums), gradient = jax.value_and_grad(total, has_aux=True)(values)
+  return sums, gradient
+
+
+def one_by_one(values, ids):
+  sums = np.zeros_like(values)
+  for row in range(len(ids)):
+    for name in np.unique(ids[row]):
+      mine = ids[row] == name
+      sums[row, mine] = values[row, mine].sum()
+  return sums
+
+
+@hypothesis.settings(deadline=None, max_examples=50)
+@hypothesis.given(
+  rows=st.lists(
+    st.lists(st.integers(1, 90), min_size=1, max_size=40),
+    min_size=3,
+    max_size=3,
+  ),
+  seed=st.integers(0, 99),
+)
+def test_equals_sums_one_by_one(rows, seed):
+  ids = np.zeros((3, WIDTH), np.int32)
+  for row, lengths in enumerate(rows):
+    names = np.random.default_rng(seed).permutation(len(lengths)) - 5
+    spread = np.repeat(names, lengths)[:WIDTH]
+    ids[row, : len(spread)] = spread
+    ids[row, len(spread) :] = 99
+  values = np.random.default_rng(seed).normal(size=ids.shape)
+  values = (values * (ids != 99)).astype(np.float32)
+  sums, gradient = both(values, ids)
+  np.testing.assert_allclose(
+    sums, one_by_one(values, ids), rtol=1e-5, atol=1e-5
+  )
+  slope = np.cos(np.arange(WIDTH, dtype=np.float32))[None] * np.ones((3, 1))
+  np.testing.assert_allclose(
+    gradient, one_by_one(slope, ids), rtol=1e-5, atol=1e-5
+  )
+
+
+@pytest.mark.parametrize('width', [3, 65, 130])
+def test_whole_numbers_stay_exact_and_equal_within_a_sequence(width):
+  rng = np.random.default_rng(width)
+  ids = np.sort(rng.integers(0, max(width // 20, 1) + 1, (2, width)), axis=1)
+  values = rng.integers(-9, 9, (2, width)).astype(np.int32)
+  sums = jitted_sums(values, ids)
+  np.testing.assert_array_equal(sums, one_by_one(values, ids))
+  floats = np.asarray(jitted_sums(values.astype(np.float32) / 7, ids))
+  for row in range(2):
+    for name in np.unique(ids[row]):
+      assert len(set(floats[row, ids[row] == name])) == 1
+  plain = jitted_sums(values, None)
+  np.testing.assert_array_equal(plain, values.sum(1, keepdims=True) + 0 * ids)
