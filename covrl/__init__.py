@@ -70,6 +70,8 @@ from covrl.objectives import remax as remax
 from covrl.objectives import sapo as sapo
 from covrl.objectives import token_weights as token_weights
 from covrl.objectives import unlikeliness as unlikeliness
+from covrl.pretrained import load_pretrained as load_pretrained
+from covrl.pretrained import save_pretrained as save_pretrained
 from covrl.statistics import token_stats as token_stats
 from covrl.statistics import (
   token_stats_from_logits as token_stats_from_logits,

@@ -252,9 +252,17 @@ class LoggingConfig:
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class Config:
-  """A run: plain fields only, all of them open to `--config.…` overrides."""
+  """A run: plain fields only, all of them open to `--config.…` overrides.
+
+  Attributes:
+    seed: of everything that is drawn.
+    pretrained: directory of the model to start from, as transformers writes
+      it, or its name on the Hugging Face hub; empty starts from random
+      parameters.
+  """
 
   seed: int = 0
+  pretrained: str = ''
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
   task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
   rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)

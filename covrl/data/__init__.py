@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sources, tokenizers and the Grain pipeline."""
 
+from covrl.data.chat import ChatTemplate as ChatTemplate
 from covrl.data.countdown import CountdownConfig as CountdownConfig
 from covrl.data.countdown import CountdownSource as CountdownSource
 from covrl.data.countdown import SolvedCountdownSource as SolvedCountdownSource

@@ -7,30 +7,38 @@ import hashlib
 import pathlib
 from collections.abc import Sequence
 
+# The least part of a model's embedding that its own tokenizer uses: padding to
+# a round number adds a few hundredths.
+_FULL = 0.9
+
 
 class JsonTokenizer:
   """A `tokenizer.json`, as pretrained models are published with.
 
   The file does not say which tokens begin and end a text; the model's
-  configuration does, so they are given here.
+  configuration does, so they are given here, by text or by id.
 
   Args:
     file: the content of the file.
     end_tokens: any of them ends a response.
     bos_token: put before every prompt.
     pad_token: fills rows; the first end token unless given.
+    vocab_size: of the model, whose embedding may be padded to a round number;
+      ids beyond the file's tokens have no text. The file's own unless given.
 
   Raises:
-    ValueError: the bytes are no tokenizer, or lack one of the tokens.
+    ValueError: the bytes are no tokenizer, lack one of the tokens, or have
+      ordinary tokens beyond `vocab_size`.
   """
 
   def __init__(
     self,
     file: bytes,
     *,
-    end_tokens: Sequence[str],
-    bos_token: str | None = None,
-    pad_token: str | None = None,
+    end_tokens: Sequence[str | int],
+    bos_token: str | int | None = None,
+    pad_token: str | int | None = None,
+    vocab_size: int | None = None,
   ) -> None:
     import tokenizers
 
@@ -41,6 +49,7 @@ class JsonTokenizer:
       raise ValueError(
         f'A tokenizer.json was required, got {len(file)} bytes that are none.'
       ) from error
+    self._vocab_size = self._size_for(vocab_size)
     if not end_tokens:
       raise ValueError('At least one end token is required, got none.')
     self._end_ids = tuple(map(self._id, end_tokens))
@@ -54,9 +63,10 @@ class JsonTokenizer:
     cls,
     path: str | pathlib.Path,
     *,
-    end_tokens: Sequence[str],
-    bos_token: str | None = None,
-    pad_token: str | None = None,
+    end_tokens: Sequence[str | int],
+    bos_token: str | int | None = None,
+    pad_token: str | int | None = None,
+    vocab_size: int | None = None,
   ) -> JsonTokenizer:
     """Reads a tokenizer from a file."""
     return cls(
@@ -64,12 +74,13 @@ class JsonTokenizer:
       end_tokens=end_tokens,
       bos_token=bos_token,
       pad_token=pad_token,
+      vocab_size=vocab_size,
     )
 
   @property
   def vocab_size(self) -> int:
     """Ids are 0 to `vocab_size - 1`, added tokens among them."""
-    return self._tokenizer.get_vocab_size(with_added_tokens=True)
+    return self._vocab_size
 
   @property
   def bos_id(self) -> int | None:
@@ -103,11 +114,33 @@ class JsonTokenizer:
     """The file."""
     return self._file
 
-  def _id(self, token: str) -> int:
-    found = self._tokenizer.token_to_id(token)
+  def _id(self, token: str | int) -> int:
+    if isinstance(token, int):
+      found = token if 0 <= token < self.vocab_size else None
+    else:
+      found = self._tokenizer.token_to_id(token)
     if found is None:
       raise ValueError(
         f'A tokenizer with the token {token!r} was required, got one of'
         f' {self.vocab_size} tokens without it.'
       )
     return found
+
+  def _size_for(self, vocab_size: int | None) -> int:
+    """The model's vocabulary, once the file's is known to lie in it."""
+    own = self._tokenizer.get_vocab_size(with_added_tokens=True)
+    if vocab_size is None:
+      return own
+    # A text model may lack the embeddings of tokens that stand for images.
+    added = self._tokenizer.get_added_tokens_decoder()
+    beyond = [
+      token
+      for token in range(vocab_size, own)
+      if token not in added or not added[token].special
+    ]
+    if beyond or own < _FULL * vocab_size:
+      raise ValueError(
+        f"A tokenizer of the model's {vocab_size} tokens was required, of"
+        f' which a few may be unused, got one of {own}.'
+      )
+    return vocab_size

@@ -14,13 +14,15 @@ class SentencePieceTokenizer:
 
   Args:
     model: the serialised model.
+    end_ids: any of them ends a response; the model's own end-of-sequence
+      token unless given.
 
   Raises:
     ValueError: the bytes are no sentencepiece model, or one without an
-      end-of-sequence token.
+      end-of-sequence token, or an end id is no piece of it.
   """
 
-  def __init__(self, model: bytes) -> None:
+  def __init__(self, model: bytes, end_ids: Sequence[int] = ()) -> None:
     import sentencepiece
 
     self._model = model
@@ -36,6 +38,12 @@ class SentencePieceTokenizer:
         'A tokenizer with an end-of-sequence token was required, got a'
         ' sentencepiece model that has none.'
       )
+    for token in end_ids:
+      if not 0 <= token < self.vocab_size:
+        raise ValueError(
+          f'end_ids must lie in [0, {self.vocab_size}), got {token}.'
+        )
+    self._end_ids = tuple(end_ids) or (self._processor.eos_id(),)
 
   @classmethod
   def load(cls, path: str | pathlib.Path) -> SentencePieceTokenizer:
@@ -54,8 +62,8 @@ class SentencePieceTokenizer:
 
   @property
   def end_ids(self) -> tuple[int, ...]:
-    """The end-of-sequence token."""
-    return (self._processor.eos_id(),)
+    """Any of them ends a response; the first is the one to train on."""
+    return self._end_ids
 
   @property
   def pad_id(self) -> int:

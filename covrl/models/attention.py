@@ -98,10 +98,8 @@ class Attention(nnx.Module):
       config=config,
     )
     self.biases = Biases(config) if config.qkv_bias else None
-    self.query_norm = self.key_norm = None
-    if config.qk_norm:
-      self.query_norm = RMSNorm(config, width, 'head_dim')
-      self.key_norm = RMSNorm(config, width, 'head_dim')
+    self.query_norm = _head_norm(config)
+    self.key_norm = _head_norm(config)
 
   def __call__(
     self,
@@ -154,6 +152,13 @@ class Attention(nnx.Module):
     )
     output = self.output[...].astype(dtype)
     return jnp.einsum('bthk,hkd->btd', mixed, output), cache
+
+
+def _head_norm(config: ModelConfig) -> RMSNorm | None:
+  """The norm of each head's queries or keys, where the model has one."""
+  return (
+    RMSNorm(config, config.head_dim, 'head_dim') if config.qk_norm else None
+  )
 
 
 class Biases(nnx.Module):

@@ -57,10 +57,9 @@ class Block(nnx.Module):
     self.attention = Attention(config, rngs=rngs)
     self.mlp_norm = RMSNorm(config, dim, 'embed')
     self.mlp = GatedMLP(config, rngs=rngs)
-    self.attention_post_norm = self.mlp_post_norm = None
-    if config.post_norms:
-      self.attention_post_norm = RMSNorm(config, dim, 'embed')
-      self.mlp_post_norm = RMSNorm(config, dim, 'embed')
+    post = config.post_norms
+    self.attention_post_norm = RMSNorm(config, dim, 'embed') if post else None
+    self.mlp_post_norm = RMSNorm(config, dim, 'embed') if post else None
 
   def __call__(
     self,

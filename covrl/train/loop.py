@@ -15,6 +15,7 @@ from covrl import sharding
 from covrl.config import Recipe
 from covrl.data import StreamState, check_tokenizer
 from covrl.models import Policy
+from covrl.pretrained import load_params
 from covrl.report import write_report
 from covrl.rewards import RewardPool
 from covrl.rollout import SamplingEngine
@@ -226,7 +227,10 @@ class _Run:
     if finished is not None:
       self.progress.note('the warm start is finished')
       return finished.restore(self.policy.abstract_params(self.mesh))
-    params = self.policy.init(self.keys[INIT_STREAM], self.mesh)
+    if config.pretrained:
+      params = load_params(config.pretrained, self.policy, self.mesh)
+    else:
+      params = self.policy.init(self.keys[INIT_STREAM], self.mesh)
     if config.warm_start.steps == 0:
       return params
     params = warm_start(

@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pretrained policies in and out, as Hugging Face directories."""
+
+from covrl.pretrained.convert import convert as convert
+from covrl.pretrained.convert import with_files as with_files
+from covrl.pretrained.policy import PretrainedPolicy as PretrainedPolicy
+from covrl.pretrained.reading import load_params as load_params
+from covrl.pretrained.reading import load_policy as load_policy
+from covrl.pretrained.reading import load_pretrained as load_pretrained
+from covrl.pretrained.tokenizer import load_chat_template as load_chat_template
+from covrl.pretrained.tokenizer import load_tokenizer as load_tokenizer
+from covrl.pretrained.writing import save_pretrained as save_pretrained

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Orbax copies of pretrained weights: read faster, and in parallel.
+
+A copy has the layout of covrl's parameters, so that nothing is transposed or
+stacked when it is read. The small files stay as they are beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import tempfile
+from collections.abc import Mapping
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from covrl.models import Policy
+
+_NAME = 'orbax'
+
+
+def save_copy(
+  directory: pathlib.Path, files: Mapping[str, bytes], params: PyTree
+) -> None:
+  """Writes a directory that `load_pretrained` reads, its weights by Orbax.
+
+  Args:
+    directory: must not exist.
+    files: the small files of the model.
+    params: all parameters.
+
+  Raises:
+    ValueError: there is something already.
+  """
+  import orbax.checkpoint as ocp
+
+  if directory.exists():
+    raise ValueError(f'{directory} must not exist, and does')
+  directory.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(
+    prefix=f'.{directory.name}.', dir=directory.parent
+  ) as temporary:
+    draft = pathlib.Path(temporary).absolute() / 'draft'
+    draft.mkdir()
+    for name, content in files.items():
+      (draft / name).write_bytes(content)
+    with ocp.StandardCheckpointer() as checkpointer:
+      checkpointer.save(draft / _NAME, params)
+    os.replace(draft, directory)
+
+
+def has_copy(directory: pathlib.Path) -> bool:
+  """Whether a directory's weights are an Orbax copy."""
+  return (directory / _NAME).is_dir()
+
+
+def load_copy(
+  directory: pathlib.Path, policy: Policy, mesh: Mesh | None
+) -> PyTree:
+  """The parameters of a copy, in the policy's `param_dtype`."""
+  import orbax.checkpoint as ocp
+
+  like = policy.abstract_params(mesh)
+  if mesh is None:
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=device
+      ),
+      like,
+    )
+  with ocp.StandardCheckpointer() as checkpointer:
+    return checkpointer.restore(directory.absolute() / _NAME, like)

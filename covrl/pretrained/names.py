@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a family's checkpoint calls each parameter: one table per family.
+
+Keys are paths into the parameters of `covrl.models.Policy`; `{}` in a name is
+the layer. A product's matrix is stored transposed and flat, `[out, in]`;
+`inputs` says how many leading axes of ours make up its `in`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class Stored(NamedTuple):
+  """How a parameter is stored.
+
+  Attributes:
+    name: of the tensor, `{}` standing for the layer.
+    inputs: leading axes that a product sums over; 0 for what is stored as it
+      is.
+  """
+
+  name: str
+  inputs: int = 0
+
+
+Names = Mapping[str, Stored]
+
+_LAYER = 'model.layers.{}.'
+
+LLAMA: Names = {
+  'embedding': Stored('model.embed_tokens.weight'),
+  'final_norm.scale': Stored('model.norm.weight'),
+  'head': Stored('lm_head.weight', inputs=1),
+  'layers.attention_norm.scale': Stored(f'{_LAYER}input_layernorm.weight'),
+  'layers.attention.query': Stored(f'{_LAYER}self_attn.q_proj.weight', 1),
+  'layers.attention.key': Stored(f'{_LAYER}self_attn.k_proj.weight', 1),
+  'layers.attention.value': Stored(f'{_LAYER}self_attn.v_proj.weight', 1),
+  'layers.attention.output': Stored(f'{_LAYER}self_attn.o_proj.weight', 2),
+  'layers.mlp_norm.scale': Stored(f'{_LAYER}post_attention_layernorm.weight'),
+  'layers.mlp.gate': Stored(f'{_LAYER}mlp.gate_proj.weight', 1),
+  'layers.mlp.up': Stored(f'{_LAYER}mlp.up_proj.weight', 1),
+  'layers.mlp.down': Stored(f'{_LAYER}mlp.down_proj.weight', 1),
+}
+
+MISTRAL: Names = LLAMA
+
+QWEN2: Names = {
+  **LLAMA,
+  'layers.attention.biases.query': Stored(f'{_LAYER}self_attn.q_proj.bias'),
+  'layers.attention.biases.key': Stored(f'{_LAYER}self_attn.k_proj.bias'),
+  'layers.attention.biases.value': Stored(f'{_LAYER}self_attn.v_proj.bias'),
+}
+
+QWEN3: Names = {
+  **LLAMA,
+  'layers.attention.query_norm.scale': Stored(
+    f'{_LAYER}self_attn.q_norm.weight'
+  ),
+  'layers.attention.key_norm.scale': Stored(f'{_LAYER}self_attn.k_norm.weight'),
+}
+
+GEMMA2: Names = {
+  **LLAMA,
+  'layers.attention_post_norm.scale': Stored(
+    f'{_LAYER}post_attention_layernorm.weight'
+  ),
+  'layers.mlp_norm.scale': Stored(f'{_LAYER}pre_feedforward_layernorm.weight'),
+  'layers.mlp_post_norm.scale': Stored(
+    f'{_LAYER}post_feedforward_layernorm.weight'
+  ),
+}
+
+GEMMA3: Names = {**QWEN3, **GEMMA2}

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a pretrained model is, and the small files that travel with it."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+
+SMALL_FILES = (
+  'config.json',
+  'generation_config.json',
+  'tokenizer.json',
+  'tokenizer.model',
+  'tokenizer_config.json',
+  'special_tokens_map.json',
+  'added_tokens.json',
+  'vocab.json',
+  'merges.txt',
+  'chat_template.jinja',
+)
+
+
+def resolve(directory: str | pathlib.Path) -> pathlib.Path:
+  """A directory as it is, or that of a model of the Hugging Face hub.
+
+  Args:
+    directory: a path, or `owner/name` if there is no such path.
+
+  Raises:
+    ValueError: there is no such directory, and it names no model either, or
+      the library that would fetch it is not installed.
+  """
+  path = pathlib.Path(directory)
+  if path.is_dir():
+    return path
+  if not re.fullmatch(r'[\w.-]+/[\w.-]+', str(directory)):
+    raise ValueError(
+      f'a directory or the name of a model (owner/name) is required, got'
+      f' {str(directory)!r}'
+    )
+  try:
+    from huggingface_hub import snapshot_download
+  except ImportError:
+    raise ValueError(
+      f'there is no directory {directory}; to look for a model of that name,'
+      ' huggingface_hub must be installed'
+    ) from None
+  patterns = ['*.safetensors', '*.safetensors.index.json', *SMALL_FILES]
+  return pathlib.Path(
+    snapshot_download(str(directory), allow_patterns=patterns)
+  )
+
+
+def small_files(directory: pathlib.Path) -> dict[str, bytes]:
+  """Content of those files that a directory has, by name."""
+  return {
+    name: (directory / name).read_bytes()
+    for name in SMALL_FILES
+    if (directory / name).is_file()
+  }

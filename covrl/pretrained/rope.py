@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rotations as a config.json states them, in and out.
+
+Older files have `rope_theta` and `rope_scaling`; newer ones `rope_parameters`,
+by the kind of layer where the kinds differ. Both are read; the older form,
+which every version understands, is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from covrl.models import (
+  LinearScaling,
+  Llama3Scaling,
+  RopeScaling,
+  YarnScaling,
+)
+
+Fields = Mapping[str, Any]
+
+
+def rope_of(fields: Fields, file: str) -> dict[str, Any]:
+  """The rotary fields of a `ModelConfig`.
+
+  Args:
+    fields: of the config.json.
+    file: its name, for errors.
+
+  Returns:
+    `rope_theta`, `rope_scaling` and, where layers with a window differ,
+    `local_rope_theta`.
+
+  Raises:
+    ValueError: the scaling is of a type that no family here has.
+  """
+  given = fields.get('rope_parameters')
+  if given is None:
+    scaling = fields.get('rope_scaling') or {}
+    found = {'rope_theta': float(fields.get('rope_theta', 10000.0))}
+    if fields.get('rope_local_base_freq') is not None:
+      found['local_rope_theta'] = float(fields['rope_local_base_freq'])
+  elif 'full_attention' in given:
+    scaling, local = given['full_attention'], given['sliding_attention']
+    found = {'rope_theta': float(scaling['rope_theta'])}
+    found['local_rope_theta'] = float(local['rope_theta'])
+  else:
+    scaling = given
+    found = {'rope_theta': float(given['rope_theta'])}
+  return found | {'rope_scaling': _scaling(scaling, fields, file)}
+
+
+def _scaling(given: Fields, fields: Fields, file: str) -> RopeScaling | None:
+  """The rule that a dictionary states."""
+  # Older files call the type `type`.
+  kind = given.get('rope_type', given.get('type', 'default'))
+  if kind == 'default':
+    return None
+  if kind == 'linear':
+    return LinearScaling(factor=float(given['factor']))
+  if kind == 'llama3':
+    return Llama3Scaling(
+      factor=float(given['factor']),
+      original_length=given['original_max_position_embeddings'],
+      low=float(given['low_freq_factor']),
+      high=float(given['high_freq_factor']),
+    )
+  if kind == 'yarn' and not given.get('mscale'):
+    return YarnScaling(
+      factor=float(given['factor']),
+      original_length=given.get(
+        'original_max_position_embeddings',
+        fields.get('max_position_embeddings', 0),
+      ),
+      fast=float(given.get('beta_fast') or 32),
+      slow=float(given.get('beta_slow') or 1),
+      attention_factor=given.get('attention_factor'),
+      whole=given.get('truncate', True),
+    )
+  raise ValueError(
+    f'{file}: rope_type must be default, linear, llama3 or yarn (without'
+    f' mscale), got {dict(given)}'
+  )
+
+
+def rope_fields(scaling: RopeScaling | None) -> dict[str, Any] | None:
+  """A scaling as `rope_scaling` of a config.json states it."""
+  match scaling:
+    case None:
+      return None
+    case LinearScaling():
+      return {'rope_type': 'linear', 'factor': scaling.factor}
+    case Llama3Scaling():
+      return {
+        'rope_type': 'llama3',
+        'factor': scaling.factor,
+        'low_freq_factor': scaling.low,
+        'high_freq_factor': scaling.high,
+        'original_max_position_embeddings': scaling.original_length,
+      }
+    case YarnScaling():
+      return {
+        'rope_type': 'yarn',
+        'factor': scaling.factor,
+        'beta_fast': scaling.fast,
+        'beta_slow': scaling.slow,
+        'attention_factor': scaling.attention_factor,
+        'truncate': scaling.whole,
+        'original_max_position_embeddings': scaling.original_length,
+      }

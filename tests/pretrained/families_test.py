@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each family against transformers: logits, gradient, greedy continuation."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from pretrained.fixtures import MODELS, NAMES, golden, loaded, tensors_of
+
+from covrl.models import Policy
+from covrl.pretrained import load_pretrained, save_pretrained
+from covrl.rollout import Sampling, SamplingEngine
+from covrl.sharding import make_mesh, shard_batch
+
+PROMPT, RESPONSE, PAD = 8, 32, 3
+
+
+@functools.cache
+def outcome(name):
+  """Logits of the golden tokens and the gradient of their mean NLL."""
+  policy, params = loaded(name)
+  tokens = jnp.asarray(golden(name)['tokens'])
+
+  def loss(params):
+    logits = policy.logits(params, tokens)
+    logprobs = jax.nn.log_softmax(logits[:, :-1])
+    chosen = jnp.take_along_axis(logprobs, tokens[:, 1:, None], axis=-1)
+    return -jnp.mean(chosen), logits
+
+  gradient, logits = jax.jit(jax.grad(loss, has_aux=True))(params)
+  return np.asarray(logits), gradient
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_logits_are_those_of_transformers(name):
+  logits, _ = outcome(name)
+  np.testing.assert_allclose(logits, golden(name)['logits'], atol=1e-4)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_gradients_are_those_of_torch(name, tmp_path):
+  policy, _ = loaded(name)
+  _, gradient = outcome(name)
+  # A gradient is exported as the parameters are, under their names.
+  save_pretrained(tmp_path / 'gradient', policy, gradient)
+  got = tensors_of(tmp_path / 'gradient')
+  want = {
+    tensor.removeprefix('gradient/'): value
+    for tensor, value in golden(name).items()
+    if tensor.startswith('gradient/')
+  }
+  assert got.keys() == want.keys()
+  for tensor, value in want.items():
+    scale = np.abs(value).max()
+    assert scale > 0, tensor
+    np.testing.assert_allclose(
+      got[tensor], value, atol=1e-3 * scale, err_msg=tensor
+    )
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_the_sampler_goes_on_like_transformers(name):
+  policy, params = loaded(name)
+  greedy = golden(name)['greedy']
+  engine = SamplingEngine(
+    policy, end_ids=(), pad_id=0, max_response_length=RESPONSE
+  )
+  # The second row is the same prompt, padded on the left.
+  prompts = np.zeros((2, PROMPT + PAD), np.int32)
+  prompts[0, PAD:] = greedy[:PROMPT]
+  prompts[1, PAD:] = greedy[:PROMPT]
+  prompts[0, :PAD] = 9
+  mask = np.zeros(prompts.shape, bool)
+  mask[:, PAD:] = True
+  samples = engine.sample(
+    params,
+    prompts,
+    mask,
+    group_size=1,
+    key=jax.random.key(0),
+    sequence_ids=np.arange(2, dtype=np.int32),
+    sampling=Sampling.make(0.0),
+  )
+  for row in np.asarray(samples.response_tokens):
+    np.testing.assert_array_equal(row, greedy[PROMPT:])
+
+
+def hidden_of(policy, params, tokens, mask):
+  positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+  hidden = jax.jit(policy.hidden)(
+    params, tokens, positions=positions, segment_ids=mask * 1
+  )
+  return policy.project(params, hidden)
+
+
+@pytest.mark.parametrize('name', ['qwen2_yarn', 'gemma3'])
+def test_padding_on_the_left_changes_nothing(name):
+  policy, params = loaded(name)
+  tokens = jnp.asarray(golden(name)['tokens'])
+  pad = jnp.full((2, PAD), 9, jnp.int32)
+  padded = jnp.concatenate((pad, tokens), axis=1)
+  mask = jnp.arange(padded.shape[1]) >= PAD
+  mask = jnp.broadcast_to(mask, padded.shape)
+  logits = hidden_of(policy, params, padded, mask)[:, PAD:]
+  np.testing.assert_allclose(logits, golden(name)['logits'], atol=1e-4)
+
+
+@pytest.mark.parametrize('name', ['qwen2_yarn', 'gemma3'])
+@pytest.mark.parametrize('shape', [(1, 2, 4), (1, 1, 8)])
+def test_more_tensor_shards_than_kv_heads(name, shape):
+  mesh = make_mesh(shape)
+  policy, params = load_pretrained(MODELS / name, mesh, dtype='float32')
+  for leaf, promised in zip(
+    *map(jax.tree.leaves, (params, policy.abstract_params(mesh))), strict=True
+  ):
+    assert leaf.sharding == promised.sharding
+  tokens = jnp.asarray(golden(name)['tokens'])
+  with jax.set_mesh(mesh):
+    logits = jax.jit(policy.logits)(params, shard_batch(tokens, mesh))
+  np.testing.assert_allclose(logits, golden(name)['logits'], atol=1e-4)
+
+
+# What must matter at these lengths, for the tests above to mean anything.
+@pytest.mark.parametrize(
+  ('name', 'change'),
+  [
+    ('qwen2_yarn', {'windows': ()}),
+    ('qwen2_yarn', {'rope_scaling': None}),
+    ('llama2', {'rope_scaling': None}),
+    ('llama3', {'rope_scaling': None}),
+    ('mistral', {'windows': ()}),
+    ('gemma2', {'windows': ()}),
+    ('gemma2', {'attention_soft_cap': None}),
+    ('gemma2', {'logit_soft_cap': None}),
+    ('gemma2', {'attention_scale': None}),
+    ('gemma3', {'local_rope_theta': None}),
+    ('gemma3', {'rope_scaling': None}),
+  ],
+)
+def test_what_tells_the_families_apart_matters(name, change):
+  policy, params = loaded(name)
+  other = Policy(dataclasses.replace(policy.config, **change))
+  tokens = jnp.asarray(golden(name)['tokens'])
+  logits = jax.jit(other.logits)(params, tokens)
+  assert np.abs(logits - golden(name)['logits']).max() > 1e-2

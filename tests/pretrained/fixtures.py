@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The golden checkpoints, and what transformers computed with them."""
+
+import functools
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from covrl.pretrained import load_pretrained
+
+MODELS = pathlib.Path(__file__).parents[1] / 'golden' / 'models'
+NAMES = (
+  'qwen2',
+  'qwen2_yarn',
+  'qwen3',
+  'llama2',
+  'llama3',
+  'mistral',
+  'gemma2',
+  'gemma3',
+)
+
+
+@functools.cache
+def golden(name):
+  with np.load(MODELS / name / 'golden.npz') as file:
+    return dict(file)
+
+
+@functools.cache
+def loaded(name):
+  """Policy and parameters in float32, whatever the file is in."""
+  return load_pretrained(MODELS / name, dtype='float32')
+
+
+def tensors_of(directory):
+  """All tensors of a directory, from all of its files."""
+  tensors = {}
+  for file in sorted(directory.glob('*.safetensors')):
+    tensors |= load_file(file)
+  return tensors
+
+
+def copy_of(name, tmp_path):
+  return pathlib.Path(shutil.copytree(MODELS / name, tmp_path / name))
+
+
+def rewrite(directory, **tensors):
+  """Replaces tensors of a checkpoint in one file; `None` takes one away."""
+  new = tensors_of(directory) | tensors
+  new = {name: tensor for name, tensor in new.items() if tensor is not None}
+  save_file(new, directory / 'model.safetensors')
+
+
+def assert_trees_equal(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
