@@ -54,9 +54,9 @@ def test_shapes_that_cannot_be(shape, reason):
 def test_a_mesh_axis_splits_an_array_once():
   rules = {'rows': ('data', 'fsdp'), 'columns': 'fsdp', 'none': None}
   spec = sharding.partition_spec(('rows', 'columns', 'none', None), rules)
-  assert tuple(spec) == (('data', 'fsdp'), None, None, None)
+  assert spec == PartitionSpec(('data', 'fsdp'), None, None, None)
   spec = sharding.partition_spec(('columns', 'rows'), rules)
-  assert tuple(spec) == ('fsdp', ('data',))
+  assert spec == PartitionSpec('fsdp', ('data',))
 
 
 def test_the_sampler_reads_the_trainers_copy():
