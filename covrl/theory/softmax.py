@@ -84,7 +84,15 @@ def random_logits(
 def slope(x: Float[Array, ' n'], y: Float[Array, ' n']) -> float:
   """The exponent of a power law, by least squares in logarithms.
 
+  NaN if a number is not positive, which no power law has.
+
+  NaN, which no check accepts, where the values are not positive.
+
   >>> round(slope(np.array([1.0, 10.0]), np.array([3.0, 300.0])), 6)
   2.0
   """
+  if not np.all(np.asarray(y) > 0):
+    return float('nan')
+  if not (y > 0).all():
+    return float('nan')
   return float(np.polyfit(np.log(x), np.log(y), 1)[0])
