@@ -265,7 +265,7 @@ def unbiased_value(lab: Lab, formula: Formula) -> Evidence:
         'reward lost, exponential schedule, over 1/(2ηt)',
         run.lost[index['exponential'], -1] / formula(1.0, run.times[-1]),
         1,
-        0.03,
+        0.025,
       ),
       below('sampled with plateaus: annealed bonus over none', ratio, 0.7),
     ],
