@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `covrl train, evaluate, sample, report, theory`.
+"""The command line: `covrl train, evaluate, sample, convert, report, theory`.
 
 Bad input ends with one sentence on standard error and exit status 2.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -43,6 +44,14 @@ compares several, paired by seed, with intervals.
 """
 
 
+_CONVERT = """\
+Writes the weights of a run, or of a pretrained model, as a directory that
+transformers loads; or, with --orbax, as a copy of a pretrained model that is
+read faster. For example
+  covrl convert runs/kl_cov models/kl_cov
+  covrl convert Qwen/Qwen2.5-0.5B models/qwen --dtype=float32 --orbax
+"""
+
 _THEORY = """\
 Checks every claim of the theory and says which hold as printed; exits with 1
 if a check disagrees with its recorded verdict. For example
@@ -68,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         _evaluate(arguments)
       case 'sample':
         _sample(arguments)
+      case 'convert':
+        _convert(arguments)
       case 'theory':
         _theory(arguments)
       case _:
@@ -95,7 +106,8 @@ def _parser() -> argparse.ArgumentParser:
   evaluate = commands.add_parser(
     'evaluate', help='measure it', description=_EVALUATE, formatter_class=raw
   )
-  evaluate.add_argument('workdir', help='a run directory')
+  evaluate.add_argument('workdir', help="a run's or pretrained model's")
+  evaluate.add_argument('--config', help='the recipe, for a pretrained model')
   evaluate.add_argument('--samples', type=int, help='k of mean@k and pass@k')
   evaluate.add_argument('--temperature', type=float, help='of the samples')
   evaluate.add_argument('--problems', type=int, help='how many held-out ones')
@@ -103,13 +115,29 @@ def _parser() -> argparse.ArgumentParser:
   sample = commands.add_parser(
     'sample', help='ask it', description=_SAMPLE, formatter_class=raw
   )
-  sample.add_argument('workdir', help='a run directory')
+  sample.add_argument('workdir', help="a run's or pretrained model's")
   sample.add_argument('prompt', help="in the task's own notation")
   sample.add_argument('--count', type=int, default=4, help='responses')
   sample.add_argument('--temperature', type=float, default=1.0)
   sample.add_argument('--top_p', type=float, default=1.0)
   sample.add_argument('--top_k', type=int, default=0)
   sample.add_argument('--seed', type=int, default=0)
+  sample.add_argument(
+    '--chat', action='store_true', help='as a user, by the chat template'
+  )
+  sample.add_argument(
+    '--max_length', type=int, default=256, help='of a pretrained model'
+  )
+
+  convert = commands.add_parser(
+    'convert', help='take it along', description=_CONVERT, formatter_class=raw
+  )
+  convert.add_argument('source', help="a run's or pretrained model's directory")
+  convert.add_argument('target', help='a new directory')
+  convert.add_argument(
+    '--dtype', choices=('float32', 'bfloat16'), help='kept if absent'
+  )
+  convert.add_argument('--orbax', action='store_true', help='an Orbax copy')
 
   report = commands.add_parser(
     'report', help='look at it', description=_REPORT, formatter_class=raw
@@ -165,9 +193,14 @@ def _train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-  from covrl.train.saved import open_run
+  from covrl.train.saved import open_pretrained, open_run
 
-  with open_run(arguments.workdir) as run:
+  opened = (
+    open_pretrained(arguments.workdir, arguments.config)
+    if arguments.config
+    else open_run(arguments.workdir)
+  )
+  with opened as run:
     summary = run.evaluate(
       samples=arguments.samples,
       temperature=arguments.temperature,
@@ -183,16 +216,83 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _sample(arguments: argparse.Namespace) -> None:
   from covrl.train.saved import open_run
 
-  with open_run(arguments.workdir) as run:
-    for text, logprob in run.sample(
-      arguments.prompt,
-      count=arguments.count,
-      temperature=arguments.temperature,
-      top_p=arguments.top_p,
-      top_k=arguments.top_k,
-      seed=arguments.seed,
-    ):
-      print(f'{logprob:8.3f} nats  {text}')
+  if not _is_run(arguments.workdir):
+    responses = _sample_pretrained(arguments)
+  else:
+    with open_run(arguments.workdir) as run:
+      responses = run.sample(
+        arguments.prompt,
+        count=arguments.count,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        top_k=arguments.top_k,
+        seed=arguments.seed,
+      )
+  for text, logprob in responses:
+    print(f'{logprob:8.3f} nats  {text}')
+
+
+def _sample_pretrained(
+  arguments: argparse.Namespace,
+) -> list[tuple[str, float]]:
+  """Responses of a pretrained model, over all devices."""
+  from covrl import pretrained, sharding
+  from covrl.rollout import Sampling, SamplingEngine
+  from covrl.train.saved import ask
+
+  tokenizer = pretrained.load_tokenizer(arguments.workdir)
+  prompt = arguments.prompt
+  if arguments.chat:
+    template = pretrained.load_chat_template(arguments.workdir)
+    prompt = template.render([{'role': 'user', 'content': prompt}])
+  mesh = sharding.make_mesh()
+  policy, params = pretrained.load_pretrained(arguments.workdir, mesh)
+  engine = SamplingEngine(
+    policy,
+    mesh,
+    end_ids=tokenizer.end_ids,
+    pad_id=tokenizer.pad_id,
+    max_response_length=arguments.max_length,
+  )
+  return ask(
+    engine,
+    params,
+    tokenizer,
+    prompt,
+    max_prompt_length=max(len(tokenizer.encode(prompt)) + 1, 1),
+    count=arguments.count,
+    sampling=Sampling.make(
+      arguments.temperature, arguments.top_p, arguments.top_k
+    ),
+    seed=arguments.seed,
+  )
+
+
+def _is_run(directory: str) -> bool:
+  """Whether a directory is a run's, and not a pretrained model or its name."""
+  path = pathlib.Path(directory)
+  if path.exists():
+    return (path / 'recipe').is_dir() or not (path / 'config.json').is_file()
+  return re.fullmatch(r'[\w.-]+/[\w.-]+', directory) is None
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+  import jax
+
+  from covrl import pretrained
+  from covrl.train.saved import open_run
+
+  dtype = arguments.dtype
+  if _is_run(arguments.source):
+    with open_run(arguments.source) as run:
+      policy = pretrained.with_files(run.policy, run.recipe.config.pretrained)
+      params = run.params
+    if dtype is not None:
+      params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+  else:
+    policy, params = pretrained.load_pretrained(arguments.source, dtype=dtype)
+  pretrained.convert(policy, params, arguments.target, orbax=arguments.orbax)
+  print(arguments.target)
 
 
 def _report(arguments: argparse.Namespace) -> None:

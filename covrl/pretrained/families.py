@@ -11,7 +11,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from covrl.models import ModelConfig
+from covrl.models import (
+  Llama3Scaling,
+  ModelConfig,
+  RopeScaling,
+  YarnScaling,
+)
 from covrl.pretrained import names
 from covrl.pretrained.names import Names
 from covrl.pretrained.rope import Fields, rope_fields, rope_of
@@ -149,8 +154,17 @@ def _fields(config: ModelConfig, family: Family) -> dict[str, Any]:
     'rope_theta': config.rope_theta,
     'rope_scaling': rope_fields(config.rope_scaling),
     'torch_dtype': config.param_dtype,
+    **_longest(config.rope_scaling),
     **family.write(config),
   }
+
+
+def _longest(scaling: RopeScaling | None) -> dict[str, Any]:
+  """The longest text that scaled rotations are meant for."""
+  if not isinstance(scaling, Llama3Scaling | YarnScaling):
+    return {}
+  longest = round(scaling.factor * scaling.original_length)
+  return {'max_position_embeddings': longest}
 
 
 def _nothing(given: Any) -> dict[str, Any]:
@@ -234,9 +248,8 @@ def _read_gemma3(fields: Fields) -> dict[str, Any]:
   windows = _windows(fields, lambda layer: (layer + 1) % period != 0)
   found = _read_gemma(fields) | windows | {'qk_norm': True}
   if 'rope_parameters' not in fields:
-    found['local_rope_theta'] = float(
-      fields.get('rope_local_base_freq', 10000.0)
-    )
+    theta = fields.get('rope_local_base_freq')
+    found['local_rope_theta'] = 10000.0 if theta is None else float(theta)
   return found
 
 

@@ -28,7 +28,7 @@ def resolve(directory: str | pathlib.Path) -> pathlib.Path:
 
   Raises:
     ValueError: there is no such directory, and it names no model either, or
-      the library that would fetch it is not installed.
+      one that cannot be fetched.
   """
   path = pathlib.Path(directory)
   if path.is_dir():
@@ -38,17 +38,21 @@ def resolve(directory: str | pathlib.Path) -> pathlib.Path:
       f'a directory or the name of a model (owner/name) is required, got'
       f' {str(directory)!r}'
     )
-  try:
-    from huggingface_hub import snapshot_download
-  except ImportError:
-    raise ValueError(
-      f'there is no directory {directory}; to look for a model of that name,'
-      ' huggingface_hub must be installed'
-    ) from None
+  from huggingface_hub import snapshot_download
+  from huggingface_hub.errors import HfHubHTTPError
+
   patterns = ['*.safetensors', '*.safetensors.index.json', *SMALL_FILES]
-  return pathlib.Path(
-    snapshot_download(str(directory), allow_patterns=patterns)
-  )
+  try:
+    return pathlib.Path(
+      snapshot_download(str(directory), allow_patterns=patterns)
+    )
+  except (HfHubHTTPError, OSError, ValueError) as error:
+    # What follows the first sentence is advice for users of the library.
+    reason = str(error).partition('. ')[0].partition('\n')[0]
+    raise ValueError(
+      f'there is no directory {directory}, and no model of that name could be'
+      f' fetched from the hub: {reason}'
+    ) from None
 
 
 def small_files(directory: pathlib.Path) -> dict[str, bytes]:

@@ -14,9 +14,16 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from covrl import sharding
-from covrl.config import Recipe
-from covrl.data import ListSource, Problem, PromptStream, check_tokenizer
+from covrl.config import Recipe, load
+from covrl.data import (
+  ListSource,
+  Problem,
+  PromptStream,
+  Tokenizer,
+  check_tokenizer,
+)
 from covrl.models import Policy
+from covrl.pretrained import load_params
 from covrl.rewards import RewardPool
 from covrl.rollout import Sampling, SamplingEngine
 from covrl.rollout.collect import decode
@@ -98,32 +105,15 @@ class SavedRun:
     seed: int,
   ) -> list[tuple[str, float]]:
     """Responses to one prompt, each with its log-probability in nats."""
-    if count < 1:
-      raise ValueError(f'--count must be at least 1, got {count}')
-    stream = PromptStream(
-      ListSource([Problem(prompt=prompt, reference=None, source='prompt')]),
-      seed=0,
-      prompts_per_draw=1,
-      tokenizer=self.task.tokenizer,
+    return ask(
+      self._engine(),
+      self.params,
+      self.task.tokenizer,
+      prompt,
       max_prompt_length=self.recipe.config.rollout.max_prompt_length,
-      shuffle=False,
-      prefetch=0,
-    )
-    batch = next(stream)
-    samples = jax.device_get(
-      self._engine().sample(
-        self.params,
-        batch.tokens,
-        batch.mask,
-        group_size=count,
-        key=jax.random.key(seed),
-        sequence_ids=np.arange(count, dtype=np.int32),
-        sampling=Sampling.make(temperature, top_p, top_k),
-      )
-    )
-    texts = decode(self.task.tokenizer, samples)
-    return list(
-      zip(texts, samples.sampler_logprobs.sum(axis=1).tolist(), strict=True)
+      count=count,
+      sampling=Sampling.make(temperature, top_p, top_k),
+      seed=seed,
     )
 
   def _engine(self) -> SamplingEngine:
@@ -134,6 +124,64 @@ class SavedRun:
       pad_id=self.task.tokenizer.pad_id,
       max_response_length=self.recipe.config.rollout.max_response_length,
     )
+
+
+def ask(
+  engine: SamplingEngine,
+  params: PyTree,
+  tokenizer: Tokenizer,
+  prompt: str,
+  *,
+  max_prompt_length: int,
+  count: int,
+  sampling: Sampling,
+  seed: int,
+) -> list[tuple[str, float]]:
+  """Samples responses to one prompt.
+
+  Args:
+    engine: of the policy.
+    params: its parameters.
+    tokenizer: its alphabet.
+    prompt: a text, as the policy knows prompts.
+    max_prompt_length: tokens; a longer prompt is refused.
+    count: how many responses.
+    sampling: temperature and truncation.
+    seed: of the samples.
+
+  Returns:
+    Each response with its log-probability in nats.
+
+  Raises:
+    ValueError: none is asked for, or the prompt is too long.
+  """
+  if count < 1:
+    raise ValueError(f'--count must be at least 1, got {count}')
+  stream = PromptStream(
+    ListSource([Problem(prompt=prompt, reference=None, source='prompt')]),
+    seed=0,
+    prompts_per_draw=1,
+    tokenizer=tokenizer,
+    max_prompt_length=max_prompt_length,
+    shuffle=False,
+    prefetch=0,
+  )
+  batch = next(stream)
+  samples = jax.device_get(
+    engine.sample(
+      params,
+      batch.tokens,
+      batch.mask,
+      group_size=count,
+      key=jax.random.key(seed),
+      sequence_ids=np.arange(count, dtype=np.int32),
+      sampling=sampling,
+    )
+  )
+  texts = decode(tokenizer, samples)
+  return list(
+    zip(texts, samples.sampler_logprobs.sum(axis=1).tolist(), strict=True)
+  )
 
 
 @contextlib.contextmanager
@@ -151,11 +199,38 @@ def open_run(workdir: str) -> Iterator[SavedRun]:
   if saved is None:
     raise CheckpointError(f'{workdir} has no finished checkpoint yet')
   mesh = sharding.make_mesh(dataclasses.asdict(config.mesh))
-  task = recipe.module.make_task(config)
-  model = recipe.module.make_model(config, task.tokenizer.vocab_size)
-  check_tokenizer(task.tokenizer, model.vocab_size)
-  policy = Policy(model)
+  task, policy = _task_and_policy(recipe)
   params = saved.restore_part('state.trainable', policy.abstract_params(mesh))
   yield SavedRun(
     recipe=recipe, task=task, policy=policy, params=params, mesh=mesh
   )
+
+
+@contextlib.contextmanager
+def open_pretrained(directory: str, recipe_file: str) -> Iterator[SavedRun]:
+  """Opens a pretrained model as what a recipe would begin with.
+
+  Args:
+    directory: of the model.
+    recipe_file: has the task to measure it by.
+
+  Raises:
+    ConfigError: if there is no such recipe.
+    ValueError: if the directory is no pretrained model's, or its shape or
+      tokenizer is not the recipe's.
+  """
+  recipe = load(recipe_file, [f'--config.pretrained={directory}'])
+  mesh = sharding.make_mesh(dataclasses.asdict(recipe.config.mesh))
+  task, policy = _task_and_policy(recipe)
+  params = load_params(directory, policy, mesh)
+  yield SavedRun(
+    recipe=recipe, task=task, policy=policy, params=params, mesh=mesh
+  )
+
+
+def _task_and_policy(recipe: Recipe) -> tuple[Task, Policy]:
+  """What a recipe trains, and on what."""
+  task = recipe.module.make_task(recipe.config)
+  model = recipe.module.make_model(recipe.config, task.tokenizer.vocab_size)
+  check_tokenizer(task.tokenizer, model.vocab_size)
+  return task, Policy(model)

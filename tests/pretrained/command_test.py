@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands on a pretrained model's directory."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
+from pretrained.fixtures import MODELS, assert_trees_equal, tensors_of
+
+from covrl.cli import main
+from covrl.data import JsonTokenizer
+from covrl.models import Policy, tiny
+from covrl.pretrained import load_policy, load_pretrained, save_pretrained
+
+TOKENIZER = (
+  pathlib.Path(__file__).parents[1] / 'golden' / 'tokenizers' / 'bytes'
+)
+
+
+@pytest.fixture
+def model(tmp_path):
+  """A random Llama with a tokenizer and a chat template."""
+  policy = Policy(tiny(320))
+  directory = tmp_path / 'model'
+  save_pretrained(directory, policy, policy.init(jax.random.key(0)))
+  for file in TOKENIZER.iterdir():
+    if file.name not in ('config.json', 'golden.json'):
+      (directory / file.name).write_bytes(file.read_bytes())
+  return directory
+
+
+def test_sample_asks_a_pretrained_model(model, capsys):
+  options = ['--count=2', '--max_length=4', '--seed=3']
+  main(['sample', str(model), 'What is 1 + 1?', *options])
+  plain = capsys.readouterr().out
+  assert plain.count(' nats  ') == 2
+  main(['sample', str(model), 'What is 1 + 1?', '--chat', *options])
+  assert capsys.readouterr().out != plain
+
+
+def test_convert_takes_a_model_along(tmp_path, capsys):
+  main(
+    [
+      'convert',
+      str(MODELS / 'llama3'),
+      str(tmp_path / 'wide'),
+      '--dtype=float32',
+    ]
+  )
+  wide = tensors_of(tmp_path / 'wide')
+  for name, tensor in tensors_of(MODELS / 'llama3').items():
+    assert wide[name].dtype == np.float32
+    np.testing.assert_array_equal(wide[name], tensor.astype(np.float32))
+  main(['convert', str(tmp_path / 'wide'), str(tmp_path / 'copy'), '--orbax'])
+  assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / 'copy')
+  assert not list((tmp_path / 'copy').glob('*.safetensors'))
+  policy, params = load_pretrained(tmp_path / 'wide')
+  again, params_again = load_pretrained(tmp_path / 'copy')
+  assert again == policy
+  assert_trees_equal(params, params_again)
+  assert load_policy(tmp_path / 'copy').files == policy.files
+
+
+def test_an_export_keeps_tokenizer_and_generation(model, tmp_path):
+  policy, params = load_pretrained(model)
+  save_pretrained(tmp_path / 'out', policy, params)
+  file = (tmp_path / 'out' / 'tokenizer.json').read_bytes()
+  assert JsonTokenizer(file, end_tokens=['<|im_end|>']).end_ids == (302,)
+  about = json.loads((tmp_path / 'out' / 'generation_config.json').read_text())
+  assert about == {'eos_token_id': [302, 300]}
+
+
+def test_one_sentence_for_what_is_no_model(tmp_path, capsys, monkeypatch):
+  def offline(name, **options):
+    raise LocalEntryNotFoundError(f'{name} is not here. Turn it on and off.')
+
+  monkeypatch.setattr('huggingface_hub.snapshot_download', offline)
+  with pytest.raises(SystemExit):
+    main(['convert', 'nobody/nothing', str(tmp_path / 'out')])
+  error = capsys.readouterr().err
+  assert error.endswith('from the hub: nobody/nothing is not here\n')
+  assert not (tmp_path / 'out').exists()

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Round trips to the bit, and sentences for what cannot be read."""
+
+import dataclasses
+import json
+import tracemalloc
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from pretrained.fixtures import (
+  MODELS,
+  NAMES,
+  assert_trees_equal,
+  copy_of,
+  loaded,
+  rewrite,
+  tensors_of,
+)
+
+from covrl.models import LinearScaling, Policy, YarnScaling, tiny
+from covrl.pretrained import load_policy, load_pretrained, save_pretrained
+from covrl.sharding import make_mesh
+
+GATE = 'model.layers.1.mlp.gate_proj.weight'
+
+
+def edit(directory, **fields):
+  file = directory / 'config.json'
+  file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_what_is_loaded_is_written_to_the_bit(name, tmp_path):
+  policy, params = load_pretrained(MODELS / name)
+  save_pretrained(tmp_path / 'again', policy, params, shard_bytes=4000)
+  before, after = (tensors_of(d) for d in (MODELS / name, tmp_path / 'again'))
+  assert before.keys() == after.keys()
+  for tensor, value in before.items():
+    assert value.dtype == after[tensor].dtype
+    np.testing.assert_array_equal(value, after[tensor])
+  for file in ('config.json', 'generation_config.json'):
+    before, after = (
+      json.loads((d / file).read_text())
+      for d in (MODELS / name, tmp_path / 'again')
+    )
+    assert before == after
+  again, params_again = load_pretrained(tmp_path / 'again')
+  assert again == policy
+  assert_trees_equal(params, params_again)
+
+
+@pytest.mark.parametrize('name', ['llama2', 'gemma3'])
+def test_a_description_made_anew_says_the_same(name, tmp_path):
+  policy, params = loaded(name)
+  save_pretrained(tmp_path / 'new', Policy(policy.config), params)
+  again, params_again = load_pretrained(tmp_path / 'new')
+  assert again.config == policy.config
+  assert_trees_equal(params, params_again)
+
+
+def test_a_policy_of_our_own_is_a_llama(tmp_path):
+  policy = Policy(tiny(16))
+  params = policy.init(jax.random.key(0))
+  save_pretrained(tmp_path / 'ours', policy, params)
+  fields = json.loads((tmp_path / 'ours' / 'config.json').read_text())
+  assert fields['architectures'] == ['LlamaForCausalLM']
+  again, params_again = load_pretrained(tmp_path / 'ours')
+  assert again.config == policy.config
+  assert_trees_equal(params, params_again)
+
+
+def test_shards_of_a_mesh_are_written_whole(tmp_path):
+  mesh = make_mesh((2, 2, 2))
+  policy, params = load_pretrained(MODELS / 'qwen2', mesh)
+  save_pretrained(tmp_path / 'again', policy, params)
+  after = tensors_of(tmp_path / 'again')
+  for tensor, value in tensors_of(MODELS / 'qwen2').items():
+    np.testing.assert_array_equal(value, after[tensor])
+
+
+def test_the_host_holds_a_tensor_at_a_time(tmp_path):
+  config = dataclasses.replace(
+    tiny(64), num_layers=16, model_dim=256, head_dim=64, hidden_dim=1024
+  )
+  policy = Policy(config)
+  params = jax.tree.map(
+    lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), policy.abstract_params()
+  )
+  save_pretrained(tmp_path / 'big', policy, params)
+  largest, total = 256 * 1024 * 4, 4 * policy.num_params
+  load_pretrained(tmp_path / 'big')  # What is imported stays.
+  tracemalloc.start()
+  load_pretrained(tmp_path / 'big')
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert peak < 4 * largest < total / 12
+
+
+def test_files_of_older_versions_say_the_same(tmp_path):
+  directory = copy_of('qwen2_yarn', tmp_path)
+  new = load_policy(directory)
+  fields = json.loads((directory / 'config.json').read_text())
+  rope = fields.pop('rope_parameters')
+  fields.pop('layer_types')
+  fields['rope_theta'] = rope.pop('rope_theta')
+  fields['rope_scaling'] = {
+    'type': 'yarn',
+    'factor': 4,
+    'original_max_position_embeddings': 16,
+  }
+  fields['torch_dtype'] = fields.pop('dtype')
+  (directory / 'config.json').write_text(json.dumps(fields))
+  old = load_policy(directory)
+  assert old.config == new.config
+  assert isinstance(old.config.rope_scaling, YarnScaling)
+  assert old.config.windows == (0, 8)
+
+
+def test_published_gemma_3_is_understood(tmp_path):
+  directory = copy_of('gemma3', tmp_path)
+  fields = json.loads((directory / 'config.json').read_text())
+  for name in ('rope_parameters', 'layer_types', '_sliding_window_pattern'):
+    del fields[name]
+  fields |= {
+    'rope_theta': 1000000,
+    'rope_local_base_freq': 10000,
+    'rope_scaling': {'rope_type': 'linear', 'factor': 8.0},
+    'sliding_window_pattern': 3,
+  }
+  (directory / 'config.json').write_text(json.dumps(fields))
+  config = load_policy(directory).config
+  assert config.windows == (8, 8, 0)
+  assert config.rope_scaling == LinearScaling(factor=8.0)
+  assert (config.rope_theta, config.local_rope_theta) == (1e6, 1e4)
+
+
+def test_nothing_is_half_written(tmp_path, monkeypatch):
+  policy, params = loaded('mistral')
+
+  def fail(*args, **kwargs):
+    raise OSError('the disk is full')
+
+  monkeypatch.setattr('safetensors.numpy.save_file', fail)
+  with pytest.raises(OSError, match='full'):
+    save_pretrained(tmp_path / 'out', policy, params)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_written_over(tmp_path):
+  policy, params = loaded('mistral')
+  (tmp_path / 'kept').write_text('')
+  with pytest.raises(ValueError, match='must not exist or be empty'):
+    save_pretrained(tmp_path, policy, params)
+
+
+def test_what_no_family_has_is_refused(tmp_path):
+  policy = Policy(dataclasses.replace(tiny(16), logit_soft_cap=3.0))
+  params = policy.init(jax.random.key(0))
+  with pytest.raises(ValueError, match='one of the families can describe'):
+    save_pretrained(tmp_path / 'out', policy, params)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'sentence'),
+  [
+    (
+      {'architectures': ['BertModel']},
+      r'config\.json: the architecture must be one of LlamaFor.*got BertModel',
+    ),
+    (
+      {'rope_parameters': {'rope_type': 'dynamic', 'rope_theta': 1e4}},
+      r"config\.json: rope_type must be default, linear, .*'dynamic'",
+    ),
+    (
+      {'hidden_act': 'relu'},
+      r"config\.json: the activation must be one of .*got 'relu'",
+    ),
+    ({'attention_bias': True}, r'attention_bias must be false .*got true'),
+    (
+      {'intermediate_size': 32},
+      r'model\.safetensors: model\.layers\.0\.mlp\.down_proj\.weight must have'
+      r' shape \(16, 32\), got \(16, 24\)',
+    ),
+    (
+      {'num_hidden_layers': 3},
+      r'must hold model\.layers\.2\.\S+ of shape .*not in model\.safetensors',
+    ),
+    (
+      {'num_hidden_layers': 1},
+      r'model\.safetensors: holds model\.layers\.1\.\S+, which no Mistral',
+    ),
+  ],
+)
+def test_configurations_are_checked(fields, sentence, tmp_path):
+  directory = copy_of('mistral', tmp_path)
+  edit(directory, **fields)
+  with pytest.raises(ValueError, match=sentence):
+    load_pretrained(directory)
+
+
+def test_a_missing_field_is_named(tmp_path):
+  directory = copy_of('mistral', tmp_path)
+  fields = json.loads((directory / 'config.json').read_text())
+  del fields['hidden_size']
+  (directory / 'config.json').write_text(json.dumps(fields))
+  with pytest.raises(ValueError, match=r'Mistral.* must state hidden_size'):
+    load_pretrained(directory)
+
+
+def test_a_missing_shard_is_named(tmp_path):
+  directory = copy_of('llama3', tmp_path)
+  (directory / 'model-00002-of-00002.safetensors').unlink()
+  with pytest.raises(ValueError, match=r'00002-of-00002\S+: is part of the'):
+    load_pretrained(directory)
+
+
+def test_a_file_cut_short_is_named(tmp_path):
+  directory = copy_of('mistral', tmp_path)
+  file = directory / 'model.safetensors'
+  size = file.stat().st_size
+  file.write_bytes(file.read_bytes()[:-100])
+  sentence = rf'model\.safetensors: must have {size} bytes, .*got {size - 100}'
+  with pytest.raises(ValueError, match=sentence):
+    load_pretrained(directory)
+  file.write_bytes(b'123')
+  with pytest.raises(ValueError, match=r'model\.safetensors: must have a head'):
+    load_pretrained(directory)
+
+
+def test_tensors_are_checked(tmp_path):
+  directory = copy_of('mistral', tmp_path)
+  rewrite(directory, **{GATE: None})
+  with pytest.raises(ValueError, match=rf'must hold {GATE} of shape \(24, 16'):
+    load_pretrained(directory)
+  rewrite(directory, **{GATE: np.zeros((24, 16), np.int8)})
+  with pytest.raises(ValueError, match=rf'{GATE} must be one of .*got I8'):
+    load_pretrained(directory)
+
+
+def test_an_empty_directory_and_a_wrong_name_are_refused(tmp_path):
+  with pytest.raises(ValueError, match=r'must hold config\.json, and does not'):
+    load_pretrained(tmp_path)
+  with pytest.raises(ValueError, match=r"name of a model .*got 'no such/a/b'"):
+    load_pretrained('no such/a/b')
+  (tmp_path / 'config.json').write_text('{')
+  with pytest.raises(ValueError, match=r'config\.json: must be JSON'):
+    load_pretrained(tmp_path)
+  copy = copy_of('qwen2', tmp_path)
+  (copy / 'model.safetensors').unlink()
+  with pytest.raises(ValueError, match=r'must hold model\.safetensors or'):
+    load_pretrained(copy)
