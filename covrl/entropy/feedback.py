@@ -37,6 +37,7 @@ def target_entropy(
   *,
   horizon: float = 20.0,
   slope: float = 1.0,
+  initial: float = 0.0,
   minimum: float = 0.0,
   maximum: float = 0.05,
 ) -> Controller:
@@ -64,6 +65,8 @@ def target_entropy(
       several iterations, since within one the reading does not change.
     slope: guess of s, nats per unit of the coefficient and update; right within
       a factor of 1000, and better too large, which is cautious, than too small.
+    initial: coefficient that is expected to hold the entropy where it is, until
+      that is learnt: the drift starts at −s · initial.
     minimum: least coefficient.
     maximum: greatest coefficient.
 
@@ -78,8 +81,8 @@ def target_entropy(
   check_positive(slope, 'slope')
   if not 1 <= horizon < math.inf:
     raise ValueError(f'horizon must be finite and at least 1, got {horizon:g}')
-  check_bounds(minimum, maximum, minimum)
-  return _TargetEntropy(target, horizon, slope, minimum, maximum)
+  check_bounds(minimum, maximum, max(initial, minimum), 'initial')
+  return _TargetEntropy(target, horizon, slope, initial, minimum, maximum)
 
 
 def proportional_integral(
@@ -164,6 +167,7 @@ class _TargetEntropy:
   target: Setpoint
   horizon: float
   slope: float
+  initial: float
   minimum: float
   maximum: float
 
@@ -175,7 +179,7 @@ class _TargetEntropy:
       control=zero,
       earlier_control=zero,
       mean_control=zero,
-      drift=zero,
+      drift=scalar(-self.slope * self.initial),
       slope=scalar(self.slope),
       noise=scalar(_FIRST_NOISE),
     )

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from covrl.train.metrics import QUANTILES
 from covrl.train.step import PolicyStats
 from covrl.types import Rollouts, TokenBatch, TokenMoments
 
@@ -146,7 +147,8 @@ def rollout_metrics(
   mask = np.asarray(rollouts.loss_mask[:, 1:])
   rewards = np.asarray(rollouts.rewards['score'])
   stats, _ = scored
-  gap = np.abs(rollouts.sampler_logprobs[:, 1:] - stats.logprobs)[mask]
+  ratio = (stats.logprobs - rollouts.sampler_logprobs[:, 1:])[mask]
+  gap = np.abs(ratio)
   truncated = float(np.mean(rollouts.truncated))
   groups = np.asarray(rollouts.group_ids)
   equal = [np.ptp(rewards[groups == group]) == 0 for group in np.unique(groups)]
@@ -159,6 +161,18 @@ def rollout_metrics(
     'truncated_fraction': truncated,
     'end_fraction': 1.0 - truncated,
     'equal_reward_groups': float(np.mean(equal)),
+    **{
+      f'importance_weight/{quantile:g}': float(
+        np.exp(np.quantile(ratio, quantile)) if ratio.size else 1.0
+      )
+      for quantile in QUANTILES
+    },
+    **{
+      f'reward_of_source/{source}': float(
+        rewards[rollouts.source_ids == source].mean()
+      )
+      for source in np.unique(rollouts.source_ids)
+    },
   }
 
 

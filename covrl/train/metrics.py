@@ -13,6 +13,7 @@ from covrl.entropy import (
   Plan,
   SelectionSummary,
   exact_mean,
+  exact_quantile,
   exact_score,
   select_top,
   state_score,
@@ -24,6 +25,7 @@ from covrl.types import Scalar, TokenBatch, TokenMoments, TokenStats
 # Shares of the tokens of highest covariance whose mean is logged (the table
 # by which covariance methods were introduced).
 TOP_FRACTIONS = (0.0002, 0.002, 0.02, 0.2, 0.5)
+QUANTILES = (0.01, 0.5, 0.99)
 
 
 @jax.tree_util.register_dataclass
@@ -80,6 +82,11 @@ def of_update(
     TOP_FRACTIONS, _top_means(covariance, batch), strict=True
   ):
     readings[f'covariance_top/{fraction:g}'] = mean
+  quantiles = jax.vmap(lambda q: exact_quantile(covariance, mask, q))(
+    jnp.asarray(QUANTILES)
+  )
+  for quantile, value in zip(QUANTILES, quantiles, strict=True):
+    readings[f'covariance_quantile/{quantile:g}'] = value
   return readings | _of_selection(mask, plan, token_state)
 
 

@@ -287,3 +287,17 @@ def test_numbers_outside_their_range_are_refused():
   ):
     with pytest.raises(ValueError, match=sentence):
       make()
+
+
+def test_target_entropy_begins_at_its_initial_coefficient():
+  controller = covrl.target_entropy(
+    0.5, horizon=10.0, slope=0.05, initial=0.2, maximum=1.0
+  )
+  context = {'entropy': jnp.array(0.5)}
+  at_target = controller(controller.init(), **context)
+  np.testing.assert_allclose(at_target, 0.2, rtol=1e-6)
+  # Below the target the distance comes on top: (0.1 / 10) / 0.05.
+  below = controller(controller.init(), entropy=jnp.array(0.4))
+  np.testing.assert_allclose(below, 0.4, rtol=1e-6)
+  with pytest.raises(ValueError, match='initial must lie in'):
+    covrl.target_entropy(0.5, initial=2.0)
