@@ -43,7 +43,7 @@ def make_tx(config: Config) -> optax.GradientTransformation:
 
 
 def make_warm_start_tx(config: Config) -> optax.GradientTransformation:
-  steps = config.warm_start.steps
+  steps = max(config.warm_start.steps, 2)  # a schedule needs two
   rate = optax.warmup_cosine_decay_schedule(
     0.0, config.warm_start.learning_rate, min(100, steps // 10 + 1), steps
   )
