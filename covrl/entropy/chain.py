@@ -62,15 +62,27 @@ def concrete(value: object) -> float | None:
 def check_fraction(value: Fraction, *, allow_large: bool = False) -> None:
   """Refuses a fraction that is a percentage by mistake."""
   number = concrete(value)
-  if number is None or 0 < number <= (1 if allow_large else MAX_FRACTION):
+  # `inject_hyperparams` gives arrays: float32, in which 0.05 is a little more,
+  # and 0 where a schedule begins or ends there.
+  top = np.float32(1 if allow_large else MAX_FRACTION)
+  is_scheduled = isinstance(value, jax.Array) and number == 0
+  if number is None or is_scheduled or 0 < number <= top:
     return
   hint = (
     ''
     if allow_large or not 0 < number <= 1
     else f'; pass allow_large=True if you mean {number:.3g} of all tokens'
   )
-  top = 1 if allow_large else MAX_FRACTION
-  raise ValueError(f'fraction must lie in (0, {top}], got {number:g}{hint}')
+  raise ValueError(f'fraction must lie in (0, {top:g}], got {number:g}{hint}')
+
+
+def check_minimum(value: ArrayLike) -> None:
+  """Refuses a smallest number of tokens that is no number of tokens."""
+  number = concrete(value)
+  if number is not None and (number < 0 or number != int(number)):
+    raise ValueError(
+      f'minimum must be a whole number of tokens, at least 0, got {number:g}'
+    )
 
 
 def check_coefficient(value: Coefficient, name: str = 'coefficient') -> None:

@@ -64,6 +64,9 @@ class Selection(NamedTuple):
 class Plan:
   """Records the decisions of a token chain, or hands recorded ones back.
 
+  Attributes:
+    decisions: those of the whole optimiser batch, in the order of the chain.
+
   >>> plan = Plan()
   >>> plan.decide(lambda: 3)
   3
@@ -74,6 +77,9 @@ class Plan:
   def __init__(self, decisions: Sequence[PyTree] | None = None) -> None:
     self.decisions: list[Any] = list(decisions or ())
     self._recorded = None if decisions is None else iter(self.decisions)
+    # What was taken under this plan, of any scope, in the order of the chain.
+    self._taken: list[Any] = []
+    self._local: list[Plan] = []
 
   @classmethod
   def of(cls, context: Mapping[str, Any], scope: str = 'batch') -> Plan:
@@ -89,25 +95,48 @@ class Plan:
     (True, False)
     """
     plan = context.get('plan')
-    return plan if scope == 'batch' and isinstance(plan, Plan) else cls()
+    if not isinstance(plan, Plan):
+      return cls()
+    return plan if scope == 'batch' else plan._locally()
 
   def decide(self, make: Callable[[], Decision]) -> Decision:
     """The next decision: made now, or the one that was recorded here."""
     if self._recorded is None:
       decision = make()
       self.decisions.append(decision)
-      return decision
-    try:
-      return cast(Decision, next(self._recorded))
-    except StopIteration:
-      raise ValueError(
-        f'a plan of {len(self.decisions)} decisions was recorded by another '
-        'token chain: this one takes more'
-      ) from None
+    else:
+      decision = cast(Decision, self._next())
+    self._taken.append(decision)
+    return decision
+
+  @property
+  def local(self) -> list[Any]:
+    """Decisions of scope `'micro_batch'` taken under this plan.
+
+    The plan of a micro-batch holds that micro-batch's; a trainer that reports
+    on the optimiser batch adds them up.
+    """
+    return [each for plan in self._local for each in plan.decisions]
 
   def selections(self) -> tuple[Selection, ...]:
-    """The recorded selections, in the order of the chain."""
-    return tuple(d for d in self.decisions if isinstance(d, Selection))
+    """The selections of either scope, in the order of the chain."""
+    return tuple(d for d in self._taken if isinstance(d, Selection))
+
+  def _locally(self) -> Plan:
+    """A plan of one transform alone, whose decisions are known here."""
+    plan = Plan()
+    plan._taken = self._taken
+    self._local.append(plan)
+    return plan
+
+  def _next(self) -> Any:
+    """The next recorded decision."""
+    for decision in self._recorded or ():
+      return decision
+    raise ValueError(
+      f'a plan of {len(self.decisions)} decisions was recorded by another '
+      'token chain: this one takes more'
+    )
 
 
 def check_scope(scope: str) -> None:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
-from covrl.entropy.chain import concrete
+from covrl.entropy.chain import check_minimum, concrete
 from covrl.entropy.exact import count, sum_each
 from covrl.entropy.search import (
   Ranked,
@@ -54,7 +54,8 @@ def select_top(
     True for the `max(minimum, ⌊fraction · N⌋)` best, or all eligible if fewer.
 
   Raises:
-    ValueError: if the fraction is a number outside [0, 1].
+    ValueError: if the fraction is a number outside [0, 1], or the minimum is
+      negative. A traced fraction is clamped, NaN to 0.
 
   >>> scores = jnp.array([[0.1, 0.9, 0.5, 0.9]])
   >>> select_top(scores, jnp.ones((1, 4), bool), fraction=0.25)
@@ -95,7 +96,8 @@ def select_random(
     True for `max(minimum, ⌊fraction · N⌋)` eligible tokens, all if fewer.
 
   Raises:
-    ValueError: if the fraction is a number outside [0, 1].
+    ValueError: if the fraction is a number outside [0, 1], or the minimum is
+      negative. A traced fraction is clamped, NaN to 0.
 
   >>> eligible = jnp.array([[True, False, True, True]])
   >>> drawn = select_random(
@@ -115,7 +117,8 @@ def quota(
   """How many tokens a fraction of those under a mask is: max(min, ⌊f · N⌋).
 
   Raises:
-    ValueError: if the fraction is a number outside [0, 1].
+    ValueError: if the fraction is a number outside [0, 1], or the minimum is
+      negative. A traced fraction is clamped, NaN to 0.
   """
   return _share(count(mask), fraction, minimum)
 
@@ -198,8 +201,10 @@ def _share(
   number = concrete(fraction)
   if number is not None and not 0 <= number <= 1:
     raise ValueError(f'fraction must lie in [0, 1], got {number:g}')
+  check_minimum(minimum)
   share = jnp.asarray(fraction, jnp.result_type(float))
-  exact = share * total.astype(share.dtype)
+  share = jnp.where(share > 0, share, 0)  # NaN is none
+  exact = jnp.minimum(share, 1) * total.astype(share.dtype)
   return jnp.maximum(jnp.floor(exact).astype(jnp.int32), minimum)
 
 

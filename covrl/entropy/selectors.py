@@ -19,6 +19,7 @@ from covrl.entropy.chain import (
   MAX_FRACTION,
   Fraction,
   check_fraction,
+  check_minimum,
   concrete,
   require,
 )
@@ -61,6 +62,7 @@ def top_score(
     allow_large: accept fractions up to 1.
   """
   check_fraction(fraction, allow_large=allow_large)
+  check_minimum(minimum)
   _check_choices(score, selection_source)
 
   def select(stats: TokenStats, **context: Any) -> Selection:
@@ -144,6 +146,7 @@ def random_in_band(
     allow_large: as in `top_score`.
   """
   check_fraction(fraction, allow_large=allow_large)
+  check_minimum(minimum)
   _check_choices(score, selection_source)
   bottom, top = concrete(low), concrete(high)
   if bottom is not None and top is not None and not bottom < top:
@@ -170,6 +173,7 @@ def random_tokens(
 ) -> Callable[..., Selection]:
   """Selects response tokens at random: the control of every other selector."""
   check_fraction(fraction, allow_large=allow_large)
+  check_minimum(minimum)
 
   def select(stats: TokenStats, **context: Any) -> Selection:
     seen = _inputs(stats, _typed(context), 'batch', 'old')
@@ -222,6 +226,8 @@ def _inputs(
     clipped = context.get('clipped')
   valid = mask & jnp.isfinite(stats.logprobs) & jnp.isfinite(advantages)
   scores = _score(stats, context, score, source, advantages, valid)
+  # A bad entropy or moment shows in the score alone.
+  valid = valid & jnp.isfinite(scores)
   scores = jnp.where(valid, scores, 0)
   return _Inputs(scores, valid, count(mask & ~valid), clipped)
 
@@ -257,7 +263,8 @@ def _fraction_now(
   """The fraction at this step, clamped to its range, and whether it was."""
   value = fraction(context['step']) if callable(fraction) else fraction
   share = jnp.asarray(value, jnp.result_type(float))
-  kept = jnp.clip(share, 0, 1 if allow_large else MAX_FRACTION)
+  kept = jnp.minimum(share, 1 if allow_large else MAX_FRACTION)
+  kept = jnp.where(kept > 0, kept, 0)  # NaN is none
   return kept, (kept != share).astype(jnp.int32)
 
 

@@ -37,6 +37,7 @@ Selector = Callable[..., Selection | Bool[Array, 'B T']]
 DEAD_ZONE = 1e-6
 
 DIVERGENCES = ('abs', 'k1', 'k2', 'k3', 'full')
+REFERENCES = ('old_logprobs', 'ref_logprobs')
 
 
 class SelectionSummary(NamedTuple):
@@ -45,6 +46,9 @@ class SelectionSummary(NamedTuple):
   The quadrants count selected tokens by the sign of their advantage and by
   whether they were above (`likely`) or below (`rare`) the median probability
   of the batch's tokens.
+
+  Under `scope='micro_batch'` each micro-batch has its own, in `Plan.local`:
+  see `of_parts`.
   """
 
   threshold: Scalar
@@ -57,6 +61,14 @@ class SelectionSummary(NamedTuple):
   positive_rare: Int[Array, '']
   negative_likely: Int[Array, '']
   negative_rare: Int[Array, '']
+
+  def of_parts(self, count: int) -> 'SelectionSummary':
+    """What the micro-batches' summaries, added up field by field, come to.
+
+    Counts are those of the optimiser batch; the threshold is the mean of the
+    micro-batches'.
+    """
+    return self._replace(threshold=self.threshold / count)
 
 
 class TokenMaskedState(NamedTuple):
@@ -190,8 +202,18 @@ def add_divergence_penalty(
       1e-6.
     reference: which log-probabilities of the context, `'old_logprobs'` or
       `'ref_logprobs'`.
+
+  Raises:
+    ValueError: if the coefficient or the dead zone is negative, or a choice
+      unknown.
   """
   check_coefficient(coefficient)
+  if dead_zone is not None:
+    check_coefficient(dead_zone, 'dead_zone')
+  if reference not in REFERENCES:
+    raise ValueError(
+      f'reference must be one of {REFERENCES}, got {reference!r}'
+    )
   if divergence not in DIVERGENCES:
     raise ValueError(
       f'divergence must be one of {DIVERGENCES}, got {divergence!r}'
