@@ -127,7 +127,7 @@ def _closed_form_jvp(
   """d log π(a) = Σ (1{a} − π) dz and dH = −Σ π (log π + H) dz."""
   (scaled, targets), (change, _) = primals, tangents
   normaliser = normalise(scaled)
-  shifted, possible = shift(scaled, normaliser.peak)
+  shifted, possible = shift(scaled, normaliser.peak[..., None])
   log_pi = shifted - normaliser.log_total[..., None]
   pi = jnp.where(possible, jnp.exp(log_pi), 0)
   surplus = pi * (shifted - normaliser.mean[..., None])
@@ -153,7 +153,7 @@ def normalise(scaled: Float[Array, '*B V']) -> Normaliser:
   """The normaliser of logits that are divided by the temperature already."""
   peak = jax.lax.stop_gradient(jnp.max(scaled, axis=-1))
   peak = jnp.where(peak == -jnp.inf, 0, peak)
-  shifted, possible = shift(scaled, peak)
+  shifted, possible = shift(scaled, peak[..., None])
   mass = jnp.where(possible, jnp.exp(shifted), 0)
   total = jnp.sum(mass, axis=-1)
   return Normaliser(
@@ -164,13 +164,13 @@ def normalise(scaled: Float[Array, '*B V']) -> Normaliser:
 
 
 def shift(
-  scaled: Float[Array, '*B V'], peak: Float[Array, '*B']
+  scaled: Float[Array, '*B V'], peak: Float[Array, '*B 1']
 ) -> tuple[Float[Array, '*B V'], Bool[Array, '*B V']]:
   """z − peak with 0 in place of −∞, and where there was no −∞."""
   possible = scaled > -jnp.inf
   # A NaN is no −∞: it has to show.
   possible |= jnp.isnan(scaled)
-  return jnp.where(possible, scaled - peak[..., None], 0), possible
+  return jnp.where(possible, scaled - peak, 0), possible
 
 
 def describe(
@@ -202,7 +202,7 @@ def moments_of(
 ) -> TokenMoments:
   """Σ π², Σ π² log π and Σ π² log² π, constants to autodiff."""
   scaled, normaliser = jax.lax.stop_gradient((scaled, normaliser))
-  shifted, possible = shift(scaled, normaliser.peak)
+  shifted, possible = shift(scaled, normaliser.peak[..., None])
   log_pi = shifted - normaliser.log_total[..., None]
   pi = jnp.where(possible, jnp.exp(log_pi), 0)
   # π log π before any square: log² π may overflow where π is 0.
@@ -217,7 +217,7 @@ def moments_of(
 def project(
   hidden: Float[Array, '*B D'],
   unembedding: Float[Array, 'D V'],
-  impossible: Bool[Array, ' V'],
+  impossible: Bool[Array, '*1 V'],
   soft_cap: int | float | None,
 ) -> Float[Array, '*B V']:
   """Logits in at least float32, capped, −∞ for what cannot be sampled.
@@ -238,14 +238,14 @@ def project(
 
 
 def statistics_dtype(
-  hidden: Float[Array, '*B D'], unembedding: Float[Array, 'D V']
+  hidden: Float[Array, '...'], unembedding: Float[Array, '...']
 ) -> jnp.dtype:
   """At least float32, never narrower than the inputs."""
   return jnp.dtype(jnp.result_type(hidden, unembedding, jnp.float32))
 
 
 def product_precision(
-  hidden: Float[Array, '*B D'], unembedding: Float[Array, 'D V']
+  hidden: Float[Array, '...'], unembedding: Float[Array, '...']
 ) -> jax.lax.Precision:
   """Full for wide inputs; the accelerator's own for narrow ones."""
   narrow = jnp.finfo(jnp.result_type(hidden, unembedding)).bits < 32

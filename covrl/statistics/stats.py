@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
-import math
-from typing import Literal, overload
+from typing import Literal, get_args, overload
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from covrl.statistics.chunked import Inputs, Options, chunked_stats
+from covrl.statistics.fused import (
+  Implementation,
+  Operands,
+  Options,
+  fused_stats,
+)
+from covrl.statistics.placement import Placement, placement_of
 from covrl.statistics.plain import (
   Temperature,
   closed_form,
@@ -24,8 +29,12 @@ from covrl.types import TokenMoments, TokenStats
 # Up to this many logits, over all devices, are differentiated as one array.
 # Beyond, computing them twice is cheaper than keeping arrays of their size.
 WHOLE_LOGITS = 2**20
-# How many a chunk has, about: 64 MiB in float32.
-CHUNK_LOGITS = 2**24
+# Where XLA does it by chunks, a device's part of the vocabulary is cut into this
+# many: memory is about so many times less than that of whole logits.
+CHUNKS = 64
+# Columns that a chunk has at least, and whose multiples a TPU works on.
+LANES = 128
+IMPLEMENTATIONS = (None, *get_args(Implementation))
 
 
 @overload
@@ -38,6 +47,7 @@ def token_stats(
   soft_cap: int | float | None = None,
   moments: Literal[False] = False,
   chunk_size: int | None = None,
+  implementation: Implementation | None = None,
 ) -> TokenStats: ...
 
 
@@ -51,6 +61,7 @@ def token_stats(
   soft_cap: int | float | None = None,
   moments: Literal[True],
   chunk_size: int | None = None,
+  implementation: Implementation | None = None,
 ) -> tuple[TokenStats, TokenMoments]: ...
 
 
@@ -64,6 +75,7 @@ def token_stats(
   soft_cap: int | float | None = None,
   moments: bool,
   chunk_size: int | None = None,
+  implementation: Implementation | None = None,
 ) -> TokenStats | tuple[TokenStats, TokenMoments]: ...
 
 
@@ -76,6 +88,7 @@ def token_stats(
   soft_cap: int | float | None = None,
   moments: bool = False,
   chunk_size: int | None = None,
+  implementation: Implementation | None = None,
 ) -> TokenStats | tuple[TokenStats, TokenMoments]:
   """What the policy thinks of each token: log π(a) and H(π), in nats.
 
@@ -83,10 +96,15 @@ def token_stats(
     π = softmax(z / temperature)
 
   Computed in at least float32, with float32 factors at full precision;
-  cotangents return in the dtypes of the inputs. Up to 2²⁰ logits in all are
-  held as one array; beyond, and wherever `chunk_size` is given, there is a chunk
-  of them at a time, computed again for the backward pass. The two agree to
-  rounding; only the first has forward-mode derivatives.
+  cotangents return in the dtypes of the inputs, summed in float32. Up to 2²⁰
+  logits in all are held as one array, which has forward-mode derivatives too.
+  Beyond, and wherever a way is asked for, no array of their size exists, forward
+  or backward: columns of the vocabulary come and go, in Pallas kernels on TPU
+  and as chunks in XLA elsewhere. The ways agree to rounding.
+
+  On a mesh with covrl's axes each device works on its own tokens and its own
+  columns of the vocabulary; the logits stay where they are made. XLA's
+  partitioner divides the work on any other mesh.
 
   Args:
     hidden: states to predict from.
@@ -97,16 +115,17 @@ def token_stats(
     temperature: positive, of all tokens or of each; a constant to autodiff.
     soft_cap: bound of |z|, or `None` for none.
     moments: whether Σ π², Σ π² log π and Σ π² log² π are wanted as well.
-    chunk_size: positions (of the last axis of `targets`) at a time; `None`
-      chooses. Large meshes want larger chunks than it does, for it counts the
-      logits of all devices.
+    chunk_size: columns of the vocabulary at a time, which asks for chunks;
+      `None` cuts those of a device into 64.
+    implementation: `'pallas'` or `'chunked'`; `None` chooses.
 
   Returns:
     The statistics, and the moments if asked for. Moments are constants to
     autodiff.
 
   Raises:
-    ValueError: if a number that must be positive is not.
+    ValueError: if a number that must be positive is not, or if there is no such
+      implementation.
 
   >>> hidden, unembedding = jnp.ones((2, 3, 4)), jnp.zeros((4, 8))
   >>> stats = token_stats(hidden, unembedding, jnp.zeros((2, 3), int))
@@ -116,45 +135,63 @@ def token_stats(
   for name, value in (('soft_cap', soft_cap), ('chunk_size', chunk_size)):
     if value is not None and not value > 0:
       raise ValueError(f'{name} must be positive, got {value:g}')
+  if implementation not in IMPLEMENTATIONS:
+    raise ValueError(
+      f'implementation must be one of {IMPLEMENTATIONS}, got {implementation!r}'
+    )
   dtype = statistics_dtype(hidden, unembedding)
-  # The mask replaces −∞ before the product: where a hidden state is 0 or
-  # negative, hidden · −∞ is no −∞, and its derivative is none anywhere.
   infinite = unembedding == -jnp.inf
-  inputs = Inputs(
+  operands = Operands(
     hidden=hidden,
-    unembedding=jnp.where(infinite, 0, unembedding),
+    unembedding=unembedding,
     impossible=jnp.any(infinite, axis=0),
     targets=targets,
     temperatures=token_temperatures(temperature, targets, dtype),
   )
-  vocabulary = unembedding.shape[-1]
-  few = chunk_size is None and targets.size * vocabulary <= WHOLE_LOGITS
-  if few or targets.ndim == 0:
-    stats, described = _whole(inputs, soft_cap, moments)
+  asked = 'chunked' if chunk_size and not implementation else implementation
+  few = targets.size * unembedding.shape[-1] <= WHOLE_LOGITS
+  if few and asked is None:
+    stats, described = _whole(operands, soft_cap, moments)
   else:
-    size = chunk_size or _chunk_size(targets, vocabulary)
+    placement = placement_of(unembedding, targets)
     options = Options(
-      chunk_size=min(size, targets.shape[-1]),
       soft_cap=soft_cap,
       moments=moments,
+      chunk_size=_chunk_size(chunk_size, unembedding, placement),
+      implementation=asked or _implementation(operands, placement),
+      placement=placement,
     )
-    stats, described = chunked_stats(inputs, options)
+    stats, described = fused_stats(operands, options)
   return stats if described is None else (stats, described)
 
 
 def _whole(
-  inputs: Inputs, soft_cap: int | float | None, moments: bool
+  operands: Operands, soft_cap: int | float | None, moments: bool
 ) -> tuple[TokenStats, TokenMoments | None]:
   """All logits at once."""
-  logits = project(
-    inputs.hidden, inputs.unembedding, inputs.impossible, soft_cap
-  )
-  scaled = logits / inputs.temperatures
-  stats = closed_form(scaled, inputs.targets)
+  # The mask replaces −∞ before the product: where a hidden state is 0 or
+  # negative, hidden · −∞ is no −∞, and its derivative is none anywhere.
+  finite = jnp.where(operands.impossible, 0, operands.unembedding)
+  logits = project(operands.hidden, finite, operands.impossible, soft_cap)
+  scaled = logits / operands.temperatures
+  stats = closed_form(scaled, operands.targets)
   return stats, moments_of(scaled, normalise(scaled)) if moments else None
 
 
-def _chunk_size(targets: Int[Array, '*B'], vocabulary: int) -> int:
-  """Positions whose logits, of all rows, are about `CHUNK_LOGITS`."""
-  rows = math.prod(targets.shape[:-1])
-  return max(CHUNK_LOGITS // (rows * vocabulary), 1)
+def _chunk_size(
+  asked: int | None, unembedding: Float[Array, 'D V'], placement: Placement
+) -> int:
+  """Columns of a chunk, of those that a device has."""
+  columns = placement.columns_of(unembedding.shape[-1])
+  chosen = max(columns // (CHUNKS * LANES), 1) * LANES
+  return min(asked or chosen, columns)
+
+
+def _implementation(
+  operands: Operands, placement: Placement
+) -> Implementation | None:
+  """Chunks for what the kernels are not made for; else the platform decides."""
+  dtype = jnp.result_type(operands.hidden, operands.unembedding)
+  fits = operands.hidden.shape[-1] % LANES == 0 and jnp.finfo(dtype).bits <= 32
+  divided_by_hand = placement.alone or placement.mesh is not None
+  return None if fits and divided_by_hand else 'chunked'

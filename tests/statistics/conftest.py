@@ -43,6 +43,6 @@ def reference(
   return out
 
 
-@pytest.fixture(name='reference')
+@pytest.fixture(name='reference', scope='session')
 def reference_fixture():
   return reference

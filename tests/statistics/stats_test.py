@@ -2,6 +2,7 @@
 """token_stats, whole and chunked, against float64 formulas."""
 
 import functools
+import inspect
 import math
 import re
 from typing import Any
@@ -13,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from covrl.sharding import make_mesh, shard_batch
 from covrl.statistics import stats as stats_module
 from covrl.statistics import token_stats
 from covrl.types import TokenStats
@@ -241,42 +241,24 @@ def test_bounds(seed, scale, chunk_size):
   np.testing.assert_allclose(drift, 0, atol=2e-5 * size)
 
 
-def largest_array(chunk_size):
+def largest_array(vocabulary, **static):
   """Elements of the largest array in the program, forward and backward."""
-  program = jax.make_jaxpr(
-    functools.partial(forward_and_back, chunk_size=chunk_size)
-  )(*problem(shape=(2, 64)))
+  hidden, _, targets, signal = problem(shape=(2, 64))
+  program = jax.make_jaxpr(functools.partial(forward_and_back, **static))(
+    hidden, jnp.ones((WIDTH, vocabulary)), targets, signal
+  )
   shapes = re.findall(r'[fib]\w+\[([\d,]+)\]', str(program))
   return max(math.prod(map(int, shape.split(','))) for shape in shapes)
 
 
 def test_many_logits_are_never_held_at_once(monkeypatch):
-  everything = 2 * 64 * VOCABULARY
-  assert largest_array(64) == largest_array(None) == everything
-  assert largest_array(4) < everything
-  for limit in ('WHOLE_LOGITS', 'CHUNK_LOGITS'):
-    monkeypatch.setattr(stats_module, limit, everything // 4)
-  assert largest_array(None) < everything
-
-
-@pytest.mark.parametrize(
-  ('mesh_shape', 'chunk_size'), [((8,), None), ((2, 2, 2), 3)]
-)
-def test_mesh_does_not_matter(mesh_shape, chunk_size):
-  hidden, unembedding, targets, signal = problem(shape=(16, 7))
-  expected = run(hidden, unembedding, targets, signal, chunk_size=chunk_size)
-  mesh = make_mesh(mesh_shape)
-  rows = shard_batch((hidden, targets, signal), mesh)
-  split = jax.NamedSharding(mesh, jax.P('fsdp', None))
-  sharded = rows[0], jax.device_put(unembedding, split), *rows[1:]
-  compiled = run.lower(*sharded, chunk_size=chunk_size).compile()
-  agree(compiled(*sharded), jax.tree.map(np.asarray, expected), 2e-6)
-  program = compiled.as_text()
-  assert program is not None
-  assert 'all-to-all' not in program
-  # The unembedding may be gathered; rows of hidden states may not.
-  for line in program.splitlines():
-    assert 'all-gather(' not in line or 'f32[16,' not in line
+  vocabulary = 1000
+  everything = 2 * 64 * vocabulary
+  assert largest_array(vocabulary) == everything
+  assert largest_array(vocabulary, chunk_size=vocabulary) == everything
+  assert largest_array(vocabulary, chunk_size=100) == everything // 10
+  monkeypatch.setattr(stats_module, 'WHOLE_LOGITS', everything - 1)
+  assert largest_array(vocabulary) == 2 * 64 * 128
 
 
 @pytest.mark.parametrize(
@@ -291,3 +273,11 @@ def test_refusals(options, message):
   hidden, unembedding, targets, _ = problem()
   with pytest.raises(ValueError, match=message):
     token_stats(hidden, unembedding, targets, **options)
+
+
+def test_no_such_implementation():
+  hidden, unembedding, targets, _ = problem()
+  # Without the type checker that tests install, which would be first.
+  unchecked: Any = inspect.unwrap(token_stats)
+  with pytest.raises(ValueError, match=r"one of .*'pallas'.*, got 'cuda'"):
+    unchecked(hidden, unembedding, targets, implementation='cuda')

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Forward and backward of token statistics, beside what others offer for less.
+
+  python tests/benchmarks/token_stats.py
+  python tests/benchmarks/token_stats.py --chip=v5p:2x2x1 --dtype=bfloat16 \
+    --tokens=32768 --width=3584 --vocabulary=152064
+
+The first runs the ways in turn, several rounds in one process, and prints
+medians: seconds of the clock, and of all processor cores, which a busy machine
+disturbs less. The second compiles for one chip of a TPU topology that need not
+be here. Memory is what a program holds besides its arguments and its results,
+the gradients.
+
+  whole      log π and H of all logits, their gradients in closed form
+  chunked    the same, some columns of the vocabulary at a time, in XLA
+  pallas     the same, in kernels that only a TPU runs
+  autodiff   log π and H of all logits, gradients by autodiff
+  optax      log π of all logits: softmax_cross_entropy_with_integer_labels
+  tokamax    Σ log π: linear_softmax_cross_entropy_loss, in the implementation
+             that it has for the platform; needs `pip install tokamax`
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+# For a compiler without its chip.
+os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
+os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import topologies
+
+from covrl.statistics import token_stats, token_stats_from_logits
+
+MIB = 2**20
+Way = Callable[..., jax.Array]
+
+
+def main() -> None:
+  """Prints the tables."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--tokens', type=int, default=4096)
+  parser.add_argument('--width', type=int, default=256)
+  parser.add_argument('--vocabulary', type=int, default=32768)
+  parser.add_argument('--dtype', default='float32')
+  parser.add_argument('--rounds', type=int, default=5)
+  parser.add_argument('--chip', default='', help='compile for it, run nothing')
+  options = parser.parse_args()
+  make = functools.partial(problem, options)
+  if options.chip:
+    chip = topologies.get_topology_desc(
+      platform='tpu', topology_name=options.chip
+    ).devices[0]
+    programs = compiled(jax.eval_shape(make), chip)
+    report(programs, {}, {})
+  else:
+    programs = compiled(jax.eval_shape(make), jax.devices()[0])
+    report(programs, *measured(programs, make(), options.rounds))
+
+
+def problem(options: argparse.Namespace) -> tuple[jax.Array, ...]:
+  """Hidden states, unembedding, targets, and weights of log π and H."""
+  tokens, width, vocabulary = options.tokens, options.width, options.vocabulary
+  keys = jax.random.split(jax.random.key(0), 5)
+  return (
+    jax.random.normal(keys[0], (tokens, width), options.dtype),
+    jax.random.normal(keys[1], (width, vocabulary), options.dtype) / 16,
+    jax.random.randint(keys[2], (tokens,), 0, vocabulary),
+    jax.random.normal(keys[3], (tokens,)),
+    jax.random.normal(keys[4], (tokens,)),
+  )
+
+
+def ways(platform: str) -> dict[str, Way]:
+  """What is compared on a platform, the reference first."""
+  found: dict[str, Way] = {
+    'whole': whole,
+    'chunked': functools.partial(fused, 'chunked'),
+    'autodiff': autodiff,
+    'optax': cross_entropy,
+  }
+  if platform == 'tpu':
+    found['pallas'] = functools.partial(fused, 'pallas')
+  else:
+    print('pallas is not compared: there is no TPU')
+  try:
+    tokamax = importlib.import_module('tokamax')
+  except ImportError as error:
+    print(f'tokamax is not compared: {error}')
+  else:
+    found['tokamax'] = functools.partial(
+      linear_cross_entropy, tokamax.linear_softmax_cross_entropy_loss
+    )
+  return found
+
+
+def whole(hidden: Any, head: Any, targets: Any, *by: Any) -> jax.Array:
+  """Statistics of all logits."""
+  stats = token_stats_from_logits(all_logits(hidden, head), targets)
+  return jnp.sum(by[0] * stats.logprobs + by[1] * stats.entropy)
+
+
+def fused(
+  implementation: Any, hidden: Any, head: Any, targets: Any, *by: Any
+) -> jax.Array:
+  """Statistics without them."""
+  stats = token_stats(hidden, head, targets, implementation=implementation)
+  return jnp.sum(by[0] * stats.logprobs + by[1] * stats.entropy)
+
+
+def autodiff(hidden: Any, head: Any, targets: Any, *by: Any) -> jax.Array:
+  """What one writes first."""
+  log_pi = jax.nn.log_softmax(all_logits(hidden, head))
+  logprobs = jnp.take_along_axis(log_pi, targets[:, None], axis=1)[:, 0]
+  entropy = -jnp.sum(jnp.exp(log_pi) * log_pi, axis=1)
+  return jnp.sum(by[0] * logprobs + by[1] * entropy)
+
+
+def cross_entropy(hidden: Any, head: Any, targets: Any, *by: Any) -> jax.Array:
+  """No entropy."""
+  losses = optax.softmax_cross_entropy_with_integer_labels(
+    all_logits(hidden, head), targets
+  )
+  return -jnp.sum(by[0] * losses)
+
+
+def linear_cross_entropy(
+  loss: Way, hidden: Any, head: Any, targets: Any, *_: Any
+) -> jax.Array:
+  """No entropy and no weights."""
+  return -loss(hidden, targets, head)
+
+
+def all_logits(hidden: Any, head: Any) -> jax.Array:
+  """In float32."""
+  return jnp.dot(hidden, head, preferred_element_type=jnp.float32)
+
+
+def compiled(case: tuple[Any, ...], device: Any) -> dict[str, Any]:
+  """Value and gradients of every way, for one device."""
+  there = jax.sharding.SingleDeviceSharding(device)
+  case = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), case
+  )
+  programs = {}
+  for name, way in ways(device.platform).items():
+    step = jax.jit(jax.value_and_grad(way, argnums=(0, 1)))
+    try:
+      programs[name] = step.lower(*case).compile()
+    except jax.errors.JaxRuntimeError as error:
+      print(f'{name} does not compile: {str(error).splitlines()[0]}')
+  return programs
+
+
+def measured(
+  programs: dict[str, Any], case: tuple[jax.Array, ...], rounds: int
+) -> tuple[dict[str, float], dict[str, float]]:
+  """Median seconds of the clock and of the cores, the ways taking turns."""
+  clock: dict[str, list[float]] = {name: [] for name in programs}
+  cores: dict[str, list[float]] = {name: [] for name in programs}
+  for turn in range(rounds + 1):
+    for name, program in programs.items():
+      start = time.perf_counter(), time.process_time()
+      jax.block_until_ready(program(*case))
+      # The first round warms up.
+      if turn:
+        clock[name].append(time.perf_counter() - start[0])
+        cores[name].append(time.process_time() - start[1])
+
+  def medians(times: dict[str, list[float]]) -> dict[str, float]:
+    return {name: float(np.median(each)) for name, each in times.items()}
+
+  return medians(clock), medians(cores)
+
+
+def report(
+  programs: dict[str, Any], clock: dict[str, float], cores: dict[str, float]
+) -> None:
+  """One line per way; ratios are to the first."""
+  first = next(iter(programs))
+  memory = {
+    name: program.memory_analysis().temp_size_in_bytes / MIB
+    for name, program in programs.items()
+  }
+  columns = {'MiB': memory, 'seconds': clock, 'core seconds': cores}
+  columns = {name: column for name, column in columns.items() if column}
+  print(f'{"":10}' + ''.join(f'{name:>14}{"ratio":>8}' for name in columns))
+  for name in programs:
+    cells = (
+      f'{column[name]:14.3f}{column[name] / column[first]:8.3f}'
+      for column in columns.values()
+    )
+    print(f'{name:10}' + ''.join(cells))
+
+
+if __name__ == '__main__':
+  main()

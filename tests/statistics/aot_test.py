@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernels compiled for TPUs that are not here, by the compiler they have."""
+
+import functools
+import os
+import platform
+import re
+import sys
+
+# libtpu asks a cloud's metadata server what machine this is, and admits one
+# process at a time; a compiler needs neither.
+os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
+os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental import topologies
+
+from covrl.sharding import (
+  TRAIN_RULES,
+  batch_sharding,
+  make_mesh,
+  named_sharding,
+)
+from covrl.statistics import token_stats
+
+pytestmark = pytest.mark.skipif(
+  sys.platform != 'linux' or platform.machine() != 'x86_64',
+  reason='libtpu, of the dev extra, is for Linux on x86-64 only',
+)
+
+GIB = 2**30
+KERNELS = {'token_sums', 'token_sums_hidden', 'token_sums_unembedding'}
+
+
+def mesh_of(topology, shape):
+  """Some of the chips of a topology as a mesh."""
+  devices = topologies.get_topology_desc(
+    platform='tpu', topology_name=topology
+  ).devices
+  count = functools.reduce(lambda x, y: x * y, shape)
+  return make_mesh(shape, list(devices)[:count])
+
+
+def compiled(mesh, rows, length, width, vocabulary, dtype, **static):
+  """Statistics and pull-back, with arrays as in training."""
+
+  def both(hidden, unembedding, targets, temperature):
+    def forward(hidden, unembedding):
+      return token_stats(
+        hidden, unembedding, targets, temperature=temperature, **static
+      )
+
+    out, pull_back = jax.vjp(forward, hidden, unembedding)
+    return out, pull_back(out)
+
+  batch = batch_sharding(mesh)
+  columns = named_sharding(mesh, ('embed', 'vocab'), TRAIN_RULES)
+
+  def array(shape, dtype, sharding):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+  with jax.set_mesh(mesh):
+    return (
+      jax.jit(both, out_shardings=(batch, (batch, columns)))
+      .lower(
+        array((rows, length, width), dtype, batch),
+        array((width, vocabulary), dtype, columns),
+        array((rows, length), jnp.int32, batch),
+        array((rows, length), jnp.float32, batch),
+      )
+      .compile()
+    )
+
+
+@pytest.mark.parametrize(
+  ('topology', 'dtype', 'soft_cap'),
+  [
+    ('v5e:2x2', jnp.bfloat16, None),
+    ('v5p:2x2x1', jnp.bfloat16, 30.0),
+    ('v6e:2x2', jnp.float32, None),
+  ],
+)
+def test_kernels_compile_on_a_mesh(topology, dtype, soft_cap):
+  mesh = mesh_of(topology, (1, 2, 2))
+  program = str(
+    compiled(mesh, 8, 300, 256, 5000, dtype, soft_cap=soft_cap).as_text()
+  )
+  # The platform's choice was the kernels.
+  assert set(re.findall(r'%(token_sums\w*?)[.\d]* =', program)) == KERNELS
+
+
+def test_memory_of_a_large_vocabulary():
+  """One float32 array of these logits would be 18.6 GiB."""
+  mesh = mesh_of('v5p:2x2x1', (1, 1, 1))
+  memory = compiled(mesh, 8, 4096, 3584, 152064, jnp.bfloat16).memory_analysis()
+  assert memory is not None
+  gradients = 2 * (32768 * 3584 + 3584 * 152064)
+  assert memory.output_size_in_bytes == pytest.approx(gradients, rel=0.01)
+  assert memory.temp_size_in_bytes < 1.5 * GIB

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Pallas kernels, interpreted as on a TPU, against float64 formulas.
+
+Interpreted memory that nothing was written to is NaN: whatever a kernel reads
+beyond an array's end, or does not initialise, shows. Blocks are small here, so
+that there are several of them on both axes, with parts, and incomplete ones.
+"""
+
+import contextlib
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.experimental.pallas import tpu as pltpu
+
+from covrl.statistics import sweep, token_stats
+from covrl.types import TokenStats
+
+WIDTH, VOCABULARY, SHAPE = 24, 200, (2, 20)
+
+
+@contextlib.contextmanager
+def small_blocks_interpreted():
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(sweep, 'BLOCKS', ((32, 128),))
+    patch.setattr(sweep, 'TILE', 16)
+    with pltpu.force_tpu_interpret_mode():
+      yield
+
+
+@functools.partial(jax.jit, static_argnames='soft_cap')
+def compiled(hidden, unembedding, targets, signal, temperature, soft_cap):
+  def forward(hidden, unembedding):
+    return token_stats(
+      hidden,
+      unembedding,
+      targets,
+      temperature=temperature,
+      soft_cap=soft_cap,
+      moments=True,
+      implementation='pallas',
+    )
+
+  stats, pull_back, moments = jax.vjp(
+    forward, hidden, unembedding, has_aux=True
+  )
+  return vars(stats) | vars(moments), pull_back(signal)
+
+
+def run(*case, temperature: Any = 1.0, soft_cap=None):
+  with small_blocks_interpreted():
+    each = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), SHAPE)
+    out, back = compiled(*case, each, soft_cap)
+  out.pop('divergence')
+  return out | dict(zip(('hidden', 'unembedding'), back, strict=True))
+
+
+def problem(seed=0, scale=1.0, dtype=jnp.float32):
+  """Hidden states, unembedding, targets, and cotangents of both statistics."""
+  rng = np.random.default_rng(seed)
+  hidden = jnp.asarray(rng.normal(size=(*SHAPE, WIDTH)) / 4, dtype)
+  unembedding = jnp.asarray(scale * rng.normal(size=(WIDTH, VOCABULARY)), dtype)
+  targets = jnp.asarray(rng.integers(0, VOCABULARY, SHAPE), jnp.int32)
+  g, h = jnp.asarray(rng.normal(size=(2, *SHAPE)), jnp.float32)
+  return hidden, unembedding, targets, TokenStats(logprobs=g, entropy=h)
+
+
+def truth(reference, case, temperature: Any = 1.0, soft_cap=None):
+  hidden, unembedding, targets, signal = case
+  return reference(
+    hidden,
+    unembedding,
+    np.asarray(targets),
+    temperature,
+    soft_cap,
+    (signal.logprobs, signal.entropy),
+  )
+
+
+def agree(actual, expected, tolerance):
+  for name, wanted in expected.items():
+    np.testing.assert_allclose(
+      np.asarray(actual[name]).astype('f8'),
+      wanted,
+      rtol=tolerance,
+      atol=tolerance * max(1, np.abs(wanted).max()),
+      err_msg=name,
+    )
+
+
+def temperatures():
+  """One per token."""
+  each = np.random.default_rng(1).uniform(0.5, 2, SHAPE)
+  return jnp.asarray(each, jnp.float32)
+
+
+def test_formulas(reference):
+  case = problem()
+  actual = run(*case, temperature=temperatures())
+  agree(actual, truth(reference, case, temperatures()), 3e-6)
+  assert {x.dtype for x in actual.values()} == {jnp.dtype('float32')}
+
+
+@given(
+  seed=st.integers(0, 2**32 - 1),
+  scale=st.sampled_from([0.0, 0.1, 1.0, 30.0, 1e4]),
+  share=st.floats(0, 0.9),
+  # A power of two divides exactly, as well.
+  temperature=st.sampled_from([0.5, 1.0, 2.0]),
+)
+@settings(max_examples=6, deadline=None)
+def test_masked_and_extreme(reference, seed, scale, share, temperature):
+  # Few bits, so that the product is exact and only the softmax is tested.
+  hidden, unembedding, targets, signal = problem(seed)
+  hidden, unembedding = (
+    jnp.round(x * 4) / 4 * by for x, by in ((hidden, 1), (unembedding, scale))
+  )
+  masked = np.random.default_rng(seed).random(VOCABULARY) < share
+  masked[np.unique(targets)] = False
+  case = hidden, jnp.where(masked, -jnp.inf, unembedding), targets, signal
+  actual = run(*case, temperature=temperature)
+  assert all(np.isfinite(x).all() for x in actual.values())
+  assert (np.asarray(actual['logprobs']) <= 0).all()
+  assert (np.asarray(actual['entropy']) >= 0).all()
+  assert not np.asarray(actual['unembedding'])[:, masked].any()
+  agree(actual, truth(reference, case, temperature), 1e-5)
+
+
+def test_impossible_target(reference):
+  hidden, unembedding, targets, signal = problem()
+  unembedding = unembedding.at[:, 7].set(-jnp.inf)
+  targets = targets.at[0].set(7)
+  actual = run(hidden, unembedding, targets, signal)
+  assert (np.asarray(actual['logprobs'])[0] == -np.inf).all()
+  assert np.isfinite(np.asarray(actual['logprobs'])[1:]).all()
+  for name in ('entropy', 'hidden', 'unembedding'):
+    assert np.isfinite(actual[name]).all()
+
+
+def test_bfloat16_with_a_soft_cap(reference):
+  case = problem(dtype=jnp.bfloat16)
+  actual = run(*case, temperature=temperatures(), soft_cap=1.5)
+  expected = truth(reference, case, temperatures(), 1.5)
+  for name in ('hidden', 'unembedding'):
+    assert actual[name].dtype == jnp.bfloat16
+    wanted = expected.pop(name)
+    # The logits' cotangent is rounded for the product: √N roundings, then one.
+    np.testing.assert_allclose(
+      actual.pop(name).astype(jnp.float32),
+      wanted,
+      rtol=2**-7,
+      atol=2**-8 * np.abs(wanted).max(),
+    )
+  assert {x.dtype for x in actual.values()} == {jnp.dtype('float32')}
+  agree(actual, expected, 3e-6)
+
+
+def test_blocks_fit_where_they_are_meant_to():
+  """Of a 7B model with a large vocabulary, and of one four times as wide."""
+  for width, outer in ((3584, 1024), (14336, 256)):
+    inputs = jax.eval_shape(
+      lambda width=width: sweep.Inputs(
+        hidden=jnp.zeros((32768, width), jnp.bfloat16),
+        unembedding=jnp.zeros((width, 152064), jnp.bfloat16),
+        impossible=jnp.zeros((1, 152064), bool),
+        targets=jnp.zeros((32768, 1), int),
+        temperatures=jnp.ones((32768, 1)),
+      )
+    )
+    kept = jnp.dtype('bfloat16')
+    assert sweep.plan(inputs, outer='tokens', kept=kept).block[0] == outer
+    assert sweep.plan(inputs, outer='columns', kept=kept).block[1] == outer
