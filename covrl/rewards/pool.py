@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
-import enum
 import json
 import pickle
 import queue
@@ -26,37 +25,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from covrl.rewards._process import Reply, WorkerProcess, WorkerSettings
-
-
-class Status(enum.Enum):
-  """What became of a response in the reward pool."""
-
-  SCORED = 'scored'
-  TIMEOUT = 'timeout'
-  CRASH = 'crash'
-  INVALID = 'invalid'
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-  """A response's score, or why it has none.
-
-  Attributes:
-    score: what the scorer returned; NaN unless the status is `SCORED`.
-    status: `TIMEOUT`: the scorer took too long; `CRASH`: it raised, or its
-      process died; `INVALID`: it returned something else than a finite number.
-    detail: a sentence for the log; empty for `SCORED`.
-  """
-
-  score: float
-  status: Status
-  detail: str = ''
-
-  @classmethod
-  def of(cls, reply: Reply) -> Outcome:
-    """What a worker's reply says."""
-    status, score, detail = reply
-    return cls(score, Status(status), detail)
+from covrl.rewards.outcome import Outcome, Status
 
 
 class RewardPool:
@@ -200,7 +169,7 @@ class RewardPool:
       while (item := self._queue.get()) is not None and not self._failure:
         # It may have died idle, which is no fault of this response.
         worker.ensure_ready()
-        self._record(item, Outcome.of(worker.score(*item.question)))
+        self._record(item, _outcome(worker.score(*item.question)))
         worker.ensure_ready()
     except Exception as error:
       self._fail(f'A reward worker could not be started: {error}.')
@@ -247,6 +216,12 @@ class _Item:
   call: _Call
   question: tuple[str, Any]
   indices: list[int] = dataclasses.field(default_factory=list)
+
+
+def _outcome(reply: Reply) -> Outcome:
+  """What a worker's reply says."""
+  status, score, detail = reply
+  return Outcome(score, Status(status), detail)
 
 
 def _importable(score_fn: Callable[[str, Any], float]) -> bytes:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from covrl.data import PromptBatch, Tokenizer
-from covrl.rewards import Outcome, RewardPool, Status
+from covrl.rewards import Outcome, RewardPool
 from covrl.rollout.engine import SamplingEngine
 from covrl.rollout.samples import Samples, to_rollout_rows
 from covrl.rollout.sampling import Sampling
@@ -45,9 +45,7 @@ class PendingRollouts:
       responses whose scoring failed.
     """
     outcomes = self.scores.result()
-    failed = np.array(
-      [outcome.status is not Status.SCORED for outcome in outcomes]
-    )
+    failed = np.array([not outcome.is_judged for outcome in outcomes])
     rewards = np.array([outcome.score for outcome in outcomes], np.float32)
     scored = dataclasses.replace(
       self.rollouts,

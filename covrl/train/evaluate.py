@@ -18,7 +18,7 @@ from covrl.data import (
   PromptStream,
   Tokenizer,
 )
-from covrl.rewards import RewardPool, Status
+from covrl.rewards import RewardPool
 from covrl.rollout import Sampling, SamplingEngine
 from covrl.rollout.collect import decode
 
@@ -175,9 +175,7 @@ class Evaluator:
     return jax.device_get(samples)
 
   def _scores(self, outcomes: Sequence[Any]) -> Float[np.ndarray, ' N']:
-    failed = [
-      outcome for outcome in outcomes if outcome.status is not Status.SCORED
-    ]
+    failed = [outcome for outcome in outcomes if not outcome.is_judged]
     if failed:
       raise RuntimeError(
         f'evaluation needs every response scored, {len(failed)} of '
