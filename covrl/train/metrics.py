@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +88,7 @@ def of_update(
   )
   for quantile, value in zip(QUANTILES, quantiles, strict=True):
     readings[f'covariance_quantile/{quantile:g}'] = value
-  return readings | _of_selection(mask, plan, token_state)
+  return readings | _of_selection(mask, plan) | _coefficients(token_state)
 
 
 def _top_means(
@@ -109,11 +110,21 @@ def _top_means(
   return jax.vmap(mean)(jnp.asarray(TOP_FRACTIONS))
 
 
-def _of_selection(
-  mask: Bool[Array, 'B T'], plan: Plan, token_state: PyTree
-) -> dict[str, Scalar]:
+def _coefficients(token_state: PyTree) -> dict[str, Scalar]:
+  """Every coefficient of the chain at this update, in the chain's order."""
+
+  def has_one(node: Any) -> bool:
+    return hasattr(node, 'coefficient') and hasattr(node, 'schedule')
+
+  nodes = jax.tree.leaves(token_state, is_leaf=has_one)
+  values = [node.coefficient for node in nodes if has_one(node)]
+  if len(values) == 1:
+    return {'coefficient': values[0]}
+  return {f'coefficient/{i}': value for i, value in enumerate(values)}
+
+
+def _of_selection(mask: Bool[Array, 'B T'], plan: Plan) -> dict[str, Scalar]:
   """What the chain selected; with several selectors the first is told of."""
-  del token_state
   summaries = [d for d in plan.decisions if isinstance(d, SelectionSummary)]
   if not summaries:
     return {'selected_fraction': jnp.zeros(())}

@@ -18,7 +18,6 @@ from covrl import sharding
 from covrl.config import Config
 from covrl.entropy import (
   Selection,
-  exact_mean,
   explain,
   token_covariance,
 )
@@ -33,8 +32,17 @@ from covrl.train.step import (
   make_entropy_change,
   make_score_step,
   make_train_step,
+  mean_entropy,
+  row_context,
+  weigh,
 )
-from covrl.types import TokenBatch, TokenContext, TokenStats, TrainState
+from covrl.types import (
+  Measured,
+  TokenBatch,
+  TokenContext,
+  TokenStats,
+  TrainState,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -203,7 +211,7 @@ class Programs:
       opt_state=self._algorithm.tx.init(params),
       token_state=init_token_state(self._algorithm.token_tx),
       step=jnp.zeros((), jnp.int32),
-      log_ratio_noise=jnp.zeros(()),
+      measured=Measured.nothing(),
     )
 
   def _frozen(self, params: PyTree) -> dict[str, PyTree]:
@@ -218,31 +226,25 @@ class Programs:
     rows: TokenBatch,
     key: Key[Array, ''],
   ) -> tuple[Selection, Array]:
+    rows = weigh(rows, self._config.train.weights)
     stats = TokenStats(logprobs=rows.old_logprobs, entropy=rows.old_entropy)
-    context = TokenContext(
-      advantages=rows.advantages,
-      old_logprobs=rows.old_logprobs,
-      old_entropy=rows.old_entropy,
-      old_moments=rows.old_moments,
-      moments=rows.old_moments,
-      mask=rows.loss_mask,
-      weights=rows.weights,
-      segment_ids=rows.segment_ids,
-      sequence_ids=rows.sequence_ids,
-      positions=rows.positions,
-      sampler_logprobs=rows.sampler_logprobs,
+    context = row_context(rows, stats, rows.old_moments, jnp.asarray(True))
+    context |= TokenContext(
       score_weight=rows.advantages,
       step=step,
       key=key,
-      entropy=exact_mean(rows.old_entropy, rows.loss_mask),
+      entropy=mean_entropy(rows, rows.old_entropy),
     )
-    if rows.ref_logprobs is not None:
-      context['ref_logprobs'] = rows.ref_logprobs
     covariance = token_covariance(
       rows.old_logprobs, rows.advantages, rows.loss_mask
     )
+    signal, _ = jax.grad(self._algorithm.loss, has_aux=True)(stats, **context)
     chosen = explain(
-      self._algorithm.token_tx, stats, token_state=token_state, **context
+      self._algorithm.token_tx,
+      stats,
+      signal=signal,
+      token_state=token_state,
+      **context,
     )
     nothing = Selection.of_mask(jnp.zeros_like(rows.loss_mask))
     return (chosen[0] if chosen else nothing), covariance

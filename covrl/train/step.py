@@ -18,17 +18,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Key, PyTree
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from covrl.entropy import Plan, exact_quantile
 from covrl.entropy.chain import update_signal
-from covrl.entropy.exact import count
+from covrl.entropy.exact import count, exact_sum
 from covrl.models import Policy
 from covrl.objectives import token_weights
 from covrl.statistics import token_stats
 from covrl.train import metrics
 from covrl.train.parts import in_parts
 from covrl.types import (
+  Measured,
   Scalar,
   TokenBatch,
   TokenContext,
@@ -100,11 +101,8 @@ def make_train_step(
     first: Bool[Array, ''],
     key: Key[Array, ''],
   ) -> tuple[TrainState, Metrics]:
-    weights = batch.weights * token_weights(
-      batch.loss_mask, settings.weights, segment_ids=batch.segment_ids
-    )
-    batch = dataclasses.replace(batch, weights=weights)
-    shared = _shared_context(state, batch, key)
+    batch = weigh(batch, settings.weights)
+    shared = _shared_context(state, batch, first, key)
     stats = TokenStats(logprobs=batch.old_logprobs, entropy=batch.old_entropy)
     source = stats, batch.old_moments
     if settings.selection_source == 'current':
@@ -124,7 +122,7 @@ def make_train_step(
         state.trainable,
         has_aux=True,
       )
-      context = _row_context(rows, stats, moments, first) | shared
+      context = row_context(rows, stats, moments, first) | shared
       (value, aux), signal = jax.value_and_grad(loss, has_aux=True)(
         stats, **context
       )
@@ -150,22 +148,14 @@ def make_train_step(
     (gradients, value), tokens = in_parts(
       part, (batch, plan.decisions), settings.micro_batches
     )
-    new_state, applied = _apply(tx, state, gradients, token_state)
-    noise = exact_quantile(
-      jnp.abs(tokens.stats.logprobs - batch.old_logprobs),
-      batch.loss_mask,
-      NOISE_QUANTILE,
-    )
-    new_state = dataclasses.replace(
-      new_state,
-      log_ratio_noise=jnp.where(first, noise, state.log_ratio_noise),
-    )
+    measured = _measure(state.measured, batch, tokens.stats, first)
+    new_state, applied = _apply(tx, state, gradients, token_state, measured)
     readings = metrics.of_update(batch, tokens, plan, token_state)
     readings |= {
       'loss': value,
       'gradient_norm': optax.tree.norm(gradients),
       'skipped': 1.0 - applied,
-      'log_ratio_noise': new_state.log_ratio_noise,
+      'log_ratio_noise': new_state.measured.log_ratio_noise,
     }
     return new_state, readings
 
@@ -181,7 +171,7 @@ def make_train_step(
     is_current = settings.selection_source == 'current'
     stand_in = first if is_current else jnp.asarray(False)
     stats, moments = source
-    context = _row_context(batch, stats, moments, stand_in) | shared
+    context = row_context(batch, stats, moments, stand_in) | shared
     (_, aux), signal = jax.value_and_grad(loss, has_aux=True)(stats, **context)
     context = context | aux.for_selection | {'plan': plan}
     _, token_state = update_signal(
@@ -190,6 +180,12 @@ def make_train_step(
     return plan, token_state
 
   return update
+
+
+def weigh(batch: TokenBatch, mode: str) -> TokenBatch:
+  """The batch with each token's weight in the objective; see `token_weights`."""
+  weights = token_weights(batch.loss_mask, mode, segment_ids=batch.segment_ids)
+  return dataclasses.replace(batch, weights=batch.weights * weights)
 
 
 def policy_stats(
@@ -265,20 +261,59 @@ def make_entropy_change(
 
 
 def _shared_context(
-  state: TrainState, batch: TokenBatch, key: Key[Array, '']
+  state: TrainState,
+  batch: TokenBatch,
+  first: Bool[Array, ''],
+  key: Key[Array, ''],
 ) -> TokenContext:
   """Context entries that are the same for every micro-batch."""
-  total = jnp.maximum(jnp.sum(batch.weights), jnp.finfo(jnp.float32).tiny)
-  entropy = jnp.sum(batch.weights * batch.old_entropy) / total
+  measured = state.measured
+  moved = jnp.where(first, 0, measured.entropy_moved)
   return TokenContext(
     step=state.step,
     key=key,
-    entropy=entropy,
-    log_ratio_noise=state.log_ratio_noise,
+    entropy=mean_entropy(batch, batch.old_entropy) + moved,
+    entropy_change=measured.entropy_change,
+    log_ratio_noise=measured.log_ratio_noise,
   )
 
 
-def _row_context(
+def _measure(
+  before: Measured,
+  batch: TokenBatch,
+  stats: TokenStats,
+  first: Bool[Array, ''],
+) -> Measured:
+  """What the forward shows of the updates that the rollout has seen so far.
+
+  On a rollout's first update there are none: the difference to the old
+  statistics is rounding, and what the last update did to its own tokens was
+  never seen.
+  """
+  noise = exact_quantile(
+    jnp.abs(stats.logprobs - batch.old_logprobs),
+    batch.loss_mask,
+    NOISE_QUANTILE,
+  )
+  moved = mean_entropy(batch, stats.entropy - batch.old_entropy)
+  return Measured(
+    log_ratio_noise=jnp.where(first, noise, before.log_ratio_noise),
+    entropy_moved=jnp.where(first, 0, moved),
+    entropy_change=jnp.where(first, jnp.nan, moved - before.entropy_moved),
+  )
+
+
+def mean_entropy(
+  batch: TokenBatch, entropy: Float[Array, 'B T']
+) -> Float[Array, '']:
+  """The mean by the objective's weights, the same bits in every layout."""
+  weighted = jnp.where(batch.loss_mask, batch.weights * entropy, 0)
+  weights = exact_sum(batch.weights, batch.loss_mask)
+  total = jnp.maximum(weights, jnp.finfo(jnp.float32).tiny)
+  return exact_sum(weighted, batch.loss_mask) / total
+
+
+def row_context(
   rows: TokenBatch,
   stats: TokenStats,
   moments: TokenMoments,
@@ -309,6 +344,7 @@ def _apply(
   state: TrainState,
   gradients: PyTree,
   token_state: PyTree,
+  measured: Measured,
 ) -> tuple[TrainState, Scalar]:
   """Applies the gradients, or skips the update if one is not finite."""
   finite = jnp.isfinite(optax.tree.norm(gradients))
@@ -320,9 +356,15 @@ def _apply(
     optax.apply_updates(state.trainable, updates),
     opt_state,
     token_state,
+    measured,
   )
-  kept = (state.trainable, state.opt_state, state.token_state)
-  trainable, opt_state, token_state = jax.tree.map(
+  kept = (
+    state.trainable,
+    state.opt_state,
+    state.token_state,
+    state.measured,
+  )
+  trainable, opt_state, token_state, measured = jax.tree.map(
     lambda new, old: jnp.where(finite, new, old), updated, kept
   )
   return (
@@ -332,6 +374,7 @@ def _apply(
       opt_state=opt_state,
       token_state=token_state,
       step=state.step + 1,
+      measured=measured,
     ),
     finite.astype(jnp.float32),
   )

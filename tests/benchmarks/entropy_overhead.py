@@ -33,7 +33,7 @@ from covrl.entropy.chain import init_token_state
 from covrl.models import Policy, countdown
 from covrl.train import StepSettings, make_train_step
 from covrl.train.layout import abstract_opt_state, shardings
-from covrl.types import TokenBatch, TokenMoments, TrainState
+from covrl.types import Measured, TokenBatch, TokenMoments, TrainState
 
 PROMPT, RESPONSE = 8, 12
 WIDTH = PROMPT + RESPONSE - 1
@@ -163,7 +163,9 @@ def program(
       )(params),
       token_state=init_token_state(tx),
       step=jnp.zeros((), jnp.int32),
-      log_ratio_noise=jnp.asarray(1e-6),
+      measured=Measured.nothing()._replace(
+        log_ratio_noise=jnp.asarray(1e-6, jnp.float32)
+      ),
     )
     rows = sharding.shard_batch(batch(options.sequences), mesh)
     key, first = jax.random.key(1), np.asarray(False)
