@@ -13,9 +13,12 @@ from jaxtyping import Array, Bool, Float, PyTree
 from covrl.entropy import (
   Plan,
   SelectionSummary,
+  definition_score,
+  entropy_change,
   exact_mean,
   exact_quantile,
   exact_score,
+  exact_sum,
   select_top,
   state_score,
   token_covariance,
@@ -59,13 +62,16 @@ def of_update(
   """Metrics of an optimiser update, over its loss's tokens.
 
   Entropy is in nats at the sampling temperature; `covariance` is the batch
-  covariance of log-probability and advantage; predictions of the entropy
-  change are per unit of step size, before what the chain adds.
+  covariance of log-probability and advantage. Predictions of the entropy change
+  are per unit of step size: `signal` of what the chain made of the loss's
+  cotangents, the others of the loss alone.
   """
   mask = batch.loss_mask
   covariance = token_covariance(tokens.stats.logprobs, batch.advantages, mask)
   state = state_score(tokens.stats, batch.advantages)
+  definition = definition_score(tokens.stats, batch.advantages, mask)
   exact = exact_score(tokens.stats, tokens.moments, tokens.score_weight)
+  signal = entropy_change(tokens.edited, tokens.stats, tokens.moments)
   readings = {
     'entropy': exact_mean(tokens.stats.entropy, mask),
     'covariance': exact_mean(covariance, mask),
@@ -77,7 +83,9 @@ def of_update(
     'penalty_share': _penalty_share(tokens),
     'predicted_entropy_change/batch': -exact_mean(covariance, mask),
     'predicted_entropy_change/state': -exact_mean(state, mask),
+    'predicted_entropy_change/definition': -exact_mean(definition, mask),
     'predicted_entropy_change/exact': -exact_mean(exact, mask),
+    'predicted_entropy_change/signal': exact_sum(signal, mask),
   }
   for fraction, mean in zip(
     TOP_FRACTIONS, _top_means(covariance, batch), strict=True
