@@ -15,6 +15,7 @@ from covrl.data import (
   CountdownConfig,
   CountdownSource,
   ListSource,
+  MixtureSource,
   Problem,
   PromptStream,
   SolvedCountdownSource,
@@ -149,6 +150,57 @@ def test_sources_are_told_apart():
   source = ConcatenatedSource([numbers(3, 'a'), numbers(2, 'b')])
   (batch,) = take(stream(source, prompts_per_draw=5, shuffle=False), 1)
   assert batch.source_ids.tolist() == [0, 0, 0, 1, 1]
+
+
+@pytest.fixture
+def mixture():
+  """Three problems of b for each of a, which has as many and is repeated."""
+  return MixtureSource([numbers(6, 'a'), numbers(6, 'b')], [1.0, 3.0])
+
+
+def test_a_mixture_has_its_shares_in_every_draw(mixture):
+  batches = take(stream(mixture, prompts_per_draw=8), 6)
+  for batch in batches:
+    assert batch.source_ids.tolist().count(1) == 6
+  a, b = (
+    [p.reference for x in batches for p in x.problems if p.source == name]
+    for name in 'ab'
+  )
+  # Epochs of their own: two of a, six of b, each problem once in each.
+  assert sorted(a) == sorted([*range(6)] * 2)
+  assert all(sorted(b[n : n + 6]) == [*range(6)] for n in range(0, 36, 6))
+  # In orders of their own.
+  assert a[:6] != b[:6]
+
+
+def test_a_mixture_is_resumed_from_one_number(mixture):
+  whole = take(stream(mixture, prompts_per_draw=8), 6)
+  later = stream(mixture, prompts_per_draw=8)
+  later.set_state({'draw': 4, 'seed': 3})
+  assert same(take(later, 2), whole[4:])
+  again = take(stream(mixture, prompts_per_draw=8, seed=4), 6)
+  assert references(again) != references(whole)
+
+
+@given(st.sampled_from([1, 2, 4, 8]))
+@settings(max_examples=4, deadline=None)
+def test_a_mixture_does_not_depend_on_the_processes(count):
+  mixture = MixtureSource([numbers(5, 'a'), numbers(7, 'b')], [2.0, 1.0])
+  (whole,) = take(stream(mixture, prompts_per_draw=8, prefetch=0), 1)
+  shares = [
+    take(
+      stream(
+        mixture,
+        prompts_per_draw=8,
+        process_index=index,
+        process_count=count,
+        prefetch=0,
+      ),
+      1,
+    )[0]
+    for index in range(count)
+  ]
+  assert references(shares) == references([whole])
 
 
 class Watched:
