@@ -12,6 +12,7 @@ from covrl.data.layouts import LAYOUTS as LAYOUTS
 from covrl.data.layouts import Layout as Layout
 from covrl.data.layouts import key_of as key_of
 from covrl.data.layouts import plain_columns as plain_columns
+from covrl.data.overlap import Overlap as Overlap
 from covrl.data.pipeline import PromptBatch as PromptBatch
 from covrl.data.pipeline import PromptStream as PromptStream
 from covrl.data.pipeline import StreamState as StreamState
@@ -24,6 +25,7 @@ from covrl.data.records import ParquetRecords as ParquetRecords
 from covrl.data.records import Records as Records
 from covrl.data.records import TfdsRecords as TfdsRecords
 from covrl.data.records import open_records as open_records
+from covrl.data.row import Row as Row
 from covrl.data.rows import TokenRows as TokenRows
 from covrl.data.rows import pack_rows as pack_rows
 from covrl.data.rows import prompt_ids as prompt_ids
@@ -35,6 +37,9 @@ from covrl.data.sentencepiece_tokenizer import (
 from covrl.data.sentencepiece_tokenizer import (
   train_sentencepiece as train_sentencepiece,
 )
+from covrl.data.sieve import Sieve as Sieve
+from covrl.data.sieve import Sifted as Sifted
+from covrl.data.sieve import sift as sift
 from covrl.data.sources import ConcatenatedSource as ConcatenatedSource
 from covrl.data.sources import FileSource as FileSource
 from covrl.data.sources import ListSource as ListSource

@@ -54,3 +54,18 @@ class ProblemSource(Protocol):
   def __len__(self) -> int: ...
 
   def __getitem__(self, index: int) -> Problem: ...
+
+
+@runtime_checkable
+class Fingerprinted(Protocol):
+  """A source that files may change under, and that would notice."""
+
+  @property
+  def fingerprint(self) -> str:
+    """Differs where the problems do."""
+    ...
+
+
+def fingerprint_of(source: ProblemSource) -> str:
+  """What tells the problems of a source from others; may be empty."""
+  return source.fingerprint if isinstance(source, Fingerprinted) else ''

@@ -13,7 +13,7 @@ from etils import epath
 from jaxtyping import Int
 
 from covrl.data.layouts import Layout, layout_named, layout_of
-from covrl.data.problems import Problem, ProblemSource
+from covrl.data.problems import Problem, ProblemSource, fingerprint_of
 from covrl.data.records import Records, open_records
 from covrl.data.row import Row, kind_of
 
@@ -97,14 +97,24 @@ class ListSource:
 
 
 class SubsetSource:
-  """Some problems of a source, in an order of one's own."""
+  """Some problems of a source, in an order of one's own.
+
+  Args:
+    source: the problems.
+    indices: which of them.
+    fingerprint: of what the chosen ones say, see `Fingerprinted`.
+  """
 
   def __init__(
-    self, source: ProblemSource, indices: Int[np.ndarray, ' N']
+    self,
+    source: ProblemSource,
+    indices: Int[np.ndarray, ' N'],
+    fingerprint: str = '',
   ) -> None:
     self._source = source
     self._indices = indices
     self.names = source.names
+    self.fingerprint = fingerprint
 
   def __len__(self) -> int:
     return len(self._indices)
@@ -126,6 +136,7 @@ class ConcatenatedSource:
     self.sources = tuple(sources)
     names = (name for source in self.sources for name in source.names)
     self.names = tuple(dict.fromkeys(names))
+    self.fingerprint = ' '.join(map(fingerprint_of, self.sources)).strip()
 
   def __len__(self) -> int:
     return sum(map(len, self.sources))

@@ -113,7 +113,7 @@ def test_resuming_equals_never_having_stopped(prefetch):
   begun = [next(first) for _ in range(3)]
   state = json.loads(json.dumps(first.get_state()))
   first.close()
-  assert state == {'draw': 3, 'seed': 3}
+  assert state == {'draw': 3, 'seed': 3, 'problems': ''}
   second = stream(prefetch=prefetch)
   second.set_state(state)
   assert second.get_state() == state
@@ -176,7 +176,7 @@ def test_a_mixture_has_its_shares_in_every_draw(mixture):
 def test_a_mixture_is_resumed_from_one_number(mixture):
   whole = take(stream(mixture, prompts_per_draw=8), 6)
   later = stream(mixture, prompts_per_draw=8)
-  later.set_state({'draw': 4, 'seed': 3})
+  later.set_state({'draw': 4, 'seed': 3, 'problems': ''})
   assert same(take(later, 2), whole[4:])
   again = take(stream(mixture, prompts_per_draw=8, seed=4), 6)
   assert references(again) != references(whole)
@@ -255,9 +255,9 @@ def test_what_cannot_be_a_stream_is_refused():
   with pytest.raises(
     ValueError, match='seed 3 is required, got one with seed 4'
   ):
-    stream().set_state({'draw': 1, 'seed': 4})
+    stream().set_state({'draw': 1, 'seed': 4, 'problems': ''})
   with pytest.raises(ValueError, match='draw must be at least 0, got -1'):
-    stream().set_state({'draw': -1, 'seed': 3})
+    stream().set_state({'draw': -1, 'seed': 3, 'problems': ''})
 
 
 def test_supervised_rows_resume_and_are_shared():
@@ -273,7 +273,7 @@ def test_supervised_rows_resume_and_are_shared():
 
   whole = take(rows(), 3)
   later = rows(prefetch=0)
-  later.set_state({'draw': 2, 'seed': 1})
+  later.set_state({'draw': 2, 'seed': 1, 'problems': ''})
   assert np.array_equal(next(later).tokens, whole[2].tokens)
   halves = [
     take(rows(process_index=index, process_count=2), 1)[0] for index in (0, 1)
