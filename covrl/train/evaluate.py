@@ -18,7 +18,7 @@ from covrl.data import (
   PromptStream,
   Tokenizer,
 )
-from covrl.rewards import RewardPool
+from covrl.rewards import PendingScores, Scoring
 from covrl.rollout import Sampling, SamplingEngine
 from covrl.rollout.collect import decode
 
@@ -75,7 +75,7 @@ class Evaluator:
   def __init__(
     self,
     engine: SamplingEngine,
-    pool: RewardPool,
+    scoring: Scoring,
     tokenizer: Tokenizer,
     problems: Sequence[Problem],
     *,
@@ -89,7 +89,7 @@ class Evaluator:
 
     Args:
       engine: the sampler.
-      pool: the scorers.
+      scoring: the rewards, of which those that are no shaping count.
       tokenizer: of the policy.
       problems: held out.
       samples: k.
@@ -104,7 +104,7 @@ class Evaluator:
       ValueError: if there are no problems, or a prompt is too long.
     """
     self._engine = engine
-    self._pool = pool
+    self._scoring = scoring
     self._tokenizer = tokenizer
     self._problems = problems
     self._samples = samples
@@ -143,19 +143,26 @@ class Evaluator:
       greedy = self._sample(params, batch, 1, self._greedy)
       sampled = self._sample(params, batch, self._samples, self._sampled)
       for samples, size in ((greedy, 1), (sampled, self._samples)):
-        references = [p.reference for p in batch.problems for _ in range(size)]
-        texts = decode(self._tokenizer, samples)
-        pending.append(self._pool.submit(texts, references))
+        problems = [p for p in batch.problems for _ in range(size)]
+        pending.append(
+          self._scoring.submit(
+            decode(self._tokenizer, samples),
+            [problem.reference for problem in problems],
+            sources=[problem.source for problem in problems],
+            lengths=samples.response_mask.sum(axis=1).tolist(),
+            shaping=False,
+          )
+        )
       surprise -= float(sampled.sampler_logprobs.sum())
       tokens += int(sampled.response_mask.sum())
-    scores = [self._scores(outcomes.result()) for outcomes in pending]
+    scores = [self._marks(scores) for scores in pending]
     count = len(self._problems)
     greedy = np.concatenate(scores[0::2])[:count]
     correct = np.concatenate(scores[1::2]).reshape(-1, self._samples)[:count]
     return Evaluation(
       prompts=tuple(problem.prompt for problem in self._problems),
-      greedy=greedy > 0,
-      correct=correct > 0,
+      greedy=greedy >= 1,
+      correct=correct >= 1,
       entropy=surprise / max(tokens, 1),
     )
 
@@ -174,12 +181,13 @@ class Evaluator:
     )
     return jax.device_get(samples)
 
-  def _scores(self, outcomes: Sequence[Any]) -> Float[np.ndarray, ' N']:
-    failed = [outcome for outcome in outcomes if not outcome.is_judged]
+  def _marks(self, pending: PendingScores) -> Float[np.ndarray, ' N']:
+    scores = pending.result()
+    marks = np.array(scores.marks())
+    failed = int(np.isnan(marks).sum())
     if failed:
       raise RuntimeError(
-        f'evaluation needs every response scored, {len(failed)} of '
-        f'{len(outcomes)} ended with {failed[0].status.value}: '
-        f'{failed[0].detail}'
+        f'evaluation needs every response scored, {failed} of {len(marks)} '
+        f'were not: {scores.failures()[0]}'
       )
-    return np.array([outcome.score for outcome in outcomes])
+    return marks

@@ -17,7 +17,7 @@ from covrl.data import StreamState, check_tokenizer
 from covrl.models import Policy
 from covrl.pretrained import load_params
 from covrl.report import write_report
-from covrl.rewards import RewardPool
+from covrl.rewards import Scoring
 from covrl.rollout import SamplingEngine
 from covrl.train import advice
 from covrl.train.checkpoint import Checkpoint, CheckpointStore, as_host
@@ -135,16 +135,16 @@ class _Run:
       stream: jax.random.fold_in(root, stream)
       for stream in (ROLLOUT_STREAM, TRAIN_STREAM, EVALUATE_STREAM, INIT_STREAM)
     }
-    self.pool = RewardPool(
-      self.task.score,
+    self.scoring = Scoring(
+      self.task.rewards,
+      sources=self.task.sources,
       workers=config.rewards.workers,
       timeout=config.rewards.timeout,
-      example=self.task.example,
     )
     self.collector = Collector(
       self.task,
       self.engine,
-      self.pool,
+      self.scoring,
       self.programs,
       config,
       self.keys[ROLLOUT_STREAM],
@@ -153,7 +153,7 @@ class _Run:
     self.collector.check()
     self.evaluator = Evaluator(
       self.engine,
-      self.pool,
+      self.scoring,
       self.task.tokenizer,
       self.task.held_out[: config.evaluate.problems],
       samples=config.evaluate.samples,
@@ -195,7 +195,7 @@ class _Run:
 
   def close(self) -> None:
     """Stops worker processes and threads; flushes files."""
-    self.pool.close()
+    self.scoring.close()
     self.collector.close()
     self.writer.close()
 

@@ -24,7 +24,7 @@ from covrl.data import (
 )
 from covrl.models import Policy
 from covrl.pretrained import load_params
-from covrl.rewards import RewardPool
+from covrl.rewards import Scoring
 from covrl.rollout import Sampling, SamplingEngine
 from covrl.rollout.collect import decode
 from covrl.train.checkpoint import CheckpointError, CheckpointStore
@@ -73,15 +73,15 @@ class SavedRun:
         f'--problems must lie in [1, {len(self.task.held_out)}], got {count}'
       )
     root = jax.random.key(config.seed)
-    with RewardPool(
-      self.task.score,
+    with Scoring(
+      self.task.rewards,
+      sources=self.task.sources,
       workers=config.rewards.workers,
       timeout=config.rewards.timeout,
-      example=self.task.example,
-    ) as pool:
+    ) as scoring:
       evaluator = Evaluator(
         self._engine(),
-        pool,
+        scoring,
         self.task.tokenizer,
         self.task.held_out[:count],
         samples=config.evaluate.samples if samples is None else samples,

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from covrl.config import TaskConfig
 from covrl.data import Problem, ProblemSource, Tokenizer
+from covrl.rewards import RewardPart
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,17 +20,20 @@ class Task:
     train: problems to sample responses for.
     solved: problems with solutions, for the warm start; `None` without one.
     held_out: problems for evaluation, none of them in the other two.
-    score: `(response, reference) -> score`, a module-level function that
-      worker processes import.
-    example: a response and reference to warm the workers up with.
+    rewards: what a response is worth, in named parts; see `covrl.rewards`.
   """
 
   tokenizer: Tokenizer
   train: ProblemSource
   solved: ProblemSource | None
   held_out: Sequence[Problem]
-  score: Callable[[str, Any], float]
-  example: tuple[str, Any] | None = None
+  rewards: Sequence[RewardPart]
+
+  @property
+  def sources(self) -> tuple[str, ...]:
+    """Names of all data sources, those of held-out problems among them."""
+    held_out = (problem.source for problem in self.held_out)
+    return tuple(dict.fromkeys((*self.train.names, *held_out)))
 
 
 def countdown_task(config: TaskConfig) -> Task:
@@ -42,7 +45,7 @@ def countdown_task(config: TaskConfig) -> Task:
     countdown_tokenizer,
     held_out,
   )
-  from covrl.rewards import COUNTDOWN_EXAMPLE, score_countdown
+  from covrl.rewards import COUNTDOWN_EXAMPLE, Reward, score_countdown
 
   problems = CountdownConfig(
     seed=config.seed,
@@ -57,6 +60,7 @@ def countdown_task(config: TaskConfig) -> Task:
     train=CountdownSource(problems),
     solved=SolvedCountdownSource(problems),
     held_out=held_out(problems),
-    score=score_countdown,
-    example=COUNTDOWN_EXAMPLE,
+    rewards=[
+      Reward(name='countdown', score=score_countdown, example=COUNTDOWN_EXAMPLE)
+    ],
   )
