@@ -19,6 +19,8 @@ from covrl.data.pipeline import StreamState as StreamState
 from covrl.data.pipeline import SupervisedStream as SupervisedStream
 from covrl.data.problems import Problem as Problem
 from covrl.data.problems import ProblemSource as ProblemSource
+from covrl.data.prompts import AskedSource as AskedSource
+from covrl.data.prompts import PromptForm as PromptForm
 from covrl.data.records import ArrayRecordRecords as ArrayRecordRecords
 from covrl.data.records import JsonlRecords as JsonlRecords
 from covrl.data.records import ParquetRecords as ParquetRecords
@@ -45,5 +47,8 @@ from covrl.data.sources import FileSource as FileSource
 from covrl.data.sources import ListSource as ListSource
 from covrl.data.sources import MixtureSource as MixtureSource
 from covrl.data.sources import SubsetSource as SubsetSource
+from covrl.data.suites import SUITES as SUITES
+from covrl.data.suites import Suite as Suite
+from covrl.data.suites import load_suites as load_suites
 from covrl.data.tokenizer import Tokenizer as Tokenizer
 from covrl.data.tokenizer import check_tokenizer as check_tokenizer
