@@ -13,6 +13,10 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+  from covrl.train.results import Evaluation
 
 _DESCRIPTION = """\
 Entropy control for reinforcement learning of language models.
@@ -201,16 +205,24 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     else open_run(arguments.workdir)
   )
   with opened as run:
-    summary = run.evaluate(
+    evaluation = run.evaluate(
       samples=arguments.samples,
       temperature=arguments.temperature,
       problems=arguments.problems,
     )
-  for name, value in summary.items():
-    if f'{name}_stderr' in summary:
-      print(f'{name:8} {value:.4f} ± {1.96 * summary[f"{name}_stderr"]:.4f}')
-  print(f'{"problems":8} {summary["problems"]}')
-  print(f'{"entropy":8} {summary["entropy"]:.4f} nats')
+  _print_figures(evaluation)
+
+
+def _print_figures(evaluation: Evaluation) -> None:
+  """One figure a line, with its 95 % interval over problems."""
+  estimates = evaluation.estimates()
+  width = max(map(len, estimates))
+  for name, estimate in estimates.items():
+    interval = f'[{estimate.low:.4f}, {estimate.high:.4f}]'
+    print(f'{name:{width}} {estimate.value:.4f} {interval}')
+  count = sum(len(result.greedy) for result in evaluation.results)
+  print(f'{"problems":{width}} {count}')
+  print(f'{"entropy":{width}} {evaluation.entropy:.4f} nats')
 
 
 def _sample(arguments: argparse.Namespace) -> None:

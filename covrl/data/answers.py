@@ -79,7 +79,7 @@ def boxed(row: Row, column: str) -> str:
   raise row.refusal(column, 'say the final answer in a balanced \\boxed{}')
 
 
-def code_tests(row: Row, column: str) -> dict[str, Any]:
+def code_tests(row: Row, column: str) -> list[dict[str, Any]]:
   """Inputs and outputs, as Eurus-2-RL has them, as tests of a program.
 
   JSON with `inputs` and `outputs`, as many of each. With `fn_name` each input
@@ -89,7 +89,7 @@ def code_tests(row: Row, column: str) -> dict[str, Any]:
 
   >>> text = '{"inputs": ["1 2"], "outputs": ["3"]}'
   >>> code_tests(Row({'answer': text}, 'row 1'), 'answer')
-  {'tests': [{'stdin': '1 2', 'stdout': '3'}]}
+  [{'stdin': '1 2', 'stdout': '3'}]
   """
   try:
     fields = json.loads(row.text(column))
@@ -103,26 +103,22 @@ def code_tests(row: Row, column: str) -> dict[str, Any]:
     )
   name = fields.get('fn_name')
   if name is None:
-    return {
-      'tests': [{'stdin': _lines(i), 'stdout': _lines(o)} for i, o in paired]
-    }
+    return [{'stdin': _lines(i), 'stdout': _lines(o)} for i, o in paired]
   if not all(isinstance(arguments, list) for arguments, _ in paired):
     raise row.refusal(column, "have 'inputs' that list a call's arguments")
   wrapped = all(isinstance(o, list) and len(o) == 1 for _, o in paired)
-  return {
-    'tests': [
-      {'call': name, 'args': i, 'result': o[0] if wrapped else o}
-      for i, o in paired
-    ]
-  }
+  return [
+    {'call': name, 'args': i, 'result': o[0] if wrapped else o}
+    for i, o in paired
+  ]
 
 
-def assert_suite(row: Row, column: str) -> dict[str, Any]:
+def assert_suite(row: Row, column: str) -> list[dict[str, Any]]:
   """A file of test functions that import from `solution`, as KodCode's."""
   text = row.text(column)
   if 'assert' not in text:
     raise row.refusal(column, 'hold tests that assert something')
-  return {'tests': [{'suite': text}]}
+  return [{'asserts': text}]
 
 
 def solution(value: Any) -> str | None:

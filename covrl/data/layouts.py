@@ -132,7 +132,7 @@ def _verl_kind(row: Row) -> str:
   """One file may hold several kinds: Eurus-2-RL has maths and code."""
   if _is_code(row):
     return 'code'
-  return 'math_answer_line' if _is_dapo(row) else 'math'
+  return 'math_dapo' if _is_dapo(row) else 'math'
 
 
 def _verl_reference(row: Row, column: str) -> Any:

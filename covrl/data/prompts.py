@@ -65,7 +65,9 @@ class PromptForm:
     )
 
   def _messages(self, problem: Problem) -> list[Mapping[str, str]]:
-    messages = [] if self.bare else list(problem.messages)
+    messages: list[Mapping[str, str]] = []
+    if not self.bare:
+      messages.extend(problem.messages)
     if not messages:
       instruction = self.instructions.get(problem.kind, '')
       asked = '\n'.join(filter(None, (problem.prompt, instruction)))

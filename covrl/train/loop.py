@@ -155,12 +155,12 @@ class _Run:
       self.engine,
       self.scoring,
       self.task.tokenizer,
-      self.task.held_out[: config.evaluate.problems],
-      samples=config.evaluate.samples,
-      temperature=config.evaluate.temperature,
+      self.task.evaluation(config.evaluate),
       max_prompt_length=config.rollout.max_prompt_length,
       prompts_at_once=config.rollout.prompts_per_iteration,
+      group_size=config.rollout.responses_per_prompt,
       key=self.keys[EVALUATE_STREAM],
+      answer=self.task.answer,
     )
     # Whatever is wrong is known by now: another attempt may use the directory.
     directory.claim(recipe)
@@ -278,14 +278,13 @@ class _Run:
       phase='eval',
       **summary,
     )
-    self.directory.write(
-      f'evaluation/iteration_{place.iteration:06d}.json',
-      evaluation.per_problem(place.iteration),
+    self.directory.write_lines(
+      f'evaluation/iteration_{place.iteration:06d}.jsonl', evaluation.lines()
     )
     figures = ', '.join(
-      f'{name} {summary[name]:.3f}'
-      for name in summary
-      if name == 'greedy' or (name[-1].isdigit() and '@' in name)
+      f'{name} {estimate.value:.3f}'
+      for name, estimate in evaluation.estimates().items()
+      if '/' not in name or name.endswith('/accuracy')
     )
     self.progress.note(f'iteration {place.iteration}: {figures}')
 

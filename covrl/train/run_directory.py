@@ -16,7 +16,7 @@ import contextlib
 import fcntl
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from covrl.config import (
@@ -51,6 +51,13 @@ class RunDirectory:
     file = self.path / name
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, json.dumps(content))
+
+  def write_lines(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a file of JSON objects, one a line, whole or not at all."""
+    file = self.path / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    text = ''.join(f'{json.dumps(line)}\n' for line in lines)
+    write_atomically(file, text)
 
   def describe(self) -> dict[str, Any]:
     """What `config.json` says.

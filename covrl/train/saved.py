@@ -30,6 +30,7 @@ from covrl.rollout.collect import decode
 from covrl.train.checkpoint import CheckpointError, CheckpointStore
 from covrl.train.evaluate import Evaluator
 from covrl.train.iteration import EVALUATE_STREAM
+from covrl.train.results import Evaluation
 from covrl.train.run_directory import RunDirectory
 from covrl.train.task import Task
 
@@ -58,19 +59,18 @@ class SavedRun:
     samples: int | None = None,
     temperature: float | None = None,
     problems: int | None = None,
-  ) -> dict[str, float]:
-    """Measures the policy; see `Evaluation.summary`.
+  ) -> Evaluation:
+    """Measures the policy, on held-out problems and evaluation sets.
 
     Args:
-      samples: k; the run's own if absent.
-      temperature: of the samples; the run's own if absent.
-      problems: how many; the run's own number if absent.
+      samples: k; as the run, or the set, has it if absent.
+      temperature: of the samples; likewise.
+      problems: how many of the held-out ones; the run's own number if absent.
     """
-    config = self.recipe.config
-    count = config.evaluate.problems if problems is None else problems
-    if not 1 <= count <= len(self.task.held_out):
+    config, held_out = self.recipe.config, len(self.task.held_out)
+    if problems is not None and not 1 <= problems <= held_out:
       raise ValueError(
-        f'--problems must lie in [1, {len(self.task.held_out)}], got {count}'
+        f'--problems must lie in [1, {held_out}], got {problems}'
       )
     root = jax.random.key(config.seed)
     with Scoring(
@@ -83,16 +83,19 @@ class SavedRun:
         self._engine(),
         scoring,
         self.task.tokenizer,
-        self.task.held_out[:count],
-        samples=config.evaluate.samples if samples is None else samples,
-        temperature=config.evaluate.temperature
-        if temperature is None
-        else temperature,
+        self.task.evaluation(
+          config.evaluate,
+          samples=samples,
+          temperature=temperature,
+          problems=problems,
+        ),
         max_prompt_length=config.rollout.max_prompt_length,
         prompts_at_once=config.rollout.prompts_per_iteration,
+        group_size=config.rollout.responses_per_prompt,
         key=jax.random.fold_in(root, EVALUATE_STREAM),
+        answer=self.task.answer,
       )
-      return evaluator.run(self.params).summary()
+      return evaluator.run(self.params)
 
   def sample(
     self,

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
 
-from covrl.config import TaskConfig
-from covrl.data import Problem, ProblemSource, Tokenizer
+from covrl.config import EvaluateConfig, TaskConfig
+from covrl.data import Problem, ProblemSource, Suite, Tokenizer
 from covrl.rewards import RewardPart
+
+Answer: TypeAlias = Callable[[Problem, str], str | None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,6 +24,10 @@ class Task:
     solved: problems with solutions, for the warm start; `None` without one.
     held_out: problems for evaluation, none of them in the other two.
     rewards: what a response is worth, in named parts; see `covrl.rewards`.
+    suites: evaluation sets beside them, or instead.
+    answer: from a problem and a response to its final answer, to vote with;
+      `None` where there is nothing to vote on.
+    notes: what to know about the problems, a sentence each.
   """
 
   tokenizer: Tokenizer
@@ -28,12 +35,46 @@ class Task:
   solved: ProblemSource | None
   held_out: Sequence[Problem]
   rewards: Sequence[RewardPart]
+  suites: Sequence[Suite] = ()
+  answer: Answer | None = None
+  notes: Sequence[str] = ()
 
   @property
   def sources(self) -> tuple[str, ...]:
     """Names of all data sources, those of held-out problems among them."""
-    held_out = (problem.source for problem in self.held_out)
-    return tuple(dict.fromkeys((*self.train.names, *held_out)))
+    return _source_names(
+      self.train.names, self.held_out, *(s.problems for s in self.suites)
+    )
+
+  def evaluation(
+    self,
+    config: EvaluateConfig,
+    *,
+    problems: int | None = None,
+    samples: int | None = None,
+    temperature: float | None = None,
+  ) -> list[Suite]:
+    """What is evaluated: held-out problems, if any, and the sets.
+
+    Args:
+      config: how many held-out problems, and how they are sampled.
+      problems: how many of them instead.
+      samples: k of all of them instead.
+      temperature: of the samples of all of them instead.
+    """
+    suites = list(self.suites)
+    if self.held_out:
+      count = config.problems if problems is None else problems
+      own = Suite(
+        name='',
+        problems=self.held_out[:count],
+        samples=config.samples,
+        temperature=config.temperature,
+      )
+      suites.insert(0, own)
+    changes: dict[str, Any] = {'samples': samples, 'temperature': temperature}
+    given = {name: v for name, v in changes.items() if v is not None}
+    return [dataclasses.replace(suite, **given) for suite in suites]
 
 
 def countdown_task(config: TaskConfig) -> Task:
@@ -64,3 +105,10 @@ def countdown_task(config: TaskConfig) -> Task:
       Reward(name='countdown', score=score_countdown, example=COUNTDOWN_EXAMPLE)
     ],
   )
+
+
+def _source_names(
+  names: Iterable[str], *problems: Iterable[Problem]
+) -> tuple[str, ...]:
+  others = (problem.source for some in problems for problem in some)
+  return tuple(dict.fromkeys((*names, *others)))

@@ -97,7 +97,7 @@ def test_dapo_is_asked_with_its_frame_and_known_without():
   assert problem.prompt.endswith('itself?')
   asked = problem.messages[-1]['content']
   assert asked.startswith('Solve the following math problem step by step.')
-  assert problem.kind == 'math_answer_line'
+  assert problem.kind == 'math_dapo'
 
 
 def test_one_verl_file_may_hold_maths_and_code(tmp_path):
@@ -118,18 +118,18 @@ def test_one_verl_file_may_hold_maths_and_code(tmp_path):
   )
   assert source.layout.name == 'verl'
   assert [problem.kind for problem in problems] == ['math', 'code']
-  assert problems[1].reference == {'tests': [{'stdin': '1', 'stdout': '2'}]}
+  assert problems[1].reference == [{'stdin': '1', 'stdout': '2'}]
   assert len(problems[1].messages) == 2
 
 
 def test_eurus_has_standard_input_and_calls():
   programs = FileSource(GOLDEN / 'eurus_2_rl_code.parquet')
   assert programs.names == ('codecontests', 'taco')
-  assert programs[0].reference['tests'][1] == {
+  assert programs[0].reference[1] == {
     'stdin': '30 12\n',
     'stdout': '42\n',
   }
-  assert programs[1].reference['tests'] == [
+  assert programs[1].reference == [
     {'call': 'halves', 'args': [[2, 4]], 'result': [1, 2]},
     {'call': 'halves', 'args': [[10]], 'result': [5]},
   ]
@@ -154,13 +154,13 @@ def test_results_are_unwrapped_where_all_are_wrapped(
     'reward_model': {'ground_truth': json.dumps(truth)},
   }
   _, (problem,) = read(row, tmp_path=tmp_path)
-  assert [test['result'] for test in problem.reference['tests']] == results
+  assert [test['result'] for test in problem.reference] == results
 
 
 def test_kodcode_says_what_its_tests_call():
   problem = FileSource(GOLDEN / 'kodcode.jsonl')[0]
   assert problem.prompt.endswith('Declare it as:\ndef reads_back(word):')
-  assert 'from solution import' in problem.reference['tests'][0]['suite']
+  assert 'from solution import' in problem.reference[0]['asserts']
   assert problem.solution is not None
   assert problem.pass_rate == 0.9
 
