@@ -81,12 +81,13 @@ class Layout:
     """
     text, messages = _prompt(row, row.column(*self.prompt))
     question = self.question(text, row)
+    column = row.column(*self.answer)
     solution = row.value(self.solution) if self.solution else None
     own = row.value('data_source')
     kind = self.kind if isinstance(self.kind, str) else self.kind(row)
     return Problem(
       prompt=question,
-      reference=self.reference(row, row.column(*self.answer)),
+      reference=self.reference(row, column),
       source=own if isinstance(own, str) and own else source,
       solution=answers.solution(solution),
       messages=messages,
@@ -94,6 +95,7 @@ class Layout:
       pass_rate=_pass_rate(row),
       key=key_of(question),
       place=row.place,
+      column=column,
     )
 
 

@@ -25,6 +25,7 @@ class Problem:
       however it is put; equal questions have equal keys. Empty where nothing
       needs it.
     place: where it stands, for sentences about it; may be empty.
+    column: where its reference stands there; may be empty.
   """
 
   prompt: str
@@ -36,6 +37,7 @@ class Problem:
   pass_rate: float | None = None
   key: str = ''
   place: str = ''
+  column: str = ''
 
 
 @runtime_checkable

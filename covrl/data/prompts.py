@@ -11,6 +11,9 @@ from covrl.data.problems import Problem, ProblemSource, fingerprint_of
 
 QUESTION = '{question}'
 
+# What a question is without the frame that asked for another form of answer.
+_BARE_KINDS = {'math_dapo': 'math'}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptForm:
@@ -50,6 +53,7 @@ class PromptForm:
     Raises:
       ValueError: the template refuses the conversation.
     """
+    problem = dataclasses.replace(problem, kind=self.kind_of(problem.kind))
     messages = self._messages(problem)
     if self.template is None:
       asked = '\n\n'.join(message['content'] for message in messages)
@@ -63,6 +67,10 @@ class PromptForm:
     return dataclasses.replace(
       problem, prompt=prompt.removeprefix(self.begin) if self.begin else prompt
     )
+
+  def kind_of(self, kind: str) -> str:
+    """The kind of a problem of this kind, once it is asked in this form."""
+    return _BARE_KINDS.get(kind, kind) if self.bare else kind
 
   def _messages(self, problem: Problem) -> list[Mapping[str, str]]:
     messages: list[Mapping[str, str]] = []

@@ -37,6 +37,7 @@ class FileSource:
     file: what it was opened by.
     layout: of its columns.
     names: as `ProblemSource` has it.
+    kinds: of the problems of each of these names.
   """
 
   def __init__(
@@ -52,7 +53,8 @@ class FileSource:
     if layout is None:
       layout = layout_of(self._row(0, self._records[0]))
     self.layout = layout_named(layout) if isinstance(layout, str) else layout
-    self.names = self._check()
+    self.kinds = self._check()
+    self.names = tuple(self.kinds)
 
   def __len__(self) -> int:
     return len(self._records)
@@ -64,22 +66,42 @@ class FileSource:
   def _row(self, index: int, columns: object) -> Row:
     return Row(columns, self._records.place(index))
 
-  def _check(self) -> tuple[str, ...]:
-    """Reads everything once; the names of all sources there are."""
-    names: dict[str, None] = {}
+  def _check(self) -> dict[str, str]:
+    """Reads everything once; the kind of problems of every source there is."""
     kinds: dict[str, tuple[str, str]] = {}
+    types: dict[str, tuple[str, str]] = {}
     for index, columns in enumerate(self._records):
       row = self._row(index, columns)
-      names[self.layout.problem(row, self._name).source] = None
+      problem = self.layout.problem(row, self._name)
+      _check_same(
+        kinds,
+        problem.source,
+        (problem.kind, row.place),
+        f'The source {problem.source!r} must be of one kind of problems, which'
+        " a column 'data_source' may tell apart",
+      )
       for column in self.layout.columns(row):
-        kind = kind_of(row.value(column))
-        first, place = kinds.setdefault(column, (kind, row.place))
-        if kind != first:
-          raise ValueError(
-            f'Column {column!r} must hold the same type throughout, got'
-            f' {first} in {place} and {kind} in {row.place}.'
-          )
-    return tuple(names)
+        _check_same(
+          types,
+          column,
+          (kind_of(row.value(column)), row.place),
+          f'Column {column!r} must hold the same type throughout',
+        )
+    return {name: kind for name, (kind, _) in kinds.items()}
+
+
+def _check_same(
+  seen: dict[str, tuple[str, str]],
+  name: str,
+  found: tuple[str, str],
+  wanted: str,
+) -> None:
+  """Refuses what is otherwise than where it was seen first."""
+  first, place = seen.setdefault(name, found)
+  if first != found[0]:
+    raise ValueError(
+      f'{wanted}, got {first} in {place} and {found[0]} in {found[1]}.'
+    )
 
 
 class ListSource:

@@ -33,6 +33,27 @@ class Suite:
   temperature: float = 1.0
   layout: str = ''
 
+  def changed(
+    self,
+    *,
+    problems: int | None = None,
+    samples: int | None = None,
+    temperature: float | None = None,
+  ) -> Suite:
+    """The same set with other numbers, where they are given.
+
+    Args:
+      problems: at most so many, the first ones.
+      samples: k.
+      temperature: of the samples.
+    """
+    return dataclasses.replace(
+      self,
+      problems=self.problems[:problems],
+      samples=self.samples if samples is None else samples,
+      temperature=self.temperature if temperature is None else temperature,
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class Published:
@@ -65,14 +86,7 @@ SUITES = {
 }
 
 
-def load_suites(
-  names: str,
-  directory: epath.PathLike,
-  *,
-  samples: int | None = None,
-  temperature: float | None = None,
-  problems: int | None = None,
-) -> list[Suite]:
+def load_suites(names: str, directory: epath.PathLike) -> list[Suite]:
   """Reads evaluation sets; nothing is downloaded.
 
   Args:
@@ -80,28 +94,20 @@ def load_suites(
       directory (`math500.jsonl`, or all files of a folder `math500`, those
       called test… if there are any), or files of one's own.
     directory: where they are.
-    samples: k; as published unless given, and none for files of one's own.
-    temperature: of the samples; as published unless given, and 1 else.
-    problems: at most so many of each, the first ones; all unless given.
+
+  Returns:
+    All problems of each, to be sampled as published; files of one's own
+    greedily.
 
   Raises:
     ValueError: there is no such set (the nearest name is said), it has no
       files, or one of them is not right, see `FileSource`.
   """
   wanted = list(filter(None, (name.strip() for name in names.split(','))))
-  return [
-    _load(name, epath.Path(directory), samples, temperature, problems)
-    for name in dict.fromkeys(wanted)
-  ]
+  return [_load(name, epath.Path(directory)) for name in dict.fromkeys(wanted)]
 
 
-def _load(
-  name: str,
-  directory: epath.Path,
-  samples: int | None,
-  temperature: float | None,
-  problems: int | None,
-) -> Suite:
+def _load(name: str, directory: epath.Path) -> Suite:
   published = SUITES.get(name, Published(name))
   if name in SUITES:
     files = _files_of(name, directory)
@@ -110,12 +116,11 @@ def _load(
   else:
     raise ValueError(_unknown(name))
   sources = [FileSource(file, name=name) for file in files]
-  found = [source[index] for source in sources for index in range(len(source))]
   return Suite(
     name=name,
-    problems=found[:problems],
-    samples=published.samples if samples is None else samples,
-    temperature=published.temperature if temperature is None else temperature,
+    problems=[s[index] for s in sources for index in range(len(s))],
+    samples=published.samples,
+    temperature=published.temperature,
     layout=', '.join(dict.fromkeys(source.layout.name for source in sources)),
   )
 

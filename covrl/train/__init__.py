@@ -10,3 +10,4 @@ from covrl.train.step import StepSettings as StepSettings
 from covrl.train.step import make_train_step as make_train_step
 from covrl.train.task import Task as Task
 from covrl.train.task import countdown_task as countdown_task
+from covrl.train.text_task import text_task as text_task

@@ -23,7 +23,7 @@ from covrl.rewards import PendingScores, Scoring
 from covrl.rollout import Sampling, SamplingEngine
 from covrl.rollout.collect import decode
 from covrl.train.results import Evaluation, SuiteResult
-from covrl.train.task import Answer
+from covrl.train.task import Reader
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Evaluator:
     prompts_at_once: int,
     group_size: int,
     key: Key[Array, ''],
-    answer: Answer | None = None,
+    reader: Reader = lambda problem: None,
   ) -> None:
     """Tokenises the problems.
 
@@ -81,8 +81,7 @@ class Evaluator:
         set's number of samples is a multiple of the responses that a rollout
         has for a prompt, it shares the rollout's program.
       key: PRNG key of all evaluations of the run.
-      answer: from a problem and a response to its final answer, for maj@k;
-        `None` where there is nothing to vote on.
+      reader: see `Task`; for maj@k.
 
     Raises:
       ValueError: if a set is empty, or a prompt is too long.
@@ -94,7 +93,7 @@ class Evaluator:
     self._at_once = prompts_at_once
     self._group_size = group_size
     self._key = key
-    self._answer = answer
+    self._reader = reader
     self._rows = [
       prompt_rows(suite.problems, tokenizer, max_prompt_length)
       for suite in suites
@@ -251,18 +250,28 @@ class Evaluator:
           )
           for n in range(len(suite.problems))
         ),
-        answers=None
-        if self._answer is None
-        else tuple(
-          tuple(
-            self._answer(problem, samples[place, n, s][1])
-            for s in range(suite.samples)
-          )
-          for n, problem in enumerate(suite.problems)
+        answers=self._answers(
+          suite,
+          [
+            [samples[place, n, s][1] for s in range(suite.samples)]
+            for n in range(len(suite.problems))
+          ],
         ),
       )
       for place, suite in enumerate(self._suites)
     )
+
+  def _answers(
+    self, suite: Suite, texts: Sequence[Sequence[str]]
+  ) -> list[list[str | None]] | None:
+    """The samples' final answers, if every problem of the set has some."""
+    readers = [self._reader(problem) for problem in suite.problems]
+    found = [
+      [read(text) for text in own]
+      for read, own in zip(readers, texts, strict=True)
+      if read is not None
+    ]
+    return found if len(found) == len(readers) else None
 
   def _judged(
     self, batches: Sequence[_Pending]

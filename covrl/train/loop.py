@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from covrl import sharding
-from covrl.config import Recipe
+from covrl.config import ConfigError, Recipe
 from covrl.data import StreamState, check_tokenizer
 from covrl.models import Policy
 from covrl.pretrained import load_params
@@ -21,6 +21,7 @@ from covrl.rewards import Scoring
 from covrl.rollout import SamplingEngine
 from covrl.train import advice
 from covrl.train.checkpoint import Checkpoint, CheckpointStore, as_host
+from covrl.train.checks import check_references
 from covrl.train.collector import Collector
 from covrl.train.evaluate import Evaluator
 from covrl.train.iteration import (
@@ -108,6 +109,10 @@ class _Run:
       dataclasses.asdict(config.mesh), jax.devices()
     )
     self.task: Task = module.make_task(config)
+    for note in self.task.notes:
+      progress.note(note)
+    if len(self.task.train) == 0:
+      raise ConfigError('training needs problems, data.train names no file')
     self.warm_start_tx = module.make_warm_start_tx(config)
     model = module.make_model(config, self.task.tokenizer.vocab_size)
     check_tokenizer(self.task.tokenizer, model.vocab_size)
@@ -141,6 +146,10 @@ class _Run:
       workers=config.rewards.workers,
       timeout=config.rewards.timeout,
     )
+    for note in check_references(
+      self.task, self.scoring, programs=config.data.checked_programs
+    ):
+      progress.note(f'warning: {note}')
     self.collector = Collector(
       self.task,
       self.engine,
@@ -151,16 +160,21 @@ class _Run:
     )
     self.programs.check(self.collector.blank().batch)
     self.collector.check()
-    self.evaluator = Evaluator(
-      self.engine,
-      self.scoring,
-      self.task.tokenizer,
-      self.task.evaluation(config.evaluate),
-      max_prompt_length=config.rollout.max_prompt_length,
-      prompts_at_once=config.rollout.prompts_per_iteration,
-      group_size=config.rollout.responses_per_prompt,
-      key=self.keys[EVALUATE_STREAM],
-      answer=self.task.answer,
+    suites = self.task.evaluation(config.evaluate)
+    self.evaluator = (
+      None
+      if not suites
+      else Evaluator(
+        self.engine,
+        self.scoring,
+        self.task.tokenizer,
+        suites,
+        max_prompt_length=config.rollout.max_prompt_length,
+        prompts_at_once=config.rollout.prompts_per_iteration,
+        group_size=config.rollout.responses_per_prompt,
+        key=self.keys[EVALUATE_STREAM],
+        reader=self.task.reader,
+      )
     )
     # Whatever is wrong is known by now: another attempt may use the directory.
     directory.claim(recipe)
@@ -250,7 +264,8 @@ class _Run:
   def _compile(self, state: TrainState) -> None:
     """Compiles all programs, so that nothing is compiled later."""
     self.progress.note('compiling')
-    self.evaluator.compile(state.trainable)
+    if self.evaluator:
+      self.evaluator.compile(state.trainable)
     self.programs.compile(state, self.collector.blank().batch)
     self.collector.compile(state.trainable)
     for stream in self.keys.values():
@@ -270,6 +285,8 @@ class _Run:
       write_report(self.directory.path)
 
   def _evaluate(self, place: _Place, state: TrainState) -> None:
+    if not self.evaluator:
+      return
     evaluation = self.evaluator.run(state.trainable)
     summary = evaluation.summary()
     self.writer.write(

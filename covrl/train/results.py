@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 from jaxtyping import Bool, Float
 
 from covrl.data import Suite
@@ -137,3 +139,44 @@ def _stderr(sets: Sequence[Float[np.ndarray, ' N']]) -> float:
   """Standard error of the plain mean of sets' means, over their problems."""
   variances = [values.var() / values.size for values in sets]
   return float(np.sqrt(np.sum(variances)) / len(sets))
+
+
+def write_results(
+  evaluation: Evaluation, directory: epath.PathLike, about: Mapping[str, Any]
+) -> epath.Path:
+  """Keeps an evaluation's results, one file a set; others' stay.
+
+  evaluation/NAME.jsonl      one object a problem, responses included
+  evaluation/summary.json    figures and sampling of every set
+
+  Args:
+    evaluation: of named sets.
+    directory: below which they are kept.
+    about: what was evaluated, for the summary.
+
+  Returns:
+    The summary.
+  """
+  folder = epath.Path(directory) / 'evaluation'
+  folder.mkdir(parents=True, exist_ok=True)
+  estimates = evaluation.estimates()
+  file = folder / 'summary.json'
+  summary = json.loads(file.read_text()) if file.exists() else {}
+  for result in evaluation.results:
+    suite = result.suite
+    lines = map(json.dumps, result.lines(responses=True))
+    (folder / f'{suite.name}.jsonl').write_text('\n'.join((*lines, '')))
+    summary[suite.name] = {
+      **about,
+      'problems': len(suite.problems),
+      'samples': suite.samples,
+      'temperature': suite.temperature if suite.samples else 0.0,
+      'layout': suite.layout,
+      'figures': {
+        name.removeprefix(f'{suite.name}/'): [each.value, each.low, each.high]
+        for name, each in estimates.items()
+        if name.startswith(f'{suite.name}/')
+      },
+    }
+  file.write_text(json.dumps(summary, indent=2))
+  return file

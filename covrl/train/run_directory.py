@@ -5,7 +5,7 @@ config.json      the resolved configuration and the run's identity
 recipe/          the config file it was made with
 metrics.jsonl    one JSON object a line
 rollouts/        kept samples
-evaluation/      results per held-out problem
+evaluation/      results by problem: of the run's own evaluations, and of sets
 checkpoints/     see `covrl.train.checkpoint`
 report.html      see `covrl.report`
 """

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from covrl.config import EvaluateConfig, TaskConfig
 from covrl.data import Problem, ProblemSource, Suite, Tokenizer
 from covrl.rewards import RewardPart
 
-Answer: TypeAlias = Callable[[Problem, str], str | None]
+Reader: TypeAlias = Callable[[Problem], Callable[[str], str | None] | None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,8 +25,12 @@ class Task:
     held_out: problems for evaluation, none of them in the other two.
     rewards: what a response is worth, in named parts; see `covrl.rewards`.
     suites: evaluation sets beside them, or instead.
-    answer: from a problem and a response to its final answer, to vote with;
-      `None` where there is nothing to vote on.
+    reader: gives for a problem what reads the final answer of a response to
+      it, to vote with; `None` where there is nothing to vote on.
+    right_response: a response to a problem that must be judged right, `None`
+      where nobody knows one.
+    checked: problems whose references are given as answers before a run
+      begins, to see that they are judged right.
     notes: what to know about the problems, a sentence each.
   """
 
@@ -36,7 +40,9 @@ class Task:
   held_out: Sequence[Problem]
   rewards: Sequence[RewardPart]
   suites: Sequence[Suite] = ()
-  answer: Answer | None = None
+  reader: Reader = lambda problem: None
+  right_response: Callable[[Problem], str | None] = lambda p: p.solution
+  checked: Sequence[ProblemSource] = ()
   notes: Sequence[str] = ()
 
   @property
@@ -46,35 +52,27 @@ class Task:
       self.train.names, self.held_out, *(s.problems for s in self.suites)
     )
 
-  def evaluation(
-    self,
-    config: EvaluateConfig,
-    *,
-    problems: int | None = None,
-    samples: int | None = None,
-    temperature: float | None = None,
-  ) -> list[Suite]:
-    """What is evaluated: held-out problems, if any, and the sets.
-
-    Args:
-      config: how many held-out problems, and how they are sampled.
-      problems: how many of them instead.
-      samples: k of all of them instead.
-      temperature: of the samples of all of them instead.
-    """
-    suites = list(self.suites)
+  def evaluation(self, config: EvaluateConfig) -> list[Suite]:
+    """What is evaluated, and how: held-out problems, if any, and the sets."""
+    suites = [
+      suite.changed(
+        problems=config.suite_problems or None,
+        samples=None if config.suite_samples < 0 else config.suite_samples,
+        temperature=None
+        if config.suite_temperature < 0
+        else config.suite_temperature,
+      )
+      for suite in self.suites
+    ]
     if self.held_out:
-      count = config.problems if problems is None else problems
       own = Suite(
         name='',
-        problems=self.held_out[:count],
+        problems=self.held_out[: config.problems],
         samples=config.samples,
         temperature=config.temperature,
       )
       suites.insert(0, own)
-    changes: dict[str, Any] = {'samples': samples, 'temperature': temperature}
-    given = {name: v for name, v in changes.items() if v is not None}
-    return [dataclasses.replace(suite, **given) for suite in suites]
+    return suites
 
 
 def countdown_task(config: TaskConfig) -> Task:

@@ -103,7 +103,7 @@ def test_dapo_is_asked_with_its_frame_and_known_without():
 def test_one_verl_file_may_hold_maths_and_code(tmp_path):
   def row(ability, truth):
     return {
-      'data_source': 'numina',
+      'data_source': f'numina_{ability}',
       'prompt': [
         {'role': 'system', 'content': 'Think.'},
         {'role': 'user', 'content': 'Q'},

@@ -158,6 +158,28 @@ def test_a_column_of_mixed_types(kind, tmp_path):
   )
 
 
+def test_a_source_is_of_one_kind(tmp_path):
+  def row(ability, truth):
+    return {
+      'data_source': 'mixed',
+      'prompt': [{'role': 'user', 'content': 'q'}],
+      'ability': ability,
+      'reward_model': {'ground_truth': truth},
+    }
+
+  tests = json.dumps({'inputs': ['1'], 'outputs': ['2']})
+  path = write_jsonl(
+    tmp_path / 'a.jsonl', [row('math', '4'), row('code', tests)]
+  )
+  with pytest.raises(ValueError) as caught:
+    FileSource(path)
+  assert str(caught.value) == (
+    "The source 'mixed' must be of one kind of problems, which a column"
+    f" 'data_source' may tell apart, got math in row 1 of {path} and code in"
+    f' row 2 of {path}.'
+  )
+
+
 def test_columns_of_ones_own(tmp_path):
   answer = {'numbers': [1, 2], 'target': None}
   rows = [{'asked': 'p', 'wanted': answer, 'why': 'w'}]
@@ -227,6 +249,7 @@ def test_tfds(tfds_folder):
     kind='math',
     key=source[2].key,
     place='row 2 of tfds:sums/train',
+    column='answer',
   )
   raw = TfdsRecords('sums', split='train[:2]', data_dir=tfds_folder)
   assert [row['choices'] for row in raw] == [['a0', 'b'], ['a1', 'b']]

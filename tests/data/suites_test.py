@@ -38,9 +38,10 @@ def test_published_sampling():
 
 
 def test_sampling_of_ones_own():
-  suites = load_suites(
-    'math500,aime24', DIRECTORY, samples=4, temperature=0.9, problems=2
-  )
+  suites = [
+    suite.changed(samples=4, temperature=0.9, problems=2)
+    for suite in load_suites('math500,aime24', DIRECTORY)
+  ]
   assert {(s.samples, s.temperature) for s in suites} == {(4, 0.9)}
   assert [len(s.problems) for s in suites] == [2, 2]
 

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How answers of each kind of problem are judged, read, and given rightly.
+
+A problem's kind (`Problem.kind`) comes from its file's layout:
+
+  math        the last `\\boxed{}` is compared with the reference
+  math_dapo   what follows the last `Answer:`, as DAPO-Math-17k asks for it
+  code        the program in the response passes the reference's tests
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+
+from covrl.data import Problem
+from covrl.rewards import RewardPart, code_reward, maths_reward
+from covrl.rewards.maths.cleaning import clean, key
+from covrl.rewards.maths.extraction import extract
+
+_RULES = {'math': 'boxed', 'math_dapo': 'dapo'}
+_STATED = {'math': '\\boxed{{{}}}', 'math_dapo': 'Answer: {}'}
+"""How a response states an answer, by kind."""
+
+
+def rewards_of(kinds: Mapping[str, str]) -> list[RewardPart]:
+  """A reward for every kind of problems, for the sources that have it.
+
+  Args:
+    kinds: the kind of each source's problems.
+
+  Raises:
+    ValueError: there is no such kind.
+  """
+  sources: dict[str, list[str]] = {}
+  for source, kind in kinds.items():
+    sources.setdefault(kind, []).append(source)
+  return [_reward(kind, tuple(names)) for kind, names in sources.items()]
+
+
+def _reward(kind: str, sources: tuple[str, ...]) -> RewardPart:
+  if kind == 'code':
+    return code_reward(sources=sources)
+  if kind not in _RULES:
+    raise ValueError(
+      f'Problems must be of a kind that can be judged ({", ".join(_RULES)},'
+      f' code), those of {", ".join(sources)} are {kind!r}.'
+    )
+  return maths_reward(rule=_RULES[kind], name=kind, sources=sources)
+
+
+def reader_of(problem: Problem) -> Callable[[str], str | None] | None:
+  """What reads the answer of a response, spelt one way; none for programs."""
+  if problem.kind not in _RULES:
+    return None
+  return functools.partial(_read, rule=_RULES[problem.kind])
+
+
+def right_response(problem: Problem) -> str | None:
+  """A response that must be judged right: the reference, or its solution.
+
+  >>> right_response(Problem(prompt='', reference='7', source='', kind='math'))
+  '\\\\boxed{7}'
+  """
+  if problem.kind not in _STATED:
+    return problem.solution
+  return _STATED[problem.kind].format(problem.reference)
+
+
+def _read(response: str, *, rule: str) -> str | None:
+  answer = extract(response, rule)
+  return None if answer is None else key(clean(answer))
