@@ -28,6 +28,9 @@ Workers import this room, so nothing heavy may be imported here.
 from covrl.rewards.countdown import COUNTDOWN_EXAMPLE as COUNTDOWN_EXAMPLE
 from covrl.rewards.countdown import may_be_correct as may_be_correct
 from covrl.rewards.countdown import score_countdown as score_countdown
+from covrl.rewards.maths import grade_math as grade_math
+from covrl.rewards.maths import maths_reward as maths_reward
+from covrl.rewards.maths import score_math as score_math
 from covrl.rewards.outcome import Outcome as Outcome
 from covrl.rewards.outcome import Status as Status
 from covrl.rewards.pool import RewardPool as RewardPool
