@@ -25,6 +25,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+  from collections.abc import Callable
   from types import CodeType
   from typing import Any
 
@@ -60,7 +61,7 @@ def main(control: int) -> None:
   os.closerange(_CONTROL + 1, 1 << 20)
   socket = _socket.socket(fileno=_CONTROL)
   settings, _ = _receive(socket)
-  _restrict(settings)
+  confine = _restrict(settings)
   socket.send(b'ready')
   program = Program(b'')
   while True:
@@ -74,7 +75,7 @@ def main(control: int) -> None:
     child = os.fork()
     if child == 0:
       socket.detach()
-      run_child(program, job, descriptors)
+      run_child(program, job, descriptors, confine)
     _close(descriptors)
     status = _wait(child)
     clean = not any(map(os.listdir, settings['writable']))
@@ -121,15 +122,18 @@ def describe(error: BaseException) -> str:
 
 
 def run_child(
-  program: Program, job: dict[str, Any], descriptors: list[int]
+  program: Program,
+  job: dict[str, Any],
+  descriptors: list[int],
+  confine: Callable[[], object],
 ) -> None:
   """The life of the process that runs a program; it does not return."""
   status = 1
   try:
-    _arrange(descriptors)
+    _arrange(descriptors, silent=job['kind'] != 'run')
     _renew_streams()
-    seconds = int(job['seconds']) + 2
-    _limit(resource.RLIMIT_CPU, seconds)
+    _limit(resource.RLIMIT_CPU, int(job['seconds']) + 2)
+    confine()
     if job['kind'] == 'script':
       script = marshal.loads(job['script'])
       exec(script, {**globals(), 'program': program})
@@ -209,13 +213,16 @@ def _bring_into_scope(code: CodeType, namespace: dict[str, Any]) -> None:
     namespace[module] = __import__(module)
 
 
-def _restrict(settings: dict[str, Any]) -> None:
+def _restrict(settings: dict[str, Any]) -> Callable[[], object]:
+  """Gives up what no program is to have; the rest is for a child to do."""
   if settings['uid'] is not None:
     os.setgroups([])
     os.setresgid(*[settings['uid']] * 3)
     os.setresuid(*[settings['uid']] * 3)
   for name, most in settings['limits'].items():
-    _limit(getattr(resource, name), most)
+    # Without a namespace, everything else that the user runs would count.
+    if name != 'RLIMIT_NPROC' or os.getpid() == 1:
+      _limit(getattr(resource, name), most)
   os.umask(0o077)
   os.environ.clear()
   sys.argv[:] = ['program.py']
@@ -225,6 +232,10 @@ def _restrict(settings: dict[str, Any]) -> None:
 
   for name in ('exit', 'quit'):
     setattr(builtins, name, _sitebuiltins.Quitter(name, 'Ctrl-D'))
+  namespace = {'settings': settings, 'confine': tuple}
+  if 'script' in settings:
+    exec(marshal.loads(settings['script']), namespace)
+  return namespace['confine']
 
 
 def _limit(kind: int, most: int) -> None:
@@ -259,6 +270,8 @@ def _wait(child: int) -> int:
   while status is None:
     # Orphans are collected now and then, so that they take up no place.
     if _CONTROL in dict(poll.poll(100)):
+      os.kill(child, _SIGKILL)
+      os.waitpid(child, 0)
       os._exit(0)
     status = _collect(child)
   os.close(descriptor)
@@ -290,7 +303,7 @@ def _kill_others() -> None:
     return
 
 
-def _arrange(descriptors: list[int]) -> None:
+def _arrange(descriptors: list[int], *, silent: bool) -> None:
   """Makes them 0 (input), 1 (output), 3 (result), 4 and 5 (requests)."""
   for index, descriptor in enumerate(descriptors):
     os.dup2(descriptor, 20 + index)
@@ -299,6 +312,8 @@ def _arrange(descriptors: list[int]) -> None:
   os.closerange(3, 20)
   for index, target in enumerate((0, 1, 3, 4, 5)[: len(descriptors)]):
     os.dup2(20 + index, target)
+  if silent:
+    os.dup2(2, 1)
   os.closerange(20, 64)
 
 
@@ -327,4 +342,5 @@ def _close(descriptors: list[int]) -> None:
     os.close(descriptor)
 
 
-main(int(sys.argv[1]))
+if len(sys.argv) > 1:
+  main(int(sys.argv[1]))

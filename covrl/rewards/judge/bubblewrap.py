@@ -42,12 +42,22 @@ class Bubblewrap:
     """Directories in which a program may write."""
     return '/tmp', '/dev/shm'
 
-  def uid(self) -> int | None:
+  @property
+  def level(self) -> str:
+    """Its name, for the record."""
+    return 'bubblewrap'
+
+  @property
+  def has_namespaces(self) -> bool:
+    """Whether processes cannot leave, and so may be many."""
+    return True
+
+  def settings(self) -> dict[str, int | None]:
     """Whom process 1 has to become, if it is somebody else at first."""
-    return _free_uid() if self.mode == 'root' else None
+    return {'uid': free_uid() if self.mode == 'root' else None}
 
   def command(self, *, filter_fd: int, info_fd: int) -> list[str]:
-    """What starts a sandbox; the interpreter's arguments are to follow."""
+    """What starts a sandbox's interpreter; its arguments are to follow."""
     command = [_path(), *_NAMESPACES]
     if self.mode == 'root':
       command += ['--cap-add', 'CAP_SETUID', '--cap-add', 'CAP_SETGID']
@@ -55,7 +65,7 @@ class Bubblewrap:
       command += ['--unshare-user', '--uid', str(_NOBODY)]
       command += ['--gid', str(_NOBODY)]
     if self.mode == 'dropped':
-      command = [*_as_user(_free_uid()), *command]
+      command = [*_as_user(free_uid()), *command]
     command += ['--seccomp', str(filter_fd), '--info-fd', str(info_fd)]
     return [*command, *self._root(), self.interpreter.executable]
 
@@ -92,6 +102,10 @@ _NAMESPACES = (
   '--unshare-cgroup-try',
   '--hostname',
   'judge',
+  # Sets of strings have the same order in every run.
+  '--setenv',
+  'PYTHONHASHSEED',
+  '0',
   '--new-session',
   '--die-with-parent',
   '--as-pid-1',
@@ -119,7 +133,7 @@ def _as_user(uid: int) -> list[str]:
   return [path, f'--reuid={uid}', f'--regid={uid}', '--clear-groups', '--']
 
 
-def _free_uid() -> int:
+def free_uid() -> int:
   """A user that nobody is: one that this container knows, where it is one."""
   share = int.from_bytes(os.urandom(3), 'big')
   table = pathlib.Path('/proc/self/uid_map').read_text(encoding='ascii')

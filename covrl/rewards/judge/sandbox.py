@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import marshal
 import os
-import pathlib
 import select
 import signal
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
-from covrl.rewards.judge.bubblewrap import Bubblewrap
+from covrl.rewards.judge.launchers import Launcher
+from covrl.rewards.judge.scripts import compile_script
 from covrl.rewards.judge.seccomp import make_filter
 from covrl.rewards.judge.usage import Usage, measure
 from covrl.rewards.judge.watch import Channel, End, Limits, watch
 
-_HERE = pathlib.Path(__file__).parent
 _START = 'import marshal,os,sys;exec(marshal.loads(os.pread({},1<<20,0)))'
 _TIMEOUT = 30.0
 
@@ -57,6 +55,7 @@ class Sandbox:
   Args:
     launcher: how to start one.
     limits: what its programs may take.
+    cpu: the one processor that they may use; any if none is given.
 
   Attributes:
     is_fit: whether it may have another job: nothing was killed in it, and
@@ -66,13 +65,15 @@ class Sandbox:
     SandboxError: it could not be started.
   """
 
-  def __init__(self, launcher: Bubblewrap, limits: Limits) -> None:
+  def __init__(
+    self, launcher: Launcher, limits: Limits, cpu: int | None = None
+  ) -> None:
     self.is_fit = True
     self._launcher = launcher
     self._limits = limits
     self._stack = contextlib.ExitStack()
     try:
-      self._start()
+      self._start(cpu)
     except BaseException:
       self.close()
       raise
@@ -88,9 +89,10 @@ class Sandbox:
     self.is_fit = False
     self._stack.close()
 
-  def usage(self) -> Usage:
-    """What it takes at the moment."""
-    return measure(self._pid, self._launcher.writable, self._limits.memory)
+  def usage(self, *, exact: bool = False) -> Usage:
+    """What it takes at the moment; exactly, or where it may be too much."""
+    limit = 0 if exact else self._limits.memory
+    return measure(self._pid, self._launcher.writable, limit)
 
   def load(self, program: bytes, seconds: float) -> Run:
     """Compiles the program; what is said, after a dot, is why it failed."""
@@ -115,9 +117,12 @@ class Sandbox:
       seconds: after which it is killed, with all else in here.
       most_output: bytes; a program that prints more is killed.
       most_result: likewise for its result.
-      pipes: descriptors that the process gets as its 4 and 5.
+      pipes: descriptors that the process gets as its 4 and 5; they are closed
+        here once it has them.
     """
     with contextlib.ExitStack() as stack:
+      for pipe in pipes:
+        stack.callback(os.close, pipe)
       file = stack.enter_context(memory_file(stdin))
       channels = [Channel(stack, most) for most in (most_output, most_result)]
       descriptors = [file, *(channel.theirs for channel in channels), *pipes]
@@ -147,7 +152,7 @@ class Sandbox:
       said = self._complaint().encode()
     return Run(end, *(bytes(channel.data) for channel in channels), said=said)
 
-  def _start(self) -> None:
+  def _start(self, cpu: int | None) -> None:
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     self._control = self._stack.enter_context(near)
     near.settimeout(_TIMEOUT)
@@ -156,6 +161,8 @@ class Sandbox:
       try:
         self._pid = self._spawn(far.fileno())
         far.close()
+        if cpu is not None:
+          os.sched_setaffinity(self._pid, {cpu})
         self._greet()
       except (OSError, ValueError) as error:
         raise SandboxError(self._complaint() or str(error)) from None
@@ -189,36 +196,24 @@ class Sandbox:
         # Ctrl-C is the trainer's to handle.
         start_new_session=True,
       )
-      self._stack.callback(_end, process)
       ours.close()
-      poll = select.poll()
-      poll.register(info, select.POLLIN)
-      text = b''
-      while poll.poll(_TIMEOUT * 1000) and (part := info.read(4096)):
-        text += part
-      if not text:
-        process.wait(_TIMEOUT)
-      pid = json.loads(text)['child-pid']
-      handle = os.pidfd_open(pid)
-      self._stack.callback(_kill, handle)
+      if not self._launcher.has_namespaces:
+        self._stack.callback(_dismiss, self._control, process)
+        return process.pid
+      self._stack.callback(_await, process)
+      pid = _read_pid(info)
+      self._stack.callback(_kill, os.pidfd_open(pid))
       return pid
 
   def _greet(self) -> None:
     settings = {
-      'uid': self._launcher.uid(),
       'limits': self._limits.settings(),
       'writable': self._launcher.writable,
+      **self._launcher.settings(),
     }
     self._control.send(marshal.dumps(settings))
     if self._control.recv(64) != b'ready':
       raise OSError('its process 1 did not become ready')
-
-
-@functools.cache
-def compile_script(name: str) -> bytes:
-  """One of the scripts for inside, ready for an interpreter of this kind."""
-  path = _HERE / name
-  return marshal.dumps(compile(path.read_bytes(), name, 'exec'))
 
 
 @contextlib.contextmanager
@@ -234,6 +229,19 @@ def memory_file(data: bytes) -> Iterator[int]:
     os.close(descriptor)
 
 
+def _read_pid(info: IO[bytes]) -> int:
+  """Which process bubblewrap says that it has started."""
+  poll = select.poll()
+  poll.register(info, select.POLLIN)
+  text = b''
+  while poll.poll(_TIMEOUT * 1000) and (part := info.read(4096)):
+    text += part
+  try:
+    return json.loads(text)['child-pid']
+  except ValueError:
+    raise OSError('bubblewrap did not say what it has started') from None
+
+
 def _kill(handle: int) -> None:
   """Kills process 1, and with it its namespace."""
   with contextlib.suppress(ProcessLookupError):
@@ -241,10 +249,21 @@ def _kill(handle: int) -> None:
   os.close(handle)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-  """Waits for bubblewrap, which waits for the namespace; kills it if need be."""
+def _await(process: subprocess.Popen[bytes]) -> None:
+  """Waits for bubblewrap, which ends after the namespace that it made."""
   try:
     process.wait(_TIMEOUT)
   except subprocess.TimeoutExpired:
     process.kill()
+    process.wait(_TIMEOUT)
+
+
+def _dismiss(control: socket.socket, process: subprocess.Popen[bytes]) -> None:
+  """Has the runner kill its program and end, where nothing else holds them."""
+  with contextlib.suppress(OSError):
+    control.shutdown(socket.SHUT_RDWR)
+  try:
+    process.wait(2.0)
+  except subprocess.TimeoutExpired:
+    os.killpg(process.pid, signal.SIGKILL)
     process.wait(_TIMEOUT)
