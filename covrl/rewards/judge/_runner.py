@@ -135,8 +135,9 @@ def run_child(
     _limit(resource.RLIMIT_CPU, int(job['seconds']) + 2)
     confine()
     if job['kind'] == 'script':
-      script = marshal.loads(job['script'])
-      exec(script, {**globals(), 'program': program})
+      namespace = {**globals(), 'program': program, 'job': job}
+      for script in job['scripts']:
+        exec(marshal.loads(script), namespace)
       status = 0
     elif job['kind'] == 'call':
       status = _call(program, job['name'])

@@ -55,9 +55,7 @@ def same_value(value: Any, expected: Any) -> bool:
   if type(value) is not type(expected):
     return False
   if isinstance(expected, list):
-    return len(value) == len(expected) and all(
-      map(same_value, value, expected)
-    )
+    return len(value) == len(expected) and all(map(same_value, value, expected))
   if isinstance(expected, dict):
     return value.keys() == expected.keys() and all(
       same_value(value[key], expected[key]) for key in expected
@@ -112,9 +110,7 @@ def _close(value: float, expected: float, near_zero: float) -> bool:
   if math.isnan(expected):
     return math.isnan(value)
   try:
-    return math.isclose(
-      value, expected, rel_tol=TOLERANCE, abs_tol=near_zero
-    )
+    return math.isclose(value, expected, rel_tol=TOLERANCE, abs_tol=near_zero)
   except OverflowError:
     return False
 

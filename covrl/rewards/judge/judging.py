@@ -190,9 +190,7 @@ def judge_code(
       judge = default_judge()
     except JudgeError as error:
       return Outcome(math.nan, Status.INFRASTRUCTURE, str(error))
-  return judge.judge(
-    program, tests, time_limit=time_limit, pass_rate=pass_rate
-  )
+  return judge.judge(program, tests, time_limit=time_limit, pass_rate=pass_rate)
 
 
 @functools.cache

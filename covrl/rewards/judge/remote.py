@@ -103,13 +103,15 @@ class RemoteSession:
 
   def _run(self, code: str, stdin: bytes) -> dict[str, Any] | Outcome:
     """What the server says of a run, or what the program was killed for."""
-    answer = self._ask({
-      'code': code,
-      'language': 'python',
-      'stdin': stdin.decode(errors='replace'),
-      'run_timeout': self._seconds,
-      'memory_limit_MB': self._limits.memory >> 20,
-    })
+    answer = self._ask(
+      {
+        'code': code,
+        'language': 'python',
+        'stdin': stdin.decode(errors='replace'),
+        'run_timeout': self._seconds,
+        'memory_limit_MB': self._limits.memory >> 20,
+      }
+    )
     match answer:
       case {'run_result': {'status': 'TimeLimitExceeded'}}:
         self.is_over = True

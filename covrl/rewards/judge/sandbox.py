@@ -126,7 +126,9 @@ class Sandbox:
       file = stack.enter_context(memory_file(stdin))
       channels = [Channel(stack, most) for most in (most_output, most_result)]
       descriptors = [file, *(channel.theirs for channel in channels), *pipes]
-      run = self._do({**job, 'seconds': seconds}, descriptors, seconds, channels)
+      run = self._do(
+        {**job, 'seconds': seconds}, descriptors, seconds, channels
+      )
       # `<status> <0 or 1>`: whether anything lies in the writable directories.
       if run.end is not End.ENDED or not run.said.endswith(b' 1'):
         self.close()

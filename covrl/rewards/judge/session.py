@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
+from concurrent import futures
 
 from covrl.rewards.judge.compare import read_json, same_output, same_value
 from covrl.rewards.judge.forms import CallTest, PrintTest, SuiteTest, Test
 from covrl.rewards.judge.launchers import Launcher
-from covrl.rewards.judge.sandbox import Run, Sandbox
+from covrl.rewards.judge.sandbox import Run, Sandbox, SandboxError
 from covrl.rewards.judge.scripts import compile_script
 from covrl.rewards.judge.watch import End, Limits
 from covrl.rewards.outcome import Outcome, Status
@@ -120,6 +120,54 @@ class Session:
       return Outcome(0.0, Status.CRASH, _reason(run, b'it returned nothing'))
     return outcome
 
+  def _check_suite(self, sandbox: Sandbox, test: SuiteTest) -> Outcome:
+    """The suite's verdict, which it reaches where the program is not."""
+    source = test.source.encode('utf-8', 'surrogatepass')
+    with self._open() as other:
+      if other.load(source, self._seconds).said != b'.':
+        raise SandboxError('the suite does not compile')
+      asked, asks = os.pipe()
+      told, tells = os.pipe()
+      with futures.ThreadPoolExecutor(1) as executor:
+        program = executor.submit(
+          sandbox.run,
+          {'kind': 'script', 'scripts': _scripts('values', 'objects')},
+          b'',
+          seconds=self._seconds,
+          most_output=0,
+          most_result=_SPARE,
+          pipes=(asked, tells),
+        )
+        scripts = _scripts('values', 'suite', 'checks')
+        suite = other.run(
+          {'kind': 'script', 'scripts': scripts, 'entry': test.entry},
+          b'',
+          seconds=self._seconds,
+          most_output=0,
+          most_result=_SPARE,
+          pipes=(told, asks),
+        )
+      return self._compare_suite(program.result(), suite)
+
+  def _compare_suite(self, program: Run, suite: Run) -> Outcome:
+    if program.end is not End.ENDED:
+      return self._failure(program)
+    if suite.end is not End.ENDED:
+      return self._failure(suite)
+    match read_json(suite.result or b'{}'):
+      case {'passed': _}:
+        return _PASSED
+      case {'broken': str(reason)}:
+        raise SandboxError(f'the suite cannot be run: {reason}')
+      case {'failed': str(reason)}:
+        said = reason.encode(errors='replace')
+      case _:
+        said = b'the suite ended before its end'
+    # A program that ended early says more of it than the suite does.
+    if program.result and not program.result.startswith(b'EOFError'):
+      return Outcome(0.0, Status.CRASH, in_a_line(program.result))
+    return Outcome(0.0, Status.WRONG, in_a_line(said))
+
   def _failure(self, run: Run) -> Outcome:
     """What a program is killed for."""
     self.is_over = True
@@ -135,8 +183,14 @@ class Session:
       case End.OUTPUT:
         detail = 'it printed or returned far more than was asked for'
       case _:
-        detail = f'its sandbox broke: {in_a_line(run.said) or "no reason given"}'
+        detail = (
+          f'its sandbox broke: {in_a_line(run.said) or "no reason given"}'
+        )
     return Outcome(0.0, Status.CRASH, detail)
+
+
+def _scripts(*names: str) -> list[bytes]:
+  return [compile_script(f'_{name}.py') for name in names]
 
 
 def compare_output(printed: bytes, test: PrintTest) -> Outcome:
@@ -164,7 +218,9 @@ def compare_answer(text: bytes, test: CallTest) -> Outcome | None:
       )
       return Outcome(0.0, Status.WRONG, f'{expected} was expected, got {got}')
     case {'error': str(error), **rest} if not rest:
-      return Outcome(0.0, Status.CRASH, in_a_line(error.encode(errors='replace')))
+      return Outcome(
+        0.0, Status.CRASH, in_a_line(error.encode(errors='replace'))
+      )
   return None
 
 
@@ -175,7 +231,9 @@ def _reason(run: Run, said: bytes) -> str:
     number = os.WTERMSIG(status)
     names = {item.value: item.name for item in signal.Signals}
     return f'it was killed by {names.get(number, f"signal {number}")}'
-  return in_a_line(said) or f'it exited with {os.waitstatus_to_exitcode(status)}'
+  return (
+    in_a_line(said) or f'it exited with {os.waitstatus_to_exitcode(status)}'
+  )
 
 
 def in_a_line(text: bytes) -> str:
