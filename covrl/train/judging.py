@@ -5,7 +5,8 @@ A problem's kind (`Problem.kind`) comes from its file's layout:
 
   math        the last `\\boxed{}` is compared with the reference
   math_dapo   what follows the last `Answer:`, as DAPO-Math-17k asks for it
-  code        the program in the response passes the reference's tests
+  code        the share of the reference's tests that the program in the
+              response passes; right is who passes all
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import functools
 from collections.abc import Callable, Mapping
 
 from covrl.data import Problem
-from covrl.rewards import RewardPart, code_reward, maths_reward
+from covrl.rewards import Reward, maths_reward
+from covrl.rewards.judge.judging import judge_code
 from covrl.rewards.maths.cleaning import clean, key
 from covrl.rewards.maths.extraction import extract
 
@@ -22,8 +24,13 @@ _RULES = {'math': 'boxed', 'math_dapo': 'dapo'}
 _STATED = {'math': '\\boxed{{{}}}', 'math_dapo': 'Answer: {}'}
 """How a response states an answer, by kind."""
 
+# Tests run one after the other, each for up to four seconds; the first that
+# takes them all is the last. A response that takes this long is masked.
+_CODE_SECONDS = 120.0
+_CODE_EXAMPLE = 'print(input())', [{'stdin': '1', 'stdout': '1'}]
 
-def rewards_of(kinds: Mapping[str, str]) -> list[RewardPart]:
+
+def rewards_of(kinds: Mapping[str, str]) -> list[Reward]:
   """A reward for every kind of problems, for the sources that have it.
 
   Args:
@@ -38,9 +45,15 @@ def rewards_of(kinds: Mapping[str, str]) -> list[RewardPart]:
   return [_reward(kind, tuple(names)) for kind, names in sources.items()]
 
 
-def _reward(kind: str, sources: tuple[str, ...]) -> RewardPart:
+def _reward(kind: str, sources: tuple[str, ...]) -> Reward:
   if kind == 'code':
-    return code_reward(sources=sources)
+    return Reward(
+      name='code',
+      score=functools.partial(judge_code, pass_rate=True),
+      sources=sources,
+      timeout=_CODE_SECONDS,
+      example=_CODE_EXAMPLE,
+    )
   if kind not in _RULES:
     raise ValueError(
       f'Problems must be of a kind that can be judged ({", ".join(_RULES)},'
