@@ -281,11 +281,24 @@ class RewardConfig:
     timeout: seconds a response may take before its worker is killed.
     max_failures: share of an iteration's responses whose scoring may time out
       or crash (they are masked, never scored 0) before the run stops.
+    format: of tasks of text: a regular expression that whole responses are
+      rewarded for matching; empty for none.
+    format_weight: what that counts.
+    overlong_buffer: likewise: tokens before the longest response allowed, over
+      which a penalty grows to 1 (DAPO); 0 for none.
+    function: likewise: a reward of one's own, `module:function`, beside that
+      of the right answer; empty for none.
+    function_weight: what that counts.
   """
 
   workers: int = 2
   timeout: float = 5.0
   max_failures: float = 0.05
+  format: str = ''
+  format_weight: float = 0.1
+  overlong_buffer: int = 0
+  function: str = ''
+  function_weight: float = 1.0
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)

@@ -14,8 +14,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 
+from covrl.config import Config
 from covrl.data import Problem
-from covrl.rewards import Reward, maths_reward
+from covrl.rewards import (
+  Overlong,
+  Reward,
+  RewardPart,
+  format_reward,
+  maths_reward,
+)
 from covrl.rewards.judge.judging import judge_code
 from covrl.rewards.maths.cleaning import clean, key
 from covrl.rewards.maths.extraction import extract
@@ -43,6 +50,38 @@ def rewards_of(kinds: Mapping[str, str]) -> list[Reward]:
   for source, kind in kinds.items():
     sources.setdefault(kind, []).append(source)
   return [_reward(kind, tuple(names)) for kind, names in sources.items()]
+
+
+def shaping_of(config: Config) -> list[RewardPart]:
+  """What is rewarded beside right answers, as far as the config says.
+
+  None of it counts in an evaluation.
+
+  Raises:
+    ValueError: the pattern of a format is none, or the buffer longer than a
+      response.
+  """
+  rewards = config.rewards
+  parts: list[RewardPart] = []
+  if rewards.format:
+    parts.append(format_reward(rewards.format, weight=rewards.format_weight))
+  if rewards.overlong_buffer:
+    parts.append(
+      Overlong(
+        max_length=config.rollout.max_response_length,
+        buffer=rewards.overlong_buffer,
+      )
+    )
+  if rewards.function:
+    parts.append(
+      Reward(
+        name='function',
+        score=rewards.function,
+        weight=rewards.function_weight,
+        shaping=True,
+      )
+    )
+  return parts
 
 
 def _reward(kind: str, sources: tuple[str, ...]) -> Reward:

@@ -29,7 +29,12 @@ from covrl.data import (
 from covrl.data.records import TFDS
 from covrl.data.rows import prompt_ids
 from covrl.pretrained import load_chat_template, load_tokenizer
-from covrl.train.judging import reader_of, rewards_of, right_response
+from covrl.train.judging import (
+  reader_of,
+  rewards_of,
+  right_response,
+  shaping_of,
+)
 from covrl.train.task import Task
 
 
@@ -73,7 +78,7 @@ def text_task(config: Config) -> Task:
     train=train,
     solved=None,
     held_out=(),
-    rewards=rewards_of(kinds),
+    rewards=[*rewards_of(kinds), *shaping_of(config)],
     suites=asked,
     reader=reader_of,
     right_response=right_response,

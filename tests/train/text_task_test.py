@@ -82,6 +82,23 @@ def test_rewards_are_routed_by_source():
   )
 
 
+def test_what_is_rewarded_beside_right_answers():
+  made = config('plain.jsonl')
+  made.rewards.format = '<think>.*</think>.*'
+  made.rewards.overlong_buffer = 4
+  made.rewards.function = 'train.scoring:begins_with_largest'
+  task = text_task(made)
+  assert [r.name for r in task.rewards] == [
+    'math',
+    'format',
+    'overlong',
+    'function',
+  ]
+  assert [r.weight for r in task.rewards] == [1.0, 0.1, 1.0, 1.0]
+  # An evaluation asks only whether answers are right.
+  assert [r.shaping for r in task.rewards] == [False, True, True, True]
+
+
 def test_a_source_is_judged_one_way(tmp_path):
   def row(ability, truth):
     return {
