@@ -249,7 +249,7 @@ def _problems(files: Sequence[epath.Path]) -> Problems:
         record = json.loads(line)
       except ValueError:
         continue
-      if isinstance(record, dict):
+      if isinstance(record, dict) and 'greedy' in record:
         suite = str(record.get('suite', ''))
         told = str(record.get('key') or record.get('prompt'))
         kept.setdefault((suite, told), []).append(record)
