@@ -37,6 +37,11 @@ class Landlock:
     return ()
 
   @property
+  def environment(self) -> dict[str, str]:
+    """What the interpreter needs to order sets alike in every run."""
+    return {'PYTHONHASHSEED': '0'}
+
+  @property
   def has_namespaces(self) -> bool:
     """Whether processes cannot leave, and so may be many."""
     return False
@@ -71,6 +76,11 @@ class Unsandboxed:
   def writable(self) -> tuple[str, ...]:
     """Directories that are made for a program, none."""
     return ()
+
+  @property
+  def environment(self) -> dict[str, str]:
+    """What the interpreter needs to order sets alike in every run."""
+    return {'PYTHONHASHSEED': '0'}
 
   @property
   def has_namespaces(self) -> bool:
