@@ -281,6 +281,10 @@ class RewardConfig:
     timeout: seconds a response may take before its worker is killed.
     max_failures: share of an iteration's responses whose scoring may time out
       or crash (they are masked, never scored 0) before the run stops.
+    judge: how programs are held that are judged: `bubblewrap`, `landlock`,
+      `remote` or `unsandboxed`; the best of the first three that can be had if
+      empty. Nothing is run unsandboxed unless this says so.
+    judge_url: of a remote judge; empty for none.
     format: of tasks of text: a regular expression that whole responses are
       rewarded for matching; empty for none.
     format_weight: what that counts.
@@ -294,6 +298,8 @@ class RewardConfig:
   workers: int = 2
   timeout: float = 5.0
   max_failures: float = 0.05
+  judge: str = ''
+  judge_url: str = ''
   format: str = ''
   format_weight: float = 0.1
   overlong_buffer: int = 0

@@ -112,7 +112,7 @@ def test_every_factory_builds(path, model):
   params = {'w': jnp.ones(3)}
   built['make_tx'].init(params)
   built['make_warm_start_tx'].init(params)
-  doc = module.__doc__
+  doc = module.__doc__ or ''
   assert f'--config=configs/{path.name} --workdir=runs/{path.stem}' in doc
   for word in ('Hardware: ', 'Expect: ', 'Source: '):
     assert f'\n{word}' in doc

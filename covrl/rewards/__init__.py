@@ -5,7 +5,7 @@ A task states what a response is worth as a sequence of named parts:
 
   rewards = (
     maths_reward(sources=('math', 'gsm8k')),      # is the answer right?
-    Reward(name='code', score=…, sources=('kodcode',)),
+    code_reward(sources=('kodcode',)),            # does the program work?
     Reward(name='mine', score='module:function', weight=0.5),
     format_reward(r'<think>.*</think>.*', weight=0.1),
     Overlong(max_length=8192, buffer=1024),       # DAPO's length penalty
@@ -25,9 +25,16 @@ In a script, without any of this, one answer at a time:
 Workers import this room, so nothing heavy may be imported here.
 """
 
+from covrl.rewards.code import code_reward as code_reward
+from covrl.rewards.code import judge_of as judge_of
+from covrl.rewards.code import score_code as score_code
 from covrl.rewards.countdown import COUNTDOWN_EXAMPLE as COUNTDOWN_EXAMPLE
 from covrl.rewards.countdown import may_be_correct as may_be_correct
 from covrl.rewards.countdown import score_countdown as score_countdown
+from covrl.rewards.judge import Judge as Judge
+from covrl.rewards.judge import JudgeError as JudgeError
+from covrl.rewards.judge import find_program as find_program
+from covrl.rewards.judge import judge_code as judge_code
 from covrl.rewards.maths import grade_math as grade_math
 from covrl.rewards.maths import maths_reward as maths_reward
 from covrl.rewards.maths import score_math as score_math

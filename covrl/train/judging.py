@@ -14,16 +14,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 
-from covrl.config import Config
+from covrl.config import Config, RewardConfig
 from covrl.data import Problem
 from covrl.rewards import (
   Overlong,
   Reward,
   RewardPart,
+  code_reward,
   format_reward,
+  judge_of,
   maths_reward,
 )
-from covrl.rewards.judge.judging import judge_code
 from covrl.rewards.maths.cleaning import clean, key
 from covrl.rewards.maths.extraction import extract
 
@@ -31,25 +32,43 @@ _RULES = {'math': 'boxed', 'math_dapo': 'dapo'}
 _STATED = {'math': '\\boxed{{{}}}', 'math_dapo': 'Answer: {}'}
 """How a response states an answer, by kind."""
 
-# Tests run one after the other, each for up to four seconds; the first that
-# takes them all is the last. A response that takes this long is masked.
-_CODE_SECONDS = 120.0
-_CODE_EXAMPLE = 'print(input())', [{'stdin': '1', 'stdout': '1'}]
 
-
-def rewards_of(kinds: Mapping[str, str]) -> list[Reward]:
+def rewards_of(
+  kinds: Mapping[str, str], config: RewardConfig
+) -> tuple[list[RewardPart], list[str]]:
   """A reward for every kind of problems, for the sources that have it.
 
   Args:
     kinds: the kind of each source's problems.
+    config: who is to judge programs.
+
+  Returns:
+    The rewards, and what to know about them: how programs are held.
 
   Raises:
-    ValueError: there is no such kind.
+    JudgeError: there are programs to judge, and there is no judge.
+    ValueError: there is no such kind, or no such level of judging.
   """
   sources: dict[str, list[str]] = {}
   for source, kind in kinds.items():
     sources.setdefault(kind, []).append(source)
-  return [_reward(kind, tuple(names)) for kind, names in sources.items()]
+  rewards: list[RewardPart] = []
+  notes: list[str] = []
+  for kind, names in sources.items():
+    if kind == 'code':
+      level, url = config.judge or None, config.judge_url or None
+      notes.append(f'programs are judged at level {judge_of(level, url).level}')
+      rewards.append(code_reward(level=level, url=url, sources=tuple(names)))
+    elif kind in _RULES:
+      rewards.append(
+        maths_reward(rule=_RULES[kind], name=kind, sources=tuple(names))
+      )
+    else:
+      raise ValueError(
+        f'Problems must be of a kind that can be judged ({", ".join(_RULES)},'
+        f' code), those of {", ".join(names)} are {kind!r}.'
+      )
+  return rewards, notes
 
 
 def shaping_of(config: Config) -> list[RewardPart]:
@@ -82,23 +101,6 @@ def shaping_of(config: Config) -> list[RewardPart]:
       )
     )
   return parts
-
-
-def _reward(kind: str, sources: tuple[str, ...]) -> Reward:
-  if kind == 'code':
-    return Reward(
-      name='code',
-      score=functools.partial(judge_code, pass_rate=True),
-      sources=sources,
-      timeout=_CODE_SECONDS,
-      example=_CODE_EXAMPLE,
-    )
-  if kind not in _RULES:
-    raise ValueError(
-      f'Problems must be of a kind that can be judged ({", ".join(_RULES)},'
-      f' code), those of {", ".join(sources)} are {kind!r}.'
-    )
-  return maths_reward(rule=_RULES[kind], name=kind, sources=sources)
 
 
 def reader_of(problem: Problem) -> Callable[[str], str | None] | None:

@@ -178,6 +178,8 @@ class _Run:
     )
     # Whatever is wrong is known by now: another attempt may use the directory.
     directory.claim(recipe)
+    if self.task.notes:
+      directory.write('task.json', {'notes': list(self.task.notes)})
     self.warm_starts = CheckpointStore(directory.path / 'warm_start', keep=1)
     begun = saved or self.warm_starts.latest()
     self.writer = MetricsWriter(

@@ -3,6 +3,7 @@
 
 config.json      the resolved configuration and the run's identity
 recipe/          the config file it was made with
+task.json        what to know about its problems: their number, their judges
 metrics.jsonl    one JSON object a line
 rollouts/        kept samples
 evaluation/      results by problem: of the run's own evaluations, and of sets

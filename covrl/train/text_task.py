@@ -73,17 +73,18 @@ def text_task(config: Config) -> Task:
     notes.append(
       f'{suite.name}: {len(suite.problems):,} problems (layout {suite.layout})'
     )
+  rewards, judges = rewards_of(kinds, config.rewards)
   return Task(
     tokenizer=tokenizer,
     train=train,
     solved=None,
     held_out=(),
-    rewards=[*rewards_of(kinds), *shaping_of(config)],
+    rewards=[*rewards, *shaping_of(config)],
     suites=asked,
     reader=reader_of,
     right_response=right_response,
     checked=[train, *(ListSource(suite.problems) for suite in asked)],
-    notes=notes,
+    notes=[*notes, *judges],
   )
 
 

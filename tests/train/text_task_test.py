@@ -10,7 +10,7 @@ import pytest
 
 from covrl.config import Config, ConfigError
 from covrl.data import ConcatenatedSource, MixtureSource, Problem
-from covrl.rewards import Scoring
+from covrl.rewards import JudgeError, Scoring, judge_of
 from covrl.train import checks, text_task
 from covrl.train.judging import reader_of, right_response
 
@@ -80,6 +80,34 @@ def test_rewards_are_routed_by_source():
     'taco',
     'math500',
   )
+
+
+def test_how_programs_are_judged_is_said():
+  task = text_task(config('kodcode.jsonl'))
+  assert task.notes[-1].startswith('programs are judged at level ')
+  made = config('kodcode.jsonl')
+  made.rewards.judge = 'unsandboxed'
+  assert text_task(made).notes[-1].endswith(' unsandboxed')
+  made.rewards.judge = 'docker'
+  with pytest.raises(
+    ValueError, match=r"level must be one of .*, got 'docker'"
+  ):
+    text_task(made)
+
+
+def test_no_judge_is_one_sentence(monkeypatch):
+  def none(level, limits):
+    raise JudgeError('a sandbox for programs is required, got none: why')
+
+  monkeypatch.setattr('covrl.rewards.judge.judging.find_launcher', none)
+  judge_of.cache_clear()
+  try:
+    with pytest.raises(JudgeError, match='a sandbox for programs is required'):
+      text_task(config('kodcode.jsonl'))
+    # Mathematics needs none.
+    text_task(config('plain.jsonl'))
+  finally:
+    judge_of.cache_clear()
 
 
 def test_what_is_rewarded_beside_right_answers():

@@ -91,9 +91,7 @@ class Raised:
 
 
 @contextlib.contextmanager
-def raises(
-  expected: Any, *, match: str | None = None
-) -> Iterator[Raised]:
+def raises(expected: Any, *, match: str | None = None) -> Iterator[Raised]:
   """Fails unless what it encloses raises what is expected."""
   raised = Raised()
   try:
@@ -120,7 +118,11 @@ class Mark:
 
 
 def _parametrize(names: Any, rows: Any, **_: Any) -> Callable[[Any], Any]:
-  keys = [n.strip() for n in names.split(',')] if isinstance(names, str) else list(names)
+  keys = (
+    [n.strip() for n in names.split(',')]
+    if isinstance(names, str)
+    else list(names)
+  )
   cases = [
     dict(zip(keys, [row] if len(keys) == 1 else row, strict=True))
     for row in (getattr(row, 'values', row) for row in rows)
@@ -219,12 +221,11 @@ def _run_test(test: Any, names: Names) -> None:
 
 
 def _make_fixture(name: str, names: Names, stack: contextlib.ExitStack) -> Any:
-  function = dict.get(names, name)
+  function: Any = dict.get(names, name)
   if not getattr(function, 'is_fixture', False):
     raise SuiteError(f'a test needs {name}, which there is not')
   needed = {
-    other: _make_fixture(other, names, stack)
-    for other in _parameters(function)
+    other: _make_fixture(other, names, stack) for other in _parameters(function)
   }
   if function.__code__.co_flags & _GENERATOR:
     return stack.enter_context(contextlib.contextmanager(function)(**needed))
@@ -270,4 +271,5 @@ def judge_suite() -> dict[str, str]:
   return {'passed': ''}
 
 
-_write(3, json.dumps(judge_suite()).encode(errors='replace'))
+if __name__ == '__main__':
+  _write(3, json.dumps(judge_suite()).encode(errors='replace'))

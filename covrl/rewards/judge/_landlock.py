@@ -88,4 +88,5 @@ def _check(code: int) -> int:
   return code
 
 
-restrict()
+if __name__ == '__main__':
+  restrict()

@@ -123,11 +123,13 @@ class Objects:
   def _call_back(
     self, callback: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
   ) -> Any:
-    self._wire.send({
-      'callback': callback['callback'],
-      'arguments': [self._wire.encode(value) for value in args],
-      'keywords': {k: self._wire.encode(v) for k, v in kwargs.items()},
-    })
+    self._wire.send(
+      {
+        'callback': callback['callback'],
+        'arguments': [self._wire.encode(value) for value in args],
+        'keywords': {k: self._wire.encode(v) for k, v in kwargs.items()},
+      }
+    )
     return self.serve()
 
   def _describe(self, error: BaseException) -> dict[str, Any]:
@@ -148,6 +150,7 @@ def _snapshot(wire: Wire, value: Any) -> Any:
   return None
 
 
-objects = Objects()
-objects.load()
-objects.serve()
+if __name__ == '__main__':
+  objects = Objects()
+  objects.load()
+  objects.serve()

@@ -11,7 +11,6 @@ unless the suite itself has made it of one of the program's classes.
 from __future__ import annotations
 
 import builtins
-import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,11 +51,13 @@ class Link:
   def ask(self, do: str, *args: Any, **kwargs: Any) -> Any:
     """What comes of an operation; arguments that it changes are changed."""
     self.asked += 1
-    reply = self._exchange({
-      'do': do,
-      'arguments': [self._wire.encode(value) for value in args],
-      'keywords': {k: self._wire.encode(v) for k, v in kwargs.items()},
-    })
+    reply = self._exchange(
+      {
+        'do': do,
+        'arguments': [self._wire.encode(value) for value in args],
+        'keywords': {k: self._wire.encode(v) for k, v in kwargs.items()},
+      }
+    )
     for index, value in reply.get('changed', {}).items():
       _change(args[int(index)], self._wire.decode(value))
     return self._wire.decode(reply['value'])
@@ -104,7 +105,7 @@ class Link:
     """A class of exceptions that stands for one of the program's."""
     name = str(reference['exception'])
     if reference['bases'] is None:
-      kind = getattr(builtins, name, None)
+      kind: Any = getattr(builtins, name, None)
       fine = isinstance(kind, type) and issubclass(kind, Exception)
       return kind if fine else ProgramError
     number = int(reference['number'])
@@ -119,7 +120,7 @@ class Link:
   def _mirror_error(self, error: dict[str, Any]) -> Exception:
     kind = self._mirror(error['class'])
     args = [self._wire.decode(value) for value in error['arguments']]
-    made = kind.__new__(kind, *args)
+    made: Any = kind.__new__(kind, *args)
     made.args = tuple(args)
     for name, value in error['state'].items():
       setattr(made, name, self._wire.decode(value))
@@ -146,7 +147,9 @@ class Stand:
   def __eq__(self, other: object) -> Any:
     if isinstance(other, Stand):
       return _same(self, other) or link.ask('eq', self, other) is True
-    return link.ask('eq', self, other) is True if _made(self) else NotImplemented
+    return (
+      link.ask('eq', self, other) is True if _made(self) else NotImplemented
+    )
 
   def __contains__(self, item: Any) -> bool:
     if _made(self) or isinstance(item, Stand):
@@ -171,10 +174,14 @@ class StandClass(Stand):
     return value
 
   def __instancecheck__(self, value: Any) -> bool:
-    return isinstance(value, Stand) and link.ask('isinstance', value, self) is True
+    return (
+      isinstance(value, Stand) and link.ask('isinstance', value, self) is True
+    )
 
   def __subclasscheck__(self, value: Any) -> bool:
-    return isinstance(value, Stand) and link.ask('issubclass', value, self) is True
+    return (
+      isinstance(value, Stand) and link.ask('issubclass', value, self) is True
+    )
 
 
 def _made(stand: Stand) -> bool:
@@ -217,14 +224,44 @@ def _define(name: str, *, compares: bool) -> None:
   setattr(Stand, f'__{name}__', ask)
 
 
-for _name in """
-  bool delitem enter float format getitem hash int len neg next repr reversed
-  round setitem str abs
-""".split():
+for _name in [
+  'bool',
+  'delitem',
+  'enter',
+  'float',
+  'format',
+  'getitem',
+  'hash',
+  'int',
+  'len',
+  'neg',
+  'next',
+  'repr',
+  'reversed',
+  'round',
+  'setitem',
+  'str',
+  'abs',
+]:
   _define(_name, compares=False)
-for _name in """
-  add and floordiv ge gt le lt matmul mod mul or pow sub truediv xor
-""".split():
+for _name in [
+  'add',
+  'and',
+  'floordiv',
+  'ge',
+  'gt',
+  'le',
+  'lt',
+  'matmul',
+  'mod',
+  'mul',
+  'or',
+  'pow',
+  'sub',
+  'truediv',
+  'xor',
+]:
   _define(_name, compares=True)
 
-link = Link()
+if __name__ == '__main__':
+  link = Link()

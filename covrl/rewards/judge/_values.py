@@ -42,7 +42,7 @@ class Wire:
   ) -> None:
     self._refer = refer
     self._resolve = resolve
-    self._lines = open(4, 'rb', closefd=False)
+    self._lines = os.fdopen(4, 'rb', closefd=False)
 
   def send(self, message: dict[str, Any]) -> None:
     """Writes a line."""
@@ -66,23 +66,23 @@ class Wire:
 
   def encode(self, value: Any) -> Any:
     """A value as JSON can hold it."""
-    kind = type(value)
-    if value is None or kind in _SCALARS:
+    if value is None or type(value) in _SCALARS:
       return value
-    if isinstance(value, tuple) and hasattr(value, '_fields'):
+    if isinstance(value, tuple) and (fields := getattr(value, '_fields', None)):
       items = [self.encode(item) for item in tuple(value)]
-      return {'named': kind.__name__, 'names': value._fields, 'items': items}
+      name = type(value).__name__
+      return {'named': name, 'names': fields, 'items': items}
     for name, sequence in _SEQUENCES.items():
       if isinstance(value, sequence):
         return {name: [self.encode(item) for item in sequence(value)]}
     if isinstance(value, dict):
       pairs = dict(value).items()
       return {'dict': [[self.encode(k), self.encode(v)] for k, v in pairs]}
-    if kind is complex:
+    if isinstance(value, complex):
       return {'complex': [value.real, value.imag]}
     if isinstance(value, bytes | bytearray):
-      return {'bytes': bytes(value).hex(), 'mutable': kind is bytearray}
-    if kind is range:
+      return {'bytes': bytes(value).hex(), 'mutable': type(value) is bytearray}
+    if isinstance(value, range):
       return {'range': [value.start, value.stop, value.step]}
     for scalar in (int, float, str):
       if isinstance(value, scalar) and not _is_member(value):

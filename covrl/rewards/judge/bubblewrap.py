@@ -48,6 +48,11 @@ class Bubblewrap:
     return 'bubblewrap'
 
   @property
+  def environment(self) -> dict[str, str]:
+    """Nothing, for it could be read where bubblewrap clears its own."""
+    return {}
+
+  @property
   def has_namespaces(self) -> bool:
     """Whether processes cannot leave, and so may be many."""
     return True

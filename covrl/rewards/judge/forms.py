@@ -34,7 +34,7 @@ class CallTest:
   """A function of the program returns `result`, of a `size` in JSON."""
 
   name: str
-  arguments: str
+  arguments: list[Any]
   result: Any
   size: int
 
@@ -71,10 +71,7 @@ def find_program(response: str) -> str | None:
   """
   blocks = _FENCE.findall(response)
   python = [text for tag, text in blocks if tag.strip().lower() in _PYTHON]
-  if blocks:
-    program = python[-1] if python else blocks[-1][1]
-  else:
-    program = response
+  program = [response, *(text for _, text in blocks), *python][-1]
   return program if program.strip() else None
 
 
@@ -82,11 +79,15 @@ def _parse(index: int, test: Mapping[str, Any]) -> Test:
   match test:
     case {'stdin': str(stdin), 'stdout': str(stdout), **rest} if not rest:
       return PrintTest(_encode(stdin), _encode(stdout))
-    case {'call': str(name), 'args': list(args), 'result': result, **rest} if (
-      not rest
-    ):
+    case {
+      'call': str(name),
+      'args': list() | tuple() as args,
+      'result': result,
+      **rest,
+    } if not rest:
       try:
-        arguments, text = json.dumps(args), json.dumps(result)
+        arguments = json.loads(json.dumps(list(args)))
+        text = json.dumps(result)
         return CallTest(name, arguments, read_json(text.encode()), len(text))
       except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(

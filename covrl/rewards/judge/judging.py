@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from covrl.rewards.judge.forms import Test, find_program, parse_tests
-from covrl.rewards.judge.levels import JudgeError, find_launcher
 from covrl.rewards.judge.launchers import Launcher
+from covrl.rewards.judge.levels import JudgeError, find_launcher
 from covrl.rewards.judge.remote import RemoteSession
 from covrl.rewards.judge.sandbox import SandboxError
 from covrl.rewards.judge.session import Session

@@ -21,6 +21,11 @@ class Launcher(Protocol):
     ...
 
   @property
+  def environment(self) -> Mapping[str, str]:
+    """What to start it with, instead of the trainer's environment."""
+    ...
+
+  @property
   def has_namespaces(self) -> bool:
     """Whether processes cannot leave, and so may be many."""
     ...

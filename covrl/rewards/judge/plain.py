@@ -22,9 +22,15 @@ from covrl.rewards.judge.seccomp import make_filter
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Landlock:
-  """Sandboxes by Landlock and a filter that allows no processes."""
+  """Sandboxes by Landlock and a filter that allows no processes.
+
+  Attributes:
+    give_up_root: whether root's programs are somebody else's, which takes an
+      interpreter that everybody may read.
+  """
 
   interpreter: Interpreter
+  give_up_root: bool = True
 
   @property
   def level(self) -> str:
@@ -35,6 +41,11 @@ class Landlock:
   def writable(self) -> tuple[str, ...]:
     """Directories in which a program may write."""
     return ()
+
+  @property
+  def environment(self) -> dict[str, str]:
+    """What the interpreter needs to order sets alike in every run."""
+    return {'PYTHONHASHSEED': '0'}
 
   @property
   def has_namespaces(self) -> bool:
@@ -48,8 +59,9 @@ class Landlock:
 
   def settings(self) -> dict[str, Any]:
     """How the runner confines itself, and its children further."""
+    give_up = self.give_up_root and os.geteuid() == 0
     return {
-      'uid': free_uid() if os.geteuid() == 0 else None,
+      'uid': free_uid() if give_up else None,
       'script': compile_script('_landlock.py'),
       'readable': self.interpreter.files,
       'filter': make_filter(processes=False),
@@ -71,6 +83,11 @@ class Unsandboxed:
   def writable(self) -> tuple[str, ...]:
     """Directories that are made for a program, none."""
     return ()
+
+  @property
+  def environment(self) -> dict[str, str]:
+    """What the interpreter needs to order sets alike in every run."""
+    return {'PYTHONHASHSEED': '0'}
 
   @property
   def has_namespaces(self) -> bool:

@@ -30,7 +30,8 @@ os.dup2(os.open('/dev/null', os.O_WRONLY), 1)
 if reason:
   os.write(3, {prefix!r} + reason.encode(errors='replace'))
 else:
-  _call(program, {name!r})
+  import json
+  _call(program, {name!r}, json.loads(_read(0)))
 os._exit(0)
 """
 _PREFIX = b'not compiled: '
@@ -92,7 +93,7 @@ class RemoteSession:
   def _check_result(self, test: CallTest) -> Outcome:
     tail = _CALL.format(program=self._program, name=test.name, prefix=_PREFIX)
     code = _RUNNER.read_text(encoding='utf-8') + tail
-    run = self._run(code, test.arguments.encode())
+    run = self._run(code, json.dumps(test.arguments).encode())
     if isinstance(run, Outcome):
       return run
     text = run['stdout'].encode(errors='replace')

@@ -189,7 +189,7 @@ class Sandbox:
           *self._launcher.command(filter_fd=rules, info_fd=write),
           *('-s', '-P', '-S', '-B', '-c', _START.format(code), str(control)),
         ],
-        env={},
+        env=self._launcher.environment,
         cwd='/',
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
