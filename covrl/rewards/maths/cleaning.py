@@ -51,6 +51,7 @@ _REWRITES = [
     (r'\\[bB]igg?[lrm]?(?![a-zA-Z])', ' '),
     (r'(?<!\\)\\[,;:! ]|(?<!\\)~|&nbsp;', ' '),
     (r'\\(?:q?quad|thinspace|enspace|displaystyle|textstyle)(?![a-zA-Z])', ' '),
+    (r'\\(?:tiny|small|normalsize|large|Large|LARGE|huge|Huge)(?![a-zA-Z])', ' '),
     (r'\\(?:scriptstyle|limits|nolimits|rm|bf|it|sf)(?![a-zA-Z])', ' '),
     (r'\\(?:[hv]space|phantom|label|tag|color)\*?\s*\{[^{}]*\}', ' '),
     (r'\\textcolor\s*\{[^{}]*\}', ' '),

@@ -25,6 +25,10 @@ Verdict: TypeAlias = bool | None
 
 _NO_WORD = re.compile(r'[^\w+]+')
 _LEADING = re.compile(r'^(?:the )?(?:final )?(?:answer|option|choice)(?: is)? ')
+_FUNCTIONS = set('fghpqFGHPEV') | {'\\phi', '\\varphi'}
+_COMBINATIONS = {
+  *('sum', 'product', 'quotient', 'absolute', 'negative', 'tuple', 'call')
+}
 _ROWS = ('tuple', 'matrix', 'vmatrix', 'cases')
 
 
@@ -114,9 +118,12 @@ def _letters(node: Node) -> list[str]:
     # An inverse function.
     is_inverse = node.parts[1].kind == 'negative'
     return [node.parts[0].value if is_inverse else '']
-  if node.kind in ('sum', 'product', 'quotient', 'absolute', 'negative') or (
-    node.kind in ('tuple', 'call')
-  ):
+  if node.kind == 'product' and node.value == 'applied':
+    function, argument = node.parts
+    # A value of a function, f(3).
+    if function.value in _FUNCTIONS and not numeric.symbols(argument):
+      return _letters(function)
+  if node.kind in _COMBINATIONS:
     return [name for part in node.parts for name in _letters(part)]
   return ['']
 

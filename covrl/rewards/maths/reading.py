@@ -191,6 +191,9 @@ class _Parser:
         node = Node('product', (node, self.signed_factor()))
       elif self.accept('/', '\\div'):
         node = Node('quotient', (node, self.signed_factor()))
+      elif node.kind == 'symbol' and self.peek().text == '(':
+        # x(x + 1) and f(3) look alike, and are worth the same.
+        node = Node('product', (node, self.factor()), 'applied')
       elif self._starts_factor():
         node = _beside(node, self.factor())
       else:
@@ -460,6 +463,8 @@ def _beside(left: Node, right: Node) -> Node:
   r"""Two factors without a sign between them; 1\frac{1}{2} is one number."""
   if right.kind == 'number' and left.kind in ('number', 'negative'):
     raise Unreadable('two numbers beside each other')
+  if left.kind == 'number' and right.kind in ('percent', 'degree'):
+    return Node(right.kind, (_beside(left, right.parts[0]),))
   if left.kind == 'number' and right.kind == 'quotient':
     top, bottom = (part.value for part in right.parts)
     numbers = all(part.kind == 'number' for part in right.parts)

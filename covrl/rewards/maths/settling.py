@@ -101,9 +101,9 @@ def _rewritten(node: Node) -> Node:
   parts = tuple(map(_rewritten, node.parts))
   node = dataclasses.replace(node, parts=parts)
   match node.kind:
-    case 'text' if node.value.lower() in _NOTHING:
+    case 'text' if node.value.lower().rstrip('.!') in _NOTHING:
       return Node('set')
-    case 'text' if node.value.lower() in _EVERYTHING:
+    case 'text' if node.value.lower().rstrip('.!') in _EVERYTHING:
       return Node('reals')
     case 'tuple' if len(parts) == 1:
       return parts[0]
