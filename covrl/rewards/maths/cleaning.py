@@ -82,6 +82,11 @@ _REWRITES = [
     (r'\\(?:land|wedge)(?![a-zA-Z])', r'\\text{and}'),
     (r'\\(?:degree|textdegree)(?![a-zA-Z])', r'^\\circ '),
     (r'\^\s*\{\s*\\circ\s*\}', r'^\\circ '),
+    (
+      r'\(\s*(?:\\b?mod|\\text\s*\{\s*mod\s*\}|mod)\s*(\w+)\s*\)',
+      r'\\pmod{\1}',
+    ),
+    (r'\\(?:bmod|mod|pmod)(?![a-zA-Z])', r'\\pmod '),
     (r'\\(?:imath|jmath)(?![a-zA-Z])', 'i'),
     (r'\\(?:var)(epsilon|theta|phi|rho|sigma|pi|kappa)(?![a-zA-Z])', r'\\\1 '),
     (r'\\(?:pounds|textsterling)(?![a-zA-Z])', '£'),

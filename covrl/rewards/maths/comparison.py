@@ -24,12 +24,15 @@ Verdict: TypeAlias = bool | None
 """Whether two answers agree; `None` where that cannot be told here."""
 
 _NO_WORD = re.compile(r'[^\w+]+')
-_LEADING = re.compile(r'^(?:the )?(?:final )?(?:answer|option|choice)(?: is)? ')
+_LEADING = re.compile(
+  r'^(?:(?:the )?(?:final )?(?:answer|option|choice)(?: is)? )?(?:(?:an?|the) )?'
+  r'(?=.)'
+)
 _FUNCTIONS = set('fghpqFGHPEV') | {'\\phi', '\\varphi'}
 _COMBINATIONS = {
   *('sum', 'product', 'quotient', 'absolute', 'negative', 'tuple', 'call')
 }
-_ROWS = ('tuple', 'matrix', 'vmatrix', 'cases')
+_ROWS = ('tuple', 'matrix', 'vmatrix', 'cases', 'congruence')
 
 
 class _Assignment(NamedTuple):
@@ -303,6 +306,8 @@ def _same_ratios(
   """Whether a : b : c and d : e : f are the same ratio."""
   if len(left) != len(right):
     return False
+  if _all_same(left, right, clock):
+    return True
   crossed = [
     [Node('product', (one, base)) for one in parts]
     for parts, base in ((left, right[0]), (right, left[0]))

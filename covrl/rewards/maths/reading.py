@@ -154,6 +154,12 @@ class _Parser:
     """An expression, or several with relation signs between them."""
     if self.accept('=', '\\approx', '\\doteq'):
       return self.statement()
+    node = self._relation()
+    if self.accept('\\pmod'):
+      return Node('congruence', (node, self.argument(whole=True)))
+    return node
+
+  def _relation(self) -> Node:
     parts, signs = [self.set_expression()], []
     while self.peek().kind != 'text' and self.peek().text in RELATIONS:
       signs.append(RELATIONS[self.next().text])
@@ -172,7 +178,12 @@ class _Parser:
     parts = [self.sum()]
     while self._colons and self.accept(':'):
       parts.append(self.sum())
-    return parts[0] if len(parts) == 1 else Node('ratio', tuple(parts))
+    node = parts[0] if len(parts) == 1 else Node('ratio', tuple(parts))
+    if self.accept('\\over'):
+      return Node('quotient', (node, self.ratio()))
+    if self.accept('\\choose'):
+      return Node('call', (node, self.ratio()), 'binom')
+    return node
 
   def sum(self) -> Node:
     terms: list[Node] = []

@@ -29,6 +29,8 @@ MEMORY = 1 << 29
 _RELATION = re.compile(
   r'[=<>,;:]|\\(?:le|ge|ne|in|approx|equiv|to|pm|mp|cup|cap|begin|text)\b'
 )
+# What math-verify reads, and covrl does not.
+_OPERATOR = re.compile(r'\\(?:sum|prod|i*int|oint|lim|frac\s*\{\s*d|det|hom)')
 # Where sums begin and limits go is no relation of the whole.
 _BOUND = re.compile(r'_\s*\{[^{}]*\}')
 _LARGE = re.compile(
@@ -49,20 +51,23 @@ class Opinion(enum.Enum):
   STARVED = 4
 
 
-def ask(reference: str, answer: str, seconds: float) -> Opinion:
+def ask(
+  reference: str, answer: str, seconds: float, patience: float
+) -> Opinion:
   """Whether math-verify takes two expressions for the same.
 
   Args:
     reference: clean TeX.
     answer: likewise.
-    seconds: of computing, after which the child ends; it is killed after twice
-      as many have passed.
+    seconds: of computing, after which the child ends.
+    patience: seconds after which it is killed in any case.
 
   Returns:
     `TIMEOUT` and `CRASH` (of memory, mostly) are the doing of the expressions;
     `STARVED` is not: the child got too little of the processor to say.
   """
-  if not all(map(_is_harmless, (reference, answer))):
+  texts = reference, answer
+  if not any(map(_OPERATOR.search, texts)) or not all(map(_is_harmless, texts)):
     return Opinion.DIFFERENT
   # What is imported before the fork need not be imported after each.
   warm_up()
@@ -70,10 +75,10 @@ def ask(reference: str, answer: str, seconds: float) -> Opinion:
   child = os.fork()
   if not child:
     os.close(reader)
-    _answer(reference, answer, writer, seconds)
+    _answer(reference, answer, writer, seconds, patience)
   os.close(writer)
   try:
-    ready, _, _ = select.select([reader], [], [], 2 * seconds)
+    ready, _, _ = select.select([reader], [], [], patience)
     said = os.read(reader, 1) if ready else b''
   finally:
     os.close(reader)
@@ -107,7 +112,7 @@ def _is_harmless(text: str) -> bool:
 
 
 def _answer(
-  reference: str, answer: str, writer: int, seconds: float
+  reference: str, answer: str, writer: int, seconds: float, patience: float
 ) -> NoReturn:
   """The child: says what math-verify says, and ends."""
   said = Opinion.CRASH
@@ -115,7 +120,7 @@ def _answer(
     # Signals that end the process whatever it is at, in C code, too; the second
     # where the parent is gone.
     signal.setitimer(signal.ITIMER_PROF, seconds)
-    signal.setitimer(signal.ITIMER_REAL, 4 * seconds)
+    signal.setitimer(signal.ITIMER_REAL, 2 * patience)
     _limit_memory()
     same = _is_same(reference, answer)
     said = Opinion.SAME if same else Opinion.DIFFERENT
