@@ -24,8 +24,15 @@ Verdict: TypeAlias = bool | None
 """Whether two answers agree; `None` where that cannot be told here."""
 
 _NO_WORD = re.compile(r'[^\w+]+')
-_LEADING = re.compile(r'^(?:the )?(?:final )?(?:answer|option|choice)(?: is)? ')
-_ROWS = ('tuple', 'matrix', 'vmatrix', 'cases')
+_LEADING = re.compile(
+  r'^(?:(?:the )?(?:final )?(?:answer|option|choice)(?: is)? )?(?:(?:an?|the) )?'
+  r'(?=.)'
+)
+_FUNCTIONS = set('fghpqFGHPEV') | {'\\phi', '\\varphi'}
+_COMBINATIONS = {
+  *('sum', 'product', 'quotient', 'absolute', 'negative', 'tuple', 'call')
+}
+_ROWS = ('tuple', 'matrix', 'vmatrix', 'cases', 'congruence')
 
 
 class _Assignment(NamedTuple):
@@ -114,9 +121,12 @@ def _letters(node: Node) -> list[str]:
     # An inverse function.
     is_inverse = node.parts[1].kind == 'negative'
     return [node.parts[0].value if is_inverse else '']
-  if node.kind in ('sum', 'product', 'quotient', 'absolute', 'negative') or (
-    node.kind in ('tuple', 'call')
-  ):
+  if node.kind == 'product' and node.value == 'applied':
+    function, argument = node.parts
+    # A value of a function, f(3).
+    if function.value in _FUNCTIONS and not numeric.symbols(argument):
+      return _letters(function)
+  if node.kind in _COMBINATIONS:
     return [name for part in node.parts for name in _letters(part)]
   return ['']
 
@@ -296,6 +306,8 @@ def _same_ratios(
   """Whether a : b : c and d : e : f are the same ratio."""
   if len(left) != len(right):
     return False
+  if _all_same(left, right, clock):
+    return True
   crossed = [
     [Node('product', (one, base)) for one in parts]
     for parts, base in ((left, right[0]), (right, left[0]))

@@ -36,6 +36,10 @@ class Undefined(ArithmeticError):
   """An expression has no value, or none within bounds."""
 
 
+class OutOfBounds(Undefined):
+  """An expression has a value that is beyond what is computed."""
+
+
 class OutOfTime(Exception):
   """Comparing took longer than allowed."""
 
@@ -187,6 +191,8 @@ def evaluate(
   with mpmath.workdps(precision):
     try:
       return _bounded(value(node))
+    except Undefined:
+      raise
     except (ArithmeticError, ValueError, TypeError, LookupError) as error:
       raise Undefined(str(error)) from error
 
@@ -204,6 +210,10 @@ def _equal(
         evaluate(node, point, clock, precision, natural=natural)
         for node in (left, right)
       ]
+    except OutOfBounds:
+      if not names:
+        return False
+      continue
     except Undefined:
       continue
     same = _is_close(*values, precision)
@@ -223,7 +233,7 @@ def _points(names: Sequence[str]) -> list[dict[str, Fraction]]:
   """Where to compare expressions; one point where there are no symbols."""
   if not names:
     return [{}]
-  points = []
+  points: list[dict[str, Fraction]] = []
   for place, (low, high) in enumerate(_RANGES):
     draws = {name: random.Random(f'{place} {name}') for name in names}
     points.append(
@@ -232,6 +242,12 @@ def _points(names: Sequence[str]) -> list[dict[str, Fraction]]:
         for name, draw in draws.items()
       }
     )
+  # Factorials and signs such as (−1)^n are defined for whole numbers alone.
+  for place in range(4):
+    draws = {name: random.Random(f'whole {place} {name}') for name in names}
+    points.append(
+      {name: Fraction(draw.randint(2, 9)) for name, draw in draws.items()}
+    )
   return points
 
 
@@ -239,7 +255,7 @@ def _precision(*nodes: Node) -> int:
   """Digits to compare with: more than any number in an answer has."""
   digits = sum(map(_digits, nodes))
   if digits > MAX_DIGITS:
-    raise Undefined('too many digits')
+    raise OutOfBounds('too many digits')
   return 60 + 2 * digits
 
 
@@ -293,11 +309,11 @@ def _number(value: Value) -> Value:
 def _bounded(value: Value) -> Value:
   if isinstance(value, Fraction):
     if max(map(int.bit_length, value.as_integer_ratio())) > MAX_BITS:
-      raise Undefined('too many digits')
+      raise OutOfBounds('too many digits')
   elif not mpmath.isfinite(value) or (
     value != 0 and abs(mpmath.mag(value)) > MAX_BITS
   ):
-    raise Undefined('too large or too small')
+    raise OutOfBounds('too large or too small')
   return value
 
 
@@ -328,7 +344,7 @@ def _power(base: Value, exponent: Value) -> Value:
     if isinstance(base, Fraction):
       bits = max(map(int.bit_length, base.as_integer_ratio()))
       if (bits - 1) * abs(exponent) > MAX_BITS:
-        raise Undefined('too large a power')
+        raise OutOfBounds('too large a power')
       return _bounded(base ** int(exponent))
     exponent = int(exponent)
   base, exponent = _number(base), _number(exponent)
@@ -337,7 +353,7 @@ def _power(base: Value, exponent: Value) -> Value:
   if base == 0:
     return Fraction(0)
   if abs(exponent) * (1 + abs(mpmath.log(base))) > MAX_BITS:
-    raise Undefined('too large a power')
+    raise OutOfBounds('too large a power')
   return _bounded(mpmath.power(base, exponent))
 
 
@@ -353,7 +369,7 @@ def _factorial(value: Value) -> Value:
   if not isinstance(value, Fraction) or value.denominator != 1:
     raise Undefined('a factorial of no whole number')
   if not 0 <= value <= 1500:
-    raise Undefined('a factorial out of bounds')
+    raise OutOfBounds('a factorial out of bounds')
   return Fraction(math.factorial(int(value)))
 
 
@@ -398,7 +414,7 @@ def _logarithm(value: Value) -> Value:
 
 def _exponential(value: Value) -> Value:
   if abs(value) > MAX_BITS:
-    raise Undefined('too large a power')
+    raise OutOfBounds('too large a power')
   return mpmath.exp(value)
 
 
@@ -421,9 +437,9 @@ def _integers(values: list[Value]) -> list[int]:
 def _binomial(values: list[Value]) -> Value:
   top, bottom = _integers(values)
   if not 0 <= bottom <= 1000 or not 0 <= top < 1 << 64:
-    raise Undefined('a binomial out of bounds')
+    raise OutOfBounds('a binomial out of bounds')
   if bottom * top.bit_length() > MAX_BITS:
-    raise Undefined('a binomial out of bounds')
+    raise OutOfBounds('a binomial out of bounds')
   return Fraction(math.comb(top, bottom))
 
 

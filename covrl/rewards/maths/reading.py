@@ -154,6 +154,12 @@ class _Parser:
     """An expression, or several with relation signs between them."""
     if self.accept('=', '\\approx', '\\doteq'):
       return self.statement()
+    node = self._relation()
+    if self.accept('\\pmod'):
+      return Node('congruence', (node, self.argument(whole=True)))
+    return node
+
+  def _relation(self) -> Node:
     parts, signs = [self.set_expression()], []
     while self.peek().kind != 'text' and self.peek().text in RELATIONS:
       signs.append(RELATIONS[self.next().text])
@@ -172,7 +178,12 @@ class _Parser:
     parts = [self.sum()]
     while self._colons and self.accept(':'):
       parts.append(self.sum())
-    return parts[0] if len(parts) == 1 else Node('ratio', tuple(parts))
+    node = parts[0] if len(parts) == 1 else Node('ratio', tuple(parts))
+    if self.accept('\\over'):
+      return Node('quotient', (node, self.ratio()))
+    if self.accept('\\choose'):
+      return Node('call', (node, self.ratio()), 'binom')
+    return node
 
   def sum(self) -> Node:
     terms: list[Node] = []
@@ -191,6 +202,9 @@ class _Parser:
         node = Node('product', (node, self.signed_factor()))
       elif self.accept('/', '\\div'):
         node = Node('quotient', (node, self.signed_factor()))
+      elif node.kind == 'symbol' and self.peek().text == '(':
+        # x(x + 1) and f(3) look alike, and are worth the same.
+        node = Node('product', (node, self.factor()), 'applied')
       elif self._starts_factor():
         node = _beside(node, self.factor())
       else:
@@ -460,6 +474,8 @@ def _beside(left: Node, right: Node) -> Node:
   r"""Two factors without a sign between them; 1\frac{1}{2} is one number."""
   if right.kind == 'number' and left.kind in ('number', 'negative'):
     raise Unreadable('two numbers beside each other')
+  if left.kind == 'number' and right.kind in ('percent', 'degree'):
+    return Node(right.kind, (_beside(left, right.parts[0]),))
   if left.kind == 'number' and right.kind == 'quotient':
     top, bottom = (part.value for part in right.parts)
     numbers = all(part.kind == 'number' for part in right.parts)

@@ -10,6 +10,7 @@ from fractions import Fraction
 from covrl.rewards.maths.reading import Node
 
 _ANY_OF = {'\\mathbb{Z}', '\\mathbb{N}', '\\mathbb{Q}', '\\mathbb{C}'}
+_FLIPPED = {'<': '>', '>': '<', 'le': 'ge', 'ge': 'le'}
 _NOTHING = {'no solution', 'no solutions', 'empty set', 'the empty set'}
 _EVERYTHING = {'all real numbers', 'all reals', 'real numbers', 'all real x'}
 
@@ -101,12 +102,16 @@ def _rewritten(node: Node) -> Node:
   parts = tuple(map(_rewritten, node.parts))
   node = dataclasses.replace(node, parts=parts)
   match node.kind:
-    case 'text' if node.value.lower() in _NOTHING:
+    case 'text' if node.value.lower().rstrip('.!') in _NOTHING:
       return Node('set')
-    case 'text' if node.value.lower() in _EVERYTHING:
+    case 'text' if node.value.lower().rstrip('.!') in _EVERYTHING:
       return Node('reals')
     case 'tuple' if len(parts) == 1:
       return parts[0]
+    case 'cases' if node.value[1] == 1:
+      return Node('list', parts, 'and')
+    case 'relation' if len(parts) == 2:
+      return _without_bars(node)
     case 'negative' if parts[0].kind in ('matrix', 'tuple'):
       return _scaled(Node('number', (), Fraction(-1)), parts[0])
     case 'product' if parts[1].kind in ('matrix', 'tuple'):
@@ -115,6 +120,23 @@ def _rewritten(node: Node) -> Node:
       inverse = Node('quotient', (Node('number', (), Fraction(1)), parts[1]))
       return _scaled(inverse, parts[0])
   return node
+
+
+def _without_bars(relation: Node) -> Node:
+  """|x| < 3 as −3 < x < 3, and |x| > 3 as x < −3 or x > 3."""
+  (left, right), (sign,) = relation.parts, relation.value
+  if right.kind == 'absolute' and sign in _FLIPPED:
+    left, right, sign = right, left, _FLIPPED[sign]
+  if left.kind != 'absolute' or left.parts[0].kind != 'symbol':
+    return relation
+  name, low = left.parts[0], Node('negative', (right,))
+  if sign in ('<', 'le'):
+    return Node('relation', (low, name, right), (sign, sign))
+  if sign in ('>', 'ge'):
+    below = Node('relation', (name, low), (_FLIPPED[sign],))
+    above = Node('relation', (name, right), (sign,))
+    return Node('list', (below, above), 'or')
+  return relation
 
 
 def _is_scalar(node: Node) -> bool:

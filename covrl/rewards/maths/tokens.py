@@ -53,9 +53,9 @@ _SHORT_WORDS = set(
   .split()
 )
 
-_REPEATING = re.compile(r'(\d*\.\d*)(?:\\overline|\\dot)\s*\{\s*(\d+)\s*\}')
+_REPEATING = re.compile(r'(\d*\.\d*)(?:\\overline|\\dot)\s*(?:\{\s*(\d+)\s*\}|(\d))')
 _ELLIPSIS = re.compile(r'(\d*\.\d*?)(\d{1,9}?)\2{2,}\s*\\ldots')
-_THOUSANDS = re.compile(r'(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])')
+_THOUSANDS = re.compile(r'(?<![\d.,])\d{1,3}(?:,\d{3})+(?!,?\d)')
 _SPACED = re.compile(r'(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d,])')
 _BRACKETS = re.compile(r'\\[{}]|[()\[\],]')
 _JOINED = re.compile(r'(sin|cos|tan|cot|ln|log|exp)([a-z])')
@@ -90,7 +90,7 @@ def split(cleaned: str, *, merge: bool) -> list[Token]:
   Raises:
     Unreadable: a sign is unknown, or there are too many.
   """
-  text = _REPEATING.sub(r'\1(\2)', cleaned)
+  text = _REPEATING.sub(r'\1(\2\3)', cleaned)
   text = _ELLIPSIS.sub(r'\1(\2)', text)
   if merge:
     text = _merged(text)
