@@ -298,6 +298,7 @@ def _sample_pretrained(
 ) -> list[tuple[str, float]]:
   """Responses of a pretrained model, over all devices."""
   from covrl import pretrained, sharding
+  from covrl.data import begin_of
   from covrl.rollout import Sampling, SamplingEngine
   from covrl.train.saved import ask
 
@@ -306,6 +307,7 @@ def _sample_pretrained(
   if arguments.chat:
     template = pretrained.load_chat_template(arguments.workdir)
     prompt = template.render([{'role': 'user', 'content': prompt}])
+    prompt = prompt.removeprefix(begin_of(template, tokenizer))
   mesh = sharding.make_mesh()
   policy, params = pretrained.load_pretrained(arguments.workdir, mesh)
   engine = SamplingEngine(

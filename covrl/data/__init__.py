@@ -21,6 +21,7 @@ from covrl.data.problems import Problem as Problem
 from covrl.data.problems import ProblemSource as ProblemSource
 from covrl.data.prompts import AskedSource as AskedSource
 from covrl.data.prompts import PromptForm as PromptForm
+from covrl.data.prompts import begin_of as begin_of
 from covrl.data.records import ArrayRecordRecords as ArrayRecordRecords
 from covrl.data.records import JsonlRecords as JsonlRecords
 from covrl.data.records import ParquetRecords as ParquetRecords

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from covrl.data.chat import ChatTemplate
 from covrl.data.problems import Problem, ProblemSource, fingerprint_of
+from covrl.data.tokenizer import Tokenizer
 
 QUESTION = '{question}'
 
@@ -83,6 +84,13 @@ class PromptForm:
     if self.system and messages[0]['role'] != 'system':
       messages.insert(0, {'role': 'system', 'content': self.system})
     return messages
+
+
+def begin_of(template: ChatTemplate, tokenizer: Tokenizer) -> str:
+  """The begin token's text, if both template and tokenizer write one."""
+  if tokenizer.bos_id is None:
+    return ''
+  return template.special_tokens.get('bos_token', '')
 
 
 class AskedSource:

@@ -119,8 +119,7 @@ def _sift(source: ProblemSource, sieve: Sieve, seen: dict[str, str]) -> Sifted:
   objections: dict[str, int] = {}
   examples: dict[str, str] = {}
   digest = hashlib.sha256()
-  for index in range(len(source)):
-    problem = source[index]
+  for index, problem in enumerate(source):
     reference = json.dumps(problem.reference, sort_keys=True)
     objection = None
     if sieve.deduplicate:

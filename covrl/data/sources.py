@@ -6,7 +6,7 @@ Each is random access, so that a stream can shuffle it and resume anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from etils import epath
@@ -62,6 +62,10 @@ class FileSource:
   def __getitem__(self, index: int) -> Problem:
     row = self._row(index, self._records[index])
     return self.layout.problem(row, self._name)
+
+  def __iter__(self) -> Iterator[Problem]:
+    for index, columns in enumerate(self._records):
+      yield self.layout.problem(self._row(index, columns), self._name)
 
   def _row(self, index: int, columns: object) -> Row:
     return Row(columns, self._records.place(index))

@@ -33,10 +33,10 @@ from covrl.train.checkpoint import CheckpointError, CheckpointStore
 from covrl.train.checks import check_references
 from covrl.train.evaluate import Evaluator
 from covrl.train.iteration import EVALUATE_STREAM
+from covrl.train.questions import text_task
 from covrl.train.results import Evaluation
 from covrl.train.run_directory import RunDirectory
 from covrl.train.task import Task
-from covrl.train.text_task import text_task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from covrl.data import (
   Sieve,
   Suite,
   Tokenizer,
+  begin_of,
   load_suites,
   sift,
 )
@@ -103,10 +104,9 @@ def _form(config: Config, tokenizer: Tokenizer) -> PromptForm:
       bare=data.bare_questions,
     )
   template = load_chat_template(config.pretrained)
-  begin = template.special_tokens.get('bos_token', '')
   return PromptForm(
     template=template,
-    begin='' if tokenizer.bos_id is None else begin,
+    begin=begin_of(template, tokenizer),
     system=data.system,
     instructions=instructions,
     bare=data.bare_questions,
