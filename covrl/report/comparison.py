@@ -26,6 +26,7 @@ from covrl.report.overlays import (
 from covrl.report.page import render, replace
 from covrl.report.run import Run
 from covrl.report.series import drawn
+from covrl.report.sets import set_table
 
 
 def write_comparison(
@@ -65,6 +66,9 @@ def write_comparison(
       for group in comparison.groups[1:]
     ],
     law=(TITLES, law_rows(comparison)),
+    sets=set_table(
+      [(group.short, list(group.runs.values())) for group in comparison.groups]
+    ),
     runs=[
       (group.name, seed, run.path.name, _state(run), _gain(run))
       for group in comparison.groups

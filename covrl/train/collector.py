@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 
 import jax
 import numpy as np
@@ -12,9 +13,9 @@ from jaxtyping import Array, Key, PyTree
 
 from covrl.config import Config
 from covrl.data import PromptBatch, PromptStream, StreamState
-from covrl.rewards import RewardPool
+from covrl.rewards import TOTAL, Scoring
 from covrl.rollout import Sampling, SamplingEngine
-from covrl.rollout.collect import collect
+from covrl.rollout.collect import ScoredRollouts, collect
 from covrl.train.iteration import (
   Iteration,
   blank_iteration,
@@ -39,7 +40,7 @@ class Collector:
     self,
     task: Task,
     engine: SamplingEngine,
-    pool: RewardPool,
+    scoring: Scoring,
     programs: Programs,
     config: Config,
     key: Key[Array, ''],
@@ -49,16 +50,17 @@ class Collector:
     Args:
       task: its problems.
       engine: the sampler.
-      pool: the scorers.
+      scoring: the rewards.
       programs: give the trainer's statistics of sampled tokens, and advantages.
       config: sizes.
       key: of all sampling.
     """
     self._config = config
     self._engine = engine
-    self._pool = pool
+    self._scoring = scoring
     self._programs = programs
     self._tokenizer = task.tokenizer
+    self._sources = task.train.names
     self._key = key
     self._sampling = Sampling.make(
       config.rollout.temperature, config.rollout.top_p, config.rollout.top_k
@@ -101,7 +103,7 @@ class Collector:
       sampling=self._sampling,
     )
     jax.random.fold_in(self._key, 0)
-    self._pool.warm()
+    self._scoring.warm()
 
   def collect(self, number: int, state: TrainState) -> Iteration:
     """Samples, scores and completes an iteration's training data.
@@ -120,27 +122,21 @@ class Collector:
     config, clock = self._config, _Clock()
     most = config.rollout.max_draws
     draws: list[Draw] = []
-    failures: list[float] = []
+    results: list[ScoredRollouts] = []
     for place in range(most):
-      draw, failed = self._draw(number, number * most + place, state, clock)
+      draw, result = self._draw(number, number * most + place, state, clock)
       draws.append(draw)
-      failures.append(failed)
+      results.append(result)
       if self._informative(draws) >= config.rollout.prompts_per_iteration:
         break
-    failed = float(np.mean(failures))
-    if failed > config.rewards.max_failures:
-      raise RuntimeError(
-        f'at most {config.rewards.max_failures:.0%} of the responses may fail '
-        f'to be scored (rewards.max_failures), {failed:.0%} did in iteration '
-        f'{number}'
-      )
+    outcomes = self._outcome_metrics(number, results)
     rollouts, batch, scored = _joined(draws)
-    metrics = rollout_metrics(rollouts, scored)
-    metrics |= {'draws': float(len(draws)), 'reward_failures': failed}
+    metrics = rollout_metrics(rollouts, scored, sources=self._sources)
+    metrics |= outcomes | {'draws': float(len(draws))}
     if most > 1:
       rollouts, batch, scored = self._chosen((rollouts, batch, scored))
     advantages = self._programs.advantages(
-      np.asarray(rollouts.rewards['score']), effective_groups(rollouts)
+      np.asarray(rollouts.rewards[TOTAL]), effective_groups(rollouts)
     )
     return of_rollouts(
       rollouts,
@@ -171,15 +167,15 @@ class Collector:
 
   def _draw(
     self, number: int, place: int, state: TrainState, clock: _Clock
-  ) -> tuple[Draw, float]:
-    """One draw of prompts, and the share of responses that were not scored."""
+  ) -> tuple[Draw, ScoredRollouts]:
+    """One draw of prompts, and how its responses were judged."""
     prompts = next(self._prompts)
     clock.lap('prompts')
     pending = collect(
       self._engine,
       state.trainable,
       prompts,
-      self._pool,
+      self._scoring,
       self._tokenizer,
       group_size=self._config.rollout.responses_per_prompt,
       key=jax.random.fold_in(self._key, number),
@@ -197,9 +193,29 @@ class Collector:
         batch, ref_logprobs=jax.device_get(stats.logprobs)
       )
     clock.lap('score')
-    rollouts, failed = pending.result()
+    result = pending.result()
     clock.lap('rewards')
-    return (rollouts, batch, scored), failed
+    return (result.rollouts, batch, scored), result
+
+  def _outcome_metrics(
+    self, number: int, results: list[ScoredRollouts]
+  ) -> dict[str, float]:
+    """How often there was which outcome; too many failures stop the run."""
+    most = self._config.rewards.max_failures
+    total = self._config.sequences_per_iteration * len(results)
+    failed = sum(result.masked for result in results) / total
+    if failed > most:
+      reasons = Counter(r for result in results for r in result.failures)
+      raise RuntimeError(
+        f'at most {most:.0%} of the responses may fail to be scored '
+        f'(rewards.max_failures), {failed:.0%} did in iteration {number}, most '
+        f'often so: {reasons.most_common(1)[0][0]}'
+      )
+    counts = sum((Counter(result.counts) for result in results), Counter())
+    names = dict.fromkeys(name for result in results for name in result.counts)
+    return {'reward_failures': failed} | {
+      f'outcomes/{name}': float(counts[name]) for name in names
+    }
 
   def _informative(self, draws: list[Draw]) -> int:
     """Groups so far whose responses have different rewards."""

@@ -12,15 +12,16 @@ import jax
 from jax.sharding import Mesh
 
 from covrl import sharding
-from covrl.config import Recipe
+from covrl.config import ConfigError, Recipe
 from covrl.data import StreamState, check_tokenizer
 from covrl.models import Policy
 from covrl.pretrained import load_params
 from covrl.report import write_report
-from covrl.rewards import RewardPool
+from covrl.rewards import Scoring
 from covrl.rollout import SamplingEngine
 from covrl.train import advice
 from covrl.train.checkpoint import Checkpoint, CheckpointStore, as_host
+from covrl.train.checks import check_references
 from covrl.train.collector import Collector
 from covrl.train.evaluate import Evaluator
 from covrl.train.iteration import (
@@ -108,6 +109,10 @@ class _Run:
       dataclasses.asdict(config.mesh), jax.devices()
     )
     self.task: Task = module.make_task(config)
+    for note in self.task.notes:
+      progress.note(note)
+    if len(self.task.train) == 0:
+      raise ConfigError('training needs problems, data.train names no file')
     self.warm_start_tx = module.make_warm_start_tx(config)
     model = module.make_model(config, self.task.tokenizer.vocab_size)
     check_tokenizer(self.task.tokenizer, model.vocab_size)
@@ -135,35 +140,46 @@ class _Run:
       stream: jax.random.fold_in(root, stream)
       for stream in (ROLLOUT_STREAM, TRAIN_STREAM, EVALUATE_STREAM, INIT_STREAM)
     }
-    self.pool = RewardPool(
-      self.task.score,
+    self.scoring = Scoring(
+      self.task.rewards,
+      sources=self.task.sources,
       workers=config.rewards.workers,
       timeout=config.rewards.timeout,
-      example=self.task.example,
     )
+    for note in check_references(
+      self.task, self.scoring, programs=config.data.checked_programs
+    ):
+      progress.note(f'warning: {note}')
     self.collector = Collector(
       self.task,
       self.engine,
-      self.pool,
+      self.scoring,
       self.programs,
       config,
       self.keys[ROLLOUT_STREAM],
     )
     self.programs.check(self.collector.blank().batch)
     self.collector.check()
-    self.evaluator = Evaluator(
-      self.engine,
-      self.pool,
-      self.task.tokenizer,
-      self.task.held_out[: config.evaluate.problems],
-      samples=config.evaluate.samples,
-      temperature=config.evaluate.temperature,
-      max_prompt_length=config.rollout.max_prompt_length,
-      prompts_at_once=config.rollout.prompts_per_iteration,
-      key=self.keys[EVALUATE_STREAM],
+    suites = self.task.evaluation(config.evaluate)
+    self.evaluator = (
+      None
+      if not suites
+      else Evaluator(
+        self.engine,
+        self.scoring,
+        self.task.tokenizer,
+        suites,
+        max_prompt_length=config.rollout.max_prompt_length,
+        prompts_at_once=config.rollout.prompts_per_iteration,
+        group_size=config.rollout.responses_per_prompt,
+        key=self.keys[EVALUATE_STREAM],
+        reader=self.task.reader,
+      )
     )
     # Whatever is wrong is known by now: another attempt may use the directory.
     directory.claim(recipe)
+    if self.task.notes:
+      directory.write('task.json', {'notes': list(self.task.notes)})
     self.warm_starts = CheckpointStore(directory.path / 'warm_start', keep=1)
     begun = saved or self.warm_starts.latest()
     self.writer = MetricsWriter(
@@ -195,7 +211,7 @@ class _Run:
 
   def close(self) -> None:
     """Stops worker processes and threads; flushes files."""
-    self.pool.close()
+    self.scoring.close()
     self.collector.close()
     self.writer.close()
 
@@ -250,7 +266,8 @@ class _Run:
   def _compile(self, state: TrainState) -> None:
     """Compiles all programs, so that nothing is compiled later."""
     self.progress.note('compiling')
-    self.evaluator.compile(state.trainable)
+    if self.evaluator:
+      self.evaluator.compile(state.trainable)
     self.programs.compile(state, self.collector.blank().batch)
     self.collector.compile(state.trainable)
     for stream in self.keys.values():
@@ -270,6 +287,8 @@ class _Run:
       write_report(self.directory.path)
 
   def _evaluate(self, place: _Place, state: TrainState) -> None:
+    if not self.evaluator:
+      return
     evaluation = self.evaluator.run(state.trainable)
     summary = evaluation.summary()
     self.writer.write(
@@ -278,14 +297,13 @@ class _Run:
       phase='eval',
       **summary,
     )
-    self.directory.write(
-      f'evaluation/iteration_{place.iteration:06d}.json',
-      evaluation.per_problem(place.iteration),
+    self.directory.write_lines(
+      f'evaluation/iteration_{place.iteration:06d}.jsonl', evaluation.lines()
     )
     figures = ', '.join(
-      f'{name} {summary[name]:.3f}'
-      for name in summary
-      if name == 'greedy' or (name[-1].isdigit() and '@' in name)
+      f'{name} {estimate.value:.3f}'
+      for name, estimate in evaluation.estimates().items()
+      if '/' not in name or name.endswith('/accuracy')
     )
     self.progress.note(f'iteration {place.iteration}: {figures}')
 
