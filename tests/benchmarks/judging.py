@@ -121,9 +121,8 @@ def show_speed(judge: Judge, rounds: int) -> None:
     spent = (processor_seconds() - before) / rounds
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
       start = time.perf_counter()
-      for outcome in pool.map(
-        lambda _: judge.judge(program, tests), range(2 * rounds)
-      ):
+      many = [program] * (2 * rounds), [tests] * (2 * rounds)
+      for outcome in pool.map(judge.judge, *many):
         check(outcome)
       rate = 2 * rounds / (time.perf_counter() - start)
     quantiles = statistics.quantiles(times, n=20)
