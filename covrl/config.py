@@ -140,6 +140,24 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
+class LoraConfig:
+  """Low-rank adapters: where there are any, all that is trained and saved.
+
+  What they stand beside is what the run begins with: a pretrained model, or
+  the policy after the warm start.
+
+  Attributes:
+    rank: of every adapter; 0 trains all parameters.
+    alpha: an adapter is scaled by alpha / rank.
+    targets: matrices of each layer that have one, comma-separated.
+  """
+
+  rank: int = 0
+  alpha: float = 32.0
+  targets: str = 'query,key,value,output,gate,up,down'
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
 class EntropyConfig:
   """The token chain's numbers; the chain itself is in the config file.
 
@@ -257,8 +275,8 @@ class Config:
   Attributes:
     seed: of everything that is drawn.
     pretrained: directory of the model to start from, as transformers writes
-      it, or its name on the Hugging Face hub; empty starts from random
-      parameters.
+      it or PEFT an adapter, or a name on the Hugging Face hub; empty starts
+      from random parameters.
   """
 
   seed: int = 0
@@ -267,6 +285,7 @@ class Config:
   task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
   rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
   train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+  lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
   entropy: EntropyConfig = dataclasses.field(default_factory=EntropyConfig)
   warm_start: WarmStartConfig = dataclasses.field(
     default_factory=WarmStartConfig
@@ -490,6 +509,7 @@ def check(config: Config) -> None:
       raise ConfigError(f'{name} must be at least 1, got {flat[name]}')
   for name in (
     'seed',
+    'lora.rank',
     'warm_start.steps',
     'checkpoint.every_updates',
     'train.reset_reference_every',

@@ -33,6 +33,7 @@ TRAIN_RULES: Rules = {
   'head_dim': None,
   'mlp': 'tensor',
   'vocab': 'tensor',
+  'rank': None,
 }
 
 # The sampler keeps the trainer's layout: one copy of the weights serves both.

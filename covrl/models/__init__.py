@@ -5,6 +5,7 @@ from covrl.models.cache import KVCache as KVCache
 from covrl.models.config import ModelConfig as ModelConfig
 from covrl.models.config import countdown as countdown
 from covrl.models.config import tiny as tiny
+from covrl.models.lora import Lora as Lora
 from covrl.models.policy import Policy as Policy
 from covrl.models.rope import LinearScaling as LinearScaling
 from covrl.models.rope import Llama3Scaling as Llama3Scaling

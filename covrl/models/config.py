@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from covrl.models.lora import Lora
 from covrl.models.rope import RopeScaling, YarnScaling, plain_frequencies
 
 _SIZES = (
@@ -64,6 +65,7 @@ class ModelConfig:
     post_norms: whether a block's two results are normed as well.
     scaled_embeddings: whether embeddings are multiplied by √model_dim.
     tied_embeddings: whether the unembedding is the embedding, transposed.
+    lora: adapters, which alone are trained; `None` trains all parameters.
     dtype: of activations and matrix products; attention's softmax, norms and
       logits are float32 at least.
     param_dtype: of the stored parameters.
@@ -99,6 +101,7 @@ class ModelConfig:
   post_norms: bool = False
   scaled_embeddings: bool = False
   tied_embeddings: bool = True
+  lora: Lora | None = None
   dtype: str = 'float32'
   param_dtype: str = 'float32'
   remat: bool = False

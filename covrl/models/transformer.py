@@ -92,7 +92,7 @@ class Transformer(nnx.Module):
       rngs, (vocab, dim), ('vocab', 'embed'), scale=dim**-0.5, config=config
     )
     self.layers = stack(
-      lambda key: Block(config, rngs=nnx.Rngs(params=key)),
+      lambda key: Block(config, rngs=streams(key)),
       jax.random.split(rngs.params(), config.num_layers),
     )
     self.final_norm = RMSNorm(config, dim, 'embed')
@@ -204,6 +204,11 @@ class Transformer(nnx.Module):
     if self.config.scaled_embeddings:
       x = x * jnp.asarray(self.config.model_dim**0.5, x.dtype)
     return constrain(x, 'batch', 'sequence', 'embed')
+
+
+def streams(key: Key[Array, '']) -> nnx.Rngs:
+  """Streams of randomness of which adapters have one of their own."""
+  return nnx.Rngs(params=key, adapters=jax.random.fold_in(key, 1))
 
 
 def _distances(rows: Int[Array, ' T'], length: int) -> Int[Array, 'T C']:

@@ -73,3 +73,20 @@ GEMMA2: Names = {
 }
 
 GEMMA3: Names = {**QWEN3, **GEMMA2}
+
+
+def adapter_names(names: Names) -> Names:
+  """What PEFT calls the adapters of the layers' matrices.
+
+  >>> stored = adapter_names(LLAMA)['layers.mlp.up_adapter.a']
+  >>> stored.name.format(3)
+  'base_model.model.model.layers.3.mlp.up_proj.lora_A.weight'
+  """
+  found: dict[str, Stored] = {}
+  for path, stored in names.items():
+    if path.startswith('layers.') and stored.inputs:
+      module = f'base_model.model.{stored.name.removesuffix(".weight")}'
+      a, b = f'{module}.lora_A.weight', f'{module}.lora_B.weight'
+      found[f'{path}_adapter.a'] = Stored(a, stored.inputs)
+      found[f'{path}_adapter.b'] = Stored(b, inputs=1)
+  return found

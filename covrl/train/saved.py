@@ -15,23 +15,19 @@ from jaxtyping import PyTree
 
 from covrl import sharding
 from covrl.config import Recipe, load
-from covrl.data import (
-  ListSource,
-  Problem,
-  PromptStream,
-  Tokenizer,
-  check_tokenizer,
-)
+from covrl.data import ListSource, Problem, PromptStream, Tokenizer
 from covrl.models import Policy
 from covrl.pretrained import load_params
 from covrl.rewards import RewardPool
 from covrl.rollout import Sampling, SamplingEngine
 from covrl.rollout.collect import decode
+from covrl.train.beginning import base_params, task_and_policy
 from covrl.train.checkpoint import CheckpointError, CheckpointStore
 from covrl.train.evaluate import Evaluator
-from covrl.train.iteration import EVALUATE_STREAM
+from covrl.train.iteration import EVALUATE_STREAM, INIT_STREAM
 from covrl.train.run_directory import RunDirectory
 from covrl.train.task import Task
+from covrl.train.warm_start import lender
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -199,8 +195,15 @@ def open_run(workdir: str) -> Iterator[SavedRun]:
   if saved is None:
     raise CheckpointError(f'{workdir} has no finished checkpoint yet')
   mesh = sharding.make_mesh(dataclasses.asdict(config.mesh))
-  task, policy = _task_and_policy(recipe)
-  params = saved.restore_part('state.trainable', policy.abstract_params(mesh))
+  task, policy = task_and_policy(recipe)
+  like, rest = policy.split(policy.abstract_params(mesh))
+  trainable = saved.restore_part('state.trainable', like)
+  if rest:
+    own = CheckpointStore(directory.path / 'warm_start', keep=1)
+    made = lender(config, task) or own.latest()
+    key = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
+    rest = {'base': base_params(config, policy, mesh, key, made)}
+  params = policy.join(trainable, rest)
   yield SavedRun(
     recipe=recipe, task=task, policy=policy, params=params, mesh=mesh
   )
@@ -219,18 +222,12 @@ def open_pretrained(directory: str, recipe_file: str) -> Iterator[SavedRun]:
     ValueError: if the directory is no pretrained model's, or its shape or
       tokenizer is not the recipe's.
   """
-  recipe = load(recipe_file, [f'--config.pretrained={directory}'])
+  # Adapters are the directory's, or there are none.
+  overrides = [f'--config.pretrained={directory}', '--config.lora.rank=0']
+  recipe = load(recipe_file, overrides)
   mesh = sharding.make_mesh(dataclasses.asdict(recipe.config.mesh))
-  task, policy = _task_and_policy(recipe)
+  task, policy = task_and_policy(recipe)
   params = load_params(directory, policy, mesh)
   yield SavedRun(
     recipe=recipe, task=task, policy=policy, params=params, mesh=mesh
   )
-
-
-def _task_and_policy(recipe: Recipe) -> tuple[Task, Policy]:
-  """What a recipe trains, and on what."""
-  task = recipe.module.make_task(recipe.config)
-  model = recipe.module.make_model(recipe.config, task.tokenizer.vocab_size)
-  check_tokenizer(task.tokenizer, model.vocab_size)
-  return task, Policy(model)

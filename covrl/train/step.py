@@ -91,15 +91,16 @@ def make_train_step(
     exactly 1. `key` is the run's.
   """
 
-  def forward(trainable: PyTree, rows: TokenBatch) -> PolicyStats:
-    return policy_stats(policy, trainable, rows, settings.temperature)
-
   def update(
     state: TrainState,
     batch: TokenBatch,
     first: Bool[Array, ''],
     key: Key[Array, ''],
   ) -> tuple[TrainState, Metrics]:
+    def forward(trainable: PyTree, rows: TokenBatch) -> PolicyStats:
+      params = policy.join(trainable, state.frozen)
+      return policy_stats(policy, params, rows, settings.temperature)
+
     weights = batch.weights * token_weights(
       batch.loss_mask, settings.weights, segment_ids=batch.segment_ids
     )
@@ -234,22 +235,25 @@ def make_score_step(
 
 def make_entropy_change(
   policy: Policy, settings: StepSettings
-) -> Callable[[PyTree, PyTree, TokenBatch], Metrics]:
+) -> Callable[[PyTree, PyTree, PyTree, TokenBatch], Metrics]:
   """What an update did to the entropy of its own tokens.
 
   Returns:
-    `(params before, params after, the update's rows) -> readings`, in nats:
-    the realised change of the mean entropy, and its first-order prediction
-    from the step that the optimiser made, ⟨∇H̄, Δθ⟩.
+    `(trainable before, trainable after, frozen, the update's rows) ->
+    readings`, in nats: the realised change of the mean entropy, and its
+    first-order prediction from the step that the optimiser made, ⟨∇H̄, Δθ⟩.
   """
 
-  def change(before: PyTree, after: PyTree, batch: TokenBatch) -> Metrics:
-    def entropies(params: PyTree, rows: TokenBatch) -> Array:
+  def change(
+    before: PyTree, after: PyTree, frozen: PyTree, batch: TokenBatch
+  ) -> Metrics:
+    def entropies(trainable: PyTree, rows: TokenBatch) -> Array:
+      params = policy.join(trainable, frozen)
       stats, _ = policy_stats(policy, params, rows, settings.temperature)
       return jnp.where(rows.loss_mask, stats.entropy, 0)
 
     def part(rows: TokenBatch) -> tuple[tuple[Scalar, PyTree], tuple[()]]:
-      now, pull_back = jax.vjp(lambda params: entropies(params, rows), before)
+      now, pull_back = jax.vjp(lambda trained: entropies(trained, rows), before)
       (gradient,) = pull_back(jnp.ones_like(now))
       return (jnp.sum(entropies(after, rows) - now), gradient), ()
 
