@@ -57,6 +57,7 @@ class MeshConfig:
   data: int = 1
   fsdp: int = -1
   tensor: int = 1
+  expert: int = 1
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -121,6 +122,7 @@ class TrainConfig:
     weights: aggregation of tokens; see `covrl.token_weights`.
     low: PPO's clip range below 1.
     high: PPO's clip range above 1.
+    balance: coefficient of the load-balancing loss of a mixture of experts.
     keep_reference: whether a copy of the policy as it was after the warm start
       is kept as reference, for penalties that read `ref_logprobs`.
     reset_reference_every: iterations after which the current policy becomes
@@ -135,6 +137,7 @@ class TrainConfig:
   weights: str = 'token-mean'
   low: float = 0.2
   high: float = 0.2
+  balance: float = 0.0
   keep_reference: bool = False
   reset_reference_every: int = 0
 
@@ -530,6 +533,10 @@ def check(config: Config) -> None:
     'train.sequences_per_update',
     'train.micro_batches',
   )
+  if config.train.balance < 0:
+    raise ConfigError(
+      f'train.balance must be at least 0, got {config.train.balance:g}'
+    )
   if config.train.reset_reference_every and not config.train.keep_reference:
     raise ConfigError(
       'train.reset_reference_every needs train.keep_reference, got '

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from covrl.models.lora import Lora
 def normal(
   rngs: nnx.Rngs,
   shape: tuple[int, ...],
-  axes: tuple[str, ...],
+  axes: tuple[str | None, ...],
   *,
   scale: float,
   config: ModelConfig,
@@ -127,12 +128,22 @@ def constrain(
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return x
+  return jax.lax.with_sharding_constraint(x, spec_of(mesh, x.shape, axes))
+
+
+def spec_of(
+  mesh: AbstractMesh, shape: tuple[int, ...], axes: Sequence[str | None]
+) -> PartitionSpec:
+  """How an array with these logical axes lies on a mesh.
+
+  Axes that the mesh cannot divide are left whole.
+  """
   spec = sharding.partition_spec(axes, sharding.TRAIN_RULES)
   kept = [
     names if size % _shards(mesh, names) == 0 else None
-    for names, size in zip(spec, x.shape, strict=True)
+    for names, size in zip(spec, shape, strict=True)
   ]
-  return jax.lax.with_sharding_constraint(x, PartitionSpec(*kept))
+  return PartitionSpec(*kept)
 
 
 def _shards(mesh: AbstractMesh, names: sharding.MeshAxes) -> int:

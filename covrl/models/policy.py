@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from covrl import sharding
 from covrl.models.cache import KVCache
 from covrl.models.config import ModelConfig
+from covrl.models.experts import Routing
 from covrl.models.layers import soft_cap
 from covrl.models.lora import join_adapters, merge_adapters, split_adapters
 from covrl.models.transformer import Transformer, streams
@@ -195,11 +196,26 @@ class Policy:
       segment_ids: which sequence of the row, from 1; 0 is padding, which no
         token sees and whose own states are meaningless (but finite).
     """
+    hidden, _ = self.hidden_and_routing(
+      params, tokens, positions=positions, segment_ids=segment_ids
+    )
+    return hidden
+
+  def hidden_and_routing(
+    self,
+    params: PyTree,
+    tokens: Int[Array, 'B T'],
+    *,
+    positions: Int[Array, 'B T'],
+    segment_ids: Int[Array, 'B T'],
+  ) -> tuple[Float[Array, 'B T D'], Routing | None]:
+    """As `hidden`; and how tokens were sent to experts, if there are any."""
     length = tokens.shape[1]
     causal = jnp.tril(jnp.ones((length, length), bool))
     same = segment_ids[:, :, None] == segment_ids[:, None, :]
-    mask = causal & same & (segment_ids > 0)[:, None, :]
-    return self._module(params)(tokens, positions, mask)
+    real = segment_ids > 0
+    mask = causal & same & real[:, None, :]
+    return self._module(params)(tokens, positions, mask, real)
 
   def unembedding(self, params: PyTree) -> Float[Array, 'D V']:
     """The matrix that turns hidden states into logits, in `config.dtype`."""

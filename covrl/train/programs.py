@@ -87,6 +87,7 @@ class Programs:
       micro_batches=config.train.micro_batches,
       weights=config.train.weights,
       selection_source=config.entropy.selection_source,
+      balance=config.train.balance,
     )
     update = make_train_step(
       policy, algorithm.loss, algorithm.token_tx, algorithm.tx, settings
