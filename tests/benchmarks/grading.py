@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How fast answers are graded, whatever they are, and how memory fares.
 
-`python tests/benchmarks/grading.py [ANSWERS]` grades the battery's ordinary pairs
+`PYTHONPATH=tests python tests/benchmarks/grading.py [ANSWERS]` grades the battery's ordinary pairs
 over and over, one at a time and from two threads, then everything that is meant
 to hang, and prints figures in Markdown. Memory is of this process and its
 workers: proportional set size, so that what forked children share counts once.
@@ -17,12 +17,9 @@ import statistics
 import sys
 import time
 
-HERE = pathlib.Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / 'rewards'))
+from rewards.maths_battery import Pair, pairs
 
-from maths_battery import Pair, pairs  # noqa: E402
-
-from covrl.rewards import Status, grade_math  # noqa: E402
+from covrl.rewards import Status, grade_math
 
 
 def main(count: int) -> None:
@@ -45,7 +42,9 @@ def main(count: int) -> None:
   cuts = statistics.quantiles(times, n=100)
   with concurrent.futures.ThreadPoolExecutor(2) as threads:
     began = time.perf_counter()
-    list(threads.map(graded, itertools.islice(itertools.cycle(ordinary), count)))
+    list(
+      threads.map(graded, itertools.islice(itertools.cycle(ordinary), count))
+    )
     rate_of_two = count / seconds_since(began)
   memory.append(megabytes())
   slowest = max((graded(pair), pair) for pair in hostile if pair)
@@ -92,7 +91,9 @@ def megabytes() -> float:
 def descendants(parent: int) -> list[int]:
   """Processes that a process started, and those that they did."""
   tasks = pathlib.Path(f'/proc/{parent}/task').glob('*/children')
-  children = [int(child) for task in tasks for child in task.read_text().split()]
+  children = [
+    int(child) for task in tasks for child in task.read_text().split()
+  ]
   return children + [d for child in children for d in descendants(child)]
 
 

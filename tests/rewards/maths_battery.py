@@ -62,7 +62,10 @@ def main() -> int:
     if score != pair.score:
       row[3 if pair.score else 2] += 1
       print(f'line {pair.line}: {pair.reference} || {pair.response}: {score}')
-  rows = [*counts.items(), ('total', [*map(sum, zip(*counts.values()))])]
+  rows = [
+    *counts.items(),
+    ('total', [*map(sum, zip(*counts.values(), strict=True))]),
+  ]
   print('| category | right | wrong | wrongly accepted | wrongly refused |')
   print('|---|---|---|---|---|')
   for category, numbers in rows:

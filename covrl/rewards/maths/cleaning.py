@@ -12,10 +12,33 @@ import unicodedata
 
 _SUPERSCRIPTS = str.maketrans('⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ', '0123456789+-n')
 _SUBSCRIPTS = str.maketrans('₀₁₂₃₄₅₆₇₈₉', '0123456789')
-_GREEK = (
-  'alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi'
-  ' omicron pi rho sigmaf sigma tau upsilon phi chi psi omega'
-).split()
+_GREEK = [
+  'alpha',
+  'beta',
+  'gamma',
+  'delta',
+  'epsilon',
+  'zeta',
+  'eta',
+  'theta',
+  'iota',
+  'kappa',
+  'lambda',
+  'mu',
+  'nu',
+  'xi',
+  'omicron',
+  'pi',
+  'rho',
+  'sigmaf',
+  'sigma',
+  'tau',
+  'upsilon',
+  'phi',
+  'chi',
+  'psi',
+  'omega',
+]
 _SYMBOLS = {
   **{'−': '-', '–': '-', '—': '-', '‐': '-', '‑': '-', '⁄': '/', '∕': '/'},
   **{'×': r'\times ', '÷': r'\div ', '·': r'\cdot ', '⋅': r'\cdot '},

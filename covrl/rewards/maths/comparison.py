@@ -8,26 +8,19 @@ are what they are, and the order counts in tuples and matrices alone.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 from covrl.rewards.maths import numeric, real_sets
-from covrl.rewards.maths.numeric import Clock
-from covrl.rewards.maths.reading import Node
+from covrl.rewards.maths.quantities import same_quantities
 from covrl.rewards.maths.settling import settle
-from covrl.rewards.maths.units import unit
+from covrl.rewards.maths.trees import Node
 
 MAX_ELEMENTS = 64
 
 Verdict: TypeAlias = bool | None
 """Whether two answers agree; `None` where that cannot be told here."""
 
-_NO_WORD = re.compile(r'[^\w+]+')
-_LEADING = re.compile(
-  r'^(?:(?:the )?(?:final )?(?:answer|option|choice)(?: is)? )?(?:(?:an?|the) )?'
-  r'(?=.)'
-)
 _FUNCTIONS = set('fghpqFGHPEV') | {'\\phi', '\\varphi'}
 _COMBINATIONS = {
   *('sum', 'product', 'quotient', 'absolute', 'negative', 'tuple', 'call')
@@ -42,50 +35,39 @@ class _Assignment(NamedTuple):
   value: Node
 
 
-def same(reference: Node, answer: Node, clock: Clock) -> Verdict:
+def same(reference: Node, answer: Node) -> Verdict:
   """Whether two answers say the same.
 
   Args:
     reference: the right answer.
     answer: another.
-    clock: the time there is.
   """
-  return _same(settle(reference), settle(answer), clock)
+  return _same(settle(reference), settle(answer))
 
 
-def words(text: str) -> str:
-  """What a text says, whatever its case, spaces and punctuation.
-
-  >>> words('The answer is (B).')
-  'b'
-  """
-  return _LEADING.sub('', _NO_WORD.sub(' ', text).strip().casefold())
-
-
-def _same(left: Node, right: Node, clock: Clock) -> Verdict:
-  clock.check()
+def _same(left: Node, right: Node) -> Verdict:
   if left == right:
     return True
-  one, other = _assigned(left, clock), _assigned(right, clock)
+  one, other = _assigned(left), _assigned(right)
   if one or other:
-    return _same_named((left, one), (right, other), clock)
+    return _same_named((left, one), (right, other))
   if real_sets.is_set(left) or real_sets.is_set(right):
-    return _same_sets(left, right, clock)
+    return _same_sets(left, right)
   if 'relation' in (left.kind, right.kind):
-    return _same_relations(left, right, clock)
+    return _same_relations(left, right)
   if {left.kind, right.kind} & {'set', 'list'}:
-    return _same_collections(left, right, clock)
+    return _same_collections(left, right)
   if {left.kind, right.kind} & set(_ROWS):
-    return _same_rows(left, right, clock)
+    return _same_rows(left, right)
   if left.kind == right.kind == 'ratio':
-    return _same_ratios(left.parts, right.parts, clock)
-  return _same_quantities(_quotient(left), _quotient(right), clock)
+    return _same_ratios(left.parts, right.parts)
+  return same_quantities(_quotient(left), _quotient(right))
 
 
 # Names.
 
 
-def _assigned(node: Node, clock: Clock) -> _Assignment | None:
+def _assigned(node: Node) -> _Assignment | None:
   """The name and value of `x = 5`, of `5 = x` and of `x = 10/2 = 5`."""
   if node.kind != 'relation' or set(node.value) != {'='}:
     return None
@@ -94,7 +76,7 @@ def _assigned(node: Node, clock: Clock) -> _Assignment | None:
     if len(rest) == 1 and rest[0].kind == 'symbol' and _is_name(rest[0]):
       return _Assignment(rest[0], first)
     return None
-  if any(not _same(rest[-1], value, clock) for value in rest[:-1]):
+  if any(not _same(rest[-1], value) for value in rest[:-1]):
     return None
   return _Assignment(first, rest[-1])
 
@@ -134,27 +116,26 @@ def _letters(node: Node) -> list[str]:
 def _same_named(
   left: tuple[Node, _Assignment | None],
   right: tuple[Node, _Assignment | None],
-  clock: Clock,
 ) -> Verdict:
   """Compares where at least one of two answers names a quantity."""
   (whole, one), (other_whole, other) = left, right
   if one and other:
     if one.name == other.name:
-      return _same(one.value, other.value, clock)
-    return _same_relations(whole, other_whole, clock)
+      return _same(one.value, other.value)
+    return _same_relations(whole, other_whole)
   if not one:
-    return _same_named(right, left, clock)
+    return _same_named(right, left)
   if other_whole.kind != 'relation':
-    return _same(one.value, other_whole, clock)
+    return _same(one.value, other_whole)
   # 2x = 10 is not solved yet, y = 2x and 2x − y = 0 are the same line.
   is_solved = not numeric.symbols(one.value)
-  return False if is_solved else _same_relations(whole, other_whole, clock)
+  return False if is_solved else _same_relations(whole, other_whole)
 
 
 # Relations and sets.
 
 
-def _same_relations(left: Node, right: Node, clock: Clock) -> Verdict:
+def _same_relations(left: Node, right: Node) -> Verdict:
   if left.kind != right.kind:
     return False
   if len(left.value) == len(right.value) == 1:
@@ -162,12 +143,12 @@ def _same_relations(left: Node, right: Node, clock: Clock) -> Verdict:
     if sign != other_sign:
       return False
     if sign in ('=', '<', 'le'):
-      verdict = numeric.proportional(one, other, clock, positive=sign != '=')
+      verdict = numeric.proportional(one, other, positive=sign != '=')
       if verdict is not None:
         return verdict
   turned = [_turned(right), right]
   return any(
-    left.value == node.value and _all_same(left.parts, node.parts, clock)
+    left.value == node.value and _all_same(left.parts, node.parts)
     for node in turned
   )
 
@@ -188,17 +169,20 @@ def _turned(relation: Node) -> Node:
   return Node('relation', relation.parts[::-1], signs)
 
 
-def _same_sets(left: Node, right: Node, clock: Clock) -> Verdict:
+def _same_sets(left: Node, right: Node) -> Verdict:
   names = real_sets.variables(left), real_sets.variables(right)
   if all(names) and names[0] != names[1]:
     return False
-  verdict = real_sets.same_set(left, right, clock)
+  verdict = real_sets.same_set(left, right)
   if verdict is not None:
     return verdict
   if left.kind == right.kind == 'relation':
-    return _same_relations(left, right, clock)
+    return _same_relations(left, right)
   # The ends are not numbers: compare what is written.
-  return _matched(_intervals(left), _intervals(right), clock)
+  pieces, others = _intervals(left), _intervals(right)
+  if pieces == [left] and others == [right]:
+    return False
+  return _matched(pieces, others)
 
 
 def _intervals(node: Node) -> list[Node]:
@@ -207,6 +191,14 @@ def _intervals(node: Node) -> list[Node]:
     return [piece for part in node.parts for piece in _intervals(part)]
   if node.kind == 'builder':
     return _intervals(node.parts[1])
+  if node.kind == 'relation' and len(node.parts) == 2:
+    (name, end), (sign,) = node.parts, node.value
+    far = Node('infinity')
+    if name.kind == 'symbol' and sign in ('<', 'le'):
+      ends = Node('negative', (far,)), end
+      return [Node('tuple', ends, '(]' if sign == 'le' else '()')]
+    if name.kind == 'symbol' and sign in ('>', 'ge'):
+      return [Node('tuple', (end, far), '[)' if sign == 'ge' else '()')]
   if node.kind == 'relation' and len(node.parts) == 3:
     if node.value[0] in ('>', 'ge'):
       node = _turned(node)
@@ -221,27 +213,27 @@ def _intervals(node: Node) -> list[Node]:
 # Several things.
 
 
-def _same_collections(left: Node, right: Node, clock: Clock) -> Verdict:
+def _same_collections(left: Node, right: Node) -> Verdict:
   for one, other in ((left, right), (right, left)):
-    if one.kind == 'list' and (names := _different_names(one, clock)):
+    if one.kind == 'list' and (names := _different_names(one)):
       if other.kind == 'tuple' and other.value == '()':
         values = [names[name] for name in sorted(names)]
-        return _all_same(values, other.parts, clock)
-      if other.kind != 'list' or not _different_names(other, clock):
+        return _all_same(values, other.parts)
+      if other.kind != 'list' or not _different_names(other):
         return False
   if not {left.kind, right.kind} <= {'set', 'list'}:
     return False
   if max(len(left.parts), len(right.parts)) > MAX_ELEMENTS:
-    return _all_same(left.parts, right.parts, clock)
+    return _all_same(left.parts, right.parts)
   repeats = 'set' in (left.kind, right.kind)
-  return _matched(left.parts, right.parts, clock, repeats=repeats)
+  return _matched(left.parts, right.parts, repeats=repeats)
 
 
-def _different_names(node: Node, clock: Clock) -> dict[str, Node]:
+def _different_names(node: Node) -> dict[str, Node]:
   """Values by name, where a list says something of different quantities."""
   found: dict[str, Node] = {}
   for part in node.parts:
-    assigned = _assigned(part, clock)
+    assigned = _assigned(part)
     if assigned is None or assigned.name.kind != 'symbol':
       return {}
     found[assigned.name.value] = assigned.value
@@ -253,7 +245,6 @@ def _different_names(node: Node, clock: Clock) -> dict[str, Node]:
 def _matched(
   left: Sequence[Node],
   right: Sequence[Node],
-  clock: Clock,
   *,
   repeats: bool = False,
 ) -> Verdict:
@@ -262,7 +253,7 @@ def _matched(
     return False
   rest, unknown = list(right), False
   for element in left:
-    verdicts = [_same(element, other, clock) for other in rest]
+    verdicts = [_same(element, other) for other in rest]
     if True in verdicts:
       if not repeats:
         del rest[verdicts.index(True)]
@@ -271,48 +262,42 @@ def _matched(
     else:
       return False
   if repeats:
-    back = _matched(right, left, clock) if len(left) == len(right) else None
+    back = _matched(right, left) if len(left) == len(right) else None
     if back is None:
       back = all(
-        any(_same(element, other, clock) for other in left) for element in right
+        any(_same(element, other) for other in left) for element in right
       )
     return None if unknown and back else back
   return None if unknown else True
 
 
-def _same_rows(left: Node, right: Node, clock: Clock) -> Verdict:
+def _same_rows(left: Node, right: Node) -> Verdict:
   if (left.kind, left.value) != (right.kind, right.value):
     return False
-  return _all_same(left.parts, right.parts, clock)
+  return _all_same(left.parts, right.parts)
 
 
-def _all_same(
-  left: Sequence[Node], right: Sequence[Node], clock: Clock
-) -> Verdict:
+def _all_same(left: Sequence[Node], right: Sequence[Node]) -> Verdict:
   """Whether elements agree in their order."""
   if len(left) != len(right):
     return False
-  verdicts = [
-    _same(one, other, clock) for one, other in zip(left, right, strict=True)
-  ]
+  verdicts = [_same(one, other) for one, other in zip(left, right, strict=True)]
   if False in verdicts:
     return False
   return None if None in verdicts else True
 
 
-def _same_ratios(
-  left: Sequence[Node], right: Sequence[Node], clock: Clock
-) -> Verdict:
+def _same_ratios(left: Sequence[Node], right: Sequence[Node]) -> Verdict:
   """Whether a : b : c and d : e : f are the same ratio."""
   if len(left) != len(right):
     return False
-  if _all_same(left, right, clock):
+  if _all_same(left, right):
     return True
   crossed = [
     [Node('product', (one, base)) for one in parts]
     for parts, base in ((left, right[0]), (right, left[0]))
   ]
-  return _all_same(*crossed, clock)
+  return _all_same(*crossed)
 
 
 def _quotient(node: Node) -> Node:
@@ -320,107 +305,3 @@ def _quotient(node: Node) -> Node:
   if node.kind == 'ratio' and len(node.parts) == 2:
     return Node('quotient', node.parts)
   return node
-
-
-# One thing: an expression, perhaps of a unit, or a text.
-
-
-def _same_quantities(left: Node, right: Node, clock: Clock) -> Verdict:
-  one, name = _parted(left)
-  other, other_name = _parted(right)
-  if one is None or other is None:
-    return _same_words(left, right)
-  if name and other_name and name != other_name:
-    return _same_measures(one, name, other, other_name, clock)
-  if bool(name) != bool(other_name):
-    if unit(name or other_name) is None:
-      return False
-    # A sign for hundredths or degrees may count, or go without saying.
-    verdict = _same_values(left, right, clock)
-    if verdict:
-      return True
-  return _same_values(one, other, clock)
-
-
-def _same_measures(
-  one: Node, name: str, other: Node, other_name: str, clock: Clock
-) -> Verdict:
-  """Compares quantities of different units, such as 1 m and 100 cm."""
-  measure, other_measure = unit(name), unit(other_name)
-  if measure is None or other_measure is None:
-    return False
-  if measure[1] != other_measure[1]:
-    return False
-  factors = (
-    Node('number', (), measure[0]),
-    Node('number', (), other_measure[0]),
-  )
-  return _same_values(
-    Node('product', (one, factors[0])),
-    Node('product', (other, factors[1])),
-    clock,
-  )
-
-
-def _same_values(left: Node, right: Node, clock: Clock) -> Verdict:
-  if left == right:
-    return True
-  if 'based' in (left.kind, right.kind):
-    return _same_digits(left, right)
-  if any(_is_endless(node) for node in (left, right)):
-    return False
-  return numeric.equal(left, right, clock)
-
-
-def _same_digits(left: Node, right: Node) -> bool:
-  """Whether two numbers are of the same base, which one may leave out."""
-  digits = {
-    str(node.value) if node.kind == 'number' else node.value[0]
-    for node in (left, right)
-    if node.kind in ('based', 'number')
-  }
-  bases = {node.value[1] for node in (left, right) if node.kind == 'based'}
-  kinds = {left.kind, right.kind}
-  return kinds <= {'based', 'number'} and len(digits) == len(bases) == 1
-
-
-def _is_endless(node: Node) -> bool:
-  return node.kind == 'infinity' or any(map(_is_endless, node.parts))
-
-
-def _same_words(left: Node, right: Node) -> bool:
-  texts = [
-    words(node.value)
-    for node in (left, right)
-    if node.kind in ('text', 'symbol')
-  ]
-  return len(texts) == 2 and texts[0] == texts[1] != ''
-
-
-def _parted(node: Node) -> tuple[Node | None, str]:
-  """A quantity as its value and its unit; a text has no value."""
-  match node.kind:
-    case 'text':
-      return None, node.value
-    case 'percent':
-      return node.parts[0], 'percent'
-    case 'degree':
-      return node.parts[0], 'degree'
-    case 'negative':
-      value, name = _parted(node.parts[0])
-      return value and Node('negative', (value,)), name
-    case 'power':
-      value, name = _parted(node.parts[0])
-      if value is None and node.parts[1].kind == 'number':
-        return None, f'{name}^{node.parts[1].value}'
-    case 'product':
-      (one, name), (other, other_name) = map(_parted, node.parts)
-      if other is None:
-        return one, f'{name} {other_name}'.strip()
-      if one is None and name == '\\$':
-        return other, name
-    case 'quotient':
-      (one, name), (other, other_name) = map(_parted, node.parts)
-      if other is None:
-        return one, f'{name}/{other_name}'
-  return node, ''

@@ -15,12 +15,14 @@ import threading
 from fractions import Fraction
 
 from covrl.rewards.maths.cleaning import clean, key
-from covrl.rewards.maths.comparison import Verdict, same, words
-from covrl.rewards.maths.extraction import RULES, extract, reference_answer
-from covrl.rewards.maths.numeric import Clock, OutOfTime, Undefined
+from covrl.rewards.maths.comparison import Verdict, same
+from covrl.rewards.maths.evaluation import Undefined
+from covrl.rewards.maths.extraction import extract, reference_answer
+from covrl.rewards.maths.numeric import OutOfTime, limited
+from covrl.rewards.maths.quantities import words
 from covrl.rewards.maths.reading import read
 from covrl.rewards.maths.second_opinion import Opinion, ask
-from covrl.rewards.maths.tokens import Unreadable
+from covrl.rewards.maths.trees import Unreadable
 from covrl.rewards.outcome import Outcome, Status
 from covrl.rewards.pool import RewardPool
 from covrl.rewards.reward import Reward
@@ -29,7 +31,7 @@ from covrl.rewards.reward import Reward
 MAX_LENGTH = 2000
 
 # Of computing, for what is read here and for what math-verify is asked.
-READING_SECONDS = 0.8
+READING_SECONDS = 0.6
 ASKING_SECONDS = 0.8
 # Until math-verify is given up, and until a worker that does not answer is
 # killed: with all else below three.
@@ -142,9 +144,11 @@ def compare(
     reference: likewise.
     patience: seconds for math-verify to get its share of the processor.
   """
-  wanted, given = clean(reference), clean(answer)
+  wanted, given = '', ''
   try:
-    verdict = _read_and_compared(wanted, given)
+    with limited(READING_SECONDS):
+      wanted, given = clean(reference), clean(answer)
+      verdict = _read_and_compared(wanted, given)
   except OutOfTime:
     return Outcome(0.0, Status.TIMEOUT, f'not compared in {READING_SECONDS} s')
   except MemoryError:
@@ -206,14 +210,13 @@ def _is_same_prose(wanted: str, given: str) -> bool:
 
 def _read_and_compared(wanted: str, given: str) -> Verdict:
   """Whether two clean answers agree; `None` where that is beyond us."""
-  clock = Clock(READING_SECONDS)
   try:
     reference, answer = read(wanted), read(given)
-    verdict = same(reference, answer, clock)
+    verdict = same(reference, answer)
     # A list such as 100,200 looks like a number unless the reference says.
     if not verdict and read(wanted, merge=False) == reference:
       loose = read(given, merge=False)
-      verdict = verdict if loose == answer else same(reference, loose, clock)
+      verdict = verdict if loose == answer else same(reference, loose)
     return verdict
   except (Unreadable, Undefined, RecursionError):
     return None

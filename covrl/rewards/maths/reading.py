@@ -8,68 +8,21 @@ A recursive descent over tokens. It knows no values: what a tree is worth is for
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable
-from fractions import Fraction
-from typing import Any
 
-from covrl.rewards.maths import tokens
-from covrl.rewards.maths.tokens import Token, Unreadable
+from covrl.rewards.maths import tokens, trees, vocabulary
+from covrl.rewards.maths.tokens import Token
+from covrl.rewards.maths.trees import Node, Unreadable
 
 MAX_DEPTH = 40
 
-RELATIONS = {
-  **{sign: sign for sign in '=<>'},
-  **{f'\\{name}': name for name in ('le', 'ge', 'ne', 'in', 'notin', 'equiv')},
-  **{f'\\{name}': name for name in ('subset', 'subseteq', 'sim', 'cong')},
-  **{f'\\{name}': name for name in ('to', 'parallel', 'perp', 'mapsto')},
-  **{'\\approx': '=', '\\rightarrow': 'to', '\\doteq': '='},
-}
-_SET_OPERATORS = {
-  '\\cup': 'union',
-  '\\cap': 'intersection',
-  '\\setminus': 'difference',
-}
-_MATRICES = {'matrix', 'pmatrix', 'bmatrix', 'Bmatrix', 'smallmatrix', 'array'}
-_DECORATIONS = {
-  f'\\{name}'
-  for name in (
-    'vec hat bar tilde dot ddot mathbf boldsymbol bm mathcal mathbb mathfrak'
-    ' mathscr overline widehat widetilde overrightarrow overarc overset'
-  ).split()
-}
-_SYMBOLS = {
-  f'\\{name}'
-  for name in (
-    'alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi'
-    ' omicron pi rho sigma tau upsilon phi chi psi omega Gamma Delta Theta'
-    ' Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell ldots angle triangle square'
-    ' measuredangle hbar nabla partial aleph star top bot circ bullet'
-  ).split()
-}
-_FUNCTIONS = {
-  f'\\{name}'
-  for name in (
-    'sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh coth'
-    ' ln log lg exp max min gcd lcm Re Im arg det'
-  ).split()
-}
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Node:
-  """A part of an answer.
-
-  Attributes:
-    kind: what it is, such as 'number', 'sum', 'tuple' or 'relation'.
-    parts: what it is made of.
-    value: what is not a part: a number, a name, brackets, relation signs.
-  """
-
-  kind: str
-  parts: tuple[Node, ...] = ()
-  value: Any = None
+_FACTORS = (
+  vocabulary.SYMBOLS
+  | vocabulary.FUNCTIONS
+  | vocabulary.DECORATIONS
+  | vocabulary.CONSTRUCTS
+)
 
 
 def read(cleaned: str, *, merge: bool = True) -> Node:
@@ -161,8 +114,10 @@ class _Parser:
 
   def _relation(self) -> Node:
     parts, signs = [self.set_expression()], []
-    while self.peek().kind != 'text' and self.peek().text in RELATIONS:
-      signs.append(RELATIONS[self.next().text])
+    while (
+      self.peek().kind != 'text' and self.peek().text in vocabulary.RELATIONS
+    ):
+      signs.append(vocabulary.RELATIONS[self.next().text])
       parts.append(self.set_expression())
     if not signs:
       return parts[0]
@@ -170,8 +125,8 @@ class _Parser:
 
   def set_expression(self) -> Node:
     node = self.ratio()
-    while operator := self.accept(*_SET_OPERATORS):
-      node = Node(_SET_OPERATORS[operator], (node, self.ratio()))
+    while operator := self.accept(*vocabulary.SET_OPERATORS):
+      node = Node(vocabulary.SET_OPERATORS[operator], (node, self.ratio()))
     return node
 
   def ratio(self) -> Node:
@@ -190,10 +145,10 @@ class _Parser:
     while (sign := self.accept('+', '-', '\\pm', '\\mp')) or not terms:
       term = self.term()
       if sign in ('\\pm', '\\mp'):
-        terms = [Node('plus_minus', (_total(terms), term), sign)]
+        terms = [Node('plus_minus', (trees.total(terms), term), sign)]
       else:
         terms.append(Node('negative', (term,)) if sign == '-' else term)
-    return _total(terms)
+    return trees.total(terms)
 
   def term(self) -> Node:
     node = self.factor()
@@ -206,13 +161,13 @@ class _Parser:
         # x(x + 1) and f(3) look alike, and are worth the same.
         node = Node('product', (node, self.factor()), 'applied')
       elif self._starts_factor():
-        node = _beside(node, self.factor())
+        node = trees.beside(node, self.factor())
       else:
         return node
 
   def signed_factor(self) -> Node:
     sign = self.accept('+', '-')
-    return _signed(sign, self.factor())
+    return trees.signed(sign, self.factor())
 
   def factor(self) -> Node:
     """An atom with what stands behind it: powers, factorials, signs."""
@@ -226,7 +181,7 @@ class _Parser:
         node = Node('percent', (node,))
       elif self.peek().text == '_' and node.kind == 'number':
         self.next()
-        node = _based(node, self.argument())
+        node = trees.based(node, self.argument())
       else:
         return node
 
@@ -234,17 +189,16 @@ class _Parser:
     if self.accept('\\circ'):
       return Node('degree', (base,))
     if base.kind == 'matrix' and self.accept('T', '\\top'):
-      return _transposed(base)
+      return trees.transposed(base)
     sign = self.accept('+', '-')
-    return Node('power', (base, _signed(sign, self.argument(whole=True))))
+    return Node('power', (base, trees.signed(sign, self.argument(whole=True))))
 
   def _starts_factor(self) -> bool:
     token = self.peek()
     if token.kind in ('number', 'mixed', 'letter', 'text'):
       return True
     if token.kind == 'command':
-      known = (_SYMBOLS, _FUNCTIONS, _DECORATIONS, tokens.OPENING_COMMANDS)
-      return any(token.text in names for names in known)
+      return token.text in _FACTORS
     return token.text in ('(', '{', '\\{') or (
       token.text == '|' and not self._bars
     )
@@ -255,10 +209,10 @@ class _Parser:
     token = self.next()
     match token.kind:
       case 'number':
-        return Node('number', (), _number(token.text))
+        return trees.number(trees.decimal(token.text))
       case 'mixed':
         whole, top, bottom = map(int, re.findall(r'\d+', token.text))
-        return Node('number', (), whole + _fraction(top, bottom))
+        return trees.number(whole + trees.fraction(top, bottom))
       case 'letter':
         return self._symbol(token.text)
       case 'text':
@@ -288,7 +242,7 @@ class _Parser:
       case '\\frac':
         return Node('quotient', (self.argument(), self.argument()))
       case '\\sqrt':
-        index = Node('number', (), Fraction(2))
+        index = trees.number(2)
         if self.accept('['):
           index = self.sum()
           self.expect(']')
@@ -307,11 +261,11 @@ class _Parser:
         return Node('call', (inner,), name[2:])
       case '\\begin':
         return self._environment()
-    if name in _FUNCTIONS:
+    if name in vocabulary.FUNCTIONS:
       return self._call(name)
-    if name in _DECORATIONS:
+    if name in vocabulary.DECORATIONS:
       return self._decorated(name)
-    if name in _SYMBOLS:
+    if name in vocabulary.SYMBOLS:
       return self._symbol(name)
     raise Unreadable(f'{name} is not known')
 
@@ -333,9 +287,9 @@ class _Parser:
       if sign == '_':
         base = (self.argument(),)
       else:
-        power = _signed(self.accept('-'), self.argument(whole=True))
+        power = trees.signed(self.accept('-'), self.argument(whole=True))
     function = name[1:]
-    if power is not None and _is_number(power, -1):
+    if power is not None and trees.is_number(power, -1):
       function, power = f'arc{function}', None
     if self.peek().text in ('(', '{', '[', '\\{', '|'):
       inner = self.factor() if self.peek().text == '|' else self.atom()
@@ -349,11 +303,11 @@ class _Parser:
 
   def _operand(self) -> Node:
     """What a function without parentheses takes: factors up to the next one."""
-    node = _signed(self.accept('-'), self.factor())
+    node = trees.signed(self.accept('-'), self.factor())
     while self._starts_factor() and self.peek().kind != 'text':
-      if self.peek().text in _FUNCTIONS or self.peek().text == '(':
+      if self.peek().text in vocabulary.FUNCTIONS or self.peek().text == '(':
         break
-      node = _beside(node, self.factor())
+      node = trees.beside(node, self.factor())
     if self.accept('/'):
       node = Node('quotient', (node, self.factor()))
     return node
@@ -365,9 +319,10 @@ class _Parser:
       whole: whether digits beside each other are one token.
     """
     token = self.peek()
-    if token.kind == 'number' and not whole and len(token.text) > 1:
+    digits = token.kind == 'number' and token.text.isdigit()
+    if digits and not whole and len(token.text) > 1:
       self._tokens[self._place] = Token('number', token.text[1:])
-      return Node('number', (), _number(token.text[0]))
+      return trees.number(int(token.text[0]))
     if token.text == '{':
       self.next()
       return self._until('}', self.listing)
@@ -456,77 +411,5 @@ class _Parser:
     if not rows or len({len(row) for row in rows}) != 1:
       raise Unreadable('rows of different lengths')
     cells = tuple(cell for row in rows for cell in row)
-    kind = 'matrix' if name in _MATRICES else name
+    kind = 'matrix' if name in vocabulary.MATRICES else name
     return Node(kind, cells, (len(rows), len(rows[0])))
-
-
-def _signed(sign: str, node: Node) -> Node:
-  return Node('negative', (node,)) if sign == '-' else node
-
-
-def _total(terms: list[Node]) -> Node:
-  if not terms:
-    return Node('number', (), Fraction(0))
-  return terms[0] if len(terms) == 1 else Node('sum', tuple(terms))
-
-
-def _beside(left: Node, right: Node) -> Node:
-  r"""Two factors without a sign between them; 1\frac{1}{2} is one number."""
-  if right.kind == 'number' and left.kind in ('number', 'negative'):
-    raise Unreadable('two numbers beside each other')
-  if left.kind == 'number' and right.kind in ('percent', 'degree'):
-    return Node(right.kind, (_beside(left, right.parts[0]),))
-  if left.kind == 'number' and right.kind == 'quotient':
-    top, bottom = (part.value for part in right.parts)
-    numbers = all(part.kind == 'number' for part in right.parts)
-    if numbers and left.value.denominator == 1 and 0 < top < bottom:
-      return Node('number', (), left.value + Fraction(top) / bottom)
-  return Node('product', (left, right))
-
-
-def _based(digits: Node, base: Node) -> Node:
-  """A number with its base as subscript."""
-  whole = all(_is_whole(node) for node in (digits, base))
-  if not whole or not 2 <= base.value <= 36:
-    raise Unreadable('a subscript of a number is no base')
-  if base.value == 10:
-    return digits
-  return Node('based', (), (str(digits.value), int(base.value)))
-
-
-def _transposed(matrix: Node) -> Node:
-  rows, columns = matrix.value
-  cells = tuple(
-    matrix.parts[row * columns + column]
-    for column in range(columns)
-    for row in range(rows)
-  )
-  return Node('matrix', cells, (columns, rows))
-
-
-def _is_number(node: Node, value: int) -> bool:
-  if node.kind == 'negative':
-    return _is_number(node.parts[0], -value)
-  return node.kind == 'number' and node.value == value
-
-
-def _is_whole(node: Node) -> bool:
-  return node.kind == 'number' and node.value.denominator == 1
-
-
-def _fraction(top: int, bottom: int) -> Fraction:
-  if not bottom:
-    raise Unreadable('a fraction of nought')
-  return Fraction(top, bottom)
-
-
-def _number(text: str) -> Fraction:
-  """The exact value of a decimal, its digits perhaps repeating."""
-  if len(text) > tokens.MAX_DIGITS:
-    raise Unreadable('too many digits')
-  match = re.fullmatch(r'(\d*)\.(\d*)\((\d+)\)', text)
-  if not match:
-    return Fraction(text.rstrip('.') or '0')
-  whole, fixed, repeated = match.groups()
-  value = int(whole + fixed + repeated or '0') - int(whole + fixed or '0')
-  return Fraction(value, 10 ** len(fixed) * (10 ** len(repeated) - 1))

@@ -21,10 +21,12 @@ import re
 import select
 import signal
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 MAX_LENGTH = 400
 MEMORY = 1 << 29
+
+_NO_ALARM = 0
 
 _RELATION = re.compile(
   r'[=<>,;:]|\\(?:le|ge|ne|in|approx|equiv|to|pm|mp|cup|cap|begin|text)\b'
@@ -100,7 +102,7 @@ def warm_up() -> None:
   import math_verify
 
   logging.getLogger('math_verify').setLevel(logging.CRITICAL)
-  math_verify.verify(_parse('2'), _parse('x+1'), timeout_seconds=None)
+  math_verify.verify(_parse('2'), _parse('x+1'), timeout_seconds=_NO_ALARM)
 
 
 def _is_harmless(text: str) -> bool:
@@ -119,6 +121,7 @@ def _answer(
   with contextlib.suppress(BaseException):
     # Signals that end the process whatever it is at, in C code, too; the second
     # where the parent is gone.
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_PROF, seconds)
     signal.setitimer(signal.ITIMER_REAL, 2 * patience)
     _limit_memory()
@@ -139,20 +142,20 @@ def _is_same(reference: str, answer: str) -> bool:
       other,
       float_rounding=15,
       numeric_precision=30,
-      timeout_seconds=None,
+      timeout_seconds=_NO_ALARM,
     )
     for one, other in ((gold, given), (given, gold))
   )
 
 
-def _parse(text: str) -> list[object]:
+def _parse(text: str) -> list[Any]:
   import math_verify
 
   return math_verify.parse(
     f'${text}$',
     extraction_config=[math_verify.LatexExtractionConfig()],
     fallback_mode='no_fallback',
-    parsing_timeout=None,
+    parsing_timeout=_NO_ALARM,
   )
 
 

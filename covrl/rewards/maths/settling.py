@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from fractions import Fraction
 
-from covrl.rewards.maths.reading import Node
+from covrl.rewards.maths import trees
+from covrl.rewards.maths.trees import Node
 
 _ANY_OF = {'\\mathbb{Z}', '\\mathbb{N}', '\\mathbb{Q}', '\\mathbb{C}'}
 _FLIPPED = {'<': '>', '>': '<', 'le': 'ge', 'ge': 'le'}
@@ -46,10 +46,9 @@ def _items(node: Node) -> Iterator[Node]:
 
 def _member(node: Node) -> Node:
   """The set that a name is said to be in."""
-  if node.kind == 'relation' and node.value == ('in',):
-    if not _is_condition(node):
-      return node.parts[1]
-  return node
+  if node.value != ('in',) or _is_condition(node):
+    return node
+  return node.parts[1]
 
 
 def _is_condition(node: Node) -> bool:
@@ -88,7 +87,7 @@ def _branch(node: Node, plus: str) -> Node:
   first, second = parts
   if node.value != plus:
     second = Node('negative', (second,))
-  if first == Node('number', (), Fraction(0)):
+  if first == trees.number(0):
     return second
   return Node('sum', (first, second))
 
@@ -113,11 +112,11 @@ def _rewritten(node: Node) -> Node:
     case 'relation' if len(parts) == 2:
       return _without_bars(node)
     case 'negative' if parts[0].kind in ('matrix', 'tuple'):
-      return _scaled(Node('number', (), Fraction(-1)), parts[0])
+      return _scaled(trees.number(-1), parts[0])
     case 'product' if parts[1].kind in ('matrix', 'tuple'):
       return _scaled(*parts) if _is_scalar(parts[0]) else node
     case 'quotient' if parts[0].kind in ('matrix', 'tuple'):
-      inverse = Node('quotient', (Node('number', (), Fraction(1)), parts[1]))
+      inverse = Node('quotient', (trees.number(1), parts[1]))
       return _scaled(inverse, parts[0])
   return node
 

@@ -6,14 +6,11 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from covrl.rewards.maths import vocabulary
+from covrl.rewards.maths.trees import Unreadable
 from covrl.rewards.maths.units import BARE
 
-MAX_DIGITS = 1000
 MAX_TOKENS = 2000
-
-
-class Unreadable(ValueError):
-  """An answer is beyond what can be read here."""
 
 
 class Token(NamedTuple):
@@ -30,32 +27,10 @@ class Token(NamedTuple):
 
 END = Token('end', '')
 
-# Commands that begin a factor, beside symbols, functions and decorations.
-OPENING_COMMANDS = {
-  f'\\{name}'
-  for name in (
-    'frac sqrt binom infty lfloor lceil begin operatorname emptyset $ euro'
-  ).split()
-}
-_NAMES = {
-  **{
-    name: f'\\{name}'
-    for name in (
-      'sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp'
-      ' max min gcd lcm sqrt pi theta infty'
-    ).split()
-  },
-  **{'inf': '\\infty', 'infinity': '\\infty', 'oo': '\\infty'},
-}
-_JOINTS = {'and': 'and', 'or': 'or', 'where': ',', 'if': ',', 'for': ','}
-_SHORT_WORDS = set(
-  'yes no not odd red one two six ten all any none her his its day the is am pm'.split()
-)
-
 _REPEATING = re.compile(
   r'(\d*\.\d*)(?:\\overline|\\dot)\s*(?:\{\s*(\d+)\s*\}|(\d))'
 )
-_ELLIPSIS = re.compile(r'(\d*\.\d*?)(\d{1,9}?)\2{2,}\s*\\ldots')
+_ELLIPSIS = re.compile(r'(?<!\d)(\d{0,9}\.\d{0,9}?)(\d{1,9}?)\2{2,}\s*\\ldots')
 _THOUSANDS = re.compile(r'(?<![\d.,])\d{1,3}(?:,\d{3})+(?!,?\d)')
 _SPACED = re.compile(r'(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d,])')
 _BRACKETS = re.compile(r'\\[{}]|[()\[\],]')
@@ -64,7 +39,7 @@ _TOKEN = re.compile(
   r"""
     (?P<mixed> \d+\ +\d+\ ?/\ ?\d+ (?![\d.]) )
   | (?P<number> \d*\.\d*\(\d+\)
-              | (?:\d+\.?\d*|\.\d+) (?: [eE][-+]?\d{1,4}(?![\d.]) )? )
+              | (?:\d+\.?\d*|\.\d+) (?: [eE][-+]?\d{1,3}(?![\d.]) )? )
   | \\text\s*\{ (?P<text> [^{}]* ) \}
   | \\operatorname\*?\s*\{ (?P<operator> [^{}]* ) \}
   | (?P<command> \\(?: [a-zA-Z]+ | [%$\#{}\\] ) )
@@ -116,8 +91,8 @@ def _tokens(group: str, text: str, match: re.Match[str]) -> list[Token]:
       text = ' '.join(text.split())
       return _joint(text) or ([Token('text', text)] if text else [])
     case 'operator':
-      if text.strip() in _NAMES:
-        return [Token('command', _NAMES[text.strip()])]
+      if text.strip() in vocabulary.NAMES:
+        return [Token('command', vocabulary.NAMES[text.strip()])]
       return [Token('text', text.strip())]
     case 'money':
       return [Token('text', text)]
@@ -131,8 +106,8 @@ def _tokens(group: str, text: str, match: re.Match[str]) -> list[Token]:
 
 def _word(text: str, beside_digit: bool) -> list[Token]:
   """A run of letters: a function, a word, or a product of single ones."""
-  if text in _NAMES:
-    return [Token('command', _NAMES[text])]
+  if text in vocabulary.NAMES:
+    return [Token('command', vocabulary.NAMES[text])]
   if joint := len(text) > 1 and _joint(text):
     return joint
   if joined := _JOINED.fullmatch(text):
@@ -142,7 +117,7 @@ def _word(text: str, beside_digit: bool) -> list[Token]:
     return [Token('text', text)]
   is_word = (
     len(text) > 3
-    or text.lower() in _SHORT_WORDS
+    or text.lower() in vocabulary.SHORT_WORDS
     or (len(text) == 3 and text.istitle())
   )
   if is_word and not beside_digit:
@@ -153,7 +128,7 @@ def _word(text: str, beside_digit: bool) -> list[Token]:
 def _joint(text: str) -> list[Token]:
   if text.lower() == 'to':
     return [Token('sign', ':')]
-  joint = _JOINTS.get(text.lower())
+  joint = vocabulary.JOINTS.get(text.lower())
   return [Token('joint', joint)] if joint else []
 
 
