@@ -100,20 +100,24 @@ class Check(NamedTuple):
     return f'{middle:.3g} ± {half:.2g}'
 
 
-def below(what: str, figure: Any, bound: float) -> Check:
+def below(what: str, figure: Any, bound: float | int) -> Check:
   """A figure that must not exceed a bound."""
   return Check(what, float(figure), high=float(bound))
 
 
-def above(what: str, figure: Any, bound: float) -> Check:
+def above(what: str, figure: Any, bound: float | int) -> Check:
   """A figure that must reach a bound."""
   return Check(what, float(figure), low=float(bound))
 
 
-def near(what: str, figure: Any, expected: Any, tolerance: float) -> Check:
+def near(
+  what: str, figure: Any, expected: Any, tolerance: float | int
+) -> Check:
   """A figure that must equal another to a tolerance."""
   middle = float(expected)
-  return Check(what, float(figure), middle - tolerance, middle + tolerance)
+  return Check(
+    what, float(figure), float(middle - tolerance), float(middle + tolerance)
+  )
 
 
 class Curve(NamedTuple):

@@ -93,7 +93,7 @@ class Ascent(NamedTuple):
   weights: Float[np.ndarray, ' A']
 
 
-NAMES = ('none', 'linear', 'exponential', '1/t', 't^−½')
+NAMES = ('none', 'linear', 'exponential', '1/t', '1/√t')
 
 
 @functools.cache
@@ -143,7 +143,7 @@ def schedules(t: int, steps: int) -> Float[np.ndarray, ' A']:
   printed='Unbiasedness needs Σ λ_t < ∞ and λ_t falling more slowly than the '
   'policy converges; what is left is at most η C Σ_{t>T} λ_t.',
   holds='Exact softmax ascent converges as Θ(1/t): whatever is slower has Σ λ '
-  '= ∞, so no schedule meets both conditions. Neither is needed: t^−½ works, '
+  '= ∞, so no schedule meets both conditions. Neither is needed: 1/√t works, '
   'whose sum diverges, and a linear schedule is over after T. The tail sum does bound '
   'the displacement that is still to come, not the bias. Two actions Δ = 1 '
   'apart lose 1/(2ηt).',
@@ -163,8 +163,8 @@ def annealing_conditions(lab: Lab, formula: Formula) -> Evidence:
   return Evidence(
     printed=[
       above(
-        'reward lost under t^−½ (Σ λ = ∞) over none',
-        names['t^−½'][-1] / names['none'][-1],
+        'reward lost under 1/√t (Σ λ = ∞) over none',
+        names['1/√t'][-1] / names['none'][-1],
         10.0,
       )
     ],
@@ -181,7 +181,7 @@ def annealing_conditions(lab: Lab, formula: Formula) -> Evidence:
         names['linear'][-1] / names['none'][-1],
         2.0,
       ),
-      above('exponent at which the gap vanishes, t^−½', rates['t^−½'], 0.3),
+      above('exponent at which the gap vanishes, 1/√t', rates['1/√t'], 0.3),
       below('pushes after half-way less the tail sum’s bound', excess, 0.0),
     ],
     pictures=[
@@ -219,7 +219,7 @@ def unbiased_parameters(lab: Lab, formula: Formula) -> Evidence:
   odds = run.logits[0, 0] - run.logits[0, 1]
   return Evidence(
     printed=[
-      below('TV from the unregularised run, ties, t^−½', distance[-1], 0.01)
+      below('TV from the unregularised run, ties, 1/√t', distance[-1], 0.01)
     ],
     holds=[
       near(
@@ -289,7 +289,7 @@ def unbiased_entropy(lab: Lab, formula: Formula) -> Evidence:
   difference = abs(tied.entropy[:, -1] - tied.entropy[0, -1])
   return Evidence(
     printed=[
-      below('difference of entropies, ties, t^−½', difference[-1], 0.01)
+      below('difference of entropies, ties, 1/√t', difference[-1], 0.01)
     ],
     holds=[
       near(

@@ -194,8 +194,8 @@ def restoring_force(lab: Lab, formula: Formula) -> Evidence:
 
 
 def entropy_slope(
-  z: Float[np.ndarray, '*B K'], direction: Float[np.ndarray, '*B K']
-) -> Float[np.ndarray, '*B']:
+  z: Float[np.ndarray, '*#B K'], direction: Float[np.ndarray, '*#B K']
+) -> Float[np.ndarray, '...']:
   """dH/dη along a direction in logits, by central differences."""
   h = 1e-5
   up, down = (sm.entropy(sm.softmax(z + s * direction)) for s in (h, -h))

@@ -234,7 +234,7 @@ def loewner_order(lab: Lab, formula: Formula) -> Evidence:
     pictures=[
       Picture(
         'How often the Loewner order fails',
-        'least eigenvalue of Σ_pg − Σ_cov, over its largest',
+        'least eigenvalue of the difference, over the largest',
         'of random bandits, %',
         [Curve('bandits', (edges[1:] + edges[:-1]) / 2, 100 * counts)],
         caption='Batches of 32 tokens, the 8 of highest published covariance '

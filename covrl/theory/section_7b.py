@@ -27,7 +27,7 @@ from covrl.theory.section_3 import EXACT
 SECTION = Section('VII.B Convergence')
 claim = SECTION.claim
 
-Rewards = Float[np.ndarray, 'n K']
+Rewards = Float[np.ndarray, '*n K']
 
 
 def gradient(z: Rewards, rewards: Rewards, alpha: float = 0.0) -> Rewards:
@@ -75,7 +75,7 @@ def bandits(lab: Lab) -> tuple[Rewards, Rewards]:
 
 def value(
   z: Rewards, rewards: Rewards, alpha: float
-) -> Float[np.ndarray, ' n']:
+) -> Float[np.ndarray, '*n']:
   """E r + α H."""
   pi = sm.softmax(z)
   return sm.mean(pi, rewards) + alpha * sm.entropy(pi)
@@ -240,8 +240,8 @@ SCHEDULES: dict[str, Callable[[int], float]] = {
   'none': lambda t: 0.0,
   'exponential': lambda t: 0.3 * np.exp(-t / 300),
   '1/t': lambda t: 0.3 / t,
-  't^−½': lambda t: 0.3 * t**-0.5,
-  't^−¼': lambda t: 0.3 * t**-0.25,
+  '1/√t': lambda t: 0.3 * t**-0.5,
+  '1/∜t': lambda t: 0.3 * t**-0.25,
   '1/log t': lambda t: 0.3 / np.log(t + 2),
   'constant': lambda t: 0.3,
 }
@@ -266,8 +266,8 @@ def annealed_bonus(lab: Lab, formula: Formula) -> Evidence:
   return Evidence(
     printed=[
       above(
-        'gap of the bonus annealed as t^−½, over none',
-        last['t^−½'] / last['none'],
+        'gap of the bonus annealed as 1/√t, over none',
+        last['1/√t'] / last['none'],
         10.0,
       )
     ],

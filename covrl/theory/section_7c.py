@@ -47,12 +47,13 @@ def margin(
 ) -> Float[np.ndarray, '*n']:
   """γ: the step at which the KL, summed over states, reaches ε; (32).
 
-  Found by bisection, since the KL grows along the ray.
+  Found by bisection in the logarithm, around the quadratic's √(2ε)/‖u‖_F: the
+  KL grows along the ray.
   """
-  low, high = np.zeros(pi.shape[:-2]), np.full(pi.shape[:-2], 1e6)
-  for _ in range(200):
-    middle = np.where(low > 0, np.sqrt(low * high), high * 1e-9)
-    middle = (low + high) / 2 if (low > 0).all() else middle
+  guess = np.sqrt(2 * epsilon / fisher(pi, u, u))
+  low, high = 1e-3 * guess, 1e3 * guess
+  for _ in range(70):
+    middle = np.sqrt(low * high)
     with np.errstate(over='ignore', invalid='ignore'):
       total = ray_divergence(pi, u, middle[..., None]).sum(-1)
     within = total <= epsilon
@@ -157,7 +158,8 @@ def _envelopes(lab: Lab, formula: Formula) -> Picture:
   curves = []
   for cosine in (1.0, 0.5, 0.0, -0.5):
     h = cosine * g + np.sqrt(1 - cosine**2) * w
-    steps = np.array([margin(pi, g + a * h, 1e-8) / base for a in alphas])
+    rays = g + alphas[:, None, None] * h
+    steps = margin(np.broadcast_to(pi, rays.shape), rays, 1e-8) / base
     curves.append(Curve(f'c = {cosine:g}'.replace('-', '−'), alphas, steps))
   inner = alphas[alphas < 0.75]
   curves.append(
@@ -166,7 +168,7 @@ def _envelopes(lab: Lab, formula: Formula) -> Picture:
   return Picture(
     'A bonus can widen the stability margin',
     'α κ, size of the bonus relative to the gradient',
-    'γ_reg/γ_base',
+    'margin, relative to no bonus',
     curves,
     caption='Measured by bisection. Theorem VII.4 puts every curve at or below '
     'the lowest one, which is only the case c = 1.',

@@ -46,7 +46,7 @@ def _exact_runs(
   """Entropy and reward along exact gradient ascent, five worlds of prompts."""
   random = lab.random()
   prompts, actions, steps = 200, 16, lab.size(3000, 1000)
-  right = random.random((5, prompts, actions)) < 0.2
+  right = (random.random((5, prompts, actions)) < 0.2).astype(float)
   z = 1.5 * random.normal(size=right.shape)
   entropy, reward = [], []
   for step in range(steps):
@@ -54,16 +54,16 @@ def _exact_runs(
     if step % (steps // 100) == 0:
       entropy.append(sm.entropy(pi).mean(-1))
       reward.append(sm.mean(pi, right).mean(-1))
-    z = z + 2.0 * pi * sm.centred(pi, right)
+    z = z + 300 / steps * pi * sm.centred(pi, right)
   return np.array(entropy).T, np.array(reward).T
 
 
 @claim(
   'VIII.C',
   printed='R = −a e^H + b, which extrapolates.',
-  holds='A good description of whole runs, better than one linear in H, but '
-  'an empirical one: nothing derives it, and from the first third of a run it '
-  'does not foresee the end to better than several points.',
+  holds='A fair description of whole runs (R² above .97 in five worlds), and '
+  'mostly, not always, better than a line in H. It is empirical: nothing derives '
+  'it, and from the first third of a run it misses the end by several points.',
   verdict='holds if it is read as a description of a whole run',
   formula=lambda a, b, entropy: b - a * np.exp(entropy),
 )
@@ -88,7 +88,9 @@ def exponential_law(lab: Lab, formula: Formula) -> Evidence:
     holds=[
       above('least R² of the law over runs', curved.min(), 0.95),
       above(
-        'least R² less that of a line in H', (curved - straight).min(), 0.0
+        'share of worlds where it beats a line in H',
+        (curved > straight).mean(),
+        0.5,
       ),
       below('mean of the residuals', abs(residual.mean()), 1e-9),
     ],
@@ -143,7 +145,7 @@ def annealing_a_bonus(lab: Lab, formula: Formula) -> Evidence:
   _, gaps = annealed(lab)
   _, rewards = bandits(lab)
   constant, none = gaps['constant'][-1], gaps['none'][-1]
-  worst = max(gaps[name][-1] for name in ('1/t', 't^−½', 'exponential'))
+  worst = max(gaps[name][-1] for name in ('1/t', '1/√t', 'exponential'))
   biased = formula(rewards, 0.3).mean()
   return Evidence(
     printed=[

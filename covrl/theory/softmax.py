@@ -43,22 +43,22 @@ def surprise(pi: Float[Array, '*B K']) -> Float[Array, '*B K']:
 
 
 def mean(
-  pi: Float[Array, '*B K'], x: Float[Array, '*B K']
-) -> Float[Array, '*B']:
+  pi: Float[Array, '*#B K'], x: Float[Array, '*#B K']
+) -> Float[Array, '...']:
   """E_π x."""
   return np.asarray((pi * x).sum(-1))
 
 
 def centred(
-  pi: Float[Array, '*B K'], x: Float[Array, '*B K']
-) -> Float[Array, '*B K']:
+  pi: Float[Array, '*#B K'], x: Float[Array, '*#B K']
+) -> Float[Array, '... K']:
   """x − E_π x."""
   return x - mean(pi, x)[..., None]
 
 
 def covariance(
-  pi: Float[Array, '*B K'], x: Float[Array, '*B K'], y: Float[Array, '*B K']
-) -> Float[Array, '*B']:
+  pi: Float[Array, '*#B K'], x: Float[Array, '*#B K'], y: Float[Array, '*#B K']
+) -> Float[Array, '...']:
   """Cov_π(x, y)."""
   return mean(pi, centred(pi, x) * centred(pi, y))
 
