@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from covrl.theory.claims import Check, Claim, Lab, Result
+from covrl.theory.claims import Claim, Lab, Result
 from covrl.theory.table import CLAIMS, named
 
 
@@ -55,30 +55,25 @@ def run(
   return agreeing == len(results)
 
 
+# What each figure is of, before its words.
+KINDS = {'printed': 'as printed: ', 'given': 'if so: ', 'holds': ''}
+
+
 def table(results: Sequence[Result]) -> Table:
   """Claim → verdict on the printed statement → figures → tolerances."""
   made = Table(box=None, header_style='bold', pad_edge=False)
   for header in ('', 'claim', 'as printed', 'measured', 'figure', 'tolerance'):
     made.add_column(header, justify='right' if header == 'figure' else 'left')
   for result in results:
-    for place, (check, printed) in enumerate(checks(result)):
-      mark = '' if check.passes else '✗' if not printed else '·'
+    for place, (kind, check) in enumerate(result.evidence.checks()):
+      mark = '' if check.passes else '·' if kind == 'printed' else '✗'
       first = place == 0
       made.add_row(
         ('✓' if result.agrees else '✗') if first else '',
         result.claim.name if first else '',
         result.measured if first else '',
-        f'{"(as printed) " * printed}{check.what}',
+        f'{KINDS[kind]}{check.what}',
         f'{check.figure:.3g} {mark}'.strip(),
         check.tolerance,
       )
   return made
-
-
-def checks(result: Result) -> list[tuple[Check, bool]]:
-  """A result's checks, and whether each is of the printed statement."""
-  evidence = result.evidence
-  return [
-    *((check, True) for check in evidence.printed),
-    *((check, False) for check in evidence.holds),
-  ]

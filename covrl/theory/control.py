@@ -62,23 +62,19 @@ class Paths(NamedTuple):
 
 @functools.cache
 def run(lab: Lab) -> Paths:
-  """8 seeds of 200 updates, or fewer arms with 2 of 100; 32-bit floats."""
+  """8 seeds of 200 updates, or fewer arms with 2 of 100."""
   arms = QUICK if lab.quick else ARMS
   seeds, steps = lab.size(8, 2), lab.size(200, 100)
   random = lab.random()
   tree = trees.random_tree(random, prompts=PROMPTS, depth=1, actions=ACTIONS)
-  logits = 0.5 * random.normal(size=tree.rewards.shape)
+  logits = jnp.asarray(0.5 * random.normal(size=tree.rewards.shape))
   keys = jax.random.split(lab.key(), seeds)
   best = float(tree.rewards.max(-1).mean())
-  with jax.enable_x64(False):
-    narrow = jax.tree.map(_narrow, tree)
-    start = jnp.asarray(logits, jnp.float32)
-    first = float(trees.mean_entropy(narrow, start))
-    target = first - DROP * np.minimum(np.arange(steps) / (0.6 * steps), 1)
-    traces = [
-      _train(narrow, start, keys, jnp.asarray(target, jnp.float32), name)
-      for name in arms
-    ]
+  first = float(trees.mean_entropy(tree, logits))
+  target = first - DROP * np.minimum(np.arange(steps) / (0.6 * steps), 1)
+  traces = [
+    _train(tree, logits, keys, jnp.asarray(target), name) for name in arms
+  ]
   entropy = np.array([np.asarray(h, float) for h, _ in traces])
   reward = np.array([np.asarray(r, float).mean() for _, r in traces])
   off = entropy - target
@@ -90,11 +86,6 @@ def run(lab: Lab) -> Paths:
     error=np.sqrt((off**2).mean((1, 2))) / DROP,
     reward=reward / best,
   )
-
-
-def _narrow(leaf: Array) -> Array:
-  is_float = jnp.issubdtype(leaf.dtype, jnp.floating)
-  return jnp.asarray(np.asarray(leaf), jnp.float32 if is_float else leaf.dtype)
 
 
 def _chain(name: str, target: Float[Array, ' t']) -> Any:
@@ -114,7 +105,7 @@ def _chain(name: str, target: Float[Array, ' t']) -> Any:
       )
     case 'target_entropy':
       controller = covrl.target_entropy(
-        now, horizon=4.0, slope=0.3, maximum=5.0
+        now, horizon=4.0, slope=1.0, maximum=5.0
       )
     case _:
       return hold_entropy(now, RATE)

@@ -84,8 +84,9 @@ def sampled(
   alive = jnp.ones(prompts.shape, bool)
   rewards = jnp.zeros(prompts.shape, logits.dtype)
   columns = []
-  for level_key in jax.random.split(key, tree.depth):
-    action = jax.random.categorical(level_key, logits[prompts, node])
+  shape = (tree.depth, prompts.size, tree.actions)
+  for noise in jax.random.gumbel(key, shape, logits.dtype):
+    action = jnp.argmax(logits[prompts, node] + noise, axis=-1)
     columns.append((prompts * tree.nodes + node, action, alive))
     rewards += jnp.where(alive, tree.rewards[prompts, node, action], 0)
     alive &= ~tree.ends[prompts, node, action]
