@@ -119,7 +119,8 @@ def _sift(source: ProblemSource, sieve: Sieve, seen: dict[str, str]) -> Sifted:
   objections: dict[str, int] = {}
   examples: dict[str, str] = {}
   digest = hashlib.sha256()
-  for index, problem in enumerate(source):
+  for index in range(len(source)):
+    problem = source[index]
     reference = json.dumps(problem.reference, sort_keys=True)
     objection = None
     if sieve.deduplicate:

@@ -316,8 +316,15 @@ def _moves(
   def move(fraction: jax.Array) -> jax.Array:
     chain = covrl.clip_cov(fraction, 0.1, 50.0, allow_large=True)
     state = init_token_state(chain)
-    more = {'step': jnp.zeros((), int), 'key': key}
-    made = tk.update(logits, tokens, chain, state, learning_rate=1.0, **more)
+    made = tk.update(
+      logits,
+      tokens,
+      chain,
+      state,
+      learning_rate=1.0,
+      step=jnp.zeros((), int),
+      key=key,
+    )
     return (made.logits - logits)[0, 0]
 
   return jax.vmap(move)(jnp.array([0.0, 0.25]))
