@@ -24,6 +24,7 @@ from covrl.entropy import (
   token_covariance,
 )
 from covrl.entropy.exact import count
+from covrl.models import Routing, load_balance
 from covrl.types import Scalar, TokenBatch, TokenMoments, TokenStats
 
 # Shares of the tokens of highest covariance whose mean is logged (the table
@@ -97,6 +98,25 @@ def of_update(
   for quantile, value in zip(QUANTILES, quantiles, strict=True):
     readings[f'covariance_quantile/{quantile:g}'] = value
   return readings | _of_selection(mask, plan) | _coefficients(token_state)
+
+
+def of_routing(routing: Routing) -> dict[str, Scalar]:
+  """Metrics of how an update's tokens were sent to experts, over all layers.
+
+  `router/balance` is the load-balancing loss, 1 if all are used alike and not
+  part of `loss`, whatever its coefficient; `router/entropy` is of the router's probabilities, in nats; the busiest
+  expert's load is relative to the mean of its layer's; experts that no token
+  chose are idle.
+  """
+  counts = routing.counts.astype(jnp.float32)
+  mean = jnp.maximum(jnp.mean(counts, axis=-1, keepdims=True), 1)
+  tokens = jnp.maximum(routing.tokens, 1)
+  return {
+    'router/balance': load_balance(routing.mass, routing),
+    'router/entropy': jnp.mean(routing.entropy / tokens),
+    'router/busiest': jnp.max(counts / mean),
+    'router/idle': jnp.mean(routing.counts == 0),
+  }
 
 
 def _top_means(
