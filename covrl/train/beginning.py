@@ -31,21 +31,27 @@ def policy_of(recipe: Recipe, task: Task) -> Policy:
 def with_adapters(model: ModelConfig, config: Config) -> ModelConfig:
   """A model with the adapters that the run trains, if it trains any.
 
+  A pretrained model that stays is held as it is multiplied: what is narrow in
+  its files gains nothing from wider parameters that do not move.
+
   Raises:
     ConfigError: if the pretrained model has adapters and others are asked for.
   """
   settings = config.lora
   found = lora_of(config.pretrained) if config.pretrained else None
-  if settings.rank == 0:
-    return dataclasses.replace(model, lora=found)
-  if found is not None:
+  if found is not None and settings.rank > 0:
     raise ConfigError(
       f'lora.rank must be 0 where pretrained is an adapter, {config.pretrained}'
       f' having one of rank {found.rank}, got {settings.rank}'
     )
-  targets = tuple(name.strip() for name in settings.targets.split(','))
-  lora = Lora(rank=settings.rank, alpha=settings.alpha, targets=targets)
-  return dataclasses.replace(model, lora=lora)
+  lora = found
+  if settings.rank > 0:
+    targets = tuple(name.strip() for name in settings.targets.split(','))
+    lora = Lora(rank=settings.rank, alpha=settings.alpha, targets=targets)
+  stays = bool(lora and config.pretrained and not config.warm_start.steps)
+  return dataclasses.replace(
+    model, lora=lora, param_dtype=model.dtype if stays else model.param_dtype
+  )
 
 
 def base_params(

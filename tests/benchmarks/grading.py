@@ -45,7 +45,9 @@ def main(count: int) -> None:
   cuts = statistics.quantiles(times, n=100)
   with concurrent.futures.ThreadPoolExecutor(2) as threads:
     began = time.perf_counter()
-    list(threads.map(graded, itertools.islice(itertools.cycle(ordinary), count)))
+    list(
+      threads.map(graded, itertools.islice(itertools.cycle(ordinary), count))
+    )
     rate_of_two = count / seconds_since(began)
   memory.append(megabytes())
   slowest = max((graded(pair), pair) for pair in hostile if pair)
@@ -92,7 +94,9 @@ def megabytes() -> float:
 def descendants(parent: int) -> list[int]:
   """Processes that a process started, and those that they did."""
   tasks = pathlib.Path(f'/proc/{parent}/task').glob('*/children')
-  children = [int(child) for task in tasks for child in task.read_text().split()]
+  children = [
+    int(child) for task in tasks for child in task.read_text().split()
+  ]
   return children + [d for child in children for d in descendants(child)]
 
 

@@ -15,7 +15,7 @@ from covrl import sharding
 from covrl.entropy.chain import init_token_state
 from covrl.models import Experts, Policy, load_balance, tiny
 from covrl.train.step import StepSettings, make_train_step
-from covrl.types import TrainState
+from covrl.types import Measured, TrainState
 
 BALANCE = 0.5
 POLICY = Policy(
@@ -44,7 +44,7 @@ def update(shape, micro_batches, balance):
     opt_state=TX.init(params),
     token_state=init_token_state(CHAIN),
     step=jnp.zeros((), jnp.int32),
-    log_ratio_noise=jnp.zeros(()),
+    measured=Measured.nothing(),
   )
   run = jax.jit(step, compiler_options=QUICK)
   with jax.set_mesh(mesh):
