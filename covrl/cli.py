@@ -354,7 +354,9 @@ def _convert(arguments: argparse.Namespace) -> None:
 
   if _is_run(arguments.source):
     with open_run(arguments.source) as run:
-      policy = pretrained.with_files(run.policy, run.config.pretrained)
+      policy = pretrained.with_files(
+        run.policy, run.config.pretrained, run.task.tokenizer
+      )
       params = run.params
   else:
     policy, params = pretrained.load_pretrained(

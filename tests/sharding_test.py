@@ -24,8 +24,8 @@ from covrl.sharding import ROLLOUT_RULES, TRAIN_RULES, make_mesh
 )
 def test_shapes(shape, sizes):
   mesh = make_mesh(shape)
-  assert tuple(mesh.shape.values()) == sizes
-  assert tuple(mesh.shape) == ('data', 'fsdp', 'tensor')
+  assert tuple(mesh.shape.values()) == (*sizes, 1)
+  assert tuple(mesh.shape) == ('data', 'fsdp', 'tensor', 'expert')
   # Collectives are the partitioner's business.
   assert set(mesh.axis_types) == {AxisType.Auto}
   assert sorted(d.id for d in mesh.devices.flat) == list(range(8))
@@ -43,7 +43,7 @@ def test_part_of_the_devices():
     ((3,), "multiply to the 8 devices there are, got {'data': 3, "),
     ((2, -1, 3), 'multiply to the 8 devices'),
     ((-1, -1), 'multiply to the 8 devices'),
-    ((2, 2, 2, 1), 'multiply to the 8 devices'),
+    ((2, 2, 2, 1, 1), 'multiply to the 8 devices'),
   ],
 )
 def test_shapes_that_cannot_be(shape, reason):

@@ -51,16 +51,30 @@ def save_pretrained(
       policy.
   """
   policy, params = policy.base, policy.merge(params)
-  files = policy.files if isinstance(policy, PretrainedPolicy) else {}
-  dtype = str(jax.tree.leaves(params)[0].dtype)
-  fields = _description(policy.config, files, dtype)
-  family = family_of(fields, 'config.json')
+  files = described_files(policy, params)
+  family = family_of(json.loads(files['config.json']), 'config.json')
   with written_whole(pathlib.Path(directory)) as draft:
     for name, content in files.items():
       (draft / name).write_bytes(content)
-    (draft / 'config.json').write_text(json.dumps(fields, indent=2) + '\n')
     wanted = list(places(params, family.names))
     write_tensors(draft, 'model', wanted, shard_bytes)
+
+
+def described_files(policy: Policy, params: PyTree) -> dict[str, bytes]:
+  """The small files of a policy, a `config.json` that tells the truth included.
+
+  Args:
+    policy: without adapters.
+    params: whose dtype is stated.
+
+  Raises:
+    ValueError: no family can describe the policy.
+  """
+  files = policy.files if isinstance(policy, PretrainedPolicy) else {}
+  dtype = str(jax.tree.leaves(params)[0].dtype)
+  fields = _description(policy.config, files, dtype)
+  text = json.dumps(fields, indent=2) + '\n'
+  return {**files, 'config.json': text.encode()}
 
 
 def _description(

@@ -16,37 +16,42 @@ from covrl.train.checkpoint import Checkpoint
 from covrl.train.task import Task
 
 
-def task_and_policy(recipe: Recipe) -> tuple[Task, Policy]:
-  """What a recipe trains, and on what.
+def policy_of(recipe: Recipe, task: Task) -> Policy:
+  """The policy that a recipe trains on a task.
 
   Raises:
     ConfigError: if its adapters are stated twice.
-    ValueError: if the tokenizer is not the model's.
+    ValueError: if the task's tokenizer is not the model's.
   """
-  task = recipe.module.make_task(recipe.config)
   model = recipe.module.make_model(recipe.config, task.tokenizer.vocab_size)
   check_tokenizer(task.tokenizer, model.vocab_size)
-  return task, Policy(with_adapters(model, recipe.config))
+  return Policy(with_adapters(model, recipe.config))
 
 
 def with_adapters(model: ModelConfig, config: Config) -> ModelConfig:
   """A model with the adapters that the run trains, if it trains any.
+
+  A pretrained model that stays is held as it is multiplied: what is narrow in
+  its files gains nothing from wider parameters that do not move.
 
   Raises:
     ConfigError: if the pretrained model has adapters and others are asked for.
   """
   settings = config.lora
   found = lora_of(config.pretrained) if config.pretrained else None
-  if settings.rank == 0:
-    return dataclasses.replace(model, lora=found)
-  if found is not None:
+  if found is not None and settings.rank > 0:
     raise ConfigError(
       f'lora.rank must be 0 where pretrained is an adapter, {config.pretrained}'
       f' having one of rank {found.rank}, got {settings.rank}'
     )
-  targets = tuple(name.strip() for name in settings.targets.split(','))
-  lora = Lora(rank=settings.rank, alpha=settings.alpha, targets=targets)
-  return dataclasses.replace(model, lora=lora)
+  lora = found
+  if settings.rank > 0:
+    targets = tuple(name.strip() for name in settings.targets.split(','))
+    lora = Lora(rank=settings.rank, alpha=settings.alpha, targets=targets)
+  stays = bool(lora and config.pretrained and not config.warm_start.steps)
+  return dataclasses.replace(
+    model, lora=lora, param_dtype=model.dtype if stays else model.param_dtype
+  )
 
 
 def base_params(

@@ -19,7 +19,7 @@ from covrl.report import write_report
 from covrl.rewards import Scoring
 from covrl.rollout import SamplingEngine
 from covrl.train import advice
-from covrl.train.beginning import base_params, first_params, task_and_policy
+from covrl.train.beginning import base_params, first_params, policy_of
 from covrl.train.checkpoint import Checkpoint, CheckpointStore, as_host
 from covrl.train.checks import check_references
 from covrl.train.collector import Collector
@@ -108,13 +108,12 @@ class _Run:
     self.mesh: Mesh = sharding.make_mesh(
       dataclasses.asdict(config.mesh), jax.devices()
     )
-    self.task: Task
-    self.policy: Policy
-    self.task, self.policy = task_and_policy(recipe)
+    self.task: Task = module.make_task(config)
     for note in self.task.notes:
       progress.note(note)
     if len(self.task.train) == 0:
       raise ConfigError('training needs problems, data.train names no file')
+    self.policy: Policy = policy_of(recipe, self.task)
     self.warm_start_tx = module.make_warm_start_tx(config)
     algorithm = Algorithm(
       loss=module.make_loss(config),

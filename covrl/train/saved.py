@@ -29,8 +29,12 @@ from covrl.pretrained import load_params, load_pretrained
 from covrl.rewards import Scoring
 from covrl.rollout import Sampling, SamplingEngine
 from covrl.rollout.collect import decode
-from covrl.train.beginning import base_params, task_and_policy
-from covrl.train.checkpoint import CheckpointError, CheckpointStore
+from covrl.train.beginning import base_params, policy_of
+from covrl.train.checkpoint import (
+  Checkpoint,
+  CheckpointError,
+  CheckpointStore,
+)
 from covrl.train.checks import check_references
 from covrl.train.evaluate import Evaluator
 from covrl.train.iteration import EVALUATE_STREAM, INIT_STREAM
@@ -248,16 +252,9 @@ def open_run(workdir: str, sets: Sets | None = None) -> Iterator[SavedRun]:
   saved = CheckpointStore(directory.checkpoints, keep=1).latest()
   if saved is None:
     raise CheckpointError(f'{workdir} has no finished checkpoint yet')
+  mesh = sharding.make_mesh(dataclasses.asdict(recipe.config.mesh))
   config, task, policy = _task_and_policy(recipe, sets)
-  mesh = sharding.make_mesh(dataclasses.asdict(config.mesh))
-  like, rest = policy.split(policy.abstract_params(mesh))
-  trainable = saved.restore_part('state.trainable', like)
-  if rest:
-    own = CheckpointStore(directory.path / 'warm_start', keep=1)
-    made = lender(config, task) or own.latest()
-    key = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
-    rest = {'base': base_params(config, policy, mesh, key, made)}
-  params = policy.join(trainable, rest)
+  params = _params_of(directory, recipe.config, saved, task, policy, mesh)
   yield SavedRun(
     config=config,
     iteration=saved.notes['iteration'],
@@ -349,11 +346,31 @@ def _task_and_policy(
   recipe: Recipe, sets: Sets | None
 ) -> tuple[Config, Task, Policy]:
   """What a recipe trains, and on what."""
-  recipe = dataclasses.replace(recipe, config=_measured(recipe.config, sets))
-  task, policy = task_and_policy(recipe)
+  config = _measured(recipe.config, sets)
+  task = recipe.module.make_task(config)
   if sets is not None and not task.suites:
     raise ValueError(
       f'--suite needs a task of text (covrl.train.text_task), that of'
       f' {recipe.name} is none'
     )
-  return recipe.config, task, policy
+  return config, task, policy_of(recipe, task)
+
+
+def _params_of(
+  directory: RunDirectory,
+  config: Config,
+  saved: Checkpoint,
+  task: Task,
+  policy: Policy,
+  mesh: Mesh,
+) -> PyTree:
+  """All parameters of a run at a checkpoint, which may have adapters only."""
+  like, rest = policy.split(policy.abstract_params(mesh))
+  trainable = saved.restore_part('state.trainable', like)
+  if not rest:
+    return trainable
+  own = CheckpointStore(directory.path / 'warm_start', keep=1)
+  finished = lender(config, task) or own.latest()
+  key = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
+  base = base_params(config, policy, mesh, key, finished)
+  return policy.join(trainable, {'base': base})

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training from a pretrained model's directory, and taking the result along."""
 
+import dataclasses
 import json
 import shutil
 
@@ -13,8 +14,11 @@ from pretrained.fixtures import MODELS, tensors_of
 from train.process import RECIPES, lines, train
 
 from covrl.cli import main
+from covrl.config import Config
+from covrl.models import tiny
 from covrl.pretrained import load_policy, load_pretrained
 from covrl.train import CheckpointStore
+from covrl.train.beginning import with_adapters
 from covrl.train.saved import open_run
 
 RECIPE = 'toy_pretrained'
@@ -169,6 +173,17 @@ def test_adapters_can_be_trained_further(adapted, tmp_path, capsys):
     )
   error = capsys.readouterr().err
   assert 'lora.rank must be 0 where pretrained is an adapter' in error
+
+
+def test_what_stays_is_held_as_it_is_multiplied(model):
+  mixed = dataclasses.replace(tiny(48), dtype='bfloat16')
+  config = Config(pretrained=str(model))
+  config.lora.rank, config.warm_start.steps = 2, 0
+  assert with_adapters(mixed, config).param_dtype == 'bfloat16'
+  config.lora.rank = 0
+  assert with_adapters(mixed, config) == mixed
+  config.lora.rank, config.warm_start.steps = 2, 5
+  assert with_adapters(mixed, config).param_dtype == 'float32'
 
 
 def test_measured_by_a_recipe(adapted, model, tmp_path, capsys):

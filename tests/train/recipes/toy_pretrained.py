@@ -9,6 +9,7 @@ import covrl
 from covrl.config import Config
 from covrl.models import ModelConfig
 from covrl.pretrained import load_policy, load_tokenizer
+from covrl.rewards import Reward
 from covrl.train import Task
 
 make_advantages = toy.make_advantages
@@ -37,8 +38,9 @@ def make_task(config: Config) -> Task:
     toy.make_task(config),
     tokenizer=load_tokenizer(config.pretrained),
     solved=None,
-    score=scoring.share_of_digits,
-    example=('1', None),
+    rewards=[
+      Reward(name='digits', score=scoring.share_of_digits, example=('1', None))
+    ],
   )
 
 
