@@ -378,12 +378,13 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _theory(arguments: argparse.Namespace) -> None:
+  from covrl.report.lab import write_lab_page
   from covrl.theory import command
 
-  agrees = command.run(
-    workdir=arguments.workdir, name=arguments.claim, quick=arguments.quick
-  )
-  if not agrees:
+  run = command.run(name=arguments.claim, quick=arguments.quick)
+  if arguments.workdir is not None:
+    print(write_lab_page(arguments.workdir, run))
+  if not run.agrees:
     raise SystemExit(1)
 
 

@@ -34,6 +34,7 @@ install_import_hook(
     'covrl.entropy',
     'covrl.models',
     'covrl.rollout',
+    'covrl.theory',
   ],
   'beartype.beartype',
 )

@@ -126,7 +126,7 @@ NAMES = ('none', 'linear', 'exponential', '1/t', '1/√t')
 @functools.cache
 def ascend(lab: Lab, rewards: tuple[float, ...]) -> Ascent:
   """Runs five schedules from the same logits."""
-  steps = lab.size(40_000, 6000)
+  steps = lab.size(40_000, 10_000)
   start = 0.5 * lab.random().normal(size=len(rewards))
   z = np.repeat(start[None], len(NAMES), 0)
   r = np.array([rewards])

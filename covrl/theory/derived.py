@@ -155,7 +155,7 @@ def _least_gain(lab: Lab, formula: Formula) -> float:
 
 
 POWERS = (0.25, 0.5, 1.0)
-SIZE = 0.1  # of the bias
+SIZE = 0.01  # of the bias
 
 
 @claim(
@@ -194,7 +194,7 @@ def annealing_rate(lab: Lab, formula: Formula) -> Evidence:
         '‖∇‖²',
         [
           *(
-            Curve(f'β = t^{{−{p:g}}}', times, row)
+            Curve(f'p = {p:g}', times, row)
             for p, row in zip(POWERS, squares, strict=True)
           ),
           *(
@@ -207,8 +207,8 @@ def annealing_rate(lab: Lab, formula: Formula) -> Evidence:
             for p, row in zip(POWERS, squares, strict=True)
           ),
         ],
-        caption='Exact ascent from the maximum, with a bias β_t v; mean over '
-        'forty bandits.',
+        caption='Exact ascent from the maximum, with a bias β_t v, β_t = t^{−p}; '
+        'mean over forty bandits.',
         log_x=True,
         log_y=True,
       )

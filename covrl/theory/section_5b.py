@@ -191,9 +191,9 @@ def sensitivity(lab: Lab, formula: Formula) -> Evidence:
     ],
     given=[
       above(
-        'gap without a bonus over the best of six α', lost['none'] / best, 2
+        'gap without a bonus over the best of five α', lost['none'] / best, 2
       ),
-      above('gap of α = 3 over the best of six α', sampled[3.0] / best, 10),
+      above('gap of α = 3 over the best of five α', sampled[3.0] / best, 10),
     ],
     holds=[
       above(

@@ -275,7 +275,7 @@ def loewner_order(lab: Lab, formula: Formula) -> Evidence:
     pictures=[
       Picture(
         'How often the Loewner order fails',
-        'least eigenvalue of Σ_pg − Σ_cov, over the largest of Σ_pg',
+        'least eigenvalue of the difference, over the largest of Σ',
         'of random bandits, %',
         [Curve('bandits', (edges[1:] + edges[:-1]) / 2, 100 * counts)],
         caption=CAPTION,

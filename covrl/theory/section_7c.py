@@ -111,7 +111,7 @@ def stability_margin(lab: Lab, formula: Formula) -> Evidence:
   verdict='fails',
   formula=lambda x, c: 1 / np.sqrt(1 + 2 * x * c + x**2),
   slips=(
-    lambda x, c: 1 / np.sqrt(1 - 2 * x * c + x**2),
+    lambda x, c: 1 / np.sqrt(1 + x * c + x**2),
     lambda x, c: 1 / (1 + x),
   ),
 )

@@ -138,7 +138,7 @@ def _law_picture(
     'reward',
     [
       Curve('the run', entropy[order], reward[order], points=True),
-      Curve('−a e^H + b', grid, whole.at(grid)),
+      Curve('−a eᴴ + b', grid, whole.at(grid)),
       Curve('from the first third', grid, early.at(grid), dashed=True),
       Curve('linear in H', grid, line.b.value - line.a.value * grid),
     ],

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Claims that train policies, the page that shows them, and the law's fit."""
+"""Claims that train policies, and the law's fit."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from theory_checks import QUICK, check, is_study
+from theory_checks import check, is_study
 
 from covrl.theory.fit import reward_law
-from covrl.theory.page import write_page
-from covrl.theory.table import CLAIMS, named
+from covrl.theory.table import CLAIMS
 
 
 @pytest.mark.parametrize(
@@ -17,24 +16,6 @@ from covrl.theory.table import CLAIMS, named
 )
 def test_a_study_is_as_recorded_and_a_wrong_formula_is_seen(claim):
   check(claim)
-
-
-def test_the_page_has_every_claim_and_picture(tmp_path):
-  results = [c.run(QUICK) for name in ('7', '8', '31') for c in named(name)]
-  page = write_page(tmp_path / 'lab', results, QUICK, 1.0).read_text()
-  for result in results:
-    assert f'<h3>{result.claim.name}</h3>' in page
-    for picture in result.evidence.pictures:
-      assert picture.title in page
-  assert 'As printed, 2 statements hold, 0 hold under' in page
-  assert 'θ<sub>t</sub>' in page
-  assert 'not the recorded one' not in page
-
-
-def test_the_page_says_which_verdicts_are_not_as_recorded(tmp_path):
-  (claim,) = named('7')
-  page = write_page(tmp_path, [claim.times(-1.0).run(QUICK)], QUICK, 1.0)
-  assert '1 of these verdicts is not the recorded one' in page.read_text()
 
 
 def law_with_noise(size=300, noise=0.01, seed=1):
