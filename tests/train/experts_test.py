@@ -89,6 +89,7 @@ def test_the_loss_that_balances_is_added_to_the_gradient():
       positions=rows.positions,
       segment_ids=rows.segment_ids,
     )
+    assert routing is not None
     return load_balance(routing.mass, routing), routing
 
   wanted, routing = jax.jit(jax.grad(balance, has_aux=True))(
