@@ -85,6 +85,27 @@ def test_tests_of_no_form_are_refused(judge, tests, sentence):
     judge_code(ADD, tests, judge=judge)
 
 
+def test_what_is_nested_too_deeply_is_refused(judge):
+  deep: list = []
+  for _ in range(5000):
+    deep = [deep]
+  for test in (
+    {'call': 'f', 'args': [deep], 'result': 1},
+    {'call': 'f', 'args': [], 'result': deep},
+  ):
+    with pytest.raises(ValueError, match='Test 0: args and result'):
+      judge_code(ADD, [test], judge=judge)
+
+
+def test_arguments_results_and_inputs_may_be_large(judge):
+  items = list(range(200_000))
+  call = {'call': 'same', 'args': [items], 'result': items}
+  assert judge.judge('def same(x): return x', [call]).score == 1.0
+  text = 'x' * 3_000_000
+  echo = {'stdin': text, 'stdout': text}
+  assert judge.judge('print(input())', [echo]).score == 1.0
+
+
 @pytest.mark.parametrize('limit', [0, -1, math.inf, math.nan])
 def test_a_time_limit_is_a_time(judge, limit):
   with pytest.raises(ValueError, match='time_limit must be positive'):
@@ -323,7 +344,7 @@ def test_an_absent_judge_is_said_so(monkeypatch):
   ):
     Judge(level='bubblewrap')
   monkeypatch.setattr(levels, '_candidates', lambda level, limits: iter(()))
-  monkeypatch.setattr('covrl.rewards.judge.judging.default_judge', Judge)
+  monkeypatch.setattr('covrl.rewards.judge.judging._find_judge', _no_judge)
   outcome = judge_code(ADD, SUM)
   assert outcome.status is Status.INFRASTRUCTURE
   assert math.isnan(outcome.score)
@@ -498,6 +519,13 @@ def test_no_sandbox_only_if_asked_for():
   spin = judge.judge('while True: pass', SUM, time_limit=0.5)
   assert spin.status is Status.TIMEOUT
   assert traces() == before
+
+
+def _no_judge() -> Judge | JudgeError:
+  try:
+    return Judge()
+  except JudgeError as error:
+    return error
 
 
 def _busy_seconds(judge: Judge) -> float:

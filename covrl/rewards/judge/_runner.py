@@ -162,7 +162,7 @@ def run_child(
         exec(marshal.loads(script), namespace)
       status = 0
     elif job['kind'] == 'call':
-      status = _call(program, job['name'], job['arguments'])
+      status = _call(program, job['name'], marshal.loads(_read(0)))
     else:
       status = _run(program)
   except BaseException as error:

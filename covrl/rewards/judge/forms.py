@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import marshal
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from covrl.rewards.judge.compare import read_json
+from covrl.rewards.judge.compare import read_json, same_value
 
 _FENCE = re.compile(
   r'^[ \t]*```[ \t]*([^\n`]*)\n(.*?)(?:^[ \t]*```|\Z)', re.DOTALL | re.MULTILINE
@@ -31,10 +32,10 @@ class PrintTest:
 
 @dataclasses.dataclass(frozen=True)
 class CallTest:
-  """A function of the program returns `result`, of a `size` in JSON."""
+  """A function returns `result`, of a `size` in JSON, for marshalled arguments."""
 
   name: str
-  arguments: list[Any]
+  arguments: bytes
   result: Any
   size: int
 
@@ -88,7 +89,10 @@ def _parse(index: int, test: Mapping[str, Any]) -> Test:
       try:
         arguments = json.loads(json.dumps(list(args)))
         text = json.dumps(result)
-        return CallTest(name, arguments, read_json(text.encode()), len(text))
+        value = read_json(text.encode())
+        # Neither is nested too deeply for what is to be done with it.
+        same_value(value, value)
+        return CallTest(name, marshal.dumps(arguments), value, len(text))
       except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(
           f'Test {index}: args and result that JSON can hold are required,'

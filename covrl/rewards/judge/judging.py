@@ -45,6 +45,7 @@ class Judge:
 
   Attributes:
     level: how programs are held, for the record.
+    reasons: why it is no better level, one for each that was tried.
 
   Raises:
     JudgeError: there is no such level to be had; in one sentence, why.
@@ -73,6 +74,7 @@ class Judge:
         raise ValueError(f'{name} must be positive, got {value}.')
     self._limits = Limits(memory=memory_limit, processes=processes)
     self._url = url
+    self.reasons: list[str] = []
     self._launcher = self._choose(level, url)
     self.level = 'remote' if self._launcher is None else self._launcher.level
     # Judges of several processes do not all begin with the same one.
@@ -110,7 +112,7 @@ class Judge:
     if level == 'remote':
       return None
     try:
-      return find_launcher(level, self._limits)
+      return find_launcher(level, self._limits, self.reasons)
     except JudgeError:
       if level is None and url is not None:
         return None
@@ -201,14 +203,25 @@ def judge_code(
   return judge.judge(program, tests, time_limit=time_limit, pass_rate=pass_rate)
 
 
-@functools.cache
 def default_judge() -> Judge:
   """The judge of this process: the best sandbox that the machine has.
 
   Raises:
     JudgeError: it has none.
   """
-  return Judge()
+  found = _find_judge()
+  if isinstance(found, JudgeError):
+    raise found
+  return found
+
+
+@functools.cache
+def _find_judge() -> Judge | JudgeError:
+  """What is looked for once, for it takes its time not to be found."""
+  try:
+    return Judge()
+  except JudgeError as error:
+    return error
 
 
 def _put_to(

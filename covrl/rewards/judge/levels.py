@@ -25,19 +25,21 @@ class JudgeError(RuntimeError):
   """There is no judge to be had; a sentence on what was tried."""
 
 
-def find_launcher(level: str | None, limits: Limits) -> Launcher:
+def find_launcher(
+  level: str | None, limits: Limits, reasons: list[str]
+) -> Launcher:
   """The best way to start sandboxes that works here.
 
   Args:
     level: the only one that will do; None is `bubblewrap`, else `landlock`.
     limits: what programs may take.
+    reasons: to which to add why a better one does not.
 
   Raises:
     JudgeError: none works, and why.
   """
   if sys.platform != 'linux':
     raise JudgeError(f'Linux is required for sandboxes, got {sys.platform}')
-  reasons: list[str] = []
   try:
     for launcher in _candidates(level, limits):
       reason = _try(launcher, limits)

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
+import stat
 from typing import Any
 
 from covrl.rewards.judge.bubblewrap import free_uid
@@ -60,12 +62,24 @@ class Landlock:
   def settings(self) -> dict[str, Any]:
     """How the runner confines itself, and its children further."""
     give_up = self.give_up_root and os.geteuid() == 0
+    if give_up:
+      _check_readable(self.interpreter.executable)
     return {
       'uid': free_uid() if give_up else None,
       'script': compile_script('_landlock.py'),
       'readable': self.interpreter.files,
       'filter': make_filter(processes=False),
     }
+
+
+def _check_readable(path: str) -> None:
+  """Refuses an interpreter that only root can get at."""
+  for parent in pathlib.PurePath(path).parents:
+    if not os.stat(parent).st_mode & stat.S_IXOTH:
+      raise OSError(
+        f'an interpreter that everybody may read is required, got {path},'
+        f' for {parent} is closed to all but its owner'
+      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import marshal
 import pathlib
 import urllib.request
 from typing import Any
@@ -93,7 +94,7 @@ class RemoteSession:
   def _check_result(self, test: CallTest) -> Outcome:
     tail = _CALL.format(program=self._program, name=test.name, prefix=_PREFIX)
     code = _RUNNER.read_text(encoding='utf-8') + tail
-    run = self._run(code, json.dumps(test.arguments).encode())
+    run = self._run(code, json.dumps(marshal.loads(test.arguments)).encode())
     if isinstance(run, Outcome):
       return run
     text = run['stdout'].encode(errors='replace')

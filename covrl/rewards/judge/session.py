@@ -107,8 +107,8 @@ class Session:
 
   def _check_result(self, sandbox: Sandbox, test: CallTest) -> Outcome:
     run = sandbox.run(
-      {'kind': 'call', 'name': test.name, 'arguments': test.arguments},
-      b'',
+      {'kind': 'call', 'name': test.name},
+      test.arguments,
       seconds=self._seconds,
       most_output=0,
       most_result=2 * test.size + _SPARE,
