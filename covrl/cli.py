@@ -59,8 +59,9 @@ compares several, paired by seed, with intervals.
 
 _CONVERT = """\
 Writes the weights of a run, or of a pretrained model, as a directory that
-transformers loads; or, with --orbax, as a copy of a pretrained model that is
-read faster. For example
+transformers loads, adapters merged; or with --adapter the adapters alone, as
+PEFT loads them; or with --orbax a pretrained model as a copy that is read
+faster. For example
   covrl convert runs/kl_cov models/kl_cov
   covrl convert Qwen/Qwen2.5-0.5B models/qwen --dtype=float32 --orbax
 """
@@ -164,7 +165,12 @@ def _parser() -> argparse.ArgumentParser:
   convert.add_argument(
     '--dtype', choices=('float32', 'bfloat16'), help='kept if absent'
   )
-  convert.add_argument('--orbax', action='store_true', help='an Orbax copy')
+  form = convert.add_mutually_exclusive_group()
+  form.set_defaults(form='model')
+  for name, words in (('adapter', 'adapters alone'), ('orbax', 'a copy')):
+    form.add_argument(
+      f'--{name}', dest='form', action='store_const', const=name, help=words
+    )
 
   report = commands.add_parser(
     'report', help='look at it', description=_REPORT, formatter_class=raw
@@ -334,27 +340,29 @@ def _sample_pretrained(
 def _is_run(directory: str) -> bool:
   """Whether a directory is a run's, and not a pretrained model or its name."""
   path = pathlib.Path(directory)
+  if (path / 'recipe').is_dir():
+    return True
   if path.exists():
-    return (path / 'recipe').is_dir() or not (path / 'config.json').is_file()
+    described = ('config.json', 'adapter_config.json')
+    return not any((path / name).is_file() for name in described)
   return re.fullmatch(r'[\w.-]+/[\w.-]+', directory) is None
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-  import jax
-
   from covrl import pretrained
   from covrl.train.saved import open_run
 
-  dtype = arguments.dtype
   if _is_run(arguments.source):
     with open_run(arguments.source) as run:
       policy = pretrained.with_files(run.policy, run.config.pretrained)
       params = run.params
-    if dtype is not None:
-      params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
   else:
-    policy, params = pretrained.load_pretrained(arguments.source, dtype=dtype)
-  pretrained.convert(policy, params, arguments.target, orbax=arguments.orbax)
+    policy, params = pretrained.load_pretrained(
+      arguments.source, dtype=arguments.dtype
+    )
+  pretrained.convert(
+    policy, params, arguments.target, form=arguments.form, dtype=arguments.dtype
+  )
   print(arguments.target)
 
 

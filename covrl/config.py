@@ -58,6 +58,7 @@ class MeshConfig:
   data: int = 1
   fsdp: int = -1
   tensor: int = 1
+  expert: int = 1
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -170,6 +171,7 @@ class TrainConfig:
     weights: aggregation of tokens; see `covrl.token_weights`.
     low: PPO's clip range below 1.
     high: PPO's clip range above 1.
+    balance: coefficient of the load-balancing loss of a mixture of experts.
     keep_reference: whether a copy of the policy as it was after the warm start
       is kept as reference, for penalties that read `ref_logprobs`.
     reset_reference_every: iterations after which the current policy becomes
@@ -184,8 +186,27 @@ class TrainConfig:
   weights: str = 'token-mean'
   low: float = 0.2
   high: float = 0.2
+  balance: float = 0.0
   keep_reference: bool = False
   reset_reference_every: int = 0
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class LoraConfig:
+  """Low-rank adapters: where there are any, all that is trained and saved.
+
+  What they stand beside is what the run begins with: a pretrained model, or
+  the policy after the warm start.
+
+  Attributes:
+    rank: of every adapter; 0 trains all parameters.
+    alpha: an adapter is scaled by alpha / rank.
+    targets: matrices of each layer that have one, comma-separated.
+  """
+
+  rank: int = 0
+  alpha: float = 32.0
+  targets: str = 'query,key,value,output,gate,up,down'
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -336,8 +357,8 @@ class Config:
   Attributes:
     seed: of everything that is drawn.
     pretrained: directory of the model to start from, as transformers writes
-      it, or its name on the Hugging Face hub; empty starts from random
-      parameters.
+      it or PEFT an adapter, or a name on the Hugging Face hub; empty starts
+      from random parameters.
   """
 
   seed: int = 0
@@ -347,6 +368,7 @@ class Config:
   data: DataConfig = dataclasses.field(default_factory=DataConfig)
   rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
   train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+  lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
   entropy: EntropyConfig = dataclasses.field(default_factory=EntropyConfig)
   warm_start: WarmStartConfig = dataclasses.field(
     default_factory=WarmStartConfig
@@ -570,6 +592,7 @@ def check(config: Config) -> None:
       raise ConfigError(f'{name} must be at least 1, got {flat[name]}')
   for name in (
     'seed',
+    'lora.rank',
     'warm_start.steps',
     'checkpoint.every_updates',
     'train.reset_reference_every',
@@ -593,6 +616,10 @@ def check(config: Config) -> None:
     'train.sequences_per_update',
     'train.micro_batches',
   )
+  if config.train.balance < 0:
+    raise ConfigError(
+      f'train.balance must be at least 0, got {config.train.balance:g}'
+    )
   if config.train.reset_reference_every and not config.train.keep_reference:
     raise ConfigError(
       'train.reset_reference_every needs train.keep_reference, got '

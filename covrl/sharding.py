@@ -16,15 +16,16 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-MESH_AXES = ('data', 'fsdp', 'tensor')
+MESH_AXES = ('data', 'fsdp', 'tensor', 'expert')
 
 MeshAxes: TypeAlias = str | tuple[str, ...] | None
 Rules: TypeAlias = Mapping[str, MeshAxes]
 
-# Batches are split over data and fsdp together; parameters over fsdp (their
-# model-width axis) and tensor (heads, hidden units, vocabulary).
+# Batches are split over data, fsdp and expert together; parameters over fsdp
+# (their model-width axis) and tensor (heads, hidden units, vocabulary), those of
+# experts over expert as well.
 TRAIN_RULES: Rules = {
-  'batch': ('data', 'fsdp'),
+  'batch': ('data', 'fsdp', 'expert'),
   'sequence': None,
   'layers': None,
   'embed': 'fsdp',
@@ -33,6 +34,8 @@ TRAIN_RULES: Rules = {
   'head_dim': None,
   'mlp': 'tensor',
   'vocab': 'tensor',
+  'rank': None,
+  'expert': 'expert',
 }
 
 # The sampler keeps the trainer's layout: one copy of the weights serves both.
@@ -43,7 +46,7 @@ def make_mesh(
   shape: Sequence[int] | Mapping[str, int] | None = None,
   devices: Sequence[Any] | None = None,
 ) -> Mesh:
-  """Arranges devices as a mesh with the axes `data`, `fsdp` and `tensor`.
+  """Arranges devices as a mesh with the axes of `MESH_AXES`.
 
   Args:
     shape: sizes of the axes, by name or in order; missing axes have size 1 and
@@ -99,8 +102,8 @@ def _axis_sizes(
 def partition_spec(axes: Sequence[str | None], rules: Rules) -> PartitionSpec:
   """Translates logical axes into mesh axes.
 
-  >>> tuple(partition_spec(('batch', 'sequence', 'embed'), TRAIN_RULES))
-  (('data', 'fsdp'), None, None)
+  >>> tuple(partition_spec(('batch', 'sequence', 'vocab'), TRAIN_RULES))
+  (('data', 'fsdp', 'expert'), None, 'tensor')
 
   The second use of a mesh axis within one array yields to the first.
   """
@@ -147,7 +150,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The sharding of `[B, ...]` arrays: rows over `data` and `fsdp`."""
+  """The sharding of `[B, ...]` arrays, their rows split."""
   return NamedSharding(mesh, PartitionSpec(TRAIN_RULES['batch']))
 
 

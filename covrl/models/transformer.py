@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from covrl.models.attention import Attention
 from covrl.models.cache import KVCache, LayerCache
 from covrl.models.config import ModelConfig
+from covrl.models.experts import RoutedMLP, Routing
 from covrl.models.layers import GatedMLP, RMSNorm, constrain, normal
 
 
@@ -56,7 +57,11 @@ class Block(nnx.Module):
     self.attention_norm = RMSNorm(config, dim, 'embed')
     self.attention = Attention(config, rngs=rngs)
     self.mlp_norm = RMSNorm(config, dim, 'embed')
-    self.mlp = GatedMLP(config, rngs=rngs)
+    self.mlp = (
+      GatedMLP(config, rngs=rngs)
+      if config.experts is None
+      else RoutedMLP(config, rngs=rngs)
+    )
     post = config.post_norms
     self.attention_post_norm = RMSNorm(config, dim, 'embed') if post else None
     self.mlp_post_norm = RMSNorm(config, dim, 'embed') if post else None
@@ -68,18 +73,28 @@ class Block(nnx.Module):
     mask: Bool[Array, 'B T C'],
     frequencies: Float[Array, ' pairs'],
     cache: LayerCache | None = None,
-  ) -> tuple[Float[Array, 'B T D'], LayerCache]:
-    """Takes the stream through the block; see `Attention` for the rest."""
+    real: Bool[Array, 'B T'] | None = None,
+  ) -> tuple[Float[Array, 'B T D'], LayerCache, Routing | None]:
+    """Takes the stream through the block.
+
+    See `Attention` for the arguments. With `real`, which tokens are no
+    padding, it is also said how these were sent to experts, if there are any.
+    """
     mixed, cache = self.attention(
       self.attention_norm(x), positions, mask, frequencies, cache
     )
     if self.attention_post_norm is not None:
       mixed = self.attention_post_norm(mixed)
     x = constrain(x + mixed, 'batch', 'sequence', 'embed')
-    changed = self.mlp(self.mlp_norm(x))
+    normed, routing = self.mlp_norm(x), None
+    if isinstance(self.mlp, RoutedMLP):
+      changed, routing = self.mlp(normed, real)
+    else:
+      changed = self.mlp(normed)
     if self.mlp_post_norm is not None:
       changed = self.mlp_post_norm(changed)
-    return constrain(x + changed, 'batch', 'sequence', 'embed'), cache
+    x = constrain(x + changed, 'batch', 'sequence', 'embed')
+    return x, cache, routing
 
 
 class Transformer(nnx.Module):
@@ -92,7 +107,7 @@ class Transformer(nnx.Module):
       rngs, (vocab, dim), ('vocab', 'embed'), scale=dim**-0.5, config=config
     )
     self.layers = stack(
-      lambda key: Block(config, rngs=nnx.Rngs(params=key)),
+      lambda key: Block(config, rngs=streams(key)),
       jax.random.split(rngs.params(), config.num_layers),
     )
     self.final_norm = RMSNorm(config, dim, 'embed')
@@ -109,24 +124,29 @@ class Transformer(nnx.Module):
     tokens: Int[Array, 'B T'],
     positions: Int[Array, 'B T'],
     mask: Bool[Array, 'B T T'],
-  ) -> Float[Array, 'B T D']:
-    """Hidden states of whole sequences, all tokens at once."""
+    real: Bool[Array, 'B T'],
+  ) -> tuple[Float[Array, 'B T D'], Routing | None]:
+    """Hidden states of whole sequences, and what became of their real tokens.
+
+    All tokens at once. Without experts the second is `None`.
+    """
     graphdef, layers = nnx.split(self.layers)
 
     distance = _distances(jnp.arange(tokens.shape[1]), tokens.shape[1])
 
     def through(
       x: Float[Array, 'B T D'], each: tuple[PyTree, Kind]
-    ) -> tuple[Float[Array, 'B T D'], None]:
+    ) -> tuple[Float[Array, 'B T D'], Routing | None]:
       layer, kind = each
       block, visible = nnx.merge(graphdef, layer), kind.see(mask, distance)
-      return block(x, positions, visible, kind.frequencies)[0], None
+      x, _, routing = block(x, positions, visible, kind.frequencies, real=real)
+      return x, routing
 
     if self.config.remat:
       through = jax.checkpoint(through, prevent_cse=False)
     each = (layers, Kind.of_all(self.config))
-    x, _ = jax.lax.scan(through, self._embed(tokens), each)
-    return self.final_norm(x)
+    x, routing = jax.lax.scan(through, self._embed(tokens), each)
+    return self.final_norm(x), routing
 
   def prefill(
     self,
@@ -147,7 +167,7 @@ class Transformer(nnx.Module):
     ) -> tuple[Float[Array, 'P T D'], tuple[Array, Array]]:
       layer, kind = each
       block, visible = nnx.merge(graphdef, layer), kind.see(before, distance)
-      x, cache = block(x, positions, visible, kind.frequencies)
+      x, cache, _ = block(x, positions, visible, kind.frequencies)
       return x, cache.read()
 
     each = (layers, Kind.of_all(self.config))
@@ -187,7 +207,7 @@ class Transformer(nnx.Module):
       (x, view), (layer, kind) = carry, each
       visible = kind.see(mask[:, None, :], distance)
       block = nnx.merge(graphdef, layer)
-      x, view = block(x, position[:, None], visible, kind.frequencies, view)
+      x, view, _ = block(x, position[:, None], visible, kind.frequencies, view)
       return (x, view._replace(layer=view.layer + 1)), None
 
     start = (self._embed(token[:, None]), view)
@@ -204,6 +224,11 @@ class Transformer(nnx.Module):
     if self.config.scaled_embeddings:
       x = x * jnp.asarray(self.config.model_dim**0.5, x.dtype)
     return constrain(x, 'batch', 'sequence', 'embed')
+
+
+def streams(key: Key[Array, '']) -> nnx.Rngs:
+  """Streams of randomness of which adapters have one of their own."""
+  return nnx.Rngs(params=key, adapters=jax.random.fold_in(key, 1))
 
 
 def _distances(rows: Int[Array, ' T'], length: int) -> Int[Array, 'T C']:

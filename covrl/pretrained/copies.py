@@ -7,9 +7,7 @@ stacked when it is read. The small files stay as they are beside it.
 
 from __future__ import annotations
 
-import os
 import pathlib
-import tempfile
 from collections.abc import Mapping
 
 import jax
@@ -17,6 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from covrl.models import Policy
+from covrl.pretrained.drafts import written_whole
 
 _NAME = 'orbax'
 
@@ -27,7 +26,7 @@ def save_copy(
   """Writes a directory that `load_pretrained` reads, its weights by Orbax.
 
   Args:
-    directory: must not exist.
+    directory: must not exist, or be empty.
     files: the small files of the model.
     params: all parameters.
 
@@ -36,19 +35,11 @@ def save_copy(
   """
   import orbax.checkpoint as ocp
 
-  if directory.exists():
-    raise ValueError(f'{directory} must not exist, and does')
-  directory.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(
-    prefix=f'.{directory.name}.', dir=directory.parent
-  ) as temporary:
-    draft = pathlib.Path(temporary).absolute() / 'draft'
-    draft.mkdir()
+  with written_whole(directory) as draft:
     for name, content in files.items():
       (draft / name).write_bytes(content)
     with ocp.StandardCheckpointer() as checkpointer:
       checkpointer.save(draft / _NAME, params)
-    os.replace(draft, directory)
 
 
 def has_copy(directory: pathlib.Path) -> bool:

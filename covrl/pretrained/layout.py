@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our parameters beside a checkpoint's tensors: shapes and slices of each.
 
-Ours are grouped by head and have the layers in front; a checkpoint's are one
-per layer, flat, and the matrices of products are transposed.
+Ours are grouped by head and have the layers in front, and then the experts; a
+checkpoint's are one per layer and expert, flat, and the matrices of products
+are transposed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jaxtyping import PyTree
 
 from covrl.pretrained.names import Names, Stored
@@ -31,29 +33,36 @@ class Place(NamedTuple):
   stored: Stored
 
   @property
-  def layers(self) -> int | None:
-    """How many tensors make up the parameter; `None` if it is one itself."""
-    return self.like.shape[0] if '{}' in self.stored.name else None
+  def stack(self) -> tuple[int, ...]:
+    """Sizes of the leading axes each entry of which is a tensor by itself."""
+    return self.like.shape[: self.stored.name.count('{}')]
 
   @property
   def shape(self) -> tuple[int, ...]:
-    """Of one layer's parameter."""
-    return self.like.shape[self.layers is not None :]
+    """Of what one tensor is."""
+    return self.like.shape[len(self.stack) :]
 
   @property
-  def names(self) -> list[str]:
-    """Of the tensors, in the order of the layers."""
-    if self.layers is None:
-      return [self.stored.name]
-    return [self.stored.name.format(layer) for layer in range(self.layers)]
+  def entries(self) -> Iterator[tuple[int, ...]]:
+    """Of the stack, in order: the layer, and the expert where there are any."""
+    return np.ndindex(self.stack)
+
+  @property
+  def stored_shape(self) -> tuple[int, ...]:
+    """The tensor's shape as the checkpoint has it."""
+    return self.flat[::-1] if self.stored.inputs else self.flat
 
   @property
   def flat(self) -> tuple[int, ...]:
     """The tensor's shape, with `[in, out]` in our order."""
     return tuple(math.prod(group) for group in self._groups(self.shape))
 
+  def name(self, entry: Sequence[int]) -> str:
+    """The tensor of an entry of the stack."""
+    return self.stored.name.format(*entry)
+
   def spans(self, part: Sequence[slice]) -> tuple[slice, ...]:
-    """What of the flat tensor a part of one layer's parameter is."""
+    """What of the flat tensor a part of one tensor's parameter is."""
     return tuple(
       _span(slices, sizes)
       for slices, sizes in zip(

@@ -169,11 +169,11 @@ class Collector:
     self, number: int, place: int, state: TrainState, clock: _Clock
   ) -> tuple[Draw, ScoredRollouts]:
     """One draw of prompts, and how its responses were judged."""
-    prompts = next(self._prompts)
+    prompts, params = next(self._prompts), self._programs.params(state)
     clock.lap('prompts')
     pending = collect(
       self._engine,
-      state.trainable,
+      params,
       prompts,
       self._scoring,
       self._tokenizer,
@@ -186,9 +186,9 @@ class Collector:
     clock.lap('sample')
     # The device scores the tokens while workers score the responses.
     batch = unscored_batch(pending.rollouts)
-    scored = jax.device_get(self._programs.score(state.trainable, batch))
+    scored = jax.device_get(self._programs.score(params, batch))
     if self._config.train.keep_reference:
-      stats, _ = self._programs.score(state.frozen['reference'], batch)
+      stats, _ = self._programs.score(self._programs.reference(state), batch)
       batch = dataclasses.replace(
         batch, ref_logprobs=jax.device_get(stats.logprobs)
       )

@@ -29,14 +29,16 @@ from covrl.pretrained import load_params, load_pretrained
 from covrl.rewards import Scoring
 from covrl.rollout import Sampling, SamplingEngine
 from covrl.rollout.collect import decode
+from covrl.train.beginning import base_params, task_and_policy
 from covrl.train.checkpoint import CheckpointError, CheckpointStore
 from covrl.train.checks import check_references
 from covrl.train.evaluate import Evaluator
-from covrl.train.iteration import EVALUATE_STREAM
+from covrl.train.iteration import EVALUATE_STREAM, INIT_STREAM
 from covrl.train.questions import text_task
 from covrl.train.results import Evaluation
 from covrl.train.run_directory import RunDirectory
 from covrl.train.task import Task
+from covrl.train.warm_start import lender
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -249,9 +251,16 @@ def open_run(workdir: str, sets: Sets | None = None) -> Iterator[SavedRun]:
   saved = CheckpointStore(directory.checkpoints, keep=1).latest()
   if saved is None:
     raise CheckpointError(f'{workdir} has no finished checkpoint yet')
-  mesh = sharding.make_mesh(dataclasses.asdict(recipe.config.mesh))
   config, task, policy = _task_and_policy(recipe, sets)
-  params = saved.restore_part('state.trainable', policy.abstract_params(mesh))
+  mesh = sharding.make_mesh(dataclasses.asdict(config.mesh))
+  like, rest = policy.split(policy.abstract_params(mesh))
+  trainable = saved.restore_part('state.trainable', like)
+  if rest:
+    own = CheckpointStore(directory.path / 'warm_start', keep=1)
+    made = lender(config, task) or own.latest()
+    key = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
+    rest = {'base': base_params(config, policy, mesh, key, made)}
+  params = policy.join(trainable, rest)
   yield SavedRun(
     config=config,
     iteration=saved.notes['iteration'],
@@ -278,7 +287,9 @@ def open_pretrained(
     ValueError: if the directory is no pretrained model's, or its shape or
       tokenizer is not the recipe's, or as `open_run`.
   """
-  recipe = load(recipe_file, [f'--config.pretrained={directory}'])
+  # Adapters are the directory's, or there are none.
+  overrides = [f'--config.pretrained={directory}', '--config.lora.rank=0']
+  recipe = load(recipe_file, overrides)
   mesh = sharding.make_mesh(dataclasses.asdict(recipe.config.mesh))
   config, task, policy = _task_and_policy(recipe, sets)
   yield SavedRun(
@@ -341,13 +352,11 @@ def _task_and_policy(
   recipe: Recipe, sets: Sets | None
 ) -> tuple[Config, Task, Policy]:
   """What a recipe trains, and on what."""
-  config = _measured(recipe.config, sets)
-  task = recipe.module.make_task(config)
+  recipe = dataclasses.replace(recipe, config=_measured(recipe.config, sets))
+  task, policy = task_and_policy(recipe)
   if sets is not None and not task.suites:
     raise ValueError(
       f'--suite needs a task of text (covrl.train.text_task), that of'
       f' {recipe.name} is none'
     )
-  model = recipe.module.make_model(config, task.tokenizer.vocab_size)
-  check_tokenizer(task.tokenizer, model.vocab_size)
-  return config, task, Policy(model)
+  return recipe.config, task, policy

@@ -46,18 +46,26 @@ class Link:
     reply = self._exchange({'global': name})
     if 'missing' in reply:
       raise KeyError(name)
-    return self._wire.decode(reply['value'])
+    value = self._wire.decode(reply['value'])
+    if isinstance(value, Stand):
+      _set(value, '_known')
+    return value
 
   def ask(self, do: str, *args: Any, **kwargs: Any) -> Any:
     """What comes of an operation; arguments that it changes are changed."""
     self.asked += 1
-    reply = self._exchange(
-      {
+    try:
+      message = {
         'do': do,
         'arguments': [self._wire.encode(value) for value in args],
         'keywords': {k: self._wire.encode(v) for k, v in kwargs.items()},
       }
-    )
+    except SuiteError as error:
+      if _of(args[0], '_known'):
+        raise
+      # The suite took what a function returned for something simpler.
+      raise TypeError(str(error)) from None
+    reply = self._exchange(message)
     for index, value in reply.get('changed', {}).items():
       _change(args[int(index)], self._wire.decode(value))
     return self._wire.decode(reply['value'])
@@ -85,7 +93,7 @@ class Link:
 
   def _refer(self, value: Any) -> Any:
     if isinstance(value, Stand):
-      return object.__getattribute__(value, '_number')
+      return _of(value, '_number')
     if hasattr(value, '__next__'):
       return self._refer(lambda items=value: next(items))
     if not callable(value):
@@ -129,14 +137,22 @@ class Link:
 
 
 class Stand:
-  """Stands for an object of the program's."""
+  """Stands for an object of the program's.
 
-  def __init__(self, number: int, made: bool = False) -> None:
+  It is known if the suite has asked for it by name, and made if it is an
+  instance that the suite has made of a class.
+  """
+
+  def __init__(self, number: int) -> None:
     object.__setattr__(self, '_number', number)
-    object.__setattr__(self, '_made', made)
+    object.__setattr__(self, '_known', False)
+    object.__setattr__(self, '_made', False)
 
   def __getattr__(self, name: str) -> Any:
-    return link.ask('get', self, name)
+    value = link.ask('get', self, name)
+    if isinstance(value, Stand) and _of(self, '_known'):
+      _set(value, '_known')
+    return value
 
   def __setattr__(self, name: str, value: Any) -> None:
     link.ask('set', self, name, value)
@@ -170,7 +186,7 @@ class StandClass(Stand):
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
     value = link.ask('call', self, *args, **kwargs)
     if isinstance(value, Stand):
-      object.__setattr__(value, '_made', True)
+      _set(value, '_made', '_known')
     return value
 
   def __instancecheck__(self, value: Any) -> bool:
@@ -184,13 +200,22 @@ class StandClass(Stand):
     )
 
 
+def _of(stand: Stand, name: str) -> Any:
+  """What the stand-in itself has, which its attributes are not."""
+  return object.__getattribute__(stand, name)
+
+
+def _set(stand: Stand, *names: str) -> None:
+  for name in names:
+    object.__setattr__(stand, name, True)
+
+
 def _made(stand: Stand) -> bool:
-  return object.__getattribute__(stand, '_made')
+  return _of(stand, '_made')
 
 
 def _same(stand: Stand, other: Stand) -> bool:
-  numbers = [object.__getattribute__(s, '_number') for s in (stand, other)]
-  return numbers[0] == numbers[1]
+  return _of(stand, '_number') == _of(other, '_number')
 
 
 def _items(iterator: Any) -> Any:
@@ -218,7 +243,7 @@ def _define(name: str, *, compares: bool) -> None:
       return NotImplemented
     value = link.ask(name, self, *args)
     if compares and _made(self) and isinstance(value, Stand):
-      object.__setattr__(value, '_made', True)
+      _set(value, '_made')
     return value
 
   setattr(Stand, f'__{name}__', ask)

@@ -82,8 +82,9 @@ class Wire:
       return {'complex': [value.real, value.imag]}
     if isinstance(value, bytes | bytearray):
       return {'bytes': bytes(value).hex(), 'mutable': type(value) is bytearray}
-    if isinstance(value, range):
-      return {'range': [value.start, value.stop, value.step]}
+    if isinstance(value, range | slice):
+      ends = [value.start, value.stop, value.step]
+      return {type(value).__name__: [self.encode(end) for end in ends]}
     for scalar in (int, float, str):
       if isinstance(value, scalar) and not _is_member(value):
         return scalar(value)
@@ -107,8 +108,9 @@ class Wire:
     if name == 'bytes':
       data = bytes.fromhex(value[name])
       return bytearray(data) if value.get('mutable') else data
-    if name == 'range':
-      return range(*value[name])
+    if name in ('range', 'slice'):
+      kind = range if name == 'range' else slice
+      return kind(*map(self.decode, value[name]))
     if name == 'known':
       return _read_known(value[name])
     return self._resolve(value[name])

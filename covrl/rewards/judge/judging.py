@@ -9,6 +9,7 @@ import math
 import os
 import queue
 import random
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -61,7 +62,7 @@ class Judge:
   ) -> None:
     if level is not None and level not in LEVELS:
       raise ValueError(f'level must be one of {LEVELS}, got {level!r}.')
-    processors = sorted(os.sched_getaffinity(0))
+    processors = _processors()
     workers = len(processors) if workers is None else workers
     for name, value in (
       ('memory_limit', memory_limit),
@@ -130,6 +131,13 @@ class Judge:
     if self._launcher is None:
       return RemoteSession(str(self._url), program, seconds, self._limits)
     return Session(self._launcher, self._limits, program, seconds, cpu)
+
+
+def _processors() -> list[int]:
+  """Those that this process may use."""
+  if sys.platform == 'linux':
+    return sorted(os.sched_getaffinity(0))
+  return list(range(os.cpu_count() or 1))
 
 
 def judge_code(

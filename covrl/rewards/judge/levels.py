@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 from covrl.rewards.judge.bubblewrap import Bubblewrap, modes
@@ -34,6 +35,8 @@ def find_launcher(level: str | None, limits: Limits) -> Launcher:
   Raises:
     JudgeError: none works, and why.
   """
+  if sys.platform != 'linux':
+    raise JudgeError(f'Linux is required for sandboxes, got {sys.platform}')
   reasons: list[str] = []
   try:
     for launcher in _candidates(level, limits):

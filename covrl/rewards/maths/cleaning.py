@@ -28,9 +28,7 @@ _SYMBOLS = {
   **{'⟨': '(', '⟩': ')', '’': "'", '′': "'", '‘': "'", '∠': r'\angle '},
   **{'△': r'\triangle ', '“': '', '”': '', '"': '', '→': r'\to '},
   **{'⌊': r'\lfloor ', '⌋': r'\rfloor ', '⌈': r'\lceil ', '⌉': r'\rceil '},
-  **{
-    chr(ord('α') + place): f'\\{name} ' for place, name in enumerate(_GREEK)
-  },
+  **{chr(ord('α') + place): f'\\{name} ' for place, name in enumerate(_GREEK)},
 }
 _UNICODE = re.compile(f'[{re.escape("".join(_SYMBOLS))}]')
 
@@ -51,7 +49,10 @@ _REWRITES = [
     (r'\\[bB]igg?[lrm]?(?![a-zA-Z])', ' '),
     (r'(?<!\\)\\[,;:! ]|(?<!\\)~|&nbsp;', ' '),
     (r'\\(?:q?quad|thinspace|enspace|displaystyle|textstyle)(?![a-zA-Z])', ' '),
-    (r'\\(?:tiny|small|normalsize|large|Large|LARGE|huge|Huge)(?![a-zA-Z])', ' '),
+    (
+      r'\\(?:tiny|small|normalsize|large|Large|LARGE|huge|Huge)(?![a-zA-Z])',
+      ' ',
+    ),
     (r'\\(?:scriptstyle|limits|nolimits|rm|bf|it|sf)(?![a-zA-Z])', ' '),
     (r'\\(?:[hv]space|phantom|label|tag|color)\*?\s*\{[^{}]*\}', ' '),
     (r'\\textcolor\s*\{[^{}]*\}', ' '),

@@ -351,7 +351,10 @@ def _same_measures(
     return False
   if measure[1] != other_measure[1]:
     return False
-  factors = (Node('number', (), measure[0]), Node('number', (), other_measure[0]))
+  factors = (
+    Node('number', (), measure[0]),
+    Node('number', (), other_measure[0]),
+  )
   return _same_values(
     Node('product', (one, factors[0])),
     Node('product', (other, factors[1])),
@@ -387,7 +390,9 @@ def _is_endless(node: Node) -> bool:
 
 def _same_words(left: Node, right: Node) -> bool:
   texts = [
-    words(node.value) for node in (left, right) if node.kind in ('text', 'symbol')
+    words(node.value)
+    for node in (left, right)
+    if node.kind in ('text', 'symbol')
   ]
   return len(texts) == 2 and texts[0] == texts[1] != ''
 

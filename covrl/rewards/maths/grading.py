@@ -37,7 +37,10 @@ PATIENCE = 2.0
 WORKER_SECONDS = 2.7
 
 _INTEGRAL = r'\int_0^1 x \, dx'
-EXAMPLE = f'Answer: {_INTEGRAL}\n#### {_INTEGRAL}\n\\boxed{{{_INTEGRAL}}}', '1/2'
+EXAMPLE = (
+  f'Answer: {_INTEGRAL}\n#### {_INTEGRAL}\n\\boxed{{{_INTEGRAL}}}',
+  '1/2',
+)
 """A response, by every rule, and its reference, with which workers warm up."""
 
 _PLAIN = re.compile(r'-?(?:\d{1,300}\.?\d{0,300}|\.\d{1,300})')

@@ -197,9 +197,7 @@ def evaluate(
       raise Undefined(str(error)) from error
 
 
-def _equal(
-  left: Node, right: Node, clock: Clock, natural: bool
-) -> bool | None:
+def _equal(left: Node, right: Node, clock: Clock, natural: bool) -> bool | None:
   precision = _precision(left, right)
   names = sorted(symbols(left) | symbols(right))
   imaginary = any(_has_symbol(node, 'i') for node in (left, right))

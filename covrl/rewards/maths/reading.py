@@ -529,6 +529,4 @@ def _number(text: str) -> Fraction:
     return Fraction(text.rstrip('.') or '0')
   whole, fixed, repeated = match.groups()
   value = int(whole + fixed + repeated or '0') - int(whole + fixed or '0')
-  return Fraction(
-    value, 10 ** len(fixed) * (10 ** len(repeated) - 1)
-  )
+  return Fraction(value, 10 ** len(fixed) * (10 ** len(repeated) - 1))

@@ -11,7 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from covrl.rewards.maths.numeric import Clock, Undefined, Value, constant, is_close
+from covrl.rewards.maths.numeric import (
+  Clock,
+  Undefined,
+  Value,
+  constant,
+  is_close,
+)
 from covrl.rewards.maths.reading import Node
 
 _INEQUALITIES = {'<', '>', 'le', 'ge', 'ne'}
@@ -81,9 +87,7 @@ class _Line:
 def _ends(node: Node, clock: Clock) -> list[Value]:
   """Every number that a set is cut at."""
   if node.kind in ('tuple', 'set'):
-    return [
-      constant(part, clock) for part in node.parts if not _infinite(part)
-    ]
+    return [constant(part, clock) for part in node.parts if not _infinite(part)]
   if node.kind == 'relation':
     members = [part for part in node.parts if part.kind != 'symbol']
     if node.value == ('in',):

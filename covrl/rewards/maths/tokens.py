@@ -49,11 +49,12 @@ _NAMES = {
 }
 _JOINTS = {'and': 'and', 'or': 'or', 'where': ',', 'if': ',', 'for': ','}
 _SHORT_WORDS = set(
-  'yes no not odd red one two six ten all any none her his its day the is am pm'
-  .split()
+  'yes no not odd red one two six ten all any none her his its day the is am pm'.split()
 )
 
-_REPEATING = re.compile(r'(\d*\.\d*)(?:\\overline|\\dot)\s*(?:\{\s*(\d+)\s*\}|(\d))')
+_REPEATING = re.compile(
+  r'(\d*\.\d*)(?:\\overline|\\dot)\s*(?:\{\s*(\d+)\s*\}|(\d))'
+)
 _ELLIPSIS = re.compile(r'(\d*\.\d*?)(\d{1,9}?)\2{2,}\s*\\ldots')
 _THOUSANDS = re.compile(r'(?<![\d.,])\d{1,3}(?:,\d{3})+(?!,?\d)')
 _SPACED = re.compile(r'(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d,])')
@@ -139,8 +140,10 @@ def _word(text: str, beside_digit: bool) -> list[Token]:
     return [Token('command', f'\\{name}'), Token('letter', letter)]
   if text in BARE or text.removesuffix('s') in BARE or not text.isascii():
     return [Token('text', text)]
-  is_word = len(text) > 3 or text.lower() in _SHORT_WORDS or (
-    len(text) == 3 and text.istitle()
+  is_word = (
+    len(text) > 3
+    or text.lower() in _SHORT_WORDS
+    or (len(text) == 3 and text.istitle())
   )
   if is_word and not beside_digit:
     return [Token('text', text)]
@@ -177,8 +180,10 @@ def _merged(text: str) -> str:
       stack.pop()
   owners[place:] = [stack[-1]] * (len(owners) - place)
   return _THOUSANDS.sub(
-    lambda match: match.group().replace(',', '')
-    if owners[match.start()] in loose
-    else match.group(),
+    lambda match: (
+      match.group().replace(',', '')
+      if owners[match.start()] in loose
+      else match.group()
+    ),
     text,
   )

@@ -53,7 +53,7 @@ _UNITS = {
   for name in names.split()
 }
 _IRREGULAR = {'inches': 'inch', 'people': 'person', 'children': 'child'}
-_WORD = re.compile(r"\\\$|[^\W\d_]+|[€£¥¢]|[-+]?\d+|[/^*·]")
+_WORD = re.compile(r'\\\$|[^\W\d_]+|[€£¥¢]|[-+]?\d+|[/^*·]')
 _POWERS = {'square': 2, 'squared': 2, 'sq': 2, 'cubic': 3, 'cubed': 3, 'cu': 3}
 
 # What may stand behind a number without \text: no product of letters.

@@ -481,6 +481,16 @@ def test_add():
       }
     ],
   ),
+  forging(
+    'makes a suite hand over what it cannot',
+    """
+    class Odd:
+      def __getitem__(self, index): return 7
+      def take(self, other): return True
+    def add(a, b): return Odd()
+    """,
+    [{'asserts': 'assert add(3, 4).take(object()) and add(3, 4)[object()]'}],
+  ),
   forging('defines nothing', 'x = 1', CALL),
   forging('defines nothing for a suite', 'x = 1', SUITE),
   forging(

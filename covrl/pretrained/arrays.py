@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tensors of a checkpoint as sharded arrays.
+
+Each device is given its own slices, read from the files one after the other,
+so that the host never holds more than a slice of one tensor.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import P
+from jax.sharding import NamedSharding, Sharding, SingleDeviceSharding
+from jaxtyping import Array, Int, PyTree, Shaped
+
+from covrl.pretrained.layout import Place, places
+from covrl.pretrained.names import Names
+from covrl.pretrained.tensors import Tensors
+
+Index = tuple[slice, ...]
+
+
+def read_arrays(
+  like: PyTree,
+  names: Names,
+  tensors: Tensors,
+  *,
+  spare: Callable[[str], bool],
+  described_by: str,
+) -> PyTree:
+  """Reads parameters, once it is known that all of them can be read.
+
+  Args:
+    like: shapes, dtypes and shardings; without these, for the default device.
+    names: where each is in a checkpoint.
+    tensors: the checkpoint.
+    spare: tells whether a tensor may be left unread.
+    described_by: whose tensors they must be, for errors.
+
+  Raises:
+    ValueError: a tensor is missing, of another shape, or left over.
+  """
+  wanted = list(places(like, names))
+  for place in wanted:
+    for entry in place.entries:
+      tensors.check(place.name(entry), place.stored_shape)
+  known = {place.name(entry) for place in wanted for entry in place.entries}
+  _refuse_others(tensors, known, spare, described_by)
+  leaves = [_load(place, tensors) for place in wanted]
+  return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _refuse_others(
+  tensors: Tensors,
+  known: Collection[str],
+  spare: Callable[[str], bool],
+  described_by: str,
+) -> None:
+  """Refuses a checkpoint of which something would be left out."""
+  for name, file in tensors.files.items():
+    if name not in known and not spare(name):
+      raise ValueError(f'{file}: holds {name}, which no {described_by} has')
+
+
+def _load(place: Place, tensors: Tensors) -> Array:
+  """One parameter, all its layers and experts."""
+  default = SingleDeviceSharding(jax.devices()[0])
+  sharding: Sharding = place.like.sharding or default
+  # A device has so many entries of the stack, and there are so many devices
+  # with different ones: one entry of each of them is written at a time.
+  depth = len(place.stack)
+  held = sharding.shard_shape(place.like.shape)[:depth]
+  shards = tuple(
+    size // part for size, part in zip(place.stack, held, strict=True)
+  )
+
+  def read(entry: tuple[int, ...], index: Index) -> Shaped[np.ndarray, '...']:
+    starts = [
+      cut.indices(size)[0]
+      for cut, size in zip(index[:depth], shards, strict=True)
+    ]
+    at = [
+      start * size + offset
+      for start, size, offset in zip(starts, held, entry, strict=True)
+    ]
+    part = index[depth:]
+    shape = [
+      len(range(*cut.indices(size)))
+      for cut, size in zip(part, place.shape, strict=True)
+    ]
+    found = tensors.read(
+      place.name(at),
+      place.spans(part),
+      place.like.dtype,
+      transposed=place.stored.inputs > 0,
+    )
+    return found.reshape(*(1,) * depth, *shape)
+
+  one = (*shards, *place.shape)
+  if not depth:
+    return _placed(one, sharding, functools.partial(read, ()))
+  zeros = functools.partial(jnp.zeros, place.like.shape, place.like.dtype)
+  stacked = jax.jit(zeros, out_shardings=sharding)()
+  for entry in np.ndindex(held):
+    ones = _placed(one, sharding, functools.partial(read, entry))
+    stacked = _putter(sharding)(stacked, ones, np.asarray(entry, np.int32))
+  return stacked
+
+
+def _placed(
+  shape: tuple[int, ...],
+  sharding: Sharding,
+  read: Callable[[Index], Shaped[np.ndarray, '...']],
+) -> Array:
+  """An array of which the host holds one part at a time, each read once."""
+  arrays: list[Array] = []
+  for index, devices in _parts(shape, sharding):
+    part = read(index)
+    arrays += [jax.device_put(part, device) for device in devices]
+    jax.block_until_ready(arrays)
+  return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+
+
+def _parts(
+  shape: tuple[int, ...], sharding: Sharding
+) -> Iterator[tuple[Index, list[Any]]]:
+  """The different parts of an array, and the devices that have each."""
+  parts: dict[tuple[tuple[int, int, int], ...], tuple[Index, list[Any]]] = {}
+  for device, index in sharding.addressable_devices_indices_map(shape).items():
+    index = index or (slice(None),) * len(shape)
+    key = tuple(
+      cut.indices(size) for cut, size in zip(index, shape, strict=True)
+    )
+    parts.setdefault(key, (index, []))[1].append(device)
+  yield from parts.values()
+
+
+@functools.cache
+def _putter(sharding: Sharding) -> Callable[[Array, Array, Any], Array]:
+  """Writes an entry of each device's stack in place, on the device itself."""
+
+  def put(
+    stacked: Shaped[Array, '...'],
+    ones: Shaped[Array, '...'],
+    entry: Int[Array, ' depth'],
+  ) -> Shaped[Array, '...']:
+    rest = (0,) * (stacked.ndim - entry.size)
+    return jax.lax.dynamic_update_slice(stacked, ones, (*entry, *rest))
+
+  if isinstance(sharding, NamedSharding):
+    put = jax.shard_map(
+      put,
+      mesh=sharding.mesh,
+      in_specs=(sharding.spec, sharding.spec, P()),
+      out_specs=sharding.spec,
+    )
+  return jax.jit(put, donate_argnums=0)
