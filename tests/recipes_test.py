@@ -296,6 +296,10 @@ def test_a_pretrained_model_is_measured_without_a_recipe(
 @pytest.mark.parametrize(
   ('flags', 'sentence'),
   [
+    (
+      ['--suite=amc', '--samples=-1', f'--suite_directory={DATA / "suites"}'],
+      '--samples must be at least 0, got -1',
+    ),
     (['--suite=aime9'], 'An evaluation set must be one of math500'),
     (
       ['--suite=amc', '--suite_directory=nowhere'],

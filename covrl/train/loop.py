@@ -112,7 +112,10 @@ class _Run:
     for note in self.task.notes:
       progress.note(note)
     if len(self.task.train) == 0:
-      raise ConfigError('training needs problems, data.train names no file')
+      raise ConfigError(
+        'training needs problems, the task has none; data.train names the'
+        ' files of a task of text'
+      )
     self.policy: Policy = policy_of(recipe, self.task)
     self.warm_start_tx = module.make_warm_start_tx(config)
     algorithm = Algorithm(

@@ -84,6 +84,9 @@ class SavedRun:
     most = max(map(len, sets))
     if problems is not None and not 1 <= problems <= most:
       raise ValueError(f'--problems must lie in [1, {most}], got {problems}')
+    for flag, value in (('samples', samples), ('temperature', temperature)):
+      if value is not None and value < 0:
+        raise ValueError(f'--{flag} must be at least 0, got {value:g}')
     suites = self.task.evaluation(
       _changed(config.evaluate, samples, temperature, problems)
     )

@@ -2,6 +2,7 @@
 """Evaluation: what is measured depends on the policy and the problem alone."""
 
 import dataclasses
+import zlib
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from train import scoring as scorers
 from train import toy
 
+from covrl.data import SUITES as SETS
 from covrl.data import Suite
 from covrl.models import Policy
 from covrl.rewards import Reward, Scoring
@@ -118,6 +120,11 @@ def test_entropy_is_of_samples_where_there_are_any(world):
   sampled = evaluate(world, [s for s in SUITES if s.samples])
   assert both.entropy == pytest.approx(sampled.entropy, rel=1e-6)
   assert evaluate(world, SUITES[1:2]).entropy > 0
+
+
+def test_no_two_known_sets_share_their_noise():
+  blocks = {zlib.crc32(name.encode()) % 2047 for name in SETS}
+  assert len(blocks) == len(SETS)
 
 
 def test_an_empty_set(world):
