@@ -68,12 +68,12 @@ def run(lab: Lab) -> Paths:
   random = lab.random()
   tree = trees.random_tree(random, prompts=PROMPTS, depth=1, actions=ACTIONS)
   logits = jnp.asarray(0.5 * random.normal(size=tree.rewards.shape))
-  keys = jax.random.split(lab.key(), seeds)
   best = float(tree.rewards.max(-1).mean())
   first = float(trees.mean_entropy(tree, logits))
   target = first - DROP * np.minimum(np.arange(steps) / (0.6 * steps), 1)
   traces = [
-    _train(tree, logits, keys, jnp.asarray(target), name) for name in arms
+    _train(tree, logits, lab.key(), jnp.asarray(target), name, seeds)
+    for name in arms
   ]
   entropy = np.array([np.asarray(h, float) for h, _ in traces])
   reward = np.array([np.asarray(r, float).mean() for _, r in traces])
@@ -161,39 +161,44 @@ def foretold(
   return learning_rate * scores / PROMPTS
 
 
-@functools.partial(jax.jit, static_argnames='name')
+@functools.partial(jax.jit, static_argnames=('name', 'seeds'))
 def _train(
   tree: trees.Tree,
   logits: Array,
-  keys: Array,
+  key: Array,
   target: Float[Array, ' t'],
   name: str,
+  seeds: int,
 ) -> tuple[Array, Array]:
   """Entropy along the run, and reward at its end, of every seed."""
   chain = _chain(name, target)
 
-  def once(
-    state: tuple[Array, PyTree], at: tuple[Array, Array]
-  ) -> tuple[tuple[Array, PyTree], Array]:
-    (table, token_state), (step, key) = state, at
-    tokens = tk.sampled(tree, table, key, responses=RESPONSES, scale=None)
+  def update(
+    state: tuple[Array, PyTree], step: Array, noise: Array
+  ) -> tuple[Array, PyTree]:
+    table, token_state = state
     made = tk.update(
       table,
-      tokens,
+      tk.sampled(tree, table, noise, scale=None),
       chain,
       token_state,
       learning_rate=RATE,
       step=step,
       entropy=trees.mean_entropy(tree, table),
     )
-    entropy = trees.mean_entropy(tree, made.logits)
-    return (made.logits, made.token_state), entropy
+    return made.logits, made.token_state
 
-  def seed(key: Array) -> tuple[Array, Array]:
-    steps = jnp.arange(target.size)
-    every = jax.vmap(lambda step: jax.random.fold_in(key, step))(steps)
-    state = (logits, init_token_state(chain))
-    (end, _), entropy = jax.lax.scan(once, state, (steps, every))
-    return entropy, trees.objective(tree, end)
+  def once(
+    states: tuple[Array, PyTree], step: Array
+  ) -> tuple[tuple[Array, PyTree], Array]:
+    draw = jax.random.fold_in(key, step)
+    noise = tk.noise(draw, seeds, tree=tree, responses=RESPONSES)
+    states = jax.vmap(update, (0, None, 0))(states, step, noise)
+    return states, jax.vmap(trees.mean_entropy, (None, 0))(tree, states[0])
 
-  return jax.vmap(seed)(keys)
+  starts = jax.tree.map(
+    lambda leaf: jnp.broadcast_to(leaf, (seeds, *leaf.shape)),
+    (logits, init_token_state(chain)),
+  )
+  (ends, _), entropy = jax.lax.scan(once, starts, jnp.arange(target.size))
+  return entropy.T, jax.vmap(trees.objective, (None, 0))(tree, ends)

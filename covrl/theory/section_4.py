@@ -326,7 +326,9 @@ def calibrated_policies(lab: Lab, formula: Formula) -> Evidence:
 
 
 def _entropy_after(
-  pi: Float[np.ndarray, 'n K'], rate: float, a: Float[np.ndarray, 'n K']
+  pi: Float[np.ndarray, 'n K'],
+  rate: float | int,
+  a: Float[np.ndarray, 'n K'],
 ) -> Float[np.ndarray, ' n']:
   """Of policies after a step of the policy gradient."""
   return sm.entropy(sm.softmax(np.log(pi) + rate * pi * a))
