@@ -220,7 +220,8 @@ def to_json(value: Any) -> str:
 
 def from_json(text: str) -> Any:
   """The reverse, for text of which nothing is known."""
-  scan = _json.make_scanner(_Options())
+  make_scanner: Any = _json.make_scanner
+  scan = make_scanner(_Options())
   try:
     value, end = scan(text, 0)
   except StopIteration:
