@@ -253,14 +253,14 @@ def _entropies(
   return before, jax.lax.map(after, kept)
 
 
-def _make_table(random: np.random.Generator) -> tuple[PyTree, Array]:
+def _make_table(random: np.random.Generator) -> tuple[PyTree, np.ndarray]:
   """Forty-eight states; each token is in one of them."""
   params = 2.5 * random.normal(size=(48, VOCABULARY))
   states = random.integers(0, 48, (ROWS, LENGTH))
   return params, states
 
 
-def _make_network(random: np.random.Generator) -> tuple[PyTree, Array]:
+def _make_network(random: np.random.Generator) -> tuple[PyTree, np.ndarray]:
   """Sixteen random features of each token, a hidden layer of 64."""
   params = (
     random.normal(size=(16, 64)) / 4,
@@ -270,7 +270,7 @@ def _make_network(random: np.random.Generator) -> tuple[PyTree, Array]:
   return params, features
 
 
-def _make_transformer(random: np.random.Generator) -> tuple[PyTree, Array]:
+def _make_transformer(random: np.random.Generator) -> tuple[PyTree, np.ndarray]:
   """covrl's tiny transformer, predicting after each prefix of random rows."""
   params = _policy().init(jax.random.key(int(random.integers(2**31))))
   tokens = random.integers(0, VOCABULARY, (ROWS, LENGTH))
@@ -305,7 +305,7 @@ _LOGITS: dict[str, Callable[[PyTree, Array], Array]] = {
   'MLP': _network,
   'transformer': _transformer,
 }
-_MAKE: dict[str, Callable[[np.random.Generator], tuple[PyTree, Array]]] = {
+_MAKE: dict[str, Callable[[np.random.Generator], tuple[PyTree, np.ndarray]]] = {
   'table': _make_table,
   'MLP': _make_network,
   'transformer': _make_transformer,
