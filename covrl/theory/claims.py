@@ -305,8 +305,8 @@ class Result:
     """The verdict on the printed statement that this run found."""
     if all(check.passes for check in self.evidence.printed):
       return HOLDS
-    given = self.evidence.given
-    if given and all(check.passes for check in given):
+    conditional = self.claim.verdict.startswith(HOLDS_IF)
+    if conditional and all(check.passes for check in self.evidence.given):
       return self.claim.verdict
     return FAILS
 
