@@ -135,8 +135,8 @@ def worlds() -> Float[np.ndarray, 'W P L']:
 
 @functools.cache
 def run(lab: Lab) -> Outcome:
-  """Runs every arm: 24 seeds of 250 iterations, or 3 of 100."""
-  seeds, iterations = lab.size(24, 3), lab.size(250, 100)
+  """Runs every arm: 24 seeds of 250 iterations, or 6 of 50."""
+  seeds, iterations = lab.size(24, 6), lab.size(250, 50)
   outcomes = worlds()
   shape = (len(ARMS), len(WORLDS), seeds)
   arm, world, seed = (index.ravel() for index in np.indices(shape))

@@ -297,7 +297,7 @@ def calibrated_policies(lab: Lab, formula: Formula) -> Evidence:
     (_entropy_after(pi, rate, ordered) - sm.entropy(pi)).max()
     for rate in (0.01, 1.0, 10.0, 100.0)
   ]
-  leaps = _entropy_after(pi, 100, any_order) > sm.entropy(pi)
+  leaps = _entropy_after(pi, 100.0, any_order) > sm.entropy(pi)
   return Evidence(
     printed=[
       below(
