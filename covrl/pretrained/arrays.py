@@ -95,18 +95,22 @@ def _load(place: Place, tensors: Tensors) -> Array:
     found = tensors.read(place.name(at), index[depth:])
     return found.reshape(*(1,) * depth, *found.shape)
 
-  array = None
-  if depth:
-    zeros = functools.partial(jnp.zeros, place.like.shape, place.like.dtype)
-    array = jax.jit(zeros, out_shardings=whole)()
   put = _putter(
     whole, stored, local[depth:], str(place.like.dtype), place.stored.inputs > 0
   )
-  for entry in np.ndindex(held):
+
+  def write(array: Array | None, entry: tuple[int, ...]) -> Array:
     ones = _placed(
       (*shards, *place.stored_shape), stored, functools.partial(read, entry)
     )
-    array = put(array, ones, np.asarray(entry, np.int32))
+    return put(array, ones, np.asarray(entry, np.int32))
+
+  if not depth:
+    return write(None, ())
+  zeros = functools.partial(jnp.zeros, place.like.shape, place.like.dtype)
+  array = jax.jit(zeros, out_shardings=whole)()
+  for entry in np.ndindex(held):
+    array = write(array, entry)
   return array
 
 

@@ -65,14 +65,10 @@ def write_comparison(
       (group.name, differing(group, comparison.baseline))
       for group in comparison.groups[1:]
     ],
-<<<<<<< HEAD
-    law=(TITLES, law_rows(comparison)),
+    law=(TITLES, law_rows(comparison), lawless(comparison)),
     sets=set_table(
       [(group.short, list(group.runs.values())) for group in comparison.groups]
     ),
-=======
-    law=(TITLES, law_rows(comparison), lawless(comparison)),
->>>>>>> theory
     runs=[
       (group.name, seed, run.path.name, _state(run), _gain(run))
       for group in comparison.groups
