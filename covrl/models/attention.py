@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grouped-query attention with rotary positions, plain XLA."""
+"""Grouped-query attention with rotary positions."""
 
 from __future__ import annotations
+
+import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from covrl.models.cache import LayerCache
+from covrl import sharding
+from covrl.models import flash
+from covrl.models.cache import LayerCache, repeat_rows
 from covrl.models.config import ModelConfig
 from covrl.models.layers import (
   RMSNorm,
@@ -18,6 +24,21 @@ from covrl.models.layers import (
   soft_cap,
 )
 from covrl.models.rope import rotate
+
+
+class Visible(NamedTuple):
+  """What the queries of a layer may see, as the attention in use is told it.
+
+  Attributes:
+    mask: true where a query may see a key; `None` for whole rows that kernels
+      attend to.
+    segment_ids: of such rows.
+    window: how far the layer looks back; `None` where no layer has a window.
+  """
+
+  mask: Bool[Array, 'B T C'] | None = None
+  segment_ids: Int[Array, 'B T'] | None = None
+  window: Int[Array, ''] | None = None
 
 
 def attend(
@@ -105,7 +126,7 @@ class Attention(nnx.Module):
     self,
     x: Float[Array, 'B T D'],
     positions: Int[Array, 'B T'],
-    mask: Bool[Array, 'B T C'],
+    visible: Visible,
     frequencies: Float[Array, ' pairs'],
     cache: LayerCache | None = None,
   ) -> tuple[Float[Array, 'B T D'], LayerCache]:
@@ -114,7 +135,7 @@ class Attention(nnx.Module):
     Args:
       x: normed residual stream.
       positions: place of each token within its sequence.
-      mask: which keys each query may see; `C` is `T`, or the cache's length.
+      visible: which keys each query may see, of `T`, or of the cache.
       frequencies: of the layer's rotations, in radians per position.
       cache: this layer's view of the whole cache.
 
@@ -135,23 +156,65 @@ class Attention(nnx.Module):
       rotate(heads, positions, frequencies, magnitude=config.rope_magnitude)
       for heads in (query, key)
     )
-    query = constrain(query, 'batch', 'sequence', 'heads', None)
-    key = constrain(key, 'batch', 'sequence', 'kv_heads', None)
-    value = constrain(value, 'batch', 'sequence', 'kv_heads', None)
+    copies = _copies(config)
+    key, value = (repeat_rows(x, copies, axis=2) for x in (key, value))
+    query, key, value = (
+      checkpoint_name(_apart(heads), name)
+      for heads, name in ((query, 'query'), (key, 'key'), (value, 'value'))
+    )
     key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
     if cache is None:
       cache = LayerCache.of(key, value)
     else:
       cache = cache.write(key, value)
+    mixed = self._mix(query, cache, visible)
+    mixed = constrain(mixed, 'batch', 'sequence', 'heads', None)
+    output = self.output[...].astype(dtype)
+    return jnp.einsum('bthk,hkd->btd', mixed, output), cache
+
+  def _mix(
+    self,
+    query: Float[Array, 'B T H h'],
+    cache: LayerCache,
+    visible: Visible,
+  ) -> Float[Array, 'B T H h']:
+    """The values that each query asks for."""
+    config = self.config
+    keys, values = cache.read()
+    if visible.mask is None:
+      if visible.segment_ids is None:
+        raise TypeError('a mask or segment ids are required, got neither')
+      return flash.attend_rows(
+        query, keys, values, visible.segment_ids, visible.window, config
+      )
     mixed = attend(
       query,
-      *cache.read(),
-      mask,
+      keys,
+      values,
+      visible.mask,
       scale=config.attention_scale,
       cap=config.attention_soft_cap,
     )
-    output = self.output[...].astype(dtype)
-    return jnp.einsum('bthk,hkd->btd', mixed, output), cache
+    return checkpoint_name(mixed, flash.NAME)
+
+
+def _apart(heads: Float[Array, 'B T H h']) -> Float[Array, 'B T H h']:
+  """Whole rows on every device, and a part of the heads."""
+  return constrain(heads, 'batch', 'attended', 'attention_heads', None)
+
+
+def _copies(config: ModelConfig) -> int:
+  """How often each key and value head is held, to have one on every shard.
+
+  As few as it takes for heads to be split as many ways as the mesh would have
+  them, where that can be.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return 1
+  parts = sharding.shards(mesh, 'attention_heads', sharding.rules_in_use())
+  needed = math.lcm(config.num_kv_heads, parts)
+  return 1 if config.num_heads % needed else needed // config.num_kv_heads
 
 
 def _head_norm(config: ModelConfig) -> RMSNorm | None:

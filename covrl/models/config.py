@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from covrl.models.remat import REMAT
 from covrl.models.rope import RopeScaling, YarnScaling, plain_frequencies
 
 _SIZES = (
@@ -67,8 +68,8 @@ class ModelConfig:
     dtype: of activations and matrix products; attention's softmax, norms and
       logits are float32 at least.
     param_dtype: of the stored parameters.
-    remat: whether the backward pass recomputes each block instead of keeping
-      its activations.
+    remat: what the backward pass recomputes instead of keeping it; see
+      `covrl.models.remat`.
 
   Raises:
     ValueError: if a number is out of range or two of them contradict.
@@ -101,7 +102,7 @@ class ModelConfig:
   tied_embeddings: bool = True
   dtype: str = 'float32'
   param_dtype: str = 'float32'
-  remat: bool = False
+  remat: str = 'nothing'
 
   def __post_init__(self) -> None:
     for name in _SIZES:
@@ -127,6 +128,10 @@ class ModelConfig:
         f'activation must be one of {_ACTIVATIONS}, got {self.activation!r}'
       )
     self._check_windows()
+    if self.remat not in REMAT:
+      raise ValueError(
+        f'remat must be one of {tuple(REMAT)}, got {self.remat!r}'
+      )
     for name in ('dtype', 'param_dtype'):
       if getattr(self, name) not in _DTYPES:
         raise ValueError(

@@ -8,7 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Shaped
 
 from covrl import sharding
@@ -43,7 +43,8 @@ def constrain(
 ) -> Shaped[Array, '...']:
   """States how an activation lies on the mesh in use; without one, nothing.
 
-  The mesh is the one that `jax.set_mesh` put in use around the jitted call.
+  Mesh and table are those that `covrl.sharding.in_use` put in use around the
+  jitted call.
   Axes that it cannot divide are left whole.
 
   Args:
@@ -53,18 +54,8 @@ def constrain(
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return x
-  spec = sharding.partition_spec(axes, sharding.TRAIN_RULES)
-  kept = [
-    names if size % _shards(mesh, names) == 0 else None
-    for names, size in zip(spec, x.shape, strict=True)
-  ]
-  return jax.lax.with_sharding_constraint(x, PartitionSpec(*kept))
-
-
-def _shards(mesh: AbstractMesh, names: sharding.MeshAxes) -> int:
-  """How many shards the named mesh axes make together."""
-  names = (names,) if isinstance(names, str) else names or ()
-  return math.prod(mesh.shape[name] for name in names)
+  spec = sharding.fitted_spec(mesh, axes, x.shape, sharding.rules_in_use())
+  return jax.lax.with_sharding_constraint(x, spec)
 
 
 class RMSNorm(nnx.Module):
@@ -118,8 +109,8 @@ class GatedMLP(nnx.Module):
   def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
     """Transforms each token by itself."""
     dtype = self.config.dtype
-    gate = x @ self.gate[...].astype(dtype)
-    up = x @ self.up[...].astype(dtype)
+    gate = checkpoint_name(x @ self.gate[...].astype(dtype), 'gate')
+    up = checkpoint_name(x @ self.up[...].astype(dtype), 'up')
     opened = activate(gate, self.config.activation)
     hidden = constrain(opened * up, 'batch', 'sequence', 'mlp')
     return hidden @ self.down[...].astype(dtype)

@@ -136,11 +136,7 @@ class Policy:
       segment_ids: which sequence of the row, from 1; 0 is padding, which no
         token sees and whose own states are meaningless (but finite).
     """
-    length = tokens.shape[1]
-    causal = jnp.tril(jnp.ones((length, length), bool))
-    same = segment_ids[:, :, None] == segment_ids[:, None, :]
-    mask = causal & same & (segment_ids > 0)[:, None, :]
-    return self._module(params)(tokens, positions, mask)
+    return self._module(params)(tokens, positions, segment_ids)
 
   def unembedding(self, params: PyTree) -> Float[Array, 'D V']:
     """The matrix that turns hidden states into logits, in `config.dtype`."""
