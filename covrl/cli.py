@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `covrl train, evaluate, sample, convert, report, theory`.
+"""The command line: `covrl train, evaluate, sample, compile, convert, …`.
 
 Bad input ends with one sentence on standard error and exit status 2.
 """
@@ -7,6 +7,7 @@ Bad input ends with one sentence on standard error and exit status 2.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pathlib
 import re
@@ -52,6 +53,14 @@ read faster. For example
   covrl convert Qwen/Qwen2.5-0.5B models/qwen --dtype=float32 --orbax
 """
 
+_COMPILE = """\
+Compiles a recipe's programs for TPUs that need not be there, and says what they
+take: memory, operations, bytes, collectives, and the least time of each, which
+is an estimate. Fields are overridden as in training. For example
+  covrl compile --config=configs/countdown_kl_cov.py --topology=v5e:2x4
+  covrl compile --config=recipe.py --topology=v5p:4x4x8 --num-slices=2 --json
+"""
+
 _THEORY = """\
 Checks every claim of the theory and says which hold as printed; exits with 1
 if a check disagrees with its recorded verdict. For example
@@ -64,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command; the console script's entry point."""
   parser = _parser()
   arguments, overrides = parser.parse_known_args(argv)
-  if overrides and arguments.command != 'train':
+  if overrides and arguments.command not in ('train', 'compile'):
     parser.error(f'unknown argument {overrides[0]!r}')
   try:
     if arguments.command != 'report':
@@ -77,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         _evaluate(arguments)
       case 'sample':
         _sample(arguments)
+      case 'compile':
+        _compile(arguments, _joined(overrides))
       case 'convert':
         _convert(arguments)
       case 'theory':
@@ -127,6 +138,21 @@ def _parser() -> argparse.ArgumentParser:
   )
   sample.add_argument(
     '--max_length', type=int, default=256, help='of a pretrained model'
+  )
+
+  compiling = commands.add_parser(
+    'compile', help='does it fit', description=_COMPILE, formatter_class=raw
+  )
+  compiling.add_argument('--config', required=True, help='a recipe')
+  compiling.add_argument(
+    '--topology', required=True, help='such as v5p:4x4x4, or v5p-128'
+  )
+  compiling.add_argument('--num-slices', type=int, default=1)
+  compiling.add_argument(
+    '--programs', help='which, comma-separated; all if absent'
+  )
+  compiling.add_argument(
+    '--json', action='store_true', help='one object, for machines'
   )
 
   convert = commands.add_parser(
@@ -274,6 +300,27 @@ def _is_run(directory: str) -> bool:
   if path.exists():
     return (path / 'recipe').is_dir() or not (path / 'config.json').is_file()
   return re.fullmatch(r'[\w.-]+/[\w.-]+', directory) is None
+
+
+def _compile(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+  # Whatever is attached is not what is compiled for.
+  os.environ['JAX_PLATFORMS'] = 'cpu'
+  from covrl import config, topologies
+  from covrl.compile import NAMES, compile_recipe
+
+  topology = topologies.find(arguments.topology)
+  programs = arguments.programs
+  report = compile_recipe(
+    config.load(arguments.config, overrides),
+    topology,
+    num_slices=arguments.num_slices,
+    names=tuple(programs.split(',')) if programs else NAMES,
+    note=lambda name: print(f'compiling {name}', file=sys.stderr),
+  )
+  if arguments.json:
+    print(json.dumps(report.as_json()))
+  else:
+    print('\n'.join(report.lines()))
 
 
 def _convert(arguments: argparse.Namespace) -> None:

@@ -110,7 +110,9 @@ def groups_of(text: str) -> tuple[tuple[int, ...], ...]:
   >>> groups_of('source_target_pairs={{0,1},{1,0}}')
   ((0, 1), (1, 0))
   """
-  listed = re.search(r'(?:replica_groups|source_target_pairs)=\{(\{.*?\})\}', text)
+  listed = re.search(
+    r'(?:replica_groups|source_target_pairs)=\{(\{.*?\})\}', text
+  )
   if listed:
     return tuple(
       _numbers(group) for group in re.findall(r'\{([\d,]+)\}', listed[1])
@@ -119,8 +121,8 @@ def groups_of(text: str) -> tuple[tuple[int, ...], ...]:
   if short:
     return _rows(_ids(short[2]).reshape(_numbers(short[1])))
   mesh = re.search(
-    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((\S+?\)?)\))?"
-    r" \{([^}]*)\}",
+    r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((\S+?\)?)\))?'
+    r' \{([^}]*)\}',
     text,
   )
   return _of_mesh(mesh[1], mesh[2], mesh[3]) if mesh else ()
@@ -163,7 +165,9 @@ def _ids(text: str) -> Int[np.ndarray, '...']:
   return ids.transpose(_numbers(order)) if order else ids
 
 
-def _rows(groups: Int[np.ndarray, 'groups chips']) -> tuple[tuple[int, ...], ...]:
+def _rows(
+  groups: Int[np.ndarray, 'groups chips'],
+) -> tuple[tuple[int, ...], ...]:
   return tuple(tuple(row) for row in groups.tolist())
 
 

@@ -192,9 +192,7 @@ def _flops_of_dot(computation: Computation, dot: Instruction) -> float:
   return 2.0 * dot.shapes[0].count * math.prod(summed)
 
 
-def _flops_of_convolution(
-  computation: Computation, each: Instruction
-) -> float:
+def _flops_of_convolution(computation: Computation, each: Instruction) -> float:
   """Twice the products, those with padding and gaps left out.
 
   TPUs multiply matrices as convolutions: axes of a batch are then spatial.
@@ -231,7 +229,9 @@ class _Window:
   @classmethod
   def of(cls, text: str) -> _Window:
     """Reads `window={size=4x7 pad=3_3x6_6 …}`."""
-    inside = text.split('window={')[1].split('}')[0] if 'window={' in text else ''
+    inside = (
+      text.split('window={')[1].split('}')[0] if 'window={' in text else ''
+    )
     fields = dict(part.split('=') for part in inside.split())
     groups = text.split('batch_group_count=')
     count = groups[1].split(',')[0] if len(groups) > 1 else '1'
@@ -354,9 +354,7 @@ def _written(module: Module, each: Instruction) -> Iterator[Shape]:
     yield _update_of(module, called, root, shape)
 
 
-def _results(
-  computation: Computation, root: Instruction
-) -> list[Instruction]:
+def _results(computation: Computation, root: Instruction) -> list[Instruction]:
   """The instructions that make each part of a result."""
   if root.opcode != 'tuple':
     return [root]

@@ -45,9 +45,7 @@ def kernel_of(each: Instruction, computation: Computation) -> Kernel | None:
   return Kernel(0.0, 0.0, known=False)
 
 
-def _splash(
-  each: Instruction, computation: Computation, phase: str
-) -> Kernel:
+def _splash(each: Instruction, computation: Computation, phase: str) -> Kernel:
   """Blocks of queries × keys that are not all hidden, and their products.
 
   Keys and values are read once per block of queries (forward), queries and

@@ -16,6 +16,7 @@ from covrl import sharding
 from covrl.models import flash
 from covrl.models.cache import LayerCache, repeat_rows
 from covrl.models.config import ModelConfig
+from covrl.models.decoding import Span, attend_token
 from covrl.models.layers import (
   RMSNorm,
   constrain,
@@ -30,14 +31,15 @@ class Visible(NamedTuple):
   """What the queries of a layer may see, as the attention in use is told it.
 
   Attributes:
-    mask: true where a query may see a key; `None` for whole rows that kernels
-      attend to.
-    segment_ids: of such rows.
+    mask: true where a query may see a key; `None` where kernels attend.
+    segment_ids: of whole rows that kernels attend to.
+    span: slots that a row's one query may see, where a kernel attends.
     window: how far the layer looks back; `None` where no layer has a window.
   """
 
   mask: Bool[Array, 'B T C'] | None = None
   segment_ids: Int[Array, 'B T'] | None = None
+  span: Span | None = None
   window: Int[Array, ''] | None = None
 
 
@@ -180,13 +182,16 @@ class Attention(nnx.Module):
   ) -> Float[Array, 'B T H h']:
     """The values that each query asks for."""
     config = self.config
+    if visible.span is not None:
+      mixed = attend_token(query[:, 0], cache, visible.span, config)
+      return mixed[:, None]
     keys, values = cache.read()
-    if visible.mask is None:
-      if visible.segment_ids is None:
-        raise TypeError('a mask or segment ids are required, got neither')
+    if visible.segment_ids is not None:
       return flash.attend_rows(
         query, keys, values, visible.segment_ids, visible.window, config
       )
+    if visible.mask is None:
+      raise TypeError('a mask, segment ids or a span are required, got none')
     mixed = attend(
       query,
       keys,

@@ -227,6 +227,7 @@ class Policy:
     position: Int[Array, ' S'],
     cache: KVCache,
     index: Int[Array, ''],
+    live: Bool[Array, ' S'] | None = None,
   ) -> tuple[Float[Array, 'S D'], KVCache]:
     """Reads one more token of each row.
 
@@ -236,11 +237,14 @@ class Policy:
       position: place of each within its sequence.
       cache: what was read before.
       index: slot to write, the same for every row.
+      live: rows whose state matters; that of others need not be computed, and
+        is meaningless. All, if absent.
 
     Returns:
       The hidden state at the token, and the cache with the token in it.
     """
-    return self._module(params).decode(token, position, cache, index)
+    live = jnp.ones(token.shape, bool) if live is None else live
+    return self._module(params).decode(token, position, cache, index, live)
 
   def _module(self, params: PyTree) -> Transformer:
     """The modules with these parameters in them."""

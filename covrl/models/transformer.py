@@ -16,10 +16,11 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from covrl.models import flash, remat
+from covrl.models import decoding, flash, remat
 from covrl.models.attention import Attention, Visible
 from covrl.models.cache import KVCache, LayerCache
 from covrl.models.config import ModelConfig
+from covrl.models.decoding import Span
 from covrl.models.layers import GatedMLP, RMSNorm, constrain, normal
 
 
@@ -47,6 +48,10 @@ class Kind(NamedTuple):
     """What a layer of this kind sees of what all may."""
     if self.window is None:
       return visible
+    if visible.span is not None:
+      start, end = visible.span
+      start = jnp.minimum(jnp.maximum(start, end - self.window), end)
+      return visible._replace(span=Span(start, end))
     if visible.mask is None:
       return visible._replace(window=self.window)
     return visible._replace(mask=visible.mask & (distance < self.window))
@@ -155,14 +160,8 @@ class Transformer(nnx.Module):
 
     each = (layers, Kind.of_all(self.config))
     x, (keys, values) = jax.lax.scan(through, self._embed(tokens), each)
-    room = cache_length - length
-    room_5d = (*((0, 0),) * 3, (0, room), (0, 0))
-    cache = KVCache(
-      keys=jnp.pad(keys, room_5d),
-      values=jnp.pad(values, room_5d),
-      mask=jnp.pad(mask, ((0, 0), (0, room))),
-    )
-    return self.final_norm(x[:, -1]), cache
+    cache = KVCache(keys=keys, values=values, mask=mask)
+    return self.final_norm(x[:, -1]), cache.extended(cache_length)
 
   def decode(
     self,
@@ -170,12 +169,17 @@ class Transformer(nnx.Module):
     position: Int[Array, ' S'],
     cache: KVCache,
     index: Int[Array, ''],
+    live: Bool[Array, ' S'],
   ) -> tuple[Float[Array, 'S D'], KVCache]:
     """Reads one more token of every row into slot `index` of the cache."""
     graphdef, layers = nnx.split(self.layers)
     ones = jnp.ones((token.shape[0], 1), bool)
     mask = jax.lax.dynamic_update_slice(cache.mask, ones, (0, index))
     before = Visible(mask=mask[:, None, :])
+    if decoding.is_used(self.config):
+      start = jnp.argmax(mask, axis=1).astype(jnp.int32)
+      end = jnp.where(live, index + 1, start)
+      before = Visible(span=Span(start, end))
     distance = _distances(index[None], mask.shape[1])
     view = LayerCache(
       keys=cache.keys,
@@ -194,9 +198,9 @@ class Transformer(nnx.Module):
       x, view = block(x, position[:, None], visible, kind.frequencies, view)
       return (x, view._replace(layer=view.layer + 1)), None
 
-    start = (self._embed(token[:, None]), view)
+    begin = (self._embed(token[:, None]), view)
     each = (layers, Kind.of_all(self.config))
-    (x, view), _ = jax.lax.scan(through, start, each)
+    (x, view), _ = jax.lax.scan(through, begin, each)
     cache = KVCache(keys=view.keys, values=view.values, mask=mask)
     return self.final_norm(x[:, 0]), cache
 

@@ -30,6 +30,7 @@ from covrl.train.iteration import (
   TRAIN_STREAM,
   Iteration,
 )
+from covrl.train.layout import check_mesh, rollout_mesh
 from covrl.train.programs import Algorithm, Programs
 from covrl.train.progress import Progress
 from covrl.train.run_directory import RunDirectory
@@ -111,7 +112,8 @@ class _Run:
     self.warm_start_tx = module.make_warm_start_tx(config)
     model = module.make_model(config, self.task.tokenizer.vocab_size)
     check_tokenizer(self.task.tokenizer, model.vocab_size)
-    self.policy = Policy(model)
+    check_mesh(config, model, self.mesh)
+    self.policy = Policy(dataclasses.replace(model, remat=config.train.remat))
     algorithm = Algorithm(
       loss=module.make_loss(config),
       token_tx=module.make_token_tx(config),
@@ -125,7 +127,7 @@ class _Run:
       progress.note(f'warning: {warning}')
     self.engine = SamplingEngine(
       self.policy,
-      self.mesh,
+      rollout_mesh(self.mesh, config.rollout.tensor),
       end_ids=self.task.tokenizer.end_ids,
       pad_id=self.task.tokenizer.pad_id,
       max_response_length=config.rollout.max_response_length,

@@ -30,6 +30,7 @@ from covrl.rollout.collect import decode
 from covrl.train.checkpoint import CheckpointError, CheckpointStore
 from covrl.train.evaluate import Evaluator
 from covrl.train.iteration import EVALUATE_STREAM
+from covrl.train.layout import rollout_mesh
 from covrl.train.run_directory import RunDirectory
 from covrl.train.task import Task
 
@@ -119,7 +120,7 @@ class SavedRun:
   def _engine(self) -> SamplingEngine:
     return SamplingEngine(
       self.policy,
-      self.mesh,
+      rollout_mesh(self.mesh, self.recipe.config.rollout.tensor),
       end_ids=self.task.tokenizer.end_ids,
       pad_id=self.task.tokenizer.pad_id,
       max_response_length=self.recipe.config.rollout.max_response_length,

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from covrl.models import Policy, tiny
+from covrl.models.attention import Visible
 from covrl.models.remat import REMAT
 from covrl.models.transformer import Block
 
@@ -50,7 +51,9 @@ def test_scan_equals_a_loop_over_layers():
   @jax.jit
   def through(layer, x):
     frequencies = jnp.asarray(CONFIG.frequencies[0], jnp.float32)
-    return nnx.merge(graphdef, layer)(x, positions, mask, frequencies)[0]
+    return nnx.merge(graphdef, layer)(
+      x, positions, Visible(mask=mask), frequencies
+    )[0]
 
   x = np.asarray(PARAMS['embedding'])[tokens]
   for index in range(CONFIG.num_layers):
