@@ -72,6 +72,15 @@ def attend(
   kv_heads = keys.shape[1]
   groups = num_heads // kv_heads
   dtype = jnp.promote_types(queries.dtype, jnp.float32)
+  if _is_for_cudnn(queries, cap):
+    return jax.nn.dot_product_attention(
+      queries,
+      keys.swapaxes(1, 2),
+      values.swapaxes(1, 2),
+      mask=mask[:, None],
+      scale=scale or head_dim**-0.5,
+      implementation='cudnn',
+    )
 
   # The queries that share a key head are rows of one plain matrix product.
   apart = (batch, length, kv_heads, groups, head_dim)
@@ -88,6 +97,22 @@ def attend(
   mixed = jnp.einsum('bkqc,bkch->bkqh', shares, values)
   mixed = mixed.reshape(batch, kv_heads, groups, length, head_dim)
   return mixed.transpose(0, 3, 1, 2, 4).reshape(queries.shape)
+
+
+def _is_for_cudnn(queries: Float[Array, 'B T H h'], cap: float | None) -> bool:
+  """Whether cuDNN's fused attention can do it, and there is more than a token.
+
+  It is made for halves, for heads of up to 128 features, and has no soft cap.
+  """
+  _, length, _, head_dim = queries.shape
+  return (
+    sharding.platform() == 'gpu'
+    and queries.dtype in (jnp.bfloat16, jnp.float16)
+    and length > 1
+    and head_dim <= 128
+    and head_dim % 8 == 0
+    and cap is None
+  )
 
 
 class Attention(nnx.Module):
