@@ -15,6 +15,8 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from covrl import flags
+
 _DESCRIPTION = """\
 Entropy control for reinforcement learning of language models.
 
@@ -77,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.error(f'unknown argument {overrides[0]!r}')
   try:
     if arguments.command != 'report':
-      _quiet_without_tpu()
+      _prepare(arguments.command)
       _keep_compilations()
     match arguments.command:
       case 'train':
@@ -186,13 +188,15 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-def _quiet_without_tpu() -> None:
-  """Spares a machine without a TPU what libtpu has to say about that.
+def _prepare(command: str) -> None:
+  """Flags for the compiler of what is attached, or is compiled for.
 
-  libtpu may be installed there to compile for TPUs ahead of time.
+  A machine without a TPU is spared what libtpu has to say about that: it may be
+  installed there to compile for TPUs ahead of time.
   """
-  devices = pathlib.Path('/dev')
-  if any(devices.glob('accel*')) or any(devices.glob('vfio/[0-9]*')):
+  attached = flags.attached()
+  flags.apply('tpu' if command == 'compile' else attached)
+  if attached == 'tpu' and command != 'compile':
     return
   for name, value in (
     ('TPU_SKIP_MDS_QUERY', '1'),
@@ -303,11 +307,13 @@ def _is_run(directory: str) -> bool:
 
 
 def _compile(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
-  # Whatever is attached is not what is compiled for.
-  os.environ['JAX_PLATFORMS'] = 'cpu'
+  import jax
+
   from covrl import config, topologies
   from covrl.compile import NAMES, compile_recipe
 
+  # Whatever is attached is not what is compiled for.
+  jax.config.update('jax_platforms', 'cpu')
   topology = topologies.find(arguments.topology)
   programs = arguments.programs
   report = compile_recipe(

@@ -240,7 +240,7 @@ def parse(text: str) -> Module:
   """
   computations: dict[str, Computation] = {}
   entry = name = ''
-  for line in text.splitlines():
+  for line in _joined(text):
     head = _HEAD.match(line)
     if head:
       name = head[2]
@@ -248,9 +248,22 @@ def parse(text: str) -> Module:
       entry = name if head[1] else entry
     elif name and (found := _instruction(line)):
       computations[name].instructions[found.name] = found
-    elif line.startswith('}'):
-      name = ''
   return Module(computations, computations[entry])
+
+
+def _joined(text: str) -> Iterator[str]:
+  """Lines, with those that go on in the next ones made whole.
+
+  What kernels say of themselves may have lines of its own.
+  """
+  whole = ''
+  for line in text.splitlines():
+    if line == '}' or not line or _START.match(line) or _HEAD.match(line):
+      yield whole
+      whole = line
+    else:
+      whole += line
+  yield whole
 
 
 def _instruction(line: str) -> Instruction | None:

@@ -153,6 +153,18 @@ def test_a_dot_is_counted():
   assert cost_of(module).flops == 2 * 4 * 8 * 16 * 32
 
 
+def test_what_a_kernel_says_may_have_lines_of_its_own():
+  module = lines(
+    '%x = f32[8,128]{1,0:T(8,128)} parameter(0)',
+    '%mine = f32[8,128]{1,0:T(8,128)} custom-call(%x), frontend_attributes={'
+    'kernel_metadata={\n"blocks":"{\\"q\\": 1}"\n}}, '
+    'metadata={op_name="here"}',
+    'ROOT %y = f32[8,128]{1,0:T(8,128)} negate(%mine)',
+  )
+  assert list(module.entry.instructions) == ['x', 'mine', 'y']
+  assert module.entry.instructions['mine'].scope == 'here'
+
+
 def test_an_update_in_place_writes_what_it_changes():
   module = parse("""
 %update (stack: f32[64,8,128], new: f32[1,8,128], i: s32[]) -> f32[64,8,128] {
