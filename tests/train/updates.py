@@ -184,7 +184,7 @@ def fresh_state(source='old', **hyperparameters) -> TrainState:
 def update(shape, micro_batches, batch, state, *, first=False, source='old'):
   """The state after one update, and what the update says of itself."""
   step, mesh, places = program(shape, micro_batches, source)
-  with jax.set_mesh(mesh):
+  with sharding.in_use(mesh, sharding.TRAIN_RULES):
     return jax.device_get(
       step(
         jax.device_put(state, places),
