@@ -41,8 +41,5 @@ def make_token_tx(config: Config) -> optax.GradientTransformation:
   target = optax.linear_schedule(
     config.entropy.initial_target, config.entropy.target, config.total_updates
   )
-  # Guesses, from runs whose bonus was constant; both are learnt anew.
-  controller = covrl.target_entropy(
-    target, horizon=8.0, slope=0.05, initial=0.2, maximum=1.0
-  )
+  controller = covrl.target_entropy(target, slope=0.5)
   return covrl.entropy_bonus(controller)

@@ -7,6 +7,7 @@ over them, and token chains that edit the losses' cotangents. The trainer is
 """
 
 from covrl import presets as presets
+from covrl.entropy import Outlook as Outlook
 from covrl.entropy import Plan as Plan
 from covrl.entropy import Selection as Selection
 from covrl.entropy import SelectionSummary as SelectionSummary
@@ -18,15 +19,18 @@ from covrl.entropy import as_loss as as_loss
 from covrl.entropy import ce_gppo as ce_gppo
 from covrl.entropy import clip_cov as clip_cov
 from covrl.entropy import definition_score as definition_score
+from covrl.entropy import detach_drain as detach_drain
 from covrl.entropy import doubling_scale as doubling_scale
 from covrl.entropy import entrocraft as entrocraft
 from covrl.entropy import entropic as entropic
 from covrl.entropy import entropy_band as entropy_band
 from covrl.entropy import entropy_bonus as entropy_bonus
+from covrl.entropy import entropy_change as entropy_change
 from covrl.entropy import entropy_shaped as entropy_shaped
 from covrl.entropy import exact_score as exact_score
 from covrl.entropy import explain as explain
 from covrl.entropy import forking_tokens as forking_tokens
+from covrl.entropy import init_token_state as init_token_state
 from covrl.entropy import jvp_score as jvp_score
 from covrl.entropy import kl_cov as kl_cov
 from covrl.entropy import kl_to_reference as kl_to_reference
@@ -48,6 +52,7 @@ from covrl.entropy import top_score as top_score
 from covrl.entropy import (
   truncated_importance_weights as truncated_importance_weights,
 )
+from covrl.entropy import update_signal as update_signal
 from covrl.objectives import LossAux as LossAux
 from covrl.objectives import cispo as cispo
 from covrl.objectives import clipped_surrogate as clipped_surrogate

@@ -7,6 +7,7 @@ Bad input ends with one sentence on standard error and exit status 2.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -14,8 +15,13 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from covrl import flags
+
+if TYPE_CHECKING:
+  from covrl.train.results import Evaluation
+  from covrl.train.saved import SavedRun
 
 _DESCRIPTION = """\
 Entropy control for reinforcement learning of language models.
@@ -33,7 +39,14 @@ An existing run directory is resumed; a finished run says so and exits.
 """
 
 _EVALUATE = """\
-Measures a run's policy on its held-out problems: greedy, mean@k, pass@k.
+Measures a policy: greedy, mean@k, pass@k and maj@k, each with its 95 % interval
+over problems; on a run's held-out problems, or on evaluation sets, for example
+  covrl evaluate runs/kl_cov
+  covrl evaluate runs/qwen --suite=math500,aime24,amc --suite_directory=sets
+  covrl evaluate models/qwen --suite=math500 --samples=8 --output=runs/before
+Sets are sampled as published unless told otherwise: AIME and AMC 32 times at
+temperature 0.6, the others greedily. Results by problem go to evaluation/ in
+the output directory; covrl report reads them.
 """
 
 _SAMPLE = """\
@@ -49,8 +62,9 @@ compares several, paired by seed, with intervals.
 
 _CONVERT = """\
 Writes the weights of a run, or of a pretrained model, as a directory that
-transformers loads; or, with --orbax, as a copy of a pretrained model that is
-read faster. For example
+transformers loads, adapters merged; or with --adapter the adapters alone, as
+PEFT loads them; or with --orbax a pretrained model as a copy that is read
+faster. For example
   covrl convert runs/kl_cov models/kl_cov
   covrl convert Qwen/Qwen2.5-0.5B models/qwen --dtype=float32 --orbax
 """
@@ -123,7 +137,21 @@ def _parser() -> argparse.ArgumentParser:
   evaluate.add_argument('--config', help='the recipe, for a pretrained model')
   evaluate.add_argument('--samples', type=int, help='k of mean@k and pass@k')
   evaluate.add_argument('--temperature', type=float, help='of the samples')
-  evaluate.add_argument('--problems', type=int, help='how many held-out ones')
+  evaluate.add_argument('--problems', type=int, help='how many, at most')
+  evaluate.add_argument('--suite', help='evaluation sets, by comma')
+  evaluate.add_argument('--suite_directory', help='where their files are')
+  evaluate.add_argument(
+    '--output', help="where results go: a run's own directory unless given"
+  )
+  evaluate.add_argument(
+    '--max_prompt_length', type=int, default=2048, help='without a recipe'
+  )
+  evaluate.add_argument(
+    '--max_length', type=int, default=8192, help='of responses, likewise'
+  )
+  evaluate.add_argument(
+    '--batch', type=int, default=64, help='problems at once, likewise'
+  )
 
   sample = commands.add_parser(
     'sample', help='ask it', description=_SAMPLE, formatter_class=raw
@@ -165,7 +193,12 @@ def _parser() -> argparse.ArgumentParser:
   convert.add_argument(
     '--dtype', choices=('float32', 'bfloat16'), help='kept if absent'
   )
-  convert.add_argument('--orbax', action='store_true', help='an Orbax copy')
+  form = convert.add_mutually_exclusive_group()
+  form.set_defaults(form='model')
+  for name, words in (('adapter', 'adapters alone'), ('orbax', 'a copy')):
+    form.add_argument(
+      f'--{name}', dest='form', action='store_const', const=name, help=words
+    )
 
   report = commands.add_parser(
     'report', help='look at it', description=_REPORT, formatter_class=raw
@@ -223,24 +256,58 @@ def _train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-  from covrl.train.saved import open_pretrained, open_run
+  from covrl.train.results import write_results
 
-  opened = (
-    open_pretrained(arguments.workdir, arguments.config)
-    if arguments.config
-    else open_run(arguments.workdir)
-  )
-  with opened as run:
-    summary = run.evaluate(
+  output = arguments.output
+  if output is None and _is_run(arguments.workdir):
+    output = arguments.workdir
+  with _measured(arguments) as run:
+    evaluation = run.evaluate(
       samples=arguments.samples,
       temperature=arguments.temperature,
       problems=arguments.problems,
     )
-  for name, value in summary.items():
-    if f'{name}_stderr' in summary:
-      print(f'{name:8} {value:.4f} ± {1.96 * summary[f"{name}_stderr"]:.4f}')
-  print(f'{"problems":8} {summary["problems"]}')
-  print(f'{"entropy":8} {summary["entropy"]:.4f} nats')
+    about = {
+      'policy': arguments.workdir,
+      'iteration': run.iteration,
+      'seed': run.config.seed,
+    }
+  _print_figures(evaluation)
+  if arguments.suite and output is not None:
+    print(write_results(evaluation, output, about))
+
+
+def _measured(
+  arguments: argparse.Namespace,
+) -> contextlib.AbstractContextManager[SavedRun]:
+  """What is measured: a run, or a pretrained model with a recipe or without."""
+  from covrl.train.saved import Sets, open_model, open_pretrained, open_run
+
+  sets = None
+  if arguments.suite:
+    sets = Sets(arguments.suite, arguments.suite_directory)
+  if arguments.config:
+    return open_pretrained(arguments.workdir, arguments.config, sets)
+  if sets is None or _is_run(arguments.workdir):
+    return open_run(arguments.workdir, sets)
+  return open_model(
+    arguments.workdir,
+    sets,
+    lengths=(arguments.max_prompt_length, arguments.max_length),
+    prompts_at_once=arguments.batch,
+  )
+
+
+def _print_figures(evaluation: Evaluation) -> None:
+  """One figure a line, with its 95 % interval over problems."""
+  estimates = evaluation.estimates()
+  width = max(map(len, estimates))
+  for name, estimate in estimates.items():
+    interval = f'[{estimate.low:.4f}, {estimate.high:.4f}]'
+    print(f'{name:{width}} {estimate.value:.4f} {interval}')
+  count = sum(len(result.greedy) for result in evaluation.results)
+  print(f'{"problems":{width}} {count}')
+  print(f'{"entropy":{width}} {evaluation.entropy:.4f} nats')
 
 
 def _sample(arguments: argparse.Namespace) -> None:
@@ -267,6 +334,7 @@ def _sample_pretrained(
 ) -> list[tuple[str, float]]:
   """Responses of a pretrained model, over all devices."""
   from covrl import pretrained, sharding
+  from covrl.data import begin_of
   from covrl.rollout import Sampling, SamplingEngine
   from covrl.train.saved import ask
 
@@ -275,6 +343,7 @@ def _sample_pretrained(
   if arguments.chat:
     template = pretrained.load_chat_template(arguments.workdir)
     prompt = template.render([{'role': 'user', 'content': prompt}])
+    prompt = prompt.removeprefix(begin_of(template, tokenizer))
   mesh = sharding.make_mesh()
   policy, params = pretrained.load_pretrained(arguments.workdir, mesh)
   engine = SamplingEngine(
@@ -301,8 +370,11 @@ def _sample_pretrained(
 def _is_run(directory: str) -> bool:
   """Whether a directory is a run's, and not a pretrained model or its name."""
   path = pathlib.Path(directory)
+  if (path / 'recipe').is_dir():
+    return True
   if path.exists():
-    return (path / 'recipe').is_dir() or not (path / 'config.json').is_file()
+    described = ('config.json', 'adapter_config.json')
+    return not any((path / name).is_file() for name in described)
   return re.fullmatch(r'[\w.-]+/[\w.-]+', directory) is None
 
 
@@ -330,21 +402,22 @@ def _compile(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-  import jax
-
   from covrl import pretrained
   from covrl.train.saved import open_run
 
-  dtype = arguments.dtype
   if _is_run(arguments.source):
     with open_run(arguments.source) as run:
-      policy = pretrained.with_files(run.policy, run.recipe.config.pretrained)
+      policy = pretrained.with_files(
+        run.policy, run.config.pretrained, run.task.tokenizer
+      )
       params = run.params
-    if dtype is not None:
-      params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
   else:
-    policy, params = pretrained.load_pretrained(arguments.source, dtype=dtype)
-  pretrained.convert(policy, params, arguments.target, orbax=arguments.orbax)
+    policy, params = pretrained.load_pretrained(
+      arguments.source, dtype=arguments.dtype
+    )
+  pretrained.convert(
+    policy, params, arguments.target, form=arguments.form, dtype=arguments.dtype
+  )
   print(arguments.target)
 
 
@@ -358,12 +431,13 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _theory(arguments: argparse.Namespace) -> None:
+  from covrl.report.lab import write_lab_page
   from covrl.theory import command
 
-  agrees = command.run(
-    workdir=arguments.workdir, name=arguments.claim, quick=arguments.quick
-  )
-  if not agrees:
+  run = command.run(name=arguments.claim, quick=arguments.quick)
+  if arguments.workdir is not None:
+    print(write_lab_page(arguments.workdir, run))
+  if not run.agrees:
     raise SystemExit(1)
 
 

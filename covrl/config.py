@@ -43,6 +43,7 @@ RESUMABLE = (
   'train.iterations',
   'checkpoint.',
   'logging.',
+  'evaluate.suite_directory',
 )
 
 
@@ -59,12 +60,14 @@ class MeshConfig:
       are among them.
     fsdp: parts that parameters and rows are split into.
     tensor: parts that heads, hidden units and the vocabulary are split into.
+    expert: parts that a mixture's experts, and rows, are split into.
     context: parts that each row's tokens are split into, for long responses.
   """
 
   data: int = 1
   fsdp: int = -1
   tensor: int = 1
+  expert: int = 1
   context: int = 1
 
 
@@ -87,6 +90,54 @@ class TaskConfig:
   max_target: int = 60
   held_out: int = 1024
   seed: int = 0
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class DataConfig:
+  """Problems from files, for tasks of text; see `covrl.train.text_task`.
+
+  Attributes:
+    train: the files, separated by commas; `*` stands for any part of a name.
+      Every problem is as likely as any other, unless files have weights:
+      `math-*.parquet=3,code.jsonl=1`.
+    layout: of their columns, see `covrl.data.LAYOUTS`; recognised if empty.
+    template: text with `{question}` in it; the model's own template of
+      conversations if empty.
+    system: the first message of a conversation that has none; empty for none.
+    math_instruction: said behind a question of mathematics that is none yet.
+    code_instruction: the same of programming.
+    bare_questions: whether the instructions that a file puts around its
+      questions, as a conversation, are left out in favour of these.
+    deduplicate: whether of equal questions only the first is used.
+    overlap_words: how many words in a row a question may not share with one of
+      an evaluation set; 0 for any number.
+    pass_rates: results that `covrl evaluate` wrote of these problems; without
+      them the files' own are read.
+    min_pass_rate: problems that are solved less often are left out.
+    max_pass_rate: problems that are solved more often are left out.
+    checked_programs: solutions of programming problems, evenly spaced, that
+      must pass their own tests before a run begins. Of mathematics every
+      reference is checked.
+  """
+
+  train: str = ''
+  layout: str = ''
+  template: str = ''
+  system: str = ''
+  math_instruction: str = (
+    'Please reason step by step, and put your final answer within \\boxed{}.'
+  )
+  code_instruction: str = (
+    'Please reason step by step, and put your program in Python into a block'
+    ' that begins with ```python.'
+  )
+  bare_questions: bool = False
+  deduplicate: bool = True
+  overlap_words: int = 13
+  pass_rates: str = ''
+  min_pass_rate: float = 0.0
+  max_pass_rate: float = 1.0
+  checked_programs: int = 64
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -137,6 +188,7 @@ class TrainConfig:
     weights: aggregation of tokens; see `covrl.token_weights`.
     low: PPO's clip range below 1.
     high: PPO's clip range above 1.
+    balance: coefficient of the load-balancing loss of a mixture of experts.
     keep_reference: whether a copy of the policy as it was after the warm start
       is kept as reference, for penalties that read `ref_logprobs`.
     reset_reference_every: iterations after which the current policy becomes
@@ -153,8 +205,27 @@ class TrainConfig:
   weights: str = 'token-mean'
   low: float = 0.2
   high: float = 0.2
+  balance: float = 0.0
   keep_reference: bool = False
   reset_reference_every: int = 0
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class LoraConfig:
+  """Low-rank adapters: where there are any, all that is trained and saved.
+
+  What they stand beside is what the run begins with: a pretrained model, or
+  the policy after the warm start.
+
+  Attributes:
+    rank: of every adapter; 0 trains all parameters.
+    alpha: an adapter is scaled by alpha / rank.
+    targets: matrices of each layer that have one, comma-separated.
+  """
+
+  rank: int = 0
+  alpha: float = 32.0
+  targets: str = 'query,key,value,output,gate,up,down'
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -207,12 +278,23 @@ class EvaluateConfig:
     problems: how many of the held-out problems.
     samples: k, responses per problem for mean@k and pass@k.
     temperature: of these samples.
+    suites: evaluation sets, separated by commas, for tasks of text.
+    suite_directory: where their files are; nothing is downloaded.
+    suite_problems: at most so many problems of each set; 0 is all.
+    suite_samples: k of every set; −1 is as published, see
+      `covrl.data.SUITES`.
+    suite_temperature: of these samples; −1 is as published.
   """
 
   every: int = 15
   problems: int = 1024
   samples: int = 8
   temperature: float = 1.0
+  suites: str = ''
+  suite_directory: str = 'data/suites'
+  suite_problems: int = 0
+  suite_samples: int = -1
+  suite_temperature: float = -1.0
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -239,11 +321,30 @@ class RewardConfig:
     timeout: seconds a response may take before its worker is killed.
     max_failures: share of an iteration's responses whose scoring may time out
       or crash (they are masked, never scored 0) before the run stops.
+    judge: how programs are held that are judged: `bubblewrap`, `landlock`,
+      `remote` or `unsandboxed`; the best of the first three that can be had if
+      empty. Nothing is run unsandboxed unless this says so.
+    judge_url: of a remote judge; empty for none.
+    format: of tasks of text: a regular expression that whole responses are
+      rewarded for matching; empty for none.
+    format_weight: what that counts.
+    overlong_buffer: likewise: tokens before the longest response allowed, over
+      which a penalty grows to 1 (DAPO); 0 for none.
+    function: likewise: a reward of one's own, `module:function`, beside that
+      of the right answer; empty for none.
+    function_weight: what that counts.
   """
 
   workers: int = 2
   timeout: float = 5.0
   max_failures: float = 0.05
+  judge: str = ''
+  judge_url: str = ''
+  format: str = ''
+  format_weight: float = 0.1
+  overlong_buffer: int = 0
+  function: str = ''
+  function_weight: float = 1.0
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -275,16 +376,18 @@ class Config:
   Attributes:
     seed: of everything that is drawn.
     pretrained: directory of the model to start from, as transformers writes
-      it, or its name on the Hugging Face hub; empty starts from random
-      parameters.
+      it or PEFT an adapter, or a name on the Hugging Face hub; empty starts
+      from random parameters.
   """
 
   seed: int = 0
   pretrained: str = ''
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
   task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
+  data: DataConfig = dataclasses.field(default_factory=DataConfig)
   rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
   train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+  lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
   entropy: EntropyConfig = dataclasses.field(default_factory=EntropyConfig)
   warm_start: WarmStartConfig = dataclasses.field(
     default_factory=WarmStartConfig
@@ -509,10 +612,14 @@ def check(config: Config) -> None:
   for name in (
     'seed',
     'rollout.tensor',
+    'lora.rank',
     'warm_start.steps',
     'checkpoint.every_updates',
     'train.reset_reference_every',
     'logging.entropy_change_every',
+    'data.overlap_words',
+    'data.checked_programs',
+    'evaluate.suite_problems',
   ):
     if flat[name] < 0:
       raise ConfigError(f'{name} must be at least 0, got {flat[name]}')
@@ -529,6 +636,10 @@ def check(config: Config) -> None:
     'train.sequences_per_update',
     'train.micro_batches',
   )
+  if config.train.balance < 0:
+    raise ConfigError(
+      f'train.balance must be at least 0, got {config.train.balance:g}'
+    )
   if config.train.reset_reference_every and not config.train.keep_reference:
     raise ConfigError(
       'train.reset_reference_every needs train.keep_reference, got '

@@ -26,38 +26,41 @@ from jax.sharding import (
 )
 from jaxtyping import PyTree
 
-MESH_AXES = ('data', 'fsdp', 'tensor', 'context')
+MESH_AXES = ('data', 'fsdp', 'tensor', 'expert', 'context')
 
 MeshAxes: TypeAlias = str | tuple[str, ...] | None
 Rules: TypeAlias = Mapping[str, MeshAxes]
 
-# Rows are split over data and fsdp, and each over context. Parameters are split
-# over fsdp and context (their model-width axis) and tensor (heads, hidden units,
-# vocabulary). Attention needs whole rows: there context splits heads instead,
-# and devices exchange the one for the other. A table of embeddings is split by
-# its width: a device looks up its part of what all rows of its replica need,
-# which moves and sums far less than a whole table.
+# Rows are split over data, fsdp and expert, and each over context. Parameters
+# are split over fsdp and context (their model-width axis) and tensor (heads,
+# hidden units, vocabulary), those of experts over expert as well. Attention
+# needs whole rows: there context splits heads instead, and devices exchange the
+# one for the other. A table of embeddings is split by its width: a device looks
+# up its part of what all rows of its replica need, which moves and sums far less
+# than a whole table.
 TRAIN_RULES: Rules = {
-  'batch': ('data', 'fsdp'),
+  'batch': ('data', 'fsdp', 'expert'),
   'sequence': 'context',
   'layers': None,
   'embed': ('fsdp', 'context'),
   'heads': 'tensor',
   'kv_heads': 'tensor',
   'attended': None,
-  'looked_up': 'data',
+  'looked_up': ('data', 'expert'),
   'attention_heads': ('tensor', 'context'),
   'head_dim': None,
   'mlp': 'tensor',
   'vocab': 'tensor',
+  'rank': None,
+  'expert': 'expert',
 }
 
 # The sampler reads its weights once a token: they are gathered once an
 # iteration, and split over tensor alone. All other axes have rows of their own.
 ROLLOUT_RULES: Rules = {
   **TRAIN_RULES,
-  'batch': ('data', 'fsdp', 'context'),
-  'looked_up': ('data', 'fsdp', 'context'),
+  'batch': ('data', 'fsdp', 'expert', 'context'),
+  'looked_up': ('data', 'fsdp', 'expert', 'context'),
   'sequence': None,
   'embed': None,
   'attention_heads': 'tensor',
@@ -200,8 +203,8 @@ def platform() -> str:
 def partition_spec(axes: Sequence[str | None], rules: Rules) -> PartitionSpec:
   """Translates logical axes into mesh axes.
 
-  >>> tuple(partition_spec(('batch', 'sequence', 'embed'), TRAIN_RULES))
-  (('data', 'fsdp'), 'context', None)
+  >>> tuple(partition_spec(('batch', 'sequence', 'vocab'), TRAIN_RULES))
+  (('data', 'fsdp', 'expert'), 'context', 'tensor')
 
   The second use of a mesh axis within one array yields to the first.
   """
@@ -209,7 +212,7 @@ def partition_spec(axes: Sequence[str | None], rules: Rules) -> PartitionSpec:
   spec: list[MeshAxes] = []
   for axis in axes:
     mesh_axes = rules[axis] if axis is not None else None
-    names = _names(mesh_axes)
+    names = mesh_axes_of(mesh_axes)
     free = tuple(name for name in names if name not in used)
     used.update(free)
     spec.append(mesh_axes if free == names else (free or None))
@@ -247,10 +250,10 @@ def fitted_spec(
   """
   kept: list[MeshAxes] = []
   for entry, size in zip(partition_spec(axes, rules), shape, strict=True):
-    names = _names(entry)
+    names = mesh_axes_of(entry)
     while size % _size(mesh, names):
       names = names[:-1]
-    kept.append(entry if names == _names(entry) else (names or None))
+    kept.append(entry if names == mesh_axes_of(entry) else (names or None))
   return PartitionSpec(*kept)
 
 
@@ -260,7 +263,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The sharding of `[B, ...]` arrays: rows over `data` and `fsdp`."""
+  """The sharding of `[B, ...]` arrays, their rows split."""
   return named_sharding(mesh, ('batch',), TRAIN_RULES)
 
 
@@ -309,7 +312,7 @@ def batch_shardings(batch: PyTree, mesh: Mesh) -> PyTree:
 
 def shards(mesh: Mesh | AbstractMesh, axis: str, rules: Rules) -> int:
   """How many parts a table splits a logical axis into, if it divides."""
-  return _size(mesh, _names(rules[axis]))
+  return _size(mesh, mesh_axes_of(rules[axis]))
 
 
 def _size(mesh: Mesh | AbstractMesh, names: tuple[str, ...]) -> int:
@@ -317,6 +320,6 @@ def _size(mesh: Mesh | AbstractMesh, names: tuple[str, ...]) -> int:
   return math.prod(mesh.shape[name] for name in names)
 
 
-def _names(axes: Any) -> tuple[str, ...]:
+def mesh_axes_of(axes: Any) -> tuple[str, ...]:
   """An entry of a table, or of a `PartitionSpec`, as a tuple of mesh axes."""
   return (axes,) if isinstance(axes, str) else tuple(axes or ())

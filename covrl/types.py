@@ -15,7 +15,8 @@ themselves.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypedDict
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -95,9 +96,15 @@ class TokenContext(TypedDict, total=False):
     entropy: scalar, token-weighted mean over the whole optimiser batch.
     score_weight: `[B, T]`, A · ratio · 1{not clipped}, from the loss.
     clipped: bool `[B, T]`, tokens whose gradient the loss has clipped away.
+    entropy_change: scalar, nats; by how much the last update that was measured
+      changed the entropy of unchanged tokens, NaN if none was.
     log_ratio_noise: scalar, nats; how far the scoring and the training program
       differ on unchanged parameters (the dead zone of penalties).
     plan: decisions taken once for the optimiser batch; see `covrl.Plan`.
+    selected: bool `[B, T]`, the tokens that an enclosing `token_masked` lets
+      a transform act on.
+    outlook: what a coefficient is about to do to the entropy, called by
+      controllers; see `covrl.entropy.outlook`.
   """
 
   advantages: Float[Array, 'B T']
@@ -117,8 +124,11 @@ class TokenContext(TypedDict, total=False):
   entropy: Scalar
   score_weight: Float[Array, 'B T']
   clipped: Bool[Array, 'B T']
+  entropy_change: Scalar
   log_ratio_noise: Scalar
   plan: Any
+  selected: Bool[Array, 'B T']
+  outlook: Callable[[], Any]
 
 
 @jax.tree_util.register_dataclass
@@ -196,6 +206,26 @@ class TokenBatch:
   ref_logprobs: Float[Array, 'B T'] | None = None
 
 
+class Measured(NamedTuple):
+  """What an update measures and the next one reads; nats.
+
+  Attributes:
+    log_ratio_noise: see `TokenContext`.
+    entropy_moved: by how much the entropy of the last update's tokens differed
+      from what it was at the rollout.
+    entropy_change: see `TokenContext`.
+  """
+
+  log_ratio_noise: Scalar
+  entropy_moved: Scalar
+  entropy_change: Scalar
+
+  @classmethod
+  def nothing(cls) -> Measured:
+    """Before the first update."""
+    return cls(jnp.zeros(()), jnp.zeros(()), jnp.asarray(jnp.nan))
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainState:
@@ -207,7 +237,7 @@ class TrainState:
     opt_state: state of the parameter chain.
     token_state: state of the token chain; scalars only.
     step: optimiser updates attempted, int32; a skipped update counts.
-    log_ratio_noise: see `TokenContext`.
+    measured: by the last update, for the next.
   """
 
   trainable: PyTree
@@ -215,4 +245,4 @@ class TrainState:
   opt_state: PyTree
   token_state: PyTree
   step: Int[Array, '']
-  log_ratio_noise: Scalar
+  measured: Measured

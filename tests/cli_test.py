@@ -137,7 +137,8 @@ def test_an_empty_source(train, changed):
     """)
   )
   assert error == (
-    'A source with at least one problem is required, got an empty one ().'
+    'training needs problems, the task has none; data.train names the files of'
+    ' a task of text'
   )
 
 

@@ -18,6 +18,9 @@ from jaxtyping import install_import_hook
 
 pytest_plugins = ['golden_vectors']
 
+# Run by hand, where Tunix is installed.
+collect_ignore = ['examples/grpo_tunix.py']
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 jax.config.update('jax_compilation_cache_dir', str(ROOT / '.jax_cache'))
@@ -31,6 +34,7 @@ install_import_hook(
     'covrl.entropy',
     'covrl.models',
     'covrl.rollout',
+    'covrl.theory',
   ],
   'beartype.beartype',
 )

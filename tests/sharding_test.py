@@ -13,20 +13,21 @@ from covrl.sharding import ROLLOUT_RULES, TRAIN_RULES, make_mesh
 @pytest.mark.parametrize(
   ('shape', 'sizes'),
   [
-    (None, (1, 8, 1, 1)),
-    ((8,), (8, 1, 1, 1)),
-    ((4, 2), (4, 2, 1, 1)),
-    ((2, 2, 2), (2, 2, 2, 1)),
-    ((2, -1, 2), (2, 2, 2, 1)),
-    ({'tensor': 4, 'data': -1}, (2, 1, 4, 1)),
-    ({'fsdp': 8}, (1, 8, 1, 1)),
-    ({'context': 2, 'fsdp': -1}, (1, 4, 1, 2)),
+    (None, (1, 8, 1, 1, 1)),
+    ((8,), (8, 1, 1, 1, 1)),
+    ((4, 2), (4, 2, 1, 1, 1)),
+    ((2, 2, 2), (2, 2, 2, 1, 1)),
+    ((2, -1, 2), (2, 2, 2, 1, 1)),
+    ({'tensor': 4, 'data': -1}, (2, 1, 4, 1, 1)),
+    ({'fsdp': 8}, (1, 8, 1, 1, 1)),
+    ({'expert': 4, 'fsdp': -1}, (1, 2, 1, 4, 1)),
+    ({'context': 2, 'fsdp': -1}, (1, 4, 1, 1, 2)),
   ],
 )
 def test_shapes(shape, sizes):
   mesh = make_mesh(shape)
   assert tuple(mesh.shape.values()) == sizes
-  assert tuple(mesh.shape) == ('data', 'fsdp', 'tensor', 'context')
+  assert tuple(mesh.shape) == ('data', 'fsdp', 'tensor', 'expert', 'context')
   # Collectives are the partitioner's business.
   assert set(mesh.axis_types) == {AxisType.Auto}
   assert sorted(d.id for d in mesh.devices.flat) == list(range(8))
@@ -44,7 +45,7 @@ def test_part_of_the_devices():
     ((3,), "multiply to the 8 devices there are, got {'data': 3, "),
     ((2, -1, 3), 'multiply to the 8 devices'),
     ((-1, -1), 'multiply to the 8 devices'),
-    ((2, 2, 2, 1, 1), 'multiply to the 8 devices'),
+    ((2, 2, 2, 1, 1, 1), 'multiply to the 8 devices'),
   ],
 )
 def test_shapes_that_cannot_be(shape, reason):
@@ -63,7 +64,7 @@ def test_a_mesh_axis_splits_an_array_once():
 def test_the_same_devices_in_another_shape():
   mesh = make_mesh((1, 8))
   other = sharding.reshaped(mesh, {'data': -1, 'tensor': 4})
-  assert dict(other.shape) == {'data': 2, 'fsdp': 1, 'tensor': 4, 'context': 1}
+  assert other.shape == mesh.shape | {'data': 2, 'fsdp': 1, 'tensor': 4}
   assert list(other.devices.flat) == list(mesh.devices.flat)
   with pytest.raises(ValueError, match='multiply to the 8 devices'):
     sharding.reshaped(mesh, {'tensor': 3})

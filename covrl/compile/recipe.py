@@ -28,10 +28,11 @@ from covrl.data.rows import prompt_width
 from covrl.models import Policy
 from covrl.rollout import SamplingEngine
 from covrl.topologies import Topology
+from covrl.train.beginning import policy_of
 from covrl.train.collector import row_width
 from covrl.train.iteration import abstract_batch
 from covrl.train.layout import check_mesh, rollout_mesh
-from covrl.train.programs import Algorithm, Programs
+from covrl.train.programs import Algorithm, Programs, without_base
 from covrl.types import TokenBatch
 
 NAMES = ('train_step', 'score', 'prefill', 'decode')
@@ -64,12 +65,7 @@ def compile_recipe(
   config, module = recipe.config, recipe.module
   mesh = sharding.make_mesh(dataclasses.asdict(config.mesh), devices)
   task = module.make_task(config)
-  policy = Policy(
-    dataclasses.replace(
-      module.make_model(config, task.tokenizer.vocab_size),
-      remat=config.train.remat,
-    )
-  )
+  policy = policy_of(recipe, task)
   check_mesh(config, policy.config, mesh)
   algorithm = Algorithm(
     loss=module.make_loss(config),
@@ -131,7 +127,8 @@ def _train_step(work: _Workload) -> dict[str, Program]:
   rows, width = config.train.sequences_per_update, row_width(config)
   compiled = _compiled(work.programs.trace_update(_batch(work)))
   # The reference policy, if there is one, waits beside.
-  beside = _bytes_on_chip(work.programs.abstract_state().frozen)
+  state = without_base(work.programs.abstract_state())
+  beside = _bytes_on_chip(state.frozen)
   needed = flops.of_update(work.policy.config, rows, width)
   calls = config.updates_per_iteration
   return {'train_step': _program(work, compiled, needed, beside, calls=calls)}
@@ -156,7 +153,7 @@ def _sample(work: _Workload) -> dict[str, Program]:
   slots = width + rollout.max_response_length - 1
   compiled = _compiled(
     work.engine.trace(
-      work.programs.abstract_state().trainable,
+      work.programs.params(work.programs.abstract_state()),
       rollout.prompts_per_iteration,
       width,
       group_size=rollout.responses_per_prompt,
@@ -282,7 +279,7 @@ def _batch(work: _Workload) -> TokenBatch:
 
 def _idle(work: _Workload) -> int:
   """Bytes of the training state beside the parameters, per chip."""
-  state = work.programs.abstract_state()
+  state = without_base(work.programs.abstract_state())
   return _bytes_on_chip((state.frozen, state.opt_state))
 
 

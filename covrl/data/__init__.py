@@ -8,12 +8,27 @@ from covrl.data.countdown import SolvedCountdownSource as SolvedCountdownSource
 from covrl.data.countdown import countdown_tokenizer as countdown_tokenizer
 from covrl.data.countdown import held_out as held_out
 from covrl.data.json_tokenizer import JsonTokenizer as JsonTokenizer
+from covrl.data.layouts import LAYOUTS as LAYOUTS
+from covrl.data.layouts import Layout as Layout
+from covrl.data.layouts import key_of as key_of
+from covrl.data.layouts import plain_columns as plain_columns
+from covrl.data.overlap import Overlap as Overlap
 from covrl.data.pipeline import PromptBatch as PromptBatch
 from covrl.data.pipeline import PromptStream as PromptStream
 from covrl.data.pipeline import StreamState as StreamState
 from covrl.data.pipeline import SupervisedStream as SupervisedStream
 from covrl.data.problems import Problem as Problem
 from covrl.data.problems import ProblemSource as ProblemSource
+from covrl.data.prompts import AskedSource as AskedSource
+from covrl.data.prompts import PromptForm as PromptForm
+from covrl.data.prompts import begin_of as begin_of
+from covrl.data.records import ArrayRecordRecords as ArrayRecordRecords
+from covrl.data.records import JsonlRecords as JsonlRecords
+from covrl.data.records import ParquetRecords as ParquetRecords
+from covrl.data.records import Records as Records
+from covrl.data.records import TfdsRecords as TfdsRecords
+from covrl.data.records import open_records as open_records
+from covrl.data.row import Row as Row
 from covrl.data.rows import TokenRows as TokenRows
 from covrl.data.rows import pack_rows as pack_rows
 from covrl.data.rows import prompt_ids as prompt_ids
@@ -25,10 +40,16 @@ from covrl.data.sentencepiece_tokenizer import (
 from covrl.data.sentencepiece_tokenizer import (
   train_sentencepiece as train_sentencepiece,
 )
-from covrl.data.sources import ArrayRecordSource as ArrayRecordSource
+from covrl.data.sieve import Sieve as Sieve
+from covrl.data.sieve import Sifted as Sifted
+from covrl.data.sieve import sift as sift
 from covrl.data.sources import ConcatenatedSource as ConcatenatedSource
-from covrl.data.sources import JsonlSource as JsonlSource
+from covrl.data.sources import FileSource as FileSource
 from covrl.data.sources import ListSource as ListSource
-from covrl.data.sources import TfdsSource as TfdsSource
+from covrl.data.sources import MixtureSource as MixtureSource
+from covrl.data.sources import SubsetSource as SubsetSource
+from covrl.data.suites import SUITES as SUITES
+from covrl.data.suites import Suite as Suite
+from covrl.data.suites import load_suites as load_suites
 from covrl.data.tokenizer import Tokenizer as Tokenizer
 from covrl.data.tokenizer import check_tokenizer as check_tokenizer

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from covrl.data.problems import Problem, ProblemSource
+from covrl.data.sources import MixtureSource
 
 if TYPE_CHECKING:
   import grain
@@ -77,7 +78,23 @@ class Draws(Generic[Batch]):
 def global_order(
   source: ProblemSource, seed: int, shuffle: bool
 ) -> grain.MapDataset[tuple[int, Problem]]:
-  """Every epoch of a source, one after the other."""
+  """Every epoch of a source, one after the other; of a mixture, interleaved."""
+  if not isinstance(source, MixtureSource):
+    return _epochs(source, seed, shuffle)
+  import grain
+
+  # Sources of equal length must not be in step with one another.
+  seeds = np.random.SeedSequence(seed).generate_state(len(source.sources))
+  orders = [
+    _epochs(each, int(own), shuffle)
+    for each, own in zip(source.sources, seeds, strict=True)
+  ]
+  return grain.MapDataset.mix(orders, source.weights)
+
+
+def _epochs(
+  source: ProblemSource, seed: int, shuffle: bool
+) -> grain.MapDataset[tuple[int, Problem]]:
   import grain
 
   if len(source) == 0:

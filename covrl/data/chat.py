@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -57,17 +58,9 @@ class ChatTemplate:
       ValueError: the template has errors, or refuses the conversation.
     """
     import jinja2
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    environment = ImmutableSandboxedEnvironment(
-      trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
-    environment.filters['tojson'] = _to_json
-    environment.globals['raise_exception'] = _refuse
-    environment.globals['strftime_now'] = _now
     try:
-      return environment.from_string(self.source).render(
+      return _compiled(self.source).render(
         messages=messages,
         add_generation_prompt=add_generation_prompt,
         **{**self.special_tokens, **variables},
@@ -76,6 +69,21 @@ class ChatTemplate:
       raise ValueError(
         f'a chat template must be jinja2 that renders, got: {error}'
       ) from None
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(source: str) -> Any:
+  """A template, which takes longer to compile than to render."""
+  from jinja2.ext import loopcontrols
+  from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+  environment = ImmutableSandboxedEnvironment(
+    trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+  )
+  environment.filters['tojson'] = _to_json
+  environment.globals['raise_exception'] = _refuse
+  environment.globals['strftime_now'] = _now
+  return environment.from_string(source)
 
 
 def _refuse(reason: str) -> None:

@@ -5,7 +5,8 @@ Grain decides the global order of a source: epoch after epoch, each shuffled
 anew from the seed. Draw `d` of a stream is the `d`-th run of that order, and
 each process takes its own rows of it, so the order does not depend on how many
 processes there are. Draws are prepared in a background thread while the device
-works. A stream's state is the seed and the next draw, nothing else.
+works. A stream's state is the seed and the next draw; it also says over which
+problems, where these are from files that may change.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from covrl.data._draws import DrawnRows, Draws, global_order, own_rows
-from covrl.data.problems import Problem, ProblemSource
+from covrl.data.problems import Problem, ProblemSource, fingerprint_of
 from covrl.data.rows import TokenRows, prompt_rows, token_rows
 from covrl.data.tokenizer import Tokenizer
 
@@ -33,6 +34,7 @@ class StreamState(TypedDict):
 
   draw: int
   seed: int
+  problems: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,7 @@ class _Stream(Generic[Batch], Iterator[Batch]):
     prefetch: int,
   ) -> None:
     self._seed = seed
+    self._problems = fingerprint_of(source)
     self._next = 0
     self._prefetch = prefetch
     self._draws = Draws(
@@ -91,19 +94,29 @@ class _Stream(Generic[Batch], Iterator[Batch]):
     return batch
 
   def get_state(self) -> StreamState:
-    """The next draw, and the seed of the order."""
-    return {'draw': self._next, 'seed': self._seed}
+    """The next draw, the seed of the order, and what the problems are."""
+    return {
+      'draw': self._next,
+      'seed': self._seed,
+      'problems': self._problems,
+    }
 
   def set_state(self, state: StreamState) -> None:
     """Goes to where `state` was taken.
 
     Raises:
-      ValueError: the state is of a stream with another seed, or of none.
+      ValueError: the state is of a stream with another seed or over other
+        problems, or of none.
     """
     if state['seed'] != self._seed:
       raise ValueError(
         f'The state of a stream with seed {self._seed} is required, got one'
         f' with seed {state["seed"]}.'
+      )
+    if state['problems'] != self._problems:
+      raise ValueError(
+        'The state of a stream over the same problems is required, got one'
+        ' over others: the files of problems have changed since.'
       )
     if state['draw'] < 0:
       raise ValueError(f'draw must be at least 0, got {state["draw"]}.')

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 
@@ -16,12 +17,27 @@ class Problem:
     reference: what the scorer needs: an answer or metadata, JSON-able.
     source: the name of the source the problem is from.
     solution: a correct response to imitate; `None` where nobody knows one.
+    messages: the conversation that the prompt is the last question of, where
+      the source has it as one.
+    kind: how the answer is to be judged, such as `math`; a task decides.
+    pass_rate: share of responses that were right when somebody measured it.
+    key: what tells the problem from others, whatever file it is in and
+      however it is put; equal questions have equal keys. Empty where nothing
+      needs it.
+    place: where it stands, for sentences about it; may be empty.
+    column: where its reference stands there; may be empty.
   """
 
   prompt: str
   reference: Any
   source: str
   solution: str | None = None
+  messages: tuple[Mapping[str, Any], ...] = ()
+  kind: str = ''
+  pass_rate: float | None = None
+  key: str = ''
+  place: str = ''
+  column: str = ''
 
 
 @runtime_checkable
@@ -40,3 +56,18 @@ class ProblemSource(Protocol):
   def __len__(self) -> int: ...
 
   def __getitem__(self, index: int) -> Problem: ...
+
+
+@runtime_checkable
+class Fingerprinted(Protocol):
+  """A source that files may change under, and that would notice."""
+
+  @property
+  def fingerprint(self) -> str:
+    """Differs where the problems do."""
+    ...
+
+
+def fingerprint_of(source: ProblemSource) -> str:
+  """What tells the problems of a source from others; may be empty."""
+  return source.fingerprint if isinstance(source, Fingerprinted) else ''

@@ -1,203 +1,111 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Problems from files: TFDS, ArrayRecord and JSON lines, and from memory.
+"""Problems from files and from memory, some of them, and several together.
 
 Each is random access, so that a stream can shuffle it and resume anywhere.
-None needs TensorFlow, TFDS included: it reads ArrayRecord files.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from covrl.data.problems import Problem, ProblemSource
+import numpy as np
+from etils import epath
+from jaxtyping import Int
 
-_PathLike = str | pathlib.Path
-
-
-@dataclasses.dataclass(frozen=True)
-class _Columns:
-  """Which columns of a record hold what."""
-
-  prompt: str
-  answer: str
-  solution: str | None
-
-  def problem(
-    self, record: Any, *, source: str, file: str, row: int
-  ) -> Problem:
-    if not isinstance(record, Mapping):
-      raise ValueError(
-        f'Row {row} of {file} must be an object with named columns, got'
-        f' {type(record).__name__}.'
-      )
-
-    def read(column: str) -> Any:
-      if column not in record:
-        raise ValueError(
-          f'Row {row} of {file} must have the column {column!r}, got'
-          f' {", ".join(map(repr, record)) or "none"}.'
-        )
-      return _plain(record[column])
-
-    return Problem(
-      prompt=str(read(self.prompt)),
-      reference=read(self.answer),
-      source=source,
-      solution=None if self.solution is None else str(read(self.solution)),
-    )
+from covrl.data.layouts import Layout, layout_named, layout_of
+from covrl.data.problems import Problem, ProblemSource, fingerprint_of
+from covrl.data.records import Records, open_records
+from covrl.data.row import Row, kind_of
 
 
-class TfdsSource:
-  """A prepared TFDS dataset in the ArrayRecord format.
+class FileSource:
+  """Problems of one file, every row of which is read and checked at once.
 
   Args:
-    name: of the dataset, with its config and version if need be.
-    split: `train`, `test[:100]`, ….
-    data_dir: where it was prepared; TFDS's own default unless given.
-    prompt_field: the feature to ask.
-    answer_field: the feature the scorer needs.
-    solution_field: the feature to imitate, if there is one.
+    file: its name, see `open_records`, or its rows.
+    layout: of its columns, by name or not; recognised from the first row
+      unless given.
+    name: of the source, where rows do not say their own; the file's unless
+      given.
 
   Raises:
-    ValueError: the dataset is not there, is empty or lacks a feature.
+    ValueError: there is no such file or no row in it, a row lacks a column, or
+      a column holds something else than it should, or than it does in the
+      first row. The sentence says file, row and column.
+
+  Attributes:
+    file: what it was opened by.
+    layout: of its columns.
+    names: as `ProblemSource` has it.
+    kinds: of the problems of each of these names.
   """
 
   def __init__(
     self,
-    name: str,
+    file: epath.PathLike | Records,
     *,
-    split: str,
-    data_dir: _PathLike | None = None,
-    prompt_field: str,
-    answer_field: str,
-    solution_field: str | None = None,
+    layout: Layout | str | None = None,
+    name: str | None = None,
   ) -> None:
-    import tensorflow_datasets as tfds
-
-    self.names = (name,)
-    self._columns = _Columns(prompt_field, answer_field, solution_field)
-    self._file = f'{name} ({split})'
-    try:
-      builder: Any = tfds.builder(
-        name, data_dir=None if data_dir is None else str(data_dir)
-      )
-    except tfds.core.DatasetNotFoundError as error:
-      place = 'the default folder' if data_dir is None else str(data_dir)
-      raise ValueError(
-        f'A prepared TFDS dataset is required, got {name!r}, which is not in'
-        f' {place}.'
-      ) from error
-    # TFDS has no empty data source.
-    self._records: Any = ()
-    if builder.info.splits[split].num_examples:
-      self._records = builder.as_data_source(split=split)
-    _check_first(self, self._file)
+    self._records = file if isinstance(file, Records) else open_records(file)
+    self.file = self._records.file
+    self._name = name or epath.Path(self.file).name
+    if layout is None:
+      layout = layout_of(self._row(0, self._records[0]))
+    self.layout = layout_named(layout) if isinstance(layout, str) else layout
+    self.kinds = self._check()
+    self.names = tuple(self.kinds)
 
   def __len__(self) -> int:
     return len(self._records)
 
   def __getitem__(self, index: int) -> Problem:
-    return self._columns.problem(
-      self._records[index], source=self.names[0], file=self._file, row=index
-    )
+    row = self._row(index, self._records[index])
+    return self.layout.problem(row, self._name)
 
+  def __iter__(self) -> Iterator[Problem]:
+    for index, columns in enumerate(self._records):
+      yield self.layout.problem(self._row(index, columns), self._name)
 
-class ArrayRecordSource:
-  """JSON objects in ArrayRecord files.
+  def _row(self, index: int, columns: object) -> Row:
+    return Row(columns, self._records.place(index))
 
-  Args:
-    paths: one file, or several that follow each other.
-    name: of the source; the first file's name unless given.
-    prompt_field: the column to ask.
-    answer_field: the column the scorer needs.
-    solution_field: the column to imitate, if there is one.
-
-  Raises:
-    ValueError: there is no record, or the first lacks a column.
-  """
-
-  def __init__(
-    self,
-    paths: _PathLike | Sequence[_PathLike],
-    *,
-    name: str | None = None,
-    prompt_field: str = 'prompt',
-    answer_field: str = 'answer',
-    solution_field: str | None = None,
-  ) -> None:
-    import grain
-
-    paths = [paths] if isinstance(paths, _PathLike) else paths
-    files = [_existing(path) for path in paths]
-    self._file = ', '.join(map(str, files))
-    if not files:
-      raise ValueError('Files of problems are required, got no path.')
-    self.names = (name or files[0].name,)
-    self._columns = _Columns(prompt_field, answer_field, solution_field)
-    self._records: Any = grain.sources.ArrayRecordDataSource(
-      list(map(str, files))
-    )
-    _check_first(self, self._file)
-
-  def __len__(self) -> int:
-    return len(self._records)
-
-  def __getitem__(self, index: int) -> Problem:
-    record = _parse(self._records[index], file=self._file, row=index)
-    return self._columns.problem(
-      record, source=self.names[0], file=self._file, row=index
-    )
-
-
-class JsonlSource:
-  """JSON objects, one a line; the file is read and checked at once.
-
-  Args:
-    path: the file.
-    name: of the source; the file's name unless given.
-    prompt_field: the column to ask.
-    answer_field: the column the scorer needs.
-    solution_field: the column to imitate, if there is one.
-
-  Raises:
-    ValueError: there is no line, or one is no object or lacks a column. Rows
-      count from 1, as editors do.
-  """
-
-  def __init__(
-    self,
-    path: _PathLike,
-    *,
-    name: str | None = None,
-    prompt_field: str = 'prompt',
-    answer_field: str = 'answer',
-    solution_field: str | None = None,
-  ) -> None:
-    file = _existing(path)
-    self.names = (name or file.name,)
-    columns = _Columns(prompt_field, answer_field, solution_field)
-    with file.open('rb') as lines:
-      self._problems = [
-        columns.problem(
-          _parse(line, file=str(file), row=row),
-          source=self.names[0],
-          file=str(file),
-          row=row,
+  def _check(self) -> dict[str, str]:
+    """Reads everything once; the kind of problems of every source there is."""
+    kinds: dict[str, tuple[str, str]] = {}
+    types: dict[str, tuple[str, str]] = {}
+    for index, columns in enumerate(self._records):
+      row = self._row(index, columns)
+      problem = self.layout.problem(row, self._name)
+      _check_same(
+        kinds,
+        problem.source,
+        (problem.kind, row.place),
+        f'The source {problem.source!r} must be of one kind of problems, which'
+        " a column 'data_source' may tell apart",
+      )
+      for column in self.layout.columns(row):
+        _check_same(
+          types,
+          column,
+          (kind_of(row.value(column)), row.place),
+          f'Column {column!r} must hold the same type throughout',
         )
-        for row, line in enumerate(lines, start=1)
-        if line.strip()
-      ]
-    _check_first(self, str(file))
+    return {name: kind for name, (kind, _) in kinds.items()}
 
-  def __len__(self) -> int:
-    return len(self._problems)
 
-  def __getitem__(self, index: int) -> Problem:
-    return self._problems[index]
+def _check_same(
+  seen: dict[str, tuple[str, str]],
+  name: str,
+  found: tuple[str, str],
+  wanted: str,
+) -> None:
+  """Refuses what is otherwise than where it was seen first."""
+  first, place = seen.setdefault(name, found)
+  if first != found[0]:
+    raise ValueError(
+      f'{wanted}, got {first} in {place} and {found[0]} in {found[1]}.'
+    )
 
 
 class ListSource:
@@ -214,6 +122,33 @@ class ListSource:
     return self._problems[index]
 
 
+class SubsetSource:
+  """Some problems of a source, in an order of one's own.
+
+  Args:
+    source: the problems.
+    indices: which of them.
+    fingerprint: of what the chosen ones say, see `Fingerprinted`.
+  """
+
+  def __init__(
+    self,
+    source: ProblemSource,
+    indices: Int[np.ndarray, ' N'],
+    fingerprint: str = '',
+  ) -> None:
+    self._source = source
+    self._indices = indices
+    self.names = source.names
+    self.fingerprint = fingerprint
+
+  def __len__(self) -> int:
+    return len(self._indices)
+
+  def __getitem__(self, index: int) -> Problem:
+    return self._source[int(self._indices[index])]
+
+
 class ConcatenatedSource:
   """Several sources, one after the other; a shuffled stream mixes them.
 
@@ -224,56 +159,44 @@ class ConcatenatedSource:
   """
 
   def __init__(self, sources: Sequence[ProblemSource]) -> None:
-    self._sources = tuple(sources)
-    names = (name for source in self._sources for name in source.names)
+    self.sources = tuple(sources)
+    names = (name for source in self.sources for name in source.names)
     self.names = tuple(dict.fromkeys(names))
+    self.fingerprint = ' '.join(map(fingerprint_of, self.sources)).strip()
 
   def __len__(self) -> int:
-    return sum(map(len, self._sources))
+    return sum(map(len, self.sources))
 
   def __getitem__(self, index: int) -> Problem:
     start = 0
-    for source in self._sources:
+    for source in self.sources:
       if 0 <= index - start < len(source):
         return source[index - start]
       start += len(source)
     raise IndexError(f'There are problems 0 to {start - 1}, got {index}.')
 
 
-def _check_first(source: ProblemSource, file: str) -> None:
-  """Says at once what would otherwise come up while training."""
-  if len(source) == 0:
-    raise ValueError(
-      f'A source with at least one problem is required, got {file}, which is'
-      ' empty.'
-    )
-  source[0]
+class MixtureSource(ConcatenatedSource):
+  """Several sources, of which a stream takes given shares, however long each.
 
+  A stream interleaves them by these shares, each in an order and with epochs
+  of its own: any run of its problems has of each source what is its share.
 
-def _existing(path: _PathLike) -> pathlib.Path:
-  path = pathlib.Path(path)
-  if not path.is_file():
-    raise ValueError(
-      f'A file of problems is required, got {path}, which is none.'
-    )
-  return path
+  Args:
+    sources: at least one problem in each.
+    weights: positive; only their ratios matter, to a hundredth of the least.
 
+  Raises:
+    ValueError: there is not one weight per source, or one is not positive.
+  """
 
-def _parse(text: bytes, *, file: str, row: int) -> Any:
-  try:
-    return json.loads(text)
-  except ValueError as error:
-    raise ValueError(
-      f'Row {row} of {file} must be a JSON object, got {text[:40]!r}.'
-    ) from error
-
-
-def _plain(value: Any) -> Any:
-  """A value as JSON has it: text from bytes, numbers and lists from NumPy."""
-  if isinstance(value, bytes):
-    return value.decode()
-  if hasattr(value, 'tolist'):
-    return _plain(value.tolist())
-  if isinstance(value, list):
-    return [_plain(item) for item in value]
-  return value
+  def __init__(
+    self, sources: Sequence[ProblemSource], weights: Sequence[float]
+  ) -> None:
+    super().__init__(sources)
+    if len(weights) != len(sources) or not all(w > 0 for w in weights):
+      raise ValueError(
+        f'A mixture of {len(sources)} sources needs as many positive weights,'
+        f' got {list(weights)}.'
+      )
+    self.weights = tuple(map(float, weights))

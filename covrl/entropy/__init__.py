@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Entropy control: selection, token transforms, methods."""
 
+from covrl.entropy.chain import init_token_state as init_token_state
+from covrl.entropy.chain import update_signal as update_signal
 from covrl.entropy.controllers import AdaptiveBonusState as AdaptiveBonusState
 from covrl.entropy.controllers import DoublingScaleState as DoublingScaleState
 from covrl.entropy.controllers import adaptive_bonus as adaptive_bonus
 from covrl.entropy.controllers import doubling_scale as doubling_scale
 from covrl.entropy.controllers import entropy_band as entropy_band
+from covrl.entropy.detachment import detach_drain as detach_drain
 from covrl.entropy.exact import exact_mean as exact_mean
 from covrl.entropy.exact import exact_sum as exact_sum
 from covrl.entropy.feedback import (
@@ -26,6 +29,8 @@ from covrl.entropy.off_policy import kl_to_reference as kl_to_reference
 from covrl.entropy.off_policy import (
   truncated_importance_weights as truncated_importance_weights,
 )
+from covrl.entropy.outlook import Outlook as Outlook
+from covrl.entropy.outlook import entropy_change as entropy_change
 from covrl.entropy.plan import Plan as Plan
 from covrl.entropy.plan import Selection as Selection
 from covrl.entropy.relative import forking_tokens as forking_tokens

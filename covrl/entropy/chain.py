@@ -5,6 +5,7 @@ A token transform is an optax transformation whose `params` are `TokenStats`
 and whose `updates` are the loss's cotangent of them.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -14,8 +15,9 @@ import numpy as np
 import optax
 from jax.core import Tracer
 from jax.typing import ArrayLike
-from jaxtyping import PyTree
+from jaxtyping import Array, Bool, PyTree
 
+from covrl.entropy.outlook import BLIND, Outlook, look_ahead
 from covrl.types import TokenContext, TokenStats
 
 # A number, a schedule of the update count, or a schedule with state of its own
@@ -168,11 +170,26 @@ def update_signal(
   return update(signal, token_state, stats, **context)
 
 
+def on_tokens(
+  selected: Bool[Array, 'B T'] | None, edited: TokenStats, others: TokenStats
+) -> TokenStats:
+  """One signal on the selected tokens, all if `None`; another elsewhere."""
+  if selected is None:
+    return edited
+  return jax.tree.map(
+    lambda new, old: jnp.where(selected, new, old).astype(old.dtype),
+    edited,
+    others,
+  )
+
+
 def with_coefficient(
   name: str,
   coefficient: Coefficient,
   edit: Callable[..., TokenStats],
   state_type: Callable[..., Any] = ScheduledState,
+  *,
+  foresee: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
   """A token transform with one coefficient, scheduled or controlled.
 
@@ -181,6 +198,8 @@ def with_coefficient(
     coefficient: number, schedule or controller.
     edit: `(updates, stats, coefficient, context) -> updates`.
     state_type: what its state is called.
+    foresee: whether a controller may ask for the coefficient's `outlook`; the
+      edit must be affine in the coefficient then.
   """
   schedule = as_schedule(coefficient)
 
@@ -195,12 +214,22 @@ def with_coefficient(
     **context: Any,
   ) -> tuple[PyTree, PyTree]:
     stats = require_stats(params, name)
-    value = schedule(state.schedule, **context)
-    updates = edit(updates, stats, value, context)
+
+    def edited(value: ArrayLike) -> TokenStats:
+      return edit(updates, stats, value, context)
+
+    @functools.cache
+    def outlook() -> Outlook:
+      def signal(value: float) -> TokenStats:
+        return on_tokens(context.get('selected'), edited(value), updates)
+
+      return look_ahead(signal, stats, context) if foresee else BLIND
+
+    seen = {**context, 'outlook': outlook}
+    value = schedule(state.schedule, **seen)
     new_state = state_type(
-      schedule.update(state.schedule, **context),
-      jnp.asarray(value, jnp.float32),
+      schedule.update(state.schedule, **seen), jnp.asarray(value, jnp.float32)
     )
-    return updates, new_state
+    return edited(value), new_state
 
   return token_transform(init, update)

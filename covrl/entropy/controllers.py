@@ -20,6 +20,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from covrl.entropy.chain import concrete, require
+from covrl.entropy.outlook import BLIND, Outlook
 from covrl.types import Scalar, TokenContext
 
 Setpoint = ArrayLike | optax.Schedule
@@ -262,11 +263,19 @@ def reading(context: dict[str, Any]) -> Scalar:
   return jnp.asarray(entropy, jnp.result_type(float))
 
 
-def at(value: Setpoint, context: dict[str, Any]) -> Scalar:
-  """A set point now."""
+def at(
+  value: Setpoint, context: dict[str, Any], *, later: float = 0.0
+) -> Scalar:
+  """A set point now, or so many updates later."""
   if callable(value):
-    value = value(require(cast(TokenContext, context), 'step', 'a schedule'))
+    step = require(cast(TokenContext, context), 'step', 'a schedule')
+    value = value(step + round(later))
   return jnp.asarray(value, jnp.result_type(float))
+
+
+def outlook_of(context: dict[str, Any]) -> Outlook:
+  """What the coefficient is about to do."""
+  return context['outlook']() if 'outlook' in context else BLIND
 
 
 def is_init(context: dict[str, Any]) -> bool:

@@ -20,6 +20,7 @@ from covrl.entropy.controllers import (
   check_positive,
   check_target,
   is_init,
+  outlook_of,
   reading,
   scalar,
 )
@@ -37,52 +38,68 @@ def target_entropy(
   *,
   horizon: float = 20.0,
   slope: float = 1.0,
-  initial: float = 0.0,
   minimum: float = 0.0,
-  maximum: float = 0.05,
+  maximum: float = 1.0,
 ) -> Controller:
-  """Steers entropy to a target at a chosen pace, learning what it steers.
+  """Steers entropy to a target by the first-order formula, learning its scale.
 
-  It takes entropy to follow H ← H + d + s · coefficient, with a drift d (what
-  the policy gradient does to it) and a slope s (under Adam the learning rate
-  does not tell), and sets
+  An update is taken to change the entropy by
 
-    coefficient = clip(((target − H) / horizon − d) / s, minimum, maximum).
+    ΔH = d + s · (D + c · E)
 
-  Drift and slope are estimated online: with z the coefficient of two updates
-  before, which the noise of the readings it is compared with cannot have
-  reached, ẑ its deviation from its running mean, and e = ΔH − d − s·z,
+  where c is the coefficient, E what a unit of it does to the entropy at step
+  size 1 and D what the rest of the signal does, both to first order and from the
+  context's `moments` (see `covrl.entropy.outlook`); s is the step that the
+  optimiser really makes (under Adam the learning rate does not tell) and d what
+  the formula leaves out. So that the entropy is at the target `horizon` updates
+  from now,
 
-    d ← d + e / horizon        log s ← log s + 0.2 · e·s·ẑ / (noise + (s·ẑ)²)
+    c = (((target − H) / horizon − d) / s − D) / E,   within [minimum, maximum].
 
-  where `noise` is the running mean of e². The drift term is an integral of the
-  error, so the target is met without offset, and it never winds up, because
-  it integrates what the applied coefficient left unexplained.
+  Where nothing can be foreseen (no moments, or `optax.inject_hyperparams`, which
+  asks before there is a signal) D is 0 and E is 1.
+
+  s and d are learnt online, from the change e that they leave unexplained: with
+  z = D + c · E of the update before the last, which the noise of the reading it
+  is compared with cannot have reached, and ẑ its deviation from its running mean,
+
+    e = ΔH − d − s·z,     d ← d + e / horizon,
+    log s ← log s + 0.2 · e·s·ẑ / (noise + (s·ẑ)²)
+
+  where `noise` is the running mean of e². d is an integral of the error, so the
+  target is met without offset, and never winds up, because it integrates what the
+  applied coefficient left unexplained.
+
+  H is the context's `entropy`. A trainer that also measures by how much its
+  updates change it on unchanged tokens passes `entropy_change`: the entropy is
+  then followed by its changes, and readings, which vary with the prompts that were
+  drawn, correct it by a share of 1/horizon.
 
   Args:
     target: entropy to reach, in nats.
-    horizon: updates in which the distance to the target shrinks by 1/e; make it
-      several iterations, since within one the reading does not change.
-    slope: guess of s, nats per unit of the coefficient and update; right within
-      a factor of 1000, and better too large, which is cautious, than too small.
-    initial: coefficient that is expected to hold the entropy where it is, until
-      that is learnt: the drift starts at −s · initial.
+    horizon: updates in which the distance to the target shrinks by 1/e.
+    slope: guess of s, right within a factor of 1000. What is foreseen cancels
+      it out at the target; elsewhere a large guess is cautious.
     minimum: least coefficient.
     maximum: greatest coefficient.
 
   Raises:
     ValueError: if a number is outside its range.
 
-  >>> controller = target_entropy(0.5, horizon=10.0, maximum=0.1)
+  References:
+    The formula is `exact_score`'s, summed and solved for the coefficient; the
+    controller is this project's.
+
+  >>> controller = target_entropy(0.5, horizon=10.0, slope=2.0)
   >>> float(controller(controller.init(), entropy=jnp.array(0.3)))
-  0.019999999552965164
+  0.009999999776482582
   """
   check_target(target, 'target')
   check_positive(slope, 'slope')
   if not 1 <= horizon < math.inf:
     raise ValueError(f'horizon must be finite and at least 1, got {horizon:g}')
-  check_bounds(minimum, maximum, max(initial, minimum), 'initial')
-  return _TargetEntropy(target, horizon, slope, initial, minimum, maximum)
+  check_bounds(minimum, maximum, minimum)
+  return _TargetEntropy(target, horizon, slope, minimum, maximum)
 
 
 def proportional_integral(
@@ -137,20 +154,20 @@ class TargetEntropyState(NamedTuple):
 
   Attributes:
     readings: how many there have been, int32.
-    entropy: the last, in nats.
-    control: the coefficient applied at the last.
-    earlier_control: the one before.
-    mean_control: running mean of the coefficient.
+    entropy: the last estimate of H, in nats.
+    foreseen: z of the last update.
+    earlier_foreseen: of the one before.
+    mean_foreseen: running mean of z.
     drift: estimate of d, nats per update.
-    slope: estimate of s, nats per unit of the coefficient and update.
-    noise: running mean of the squared prediction error.
+    slope: estimate of s, nats per update and unit of z.
+    noise: running mean of the squared error e.
   """
 
   readings: Int[Array, '']
   entropy: Scalar
-  control: Scalar
-  earlier_control: Scalar
-  mean_control: Scalar
+  foreseen: Scalar
+  earlier_foreseen: Scalar
+  mean_foreseen: Scalar
   drift: Scalar
   slope: Scalar
   noise: Scalar
@@ -167,7 +184,6 @@ class _TargetEntropy:
   target: Setpoint
   horizon: float
   slope: float
-  initial: float
   minimum: float
   maximum: float
 
@@ -176,10 +192,10 @@ class _TargetEntropy:
     return TargetEntropyState(
       readings=jnp.zeros((), jnp.int32),
       entropy=zero,
-      control=zero,
-      earlier_control=zero,
-      mean_control=zero,
-      drift=scalar(-self.slope * self.initial),
+      foreseen=zero,
+      earlier_foreseen=zero,
+      mean_foreseen=zero,
+      drift=zero,
       slope=scalar(self.slope),
       noise=scalar(_FIRST_NOISE),
     )
@@ -187,36 +203,59 @@ class _TargetEntropy:
   def update(
     self, state: TargetEntropyState, **context: Any
   ) -> TargetEntropyState:
-    entropy = reading(context)
-    learnt = self._learn(state, entropy - state.entropy)
+    change, entropy = self._observe(state, context)
+    learnt = self._learn(state, change)
     # There is no change to learn from before the second reading.
     first = state.readings == 0
     kept = jax.tree.map(
       lambda new, old: jnp.where(first, old, new), learnt, state
     )
+    outlook = outlook_of(context)
     return kept._replace(
       readings=state.readings + 1,
       entropy=entropy,
-      control=self(state, **context),
-      earlier_control=state.control,
+      foreseen=outlook.drift + self(state, **context) * outlook.effect,
+      earlier_foreseen=state.foreseen,
     )
 
   def __call__(self, state: TargetEntropyState, **context: Any) -> Scalar:
     if is_init(context):
       return scalar(self.minimum)
-    error = at(self.target, context) - reading(context)
-    needed = (error / self.horizon - state.drift) / state.slope
-    return jnp.clip(needed, self.minimum, self.maximum)
+    outlook = outlook_of(context)
+    _, entropy = self._observe(state, context)
+    ahead = at(self.target, context, later=self.horizon)
+    rise = ((ahead - entropy) / self.horizon - state.drift) / state.slope
+    effect = jnp.asarray(outlook.effect)
+    able = effect > 0
+    needed = (rise - outlook.drift) / jnp.where(able, effect, 1)
+    # What has no effect, or the wrong one, is left at its least.
+    needed = jnp.where(able, needed, self.minimum)
+    limit = jnp.clip(outlook.limit, self.minimum, self.maximum)
+    return jnp.clip(needed, self.minimum, limit)
+
+  def _observe(
+    self, state: TargetEntropyState, context: dict[str, Any]
+  ) -> tuple[Scalar, Scalar]:
+    """By how much the entropy has changed, and what it is."""
+    shown = reading(context)
+    if 'entropy_change' not in context:
+      return shown - state.entropy, shown
+    measured = jnp.asarray(context['entropy_change'], shown.dtype)
+    expected = state.drift + state.slope * state.earlier_foreseen
+    change = jnp.where(jnp.isnan(measured), expected, measured)
+    followed = state.entropy + change
+    followed += (shown - followed) / self.horizon
+    return change, jnp.where(state.readings == 0, shown, followed)
 
   def _learn(
     self, state: TargetEntropyState, change: Scalar
   ) -> TargetEntropyState:
     """Drift and slope after one more change of the entropy was seen."""
     rate = 1 / self.horizon
-    past = state.earlier_control
+    past = state.earlier_foreseen
     surprise = change - state.drift - state.slope * past
     noise = state.noise + rate * (surprise**2 - state.noise)
-    effect = state.slope * (past - state.mean_control)
+    effect = state.slope * (past - state.mean_foreseen)
     step = _ADAPTATION * surprise * effect / (noise + effect**2)
     slope = jnp.clip(
       state.slope * jnp.exp(step),
@@ -224,7 +263,7 @@ class _TargetEntropy:
       self.slope * _SLOPE_RANGE,
     )
     return state._replace(
-      mean_control=state.mean_control + rate * (past - state.mean_control),
+      mean_foreseen=state.mean_foreseen + rate * (past - state.mean_foreseen),
       drift=state.drift + rate * surprise,
       slope=slope,
       noise=noise,

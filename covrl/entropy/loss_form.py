@@ -57,6 +57,7 @@ def explain(
   token_tx: optax.GradientTransformation,
   stats: TokenStats,
   *,
+  signal: TokenStats | None = None,
   token_state: PyTree | None = None,
   **context: Any,
 ) -> tuple[Selection, ...]:
@@ -65,6 +66,8 @@ def explain(
   Args:
     token_tx: a token chain.
     stats: of the policy.
+    signal: the loss's cotangents, which `detach_drain` selects by; zeros if
+      absent.
     token_state: the chain's state; a fresh one if absent.
     **context: as for the chain's update.
 
@@ -74,10 +77,10 @@ def explain(
   """
   if token_state is None:
     token_state = init_token_state(token_tx)
-  plan = Plan()
   silent = jax.tree.map(jnp.zeros_like, stats)
+  plan = Plan()
   context = {**context, 'plan': plan}
-  update_signal(token_tx, silent, token_state, stats, **context)
+  update_signal(token_tx, signal or silent, token_state, stats, **context)
   return plan.selections()
 
 

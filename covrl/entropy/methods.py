@@ -67,7 +67,9 @@ def kl_cov(
 
   Args:
     fraction: share of the optimiser batch's response tokens, in (0, 0.05].
-    coefficient: weight of the penalty; a number, schedule or controller.
+    coefficient: weight of the penalty; a number, schedule or controller. A
+      `target_entropy` predicts the penalty's effect from current statistics;
+      from old ones, which it is no distance to, it learns the effect instead.
     divergence: see `add_divergence_penalty`.
     score: see `top_score`.
     signed: see `top_score`.
@@ -90,7 +92,12 @@ def kl_cov(
 if you mean 0.2 of all tokens
   """
   return token_masked(
-    add_divergence_penalty(coefficient, divergence, dead_zone=dead_zone),
+    add_divergence_penalty(
+      coefficient,
+      divergence,
+      dead_zone=dead_zone,
+      foresee=selection_source == 'current',
+    ),
     top_score(
       fraction,
       score=score,

@@ -19,6 +19,7 @@ from covrl.entropy.chain import (
   Coefficient,
   ScheduledState,
   check_coefficient,
+  on_tokens,
   require,
   require_stats,
   token_transform,
@@ -125,7 +126,7 @@ def token_masked(
 
   def init(params: PyTree) -> TokenMaskedState:
     return TokenMaskedState(
-      tx.init(params), jnp.zeros((), jnp.int32), _empty_summary()
+      tx.init(params), jnp.zeros((), jnp.int32), empty_summary()
     )
 
   def update(
@@ -140,15 +141,12 @@ def token_masked(
     selection = here.decide(
       lambda: _select(selector, jax.lax.stop_gradient(stats), counted)
     )
+    selected = selection.mask & context.get('selected', True)
     edited, inner_state = tx.update(
-      updates, state.inner_state, params, **context
+      updates, state.inner_state, params, **(context | {'selected': selected})
     )
-    updates = jax.tree.map(
-      lambda new, old: jnp.where(selection.mask, new, old).astype(old.dtype),
-      edited,
-      updates,
-    )
-    summary = here.decide(lambda: _summarize(selection, stats, context))
+    updates = on_tokens(selected, edited, updates)
+    summary = here.decide(lambda: summarize(selection, stats, context))
     return updates, TokenMaskedState(inner_state, state.updates + 1, summary)
 
   return token_transform(init, update)
@@ -188,6 +186,7 @@ def add_divergence_penalty(
   *,
   dead_zone: ArrayLike | None = None,
   reference: str = 'old_logprobs',
+  foresee: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
   """Holds tokens near where they were: g += coefficient · weights · ∂D/∂log π.
 
@@ -202,6 +201,9 @@ def add_divergence_penalty(
       1e-6.
     reference: which log-probabilities of the context, `'old_logprobs'` or
       `'ref_logprobs'`.
+    foresee: whether a controller may predict the penalty's effect. A trainer
+      that decides on the old policy's statistics, to which the distance is 0,
+      would predict none.
 
   Raises:
     ValueError: if the coefficient or the dead zone is negative, or a choice
@@ -245,6 +247,8 @@ def add_divergence_penalty(
     coefficient,
     edit,
     DivergencePenaltyState if reference == 'old_logprobs' else ScheduledState,
+    # The full divergence has no cotangent on log π(a) and H to foresee by.
+    foresee=foresee and divergence != 'full',
   )
 
 
@@ -301,13 +305,14 @@ def _select(
   return jax.lax.stop_gradient(answer)
 
 
-def _empty_summary() -> SelectionSummary:
+def empty_summary() -> SelectionSummary:
+  """Before the first selection."""
   zero = jnp.zeros((), jnp.int32)
   counts = dict.fromkeys(SelectionSummary._fields, zero)
   return SelectionSummary(**{**counts, 'threshold': jnp.zeros(())})
 
 
-def _summarize(
+def summarize(
   selection: Selection, stats: TokenStats, context: dict[str, Any]
 ) -> SelectionSummary:
   """Counts what was selected."""

@@ -2,9 +2,13 @@
 """Decoder-only transformers."""
 
 from covrl.models.cache import KVCache as KVCache
+from covrl.models.config import Experts as Experts
 from covrl.models.config import ModelConfig as ModelConfig
 from covrl.models.config import countdown as countdown
 from covrl.models.config import tiny as tiny
+from covrl.models.experts import Routing as Routing
+from covrl.models.experts import load_balance as load_balance
+from covrl.models.lora import Lora as Lora
 from covrl.models.policy import Policy as Policy
 from covrl.models.rope import LinearScaling as LinearScaling
 from covrl.models.rope import Llama3Scaling as Llama3Scaling

@@ -19,9 +19,11 @@ from covrl.models.config import ModelConfig
 from covrl.models.decoding import Span, attend_token
 from covrl.models.layers import (
   RMSNorm,
+  adapter,
   constrain,
   normal,
   output_scale,
+  product,
   soft_cap,
 )
 from covrl.models.rope import rotate
@@ -145,6 +147,12 @@ class Attention(nnx.Module):
       scale=output_scale(heads * width, config),
       config=config,
     )
+    self.query_adapter = adapter(config, 'query', self.query, rngs=rngs)
+    self.key_adapter = adapter(config, 'key', self.key, rngs=rngs)
+    self.value_adapter = adapter(config, 'value', self.value, rngs=rngs)
+    self.output_adapter = adapter(
+      config, 'output', self.output, inputs=2, rngs=rngs
+    )
     self.biases = Biases(config) if config.qkv_bias else None
     self.query_norm = _head_norm(config)
     self.key_norm = _head_norm(config)
@@ -170,11 +178,10 @@ class Attention(nnx.Module):
       What to add to the stream, and the cache: the given one with the new
       entries in it, or one that holds just them.
     """
-    config, dtype = self.config, self.config.dtype
-    query, key, value = (
-      jnp.einsum('btd,dhk->bthk', x, weight[...].astype(dtype))
-      for weight in (self.query, self.key, self.value)
-    )
+    config = self.config
+    query = product(x, self.query, self.query_adapter)
+    key = product(x, self.key, self.key_adapter)
+    value = product(x, self.value, self.value_adapter)
     if self.biases is not None:
       query, key, value = self.biases(query, key, value)
     if self.query_norm is not None and self.key_norm is not None:
@@ -196,8 +203,7 @@ class Attention(nnx.Module):
       cache = cache.write(key, value)
     mixed = self._mix(query, cache, visible)
     mixed = constrain(mixed, 'batch', 'sequence', 'heads', None)
-    output = self.output[...].astype(dtype)
-    return jnp.einsum('bthk,hkd->btd', mixed, output), cache
+    return product(mixed, self.output, self.output_adapter, inputs=2), cache
 
   def _mix(
     self,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from covrl.models.lora import Lora
 from covrl.models.remat import REMAT
 from covrl.models.rope import RopeScaling, YarnScaling, plain_frequencies
 
@@ -34,6 +35,31 @@ _ACTIVATIONS = ('silu', 'gelu_tanh')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Experts:
+  """Several feed-forward layers in place of one, some of them for each token.
+
+  Attributes:
+    count: how many there are.
+    per_token: how many a token is sent to.
+    normalised: whether what these few count for is divided by its sum.
+
+  Raises:
+    ValueError: if a token would be sent to none, or to more than there are.
+  """
+
+  count: int
+  per_token: int
+  normalised: bool = True
+
+  def __post_init__(self) -> None:
+    if not 1 <= self.per_token <= self.count:
+      raise ValueError(
+        f'experts of a token must be 1 to {self.count}, as many as there are,'
+        f' got {self.per_token}'
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
   """Everything that decides a transformer's parameters and its arithmetic.
 
@@ -47,7 +73,8 @@ class ModelConfig:
     num_kv_heads: key and value heads, each shared by
       `num_heads / num_kv_heads` query heads.
     head_dim: width of one head; even, since rotations act on pairs.
-    hidden_dim: width of the gated feed-forward layer.
+    hidden_dim: width of the gated feed-forward layer, of each expert's if
+      there are experts.
     rope_theta: base of the rotary wavelengths.
     rope_scaling: how rotations slow down for long texts; `None` for not.
     windows: tokens each layer looks back at, its own included, one number per
@@ -65,6 +92,8 @@ class ModelConfig:
     post_norms: whether a block's two results are normed as well.
     scaled_embeddings: whether embeddings are multiplied by √model_dim.
     tied_embeddings: whether the unembedding is the embedding, transposed.
+    experts: a mixture in place of the feed-forward layers; `None` for not.
+    lora: adapters, which alone are trained; `None` trains all parameters.
     dtype: of activations and matrix products; attention's softmax, norms and
       logits are float32 at least.
     param_dtype: of the stored parameters.
@@ -100,6 +129,8 @@ class ModelConfig:
   post_norms: bool = False
   scaled_embeddings: bool = False
   tied_embeddings: bool = True
+  experts: Experts | None = None
+  lora: Lora | None = None
   dtype: str = 'float32'
   param_dtype: str = 'float32'
   remat: str = 'nothing'
@@ -132,6 +163,13 @@ class ModelConfig:
       raise ValueError(
         f'remat must be one of {tuple(REMAT)}, got {self.remat!r}'
       )
+    if self.lora is not None and self.experts is not None:
+      routed = {'gate', 'up', 'down'} & set(self.lora.targets)
+      if routed:
+        raise ValueError(
+          'adapters of a mixture of experts may be those of query, key, value'
+          f' and output only, got {sorted(routed)}'
+        )
     for name in ('dtype', 'param_dtype'):
       if getattr(self, name) not in _DTYPES:
         raise ValueError(

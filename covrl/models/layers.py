@@ -13,12 +13,13 @@ from jaxtyping import Array, Float, Shaped
 
 from covrl import sharding
 from covrl.models.config import ModelConfig
+from covrl.models.lora import Lora
 
 
 def normal(
   rngs: nnx.Rngs,
   shape: tuple[int, ...],
-  axes: tuple[str, ...],
+  axes: tuple[str | None, ...],
   *,
   scale: float,
   config: ModelConfig,
@@ -26,6 +27,79 @@ def normal(
   """A parameter drawn from N(0, scale²), its axes named by what they mean."""
   values = scale * jax.random.normal(rngs.params(), shape, jnp.float32)
   return nnx.Param(values.astype(config.param_dtype), axes=axes)
+
+
+class Adapter(nnx.Module):
+  """What is added to a product whose matrix stays.
+
+      scale · (x A) B
+
+  A is drawn and B is nothing, so that an adapter begins as no change. Both are
+  float32 at least, however narrow the matrix: their steps are small.
+  """
+
+  def __init__(
+    self, lora: Lora, weight: nnx.Param, inputs: int, rngs: nnx.Rngs
+  ) -> None:
+    """Takes its shape from the matrix.
+
+    Args:
+      lora: rank and scale.
+      weight: the matrix.
+      inputs: how many of its leading axes a product sums over.
+      rngs: have a stream of their own for adapters, so that the matrices are
+        the same with and without.
+    """
+    self.scale = lora.scale
+    rank, dtype = lora.rank, jnp.promote_types(weight.dtype, jnp.float32)
+    axes, shape = weight.get_metadata('axes'), weight.shape
+    into, out = shape[:inputs], shape[inputs:]
+    drawn = jax.random.normal(rngs.adapters(), (*into, rank), dtype)
+    self.a = nnx.Param(
+      drawn * math.prod(into) ** -0.5, axes=(*axes[:inputs], 'rank')
+    )
+    self.b = nnx.Param(
+      jnp.zeros((rank, *out), dtype), axes=('rank', *axes[inputs:])
+    )
+
+  def __call__(self, x: Float[Array, 'B T ...']) -> Float[Array, 'B T ...']:
+    """The addition to the product of these inputs."""
+    a, b = self.a[...].astype(x.dtype), self.b[...].astype(x.dtype)
+    narrow = jnp.tensordot(x, a, axes=a.ndim - 1)
+    return self.scale * jnp.tensordot(narrow, b, axes=1)
+
+
+def adapter(
+  config: ModelConfig,
+  name: str,
+  weight: nnx.Param,
+  *,
+  inputs: int = 1,
+  rngs: nnx.Rngs,
+) -> Adapter | None:
+  """The adapter of a matrix, where it is to have one."""
+  if config.lora is None or name not in config.lora.targets:
+    return None
+  return Adapter(config.lora, weight, inputs, rngs)
+
+
+def product(
+  x: Float[Array, 'B T ...'],
+  weight: nnx.Param,
+  change: Adapter | None,
+  *,
+  inputs: int = 1,
+) -> Float[Array, 'B T ...']:
+  """Inputs times a matrix, and what its adapter adds to that.
+
+  Args:
+    x: in the dtype to multiply in.
+    weight: the matrix.
+    change: its adapter, if it has one.
+    inputs: how many of the matrix's leading axes are summed over.
+  """
+  result = jnp.tensordot(x, weight[...].astype(x.dtype), axes=inputs)
+  return result if change is None else result + change(x)
 
 
 def output_scale(fan_in: int, config: ModelConfig) -> float:
@@ -105,15 +179,17 @@ class GatedMLP(nnx.Module):
       scale=output_scale(hidden, config),
       config=config,
     )
+    self.gate_adapter = adapter(config, 'gate', self.gate, rngs=rngs)
+    self.up_adapter = adapter(config, 'up', self.up, rngs=rngs)
+    self.down_adapter = adapter(config, 'down', self.down, rngs=rngs)
 
   def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
     """Transforms each token by itself."""
-    dtype = self.config.dtype
-    gate = checkpoint_name(x @ self.gate[...].astype(dtype), 'gate')
-    up = checkpoint_name(x @ self.up[...].astype(dtype), 'up')
+    gate = checkpoint_name(product(x, self.gate, self.gate_adapter), 'gate')
+    up = checkpoint_name(product(x, self.up, self.up_adapter), 'up')
     opened = activate(gate, self.config.activation)
     hidden = constrain(opened * up, 'batch', 'sequence', 'mlp')
-    return hidden @ self.down[...].astype(dtype)
+    return product(hidden, self.down, self.down_adapter)
 
 
 def activate(x: Float[Array, '*B F'], activation: str) -> Float[Array, '*B F']:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,8 +22,10 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from covrl import sharding
 from covrl.models.cache import KVCache
 from covrl.models.config import ModelConfig
+from covrl.models.experts import Routing
 from covrl.models.layers import soft_cap
-from covrl.models.transformer import Transformer
+from covrl.models.lora import join_adapters, merge_adapters, split_adapters
+from covrl.models.transformer import Transformer, streams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Policy:
     """Graph definition and abstract parameters."""
     return nnx.split(
       nnx.eval_shape(
-        lambda: Transformer(self.config, rngs=nnx.Rngs(jax.random.key(0)))
+        lambda: Transformer(self.config, rngs=streams(jax.random.key(0)))
       )
     )
 
@@ -88,14 +91,71 @@ class Policy:
       A nested dictionary of arrays in `config.param_dtype`.
     """
 
+    return self._create(key, mesh, lambda params: params)
+
+  def init_adapters(
+    self, key: Key[Array, ''], mesh: Mesh | None = None
+  ) -> PyTree:
+    """The adapters alone, as `init` draws them, nested as all parameters are.
+
+    Nothing of the rest is made.
+    """
+    return self._create(key, mesh, lambda params: split_adapters(params)[1])
+
+  def _create(
+    self,
+    key: Key[Array, ''],
+    mesh: Mesh | None,
+    part: Callable[[PyTree], PyTree],
+  ) -> PyTree:
+    """Draws a part of the parameters where they shall live."""
+
     def create(key: Key[Array, '']) -> PyTree:
-      module = Transformer(self.config, rngs=nnx.Rngs(params=key))
-      return nnx.to_pure_dict(nnx.state(module))
+      module = Transformer(self.config, rngs=streams(key))
+      return part(nnx.to_pure_dict(nnx.state(module)))
 
     if mesh is None:
       return jax.jit(create)(key)
-    shardings = jax.tree.map(lambda x: x.sharding, self.abstract_params(mesh))
+    like = part(self.abstract_params(mesh))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
     return jax.jit(create, out_shardings=shardings)(key)
+
+  @functools.cached_property
+  def base(self) -> Policy:
+    """The policy without adapters; itself, if it has none."""
+    config = dataclasses.replace(self.config, lora=None)
+    return dataclasses.replace(self, config=config)
+
+  def split(self, params: PyTree) -> tuple[PyTree, PyTree]:
+    """What is trained, and what a training state keeps as `frozen` beside it.
+
+    Returns:
+      All parameters and nothing; or, of a policy with adapters, these and
+      `{'base': ...}`, the rest.
+    """
+    if self.config.lora is None:
+      return params, {}
+    base, adapters = split_adapters(params)
+    return adapters, {'base': base}
+
+  def join(self, trainable: PyTree, frozen: Mapping[str, PyTree]) -> PyTree:
+    """All parameters, from what `split` made of them; nothing is copied."""
+    if self.config.lora is None:
+      return trainable
+    return join_adapters(frozen['base'], trainable)
+
+  def merge(self, params: PyTree) -> PyTree:
+    """Parameters of `base` that compute the same, adapters added to matrices.
+
+    They lie on the mesh as those given do.
+    """
+    lora = self.config.lora
+    if lora is None:
+      return params
+    base, _ = split_adapters(params)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, base)
+    merge = functools.partial(merge_adapters, lora=lora)
+    return jax.jit(merge, out_shardings=shardings)(params)
 
   def abstract_params(self, mesh: Mesh | None = None) -> PyTree:
     """Shapes, dtypes and shardings of the parameters, without the parameters.
@@ -110,7 +170,7 @@ class Policy:
     if mesh is None:
       return shapes
 
-    def place(shape: Any, axes: tuple[str, ...]) -> jax.ShapeDtypeStruct:
+    def place(shape: Any, axes: tuple[str | None, ...]) -> jax.ShapeDtypeStruct:
       rules = sharding.TRAIN_RULES
       placed = sharding.fit(mesh, axes, shape.shape, rules)
       return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=placed)
@@ -136,6 +196,20 @@ class Policy:
       segment_ids: which sequence of the row, from 1; 0 is padding, which no
         token sees and whose own states are meaningless (but finite).
     """
+    hidden, _ = self.hidden_and_routing(
+      params, tokens, positions=positions, segment_ids=segment_ids
+    )
+    return hidden
+
+  def hidden_and_routing(
+    self,
+    params: PyTree,
+    tokens: Int[Array, 'B T'],
+    *,
+    positions: Int[Array, 'B T'],
+    segment_ids: Int[Array, 'B T'],
+  ) -> tuple[Float[Array, 'B T D'], Routing | None]:
+    """As `hidden`; and how tokens were sent to experts, if there are any."""
     return self._module(params)(tokens, positions, segment_ids)
 
   def unembedding(self, params: PyTree) -> Float[Array, 'D V']:
@@ -182,7 +256,7 @@ class Policy:
     Every function gives the same result for these as for the parameters.
     """
 
-    def cast(leaf: Array, axes: tuple[str, ...]) -> Array:
+    def cast(leaf: Array, axes: tuple[str | None, ...]) -> Array:
       is_matrix = len(axes) - ('layers' in axes) > 1
       return leaf.astype(self.config.dtype) if is_matrix else leaf
 

@@ -21,6 +21,7 @@ from covrl.models.attention import Attention, Visible
 from covrl.models.cache import KVCache, LayerCache
 from covrl.models.config import ModelConfig
 from covrl.models.decoding import Span
+from covrl.models.experts import RoutedMLP, Routing
 from covrl.models.layers import GatedMLP, RMSNorm, constrain, normal
 
 
@@ -65,7 +66,11 @@ class Block(nnx.Module):
     self.attention_norm = RMSNorm(config, dim, 'embed')
     self.attention = Attention(config, rngs=rngs)
     self.mlp_norm = RMSNorm(config, dim, 'embed')
-    self.mlp = GatedMLP(config, rngs=rngs)
+    self.mlp = (
+      GatedMLP(config, rngs=rngs)
+      if config.experts is None
+      else RoutedMLP(config, rngs=rngs)
+    )
     post = config.post_norms
     self.attention_post_norm = RMSNorm(config, dim, 'embed') if post else None
     self.mlp_post_norm = RMSNorm(config, dim, 'embed') if post else None
@@ -77,8 +82,13 @@ class Block(nnx.Module):
     visible: Visible,
     frequencies: Float[Array, ' pairs'],
     cache: LayerCache | None = None,
-  ) -> tuple[Float[Array, 'B T D'], LayerCache]:
-    """Takes the stream through the block; see `Attention` for the rest."""
+    real: Bool[Array, 'B T'] | None = None,
+  ) -> tuple[Float[Array, 'B T D'], LayerCache, Routing | None]:
+    """Takes the stream through the block.
+
+    See `Attention` for the arguments. With `real`, which tokens are no
+    padding, it is also said how these were sent to experts, if there are any.
+    """
     mixed, cache = self.attention(
       self.attention_norm(x), positions, visible, frequencies, cache
     )
@@ -86,10 +96,15 @@ class Block(nnx.Module):
       mixed = self.attention_post_norm(mixed)
     x = constrain(x + mixed, 'batch', 'sequence', 'embed')
     x = checkpoint_name(x, 'mixed')
-    changed = self.mlp(self.mlp_norm(x))
+    normed, routing = self.mlp_norm(x), None
+    if isinstance(self.mlp, RoutedMLP):
+      changed, routing = self.mlp(normed, real)
+    else:
+      changed = self.mlp(normed)
     if self.mlp_post_norm is not None:
       changed = self.mlp_post_norm(changed)
-    return constrain(x + changed, 'batch', 'sequence', 'embed'), cache
+    x = constrain(x + changed, 'batch', 'sequence', 'embed')
+    return x, cache, routing
 
 
 class Transformer(nnx.Module):
@@ -102,7 +117,7 @@ class Transformer(nnx.Module):
       rngs, (vocab, dim), ('vocab', 'embed'), scale=dim**-0.5, config=config
     )
     self.layers = stack(
-      lambda key: Block(config, rngs=nnx.Rngs(params=key)),
+      lambda key: Block(config, rngs=streams(key)),
       jax.random.split(rngs.params(), config.num_layers),
     )
     self.final_norm = RMSNorm(config, dim, 'embed')
@@ -119,23 +134,27 @@ class Transformer(nnx.Module):
     tokens: Int[Array, 'B T'],
     positions: Int[Array, 'B T'],
     segment_ids: Int[Array, 'B T'],
-  ) -> Float[Array, 'B T D']:
-    """Hidden states of whole rows, all tokens at once."""
+  ) -> tuple[Float[Array, 'B T D'], Routing | None]:
+    """Hidden states of whole rows, and what became of their real tokens.
+
+    All tokens at once. Without experts the second is `None`.
+    """
     graphdef, layers = nnx.split(self.layers)
-    rows = visible_of(segment_ids, self.config)
+    rows, real = visible_of(segment_ids, self.config), segment_ids > 0
     distance = _distances(jnp.arange(tokens.shape[1]), tokens.shape[1])
 
     def through(
       x: Float[Array, 'B T D'], each: tuple[PyTree, Kind]
-    ) -> tuple[Float[Array, 'B T D'], None]:
+    ) -> tuple[Float[Array, 'B T D'], Routing | None]:
       layer, kind = each
       block, visible = nnx.merge(graphdef, layer), kind.see(rows, distance)
-      return block(x, positions, visible, kind.frequencies)[0], None
+      x, _, routing = block(x, positions, visible, kind.frequencies, real=real)
+      return x, routing
 
     through = remat.recomputed(through, self.config.remat)
     each = (layers, Kind.of_all(self.config))
-    x, _ = jax.lax.scan(through, self._embed(tokens), each)
-    return self.final_norm(x)
+    x, routing = jax.lax.scan(through, self._embed(tokens), each)
+    return self.final_norm(x), routing
 
   def prefill(
     self,
@@ -155,7 +174,7 @@ class Transformer(nnx.Module):
     ) -> tuple[Float[Array, 'P T D'], tuple[Array, Array]]:
       layer, kind = each
       block, visible = nnx.merge(graphdef, layer), kind.see(rows, distance)
-      x, cache = block(x, positions, visible, kind.frequencies)
+      x, cache, _ = block(x, positions, visible, kind.frequencies)
       return x, cache.read()
 
     each = (layers, Kind.of_all(self.config))
@@ -195,7 +214,7 @@ class Transformer(nnx.Module):
       (x, view), (layer, kind) = carry, each
       visible = kind.see(before, distance)
       block = nnx.merge(graphdef, layer)
-      x, view = block(x, position[:, None], visible, kind.frequencies, view)
+      x, view, _ = block(x, position[:, None], visible, kind.frequencies, view)
       return (x, view._replace(layer=view.layer + 1)), None
 
     begin = (self._embed(token[:, None]), view)
@@ -225,6 +244,11 @@ def visible_of(segment_ids: Int[Array, 'B T'], config: ModelConfig) -> Visible:
   causal = jnp.tril(jnp.ones((length, length), bool))
   same = segment_ids[:, :, None] == segment_ids[:, None, :]
   return Visible(mask=causal & same & (segment_ids > 0)[:, None, :])
+
+
+def streams(key: Key[Array, '']) -> nnx.Rngs:
+  """Streams of randomness of which adapters have one of their own."""
+  return nnx.Rngs(params=key, adapters=jax.random.fold_in(key, 1))
 
 
 def _distances(rows: Int[Array, ' T'], length: int) -> Int[Array, 'T C']:

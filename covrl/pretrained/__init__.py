@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pretrained policies in and out, as Hugging Face directories."""
 
+from covrl.pretrained.adapters import base_of as base_of
+from covrl.pretrained.adapters import load_adapters as load_adapters
+from covrl.pretrained.adapters import lora_of as lora_of
+from covrl.pretrained.adapters import save_adapters as save_adapters
 from covrl.pretrained.convert import convert as convert
 from covrl.pretrained.convert import with_files as with_files
 from covrl.pretrained.policy import PretrainedPolicy as PretrainedPolicy

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from covrl.models import (
+  Experts,
   Llama3Scaling,
   ModelConfig,
   RopeScaling,
@@ -39,6 +40,7 @@ class Family:
       the family differs from Llama.
     write: back.
     tied: whether embeddings are tied if the file does not say so.
+    theta: base of the rotary wavelengths if the file does not say so.
   """
 
   architecture: str
@@ -47,6 +49,7 @@ class Family:
   read: Callable[[Fields], dict[str, Any]]
   write: Callable[[ModelConfig], dict[str, Any]]
   tied: bool = False
+  theta: float = 10000.0
 
 
 def model_config(fields: Fields, dtype: str, file: str) -> ModelConfig:
@@ -63,14 +66,16 @@ def model_config(fields: Fields, dtype: str, file: str) -> ModelConfig:
   """
   family = family_of(fields, file)
   try:
-    numbers: dict[str, Any] = _common(fields, family, file)
-    numbers |= rope_of(fields, file) | family.read(fields)
+    numbers: dict[str, Any] = _common(fields, family)
+    numbers |= rope_of(fields, family.theta) | family.read(fields)
     return ModelConfig(**numbers, dtype=dtype, param_dtype=dtype)
   except KeyError as error:
     raise ValueError(
       f'{file}: a {family.architecture} must state {error.args[0]}, and it'
       ' is not there'
     ) from None
+  except ValueError as error:
+    raise ValueError(f'{file}: {error}') from None
 
 
 def family_of(fields: Fields, file: str) -> Family:
@@ -106,20 +111,19 @@ def describe(config: ModelConfig) -> dict[str, Any]:
   )
 
 
-def _common(fields: Fields, family: Family, file: str) -> dict[str, Any]:
+def _common(fields: Fields, family: Family) -> dict[str, Any]:
   """What all families say in the same words."""
   heads, dim = fields['num_attention_heads'], fields['hidden_size']
   for name in ('attention_bias', 'mlp_bias'):
     if fields.get(name):
       raise ValueError(
-        f'{file}: {name} must be false for a {family.architecture}, got true'
+        f'{name} must be false for a {family.architecture}, got true'
       )
   activation = fields.get('hidden_activation') or fields.get('hidden_act')
   known = {theirs: ours for ours, theirs in _ACTIVATIONS.items()}
   if activation not in known:
     raise ValueError(
-      f'{file}: the activation must be one of {sorted(known)}, got'
-      f' {activation!r}'
+      f'the activation must be one of {sorted(known)}, got {activation!r}'
     )
   return {
     'vocab_size': fields['vocab_size'],
@@ -228,6 +232,58 @@ def _write_qwen(config: ModelConfig) -> dict[str, Any]:
   }
 
 
+def _read_mixtral(fields: Fields) -> dict[str, Any]:
+  return _read_mistral(fields) | {
+    'experts': Experts(
+      count=fields['num_local_experts'], per_token=fields['num_experts_per_tok']
+    )
+  }
+
+
+def _write_mixtral(config: ModelConfig) -> dict[str, Any]:
+  return _write_mistral(config) | _write_experts(config)
+
+
+def _read_qwen3_moe(fields: Fields) -> dict[str, Any]:
+  if fields.get('mlp_only_layers') or fields.get('decoder_sparse_step', 1) != 1:
+    raise ValueError(
+      'every layer of a Qwen3MoeForCausalLM must have experts, got'
+      f' mlp_only_layers {fields.get("mlp_only_layers")} and'
+      f' decoder_sparse_step {fields.get("decoder_sparse_step", 1)}'
+    )
+  # Newer versions have the name of all mixtures.
+  count = fields.get('num_local_experts') or fields['num_experts']
+  return _read_qwen3(fields) | {
+    'hidden_dim': fields['moe_intermediate_size'],
+    'experts': Experts(
+      count=count,
+      per_token=fields['num_experts_per_tok'],
+      normalised=fields.get('norm_topk_prob', False),
+    ),
+  }
+
+
+def _write_qwen3_moe(config: ModelConfig) -> dict[str, Any]:
+  written = _write_experts(config)
+  return _write_qwen(config) | {
+    **written,
+    'num_experts': written.get('num_local_experts'),
+    'moe_intermediate_size': config.hidden_dim,
+    'norm_topk_prob': config.experts is not None and config.experts.normalised,
+    'decoder_sparse_step': 1,
+    'mlp_only_layers': [],
+  }
+
+
+def _write_experts(config: ModelConfig) -> dict[str, Any]:
+  if config.experts is None:
+    return {'num_local_experts': 1, 'num_experts_per_tok': 1}
+  return {
+    'num_local_experts': config.experts.count,
+    'num_experts_per_tok': config.experts.per_token,
+  }
+
+
 def _read_gemma(fields: Fields) -> dict[str, Any]:
   return {
     'attention_scale': fields['query_pre_attn_scalar'] ** -0.5,
@@ -296,6 +352,21 @@ FAMILIES = (
     write=_write_qwen,
   ),
   Family(
+    architecture='MixtralForCausalLM',
+    model_type='mixtral',
+    names=names.MIXTRAL,
+    read=_read_mixtral,
+    write=_write_mixtral,
+    theta=1e6,
+  ),
+  Family(
+    architecture='Qwen3MoeForCausalLM',
+    model_type='qwen3_moe',
+    names=names.QWEN3_MOE,
+    read=_read_qwen3_moe,
+    write=_write_qwen3_moe,
+  ),
+  Family(
     architecture='Gemma2ForCausalLM',
     model_type='gemma2',
     names=names.GEMMA2,
@@ -310,5 +381,6 @@ FAMILIES = (
     read=_read_gemma3,
     write=_write_gemma,
     tied=True,
+    theta=1e6,
   ),
 )

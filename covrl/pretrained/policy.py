@@ -13,11 +13,16 @@ from covrl.models import Policy
 class PretrainedPolicy(Policy):
   """A policy that remembers the small files it came with.
 
+  Neither is part of its identity.
+
   Attributes:
     files: content of `config.json` and what a tokenizer and a sampler need, by
-      name; no part of the policy's identity.
+      name.
+    origin: the model's directory, or its name on the Hugging Face hub; an
+      adapter's is that of the model it stands beside.
   """
 
   files: Mapping[str, bytes] = dataclasses.field(
     default_factory=dict, compare=False, repr=False
   )
+  origin: str = dataclasses.field(default='', compare=False, repr=False)

@@ -1,35 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pretrained weights in: a Hugging Face directory to sharded arrays.
-
-Each device is given its own slices, read from the files one tensor at a time,
-so that the host never holds more than the largest tensor.
-"""
+"""Pretrained policies in: a Hugging Face directory to sharded arrays."""
 
 from __future__ import annotations
 
-import functools
-import json
+import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import (
-  Mesh,
-  NamedSharding,
-  PartitionSpec,
-  SingleDeviceSharding,
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from covrl.models import Policy
+from covrl.pretrained.adapters import (
+  base_of,
+  is_adapter,
+  load_adapters,
+  lora_of,
 )
-from jaxtyping import Array, Int, PyTree, Shaped
-
-from covrl.models import ModelConfig, Policy
+from covrl.pretrained.arrays import read_arrays
 from covrl.pretrained.copies import has_copy, load_copy
-from covrl.pretrained.families import Family, family_of, model_config
-from covrl.pretrained.layout import Place, places
+from covrl.pretrained.families import family_of, model_config
 from covrl.pretrained.policy import PretrainedPolicy
-from covrl.pretrained.resolve import resolve, small_files
+from covrl.pretrained.resolve import json_fields, resolve, small_files
 from covrl.pretrained.tensors import Tensors
 
 # Kept by old conversions; derived from the configuration here.
@@ -44,11 +35,12 @@ def load_pretrained(
   """A policy and its parameters, from a directory as transformers writes it.
 
   Args:
-    directory: has `config.json` and safetensors, in one file or several; or
-      the name of a repository on the Hugging Face hub, where there is network.
+    directory: has `config.json` and safetensors, in one file or several; or is
+      an adapter as PEFT writes it, and stands for its model with the adapter;
+      or the name of either on the Hugging Face hub, where there is network.
     mesh: where the parameters shall live; `None` is the default device.
     dtype: of parameters and activations, `'float32'` or `'bfloat16'`; the
-      file's own unless given.
+      file's own unless given. Adapters are float32 at least.
 
   Returns:
     The policy, which remembers the directory's small files for
@@ -70,11 +62,24 @@ def load_policy(
   Raises:
     ValueError: as `load_pretrained`.
   """
-  directory = resolve(directory)
-  fields, file = read_fields(directory)
+  model = base_of(directory)
+  fields, file = json_fields(model / 'config.json')
   stated = fields.get('dtype') or fields.get('torch_dtype')
   config = model_config(fields, dtype or stated or 'float32', file)
-  return PretrainedPolicy(config, files=small_files(directory))
+  config = dataclasses.replace(config, lora=lora_of(directory))
+  return PretrainedPolicy(
+    config, files=small_files(model), origin=origin_of(directory)
+  )
+
+
+def origin_of(directory: str | pathlib.Path) -> str:
+  """How an adapter names a model: its directory, or its name on the hub."""
+  found = resolve(directory)
+  if is_adapter(found):
+    fields, _ = json_fields(found / 'adapter_config.json')
+    return origin_of(fields['base_model_name_or_path'])
+  is_here = pathlib.Path(directory).is_dir()
+  return str(found.absolute()) if is_here else str(directory)
 
 
 def load_params(
@@ -85,104 +90,36 @@ def load_params(
   """The parameters alone, in the policy's `param_dtype`.
 
   Raises:
-    ValueError: as `load_pretrained`.
+    ValueError: as `load_pretrained`, or the policy's adapters are not the
+      directory's.
   """
-  directory = resolve(directory)
+  found = lora_of(directory)
+  if policy.config.lora != found:
+    raise ValueError(
+      f'{directory}: must have the adapters of the policy,'
+      f' {policy.config.lora}, got {found}'
+    )
+  model = base_of(directory)
+  if found is None:
+    return _load_model(model, policy, mesh)
+  # What is small first: if it does not fit, that is known at once.
+  adapters = load_adapters(directory, policy, mesh)
+  return policy.join(adapters, {'base': _load_model(model, policy.base, mesh)})
+
+
+def _load_model(
+  directory: pathlib.Path, policy: Policy, mesh: Mesh | None
+) -> PyTree:
+  """The parameters of a model without adapters."""
   if has_copy(directory):
     return load_copy(directory, policy, mesh)
-  family = family_of(*read_fields(directory))
-  tensors = Tensors(directory)
-  like = policy.abstract_params(mesh)
-  wanted = list(places(like, family.names))
-  for place in wanted:
-    shape = place.flat[:: -1 if place.stored.inputs else 1]
-    for name in place.names:
-      tensors.check(name, shape)
-  _refuse_others(tensors, wanted, policy.config, family)
-  leaves = [_load(place, tensors) for place in wanted]
-  return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-
-def read_fields(directory: pathlib.Path) -> tuple[Mapping[str, Any], str]:
-  """The fields of a directory's config.json, and the file's name.
-
-  Raises:
-    ValueError: there is none, or it is no JSON.
-  """
-  file = directory / 'config.json'
-  if not file.is_file():
-    raise ValueError(f'{directory} must hold config.json, and does not')
-  try:
-    return json.loads(file.read_text()), str(file)
-  except json.JSONDecodeError as error:
-    raise ValueError(f'{file}: must be JSON, got {error}') from None
-
-
-def _refuse_others(
-  tensors: Tensors, wanted: Sequence[Place], config: ModelConfig, family: Family
-) -> None:
-  """Refuses a checkpoint of which something would be left out."""
-  known = {name for place in wanted for name in place.names}
-  if config.tied_embeddings:
-    known.add(family.names['head'].name)
-  for name, file in tensors.files.items():
-    if name not in known and not name.endswith(_DERIVED):
-      raise ValueError(
-        f'{file}: holds {name}, which no {family.architecture} of this'
-        ' config.json has'
-      )
-
-
-def _load(place: Place, tensors: Tensors) -> Array:
-  """One parameter, all its layers."""
-  whole: Any = place.like.sharding or SingleDeviceSharding(jax.devices()[0])
-  if place.layers is None:
-    return _tensor(place, place.names[0], whole, tensors)
-  stacked = _zeros(place.like.shape, place.like.dtype, whole)
-  for layer, name in enumerate(place.names):
-    one = _tensor(place, name, _of_one_layer(whole), tensors)
-    stacked = _put(stacked, one, np.int32(layer))
-  return stacked
-
-
-def _tensor(place: Place, name: str, sharding: Any, tensors: Tensors) -> Array:
-  """One layer's parameter, each device's part read from the file."""
-
-  def part(index: tuple[slice, ...] | None) -> Shaped[np.ndarray, '...']:
-    index = (slice(None),) * len(place.shape) if index is None else index
-    shape = [
-      len(range(*cut.indices(size)))
-      for cut, size in zip(index, place.shape, strict=True)
-    ]
-    spans = place.spans(index)
-    if place.stored.inputs:
-      read = tensors.read(name, spans[::-1], place.like.dtype)
-    else:
-      read = tensors.read(name, spans, place.like.dtype).T
-    return read.reshape(shape)
-
-  return jax.make_array_from_callback(place.shape, sharding, part)
-
-
-def _of_one_layer(sharding: Any) -> Any:
-  """The sharding of a layer, from that of all of them."""
-  if not isinstance(sharding, NamedSharding):
-    return sharding
-  return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
-
-
-def _zeros(
-  shape: tuple[int, ...], dtype: np.dtype, sharding: Any
-) -> Shaped[Array, 'L ...']:
-  make = functools.partial(jnp.zeros, shape, dtype)
-  return jax.jit(make, out_shardings=sharding)()
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _put(
-  stacked: Shaped[Array, 'L ...'],
-  one: Shaped[Array, '...'],
-  layer: Int[Array, ''],
-) -> Shaped[Array, 'L ...']:
-  """Writes one layer in place."""
-  return jax.lax.dynamic_update_index_in_dim(stacked, one, layer, 0)
+  family = family_of(*json_fields(directory / 'config.json'))
+  # Of a tied model some files have the embedding twice.
+  twice = family.names['head'].name if policy.config.tied_embeddings else None
+  return read_arrays(
+    policy.abstract_params(mesh),
+    family.names,
+    Tensors(directory),
+    spare=lambda name: name == twice or name.endswith(_DERIVED),
+    described_by=f'{family.architecture} of this config.json',
+  )

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import re
+from collections.abc import Mapping
+from typing import Any
 
 SMALL_FILES = (
   'config.json',
@@ -42,6 +45,7 @@ def resolve(directory: str | pathlib.Path) -> pathlib.Path:
   from huggingface_hub.errors import HfHubHTTPError
 
   patterns = ['*.safetensors', '*.safetensors.index.json', *SMALL_FILES]
+  patterns.append('adapter_config.json')
   try:
     return pathlib.Path(
       snapshot_download(str(directory), allow_patterns=patterns)
@@ -62,3 +66,17 @@ def small_files(directory: pathlib.Path) -> dict[str, bytes]:
     for name in SMALL_FILES
     if (directory / name).is_file()
   }
+
+
+def json_fields(file: pathlib.Path) -> tuple[Mapping[str, Any], str]:
+  """The fields of a JSON file that a directory must have, and its name.
+
+  Raises:
+    ValueError: there is none, or it is no JSON.
+  """
+  if not file.is_file():
+    raise ValueError(f'{file.parent} must hold {file.name}, and does not')
+  try:
+    return json.loads(file.read_text()), str(file)
+  except json.JSONDecodeError as error:
+    raise ValueError(f'{file}: must be JSON, got {error}') from None

@@ -21,12 +21,12 @@ from covrl.models import (
 Fields = Mapping[str, Any]
 
 
-def rope_of(fields: Fields, file: str) -> dict[str, Any]:
+def rope_of(fields: Fields, theta: float) -> dict[str, Any]:
   """The rotary fields of a `ModelConfig`.
 
   Args:
     fields: of the config.json.
-    file: its name, for errors.
+    theta: the family's base of the wavelengths, where the file has none.
 
   Returns:
     `rope_theta`, `rope_scaling` and, where layers with a window differ,
@@ -38,7 +38,7 @@ def rope_of(fields: Fields, file: str) -> dict[str, Any]:
   given = fields.get('rope_parameters')
   if given is None:
     scaling = fields.get('rope_scaling') or {}
-    found = {'rope_theta': float(fields.get('rope_theta', 10000.0))}
+    found = {'rope_theta': float(fields.get('rope_theta') or theta)}
     if fields.get('rope_local_base_freq') is not None:
       found['local_rope_theta'] = float(fields['rope_local_base_freq'])
   elif 'full_attention' in given:
@@ -48,10 +48,10 @@ def rope_of(fields: Fields, file: str) -> dict[str, Any]:
   else:
     scaling = given
     found = {'rope_theta': float(given['rope_theta'])}
-  return found | {'rope_scaling': _scaling(scaling, fields, file)}
+  return found | {'rope_scaling': _scaling(scaling, fields)}
 
 
-def _scaling(given: Fields, fields: Fields, file: str) -> RopeScaling | None:
+def _scaling(given: Fields, fields: Fields) -> RopeScaling | None:
   """The rule that a dictionary states."""
   # Older files call the type `type`.
   kind = given.get('rope_type', given.get('type', 'default'))
@@ -79,8 +79,8 @@ def _scaling(given: Fields, fields: Fields, file: str) -> RopeScaling | None:
       whole=given.get('truncate', True),
     )
   raise ValueError(
-    f'{file}: rope_type must be default, linear, llama3 or yarn (without'
-    f' mscale), got {dict(given)}'
+    'rope_type must be default, linear, llama3 or yarn (without mscale), got'
+    f' {dict(given)}'
   )
 
 

@@ -1,20 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tensors of a directory of safetensors files, read a slice at a time."""
+"""The tensors of a directory of safetensors files, read a slice at a time.
+
+The files are read and not mapped: of a mapped file every page that was looked
+at counts as the process's memory.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 from collections.abc import Mapping
+from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped
 
-_INDEX = 'model.safetensors.index.json'
-_WHOLE = 'model.safetensors'
-_FLOATS = ('F64', 'F32', 'BF16', 'F16')
-# Of a slice, how much is in memory at a time beside its destination.
+_DTYPES = {
+  'F64': np.dtype(np.float64),
+  'F32': np.dtype(np.float32),
+  'BF16': jnp.dtype(jnp.bfloat16),
+  'F16': np.dtype(np.float16),
+}
+# Of rows of which only a part is wanted, how much is read at a time.
 _BLOCK_BYTES = 2**26
+
+
+class _Tensor(NamedTuple):
+  """One tensor in its file.
+
+  Attributes:
+    shape: in the order of the file.
+    dtype: of the numbers there.
+    start: byte of the file at which they begin.
+  """
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  start: int
 
 
 class Tensors:
@@ -26,20 +50,24 @@ class Tensors:
     files: the file of each tensor.
   """
 
-  def __init__(self, directory: pathlib.Path) -> None:
+  def __init__(self, directory: pathlib.Path, name: str = 'model') -> None:
     """Finds the files and checks that each of them is whole.
+
+    Args:
+      directory: of the checkpoint.
+      name: of the file, before `.safetensors`.
 
     Raises:
       ValueError: a file is missing, cut short, or lacks a tensor.
     """
-    self.files: Mapping[str, pathlib.Path] = _locate(directory)
-    self._shapes: dict[str, tuple[int, ...]] = {}
+    self.files: Mapping[str, pathlib.Path] = _locate(directory, name)
+    self._tensors: dict[str, _Tensor] = {}
     for file in sorted(set(self.files.values())):
-      self._shapes |= _check(file)
-    for name, file in self.files.items():
-      if name not in self._shapes:
+      self._tensors |= _check(file)
+    for tensor, file in self.files.items():
+      if tensor not in self._tensors:
         raise ValueError(
-          f'{file}: must hold {name}, as {_INDEX} says, and does not'
+          f'{file}: must hold {tensor}, as {_index(name)} says, and does not'
         )
 
   def check(self, name: str, shape: tuple[int, ...]) -> None:
@@ -54,60 +82,75 @@ class Tensors:
         f'the checkpoint must hold {name} of shape {shape}, and it is not in'
         f' {places}'
       )
-    if self._shapes[name] != shape:
+    if self._tensors[name].shape != shape:
       raise ValueError(
         f'{self.files[name]}: {name} must have shape {shape}, got'
-        f' {self._shapes[name]}'
+        f' {self._tensors[name].shape}'
       )
 
   def read(
-    self, name: str, part: tuple[slice, ...], dtype: np.dtype
+    self, name: str, part: tuple[slice, ...]
   ) -> Shaped[np.ndarray, '...']:
-    """A part of a tensor, transposed, in another dtype.
+    """A part of a tensor, in the file's own dtype.
 
-    Besides the result at most 64 MiB are in memory.
+    Besides it at most 64 MiB are in memory.
 
     Args:
       name: of the tensor.
-      part: what of each of its axes, in the order of the file.
-      dtype: of the result.
-
-    Returns:
-      The part; its axes in reverse order.
+      part: what of each of its axes.
     """
-    from safetensors import safe_open
+    tensor, file = self._tensors[name], self.files[name]
+    rows, *rest = (
+      range(*cut.indices(size))
+      for cut, size in zip(part, tensor.shape, strict=True)
+    )
+    width = math.prod(tensor.shape[1:])
 
-    shape = self._shapes[name]
-    spans = [range(*s.indices(n)) for s, n in zip(part, shape, strict=True)]
-    result = np.empty([len(span) for span in spans], dtype)
-    width = int(np.prod(result.shape[1:])) * 4
-    step = max(_BLOCK_BYTES // max(width, 1), 1)
-    # Opened anew for each tensor: pages of a file that stays open count as
-    # this process's memory.
-    with safe_open(self.files[name], framework='numpy') as file:
-      tensor = file.get_slice(name)
-      for row in range(0, len(spans[0]), step):
-        start = spans[0].start + row
-        stop = min(start + step, spans[0].stop)
-        result[row : row + step] = tensor[slice(start, stop), *part[1:]]
-    return result.T
+    def read(first: int, last: int) -> Shaped[np.ndarray, '...']:
+      numbers = np.fromfile(
+        file,
+        tensor.dtype,
+        count=(last - first) * width,
+        offset=tensor.start + first * width * tensor.dtype.itemsize,
+      )
+      return numbers.reshape(last - first, *tensor.shape[1:])
+
+    if math.prod(map(len, rest)) == width:
+      return read(rows.start, rows.stop)
+    columns = tuple(slice(span.start, span.stop) for span in rest)
+    result = np.empty([len(rows), *map(len, rest)], tensor.dtype)
+    step = max(_BLOCK_BYTES // (width * tensor.dtype.itemsize), 1)
+    for first in range(rows.start, rows.stop, step):
+      last = min(first + step, rows.stop)
+      block = read(first, last)[:, *columns]
+      result[first - rows.start : last - rows.start] = block
+    return result
 
 
-def _locate(directory: pathlib.Path) -> dict[str, pathlib.Path]:
+def _index(name: str) -> str:
+  return f'{name}.safetensors.index.json'
+
+
+def _locate(directory: pathlib.Path, name: str) -> dict[str, pathlib.Path]:
   """The file of each tensor, by the index or by the only file there is."""
-  index, whole = directory / _INDEX, directory / _WHOLE
+  index, whole = directory / _index(name), directory / f'{name}.safetensors'
   if index.is_file():
-    names = json.loads(index.read_text())['weight_map']
-    return {name: directory / file for name, file in names.items()}
+    try:
+      names = json.loads(index.read_text())['weight_map']
+    except (ValueError, KeyError):
+      raise ValueError(
+        f'{index}: must be JSON with a weight_map, and is not'
+      ) from None
+    return {tensor: directory / file for tensor, file in names.items()}
   if not whole.is_file():
     raise ValueError(
-      f'{directory} must hold {_WHOLE} or {_INDEX}, and holds neither'
+      f'{directory} must hold {whole.name} or {index.name}, and holds neither'
     )
   return dict.fromkeys(_check(whole), whole)
 
 
-def _check(file: pathlib.Path) -> dict[str, tuple[int, ...]]:
-  """The shapes of a file's tensors, once it is known to be whole.
+def _check(file: pathlib.Path) -> dict[str, _Tensor]:
+  """A file's tensors, once it is known to be whole.
 
   Raises:
     ValueError: it is missing, cut short, or holds numbers of another kind.
@@ -122,7 +165,12 @@ def _check(file: pathlib.Path) -> dict[str, tuple[int, ...]]:
         f'{file}: must have a header of {size} bytes after the first 8, got'
         f' {found} bytes in all'
       )
-    header = json.loads(stream.read(size))
+    try:
+      header = json.loads(stream.read(size))
+    except ValueError:
+      raise ValueError(
+        f'{file}: must begin with a header of JSON, and does not'
+      ) from None
   header.pop('__metadata__', None)
   ends = [about['data_offsets'][1] for about in header.values()]
   expected = 8 + size + max(ends, default=0)
@@ -133,9 +181,16 @@ def _check(file: pathlib.Path) -> dict[str, tuple[int, ...]]:
       f' tensors, got {found}'
     )
   for name, about in header.items():
-    if about['dtype'] not in _FLOATS:
+    if about['dtype'] not in _DTYPES:
       raise ValueError(
-        f'{file}: {name} must be one of {", ".join(_FLOATS)}, got'
+        f'{file}: {name} must be one of {", ".join(_DTYPES)}, got'
         f' {about["dtype"]}'
       )
-  return {name: tuple(about['shape']) for name, about in header.items()}
+  return {
+    name: _Tensor(
+      tuple(about['shape']),
+      _DTYPES[about['dtype']],
+      8 + size + about['data_offsets'][0],
+    )
+    for name, about in header.items()
+  }

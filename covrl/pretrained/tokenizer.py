@@ -14,7 +14,7 @@ from covrl.data import (
   SentencePieceTokenizer,
   Tokenizer,
 )
-from covrl.pretrained.resolve import resolve
+from covrl.pretrained.adapters import base_of
 
 _SPECIAL = ('bos_token', 'eos_token', 'unk_token', 'pad_token')
 
@@ -24,7 +24,7 @@ def load_tokenizer(directory: str | pathlib.Path) -> Tokenizer:
 
   `tokenizer.json` is preferred to a sentencepiece `tokenizer.model`. What ends
   a response is said by `generation_config.json`, then `config.json`, then
-  `tokenizer_config.json`.
+  `tokenizer_config.json`. An adapter has that of its model.
 
   Args:
     directory: as for `load_pretrained`.
@@ -36,7 +36,7 @@ def load_tokenizer(directory: str | pathlib.Path) -> Tokenizer:
     ValueError: there is none, it is of another vocabulary, or nothing says
       what ends a response.
   """
-  directory = resolve(directory)
+  directory = base_of(directory)
   about = _fields(directory, 'tokenizer_config.json')
   vocab_size = _fields(directory, 'config.json').get('vocab_size')
   end_tokens = _end_tokens(directory, about)
@@ -80,7 +80,7 @@ def load_chat_template(directory: str | pathlib.Path) -> ChatTemplate:
   Raises:
     ValueError: it has none.
   """
-  directory = resolve(directory)
+  directory = base_of(directory)
   about = _fields(directory, 'tokenizer_config.json')
   file = directory / 'chat_template.jinja'
   source = file.read_text() if file.is_file() else about.get('chat_template')

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pathlib
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,12 +18,8 @@ import numpy as np
 from jaxtyping import Array, PyTree, Shaped
 
 from covrl.models import ModelConfig, Policy
-from covrl.pretrained.families import (
-  Family,
-  describe,
-  family_of,
-  model_config,
-)
+from covrl.pretrained.drafts import written_whole
+from covrl.pretrained.families import describe, family_of, model_config
 from covrl.pretrained.layout import Place, places
 from covrl.pretrained.policy import PretrainedPolicy
 
@@ -44,7 +38,7 @@ def save_pretrained(
   The weights keep their dtype: what was loaded and is written again is the
   same to the bit. A `PretrainedPolicy` brings its tokenizer and generation
   config along; another policy is written as the first family that has all its
-  features.
+  features. Adapters are merged into the matrices they stand beside.
 
   Args:
     directory: must not exist, or be empty.
@@ -56,26 +50,31 @@ def save_pretrained(
     ValueError: something is there already, or no family can describe the
       policy.
   """
-  target = pathlib.Path(directory).absolute()
-  if target.exists() and (not target.is_dir() or any(target.iterdir())):
-    raise ValueError(f'{target} must not exist or be empty, and is not')
+  policy, params = policy.base, policy.merge(params)
+  files = described_files(policy, params)
+  family = family_of(json.loads(files['config.json']), 'config.json')
+  with written_whole(pathlib.Path(directory)) as draft:
+    for name, content in files.items():
+      (draft / name).write_bytes(content)
+    wanted = list(places(params, family.names))
+    write_tensors(draft, 'model', wanted, shard_bytes)
+
+
+def described_files(policy: Policy, params: PyTree) -> dict[str, bytes]:
+  """The small files of a policy, a `config.json` that tells the truth included.
+
+  Args:
+    policy: without adapters.
+    params: whose dtype is stated.
+
+  Raises:
+    ValueError: no family can describe the policy.
+  """
   files = policy.files if isinstance(policy, PretrainedPolicy) else {}
   dtype = str(jax.tree.leaves(params)[0].dtype)
   fields = _description(policy.config, files, dtype)
-  family = family_of(fields, 'config.json')
-  target.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(
-    prefix=f'.{target.name}.', dir=target.parent
-  ) as temporary:
-    draft = pathlib.Path(temporary) / 'draft'
-    draft.mkdir()
-    for name, content in files.items():
-      (draft / name).write_bytes(content)
-    (draft / 'config.json').write_text(json.dumps(fields, indent=2) + '\n')
-    _write_weights(draft, params, family, shard_bytes)
-    if target.exists():
-      target.rmdir()
-    os.replace(draft, target)
+  text = json.dumps(fields, indent=2) + '\n'
+  return {**files, 'config.json': text.encode()}
 
 
 def _description(
@@ -98,55 +97,64 @@ def _shape(config: ModelConfig) -> ModelConfig:
   )
 
 
-def _write_weights(
-  directory: pathlib.Path, params: PyTree, family: Family, shard_bytes: int
+def write_tensors(
+  directory: pathlib.Path,
+  name: str,
+  wanted: Sequence[Place],
+  shard_bytes: int = SHARD_BYTES,
 ) -> None:
-  """All tensors, in as many files as their size asks for."""
+  """Writes parameters as safetensors, in as many files as their size asks for.
+
+  Args:
+    directory: must exist.
+    name: of the file, or of the files before their numbers.
+    wanted: the parameters, and what they are called there.
+    shard_bytes: of a file, about.
+  """
   from safetensors.numpy import save_file
 
-  shards = _shards(params, family, shard_bytes)
+  shards = _shards(wanted, shard_bytes)
   total = len(shards)
   files: dict[str, str] = {}
   size = 0
   for number, shard in enumerate(shards, start=1):
-    name = (
-      'model.safetensors'
+    file = (
+      f'{name}.safetensors'
       if total == 1
-      else f'model-{number:05}-of-{total:05}.safetensors'
+      else f'{name}-{number:05}-of-{total:05}.safetensors'
     )
-    tensors = {tensor: _tensor(place, layer) for tensor, place, layer in shard}
-    save_file(tensors, directory / name, metadata={'format': 'pt'})
-    files |= dict.fromkeys(tensors, name)
+    tensors = {
+      place.name(entry): _tensor(place, entry) for place, entry in shard
+    }
+    save_file(tensors, directory / file, metadata={'format': 'pt'})
+    files |= dict.fromkeys(tensors, file)
     size += sum(tensor.nbytes for tensor in tensors.values())
   if total > 1:
     index = {'metadata': {'total_size': size}, 'weight_map': files}
-    path = directory / 'model.safetensors.index.json'
+    path = directory / f'{name}.safetensors.index.json'
     path.write_text(json.dumps(index, indent=2, sort_keys=True) + '\n')
 
 
-_Item = tuple[str, Place, int]
+_Item = tuple[Place, tuple[int, ...]]
 
 
-def _shards(
-  params: PyTree, family: Family, shard_bytes: int
-) -> list[list[_Item]]:
+def _shards(wanted: Sequence[Place], shard_bytes: int) -> list[list[_Item]]:
   """Which tensors go into which file."""
   shards: list[list[_Item]] = [[]]
   size = 0
-  for place in places(params, family.names):
-    count = place.layers or 1
-    width = place.like.size * place.like.dtype.itemsize // count
-    for layer, name in enumerate(place.names):
+  for place in wanted:
+    entries = list(place.entries)
+    width = place.like.size * place.like.dtype.itemsize // len(entries)
+    for entry in entries:
       if shards[-1] and size + width > shard_bytes:
         shards.append([])
         size = 0
-      shards[-1].append((name, place, layer))
+      shards[-1].append((place, entry))
       size += width
   return shards
 
 
-def _tensor(place: Place, layer: int) -> Shaped[np.ndarray, '...']:
+def _tensor(place: Place, entry: tuple[int, ...]) -> Shaped[np.ndarray, '...']:
   """One tensor as the checkpoint has it."""
-  ours: Array = place.like if place.layers is None else place.like[layer]
-  flat = np.asarray(jax.device_get(ours)).reshape(place.flat)
-  return np.ascontiguousarray(flat.T if place.stored.inputs else flat)
+  ours: Array = place.like[entry] if entry else place.like
+  return np.ascontiguousarray(place.stored_as(np.asarray(jax.device_get(ours))))

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from covrl.report import verdict, words
 from covrl.report.compare import Comparison, differing, load_comparison
 from covrl.report.intervals import Estimate
-from covrl.report.law import TITLES, law_rows
+from covrl.report.law import TITLES, law_rows, lawless
 from covrl.report.overlays import (
   forest_of,
   legend_keys,
@@ -26,6 +26,7 @@ from covrl.report.overlays import (
 from covrl.report.page import render, replace
 from covrl.report.run import Run
 from covrl.report.series import drawn
+from covrl.report.sets import set_table
 
 
 def write_comparison(
@@ -64,7 +65,10 @@ def write_comparison(
       (group.name, differing(group, comparison.baseline))
       for group in comparison.groups[1:]
     ],
-    law=(TITLES, law_rows(comparison)),
+    law=(TITLES, law_rows(comparison), lawless(comparison)),
+    sets=set_table(
+      [(group.short, list(group.runs.values())) for group in comparison.groups]
+    ),
     runs=[
       (group.name, seed, run.path.name, _state(run), _gain(run))
       for group in comparison.groups

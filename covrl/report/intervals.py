@@ -11,6 +11,7 @@ invented.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -74,6 +75,47 @@ def bootstrap_mean(
   low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
   kind = f'paired over {values.size:,} problems'
   return Estimate(float(values.mean()), float(low), float(high), kind)
+
+
+def bootstrap_sets(
+  sets: Sequence[Float[np.ndarray, ' n']],
+  *,
+  resamples: int = 10_000,
+  seed: int = 0,
+) -> Estimate:
+  """The plain mean of several sets' means, with the bootstrap's interval.
+
+  Problems are drawn anew within each set, so that sets keep their sizes and
+  count the same. Few distinct values make it fast: how often each is drawn is
+  multinomial. Give it differences, and it is the paired bootstrap.
+
+  Args:
+    sets: of each set one value a problem.
+    resamples: how many times the problems are drawn anew.
+    seed: of the resampling.
+
+  Raises:
+    ValueError: if there is no set, or no value in one.
+
+  >>> bootstrap_sets([np.array([0.0, 1.0]), np.ones(5)]).value
+  0.75
+  """
+  _require_values(np.arange(len(sets)))
+  generator = np.random.default_rng(seed)
+  means = np.zeros(resamples)
+  for values in sets:
+    _require_values(values)
+    levels, counts = np.unique(values, return_counts=True)
+    drawn = generator.multinomial(
+      values.size, counts / values.size, size=resamples
+    )
+    means += drawn @ levels / values.size
+  low, high = np.quantile(means / len(sets), [0.025, 0.975])
+  value = float(np.mean([values.mean() for values in sets]))
+  kind = f'over {sum(values.size for values in sets):,} problems'
+  if len(sets) > 1:
+    kind += f' of {len(sets)} sets'
+  return Estimate(value, float(low), float(high), kind)
 
 
 def student_mean(values: Float[np.ndarray, ' n']) -> Estimate:

@@ -19,6 +19,7 @@ from covrl.report import figures, machinery, samples, words
 from covrl.report.compare import flat
 from covrl.report.predictors import predictors
 from covrl.report.run import Run, load_run
+from covrl.report.sets import set_table
 from covrl.report.verdict import judge
 
 
@@ -47,6 +48,7 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
     predictors=_predictors(run),
     accuracies=run.accuracies,
     evaluations=_evaluations(run),
+    sets=set_table([(run.path.name, [run])]) if _has_sets(run) else None,
     tables=samples.sample_tables(run),
     settings=flat(run.config),
     overrides=[str(item) for item in run.settings.get('overrides') or ()],
@@ -93,6 +95,11 @@ def _facts(run: Run) -> list[str]:
   if total:
     facts.append(f'{words.duration(total)} of training')
   return facts
+
+
+def _has_sets(run: Run) -> bool:
+  """Whether there are results of named evaluation sets."""
+  return any(suite for suite, _ in run.answered)
 
 
 def _evaluations(run: Run) -> list[list[str]]:

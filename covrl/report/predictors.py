@@ -20,7 +20,7 @@ class Predictor:
   """A predictor of the change that an update makes in the mean entropy.
 
   Attributes:
-    name: `batch`, `state`, `exact` or `jvp`.
+    name: `batch`, `state`, `definition`, `exact`, `signal` or `jvp`.
     correlation: Pearson's r with the realised change.
     slope: of the realised change against the prediction, least squares. 1
       where the prediction is in nats; the step size where it is per unit of

@@ -14,13 +14,20 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from etils import epath
 from jaxtyping import Float
 
 _SEED = re.compile(r'(^|[-_.])(seed|s)?[-_=]?\d+$')
+
+
+ProblemId: TypeAlias = tuple[str, str]
+"""A problem's evaluation set (empty for a run's own), and what tells it there."""
+
+Problems: TypeAlias = dict[ProblemId, list[dict[str, Any]]]
+"""Results by problem; more than one where a set has a question twice."""
 
 
 class Curve(NamedTuple):
@@ -179,16 +186,22 @@ class Run:
     """Kept samples, oldest first."""
     return _numbered(self.path / 'rollouts')
 
-  def problems(self, iteration: float | None) -> dict[str, list[Any]]:
-    """Per-problem results of one evaluation, by prompt; empty if not kept."""
+  def problems(self, iteration: float | None) -> Problems:
+    """Results of one evaluation by problem; empty if they were not kept."""
     if iteration is None:
       return {}
-    name = f'iteration_{int(iteration):06d}.json'
-    content = read_json(self.path / 'evaluation' / name)
-    kept: dict[str, list[Any]] = {}
-    for problem in content.get('problems') or ():
-      kept.setdefault(str(problem.get('prompt')), []).append(problem)
-    return kept
+    name = f'iteration_{int(iteration):06d}.jsonl'
+    return _problems([self.path / 'evaluation' / name])
+
+  @functools.cached_property
+  def answered(self) -> Problems:
+    """Latest results by problem: of `covrl evaluate`, else of the run itself."""
+    folder = self.path / 'evaluation'
+    if not folder.is_dir():
+      return {}
+    files = sorted(folder.glob('*.jsonl'), key=lambda path: path.name)
+    own = [file for file in files if file.name.startswith('iteration_')]
+    return _problems([file for file in files if file not in own] or own[-1:])
 
 
 def load_run(workdir: epath.PathLike) -> Run:
@@ -225,6 +238,22 @@ def read_json(path: epath.Path) -> dict[str, Any]:
   except (FileNotFoundError, ValueError):
     return {}
   return content if isinstance(content, dict) else {}
+
+
+def _problems(files: Sequence[epath.Path]) -> Problems:
+  """Lines of files, by problem; those that cannot be read are left out."""
+  kept: Problems = {}
+  for file in files:
+    for line in file.read_text().splitlines() if file.exists() else ():
+      try:
+        record = json.loads(line)
+      except ValueError:
+        continue
+      if isinstance(record, dict) and 'greedy' in record:
+        suite = str(record.get('suite', ''))
+        told = str(record.get('key') or record.get('prompt'))
+        kept.setdefault((suite, told), []).append(record)
+  return kept
 
 
 def _read_lines(path: epath.Path) -> tuple[list[dict[str, Any]], int]:

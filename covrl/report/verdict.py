@@ -8,7 +8,8 @@ them. A gain whose interval contains 0 is not called a gain.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -79,8 +80,10 @@ def gain(run: Run, metric: str | None = None) -> Estimate | None:
   if ends is None:
     return None
   differences = _problem_differences(run, metric)
-  if differences.size:
-    return intervals.bootstrap_mean(differences)
+  if len(differences) == 1:
+    return intervals.bootstrap_mean(*differences)
+  if differences:
+    return intervals.bootstrap_sets(differences)
   field = f'{metric}_stderr'
   errors = [run.evals.at(index, field) for index in _judged(run, metric)]
   return intervals.normal_difference(*ends, errors[0], errors[-1])
@@ -143,24 +146,26 @@ def _ends(run: Run, metric: str) -> tuple[float, float] | None:
   return float(numbers[judged[0]]), float(numbers[judged[-1]])
 
 
-def _problem_differences(run: Run, metric: str) -> Float[np.ndarray, ' n']:
-  """Last minus first, one a problem; empty if either was not kept."""
+def _problem_differences(
+  run: Run, metric: str
+) -> list[Float[np.ndarray, ' n']]:
+  """Last minus first, one a problem, by set; empty if either was not kept."""
   judged = _judged(run, metric)
   first, last = (
     run.problems(run.evals.at(index, 'iteration'))
     for index in (judged[0], judged[-1])
   )
-  pairs = [
-    (before, after)
-    for prompt in first
-    for before, after in zip(first[prompt], last.get(prompt, ()), strict=False)
-  ]
-  scores = [(_score(a, metric), _score(b, metric)) for a, b in pairs]
-  return np.array([b - a for a, b in scores if a is not None and b is not None])
+  found: dict[str, list[float]] = {}
+  for problem, befores in first.items():
+    for before, after in zip(befores, last.get(problem, ()), strict=False):
+      scores = score(before, metric), score(after, metric)
+      if scores[0] is not None and scores[1] is not None:
+        found.setdefault(problem[0], []).append(scores[1] - scores[0])
+  return [np.array(values) for values in found.values()]
 
 
-def _score(problem: dict, metric: str) -> float | None:
-  """One problem's contribution to an accuracy."""
+def score(problem: Mapping[str, Any], metric: str) -> float | None:
+  """One problem's contribution to an accuracy, `None` if it has none."""
   if metric == 'greedy':
     greedy = problem.get('greedy')
     return None if greedy is None else float(greedy)

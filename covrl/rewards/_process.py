@@ -131,7 +131,9 @@ class WorkerProcess:
 
   def _message(self) -> dict[str, Any]:
     return {
-      'path': [entry or os.getcwd() for entry in sys.path],
+      # A console script's path lacks the directory that it is called from,
+      # where a user's own functions are.
+      'path': [*(entry or os.getcwd() for entry in sys.path), os.getcwd()],
       'package_path': str(_PACKAGE),
       'score_fn': self._settings.score_fn,
       'example': self._settings.example,

@@ -55,6 +55,9 @@ def _prepare(settings: dict[str, Any]) -> Callable[[str, Any], Any]:
   package.__path__ = [settings['package_path']]
   sys.modules['covrl'] = package
   score_fn = pickle.loads(settings['score_fn'])
+  if isinstance(score_fn, str):
+    module, _, name = score_fn.partition(':')
+    score_fn = getattr(importlib.import_module(module), name)
   if settings['example'] is not None:
     score_fn(*settings['example'])
   _limit_memory(settings['memory_limit'])
@@ -66,9 +69,12 @@ def _score(
 ) -> tuple[str, float, str]:
   """Status, score and, where there is no score, why."""
   try:
-    score = score_fn(response, reference)
+    score: Any = score_fn(response, reference)
   except BaseException as error:
     return 'crash', float('nan'), f'{type(error).__name__}: {error}'
+  # An outcome is known by its name: its module may not be loaded here.
+  if type(score).__name__ == 'Outcome':
+    return score.status.value, float(score.score), score.detail
   if isinstance(score, numbers.Real):
     value = float(score)
     if abs(value) < float('inf'):

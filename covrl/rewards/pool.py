@@ -19,13 +19,17 @@ import dataclasses
 import json
 import pickle
 import queue
+import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
 from covrl.rewards._process import Reply, WorkerProcess, WorkerSettings
 from covrl.rewards.outcome import Outcome, Status
+from covrl.rewards.reward import ScoreFunction
+
+_FUNCTION_NAME = re.compile(r'[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*')
 
 
 class RewardPool:
@@ -36,8 +40,9 @@ class RewardPool:
   exit.
 
   Args:
-    score_fn: `score_fn(response, reference)` gives a number; a function that a
-      worker can import, so none of the main script, and no lambda.
+    score_fn: `score_fn(response, reference)` gives a number or an `Outcome`; a
+      function that a worker can import, so none of the main script, and no
+      lambda, or its name, `'module:function'`.
     workers: how many processes.
     timeout: most seconds for one response.
     memory_limit: most bytes a worker may allocate beyond what it has once it
@@ -47,13 +52,13 @@ class RewardPool:
       imports at its first call is on no response's time.
 
   Raises:
-    ValueError: a number is not positive, or `score_fn` is a lambda or of the
-      main script.
+    ValueError: a number is not positive, or `score_fn` is a lambda, of the
+      main script or no name of a function.
   """
 
   def __init__(
     self,
-    score_fn: Callable[[str, Any], float],
+    score_fn: ScoreFunction | str,
     *,
     workers: int = 2,
     timeout: float = 5.0,
@@ -224,8 +229,15 @@ def _outcome(reply: Reply) -> Outcome:
   return Outcome(score, Status(status), detail)
 
 
-def _importable(score_fn: Callable[[str, Any], float]) -> bytes:
+def _importable(score_fn: ScoreFunction | str) -> bytes:
   """The function as a reference that another process can follow."""
+  if isinstance(score_fn, str):
+    if not _FUNCTION_NAME.fullmatch(score_fn):
+      raise ValueError(
+        'The name of a score function must have the form module:function, got'
+        f' {score_fn!r}.'
+      )
+    return pickle.dumps(score_fn)
   try:
     reference = pickle.dumps(score_fn)
   except (pickle.PicklingError, AttributeError, TypeError):

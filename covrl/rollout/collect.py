@@ -9,14 +9,13 @@ scores. A response whose scoring failed is masked out, never given a 0.
 from __future__ import annotations
 
 import dataclasses
-from concurrent.futures import Future
 
 import jax
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from covrl.data import PromptBatch, Tokenizer
-from covrl.rewards import Outcome, RewardPool
+from covrl.rewards import TOTAL, PendingScores, Scoring
 from covrl.rollout.engine import SamplingEngine
 from covrl.rollout.samples import Samples, to_rollout_rows
 from covrl.rollout.sampling import Sampling
@@ -35,31 +34,56 @@ class PendingRollouts:
 
   rollouts: Rollouts
   responses: tuple[str, ...]
-  scores: Future[list[Outcome]]
+  scores: PendingScores
 
-  def result(self) -> tuple[Rollouts, float]:
-    """Waits for the scores.
-
-    Returns:
-      The scored rollouts, failures masked out of `loss_mask`, and the share of
-      responses whose scoring failed.
-    """
-    outcomes = self.scores.result()
-    failed = np.array([not outcome.is_judged for outcome in outcomes])
-    rewards = np.array([outcome.score for outcome in outcomes], np.float32)
-    scored = dataclasses.replace(
-      self.rollouts,
-      rewards={'score': np.where(failed, 0, rewards).astype(np.float32)},
-      loss_mask=self.rollouts.loss_mask & ~failed[:, None],
+  def result(self) -> ScoredRollouts:
+    """Waits for the scores; what could not be judged is masked out."""
+    scores = self.scores.result()
+    totals = np.array(scores.totals(), np.float32)
+    failed = np.isnan(totals)
+    rewards = {TOTAL: np.where(failed, 0, totals).astype(np.float32)}
+    for name, outcomes in scores.outcomes.items():
+      rewards[name] = np.array(
+        [np.nan if o is None else o.score for o in outcomes], np.float32
+      )
+    return ScoredRollouts(
+      rollouts=dataclasses.replace(
+        self.rollouts,
+        rewards=rewards,
+        loss_mask=self.rollouts.loss_mask & ~failed[:, None],
+      ),
+      counts=scores.counts(),
+      failures=scores.failures(),
     )
-    return scored, float(failed.mean())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoredRollouts:
+  """Rollouts with their rewards.
+
+  Attributes:
+    rollouts: `rewards` has the total under `'score'`, 0 where there is none
+      (the sequence is masked out of `loss_mask` then), and every part under
+      its name, NaN where it does not apply or could not be judged.
+    counts: outcomes by `name/status`.
+    failures: a sentence for every outcome that is no judgement.
+  """
+
+  rollouts: Rollouts
+  counts: dict[str, int]
+  failures: list[str]
+
+  @property
+  def masked(self) -> int:
+    """Sequences without a reward."""
+    return int(np.sum(~np.any(self.rollouts.loss_mask, axis=1)))
 
 
 def collect(
   engine: SamplingEngine,
   params: PyTree,
   prompts: PromptBatch,
-  pool: RewardPool,
+  scoring: Scoring,
   tokenizer: Tokenizer,
   *,
   group_size: int,
@@ -74,7 +98,7 @@ def collect(
     engine: the sampler.
     params: of the policy.
     prompts: of one draw.
-    pool: the scorers.
+    scoring: the rewards.
     tokenizer: to decode with.
     group_size: responses per prompt.
     key: PRNG key of the iteration.
@@ -96,8 +120,8 @@ def collect(
     )
   )
   responses = decode(tokenizer, samples)
-  references = [
-    problem.reference for problem in prompts.problems for _ in range(group_size)
+  problems = [
+    problem for problem in prompts.problems for _ in range(group_size)
   ]
   rows = to_rollout_rows(prompts.tokens, prompts.mask, samples, group_size)
   rows |= {
@@ -109,7 +133,12 @@ def collect(
   return PendingRollouts(
     rollouts=Rollouts(**rows, rewards={}),
     responses=responses,
-    scores=pool.submit(responses, references),
+    scores=scoring.submit(
+      responses,
+      [problem.reference for problem in problems],
+      sources=[problem.source for problem in problems],
+      lengths=samples.response_mask.sum(axis=1).tolist(),
+    ),
   )
 
 

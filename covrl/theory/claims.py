@@ -1,24 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """A claim, what was measured of it, and the table of all claims.
 
-To add a claim, write one function in its section's module:
+To add a claim, write one function in its section's module (a new module's
+`SECTION` goes into `table`):
 
     @claim(
       'Lemma IV.1 (7)',
       printed='what the paper says',
       holds='what is true',
-      verdict='fails',
-      formula=lambda pi, surprise: -pi * surprise,
+      verdict='holds if there is one state',
+      formula=lambda pi, f: -pi * f,
     )
     def entropy_gradient(lab, formula):
       ...
-      return Evidence(printed=[below('error', 2.6, 1e-3)], holds=[...])
+      return Evidence(
+        printed=[below('error', 2.6, 1e-12)],
+        given=[below('error in a bandit', 1e-16, 1e-12)],
+        holds=[below('error of the formula', error_of(formula), 1e-12)],
+      )
 
-The verdict on the printed statement is measured, not declared: the printed
-statement holds if all checks of `printed` pass. `verdict` is what was recorded
-when the claim was written; a run that measures another one disagrees. The
-formula is the one that holds, an argument so that a test may replace it by a
-wrong one and see the claim disagree; `wrong` are factors that must be seen.
+That is all: it is in the table, the command, the page and the tests.
+
+The verdict on the printed statement is measured, not declared: it holds if all
+checks of `printed` pass, and holds under its condition if all of `given` do.
+`verdict` is what was recorded when the claim was written; a run that measures
+another one disagrees. The formula is the one that holds. It is an argument so
+that a test may replace it by a wrong one and see the claim disagree: multiplied
+by each factor of `wrong`, or by each of `slips`, formulas with an error within.
 """
 
 from __future__ import annotations
@@ -26,17 +34,20 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 from jaxtyping import Float
 
+EXACT = 1e-12  # what rounding may do to algebra in 64-bit floats
+
 HOLDS, FAILS, HOLDS_IF = 'holds', 'fails', 'holds if '
 
 Formula = Callable[..., Any]
 Numbers = Float[np.ndarray, ' n']
+Size = TypeVar('Size', int, float)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +63,8 @@ class Lab:
   quick: bool = False
   seed: int = 0
 
-  def size(self, full: int, quick: int) -> int:
-    """A number of trials, steps or seeds."""
+  def size(self, full: Size, quick: Size) -> Size:
+    """A number of trials, steps or seeds; or a tolerance that goes with it."""
     return quick if self.quick else full
 
   def random(self) -> np.random.Generator:
@@ -100,20 +111,24 @@ class Check(NamedTuple):
     return f'{middle:.3g} ± {half:.2g}'
 
 
-def below(what: str, figure: Any, bound: float) -> Check:
+def below(what: str, figure: Any, bound: float | int) -> Check:
   """A figure that must not exceed a bound."""
   return Check(what, float(figure), high=float(bound))
 
 
-def above(what: str, figure: Any, bound: float) -> Check:
+def above(what: str, figure: Any, bound: float | int) -> Check:
   """A figure that must reach a bound."""
   return Check(what, float(figure), low=float(bound))
 
 
-def near(what: str, figure: Any, expected: Any, tolerance: float) -> Check:
+def near(
+  what: str, figure: Any, expected: Any, tolerance: float | int
+) -> Check:
   """A figure that must equal another to a tolerance."""
   middle = float(expected)
-  return Check(what, float(figure), middle - tolerance, middle + tolerance)
+  return Check(
+    what, float(figure), float(middle - tolerance), float(middle + tolerance)
+  )
 
 
 class Curve(NamedTuple):
@@ -176,20 +191,24 @@ class Evidence:
   Attributes:
     printed: the statement as printed, tested as it stands; it holds if all
       pass.
+    given: the printed statement again, under the condition that the verdict
+      names.
     holds: the statement that holds; all must pass.
     pictures: to look at.
     tables: to read.
   """
 
   printed: Sequence[Check]
+  given: Sequence[Check] = ()
   holds: Sequence[Check] = ()
   pictures: Sequence[Picture] = ()
   tables: Sequence[Table] = ()
 
-  @property
-  def printed_holds(self) -> bool:
-    """Whether the printed statement was found to hold."""
-    return all(check.passes for check in self.printed)
+  def checks(self) -> Iterator[tuple[str, Check]]:
+    """All of them, each with what it is of."""
+    for kind in ('printed', 'given', 'holds'):
+      for check in getattr(self, kind):
+        yield kind, check
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -206,6 +225,7 @@ class Claim:
     check: `(lab, formula) -> Evidence`.
     wrong: factors by which the formula may be multiplied for the check to
       fail.
+    slips: formulas that are wrong within, for which it must fail too.
     section: of the paper.
   """
 
@@ -216,6 +236,7 @@ class Claim:
   formula: Formula
   check: Callable[[Lab, Formula], Evidence]
   wrong: tuple[float, ...]
+  slips: tuple[Formula, ...]
   section: str
 
   def __post_init__(self) -> None:
@@ -228,6 +249,13 @@ class Claim:
     """Checks the claim, in 64-bit floats."""
     with jax.enable_x64(True):
       return Result(self, self.check(lab, self.formula))
+
+  def mistaken(self) -> Iterator[Claim]:
+    """The claim with each of its wrong formulas: all must disagree."""
+    for factor in self.wrong:
+      yield self.times(factor)
+    for slip in self.slips:
+      yield dataclasses.replace(self, formula=slip)
 
   def times(self, factor: float) -> Claim:
     """The claim with a formula that is wrong by a factor."""
@@ -249,26 +277,38 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """A claim and its evidence."""
+  """A claim and its evidence.
+
+  Raises:
+    ValueError: if a claim that holds under a condition was not checked there.
+  """
 
   claim: Claim
   evidence: Evidence
 
+  def __post_init__(self) -> None:
+    if self.claim.verdict.startswith(HOLDS_IF) and not self.evidence.given:
+      raise ValueError(
+        f"{self.claim.name}: a verdict 'holds if …' needs checks under its "
+        'condition, given=[…], got none'
+      )
+
   @property
   def agrees(self) -> bool:
     """Whether what was measured is what was recorded."""
-    recorded = self.claim.verdict == HOLDS
-    if self.evidence.printed_holds != recorded:
+    if self.measured != self.claim.verdict:
       return False
     return all(check.passes for check in self.evidence.holds)
 
   @property
   def measured(self) -> str:
     """The verdict on the printed statement that this run found."""
-    if self.evidence.printed_holds:
+    if all(check.passes for check in self.evidence.printed):
       return HOLDS
-    recorded = self.claim.verdict
-    return recorded if recorded.startswith(HOLDS_IF) else FAILS
+    conditional = self.claim.verdict.startswith(HOLDS_IF)
+    if conditional and all(check.passes for check in self.evidence.given):
+      return self.claim.verdict
+    return FAILS
 
 
 class Section:
@@ -287,6 +327,7 @@ class Section:
     verdict: str,
     formula: Formula,
     wrong: tuple[float, ...] = (-1.0, 1.05),
+    slips: tuple[Formula, ...] = (),
   ) -> Callable[[Callable[[Lab, Formula], Evidence]], Claim]:
     """Makes a claim of the function that checks it; see `Claim`."""
 
@@ -299,6 +340,7 @@ class Section:
         formula=formula,
         check=check,
         wrong=wrong,
+        slips=slips,
         section=self.title,
       )
       self.claims.append(made)

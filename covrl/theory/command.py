@@ -1,36 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`covrl theory`: runs the claims, prints the table, writes the page."""
+"""`covrl theory`: runs the claims and prints the table."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
-from covrl.theory.claims import Check, Claim, Lab, Result
+from covrl.theory.claims import Claim, Lab, Result
 from covrl.theory.table import CLAIMS, named
+
+# What each figure is of, before its words.
+KINDS = {'printed': 'as printed: ', 'given': 'if so: ', 'holds': ''}
+
+
+class Run(NamedTuple):
+  """Claims that were checked.
+
+  Attributes:
+    lab: that checked them.
+    results: in the paper's order.
+    seconds: that took.
+  """
+
+  lab: Lab
+  results: Sequence[Result]
+  seconds: float
+
+  @property
+  def agrees(self) -> bool:
+    """Whether every check agrees with its recorded verdict."""
+    return all(result.agrees for result in self.results)
 
 
 def run(
   *,
-  workdir: str | os.PathLike[str] | None = None,
   name: str | None = None,
   quick: bool = False,
   claims: Sequence[Claim] = CLAIMS,
-) -> bool:
-  """Checks the claims and tells.
+) -> Run:
+  """Checks the claims and prints the table.
 
   Args:
-    workdir: where `report.html` shall be; nowhere if `None`.
     name: of the claims to check; all if `None`.
     quick: fewer trials, for continuous integration.
     claims: the table.
-
-  Returns:
-    Whether every check agrees with its recorded verdict.
 
   Raises:
     ValueError: if no claim has that name.
@@ -43,16 +60,12 @@ def run(
     with console.status(f'{index + 1} of {len(chosen)}  {claim.name}'):
       results.append(claim.run(lab))
   console.print(table(results))
-  seconds = time.monotonic() - started
-  if workdir is not None:
-    from covrl.theory.page import write_page
-
-    console.print(str(write_page(workdir, results, lab, seconds)))
+  done = Run(lab, results, time.monotonic() - started)
   agreeing = sum(result.agrees for result in results)
   console.print(
-    f'{agreeing} of {len(results)} as recorded, in {seconds:.0f} s.'
+    f'{agreeing} of {len(results)} as recorded, in {done.seconds:.0f} s.'
   )
-  return agreeing == len(results)
+  return done
 
 
 def table(results: Sequence[Result]) -> Table:
@@ -61,24 +74,15 @@ def table(results: Sequence[Result]) -> Table:
   for header in ('', 'claim', 'as printed', 'measured', 'figure', 'tolerance'):
     made.add_column(header, justify='right' if header == 'figure' else 'left')
   for result in results:
-    for place, (check, printed) in enumerate(checks(result)):
-      mark = '' if check.passes else '✗' if not printed else '·'
+    for place, (kind, check) in enumerate(result.evidence.checks()):
+      mark = '' if check.passes else '·' if kind == 'printed' else '✗'
       first = place == 0
       made.add_row(
         ('✓' if result.agrees else '✗') if first else '',
         result.claim.name if first else '',
         result.measured if first else '',
-        f'{"(as printed) " * printed}{check.what}',
+        f'{KINDS[kind]}{check.what}',
         f'{check.figure:.3g} {mark}'.strip(),
         check.tolerance,
       )
   return made
-
-
-def checks(result: Result) -> list[tuple[Check, bool]]:
-  """A result's checks, and whether each is of the printed statement."""
-  evidence = result.evidence
-  return [
-    *((check, True) for check in evidence.printed),
-    *((check, False) for check in evidence.holds),
-  ]

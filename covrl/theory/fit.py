@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 Numbers = Float[np.ndarray, ' n']
+Pair = Float[np.ndarray, '2']
 
 
 class Interval(NamedTuple):
@@ -141,13 +142,13 @@ def _fit(x: Numbers, y: Numbers, draws: np.ndarray) -> Fit:
   )
 
 
-def _line(x: Numbers, y: Numbers) -> Numbers:
+def _line(x: Numbers, y: Numbers) -> Pair:
   """a and b of y ≈ b − a x."""
   slope, intercept = np.polyfit(x, y, 1)
   return np.array([-slope, intercept])
 
 
-def _of(coefficients: Numbers, x: Numbers) -> Numbers:
+def _of(coefficients: Pair, x: Numbers) -> Numbers:
   return coefficients[1] - coefficients[0] * x
 
 

@@ -43,22 +43,22 @@ def surprise(pi: Float[Array, '*B K']) -> Float[Array, '*B K']:
 
 
 def mean(
-  pi: Float[Array, '*B K'], x: Float[Array, '*B K']
-) -> Float[Array, '*B']:
+  pi: Float[Array, '*#B K'], x: Float[Array, '*#B K']
+) -> Float[Array, '...']:
   """E_π x."""
   return np.asarray((pi * x).sum(-1))
 
 
 def centred(
-  pi: Float[Array, '*B K'], x: Float[Array, '*B K']
-) -> Float[Array, '*B K']:
+  pi: Float[Array, '*#B K'], x: Float[Array, '*#B K']
+) -> Float[Array, '... K']:
   """x − E_π x."""
   return x - mean(pi, x)[..., None]
 
 
 def covariance(
-  pi: Float[Array, '*B K'], x: Float[Array, '*B K'], y: Float[Array, '*B K']
-) -> Float[Array, '*B']:
+  pi: Float[Array, '*#B K'], x: Float[Array, '*#B K'], y: Float[Array, '*#B K']
+) -> Float[Array, '...']:
   """Cov_π(x, y)."""
   return mean(pi, centred(pi, x) * centred(pi, y))
 
@@ -68,6 +68,15 @@ def kl(p: Float[Array, '*B K'], q: Float[Array, '*B K']) -> Float[Array, '*B']:
   safe = np.where(p > 0, p, 1)
   terms = p * (np.log(safe) - np.log(np.where(p > 0, q, 1)))
   return np.asarray(terms.sum(-1))
+
+
+def entropy_slope(
+  z: Float[np.ndarray, '*#B K'], direction: Float[np.ndarray, '*#B K']
+) -> Float[np.ndarray, '...']:
+  """dH/dη along a direction in logits, by central differences."""
+  h = 1e-5
+  up, down = (entropy(softmax(z + s * direction)) for s in (h, -h))
+  return (up - down) / (2 * h)
 
 
 def random_logits(
@@ -84,15 +93,11 @@ def random_logits(
 def slope(x: Float[Array, ' n'], y: Float[Array, ' n']) -> float:
   """The exponent of a power law, by least squares in logarithms.
 
-  NaN if a number is not positive, which no power law has.
-
-  NaN, which no check accepts, where the values are not positive.
+  NaN, which no check accepts, if a number is not positive.
 
   >>> round(slope(np.array([1.0, 10.0]), np.array([3.0, 300.0])), 6)
   2.0
   """
-  if not np.all(np.asarray(y) > 0):
-    return float('nan')
   if not (y > 0).all():
     return float('nan')
   return float(np.polyfit(np.log(x), np.log(y), 1)[0])

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -13,9 +15,9 @@ from jaxtyping import Array, Key, PyTree
 from covrl.config import Config
 from covrl.data import PromptBatch, PromptStream, StreamState
 from covrl.data.rows import prompt_width
-from covrl.rewards import RewardPool
+from covrl.rewards import TOTAL, Scoring
 from covrl.rollout import Sampling, SamplingEngine
-from covrl.rollout.collect import collect
+from covrl.rollout.collect import ScoredRollouts, collect
 from covrl.train.iteration import (
   Iteration,
   blank_iteration,
@@ -40,7 +42,7 @@ class Collector:
     self,
     task: Task,
     engine: SamplingEngine,
-    pool: RewardPool,
+    scoring: Scoring,
     programs: Programs,
     config: Config,
     key: Key[Array, ''],
@@ -50,16 +52,17 @@ class Collector:
     Args:
       task: its problems.
       engine: the sampler.
-      pool: the scorers.
+      scoring: the rewards.
       programs: give the trainer's statistics of sampled tokens, and advantages.
       config: sizes.
       key: of all sampling.
     """
     self._config = config
     self._engine = engine
-    self._pool = pool
+    self._scoring = scoring
     self._programs = programs
     self._tokenizer = task.tokenizer
+    self._sources = task.train.names
     self._key = key
     self._sampling = Sampling.make(
       config.rollout.temperature, config.rollout.top_p, config.rollout.top_k
@@ -102,7 +105,7 @@ class Collector:
       sampling=self._sampling,
     )
     jax.random.fold_in(self._key, 0)
-    self._pool.warm()
+    self._scoring.warm()
 
   def collect(self, number: int, state: TrainState) -> Iteration:
     """Samples, scores and completes an iteration's training data.
@@ -121,27 +124,23 @@ class Collector:
     config, clock = self._config, _Clock()
     most = config.rollout.max_draws
     draws: list[Draw] = []
-    failures: list[float] = []
+    results: list[ScoredRollouts] = []
     for place in range(most):
-      draw, failed = self._draw(number, number * most + place, state, clock)
+      draw, result = self._draw(number, number * most + place, state, clock)
       draws.append(draw)
-      failures.append(failed)
+      results.append(result)
       if self._informative(draws) >= config.rollout.prompts_per_iteration:
         break
-    failed = float(np.mean(failures))
-    if failed > config.rewards.max_failures:
-      raise RuntimeError(
-        f'at most {config.rewards.max_failures:.0%} of the responses may fail '
-        f'to be scored (rewards.max_failures), {failed:.0%} did in iteration '
-        f'{number}'
-      )
+    outcomes = outcome_metrics(
+      results, number, most_failures=config.rewards.max_failures
+    )
     rollouts, batch, scored = _joined(draws)
-    metrics = rollout_metrics(rollouts, scored)
-    metrics |= {'draws': float(len(draws)), 'reward_failures': failed}
+    metrics = rollout_metrics(rollouts, scored, sources=self._sources)
+    metrics |= outcomes | {'draws': float(len(draws))}
     if most > 1:
       rollouts, batch, scored = self._chosen((rollouts, batch, scored))
     advantages = self._programs.advantages(
-      np.asarray(rollouts.rewards['score']), effective_groups(rollouts)
+      np.asarray(rollouts.rewards[TOTAL]), effective_groups(rollouts)
     )
     return of_rollouts(
       rollouts,
@@ -167,15 +166,15 @@ class Collector:
 
   def _draw(
     self, number: int, place: int, state: TrainState, clock: _Clock
-  ) -> tuple[Draw, float]:
-    """One draw of prompts, and the share of responses that were not scored."""
-    prompts = next(self._prompts)
+  ) -> tuple[Draw, ScoredRollouts]:
+    """One draw of prompts, and how its responses were judged."""
+    prompts, params = next(self._prompts), self._programs.params(state)
     clock.lap('prompts')
     pending = collect(
       self._engine,
-      state.trainable,
+      params,
       prompts,
-      self._pool,
+      self._scoring,
       self._tokenizer,
       group_size=self._config.rollout.responses_per_prompt,
       key=jax.random.fold_in(self._key, number),
@@ -186,16 +185,16 @@ class Collector:
     clock.lap('sample')
     # The device scores the tokens while workers score the responses.
     batch = unscored_batch(pending.rollouts)
-    scored = jax.device_get(self._programs.score(state.trainable, batch))
+    scored = jax.device_get(self._programs.score(params, batch))
     if self._config.train.keep_reference:
-      stats, _ = self._programs.score(state.frozen['reference'], batch)
+      stats, _ = self._programs.score(self._programs.reference(state), batch)
       batch = dataclasses.replace(
         batch, ref_logprobs=jax.device_get(stats.logprobs)
       )
     clock.lap('score')
-    rollouts, failed = pending.result()
+    result = pending.result()
     clock.lap('rewards')
-    return (rollouts, batch, scored), failed
+    return (result.rollouts, batch, scored), result
 
   def _informative(self, draws: list[Draw]) -> int:
     """Groups so far whose responses have different rewards."""
@@ -237,6 +236,36 @@ def row_width(config: Config) -> int:
   """Tokens of a row: a prompt's and a response's."""
   rollout = config.rollout
   return prompt_width(rollout.max_prompt_length) + rollout.max_response_length
+
+
+def outcome_metrics(
+  results: Sequence[ScoredRollouts], iteration: int, *, most_failures: float
+) -> dict[str, float]:
+  """How often there was which outcome; too many failures stop the run.
+
+  Args:
+    results: of an iteration's draws.
+    iteration: its number.
+    most_failures: share of the responses that may be masked for want of a score.
+
+  Raises:
+    RuntimeError: more are; it names what failed most often.
+  """
+  sizes = [len(result.rollouts.loss_mask) for result in results]
+  failed = sum(result.masked for result in results) / sum(sizes)
+  if failed > most_failures:
+    reasons = Counter(r for result in results for r in result.failures)
+    raise RuntimeError(
+      f'at most {most_failures:.0%} of the responses may fail to be scored '
+      f'(rewards.max_failures), {failed:.0%} did in iteration {iteration}, most '
+      f'often so: {reasons.most_common(1)[0][0]}'
+    )
+  counts: Counter[str] = Counter()
+  for result in results:
+    counts.update(result.counts)
+  return {'reward_failures': failed} | {
+    f'outcomes/{name}': float(count) for name, count in counts.items()
+  }
 
 
 def _joined(draws: list[Draw]) -> Draw:

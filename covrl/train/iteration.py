@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from covrl.rewards import TOTAL
 from covrl.train.metrics import QUANTILES
 from covrl.train.step import PolicyStats
 from covrl.types import Rollouts, TokenBatch, TokenMoments
@@ -129,7 +130,7 @@ def of_rollouts(
     old_entropy=stats.entropy,
     old_moments=moments,
   )
-  rewards = np.asarray(rollouts.rewards['score'])
+  rewards = np.asarray(rollouts.rewards[TOTAL])
   generator = np.random.default_rng([seed, TRAIN_STREAM, iteration])
   return Iteration(
     batch=complete,
@@ -143,7 +144,7 @@ def informative_groups(
   rollouts: Rollouts, group_size: int
 ) -> Bool[np.ndarray, ' P']:
   """Prompts whose scored responses differ in reward: those with a gradient."""
-  rewards = np.asarray(rollouts.rewards['score']).reshape(-1, group_size)
+  rewards = np.asarray(rollouts.rewards[TOTAL]).reshape(-1, group_size)
   scored = np.any(rollouts.loss_mask, axis=1).reshape(rewards.shape)
   most = np.max(rewards, axis=1, where=scored, initial=-np.inf)
   least = np.min(rewards, axis=1, where=scored, initial=np.inf)
@@ -151,44 +152,76 @@ def informative_groups(
 
 
 def rollout_metrics(
-  rollouts: Rollouts, scored: PolicyStats
+  rollouts: Rollouts, scored: PolicyStats, *, sources: Sequence[str]
 ) -> dict[str, float]:
   """What is logged of all that was sampled, used or not.
 
   Args:
-    rollouts: scored.
+    rollouts: scored; means of rewards leave out what could not be judged.
     scored: the trainer's statistics of the same tokens.
+    sources: names of the data sources, which `source_ids` are places in.
   """
   mask = following(rollouts.loss_mask)
-  rewards = np.asarray(rollouts.rewards['score'])
   stats, _ = scored
   ratio = (stats.logprobs - following(rollouts.sampler_logprobs))[mask]
   gap = np.abs(ratio)
   truncated = float(np.mean(rollouts.truncated))
-  groups = np.asarray(rollouts.group_ids)
-  equal = [np.ptp(rewards[groups == group]) == 0 for group in np.unique(groups)]
   return {
-    'reward': float(rewards.mean()),
+    **_reward_metrics(rollouts, sources),
     'sampler_gap': float(gap.mean()) if gap.size else 0.0,
     'sampler_gap_max': float(gap.max()) if gap.size else 0.0,
     'rollout_entropy': float(np.mean(np.asarray(stats.entropy)[mask])),
     'response_length': float(mask.sum(axis=1).mean()),
     'truncated_fraction': truncated,
     'end_fraction': 1.0 - truncated,
-    'equal_reward_groups': float(np.mean(equal)),
     **{
       f'importance_weight/{quantile:g}': float(
         np.exp(np.quantile(ratio, quantile)) if ratio.size else 1.0
       )
       for quantile in QUANTILES
     },
+  }
+
+
+def _reward_metrics(
+  rollouts: Rollouts, sources: Sequence[str]
+) -> dict[str, float]:
+  """Mean rewards: the total, its parts and both by source."""
+  judged = np.any(rollouts.loss_mask, axis=1)
+  total = np.where(judged, np.asarray(rollouts.rewards[TOTAL]), np.nan)
+  parts = {
+    name: np.asarray(values)
+    for name, values in rollouts.rewards.items()
+    if name != TOTAL
+  }
+  of_source = {
+    name: np.asarray(rollouts.source_ids) == place
+    for place, name in enumerate(sources)
+  }
+  groups = np.asarray(rollouts.group_ids)[judged]
+  equal = [np.ptp(total[judged][groups == g]) == 0 for g in np.unique(groups)]
+  return {
+    'reward': _mean(total),
+    'equal_reward_groups': float(np.mean(equal)) if equal else 1.0,
+    **{f'reward/{name}': _mean(values) for name, values in parts.items()},
     **{
-      f'reward_of_source/{source}': float(
-        rewards[rollouts.source_ids == source].mean()
-      )
-      for source in np.unique(rollouts.source_ids)
+      f'reward_of_source/{source}': _mean(total[rows])
+      for source, rows in of_source.items()
+      if rows.any()
+    },
+    **{
+      f'reward/{name}/{source}': _mean(values[rows])
+      for name, values in parts.items()
+      for source, rows in of_source.items()
+      if len(sources) > 1 and not np.all(np.isnan(values[rows]))
     },
   }
+
+
+def _mean(values: Float[np.ndarray, ' n']) -> float:
+  """Of those that are there; 0 where none is."""
+  known = values[~np.isnan(values)]
+  return float(known.mean()) if known.size else 0.0
 
 
 def blank_iteration(count: int, width: int, *, reference: bool) -> Iteration:

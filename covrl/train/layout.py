@@ -29,7 +29,9 @@ def rollout_mesh(mesh: Mesh, tensor: int) -> Mesh:
   """
   if tensor in (0, mesh.shape['tensor']):
     return mesh
-  return sharding.reshaped(mesh, {'data': -1, 'tensor': tensor})
+  expert = mesh.shape['expert']
+  sizes = {'data': -1, 'tensor': tensor, 'expert': expert}
+  return sharding.reshaped(mesh, sizes)
 
 
 def check_mesh(config: Config, model: ModelConfig, mesh: Mesh) -> None:
@@ -44,12 +46,14 @@ def check_mesh(config: Config, model: ModelConfig, mesh: Mesh) -> None:
   sizes = dict(mesh.shape)
   sampler = config.rollout.tensor or sizes['tensor']
   rows = config.train.sequences_per_update // config.train.micro_batches
+  experts = model.experts.count if model.experts else sizes['expert']
   for size, name, axes, parts in (
+    (experts, 'the number of experts', 'mesh.expert', sizes['expert']),
     (
       rows,
       'train.sequences_per_update / train.micro_batches',
-      'mesh.data × mesh.fsdp',
-      sizes['data'] * sizes['fsdp'],
+      'mesh.data × mesh.fsdp × mesh.expert',
+      sizes['data'] * sizes['fsdp'] * sizes['expert'],
     ),
     (
       model.model_dim,

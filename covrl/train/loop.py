@@ -12,15 +12,16 @@ import jax
 from jax.sharding import Mesh
 
 from covrl import sharding
-from covrl.config import Recipe
-from covrl.data import StreamState, check_tokenizer
+from covrl.config import ConfigError, Recipe
+from covrl.data import StreamState
 from covrl.models import Policy
-from covrl.pretrained import load_params
 from covrl.report import write_report
-from covrl.rewards import RewardPool
+from covrl.rewards import Scoring
 from covrl.rollout import SamplingEngine
 from covrl.train import advice
+from covrl.train.beginning import base_params, first_params, policy_of
 from covrl.train.checkpoint import Checkpoint, CheckpointStore, as_host
+from covrl.train.checks import check_references
 from covrl.train.collector import Collector
 from covrl.train.evaluate import Evaluator
 from covrl.train.iteration import (
@@ -31,7 +32,7 @@ from covrl.train.iteration import (
   Iteration,
 )
 from covrl.train.layout import check_mesh, rollout_mesh
-from covrl.train.programs import Algorithm, Programs
+from covrl.train.programs import Algorithm, Programs, without_base
 from covrl.train.progress import Progress
 from covrl.train.run_directory import RunDirectory
 from covrl.train.samples import kept_samples
@@ -109,11 +110,16 @@ class _Run:
       dataclasses.asdict(config.mesh), jax.devices()
     )
     self.task: Task = module.make_task(config)
+    for note in self.task.notes:
+      progress.note(note)
+    if len(self.task.train) == 0:
+      raise ConfigError(
+        'training needs problems, the task has none; data.train names the'
+        ' files of a task of text'
+      )
+    self.policy: Policy = policy_of(recipe, self.task)
+    check_mesh(config, self.policy.config, self.mesh)
     self.warm_start_tx = module.make_warm_start_tx(config)
-    model = module.make_model(config, self.task.tokenizer.vocab_size)
-    check_tokenizer(self.task.tokenizer, model.vocab_size)
-    check_mesh(config, model, self.mesh)
-    self.policy = Policy(dataclasses.replace(model, remat=config.train.remat))
     algorithm = Algorithm(
       loss=module.make_loss(config),
       token_tx=module.make_token_tx(config),
@@ -121,8 +127,10 @@ class _Run:
       advantages=module.make_advantages(config),
     )
     self.programs = Programs(self.policy, algorithm, config, self.mesh)
-    # A run that has a checkpoint needs no warm start, its own or another's.
-    self.lent = None if saved else lender(config, self.task)
+    # A run that has a checkpoint needs no warm start, its own or another's,
+    # unless that is what its adapters stand beside.
+    needless = saved is not None and self.policy.config.lora is None
+    self.lent = None if needless else lender(config, self.task)
     for warning in advice.warnings(config, algorithm):
       progress.note(f'warning: {warning}')
     self.engine = SamplingEngine(
@@ -137,35 +145,46 @@ class _Run:
       stream: jax.random.fold_in(root, stream)
       for stream in (ROLLOUT_STREAM, TRAIN_STREAM, EVALUATE_STREAM, INIT_STREAM)
     }
-    self.pool = RewardPool(
-      self.task.score,
+    self.scoring = Scoring(
+      self.task.rewards,
+      sources=self.task.sources,
       workers=config.rewards.workers,
       timeout=config.rewards.timeout,
-      example=self.task.example,
     )
+    for note in check_references(
+      self.task, self.scoring, programs=config.data.checked_programs
+    ):
+      progress.note(f'warning: {note}')
     self.collector = Collector(
       self.task,
       self.engine,
-      self.pool,
+      self.scoring,
       self.programs,
       config,
       self.keys[ROLLOUT_STREAM],
     )
     self.programs.check(self.collector.blank().batch)
     self.collector.check()
-    self.evaluator = Evaluator(
-      self.engine,
-      self.pool,
-      self.task.tokenizer,
-      self.task.held_out[: config.evaluate.problems],
-      samples=config.evaluate.samples,
-      temperature=config.evaluate.temperature,
-      max_prompt_length=config.rollout.max_prompt_length,
-      prompts_at_once=config.rollout.prompts_per_iteration,
-      key=self.keys[EVALUATE_STREAM],
+    suites = self.task.evaluation(config.evaluate)
+    self.evaluator = (
+      None
+      if not suites
+      else Evaluator(
+        self.engine,
+        self.scoring,
+        self.task.tokenizer,
+        suites,
+        max_prompt_length=config.rollout.max_prompt_length,
+        prompts_at_once=config.rollout.prompts_per_iteration,
+        group_size=config.rollout.responses_per_prompt,
+        key=self.keys[EVALUATE_STREAM],
+        reader=self.task.reader,
+      )
     )
     # Whatever is wrong is known by now: another attempt may use the directory.
     directory.claim(recipe)
+    if self.task.notes:
+      directory.write('task.json', {'notes': list(self.task.notes)})
     self.warm_starts = CheckpointStore(directory.path / 'warm_start', keep=1)
     begun = saved or self.warm_starts.latest()
     self.writer = MetricsWriter(
@@ -197,46 +216,64 @@ class _Run:
 
   def close(self) -> None:
     """Stops worker processes and threads; flushes files."""
-    self.pool.close()
+    self.scoring.close()
     self.collector.close()
     self.writer.close()
 
   def _begin(self) -> tuple[_Place, TrainState, Iteration | None]:
     """A warm-started policy, or what the checkpoint holds."""
     if self.saved is None:
-      params = self._warm_start()
+      params = first_params(
+        self.config,
+        self.policy,
+        self.mesh,
+        self.keys[INIT_STREAM],
+        self._warm_start(),
+      )
       return _Place(), self.programs.init_state(params), None
     notes = self.saved.notes
     place = _Place(**notes['place'])
     if place.draws is not None:
       self.collector.place = place.draws
-    like: dict[str, Any] = {'state': self.programs.abstract_state()}
+    like: dict[str, Any] = {
+      'state': without_base(self.programs.abstract_state())
+    }
     if place.update > 0:
       like['iteration'] = self.collector.blank().arrays()
     arrays = self.saved.restore(like)
+    state = arrays['state']
+    if self.policy.config.lora is not None:
+      frozen = state.frozen | {'base': self._base()}
+      state = dataclasses.replace(state, frozen=frozen)
     self.progress.note(
       f'resuming at iteration {place.iteration}, update {place.update}'
     )
     if place.update == 0:
-      return place, arrays['state'], None
+      return place, state, None
     pending = as_host(arrays['iteration'])
     iteration = Iteration(**pending, metrics=notes['rollout_metrics'])
-    return place, arrays['state'], iteration
+    return place, state, iteration
+
+  def _base(self) -> Any:
+    """Parameters before the warm start, or after one that was made already."""
+    return base_params(
+      self.config,
+      self.policy,
+      self.mesh,
+      self.keys[INIT_STREAM],
+      self.lent or self.warm_starts.latest(),
+    )
 
   def _warm_start(self) -> Any:
-    config = self.config
-    finished = self.lent or self.warm_starts.latest()
-    if finished is not None:
+    """Parameters after the warm start, if there is one; no adapters yet."""
+    config, params = self.config, self._base()
+    if self.lent or self.warm_starts.latest():
       self.progress.note('the warm start is finished')
-      return finished.restore(self.policy.abstract_params(self.mesh))
-    if config.pretrained:
-      params = load_params(config.pretrained, self.policy, self.mesh)
-    else:
-      params = self.policy.init(self.keys[INIT_STREAM], self.mesh)
+      return params
     if config.warm_start.steps == 0:
       return params
     params = warm_start(
-      self.policy,
+      self.policy.base,
       params,
       self.task,
       self.warm_start_tx,
@@ -252,9 +289,11 @@ class _Run:
   def _compile(self, state: TrainState) -> None:
     """Compiles all programs, so that nothing is compiled later."""
     self.progress.note('compiling')
-    self.evaluator.compile(state.trainable)
+    params = self.programs.params(state)
+    if self.evaluator:
+      self.evaluator.compile(params)
     self.programs.compile(state, self.collector.blank().batch)
-    self.collector.compile(state.trainable)
+    self.collector.compile(params)
     for stream in self.keys.values():
       jax.random.fold_in(stream, 0)
 
@@ -272,7 +311,9 @@ class _Run:
       write_report(self.directory.path)
 
   def _evaluate(self, place: _Place, state: TrainState) -> None:
-    evaluation = self.evaluator.run(state.trainable)
+    if not self.evaluator:
+      return
+    evaluation = self.evaluator.run(self.programs.params(state))
     summary = evaluation.summary()
     self.writer.write(
       step=int(state.step),
@@ -280,14 +321,13 @@ class _Run:
       phase='eval',
       **summary,
     )
-    self.directory.write(
-      f'evaluation/iteration_{place.iteration:06d}.json',
-      evaluation.per_problem(place.iteration),
+    self.directory.write_lines(
+      f'evaluation/iteration_{place.iteration:06d}.jsonl', evaluation.lines()
     )
     figures = ', '.join(
-      f'{name} {summary[name]:.3f}'
-      for name in summary
-      if name == 'greedy' or (name[-1].isdigit() and '@' in name)
+      f'{name} {estimate.value:.3f}'
+      for name, estimate in evaluation.estimates().items()
+      if '/' not in name or name.endswith('/accuracy')
     )
     self.progress.note(f'iteration {place.iteration}: {figures}')
 
@@ -326,7 +366,7 @@ class _Run:
       values = {k: float(v) for k, v in jax.device_get(readings).items()}
       now = time.monotonic()
       if measured:
-        change = self.programs.entropy_change(before, state.trainable, rows)
+        change = self.programs.entropy_change(before, state, rows)
         values |= {k: float(v) for k, v in jax.device_get(change).items()}
       if place.entropy is not None:
         values['entropy_drift'] = values['entropy'] - place.entropy
@@ -368,7 +408,7 @@ class _Run:
       # Replacing what was resumed from would risk the only checkpoint.
       return
     place.draws = self.collector.place
-    arrays: dict[str, Any] = {'state': state}
+    arrays: dict[str, Any] = {'state': without_base(state)}
     notes = {
       'iteration': place.iteration,
       'place': dataclasses.asdict(place),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +13,18 @@ from jaxtyping import Array, Bool, Float, PyTree
 from covrl.entropy import (
   Plan,
   SelectionSummary,
+  definition_score,
+  entropy_change,
   exact_mean,
   exact_quantile,
   exact_score,
+  exact_sum,
   select_top,
   state_score,
   token_covariance,
 )
 from covrl.entropy.exact import count
+from covrl.models import Routing, load_balance
 from covrl.types import Scalar, TokenBatch, TokenMoments, TokenStats
 
 # Shares of the tokens of highest covariance whose mean is logged (the table
@@ -58,13 +63,16 @@ def of_update(
   """Metrics of an optimiser update, over its loss's tokens.
 
   Entropy is in nats at the sampling temperature; `covariance` is the batch
-  covariance of log-probability and advantage; predictions of the entropy
-  change are per unit of step size, before what the chain adds.
+  covariance of log-probability and advantage. Predictions of the entropy change
+  are per unit of step size: `signal` of what the chain made of the loss's
+  cotangents, the others of the loss alone.
   """
   mask = batch.loss_mask
   covariance = token_covariance(tokens.stats.logprobs, batch.advantages, mask)
   state = state_score(tokens.stats, batch.advantages)
+  definition = definition_score(tokens.stats, batch.advantages, mask)
   exact = exact_score(tokens.stats, tokens.moments, tokens.score_weight)
+  signal = entropy_change(tokens.edited, tokens.stats, tokens.moments)
   readings = {
     'entropy': exact_mean(tokens.stats.entropy, mask),
     'covariance': exact_mean(covariance, mask),
@@ -76,7 +84,9 @@ def of_update(
     'penalty_share': _penalty_share(tokens),
     'predicted_entropy_change/batch': -exact_mean(covariance, mask),
     'predicted_entropy_change/state': -exact_mean(state, mask),
+    'predicted_entropy_change/definition': -exact_mean(definition, mask),
     'predicted_entropy_change/exact': -exact_mean(exact, mask),
+    'predicted_entropy_change/signal': exact_sum(signal, mask),
   }
   for fraction, mean in zip(
     TOP_FRACTIONS, _top_means(covariance, batch), strict=True
@@ -87,7 +97,26 @@ def of_update(
   )
   for quantile, value in zip(QUANTILES, quantiles, strict=True):
     readings[f'covariance_quantile/{quantile:g}'] = value
-  return readings | _of_selection(mask, plan, token_state)
+  return readings | _of_selection(mask, plan) | _coefficients(token_state)
+
+
+def of_routing(routing: Routing) -> dict[str, Scalar]:
+  """Metrics of how an update's tokens were sent to experts, over all layers.
+
+  `router/balance` is the load-balancing loss, 1 if all are used alike and not
+  part of `loss`, whatever its coefficient; `router/entropy` is of the router's probabilities, in nats; the busiest
+  expert's load is relative to the mean of its layer's; experts that no token
+  chose are idle.
+  """
+  counts = routing.counts.astype(jnp.float32)
+  mean = jnp.maximum(jnp.mean(counts, axis=-1, keepdims=True), 1)
+  tokens = jnp.maximum(routing.tokens, 1)
+  return {
+    'router/balance': load_balance(routing.mass, routing),
+    'router/entropy': jnp.mean(routing.entropy / tokens),
+    'router/busiest': jnp.max(counts / mean),
+    'router/idle': jnp.mean(routing.counts == 0),
+  }
 
 
 def _top_means(
@@ -109,11 +138,21 @@ def _top_means(
   return jax.vmap(mean)(jnp.asarray(TOP_FRACTIONS))
 
 
-def _of_selection(
-  mask: Bool[Array, 'B T'], plan: Plan, token_state: PyTree
-) -> dict[str, Scalar]:
+def _coefficients(token_state: PyTree) -> dict[str, Scalar]:
+  """Every coefficient of the chain at this update, in the chain's order."""
+
+  def has_one(node: Any) -> bool:
+    return hasattr(node, 'coefficient') and hasattr(node, 'schedule')
+
+  nodes = jax.tree.leaves(token_state, is_leaf=has_one)
+  values = [node.coefficient for node in nodes if has_one(node)]
+  if len(values) == 1:
+    return {'coefficient': values[0]}
+  return {f'coefficient/{i}': value for i, value in enumerate(values)}
+
+
+def _of_selection(mask: Bool[Array, 'B T'], plan: Plan) -> dict[str, Scalar]:
   """What the chain selected; with several selectors the first is told of."""
-  del token_state
   summaries = [d for d in plan.decisions if isinstance(d, SelectionSummary)]
   if not summaries:
     return {'selected_fraction': jnp.zeros(())}

@@ -19,7 +19,6 @@ from covrl import sharding
 from covrl.config import Config
 from covrl.entropy import (
   Selection,
-  exact_mean,
   explain,
   token_covariance,
 )
@@ -34,8 +33,17 @@ from covrl.train.step import (
   make_entropy_change,
   make_score_step,
   make_train_step,
+  mean_entropy,
+  row_context,
+  weigh,
 )
-from covrl.types import TokenBatch, TokenContext, TokenStats, TrainState
+from covrl.types import (
+  Measured,
+  TokenBatch,
+  TokenContext,
+  TokenStats,
+  TrainState,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +66,12 @@ class Algorithm:
 def abstract_key() -> Key[Array, '']:
   """The shape of a PRNG key."""
   return jax.eval_shape(lambda: jax.random.key(0))
+
+
+def without_base(state: TrainState) -> TrainState:
+  """A state without what adapters stand beside: what a checkpoint keeps."""
+  kept = {k: v for k, v in state.frozen.items() if k != 'base'}
+  return dataclasses.replace(state, frozen=kept)
 
 
 class Programs:
@@ -87,6 +101,7 @@ class Programs:
       micro_batches=config.train.micro_batches,
       weights=config.train.weights,
       selection_source=config.entropy.selection_source,
+      balance=config.train.balance,
     )
     update = make_train_step(
       policy, algorithm.loss, algorithm.token_tx, algorithm.tx, settings
@@ -111,19 +126,30 @@ class Programs:
 
   def abstract_state(self) -> TrainState:
     """Shapes and shardings of the training state."""
-    trainable = self._policy.abstract_params(self._mesh)
+    params = self._policy.abstract_params(self._mesh)
+    trainable, rest = self._policy.split(params)
     shapes = jax.eval_shape(self._fresh_state, trainable)
     return dataclasses.replace(
       jax.tree.map(lambda leaf: replicated_like(leaf, self._mesh), shapes),
       trainable=trainable,
-      frozen=dict.fromkeys(shapes.frozen, trainable),
+      frozen=dict.fromkeys(shapes.frozen, trainable) | rest,
       opt_state=abstract_opt_state(self._algorithm.tx, trainable, self._mesh),
     )
 
   def init_state(self, params: PyTree) -> TrainState:
-    """A fresh training state of these parameters."""
-    fresh = jax.jit(self._fresh_state, out_shardings=self._state_shardings)
-    return fresh(params)
+    """A fresh training state of all of the policy's parameters."""
+    trainable, rest = self._policy.split(params)
+    places = without_base(self._state_shardings)
+    fresh = jax.jit(self._fresh_state, out_shardings=places)(trainable)
+    return dataclasses.replace(fresh, frozen=fresh.frozen | rest)
+
+  def params(self, state: TrainState) -> PyTree:
+    """All parameters of the policy."""
+    return self._policy.join(state.trainable, state.frozen)
+
+  def reference(self, state: TrainState) -> PyTree:
+    """All parameters of the reference policy."""
+    return self._policy.join(state.frozen['reference'], state.frozen)
 
   def check(self, batch: TokenBatch) -> None:
     """Traces an update, so that what cannot run is refused before it must.
@@ -150,7 +176,7 @@ class Programs:
 
   def trace_score(self, batch: TokenBatch) -> jax.stages.Traced:
     """Traces the scoring of an iteration's batch, arrays or not."""
-    params = self.abstract_state().trainable
+    params = self.params(self.abstract_state())
     with self._mesh_in_use():
       return self._score.trace(params, self._abstract(batch))
 
@@ -165,7 +191,7 @@ class Programs:
     self.select(state, rows, key)
     before = self.copy(state.trainable)
     if self._config.logging.entropy_change_every:
-      self.entropy_change(before, state.trainable, rows)
+      self.entropy_change(before, state, rows)
 
   def update(
     self, state: TrainState, rows: TokenBatch, first: bool, key: Key[Array, '']
@@ -194,19 +220,27 @@ class Programs:
 
   def reset_reference(self, state: TrainState) -> TrainState:
     """The same state, its reference policy being the current one."""
-    reference = self.copy(state.trainable)
-    return dataclasses.replace(state, frozen={'reference': reference})
+    reference = {'reference': self.copy(state.trainable)}
+    return dataclasses.replace(state, frozen=state.frozen | reference)
 
-  def copy(self, params: PyTree) -> PyTree:
+  def copy(self, trainable: PyTree) -> PyTree:
     """Parameters that the next update will not use up."""
-    return self._copy(params)
+    return self._copy(trainable)
 
   def entropy_change(
-    self, before: PyTree, after: PyTree, rows: TokenBatch
+    self, before: PyTree, state: TrainState, rows: TokenBatch
   ) -> dict[str, Any]:
-    """What an update did to the entropy of its own tokens."""
+    """What the update that led to a state did to its own tokens' entropy.
+
+    Args:
+      before: what was trainable before it.
+      state: after it.
+      rows: the update's.
+    """
     with self._mesh_in_use():
-      return self._entropy_change(before, after, self._place(rows))
+      return self._entropy_change(
+        before, state.trainable, state.frozen, self._place(rows)
+      )
 
   def _mesh_in_use(self) -> contextlib.AbstractContextManager[None]:
     return sharding.in_use(self._mesh, sharding.TRAIN_RULES)
@@ -228,20 +262,20 @@ class Programs:
   def _place(self, batch: TokenBatch) -> TokenBatch:
     return sharding.shard_batch(batch, self._mesh)
 
-  def _fresh_state(self, params: PyTree) -> TrainState:
+  def _fresh_state(self, trainable: PyTree) -> TrainState:
     return TrainState(
-      trainable=params,
-      frozen=self._frozen(params),
-      opt_state=self._algorithm.tx.init(params),
+      trainable=trainable,
+      frozen=self._frozen(trainable),
+      opt_state=self._algorithm.tx.init(trainable),
       token_state=init_token_state(self._algorithm.token_tx),
       step=jnp.zeros((), jnp.int32),
-      log_ratio_noise=jnp.zeros(()),
+      measured=Measured.nothing(),
     )
 
-  def _frozen(self, params: PyTree) -> dict[str, PyTree]:
+  def _frozen(self, trainable: PyTree) -> dict[str, PyTree]:
     if not self._config.train.keep_reference:
       return {}
-    return {'reference': jax.tree.map(jnp.copy, params)}
+    return {'reference': jax.tree.map(jnp.copy, trainable)}
 
   def _explain(
     self,
@@ -250,31 +284,25 @@ class Programs:
     rows: TokenBatch,
     key: Key[Array, ''],
   ) -> tuple[Selection, Array]:
+    rows = weigh(rows, self._config.train.weights)
     stats = TokenStats(logprobs=rows.old_logprobs, entropy=rows.old_entropy)
-    context = TokenContext(
-      advantages=rows.advantages,
-      old_logprobs=rows.old_logprobs,
-      old_entropy=rows.old_entropy,
-      old_moments=rows.old_moments,
-      moments=rows.old_moments,
-      mask=rows.loss_mask,
-      weights=rows.weights,
-      segment_ids=rows.segment_ids,
-      sequence_ids=rows.sequence_ids,
-      positions=rows.positions,
-      sampler_logprobs=rows.sampler_logprobs,
+    context = row_context(rows, stats, rows.old_moments, jnp.asarray(True))
+    context |= TokenContext(
       score_weight=rows.advantages,
       step=step,
       key=key,
-      entropy=exact_mean(rows.old_entropy, rows.loss_mask),
+      entropy=mean_entropy(rows, rows.old_entropy),
     )
-    if rows.ref_logprobs is not None:
-      context['ref_logprobs'] = rows.ref_logprobs
     covariance = token_covariance(
       rows.old_logprobs, rows.advantages, rows.loss_mask
     )
+    signal, _ = jax.grad(self._algorithm.loss, has_aux=True)(stats, **context)
     chosen = explain(
-      self._algorithm.token_tx, stats, token_state=token_state, **context
+      self._algorithm.token_tx,
+      stats,
+      signal=signal,
+      token_state=token_state,
+      **context,
     )
     nothing = Selection.of_mask(jnp.zeros_like(rows.loss_mask))
     return (chosen[0] if chosen else nothing), covariance

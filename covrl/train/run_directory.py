@@ -3,9 +3,10 @@
 
 config.json      the resolved configuration and the run's identity
 recipe/          the config file it was made with
+task.json        what to know about its problems: their number, their judges
 metrics.jsonl    one JSON object a line
 rollouts/        kept samples
-evaluation/      results per held-out problem
+evaluation/      results by problem: of the run's own evaluations, and of sets
 checkpoints/     see `covrl.train.checkpoint`
 report.html      see `covrl.report`
 """
@@ -16,7 +17,7 @@ import contextlib
 import fcntl
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from covrl.config import (
@@ -51,6 +52,13 @@ class RunDirectory:
     file = self.path / name
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, json.dumps(content))
+
+  def write_lines(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a file of JSON objects, one a line, whole or not at all."""
+    file = self.path / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    text = ''.join(f'{json.dumps(line)}\n' for line in lines)
+    write_atomically(file, text)
 
   def describe(self) -> dict[str, Any]:
     """What `config.json` says.

@@ -13,22 +13,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Key, PyTree
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from covrl.entropy import Plan, exact_quantile
 from covrl.entropy.chain import update_signal
-from covrl.entropy.exact import count
-from covrl.models import Policy
+from covrl.entropy.exact import count, exact_sum
+from covrl.models import Policy, Routing, load_balance
 from covrl.objectives import token_weights
 from covrl.statistics import token_stats
 from covrl.train import metrics
 from covrl.train.parts import in_parts
 from covrl.types import (
+  Measured,
   Scalar,
   TokenBatch,
   TokenContext,
@@ -60,12 +61,30 @@ class StepSettings:
     weights: aggregation; see `token_weights`.
     selection_source: `'old'` or `'current'`; with several micro-batches the
       latter costs one more forward.
+    balance: coefficient of the load-balancing loss of a mixture of experts;
+      with several micro-batches any but 0 costs one more forward, which is
+      that of `'current'`.
   """
 
   temperature: float = 1.0
   micro_batches: int = 1
   weights: str = 'token-mean'
   selection_source: str = 'old'
+  balance: float = 0.0
+
+
+class Outputs(NamedTuple):
+  """What a forward gives.
+
+  Attributes:
+    stats: of the policy at each token.
+    moments: of the same.
+    routing: of tokens to experts, if there are any.
+  """
+
+  stats: TokenStats
+  moments: TokenMoments
+  routing: Routing | None
 
 
 def make_train_step(
@@ -91,8 +110,10 @@ def make_train_step(
     exactly 1. `key` is the run's.
   """
 
-  def forward(trainable: PyTree, rows: TokenBatch) -> PolicyStats:
-    return policy_stats(policy, trainable, rows, settings.temperature)
+  is_current = settings.selection_source == 'current'
+  is_balanced = settings.balance > 0 and policy.config.experts is not None
+  # What a decision about the whole batch needs is read before any part of it.
+  reads_ahead = is_current or (is_balanced and settings.micro_batches > 1)
 
   def update(
     state: TrainState,
@@ -100,31 +121,44 @@ def make_train_step(
     first: Bool[Array, ''],
     key: Key[Array, ''],
   ) -> tuple[TrainState, Metrics]:
-    weights = batch.weights * token_weights(
-      batch.loss_mask, settings.weights, segment_ids=batch.segment_ids
-    )
-    batch = dataclasses.replace(batch, weights=weights)
-    shared = _shared_context(state, batch, key)
+    def forward(trainable: PyTree, rows: TokenBatch) -> Outputs:
+      params = policy.join(trainable, state.frozen)
+      return outputs(policy, params, rows, settings.temperature)
+
+    batch = weigh(batch, settings.weights)
+    shared = _shared_context(state, batch, first, key)
     stats = TokenStats(logprobs=batch.old_logprobs, entropy=batch.old_entropy)
-    source = stats, batch.old_moments
-    if settings.selection_source == 'current':
-      _, source = in_parts(
-        lambda rows: ((), forward(state.trainable, rows)),
+    source, whole = (stats, batch.old_moments), None
+    if reads_ahead:
+      whole, current = in_parts(
+        lambda rows: _apart(forward(state.trainable, rows)),
         batch,
         settings.micro_batches,
       )
+      source = current if is_current else source
     plan, token_state = _decide(source, batch, state.token_state, shared, first)
 
     def part(
       given: tuple[TokenBatch, list[Any]],
-    ) -> tuple[tuple[PyTree, Scalar], metrics.TokenReadings]:
+    ) -> tuple[
+      tuple[PyTree, Scalar, Routing | None],
+      metrics.TokenReadings,
+    ]:
       rows, decisions = given
-      stats, pull_back, moments = jax.vjp(
-        lambda trainable: forward(trainable, rows),
-        state.trainable,
-        has_aux=True,
+
+      def differentiated(
+        trainable: PyTree,
+      ) -> tuple[tuple[TokenStats, Scalar | None], Outputs]:
+        found, balance = forward(trainable, rows), None
+        if is_balanced and found.routing is not None:
+          balance = load_balance(found.routing.mass, whole or found.routing)
+        return (found.stats, balance), found
+
+      (stats, balance), pull_back, found = jax.vjp(
+        differentiated, state.trainable, has_aux=True
       )
-      context = _row_context(rows, stats, moments, first) | shared
+      moments, routing = found.moments, found.routing
+      context = row_context(rows, stats, moments, first) | shared
       (value, aux), signal = jax.value_and_grad(loss, has_aux=True)(
         stats, **context
       )
@@ -135,9 +169,10 @@ def make_train_step(
         stats,
         **(context | aux.for_selection | {'plan': Plan(decisions)}),
       )
-      (gradients,) = pull_back(edited)
+      pulled = None if balance is None else jnp.asarray(settings.balance)
+      (gradients,) = pull_back((edited, pulled))
       gradients = jax.tree.map(lambda g: g.astype(_wide(g)), gradients)
-      return (gradients, value), metrics.TokenReadings(
+      return (gradients, value, routing), metrics.TokenReadings(
         stats=stats,
         moments=moments,
         log_ratio=aux.log_ratio,
@@ -147,26 +182,20 @@ def make_train_step(
         edited=edited,
       )
 
-    (gradients, value), tokens = in_parts(
+    (gradients, value, routing), tokens = in_parts(
       part, (batch, plan.decisions), settings.micro_batches
     )
-    new_state, applied = _apply(tx, state, gradients, token_state)
-    noise = exact_quantile(
-      jnp.abs(tokens.stats.logprobs - batch.old_logprobs),
-      batch.loss_mask,
-      NOISE_QUANTILE,
-    )
-    new_state = dataclasses.replace(
-      new_state,
-      log_ratio_noise=jnp.where(first, noise, state.log_ratio_noise),
-    )
+    measured = _measure(state.measured, batch, tokens.stats, first)
+    new_state, applied = _apply(tx, state, gradients, token_state, measured)
     readings = metrics.of_update(batch, tokens, plan, token_state)
     readings |= {
       'loss': value,
       'gradient_norm': optax.tree.norm(gradients),
       'skipped': 1.0 - applied,
-      'log_ratio_noise': new_state.log_ratio_noise,
+      'log_ratio_noise': new_state.measured.log_ratio_noise,
     }
+    if routing is not None:
+      readings |= metrics.of_routing(routing)
     return new_state, readings
 
   def _decide(
@@ -178,10 +207,9 @@ def make_train_step(
   ) -> tuple[Plan, PyTree]:
     """Runs the chain on the whole batch, for its decisions and next state."""
     plan = Plan()
-    is_current = settings.selection_source == 'current'
     stand_in = first if is_current else jnp.asarray(False)
     stats, moments = source
-    context = _row_context(batch, stats, moments, stand_in) | shared
+    context = row_context(batch, stats, moments, stand_in) | shared
     (_, aux), signal = jax.value_and_grad(loss, has_aux=True)(stats, **context)
     context = context | aux.for_selection | {'plan': plan}
     _, token_state = update_signal(
@@ -192,17 +220,30 @@ def make_train_step(
   return update
 
 
+def weigh(batch: TokenBatch, mode: str) -> TokenBatch:
+  """The batch with each token's weight in the objective; see `token_weights`."""
+  weights = token_weights(batch.loss_mask, mode, segment_ids=batch.segment_ids)
+  return dataclasses.replace(batch, weights=batch.weights * weights)
+
+
 def policy_stats(
   policy: Policy, params: PyTree, rows: TokenBatch, temperature: float
 ) -> PolicyStats:
-  """The forward: tokens to per-token statistics and moments of the policy."""
-  hidden = policy.hidden(
+  """Tokens to per-token statistics and moments of the policy."""
+  return outputs(policy, params, rows, temperature)[:2]
+
+
+def outputs(
+  policy: Policy, params: PyTree, rows: TokenBatch, temperature: float
+) -> Outputs:
+  """The forward: tokens to all that an update reads of the policy."""
+  hidden, routing = policy.hidden_and_routing(
     params,
     rows.tokens,
     positions=rows.positions,
     segment_ids=rows.segment_ids,
   )
-  return token_stats(
+  stats, moments = token_stats(
     hidden,
     policy.unembedding(params),
     rows.targets,
@@ -210,6 +251,7 @@ def policy_stats(
     soft_cap=policy.config.logit_soft_cap,
     moments=True,
   )
+  return Outputs(stats, moments, routing)
 
 
 def make_score_step(
@@ -234,22 +276,25 @@ def make_score_step(
 
 def make_entropy_change(
   policy: Policy, settings: StepSettings
-) -> Callable[[PyTree, PyTree, TokenBatch], Metrics]:
+) -> Callable[[PyTree, PyTree, PyTree, TokenBatch], Metrics]:
   """What an update did to the entropy of its own tokens.
 
   Returns:
-    `(params before, params after, the update's rows) -> readings`, in nats:
-    the realised change of the mean entropy, and its first-order prediction
-    from the step that the optimiser made, ⟨∇H̄, Δθ⟩.
+    `(trainable before, trainable after, frozen, the update's rows) ->
+    readings`, in nats: the realised change of the mean entropy, and its
+    first-order prediction from the step that the optimiser made, ⟨∇H̄, Δθ⟩.
   """
 
-  def change(before: PyTree, after: PyTree, batch: TokenBatch) -> Metrics:
-    def entropies(params: PyTree, rows: TokenBatch) -> Array:
+  def change(
+    before: PyTree, after: PyTree, frozen: PyTree, batch: TokenBatch
+  ) -> Metrics:
+    def entropies(trainable: PyTree, rows: TokenBatch) -> Array:
+      params = policy.join(trainable, frozen)
       stats, _ = policy_stats(policy, params, rows, settings.temperature)
       return jnp.where(rows.loss_mask, stats.entropy, 0)
 
     def part(rows: TokenBatch) -> tuple[tuple[Scalar, PyTree], tuple[()]]:
-      now, pull_back = jax.vjp(lambda params: entropies(params, rows), before)
+      now, pull_back = jax.vjp(lambda trained: entropies(trained, rows), before)
       (gradient,) = pull_back(jnp.ones_like(now))
       return (jnp.sum(entropies(after, rows) - now), gradient), ()
 
@@ -264,21 +309,65 @@ def make_entropy_change(
   return change
 
 
+def _apart(found: Outputs) -> tuple[Routing | None, PolicyStats]:
+  """What is added up over the parts of a batch, and what is joined."""
+  return found.routing, found[:2]
+
+
 def _shared_context(
-  state: TrainState, batch: TokenBatch, key: Key[Array, '']
+  state: TrainState,
+  batch: TokenBatch,
+  first: Bool[Array, ''],
+  key: Key[Array, ''],
 ) -> TokenContext:
   """Context entries that are the same for every micro-batch."""
-  total = jnp.maximum(jnp.sum(batch.weights), jnp.finfo(jnp.float32).tiny)
-  entropy = jnp.sum(batch.weights * batch.old_entropy) / total
+  measured = state.measured
+  moved = jnp.where(first, 0, measured.entropy_moved)
   return TokenContext(
     step=state.step,
     key=key,
-    entropy=entropy,
-    log_ratio_noise=state.log_ratio_noise,
+    entropy=mean_entropy(batch, batch.old_entropy) + moved,
+    entropy_change=measured.entropy_change,
+    log_ratio_noise=measured.log_ratio_noise,
   )
 
 
-def _row_context(
+def _measure(
+  before: Measured,
+  batch: TokenBatch,
+  stats: TokenStats,
+  first: Bool[Array, ''],
+) -> Measured:
+  """What the forward shows of the updates that the rollout has seen so far.
+
+  On a rollout's first update there are none: the difference to the old
+  statistics is rounding, and what the last update did to its own tokens was
+  never seen.
+  """
+  noise = exact_quantile(
+    jnp.abs(stats.logprobs - batch.old_logprobs),
+    batch.loss_mask,
+    NOISE_QUANTILE,
+  )
+  moved = mean_entropy(batch, stats.entropy - batch.old_entropy)
+  return Measured(
+    log_ratio_noise=jnp.where(first, noise, before.log_ratio_noise),
+    entropy_moved=jnp.where(first, 0, moved),
+    entropy_change=jnp.where(first, jnp.nan, moved - before.entropy_moved),
+  )
+
+
+def mean_entropy(
+  batch: TokenBatch, entropy: Float[Array, 'B T']
+) -> Float[Array, '']:
+  """The mean by the objective's weights, the same bits in every layout."""
+  weighted = jnp.where(batch.loss_mask, batch.weights * entropy, 0)
+  weights = exact_sum(batch.weights, batch.loss_mask)
+  total = jnp.maximum(weights, jnp.finfo(jnp.float32).tiny)
+  return exact_sum(weighted, batch.loss_mask) / total
+
+
+def row_context(
   rows: TokenBatch,
   stats: TokenStats,
   moments: TokenMoments,
@@ -309,6 +398,7 @@ def _apply(
   state: TrainState,
   gradients: PyTree,
   token_state: PyTree,
+  measured: Measured,
 ) -> tuple[TrainState, Scalar]:
   """Applies the gradients, or skips the update if one is not finite."""
   finite = jnp.isfinite(optax.tree.norm(gradients))
@@ -320,9 +410,15 @@ def _apply(
     optax.apply_updates(state.trainable, updates),
     opt_state,
     token_state,
+    measured,
   )
-  kept = (state.trainable, state.opt_state, state.token_state)
-  trainable, opt_state, token_state = jax.tree.map(
+  kept = (
+    state.trainable,
+    state.opt_state,
+    state.token_state,
+    state.measured,
+  )
+  trainable, opt_state, token_state, measured = jax.tree.map(
     lambda new, old: jnp.where(finite, new, old), updated, kept
   )
   return (
@@ -332,6 +428,7 @@ def _apply(
       opt_state=opt_state,
       token_state=token_state,
       step=state.step + 1,
+      measured=measured,
     ),
     finite.astype(jnp.float32),
   )

@@ -31,9 +31,9 @@ import covrl
 from covrl import sharding
 from covrl.entropy.chain import init_token_state
 from covrl.models import Policy, countdown
-from covrl.train import StepSettings, make_train_step
+from covrl.train import Loss, StepSettings, make_train_step
 from covrl.train.layout import abstract_opt_state, shardings
-from covrl.types import TokenBatch, TokenMoments, TrainState
+from covrl.types import Measured, TokenBatch, TokenMoments, TrainState
 
 PROMPT, RESPONSE = 8, 12
 WIDTH = PROMPT + RESPONSE - 1
@@ -65,7 +65,17 @@ METHODS: dict[str, Callable[[str], optax.GradientTransformation]] = {
   'entropy_bonus(target_entropy)': lambda _: covrl.entropy_bonus(
     covrl.target_entropy(0.3)
   ),
+  'detach_drain(target_entropy)': lambda _: covrl.detach_drain(
+    covrl.target_entropy(0.3)
+  ),
+  'kl_cov(target_entropy)': lambda source: covrl.kl_cov(
+    FRACTION, covrl.target_entropy(0.3), selection_source=source
+  ),
+  'entropy_bonus(entropy_band)': lambda _: covrl.entropy_bonus(
+    covrl.entropy_band(0.2, 0.4, below=0.01)
+  ),
   'repo': lambda _: covrl.repo(),
+  'repo(doubling_scale)': lambda _: covrl.repo(covrl.doubling_scale(0.3)),
   'steer': lambda _: covrl.steer(),
   'ce_gppo': lambda _: covrl.ce_gppo(),
   'entropy_shaped': lambda _: covrl.entropy_shaped(),
@@ -84,7 +94,25 @@ SELECTING = (
   "kl_cov(divergence='k3')",
   'clip_cov',
   'forking_tokens',
+  'kl_cov(target_entropy)',
 )
+# Losses whose shape is the control, each without a token chain.
+LOSSES = {
+  'clipped_surrogate(low=0.2, high=0.28)': functools.partial(
+    covrl.clipped_surrogate, low=0.2, high=0.28
+  ),
+  'clipped_surrogate(dual_clip=3)': functools.partial(
+    covrl.clipped_surrogate, dual_clip=3.0
+  ),
+  'policy_gradient': covrl.policy_gradient,
+  'cispo': covrl.cispo,
+  "gspo(form='sequence')": functools.partial(covrl.gspo, form='sequence'),
+  "gspo(form='token')": functools.partial(covrl.gspo, form='token'),
+  'geo_mean': covrl.geo_mean,
+  'sapo': covrl.sapo,
+  'dppo': covrl.dppo,
+}
+CLIPPED = functools.partial(covrl.clipped_surrogate, low=0.2, high=0.2)
 
 
 def main() -> None:
@@ -92,10 +120,10 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--rounds', type=int, default=15)
   parser.add_argument('--sequences', type=int, default=128)
-  parser.add_argument('--only', nargs='*', choices=list(METHODS))
+  parser.add_argument('--only', nargs='*', choices=[*METHODS, *LOSSES])
   options = parser.parse_args()
   mesh = sharding.make_mesh((1,), jax.devices()[:1])
-  names = options.only or list(METHODS)
+  names = options.only or [*METHODS, *LOSSES]
   device = jax.devices()[0]
   print(f'{device.device_kind}, {options.sequences} × {WIDTH} tokens')
   for micro_batches, source in ((1, 'old'), (4, 'old'), (4, 'current')):
@@ -112,28 +140,29 @@ def measure(
   options: argparse.Namespace,
 ) -> None:
   """Prints a line for each method."""
-  steps = {
-    'no control': program(optax.identity(), micro_batches, 'old', mesh, options)
-  }
+  plain = CLIPPED, optax.identity()
+  steps = {'no control': program(*plain, micro_batches, 'old', mesh, options)}
   for name in names:
-    tx = METHODS[name](source)
-    steps[name] = program(tx, micro_batches, source, mesh, options)
+    loss = LOSSES.get(name, CLIPPED)
+    tx = METHODS[name](source) if name in METHODS else optax.identity()
+    steps[name] = program(loss, tx, micro_batches, source, mesh, options)
   order, times = list(steps), {name: [] for name in steps}
   for turn in range(options.rounds):
     for name in order[turn % len(order) :] + order[: turn % len(order)]:
       started = time.perf_counter()
       steps[name]()
       times[name].append(time.perf_counter() - started)
-  plain = times.pop('no control')
-  print(f'no control: {statistics.median(plain) * 1e3:.1f} ms a step')
-  print(f'{"method":32} {"median":>7} {"quartiles":>15}')
+  base = times.pop('no control')
+  print(f'no control: {statistics.median(base) * 1e3:.1f} ms a step')
+  print(f'{"method":38} {"median":>7} {"quartiles":>15}')
   for name, taken in times.items():
-    ratios = [ours / base for ours, base in zip(taken, plain, strict=True)]
+    ratios = [ours / other for ours, other in zip(taken, base, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
-    print(f'{name:32} {middle:7.3f} {low:7.3f}–{high:.3f}')
+    print(f'{name:38} {middle:7.3f} {low:7.3f}–{high:.3f}')
 
 
 def program(
+  loss: Loss,
   tx: optax.GradientTransformation,
   micro_batches: int,
   source: str,
@@ -145,7 +174,7 @@ def program(
   adam = optax.adam(3e-4)
   step = make_train_step(
     policy,
-    functools.partial(covrl.clipped_surrogate, low=0.2, high=0.2),
+    loss,
     tx,
     adam,
     StepSettings(micro_batches=micro_batches, selection_source=source),
@@ -163,7 +192,9 @@ def program(
       )(params),
       token_state=init_token_state(tx),
       step=jnp.zeros((), jnp.int32),
-      log_ratio_noise=jnp.asarray(1e-6),
+      measured=Measured.nothing()._replace(
+        log_ratio_noise=jnp.asarray(1e-6, jnp.float32)
+      ),
     )
     rows = sharding.shard_batch(batch(options.sequences), mesh)
     key, first = jax.random.key(1), np.asarray(False)

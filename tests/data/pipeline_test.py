@@ -15,6 +15,7 @@ from covrl.data import (
   CountdownConfig,
   CountdownSource,
   ListSource,
+  MixtureSource,
   Problem,
   PromptStream,
   SolvedCountdownSource,
@@ -112,7 +113,7 @@ def test_resuming_equals_never_having_stopped(prefetch):
   begun = [next(first) for _ in range(3)]
   state = json.loads(json.dumps(first.get_state()))
   first.close()
-  assert state == {'draw': 3, 'seed': 3}
+  assert state == {'draw': 3, 'seed': 3, 'problems': ''}
   second = stream(prefetch=prefetch)
   second.set_state(state)
   assert second.get_state() == state
@@ -149,6 +150,57 @@ def test_sources_are_told_apart():
   source = ConcatenatedSource([numbers(3, 'a'), numbers(2, 'b')])
   (batch,) = take(stream(source, prompts_per_draw=5, shuffle=False), 1)
   assert batch.source_ids.tolist() == [0, 0, 0, 1, 1]
+
+
+@pytest.fixture
+def mixture():
+  """Three problems of b for each of a, which has as many and is repeated."""
+  return MixtureSource([numbers(6, 'a'), numbers(6, 'b')], [1.0, 3.0])
+
+
+def test_a_mixture_has_its_shares_in_every_draw(mixture):
+  batches = take(stream(mixture, prompts_per_draw=8), 6)
+  for batch in batches:
+    assert batch.source_ids.tolist().count(1) == 6
+  a, b = (
+    [p.reference for x in batches for p in x.problems if p.source == name]
+    for name in 'ab'
+  )
+  # Epochs of their own: two of a, six of b, each problem once in each.
+  assert sorted(a) == sorted([*range(6)] * 2)
+  assert all(sorted(b[n : n + 6]) == [*range(6)] for n in range(0, 36, 6))
+  # In orders of their own.
+  assert a[:6] != b[:6]
+
+
+def test_a_mixture_is_resumed_from_one_number(mixture):
+  whole = take(stream(mixture, prompts_per_draw=8), 6)
+  later = stream(mixture, prompts_per_draw=8)
+  later.set_state({'draw': 4, 'seed': 3, 'problems': ''})
+  assert same(take(later, 2), whole[4:])
+  again = take(stream(mixture, prompts_per_draw=8, seed=4), 6)
+  assert references(again) != references(whole)
+
+
+@given(st.sampled_from([1, 2, 4, 8]))
+@settings(max_examples=4, deadline=None)
+def test_a_mixture_does_not_depend_on_the_processes(count):
+  mixture = MixtureSource([numbers(5, 'a'), numbers(7, 'b')], [2.0, 1.0])
+  (whole,) = take(stream(mixture, prompts_per_draw=8, prefetch=0), 1)
+  shares = [
+    take(
+      stream(
+        mixture,
+        prompts_per_draw=8,
+        process_index=index,
+        process_count=count,
+        prefetch=0,
+      ),
+      1,
+    )[0]
+    for index in range(count)
+  ]
+  assert references(shares) == references([whole])
 
 
 class Watched:
@@ -203,9 +255,9 @@ def test_what_cannot_be_a_stream_is_refused():
   with pytest.raises(
     ValueError, match='seed 3 is required, got one with seed 4'
   ):
-    stream().set_state({'draw': 1, 'seed': 4})
+    stream().set_state({'draw': 1, 'seed': 4, 'problems': ''})
   with pytest.raises(ValueError, match='draw must be at least 0, got -1'):
-    stream().set_state({'draw': -1, 'seed': 3})
+    stream().set_state({'draw': -1, 'seed': 3, 'problems': ''})
 
 
 def test_supervised_rows_resume_and_are_shared():
@@ -221,7 +273,7 @@ def test_supervised_rows_resume_and_are_shared():
 
   whole = take(rows(), 3)
   later = rows(prefetch=0)
-  later.set_state({'draw': 2, 'seed': 1})
+  later.set_state({'draw': 2, 'seed': 1, 'problems': ''})
   assert np.array_equal(next(later).tokens, whole[2].tokens)
   halves = [
     take(rows(process_index=index, process_count=2), 1)[0] for index in (0, 1)

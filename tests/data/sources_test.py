@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every source reads what was written, and says what is wrong with a file."""
+"""Every file is read as it was written, and says what is wrong with it."""
 
 import json
 import pathlib
@@ -10,15 +10,21 @@ import textwrap
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from covrl.data import (
-  ArrayRecordSource,
   ConcatenatedSource,
-  JsonlSource,
+  FileSource,
+  JsonlRecords,
   ListSource,
+  MixtureSource,
   Problem,
-  TfdsSource,
+  SubsetSource,
+  TfdsRecords,
+  open_records,
+  plain_columns,
 )
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -30,6 +36,11 @@ ROWS = [
 
 def write_jsonl(path, rows):
   path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  return path
+
+
+def write_parquet(path, rows):
+  pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
   return path
 
 
@@ -95,125 +106,169 @@ def tfds_folder(tmp_path):
   return tmp_path
 
 
-@pytest.fixture
-def tfds_source(tfds_folder):
-  def make(**settings):
-    return TfdsSource(
-      'sums',
-      data_dir=tfds_folder,
-      **{
-        'split': 'train',
-        'prompt_field': 'question',
-        'answer_field': 'answer',
-        **settings,
-      },
-    )
-
-  return make
+def write(kind, folder, rows):
+  """One of the kinds of file, and where its rows begin to count."""
+  path = folder / f'sums.{kind}'
+  match kind:
+    case 'jsonl':
+      return write_jsonl(path, rows), 1
+    case 'parquet':
+      return write_parquet(path, rows), 0
+    case _:
+      records = [json.dumps(row).encode() for row in rows]
+      return write_array_record(path, records), 0
 
 
-def test_jsonl(tmp_path):
-  path = write_jsonl(tmp_path / 'sums.jsonl', ROWS)
-  source = JsonlSource(path)
-  assert len(source) == 5
-  assert source[3] == Problem(
-    prompt='What is 3 + é?', reference='3', source='sums.jsonl'
+KINDS = pytest.mark.parametrize('kind', ['jsonl', 'parquet', 'array_record'])
+
+
+@KINDS
+def test_every_kind_of_file_has_the_same_problems(kind, tmp_path):
+  path, first = write(kind, tmp_path, ROWS)
+  source = FileSource(path)
+  assert source.layout.name == 'plain'
+  assert source.names == (path.name,)
+  assert [source[n].reference for n in range(len(source))] == list('01234')
+  assert (source[3].prompt, source[3].source) == ('What is 3 + é?', path.name)
+  assert source[3].place == f'row {3 + first} of {path}'
+  assert list(open_records(path)) == ROWS
+  assert FileSource(path, name='sums')[0].source == 'sums'
+  assert pickle.loads(pickle.dumps(open_records(path)))[1] == ROWS[1]
+
+
+@KINDS
+def test_a_row_without_a_column(kind, tmp_path):
+  path, first = write(kind, tmp_path, [{**ROWS[0], 'answer': '1'}])
+  with pytest.raises(ValueError) as caught:
+    FileSource(path, layout=plain_columns('prompt', 'answr'))
+  assert str(caught.value) == (
+    f"Row {first} of {path} must have the column 'answr', got 'prompt',"
+    " 'answer', 'why'."
   )
-  other = JsonlSource(
-    path, name='x', prompt_field='why', solution_field='prompt'
+
+
+@pytest.mark.parametrize('kind', ['jsonl', 'array_record'])
+def test_a_column_of_mixed_types(kind, tmp_path):
+  path, first = write(kind, tmp_path, [*ROWS, {'prompt': 'p', 'answer': 5}])
+  with pytest.raises(ValueError) as caught:
+    FileSource(path)
+  assert str(caught.value) == (
+    f"Column 'answer' must hold the same type throughout, got text in row"
+    f' {first} of {path} and a number in row {first + 5} of {path}.'
   )
-  assert (other[0].prompt, other[0].solution) == ('0 steps', 'What is 0 + é?')
-  assert other.names == ('x',)
 
 
-def test_jsonl_answers_may_be_anything(tmp_path):
+def test_a_source_is_of_one_kind(tmp_path):
+  def row(ability, truth):
+    return {
+      'data_source': 'mixed',
+      'prompt': [{'role': 'user', 'content': 'q'}],
+      'ability': ability,
+      'reward_model': {'ground_truth': truth},
+    }
+
+  tests = json.dumps({'inputs': ['1'], 'outputs': ['2']})
+  path = write_jsonl(
+    tmp_path / 'a.jsonl', [row('math', '4'), row('code', tests)]
+  )
+  with pytest.raises(ValueError) as caught:
+    FileSource(path)
+  assert str(caught.value) == (
+    "The source 'mixed' must be of one kind of problems, which a column"
+    f" 'data_source' may tell apart, got math in row 1 of {path} and code in"
+    f' row 2 of {path}.'
+  )
+
+
+def test_columns_of_ones_own(tmp_path):
   answer = {'numbers': [1, 2], 'target': None}
-  rows = [{'prompt': 'p', 'answer': answer}]
-  source = JsonlSource(write_jsonl(tmp_path / 'a.jsonl', rows))
-  assert source[0].reference == answer
+  rows = [{'asked': 'p', 'wanted': answer, 'why': 'w'}]
+  path = write_jsonl(tmp_path / 'a.jsonl', rows)
+  layout = plain_columns('asked', 'wanted', 'why')
+  problem = FileSource(path, layout=layout)[0]
+  assert (problem.reference, problem.solution) == (answer, 'w')
 
 
-def test_jsonl_says_which_row_lacks_what(tmp_path):
-  path = write_jsonl(tmp_path / 'a.jsonl', [*ROWS, {'prompt': 'p', 'a': 1}])
-  with pytest.raises(ValueError, match=r"Row 6 of .*a\.jsonl .*'answer', got"):
-    JsonlSource(path)
+def test_jsonl_counts_lines_as_editors_do(tmp_path):
+  path = tmp_path / 'a.jsonl'
   path.write_text('{"prompt": "p", "answer": 1}\n\n{"prompt": "p"')
   with pytest.raises(ValueError, match=r'Row 3 of .*a\.jsonl must be a JSON'):
-    JsonlSource(path)
+    FileSource(path)
   path.write_text('[1]\n')
-  with pytest.raises(ValueError, match=r'Row 1 .* named columns, got list'):
-    JsonlSource(path)
+  with pytest.raises(ValueError, match=r'Row 1 .* named columns, got a list'):
+    FileSource(path)
+  path.write_bytes(b'{"prompt": "\xff"}\n')
+  with pytest.raises(ValueError, match=r'Row 1 of .*a\.jsonl must be a JSON'):
+    FileSource(path)
 
 
-def test_jsonl_refuses_an_empty_or_missing_file(tmp_path):
-  path = tmp_path / 'a.jsonl'
-  with pytest.raises(ValueError, match=r'a\.jsonl, which is none'):
-    JsonlSource(path)
-  path.write_text('\n\n')
-  with pytest.raises(ValueError, match=r'a\.jsonl, which is empty'):
-    JsonlSource(path)
+def test_files_that_are_not_there_or_empty(tmp_path):
+  for name in ('a.jsonl', 'a.parquet', 'a.array_record'):
+    with pytest.raises(ValueError, match=rf'{name}, which is none'):
+      open_records(tmp_path / name)
+  (tmp_path / 'a.jsonl').write_text('\n\n')
+  write_array_record(tmp_path / 'a.array_record', [])
+  empty = pyarrow.table({'prompt': pyarrow.array([], pyarrow.string())})
+  pyarrow.parquet.write_table(empty, tmp_path / 'a.parquet')
+  for name in ('a.jsonl', 'a.parquet', 'a.array_record'):
+    with pytest.raises(ValueError, match=rf'{name}, which is empty'):
+      open_records(tmp_path / name)
 
 
-def test_array_record(tmp_path):
-  paths = [
-    write_array_record(
-      tmp_path / f'{part}.array_record',
-      [json.dumps(row).encode() for row in rows],
-    )
-    for part, rows in (('a', ROWS[:2]), ('b', ROWS[2:]))
-  ]
-  source = ArrayRecordSource(paths, solution_field='why')
-  assert [source[n].reference for n in range(len(source))] == list('01234')
-  assert source[4].solution == '4 steps'
-  assert source.names == ('a.array_record',)
-  assert len(ArrayRecordSource(paths[0])) == 2
-  assert pickle.loads(pickle.dumps(source))[1] == source[1]
-
-
-def test_array_record_says_what_is_wrong(tmp_path):
-  path = tmp_path / 'a.array_record'
-  with pytest.raises(ValueError, match='which is none'):
-    ArrayRecordSource(path)
-  with pytest.raises(ValueError, match='no path'):
-    ArrayRecordSource([])
-  write_array_record(path, [])
-  with pytest.raises(ValueError, match='which is empty'):
-    ArrayRecordSource(path)
-  write_array_record(path, [b'{"prompt": "p"}'])
-  with pytest.raises(ValueError, match=r"Row 0 of .*a\.array.*'answer'"):
-    ArrayRecordSource(path)
-  write_array_record(path, [b'{"prompt": "p", "answer": 1}', b'?'])
-  source = ArrayRecordSource(path)
+def test_files_of_another_kind(tmp_path):
+  with pytest.raises(ValueError, match=r'one of \.jsonl, .* got sums\.csv'):
+    open_records('sums.csv')
+  (tmp_path / 'a.parquet').write_text('no parquet')
+  with pytest.raises(ValueError) as caught:
+    open_records(tmp_path / 'a.parquet')
+  assert str(caught.value).startswith(
+    f'{tmp_path / "a.parquet"} must be a Parquet file, and is none: '
+  )
+  path = write_array_record(
+    tmp_path / 'a.array_record', [b'{"prompt": "p", "answer": 1}', b'?']
+  )
   with pytest.raises(ValueError, match=r"Row 1 of .* JSON object, got b'\?'"):
-    source[1]
+    FileSource(path)
 
 
-def test_tfds(tfds_source):
-  source = tfds_source(solution_field='choices')
+def test_shards_have_numbers_behind(tmp_path):
+  path = tmp_path / 'sums.array_record-00000-of-00001'
+  write_array_record(path, [json.dumps(ROWS[0]).encode()])
+  assert len(open_records(path)) == 1
+
+
+def test_tfds(tfds_folder):
+  source = FileSource(
+    TfdsRecords('sums', split='train', data_dir=tfds_folder), name='sums'
+  )
   assert len(source) == 5
   assert source[2] == Problem(
-    prompt='2 + 1 é', reference=3, source='sums', solution="['a2', 'b']"
+    prompt='2 + 1 é',
+    reference='3',
+    source='sums',
+    kind='math',
+    key=source[2].key,
+    place='row 2 of tfds:sums/train',
+    column='answer',
   )
-  assert type(source[2].reference) is int
-  assert tfds_source(answer_field='choices')[1].reference == ['a1', 'b']
-  assert len(tfds_source(split='train[:2]')) == 2
+  raw = TfdsRecords('sums', split='train[:2]', data_dir=tfds_folder)
+  assert [row['choices'] for row in raw] == [['a0', 'b'], ['a1', 'b']]
+  assert type(raw[0]['answer']) is int
 
 
-def test_tfds_says_what_is_wrong(tfds_source, tmp_path):
-  with pytest.raises(ValueError, match=r"Row 0 of sums \(train\) .*'answr'"):
-    tfds_source(answer_field='answr')
+def test_tfds_says_what_is_wrong(tfds_folder, tmp_path):
+  records = TfdsRecords('sums', split='train', data_dir=tfds_folder)
+  layout = plain_columns('question', 'answr')
+  with pytest.raises(ValueError, match=r"Row 0 of tfds:sums/train .*'answr'"):
+    FileSource(records, layout=layout)
   with pytest.raises(ValueError, match="got 'products', which is not in"):
-    TfdsSource(
-      'products',
-      split='train',
-      data_dir=tmp_path,
-      prompt_field='question',
-      answer_field='answer',
-    )
+    TfdsRecords('products', split='train', data_dir=tmp_path)
+  with pytest.raises(ValueError, match="'products', which is not in the def"):
+    open_records('tfds:products/train')
   with pytest.raises(ValueError, match="Unknown split 'test'"):
-    tfds_source(split='test')
+    TfdsRecords('sums', split='test', data_dir=tfds_folder)
   with pytest.raises(ValueError, match='which is empty'):
-    tfds_source(split='train[:0]')
+    TfdsRecords('sums', split='train[:0]', data_dir=tfds_folder)
 
 
 def test_tfds_is_read_without_tensorflow(tfds_folder):
@@ -223,15 +278,9 @@ def test_tfds_is_read_without_tensorflow(tfds_folder):
   program = f"""
     import sys
     sys.path.insert(0, {str(trap)!r})
-    from covrl.data import TfdsSource
-    source = TfdsSource(
-      'sums',
-      split='train',
-      data_dir={str(tfds_folder)!r},
-      prompt_field='question',
-      answer_field='answer',
-    )
-    assert source[4].reference == 5
+    from covrl.data import FileSource, TfdsRecords
+    records = TfdsRecords('sums', split='train', data_dir={str(tfds_folder)!r})
+    assert FileSource(records)[4].reference == '5'
     assert 'tensorflow' not in sys.modules
   """
   subprocess.run(
@@ -239,17 +288,38 @@ def test_tfds_is_read_without_tensorflow(tfds_folder):
   )
 
 
-def test_concatenated_sources_keep_their_names():
-  first, second = (
-    ListSource(
-      [Problem(prompt=f'{name}{n}', reference=n, source=name) for n in range(3)]
-    )
-    for name in 'ab'
+def listed(name, count=3):
+  return ListSource(
+    [
+      Problem(prompt=f'{name}{n}', reference=n, source=name)
+      for n in range(count)
+    ]
   )
-  source = ConcatenatedSource([first, second])
+
+
+def test_concatenated_sources_keep_their_names():
+  source = ConcatenatedSource([listed('a'), listed('b')])
   prompts = [source[n].prompt for n in range(len(source))]
   assert prompts == ['a0', 'a1', 'a2', 'b0', 'b1', 'b2']
   assert source.names == ('a', 'b')
   for index in (-1, 6):
     with pytest.raises(IndexError, match='0 to 5'):
       source[index]
+
+
+def test_some_problems_of_a_source():
+  some = SubsetSource(listed('a', 5), np.array([4, 1]))
+  assert [some[n].prompt for n in range(len(some))] == ['a4', 'a1']
+  assert some.names == ('a',)
+
+
+@pytest.mark.parametrize('weights', [[1.0], [1.0, 0.0], [1.0, -2.0]])
+def test_a_mixture_needs_a_positive_weight_each(weights):
+  with pytest.raises(ValueError, match=r'of 2 sources needs as many positive'):
+    MixtureSource([listed('a'), listed('b')], weights)
+
+
+def test_a_jsonl_file_is_random_access(tmp_path):
+  records = JsonlRecords(write_jsonl(tmp_path / 'a.jsonl', ROWS))
+  assert records[4] == ROWS[4]
+  assert records[0] == ROWS[0]

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import covrl
+from covrl.entropy import Outlook
 from covrl.entropy.chain import init_token_state, update_signal
 from covrl.types import TokenStats
 
@@ -289,15 +290,51 @@ def test_numbers_outside_their_range_are_refused():
       make()
 
 
-def test_target_entropy_begins_at_its_initial_coefficient():
-  controller = covrl.target_entropy(
-    0.5, horizon=10.0, slope=0.05, initial=0.2, maximum=1.0
+def test_target_entropy_solves_the_formula():
+  """c = (((target − H) / horizon − d) / s − D) / E, clipped."""
+  controller = covrl.target_entropy(0.5, horizon=10.0, slope=0.02, maximum=2.0)
+  state = controller.init()._replace(drift=jnp.asarray(-0.001))
+
+  def value(drift, effect, limit=np.inf):
+    look = Outlook(drift=drift, effect=effect, limit=limit)
+    context = {'entropy': jnp.asarray(0.48), 'outlook': lambda: look}
+    return jnp.asarray(controller(state, **context)).item()
+
+  needed = (0.02 / 10 + 0.001) / 0.02
+  assert value(-0.1, 0.5) == pytest.approx((needed + 0.1) / 0.5, rel=1e-6)
+  assert value(0.0, 1.0) == pytest.approx(needed, rel=1e-6)
+  # Bounds: its own, and what the coefficient can do.
+  assert value(0.4, 0.5) == 0.0
+  assert value(-9.0, 0.5) == 2.0
+  assert value(-9.0, 0.5, limit=0.25) == 0.25
+  # No effect, or the wrong one: no coefficient helps.
+  assert value(-0.1, 0.0) == value(-0.1, -1.0) == 0.0
+
+
+def test_target_entropy_aims_where_the_target_will_be():
+  falling = optax.linear_schedule(1.0, 0.0, 100)
+  controller = covrl.target_entropy(falling, horizon=10.0)
+  context = {'entropy': jnp.asarray(0.5), 'step': jnp.asarray(30)}
+  value = controller(controller.init(), **context)
+  np.testing.assert_allclose(value, (0.6 - 0.5) / 10, rtol=1e-5)
+
+
+def test_target_entropy_follows_measured_changes():
+  """Readings, which vary with the prompts, correct it by 1/horizon only."""
+  controller = covrl.target_entropy(0.5, horizon=10.0)
+  state = controller.init()
+  for reading, change in ((0.5, np.nan), (0.6, -0.02), (0.4, 0.01)):
+    context = {'entropy': jnp.asarray(reading)}
+    context['entropy_change'] = jnp.asarray(change)
+    state = controller.update(state, **context)
+  second = 0.5 - 0.02 + (0.6 - 0.48) / 10
+  third = second + 0.01 + (0.4 - second - 0.01) / 10
+  np.testing.assert_allclose(state.entropy, third, rtol=1e-6)
+  # Of a change that was not measured nothing is learnt.
+  unseen = controller.update(
+    state,
+    entropy=jnp.asarray(0.5),
+    entropy_change=jnp.asarray(np.nan),
   )
-  context = {'entropy': jnp.array(0.5)}
-  at_target = controller(controller.init(), **context)
-  np.testing.assert_allclose(at_target, 0.2, rtol=1e-6)
-  # Below the target the distance comes on top: (0.1 / 10) / 0.05.
-  below = controller(controller.init(), entropy=jnp.array(0.4))
-  np.testing.assert_allclose(below, 0.4, rtol=1e-6)
-  with pytest.raises(ValueError, match='initial must lie in'):
-    covrl.target_entropy(0.5, initial=2.0)
+  assert unseen.drift == pytest.approx(float(state.drift), rel=1e-6)
+  assert unseen.slope == pytest.approx(float(state.slope), rel=1e-6)

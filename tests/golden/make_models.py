@@ -1,33 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes models/: a tiny random checkpoint per family, and what it computes.
 
-  python tests/golden/make_models.py
+  python tests/golden/make_models.py [NAME...]
   python tests/golden/make_models.py --check DIRECTORY GOLDEN
 
-needs torch and transformers, which covrl does not (made with torch 2.13.0 and
-transformers 5.23.0, on a CPU). Each directory is as transformers writes it,
-with a `golden.npz` beside it:
+needs torch, transformers and peft, which covrl does not (made with torch
+2.13.0, transformers 5.23.0 and peft 0.21.2, on a CPU). Each directory is as
+transformers or PEFT writes it, with a `golden.npz` beside it:
 
   tokens    [2, 40], random
   logits    [2, 40, V] of these, float32
   greedy    [40], a prompt of 8 tokens and 32 that transformers adds to it
   gradient/<tensor>  of the mean negative log-likelihood of tokens[:, 1:]
+  balance   [L], of mixtures of experts: transformers' load-balancing loss of
+            each layer by itself, over the experts of a token
 
 Windows (8) and the lengths of pre-training (16) are shorter than the texts.
-The second form says how far the logits of an exported directory are from those
-of a fixture.
+The second form says how far the logits of an exported directory, of a model or
+of adapters, are from those of a fixture.
 """
 
+import contextlib
 import importlib
 import json
 import pathlib
 import sys
+import tempfile
 
 import numpy as np
 
 # By name, since they are not where covrl's code is checked.
 torch = importlib.import_module('torch')
 transformers = importlib.import_module('transformers')
+peft = importlib.import_module('peft')
+safetensors = importlib.import_module('safetensors.torch')
+mixtral = importlib.import_module(
+  'transformers.models.mixtral.modeling_mixtral'
+)
 
 HERE = pathlib.Path(__file__).with_name('models')
 LENGTH, PROMPT = 40, 8
@@ -134,6 +143,55 @@ MODELS = {
     },
     'bfloat16',
   ),
+  # A Llama by its architecture: as many keys as queries, nothing scaled.
+  'deepseek_math': (
+    transformers.LlamaConfig,
+    {
+      'num_key_value_heads': 4,
+      'rms_norm_eps': 1e-6,
+      'tie_word_embeddings': False,
+      **rope('default'),
+    },
+    'bfloat16',
+  ),
+  'qwen3_moe': (
+    transformers.Qwen3MoeConfig,
+    {
+      'head_dim': 8,
+      'moe_intermediate_size': 12,
+      'num_experts': 8,
+      'num_experts_per_tok': 3,
+      'norm_topk_prob': True,
+    },
+    'bfloat16',
+  ),
+  'mixtral': (
+    transformers.MixtralConfig,
+    {
+      'num_local_experts': 4,
+      'num_experts_per_tok': 2,
+      'tie_word_embeddings': False,
+      **rope('default'),
+    },
+    'float32',
+  ),
+}
+
+# The model that adapters stand beside, and what they are.
+ADAPTERS = {
+  'qwen2_lora': (
+    'qwen2',
+    {'r': 3, 'lora_alpha': 5, 'target_modules': 'all-linear'},
+  ),
+  'mistral_lora': (
+    'mistral',
+    {
+      'r': 2,
+      'lora_alpha': 1,
+      'target_modules': ['q_proj', 'v_proj'],
+      'use_rslora': True,
+    },
+  ),
 }
 
 
@@ -189,22 +247,75 @@ def make(name):
   golden = {'tokens': tokens.numpy().astype(np.int32)}
   golden['logits'] = logits_of(model, tokens.numpy())
   golden['greedy'] = greedy.numpy().astype(np.int32)
-  logits = model(tokens).logits[:, :-1].flatten(0, 1)
-  torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten()).backward()
-  for tensor, parameter in model.named_parameters():
-    golden[f'gradient/{tensor}'] = parameter.grad.numpy()
+  if hasattr(model.config, 'num_experts_per_tok'):
+    golden['balance'] = balance_of(model, tokens)
+  differentiate(model, tokens)
   best = np.sort(logits_of(model, golden['greedy'][None])[0, PROMPT - 1 :])
   print(name, 'nearest second best', (best[:, -1] - best[:, -2]).min())
   model.to(getattr(torch, dtype)).save_pretrained(
     HERE / name, max_shard_size='8KB' if name == 'llama3' else '1GB'
   )
+  golden |= gradients_of(model)
   np.savez_compressed(HERE / name / 'golden.npz', **golden)
 
 
+def make_adapter(name):
+  base, numbers = ADAPTERS[name]
+  # By its name alone, which the adapter then states.
+  with contextlib.chdir(HERE):
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+      base, dtype=torch.float32
+    )
+  with np.load(HERE / base / 'golden.npz') as file:
+    tokens = torch.from_numpy(file['tokens']).long()
+  settings = peft.LoraConfig(task_type='CAUSAL_LM', **numbers)
+  model = peft.get_peft_model(model, settings).eval()
+  generator = torch.Generator().manual_seed(0)
+  for parameter in model.parameters():
+    if parameter.requires_grad:
+      parameter.data = 0.5 * torch.randn(parameter.shape, generator=generator)
+  golden = {'tokens': tokens.numpy().astype(np.int32)}
+  golden['logits'] = logits_of(model, golden['tokens'])
+  differentiate(model, tokens)
+  model.save_pretrained(HERE / name)
+  (HERE / name / 'README.md').unlink(missing_ok=True)
+  golden |= gradients_of(model)
+  np.savez_compressed(HERE / name / 'golden.npz', **golden)
+
+
+def balance_of(model, tokens):
+  """The load-balancing loss of each layer, 1 where experts are used alike."""
+  experts, chosen = model.config.num_experts, model.config.num_experts_per_tok
+  with torch.no_grad():
+    layers = model(tokens, output_router_logits=True).router_logits
+  loss = mixtral.load_balancing_loss_func
+  return np.array([float(loss((x,), experts, chosen)) / chosen for x in layers])
+
+
+def differentiate(model, tokens):
+  logits = model(tokens).logits[:, :-1].flatten(0, 1)
+  torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten()).backward()
+
+
+def gradients_of(model):
+  """Gradients under the names that the weights are written with."""
+  for parameter in model.parameters():
+    if parameter.requires_grad:
+      parameter.data = parameter.grad.float()
+  with tempfile.TemporaryDirectory() as directory:
+    model.save_pretrained(directory)
+    tensors = {}
+    for file in pathlib.Path(directory).glob('*.safetensors'):
+      tensors |= safetensors.load_file(file)
+  return {f'gradient/{name}': t.numpy() for name, t in tensors.items()}
+
+
 def check(directory, golden):
-  model = transformers.AutoModelForCausalLM.from_pretrained(
-    directory, dtype=torch.float32
-  )
+  is_adapter = (pathlib.Path(directory) / 'adapter_config.json').exists()
+  library = peft.AutoPeftModelForCausalLM if is_adapter else None
+  library = library or transformers.AutoModelForCausalLM
+  with contextlib.chdir(HERE):
+    model = library.from_pretrained(directory, dtype=torch.float32)
   with np.load(pathlib.Path(golden) / 'golden.npz') as file:
     logits = logits_of(model, file['tokens'])
     print(json.dumps(float(np.abs(logits - file['logits']).max())))
@@ -214,5 +325,5 @@ if __name__ == '__main__':
   if sys.argv[1:2] == ['--check']:
     check(*sys.argv[2:])
   else:
-    for each in sys.argv[1:] or MODELS:
-      make(each)
+    for each in sys.argv[1:] or (*MODELS, *ADAPTERS):
+      (make_adapter if each in ADAPTERS else make)(each)

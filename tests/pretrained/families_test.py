@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pretrained.fixtures import MODELS, NAMES, golden, loaded, tensors_of
 
-from covrl.models import Policy
+from covrl.models import Experts, Policy, load_balance
 from covrl.pretrained import load_pretrained, save_pretrained
 from covrl.rollout import Sampling, SamplingEngine
 from covrl.sharding import make_mesh, shard_batch
@@ -56,8 +56,9 @@ def test_gradients_are_those_of_torch(name, tmp_path):
   for tensor, value in want.items():
     scale = np.abs(value).max()
     assert scale > 0, tensor
+    # Gradients of models that are kept in bfloat16 were rounded to it.
     np.testing.assert_allclose(
-      got[tensor], value, atol=1e-3 * scale, err_msg=tensor
+      got[tensor], value, rtol=2**-8, atol=1e-3 * scale, err_msg=tensor
     )
 
 
@@ -96,7 +97,7 @@ def hidden_of(policy, params, tokens, mask):
   return policy.project(params, hidden)
 
 
-@pytest.mark.parametrize('name', ['qwen2_yarn', 'gemma3'])
+@pytest.mark.parametrize('name', ['qwen2_yarn', 'gemma3', 'mixtral'])
 def test_padding_on_the_left_changes_nothing(name):
   policy, params = loaded(name)
   tokens = jnp.asarray(golden(name)['tokens'])
@@ -108,19 +109,28 @@ def test_padding_on_the_left_changes_nothing(name):
   np.testing.assert_allclose(logits, golden(name)['logits'], atol=1e-4)
 
 
-@pytest.mark.parametrize('name', ['qwen2_yarn', 'gemma3'])
-@pytest.mark.parametrize('shape', [(1, 2, 4), (1, 1, 8)])
-def test_more_tensor_shards_than_kv_heads(name, shape):
+# By default more shards of tensor than there are key heads, and than experts.
+MESHES = [
+  *((name, (1, 2, 4)) for name in NAMES),
+  ('qwen2_yarn', (1, 1, 8)),
+  ('gemma3', (1, 1, 8)),
+  ('qwen3_moe', (1, 2, 1, 4)),
+  ('mixtral', (2, 1, 2, 2)),
+]
+
+
+@pytest.mark.parametrize(('name', 'shape'), MESHES)
+def test_sharded_equals_single(name, shape):
   mesh = make_mesh(shape)
   policy, params = load_pretrained(MODELS / name, mesh, dtype='float32')
   for leaf, promised in zip(
     *map(jax.tree.leaves, (params, policy.abstract_params(mesh))), strict=True
   ):
     assert leaf.sharding == promised.sharding
-  tokens = jnp.asarray(golden(name)['tokens'])
+  tokens = jnp.tile(golden(name)['tokens'], (4, 1))
   with jax.set_mesh(mesh):
     logits = jax.jit(policy.logits)(params, shard_batch(tokens, mesh))
-  np.testing.assert_allclose(logits, golden(name)['logits'], atol=1e-4)
+  np.testing.assert_allclose(logits[:2], golden(name)['logits'], atol=1e-4)
 
 
 # What must matter at these lengths, for the tests above to mean anything.
@@ -138,6 +148,8 @@ def test_more_tensor_shards_than_kv_heads(name, shape):
     ('gemma2', {'attention_scale': None}),
     ('gemma3', {'local_rope_theta': None}),
     ('gemma3', {'rope_scaling': None}),
+    ('qwen3_moe', {'experts': Experts(count=8, per_token=3, normalised=False)}),
+    ('mixtral', {'experts': Experts(count=4, per_token=1)}),
   ],
 )
 def test_what_tells_the_families_apart_matters(name, change):
@@ -146,3 +158,15 @@ def test_what_tells_the_families_apart_matters(name, change):
   tokens = jnp.asarray(golden(name)['tokens'])
   logits = jax.jit(other.logits)(params, tokens)
   assert np.abs(logits - golden(name)['logits']).max() > 1e-2
+
+
+@pytest.mark.parametrize('name', ['qwen3_moe', 'mixtral'])
+def test_the_load_balancing_loss_is_that_of_transformers(name):
+  policy, params = loaded(name)
+  tokens = jnp.asarray(golden(name)['tokens'])
+  positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+  _, routing = jax.jit(policy.hidden_and_routing)(
+    params, tokens, positions=positions, segment_ids=jnp.ones_like(tokens)
+  )
+  balance = load_balance(routing.mass, routing)
+  np.testing.assert_allclose(balance, golden(name)['balance'].mean(), rtol=1e-5)

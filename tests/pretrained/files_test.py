@@ -21,6 +21,7 @@ from pretrained.fixtures import (
 
 from covrl.models import LinearScaling, Policy, YarnScaling, tiny
 from covrl.pretrained import load_policy, load_pretrained, save_pretrained
+from covrl.pretrained.tensors import Tensors
 from covrl.sharding import make_mesh
 
 GATE = 'model.layers.1.mlp.gate_proj.weight'
@@ -51,7 +52,7 @@ def test_what_is_loaded_is_written_to_the_bit(name, tmp_path):
   assert_trees_equal(params, params_again)
 
 
-@pytest.mark.parametrize('name', ['llama2', 'gemma3'])
+@pytest.mark.parametrize('name', ['llama2', 'gemma3', 'qwen3_moe', 'mixtral'])
 def test_a_description_made_anew_says_the_same(name, tmp_path):
   policy, params = loaded(name)
   save_pretrained(tmp_path / 'new', Policy(policy.config), params)
@@ -96,6 +97,20 @@ def test_the_host_holds_a_tensor_at_a_time(tmp_path):
   _, peak = tracemalloc.get_traced_memory()
   tracemalloc.stop()
   assert peak < 4 * largest < total / 12
+
+
+def test_devices_that_have_the_same_part_share_a_reading(monkeypatch):
+  parts = []
+  read = Tensors.read
+
+  def counted(self, name, part):
+    if name == GATE:
+      parts.append(tuple(range(24)[cut] for cut in part))
+    return read(self, name, part)
+
+  monkeypatch.setattr(Tensors, 'read', counted)
+  load_pretrained(MODELS / 'qwen2', make_mesh((4, 2, 1)))
+  assert parts == [(range(24), range(8)), (range(24), range(8, 16))]
 
 
 def test_files_of_older_versions_say_the_same(tmp_path):
@@ -179,6 +194,10 @@ def test_what_no_family_has_is_refused(tmp_path):
     ),
     ({'attention_bias': True}, r'attention_bias must be false .*got true'),
     (
+      {'num_key_value_heads': 3},
+      r'config\.json: num_heads must be a multiple .* got 4 and 3',
+    ),
+    (
       {'intermediate_size': 32},
       r'model\.safetensors: model\.layers\.0\.mlp\.down_proj\.weight must have'
       r' shape \(16, 32\), got \(16, 24\)',
@@ -227,6 +246,18 @@ def test_a_file_cut_short_is_named(tmp_path):
   file.write_bytes(b'123')
   with pytest.raises(ValueError, match=r'model\.safetensors: must have a head'):
     load_pretrained(directory)
+  file.write_bytes((4).to_bytes(8, 'little') + b'{{{{')
+  with pytest.raises(ValueError, match='must begin with a header of JSON'):
+    load_pretrained(directory)
+
+
+def test_an_index_that_is_none_is_named(tmp_path):
+  directory = copy_of('llama3', tmp_path)
+  index = directory / 'model.safetensors.index.json'
+  for text in ('{', '{}'):
+    index.write_text(text)
+    with pytest.raises(ValueError, match=r'index\.json: must be JSON with a'):
+      load_pretrained(directory)
 
 
 def test_tensors_are_checked(tmp_path):
@@ -251,3 +282,26 @@ def test_an_empty_directory_and_a_wrong_name_are_refused(tmp_path):
   (copy / 'model.safetensors').unlink()
   with pytest.raises(ValueError, match=r'must hold model\.safetensors or'):
     load_pretrained(copy)
+
+
+def test_layers_without_experts_are_refused(tmp_path):
+  directory = copy_of('qwen3_moe', tmp_path)
+  edit(directory, mlp_only_layers=[1])
+  with pytest.raises(
+    ValueError, match=r'every layer of .* mlp_only_layers \[1\]'
+  ):
+    load_pretrained(directory)
+
+
+def test_published_mixtures_are_understood(tmp_path):
+  directory = copy_of('qwen3_moe', tmp_path)
+  new = load_policy(directory)
+  fields = json.loads((directory / 'config.json').read_text())
+  fields['num_experts'] = fields.pop('num_local_experts')
+  (directory / 'config.json').write_text(json.dumps(fields))
+  assert load_policy(directory).config == new.config
+  directory = copy_of('mixtral', tmp_path)
+  fields = json.loads((directory / 'config.json').read_text())
+  del fields['rope_parameters']
+  (directory / 'config.json').write_text(json.dumps(fields))
+  assert load_policy(directory).config.rope_theta == 1e6

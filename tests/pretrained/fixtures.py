@@ -21,6 +21,9 @@ NAMES = (
   'mistral',
   'gemma2',
   'gemma3',
+  'deepseek_math',
+  'qwen3_moe',
+  'mixtral',
 )
 
 

@@ -62,7 +62,7 @@ def write_run(
       lines.append(line)
       name = f'iteration_{iteration:06d}.json'
       if keep_problems:
-        (path / 'evaluation' / name).write_text(json.dumps(content))
+        write_lines(path / 'evaluation' / f'{name}l', content)
       if iteration < done:
         samples = _samples(iteration, method, random)
         (path / 'rollouts' / name).write_text(json.dumps(samples))
@@ -71,6 +71,10 @@ def write_run(
   text = ''.join(json.dumps(line) + '\n' for line in lines)
   (path / 'metrics.jsonl').write_text(text)
   return path
+
+
+def write_lines(path: pathlib.Path, lines: list[dict[str, Any]]) -> None:
+  path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
 
 
 def _warm_line(step: int, random: np.random.Generator) -> dict[str, Any]:
@@ -162,7 +166,7 @@ def _evaluate(
   kept: float,
   difficulty: np.ndarray,
   random: np.random.Generator,
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   level = -1.2 + 5.5 * gain * progress
   chances = 1 / (1 + np.exp(difficulty - level))
   correct = (random.random((difficulty.size, 8)) < chances[:, None]).astype(int)
@@ -182,13 +186,10 @@ def _evaluate(
   for name, score in scores.items():
     line[name] = float(score.mean())
     line[f'{name}_stderr'] = float(score.std() / np.sqrt(score.size))
-  content = {
-    'iteration': iteration,
-    'problems': [
-      {'prompt': f'{i} 7 3 = {i + 10}', 'greedy': int(g), 'correct': c.tolist()}
-      for i, (g, c) in enumerate(zip(greedy, correct, strict=True))
-    ],
-  }
+  content = [
+    {'prompt': f'{i} 7 3 = {i + 10}', 'greedy': int(g), 'correct': c.tolist()}
+    for i, (g, c) in enumerate(zip(greedy, correct, strict=True))
+  ]
   return line, content
 
 

@@ -150,7 +150,7 @@ def test_half_written_files_beside_the_metrics_do_no_harm(make_run):
   run = make_run(iterations=20)
   (run / 'config.json').write_text('{"config": {"se')
   (run / 'rollouts' / 'iteration_000010.json').write_text('{"samples": [{')
-  (run / 'evaluation' / 'iteration_000020.json').write_text('[')
+  (run / 'evaluation' / 'iteration_000020.jsonl').write_text('[')
   page = read(write_report(run))
   assert 'unpaired, from the standard errors' in page.text
   assert 'Iteration 0' in page.text

@@ -22,8 +22,8 @@ from covrl.report.verdict import (
 
 
 def results(run, iteration):
-  path = run / 'evaluation' / f'iteration_{iteration:06d}.json'
-  return json.loads(path.read_text())['problems']
+  path = run / 'evaluation' / f'iteration_{iteration:06d}.jsonl'
+  return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def lines(run):
@@ -55,10 +55,8 @@ def test_gain_is_paired_by_problem(make_run):
 def test_the_order_of_problems_does_not_matter(make_run):
   path = make_run(problems=50)
   first = gain(load_run(path))
-  name = path / 'evaluation' / 'iteration_000060.json'
-  content = json.loads(name.read_text())
-  content['problems'].reverse()
-  name.write_text(json.dumps(content))
+  name = path / 'evaluation' / 'iteration_000060.jsonl'
+  name.write_text('\n'.join(reversed(name.read_text().splitlines())))
   assert gain(load_run(path)) == first
 
 

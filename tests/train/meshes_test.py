@@ -12,15 +12,15 @@ from covrl import sharding
 from covrl.train.checkpoint import CheckpointStore
 from covrl.train.layout import replicated_like
 
-# Data, fsdp, tensor, context: each alone, and together; more tensor or context
-# shards than there are heads of keys.
+# Data, fsdp, tensor, expert, context: each alone, and together; more tensor or
+# context shards than there are heads of keys.
 MESHES = [
   (8,),
   (1, 8),
   (2, 1, 4),
-  (2, 1, 1, 4),
+  (2, 1, 1, 1, 4),
   (2, 2, 2),
-  (1, 2, 2, 2),
+  (1, 2, 2, 1, 2),
 ]
 METHOD = {'clipped': 0.02, 'held': 0.04, 'beta': 0.5, 'bonus': 0.1}
 STEPS = 3

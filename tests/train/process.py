@@ -14,7 +14,8 @@ TESTS = pathlib.Path(__file__).parents[1]
 RECIPES = TESTS / 'train' / 'recipes'
 ENVIRONMENT = {
   **os.environ,
-  'PYTHONPATH': str(TESTS),
+  # This tree's covrl, whichever is installed.
+  'PYTHONPATH': f'{TESTS.parent}{os.pathsep}{TESTS}',
   # Compiling for speed would cost more than the few steps that are made.
   'XLA_FLAGS': '--xla_backend_optimization_level=0',
   'JAX_COMPILATION_CACHE_DIR': str(TESTS.parent / '.jax_cache'),

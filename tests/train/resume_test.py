@@ -208,6 +208,21 @@ def test_damage_is_found(capsys, whole, tmp_path):
   assert 'no finished checkpoint' in error
 
 
+def test_a_run_becomes_a_model_that_speaks_its_language(
+  capsys, whole, tmp_path
+):
+  main(['convert', str(whole), str(tmp_path / 'model')])
+  answers = []
+  for directory in (whole, tmp_path / 'model'):
+    capsys.readouterr()
+    options = ['--count=2', '--temperature=0', '--max_length=4']
+    main(['sample', str(directory), '4 7 2 :', *options])
+    printed = capsys.readouterr().out.splitlines()
+    answers.append([line.partition(' nats  ')[2] for line in printed])
+  assert answers[0] == answers[1]
+  assert len(answers[0]) == 2
+
+
 def test_ask_and_measure(capsys, whole):
   main(['sample', str(whole), '4 7 2 :', '--count=3'])
   assert capsys.readouterr().out.count('nats') == 3

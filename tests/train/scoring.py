@@ -15,3 +15,10 @@ def never_ends(response: str, reference: Any) -> float:
   del response, reference
   time.sleep(3600.0)
   return 0.0
+
+
+def share_of_digits(response: str, reference: Any) -> float:
+  """What of the words are digits; even an untrained policy writes some."""
+  del reference
+  words = response.split()
+  return sum(word.isdigit() for word in words) / max(len(words), 1)

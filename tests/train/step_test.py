@@ -28,6 +28,7 @@ METHODS = {
   'kl_cov': {'held': 0.04, 'beta': 1.0},
   'kl_cov with bonus': {'held': 0.04, 'beta': 1.0, 'bonus': 0.1},
   'everything': {'clipped': 0.02, 'held': 0.04, 'beta': 0.5, 'bonus': 0.1},
+  'controllers': {'target': 4.0},
   'nothing': {},
 }
 
@@ -87,7 +88,7 @@ def test_meshes_and_micro_batches_do_not_matter(method):
 
 def test_methods_change_the_gradient():
   plain = gradients(run(*PROGRAMS[0], padded())[0])
-  for method in ('clip_cov', 'kl_cov', 'kl_cov with bonus'):
+  for method in ('clip_cov', 'kl_cov', 'kl_cov with bonus', 'controllers'):
     edited = gradients(run(*PROGRAMS[0], padded(), **METHODS[method])[0])
     change = max(
       np.abs(ours - theirs).max()
@@ -141,17 +142,17 @@ def test_the_first_update_has_ratio_one_and_a_silent_penalty(micro_batches):
   assert readings['penalty_share'] == 0.0
   assert_same_bits(gradients(state), gradients(plain[0]))
   # It measures how far the scoring program is off, for the dead zone.
-  assert state.log_ratio_noise > 0.1
+  assert state.measured.log_ratio_noise > 0.1
   later = run((8,), micro_batches, padded(), **METHODS['kl_cov'])
   assert later[1]['log_ratio_abs'] > 0.01
   assert later[1]['penalty_share'] > 0.01
-  assert later[0].log_ratio_noise == np.float32(1e-6)
+  assert later[0].measured.log_ratio_noise == np.float32(1e-6)
 
 
 @pytest.mark.parametrize('micro_batches', [1, 8])
 def test_the_chains_advance_once_per_update(micro_batches):
   state, _ = run((8,), micro_batches, padded(), **METHODS['everything'])
-  clipped, held, _ = state.token_state.inner_state
+  clipped, held, *_ = state.token_state.inner_state
   assert state.token_state.count == clipped.updates == held.updates == 1
   assert optax.tree.get(state.opt_state, 'count') == 1
   assert state.step == 6
@@ -176,7 +177,7 @@ def test_an_update_that_is_not_finite_is_skipped(micro_batches, bad, where):
   after, readings = update((8,), micro_batches, batch, before)
   assert readings['skipped'] == 1.0
   assert after.step == before.step + 1
-  for name in ('trainable', 'opt_state', 'token_state'):
+  for name in ('trainable', 'opt_state', 'token_state', 'measured'):
     assert_same_bits(getattr(after, name), getattr(before, name))
   if where == 'advantages':
     # As if it had never been: the next update starts from the same state.

@@ -18,6 +18,7 @@ import covrl
 from covrl.config import Config
 from covrl.data import ListSource, Problem, train_sentencepiece
 from covrl.models import ModelConfig, tiny
+from covrl.rewards import Reward
 from covrl.train import Loss, Task
 from covrl.train.iteration import Advantages
 
@@ -80,8 +81,11 @@ def make_task(config: Config) -> Task:
     train=known,
     solved=known,
     held_out=problems(SETS[:HELD_OUT])[::6][: config.task.held_out],
-    score=scoring.begins_with_largest,
-    example=('1', [1]),
+    rewards=[
+      Reward(
+        name='largest', score=scoring.begins_with_largest, example=('1', [1])
+      )
+    ],
   )
 
 

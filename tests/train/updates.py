@@ -17,7 +17,7 @@ from covrl.entropy.chain import init_token_state
 from covrl.models import Policy, tiny
 from covrl.train.layout import abstract_opt_state, replicated_like, shardings
 from covrl.train.step import StepSettings, make_train_step, policy_stats
-from covrl.types import TokenBatch, TokenMoments, TrainState
+from covrl.types import Measured, TokenBatch, TokenMoments, TrainState
 
 POLICY = Policy(tiny(vocab_size=16))
 SEQUENCES, PROMPT, RESPONSE = 64, 4, 8
@@ -57,11 +57,14 @@ def kl_cov(held, beta, source):
 
 
 def make_token_tx(source):
-  def everything(clipped, held, beta, bonus):
+  def everything(clipped, held, beta, bonus, target):
     return optax.chain(
       covrl.clip_cov(clipped, low=0.05),
       kl_cov(held, beta, 'old'),
       covrl.entropy_bonus(bonus),
+      # A target of 0 nats is reached without either.
+      covrl.detach_drain(covrl.target_entropy(target)),
+      covrl.entropy_bonus(covrl.target_entropy(target)),
     )
 
   def selecting(held, beta):
@@ -70,7 +73,7 @@ def make_token_tx(source):
   if source == 'current':
     return optax.inject_hyperparams(selecting)(held=0.01, beta=0.0)
   return optax.inject_hyperparams(everything)(
-    clipped=0.01, held=0.01, beta=0.0, bonus=0.0
+    clipped=0.01, held=0.01, beta=0.0, bonus=0.0, target=0.0
   )
 
 
@@ -177,7 +180,9 @@ def fresh_state(source='old', **hyperparameters) -> TrainState:
     opt_state=TX.init(parameters()),
     token_state=token_state._replace(hyperparams=given),
     step=jnp.asarray(5, jnp.int32),
-    log_ratio_noise=jnp.asarray(1e-6, jnp.float32),
+    measured=Measured.nothing()._replace(
+      log_ratio_noise=jnp.asarray(1e-6, jnp.float32)
+    ),
   )
 
 

@@ -1,20 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lab's page: every claim, its verdict and figures, and the pictures.
+"""The theory lab's page: every claim, its verdict and figures, and pictures.
 
-Pictures are drawn and styled by `covrl.report`; powers of ten along an x axis
-are drawn in logarithms and labelled as powers.
+Powers of ten along an x axis are drawn in logarithms and labelled as powers.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
-import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any
 
-import jinja2
 import markupsafe
 import numpy as np
 from etils import epath
@@ -22,7 +20,7 @@ from etils import epath
 from covrl.report import words
 from covrl.report.axes import Axis, nice_ticks
 from covrl.report.chart import Drawing, Figure, Series, draw
-from covrl.report.page import replace
+from covrl.report.page import render, replace
 from covrl.report.series import (
   BLUE,
   GREEN,
@@ -33,70 +31,59 @@ from covrl.report.series import (
   SKY,
   VERMILION,
 )
-from covrl.theory.claims import FAILS, HOLDS, Check, Curve, Lab, Picture, Result
+from covrl.theory.claims import FAILS, HOLDS, Check, Curve, Picture, Result
+from covrl.theory.command import KINDS, Run
 
 PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, INK, GREY)
 
 # What a reader in a hurry should see: the consequences for practice.
-HIGHLIGHTS = (
-  'Thm V.1 (14)',
-  'Thm VI.2, size of βδ',
-  'Thm VII.3 (31)',
-  'Thm VII.4 (33)',
-  'Score of a token',
-)
+HIGHLIGHTS = {
+  'Thm V.1 (14)': 'The restoring force of an entropy bonus dies quadratically '
+  'as a policy collapses, where the theorem has it dying linearly: a collapsed '
+  'token is beyond its rescue.',
+  'Thm VI.2, size of βδ': 'KL-Cov with the full KL is a second-order effect; '
+  'with |log r|, as published, a first-order one.',
+  'Remark VII.1': 'Annealing makes an entropy bonus as unbiased as it makes '
+  'KL-Cov; the full KL to the rollout’s policy needs no annealing.',
+  'Thm VII.4 (33)': 'An entropy bonus widens the stability margin in most cases '
+  'of entropy collapse. What is printed as an upper bound is the lower one.',
+  'VIII.D, guideline 2': 'Given the same policies and samples, a bonus of 0.3 '
+  'loses less reward than every covariance method.',
+  'Score of a token': 'Ranking tokens by c*, what each really does to entropy, '
+  'saves more of it than ranking by the batch’s covariance.',
+}
 
 
-def write_page(
-  workdir: str | os.PathLike[str],
-  results: Sequence[Result],
-  lab: Lab,
-  seconds: float,
-) -> epath.Path:
+def write_lab_page(workdir: str | os.PathLike[str], run: Run) -> epath.Path:
   """Writes `report.html` about the claims that were run.
 
   Args:
     workdir: where; made if it is not there.
-    results: in the paper's order.
-    lab: that ran them.
-    seconds: that took.
+    run: the claims that were checked.
 
   Returns:
     Where the page is.
   """
   folder = epath.Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
-  page = (
-    _environment()
-    .get_template('theory.html.j2')
-    .render(
-      counts=_counts(results),
-      sections=_sections(results),
-      highlights=[r for r in results if r.claim.name in HIGHLIGHTS],
-      facts=_facts(results, lab, seconds),
-      disagreeing=[r for r in results if not r.agrees],
-    )
+  named = {result.claim.name: result for result in run.results}
+  page = render(
+    'lab.html.j2',
+    counts=_counts(run.results),
+    sections=_sections(run.results),
+    highlights=[
+      (named[name], text) for name, text in HIGHLIGHTS.items() if name in named
+    ],
+    facts=_facts(run),
+    disagreeing=[r for r in run.results if not r.agrees],
+    anchor=anchor,
+    prose=prose,
+    kind=kind_of,
+    figure=figure_of,
+    tolerance=tolerance_of,
+    of=KINDS,
   )
   return replace(folder / 'report.html', page)
-
-
-def _environment() -> jinja2.Environment:
-  """Templates of this room and of the reports'."""
-  here = pathlib.Path(__file__).parent
-  environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader([here, here.parent / 'report']),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
-  environment.filters |= {
-    'anchor': anchor,
-    'figure': figure_of,
-    'kind': kind_of,
-    'prose': prose,
-  }
-  return environment
 
 
 def anchor(name: str) -> str:
@@ -108,18 +95,27 @@ def anchor(name: str) -> str:
   return re.sub(r'\W+', '-', name.lower()).strip('-')
 
 
+_BELOW = re.compile(r'((?<![A-Za-z.])[^\W_]\*?|[‖⟩)])_(\{[^}]*\}|[^\W_]+)')
+_ABOVE = re.compile(r'\^(\{[^}]*\}|[−-]?\w+)')
+
+
 def prose(text: str) -> markupsafe.Markup:
-  """Text with subscripts: symbols of one letter before an underscore.
+  """Text with subscripts, after symbols of one letter, and superscripts.
 
   >>> str(prose('π*_reg and z_{s,a}, but covrl.clip_cov'))
   'π*<sub>reg</sub> and z<sub>s,a</sub>, but covrl.clip_cov'
+  >>> str(prose('e^{−Δ/α} ‖g‖²_F A^H'))
+  'e<sup>−Δ/α</sup> ‖g‖²<sub>F</sub> A<sup>H</sup>'
   """
-  pattern = r'(?<![A-Za-z.])([^\W_]\*?|‖)_(\{[^}]*\}|[^\W_]+)'
   escaped = str(markupsafe.escape(text))
-  lowered = re.sub(
-    pattern, lambda m: f'{m[1]}<sub>{m[2].strip("{}")}</sub>', escaped
-  )
-  return markupsafe.Markup(lowered)
+  for pattern, mark in ((_BELOW, 'sub'), (_ABOVE, 'sup')):
+    escaped = pattern.sub(
+      lambda m, mark=mark: (
+        f'{"".join(m.groups()[:-1])}<{mark}>{m.groups()[-1].strip("{}")}</{mark}>'
+      ),
+      escaped,
+    )
+  return markupsafe.Markup(escaped)
 
 
 def kind_of(result: Result) -> str:
@@ -129,8 +125,32 @@ def kind_of(result: Result) -> str:
 
 def figure_of(check: Check) -> str:
   """A measured figure as a reader wants it."""
-  size = abs(check.figure)
-  return words.number(check.figure) if size < 1e5 else f'{check.figure:.2g}'
+  return _number(check.figure)
+
+
+def tolerance_of(check: Check) -> str:
+  """Where the figure must lie.
+
+  >>> from covrl.theory.claims import below, near
+  >>> tolerance_of(below('', 0, 1e-12)), tolerance_of(near('', 2, 2, 0.05))
+  ('≤ 10⁻¹²', '2 ± 0.05')
+  """
+  if check.low == -math.inf:
+    return f'≤ {_number(check.high)}'
+  if check.high == math.inf:
+    return f'≥ {_number(check.low)}'
+  middle, half = (check.low + check.high) / 2, (check.high - check.low) / 2
+  return f'{_number(middle)} ± {_number(half)}' if half else _number(middle)
+
+
+def _number(value: float) -> str:
+  """At most three digits, without zeros that say nothing."""
+  if abs(value) >= 1e5:
+    return f'{value:.2g}'
+  text = words.number(value)
+  if '.' in text and '×' not in text:
+    text = text.rstrip('0').rstrip('.')
+  return text.replace('1×10', '10') if text.startswith('1×') else text
 
 
 def _counts(results: Sequence[Result]) -> dict[str, int]:
@@ -138,14 +158,14 @@ def _counts(results: Sequence[Result]) -> dict[str, int]:
   return {kind: kinds.count(kind) for kind in ('holds', 'partly', 'fails')}
 
 
-def _facts(results: Sequence[Result], lab: Lab, seconds: float) -> list[str]:
-  checks = sum(len(r.evidence.printed) + len(r.evidence.holds) for r in results)
+def _facts(run: Run) -> list[str]:
+  checks = sum(len(list(r.evidence.checks())) for r in run.results)
   return [
-    f'{len(results)} claims',
+    f'{len(run.results)} claims',
     f'{checks} checks',
-    'quick' if lab.quick else 'in full',
-    f'seed {lab.seed}',
-    words.duration(seconds),
+    'quick' if run.lab.quick else 'in full',
+    f'seed {run.lab.seed}',
+    words.duration(run.seconds),
   ]
 
 
@@ -176,7 +196,7 @@ def drawing(picture: Picture, key: str) -> Drawing:
   figure = Figure(
     key=f'picture-{key}',
     title=picture.title,
-    caption=picture.caption,
+    caption=prose(picture.caption),
     y_label=picture.y_label,
     x_label=picture.x_label,
     series=[

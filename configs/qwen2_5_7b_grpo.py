@@ -1,0 +1,41 @@
+"""GRPO on Qwen2.5-7B: PPO's clip and no entropy control.
+
+  covrl train --config=configs/qwen2_5_7b_grpo.py --workdir=runs/qwen2_5_7b_grpo --config.data.train=FILES --config.evaluate.suite_directory=DIRECTORY
+
+Hardware: sized for 32 chips of TPU v5p (2x4x4); never run here.
+Expect: entropy falls from 0.65 to 0.02 nats within some hundred updates and stays;
+AIME 2024 21.2, MATH500 78.8, the seven sets 38.6 as printed (39.1 their plain mean).
+Source: Cui et al., arXiv:2505.22617, table 2 and its scripts.
+"""
+
+import functools
+
+import optax
+import reasoning_7b
+
+import covrl
+from covrl.config import Config
+from covrl.train import Loss
+
+make_advantages = reasoning_7b.make_advantages
+make_model = reasoning_7b.make_model
+make_task = reasoning_7b.make_task
+make_tx = reasoning_7b.make_tx
+make_warm_start_tx = reasoning_7b.make_warm_start_tx
+
+
+def get_config() -> Config:
+  config = reasoning_7b.get_config()
+  config.pretrained = 'Qwen/Qwen2.5-7B'
+  return config
+
+
+def make_loss(config: Config) -> Loss:
+  return functools.partial(
+    covrl.clipped_surrogate, low=config.train.low, high=config.train.high
+  )
+
+
+def make_token_tx(config: Config) -> optax.GradientTransformation:
+  del config
+  return optax.identity()

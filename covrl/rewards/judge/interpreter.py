@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files that this interpreter needs to run elsewhere, and no others."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+_TIMEOUT = 300.0
+# Prints what the interpreter maps once it has imported its own extensions.
+_PROBE = """
+import json, os, sys, sysconfig, warnings
+warnings.simplefilter('ignore')
+extensions = os.path.join(sysconfig.get_path('platstdlib'), 'lib-dynload')
+if os.path.isdir(extensions):
+  for file in os.listdir(extensions):
+    name = file.partition('.')[0]
+    if not name.startswith(('_test', '_tkinter', '_ctypes_test', 'xx')):
+      try:
+        __import__(name)
+      except ImportError:
+        pass
+with open('/proc/self/maps') as file:
+  mapped = {line.split(None, 5)[-1].strip() for line in file}
+print(json.dumps({
+  'executable': os.path.realpath(sys.executable),
+  'stdlib': [sysconfig.get_path(n) for n in ('stdlib', 'platstdlib')],
+  'mapped': sorted(path for path in mapped if '.so' in path),
+}))
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Interpreter:
+  """What to mount so that an interpreter of the trainer's kind runs.
+
+  Attributes:
+    executable: its path.
+    files: files and directories, to be seen at their own paths.
+    links: symbolic links, as (target, path).
+    hidden: directories among the files that hold installed packages.
+  """
+
+  executable: str
+  files: tuple[str, ...]
+  links: tuple[tuple[str, str], ...]
+  hidden: tuple[str, ...]
+
+
+@functools.cache
+def find_interpreter() -> Interpreter:
+  """The interpreter that this one, or its virtual environment, is built on.
+
+  Raises:
+    OSError: it does not run.
+  """
+  path: str = getattr(sys, '_base_executable', '') or sys.executable
+  try:
+    ended = subprocess.run(
+      [path, '-I', '-S', '-c', _PROBE],
+      capture_output=True,
+      text=True,
+      check=False,
+      timeout=_TIMEOUT,
+      env={},
+    )
+  except subprocess.TimeoutExpired:
+    raise OSError(f'{path} did not answer within {_TIMEOUT:g} s') from None
+  if ended.returncode:
+    raise OSError(f'{path} does not run: {ended.stderr.strip()[-200:]}')
+  return _lay_out(json.loads(ended.stdout))
+
+
+def _lay_out(probe: dict) -> Interpreter:
+  executable = probe['executable']
+  stdlib = sorted({os.path.realpath(path) for path in probe['stdlib']})
+  prefix = os.path.dirname(os.path.dirname(executable))
+  files, links = [executable, *stdlib], []
+  for mapped in probe['mapped']:
+    directory = os.path.dirname(mapped)
+    if _within(mapped, files):
+      continue
+    if prefix != '/usr' and _within(mapped, [prefix]):
+      # An environment's own libraries stand beside everything else it has.
+      files.append(mapped)
+      links += [(os.path.basename(mapped), path) for path in _names(mapped)]
+    else:
+      files.append(directory)
+  hidden = [
+    os.path.join(path, name)
+    for path in stdlib
+    for name in ('site-packages', 'dist-packages')
+    if os.path.isdir(os.path.join(path, name))
+  ]
+  for path in ('/lib', '/lib64', '/usr/lib64'):
+    if os.path.islink(path):
+      links.append((os.readlink(path), path))
+  files += [path for path in _loaders() if not _within(path, files)]
+  return Interpreter(
+    executable, tuple(sorted(set(files))), tuple(links), tuple(hidden)
+  )
+
+
+def _within(path: str, directories: list[str]) -> bool:
+  return any(path.startswith(f'{directory}/') for directory in directories)
+
+
+def _names(library: str) -> list[str]:
+  """Other names of a library in its directory."""
+  with os.scandir(os.path.dirname(library)) as entries:
+    return [
+      entry.path
+      for entry in entries
+      if entry.is_symlink() and os.path.realpath(entry.path) == library
+    ]
+
+
+def _loaders() -> list[str]:
+  """The C library's loaders by the paths that programs ask for, and its cache."""
+  found = [
+    os.path.join(os.path.realpath(directory), path.name)
+    for directory in ('/lib', '/lib64')
+    for path in pathlib.Path(directory).glob('ld-linux*.so.*')
+  ]
+  cache = '/etc/ld.so.cache'
+  return [*found, cache] if os.path.exists(cache) else found

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The system calls that a judged program has: a list of what is allowed.
+
+The filter is compiled by libseccomp, which knows the numbers of every machine;
+Debian's and Ubuntu's apt bring it. It is called by ctypes: the Python wrapper
+of the registry has had no release since 2021, and is no longer than this.
+
+Whatever is not listed answers ENOSYS, as on a kernel without it, which is what
+the C library falls back from: so sockets but for pairs, tracing, other
+processes' memory, namespaces, mounts, keys, io_uring, BPF, System V and POSIX
+queues, memory outside of any limit (memfd), limits, priority and CPU of others.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import os
+
+_ALLOW = 0x7FFF0000
+_ERRNO = 0x00050000
+_OPTIMIZE = 8
+_MASKED_EQUAL = 7
+
+_NEW_NAMESPACES = 0x7E020000
+_NEW_THREAD = 0x00010000
+
+_FILES = """
+access chdir chmod close close_range copy_file_range creat dup dup2 dup3
+faccessat faccessat2 fadvise64 fallocate fchdir fchmod fchmodat fcntl fdatasync
+flock fstat fstatfs fsync ftruncate getcwd getdents getdents64 lgetxattr link
+linkat lseek lstat mkdir mkdirat newfstatat open openat pipe pipe2 pread64
+preadv preadv2 pwrite64 pwritev pwritev2 read readlink readlinkat readv rename
+renameat renameat2 rmdir sendfile stat statfs statx symlink symlinkat truncate
+umask unlink unlinkat utime utimensat utimes write writev
+"""
+_MEMORY = 'brk madvise mincore mmap mprotect mremap msync munmap'
+_WAITING = """
+alarm clock_getres clock_gettime clock_nanosleep epoll_create epoll_create1
+epoll_ctl epoll_pwait epoll_pwait2 epoll_wait eventfd eventfd2 futex getitimer
+gettimeofday nanosleep pause poll ppoll pselect6 restart_syscall select
+setitimer time timer_create timer_delete timer_getoverrun timer_gettime
+timer_settime timerfd_create timerfd_gettime timerfd_settime times
+"""
+_SIGNALS = """
+rt_sigaction rt_sigpending rt_sigprocmask rt_sigreturn rt_sigsuspend
+rt_sigtimedwait sigaltstack
+"""
+_SELF = """
+arch_prctl exit exit_group get_robust_list getcpu getegid geteuid getgid
+getgroups getpgid getpgrp getpid getppid getpriority getrandom getresgid
+getresuid getrlimit getrusage getsid gettid getuid membarrier rseq
+sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getparam
+sched_getscheduler sched_yield set_robust_list set_tid_address sysinfo uname
+"""
+# Pairs, which event loops wake themselves with, and the sandbox's own socket.
+_PAIRS = """
+getpeername getsockname getsockopt recvfrom recvmsg sendmsg sendto setsockopt
+shutdown socketpair
+"""
+# Only where a namespace holds them: children, and signals to others.
+_PROCESSES = """
+execve execveat fork kill pidfd_open pidfd_send_signal rt_sigqueueinfo
+rt_tgsigqueueinfo setgroups setpgid setresgid setresuid setsid tgkill tkill
+vfork wait4 waitid
+"""
+_IOCTLS = {
+  'TCGETS': 0x5401,
+  'TIOCGWINSZ': 0x5413,
+  'FIONREAD': 0x541B,
+  'FIONBIO': 0x5421,
+  'FIONCLEX': 0x5450,
+  'FIOCLEX': 0x5451,
+}
+_PRCTLS = {'PR_SET_NAME': 15, 'PR_GET_NAME': 16}
+
+
+class _Comparison(ctypes.Structure):
+  _fields_ = (
+    ('argument', ctypes.c_uint),
+    ('operator', ctypes.c_int),
+    ('datum_a', ctypes.c_uint64),
+    ('datum_b', ctypes.c_uint64),
+  )
+
+
+@functools.cache
+def make_filter(*, processes: bool) -> bytes:
+  """The BPF program for this machine's kernel.
+
+  Args:
+    processes: whether there may be child processes and signals to others; for
+      where a pid namespace holds them.
+
+  Raises:
+    OSError: libseccomp is not installed, or does not know this machine.
+  """
+  library = ctypes.CDLL('libseccomp.so.2', use_errno=True)
+  library.seccomp_init.restype = ctypes.c_void_p
+  library.seccomp_syscall_resolve_name.argtypes = (ctypes.c_char_p,)
+  context = ctypes.c_void_p(library.seccomp_init(_ERRNO | errno.ENOSYS))
+  if not context:
+    raise OSError('libseccomp does not know this machine')
+  try:
+    _allow_all(library, context, processes)
+    return _export(library, context)
+  finally:
+    library.seccomp_release(context)
+
+
+def _allow_all(
+  library: ctypes.CDLL, context: ctypes.c_void_p, processes: bool
+) -> None:
+  def allow(name: str, *comparisons: tuple[int, int, int, int]) -> None:
+    number = library.seccomp_syscall_resolve_name(name.encode())
+    # What a machine or this libseccomp does not have stays refused.
+    if number < 0:
+      return
+    array = (_Comparison * len(comparisons))(*comparisons)
+    code = library.seccomp_rule_add_array(
+      context, ctypes.c_uint32(_ALLOW), number, len(comparisons), array
+    )
+    if code:
+      raise OSError(-code, f'libseccomp refuses a rule for {name}')
+
+  library.seccomp_attr_set(context, _OPTIMIZE, ctypes.c_uint32(2))
+  groups = [_FILES, _MEMORY, _WAITING, _SIGNALS, _SELF, _PAIRS]
+  if processes:
+    groups.append(_PROCESSES)
+    allow('clone', (0, _MASKED_EQUAL, _NEW_NAMESPACES, 0))
+  else:
+    mask = _NEW_NAMESPACES | _NEW_THREAD
+    allow('clone', (0, _MASKED_EQUAL, mask, _NEW_THREAD))
+  for name in ' '.join(groups).split():
+    allow(name)
+  for request in _IOCTLS.values():
+    allow('ioctl', (1, _MASKED_EQUAL, 0xFFFFFFFF, request))
+  for option in _PRCTLS.values():
+    allow('prctl', (0, _MASKED_EQUAL, 0xFFFFFFFF, option))
+  allow('prlimit64', (0, _MASKED_EQUAL, 0xFFFFFFFF, 0))
+
+
+def _export(library: ctypes.CDLL, context: ctypes.c_void_p) -> bytes:
+  descriptor = os.memfd_create('filter')
+  try:
+    code = library.seccomp_export_bpf(context, descriptor)
+    if code:
+      raise OSError(-code, 'libseccomp could not compile the filter')
+    return os.pread(descriptor, 1 << 20, 0)
+  finally:
+    os.close(descriptor)

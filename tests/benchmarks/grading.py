@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast answers are graded, whatever they are, and how memory fares.
+
+`PYTHONPATH=tests python tests/benchmarks/grading.py [ANSWERS]` grades the battery's ordinary pairs
+over and over, one at a time and from two threads, then everything that is meant
+to hang, and prints figures in Markdown. Memory is of this process and its
+workers: proportional set size, so that what forked children share counts once.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import itertools
+import os
+import pathlib
+import statistics
+import sys
+import time
+
+from rewards.maths_battery import Pair, pairs
+
+from covrl.rewards import Status, grade_math
+
+
+def main(count: int) -> None:
+  """Measures and prints."""
+  battery = list(pairs())
+  ordinary = [pair for pair in battery if pair.category != 'hangs']
+  hostile = [pair for pair in battery if pair.category == 'hangs']
+  began = time.perf_counter()
+  # Beyond what can be told without a worker.
+  grade_math(r'\boxed{\int_0^1 x dx}', '1/2')
+  rows = [('first answer, with its workers', f'{seconds_since(began):.2f} s')]
+  memory = [megabytes()]
+  times: list[float] = []
+  began = time.perf_counter()
+  for place, pair in zip(range(count), itertools.cycle(ordinary)):
+    times.append(graded(pair))
+    if (place + 1) % (count // 4) == 0:
+      memory.append(megabytes())
+  rate = count / seconds_since(began)
+  cuts = statistics.quantiles(times, n=100)
+  with concurrent.futures.ThreadPoolExecutor(2) as threads:
+    began = time.perf_counter()
+    list(
+      threads.map(graded, itertools.islice(itertools.cycle(ordinary), count))
+    )
+    rate_of_two = count / seconds_since(began)
+  memory.append(megabytes())
+  slowest = max((graded(pair), pair) for pair in hostile if pair)
+  rows += [
+    ('answers', f'{count:,}'),
+    ('rate, one at a time', f'{rate:.0f} per second'),
+    ('rate, two at a time', f'{rate_of_two:.0f} per second'),
+    ('median', f'{1e3 * cuts[49]:.2f} ms'),
+    ('95th percentile', f'{1e3 * cuts[94]:.2f} ms'),
+    ('slowest ordinary answer', f'{max(times):.2f} s'),
+    ('slowest of those meant to hang', f'{slowest[0]:.2f} s'),
+    ('memory, quarter by quarter', ', '.join(f'{m:.0f}' for m in memory)),
+    ('load of the machine', f'{os.getloadavg()[0]:.1f}'),
+  ]
+  print('| grading | |\n|---|---|')
+  for name, value in rows:
+    print(f'| {name} | {value} |')
+
+
+def graded(pair: Pair) -> float:
+  """Seconds that one answer takes."""
+  began = time.perf_counter()
+  outcome = grade_math(pair.response, pair.reference)
+  if outcome.status is Status.INFRASTRUCTURE:
+    print(f'line {pair.line}: {outcome.detail}', file=sys.stderr)
+  return seconds_since(began)
+
+
+def seconds_since(began: float) -> float:
+  """What has passed."""
+  return time.perf_counter() - began
+
+
+def megabytes() -> float:
+  """Memory of this process and of those below it."""
+  total = 0
+  for process in [os.getpid(), *descendants(os.getpid())]:
+    rollup = pathlib.Path(f'/proc/{process}/smaps_rollup').read_text()
+    (line,) = [x for x in rollup.splitlines() if x.startswith('Pss:')]
+    total += int(line.split()[1])
+  return total / 1024
+
+
+def descendants(parent: int) -> list[int]:
+  """Processes that a process started, and those that they did."""
+  tasks = pathlib.Path(f'/proc/{parent}/task').glob('*/children')
+  children = [
+    int(child) for task in tasks for child in task.read_text().split()
+  ]
+  return children + [d for child in children for d in descendants(child)]
+
+
+if __name__ == '__main__':
+  main(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000)

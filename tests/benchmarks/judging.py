@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the judge of programs holds, and what it costs.
+
+  python tests/benchmarks/judging.py                      # all of it
+  python tests/benchmarks/judging.py --parts=speed        # a minute
+  python tests/benchmarks/judging.py --table=judge.md     # the battery, as text
+
+`speed`: the time from asking to the outcome, one program at a time, and how
+many come through with as many threads as there are processors. `battery`: every
+program of `tests/rewards/battery` and what it got. `leaks`: 1,000 hostile runs,
+and what is left of them; an honest neighbour is timed before, during and after.
+
+On a busy machine the wall-clock times say how busy it is; processor times, which
+stand beside them, do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import concurrent.futures
+import os
+import pathlib
+import resource
+import statistics
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+from rewards.battery import ROWS, Row
+from rewards.traces import traces
+from rich.console import Console
+from rich.table import Table
+
+from covrl.rewards import Judge, Outcome
+
+Tests = Sequence[Mapping[str, Any]]
+CONSOLE = Console()
+
+SORT = """
+def merge(a, b):
+  out, i, j = [], 0, 0
+  while i < len(a) and j < len(b):
+    if a[i] <= b[j]: out.append(a[i]); i += 1
+    else: out.append(b[j]); j += 1
+  return out + a[i:] + b[j:]
+
+def sort(items):
+  if len(items) < 2: return items
+  half = len(items) // 2
+  return merge(sort(items[:half]), sort(items[half:]))
+"""
+READ = '\nprint(*sort(list(map(int, input().split()))))\n'
+ITEMS = [(7 * n) % 101 for n in range(60)]
+PRINT = {
+  'stdin': ' '.join(map(str, ITEMS)),
+  'stdout': ' '.join(map(str, sorted(ITEMS))),
+}
+CALL = {'call': 'sort', 'args': [ITEMS], 'result': sorted(ITEMS)}
+ASSERT = {'asserts': f'assert sort({ITEMS}) == {sorted(ITEMS)}'}
+PROGRAMS: dict[str, tuple[str, Tests]] = {
+  'stdin, 1 test': (SORT + READ, [PRINT]),
+  'stdin, 10 tests': (SORT + READ, [PRINT] * 10),
+  'call, 1 test': (SORT, [CALL]),
+  'call, 10 tests': (SORT, [CALL] * 10),
+  'asserts': (SORT, [ASSERT]),
+}
+
+# Those that end soon, or are soon ended: all there is to hold of a program.
+HOSTILE_SECONDS = 0.2
+NEIGHBOUR = """
+import time
+start = time.perf_counter()
+sum(i * i for i in range(10**6))
+print(time.process_time(), time.perf_counter() - start)
+"""
+
+
+def main() -> None:
+  """Measures and prints tables."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--parts', default='speed,battery,leaks')
+  parser.add_argument('--runs', type=int, default=1000)
+  parser.add_argument('--rounds', type=int, default=60)
+  parser.add_argument('--table', type=pathlib.Path)
+  parser.add_argument('--level', default=None)
+  arguments = parser.parse_args()
+  judge = Judge(level=arguments.level)
+  busy = os.getloadavg()[0]
+  CONSOLE.print(
+    f'level {judge.level}, {os.cpu_count()} processors, load {busy:.1f}'
+  )
+  parts: dict[str, Callable[[], None]] = {
+    'speed': lambda: show_speed(judge, arguments.rounds),
+    'battery': lambda: show_battery(judge, arguments.table),
+    'leaks': lambda: show_leaks(judge, arguments.runs),
+  }
+  for part in arguments.parts.split(','):
+    parts[part]()
+
+
+def show_speed(judge: Judge, rounds: int) -> None:
+  """Latency one at a time, throughput with a thread per processor."""
+  table = Table(title='An honest program, from asking to the outcome')
+  for column in ('tests', 'p50 ms', 'p95 ms', 'CPU ms', 'programs/s'):
+    table.add_column(column, justify='right')
+  threads = len(os.sched_getaffinity(0))
+  for name, (program, tests) in PROGRAMS.items():
+    check(judge.judge(program, tests))
+    times = []
+    before = processor_seconds()
+    for _ in range(rounds):
+      start = time.perf_counter()
+      check(judge.judge(program, tests))
+      times.append(time.perf_counter() - start)
+    spent = (processor_seconds() - before) / rounds
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+      start = time.perf_counter()
+      many = [program] * (2 * rounds), [tests] * (2 * rounds)
+      for outcome in pool.map(judge.judge, *many):
+        check(outcome)
+      rate = 2 * rounds / (time.perf_counter() - start)
+    quantiles = statistics.quantiles(times, n=20)
+    table.add_row(
+      name,
+      *(f'{1000 * t:.0f}' for t in (quantiles[9], quantiles[18], spent)),
+      f'{rate:.0f}',
+    )
+  CONSOLE.print(table)
+
+
+def show_battery(judge: Judge, path: pathlib.Path | None) -> None:
+  """Every program of the battery, and whether it got what it deserves."""
+  os.environ['COVRL_CANARY'] = 'a-secret-of-the-trainer'
+  lines = ['| kind | program | deserves | got | |', '|---|---|---|---|---|']
+  right: collections.Counter[str] = collections.Counter()
+  wrong = []
+  for row in ROWS:
+    outcome = judge.judge(row.program, row.tests, time_limit=row.time_limit)
+    fine = outcome.score == row.score and outcome.status in row.statuses
+    right[row.kind] += fine
+    if not fine:
+      wrong.append((row.name, outcome))
+    lines.append(
+      f'| {row.kind} | {row.name} | {row.score:g} | {outcome.score:g},'
+      f' {outcome.status.value} | {"" if fine else "**wrong**"} |'
+    )
+  table = Table(title='The battery')
+  for column in ('kind', 'programs', 'as deserved'):
+    table.add_column(column, justify='right')
+  for kind, count in collections.Counter(row.kind for row in ROWS).items():
+    table.add_row(kind, str(count), str(right[kind]))
+  CONSOLE.print(table)
+  for name, outcome in wrong:
+    CONSOLE.print(name, outcome)
+  if path is not None:
+    title = textwrap.dedent(f"""\
+      # The judge's battery
+
+      By `python tests/benchmarks/judging.py --parts=battery --table=…`, level
+      {judge.level}: {sum(right.values())} of {len(ROWS)} programs got what they
+      deserve. A program that reaches for what is not its own deserves 1 when it
+      finds nothing: it prints so.
+
+      """)
+    path.write_text(title + '\n'.join(lines) + '\n', encoding='utf-8')
+
+
+def show_leaks(judge: Judge, runs: int) -> None:
+  """What hostile programs leave, and what a neighbour feels of them."""
+  hostile = [row for row in ROWS if row.kind in ('taking', 'forging')]
+  neighbour(judge)
+  before, alone = traces(), neighbour(judge)
+  end = threading.Event()
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    beside = pool.submit(watch_neighbour, judge, end)
+    start = time.perf_counter()
+    for index in range(runs):
+      judge_hostile(judge, hostile[index % len(hostile)])
+    spent = time.perf_counter() - start
+    end.set()
+    during = beside.result()
+  after, left = neighbour(judge), traces()
+  table = Table(title=f'{runs} hostile runs in {spent:.0f} s')
+  for column in ('', 'before', 'after'):
+    table.add_column(column, justify='right')
+  for name in before:
+    table.add_row(name, str(before[name]), str(left[name]))
+  CONSOLE.print(table)
+  table = Table(title='An honest neighbour, medians')
+  for column in ('', 'before', 'during', 'after'):
+    table.add_column(column, justify='right')
+  for index, name in enumerate(('CPU ms', 'wall ms')):
+    values = (alone[index], during[index], after[index])
+    table.add_row(name, *(f'{1000 * value:.0f}' for value in values))
+  CONSOLE.print(table)
+
+
+def judge_hostile(judge: Judge, row: Row) -> None:
+  """Runs a row for a short time, and insists that it gets nothing."""
+  outcome = judge.judge(row.program, row.tests, time_limit=HOSTILE_SECONDS)
+  if outcome.score != 0.0:
+    raise SystemExit(f'{row.name} got {outcome}')
+
+
+def neighbour(judge: Judge, count: int = 15) -> tuple[float, float]:
+  """Medians of the processor and wall time of an honest program."""
+  times = [one_neighbour(judge) for _ in range(count)]
+  return (
+    statistics.median(t for t, _ in times),
+    statistics.median(t for _, t in times),
+  )
+
+
+def watch_neighbour(judge: Judge, end: threading.Event) -> tuple[float, float]:
+  """The same, for as long as something else goes on."""
+  times = []
+  while not end.is_set():
+    times.append(one_neighbour(judge))
+  return (
+    statistics.median(t for t, _ in times),
+    statistics.median(t for _, t in times),
+  )
+
+
+def one_neighbour(judge: Judge) -> tuple[float, float]:
+  """Processor and wall time of an honest program, by its own clock."""
+  outcome = judge.judge(NEIGHBOUR, [{'stdin': '', 'stdout': 'two numbers'}])
+  said = outcome.detail.rpartition("got '")[2].rstrip("'").split()
+  if len(said) != 2:
+    raise SystemExit(f'the neighbour got {outcome}')
+  return float(said[0]), float(said[1])
+
+
+def check(outcome: Outcome) -> None:
+  """Insists on a full score."""
+  if outcome.score != 1.0:
+    raise SystemExit(f'an honest program got {outcome}')
+
+
+def processor_seconds() -> float:
+  """What this process and its children have used."""
+  usages = map(
+    resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+  )
+  return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory and time that reading a large pretrained model takes.
+
+  python tests/benchmarks/load_memory.py --directory=/tmp/large
+  python tests/benchmarks/load_memory.py --directory=/tmp/large --mesh=1,2,4
+
+The first time it writes a random model of about 4 GB (bfloat16, two files) and
+an Orbax copy of it. Each reading is a process of its own, with fake CPU devices
+where there is a mesh. On a CPU the arrays that are made count as the process's
+memory, as they would not on an accelerator; what is promised is about the rest:
+
+  peak − before − arrays ≤ largest tensor + 1 GiB
+
+with the largest tensor as it is to be held, in float32 twice what it is in the
+file. Memory is resident memory, pages of files included; seconds are those of
+the clock and of the processor, and files are in the page cache if they fit.
+Exits with 1 if the promise is broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+MIB = 2**20
+
+
+def main() -> None:
+  """Prints the table, or one row of it."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--directory', type=pathlib.Path, required=True)
+  parser.add_argument('--mesh', default='')
+  parser.add_argument('--dtype', default='')
+  parser.add_argument('--read', help=argparse.SUPPRESS)
+  arguments = parser.parse_args()
+  if arguments.read:
+    if arguments.read == 'write':
+      _write(arguments.directory)
+      print('{}')
+    else:
+      found = _read(arguments.read, arguments.mesh, arguments.dtype)
+      print(json.dumps(found))
+    return
+  plain, copy = (arguments.directory / name for name in ('plain', 'copy'))
+  if not copy.exists():
+    _alone('write', arguments)
+  print('| read | dtype | mesh | arrays | largest | beyond | s | CPU s |')
+  print('|---|---|---|---:|---:|---:|---:|---:|')
+  kept = True
+  dtypes = [arguments.dtype] if arguments.dtype else ['bfloat16', 'float32']
+  for way, directory in (('safetensors', plain), ('Orbax copy', copy)):
+    for arguments.dtype in dtypes:
+      found = _alone(str(directory), arguments)
+      kept &= found['beyond'] <= found['largest'] + 1024
+      print(
+        f'| {way} | {arguments.dtype} | {arguments.mesh or "-"} '
+        f'| {found["arrays"]:.0f} | {found["largest"]:.0f} '
+        f'| {found["beyond"]:.0f} | {found["seconds"]:.1f} '
+        f'| {found["cpu_seconds"]:.1f} |'
+      )
+  raise SystemExit(not kept)
+
+
+def _alone(what: str, arguments: argparse.Namespace) -> dict[str, float]:
+  """Runs one thing in a process of its own; what it prints."""
+  devices = 1
+  for size in filter(None, arguments.mesh.split(',')):
+    devices *= int(size)
+  flags = f'--xla_force_host_platform_device_count={devices}'
+  command = [sys.executable, __file__, f'--directory={arguments.directory}']
+  command += [f'--mesh={arguments.mesh}', f'--dtype={arguments.dtype}']
+  done = subprocess.run(
+    [*command, f'--read={what}'],
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags},
+    check=True,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+def _write(directory: pathlib.Path) -> None:
+  """A model whose largest tensor is its embedding, as large as Qwen's."""
+  import jax
+
+  from covrl.models import ModelConfig, Policy
+  from covrl.pretrained import convert, load_pretrained, save_pretrained
+
+  config = ModelConfig(
+    vocab_size=152064,
+    num_layers=12,
+    model_dim=2560,
+    num_heads=20,
+    num_kv_heads=4,
+    head_dim=128,
+    hidden_dim=8192,
+    tied_embeddings=False,
+    dtype='bfloat16',
+    param_dtype='bfloat16',
+  )
+  policy = Policy(config)
+  params = policy.init(jax.random.key(0))
+  save_pretrained(directory / 'plain', policy, params, shard_bytes=2**31)
+  # Only what was loaded has the files that a copy takes along.
+  policy, params = load_pretrained(directory / 'plain')
+  convert(policy, params, directory / 'copy', form='orbax')
+
+
+def _read(what: str, mesh: str, dtype: str) -> dict[str, float]:
+  """Reads a model; memory in MiB."""
+  import jax
+
+  from covrl import sharding
+  from covrl.pretrained import load_params, load_policy
+
+  shape = [int(size) for size in mesh.split(',')] if mesh else None
+  made = sharding.make_mesh(shape) if shape else None
+  policy = load_policy(what, dtype)
+  jax.block_until_ready(jax.numpy.zeros(8))
+  before = _status('VmRSS')
+  pathlib.Path('/proc/self/clear_refs').write_text('5')
+  clock, processor = time.monotonic(), time.process_time()
+  params = jax.block_until_ready(load_params(what, policy, made))
+  seconds, cpu_seconds = (
+    time.monotonic() - clock,
+    time.process_time() - processor,
+  )
+  leaves = jax.tree.leaves(params)
+  arrays = sum(
+    shard.data.nbytes for leaf in leaves for shard in leaf.addressable_shards
+  )
+  largest = max(
+    leaf.nbytes // (leaf.shape[0] if leaf.ndim > 2 else 1) for leaf in leaves
+  )
+  return {
+    'arrays': arrays / MIB,
+    'largest': largest / MIB,
+    'beyond': _status('VmHWM') - before - arrays / MIB,
+    'seconds': seconds,
+    'cpu_seconds': cpu_seconds,
+  }
+
+
+def _status(name: str) -> float:
+  """A line of this process's status, in MiB."""
+  for line in pathlib.Path('/proc/self/status').read_text().splitlines():
+    if line.startswith(f'{name}:'):
+      return int(line.split()[1]) / 1024
+  raise ValueError(f'the status of a process must have {name}, and has not')
+
+
+if __name__ == '__main__':
+  main()

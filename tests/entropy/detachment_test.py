@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Detachment by amount: the shortest prefix, the last token in part."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from jax.sharding import NamedSharding, PartitionSpec
+
+import covrl
+from covrl.entropy.detachment import prefix_share
+from covrl.types import TokenMoments, TokenStats
+
+share = jax.jit(prefix_share)
+
+
+def by_sorting(values, amount):
+  """Takes the largest values one level of equal ones at a time."""
+  taken, left = np.zeros(values.shape), float(amount)
+  for level in np.unique(values[values > 0])[::-1]:
+    held = float(level) * (values == level).sum()
+    taken[values == level] = np.clip(left / held, 0, 1)
+    left -= held
+  return taken
+
+
+@given(
+  arrays(
+    np.float32,
+    (3, 7),
+    # Few levels, so that some are equal; of either sign.
+    elements=st.sampled_from([-2.0, -0.0, 0.0, 0.25, 0.5, 3.0, 1e-30, 1e30]),
+  ),
+  st.sampled_from([0.0, 1e-31, 0.1, 0.75, 3.0, 7.5, 2e30, 1e32]),
+)
+@settings(max_examples=200, deadline=None)
+def test_equals_a_sort(values, amount):
+  expected = by_sorting(values, amount)
+  if values.max() >= 1e30 and amount < 1e20:
+    expected = expected * 0 + np.where(values == 1e30, expected, 0)
+  actual = share(values, amount)
+  np.testing.assert_allclose(actual, expected, rtol=2e-6, atol=1e-30)
+
+
+def test_saves_the_amount_and_no_token_more():
+  values = jnp.asarray(
+    np.random.default_rng(0).normal(size=(16, 32)), jnp.float32
+  )
+  positive = float(jnp.sum(jnp.maximum(values, 0)))
+  for part in (0.01, 0.3, 0.999):
+    taken = share(values, part * positive)
+    np.testing.assert_allclose(
+      jnp.sum(taken * values), part * positive, rtol=1e-5
+    )
+    lowest = jnp.min(jnp.where(taken > 0, values, jnp.inf))
+    highest = jnp.max(jnp.where(taken == 0, values, -jnp.inf))
+    assert lowest > highest
+    assert int(jnp.sum((taken > 0) & (taken < 1))) <= 1
+
+
+def test_bits_on_every_mesh_and_in_every_order():
+  values = np.random.default_rng(1).normal(size=(16, 32)).astype(np.float32)
+  expected = np.asarray(share(values, 20.0))
+  order = np.random.default_rng(2).permutation(16)
+  np.testing.assert_array_equal(share(values[order], 20.0), expected[order])
+  for shape in ((8, 1), (2, 4)):
+    mesh = jax.make_mesh(shape, ('x', 'y'))
+    placed = jax.device_put(
+      values, NamedSharding(mesh, PartitionSpec('x', 'y'))
+    )
+    np.testing.assert_array_equal(share(placed, 20.0), expected)
+
+
+@pytest.fixture
+def batch():
+  rng = np.random.default_rng(0)
+  logits = jnp.asarray(rng.normal(size=(8, 6, 5)), jnp.float32)
+  targets = jnp.asarray(rng.integers(0, 5, (8, 6)))
+  stats, moments = covrl.token_stats_from_logits(logits, targets, moments=True)
+  signal = TokenStats(
+    logprobs=jnp.asarray(rng.normal(size=(8, 6)), jnp.float32),
+    entropy=jnp.zeros((8, 6)),
+  )
+  return stats, signal, {'moments': moments}
+
+
+def test_a_schedule_an_amount_and_a_summary(batch):
+  stats, signal, context = batch
+  drain = -covrl.entropy_change(signal, stats, context['moments'])
+  amount = 0.4 * float(jnp.sum(jnp.maximum(drain, 0)))
+  token_tx = covrl.detach_drain(amount)
+  edited, state = covrl.update_signal(
+    token_tx, signal, covrl.init_token_state(token_tx), stats, **context
+  )
+  left = -covrl.entropy_change(edited, stats, context['moments'])
+  np.testing.assert_allclose(jnp.sum(left), jnp.sum(drain) - amount, rtol=1e-4)
+  detached = edited.logprobs != signal.logprobs
+  assert int(state.summary.selected) == int(jnp.sum(detached)) > 1
+  assert int(state.summary.eligible) == int(jnp.sum(drain > 0))
+  assert float(state.coefficient) == pytest.approx(amount)
+  (selection,) = covrl.explain(token_tx, stats, signal=signal, **context)
+  np.testing.assert_array_equal(selection.mask, detached)
+
+
+def test_micro_batches_take_the_batch_s_decision(batch):
+  stats, signal, context = batch
+  token_tx = covrl.detach_drain(covrl.target_entropy(2.0))
+  state = covrl.init_token_state(token_tx)
+  context = context | {'entropy': jnp.mean(stats.entropy)}
+  plan = covrl.Plan()
+  whole, _ = covrl.update_signal(
+    token_tx, signal, state, stats, **context, plan=plan
+  )
+
+  def rows(tree):
+    return jax.tree.map(lambda x: x[:4] if x.ndim == 2 else x, tree)
+
+  part, _ = covrl.update_signal(
+    token_tx,
+    rows(signal),
+    state,
+    rows(stats),
+    **rows(context),
+    plan=covrl.Plan(rows(plan.decisions)),
+  )
+  np.testing.assert_array_equal(part.logprobs, whole.logprobs[:4])
+
+
+def test_bad_input():
+  with pytest.raises(ValueError, match='amount must be finite and at least 0'):
+    covrl.detach_drain(-1.0)
+  token_tx = covrl.detach_drain(0.1)
+  stats = TokenStats(logprobs=jnp.zeros((1, 1)), entropy=jnp.zeros((1, 1)))
+  state = covrl.init_token_state(token_tx)
+  with pytest.raises(TypeError, match="detach_drain reads 'moments'"):
+    covrl.update_signal(token_tx, stats, state, stats)
+  moments = TokenMoments(
+    square=jnp.ones((1, 1)),
+    square_log=jnp.zeros((1, 1)),
+    square_log_square=jnp.zeros((1, 1)),
+  )
+  edited, state = covrl.update_signal(
+    token_tx, stats, state, stats, moments=moments
+  )
+  assert int(state.summary.selected) == 0
+  assert not edited.logprobs.any()

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GRPO with a target entropy, around a Flax NNX model and its `Optimizer`.
+
+The task of `grpo_jax`. The entropy bonus is set by a controller that follows a
+falling schedule; the state of the token chain is kept beside the optimiser's.
+
+  python tests/examples/grpo_nnx.py
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+import covrl
+
+PROMPTS, GROUP, LENGTH, VOCABULARY, WIDTH = 16, 8, 8, 16, 64
+TARGET = optax.linear_schedule(2.0, 1.0, 400)
+
+
+class Policy(nnx.Module):
+  def __init__(self, rngs):
+    self.prompt = nnx.Embed(PROMPTS, WIDTH, rngs=rngs)
+    self.place = nnx.Embed(LENGTH, WIDTH, rngs=rngs)
+    self.previous = nnx.Embed(VOCABULARY + 1, WIDTH, rngs=rngs)
+    self.mix = nnx.Linear(WIDTH, WIDTH, rngs=rngs)
+    self.head = nnx.Linear(WIDTH, VOCABULARY, use_bias=False, rngs=rngs)
+
+  def __call__(self, prompts, previous, places):
+    total = self.prompt(prompts) + self.place(places)
+    return jnp.tanh(self.mix(total + self.previous(previous)))
+
+  def sample(self, prompts, key):
+    previous, tokens = jnp.full_like(prompts, VOCABULARY), []
+    for place in range(LENGTH):
+      states = self(prompts, previous, jnp.full_like(prompts, place))
+      logits, key_now = self.head(states), jax.random.fold_in(key, place)
+      previous = jax.random.categorical(key_now, logits)
+      tokens.append(previous)
+    return jnp.stack(tokens, axis=1)
+
+  def stats(self, prompts, tokens):
+    start = jnp.full_like(tokens[:, :1], VOCABULARY)
+    previous = jnp.concatenate([start, tokens[:, :-1]], axis=1)
+    places = jnp.broadcast_to(jnp.arange(LENGTH), tokens.shape)
+    states = self(prompts[:, None] + 0 * tokens, previous, places)
+    kernel = self.head.kernel[...]
+    return covrl.token_stats(states, kernel, tokens, moments=True)
+
+
+token_tx = covrl.entropy_bonus(covrl.target_entropy(TARGET, slope=0.01))
+controlled = covrl.as_loss(covrl.policy_gradient, token_tx)
+
+
+@nnx.jit
+def iteration(policy, optimizer, token_state, step, key):
+  prompts = jnp.repeat(jnp.arange(PROMPTS), GROUP)
+  tokens = policy.sample(prompts, key)
+  wanted = (prompts[:, None] + jnp.arange(LENGTH)) % VOCABULARY
+  rewards = jnp.mean(tokens == wanted, axis=1)
+  mask = jnp.ones(tokens.shape, bool)
+  old, moments = policy.stats(prompts, tokens)
+  context = {
+    'advantages': covrl.group_relative(rewards, prompts)[:, None] * mask,
+    'old_logprobs': old.logprobs,
+    'mask': mask,
+    'weights': covrl.token_weights(mask),
+    'entropy': jnp.mean(old.entropy),
+    'moments': moments,
+    'step': step,
+  }
+
+  def loss(policy):
+    stats, _ = policy.stats(prompts, tokens)
+    return controlled(stats, token_state, **context)
+
+  (_, token_state), grads = nnx.value_and_grad(loss, has_aux=True)(policy)
+  optimizer.update(policy, grads)
+  return token_state, rewards.mean(), context['entropy']
+
+
+def main(iterations=400):
+  policy = Policy(nnx.Rngs(0))
+  optimizer = nnx.Optimizer(policy, optax.adam(3e-3), wrt=nnx.Param)
+  token_state, history = covrl.init_token_state(token_tx), []
+  for i in range(iterations):
+    step, key = jnp.asarray(i), jax.random.key(i)
+    token_state, reward, entropy = iteration(
+      policy, optimizer, token_state, step, key
+    )
+    history.append((float(reward), float(entropy)))
+    if i % 40 == 39:
+      print(
+        f'{i + 1:4} reward {reward:.2f}, {entropy:.2f} of {TARGET(i):.2f} nats'
+      )
+  return history
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Low-rank adapters against PEFT: logits, gradient, in and out."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from pretrained.fixtures import (
+  MODELS,
+  assert_trees_equal,
+  golden,
+  loaded,
+  tensors_of,
+)
+
+from covrl.models import Lora
+from covrl.models.lora import TARGETS
+from covrl.pretrained import (
+  load_params,
+  load_policy,
+  load_pretrained,
+  save_adapters,
+  save_pretrained,
+)
+from covrl.sharding import make_mesh, shard_batch
+
+NAMES = ('qwen2_lora', 'mistral_lora')
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch):
+  """The adapters name their models as neighbours."""
+  monkeypatch.chdir(MODELS)
+
+
+def edited(name, tmp_path, **fields):
+  """A copy whose adapter_config.json says something else."""
+  copy = shutil.copytree(MODELS / name, tmp_path / name)
+  file = copy / 'adapter_config.json'
+  file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+  return copy
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_logits_and_gradient_are_those_of_peft(name, tmp_path):
+  policy, params = load_pretrained(name, dtype='float32')
+  tokens = jnp.asarray(golden(name)['tokens'])
+  trainable, frozen = policy.split(params)
+
+  def loss(trainable):
+    logits = policy.logits(policy.join(trainable, frozen), tokens)
+    logprobs = jax.nn.log_softmax(logits[:, :-1])
+    chosen = jnp.take_along_axis(logprobs, tokens[:, 1:, None], axis=-1)
+    return -jnp.mean(chosen), logits
+
+  gradient, logits = jax.jit(jax.grad(loss, has_aux=True))(trainable)
+  np.testing.assert_allclose(logits, golden(name)['logits'], atol=1e-4)
+  # A gradient is written as the adapters are, under their names.
+  save_adapters(tmp_path / 'gradient', policy, gradient)
+  got = tensors_of(tmp_path / 'gradient')
+  want = {
+    tensor.removeprefix('gradient/'): value
+    for tensor, value in golden(name).items()
+    if tensor.startswith('gradient/')
+  }
+  assert got.keys() == want.keys()
+  for tensor, value in want.items():
+    scale = np.abs(value).max()
+    assert scale > 0, tensor
+    np.testing.assert_allclose(
+      got[tensor], value, atol=1e-3 * scale, err_msg=tensor
+    )
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_merged_adapters_compute_the_same(name, tmp_path):
+  policy, params = load_pretrained(name, dtype='float32')
+  save_pretrained(tmp_path / 'merged', policy, params)
+  merged, merged_params = load_pretrained(tmp_path / 'merged')
+  base, _ = loaded(policy.origin.rpartition('/')[2])
+  assert merged.config == base.config
+  logits = jax.jit(merged.logits)(merged_params, golden(name)['tokens'])
+  np.testing.assert_allclose(logits, golden(name)['logits'], atol=1e-4)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_what_is_loaded_is_written_to_the_bit(name, tmp_path):
+  policy, params = load_pretrained(name)
+  save_adapters(tmp_path / 'again', policy, params)
+  before, after = (tensors_of(d) for d in (MODELS / name, tmp_path / 'again'))
+  assert before.keys() == after.keys()
+  for tensor, value in before.items():
+    assert value.dtype == after[tensor].dtype == np.float32
+    np.testing.assert_array_equal(value, after[tensor])
+  again, params_again = load_pretrained(tmp_path / 'again')
+  assert again == policy
+  assert_trees_equal(params, params_again)
+
+
+def test_targets_are_those_that_are_there():
+  every, some = (load_policy(name).config.lora for name in NAMES)
+  assert every is not None
+  assert some is not None
+  assert sorted(every.targets) == sorted(TARGETS)
+  assert (every.rank, every.scale) == (3, 5 / 3)
+  assert sorted(some.targets) == ['query', 'value']
+  # Scaled by the root of the rank, as its file says.
+  assert (some.rank, some.scale) == (2, pytest.approx(2**-0.5))
+
+
+@pytest.mark.parametrize('shape', [(2, 2, 2), (1, 1, 8)])
+def test_sharded_adapters_compute_the_same(shape):
+  mesh = make_mesh(shape)
+  policy, params = load_pretrained('qwen2_lora', mesh, dtype='float32')
+  for leaf, promised in zip(
+    *map(jax.tree.leaves, (params, policy.abstract_params(mesh))), strict=True
+  ):
+    assert leaf.sharding == promised.sharding
+  tokens = jnp.asarray(golden('qwen2_lora')['tokens'])
+  with jax.set_mesh(mesh):
+    tokens = tokens if shape[0] == 1 else jnp.tile(tokens, (2, 1))
+    logits = jax.jit(policy.logits)(params, shard_batch(tokens, mesh))
+  np.testing.assert_allclose(
+    logits[:2], golden('qwen2_lora')['logits'], atol=1e-4
+  )
+  merged = policy.merge(params)
+  for leaf, promised in zip(
+    *map(jax.tree.leaves, (merged, policy.base.abstract_params(mesh))),
+    strict=True,
+  ):
+    assert leaf.sharding == promised.sharding
+
+
+def test_adapters_stay_wide_beside_narrow_matrices():
+  policy, params = load_pretrained('qwen2_lora', dtype='bfloat16')
+  adapters, frozen = policy.split(params)
+  assert dtypes(adapters) == {'float32'}
+  assert dtypes(frozen) == dtypes(policy.merge(params)) == {'bfloat16'}
+
+
+def dtypes(tree):
+  return {str(leaf.dtype) for leaf in jax.tree.leaves(tree)}
+
+
+@pytest.mark.parametrize(
+  ('fields', 'sentence'),
+  [
+    (
+      {'peft_type': 'IA3'},
+      r'adapter_config\.json: peft_type must be LORA, got IA3',
+    ),
+    ({'bias': 'all'}, r"bias must be 'none' for its adapters .* got 'all'"),
+    ({'use_dora': True}, 'use_dora must be absent .* got True'),
+    ({'rank_pattern': {'q_proj': 4}}, 'rank_pattern must be absent'),
+    ({'modules_to_save': ['lm_head']}, 'modules_to_save must be absent'),
+    ({'init_lora_weights': 'pissa'}, "init_lora_weights .* got 'pissa'"),
+    ({'of_tomorrow': 1}, 'of_tomorrow must be absent .* got 1'),
+    ({'base_model_name_or_path': None}, 'must name its model as base_model'),
+    (
+      {'r': 4},
+      r'lora_A\.weight must have shape \(4, 16\), got \(3, 16\)',
+    ),
+    (
+      {'base_model_name_or_path': 'mistral'},
+      r'must have shape \(3, 32\), got \(3, 16\)',
+    ),
+  ],
+)
+def test_what_cannot_be_read_is_refused(fields, sentence, tmp_path):
+  copy = edited('qwen2_lora', tmp_path, **fields)
+  with pytest.raises(ValueError, match=sentence):
+    load_pretrained(copy)
+
+
+def test_a_policy_and_a_directory_must_have_the_same_adapters():
+  base = load_policy('qwen2')
+  with pytest.raises(ValueError, match='must have the adapters of the policy'):
+    load_params('qwen2_lora', base)
+  policy = load_policy('qwen2_lora')
+  with pytest.raises(ValueError, match=r'of the policy, Lora\(.*got None'):
+    load_params('qwen2', policy)
+
+
+def test_adapters_of_nothing_are_not_written(tmp_path):
+  policy, params = loaded('qwen2')
+  with pytest.raises(ValueError, match='a policy with adapters is required'):
+    save_adapters(tmp_path / 'out', policy, params)
+  assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+  ('change', 'sentence'),
+  [
+    ({'rank': 0}, 'rank of adapters must be at least 1, got 0'),
+    ({'alpha': 0.0}, 'alpha of adapters must be positive, got 0.0'),
+    ({'targets': ('q_proj',)}, r"targets .* must be some of .*\('q_proj',\)"),
+    ({'targets': ()}, r'targets of adapters must be some of .*got \(\)'),
+  ],
+)
+def test_adapters_that_make_no_sense_are_refused(change, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    Lora(**({'rank': 1, 'alpha': 1.0} | change))

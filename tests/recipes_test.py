@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recipes for pretrained policies: published numbers, and every factory.
+
+One of them trains, as it is but for its sizes, on a two-layer checkpoint.
+"""
+
+import json
+import math
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from pretrained.fixtures import MODELS, rewrite, tensors_of
+from train.process import ENVIRONMENT, lines
+
+import covrl
+from covrl.cli import main
+from covrl.config import FACTORIES, flatten, load
+from covrl.entropy.chain import init_token_state
+
+ROOT = pathlib.Path(__file__).parents[1]
+DATA = ROOT / 'tests' / 'golden' / 'data'
+TOKENIZER = ROOT / 'tests' / 'golden' / 'tokenizers' / 'bytes'
+BASES = {'countdown.py', 'reasoning_7b.py', 'reasoning_32b.py'}
+RECIPES = sorted(
+  path
+  for path in (ROOT / 'configs').glob('*.py')
+  if path.name not in BASES and not path.name.startswith('countdown_')
+)
+NAMES = {
+  *(
+    f'qwen2_5_7b_{name}'
+    for name in (
+      'grpo',
+      'grpo_no_clip',
+      'clip_higher',
+      'entropy_bonus',
+      'clip_cov',
+      'kl_cov',
+      'kl_cov_annealed',
+    )
+  ),
+  'qwen2_5_32b_grpo',
+  'qwen2_5_32b_kl_cov',
+  'qwen2_5_0_5b_gsm8k',
+  'llama3_1_8b_kl_cov',
+  'mistral_7b_kl_cov',
+  'deepseek_math_7b_kl_cov',
+}
+each_recipe = pytest.mark.parametrize(
+  'path', RECIPES, ids=lambda path: path.stem
+)
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+  """The golden Qwen2, with an embedding for a tokenizer's 320 tokens."""
+  directory = tmp_path_factory.mktemp('models') / 'qwen2'
+  shutil.copytree(MODELS / 'qwen2', directory)
+  rows = tensors_of(directory)['model.embed_tokens.weight']
+  random = np.random.default_rng(0)
+  more = random.normal(0, 0.02, (320, rows.shape[1])).astype(rows.dtype)
+  rewrite(directory, **{'model.embed_tokens.weight': more})
+  config = json.loads((directory / 'config.json').read_text())
+  (directory / 'config.json').write_text(
+    json.dumps({**config, 'vocab_size': 320})
+  )
+  for file in TOKENIZER.iterdir():
+    if file.name not in ('config.json', 'golden.json'):
+      shutil.copy(file, directory / file.name)
+  return directory
+
+
+def overrides(model, **settings):
+  return [
+    f'--config.pretrained={model}',
+    f'--config.data.train={DATA / "dapo_math_17k.parquet"}',
+    f'--config.evaluate.suite_directory={DATA / "suites"}',
+    *(
+      f'--config.{name.replace("__", ".")}={value}'
+      for name, value in settings.items()
+    ),
+  ]
+
+
+def test_all_recipes_are_there():
+  assert {path.stem for path in RECIPES} == NAMES
+
+
+@each_recipe
+def test_every_factory_builds(path, model):
+  recipe = load(str(path), overrides(model))
+  config, module = recipe.config, recipe.module
+  built = {
+    name: getattr(module, name)(config)
+    for name in FACTORIES
+    if name != 'make_model'
+  }
+  task = built['make_task']
+  assert len(task.train) == 5
+  assert [suite.name for suite in task.suites] == config.evaluate.suites.split(
+    ','
+  )
+  policy = module.make_model(config, task.tokenizer.vocab_size)
+  assert (policy.vocab_size, policy.num_layers) == (320, 2)
+  assert (policy.dtype, policy.param_dtype) == ('bfloat16', 'float32')
+  init_token_state(built['make_token_tx'])
+  params = {'w': jnp.ones(3)}
+  built['make_tx'].init(params)
+  built['make_warm_start_tx'].init(params)
+  doc = module.__doc__ or ''
+  assert f'--config=configs/{path.name} --workdir=runs/{path.stem}' in doc
+  for word in ('Hardware: ', 'Expect: ', 'Source: '):
+    assert f'\n{word}' in doc
+
+
+@each_recipe
+def test_published_settings(path):
+  fields = flatten(load(str(path)).config)
+  published = covrl.presets.paper_7b().settings
+  if '32b' in path.stem:
+    published = covrl.presets.paper_32b().settings
+  if 'clip_cov' in path.stem:
+    published = covrl.presets.paper_7b('clip_cov').settings
+  ours = {}
+  if path.stem.startswith('deepseek'):
+    ours['rollout.max_response_length'] = 2048
+  if path.stem == 'qwen2_5_7b_entropy_bonus':
+    ours['entropy.coefficient'] = 1e-3
+  if path.stem == 'qwen2_5_0_5b_gsm8k':
+    ours = {
+      'rollout.prompts_per_iteration': 64,
+      'rollout.max_prompt_length': 512,
+      'rollout.max_response_length': 1024,
+      'train.sequences_per_update': 128,
+      'train.learning_rate': 1e-6,
+    }
+  else:
+    assert fields['rollout.max_draws'] == 10
+  for name, value in {**published, **ours}.items():
+    assert fields[name] == value, name
+
+
+@pytest.mark.parametrize(
+  ('name', 'low', 'high'),
+  [('grpo', 0.2, 0.2), ('clip_higher', 0.2, 0.28), ('clip_cov', 1.0, 1.0)],
+)
+def test_clips(name, low, high):
+  config = load(str(ROOT / 'configs' / f'qwen2_5_7b_{name}.py')).config
+  assert (config.train.low, config.train.high) == (low, high)
+
+
+def test_weight_decay_is_zero_and_the_rate_constant():
+  recipe = load(str(ROOT / 'configs' / 'qwen2_5_7b_kl_cov.py'))
+  tx = recipe.module.make_tx(recipe.config)
+  params = {'w': jnp.full(3, 100.0)}
+  state = tx.init(params)
+  for _ in range(3):
+    updates, state = tx.update({'w': jnp.full(3, 0.1)}, state, params)
+    # Adam's step for a constant gradient: the learning rate, and no decay.
+    np.testing.assert_allclose(updates['w'], -5e-7, rtol=1e-4)
+
+
+SIZES = {
+  'rollout__prompts_per_iteration': 4,
+  'rollout__responses_per_prompt': 2,
+  'rollout__max_prompt_length': 320,
+  'rollout__max_response_length': 8,
+  'rollout__max_draws': 2,
+  'train__iterations': 2,
+  'train__sequences_per_update': 4,
+  'train__micro_batches': 2,
+  'entropy__fraction': 0.05,
+  'evaluate__suites': 'math500,aime24',
+  'evaluate__suite_problems': 2,
+  'evaluate__suite_samples': 2,
+  'evaluate__every': 2,
+  # A tiny random policy is never right; that it writes no e, half of the time.
+  'rewards__format': '[^e]*',
+  'rewards__format_weight': 1.0,
+  'rewards__workers': 1,
+  'rewards__timeout': 60.0,
+  'logging__tensorboard': 'false',
+  'logging__samples_every': 1,
+  'logging__entropy_change_every': 0,
+}
+
+
+@pytest.fixture(scope='module')
+def trained(model, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('runs') / 'kl_cov'
+  subprocess.run(
+    [
+      sys.executable,
+      *('-m', 'covrl.cli', 'train'),
+      f'--config={ROOT / "configs" / "qwen2_5_7b_kl_cov.py"}',
+      f'--workdir={workdir}',
+      *overrides(model, **SIZES),
+    ],
+    env=ENVIRONMENT,
+    check=True,
+    timeout=900,
+  )
+  return workdir
+
+
+def test_the_7b_recipe_trains_two_iterations(trained):
+  updates = lines(trained, 'train')
+  assert [(line['iteration'], line['step']) for line in updates] == [
+    (0, 1),
+    (0, 2),
+    (1, 3),
+    (1, 4),
+  ]
+  assert all(line['reward/math'] == 0 for line in updates)
+  assert any(line['reward/format'] > 0 for line in updates)
+  assert any(line['selected'] > 0 for line in updates)
+  assert any(line['gradient_norm'] > 0 for line in updates)
+  assert all(math.isfinite(line['entropy']) for line in updates)
+  assert all(line['reward_failures'] == 0 for line in updates)
+
+
+def test_it_is_evaluated_on_its_sets(trained):
+  first, last = lines(trained, 'eval')
+  assert (first['iteration'], last['iteration']) == (0, 2)
+  for line in (first, last):
+    for name in ('math500', 'aime24'):
+      assert {
+        f'{name}/{f}' for f in ('greedy', 'mean@2', 'pass@2', 'maj@2')
+      } <= set(line)
+    assert (
+      line['accuracy']
+      == (line['math500/accuracy'] + line['aime24/accuracy']) / 2
+    )
+  file = trained / 'evaluation' / 'iteration_000002.jsonl'
+  results = [json.loads(line) for line in file.read_text().splitlines()]
+  assert [(r['suite'], len(r['correct'])) for r in results] == [
+    ('math500', 2),
+    ('math500', 2),
+    ('aime24', 2),
+    ('aime24', 2),
+  ]
+
+
+def test_a_run_is_measured_by_other_sets(trained, capsys):
+  # Its files are no longer needed, nor is what it was trained on.
+  main(
+    [
+      'evaluate',
+      str(trained),
+      '--suite=amc,minerva',
+      f'--suite_directory={DATA / "suites"}',
+      '--samples=2',
+      '--problems=2',
+    ]
+  )
+  printed = capsys.readouterr().out
+  assert 'amc/mean@2' in printed
+  assert printed.splitlines()[-1] == str(
+    trained / 'evaluation' / 'summary.json'
+  )
+  summary = json.loads((trained / 'evaluation' / 'summary.json').read_text())
+  assert set(summary) == {'amc', 'minerva'}
+  assert summary['amc']['iteration'] == 2
+  assert (summary['amc']['samples'], summary['amc']['temperature']) == (2, 0.6)
+  value, low, high = summary['amc']['figures']['mean@2']
+  assert 0 <= low <= value <= high <= 1
+  (line, _) = (trained / 'evaluation' / 'amc.jsonl').read_text().splitlines()
+  assert len(json.loads(line)['responses']) == 3
+
+
+def test_a_pretrained_model_is_measured_without_a_recipe(
+  model, tmp_path, capsys
+):
+  arguments = [
+    'evaluate',
+    str(model),
+    '--suite=aime25',
+    f'--suite_directory={DATA / "suites"}',
+    '--samples=0',
+    '--max_prompt_length=320',
+    '--max_length=4',
+    '--batch=8',
+  ]
+  main(arguments)
+  assert 'aime25/greedy' in capsys.readouterr().out
+  main([*arguments, f'--output={tmp_path}'])
+  assert (tmp_path / 'evaluation' / 'aime25.jsonl').exists()
+  assert not (model / 'evaluation').exists()
+
+
+@pytest.mark.parametrize(
+  ('flags', 'sentence'),
+  [
+    (
+      ['--suite=amc', '--samples=-1', f'--suite_directory={DATA / "suites"}'],
+      '--samples must be at least 0, got -1',
+    ),
+    (['--suite=aime9'], 'An evaluation set must be one of math500'),
+    (
+      ['--suite=amc', '--suite_directory=nowhere'],
+      'must be in nowhere, as amc',
+    ),
+    (
+      ['--suite=amc', '--problems=9', f'--suite_directory={DATA / "suites"}'],
+      '--problems must lie in [1, 3], got 9',
+    ),
+  ],
+)
+def test_one_sentence_for_what_cannot_be_measured(
+  trained, flags, sentence, capsys
+):
+  with pytest.raises(SystemExit):
+    main(['evaluate', str(trained), *flags])
+  error = capsys.readouterr().err
+  assert sentence in error
+  assert error.count('\n') == 1

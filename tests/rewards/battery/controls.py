@@ -1,0 +1,460 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Honest programs, some of which look like the others."""
+
+from rewards.battery.rows import CALL, SUITE, SUM, control
+
+ADD = 'def add(a, b): return a + b'
+
+
+def _prints(stdin: str, stdout: str) -> list[dict[str, str]]:
+  return [{'stdin': stdin, 'stdout': stdout}]
+
+
+ROWS = [
+  control('reads and prints', 'print(sum(map(int, input().split())))'),
+  control(
+    'reads by descriptor', 'print(sum(map(int, open(0).read().split())))'
+  ),
+  control(
+    'reads /dev/stdin',
+    "print(sum(map(int, open('/dev/stdin').read().split())))",
+  ),
+  control(
+    'reads bytes',
+    """
+    import sys
+    print(sum(map(int, sys.stdin.buffer.readline().split())))
+    """,
+  ),
+  control(
+    'reads until the end',
+    """
+    total = 0
+    while True:
+      try: line = input()
+      except EOFError: break
+      total += sum(map(int, line.split()))
+    print(total)
+    """,
+    _prints('1 2\n3\n\n4', '10'),
+  ),
+  control(
+    'iterates over lines',
+    """
+    import sys
+    for line in sys.stdin: print(line.strip()[::-1])
+    """,
+    _prints('abc\nxyz\n', 'cba\nzyx\n'),
+  ),
+  control(
+    'has a main',
+    """
+    import sys
+    def main():
+      a, b = map(int, sys.stdin.readline().split())
+      print(a + b)
+    if __name__ == '__main__':
+      main()
+    """,
+  ),
+  control(
+    'exits after its output',
+    """
+    import sys
+    print(sum(map(int, input().split())))
+    sys.exit(0)
+    """,
+  ),
+  control(
+    'exits with a number',
+    """
+    print(sum(map(int, input().split())))
+    exit(3)
+    """,
+  ),
+  control(
+    'fails after its output',
+    """
+    print(sum(map(int, input().split())))
+    raise ValueError('too late to matter')
+    """,
+  ),
+  control(
+    'leaves spaces', "print(sum(map(int, input().split())), ' '); print()"
+  ),
+  control(
+    'prints windows line ends',
+    r"""
+    import sys
+    sys.stdout.write('1\r\n2\r\n')
+    """,
+    _prints('', '1\n2\n'),
+  ),
+  control(
+    'prints without a last line end',
+    "print(sum(map(int, input().split())), end='')",
+  ),
+  control(
+    'prints floats', 'print(1 / 3, 2 / 3)', _prints('', '0.333333 0.666667\n')
+  ),
+  control('prints unicode', "print('né ✓ 日本')", _prints('', 'né ✓ 日本\n')),
+  control(
+    'prints a lot',
+    """
+    n = int(input())
+    print(*range(n), sep='\\n')
+    """,
+    _prints('200000', '\n'.join(map(str, range(200000)))),
+  ),
+  control(
+    'prints big integers', 'print(len(str(3**20000)))', _prints('', '9543')
+  ),
+  control(
+    'prints at exit, too',
+    """
+    import atexit
+    atexit.register(print, 2)
+    print(1)
+    """,
+    _prints('', '1\n2\n'),
+  ),
+  control(
+    'writes fast',
+    """
+    import os, sys
+    from io import BytesIO, IOBase
+    class FastIO(IOBase):
+      def __init__(self, file):
+        self._fd = file.fileno()
+        self.buffer = BytesIO()
+        self.writable = 'x' in file.mode or 'r' not in file.mode
+        self.write = self.buffer.write if self.writable else None
+      def readline(self):
+        data = os.read(self._fd, max(os.fstat(self._fd).st_size, 8192))
+        return data.split(b'\\n')[0]
+      def flush(self):
+        if self.writable:
+          os.write(self._fd, self.buffer.getvalue())
+          self.buffer.truncate(0), self.buffer.seek(0)
+    stdin, sys.stdout = FastIO(sys.stdin), FastIO(sys.stdout)
+    sys.stdout.write(b'%d' % sum(map(int, stdin.readline().split())))
+    """,
+  ),
+  control(
+    'forgets to close',
+    """
+    out = open(1, 'w')
+    out.write(str(sum(map(int, input().split()))))
+    """,
+  ),
+  control(
+    'sieves',
+    """
+    n = int(input())
+    sieve = bytearray([1]) * (n + 1)
+    sieve[:2] = b'\\0\\0'
+    for i in range(2, int(n**0.5) + 1):
+      if sieve[i]: sieve[i*i::i] = bytes(len(range(i*i, n + 1, i)))
+    print(sum(sieve))
+    """,
+    _prints('2000000', '148933'),
+  ),
+  control(
+    'takes 200 MB',
+    """
+    table = [[0] * 5000 for _ in range(5000)]
+    print(len(table) * len(table[0]))
+    """,
+    _prints('', '25000000'),
+  ),
+  control(
+    'recurses deeply',
+    """
+    import sys
+    sys.setrecursionlimit(10**6)
+    def depth(n): return 0 if n == 0 else 1 + depth(n - 1)
+    print(depth(100000))
+    """,
+    _prints('', '100000'),
+  ),
+  control(
+    'recurses in a thread',
+    """
+    import sys, threading
+    sys.setrecursionlimit(10**6)
+    threading.stack_size(1 << 27)
+    def depth(n): return 0 if n == 0 else 1 + depth(n - 1)
+    thread = threading.Thread(target=lambda: print(depth(50000)))
+    thread.start()
+    """,
+    _prints('', '50000'),
+  ),
+  control(
+    'uses threads',
+    """
+    from concurrent.futures import ThreadPoolExecutor
+    with ThreadPoolExecutor(8) as pool:
+      print(sum(pool.map(lambda i: i * i, range(100))))
+    """,
+    _prints('', '328350'),
+  ),
+  control(
+    'uses processes',
+    """
+    import multiprocessing
+    def square(i): return i * i
+    if __name__ == '__main__':
+      with multiprocessing.get_context('fork').Pool(2) as pool:
+        print(sum(pool.map(square, range(100))))
+    """,
+    _prints('', '328350'),
+  ),
+  control(
+    'uses asyncio',
+    """
+    import asyncio
+    async def main():
+      await asyncio.sleep(0.01)
+      print(sum(map(int, input().split())))
+    asyncio.run(main())
+    """,
+  ),
+  control(
+    'writes a file',
+    """
+    import tempfile
+    with tempfile.NamedTemporaryFile('w+') as file:
+      file.write(input())
+      file.seek(0)
+      print(sum(map(int, file.read().split())))
+    """,
+    SUM * 2,
+  ),
+  control(
+    'uses sqlite',
+    """
+    import sqlite3
+    database = sqlite3.connect(':memory:')
+    print(database.execute('select 3 + 4').fetchone()[0])
+    """,
+  ),
+  control(
+    'uses ctypes',
+    """
+    import ctypes
+    print(ctypes.CDLL(None).abs(-7))
+    """,
+  ),
+  control(
+    'sets an alarm',
+    """
+    import signal
+    signal.signal(signal.SIGALRM, lambda *_: print(7))
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    signal.pause()
+    """,
+  ),
+  control(
+    'has classes and pickles',
+    """
+    import dataclasses, pickle
+    @dataclasses.dataclass
+    class Pair:
+      a: int
+      b: int
+    pair = pickle.loads(pickle.dumps(Pair(*map(int, input().split()))))
+    print(pair.a + pair.b)
+    """,
+  ),
+  control(
+    'uses much of the library',
+    """
+    import bisect, collections, datetime, decimal, fractions, functools, heapq
+    import itertools, json, math, random, re, statistics, string, typing, zlib
+    print(math.comb(7, 1))
+    """,
+  ),
+  control(
+    'is in a fence', 'It adds:\n\n```python\nprint(3 + 4)\n```\nThat is all.'
+  ),
+  control(
+    'orders sets alike',
+    """
+    print(''.join({'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h'}))
+    """,
+    _prints('', 'dfghbcae'),
+  ),
+  control('is a function', ADD, CALL),
+  control(
+    'is a function that prints',
+    """
+    def add(a, b):
+      print('adding')
+      return a + b
+    """,
+    CALL,
+  ),
+  control(
+    'is a function with a script below it',
+    """
+    def add(a, b): return a + b
+    if __name__ == '__main__':
+      print(add(*map(int, input().split())))
+    """,
+    CALL,
+  ),
+  control(
+    'is a method of Solution',
+    """
+    class Solution:
+      def twoSum(self, nums: List[int], target: int) -> List[int]:
+        seen = defaultdict(int)
+        for i, n in enumerate(nums):
+          if target - n in seen: return [seen[target - n], i]
+          seen[n] = i
+    """,
+    [{'call': 'twoSum', 'args': [[2, 7, 11], 9], 'result': [0, 1]}],
+  ),
+  control(
+    'is a method by its full name',
+    """
+    class Counter:
+      def __init__(self): self.n = 0
+      def more(self, k):
+        self.n += k
+        return self.n
+    """,
+    [{'call': 'Counter.more', 'args': [k], 'result': k} for k in (1, 2)],
+  ),
+  control(
+    'returns tuples and keys',
+    """
+    def table(n): return {i: (i, i * i) for i in range(n)}
+    """,
+    [{'call': 'table', 'args': [2], 'result': {'0': [0, 0], '1': [1, 1]}}],
+  ),
+  control(
+    'returns floats',
+    'def third(): return 0.1 + 0.2',
+    [{'call': 'third', 'args': [], 'result': 0.3}],
+  ),
+  control(
+    'returns an integer for a float',
+    'def half(n): return n // 2',
+    [{'call': 'half', 'args': [4], 'result': 2.0}],
+  ),
+  control(
+    'returns NaN when asked to',
+    "def nan(): return float('nan')",
+    [{'call': 'nan', 'args': [], 'result': float('nan')}],
+  ),
+  control(
+    'returns a large integer',
+    'def power(n): return 3**n',
+    [{'call': 'power', 'args': [2000], 'result': 3**2000}],
+  ),
+  control('passes asserts', ADD, SUITE),
+  control(
+    'passes test functions',
+    """
+    class Empty(ValueError): pass
+    def mean(values):
+      if not values: raise Empty('nothing to average')
+      return sum(values) / len(values)
+    def add_to(values, item): values.append(item)
+    """,
+    [
+      {
+        'asserts': """
+import pytest
+from solution import Empty, add_to, mean
+
+@pytest.mark.parametrize('values,expected', [([1, 2], 1.5), ([3], 3)])
+def test_mean(values, expected):
+  assert mean(values) == pytest.approx(expected)
+
+def test_empty():
+  with pytest.raises(Empty, match='nothing'):
+    mean([])
+  with pytest.raises(ValueError):
+    mean([])
+
+def test_in_place():
+  values = [1]
+  add_to(values, 2)
+  assert values == [1, 2]
+"""
+      }
+    ],
+  ),
+  control(
+    'passes test cases',
+    """
+    class Stack:
+      def __init__(self): self._items = []
+      def push(self, item): self._items.append(item)
+      def pop(self): return self._items.pop()
+      def __len__(self): return len(self._items)
+      def __eq__(self, other): return self._items == other._items
+    """,
+    [
+      {
+        'asserts': """
+import unittest
+from solution import Stack
+
+class TestStack(unittest.TestCase):
+  def setUp(self):
+    self.stack = Stack()
+
+  def test_order(self):
+    self.stack.push(1)
+    self.stack.push((2, 'x'))
+    self.assertEqual(len(self.stack), 2)
+    self.assertEqual(self.stack.pop(), (2, 'x'))
+    self.assertEqual(self.stack.pop(), 1)
+    self.assertRaises(IndexError, self.stack.pop)
+
+  def test_equal(self):
+    self.assertEqual(self.stack, Stack())
+    self.stack.push(1)
+    self.assertNotEqual(self.stack, Stack())
+"""
+      }
+    ],
+  ),
+  control(
+    'passes a check',
+    ADD,
+    [
+      {
+        'asserts': 'def check(candidate):\n  assert candidate(3, 4) == 7\n',
+        'entry': 'add',
+      }
+    ],
+  ),
+  control(
+    'calls back',
+    """
+    def compose(*functions):
+      def composed(x):
+        for function in functions: x = function(x)
+        return x
+      return composed
+    def naturals():
+      n = 0
+      while True:
+        yield n
+        n += 1
+    """,
+    [
+      {
+        'asserts': """
+import itertools
+assert compose(lambda x: x + 1, str)(3) == '4'
+assert list(itertools.islice(naturals(), 3)) == [0, 1, 2]
+"""
+      }
+    ],
+  ),
+]

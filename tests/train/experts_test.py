@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An update of a mixture of experts is one update, however it is divided."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from train.updates import QUICK, padded
+
+import covrl
+from covrl import sharding
+from covrl.entropy.chain import init_token_state
+from covrl.models import Experts, Policy, load_balance, tiny
+from covrl.train.step import StepSettings, make_train_step
+from covrl.types import Measured, TrainState
+
+BALANCE = 0.5
+POLICY = Policy(
+  dataclasses.replace(tiny(16), experts=Experts(count=4, per_token=2))
+)
+# The state is the gradient itself.
+TX = optax.chain(optax.trace(decay=0.0), optax.sgd(0.1))
+CHAIN = covrl.entropy_bonus(0.01)
+
+
+@functools.cache
+def update(shape, micro_batches, balance):
+  """Gradients of one update, and what it says of itself."""
+  step = make_train_step(
+    POLICY,
+    functools.partial(covrl.clipped_surrogate, low=0.2, high=0.2),
+    CHAIN,
+    TX,
+    StepSettings(micro_batches=micro_batches, balance=balance),
+  )
+  mesh = sharding.make_mesh(shape)
+  params = POLICY.init(jax.random.key(0), mesh)
+  state = TrainState(
+    trainable=params,
+    frozen={},
+    opt_state=TX.init(params),
+    token_state=init_token_state(CHAIN),
+    step=jnp.zeros((), jnp.int32),
+    measured=Measured.nothing(),
+  )
+  run = jax.jit(step, compiler_options=QUICK)
+  with jax.set_mesh(mesh):
+    state, readings = run(
+      state,
+      sharding.shard_batch(padded(), mesh),
+      np.asarray(True),
+      jax.random.key(3),
+    )
+  return jax.device_get((state.opt_state[0].trace, readings))
+
+
+def assert_close(got, wanted):
+  for ours, theirs in zip(
+    jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True
+  ):
+    scale = np.abs(theirs).max()
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * scale)
+
+
+def test_meshes_and_micro_batches_do_not_matter():
+  gradients, readings = update((8,), 1, BALANCE)
+  for shape, micro_batches in (((1, 2, 1, 4), 1), ((2, 1, 2, 2), 4)):
+    got, figures = update(shape, micro_batches, BALANCE)
+    assert_close(got, gradients)
+    assert readings.keys() == figures.keys()
+    for name in readings:
+      np.testing.assert_allclose(
+        figures[name], readings[name], rtol=1e-4, atol=1e-5, err_msg=name
+      )
+
+
+def test_the_loss_that_balances_is_added_to_the_gradient():
+  plain, readings = update((8,), 1, 0.0)
+  balanced, figures = update((8,), 1, BALANCE)
+  rows = jax.tree.map(jnp.asarray, padded())
+
+  def balance(params):
+    _, routing = POLICY.hidden_and_routing(
+      params,
+      rows.tokens,
+      positions=rows.positions,
+      segment_ids=rows.segment_ids,
+    )
+    assert routing is not None
+    return load_balance(routing.mass, routing), routing
+
+  wanted, routing = jax.jit(jax.grad(balance, has_aux=True))(
+    POLICY.init(jax.random.key(0))
+  )
+  assert_close(
+    jax.tree.map(np.subtract, balanced, plain),
+    jax.tree.map(lambda leaf: BALANCE * leaf, wanted),
+  )
+  # What is reported does not depend on the coefficient, and is no part of the
+  # loss. Padding is sent nowhere.
+  assert readings['loss'] == figures['loss']
+  assert int(routing.tokens[0]) == int((rows.segment_ids > 0).sum())
+  counts = np.asarray(routing.counts)
+  assert (counts.sum(axis=1) == 2 * np.asarray(routing.tokens)).all()
+  for found in (readings, figures):
+    np.testing.assert_allclose(
+      found['router/balance'], load_balance(routing.mass, routing), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+      found['router/busiest'],
+      (counts / counts.mean(axis=1, keepdims=True)).max(),
+      rtol=1e-5,
+    )
+    assert found['router/idle'] == (counts == 0).mean()
+    assert 0 < found['router/entropy'] <= np.log(4)

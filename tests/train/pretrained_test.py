@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training from a pretrained model's directory, and taking the result along."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import tokenizers
+from pretrained.fixtures import MODELS, tensors_of
+from train.process import RECIPES, lines, train
+
+from covrl.cli import main
+from covrl.config import Config
+from covrl.models import tiny
+from covrl.pretrained import load_policy, load_pretrained
+from covrl.train import CheckpointStore
+from covrl.train.beginning import with_adapters
+from covrl.train.saved import open_run
+
+RECIPE = 'toy_pretrained'
+LORA = {'lora__rank': 2, 'lora__alpha': 4.0, 'lora__targets': 'query,down'}
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+  """A golden checkpoint with words: digits, a colon and others."""
+  directory = tmp_path_factory.mktemp('models') / 'qwen2'
+  shutil.copytree(MODELS / 'qwen2', directory)
+  words = [*map(str, range(10)), ':', '<unk>']
+  words = [f'<{index}>' for index in range(48 - len(words))] + words
+  tokenizer = tokenizers.Tokenizer(
+    tokenizers.models.WordLevel(
+      {word: index for index, word in enumerate(words)}, unk_token='<unk>'
+    )
+  )
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+  tokenizer.save(str(directory / 'tokenizer.json'))
+  return directory
+
+
+@pytest.fixture(scope='module')
+def whole(model, tmp_path_factory):
+  """A run that trains all parameters."""
+  workdir = tmp_path_factory.mktemp('runs') / 'whole'
+  train(RECIPE, workdir, pretrained=model)
+  return workdir
+
+
+@pytest.fixture(scope='module')
+def adapted(model, tmp_path_factory):
+  """A run that trains adapters."""
+  workdir = tmp_path_factory.mktemp('runs') / 'adapted'
+  train(RECIPE, workdir, pretrained=model, **LORA)
+  return workdir
+
+
+def arrays(workdir):
+  """What the latest checkpoint holds."""
+  saved = CheckpointStore(workdir / 'checkpoints', keep=1).latest()
+  assert saved is not None
+  with ocp.StandardCheckpointer() as checkpointer:
+    return checkpointer.restore(saved.path / 'arrays')
+
+
+def logits_of(policy, params):
+  tokens = np.arange(40, dtype=np.int32).reshape(2, 20)
+  return np.asarray(jax.jit(policy.logits)(params, tokens))
+
+
+@pytest.mark.parametrize('run', ['whole', 'adapted'])
+def test_it_trains(run, request):
+  written = lines(request.getfixturevalue(run))
+  trained = [line for line in written if line['phase'] == 'train']
+  assert [line['iteration'] for line in trained] == [0, 0, 1, 1]
+  assert all(line['gradient_norm'] > 0 for line in trained)
+  # The sampler and the trainer speak of the same policy, adapters or not.
+  assert all(line['sampler_gap_max'] < 1e-4 for line in trained)
+  assert any(abs(line['realised_entropy_change']) > 1e-6 for line in trained)
+  assert {line['phase'] for line in written} == {'eval', 'train'}
+
+
+def test_only_adapters_are_trained_and_stored(adapted):
+  names = arrays(adapted).keys()
+  adapters = {
+    f'layers.{module}_adapter.{matrix}'
+    for module in ('attention.query', 'mlp.down')
+    for matrix in 'ab'
+  }
+  for part in ('trainable', 'frozen.reference'):
+    prefix = f'state.{part}.'
+    held = {name.removeprefix(prefix) for name in names if prefix in name}
+    assert held == adapters
+  moments = [name for name in names if '.mu.' in name]
+  assert len(moments) == len(adapters)
+  assert not any('embedding' in name or 'final_norm' in name for name in names)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(model, adapted, tmp_path):
+  workdir = tmp_path / 'resumed'
+  train(RECIPE, workdir, pretrained=model, train__iterations=1, **LORA)
+  train(RECIPE, workdir, pretrained=model, **LORA)
+  ours, theirs = arrays(workdir), arrays(adapted)
+  assert ours.keys() == theirs.keys()
+  for name, leaf in theirs.items():
+    assert np.asarray(ours[name]).tobytes() == np.asarray(leaf).tobytes(), name
+
+
+def test_a_run_becomes_a_model(whole, model, tmp_path, capsys):
+  main(['convert', str(whole), str(tmp_path / 'out')])
+  assert capsys.readouterr().out == f'{tmp_path / "out"}\n'
+  policy, params = load_pretrained(tmp_path / 'out')
+  with open_run(str(whole)) as run:
+    want = logits_of(run.policy, run.params)
+  np.testing.assert_allclose(logits_of(policy, params), want, atol=1e-5)
+  # What came with the model went with it, and what was learnt did too.
+  for name in ('config.json', 'generation_config.json', 'tokenizer.json'):
+    before, after = (
+      json.loads((d / name).read_text()) for d in (model, tmp_path / 'out')
+    )
+    assert before == after
+  before, after = tensors_of(model), tensors_of(tmp_path / 'out')
+  assert before.keys() == after.keys()
+  assert any((before[name] != after[name]).any() for name in before)
+  main(['convert', str(whole), str(tmp_path / 'half'), '--dtype=bfloat16'])
+  assert load_policy(tmp_path / 'half').config.dtype == 'bfloat16'
+
+
+def test_a_run_becomes_adapters_or_a_merged_model(
+  adapted, model, tmp_path, capsys
+):
+  with open_run(str(adapted)) as run:
+    want = logits_of(run.policy, run.params)
+  assert np.abs(want - logits_of(*load_pretrained(model))).max() > 1e-3
+  for form in ('--adapter', '--orbax'):
+    main(['convert', str(adapted), str(tmp_path / form), form])
+    got = logits_of(*load_pretrained(tmp_path / form))
+    np.testing.assert_allclose(got, want, atol=1e-5)
+  main(['convert', str(tmp_path / '--adapter'), str(tmp_path / 'merged')])
+  got = logits_of(*load_pretrained(tmp_path / 'merged'))
+  np.testing.assert_allclose(got, want, atol=1e-5)
+  about = json.loads((tmp_path / '--adapter/adapter_config.json').read_text())
+  assert about['base_model_name_or_path'] == str(model)
+  assert about['target_modules'] == ['down_proj', 'q_proj']
+  assert load_policy(tmp_path / 'merged').config.lora is None
+  capsys.readouterr()
+  main(['sample', str(tmp_path / '--adapter'), '1 2 3 :', '--max_length=4'])
+  assert capsys.readouterr().out.count(' nats  ') == 4
+
+
+def test_adapters_can_be_trained_further(adapted, tmp_path, capsys):
+  main(['convert', str(adapted), str(tmp_path / 'adapter'), '--adapter'])
+  workdir = tmp_path / 'run'
+  train(RECIPE, workdir, pretrained=tmp_path / 'adapter', train__iterations=1)
+  before, after = arrays(adapted), arrays(workdir)
+  name = 'state.frozen.reference.layers.mlp.down_adapter.b'
+  np.testing.assert_array_equal(
+    after[name], before['state.trainable.layers.mlp.down_adapter.b']
+  )
+  capsys.readouterr()
+  with pytest.raises(SystemExit):
+    main(
+      [
+        'train',
+        f'--config={RECIPES / RECIPE}.py',
+        f'--workdir={tmp_path / "other"}',
+        f'--config.pretrained={tmp_path / "adapter"}',
+        '--config.lora.rank=2',
+      ]
+    )
+  error = capsys.readouterr().err
+  assert 'lora.rank must be 0 where pretrained is an adapter' in error
+
+
+def test_what_stays_is_held_as_it_is_multiplied(model):
+  mixed = dataclasses.replace(tiny(48), dtype='bfloat16')
+  config = Config(pretrained=str(model))
+  config.lora.rank, config.warm_start.steps = 2, 0
+  assert with_adapters(mixed, config).param_dtype == 'bfloat16'
+  config.lora.rank = 0
+  assert with_adapters(mixed, config) == mixed
+  config.lora.rank, config.warm_start.steps = 2, 5
+  assert with_adapters(mixed, config).param_dtype == 'float32'
+
+
+def test_measured_by_a_recipe(adapted, model, tmp_path, capsys):
+  main(['convert', str(adapted), str(tmp_path / 'adapter'), '--adapter'])
+  config = f'--config={RECIPES / RECIPE}.py'
+  capsys.readouterr()
+  main(['evaluate', str(tmp_path / 'adapter'), config])
+  # As the run itself was measured at its end.
+  last = [line for line in lines(adapted) if line['phase'] == 'eval'][-1]
+  assert f'{last["mean@2"]:.4f}' in capsys.readouterr().out
