@@ -46,6 +46,7 @@ NAMES = {
   ),
   'qwen2_5_32b_grpo',
   'qwen2_5_32b_kl_cov',
+  'qwen2_5_72b_kl_cov',
   'qwen2_5_0_5b_gsm8k',
   'llama3_1_8b_kl_cov',
   'mistral_7b_kl_cov',

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,9 +26,10 @@ from covrl.compile.report import Memory, Program, Report
 from covrl.config import Recipe
 from covrl.data.rows import prompt_width
 from covrl.models import Policy
+from covrl.pretrained.published import shape_of
 from covrl.rollout import SamplingEngine
 from covrl.topologies import Topology
-from covrl.train.beginning import policy_of
+from covrl.train.beginning import described_policy, policy_of
 from covrl.train.collector import row_width
 from covrl.train.iteration import abstract_batch
 from covrl.train.layout import check_mesh, rollout_mesh
@@ -64,8 +65,7 @@ def compile_recipe(
   devices = topologies.devices(topology, num_slices)
   config, module = recipe.config, recipe.module
   mesh = sharding.make_mesh(dataclasses.asdict(config.mesh), devices)
-  task = module.make_task(config)
-  policy = policy_of(recipe, task)
+  policy, alphabet = _policy(recipe)
   check_mesh(config, policy.config, mesh)
   algorithm = Algorithm(
     loss=module.make_loss(config),
@@ -77,8 +77,8 @@ def compile_recipe(
   engine = SamplingEngine(
     policy,
     sampler,
-    end_ids=task.tokenizer.end_ids,
-    pad_id=task.tokenizer.pad_id,
+    end_ids=alphabet.end_ids,
+    pad_id=alphabet.pad_id,
     max_response_length=config.rollout.max_response_length,
   )
   work = _Workload(
@@ -103,6 +103,30 @@ def compile_recipe(
         note(' and '.join(group.names))
         report.programs.update(group.run(work))
   return report
+
+
+class _Alphabet(NamedTuple):
+  """Tokens that end a response, and the one that fills up its row."""
+
+  end_ids: Sequence[int]
+  pad_id: int
+
+
+def _policy(recipe: Recipe) -> tuple[Policy, _Alphabet]:
+  """What a recipe trains; of published models nothing is read or fetched.
+
+  Which tokens end a response changes a program's constants, and nothing that it
+  takes.
+  """
+  with shape_of(recipe.config.pretrained) as directory:
+    if directory is not None:
+      config = dataclasses.replace(recipe.config, pretrained=directory)
+      shaped = dataclasses.replace(recipe, config=config)
+      return described_policy(shaped, 0), _Alphabet((0,), 0)
+  task = recipe.module.make_task(recipe.config)
+  tokenizer = task.tokenizer
+  alphabet = _Alphabet(tokenizer.end_ids, tokenizer.pad_id)
+  return policy_of(recipe, task), alphabet
 
 
 class _Workload(NamedTuple):

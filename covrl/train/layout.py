@@ -94,7 +94,11 @@ def replicated_like(leaf: Any, mesh: Mesh) -> jax.ShapeDtypeStruct:
 
 
 def abstract_opt_state(
-  tx: optax.GradientTransformation, params: PyTree, mesh: Mesh
+  tx: optax.GradientTransformation,
+  params: PyTree,
+  mesh: Mesh,
+  *,
+  offload: bool = False,
 ) -> PyTree:
   """Shapes and shardings of an optimiser's state.
 
@@ -104,10 +108,14 @@ def abstract_opt_state(
     tx: the parameter chain.
     params: `jax.ShapeDtypeStruct` with shardings.
     mesh: for everything that belongs to no parameter.
+    offload: whether what belongs to a parameter is in the host's memory.
   """
 
   def place(leaf: Any, param: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=param.sharding)
+    placed = param.sharding
+    if offload:
+      placed = placed.with_memory_kind('pinned_host')
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)
 
   return optax.tree.map_params(
     tx,

@@ -102,6 +102,7 @@ class Programs:
       weights=config.train.weights,
       selection_source=config.entropy.selection_source,
       balance=config.train.balance,
+      offload_optimizer=config.train.offload_optimizer,
     )
     update = make_train_step(
       policy, algorithm.loss, algorithm.token_tx, algorithm.tx, settings
@@ -133,7 +134,12 @@ class Programs:
       jax.tree.map(lambda leaf: replicated_like(leaf, self._mesh), shapes),
       trainable=trainable,
       frozen=dict.fromkeys(shapes.frozen, trainable) | rest,
-      opt_state=abstract_opt_state(self._algorithm.tx, trainable, self._mesh),
+      opt_state=abstract_opt_state(
+        self._algorithm.tx,
+        trainable,
+        self._mesh,
+        offload=self._config.train.offload_optimizer,
+      ),
     )
 
   def init_state(self, params: PyTree) -> TrainState:

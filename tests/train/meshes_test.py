@@ -26,9 +26,9 @@ METHOD = {'clipped': 0.02, 'held': 0.04, 'beta': 0.5, 'bonus': 0.1}
 STEPS = 3
 
 
-def after(shape, state, steps, micro_batches=2):
+def after(shape, state, steps, micro_batches=2, offload=False):
   """The state some updates later, and their losses."""
-  step, mesh, places = program(shape, micro_batches)
+  step, mesh, places = program(shape, micro_batches, offload=offload)
   batch, losses = sharding.shard_batch(padded(), mesh), []
   state = jax.device_put(state, places)
   with sharding.in_use(mesh, sharding.TRAIN_RULES):
@@ -58,6 +58,21 @@ def test_losses_and_parameters_after_three_steps(shape):
   np.testing.assert_allclose(losses, figures, rtol=1e-5, atol=1e-5)
   assert np.ptp(losses) > 1e-3
   assert_same_policy(state, expected)
+
+
+def test_an_optimiser_in_the_hosts_memory_makes_the_same_steps():
+  shape = (2, 2, 2)
+  (state, losses), (expected, figures) = (
+    after(shape, fresh_state(**METHOD), STEPS, offload=offload)
+    for offload in (True, False)
+  )
+  assert losses == figures
+  moved = 0
+  for got, wanted in zip(*map(jax.tree.leaves, (state, expected)), strict=True):
+    assert np.asarray(got).tobytes() == np.asarray(wanted).tobytes()
+    moved += got.sharding.memory_kind != wanted.sharding.memory_kind
+  # A trace and two moments of each parameter.
+  assert moved == 3 * len(jax.tree.leaves(expected.trainable))
 
 
 @pytest.mark.parametrize('place', range(len(MESHES)))

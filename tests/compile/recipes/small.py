@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""KL-Cov on a model of two layers that a chip's kernels take."""
+
+from train import toy
+
+from covrl.config import Config
+from covrl.models import ModelConfig
+
+make_advantages = toy.make_advantages
+make_loss = toy.make_loss
+make_task = toy.make_task
+make_token_tx = toy.make_token_tx
+make_tx = toy.make_tx
+make_warm_start_tx = toy.make_warm_start_tx
+
+
+def get_config() -> Config:
+  config = toy.get_config()
+  config.mesh.data = 2
+  config.mesh.fsdp = 2
+  config.mesh.tensor = 2
+  config.rollout.prompts_per_iteration = 8
+  config.rollout.responses_per_prompt = 2
+  config.rollout.max_prompt_length = 128
+  config.rollout.max_response_length = 384
+  config.train.sequences_per_update = 8
+  config.train.micro_batches = 2
+  config.train.remat = 'cheap'
+  return config
+
+
+def make_model(config: Config, vocab_size: int) -> ModelConfig:
+  del config, vocab_size
+  return ModelConfig(
+    vocab_size=4096,
+    num_layers=2,
+    model_dim=256,
+    num_heads=4,
+    num_kv_heads=1,
+    head_dim=128,
+    hidden_dim=512,
+    tied_embeddings=False,
+    dtype='bfloat16',
+    param_dtype='float32',
+  )
