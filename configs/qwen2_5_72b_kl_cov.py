@@ -31,6 +31,7 @@ def get_config() -> Config:
   config.mesh.fsdp = 128
   config.mesh.tensor = 4
   config.rollout.tensor = 8
+  config.train.remat = 'cheap'
   return config
 
 

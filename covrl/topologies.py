@@ -250,7 +250,7 @@ def uncached() -> Iterator[None]:
   """
   import jax
 
-  before = jax.config.jax_enable_compilation_cache
+  before = jax.config.values['jax_enable_compilation_cache']
   jax.config.update('jax_enable_compilation_cache', False)
   try:
     yield

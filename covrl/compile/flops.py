@@ -2,9 +2,10 @@
 """The operations that a model itself asks for, by its shape.
 
 Two per token and parameter that a matrix product multiplies (tables that are
-looked up do not count, the unembedding does), and four per pair of a query and
-a key that it may see, head and feature; three times as much with the backward
-pass. What is computed twice, or for padding's sake, is not in it.
+looked up do not count, the unembedding does; of experts those that a token is
+sent to), and four per pair of a query and a key that it may see, head and
+feature; three times as much with the backward pass, which makes two products
+of each. What is computed twice, or for padding's sake, is not in it.
 """
 
 from __future__ import annotations
@@ -15,19 +16,26 @@ from covrl.models import ModelConfig
 def of_update(config: ModelConfig, rows: int, width: int) -> float:
   """An optimiser update: 6 N tokens, and attention.
 
+  Matrices that adapters stand beside have no derivative: 4 N tokens.
+
   >>> from covrl.models import tiny
   >>> of_update(tiny(16), 1, 2) == 3 * of_scoring(tiny(16), 1, 2)
   True
   """
-  return 3 * of_scoring(config, rows, width)
+  passes = 3 if config.lora is None else 2
+  seen = rows * attention(config, width)
+  return passes * _products(config, rows * width) + 3 * seen
 
 
 def of_scoring(config: ModelConfig, rows: int, width: int) -> float:
   """A forward pass with the statistics of every token."""
-  tokens = rows * width
-  products = layer_parameters(config) * config.num_layers
-  products += config.model_dim * config.vocab_size
-  return 2.0 * tokens * products + rows * attention(config, width)
+  return _products(config, rows * width) + rows * attention(config, width)
+
+
+def _products(config: ModelConfig, tokens: int) -> float:
+  """Tokens through every matrix."""
+  parameters = layer_parameters(config) * config.num_layers
+  return 2.0 * tokens * (parameters + config.model_dim * config.vocab_size)
 
 
 def of_prefill(config: ModelConfig, rows: int, width: int) -> float:
@@ -39,19 +47,20 @@ def of_prefill(config: ModelConfig, rows: int, width: int) -> float:
 
 def of_token(config: ModelConfig, rows: int, slots: int) -> float:
   """One more token of each row, which sees so many."""
-  products = layer_parameters(config) * config.num_layers
-  products += config.model_dim * config.vocab_size
   width = config.num_heads * config.head_dim
   windows = config.windows or (0,) * config.num_layers
   seen = sum(min(window or slots, slots) for window in windows)
-  return rows * (2.0 * products + 4.0 * width * seen)
+  return _products(config, rows) + rows * 4.0 * width * seen
 
 
 def layer_parameters(config: ModelConfig) -> int:
-  """Numbers in the matrices of a block."""
+  """Numbers in the matrices of a block that a token meets."""
   dim, head = config.model_dim, config.head_dim
   heads = 2 * config.num_heads + 2 * config.num_kv_heads
-  return dim * head * heads + 3 * dim * config.hidden_dim
+  layers, router = 1, 0
+  if config.experts is not None:
+    layers, router = config.experts.per_token, dim * config.experts.count
+  return dim * head * heads + 3 * dim * config.hidden_dim * layers + router
 
 
 def attention(config: ModelConfig, length: int) -> float:

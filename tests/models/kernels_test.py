@@ -62,14 +62,17 @@ def test_rows_and_their_derivatives(length, window, cap):
   config = dataclasses.replace(
     CONFIG, windows=(window,) * 2 if window else (), attention_soft_cap=cap
   )
-  *arrays, segments = rows(length)
+  queries, keys, values, segments = rows(length)
+  arrays = queries, keys, values
   signal = draw(3, 2, length, HEADS, WIDTH)
 
-  def kernels(*arrays):
-    return flash.attend_rows(*arrays, segments, None, config, interpret=True)
+  def kernels(queries, keys, values):
+    return flash.attend_rows(
+      queries, keys, values, segments, None, config, interpret=True
+    )
 
-  def want(*arrays):
-    return plain(*arrays, segments, window, cap)
+  def want(queries, keys, values):
+    return plain(queries, keys, values, segments, window, cap)
 
   got, pull_back = jax.vjp(kernels, *arrays)
   expected, pull_back_plain = jax.vjp(want, *arrays)
@@ -84,37 +87,40 @@ def test_rows_and_their_derivatives(length, window, cap):
 def test_a_layer_has_its_own_window(window):
   """One program for layers of several windows."""
   config = dataclasses.replace(CONFIG, windows=(100, 0, 300), num_layers=3)
-  *arrays, segments = rows(384, batch=1)
+  queries, keys, values, segments = rows(384, batch=1)
   own = jnp.asarray(window or jnp.iinfo(jnp.int32).max)
   run = jax.jit(
     functools.partial(flash.attend_rows, config=config, interpret=True)
   )
-  np.testing.assert_allclose(
-    run(*arrays, segments, own), plain(*arrays, segments, window), atol=2e-5
-  )
+  got = run(queries, keys, values, segments, own)
+  expected = plain(queries, keys, values, segments, window)
+  np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
 def test_rows_on_a_mesh():
   """Heads over tensor and context: whole rows, a part of the heads."""
-  *arrays, segments = rows(128, batch=4)
+  queries, keys, values, segments = rows(128, batch=4)
   mesh = sharding.make_mesh(
     {'data': 2, 'tensor': 2, 'context': 1}, jax.devices()[:4]
   )
   with sharding.in_use(mesh, sharding.TRAIN_RULES):
     got = jax.jit(
       functools.partial(flash.attend_rows, config=CONFIG, interpret=True)
-    )(*arrays, segments, None)
-  np.testing.assert_allclose(got, plain(*arrays, segments), atol=2e-5)
+    )(queries, keys, values, segments, None)
+  expected = plain(queries, keys, values, segments)
+  np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
 def test_keys_that_are_split_otherwise_are_refused():
-  *arrays, segments = rows(128, batch=4)
+  queries, keys, values, segments = rows(128, batch=4)
   mesh = sharding.make_mesh({'tensor': 4}, jax.devices()[:4])
   with (
     sharding.in_use(mesh, sharding.TRAIN_RULES),
     pytest.raises(ValueError, match='heads must be split as their keys are'),
   ):
-    flash.attend_rows(*arrays, segments, None, CONFIG, interpret=True)
+    flash.attend_rows(
+      queries, keys, values, segments, None, CONFIG, interpret=True
+    )
 
 
 def decode(starts, ends, slots=300, cap=None, layers=2, mesh=None):
@@ -205,7 +211,10 @@ def test_attention_by_cudnn(monkeypatch):
     return original(*arguments, implementation='xla', **options)
 
   queries, keys, values, segments = rows(64)
-  narrow = [x.astype(jnp.bfloat16) for x in (queries, keys, values)]
+  narrow_queries, narrow_keys, narrow_values = (
+    x.astype(jnp.bfloat16) for x in (queries, keys, values)
+  )
+  narrow = narrow_queries, narrow_keys, narrow_values
   want = plain(*narrow, segments)
   monkeypatch.setattr(sharding, 'platform', lambda: 'gpu')
   monkeypatch.setattr(jax.nn, 'dot_product_attention', stand_in)
@@ -218,7 +227,8 @@ def test_attention_by_cudnn(monkeypatch):
   # What it is not made for stays as it was.
   plain(queries, keys, values, segments)
   plain(*narrow, segments, cap=5.0)
-  attend(narrow[0][:, :1], *narrow[1:], jnp.ones((2, 1, 64), bool))
+  one = jnp.ones((2, 1, 64), bool)
+  attend(narrow_queries[:, :1], narrow_keys, narrow_values, one)
   assert asked == ['cudnn']
 
 

@@ -40,7 +40,7 @@ def after(shape, state, steps, micro_batches=2, offload=False):
 
 @functools.cache
 def trained(shape):
-  return after(shape, fresh_state(**METHOD), STEPS)
+  return after(shape, fresh_state('old', **METHOD), STEPS)
 
 
 def assert_same_policy(got, wanted):
@@ -63,7 +63,7 @@ def test_losses_and_parameters_after_three_steps(shape):
 def test_an_optimiser_in_the_hosts_memory_makes_the_same_steps():
   shape = (2, 2, 2)
   (state, losses), (expected, figures) = (
-    after(shape, fresh_state(**METHOD), STEPS, offload=offload)
+    after(shape, fresh_state('old', **METHOD), STEPS, offload=offload)
     for offload in (True, False)
   )
   assert losses == figures
