@@ -21,6 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from covrl import sharding
@@ -242,8 +243,9 @@ def _mix(
   rows = repeat_rows(x.reshape(-1, x.shape[-1]), per_token)
   # Beyond the groups a grouped product may leave anything, on the way back too.
   rows = jnp.where(is_here[:, None], rows, 0)[order]
-  opened = activate(jax.lax.ragged_dot(rows, gate, sizes), activation)
-  hidden = opened * jax.lax.ragged_dot(rows, up, sizes)
+  gated = checkpoint_name(jax.lax.ragged_dot(rows, gate, sizes), 'gate')
+  raised = checkpoint_name(jax.lax.ragged_dot(rows, up, sizes), 'up')
+  hidden = activate(gated, activation) * raised
   result = jax.lax.ragged_dot(hidden, down, sizes)[jnp.argsort(order)]
   result = jnp.where(is_here[:, None], result, 0)
   result = result.reshape(*chosen.shape, x.shape[-1])
