@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """KL-Cov on a model of two layers that a chip's kernels take."""
 
+import dataclasses
+
 from train import toy
 
 from covrl.config import Config
+from covrl.data import train_sentencepiece
 from covrl.models import ModelConfig
+from covrl.train import Task
 
 make_advantages = toy.make_advantages
 make_loss = toy.make_loss
-make_task = toy.make_task
 make_token_tx = toy.make_token_tx
 make_tx = toy.make_tx
 make_warm_start_tx = toy.make_warm_start_tx
@@ -29,10 +32,15 @@ def get_config() -> Config:
   return config
 
 
+def make_task(config: Config) -> Task:
+  words = train_sentencepiece(map(str, range(4092)))  # and four special ones
+  return dataclasses.replace(toy.make_task(config), tokenizer=words)
+
+
 def make_model(config: Config, vocab_size: int) -> ModelConfig:
-  del config, vocab_size
+  del config
   return ModelConfig(
-    vocab_size=4096,
+    vocab_size=vocab_size,
     num_layers=2,
     model_dim=256,
     num_heads=4,
