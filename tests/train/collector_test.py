@@ -2,14 +2,15 @@
 """Which groups are trained on, and what a run with a reference keeps."""
 
 import dataclasses
+from concurrent.futures import Future
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 from train import process
 
-from covrl.rewards import Outcome, Reward, Scores, Status
+from covrl.rewards import Outcome, PendingScores, Reward, Status
 from covrl.rollout.collect import PendingRollouts, ScoredRollouts
 from covrl.train.collector import outcome_metrics
 from covrl.train.iteration import informative_groups, rollout_metrics
@@ -143,21 +144,21 @@ def test_too_many_failures_stop_the_run_and_say_why():
 
 
 def test_masked_responses_count_in_no_mean():
-  scores = Scores(
+  pending = PendingScores(
     (Reward(name='maths', score='a:b'), Reward(name='other', score='a:b')),
+    4,
     {
-      'maths': [*map(outcome, (1.0, 0.0, np.nan, 1.0))],
-      'other': [None, outcome(0.5), outcome(0.5), None],
+      'maths': ((0, 1, 2, 3), judged(1.0, 0.0, np.nan, 1.0)),
+      'other': ((1, 2), judged(0.5, 0.5)),
     },
   )
-  pending = SimpleNamespace(result=lambda: scores)
   unscored = dataclasses.replace(
     rollouts([0.0] * 4, [True] * 4),
     rewards={},
     source_ids=np.array([0, 1, 1, 0], np.int32),
   )
   done = PendingRollouts(
-    rollouts=unscored, responses=('',) * 4, scores=cast(Any, pending)
+    rollouts=unscored, responses=('',) * 4, scores=pending
   ).result()
   assert done.masked == 1
   assert done.rollouts.loss_mask[:, 1].tolist() == [True, True, False, True]
@@ -174,6 +175,12 @@ def test_masked_responses_count_in_no_mean():
   assert 'reward/other/gsm8k' not in metrics
   # Groups 0 and 1; the masked one of group 1 makes no difference in it.
   assert metrics['equal_reward_groups'] == 0.5
+
+
+def judged(*scores: float) -> Future[list[Outcome]]:
+  future: Future[list[Outcome]] = Future()
+  future.set_result([*map(outcome, scores)])
+  return future
 
 
 def outcome(score: float) -> Outcome:
