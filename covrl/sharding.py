@@ -66,7 +66,9 @@ ROLLOUT_RULES: Rules = {
   'attention_heads': 'tensor',
 }
 
-_rules = contextvars.ContextVar('rules', default=TRAIN_RULES)
+_rules: contextvars.ContextVar[Rules] = contextvars.ContextVar(
+  'rules', default=TRAIN_RULES
+)
 
 
 def make_mesh(

@@ -76,7 +76,7 @@ def collectives_in(module: Module, each: Instruction) -> Iterator[Collective]:
 def _collective(each: Instruction, kind: str) -> Collective:
   """One operation, from its line."""
   groups = groups_of(each.text)
-  arrays = [shape.size for shape in each.shapes if shape.count]
+  arrays = [shape.size for shape in each.shapes if shape.elements]
   if each.opcode in ('all-gather-start', 'collective-permute-start'):
     # A tuple of what goes in, what comes out, and numbers of its own.
     arrays = [s.size for s in each.shapes if s.kind not in ('u32', 's32')]

@@ -177,11 +177,11 @@ def flops_of(
     return _flops_of_dot(computation, each)
   if each.opcode in ('reduce', 'reduce-window', 'scatter'):
     first = next(computation.operands(each), None)
-    read = first.shapes[0].count if first else 0
-    return float(max(read, each.shapes[0].count))
+    read = first.shapes[0].elements if first else 0
+    return float(max(read, each.shapes[0].elements))
   if each.opcode in _UNCOUNTED:
     return 0.0
-  return float(each.shapes[0].count) if each.shapes else 0.0
+  return float(each.shapes[0].elements) if each.shapes else 0.0
 
 
 def _flops_of_dot(computation: Computation, dot: Instruction) -> float:
@@ -189,7 +189,7 @@ def _flops_of_dot(computation: Computation, dot: Instruction) -> float:
   left = computation.instructions[dot.operands[0]].shapes[0]
   axes = dot.text.split('lhs_contracting_dims={')[1].split('}')[0]
   summed = [left.dims[int(axis)] for axis in axes.split(',') if axis]
-  return 2.0 * dot.shapes[0].count * math.prod(summed)
+  return 2.0 * dot.shapes[0].elements * math.prod(summed)
 
 
 def _flops_of_convolution(computation: Computation, each: Instruction) -> float:
@@ -277,12 +277,12 @@ def _traffic(
     moved = [each.shapes[0], each.shapes[0]._replace(space=source.space)]
   elif each.opcode in ('copy-start', 'async-start', 'slice-start'):
     # A tuple of the destination, the source and a semaphore.
-    target, source = each.shapes[0], each.shapes[1]
+    target, source, *rest = each.shapes
     if each.opcode == 'copy-start':
       moved = [target, source]
     else:
-      moved = [each.shapes[-2] if len(each.shapes) > 2 else target]
-      moved = [moved[0], moved[0]._replace(space=each.shapes[0].space)]
+      moved = [[target, source, *rest][-2] if rest else target]
+      moved = [moved[0], moved[0]._replace(space=target.space)]
   hbm = sum(shape.padded_size for shape in moved if shape.space == 'hbm')
   host = sum(shape.padded_size for shape in moved if shape.space == 'host')
   return float(hbm), float(host)

@@ -44,8 +44,8 @@ class Shape(NamedTuple):
   space: str = 'hbm'
 
   @property
-  def count(self) -> int:
-    """Elements."""
+  def elements(self) -> int:
+    """How many there are."""
     return math.prod(self.dims)
 
   @property
@@ -57,7 +57,7 @@ class Shape(NamedTuple):
   @property
   def size(self) -> int:
     """Bytes of the elements."""
-    return self.count * self.bits // 8
+    return self.elements * self.bits // 8
 
   @property
   def padded_size(self) -> int:

@@ -48,12 +48,12 @@ class Steps(NamedTuple):
   """A list of blocks, each row's together.
 
   Attributes:
-    count: how many there are; what follows them is not read.
+    length: how many there are; what follows them is not read.
     row: whose.
     block: which of the row's.
   """
 
-  count: Int[Array, '']
+  length: Int[Array, '']
   row: Int[Array, ' N']
   block: Int[Array, ' N']
 
@@ -89,7 +89,7 @@ def attend_token(
   )
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.are_all_axes_manual:
-    return attend(queries, cache, span)
+    return attend(queries, cache.keys, cache.values, cache.layer, span)
   rules = sharding.rules_in_use()
   axes = ('layers', 'batch', 'attention_heads', 'attended', 'head_dim')
   kept = sharding.fitted_spec(mesh, axes, cache.keys.shape, rules)
@@ -97,15 +97,17 @@ def attend_token(
   return jax.shard_map(
     attend,
     mesh=mesh,
-    in_specs=(heads, LayerCache(kept, kept, jax.P(), jax.P()), rows),
+    in_specs=(heads, kept, kept, jax.P(), rows),
     out_specs=heads,
     check_vma=False,
-  )(queries, cache, span)
+  )(queries, cache.keys, cache.values, cache.layer, span)
 
 
 def _attend(
   queries: Float[Array, 'S H h'],
-  cache: LayerCache,
+  keys: Float[Array, 'L S K C h'],
+  values: Float[Array, 'L S K C h'],
+  layer: Int[Array, ''],
   span: Span,
   *,
   scale: float,
@@ -114,9 +116,9 @@ def _attend(
 ) -> Float[Array, 'S H h']:
   """A device's part."""
   rows, heads, width = queries.shape
-  kv_heads, slots = cache.keys.shape[2:4]
+  kv_heads, slots = keys.shape[2:4]
   groups = heads // kv_heads
-  size = block_size(slots, 2 * kv_heads * width * cache.keys.dtype.itemsize)
+  size = block_size(slots, 2 * kv_heads * width * keys.dtype.itemsize)
   steps = steps_of(span, size, slots)
 
   def at_row(i: Any, layer: Ref, row: Ref, *_: Ref) -> tuple[Any, ...]:
@@ -132,7 +134,7 @@ def _attend(
     functools.partial(_kernel, size=size, scale=scale, cap=cap),
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=5,
-      grid=(steps.count,),
+      grid=(steps.length,),
       in_specs=[of_row, of_cache, of_cache],
       out_specs=of_row,
       scratch_shapes=[
@@ -149,25 +151,20 @@ def _attend(
     cost_estimate=pl.CostEstimate(
       flops=4 * rows * heads * slots * width,
       transcendentals=rows * heads * slots,
-      bytes_accessed=2
-      * rows
-      * kv_heads
-      * slots
-      * width
-      * cache.keys.dtype.itemsize,
+      bytes_accessed=2 * rows * kv_heads * slots * width * keys.dtype.itemsize,
     ),
     interpret=interpret,
     name='attend_token',
   )
   mixed = call(
-    cache.layer[None],
+    layer[None],
     steps.row,
     steps.block,
     span.start,
     span.end,
     queries.reshape(rows, kv_heads, groups, width),
-    cache.keys,
-    cache.values,
+    keys,
+    values,
   )
   # A row that sees nothing is not written.
   sees = (span.end > span.start)[:, None, None]
@@ -252,7 +249,7 @@ def steps_of(span: Span, size: int, slots: int) -> Steps:
   row = jnp.minimum(row, rows - 1).astype(jnp.int32)
   block = first[row] + place - (before - count)[row]
   return Steps(
-    count=before[-1],
+    length=before[-1],
     row=row,
     block=jnp.clip(block, 0, blocks - 1).astype(jnp.int32),
   )

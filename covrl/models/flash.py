@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -141,7 +142,7 @@ def _attend(
     return jnp.pad(x, ((0, 0), (0, 0), (0, room), (0, 0))) if room else x
 
   block = block_size(size)
-  kernel = splash.make_splash_mha(
+  kernel: Any = splash.make_splash_mha(
     masks.MultiHeadMask([_mask(size, window)] * queries.shape[1]),
     block_sizes=splash.BlockSizes(
       block_q=block,

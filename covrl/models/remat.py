@@ -16,11 +16,9 @@ policy keeps so many numbers more:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
-
-Body = TypeVar('Body', bound=Callable[..., Any])
 
 ATTENTION = ('query', 'key', 'value', 'attended', 'mixed')
 
@@ -35,7 +33,7 @@ REMAT: dict[str, tuple[str, ...] | None] = {
 }
 
 
-def recomputed(body: Body, policy: str) -> Body:
+def recomputed(body: Callable[..., Any], policy: str) -> Callable[..., Any]:
   """A scan's body whose derivative keeps what a policy says.
 
   Args:

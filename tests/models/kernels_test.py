@@ -182,7 +182,7 @@ def test_steps_are_the_blocks_that_are_seen(data):
   )
   starts, ends = np.sort(np.array(spans, np.int32), axis=1).T
   steps = steps_of(Span(jnp.asarray(starts), jnp.asarray(ends)), size, slots)
-  count = int(steps.count)
+  count = int(steps.length)
   got = list(zip(steps.row.tolist(), steps.block.tolist(), strict=True))
   want = [
     (row, block)
