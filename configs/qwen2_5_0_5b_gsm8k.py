@@ -32,6 +32,7 @@ def get_config() -> Config:
   config.rollout.max_prompt_length = 512
   config.rollout.max_response_length = 1024
   config.rollout.max_draws = 4
+  config.rollout.tensor = 1
   config.train.iterations = 100
   config.train.sequences_per_update = 128
   config.train.micro_batches = 2

@@ -19,6 +19,7 @@ def get_config() -> Config:
   config = reasoning_7b.get_config()
   config.train.iterations = 140
   config.train.micro_batches = 2
+  config.train.remat = 'gate'
   config.train.learning_rate = 1e-6
   config.entropy.fraction = 2e-4
   return config

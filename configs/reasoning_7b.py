@@ -35,11 +35,13 @@ def get_config() -> Config:
   config.rollout.max_response_length = 8192
   config.rollout.temperature = 1.0
   config.rollout.top_p = 1.0
+  config.rollout.tensor = 4
   # Groups of equal reward are redrawn; then it trains on what there is.
   config.rollout.max_draws = 10
   config.train.iterations = 300
   config.train.sequences_per_update = 256
   config.train.micro_batches = 8
+  config.train.remat = 'cheap'
   config.train.learning_rate = 5e-7
   config.train.max_gradient_norm = 1.0
   config.train.weights = 'token-mean'
@@ -65,7 +67,7 @@ def make_model(config: Config, vocab_size: int) -> ModelConfig:
   del vocab_size  # the model's own
   model = load_policy(config.pretrained, 'bfloat16').config
   # At these learning rates bfloat16 parameters would not move.
-  return dataclasses.replace(model, param_dtype='float32', remat=True)
+  return dataclasses.replace(model, param_dtype='float32')
 
 
 def make_advantages(config: Config) -> Advantages:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `covrl train, evaluate, sample, convert, report, theory`.
+"""The command line: `covrl train, evaluate, sample, compile, convert, …`.
 
 Bad input ends with one sentence on standard error and exit status 2.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import pathlib
 import re
@@ -15,6 +16,8 @@ import sys
 import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from covrl import flags
 
 if TYPE_CHECKING:
   from covrl.train.results import Evaluation
@@ -66,6 +69,14 @@ faster. For example
   covrl convert Qwen/Qwen2.5-0.5B models/qwen --dtype=float32 --orbax
 """
 
+_COMPILE = """\
+Compiles a recipe's programs for TPUs that need not be there, and says what they
+take: memory, operations, bytes, collectives, and the least time of each, which
+is an estimate. Fields are overridden as in training. For example
+  covrl compile --config=configs/countdown_kl_cov.py --topology=v5e:2x4
+  covrl compile --config=recipe.py --topology=v5p:4x4x8 --num-slices=2 --json
+"""
+
 _THEORY = """\
 Checks every claim of the theory and says which hold as printed; exits with 1
 if a check disagrees with its recorded verdict. For example
@@ -78,11 +89,11 @@ def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command; the console script's entry point."""
   parser = _parser()
   arguments, overrides = parser.parse_known_args(argv)
-  if overrides and arguments.command != 'train':
+  if overrides and arguments.command not in ('train', 'compile'):
     parser.error(f'unknown argument {overrides[0]!r}')
   try:
     if arguments.command != 'report':
-      _quiet_without_tpu()
+      _prepare(arguments.command)
       _keep_compilations()
     match arguments.command:
       case 'train':
@@ -91,6 +102,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         _evaluate(arguments)
       case 'sample':
         _sample(arguments)
+      case 'compile':
+        _compile(arguments, _joined(overrides))
       case 'convert':
         _convert(arguments)
       case 'theory':
@@ -157,6 +170,21 @@ def _parser() -> argparse.ArgumentParser:
     '--max_length', type=int, default=256, help='of a pretrained model'
   )
 
+  compiling = commands.add_parser(
+    'compile', help='does it fit', description=_COMPILE, formatter_class=raw
+  )
+  compiling.add_argument('--config', required=True, help='a recipe')
+  compiling.add_argument(
+    '--topology', required=True, help='such as v5p:4x4x4, or v5p-128'
+  )
+  compiling.add_argument('--num-slices', type=int, default=1)
+  compiling.add_argument(
+    '--programs', help='which, comma-separated; all if absent'
+  )
+  compiling.add_argument(
+    '--json', action='store_true', help='one object, for machines'
+  )
+
   convert = commands.add_parser(
     'convert', help='take it along', description=_CONVERT, formatter_class=raw
   )
@@ -193,13 +221,15 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-def _quiet_without_tpu() -> None:
-  """Spares a machine without a TPU what libtpu has to say about that.
+def _prepare(command: str) -> None:
+  """Flags for the compiler of what is attached, or is compiled for.
 
-  libtpu may be installed there to compile for TPUs ahead of time.
+  A machine without a TPU is spared what libtpu has to say about that: it may be
+  installed there to compile for TPUs ahead of time.
   """
-  devices = pathlib.Path('/dev')
-  if any(devices.glob('accel*')) or any(devices.glob('vfio/[0-9]*')):
+  attached = flags.attached()
+  flags.apply('tpu' if command == 'compile' else attached)
+  if attached == 'tpu' and command != 'compile':
     return
   for name, value in (
     ('TPU_SKIP_MDS_QUERY', '1'),
@@ -346,6 +376,29 @@ def _is_run(directory: str) -> bool:
     described = ('config.json', 'adapter_config.json')
     return not any((path / name).is_file() for name in described)
   return re.fullmatch(r'[\w.-]+/[\w.-]+', directory) is None
+
+
+def _compile(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+  import jax
+
+  from covrl import config, topologies
+  from covrl.compile import NAMES, compile_recipe
+
+  # Whatever is attached is not what is compiled for.
+  jax.config.update('jax_platforms', 'cpu')
+  topology = topologies.find(arguments.topology)
+  programs = arguments.programs
+  report = compile_recipe(
+    config.load(arguments.config, overrides),
+    topology,
+    num_slices=arguments.num_slices,
+    names=tuple(programs.split(',')) if programs else NAMES,
+    note=lambda name: print(f'compiling {name}', file=sys.stderr),
+  )
+  if arguments.json:
+    print(json.dumps(report.as_json()))
+  else:
+    print('\n'.join(report.lines()))
 
 
 def _convert(arguments: argparse.Namespace) -> None:

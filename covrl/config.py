@@ -53,12 +53,22 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class MeshConfig:
-  """Sizes of the mesh axes; −1 takes the devices that are left."""
+  """Sizes of the mesh axes; −1 takes the devices that are left.
+
+  Attributes:
+    data: replicas of the parameters, each with rows of its own; slices of TPUs
+      are among them.
+    fsdp: parts that parameters and rows are split into.
+    tensor: parts that heads, hidden units and the vocabulary are split into.
+    expert: parts that a mixture's experts, and rows, are split into.
+    context: parts that each row's tokens are split into, for long responses.
+  """
 
   data: int = 1
   fsdp: int = -1
   tensor: int = 1
   expert: int = 1
+  context: int = 1
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -143,6 +153,8 @@ class RolloutConfig:
     top_p: nucleus; below 1 the importance weights are biased, and a warning
       says so.
     top_k: 0 keeps the whole vocabulary.
+    tensor: chips that share one copy of the sampler's weights; 0 is as many as
+      `mesh.tensor`.
     max_draws: how often prompts may be drawn in an iteration until
       `prompts_per_iteration` of them have responses of different reward, the
       others being left out; 1 trains on whatever the first draw gives.
@@ -155,6 +167,7 @@ class RolloutConfig:
   temperature: float = 1.0
   top_p: float = 1.0
   top_k: int = 0
+  tensor: int = 0
   max_draws: int = 1
 
 
@@ -166,6 +179,10 @@ class TrainConfig:
     iterations: rollouts, each with its updates.
     sequences_per_update: sequences of an optimiser update.
     micro_batches: parts that an update's forward and backward run in.
+    remat: what backward recomputes instead of keeping it; see
+      `covrl.models.remat`.
+    offload_optimizer: whether the parameter chain's state stays in the host's
+      memory between updates.
     learning_rate: constant, of the parameter chain.
     max_gradient_norm: global norm that gradients are clipped to.
     weights: aggregation of tokens; see `covrl.token_weights`.
@@ -181,6 +198,8 @@ class TrainConfig:
   iterations: int = 30
   sequences_per_update: int = 128
   micro_batches: int = 1
+  remat: str = 'nothing'
+  offload_optimizer: bool = False
   learning_rate: float = 3e-4
   max_gradient_norm: float = 1.0
   weights: str = 'token-mean'
@@ -592,6 +611,7 @@ def check(config: Config) -> None:
       raise ConfigError(f'{name} must be at least 1, got {flat[name]}')
   for name in (
     'seed',
+    'rollout.tensor',
     'lora.rank',
     'warm_start.steps',
     'checkpoint.every_updates',

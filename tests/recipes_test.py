@@ -46,6 +46,7 @@ NAMES = {
   ),
   'qwen2_5_32b_grpo',
   'qwen2_5_32b_kl_cov',
+  'qwen2_5_72b_kl_cov',
   'qwen2_5_0_5b_gsm8k',
   'llama3_1_8b_kl_cov',
   'mistral_7b_kl_cov',
@@ -122,7 +123,7 @@ def test_every_factory_builds(path, model):
 def test_published_settings(path):
   fields = flatten(load(str(path)).config)
   published = covrl.presets.paper_7b().settings
-  if '32b' in path.stem:
+  if '32b' in path.stem or '72b' in path.stem:
     published = covrl.presets.paper_32b().settings
   if 'clip_cov' in path.stem:
     published = covrl.presets.paper_7b('clip_cov').settings
@@ -171,6 +172,7 @@ SIZES = {
   'rollout__max_prompt_length': 320,
   'rollout__max_response_length': 8,
   'rollout__max_draws': 2,
+  'rollout__tensor': 1,
   'train__iterations': 2,
   'train__sequences_per_update': 4,
   'train__micro_batches': 2,

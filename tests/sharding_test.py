@@ -13,19 +13,21 @@ from covrl.sharding import ROLLOUT_RULES, TRAIN_RULES, make_mesh
 @pytest.mark.parametrize(
   ('shape', 'sizes'),
   [
-    (None, (1, 8, 1)),
-    ((8,), (8, 1, 1)),
-    ((4, 2), (4, 2, 1)),
-    ((2, 2, 2), (2, 2, 2)),
-    ((2, -1, 2), (2, 2, 2)),
-    ({'tensor': 4, 'data': -1}, (2, 1, 4)),
-    ({'fsdp': 8}, (1, 8, 1)),
+    (None, (1, 8, 1, 1, 1)),
+    ((8,), (8, 1, 1, 1, 1)),
+    ((4, 2), (4, 2, 1, 1, 1)),
+    ((2, 2, 2), (2, 2, 2, 1, 1)),
+    ((2, -1, 2), (2, 2, 2, 1, 1)),
+    ({'tensor': 4, 'data': -1}, (2, 1, 4, 1, 1)),
+    ({'fsdp': 8}, (1, 8, 1, 1, 1)),
+    ({'expert': 4, 'fsdp': -1}, (1, 2, 1, 4, 1)),
+    ({'context': 2, 'fsdp': -1}, (1, 4, 1, 1, 2)),
   ],
 )
 def test_shapes(shape, sizes):
   mesh = make_mesh(shape)
-  assert tuple(mesh.shape.values()) == (*sizes, 1)
-  assert tuple(mesh.shape) == ('data', 'fsdp', 'tensor', 'expert')
+  assert tuple(mesh.shape.values()) == sizes
+  assert tuple(mesh.shape) == ('data', 'fsdp', 'tensor', 'expert', 'context')
   # Collectives are the partitioner's business.
   assert set(mesh.axis_types) == {AxisType.Auto}
   assert sorted(d.id for d in mesh.devices.flat) == list(range(8))
@@ -43,7 +45,7 @@ def test_part_of_the_devices():
     ((3,), "multiply to the 8 devices there are, got {'data': 3, "),
     ((2, -1, 3), 'multiply to the 8 devices'),
     ((-1, -1), 'multiply to the 8 devices'),
-    ((2, 2, 2, 1, 1), 'multiply to the 8 devices'),
+    ((2, 2, 2, 1, 1, 1), 'multiply to the 8 devices'),
   ],
 )
 def test_shapes_that_cannot_be(shape, reason):
@@ -59,14 +61,35 @@ def test_a_mesh_axis_splits_an_array_once():
   assert spec == PartitionSpec('fsdp', ('data',))
 
 
-def test_the_sampler_reads_the_trainers_copy():
-  assert ROLLOUT_RULES == TRAIN_RULES
+def test_the_same_devices_in_another_shape():
+  mesh = make_mesh((1, 8))
+  other = sharding.reshaped(mesh, {'data': -1, 'tensor': 4})
+  assert other.shape == mesh.shape | {'data': 2, 'fsdp': 1, 'tensor': 4}
+  assert list(other.devices.flat) == list(mesh.devices.flat)
+  with pytest.raises(ValueError, match='multiply to the 8 devices'):
+    sharding.reshaped(mesh, {'tensor': 3})
+
+
+def test_each_use_has_its_table():
+  assert set(ROLLOUT_RULES) == set(TRAIN_RULES)
+  # Weights are split as they are trained, and read whole but for tensor.
+  weight = 'embed', 'mlp'
+  trained = sharding.partition_spec(weight, TRAIN_RULES)
+  assert trained == PartitionSpec(('fsdp', 'context'), 'tensor')
+  read = sharding.partition_spec(weight, ROLLOUT_RULES)
+  assert read == PartitionSpec(None, 'tensor')
+  assert sharding.rules_in_use() is TRAIN_RULES
+  with sharding.in_use(make_mesh((8,)), ROLLOUT_RULES):
+    assert sharding.rules_in_use() is ROLLOUT_RULES
+    assert dict(jax.sharding.get_abstract_mesh().shape)['data'] == 8
+  assert sharding.rules_in_use() is TRAIN_RULES
+  assert jax.sharding.get_abstract_mesh().empty
 
 
 @pytest.mark.parametrize(
   ('shape', 'spec'),
   [
-    ((16, 8), PartitionSpec('fsdp', 'tensor')),
+    ((16, 8), PartitionSpec(('fsdp', 'context'), 'tensor')),
     ((16, 3), PartitionSpec('fsdp', None)),
     ((3, 8), PartitionSpec(None, 'tensor')),
     ((3, 3), PartitionSpec(None, None)),
@@ -78,6 +101,22 @@ def test_axes_that_do_not_divide_stay_whole(shape, spec):
   assert fitted.is_equivalent_to(jax.NamedSharding(mesh, spec), len(shape))
   # Every device can hold its part.
   jax.device_put(np.zeros(shape), fitted)
+
+
+def test_axes_are_split_as_far_as_they_divide():
+  mesh = make_mesh((2, 4))
+  spec = sharding.fitted_spec(mesh, ('batch', None), (6, 3), TRAIN_RULES)
+  assert spec == PartitionSpec(('data',), None)
+
+
+def test_tokens_are_split_over_context():
+  mesh = make_mesh({'fsdp': 2, 'context': 4})
+  placed = sharding.shard_batch(np.zeros((4, 12)), mesh)
+  assert {s.data.shape for s in placed.addressable_shards} == {(2, 3)}
+  with pytest.raises(
+    ValueError, match='tokens must divide over the 4 shards of the sequence, '
+  ):
+    sharding.shard_batch(np.zeros((4, 11)), mesh)
 
 
 def test_a_batch_is_split_by_rows():

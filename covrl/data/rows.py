@@ -77,7 +77,7 @@ def prompt_rows(
   Raises:
     ValueError: a prompt is longer than allowed.
   """
-  width = -(-max_length // 8) * 8
+  width = prompt_width(max_length)
   tokens = np.full((len(problems), width), tokenizer.pad_id, np.int32)
   mask = np.zeros(tokens.shape, bool)
   for row, problem in enumerate(problems):
@@ -91,6 +91,11 @@ def prompt_rows(
     tokens[row, width - len(ids) :] = ids
     mask[row, width - len(ids) :] = True
   return tokens, mask
+
+
+def prompt_width(max_length: int) -> int:
+  """Columns of prompts that may have so many tokens: a multiple of 8."""
+  return -(-max_length // 8) * 8
 
 
 def token_rows(

@@ -1,15 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grouped-query attention with rotary positions, plain XLA."""
+"""Grouped-query attention with rotary positions."""
 
 from __future__ import annotations
+
+import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from covrl.models.cache import LayerCache
+from covrl import sharding
+from covrl.models import flash
+from covrl.models.cache import LayerCache, repeat_rows
 from covrl.models.config import ModelConfig
+from covrl.models.decoding import Span, attend_token
 from covrl.models.layers import (
   RMSNorm,
   adapter,
@@ -20,6 +27,22 @@ from covrl.models.layers import (
   soft_cap,
 )
 from covrl.models.rope import rotate
+
+
+class Visible(NamedTuple):
+  """What the queries of a layer may see, as the attention in use is told it.
+
+  Attributes:
+    mask: true where a query may see a key; `None` where kernels attend.
+    segment_ids: of whole rows that kernels attend to.
+    span: slots that a row's one query may see, where a kernel attends.
+    window: how far the layer looks back; `None` where no layer has a window.
+  """
+
+  mask: Bool[Array, 'B T C'] | None = None
+  segment_ids: Int[Array, 'B T'] | None = None
+  span: Span | None = None
+  window: Int[Array, ''] | None = None
 
 
 def attend(
@@ -51,6 +74,15 @@ def attend(
   kv_heads = keys.shape[1]
   groups = num_heads // kv_heads
   dtype = jnp.promote_types(queries.dtype, jnp.float32)
+  if _is_for_cudnn(queries, cap):
+    return jax.nn.dot_product_attention(
+      queries,
+      keys.swapaxes(1, 2),
+      values.swapaxes(1, 2),
+      mask=mask[:, None],
+      scale=scale or head_dim**-0.5,
+      implementation='cudnn',
+    )
 
   # The queries that share a key head are rows of one plain matrix product.
   apart = (batch, length, kv_heads, groups, head_dim)
@@ -67,6 +99,22 @@ def attend(
   mixed = jnp.einsum('bkqc,bkch->bkqh', shares, values)
   mixed = mixed.reshape(batch, kv_heads, groups, length, head_dim)
   return mixed.transpose(0, 3, 1, 2, 4).reshape(queries.shape)
+
+
+def _is_for_cudnn(queries: Float[Array, 'B T H h'], cap: float | None) -> bool:
+  """Whether cuDNN's fused attention can do it, and there is more than a token.
+
+  It is made for halves, for heads of up to 128 features, and has no soft cap.
+  """
+  _, length, _, head_dim = queries.shape
+  return (
+    sharding.platform() == 'gpu'
+    and queries.dtype in (jnp.bfloat16, jnp.float16)
+    and length > 1
+    and head_dim <= 128
+    and head_dim % 8 == 0
+    and cap is None
+  )
 
 
 class Attention(nnx.Module):
@@ -113,7 +161,7 @@ class Attention(nnx.Module):
     self,
     x: Float[Array, 'B T D'],
     positions: Int[Array, 'B T'],
-    mask: Bool[Array, 'B T C'],
+    visible: Visible,
     frequencies: Float[Array, ' pairs'],
     cache: LayerCache | None = None,
   ) -> tuple[Float[Array, 'B T D'], LayerCache]:
@@ -122,7 +170,7 @@ class Attention(nnx.Module):
     Args:
       x: normed residual stream.
       positions: place of each token within its sequence.
-      mask: which keys each query may see; `C` is `T`, or the cache's length.
+      visible: which keys each query may see, of `T`, or of the cache.
       frequencies: of the layer's rotations, in radians per position.
       cache: this layer's view of the whole cache.
 
@@ -142,22 +190,67 @@ class Attention(nnx.Module):
       rotate(heads, positions, frequencies, magnitude=config.rope_magnitude)
       for heads in (query, key)
     )
-    query = constrain(query, 'batch', 'sequence', 'heads', None)
-    key = constrain(key, 'batch', 'sequence', 'kv_heads', None)
-    value = constrain(value, 'batch', 'sequence', 'kv_heads', None)
+    copies = _copies(config)
+    key, value = (repeat_rows(x, copies, axis=2) for x in (key, value))
+    query, key, value = (
+      checkpoint_name(_apart(heads), name)
+      for heads, name in ((query, 'query'), (key, 'key'), (value, 'value'))
+    )
     key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
     if cache is None:
       cache = LayerCache.of(key, value)
     else:
       cache = cache.write(key, value)
+    mixed = self._mix(query, cache, visible)
+    mixed = constrain(mixed, 'batch', 'sequence', 'heads', None)
+    return product(mixed, self.output, self.output_adapter, inputs=2), cache
+
+  def _mix(
+    self,
+    query: Float[Array, 'B T H h'],
+    cache: LayerCache,
+    visible: Visible,
+  ) -> Float[Array, 'B T H h']:
+    """The values that each query asks for."""
+    config = self.config
+    if visible.span is not None:
+      mixed = attend_token(query[:, 0], cache, visible.span, config)
+      return mixed[:, None]
+    keys, values = cache.read()
+    if visible.segment_ids is not None:
+      return flash.attend_rows(
+        query, keys, values, visible.segment_ids, visible.window, config
+      )
+    if visible.mask is None:
+      raise TypeError('a mask, segment ids or a span are required, got none')
     mixed = attend(
       query,
-      *cache.read(),
-      mask,
+      keys,
+      values,
+      visible.mask,
       scale=config.attention_scale,
       cap=config.attention_soft_cap,
     )
-    return product(mixed, self.output, self.output_adapter, inputs=2), cache
+    return checkpoint_name(mixed, flash.NAME)
+
+
+def _apart(heads: Float[Array, 'B T H h']) -> Float[Array, 'B T H h']:
+  """Whole rows on every device, and a part of the heads."""
+  return constrain(heads, 'batch', 'attended', 'attention_heads', None)
+
+
+def _copies(config: ModelConfig) -> int:
+  """How often each key and value head is held, to have one on every shard.
+
+  As few as it takes for heads to be split as many ways as the mesh would have
+  them, where that can be.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return 1
+  parts = sharding.shards(mesh, 'attention_heads', sharding.rules_in_use())
+  needed = math.lcm(config.num_kv_heads, parts)
+  return 1 if config.num_heads % needed else needed // config.num_kv_heads
 
 
 def _head_norm(config: ModelConfig) -> RMSNorm | None:

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from covrl.models.layers import constrain
+
 
 def repeat_rows(
   x: Shaped[Array, '...'], count: int, *, axis: int = 0
@@ -54,6 +56,21 @@ class KVCache(NamedTuple):
       values=repeat_rows(self.values, group_size, axis=1),
       mask=repeat_rows(self.mask, group_size),
     )
+
+  def extended(self, length: int) -> KVCache:
+    """The same with empty slots after what there is, `length` in all."""
+    room = length - self.mask.shape[1]
+    after = (*((0, 0),) * 3, (0, room), (0, 0))
+    return KVCache(
+      keys=_apart(jnp.pad(self.keys, after)),
+      values=_apart(jnp.pad(self.values, after)),
+      mask=jnp.pad(self.mask, ((0, 0), (0, room))),
+    )
+
+
+def _apart(heads: Float[Array, 'L S K C h']) -> Float[Array, 'L S K C h']:
+  """On a mesh, rows and heads each where they are attended to."""
+  return constrain(heads, 'layers', 'batch', 'attention_heads', None, None)
 
 
 class LayerCache(NamedTuple):

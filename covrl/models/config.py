@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from covrl.models.lora import Lora
+from covrl.models.remat import REMAT
 from covrl.models.rope import RopeScaling, YarnScaling, plain_frequencies
 
 _SIZES = (
@@ -96,8 +97,8 @@ class ModelConfig:
     dtype: of activations and matrix products; attention's softmax, norms and
       logits are float32 at least.
     param_dtype: of the stored parameters.
-    remat: whether the backward pass recomputes each block instead of keeping
-      its activations.
+    remat: what the backward pass recomputes instead of keeping it; see
+      `covrl.models.remat`.
 
   Raises:
     ValueError: if a number is out of range or two of them contradict.
@@ -132,7 +133,7 @@ class ModelConfig:
   lora: Lora | None = None
   dtype: str = 'float32'
   param_dtype: str = 'float32'
-  remat: bool = False
+  remat: str = 'nothing'
 
   def __post_init__(self) -> None:
     for name in _SIZES:
@@ -158,6 +159,10 @@ class ModelConfig:
         f'activation must be one of {_ACTIVATIONS}, got {self.activation!r}'
       )
     self._check_windows()
+    if self.remat not in REMAT:
+      raise ValueError(
+        f'remat must be one of {tuple(REMAT)}, got {self.remat!r}'
+      )
     if self.lora is not None and self.experts is not None:
       routed = {'gate', 'up', 'down'} & set(self.lora.targets)
       if routed:

@@ -21,12 +21,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
+from covrl import sharding
 from covrl.models.cache import repeat_rows
 from covrl.models.config import ModelConfig
-from covrl.models.layers import activate, normal, output_scale, spec_of
-from covrl.sharding import MeshAxes
+from covrl.models.layers import activate, normal, output_scale
 from covrl.types import Scalar
 
 
@@ -179,12 +180,21 @@ def mix(
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return run(x, chosen, shares, gate, up, down)
-  tokens = spec_of(mesh, x.shape, ('batch', 'sequence', None))
-  into = spec_of(mesh, gate.shape, ('expert', None, 'mlp'))
-  out = spec_of(mesh, down.shape, ('expert', 'mlp', None))
-  experts, hidden = _names(into[0]), _names(into[2])
+  rules = sharding.rules_in_use()
+  tokens, into, out = (
+    sharding.fitted_spec(mesh, axes, array.shape, rules)
+    for axes, array in (
+      (('batch', 'sequence', None), x),
+      (('expert', None, 'mlp'), gate),
+      (('expert', 'mlp', None), down),
+    )
+  )
+  experts, hidden = (
+    sharding.mesh_axes_of(into[0]),
+    sharding.mesh_axes_of(into[2]),
+  )
   # Devices that have different experts may have different tokens, too.
-  gathered = tuple(name for name in experts if name in _names(tokens[0]))
+  gathered = tuple(e for e in experts if e in sharding.mesh_axes_of(tokens[0]))
 
   def on_a_device(
     x: Float[Array, 'B T D'],
@@ -233,14 +243,10 @@ def _mix(
   rows = repeat_rows(x.reshape(-1, x.shape[-1]), per_token)
   # Beyond the groups a grouped product may leave anything, on the way back too.
   rows = jnp.where(is_here[:, None], rows, 0)[order]
-  opened = activate(jax.lax.ragged_dot(rows, gate, sizes), activation)
-  hidden = opened * jax.lax.ragged_dot(rows, up, sizes)
+  gated = checkpoint_name(jax.lax.ragged_dot(rows, gate, sizes), 'gate')
+  raised = checkpoint_name(jax.lax.ragged_dot(rows, up, sizes), 'up')
+  hidden = activate(gated, activation) * raised
   result = jax.lax.ragged_dot(hidden, down, sizes)[jnp.argsort(order)]
   result = jnp.where(is_here[:, None], result, 0)
   result = result.reshape(*chosen.shape, x.shape[-1])
   return jnp.einsum('btkd,btk->btd', result, shares).astype(x.dtype)
-
-
-def _names(entry: MeshAxes) -> tuple[str, ...]:
-  """The mesh axes of an entry of a PartitionSpec."""
-  return (entry,) if isinstance(entry, str) else tuple(entry or ())

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Shaped
 
 from covrl import sharding
@@ -118,7 +117,8 @@ def constrain(
 ) -> Shaped[Array, '...']:
   """States how an activation lies on the mesh in use; without one, nothing.
 
-  The mesh is the one that `jax.set_mesh` put in use around the jitted call.
+  Mesh and table are those that `covrl.sharding.in_use` put in use around the
+  jitted call.
   Axes that it cannot divide are left whole.
 
   Args:
@@ -128,28 +128,8 @@ def constrain(
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return x
-  return jax.lax.with_sharding_constraint(x, spec_of(mesh, x.shape, axes))
-
-
-def spec_of(
-  mesh: AbstractMesh, shape: tuple[int, ...], axes: Sequence[str | None]
-) -> PartitionSpec:
-  """How an array with these logical axes lies on a mesh.
-
-  Axes that the mesh cannot divide are left whole.
-  """
-  spec = sharding.partition_spec(axes, sharding.TRAIN_RULES)
-  kept = [
-    names if size % _shards(mesh, names) == 0 else None
-    for names, size in zip(spec, shape, strict=True)
-  ]
-  return PartitionSpec(*kept)
-
-
-def _shards(mesh: AbstractMesh, names: sharding.MeshAxes) -> int:
-  """How many shards the named mesh axes make together."""
-  names = (names,) if isinstance(names, str) else names or ()
-  return math.prod(mesh.shape[name] for name in names)
+  spec = sharding.fitted_spec(mesh, axes, x.shape, sharding.rules_in_use())
+  return jax.lax.with_sharding_constraint(x, spec)
 
 
 class RMSNorm(nnx.Module):
@@ -205,8 +185,8 @@ class GatedMLP(nnx.Module):
 
   def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
     """Transforms each token by itself."""
-    gate = product(x, self.gate, self.gate_adapter)
-    up = product(x, self.up, self.up_adapter)
+    gate = checkpoint_name(product(x, self.gate, self.gate_adapter), 'gate')
+    up = checkpoint_name(product(x, self.up, self.up_adapter), 'up')
     opened = activate(gate, self.config.activation)
     hidden = constrain(opened * up, 'batch', 'sequence', 'mlp')
     return product(hidden, self.down, self.down_adapter)

@@ -210,12 +210,7 @@ class Policy:
     segment_ids: Int[Array, 'B T'],
   ) -> tuple[Float[Array, 'B T D'], Routing | None]:
     """As `hidden`; and how tokens were sent to experts, if there are any."""
-    length = tokens.shape[1]
-    causal = jnp.tril(jnp.ones((length, length), bool))
-    same = segment_ids[:, :, None] == segment_ids[:, None, :]
-    real = segment_ids > 0
-    mask = causal & same & real[:, None, :]
-    return self._module(params)(tokens, positions, mask, real)
+    return self._module(params)(tokens, positions, segment_ids)
 
   def unembedding(self, params: PyTree) -> Float[Array, 'D V']:
     """The matrix that turns hidden states into logits, in `config.dtype`."""
@@ -306,6 +301,7 @@ class Policy:
     position: Int[Array, ' S'],
     cache: KVCache,
     index: Int[Array, ''],
+    live: Bool[Array, ' S'] | None = None,
   ) -> tuple[Float[Array, 'S D'], KVCache]:
     """Reads one more token of each row.
 
@@ -315,11 +311,14 @@ class Policy:
       position: place of each within its sequence.
       cache: what was read before.
       index: slot to write, the same for every row.
+      live: rows whose state matters; that of others need not be computed, and
+        is meaningless. All, if absent.
 
     Returns:
       The hidden state at the token, and the cache with the token in it.
     """
-    return self._module(params).decode(token, position, cache, index)
+    live = jnp.ones(token.shape, bool) if live is None else live
+    return self._module(params).decode(token, position, cache, index, live)
 
   def _module(self, params: PyTree) -> Transformer:
     """The modules with these parameters in them."""

@@ -13,11 +13,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from covrl.models.attention import Attention
+from covrl.models import decoding, flash, remat
+from covrl.models.attention import Attention, Visible
 from covrl.models.cache import KVCache, LayerCache
 from covrl.models.config import ModelConfig
+from covrl.models.decoding import Span
 from covrl.models.experts import RoutedMLP, Routing
 from covrl.models.layers import GatedMLP, RMSNorm, constrain, normal
 
@@ -42,11 +45,17 @@ class Kind(NamedTuple):
       windows = jnp.array([window or whole for window in config.windows])
     return cls(jnp.asarray(config.frequencies, config.stats_dtype), windows)
 
-  def see(
-    self, mask: Bool[Array, 'B T C'], distance: Int[Array, 'T C']
-  ) -> Bool[Array, 'B T C']:
-    """What a layer of this kind sees of what a mask allows."""
-    return mask if self.window is None else mask & (distance < self.window)
+  def see(self, visible: Visible, distance: Int[Array, 'T C']) -> Visible:
+    """What a layer of this kind sees of what all may."""
+    if self.window is None:
+      return visible
+    if visible.span is not None:
+      start, end = visible.span
+      start = jnp.minimum(jnp.maximum(start, end - self.window), end)
+      return visible._replace(span=Span(start, end))
+    if visible.mask is None:
+      return visible._replace(window=self.window)
+    return visible._replace(mask=visible.mask & (distance < self.window))
 
 
 class Block(nnx.Module):
@@ -70,7 +79,7 @@ class Block(nnx.Module):
     self,
     x: Float[Array, 'B T D'],
     positions: Int[Array, 'B T'],
-    mask: Bool[Array, 'B T C'],
+    visible: Visible,
     frequencies: Float[Array, ' pairs'],
     cache: LayerCache | None = None,
     real: Bool[Array, 'B T'] | None = None,
@@ -81,11 +90,12 @@ class Block(nnx.Module):
     padding, it is also said how these were sent to experts, if there are any.
     """
     mixed, cache = self.attention(
-      self.attention_norm(x), positions, mask, frequencies, cache
+      self.attention_norm(x), positions, visible, frequencies, cache
     )
     if self.attention_post_norm is not None:
       mixed = self.attention_post_norm(mixed)
     x = constrain(x + mixed, 'batch', 'sequence', 'embed')
+    x = checkpoint_name(x, 'mixed')
     normed, routing = self.mlp_norm(x), None
     if isinstance(self.mlp, RoutedMLP):
       changed, routing = self.mlp(normed, real)
@@ -123,27 +133,25 @@ class Transformer(nnx.Module):
     self,
     tokens: Int[Array, 'B T'],
     positions: Int[Array, 'B T'],
-    mask: Bool[Array, 'B T T'],
-    real: Bool[Array, 'B T'],
+    segment_ids: Int[Array, 'B T'],
   ) -> tuple[Float[Array, 'B T D'], Routing | None]:
-    """Hidden states of whole sequences, and what became of their real tokens.
+    """Hidden states of whole rows, and what became of their real tokens.
 
     All tokens at once. Without experts the second is `None`.
     """
     graphdef, layers = nnx.split(self.layers)
-
+    rows, real = visible_of(segment_ids, self.config), segment_ids > 0
     distance = _distances(jnp.arange(tokens.shape[1]), tokens.shape[1])
 
     def through(
       x: Float[Array, 'B T D'], each: tuple[PyTree, Kind]
     ) -> tuple[Float[Array, 'B T D'], Routing | None]:
       layer, kind = each
-      block, visible = nnx.merge(graphdef, layer), kind.see(mask, distance)
+      block, visible = nnx.merge(graphdef, layer), kind.see(rows, distance)
       x, _, routing = block(x, positions, visible, kind.frequencies, real=real)
       return x, routing
 
-    if self.config.remat:
-      through = jax.checkpoint(through, prevent_cse=False)
+    through = remat.recomputed(through, self.config.remat)
     each = (layers, Kind.of_all(self.config))
     x, routing = jax.lax.scan(through, self._embed(tokens), each)
     return self.final_norm(x), routing
@@ -158,28 +166,21 @@ class Transformer(nnx.Module):
     """Reads prompts; gives the last hidden state and a cache that has room."""
     graphdef, layers = nnx.split(self.layers)
     length = tokens.shape[1]
-    causal = jnp.tril(jnp.ones((length, length), bool))
-    before = causal & mask[:, None, :]
+    rows = visible_of(mask.astype(jnp.int32), self.config)
     distance = _distances(jnp.arange(length), length)
 
     def through(
       x: Float[Array, 'P T D'], each: tuple[PyTree, Kind]
     ) -> tuple[Float[Array, 'P T D'], tuple[Array, Array]]:
       layer, kind = each
-      block, visible = nnx.merge(graphdef, layer), kind.see(before, distance)
+      block, visible = nnx.merge(graphdef, layer), kind.see(rows, distance)
       x, cache, _ = block(x, positions, visible, kind.frequencies)
       return x, cache.read()
 
     each = (layers, Kind.of_all(self.config))
     x, (keys, values) = jax.lax.scan(through, self._embed(tokens), each)
-    room = cache_length - length
-    room_5d = (*((0, 0),) * 3, (0, room), (0, 0))
-    cache = KVCache(
-      keys=jnp.pad(keys, room_5d),
-      values=jnp.pad(values, room_5d),
-      mask=jnp.pad(mask, ((0, 0), (0, room))),
-    )
-    return self.final_norm(x[:, -1]), cache
+    cache = KVCache(keys=keys, values=values, mask=mask)
+    return self.final_norm(x[:, -1]), cache.extended(cache_length)
 
   def decode(
     self,
@@ -187,11 +188,17 @@ class Transformer(nnx.Module):
     position: Int[Array, ' S'],
     cache: KVCache,
     index: Int[Array, ''],
+    live: Bool[Array, ' S'],
   ) -> tuple[Float[Array, 'S D'], KVCache]:
     """Reads one more token of every row into slot `index` of the cache."""
     graphdef, layers = nnx.split(self.layers)
     ones = jnp.ones((token.shape[0], 1), bool)
     mask = jax.lax.dynamic_update_slice(cache.mask, ones, (0, index))
+    before = Visible(mask=mask[:, None, :])
+    if decoding.is_used(self.config):
+      start = jnp.argmax(mask, axis=1).astype(jnp.int32)
+      end = jnp.where(live, index + 1, start)
+      before = Visible(span=Span(start, end))
     distance = _distances(index[None], mask.shape[1])
     view = LayerCache(
       keys=cache.keys,
@@ -205,25 +212,38 @@ class Transformer(nnx.Module):
       each: tuple[PyTree, Kind],
     ) -> tuple[tuple[Float[Array, 'S 1 D'], LayerCache], None]:
       (x, view), (layer, kind) = carry, each
-      visible = kind.see(mask[:, None, :], distance)
+      visible = kind.see(before, distance)
       block = nnx.merge(graphdef, layer)
       x, view, _ = block(x, position[:, None], visible, kind.frequencies, view)
       return (x, view._replace(layer=view.layer + 1)), None
 
-    start = (self._embed(token[:, None]), view)
+    begin = (self._embed(token[:, None]), view)
     each = (layers, Kind.of_all(self.config))
-    (x, view), _ = jax.lax.scan(through, start, each)
+    (x, view), _ = jax.lax.scan(through, begin, each)
     cache = KVCache(keys=view.keys, values=view.values, mask=mask)
     return self.final_norm(x[:, 0]), cache
 
   def _embed(self, tokens: Int[Array, 'B T']) -> Float[Array, 'B T D']:
-    """Looks tokens up."""
-    # Rows of the table are gathered whole: the activation's model axis is.
-    table = constrain(self.embedding[...], 'vocab', None)
-    x = table.astype(self.config.dtype)[tokens]
+    """Looks tokens up; a table's derivative is summed in its own dtype."""
+    tokens = constrain(tokens, 'looked_up', None)
+    x = self.embedding[...][tokens].astype(self.config.dtype)
+    x = constrain(x, 'looked_up', None, 'embed')
     if self.config.scaled_embeddings:
       x = x * jnp.asarray(self.config.model_dim**0.5, x.dtype)
     return constrain(x, 'batch', 'sequence', 'embed')
+
+
+def visible_of(segment_ids: Int[Array, 'B T'], config: ModelConfig) -> Visible:
+  """What precedes a token in its own segment; padding, 0, is seen by none.
+
+  With kernels, padding is seen by padding.
+  """
+  length = segment_ids.shape[1]
+  if flash.is_used(config, length):
+    return Visible(segment_ids=segment_ids)
+  causal = jnp.tril(jnp.ones((length, length), bool))
+  same = segment_ids[:, :, None] == segment_ids[:, None, :]
+  return Visible(mask=causal & same & (segment_ids > 0)[:, None, :])
 
 
 def streams(key: Key[Array, '']) -> nnx.Rngs:

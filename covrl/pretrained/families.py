@@ -103,7 +103,7 @@ def describe(config: ModelConfig) -> dict[str, Any]:
   for family in FAMILIES:
     fields = _fields(config, family)
     if model_config(fields, config.param_dtype, '') == dataclasses.replace(
-      config, dtype=config.param_dtype, remat=False
+      config, dtype=config.param_dtype, remat='nothing'
     ):
       return fields
   raise ValueError(

@@ -93,7 +93,7 @@ def _description(
 def _shape(config: ModelConfig) -> ModelConfig:
   """A configuration without what does not concern the weights."""
   return dataclasses.replace(
-    config, dtype='float32', param_dtype='float32', remat=False
+    config, dtype='float32', param_dtype='float32', remat='nothing'
   )
 
 

@@ -10,15 +10,16 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from covrl import sharding
 from covrl.models.cache import KVCache, repeat_rows
+from covrl.models.layers import constrain
 from covrl.models.policy import Policy
 from covrl.rollout.samples import (
   Host,
@@ -133,19 +134,48 @@ class SamplingEngine:
         group_size=group_size,
       )
 
+  def trace(
+    self, params: PyTree, count: int, width: int, *, group_size: int
+  ) -> jax.stages.Traced:
+    """Traces the program of `sample` for shapes, without any array.
+
+    Args:
+      params: shapes and shardings of the policy's parameters.
+      count: prompts.
+      width: of a prompt.
+      group_size: responses per prompt.
+    """
+
+    def rows(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+      return jax.ShapeDtypeStruct(shape, dtype, sharding=self._rows_on(shape))
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    sampling = jax.eval_shape(Sampling.make)
+    with self._mesh_in_use():
+      return self._generate.trace(
+        params,
+        rows((count, width), jnp.int32),
+        rows((count, width), bool),
+        key,
+        rows((count * group_size,), jnp.int32),
+        sampling,
+        group_size=group_size,
+      )
+
   def _mesh_in_use(self) -> contextlib.AbstractContextManager[object]:
     """Within it, activations are constrained to the mesh."""
-    if self.mesh is None:
-      return contextlib.nullcontext()
-    return jax.set_mesh(self.mesh)
+    return sharding.in_use(self.mesh, sharding.ROLLOUT_RULES)
 
   def _place(self, rows: Host) -> Array:
     """Puts rows on the mesh, split where it divides them."""
+    return jax.device_put(rows, self._rows_on(rows.shape))
+
+  def _rows_on(self, shape: tuple[int, ...]) -> NamedSharding | None:
+    """How rows lie on the mesh, if there is one."""
     if self.mesh is None:
-      return jax.device_put(rows)
-    axes = ('batch', *(None,) * (rows.ndim - 1))
-    place = sharding.fit(self.mesh, axes, rows.shape, sharding.ROLLOUT_RULES)
-    return jax.device_put(rows, place)
+      return None
+    axes = ('batch', *(None,) * (len(shape) - 1))
+    return sharding.fit(self.mesh, axes, shape, sharding.ROLLOUT_RULES)
 
 
 class _Progress(NamedTuple):
@@ -182,7 +212,11 @@ def _generate(
 ) -> Samples:
   """The program: read prompts, share out their cache, decode."""
   prompt_length = prompts.shape[1]
-  params = policy.compute_params(params)
+  params = jax.tree.map(
+    lambda leaf, axes: constrain(leaf, *axes),
+    policy.compute_params(params),
+    policy.axes,
+  )
   row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, sequence_ids)
   lengths = repeat_rows(jnp.sum(prompt_mask, axis=1), group_size)
 
@@ -205,6 +239,7 @@ def _generate(
       lengths + read,
       progress.cache,
       prompt_length + read,
+      ~progress.ended,
     )
     return advance(progress, hidden, cache)
 
@@ -214,9 +249,10 @@ def _generate(
     prompts,
     count_positions(prompt_mask),
     prompt_mask,
-    prompt_length + max_length - 1,
+    prompt_length,
   )
   hidden, cache = repeat_rows(hidden, group_size), cache.repeat(group_size)
+  cache = cache.extended(prompt_length + max_length - 1)
   start = _Progress(
     t=jnp.zeros((), jnp.int32),
     ended=lengths == 0,

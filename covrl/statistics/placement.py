@@ -13,7 +13,7 @@ from jax import P
 from jax.sharding import AbstractMesh, AxisType
 from jaxtyping import Array, Float, Int
 
-from covrl.sharding import MESH_AXES, TRAIN_RULES, partition_spec
+from covrl.sharding import MESH_AXES, TRAIN_RULES, fitted_spec
 from covrl.statistics.online import Sums, rebase
 
 
@@ -115,14 +115,9 @@ def _fit(
   mesh: AbstractMesh, axes: Sequence[str | None], shape: Sequence[int]
 ) -> tuple[tuple[str, ...], ...]:
   """The mesh axes that split each axis, if they divide it."""
-  entries = partition_spec(axes, TRAIN_RULES)
-  names = [_names(entry) for entry in entries]
-  counts = [math.prod(mesh.shape[name] for name in part) for part in names]
   return tuple(
-    tuple(name for name in part if mesh.shape[name] > 1)
-    if size % count == 0
-    else ()
-    for part, size, count in zip(names, shape, counts, strict=True)
+    tuple(name for name in _names(entry) if mesh.shape[name] > 1)
+    for entry in fitted_spec(mesh, axes, shape, TRAIN_RULES)
   )
 
 

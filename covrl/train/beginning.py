@@ -23,8 +23,19 @@ def policy_of(recipe: Recipe, task: Task) -> Policy:
     ConfigError: if its adapters are stated twice.
     ValueError: if the task's tokenizer is not the model's.
   """
-  model = recipe.module.make_model(recipe.config, task.tokenizer.vocab_size)
-  check_tokenizer(task.tokenizer, model.vocab_size)
+  policy = described_policy(recipe, task.tokenizer.vocab_size)
+  check_tokenizer(task.tokenizer, policy.config.vocab_size)
+  return policy
+
+
+def described_policy(recipe: Recipe, vocab_size: int) -> Policy:
+  """The policy of a recipe, for so many tokens if it has none pretrained.
+
+  Raises:
+    ConfigError: if its adapters are stated twice.
+  """
+  model = recipe.module.make_model(recipe.config, vocab_size)
+  model = dataclasses.replace(model, remat=recipe.config.train.remat)
   return Policy(with_adapters(model, recipe.config))
 
 

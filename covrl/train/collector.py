@@ -14,6 +14,7 @@ from jaxtyping import Array, Key, PyTree
 
 from covrl.config import Config
 from covrl.data import PromptBatch, PromptStream, StreamState
+from covrl.data.rows import prompt_width
 from covrl.rewards import TOTAL, Scoring
 from covrl.rollout import Sampling, SamplingEngine
 from covrl.rollout.collect import ScoredRollouts, collect
@@ -153,14 +154,9 @@ class Collector:
 
   def blank(self) -> Iteration:
     """An iteration of the run's shapes, all padding."""
-    width = (
-      self._blank_prompts().tokens.shape[1]
-      + self._config.rollout.max_response_length
-      - 1
-    )
     return blank_iteration(
       self._config.sequences_per_iteration,
-      width,
+      row_width(self._config),
       reference=self._config.train.keep_reference,
     )
 
@@ -224,7 +220,7 @@ class Collector:
 
   def _blank_prompts(self) -> PromptBatch:
     """Prompts of the run's shape, all padding."""
-    width = -(-self._config.rollout.max_prompt_length // 8) * 8
+    width = prompt_width(self._config.rollout.max_prompt_length)
     count = self._config.rollout.prompts_per_iteration
     return PromptBatch(
       problems=(),
@@ -234,6 +230,12 @@ class Collector:
       source_ids=np.zeros(count, np.int32),
       draw=0,
     )
+
+
+def row_width(config: Config) -> int:
+  """Tokens of a row: a prompt's and a response's."""
+  rollout = config.rollout
+  return prompt_width(rollout.max_prompt_length) + rollout.max_response_length
 
 
 def outcome_metrics(

@@ -52,25 +52,40 @@ class Iteration:
 
 
 def unscored_batch(rollouts: Rollouts) -> TokenBatch:
-  """Rows aligned with predictions; what only the trainer knows is still 0."""
-  zeros = np.zeros_like(rollouts.sampler_logprobs[:, 1:])
-  loss_mask = rollouts.loss_mask[:, 1:]
+  """Rows aligned with predictions; what only the trainer knows is still 0.
+
+  As wide as the rollouts, though the last token predicts nothing that was
+  sampled: prompts and responses have round numbers of tokens, which divide into
+  a kernel's blocks and over a mesh.
+  """
+  zeros = np.zeros_like(rollouts.sampler_logprobs)
+  loss_mask = following(rollouts.loss_mask)
   return _on_host(
-    tokens=rollouts.tokens[:, :-1],
-    targets=rollouts.tokens[:, 1:],
-    positions=rollouts.positions[:, :-1],
-    segment_ids=rollouts.attention_mask[:, :-1].astype(np.int32),
+    tokens=rollouts.tokens,
+    targets=following(rollouts.tokens),
+    positions=rollouts.positions,
+    segment_ids=rollouts.attention_mask.astype(np.int32),
     loss_mask=loss_mask,
     weights=loss_mask.astype(np.float32),
     advantages=zeros,
     old_logprobs=zeros,
     old_entropy=zeros,
     old_moments=_no_moments(zeros),
-    sampler_logprobs=rollouts.sampler_logprobs[:, 1:],
+    sampler_logprobs=following(rollouts.sampler_logprobs),
     sequence_ids=np.broadcast_to(
       np.asarray(rollouts.sequence_ids)[:, None], loss_mask.shape
     ).copy(),
   )
+
+
+def following(entries: Any) -> np.ndarray:
+  """What speaks of tokens, moved to the places that predict them.
+
+  >>> following(np.array([[1, 2, 3]])).tolist()
+  [[2, 3, 0]]
+  """
+  entries = np.asarray(entries)
+  return np.pad(entries[:, 1:], ((0, 0), (0, 1)))
 
 
 def effective_groups(rollouts: Rollouts) -> Int[np.ndarray, ' S']:
@@ -104,7 +119,7 @@ def of_rollouts(
     iteration: whose order is drawn.
     metrics: see `Iteration`.
   """
-  loss_mask = rollouts.loss_mask[:, 1:]
+  loss_mask = following(rollouts.loss_mask)
   stats, moments = scored
   complete = dataclasses.replace(
     batch,
@@ -146,9 +161,9 @@ def rollout_metrics(
     scored: the trainer's statistics of the same tokens.
     sources: names of the data sources, which `source_ids` are places in.
   """
-  mask = np.asarray(rollouts.loss_mask[:, 1:])
+  mask = following(rollouts.loss_mask)
   stats, _ = scored
-  ratio = (stats.logprobs - rollouts.sampler_logprobs[:, 1:])[mask]
+  ratio = (stats.logprobs - following(rollouts.sampler_logprobs))[mask]
   gap = np.abs(ratio)
   truncated = float(np.mean(rollouts.truncated))
   return {
@@ -210,21 +225,35 @@ def _mean(values: Float[np.ndarray, ' n']) -> float:
 
 
 def blank_iteration(count: int, width: int, *, reference: bool) -> Iteration:
-  """Padding in the shapes of an iteration, to compile programs for.
+  """Padding in the shapes of an iteration.
 
   Args:
     count: sequences.
     width: of a row.
     reference: whether there are log-probabilities of a reference policy.
   """
-  integers = np.zeros((count, width), np.int32)
-  floats: Any = np.zeros((count, width), np.float32)
-  batch = _on_host(
+  shapes = abstract_batch(count, width, reference=reference)
+  return Iteration(
+    batch=jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes),
+    order=np.arange(count, dtype=np.int32),
+    rewards=np.zeros(count, np.float32),
+    metrics={},
+  )
+
+
+def abstract_batch(count: int, width: int, *, reference: bool) -> TokenBatch:
+  """The shapes of an iteration's batch, to compile programs for; see above."""
+
+  def rows(dtype: Any) -> Any:
+    return jax.ShapeDtypeStruct((count, width), dtype)
+
+  integers, floats, flags = rows(np.int32), rows(np.float32), rows(bool)
+  return TokenBatch(
     tokens=integers,
     targets=integers,
     positions=integers,
     segment_ids=integers,
-    loss_mask=np.zeros((count, width), bool),
+    loss_mask=flags,
     weights=floats,
     advantages=floats,
     old_logprobs=floats,
@@ -233,12 +262,6 @@ def blank_iteration(count: int, width: int, *, reference: bool) -> Iteration:
     sampler_logprobs=floats,
     sequence_ids=integers,
     ref_logprobs=floats if reference else None,
-  )
-  return Iteration(
-    batch=batch,
-    order=np.arange(count, dtype=np.int32),
-    rewards=np.zeros(count, np.float32),
-    metrics={},
   )
 
 

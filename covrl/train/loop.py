@@ -31,6 +31,7 @@ from covrl.train.iteration import (
   TRAIN_STREAM,
   Iteration,
 )
+from covrl.train.layout import check_mesh, rollout_mesh
 from covrl.train.programs import Algorithm, Programs, without_base
 from covrl.train.progress import Progress
 from covrl.train.run_directory import RunDirectory
@@ -117,6 +118,7 @@ class _Run:
         ' files of a task of text'
       )
     self.policy: Policy = policy_of(recipe, self.task)
+    check_mesh(config, self.policy.config, self.mesh)
     self.warm_start_tx = module.make_warm_start_tx(config)
     algorithm = Algorithm(
       loss=module.make_loss(config),
@@ -133,7 +135,7 @@ class _Run:
       progress.note(f'warning: {warning}')
     self.engine = SamplingEngine(
       self.policy,
-      self.mesh,
+      rollout_mesh(self.mesh, config.rollout.tensor),
       end_ids=self.task.tokenizer.end_ids,
       pad_id=self.task.tokenizer.pad_id,
       max_response_length=config.rollout.max_response_length,

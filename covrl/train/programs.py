@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -62,6 +63,11 @@ class Algorithm:
   advantages: Advantages
 
 
+def abstract_key() -> Key[Array, '']:
+  """The shape of a PRNG key."""
+  return jax.eval_shape(lambda: jax.random.key(0))
+
+
 def without_base(state: TrainState) -> TrainState:
   """A state without what adapters stand beside: what a checkpoint keeps."""
   kept = {k: v for k, v in state.frozen.items() if k != 'base'}
@@ -96,6 +102,7 @@ class Programs:
       weights=config.train.weights,
       selection_source=config.entropy.selection_source,
       balance=config.train.balance,
+      offload_optimizer=config.train.offload_optimizer,
     )
     update = make_train_step(
       policy, algorithm.loss, algorithm.token_tx, algorithm.tx, settings
@@ -116,6 +123,7 @@ class Programs:
       out_shardings=self._state_shardings.trainable,
     )
     self._update_compiled: Callable[..., Any] | None = None
+    self._score_compiled: Callable[..., Any] | None = None
 
   def abstract_state(self) -> TrainState:
     """Shapes and shardings of the training state."""
@@ -126,7 +134,12 @@ class Programs:
       jax.tree.map(lambda leaf: replicated_like(leaf, self._mesh), shapes),
       trainable=trainable,
       frozen=dict.fromkeys(shapes.frozen, trainable) | rest,
-      opt_state=abstract_opt_state(self._algorithm.tx, trainable, self._mesh),
+      opt_state=abstract_opt_state(
+        self._algorithm.tx,
+        trainable,
+        self._mesh,
+        offload=self._config.train.offload_optimizer,
+      ),
     )
 
   def init_state(self, params: PyTree) -> TrainState:
@@ -153,14 +166,32 @@ class Programs:
     Raises:
       ValueError: from whichever part of the algorithm cannot work.
     """
-    self._trace(batch)
+    self.trace_update(batch)
+
+  def trace_update(self, batch: TokenBatch) -> jax.stages.Traced:
+    """Traces an update for the shapes of an iteration's batch, arrays or not."""
+    state, key = self.abstract_state(), abstract_key()
+    count = self._config.train.sequences_per_update
+    rows = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype),
+      batch,
+    )
+    with self._mesh_in_use():
+      first = jax.ShapeDtypeStruct((), bool)
+      return self._update.trace(state, self._abstract(rows), first, key)
+
+  def trace_score(self, batch: TokenBatch) -> jax.stages.Traced:
+    """Traces the scoring of an iteration's batch, arrays or not."""
+    params = self.params(self.abstract_state())
+    with self._mesh_in_use():
+      return self._score.trace(params, self._abstract(batch))
 
   def compile(self, state: TrainState, batch: TokenBatch) -> None:
     """Compiles every program, `batch` giving an iteration's shapes."""
-    self._update_compiled = self._trace(batch).lower().compile()
+    self._update_compiled = self.trace_update(batch).lower().compile()
+    self._score_compiled = self.trace_score(batch).lower().compile()
     rows = self._first_rows(batch)
     key = jax.random.key(0)
-    self.score(self.params(state), batch)
     count = len(batch.tokens)
     self.advantages(np.zeros(count, np.float32), np.zeros(count, np.int32))
     self.select(state, rows, key)
@@ -173,13 +204,14 @@ class Programs:
   ) -> tuple[TrainState, dict[str, Any]]:
     """One optimiser update; the state given is used up."""
     run = self._update_compiled or self._update
-    with jax.set_mesh(self._mesh):
+    with self._mesh_in_use():
       return run(state, self._place(rows), np.asarray(first), key)
 
   def score(self, params: PyTree, batch: TokenBatch) -> PolicyStats:
     """Statistics of an iteration's tokens before its first update."""
-    with jax.set_mesh(self._mesh):
-      return self._score(params, self._place(batch))
+    run = self._score_compiled or self._score
+    with self._mesh_in_use():
+      return run(params, self._place(batch))
 
   def advantages(self, rewards: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Advantages of an iteration's sequences."""
@@ -189,7 +221,7 @@ class Programs:
     self, state: TrainState, rows: TokenBatch, key: Key[Array, '']
   ) -> tuple[Selection, Array]:
     """What the next update would select, and the covariance of every token."""
-    with jax.set_mesh(self._mesh):
+    with self._mesh_in_use():
       return self._select(state.token_state, state.step, self._place(rows), key)
 
   def reset_reference(self, state: TrainState) -> TrainState:
@@ -211,17 +243,23 @@ class Programs:
       state: after it.
       rows: the update's.
     """
-    with jax.set_mesh(self._mesh):
+    with self._mesh_in_use():
       return self._entropy_change(
         before, state.trainable, state.frozen, self._place(rows)
       )
 
-  def _trace(self, batch: TokenBatch) -> jax.stages.Traced:
-    rows = self._place(self._first_rows(batch))
-    with jax.set_mesh(self._mesh):
-      return self._update.trace(
-        self.abstract_state(), rows, np.asarray(True), jax.random.key(0)
-      )
+  def _mesh_in_use(self) -> contextlib.AbstractContextManager[None]:
+    return sharding.in_use(self._mesh, sharding.TRAIN_RULES)
+
+  def _abstract(self, batch: TokenBatch) -> TokenBatch:
+    """The shapes of a batch, as it lies on the mesh."""
+    return jax.tree.map(
+      lambda leaf, place: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=place
+      ),
+      batch,
+      sharding.batch_shardings(batch, self._mesh),
+    )
 
   def _first_rows(self, batch: TokenBatch) -> TokenBatch:
     count = self._config.train.sequences_per_update

@@ -38,6 +38,7 @@ from covrl.train.checkpoint import (
 from covrl.train.checks import check_references
 from covrl.train.evaluate import Evaluator
 from covrl.train.iteration import EVALUATE_STREAM, INIT_STREAM
+from covrl.train.layout import rollout_mesh
 from covrl.train.questions import text_task
 from covrl.train.results import Evaluation
 from covrl.train.run_directory import RunDirectory
@@ -139,7 +140,7 @@ class SavedRun:
   def _engine(self) -> SamplingEngine:
     return SamplingEngine(
       self.policy,
-      self.mesh,
+      rollout_mesh(self.mesh, self.config.rollout.tensor),
       end_ids=self.task.tokenizer.end_ids,
       pad_id=self.task.tokenizer.pad_id,
       max_response_length=self.config.rollout.max_response_length,

@@ -64,6 +64,8 @@ class StepSettings:
     balance: coefficient of the load-balancing loss of a mixture of experts;
       with several micro-batches any but 0 costs one more forward, which is
       that of `'current'`.
+    offload_optimizer: whether the parameter chain's state comes from the host's
+      memory, and is fetched for the update.
   """
 
   temperature: float = 1.0
@@ -71,6 +73,7 @@ class StepSettings:
   weights: str = 'token-mean'
   selection_source: str = 'old'
   balance: float = 0.0
+  offload_optimizer: bool = False
 
 
 class Outputs(NamedTuple):
@@ -186,6 +189,8 @@ def make_train_step(
       part, (batch, plan.decisions), settings.micro_batches
     )
     measured = _measure(state.measured, batch, tokens.stats, first)
+    if settings.offload_optimizer:
+      state = dataclasses.replace(state, opt_state=_fetched(state.opt_state))
     new_state, applied = _apply(tx, state, gradients, token_state, measured)
     readings = metrics.of_update(batch, tokens, plan, token_state)
     readings |= {
@@ -431,6 +436,13 @@ def _apply(
       measured=measured,
     ),
     finite.astype(jnp.float32),
+  )
+
+
+def _fetched(opt_state: PyTree) -> PyTree:
+  """The state where it can be computed with."""
+  return jax.tree.map(
+    lambda leaf: jax.device_put(leaf, jax.memory.Space.Device), opt_state
   )
 
 

@@ -82,13 +82,14 @@ TX = optax.chain(optax.trace(decay=0.0), optax.adam(1e-2))
 
 
 @functools.cache
-def program(shape, micro_batches, source='old'):
+def program(shape, micro_batches, source='old', offload=False):
   """A compiled update, its mesh, and where its state lies."""
   settings = StepSettings(
     temperature=0.8,
     micro_batches=micro_batches,
     weights='sequence-mean-token-mean',
     selection_source=source,
+    offload_optimizer=offload,
   )
   loss = functools.partial(covrl.clipped_surrogate, low=0.2, high=0.2)
   step = make_train_step(POLICY, loss, make_token_tx(source), TX, settings)
@@ -102,7 +103,7 @@ def program(shape, micro_batches, source='old'):
     dataclasses.replace(
       places,
       trainable=params,
-      opt_state=abstract_opt_state(TX, params, mesh),
+      opt_state=abstract_opt_state(TX, params, mesh, offload=offload),
     )
   )
   run = jax.jit(
@@ -189,7 +190,7 @@ def fresh_state(source='old', **hyperparameters) -> TrainState:
 def update(shape, micro_batches, batch, state, *, first=False, source='old'):
   """The state after one update, and what the update says of itself."""
   step, mesh, places = program(shape, micro_batches, source)
-  with jax.set_mesh(mesh):
+  with sharding.in_use(mesh, sharding.TRAIN_RULES):
     return jax.device_get(
       step(
         jax.device_put(state, places),

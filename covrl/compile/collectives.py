@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What chips exchange: which bytes, within which groups, over which network."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from covrl.compile.hlo import Instruction, Module
+
+OPCODES = (
+  'all-reduce',
+  'all-reduce-start',
+  'all-gather',
+  'all-gather-start',
+  'all-to-all',
+  'reduce-scatter',
+  'collective-permute',
+  'collective-permute-start',
+  'collective-broadcast',
+  'ragged-all-to-all',
+)
+
+# What a chip sends, in arrays of the size of its result (or, reducing and
+# scattering, of its argument), if g chips pass parts around a ring.
+_SENT = {
+  'all-reduce': lambda g: 2 * (g - 1) / g,
+  'all-gather': lambda g: (g - 1) / g,
+  'reduce-scatter': lambda g: (g - 1) / g,
+  'all-to-all': lambda g: (g - 1) / g,
+  'ragged-all-to-all': lambda g: (g - 1) / g,
+  'collective-permute': lambda g: 1.0,
+  'collective-broadcast': lambda g: 1.0,
+}
+
+
+class Collective(NamedTuple):
+  """One collective operation.
+
+  Attributes:
+    kind: `'all-reduce'`, `'all-gather'`, …; `'reduce-scatter'` also where XLA
+      fuses it of an all-reduce and a slice.
+    size: bytes of the whole arrays, on one chip.
+    sent: bytes that a chip sends.
+    groups: which chips exchange, one group a row.
+    scope: where in the source's trace it is from.
+  """
+
+  kind: str
+  size: int
+  sent: float
+  groups: tuple[tuple[int, ...], ...]
+  scope: str
+
+
+def collectives_in(module: Module, each: Instruction) -> Iterator[Collective]:
+  """The collectives of an instruction and of what is fused in it."""
+  if each.opcode in OPCODES:
+    yield _collective(each, each.opcode.removesuffix('-start'))
+  elif each.opcode in ('fusion', 'async-start'):
+    for called in module.called(each):
+      scatters = called.name.startswith('all-reduce-scatter')
+      for inner in called.instructions.values():
+        for found in collectives_in(module, inner):
+          if scatters and found.kind == 'all-reduce':
+            yield found._replace(kind='reduce-scatter', sent=found.sent / 2)
+          else:
+            yield found
+
+
+def _collective(each: Instruction, kind: str) -> Collective:
+  """One operation, from its line."""
+  groups = groups_of(each.text)
+  arrays = [shape.size for shape in each.shapes if shape.elements]
+  if each.opcode in ('all-gather-start', 'collective-permute-start'):
+    # A tuple of what goes in, what comes out, and numbers of its own.
+    arrays = [s.size for s in each.shapes if s.kind not in ('u32', 's32')]
+    arrays = arrays[len(arrays) // 2 :]
+  size = sum(arrays)
+  count = len(groups[0]) if groups else 1
+  if kind == 'reduce-scatter':
+    size *= count
+  return Collective(
+    kind=kind,
+    size=size,
+    sent=size * _SENT[kind](count),
+    groups=groups,
+    scope=each.scope,
+  )
+
+
+def groups_of(text: str) -> tuple[tuple[int, ...], ...]:
+  """Which chips exchange, in any of the ways that XLA writes it.
+
+  >>> groups_of('replica_groups={{0,2},{1,3}}')
+  ((0, 2), (1, 3))
+  >>> groups_of('replica_groups=[2,2]<=[4]')
+  ((0, 1), (2, 3))
+  >>> groups_of('replica_groups=[2,2]<=[2,2]T(1,0)')
+  ((0, 2), (1, 3))
+  >>> groups_of("replica_groups=mesh['a'=2,'b'=2] {'b'}")
+  ((0, 1), (2, 3))
+  >>> groups_of("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}")
+  ((0, 2), (1, 3))
+  >>> groups_of('source_target_pairs={{0,1},{1,0}}')
+  ((0, 1), (1, 0))
+  """
+  listed = re.search(
+    r'(?:replica_groups|source_target_pairs)=\{(\{.*?\})\}', text
+  )
+  if listed:
+    return tuple(
+      _numbers(group) for group in re.findall(r'\{([\d,]+)\}', listed[1])
+    )
+  short = re.search(r'replica_groups=(\[[\d,]+\])<=(\S+)', text)
+  if short:
+    return _rows(_ids(short[2]).reshape(_numbers(short[1])))
+  mesh = re.search(
+    r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((\S+?\)?)\))?'
+    r' \{([^}]*)\}',
+    text,
+  )
+  return _of_mesh(mesh[1], mesh[2], mesh[3]) if mesh else ()
+
+
+def _of_mesh(
+  axes: str, ids: str | None, named: str
+) -> tuple[tuple[int, ...], ...]:
+  """Groups along some axes of a mesh."""
+  sizes = {
+    name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)
+  }
+  order = _ids(ids) if ids else np.arange(math.prod(sizes.values()))
+  dims: list[int] = []
+  grouped: list[int] = []
+  found = dict(re.findall(r"'([^']+)'(?::\((\d+)\)\d+)?", named))
+  parts = re.findall(r"'([^']+)':\((\d+)\)(\d+)", named)
+  for name, size in sizes.items():
+    split = next((p for p in parts if p[0] == name), None)
+    if split is not None:
+      # A part of an axis: so many before it, and so many of it.
+      before, inside = int(split[1]), int(split[2])
+      grouped.append(len(dims) + 1)
+      dims += [before, inside, size // (before * inside)]
+    else:
+      if name in found:
+        grouped.append(len(dims))
+      dims.append(size)
+  array = order.reshape(dims)
+  rest = [axis for axis in range(len(dims)) if axis not in grouped]
+  count = math.prod(dims[axis] for axis in grouped)
+  return _rows(array.transpose(rest + grouped).reshape(-1, count))
+
+
+def _ids(text: str) -> Int[np.ndarray, '...']:
+  """Device numbers from `[4,16]T(1,0)`: counted, then transposed."""
+  dims, _, order = text.rstrip(',').partition('T')
+  sizes = _numbers(dims)
+  ids = np.arange(math.prod(sizes)).reshape(sizes)
+  return ids.transpose(_numbers(order)) if order else ids
+
+
+def _rows(
+  groups: Int[np.ndarray, 'groups chips'],
+) -> tuple[tuple[int, ...], ...]:
+  return tuple(tuple(row) for row in groups.tolist())
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+  return tuple(int(number) for number in re.findall(r'\d+', text))

@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a compiled program does on a chip: operations, bytes, collectives.
+
+Counted as XLA's own analysis counts, but for two things: a loop's body counts
+as often as it runs, and bytes are those of tiles that go to or from HBM (what a
+fusion or a prefetch keeps in VMEM moves once).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+from covrl.compile.collectives import OPCODES, Collective, collectives_in
+from covrl.compile.hlo import Computation, Instruction, Module, Shape
+from covrl.compile.kernels import kernel_of
+
+# Loops whose trips depend on data, in a program other than the sampler's, look
+# for a float's key: they run about as often as it has bits.
+SEARCH_TRIPS = 32
+
+_FREE = frozenset(
+  (
+    'parameter',
+    'constant',
+    'tuple',
+    'get-tuple-element',
+    'bitcast',
+    'after-all',
+    'partition-id',
+    'replica-id',
+    'opt-barrier',
+    'while',
+    'conditional',
+    'call',
+  )
+)
+# Reading through these costs nothing by itself.
+_THROUGH = frozenset(('bitcast', 'reshape', 'copy', 'convert', 'transpose'))
+_UNCOUNTED = _FREE | {
+  'copy',
+  'reshape',
+  'transpose',
+  'broadcast',
+  'slice',
+  'dynamic-slice',
+  'dynamic-update-slice',
+  'concatenate',
+  'pad',
+  'reverse',
+  'iota',
+  'gather',
+  'custom-call',
+  'copy-start',
+  'copy-done',
+  'convert',
+  'fusion',
+  'async-start',
+  'async-update',
+  'async-done',
+  'rng-bit-generator',
+  'sort',
+  *OPCODES,
+}
+
+
+@dataclasses.dataclass(kw_only=True)
+class Cost:
+  """What a program, or a part of it, does on one chip.
+
+  Attributes:
+    flops: arithmetic operations.
+    bytes: to and from HBM.
+    host_bytes: to and from the host's memory.
+    collectives: each with how often it runs.
+    unknown: names of kernels whose operations nothing tells.
+    searches: loops whose trips depend on data.
+  """
+
+  flops: float = 0.0
+  bytes: float = 0.0
+  host_bytes: float = 0.0
+  collectives: list[tuple[Collective, int]] = dataclasses.field(
+    default_factory=list
+  )
+  unknown: set[str] = dataclasses.field(default_factory=set)
+  searches: int = 0
+
+  def add(self, other: Cost, times: int = 1) -> None:
+    """Adds what a part does, so many times."""
+    self.flops += times * other.flops
+    self.bytes += times * other.bytes
+    self.host_bytes += times * other.host_bytes
+    self.collectives += [(each, n * times) for each, n in other.collectives]
+    self.unknown |= other.unknown
+    self.searches += other.searches
+
+
+def cost_of(
+  module: Module,
+  computation: Computation | None = None,
+  *,
+  skip: frozenset[str] = frozenset(),
+) -> Cost:
+  """What a computation does, all that it runs included.
+
+  Args:
+    module: the program.
+    computation: a part of it; the whole if absent.
+    skip: names of loops that are not counted.
+  """
+  computation = computation or module.entry
+  total = Cost()
+  for each in computation.instructions.values():
+    if each.opcode == 'while':
+      if each.name not in skip:
+        _add_loop(total, module, computation, each, skip)
+    elif each.opcode == 'conditional':
+      branches = [cost_of(module, c, skip=skip) for c in module.called(each)]
+      total.add(max(branches, key=lambda cost: (cost.bytes, cost.flops)))
+    elif each.opcode == 'call':
+      for called in module.called(each):
+        total.add(cost_of(module, called, skip=skip))
+    else:
+      total.add(_cost_of_one(module, computation, each))
+  return total
+
+
+def _add_loop(
+  total: Cost,
+  module: Module,
+  around: Computation,
+  loop: Instruction,
+  skip: frozenset[str],
+) -> None:
+  """Adds a loop's trips."""
+  trips = module.trips(loop, around)
+  if trips is None:
+    trips, total.searches = SEARCH_TRIPS, total.searches + 1
+  body = module.computations[loop.attribute('body') or '']
+  total.add(cost_of(module, body, skip=skip), trips)
+
+
+def _cost_of_one(
+  module: Module, computation: Computation, each: Instruction
+) -> Cost:
+  """What one instruction does that is no loop."""
+  cost = Cost(flops=flops_of(module, computation, each))
+  cost.collectives = [(found, 1) for found in collectives_in(module, each)]
+  kernel = kernel_of(each, computation)
+  if kernel is None:
+    cost.bytes, cost.host_bytes = _traffic(module, computation, each)
+    return cost
+  cost.flops += kernel.flops
+  # What a kernel rereads it says; less than its arguments it cannot be.
+  least, cost.host_bytes = _traffic(module, computation, each)
+  cost.bytes = max(least, kernel.bytes)
+  if not kernel.known:
+    cost.unknown.add(each.name.split('.')[0])
+  return cost
+
+
+def flops_of(
+  module: Module, computation: Computation, each: Instruction
+) -> float:
+  """Arithmetic operations of an instruction and of what is fused in it."""
+  if each.opcode in ('fusion', 'async-start'):
+    return sum(
+      flops_of(module, called, inner)
+      for called in module.called(each)
+      for inner in called.instructions.values()
+    )
+  if each.opcode == 'convolution':
+    return _flops_of_convolution(computation, each)
+  if each.opcode == 'dot':
+    return _flops_of_dot(computation, each)
+  if each.opcode in ('reduce', 'reduce-window', 'scatter'):
+    first = next(computation.operands(each), None)
+    read = first.shapes[0].elements if first else 0
+    return float(max(read, each.shapes[0].elements))
+  if each.opcode in _UNCOUNTED:
+    return 0.0
+  return float(each.shapes[0].elements) if each.shapes else 0.0
+
+
+def _flops_of_dot(computation: Computation, dot: Instruction) -> float:
+  """Twice the products: the result's size times what is summed over."""
+  left = computation.instructions[dot.operands[0]].shapes[0]
+  axes = dot.text.split('lhs_contracting_dims={')[1].split('}')[0]
+  summed = [left.dims[int(axis)] for axis in axes.split(',') if axis]
+  return 2.0 * dot.shapes[0].elements * math.prod(summed)
+
+
+def _flops_of_convolution(computation: Computation, each: Instruction) -> float:
+  """Twice the products, those with padding and gaps left out.
+
+  TPUs multiply matrices as convolutions: axes of a batch are then spatial.
+  """
+  left, right = (
+    computation.instructions[name].shapes[0] for name in each.operands[:2]
+  )
+  labels = each.attribute('dim_labels') or ''
+  into, rest = labels.split('_')
+  kernel, out = rest.split('->')
+  result = each.shapes[0]
+  batch = result.dims[out.index('b')]
+  features = result.dims[out.index('f')]
+  summed = right.dims[kernel.index('i')]
+  window = _Window.of(each.text)
+  places = 1
+  for axis in range(sum(label.isdigit() for label in out)):
+    places *= window.valid(
+      axis,
+      left.dims[into.index(str(axis))],
+      right.dims[kernel.index(str(axis))],
+      result.dims[out.index(str(axis))],
+    )
+  return 2.0 * batch * features * summed * places / window.batch_groups
+
+
+@dataclasses.dataclass(frozen=True)
+class _Window:
+  """How a convolution's kernel goes over its input, per spatial axis."""
+
+  fields: dict[str, list[str]]
+  batch_groups: int
+
+  @classmethod
+  def of(cls, text: str) -> _Window:
+    """Reads `window={size=4x7 pad=3_3x6_6 …}`."""
+    inside = (
+      text.split('window={')[1].split('}')[0] if 'window={' in text else ''
+    )
+    fields = dict(part.split('=') for part in inside.split())
+    groups = text.split('batch_group_count=')
+    count = groups[1].split(',')[0] if len(groups) > 1 else '1'
+    return cls({k: v.split('x') for k, v in fields.items()}, int(count))
+
+  def _get(self, name: str, axis: int, default: str) -> str:
+    values = self.fields.get(name)
+    return default if values is None else values[axis]
+
+  def valid(self, axis: int, size: int, kernel: int, results: int) -> int:
+    """How many pairs of a result and a place of the kernel meet an input."""
+    stride = int(self._get('stride', axis, '1'))
+    low = int(self._get('pad', axis, '0_0').split('_')[0])
+    gap = int(self._get('lhs_dilate', axis, '1'))
+    spread = int(self._get('rhs_dilate', axis, '1'))
+    count = 0
+    for place in range(kernel):
+      # Inputs at multiples of the gap, seen from result r: r·stride + offset.
+      offset = place * spread - low
+      if stride == 1 and gap == 1:
+        count += max(min(results, size - offset) - max(0, -offset), 0)
+        continue
+      for result in range(results):
+        at = result * stride + offset
+        count += at % gap == 0 and 0 <= at // gap < size
+    return count
+
+
+def _traffic(
+  module: Module, computation: Computation, each: Instruction
+) -> tuple[float, float]:
+  """Bytes to and from HBM, and to and from the host."""
+  if each.opcode in _FREE or each.opcode.endswith(('-done', '-update')):
+    return 0.0, 0.0
+  if 'custom_call_target="AllocateBuffer"' in each.text:
+    return 0.0, 0.0
+  moved = [*_read(module, computation, each), *_written(module, each)]
+  if each.opcode == 'dynamic-update-slice':
+    update = computation.instructions[each.operands[1]].shapes[0]
+    moved = [update, update._replace(space=each.shapes[0].space)]
+  elif each.opcode in ('dynamic-slice', 'slice', 'gather'):
+    source = computation.instructions[each.operands[0]].shapes[0]
+    moved = [each.shapes[0], each.shapes[0]._replace(space=source.space)]
+  elif each.opcode in ('copy-start', 'async-start', 'slice-start'):
+    # A tuple of the destination, the source and a semaphore.
+    target, source, *rest = each.shapes
+    if each.opcode == 'copy-start':
+      moved = [target, source]
+    else:
+      moved = [[target, source, *rest][-2] if rest else target]
+      moved = [moved[0], moved[0]._replace(space=target.space)]
+  hbm = sum(shape.padded_size for shape in moved if shape.space == 'hbm')
+  host = sum(shape.padded_size for shape in moved if shape.space == 'host')
+  return float(hbm), float(host)
+
+
+def _read(
+  module: Module, computation: Computation, each: Instruction
+) -> Iterator[Shape]:
+  """What of its operands an instruction reads."""
+  for place, operand in enumerate(computation.operands(each)):
+    if len(operand.shapes) != 1:
+      continue
+    shape = operand.shapes[0]
+    if each.opcode == 'fusion':
+      called = next(module.called(each))
+      parts = _read_of_parameter(module, called, place)
+      if parts is not None:
+        yield from (part._replace(space=shape.space) for part in parts)
+        continue
+    yield shape
+
+
+def _read_of_parameter(
+  module: Module, computation: Computation, number: int
+) -> list[Shape] | None:
+  """The slices of a fused computation's parameter that are read, if not all."""
+  return _read_of(module, computation, computation.parameters[number])
+
+
+def _read_of(
+  module: Module, computation: Computation, value: Instruction
+) -> list[Shape] | None:
+  """The slices of a fused value that are read; `None` for all of it."""
+  parts: list[Shape] = []
+  for user in computation.users.get(value.name, []):
+    first = user.operands[0] == value.name
+    if user.opcode in ('dynamic-slice', 'slice', 'gather') and first:
+      parts.append(user.shapes[0])
+    elif user.opcode == 'dynamic-update-slice' and first:
+      continue  # It stays where it is.
+    elif user.opcode in ('bitcast', 'reshape'):
+      found = _read_of(module, computation, user)
+      if found is None:
+        return None
+      parts += found
+    elif user.opcode == 'fusion':
+      called = next(module.called(user))
+      for place, name in enumerate(user.operands):
+        if name != value.name:
+          continue
+        found = _read_of_parameter(module, called, place)
+        if found is None:
+          return None
+        parts += found
+    else:
+      return None
+  whole = value.shapes[0].padded_size
+  return parts if sum(part.padded_size for part in parts) < whole else None
+
+
+def _written(module: Module, each: Instruction) -> Iterator[Shape]:
+  """What an instruction writes, each array where it goes."""
+  if each.opcode != 'fusion':
+    yield from each.shapes
+    return
+  called = next(module.called(each))
+  roots = _results(called, called.root)
+  for shape, root in zip(each.shapes, roots, strict=False):
+    yield _update_of(module, called, root, shape)
+
+
+def _results(computation: Computation, root: Instruction) -> list[Instruction]:
+  """The instructions that make each part of a result."""
+  if root.opcode != 'tuple':
+    return [root]
+  return [computation.instructions[name] for name in root.operands]
+
+
+def _update_of(
+  module: Module, computation: Computation, root: Instruction, shape: Shape
+) -> Shape:
+  """What is written of a fusion's result: the update, if that is all."""
+  while root.opcode in ('bitcast', 'reshape') and root.operands:
+    root = computation.instructions[root.operands[0]]
+  if root.opcode == 'dynamic-update-slice':
+    update = computation.instructions[root.operands[1]].shapes[0]
+    return update._replace(space=shape.space)
+  if root.opcode == 'fusion':
+    called = next(module.called(root))
+    inner = called.root
+    if inner.opcode != 'tuple':
+      return _update_of(module, called, inner, shape)
+  return shape

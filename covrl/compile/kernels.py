@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Pallas kernels cost: what they say, or what is known of their shapes.
+
+XLA cannot look into a kernel. Those that do not state their cost and are known
+here are JAX's splash attention.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from covrl.compile.hlo import Computation, Instruction
+
+# Products of the size queries × keys × width that a splash kernel makes.
+_PRODUCTS = {'fwd': 2, 'dkv': 5, 'dq': 3}
+
+
+class Kernel(NamedTuple):
+  """The cost of one call.
+
+  Attributes:
+    flops: arithmetic operations.
+    bytes: to and from HBM.
+    known: whether anything tells.
+  """
+
+  flops: float
+  bytes: float
+  known: bool = True
+
+
+def kernel_of(each: Instruction, computation: Computation) -> Kernel | None:
+  """The cost of a kernel; `None` for what is none."""
+  if 'custom_call_target="tpu_custom_call"' not in each.text:
+    return None
+  stated = re.search(
+    r'"cost_estimate":\{"flops":"(\d+)".*?"bytes_accessed":"(\d+)"', each.text
+  )
+  if stated and int(stated[1]):
+    return Kernel(float(stated[1]), float(stated[2]))
+  phase = re.match(r'splash_mha_(fwd|dkv|dq)', each.name)
+  if phase:
+    return _splash(each, computation, phase[1])
+  return Kernel(0.0, 0.0, known=False)
+
+
+def _splash(each: Instruction, computation: Computation, phase: str) -> Kernel:
+  """Blocks of queries × keys that are not all hidden, and their products.
+
+  Keys and values are read once per block of queries (forward), queries and
+  their like once per block of keys (backward).
+  """
+  shapes = [
+    operand.shapes[0]
+    for operand in computation.operands(each)
+    if operand.shapes[0].kind in ('bf16', 'f32')
+    and len(operand.shapes[0].dims) >= 3
+  ]
+  queries, keys = shapes[0], shapes[1]
+  *rows, length, width = queries.dims
+  across = rows[-1] * (rows[0] if len(rows) > 1 else 1)
+  window = re.search(r'window_(\d+)', each.scope)
+  sizes = [int(size) for size in re.findall(r'block_q\w*\W+(\d+)', each.text)]
+  block = sizes[0] if sizes else 512
+  visible = blocks(length, block, int(window[1]) if window else 0)
+  products = across * visible * block * block
+  flops = 2.0 * _PRODUCTS[phase] * products * width
+  item = keys.bits // 8
+  # Two arrays come and go with each block of the other, forward and backward.
+  moved = 2.0 * across * visible * block * width * item
+  return Kernel(flops, moved + sum(s.padded_size for s in each.shapes))
+
+
+def blocks(length: int, block: int, window: int) -> int:
+  """Pairs of blocks of queries and keys in which one sees another.
+
+  >>> blocks(1024, 256, 0), blocks(1024, 256, 256)
+  (10, 7)
+  """
+  count = length // block
+  if not window:
+    return count * (count + 1) // 2
+  back = -(-(window - 1) // block)
+  return sum(min(i, back) + 1 for i in range(count))

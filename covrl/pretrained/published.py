@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shapes of published models, as their config.json states them.
+
+Whether a run fits can so be known before a model is downloaded. Nothing is
+trained by them: a run reads the model's own files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_QWEN2: Mapping[str, Any] = {
+  'architectures': ['Qwen2ForCausalLM'],
+  'hidden_act': 'silu',
+  'rms_norm_eps': 1e-6,
+  'rope_theta': 1e6,
+  'torch_dtype': 'bfloat16',
+}
+_QWEN2_5: Mapping[str, Any] = {
+  **_QWEN2,
+  'vocab_size': 152064,
+  'tie_word_embeddings': False,
+}
+_SMALL: Mapping[str, Any] = {
+  **_QWEN2,
+  'vocab_size': 151936,
+  'hidden_size': 896,
+  'intermediate_size': 4864,
+  'num_hidden_layers': 24,
+  'num_attention_heads': 14,
+  'num_key_value_heads': 2,
+  'tie_word_embeddings': True,
+}
+
+PUBLISHED: Mapping[str, Mapping[str, Any]] = {
+  'Qwen/Qwen2.5-0.5B': _SMALL,
+  'Qwen/Qwen2.5-0.5B-Instruct': _SMALL,
+  'Qwen/Qwen2.5-7B': {
+    **_QWEN2_5,
+    'hidden_size': 3584,
+    'intermediate_size': 18944,
+    'num_hidden_layers': 28,
+    'num_attention_heads': 28,
+    'num_key_value_heads': 4,
+  },
+  'Qwen/Qwen2.5-32B': {
+    **_QWEN2_5,
+    'hidden_size': 5120,
+    'intermediate_size': 27648,
+    'num_hidden_layers': 64,
+    'num_attention_heads': 40,
+    'num_key_value_heads': 8,
+  },
+  'Qwen/Qwen2.5-72B': {
+    **_QWEN2_5,
+    'hidden_size': 8192,
+    'intermediate_size': 29568,
+    'num_hidden_layers': 80,
+    'num_attention_heads': 64,
+    'num_key_value_heads': 8,
+  },
+  'meta-llama/Llama-3.1-8B-Instruct': {
+    'architectures': ['LlamaForCausalLM'],
+    'hidden_act': 'silu',
+    'rms_norm_eps': 1e-5,
+    'rope_theta': 5e5,
+    'torch_dtype': 'bfloat16',
+    'vocab_size': 128256,
+    'hidden_size': 4096,
+    'intermediate_size': 14336,
+    'num_hidden_layers': 32,
+    'num_attention_heads': 32,
+    'num_key_value_heads': 8,
+    'tie_word_embeddings': False,
+  },
+  'mistralai/Mistral-7B-Instruct-v0.3': {
+    'architectures': ['MistralForCausalLM'],
+    'hidden_act': 'silu',
+    'rms_norm_eps': 1e-5,
+    'rope_theta': 1e6,
+    'torch_dtype': 'bfloat16',
+    'vocab_size': 32768,
+    'hidden_size': 4096,
+    'intermediate_size': 14336,
+    'num_hidden_layers': 32,
+    'num_attention_heads': 32,
+    'num_key_value_heads': 8,
+    'tie_word_embeddings': False,
+  },
+  'deepseek-ai/deepseek-math-7b-instruct': {
+    'architectures': ['LlamaForCausalLM'],
+    'hidden_act': 'silu',
+    'rms_norm_eps': 1e-6,
+    'rope_theta': 1e4,
+    'torch_dtype': 'bfloat16',
+    'vocab_size': 102400,
+    'hidden_size': 4096,
+    'intermediate_size': 11008,
+    'num_hidden_layers': 30,
+    'num_attention_heads': 32,
+    'num_key_value_heads': 32,
+    'tie_word_embeddings': False,
+  },
+}
+
+
+@contextlib.contextmanager
+def shape_of(name: str) -> Iterator[str | None]:
+  """A directory that holds a published model's config.json, and no weights.
+
+  Args:
+    name: of the model.
+
+  Yields:
+    The directory, while the context lasts; `None` if the model is not known
+    here, or `name` is a directory of its own.
+
+  >>> with shape_of('Qwen/Qwen2.5-7B') as directory:
+  ...   [file.name for file in pathlib.Path(directory or '').iterdir()]
+  ['config.json']
+  """
+  fields = PUBLISHED.get(name)
+  if fields is None or pathlib.Path(name).is_dir():
+    yield None
+    return
+  with tempfile.TemporaryDirectory() as directory:
+    (pathlib.Path(directory) / 'config.json').write_text(json.dumps(fields))
+    yield directory

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs are read as they are written, and counted by hand."""
+
+import pytest
+
+from covrl.compile.collectives import collectives_in, groups_of
+from covrl.compile.cost import SEARCH_TRIPS, cost_of
+from covrl.compile.hlo import Shape, parse, shapes_of
+from covrl.compile.kernels import blocks, kernel_of
+
+# A loop of three trips around a matrix product that a TPU makes a convolution,
+# whose weight is a slice of a stack; then a sum over four chips.
+LOOP = """
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[]{:T(128)} parameter(0)
+  %b = f32[]{:T(128)} parameter(1)
+  ROOT %sum = f32[]{:T(128)} add(%a, %b)
+}
+
+%product (x: bf16[16,256], w: bf16[3,256,512], i: s32[]) -> bf16[16,512] {
+  %x = bf16[16,256]{1,0:T(8,128)(2,1)} parameter(0)
+  %w = bf16[3,256,512]{2,1,0:T(8,128)(2,1)} parameter(1)
+  %i = s32[]{:T(128)} parameter(2)
+  %zero = s32[]{:T(128)} constant(0)
+  %slice = bf16[1,256,512]{2,1,0:T(8,128)(2,1)} dynamic-slice(%w, %i, %zero, %zero), dynamic_slice_sizes={1,256,512}
+  %matrix = bf16[256,512]{1,0:T(8,128)(2,1)} bitcast(%slice)
+  ROOT %y = bf16[16,512]{1,0:T(8,128)(2,1)} convolution(%x, %matrix), dim_labels=bf_io->bf
+}
+
+%body (state: (s32[], bf16[16,256], bf16[3,256,512])) -> (s32[], bf16[16,256], bf16[3,256,512]) {
+  %state = (s32[]{:T(128)}, bf16[16,256]{1,0:T(8,128)(2,1)}, bf16[3,256,512]{2,1,0:T(8,128)(2,1)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%state), index=0
+  %x = bf16[16,256]{1,0:T(8,128)(2,1)} get-tuple-element(%state), index=1
+  %w = bf16[3,256,512]{2,1,0:T(8,128)(2,1)} get-tuple-element(%state), index=2
+  %y = bf16[16,512]{1,0:T(8,128)(2,1)S(1)} fusion(%x, %w, %i), kind=kOutput, calls=%product
+  %one = s32[]{:T(128)} constant(1)
+  %next = s32[]{:T(128)} add(%i, %one)
+  ROOT %out = (s32[]{:T(128)}, bf16[16,256]{1,0:T(8,128)(2,1)}, bf16[3,256,512]{2,1,0:T(8,128)(2,1)}) tuple(%next, %x, %w)
+}
+
+%condition (state: (s32[], bf16[16,256], bf16[3,256,512])) -> pred[] {
+  %state = (s32[]{:T(128)}, bf16[16,256]{1,0:T(8,128)(2,1)}, /*index=2*/bf16[3,256,512]{2,1,0:T(8,128)(2,1)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%state), index=0
+  %most = s32[]{:T(128)} constant(LIMIT)
+  ROOT %more = pred[]{:T(512)} compare(%i, %most), direction=LT
+}
+
+ENTRY %main (x: bf16[16,256], w: bf16[3,256,512], g: f32[8,128]) -> f32[8,128] {
+  %x = bf16[16,256]{1,0:T(8,128)(2,1)} parameter(0)
+  %w = bf16[3,256,512]{2,1,0:T(8,128)(2,1)} parameter(1)
+  %g = f32[8,128]{1,0:T(8,128)} parameter(2)
+  %zero = s32[]{:T(128)} constant(0)
+  %start = s32[]{:T(128)} copy(%zero)
+  %state = (s32[]{:T(128)}, bf16[16,256]{1,0:T(8,128)(2,1)}, bf16[3,256,512]{2,1,0:T(8,128)(2,1)}) tuple(%start, %x, %w)
+  %loop = (s32[]{:T(128)}, bf16[16,256]{1,0:T(8,128)(2,1)}, bf16[3,256,512]{2,1,0:T(8,128)(2,1)}) while(%state), condition=%condition, body=%body
+  ROOT %total = f32[8,128]{1,0:T(8,128)} all-reduce(%g), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add, metadata={op_name="jit(f)/psum"}
+}
+"""
+
+
+def test_a_loop_counts_as_often_as_it_runs():
+  module = parse(LOOP.replace('LIMIT', '3'))
+  loop = module.entry.instructions['loop']
+  assert module.trips(loop, module.entry) == 3
+  cost = cost_of(module)
+  counter = 3
+  assert cost.flops == 3 * 2 * 16 * 256 * 512 + counter
+  # Each trip reads the activations and its slice of the stack; what it makes
+  # stays in VMEM. There are a few scalars.
+  trip = 2 * 16 * 256 + 2 * 256 * 512 + 4 * 4
+  assert cost.bytes == 3 * trip + 2 * 4 * 8 * 128 + 2 * 4
+  assert cost.searches == 0
+
+
+def test_a_loop_of_unknown_length_is_told_of():
+  text = LOOP.replace('LIMIT', '3').replace('direction=LT', 'direction=NE')
+  cost = cost_of(parse(text))
+  assert cost.searches == 1
+  assert cost.flops == pytest.approx(
+    SEARCH_TRIPS * 2 * 16 * 256 * 512, rel=1e-3
+  )
+  module = parse(text)
+  outside = cost_of(module, skip=frozenset(['loop']))
+  assert outside.flops == 0
+
+
+def test_a_ring_sends_each_part_twice_to_sum():
+  cost = cost_of(parse(LOOP.replace('LIMIT', '3')))
+  [(collective, times)] = cost.collectives
+  assert (collective.kind, times) == ('all-reduce', 1)
+  assert collective.size == 4 * 8 * 128
+  assert collective.sent == 2 * 3 / 4 * 4 * 8 * 128
+  assert collective.groups == ((0, 1, 2, 3),)
+  assert collective.scope == 'jit(f)/psum'
+
+
+def lines(*instructions):
+  body = '\n'.join(f'  {line}' for line in instructions)
+  return parse(f'ENTRY %main (x: f32[]) -> f32[] {{\n{body}\n}}')
+
+
+CONVOLUTIONS = [
+  # A plain product, and its transposes.
+  ('[16,256]', '[256,512]', '[16,512]', 'dim_labels=bf_io->bf', 16 * 256 * 512),
+  ('[16,256]', '[512,256]', '[16,512]', 'dim_labels=bf_oi->bf', 16 * 256 * 512),
+  ('[256,16]', '[256,512]', '[16,512]', 'dim_labels=fb_io->bf', 16 * 256 * 512),
+  # Heads as a spatial axis that the input has once: each is met once.
+  (
+    '[1024,3584,1]',
+    '[3584,28,128]',
+    '[1024,28,128]',
+    'window={size=28 pad=27_27 rhs_reversal=1}, dim_labels=bf0_i0o->b0f',
+    1024 * 3584 * 28 * 128,
+  ),
+  # Heads summed over.
+  (
+    '[1024,28,128]',
+    '[28,128,3584]',
+    '[1024,3584,1]',
+    'window={size=28}, dim_labels=b0f_0io->bf0',
+    1024 * 3584 * 28 * 128,
+  ),
+  # A batch of products as an axis with gaps.
+  (
+    '[4,7168,1024]',
+    '[4,1024,128]',
+    '[4,7168,128]',
+    'window={size=4 stride=3 lhs_dilate=4}, dim_labels=0bf_0io->0bf',
+    4 * 7168 * 1024 * 128,
+  ),
+]
+
+
+@pytest.mark.parametrize(
+  ('left', 'right', 'out', 'how', 'products'), CONVOLUTIONS
+)
+def test_products_are_counted_once(left, right, out, how, products):
+  module = lines(
+    f'%l = bf16{left} parameter(0)',
+    f'%r = bf16{right} parameter(1)',
+    f'ROOT %y = bf16{out} convolution(%l, %r), {how}',
+  )
+  assert cost_of(module).flops == 2 * products
+
+
+def test_a_dot_is_counted():
+  module = lines(
+    '%l = f32[4,8,16]{2,1,0} parameter(0)',
+    '%r = f32[4,16,32]{2,1,0} parameter(1)',
+    'ROOT %y = f32[4,8,32]{2,1,0} dot(%l, %r), lhs_batch_dims={0}, '
+    'lhs_contracting_dims={2}, rhs_batch_dims={0}, rhs_contracting_dims={1}',
+  )
+  assert cost_of(module).flops == 2 * 4 * 8 * 16 * 32
+
+
+def test_what_a_kernel_says_may_have_lines_of_its_own():
+  module = lines(
+    '%x = f32[8,128]{1,0:T(8,128)} parameter(0)',
+    '%mine = f32[8,128]{1,0:T(8,128)} custom-call(%x), frontend_attributes={'
+    'kernel_metadata={\n"blocks":"{\\"q\\": 1}"\n}}, '
+    'metadata={op_name="here"}',
+    'ROOT %y = f32[8,128]{1,0:T(8,128)} negate(%mine)',
+  )
+  assert list(module.entry.instructions) == ['x', 'mine', 'y']
+  assert module.entry.instructions['mine'].scope == 'here'
+
+
+def test_an_update_in_place_writes_what_it_changes():
+  module = parse("""
+%update (stack: f32[64,8,128], new: f32[1,8,128], i: s32[]) -> f32[64,8,128] {
+  %stack = f32[64,8,128]{2,1,0:T(8,128)} parameter(0)
+  %new = f32[1,8,128]{2,1,0:T(8,128)} parameter(1)
+  %i = s32[]{:T(128)} parameter(2)
+  ROOT %out = f32[64,8,128]{2,1,0:T(8,128)} dynamic-update-slice(%stack, %new, %i, %i, %i)
+}
+ENTRY %main (stack: f32[64,8,128], new: f32[1,8,128], i: s32[]) -> f32[64,8,128] {
+  %stack = f32[64,8,128]{2,1,0:T(8,128)} parameter(0)
+  %new = f32[1,8,128]{2,1,0:T(8,128)} parameter(1)
+  %i = s32[]{:T(128)S(6)} parameter(2)
+  ROOT %out = f32[64,8,128]{2,1,0:T(8,128)} fusion(%stack, %new, %i), kind=kLoop, calls=%update
+}
+""")
+  assert cost_of(module).bytes == 2 * 4 * 8 * 128
+
+
+def test_a_fused_sum_and_slice_is_a_reduce_scatter():
+  module = parse("""
+%all-reduce-scatter.1 (x: bf16[32,128]) -> bf16[8,128] {
+  %x = bf16[32,128]{1,0} parameter(0)
+  %sum = bf16[32,128]{1,0} all-reduce(%x), replica_groups=[1,4]<=[4], to_apply=%add
+  %i = s32[] constant(0)
+  ROOT %part = bf16[8,128]{1,0} dynamic-slice(%sum, %i, %i), dynamic_slice_sizes={8,128}
+}
+ENTRY %main (x: bf16[32,128]) -> bf16[8,128] {
+  %x = bf16[32,128]{1,0} parameter(0)
+  ROOT %y = bf16[8,128]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
+}
+""")
+  [found] = collectives_in(module, module.entry.root)
+  assert found.kind == 'reduce-scatter'
+  assert found.sent == 3 / 4 * 2 * 32 * 128
+
+
+@pytest.mark.parametrize(
+  ('operation', 'sent'),
+  [
+    ('f32[32] all-gather(%x), replica_groups=[2,4]<=[8], dimensions={0}', 96),
+    ('f32[8] all-to-all(%x), replica_groups=[2,4]<=[8], dimensions={0}', 24),
+    (
+      'f32[2] reduce-scatter(%x), replica_groups=[2,4]<=[8], dimensions={0}',
+      24,
+    ),
+    ('f32[8] collective-permute(%x), source_target_pairs={{0,1},{1,0}}', 32),
+    ('(f32[8], f32[32]) all-gather-start(%x), replica_groups=[2,4]<=[8]', 96),
+  ],
+)
+def test_what_a_chip_sends(operation, sent):
+  module = lines('%x = f32[8] parameter(0)', f'ROOT %y = {operation}')
+  [found] = collectives_in(module, module.entry.root)
+  assert found.sent == sent
+
+
+def test_groups_along_some_axes_of_a_mesh():
+  text = (
+    "replica_groups=mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) "
+    "{'axis_0'}, use_global_device_ids=true"
+  )
+  assert groups_of(text) == ((0, 1, 2, 3), (4, 5, 6, 7))
+  both = text.replace("{'axis_0'}", "{'axis_0','axis_1'}")
+  assert groups_of(both) == ((0, 4, 1, 5, 2, 6, 3, 7),)
+  part = "replica_groups=mesh['a'=8] {'a':(2)2}"
+  assert groups_of(part) == ((0, 2), (1, 3), (4, 6), (5, 7))
+
+
+def test_shapes_and_what_they_take():
+  found = list(shapes_of('(bf16[3,5]{0,1:T(8,128)(2,1)S(1)}, u32[]{:S(2)})'))
+  assert found[0] == Shape('bf16', (3, 5), (0, 1), (8, 128), 'vmem')
+  assert (found[0].size, found[0].padded_size) == (30, 8 * 128 * 2)
+  assert found[1].space == 'other'
+  assert next(shapes_of('pred[7]{0}')).size == 7
+  assert next(shapes_of('f32[2]{0:T(128)S(5)}')).space == 'host'
+
+
+def test_kernels_that_state_their_cost():
+  module = lines(
+    '%x = f32[8,128]{1,0:T(8,128)} parameter(0)',
+    'ROOT %mine = f32[8,128]{1,0:T(8,128)} custom-call(%x), '
+    'custom_call_target="tpu_custom_call", backend_config={"custom_call_config"'
+    ':{"cost_estimate":{"flops":"12","transcendentals":"1",'
+    '"bytes_accessed":"99999"}}}',
+  )
+  cost = cost_of(module)
+  assert (cost.flops, cost.bytes, cost.unknown) == (12, 99999, set())
+
+
+def test_kernels_that_do_not():
+  module = lines(
+    '%x = f32[8,128]{1,0:T(8,128)} parameter(0)',
+    'ROOT %theirs.3 = f32[8,128]{1,0:T(8,128)} custom-call(%x), '
+    'custom_call_target="tpu_custom_call"',
+  )
+  cost = cost_of(module)
+  assert (cost.flops, cost.bytes) == (0, 2 * 4 * 8 * 128)
+  assert cost.unknown == {'theirs'}
+
+
+@pytest.mark.parametrize(
+  ('phase', 'products'), [('fwd', 2), ('dkv', 5), ('dq', 3)]
+)
+def test_splash_counts_blocks_that_are_seen(phase, products):
+  module = lines(
+    '%n = s8[1,2,2] parameter(0)',
+    '%q = bf16[3,28,1024,128] parameter(1)',
+    '%k = bf16[3,4,1024,128] parameter(2)',
+    f'ROOT %splash_mha_{phase}_segmented.1 = bf16[3,28,1024,128] custom-call('
+    '%n, %q, %k), custom_call_target="tpu_custom_call", frontend_attributes='
+    '{kernel_metadata={"xprof_metadata":"{\\"block_q\\": 512}"}}, '
+    'metadata={op_name="jit(f)/window_0/splash"}',
+  )
+  kernel = kernel_of(module.entry.root, module.entry)
+  assert kernel is not None
+  visible = 3  # of four pairs of blocks
+  size = 3 * 28 * visible * 512 * 512 * 128
+  assert kernel.flops == 2 * products * size
+
+
+def test_blocks_that_a_window_shows():
+  for window in (1, 100, 128, 129, 300, 512, 2000):
+    seen = {
+      (q // 128, k // 128)
+      for q in range(512)
+      for k in range(q + 1)
+      if q - k < window
+    }
+    assert blocks(512, 128, window) == len(seen)
