@@ -16,6 +16,8 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from covrl import distributed
+
 MESH_AXES = ('data', 'fsdp', 'tensor', 'expert')
 
 MeshAxes: TypeAlias = str | tuple[str, ...] | None
@@ -171,13 +173,13 @@ def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
 
   def place(leaf: jax.Array) -> jax.Array:
     if leaf.ndim == 0:
-      return jax.device_put(leaf, replicated(mesh))
+      return distributed.place(leaf, replicated(mesh))
     if leaf.shape[0] % count:
       raise ValueError(
         f'rows must divide over the {count} shards of the batch, '
         f'got {leaf.shape[0]} rows'
       )
-    return jax.device_put(leaf, rows)
+    return distributed.place(leaf, rows)
 
   return jax.tree.map(place, batch)
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from covrl import sharding
+from covrl import distributed, sharding
 from covrl.models.cache import KVCache, repeat_rows
 from covrl.models.policy import Policy
 from covrl.rollout.samples import (
@@ -145,7 +145,7 @@ class SamplingEngine:
       return jax.device_put(rows)
     axes = ('batch', *(None,) * (rows.ndim - 1))
     place = sharding.fit(self.mesh, axes, rows.shape, sharding.ROLLOUT_RULES)
-    return jax.device_put(rows, place)
+    return distributed.place(rows, place)
 
 
 class _Progress(NamedTuple):

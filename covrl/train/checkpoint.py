@@ -23,6 +23,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from covrl import distributed
+
 MANIFEST = 'manifest.json'
 
 
@@ -58,7 +60,7 @@ class Checkpoint:
     """
     self._verify()
     wanted = flat_names(like)
-    with ocp.StandardCheckpointer() as checkpointer:
+    with ocp.StandardCheckpointer(**_together()) as checkpointer:
       saved = dict(checkpointer.metadata(self.path / 'arrays').item_metadata)
       self._check_shapes(wanted, saved)
       restored = checkpointer.restore(self.path / 'arrays', wanted)
@@ -128,6 +130,7 @@ class CheckpointStore:
     # Orbax takes absolute paths only.
     self._directory = directory.absolute()
     self._keep = keep
+    self._saves = 0
 
   def latest(self) -> Checkpoint | None:
     """The newest finished checkpoint, or `None`; unfinished ones are ignored.
@@ -152,6 +155,9 @@ class CheckpointStore:
   def save(self, position: int, arrays: PyTree, notes: dict[str, Any]) -> None:
     """Writes a checkpoint and then forgets the oldest.
 
+    Of several processes each writes what its devices hold; the first one makes
+    it a checkpoint.
+
     Args:
       position: updates so far; a later checkpoint has a higher one, or
         replaces that of the same position.
@@ -159,10 +165,21 @@ class CheckpointStore:
       notes: plain JSON.
     """
     path = self._directory / f'{position:08d}'
-    _remove(path)
-    path.mkdir(parents=True)
-    with ocp.StandardCheckpointer() as checkpointer:
+    self._saves += 1
+    place = f'{path}/{self._saves}'
+    if distributed.is_first():
+      _remove(path)
+      path.mkdir(parents=True)
+    distributed.meet(f'{place}/begun')
+    with ocp.StandardCheckpointer(**_together()) as checkpointer:
       checkpointer.save(path / 'arrays', flat_names(arrays))
+    distributed.meet(f'{place}/written')
+    if distributed.is_first():
+      self._complete(path, notes)
+    distributed.meet(f'{place}/complete')
+
+  def _complete(self, path: pathlib.Path, notes: dict[str, Any]) -> None:
+    """Makes what has been written a checkpoint, and forgets the oldest."""
     files = {
       str(file.relative_to(path)): _file_digest(file)
       for file in sorted(path.rglob('*'))
@@ -207,6 +224,17 @@ def write_atomically(file: pathlib.Path, text: str) -> None:
     stream.flush()
     os.fsync(stream.fileno())
   draft.replace(file)
+
+
+def _together() -> dict[str, Any]:
+  """Has Orbax's processes meet without their devices, which may be busy."""
+  if jax.process_count() == 1:
+    return {}
+  return {
+    'multiprocessing_options': ocp.options.MultiprocessingOptions(
+      primary_host=0, active_processes=set(range(jax.process_count()))
+    )
+  }
 
 
 def as_host(tree: PyTree) -> PyTree:

@@ -1,26 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run, from a config file to its report, readable from top to bottom."""
+"""A run's stages, readable from top to bottom; `covrl.train.start` begins it."""
 
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 import time
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from covrl import sharding
+from covrl import distributed, sharding
 from covrl.config import ConfigError, Recipe
-from covrl.data import StreamState
 from covrl.models import Policy
 from covrl.report import write_report
 from covrl.rewards import Scoring
 from covrl.rollout import SamplingEngine
 from covrl.train import advice
 from covrl.train.beginning import base_params, first_params, policy_of
-from covrl.train.checkpoint import Checkpoint, CheckpointStore, as_host
+from covrl.train.checkpoint import Checkpoint, CheckpointStore
 from covrl.train.checks import check_references
 from covrl.train.collector import Collector
 from covrl.train.evaluate import Evaluator
@@ -31,63 +29,20 @@ from covrl.train.iteration import (
   TRAIN_STREAM,
   Iteration,
 )
-from covrl.train.programs import Algorithm, Programs, without_base
+from covrl.train.place import Place, restore_place, save_place
+from covrl.train.profiling import Profiler
+from covrl.train.programs import Algorithm, Programs
 from covrl.train.progress import Progress
 from covrl.train.run_directory import RunDirectory
 from covrl.train.samples import kept_samples
+from covrl.train.stopping import Stopped, StopSignal
 from covrl.train.task import Task
 from covrl.train.warm_start import lender, warm_start
 from covrl.train.writer import MetricsWriter
 from covrl.types import TrainState
 
 
-def train(recipe: Recipe, workdir: str) -> None:
-  """Runs a recipe in a directory, from its latest checkpoint if it has one.
-
-  Args:
-    recipe: a config file with overrides applied.
-    workdir: the run's directory; made if absent, resumed if it is this
-      recipe's, refused if it is another's.
-
-  Raises:
-    ConfigError: if the directory is not this recipe's to use.
-    CheckpointError: if its checkpoint is damaged or of another program.
-  """
-  directory = RunDirectory(pathlib.Path(workdir))
-  with directory.locked(), Progress() as progress:
-    directory.check(recipe)
-    store = CheckpointStore(
-      directory.checkpoints, recipe.config.checkpoint.keep
-    )
-    saved = store.latest()
-    iterations = recipe.config.train.iterations
-    if saved is not None and saved.notes['iteration'] >= iterations:
-      progress.note(
-        f'{workdir} is finished: {saved.notes["iteration"]} of {iterations} '
-        'iterations; raise train.iterations to go on'
-      )
-      return
-    run = _Run(recipe, directory, store, progress, saved)
-    try:
-      run.train()
-    finally:
-      run.close()
-      write_report(directory.path)
-    progress.note(f'finished; see {directory.path / "report.html"}')
-
-
-@dataclasses.dataclass
-class _Place:
-  """Where a run stands: all that a checkpoint must say beside the arrays."""
-
-  iteration: int = 0
-  update: int = 0
-  evaluated: int = -1
-  entropy: float | None = None
-  draws: StreamState | None = None
-
-
-class _Run:
+class Run:
   """The objects of a run, and its stages."""
 
   def __init__(
@@ -97,6 +52,8 @@ class _Run:
     store: CheckpointStore,
     progress: Progress,
     saved: Checkpoint | None,
+    stop: StopSignal,
+    profiler: Profiler,
   ) -> None:
     config, module = recipe.config, recipe.module
     self.config = config
@@ -104,6 +61,9 @@ class _Run:
     self.store = store
     self.progress = progress
     self.saved = saved
+    self.stop = stop
+    self.profiler = profiler
+    self.saved_position = saved.position if saved else -1
     progress.note('setting up')
     self.mesh: Mesh = sharding.make_mesh(
       dataclasses.asdict(config.mesh), jax.devices()
@@ -190,23 +150,33 @@ class _Run:
       config.logging,
       name=recipe.name,
       keep=begun.notes['metrics_size'] if begun else 0,
+      enabled=directory.writes,
     )
-    (directory.path / 'tokenizer.model').write_bytes(
-      self.task.tokenizer.to_bytes()
-    )
+    directory.write_bytes('tokenizer.model', self.task.tokenizer.to_bytes())
 
   def train(self) -> None:
     """Warm start, then iterations of rollout and updates."""
     place, state, unfinished = self._begin()
+    self.stop.at(self._position(place))
     self._compile(state)
     iterations = self.config.train.iterations
     self.progress.stage('reinforcement learning', iterations)
     while place.iteration < iterations:
-      if place.update == 0:
-        self._between_iterations(place, state)
-      state = self._with_reference(place, state)
-      started = time.monotonic()
-      iteration = unfinished or self._rollout(place, state)
+      before = self.collector.place
+      try:
+        if place.update == 0:
+          self._between_iterations(place, state)
+        state = self._with_reference(place, state)
+        started = time.monotonic()
+        self.profiler.before(self._position(place))
+        iteration = unfinished or self._rollout(place, state)
+        if place.update == 0:
+          self.stop.before_update()
+      except Stopped:
+        # What was drawn for a rollout that is given up is drawn again.
+        self.collector.place = before
+        self._save(place, state, unfinished)
+        raise
       unfinished = None
       state = self._updates(place, state, iteration, started)
       place.iteration, place.update = place.iteration + 1, 0
@@ -217,8 +187,9 @@ class _Run:
     self.scoring.close()
     self.collector.close()
     self.writer.close()
+    self.profiler.close()
 
-  def _begin(self) -> tuple[_Place, TrainState, Iteration | None]:
+  def _begin(self) -> tuple[Place, TrainState, Iteration | None]:
     """A warm-started policy, or what the checkpoint holds."""
     if self.saved is None:
       params = first_params(
@@ -228,28 +199,16 @@ class _Run:
         self.keys[INIT_STREAM],
         self._warm_start(),
       )
-      return _Place(), self.programs.init_state(params), None
-    notes = self.saved.notes
-    place = _Place(**notes['place'])
-    if place.draws is not None:
-      self.collector.place = place.draws
-    like: dict[str, Any] = {
-      'state': without_base(self.programs.abstract_state())
-    }
-    if place.update > 0:
-      like['iteration'] = self.collector.blank().arrays()
-    arrays = self.saved.restore(like)
-    state = arrays['state']
+      return Place(), self.programs.init_state(params), None
+    place, state, iteration = restore_place(
+      self.saved, self.programs, self.collector
+    )
     if self.policy.config.lora is not None:
       frozen = state.frozen | {'base': self._base()}
       state = dataclasses.replace(state, frozen=frozen)
     self.progress.note(
       f'resuming at iteration {place.iteration}, update {place.update}'
     )
-    if place.update == 0:
-      return place, state, None
-    pending = as_host(arrays['iteration'])
-    iteration = Iteration(**pending, metrics=notes['rollout_metrics'])
     return place, state, iteration
 
   def _base(self) -> Any:
@@ -295,7 +254,7 @@ class _Run:
     for stream in self.keys.values():
       jax.random.fold_in(stream, 0)
 
-  def _between_iterations(self, place: _Place, state: TrainState) -> None:
+  def _between_iterations(self, place: Place, state: TrainState) -> None:
     """Evaluates and saves, where it is time to."""
     config = self.config
     last = place.iteration >= config.train.iterations
@@ -306,9 +265,14 @@ class _Run:
     if place.iteration % config.checkpoint.every == 0 or last:
       self._save(place, state, None)
     if due:
+      self.report()
+
+  def report(self) -> None:
+    """Rewrites the run's page."""
+    if self.directory.writes:
       write_report(self.directory.path)
 
-  def _evaluate(self, place: _Place, state: TrainState) -> None:
+  def _evaluate(self, place: Place, state: TrainState) -> None:
     if not self.evaluator:
       return
     evaluation = self.evaluator.run(self.programs.params(state))
@@ -329,7 +293,7 @@ class _Run:
     )
     self.progress.note(f'iteration {place.iteration}: {figures}')
 
-  def _with_reference(self, place: _Place, state: TrainState) -> TrainState:
+  def _with_reference(self, place: Place, state: TrainState) -> TrainState:
     """The state, its reference policy replaced where it is time to."""
     every = self.config.train.reset_reference_every
     begins = place.update == 0 and place.iteration > 0
@@ -337,7 +301,7 @@ class _Run:
       return state
     return self.programs.reset_reference(state)
 
-  def _rollout(self, place: _Place, state: TrainState) -> Iteration:
+  def _rollout(self, place: Place, state: TrainState) -> Iteration:
     """An iteration's training data, some of it kept for the report."""
     iteration = self.collector.collect(place.iteration, state)
     if place.iteration % self.config.logging.samples_every == 0:
@@ -346,7 +310,7 @@ class _Run:
 
   def _updates(
     self,
-    place: _Place,
+    place: Place,
     state: TrainState,
     iteration: Iteration,
     started: float,
@@ -354,6 +318,9 @@ class _Run:
     """The optimiser updates of an iteration."""
     config = self.config
     while place.update < config.updates_per_iteration:
+      if place.update > 0 and not self._may_update(place, state, iteration):
+        raise Stopped
+      self.profiler.before(self._position(place))
       rows = iteration.rows(place.update, config.train.sequences_per_update)
       measured = self._is_measured(place)
       before = self.programs.copy(state.trainable) if measured else None
@@ -361,11 +328,10 @@ class _Run:
       state, readings = self.programs.update(
         state, rows, place.update == 0, self.keys[TRAIN_STREAM]
       )
-      values = {k: float(v) for k, v in jax.device_get(readings).items()}
+      values = _numbers(readings)
       now = time.monotonic()
       if measured:
-        change = self.programs.entropy_change(before, state, rows)
-        values |= {k: float(v) for k, v in jax.device_get(change).items()}
+        values |= _numbers(self.programs.entropy_change(before, state, rows))
       if place.entropy is not None:
         values['entropy_drift'] = values['entropy'] - place.entropy
       place.entropy = values['entropy']
@@ -377,6 +343,8 @@ class _Run:
         'tokens_per_second': values['tokens'] / (now - began),
       }
       place.update += 1
+      self.stop.at(self._position(place))
+      self.profiler.after(self._position(place) - 1)
       step = int(state.step)
       self.writer.write(
         step=step, iteration=place.iteration, phase='train', **values
@@ -388,40 +356,43 @@ class _Run:
         self._save(place, state, iteration)
     return state
 
-  def _is_measured(self, place: _Place) -> bool:
+  def _is_measured(self, place: Place) -> bool:
     """Whether the next update's effect on the entropy is measured."""
     every = self.config.logging.entropy_change_every
     return every > 0 and self._position(place) % every == 0
 
-  def _position(self, place: _Place) -> int:
+  def _position(self, place: Place) -> int:
     """Updates made so far."""
     return place.iteration * self.config.updates_per_iteration + place.update
 
+  def _may_update(
+    self, place: Place, state: TrainState, iteration: Iteration
+  ) -> bool:
+    """Whether to go on; if not, the unfinished iteration is saved."""
+    try:
+      self.stop.before_update()
+    except Stopped:
+      self._save(place, state, iteration)
+      return False
+    return True
+
   def _save(
-    self, place: _Place, state: TrainState, iteration: Iteration | None
+    self, place: Place, state: TrainState, iteration: Iteration | None
   ) -> None:
     """Writes a checkpoint of everything."""
     position = self._position(place)
-    if self.saved is not None and self.saved.position == position:
-      # Replacing what was resumed from would risk the only checkpoint.
+    if position == self.saved_position:
+      # Replacing what is there would risk the only checkpoint.
       return
     place.draws = self.collector.place
-    arrays: dict[str, Any] = {'state': without_base(state)}
-    notes = {
-      'iteration': place.iteration,
-      'place': dataclasses.asdict(place),
-      'metrics_size': self.writer.size,
-    }
-    if iteration is not None:
-      arrays['iteration'] = iteration.arrays()
-      notes['rollout_metrics'] = iteration.metrics
-    self.store.save(position, arrays, notes)
+    save_place(self.store, position, place, state, iteration, self.writer.size)
+    self.saved_position = position
 
   def _keep_samples(
-    self, place: _Place, state: TrainState, iteration: Iteration
+    self, place: Place, state: TrainState, iteration: Iteration
   ) -> None:
     rows = iteration.rows(0, self.config.train.sequences_per_update)
-    selection, covariance = jax.device_get(
+    selection, covariance = distributed.fetch(
       self.programs.select(state, rows, self.keys[TRAIN_STREAM])
     )
     name = f'rollouts/iteration_{place.iteration:06d}.json'
@@ -437,3 +408,7 @@ class _Run:
     self.directory.write(
       name, {'iteration': place.iteration, 'samples': samples}
     )
+
+
+def _numbers(readings: dict[str, Any]) -> dict[str, float]:
+  return {k: float(v) for k, v in distributed.fetch(readings).items()}

@@ -20,6 +20,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from covrl import distributed
 from covrl.config import (
   RESUMABLE,
   ConfigError,
@@ -32,10 +33,16 @@ from covrl.train.checkpoint import write_atomically
 
 
 class RunDirectory:
-  """The files of one run."""
+  """The files of one run.
 
-  def __init__(self, path: pathlib.Path) -> None:
+  Attributes:
+    path: where they are.
+    writes: whether this process is the one that writes them.
+  """
+
+  def __init__(self, path: pathlib.Path, *, writes: bool = True) -> None:
     self.path = path
+    self.writes = writes
 
   @property
   def metrics(self) -> pathlib.Path:
@@ -49,16 +56,25 @@ class RunDirectory:
 
   def write(self, name: str, content: Mapping[str, Any]) -> None:
     """Writes a JSON file below the directory, whole or not at all."""
+    if not self.writes:
+      return
     file = self.path / name
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, json.dumps(content))
 
   def write_lines(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
     """Writes a file of JSON objects, one a line, whole or not at all."""
+    if not self.writes:
+      return
     file = self.path / name
     file.parent.mkdir(parents=True, exist_ok=True)
     text = ''.join(f'{json.dumps(line)}\n' for line in lines)
     write_atomically(file, text)
+
+  def write_bytes(self, name: str, content: bytes) -> None:
+    """Writes a file in the directory."""
+    if self.writes:
+      (self.path / name).write_bytes(content)
 
   def describe(self) -> dict[str, Any]:
     """What `config.json` says.
@@ -83,6 +99,9 @@ class RunDirectory:
       ConfigError: if it holds another configuration's run (says what differs)
         or other files.
     """
+    if not self.writes:
+      # The first process looks, before it writes.
+      return
     if (self.path / 'config.json').exists():
       described = self.describe()
       if described['identity'] != recipe.identity:
@@ -98,6 +117,8 @@ class RunDirectory:
 
   def claim(self, recipe: Recipe) -> None:
     """Makes the directory this recipe's; see `check`."""
+    if not self.writes:
+      return
     # The description comes first: by it a directory is known as a run's.
     self.write('config.json', recipe.as_json())
     copies = self.path / 'recipe'
@@ -124,13 +145,17 @@ class RunDirectory:
 
   @contextlib.contextmanager
   def locked(self) -> Iterator[None]:
-    """Keeps a second process out of the directory.
+    """Keeps other runs' processes out of the directory.
 
     Raises:
       ConfigError: if another process is in it, or it is a file.
     """
     if self.path.exists() and not self.path.is_dir():
       raise ConfigError(f'--workdir must be a directory, {self.path} is none')
+    if not self.writes:
+      distributed.meet('covrl/locked')
+      yield
+      return
     self.path.mkdir(parents=True, exist_ok=True)
     with (self.path / '.lock').open('w') as lock:
       try:
@@ -139,6 +164,7 @@ class RunDirectory:
         raise ConfigError(
           f'{self.path} is in use by another process; use another --workdir'
         ) from None
+      distributed.meet('covrl/locked')
       yield
 
 

@@ -9,7 +9,7 @@ import math
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import IO, Any
 
 from covrl.config import LoggingConfig
 
@@ -18,7 +18,13 @@ class MetricsWriter:
   """Appends metric lines, and cuts them back to a checkpoint on resume."""
 
   def __init__(
-    self, file: pathlib.Path, logging: LoggingConfig, *, name: str, keep: int
+    self,
+    file: pathlib.Path,
+    logging: LoggingConfig,
+    *,
+    name: str,
+    keep: int,
+    enabled: bool = True,
   ) -> None:
     """Opens the file.
 
@@ -28,11 +34,15 @@ class MetricsWriter:
       name: of the run.
       keep: bytes to keep of what is there; the rest was written after the
         checkpoint that is resumed.
+      enabled: whether to write anything; of several processes one does.
     """
+    self._extra: list[Any] = []
+    self._stream: IO[str] | None = None
+    if not enabled:
+      return
     file.parent.mkdir(parents=True, exist_ok=True)
     self._stream = file.open('a')
     self._stream.truncate(keep)
-    self._extra: list[Any] = []
     if logging.tensorboard:
       self._extra.append(_TensorBoard(file.parent / 'tb', _last_steps(file)))
     if logging.wandb_project:
@@ -41,6 +51,8 @@ class MetricsWriter:
   @property
   def size(self) -> int:
     """Bytes written so far."""
+    if self._stream is None:
+      return 0
     self._stream.flush()
     return os.fstat(self._stream.fileno()).st_size
 
@@ -48,6 +60,8 @@ class MetricsWriter:
     self, *, step: int, iteration: int, phase: str, **values: Any
   ) -> None:
     """Writes one line; numbers that are not finite become null."""
+    if self._stream is None:
+      return
     line = {'step': step, 'iteration': iteration, 'phase': phase}
     line |= {name: _plain(value) for name, value in values.items()}
     self._stream.write(json.dumps(line) + '\n')
@@ -57,7 +71,8 @@ class MetricsWriter:
 
   def close(self) -> None:
     """Flushes everything."""
-    self._stream.close()
+    if self._stream is not None:
+      self._stream.close()
     for sink in self._extra:
       sink.close()
 
