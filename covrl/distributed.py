@@ -43,7 +43,13 @@ _LOSS = re.compile(
 
 Result = TypeVar('Result')
 
-_poll: Callable[[], None] | None = None
+
+def _nothing() -> None:
+  """What nobody asked for."""
+
+
+_poll: Callable[[], None] = _nothing
+_moved: Callable[[], None] = _nothing
 
 
 def join(
@@ -137,22 +143,24 @@ def is_first() -> bool:
 
 
 @contextlib.contextmanager
-def polled(poll: Callable[[], None]) -> Iterator[None]:
-  """Has all waits of this module call `poll` while they last."""
-  global _poll
-  before, _poll = _poll, poll
+def polled(
+  poll: Callable[[], None], moved: Callable[[], None] = _nothing
+) -> Iterator[None]:
+  """Has all waits of this module call `poll`, and `moved` when they end."""
+  global _poll, _moved
+  before, (_poll, _moved) = (_poll, _moved), (poll, moved)
   try:
     yield
   finally:
-    _poll = before
+    _poll, _moved = before
 
 
 def wait(ready: Callable[[], bool]) -> None:
   """Waits until something is so, and polls meanwhile."""
   while not ready():
-    if _poll is not None:
-      _poll()
+    _poll()
     time.sleep(_INTERVAL)
+  _moved()
 
 
 def result(future: Future[Result]) -> Result:

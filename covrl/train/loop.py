@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -162,8 +164,7 @@ class Run:
     iterations = self.config.train.iterations
     self.progress.stage('reinforcement learning', iterations)
     while place.iteration < iterations:
-      before = self.collector.place
-      try:
+      with self._saved_if_stopped(place, state, unfinished):
         if place.update == 0:
           self._between_iterations(place, state)
         state = self._with_reference(place, state)
@@ -172,15 +173,11 @@ class Run:
         iteration = unfinished or self._rollout(place, state)
         if place.update == 0:
           self.stop.before_update()
-      except Stopped:
-        # What was drawn for a rollout that is given up is drawn again.
-        self.collector.place = before
-        self._save(place, state, unfinished)
-        raise
       unfinished = None
       state = self._updates(place, state, iteration, started)
       place.iteration, place.update = place.iteration + 1, 0
-    self._between_iterations(place, state)
+    with self._saved_if_stopped(place, state, None):
+      self._between_iterations(place, state)
 
   def close(self) -> None:
     """Stops worker processes and threads; flushes files."""
@@ -364,6 +361,20 @@ class Run:
   def _position(self, place: Place) -> int:
     """Updates made so far."""
     return place.iteration * self.config.updates_per_iteration + place.update
+
+  @contextlib.contextmanager
+  def _saved_if_stopped(
+    self, place: Place, state: TrainState, unfinished: Iteration | None
+  ) -> Iterator[None]:
+    """Saves the run as it came in, where it is told to stop within."""
+    draws = self.collector.place
+    try:
+      yield
+    except Stopped:
+      # What was drawn for a rollout that is given up is drawn again.
+      self.collector.place = draws
+      self._save(place, state, unfinished)
+      raise
 
   def _may_update(
     self, place: Place, state: TrainState, iteration: Iteration

@@ -56,7 +56,7 @@ def train(recipe: Recipe, workdir: str, watch: Watch | None = None) -> None:
     watchdog,
     stop.listening(),
     notice.watched(stop.ask),
-    distributed.polled(stop.poll),
+    distributed.polled(stop.poll, moved=watchdog.beat),
     directory.locked(),
     Progress(enabled=first, moved=watchdog.beat) as progress,
   ):
