@@ -269,8 +269,9 @@ def _train(
   recipe = config.load(arguments.config, overrides)
   several = arguments.coordinator or distributed.in_cluster()
   if several and not supervisor.is_supervised():
+    own = sys.argv[1:] if argv is None else argv
     raise SystemExit(
-      supervisor.supervise(sys.argv[1:] if argv is None else argv)
+      supervisor.supervise([sys.executable, '-m', 'covrl.cli', *own])
     )
   if several:
     supervisor.die_with_parent()

@@ -37,21 +37,32 @@ def die_with_parent() -> None:
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def supervise(arguments: Sequence[str]) -> int:
-  """Runs `covrl` with these arguments as a child; its exit status.
+def supervise(command: Sequence[str]) -> int:
+  """Runs a command as a child; its exit status.
 
   Signals are handed on; what it writes to standard error is passed on, but for
   what JAX says about its end.
   """
   child = subprocess.Popen(
-    [sys.executable, '-m', 'covrl.cli', *arguments],
+    command,
     env={**os.environ, _VARIABLE: str(os.getpid())},
     stderr=subprocess.PIPE,
     text=True,
     errors='replace',
   )
-  for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, lambda number, _: child.send_signal(number))
+  kinds = (signal.SIGTERM, signal.SIGINT)
+  before = {
+    kind: signal.signal(kind, lambda number, _: child.send_signal(number))
+    for kind in kinds
+  }
+  try:
+    return _watch(child)
+  finally:
+    for kind, handler in before.items():
+      signal.signal(kind, handler)
+
+
+def _watch(child: subprocess.Popen[str]) -> int:
   lost = False
   assert child.stderr is not None
   with child.stderr:
