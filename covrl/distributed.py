@@ -266,7 +266,7 @@ def leave(status: int, *, orderly: bool) -> NoReturn:
   os._exit(status)
 
 
-def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+def place(array: np.ndarray | jax.Array, sharding: NamedSharding) -> jax.Array:
   """Puts a host array that every process has whole on all devices.
 
   Each process places what its own devices hold, without asking the others.

@@ -30,6 +30,7 @@ class Watchdog:
     if limit < 0:
       raise ValueError(f'--stall_after must be at least 0, got {limit:g}')
     self._limit = limit
+    self._output = sys.__stderr__ or sys.stderr
     self._last = time.monotonic()
     self._over = threading.Event()
     self._thread = threading.Thread(
@@ -59,19 +60,18 @@ class Watchdog:
     if self._limit and not self._over.is_set():
       # Where a thread in native code keeps all others from running, this does.
       faulthandler.dump_traceback_later(
-        2 * self._limit, exit=True, file=sys.__stderr__
+        2 * self._limit, exit=True, file=self._output
       )
 
   def _watch(self) -> None:
     while not self._over.wait(min(self._limit / 4, 10.0)):
       silent = time.monotonic() - self._last
       if silent > self._limit:
-        stderr = sys.__stderr__
         print(
           f'covrl: nothing moved for {silent:.0f} s (--stall_after='
           f'{self._limit:g}); the stacks of all threads:',
-          file=stderr,
+          file=self._output,
           flush=True,
         )
-        faulthandler.dump_traceback(file=stderr, all_threads=True)
+        faulthandler.dump_traceback(file=self._output, all_threads=True)
         os._exit(Exit.STALLED)

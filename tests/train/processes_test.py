@@ -74,9 +74,11 @@ def until(workdir, processes, step):
   """Waits for an update to be logged."""
   deadline = time.monotonic() + 900
   while not any(line['step'] >= step for line in lines(workdir, 'train')):
-    assert time.monotonic() < deadline
-    ended = [process.poll() for process in processes]
-    assert not any(code is not None for code in ended), end(processes)
+    late = time.monotonic() > deadline
+    if late or any(process.poll() is not None for process in processes):
+      for process in processes:
+        process.terminate()
+      pytest.fail(f'no step {step}, late: {late}: {end(processes)}')
     time.sleep(0.02)
 
 

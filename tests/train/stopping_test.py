@@ -130,7 +130,7 @@ class Metadata(http.server.BaseHTTPRequestHandler):
     self.end_headers()
     self.wfile.write(self.said[self.path.rpartition('/')[2]].encode())
 
-  def log_message(self, *arguments):
+  def log_message(self, format, *arguments):
     pass
 
 
