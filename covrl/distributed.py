@@ -247,8 +247,15 @@ def meet(name: str, *, timeout: int = 600) -> None:
 
 
 def is_loss(error: BaseException) -> bool:
-  """Whether an error says that another process is gone."""
-  return count() > 1 and bool(_LOSS.search(str(error)))
+  """Whether an error, or what caused it, says that another process is gone."""
+  if count() == 1:
+    return False
+  cause: BaseException | None = error
+  while cause is not None:
+    if _LOSS.search(str(cause)):
+      return True
+    cause = cause.__cause__
+  return False
 
 
 def leave(status: int, *, orderly: bool) -> NoReturn:

@@ -41,7 +41,7 @@ def supervise(command: Sequence[str]) -> int:
   """Runs a command as a child; its exit status.
 
   Signals are handed on; what it writes to standard error is passed on, but for
-  what JAX says about its end.
+  what JAX says about its end (all of it with COVRL_TRACEBACK set).
   """
   child = subprocess.Popen(
     command,
@@ -63,16 +63,16 @@ def supervise(command: Sequence[str]) -> int:
 
 
 def _watch(child: subprocess.Popen[str]) -> int:
-  lost = False
+  lost, everything = False, bool(os.environ.get('COVRL_TRACEBACK'))
   assert child.stderr is not None
   with child.stderr:
     for line in child.stderr:
       lost = lost or bool(_LOST.search(line))
-      if not lost:
+      if not lost or everything or line.startswith('covrl:'):
         sys.stderr.write(line)
         sys.stderr.flush()
   code = child.wait()
-  if code == -signal.SIGABRT and lost:
+  if lost and code in (Exit.FAILED, -signal.SIGABRT):
     print(lost_line('it stopped answering'), file=sys.stderr, flush=True)
     return Exit.PEER_LOST
   return 128 - code if code < 0 else code

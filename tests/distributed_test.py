@@ -107,6 +107,9 @@ def test_which_errors_mean_a_lost_process(monkeypatch):
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
   assert distributed.is_loss(lost)
   assert not distributed.is_loss(ValueError('rows must divide'))
+  late = TimeoutError('Timed out while waiting')
+  late.__cause__ = lost
+  assert distributed.is_loss(late)
 
 
 def bash(script):
