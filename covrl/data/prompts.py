@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from collections.abc import Mapping
 
 from covrl.data.chat import ChatTemplate
@@ -11,6 +12,9 @@ from covrl.data.problems import Problem, ProblemSource, fingerprint_of
 from covrl.data.tokenizer import Tokenizer
 
 QUESTION = '{question}'
+
+# Some templates write the date; a run that is resumed must ask as it did before.
+_DATE = datetime.datetime(2024, 7, 26)
 
 # What a question is without the frame that asked for another form of answer.
 _BARE_KINDS = {'math_dapo': 'math'}
@@ -62,7 +66,7 @@ class PromptForm:
         problem, prompt=self.text.replace(QUESTION, asked)
       )
     try:
-      prompt = self.template.render(messages)
+      prompt = self.template.render(messages, strftime_now=_DATE.strftime)
     except ValueError as error:
       raise ValueError(f'{problem.place}: {error}') from None
     return dataclasses.replace(

@@ -269,7 +269,7 @@ def at(
   """A set point now, or so many updates later."""
   if callable(value):
     step = require(cast(TokenContext, context), 'step', 'a schedule')
-    value = value(step + later)
+    value = value(step + round(later))
   return jnp.asarray(value, jnp.result_type(float))
 
 

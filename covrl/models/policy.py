@@ -170,7 +170,7 @@ class Policy:
     if mesh is None:
       return shapes
 
-    def place(shape: Any, axes: tuple[str, ...]) -> jax.ShapeDtypeStruct:
+    def place(shape: Any, axes: tuple[str | None, ...]) -> jax.ShapeDtypeStruct:
       rules = sharding.TRAIN_RULES
       placed = sharding.fit(mesh, axes, shape.shape, rules)
       return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=placed)
@@ -261,7 +261,7 @@ class Policy:
     Every function gives the same result for these as for the parameters.
     """
 
-    def cast(leaf: Array, axes: tuple[str, ...]) -> Array:
+    def cast(leaf: Array, axes: tuple[str | None, ...]) -> Array:
       is_matrix = len(axes) - ('layers' in axes) > 1
       return leaf.astype(self.config.dtype) if is_matrix else leaf
 

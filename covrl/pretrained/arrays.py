@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tensors of a checkpoint as sharded arrays.
 
-Each device is given its own slices, read from the files one after the other,
-so that the host never holds more than a slice of one tensor.
+Each device is given its own slices as the files have them, read one after the
+other, and turns them into what they are here. So the host never holds more
+than a slice of one tensor, and copies nothing.
 """
 
 from __future__ import annotations
@@ -69,12 +70,15 @@ def _refuse_others(
 
 def _load(place: Place, tensors: Tensors) -> Array:
   """One parameter, all its layers and experts."""
-  default = SingleDeviceSharding(jax.devices()[0])
-  sharding: Sharding = place.like.sharding or default
+  whole = place.like.sharding or SingleDeviceSharding(jax.devices()[0])
+  stored: Sharding = whole
+  if isinstance(whole, NamedSharding):
+    stored = NamedSharding(whole.mesh, place.stored_spec(whole.spec))
   # A device has so many entries of the stack, and there are so many devices
   # with different ones: one entry of each of them is written at a time.
   depth = len(place.stack)
-  held = sharding.shard_shape(place.like.shape)[:depth]
+  local = whole.shard_shape(place.like.shape)
+  held = local[:depth]
   shards = tuple(
     size // part for size, part in zip(place.stack, held, strict=True)
   )
@@ -88,28 +92,26 @@ def _load(place: Place, tensors: Tensors) -> Array:
       start * size + offset
       for start, size, offset in zip(starts, held, entry, strict=True)
     ]
-    part = index[depth:]
-    shape = [
-      len(range(*cut.indices(size)))
-      for cut, size in zip(part, place.shape, strict=True)
-    ]
-    found = tensors.read(
-      place.name(at),
-      place.spans(part),
-      place.like.dtype,
-      transposed=place.stored.inputs > 0,
-    )
-    return found.reshape(*(1,) * depth, *shape)
+    found = tensors.read(place.name(at), index[depth:])
+    return found.reshape(*(1,) * depth, *found.shape)
 
-  one = (*shards, *place.shape)
+  put = _putter(
+    whole, stored, local[depth:], str(place.like.dtype), place.stored.inputs > 0
+  )
+
+  def write(array: Array | None, entry: tuple[int, ...]) -> Array:
+    ones = _placed(
+      (*shards, *place.stored_shape), stored, functools.partial(read, entry)
+    )
+    return put(array, ones, np.asarray(entry, np.int32))
+
   if not depth:
-    return _placed(one, sharding, functools.partial(read, ()))
+    return write(None, ())
   zeros = functools.partial(jnp.zeros, place.like.shape, place.like.dtype)
-  stacked = jax.jit(zeros, out_shardings=sharding)()
+  array = jax.jit(zeros, out_shardings=whole)()
   for entry in np.ndindex(held):
-    ones = _placed(one, sharding, functools.partial(read, entry))
-    stacked = _putter(sharding)(stacked, ones, np.asarray(entry, np.int32))
-  return stacked
+    array = write(array, entry)
+  return array
 
 
 def _placed(
@@ -141,22 +143,41 @@ def _parts(
 
 
 @functools.cache
-def _putter(sharding: Sharding) -> Callable[[Array, Array, Any], Array]:
-  """Writes an entry of each device's stack in place, on the device itself."""
+def _putter(
+  whole: Sharding,
+  stored: Sharding,
+  shape: tuple[int, ...],
+  dtype: str,
+  transposed: bool,
+) -> Callable[[Array | None, Array, Any], Array]:
+  """A program that writes an entry of each device's stack, there and in place.
+
+  Args:
+    whole: how the parameter lies.
+    stored: how its tensors do.
+    shape: of what a device has of one tensor, as it is here.
+    dtype: of the parameter.
+    transposed: whether the tensors are.
+  """
 
   def put(
-    stacked: Shaped[Array, '...'],
+    stacked: Shaped[Array, '...'] | None,
     ones: Shaped[Array, '...'],
     entry: Int[Array, ' depth'],
   ) -> Shaped[Array, '...']:
-    rest = (0,) * (stacked.ndim - entry.size)
-    return jax.lax.dynamic_update_slice(stacked, ones, (*entry, *rest))
+    depth = entry.size
+    ours = ones.swapaxes(-1, -2) if transposed else ones
+    ours = ours.reshape(*(1,) * depth, *shape).astype(dtype)
+    if stacked is None:
+      return ours
+    start = (*entry, *(0,) * len(shape))
+    return jax.lax.dynamic_update_slice(stacked, ours, start)
 
-  if isinstance(sharding, NamedSharding):
+  if isinstance(whole, NamedSharding) and isinstance(stored, NamedSharding):
     put = jax.shard_map(
       put,
-      mesh=sharding.mesh,
-      in_specs=(sharding.spec, sharding.spec, P()),
-      out_specs=sharding.spec,
+      mesh=whole.mesh,
+      in_specs=(whole.spec, stored.spec, P()),
+      out_specs=whole.spec,
     )
-  return jax.jit(put, donate_argnums=0)
+  return jax.jit(put, donate_argnums=0, out_shardings=whole)

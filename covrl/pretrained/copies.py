@@ -7,8 +7,10 @@ stacked when it is read. The small files stay as they are beside it.
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import jax
 from jax.sharding import Mesh
@@ -16,6 +18,9 @@ from jaxtyping import PyTree
 
 from covrl.models import Policy
 from covrl.pretrained.drafts import written_whole
+
+if TYPE_CHECKING:
+  import orbax.checkpoint as ocp
 
 _NAME = 'orbax'
 
@@ -38,8 +43,8 @@ def save_copy(
   with written_whole(directory) as draft:
     for name, content in files.items():
       (draft / name).write_bytes(content)
-    with ocp.StandardCheckpointer() as checkpointer:
-      checkpointer.save(draft / _NAME, params)
+    with _checkpointer(params) as checkpointer:
+      checkpointer.save(draft / _NAME, args=ocp.args.PyTreeSave(params))
 
 
 def has_copy(directory: pathlib.Path) -> bool:
@@ -62,5 +67,31 @@ def load_copy(
       ),
       like,
     )
-  with ocp.StandardCheckpointer() as checkpointer:
-    return checkpointer.restore(directory.absolute() / _NAME, like)
+  with _checkpointer(like) as checkpointer:
+    return checkpointer.restore(
+      directory.absolute() / _NAME,
+      args=ocp.args.PyTreeRestore(
+        item=like,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+      ),
+    )
+
+
+def _checkpointer(params: PyTree) -> ocp.Checkpointer:
+  """Writes and reads without compression, which weights do not yield to.
+
+  Of one parameter and a GiB more at a time.
+  """
+  import orbax.checkpoint as ocp
+
+  largest = max(
+    math.prod(leaf.shape) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(params)
+  )
+  return ocp.Checkpointer(
+    ocp.PyTreeCheckpointHandler(
+      use_compression=False,
+      use_zarr3=True,
+      restore_concurrent_gb=largest // 10**9 + 2,
+    )
+  )

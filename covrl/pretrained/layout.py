@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import PyTree
 
 from covrl.pretrained.names import Names, Stored
@@ -49,29 +50,43 @@ class Place(NamedTuple):
 
   @property
   def stored_shape(self) -> tuple[int, ...]:
-    """The tensor's shape as the checkpoint has it."""
-    return self.flat[::-1] if self.stored.inputs else self.flat
-
-  @property
-  def flat(self) -> tuple[int, ...]:
-    """The tensor's shape, with `[in, out]` in our order."""
-    return tuple(math.prod(group) for group in self._groups(self.shape))
+    """Of one tensor as the checkpoint has it."""
+    return tuple(math.prod(group) for group in self._stored(self.shape))
 
   def name(self, entry: Sequence[int]) -> str:
     """The tensor of an entry of the stack."""
     return self.stored.name.format(*entry)
 
-  def spans(self, part: Sequence[slice]) -> tuple[slice, ...]:
-    """What of the flat tensor a part of one tensor's parameter is."""
-    return tuple(
-      _span(slices, sizes)
-      for slices, sizes in zip(
-        self._groups(part), self._groups(self.shape), strict=True
-      )
-    )
+  def stored_spec(self, spec: PartitionSpec) -> PartitionSpec:
+    """How tensors are split where the parameter is split like this.
+
+    Raises:
+      ValueError: if that splits an axis whose parts are not in one piece there.
+    """
+    depth, whole = len(self.stack), (None,) * self.like.ndim
+    entries = (*spec, *whole)[: self.like.ndim]
+    groups = self._stored(entries[depth:])
+    for group in groups:
+      if any(group[1:]):
+        raise ValueError(
+          f'of the axes of {self.path} that are one in its tensor only the first'
+          f' may be split over a mesh, got {spec}'
+        )
+    return PartitionSpec(*entries[:depth], *(group[0] for group in groups))
+
+  def stored_as(self, ours: Any) -> Any:
+    """One tensor as the checkpoint has it, from what it is here."""
+    groups = self._groups(self.shape)
+    flat = ours.reshape([math.prod(group) for group in groups])
+    return flat.T if self.stored.inputs else flat
+
+  def _stored(self, axes: Sequence[Any]) -> list[Sequence[Any]]:
+    """Splits our axes into those that make up each of the tensor's, in order."""
+    groups = self._groups(axes)
+    return groups[::-1] if self.stored.inputs else groups
 
   def _groups(self, axes: Sequence[Any]) -> list[Sequence[Any]]:
-    """Splits our axes into those that make up each of the tensor's."""
+    """The same, in our order."""
     inputs = self.stored.inputs
     if inputs:
       return [axes[:inputs], axes[inputs:]]
@@ -91,16 +106,3 @@ def places(params: PyTree, names: Names) -> Iterator[Place]:
   for path, leaf in jax.tree.leaves_with_path(params):
     name = jax.tree_util.keystr(path, simple=True, separator='.')
     yield Place(name, leaf, names[name])
-
-
-def _span(slices: Sequence[slice], sizes: Sequence[int]) -> slice:
-  """The part of some axes, made one: the first may be cut, the rest not."""
-  whole = math.prod(sizes[1:])
-  start, stop, _ = slices[0].indices(sizes[0])
-  for cut, size in zip(slices[1:], sizes[1:], strict=True):
-    if cut.indices(size) != (0, size, 1):
-      raise ValueError(
-        f'only the first of the axes {tuple(sizes)} may be split over a mesh,'
-        f' got {tuple(slices)}'
-      )
-  return slice(start * whole, stop * whole)

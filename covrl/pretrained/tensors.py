@@ -23,7 +23,7 @@ _DTYPES = {
   'BF16': jnp.dtype(jnp.bfloat16),
   'F16': np.dtype(np.float16),
 }
-# Of a slice, how much is in memory at a time beside its destination.
+# Of rows of which only a part is wanted, how much is read at a time.
 _BLOCK_BYTES = 2**26
 
 
@@ -89,42 +89,41 @@ class Tensors:
       )
 
   def read(
-    self,
-    name: str,
-    part: tuple[slice, ...],
-    dtype: np.dtype,
-    *,
-    transposed: bool,
+    self, name: str, part: tuple[slice, ...]
   ) -> Shaped[np.ndarray, '...']:
-    """A part of a tensor, in another dtype.
+    """A part of a tensor, in the file's own dtype.
 
-    Besides the result about 64 MiB are in memory.
+    Besides it at most 64 MiB are in memory.
 
     Args:
       name: of the tensor.
-      part: what of each of the result's axes.
-      dtype: of the result.
-      transposed: whether the result's axes are the file's in reverse.
+      part: what of each of its axes.
     """
-    tensor = self._tensors[name]
-    shape = tensor.shape[::-1] if transposed else tensor.shape
-    spans = [range(*s.indices(n)) for s, n in zip(part, shape, strict=True)]
-    result = np.empty([len(span) for span in spans], dtype)
-    # As the file has it.
-    rows, *rest = spans[::-1] if transposed else spans
-    view = result.T if transposed else result
-    columns = tuple(slice(span.start, span.stop) for span in rest)
+    tensor, file = self._tensors[name], self.files[name]
+    rows, *rest = (
+      range(*cut.indices(size))
+      for cut, size in zip(part, tensor.shape, strict=True)
+    )
     width = math.prod(tensor.shape[1:])
-    step = max(_BLOCK_BYTES // max(width * tensor.dtype.itemsize, 1), 1)
-    for first in range(rows.start, rows.stop, step):
-      last = min(first + step, rows.stop)
-      block = np.fromfile(
-        self.files[name],
+
+    def read(first: int, last: int) -> Shaped[np.ndarray, '...']:
+      numbers = np.fromfile(
+        file,
         tensor.dtype,
         count=(last - first) * width,
         offset=tensor.start + first * width * tensor.dtype.itemsize,
-      ).reshape(last - first, *tensor.shape[1:])
-      view[first - rows.start : last - rows.start] = block[:, *columns]
+      )
+      return numbers.reshape(last - first, *tensor.shape[1:])
+
+    if math.prod(map(len, rest)) == width:
+      return read(rows.start, rows.stop)
+    columns = tuple(slice(span.start, span.stop) for span in rest)
+    result = np.empty([len(rows), *map(len, rest)], tensor.dtype)
+    step = max(_BLOCK_BYTES // (width * tensor.dtype.itemsize), 1)
+    for first in range(rows.start, rows.stop, step):
+      last = min(first + step, rows.stop)
+      block = read(first, last)[:, *columns]
+      result[first - rows.start : last - rows.start] = block
     return result
 
 

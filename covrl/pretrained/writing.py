@@ -157,5 +157,4 @@ def _shards(wanted: Sequence[Place], shard_bytes: int) -> list[list[_Item]]:
 def _tensor(place: Place, entry: tuple[int, ...]) -> Shaped[np.ndarray, '...']:
   """One tensor as the checkpoint has it."""
   ours: Array = place.like[entry] if entry else place.like
-  flat = np.asarray(jax.device_get(ours)).reshape(place.flat)
-  return np.ascontiguousarray(flat.T if place.stored.inputs else flat)
+  return np.ascontiguousarray(place.stored_as(np.asarray(jax.device_get(ours))))

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from covrl.report import verdict, words
 from covrl.report.compare import Comparison, differing, load_comparison
 from covrl.report.intervals import Estimate
-from covrl.report.law import TITLES, law_rows
+from covrl.report.law import TITLES, law_rows, lawless
 from covrl.report.overlays import (
   forest_of,
   legend_keys,
@@ -65,7 +65,7 @@ def write_comparison(
       (group.name, differing(group, comparison.baseline))
       for group in comparison.groups[1:]
     ],
-    law=(TITLES, law_rows(comparison)),
+    law=(TITLES, law_rows(comparison), lawless(comparison)),
     sets=set_table(
       [(group.short, list(group.runs.values())) for group in comparison.groups]
     ),

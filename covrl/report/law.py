@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from covrl.report import words
 from covrl.report.compare import Comparison
 from covrl.report.run import Run
@@ -15,7 +17,8 @@ TITLES = (
   'b',
   'R² with e^H',
   'R² with H',
-  'forecast error, points',
+  'forecast error with e^H, points',
+  'with H',
 )
 # Iterations; below, a forecast from the first third is from a point or two.
 _FEWEST = 9
@@ -32,12 +35,26 @@ def law_rows(comparison: Comparison) -> list[list[str]]:
   return rows
 
 
+def lawless(comparison: Comparison) -> list[str]:
+  """Directories of the runs that no law can be fitted to."""
+  return [
+    run.path.name
+    for group in comparison.groups
+    for run in group.runs.values()
+    if law_of(run) is None
+  ]
+
+
 def law_of(run: Run) -> RewardLaw | None:
-  """The law of one run, over its iterations; `None` if it has too few."""
+  """The law of one run, over its iterations.
+
+  `None` if they are too few, or their entropy stays as it is for a third of
+  the run.
+  """
   entropy, reward = run.train.curve('entropy'), run.train.curve('reward')
   if entropy.x.tolist() != reward.x.tolist() or entropy.x.size < _FEWEST:
     return None
-  if entropy.y[0] == entropy.y[: entropy.x.size // 3].min() == entropy.y.max():
+  if np.ptp(entropy.y[: entropy.x.size // 3]) == 0:
     return None
   return reward_law(entropy.y, reward.y)
 
@@ -50,6 +67,7 @@ def _cells(law: RewardLaw) -> list[str]:
     words.fixed(fit.r_squared, 2),
     words.fixed(law.linear.r_squared, 2),
     words.signed(100 * fit.error, 1),
+    words.signed(100 * law.linear.error, 1),
   ]
 
 

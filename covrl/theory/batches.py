@@ -54,7 +54,8 @@ def sampled_bandit(lab: Lab) -> Batch:
 def _sampled(
   tree: trees.Tree, logits: jax.Array, key: jax.Array
 ) -> tuple[tk.Tokens, jax.Array, jax.Array]:
-  tokens = tk.sampled(tree, logits, key, responses=64)
+  noise = tk.noise(key, tree=tree, responses=64)
+  tokens = tk.sampled(tree, logits, noise)
   stats = tk.statistics(logits, tokens)
   moments = tk.moments(logits, tokens)
   return (
@@ -77,7 +78,7 @@ def _top(scores: jax.Array, fraction: jax.Array) -> jax.Array:
   return covrl.select_top(scores, mask, fraction=fraction)
 
 
-DRAWS = 64  # keys under which Clip-Cov draws
+DRAWS = 64  # of Clip-Cov
 
 
 @functools.cache
@@ -92,11 +93,10 @@ def clipped(
     high: upper edge.
 
   Returns:
-    Selections under so many keys, as NumPy arrays, and logits.
+    So many selections, as NumPy arrays, and logits.
   """
   batch = sampled_bandit(lab)
-  keys = jax.random.split(lab.key(), DRAWS)
-  made = _clipped(batch.logits, batch.tokens, keys, low, high)
+  made = _clipped(batch.logits, batch.tokens, lab.key(), low, high)
   selection, logits = jax.tree.map(np.asarray, made)
   return selection, logits[:, :, 0]
 
@@ -105,13 +105,13 @@ def clipped(
 def _clipped(
   logits: jax.Array,
   tokens: tk.Tokens,
-  keys: jax.Array,
+  key: jax.Array,
   low: jax.Array,
   high: jax.Array,
 ) -> tuple[covrl.Selection, jax.Array]:
   chain = covrl.clip_cov(0.1, low, high, allow_large=True)
 
-  def draw(key: jax.Array) -> tuple[covrl.Selection, jax.Array]:
+  def draw(which: jax.Array) -> tuple[covrl.Selection, jax.Array]:
     plan = covrl.Plan()
     made = tk.update(
       logits,
@@ -121,11 +121,12 @@ def _clipped(
       learning_rate=RATE,
       step=jnp.zeros((), int),
       key=key,
+      sequence_ids=tk.names(tokens, which),
       plan=plan,
     )
     return plan.selections()[0], made.logits
 
-  return jax.vmap(draw)(keys)
+  return jax.vmap(draw)(jnp.arange(DRAWS))
 
 
 def updated(

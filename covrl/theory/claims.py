@@ -35,7 +35,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -47,6 +47,7 @@ HOLDS, FAILS, HOLDS_IF = 'holds', 'fails', 'holds if '
 
 Formula = Callable[..., Any]
 Numbers = Float[np.ndarray, ' n']
+Size = TypeVar('Size', int, float)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +63,8 @@ class Lab:
   quick: bool = False
   seed: int = 0
 
-  def size(self, full: int, quick: int) -> int:
-    """A number of trials, steps or seeds."""
+  def size(self, full: Size, quick: Size) -> Size:
+    """A number of trials, steps or seeds; or a tolerance that goes with it."""
     return quick if self.quick else full
 
   def random(self) -> np.random.Generator:
@@ -286,11 +287,10 @@ class Result:
   evidence: Evidence
 
   def __post_init__(self) -> None:
-    conditional = self.claim.verdict.startswith(HOLDS_IF)
-    if conditional != bool(self.evidence.given):
+    if self.claim.verdict.startswith(HOLDS_IF) and not self.evidence.given:
       raise ValueError(
-        f"{self.claim.name}: checks in `given` go with a verdict 'holds if …', "
-        f'got {len(self.evidence.given)} with {self.claim.verdict!r}'
+        f"{self.claim.name}: a verdict 'holds if …' needs checks under its "
+        'condition, given=[…], got none'
       )
 
   @property
@@ -305,8 +305,8 @@ class Result:
     """The verdict on the printed statement that this run found."""
     if all(check.passes for check in self.evidence.printed):
       return HOLDS
-    given = self.evidence.given
-    if given and all(check.passes for check in given):
+    conditional = self.claim.verdict.startswith(HOLDS_IF)
+    if conditional and all(check.passes for check in self.evidence.given):
       return self.claim.verdict
     return FAILS
 

@@ -7,7 +7,7 @@ uniform and learn as in the trainer: sixteen responses a prompt, group-relative
 advantages, four updates a rollout, no clip. All arms, worlds and seeds are
 lanes of one program: one chain of all methods, whose numbers differ.
 
-Arms of a seed share its samples' keys, so that 'none' under another seed says
+Arms of a seed share its noise, so that 'none' under another seed says
 how far two runs of the same method are apart.
 """
 
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 import covrl
 from covrl.entropy.chain import init_token_state
@@ -135,20 +135,20 @@ def worlds() -> Float[np.ndarray, 'W P L']:
 
 @functools.cache
 def run(lab: Lab) -> Outcome:
-  """Runs every arm: 24 seeds of 250 iterations, or 3 of 100."""
-  seeds, iterations = lab.size(24, 3), lab.size(250, 100)
+  """Runs every arm: 24 seeds of 250 iterations, or 6 of 50."""
+  seeds, iterations = lab.size(24, 6), lab.size(250, 50)
   outcomes = worlds()
   shape = (len(ARMS), len(WORLDS), seeds)
   arm, world, seed = (index.ravel() for index in np.indices(shape))
-  lane = functools.partial(_train, chunk=iterations // POINTS)
-  traces = jax.jit(jax.vmap(lane))(
-    Method(*jnp.asarray(np.array(list(ARMS.values()))[arm].T)),
-    jnp.asarray(outcomes[world]),
-    jax.random.split(lab.key(), seeds)[seed],
+  methods = Method(*np.array(list(ARMS.values()))[arm].T)
+  lanes = Lanes(
+    method=jax.tree.map(jnp.asarray, methods),
+    outcomes=jnp.asarray(outcomes[world]),
+    seed=jnp.asarray(seed + seeds * np.asarray(methods.other_seed, int)),
   )
+  traces = _train(lanes, lab.key(), seeds=2 * seeds, chunk=iterations // POINTS)
   value, entropy, leaves = (
-    np.asarray(trace, float).reshape(*shape, *trace.shape[1:])
-    for trace in traces
+    np.asarray(trace).reshape(*shape, *trace.shape[1:]) for trace in traces
   )
   return Outcome(
     steps=np.arange(1.0, POINTS + 1) * (iterations // POINTS),
@@ -159,38 +159,64 @@ def run(lab: Lab) -> Outcome:
   )
 
 
+class Lanes(NamedTuple):
+  """Runs side by side (`N`).
+
+  Attributes:
+    method: numbers of each.
+    outcomes: what its responses pay.
+    seed: which samples it draws.
+  """
+
+  method: Method
+  outcomes: Float[Array, 'N P L']
+  seed: Int[Array, ' N']
+
+
+@functools.partial(jax.jit, static_argnames=('seeds', 'chunk'))
 def _train(
-  method: Method, outcomes: Float[Array, 'P L'], key: Array, *, chunk: int
+  lanes: Lanes, key: Array, *, seeds: int, chunk: int
 ) -> tuple[Array, Array, Array]:
-  """One run: J and H along it, and the responses' probabilities at the end."""
-  tree = trees.full_tree(outcomes, DEPTH)
-  key = jax.random.fold_in(key, jnp.asarray(method.other_seed, int))
+  """J and H along every run, and the responses' probabilities at its end."""
   total = POINTS * chunk
+  alike = trees.full_tree(lanes.outcomes[0], DEPTH)
+  grown = jax.vmap(lambda outcomes: trees.full_tree(outcomes, DEPTH))(
+    lanes.outcomes
+  )
 
   def iterate(index: Array, logits: Array) -> Array:
+    draw, clip = jax.random.split(jax.random.fold_in(key, index))
+    noise = tk.noise(draw, seeds, tree=alike, responses=RESPONSES)
     left = jnp.clip(1 - index / (total * 2 / 3), 0, 1)
-    share = jnp.where(jnp.asarray(method.annealed) > 0, left, 1.0)
-    return _iteration(
-      tree, logits, method, share, jax.random.fold_in(key, index)
+    share = jnp.where(jnp.asarray(lanes.method.annealed) > 0, left, 1.0)
+    once = jax.vmap(_iteration, (0, 0, 0, 0, 0, 0, None))
+    return once(
+      grown, logits, lanes.method, share, noise[lanes.seed], lanes.seed, clip
     )
 
   def point(logits: Array, start: Array) -> tuple[Array, tuple[Array, Array]]:
     logits = jax.lax.fori_loop(start, start + chunk, iterate, logits)
-    seen = trees.objective(tree, logits), trees.mean_entropy(tree, logits)
-    return logits, seen
+    values = jax.vmap(trees.objective)(grown, logits)
+    return logits, (values, jax.vmap(trees.mean_entropy)(grown, logits))
 
-  zeros = jnp.zeros_like(tree.rewards)
   logits, (value, entropy) = jax.lax.scan(
-    point, zeros, jnp.arange(POINTS) * chunk
+    point, jnp.zeros_like(grown.rewards), jnp.arange(POINTS) * chunk
   )
-  return value, entropy, trees.response_chances(tree, jax.nn.softmax(logits))
+  leaves = jax.vmap(trees.response_chances)(grown, jax.nn.softmax(logits))
+  return value.T, entropy.T, leaves
 
 
 def _iteration(
-  tree: trees.Tree, logits: Array, method: Method, share: Array, key: Array
+  tree: trees.Tree,
+  logits: Array,
+  method: Method,
+  share: Array,
+  noise: Array,
+  seed: Array,
+  key: Array,
 ) -> Array:
   """A rollout and its updates."""
-  tokens = tk.sampled(tree, logits, key, responses=RESPONSES)
+  tokens = tk.sampled(tree, logits, noise)
   penalties = optax.chain(
     covrl.add_divergence_penalty(share * method.penalty, dead_zone=1e-6),
     covrl.add_divergence_penalty(share * method.full, 'full'),
@@ -212,6 +238,7 @@ def _iteration(
     old_logits=logits,
     full_divergence=True,
     key=key,
+    sequence_ids=tk.names(tokens, seed),
     step=jnp.zeros((), int),
   )
   plan = covrl.Plan()

@@ -254,7 +254,7 @@ def unbiased_value(lab: Lab, formula: Formula) -> Evidence:
       below(
         'sampled, tied optima: largest reward lost, annealed methods',
         lost[annealed, 1].max(),
-        0.01,
+        lab.size(0.01, 0.03),
       ),
     ],
     holds=[

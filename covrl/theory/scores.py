@@ -121,18 +121,21 @@ def _measure(
 ) -> tuple[Float[np.ndarray, 'S F'], float, float]:
   """What `Saved` holds, of one batch."""
   params, batch = _sampled(policy, seed)
-  update = _update(policy, params, batch, jnp.asarray(adam))
-  fractions = jnp.asarray(FRACTIONS)
-  chosen = _selected(update.scores, fractions).reshape(-1, ROWS, LENGTH)
-  everything = jnp.ones((1, ROWS, LENGTH), bool)
-  kept = jnp.concatenate([everything, ~chosen])
+  update = _update(policy, params, batch, np.asarray(adam))
+  fractions = np.asarray(FRACTIONS)
+  chosen = _selected(update.scores, fractions)
+  everything = np.ones((1, ROWS, LENGTH), bool)
+  kept = np.concatenate(
+    [everything, ~np.asarray(chosen).reshape(-1, ROWS, LENGTH)]
+  )
   before, after = _entropies(policy, params, batch, update, kept)
-  unit = float(update.rate * jnp.mean(abs(update.effects)))
+  effects, rate = np.asarray(update.effects), float(update.rate)
+  unit = rate * abs(effects).mean()
   saved = (np.asarray(after[1:]) - float(after[0])) / unit
   return (
     saved.reshape(len(SCORES), len(FRACTIONS)),
-    float(jnp.mean(update.effects)),
-    float((before - after[0]) / update.rate),
+    float(effects.mean()),
+    (float(before) - float(after[0])) / rate,
   )
 
 
@@ -157,13 +160,19 @@ def _sampled(policy: str, seed: int) -> tuple[PyTree, Batch]:
   random = np.random.default_rng(seed)
   params, inputs = _MAKE[policy](random)
   noise = random.gumbel(size=(ROWS, LENGTH, VOCABULARY))
-  logits = _LOGITS[policy](params, inputs)
-  rewards = jnp.asarray(random.normal(size=ROWS))
+  return params, _drawn(policy, params, inputs, noise, random.normal(size=ROWS))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _drawn(
+  policy: str, params: PyTree, inputs: Array, noise: Array, rewards: Array
+) -> Batch:
+  """Responses, and the advantages that their rewards give them."""
   groups = jnp.repeat(jnp.arange(ROWS // GROUP), GROUP)
   each = covrl.group_relative(rewards, groups)[:, None]
-  return params, Batch(
+  return Batch(
     inputs=inputs,
-    targets=jnp.argmax(logits + noise, axis=-1),
+    targets=jnp.argmax(_LOGITS[policy](params, inputs) + noise, axis=-1),
     advantages=jnp.broadcast_to(each, (ROWS, LENGTH)),
   )
 
@@ -244,28 +253,28 @@ def _entropies(
   return before, jax.lax.map(after, kept)
 
 
-def _make_table(random: np.random.Generator) -> tuple[PyTree, Array]:
+def _make_table(random: np.random.Generator) -> tuple[PyTree, np.ndarray]:
   """Forty-eight states; each token is in one of them."""
   params = 2.5 * random.normal(size=(48, VOCABULARY))
   states = random.integers(0, 48, (ROWS, LENGTH))
-  return jnp.asarray(params), jnp.asarray(states)
+  return params, states
 
 
-def _make_network(random: np.random.Generator) -> tuple[PyTree, Array]:
+def _make_network(random: np.random.Generator) -> tuple[PyTree, np.ndarray]:
   """Sixteen random features of each token, a hidden layer of 64."""
   params = (
     random.normal(size=(16, 64)) / 4,
     random.normal(size=(64, VOCABULARY)) / 2,
   )
   features = random.normal(size=(ROWS, LENGTH, 16))
-  return jax.tree.map(jnp.asarray, params), jnp.asarray(features)
+  return params, features
 
 
-def _make_transformer(random: np.random.Generator) -> tuple[PyTree, Array]:
+def _make_transformer(random: np.random.Generator) -> tuple[PyTree, np.ndarray]:
   """covrl's tiny transformer, predicting after each prefix of random rows."""
   params = _policy().init(jax.random.key(int(random.integers(2**31))))
   tokens = random.integers(0, VOCABULARY, (ROWS, LENGTH))
-  return params, jnp.asarray(tokens)
+  return params, tokens
 
 
 def _network(params: PyTree, features: Array) -> Array:
@@ -296,7 +305,7 @@ _LOGITS: dict[str, Callable[[PyTree, Array], Array]] = {
   'MLP': _network,
   'transformer': _transformer,
 }
-_MAKE: dict[str, Callable[[np.random.Generator], tuple[PyTree, Array]]] = {
+_MAKE: dict[str, Callable[[np.random.Generator], tuple[PyTree, np.ndarray]]] = {
   'table': _make_table,
   'MLP': _make_network,
   'transformer': _make_transformer,

@@ -297,7 +297,7 @@ def calibrated_policies(lab: Lab, formula: Formula) -> Evidence:
     (_entropy_after(pi, rate, ordered) - sm.entropy(pi)).max()
     for rate in (0.01, 1.0, 10.0, 100.0)
   ]
-  leaps = _entropy_after(pi, 100, any_order) > sm.entropy(pi)
+  leaps = _entropy_after(pi, 100.0, any_order) > sm.entropy(pi)
   return Evidence(
     printed=[
       below(
@@ -326,7 +326,9 @@ def calibrated_policies(lab: Lab, formula: Formula) -> Evidence:
 
 
 def _entropy_after(
-  pi: Float[np.ndarray, 'n K'], rate: float, a: Float[np.ndarray, 'n K']
+  pi: Float[np.ndarray, 'n K'],
+  rate: float | int,
+  a: Float[np.ndarray, 'n K'],
 ) -> Float[np.ndarray, ' n']:
   """Of policies after a step of the policy gradient."""
   return sm.entropy(sm.softmax(np.log(pi) + rate * pi * a))

@@ -97,8 +97,9 @@ def clip_operator(lab: Lab, formula: Formula) -> Evidence:
     abs(some.mask.sum((1, 2)) - formula(quota, int(some.eligible[0]))).max()
     for some in (wide, narrow)
   ]
-  zeroed = batches.updated(batch, np.asarray(1.0 - wide.mask[0]))
-  shares = np.asarray(wide.mask.mean(0)[wide.mask.any(0)])
+  masks = np.asarray(wide.mask)
+  zeroed = batches.updated(batch, 1.0 - masks[0])
+  shares = masks.mean(0)[masks.any(0)]
   return Evidence(
     printed=[
       near(

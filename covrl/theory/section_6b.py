@@ -272,8 +272,7 @@ def estimators(lab: Lab, formula: Formula) -> Evidence:
   predicted = formula(pi, pi * sm.centred(pi, rewards)) * RATES**2
   exponents = {kind: sm.slope(RATES, relative[kind]) for kind in KINDS}
   away = (penalised[4] - plain)[0, 1] / (penalised[0] - plain)[0, 1]
-  tiny = jnp.array([0.0, 1e-4, -1e-4])
-  pulls = {k: np.asarray(divergence_gradient(tiny, k)) for k in KINDS[1:]}
+  pulls = _pulls(np.array([0.0, 1e-4]))
   return Evidence(
     printed=[
       near(
@@ -323,6 +322,12 @@ def estimators(lab: Lab, formula: Formula) -> Evidence:
   )
 
 
+@jax.jit
+def _pulls(log_ratio: jax.Array) -> dict[str, jax.Array]:
+  """Of each estimator on a token's log-probability, downwards."""
+  return {kind: divergence_gradient(log_ratio, kind) for kind in KINDS[1:]}
+
+
 def _one_state(
   lab: Lab,
 ) -> tuple[Float[np.ndarray, ' K'], Float[np.ndarray, ' K']]:
@@ -368,7 +373,7 @@ def _entropy_changes(lab: Lab) -> Float[np.ndarray, 'Z n U']:
     return jax.lax.scan(once, first, length=UPDATES)[1]
 
   over_rates = jax.vmap(run, (None, 0))
-  which = jnp.eye(len(KINDS) + 1)[:, 1:]
-  ends = jax.jit(jax.vmap(over_rates, (0, None)))(which, jnp.asarray(RATES))
+  which = np.eye(len(KINDS) + 1)[:, 1:]
+  ends = jax.jit(jax.vmap(over_rates, (0, None)))(which, RATES)
   entropy = sm.entropy(sm.softmax(np.asarray(ends)[..., 0, 0, :]))
   return entropy - sm.entropy(sm.softmax(start[0, 0]))

@@ -292,45 +292,57 @@ CAPTION = (
 
 
 @functools.cache
-def _update_covariances(lab: Lab) -> Float[np.ndarray, 'B 2 K K']:
+def _update_covariances(lab: Lab) -> Float[np.ndarray, 'N 2 K K']:
   """Of the plain update and of Clip-Cov's, for random bandits."""
-  bandits, batches = lab.size(200, 40), lab.size(1000, 300)
+  bandits, batches = lab.size(100, 40), lab.size(1000, 300)
   random = lab.random()
-  rewards = random.normal(size=(bandits, 1, 1, 5))
-  logits = random.normal(size=(bandits, 1, 1, 5))
-  over_batches = jax.vmap(_moves, (None, None, 0))
-  keys = jax.random.split(lab.key(), (bandits, batches))
-  moves = jax.jit(jax.vmap(over_batches))(rewards, logits, keys)
-  moves = np.asarray(moves) - np.asarray(moves).mean(1, keepdims=True)
+  rewards, logits = random.normal(size=(2, bandits, 1, 1, 5))
+  moves = np.asarray(_moves(rewards, logits, lab.key(), batches))
+  moves = moves - moves.mean(1, keepdims=True)
   return np.einsum('bnci,bncj->bcij', moves, moves) / batches
 
 
+@functools.partial(jax.jit, static_argnums=3)
 def _moves(
-  rewards: jax.Array, logits: jax.Array, key: jax.Array
-) -> Float[jax.Array, '2 K']:
-  """One batch's update of a bandit, plain and under Clip-Cov."""
-  ends = jnp.ones(rewards.shape, bool)
-  tree = trees.Tree(rewards=rewards, ends=ends, depth=1)
-  tokens = tk.sampled(tree, logits, key, responses=32, scale=None)
+  rewards: Float[jax.Array, 'N 1 1 K'],
+  logits: Float[jax.Array, 'N 1 1 K'],
+  key: jax.Array,
+  batches: int,
+) -> Float[jax.Array, 'N M 2 K']:
+  """Updates of bandits, plain and under Clip-Cov, from many batches of 32."""
 
-  def move(fraction: jax.Array) -> jax.Array:
-    chain = covrl.clip_cov(fraction, 0.1, 50.0, allow_large=True)
-    state = init_token_state(chain)
-    made = tk.update(
-      logits,
-      tokens,
-      chain,
-      state,
-      learning_rate=1.0,
-      step=jnp.zeros((), int),
-      key=key,
-    )
-    return (made.logits - logits)[0, 0]
+  def one(
+    rewards: jax.Array, logits: jax.Array, noise: jax.Array, batch: jax.Array
+  ) -> jax.Array:
+    tree = trees.full_tree(rewards[:, 0], 1)
+    tokens = tk.sampled(tree, logits, noise, scale=None)
 
-  return jax.vmap(move)(jnp.array([0.0, 0.25]))
+    def move(fraction: jax.Array) -> jax.Array:
+      chain = covrl.clip_cov(fraction, 0.1, 50.0, allow_large=True)
+      made = tk.update(
+        logits,
+        tokens,
+        chain,
+        init_token_state(chain),
+        learning_rate=1.0,
+        step=jnp.zeros((), int),
+        key=key,
+        sequence_ids=tk.names(tokens, batch),
+      )
+      return (made.logits - logits)[0, 0]
+
+    return jax.vmap(move)(jnp.array([0.0, 0.25]))
+
+  bandits = len(rewards)
+  draw, key = jax.random.split(key)
+  alike = trees.full_tree(rewards[0, :, 0], 1)
+  noise = tk.noise(draw, bandits, batches, tree=alike, responses=32)
+  which = jnp.arange(bandits * batches).reshape(bandits, batches)
+  over_batches = jax.vmap(one, (None, None, 0, 0))
+  return jax.vmap(over_batches)(rewards, logits, noise, which)
 
 
-def _variance_ratios(lab: Lab) -> Float[np.ndarray, 'B K']:
+def _variance_ratios(lab: Lab) -> Float[np.ndarray, 'N K']:
   """Of each component, under Clip-Cov over plain."""
   plain, detached = np.moveaxis(
     np.diagonal(_update_covariances(lab), axis1=-2, axis2=-1), 1, 0
@@ -338,7 +350,7 @@ def _variance_ratios(lab: Lab) -> Float[np.ndarray, 'B K']:
   return detached / plain
 
 
-def _least_eigenvalues(lab: Lab) -> Float[np.ndarray, ' B']:
+def _least_eigenvalues(lab: Lab) -> Float[np.ndarray, ' N']:
   """Least of the difference over the largest of the plain.
 
   Within the directions in which logits move: their sum does not.

@@ -254,7 +254,9 @@ def _rollouts(lab: Lab, beta: float, steps: int) -> tuple[Many, Many]:
 _PAIR = np.array([[0.0, 0.0, -1e3, -1e3, -1e3]])
 
 
-def _all(rewards: Many) -> Many:
+def _all(
+  rewards: Float[np.ndarray, 'n K'],
+) -> Float[np.ndarray, 'm K']:
   """The rewards of `_rollouts`."""
   return np.concatenate([rewards, np.array([[1.0, 0.0, 0.0, 0.0, 0.0]])])
 

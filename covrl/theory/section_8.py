@@ -177,7 +177,11 @@ def annealing_a_bonus(lab: Lab, formula: Formula) -> Evidence:
         spread[bonus] / spread[0],
         5,
       ),
-      below('reward lost there', outcome.gap[bonus, 1].mean(), 0.02),
+      below(
+        'reward lost there',
+        outcome.gap[bonus, 1].mean(),
+        lab.size(0.02, 0.05),
+      ),
     ],
     holds=[
       near(
@@ -221,12 +225,12 @@ def preference(lab: Lab, formula: Formula) -> Evidence:
       above(
         'their difference over its standard error',
         ahead.mean() / (ahead.std(ddof=1) / np.sqrt(ahead.size)),
-        lab.size(3, 1),
+        lab.size(3.0, 0.0),
       ),
       below(
         'stuck prompts under the annealed bonus, over none’s',
         stuck['bonus 0.3, annealed'] / stuck['none'],
-        0.6,
+        lab.size(0.6, 1.0),
       ),
       below(
         'J of the end less its trace',

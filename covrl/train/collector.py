@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import Counter
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -132,7 +133,9 @@ class Collector:
       results.append(result)
       if self._informative(draws) >= config.rollout.prompts_per_iteration:
         break
-    outcomes = self._outcome_metrics(number, results)
+    outcomes = outcome_metrics(
+      results, number, most_failures=config.rewards.max_failures
+    )
     rollouts, batch, scored = _joined(draws)
     metrics = rollout_metrics(rollouts, scored, sources=self._sources)
     metrics |= outcomes | {'draws': float(len(draws))}
@@ -200,26 +203,6 @@ class Collector:
     clock.lap('rewards')
     return (result.rollouts, batch, scored), result
 
-  def _outcome_metrics(
-    self, number: int, results: list[ScoredRollouts]
-  ) -> dict[str, float]:
-    """How often there was which outcome; too many failures stop the run."""
-    most = self._config.rewards.max_failures
-    total = self._config.sequences_per_iteration * len(results)
-    failed = sum(result.masked for result in results) / total
-    if failed > most:
-      reasons = Counter(r for result in results for r in result.failures)
-      raise RuntimeError(
-        f'at most {most:.0%} of the responses may fail to be scored '
-        f'(rewards.max_failures), {failed:.0%} did in iteration {number}, most '
-        f'often so: {reasons.most_common(1)[0][0]}'
-      )
-    counts = sum((Counter(result.counts) for result in results), Counter())
-    names = dict.fromkeys(name for result in results for name in result.counts)
-    return {'reward_failures': failed} | {
-      f'outcomes/{name}': float(counts[name]) for name in names
-    }
-
   def _informative(self, draws: list[Draw]) -> int:
     """Groups so far whose responses have different rewards."""
     size = self._config.rollout.responses_per_prompt
@@ -254,6 +237,36 @@ class Collector:
       source_ids=np.zeros(count, np.int32),
       draw=0,
     )
+
+
+def outcome_metrics(
+  results: Sequence[ScoredRollouts], iteration: int, *, most_failures: float
+) -> dict[str, float]:
+  """How often there was which outcome; too many failures stop the run.
+
+  Args:
+    results: of an iteration's draws.
+    iteration: its number.
+    most_failures: share of the responses that may be masked for want of a score.
+
+  Raises:
+    RuntimeError: more are; it names what failed most often.
+  """
+  sizes = [len(result.rollouts.loss_mask) for result in results]
+  failed = sum(result.masked for result in results) / sum(sizes)
+  if failed > most_failures:
+    reasons = Counter(r for result in results for r in result.failures)
+    raise RuntimeError(
+      f'at most {most_failures:.0%} of the responses may fail to be scored '
+      f'(rewards.max_failures), {failed:.0%} did in iteration {iteration}, most '
+      f'often so: {reasons.most_common(1)[0][0]}'
+    )
+  counts: Counter[str] = Counter()
+  for result in results:
+    counts.update(result.counts)
+  return {'reward_failures': failed} | {
+    f'outcomes/{name}': float(count) for name, count in counts.items()
+  }
 
 
 def _joined(draws: list[Draw]) -> Draw:

@@ -74,6 +74,13 @@ def test_the_begin_token_is_written_once():
   assert PromptForm(template=template)(PLAIN).prompt == '<s>[1 + 1?]'
 
 
+def test_what_is_asked_does_not_depend_on_the_day():
+  template = ChatTemplate(
+    "{{ strftime_now('%d %b %Y') }}: {{ messages[0].content }}"
+  )
+  assert PromptForm(template=template)(PLAIN).prompt == '26 Jul 2024: 1 + 1?'
+
+
 def test_a_template_of_text():
   form = PromptForm(text='Question: {question}\nAnswer:', system='Be {brief}.')
   assert form(PLAIN).prompt == 'Question: Be {brief}.\n\n1 + 1?\nAnswer:'

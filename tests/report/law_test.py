@@ -10,10 +10,11 @@ from covrl.report.law import law_of
 from covrl.report.run import load_run
 
 
-def write(workdir, seed, iterations=30):
+def write(workdir, seed, iterations=30, still=0):
   """A run that pays for reward with entropy exactly as the law says."""
   workdir.mkdir()
   entropy = np.linspace(0.5, 0.1, iterations)
+  entropy[:still] = 0.3
   lines = [
     {
       'step': step,
@@ -45,6 +46,17 @@ def test_a_page_of_several_runs_has_the_table(tmp_path):
   page = write_comparison(runs, tmp_path / 'page.html').read_text()
   assert 'Is reward bought with entropy?' in page
   assert page.count('0.40 (0.40 to 0.40)') == 2
+
+
+def test_runs_that_no_law_can_be_fitted_to_are_named(tmp_path):
+  runs = [
+    write(tmp_path / 'run_0', 0),
+    write(tmp_path / 'run_1', 1, iterations=8),
+    write(tmp_path / 'still', 2, still=12),
+  ]
+  page = write_comparison(runs, tmp_path / 'page.html').read_text()
+  assert 'in which entropy moves: run_1, still.' in page
+  assert page.count('(0.40 to 0.40)') == 1
 
 
 def test_short_runs_have_no_law(tmp_path):

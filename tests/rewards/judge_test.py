@@ -443,7 +443,7 @@ def server():
       ended = None
       with contextlib.suppress(subprocess.TimeoutExpired):
         ended = subprocess.run(
-          [sys.executable, '-I', '-c', question['code']],
+          [sys.executable, '-I', '-S', '-c', question['code']],
           input=question['stdin'],
           capture_output=True,
           text=True,
@@ -479,16 +479,16 @@ def test_another_machine_may_run_the_programs(server):
   judge = Judge(level='remote', url=url)
   assert judge.level == 'remote'
   call = [{'call': 'add', 'args': [3, 4], 'result': 7}]
-  assert judge.judge(ADD, SUM).status is Status.SCORED
-  assert judge.judge('print(8)', SUM).status is Status.WRONG
-  assert judge.judge('1 / 0', SUM).status is Status.CRASH
+  assert judge.judge(ADD, SUM, time_limit=20.0).status is Status.SCORED
+  assert judge.judge('print(8)', SUM, time_limit=20.0).status is Status.WRONG
+  assert judge.judge('1 / 0', SUM, time_limit=20.0).status is Status.CRASH
   spin = judge.judge('while True: pass', SUM, time_limit=0.5)
   assert spin.status is Status.TIMEOUT
-  add = judge.judge('def add(a, b): return a + b', call)
+  add = judge.judge('def add(a, b): return a + b', call, time_limit=20.0)
   assert add.status is Status.SCORED, add
-  lie = judge.judge('def add(a, b): return True', call)
+  lie = judge.judge('def add(a, b): return True', call, time_limit=20.0)
   assert lie.status is Status.WRONG
-  no_program = judge.judge('def add(', call)
+  no_program = judge.judge('def add(', call, time_limit=20.0)
   assert no_program.status is Status.UNPARSABLE
   suite = judge.judge('x = 1', [{'asserts': 'assert x == 1'}])
   assert suite.status is Status.INFRASTRUCTURE

@@ -5,7 +5,10 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
+
+from covrl.rewards.outcome import Outcome, Status
 
 
 def echo(response: str, reference: Any) -> float:
@@ -52,3 +55,33 @@ def countdown_loads(response: str, reference: Any) -> float:
   if score_countdown(*COUNTDOWN_EXAMPLE) != 1.0:
     raise AssertionError('the example must be right')
   return float(response in sys.modules)
+
+
+_FOREVER = r'\lim_{x\to 0}\frac{\sin(\tan x)-\tan(\sin x)}{x^7}'
+
+
+def ask_math_verify(response: str, reference: Any) -> float:
+  """Number of the opinion of math-verify, or of something that plays it."""
+  from covrl.rewards.maths import second_opinion
+
+  players: dict[str, Callable[..., Any]] = {
+    'sleep': lambda *_: time.sleep(3600.0),
+    'abort': lambda *_: os.abort(),
+    'allocate': lambda *_: bytearray(1 << 40),
+    'itself': second_opinion._is_same,
+  }
+  player, _, question = response.partition(' ')
+  second_opinion._is_same = players[player]
+  wanted, seconds, patience = reference
+  asked = question or _FOREVER
+  return float(second_opinion.ask(wanted, asked, seconds, patience).value)
+
+
+def length(response: str, reference: Any) -> float:
+  """How much longer than the reference a response is."""
+  return float(len(response) - len(reference))
+
+
+def outcome(response: str, reference: Any) -> Outcome:
+  """An outcome of the status that the response names."""
+  return Outcome(float(reference), Status(response), 'as asked')

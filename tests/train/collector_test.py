@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which groups are trained on, and what a run with a reference keeps."""
 
-from typing import Any
+import dataclasses
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from train import process
 
-from covrl.train.iteration import informative_groups
+from covrl.rewards import Outcome, Reward, Scores, Status
+from covrl.rollout.collect import PendingRollouts, ScoredRollouts
+from covrl.train.collector import outcome_metrics
+from covrl.train.iteration import informative_groups, rollout_metrics
 from covrl.types import Rollouts
 
 
@@ -104,3 +109,73 @@ def test_exact_scores_are_at_hand(run):
   changes = [line['predicted_entropy_change/exact'] for line in run]
   assert all(np.isfinite(changes))
   assert np.ptp(changes) > 0
+
+
+def result(masked: int, of: int, **fields: Any) -> ScoredRollouts:
+  """A draw of which some responses have no reward."""
+  scored = [place >= masked for place in range(of)]
+  return ScoredRollouts(rollouts=rollouts([1.0] * of, scored), **fields)
+
+
+def test_outcomes_are_counted_over_draws():
+  results = [
+    result(0, 4, counts={'maths/scored': 3, 'maths/timeout': 1}, failures=[]),
+    result(
+      1, 4, counts={'maths/scored': 3, 'maths/timeout': 0}, failures=['x']
+    ),
+  ]
+  assert outcome_metrics(results, 0, most_failures=0.2) == {
+    'reward_failures': 1 / 8,
+    'outcomes/maths/scored': 6.0,
+    'outcomes/maths/timeout': 1.0,
+  }
+
+
+def test_too_many_failures_stop_the_run_and_say_why():
+  reason = 'code ended with infrastructure: no sandbox'
+  results = [result(2, 4, counts={}, failures=[reason] * 2 + ['another'])]
+  with pytest.raises(
+    RuntimeError,
+    match=r'at most 25% .* 50% did in iteration 7, most often so: code ended',
+  ):
+    outcome_metrics(results, 7, most_failures=0.25)
+  assert outcome_metrics(results, 7, most_failures=0.5)
+
+
+def test_masked_responses_count_in_no_mean():
+  scores = Scores(
+    (Reward(name='maths', score='a:b'), Reward(name='other', score='a:b')),
+    {
+      'maths': [*map(outcome, (1.0, 0.0, np.nan, 1.0))],
+      'other': [None, outcome(0.5), outcome(0.5), None],
+    },
+  )
+  pending = SimpleNamespace(result=lambda: scores)
+  unscored = dataclasses.replace(
+    rollouts([0.0] * 4, [True] * 4),
+    rewards={},
+    source_ids=np.array([0, 1, 1, 0], np.int32),
+  )
+  done = PendingRollouts(
+    rollouts=unscored, responses=('',) * 4, scores=cast(Any, pending)
+  ).result()
+  assert done.masked == 1
+  assert done.rollouts.loss_mask[:, 1].tolist() == [True, True, False, True]
+  assert np.asarray(done.rollouts.rewards['score']).tolist() == [1, 0.5, 0, 1]
+  zeros = np.zeros((4, 1), np.float32)
+  stats: Any = (SimpleNamespace(logprobs=zeros, entropy=zeros), None)
+  metrics = rollout_metrics(done.rollouts, stats, sources=('gsm8k', 'math'))
+  assert metrics['reward'] == pytest.approx(2.5 / 3)
+  assert metrics['reward/maths'] == pytest.approx(2 / 3)
+  assert metrics['reward/other'] == 0.5
+  assert metrics['reward_of_source/gsm8k'] == 1.0
+  assert metrics['reward_of_source/math'] == 0.5
+  assert metrics['reward/maths/math'] == 0.0
+  assert 'reward/other/gsm8k' not in metrics
+  # Groups 0 and 1; the masked one of group 1 makes no difference in it.
+  assert metrics['equal_reward_groups'] == 0.5
+
+
+def outcome(score: float) -> Outcome:
+  status = Status.INFRASTRUCTURE if np.isnan(score) else Status.SCORED
+  return Outcome(score, status, 'a sentence')

@@ -80,7 +80,7 @@ def test_meshes_and_micro_batches_do_not_matter():
 def test_the_loss_that_balances_is_added_to_the_gradient():
   plain, readings = update((8,), 1, 0.0)
   balanced, figures = update((8,), 1, BALANCE)
-  rows = padded()
+  rows = jax.tree.map(jnp.asarray, padded())
 
   def balance(params):
     _, routing = POLICY.hidden_and_routing(

@@ -96,7 +96,7 @@ def test_how_programs_are_judged_is_said():
 
 
 def test_no_judge_is_one_sentence(monkeypatch):
-  def none(level, limits):
+  def none(*_):
     raise JudgeError('a sandbox for programs is required, got none: why')
 
   monkeypatch.setattr('covrl.rewards.judge.judging.find_launcher', none)

@@ -9,20 +9,17 @@ takes longer to import than most programs to run.
 from __future__ import annotations
 
 import builtins
-import contextlib
 import itertools
-import json
-import re
 import sys
 from types import FunctionType, ModuleType
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
   import unittest
-  from collections.abc import Callable, Iterator
+  from collections.abc import Callable
   from typing import Any
 
-  from covrl.rewards.judge._runner import Program, _write, describe
+  from covrl.rewards.judge._runner import Program, _write, describe, to_json
   from covrl.rewards.judge._suite import Link, Stand, SuiteError
 
   program: Program = Program(b'')
@@ -78,30 +75,39 @@ class Approx:
     return type(expected) is type(other) and expected == other
 
 
-class Raised:
-  """What `pytest.raises` gives: the exception, once there is one."""
+class Raises:
+  """`pytest.raises`: fails unless what it encloses raises what is expected.
 
-  value: Any = None
-  type: Any = None
+  Attributes:
+    value: the exception, once there is one.
+    type: its class.
+  """
+
+  def __init__(self, expected: Any, *, match: str | None = None) -> None:
+    self._expected = expected
+    self._pattern = match
+    self.value: Any = None
+    self.type: Any = None
 
   def match(self, pattern: str) -> bool:
     """Whether the exception's text has the pattern in it."""
+    import re
+
     assert re.search(pattern, str(self.value)), str(self.value)
     return True
 
+  def __enter__(self) -> Raises:
+    return self
 
-@contextlib.contextmanager
-def raises(expected: Any, *, match: str | None = None) -> Iterator[Raised]:
-  """Fails unless what it encloses raises what is expected."""
-  raised = Raised()
-  try:
-    yield raised
-  except expected as error:
-    raised.value, raised.type = error, type(error)
-    if match is not None:
-      raised.match(match)
-    return
-  raise AssertionError(f'nothing raised {expected}')
+  def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
+    if kind is None:
+      raise AssertionError(f'nothing raised {self._expected}')
+    if not issubclass(kind, self._expected):
+      return False
+    self.value, self.type = error, kind
+    if self._pattern is not None:
+      self.match(self._pattern)
+    return True
 
 
 class Mark:
@@ -159,7 +165,7 @@ def run_suite() -> None:
   stand_in = ModuleType('pytest')
   vars(stand_in).update(
     approx=Approx,
-    raises=raises,
+    raises=Raises,
     mark=Mark(),
     fixture=_fixture,
     param=_param,
@@ -213,23 +219,27 @@ def _run_test(test: Any, names: Names) -> None:
     given: dict[str, Any] = {}
     for case in chosen:
       given.update(case)
-    with contextlib.ExitStack() as stack:
-      for name in _parameters(test):
-        if name not in given:
-          given[name] = _make_fixture(name, names, stack)
-      test(**given)
+    begun: list[Any] = []
+    for name in _parameters(test):
+      if name not in given:
+        given[name] = _make_fixture(name, names, begun)
+    test(**given)
+    for generator in begun[::-1]:
+      next(generator, None)
 
 
-def _make_fixture(name: str, names: Names, stack: contextlib.ExitStack) -> Any:
+def _make_fixture(name: str, names: Names, begun: list[Any]) -> Any:
   function: Any = dict.get(names, name)
   if not getattr(function, 'is_fixture', False):
     raise SuiteError(f'a test needs {name}, which there is not')
   needed = {
-    other: _make_fixture(other, names, stack) for other in _parameters(function)
+    other: _make_fixture(other, names, begun) for other in _parameters(function)
   }
+  made = function(**needed)
   if function.__code__.co_flags & _GENERATOR:
-    return stack.enter_context(contextlib.contextmanager(function)(**needed))
-  return function(**needed)
+    begun.append(made)
+    return next(made)
+  return made
 
 
 def _parameters(function: Any) -> list[str]:
@@ -272,4 +282,4 @@ def judge_suite() -> dict[str, str]:
 
 
 if __name__ == '__main__':
-  _write(3, json.dumps(judge_suite()).encode(errors='replace'))
+  _write(3, to_json(judge_suite()).encode())

@@ -218,6 +218,30 @@ def to_json(value: Any) -> str:
   return ''.join(_json.make_encoder({}, refuse, text, *options)(value, 0))
 
 
+def from_json(text: str) -> Any:
+  """The reverse, for text of which nothing is known."""
+  make_scanner: Any = _json.make_scanner
+  scan = make_scanner(_Options())
+  try:
+    value, end = scan(text, 0)
+  except StopIteration:
+    raise ValueError('no JSON') from None
+  if end != len(text):
+    raise ValueError('more than JSON')
+  return value
+
+
+class _Options:
+  """What the `json` module tells its scanner."""
+
+  strict = True
+  object_hook = None
+  object_pairs_hook = None
+  parse_float = float
+  parse_int = int
+  parse_constant = float
+
+
 def _find(namespace: dict[str, Any], name: str) -> Any:
   """A function, or a method of a fresh instance of a class."""
   owner, _, method = name.rpartition('.')

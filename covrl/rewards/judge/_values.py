@@ -9,8 +9,6 @@ types, whoever wrote it.
 from __future__ import annotations
 
 import builtins
-import collections
-import json
 import os
 import sys
 
@@ -18,6 +16,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
   from collections.abc import Callable
   from typing import Any
+
+  from covrl.rewards.judge._runner import from_json, to_json
 
 _LONGEST_LINE = 1 << 24
 _SCALARS = (bool, int, float, str)
@@ -46,7 +46,7 @@ class Wire:
 
   def send(self, message: dict[str, Any]) -> None:
     """Writes a line."""
-    data = json.dumps(message).encode() + b'\n'
+    data = to_json(message).encode() + b'\n'
     while data:
       data = data[os.write(5, data) :]
 
@@ -59,7 +59,7 @@ class Wire:
     line = self._lines.readline(_LONGEST_LINE)
     if not line.endswith(b'\n'):
       raise EOFError('the program has ended')
-    message = json.loads(line)
+    message = from_json(line[:-1].decode())
     if not isinstance(message, dict):
       raise EOFError('the program has written something else')
     return message
@@ -101,6 +101,8 @@ class Wire:
     if name == 'dict':
       return {self.decode(k): self.decode(v) for k, v in value[name]}
     if name == 'named':
+      import collections
+
       kind = collections.namedtuple(value[name], value['names'])
       return kind(*map(self.decode, value['items']))
     if name == 'complex':

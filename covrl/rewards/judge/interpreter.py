@@ -11,6 +11,7 @@ import pathlib
 import subprocess
 import sys
 
+_TIMEOUT = 300.0
 # Prints what the interpreter maps once it has imported its own extensions.
 _PROBE = """
 import json, os, sys, sysconfig, warnings
@@ -59,14 +60,17 @@ def find_interpreter() -> Interpreter:
     OSError: it does not run.
   """
   path: str = getattr(sys, '_base_executable', '') or sys.executable
-  ended = subprocess.run(
-    [path, '-I', '-S', '-c', _PROBE],
-    capture_output=True,
-    text=True,
-    check=False,
-    timeout=60,
-    env={},
-  )
+  try:
+    ended = subprocess.run(
+      [path, '-I', '-S', '-c', _PROBE],
+      capture_output=True,
+      text=True,
+      check=False,
+      timeout=_TIMEOUT,
+      env={},
+    )
+  except subprocess.TimeoutExpired:
+    raise OSError(f'{path} did not answer within {_TIMEOUT:g} s') from None
   if ended.returncode:
     raise OSError(f'{path} does not run: {ended.stderr.strip()[-200:]}')
   return _lay_out(json.loads(ended.stdout))

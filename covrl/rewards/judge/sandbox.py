@@ -21,7 +21,7 @@ from typing import IO, Any
 from covrl.rewards.judge.launchers import Launcher
 from covrl.rewards.judge.scripts import compile_script
 from covrl.rewards.judge.seccomp import make_filter
-from covrl.rewards.judge.usage import Usage, measure
+from covrl.rewards.judge.usage import Usage, descendants, measure
 from covrl.rewards.judge.watch import Channel, End, Limits, watch
 
 _START = 'import marshal,os,sys;exec(marshal.loads(os.pread({},1<<20,0)))'
@@ -256,7 +256,10 @@ def _await(process: subprocess.Popen[bytes]) -> None:
   try:
     process.wait(_TIMEOUT)
   except subprocess.TimeoutExpired:
-    process.kill()
+    # It hangs: and what it has started by now may not be told of its death.
+    for pid in (*descendants(process.pid), process.pid):
+      with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
     process.wait(_TIMEOUT)
 
 

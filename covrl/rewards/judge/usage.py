@@ -48,6 +48,11 @@ def measure(pid: int, writable: Iterable[str], limit: int) -> Usage:
   return Usage(memory + files, tasks)
 
 
+def descendants(pid: int) -> list[int]:
+  """Every process below one."""
+  return [process for process, _ in _tree(pid) if process != pid]
+
+
 def _tree(pid: int) -> Iterator[tuple[int, int]]:
   """Every process from one down, with its number of threads."""
   waiting = [pid]

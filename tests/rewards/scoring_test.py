@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rewards of several parts: weights, sources, shaping, and what fails."""
+
+import math
+from typing import Any
+
+import pytest
+from rewards import scorers
+
+from covrl.rewards import (
+  Outcome,
+  Overlong,
+  Reward,
+  Scores,
+  Scoring,
+  Status,
+  format_reward,
+  maths_reward,
+  overlong_penalty,
+)
+
+LENGTH = Reward(name='length', score=scorers.length)
+
+
+def scored(rewards, rows, **settings):
+  """Scores of rows of response, reference, source and length."""
+  responses, references, sources, lengths = zip(*rows, strict=True)
+  with Scoring(
+    rewards, sources=sorted(set(sources)), workers=1, timeout=60.0
+  ) as scoring:
+    return scoring.submit(
+      responses, references, sources=sources, lengths=lengths, **settings
+    ).result()
+
+
+@pytest.mark.parametrize(
+  ('length', 'penalty'),
+  # With L_max = 100 and L_cache = 20: 0 up to 80, (80 − n)/20 up to 100, −1.
+  [
+    (0, 0),
+    (80, 0),
+    (81, -0.05),
+    (85, -0.25),
+    (99, -0.95),
+    (100, -1),
+    (900, -1),
+  ],
+)
+def test_overlong_penalty_is_the_published_one(length, penalty):
+  found = overlong_penalty(length, max_length=100, buffer=20)
+  assert found == pytest.approx(penalty, abs=1e-12)
+
+
+def test_overlong_buffers_must_fit():
+  with pytest.raises(ValueError, match=r'in \[1, max_length\], got 0 of 10'):
+    Overlong(max_length=10, buffer=0)
+  with pytest.raises(ValueError, match='got 11 of 10'):
+    overlong_penalty(3, max_length=10, buffer=11)
+
+
+def test_the_total_is_the_weighted_sum_of_what_applies():
+  scores = scored(
+    [
+      Reward(name='length', score=scorers.length, sources=('a',)),
+      Reward(name='echo', score='rewards.scorers:echo', sources=('b',)),
+      format_reward('[0-9]+', weight=0.5),
+      Overlong(max_length=10, buffer=10, weight=2.0),
+    ],
+    [('123', '1', 'a', 0), ('4', '', 'b', 5), ('abc', 'ab', 'a', 10)],
+  )
+  assert scores.totals() == [2.0 + 0.5, 4.0 + 0.5 - 1.0, 1.0 - 2.0]
+  # The format and the length steer training; they do not make an answer right.
+  assert scores.marks() == [2.0, 4.0, 1.0]
+  names = {
+    name: [o and o.score for o in o_s] for name, o_s in scores.outcomes.items()
+  }
+  assert names == {
+    'length': [2.0, None, 1.0],
+    'echo': [None, 4.0, None],
+    'format': [1.0, 1.0, 0.0],
+    'overlong': [0.0, -0.5, -1.0],
+  }
+
+
+def test_an_evaluation_computes_no_shaping():
+  scores = scored(
+    [LENGTH, format_reward('.*'), Overlong(max_length=2, buffer=1)],
+    [('aa', 'a', 's', 2)],
+    shaping=False,
+  )
+  assert scores.outcomes.keys() == {'length'}
+  assert scores.totals() == scores.marks() == [1.0]
+
+
+def test_a_part_of_weight_0_is_only_logged():
+  rewards = [
+    LENGTH,
+    Reward(name='logged', score=scorers.outcome, weight=0.0),
+  ]
+  scores = scored(rewards, [('wrong', '12345', 's', 0)])
+  assert scores.totals() == scores.marks() == [0.0]
+  assert scores.counts()['logged/wrong'] == 1
+
+
+def test_what_cannot_be_judged_has_no_total_and_is_counted_by_status():
+  reward = Reward(name='judged', score=scorers.outcome)
+  scores = scored(
+    [reward],
+    [
+      ('scored', '1', 's', 0),
+      ('wrong', '0', 's', 0),
+      ('timeout', '0', 's', 0),
+      ('infrastructure', 'nan', 's', 0),
+      ('timeout', 'nan', 's', 0),
+      ('no such status', '1', 's', 0),
+    ],
+  )
+  assert scores.totals()[:3] == [1.0, 0.0, 0.0]
+  assert all(map(math.isnan, scores.totals()[3:]))
+  assert all(map(math.isnan, scores.marks()[3:]))
+  assert {name: n for name, n in scores.counts().items() if n} == {
+    'judged/scored': 1,
+    'judged/wrong': 1,
+    'judged/timeout': 2,
+    'judged/infrastructure': 1,
+    'judged/crash': 1,
+  }
+  assert len(scores.counts()) == len(Status)
+  assert scores.failures() == [
+    'judged ended with infrastructure: as asked',
+    'judged ended with timeout: as asked',
+    "judged ended with crash: ValueError: 'no such status' is not a valid"
+    ' Status',
+  ]
+
+
+def test_a_hang_in_one_part_leaves_the_others_alone():
+  rewards = [
+    Reward(name='echo', score=scorers.echo, timeout=0.5, weight=3.0),
+    LENGTH,
+  ]
+  rows = [('hang', 'h', 's', 0), ('1', '', 's', 0)]
+  scores = scored(rewards, rows)
+  assert math.isnan(scores.totals()[0])
+  assert scores.totals()[1] == 4.0
+  (first, _) = scores.outcomes['echo']
+  assert first is not None
+  assert (first.status, first.detail) == (
+    Status.TIMEOUT,
+    'there was no score after 0.5 s',
+  )
+
+
+def test_marks_are_relative_to_full_marks():
+  rewards = (
+    Reward(name='one', score=scorers.echo, weight=2.0),
+    Reward(name='other', score=scorers.echo, weight=1.0),
+  )
+  full, none = Outcome(1.0, Status.SCORED), Outcome(0.0, Status.WRONG)
+  scores = Scores(
+    rewards, {'one': [full, full, none], 'other': [full, none, None]}
+  )
+  assert scores.totals() == [3.0, 2.0, 0.0]
+  assert scores.marks() == [1.0, 2 / 3, 0.0]
+
+
+@pytest.mark.parametrize('rule', ['boxed', 'gsm8k', 'dapo'])
+def test_maths_is_a_reward_by_each_rule(rule):
+  responses = {
+    'boxed': r'\boxed{1/2}',
+    'gsm8k': '#### .5',
+    'dapo': 'Answer: .5',
+  }
+  scores = scored(
+    [maths_reward(rule=rule)],
+    [(responses[rule], r'\frac12', 's', 0), ('0.5', r'\frac12', 's', 0)],
+  )
+  assert scores.totals() == [1.0, 0.0]
+  assert scores.counts()['maths/unparsable'] == 1
+
+
+@pytest.mark.parametrize(
+  ('rewards', 'message'),
+  [
+    ([LENGTH, LENGTH], "different names, 2 are 'length'"),
+    (
+      [Reward(name='x', score=scorers.echo, sources=('maths',))],
+      "is for the source 'maths', the sources are 'math', 'code'; did you mean"
+      " 'math'",
+    ),
+    (
+      [Reward(name='x', score=scorers.echo, sources=('math',))],
+      "'code' has none",
+    ),
+    ([format_reward('.*')], "judges its answers.*'math' has none"),
+    (
+      [Reward(name='x', score=scorers.echo, weight=0.0)],
+      "a weight other than 0.*'math' has none",
+    ),
+  ],
+)
+def test_rewards_that_do_not_fit_are_refused(rewards, message):
+  with pytest.raises(ValueError, match=message):
+    Scoring(rewards, sources=('math', 'code'))
+
+
+@pytest.mark.parametrize('name', ['score', 'Maths', 'a b', ''])
+def test_names_that_cannot_be_logged_are_refused(name):
+  with pytest.raises(ValueError, match='small-letter word other than'):
+    Reward(name=name, score=scorers.echo)
+
+
+def test_bad_patterns_and_functions_are_refused():
+  with pytest.raises(ValueError, match=r"regular expression, got '\('"):
+    format_reward('(')
+  missing = Reward(name='mine', score='no.such.module:function')
+  with (
+    Scoring([missing], sources=['s'], workers=1) as scoring,
+    pytest.raises(
+      RuntimeError, match=r"the reward 'mine': .* No module named 'no'"
+    ),
+  ):
+    scoring.warm()
+  for name in ('module', 'module.function', ':function', 'a b:c'):
+    with pytest.raises(ValueError, match='the form module:function, got'):
+      Scoring([Reward(name='mine', score=name)], sources=['s'])
+
+
+def test_columns_must_be_of_one_length():
+  rows: list[Any] = ['1', '2']
+  with (
+    Scoring([LENGTH], sources=['s'], workers=1) as scoring,
+    pytest.raises(ValueError, match='got 1, 2 and 2 for 2'),
+  ):
+    scoring.submit(rows, ['1'], sources=['s', 's'], lengths=[1, 1])
