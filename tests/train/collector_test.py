@@ -2,14 +2,15 @@
 """Which groups are trained on, and what a run with a reference keeps."""
 
 import dataclasses
+from concurrent.futures import Future
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 from train import process
 
-from covrl.rewards import Outcome, Reward, Scores, Status
+from covrl.rewards import Outcome, PendingScores, Reward, Status
 from covrl.rollout.collect import PendingRollouts, ScoredRollouts
 from covrl.train.collector import outcome_metrics
 from covrl.train.iteration import informative_groups, rollout_metrics
@@ -142,22 +143,32 @@ def test_too_many_failures_stop_the_run_and_say_why():
   assert outcome_metrics(results, 7, most_failures=0.5)
 
 
+def pending(rewards, outcomes):
+  """Scores that are there already."""
+  futures = {}
+  for name, column in outcomes.items():
+    places = [place for place, each in enumerate(column) if each is not None]
+    done: Future[list[Outcome]] = Future()
+    done.set_result([column[place] for place in places])
+    futures[name] = places, done
+  return PendingScores(rewards, 4, futures)
+
+
 def test_masked_responses_count_in_no_mean():
-  scores = Scores(
+  scores = pending(
     (Reward(name='maths', score='a:b'), Reward(name='other', score='a:b')),
     {
       'maths': [*map(outcome, (1.0, 0.0, np.nan, 1.0))],
       'other': [None, outcome(0.5), outcome(0.5), None],
     },
   )
-  pending = SimpleNamespace(result=lambda: scores)
   unscored = dataclasses.replace(
     rollouts([0.0] * 4, [True] * 4),
     rewards={},
     source_ids=np.array([0, 1, 1, 0], np.int32),
   )
   done = PendingRollouts(
-    rollouts=unscored, responses=('',) * 4, scores=cast(Any, pending)
+    rollouts=unscored, responses=('',) * 4, scores=scores
   ).result()
   assert done.masked == 1
   assert done.rollouts.loss_mask[:, 1].tolist() == [True, True, False, True]
