@@ -180,7 +180,7 @@ def fetch(tree: PyTree) -> PyTree:
     return _everywhere(leaf, everywhere)
 
   leaves = jax.tree.map(whole, tree)
-  arrays = [x for x in jax.tree.leaves(leaves) if isinstance(x, jax.Array)]
+  arrays: list[Any] = jax.tree.leaves(leaves)
   wait(lambda: all(array.is_ready() for array in arrays))
   return jax.device_get(leaves)
 
@@ -194,7 +194,7 @@ def gather_rows(tree: PyTree) -> PyTree:
   processes = count()
   if processes == 1:
     return tree
-  owners: dict[int, jax.Device] = {}
+  owners: dict[int, Any] = {}
   for device in jax.devices():
     owners.setdefault(device.process_index, device)
   mesh = Mesh(

@@ -250,9 +250,10 @@ def uncached() -> Iterator[None]:
   """
   import jax
 
-  before = jax.config.jax_enable_compilation_cache
-  jax.config.update('jax_enable_compilation_cache', False)
+  config: Any = jax.config
+  before = config.jax_enable_compilation_cache
+  config.update('jax_enable_compilation_cache', False)
   try:
     yield
   finally:
-    jax.config.update('jax_enable_compilation_cache', before)
+    config.update('jax_enable_compilation_cache', before)
