@@ -442,7 +442,9 @@ def _sample_pretrained(
 
 def _is_run(directory: str) -> bool:
   """Whether a directory is a run's, and not a pretrained model or its name."""
-  path = pathlib.Path(directory)
+  from covrl import storage
+
+  path = storage.path_of(directory)
   if (path / 'recipe').is_dir():
     return True
   if path.exists():

@@ -267,6 +267,7 @@ class Run:
   def report(self) -> None:
     """Rewrites the run's page."""
     if self.directory.writes:
+      self.writer.flush()
       write_report(self.directory.path)
 
   def _evaluate(self, place: Place, state: TrainState) -> None:

@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import pathlib
 import re
 
 import jax
+from etils import epath
+
+from covrl import storage
 
 
 class Profiler:
@@ -13,13 +17,13 @@ class Profiler:
 
   Args:
     steps: `FIRST:LAST`, optimiser updates counted from 0; empty for none.
-    directory: where the trace goes.
+    directory: where the trace goes; into a bucket when it is whole.
 
   Raises:
     ValueError: `steps` is no such range.
   """
 
-  def __init__(self, steps: str, directory: str) -> None:
+  def __init__(self, steps: str, directory: epath.Path) -> None:
     match = re.fullmatch(r'(\d+):(\d+)', steps)
     if steps and (match is None or int(match[1]) > int(match[2])):
       raise ValueError(
@@ -29,12 +33,15 @@ class Profiler:
       (int(match[1]), int(match[2])) if match else (-1, -1)
     )
     self._directory = directory
+    self._here = pathlib.Path(directory)
     self._running = False
 
   def before(self, step: int) -> None:
     """Begins where it is time to, rollout included."""
     if not self._running and self._first <= step <= self._last:
-      jax.profiler.start_trace(self._directory)
+      if storage.is_bucket(self._directory):
+        self._here = storage.scratch()
+      jax.profiler.start_trace(str(self._here))
       self._running = True
 
   def after(self, step: int) -> None:
@@ -47,3 +54,5 @@ class Profiler:
     if self._running:
       self._running = False
       jax.profiler.stop_trace()
+      if storage.is_bucket(self._directory):
+        storage.upload(self._here, self._directory)

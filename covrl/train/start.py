@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
+
+import jax
+from etils import epath
 
 from covrl import distributed
 from covrl.config import Recipe
@@ -50,7 +52,7 @@ def train(recipe: Recipe, workdir: str, watch: Watch | None = None) -> None:
   watch = watch or Watch()
   check_agreement(recipe, workdir)
   first = distributed.is_first()
-  directory = RunDirectory(pathlib.Path(workdir), writes=first)
+  directory = RunDirectory(workdir, writes=first)
   stop, watchdog = StopSignal(), Watchdog(watch.stall_after)
   with (
     watchdog,
@@ -72,7 +74,7 @@ def train(recipe: Recipe, workdir: str, watch: Watch | None = None) -> None:
         'iterations; raise train.iterations to go on'
       )
       return
-    profiler = Profiler(watch.profile_steps, f'{workdir}/profile')
+    profiler = Profiler(watch.profile_steps, _trace_directory(directory))
     run = Run(recipe, directory, store, progress, saved, stop, profiler)
     try:
       run.train()
@@ -84,3 +86,10 @@ def train(recipe: Recipe, workdir: str, watch: Watch | None = None) -> None:
       run.close()
       run.report()
     progress.note(f'finished; see {directory.path / "report.html"}')
+
+
+def _trace_directory(directory: RunDirectory) -> epath.Path:
+  """Where this process's traces go: machines may have the same name."""
+  if distributed.count() == 1:
+    return directory.path / 'profile'
+  return directory.path / 'profile' / f'process_{jax.process_index()}'

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 import time
 from typing import Any, cast
 
@@ -136,7 +135,7 @@ def lender(config: Config, task: Task) -> Checkpoint | None:
         f'{config.warm_start.steps}'
       )
     return None
-  other = RunDirectory(pathlib.Path(config.warm_start.from_run))
+  other = RunDirectory(config.warm_start.from_run)
   theirs = flatten(from_dict(other.describe()['config']))
   ours = flatten(config)
   for name, value in ours.items():
