@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A bucket is used as it can be: whole objects, numbered parts, a lease."""
 
+import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -8,16 +10,21 @@ import threading
 import time
 
 import bucket
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from pretrained.fixtures import MODELS
 
 from covrl import journal, storage
 from covrl.config import ConfigError, LoggingConfig
+from covrl.data import open_records
 from covrl.exits import Exit
 from covrl.journal import open_journal, read_journal
+from covrl.pretrained import load_pretrained, save_pretrained
 from covrl.pretrained.drafts import written_whole
-from covrl.train import lock
+from covrl.train import CheckpointError, CheckpointStore, lock
 from covrl.train.run_directory import RunDirectory
 from covrl.train.writer import MetricsWriter
 
@@ -28,12 +35,14 @@ LINES = 'gs://bucket/run/metrics.jsonl'
 @pytest.fixture(scope='module')
 def served():
   """One bucket for all: gcsfs remembers where the first one was."""
-  with bucket.served() as (content, environment):
-    with pytest.MonkeyPatch.context() as patch:
-      for name, value in environment.items():
-        patch.setenv(name, value)
-      storage.path_of(ROOT)
-      yield content
+  with (
+    bucket.served() as (content, environment),
+    pytest.MonkeyPatch.context() as patch,
+  ):
+    for name, value in environment.items():
+      patch.setenv(name, value)
+    storage.path_of(ROOT)
+    yield content
 
 
 @pytest.fixture
@@ -97,17 +106,19 @@ def test_directories_come_here_and_go_there(objects, tmp_path):
 
 
 def test_a_model_in_a_bucket_is_written_whole(objects):
-  with pytest.raises(OSError, match='full'):
+  def write(error=None):
     with written_whole('gs://bucket/model') as draft:
       (draft / 'config.json').write_text('{}')
-      raise OSError('full')
+      if error:
+        raise error
+
+  with pytest.raises(OSError, match='full'):
+    write(OSError('full'))
   assert not objects.names()
-  with written_whole('gs://bucket/model') as draft:
-    (draft / 'config.json').write_text('{}')
+  write()
   assert objects.names() == ['model/config.json']
   with pytest.raises(ValueError, match='must not exist or be empty'):
-    with written_whole('gs://bucket/model'):
-      pass
+    write()
 
 
 @pytest.mark.parametrize('keep', [0, 1, 7, 8, 20, 30, 47, 48])
@@ -170,9 +181,9 @@ def test_a_directory_in_use_is_refused_and_one_left_is_taken(
   monkeypatch.setattr(lock, '_PATIENCE', 1.0)
   directory = RunDirectory('gs://bucket/run')
   with directory.locked():
+    other = RunDirectory('gs://bucket/run').locked()
     with pytest.raises(ConfigError, match='is in use by another process'):
-      with RunDirectory('gs://bucket/run').locked():
-        pass
+      other.__enter__()
     assert objects.names() == ['run/.lock']
   assert not objects.names()
   # Its process was killed.
@@ -230,3 +241,95 @@ def test_a_run_whose_place_was_taken_ends(served, objects):
   assert process.returncode == Exit.REFUSED
   assert said.startswith('covrl: another run has taken gs://bucket/run')
   assert said.count('\n') == 1
+
+
+def test_problems_are_read_from_a_bucket(objects, tmp_path):
+  from array_record.python.array_record_module import ArrayRecordWriter
+
+  rows = [{'question': f'{n} + 1', 'answer': n + 1} for n in range(3)]
+  text = '\n'.join(map(json.dumps, rows)).encode()
+  objects.put('data/sums.jsonl', text)
+  writer = ArrayRecordWriter(str(tmp_path / 'sums'), 'group_size:1')
+  for row in rows:
+    writer.write(json.dumps(row).encode())
+  writer.close()
+  objects.put('data/sums.array_record', (tmp_path / 'sums').read_bytes())
+  for name in ('sums.jsonl', 'sums.array_record'):
+    records = open_records(f'gs://bucket/data/{name}')
+    assert list(records) == rows
+    assert records.file == f'gs://bucket/data/{name}'
+  with pytest.raises(ValueError, match=r'got gs://bucket/data/none\.jsonl'):
+    open_records('gs://bucket/data/none.jsonl')
+
+
+def test_weights_are_read_from_a_bucket_and_written_to_it(objects):
+  for file in (MODELS / 'qwen2').iterdir():
+    objects.put(f'qwen2/{file.name}', file.read_bytes())
+  policy, params = load_pretrained('gs://bucket/qwen2')
+  assert policy.origin == 'gs://bucket/qwen2'
+  _, expected = load_pretrained(MODELS / 'qwen2')
+  save_pretrained('gs://bucket/again', policy, params)
+  _, again = load_pretrained('gs://bucket/again')
+  for tree in (params, again):
+    jax.tree.map(np.testing.assert_array_equal, tree, expected)
+
+
+def test_checkpoints_in_a_bucket(objects):
+  store = CheckpointStore('gs://bucket/run/checkpoints', keep=1)
+  assert store.latest() is None
+  arrays = {'a': jnp.arange(6.0), 'b': {'c': jnp.ones((2, 3), jnp.bfloat16)}}
+  for position in (1, 2):
+    store.save(position, arrays, {'metrics_size': position})
+  assert {n.split('/')[2] for n in objects.names('run/')} == {'00000002'}
+  saved = store.latest()
+  assert saved is not None
+  assert saved.notes == {'metrics_size': 2}
+  jax.tree.map(np.testing.assert_array_equal, saved.restore(arrays), arrays)
+  like = arrays['b']
+  jax.tree.map(
+    np.testing.assert_array_equal, saved.restore_part('b', like), like
+  )
+  # Without its manifest it is none, as after a kill before the end.
+  manifest = objects.objects.pop('run/checkpoints/00000002/manifest.json')
+  assert store.latest() is None
+  objects.objects['run/checkpoints/00000002/manifest.json'] = manifest
+  name = max(saved.files, key=lambda name: int(saved.files[name].split(':')[0]))
+  whole = f'run/checkpoints/00000002/{name}'
+  content, _ = objects.objects[whole]
+  objects.put(whole, bytes([content[0] ^ 1]) + content[1:])
+  with pytest.raises(CheckpointError, match='is not what was written'):
+    saved.restore(arrays)
+  del objects.objects[whole]
+  with pytest.raises(CheckpointError, match='is missing'):
+    saved.restore(arrays)
+
+
+def test_compiled_programs_are_kept_in_a_bucket(objects):
+  script = (
+    'import jax\n'
+    'jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)\n'
+    'jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)\n'
+    'seen = []\n'
+    'jax.monitoring.register_event_listener(\n'
+    '  lambda event, **_: seen.append(event))\n'
+    'jax.jit(lambda x: x * 2 + 1)(3.0).block_until_ready()\n'
+    'print("/jax/compilation_cache/cache_hits" in seen)\n'
+  )
+  environment = {
+    **os.environ,
+    'JAX_COMPILATION_CACHE_DIR': 'gs://bucket/programs',
+    'XLA_FLAGS': '',
+  }
+  said = [
+    subprocess.run(
+      [sys.executable, '-c', script],
+      env=environment,
+      capture_output=True,
+      text=True,
+      check=True,
+      timeout=300,
+    ).stdout
+    for _ in range(2)
+  ]
+  assert said == ['False\n', 'True\n']
+  assert objects.names('programs/')
