@@ -132,6 +132,7 @@ def _parser() -> argparse.ArgumentParser:
   plan.add_argument('--config', required=True, help='a Python config file')
   plan.add_argument('--topology', help='TPUs it shall run on, such as v5p-64')
   plan.add_argument('--num-slices', type=int, default=1)
+  plan.add_argument('--compiled', help='what covrl compile --json wrote of it')
 
   train = commands.add_parser(
     'train', help='train a policy', description=_TRAIN, formatter_class=raw
@@ -319,12 +320,17 @@ def _told(error: Exception) -> int:
 
 
 def _plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
-  from covrl import config, topologies
+  from covrl import config, storage, topologies
   from covrl.plan import plan
 
   recipe = config.load(arguments.config, overrides)
   topology = topologies.find(arguments.topology) if arguments.topology else None
-  for line in plan(recipe, topology, arguments.num_slices):
+  compiled = None
+  if arguments.compiled:
+    compiled = storage.path_of(arguments.compiled)
+    if topology is None:
+      raise ValueError('--compiled needs --topology, got none')
+  for line in plan(recipe, topology, arguments.num_slices, compiled):
     print(line)
 
 

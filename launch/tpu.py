@@ -26,6 +26,8 @@ _SCARCE = re.compile(r'RESOURCE_EXHAUSTED|quota|capacity|UNAVAILABLE', re.I)
 _EXIT = re.compile(r'covrl-exit=(\d+)')
 # What ssh ends with when the connection is lost.
 _LOST = 255
+# A connection that carries nothing for five minutes is lost, and ends.
+_ALIVE = ('-oServerAliveInterval=30', '-oServerAliveCountMax=10')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -247,5 +249,6 @@ class _Queued:
       *('gcloud', 'compute', 'tpus', 'tpu-vm', 'ssh', node),
       *self._where,
       '--worker=all',
+      *(f'--ssh-flag={flag}' for flag in _ALIVE),
       f'--command={command}',
     ]

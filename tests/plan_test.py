@@ -2,6 +2,7 @@
 """A plan's figures, each against what it must be by hand."""
 
 import dataclasses
+import json
 import re
 
 import pytest
@@ -10,8 +11,9 @@ from train.process import RECIPES
 from covrl import topologies
 from covrl.cli import main
 from covrl.config import ConfigError, load
+from covrl.forecast import Seconds, estimate, needed
 from covrl.models import Policy
-from covrl.plan import Seconds, estimate, needed, plan
+from covrl.plan import plan
 
 RECIPE = RECIPES / 'toy_solved.py'
 
@@ -88,6 +90,84 @@ def test_too_much_memory_is_told(recipe, monkeypatch):
   chip = dataclasses.replace(small.chip, hbm=1024)
   said = '\n'.join(plan(recipe, small._replace(chip=chip)))
   assert 'DOES NOT FIT' in said
+
+
+def compiled(**changed):
+  """As `covrl compile --json` writes it, as far as it is read."""
+  programs = {
+    name: {
+      'hbm_bytes': (5 + place) * 2**30,
+      'hbm_limit_bytes': 95 * 2**30,
+      'roofline_seconds': seconds,
+      'calls': calls,
+    }
+    for place, (name, seconds, calls) in enumerate(
+      [
+        ('train_step', 2.0, 4),
+        ('score', 3.0, 1),
+        ('prefill', 0.5, 1),
+        ('decode', 0.25, 6),
+      ]
+    )
+  }
+  return {
+    'fits': True,
+    'recipe': 'toy_solved',
+    'topology': 'v5p:2x4x4',
+    'num_slices': 1,
+    'programs': programs,
+    **changed,
+  }
+
+
+def planned(tmp_path, content):
+  file = tmp_path / 'compiled.json'
+  file.write_text(content if isinstance(content, str) else json.dumps(content))
+  main(
+    [
+      *('plan', f'--config={RECIPE}', '--topology=v5p-64'),
+      f'--compiled={file}',
+    ]
+  )
+
+
+def test_what_was_compiled_is_better_known(tmp_path, capsys):
+  planned(tmp_path, compiled())
+  said = capsys.readouterr().out
+  assert 'decode takes the most memory: 8.0 GiB of 95.0 GiB a chip' in said
+  assert 'it fits' in said
+  assert 'sampling   2 s' in said
+  assert 'scoring    3 s' in said
+  assert 'training   8 s' in said
+  # 4 iterations of 13 s.
+  assert 'an iteration 13 s, the run 0.0144 hours' in said
+  assert 'may fit' not in said
+  planned(tmp_path, compiled(fits=False))
+  assert 'it DOES NOT FIT' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    ('no JSON', 'must be what `covrl compile --json` wrote'),
+    ('[]', 'must be what `covrl compile --json` wrote'),
+    (compiled(programs={}), 'must be what `covrl compile --json` wrote'),
+    (compiled(recipe='other'), 'is of other on 1 × v5p:2x4x4'),
+    (compiled(num_slices=2), 'is of toy_solved on 2 × v5p:2x4x4'),
+    (compiled(topology='v5p:4x4x4'), 'on 1 × v5p:4x4x4'),
+    (
+      compiled(programs={'score': compiled()['programs']['score']}),
+      'with score',
+    ),
+  ],
+)
+def test_what_was_compiled_must_be_this(tmp_path, capsys, content, message):
+  with pytest.raises(SystemExit) as ended:
+    planned(tmp_path, content)
+  assert ended.value.code == 2
+  error = capsys.readouterr().err
+  assert message in error
+  assert error.count('\n') == 1
 
 
 def test_a_wrong_reference_is_refused():

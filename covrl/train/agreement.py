@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import pathlib
 import platform
 import zlib
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
 from covrl import distributed
 from covrl.config import Config, ConfigError, Recipe, flatten
+from covrl.data import ProblemSource
+from covrl.data.problems import fingerprint_of
+
+# What decides what a run computes, besides covrl.
+_LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'grain')
 
 
 def check_agreement(recipe: Recipe, workdir: str) -> None:
@@ -36,6 +41,20 @@ def check_agreement(recipe: Recipe, workdir: str) -> None:
   ):
     _compare(what, [''.join(parts)], [what])
   _compare('configuration', [*map(str, fields.values())], [*fields])
+
+
+def check_problems(source: ProblemSource) -> None:
+  """Refuses a run whose processes have read different problems.
+
+  Args:
+    source: those that this process trains on.
+
+  Raises:
+    ConfigError: on every process; names the one that differs.
+  """
+  if distributed.count() > 1:
+    what = 'problems to train on'
+    _compare(what, [f'{len(source)} {fingerprint_of(source)}'], ['set'])
 
 
 def check_divides(config: Config, processes: int) -> None:
@@ -76,4 +95,5 @@ def _code() -> str:
   here = pathlib.Path(__file__).parents[1]
   files = sorted(here.rglob('*.py'))
   text = ''.join(file.read_text() for file in files)
-  return f'{jax.__version__} {platform.python_version()} {text}'
+  versions = ' '.join(map(importlib.metadata.version, _LIBRARIES))
+  return f'{platform.python_version()} {versions} {text}'

@@ -19,6 +19,7 @@ from covrl.report import write_report
 from covrl.rewards import Scoring
 from covrl.rollout import SamplingEngine
 from covrl.train import advice
+from covrl.train.agreement import check_problems
 from covrl.train.beginning import base_params, first_params, policy_of
 from covrl.train.checkpoint import Checkpoint, CheckpointStore
 from covrl.train.checks import check_references
@@ -78,6 +79,7 @@ class Run:
         'training needs problems, the task has none; data.train names the'
         ' files of a task of text'
       )
+    check_problems(self.task.train)
     self.policy: Policy = policy_of(recipe, self.task)
     self.warm_start_tx = module.make_warm_start_tx(config)
     algorithm = Algorithm(
