@@ -10,37 +10,25 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
-from covrl import distributed, sharding
-from covrl.config import ConfigError, Recipe
-from covrl.models import Policy
+from covrl import distributed
+from covrl.config import Recipe
 from covrl.report import write_report
-from covrl.rewards import Scoring
-from covrl.rollout import SamplingEngine
-from covrl.train import advice
-from covrl.train.agreement import check_problems
-from covrl.train.beginning import base_params, first_params, policy_of
+from covrl.train.beginning import base_params, first_params
 from covrl.train.checkpoint import Checkpoint, CheckpointStore
-from covrl.train.checks import check_references
-from covrl.train.collector import Collector
-from covrl.train.evaluate import Evaluator
 from covrl.train.iteration import (
-  EVALUATE_STREAM,
   INIT_STREAM,
-  ROLLOUT_STREAM,
   TRAIN_STREAM,
   Iteration,
 )
 from covrl.train.place import Place, restore_place, save_place
 from covrl.train.profiling import Profiler
-from covrl.train.programs import Algorithm, Programs
 from covrl.train.progress import Progress
 from covrl.train.run_directory import RunDirectory
 from covrl.train.samples import kept_samples
+from covrl.train.setup import set_up
 from covrl.train.stopping import Stopped, StopSignal
-from covrl.train.task import Task
-from covrl.train.warm_start import lender, warm_start
+from covrl.train.warm_start import warm_start
 from covrl.train.writer import MetricsWriter
 from covrl.types import TrainState
 
@@ -58,8 +46,7 @@ class Run:
     stop: StopSignal,
     profiler: Profiler,
   ) -> None:
-    config, module = recipe.config, recipe.module
-    self.config = config
+    self.config = recipe.config
     self.directory = directory
     self.store = store
     self.progress = progress
@@ -68,81 +55,12 @@ class Run:
     self.profiler = profiler
     self.saved_position = saved.position if saved else -1
     progress.note('setting up')
-    self.mesh: Mesh = sharding.make_mesh(
-      dataclasses.asdict(config.mesh), jax.devices()
-    )
-    self.task: Task = module.make_task(config)
-    for note in self.task.notes:
-      progress.note(note)
-    if len(self.task.train) == 0:
-      raise ConfigError(
-        'training needs problems, the task has none; data.train names the'
-        ' files of a task of text'
-      )
-    check_problems(self.task.train)
-    self.policy: Policy = policy_of(recipe, self.task)
-    self.warm_start_tx = module.make_warm_start_tx(config)
-    algorithm = Algorithm(
-      loss=module.make_loss(config),
-      token_tx=module.make_token_tx(config),
-      tx=module.make_tx(config),
-      advantages=module.make_advantages(config),
-    )
-    self.programs = Programs(self.policy, algorithm, config, self.mesh)
-    # A run that has a checkpoint needs no warm start, its own or another's,
-    # unless that is what its adapters stand beside.
-    needless = saved is not None and self.policy.config.lora is None
-    self.lent = None if needless else lender(config, self.task)
-    for warning in advice.warnings(config, algorithm):
-      progress.note(f'warning: {warning}')
-    self.engine = SamplingEngine(
-      self.policy,
-      self.mesh,
-      end_ids=self.task.tokenizer.end_ids,
-      pad_id=self.task.tokenizer.pad_id,
-      max_response_length=config.rollout.max_response_length,
-    )
-    root = jax.random.key(config.seed)
-    self.keys = {
-      stream: jax.random.fold_in(root, stream)
-      for stream in (ROLLOUT_STREAM, TRAIN_STREAM, EVALUATE_STREAM, INIT_STREAM)
-    }
-    self.scoring = Scoring(
-      self.task.rewards,
-      sources=self.task.sources,
-      workers=config.rewards.workers,
-      timeout=config.rewards.timeout,
-    )
-    for note in check_references(
-      self.task, self.scoring, programs=config.data.checked_programs
-    ):
-      progress.note(f'warning: {note}')
-    self.collector = Collector(
-      self.task,
-      self.engine,
-      self.scoring,
-      self.programs,
-      config,
-      self.keys[ROLLOUT_STREAM],
-    )
-    self.programs.check(self.collector.blank().batch)
-    self.collector.check()
-    suites = self.task.evaluation(config.evaluate)
-    self.evaluator = (
-      None
-      if not suites
-      else Evaluator(
-        self.engine,
-        self.scoring,
-        self.task.tokenizer,
-        suites,
-        max_prompt_length=config.rollout.max_prompt_length,
-        prompts_at_once=config.rollout.prompts_per_iteration,
-        group_size=config.rollout.responses_per_prompt,
-        key=self.keys[EVALUATE_STREAM],
-        reader=self.task.reader,
-      )
-    )
+    setup = set_up(recipe, saved, progress)
+    self.mesh, self.task, self.policy = setup.mesh, setup.task, setup.policy
+    self.programs, self.collector = setup.programs, setup.collector
+    self.scoring, self.evaluator = setup.scoring, setup.evaluator
+    self.keys, self.lent = setup.keys, setup.lent
+    self.warm_start_tx = setup.warm_start_tx
     # Whatever is wrong is known by now: another attempt may use the directory.
     directory.claim(recipe)
     if self.task.notes:
@@ -151,7 +69,7 @@ class Run:
     begun = saved or self.warm_starts.latest()
     self.writer = MetricsWriter(
       directory.metrics,
-      config.logging,
+      recipe.config.logging,
       name=recipe.name,
       keep=begun.notes['metrics_size'] if begun else 0,
       enabled=directory.writes,
