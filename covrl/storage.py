@@ -19,8 +19,14 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any, cast
 
+import fsspec
+import fsspec.config
 import numpy as np
 from etils import epath
+
+# What is in a bucket is listed anew each time: other processes write there too,
+# and TensorStore does within this one.
+fsspec.config.conf.setdefault('gcs', {})['use_listings_cache'] = False
 
 _BUCKET = 'gs://'
 # Bytes that are asked for at once.
@@ -48,7 +54,6 @@ def path_of(name: epath.PathLike) -> epath.Path:
     raise ValueError(
       f"{text} needs gcsfs, which is not installed: pip install 'covrl[gcs]'"
     )
-  _see_others()
   return epath.Path(text)
 
 
@@ -81,11 +86,18 @@ def write_new(file: epath.Path, text: str) -> bool:
   """Writes an object of a bucket unless it is there; whether it did.
 
   Of several who try at once, one does.
+
+  Raises:
+    ValueError: the bucket cannot be written to; says why.
   """
   try:
     _buckets().pipe_file(os.fspath(file), text.encode(), mode='create')
   except FileExistsError:
     return False
+  except Exception as error:
+    # The library, the network and the store have errors of many kinds.
+    reason = ' '.join(str(error).split())[:200] or type(error).__name__
+    raise ValueError(f'{file} cannot be written: {reason}') from error
   return True
 
 
@@ -188,19 +200,7 @@ def scratch() -> pathlib.Path:
 
 def _buckets() -> Any:
   """All buckets, as `etils.epath` sees them."""
-  import fsspec
-
   return fsspec.filesystem('gcs', finalize_on_close=True)
-
-
-def _see_others() -> None:
-  """Has what is in a bucket listed anew each time.
-
-  Other processes write there too, and TensorStore does within this one.
-  """
-  import fsspec.config
-
-  fsspec.config.conf.setdefault('gcs', {})['use_listings_cache'] = False
 
 
 def _digest(file: pathlib.Path) -> str:

@@ -75,6 +75,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
       return self._copy(source, target)
     if 'upload_id' in query:
       return self._continue(query, body)
+    if path != f'/upload/storage/v1/b/{NAME}/o':
+      return self._absent(path)
     kind = query['uploadType']
     if kind == 'resumable':
       number = str(self.bucket.number())

@@ -59,6 +59,21 @@ def test_what_is_refused(monkeypatch):
     storage.path_of('gs://bucket/run')
 
 
+def test_a_bucket_that_is_not_there(objects):
+  file = storage.path_of('gs://absent/run/.lock')
+  with pytest.raises(
+    ValueError, match=r'gs://absent/run/\.lock cannot be writ'
+  ):
+    storage.write_new(file, 'a')
+
+
+def test_a_connection_that_breaks_is_made_again(objects):
+  objects.broken = 2
+  storage.write_atomically(ROOT / 'a', 'content')
+  assert objects.broken == 0
+  assert objects.text('run/a') == 'content'
+
+
 def test_what_others_write_is_seen(objects):
   assert not ROOT.is_dir()
   objects.put('run/a/one.txt', b'1')
