@@ -69,7 +69,7 @@ def _leased(file: epath.Path) -> Iterator[None]:
     yield
   finally:
     over.set()
-    thread.join()
+    thread.join(_PATIENCE)
     if _owner(file) == own:
       file.unlink(missing_ok=True)
 
