@@ -52,7 +52,7 @@ class Tensors:
     files: the file of each tensor.
   """
 
-  def __init__(self, directory: epath.Path, name: str = 'model') -> None:
+  def __init__(self, directory: epath.PathLike, name: str = 'model') -> None:
     """Finds the files and checks that each of them is whole.
 
     Args:
@@ -62,7 +62,9 @@ class Tensors:
     Raises:
       ValueError: a file is missing, cut short, or lacks a tensor.
     """
-    self.files: Mapping[str, epath.Path] = _locate(directory, name)
+    self.files: Mapping[str, epath.Path] = _locate(
+      storage.path_of(directory), name
+    )
     self._tensors: dict[str, _Tensor] = {}
     for file in sorted(set(self.files.values())):
       self._tensors |= _check(file)
