@@ -140,7 +140,7 @@ def read_into(file: epath.Path, begin: int, array: np.ndarray) -> None:
   Raises:
     ValueError: the file ends before.
   """
-  wanted = memoryview(array.reshape(-1).view(np.uint8))
+  wanted = array.reshape(-1).view(np.uint8).data
   with opened(file) as stream:
     stream.seek(begin)
     filled = 0

@@ -23,7 +23,7 @@ class Profiler:
     ValueError: `steps` is no such range.
   """
 
-  def __init__(self, steps: str, directory: epath.Path) -> None:
+  def __init__(self, steps: str, directory: epath.PathLike) -> None:
     match = re.fullmatch(r'(\d+):(\d+)', steps)
     if steps and (match is None or int(match[1]) > int(match[2])):
       raise ValueError(
@@ -32,8 +32,8 @@ class Profiler:
     self._first, self._last = (
       (int(match[1]), int(match[2])) if match else (-1, -1)
     )
-    self._directory = directory
-    self._here = pathlib.Path(directory)
+    self._directory = storage.path_of(directory)
+    self._here = pathlib.Path(self._directory)
     self._running = False
 
   def before(self, step: int) -> None:
