@@ -58,7 +58,7 @@ def test_a_run_in_a_bucket_is_stopped_and_goes_on(tmp_path, monkeypatch):
       command(**settings), env=own, check=True, timeout=900, capture_output=True
     )
     main(['report', WORKDIR])
-    assert 'KL' in content.text('run/report.html')
+    assert 'toy_kl_cov' in content.text('run/report.html')
     assert RunDirectory(WORKDIR).recipe().name == 'toy_kl_cov'
     assert content.names('run/tb/train/')
     assert content.names('run/rollouts/')
