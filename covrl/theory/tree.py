@@ -32,10 +32,12 @@ class Tree:
     rewards: paid for taking an action in a node.
     ends: actions after which the response is over; all of the last level.
     depth: longest response.
+
+  Where many runs are vectorised their trees are stacked.
   """
 
-  rewards: Float[Array, 'P S K']
-  ends: Bool[Array, 'P S K']
+  rewards: Float[Array, '*runs P S K']
+  ends: Bool[Array, '*runs P S K']
   depth: int = dataclasses.field(metadata={'static': True})
 
   @property

@@ -21,6 +21,7 @@ of adapters, are from those of a fixture.
 """
 
 import contextlib
+import copy
 import importlib
 import json
 import pathlib
@@ -252,7 +253,8 @@ def make(name):
   differentiate(model, tokens)
   best = np.sort(logits_of(model, golden['greedy'][None])[0, PROMPT - 1 :])
   print(name, 'nearest second best', (best[:, -1] - best[:, -2]).min())
-  model.to(getattr(torch, dtype)).save_pretrained(
+  # A copy, since the gradients stay in float32.
+  copy.deepcopy(model).to(getattr(torch, dtype)).save_pretrained(
     HERE / name, max_shard_size='8KB' if name == 'llama3' else '1GB'
   )
   golden |= gradients_of(model)

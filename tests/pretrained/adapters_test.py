@@ -165,7 +165,7 @@ def dtypes(tree):
     ),
     (
       {'base_model_name_or_path': 'mistral'},
-      r'must have shape \(3, 32\), got \(3, 16\)',
+      r'lora_B\.weight must have shape \(16, 3\), got \(8, 3\)',
     ),
   ],
 )

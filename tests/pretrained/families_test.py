@@ -56,9 +56,8 @@ def test_gradients_are_those_of_torch(name, tmp_path):
   for tensor, value in want.items():
     scale = np.abs(value).max()
     assert scale > 0, tensor
-    # Gradients of models that are kept in bfloat16 were rounded to it.
     np.testing.assert_allclose(
-      got[tensor], value, rtol=2**-8, atol=1e-3 * scale, err_msg=tensor
+      got[tensor], value, rtol=0, atol=1e-3 * scale, err_msg=tensor
     )
 
 

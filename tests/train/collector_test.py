@@ -143,23 +143,13 @@ def test_too_many_failures_stop_the_run_and_say_why():
   assert outcome_metrics(results, 7, most_failures=0.5)
 
 
-def pending(rewards, outcomes):
-  """Scores that are there already."""
-  futures = {}
-  for name, column in outcomes.items():
-    places = [place for place, each in enumerate(column) if each is not None]
-    done: Future[list[Outcome]] = Future()
-    done.set_result([column[place] for place in places])
-    futures[name] = places, done
-  return PendingScores(rewards, 4, futures)
-
-
 def test_masked_responses_count_in_no_mean():
-  scores = pending(
+  pending = PendingScores(
     (Reward(name='maths', score='a:b'), Reward(name='other', score='a:b')),
+    4,
     {
-      'maths': [*map(outcome, (1.0, 0.0, np.nan, 1.0))],
-      'other': [None, outcome(0.5), outcome(0.5), None],
+      'maths': ((0, 1, 2, 3), judged(1.0, 0.0, np.nan, 1.0)),
+      'other': ((1, 2), judged(0.5, 0.5)),
     },
   )
   unscored = dataclasses.replace(
@@ -168,7 +158,7 @@ def test_masked_responses_count_in_no_mean():
     source_ids=np.array([0, 1, 1, 0], np.int32),
   )
   done = PendingRollouts(
-    rollouts=unscored, responses=('',) * 4, scores=scores
+    rollouts=unscored, responses=('',) * 4, scores=pending
   ).result()
   assert done.masked == 1
   assert done.rollouts.loss_mask[:, 1].tolist() == [True, True, False, True]
@@ -185,6 +175,12 @@ def test_masked_responses_count_in_no_mean():
   assert 'reward/other/gsm8k' not in metrics
   # Groups 0 and 1; the masked one of group 1 makes no difference in it.
   assert metrics['equal_reward_groups'] == 0.5
+
+
+def judged(*scores: float) -> Future[list[Outcome]]:
+  future: Future[list[Outcome]] = Future()
+  future.set_result([*map(outcome, scores)])
+  return future
 
 
 def outcome(score: float) -> Outcome:

@@ -28,6 +28,7 @@ from covrl.rewards.maths.evaluation import (
 from covrl.rewards.maths.trees import Node
 
 MAX_DIGITS = 1000
+_AGAIN = 0.1  # seconds from one ring of the clock to the next
 
 # Where symbols are put: (smallest, largest); each range is tried in turn.
 _RANGES = ((0.1, 1), (1, 5), (-1, 1), (-5, 5), (0.1, 3), (2, 40), (-9, -1))
@@ -44,13 +45,14 @@ def limited(seconds: float) -> Iterator[None]:
 
   By a timer of the process, whose signal interrupts regular expressions, too. It
   counts what is computed, not what others of the machine are waited for, and
-  only rings in a main thread: a worker's.
+  only rings in a main thread: a worker's. It rings until it is heard, for what
+  is raised within a finaliser is lost.
 
   Raises:
     OutOfTime: it is over.
   """
   before = signal.signal(signal.SIGPROF, _ring)
-  signal.setitimer(signal.ITIMER_PROF, seconds)
+  signal.setitimer(signal.ITIMER_PROF, seconds, _AGAIN)
   try:
     yield
   finally:
