@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `covrl train, evaluate, sample, compile, convert, …`.
+"""The command line: `covrl plan, compile, train, evaluate, sample, …`.
 
-Bad input ends with one sentence on standard error and exit status 2.
+Bad input ends with one sentence on standard error and exit status 2; see
+`covrl.exits` for the others.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
   from covrl.train.results import Evaluation
   from covrl.train.saved import SavedRun
 
+from covrl.exits import Exit
+
 _DESCRIPTION = """\
 Entropy control for reinforcement learning of language models.
 
@@ -36,6 +39,12 @@ Trains a policy: warm start, then iterations of rollout and updates.
 Every field of the config can be overridden by its name, for example
   --config.seed=1 --config.train.iterations=100 --config.entropy.coefficient=0.5
 An existing run directory is resumed; a finished run says so and exits.
+"""
+
+_PLAN = """\
+Says what a run would be: sizes, three prompts and what their reference answers
+earn, memory, and an estimate of the time. It takes seconds and no hardware:
+  covrl plan --config=configs/countdown_kl_cov.py --topology=v5p-64
 """
 
 _EVALUATE = """\
@@ -85,11 +94,15 @@ if a check disagrees with its recorded verdict. For example
 """
 
 
+# What bad input raises.
+_SENTENCES = (ValueError, RuntimeError, FileNotFoundError)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command; the console script's entry point."""
   parser = _parser()
   arguments, overrides = parser.parse_known_args(argv)
-  if overrides and arguments.command not in ('train', 'compile'):
+  if overrides and arguments.command not in ('plan', 'train', 'compile'):
     parser.error(f'unknown argument {overrides[0]!r}')
   try:
     if arguments.command != 'report':
@@ -97,7 +110,9 @@ def main(argv: Sequence[str] | None = None) -> None:
       _keep_compilations()
     match arguments.command:
       case 'train':
-        _train(arguments, _joined(overrides))
+        _train(arguments, _joined(overrides), argv)
+      case 'plan':
+        _plan(arguments, _joined(overrides))
       case 'evaluate':
         _evaluate(arguments)
       case 'sample':
@@ -110,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _theory(arguments)
       case _:
         _report(arguments)
-  except (ValueError, RuntimeError, FileNotFoundError) as error:
+  except _SENTENCES as error:
     if not _is_ours(error):
       raise
     print(f'covrl: {error}', file=sys.stderr)
@@ -124,11 +139,37 @@ def _parser() -> argparse.ArgumentParser:
   )
   commands = parser.add_subparsers(dest='command', required=True)
 
+  plan = commands.add_parser(
+    'plan', help='what it would be', description=_PLAN, formatter_class=raw
+  )
+  plan.add_argument('--config', required=True, help='a Python config file')
+  plan.add_argument('--topology', help='TPUs it shall run on, such as v5p-64')
+  plan.add_argument('--num-slices', type=int, default=1)
+  plan.add_argument('--compiled', help='what covrl compile --json wrote of it')
+
   train = commands.add_parser(
     'train', help='train a policy', description=_TRAIN, formatter_class=raw
   )
   train.add_argument('--config', required=True, help='a Python config file')
   train.add_argument('--workdir', required=True, help="the run's directory")
+  train.add_argument('--coordinator', help='HOST:PORT of process 0 of several')
+  train.add_argument('--num_processes', type=int, help='how many there are')
+  train.add_argument('--process_id', type=int, help='which one this is')
+  train.add_argument(
+    '--heartbeat',
+    type=int,
+    default=100,
+    help='seconds after which a silent process counts as lost',
+  )
+  train.add_argument(
+    '--stall_after',
+    type=float,
+    default=3600.0,
+    help='seconds without progress after which the run ends; 0 never',
+  )
+  train.add_argument(
+    '--profile_steps', default='', help='FIRST:LAST, updates to trace'
+  )
 
   evaluate = commands.add_parser(
     'evaluate', help='measure it', description=_EVALUATE, formatter_class=raw
@@ -248,11 +289,79 @@ def _keep_compilations() -> None:
     jax.config.update('jax_compilation_cache_dir', str(kept))
 
 
-def _train(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
-  from covrl import config
-  from covrl.train import train
+def _train(
+  arguments: argparse.Namespace,
+  overrides: Sequence[str],
+  argv: Sequence[str] | None,
+) -> None:
+  from covrl import config, distributed, supervisor
+  from covrl.train import Stopped, Watch, train
 
-  train(config.load(arguments.config, overrides), arguments.workdir)
+  recipe = config.load(arguments.config, overrides)
+  several = arguments.coordinator or distributed.in_cluster()
+  if several and not supervisor.is_supervised():
+    own = sys.argv[1:] if argv is None else argv
+    raise SystemExit(
+      supervisor.supervise([sys.executable, '-m', 'covrl.cli', *own])
+    )
+  if several:
+    supervisor.die_with_parent()
+  distributed.join(
+    arguments.coordinator,
+    arguments.num_processes,
+    arguments.process_id,
+    heartbeat=arguments.heartbeat,
+  )
+  status, orderly = 0, True
+  try:
+    train(
+      recipe,
+      arguments.workdir,
+      Watch(
+        stall_after=arguments.stall_after,
+        profile_steps=arguments.profile_steps,
+      ),
+    )
+  except Stopped:
+    status = int(Exit.RESTART)
+  except Exception as error:
+    if distributed.count() == 1:
+      raise
+    status, orderly = _told(error), False
+  if distributed.count() > 1:
+    distributed.leave(status, orderly=orderly)
+  if status:
+    raise SystemExit(status)
+
+
+def _told(error: Exception) -> int:
+  """Says what ended one process of several; its exit status."""
+  from covrl import distributed, supervisor
+
+  if distributed.is_loss(error):
+    reason = ' '.join(str(error).split())[:200]
+    print(supervisor.lost_line(reason), file=sys.stderr)
+    return Exit.PEER_LOST
+  if isinstance(error, _SENTENCES) and _is_ours(error):
+    print(f'covrl: {error}', file=sys.stderr)
+    return Exit.REFUSED
+  traceback.print_exception(error)
+  return Exit.FAILED
+
+
+def _plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+  from covrl import config, storage, topologies
+  from covrl.plan import plan
+
+  recipe = config.load(arguments.config, overrides)
+  topology = topologies.find(arguments.topology) if arguments.topology else None
+  compiled = None
+  if arguments.compiled:
+    compiled = storage.path_of(arguments.compiled)
+    if topology is None:
+      raise ValueError('--compiled needs --topology, got none')
+  for line in plan(recipe, topology, arguments.num_slices, compiled):
+    print(line)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -369,7 +478,9 @@ def _sample_pretrained(
 
 def _is_run(directory: str) -> bool:
   """Whether a directory is a run's, and not a pretrained model or its name."""
-  path = pathlib.Path(directory)
+  from covrl import storage
+
+  path = storage.path_of(directory)
   if (path / 'recipe').is_dir():
     return True
   if path.exists():

@@ -26,6 +26,8 @@ from jax.sharding import (
 )
 from jaxtyping import PyTree
 
+from covrl import distributed
+
 MESH_AXES = ('data', 'fsdp', 'tensor', 'expert', 'context')
 
 MeshAxes: TypeAlias = str | tuple[str, ...] | None
@@ -280,7 +282,7 @@ def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
   Raises:
     ValueError: if rows or tokens do not divide over the mesh.
   """
-  return jax.tree.map(jax.device_put, batch, batch_shardings(batch, mesh))
+  return jax.tree.map(distributed.place, batch, batch_shardings(batch, mesh))
 
 
 def batch_shardings(batch: PyTree, mesh: Mesh) -> PyTree:

@@ -205,7 +205,7 @@ def test_others_errors_keep_their_traceback(tmp_path, changed):
 def set_up(workdir, *overrides):
   """Everything that comes before the first step."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(loop._Run, 'train', lambda self: None)
+    patch.setattr(loop.Run, 'train', lambda self: None)
     main(['train', f'--config={RECIPE}', f'--workdir={workdir}', *overrides])
 
 

@@ -15,6 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from etils import epath
 
+from covrl import storage
+
 TFDS = 'tfds:'
 """Begins the name of a prepared TFDS dataset: `tfds:gsm8k/test`."""
 
@@ -155,7 +157,9 @@ class ArrayRecordRecords:
 
     file = _existing(path)
     self.file = str(file)
-    self._records: Any = grain.sources.ArrayRecordDataSource([str(file)])
+    self._records: Any = grain.sources.ArrayRecordDataSource(
+      [str(storage.local(file))]
+    )
     _check_rows(self)
 
   def __len__(self) -> int:
@@ -228,7 +232,7 @@ _KINDS = {
 
 
 def _existing(path: epath.PathLike) -> epath.Path:
-  path = epath.Path(path)
+  path = storage.path_of(path)
   if not path.is_file():
     raise ValueError(
       f'A file of problems is required, got {path}, which is none.'

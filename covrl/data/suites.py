@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
+from covrl import storage
 from covrl.data.problems import Problem
 from covrl.data.sources import FileSource
 
@@ -104,7 +105,9 @@ def load_suites(names: str, directory: epath.PathLike) -> list[Suite]:
       files, or one of them is not right, see `FileSource`.
   """
   wanted = list(filter(None, (name.strip() for name in names.split(','))))
-  return [_load(name, epath.Path(directory)) for name in dict.fromkeys(wanted)]
+  return [
+    _load(name, storage.path_of(directory)) for name in dict.fromkeys(wanted)
+  ]
 
 
 def _load(name: str, directory: epath.Path) -> Suite:
@@ -112,7 +115,8 @@ def _load(name: str, directory: epath.Path) -> Suite:
   if name in SUITES:
     files = _files_of(name, directory)
   elif name.endswith(SUFFIXES):
-    files, name = [epath.Path(name)], epath.Path(name).stem
+    files = [storage.path_of(name)]
+    name = files[0].stem
   else:
     raise ValueError(_unknown(name))
   sources = [FileSource(file, name=name) for file in files]

@@ -8,10 +8,10 @@ for the model that it names, with the adapters beside its matrices.
 from __future__ import annotations
 
 import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
@@ -58,12 +58,12 @@ _ALLOWED: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-def is_adapter(directory: pathlib.Path) -> bool:
+def is_adapter(directory: epath.Path) -> bool:
   """Whether a directory holds adapters, and not a model."""
   return (directory / _CONFIG).is_file()
 
 
-def base_of(directory: str | pathlib.Path) -> pathlib.Path:
+def base_of(directory: epath.PathLike) -> epath.Path:
   """The directory of the model itself, whose adapters a directory may hold.
 
   Raises:
@@ -81,7 +81,7 @@ def base_of(directory: str | pathlib.Path) -> pathlib.Path:
   return resolve(named)
 
 
-def lora_of(directory: str | pathlib.Path) -> Lora | None:
+def lora_of(directory: epath.PathLike) -> Lora | None:
   """What the adapters of a directory are; `None` of a model without.
 
   Which matrices have one is what the file holds, whatever it says.
@@ -130,7 +130,7 @@ def lora_of(directory: str | pathlib.Path) -> Lora | None:
 
 
 def load_adapters(
-  directory: str | pathlib.Path, policy: Policy, mesh: Mesh | None = None
+  directory: epath.PathLike, policy: Policy, mesh: Mesh | None = None
 ) -> PyTree:
   """The adapters of a directory, nested as a policy's parameters are.
 
@@ -155,7 +155,7 @@ def load_adapters(
 
 
 def save_adapters(
-  directory: str | pathlib.Path, policy: Policy, params: PyTree
+  directory: epath.PathLike, policy: Policy, params: PyTree
 ) -> None:
   """Writes the adapters alone, as PEFT reads them.
 
@@ -193,7 +193,7 @@ def save_adapters(
     'fan_in_fan_out': False,
     'inference_mode': True,
   }
-  with written_whole(pathlib.Path(directory)) as draft:
+  with written_whole(directory) as draft:
     (draft / _CONFIG).write_text(json.dumps(fields, indent=2) + '\n')
     write_tensors(draft, _WEIGHTS, wanted)
 
@@ -204,6 +204,6 @@ def _description(policy: PretrainedPolicy) -> Mapping[str, Any]:
   return json.loads(stated) if stated else describe(policy.base.config)
 
 
-def _family(directory: pathlib.Path) -> Family:
+def _family(directory: epath.Path) -> Family:
   """The family of the model that adapters stand beside."""
   return family_of(*json_fields(base_of(directory) / 'config.json'))

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import json
-import pathlib
 from typing import Literal
 
 import jax
+from etils import epath
 from jaxtyping import PyTree
 
 from covrl.data import JsonTokenizer, Tokenizer
@@ -25,7 +25,7 @@ Form = Literal['model', 'adapter', 'orbax']
 def convert(
   policy: Policy,
   params: PyTree,
-  target: str | pathlib.Path,
+  target: epath.PathLike,
   *,
   form: Form,
   dtype: str | None = None,
@@ -54,7 +54,7 @@ def convert(
   elif form == 'model':
     save_pretrained(target, policy, params)
   else:
-    save_copy(pathlib.Path(target), described_files(policy, params), params)
+    save_copy(target, described_files(policy, params), params)
 
 
 def with_files(policy: Policy, pretrained: str, tokenizer: Tokenizer) -> Policy:

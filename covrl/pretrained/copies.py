@@ -8,14 +8,15 @@ stacked when it is read. The small files stay as they are beside it.
 from __future__ import annotations
 
 import math
-import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from covrl import storage
 from covrl.models import Policy
 from covrl.pretrained.drafts import written_whole
 
@@ -26,7 +27,7 @@ _NAME = 'orbax'
 
 
 def save_copy(
-  directory: pathlib.Path, files: Mapping[str, bytes], params: PyTree
+  directory: epath.PathLike, files: Mapping[str, bytes], params: PyTree
 ) -> None:
   """Writes a directory that `load_pretrained` reads, its weights by Orbax.
 
@@ -47,13 +48,13 @@ def save_copy(
       checkpointer.save(draft / _NAME, args=ocp.args.PyTreeSave(params))
 
 
-def has_copy(directory: pathlib.Path) -> bool:
+def has_copy(directory: epath.Path) -> bool:
   """Whether a directory's weights are an Orbax copy."""
   return (directory / _NAME).is_dir()
 
 
 def load_copy(
-  directory: pathlib.Path, policy: Policy, mesh: Mesh | None
+  directory: epath.Path, policy: Policy, mesh: Mesh | None
 ) -> PyTree:
   """The parameters of a copy, in the policy's `param_dtype`."""
   import orbax.checkpoint as ocp
@@ -69,7 +70,7 @@ def load_copy(
     )
   with _checkpointer(like) as checkpointer:
     return checkpointer.restore(
-      directory.absolute() / _NAME,
+      storage.absolute(directory) / _NAME,
       args=ocp.args.PyTreeRestore(
         item=like,
         restore_args=ocp.checkpoint_utils.construct_restore_args(like),

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 
+from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from covrl import storage
 from covrl.models import Policy
 from covrl.pretrained.adapters import (
   base_of,
@@ -28,7 +29,7 @@ _DERIVED = ('rotary_emb.inv_freq',)
 
 
 def load_pretrained(
-  directory: str | pathlib.Path,
+  directory: epath.PathLike,
   mesh: Mesh | None = None,
   dtype: str | None = None,
 ) -> tuple[PretrainedPolicy, PyTree]:
@@ -55,7 +56,7 @@ def load_pretrained(
 
 
 def load_policy(
-  directory: str | pathlib.Path, dtype: str | None = None
+  directory: epath.PathLike, dtype: str | None = None
 ) -> PretrainedPolicy:
   """The policy alone: what its configuration says, without any weights.
 
@@ -72,18 +73,18 @@ def load_policy(
   )
 
 
-def origin_of(directory: str | pathlib.Path) -> str:
+def origin_of(directory: epath.PathLike) -> str:
   """How an adapter names a model: its directory, or its name on the hub."""
   found = resolve(directory)
   if is_adapter(found):
     fields, _ = json_fields(found / 'adapter_config.json')
     return origin_of(fields['base_model_name_or_path'])
-  is_here = pathlib.Path(directory).is_dir()
-  return str(found.absolute()) if is_here else str(directory)
+  is_here = storage.path_of(directory).is_dir()
+  return str(storage.absolute(found)) if is_here else str(directory)
 
 
 def load_params(
-  directory: str | pathlib.Path,
+  directory: epath.PathLike,
   policy: Policy,
   mesh: Mesh | None = None,
 ) -> PyTree:
@@ -108,7 +109,7 @@ def load_params(
 
 
 def _load_model(
-  directory: pathlib.Path, policy: Policy, mesh: Mesh | None
+  directory: epath.Path, policy: Policy, mesh: Mesh | None
 ) -> PyTree:
   """The parameters of a model without adapters."""
   if has_copy(directory):

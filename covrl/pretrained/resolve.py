@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import json
-import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from etils import epath
+
+from covrl import storage
 
 SMALL_FILES = (
   'config.json',
@@ -23,17 +26,18 @@ SMALL_FILES = (
 )
 
 
-def resolve(directory: str | pathlib.Path) -> pathlib.Path:
+def resolve(directory: epath.PathLike) -> epath.Path:
   """A directory as it is, or that of a model of the Hugging Face hub.
 
   Args:
-    directory: a path, or `owner/name` if there is no such path.
+    directory: a path, also in a bucket, or `owner/name` if there is no such
+      path.
 
   Raises:
     ValueError: there is no such directory, and it names no model either, or
       one that cannot be fetched.
   """
-  path = pathlib.Path(directory)
+  path = storage.path_of(directory)
   if path.is_dir():
     return path
   if not re.fullmatch(r'[\w.-]+/[\w.-]+', str(directory)):
@@ -47,7 +51,7 @@ def resolve(directory: str | pathlib.Path) -> pathlib.Path:
   patterns = ['*.safetensors', '*.safetensors.index.json', *SMALL_FILES]
   patterns.append('adapter_config.json')
   try:
-    return pathlib.Path(
+    return storage.path_of(
       snapshot_download(str(directory), allow_patterns=patterns)
     )
   except (HfHubHTTPError, OSError, ValueError) as error:
@@ -59,7 +63,7 @@ def resolve(directory: str | pathlib.Path) -> pathlib.Path:
     ) from None
 
 
-def small_files(directory: pathlib.Path) -> dict[str, bytes]:
+def small_files(directory: epath.Path) -> dict[str, bytes]:
   """Content of those files that a directory has, by name."""
   return {
     name: (directory / name).read_bytes()
@@ -68,7 +72,7 @@ def small_files(directory: pathlib.Path) -> dict[str, bytes]:
   }
 
 
-def json_fields(file: pathlib.Path) -> tuple[Mapping[str, Any], str]:
+def json_fields(file: epath.Path) -> tuple[Mapping[str, Any], str]:
   """The fields of a JSON file that a directory must have, and its name.
 
   Raises:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import json
 import math
-import pathlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jaxtyping import Shaped
+
+from covrl import storage
 
 _DTYPES = {
   'F64': np.dtype(np.float64),
@@ -50,7 +52,7 @@ class Tensors:
     files: the file of each tensor.
   """
 
-  def __init__(self, directory: pathlib.Path, name: str = 'model') -> None:
+  def __init__(self, directory: epath.PathLike, name: str = 'model') -> None:
     """Finds the files and checks that each of them is whole.
 
     Args:
@@ -60,7 +62,9 @@ class Tensors:
     Raises:
       ValueError: a file is missing, cut short, or lacks a tensor.
     """
-    self.files: Mapping[str, pathlib.Path] = _locate(directory, name)
+    self.files: Mapping[str, epath.Path] = _locate(
+      storage.path_of(directory), name
+    )
     self._tensors: dict[str, _Tensor] = {}
     for file in sorted(set(self.files.values())):
       self._tensors |= _check(file)
@@ -107,13 +111,10 @@ class Tensors:
     width = math.prod(tensor.shape[1:])
 
     def read(first: int, last: int) -> Shaped[np.ndarray, '...']:
-      numbers = np.fromfile(
-        file,
-        tensor.dtype,
-        count=(last - first) * width,
-        offset=tensor.start + first * width * tensor.dtype.itemsize,
-      )
-      return numbers.reshape(last - first, *tensor.shape[1:])
+      numbers = np.empty((last - first, *tensor.shape[1:]), tensor.dtype)
+      begin = tensor.start + first * width * tensor.dtype.itemsize
+      storage.read_into(file, begin, numbers)
+      return numbers
 
     if math.prod(map(len, rest)) == width:
       return read(rows.start, rows.stop)
@@ -131,7 +132,7 @@ def _index(name: str) -> str:
   return f'{name}.safetensors.index.json'
 
 
-def _locate(directory: pathlib.Path, name: str) -> dict[str, pathlib.Path]:
+def _locate(directory: epath.Path, name: str) -> dict[str, epath.Path]:
   """The file of each tensor, by the index or by the only file there is."""
   index, whole = directory / _index(name), directory / f'{name}.safetensors'
   if index.is_file():
@@ -149,7 +150,7 @@ def _locate(directory: pathlib.Path, name: str) -> dict[str, pathlib.Path]:
   return dict.fromkeys(_check(whole), whole)
 
 
-def _check(file: pathlib.Path) -> dict[str, _Tensor]:
+def _check(file: epath.Path) -> dict[str, _Tensor]:
   """A file's tensors, once it is known to be whole.
 
   Raises:
@@ -157,8 +158,8 @@ def _check(file: pathlib.Path) -> dict[str, _Tensor]:
   """
   if not file.is_file():
     raise ValueError(f'{file}: is part of the checkpoint, and is not there')
-  found = file.stat().st_size
-  with file.open('rb') as stream:
+  found = storage.size_of(file)
+  with storage.opened(file) as stream:
     size = int.from_bytes(stream.read(8), 'little')
     if found < 8 or size > found - 8:
       raise ValueError(

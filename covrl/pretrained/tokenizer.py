@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any
+
+from etils import epath
 
 from covrl.data import (
   ChatTemplate,
@@ -19,7 +20,7 @@ from covrl.pretrained.adapters import base_of
 _SPECIAL = ('bos_token', 'eos_token', 'unk_token', 'pad_token')
 
 
-def load_tokenizer(directory: str | pathlib.Path) -> Tokenizer:
+def load_tokenizer(directory: epath.PathLike) -> Tokenizer:
   """The tokenizer of a directory, with all tokens that end its responses.
 
   `tokenizer.json` is preferred to a sentencepiece `tokenizer.model`. What ends
@@ -71,7 +72,7 @@ def load_tokenizer(directory: str | pathlib.Path) -> Tokenizer:
   return tokenizer
 
 
-def load_chat_template(directory: str | pathlib.Path) -> ChatTemplate:
+def load_chat_template(directory: epath.PathLike) -> ChatTemplate:
   """The chat template of a directory.
 
   Args:
@@ -100,7 +101,7 @@ def load_chat_template(directory: str | pathlib.Path) -> ChatTemplate:
 
 
 def _end_tokens(
-  directory: pathlib.Path, about: Mapping[str, Any]
+  directory: epath.Path, about: Mapping[str, Any]
 ) -> list[str | int]:
   """Tokens that end a response, by id where a file says so."""
   for name in ('generation_config.json', 'config.json'):
@@ -116,7 +117,7 @@ def _end_tokens(
   return [text]
 
 
-def _fields(directory: pathlib.Path, name: str) -> Mapping[str, Any]:
+def _fields(directory: epath.Path, name: str) -> Mapping[str, Any]:
   """A JSON file's fields; none if it is not there."""
   file = directory / name
   return json.loads(file.read_text()) if file.is_file() else {}

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jaxtyping import Array, PyTree, Shaped
 
 from covrl.models import ModelConfig, Policy
@@ -27,7 +28,7 @@ SHARD_BYTES = 4 * 2**30
 
 
 def save_pretrained(
-  directory: str | pathlib.Path,
+  directory: epath.PathLike,
   policy: Policy,
   params: PyTree,
   *,
@@ -53,7 +54,7 @@ def save_pretrained(
   policy, params = policy.base, policy.merge(params)
   files = described_files(policy, params)
   family = family_of(json.loads(files['config.json']), 'config.json')
-  with written_whole(pathlib.Path(directory)) as draft:
+  with written_whole(directory) as draft:
     for name, content in files.items():
       (draft / name).write_bytes(content)
     wanted = list(places(params, family.names))

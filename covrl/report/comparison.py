@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from etils import epath
 from markupsafe import Markup
 
+from covrl import storage
 from covrl.report import verdict, words
 from covrl.report.compare import Comparison, differing, load_comparison
 from covrl.report.intervals import Estimate
@@ -75,7 +76,7 @@ def write_comparison(
       for seed, run in group.runs.items()
     ],
   )
-  return replace(epath.Path(output), page)
+  return replace(storage.path_of(output), page)
 
 
 def comparison_table(workdirs: Sequence[epath.PathLike]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import jinja2
 from etils import epath
 
+from covrl import storage
 from covrl.report import figures, machinery, samples, words
 from covrl.report.compare import flat
 from covrl.report.predictors import predictors
@@ -72,10 +73,9 @@ def render(template: str, **values: Any) -> str:
 
 
 def replace(path: epath.Path, content: str) -> epath.Path:
-  """Puts a file in place whole: written beside it, then moved."""
-  beside = path.with_name(f'{path.name}.partial')
-  beside.write_text(content)
-  return epath.Path(beside.replace(path))
+  """Puts a file in place, whole."""
+  storage.write_atomically(path, content)
+  return path
 
 
 def _facts(run: Run) -> list[str]:

@@ -20,6 +20,9 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float
 
+from covrl import storage
+from covrl.journal import read_journal
+
 _SEED = re.compile(r'(^|[-_.])(seed|s)?[-_=]?\d+$')
 
 
@@ -210,7 +213,7 @@ def load_run(workdir: epath.PathLike) -> Run:
   Raises:
     FileNotFoundError: if there is no such directory.
   """
-  path = epath.Path(workdir)
+  path = storage.path_of(workdir)
   if not path.is_dir():
     raise FileNotFoundError(
       f'a report needs a run directory, got {str(workdir)!r}, which is none'
@@ -258,11 +261,12 @@ def _problems(files: Sequence[epath.Path]) -> Problems:
 
 def _read_lines(path: epath.Path) -> tuple[list[dict[str, Any]], int]:
   """Readable lines, the last of equal (phase, step) winning, and a count."""
-  if not path.exists():
+  text = read_journal(path)
+  if text is None:
     return [], 0
   records: dict[Any, dict[str, Any]] = {}
   skipped = 0
-  for number, line in enumerate(path.read_text().splitlines()):
+  for number, line in enumerate(text.splitlines()):
     if not line.strip():
       continue
     try:

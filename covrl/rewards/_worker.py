@@ -25,6 +25,8 @@ from typing import Any
 
 def main() -> None:
   """Serves the connection whose file descriptor is the only argument."""
+  # A signal to all processes of a run is for the run to answer; the pool kills.
+  signal.signal(signal.SIGTERM, lambda *_: None)
   connection = Connection(int(sys.argv[1]))
   # The pool closes the connection, or dies, when nothing more is wanted.
   with contextlib.suppress(EOFError, OSError):

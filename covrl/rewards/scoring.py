@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from covrl import distributed
 from covrl.rewards.outcome import Outcome, Status
 from covrl.rewards.pool import RewardPool
 from covrl.rewards.reward import Overlong, Reward, RewardPart
@@ -61,6 +62,30 @@ class Scores:
       if outcome is not None and not outcome.is_judged
     ]
 
+  def gathered(self) -> Scores:
+    """Those of all processes, in the order of the processes."""
+    if distributed.count() == 1:
+      return self
+    own = {
+      name: [
+        None if o is None else [o.score, o.status.value, o.detail]
+        for o in column
+      ]
+      for name, column in self.outcomes.items()
+    }
+    everyones = distributed.gather_objects(own)
+    return Scores(
+      self.rewards,
+      {
+        name: [
+          None if o is None else Outcome(o[0], Status(o[1]), o[2])
+          for theirs in everyones
+          for o in theirs[name]
+        ]
+        for name in own
+      },
+    )
+
   def _sums(
     self, parts: Sequence[RewardPart], *, full_marks: bool = False
   ) -> list[float]:
@@ -98,7 +123,9 @@ class PendingScores:
     outcomes: dict[str, list[Outcome | None]] = {}
     for name, (places, future) in self.futures.items():
       column: list[Outcome | None] = [None] * self.count
-      for place, outcome in zip(places, future.result(), strict=True):
+      for place, outcome in zip(
+        places, distributed.result(future), strict=True
+      ):
         column[place] = outcome
       outcomes[name] = column
     return Scores(self.rewards, outcomes)

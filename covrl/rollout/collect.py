@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
+from covrl import distributed
 from covrl.data import PromptBatch, Tokenizer
 from covrl.rewards import TOTAL, PendingScores, Scoring
 from covrl.rollout.engine import SamplingEngine
@@ -28,8 +29,8 @@ class PendingRollouts:
 
   Attributes:
     rollouts: host arrays, `rewards` still empty.
-    responses: the decoded texts.
-    scores: to be awaited.
+    responses: the decoded texts of this process's.
+    scores: of these, to be awaited.
   """
 
   rollouts: Rollouts
@@ -38,7 +39,7 @@ class PendingRollouts:
 
   def result(self) -> ScoredRollouts:
     """Waits for the scores; what could not be judged is masked out."""
-    scores = self.scores.result()
+    scores = self.scores.result().gathered()
     totals = np.array(scores.totals(), np.float32)
     failed = np.isnan(totals)
     rewards = {TOTAL: np.where(failed, 0, totals).astype(np.float32)}
@@ -94,10 +95,12 @@ def collect(
 ) -> PendingRollouts:
   """Samples responses to a batch of prompts and sends them to be scored.
 
+  Each process sends the responses to its own prompts; all have all rollouts.
+
   Args:
     engine: the sampler.
     params: of the policy.
-    prompts: of one draw.
+    prompts: of one draw, as many as this process takes.
     scoring: the rewards.
     tokenizer: to decode with.
     group_size: responses per prompt.
@@ -106,28 +109,32 @@ def collect(
     step: optimiser step of `params`.
     sampling: temperature and truncation.
   """
-  count = len(prompts.tokens) * group_size
+  tokens, mask, indices, source_ids = distributed.gather_rows(
+    (prompts.tokens, prompts.mask, prompts.indices, prompts.source_ids)
+  )
+  count = len(tokens) * group_size
   ids = (first_sequence + np.arange(count)).astype(np.int32)
-  samples = jax.device_get(
+  samples: Samples = distributed.fetch(
     engine.sample(
       params,
-      prompts.tokens,
-      prompts.mask,
+      tokens,
+      mask,
       group_size=group_size,
       key=key,
       sequence_ids=ids,
       sampling=sampling,
     )
   )
-  responses = decode(tokenizer, samples)
+  own = distributed.own_share(count)
+  responses = decode(tokenizer, jax.tree.map(lambda rows: rows[own], samples))
   problems = [
     problem for problem in prompts.problems for _ in range(group_size)
   ]
-  rows = to_rollout_rows(prompts.tokens, prompts.mask, samples, group_size)
+  rows = to_rollout_rows(tokens, mask, samples, group_size)
   rows |= {
     'sequence_ids': ids,
-    'group_ids': prompts.indices.repeat(group_size).astype(np.int32),
-    'source_ids': prompts.source_ids.repeat(group_size),
+    'group_ids': indices.repeat(group_size).astype(np.int32),
+    'source_ids': source_ids.repeat(group_size),
     'policy_step': np.full(count, step, np.int32),
   }
   return PendingRollouts(
@@ -137,7 +144,7 @@ def collect(
       responses,
       [problem.reference for problem in problems],
       sources=[problem.source for problem in problems],
-      lengths=samples.response_mask.sum(axis=1).tolist(),
+      lengths=samples.response_mask[own].sum(axis=1).tolist(),
     ),
   )
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from covrl import sharding
+from covrl import distributed, sharding
 from covrl.models.cache import KVCache, repeat_rows
 from covrl.models.layers import constrain
 from covrl.models.policy import Policy
@@ -168,7 +168,10 @@ class SamplingEngine:
 
   def _place(self, rows: Host) -> Array:
     """Puts rows on the mesh, split where it divides them."""
-    return jax.device_put(rows, self._rows_on(rows.shape))
+    place = self._rows_on(rows.shape)
+    return (
+      jax.device_put(rows) if place is None else distributed.place(rows, place)
+    )
 
   def _rows_on(self, shape: tuple[int, ...]) -> NamedSharding | None:
     """How rows lie on the mesh, if there is one."""

@@ -13,15 +13,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import pathlib
-import shutil
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jaxtyping import PyTree
+
+from covrl import distributed, storage
 
 MANIFEST = 'manifest.json'
 
@@ -41,7 +41,7 @@ class Checkpoint:
     files: every file's size and digest, by its path below the directory.
   """
 
-  path: pathlib.Path
+  path: epath.Path
   position: int
   notes: dict[str, Any]
   files: dict[str, str]
@@ -58,7 +58,7 @@ class Checkpoint:
     """
     self._verify()
     wanted = flat_names(like)
-    with ocp.StandardCheckpointer() as checkpointer:
+    with ocp.StandardCheckpointer(**_together()) as checkpointer:
       saved = dict(checkpointer.metadata(self.path / 'arrays').item_metadata)
       self._check_shapes(wanted, saved)
       restored = checkpointer.restore(self.path / 'arrays', wanted)
@@ -99,11 +99,11 @@ class Checkpoint:
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
   def _verify(self) -> None:
+    found = storage.digests(self.path)
     for name, expected in self.files.items():
-      file = self.path / name
-      if not file.is_file():
+      if name not in found:
         raise _damaged(self.path, f'{name} is missing')
-      if _file_digest(file) != expected:
+      if found[name] != expected:
         raise _damaged(self.path, f'{name} is not what was written')
 
   def _check_shapes(
@@ -124,10 +124,11 @@ class Checkpoint:
 class CheckpointStore:
   """The checkpoints of a run, in one directory."""
 
-  def __init__(self, directory: pathlib.Path, keep: int) -> None:
+  def __init__(self, directory: epath.PathLike, keep: int) -> None:
     # Orbax takes absolute paths only.
-    self._directory = directory.absolute()
+    self._directory = storage.absolute(storage.path_of(directory))
     self._keep = keep
+    self._saves = 0
 
   def latest(self) -> Checkpoint | None:
     """The newest finished checkpoint, or `None`; unfinished ones are ignored.
@@ -152,6 +153,9 @@ class CheckpointStore:
   def save(self, position: int, arrays: PyTree, notes: dict[str, Any]) -> None:
     """Writes a checkpoint and then forgets the oldest.
 
+    Of several processes each writes what its devices hold; the first one makes
+    it a checkpoint.
+
     Args:
       position: updates so far; a later checkpoint has a higher one, or
         replaces that of the same position.
@@ -159,24 +163,31 @@ class CheckpointStore:
       notes: plain JSON.
     """
     path = self._directory / f'{position:08d}'
-    _remove(path)
-    path.mkdir(parents=True)
-    with ocp.StandardCheckpointer() as checkpointer:
+    self._saves += 1
+    place = f'{path}/{self._saves}'
+    if distributed.is_first():
+      _remove(path)
+      if not storage.is_bucket(path):
+        path.mkdir(parents=True)
+    distributed.meet(f'{place}/begun')
+    with ocp.StandardCheckpointer(**_together()) as checkpointer:
       checkpointer.save(path / 'arrays', flat_names(arrays))
-    files = {
-      str(file.relative_to(path)): _file_digest(file)
-      for file in sorted(path.rglob('*'))
-      if file.is_file()
-    }
-    content = {'notes': notes, 'files': files}
+    distributed.meet(f'{place}/written')
+    if distributed.is_first():
+      self._complete(path, notes)
+    distributed.meet(f'{place}/complete')
+
+  def _complete(self, path: epath.Path, notes: dict[str, Any]) -> None:
+    """Makes what has been written a checkpoint, and forgets the oldest."""
+    content = {'notes': notes, 'files': storage.digests(path)}
     digest = _digest(json.dumps(content).encode())
-    write_atomically(
+    storage.write_atomically(
       path / MANIFEST, json.dumps(content | {'digest': digest}, indent=1)
     )
     for old in self._finished()[: -self._keep]:
       _remove(old)
 
-  def _finished(self) -> list[pathlib.Path]:
+  def _finished(self) -> list[epath.Path]:
     if not self._directory.is_dir():
       return []
     return sorted(
@@ -199,14 +210,15 @@ def flat_names(tree: PyTree) -> dict[str, Any]:
   }
 
 
-def write_atomically(file: pathlib.Path, text: str) -> None:
-  """Writes a file that is there whole or not at all."""
-  draft = file.with_name(f'.{file.name}.tmp')
-  with draft.open('w') as stream:
-    stream.write(text)
-    stream.flush()
-    os.fsync(stream.fileno())
-  draft.replace(file)
+def _together() -> dict[str, Any]:
+  """Has Orbax's processes meet without their devices, which may be busy."""
+  if jax.process_count() == 1:
+    return {}
+  return {
+    'multiprocessing_options': ocp.options.MultiprocessingOptions(
+      primary_host=0, active_processes=set(range(jax.process_count()))
+    )
+  }
 
 
 def as_host(tree: PyTree) -> PyTree:
@@ -214,26 +226,19 @@ def as_host(tree: PyTree) -> PyTree:
   return jax.tree.map(np.asarray, jax.device_get(tree))
 
 
-def _remove(directory: pathlib.Path) -> None:
+def _remove(directory: epath.Path) -> None:
   """Removes a checkpoint, or what an interrupted save left of one."""
   if directory.exists():
     # Without its manifest it is no checkpoint, whenever removal is cut short.
     (directory / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(directory)
+    storage.remove(directory)
 
 
-def _damaged(directory: pathlib.Path, what: str) -> CheckpointError:
+def _damaged(directory: epath.Path, what: str) -> CheckpointError:
   return CheckpointError(
     f'the checkpoint {directory} is damaged: {what}; remove the directory to '
     'resume from the one before'
   )
-
-
-def _file_digest(file: pathlib.Path) -> str:
-  """Size and SHA-256 of a file."""
-  with file.open('rb') as stream:
-    digest = hashlib.file_digest(stream, 'sha256').hexdigest()
-  return f'{file.stat().st_size}:{digest}'
 
 
 def _digest(content: bytes) -> str:

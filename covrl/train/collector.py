@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
+from covrl import distributed
 from covrl.config import Config
 from covrl.data import PromptBatch, PromptStream, StreamState
 from covrl.data.rows import prompt_width
@@ -73,6 +74,8 @@ class Collector:
       prompts_per_draw=config.rollout.prompts_per_iteration,
       tokenizer=task.tokenizer,
       max_prompt_length=config.rollout.max_prompt_length,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
     )
 
   @property
@@ -185,11 +188,11 @@ class Collector:
     clock.lap('sample')
     # The device scores the tokens while workers score the responses.
     batch = unscored_batch(pending.rollouts)
-    scored = jax.device_get(self._programs.score(params, batch))
+    scored = distributed.fetch(self._programs.score(params, batch))
     if self._config.train.keep_reference:
       stats, _ = self._programs.score(self._programs.reference(state), batch)
       batch = dataclasses.replace(
-        batch, ref_logprobs=jax.device_get(stats.logprobs)
+        batch, ref_logprobs=distributed.fetch(stats.logprobs)
       )
     clock.lap('score')
     result = pending.result()

@@ -14,10 +14,10 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from covrl import distributed
 from covrl.data import Problem, Suite, Tokenizer, prompt_rows
 from covrl.rewards import PendingScores, Scoring
 from covrl.rollout import Sampling, SamplingEngine
@@ -173,11 +173,12 @@ class Evaluator:
     texts = decode(self._tokenizer, samples)[:count]
     problems = [self._problem(job) for job in jobs for _ in range(group)]
     lengths = samples.response_mask.sum(axis=1)[:count]
+    own = distributed.own_share(count)
     scores = self._scoring.submit(
-      texts,
-      [problem.reference for problem in problems],
-      sources=[problem.source for problem in problems],
-      lengths=lengths.tolist(),
+      texts[own],
+      [problem.reference for problem in problems[own]],
+      sources=[problem.source for problem in problems[own]],
+      lengths=lengths[own].tolist(),
       shaping=False,
     )
     return _Pending(
@@ -209,7 +210,7 @@ class Evaluator:
       sequence_ids=ids.reshape(-1),
       sampling=sampling,
     )
-    return jax.device_get(samples)
+    return distributed.fetch(samples)
 
   def _sequence_ids(self, job: _Job, group: int) -> Int[np.ndarray, ' G']:
     """Which noise: the same whatever other sets there are."""
@@ -288,7 +289,7 @@ class Evaluator:
         yield (job.suite, job.problem, number), (bool(mark >= 1), text)
 
   def _marks(self, pending: PendingScores) -> Float[np.ndarray, ' N']:
-    scores = pending.result()
+    scores = pending.result().gathered()
     marks = np.array(scores.marks())
     failed = int(np.isnan(marks).sum())
     if failed:

@@ -1,94 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run, from a config file to its report, readable from top to bottom."""
+"""A run's stages, readable from top to bottom; `covrl.train.start` begins it."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import pathlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
-from covrl import sharding
-from covrl.config import ConfigError, Recipe
-from covrl.data import StreamState
-from covrl.models import Policy
+from covrl import distributed
+from covrl.config import Recipe
 from covrl.report import write_report
-from covrl.rewards import Scoring
-from covrl.rollout import SamplingEngine
-from covrl.train import advice
-from covrl.train.beginning import base_params, first_params, policy_of
-from covrl.train.checkpoint import Checkpoint, CheckpointStore, as_host
-from covrl.train.checks import check_references
-from covrl.train.collector import Collector
-from covrl.train.evaluate import Evaluator
+from covrl.train.beginning import base_params, first_params
+from covrl.train.checkpoint import Checkpoint, CheckpointStore
 from covrl.train.iteration import (
-  EVALUATE_STREAM,
   INIT_STREAM,
-  ROLLOUT_STREAM,
   TRAIN_STREAM,
   Iteration,
 )
-from covrl.train.layout import check_mesh, rollout_mesh
-from covrl.train.programs import Algorithm, Programs, without_base
+from covrl.train.place import Place, restore_place, save_place
+from covrl.train.profiling import Profiler
 from covrl.train.progress import Progress
 from covrl.train.run_directory import RunDirectory
 from covrl.train.samples import kept_samples
-from covrl.train.task import Task
-from covrl.train.warm_start import lender, warm_start
+from covrl.train.setup import set_up
+from covrl.train.stopping import Stopped, StopSignal
+from covrl.train.warm_start import warm_start
 from covrl.train.writer import MetricsWriter
 from covrl.types import TrainState
 
 
-def train(recipe: Recipe, workdir: str) -> None:
-  """Runs a recipe in a directory, from its latest checkpoint if it has one.
-
-  Args:
-    recipe: a config file with overrides applied.
-    workdir: the run's directory; made if absent, resumed if it is this
-      recipe's, refused if it is another's.
-
-  Raises:
-    ConfigError: if the directory is not this recipe's to use.
-    CheckpointError: if its checkpoint is damaged or of another program.
-  """
-  directory = RunDirectory(pathlib.Path(workdir))
-  with directory.locked(), Progress() as progress:
-    directory.check(recipe)
-    store = CheckpointStore(
-      directory.checkpoints, recipe.config.checkpoint.keep
-    )
-    saved = store.latest()
-    iterations = recipe.config.train.iterations
-    if saved is not None and saved.notes['iteration'] >= iterations:
-      progress.note(
-        f'{workdir} is finished: {saved.notes["iteration"]} of {iterations} '
-        'iterations; raise train.iterations to go on'
-      )
-      return
-    run = _Run(recipe, directory, store, progress, saved)
-    try:
-      run.train()
-    finally:
-      run.close()
-      write_report(directory.path)
-    progress.note(f'finished; see {directory.path / "report.html"}')
-
-
-@dataclasses.dataclass
-class _Place:
-  """Where a run stands: all that a checkpoint must say beside the arrays."""
-
-  iteration: int = 0
-  update: int = 0
-  evaluated: int = -1
-  entropy: float | None = None
-  draws: StreamState | None = None
-
-
-class _Run:
+class Run:
   """The objects of a run, and its stages."""
 
   def __init__(
@@ -98,89 +43,24 @@ class _Run:
     store: CheckpointStore,
     progress: Progress,
     saved: Checkpoint | None,
+    stop: StopSignal,
+    profiler: Profiler,
   ) -> None:
-    config, module = recipe.config, recipe.module
-    self.config = config
+    self.config = recipe.config
     self.directory = directory
     self.store = store
     self.progress = progress
     self.saved = saved
+    self.stop = stop
+    self.profiler = profiler
+    self.saved_position = saved.position if saved else -1
     progress.note('setting up')
-    self.mesh: Mesh = sharding.make_mesh(
-      dataclasses.asdict(config.mesh), jax.devices()
-    )
-    self.task: Task = module.make_task(config)
-    for note in self.task.notes:
-      progress.note(note)
-    if len(self.task.train) == 0:
-      raise ConfigError(
-        'training needs problems, the task has none; data.train names the'
-        ' files of a task of text'
-      )
-    self.policy: Policy = policy_of(recipe, self.task)
-    check_mesh(config, self.policy.config, self.mesh)
-    self.warm_start_tx = module.make_warm_start_tx(config)
-    algorithm = Algorithm(
-      loss=module.make_loss(config),
-      token_tx=module.make_token_tx(config),
-      tx=module.make_tx(config),
-      advantages=module.make_advantages(config),
-    )
-    self.programs = Programs(self.policy, algorithm, config, self.mesh)
-    # A run that has a checkpoint needs no warm start, its own or another's,
-    # unless that is what its adapters stand beside.
-    needless = saved is not None and self.policy.config.lora is None
-    self.lent = None if needless else lender(config, self.task)
-    for warning in advice.warnings(config, algorithm):
-      progress.note(f'warning: {warning}')
-    self.engine = SamplingEngine(
-      self.policy,
-      rollout_mesh(self.mesh, config.rollout.tensor),
-      end_ids=self.task.tokenizer.end_ids,
-      pad_id=self.task.tokenizer.pad_id,
-      max_response_length=config.rollout.max_response_length,
-    )
-    root = jax.random.key(config.seed)
-    self.keys = {
-      stream: jax.random.fold_in(root, stream)
-      for stream in (ROLLOUT_STREAM, TRAIN_STREAM, EVALUATE_STREAM, INIT_STREAM)
-    }
-    self.scoring = Scoring(
-      self.task.rewards,
-      sources=self.task.sources,
-      workers=config.rewards.workers,
-      timeout=config.rewards.timeout,
-    )
-    for note in check_references(
-      self.task, self.scoring, programs=config.data.checked_programs
-    ):
-      progress.note(f'warning: {note}')
-    self.collector = Collector(
-      self.task,
-      self.engine,
-      self.scoring,
-      self.programs,
-      config,
-      self.keys[ROLLOUT_STREAM],
-    )
-    self.programs.check(self.collector.blank().batch)
-    self.collector.check()
-    suites = self.task.evaluation(config.evaluate)
-    self.evaluator = (
-      None
-      if not suites
-      else Evaluator(
-        self.engine,
-        self.scoring,
-        self.task.tokenizer,
-        suites,
-        max_prompt_length=config.rollout.max_prompt_length,
-        prompts_at_once=config.rollout.prompts_per_iteration,
-        group_size=config.rollout.responses_per_prompt,
-        key=self.keys[EVALUATE_STREAM],
-        reader=self.task.reader,
-      )
-    )
+    setup = set_up(recipe, saved, progress)
+    self.mesh, self.task, self.policy = setup.mesh, setup.task, setup.policy
+    self.programs, self.collector = setup.programs, setup.collector
+    self.scoring, self.evaluator = setup.scoring, setup.evaluator
+    self.keys, self.lent = setup.keys, setup.lent
+    self.warm_start_tx = setup.warm_start_tx
     # Whatever is wrong is known by now: another attempt may use the directory.
     directory.claim(recipe)
     if self.task.notes:
@@ -189,38 +69,44 @@ class _Run:
     begun = saved or self.warm_starts.latest()
     self.writer = MetricsWriter(
       directory.metrics,
-      config.logging,
+      recipe.config.logging,
       name=recipe.name,
       keep=begun.notes['metrics_size'] if begun else 0,
+      enabled=directory.writes,
     )
-    (directory.path / 'tokenizer.model').write_bytes(
-      self.task.tokenizer.to_bytes()
-    )
+    directory.write_bytes('tokenizer.model', self.task.tokenizer.to_bytes())
 
   def train(self) -> None:
     """Warm start, then iterations of rollout and updates."""
     place, state, unfinished = self._begin()
+    self.stop.at(self._position(place))
     self._compile(state)
     iterations = self.config.train.iterations
     self.progress.stage('reinforcement learning', iterations)
     while place.iteration < iterations:
-      if place.update == 0:
-        self._between_iterations(place, state)
-      state = self._with_reference(place, state)
-      started = time.monotonic()
-      iteration = unfinished or self._rollout(place, state)
+      with self._saved_if_stopped(place, state, unfinished):
+        if place.update == 0:
+          self._between_iterations(place, state)
+        state = self._with_reference(place, state)
+        started = time.monotonic()
+        self.profiler.before(self._position(place))
+        iteration = unfinished or self._rollout(place, state)
+        if place.update == 0:
+          self.stop.before_update()
       unfinished = None
       state = self._updates(place, state, iteration, started)
       place.iteration, place.update = place.iteration + 1, 0
-    self._between_iterations(place, state)
+    with self._saved_if_stopped(place, state, None):
+      self._between_iterations(place, state)
 
   def close(self) -> None:
     """Stops worker processes and threads; flushes files."""
     self.scoring.close()
     self.collector.close()
     self.writer.close()
+    self.profiler.close()
 
-  def _begin(self) -> tuple[_Place, TrainState, Iteration | None]:
+  def _begin(self) -> tuple[Place, TrainState, Iteration | None]:
     """A warm-started policy, or what the checkpoint holds."""
     if self.saved is None:
       params = first_params(
@@ -230,28 +116,16 @@ class _Run:
         self.keys[INIT_STREAM],
         self._warm_start(),
       )
-      return _Place(), self.programs.init_state(params), None
-    notes = self.saved.notes
-    place = _Place(**notes['place'])
-    if place.draws is not None:
-      self.collector.place = place.draws
-    like: dict[str, Any] = {
-      'state': without_base(self.programs.abstract_state())
-    }
-    if place.update > 0:
-      like['iteration'] = self.collector.blank().arrays()
-    arrays = self.saved.restore(like)
-    state = arrays['state']
+      return Place(), self.programs.init_state(params), None
+    place, state, iteration = restore_place(
+      self.saved, self.programs, self.collector
+    )
     if self.policy.config.lora is not None:
       frozen = state.frozen | {'base': self._base()}
       state = dataclasses.replace(state, frozen=frozen)
     self.progress.note(
       f'resuming at iteration {place.iteration}, update {place.update}'
     )
-    if place.update == 0:
-      return place, state, None
-    pending = as_host(arrays['iteration'])
-    iteration = Iteration(**pending, metrics=notes['rollout_metrics'])
     return place, state, iteration
 
   def _base(self) -> Any:
@@ -297,7 +171,7 @@ class _Run:
     for stream in self.keys.values():
       jax.random.fold_in(stream, 0)
 
-  def _between_iterations(self, place: _Place, state: TrainState) -> None:
+  def _between_iterations(self, place: Place, state: TrainState) -> None:
     """Evaluates and saves, where it is time to."""
     config = self.config
     last = place.iteration >= config.train.iterations
@@ -308,9 +182,15 @@ class _Run:
     if place.iteration % config.checkpoint.every == 0 or last:
       self._save(place, state, None)
     if due:
+      self.report()
+
+  def report(self) -> None:
+    """Rewrites the run's page."""
+    if self.directory.writes:
+      self.writer.flush()
       write_report(self.directory.path)
 
-  def _evaluate(self, place: _Place, state: TrainState) -> None:
+  def _evaluate(self, place: Place, state: TrainState) -> None:
     if not self.evaluator:
       return
     evaluation = self.evaluator.run(self.programs.params(state))
@@ -331,7 +211,7 @@ class _Run:
     )
     self.progress.note(f'iteration {place.iteration}: {figures}')
 
-  def _with_reference(self, place: _Place, state: TrainState) -> TrainState:
+  def _with_reference(self, place: Place, state: TrainState) -> TrainState:
     """The state, its reference policy replaced where it is time to."""
     every = self.config.train.reset_reference_every
     begins = place.update == 0 and place.iteration > 0
@@ -339,7 +219,7 @@ class _Run:
       return state
     return self.programs.reset_reference(state)
 
-  def _rollout(self, place: _Place, state: TrainState) -> Iteration:
+  def _rollout(self, place: Place, state: TrainState) -> Iteration:
     """An iteration's training data, some of it kept for the report."""
     iteration = self.collector.collect(place.iteration, state)
     if place.iteration % self.config.logging.samples_every == 0:
@@ -348,7 +228,7 @@ class _Run:
 
   def _updates(
     self,
-    place: _Place,
+    place: Place,
     state: TrainState,
     iteration: Iteration,
     started: float,
@@ -356,6 +236,9 @@ class _Run:
     """The optimiser updates of an iteration."""
     config = self.config
     while place.update < config.updates_per_iteration:
+      if place.update > 0 and not self._may_update(place, state, iteration):
+        raise Stopped
+      self.profiler.before(self._position(place))
       rows = iteration.rows(place.update, config.train.sequences_per_update)
       measured = self._is_measured(place)
       before = self.programs.copy(state.trainable) if measured else None
@@ -363,11 +246,10 @@ class _Run:
       state, readings = self.programs.update(
         state, rows, place.update == 0, self.keys[TRAIN_STREAM]
       )
-      values = {k: float(v) for k, v in jax.device_get(readings).items()}
+      values = _numbers(readings)
       now = time.monotonic()
       if measured:
-        change = self.programs.entropy_change(before, state, rows)
-        values |= {k: float(v) for k, v in jax.device_get(change).items()}
+        values |= _numbers(self.programs.entropy_change(before, state, rows))
       if place.entropy is not None:
         values['entropy_drift'] = values['entropy'] - place.entropy
       place.entropy = values['entropy']
@@ -379,6 +261,8 @@ class _Run:
         'tokens_per_second': values['tokens'] / (now - began),
       }
       place.update += 1
+      self.stop.at(self._position(place))
+      self.profiler.after(self._position(place) - 1)
       step = int(state.step)
       self.writer.write(
         step=step, iteration=place.iteration, phase='train', **values
@@ -390,40 +274,57 @@ class _Run:
         self._save(place, state, iteration)
     return state
 
-  def _is_measured(self, place: _Place) -> bool:
+  def _is_measured(self, place: Place) -> bool:
     """Whether the next update's effect on the entropy is measured."""
     every = self.config.logging.entropy_change_every
     return every > 0 and self._position(place) % every == 0
 
-  def _position(self, place: _Place) -> int:
+  def _position(self, place: Place) -> int:
     """Updates made so far."""
     return place.iteration * self.config.updates_per_iteration + place.update
 
+  @contextlib.contextmanager
+  def _saved_if_stopped(
+    self, place: Place, state: TrainState, unfinished: Iteration | None
+  ) -> Iterator[None]:
+    """Saves the run as it came in, where it is told to stop within."""
+    draws = self.collector.place
+    try:
+      yield
+    except Stopped:
+      # What was drawn for a rollout that is given up is drawn again.
+      self.collector.place = draws
+      self._save(place, state, unfinished)
+      raise
+
+  def _may_update(
+    self, place: Place, state: TrainState, iteration: Iteration
+  ) -> bool:
+    """Whether to go on; if not, the unfinished iteration is saved."""
+    try:
+      self.stop.before_update()
+    except Stopped:
+      self._save(place, state, iteration)
+      return False
+    return True
+
   def _save(
-    self, place: _Place, state: TrainState, iteration: Iteration | None
+    self, place: Place, state: TrainState, iteration: Iteration | None
   ) -> None:
     """Writes a checkpoint of everything."""
     position = self._position(place)
-    if self.saved is not None and self.saved.position == position:
-      # Replacing what was resumed from would risk the only checkpoint.
+    if position == self.saved_position:
+      # Replacing what is there would risk the only checkpoint.
       return
     place.draws = self.collector.place
-    arrays: dict[str, Any] = {'state': without_base(state)}
-    notes = {
-      'iteration': place.iteration,
-      'place': dataclasses.asdict(place),
-      'metrics_size': self.writer.size,
-    }
-    if iteration is not None:
-      arrays['iteration'] = iteration.arrays()
-      notes['rollout_metrics'] = iteration.metrics
-    self.store.save(position, arrays, notes)
+    save_place(self.store, position, place, state, iteration, self.writer.size)
+    self.saved_position = position
 
   def _keep_samples(
-    self, place: _Place, state: TrainState, iteration: Iteration
+    self, place: Place, state: TrainState, iteration: Iteration
   ) -> None:
     rows = iteration.rows(0, self.config.train.sequences_per_update)
-    selection, covariance = jax.device_get(
+    selection, covariance = distributed.fetch(
       self.programs.select(state, rows, self.keys[TRAIN_STREAM])
     )
     name = f'rollouts/iteration_{place.iteration:06d}.json'
@@ -439,3 +340,7 @@ class _Run:
     self.directory.write(
       name, {'iteration': place.iteration, 'samples': samples}
     )
+
+
+def _numbers(readings: dict[str, Any]) -> dict[str, float]:
+  return {k: float(v) for k, v in distributed.fetch(readings).items()}

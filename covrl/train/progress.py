@@ -43,6 +43,7 @@ class Progress:
     clock: seconds, for tests.
     enabled: whether to show anything; in a program of many processes one
       speaks.
+    moved: called whenever something is reported, shown or not.
 
   >>> import io
   >>> console = rich.console.Console(file=io.StringIO(), width=80)
@@ -61,11 +62,13 @@ class Progress:
     interval: float = 10.0,
     clock: Callable[[], float] = time.monotonic,
     enabled: bool = True,
+    moved: Callable[[], None] = lambda: None,
   ) -> None:
     self._console = console or rich.console.Console(highlight=False)
     self._interval = interval
     self._clock = clock
     self._enabled = enabled
+    self._moved = moved
     self._live: rich.live.Live | None = None
     self._name = ''
     self._step = 0
@@ -107,6 +110,7 @@ class Progress:
       total: what `update`'s step will reach; `None` for a stage that takes
         its time without steps.
     """
+    self._moved()
     self._say_last()
     self._name, self._step, self._total = name, 0, total
     self._first_step, self._metrics = None, {}
@@ -122,6 +126,7 @@ class Progress:
       **metrics: latest numbers, by their names in `metrics.jsonl`; those
         worth showing live are picked.
     """
+    self._moved()
     now = self._clock()
     if self._first_step is None:
       # Compilation is behind the first step, not between steps.
@@ -136,6 +141,7 @@ class Progress:
 
   def note(self, text: str) -> None:
     """Prints a line that stays, such as an evaluation's result."""
+    self._moved()
     self._print(text)
 
   def _say_last(self) -> None:

@@ -8,8 +8,8 @@ import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from etils import epath
 
+from covrl import storage
 from covrl.config import Config, ConfigError, DataConfig
 from covrl.data import (
   AskedSource,
@@ -181,7 +181,7 @@ def _files(names: str) -> list[tuple[str, float | None]]:
 
 def _matching(pattern: str) -> list[str]:
   """Files whose names a pattern fits, in order."""
-  path = epath.Path(pattern)
+  path = storage.path_of(pattern)
   matches = sorted(map(str, path.parent.glob(path.name)))
   if not matches:
     raise ConfigError(f'data.train must name files, {pattern} fits none')
@@ -201,7 +201,9 @@ def _pass_rates(file: str) -> dict[str, float]:
   if not file:
     return {}
   rates: dict[str, float] = {}
-  for number, line in enumerate(epath.Path(file).read_text().splitlines(), 1):
+  for number, line in enumerate(
+    storage.path_of(file).read_text().splitlines(), 1
+  ):
     try:
       result = json.loads(line)
       marks = result['correct'] or [result['greedy']]

@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Bool, Float
 
+from covrl import storage
 from covrl.data import Suite
 from covrl.report.intervals import Estimate, bootstrap_sets
 from covrl.train.accuracy import majority, pass_at
@@ -157,7 +158,7 @@ def write_results(
   Returns:
     The summary.
   """
-  folder = epath.Path(directory) / 'evaluation'
+  folder = storage.path_of(directory) / 'evaluation'
   folder.mkdir(parents=True, exist_ok=True)
   estimates = evaluation.estimates()
   file = folder / 'summary.json'

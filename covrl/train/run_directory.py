@@ -4,7 +4,7 @@
 config.json      the resolved configuration and the run's identity
 recipe/          the config file it was made with
 task.json        what to know about its problems: their number, their judges
-metrics.jsonl    one JSON object a line
+metrics.jsonl    one JSON object a line; in a bucket in parts, metrics/
 rollouts/        kept samples
 evaluation/      results by problem: of the run's own evaluations, and of sets
 checkpoints/     see `covrl.train.checkpoint`
@@ -14,12 +14,13 @@ report.html      see `covrl.report`
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from etils import epath
+
+from covrl import distributed, storage
 from covrl.config import (
   RESUMABLE,
   ConfigError,
@@ -28,37 +29,48 @@ from covrl.config import (
   from_dict,
   import_recipe,
 )
-from covrl.train.checkpoint import write_atomically
+from covrl.train import lock
 
 
 class RunDirectory:
-  """The files of one run."""
+  """The files of one run.
 
-  def __init__(self, path: pathlib.Path) -> None:
-    self.path = path
+  Attributes:
+    path: where they are.
+    writes: whether this process is the one that writes them.
+  """
+
+  def __init__(self, path: epath.PathLike, *, writes: bool = True) -> None:
+    self.path = storage.path_of(path)
+    self.writes = writes
 
   @property
-  def metrics(self) -> pathlib.Path:
+  def metrics(self) -> epath.Path:
     """The metrics file."""
     return self.path / 'metrics.jsonl'
 
   @property
-  def checkpoints(self) -> pathlib.Path:
+  def checkpoints(self) -> epath.Path:
     """The checkpoints' directory."""
     return self.path / 'checkpoints'
 
   def write(self, name: str, content: Mapping[str, Any]) -> None:
     """Writes a JSON file below the directory, whole or not at all."""
-    file = self.path / name
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, json.dumps(content))
+    if not self.writes:
+      return
+    storage.write_atomically(self.path / name, json.dumps(content))
 
   def write_lines(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
     """Writes a file of JSON objects, one a line, whole or not at all."""
-    file = self.path / name
-    file.parent.mkdir(parents=True, exist_ok=True)
+    if not self.writes:
+      return
     text = ''.join(f'{json.dumps(line)}\n' for line in lines)
-    write_atomically(file, text)
+    storage.write_atomically(self.path / name, text)
+
+  def write_bytes(self, name: str, content: bytes) -> None:
+    """Writes a file in the directory."""
+    if self.writes:
+      (self.path / name).write_bytes(content)
 
   def describe(self) -> dict[str, Any]:
     """What `config.json` says.
@@ -83,6 +95,9 @@ class RunDirectory:
       ConfigError: if it holds another configuration's run (says what differs)
         or other files.
     """
+    if not self.writes:
+      # The first process looks, before it writes.
+      return
     if (self.path / 'config.json').exists():
       described = self.describe()
       if described['identity'] != recipe.identity:
@@ -90,7 +105,7 @@ class RunDirectory:
           f"{self.path} holds another configuration's run "
           f'({_difference(described, recipe)}); use another --workdir'
         )
-    elif any(file.name != '.lock' for file in self.path.iterdir()):
+    elif any(name != lock.NAME for name in self._names()):
       raise ConfigError(
         f'--workdir must be a run directory or empty, {self.path} holds '
         'other files'
@@ -98,12 +113,12 @@ class RunDirectory:
 
   def claim(self, recipe: Recipe) -> None:
     """Makes the directory this recipe's; see `check`."""
+    if not self.writes:
+      return
     # The description comes first: by it a directory is known as a run's.
     self.write('config.json', recipe.as_json())
-    copies = self.path / 'recipe'
-    copies.mkdir(exist_ok=True)
     for name, text in recipe.sources.items():
-      write_atomically(copies / name, text)
+      storage.write_atomically(self.path / 'recipe' / name, text)
 
   def recipe(self) -> Recipe:
     """The recipe that the directory is of, from its own copy.
@@ -112,9 +127,8 @@ class RunDirectory:
       ConfigError: if this is no run directory.
     """
     described = self.describe()
-    module, sources = import_recipe(
-      self.path / 'recipe' / f'{described["name"]}.py'
-    )
+    copies = storage.local(self.path / 'recipe')
+    module, sources = import_recipe(copies / f'{described["name"]}.py')
     return Recipe(
       name=described['name'],
       config=from_dict(described['config']),
@@ -124,22 +138,26 @@ class RunDirectory:
 
   @contextlib.contextmanager
   def locked(self) -> Iterator[None]:
-    """Keeps a second process out of the directory.
+    """Keeps other runs' processes out of the directory.
 
     Raises:
       ConfigError: if another process is in it, or it is a file.
     """
     if self.path.exists() and not self.path.is_dir():
       raise ConfigError(f'--workdir must be a directory, {self.path} is none')
-    self.path.mkdir(parents=True, exist_ok=True)
-    with (self.path / '.lock').open('w') as lock:
-      try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except OSError:
-        raise ConfigError(
-          f'{self.path} is in use by another process; use another --workdir'
-        ) from None
+    if not self.writes:
+      distributed.meet('covrl/locked')
       yield
+      return
+    with lock.held(self.path):
+      distributed.meet('covrl/locked')
+      yield
+
+  def _names(self) -> list[str]:
+    """What is in the directory."""
+    if not self.path.is_dir():
+      return []
+    return [entry.name for entry in self.path.iterdir()]
 
 
 def _difference(described: dict[str, Any], recipe: Recipe) -> str:

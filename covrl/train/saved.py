@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import pathlib
 import sys
 from collections.abc import Iterator
 
@@ -251,7 +250,7 @@ def open_run(workdir: str, sets: Sets | None = None) -> Iterator[SavedRun]:
     CheckpointError: if it has no usable checkpoint.
     ValueError: if its task is not of text, and there are sets.
   """
-  directory = RunDirectory(pathlib.Path(workdir))
+  directory = RunDirectory(workdir)
   recipe = directory.recipe()
   saved = CheckpointStore(directory.checkpoints, keep=1).latest()
   if saved is None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 import time
 from typing import Any, cast
 
@@ -15,7 +14,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from covrl import sharding
+from covrl import distributed, sharding
 from covrl.config import Config, ConfigError, flatten, from_dict
 from covrl.data import SupervisedStream
 from covrl.models import Policy
@@ -74,6 +73,8 @@ def warm_start(
     max_length=config.rollout.max_prompt_length
     + config.rollout.max_response_length
     - 1,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
   )
   abstract = policy.abstract_params(mesh)
   layout = shardings(
@@ -91,23 +92,26 @@ def warm_start(
   state = SupervisedState(
     params=params,
     opt_state=jax.jit(tx.init, out_shardings=layout.opt_state)(params),
-    step=jax.device_put(jnp.zeros((), jnp.int32), layout.step),
+    step=distributed.place(np.zeros((), np.int32), layout.step),
   )
   progress.stage('warm start', settings.steps)
   started, tokens = time.monotonic(), 0
   with jax.set_mesh(mesh):
     for number in range(1, settings.steps + 1):
       rows = next(stream)
-      batch = SupervisedBatch(
-        **{
-          field.name: getattr(rows, field.name)
-          for field in dataclasses.fields(SupervisedBatch)
-        }
+      batch = distributed.gather_rows(
+        SupervisedBatch(
+          **{
+            field.name: getattr(rows, field.name)
+            for field in dataclasses.fields(SupervisedBatch)
+          }
+        )
       )
       state, readings = step(state, sharding.shard_batch(batch, mesh))
-      tokens += int(np.sum(rows.loss_mask))
+      tokens += int(np.sum(batch.loss_mask))
       if number % logging.warm_start_every == 0 or number == settings.steps:
-        values = {k: float(v) for k, v in jax.device_get(readings).items()}
+        values = distributed.fetch(readings)
+        values = {k: float(v) for k, v in values.items()}
         seconds = time.monotonic() - started
         values['tokens_per_second'] = tokens / seconds
         started, tokens = time.monotonic(), 0
@@ -131,7 +135,7 @@ def lender(config: Config, task: Task) -> Checkpoint | None:
         f'{config.warm_start.steps}'
       )
     return None
-  other = RunDirectory(pathlib.Path(config.warm_start.from_run))
+  other = RunDirectory(config.warm_start.from_run)
   theirs = flatten(from_dict(other.describe()['config']))
   ours = flatten(config)
   for name, value in ours.items():

@@ -1,24 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where metrics go: `metrics.jsonl`, and TensorBoard and W&B if asked."""
+"""Where metrics go: `metrics.jsonl`, and TensorBoard and W&B if asked.
+
+In a bucket the lines are in numbered parts (`covrl.journal`), and events are
+copied there whenever the run is saved.
+"""
 
 from __future__ import annotations
 
 import importlib
 import json
 import math
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from etils import epath
+
+from covrl import storage
 from covrl.config import LoggingConfig
+from covrl.journal import Journal, open_journal, read_journal
 
 
 class MetricsWriter:
   """Appends metric lines, and cuts them back to a checkpoint on resume."""
 
   def __init__(
-    self, file: pathlib.Path, logging: LoggingConfig, *, name: str, keep: int
+    self,
+    file: epath.PathLike,
+    logging: LoggingConfig,
+    *,
+    name: str,
+    keep: int,
+    enabled: bool = True,
   ) -> None:
     """Opens the file.
 
@@ -28,11 +41,14 @@ class MetricsWriter:
       name: of the run.
       keep: bytes to keep of what is there; the rest was written after the
         checkpoint that is resumed.
+      enabled: whether to write anything; of several processes one does.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    self._stream = file.open('a')
-    self._stream.truncate(keep)
     self._extra: list[Any] = []
+    self._journal: Journal | None = None
+    if not enabled:
+      return
+    file = storage.path_of(file)
+    self._journal = open_journal(file, keep)
     if logging.tensorboard:
       self._extra.append(_TensorBoard(file.parent / 'tb', _last_steps(file)))
     if logging.wandb_project:
@@ -40,35 +56,48 @@ class MetricsWriter:
 
   @property
   def size(self) -> int:
-    """Bytes written so far."""
-    self._stream.flush()
-    return os.fstat(self._stream.fileno()).st_size
+    """Bytes written so far; all that was logged is where it belongs."""
+    self.flush()
+    return self._journal.size if self._journal else 0
+
+  def flush(self) -> None:
+    """Brings what was logged to where it belongs."""
+    if self._journal is not None:
+      self._journal.flush()
+    for sink in self._extra:
+      sink.flush()
 
   def write(
     self, *, step: int, iteration: int, phase: str, **values: Any
   ) -> None:
     """Writes one line; numbers that are not finite become null."""
+    if self._journal is None:
+      return
     line = {'step': step, 'iteration': iteration, 'phase': phase}
     line |= {name: _plain(value) for name, value in values.items()}
-    self._stream.write(json.dumps(line) + '\n')
-    self._stream.flush()
+    self._journal.write(json.dumps(line))
     for sink in self._extra:
       sink.write(step, phase, line)
 
   def close(self) -> None:
     """Flushes everything."""
-    self._stream.close()
+    if self._journal is not None:
+      self._journal.close()
     for sink in self._extra:
       sink.close()
+    self._journal, self._extra = None, []
 
 
 class _TensorBoard:
   """Scalars, a directory for each phase: phases count their steps apart."""
 
   def __init__(
-    self, directory: pathlib.Path, last_steps: Mapping[str, int]
+    self, directory: epath.Path, last_steps: Mapping[str, int]
   ) -> None:
     self._directory = directory
+    # Where events are appended to, which a bucket does not do.
+    distant = storage.is_bucket(directory)
+    self._here = storage.scratch() if distant else pathlib.Path(directory)
     self._last_steps = last_steps
     self._writers: dict[str, Any] = {}
 
@@ -83,17 +112,24 @@ class _TensorBoard:
     """A writer; what an earlier attempt wrote beyond its checkpoint is void."""
     from tensorboardX import SummaryWriter
 
-    directory = self._directory / phase
-    earlier = len(list(directory.glob('*')))
+    earlier = len(list((self._directory / phase).glob('*')))
     return SummaryWriter(
-      str(directory),
+      str(self._here / phase),
       purge_step=self._last_steps.get(phase, -1) + 1 if earlier else None,
       filename_suffix=f'.{earlier}',
     )
 
+  def flush(self) -> None:
+    if storage.is_bucket(self._directory):
+      for writer in self._writers.values():
+        writer.flush()
+      storage.upload(self._here, self._directory)
+
   def close(self) -> None:
     for writer in self._writers.values():
       writer.close()
+    if storage.is_bucket(self._directory):
+      storage.upload(self._here, self._directory)
 
 
 class _WeightsAndBiases:
@@ -112,15 +148,17 @@ class _WeightsAndBiases:
     del step
     self._run.log({f'{phase}/{name}': value for name, value in line.items()})
 
+  def flush(self) -> None:
+    """It is sent by the library, when it likes."""
+
   def close(self) -> None:
     self._run.finish()
 
 
-def _last_steps(file: pathlib.Path) -> dict[str, int]:
+def _last_steps(file: epath.Path) -> dict[str, int]:
   """The last step of each phase in a metrics file."""
-  with file.open() as lines:
-    parsed = map(json.loads, lines)
-    return {line['phase']: line['step'] for line in parsed}
+  parsed = map(json.loads, (read_journal(file) or '').splitlines())
+  return {line['phase']: line['step'] for line in parsed}
 
 
 def _plain(value: Any) -> Any:

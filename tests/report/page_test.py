@@ -173,4 +173,4 @@ def test_writing_again_replaces_the_page(make_run):
   run = make_run(iterations=10)
   first = write_report(run).read_text()
   assert write_report(run).read_text() == first
-  assert not list(run.glob('*.partial'))
+  assert not list(run.glob('.*.tmp'))

@@ -13,11 +13,11 @@ import pytest
 import covrl
 from covrl import sharding
 from covrl.entropy.chain import init_token_state
+from covrl.storage import write_atomically
 from covrl.train.checkpoint import (
   MANIFEST,
   CheckpointError,
   CheckpointStore,
-  write_atomically,
 )
 
 MESHES = ((8,), (2, 2, 2))

@@ -22,3 +22,9 @@ def share_of_digits(response: str, reference: Any) -> float:
   del reference
   words = response.split()
   return sum(word.isdigit() for word in words) / max(len(words), 1)
+
+
+def slowly(response: str, reference: Any) -> float:
+  """The same, in the time that a signal needs to arrive."""
+  time.sleep(0.05)
+  return begins_with_largest(response, reference)

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GKE: a JobSet, one job a slice and one pod a host, or XPK's command for it.
+
+Kubernetes does the restarting: any pod whose exit status means so ends the
+whole set, which then begins again; any other status fails it at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import shlex
+import tempfile
+from typing import Any
+
+import yaml
+
+from covrl.exits import RESTARTED
+from launch.job import Job, LaunchError
+from launch.shell import Shell
+from launch.slices import Slice, find_slice
+
+# Seconds a pod has to save itself in.
+_GRACE = 300
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """The options of `launch gke`."""
+  parser.add_argument('--type', required=True, help='such as v5p-64')
+  parser.add_argument('--image', required=True, help='with covrl installed')
+  parser.add_argument('--num-slices', type=int, default=1)
+  parser.add_argument('--namespace', default='default')
+  parser.add_argument('--service-account')
+  parser.add_argument('--queue', help="Kueue's local queue")
+  parser.add_argument('--spot', action='store_true')
+  parser.add_argument(
+    '--xpk', action='store_true', help='by `xpk workload create`'
+  )
+  parser.add_argument('--cluster', help='for --xpk')
+  parser.add_argument('--project', help='for --xpk')
+  parser.add_argument('--zone', help='for --xpk')
+
+
+def run(job: Job, options: argparse.Namespace, shell: Shell) -> int:
+  """Submits the job; the exit status of that."""
+  slice_ = find_slice(options.type)
+  if options.num_slices < 1:
+    raise LaunchError(
+      f'--num-slices must be at least 1, got {options.num_slices}'
+    )
+  job.check_shared(slice_.hosts * options.num_slices)
+  if options.xpk:
+    shell.say(shell.demand(_xpk(job, options, slice_)).rstrip())
+    return 0
+  manifest = yaml.safe_dump(job_set(job, options, slice_), sort_keys=False)
+  shell.show(f'{job.name}.yaml', manifest)
+  with tempfile.TemporaryDirectory(prefix='covrl-') as folder:
+    file = pathlib.Path(folder) / f'{job.name}.yaml'
+    file.write_text(manifest)
+    name = file.name if shell.dry_run else str(file)
+    shell.say(shell.demand(['kubectl', 'apply', f'--filename={name}']).rstrip())
+  return 0
+
+
+def job_set(
+  job: Job, options: argparse.Namespace, slice_: Slice
+) -> dict[str, Any]:
+  """The manifest."""
+  selector = {
+    'cloud.google.com/gke-tpu-accelerator': slice_.gke,
+    'cloud.google.com/gke-tpu-topology': slice_.shape,
+  }
+  if options.spot:
+    selector['cloud.google.com/gke-spot'] = 'true'
+  chips = {'google.com/tpu': slice_.chips_per_host}
+  container = {
+    'name': 'covrl',
+    'image': options.image,
+    # No shell: arguments stay what they are, and the signal finds the program.
+    'command': ['covrl', 'train', *_literal(job.arguments)],
+    'env': [
+      *(
+        {'name': name, 'value': _literal([value])[0]}
+        for name, value in job.environment.items()
+      ),
+      *(
+        {
+          'name': name,
+          'valueFrom': {'secretKeyRef': {'name': secret, 'key': name}},
+        }
+        for name, secret in job.secrets.items()
+      ),
+    ],
+    'resources': {'requests': dict(chips), 'limits': dict(chips)},
+  }
+  pod: dict[str, Any] = {
+    'restartPolicy': 'Never',
+    'terminationGracePeriodSeconds': _GRACE,
+    'nodeSelector': selector,
+    'containers': [container],
+  }
+  if options.service_account:
+    pod['serviceAccountName'] = options.service_account
+  if options.spot:
+    pod['tolerations'] = [
+      {
+        'key': 'cloud.google.com/gke-spot',
+        'operator': 'Equal',
+        'value': 'true',
+        'effect': 'NoSchedule',
+      }
+    ]
+  metadata: dict[str, Any] = {
+    'name': job.name,
+    'namespace': options.namespace,
+    'annotations': {
+      'alpha.jobset.sigs.k8s.io/exclusive-topology': (
+        'cloud.google.com/gke-nodepool'
+      )
+    },
+  }
+  if options.queue:
+    metadata['labels'] = {'kueue.x-k8s.io/queue-name': options.queue}
+  return {
+    'apiVersion': 'jobset.x-k8s.io/v1alpha2',
+    'kind': 'JobSet',
+    'metadata': metadata,
+    'spec': {
+      'failurePolicy': {
+        'maxRestarts': job.restarts,
+        'rules': [
+          {
+            'action': 'FailJobSet',
+            'onJobFailureReasons': ['PodFailurePolicy'],
+          }
+        ],
+      },
+      'replicatedJobs': [
+        {
+          'name': 'slice',
+          'replicas': options.num_slices,
+          'template': {
+            'spec': {
+              'parallelism': slice_.hosts,
+              'completions': slice_.hosts,
+              'backoffLimit': 0,
+              'podFailurePolicy': {
+                'rules': [
+                  {
+                    'action': 'FailJob',
+                    'onExitCodes': {
+                      'containerName': 'covrl',
+                      'operator': 'NotIn',
+                      'values': [*map(int, RESTARTED), *range(128, 256)],
+                    },
+                  }
+                ]
+              },
+              'template': {'spec': pod},
+            }
+          },
+        }
+      ],
+    },
+  }
+
+
+def _literal(texts: tuple[str, ...] | list[str]) -> list[str]:
+  """Texts in which Kubernetes is to replace no `$(NAME)`.
+
+  >>> _literal(['$(HOME)', '$$'])
+  ['$$(HOME)', '$$$$']
+  """
+  return [text.replace('$', '$$') for text in texts]
+
+
+def _xpk(job: Job, options: argparse.Namespace, slice_: Slice) -> list[str]:
+  """XPK's command; its command line goes through a shell."""
+  for name in ('cluster', 'project', 'zone'):
+    if not getattr(options, name):
+      raise LaunchError(f'--xpk needs --{name}')
+  if job.secrets:
+    raise LaunchError('--secret is not possible with --xpk; use the JobSet')
+  return [
+    *('xpk', 'workload', 'create'),
+    f'--workload={job.name}',
+    f'--cluster={options.cluster}',
+    f'--project={options.project}',
+    f'--zone={options.zone}',
+    f'--tpu-type={slice_.accelerator}',
+    f'--num-slices={options.num_slices}',
+    f'--docker-image={options.image}',
+    f'--max-restarts={job.restarts}',
+    f'--restart-on-exit-codes={",".join(str(int(c)) for c in RESTARTED)}',
+    *(f'--env={name}={value}' for name, value in job.environment.items()),
+    f'--command={shlex.join(["covrl", "train", *job.arguments])}',
+  ]

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several processes on this machine, as one run."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+from covrl.exits import Exit, means_restart, verdict
+from launch.job import Job, LaunchError
+from launch.shell import Shell
+
+# Seconds that the others have when one process has ended: they notice by
+# themselves within a heartbeat, and save.
+_GRACE = 300.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """The options of `launch local`."""
+  parser.add_argument('--processes', type=int, required=True)
+  parser.add_argument('--port', type=int, help='of the coordinator; a free one')
+  parser.add_argument('--grace', type=float, default=_GRACE, help='seconds')
+
+
+def run(job: Job, options: argparse.Namespace, shell: Shell) -> int:
+  """Trains with several processes; one exit status for all of them."""
+  if options.processes < 1:
+    raise LaunchError(
+      f'--processes must be at least 1, got {options.processes}'
+    )
+  if job.secrets:
+    raise LaunchError(
+      '--secret is for tpu and gke; local processes have this environment'
+    )
+  code = int(Exit.RESTART)
+  for attempt in range(job.restarts + 1):
+    commands = _commands(job, options)
+    if shell.dry_run:
+      for command in commands:
+        shell.run([*_environment(job), *command])
+      return 0
+    code = verdict(_run(commands, {**os.environ, **job.environment}, options))
+    if not means_restart(code):
+      return code
+    if attempt < job.restarts:
+      shell.say(f'restart {attempt + 1} of {job.restarts}')
+  return code
+
+
+def _environment(job: Job) -> list[str]:
+  if not job.environment:
+    return []
+  return [
+    'env',
+    *(f'{name}={value}' for name, value in job.environment.items()),
+  ]
+
+
+def _commands(job: Job, options: argparse.Namespace) -> list[list[str]]:
+  port = options.port or _free_port()
+  return [
+    [
+      *(sys.executable, '-m', 'covrl.cli', 'train', *job.arguments),
+      f'--coordinator=127.0.0.1:{port}',
+      f'--num_processes={options.processes}',
+      f'--process_id={process}',
+    ]
+    for process in range(options.processes)
+  ]
+
+
+def _free_port() -> int:
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    return probe.getsockname()[1]
+
+
+def _run(
+  commands: Sequence[Sequence[str]],
+  environment: dict[str, str],
+  options: argparse.Namespace,
+) -> list[int]:
+  """Runs them side by side; a signal to this process is theirs too."""
+  processes = [
+    subprocess.Popen(command, env=environment, start_new_session=True)
+    for command in commands
+  ]
+  try:
+    with _passed_on(processes):
+      deadline = None
+      while any(process.poll() is None for process in processes):
+        if deadline is None and any(process.poll() for process in processes):
+          deadline = time.monotonic() + options.grace
+        if deadline is not None and time.monotonic() > deadline:
+          break
+        time.sleep(0.1)
+  finally:
+    for process in processes:
+      if process.poll() is None:
+        process.kill()
+  return [process.wait() for process in processes]
+
+
+@contextlib.contextmanager
+def _passed_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+  """Hands SIGTERM and SIGINT on to all processes while it lasts."""
+
+  def hand_on(number: int, frame: object) -> None:
+    del number, frame
+    for process in processes:
+      if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+
+  kinds = (signal.SIGTERM, signal.SIGINT)
+  before = {kind: signal.signal(kind, hand_on) for kind in kinds}
+  try:
+    yield
+  finally:
+    for kind, handler in before.items():
+      signal.signal(kind, handler)

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cloud TPU virtual machines: queued, set up, run, and recreated if preempted.
+
+A queued resource is asked for and waited for; covrl is copied to every host and
+installed; every host runs the same script. If a host's exit status means a
+restart, or its connection is lost, the state of the resource decides: one that
+was preempted is deleted and asked for again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pathlib
+import re
+import tempfile
+
+from covrl.exits import Exit, means_restart, verdict
+from launch.job import Job, LaunchError, render
+from launch.shell import Shell, failed
+from launch.slices import Slice, find_slice
+
+# Of a queued resource: it will not become active any more.
+_ENDED = ('SUSPENDING', 'SUSPENDED', 'FAILED', 'DELETING')
+_SCARCE = re.compile(r'RESOURCE_EXHAUSTED|quota|capacity|UNAVAILABLE', re.I)
+_EXIT = re.compile(r'covrl-exit=(\d+)')
+# What ssh ends with when the connection is lost.
+_LOST = 255
+# A connection that carries nothing for five minutes is lost, and ends.
+_ALIVE = ('-oServerAliveInterval=30', '-oServerAliveCountMax=10')
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """The options of `launch tpu`."""
+  parser.add_argument('--type', required=True, help='such as v5p-64')
+  parser.add_argument('--project', required=True)
+  parser.add_argument('--zone', required=True)
+  parser.add_argument('--num-slices', type=int, default=1)
+  parser.add_argument('--runtime-version', help="the generation's if absent")
+  parser.add_argument('--network')
+  parser.add_argument('--service-account')
+  kind = parser.add_mutually_exclusive_group()
+  kind.add_argument('--spot', action='store_true')
+  kind.add_argument('--reserved', action='store_true')
+  parser.add_argument('--poll', type=float, default=30.0, help='seconds')
+  parser.add_argument(
+    '--max-wait', type=float, default=24.0, help='hours for a slice to come'
+  )
+  parser.add_argument(
+    '--keep', action='store_true', help='the machines after the end'
+  )
+
+
+def run(job: Job, options: argparse.Namespace, shell: Shell) -> int:
+  """Trains on a slice, or several; the exit status."""
+  slice_ = find_slice(options.type)
+  if options.num_slices < 1:
+    raise LaunchError(
+      f'--num-slices must be at least 1, got {options.num_slices}'
+    )
+  if options.poll <= 0 or options.max_wait <= 0:
+    raise LaunchError(
+      '--poll and --max-wait must be positive, got '
+      f'{options.poll:g} and {options.max_wait:g}'
+    )
+  job.check_shared(slice_.hosts * options.num_slices)
+  with tempfile.TemporaryDirectory(prefix='covrl-') as folder:
+    queued = _Queued(job, options, shell, slice_, pathlib.Path(folder))
+    return queued.train()
+
+
+@dataclasses.dataclass
+class _Queued:
+  """A queued resource, and what is run on it."""
+
+  job: Job
+  options: argparse.Namespace
+  shell: Shell
+  slice_: Slice
+  folder: pathlib.Path
+
+  def train(self) -> int:
+    """Runs to the end, through preemptions."""
+    self._pack()
+    ready, code = False, int(Exit.RESTART)
+    for attempt in range(self.job.restarts + 1):
+      if self._acquire() or not ready:
+        self._set_up()
+        ready = True
+      code = self._run()
+      if not means_restart(code):
+        break
+      if attempt < self.job.restarts:
+        self.shell.say(f'restart {attempt + 1} of {self.job.restarts}')
+        self.shell.sleep(self.options.poll)
+    if code == 0 and not self.options.keep:
+      self._delete()
+    elif not self.shell.dry_run:
+      self.shell.say(f'the machines of {self.job.name} are still there')
+    return code
+
+  @property
+  def _nodes(self) -> list[str]:
+    if self.options.num_slices == 1:
+      return [self.job.name]
+    return [f'{self.job.name}-{n}' for n in range(self.options.num_slices)]
+
+  @property
+  def _where(self) -> list[str]:
+    return [f'--project={self.options.project}', f'--zone={self.options.zone}']
+
+  def _command(self, verb: str, *arguments: str) -> list[str]:
+    return [
+      *('gcloud', 'compute', 'tpus', 'queued-resources', verb, self.job.name),
+      *self._where,
+      *arguments,
+    ]
+
+  def _acquire(self) -> bool:
+    """Waits for the slice; whether it is a new one."""
+    new = False
+    if self.shell.dry_run:
+      self._create()
+    waited, most = 0.0, self.options.max_wait * 3600
+    while (state := self._state()) != 'ACTIVE':
+      if state in _ENDED:
+        self.shell.say(f'{self.job.name} is {state}: asking for another')
+        self._delete()
+        state = None
+      if state is None:
+        new = True
+        self._create()
+      if waited >= most:
+        raise LaunchError(
+          f'no slice came within {self.options.max_wait:g} hours',
+          status=Exit.RESTART,
+        )
+      self.shell.sleep(self.options.poll)
+      waited += self.options.poll
+    return new
+
+  def _state(self) -> str | None:
+    """The resource's state; `None` if there is none."""
+    command = self._command('describe', '--format=value(state.state)')
+    done = self.shell.run(command)
+    if self.shell.dry_run:
+      return 'ACTIVE'
+    if done.returncode == 0:
+      return done.stdout.strip()
+    if re.search('NOT_FOUND|not found', done.stderr):
+      return None
+    raise failed(command, done)
+
+  def _create(self) -> None:
+    """Asks for the slice; a lack of quota or capacity is waited out."""
+    options, many = self.options, self.options.num_slices > 1
+    command = self._command(
+      'create',
+      *(
+        (f'--node-count={options.num_slices}', f'--node-prefix={self.job.name}')
+        if many
+        else (f'--node-id={self.job.name}',)
+      ),
+      f'--accelerator-type={self.slice_.accelerator}',
+      f'--runtime-version={options.runtime_version or self.slice_.runtime}',
+      *(['--spot'] if options.spot else []),
+      *(['--reserved'] if options.reserved else []),
+      *([f'--network={options.network}'] if options.network else []),
+      *(
+        [f'--service-account={options.service_account}']
+        if options.service_account
+        else []
+      ),
+    )
+    done = self.shell.run(command)
+    if done.returncode and not _SCARCE.search(done.stderr):
+      raise failed(command, done)
+    if done.returncode:
+      self.shell.say(f'not yet: {failed(command, done)}')
+
+  def _delete(self) -> None:
+    self.shell.demand(self._command('delete', '--force', '--quiet'))
+
+  def _pack(self) -> None:
+    """The committed tree, and the scripts."""
+    name = self.job.name
+    root = pathlib.Path(__file__).parents[1]
+    here = [] if self.shell.dry_run else ['-C', str(root)]
+    output = f'--output={self._file("tar.gz")}'
+    self.shell.demand(
+      ['git', *here, 'archive', '--format=tar.gz', output, 'HEAD']
+    )
+    scripts = {
+      'set-up.sh': render('set_up.sh.j2', name=name, archive=f'{name}.tar.gz'),
+      'host.sh': render(
+        'host.sh.j2',
+        name=name,
+        arguments=self.job.arguments,
+        environment=self.job.environment,
+        secrets=self.job.secrets,
+      ),
+    }
+    for ending, text in scripts.items():
+      self.shell.show(f'{name}.{ending}', text)
+      (self.folder / f'{name}.{ending}').write_text(text)
+
+  def _file(self, ending: str) -> str:
+    """A file's path; in a dry run its name."""
+    folder = '' if self.shell.dry_run else f'{self.folder}/'
+    return f'{folder}{self.job.name}.{ending}'
+
+  def _set_up(self) -> None:
+    """Copies the tree and the scripts to all hosts, and installs."""
+    name = self.job.name
+    sources = [self._file(end) for end in ('tar.gz', 'set-up.sh', 'host.sh')]
+    for node in self._nodes:
+      self.shell.demand(
+        [
+          *('gcloud', 'compute', 'tpus', 'tpu-vm', 'scp', *sources),
+          f'{node}:',
+          *self._where,
+          '--worker=all',
+        ]
+      )
+    ended = self.shell.follow(
+      [self._ssh(node, f'bash {name}.set-up.sh') for node in self._nodes]
+    )
+    if any(code for code, _ in ended):
+      raise LaunchError(
+        f'covrl could not be installed on {name}; its output is above', status=1
+      )
+
+  def _run(self) -> int:
+    """Trains on all hosts; one exit status for all of them."""
+    script = f'bash {self.job.name}.host.sh'
+    ended = self.shell.follow([self._ssh(node, script) for node in self._nodes])
+    if self.shell.dry_run:
+      return 0
+    codes: list[int] = []
+    for status, printed in ended:
+      said = [int(code) for code in _EXIT.findall(printed)]
+      # A host that did not say how it ended has been lost.
+      silent = self.slice_.hosts - len(said)
+      codes += said + [_LOST if status else 0] * max(silent, 0)
+    return verdict(codes)
+
+  def _ssh(self, node: str, command: str) -> list[str]:
+    return [
+      *('gcloud', 'compute', 'tpus', 'tpu-vm', 'ssh', node),
+      *self._where,
+      '--worker=all',
+      *(f'--ssh-flag={flag}' for flag in _ALIVE),
+      f'--command={command}',
+    ]

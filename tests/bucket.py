@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bucket on this machine: what of Cloud Storage's JSON interface is used.
+
+Objects are replaced whole, cannot be appended to, and have generations and
+checksums, as there. Both gcsfs and TensorStore talk to it.
+"""
+
+import base64
+import contextlib
+import http.server
+import itertools
+import json
+import re
+import struct
+import sys
+import threading
+import urllib.parse
+
+import google_crc32c
+
+NAME = 'bucket'
+
+
+class Bucket:
+  """What is in it.
+
+  Attributes:
+    objects: content and generation, by name.
+    broken: how many of the next requests fail.
+  """
+
+  def __init__(self):
+    self.objects = {}
+    self.broken = 0
+    self.lock = threading.RLock()
+    self.uploads = {}
+    self._numbers = itertools.count(1)
+
+  def put(self, name, content):
+    with self.lock:
+      self.objects[name] = content, next(self._numbers)
+
+  def text(self, name):
+    return self.objects[name][0].decode()
+
+  def names(self, prefix=''):
+    return sorted(name for name in self.objects if name.startswith(prefix))
+
+  def number(self):
+    return next(self._numbers)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+  protocol_version = 'HTTP/1.1'
+  bucket: Bucket
+
+  def do_GET(self):
+    path, query = self._asked()
+    if re.fullmatch(rf'/storage/v1/b/{NAME}/o/?', path):
+      return self._list(query)
+    if path == f'/storage/v1/b/{NAME}':
+      return self._answer({'kind': 'storage#bucket', 'name': NAME})
+    name = self._object(path)
+    return self._read(name, query)
+
+  def do_POST(self):
+    path, query = self._asked()
+    body = self.rfile.read(int(self.headers.get('Content-Length', 0)))
+    move = re.fullmatch(
+      rf'/storage/v1/b/{NAME}/o/([^/]+)/(?:rewriteTo|copyTo)/b/{NAME}/o/([^/]+)',
+      path,
+    )
+    if move:
+      source, target = map(urllib.parse.unquote, move.groups())
+      return self._copy(source, target)
+    if 'upload_id' in query:
+      return self._continue(query, body)
+    if path != f'/upload/storage/v1/b/{NAME}/o':
+      return self._absent(path)
+    kind = query['uploadType']
+    if kind == 'resumable':
+      number = str(self.bucket.number())
+      name = json.loads(body)['name'] if body else query['name']
+      self.bucket.uploads[number] = name, bytearray()
+      host = self.headers['Host']
+      where = f'http://{host}/upload/storage/v1/b/{NAME}/o?upload_id={number}'
+      return self._answer({}, {'Location': where})
+    name = query.get('name')
+    if kind == 'multipart':
+      name, body = self._parts(body)
+    return self._write(name, body, query)
+
+  def do_PUT(self):
+    _, query = self._asked()
+    body = self.rfile.read(int(self.headers.get('Content-Length', 0)))
+    return self._continue(query, body)
+
+  def _continue(self, query, body):
+    """More of an upload in parts."""
+    name, content = self.bucket.uploads[query['upload_id']]
+    content += body
+    if self.headers.get('Content-Range', '').endswith('/*'):
+      return self._answer({}, {'Range': f'bytes=0-{len(content) - 1}'}, 308)
+    return self._write(name, bytes(content), query)
+
+  def do_DELETE(self):
+    path, query = self._asked()
+    name = self._object(path)
+    with self.bucket.lock:
+      if self._refused(name, query):
+        return None
+      if self.bucket.objects.pop(name, None) is None:
+        return self._absent(name)
+    self.send_response(204)
+    self.send_header('Content-Length', '0')
+    return self.end_headers()
+
+  def log_message(self, format, *arguments):
+    pass
+
+  def _asked(self):
+    if self.bucket.broken > 0:
+      self.bucket.broken -= 1
+      self.close_connection = True
+      raise ConnectionAbortedError
+    parts = urllib.parse.urlsplit(self.path)
+    return parts.path, dict(urllib.parse.parse_qsl(parts.query))
+
+  def _object(self, path):
+    match = re.fullmatch(rf'(?:/download)?/storage/v1/b/{NAME}/o/(.+)', path)
+    return urllib.parse.unquote(match[1]) if match else ''
+
+  def _parts(self, body):
+    boundary = re.search(
+      r'boundary=[\'"]?([^\'";]+)', self.headers['Content-Type']
+    )
+    assert boundary is not None
+    _, about, content, _ = body.split(b'--' + boundary[1].encode())
+    name = json.loads(
+      about.split(b'\n\n' if b'\r\n\r\n' not in about else b'\r\n\r\n', 1)[1]
+    )['name']
+    separator = b'\r\n\r\n' if b'\r\n\r\n' in content[:200] else b'\n\n'
+    content = content.split(separator, 1)[1]
+    end = b'\r\n' if content.endswith(b'\r\n') else b'\n'
+    return name, content.removesuffix(end)
+
+  def _list(self, query):
+    prefix, delimiter = query.get('prefix', ''), query.get('delimiter')
+    items, prefixes = [], set()
+    with self.bucket.lock:
+      for name in self.bucket.names(prefix):
+        if not query.get('startOffset', '') <= name:
+          continue
+        if 'endOffset' in query and name >= query['endOffset']:
+          continue
+        rest = name[len(prefix) :]
+        if delimiter and delimiter in rest:
+          prefixes.add(prefix + rest.partition(delimiter)[0] + delimiter)
+        else:
+          items.append(self._about(name))
+    self._answer({'items': items, 'prefixes': sorted(prefixes)})
+
+  def _about(self, name):
+    content, generation = self.bucket.objects[name]
+    checksum = struct.pack('>I', google_crc32c.value(content))
+    return {
+      'kind': 'storage#object',
+      'name': name,
+      'bucket': NAME,
+      'size': str(len(content)),
+      'generation': str(generation),
+      'metageneration': '1',
+      'crc32c': base64.b64encode(checksum).decode(),
+      'updated': '2026-01-01T00:00:00.000Z',
+      'timeCreated': '2026-01-01T00:00:00.000Z',
+    }
+
+  def _read(self, name, query):
+    with self.bucket.lock:
+      if name not in self.bucket.objects:
+        return self._absent(name)
+      if self._refused(name, query):
+        return None
+      content, generation = self.bucket.objects[name]
+      if query.get('alt') != 'media':
+        return self._answer(self._about(name))
+    span = re.fullmatch(r'bytes=(\d*)-(\d*)', self.headers.get('Range') or '')
+    status, whole = 200, content
+    headers = {'x-goog-generation': str(generation)}
+    if span:
+      first = int(span[1]) if span[1] else max(len(whole) - int(span[2]), 0)
+      last = int(span[2]) if span[1] and span[2] else len(whole) - 1
+      last = min(last, len(whole) - 1)
+      if first >= len(whole):
+        return self._answer({}, {}, 416)
+      status, content = 206, whole[first : last + 1]
+      headers['Content-Range'] = f'bytes {first}-{last}/{len(whole)}'
+    self.send_response(status)
+    for key, value in headers.items():
+      self.send_header(key, value)
+    self.send_header('Content-Length', str(len(content)))
+    self.end_headers()
+    return self.wfile.write(content)
+
+  def _write(self, name, content, query):
+    with self.bucket.lock:
+      if self._refused(name, query):
+        return None
+      self.bucket.put(name, content)
+      return self._answer(self._about(name))
+
+  def _copy(self, source, target):
+    with self.bucket.lock:
+      if source not in self.bucket.objects:
+        return self._absent(source)
+      self.bucket.put(target, self.bucket.objects[source][0])
+      about = self._about(target)
+    return self._answer({'done': True, 'resource': about, **about})
+
+  def _refused(self, name, query):
+    """Answers where a condition does not hold."""
+    _, generation = self.bucket.objects.get(name, (b'', 0))
+    wanted = query.get('ifGenerationMatch')
+    if wanted is not None and int(wanted) != generation:
+      self._answer({'error': {'code': 412, 'message': 'condition'}}, {}, 412)
+      return True
+    unwanted = query.get('ifGenerationNotMatch')
+    if unwanted is not None and int(unwanted) == generation:
+      self.send_response(304)
+      self.send_header('Content-Length', '0')
+      self.end_headers()
+      return True
+    return False
+
+  def _absent(self, name):
+    error = {'code': 404, 'message': f'No such object: {name}'}
+    return self._answer({'error': error}, {}, 404)
+
+  def _answer(self, content, headers=None, status=200):
+    text = json.dumps(content).encode()
+    self.send_response(status)
+    for key, value in (headers or {}).items():
+      self.send_header(key, value)
+    self.send_header('Content-Type', 'application/json')
+    self.send_header('Content-Length', str(len(text)))
+    self.end_headers()
+    self.wfile.write(text)
+
+
+class Server(http.server.ThreadingHTTPServer):
+  daemon_threads = True
+
+  def handle_error(self, request, client_address):
+    # gcsfs asks twice and leaves when the first answer is there.
+    if not isinstance(sys.exception(), ConnectionError):
+      super().handle_error(request, client_address)
+
+
+@contextlib.contextmanager
+def served():
+  """A bucket, and the environment in which programs find it."""
+  bucket = Bucket()
+  handler = type('BucketHandler', (Handler,), {'bucket': bucket})
+  server = Server(('127.0.0.1', 0), handler)
+  thread = threading.Thread(target=server.serve_forever, daemon=True)
+  thread.start()
+  url = f'http://127.0.0.1:{server.server_port}'
+  try:
+    yield (
+      bucket,
+      {
+        'STORAGE_EMULATOR_HOST': url,
+        'TENSORSTORE_GCS_HTTP_URL': url,
+        'GOOGLE_AUTH_TOKEN_FOR_TESTING': 'token',
+        'GOOGLE_CLOUD_PROJECT': 'project',
+        'NO_GCE_CHECK': 'true',
+        'FSSPEC_GCS_TOKEN': 'anon',
+        # It would ask Google what kind of bucket this is.
+        'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false',
+      },
+    )
+  finally:
+    server.shutdown()
+    thread.join()
+    server.server_close()

