@@ -4,8 +4,13 @@
 import os
 import pathlib
 
-os.environ['XLA_FLAGS'] = (
-  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+os.environ['XLA_FLAGS'] = ' '.join(
+  (
+    os.environ.get('XLA_FLAGS', ''),
+    '--xla_force_host_platform_device_count=8',
+    # Most of the time is compiling, of programs that run for milliseconds.
+    '--xla_backend_optimization_level=0',
+  )
 )
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # Threads for XLA's CPU client, which else has one per core or device: they wait

@@ -191,11 +191,11 @@ def test_damage_is_found(capsys, whole, tmp_path):
   saved = latest(broken)
   data = max(
     (file for file in (saved.path / 'arrays').rglob('*') if file.is_file()),
-    key=lambda file: file.stat().st_size,
+    key=lambda file: file.stat().length,
   )
   content = bytearray(data.read_bytes())
   content[len(content) // 2] ^= 1
-  data.write_bytes(content)
+  data.write_bytes(bytes(content))
   error = refused(capsys, 'sample', str(broken), '4 7 2 :')
   assert 'is damaged' in error
   assert data.name in error
