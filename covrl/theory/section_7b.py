@@ -104,7 +104,7 @@ def regularised_rate(lab: Lab, formula: Formula) -> Evidence:
       below(
         'median of min ‖∇J_reg‖² at T over that at T/2: ½ were 1/T',
         squares[-1] / squares[half],
-        0.2,
+        0.3,
       ),
     ],
   )
