@@ -77,8 +77,9 @@ def make_token_tx(source):
   )
 
 
-# The first state is the gradient itself.
-TX = optax.chain(optax.trace(decay=0.0), optax.adam(1e-2))
+# The first state is the gradient itself. Adam's own ε, 1e-8, would make a whole
+# step of a gradient that is nothing but rounding.
+TX = optax.chain(optax.trace(decay=0.0), optax.adam(1e-2, eps=1e-5))
 
 
 @functools.cache
