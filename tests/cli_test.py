@@ -112,7 +112,7 @@ def test_an_argument_that_is_no_override(train):
     ('mesh.data=3', 'a mesh must multiply to the 8 devices there are'),
     (
       'train.sequences_per_update=4',
-      'rows must divide over the 8 shards of the batch, got 4 rows',
+      'must be a multiple of mesh.data × mesh.fsdp × mesh.expert, got 4 and 8',
     ),
     ('train.weights=mean', "mode must be one of ('token-mean', "),
     ('train.low=2', 'low must lie in [0, 1], got 2'),

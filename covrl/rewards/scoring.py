@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from covrl import distributed
 from covrl.rewards.outcome import Outcome, Status
 from covrl.rewards.pool import RewardPool
 from covrl.rewards.reward import Overlong, Reward, RewardPart
@@ -64,6 +63,8 @@ class Scores:
 
   def gathered(self) -> Scores:
     """Those of all processes, in the order of the processes."""
+    from covrl import distributed
+
     if distributed.count() == 1:
       return self
     own = {
@@ -120,6 +121,8 @@ class PendingScores:
     Raises:
       RuntimeError: workers could not be started, or the scoring was closed.
     """
+    from covrl import distributed
+
     outcomes: dict[str, list[Outcome | None]] = {}
     for name, (places, future) in self.futures.items():
       column: list[Outcome | None] = [None] * self.count

@@ -183,6 +183,8 @@ class Programs:
   def trace_score(self, batch: TokenBatch) -> jax.stages.Traced:
     """Traces the scoring of an iteration's batch, arrays or not."""
     params = self.params(self.abstract_state())
+    # What is scored has not been scored by the reference either.
+    batch = dataclasses.replace(batch, ref_logprobs=None)
     with self._mesh_in_use():
       return self._score.trace(params, self._abstract(batch))
 

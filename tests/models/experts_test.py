@@ -204,7 +204,7 @@ def test_products_are_kept_by_name_on_a_mesh_too():
   plain = gradient('nothing')
   for remat in ('cheap', 'gate'):
     jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
       gradient(remat),
       plain,
     )

@@ -163,7 +163,7 @@ def test_masked_responses_count_in_no_mean():
   assert done.masked == 1
   assert done.rollouts.loss_mask[:, 1].tolist() == [True, True, False, True]
   assert np.asarray(done.rollouts.rewards['score']).tolist() == [1, 0.5, 0, 1]
-  zeros = np.zeros((4, 1), np.float32)
+  zeros = np.zeros((4, 2), np.float32)
   stats: Any = (SimpleNamespace(logprobs=zeros, entropy=zeros), None)
   metrics = rollout_metrics(done.rollouts, stats, sources=('gsm8k', 'math'))
   assert metrics['reward'] == pytest.approx(2.5 / 3)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run that is killed, wherever, is the run that was not: to the bit."""
 
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -190,12 +191,16 @@ def test_damage_is_found(capsys, whole, tmp_path):
   shutil.copytree(whole, broken)
   saved = latest(broken)
   data = max(
-    (file for file in (saved.path / 'arrays').rglob('*') if file.is_file()),
-    key=lambda file: file.stat().length,
+    (
+      file
+      for file in pathlib.Path(saved.path, 'arrays').rglob('*')
+      if file.is_file()
+    ),
+    key=lambda file: file.stat().st_size,
   )
   content = bytearray(data.read_bytes())
   content[len(content) // 2] ^= 1
-  data.write_bytes(bytes(content))
+  data.write_bytes(content)
   error = refused(capsys, 'sample', str(broken), '4 7 2 :')
   assert 'is damaged' in error
   assert data.name in error
