@@ -3,13 +3,13 @@
 
   python tests/benchmarks/entropy_overhead.py [--rounds=15] [--sequences=128]
 
-Every round runs the uncontrolled step and the step of every method once, in an
-order that rotates; a method's ratio is taken within each round and the median
-over rounds is printed, with the quartiles: of the seconds on the clock, and of
-the processor's, to which what else a machine does matters less. Rows are the
-Countdown policy's: 128 sequences of 19 tokens. On one device, so that nothing
-waits for another. Most of the time is compiling; JAX_COMPILATION_CACHE_DIR keeps
-what was compiled for a second run.
+Every round runs the step of every method once, in an order that rotates, and the
+uncontrolled step before and after each. A method's ratio is to the mean of these
+two, and the median over rounds is printed, with the quartiles: of the seconds on
+the clock, and of the processor's, to which what else a machine does matters less.
+Rows are the Countdown policy's: 128 sequences of 19 tokens. On one device, so
+that nothing waits for another. Most of the time is compiling, and
+JAX_COMPILATION_CACHE_DIR keeps what was compiled for a second run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import functools
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from jaxtyping import Float
 
 import covrl
 from covrl import sharding
@@ -36,6 +37,8 @@ from covrl.models import Policy, countdown
 from covrl.train import Loss, StepSettings, make_train_step
 from covrl.train.layout import abstract_opt_state, shardings
 from covrl.types import Measured, TokenBatch, TokenMoments, TrainState
+
+FloatPair: TypeAlias = Float[np.ndarray, '2']
 
 PROMPT, RESPONSE = 8, 12
 WIDTH = PROMPT + RESPONSE - 1
@@ -148,26 +151,32 @@ def measure(
     loss = LOSSES.get(name, CLIPPED)
     tx = METHODS[name](source) if name in METHODS else optax.identity()
     steps[name] = program(loss, tx, micro_batches, source, mesh, options)
+  plain_step = steps.pop('no control')
   order = list(steps)
-  taken: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+  ratios: dict[str, list[FloatPair]] = {name: [] for name in order}
+  base = [timed(plain_step)]
   for turn in range(options.rounds):
     for name in order[turn % len(order) :] + order[: turn % len(order)]:
-      started, worked = time.perf_counter(), time.process_time()
-      steps[name]()
-      taken[name].append(
-        (time.perf_counter() - started, time.process_time() - worked)
-      )
-  base = np.array(taken.pop('no control'))
+      ours = timed(steps[name])
+      base.append(timed(plain_step))
+      ratios[name].append(2 * ours / (base[-2] + base[-1]))
   middle = np.median(base, axis=0) * 1e3
   print(f'no control: {middle[0]:.1f} ms a step, {middle[1]:.1f} of a core')
   print(f'{"method":38} {"clock":>7} {"quartiles":>13} {"core":>7} quartiles')
-  for name, pairs in taken.items():
-    quartiles = np.quantile(np.array(pairs) / base, (0.25, 0.5, 0.75), axis=0)
+  for name, pairs in ratios.items():
+    quartiles = np.quantile(pairs, (0.25, 0.5, 0.75), axis=0)
     columns = (
       f'{middle:7.3f} {low:7.3f}–{high:.3f}'
       for low, middle, high in quartiles.T
     )
     print(f'{name:38}', *columns, flush=True)
+
+
+def timed(step: Callable[[], None]) -> FloatPair:
+  """Seconds of the clock and of the processor that a step takes."""
+  started, worked = time.perf_counter(), time.process_time()
+  step()
+  return np.array((time.perf_counter() - started, time.process_time() - worked))
 
 
 def program(
