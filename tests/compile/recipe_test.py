@@ -8,6 +8,7 @@ import platform
 import re
 import sys
 
+import numpy as np
 import pytest
 
 from covrl import config, topologies
@@ -70,7 +71,7 @@ def test_the_contract(small):
     for each in program['collectives']:
       assert {'kind', 'chips', 'network', 'count', 'bytes'} == set(each)
       assert each['network'] == 'ici'
-      assert each['bytes'] > 0
+      assert each['bytes'] >= 0
 
 
 @needs_libtpu
@@ -90,17 +91,18 @@ def test_what_is_printed(small):
 @needs_libtpu
 def test_gradients_leave_by_reduce_scatter(small):
   report, _ = small
-  fsdp = report.mesh['fsdp']
   cost = report.programs['train_step'].cost
-  gradient = 4 * 2 * 256 * 512 // report.mesh['tensor']  # a layer's matrix
-  kinds = {each.kind for each, _ in cost.collectives}
-  assert 'reduce-scatter' in kinds
+  assert 'reduce-scatter' in {each.kind for each, _ in cost.collectives}
+  # Who holds the other part of what a chip holds one of two of.
+  places = np.arange(8).reshape(tuple(report.mesh.values()))
+  pairs = [set(pair) for pair in np.moveaxis(places, 1, -1).reshape(-1, 2)]
+  least = (
+    4 * 256 * 128
+  )  # bytes of the smallest matrix's gradient: a head's keys
   for each, _ in cost.collectives:
-    if each.kind == 'all-reduce':
-      # Over data a part of each gradient is summed, and no whole one is.
-      groups = {len(group) for group in each.groups}
-      assert groups == {2}
-      assert each.size <= gradient / fsdp or 'psum' in each.scope
+    along = any(pair <= set(group) for group in each.groups for pair in pairs)
+    if each.kind == 'all-reduce' and along:
+      assert each.size < least, each
 
 
 @needs_libtpu
