@@ -93,6 +93,6 @@ def _checkpointer(params: PyTree) -> ocp.Checkpointer:
     ocp.PyTreeCheckpointHandler(
       use_compression=False,
       use_zarr3=True,
-      restore_concurrent_gb=largest // 10**9 + 2,
+      restore_concurrent_gb=math.ceil(largest / 10**9),
     )
   )

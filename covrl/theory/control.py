@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -113,80 +114,81 @@ def _chain(name: str, target: Float[Array, ' t']) -> Any:
         now, horizon=4.0, slope=1.0, maximum=5.0
       )
     case 'bonus by c*':
-      return give_back(now)
+      return foretelling(now, give_back)
     case _:
-      return detach(now)
+      return foretelling(now, detach)
   return covrl.entropy_bonus(controller)
 
 
-def detach(target: optax.Schedule) -> optax.GradientTransformationExtraArgs:
-  """No gradient from the prefix of tokens that keeps entropy on target.
+def foretelling(
+  target: optax.Schedule, edit: Callable[..., covrl.TokenStats]
+) -> optax.GradientTransformationExtraArgs:
+  """An edit of the updates by what they are going to do to the entropy.
 
-  Args:
-    target: entropy to have after the update, a schedule of `step`.
-  """
-
-  def update(
-    updates: PyTree,
-    state: PyTree,
-    params: PyTree | None = None,
-    **context: Any,
-  ) -> tuple[PyTree, PyTree]:
-    effects, excess = foretold(params, target, context)
-    order = jnp.argsort(-effects)
-    largest = jnp.maximum(effects[order], 0)
-    before = jnp.cumsum(largest) - largest
-    share = jnp.clip((excess - before) / jnp.maximum(largest, 1e-12), 0, 1)
-    share = jnp.where(largest > 0, share, 0)
-    kept = jnp.zeros_like(effects).at[order].set(1 - share)
-    kept = kept.reshape(updates.logprobs.shape)
-    return jax.tree.map(lambda u: (u * kept).astype(u.dtype), updates), state
-
-  return token_transform(optax.init_empty_state, update)
-
-
-def give_back(target: optax.Schedule) -> optax.GradientTransformationExtraArgs:
-  """A bonus of the size that keeps entropy on target: α η Σ π² f² a token.
-
-  Args:
-    target: entropy to have after the update, a schedule of `step`.
-  """
-
-  def update(
-    updates: PyTree,
-    state: PyTree,
-    params: PyTree | None = None,
-    **context: Any,
-  ) -> tuple[PyTree, PyTree]:
-    _, excess = foretold(params, target, context)
-    h, moments = require_stats(params, 'give_back').entropy, context['moments']
-    restored = moments.square_log_square + h * (
-      2 * moments.square_log + h * moments.square
-    )
-    weights = context['weights']
-    unit = RATE * jnp.sum(weights * restored) / PROMPTS
-    alpha = jnp.maximum(excess, 0) / unit
-    bonus = updates.entropy - alpha * weights
-    return dataclasses.replace(updates, entropy=bonus), state
-
-  return token_transform(optax.init_empty_state, update)
-
-
-def foretold(
-  params: PyTree | None, target: optax.Schedule, context: dict[str, Any]
-) -> tuple[Float[Array, ' N'], Float[Array, '']]:
-  """What each token takes of the mean entropy, and all of them too much.
+  Each token takes of the mean entropy over equally likely prompts
 
     η · weight · c* / prompts
 
   since a token moves its own prompt's logits alone.
+
+  Args:
+    target: entropy to have after the update, a schedule of `step`.
+    edit: `(updates, effects, excess, stats, context) -> updates`, of what each
+      token takes, and all of them too much.
   """
-  stats = require_stats(params, 'a controller')
-  weight = context['score_weight'] * context['weights']
-  scores = covrl.exact_score(stats, context['moments'], weight)
-  effects = RATE * scores.ravel() / PROMPTS
-  change = target(context['step']) - context['entropy']
-  return effects, change + jnp.sum(effects)
+
+  def update(
+    updates: PyTree,
+    state: PyTree,
+    params: PyTree | None = None,
+    **context: Any,
+  ) -> tuple[PyTree, PyTree]:
+    stats = require_stats(params, edit.__name__)
+    weight = context['score_weight'] * context['weights']
+    scores = covrl.exact_score(stats, context['moments'], weight)
+    effects = RATE * scores.ravel() / PROMPTS
+    excess = target(context['step']) - context['entropy'] + jnp.sum(effects)
+    return edit(updates, effects, excess, stats, context), state
+
+  return token_transform(optax.init_empty_state, update)
+
+
+def detach(
+  updates: covrl.TokenStats,
+  effects: Float[Array, ' N'],
+  excess: Float[Array, ''],
+  stats: covrl.TokenStats,
+  context: dict[str, Any],
+) -> covrl.TokenStats:
+  """No gradient from the prefix of tokens that takes what is too much."""
+  del stats, context
+  order = jnp.argsort(-effects)
+  largest = jnp.maximum(effects[order], 0)
+  before = jnp.cumsum(largest) - largest
+  share = jnp.clip((excess - before) / jnp.maximum(largest, 1e-12), 0, 1)
+  share = jnp.where(largest > 0, share, 0)
+  kept = jnp.zeros_like(effects).at[order].set(1 - share)
+  kept = kept.reshape(updates.logprobs.shape)
+  return jax.tree.map(lambda u: (u * kept).astype(u.dtype), updates)
+
+
+def give_back(
+  updates: covrl.TokenStats,
+  effects: Float[Array, ' N'],
+  excess: Float[Array, ''],
+  stats: covrl.TokenStats,
+  context: dict[str, Any],
+) -> covrl.TokenStats:
+  """A bonus that restores what is too much: α η Σ π² f² of each token."""
+  del effects
+  h, moments = stats.entropy, context['moments']
+  restored = moments.square_log_square + h * (
+    2 * moments.square_log + h * moments.square
+  )
+  weights = context['weights']
+  unit = RATE * jnp.sum(weights * restored) / PROMPTS
+  alpha = jnp.maximum(excess, 0) / unit
+  return dataclasses.replace(updates, entropy=updates.entropy - alpha * weights)
 
 
 @functools.partial(jax.jit, static_argnames=('name', 'seeds'))

@@ -291,7 +291,7 @@ def calibrated_policies(lab: Lab, formula: Formula) -> Evidence:
   ordered = sm.centred(pi, ordered)
   loosely = formula(pi, any_order)[likeliest > 0]
   h = 1e-5
-  up, down = (_entropy_after(pi, sign * h, ordered) for sign in (1, -1))
+  up, down = (_entropy_after(pi, step, ordered) for step in (h, -h))
   strictly = formula(pi, ordered)
   rises = [
     (_entropy_after(pi, rate, ordered) - sm.entropy(pi)).max()
@@ -327,7 +327,7 @@ def calibrated_policies(lab: Lab, formula: Formula) -> Evidence:
 
 def _entropy_after(
   pi: Float[np.ndarray, 'n K'],
-  rate: float | int,
+  rate: float,
   a: Float[np.ndarray, 'n K'],
 ) -> Float[np.ndarray, ' n']:
   """Of policies after a step of the policy gradient."""

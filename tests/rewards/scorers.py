@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scorers that behave in every way a scorer can; workers import this file."""
 
+from __future__ import annotations
+
 import os
 import pathlib
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from covrl.rewards.outcome import Outcome, Status
+if TYPE_CHECKING:
+  from covrl.rewards.outcome import Outcome
 
 
 def echo(response: str, reference: Any) -> float:
@@ -84,4 +87,6 @@ def length(response: str, reference: Any) -> float:
 
 def outcome(response: str, reference: Any) -> Outcome:
   """An outcome of the status that the response names."""
+  from covrl.rewards.outcome import Outcome, Status
+
   return Outcome(float(reference), Status(response), 'as asked')
