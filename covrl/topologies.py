@@ -244,15 +244,18 @@ def _describe_none() -> None:
 
 @contextlib.contextmanager
 def uncached() -> Iterator[None]:
-  """Within it, no compiled program is kept on disk.
+  """Within it, no compiled program is read from disk or kept there.
 
   One for chips that are not there could be written, and not be read again.
   """
   import jax
+  from jax.experimental.compilation_cache import compilation_cache
 
   before = jax.config.values['jax_enable_compilation_cache']
   jax.config.update('jax_enable_compilation_cache', False)
+  compilation_cache.reset_cache()  # JAX asks whether there is one only once.
   try:
     yield
   finally:
     jax.config.update('jax_enable_compilation_cache', before)
+    compilation_cache.reset_cache()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -47,8 +47,9 @@ class Collective(NamedTuple):
       fuses it of an all-reduce and a slice.
     size: bytes of the whole arrays, on one chip.
     sent: bytes that a chip sends.
-    groups: which chips exchange, one group a row.
+    groups: which chips exchange, one group a row; between slices, which slices.
     scope: where in the source's trace it is from.
+    network: within a slice, or between slices.
   """
 
   kind: str
@@ -56,12 +57,15 @@ class Collective(NamedTuple):
   sent: float
   groups: tuple[tuple[int, ...], ...]
   scope: str
+  network: Literal['ici', 'dcn'] = 'ici'
 
 
 def collectives_in(module: Module, each: Instruction) -> Iterator[Collective]:
   """The collectives of an instruction and of what is fused in it."""
   if each.opcode in OPCODES:
     yield _collective(each, each.opcode.removesuffix('-start'))
+  elif each.opcode == 'send' and 'xla_megascale_runtime' in each.text:
+    yield _between_slices(each)
   elif each.opcode in ('fusion', 'async-start'):
     for called in module.called(each):
       scatters = called.name.startswith('all-reduce-scatter')
@@ -91,6 +95,30 @@ def _collective(each: Instruction, kind: str) -> Collective:
     sent=size * _SENT[kind](count),
     groups=groups,
     scope=each.scope,
+  )
+
+
+def _between_slices(each: Instruction) -> Collective:
+  """What a chip gives its host to exchange with other slices' hosts.
+
+  Within a slice it has been reduced, or is gathered, by a collective before or
+  after.
+  """
+  told = dict(re.findall(r'_xla_megascale_(\w+)="([^"]*)"', each.text))
+  kind = told['transfer_type'].lower().replace('_', '-')
+  slices = _numbers(told['target'].partition('x')[0])
+  if kind not in _SENT:
+    raise ValueError(
+      f'an exchange between slices must be one of {tuple(_SENT)}, got {kind!r}'
+    )
+  size = each.shapes[0].size
+  return Collective(
+    kind=kind,
+    size=size,
+    sent=size * _SENT[kind](len(slices)),
+    groups=(slices,),
+    scope=each.scope,
+    network='dcn',
   )
 
 

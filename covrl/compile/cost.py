@@ -61,6 +61,10 @@ _UNCOUNTED = _FREE | {
   'async-done',
   'rng-bit-generator',
   'sort',
+  'send',
+  'send-done',
+  'recv',
+  'recv-done',
   *OPCODES,
 }
 
@@ -275,6 +279,8 @@ def _traffic(
   elif each.opcode in ('dynamic-slice', 'slice', 'gather'):
     source = computation.instructions[each.operands[0]].shapes[0]
     moved = [each.shapes[0], each.shapes[0]._replace(space=source.space)]
+  elif each.opcode in ('send', 'recv'):
+    moved = [each.shapes[0]]
   elif each.opcode in ('copy-start', 'async-start', 'slice-start'):
     # A tuple of the destination, the source and a semaphore.
     target, source, *rest = each.shapes

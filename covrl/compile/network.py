@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which network a collective uses, and how long that takes at least."""
+"""How long a collective takes at least."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from covrl.compile.collectives import Collective
 from covrl.topologies import Topology
@@ -17,19 +17,12 @@ class Network:
 
   Attributes:
     topology: of a slice.
-    devices: in the order of the program's numbers.
+    devices: in the order of the program's numbers, which begin anew with each
+      slice.
   """
 
   topology: Topology
   devices: Sequence[Any]
-
-  def used_by(self, collective: Collective) -> Literal['ici', 'dcn']:
-    """The network within a slice, or the one between slices."""
-    for group in collective.groups:
-      slices = {getattr(self.devices[i], 'slice_index', 0) for i in group}
-      if len(slices) > 1:
-        return 'dcn'
-    return 'ici'
 
   def seconds(self, collective: Collective) -> float:
     """The time of a collective that has its network to itself.
@@ -37,7 +30,7 @@ class Network:
     An estimate: every link along the axes that a group lies on is busy, and
     nothing waits.
     """
-    if self.used_by(collective) == 'dcn':
+    if collective.network == 'dcn':
       return collective.sent / self.topology.chip.dcn
     links = self._links(collective)
     return collective.sent / (links * self.topology.chip.link) if links else 0.0

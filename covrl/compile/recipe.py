@@ -230,11 +230,10 @@ def _compiled(traced: jax.stages.Traced) -> _Compiled:
   try:
     compiled = traced.lower().compile()
   except jax.errors.JaxRuntimeError as error:
-    used = re.search(r'Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm', str(error))
-    if used is None:
+    needed = _needed(str(error))
+    if needed is None:
       raise
-    unit = 1024 ** ' KMGT'.index(used[2] or ' ')
-    return _Compiled(None, None, int(float(used[1]) * unit))
+    return _Compiled(None, None, needed)
   stats = compiled.memory_analysis()
   text = compiled.as_text()
   if stats is None or text is None:
@@ -247,6 +246,23 @@ def _compiled(traced: jax.stages.Traced) -> _Compiled:
     elsewhere=0,
   )
   return _Compiled(parse(text), memory, memory.peak)
+
+
+def _needed(error: str) -> int | None:
+  """Bytes that a program needs of a chip, from the compiler's refusal.
+
+  >>> _needed('Ran out of memory in memory space hbm. Used 2.50G of 1.00G hbm.')
+  2684354560
+  >>> _needed('total memory required for HLO temporaries (3.00G) exceeds')
+  3221225472
+  >>> _needed('no such operation')
+  """
+  found = re.search(
+    r'(?:Used |temporaries \()([\d.]+)([KMGT]?)(?: of [\d.]+[KMGT]? hbm|\))', error
+  )
+  if found is None:
+    return None
+  return int(float(found[1]) * 1024 ** ' KMGT'.index(found[2] or ' '))
 
 
 def _program(

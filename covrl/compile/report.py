@@ -81,8 +81,7 @@ class Program:
       'dcn': 0.0,
     }
     for each, count in self.cost.collectives:
-      used = self.network.used_by(each)
-      times[used] += count * self.network.seconds(each)
+      times[each.network] += count * self.network.seconds(each)
     return times
 
   def roofline(self) -> tuple[str, float]:
@@ -104,7 +103,7 @@ class Program:
     counts: collections.Counter[tuple[str, int, str]] = collections.Counter()
     for each, count in self.cost.collectives if self.cost else ():
       chips = max(map(len, each.groups), default=1)
-      key = each.kind, chips, self.network.used_by(each)
+      key = each.kind, chips, each.network
       bytes_sent[key] += int(each.sent * count)
       counts[key] += count
     return [

@@ -220,6 +220,33 @@ def test_what_a_chip_sends(operation, sent):
   assert found.sent == sent
 
 
+def test_what_goes_to_other_slices_goes_by_the_host():
+  attributes = (
+    'is_host_transfer=true, frontend_attributes={'
+    '_xla_host_transfer_handler_name="xla_megascale_runtime",'
+    '_xla_megascale_target="{1,2,3}x{0:7}",'
+    '_xla_megascale_transfer_type="ALL_REDUCE"}'
+  )
+  module = lines(
+    '%x = f32[8,128]{1,0:T(8,128)} parameter(0)',
+    '%after = token[] after-all()',
+    '%out = (f32[8,128]{1,0:T(8,128)}, u32[], token[]) send(%x, %after), '
+    + attributes,
+    '%in = (f32[8,128]{1,0:T(8,128)}, u32[], token[]) recv(%after), '
+    + attributes,
+    '%done = (f32[8,128]{1,0:T(8,128)}, token[]) recv-done(%in), '
+    + attributes,
+    'ROOT %y = f32[8,128]{1,0:T(8,128)} get-tuple-element(%done), index=0',
+  )
+  cost = cost_of(module)
+  [(found, times)] = cost.collectives
+  assert (found.kind, found.network, times) == ('all-reduce', 'dcn', 1)
+  assert found.groups == ((1, 2, 3),)
+  assert found.sent == 2 * 2 / 3 * 4 * 8 * 128
+  assert cost.bytes == 2 * 4 * 8 * 128
+  assert cost.flops == 0
+
+
 def test_groups_along_some_axes_of_a_mesh():
   text = (
     "replica_groups=mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) "

@@ -26,7 +26,7 @@ def get_config() -> Config:
   config.rollout.responses_per_prompt = 2
   config.rollout.max_prompt_length = 128
   config.rollout.max_response_length = 384
-  config.train.sequences_per_update = 8
+  config.train.sequences_per_update = 16
   config.train.micro_batches = 2
   config.train.remat = 'cheap'
   return config
@@ -42,11 +42,11 @@ def make_model(config: Config, vocab_size: int) -> ModelConfig:
   return ModelConfig(
     vocab_size=vocab_size,
     num_layers=2,
-    model_dim=256,
+    model_dim=512,
     num_heads=4,
     num_kv_heads=1,
     head_dim=128,
-    hidden_dim=512,
+    hidden_dim=1024,
     tied_embeddings=False,
     dtype='bfloat16',
     param_dtype='float32',
