@@ -178,6 +178,8 @@ class TrainConfig:
   Attributes:
     iterations: rollouts, each with its updates.
     sequences_per_update: sequences of an optimiser update.
+    packed_rows: rows that an update's sequences are packed into, several a row,
+      wherever they fit in so many; 0 gives each a row of its own.
     micro_batches: parts that an update's forward and backward run in.
     remat: what backward recomputes instead of keeping it; see
       `covrl.models.remat`.
@@ -197,6 +199,7 @@ class TrainConfig:
 
   iterations: int = 30
   sequences_per_update: int = 128
+  packed_rows: int = 0
   micro_batches: int = 1
   remat: str = 'nothing'
   offload_optimizer: bool = False
@@ -612,6 +615,7 @@ def check(config: Config) -> None:
   for name in (
     'seed',
     'rollout.tensor',
+    'train.packed_rows',
     'lora.rank',
     'warm_start.steps',
     'checkpoint.every_updates',
@@ -636,6 +640,17 @@ def check(config: Config) -> None:
     'train.sequences_per_update',
     'train.micro_batches',
   )
+  _check_divides(
+    config.train.packed_rows,
+    config.train.micro_batches,
+    'train.packed_rows',
+    'train.micro_batches',
+  )
+  if config.train.packed_rows > config.train.sequences_per_update:
+    raise ConfigError(
+      'train.packed_rows must be at most train.sequences_per_update, got '
+      f'{config.train.packed_rows} of {config.train.sequences_per_update}'
+    )
   if config.train.balance < 0:
     raise ConfigError(
       f'train.balance must be at least 0, got {config.train.balance:g}'

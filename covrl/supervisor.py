@@ -22,6 +22,7 @@ _VARIABLE = 'COVRL_SUPERVISED'
 _LOST = re.compile(
   r'coordination_service|JAX distributed service|stopped sending heartbeats'
 )
+_LOSS = 'covrl: another process of the run is lost'
 _PR_SET_PDEATHSIG = 1
 
 
@@ -63,17 +64,21 @@ def supervise(command: Sequence[str]) -> int:
 
 
 def _watch(child: subprocess.Popen[str]) -> int:
-  lost, everything = False, bool(os.environ.get('COVRL_TRACEBACK'))
+  lost, told = False, False
+  everything = bool(os.environ.get('COVRL_TRACEBACK'))
   assert child.stderr is not None
   with child.stderr:
     for line in child.stderr:
       lost = lost or bool(_LOST.search(line))
+      told = told or line.startswith(_LOSS)
       if not lost or everything or line.startswith('covrl:'):
         sys.stderr.write(line)
         sys.stderr.flush()
   code = child.wait()
   if lost and code in (Exit.FAILED, -signal.SIGABRT):
-    print(lost_line('it stopped answering'), file=sys.stderr, flush=True)
+    # JAX may end the child when it has just said so itself.
+    if not told:
+      print(lost_line('it stopped answering'), file=sys.stderr, flush=True)
     return Exit.PEER_LOST
   return 128 - code if code < 0 else code
 
@@ -81,6 +86,6 @@ def _watch(child: subprocess.Popen[str]) -> int:
 def lost_line(reason: str) -> str:
   """The one line about a lost process."""
   return (
-    f'covrl: another process of the run is lost ({reason}); start the run again '
-    'and it goes on from its latest checkpoint'
+    f'{_LOSS} ({reason}); start the run again and it goes on from its latest '
+    'checkpoint'
   )

@@ -4,6 +4,7 @@
 import importlib.util
 import platform
 import sys
+from typing import Literal
 
 import pytest
 
@@ -74,7 +75,7 @@ def test_libtpu_knows_it(topology):
   assert max(places) == tuple(size - 1 for size in shape)
 
 
-def collective(kind, groups, sent=90e9, network='ici'):
+def collective(kind, groups, sent=90e9, network: Literal['ici', 'dcn'] = 'ici'):
   return Collective(
     kind=kind, size=0, sent=sent, groups=groups, scope='', network=network
   )

@@ -258,7 +258,8 @@ def _needed(error: str) -> int | None:
   >>> _needed('no such operation')
   """
   found = re.search(
-    r'(?:Used |temporaries \()([\d.]+)([KMGT]?)(?: of [\d.]+[KMGT]? hbm|\))', error
+    r'(?:Used |temporaries \()([\d.]+)([KMGT]?)(?: of [\d.]+[KMGT]? hbm|\))',
+    error,
   )
   if found is None:
     return None

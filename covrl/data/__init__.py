@@ -30,6 +30,7 @@ from covrl.data.records import TfdsRecords as TfdsRecords
 from covrl.data.records import open_records as open_records
 from covrl.data.row import Row as Row
 from covrl.data.rows import TokenRows as TokenRows
+from covrl.data.rows import pack_if_fit as pack_if_fit
 from covrl.data.rows import pack_rows as pack_rows
 from covrl.data.rows import prompt_ids as prompt_ids
 from covrl.data.rows import prompt_rows as prompt_rows

@@ -46,6 +46,9 @@ class _Rows(Protocol):
 
 
 RowsT = TypeVar('RowsT', bound=_Rows)
+# Row and columns of a sequence; its new row, first column and segment.
+_Sequence = tuple[int, Int[np.ndarray, ' N']]
+_Place = tuple[int, int, int]
 
 
 def prompt_ids(problem: Problem, tokenizer: Tokenizer) -> list[int]:
@@ -166,16 +169,44 @@ def pack_rows(rows: RowsT, *, length: int, count: int | None = None) -> RowsT:
   Raises:
     ValueError: a sequence is longer than a row, or `count` rows are too few.
   """
-  segment_ids = np.asarray(rows.segment_ids)
-  sequences = _sequences(segment_ids)
+  sequences = _sequences(rows.segment_ids)
   places = _first_fit([len(columns) for _, columns in sequences], length)
-  needed = 1 + max((row for row, _, _ in places), default=-1)
+  needed = _rows_of(places)
   if count is not None and needed > count:
     raise ValueError(
       f'{len(sequences)} sequences need {needed} rows of {length} tokens,'
       f' got {count}.'
     )
   shape = needed if count is None else count, length
+  return _moved(rows, sequences, places, shape)
+
+
+def pack_if_fit(rows: RowsT, *, length: int, count: int) -> RowsT:
+  """Packs the rows into so many, or leaves them as they are.
+
+  First fit as in `pack_rows`, but the longest sequences first, which takes
+  fewer rows.
+
+  Args:
+    rows: see `pack_rows`.
+    length: width of the packed rows.
+    count: how many packed rows, empty ones at the end.
+  """
+  sequences = _sequences(rows.segment_ids)
+  sequences.sort(key=lambda sequence: -len(sequence[1]))
+  places = _first_fit([len(columns) for _, columns in sequences], length)
+  if _rows_of(places) > count:
+    return rows
+  return _moved(rows, sequences, places, (count, length))
+
+
+def _moved(
+  rows: RowsT,
+  sequences: Sequence[_Sequence],
+  places: Sequence[_Place],
+  shape: tuple[int, int],
+) -> RowsT:
+  """The sequences at their places, 0 elsewhere."""
   moves = [
     ((row, columns), (to_row, slice(start, start + len(columns))), segment)
     for (row, columns), (to_row, start, segment) in zip(
@@ -199,28 +230,28 @@ def pack_rows(rows: RowsT, *, length: int, count: int | None = None) -> RowsT:
   return dataclasses.replace(rows, **packed)
 
 
-def _sequences(
-  segment_ids: Int[np.ndarray, 'B T'],
-) -> list[tuple[int, Int[np.ndarray, ' N']]]:
-  """Row and columns of every sequence, in order."""
+def _rows_of(places: Sequence[_Place]) -> int:
+  return 1 + max((row for row, _, _ in places), default=-1)
+
+
+def _sequences(segment_ids: Any) -> list[_Sequence]:
+  """Every sequence, in order."""
   return [
     (row, np.flatnonzero(segments == segment))
-    for row, segments in enumerate(segment_ids)
+    for row, segments in enumerate(np.asarray(segment_ids))
     for segment in dict.fromkeys(segments[segments > 0].tolist())
   ]
 
 
-def _first_fit(
-  lengths: Sequence[int], width: int
-) -> list[tuple[int, int, int]]:
-  """Row, first column and segment for each length.
+def _first_fit(lengths: Sequence[int], width: int) -> list[_Place]:
+  """A place for each length.
 
   >>> _first_fit([3, 4, 2, 1], 5)
   [(0, 0, 1), (1, 0, 1), (0, 3, 2), (1, 4, 2)]
   """
   used: list[int] = []
   segments: list[int] = []
-  places = []
+  places: list[_Place] = []
   for length in lengths:
     if length > width:
       raise ValueError(

@@ -45,15 +45,21 @@ def check_mesh(config: Config, model: ModelConfig, mesh: Mesh) -> None:
   """
   sizes = dict(mesh.shape)
   sampler = config.rollout.tensor or sizes['tensor']
-  rows = config.train.sequences_per_update // config.train.micro_batches
+  shards = sizes['data'] * sizes['fsdp'] * sizes['expert']
   experts = model.experts.count if model.experts else sizes['expert']
   for size, name, axes, parts in (
     (experts, 'the number of experts', 'mesh.expert', sizes['expert']),
-    (
-      rows,
-      'train.sequences_per_update / train.micro_batches',
-      'mesh.data × mesh.fsdp × mesh.expert',
-      sizes['data'] * sizes['fsdp'] * sizes['expert'],
+    *(
+      (
+        rows // config.train.micro_batches,
+        f'{name} / train.micro_batches',
+        'mesh.data × mesh.fsdp × mesh.expert',
+        shards,
+      )
+      for rows, name in (
+        (config.train.sequences_per_update, 'train.sequences_per_update'),
+        (config.train.packed_rows, 'train.packed_rows'),
+      )
     ),
     (
       model.model_dim,

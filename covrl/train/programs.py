@@ -17,6 +17,7 @@ from jaxtyping import Array, Key, PyTree
 
 from covrl import sharding
 from covrl.config import Config
+from covrl.data.rows import pack_if_fit
 from covrl.entropy import (
   Selection,
   explain,
@@ -122,7 +123,7 @@ class Programs:
       lambda params: jax.tree.map(jnp.copy, params),
       out_shardings=self._state_shardings.trainable,
     )
-    self._update_compiled: Callable[..., Any] | None = None
+    self._updates_compiled: dict[int, Callable[..., Any]] = {}
     self._score_compiled: Callable[..., Any] | None = None
 
   def abstract_state(self) -> TrainState:
@@ -168,10 +169,17 @@ class Programs:
     """
     self.trace_update(batch)
 
-  def trace_update(self, batch: TokenBatch) -> jax.stages.Traced:
-    """Traces an update for the shapes of an iteration's batch, arrays or not."""
+  def trace_update(
+    self, batch: TokenBatch, count: int | None = None
+  ) -> jax.stages.Traced:
+    """Traces an update for the shapes of an iteration's batch, arrays or not.
+
+    Args:
+      batch: of an iteration.
+      count: rows of the update; one for each of its sequences unless given.
+    """
     state, key = self.abstract_state(), abstract_key()
-    count = self._config.train.sequences_per_update
+    count = count or self._config.train.sequences_per_update
     rows = jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype),
       batch,
@@ -190,7 +198,10 @@ class Programs:
 
   def compile(self, state: TrainState, batch: TokenBatch) -> None:
     """Compiles every program, `batch` giving an iteration's shapes."""
-    self._update_compiled = self.trace_update(batch).lower().compile()
+    train = self._config.train
+    for count in {train.sequences_per_update, train.packed_rows} - {0}:
+      traced = self.trace_update(batch, count)
+      self._updates_compiled[count] = traced.lower().compile()
     self._score_compiled = self.trace_score(batch).lower().compile()
     rows = self._first_rows(batch)
     key = jax.random.key(0)
@@ -205,7 +216,10 @@ class Programs:
     self, state: TrainState, rows: TokenBatch, first: bool, key: Key[Array, '']
   ) -> tuple[TrainState, dict[str, Any]]:
     """One optimiser update; the state given is used up."""
-    run = self._update_compiled or self._update
+    count = self._config.train.packed_rows
+    if count:
+      rows = pack_if_fit(rows, length=rows.tokens.shape[1], count=count)
+    run = self._updates_compiled.get(len(rows.tokens), self._update)
     with self._mesh_in_use():
       return run(state, self._place(rows), np.asarray(first), key)
 

@@ -234,8 +234,7 @@ def test_what_goes_to_other_slices_goes_by_the_host():
     + attributes,
     '%in = (f32[8,128]{1,0:T(8,128)}, u32[], token[]) recv(%after), '
     + attributes,
-    '%done = (f32[8,128]{1,0:T(8,128)}, token[]) recv-done(%in), '
-    + attributes,
+    '%done = (f32[8,128]{1,0:T(8,128)}, token[]) recv-done(%in), ' + attributes,
     'ROOT %y = f32[8,128]{1,0:T(8,128)} get-tuple-element(%done), index=0',
   )
   cost = cost_of(module)

@@ -12,6 +12,7 @@ from covrl.data import (
   JsonTokenizer,
   Problem,
   TokenRows,
+  pack_if_fit,
   pack_rows,
   prompt_rows,
   token_rows,
@@ -185,3 +186,19 @@ def test_sequences_that_do_not_fit_are_refused():
     pack_rows(rows, length=5, count=1)
   with pytest.raises(ValueError, match='may have 3 tokens, got 4'):
     pack_rows(rows, length=3)
+
+
+@given(
+  st.lists(st.integers(1, 9), min_size=1, max_size=12),
+  st.integers(1, 12),
+  st.integers(0, 100),
+)
+def test_rows_are_packed_into_so_many_or_left_alone(lengths, count, seed):
+  rows = random_rows(lengths, 9, seed)
+  packed = pack_if_fit(rows, length=9, count=count)
+  if packed is rows:
+    # First fit leaves at most one row less than half full.
+    assert sum(lengths) > 9 * count / 2
+  else:
+    assert packed.tokens.shape == (count, 9)
+    assert sorted(sequences(packed)) == sorted(sequences(rows))

@@ -33,7 +33,8 @@ def main(workdir):
 
   MetricsWriter.write = record
   recipe = config.load(
-    str(RECIPES / 'toy_kl_cov.py'), ['--config.warm_start.steps=4']
+    str(RECIPES / 'toy_kl_cov.py'),
+    ['--config.warm_start.steps=4', '--config.train.packed_rows=6'],
   )
   train(recipe, workdir)
   print('line end', len(compiled))

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -93,10 +94,17 @@ def until(workdir, processes, step):
 
 
 def arrays(workdir):
+  """What was saved last, however many devices saved it."""
   saved = CheckpointStore(workdir / 'checkpoints', keep=1).latest()
   assert saved is not None
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   with ocp.StandardCheckpointer() as checkpointer:
-    return saved.position, checkpointer.restore(saved.path / 'arrays')
+    found = dict(checkpointer.metadata(saved.path / 'arrays').item_metadata)
+    like = {
+      name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
+      for name, leaf in found.items()
+    }
+    return saved.position, checkpointer.restore(saved.path / 'arrays', like)
 
 
 def assert_same_run(ours, theirs):

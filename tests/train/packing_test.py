@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packed rows make the same update of fewer tokens, or are not packed."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from train import toy
+from train.updates import PROMPT, RESPONSE, SEQUENCES, padded, parameters
+
+from covrl import sharding
+from covrl.config import ConfigError, check
+from covrl.models import Policy, tiny
+from covrl.train.programs import Algorithm, Programs
+
+WIDTH = PROMPT + RESPONSE
+
+
+def programs(packed_rows):
+  config = toy.get_config()
+  config.rollout.temperature = 0.8
+  config.rollout.prompts_per_iteration = SEQUENCES // 4
+  config.train.sequences_per_update = SEQUENCES
+  config.train.micro_batches = 2
+  config.train.packed_rows = packed_rows
+  config.entropy.selection_source = 'current'
+  check(config)
+  algorithm = Algorithm(
+    loss=toy.make_loss(config),
+    token_tx=toy.make_token_tx(config),
+    tx=toy.make_tx(config),
+    advantages=toy.make_advantages(config),
+  )
+  mesh = sharding.make_mesh({'data': 2, 'fsdp': 2, 'tensor': 2})
+  return Programs(Policy(tiny(16)), algorithm, config, mesh)
+
+
+def rows():
+  """As wide as a prompt and a response, as a rollout's are."""
+  return jax.tree.map(lambda leaf: leaf[:, :WIDTH], padded())
+
+
+@pytest.fixture(scope='module')
+def both():
+  """Programs that pack and that do not."""
+  return programs(48), programs(0)
+
+
+def update(made, batch):
+  """Parameters and readings after an update."""
+  state, readings = made.update(
+    made.init_state(parameters()), batch, first=False, key=jax.random.key(3)
+  )
+  return jax.device_get((state.trainable, readings))
+
+
+def test_packed_rows_make_the_same_update(both):
+  batch = rows()
+  taken = np.count_nonzero(batch.segment_ids)
+  assert taken < 48 * WIDTH < SEQUENCES * WIDTH
+  (trained, readings), (expected, figures) = (
+    update(made, batch) for made in both
+  )
+  assert readings['selected'] == figures['selected'] > 0
+  assert readings['tokens'] == figures['tokens']
+  for name, value in figures.items():
+    np.testing.assert_allclose(
+      readings[name], value, rtol=1e-4, atol=1e-5, err_msg=name
+    )
+  for ours, theirs in zip(
+    *map(jax.tree.leaves, (trained, expected)), strict=True
+  ):
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5)
+
+
+def test_what_does_not_fit_is_left_as_it_is(both):
+  # Full rows: as many as there are sequences.
+  batch = rows()
+  full = dataclasses.replace(
+    batch,
+    segment_ids=np.ones_like(batch.segment_ids),
+    positions=np.broadcast_to(np.arange(WIDTH), batch.positions.shape),
+  )
+  (trained, readings), (expected, figures) = (
+    update(made, full) for made in both
+  )
+  assert readings == figures
+  assert jax.tree.all(
+    jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b)), trained, expected)
+  )
+
+
+@pytest.mark.parametrize(
+  ('packed', 'sentence'),
+  [
+    (7, 'train.packed_rows must be a multiple of train.micro_batches'),
+    (66, 'must be at most train.sequences_per_update, got 66 of 64'),
+    (-2, 'train.packed_rows must be at least 0, got -2'),
+  ],
+)
+def test_so_many_rows_are_refused(packed, sentence):
+  with pytest.raises(ConfigError, match=sentence):
+    programs(packed)
