@@ -34,6 +34,9 @@ HEARTBEAT = 100
 """Seconds after which a silent process counts as lost."""
 
 _INITIALIZATION = 300
+# Leaving, the first process may have a report to write; that all are alive is
+# known by their heartbeats.
+_SHUTDOWN = 600
 _INTERVAL = 0.005
 
 _LOSS = re.compile(
@@ -105,7 +108,7 @@ def join(
       process_id,
       initialization_timeout=_INITIALIZATION,
       heartbeat_timeout_seconds=heartbeat,
-      shutdown_timeout_seconds=heartbeat,
+      shutdown_timeout_seconds=_SHUTDOWN,
     )
   except Exception as error:
     first = str(error).strip().partition('\n')[0]
