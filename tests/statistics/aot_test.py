@@ -2,22 +2,15 @@
 """The kernels compiled for TPUs that are not here, by the compiler they have."""
 
 import functools
-import os
 import platform
 import re
 import sys
 
-# libtpu asks a cloud's metadata server what machine this is, and admits one
-# process at a time; a compiler needs neither.
-os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
-os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
-os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
-
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.experimental import topologies
 
+from covrl import topologies
 from covrl.sharding import (
   TRAIN_RULES,
   batch_sharding,
@@ -35,11 +28,15 @@ GIB = 2**30
 KERNELS = {'token_sums', 'token_sums_hidden', 'token_sums_unembedding'}
 
 
+@pytest.fixture(autouse=True, scope='module')
+def _uncached():
+  with topologies.uncached():
+    yield
+
+
 def mesh_of(topology, shape):
   """Some of the chips of a topology as a mesh."""
-  devices = topologies.get_topology_desc(
-    platform='tpu', topology_name=topology
-  ).devices
+  devices = topologies.devices(topologies.find(topology))
   count = functools.reduce(lambda x, y: x * y, shape)
   return make_mesh(shape, list(devices)[:count])
 

@@ -146,10 +146,11 @@ def clean(text: str) -> str:
   for pattern, replacement in _REWRITES:
     text = pattern.sub(replacement, text)
   text = _SPACES.sub(' ', text).strip()
-  while text.endswith('\\\\'):
-    text = text[:-2].rstrip()
   # A full stop after a number ends a sentence; an escaped space is none.
-  return text.rstrip(_ENDS).lstrip(_ENDS.replace('.', ''))
+  text = text.rstrip(_ENDS)
+  while text.endswith('\\\\'):
+    text = text[:-2].rstrip().rstrip(_ENDS)
+  return text.lstrip(_ENDS.replace('.', ''))
 
 
 def key(cleaned: str) -> str:

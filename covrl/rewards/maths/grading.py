@@ -18,7 +18,7 @@ from covrl.rewards.maths.cleaning import clean, key
 from covrl.rewards.maths.comparison import Verdict, same
 from covrl.rewards.maths.evaluation import Undefined
 from covrl.rewards.maths.extraction import extract, reference_answer
-from covrl.rewards.maths.numeric import OutOfTime, limited
+from covrl.rewards.maths.numeric import OutOfTime, TimeLimit
 from covrl.rewards.maths.quantities import words
 from covrl.rewards.maths.reading import read
 from covrl.rewards.maths.second_opinion import Opinion, ask
@@ -146,7 +146,7 @@ def compare(
   """
   wanted, given = '', ''
   try:
-    with limited(READING_SECONDS):
+    with TimeLimit(READING_SECONDS):
       wanted, given = clean(reference), clean(answer)
       verdict = _read_and_compared(wanted, given)
   except OutOfTime:
