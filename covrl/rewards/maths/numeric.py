@@ -45,7 +45,8 @@ class TimeLimit:
 
   By a timer of the process, whose signal interrupts regular expressions, too. It
   counts what is computed, not what others of the machine are waited for, and
-  only rings in a main thread: a worker's. It rings until it is heard.
+  only rings in a main thread: a worker's. It rings until it is heard. (SIGPROF,
+  the obvious one, is also what libtpu rings with, as soon as someone listens.)
 
   Raises:
     OutOfTime: it is over.
@@ -56,12 +57,14 @@ class TimeLimit:
     self._before: Any = None
 
   def __enter__(self) -> None:
-    self._before = signal.signal(signal.SIGPROF, _ring)
-    signal.setitimer(signal.ITIMER_PROF, self._seconds, _AGAIN)
+    self._before = signal.signal(signal.SIGVTALRM, _ring)
+    signal.setitimer(signal.ITIMER_VIRTUAL, self._seconds, _AGAIN)
 
   def __exit__(self, *_: object) -> None:
-    signal.setitimer(signal.ITIMER_PROF, 0)
-    signal.signal(signal.SIGPROF, self._before)
+    signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+    # A ring may still be on its way, and would end a process without a handler.
+    if self._before is not signal.SIG_DFL:
+      signal.signal(signal.SIGVTALRM, self._before)
 
 
 def _ring(_: int, frame: FrameType | None) -> None:
@@ -69,6 +72,8 @@ def _ring(_: int, frame: FrameType | None) -> None:
 
   What a callback of the garbage collector raises is lost; JAX has one.
   """
+  if not any(signal.getitimer(signal.ITIMER_VIRTUAL)):
+    return
   callbacks = (TimeLimit.__enter__, TimeLimit.__exit__, *gc.callbacks)
   silent = {getattr(callback, '__code__', None) for callback in callbacks}
   while frame is not None:
