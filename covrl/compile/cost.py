@@ -157,9 +157,8 @@ def _cost_of_one(
     cost.bytes, cost.host_bytes = _traffic(module, computation, each)
     return cost
   cost.flops += kernel.flops
-  # What a kernel rereads it says; less than its arguments it cannot be.
   least, cost.host_bytes = _traffic(module, computation, each)
-  cost.bytes = max(least, kernel.bytes)
+  cost.bytes = kernel.bytes if kernel.stated else max(least, kernel.bytes)
   if not kernel.known:
     cost.unknown.add(each.name.split('.')[0])
   return cost

@@ -23,11 +23,13 @@ class Kernel(NamedTuple):
     flops: arithmetic operations.
     bytes: to and from HBM.
     known: whether anything tells.
+    stated: whether it says so itself: it may read a part of its arguments.
   """
 
   flops: float
   bytes: float
   known: bool = True
+  stated: bool = False
 
 
 def kernel_of(each: Instruction, computation: Computation) -> Kernel | None:
@@ -38,7 +40,7 @@ def kernel_of(each: Instruction, computation: Computation) -> Kernel | None:
     r'"cost_estimate":\{"flops":"(\d+)".*?"bytes_accessed":"(\d+)"', each.text
   )
   if stated and int(stated[1]):
-    return Kernel(float(stated[1]), float(stated[2]))
+    return Kernel(float(stated[1]), float(stated[2]), stated=True)
   phase = re.match(r'splash_mha_(fwd|dkv|dq)', each.name)
   if phase:
     return _splash(each, computation, phase[1])

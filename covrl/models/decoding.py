@@ -147,11 +147,15 @@ def _attend(
       (rows, kv_heads, groups, width), queries.dtype
     ),
     compiler_params=pltpu.CompilerParams(dimension_semantics=('arbitrary',)),
-    # Of a cache that is full: a step's time, at most.
+    # One layer of a cache that is full, and its queries: a step, at most.
     cost_estimate=pl.CostEstimate(
       flops=4 * rows * heads * slots * width,
       transcendentals=rows * heads * slots,
-      bytes_accessed=2 * rows * kv_heads * slots * width * keys.dtype.itemsize,
+      bytes_accessed=2
+      * rows
+      * (kv_heads * slots + heads)
+      * width
+      * keys.dtype.itemsize,
     ),
     interpret=interpret,
     name='attend_token',

@@ -82,7 +82,15 @@ class SamplingEngine:
       pad_id=pad_id,
       max_length=max_response_length,
     )
-    self._generate = jax.jit(generate, static_argnames=('group_size',))
+
+    # Left to itself the compiler may lay rows out as no mesh can say.
+    @functools.cache
+    def program(place: NamedSharding | None) -> Any:
+      return jax.jit(
+        generate, static_argnames=('group_size',), out_shardings=place
+      )
+
+    self._program = program
 
   def sample(
     self,
@@ -124,7 +132,7 @@ class SamplingEngine:
         f'got shape {sequence_ids.shape}'
       )
     with self._mesh_in_use():
-      return self._generate(
+      return self._program(self._rows_on((count,)))(
         params,
         self._place(prompts),
         self._place(prompt_mask),
@@ -152,7 +160,7 @@ class SamplingEngine:
     key = jax.eval_shape(lambda: jax.random.key(0))
     sampling = jax.eval_shape(Sampling.make)
     with self._mesh_in_use():
-      return self._generate.trace(
+      return self._program(self._rows_on((count * group_size,))).trace(
         params,
         rows((count, width), jnp.int32),
         rows((count, width), bool),

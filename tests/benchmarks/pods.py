@@ -100,7 +100,7 @@ def compiled(
     [sys.executable, '-m', 'covrl.cli', *arguments, '--json'],
     cwd=ROOT,
     check=True,
-    capture_output=True,
+    stdout=subprocess.PIPE,
     text=True,
   ).stdout
   if kept is not None:

@@ -267,16 +267,19 @@ def test_shapes_and_what_they_take():
   assert next(shapes_of('f32[2]{0:T(128)S(5)}')).space == 'host'
 
 
-def test_kernels_that_state_their_cost():
+# More than its arguments, or a part of them.
+@pytest.mark.parametrize('moved', [99999, 99])
+def test_kernels_that_state_their_cost(moved):
   module = lines(
     '%x = f32[8,128]{1,0:T(8,128)} parameter(0)',
     'ROOT %mine = f32[8,128]{1,0:T(8,128)} custom-call(%x), '
     'custom_call_target="tpu_custom_call", backend_config={"custom_call_config"'
     ':{"cost_estimate":{"flops":"12","transcendentals":"1",'
-    '"bytes_accessed":"99999"}}}',
+    f'"bytes_accessed":"{moved}"'
+    '}}}',
   )
   cost = cost_of(module)
-  assert (cost.flops, cost.bytes, cost.unknown) == (12, 99999, set())
+  assert (cost.flops, cost.bytes, cost.unknown) == (12, moved, set())
 
 
 def test_kernels_that_do_not():

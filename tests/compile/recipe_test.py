@@ -123,7 +123,8 @@ def test_decoding_reads_weights_and_cache_once(small):
   report, _ = small
   decode = report.programs['decode']
   assert decode.ideal_bytes is not None
-  assert decode.cost.bytes < 2 * decode.ideal_bytes
+  # Weights so small stay in VMEM from token to token.
+  assert decode.cost.bytes < 1.15 * decode.ideal_bytes
 
 
 @needs_libtpu

@@ -248,16 +248,9 @@ def test_settings_never_recompile():
 
 
 def test_the_cache_is_updated_in_place():
-  prompts, mask = make_prompts()
-  program = ENGINE._generate.lower(
-    PARAMS,
-    jnp.asarray(prompts),
-    jnp.asarray(mask),
-    KEY,
-    jnp.asarray(IDS),
-    Sampling.make(),
-    group_size=GROUP,
-  ).compile()
+  prompts, _ = make_prompts()
+  traced = ENGINE.trace(PARAMS, *prompts.shape, group_size=GROUP)
+  program = traced.lower().compile()
   config, slots = POLICY.config, LENGTH + LIMIT - 1
   shape = (
     config.num_layers,
