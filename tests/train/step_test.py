@@ -121,7 +121,7 @@ def test_packing_does_not_matter():
 
 def test_selecting_on_current_statistics_in_parts_equals_in_one():
   whole, parts = (
-    run(shape, count, padded(), source='current', **METHODS['kl_cov'])
+    run(shape, count, padded(), chain='current', **METHODS['kl_cov'])
     for shape, count in (PROGRAMS[0], PROGRAMS[1])
   )
   assert selected(whole[0])[0] > 0

@@ -12,7 +12,7 @@ import itertools
 import random
 
 import optax
-from train import scoring
+from train import keeping, scoring
 
 import covrl
 from covrl.config import Config
@@ -21,6 +21,8 @@ from covrl.models import ModelConfig, tiny
 from covrl.rewards import Reward
 from covrl.train import Loss, Task
 from covrl.train.iteration import Advantages
+
+keeping.every_process_writes()
 
 DIGITS = range(10)
 SETS = sorted(

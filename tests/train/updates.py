@@ -3,6 +3,7 @@
 
 import dataclasses
 import functools
+import inspect
 from typing import Any
 
 import jax
@@ -56,7 +57,9 @@ def kl_cov(held, beta, source):
   )
 
 
-def make_token_tx(source):
+def make_token_tx(chain):
+  """One of three chains: `everything`, or what compiles faster."""
+
   def everything(clipped, held, beta, bonus, target):
     return optax.chain(
       covrl.clip_cov(clipped, low=0.05),
@@ -67,14 +70,22 @@ def make_token_tx(source):
       covrl.entropy_bonus(covrl.target_entropy(target)),
     )
 
-  def selecting(held, beta):
+  def few(held, beta, bonus):
+    return optax.chain(kl_cov(held, beta, 'old'), covrl.entropy_bonus(bonus))
+
+  def current(held, beta):
     return optax.chain(kl_cov(held, beta, 'current'))
 
-  if source == 'current':
-    return optax.inject_hyperparams(selecting)(held=0.01, beta=0.0)
-  return optax.inject_hyperparams(everything)(
-    clipped=0.01, held=0.01, beta=0.0, bonus=0.0, target=0.0
-  )
+  made = {'everything': everything, 'few': few, 'current': current}[chain]
+  off = {
+    'clipped': 0.01,
+    'held': 0.01,
+    'beta': 0.0,
+    'bonus': 0.0,
+    'target': 0.0,
+  }
+  known = inspect.signature(made).parameters
+  return optax.inject_hyperparams(made)(**{name: off[name] for name in known})
 
 
 # The first state is the gradient itself. Adam's own ε, 1e-8, would make a whole
@@ -83,22 +94,22 @@ TX = optax.chain(optax.trace(decay=0.0), optax.adam(1e-2, eps=1e-5))
 
 
 @functools.cache
-def program(shape, micro_batches, source='old', offload=False):
+def program(shape, micro_batches, chain='everything', offload=False):
   """A compiled update, its mesh, and where its state lies."""
   settings = StepSettings(
     temperature=0.8,
     micro_batches=micro_batches,
     weights='sequence-mean-token-mean',
-    selection_source=source,
+    selection_source='current' if chain == 'current' else 'old',
     offload_optimizer=offload,
   )
   loss = functools.partial(covrl.clipped_surrogate, low=0.2, high=0.2)
-  step = make_train_step(POLICY, loss, make_token_tx(source), TX, settings)
+  step = make_train_step(POLICY, loss, make_token_tx(chain), TX, settings)
   mesh = sharding.make_mesh(shape)
   params = POLICY.abstract_params(mesh)
   places = jax.tree.map(
     lambda leaf: replicated_like(leaf, mesh),
-    jax.eval_shape(functools.partial(fresh_state, source)),
+    jax.eval_shape(functools.partial(fresh_state, chain)),
   )
   places = shardings(
     dataclasses.replace(
@@ -170,8 +181,8 @@ def padded() -> TokenBatch:
   )
 
 
-def fresh_state(source='old', **hyperparameters) -> TrainState:
-  token_state: Any = init_token_state(make_token_tx(source))
+def fresh_state(chain='everything', **hyperparameters) -> TrainState:
+  token_state: Any = init_token_state(make_token_tx(chain))
   given = {
     name: jnp.asarray(hyperparameters.get(name, 0.0), jnp.float32)
     for name in token_state.hyperparams
@@ -188,9 +199,11 @@ def fresh_state(source='old', **hyperparameters) -> TrainState:
   )
 
 
-def update(shape, micro_batches, batch, state, *, first=False, source='old'):
+def update(
+  shape, micro_batches, batch, state, *, first=False, chain='everything'
+):
   """The state after one update, and what the update says of itself."""
-  step, mesh, places = program(shape, micro_batches, source)
+  step, mesh, places = program(shape, micro_batches, chain)
   with sharding.in_use(mesh, sharding.TRAIN_RULES):
     return jax.device_get(
       step(
@@ -202,7 +215,9 @@ def update(shape, micro_batches, batch, state, *, first=False, source='old'):
     )
 
 
-def run(shape, micro_batches, batch, *, first=False, source='old', **method):
+def run(
+  shape, micro_batches, batch, *, first=False, chain='everything', **method
+):
   """One update of a fresh state."""
-  state = fresh_state(source, **method)
-  return update(shape, micro_batches, batch, state, first=first, source=source)
+  state = fresh_state(chain, **method)
+  return update(shape, micro_batches, batch, state, first=first, chain=chain)
