@@ -71,6 +71,9 @@ class Placement(NamedTuple):
       unembedding = jax.lax.psum_scatter(
         unembedding, self.width, scatter_dimension=0, tiled=True
       )
+      # XLA's TPU compiler tries to sum whole gradients over micro-batches and
+      # scatter once, and fails where there is nothing left to reduce.
+      unembedding = jax.lax.optimization_barrier(unembedding)
     rest = tuple(name for name in self.token_axes if name not in self.width)
     return jax.lax.psum(unembedding, rest) if rest else unembedding
 

@@ -128,6 +128,23 @@ def test_decoding_reads_weights_and_cache_once(small):
 
 
 @needs_libtpu
+def test_parameters_over_every_chip():
+  """The default mesh: its gradients leave in no other way either."""
+  report = compiled(
+    'v5e:2x4',
+    '--config.mesh.data=1',
+    '--config.mesh.fsdp=8',
+    '--config.mesh.tensor=1',
+    names=('train_step',),
+  )
+  (program,) = report.programs.values()
+  assert program.cost is not None
+  for each, _ in program.cost.collectives:
+    if each.kind == 'all-reduce':
+      assert each.size < 4 * 512 * 128, each
+
+
+@needs_libtpu
 def test_slices_exchange_over_the_network_between_them():
   report = compiled('v5e:2x2', num_slices=2, names=('train_step',))
   assert report.as_json()['chips'] == 8

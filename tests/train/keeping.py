@@ -23,4 +23,4 @@ class _AsIfFirst:
 def every_process_writes() -> None:
   """From now on."""
   seen: Any = SimpleNamespace(global_state=_AsIfFirst())
-  vars(compiler)['distributed'] = seen
+  compiler.__dict__['distributed'] = seen
