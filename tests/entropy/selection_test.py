@@ -132,9 +132,13 @@ def test_random_takes_all_where_the_quota_exceeds_the_eligible():
   np.testing.assert_array_equal(drawn, eligible)
 
 
+# XLA takes subnormal numbers for 0.
+_NORMAL = st.floats(-5, 5, width=32, allow_subnormal=False)
+
+
 @hypothesis.settings(deadline=None, max_examples=50)
 @hypothesis.given(
-  values=hnp.arrays(np.float32, (5, 7), elements=st.floats(-5, 5, width=32)),
+  values=hnp.arrays(np.float32, (5, 7), elements=_NORMAL),
   mask=hnp.arrays(bool, (5, 7)),
   level=st.sampled_from([0.0, 0.5, 0.9, 0.99, 1.0]),
 )
