@@ -86,13 +86,8 @@ class Seconds:
 
 def needed(recipe: Recipe, policy: Policy) -> Memory:
   """Bytes of a recipe's state, from shapes alone."""
-  config, module = recipe.config, recipe.module
-  algorithm = Algorithm(
-    loss=module.make_loss(config),
-    token_tx=module.make_token_tx(config),
-    tx=module.make_tx(config),
-    advantages=module.make_advantages(config),
-  )
+  config = recipe.config
+  algorithm = Algorithm.of(recipe)
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   state = Programs(policy, algorithm, config, mesh).abstract_state()
   return Memory(
@@ -123,9 +118,9 @@ def estimate(
   tokens = (
     config.rollout.max_draws
     * config.sequences_per_iteration
-    * row_width(config)
+    * tokens_read(config)
   )
-  trained = config.sequences_per_iteration * row_width(config)
+  trained = config.sequences_per_iteration * tokens_read(config)
   forward = 2 * policy.num_params
   forwards = 2 if config.train.keep_reference else 1
   step = (memory.params + memory.cache / 2) / bandwidth
@@ -204,7 +199,7 @@ def read_compiled(
   return compiled
 
 
-def row_width(config: Config) -> int:
+def tokens_read(config: Config) -> int:
   """Tokens of a sequence that are read, at most."""
   rollout = config.rollout
   return rollout.max_prompt_length + rollout.max_response_length - 1
@@ -213,7 +208,7 @@ def row_width(config: Config) -> int:
 def _cache(config: Config, model: ModelConfig) -> int:
   per_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim
   bits = jax.numpy.dtype(model.dtype).itemsize
-  return config.sequences_per_iteration * row_width(config) * per_token * bits
+  return config.sequences_per_iteration * tokens_read(config) * per_token * bits
 
 
 def _size(tree: PyTree) -> int:

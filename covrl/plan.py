@@ -23,7 +23,7 @@ from covrl.forecast import (
   estimate,
   needed,
   read_compiled,
-  row_width,
+  tokens_read,
 )
 from covrl.rewards import Scoring
 from covrl.topologies import Topology
@@ -127,7 +127,7 @@ def _sizes(config: Config) -> Iterator[str]:
     f'{config.train.micro_batches:,} parts; {config.total_updates:,} updates'
   )
   yield (
-    f'an update: at most {config.train.sequences_per_update * row_width(config):,}'
+    f'an update: at most {config.train.sequences_per_update * tokens_read(config):,}'
     f' tokens, {response:,} of them of responses (up to '
     f'{rollout.max_prompt_length:,} + {rollout.max_response_length:,})'
   )

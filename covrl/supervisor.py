@@ -22,7 +22,7 @@ _VARIABLE = 'COVRL_SUPERVISED'
 _LOST = re.compile(
   r'coordination_service|JAX distributed service|stopped sending heartbeats'
 )
-_LOSS = 'covrl: another process of the run is lost'
+_SENTENCE = 'covrl: another process of the run is lost'
 _PR_SET_PDEATHSIG = 1
 
 
@@ -70,7 +70,7 @@ def _watch(child: subprocess.Popen[str]) -> int:
   with child.stderr:
     for line in child.stderr:
       lost = lost or bool(_LOST.search(line))
-      told = told or line.startswith(_LOSS)
+      told = told or line.startswith(_SENTENCE)
       if not lost or everything or line.startswith('covrl:'):
         sys.stderr.write(line)
         sys.stderr.flush()
@@ -86,6 +86,6 @@ def _watch(child: subprocess.Popen[str]) -> int:
 def lost_line(reason: str) -> str:
   """The one line about a lost process."""
   return (
-    f'{_LOSS} ({reason}); start the run again and it goes on from its latest '
+    f'{_SENTENCE} ({reason}); start the run again and it goes on from its latest '
     'checkpoint'
   )

@@ -63,16 +63,11 @@ def compile_recipe(
     if name not in NAMES:
       raise ValueError(f'programs must be among {NAMES}, got {name!r}')
   devices = topologies.devices(topology, num_slices)
-  config, module = recipe.config, recipe.module
+  config = recipe.config
   mesh = sharding.make_mesh(dataclasses.asdict(config.mesh), devices)
   policy, alphabet = _policy(recipe)
   check_mesh(config, policy.config, mesh)
-  algorithm = Algorithm(
-    loss=module.make_loss(config),
-    token_tx=module.make_token_tx(config),
-    tx=module.make_tx(config),
-    advantages=module.make_advantages(config),
-  )
+  algorithm = Algorithm.of(recipe)
   sampler = rollout_mesh(mesh, config.rollout.tensor)
   engine = SamplingEngine(
     policy,
@@ -163,7 +158,8 @@ def _score(work: _Workload) -> dict[str, Program]:
   rows, width = config.sequences_per_iteration, row_width(config)
   compiled = _compiled(work.programs.trace_score(_batch(work)))
   needed = flops.of_scoring(work.policy.config, rows, width)
-  calls = config.rollout.max_draws
+  scorers = 2 if config.train.keep_reference else 1
+  calls = config.rollout.max_draws * scorers
   return {
     'score': _program(work, compiled, needed, _idle(work), calls=calls),
   }

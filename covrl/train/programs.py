@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key, PyTree
 
 from covrl import sharding
-from covrl.config import Config
+from covrl.config import Config, Recipe
 from covrl.data.rows import pack_if_fit
 from covrl.entropy import (
   Selection,
@@ -62,6 +62,17 @@ class Algorithm:
   token_tx: optax.GradientTransformation
   tx: optax.GradientTransformation
   advantages: Advantages
+
+  @classmethod
+  def of(cls, recipe: Recipe) -> Algorithm:
+    """What a recipe's factories build."""
+    config, module = recipe.config, recipe.module
+    return cls(
+      loss=module.make_loss(config),
+      token_tx=module.make_token_tx(config),
+      tx=module.make_tx(config),
+      advantages=module.make_advantages(config),
+    )
 
 
 def abstract_key() -> Key[Array, '']:
@@ -199,7 +210,7 @@ class Programs:
   def compile(self, state: TrainState, batch: TokenBatch) -> None:
     """Compiles every program, `batch` giving an iteration's shapes."""
     train = self._config.train
-    for count in {train.sequences_per_update, train.packed_rows} - {0}:
+    for count in sorted({train.sequences_per_update, train.packed_rows} - {0}):
       traced = self.trace_update(batch, count)
       self._updates_compiled[count] = traced.lower().compile()
     self._score_compiled = self.trace_score(batch).lower().compile()

@@ -90,12 +90,7 @@ def set_up(
   check_problems(task.train)
   policy = policy_of(recipe, task)
   check_mesh(config, policy.config, mesh)
-  algorithm = Algorithm(
-    loss=module.make_loss(config),
-    token_tx=module.make_token_tx(config),
-    tx=module.make_tx(config),
-    advantages=module.make_advantages(config),
-  )
+  algorithm = Algorithm.of(recipe)
   programs = Programs(policy, algorithm, config, mesh)
   # A run that has a checkpoint needs no warm start, its own or another's,
   # unless that is what its adapters stand beside.

@@ -8,7 +8,6 @@ import os
 import sys
 import threading
 import time
-from types import TracebackType
 from typing import Self
 
 from covrl.exits import Exit
@@ -43,12 +42,7 @@ class Watchdog:
       self._thread.start()
     return self
 
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    trace: TracebackType | None,
-  ) -> None:
+  def __exit__(self, *_: object) -> None:
     self._over.set()
     if self._limit:
       faulthandler.cancel_dump_traceback_later()
