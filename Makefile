@@ -33,7 +33,7 @@ types: setup
 	$(BIN)/basedpyright
 
 pytest: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0
 
 # Every Countdown configuration, three seeds each: an hour or two.
 study: setup

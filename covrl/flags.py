@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compiler's flags that matter, chosen per platform, in this one place.
 
-They hide latency: chips exchange parts of one layer while they compute another.
-All are about speed and none about results. What the environment already says
-wins, flag by flag. They are read once, when JAX first looks for devices, so
-`apply` comes before that; the command line does it.
+They hide latency: chips exchange parts of one layer while they compute another;
+on CPUs they keep devices from waiting for one another for ever. None changes a
+result. What the environment already says wins, flag by flag. They are read
+once, when JAX first looks for devices, so `apply` comes before that; the command
+line does it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,19 @@ GPU: Mapping[str, str] = {
   'xla_gpu_enable_pipelined_reduce_scatter': 'true',
 }
 
-_VARIABLES = {'tpu': 'LIBTPU_INIT_ARGS', 'gpu': 'XLA_FLAGS'}
+# XLA's, by XLA_FLAGS.
+CPU: Mapping[str, str] = {
+  # Of programs from the compilation cache, devices may begin collectives that
+  # do not depend on one another each in its own order, and so wait for ever:
+  # seen with this scheduler, always, and never without.
+  'xla_cpu_enable_concurrency_optimized_scheduler': 'false',
+}
+
+_FLAGS: Mapping[Platform, tuple[str, Mapping[str, str]]] = {
+  'tpu': ('LIBTPU_INIT_ARGS', TPU),
+  'gpu': ('XLA_FLAGS', GPU),
+  'cpu': ('XLA_FLAGS', CPU),
+}
 
 
 def attached() -> Platform:
@@ -64,12 +77,9 @@ def apply(
   >>> environment['XLA_FLAGS'].count('pipelined_all_gather')
   1
   """
-  if platform == 'cpu':
-    return
-  variable = _VARIABLES[platform]
+  variable, flags = _FLAGS[platform]
   given = environment.get(variable, '').split()
   names = {flag.lstrip('-').split('=')[0] for flag in given}
-  flags = TPU if platform == 'tpu' else GPU
   given += [
     f'--{name}={value}' for name, value in flags.items() if name not in names
   ]

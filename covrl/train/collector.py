@@ -19,6 +19,7 @@ from covrl.data.rows import prompt_width
 from covrl.rewards import TOTAL, Scoring
 from covrl.rollout import Sampling, SamplingEngine
 from covrl.rollout.collect import ScoredRollouts, collect
+from covrl.train.forward import PolicyStats
 from covrl.train.iteration import (
   Iteration,
   blank_iteration,
@@ -29,7 +30,6 @@ from covrl.train.iteration import (
   unscored_batch,
 )
 from covrl.train.programs import Programs
-from covrl.train.step import PolicyStats
 from covrl.train.task import Task
 from covrl.types import Rollouts, TokenBatch, TrainState
 

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from covrl.rewards import TOTAL
+from covrl.train.forward import PolicyStats
 from covrl.train.metrics import QUANTILES
-from covrl.train.step import PolicyStats
 from covrl.types import Rollouts, TokenBatch, TokenMoments
 
 # Streams of randomness that are derived from the run's seed.

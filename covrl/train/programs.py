@@ -25,19 +25,17 @@ from covrl.entropy import (
 )
 from covrl.entropy.chain import init_token_state
 from covrl.models import Policy
-from covrl.train.iteration import Advantages
-from covrl.train.layout import abstract_opt_state, replicated_like, shardings
-from covrl.train.step import (
-  Loss,
+from covrl.train.forward import (
   PolicyStats,
-  StepSettings,
   make_entropy_change,
   make_score_step,
-  make_train_step,
   mean_entropy,
   row_context,
   weigh,
 )
+from covrl.train.iteration import Advantages
+from covrl.train.layout import abstract_opt_state, replicated_like, shardings
+from covrl.train.step import Loss, StepSettings, make_train_step
 from covrl.types import (
   Measured,
   TokenBatch,
@@ -125,11 +123,14 @@ class Programs:
       donate_argnums=0,
       out_shardings=(self._state_shardings, sharding.replicated(mesh)),
     )
-    parts = config.updates_per_iteration * config.train.micro_batches
-    self._score = jax.jit(make_score_step(policy, settings, parts))
+    micro_batches, temperature = settings.micro_batches, settings.temperature
+    parts = config.updates_per_iteration * micro_batches
+    self._score = jax.jit(make_score_step(policy, temperature, parts))
     self._advantages = jax.jit(algorithm.advantages)
     self._select = jax.jit(self._explain)
-    self._entropy_change = jax.jit(make_entropy_change(policy, settings))
+    self._entropy_change = jax.jit(
+      make_entropy_change(policy, temperature, micro_batches)
+    )
     self._copy = jax.jit(
       lambda params: jax.tree.map(jnp.copy, params),
       out_shardings=self._state_shardings.trainable,

@@ -16,8 +16,9 @@ from covrl import sharding
 from covrl.entropy import Selection, add_divergence_penalty, top_score
 from covrl.entropy.chain import init_token_state
 from covrl.models import Policy, tiny
+from covrl.train.forward import policy_stats
 from covrl.train.layout import abstract_opt_state, replicated_like, shardings
-from covrl.train.step import StepSettings, make_train_step, policy_stats
+from covrl.train.step import StepSettings, make_train_step
 from covrl.types import Measured, TokenBatch, TokenMoments, TrainState
 
 POLICY = Policy(tiny(vocab_size=16))
@@ -182,12 +183,13 @@ def padded() -> TokenBatch:
 
 
 def fresh_state(chain='everything', **hyperparameters) -> TrainState:
+  """A first state, typed as every later one, that one program serves both."""
   token_state: Any = init_token_state(make_token_tx(chain))
   given = {
     name: jnp.asarray(hyperparameters.get(name, 0.0), jnp.float32)
     for name in token_state.hyperparams
   }
-  return TrainState(
+  state = TrainState(
     trainable=parameters(),
     frozen={},
     opt_state=TX.init(parameters()),
@@ -197,6 +199,7 @@ def fresh_state(chain='everything', **hyperparameters) -> TrainState:
       log_ratio_noise=jnp.asarray(1e-6, jnp.float32)
     ),
   )
+  return jax.tree.map(lambda leaf: jnp.asarray(leaf, leaf.dtype), state)
 
 
 def update(
