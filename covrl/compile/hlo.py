@@ -185,7 +185,8 @@ class Module:
     """How often a loop's body runs; `None` where that depends on data.
 
     Known where the condition compares a counter with a constant, and the
-    counter begins at a constant and grows by one.
+    counter begins at a constant and grows by one: by two, say, where XLA has
+    put two rounds of a product with parts of other chips into one.
     """
     stated = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.text)
     if stated:
@@ -198,7 +199,25 @@ class Module:
     start = _part(around, loop.operands[0], counter)
     if start is None or start.opcode != 'constant':
       return None
-    return most - int(start.argument)
+    body = self.computations[loop.attribute('body') or '']
+    step = self._step(body, _part(body, body.root.name, counter))
+    return None if step is None else -((int(start.argument) - most) // step)
+
+  def _step(
+    self, computation: Computation, counted: Instruction | None
+  ) -> int | None:
+    """The positive constant that was added to a counter."""
+    if counted is not None and counted.opcode == 'fusion':
+      (computation,) = self.called(counted)
+      counted = computation.root
+    if counted is None or counted.opcode != 'add':
+      return None
+    steps = [
+      int(each.argument)
+      for each in computation.operands(counted)
+      if each.opcode == 'constant'
+    ]
+    return steps[0] if len(steps) == 1 and steps[0] > 0 else None
 
 
 def _bound(condition: Computation) -> tuple[int, int] | None:

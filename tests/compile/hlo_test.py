@@ -72,6 +72,35 @@ def test_a_loop_counts_as_often_as_it_runs():
   assert cost.searches == 0
 
 
+@pytest.mark.parametrize(
+  ('next_', 'trips'),
+  [
+    ('add(%i, %constant.two)', 2),
+    ('fusion(%i), kind=kLoop, calls=%two_more', 2),
+    ('multiply(%i, %one)', None),
+  ],
+)
+def test_a_counter_may_grow_by_more_than_one(next_, trips):
+  text = LOOP.replace('LIMIT', '3').replace('add(%i, %one)', next_)
+  text = text.replace(
+    '  %one = s32[]{:T(128)} constant(1)\n',
+    '  %one = s32[]{:T(128)} constant(1)\n'
+    '  %constant.two = s32[]{:T(128)} constant(2)\n',
+  )
+  module = parse(
+    text
+    + """
+%two_more (j: s32[]) -> s32[] {
+  %j = s32[]{:T(128)} parameter(0)
+  %two = s32[]{:T(128)} constant(2)
+  ROOT %k = s32[]{:T(128)} add(%j, %two)
+}
+"""
+  )
+  loop = module.entry.instructions['loop']
+  assert module.trips(loop, module.entry) == trips
+
+
 def test_a_loop_of_unknown_length_is_told_of():
   text = LOOP.replace('LIMIT', '3').replace('direction=LT', 'direction=NE')
   cost = cost_of(parse(text))
