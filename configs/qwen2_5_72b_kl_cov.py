@@ -30,9 +30,7 @@ def get_config() -> Config:
   config.mesh.data = 1
   config.mesh.fsdp = 128
   config.mesh.tensor = 4
-  # As many as in training: weights go to another mesh all at once, and these are
-  # 248 GiB a chip on the way to eight.
-  config.rollout.tensor = 4
+  config.rollout.tensor = 8
   config.train.remat = 'cheap'
   return config
 

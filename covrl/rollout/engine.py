@@ -223,11 +223,7 @@ def _generate(
 ) -> Samples:
   """The program: read prompts, share out their cache, decode."""
   prompt_length = prompts.shape[1]
-  params = jax.tree.map(
-    lambda leaf, axes: constrain(leaf, *axes),
-    policy.compute_params(params),
-    policy.axes,
-  )
+  params = jax.tree.map(_laid_out, policy.compute_params(params), policy.axes)
   row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, sequence_ids)
   lengths = repeat_rows(jnp.sum(prompt_mask, axis=1), group_size)
 
@@ -276,6 +272,19 @@ def _generate(
   start = advance(start, hidden, cache)
   progress = jax.lax.while_loop(unfinished, body, start)
   return progress.samples._replace(truncated=~progress.ended)
+
+
+def _laid_out(leaf: Array, axes: tuple[str, ...]) -> Array:
+  """A parameter as the sampler holds it.
+
+  Layer by layer: on the way from another mesh a chip may hold all of a layer,
+  but not of all layers.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if axes[0] != 'layers' or mesh.empty or mesh.size == 1:
+    return constrain(leaf, *axes)
+  layers = jax.lax.map(lambda layer: constrain(layer, *axes[1:]), leaf)
+  return constrain(layers, *axes)
 
 
 def _record(

@@ -37,17 +37,24 @@ def compiled(topology, *overrides, **settings):
 
 
 @pytest.fixture(scope='module')
-def small():
-  """The report of all programs, and what the compiler made of each."""
-  modules = []
+def remembered():
+  """What the compiler made of each program so far: as text, and parsed."""
+  made = []
 
-  def remembered(text):
-    modules.append(parse(text))
-    return modules[-1]
+  def remember(text):
+    made.append((text, parse(text)))
+    return made[-1][1]
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(recipe, 'parse', remembered)
-    report = compiled('v5e:2x4')
+    patch.setattr(recipe, 'parse', remember)
+    yield made
+
+
+@pytest.fixture(scope='module')
+def small(remembered):
+  """The report of all programs, and what the compiler made of each."""
+  report = compiled('v5e:2x4')
+  modules = [module for _, module in remembered[-3:]]
   return report, dict(
     zip(('train_step', 'score', 'sample'), modules, strict=True)
   )
@@ -145,6 +152,23 @@ def test_parameters_over_every_chip():
   for each, _ in program.cost.collectives:
     if each.kind == 'all-reduce':
       assert each.size < 4 * 512 * 128, each
+
+
+@needs_libtpu
+def test_weights_go_to_the_samplers_mesh_layer_by_layer(remembered):
+  compiled(
+    'v5p:2x4x4',
+    '--config.mesh.data=1',
+    '--config.mesh.fsdp=16',
+    '--config.mesh.tensor=2',
+    '--config.rollout.tensor=4',
+    '--config.rollout.prompts_per_iteration=32',
+    '--config.train.sequences_per_update=64',
+    names=('prefill',),
+  )
+  text, _ = remembered[-1]
+  for held, is_there in ((1024 // 4, True), (1024, False)):
+    assert (f'bf16[2,512,{held}]' in text) == is_there
 
 
 @needs_libtpu

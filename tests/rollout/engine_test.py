@@ -13,7 +13,7 @@ import pytest
 
 from covrl.models import Policy, tiny
 from covrl.rollout import Sampling, SamplingEngine, to_rollout_rows
-from covrl.sharding import make_mesh
+from covrl.sharding import make_mesh, reshaped
 from covrl.types import Rollouts
 
 VOCAB, PROMPTS, LENGTH, GROUP, LIMIT, END = 16, 8, 6, 4, 10, (3, 5)
@@ -191,6 +191,18 @@ def test_every_mesh_draws_the_same(shape):
   np.testing.assert_array_equal(want.response_tokens, got.response_tokens)
   np.testing.assert_array_equal(want.response_mask, got.response_mask)
   np.testing.assert_array_equal(want.truncated, got.truncated)
+  np.testing.assert_allclose(
+    want.sampler_logprobs, got.sampler_logprobs, atol=1e-5
+  )
+
+
+def test_weights_come_from_another_mesh():
+  # Neighbours of a torus are not neighbours in number.
+  devices = [jax.devices()[i] for i in (0, 3, 6, 1, 5, 2, 7, 4)]
+  mesh = make_mesh((1, 4, 2), devices)
+  engine = make_engine(reshaped(mesh, {'data': -1, 'tensor': 4}))
+  want, got = sample(), sample(engine, params=on(mesh))
+  np.testing.assert_array_equal(want.response_tokens, got.response_tokens)
   np.testing.assert_allclose(
     want.sampler_logprobs, got.sampler_logprobs, atol=1e-5
   )
