@@ -117,6 +117,8 @@ LOSSES = {
   'sapo': covrl.sapo,
   'dppo': covrl.dppo,
 }
+# Micro-batches and whose statistics select.
+PARTS = {'one': (1, 'old'), 'four': (4, 'old'), 'current': (4, 'current')}
 CLIPPED = functools.partial(covrl.clipped_surrogate, low=0.2, high=0.2)
 
 
@@ -126,12 +128,13 @@ def main() -> None:
   parser.add_argument('--rounds', type=int, default=15)
   parser.add_argument('--sequences', type=int, default=128)
   parser.add_argument('--only', nargs='*', choices=[*METHODS, *LOSSES])
+  parser.add_argument('--parts', nargs='*', choices=PARTS, default=[*PARTS])
   options = parser.parse_args()
   mesh = sharding.make_mesh((1,), jax.devices()[:1])
   names = options.only or [*METHODS, *LOSSES]
   device = jax.devices()[0]
   print(f'{device.device_kind}, {options.sequences} × {WIDTH} tokens')
-  for micro_batches, source in ((1, 'old'), (4, 'old'), (4, 'current')):
+  for micro_batches, source in (PARTS[name] for name in options.parts):
     chosen = [n for n in names if source == 'old' or n in SELECTING]
     print(f'\n{micro_batches} micro-batches, selection_source={source!r}')
     measure(chosen, micro_batches, source, mesh, options)

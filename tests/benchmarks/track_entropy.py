@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How closely a target-entropy run follows its schedule, and one without it.
 
-  python tests/benchmarks/track_entropy.py [--from_run=runs/countdown_grpo]
+  python tests/benchmarks/track_entropy.py [--seed=1] [--from_run=RUN]
 
 Trains `countdown_target_entropy` and, as the rival, `countdown_grpo` from the
 same warm start, 60 iterations each. Printed is the root of the mean squared
@@ -39,11 +39,13 @@ def main() -> None:
   parser.add_argument('--workdir', default='runs/track_entropy')
   parser.add_argument('--from_run', default='', help='whose warm start to take')
   parser.add_argument('--only', choices=RECIPES)
+  parser.add_argument('--seed', type=int, default=0)
   options = parser.parse_args()
   for name in [options.only] if options.only else RECIPES:
     workdir = pathlib.Path(options.workdir) / name
     overrides = [
       *OVERRIDES,
+      f'--config.seed={options.seed}',
       f'--config.warm_start.from_run={options.from_run}',
     ]
     train(config.load(f'configs/{name}.py', overrides), str(workdir))
