@@ -24,7 +24,12 @@ OF_64 = ('--config.mesh.data=4', '--config.mesh.fsdp=16', FOUR)
 # Name, recipe, topology, further arguments.
 RECIPES = [
   ('0.5B', 'qwen2_5_0_5b_gsm8k', 'v5e:2x4', ()),
-  ('7B', 'qwen2_5_7b_kl_cov', 'v6e:8x8', (FOUR, '--config.train.remat=mlp')),
+  (
+    '7B',
+    'qwen2_5_7b_kl_cov',
+    'v6e:8x8',
+    ('--config.mesh.data=2', FOUR, '--config.train.remat=mlp'),
+  ),
   ('7B, 32 chips', 'qwen2_5_7b_kl_cov', 'v5p:2x4x4', ()),
   ('7B, 64 chips', 'qwen2_5_7b_kl_cov', 'v5p:4x4x4', OF_64),
   ('32B', 'qwen2_5_32b_kl_cov', 'v5p:4x4x8', ()),
@@ -34,7 +39,7 @@ RECIPES = [
     'v5p:4x4x8',
     (
       '--num-slices=2',
-      '--config.mesh.data=2',
+      '--config.mesh.data=4',
       '--config.train.micro_batches=1',
     ),
   ),
