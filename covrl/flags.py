@@ -43,9 +43,9 @@ GPU: Mapping[str, str] = {
 
 # XLA's, by XLA_FLAGS.
 CPU: Mapping[str, str] = {
-  # Of programs from the compilation cache, devices may begin collectives that
-  # do not depend on one another each in its own order, and so wait for ever:
-  # seen with this scheduler, always, and never without.
+  # With it, devices may begin collectives that do not depend on one another each
+  # in its own order, and so wait for ever: programs from the compilation cache
+  # did so in every run, new ones in some, neither without it.
   'xla_cpu_enable_concurrency_optimized_scheduler': 'false',
 }
 

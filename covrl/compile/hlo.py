@@ -185,8 +185,8 @@ class Module:
     """How often a loop's body runs; `None` where that depends on data.
 
     Known where the condition compares a counter with a constant, and the
-    counter begins at a constant and grows by one: by two, say, where XLA has
-    put two rounds of a product with parts of other chips into one.
+    counter begins at a constant and grows by one: one, or two where XLA puts two
+    rounds of a product with other chips' parts into one.
     """
     stated = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.text)
     if stated:
