@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   try:
     if arguments.command != 'report':
       _prepare(arguments.command)
+    if arguments.command not in ('report', 'compile', 'train'):
       _keep_compilations()
     match arguments.command:
       case 'train':
@@ -83,10 +84,16 @@ def _prepare(command: str) -> None:
 
 
 def _keep_compilations() -> None:
-  """Programs compiled once are read from disk the next time."""
+  """Programs compiled once are read from disk the next time.
+
+  Not those of several CPU devices. When XLA reads one back, collectives in
+  different loops have lost their order, also with the flags of `covrl.flags`.
+  """
   import jax
 
-  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  if flags.attached() == 'cpu' and jax.device_count() > 1:
+    jax.config.update('jax_enable_compilation_cache', False)
+  elif 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     kept = pathlib.Path.home() / '.cache' / 'covrl' / 'xla'
     jax.config.update('jax_compilation_cache_dir', str(kept))
 
@@ -114,6 +121,7 @@ def _train(
     arguments.process_id,
     heartbeat=arguments.heartbeat,
   )
+  _keep_compilations()
   status, orderly = 0, True
   try:
     train(

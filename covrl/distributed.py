@@ -3,7 +3,7 @@
 
 Every process runs the same code on the same mesh. Each reads and tokenises its
 own prompts and scores its own responses; what all of them need is exchanged by
-`gather_rows` and `fetch`, which give every process the whole on the host. Of
+`gather_rows`, `run` and `fetch`, which give every process the whole on the host. Of
 what is written, process 0 writes it.
 
 No wait here blocks the main thread for good: each asks `polled`'s function
@@ -13,6 +13,7 @@ again and again, which may raise.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import importlib.util
 import json
 import math
@@ -20,6 +21,7 @@ import os
 import pathlib
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -99,8 +101,10 @@ def join(
     return
   if heartbeat < 2:
     raise ValueError(f'--heartbeat must be at least 2 s, got {heartbeat}')
-  # The devices of a CPU have no network of their own.
+  # The devices of a CPU have no network of their own. What is exchanged there
+  # is told apart by its order only, so programs run one after the other.
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+  jax.config.update('jax_cpu_enable_async_dispatch', False)
   try:
     jax.distributed.initialize(
       coordinator,
@@ -172,20 +176,21 @@ def result(future: Future[Result]) -> Result:
   return future.result()
 
 
+def run(program: Callable[..., PyTree], *args: Any, **kwargs: Any) -> PyTree:
+  """Calls a program of the devices; its results as host arrays, whole ones."""
+  if count() == 1:
+    results = program(*args, **kwargs)
+    arrays: list[Any] = jax.tree.leaves(results)
+    wait(lambda: all(array.is_ready() for array in arrays))
+    return jax.device_get(results)
+  return result(
+    _aside(lambda: jax.device_get(_everywhere(program(*args, **kwargs))))
+  )
+
+
 def fetch(tree: PyTree) -> PyTree:
   """Device arrays as host arrays, whole ones on every process."""
-
-  def whole(leaf: jax.Array) -> jax.Array:
-    if leaf.is_fully_addressable or leaf.is_fully_replicated:
-      return leaf
-    assert isinstance(leaf.sharding, NamedSharding)
-    everywhere = NamedSharding(leaf.sharding.mesh, PartitionSpec())
-    return _everywhere(leaf, everywhere)
-
-  leaves = jax.tree.map(whole, tree)
-  arrays: list[Any] = jax.tree.leaves(leaves)
-  wait(lambda: all(array.is_ready() for array in arrays))
-  return jax.device_get(leaves)
+  return run(lambda: tree)
 
 
 def gather_rows(tree: PyTree) -> PyTree:
@@ -289,12 +294,41 @@ def place(array: np.ndarray | jax.Array, sharding: NamedSharding) -> jax.Array:
   )
 
 
-def _identity(x: jax.Array) -> jax.Array:
+def _identity(x: PyTree) -> PyTree:
   return x
 
 
-def _everywhere(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
-  return jax.jit(_identity, out_shardings=sharding)(leaf)
+def _everywhere(tree: PyTree) -> PyTree:
+  """The whole on every device; by one program, in which gathers have an order."""
+
+  def everywhere(leaf: jax.Array) -> jax.sharding.Sharding:
+    if leaf.is_fully_addressable or leaf.is_fully_replicated:
+      return leaf.sharding
+    assert isinstance(leaf.sharding, NamedSharding)
+    return NamedSharding(leaf.sharding.mesh, PartitionSpec())
+
+  before = jax.tree.map(lambda leaf: leaf.sharding, tree)
+  shardings = jax.tree.map(everywhere, tree)
+  if shardings == before:
+    return tree
+  return jax.jit(_identity, out_shardings=shardings)(tree)
+
+
+def _aside(work: Callable[[], Result]) -> Future[Result]:
+  """Begins work that may never end, in a thread that does not keep a process.
+
+  Another process may have given up what this one still expects.
+  """
+  context, future = contextvars.copy_context(), Future[Result]()
+
+  def begin() -> None:
+    try:
+      future.set_result(context.run(work))
+    except BaseException as error:
+      future.set_exception(error)
+
+  threading.Thread(target=begin, name='exchange', daemon=True).start()
+  return future
 
 
 def _is_tpu_machine() -> bool:

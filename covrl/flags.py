@@ -44,8 +44,7 @@ GPU: Mapping[str, str] = {
 # XLA's, by XLA_FLAGS.
 CPU: Mapping[str, str] = {
   # With it, devices may begin collectives that do not depend on one another each
-  # in its own order, and so wait for ever: programs from the compilation cache
-  # did so in every run, new ones in some, neither without it.
+  # in its own order, and so wait for ever or take one's bytes for another's.
   'xla_cpu_enable_concurrency_optimized_scheduler': 'false',
 }
 

@@ -114,16 +114,15 @@ def collect(
   )
   count = len(tokens) * group_size
   ids = (first_sequence + np.arange(count)).astype(np.int32)
-  samples: Samples = distributed.fetch(
-    engine.sample(
-      params,
-      tokens,
-      mask,
-      group_size=group_size,
-      key=key,
-      sequence_ids=ids,
-      sampling=sampling,
-    )
+  samples: Samples = distributed.run(
+    engine.sample,
+    params,
+    tokens,
+    mask,
+    group_size=group_size,
+    key=key,
+    sequence_ids=ids,
+    sampling=sampling,
   )
   own = distributed.own_share(count)
   responses = decode(tokenizer, jax.tree.map(lambda rows: rows[own], samples))

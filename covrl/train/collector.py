@@ -188,12 +188,12 @@ class Collector:
     clock.lap('sample')
     # The device scores the tokens while workers score the responses.
     batch = unscored_batch(pending.rollouts)
-    scored = distributed.fetch(self._programs.score(params, batch))
+    scored = distributed.run(self._programs.score, params, batch)
     if self._config.train.keep_reference:
-      stats, _ = self._programs.score(self._programs.reference(state), batch)
-      batch = dataclasses.replace(
-        batch, ref_logprobs=distributed.fetch(stats.logprobs)
+      stats, _ = distributed.run(
+        self._programs.score, self._programs.reference(state), batch
       )
+      batch = dataclasses.replace(batch, ref_logprobs=stats.logprobs)
     clock.lap('score')
     result = pending.result()
     clock.lap('rewards')

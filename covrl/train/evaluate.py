@@ -201,7 +201,8 @@ class Evaluator:
       rows, masks = self._rows[job.suite]
       tokens[row], mask[row] = rows[job.problem], masks[job.problem]
       ids[row] = self._sequence_ids(job, group)
-    samples = self._engine.sample(
+    return distributed.run(
+      self._engine.sample,
       params,
       tokens,
       mask,
@@ -210,7 +211,6 @@ class Evaluator:
       sequence_ids=ids.reshape(-1),
       sampling=sampling,
     )
-    return distributed.fetch(samples)
 
   def _sequence_ids(self, job: _Job, group: int) -> Int[np.ndarray, ' G']:
     """Which noise: the same whatever other sets there are."""

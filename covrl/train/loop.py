@@ -324,8 +324,8 @@ class Run:
     self, place: Place, state: TrainState, iteration: Iteration
   ) -> None:
     rows = iteration.rows(0, self.config.train.sequences_per_update)
-    selection, covariance = distributed.fetch(
-      self.programs.select(state, rows, self.keys[TRAIN_STREAM])
+    selection, covariance = distributed.run(
+      self.programs.select, state, rows, self.keys[TRAIN_STREAM]
     )
     name = f'rollouts/iteration_{place.iteration:06d}.json'
     chosen = iteration.order[: len(rows.tokens)]

@@ -71,6 +71,18 @@ def start(
   ]
 
 
+def start_endless(workdir):
+  """Two processes that soon train, and do not end by themselves."""
+  return start(
+    workdir,
+    2,
+    heartbeat=30,
+    warm_start__steps=0,
+    evaluate__problems=2,
+    train__iterations=500,
+  )
+
+
 def end(processes):
   """Exit statuses, and what went to standard error."""
   try:
@@ -173,7 +185,7 @@ def test_told_to_stop_all_save_the_same_and_one_process_goes_on(
 @pytest.mark.parametrize('victim', [0, 1])
 def test_a_killed_process_ends_the_others(tmp_path, victim):
   workdir = tmp_path / 'killed'
-  processes = start(workdir, 2, train__iterations=500)
+  processes = start_endless(workdir)
   until(workdir, processes, 2)
   processes[victim].kill()
   killed = time.monotonic()
@@ -189,7 +201,7 @@ def test_a_killed_process_ends_the_others(tmp_path, victim):
 
 def test_a_process_that_hangs_is_lost_within_the_heartbeat(tmp_path):
   workdir = tmp_path / 'hung'
-  processes = start(workdir, 2, heartbeat=30, train__iterations=500)
+  processes = start_endless(workdir)
   until(workdir, processes, 2)
   children = pathlib.Path(f'/proc/{processes[1].pid}/task').glob('*/children')
   for child in ' '.join(file.read_text() for file in children).split():
