@@ -87,7 +87,9 @@ class SamplingEngine:
     @functools.cache
     def program(place: NamedSharding | None) -> Any:
       return jax.jit(
-        generate, static_argnames=('group_size',), out_shardings=place
+        generate,
+        static_argnames=('group_size', 'by_layer'),
+        out_shardings=place,
       )
 
     self._program = program
@@ -140,6 +142,7 @@ class SamplingEngine:
         self._place(sequence_ids),
         sampling,
         group_size=group_size,
+        by_layer=self._comes_by_layer(params),
       )
 
   def trace(
@@ -168,7 +171,23 @@ class SamplingEngine:
         rows((count * group_size,), jnp.int32),
         sampling,
         group_size=group_size,
+        by_layer=self._comes_by_layer(params),
       )
+
+  def _comes_by_layer(self, params: PyTree) -> bool:
+    """Whether weights come in tensor shards, and leave in others.
+
+    How they move then cannot be expressed by XLA, which gathers them whole.
+    """
+    if self.mesh is None:
+      return False
+    shardings = [leaf.sharding for leaf in jax.tree.leaves(params)]
+    shards = {
+      place.mesh.shape['tensor']
+      for place in shardings
+      if isinstance(place, NamedSharding)
+    }
+    return bool(shards - {1, self.mesh.shape['tensor']})
 
   def _mesh_in_use(self) -> contextlib.AbstractContextManager[object]:
     """Within it, activations are constrained to the mesh."""
@@ -217,13 +236,18 @@ def _generate(
   sampling: Sampling,
   *,
   group_size: int,
+  by_layer: bool,
   end_ids: tuple[int, ...],
   pad_id: int,
   max_length: int,
 ) -> Samples:
   """The program: read prompts, share out their cache, decode."""
   prompt_length = prompts.shape[1]
-  params = jax.tree.map(_laid_out, policy.compute_params(params), policy.axes)
+  params = jax.tree.map(
+    _laid_out_by_layer if by_layer else _laid_out,
+    policy.compute_params(params),
+    policy.axes,
+  )
   row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, sequence_ids)
   lengths = repeat_rows(jnp.sum(prompt_mask, axis=1), group_size)
 
@@ -274,17 +298,17 @@ def _generate(
   return progress.samples._replace(truncated=~progress.ended)
 
 
-def _laid_out(leaf: Array, axes: tuple[str, ...]) -> Array:
-  """A parameter as the sampler holds it.
+def _laid_out(leaf: Array, axes: Sequence[str | None]) -> Array:
+  """A parameter as the sampler holds it."""
+  return constrain(leaf, *axes)
 
-  Layer by layer: on the way from another mesh a chip may hold all of a layer,
-  but not of all layers.
-  """
-  mesh = jax.sharding.get_abstract_mesh()
-  if axes[0] != 'layers' or mesh.empty or mesh.size == 1:
-    return constrain(leaf, *axes)
-  layers = jax.lax.map(lambda layer: constrain(layer, *axes[1:]), leaf)
-  return constrain(layers, *axes)
+
+def _laid_out_by_layer(leaf: Array, axes: Sequence[str | None]) -> Array:
+  """As `_laid_out`; on the way a chip may hold all of one layer, not of all."""
+  if axes[0] != 'layers':
+    return _laid_out(leaf, axes)
+  layers = jax.lax.map(lambda layer: _laid_out(layer, axes[1:]), leaf)
+  return _laid_out(layers, axes)
 
 
 def _record(
