@@ -196,10 +196,12 @@ def test_every_mesh_draws_the_same(shape):
   )
 
 
-def test_weights_come_from_another_mesh():
+# With other tensor shards, and with none.
+@pytest.mark.parametrize('shape', [(1, 4, 2), (1, 8)])
+def test_weights_come_from_another_mesh(shape):
   # Neighbours of a torus are not neighbours in number.
   devices = [jax.devices()[i] for i in (0, 3, 6, 1, 5, 2, 7, 4)]
-  mesh = make_mesh((1, 4, 2), devices)
+  mesh = make_mesh(shape, devices)
   engine = make_engine(reshaped(mesh, {'data': -1, 'tensor': 4}))
   want, got = sample(), sample(engine, params=on(mesh))
   np.testing.assert_array_equal(want.response_tokens, got.response_tokens)
