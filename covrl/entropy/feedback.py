@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from covrl.entropy.controllers import (
   Controller,
@@ -26,11 +26,15 @@ from covrl.entropy.controllers import (
 )
 from covrl.types import Scalar
 
-# How fast `target_entropy` learns its slope; how far from the guess it may get;
-# and the squared nats that readings are taken to vary by before any is seen.
-_ADAPTATION = 0.2
+# Of `target_entropy`: how far the slope may get from the guess; variances of the
+# drift, in squared nats, and of the slope's logarithm, before anything is seen;
+# by how much the latter may grow with every update. In squared nats, what changes
+# are taken to vary by before any is seen, and what they always may.
 _SLOPE_RANGE = 1e3
+_FIRST_VARIANCES = (1e-4, 1.0)
+_SLOPE_WANDER = 1e-4
 _FIRST_NOISE = 1e-4
+_LEAST_NOISE = 1e-6
 
 
 def target_entropy(
@@ -59,21 +63,29 @@ def target_entropy(
   Where nothing can be foreseen (no moments, or `optax.inject_hyperparams`, which
   asks before there is a signal) D is 0 and E is 1.
 
-  s and d are learnt online, from the change e that they leave unexplained: with
-  z = D + c · E of the update before the last, which the noise of the reading it
-  is compared with cannot have reached, and ẑ its deviation from its running mean,
+  d and log s are learnt online from the changes that are seen, by an extended
+  Kalman filter. With z = D + c · E of the update, e = ΔH − d − s·z, r the running
+  mean of e² (at least 1e-6) and P the covariance of (d, log s),
 
-    e = ΔH − d − s·z,     d ← d + e / horizon,
-    log s ← log s + 0.2 · e·s·ẑ / (noise + (s·ẑ)²)
+    P ← P + diag(r / horizon², 1e-4),   v = P (1, s·z),   k = v / ((1, s·z)·v + r)
+    (d, log s) ← (d, log s) + k·e,      P ← P − k vᵀ
 
-  where `noise` is the running mean of e². d is an integral of the error, so the
-  target is met without offset, and never winds up, because it integrates what the
-  applied coefficient left unexplained.
+  d is an integral of the error, so the target is met without offset, and never
+  winds up, because it integrates what the applied coefficient left unexplained.
 
-  H is the context's `entropy`. A trainer that also measures by how much its
-  updates change it on unchanged tokens passes `entropy_change`: the entropy is
-  then followed by its changes, and readings, which vary with the prompts that were
-  drawn, correct it by a share of 1/horizon.
+  H is the context's `entropy`, ΔH its change since the last reading; z is then that
+  of the update before the last, which the noise of that reading cannot have
+  reached. A trainer that also measures by how much its updates change the entropy
+  of unchanged tokens passes that as `entropy_change`, NaN where it did not. ΔH is
+  then this change, less noisy than a difference of readings, which vary with the
+  prompts that were drawn; but an update lowers the entropy of its own tokens by
+  more than that of others, by some u. So Ĥ follows the entropy by ΔH + u, with u
+  learnt from the readings (an observer with a bias, critically damped): with
+  ν = H − (Ĥ + ΔH + u),
+
+    Ĥ ← Ĥ + ΔH + u + ν / horizon,     u ← u + ν / (2 horizon)²,
+
+  and in c stands Ĥ for H and d + u for d.
 
   Args:
     target: entropy to reach, in nats.
@@ -154,23 +166,35 @@ class TargetEntropyState(NamedTuple):
 
   Attributes:
     readings: how many there have been, int32.
-    entropy: the last estimate of H, in nats.
+    entropy: the last estimate Ĥ of H, in nats.
+    unseen: estimate of u, nats per update.
     foreseen: z of the last update.
     earlier_foreseen: of the one before.
-    mean_foreseen: running mean of z.
     drift: estimate of d, nats per update.
     slope: estimate of s, nats per update and unit of z.
+    covariance: of d and log s, `[2, 2]`.
     noise: running mean of the squared error e.
   """
 
   readings: Int[Array, '']
   entropy: Scalar
+  unseen: Scalar
   foreseen: Scalar
   earlier_foreseen: Scalar
-  mean_foreseen: Scalar
   drift: Scalar
   slope: Scalar
+  covariance: Float[Array, '2 2']
   noise: Scalar
+
+
+class _Observed(NamedTuple):
+  """What a context shows: ΔH and its z, if ΔH is known; Ĥ and u."""
+
+  known: Bool[Array, '']
+  change: Scalar
+  foreseen: Scalar
+  entropy: Scalar
+  unseen: Scalar
 
 
 class ProportionalIntegralState(NamedTuple):
@@ -192,28 +216,29 @@ class _TargetEntropy:
     return TargetEntropyState(
       readings=jnp.zeros((), jnp.int32),
       entropy=zero,
+      unseen=zero,
       foreseen=zero,
       earlier_foreseen=zero,
-      mean_foreseen=zero,
       drift=zero,
       slope=scalar(self.slope),
+      covariance=jnp.diag(jnp.asarray(_FIRST_VARIANCES, zero.dtype)),
       noise=scalar(_FIRST_NOISE),
     )
 
   def update(
     self, state: TargetEntropyState, **context: Any
   ) -> TargetEntropyState:
-    change, entropy = self._observe(state, context)
-    learnt = self._learn(state, change)
-    # There is no change to learn from before the second reading.
-    first = state.readings == 0
-    kept = jax.tree.map(
-      lambda new, old: jnp.where(first, old, new), learnt, state
+    observed = self._observe(state, context)
+    learnt = jax.tree.map(
+      lambda new, old: jnp.where(observed.known, new, old),
+      self._learn(state, observed.change, observed.foreseen),
+      state,
     )
     outlook = outlook_of(context)
-    return kept._replace(
+    return learnt._replace(
       readings=state.readings + 1,
-      entropy=entropy,
+      entropy=observed.entropy,
+      unseen=observed.unseen,
       foreseen=outlook.drift + self(state, **context) * outlook.effect,
       earlier_foreseen=state.foreseen,
     )
@@ -222,9 +247,10 @@ class _TargetEntropy:
     if is_init(context):
       return scalar(self.minimum)
     outlook = outlook_of(context)
-    _, entropy = self._observe(state, context)
+    observed = self._observe(state, context)
     ahead = at(self.target, context, later=self.horizon)
-    rise = ((ahead - entropy) / self.horizon - state.drift) / state.slope
+    wanted = (ahead - observed.entropy) / self.horizon
+    rise = (wanted - state.drift - observed.unseen) / state.slope
     effect = jnp.asarray(outlook.effect)
     able = effect > 0
     needed = (rise - outlook.drift) / jnp.where(able, effect, 1)
@@ -235,38 +261,53 @@ class _TargetEntropy:
 
   def _observe(
     self, state: TargetEntropyState, context: dict[str, Any]
-  ) -> tuple[Scalar, Scalar]:
-    """By how much the entropy has changed, and what it is."""
-    shown = reading(context)
+  ) -> _Observed:
+    shown, first = reading(context), state.readings == 0
     if 'entropy_change' not in context:
-      return shown - state.entropy, shown
+      return _Observed(
+        known=~first,
+        change=shown - state.entropy,
+        foreseen=state.earlier_foreseen,
+        entropy=shown,
+        unseen=state.unseen,
+      )
     measured = jnp.asarray(context['entropy_change'], shown.dtype)
-    expected = state.drift + state.slope * state.earlier_foreseen
-    change = jnp.where(jnp.isnan(measured), expected, measured)
-    followed = state.entropy + change
-    followed += (shown - followed) / self.horizon
-    return change, jnp.where(state.readings == 0, shown, followed)
+    known = jnp.isfinite(measured)
+    expected = state.drift + state.slope * state.foreseen
+    change = jnp.where(known, measured, expected)
+    moved = jnp.where(first, shown, state.entropy + change + state.unseen)
+    error = shown - moved
+    return _Observed(
+      known=known & ~first,
+      change=change,
+      foreseen=state.foreseen,
+      entropy=moved + error / self.horizon,
+      unseen=state.unseen + error / (2 * self.horizon) ** 2,
+    )
 
   def _learn(
-    self, state: TargetEntropyState, change: Scalar
+    self, state: TargetEntropyState, change: Scalar, foreseen: Scalar
   ) -> TargetEntropyState:
     """Drift and slope after one more change of the entropy was seen."""
-    rate = 1 / self.horizon
-    past = state.earlier_foreseen
-    surprise = change - state.drift - state.slope * past
-    noise = state.noise + rate * (surprise**2 - state.noise)
-    effect = state.slope * (past - state.mean_foreseen)
-    step = _ADAPTATION * surprise * effect / (noise + effect**2)
+    effect = state.slope * foreseen
+    surprise = change - state.drift - effect
+    noise = jnp.maximum(state.noise, _LEAST_NOISE)
+    wander = jnp.stack([noise / self.horizon**2, scalar(_SLOPE_WANDER)])
+    covariance = state.covariance + jnp.diag(wander)
+    row = jnp.stack([jnp.ones_like(effect), effect])
+    shared = covariance @ row
+    gain = shared / (row @ shared + noise)
+    drift, log_slope = gain * surprise
     slope = jnp.clip(
-      state.slope * jnp.exp(step),
+      state.slope * jnp.exp(jnp.clip(log_slope, -1, 1)),
       self.slope / _SLOPE_RANGE,
       self.slope * _SLOPE_RANGE,
     )
     return state._replace(
-      mean_foreseen=state.mean_foreseen + rate * (past - state.mean_foreseen),
-      drift=state.drift + rate * surprise,
+      drift=state.drift + drift,
       slope=slope,
-      noise=noise,
+      covariance=covariance - jnp.outer(gain, shared),
+      noise=state.noise + (surprise**2 - state.noise) / self.horizon,
     )
 
 

@@ -28,7 +28,8 @@ OVERRIDES = (
   f'--config.entropy.initial_target={START}',
   f'--config.entropy.target={END}',
   '--config.evaluate.every=2',
-  '--config.evaluate.problems=256',
+  '--config.evaluate.problems=1024',
+  '--config.evaluate.samples=2',
   '--config.logging.entropy_change_every=0',
 )
 

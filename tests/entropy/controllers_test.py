@@ -221,7 +221,7 @@ def test_controllers_stand_where_a_coefficient_does(stats, name):
     state = jax.tree.unflatten(structure, [np.asarray(x) for x in leaves])
     signal, state = update(token_tx, state, stats, reading)
     np.testing.assert_allclose(signal.entropy, -2 * coefficient, rtol=1e-6)
-  assert all(jnp.ndim(leaf) == 0 for leaf in jax.tree.leaves(state))
+  assert all(jnp.size(leaf) <= 4 for leaf in jax.tree.leaves(state))
   jax.tree.map(
     functools.partial(np.testing.assert_allclose, rtol=1e-6),
     state[0].schedule,
@@ -320,21 +320,83 @@ def test_target_entropy_aims_where_the_target_will_be():
 
 
 def test_target_entropy_follows_measured_changes():
-  """Readings, which vary with the prompts, correct it by 1/horizon only."""
+  """Readings, which vary with the prompts, correct what changes add up to."""
   controller = covrl.target_entropy(0.5, horizon=10.0)
   state = controller.init()
   for reading, change in ((0.5, np.nan), (0.6, -0.02), (0.4, 0.01)):
     context = {'entropy': jnp.asarray(reading)}
     context['entropy_change'] = jnp.asarray(change)
     state = controller.update(state, **context)
-  second = 0.5 - 0.02 + (0.6 - 0.48) / 10
-  third = second + 0.01 + (0.4 - second - 0.01) / 10
-  np.testing.assert_allclose(state.entropy, third, rtol=1e-6)
+  first = 0.6 - (0.5 - 0.02)
+  entropy, unseen = 0.48 + first / 10, first / 20**2
+  moved = entropy + 0.01 + unseen
+  np.testing.assert_allclose(
+    state.entropy, moved + (0.4 - moved) / 10, rtol=1e-6
+  )
+  np.testing.assert_allclose(
+    state.unseen, unseen + (0.4 - moved) / 20**2, rtol=1e-5
+  )
   # Of a change that was not measured nothing is learnt.
-  unseen = controller.update(
+  after = controller.update(
     state,
     entropy=jnp.asarray(0.5),
     entropy_change=jnp.asarray(np.nan),
   )
-  assert unseen.drift == pytest.approx(float(state.drift), rel=1e-6)
-  assert unseen.slope == pytest.approx(float(state.slope), rel=1e-6)
+  assert after.drift == pytest.approx(float(state.drift), rel=1e-6)
+  assert after.slope == pytest.approx(float(state.slope), rel=1e-6)
+
+
+def test_target_entropy_learns_by_a_kalman_filter():
+  """Of (d, log s), from changes and what had been foreseen of them."""
+  horizon, rng = 8.0, np.random.default_rng(0)
+  controller = covrl.target_entropy(0.5, horizon=horizon, slope=0.02)
+  state = controller.init()
+  drift, slope, noise, covariance = 0.0, 0.02, 1e-4, np.diag([1e-4, 1.0])
+  foreseen = None
+  for _ in range(30):
+    look = Outlook(drift=rng.normal(), effect=rng.uniform(0.5, 2))
+    change = rng.normal(0, 0.02)
+    context = {
+      'entropy': jnp.asarray(0.5),
+      'entropy_change': jnp.asarray(change),
+      'outlook': functools.partial(lambda look: look, look),
+    }
+    coefficient = jnp.asarray(controller(state, **context)).item()
+    state = controller.update(state, **context)
+    if foreseen is not None:
+      row = np.array([1, slope * foreseen])
+      least = max(noise, 1e-6)
+      covariance = covariance + np.diag([least / horizon**2, 1e-4])
+      error = change - drift - slope * foreseen
+      gain = covariance @ row / (row @ covariance @ row + least)
+      drift += gain[0] * error
+      slope *= math.exp(gain[1] * error)
+      covariance = (np.eye(2) - np.outer(gain, row)) @ covariance
+      noise += (error**2 - noise) / horizon
+    foreseen = look.drift + coefficient * look.effect
+  for ours, theirs in (
+    (state.drift, drift),
+    (state.slope, slope),
+    (state.noise, noise),
+    (state.covariance, covariance),
+  ):
+    np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize('missed', [0.004, 0.0, -0.004])
+def test_target_entropy_meets_its_target_whatever_measured_changes_miss(missed):
+  """Other tokens move by another amount than those that an update has seen."""
+  controller = covrl.target_entropy(0.5, horizon=10.0, slope=0.01, maximum=2.0)
+  update = jax.jit(controller.update)
+  state, entropy, change = controller.init(), 0.5, np.nan
+  for _ in range(300):
+    context = {
+      'entropy': jnp.asarray(entropy),
+      'entropy_change': jnp.asarray(change),
+    }
+    change = 0.01 * jnp.asarray(controller(state, **context)).item() - 0.006
+    state = update(state, **context)
+    entropy += change + missed
+  # Without learning what is missed it would be horizon · missed away, 0.04.
+  assert entropy == pytest.approx(0.5, abs=2e-3)
+  assert float(state.unseen) == pytest.approx(missed, abs=1e-4)
