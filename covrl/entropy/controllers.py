@@ -4,7 +4,7 @@
 Each is an `optax.schedules.StatefulSchedule` and stands wherever a coefficient
 does. It reads `entropy` from the context, the token-weighted mean over the
 whole optimiser batch in nats, moves once per update, and keeps nothing but
-a few numbers, saved and restored with the chain. None of them
+scalars, so that it is saved and restored with the chain. None of them
 multiplies itself by its own value only: a coefficient of 0 is never final.
 
 Targets and bounds may be schedules of the context's `step`.

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from covrl.entropy.controllers import (
   Controller,
@@ -70,6 +70,7 @@ def target_entropy(
     P ← P + diag(r / horizon², 1e-4),   v = P (1, s·z),   k = v / ((1, s·z)·v + r)
     (d, log s) ← (d, log s) + k·e,      P ← P − k vᵀ
 
+  with steps of log s of at most 1.
   d is an integral of the error, so the target is met without offset, and never
   winds up, because it integrates what the applied coefficient left unexplained.
 
@@ -172,7 +173,9 @@ class TargetEntropyState(NamedTuple):
     earlier_foreseen: of the one before.
     drift: estimate of d, nats per update.
     slope: estimate of s, nats per update and unit of z.
-    covariance: of d and log s, `[2, 2]`.
+    drift_variance: of d, an element of P like the next two.
+    slope_variance: of log s.
+    covariance: of both.
     noise: running mean of the squared error e.
   """
 
@@ -183,7 +186,9 @@ class TargetEntropyState(NamedTuple):
   earlier_foreseen: Scalar
   drift: Scalar
   slope: Scalar
-  covariance: Float[Array, '2 2']
+  drift_variance: Scalar
+  slope_variance: Scalar
+  covariance: Scalar
   noise: Scalar
 
 
@@ -221,7 +226,9 @@ class _TargetEntropy:
       earlier_foreseen=zero,
       drift=zero,
       slope=scalar(self.slope),
-      covariance=jnp.diag(jnp.asarray(_FIRST_VARIANCES, zero.dtype)),
+      drift_variance=scalar(_FIRST_VARIANCES[0]),
+      slope_variance=scalar(_FIRST_VARIANCES[1]),
+      covariance=zero,
       noise=scalar(_FIRST_NOISE),
     )
 
@@ -292,21 +299,24 @@ class _TargetEntropy:
     effect = state.slope * foreseen
     surprise = change - state.drift - effect
     noise = jnp.maximum(state.noise, _LEAST_NOISE)
-    wander = jnp.stack([noise / self.horizon**2, scalar(_SLOPE_WANDER)])
-    covariance = state.covariance + jnp.diag(wander)
-    row = jnp.stack([jnp.ones_like(effect), effect])
-    shared = covariance @ row
-    gain = shared / (row @ shared + noise)
-    drift, log_slope = gain * surprise
+    drift_variance = state.drift_variance + noise / self.horizon**2
+    slope_variance = state.slope_variance + _SLOPE_WANDER
+    # v, shared by each of them with the change.
+    of_drift = drift_variance + state.covariance * effect
+    of_slope = state.covariance + slope_variance * effect
+    total = of_drift + of_slope * effect + noise
+    log_slope = of_slope / total * surprise
     slope = jnp.clip(
       state.slope * jnp.exp(jnp.clip(log_slope, -1, 1)),
       self.slope / _SLOPE_RANGE,
       self.slope * _SLOPE_RANGE,
     )
     return state._replace(
-      drift=state.drift + drift,
+      drift=state.drift + of_drift / total * surprise,
       slope=slope,
-      covariance=covariance - jnp.outer(gain, shared),
+      drift_variance=drift_variance - of_drift**2 / total,
+      slope_variance=slope_variance - of_slope**2 / total,
+      covariance=state.covariance - of_drift * of_slope / total,
       noise=state.noise + (surprise**2 - state.noise) / self.horizon,
     )
 
