@@ -41,5 +41,4 @@ def make_token_tx(config: Config) -> optax.GradientTransformation:
   target = optax.linear_schedule(
     config.entropy.initial_target, config.entropy.target, config.total_updates
   )
-  controller = covrl.target_entropy(target, slope=0.5)
-  return covrl.entropy_bonus(controller)
+  return covrl.entropy_bonus(covrl.target_entropy(target))

@@ -96,8 +96,8 @@ class TokenContext(TypedDict, total=False):
     entropy: scalar, token-weighted mean over the whole optimiser batch.
     score_weight: `[B, T]`, A · ratio · 1{not clipped}, from the loss.
     clipped: bool `[B, T]`, tokens whose gradient the loss has clipped away.
-    entropy_change: scalar, nats; by how much the last update that was measured
-      changed the entropy of unchanged tokens, NaN if none was.
+    entropy_change: scalar, nats; by how much the update before the last changed
+      the entropy of unchanged tokens, NaN where that was not measured.
     log_ratio_noise: scalar, nats; how far the scoring and the training program
       differ on unchanged parameters (the dead zone of penalties).
     plan: decisions taken once for the optimiser batch; see `covrl.Plan`.

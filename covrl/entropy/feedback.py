@@ -40,57 +40,62 @@ _LEAST_NOISE = 1e-6
 def target_entropy(
   target: Setpoint,
   *,
-  horizon: float = 20.0,
+  horizon: float = 10.0,
+  momentum: float = 0.9,
   slope: float = 1.0,
   minimum: float = 0.0,
   maximum: float = 1.0,
 ) -> Controller:
   """Steers entropy to a target by the first-order formula, learning its scale.
 
-  An update is taken to change the entropy by
+  The t-th update is taken to change the entropy by
 
-    ΔH = d + s · (D + c · E)
+    ΔH = d + s · z̄,    z̄ ← z̄ + (1 − β) (z − z̄) / (1 − βᵗ),    z = D + c · E
 
   where c is the coefficient, E what a unit of it does to the entropy at step
   size 1 and D what the rest of the signal does, both to first order and from the
-  context's `moments` (see `covrl.entropy.outlook`); s is the step that the
-  optimiser really makes (under Adam the learning rate does not tell) and d what
-  the formula leaves out. So that the entropy is at the target `horizon` updates
-  from now,
+  context's `moments` (see `covrl.entropy.outlook`); β is the optimiser's
+  momentum, by which it goes on doing what it did; s is the step that it really
+  makes (under Adam the learning rate does not tell) and d what the formula leaves
+  out. So that the entropy is at the target `horizon` updates h from now, if z
+  stayed what it is,
 
-    c = (((target − H) / horizon − d) / s − D) / E,   within [minimum, maximum].
+    c = (z − D) / E within [minimum, maximum],    z = (w − λ z̄) / (1 − λ),
+    w = ((target − H) / h − d) / s,   λ = (1 − βᵗ) (β + β² + … + βʰ) / h,
 
+  w being what z̄ has to be in the mean and λ how much of that is on its way.
   Where nothing can be foreseen (no moments, or `optax.inject_hyperparams`, which
   asks before there is a signal) D is 0 and E is 1.
 
   d and log s are learnt online from the changes that are seen, by an extended
-  Kalman filter. With z = D + c · E of the update, e = ΔH − d − s·z, r the running
-  mean of e² (at least 1e-6) and P the covariance of (d, log s),
+  Kalman filter. With z̄ of the update, e = ΔH − d − s·z̄, r the running mean of e²
+  (at least 1e-6) and P the covariance of (d, log s),
 
-    P ← P + diag(r / horizon², 1e-4),   v = P (1, s·z),   k = v / ((1, s·z)·v + r)
+    P ← P + diag(r / h², 1e-4),   v = P (1, s·z̄),   k = v / ((1, s·z̄)·v + r)
     (d, log s) ← (d, log s) + k·e,      P ← P − k vᵀ
 
   with steps of log s of at most 1.
   d is an integral of the error, so the target is met without offset, and never
   winds up, because it integrates what the applied coefficient left unexplained.
 
-  H is the context's `entropy`, ΔH its change since the last reading; z is then that
-  of the update before the last, which the noise of that reading cannot have
-  reached. A trainer that also measures by how much its updates change the entropy
-  of unchanged tokens passes that as `entropy_change`, NaN where it did not. ΔH is
+  H is the context's `entropy`, ΔH its change since the last reading, and z̄ that of
+  the update before the last, which the noise of that reading cannot have reached.
+  A trainer that also measures by how much its updates change the entropy of
+  unchanged tokens passes that as `entropy_change`, NaN where it did not. ΔH is
   then this change, less noisy than a difference of readings, which vary with the
-  prompts that were drawn; but an update lowers the entropy of its own tokens by
-  more than that of others, by some u. So Ĥ follows the entropy by ΔH + u, with u
-  learnt from the readings (an observer with a bias, critically damped): with
-  ν = H − (Ĥ + ΔH + u),
+  prompts that were drawn; but an update may change the entropy of the tokens that
+  it is measured on by more or less than that of others, by some u. So Ĥ follows
+  the entropy by ΔH + u, with u learnt from the readings (an observer with a bias,
+  critically damped): with ν = H − (Ĥ + ΔH + u),
 
-    Ĥ ← Ĥ + ΔH + u + ν / horizon,     u ← u + ν / (2 horizon)²,
+    Ĥ ← Ĥ + ΔH + u + ν / min(t, h),     u ← u + ν / (2h)²,
 
-  and in c stands Ĥ for H and d + u for d.
+  and in w stands Ĥ for H and d + u for d.
 
   Args:
     target: entropy to reach, in nats.
     horizon: updates in which the distance to the target shrinks by 1/e.
+    momentum: β of the optimiser, Adam's `b1`; 0 if it has none.
     slope: guess of s, right within a factor of 1000. What is foreseen cancels
       it out at the target; elsewhere a large guess is cautious.
     minimum: least coefficient.
@@ -111,8 +116,10 @@ def target_entropy(
   check_positive(slope, 'slope')
   if not 1 <= horizon < math.inf:
     raise ValueError(f'horizon must be finite and at least 1, got {horizon:g}')
+  if not 0 <= momentum < 1:
+    raise ValueError(f'momentum must lie in [0, 1), got {momentum:g}')
   check_bounds(minimum, maximum, minimum)
-  return _TargetEntropy(target, horizon, slope, minimum, maximum)
+  return _TargetEntropy(target, horizon, momentum, slope, minimum, maximum)
 
 
 def proportional_integral(
@@ -169,10 +176,10 @@ class TargetEntropyState(NamedTuple):
     readings: how many there have been, int32.
     entropy: the last estimate Ĥ of H, in nats.
     unseen: estimate of u, nats per update.
-    foreseen: z of the last update.
+    foreseen: z̄ of the last update.
     earlier_foreseen: of the one before.
     drift: estimate of d, nats per update.
-    slope: estimate of s, nats per update and unit of z.
+    slope: estimate of s, nats per update and unit of z̄.
     drift_variance: of d, an element of P like the next two.
     slope_variance: of log s.
     covariance: of both.
@@ -193,11 +200,10 @@ class TargetEntropyState(NamedTuple):
 
 
 class _Observed(NamedTuple):
-  """What a context shows: ΔH and its z, if ΔH is known; Ĥ and u."""
+  """What a context shows: ΔH, if it is known; Ĥ and u."""
 
   known: Bool[Array, '']
   change: Scalar
-  foreseen: Scalar
   entropy: Scalar
   unseen: Scalar
 
@@ -212,6 +218,7 @@ class ProportionalIntegralState(NamedTuple):
 class _TargetEntropy:
   target: Setpoint
   horizon: float
+  momentum: float
   slope: float
   minimum: float
   maximum: float
@@ -238,15 +245,17 @@ class _TargetEntropy:
     observed = self._observe(state, context)
     learnt = jax.tree.map(
       lambda new, old: jnp.where(observed.known, new, old),
-      self._learn(state, observed.change, observed.foreseen),
+      self._learn(state, observed.change),
       state,
     )
     outlook = outlook_of(context)
+    foreseen = outlook.drift + self(state, **context) * outlook.effect
+    pace = (1 - self.momentum) / (1 - self.momentum ** (state.readings + 1))
     return learnt._replace(
       readings=state.readings + 1,
       entropy=observed.entropy,
       unseen=observed.unseen,
-      foreseen=outlook.drift + self(state, **context) * outlook.effect,
+      foreseen=state.foreseen + pace * (foreseen - state.foreseen),
       earlier_foreseen=state.foreseen,
     )
 
@@ -257,7 +266,9 @@ class _TargetEntropy:
     observed = self._observe(state, context)
     ahead = at(self.target, context, later=self.horizon)
     wanted = (ahead - observed.entropy) / self.horizon
-    rise = (wanted - state.drift - observed.unseen) / state.slope
+    mean = (wanted - state.drift - observed.unseen) / state.slope
+    under_way = self._under_way(state)
+    rise = (mean - under_way * state.foreseen) / (1 - under_way)
     effect = jnp.asarray(outlook.effect)
     able = effect > 0
     needed = (rise - outlook.drift) / jnp.where(able, effect, 1)
@@ -270,33 +281,40 @@ class _TargetEntropy:
     self, state: TargetEntropyState, context: dict[str, Any]
   ) -> _Observed:
     shown, first = reading(context), state.readings == 0
+    # Before the third reading no update is before the last.
+    paired = state.readings > 1
     if 'entropy_change' not in context:
       return _Observed(
-        known=~first,
+        known=paired,
         change=shown - state.entropy,
-        foreseen=state.earlier_foreseen,
         entropy=shown,
         unseen=state.unseen,
       )
     measured = jnp.asarray(context['entropy_change'], shown.dtype)
     known = jnp.isfinite(measured)
-    expected = state.drift + state.slope * state.foreseen
+    expected = state.drift + state.slope * state.earlier_foreseen
     change = jnp.where(known, measured, expected)
     moved = jnp.where(first, shown, state.entropy + change + state.unseen)
     error = shown - moved
+    memory = jnp.minimum(state.readings + 1, self.horizon)
     return _Observed(
-      known=known & ~first,
+      known=known & paired,
       change=change,
-      foreseen=state.foreseen,
-      entropy=moved + error / self.horizon,
+      entropy=moved + error / memory,
       unseen=state.unseen + error / (2 * self.horizon) ** 2,
     )
 
+  def _under_way(self, state: TargetEntropyState) -> Scalar:
+    """λ, the share of the horizon's mean of z̄ that past updates make."""
+    momentum = self.momentum
+    lag = momentum * (1 - momentum**self.horizon) / (1 - momentum)
+    return (1 - momentum**state.readings) * lag / self.horizon
+
   def _learn(
-    self, state: TargetEntropyState, change: Scalar, foreseen: Scalar
+    self, state: TargetEntropyState, change: Scalar
   ) -> TargetEntropyState:
     """Drift and slope after one more change of the entropy was seen."""
-    effect = state.slope * foreseen
+    effect = state.slope * state.earlier_foreseen
     surprise = change - state.drift - effect
     noise = jnp.maximum(state.noise, _LEAST_NOISE)
     drift_variance = state.drift_variance + noise / self.horizon**2

@@ -111,7 +111,7 @@ def _chain(name: str, target: Float[Array, ' t']) -> Any:
       )
     case 'target_entropy':
       controller = covrl.target_entropy(
-        now, horizon=4.0, slope=1.0, maximum=5.0
+        now, horizon=4.0, momentum=0.0, maximum=5.0
       )
     case 'bonus by c*':
       return foretelling(now, give_back)

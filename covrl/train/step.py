@@ -187,6 +187,7 @@ def make_train_step(
       'gradient_norm': optax.tree.norm(gradients),
       'skipped': 1.0 - applied,
       'log_ratio_noise': new_state.measured.log_ratio_noise,
+      'entropy_moved': measured.entropy_moved,
     }
     if routing is not None:
       readings |= metrics.of_routing(routing)

@@ -5,31 +5,36 @@
 
 Trains `countdown_target_entropy` and, as the rival, `countdown_grpo` from the
 same warm start, 60 iterations each. Printed is the root of the mean squared
-difference between the held-out entropy, measured every other iteration, and the
-schedule, as a share of the schedule's range; and the same of the entropy of each
-iteration's own rollouts, which also varies with the prompts that it drew.
+difference between the policy's entropy and the schedule, as a share of the
+schedule's range. The policy's entropy is measured every third iteration, on 4,096
+problems drawn as those that it is trained on, two responses to each. (Held-out
+problems are all distinct, easy ones therefore rarer: there the same policy's
+entropy is higher, by 0.008 nats.) Printed too is the error of the entropy of
+each iteration's own rollouts, which varies with the 64 prompts that it drew.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import pathlib
 
 import numpy as np
 
 from covrl import config
+from covrl.config import Config, Recipe
 from covrl.report.run import load_run
-from covrl.train import train
+from covrl.train import Task, train
 
 RECIPES = ('countdown_target_entropy', 'countdown_grpo')
 ITERATIONS, START, END = 60, 0.40, 0.28
+PROBLEMS = 4096
 OVERRIDES = (
   f'--config.train.iterations={ITERATIONS}',
   f'--config.entropy.initial_target={START}',
   f'--config.entropy.target={END}',
-  '--config.evaluate.every=2',
-  '--config.evaluate.problems=1024',
   '--config.evaluate.samples=2',
+  '--config.evaluate.every=3',
   '--config.logging.entropy_change_every=0',
 )
 
@@ -42,25 +47,47 @@ def main() -> None:
   parser.add_argument('--only', choices=RECIPES)
   parser.add_argument('--seed', type=int, default=0)
   options = parser.parse_args()
+  warm = options.from_run
   for name in [options.only] if options.only else RECIPES:
     workdir = pathlib.Path(options.workdir) / name
     overrides = [
       *OVERRIDES,
       f'--config.seed={options.seed}',
-      f'--config.warm_start.from_run={options.from_run}',
+      f'--config.warm_start.from_run={warm}',
     ]
-    train(config.load(f'configs/{name}.py', overrides), str(workdir))
+    recipe = config.load(f'configs/{name}.py', overrides)
+    train(evaluated_on_its_kind(recipe), str(workdir))
+    warm = warm or str(workdir)
     run = load_run(workdir)
     print(
       f'{name}: RMS error of the schedule’s range of {START - END:.2f} nats'
     )
     for what, curve in (
-      ('held out', run.evals.curve('entropy')),
+      ('policy', run.evals.curve('entropy')),
       ('rollouts', run.train.curve('entropy')),
     ):
-      schedule = START + (END - START) * curve.x / ITERATIONS
-      error = float(np.sqrt(np.mean((curve.y - schedule) ** 2)))
-      print(f'  {what}: {error:.4f} nats, {error / (START - END):.1%}')
+      errors = curve.y - START - (END - START) * curve.x / ITERATIONS
+      error = float(np.sqrt(np.mean(errors**2)))
+      print(
+        f'  {what}: {error:.4f} nats, {error / (START - END):.1%}; '
+        f'in the mean {errors.mean():+.4f}'
+      )
+
+
+def evaluated_on_its_kind(recipe: Recipe) -> Recipe:
+  """The recipe, evaluated on fresh problems of those that it trains on."""
+  make_task = recipe.module.make_task
+
+  def make(config: Config) -> Task:
+    # Another seed's stream of the same problems.
+    fields = dataclasses.replace(config.task, seed=config.task.seed + 1)
+    stream = make_task(dataclasses.replace(config, task=fields)).train
+    fresh = tuple(stream[index] for index in range(PROBLEMS))
+    return dataclasses.replace(make_task(config), held_out=fresh)
+
+  recipe.module.make_task = make
+  recipe.config.evaluate.problems = PROBLEMS
+  return recipe
 
 
 if __name__ == '__main__':

@@ -9,30 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from entropy.loops import closed_loop, replay
 
 import covrl
-from covrl.entropy import Outlook
 from covrl.entropy.chain import init_token_state, update_signal
 from covrl.types import TokenStats
-
-
-def replay(controller, entropies):
-  """The coefficients and states over a series of readings, in one program."""
-
-  @jax.jit
-  def run(entropies):
-    def advance(state, reading):
-      step, entropy = reading
-      context = {'entropy': entropy, 'step': step}
-      value = controller(state, **context)
-      state = controller.update(state, **context)
-      return state, (value, state)
-
-    steps = jnp.arange(len(entropies))
-    return jax.lax.scan(advance, controller.init(), (steps, entropies))[1]
-
-  return run(jnp.asarray(entropies))
-
 
 READINGS = np.random.default_rng(0).uniform(0.0, 1.0, 60)
 
@@ -107,74 +88,6 @@ def test_entropy_band_with_an_annealed_edge():
   )
   values, _ = replay(controller, [0.3, 0.3, 0.3, 0.7, 0.6])
   np.testing.assert_allclose(values, [0.1, 0.2, 0.2, 0.3, 0.2], rtol=1e-6)
-
-
-def closed_loop(
-  controller, slope, *, updates, drift=-0.004, start=0.9, every=1
-):
-  """Entropy under a controller: it drifts down, the coefficient lifts it.
-
-  Readings are noisy, and renewed only every so many updates, as within an
-  iteration.
-  """
-  noise = 0.005 * np.random.default_rng(1).normal(size=updates)
-
-  def advance(carry, reading):
-    entropy, shown, state = carry
-    step, error = reading
-    shown = jnp.where(step % every == 0, entropy, shown)
-    context = {'entropy': shown + error, 'step': step}
-    value = controller(state, **context)
-    state = controller.update(state, **context)
-    entropy = jnp.maximum(entropy + drift + slope * value, 0.0)
-    return (entropy, shown, state), (entropy, value)
-
-  first = (jnp.asarray(start), jnp.asarray(start), controller.init())
-  readings = (jnp.arange(updates), jnp.asarray(noise))
-  (_, _, state), (entropy, value) = jax.lax.scan(advance, first, readings)
-  return np.asarray(entropy), np.asarray(value), state
-
-
-@pytest.mark.parametrize('every', [1, 8])
-@pytest.mark.parametrize('slope', [0.1, 1.0, 5.0])
-def test_target_entropy_reaches_its_target(slope, every):
-  controller = covrl.target_entropy(0.5, horizon=40.0, slope=1.0, maximum=0.5)
-  entropy, value, state = closed_loop(
-    controller, slope, updates=1500, every=every
-  )
-  assert abs(entropy[-300:].mean() - 0.5) < 0.01
-  assert entropy[-300:].std() < 0.01
-  # The coefficient that holds it there is the one that cancels the drift.
-  assert value[-300:].mean() == pytest.approx(0.004 / slope, rel=0.1)
-  np.testing.assert_array_equal(value, np.clip(value, 0, 0.5))
-  assert int(state.readings) == 1500
-
-
-def test_target_entropy_learns_its_slope():
-  """From a guess thirty times too large, or left alone where it is right."""
-  far = covrl.target_entropy(0.5, horizon=20.0, slope=3.0, maximum=0.5)
-  _, _, state = closed_loop(far, 0.1, updates=1500)
-  assert 0.03 < float(state.slope) < 0.3
-  near = covrl.target_entropy(0.5, horizon=20.0, slope=0.1, maximum=0.5)
-  _, _, state = closed_loop(near, 0.1, updates=1500)
-  assert 0.03 < float(state.slope) < 0.3
-
-
-def test_target_entropy_does_not_stay_at_zero():
-  """A coefficient at 0 for long, then a drift: it comes back at once."""
-  controller = covrl.target_entropy(0.5, horizon=20.0, maximum=0.5)
-  falling = np.concatenate([np.full(300, 0.9), 0.9 - 0.01 * np.arange(60)])
-  values, _ = replay(controller, falling)
-  assert not values[:300].any()
-  assert values[-1] > 0.005
-
-
-def test_target_entropy_at_its_first_reading():
-  """No change has been seen: only the distance to the target counts."""
-  controller = covrl.target_entropy(0.5, horizon=10.0, slope=2.0)
-  values, states = replay(controller, [0.3, 0.3])
-  np.testing.assert_allclose(values[0], 0.2 / 10 / 2, rtol=1e-6)
-  assert (states.drift[0], states.slope[0]) == (0, 2)
 
 
 def test_adaptive_bonus_holds_a_plant():
@@ -272,6 +185,10 @@ def test_numbers_outside_their_range_are_refused():
     (lambda: covrl.target_entropy(0.5, horizon=0.5), 'horizon must be finite'),
     (lambda: covrl.target_entropy(0.5, slope=-1.0), 'slope must be finite and'),
     (
+      lambda: covrl.target_entropy(0.5, momentum=1.0),
+      r'momentum must lie in \[0',
+    ),
+    (
       lambda: covrl.proportional_integral(0.5, integral=math.nan),
       'integral must be finite',
     ),
@@ -288,117 +205,3 @@ def test_numbers_outside_their_range_are_refused():
   ):
     with pytest.raises(ValueError, match=sentence):
       make()
-
-
-def test_target_entropy_solves_the_formula():
-  """c = (((target − H) / horizon − d) / s − D) / E, clipped."""
-  controller = covrl.target_entropy(0.5, horizon=10.0, slope=0.02, maximum=2.0)
-  state = controller.init()._replace(drift=jnp.asarray(-0.001))
-
-  def value(drift, effect, limit=np.inf):
-    look = Outlook(drift=drift, effect=effect, limit=limit)
-    context = {'entropy': jnp.asarray(0.48), 'outlook': lambda: look}
-    return jnp.asarray(controller(state, **context)).item()
-
-  needed = (0.02 / 10 + 0.001) / 0.02
-  assert value(-0.1, 0.5) == pytest.approx((needed + 0.1) / 0.5, rel=1e-6)
-  assert value(0.0, 1.0) == pytest.approx(needed, rel=1e-6)
-  # Bounds: its own, and what the coefficient can do.
-  assert value(0.4, 0.5) == 0.0
-  assert value(-9.0, 0.5) == 2.0
-  assert value(-9.0, 0.5, limit=0.25) == 0.25
-  # No effect, or the wrong one: no coefficient helps.
-  assert value(-0.1, 0.0) == value(-0.1, -1.0) == 0.0
-
-
-def test_target_entropy_aims_where_the_target_will_be():
-  falling = optax.linear_schedule(1.0, 0.0, 100)
-  controller = covrl.target_entropy(falling, horizon=10.0)
-  context = {'entropy': jnp.asarray(0.5), 'step': jnp.asarray(30)}
-  value = controller(controller.init(), **context)
-  np.testing.assert_allclose(value, (0.6 - 0.5) / 10, rtol=1e-5)
-
-
-def test_target_entropy_follows_measured_changes():
-  """Readings, which vary with the prompts, correct what changes add up to."""
-  controller = covrl.target_entropy(0.5, horizon=10.0)
-  state = controller.init()
-  for reading, change in ((0.5, np.nan), (0.6, -0.02), (0.4, 0.01)):
-    context = {'entropy': jnp.asarray(reading)}
-    context['entropy_change'] = jnp.asarray(change)
-    state = controller.update(state, **context)
-  first = 0.6 - (0.5 - 0.02)
-  entropy, unseen = 0.48 + first / 10, first / 20**2
-  moved = entropy + 0.01 + unseen
-  np.testing.assert_allclose(
-    state.entropy, moved + (0.4 - moved) / 10, rtol=1e-6
-  )
-  np.testing.assert_allclose(
-    state.unseen, unseen + (0.4 - moved) / 20**2, rtol=1e-5
-  )
-  # Of a change that was not measured nothing is learnt.
-  after = controller.update(
-    state,
-    entropy=jnp.asarray(0.5),
-    entropy_change=jnp.asarray(np.nan),
-  )
-  assert after.drift == pytest.approx(float(state.drift), rel=1e-6)
-  assert after.slope == pytest.approx(float(state.slope), rel=1e-6)
-
-
-def test_target_entropy_learns_by_a_kalman_filter():
-  """Of (d, log s), from changes and what had been foreseen of them."""
-  horizon, rng = 8.0, np.random.default_rng(0)
-  controller = covrl.target_entropy(0.5, horizon=horizon, slope=0.02)
-  state = controller.init()
-  drift, slope, noise, covariance = 0.0, 0.02, 1e-4, np.diag([1e-4, 1.0])
-  foreseen = None
-  for _ in range(30):
-    look = Outlook(drift=rng.normal(), effect=rng.uniform(0.5, 2))
-    change = rng.normal(0, 0.02)
-    context = {
-      'entropy': jnp.asarray(0.5),
-      'entropy_change': jnp.asarray(change),
-      'outlook': functools.partial(lambda look: look, look),
-    }
-    coefficient = jnp.asarray(controller(state, **context)).item()
-    state = controller.update(state, **context)
-    if foreseen is not None:
-      row = np.array([1, slope * foreseen])
-      least = max(noise, 1e-6)
-      covariance = covariance + np.diag([least / horizon**2, 1e-4])
-      error = change - drift - slope * foreseen
-      gain = covariance @ row / (row @ covariance @ row + least)
-      drift += gain[0] * error
-      slope *= math.exp(gain[1] * error)
-      covariance = (np.eye(2) - np.outer(gain, row)) @ covariance
-      noise += (error**2 - noise) / horizon
-    foreseen = look.drift + coefficient * look.effect
-  for ours, theirs in (
-    (state.drift, drift),
-    (state.slope, slope),
-    (state.noise, noise),
-    (state.drift_variance, covariance[0, 0]),
-    (state.slope_variance, covariance[1, 1]),
-    (state.covariance, covariance[0, 1]),
-  ):
-    np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=1e-9)
-
-
-@pytest.mark.parametrize('missed', [0.004, 0.0, -0.004])
-def test_target_entropy_meets_its_target_whatever_measured_changes_miss(missed):
-  """Other tokens move by another amount than those that an update has seen."""
-  controller = covrl.target_entropy(0.5, horizon=10.0, slope=0.01, maximum=2.0)
-  update = jax.jit(controller.update)
-  state, entropy, change = controller.init(), 0.5, np.nan
-  for _ in range(300):
-    context = {
-      'entropy': jnp.asarray(entropy),
-      'entropy_change': jnp.asarray(change),
-    }
-    change = 0.01 * jnp.asarray(controller(state, **context)).item() - 0.006
-    state = update(state, **context)
-    entropy += change + missed
-  # Without learning what is missed it would be horizon · missed away, 0.04.
-  assert entropy == pytest.approx(0.5, abs=2e-3)
-  assert float(state.unseen) == pytest.approx(missed, abs=1e-4)

@@ -109,7 +109,7 @@ def test_at_its_target_a_controller_stops_the_entropy(case, x64, name):
   above = 0.05 * float(abs(realised(case, signal)))
   for rise in (0.0, above):
     controller = covrl.target_entropy(
-      float(entropy) + rise * 20, slope=1.0, maximum=1e3
+      float(entropy) + rise * 20, horizon=20.0, maximum=1e3
     )
     token_tx = CONTROLLED[name](controller)
     edited, state = jax.jit(

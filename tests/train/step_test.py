@@ -149,6 +149,17 @@ def test_the_first_update_has_ratio_one_and_a_silent_penalty(micro_batches):
   assert later[0].measured.log_ratio_noise == np.float32(1e-6)
 
 
+def test_how_far_earlier_updates_moved_the_entropy_is_logged():
+  rows = padded()
+  _, before = run((8,), 1, rows, **METHODS['kl_cov'])
+  raised = dataclasses.replace(rows, old_entropy=rows.old_entropy + 0.1)
+  _, after = run((8,), 1, raised, **METHODS['kl_cov'])
+  moved = before['entropy_moved'] - after['entropy_moved']
+  assert moved == pytest.approx(0.1, rel=1e-4)
+  _, first = run((8,), 1, raised, first=True, **METHODS['kl_cov'])
+  assert first['entropy_moved'] == 0
+
+
 @pytest.mark.parametrize('micro_batches', [1, 8])
 def test_the_chains_advance_once_per_update(micro_batches):
   state, _ = run((8,), micro_batches, padded(), **METHODS['everything'])
