@@ -85,7 +85,7 @@ def evaluated_on_its_kind(recipe: Recipe) -> Recipe:
     fresh = tuple(stream[index] for index in range(PROBLEMS))
     return dataclasses.replace(make_task(config), held_out=fresh)
 
-  recipe.module.make_task = make
+  vars(recipe.module)['make_task'] = make
   recipe.config.evaluate.problems = PROBLEMS
   return recipe
 

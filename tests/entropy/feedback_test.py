@@ -71,7 +71,9 @@ def test_what_was_foreseen_is_averaged_as_adam_does():
     z = drift + effect * jnp.asarray(controller(state, **context))
     before, state = state, controller.update(state, **context)
     expected, average_state = average.update(z, average_state)
-    np.testing.assert_allclose(state.foreseen, expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(
+      state.foreseen, jnp.asarray(expected), rtol=1e-5, atol=1e-7
+    )
     assert state.earlier_foreseen == before.foreseen
 
 

@@ -10,14 +10,15 @@ import pathlib
 import subprocess
 import sys
 
+from compiling import QUICKLY
+
 TESTS = pathlib.Path(__file__).parents[1]
 RECIPES = TESTS / 'train' / 'recipes'
 ENVIRONMENT = {
   **os.environ,
   # This tree's covrl, whichever is installed.
   'PYTHONPATH': f'{TESTS.parent}{os.pathsep}{TESTS}',
-  # Compiling for speed would cost more than the few steps that are made.
-  'XLA_FLAGS': '--xla_backend_optimization_level=0',
+  'XLA_FLAGS': QUICKLY,
   'JAX_COMPILATION_CACHE_DIR': str(TESTS.parent / '.jax_cache'),
 }
 
