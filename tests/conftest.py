@@ -8,13 +8,12 @@ import pathlib
 import resource
 import sys
 
-from compiling import QUICKLY
-
 os.environ['XLA_FLAGS'] = ' '.join(
   (
     os.environ.get('XLA_FLAGS', ''),
     '--xla_force_host_platform_device_count=8',
-    QUICKLY,
+    # Most of the time is compiling, of programs that run for milliseconds.
+    '--xla_backend_optimization_level=0',
     # Devices that wait for a busy processor are not lost.
     '--xla_cpu_collective_call_terminate_timeout_seconds=600',
     # See covrl.flags, which is not imported before this is set.

@@ -97,7 +97,8 @@ def target_entropy(
     horizon: updates in which the distance to the target shrinks by 1/e.
     momentum: β of the optimiser, Adam's `b1`; 0 if it has none.
     slope: guess of s, right within a factor of 1000. What is foreseen cancels
-      it out at the target; elsewhere a large guess is cautious.
+      it out at the target; elsewhere a large guess is cautious, and one that is
+      far too small swings until it is learnt.
     minimum: least coefficient.
     maximum: greatest coefficient.
 

@@ -48,7 +48,7 @@ class Policy(nnx.Module):
     return covrl.token_stats(states, kernel, tokens, moments=True)
 
 
-token_tx = covrl.entropy_bonus(covrl.target_entropy(TARGET, slope=0.01))
+token_tx = covrl.entropy_bonus(covrl.target_entropy(TARGET))
 controlled = covrl.as_loss(covrl.policy_gradient, token_tx)
 
 

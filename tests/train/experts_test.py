@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from train.updates import QUICK, padded
+from compiling import QUICK
+from train.updates import padded
 
 import covrl
 from covrl import sharding

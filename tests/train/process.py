@@ -10,7 +10,7 @@ import pathlib
 import subprocess
 import sys
 
-from compiling import QUICKLY
+from compiling import FLAGS
 
 TESTS = pathlib.Path(__file__).parents[1]
 RECIPES = TESTS / 'train' / 'recipes'
@@ -18,7 +18,7 @@ ENVIRONMENT = {
   **os.environ,
   # This tree's covrl, whichever is installed.
   'PYTHONPATH': f'{TESTS.parent}{os.pathsep}{TESTS}',
-  'XLA_FLAGS': QUICKLY,
+  'XLA_FLAGS': FLAGS,
   'JAX_COMPILATION_CACHE_DIR': str(TESTS.parent / '.jax_cache'),
 }
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from compiling import QUICK
 
 import covrl
 from covrl import sharding
@@ -25,9 +26,6 @@ POLICY = Policy(tiny(vocab_size=16))
 SEQUENCES, PROMPT, RESPONSE = 64, 4, 8
 # Twice what a sequence takes, so that packed rows have the shape of padded ones.
 WIDTH = 2 * (PROMPT + RESPONSE)
-
-# Compiling for speed would cost more than the few steps that are made.
-QUICK = {'xla_backend_optimization_level': 0}
 
 # (mesh, micro-batches): every mesh and every number of parts, none alone.
 PROGRAMS: list[tuple[tuple[int, ...], int]] = [
