@@ -61,9 +61,10 @@ def target_entropy(
   stayed what it is,
 
     c = (z − D) / E within [minimum, maximum],    z = (w − λ z̄) / (1 − λ),
-    w = ((target − H) / h − d) / s,   λ = (1 − βᵗ) (β + β² + … + βʰ) / h,
+    w = ((target − H) / h − d) / s,   λ = (1 − βᵗ⁻¹) (β + … + βʰ) / h,
 
-  w being what z̄ has to be in the mean and λ how much of that is on its way.
+  with z̄ of the last update, w what z̄ has to be in the mean and λ the share of it
+  that is on its way.
   Where nothing can be foreseen (no moments, or `optax.inject_hyperparams`, which
   asks before there is a signal) D is 0 and E is 1.
 

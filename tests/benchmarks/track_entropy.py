@@ -9,7 +9,7 @@ difference between the policy's entropy and the schedule, as a share of the
 schedule's range. The policy's entropy is measured every third iteration, on 4,096
 problems drawn as those that it is trained on, two responses to each. (Held-out
 problems are all distinct, easy ones therefore rarer: there the same policy's
-entropy is higher, by 0.008 nats.) Printed too is the error of the entropy of
+entropy is higher.) Printed too is the error of the entropy of
 each iteration's own rollouts, which varies with the 64 prompts that it drew.
 """
 
