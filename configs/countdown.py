@@ -11,7 +11,7 @@ from covrl.config import Config
 from covrl.models import ModelConfig
 from covrl.models import countdown as countdown_model
 from covrl.train import Task, countdown_task
-from covrl.train.iteration import Advantages
+from covrl.train.rollout_batch import Advantages
 
 
 def get_config() -> Config:

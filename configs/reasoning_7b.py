@@ -20,7 +20,7 @@ from covrl.config import Config
 from covrl.models import ModelConfig
 from covrl.pretrained import load_policy
 from covrl.train import Task, text_task
-from covrl.train.iteration import Advantages
+from covrl.train.rollout_batch import Advantages
 
 
 def get_config() -> Config:

@@ -104,7 +104,7 @@ class TokenContext(TypedDict, total=False):
     selected: bool `[B, T]`, the tokens that an enclosing `token_masked` lets
       a transform act on.
     outlook: what a coefficient is about to do to the entropy, called by
-      controllers; see `covrl.entropy.outlook`.
+      controllers; see `covrl.entropy.prediction`.
   """
 
   advantages: Float[Array, 'B T']

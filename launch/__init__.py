@@ -10,7 +10,7 @@
 What follows `--` are the arguments of `covrl train`. With `--dry-run` nothing
 is done: every command, script and manifest is printed as it would be used.
 
-Launchers start a run again where its exit status means so (`covrl.exits`: 42,
+Launchers start a run again where its exit status means so (`covrl.exit_codes`: 42,
 43, 44 and deaths by a signal), at most `--restarts` times. They end with 0 if
 the run finished, with the run's own status if that means no restart, with 42 if
 the restarts are used up, with 1 if a command of theirs failed, and with 2 on

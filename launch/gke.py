@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from covrl.exits import RESTARTED
+from covrl.exit_codes import RESTARTED
 from launch.job import Job, LaunchError
 from launch.shell import Shell
 from launch.slices import Slice, find_slice

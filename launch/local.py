@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from covrl.exits import Exit, means_restart, verdict
+from covrl.exit_codes import Exit, means_restart, verdict
 from launch.job import Job, LaunchError
 from launch.shell import Shell
 

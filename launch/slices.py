@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TPU slices as clouds know them; which there are is in `covrl.topologies`."""
+"""TPU slices as clouds know them; which there are is in `covrl.parallel.topologies`."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from covrl import topologies
+from covrl.parallel import topologies
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

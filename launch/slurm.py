@@ -8,7 +8,7 @@ import pathlib
 import re
 import tempfile
 
-from covrl.exits import RESTARTED
+from covrl.exit_codes import RESTARTED
 from launch.job import Job, LaunchError, render
 from launch.shell import Shell
 

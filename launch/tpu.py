@@ -15,7 +15,7 @@ import pathlib
 import re
 import tempfile
 
-from covrl.exits import Exit, means_restart, verdict
+from covrl.exit_codes import Exit, means_restart, verdict
 from launch.job import Job, LaunchError, render
 from launch.shell import Shell, failed
 from launch.slices import Slice, find_slice

@@ -16,7 +16,7 @@ os.environ['XLA_FLAGS'] = ' '.join(
     '--xla_backend_optimization_level=0',
     # Devices that wait for a busy processor are not lost.
     '--xla_cpu_collective_call_terminate_timeout_seconds=600',
-    # See covrl.flags, which is not imported before this is set.
+    # See covrl.parallel.xla_flags, which is not imported before this is set.
     '--xla_cpu_enable_concurrency_optimized_scheduler=false',
   )
 )

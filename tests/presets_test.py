@@ -12,7 +12,7 @@ import pytest
 import covrl
 from covrl import presets
 from covrl.config import Config, flatten
-from covrl.entropy.chain import init_token_state, update_signal
+from covrl.entropy.base import init_token_state, update_signal
 from covrl.types import TokenStats
 
 

@@ -20,7 +20,7 @@ from train.process import ENVIRONMENT, lines
 import covrl
 from covrl.cli import main
 from covrl.config import FACTORIES, flatten, load
-from covrl.entropy.chain import init_token_state
+from covrl.entropy.base import init_token_state
 
 ROOT = pathlib.Path(__file__).parents[1]
 DATA = ROOT / 'tests' / 'golden' / 'data'

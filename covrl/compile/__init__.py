@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ahead-of-time compilation for TPUs that need not be there, and its costs."""
 
-from covrl.compile.recipe import NAMES as NAMES
-from covrl.compile.recipe import compile_recipe as compile_recipe
+from covrl.compile.programs import NAMES as NAMES
+from covrl.compile.programs import compile_recipe as compile_recipe
 from covrl.compile.report import Memory as Memory
 from covrl.compile.report import Program as Program
 from covrl.compile.report import Report as Report

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from covrl.compile.collectives import Collective
-from covrl.topologies import Topology
+from covrl.parallel.topologies import Topology
 
 
 @dataclasses.dataclass(frozen=True)

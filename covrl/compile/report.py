@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from covrl.compile.cost import Cost
 from covrl.compile.network import Network
-from covrl.topologies import GIB, Topology
+from covrl.parallel.topologies import GIB, Topology
 
 
 class Memory(NamedTuple):

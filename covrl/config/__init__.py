@@ -14,7 +14,6 @@ expression and every number in it can be swept from the command line:
   make_warm_start_tx(config)        -> the parameter chain of the warm start
 """
 
-from covrl.config.checks import check as check
 from covrl.config.fields import CheckpointConfig as CheckpointConfig
 from covrl.config.fields import Config as Config
 from covrl.config.fields import ConfigError as ConfigError
@@ -29,10 +28,11 @@ from covrl.config.fields import RolloutConfig as RolloutConfig
 from covrl.config.fields import TaskConfig as TaskConfig
 from covrl.config.fields import TrainConfig as TrainConfig
 from covrl.config.fields import WarmStartConfig as WarmStartConfig
-from covrl.config.loading import FACTORIES as FACTORIES
-from covrl.config.loading import RESUMABLE as RESUMABLE
-from covrl.config.loading import Recipe as Recipe
-from covrl.config.loading import import_recipe as import_recipe
-from covrl.config.loading import load as load
-from covrl.config.plain import flatten as flatten
-from covrl.config.plain import from_dict as from_dict
+from covrl.config.flat import flatten as flatten
+from covrl.config.flat import from_dict as from_dict
+from covrl.config.recipe import FACTORIES as FACTORIES
+from covrl.config.recipe import RESUMABLE as RESUMABLE
+from covrl.config.recipe import Recipe as Recipe
+from covrl.config.recipe import import_recipe as import_recipe
+from covrl.config.recipe import load as load
+from covrl.config.validation import check as check

@@ -2,17 +2,23 @@
 """Sources, tokenizers and the Grain pipeline."""
 
 from covrl.data.chat import ChatTemplate as ChatTemplate
+from covrl.data.columns import Row as Row
 from covrl.data.countdown import CountdownConfig as CountdownConfig
 from covrl.data.countdown import CountdownSource as CountdownSource
 from covrl.data.countdown import SolvedCountdownSource as SolvedCountdownSource
 from covrl.data.countdown import countdown_tokenizer as countdown_tokenizer
 from covrl.data.countdown import held_out as held_out
+from covrl.data.decontamination import Overlap as Overlap
+from covrl.data.filters import Sieve as Sieve
+from covrl.data.filters import Sifted as Sifted
+from covrl.data.filters import sift as sift
 from covrl.data.json_tokenizer import JsonTokenizer as JsonTokenizer
-from covrl.data.layouts import LAYOUTS as LAYOUTS
-from covrl.data.layouts import Layout as Layout
-from covrl.data.layouts import key_of as key_of
-from covrl.data.layouts import plain_columns as plain_columns
-from covrl.data.overlap import Overlap as Overlap
+from covrl.data.packing import TokenRows as TokenRows
+from covrl.data.packing import pack_if_fit as pack_if_fit
+from covrl.data.packing import pack_rows as pack_rows
+from covrl.data.packing import prompt_ids as prompt_ids
+from covrl.data.packing import prompt_rows as prompt_rows
+from covrl.data.packing import token_rows as token_rows
 from covrl.data.pipeline import PromptBatch as PromptBatch
 from covrl.data.pipeline import PromptStream as PromptStream
 from covrl.data.pipeline import StreamState as StreamState
@@ -22,28 +28,22 @@ from covrl.data.problems import ProblemSource as ProblemSource
 from covrl.data.prompts import AskedSource as AskedSource
 from covrl.data.prompts import PromptForm as PromptForm
 from covrl.data.prompts import begin_of as begin_of
-from covrl.data.records import ArrayRecordRecords as ArrayRecordRecords
-from covrl.data.records import JsonlRecords as JsonlRecords
-from covrl.data.records import ParquetRecords as ParquetRecords
-from covrl.data.records import Records as Records
-from covrl.data.records import TfdsRecords as TfdsRecords
-from covrl.data.records import open_records as open_records
-from covrl.data.row import Row as Row
-from covrl.data.rows import TokenRows as TokenRows
-from covrl.data.rows import pack_if_fit as pack_if_fit
-from covrl.data.rows import pack_rows as pack_rows
-from covrl.data.rows import prompt_ids as prompt_ids
-from covrl.data.rows import prompt_rows as prompt_rows
-from covrl.data.rows import token_rows as token_rows
+from covrl.data.readers import ArrayRecordRecords as ArrayRecordRecords
+from covrl.data.readers import JsonlRecords as JsonlRecords
+from covrl.data.readers import ParquetRecords as ParquetRecords
+from covrl.data.readers import Records as Records
+from covrl.data.readers import TfdsRecords as TfdsRecords
+from covrl.data.readers import open_records as open_records
+from covrl.data.schemas import LAYOUTS as LAYOUTS
+from covrl.data.schemas import Layout as Layout
+from covrl.data.schemas import key_of as key_of
+from covrl.data.schemas import plain_columns as plain_columns
 from covrl.data.sentencepiece_tokenizer import (
   SentencePieceTokenizer as SentencePieceTokenizer,
 )
 from covrl.data.sentencepiece_tokenizer import (
   train_sentencepiece as train_sentencepiece,
 )
-from covrl.data.sieve import Sieve as Sieve
-from covrl.data.sieve import Sifted as Sifted
-from covrl.data.sieve import sift as sift
 from covrl.data.sources import ConcatenatedSource as ConcatenatedSource
 from covrl.data.sources import FileSource as FileSource
 from covrl.data.sources import ListSource as ListSource

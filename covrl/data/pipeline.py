@@ -18,9 +18,14 @@ from typing import TYPE_CHECKING, Generic, TypedDict, TypeVar
 import numpy as np
 from jaxtyping import Bool, Int
 
-from covrl.data._draws import DrawnRows, Draws, global_order, own_rows
+from covrl.data.packing import TokenRows, prompt_rows, token_rows
 from covrl.data.problems import Problem, ProblemSource, fingerprint_of
-from covrl.data.rows import TokenRows, prompt_rows, token_rows
+from covrl.data.sampler import (
+  DrawnRows,
+  Draws,
+  global_order,
+  own_rows,
+)
 from covrl.data.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

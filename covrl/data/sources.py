@@ -12,10 +12,10 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int
 
-from covrl.data.layouts import Layout, layout_named, layout_of
+from covrl.data.columns import Row, kind_of
 from covrl.data.problems import Problem, ProblemSource, fingerprint_of
-from covrl.data.records import Records, open_records
-from covrl.data.row import Row, kind_of
+from covrl.data.readers import Records, open_records
+from covrl.data.schemas import Layout, layout_named, layout_of
 
 
 class FileSource:

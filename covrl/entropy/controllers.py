@@ -19,8 +19,8 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from covrl.entropy.chain import concrete, require
-from covrl.entropy.outlook import BLIND, Outlook
+from covrl.entropy.base import concrete, require
+from covrl.entropy.prediction import BLIND, Outlook
 from covrl.types import Scalar, TokenContext
 
 Setpoint = ArrayLike | optax.Schedule

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
-from covrl.entropy.chain import (
+from covrl.entropy.base import (
   Coefficient,
   as_schedule,
   check_coefficient,
@@ -16,10 +16,10 @@ from covrl.entropy.chain import (
   require_stats,
   token_transform,
 )
+from covrl.entropy.decisions import Plan, Selection
 from covrl.entropy.exact import count, exact_sum
 from covrl.entropy.methods import TokenTransformation
-from covrl.entropy.outlook import Outlook, entropy_change, total
-from covrl.entropy.plan import Plan, Selection
+from covrl.entropy.prediction import Outlook, entropy_change, total
 from covrl.entropy.search import float_key
 from covrl.entropy.transforms import (
   SelectionSummary,

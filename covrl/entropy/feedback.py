@@ -54,7 +54,7 @@ def target_entropy(
 
   where c is the coefficient, E what a unit of it does to the entropy at step
   size 1 and D what the rest of the signal does, both to first order and from the
-  context's `moments` (see `covrl.entropy.outlook`); β is the optimiser's
+  context's `moments` (see `covrl.entropy.prediction`); β is the optimiser's
   momentum, by which it goes on doing what it did; s is the step that it really
   makes (under Adam the learning rate does not tell) and d what the formula leaves
   out. So that the entropy is at the target `horizon` updates h from now, if z

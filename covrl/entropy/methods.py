@@ -4,7 +4,7 @@
 import optax
 from jax.typing import ArrayLike
 
-from covrl.entropy.chain import Coefficient, Fraction
+from covrl.entropy.base import Coefficient, Fraction
 from covrl.entropy.selectors import random_in_band, top_score
 from covrl.entropy.transforms import (
   add_divergence_penalty,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from covrl.entropy.chain import (
+from covrl.entropy.base import (
   Coefficient,
   require,
   require_stats,

@@ -14,9 +14,9 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from covrl.entropy.chain import Fraction, require
+from covrl.entropy.base import Fraction, require
+from covrl.entropy.decisions import Plan, check_scope
 from covrl.entropy.methods import TokenTransformation
-from covrl.entropy.plan import Plan, check_scope
 from covrl.entropy.selectors import all_but, top_entropy
 from covrl.entropy.transforms import scale_by_token, token_masked
 from covrl.types import Scalar, TokenContext, TokenStats

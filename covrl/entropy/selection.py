@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
-from covrl.entropy.chain import check_minimum, concrete
+from covrl.entropy.base import check_minimum, concrete
 from covrl.entropy.exact import count, sum_each
 from covrl.entropy.search import (
   Ranked,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from covrl.entropy.chain import (
+from covrl.entropy.base import (
   MAX_FRACTION,
   Fraction,
   check_fraction,
@@ -23,8 +23,8 @@ from covrl.entropy.chain import (
   concrete,
   require,
 )
+from covrl.entropy.decisions import Selection
 from covrl.entropy.exact import count
-from covrl.entropy.plan import Selection
 from covrl.entropy.scores import (
   definition_score,
   exact_score,

@@ -17,7 +17,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from covrl.entropy.chain import (
+from covrl.entropy.base import (
   Coefficient,
   check_coefficient,
   concrete,

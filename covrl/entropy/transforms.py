@@ -15,7 +15,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from covrl.entropy.chain import (
+from covrl.entropy.base import (
   Coefficient,
   ScheduledState,
   check_coefficient,
@@ -25,8 +25,8 @@ from covrl.entropy.chain import (
   token_transform,
   with_coefficient,
 )
+from covrl.entropy.decisions import Plan, Selection, check_scope
 from covrl.entropy.exact import count
-from covrl.entropy.plan import Plan, Selection, check_scope
 from covrl.entropy.selection import exact_quantile
 from covrl.objectives import divergence_gradient
 from covrl.types import Scalar, TokenContext, TokenStats

@@ -12,7 +12,6 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from covrl import sharding
 from covrl.models import flash
 from covrl.models.cache import LayerCache, repeat_rows
 from covrl.models.config import ModelConfig
@@ -27,6 +26,7 @@ from covrl.models.layers import (
   soft_cap,
 )
 from covrl.models.rope import rotate
+from covrl.parallel import sharding
 
 
 class Visible(NamedTuple):

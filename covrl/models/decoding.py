@@ -17,10 +17,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from covrl import sharding
 from covrl.models.cache import LayerCache
 from covrl.models.config import ModelConfig
 from covrl.models.layers import soft_cap
+from covrl.parallel import sharding
 
 # What a kernel sees of an array; Pallas has no public name for its type.
 Ref: TypeAlias = Any

@@ -24,10 +24,10 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from covrl import sharding
 from covrl.models.cache import repeat_rows
 from covrl.models.config import ModelConfig
 from covrl.models.layers import activate, normal, output_scale
+from covrl.parallel import sharding
 from covrl.types import Scalar
 
 

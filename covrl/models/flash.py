@@ -22,8 +22,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 from jaxtyping import Array, Float, Int
 
-from covrl import sharding
 from covrl.models.config import ModelConfig
+from covrl.parallel import sharding
 
 # Queries and keys of a block, the preferred first. Larger blocks reread keys
 # less often, and compute more that causality hides.

@@ -11,9 +11,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Shaped
 
-from covrl import sharding
 from covrl.models.config import ModelConfig
 from covrl.models.lora import Lora
+from covrl.parallel import sharding
 
 
 def normal(
@@ -117,13 +117,13 @@ def constrain(
 ) -> Shaped[Array, '...']:
   """States how an activation lies on the mesh in use; without one, nothing.
 
-  Mesh and table are those that `covrl.sharding.in_use` put in use around the
+  Mesh and table are those that `covrl.parallel.sharding.in_use` put in use around the
   jitted call.
   Axes that it cannot divide are left whole.
 
   Args:
     x: any array.
-    axes: its logical axes; see `covrl.sharding`.
+    axes: its logical axes; see `covrl.parallel.sharding`.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:

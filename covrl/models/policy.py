@@ -19,13 +19,13 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from covrl import sharding
 from covrl.models.cache import KVCache
 from covrl.models.config import ModelConfig
 from covrl.models.experts import Routing
 from covrl.models.layers import soft_cap
 from covrl.models.lora import join_adapters, merge_adapters, split_adapters
 from covrl.models.transformer import Transformer, streams
+from covrl.parallel import sharding
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,10 +7,10 @@ from covrl.pretrained.adapters import lora_of as lora_of
 from covrl.pretrained.adapters import save_adapters as save_adapters
 from covrl.pretrained.convert import convert as convert
 from covrl.pretrained.convert import with_files as with_files
+from covrl.pretrained.load import load_params as load_params
+from covrl.pretrained.load import load_policy as load_policy
+from covrl.pretrained.load import load_pretrained as load_pretrained
 from covrl.pretrained.policy import PretrainedPolicy as PretrainedPolicy
-from covrl.pretrained.reading import load_params as load_params
-from covrl.pretrained.reading import load_policy as load_policy
-from covrl.pretrained.reading import load_pretrained as load_pretrained
+from covrl.pretrained.save import save_pretrained as save_pretrained
 from covrl.pretrained.tokenizer import load_chat_template as load_chat_template
 from covrl.pretrained.tokenizer import load_tokenizer as load_tokenizer
-from covrl.pretrained.writing import save_pretrained as save_pretrained

@@ -17,15 +17,15 @@ from jaxtyping import PyTree
 
 from covrl.models import Lora, Policy
 from covrl.models.lora import split_adapters
-from covrl.pretrained.arrays import read_arrays
-from covrl.pretrained.drafts import written_whole
+from covrl.pretrained.atomic_dir import written_whole
 from covrl.pretrained.families import Family, describe, family_of
-from covrl.pretrained.layout import places
+from covrl.pretrained.load_sharded import read_arrays
 from covrl.pretrained.names import adapter_names
+from covrl.pretrained.param_mapping import places
 from covrl.pretrained.policy import PretrainedPolicy
 from covrl.pretrained.resolve import json_fields, resolve
+from covrl.pretrained.save import write_tensors
 from covrl.pretrained.tensors import Tensors
-from covrl.pretrained.writing import write_tensors
 
 _CONFIG = 'adapter_config.json'
 _WEIGHTS = 'adapter_model'

@@ -13,11 +13,11 @@ from jaxtyping import PyTree
 from covrl.data import JsonTokenizer, Tokenizer
 from covrl.models import Policy
 from covrl.pretrained.adapters import base_of, save_adapters
-from covrl.pretrained.copies import save_copy
+from covrl.pretrained.load import origin_of
+from covrl.pretrained.orbax_cache import save_copy
 from covrl.pretrained.policy import PretrainedPolicy
-from covrl.pretrained.reading import origin_of
 from covrl.pretrained.resolve import small_files
-from covrl.pretrained.writing import described_files, save_pretrained
+from covrl.pretrained.save import described_files, save_pretrained
 
 Form = Literal['model', 'adapter', 'orbax']
 

@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from etils import epath
 
-from covrl.report import intervals
-from covrl.report.intervals import Estimate
+from covrl.evaluation import intervals
+from covrl.evaluation.intervals import Estimate
 from covrl.report.run import Curve, Run, load_run
 
 # Fields in which runs of one configuration may differ: what tells seeds

@@ -13,9 +13,9 @@ from etils import epath
 from markupsafe import Markup
 
 from covrl import storage
+from covrl.evaluation.intervals import Estimate
 from covrl.report import verdict, words
 from covrl.report.compare import Comparison, differing, load_comparison
-from covrl.report.intervals import Estimate
 from covrl.report.law import TITLES, law_rows, lawless
 from covrl.report.overlays import (
   forest_of,

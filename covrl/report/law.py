@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from covrl.evaluation.reward_law import Interval, RewardLaw, reward_law
 from covrl.report import words
 from covrl.report.compare import Comparison
 from covrl.report.run import Run
-from covrl.theory.fit import Interval, RewardLaw, reward_law
 
 TITLES = (
   'configuration',

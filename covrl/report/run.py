@@ -21,7 +21,7 @@ from etils import epath
 from jaxtyping import Float
 
 from covrl import storage
-from covrl.journal import read_journal
+from covrl.storage.append_log import read_journal
 
 _SEED = re.compile(r'(^|[-_.])(seed|s)?[-_=]?\d+$')
 

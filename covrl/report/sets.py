@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from covrl.evaluation.intervals import Estimate, bootstrap_sets
 from covrl.report import words
-from covrl.report.intervals import Estimate, bootstrap_sets
 from covrl.report.published import PUBLISHED
 from covrl.report.run import ProblemId, Run
 

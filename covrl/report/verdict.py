@@ -15,8 +15,9 @@ import numpy as np
 from jaxtyping import Float
 from markupsafe import Markup
 
-from covrl.report import intervals, words
-from covrl.report.intervals import Estimate
+from covrl.evaluation import intervals
+from covrl.evaluation.intervals import Estimate
+from covrl.report import words
 from covrl.report.run import Run
 
 QUADRANTS = {

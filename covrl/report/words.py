@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from covrl.report.intervals import Estimate
+from covrl.evaluation.intervals import Estimate
 
 _THIN = '\u202f'  # narrow no-break space, between a number and its unit
 _MINUS = '\u2212'

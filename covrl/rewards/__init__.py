@@ -31,13 +31,9 @@ from covrl.rewards.code import score_code as score_code
 from covrl.rewards.countdown import COUNTDOWN_EXAMPLE as COUNTDOWN_EXAMPLE
 from covrl.rewards.countdown import may_be_correct as may_be_correct
 from covrl.rewards.countdown import score_countdown as score_countdown
-from covrl.rewards.judge import Judge as Judge
-from covrl.rewards.judge import JudgeError as JudgeError
-from covrl.rewards.judge import find_program as find_program
-from covrl.rewards.judge import judge_code as judge_code
-from covrl.rewards.maths import grade_math as grade_math
-from covrl.rewards.maths import maths_reward as maths_reward
-from covrl.rewards.maths import score_math as score_math
+from covrl.rewards.math import grade_math as grade_math
+from covrl.rewards.math import maths_reward as maths_reward
+from covrl.rewards.math import score_math as score_math
 from covrl.rewards.outcome import Outcome as Outcome
 from covrl.rewards.outcome import Status as Status
 from covrl.rewards.pool import RewardPool as RewardPool
@@ -48,6 +44,10 @@ from covrl.rewards.reward import RewardPart as RewardPart
 from covrl.rewards.reward import ScoreFunction as ScoreFunction
 from covrl.rewards.reward import format_reward as format_reward
 from covrl.rewards.reward import overlong_penalty as overlong_penalty
+from covrl.rewards.sandbox import Judge as Judge
+from covrl.rewards.sandbox import JudgeError as JudgeError
+from covrl.rewards.sandbox import find_program as find_program
+from covrl.rewards.sandbox import judge_code as judge_code
 from covrl.rewards.scoring import PendingScores as PendingScores
 from covrl.rewards.scoring import Scores as Scores
 from covrl.rewards.scoring import Scoring as Scoring

@@ -7,9 +7,9 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from covrl.rewards.judge import Judge, judge_code
 from covrl.rewards.outcome import Outcome
 from covrl.rewards.reward import Reward
+from covrl.rewards.sandbox import Judge, judge_code
 
 # Tests run one after the other, and a program that runs out of time is not run
 # again; a response that takes this long all the same is masked.

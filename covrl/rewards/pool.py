@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from covrl.rewards._process import Reply, WorkerProcess, WorkerSettings
+from covrl.rewards._worker_process import Reply, WorkerProcess, WorkerSettings
 from covrl.rewards.outcome import Outcome, Status
 from covrl.rewards.reward import ScoreFunction
 

@@ -63,7 +63,7 @@ class Scores:
 
   def gathered(self) -> Scores:
     """Those of all processes, in the order of the processes."""
-    from covrl import distributed
+    from covrl.parallel import distributed
 
     if distributed.count() == 1:
       return self
@@ -121,7 +121,7 @@ class PendingScores:
     Raises:
       RuntimeError: workers could not be started, or the scoring was closed.
     """
-    from covrl import distributed
+    from covrl.parallel import distributed
 
     outcomes: dict[str, list[Outcome | None]] = {}
     for name, (places, future) in self.futures.items():

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from covrl import distributed, sharding
 from covrl.models.cache import KVCache, repeat_rows
 from covrl.models.layers import constrain
 from covrl.models.policy import Policy
+from covrl.parallel import distributed, sharding
 from covrl.rollout.samples import (
   Host,
   Samples,

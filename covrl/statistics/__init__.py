@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hidden states to per-token statistics, without a [B, T, V] array."""
 
-from covrl.statistics.plain import (
+from covrl.statistics.reference import (
   token_stats_from_logits as token_stats_from_logits,
 )
 from covrl.statistics.stats import token_stats as token_stats

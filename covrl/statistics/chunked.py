@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from covrl.statistics.online import (
+from covrl.statistics.reference import product_precision, statistics_dtype
+from covrl.statistics.streaming import (
   Inputs,
   Residual,
   Sums,
@@ -26,7 +27,6 @@ from covrl.statistics.online import (
   sums_of,
   tile_of,
 )
-from covrl.statistics.plain import product_precision, statistics_dtype
 
 Cotangents: TypeAlias = tuple[Float[Array, 'N D'], Float[Array, 'D V']]
 

@@ -24,9 +24,9 @@ from jax import P
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from covrl.statistics import chunked, kernel
-from covrl.statistics.online import Inputs, Residual, finish
-from covrl.statistics.placement import Placement
-from covrl.statistics.plain import Normaliser, statistics_dtype
+from covrl.statistics.reference import Normaliser, statistics_dtype
+from covrl.statistics.sharded import Placement
+from covrl.statistics.streaming import Inputs, Residual, finish
 from covrl.types import TokenMoments, TokenStats
 
 Described: TypeAlias = tuple[TokenStats, TokenMoments | None]

@@ -25,7 +25,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, PyTree
 
-from covrl.statistics.online import (
+from covrl.statistics.reference import product_precision, statistics_dtype
+from covrl.statistics.streaming import (
   Inputs,
   Residual,
   Sums,
@@ -35,8 +36,7 @@ from covrl.statistics.online import (
   sums_of,
   tile_of,
 )
-from covrl.statistics.plain import product_precision, statistics_dtype
-from covrl.statistics.sweep import Part, plan
+from covrl.statistics.tiling import Part, plan
 
 # What a kernel sees of an array; Pallas has no public name for its type.
 Ref: TypeAlias = Any

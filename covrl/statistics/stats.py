@@ -14,8 +14,7 @@ from covrl.statistics.fused import (
   Options,
   fused_stats,
 )
-from covrl.statistics.placement import Placement, placement_of
-from covrl.statistics.plain import (
+from covrl.statistics.reference import (
   Temperature,
   closed_form,
   moments_of,
@@ -24,6 +23,7 @@ from covrl.statistics.plain import (
   statistics_dtype,
   token_temperatures,
 )
+from covrl.statistics.sharded import Placement, placement_of
 from covrl.types import TokenMoments, TokenStats
 
 # Up to this many logits, over all devices, are differentiated as one array.

@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Bool, Float
 
 import covrl
-from covrl.entropy.chain import init_token_state
+from covrl.entropy.base import init_token_state
 from covrl.theory import softmax as sm
 from covrl.theory import tokens as tk
 from covrl.theory import tree as trees

@@ -22,11 +22,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 import covrl
-from covrl.entropy.chain import (
-  init_token_state,
-  require_stats,
-  token_transform,
-)
+from covrl.entropy.base import init_token_state, require_stats, token_transform
 from covrl.theory import tokens as tk
 from covrl.theory import tree as trees
 from covrl.theory.claims import Lab

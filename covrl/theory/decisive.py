@@ -25,7 +25,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 import covrl
-from covrl.entropy.chain import init_token_state
+from covrl.entropy.base import init_token_state
 from covrl.theory import tokens as tk
 from covrl.theory import tree as trees
 from covrl.theory.claims import Lab, Table

@@ -25,9 +25,9 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 import covrl
-from covrl.entropy.shared import jvp_score
+from covrl.entropy.jvp import jvp_score
 from covrl.models import Policy, tiny
-from covrl.statistics.plain import token_stats_from_logits
+from covrl.statistics.reference import token_stats_from_logits
 from covrl.theory.claims import Lab, Table
 
 ROWS, LENGTH, VOCABULARY, GROUP = 48, 12, 32, 8

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Float
 
-from covrl.entropy.chain import init_token_state
+from covrl.entropy.base import init_token_state
 from covrl.theory import softmax as sm
 from covrl.theory import tokens as tk
 from covrl.theory import tree as trees

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 import covrl
-from covrl.entropy.chain import init_token_state
+from covrl.entropy.base import init_token_state
 from covrl.theory import softmax as sm
 from covrl.theory import tokens as tk
 from covrl.theory import tree as trees

@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Float
 
 import covrl
-from covrl.entropy.chain import init_token_state
+from covrl.entropy.base import init_token_state
 from covrl.objectives import divergence_gradient
 from covrl.theory import batches
 from covrl.theory import softmax as sm

@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Float
 
 import covrl
-from covrl.entropy.chain import init_token_state, update_signal
+from covrl.entropy.base import init_token_state, update_signal
 from covrl.theory import softmax as sm
 from covrl.theory import tokens as tk
 from covrl.theory import tree as trees

@@ -12,6 +12,7 @@ import functools
 import numpy as np
 from jaxtyping import Float
 
+from covrl.evaluation.reward_law import reward_law
 from covrl.theory import ascent, batches, decisive
 from covrl.theory import softmax as sm
 from covrl.theory.claims import (
@@ -26,7 +27,6 @@ from covrl.theory.claims import (
   below,
   near,
 )
-from covrl.theory.fit import reward_law
 
 SECTION = Section('VIII. Validation and guidelines')
 claim = SECTION.claim

@@ -22,9 +22,9 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from covrl.entropy.chain import update_signal
+from covrl.entropy.base import update_signal
 from covrl.objectives import group_relative, policy_gradient, token_weights
-from covrl.statistics.plain import token_stats_from_logits
+from covrl.statistics.reference import token_stats_from_logits
 from covrl.theory import tree as trees
 from covrl.types import TokenMoments, TokenStats
 

@@ -10,8 +10,8 @@ from jaxtyping import PyTree
 
 from covrl.config import Config
 from covrl.entropy import DivergencePenaltyState, TokenMaskedState
-from covrl.entropy.chain import init_token_state
-from covrl.train.programs import Algorithm
+from covrl.entropy.base import init_token_state
+from covrl.train.compiled import Algorithm
 
 
 def warnings(config: Config, algorithm: Algorithm) -> Iterator[str]:

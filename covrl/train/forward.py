@@ -16,7 +16,7 @@ from covrl.entropy.exact import count, exact_sum
 from covrl.models import Policy, Routing
 from covrl.objectives import token_weights
 from covrl.statistics import token_stats
-from covrl.train.parts import in_parts
+from covrl.train.microbatch import in_parts
 from covrl.types import (
   Scalar,
   TokenBatch,

@@ -11,25 +11,21 @@ from typing import Any
 
 import jax
 
-from covrl import distributed
 from covrl.config import Recipe
+from covrl.parallel import distributed
 from covrl.report import write_report
-from covrl.train.beginning import base_params, first_params
-from covrl.train.checkpoint import Checkpoint, CheckpointStore
-from covrl.train.iteration import (
-  INIT_STREAM,
-  TRAIN_STREAM,
-  Iteration,
-)
-from covrl.train.place import Place, restore_place, save_place
-from covrl.train.profiling import Profiler
-from covrl.train.progress import Progress
-from covrl.train.run_directory import RunDirectory
-from covrl.train.samples import kept_samples
+from covrl.run.checkpoint import Checkpoint, CheckpointStore
+from covrl.run.directory import RunDirectory
+from covrl.run.metrics_writer import MetricsWriter
+from covrl.run.preemption import Stopped, StopSignal
+from covrl.run.profiler import Profiler
+from covrl.run.progress import Progress
+from covrl.train.init import base_params, first_params
+from covrl.train.logged_samples import kept_samples
+from covrl.train.resume import Place, restore_place, save_place
+from covrl.train.rollout_batch import INIT_STREAM, TRAIN_STREAM, Iteration
 from covrl.train.setup import set_up
-from covrl.train.stopping import Stopped, StopSignal
 from covrl.train.warm_start import warm_start
-from covrl.train.writer import MetricsWriter
 from covrl.types import TrainState
 
 

@@ -10,28 +10,28 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from covrl import sharding
 from covrl.config import ConfigError, Recipe
+from covrl.evaluation.evaluator import Evaluator
 from covrl.models import Policy
+from covrl.parallel import sharding
 from covrl.rewards import Scoring
 from covrl.rollout import SamplingEngine
+from covrl.run.checkpoint import Checkpoint
+from covrl.run.consistency import check_problems
+from covrl.run.progress import Progress
+from covrl.tasks.task import Task
+from covrl.tasks.verify import check_references
 from covrl.train import advice
-from covrl.train.agreement import check_problems
-from covrl.train.beginning import policy_of
-from covrl.train.checkpoint import Checkpoint
-from covrl.train.checks import check_references
-from covrl.train.collector import Collector
-from covrl.train.evaluate import Evaluator
-from covrl.train.iteration import (
+from covrl.train.compiled import Algorithm, Programs
+from covrl.train.init import policy_of
+from covrl.train.rollout_batch import (
   EVALUATE_STREAM,
   INIT_STREAM,
   ROLLOUT_STREAM,
   TRAIN_STREAM,
 )
-from covrl.train.layout import check_mesh, rollout_mesh
-from covrl.train.programs import Algorithm, Programs
-from covrl.train.progress import Progress
-from covrl.train.task import Task
+from covrl.train.rollout_collector import Collector
+from covrl.train.state_sharding import check_mesh, rollout_mesh
 from covrl.train.warm_start import lender
 
 

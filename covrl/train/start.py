@@ -8,17 +8,17 @@ import dataclasses
 import jax
 from etils import epath
 
-from covrl import distributed
 from covrl.config import Recipe
-from covrl.train import notice
-from covrl.train.agreement import check_agreement
-from covrl.train.checkpoint import CheckpointStore
+from covrl.parallel import distributed
+from covrl.run import maintenance
+from covrl.run.checkpoint import CheckpointStore
+from covrl.run.consistency import check_agreement
+from covrl.run.directory import RunDirectory
+from covrl.run.preemption import Stopped, StopSignal
+from covrl.run.profiler import Profiler
+from covrl.run.progress import Progress
+from covrl.run.watchdog import Watchdog
 from covrl.train.loop import Run
-from covrl.train.profiling import Profiler
-from covrl.train.progress import Progress
-from covrl.train.run_directory import RunDirectory
-from covrl.train.stopping import Stopped, StopSignal
-from covrl.train.watchdog import Watchdog
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ def train(recipe: Recipe, workdir: str, watch: Watch | None = None) -> None:
   with (
     watchdog,
     stop.listening(),
-    notice.watched(stop.ask),
+    maintenance.watched(stop.ask),
     distributed.polled(stop.poll, moved=watchdog.beat),
     directory.locked(),
     Progress(enabled=first, moved=watchdog.beat) as progress,

@@ -21,7 +21,7 @@ import optax
 from jaxtyping import Array, Bool, Key, PyTree
 
 from covrl.entropy import Plan, exact_quantile
-from covrl.entropy.chain import update_signal
+from covrl.entropy.base import update_signal
 from covrl.models import Policy, Routing, load_balance
 from covrl.train import metrics
 from covrl.train.forward import (
@@ -33,7 +33,7 @@ from covrl.train.forward import (
   row_context,
   weigh,
 )
-from covrl.train.parts import in_parts
+from covrl.train.microbatch import in_parts
 from covrl.types import (
   Measured,
   Scalar,

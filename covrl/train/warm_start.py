@@ -14,21 +14,25 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from covrl import distributed, sharding
 from covrl.config import Config, ConfigError, flatten, from_dict
 from covrl.data import SupervisedStream
 from covrl.models import Policy
-from covrl.train.checkpoint import Checkpoint, CheckpointStore
-from covrl.train.layout import abstract_opt_state, replicated_like, shardings
-from covrl.train.progress import Progress
-from covrl.train.run_directory import RunDirectory
-from covrl.train.supervised import (
+from covrl.parallel import distributed, sharding
+from covrl.run.checkpoint import Checkpoint, CheckpointStore
+from covrl.run.directory import RunDirectory
+from covrl.run.metrics_writer import MetricsWriter
+from covrl.run.progress import Progress
+from covrl.tasks.task import Task
+from covrl.train.sft import (
   SupervisedBatch,
   SupervisedState,
   make_supervised_step,
 )
-from covrl.train.task import Task
-from covrl.train.writer import MetricsWriter
+from covrl.train.state_sharding import (
+  abstract_opt_state,
+  replicated_like,
+  shardings,
+)
 
 # Fields that a borrowed warm start must share with the run that borrows it.
 SHARED = ('seed', 'task.', 'warm_start.', 'rollout.max_')

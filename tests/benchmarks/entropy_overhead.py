@@ -31,11 +31,11 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 import covrl
-from covrl import sharding
-from covrl.entropy.chain import init_token_state
+from covrl.entropy.base import init_token_state
 from covrl.models import Policy, countdown
+from covrl.parallel import sharding
 from covrl.train import Loss, StepSettings, make_train_step
-from covrl.train.layout import abstract_opt_state, shardings
+from covrl.train.state_sharding import abstract_opt_state, shardings
 from covrl.types import Measured, TokenBatch, TokenMoments, TrainState
 
 FloatPair: TypeAlias = Float[np.ndarray, '2']

@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 
-from rewards.maths_battery import Pair, pairs
+from rewards.math_battery import Pair, pairs
 
 from covrl.rewards import Status, grade_math
 

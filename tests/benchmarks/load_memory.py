@@ -117,7 +117,7 @@ def _read(what: str, mesh: str, dtype: str) -> dict[str, float]:
   """Reads a model; memory in MiB."""
   import jax
 
-  from covrl import sharding
+  from covrl.parallel import sharding
   from covrl.pretrained import load_params, load_policy
 
   shape = [int(size) for size in mesh.split(',')] if mesh else None

@@ -12,7 +12,7 @@ import pytest
 import covrl
 from covrl import TokenStats
 from covrl.entropy import top_entropy, top_score
-from covrl.entropy.chain import init_token_state
+from covrl.entropy.base import init_token_state
 
 SHAPE = (4, 10)
 ONES = jnp.ones(SHAPE, bool)

@@ -10,7 +10,7 @@ import pytest
 import covrl
 from covrl import TokenStats
 from covrl.entropy import TokenMaskedState
-from covrl.entropy.chain import init_token_state, update_signal
+from covrl.entropy.base import init_token_state, update_signal
 
 SHAPE = (4, 12)
 STEPS = 3

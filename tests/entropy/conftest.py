@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from covrl import topologies
+from covrl.parallel import topologies
 
 
 @pytest.fixture(scope='module')

@@ -12,7 +12,7 @@ import pytest
 from entropy.loops import closed_loop, replay
 
 import covrl
-from covrl.entropy.chain import init_token_state, update_signal
+from covrl.entropy.base import init_token_state, update_signal
 from covrl.types import TokenStats
 
 READINGS = np.random.default_rng(0).uniform(0.0, 1.0, 60)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from covrl import sharding
 from covrl.entropy import exact_mean, exact_sum
+from covrl.parallel import sharding
 
 jit_sum = jax.jit(exact_sum)
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import covrl
-from covrl.entropy.chain import init_token_state, update_signal
+from covrl.entropy.base import init_token_state, update_signal
 from covrl.types import TokenStats
 
 MODES = {

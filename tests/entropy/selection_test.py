@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from covrl import select_random, select_top, sharding
+from covrl import select_random, select_top
 from covrl.entropy import exact_quantile
+from covrl.parallel import sharding
 
 jit_top = jax.jit(select_top, static_argnames='minimum')
 SHAPE = (8, 12)

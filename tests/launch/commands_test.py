@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import launch
-from covrl.exits import Exit, means_restart, verdict
+from covrl.exit_codes import Exit, means_restart, verdict
 from launch.__main__ import main
 from launch.job import Job, render
 from launch.shell import Shell

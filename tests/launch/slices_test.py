@@ -3,7 +3,7 @@
 
 import pytest
 
-from covrl.topologies import TOPOLOGIES
+from covrl.parallel.topologies import TOPOLOGIES
 from launch.slices import Slice, find_slice
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from covrl.models import Experts, Lora, Policy, Routing, load_balance, tiny
 from covrl.models.experts import mix
-from covrl.sharding import TRAIN_RULES, fit, make_mesh
+from covrl.parallel.sharding import TRAIN_RULES, fit, make_mesh
 
 ROWS, LENGTH, DIM, HIDDEN, EXPERTS, CHOSEN = 8, 3, 4, 8, 4, 2
 MIX = jax.jit(functools.partial(mix, activation='silu'))

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
 
-from covrl import sharding
 from covrl.models import Policy, decoding, flash, tiny
 from covrl.models.attention import attend
 from covrl.models.cache import LayerCache
 from covrl.models.decoding import Span, attend_token, block_size, steps_of
+from covrl.parallel import sharding
 
 CONFIG = dataclasses.replace(tiny(16), head_dim=16)
 HEADS, KV_HEADS, WIDTH = CONFIG.num_heads, CONFIG.num_kv_heads, CONFIG.head_dim

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from covrl.models import Policy, countdown, tiny
-from covrl.sharding import make_mesh, shard_batch
+from covrl.parallel.sharding import make_mesh, shard_batch
 
 POLICY = Policy(tiny(16))
 PARAMS = POLICY.init(jax.random.key(0))

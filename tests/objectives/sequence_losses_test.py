@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from covrl.objectives import geo_mean, gspo
-from covrl.sharding import make_mesh, shard_batch
+from covrl.parallel.sharding import make_mesh, shard_batch
 from covrl.types import TokenStats
 
 LOSSES = {

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from covrl.objectives import token_weights
-from covrl.sharding import make_mesh, shard_batch
+from covrl.parallel.sharding import make_mesh, shard_batch
 
 MODES = (
   'token-mean',

@@ -18,6 +18,7 @@ from pretrained.fixtures import (
 
 from covrl.models import Lora
 from covrl.models.lora import TARGETS
+from covrl.parallel.sharding import make_mesh, shard_batch
 from covrl.pretrained import (
   load_params,
   load_policy,
@@ -25,7 +26,6 @@ from covrl.pretrained import (
   save_adapters,
   save_pretrained,
 )
-from covrl.sharding import make_mesh, shard_batch
 
 NAMES = ('qwen2_lora', 'mistral_lora')
 

@@ -11,9 +11,9 @@ import pytest
 from pretrained.fixtures import MODELS, NAMES, golden, loaded, tensors_of
 
 from covrl.models import Experts, Policy, load_balance
+from covrl.parallel.sharding import make_mesh, shard_batch
 from covrl.pretrained import load_pretrained, save_pretrained
 from covrl.rollout import Sampling, SamplingEngine
-from covrl.sharding import make_mesh, shard_batch
 
 PROMPT, RESPONSE, PAD = 8, 32, 3
 

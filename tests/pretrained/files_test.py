@@ -20,9 +20,9 @@ from pretrained.fixtures import (
 )
 
 from covrl.models import LinearScaling, Policy, YarnScaling, tiny
+from covrl.parallel.sharding import make_mesh
 from covrl.pretrained import load_policy, load_pretrained, save_pretrained
 from covrl.pretrained.tensors import Tensors
-from covrl.sharding import make_mesh
 
 GATE = 'model.layers.1.mlp.gate_proj.weight'
 

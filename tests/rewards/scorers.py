@@ -65,19 +65,19 @@ _FOREVER = r'\lim_{x\to 0}\frac{\sin(\tan x)-\tan(\sin x)}{x^7}'
 
 def ask_math_verify(response: str, reference: Any) -> float:
   """Number of the opinion of math-verify, or of something that plays it."""
-  from covrl.rewards.maths import second_opinion
+  from covrl.rewards.math import math_verify
 
   players: dict[str, Callable[..., Any]] = {
     'sleep': lambda *_: time.sleep(3600.0),
     'abort': lambda *_: os.abort(),
     'allocate': lambda *_: bytearray(1 << 40),
-    'itself': second_opinion._is_same,
+    'itself': math_verify._is_same,
   }
   player, _, question = response.partition(' ')
-  second_opinion._is_same = players[player]
+  math_verify._is_same = players[player]
   wanted, seconds, patience = reference
   asked = question or _FOREVER
-  return float(second_opinion.ask(wanted, asked, seconds, patience).value)
+  return float(math_verify.ask(wanted, asked, seconds, patience).value)
 
 
 def length(response: str, reference: Any) -> float:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from covrl.models import Policy, tiny
+from covrl.parallel.sharding import make_mesh, reshaped
 from covrl.rollout import Sampling, SamplingEngine, to_rollout_rows
-from covrl.sharding import make_mesh, reshaped
 from covrl.types import Rollouts
 
 VOCAB, PROMPTS, LENGTH, GROUP, LIMIT, END = 16, 8, 6, 4, 10, (3, 5)

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from covrl import topologies
-from covrl.sharding import (
+from covrl.parallel import topologies
+from covrl.parallel.sharding import (
   TRAIN_RULES,
   batch_sharding,
   make_mesh,

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
 
-from covrl.statistics import sweep, token_stats
+from covrl.statistics import tiling, token_stats
 from covrl.types import TokenStats
 
 WIDTH, VOCABULARY, SHAPE = 24, 200, (2, 20)
@@ -27,8 +27,8 @@ WIDTH, VOCABULARY, SHAPE = 24, 200, (2, 20)
 @contextlib.contextmanager
 def small_blocks_interpreted():
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(sweep, 'BLOCKS', ((32, 128),))
-    patch.setattr(sweep, 'TILE', 16)
+    patch.setattr(tiling, 'BLOCKS', ((32, 128),))
+    patch.setattr(tiling, 'TILE', 16)
     with pltpu.force_tpu_interpret_mode():
       yield
 
@@ -164,7 +164,7 @@ def test_blocks_fit_where_they_are_meant_to():
   """Of a 7B model with a large vocabulary, and of one four times as wide."""
   for width, outer in ((3584, 1024), (14336, 256)):
     inputs = jax.eval_shape(
-      lambda width=width: sweep.Inputs(
+      lambda width=width: tiling.Inputs(
         hidden=jnp.zeros((32768, width), jnp.bfloat16),
         unembedding=jnp.zeros((width, 152064), jnp.bfloat16),
         impossible=jnp.zeros((1, 152064), bool),
@@ -173,5 +173,5 @@ def test_blocks_fit_where_they_are_meant_to():
       )
     )
     kept = jnp.dtype('bfloat16')
-    assert sweep.plan(inputs, outer='tokens', kept=kept).block[0] == outer
-    assert sweep.plan(inputs, outer='columns', kept=kept).block[1] == outer
+    assert tiling.plan(inputs, outer='tokens', kept=kept).block[0] == outer
+    assert tiling.plan(inputs, outer='columns', kept=kept).block[1] == outer

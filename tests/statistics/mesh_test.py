@@ -17,7 +17,12 @@ from jax import P
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType
 
-from covrl.sharding import TRAIN_RULES, fit, make_mesh, shard_batch
+from covrl.parallel.sharding import (
+  TRAIN_RULES,
+  fit,
+  make_mesh,
+  shard_batch,
+)
 from covrl.statistics import token_stats
 from covrl.types import TokenStats
 

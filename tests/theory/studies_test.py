@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from theory_checks import check, is_study
 
-from covrl.theory.fit import reward_law
+from covrl.evaluation.reward_law import reward_law
 from covrl.theory.table import CLAIMS
 
 

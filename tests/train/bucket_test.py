@@ -12,8 +12,8 @@ from train import process
 from train.processes_test import CLOCK, SMALL
 
 from covrl.cli import main
-from covrl.exits import Exit
-from covrl.train.run_directory import RunDirectory
+from covrl.exit_codes import Exit
+from covrl.run.directory import RunDirectory
 
 WORKDIR = 'gs://bucket/run'
 

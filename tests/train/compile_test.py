@@ -11,8 +11,8 @@ import jax
 from train.process import ENVIRONMENT, RECIPES
 
 from covrl import config
+from covrl.run.metrics_writer import MetricsWriter
 from covrl.train import train
-from covrl.train.writer import MetricsWriter
 
 
 def main(workdir):

@@ -12,9 +12,9 @@ from compiling import QUICK
 from train.updates import padded
 
 import covrl
-from covrl import sharding
-from covrl.entropy.chain import init_token_state
+from covrl.entropy.base import init_token_state
 from covrl.models import Experts, Policy, load_balance, tiny
+from covrl.parallel import sharding
 from covrl.train.step import StepSettings, make_train_step
 from covrl.types import Measured, TrainState
 

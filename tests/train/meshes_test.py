@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from train.updates import fresh_state, padded, program
 
-from covrl import sharding
-from covrl.train.checkpoint import CheckpointStore
-from covrl.train.layout import replicated_like
+from covrl.parallel import sharding
+from covrl.run.checkpoint import CheckpointStore
+from covrl.train.state_sharding import replicated_like
 
 # Data, fsdp, tensor, expert, context: each alone, and together; more tensor or
 # context shards than there are heads of keys.

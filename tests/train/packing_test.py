@@ -10,10 +10,10 @@ import pytest
 from train import toy
 from train.updates import PROMPT, RESPONSE, SEQUENCES, padded, parameters
 
-from covrl import sharding
 from covrl.config import ConfigError, check
 from covrl.models import Policy, tiny
-from covrl.train.programs import Algorithm, Programs
+from covrl.parallel import sharding
+from covrl.train.compiled import Algorithm, Programs
 
 WIDTH = PROMPT + RESPONSE
 

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 from train.process import ENVIRONMENT, arguments, lines, train
 
-from covrl.exits import Exit
+from covrl.exit_codes import Exit
 from covrl.train import CheckpointStore
 
 # Everything that a run compiles costs every process its time.

@@ -20,7 +20,7 @@ from train.updates import (
 
 from covrl.data import pack_rows
 from covrl.entropy import TokenMaskedState
-from covrl.train.parts import join_rows, split_rows
+from covrl.train.microbatch import join_rows, split_rows
 
 # Coefficients and fractions are traced, so that all methods are one program.
 METHODS = {

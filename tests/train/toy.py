@@ -20,7 +20,7 @@ from covrl.data import ListSource, Problem, train_sentencepiece
 from covrl.models import ModelConfig, tiny
 from covrl.rewards import Reward
 from covrl.train import Loss, Task
-from covrl.train.iteration import Advantages
+from covrl.train.rollout_batch import Advantages
 
 keeping.every_process_writes()
 

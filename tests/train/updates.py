@@ -13,12 +13,16 @@ import optax
 from compiling import QUICK
 
 import covrl
-from covrl import sharding
 from covrl.entropy import Selection, add_divergence_penalty, top_score
-from covrl.entropy.chain import init_token_state
+from covrl.entropy.base import init_token_state
 from covrl.models import Policy, tiny
+from covrl.parallel import sharding
 from covrl.train.forward import policy_stats
-from covrl.train.layout import abstract_opt_state, replicated_like, shardings
+from covrl.train.state_sharding import (
+  abstract_opt_state,
+  replicated_like,
+  shardings,
+)
 from covrl.train.step import StepSettings, make_train_step
 from covrl.types import Measured, TokenBatch, TokenMoments, TrainState
 

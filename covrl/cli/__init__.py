@@ -1,0 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: one module per command."""
+
+from covrl.cli.main import main as main

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trees in the form in which they are compared: one for each thing said."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from covrl.rewards.math import ast
+from covrl.rewards.math.ast import Node
+
+_ANY_OF = {'\\mathbb{Z}', '\\mathbb{N}', '\\mathbb{Q}', '\\mathbb{C}'}
+_FLIPPED = {'<': '>', '>': '<', 'le': 'ge', 'ge': 'le'}
+_NOTHING = {'no solution', 'no solutions', 'empty set', 'the empty set'}
+_EVERYTHING = {'all real numbers', 'all reals', 'real numbers', 'all real x'}
+
+
+def settle(node: Node) -> Node:
+  """Spells out what an answer abbreviates.
+
+  `x = ±1` and `x = 1, −1` are `x = 1, x = −1`; `x ∈ S` is S; a condition such
+  as `k ∈ ℤ` goes without saying; a factor goes into matrices and tuples.
+
+  Args:
+    node: of a whole answer.
+  """
+  node = _rewritten(node)
+  items = [item for part in _items(node) for item in _branches(part)]
+  if len(items) == 1:
+    (item,) = items
+    return _member(item)
+  stated = [item for item in items if not _is_condition(item)]
+  joint = node.value if node.kind == 'list' else 'or'
+  kept = _named_alike(stated or items)
+  return kept[0] if len(kept) == 1 else Node('list', tuple(kept), joint)
+
+
+def _items(node: Node) -> Iterator[Node]:
+  """The elements of a list, of lists in it, or the node itself."""
+  if node.kind != 'list':
+    yield node
+    return
+  for part in node.parts:
+    yield from _items(part)
+
+
+def _member(node: Node) -> Node:
+  """The set that a name is said to be in."""
+  if node.value != ('in',) or _is_condition(node):
+    return node
+  return node.parts[1]
+
+
+def _is_condition(node: Node) -> bool:
+  return (
+    node.kind == 'relation'
+    and node.value[-1] == 'in'
+    and str(node.parts[-1].value).split('_')[0].split('^')[0] in _ANY_OF
+  )
+
+
+def _named_alike(items: list[Node]) -> list[Node]:
+  """Gives elements without a name the one of the element before."""
+  found: list[Node] = []
+  name: Node | None = None
+  for item in items:
+    if item.kind == 'relation':
+      name = item.parts[0] if item.value == ('=',) else None
+    elif name is not None and name.kind == 'symbol':
+      item = Node('relation', (name, item), ('=',))
+    found.append(item)
+  return found
+
+
+def _branches(node: Node) -> list[Node]:
+  """Both readings of ±; every other sign in the answer goes along with it."""
+  if not _has(node, 'plus_minus'):
+    return [node]
+  return [_branch(node, '\\pm'), _branch(node, '\\mp')]
+
+
+def _branch(node: Node, plus: str) -> Node:
+  """One reading: the sign that is a plus, the other one a minus."""
+  parts = tuple(_branch(part, plus) for part in node.parts)
+  if node.kind != 'plus_minus':
+    return dataclasses.replace(node, parts=parts)
+  first, second = parts
+  if node.value != plus:
+    second = Node('negative', (second,))
+  if first == ast.number(0):
+    return second
+  return Node('sum', (first, second))
+
+
+def _has(node: Node, kind: str) -> bool:
+  return node.kind == kind or any(_has(part, kind) for part in node.parts)
+
+
+def _rewritten(node: Node) -> Node:
+  """Words for sets, brackets around one thing, factors of whole rows."""
+  parts = tuple(map(_rewritten, node.parts))
+  node = dataclasses.replace(node, parts=parts)
+  match node.kind:
+    case 'text' if node.value.lower().rstrip('.!') in _NOTHING:
+      return Node('set')
+    case 'text' if node.value.lower().rstrip('.!') in _EVERYTHING:
+      return Node('reals')
+    case 'tuple' if len(parts) == 1:
+      return parts[0]
+    case 'cases' if node.value[1] == 1:
+      return Node('list', parts, 'and')
+    case 'relation' if len(parts) == 2:
+      return _without_bars(node)
+    case 'negative' if parts[0].kind in ('matrix', 'tuple'):
+      return _scaled(ast.number(-1), parts[0])
+    case 'product' if parts[1].kind in ('matrix', 'tuple'):
+      return _scaled(*parts) if _is_scalar(parts[0]) else node
+    case 'quotient' if parts[0].kind in ('matrix', 'tuple'):
+      inverse = Node('quotient', (ast.number(1), parts[1]))
+      return _scaled(inverse, parts[0])
+  return node
+
+
+def _without_bars(relation: Node) -> Node:
+  """|x| < 3 as −3 < x < 3, and |x| > 3 as x < −3 or x > 3."""
+  (left, right), (sign,) = relation.parts, relation.value
+  if right.kind == 'absolute' and sign in _FLIPPED:
+    left, right, sign = right, left, _FLIPPED[sign]
+  if left.kind != 'absolute' or left.parts[0].kind != 'symbol':
+    return relation
+  name, low = left.parts[0], Node('negative', (right,))
+  if sign in ('<', 'le'):
+    return Node('relation', (low, name, right), (sign, sign))
+  if sign in ('>', 'ge'):
+    below = Node('relation', (name, low), (_FLIPPED[sign],))
+    above = Node('relation', (name, right), (sign,))
+    return Node('list', (below, above), 'or')
+  return relation
+
+
+def _is_scalar(node: Node) -> bool:
+  return not any(_has(node, kind) for kind in ('matrix', 'tuple', 'text'))
+
+
+def _scaled(factor: Node, rows: Node) -> Node:
+  parts = tuple(Node('product', (factor, part)) for part in rows.parts)
+  return dataclasses.replace(rows, parts=parts)

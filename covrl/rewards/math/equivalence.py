@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether an answer says the same as a reference.
+
+Symmetric. A name (`x = 5` and `5`), a unit, a base and a percent sign may be
+left out; a relation is never the same as a number; tuples, sets and matrices
+are what they are, and the order counts in tuples and matrices alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+from covrl.rewards.math import numeric, real_sets
+from covrl.rewards.math.ast import Node
+from covrl.rewards.math.canonical import settle
+from covrl.rewards.math.compare_answers import same_quantities
+
+MAX_ELEMENTS = 64
+
+Verdict: TypeAlias = bool | None
+"""Whether two answers agree; `None` where that cannot be told here."""
+
+_FUNCTIONS = set('fghpqFGHPEV') | {'\\phi', '\\varphi'}
+_COMBINATIONS = {
+  *('sum', 'product', 'quotient', 'absolute', 'negative', 'tuple', 'call')
+}
+_ROWS = ('tuple', 'matrix', 'vmatrix', 'cases', 'congruence')
+
+
+class _Assignment(NamedTuple):
+  """What is said of a name."""
+
+  name: Node
+  value: Node
+
+
+def same(reference: Node, answer: Node) -> Verdict:
+  """Whether two answers say the same.
+
+  Args:
+    reference: the right answer.
+    answer: another.
+  """
+  return _same(settle(reference), settle(answer))
+
+
+def _same(left: Node, right: Node) -> Verdict:
+  if left == right:
+    return True
+  one, other = _assigned(left), _assigned(right)
+  if one or other:
+    return _same_named((left, one), (right, other))
+  if real_sets.is_set(left) or real_sets.is_set(right):
+    return _same_sets(left, right)
+  if 'relation' in (left.kind, right.kind):
+    return _same_relations(left, right)
+  if {left.kind, right.kind} & {'set', 'list'}:
+    return _same_collections(left, right)
+  if {left.kind, right.kind} & set(_ROWS):
+    return _same_rows(left, right)
+  if left.kind == right.kind == 'ratio':
+    return _same_ratios(left.parts, right.parts)
+  return same_quantities(_quotient(left), _quotient(right))
+
+
+# Names.
+
+
+def _assigned(node: Node) -> _Assignment | None:
+  """The name and value of `x = 5`, of `5 = x` and of `x = 10/2 = 5`."""
+  if node.kind != 'relation' or set(node.value) != {'='}:
+    return None
+  first, *rest = node.parts
+  if not _is_name(first):
+    if len(rest) == 1 and rest[0].kind == 'symbol' and _is_name(rest[0]):
+      return _Assignment(rest[0], first)
+    return None
+  if any(not _same(rest[-1], value) for value in rest[:-1]):
+    return None
+  return _Assignment(first, rest[-1])
+
+
+def _is_name(node: Node) -> bool:
+  """Whether something names a quantity: x, f(x), AB, a + b, but never 2x.
+
+  A combination of symbols, each of them once and without any number, is what a
+  problem asks for; with numbers it is an equation yet to be solved.
+  """
+  if node.kind == 'negative':
+    return False
+  names = _letters(node)
+  return bool(names) and len(set(names)) == len(names) and '' not in names
+
+
+def _letters(node: Node) -> list[str]:
+  """Every symbol of an expression, and an empty one for all that is none."""
+  if node.kind == 'symbol':
+    return ['' if node.value in ('e', 'i', '\\pi') else node.value]
+  if node.kind == 'text':
+    return [node.value]
+  if node.kind == 'power' and node.parts[0].kind == 'symbol':
+    # An inverse function.
+    is_inverse = node.parts[1].kind == 'negative'
+    return [node.parts[0].value if is_inverse else '']
+  if node.kind == 'product' and node.value == 'applied':
+    function, argument = node.parts
+    # A value of a function, f(3).
+    if function.value in _FUNCTIONS and not numeric.symbols(argument):
+      return _letters(function)
+  if node.kind in _COMBINATIONS:
+    return [name for part in node.parts for name in _letters(part)]
+  return ['']
+
+
+def _same_named(
+  left: tuple[Node, _Assignment | None],
+  right: tuple[Node, _Assignment | None],
+) -> Verdict:
+  """Compares where at least one of two answers names a quantity."""
+  (whole, one), (other_whole, other) = left, right
+  if one and other:
+    if one.name == other.name:
+      return _same(one.value, other.value)
+    return _same_relations(whole, other_whole)
+  if not one:
+    return _same_named(right, left)
+  if other_whole.kind != 'relation':
+    return _same(one.value, other_whole)
+  # 2x = 10 is not solved yet, y = 2x and 2x − y = 0 are the same line.
+  is_solved = not numeric.symbols(one.value)
+  return False if is_solved else _same_relations(whole, other_whole)
+
+
+# Relations and sets.
+
+
+def _same_relations(left: Node, right: Node) -> Verdict:
+  if left.kind != right.kind:
+    return False
+  if len(left.value) == len(right.value) == 1:
+    (sign, one), (other_sign, other) = _difference(left), _difference(right)
+    if sign != other_sign:
+      return False
+    if sign in ('=', '<', 'le'):
+      verdict = numeric.proportional(one, other, positive=sign != '=')
+      if verdict is not None:
+        return verdict
+  turned = [_turned(right), right]
+  return any(
+    left.value == node.value and _all_same(left.parts, node.parts)
+    for node in turned
+  )
+
+
+def _difference(relation: Node) -> tuple[str, Node]:
+  """A relation as its sign and what is below, or equal to, nought."""
+  sign = relation.value[0]
+  if sign in ('>', 'ge'):
+    return _difference(_turned(relation))
+  low, high = relation.parts
+  return sign, Node('sum', (low, Node('negative', (high,))))
+
+
+def _turned(relation: Node) -> Node:
+  """The same, read from right to left."""
+  flip = {'<': '>', '>': '<', 'le': 'ge', 'ge': 'le'}
+  signs = tuple(flip.get(sign, sign) for sign in reversed(relation.value))
+  return Node('relation', relation.parts[::-1], signs)
+
+
+def _same_sets(left: Node, right: Node) -> Verdict:
+  names = real_sets.variables(left), real_sets.variables(right)
+  if all(names) and names[0] != names[1]:
+    return False
+  verdict = real_sets.same_set(left, right)
+  if verdict is not None:
+    return verdict
+  if left.kind == right.kind == 'relation':
+    return _same_relations(left, right)
+  # The ends are not numbers: compare what is written.
+  pieces, others = _intervals(left), _intervals(right)
+  if pieces == [left] and others == [right]:
+    return False
+  return _matched(pieces, others)
+
+
+def _intervals(node: Node) -> list[Node]:
+  """The intervals that a union is of; an inequality as an interval."""
+  if node.kind in ('union', 'list'):
+    return [piece for part in node.parts for piece in _intervals(part)]
+  if node.kind == 'builder':
+    return _intervals(node.parts[1])
+  if node.kind == 'relation' and len(node.parts) == 2:
+    (name, end), (sign,) = node.parts, node.value
+    far = Node('infinity')
+    if name.kind == 'symbol' and sign in ('<', 'le'):
+      ends = Node('negative', (far,)), end
+      return [Node('tuple', ends, '(]' if sign == 'le' else '()')]
+    if name.kind == 'symbol' and sign in ('>', 'ge'):
+      return [Node('tuple', (end, far), '[)' if sign == 'ge' else '()')]
+  if node.kind == 'relation' and len(node.parts) == 3:
+    if node.value[0] in ('>', 'ge'):
+      node = _turned(node)
+    if set(node.value) <= {'<', 'le'} and node.parts[1].kind == 'symbol':
+      opening = '[' if node.value[0] == 'le' else '('
+      closing = ']' if node.value[1] == 'le' else ')'
+      ends = (node.parts[0], node.parts[2])
+      return [Node('tuple', ends, opening + closing)]
+  return [node]
+
+
+# Several things.
+
+
+def _same_collections(left: Node, right: Node) -> Verdict:
+  for one, other in ((left, right), (right, left)):
+    if one.kind == 'list' and (names := _different_names(one)):
+      if other.kind == 'tuple' and other.value == '()':
+        values = [names[name] for name in sorted(names)]
+        return _all_same(values, other.parts)
+      if other.kind != 'list' or not _different_names(other):
+        return False
+  if not {left.kind, right.kind} <= {'set', 'list'}:
+    return False
+  if max(len(left.parts), len(right.parts)) > MAX_ELEMENTS:
+    return _all_same(left.parts, right.parts)
+  repeats = 'set' in (left.kind, right.kind)
+  return _matched(left.parts, right.parts, repeats=repeats)
+
+
+def _different_names(node: Node) -> dict[str, Node]:
+  """Values by name, where a list says something of different quantities."""
+  found: dict[str, Node] = {}
+  for part in node.parts:
+    assigned = _assigned(part)
+    if assigned is None or assigned.name.kind != 'symbol':
+      return {}
+    found[assigned.name.value] = assigned.value
+  # x_1 and x_2 are two values of x.
+  letters = {name.split('_')[0] for name in found}
+  return found if len(letters) == len(node.parts) > 1 else {}
+
+
+def _matched(
+  left: Sequence[Node],
+  right: Sequence[Node],
+  *,
+  repeats: bool = False,
+) -> Verdict:
+  """Whether elements pair up; with repeats, whether each occurs in the other."""
+  if not repeats and len(left) != len(right):
+    return False
+  rest, unknown = list(right), False
+  for element in left:
+    verdicts = [_same(element, other) for other in rest]
+    if True in verdicts:
+      if not repeats:
+        del rest[verdicts.index(True)]
+    elif None in verdicts:
+      unknown = True
+    else:
+      return False
+  if repeats:
+    back = _matched(right, left) if len(left) == len(right) else None
+    if back is None:
+      back = all(
+        any(_same(element, other) for other in left) for element in right
+      )
+    return None if unknown and back else back
+  return None if unknown else True
+
+
+def _same_rows(left: Node, right: Node) -> Verdict:
+  if (left.kind, left.value) != (right.kind, right.value):
+    return False
+  return _all_same(left.parts, right.parts)
+
+
+def _all_same(left: Sequence[Node], right: Sequence[Node]) -> Verdict:
+  """Whether elements agree in their order."""
+  if len(left) != len(right):
+    return False
+  verdicts = [_same(one, other) for one, other in zip(left, right, strict=True)]
+  if False in verdicts:
+    return False
+  return None if None in verdicts else True
+
+
+def _same_ratios(left: Sequence[Node], right: Sequence[Node]) -> Verdict:
+  """Whether a : b : c and d : e : f are the same ratio."""
+  if len(left) != len(right):
+    return False
+  if _all_same(left, right):
+    return True
+  crossed = [
+    [Node('product', (one, base)) for one in parts]
+    for parts, base in ((left, right[0]), (right, left[0]))
+  ]
+  return _all_same(*crossed)
+
+
+def _quotient(node: Node) -> Node:
+  """A ratio of two as a fraction."""
+  if node.kind == 'ratio' and len(node.parts) == 2:
+    return Node('quotient', node.parts)
+  return node

@@ -1,0 +1,415 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers to trees: the part of TeX's mathematics that answers are made of.
+
+A recursive descent over tokens. It knows no values: what a tree is worth is for
+`numeric`, whether two say the same for `comparison`. What it cannot read
+(sums, integrals, limits, unknown commands) it refuses.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from covrl.rewards.math import ast, lexer, vocabulary
+from covrl.rewards.math.ast import Node, Unreadable
+from covrl.rewards.math.lexer import Token
+
+MAX_DEPTH = 40
+
+_FACTORS = (
+  vocabulary.SYMBOLS
+  | vocabulary.FUNCTIONS
+  | vocabulary.DECORATIONS
+  | vocabulary.CONSTRUCTS
+)
+
+
+def read(cleaned: str, *, merge: bool = True) -> Node:
+  r"""The tree of a clean answer.
+
+  >>> read('x = 3, 4').kind, read('(3, 4]').value
+  ('list', '(]')
+
+  Args:
+    cleaned: see `cleaning.clean`.
+    merge: whether `1,234` is a number; a list of two otherwise.
+
+  Raises:
+    Unreadable: it is not within what is known here.
+  """
+  parser = _Parser(lexer.split(cleaned, merge=merge))
+  node = parser.listing()
+  parser.end()
+  return node
+
+
+class _Parser:
+  """Reads from left to right; each method is a level of precedence."""
+
+  def __init__(self, stream: list[Token]) -> None:
+    self._tokens = stream
+    self._place = 0
+    self._depth = 0
+    self._bars = 0
+    self._colons = True
+
+  # What comes next.
+
+  def peek(self, ahead: int = 0) -> Token:
+    place = self._place + ahead
+    return self._tokens[place] if place < len(self._tokens) else lexer.END
+
+  def next(self) -> Token:
+    token = self.peek()
+    self._place += 1
+    return token
+
+  def accept(self, *texts: str) -> str:
+    """Takes the next token if it is one of these; else an empty string."""
+    token = self.peek()
+    if token.kind != 'text' and token.text in texts:
+      self._place += 1
+      return token.text
+    return ''
+
+  def expect(self, *texts: str) -> str:
+    found = self.accept(*texts)
+    if not found:
+      raise Unreadable(f'{texts} expected, got {self.peek().text!r}')
+    return found
+
+  def end(self) -> None:
+    if self.peek() is not lexer.END:
+      raise Unreadable(f'the end expected, got {self.peek().text!r}')
+
+  # From the loosest to the tightest.
+
+  def listing(self) -> Node:
+    """Statements with commas, semicolons, `and` or `or` between them."""
+    self._depth += 1
+    if self._depth > MAX_DEPTH:
+      raise Unreadable('too deep')
+    items, joints = [self.statement()], set[str]()
+    while self.peek().kind == 'joint':
+      while self.peek().kind == 'joint':
+        joints.add(self.next().text)
+      if self.peek() is lexer.END:
+        break
+      items.append(self.statement())
+    self._depth -= 1
+    if len(items) == 1:
+      return items[0]
+    joint = next((word for word in ('or', 'and') if word in joints), ',')
+    return Node('list', tuple(items), joint)
+
+  def statement(self) -> Node:
+    """An expression, or several with relation signs between them."""
+    if self.accept('=', '\\approx', '\\doteq'):
+      return self.statement()
+    node = self._relation()
+    if self.accept('\\pmod'):
+      return Node('congruence', (node, self.argument(whole=True)))
+    return node
+
+  def _relation(self) -> Node:
+    parts, signs = [self.set_expression()], []
+    while (
+      self.peek().kind != 'text' and self.peek().text in vocabulary.RELATIONS
+    ):
+      signs.append(vocabulary.RELATIONS[self.next().text])
+      parts.append(self.set_expression())
+    if not signs:
+      return parts[0]
+    return Node('relation', tuple(parts), tuple(signs))
+
+  def set_expression(self) -> Node:
+    node = self.ratio()
+    while operator := self.accept(*vocabulary.SET_OPERATORS):
+      node = Node(vocabulary.SET_OPERATORS[operator], (node, self.ratio()))
+    return node
+
+  def ratio(self) -> Node:
+    parts = [self.sum()]
+    while self._colons and self.accept(':'):
+      parts.append(self.sum())
+    node = parts[0] if len(parts) == 1 else Node('ratio', tuple(parts))
+    if self.accept('\\over'):
+      return Node('quotient', (node, self.ratio()))
+    if self.accept('\\choose'):
+      return Node('call', (node, self.ratio()), 'binom')
+    return node
+
+  def sum(self) -> Node:
+    terms: list[Node] = []
+    while (sign := self.accept('+', '-', '\\pm', '\\mp')) or not terms:
+      term = self.term()
+      if sign in ('\\pm', '\\mp'):
+        terms = [Node('plus_minus', (ast.total(terms), term), sign)]
+      else:
+        terms.append(Node('negative', (term,)) if sign == '-' else term)
+    return ast.total(terms)
+
+  def term(self) -> Node:
+    node = self.factor()
+    while True:
+      if self.accept('*', '\\cdot', '\\times', '\\ast'):
+        node = Node('product', (node, self.signed_factor()))
+      elif self.accept('/', '\\div'):
+        node = Node('quotient', (node, self.signed_factor()))
+      elif node.kind == 'symbol' and self.peek().text == '(':
+        # x(x + 1) and f(3) look alike, and are worth the same.
+        node = Node('product', (node, self.factor()), 'applied')
+      elif self._starts_factor():
+        node = ast.beside(node, self.factor())
+      else:
+        return node
+
+  def signed_factor(self) -> Node:
+    sign = self.accept('+', '-')
+    return ast.signed(sign, self.factor())
+
+  def factor(self) -> Node:
+    """An atom with what stands behind it: powers, factorials, signs."""
+    node = self.atom()
+    while True:
+      if self.accept('^'):
+        node = self._power(node)
+      elif self.accept('!'):
+        node = Node('factorial', (node,))
+      elif self.accept('\\%'):
+        node = Node('percent', (node,))
+      elif self.peek().text == '_' and node.kind == 'number':
+        self.next()
+        node = ast.based(node, self.argument())
+      else:
+        return node
+
+  def _power(self, base: Node) -> Node:
+    if self.accept('\\circ'):
+      return Node('degree', (base,))
+    if base.kind == 'matrix' and self.accept('T', '\\top'):
+      return ast.transposed(base)
+    sign = self.accept('+', '-')
+    return Node('power', (base, ast.signed(sign, self.argument(whole=True))))
+
+  def _starts_factor(self) -> bool:
+    token = self.peek()
+    if token.kind in ('number', 'mixed', 'letter', 'text'):
+      return True
+    if token.kind == 'command':
+      return token.text in _FACTORS
+    return token.text in ('(', '{', '\\{') or (
+      token.text == '|' and not self._bars
+    )
+
+  # Atoms.
+
+  def atom(self) -> Node:
+    token = self.next()
+    match token.kind:
+      case 'number':
+        return ast.number(ast.decimal(token.text))
+      case 'mixed':
+        whole, top, bottom = map(int, re.findall(r'\d+', token.text))
+        return ast.number(whole + ast.fraction(top, bottom))
+      case 'letter':
+        return self._symbol(token.text)
+      case 'text':
+        words = [token.text]
+        while self.peek().kind == 'text':
+          words.append(self.next().text)
+        return Node('text', (), ' '.join(words))
+      case 'command':
+        return self._command(token.text)
+    return self._bracketed(token.text)
+
+  def _symbol(self, name: str) -> Node:
+    """A name with its subscript and primes."""
+    while True:
+      if self.accept('_'):
+        name = f'{name}_{self._raw_argument()}'
+      elif self.accept("'"):
+        name = f"{name}'"
+      elif self.peek().text == '^' and self.peek(1).text == '\\prime':
+        self._place += 2
+        name = f"{name}'"
+      else:
+        return Node('symbol', (), name)
+
+  def _command(self, name: str) -> Node:
+    match name:
+      case '\\frac':
+        return Node('quotient', (self.argument(), self.argument()))
+      case '\\sqrt':
+        index = ast.number(2)
+        if self.accept('['):
+          index = self.sum()
+          self.expect(']')
+        return Node('root', (self.argument(whole=True), index))
+      case '\\binom':
+        return Node('call', (self.argument(), self.argument()), 'binom')
+      case '\\infty':
+        return Node('infinity')
+      case '\\emptyset':
+        return Node('set')
+      case '\\$' | '\\#' | '\\euro':
+        return Node('text', (), name)
+      case '\\lfloor' | '\\lceil':
+        inner = self.sum()
+        self.expect(name.replace('l', 'r', 1))
+        return Node('call', (inner,), name[2:])
+      case '\\begin':
+        return self._environment()
+    if name in vocabulary.FUNCTIONS:
+      return self._call(name)
+    if name in vocabulary.DECORATIONS:
+      return self._decorated(name)
+    if name in vocabulary.SYMBOLS:
+      return self._symbol(name)
+    raise Unreadable(f'{name} is not known')
+
+  def _decorated(self, name: str) -> Node:
+    """A letter in bold, with a hat, an overline; a set of numbers."""
+    start = self._place
+    text = self._raw_argument()
+    if name == '\\mathbb' and text == 'R':
+      return Node('reals')
+    if name in ('\\mathbf', '\\boldsymbol', '\\bm') and not text.isalpha():
+      self._place = start
+      return self.argument()
+    return self._symbol(f'{name}{{{text}}}')
+
+  def _call(self, name: str) -> Node:
+    """A function, with its power or base and its argument."""
+    power, base = None, ()
+    while sign := self.accept('^', '_'):
+      if sign == '_':
+        base = (self.argument(),)
+      else:
+        power = ast.signed(self.accept('-'), self.argument(whole=True))
+    function = name[1:]
+    if power is not None and ast.is_number(power, -1):
+      function, power = f'arc{function}', None
+    if self.peek().text in ('(', '{', '[', '\\{', '|'):
+      inner = self.factor() if self.peek().text == '|' else self.atom()
+    else:
+      inner = self._operand()
+    if inner.kind in ('tuple', 'set', 'list') and function not in ('det',):
+      call = Node('call', inner.parts, function)
+    else:
+      call = Node('call', (inner, *base), function)
+    return call if power is None else Node('power', (call, power))
+
+  def _operand(self) -> Node:
+    """What a function without parentheses takes: factors up to the next one."""
+    node = ast.signed(self.accept('-'), self.factor())
+    while self._starts_factor() and self.peek().kind != 'text':
+      if self.peek().text in vocabulary.FUNCTIONS or self.peek().text == '(':
+        break
+      node = ast.beside(node, self.factor())
+    if self.accept('/'):
+      node = Node('quotient', (node, self.factor()))
+    return node
+
+  def argument(self, *, whole: bool = False) -> Node:
+    """What a command or a power takes: a group or one token.
+
+    Args:
+      whole: whether digits beside each other are one token.
+    """
+    token = self.peek()
+    digits = token.kind == 'number' and token.text.isdigit()
+    if digits and not whole and len(token.text) > 1:
+      self._tokens[self._place] = Token('number', token.text[1:])
+      return ast.number(int(token.text[0]))
+    if token.text == '{':
+      self.next()
+      return self._until('}', self.listing)
+    return self.atom()
+
+  def _raw_argument(self) -> str:
+    """The same, as text."""
+    if not self.accept('{'):
+      return self.next().text
+    depth, words = 1, list[str]()
+    while depth:
+      token = self.next()
+      if token is lexer.END:
+        raise Unreadable('a brace is not closed')
+      depth += {'{': 1, '}': -1}.get(token.text, 0)
+      words.append(token.text)
+    return ''.join(words[:-1])
+
+  # Brackets.
+
+  def _bracketed(self, opening: str) -> Node:
+    match opening:
+      case '{':
+        return self._until('}', self.listing)
+      case '\\{':
+        return self._set()
+      case '|':
+        self._bars += 1
+        node = Node('absolute', (self._until('|', self.sum),))
+        self._bars -= 1
+        return node
+      case '(' | '[' | ']':
+        return self._tuple(opening)
+    raise Unreadable(f'an expression expected, got {opening!r}')
+
+  def _until(self, closing: str, level: Callable[[], Node]) -> Node:
+    node = level()
+    self.expect(closing)
+    return node
+
+  def _tuple(self, opening: str) -> Node:
+    bars, self._bars = self._bars, 0
+    if self.accept(')'):
+      raise Unreadable('nothing in parentheses')
+    node = self.listing()
+    self._bars = bars
+    # Intervals may also be written with brackets turned outwards.
+    outward = ('[',) if opening in '[]' else ()
+    closing = self.expect(')', ']', *outward)
+    brackets = opening.replace(']', '(') + closing.replace('[', ')')
+    if node.kind == 'list' and node.value == ',':
+      return Node('tuple', node.parts, brackets)
+    if brackets == '()':
+      return node if node.kind != 'text' else Node('text', (), node.value)
+    return Node('tuple', (node,), brackets)
+
+  def _set(self) -> Node:
+    if self.accept('\\}'):
+      return Node('set')
+    colons, self._colons = self._colons, False
+    bars, self._bars = self._bars, 1
+    node = self.listing()
+    self._bars, self._colons = bars, colons
+    if self.accept('|', ':'):
+      condition = self.listing()
+      self.expect('\\}')
+      return Node('builder', (node, condition))
+    self.expect('\\}')
+    return Node('set', node.parts if node.kind == 'list' else (node,))
+
+  def _environment(self) -> Node:
+    name = self._raw_argument()
+    if name == 'array' and self.peek().text == '{':
+      self._raw_argument()
+    rows: list[list[Node]] = [[]]
+    while not self.accept('\\end'):
+      if self.accept('\\\\'):
+        rows.append([])
+      elif self.accept('&', '\\hline'):
+        continue
+      else:
+        rows[-1].append(self.listing())
+    if self._raw_argument() != name:
+      raise Unreadable('another environment ends')
+    rows = [row for row in rows if row]
+    if not rows or len({len(row) for row in rows}) != 1:
+      raise Unreadable('rows of different lengths')
+    cells = tuple(cell for row in rows for cell in row)
+    kind = 'matrix' if name in vocabulary.MATRICES else name
+    return Node(kind, cells, (len(rows), len(rows[0])))

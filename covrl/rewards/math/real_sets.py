@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sets of real numbers, however they are written.
+
+Intervals, unions and differences of them, inequalities, `\\{x | …\\}`, finite sets
+and ℝ all cut the real line at some points. Cut at the points of both answers, the
+line falls into gaps and points, and a set is which of those it holds.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable
+from typing import TypeAlias
+
+from covrl.rewards.math.ast import Node
+from covrl.rewards.math.evaluate import Undefined, Value, is_close
+from covrl.rewards.math.numeric import constant
+
+_INEQUALITIES = {'<', '>', 'le', 'ge', 'ne'}
+_FLIPPED = {'<': '>', '>': '<', 'le': 'ge', 'ge': 'le', 'ne': 'ne'}
+# Digits to which ends of sets are told apart.
+DIGITS = 60
+
+Cells: TypeAlias = frozenset[int]
+"""Gap before the first cut (0), the cut (1), the gap behind it (2), and so on."""
+
+
+def is_set(node: Node) -> bool:
+  """Whether an answer cannot but be a set of reals (an interval may be a point)."""
+  if node.kind in ('union', 'intersection', 'difference', 'reals', 'builder'):
+    return True
+  if node.kind == 'list':
+    return all(part.kind == 'relation' and is_set(part) for part in node.parts)
+  return node.kind == 'relation' and all(
+    sign in _INEQUALITIES for sign in node.value
+  )
+
+
+def variables(node: Node) -> set[str]:
+  """Names whose values inequalities are about."""
+  if node.kind == 'relation':
+    return {part.value for part in node.parts if part.kind == 'symbol'}
+  if node.kind in ('list', 'union', 'intersection'):
+    return {name for part in node.parts for name in variables(part)}
+  return set()
+
+
+def same_set(left: Node, right: Node) -> bool | None:
+  """Whether two answers are the same set of real numbers.
+
+  Args:
+    left: an answer.
+    right: another.
+
+  Returns:
+    `None` where one is none, or has ends that are not numbers.
+  """
+  try:
+    line = _Line([*_ends(left), *_ends(right)])
+    return _cells(left, line) == _cells(right, line)
+  except Undefined:
+    return None
+
+
+class _Line:
+  """The real line, cut at numbers."""
+
+  def __init__(self, numbers: list[Value]) -> None:
+    cuts: list[Value] = []
+    for number in sorted(numbers):
+      if not cuts or not is_close(cuts[-1], number, DIGITS):
+        cuts.append(number)
+    self._cuts = cuts
+    self.all: Cells = frozenset(range(2 * len(cuts) + 1))
+
+  def at(self, number: Value) -> int:
+    """The cell of a cut."""
+    place = bisect.bisect_left(self._cuts, number)
+    for near in (place, place - 1):
+      if 0 <= near < len(self._cuts) and is_close(
+        self._cuts[near], number, DIGITS
+      ):
+        return 2 * near + 1
+    raise Undefined('an end that was not there')
+
+
+def _ends(node: Node) -> list[Value]:
+  """Every number that a set is cut at."""
+  if node.kind in ('tuple', 'set'):
+    return [constant(part) for part in node.parts if not _infinite(part)]
+  if node.kind == 'relation':
+    members = [part for part in node.parts if part.kind != 'symbol']
+    if node.value == ('in',):
+      return _ends(node.parts[1])
+    return [constant(part) for part in members if not _infinite(part)]
+  if node.kind == 'builder':
+    return _ends(node.parts[1])
+  return [end for part in node.parts for end in _ends(part)]
+
+
+def _cells(node: Node, line: _Line) -> Cells:
+  """Which cells of the line a set holds."""
+
+  def cells(node: Node) -> Cells:
+    return _cells(node, line)
+
+  match node.kind:
+    case 'reals':
+      return line.all
+    case 'set':
+      return frozenset(line.at(constant(part)) for part in node.parts)
+    case 'tuple' if len(node.parts) == 2:
+      low, high = node.parts
+      return _beyond(low, node.value[0] == '[', '>', line) & _beyond(
+        high, node.value[1] == ']', '<', line
+      )
+    case 'union':
+      return cells(node.parts[0]) | cells(node.parts[1])
+    case 'intersection':
+      return cells(node.parts[0]) & cells(node.parts[1])
+    case 'difference':
+      return cells(node.parts[0]) - cells(node.parts[1])
+    case 'builder':
+      return cells(node.parts[1])
+    case 'relation' if node.value == ('in',):
+      return cells(node.parts[1])
+    case 'relation':
+      return _inequality(node, line)
+    case 'list':
+      return _joined(node.value, list(map(cells, node.parts)))
+  raise Undefined(f'a {node.kind} is no set of numbers')
+
+
+def _inequality(node: Node, line: _Line) -> Cells:
+  """Where a chain such as 1 < x ≤ 3 holds: one name, numbers around it."""
+  places = [i for i, part in enumerate(node.parts) if part.kind == 'symbol']
+  if len(places) != 1 or not set(node.value) <= _INEQUALITIES:
+    raise Undefined('no inequality of one name')
+  (name,) = places
+  if len(node.parts) > 3 or (len(node.parts) == 3 and name != 1):
+    raise Undefined('no inequality of one name')
+  held = line.all
+  for place, sign in enumerate(node.value):
+    bound = node.parts[place if place < name else place + 1]
+    # Read with the name on the left.
+    sign = _FLIPPED[sign] if place < name else sign
+    if sign == 'ne':
+      held -= {line.at(constant(bound))}
+    else:
+      closed = sign in ('le', 'ge')
+      side = '<' if sign in ('<', 'le') else '>'
+      held &= _beyond(bound, closed, side, line)
+  return held
+
+
+def _beyond(bound: Node, closed: bool, side: str, line: _Line) -> Cells:
+  """All that is above or below a bound."""
+  sign = _infinite(bound)
+  if sign:
+    # Above −∞ and below ∞ is everything.
+    return line.all if (sign < 0) == (side == '>') else frozenset()
+  cut = line.at(constant(bound))
+  above: Callable[[int], bool] = cut.__lt__ if side == '>' else cut.__gt__
+  held = frozenset(filter(above, line.all))
+  return held | {cut} if closed else held
+
+
+def _joined(joint: str, parts: list[Cells]) -> Cells:
+  """`or` joins; `and` and commas say both, unless nothing can be both."""
+  common = frozenset.intersection(*parts)
+  if joint == 'or' or not common:
+    return frozenset.union(*parts)
+  return common
+
+
+def _infinite(node: Node) -> int:
+  """The sign of an infinity; 0 for anything else."""
+  if node.kind == 'negative':
+    return -_infinite(node.parts[0])
+  return int(node.kind == 'infinity')

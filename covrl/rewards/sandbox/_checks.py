@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a suite and says what came of it: a script, never imported.
+
+It is executed after `_suite.py`. Suites written for pytest find the part of it
+that tests of small programs use; the real one is no part of the sandbox, and
+takes longer to import than most programs to run.
+"""
+
+from __future__ import annotations
+
+import builtins
+import itertools
+import sys
+from types import FunctionType, ModuleType
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+  import unittest
+  from collections.abc import Callable
+  from typing import Any
+
+  from covrl.rewards.sandbox._runner import (
+    Program,
+    _write,
+    describe,
+    to_json,
+  )
+  from covrl.rewards.sandbox._suite import Link, Stand, SuiteError
+
+  program: Program = Program(b'')
+  link: Link = Link()
+  job: dict[str, Any] = {}
+
+
+_GENERATOR = 0x20
+
+
+class Names(dict):
+  """The suite's globals: what it does not define is the program's."""
+
+  def __missing__(self, name: str) -> Any:
+    if hasattr(builtins, name) or name.startswith('__'):
+      raise KeyError(name)
+    value = link.fetch(name)
+    if isinstance(value, Stand | type):
+      self[name] = value
+    return value
+
+
+class Approx:
+  """Equal to what is close to a number, or holds numbers close to its own."""
+
+  def __init__(
+    self, expected: Any, rel: float | None = None, abs: float | None = None
+  ) -> None:
+    self._expected = expected
+    self._relative = 1e-6 if rel is None and abs is None else rel or 0.0
+    self._absolute = 1e-12 if abs is None else abs
+
+  def __eq__(self, other: object) -> bool:
+    return self._close(self._expected, other)
+
+  def _close(self, expected: Any, other: Any) -> bool:
+    match expected:
+      case dict():
+        return (
+          isinstance(other, dict)
+          and expected.keys() == other.keys()
+          and all(self._close(expected[key], other[key]) for key in expected)
+        )
+      case list() | tuple():
+        return (
+          isinstance(other, list | tuple)
+          and len(expected) == len(other)
+          and all(map(self._close, expected, other))
+        )
+      case int() | float() | complex() if type(other) in (int, float, complex):
+        margin = max(self._relative * abs(expected), self._absolute)
+        return expected == other or abs(expected - other) <= margin
+    return type(expected) is type(other) and expected == other
+
+
+class Raises:
+  """`pytest.raises`: fails unless what it encloses raises what is expected.
+
+  Attributes:
+    value: the exception, once there is one.
+    type: its class.
+  """
+
+  def __init__(self, expected: Any, *, match: str | None = None) -> None:
+    self._expected = expected
+    self._pattern = match
+    self.value: Any = None
+    self.type: Any = None
+
+  def match(self, pattern: str) -> bool:
+    """Whether the exception's text has the pattern in it."""
+    import re
+
+    assert re.search(pattern, str(self.value)), str(self.value)
+    return True
+
+  def __enter__(self) -> Raises:
+    return self
+
+  def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
+    if kind is None:
+      raise AssertionError(f'nothing raised {self._expected}')
+    if not issubclass(kind, self._expected):
+      return False
+    self.value, self.type = error, kind
+    if self._pattern is not None:
+      self.match(self._pattern)
+    return True
+
+
+class Mark:
+  """`pytest.mark`: parameters are kept, all else leaves a test as it is."""
+
+  def __getattr__(self, name: str) -> Any:
+    if name == 'parametrize':
+      return _parametrize
+    if name in ('skip', 'skipif', 'xfail'):
+      raise SuiteError(f'tests that may be left out ({name}) are not judged')
+    return lambda *args, **kwargs: (
+      args[0] if len(args) == 1 and callable(args[0]) else lambda test: test
+    )
+
+
+def _parametrize(names: Any, rows: Any, **_: Any) -> Callable[[Any], Any]:
+  keys = (
+    [n.strip() for n in names.split(',')]
+    if isinstance(names, str)
+    else list(names)
+  )
+  cases = [
+    dict(zip(keys, [row] if len(keys) == 1 else row, strict=True))
+    for row in (getattr(row, 'values', row) for row in rows)
+  ]
+
+  def mark(test: Any) -> Any:
+    test.parameters = [*getattr(test, 'parameters', []), cases]
+    return test
+
+  return mark
+
+
+def _fixture(function: Any = None, **_: Any) -> Any:
+  if function is None:
+    return _fixture
+  function.is_fixture = True
+  return function
+
+
+def _param(*values: Any, **_: Any) -> Any:
+  return values[0] if len(values) == 1 else values
+
+
+def _fail(reason: str = '') -> None:
+  raise AssertionError(reason)
+
+
+def run_suite() -> None:
+  """Executes the suite and all the tests that it defines.
+
+  Raises:
+    SuiteError: it asks nothing of the program.
+  """
+  stand_in = ModuleType('pytest')
+  vars(stand_in).update(
+    approx=Approx,
+    raises=Raises,
+    mark=Mark(),
+    fixture=_fixture,
+    param=_param,
+    fail=_fail,
+  )
+  sys.modules['pytest'] = stand_in
+  sys.modules['solution'] = _module()
+  names = Names(__name__='suite', __builtins__=builtins)
+  code = program.code
+  assert code is not None
+  exec(code, names)
+  if job['entry'] is not None:
+    names['check'](link.fetch(job['entry']))
+  unittest = sys.modules.get('unittest')
+  for name, value in list(names.items()):
+    kind = value if isinstance(value, type) else object
+    if unittest is not None and issubclass(kind, unittest.TestCase):
+      _run_cases(unittest, value)
+    elif kind is value and name.startswith('Test'):
+      for method in [m for m in vars(value) if m.startswith('test')]:
+        instance = value()
+        getattr(instance, 'setup_method', lambda *_: None)()
+        _run_test(getattr(instance, method), names)
+    elif name.startswith('test') and isinstance(value, FunctionType):
+      _run_test(value, names)
+  if not link.asked:
+    raise SuiteError('the suite asks nothing of the program')
+
+
+def _module() -> ModuleType:
+  module = ModuleType('solution')
+
+  def get(name: str) -> Any:
+    if name == '__all__':
+      return []
+    if name.startswith('__'):
+      raise AttributeError(name)
+    try:
+      return link.fetch(name)
+    except KeyError:
+      # Not an error of the suite's: it asks for what there should be.
+      raise LookupError(f'the program defines no {name}') from None
+
+  vars(module)['__getattr__'] = get
+  return module
+
+
+def _run_test(test: Any, names: Names) -> None:
+  """A test function, once for every combination of its parameters."""
+  for chosen in itertools.product(*getattr(test, 'parameters', [])):
+    given: dict[str, Any] = {}
+    for case in chosen:
+      given.update(case)
+    begun: list[Any] = []
+    for name in _parameters(test):
+      if name not in given:
+        given[name] = _make_fixture(name, names, begun)
+    test(**given)
+    for generator in begun[::-1]:
+      next(generator, None)
+
+
+def _make_fixture(name: str, names: Names, begun: list[Any]) -> Any:
+  function: Any = dict.get(names, name)
+  if not getattr(function, 'is_fixture', False):
+    raise SuiteError(f'a test needs {name}, which there is not')
+  needed = {
+    other: _make_fixture(other, names, begun) for other in _parameters(function)
+  }
+  made = function(**needed)
+  if function.__code__.co_flags & _GENERATOR:
+    begun.append(made)
+    return next(made)
+  return made
+
+
+def _parameters(function: Any) -> list[str]:
+  """What it is to be given, by name."""
+  code = function.__code__
+  names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+  bound = getattr(function, '__self__', None) is not None
+  return list(names[bound:])
+
+
+def _run_cases(unittest: Any, kind: type[unittest.TestCase]) -> None:
+  class Result(unittest.TestResult):
+    def addError(self, test: Any, err: Any) -> None:
+      raise err[1]
+
+    addFailure = addError
+
+    def addSkip(self, test: Any, reason: str) -> None:
+      raise SuiteError('tests that may be left out are not judged')
+
+    def addSubTest(self, test: Any, subtest: Any, err: Any) -> None:
+      if err is not None:
+        raise err[1]
+
+  suite = unittest.defaultTestLoader.loadTestsFromTestCase(kind)
+  for case in suite:
+    case.run(Result())
+
+
+def judge_suite() -> dict[str, str]:
+  """What came of it: `passed`, `failed`, or `broken` for want of a suite."""
+  try:
+    run_suite()
+  except BaseException as error:
+    of_the_suite = isinstance(error, SuiteError | ImportError | SyntaxError)
+    if of_the_suite and not getattr(error, 'of_the_program', False):
+      return {'broken': describe(error)}
+    return {'failed': describe(error)}
+  return {'passed': ''}
+
+
+if __name__ == '__main__':
+  _write(3, to_json(judge_suite()).encode())

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A program's functions and objects, to be asked for: a script, never imported.
+
+It runs beside the program, which may do with it as it likes. It is executed
+after `_values.py`, with the runner's `program`.
+"""
+
+from __future__ import annotations
+
+import builtins
+import operator
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+  from collections.abc import Callable
+  from typing import Any
+
+  from covrl.rewards.sandbox._runner import Program
+  from covrl.rewards.sandbox._values import Wire
+
+  program: Program = Program(b'')
+
+_OPERATIONS: dict[str, Callable[..., Any]] = {
+  'bool': bool,
+  'delitem': operator.delitem,
+  'enter': lambda value: type(value).__enter__(value),
+  'exit': lambda value: type(value).__exit__(value, None, None, None),
+  'float': float,
+  'format': format,
+  'hash': hash,
+  'int': int,
+  'isinstance': isinstance,
+  'issubclass': issubclass,
+  'iter': iter,
+  'len': len,
+  'next': next,
+  'repr': repr,
+  'reversed': reversed,
+  'round': round,
+  'str': str,
+}
+
+
+class Objects:
+  """What the suite has been given numbers for."""
+
+  def __init__(self) -> None:
+    self._objects: list[Any] = []
+    self._numbers: dict[int, int] = {}
+    self._wire = Wire(self._refer, self._resolve)
+
+  def serve(self) -> Any:
+    """Answers until a callback has returned, or the suite has ended."""
+    while True:
+      message = self._wire.receive()
+      if 'returned' in message:
+        return self._wire.decode(message['returned'])
+      if 'raised' in message:
+        raise getattr(builtins, message['raised'])(message['text'])
+      try:
+        reply = self._answer(message)
+      except BaseException as error:
+        reply = {'error': self._describe(error)}
+      self._wire.send(reply)
+
+  def load(self) -> None:
+    """Runs the program."""
+    self._namespace = program.execute('solution')
+
+  def _answer(self, message: dict[str, Any]) -> dict[str, Any]:
+    if 'global' in message:
+      if message['global'] not in self._namespace:
+        return {'missing': message['global']}
+      value = self._namespace[message['global']]
+      return {'value': self._wire.encode(value)}
+    arguments = [self._wire.decode(value) for value in message['arguments']]
+    before = [_snapshot(self._wire, value) for value in arguments]
+    keywords = {
+      name: self._wire.decode(value)
+      for name, value in message.get('keywords', {}).items()
+    }
+    value = self._apply(message['do'], arguments, keywords)
+    after = [_snapshot(self._wire, value) for value in arguments]
+    changed = {
+      index: new
+      for index, (old, new) in enumerate(zip(before, after, strict=True))
+      if new != old
+    }
+    return {'value': self._wire.encode(value), 'changed': changed}
+
+  def _apply(
+    self, do: str, arguments: list[Any], keywords: dict[str, Any]
+  ) -> Any:
+    if do == 'call':
+      return arguments[0](*arguments[1:], **keywords)
+    if do == 'get':
+      return getattr(*arguments)
+    if do == 'set':
+      return setattr(*arguments)
+    operation = _OPERATIONS.get(do) or getattr(operator, f'__{do}__')
+    return operation(*arguments)
+
+  def _refer(self, value: Any) -> dict[str, Any]:
+    number = self._numbers.get(id(value))
+    if number is None:
+      number = self._numbers[id(value)] = len(self._objects)
+      self._objects.append(value)
+    if not isinstance(value, type):
+      return {'number': number}
+    name = value.__name__
+    if not issubclass(value, BaseException):
+      return {'number': number, 'class': name}
+    if value.__module__ == 'builtins':
+      return {'exception': name, 'bases': None}
+    bases = [self._refer(base) for base in value.__bases__]
+    return {'number': number, 'exception': name, 'bases': bases}
+
+  def _resolve(self, number: Any) -> Any:
+    if isinstance(number, dict):
+      return lambda *args, **kwargs: self._call_back(number, args, kwargs)
+    return self._objects[number]
+
+  def _call_back(
+    self, callback: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+  ) -> Any:
+    self._wire.send(
+      {
+        'callback': callback['callback'],
+        'arguments': [self._wire.encode(value) for value in args],
+        'keywords': {k: self._wire.encode(v) for k, v in kwargs.items()},
+      }
+    )
+    return self.serve()
+
+  def _describe(self, error: BaseException) -> dict[str, Any]:
+    state = {
+      name: self._wire.encode(value) for name, value in vars(error).items()
+    }
+    return {
+      'class': self._refer(type(error)),
+      'arguments': [self._wire.encode(value) for value in error.args],
+      'state': state,
+    }
+
+
+def _snapshot(wire: Wire, value: Any) -> Any:
+  """What is in a value that a function may change in place."""
+  if isinstance(value, list | dict | set | bytearray):
+    return wire.encode(value)
+  return None
+
+
+if __name__ == '__main__':
+  objects = Objects()
+  objects.load()
+  objects.serve()

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values between a suite and a program, as JSON: a script, never imported.
+
+Both sides of the wire execute it, and add what they do with objects that cannot
+be written down: a number stands for them. What is read is data of Python's own
+types, whoever wrote it.
+"""
+
+from __future__ import annotations
+
+import builtins
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+  from collections.abc import Callable
+  from typing import Any
+
+  from covrl.rewards.sandbox._runner import from_json, to_json
+
+_LONGEST_LINE = 1 << 24
+_SCALARS = (bool, int, float, str)
+_SEQUENCES = {
+  'list': list,
+  'tuple': tuple,
+  'set': set,
+  'frozenset': frozenset,
+}
+
+
+class Wire:
+  """Lines of JSON to and from the other side.
+
+  Args:
+    refer: what to write for an object that is none of Python's own values.
+    resolve: the object for that.
+  """
+
+  def __init__(
+    self, refer: Callable[[Any], Any], resolve: Callable[[Any], Any]
+  ) -> None:
+    self._refer = refer
+    self._resolve = resolve
+    self._lines = os.fdopen(4, 'rb', closefd=False)
+
+  def send(self, message: dict[str, Any]) -> None:
+    """Writes a line."""
+    data = to_json(message).encode() + b'\n'
+    while data:
+      data = data[os.write(5, data) :]
+
+  def receive(self) -> dict[str, Any]:
+    """Reads a line.
+
+    Raises:
+      EOFError: the other side has ended, or has lost its mind.
+    """
+    line = self._lines.readline(_LONGEST_LINE)
+    if not line.endswith(b'\n'):
+      raise EOFError('the program has ended')
+    message = from_json(line[:-1].decode())
+    if not isinstance(message, dict):
+      raise EOFError('the program has written something else')
+    return message
+
+  def encode(self, value: Any) -> Any:
+    """A value as JSON can hold it."""
+    if value is None or type(value) in _SCALARS:
+      return value
+    if isinstance(value, tuple) and (fields := getattr(value, '_fields', None)):
+      items = [self.encode(item) for item in tuple(value)]
+      name = type(value).__name__
+      return {'named': name, 'names': fields, 'items': items}
+    for name, sequence in _SEQUENCES.items():
+      if isinstance(value, sequence):
+        return {name: [self.encode(item) for item in sequence(value)]}
+    if isinstance(value, dict):
+      pairs = dict(value).items()
+      return {'dict': [[self.encode(k), self.encode(v)] for k, v in pairs]}
+    if isinstance(value, complex):
+      return {'complex': [value.real, value.imag]}
+    if isinstance(value, bytes | bytearray):
+      return {'bytes': bytes(value).hex(), 'mutable': type(value) is bytearray}
+    if isinstance(value, range | slice):
+      ends = [value.start, value.stop, value.step]
+      return {type(value).__name__: [self.encode(end) for end in ends]}
+    for scalar in (int, float, str):
+      if isinstance(value, scalar) and not _is_member(value):
+        return scalar(value)
+    text = _write_known(value)
+    return {'known': text} if text else {'object': self._refer(value)}
+
+  def decode(self, value: Any) -> Any:
+    """The value that was encoded."""
+    if not isinstance(value, dict):
+      return value
+    name = next(iter(value), '')
+    if name in _SEQUENCES:
+      return _SEQUENCES[name](map(self.decode, value[name]))
+    if name == 'dict':
+      return {self.decode(k): self.decode(v) for k, v in value[name]}
+    if name == 'named':
+      import collections
+
+      kind = collections.namedtuple(value[name], value['names'])
+      return kind(*map(self.decode, value['items']))
+    if name == 'complex':
+      return complex(*value[name])
+    if name == 'bytes':
+      data = bytes.fromhex(value[name])
+      return bytearray(data) if value.get('mutable') else data
+    if name in ('range', 'slice'):
+      kind = range if name == 'range' else slice
+      return kind(*map(self.decode, value[name]))
+    if name == 'known':
+      return _read_known(value[name])
+    return self._resolve(value[name])
+
+
+def _is_member(value: Any) -> bool:
+  enum = sys.modules.get('enum')
+  return enum is not None and isinstance(value, enum.Enum)
+
+
+def _write_known(value: Any) -> list[Any] | None:
+  """Values of the library that are as good as Python's own."""
+  if isinstance(value, type) and value is vars(builtins).get(value.__name__):
+    return ['builtins', value.__name__, '']
+  module, name = type(value).__module__, type(value).__name__
+  match (module, name):
+    case ('decimal', 'Decimal') | ('fractions', 'Fraction'):
+      return [module, name, str(value)]
+    case ('datetime', 'date' | 'datetime' | 'time'):
+      return [module, name, value.isoformat()]
+    case ('datetime', 'timedelta'):
+      return [module, name, [value.days, value.seconds, value.microseconds]]
+  return None
+
+
+def _read_known(text: list[Any]) -> Any:
+  module, name, state = text
+  match (module, name):
+    case ('builtins', _) if isinstance(vars(builtins).get(name), type):
+      return getattr(builtins, name)
+    case ('decimal', 'Decimal') | ('fractions', 'Fraction'):
+      return getattr(__import__(module), name)(state)
+    case ('datetime', 'date' | 'datetime' | 'time'):
+      return getattr(__import__(module), name).fromisoformat(state)
+    case ('datetime', 'timedelta'):
+      return __import__(module).timedelta(*state)
+  raise EOFError('the program has written something else')

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Infrastructure of a long job: directory, checkpoints, lock, metrics, signals."""

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A task from files of questions: what a config's `data` and `evaluate` say."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from covrl import storage
+from covrl.config import Config, ConfigError, DataConfig
+from covrl.data import (
+  AskedSource,
+  ConcatenatedSource,
+  FileSource,
+  ListSource,
+  MixtureSource,
+  Overlap,
+  ProblemSource,
+  PromptForm,
+  Sieve,
+  Suite,
+  Tokenizer,
+  begin_of,
+  load_suites,
+  sift,
+)
+from covrl.data.packing import prompt_ids
+from covrl.data.readers import TFDS
+from covrl.pretrained import load_chat_template, load_tokenizer
+from covrl.tasks.graders import (
+  reader_of,
+  rewards_of,
+  right_response,
+  shaping_of,
+)
+from covrl.tasks.task import Task
+
+
+def text_task(config: Config) -> Task:
+  """Questions from files, put by the pretrained model's own chat template.
+
+  Files are recognised by their columns (`covrl.data.LAYOUTS`), which also say
+  whether a question is of mathematics or of programming, and so how its answers
+  are judged. Problems that are too long, too easy, too hard, there twice, or
+  in an evaluation set are left out, and counted in the task's notes.
+
+  Args:
+    config: `data` and `evaluate` say which files, `pretrained` whose tokenizer
+      and template. Without `data.train` there is nothing to train on; that
+      will do for an evaluation.
+
+  Raises:
+    ValueError: a file or a row is not right, or too much was left out; the
+      sentence says file, row and column.
+  """
+  if not config.pretrained:
+    raise ConfigError(
+      'a task of text needs a pretrained model, whose tokenizer it uses, got'
+      ' an empty field pretrained'
+    )
+  tokenizer = load_tokenizer(config.pretrained)
+  form = _form(config, tokenizer)
+  bare = load_suites(config.evaluate.suites, config.evaluate.suite_directory)
+  asked = [
+    dataclasses.replace(suite, problems=list(map(form, suite.problems)))
+    for suite in bare
+  ]
+  train, kinds, notes = _training(config, form, tokenizer, bare)
+  for suite in asked:
+    _merge(kinds, {p.source: p.kind for p in suite.problems}, suite.name)
+    notes.append(
+      f'{suite.name}: {len(suite.problems):,} problems (layout {suite.layout})'
+    )
+  rewards, judges = rewards_of(kinds, config.rewards)
+  return Task(
+    tokenizer=tokenizer,
+    train=train,
+    solved=None,
+    held_out=(),
+    rewards=[*rewards, *shaping_of(config)],
+    suites=asked,
+    reader=reader_of,
+    right_response=right_response,
+    checked=[train, *(ListSource(suite.problems) for suite in asked)],
+    notes=[*notes, *judges],
+  )
+
+
+def _form(config: Config, tokenizer: Tokenizer) -> PromptForm:
+  """How questions are put."""
+  data = config.data
+  instructions = {
+    'math': data.math_instruction,
+    'code': data.code_instruction,
+  }
+  if data.template:
+    return PromptForm(
+      text=data.template,
+      system=data.system,
+      instructions=instructions,
+      bare=data.bare_questions,
+    )
+  template = load_chat_template(config.pretrained)
+  return PromptForm(
+    template=template,
+    begin=begin_of(template, tokenizer),
+    system=data.system,
+    instructions=instructions,
+    bare=data.bare_questions,
+  )
+
+
+def _training(
+  config: Config,
+  form: PromptForm,
+  tokenizer: Tokenizer,
+  suites: Sequence[Suite],
+) -> tuple[ProblemSource, dict[str, str], list[str]]:
+  """What is trained on, the kind of each source, and what to know about it."""
+  data = config.data
+  if not data.train:
+    return ListSource([]), {}, []
+  files = _files(data.train)
+  sources = [FileSource(file, layout=data.layout or None) for file, _ in files]
+  sifted = sift(
+    sources,
+    Sieve(
+      length=lambda problem: len(prompt_ids(form(problem), tokenizer)),
+      max_length=config.rollout.max_prompt_length,
+      deduplicate=data.deduplicate,
+      overlap=_overlap(data, suites),
+      pass_rates=_pass_rates(data.pass_rates),
+      min_pass_rate=data.min_pass_rate,
+      max_pass_rate=data.max_pass_rate,
+    ),
+  )
+  notes = [
+    f'{source.file}: {found} (layout {source.layout.name})'
+    for source, found in zip(sources, sifted, strict=True)
+  ]
+  kinds: dict[str, str] = {}
+  for source in sources:
+    asked_kinds = {n: form.kind_of(kind) for n, kind in source.kinds.items()}
+    _merge(kinds, asked_kinds, source.file)
+  asked = [AskedSource(each.source, form) for each in sifted]
+  weights = [weight for _, weight in files]
+  known = [weight for weight in weights if weight is not None]
+  if not known:
+    return ConcatenatedSource(asked), kinds, notes
+  shares = [1.0 if weight is None else weight for weight in weights]
+  return MixtureSource(asked, shares), kinds, notes
+
+
+def _files(names: str) -> list[tuple[str, float | None]]:
+  """Files and their weights, where they have any.
+
+  >>> _files('tfds:gsm8k/train=2, b.jsonl')
+  [('tfds:gsm8k/train', 2.0), ('b.jsonl', None)]
+  """
+  found: list[tuple[str, float | None]] = []
+  for entry in filter(None, map(str.strip, names.split(','))):
+    name, equals, text = entry.rpartition('=')
+    try:
+      weight = float(text) if equals else None
+    except ValueError:
+      raise ConfigError(
+        f'data.train must be files, each with a number behind = if it has a'
+        f' weight, got {entry!r}'
+      ) from None
+    matches = [name if equals else entry]
+    if '*' in matches[0] and not matches[0].startswith(TFDS):
+      matches = _matching(matches[0])
+    # Shards of one file share its weight.
+    share = None if weight is None else weight / len(matches)
+    found += [(match, share) for match in matches]
+  return found
+
+
+def _matching(pattern: str) -> list[str]:
+  """Files whose names a pattern fits, in order."""
+  path = storage.path_of(pattern)
+  matches = sorted(map(str, path.parent.glob(path.name)))
+  if not matches:
+    raise ConfigError(f'data.train must name files, {pattern} fits none')
+  return matches
+
+
+def _overlap(data: DataConfig, suites: Sequence[Suite]) -> Overlap | None:
+  if not data.overlap_words:
+    return None
+  return Overlap(
+    {suite.name: suite.problems for suite in suites}, words=data.overlap_words
+  )
+
+
+def _pass_rates(file: str) -> dict[str, float]:
+  """Share of right responses by problem, from an evaluation's results."""
+  if not file:
+    return {}
+  rates: dict[str, float] = {}
+  for number, line in enumerate(
+    storage.path_of(file).read_text().splitlines(), 1
+  ):
+    try:
+      result = json.loads(line)
+      marks = result['correct'] or [result['greedy']]
+      rates[result['key']] = float(np.mean(marks))
+    except (ValueError, KeyError, TypeError):
+      raise ConfigError(
+        f'data.pass_rates must be results that covrl evaluate wrote, row'
+        f' {number} of {file} is none'
+      ) from None
+  return rates
+
+
+def _merge(kinds: dict[str, str], others: Mapping[str, str], file: str) -> None:
+  """Adds the kinds of a file's sources; a source is of one kind everywhere."""
+  for source, kind in others.items():
+    if kinds.setdefault(source, kind) != kind:
+      raise ValueError(
+        f'The source {source!r} must be of one kind of problems, got'
+        f' {kinds[source]} before and {kind} in {file}.'
+      )

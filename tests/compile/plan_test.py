@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A plan's figures, each against what it must be by hand."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+from train.process import RECIPES
+
+from covrl.cli import main
+from covrl.compile.estimate import Seconds, estimate, needed
+from covrl.compile.plan import plan
+from covrl.config import ConfigError, load
+from covrl.models import Policy
+from covrl.parallel import topologies
+
+RECIPE = RECIPES / 'toy_solved.py'
+
+
+@pytest.fixture(scope='module')
+def recipe():
+  return load(str(RECIPE), ['--config.train.keep_reference=True'])
+
+
+@pytest.fixture(scope='module')
+def policy(recipe):
+  task = recipe.module.make_task(recipe.config)
+  return Policy(
+    recipe.module.make_model(recipe.config, task.tokenizer.vocab_size)
+  )
+
+
+def test_memory(recipe, policy):
+  memory = needed(recipe, policy)
+  weights = 4 * policy.num_params
+  assert memory.params == memory.frozen == memory.gradients == weights
+  # Adam's two moments, and counters.
+  assert 2 * weights < memory.optimiser < 2 * weights + 64
+  # 32 sequences of 6 + 4 − 1 tokens, keys and values in float32.
+  model = policy.config
+  token = model.num_layers * model.num_kv_heads * model.head_dim * 2 * 4
+  assert memory.cache == 32 * 9 * token
+
+
+def test_estimate(recipe, policy):
+  memory = needed(recipe, policy)
+  slice_ = topologies.find('v5p-8')
+  seconds = estimate(recipe.config, policy, memory, slice_, 2)
+  flops, bandwidth = 8 * 459e12 * 0.4, 8 * 2765e9 * 0.6
+  tokens = 32 * 9
+  assert seconds.training == pytest.approx(
+    6 * policy.num_params * tokens / flops
+  )
+  # The policy's forward and the reference's.
+  assert seconds.scoring == pytest.approx(
+    4 * policy.num_params * tokens / flops
+  )
+  assert seconds.sampling == pytest.approx(
+    4 * (memory.params + memory.cache / 2) / bandwidth
+  )
+  assert seconds.iteration == pytest.approx(
+    sum(dataclasses.asdict(seconds).values())
+  )
+  assert isinstance(seconds, Seconds)
+
+
+def test_what_is_printed(capsys):
+  main(['plan', f'--config={RECIPE}', '--topology=v5p:2x4x4'])
+  said = capsys.readouterr().out
+  assert '4 iterations of 8 prompts × 4 responses' in said
+  assert '4 updates each of 8 sequences' in said
+  assert 'at most 72 tokens, 32 of them of responses (up to 6 + 4)' in said
+  # ⌊0.05 · 32⌋
+  assert 'entropy.fraction = 0.05: at most 1\n' in said
+  assert said.count('reward 1') == said.count('prompt (') == 3
+  assert re.search(r'\| \d \d \d :', said)
+  assert '32 × v5p' in said
+  assert 'estimate, not measured' in said
+
+
+def test_without_a_topology_there_is_no_estimate(recipe):
+  said = '\n'.join(plan(recipe))
+  assert 'give --topology' in said
+  assert 'estimate' not in said
+
+
+def test_too_much_memory_is_told(recipe, monkeypatch):
+  small = topologies.find('v5p-8')
+  chip = dataclasses.replace(small.chip, hbm=1024)
+  said = '\n'.join(plan(recipe, small._replace(chip=chip)))
+  assert 'DOES NOT FIT' in said
+
+
+def compiled(**changed):
+  """As `covrl compile --json` writes it, as far as it is read."""
+  programs = {
+    name: {
+      'hbm_bytes': (5 + place) * 2**30,
+      'hbm_limit_bytes': 95 * 2**30,
+      'roofline_seconds': seconds,
+      'calls': calls,
+    }
+    for place, (name, seconds, calls) in enumerate(
+      [
+        ('train_step', 2.0, 4),
+        ('score', 3.0, 1),
+        ('prefill', 0.5, 1),
+        ('decode', 0.25, 6),
+      ]
+    )
+  }
+  return {
+    'fits': True,
+    'recipe': 'toy_solved',
+    'topology': 'v5p:2x4x4',
+    'num_slices': 1,
+    'programs': programs,
+    **changed,
+  }
+
+
+def planned(tmp_path, content):
+  file = tmp_path / 'compiled.json'
+  file.write_text(content if isinstance(content, str) else json.dumps(content))
+  main(
+    [
+      *('plan', f'--config={RECIPE}', '--topology=v5p-64'),
+      f'--compiled={file}',
+    ]
+  )
+
+
+def test_what_was_compiled_is_better_known(tmp_path, capsys):
+  planned(tmp_path, compiled())
+  said = capsys.readouterr().out
+  assert 'decode takes the most memory: 8.0 GiB of 95.0 GiB a chip' in said
+  assert 'it fits' in said
+  assert 'sampling   2 s' in said
+  assert 'scoring    3 s' in said
+  assert 'training   8 s' in said
+  # 4 iterations of 13 s.
+  assert 'an iteration 13 s, the run 0.0144 hours' in said
+  assert 'may fit' not in said
+  planned(tmp_path, compiled(fits=False))
+  assert 'it DOES NOT FIT' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    ('no JSON', 'must be what `covrl compile --json` wrote'),
+    ('[]', 'must be what `covrl compile --json` wrote'),
+    (compiled(programs={}), 'must be what `covrl compile --json` wrote'),
+    (compiled(recipe='other'), 'is of other on 1 × v5p:2x4x4'),
+    (compiled(num_slices=2), 'is of toy_solved on 2 × v5p:2x4x4'),
+    (compiled(topology='v5p:4x4x4'), 'on 1 × v5p:4x4x4'),
+    (
+      compiled(programs={'score': compiled()['programs']['score']}),
+      'with score',
+    ),
+  ],
+)
+def test_what_was_compiled_must_be_this(tmp_path, capsys, content, message):
+  with pytest.raises(SystemExit) as ended:
+    planned(tmp_path, content)
+  assert ended.value.code == 2
+  error = capsys.readouterr().err
+  assert message in error
+  assert error.count('\n') == 1
+
+
+def test_a_wrong_reference_is_refused():
+  # Its solutions are in any order, so that there is something to learn.
+  imperfect = load(str(RECIPES / 'toy_kl_cov.py'))
+  with pytest.raises(ConfigError, match='must earn the reward 1, that to'):
+    list(plan(imperfect))
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['--topology=h100'], 'topology must be one of'),
+    (['--num-slices=0'], '--num-slices must be at least 1'),
+    (['--config.train.iteratons=3'], 'did you mean train.iterations'),
+  ],
+)
+def test_bad_input(capsys, arguments, message):
+  with pytest.raises(SystemExit) as ended:
+    main(['plan', f'--config={RECIPE}', *arguments])
+  assert ended.value.code == 2
+  error = capsys.readouterr().err
+  assert message in error
+  assert error.count('\n') == 1

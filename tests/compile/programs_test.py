@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A recipe's programs, by the compiler of TPUs that are not there."""
+
+import json
+import math
+import pathlib
+import platform
+import re
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from covrl import config
+from covrl.cli import main
+from covrl.compile import NAMES, compile_recipe, programs
+from covrl.compile.hlo import parse
+from covrl.parallel import topologies
+from covrl.pretrained import load_policy
+from covrl.pretrained.known_models import PUBLISHED, shape_of
+
+RECIPE = pathlib.Path(__file__).parent / 'recipes' / 'small.py'
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIGS, CACHE = ROOT / 'configs', ROOT / '.jax_cache'
+
+needs_libtpu = pytest.mark.skipif(
+  sys.platform != 'linux' or platform.machine() != 'x86_64',
+  reason='libtpu, of the dev extra, is for Linux on x86-64 only',
+)
+
+
+def compiled(topology, *overrides, effort=-1.0, **settings):
+  """A report; with little effort in half the time, of slower programs."""
+  jax.config.update('jax_exec_time_optimization_effort', effort)
+  try:
+    return compile_recipe(
+      config.load(str(RECIPE), list(overrides)),
+      topologies.find(topology),
+      **settings,
+    )
+  finally:
+    jax.config.update('jax_exec_time_optimization_effort', 0.0)
+
+
+@pytest.fixture(scope='module')
+def remembered():
+  """What the compiler made of each program so far: as text, and parsed."""
+  made = []
+
+  def remember(text):
+    made.append((text, parse(text)))
+    return made[-1][1]
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(programs, 'parse', remember)
+    yield made
+
+
+@pytest.fixture(scope='module')
+def small(remembered):
+  """The report of all programs, and what the compiler made of each."""
+  report = compiled('v5e:2x4', effort=0.0)
+  modules = [module for _, module in remembered[-3:]]
+  return report, dict(
+    zip(('train_step', 'score', 'sample'), modules, strict=True)
+  )
+
+
+@needs_libtpu
+def test_the_contract(small):
+  report, _ = small
+  described = json.loads(json.dumps(report.as_json()))
+  assert described['fits'] is True
+  assert described['chips'] == 8
+  assert tuple(described['programs']) == NAMES
+  for program in described['programs'].values():
+    assert 0 < program['hbm_bytes'] < program['hbm_limit_bytes']
+    assert sum(program['hbm'].values()) == program['hbm_bytes']
+    assert program['flops'] > 0
+    assert program['bytes'] > 0
+    assert program['roofline_seconds'] == max(program['seconds'].values()) > 0
+    assert 0 < program['mfu_ceiling'] < 1
+    assert program['uncounted_kernels'] == []
+    for each in program['collectives']:
+      assert {'kind', 'chips', 'network', 'count', 'bytes'} == set(each)
+      assert each['network'] == 'ici'
+      assert each['bytes'] >= 0
+
+
+@needs_libtpu
+def test_what_is_printed(small):
+  report, _ = small
+  lines = list(report.lines())
+  assert lines[0].endswith(
+    'on v5e:2x4 (v5litepod-8, 8 chips), compiled and not run'
+  )
+  assert lines[-1].startswith('It fits: ')
+  text = '\n'.join(lines)
+  assert text.count('an estimate') == len(NAMES)
+  assert 'bound by' in text
+  assert 'reduce-scatter' in text
+
+
+@needs_libtpu
+def test_gradients_leave_by_reduce_scatter(small):
+  report, _ = small
+  cost = report.programs['train_step'].cost
+  assert 'reduce-scatter' in {each.kind for each, _ in cost.collectives}
+  # Who holds the other part of what a chip holds one of two of.
+  places = np.arange(8).reshape(tuple(report.mesh.values()))
+  pairs = [set(pair) for pair in np.moveaxis(places, 1, -1).reshape(-1, 2)]
+  least = (
+    4 * 512 * 128
+  )  # bytes of the smallest matrix's gradient: a head's keys
+  for each, _ in cost.collectives:
+    along = any(pair <= set(group) for group in each.groups for pair in pairs)
+    if each.kind == 'all-reduce' and along:
+      assert each.size < least, each
+
+
+@needs_libtpu
+def test_no_array_has_logits_of_all_tokens(small):
+  report, modules = small
+  rows, width, vocabulary = 16, 512, 4096
+  shards = math.prod(report.mesh.values())
+  whole = rows // 2 * width * vocabulary // shards  # a micro-batch's, per chip
+  for name in ('train_step', 'score'):
+    for computation in modules[name].computations.values():
+      for each in computation.instructions.values():
+        for shape in each.shapes:
+          assert shape.elements < whole, (name, each.name, shape)
+
+
+@needs_libtpu
+def test_decoding_reads_weights_and_cache_once(small):
+  report, _ = small
+  decode = report.programs['decode']
+  assert decode.ideal_bytes is not None
+  # Weights so small stay in VMEM from token to token, so that it is the cache
+  # alone: keys and values of two layers, four rows a chip, one head, 511 slots.
+  cache = 2 * 2 * 4 * 1 * 511 * 128 * 2
+  assert cache < decode.cost.bytes < 1.5 * cache
+  assert decode.cost.bytes < 1.15 * decode.ideal_bytes
+
+
+@needs_libtpu
+def test_parameters_over_every_chip():
+  """The default mesh: its gradients leave in no other way either."""
+  report = compiled(
+    'v5e:2x4',
+    '--config.mesh.data=1',
+    '--config.mesh.fsdp=8',
+    '--config.mesh.tensor=1',
+    names=('train_step',),
+  )
+  (program,) = report.programs.values()
+  assert program.cost is not None
+  for each, _ in program.cost.collectives:
+    if each.kind == 'all-reduce':
+      assert each.size < 4 * 512 * 128, each
+
+
+@needs_libtpu
+def test_weights_go_to_the_samplers_mesh_layer_by_layer(remembered):
+  compiled(
+    'v5p:2x4x4',
+    '--config.mesh.data=1',
+    '--config.mesh.fsdp=16',
+    '--config.mesh.tensor=2',
+    '--config.rollout.tensor=4',
+    '--config.rollout.prompts_per_iteration=32',
+    '--config.train.sequences_per_update=64',
+    names=('prefill',),
+  )
+  text, _ = remembered[-1]
+  for held, is_there in ((1024 // 4, True), (1024, False)):
+    assert (f'bf16[2,512,{held}]' in text) == is_there
+
+
+@needs_libtpu
+def test_slices_exchange_over_the_network_between_them():
+  report = compiled('v5e:2x2', num_slices=2, names=('train_step',))
+  assert report.as_json()['chips'] == 8
+  (program,) = report.programs.values()
+  sent = {each['network']: each for each in program.exchanged()}
+  assert set(sent) == {'ici', 'dcn'}
+  assert sent['dcn']['kind'] == 'all-reduce'
+  assert program.seconds()['dcn'] > 0
+
+
+@needs_libtpu
+def test_what_does_not_fit_is_said():
+  # So many rows at once, and nothing recomputed: the compiler gives up.
+  report = compiled(
+    'v5e:2x4',
+    '--config.rollout.prompts_per_iteration=32768',
+    '--config.train.sequences_per_update=65536',
+    '--config.train.micro_batches=1',
+    '--config.train.remat=everything',
+    names=('train_step',),
+  )
+  assert not report.fits
+  described = report.as_json()['programs']['train_step']
+  assert described['hbm_bytes'] > described['hbm_limit_bytes']
+  assert list(report.lines())[-1].startswith(
+    'It does not fit: train_step needs '
+  )
+
+
+@needs_libtpu
+def test_the_hosts_memory_holds_what_can_wait(small):
+  report, _ = small
+  here = report.programs['train_step']
+  away = compiled(
+    'v5e:2x4',
+    '--config.train.offload_optimizer=true',
+    '--config.train.remat=host',
+    names=('train_step',),
+  ).programs['train_step']
+  assert here.cost is not None
+  assert here.memory is not None
+  assert away.cost is not None
+  assert away.memory is not None
+  # Two moments of each parameter, over fsdp and tensor; fetched, brought back.
+  moments = 2 * 4 * report.parameters / 4
+  assert here.memory.arguments - away.memory.arguments > 0.9 * moments
+  assert here.cost.host_bytes == 0
+  assert away.cost.host_bytes > 2 * moments
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'sentence'),
+  [
+    (['--topology=v5p:4x4x5'], r"the topology must be one of .*'v5p:4x4x5'"),
+    (
+      ['--topology=v5e:2x2', '--config.mesh.fsdp=3'],
+      'a mesh must multiply to the 4 devices there are, got ',
+    ),
+    (
+      ['--topology=v5e:2x4', '--programs=train'],
+      r"programs must be among .*, got 'train'",
+    ),
+    (
+      ['--topology=v5e:2x4', '--num-slices=0'],
+      'num_slices must be at least 1, got 0',
+    ),
+    (
+      ['--topology=v5e:2x4', '--num-slices=3', '--config.mesh.fsdp=6'],
+      'data must be a multiple of the 3 slices, got 2',
+    ),
+  ],
+)
+@needs_libtpu
+def test_bad_input_is_one_sentence(arguments, sentence, capsys, monkeypatch):
+  # Both are the process's, and set by the command line.
+  monkeypatch.setenv('LIBTPU_INIT_ARGS', '')
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(CACHE))
+  with pytest.raises(SystemExit) as ended:
+    main(['compile', f'--config={RECIPE}', *arguments])
+  assert ended.value.code == 2
+  error = capsys.readouterr().err
+  assert error.startswith('covrl: ')
+  assert error.count('\n') == 1
+  assert re.search(sentence, error)
+
+
+@pytest.mark.parametrize(
+  ('name', 'parameters'),
+  [
+    ('Qwen/Qwen2.5-0.5B', 494_032_768),
+    ('Qwen/Qwen2.5-7B', 7_615_616_512),
+    ('Qwen/Qwen2.5-32B', 32_763_876_352),
+    ('Qwen/Qwen2.5-72B', 72_706_203_648),
+    ('meta-llama/Llama-3.1-8B-Instruct', 8_030_261_248),
+    ('mistralai/Mistral-7B-Instruct-v0.3', 7_248_023_552),
+    ('deepseek-ai/deepseek-math-7b-instruct', 6_910_365_696),
+  ],
+)
+def test_shapes_have_as_many_parameters_as_their_models(name, parameters):
+  with shape_of(name) as directory:
+    assert load_policy(directory or '').num_params == parameters
+
+
+def test_every_recipe_of_a_model_has_its_shape():
+  named = {
+    loaded.config.pretrained
+    for path in CONFIGS.glob('*.py')
+    if not path.name.startswith(('countdown', 'reasoning'))
+    for loaded in [config.load(str(path))]
+  }
+  assert named <= set(PUBLISHED)

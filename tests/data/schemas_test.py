@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every layout is recognised, and read as those who publish it mean it."""
+
+import json
+import pathlib
+import re
+
+import pytest
+
+from covrl.data import LAYOUTS, FileSource, Problem, key_of
+from covrl.data.schemas import layout_named
+
+GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'data'
+FILES = {
+  'plain.jsonl': 'plain',
+  'math.jsonl': 'MATH',
+  'verl.parquet': 'verl',
+  'dapo_math_17k.parquet': 'DAPO-Math-17k',
+  'trl.jsonl': 'TRL',
+  'eurus_2_rl_code.parquet': 'Eurus-2-RL-Code',
+  'kodcode.jsonl': 'KodCode',
+  'suites/math500.jsonl': 'MATH-500',
+  'suites/aime24.jsonl': 'AIME',
+  'suites/aime25.jsonl': 'AIME',
+  'suites/amc.jsonl': 'AMC',
+  'suites/omni_math.jsonl': 'OMNI-MATH',
+  'suites/olympiadbench.jsonl': 'OlympiadBench',
+  'suites/minerva.jsonl': 'Minerva',
+  'suites/gsm8k.jsonl': 'GSM8K',
+}
+
+
+def read(*rows, layout=None, tmp_path):
+  path = tmp_path / 'rows.jsonl'
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  source = FileSource(path, layout=layout)
+  return source, [source[n] for n in range(len(source))]
+
+
+def refused(*rows, tmp_path, layout=None):
+  with pytest.raises(ValueError) as caught:
+    read(*rows, layout=layout, tmp_path=tmp_path)
+  return str(caught.value).replace(str(tmp_path / 'rows.jsonl'), 'FILE')
+
+
+def test_there_is_a_fixture_for_every_layout():
+  assert {layout.name for layout in LAYOUTS} == set(FILES.values())
+  present = GOLDEN.rglob('*.*')
+  assert {str(path.relative_to(GOLDEN)) for path in present} == set(FILES)
+
+
+@pytest.mark.parametrize(('file', 'name'), FILES.items())
+def test_layouts_are_recognised(file, name):
+  source = FileSource(GOLDEN / file)
+  assert source.layout.name == name
+  problems = [source[n] for n in range(len(source))]
+  for problem in problems:
+    assert isinstance(problem, Problem)
+    assert problem.prompt.strip()
+    assert problem.reference
+    assert problem.source in source.names
+    assert problem.key == key_of(problem.prompt)
+    assert problem.place.endswith(f'of {GOLDEN / file}')
+
+
+@pytest.mark.parametrize(
+  ('file', 'reference'),
+  [
+    ('plain.jsonl', '17'),
+    ('math.jsonl', r'\frac{2}{3}'),
+    ('verl.parquet', '17'),
+    ('dapo_math_17k.parquet', '6'),
+    ('trl.jsonl', r'\frac{2}{3}'),
+    ('suites/math500.jsonl', r'\frac{2}{3}'),
+    ('suites/aime24.jsonl', '25'),
+    ('suites/amc.jsonl', '4'),
+    ('suites/omni_math.jsonl', '5'),
+    ('suites/olympiadbench.jsonl', '2, -2'),
+    ('suites/minerva.jsonl', '0.5'),
+    ('suites/gsm8k.jsonl', '16966'),
+  ],
+)
+def test_references(file, reference):
+  assert FileSource(GOLDEN / file)[0].reference == reference
+
+
+def test_verl_says_more_than_question_and_answer():
+  source = FileSource(GOLDEN / 'verl.parquet')
+  assert source.names == ('gardens',)
+  assert [source[n].pass_rate for n in range(5)] == [0, 0.25, 0.5, 0.75, 1]
+  assert source[0].messages == ({'role': 'user', 'content': source[0].prompt},)
+
+
+def test_dapo_is_asked_with_its_frame_and_known_without():
+  problem = FileSource(GOLDEN / 'dapo_math_17k.parquet')[0]
+  assert problem.prompt.startswith('How many positive divisors')
+  assert problem.prompt.endswith('itself?')
+  asked = problem.messages[-1]['content']
+  assert asked.startswith('Solve the following math problem step by step.')
+  assert problem.kind == 'math_dapo'
+
+
+def test_one_verl_file_may_hold_maths_and_code(tmp_path):
+  def row(ability, truth):
+    return {
+      'data_source': f'numina_{ability}',
+      'prompt': [
+        {'role': 'system', 'content': 'Think.'},
+        {'role': 'user', 'content': 'Q'},
+      ],
+      'ability': ability,
+      'reward_model': {'ground_truth': truth},
+    }
+
+  tests = json.dumps({'inputs': ['1'], 'outputs': ['2']})
+  source, problems = read(
+    row('math', '4'), row('code', tests), tmp_path=tmp_path
+  )
+  assert source.layout.name == 'verl'
+  assert [problem.kind for problem in problems] == ['math', 'code']
+  assert problems[1].reference == [{'stdin': '1', 'stdout': '2'}]
+  assert len(problems[1].messages) == 2
+
+
+def test_eurus_has_standard_input_and_calls():
+  programs = FileSource(GOLDEN / 'eurus_2_rl_code.parquet')
+  assert programs.names == ('codecontests', 'taco')
+  assert programs[0].reference[1] == {
+    'stdin': '30 12\n',
+    'stdout': '42\n',
+  }
+  assert programs[1].reference == [
+    {'call': 'halves', 'args': [[2, 4]], 'result': [1, 2]},
+    {'call': 'halves', 'args': [[10]], 'result': [5]},
+  ]
+
+
+@pytest.mark.parametrize(
+  ('outputs', 'results'),
+  [
+    ([[1], [2]], [1, 2]),
+    ([[1], [2, 3]], [[1], [2, 3]]),
+    ([1, 2], [1, 2]),
+    ([[], [2]], [[], [2]]),
+  ],
+)
+def test_results_are_unwrapped_where_all_are_wrapped(
+  outputs, results, tmp_path
+):
+  truth = {'fn_name': 'f', 'inputs': [[0], [1]], 'outputs': outputs}
+  row = {
+    'prompt': [{'role': 'user', 'content': 'q'}],
+    'ability': 'code',
+    'reward_model': {'ground_truth': json.dumps(truth)},
+  }
+  _, (problem,) = read(row, tmp_path=tmp_path)
+  assert [test['result'] for test in problem.reference] == results
+
+
+def test_kodcode_says_what_its_tests_call():
+  problem = FileSource(GOLDEN / 'kodcode.jsonl')[0]
+  assert problem.prompt.endswith('Declare it as:\ndef reads_back(word):')
+  assert 'from solution import' in problem.reference[0]['asserts']
+  assert problem.solution is not None
+  assert problem.pass_rate == 0.9
+
+
+@pytest.mark.parametrize(
+  ('row', 'layout'),
+  [
+    ({'question': 'q', 'answer': 'a'}, 'plain'),
+    ({'problem': 'q', 'answer': 'a'}, 'plain'),
+    ({'prompt': 'q', 'solution': 'a'}, 'plain'),
+    ({'problem': 'q', 'solution': r's \boxed{1}'}, 'MATH'),
+    ({'problem': 'q', 'solution': r's \boxed{1}', 'answer': '1'}, 'plain'),
+    ({'question': 'q', 'answer': 's\n#### 1'}, 'GSM8K'),
+    ({'Problem': 'q', 'Solution': 's', 'Answer': 3}, 'AIME'),
+    ({'prompt': [{'role': 'user', 'content': 'q'}], 'label': '1'}, 'TRL'),
+    ({'question': 'q', 'answer': '1', 'url': 'x/2023_AMC_10B'}, 'AMC'),
+  ],
+)
+def test_variants(row, layout, tmp_path):
+  source, (problem,) = read(row, tmp_path=tmp_path)
+  assert source.layout.name == layout
+  assert problem.prompt == 'q'
+
+
+@pytest.mark.parametrize(
+  ('answer', 'text'),
+  [(142.0, '142'), (7, '7'), (0.5, '0.5'), (' x ', 'x'), (1e20, str(10**20))],
+)
+def test_numbers_are_written_as_people_do(answer, text, tmp_path):
+  _, (problem,) = read({'problem': 'q', 'answer': answer}, tmp_path=tmp_path)
+  assert problem.reference == text
+
+
+def test_a_row_of_another_layout_than_the_first(tmp_path):
+  rows = {'question': 'q', 'answer': '#### 1'}, {'question': 'q', 'answer': '1'}
+  assert refused(*rows, tmp_path=tmp_path) == (
+    "Column 'answer' of row 2 of FILE must say the final answer behind"
+    " '####', got '1'."
+  )
+
+
+BROKEN = {
+  'a missing column': (
+    {'problem': 'q', 'answer': '1'},
+    {'problem': 'q'},
+    "Row 2 of FILE must have the column 'answer' or 'solution', got 'problem'.",
+  ),
+  'a null': (
+    {'problem': 'q', 'answer': '1'},
+    {'problem': 'q', 'answer': None},
+    "Column 'answer' of row 2 of FILE must hold something, got nothing.",
+  ),
+  'an empty question': (
+    {'problem': 'q', 'answer': '1'},
+    {'problem': ' ', 'answer': '1'},
+    "Column 'problem' of row 2 of FILE must hold some text, got ' '.",
+  ),
+  'an answer that is none': (
+    {'problem': 'q', 'answer': '1'},
+    {'problem': 'q', 'answer': ['1']},
+    "Column 'answer' of row 2 of FILE must hold text or a number, got a list.",
+  ),
+  'an open box': (
+    {'problem': 'q', 'solution': '\\boxed{1}'},
+    {'problem': 'q', 'solution': '\\boxed{1'},
+    "Column 'solution' of row 2 of FILE must say the final answer in a"
+    " balanced \\boxed{}, got '\\\\boxed{1'.",
+  ),
+  'a pass rate in percent': (
+    {'problem': 'q', 'answer': '1', 'pass_rate': 1},
+    {'problem': 'q', 'answer': '1', 'pass_rate': 75},
+    "Column 'pass_rate' of row 2 of FILE must be a share from 0 to 1, got"
+    " '75'.",
+  ),
+  'a conversation without a user': (
+    {'prompt': [{'role': 'user', 'content': 'q'}], 'answer': '1'},
+    {'prompt': [{'role': 'system', 'content': 'q'}], 'answer': '1'},
+    "Column 'prompt' of row 2 of FILE must be a conversation with a message of"
+    ' the user, got a list.',
+  ),
+  'a message without content': (
+    {'prompt': [{'role': 'user', 'content': 'q'}], 'answer': '1'},
+    {'prompt': [{'role': 'user'}], 'answer': '1'},
+    "Column 'prompt' of row 2 of FILE must be messages that each have a role"
+    ' and a content of text, got a list.',
+  ),
+}
+
+
+@pytest.mark.parametrize('case', BROKEN)
+def test_one_sentence_with_file_row_and_column(case, tmp_path):
+  *rows, sentence = BROKEN[case]
+  assert refused(*rows, tmp_path=tmp_path) == sentence
+
+
+@pytest.mark.parametrize(
+  'truth',
+  [
+    'no json',
+    '{}',
+    '{"inputs": [], "outputs": []}',
+    '[1]',
+    '{"inputs": ["1"], "outputs": []}',
+  ],
+)
+def test_tests_that_are_none(truth, tmp_path):
+  row = {
+    'prompt': [{'role': 'user', 'content': 'q'}],
+    'ability': 'code',
+    'reward_model': {'ground_truth': truth},
+  }
+  assert refused(row, tmp_path=tmp_path) == (
+    "Column 'reward_model.ground_truth' of row 1 of FILE must be JSON with as"
+    f" many 'inputs' as 'outputs', at least one, got {truth!r}."
+  )
+
+
+def test_columns_that_nobody_knows(tmp_path):
+  sentence = refused({'instruction': 'q', 'output': 'a'}, tmp_path=tmp_path)
+  assert re.fullmatch(
+    r'Row 1 of FILE must have columns of a known layout \(Eurus.*, plain\),'
+    r" such as 'question' and 'answer', got 'instruction', 'output'\.",
+    sentence,
+  )
+
+
+def test_a_layout_may_be_named(tmp_path):
+  row = {'question': 'q', 'answer': 'a #### 1'}
+  _, (problem,) = read(row, layout='plain', tmp_path=tmp_path)
+  assert problem.reference == 'a #### 1'
+  with pytest.raises(ValueError, match=r"one of Eurus.*, plain, got 'gsm9k'"):
+    layout_named('gsm9k')

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is foreseen of the entropy, against what then happens to it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import covrl
+from covrl.entropy.prediction import entropy_change, look_ahead
+from covrl.types import TokenStats
+
+SHAPE, VOCABULARY = (4, 6), 9
+
+
+@pytest.fixture(scope='module')
+def case():
+  """Free logits in float64, their statistics, and a batch's context."""
+  with jax.enable_x64(True):
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(1.5 * rng.normal(size=(*SHAPE, VOCABULARY)))
+    targets = jnp.asarray(rng.integers(0, VOCABULARY, SHAPE))
+    stats, moments = covrl.token_stats_from_logits(
+      logits, targets, moments=True
+    )
+    advantages = jnp.asarray(rng.normal(size=(SHAPE[0], 1))) * jnp.ones(SHAPE)
+    mask = jnp.asarray(rng.random(SHAPE) < 0.9)
+    # What has moved, moved as its advantage says.
+    moved = 0.2 * advantages * jnp.asarray(rng.random(SHAPE))
+    context = {
+      'advantages': advantages,
+      'old_logprobs': stats.logprobs - moved,
+      'mask': mask,
+      'weights': covrl.token_weights(mask).astype(jnp.float64),
+      'moments': moments,
+      'step': jnp.asarray(0),
+      'key': jax.random.key(0),
+    }
+    signal = jax.grad(lambda s: covrl.policy_gradient(s, **context)[0])(stats)
+    yield logits, targets, stats, signal, context
+
+
+def realised(case, signal, eta=1e-6):
+  """The change of the entropies, summed, by a small descent step; per step."""
+  logits, targets, *_ = case
+
+  def statistics(z):
+    return covrl.token_stats_from_logits(z, targets)
+
+  _, pull_back = jax.vjp(statistics, logits)
+  (gradient,) = pull_back(signal)
+  up, down = (statistics(logits + s * gradient).entropy for s in (-eta, eta))
+  return jnp.sum(up - down) / (2 * eta)
+
+
+def test_the_change_of_any_signal(case, x64):
+  *_, stats, signal, context = case
+  rng = np.random.default_rng(1)
+  mixed = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), signal)
+  for each in (signal, mixed):
+    foreseen = jnp.sum(entropy_change(each, stats, context['moments']))
+    np.testing.assert_allclose(foreseen, realised(case, each), rtol=1e-6)
+
+
+def test_a_policy_gradient_changes_it_by_the_exact_score(case, x64):
+  *_, stats, signal, context = case
+  weight = context['advantages'] * jnp.exp(
+    stats.logprobs - context['old_logprobs']
+  )
+  score = covrl.exact_score(stats, context['moments'], weight)
+  np.testing.assert_allclose(
+    entropy_change(signal, stats, context['moments']),
+    -context['weights'] * score,
+    rtol=1e-9,
+    atol=1e-12,
+  )
+
+
+def test_what_is_not_finite_counts_for_nothing(case, x64):
+  *_, stats, signal, context = case
+  broken = TokenStats(
+    logprobs=stats.logprobs.at[0, 0].set(-jnp.inf),
+    entropy=stats.entropy.at[1, 1].set(jnp.nan),
+  )
+  change = entropy_change(signal, broken, context['moments'])
+  assert np.isfinite(change).all()
+  assert change[0, 0] == change[1, 1] == 0
+
+
+CONTROLLED = {
+  'entropy_bonus': covrl.entropy_bonus,
+  'detach_drain': covrl.detach_drain,
+  'kl_cov': functools.partial(
+    covrl.kl_cov, 0.05, minimum=12, selection_source='current'
+  ),
+  'kl_cov, k2': functools.partial(
+    covrl.kl_cov, 0.05, divergence='k2', minimum=12, selection_source='current'
+  ),
+}
+
+
+@pytest.mark.parametrize('name', CONTROLLED)
+def test_at_its_target_a_controller_stops_the_entropy(case, x64, name):
+  """The formula solved: to first order nothing moves."""
+  *_, stats, signal, context = case
+  entropy = jnp.mean(stats.entropy)
+  above = 0.05 * float(abs(realised(case, signal)))
+  for rise in (0.0, above):
+    controller = covrl.target_entropy(
+      float(entropy) + rise * 20, horizon=20.0, maximum=1e3
+    )
+    token_tx = CONTROLLED[name](controller)
+    edited, state = jax.jit(
+      lambda signal, token_tx=token_tx: covrl.update_signal(
+        token_tx,
+        signal,
+        covrl.init_token_state(token_tx),
+        stats,
+        **context,
+        entropy=entropy,
+      )
+    )(signal)
+    del state
+    change = realised(case, edited)
+    # The signal alone would have lowered it.
+    assert realised(case, signal) < -0.05
+    np.testing.assert_allclose(change, rise, atol=1e-5)
+
+
+def test_only_selected_tokens_are_foreseen(case, x64):
+  """A penalty inside `token_masked` acts on what is selected."""
+  *_, stats, signal, context = case
+  selected = jnp.zeros(SHAPE, bool).at[1:3].set(True)
+  seen = []
+
+  class Controller:
+    def init(self):
+      return ()
+
+    def update(self, state, **_):
+      return state
+
+    def __call__(self, state, *, outlook, **_):
+      seen.append(outlook())
+      return jnp.asarray(0.5)
+
+  token_tx = covrl.token_masked(
+    covrl.add_entropy_bonus(Controller()), lambda stats, **_: selected
+  )
+  covrl.update_signal(
+    token_tx, signal, covrl.init_token_state(token_tx), stats, **context
+  )
+
+  def bonus(coefficient):
+    h = -coefficient * context['weights'] * selected
+    return TokenStats(logprobs=signal.logprobs, entropy=signal.entropy + h)
+
+  expected = look_ahead(bonus, stats, context)
+  np.testing.assert_allclose(seen[0].effect, expected.effect, rtol=1e-12)
+  np.testing.assert_allclose(seen[0].drift, expected.drift, rtol=1e-12)
+  np.testing.assert_allclose(
+    seen[0].effect,
+    realised(case, bonus(1.0)) - realised(case, signal),
+    rtol=1e-5,
+  )
+
+
+def test_without_moments_nothing_is_foreseen(case, x64):
+  *_, stats, signal, context = case
+  blind = {k: v for k, v in context.items() if k != 'moments'}
+  look = look_ahead(lambda _: signal, stats, blind)
+  assert (look.drift, look.effect, look.limit) == (0, 1, np.inf)

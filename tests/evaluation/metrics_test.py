@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures of several responses against their definitions, counted out."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from covrl.data import Problem, Suite
+from covrl.evaluation.metrics import majority, pass_at
+from covrl.evaluation.results import Evaluation, SuiteResult
+
+ROWS = st.lists(st.booleans(), min_size=1, max_size=8)
+
+
+@given(ROWS, st.integers(1, 8))
+@settings(deadline=None)
+def test_pass_at_k_is_the_mean_over_all_choices_of_k(row, k):
+  k = min(k, len(row))
+  choices = [any(choice) for choice in itertools.combinations(row, k)]
+  (chance,) = pass_at(np.array([row]), k)
+  assert chance == pytest.approx(np.mean(choices), abs=1e-12)
+
+
+def test_pass_at_k_of_many_responses():
+  correct = np.zeros((2, 1024), bool)
+  correct[1, :3] = True
+  # 1 - (1 - 3 / 1024) … : the product over 512 factors does not underflow.
+  assert pass_at(correct, 512).tolist() == pytest.approx(
+    [0.0, 0.8753], abs=1e-3
+  )
+  assert pass_at(correct, 1).tolist() == pytest.approx([0.0, 3 / 1024])
+
+
+@pytest.mark.parametrize('k', [0, 5])
+def test_pass_at_more_than_there_are(k):
+  with pytest.raises(ValueError, match=rf'in \[1, 4\] responses, got {k}'):
+    pass_at(np.ones((1, 4), bool), k)
+
+
+@pytest.mark.parametrize(
+  ('answers', 'correct', 'right'),
+  [
+    (['1', '2', '2'], [1, 0, 0], 0),
+    (['1', '1', '2'], [1, 1, 0], 1),
+    (['1', '2'], [1, 0], 1 / 2),
+    (['1', '2', '3'], [1, 0, 0], 1 / 3),
+    ([None, None, '2'], [0, 0, 1], 1),
+    ([None, None], [0, 0], 0),
+    # Two ways to write the right answer are two candidates.
+    (['0.5', '1/2', '2', '2'], [1, 1, 0, 0], 0),
+  ],
+)
+def test_the_most_frequent_answer_is_given(answers, correct, right):
+  (share,) = majority([answers], np.array([correct], bool))
+  assert share == pytest.approx(right)
+
+
+def result(name, greedy, correct, answers=None):
+  correct = np.array(correct, bool).reshape(len(greedy), -1)
+  samples = correct.shape[1]
+  return SuiteResult(
+    suite=Suite(
+      name=name,
+      problems=[
+        Problem(prompt=f'{name} {n}', reference='1', source='s', key=f'k{n}')
+        for n in range(len(greedy))
+      ],
+      samples=samples,
+    ),
+    greedy=np.array(greedy, bool),
+    correct=correct,
+    responses=[['r'] * (samples + 1)] * len(greedy),
+    answers=answers,
+  )
+
+
+SAMPLED = result('aime24', [1, 0], [[1, 1, 0, 1], [0, 0, 0, 1]])
+GREEDY = result('math500', [1, 1, 0, 1], [[]] * 4)
+
+
+def test_figures_of_a_set():
+  assert set(SAMPLED.figures()) == {'greedy', 'mean@4', 'pass@2', 'pass@4'}
+  assert set(GREEDY.figures()) == {'greedy'}
+  figures = SAMPLED.figures()
+  assert figures['mean@4'].tolist() == [0.75, 0.25]
+  assert figures['pass@2'].tolist() == [1.0, 0.5]
+  voted = result('a', [1], [[1, 0, 0]], [['1', '2', '2']])
+  assert set(voted.figures()) == {
+    'greedy',
+    'mean@3',
+    'pass@2',
+    'pass@3',
+    'maj@3',
+  }
+
+
+def test_sets_are_equals_whatever_their_size():
+  summary = Evaluation(results=(SAMPLED, GREEDY), entropy=0.5).summary()
+  assert summary['aime24/mean@4'] == summary['aime24/accuracy'] == 0.5
+  assert summary['math500/greedy'] == summary['math500/accuracy'] == 0.75
+  # Means over sets: of the likeliest responses, and as they are published.
+  assert summary['greedy'] == (0.5 + 0.75) / 2
+  assert summary['accuracy'] == (0.5 + 0.75) / 2
+  assert summary['mean@4'] == 0.5
+  assert summary['problems'] == 6
+  for name in ('greedy', 'accuracy', 'aime24/mean@4'):
+    assert summary[f'{name}_low'] <= summary[name] <= summary[f'{name}_high']
+
+
+def test_standard_errors_of_a_mean_over_sets():
+  summary = Evaluation(results=(SAMPLED, GREEDY), entropy=0.5).summary()
+  both = np.hypot(
+    summary['aime24/greedy_stderr'], summary['math500/greedy_stderr']
+  )
+  assert summary['greedy_stderr'] == pytest.approx(both / 2)
+
+
+def test_a_runs_own_problems_have_no_name():
+  summary = Evaluation(
+    results=(result('', [1, 0], [[1], [0]]),), entropy=0.5
+  ).summary()
+  assert not any('/' in name or 'accuracy' in name for name in summary)
+
+
+def test_intervals_are_over_problems():
+  """Half a set right: the interval is that of a mean of 400 coin throws."""
+  many = result('a', [1, 0] * 200, [[]] * 400)
+  estimate = Evaluation(results=(many,), entropy=0.0).estimates()['a/greedy']
+  assert estimate.low == pytest.approx(0.5 - 1.96 * 0.5 / 20, abs=0.006)
+  assert estimate.high == pytest.approx(0.5 + 1.96 * 0.5 / 20, abs=0.006)
+
+
+def test_a_line_a_problem():
+  voted = result('a', [1], [[1, 0]], [['1', None]])
+  (line,) = voted.lines(responses=True)
+  assert line == {
+    'suite': 'a',
+    'key': 'k0',
+    'prompt': 'a 0',
+    'reference': '1',
+    'greedy': 1,
+    'correct': [1, 0],
+    'answers': ['1', None],
+    'responses': ['r', 'r', 'r'],
+  }
+  (short,) = voted.lines(responses=False)
+  assert set(line) - set(short) == {'reference', 'responses'}

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One table of topologies, in Google's words and in chips."""
+
+import importlib.util
+import platform
+import sys
+from typing import Literal
+
+import pytest
+
+from covrl.compile.collectives import Collective
+from covrl.compile.network import Network
+from covrl.parallel import topologies
+from covrl.parallel.topologies import TOPOLOGIES, find
+
+needs_libtpu = pytest.mark.skipif(
+  sys.platform != 'linux' or platform.machine() != 'x86_64',
+  reason='libtpu, of the dev extra, is for Linux on x86-64 only',
+)
+
+
+@pytest.mark.parametrize(
+  ('google', 'ours', 'chips'),
+  [
+    ('v5p-8', 'v5p:2x2x1', 4),
+    ('v5p-64', 'v5p:2x4x4', 32),
+    ('v5p-128', 'v5p:4x4x4', 64),
+    ('v5p-256', 'v5p:4x4x8', 128),
+    ('v5p-1024', 'v5p:8x8x8', 512),
+    ('v5p-2048', 'v5p:8x8x16', 1024),
+    ('v5litepod-8', 'v5e:2x4', 8),
+    ('v6e-64', 'v6e:8x8', 64),
+    ('v6e-256', 'v6e:16x16', 256),
+  ],
+)
+def test_names_count_cores(google, ours, chips):
+  assert find(google) is find(ours)
+  assert (find(ours).accelerator, find(ours).chips) == (google, chips)
+
+
+def test_no_name_is_anothers():
+  names = [each.name for each in TOPOLOGIES]
+  names += [each.accelerator for each in TOPOLOGIES]
+  assert len(set(names)) == len(names)
+
+
+def test_an_unknown_one_lists_the_known():
+  with pytest.raises(
+    ValueError, match=r'must be one of .*v5p:4x4x4 \(v5p-128'
+  ) as e:
+    find('v5p:4x4x5')
+  assert all(each.name in str(e.value) for each in TOPOLOGIES)
+  assert str(e.value).endswith("got 'v5p:4x4x5'")
+
+
+def test_without_libtpu(monkeypatch):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(ValueError, match=r"python -m pip install 'jax\[tpu\]'"):
+    topologies.devices(find('v5p-8'))
+
+
+def test_no_slices():
+  with pytest.raises(ValueError, match='num_slices must be at least 1, got 0'):
+    topologies.devices(find('v5p-8'), 0)
+
+
+@needs_libtpu
+@pytest.mark.parametrize('topology', TOPOLOGIES, ids=lambda each: each.name)
+def test_libtpu_knows_it(topology):
+  devices = topologies.devices(topology)
+  assert len(devices) == topology.chips
+  assert {device.device_kind for device in devices} == {topology.chip.kind}
+  places = {tuple(device.coords) for device in devices}
+  shape = (*topology.shape, 1)[:3]
+  assert max(places) == tuple(size - 1 for size in shape)
+
+
+def collective(kind, groups, sent=90e9, network: Literal['ici', 'dcn'] = 'ici'):
+  return Collective(
+    kind=kind, size=0, sent=sent, groups=groups, scope='', network=network
+  )
+
+
+@needs_libtpu
+def test_links_that_a_group_has():
+  cube = find('v5p:4x4x4')
+  network = Network(cube, topologies.devices(cube))
+  places = [tuple(device.coords) for device in network.devices]
+  line = tuple(i for i, place in enumerate(places) if place[1:] == (0, 0))
+  plane = tuple(i for i, place in enumerate(places) if place[2] == 0)
+  # Two links along each axis, each a second for what it can send in one.
+  everyone = tuple(range(64))
+  for group, seconds in ((line, 1 / 2), (plane, 1 / 4), (everyone, 1 / 6)):
+    gather = collective('all-gather', (group,))
+    assert network.seconds(gather) == pytest.approx(seconds)
+  assert network.seconds(collective('collective-permute', (line[:2],))) == 1
+  # An axis of two, or a part of a pod, is no ring.
+  flat = find('v5p:2x2x1')
+  ends = Network(flat, topologies.devices(flat))
+  gather = collective('all-gather', (tuple(range(4)),))
+  assert ends.seconds(gather) == pytest.approx(1 / 2)
+
+
+@needs_libtpu
+def test_between_slices():
+  cube = find('v5p:2x2x1')
+  network = Network(cube, topologies.devices(cube, 2))
+  assert len(network.devices) == 8
+  across = collective('all-reduce', ((1, 2),), 6.25e9, 'dcn')
+  assert network.seconds(across) == 1

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flags are known to the compilers that are given them, and yield to the user's."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from covrl.parallel import xla_flags
+
+LOAD_TPU = (
+  'from covrl import topologies;'
+  "print(len(topologies.devices(topologies.find('v5p-8'))))"
+)
+LOAD_XLA = 'import jax; print(jax.numpy.ones(4).size)'
+
+
+def run(program, platform_name, **extra):
+  """A process that was given a platform's flags, and computes on the CPU."""
+  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  environment |= {'JAX_PLATFORMS': 'cpu'} | extra
+  xla_flags.apply(platform_name, environment)
+  return subprocess.run(
+    [sys.executable, '-c', program],
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+
+
+@pytest.mark.skipif(
+  sys.platform != 'linux' or platform.machine() != 'x86_64',
+  reason='libtpu, of the dev extra, is for Linux on x86-64 only',
+)
+def test_libtpu_knows_its_flags():
+  done = run(LOAD_TPU, 'tpu')
+  assert done.stdout.split() == ['4'], done.stderr
+  # It would say so.
+  done = run(LOAD_TPU, 'tpu', LIBTPU_INIT_ARGS='--xla_no_such_flag=true')
+  assert done.returncode
+  assert 'xla_no_such_flag' in done.stderr + done.stdout
+
+
+def test_xla_knows_its_flags():
+  for name in ('gpu', 'cpu'):
+    done = run(LOAD_XLA, name)
+    assert done.stdout.split() == ['4'], done.stderr
+  done = run(LOAD_XLA, 'gpu', XLA_FLAGS='--xla_no_such_flag=true')
+  assert done.returncode
+  assert 'xla_no_such_flag' in done.stderr
+
+
+def test_the_users_flags_win():
+  environment = {
+    'LIBTPU_INIT_ARGS': '--xla_enable_async_all_gather=false --mine=1'
+  }
+  xla_flags.apply('tpu', environment)
+  given = environment['LIBTPU_INIT_ARGS'].split()
+  assert given[:2] == ['--xla_enable_async_all_gather=false', '--mine=1']
+  names = [flag.split('=')[0] for flag in given]
+  assert len(set(names)) == len(names) == len(xla_flags.TPU) + 1
+  again = dict(environment)
+  xla_flags.apply('tpu', again)
+  assert again == environment
+
+
+def test_what_is_attached_may_be_told(monkeypatch):
+  monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
+  assert xla_flags.attached() == 'cpu'

@@ -1,0 +1,431 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers are graded as they deserve, in time, wherever grading is called."""
+
+import collections
+import gc
+import math
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rewards import math_battery, scorers
+
+from covrl.rewards import RewardPool, Status, grade_math, score_math
+from covrl.rewards.math import grading
+from covrl.rewards.math.ast import Unreadable
+from covrl.rewards.math.evaluate import OutOfBounds, Undefined, evaluate
+from covrl.rewards.math.extraction import RULES, extract, reference_answer
+from covrl.rewards.math.grading import compare
+from covrl.rewards.math.math_verify import Opinion, ask
+from covrl.rewards.math.normalize import clean, key
+from covrl.rewards.math.numeric import OutOfTime, TimeLimit, equal
+from covrl.rewards.math.parser import read
+from covrl.rewards.math.units import unit
+
+ROOT = pathlib.Path(__file__).parents[2]
+BATTERY = list(math_battery.pairs())
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _this_process_does_not_fork():
+  """It has JAX's threads; only workers may ask math-verify."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(grading, 'ask', lambda *_: Opinion.DIFFERENT)
+    yield
+
+
+@pytest.fixture(scope='module', name='pool')
+def make_pool():
+  """Workers as a run has them, with time enough on any machine."""
+  with RewardPool(
+    score_math, workers=1, timeout=60.0, example=grading.EXAMPLE
+  ) as pool:
+    yield pool
+
+
+def test_the_battery_is_as_wide_as_promised():
+  counts = collections.Counter(pair.category for pair in BATTERY)
+  assert len(BATTERY) >= 120
+  assert counts.keys() >= {
+    *('fractions', 'decimals', 'percentages', 'tuples', 'sets and lists'),
+    *('intervals and inequalities', 'matrices', 'units', 'text', 'radicals'),
+    *('complex', 'nested braces and typography', 'boxes', 'injections'),
+    'hangs',
+  }
+  assert min(counts.values()) >= 10
+
+
+def test_every_pair_of_the_battery_is_graded_as_it_deserves(pool):
+  outcomes = pool.submit(
+    [pair.response for pair in BATTERY], [pair.reference for pair in BATTERY]
+  ).result()
+  wrong = [
+    f'line {pair.line}: {pair.reference} || {pair.response}: {outcome}'
+    for pair, outcome in zip(BATTERY, outcomes, strict=True)
+    # A machine too busy to ask math-verify has not judged anything.
+    if outcome.score != pair.score
+    and not (pair.category == 'hangs' and math.isnan(outcome.score))
+  ]
+  assert not wrong, '\n'.join(wrong)
+
+
+@pytest.mark.parametrize(
+  ('response', 'status'),
+  [
+    (r'\boxed{7}', Status.SCORED),
+    (r'\boxed{8}', Status.WRONG),
+    ('7', Status.UNPARSABLE),
+    (r'\boxed{ }', Status.UNPARSABLE),
+    (r'\boxed{\,}', Status.UNPARSABLE),
+    (r'\boxed{x = 8}', Status.WRONG),
+  ],
+)
+def test_statuses(response, status):
+  outcome = grade_math(response, '7')
+  assert outcome.status is status
+  assert outcome.score == (1.0 if status is Status.SCORED else 0.0)
+
+
+def test_references_that_are_none_are_refused():
+  nothing: Any = None
+  with pytest.raises(ValueError, match="must be a text or a number, got ' '"):
+    grade_math(r'\boxed{7}', ' ')
+  with pytest.raises(ValueError, match='must be a text or a number, got None'):
+    grade_math(r'\boxed{7}', nothing)
+  with pytest.raises(ValueError, match="boxed, gsm8k, dapo, got 'box'"):
+    grade_math(r'\boxed{7}', '7', rule='box')
+
+
+@pytest.mark.parametrize(
+  ('rule', 'response', 'answer'),
+  [
+    ('boxed', r'\boxed{1} then \boxed{\frac{2}{3}}', r'\frac{2}{3}'),
+    ('boxed', r'\boxed{1} then \boxed{2', '1'),
+    ('boxed', r'\boxed{a \boxed{2} b}', r'a \boxed{2} b'),
+    ('boxed', r'\boxed{\{1\}}', r'\{1\}'),
+    ('boxed', r'}}{ \boxed{5}', '5'),
+    ('boxed', r'\boxed 12$', '12'),
+    ('boxed', '#### 5', None),
+    ('gsm8k', '3 + 4 = 7\n#### 7\n', '7'),
+    ('gsm8k', '#### 6\n#### 1,007 apples', '1,007 apples'),
+    ('gsm8k', r'\boxed{7}', None),
+    ('dapo', 'answer: 3\nAnswer: $7$', '$7$'),
+    ('dapo', '**Answer:**\n7', '7'),
+    ('dapo', 'The result is 7', None),
+  ],
+)
+def test_where_the_answer_is(rule, response, answer):
+  assert extract(response, rule) == answer
+
+
+def test_long_responses_are_read_quickly():
+  responses = {
+    'open boxes': r'\boxed{' * 400_000,
+    'nested boxes': r'\boxed{' * 200_000 + '}' * 200_000,
+    'bare boxes': r'\boxed 7 ' * 300_000,
+    'hashes': '#### ' * 500_000,
+    'colons': 'answer:' * 400_000,
+    'spaces': r'\boxed{' + ' ' * 2_000_000 + '7}',
+  }
+  for name, response in responses.items():
+    for rule in RULES:
+      start = time.process_time()
+      extract(response, rule)
+      assert time.process_time() - start < 1.0, (name, rule)
+
+
+def test_a_script_needs_no_main_guard(tmp_path):
+  lines = run(
+    tmp_path,
+    r"""
+      import threading
+      from covrl.rewards import grade_math
+
+      def show():
+        print(grade_math(r'Hence \boxed{x \ge 0}.', r'[0, \infty)').score)
+
+      show()
+      thread = threading.Thread(target=show)
+      thread.start()
+      thread.join()
+      """,
+  )
+  assert lines == ['1.0', '1.0']
+
+
+def run(path: pathlib.Path, script: str, **environment: str) -> list[str]:
+  """What a script prints, that neither fails nor complains."""
+  file = path / 'script.py'
+  file.write_text(textwrap.dedent(script))
+  done = subprocess.run(
+    [sys.executable, str(file)],
+    env={**os.environ, 'PYTHONPATH': str(ROOT), **environment},
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=True,
+  )
+  assert not done.stderr
+  return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+  'answer',
+  [
+    '10^{10^{10^{10}}}',
+    r'(10^{10})! + \binom{10^{9}}{10^{8}}',
+    r'\lim_{x\to 0}\frac{\sin(\tan x)-\tan(\sin x)}{x^7}',
+    '(' * 1500,
+    r'\sqrt{' * 150 + '2' + '}' * 150,
+    '+'.join(rf'\sin({n})^{{{n}}}' for n in range(1, 130)),
+    r'\{' + ','.join(rf'\sqrt{{{n}}}' for n in range(60)) + r'\}',
+    '0.' + '3' * 1900,
+    r'\cup'.join(f'({n},{n + 1})' for n in range(100)),
+  ],
+)
+def test_any_answer_comes_to_an_end(answer):
+  start = time.monotonic()
+  outcome = grade_math(rf'\boxed{{{answer}}}', r'[1,2)\cup(3,4]')
+  # Three seconds; workers may have had to start, and others may be at work.
+  assert time.monotonic() - start < 30.0
+  assert outcome.score != 1.0
+
+
+def test_what_takes_too_long_by_its_own_doing_is_a_zero_that_is_seen(
+  monkeypatch,
+):
+  monkeypatch.setattr(grading, 'READING_SECONDS', 0.05)
+  sines = '+'.join(rf'\sin({n}^{{{n}}})' for n in range(1, 20_000))
+  outcome = compare(sines, rf'{sines}+1')
+  assert (outcome.score, outcome.status) == (0.0, Status.TIMEOUT)
+  assert 'not compared in 0.05 s' in outcome.detail
+
+
+def test_workers_that_cannot_start_are_no_wrong_answers(monkeypatch):
+  class Pool:
+    def submit(self, *_):
+      raise RuntimeError('A reward worker could not be started: no memory.')
+
+  monkeypatch.setattr(grading._Workers, '_pool', Pool())
+  outcome = grade_math(r'\boxed{x \ge 0}', '[0,1]')
+  assert math.isnan(outcome.score)
+  assert outcome.status is Status.INFRASTRUCTURE
+  assert 'no memory' in outcome.detail
+  assert not outcome.is_judged
+
+
+def test_a_forked_process_has_workers_of_its_own(tmp_path):
+  lines = run(
+    tmp_path,
+    r"""
+      import os
+      from covrl.rewards import grade_math
+
+      def show():
+        print(grade_math(r'\boxed{x \ge 0}', r'[0,\infty)').score, flush=True)
+
+      show()
+      child = os.fork()
+      show()
+      if child:
+        os.waitpid(child, 0)
+      """,
+    # JAX warns of forks, and with reason.
+    PYTHONWARNINGS='ignore',
+  )
+  assert lines == ['1.0'] * 3
+
+
+# Parts.
+
+
+@pytest.mark.parametrize(
+  ('text', 'kind'),
+  [
+    (r'\frac12', 'quotient'),
+    ('1,000', 'number'),
+    ('10, 20', 'list'),
+    ('(1,000)', 'tuple'),
+    (r'x = 5', 'relation'),
+    (r'[1,2)\cup(3,4]', 'union'),
+    (r'\{x \mid x > 3\}', 'builder'),
+    ('1:2', 'ratio'),
+    ('1011_2', 'based'),
+  ],
+)
+def test_reading(text, kind):
+  assert read(clean(text)).kind == kind
+
+
+@pytest.mark.parametrize(
+  'text', [r'\sum_{k=1}^n k', '1 2', '(1', r'\frac{1}', r'\unknown', '1 +', '?']
+)
+def test_what_cannot_be_read_is_refused(text):
+  with pytest.raises(Unreadable):
+    read(clean(text))
+
+
+def test_values_are_exact_and_bounded():
+  assert evaluate(read('0.1 + 0.2'), {}, 60) == evaluate(read('0.3'), {}, 60)
+  for tower in ('9^{9^{9^9}}', '10^{10^{10}}', '2000!', r'\exp(10^6)'):
+    with pytest.raises(OutOfBounds):
+      evaluate(read(tower), {}, 60)
+  for nothing in ('1/0', r'\ln 0', '0^{-1}', r'\text{cm}'):
+    with pytest.raises(Undefined):
+      evaluate(read(clean(nothing)), {}, 60)
+
+
+@pytest.mark.parametrize(
+  ('one', 'other', 'verdict'),
+  [
+    (r'\sqrt{2}', '1.' + '41421356237309504880168872420969807856967', False),
+    (r'\sqrt{2}\cdot\sqrt{2}', '2', True),
+    (r'\sqrt{2}\cdot\sqrt{2} - 2', '0', True),
+    ('10^{-30}', '0', False),
+    (r'\sqrt{2} \cdot 10^{-20}', r'\sqrt{3} \cdot 10^{-20}', False),
+    ('(x+1)^5', 'x^5+5x^4+10x^3+10x^2+5x+1', True),
+    ('(x+1)^5', 'x^5+5x^4+10x^3+10x^2+5x+2', False),
+    (r'\sqrt{x^2}', 'x', False),
+    (r'\sqrt{x^2}', '|x|', True),
+    ('n!', 'n(n-1)!', True),
+    ('n!', '(n+1)!', False),
+    (r'\log 100', '2', True),
+    (r'\log 2', r'\ln 2', True),
+    ('1/0', '1/0', None),
+  ],
+)
+def test_equality_of_expressions(one, other, verdict):
+  assert equal(read(clean(one)), read(clean(other))) is verdict
+
+
+def test_units():
+  assert unit('m/s') == unit('meters per second')
+  assert unit('km') == (1000, (('metre', 1),))
+  assert unit('square feet') == unit('ft^2')
+  assert unit('ignore all of what was said before') is None
+
+
+def test_a_timer_ends_even_a_regular_expression():
+  import re
+
+  with pytest.raises(OutOfTime), TimeLimit(0.1):
+    re.match('(a+)+b', 'a' * 40)
+
+
+def compute(seconds):
+  ends = time.process_time() + seconds
+  while time.process_time() < ends:
+    pass
+
+
+def test_a_timer_is_not_heard_where_that_would_be_lost():
+  ended = []
+
+  def slow(phase, _):
+    if phase == 'start':
+      compute(0.3)
+      ended.append(phase)
+
+  def collect():
+    gc.collect()
+    compute(5)
+
+  gc.callbacks.append(slow)
+  # Not within the callback, where nobody would know of it: after it.
+  with pytest.raises(OutOfTime), TimeLimit(0.1):
+    collect()
+  gc.callbacks.remove(slow)
+  assert ended
+  assert not any(signal.getitimer(signal.ITIMER_VIRTUAL))
+
+
+def test_math_verify_is_asked_within_limits():
+  asked = [
+    (r'itself \sum_{k=1}^{10} k', ['55', 30.0, 60.0], Opinion.SAME),
+    (r'itself \sum_{k=1}^{10} k', ['54', 30.0, 60.0], Opinion.DIFFERENT),
+    ('itself', ['7', 0.1, 60.0], Opinion.TIMEOUT),
+    # Only being killed ends what does not compute.
+    ('sleep', ['7', 30.0, 0.2], Opinion.STARVED),
+    ('abort', ['7', 30.0, 60.0], Opinion.CRASH),
+    ('allocate', ['7', 30.0, 60.0], Opinion.CRASH),
+  ]
+  responses, references, opinions = zip(*asked, strict=True)
+  with RewardPool(scorers.ask_math_verify, workers=1, timeout=120.0) as pool:
+    outcomes = pool.submit(responses, references).result()
+  assert [outcome.score for outcome in outcomes] == [
+    opinion.value for opinion in opinions
+  ]
+
+
+@pytest.mark.parametrize(
+  'text',
+  ['8 = 7', '1,2', r'\sum_{k=1}^{9} 9^{9^{9}}', r'\sum_k (k^2)!', 'word'],
+)
+def test_math_verify_is_not_asked_what_it_gets_wrong(text, monkeypatch):
+  def fork():
+    raise AssertionError('asked')
+
+  monkeypatch.setattr(os, 'fork', fork)
+  assert ask('7', text, 1.0, 1.0) is Opinion.DIFFERENT
+
+
+# What must hold for any answer.
+
+
+def test_verdicts_are_symmetric():
+  for pair in BATTERY:
+    if pair.category in ('thousands', 'hangs', 'injections', 'boxes'):
+      continue  # a reference may settle what a comma is
+    given_answer = extract(pair.response)
+    if given_answer is None:
+      assert pair.score == 0.0, pair
+      continue
+    there = compare(given_answer, pair.reference)
+    back = compare(pair.reference, given_answer)
+    assert there == back, pair
+
+
+_TEX = st.lists(
+  st.sampled_from(
+    [
+      *('1', '2', '1,000', '0.5', 'x', 'i', 'e', ' ', '+', '-', '/', '^', '_'),
+      *('{', '}', '(', ')', '[', ']', '|', ',', '=', '<', '!', "'", '\\{'),
+      *('\\}', '\\frac', '\\sqrt', '\\pm', '\\cup', '\\in', '\\infty', '\\%'),
+      *('\\text{cm}', '\\text{or}', '\\le', '\\sin', '\\log', '\\\\', '&', ':'),
+      *('\\begin{pmatrix}', '\\end{pmatrix}', '\\mathbb{R}', '\\pi', '^\\circ'),
+      *('\\overline', '.', '\\binom', '\\over', '\\mid', '\\ldots', '\\$', '½'),
+    ]
+  ),
+  max_size=12,
+).map(''.join)
+
+
+@settings(max_examples=300, deadline=None)
+@given(_TEX, st.sampled_from([pair.reference for pair in BATTERY]))
+def test_grading_never_raises(answer, reference):
+  outcome = score_math(rf'\boxed{{{answer}}}', reference)
+  assert outcome.is_judged
+
+
+@settings(max_examples=300, deadline=None)
+@given(_TEX | st.text(max_size=20))
+def test_an_answer_is_the_same_as_itself_and_clean_once_clean(text):
+  cleaned = clean(text)
+  assert key(clean(cleaned)) == key(cleaned)
+  if text.strip() and cleaned:
+    reference = reference_answer(text)
+    assert compare(reference, reference).score in (0.0, 1.0)
+
+
+@pytest.mark.parametrize('pair', BATTERY[::7], ids=lambda pair: str(pair.line))
+def test_references_grade_themselves_right(pair):
+  box = rf'\boxed{{{pair.reference}}}'
+  assert score_math(box, pair.reference).score == 1.0

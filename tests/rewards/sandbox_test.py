@@ -1,0 +1,563 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The judge: what it says, what it refuses, and what it leaves behind."""
+
+import concurrent.futures
+import contextlib
+import http.server
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+from rewards.traces import traces
+
+from covrl.rewards import Judge, JudgeError, Status, find_program, judge_code
+from covrl.rewards.sandbox import (
+  backends,
+  bubblewrap,
+  fallbacks,
+  interpreter,
+)
+from covrl.rewards.sandbox.limits import Limits
+from covrl.rewards.sandbox.session import Session
+from covrl.rewards.sandbox.test_formats import PrintTest
+
+ROOT = pathlib.Path(__file__).parents[2]
+ADD = 'print(sum(map(int, input().split())))'
+SUM = [{'stdin': '3 4', 'stdout': '7'}]
+# What the reward pool's workers do, too: the judge without the numerics.
+WITHOUT_JAX = f"""
+import sys, types
+sys.path.insert(0, {str(ROOT / 'tests')!r})
+covrl = sys.modules['covrl'] = types.ModuleType('covrl')
+covrl.__path__ = [{str(ROOT / 'covrl')!r}]
+"""
+
+
+@pytest.fixture(scope='module')
+def judge():
+  return Judge(level='bubblewrap')
+
+
+@pytest.fixture(scope='module')
+def small():
+  """A judge under which little memory and few processes are many."""
+  return Judge(level='bubblewrap', memory_limit=96 << 20, processes=24)
+
+
+def test_a_plain_script_can_use_it(tmp_path):
+  script = tmp_path / 'script.py'
+  script.write_text(
+    textwrap.dedent("""
+      from covrl.rewards import judge_code
+      tests = [{'call': 'add', 'args': [1, 2], 'result': 3}]
+      outcome = judge_code('def add(a, b): return a + b', tests)
+      print(outcome.score, outcome.status.value)
+      """)
+  )
+  ended = subprocess.run(
+    [sys.executable, str(script)],
+    env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert ended.stdout.split() == ['1.0', 'scored']
+
+
+@pytest.mark.parametrize(
+  ('tests', 'sentence'),
+  [
+    ([], 'At least one test is required, got none'),
+    ([*SUM, {'stdin': '1'}], "Test 1: .* is required, got {'stdin': '1'}"),
+    ([{'stdin': 1, 'stdout': ''}], 'Test 0'),
+    ([{'stdin': '', 'stdout': '', 'more': 1}], 'Test 0'),
+    ([{'call': 'f', 'args': 3, 'result': 3}], 'Test 0'),
+    ([{'call': 'f', 'args': [{1}], 'result': 3}], 'set is not JSON'),
+    ([{'call': 'f', 'args': [], 'result': 10**5000}], 'Test 0'),
+    ([{'asserts': 'assert True', 'entry': 3}], 'Test 0'),
+    (['assert True'], 'Test 0'),
+  ],
+)
+def test_tests_of_no_form_are_refused(judge, tests, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    judge_code(ADD, tests, judge=judge)
+
+
+def test_what_is_nested_too_deeply_is_refused(judge):
+  deep: list = []
+  for _ in range(5000):
+    deep = [deep]
+  for test in (
+    {'call': 'f', 'args': [deep], 'result': 1},
+    {'call': 'f', 'args': [], 'result': deep},
+  ):
+    with pytest.raises(ValueError, match='Test 0: args and result'):
+      judge_code(ADD, [test], judge=judge)
+
+
+def test_arguments_results_and_inputs_may_be_large(judge):
+  items = list(range(200_000))
+  call = {'call': 'same', 'args': [items], 'result': items}
+  assert judge.judge('def same(x): return x', [call]).score == 1.0
+  text = 'x' * 3_000_000
+  echo = {'stdin': text, 'stdout': text}
+  assert judge.judge('print(input())', [echo]).score == 1.0
+
+
+@pytest.mark.parametrize('limit', [0, -1, math.inf, math.nan])
+def test_a_time_limit_is_a_time(judge, limit):
+  with pytest.raises(ValueError, match='time_limit must be positive'):
+    judge_code(ADD, SUM, time_limit=limit, judge=judge)
+
+
+@pytest.mark.parametrize(
+  ('response', 'program'),
+  [
+    ('print(1)', 'print(1)'),
+    ('', None),
+    (' \n\t', None),
+    ('So:\n```python\na\n```\nor\n```python\nb\n```', 'b\n'),
+    ('```py\na\n```\nwhich prints\n```text\n7\n```', 'a\n'),
+    ('```\na\n```', 'a\n'),
+    ('```cpp\na\n```', 'a\n'),
+    ('```python\ncut off', 'cut off'),
+    ('```python\n```', None),
+    ('Inline `x` only', 'Inline `x` only'),
+  ],
+)
+def test_the_program_is_the_last_block_of_python(response, program):
+  assert find_program(response) == program
+
+
+def test_statuses_tell_what_befell_a_program(judge):
+  programs = {
+    ADD: Status.SCORED,
+    'print(8)': Status.WRONG,
+    '': Status.UNPARSABLE,
+    'def f(:': Status.UNPARSABLE,
+    '1 / 0': Status.CRASH,
+    'while True: pass': Status.TIMEOUT,
+  }
+  for program, status in programs.items():
+    outcome = judge_code(program, SUM, time_limit=1.0, judge=judge)
+    assert outcome.status is status
+    assert outcome.score == (status is Status.SCORED)
+    assert outcome.is_judged
+    assert (outcome.detail == '') == (status is Status.SCORED)
+  crash = judge_code('1 / 0', SUM, judge=judge)
+  assert crash.detail == 'test 1 of 1: ZeroDivisionError: division by zero'
+  wrong = judge_code('print(8)', SUM, judge=judge)
+  assert wrong.detail == "test 1 of 1: '7' was expected, got '8'"
+
+
+def test_the_score_is_all_or_the_share(judge):
+  tests = [{'stdin': str(n), 'stdout': str(n)} for n in range(4)]
+  program = 'n = int(input())\nprint(n if n != 1 else 7)'
+  outcome = judge_code(program, tests, judge=judge)
+  assert (outcome.score, outcome.status) == (0.0, Status.WRONG)
+  share = judge_code(program, tests, pass_rate=True, judge=judge)
+  assert (share.score, share.status) == (0.75, Status.SCORED)
+  assert share.detail.startswith('test 2 of 4')
+  none = judge_code('print(9)', tests, pass_rate=True, judge=judge)
+  assert (none.score, none.status) == (0.0, Status.WRONG)
+
+
+def test_what_comes_after_a_time_out_counts_as_failed(judge):
+  tests = [{'stdin': str(n), 'stdout': str(n)} for n in range(4)]
+  program = 'n = int(input())\nprint(n, flush=True)\nwhile n == 2: pass'
+  start = time.monotonic()
+  outcome = judge_code(
+    program, tests, time_limit=1.0, pass_rate=True, judge=judge
+  )
+  assert outcome.score == 0.5
+  assert time.monotonic() - start < 4.0
+
+
+def test_a_suite_that_is_none_is_no_fault_of_the_program(judge):
+  for suite in ('assert (', 'import numpy', 'assert True', 'def test_(tmp): 1'):
+    outcome = judge_code('x = 1', [{'asserts': suite}], judge=judge)
+    assert outcome.status is Status.INFRASTRUCTURE
+    assert math.isnan(outcome.score)
+    assert 'the suite' in outcome.detail
+
+
+@pytest.mark.parametrize(
+  'program',
+  [
+    # One process; many; pages that they share in writing; files; empty files.
+    'x = bytearray(200 << 20)',
+    """
+    import os, time
+    for _ in range(10):
+      if os.fork() == 0: break
+    x = bytearray(20 << 20)
+    time.sleep(60)
+    """,
+    """
+    import mmap
+    x = mmap.mmap(-1, 200 << 20)
+    for i in range(0, len(x), 4096): x[i] = 1
+    """,
+    """
+    for path in ('/tmp', '/dev/shm'):
+      for i in range(2):
+        with open(f'{path}/{i}', 'wb') as file: file.write(bytes(30 << 20))
+    """,
+    """
+    import os
+    for i in range(10**7): os.close(os.open(f'/tmp/{i}', os.O_CREAT))
+    """,
+  ],
+)
+def test_memory_is_bounded_over_all_that_a_program_has(small, program):
+  outcome = small.judge(textwrap.dedent(program), SUM, time_limit=20.0)
+  assert (outcome.score, outcome.status) == (0.0, Status.CRASH)
+  told = ('more than 96 MiB of memory', 'MemoryError')
+  assert any(reason in outcome.detail for reason in told), outcome
+
+
+def test_memory_that_processes_share_is_counted_once(small):
+  program = """
+    import os, time
+    x = bytearray(40 << 20)
+    children = []
+    for _ in range(8):
+      child = os.fork()
+      if child == 0:
+        time.sleep(0.5)
+        os._exit(0)
+      children.append(child)
+    for child in children: os.waitpid(child, 0)
+    print(7)
+    """
+  outcome = small.judge(textwrap.dedent(program), SUM)
+  assert outcome.status is Status.SCORED, outcome
+
+
+def test_processes_are_bounded_whoever_starts_the_judge(small):
+  program = """
+    import os, time
+    n = 0
+    try:
+      while n < 200:
+        if os.fork() == 0:
+          time.sleep(60)
+        n += 1
+    except OSError: pass
+    print(n)
+    """
+  outcome = small.judge(textwrap.dedent(program), SUM)
+  # The runner and the program itself are two of the 24.
+  assert outcome.detail == "test 1 of 1: '7' was expected, got '22'"
+
+
+def test_a_killed_trainer_leaves_no_sandbox(tmp_path):
+  script = tmp_path / 'script.py'
+  script.write_text(
+    WITHOUT_JAX
+    + textwrap.dedent("""
+      import threading, time
+      from covrl.rewards import Judge
+      judge = Judge(level='bubblewrap')
+      forks = 'import os, time\\nos.fork()\\ntime.sleep(1000)'
+      test = [{'stdin': '', 'stdout': ''}]
+      threading.Thread(
+        target=judge.judge, args=(forks, test), kwargs={'time_limit': 900.0}
+      ).start()
+      time.sleep(1.0)
+      print('running', flush=True)
+      """)
+  )
+  with subprocess.Popen(
+    [sys.executable, str(script)], stdout=subprocess.PIPE
+  ) as trainer:
+    assert trainer.stdout is not None
+    assert trainer.stdout.readline() == b'running\n'
+    inside = _descendants(trainer.pid)
+    assert len(inside) >= 4
+    trainer.kill()
+  deadline = time.monotonic() + 10.0
+  while any(map(_runs, inside)) and time.monotonic() < deadline:
+    time.sleep(0.05)
+  assert not any(map(_runs, inside))
+
+
+def test_a_judge_that_is_process_1_collects_its_own():
+  """In a container nobody else would: here, whoever is orphaned comes to us."""
+  program = WITHOUT_JAX + textwrap.dedent("""
+    import ctypes
+    from rewards.traces import traces
+    from covrl.rewards import Judge
+    assert ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0
+    judge = Judge(level='bubblewrap')
+    test = [{'stdin': '', 'stdout': ''}]
+    before = traces()
+    for source in ('import os; os.fork()', 'import os; os.kill(1, 9)',
+                   'while True: print(1)', 'x = bytearray(1 << 40)',
+                   'import time; time.sleep(9)'):
+      judge.judge(source, test, time_limit=0.5)
+    assert traces() == before, (before, traces())
+    """)
+  subprocess.run([sys.executable, '-c', program], check=True)
+
+
+def test_nothing_is_left_and_neighbours_are_as_fast(judge):
+  """A small form of what `tests/benchmarks/judging.py` does 1,000 times."""
+  hostile = [
+    'import os\nwhile True:\n  try: os.fork()\n  except OSError: pass',
+    'import os, signal\nos.kill(-1, signal.SIGKILL)',
+    'import os\nfor _ in range(9):\n  if os.fork() == 0: os.close(1)\nos._exit(0)',
+    "open('/dev/shm/x', 'w').write('x' * 10**6)\nwhile True: print(1)",
+    'from multiprocessing import shared_memory as s\ns.SharedMemory(create=True, size=999)',
+  ]
+  judge.judge(ADD, SUM)
+  before = traces()
+  alone = _busy_seconds(judge)
+  for source in hostile * 3:
+    outcome = judge.judge(source, SUM, time_limit=0.3)
+    assert outcome.score == 0.0
+    assert outcome.is_judged
+  assert traces() == before
+  # Processor time, which a busy machine does not stretch much.
+  assert _busy_seconds(judge) < 3 * alone + 0.1
+
+
+def test_threads_may_share_a_judge(judge):
+  before = traces()
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    outcomes = list(
+      pool.map(
+        lambda n: judge.judge(ADD, [{'stdin': f'{n} 1', 'stdout': str(n + 1)}]),
+        range(24),
+      )
+    )
+  assert all(outcome.score == 1.0 for outcome in outcomes)
+  assert traces() == before
+
+
+def test_an_absent_judge_is_said_so(monkeypatch):
+  monkeypatch.setattr(bubblewrap.shutil, 'which', lambda name: None)
+  with pytest.raises(
+    JudgeError, match=r'bubblewrap \(bwrap\) is not installed'
+  ):
+    Judge(level='bubblewrap')
+  monkeypatch.setattr(backends, '_candidates', lambda level, limits: iter(()))
+  monkeypatch.setattr('covrl.rewards.sandbox.judge._find_judge', _no_judge)
+  outcome = judge_code(ADD, SUM)
+  assert outcome.status is Status.INFRASTRUCTURE
+  assert math.isnan(outcome.score)
+  assert 'a sandbox for programs is required' in outcome.detail
+
+
+def test_a_sandbox_that_does_not_start_masks(judge, monkeypatch):
+  launcher = bubblewrap.Bubblewrap(
+    interpreter=interpreter.find_interpreter(), mode='user', scratch=1 << 20
+  )
+  broken = Judge(level='bubblewrap')
+  monkeypatch.setattr(broken, '_launcher', launcher)
+  monkeypatch.setattr(
+    bubblewrap.Bubblewrap, 'command', lambda *_, **__: ['bwrap', '--no-such']
+  )
+  outcome = broken.judge(ADD, SUM)
+  assert outcome.status is Status.INFRASTRUCTURE
+  assert not outcome.is_judged
+  assert 'no-such' in outcome.detail
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'sentence'),
+  [
+    ({'level': 'docker'}, "level must be one of .* got 'docker'"),
+    ({'level': 'remote'}, 'a url is required'),
+    ({'memory_limit': 0}, 'memory_limit must be positive, got 0'),
+    ({'processes': -1}, 'processes must be positive'),
+    ({'workers': 0}, 'workers must be positive'),
+  ],
+)
+def test_a_judge_says_what_it_needs(arguments, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    Judge(**arguments)
+
+
+@pytest.fixture(scope='module')
+def landlock():
+  # Root stays root here: its interpreter may lie where no other user may look,
+  # and Landlock binds root too.
+  launcher = fallbacks.Landlock(
+    interpreter=interpreter.find_interpreter(), give_up_root=False
+  )
+
+  def check(program: str, seconds: float = 4.0):
+    source = textwrap.dedent(program).encode()
+    with Session(launcher, Limits(), source, seconds) as session:
+      return session.check(PrintTest(b'3 4', b'7'))
+
+  return check
+
+
+def test_landlock_holds_honest_programs(landlock):
+  assert landlock(ADD).status is Status.SCORED
+  assert landlock('import json, re\n' + ADD).status is Status.SCORED
+  threads = """
+    import threading
+    thread = threading.Thread(target=lambda: print(7))
+    thread.start()
+    """
+  assert landlock(threads).status is Status.SCORED
+
+
+def test_landlock_holds_others_too(landlock, tmp_path):
+  secret = tmp_path / 'secret'
+  secret.write_text('7')
+  refused = {
+    f'print(open({str(secret)!r}).read())': 'PermissionError',
+    "print(open('/proc/self/environ').read())": 'PermissionError',
+    "open('/tmp/7', 'w')": 'PermissionError',
+    'import socket; socket.socket()': 'OSError: [Errno 38]',
+    f'import os; os.kill({os.getpid()}, 0)': 'OSError: [Errno 38]',
+    'import os; os.fork()': 'OSError: [Errno 38]',
+    'import os; os.setsid()': 'OSError: [Errno 38]',
+    "import os; os.execv('/bin/true', ['true'])": 'OSError: [Errno 38]',
+  }
+  for program, reason in refused.items():
+    outcome = landlock(program)
+    assert outcome.status is Status.CRASH
+    assert reason in outcome.detail, (program, outcome)
+  before = traces()
+  assert landlock('while True: pass', 0.5).status is Status.TIMEOUT
+  assert traces() == before
+
+
+@pytest.fixture
+def server():
+  """A server that answers as SandboxFusion does, by the judge's own sandbox."""
+  asked = []
+
+  class Handler(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+      size = int(self.headers['Content-Length'])
+      question = json.loads(self.rfile.read(size))
+      asked.append((self.path, question))
+      ended = None
+      with contextlib.suppress(subprocess.TimeoutExpired):
+        ended = subprocess.run(
+          [sys.executable, '-I', '-S', '-c', question['code']],
+          input=question['stdin'],
+          capture_output=True,
+          text=True,
+          check=False,
+          timeout=question['run_timeout'],
+        )
+      run = {'status': 'TimeLimitExceeded', 'stdout': '', 'return_code': None}
+      if ended is not None:
+        run = {
+          'status': 'Finished',
+          'stdout': ended.stdout,
+          'return_code': ended.returncode,
+        }
+      status = 'Success' if ended and not ended.returncode else 'Failed'
+      answer = json.dumps({'status': status, 'run_result': run}).encode()
+      self.send_response(200)
+      self.end_headers()
+      self.wfile.write(answer)
+
+    def log_message(self, format, *args):
+      del format, args
+
+  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server:
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f'http://127.0.0.1:{server.server_port}', asked
+    server.shutdown()
+    thread.join()
+
+
+def test_another_machine_may_run_the_programs(server):
+  url, asked = server
+  judge = Judge(level='remote', url=url)
+  assert judge.level == 'remote'
+  call = [{'call': 'add', 'args': [3, 4], 'result': 7}]
+  assert judge.judge(ADD, SUM, time_limit=20.0).status is Status.SCORED
+  assert judge.judge('print(8)', SUM, time_limit=20.0).status is Status.WRONG
+  assert judge.judge('1 / 0', SUM, time_limit=20.0).status is Status.CRASH
+  spin = judge.judge('while True: pass', SUM, time_limit=0.5)
+  assert spin.status is Status.TIMEOUT
+  add = judge.judge('def add(a, b): return a + b', call, time_limit=20.0)
+  assert add.status is Status.SCORED, add
+  lie = judge.judge('def add(a, b): return True', call, time_limit=20.0)
+  assert lie.status is Status.WRONG
+  no_program = judge.judge('def add(', call, time_limit=20.0)
+  assert no_program.status is Status.UNPARSABLE
+  suite = judge.judge('x = 1', [{'asserts': 'assert x == 1'}])
+  assert suite.status is Status.INFRASTRUCTURE
+  assert {path for path, _ in asked} == {'/run_code'}
+  # What is expected is not among what it is told.
+  assert set(asked[0][1]) == {
+    'code',
+    'language',
+    'stdin',
+    'run_timeout',
+    'memory_limit_MB',
+  }
+
+
+def test_a_server_that_is_not_there_masks():
+  judge = Judge(level='remote', url='http://127.0.0.1:9')
+  outcome = judge.judge(ADD, SUM)
+  assert outcome.status is Status.INFRASTRUCTURE
+  assert math.isnan(outcome.score)
+  assert 'http://127.0.0.1:9/run_code did not answer' in outcome.detail
+
+
+def test_no_sandbox_only_if_asked_for():
+  judge = Judge(level='unsandboxed')
+  assert judge.level == 'unsandboxed'
+  assert judge.judge(ADD, SUM).status is Status.SCORED
+  before = traces()
+  spin = judge.judge('while True: pass', SUM, time_limit=0.5)
+  assert spin.status is Status.TIMEOUT
+  assert traces() == before
+
+
+def _no_judge() -> Judge | JudgeError:
+  try:
+    return Judge()
+  except JudgeError as error:
+    return error
+
+
+def _busy_seconds(judge: Judge) -> float:
+  """Processor time of a fixed honest program, as it measures it itself."""
+  program = """
+    import time
+    sum(i * i for i in range(10**6))
+    print(time.process_time())
+    """
+  outcome = judge.judge(
+    textwrap.dedent(program), [{'stdin': '', 'stdout': 'seconds'}]
+  )
+  return float(outcome.detail.rpartition("got '")[2].rstrip("'"))
+
+
+def _descendants(pid: int) -> list[int]:
+  found, waiting = [], [pid]
+  while waiting:
+    current = waiting.pop()
+    for task in pathlib.Path(f'/proc/{current}/task').iterdir():
+      children = (task / 'children').read_text().split()
+      waiting += map(int, children)
+      found += map(int, children)
+  return found
+
+
+def _runs(pid: int) -> bool:
+  with contextlib.suppress(OSError):
+    return ') Z' not in pathlib.Path(f'/proc/{pid}/stat').read_text()
+  return False

@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checkpoint is whole or not there, to the bit, and damage is noticed."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import covrl
+from covrl.entropy.base import init_token_state
+from covrl.parallel import sharding
+from covrl.run.checkpoint import MANIFEST, CheckpointError, CheckpointStore
+from covrl.storage import write_atomically
+
+MESHES = ((8,), (2, 2, 2))
+
+
+def tree():
+  """What a run saves, and the values that are easily lost on the way."""
+  rng = np.random.default_rng(0)
+  params = {
+    'matrix': rng.normal(size=(8, 16)).astype(np.float32),
+    'half': jnp.asarray(rng.normal(size=(8, 4)), jnp.bfloat16),
+    'odd': np.array([np.nan, -np.nan, np.inf, -0.0, 1e-45], np.float32),
+  }
+  token_tx = optax.chain(
+    covrl.kl_cov(0.02, optax.linear_schedule(1.0, 0.0, 10)),
+    covrl.entropy_bonus(0.1),
+  )
+  return {
+    'state': {
+      'trainable': params,
+      'frozen': {},
+      'opt_state': optax.adam(1e-3).init(params),
+      'token_state': init_token_state(token_tx),
+      'step': np.asarray(1 << 30, np.int32),
+    },
+    'mask': rng.random((8, 3)) < 0.5,
+  }
+
+
+def place(leaf, mesh):
+  """Rows split where they divide, so that every mesh has its own layout."""
+  axes = ('batch', 'mlp') if jnp.ndim(leaf) == 2 else (None,) * jnp.ndim(leaf)
+  rules = sharding.TRAIN_RULES
+  return sharding.fit(mesh, axes, jnp.shape(leaf), rules)
+
+
+def on(mesh, arrays):
+  return jax.tree.map(
+    lambda leaf: jax.device_put(leaf, place(leaf, mesh)), arrays
+  )
+
+
+def abstract(mesh, arrays):
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(
+      jnp.shape(leaf), leaf.dtype, sharding=place(leaf, mesh)
+    ),
+    arrays,
+  )
+
+
+def assert_same(got, wanted):
+  assert jax.tree.structure(got) == jax.tree.structure(wanted)
+  for ours, theirs in zip(
+    jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True
+  ):
+    assert ours.dtype == theirs.dtype
+    assert ours.shape == theirs.shape
+    assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
+
+
+def latest(store):
+  checkpoint = store.latest()
+  assert checkpoint is not None
+  return checkpoint
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+  """A store with one checkpoint, made on a mesh of eight."""
+  directory = tmp_path_factory.mktemp('saved')
+  store = CheckpointStore(directory, keep=1)
+  store.save(12, on(sharding.make_mesh((8,)), tree()), {'rate': 0.1})
+  return directory
+
+
+@pytest.fixture
+def copied(saved, tmp_path):
+  """The same, free to be damaged."""
+  return shutil.copytree(saved, tmp_path / 'copied')
+
+
+@pytest.mark.parametrize('shape', MESHES)
+def test_restores_to_the_bit_on_any_mesh(saved, shape):
+  mesh = sharding.make_mesh(shape)
+  checkpoint = latest(CheckpointStore(saved, keep=1))
+  restored = checkpoint.restore(abstract(mesh, tree()))
+  assert_same(restored, tree())
+  matrix = restored['state']['trainable']['matrix']
+  assert matrix.sharding == place(matrix, mesh)
+  assert checkpoint.position == 12
+  assert checkpoint.notes == {'rate': 0.1}
+
+
+@pytest.mark.parametrize('shape', MESHES)
+def test_restores_a_branch(saved, shape):
+  mesh = sharding.make_mesh(shape)
+  wanted = tree()['state']['trainable']
+  checkpoint = latest(CheckpointStore(saved, keep=1))
+  restored = checkpoint.restore_part('state.trainable', abstract(mesh, wanted))
+  assert_same(restored, wanted)
+  matrix = restored['matrix']
+  assert matrix.sharding == place(matrix, mesh)
+
+
+def test_host_arrays_come_back_as_such(tmp_path):
+  store = CheckpointStore(tmp_path, keep=1)
+  arrays = {'order': np.arange(5, dtype=np.int32), 'mask': np.eye(2) > 0}
+  store.save(1, arrays, {})
+  restored = latest(store).restore(jax.tree.map(np.zeros_like, arrays))
+  assert_same(restored, arrays)
+
+
+def test_keeps_the_newest(tmp_path):
+  store = CheckpointStore(tmp_path / 'checkpoints', keep=2)
+  assert store.latest() is None
+  for position in (3, 1000, 20):
+    store.save(position, {'x': np.full(2, position)}, {'at': position})
+  names = sorted(path.name for path in (tmp_path / 'checkpoints').iterdir())
+  assert names == ['00000020', '00001000']
+  assert latest(store).notes == {'at': 1000}
+
+
+def test_a_later_save_replaces_that_of_the_same_position(tmp_path):
+  store = CheckpointStore(tmp_path, keep=2)
+  for value in (1, 2):
+    store.save(7, {'x': np.full(2, value)}, {'value': value})
+  restored = latest(store).restore({'x': np.zeros(2, int)})
+  assert restored['x'].tolist() == [2, 2]
+  assert latest(store).notes == {'value': 2}
+
+
+def test_what_was_not_finished_is_not_there(copied):
+  store = CheckpointStore(copied, keep=1)
+  unfinished = copied / '00000013'
+  shutil.copytree(copied / '00000012', unfinished)
+  (unfinished / MANIFEST).unlink()
+  (copied / 'notes.txt').write_text('not a checkpoint either')
+  assert latest(store).position == 12
+  store.save(13, {'x': np.zeros(2)}, {})
+  assert latest(store).position == 13
+  assert latest(store).restore({'x': np.ones(2)})['x'].tolist() == [0, 0]
+
+
+def test_a_kill_while_removing_leaves_no_half_checkpoint(
+  copied, tmp_path, monkeypatch
+):
+  def killed(path):
+    raise KeyboardInterrupt
+
+  store = CheckpointStore(copied, keep=1)
+  with monkeypatch.context() as patch:
+    patch.setattr(shutil, 'rmtree', killed)
+    with pytest.raises(KeyboardInterrupt):
+      store.save(12, {'x': np.zeros(2)}, {})
+  assert store.latest() is None
+
+
+def flip(file, seed):
+  content = bytearray(file.read_bytes())
+  place = np.random.default_rng(seed).integers(len(content) * 8)
+  content[place // 8] ^= 1 << (place % 8)
+  file.write_bytes(content)
+
+
+@pytest.mark.parametrize('seed', range(3))
+@pytest.mark.parametrize('damage', ['flipped', 'truncated', 'missing'])
+def test_damage_of_any_file_is_noticed(copied, damage, seed):
+  store = CheckpointStore(copied, keep=1)
+  directory = copied / '00000012'
+  files = [file for file in directory.rglob('*') if file.is_file()]
+  assert len(files) > 3
+  for file in files:
+    content = file.read_bytes()
+    if file.name == MANIFEST and damage == 'missing':
+      continue
+    if damage == 'flipped':
+      flip(file, seed)
+    elif damage == 'truncated':
+      file.write_bytes(content[: len(content) * seed // 3])
+    else:
+      file.unlink()
+    name = str(file.relative_to(directory))
+    reason = (
+      'is missing'
+      if damage == 'missing'
+      else '(is not what was written|cannot be read)'
+    )
+    sentence = (
+      rf'^the checkpoint {directory} is damaged: {name} {reason}; remove the '
+      r'directory to resume from the one before$'
+    )
+    with pytest.raises(CheckpointError, match=sentence):
+      latest(store).restore(abstract(sharding.make_mesh((8,)), tree()))
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize('text', ['', '{', '[]', 'null', '{}', '{"notes": {}}'])
+def test_a_manifest_that_is_none(copied, text):
+  (copied / '00000012' / MANIFEST).write_text(text)
+  with pytest.raises(CheckpointError, match=f'{MANIFEST} cannot be read'):
+    CheckpointStore(copied, keep=1).latest()
+
+
+def test_a_manifest_that_was_edited(copied):
+  file = copied / '00000012' / MANIFEST
+  manifest = json.loads(file.read_text())
+  manifest['notes']['rate'] = 0.2
+  file.write_text(json.dumps(manifest))
+  with pytest.raises(CheckpointError, match='is not what was written'):
+    CheckpointStore(copied, keep=1).latest()
+
+
+@pytest.mark.parametrize(
+  ('change', 'reason'),
+  [
+    (
+      {'matrix': np.zeros((8, 15), np.float32)},
+      r'matrix must be float32\[8, 15\], got float32\[8, 16\]',
+    ),
+    (
+      {'matrix': np.zeros((8, 16), np.int32)},
+      r'matrix must be int32\[8, 16\], got float32\[8, 16\]',
+    ),
+    (
+      {'more': np.zeros(3, np.float32)},
+      r'more must be float32\[3\], got nothing',
+    ),
+    ({'odd': None}, r'odd must be nothing, got float32\[5\]'),
+  ],
+)
+def test_another_programs_checkpoint_is_refused(saved, change, reason):
+  checkpoint = latest(CheckpointStore(saved, keep=1))
+  mesh = sharding.make_mesh((8,))
+  other = tree()
+  other['state']['trainable'] |= change
+  with pytest.raises(CheckpointError, match=f'of another program: .*{reason}'):
+    checkpoint.restore(abstract(mesh, other))
+  with pytest.raises(CheckpointError, match=f'of another program: {reason}'):
+    checkpoint.restore_part(
+      'state.trainable', abstract(mesh, other['state']['trainable'])
+    )
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+  file = tmp_path / 'file.json'
+  write_atomically(file, 'before')
+  with monkeypatch.context() as patch:
+    patch.setattr('os.fsync', lambda _: (_ for _ in ()).throw(OSError('full')))
+    with pytest.raises(OSError, match='full'):
+      write_atomically(file, 'after')
+  assert file.read_text() == 'before'
+  write_atomically(file, 'after')
+  assert [path.name for path in tmp_path.iterdir()] == ['file.json']
+  assert file.read_text() == 'after'

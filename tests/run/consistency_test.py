@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What must be the same everywhere, and who is named where it is not."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from train import process, toy
+
+from covrl.config import ConfigError, load
+from covrl.data.sources import SubsetSource
+from covrl.parallel import distributed
+from covrl.run import consistency
+from covrl.run.consistency import check_agreement, check_problems
+
+
+@pytest.fixture(scope='module')
+def recipe():
+  return load(str(process.RECIPES / 'toy_kl_cov.py'))
+
+
+class Processes:
+  """Three processes that take turns: the last one hears what all had said."""
+
+  def __init__(self, monkeypatch):
+    self.said = []
+    monkeypatch.setattr(distributed, 'count', lambda: 3)
+    monkeypatch.setattr(distributed, 'gather_rows', self.gather)
+
+  def gather(self, own):
+    self.said[-1].append(own)
+    place = len(self.said[-1]) - 1
+    rows = [each[place] for each in self.said if len(each) > place]
+    while len(rows) < 3:
+      rows.append(own)
+    return np.concatenate(rows)
+
+  def run(self, check):
+    self.said.append([])
+    check()
+
+
+@pytest.fixture
+def processes(monkeypatch):
+  return Processes(monkeypatch)
+
+
+def checks(recipe, workdir='runs/a'):
+  # Eight prompts cannot be shared by three.
+  config = dataclasses.replace(
+    recipe.config,
+    rollout=dataclasses.replace(recipe.config.rollout, prompts_per_iteration=9),
+    warm_start=dataclasses.replace(recipe.config.warm_start, batch_size=30),
+  )
+  recipe = dataclasses.replace(recipe, config=config)
+  return lambda: check_agreement(recipe, workdir)
+
+
+def test_of_one_mind(processes, recipe):
+  for _ in range(3):
+    processes.run(checks(recipe))
+
+
+def test_another_config_file(processes, recipe):
+  processes.run(checks(recipe))
+  other = {**recipe.sources, 'toy_kl_cov.py': 'other'}
+  with pytest.raises(
+    ConfigError, match='same config file, process 1 has another config file'
+  ):
+    processes.run(checks(dataclasses.replace(recipe, sources=other)))
+
+
+def test_other_code(processes, recipe, monkeypatch):
+  processes.run(checks(recipe))
+  processes.run(checks(recipe))
+  monkeypatch.setattr(
+    consistency.importlib.metadata, 'version', lambda name: '0.0'
+  )
+  with pytest.raises(
+    ConfigError, match='same code or versions, process 2 has another'
+  ):
+    processes.run(checks(recipe))
+
+
+def test_another_directory(processes, recipe):
+  processes.run(checks(recipe))
+  with pytest.raises(ConfigError, match='same --workdir, process 1 has'):
+    processes.run(checks(recipe, 'runs/b'))
+
+
+def test_another_field(processes, recipe):
+  processes.run(checks(recipe))
+  config = dataclasses.replace(recipe.config, seed=7)
+  with pytest.raises(
+    ConfigError, match='process 1 has another seed than process 0'
+  ):
+    processes.run(checks(dataclasses.replace(recipe, config=config)))
+
+
+def test_other_problems(processes, recipe):
+  source = toy.make_task(recipe.config).train
+  three = np.arange(3)
+  processes.run(lambda: check_problems(SubsetSource(source, three, 'a')))
+  with pytest.raises(
+    ConfigError, match='same problems to train on, process 1 has another set'
+  ):
+    processes.run(lambda: check_problems(SubsetSource(source, three, 'b')))
+
+
+@pytest.mark.parametrize(
+  ('count', 'message'),
+  [
+    (3, 'rollout.prompts_per_iteration must be a multiple of the 3'),
+    (16, 'rollout.prompts_per_iteration must be a multiple of the 16'),
+  ],
+)
+def test_what_cannot_be_shared(recipe, count, message):
+  with pytest.raises(ConfigError, match=message):
+    consistency.check_divides(recipe.config, count)
+  consistency.check_divides(recipe.config, 8)

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sums of parts of a vocabulary merge into the sums of the whole."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from covrl.statistics import streaming
+
+VOCABULARY = 9
+
+
+def tile(logits, target):
+  return streaming.Tile(
+    capped=logits, scaled=logits, hot=jnp.arange(VOCABULARY) == target
+  )
+
+
+@jax.jit
+def merged(logits, target, belongs):
+  """Statistics by way of three parts, merged in two orders."""
+  parts = [
+    streaming.sums_of(
+      tile(jnp.where(belongs == part, logits, -jnp.inf), target)._replace(
+        hot=(jnp.arange(VOCABULARY) == target) & (belongs == part)
+      ),
+      moments=True,
+    )
+    for part in range(3)
+  ]
+  start = streaming.nothing(parts[0].peak, moments=True)
+  one = functools.reduce(streaming.merge, parts, start)
+  other = streaming.merge(parts[2], streaming.merge(parts[1], parts[0]))
+  whole = streaming.sums_of(tile(logits, target), moments=True)
+  return [streaming.finish(sums) for sums in (one, other, whole)]
+
+
+@given(
+  arrays(np.float32, (2, VOCABULARY), elements=st.floats(-60, 60, width=32)),
+  arrays(bool, VOCABULARY),
+  arrays(np.int32, VOCABULARY, elements=st.integers(0, 2)),
+  st.integers(0, VOCABULARY - 1),
+)
+@settings(max_examples=60, deadline=None)
+def test_parts_merge_into_the_whole(logits, masked, belongs, target):
+  masked[target] = False
+  logits = np.where(masked, -np.inf, logits)
+  *results, whole = merged(logits, target, belongs)
+  for result in results:
+    jax.tree.map(
+      lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
+      result,
+      whole,
+    )
+  z = logits.astype('f8')
+  log_pi = z - np.log(np.exp(z - z.max(1, keepdims=True)).sum(1))[:, None]
+  log_pi -= z.max(1, keepdims=True)
+  stats, moments, _ = results[0]
+  finite = np.where(masked, 0, log_pi)
+  for actual, expected in (
+    (stats.logprobs, log_pi[:, target]),
+    (stats.entropy, -(np.exp(log_pi) * finite).sum(1)),
+    (
+      moments.square_log_square,
+      (np.exp(log_pi) * finite**2 * np.exp(log_pi)).sum(1),
+    ),
+  ):
+    np.testing.assert_allclose(actual[:, 0], expected, rtol=2e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('distance', [1e3, 1e20, 3e38])
+def test_far_peaks(distance):
+  """A part whose peak is far below adds nothing, and no NaN."""
+  low = jnp.array([[-distance, -distance]])
+  parts = [
+    streaming.sums_of(
+      streaming.Tile(z, z, jnp.array([[hot, False]])), moments=True
+    )
+    for z, hot in ((low, True), (jnp.array([[0.0, 0.0]]), False))
+  ]
+  stats, moments, _ = streaming.finish(streaming.merge(parts[0], parts[1]))
+  assert moments is not None
+  assert stats.logprobs == pytest.approx(-distance, rel=1e-3)
+  assert stats.entropy == pytest.approx(np.log(2), rel=1e-6)
+  assert moments.square == pytest.approx(0.5)
+
+
+def test_nothing_to_sample_in_a_part():
+  part = jnp.full((1, 2), -jnp.inf)
+  none = streaming.sums_of(
+    streaming.Tile(part, part, jnp.zeros((1, 2), bool)), moments=True
+  )
+  start = streaming.nothing(none.peak, moments=True)
+  logits = jnp.array([[1.0, 2.0]])
+  some = streaming.sums_of(
+    streaming.Tile(logits, logits, jnp.array([[True, False]])), moments=True
+  )
+  for sums in (streaming.merge(none, some), streaming.merge(some, none)):
+    jax.tree.map(np.testing.assert_array_equal, sums, some)
+  # Two parts without a token stay what a third one can be merged into.
+  jax.tree.map(
+    np.testing.assert_array_equal, streaming.merge(start, none), start
+  )
+
+
+def test_a_nan_shows():
+  logits = jnp.array([[0.0, jnp.nan, 1.0]])
+  sums = streaming.sums_of(
+    streaming.Tile(logits, logits, jnp.array([[True, False, False]])),
+    moments=False,
+  )
+  stats, _, _ = streaming.finish(streaming.merge(sums, sums))
+  assert np.isnan(stats.logprobs).all()
+  assert np.isnan(stats.entropy).all()

@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bucket is used as it can be: whole objects, numbered parts, a lease."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+
+import bucket
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+from pretrained.fixtures import MODELS
+
+from covrl import storage
+from covrl.config import ConfigError, LoggingConfig
+from covrl.data import open_records
+from covrl.exit_codes import Exit
+from covrl.pretrained import load_pretrained, save_pretrained
+from covrl.pretrained.atomic_dir import written_whole
+from covrl.run import lock
+from covrl.run.directory import RunDirectory
+from covrl.run.metrics_writer import MetricsWriter
+from covrl.storage import append_log
+from covrl.storage.append_log import open_journal, read_journal
+from covrl.train import CheckpointError, CheckpointStore
+
+ROOT = epath.Path('gs://bucket/run')
+LINES = 'gs://bucket/run/metrics.jsonl'
+
+
+@pytest.fixture(scope='module')
+def served():
+  """One bucket for all: gcsfs remembers where the first one was."""
+  with (
+    bucket.served() as (content, environment),
+    pytest.MonkeyPatch.context() as patch,
+  ):
+    for name, value in environment.items():
+      patch.setenv(name, value)
+    storage.path_of(ROOT)
+    yield content
+
+
+@pytest.fixture
+def objects(served):
+  served.objects.clear()
+  return served
+
+
+def test_what_is_refused(monkeypatch):
+  with pytest.raises(ValueError, match='must be on a disk or begin with gs://'):
+    storage.path_of('s3://bucket/run')
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(ValueError, match=r'needs gcsfs.*covrl\[gcs\]'):
+    storage.path_of('gs://bucket/run')
+
+
+def test_a_bucket_that_is_not_there(objects):
+  file = storage.path_of('gs://absent/run/.lock')
+  with pytest.raises(
+    ValueError, match=r'gs://absent/run/\.lock cannot be writ'
+  ):
+    storage.write_new(file, 'a')
+
+
+def test_a_connection_that_breaks_is_made_again(objects):
+  objects.broken = 2
+  storage.write_atomically(ROOT / 'a', 'content')
+  assert objects.broken == 0
+  assert objects.text('run/a') == 'content'
+
+
+def test_what_others_write_is_seen(objects):
+  assert not ROOT.is_dir()
+  objects.put('run/a/one.txt', b'1')
+  assert ROOT.is_dir()
+  assert [path.name for path in (ROOT / 'a').iterdir()] == ['one.txt']
+  objects.put('run/a/two.txt', b'2')
+  assert sorted(storage.digests(ROOT)) == ['a/one.txt', 'a/two.txt']
+  assert [p.read_text() for p in sorted((ROOT / 'a').glob('t*.txt'))] == ['2']
+
+
+def test_digests_tell_other_content(objects, tmp_path):
+  for root in (ROOT, epath.Path(tmp_path)):
+    storage.write_atomically(root / 'a' / 'b.json', 'before')
+    before = storage.digests(root)
+    storage.write_atomically(root / 'a' / 'b.json', 'behind')
+    assert before.keys() == storage.digests(root).keys() == {'a/b.json'}
+    assert before != storage.digests(root)
+    storage.remove(root / 'a')
+    storage.remove(root / 'a')
+    assert storage.digests(root) == {}
+
+
+def test_parts_of_files_are_read(objects, tmp_path):
+  numbers = np.arange(100, dtype=np.float32)
+  for root in (ROOT, epath.Path(tmp_path)):
+    (root / 'x.bin').write_bytes(b'head' + numbers.tobytes())
+    found = np.zeros((3, 5), np.float32)
+    storage.read_into(root / 'x.bin', 4 + 4 * 10, found)
+    np.testing.assert_array_equal(found.ravel(), numbers[10:25])
+    assert storage.size_of(root / 'x.bin') == 404
+    with pytest.raises(ValueError, match='must have 424 bytes, got 404'):
+      storage.read_into(root / 'x.bin', 364, found)
+
+
+def test_directories_come_here_and_go_there(objects, tmp_path):
+  (tmp_path / 'sub').mkdir()
+  for name in ('config.json', 'sub/weights', 'z'):
+    (tmp_path / name).write_text(name)
+  storage.upload(tmp_path, ROOT / 'model', last=['config.json'])
+  generations = {name: g for name, (_, g) in objects.objects.items()}
+  assert max(generations, key=lambda n: generations[n]).endswith('config.json')
+  here = storage.local(ROOT / 'model')
+  assert (here / 'sub' / 'weights').read_text() == 'sub/weights'
+  assert storage.local(epath.Path(tmp_path)) == tmp_path
+
+
+def test_a_model_in_a_bucket_is_written_whole(objects):
+  def write(error=None):
+    with written_whole('gs://bucket/model') as draft:
+      (draft / 'config.json').write_text('{}')
+      if error:
+        raise error
+
+  with pytest.raises(OSError, match='full'):
+    write(OSError('full'))
+  assert not objects.names()
+  write()
+  assert objects.names() == ['model/config.json']
+  with pytest.raises(ValueError, match='must not exist or be empty'):
+    write()
+
+
+@pytest.mark.parametrize('keep', [0, 1, 7, 8, 20, 30, 47, 48])
+def test_parts_are_the_file(objects, tmp_path, monkeypatch, keep):
+  monkeypatch.setattr(append_log, '_LARGE', 16)
+  for file in (epath.Path(LINES), epath.Path(tmp_path) / 'metrics.jsonl'):
+    lines = open_journal(file, 0)
+    for number in range(6):
+      lines.write(f'line {number:02}')
+      assert lines.size == 8 * (number + 1)
+    lines.close()
+    whole = read_journal(file)
+    assert whole is not None
+    assert len(whole) == 48
+    again = open_journal(file, keep)
+    assert again.size == keep
+    again.write('after')
+    again.close()
+    assert read_journal(file) == whole[:keep] + 'after\n'
+  parts = objects.names('run/metrics/')
+  assert parts[0] == 'run/metrics/000000.jsonl'
+  assert max(len(objects.objects[name][0]) for name in parts) <= 16 + 8 + 6
+
+
+def test_lines_wait_for_one_another(objects, monkeypatch):
+  lines = open_journal(epath.Path(LINES), 0)
+  lines.write('one')
+  assert read_journal(epath.Path(LINES)) is None
+  lines.flush()
+  monkeypatch.setattr(append_log, '_PATIENCE', 0.0)
+  lines.write('two')
+  assert read_journal(epath.Path(LINES)) == 'one\ntwo\n'
+  with pytest.raises(ValueError, match='must hold 9 bytes of lines'):
+    open_journal(epath.Path(LINES), 9)
+
+
+def test_metrics_and_events(objects):
+  writer = MetricsWriter(LINES, LoggingConfig(), name='toy', keep=0)
+  writer.write(step=1, iteration=0, phase='train', reward=0.25)
+  kept = writer.size
+  first = objects.names('run/tb/train/')
+  assert len(first) == 1
+  writer.write(step=2, iteration=0, phase='train', reward=0.5)
+  writer.close()
+  writer = MetricsWriter(LINES, LoggingConfig(), name='toy', keep=kept)
+  writer.write(step=2, iteration=0, phase='train', reward=0.75)
+  writer.close()
+  assert len(objects.names('run/tb/train/')) == 2
+  text = read_journal(epath.Path(LINES))
+  assert text is not None
+  assert text.count('\n') == 2
+  assert '0.75' in text
+  assert '0.5' not in text
+
+
+def test_a_directory_in_use_is_refused_and_one_left_is_taken(
+  objects, monkeypatch
+):
+  monkeypatch.setattr(lock, '_BEAT', 0.1)
+  monkeypatch.setattr(lock, '_PATIENCE', 1.0)
+  directory = RunDirectory('gs://bucket/run')
+  with directory.locked():
+    other = RunDirectory('gs://bucket/run').locked()
+    with pytest.raises(ConfigError, match='is in use by another process'):
+      other.__enter__()
+    assert objects.names() == ['run/.lock']
+  assert not objects.names()
+  # Its process was killed.
+  objects.put('run/.lock', b'{"process": "another", "beat": 7}')
+  began = time.monotonic()
+  with directory.locked():
+    assert time.monotonic() - began > 1.0
+    assert 'another' not in objects.text('run/.lock')
+
+
+def test_of_several_one_takes_it(objects, monkeypatch):
+  monkeypatch.setattr(lock, '_BEAT', 0.1)
+  taken, refused = [], []
+
+  def run():
+    try:
+      with RunDirectory('gs://bucket/run').locked():
+        taken.append(1)
+        time.sleep(2.0)
+    except ConfigError:
+      refused.append(1)
+
+  threads = [threading.Thread(target=run) for _ in range(4)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert (len(taken), len(refused)) == (1, 3)
+
+
+def test_a_run_whose_place_was_taken_ends(served, objects):
+  script = (
+    'import time\n'
+    'from covrl.train import lock\n'
+    'from covrl import storage\n'
+    'lock._BEAT = 0.2\n'
+    'with lock.held(storage.path_of("gs://bucket/run")):\n'
+    '  print("in", flush=True)\n'
+    '  time.sleep(600)\n'
+  )
+  process = subprocess.Popen(
+    [sys.executable, '-c', script],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    cwd=pathlib.Path(__file__).parents[2],
+  )
+  try:
+    assert process.stdout is not None
+    assert process.stdout.readline() == 'in\n'
+    objects.put('run/.lock', b'{"process": "another", "beat": 0}')
+    _, said = process.communicate(timeout=300)
+  finally:
+    process.kill()
+  assert process.returncode == Exit.REFUSED
+  assert said.startswith('covrl: another run has taken gs://bucket/run')
+  assert said.count('\n') == 1
+
+
+def test_problems_are_read_from_a_bucket(objects, tmp_path):
+  from array_record.python.array_record_module import ArrayRecordWriter
+
+  rows = [{'question': f'{n} + 1', 'answer': n + 1} for n in range(3)]
+  text = '\n'.join(map(json.dumps, rows)).encode()
+  objects.put('data/sums.jsonl', text)
+  writer = ArrayRecordWriter(str(tmp_path / 'sums'), 'group_size:1')
+  for row in rows:
+    writer.write(json.dumps(row).encode())
+  writer.close()
+  objects.put('data/sums.array_record', (tmp_path / 'sums').read_bytes())
+  for name in ('sums.jsonl', 'sums.array_record'):
+    records = open_records(f'gs://bucket/data/{name}')
+    assert list(records) == rows
+    assert records.file == f'gs://bucket/data/{name}'
+  with pytest.raises(ValueError, match=r'got gs://bucket/data/none\.jsonl'):
+    open_records('gs://bucket/data/none.jsonl')
+
+
+def test_weights_are_read_from_a_bucket_and_written_to_it(objects):
+  for file in (MODELS / 'qwen2').iterdir():
+    objects.put(f'qwen2/{file.name}', file.read_bytes())
+  policy, params = load_pretrained('gs://bucket/qwen2')
+  assert policy.origin == 'gs://bucket/qwen2'
+  _, expected = load_pretrained(MODELS / 'qwen2')
+  save_pretrained('gs://bucket/again', policy, params)
+  _, again = load_pretrained('gs://bucket/again')
+  for tree in (params, again):
+    jax.tree.map(np.testing.assert_array_equal, tree, expected)
+
+
+def test_checkpoints_in_a_bucket(objects):
+  store = CheckpointStore('gs://bucket/run/checkpoints', keep=1)
+  assert store.latest() is None
+  arrays = {'a': jnp.arange(6.0), 'b': {'c': jnp.ones((2, 3), jnp.bfloat16)}}
+  for position in (1, 2):
+    store.save(position, arrays, {'metrics_size': position})
+  assert {n.split('/')[2] for n in objects.names('run/')} == {'00000002'}
+  saved = store.latest()
+  assert saved is not None
+  assert saved.notes == {'metrics_size': 2}
+  jax.tree.map(np.testing.assert_array_equal, saved.restore(arrays), arrays)
+  like = arrays['b']
+  jax.tree.map(
+    np.testing.assert_array_equal, saved.restore_part('b', like), like
+  )
+  # Without its manifest it is none, as after a kill before the end.
+  manifest = objects.objects.pop('run/checkpoints/00000002/manifest.json')
+  assert store.latest() is None
+  objects.objects['run/checkpoints/00000002/manifest.json'] = manifest
+  name = max(saved.files, key=lambda name: int(saved.files[name].split(':')[0]))
+  whole = f'run/checkpoints/00000002/{name}'
+  content, _ = objects.objects[whole]
+  objects.put(whole, bytes([content[0] ^ 1]) + content[1:])
+  with pytest.raises(CheckpointError, match='is not what was written'):
+    saved.restore(arrays)
+  del objects.objects[whole]
+  with pytest.raises(CheckpointError, match='is missing'):
+    saved.restore(arrays)
+
+
+def test_compiled_programs_are_kept_in_a_bucket(objects):
+  script = (
+    'import jax\n'
+    'jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)\n'
+    'jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)\n'
+    'seen = []\n'
+    'jax.monitoring.register_event_listener(\n'
+    '  lambda event, **_: seen.append(event))\n'
+    'jax.jit(lambda x: x * 2 + 1)(3.0).block_until_ready()\n'
+    'print("/jax/compilation_cache/cache_hits" in seen)\n'
+  )
+  environment = {
+    **os.environ,
+    'JAX_COMPILATION_CACHE_DIR': 'gs://bucket/programs',
+    'XLA_FLAGS': '',
+  }
+  said = [
+    subprocess.run(
+      [sys.executable, '-c', script],
+      env=environment,
+      capture_output=True,
+      text=True,
+      check=True,
+      timeout=300,
+    ).stdout
+    for _ in range(2)
+  ]
+  assert said == ['False\n', 'True\n']
+  assert objects.names('programs/')

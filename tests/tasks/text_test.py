@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of questions become a task; what is wrong with them is one sentence."""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from covrl.config import Config, ConfigError
+from covrl.data import ConcatenatedSource, MixtureSource, Problem
+from covrl.rewards import JudgeError, Scoring, judge_of
+from covrl.tasks import verify
+from covrl.tasks.graders import reader_of, right_response
+from covrl.train import text_task
+
+GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
+DATA = GOLDEN / 'data'
+MODEL = GOLDEN / 'tokenizers' / 'bytes'
+
+
+def config(train='', suites='', **data):
+  made = Config(pretrained=str(MODEL))
+  made.rollout.max_prompt_length = 1024
+  made.data.train = ','.join(
+    str(DATA / name) for name in train.split(',') if name
+  )
+  made.data = dataclasses.replace(made.data, **data)
+  made.evaluate.suites = suites
+  made.evaluate.suite_directory = str(DATA / 'suites')
+  return made
+
+
+def scoring(task):
+  return Scoring(task.rewards, sources=task.sources, workers=1, timeout=60.0)
+
+
+def test_questions_are_put_by_the_models_template():
+  task = text_task(config('plain.jsonl'))
+  assert len(task.train) == 5
+  prompt = task.train[0].prompt
+  assert prompt.startswith('<|im_start|>user\nA gardener plants 3 rows')
+  assert prompt.endswith(
+    '\nPlease reason step by step, and put your final answer within \\boxed{}.'
+    '<|im_end|>\n<|im_start|>assistant\n'
+  )
+
+
+def test_a_template_of_text():
+  task = text_task(config('plain.jsonl', template='Q: {question}\nA:'))
+  assert task.train[0].prompt.startswith('Q: A gardener')
+  assert task.train[0].prompt.endswith('\\boxed{}.\nA:')
+
+
+def test_a_file_may_have_instructions_of_its_own():
+  framed, bare = (
+    text_task(config('dapo_math_17k.parquet', bare_questions=bare))
+    for bare in (False, True)
+  )
+  assert 'The last line of your response' in framed.train[0].prompt
+  assert 'The last line of your response' not in bare.train[0].prompt
+  assert [reward.name for reward in framed.rewards] == ['math_dapo']
+  assert [reward.name for reward in bare.rewards] == ['math']
+  assert right_response(framed.train[0]) == 'Answer: 6'
+  assert right_response(bare.train[0]) == '\\boxed{6}'
+
+
+def test_rewards_are_routed_by_source():
+  task = text_task(
+    config('verl.parquet,math.jsonl,eurus_2_rl_code.parquet', suites='math500')
+  )
+  assert {r.name: r.sources for r in task.rewards} == {
+    'math': ('gardens', 'math.jsonl', 'math500'),
+    'code': ('codecontests', 'taco'),
+  }
+  assert task.sources == (
+    'gardens',
+    'math.jsonl',
+    'codecontests',
+    'taco',
+    'math500',
+  )
+
+
+def test_how_programs_are_judged_is_said():
+  task = text_task(config('kodcode.jsonl'))
+  assert task.notes[-1].startswith('programs are judged at level ')
+  made = config('kodcode.jsonl')
+  made.rewards.judge = 'unsandboxed'
+  assert text_task(made).notes[-1].endswith(' unsandboxed')
+  made.rewards.judge = 'docker'
+  with pytest.raises(
+    ValueError, match=r"level must be one of .*, got 'docker'"
+  ):
+    text_task(made)
+
+
+def test_no_judge_is_one_sentence(monkeypatch):
+  def none(*_):
+    raise JudgeError('a sandbox for programs is required, got none: why')
+
+  monkeypatch.setattr('covrl.rewards.sandbox.judge.find_launcher', none)
+  judge_of.cache_clear()
+  try:
+    with pytest.raises(JudgeError, match='a sandbox for programs is required'):
+      text_task(config('kodcode.jsonl'))
+    # Mathematics needs none.
+    text_task(config('plain.jsonl'))
+  finally:
+    judge_of.cache_clear()
+
+
+def test_what_is_rewarded_beside_right_answers():
+  made = config('plain.jsonl')
+  made.rewards.format = '<think>.*</think>.*'
+  made.rewards.overlong_buffer = 4
+  made.rewards.function = 'train.scoring:begins_with_largest'
+  task = text_task(made)
+  assert [r.name for r in task.rewards] == [
+    'math',
+    'format',
+    'overlong',
+    'function',
+  ]
+  assert [r.weight for r in task.rewards] == [1.0, 0.1, 1.0, 1.0]
+  # An evaluation asks only whether answers are right.
+  assert [r.shaping for r in task.rewards] == [False, True, True, True]
+
+
+def test_a_source_is_judged_one_way(tmp_path):
+  def row(ability, truth):
+    return {
+      'data_source': 'same',
+      'prompt': [{'role': 'user', 'content': f'{ability}?'}],
+      'ability': ability,
+      'reward_model': {'ground_truth': truth},
+    }
+
+  tests = json.dumps({'inputs': ['1'], 'outputs': ['2']})
+  for name, line in (('a', row('math', '4')), ('b', row('code', tests))):
+    (tmp_path / f'{name}.jsonl').write_text(json.dumps(line))
+  made = config()
+  made.data.train = f'{tmp_path}/a.jsonl,{tmp_path}/b.jsonl'
+  with pytest.raises(ValueError) as caught:
+    text_task(made)
+  assert str(caught.value) == (
+    "The source 'same' must be of one kind of problems, got math before and"
+    f' code in {tmp_path}/b.jsonl.'
+  )
+
+
+def test_files_may_have_weights():
+  plain = text_task(config('plain.jsonl,math.jsonl')).train
+  assert type(plain) is ConcatenatedSource
+  mixed = text_task(config('plain.jsonl=3,math.jsonl')).train
+  assert isinstance(mixed, MixtureSource)
+  assert mixed.weights == (3.0, 1.0)
+  # Shards share the weight of their pattern.
+  shards = text_task(config('suites/aime2*.jsonl=1,plain.jsonl=2')).train
+  assert isinstance(shards, MixtureSource)
+  assert shards.weights == (0.5, 0.5, 2.0)
+
+
+def test_what_is_left_out_is_counted():
+  made = config('dapo_math_17k.parquet,math.jsonl', suites='math500,omni_math')
+  task = text_task(made)
+  names = [
+    f'{DATA}/dapo_math_17k.parquet: 5 of 6 problems; left out: 1 twice',
+    f'{DATA}/math.jsonl: 5 of 5 problems (layout MATH)',
+    'math500: 5 problems (layout MATH-500)',
+    'omni_math: 5 problems (layout OMNI-MATH)',
+  ]
+  for note, start in zip(task.notes, names, strict=True):
+    assert note.startswith(start)
+
+
+def test_questions_of_evaluation_sets_are_not_trained_on(tmp_path):
+  rows = [
+    json.loads(line)
+    for line in (DATA / 'suites' / 'omni_math.jsonl').read_text().splitlines()
+  ]
+  leaked = {'question': f'Hard! {rows[2]["problem"]}', 'answer': '1'}
+  (tmp_path / 'a.jsonl').write_text(
+    json.dumps(leaked) + '\n' + json.dumps({'question': 'q', 'answer': '1'})
+  )
+  made = config(suites='omni_math', overlap_words=9)
+  made.data.train = str(tmp_path / 'a.jsonl')
+  (note, _) = text_task(made).notes
+  assert 'left out: 1 also in omni_math (first: row 1' in note
+  made.data.overlap_words = 0
+  assert len(text_task(made).train) == 2
+
+
+def test_long_prompts_are_left_out():
+  made = config('plain.jsonl')
+  task = text_task(made)
+  lengths = [len(task.tokenizer.encode(task.train[n].prompt)) for n in range(5)]
+  made.rollout.max_prompt_length = max(lengths) - 1
+  (note,) = text_task(made).notes
+  assert f'longer than {max(lengths) - 1} tokens' in note
+  assert len(text_task(made).train) == sum(n < max(lengths) for n in lengths)
+
+
+def test_problems_by_how_often_they_were_solved(tmp_path):
+  made = config('verl.parquet', min_pass_rate=0.2, max_pass_rate=0.8)
+  assert len(text_task(made).train) == 3
+  # Measured anew, by `covrl evaluate`.
+  keys = [text_task(config('verl.parquet')).train[n].key for n in range(5)]
+  results = [
+    {'key': keys[0], 'greedy': 1, 'correct': [1, 0]},
+    {'key': keys[2], 'greedy': 1, 'correct': []},
+  ]
+  file = tmp_path / 'train.jsonl'
+  file.write_text('\n'.join(map(json.dumps, results)))
+  made.data.pass_rates = str(file)
+  task = text_task(made)
+  assert [task.train[n].key for n in range(len(task.train))] == [
+    keys[0],
+    keys[1],
+    keys[3],
+  ]
+  file.write_text('{}\n')
+  with pytest.raises(ConfigError) as caught:
+    text_task(made)
+  assert str(caught.value) == (
+    'data.pass_rates must be results that covrl evaluate wrote, row 1 of'
+    f' {file} is none'
+  )
+
+
+@pytest.mark.parametrize(
+  ('change', 'sentence'),
+  [
+    ({'pretrained': ''}, 'needs a pretrained model'),
+    ({'train': 'a.jsonl'}, r'got a\.jsonl, which is none'),
+    ({'train': 'a*.jsonl'}, r'must name files, a\*\.jsonl fits none'),
+    ({'train': 'a.jsonl=x'}, r"if it has a weight, got 'a\.jsonl=x'"),
+    ({'layout': 'gsm9k'}, "layout must be one of .*, got 'gsm9k'"),
+    ({'suites': 'math5000'}, 'did you mean math500'),
+    ({'template': 'Q:'}, r'must have \{question\} in it'),
+  ],
+)
+def test_one_sentence_for_what_is_wrong(change, sentence):
+  made = config('plain.jsonl')
+  for name, value in change.items():
+    holder = made
+    if name != 'pretrained':
+      holder = made.evaluate if name == 'suites' else made.data
+    setattr(holder, name, value)
+  with pytest.raises(ValueError, match=sentence) as caught:
+    text_task(made)
+  assert '\n' not in str(caught.value)
+
+
+def test_previews_show_prompts_and_the_reward_of_their_references():
+  task = text_task(config('plain.jsonl,kodcode.jsonl'))
+  with scoring(task) as judges:
+    shown = verify.preview(task, judges)
+    assert isinstance(task.train, ConcatenatedSource)
+    programs = dataclasses.replace(task, train=task.train.sources[1])
+    (last,) = verify.preview(programs, judges)
+  assert [p.prompt for p in shown] == [task.train[n].prompt for n in range(3)]
+  assert [p.response for p in shown] == [
+    f'\\boxed{{{task.train[n].reference}}}' for n in range(3)
+  ]
+  assert [(p.reward, p.parts) for p in shown] == [(1.0, {'math': 1.0})] * 3
+  assert (last.reward, last.parts) == (1.0, {'code': 1.0})
+
+
+def test_every_fixture_judges_its_own_references_right():
+  names = 'plain.jsonl,math.jsonl,verl.parquet,dapo_math_17k.parquet,trl.jsonl'
+  task = text_task(
+    config(
+      f'{names},kodcode.jsonl,eurus_2_rl_code.parquet',
+      suites='math500,aime24,aime25,amc,omni_math,olympiadbench,minerva,gsm8k',
+      deduplicate=False,
+      overlap_words=0,
+    )
+  )
+  with scoring(task) as judges:
+    assert verify.check_references(task, judges, programs=4) == []
+
+
+def unfit(tmp_path, wrong, right):
+  """A task of which some references cannot be right."""
+  rows = [
+    {'question': f'q{n}', 'answer': '}' if n < wrong else f'{n}'}
+    for n in range(wrong + right)
+  ]
+  file = tmp_path / 'a.jsonl'
+  file.write_text('\n'.join(map(json.dumps, rows)))
+  made = config()
+  made.data.train = str(file)
+  return text_task(made)
+
+
+def test_references_that_are_not_right_are_named_and_counted(tmp_path):
+  task = unfit(tmp_path, 1, 199)
+  with scoring(task) as judges:
+    (note,) = verify.check_references(task, judges, programs=0)
+  assert note.startswith(
+    '1 of 200 reference answers of a.jsonl are not judged right when they are'
+    f" given: column 'answer' of row 1 of {tmp_path}/a.jsonl, "
+  )
+  assert 'unparsable' in note
+
+
+def test_more_than_one_in_a_hundred_are_refused(tmp_path):
+  task = unfit(tmp_path, 3, 197)
+  with scoring(task) as judges, pytest.raises(ValueError) as caught:
+    verify.check_references(task, judges, programs=0)
+  assert str(caught.value).startswith(
+    'at most 1% of the reference answers of a source may fail to be judged'
+    ' right, 3 of 200 reference answers of a.jsonl are not'
+  )
+  assert '\n' not in str(caught.value)
+
+
+def test_a_program_that_fails_its_own_tests(tmp_path):
+  row = json.loads((DATA / 'kodcode.jsonl').read_text())
+  row['solution'] = 'def reads_back(word):\n  return True\n'
+  (tmp_path / 'a.jsonl').write_text(json.dumps(row))
+  made = config()
+  made.data.train = str(tmp_path / 'a.jsonl')
+  task = text_task(made)
+  with (
+    scoring(task) as judges,
+    pytest.raises(ValueError, match=r"1 of 1 .* column 'test' of row 1 of"),
+  ):
+    verify.check_references(task, judges, programs=1)
+
+
+def test_answers_are_read_to_vote_with():
+  def read(kind, response):
+    problem = Problem(prompt='', reference='', source='', kind=kind)
+    reader = reader_of(problem)
+    return None if reader is None else reader(response)
+
+  assert read('math', 'so \\boxed{\\dfrac{1}{2}}') == read(
+    'math', '\\boxed{ \\frac{1}{2}}.'
+  )
+  assert read('math', 'so 5') is None
+  assert read('math_dapo', 'Answer: 5') == '5'
+  assert (
+    reader_of(Problem(prompt='', reference=[], source='', kind='code')) is None
+  )
+
+
+def test_only_evaluation_needs_no_training_files():
+  task = text_task(config(suites='aime24'))
+  assert len(task.train) == 0
+  (suite,) = task.evaluation(Config().evaluate)
+  assert (suite.samples, suite.temperature) == (32, 0.6)
+  changed = dataclasses.replace(
+    Config().evaluate, suite_samples=0, suite_problems=2, suite_temperature=1.0
+  )
+  (suite,) = task.evaluation(changed)
+  assert (suite.samples, suite.temperature, len(suite.problems)) == (0, 1.0, 2)
+  assert np.all([p.prompt.endswith('assistant\n') for p in suite.problems])

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which groups are trained on, and what a run with a reference keeps."""
+
+import dataclasses
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from train import process
+
+from covrl.rewards import Outcome, PendingScores, Reward, Status
+from covrl.rollout.score import PendingRollouts, ScoredRollouts
+from covrl.train.rollout_batch import informative_groups, rollout_metrics
+from covrl.train.rollout_collector import outcome_metrics
+from covrl.types import Rollouts
+
+
+def rollouts(rewards, scored):
+  """Sequences of two tokens, of which the second was sampled."""
+  count = len(rewards)
+  mask = np.zeros((count, 2), bool)
+  mask[:, 1] = scored
+  zeros = np.zeros((count, 2), np.float32)
+  ids = np.arange(count, dtype=np.int32)
+  arrays: dict[str, Any] = {
+    'tokens': np.zeros((count, 2), np.int32),
+    'positions': np.zeros((count, 2), np.int32),
+    'attention_mask': np.ones((count, 2), bool),
+    'loss_mask': mask,
+    'sampler_logprobs': zeros,
+    'behaviour_logprobs': zeros,
+    'sequence_ids': ids,
+    'group_ids': ids // 2,
+    'source_ids': np.zeros(count, np.int32),
+    'policy_step': np.zeros(count, np.int32),
+    'truncated': np.zeros(count, bool),
+    'rewards': {'score': np.asarray(rewards, np.float32)},
+  }
+  return Rollouts(**arrays)
+
+
+@pytest.mark.parametrize(
+  ('rewards', 'scored', 'wanted'),
+  [
+    ([0, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1], [True, False, False]),
+    # A response that could not be scored has no reward to differ by.
+    ([0, 1, 0, 1, 0, 0], [0, 1, 1, 1, 0, 0], [False, True, False]),
+  ],
+)
+def test_groups_with_a_gradient(rewards, scored, wanted):
+  found = informative_groups(rollouts(rewards, np.array(scored, bool)), 2)
+  assert found.tolist() == wanted
+
+
+@pytest.fixture(scope='module', name='run')
+def make_run(tmp_path_factory):
+  """A run that draws up to three times and moves its reference."""
+  lines = process.train(
+    'toy_reference',
+    tmp_path_factory.mktemp('runs') / 'run',
+    rollout__max_draws=3,
+    train__keep_reference=True,
+    train__reset_reference_every=2,
+    logging__entropy_change_every=3,
+    checkpoint__every_updates=0,
+  )
+  return [line for line in lines if line['phase'] == 'train']
+
+
+def test_prompts_are_drawn_until_there_are_enough(run):
+  draws = [line['draws'] for line in run]
+  assert set(draws) <= {1.0, 2.0, 3.0}
+  assert max(draws) > 1
+  for line in run:
+    # Eight groups of four, of which a draw's equal ones are of no use.
+    useful = round(8 * line['draws'] * (1 - line['equal_reward_groups']))
+    assert useful >= 8 or line['draws'] == 3
+
+
+def test_the_reference_stays_until_it_is_moved(run):
+  assert len(run) == 16
+  # Where the reference is the policy itself, its penalty pushes nothing.
+  pushes = [line['penalty_share'] for line in run]
+  assert max(pushes[0], pushes[8]) < 1e-4
+  assert min(pushes[1:8]) > 1e-3
+
+
+def test_the_effect_on_the_entropy_is_measured_at_its_interval(run):
+  measured = ['realised_entropy_change' in line for line in run]
+  assert measured == [step % 3 == 0 for step in range(16)]
+  for line in run[::3]:
+    realised = line['realised_entropy_change']
+    predicted = line['predicted_entropy_change/jvp']
+    assert realised != 0
+    assert predicted == pytest.approx(realised, rel=0.5, abs=2e-3)
+  drift = [line['entropy_drift'] for line in run[1:]]
+  np.testing.assert_allclose(
+    drift, np.diff([line['entropy'] for line in run]), rtol=0, atol=0
+  )
+  assert 'entropy_drift' not in run[0]
+
+
+def test_exact_scores_are_at_hand(run):
+  for line in run:
+    assert line['selected_fraction'] == pytest.approx(0.05, abs=0.05)
+    assert line['quota'] == line['selected'] == int(0.05 * line['tokens'])
+  assert any(line['selected'] > 0 for line in run)
+  changes = [line['predicted_entropy_change/exact'] for line in run]
+  assert all(np.isfinite(changes))
+  assert np.ptp(changes) > 0
+
+
+def result(masked: int, of: int, **fields: Any) -> ScoredRollouts:
+  """A draw of which some responses have no reward."""
+  scored = [place >= masked for place in range(of)]
+  return ScoredRollouts(rollouts=rollouts([1.0] * of, scored), **fields)
+
+
+def test_outcomes_are_counted_over_draws():
+  results = [
+    result(0, 4, counts={'maths/scored': 3, 'maths/timeout': 1}, failures=[]),
+    result(
+      1, 4, counts={'maths/scored': 3, 'maths/timeout': 0}, failures=['x']
+    ),
+  ]
+  assert outcome_metrics(results, 0, most_failures=0.2) == {
+    'reward_failures': 1 / 8,
+    'outcomes/maths/scored': 6.0,
+    'outcomes/maths/timeout': 1.0,
+  }
+
+
+def test_too_many_failures_stop_the_run_and_say_why():
+  reason = 'code ended with infrastructure: no sandbox'
+  results = [result(2, 4, counts={}, failures=[reason] * 2 + ['another'])]
+  with pytest.raises(
+    RuntimeError,
+    match=r'at most 25% .* 50% did in iteration 7, most often so: code ended',
+  ):
+    outcome_metrics(results, 7, most_failures=0.25)
+  assert outcome_metrics(results, 7, most_failures=0.5)
+
+
+def test_masked_responses_count_in_no_mean():
+  pending = PendingScores(
+    (Reward(name='maths', score='a:b'), Reward(name='other', score='a:b')),
+    4,
+    {
+      'maths': ((0, 1, 2, 3), judged(1.0, 0.0, np.nan, 1.0)),
+      'other': ((1, 2), judged(0.5, 0.5)),
+    },
+  )
+  unscored = dataclasses.replace(
+    rollouts([0.0] * 4, [True] * 4),
+    rewards={},
+    source_ids=np.array([0, 1, 1, 0], np.int32),
+  )
+  done = PendingRollouts(
+    rollouts=unscored, responses=('',) * 4, scores=pending
+  ).result()
+  assert done.masked == 1
+  assert done.rollouts.loss_mask[:, 1].tolist() == [True, True, False, True]
+  assert np.asarray(done.rollouts.rewards['score']).tolist() == [1, 0.5, 0, 1]
+  zeros = np.zeros((4, 2), np.float32)
+  stats: Any = (SimpleNamespace(logprobs=zeros, entropy=zeros), None)
+  metrics = rollout_metrics(done.rollouts, stats, sources=('gsm8k', 'math'))
+  assert metrics['reward'] == pytest.approx(2.5 / 3)
+  assert metrics['reward/maths'] == pytest.approx(2 / 3)
+  assert metrics['reward/other'] == 0.5
+  assert metrics['reward_of_source/gsm8k'] == 1.0
+  assert metrics['reward_of_source/math'] == 0.5
+  assert metrics['reward/maths/math'] == 0.0
+  assert 'reward/other/gsm8k' not in metrics
+  # Groups 0 and 1; the masked one of group 1 makes no difference in it.
+  assert metrics['equal_reward_groups'] == 0.5
+
+
+def judged(*scores: float) -> Future[list[Outcome]]:
+  future: Future[list[Outcome]] = Future()
+  future.set_result([*map(outcome, scores)])
+  return future
+
+
+def outcome(score: float) -> Outcome:
+  status = Status.INFRASTRUCTURE if np.isnan(score) else Status.SCORED
+  return Outcome(score, status, 'a sentence')

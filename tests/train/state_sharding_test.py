@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What cannot be split is refused, and the optimiser's state lies where asked."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import optax
+import pytest
+from train import toy
+
+from covrl.config import ConfigError
+from covrl.models import Experts, Policy, tiny
+from covrl.parallel import sharding
+from covrl.run.checkpoint import CheckpointStore
+from covrl.train.state_sharding import (
+  abstract_opt_state,
+  check_mesh,
+  rollout_mesh,
+)
+
+MODEL = tiny(16)  # width 32, 4 heads of which 2 have keys, 64 hidden units
+
+
+def refused(shape, model=MODEL, **settings):
+  config = toy.get_config()
+  for name, value in settings.items():
+    part, _, field = name.partition('__')
+    setattr(getattr(config, part), field, value)
+  with pytest.raises(ConfigError) as error:
+    check_mesh(config, model, sharding.make_mesh(shape))
+  return str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('shape', 'changes', 'sentence'),
+  [
+    (
+      {'fsdp': 8},
+      {'train__micro_batches': 2},
+      'train.sequences_per_update / train.micro_batches must be a multiple of '
+      'mesh.data × mesh.fsdp × mesh.expert, got 4 and 8',
+    ),
+    (
+      {'tensor': 8},
+      {},
+      'the number of heads must be a multiple of mesh.tensor × mesh.context, '
+      'got 4 and 8',
+    ),
+    (
+      {'data': 8},
+      {'rollout__tensor': 8},
+      'the number of heads must be a multiple of rollout.tensor, got 4 and 8',
+    ),
+    (
+      {'tensor': 4, 'data': 2},
+      {'model': dataclasses.replace(MODEL, vocab_size=18)},
+      'the vocabulary must be a multiple of mesh.tensor, got 18 and 4',
+    ),
+    (
+      {'tensor': 4, 'data': 2},
+      {'model': dataclasses.replace(MODEL, hidden_dim=66)},
+      'the feed-forward width must be a multiple of mesh.tensor, got 66 and 4',
+    ),
+    (
+      {'fsdp': 8},
+      {'model': dataclasses.replace(MODEL, model_dim=36)},
+      "the model's width must be a multiple of mesh.fsdp × mesh.context, got 36"
+      ' and 8',
+    ),
+    (
+      {'expert': 8},
+      {
+        'model': dataclasses.replace(
+          MODEL, experts=Experts(count=4, per_token=2)
+        )
+      },
+      'the number of experts must be a multiple of mesh.expert, got 4 and 8',
+    ),
+  ],
+)
+def test_what_does_not_divide_is_refused(shape, changes, sentence):
+  assert refused(shape, **changes) == sentence
+
+
+def test_fewer_heads_of_keys_than_shards_are_no_mistake():
+  mesh = sharding.make_mesh({'tensor': 4, 'data': 2})
+  check_mesh(toy.get_config(), MODEL, mesh)
+
+
+def test_the_sampler_has_a_mesh_of_its_own():
+  mesh = sharding.make_mesh({'fsdp': 4, 'expert': 2})
+  assert rollout_mesh(mesh, 0) is mesh
+  assert rollout_mesh(mesh, 1) is mesh
+  own = dict(rollout_mesh(mesh, 4).shape)
+  assert own == {'data': 1, 'fsdp': 1, 'tensor': 4, 'expert': 2, 'context': 1}
+
+
+def test_moments_can_be_in_the_hosts_memory(tmp_path):
+  mesh = sharding.make_mesh({'fsdp': 8})
+  params = Policy(MODEL).abstract_params(mesh)
+  tx = optax.adam(1e-3)
+  abstract = abstract_opt_state(tx, params, mesh, offload=True)
+  kinds = {
+    leaf.sharding.memory_kind
+    for leaf in jax.tree.leaves(abstract)
+    if leaf.ndim > 0
+  }
+  assert kinds == {'pinned_host'}
+  state = jax.jit(
+    tx.init,
+    out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),
+  )(jax.tree.map(lambda x: np.ones(x.shape, x.dtype), params))
+  store = CheckpointStore(tmp_path, keep=1)
+  store.save(1, {'state': state}, {})
+  saved = store.latest()
+  assert saved is not None
+  restored = saved.restore({'state': abstract})['state']
+  for got, wanted in zip(*map(jax.tree.leaves, (restored, state)), strict=True):
+    assert got.sharding == wanted.sharding
+    np.testing.assert_array_equal(got, wanted)
