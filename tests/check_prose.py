@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks docstrings, comments and messages for phrases that need decoding.
+
+  python tests/check_prose.py [FILE_OR_DIRECTORY ...]
+
+A docstring begins with a noun phrase or a verb; errors say "is not a
+directory", not "is no directory"; programs are not described as people. There
+is no list of exceptions: rephrase the text, or change a pattern here.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import pathlib
+import re
+import sys
+import tokenize
+from collections.abc import Iterator
+
+ROOT = pathlib.Path(__file__).parents[1]
+DIRECTORIES = ('covrl', 'configs', 'launch', 'tests')
+
+# First words that make a docstring's first line a clause without a subject.
+_OPENING = re.compile(
+  r'(What|Whose|Which|Where|Who|Whom|How|Why|When|That|From)\b'
+)
+
+# Phrases, with what to write instead.
+_PHRASES = {
+  r'(?<!there )(?<!There )\b(is|are|was|were) no (?!longer|more|less|other than|larger|smaller|greater|later|earlier|wider|better|worse)': 'is not a …',
+  r'\b(is|are|was|were) none\b': 'is absent, is empty, is not a …',
+  r'\bnobody\b': 'nothing, no one of …; or the passive voice',
+  r'\bof one mind\b': 'agree',
+  r'\b(is|are) told\b': 'receives, is given',
+  r'\bforetell|\bforesee|\bforesaw|\bforetold': 'predict',
+  r'\ba room of (its|their) own\b': 'a module of its own',
+  r'\bin the clothes of\b': 'wrapped as',
+  r'\bsigns? of life\b': 'heartbeat',
+  r'\bsecond opinion\b': 'fallback grader',
+  r'\b(shall|whereof|thereof|wherein)\b': 'must, will; of which; in which',
+  r'\bone of one\'s own\b': 'custom',
+  r'\blikewise\b': 'the same as …; repeat the words',
+}
+
+# A description of an argument or attribute that consists of a pronoun.
+_EMPTY_DESCRIPTION = re.compile(
+  r'^\s+\w+: (whose|where|how|what|which|when|who|it|them|its|theirs|his'
+  r'|as above|see above)\b[^\n]{0,12}\.$',
+  re.MULTILINE,
+)
+
+
+def check(file: pathlib.Path) -> Iterator[str]:
+  """Yields one line `FILE:LINE: message` per phrase to rewrite."""
+  text = file.read_text()
+  for line, docstring in _docstrings(text):
+    if _OPENING.match(docstring.strip()):
+      first = docstring.strip().splitlines()[0]
+      yield f'{file}:{line}: docstring must open with a noun or verb: {first!r}'
+    for match in _EMPTY_DESCRIPTION.finditer(docstring):
+      yield f'{file}:{line}: says nothing: {match.group().strip()!r}'
+  for line, prose in _prose(text):
+    for pattern, instead in _PHRASES.items():
+      if match := re.search(pattern, prose):
+        at = line + prose.count('\n', 0, match.start())
+        yield f'{file}:{at}: {match.group()!r}, write: {instead}'
+
+
+def _docstrings(text: str) -> Iterator[tuple[int, str]]:
+  kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+  for node in ast.walk(ast.parse(text)):
+    if isinstance(node, kinds) and (docstring := ast.get_docstring(node)):
+      yield getattr(node, 'lineno', 1), docstring
+
+
+def _prose(text: str) -> Iterator[tuple[int, str]]:
+  """Comments and string literals, f-strings included, with their lines."""
+  kinds = {tokenize.COMMENT, tokenize.STRING}
+  kinds |= {getattr(tokenize, 'FSTRING_MIDDLE', tokenize.STRING)}
+  for token in tokenize.generate_tokens(io.StringIO(text).readline):
+    if token.type in kinds:
+      yield token.start[0], token.string
+
+
+def main(arguments: list[str]) -> int:
+  """Checks the files and directories given, or the whole project."""
+  paths = [pathlib.Path(name) for name in arguments]
+  paths = paths or [ROOT / name for name in DIRECTORIES]
+  files = [
+    file
+    for path in paths
+    for file in ([path] if path.is_file() else sorted(path.rglob('*.py')))
+    if file != pathlib.Path(__file__)
+  ]
+  found = [message for file in files for message in check(file)]
+  print('\n'.join(found) if found else f'{len(files)} files: prose is plain')
+  return bool(found)
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))
