@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packages import only from packages on lower layers, without cycles."""
+
+import ast
+import pathlib
+from collections.abc import Iterator
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# From the bottom up; packages of one layer may import each other, but not in
+# a cycle.
+LAYERS = (
+  ('types', 'exit_codes', 'parallel', 'config', 'storage'),
+  ('statistics', 'objectives', 'models', 'data', 'rewards'),
+  ('entropy', 'pretrained', 'rollout'),
+  ('tasks', 'evaluation', 'run'),
+  ('train', 'theory'),
+  ('report', 'compile'),
+  ('cli',),
+)
+LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
+# Namespaces that only re-export public names.
+NAMESPACES = ('losses', 'advantages', 'selectors', 'controllers')
+
+
+def package_of(file: pathlib.Path) -> str:
+  return file.relative_to(ROOT / 'covrl').parts[0].removesuffix('.py')
+
+
+def imported_packages(file: pathlib.Path) -> Iterator[str]:
+  """Packages of covrl that a file imports, anywhere in its text."""
+  for node in ast.walk(ast.parse(file.read_text())):
+    if isinstance(node, ast.ImportFrom) and node.module == 'covrl':
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module:
+      if node.module.startswith('covrl.'):
+        yield node.module.split('.')[1]
+    elif isinstance(node, ast.Import):
+      for alias in node.names:
+        if alias.name.startswith('covrl.'):
+          yield alias.name.split('.')[1]
+
+
+def edges() -> dict[tuple[str, str], pathlib.Path]:
+  """Pairs of importing and imported package, with a file as evidence."""
+  found = {}
+  for file in sorted((ROOT / 'covrl').rglob('*.py')):
+    package = package_of(file)
+    if package == '__init__' or package in NAMESPACES:
+      continue
+    for target in imported_packages(file):
+      if target != package:
+        found.setdefault((package, target), file)
+  return found
+
+
+def test_every_package_has_a_layer():
+  packages = {package_of(file) for file in (ROOT / 'covrl').rglob('*.py')}
+  assert packages - {'__init__', *NAMESPACES} == set(LAYER)
+
+
+def test_no_package_imports_upwards():
+  upwards = [
+    f'{source} imports {target} in {file.relative_to(ROOT)}'
+    for (source, target), file in edges().items()
+    if target not in LAYER or LAYER[target] > LAYER[source]
+  ]
+  assert not upwards
+
+
+def test_packages_of_one_layer_do_not_import_each_other_in_a_cycle():
+  pairs = edges()
+  mutual = [pair for pair in pairs if pair[::-1] in pairs and pair[0] < pair[1]]
+  assert not mutual
+
+
+@pytest.mark.parametrize('package', ['report', 'theory'])
+def test_training_imports_neither_reports_nor_the_theory_lab(package):
+  below_cli = [name for name in LAYER if name not in ('cli', 'report')]
+  importers = [s for s, t in edges() if t == package and s in below_cli]
+  assert not importers
