@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many processes as one program.
+"""Multi-process start-up and data exchange.
 
-Every process runs the same code on the same mesh. Each reads and tokenises its
-own prompts and scores its own responses; what all of them need is exchanged by
-`gather_rows`, `run` and `fetch`, which give every process the whole on the host. Of
-what is written, process 0 writes it.
+Every process runs the same program on the same mesh. Each reads and tokenizes
+its own prompts and scores its own responses; `gather_rows`, `run_on_devices`
+and `fetch` exchange data and return whole host arrays on every process. Only
+process 0 writes files.
 
-No wait here blocks the main thread for good: each asks `polled`'s function
-again and again, which may raise.
+No wait in this module blocks the main thread for ever: each calls the function
+installed by `polling` at short intervals, which may raise.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 HEARTBEAT = 100
-"""Seconds after which a silent process counts as lost."""
+"""Seconds without a heartbeat after which a process counts as lost."""
 
 _INITIALIZATION = 300
-# Leaving, the first process may have a report to write; that all are alive is
-# known by their heartbeats.
+# Process 0 may still write a report while the others wait at the shutdown
+# barrier; heartbeats detect a process that died meanwhile.
 _SHUTDOWN = 600
 _INTERVAL = 0.005
 
@@ -49,35 +49,36 @@ _LOSS = re.compile(
 Result = TypeVar('Result')
 
 
-def _nothing() -> None:
-  """What nobody asked for."""
+def _no_op() -> None:
+  """No-op: the default for both callbacks of `polling`."""
 
 
-_poll: Callable[[], None] = _nothing
-_moved: Callable[[], None] = _nothing
+_poll: Callable[[], None] = _no_op
+_on_progress: Callable[[], None] = _no_op
 
 
-def join(
+def initialize(
   coordinator: str | None = None,
   num_processes: int | None = None,
   process_id: int | None = None,
   *,
   heartbeat: int = HEARTBEAT,
 ) -> None:
-  """Makes this process one of a program's, where there are several.
+  """Connects this process to the other processes of the run, if any.
 
-  On a TPU slice, in GKE and under Slurm addresses are found by JAX; elsewhere
-  all three must be given.
+  On a TPU slice, in GKE and under Slurm JAX finds the addresses; elsewhere the
+  first three arguments are required together.
 
   Args:
     coordinator: `HOST:PORT` of process 0.
-    num_processes: how many there are.
-    process_id: which one this is.
-    heartbeat: seconds after which a silent process counts as lost.
+    num_processes: number of processes.
+    process_id: index of this process.
+    heartbeat: seconds without a heartbeat after which a process counts as lost.
 
   Raises:
-    ValueError: some of the three are missing or contradict one another.
-    RuntimeError: the others cannot be reached; says where they were sought.
+    ValueError: if some of the three are missing or contradict one another.
+    RuntimeError: if the other processes cannot be reached; the message gives
+      the address.
   """
   given = (coordinator, num_processes, process_id)
   if any(each is not None for each in given):
@@ -101,8 +102,8 @@ def join(
     return
   if heartbeat < 2:
     raise ValueError(f'--heartbeat must be at least 2 s, got {heartbeat}')
-  # The devices of a CPU have no network of their own. What is exchanged there
-  # is told apart by its order only, so programs run one after the other.
+  # CPU devices exchange data with gloo, which matches messages by their order
+  # only, so programs must run one after the other.
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   jax.config.update('jax_cpu_enable_async_dispatch', False)
   try:
@@ -123,7 +124,7 @@ def join(
 
 
 def in_cluster() -> bool:
-  """Whether the environment says that other processes run this program too."""
+  """Returns whether the environment describes several processes."""
   environment = os.environ
   hosts = [
     h for h in environment.get('TPU_WORKER_HOSTNAMES', '').split(',') if h
@@ -139,67 +140,78 @@ def in_cluster() -> bool:
   return _is_tpu_machine()
 
 
-def count() -> int:
-  """How many processes there are."""
+def process_count() -> int:
+  """Returns the number of processes."""
   return jax.process_count()
 
 
 def is_first() -> bool:
-  """Whether this process writes what only one may write."""
+  """Returns whether this is process 0, the one that writes files."""
   return jax.process_index() == 0
 
 
 @contextlib.contextmanager
-def polled(
-  poll: Callable[[], None], moved: Callable[[], None] = _nothing
+def polling(
+  poll: Callable[[], None], on_progress: Callable[[], None] = _no_op
 ) -> Iterator[None]:
-  """Has all waits of this module call `poll`, and `moved` when they end."""
-  global _poll, _moved
-  before, (_poll, _moved) = (_poll, _moved), (poll, moved)
+  """Installs callbacks for all waits of this module.
+
+  Args:
+    poll: called repeatedly during a wait; an exception ends the wait.
+    on_progress: called when a wait ends.
+  """
+  global _poll, _on_progress
+  before = _poll, _on_progress
+  _poll, _on_progress = poll, on_progress
   try:
     yield
   finally:
-    _poll, _moved = before
+    _poll, _on_progress = before
 
 
-def wait(ready: Callable[[], bool]) -> None:
-  """Waits until something is so, and polls meanwhile."""
+def wait_until(ready: Callable[[], bool]) -> None:
+  """Waits until `ready` returns true, polling meanwhile."""
   while not ready():
     _poll()
     time.sleep(_INTERVAL)
-  _moved()
+  _on_progress()
 
 
-def result(future: Future[Result]) -> Result:
-  """What a future gives."""
-  wait(future.done)
+def wait_for(future: Future[Result]) -> Result:
+  """Waits for a future, polling meanwhile, and returns its result."""
+  wait_until(future.done)
   return future.result()
 
 
-def run(program: Callable[..., PyTree], *args: Any, **kwargs: Any) -> PyTree:
-  """Calls a program of the devices; its results as host arrays, whole ones."""
-  if count() == 1:
+def run_on_devices(
+  program: Callable[..., PyTree], *args: Any, **kwargs: Any
+) -> PyTree:
+  """Calls a jitted function and returns its results as whole host arrays."""
+  if process_count() == 1:
     results = program(*args, **kwargs)
     arrays: list[Any] = jax.tree.leaves(results)
-    wait(lambda: all(array.is_ready() for array in arrays))
+    wait_until(lambda: all(array.is_ready() for array in arrays))
     return jax.device_get(results)
-  return result(
-    _aside(lambda: jax.device_get(_everywhere(program(*args, **kwargs))))
+  return wait_for(
+    _run_in_thread(lambda: jax.device_get(_replicate(program(*args, **kwargs))))
   )
 
 
 def fetch(tree: PyTree) -> PyTree:
-  """Device arrays as host arrays, whole ones on every process."""
-  return run(lambda: tree)
+  """Returns device arrays as whole host arrays on every process."""
+  return run_on_devices(lambda: tree)
 
 
 def gather_rows(tree: PyTree) -> PyTree:
-  """Rows of all processes, in the order of the processes.
+  """Concatenates the rows of all processes, in the order of the processes.
 
   Args:
     tree: host arrays `[R, ...]`, of the same shapes on every process.
+
+  Returns:
+    Host arrays `[processes · R, ...]`.
   """
-  processes = count()
+  processes = process_count()
   if processes == 1:
     return tree
   owners: dict[int, Any] = {}
@@ -210,28 +222,28 @@ def gather_rows(tree: PyTree) -> PyTree:
   )
   split = NamedSharding(mesh, PartitionSpec('p'))
 
-  def place(leaf: np.ndarray) -> jax.Array:
+  def to_global(leaf: np.ndarray) -> jax.Array:
     shape = (leaf.shape[0] * processes, *leaf.shape[1:])
     return jax.make_array_from_process_local_data(split, leaf, shape)
 
-  return fetch(jax.tree.map(lambda leaf: place(np.asarray(leaf)), tree))
+  return fetch(jax.tree.map(lambda leaf: to_global(np.asarray(leaf)), tree))
 
 
-def own_share(size: int) -> slice:
-  """Which of so many things are this process's; the last may have fewer."""
-  share = math.ceil(size / count())
+def process_slice(size: int) -> slice:
+  """Returns this process's share of `size` items; the last may be shorter."""
+  share = math.ceil(size / process_count())
   return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
 
 
 def gather_objects(content: Any) -> list[Any]:
-  """What each process has, by its number.
+  """Collects one object from each process, in the order of the processes.
 
   Args:
-    content: plain JSON; NaN is allowed.
+    content: a JSON-serialisable object of this process; NaN is allowed.
   """
   text = np.frombuffer(json.dumps(content).encode(), np.uint8)
   sizes = gather_rows(np.array([text.size], np.int32))
-  # Few sizes, so that few programs are compiled to move them.
+  # Padded to a power of two, so that few programs are compiled.
   padded = np.zeros((1, 1 << int(sizes.max()).bit_length()), np.uint8)
   padded[0, : text.size] = text
   rows = gather_rows(padded)
@@ -241,22 +253,22 @@ def gather_objects(content: Any) -> list[Any]:
   ]
 
 
-def meet(name: str, *, timeout: int = 600) -> None:
-  """Waits until all processes are here, without their devices.
+def barrier(name: str, *, timeout: int = 600) -> None:
+  """Waits until all processes have called it, without using devices.
 
   Args:
-    name: of the place, met at once only.
-    timeout: seconds.
+    name: identifier of the barrier; not to be used twice at the same time.
+    timeout: seconds until the barrier raises.
   """
-  if count() > 1:
+  if process_count() > 1:
     from orbax.checkpoint import multihost
 
     multihost.get_jax_distributed_client().wait_at_barrier(name, timeout * 1000)
 
 
-def is_loss(error: BaseException) -> bool:
-  """Whether an error, or what caused it, says that another process is gone."""
-  if count() == 1:
+def is_peer_loss(error: BaseException) -> bool:
+  """Returns whether an error, or its cause, reports the loss of a process."""
+  if process_count() == 1:
     return False
   cause: BaseException | None = error
   while cause is not None:
@@ -266,12 +278,12 @@ def is_loss(error: BaseException) -> bool:
   return False
 
 
-def leave(status: int, *, orderly: bool) -> NoReturn:
-  """Ends this process of several, whatever its devices still wait for.
+def exit_process(status: int, *, orderly: bool) -> NoReturn:
+  """Ends this process, even while its devices wait for other processes.
 
   Args:
-    status: its exit status.
-    orderly: whether all of them are leaving.
+    status: the exit status.
+    orderly: whether all processes end now, so that they can disconnect.
   """
   if orderly:
     with contextlib.suppress(Exception):
@@ -281,10 +293,12 @@ def leave(status: int, *, orderly: bool) -> NoReturn:
   os._exit(status)
 
 
-def place(array: np.ndarray | jax.Array, sharding: NamedSharding) -> jax.Array:
-  """Puts a host array that every process has whole on all devices.
+def put_global(
+  array: np.ndarray | jax.Array, sharding: NamedSharding
+) -> jax.Array:
+  """Shards a host array that every process holds whole over all devices.
 
-  Each process places what its own devices hold, without asking the others.
+  Each process fills the shards of its own devices; nothing is exchanged.
   """
   if sharding.is_fully_addressable:
     return jax.device_put(array, sharding)
@@ -298,26 +312,26 @@ def _identity(x: PyTree) -> PyTree:
   return x
 
 
-def _everywhere(tree: PyTree) -> PyTree:
-  """The whole on every device; by one program, in which gathers have an order."""
+def _replicate(tree: PyTree) -> PyTree:
+  """Replicates arrays in one program, so that its gathers have one order."""
 
-  def everywhere(leaf: jax.Array) -> jax.sharding.Sharding:
+  def replicated(leaf: jax.Array) -> jax.sharding.Sharding:
     if leaf.is_fully_addressable or leaf.is_fully_replicated:
       return leaf.sharding
     assert isinstance(leaf.sharding, NamedSharding)
     return NamedSharding(leaf.sharding.mesh, PartitionSpec())
 
   before = jax.tree.map(lambda leaf: leaf.sharding, tree)
-  shardings = jax.tree.map(everywhere, tree)
+  shardings = jax.tree.map(replicated, tree)
   if shardings == before:
     return tree
   return jax.jit(_identity, out_shardings=shardings)(tree)
 
 
-def _aside(work: Callable[[], Result]) -> Future[Result]:
-  """Begins work that may never end, in a thread that does not keep a process.
+def _run_in_thread(work: Callable[[], Result]) -> Future[Result]:
+  """Starts work in a daemon thread, which does not keep the process alive.
 
-  Another process may have given up what this one still expects.
+  An exchange never ends if another process has left it.
   """
   context, future = contextvars.copy_context(), Future[Result]()
 
@@ -332,7 +346,7 @@ def _aside(work: Callable[[], Result]) -> Future[Result]:
 
 
 def _is_tpu_machine() -> bool:
-  """Whether TPUs are attached; their metadata server knows of the others."""
+  """Returns whether TPUs are attached, so that JAX can find other hosts."""
   devices = pathlib.Path('/dev')
   attached = (*devices.glob('accel*'), *devices.glob('vfio/[0-9]*'))
   return bool(attached) and importlib.util.find_spec('libtpu') is not None

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Meshes, and the tables that map logical axes to mesh axes, one per use.
+"""Meshes, and rules that map logical axes to mesh axes.
 
-A parameter or an activation names its axes by what they mean (`'embed'`,
-`'heads'`, `'batch'`); a table says which mesh axes, if any, split each.
-Nothing else in covrl mentions mesh axes.
+Parameters and activations name their axes by meaning (`'embed'`, `'heads'`,
+`'batch'`); a rules table gives the mesh axes, if any, that shard each of them.
+There is one table for training and one for sampling; no other module names
+mesh axes.
 """
 
 from __future__ import annotations
@@ -33,13 +34,12 @@ MESH_AXES = ('data', 'fsdp', 'tensor', 'expert', 'context')
 MeshAxes: TypeAlias = str | tuple[str, ...] | None
 Rules: TypeAlias = Mapping[str, MeshAxes]
 
-# Rows are split over data, fsdp and expert, and each over context. Parameters
-# are split over fsdp and context (their model-width axis) and tensor (heads,
+# Rows are sharded over data, fsdp and expert, tokens over context. Parameters
+# are sharded over fsdp and context (their model-width axis) and tensor (heads,
 # hidden units, vocabulary), those of experts over expert as well. Attention
-# needs whole rows: there context splits heads instead, and devices exchange the
-# one for the other. A table of embeddings is split by its width: a device looks
-# up its part of what all rows of its replica need, which moves and sums far less
-# than a whole table.
+# needs whole rows: there an all-to-all moves context from tokens to heads. The
+# embedding table is sharded by its width: each device looks up its columns for
+# all rows of its replica, which moves far less than gathering the table.
 TRAIN_RULES: Rules = {
   'batch': ('data', 'fsdp', 'expert'),
   'sequence': 'context',
@@ -57,8 +57,8 @@ TRAIN_RULES: Rules = {
   'expert': 'expert',
 }
 
-# The sampler reads its weights once a token: they are gathered once an
-# iteration, and split over tensor alone. All other axes have rows of their own.
+# The sampler reads its weights once per token: they are gathered once per
+# iteration and sharded over tensor only; all other axes shard the rows.
 ROLLOUT_RULES: Rules = {
   **TRAIN_RULES,
   'batch': ('data', 'fsdp', 'expert', 'context'),
@@ -79,21 +79,21 @@ def make_mesh(
 ) -> Mesh:
   """Arranges devices as a mesh with the axes of `MESH_AXES`.
 
-  Of several slices of TPUs, `data` goes over the slow network between them, and
-  everything else stays within one.
+  With several TPU slices, `data` spans the slow network between them and all
+  other axes stay within a slice.
 
   Args:
     shape: sizes of the axes, by name or in order; missing axes have size 1 and
-      one size may be −1, meaning what is left. `None` puts all devices on
+      one size may be −1, for the remaining devices. `None` puts all devices on
       `fsdp`.
-    devices: defaults to all that JAX sees.
+    devices: defaults to `jax.devices()`.
 
   Returns:
-    A mesh whose axes XLA's partitioner places collectives for.
+    A mesh with automatic axis types: XLA's partitioner inserts collectives.
 
   Raises:
     ValueError: if the sizes do not multiply to the number of devices, or if
-      `data` is no multiple of the number of slices.
+      `data` is not a multiple of the number of slices.
 
   >>> make_mesh().shape['tensor']
   1
@@ -107,12 +107,12 @@ def make_mesh(
   )
 
 
-def reshaped(
+def reshape_mesh(
   mesh: Mesh, shape: Sequence[int] | Mapping[str, int] | None
 ) -> Mesh:
-  """The same devices in the same order, as a mesh of another shape.
+  """Arranges a mesh's devices, in the same order, as a mesh of another shape.
 
-  Arrays go from one to the other within a program.
+  One program can move arrays between the two meshes.
 
   Raises:
     ValueError: if the sizes do not multiply to the number of devices.
@@ -124,7 +124,7 @@ def reshaped(
 
 
 def _arranged(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
-  """Devices such that those next to each other in the mesh are neighbours."""
+  """Orders devices so that neighbours in the mesh are physical neighbours."""
   slices = {getattr(device, 'slice_index', None) for device in devices}
   if len(slices) == 1:
     return mesh_utils.create_device_mesh(
@@ -170,15 +170,15 @@ def _axis_sizes(
 
 
 @contextlib.contextmanager
-def in_use(mesh: Mesh | None, rules: Rules) -> Iterator[None]:
-  """Within it, activations are constrained to a mesh by a table.
+def use_mesh(mesh: Mesh | None, rules: Rules) -> Iterator[None]:
+  """Context in which activations are constrained to a mesh by a rules table.
 
-  A jitted function is traced once per mesh, whatever the table: it belongs to
-  one of them.
+  `jax.jit` caches traces by mesh and not by rules, so each jitted function must
+  be used with one table only.
 
   Args:
-    mesh: where to; `None` constrains nothing.
-    rules: the table.
+    mesh: the mesh; `None` constrains nothing.
+    rules: logical axes to mesh axes.
   """
   token = _rules.set(rules)
   entered = contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
@@ -189,15 +189,15 @@ def in_use(mesh: Mesh | None, rules: Rules) -> Iterator[None]:
     _rules.reset(token)
 
 
-def rules_in_use() -> Rules:
-  """The table that `in_use` set, or the trainer's."""
+def current_rules() -> Rules:
+  """Returns the rules set by `use_mesh`, or `TRAIN_RULES`."""
   return _rules.get()
 
 
 def platform() -> str:
-  """What is compiled for: `'cpu'`, `'gpu'` or `'tpu'`.
+  """Returns the platform to compile for: `'cpu'`, `'gpu'` or `'tpu'`.
 
-  The platform of the mesh in use, which need not be attached, or JAX's default.
+  It is that of the mesh in use, which need not be attached, or JAX's default.
   """
   described = jax.sharding.get_abstract_mesh().abstract_device
   name = jax.default_backend() if described is None else described.platform
@@ -210,7 +210,7 @@ def partition_spec(axes: Sequence[str | None], rules: Rules) -> PartitionSpec:
   >>> tuple(partition_spec(('batch', 'sequence', 'vocab'), TRAIN_RULES))
   (('data', 'fsdp', 'expert'), 'context', 'tensor')
 
-  The second use of a mesh axis within one array yields to the first.
+  A mesh axis shards only the first of the axes that map to it.
   """
   used: set[str] = set()
   spec: list[MeshAxes] = []
@@ -226,17 +226,17 @@ def partition_spec(axes: Sequence[str | None], rules: Rules) -> PartitionSpec:
 def named_sharding(
   mesh: Mesh, axes: Sequence[str | None], rules: Rules
 ) -> NamedSharding:
-  """The sharding of an array with these logical axes on this mesh."""
+  """Returns the sharding of an array with these logical axes."""
   return NamedSharding(mesh, partition_spec(axes, rules))
 
 
-def fit(
+def fitted_sharding(
   mesh: Mesh,
   axes: Sequence[str | None],
   shape: Sequence[int],
   rules: Rules,
 ) -> NamedSharding:
-  """Like `named_sharding`, leaving whole the axes that a mesh cannot divide."""
+  """Like `named_sharding`, without sharding axes that do not divide evenly."""
   return NamedSharding(mesh, fitted_spec(mesh, axes, shape, rules))
 
 
@@ -246,11 +246,11 @@ def fitted_spec(
   shape: Sequence[int],
   rules: Rules,
 ) -> PartitionSpec:
-  """Like `partition_spec`, as far as a mesh divides the axes of an array.
+  """Like `partition_spec`, restricted to mesh axes that divide the array's.
 
-  Of several mesh axes for one of the array, as many of the first are kept as
-  divide it: small axes (six rows over two times four) are split less, or
-  replicated, rather than refused.
+  Of several mesh axes for one array axis, trailing ones are dropped until the
+  rest divides it: small axes (six rows over two times four) are sharded less,
+  or replicated, instead of refused.
   """
   kept: list[MeshAxes] = []
   for entry, size in zip(partition_spec(axes, rules), shape, strict=True):
@@ -262,45 +262,47 @@ def fitted_spec(
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The sharding of an array that every device holds whole."""
+  """Returns the sharding of an array that every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The sharding of `[B, ...]` arrays, their rows split."""
+  """Returns the sharding of `[B, ...]` arrays over rows."""
   return named_sharding(mesh, ('batch',), TRAIN_RULES)
 
 
 def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
-  """Places arrays on the mesh, split as `batch_shardings` says.
+  """Shards arrays over the mesh by `batch_shardings`.
 
   Args:
     batch: pytree of host or device arrays; in a multi-process program each
-      process passes the whole batch's rows and keeps its own.
-    mesh: where to.
+      process passes the whole batch and its devices keep their own rows.
+    mesh: the mesh of the result.
 
   Raises:
     ValueError: if rows or tokens do not divide over the mesh.
   """
-  return jax.tree.map(distributed.place, batch, batch_shardings(batch, mesh))
+  return jax.tree.map(
+    distributed.put_global, batch, batch_shardings(batch, mesh)
+  )
 
 
 def batch_shardings(batch: PyTree, mesh: Mesh) -> PyTree:
-  """How a batch lies on the mesh.
+  """Returns the shardings of a batch.
 
   Args:
-    batch: pytree of arrays, or of their shapes: `[B, ...]`, of which `[B, T]`
-      are split along both, or scalars, which are replicated.
-    mesh: where.
+    batch: pytree of arrays or shapes: `[B, T]` arrays are sharded along both
+      axes, other `[B, ...]` arrays along rows; scalars are replicated.
+    mesh: the mesh to shard over.
 
   Raises:
     ValueError: if rows or tokens do not divide over the mesh.
   """
 
-  def place(leaf: Any) -> NamedSharding:
+  def sharding_of(leaf: Any) -> NamedSharding:
     axes = ('batch', 'sequence')[: leaf.ndim]
     for axis, size in zip(axes, leaf.shape, strict=False):
-      count = shards(mesh, axis, TRAIN_RULES)
+      count = num_shards(mesh, axis, TRAIN_RULES)
       if size % count:
         counted = 'rows' if axis == 'batch' else 'tokens'
         raise ValueError(
@@ -311,19 +313,19 @@ def batch_shardings(batch: PyTree, mesh: Mesh) -> PyTree:
       return batch_sharding(mesh) if leaf.ndim else replicated(mesh)
     return named_sharding(mesh, axes, TRAIN_RULES)
 
-  return jax.tree.map(place, batch)
+  return jax.tree.map(sharding_of, batch)
 
 
-def shards(mesh: Mesh | AbstractMesh, axis: str, rules: Rules) -> int:
-  """How many parts a table splits a logical axis into, if it divides."""
+def num_shards(mesh: Mesh | AbstractMesh, axis: str, rules: Rules) -> int:
+  """Returns the number of shards of a logical axis that divides evenly."""
   return _size(mesh, mesh_axes_of(rules[axis]))
 
 
 def _size(mesh: Mesh | AbstractMesh, names: tuple[str, ...]) -> int:
-  """How many shards the named mesh axes make together."""
+  """Returns the product of the sizes of mesh axes."""
   return math.prod(mesh.shape[name] for name in names)
 
 
 def mesh_axes_of(axes: Any) -> tuple[str, ...]:
-  """An entry of a table, or of a `PartitionSpec`, as a tuple of mesh axes."""
+  """Returns an entry of rules or of a `PartitionSpec` as a tuple of axes."""
   return (axes,) if isinstance(axes, str) else tuple(axes or ())

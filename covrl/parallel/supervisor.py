@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process that watches over one of a run's processes.
+"""Supervision of one training process by its parent process.
 
-JAX ends a process that has lost another with a page of C++ and SIGABRT, which
-Python cannot prevent. So the run is a child, and its end is put into one line
-and an exit status here.
+JAX's coordination client ends a process that has lost a peer with pages of C++
+output and SIGABRT, which Python cannot intercept. Therefore the run is a child
+process; the parent reports its end in one line and one exit status.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ _PR_SET_PDEATHSIG = 1
 
 
 def is_supervised() -> bool:
-  """Whether this is the child already."""
+  """Returns whether this process is the supervised child."""
   return _VARIABLE in os.environ
 
 
 def die_with_parent() -> None:
-  """A child does not outlive its supervisor (on Linux)."""
+  """Asks the kernel to kill this process when its parent ends (Linux)."""
   if sys.platform == 'linux':
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def supervise(command: Sequence[str]) -> int:
-  """Runs a command as a child; its exit status.
+  """Runs a command as a child process and returns its exit status.
 
-  Signals are handed on; what it writes to standard error is passed on, but for
-  what JAX says about its end (all of it with COVRL_TRACEBACK set).
+  SIGTERM and SIGINT are forwarded. Standard error is forwarded, too, except for
+  JAX's messages about a lost peer (with COVRL_TRACEBACK set, those as well).
   """
   child = subprocess.Popen(
     command,
@@ -64,27 +64,28 @@ def supervise(command: Sequence[str]) -> int:
 
 
 def _watch(child: subprocess.Popen[str]) -> int:
-  lost, told = False, False
-  everything = bool(os.environ.get('COVRL_TRACEBACK'))
+  """Forwards a child's standard error; returns the exit status to report."""
+  lost, reported = False, False
+  forward_all = bool(os.environ.get('COVRL_TRACEBACK'))
   assert child.stderr is not None
   with child.stderr:
     for line in child.stderr:
       lost = lost or bool(_LOST.search(line))
-      told = told or line.startswith(_SENTENCE)
-      if not lost or everything or line.startswith('covrl:'):
+      reported = reported or line.startswith(_SENTENCE)
+      if not lost or forward_all or line.startswith('covrl:'):
         sys.stderr.write(line)
         sys.stderr.flush()
   code = child.wait()
   if lost and code in (Exit.FAILED, -signal.SIGABRT):
-    # JAX may end the child when it has just said so itself.
-    if not told:
+    # The child may have reported the loss itself before JAX aborted it.
+    if not reported:
       print(lost_line('it stopped answering'), file=sys.stderr, flush=True)
     return Exit.PEER_LOST
   return 128 - code if code < 0 else code
 
 
 def lost_line(reason: str) -> str:
-  """The one line about a lost process."""
+  """Returns the one-line message about a lost peer."""
   return (
     f'{_SENTENCE} ({reason}); start the run again and it goes on from its latest '
     'checkpoint'

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TPUs by name: what slices there are, and what their chips can do.
+"""TPU generations and slices by name, with their specifications.
 
-Google names v4 and v5p slices by their TensorCores, two a chip, and v5e and v6e
-slices by their chips: v5p-128 and v6e-64 have 64 chips each. Here a slice is
-`v5p:4x4x4`, by its chips, or goes by Google's name.
+A slice is named by its chips, `v5p:4x4x4`, or by Google's name. Google names
+v5p slices by their TensorCores, two per chip, and v5e and v6e slices by their
+chips: v5p-128 and v6e-64 have 64 chips each.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ class Chip:
   """A generation of TPU.
 
   Attributes:
-    name: as in `v5p:4x4x4`.
-    accelerator: prefix of Google's names.
-    kind: what JAX calls its devices.
-    cores: TensorCores, as Google's names count them.
+    name: short name, as in `v5p:4x4x4`.
+    accelerator: prefix of Google's names of slices.
+    kind: `device_kind` of its JAX devices.
+    cores: TensorCores per chip, as counted in Google's names.
     flops: bfloat16 operations per second.
-    hbm: bytes of memory that XLA lets a program have.
-    bandwidth: bytes per second to and from HBM.
-    link: bytes per second to one neighbour, one way.
-    axes: of the torus.
+    hbm: bytes of memory available to a program.
+    bandwidth: HBM bandwidth, bytes per second.
+    link: bytes per second to one neighbour, in one direction.
+    axes: dimensions of the torus.
     wraps: an axis closes to a ring if this divides its length.
-    dcn: bytes per second and chip between slices: an estimate.
-    slices: chips along each axis, of each slice there is.
+    dcn: bytes per second and chip between slices; an estimate.
+    slices: available slices, each as chips along each axis.
   """
 
   name: str
@@ -82,7 +82,7 @@ _SQUARES = (
   (16, 16),
 )
 
-# Figures that Google publishes; HBM as XLA states it when a program needs more.
+# As published by Google; HBM as XLA reports it when a program exceeds it.
 CHIPS = (
   Chip(
     name='v5e',
@@ -130,10 +130,10 @@ CHIPS = (
 
 
 class Topology(NamedTuple):
-  """A slice of TPUs.
+  """A TPU slice.
 
   Attributes:
-    chip: its generation.
+    chip: the TPU generation.
     shape: chips along each axis.
   """
 
@@ -142,33 +142,33 @@ class Topology(NamedTuple):
 
   @property
   def name(self) -> str:
-    """As libtpu takes it.
+    """Name for libtpu.
 
-    >>> find('v5p-128').name
+    >>> find_topology('v5p-128').name
     'v5p:4x4x4'
     """
     return f'{self.chip.name}:{"x".join(map(str, self.shape))}'
 
   @property
   def accelerator(self) -> str:
-    """As Google Cloud takes it.
+    """Accelerator type for Google Cloud.
 
-    >>> find('v5p:4x4x4').accelerator
+    >>> find_topology('v5p:4x4x4').accelerator
     'v5p-128'
     """
     return f'{self.chip.accelerator}-{self.chips * self.chip.cores}'
 
   @property
   def chips(self) -> int:
-    """How many.
+    """Number of chips.
 
-    >>> find('v5p-64').chips
+    >>> find_topology('v5p-64').chips
     32
     """
     return math.prod(self.shape)
 
   def links(self, axis: int) -> int:
-    """How many neighbours a chip has along an axis, in effect."""
+    """Effective number of neighbours of a chip along an axis: 2 on a ring."""
     return 2 if self.shape[axis] % self.chip.wraps == 0 else 1
 
 
@@ -177,13 +177,13 @@ TOPOLOGIES = tuple(
 )
 
 
-def find(name: str) -> Topology:
-  """The slice of a name, covrl's or Google's.
+def find_topology(name: str) -> Topology:
+  """Returns the slice with a name, covrl's or Google's.
 
   Raises:
-    ValueError: if there is none of that name; lists those there are.
+    ValueError: if the name is unknown; the message lists the known ones.
 
-  >>> find('v6e-8') == find('v6e:2x4')
+  >>> find_topology('v6e-8') == find_topology('v6e:2x4')
   True
   """
   for topology in TOPOLOGIES:
@@ -200,11 +200,11 @@ def find(name: str) -> Topology:
   raise ValueError(f'the topology must be one of {known}; got {name!r}')
 
 
-def devices(topology: Topology, num_slices: int = 1) -> list[Any]:
-  """A slice's chips, or several slices', to compile for; none need be there.
+def compile_only_devices(topology: Topology, num_slices: int = 1) -> list[Any]:
+  """Returns devices of slices that programs can be compiled for, not run on.
 
   Raises:
-    ValueError: if libtpu, which has the compiler, is not installed, or
+    ValueError: if libtpu, which contains the compiler, is not installed, or
       `num_slices` is less than 1.
   """
   if num_slices < 1:
@@ -214,12 +214,12 @@ def devices(topology: Topology, num_slices: int = 1) -> list[Any]:
       'compiling for TPUs needs libtpu, which is not installed; on Linux'
       " x86-64, python -m pip install 'jax[tpu]' installs it"
     )
-  _describe_none()
+  _isolate_libtpu()
   from jax.experimental import topologies
 
   options: dict[str, Any] = {}
   if topology.chips < 4 or (topology.chip.axes == 2 and topology.chips < 8):
-    # libtpu thinks of hosts with four chips.
+    # libtpu assumes four chips per host.
     bounds = [*topology.shape, 1, 1][:3]
     options['chips_per_host_bounds'] = tuple(bounds)
   if num_slices > 1:
@@ -231,8 +231,8 @@ def devices(topology: Topology, num_slices: int = 1) -> list[Any]:
 
 
 @functools.cache
-def _describe_none() -> None:
-  """Tells libtpu not to look for TPUs, nor to mind other processes."""
+def _isolate_libtpu() -> None:
+  """Keeps libtpu from searching for TPUs and from locking its library."""
   for name, value in (
     ('TPU_SKIP_MDS_QUERY', '1'),
     ('TPU_WORKER_HOSTNAMES', 'localhost'),
@@ -243,17 +243,18 @@ def _describe_none() -> None:
 
 
 @contextlib.contextmanager
-def uncached() -> Iterator[None]:
-  """Within it, no compiled program is read from disk or kept there.
+def no_compilation_cache() -> Iterator[None]:
+  """Context in which JAX's compilation cache is off.
 
-  One for chips that are not there could be written, and not be read again.
+  Programs for devices that are not attached could be written to the cache but
+  not be read back.
   """
   import jax
   from jax.experimental.compilation_cache import compilation_cache
 
   before = jax.config.values['jax_enable_compilation_cache']
   jax.config.update('jax_enable_compilation_cache', False)
-  compilation_cache.reset_cache()  # JAX asks whether there is one only once.
+  compilation_cache.reset_cache()  # JAX checks for the cache only once.
   try:
     yield
   finally:

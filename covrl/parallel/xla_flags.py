@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiler's flags that matter, chosen per platform, in this one place.
+"""XLA and libtpu flags per platform.
 
-They hide latency: chips exchange parts of one layer while they compute another;
-on CPUs they keep devices from waiting for one another for ever. None changes a
-result. What the environment already says wins, flag by flag. They are read
-once, when JAX first looks for devices, so `apply` comes before that; the command
-line does it.
+On TPU and GPU they overlap communication with computation; on CPU they prevent
+deadlocks between fake devices. None changes a result. A flag that the
+environment already sets is kept. The flags are read once, when JAX initialises
+its backend, so the command line calls `apply` before that.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Literal
 
 Platform = Literal['tpu', 'gpu', 'cpu']
 
-# libtpu's own, by LIBTPU_INIT_ARGS.
+# Flags of libtpu, in LIBTPU_INIT_ARGS.
 TPU: Mapping[str, str] = {
   # All-gathers of parameters run beside matrix products, over several of them.
   'xla_tpu_enable_async_collective_fusion': 'true',
@@ -31,20 +30,20 @@ TPU: Mapping[str, str] = {
   'xla_tpu_data_parallel_opt_different_sized_ops': 'true',
 }
 
-# XLA's, by XLA_FLAGS.
+# Flags of XLA, in XLA_FLAGS.
 GPU: Mapping[str, str] = {
-  # Collectives begin as early, and are waited for as late, as they can be.
+  # Collectives start as early and end as late as possible.
   'xla_gpu_enable_latency_hiding_scheduler': 'true',
-  # Loops over layers fetch the next layer's parameters during this one.
+  # Loops over layers gather the next layer's parameters during this one.
   'xla_gpu_enable_while_loop_double_buffering': 'true',
   'xla_gpu_enable_pipelined_all_gather': 'true',
   'xla_gpu_enable_pipelined_reduce_scatter': 'true',
 }
 
-# XLA's, by XLA_FLAGS.
+# Flags of XLA, in XLA_FLAGS.
 CPU: Mapping[str, str] = {
-  # With it, devices may begin collectives that do not depend on one another each
-  # in its own order, and so wait for ever or take one's bytes for another's.
+  # The concurrent scheduler may start independent collectives in a different
+  # order on each device, which deadlocks or mixes up their data.
   'xla_cpu_enable_concurrency_optimized_scheduler': 'false',
 }
 
@@ -56,7 +55,7 @@ _FLAGS: Mapping[Platform, tuple[str, Mapping[str, str]]] = {
 
 
 def attached() -> Platform:
-  """What this machine computes with, by its devices; JAX is not asked."""
+  """Returns the platform of the attached devices without initialising JAX."""
   chosen = os.environ.get('JAX_PLATFORMS', '')
   devices = pathlib.Path('/dev')
   if chosen.startswith('cpu'):
@@ -69,7 +68,7 @@ def attached() -> Platform:
 def apply(
   platform: Platform, environment: MutableMapping[str, str] = os.environ
 ) -> None:
-  """Adds a platform's flags to those that the environment has.
+  """Adds a platform's flags to those set in the environment.
 
   >>> environment = {'XLA_FLAGS': '--xla_gpu_enable_pipelined_all_gather=false'}
   >>> apply('gpu', environment)

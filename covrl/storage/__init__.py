@@ -2,15 +2,15 @@
 """Files on local disks and in buckets, and append-only logs."""
 
 from covrl.storage.paths import absolute as absolute
+from covrl.storage.paths import as_path as as_path
+from covrl.storage.paths import create_object as create_object
 from covrl.storage.paths import digests as digests
+from covrl.storage.paths import file_size as file_size
 from covrl.storage.paths import is_bucket as is_bucket
-from covrl.storage.paths import local as local
-from covrl.storage.paths import opened as opened
-from covrl.storage.paths import path_of as path_of
+from covrl.storage.paths import local_copy as local_copy
+from covrl.storage.paths import open_binary as open_binary
 from covrl.storage.paths import read_into as read_into
 from covrl.storage.paths import remove as remove
-from covrl.storage.paths import scratch as scratch
-from covrl.storage.paths import size_of as size_of
+from covrl.storage.paths import temporary_directory as temporary_directory
 from covrl.storage.paths import upload as upload
 from covrl.storage.paths import write_atomically as write_atomically
-from covrl.storage.paths import write_new as write_new

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file of lines that grows and can be cut back, on a disk or in a bucket.
+"""Append-only logs of lines that can be truncated, local or in a bucket.
 
-On a disk it is a file. Objects in a bucket cannot be appended to: there the
-lines are in numbered parts, `metrics/000000.jsonl` and so on for
-`metrics.jsonl`. The last part is replaced as it grows, and a new one begun when
-it is large. Put together they are the file.
+Locally a log is one file. Objects in a bucket cannot be appended to, so there
+the lines are in numbered parts (`metrics/000000.jsonl`, … for `metrics.jsonl`):
+the last part is replaced as it grows, and a new one is begun when it is large.
+The concatenated parts equal the local file.
 """
 
 from __future__ import annotations
@@ -17,52 +17,56 @@ from etils import epath
 
 from covrl import storage
 
-# Bytes after which a part is followed by another.
-_LARGE = 2**18
-# Seconds for which lines may wait for others to be written with.
-_PATIENCE = 30.0
+# Bytes after which a new part is begun.
+_MAX_PART_SIZE = 2**18
+# Seconds for which lines are buffered before a part is written.
+_FLUSH_INTERVAL = 30.0
 
 
-class Journal(Protocol):
-  """Lines, one after the other."""
+class AppendLog(Protocol):
+  """An open log."""
 
   @property
   def size(self) -> int:
-    """Bytes so far, all of them written."""
+    """Size in bytes, after flushing."""
     ...
 
   def write(self, line: str) -> None:
-    """Adds a line."""
+    """Appends a line."""
     ...
 
   def flush(self) -> None:
-    """Writes what has been added."""
+    """Writes buffered lines."""
     ...
 
   def close(self) -> None:
-    """Writes what has been added; nothing more will be."""
+    """Writes buffered lines and closes the log."""
     ...
 
 
-def open_journal(file: epath.Path, keep: int) -> Journal:
-  """Opens it to go on after its first bytes.
+def open_log(file: epath.Path, keep: int) -> AppendLog:
+  """Opens a log for appending after its first `keep` bytes.
 
   Args:
-    file: as it is called on a disk.
-    keep: how many bytes; what follows them is given up.
+    file: path of the log; in a bucket it names the parts.
+    keep: bytes to keep; everything after them is discarded.
   """
-  return _Parts(file, keep) if storage.is_bucket(file) else _File(file, keep)
+  return (
+    _BucketLog(file, keep) if storage.is_bucket(file) else _LocalLog(file, keep)
+  )
 
 
-def read_journal(file: epath.Path) -> str | None:
-  """All lines, or `None` if there is no such journal."""
+def read_log(file: epath.Path) -> str | None:
+  """Returns the whole text of a log, or `None` if the log does not exist."""
   if not storage.is_bucket(file):
     return file.read_text() if file.exists() else None
   parts = _parts(file)
   return ''.join(part.read_text() for part in parts) if parts else None
 
 
-class _File:
+class _LocalLog:
+  """A log in one local file."""
+
   def __init__(self, file: epath.Path, keep: int) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     self._stream = cast(IO[str], file.open('a'))
@@ -75,7 +79,7 @@ class _File:
 
   def write(self, line: str) -> None:
     self._stream.write(f'{line}\n')
-    # Who looks at a run sees its last line.
+    # Other processes that read a running job see its last line.
     self.flush()
 
   def flush(self) -> None:
@@ -85,7 +89,9 @@ class _File:
     self._stream.close()
 
 
-class _Parts:
+class _BucketLog:
+  """A log in numbered objects of a bucket."""
+
   def __init__(self, file: epath.Path, keep: int) -> None:
     self._file = file
     self._before, self._number, self._text = 0, 0, b''
@@ -96,10 +102,10 @@ class _Parts:
       if self._before + len(self._text) >= keep:
         surplus.append(part)
         continue
-      self._begin_after(self._text, int(part.stem))
+      self._begin_part(self._text, int(part.stem))
       self._text = part.read_bytes()
       self._written = len(self._text)
-    # From the last to the first: cut short, this leaves a beginning.
+    # From last to first, so that an interruption leaves a prefix of the log.
     for part in reversed(surplus):
       part.unlink()
     self._text = self._text[: keep - self._before]
@@ -117,7 +123,7 @@ class _Parts:
 
   def write(self, line: str) -> None:
     self._text += f'{line}\n'.encode()
-    if time.monotonic() - self._last > _PATIENCE:
+    if time.monotonic() - self._last > _FLUSH_INTERVAL:
       self.flush()
 
   def flush(self) -> None:
@@ -125,14 +131,14 @@ class _Parts:
     if len(self._text) != self._written:
       _part(self._file, self._number).write_bytes(self._text)
       self._written = len(self._text)
-    if self._written > _LARGE:
-      self._begin_after(self._text, self._number + 1)
+    if self._written > _MAX_PART_SIZE:
+      self._begin_part(self._text, self._number + 1)
 
   def close(self) -> None:
     self.flush()
 
-  def _begin_after(self, text: bytes, number: int) -> None:
-    """Begins a part that follows so much text."""
+  def _begin_part(self, text: bytes, number: int) -> None:
+    """Begins part `number`, after `text` of the part before it."""
     self._before += len(text)
     self._number, self._text, self._written = number, b'', 0
 
@@ -142,7 +148,7 @@ def _part(file: epath.Path, number: int) -> epath.Path:
 
 
 def _parts(file: epath.Path) -> list[epath.Path]:
-  """The parts there are, in order."""
+  """Returns the existing parts, in order."""
   folder = file.with_suffix('')
   if not folder.is_dir():
     return []

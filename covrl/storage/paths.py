@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files on a disk and in a bucket (`gs://…`), by one interface.
+"""File operations for local disks and buckets (`gs://…`).
 
-An object in a bucket is there whole or not at all. It can be replaced, but not
-appended to, locked, or renamed at once; a directory is a beginning of names and
-nothing else. What differs for these reasons is here and in `covrl.storage.append_log`.
+An object in a bucket exists whole or not at all. It can be replaced, but not
+appended to, locked or renamed atomically, and directories are only prefixes of
+names. This module and `covrl.storage.append_log` hide these differences.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ import fsspec.config
 import numpy as np
 from etils import epath
 
-# What is in a bucket is listed anew each time: other processes write there too,
-# and TensorStore does within this one.
+# Listings of buckets are not cached: other processes write there, too, and so
+# does TensorStore within this process.
 fsspec.config.conf.setdefault('gcs', {})['use_listings_cache'] = False
 
 _BUCKET = 'gs://'
-# Bytes that are asked for at once.
+# Bytes per read request.
 _BLOCK = 2**26
 
 
-def path_of(name: epath.PathLike) -> epath.Path:
-  """A file or directory, wherever it is.
+def as_path(name: epath.PathLike) -> epath.Path:
+  """Returns a local or bucket path.
 
   Raises:
-    ValueError: it is in storage of another kind, or in a bucket and the
-      library for that is missing.
+    ValueError: if the scheme is not supported, or the library for buckets is
+      not installed.
 
-  >>> path_of('runs') / 'a'
+  >>> as_path('runs') / 'a'
   PosixGPath('runs/a')
   """
   text = os.fspath(name)
@@ -58,17 +58,17 @@ def path_of(name: epath.PathLike) -> epath.Path:
 
 
 def absolute(path: epath.Path) -> epath.Path:
-  """A path that does not depend on where this process is."""
+  """Returns a path that does not depend on the working directory."""
   return path if is_bucket(path) else path.absolute()
 
 
 def is_bucket(path: epath.PathLike) -> bool:
-  """Whether it is in a bucket."""
+  """Returns whether a path is in a bucket."""
   return os.fspath(path).startswith(_BUCKET)
 
 
 def write_atomically(file: epath.Path, text: str) -> None:
-  """Writes a file that is there whole or not at all."""
+  """Writes a file such that readers see all of it or nothing."""
   if is_bucket(file):
     file.write_text(text)
     return
@@ -82,31 +82,36 @@ def write_atomically(file: epath.Path, text: str) -> None:
   draft.replace(local)
 
 
-def write_new(file: epath.Path, text: str) -> bool:
-  """Writes an object of a bucket unless it is there; whether it did.
+def create_object(file: epath.Path, text: str) -> bool:
+  """Creates an object in a bucket unless it exists.
 
-  Of several who try at once, one does.
+  Of several concurrent calls exactly one succeeds.
+
+  Returns:
+    Whether this call created the object.
 
   Raises:
-    ValueError: the bucket cannot be written to; says why.
+    ValueError: if the bucket cannot be written to; the message says why.
   """
   try:
     _buckets().pipe_file(os.fspath(file), text.encode(), mode='create')
   except FileExistsError:
     return False
   except Exception as error:
-    # The library, the network and the store have errors of many kinds.
+    # Client library, network and store raise errors of many types.
     reason = ' '.join(str(error).split())[:200] or type(error).__name__
     raise ValueError(f'{file} cannot be written: {reason}') from error
   return True
 
 
 def digests(directory: epath.Path) -> dict[str, str]:
-  """Size and digest of every file below a directory, by its path there.
+  """Returns size and digest of every file below a directory.
 
-  On a disk the digest is SHA-256 of what is read back. In a bucket it is the
-  CRC-32C that the store keeps of each object and checks by itself; nothing is
-  read.
+  On a local disk the digest is the SHA-256 of the content read back. In a
+  bucket it is the CRC-32C that the store computes and verifies; nothing is read.
+
+  Returns:
+    `'SIZE:DIGEST'` by path relative to the directory.
   """
   if is_bucket(directory):
     root = os.fspath(directory)
@@ -124,24 +129,24 @@ def digests(directory: epath.Path) -> dict[str, str]:
   }
 
 
-def opened(file: epath.Path) -> io.BufferedReader:
-  """A file, open to be read from."""
+def open_binary(file: epath.Path) -> io.BufferedReader:
+  """Opens a file for reading bytes."""
   return cast(io.BufferedReader, file.open('rb'))
 
 
-def size_of(file: epath.Path) -> int:
-  """Bytes of a file."""
+def file_size(file: epath.Path) -> int:
+  """Returns the size of a file in bytes."""
   return file.stat().length
 
 
 def read_into(file: epath.Path, begin: int, array: np.ndarray) -> None:
-  """Fills an array with the bytes of a file from one on.
+  """Fills an array with the bytes of a file from offset `begin` on.
 
   Raises:
-    ValueError: the file ends before.
+    ValueError: if the file ends before the array is full.
   """
   wanted = array.reshape(-1).view(np.uint8).data
-  with opened(file) as stream:
+  with open_binary(file) as stream:
     stream.seek(begin)
     filled = 0
     while filled < len(wanted):
@@ -154,7 +159,7 @@ def read_into(file: epath.Path, begin: int, array: np.ndarray) -> None:
 
 
 def remove(directory: epath.Path) -> None:
-  """Removes a directory with all that is in it, if it is there."""
+  """Removes a directory tree if it exists."""
   if directory.exists():
     directory.rmtree()
 
@@ -162,12 +167,12 @@ def remove(directory: epath.Path) -> None:
 def upload(
   source: pathlib.Path, target: epath.Path, last: Sequence[str] = ()
 ) -> None:
-  """Copies the files below a directory of this machine.
+  """Copies the files below a local directory.
 
   Args:
-    source: that directory.
-    target: where they go.
-    last: names of files that come after all others.
+    source: the local directory.
+    target: the directory to copy to, local or in a bucket.
+    last: names of files that are copied after all others.
   """
   files = sorted(source.rglob('*'), key=lambda file: (file.name in last, file))
   for file in files:
@@ -178,28 +183,28 @@ def upload(
       copy.write_bytes(file.read_bytes())
 
 
-def local(path: epath.Path) -> pathlib.Path:
-  """A file or directory for programs that know disks only.
+def local_copy(path: epath.Path) -> pathlib.Path:
+  """Returns a local path to a file or directory, for libraries that need one.
 
-  What is in a bucket is copied to this machine, for as long as this process
-  lives.
+  A path in a bucket is copied to a temporary directory, which is removed when
+  the process ends.
   """
   if not is_bucket(path):
     return pathlib.Path(path)
-  folder = scratch()
+  folder = temporary_directory()
   _buckets().get(os.fspath(path), str(folder / path.name), recursive=True)
   return folder / path.name
 
 
-def scratch() -> pathlib.Path:
-  """An empty directory of this machine that goes when the process ends."""
+def temporary_directory() -> pathlib.Path:
+  """Creates a local directory that is removed when the process ends."""
   folder = tempfile.mkdtemp(prefix='covrl-')
   atexit.register(shutil.rmtree, folder, ignore_errors=True)
   return pathlib.Path(folder)
 
 
 def _buckets() -> Any:
-  """All buckets, as `etils.epath` sees them."""
+  """Returns the filesystem of buckets that `etils.epath` uses, too."""
   return fsspec.filesystem('gcs', finalize_on_close=True)
 
 

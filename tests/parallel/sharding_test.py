@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Meshes are what was asked for, and arrays lie on them where the table says."""
+"""Mesh shapes, sharding rules and the sharding of batches."""
 
 import jax
 import numpy as np
@@ -24,7 +24,7 @@ from covrl.parallel.sharding import ROLLOUT_RULES, TRAIN_RULES, make_mesh
     ({'context': 2, 'fsdp': -1}, (1, 4, 1, 1, 2)),
   ],
 )
-def test_shapes(shape, sizes):
+def test_resolves_mesh_shapes(shape, sizes):
   mesh = make_mesh(shape)
   assert tuple(mesh.shape.values()) == sizes
   assert tuple(mesh.shape) == ('data', 'fsdp', 'tensor', 'expert', 'context')
@@ -33,7 +33,7 @@ def test_shapes(shape, sizes):
   assert sorted(d.id for d in mesh.devices.flat) == list(range(8))
 
 
-def test_part_of_the_devices():
+def test_makes_a_mesh_of_some_devices():
   mesh = make_mesh((2, 1), jax.devices()[2:4])
   assert [device.id for device in mesh.devices.flat] == [2, 3]
 
@@ -48,12 +48,12 @@ def test_part_of_the_devices():
     ((2, 2, 2, 1, 1, 1), 'multiply to the 8 devices'),
   ],
 )
-def test_shapes_that_cannot_be(shape, reason):
+def test_refuses_invalid_mesh_shapes(shape, reason):
   with pytest.raises(ValueError, match=reason):
     make_mesh(shape)
 
 
-def test_a_mesh_axis_splits_an_array_once():
+def test_mesh_axis_shards_an_array_only_once():
   rules = {'rows': ('data', 'fsdp'), 'columns': 'fsdp', 'none': None}
   spec = sharding.partition_spec(('rows', 'columns', 'none', None), rules)
   assert spec == PartitionSpec(('data', 'fsdp'), None, None, None)
@@ -61,16 +61,16 @@ def test_a_mesh_axis_splits_an_array_once():
   assert spec == PartitionSpec('fsdp', ('data',))
 
 
-def test_the_same_devices_in_another_shape():
+def test_reshaped_mesh_keeps_the_devices():
   mesh = make_mesh((1, 8))
-  other = sharding.reshaped(mesh, {'data': -1, 'tensor': 4})
+  other = sharding.reshape_mesh(mesh, {'data': -1, 'tensor': 4})
   assert other.shape == mesh.shape | {'data': 2, 'fsdp': 1, 'tensor': 4}
   assert list(other.devices.flat) == list(mesh.devices.flat)
   with pytest.raises(ValueError, match='multiply to the 8 devices'):
-    sharding.reshaped(mesh, {'tensor': 3})
+    sharding.reshape_mesh(mesh, {'tensor': 3})
 
 
-def test_each_use_has_its_table():
+def test_rules_differ_between_training_and_sampling():
   assert set(ROLLOUT_RULES) == set(TRAIN_RULES)
   # Weights are split as they are trained, and read whole but for tensor.
   weight = 'embed', 'mlp'
@@ -78,11 +78,11 @@ def test_each_use_has_its_table():
   assert trained == PartitionSpec(('fsdp', 'context'), 'tensor')
   read = sharding.partition_spec(weight, ROLLOUT_RULES)
   assert read == PartitionSpec(None, 'tensor')
-  assert sharding.rules_in_use() is TRAIN_RULES
-  with sharding.in_use(make_mesh((8,)), ROLLOUT_RULES):
-    assert sharding.rules_in_use() is ROLLOUT_RULES
+  assert sharding.current_rules() is TRAIN_RULES
+  with sharding.use_mesh(make_mesh((8,)), ROLLOUT_RULES):
+    assert sharding.current_rules() is ROLLOUT_RULES
     assert dict(jax.sharding.get_abstract_mesh().shape)['data'] == 8
-  assert sharding.rules_in_use() is TRAIN_RULES
+  assert sharding.current_rules() is TRAIN_RULES
   assert jax.sharding.get_abstract_mesh().empty
 
 
@@ -95,21 +95,23 @@ def test_each_use_has_its_table():
     ((3, 3), PartitionSpec(None, None)),
   ],
 )
-def test_axes_that_do_not_divide_stay_whole(shape, spec):
+def test_axes_that_do_not_divide_are_replicated(shape, spec):
   mesh = make_mesh((2, 2, 2))
-  fitted = sharding.fit(mesh, ('embed', 'heads'), shape, TRAIN_RULES)
+  fitted = sharding.fitted_sharding(
+    mesh, ('embed', 'heads'), shape, TRAIN_RULES
+  )
   assert fitted.is_equivalent_to(jax.NamedSharding(mesh, spec), len(shape))
   # Every device can hold its part.
   jax.device_put(np.zeros(shape), fitted)
 
 
-def test_axes_are_split_as_far_as_they_divide():
+def test_axes_are_sharded_as_far_as_they_divide():
   mesh = make_mesh((2, 4))
   spec = sharding.fitted_spec(mesh, ('batch', None), (6, 3), TRAIN_RULES)
   assert spec == PartitionSpec(('data',), None)
 
 
-def test_tokens_are_split_over_context():
+def test_tokens_are_sharded_over_context():
   mesh = make_mesh({'fsdp': 2, 'context': 4})
   placed = sharding.shard_batch(np.zeros((4, 12)), mesh)
   assert {s.data.shape for s in placed.addressable_shards} == {(2, 3)}
@@ -119,7 +121,7 @@ def test_tokens_are_split_over_context():
     sharding.shard_batch(np.zeros((4, 11)), mesh)
 
 
-def test_a_batch_is_split_by_rows():
+def test_batch_is_sharded_by_rows():
   mesh = make_mesh((2, 2, 2))
   rows = {'tokens': np.arange(24).reshape(8, 3), 'scalar': np.asarray(3)}
   placed = sharding.shard_batch(rows, mesh)
@@ -130,7 +132,7 @@ def test_a_batch_is_split_by_rows():
   assert placed['scalar'] == 3
 
 
-def test_rows_that_do_not_divide_are_refused():
+def test_refuses_rows_that_do_not_divide():
   with pytest.raises(
     ValueError, match='divide over the 4 shards of the batch, got 6 rows'
   ):

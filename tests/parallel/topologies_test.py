@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One table of topologies, in Google's words and in chips."""
+"""TPU topologies: names, devices to compile for and links between chips."""
 
 import importlib.util
 import platform
@@ -11,7 +11,7 @@ import pytest
 from covrl.compile.collectives import Collective
 from covrl.compile.network import Network
 from covrl.parallel import topologies
-from covrl.parallel.topologies import TOPOLOGIES, find
+from covrl.parallel.topologies import TOPOLOGIES, find_topology
 
 needs_libtpu = pytest.mark.skipif(
   sys.platform != 'linux' or platform.machine() != 'x86_64',
@@ -33,41 +33,44 @@ needs_libtpu = pytest.mark.skipif(
     ('v6e-256', 'v6e:16x16', 256),
   ],
 )
-def test_names_count_cores(google, ours, chips):
-  assert find(google) is find(ours)
-  assert (find(ours).accelerator, find(ours).chips) == (google, chips)
+def test_google_names_count_cores(google, ours, chips):
+  assert find_topology(google) is find_topology(ours)
+  assert (find_topology(ours).accelerator, find_topology(ours).chips) == (
+    google,
+    chips,
+  )
 
 
-def test_no_name_is_anothers():
+def test_names_are_unique():
   names = [each.name for each in TOPOLOGIES]
   names += [each.accelerator for each in TOPOLOGIES]
   assert len(set(names)) == len(names)
 
 
-def test_an_unknown_one_lists_the_known():
+def test_unknown_topology_lists_the_known_ones():
   with pytest.raises(
     ValueError, match=r'must be one of .*v5p:4x4x4 \(v5p-128'
   ) as e:
-    find('v5p:4x4x5')
+    find_topology('v5p:4x4x5')
   assert all(each.name in str(e.value) for each in TOPOLOGIES)
   assert str(e.value).endswith("got 'v5p:4x4x5'")
 
 
-def test_without_libtpu(monkeypatch):
+def test_reports_missing_libtpu(monkeypatch):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(ValueError, match=r"python -m pip install 'jax\[tpu\]'"):
-    topologies.devices(find('v5p-8'))
+    topologies.compile_only_devices(find_topology('v5p-8'))
 
 
-def test_no_slices():
+def test_refuses_zero_slices():
   with pytest.raises(ValueError, match='num_slices must be at least 1, got 0'):
-    topologies.devices(find('v5p-8'), 0)
+    topologies.compile_only_devices(find_topology('v5p-8'), 0)
 
 
 @needs_libtpu
 @pytest.mark.parametrize('topology', TOPOLOGIES, ids=lambda each: each.name)
-def test_libtpu_knows_it(topology):
-  devices = topologies.devices(topology)
+def test_libtpu_describes_the_topology(topology):
+  devices = topologies.compile_only_devices(topology)
   assert len(devices) == topology.chips
   assert {device.device_kind for device in devices} == {topology.chip.kind}
   places = {tuple(device.coords) for device in devices}
@@ -82,29 +85,29 @@ def collective(kind, groups, sent=90e9, network: Literal['ici', 'dcn'] = 'ici'):
 
 
 @needs_libtpu
-def test_links_that_a_group_has():
-  cube = find('v5p:4x4x4')
-  network = Network(cube, topologies.devices(cube))
+def test_counts_links_of_a_group():
+  cube = find_topology('v5p:4x4x4')
+  network = Network(cube, topologies.compile_only_devices(cube))
   places = [tuple(device.coords) for device in network.devices]
   line = tuple(i for i, place in enumerate(places) if place[1:] == (0, 0))
   plane = tuple(i for i, place in enumerate(places) if place[2] == 0)
-  # Two links along each axis, each a second for what it can send in one.
+  # Two links along each axis; each link sends the message in one second.
   everyone = tuple(range(64))
   for group, seconds in ((line, 1 / 2), (plane, 1 / 4), (everyone, 1 / 6)):
     gather = collective('all-gather', (group,))
     assert network.seconds(gather) == pytest.approx(seconds)
   assert network.seconds(collective('collective-permute', (line[:2],))) == 1
-  # An axis of two, or a part of a pod, is no ring.
-  flat = find('v5p:2x2x1')
-  ends = Network(flat, topologies.devices(flat))
+  # An axis of length two, or a part of a pod, does not form a ring.
+  flat = find_topology('v5p:2x2x1')
+  ends = Network(flat, topologies.compile_only_devices(flat))
   gather = collective('all-gather', (tuple(range(4)),))
   assert ends.seconds(gather) == pytest.approx(1 / 2)
 
 
 @needs_libtpu
-def test_between_slices():
-  cube = find('v5p:2x2x1')
-  network = Network(cube, topologies.devices(cube, 2))
+def test_groups_across_slices_use_the_slow_network():
+  cube = find_topology('v5p:2x2x1')
+  network = Network(cube, topologies.compile_only_devices(cube, 2))
   assert len(network.devices) == 8
   across = collective('all-reduce', ((1, 2),), 6.25e9, 'dcn')
   assert network.seconds(across) == 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flags are known to the compilers that are given them, and yield to the user's."""
+"""Flags are accepted by their compilers and never override the user's."""
 
 import os
 import platform
@@ -11,8 +11,8 @@ import pytest
 from covrl.parallel import xla_flags
 
 LOAD_TPU = (
-  'from covrl import topologies;'
-  "print(len(topologies.devices(topologies.find('v5p-8'))))"
+  'from covrl.parallel import topologies;'
+  "print(len(topologies.compile_only_devices(topologies.find_topology('v5p-8'))))"
 )
 LOAD_XLA = 'import jax; print(jax.numpy.ones(4).size)'
 
@@ -35,7 +35,7 @@ def run(program, platform_name, **extra):
   sys.platform != 'linux' or platform.machine() != 'x86_64',
   reason='libtpu, of the dev extra, is for Linux on x86-64 only',
 )
-def test_libtpu_knows_its_flags():
+def test_libtpu_accepts_its_flags():
   done = run(LOAD_TPU, 'tpu')
   assert done.stdout.split() == ['4'], done.stderr
   # It would say so.
@@ -44,7 +44,7 @@ def test_libtpu_knows_its_flags():
   assert 'xla_no_such_flag' in done.stderr + done.stdout
 
 
-def test_xla_knows_its_flags():
+def test_xla_accepts_its_flags():
   for name in ('gpu', 'cpu'):
     done = run(LOAD_XLA, name)
     assert done.stdout.split() == ['4'], done.stderr
@@ -53,7 +53,7 @@ def test_xla_knows_its_flags():
   assert 'xla_no_such_flag' in done.stderr
 
 
-def test_the_users_flags_win():
+def test_keeps_flags_set_by_the_user():
   environment = {
     'LIBTPU_INIT_ARGS': '--xla_enable_async_all_gather=false --mine=1'
   }
@@ -67,6 +67,6 @@ def test_the_users_flags_win():
   assert again == environment
 
 
-def test_what_is_attached_may_be_told(monkeypatch):
+def test_platform_can_be_set_by_jax_platforms(monkeypatch):
   monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
   assert xla_flags.attached() == 'cpu'

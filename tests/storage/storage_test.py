@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bucket is used as it can be: whole objects, numbered parts, a lease."""
+"""Files, append-only logs and leases in buckets, against an emulated bucket."""
 
 import importlib.util
 import json
@@ -28,7 +28,7 @@ from covrl.run import lock
 from covrl.run.directory import RunDirectory
 from covrl.run.metrics_writer import MetricsWriter
 from covrl.storage import append_log
-from covrl.storage.append_log import open_journal, read_journal
+from covrl.storage.append_log import open_log, read_log
 from covrl.train import CheckpointError, CheckpointStore
 
 ROOT = epath.Path('gs://bucket/run')
@@ -37,14 +37,14 @@ LINES = 'gs://bucket/run/metrics.jsonl'
 
 @pytest.fixture(scope='module')
 def served():
-  """One bucket for all: gcsfs remembers where the first one was."""
+  """Serves one bucket for the module: gcsfs keeps its first endpoint."""
   with (
     bucket.served() as (content, environment),
     pytest.MonkeyPatch.context() as patch,
   ):
     for name, value in environment.items():
       patch.setenv(name, value)
-    storage.path_of(ROOT)
+    storage.as_path(ROOT)
     yield content
 
 
@@ -54,30 +54,30 @@ def objects(served):
   return served
 
 
-def test_what_is_refused(monkeypatch):
+def test_refuses_unsupported_schemes_and_missing_libraries(monkeypatch):
   with pytest.raises(ValueError, match='must be on a disk or begin with gs://'):
-    storage.path_of('s3://bucket/run')
+    storage.as_path('s3://bucket/run')
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(ValueError, match=r'needs gcsfs.*covrl\[gcs\]'):
-    storage.path_of('gs://bucket/run')
+    storage.as_path('gs://bucket/run')
 
 
-def test_a_bucket_that_is_not_there(objects):
-  file = storage.path_of('gs://absent/run/.lock')
+def test_refuses_a_missing_bucket(objects):
+  file = storage.as_path('gs://absent/run/.lock')
   with pytest.raises(
     ValueError, match=r'gs://absent/run/\.lock cannot be writ'
   ):
-    storage.write_new(file, 'a')
+    storage.create_object(file, 'a')
 
 
-def test_a_connection_that_breaks_is_made_again(objects):
+def test_retries_broken_connections(objects):
   objects.broken = 2
   storage.write_atomically(ROOT / 'a', 'content')
   assert objects.broken == 0
   assert objects.text('run/a') == 'content'
 
 
-def test_what_others_write_is_seen(objects):
+def test_sees_objects_written_by_other_processes(objects):
   assert not ROOT.is_dir()
   objects.put('run/a/one.txt', b'1')
   assert ROOT.is_dir()
@@ -87,7 +87,7 @@ def test_what_others_write_is_seen(objects):
   assert [p.read_text() for p in sorted((ROOT / 'a').glob('t*.txt'))] == ['2']
 
 
-def test_digests_tell_other_content(objects, tmp_path):
+def test_digests_differ_for_different_content(objects, tmp_path):
   for root in (ROOT, epath.Path(tmp_path)):
     storage.write_atomically(root / 'a' / 'b.json', 'before')
     before = storage.digests(root)
@@ -99,31 +99,31 @@ def test_digests_tell_other_content(objects, tmp_path):
     assert storage.digests(root) == {}
 
 
-def test_parts_of_files_are_read(objects, tmp_path):
+def test_reads_parts_of_files(objects, tmp_path):
   numbers = np.arange(100, dtype=np.float32)
   for root in (ROOT, epath.Path(tmp_path)):
     (root / 'x.bin').write_bytes(b'head' + numbers.tobytes())
     found = np.zeros((3, 5), np.float32)
     storage.read_into(root / 'x.bin', 4 + 4 * 10, found)
     np.testing.assert_array_equal(found.ravel(), numbers[10:25])
-    assert storage.size_of(root / 'x.bin') == 404
+    assert storage.file_size(root / 'x.bin') == 404
     with pytest.raises(ValueError, match='must have 424 bytes, got 404'):
       storage.read_into(root / 'x.bin', 364, found)
 
 
-def test_directories_come_here_and_go_there(objects, tmp_path):
+def test_copies_directories_to_and_from_a_bucket(objects, tmp_path):
   (tmp_path / 'sub').mkdir()
   for name in ('config.json', 'sub/weights', 'z'):
     (tmp_path / name).write_text(name)
   storage.upload(tmp_path, ROOT / 'model', last=['config.json'])
   generations = {name: g for name, (_, g) in objects.objects.items()}
   assert max(generations, key=lambda n: generations[n]).endswith('config.json')
-  here = storage.local(ROOT / 'model')
+  here = storage.local_copy(ROOT / 'model')
   assert (here / 'sub' / 'weights').read_text() == 'sub/weights'
-  assert storage.local(epath.Path(tmp_path)) == tmp_path
+  assert storage.local_copy(epath.Path(tmp_path)) == tmp_path
 
 
-def test_a_model_in_a_bucket_is_written_whole(objects):
+def test_writes_a_model_to_a_bucket_atomically(objects):
   def write(error=None):
     with written_whole('gs://bucket/model') as draft:
       (draft / 'config.json').write_text('{}')
@@ -140,40 +140,40 @@ def test_a_model_in_a_bucket_is_written_whole(objects):
 
 
 @pytest.mark.parametrize('keep', [0, 1, 7, 8, 20, 30, 47, 48])
-def test_parts_are_the_file(objects, tmp_path, monkeypatch, keep):
-  monkeypatch.setattr(append_log, '_LARGE', 16)
+def test_parts_equal_the_local_file(objects, tmp_path, monkeypatch, keep):
+  monkeypatch.setattr(append_log, '_MAX_PART_SIZE', 16)
   for file in (epath.Path(LINES), epath.Path(tmp_path) / 'metrics.jsonl'):
-    lines = open_journal(file, 0)
+    lines = open_log(file, 0)
     for number in range(6):
       lines.write(f'line {number:02}')
       assert lines.size == 8 * (number + 1)
     lines.close()
-    whole = read_journal(file)
+    whole = read_log(file)
     assert whole is not None
     assert len(whole) == 48
-    again = open_journal(file, keep)
+    again = open_log(file, keep)
     assert again.size == keep
     again.write('after')
     again.close()
-    assert read_journal(file) == whole[:keep] + 'after\n'
+    assert read_log(file) == whole[:keep] + 'after\n'
   parts = objects.names('run/metrics/')
   assert parts[0] == 'run/metrics/000000.jsonl'
   assert max(len(objects.objects[name][0]) for name in parts) <= 16 + 8 + 6
 
 
-def test_lines_wait_for_one_another(objects, monkeypatch):
-  lines = open_journal(epath.Path(LINES), 0)
+def test_buffers_lines_in_a_bucket(objects, monkeypatch):
+  lines = open_log(epath.Path(LINES), 0)
   lines.write('one')
-  assert read_journal(epath.Path(LINES)) is None
+  assert read_log(epath.Path(LINES)) is None
   lines.flush()
-  monkeypatch.setattr(append_log, '_PATIENCE', 0.0)
+  monkeypatch.setattr(append_log, '_FLUSH_INTERVAL', 0.0)
   lines.write('two')
-  assert read_journal(epath.Path(LINES)) == 'one\ntwo\n'
+  assert read_log(epath.Path(LINES)) == 'one\ntwo\n'
   with pytest.raises(ValueError, match='must hold 9 bytes of lines'):
-    open_journal(epath.Path(LINES), 9)
+    open_log(epath.Path(LINES), 9)
 
 
-def test_metrics_and_events(objects):
+def test_writes_metrics_and_events_to_a_bucket(objects):
   writer = MetricsWriter(LINES, LoggingConfig(), name='toy', keep=0)
   writer.write(step=1, iteration=0, phase='train', reward=0.25)
   kept = writer.size
@@ -185,14 +185,14 @@ def test_metrics_and_events(objects):
   writer.write(step=2, iteration=0, phase='train', reward=0.75)
   writer.close()
   assert len(objects.names('run/tb/train/')) == 2
-  text = read_journal(epath.Path(LINES))
+  text = read_log(epath.Path(LINES))
   assert text is not None
   assert text.count('\n') == 2
   assert '0.75' in text
   assert '0.5' not in text
 
 
-def test_a_directory_in_use_is_refused_and_one_left_is_taken(
+def test_refuses_a_live_lease_and_takes_an_expired_one(
   objects, monkeypatch
 ):
   monkeypatch.setattr(lock, '_BEAT', 0.1)
@@ -212,7 +212,7 @@ def test_a_directory_in_use_is_refused_and_one_left_is_taken(
     assert 'another' not in objects.text('run/.lock')
 
 
-def test_of_several_one_takes_it(objects, monkeypatch):
+def test_only_one_process_acquires_a_lease(objects, monkeypatch):
   monkeypatch.setattr(lock, '_BEAT', 0.1)
   taken, refused = [], []
 
@@ -232,13 +232,13 @@ def test_of_several_one_takes_it(objects, monkeypatch):
   assert (len(taken), len(refused)) == (1, 3)
 
 
-def test_a_run_whose_place_was_taken_ends(served, objects):
+def test_exits_when_the_lease_is_lost(served, objects):
   script = (
     'import time\n'
-    'from covrl.train import lock\n'
+    'from covrl.run import lock\n'
     'from covrl import storage\n'
     'lock._BEAT = 0.2\n'
-    'with lock.held(storage.path_of("gs://bucket/run")):\n'
+    'with lock.held(storage.as_path("gs://bucket/run")):\n'
     '  print("in", flush=True)\n'
     '  time.sleep(600)\n'
   )
@@ -261,7 +261,7 @@ def test_a_run_whose_place_was_taken_ends(served, objects):
   assert said.count('\n') == 1
 
 
-def test_problems_are_read_from_a_bucket(objects, tmp_path):
+def test_reads_problems_from_a_bucket(objects, tmp_path):
   from array_record.python.array_record_module import ArrayRecordWriter
 
   rows = [{'question': f'{n} + 1', 'answer': n + 1} for n in range(3)]
@@ -280,7 +280,7 @@ def test_problems_are_read_from_a_bucket(objects, tmp_path):
     open_records('gs://bucket/data/none.jsonl')
 
 
-def test_weights_are_read_from_a_bucket_and_written_to_it(objects):
+def test_reads_and_writes_weights_in_a_bucket(objects):
   for file in (MODELS / 'qwen2').iterdir():
     objects.put(f'qwen2/{file.name}', file.read_bytes())
   policy, params = load_pretrained('gs://bucket/qwen2')
@@ -292,7 +292,7 @@ def test_weights_are_read_from_a_bucket_and_written_to_it(objects):
     jax.tree.map(np.testing.assert_array_equal, tree, expected)
 
 
-def test_checkpoints_in_a_bucket(objects):
+def test_saves_and_restores_checkpoints_in_a_bucket(objects):
   store = CheckpointStore('gs://bucket/run/checkpoints', keep=1)
   assert store.latest() is None
   arrays = {'a': jnp.arange(6.0), 'b': {'c': jnp.ones((2, 3), jnp.bfloat16)}}
@@ -307,7 +307,7 @@ def test_checkpoints_in_a_bucket(objects):
   jax.tree.map(
     np.testing.assert_array_equal, saved.restore_part('b', like), like
   )
-  # Without its manifest it is none, as after a kill before the end.
+  # A checkpoint without its manifest, as after a kill while saving, is ignored.
   manifest = objects.objects.pop('run/checkpoints/00000002/manifest.json')
   assert store.latest() is None
   objects.objects['run/checkpoints/00000002/manifest.json'] = manifest
@@ -322,7 +322,7 @@ def test_checkpoints_in_a_bucket(objects):
     saved.restore(arrays)
 
 
-def test_compiled_programs_are_kept_in_a_bucket(objects):
+def test_keeps_compiled_programs_in_a_bucket(objects):
   script = (
     'import jax\n'
     'jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)\n'
