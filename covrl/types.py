@@ -15,7 +15,8 @@ themselves.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypedDict
 
 import jax
@@ -129,6 +130,34 @@ class TokenContext(TypedDict, total=False):
   plan: Any
   selected: Bool[Array, 'B T']
   outlook: Callable[[], Any]
+
+
+def check_context(context: Mapping[str, object], where: str) -> None:
+  """Refuses entries that are not in `TokenContext`.
+
+  Args:
+    context: keyword arguments of a loss or a token transform.
+    where: name of the function that was called, for the error.
+
+  Raises:
+    TypeError: for an unknown entry; names the nearest known one.
+
+  >>> check_context({'advantage': 1.0}, 'kl_cov')
+  Traceback (most recent call last):
+    ...
+  TypeError: kl_cov got an unknown context entry 'advantage'; did you mean
+  'advantages'?
+  """
+  known = TokenContext.__annotations__
+  for entry in context:
+    if entry not in known:
+      nearest = difflib.get_close_matches(entry, known, n=1)
+      hint = (
+        f'did you mean {nearest[0]!r}?'
+        if nearest
+        else f'known entries: {", ".join(sorted(known))}'
+      )
+      raise TypeError(f'{where} got an unknown context entry {entry!r}; {hint}')
 
 
 @jax.tree_util.register_dataclass
