@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What chips exchange: which bytes, within which groups, over which network."""
+"""Collectives of a compiled program: bytes, groups and networks."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ OPCODES = (
   'ragged-all-to-all',
 )
 
-# What a chip sends, in arrays of the size of its result (or, reducing and
-# scattering, of its argument), if g chips pass parts around a ring.
+# Bytes that a chip sends in a ring of g chips, relative to the size of the whole
+# array.
 _SENT = {
   'all-reduce': lambda g: 2 * (g - 1) / g,
   'all-gather': lambda g: (g - 1) / g,
@@ -44,12 +44,12 @@ class Collective(NamedTuple):
 
   Attributes:
     kind: `'all-reduce'`, `'all-gather'`, …; `'reduce-scatter'` also where XLA
-      fuses it of an all-reduce and a slice.
-    size: bytes of the whole arrays, on one chip.
-    sent: bytes that a chip sends.
-    groups: which chips exchange, one group a row; between slices, which slices.
-    scope: where in the source's trace it is from.
-    network: within a slice, or between slices.
+      fuses an all-reduce and a slice.
+    size: bytes of the whole arrays.
+    sent: bytes that one chip sends.
+    groups: device ids, one group per row; slice ids between slices.
+    scope: JAX's `op_name` of the operation.
+    network: `'ici'` within a slice, `'dcn'` between slices.
   """
 
   kind: str
@@ -61,7 +61,7 @@ class Collective(NamedTuple):
 
 
 def collectives_in(module: Module, each: Instruction) -> Iterator[Collective]:
-  """The collectives of an instruction and of what is fused in it."""
+  """Yields the collectives of an instruction and of its fused computation."""
   if each.opcode in OPCODES:
     yield _collective(each, each.opcode.removesuffix('-start'))
   elif each.opcode == 'send' and 'xla_megascale_runtime' in each.text:
@@ -78,11 +78,11 @@ def collectives_in(module: Module, each: Instruction) -> Iterator[Collective]:
 
 
 def _collective(each: Instruction, kind: str) -> Collective:
-  """One operation, from its line."""
+  """Parses one collective instruction."""
   groups = groups_of(each.text)
   arrays = [shape.size for shape in each.shapes if shape.elements]
   if each.opcode in ('all-gather-start', 'collective-permute-start'):
-    # A tuple of what goes in, what comes out, and numbers of its own.
+    # The tuple holds arguments, results and context values.
     arrays = [s.size for s in each.shapes if s.kind not in ('u32', 's32')]
     arrays = arrays[len(arrays) // 2 :]
   size = sum(arrays)
@@ -99,14 +99,13 @@ def _collective(each: Instruction, kind: str) -> Collective:
 
 
 def _between_slices(each: Instruction) -> Collective:
-  """What a chip gives its host to exchange with other slices' hosts.
+  """Parses a transfer between the hosts of slices.
 
-  Within a slice it has been reduced, or is gathered, by a collective before or
-  after.
+  Reductions and gathers within a slice are separate collectives.
   """
-  told = dict(re.findall(r'_xla_megascale_(\w+)="([^"]*)"', each.text))
-  kind = told['transfer_type'].lower().replace('_', '-')
-  slices = _numbers(told['target'].partition('x')[0])
+  attributes = dict(re.findall(r'_xla_megascale_(\w+)="([^"]*)"', each.text))
+  kind = attributes['transfer_type'].lower().replace('_', '-')
+  slices = _numbers(attributes['target'].partition('x')[0])
   if kind not in _SENT:
     raise ValueError(
       f'an exchange between slices must be one of {tuple(_SENT)}, got {kind!r}'
@@ -123,7 +122,7 @@ def _between_slices(each: Instruction) -> Collective:
 
 
 def groups_of(text: str) -> tuple[tuple[int, ...], ...]:
-  """Which chips exchange, in any of the ways that XLA writes it.
+  """Parses the groups of a collective, in any of XLA's notations.
 
   >>> groups_of('replica_groups={{0,2},{1,3}}')
   ((0, 2), (1, 3))
@@ -159,7 +158,7 @@ def groups_of(text: str) -> tuple[tuple[int, ...], ...]:
 def _of_mesh(
   axes: str, ids: str | None, named: str
 ) -> tuple[tuple[int, ...], ...]:
-  """Groups along some axes of a mesh."""
+  """Returns the groups along some axes of a mesh."""
   sizes = {
     name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)
   }
@@ -171,7 +170,7 @@ def _of_mesh(
   for name, size in sizes.items():
     split = next((p for p in parts if p[0] == name), None)
     if split is not None:
-      # A part of an axis: so many before it, and so many of it.
+      # A sub-axis, given by the sizes before it and of it.
       before, inside = int(split[1]), int(split[2])
       grouped.append(len(dims) + 1)
       dims += [before, inside, size // (before * inside)]
@@ -186,7 +185,7 @@ def _of_mesh(
 
 
 def _ids(text: str) -> Int[np.ndarray, '...']:
-  """Device numbers from `[4,16]T(1,0)`: counted, then transposed."""
+  """Parses device ids such as `[4,16]T(1,0)`: an iota, then a transpose."""
   dims, _, order = text.rstrip(',').partition('T')
   sizes = _numbers(dims)
   ids = np.arange(math.prod(sizes)).reshape(sizes)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a compiled program does on a chip: operations, bytes, collectives.
+"""Operations, memory traffic and collectives of a compiled program, per chip.
 
-Counted as XLA's own analysis counts, but for two things: a loop's body counts
-as often as it runs, and bytes are those of tiles that go to or from HBM (what a
-fusion or a prefetch keeps in VMEM moves once).
+Differs from XLA's own cost analysis in two ways: loop bodies are multiplied by
+their trip counts, and bytes are those of padded tiles that move to or from HBM
+(values that stay in VMEM do not count).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from covrl.compile.collectives import OPCODES, Collective, collectives_in
 from covrl.compile.hlo import Computation, Instruction, Module, Shape
 from covrl.compile.kernels import kernel_of
 
-# Loops whose trips depend on data, in a program other than the sampler's, look
-# for a float's key: they run about as often as it has bits.
+# Trip count assumed for loops whose trip count depends on data. Outside of the
+# sampler these are bisections over the bits of a float.
 SEARCH_TRIPS = 32
 
 _FREE = frozenset(
@@ -36,7 +36,7 @@ _FREE = frozenset(
     'call',
   )
 )
-# Reading through these costs nothing by itself.
+# Operations without traffic of their own.
 _THROUGH = frozenset(('bitcast', 'reshape', 'copy', 'convert', 'transpose'))
 _UNCOUNTED = _FREE | {
   'copy',
@@ -71,15 +71,15 @@ _UNCOUNTED = _FREE | {
 
 @dataclasses.dataclass(kw_only=True)
 class Cost:
-  """What a program, or a part of it, does on one chip.
+  """The cost of a program, or of a part of it, on one chip.
 
   Attributes:
     flops: arithmetic operations.
-    bytes: to and from HBM.
-    host_bytes: to and from the host's memory.
-    collectives: each with how often it runs.
-    unknown: names of kernels whose operations nothing tells.
-    searches: loops whose trips depend on data.
+    bytes: traffic to and from HBM.
+    host_bytes: traffic to and from host memory.
+    collectives: collectives with their numbers of executions.
+    unknown: names of kernels of unknown cost.
+    searches: number of loops whose trip count depends on data.
   """
 
   flops: float = 0.0
@@ -92,7 +92,7 @@ class Cost:
   searches: int = 0
 
   def add(self, other: Cost, times: int = 1) -> None:
-    """Adds what a part does, so many times."""
+    """Adds the cost of a part that runs `times` times."""
     self.flops += times * other.flops
     self.bytes += times * other.bytes
     self.host_bytes += times * other.host_bytes
@@ -107,12 +107,12 @@ def cost_of(
   *,
   skip: frozenset[str] = frozenset(),
 ) -> Cost:
-  """What a computation does, all that it runs included.
+  """Returns the cost of a computation, including all that it calls.
 
   Args:
     module: the program.
-    computation: a part of it; the whole if absent.
-    skip: names of loops that are not counted.
+    computation: a part of the program; the entry computation if absent.
+    skip: names of loops that are left out.
   """
   computation = computation or module.entry
   total = Cost()
@@ -138,7 +138,7 @@ def _add_loop(
   loop: Instruction,
   skip: frozenset[str],
 ) -> None:
-  """Adds a loop's trips."""
+  """Adds the cost of all trips of a loop."""
   trips = module.trips(loop, around)
   if trips is None:
     trips, total.searches = SEARCH_TRIPS, total.searches + 1
@@ -149,7 +149,7 @@ def _add_loop(
 def _cost_of_one(
   module: Module, computation: Computation, each: Instruction
 ) -> Cost:
-  """What one instruction does that is no loop."""
+  """Returns the cost of one instruction other than a loop."""
   cost = Cost(flops=flops_of(module, computation, each))
   cost.collectives = [(found, 1) for found in collectives_in(module, each)]
   kernel = kernel_of(each, computation)
@@ -167,7 +167,7 @@ def _cost_of_one(
 def flops_of(
   module: Module, computation: Computation, each: Instruction
 ) -> float:
-  """Arithmetic operations of an instruction and of what is fused in it."""
+  """Returns the FLOPs of an instruction and of its fused computation."""
   if each.opcode in ('fusion', 'async-start'):
     return sum(
       flops_of(module, called, inner)
@@ -188,7 +188,7 @@ def flops_of(
 
 
 def _flops_of_dot(computation: Computation, dot: Instruction) -> float:
-  """Twice the products: the result's size times what is summed over."""
+  """Returns 2 × result elements × contracted size."""
   left = computation.instructions[dot.operands[0]].shapes[0]
   axes = dot.text.split('lhs_contracting_dims={')[1].split('}')[0]
   summed = [left.dims[int(axis)] for axis in axes.split(',') if axis]
@@ -196,9 +196,10 @@ def _flops_of_dot(computation: Computation, dot: Instruction) -> float:
 
 
 def _flops_of_convolution(computation: Computation, each: Instruction) -> float:
-  """Twice the products, those with padding and gaps left out.
+  """Returns 2 × multiplications, without those by padding and dilation gaps.
 
-  TPUs multiply matrices as convolutions: axes of a batch are then spatial.
+  TPU programs express matrix products as convolutions, with batch axes as
+  spatial ones.
   """
   left, right = (
     computation.instructions[name].shapes[0] for name in each.operands[:2]
@@ -211,27 +212,27 @@ def _flops_of_convolution(computation: Computation, each: Instruction) -> float:
   features = result.dims[out.index('f')]
   summed = right.dims[kernel.index('i')]
   window = _Window.of(each.text)
-  places = 1
+  positions = 1
   for axis in range(sum(label.isdigit() for label in out)):
-    places *= window.valid(
+    positions *= window.valid(
       axis,
       left.dims[into.index(str(axis))],
       right.dims[kernel.index(str(axis))],
       result.dims[out.index(str(axis))],
     )
-  return 2.0 * batch * features * summed * places / window.batch_groups
+  return 2.0 * batch * features * summed * positions / window.batch_groups
 
 
 @dataclasses.dataclass(frozen=True)
 class _Window:
-  """How a convolution's kernel goes over its input, per spatial axis."""
+  """The window of a convolution, per spatial axis."""
 
   fields: dict[str, list[str]]
   batch_groups: int
 
   @classmethod
   def of(cls, text: str) -> _Window:
-    """Reads `window={size=4x7 pad=3_3x6_6 …}`."""
+    """Parses `window={size=4x7 pad=3_3x6_6 …}`."""
     inside = (
       text.split('window={')[1].split('}')[0] if 'window={' in text else ''
     )
@@ -245,15 +246,15 @@ class _Window:
     return default if values is None else values[axis]
 
   def valid(self, axis: int, size: int, kernel: int, results: int) -> int:
-    """How many pairs of a result and a place of the kernel meet an input."""
+    """Counts pairs of output and kernel positions that meet an input."""
     stride = int(self._get('stride', axis, '1'))
     low = int(self._get('pad', axis, '0_0').split('_')[0])
     gap = int(self._get('lhs_dilate', axis, '1'))
     spread = int(self._get('rhs_dilate', axis, '1'))
     count = 0
-    for place in range(kernel):
-      # Inputs at multiples of the gap, seen from result r: r·stride + offset.
-      offset = place * spread - low
+    for position in range(kernel):
+      # Output r reads dilated input position r·stride + offset.
+      offset = position * spread - low
       if stride == 1 and gap == 1:
         count += max(min(results, size - offset) - max(0, -offset), 0)
         continue
@@ -266,7 +267,7 @@ class _Window:
 def _traffic(
   module: Module, computation: Computation, each: Instruction
 ) -> tuple[float, float]:
-  """Bytes to and from HBM, and to and from the host."""
+  """Returns the bytes to and from HBM, and to and from the host."""
   if each.opcode in _FREE or each.opcode.endswith(('-done', '-update')):
     return 0.0, 0.0
   if 'custom_call_target="AllocateBuffer"' in each.text:
@@ -281,7 +282,7 @@ def _traffic(
   elif each.opcode in ('send', 'recv'):
     moved = [each.shapes[0]]
   elif each.opcode in ('copy-start', 'async-start', 'slice-start'):
-    # A tuple of the destination, the source and a semaphore.
+    # The tuple holds destination, source and a semaphore.
     target, source, *rest = each.shapes
     if each.opcode == 'copy-start':
       moved = [target, source]
@@ -296,14 +297,14 @@ def _traffic(
 def _read(
   module: Module, computation: Computation, each: Instruction
 ) -> Iterator[Shape]:
-  """What of its operands an instruction reads."""
-  for place, operand in enumerate(computation.operands(each)):
+  """Yields the arrays, or slices of them, that an instruction reads."""
+  for number, operand in enumerate(computation.operands(each)):
     if len(operand.shapes) != 1:
       continue
     shape = operand.shapes[0]
     if each.opcode == 'fusion':
       called = next(module.called(each))
-      parts = _read_of_parameter(module, called, place)
+      parts = _read_of_parameter(module, called, number)
       if parts is not None:
         yield from (part._replace(space=shape.space) for part in parts)
         continue
@@ -313,21 +314,21 @@ def _read(
 def _read_of_parameter(
   module: Module, computation: Computation, number: int
 ) -> list[Shape] | None:
-  """The slices of a fused computation's parameter that are read, if not all."""
+  """Returns the slices of a fusion's parameter that are read, if not all."""
   return _read_of(module, computation, computation.parameters[number])
 
 
 def _read_of(
   module: Module, computation: Computation, value: Instruction
 ) -> list[Shape] | None:
-  """The slices of a fused value that are read; `None` for all of it."""
+  """Returns the slices of a fused value that are read; `None` for all of it."""
   parts: list[Shape] = []
   for user in computation.users.get(value.name, []):
     first = user.operands[0] == value.name
     if user.opcode in ('dynamic-slice', 'slice', 'gather') and first:
       parts.append(user.shapes[0])
     elif user.opcode == 'dynamic-update-slice' and first:
-      continue  # It stays where it is.
+      continue  # Updated in place.
     elif user.opcode in ('bitcast', 'reshape'):
       found = _read_of(module, computation, user)
       if found is None:
@@ -335,10 +336,10 @@ def _read_of(
       parts += found
     elif user.opcode == 'fusion':
       called = next(module.called(user))
-      for place, name in enumerate(user.operands):
+      for number, name in enumerate(user.operands):
         if name != value.name:
           continue
-        found = _read_of_parameter(module, called, place)
+        found = _read_of_parameter(module, called, number)
         if found is None:
           return None
         parts += found
@@ -349,7 +350,7 @@ def _read_of(
 
 
 def _written(module: Module, each: Instruction) -> Iterator[Shape]:
-  """What an instruction writes, each array where it goes."""
+  """Yields the arrays that an instruction writes, with their memory spaces."""
   if each.opcode != 'fusion':
     yield from each.shapes
     return
@@ -360,7 +361,7 @@ def _written(module: Module, each: Instruction) -> Iterator[Shape]:
 
 
 def _results(computation: Computation, root: Instruction) -> list[Instruction]:
-  """The instructions that make each part of a result."""
+  """Returns the instructions that produce each part of a result."""
   if root.opcode != 'tuple':
     return [root]
   return [computation.instructions[name] for name in root.operands]
@@ -369,7 +370,7 @@ def _results(computation: Computation, root: Instruction) -> list[Instruction]:
 def _update_of(
   module: Module, computation: Computation, root: Instruction, shape: Shape
 ) -> Shape:
-  """What is written of a fusion's result: the update, if that is all."""
+  """Returns the written part of a fusion's result: the update, if in place."""
   while root.opcode in ('bitcast', 'reshape') and root.operands:
     root = computation.instructions[root.operands[0]]
   if root.opcode == 'dynamic-update-slice':

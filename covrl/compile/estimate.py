@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run will need: from shapes alone, or from programs that were compiled.
+"""Memory and time estimates of a run, from shapes or from compiled programs.
 
-Shapes say within seconds what is held all the time, and how long chips take at
-best by an assumed share of their peak. `covrl compile` takes minutes and knows
-activations and collectives; what it writes with `--json` is read here.
+Shapes give, within seconds, the memory of the training state and the time at an
+assumed share of the chips' peak. `covrl compile` takes minutes and includes
+activations and collectives; its `--json` output is read here.
 """
 
 from __future__ import annotations
@@ -17,16 +17,21 @@ import jax
 from etils import epath
 from jaxtyping import PyTree
 
+from covrl.compile.model_cost import (
+  cache_shape,
+  scoring_flops,
+  update_flops,
+)
 from covrl.config import Config, ConfigError, Recipe
 from covrl.models import ModelConfig, Policy
 from covrl.parallel import sharding
 from covrl.parallel.topologies import Topology
 from covrl.train.compiled import Algorithm, Programs
 
-# Shares of a chip's peak that good programs reach: an assumption.
-OF_FLOPS = 0.4
-OF_BANDWIDTH = 0.6
-# The parts of an iteration that compiled programs belong to.
+# Assumed shares of a chip's peak that good programs reach.
+FLOPS_SHARE = 0.4
+BANDWIDTH_SHARE = 0.6
+# Stages of an iteration by compiled program.
 _STAGES = {
   'prefill': 'sampling',
   'decode': 'sampling',
@@ -36,42 +41,42 @@ _STAGES = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Memory:
-  """Bytes that a run holds all the time, on all devices together.
+class StateMemory:
+  """Memory of a run without activations, in bytes over all devices.
 
   Attributes:
-    params: of the policy that is trained.
-    frozen: of the reference policy.
-    optimiser: the parameter chain's state.
-    gradients: of an update, in float32 where they are accumulated.
-    cache: keys and values of an iteration's responses at full length.
+    params: trained parameters.
+    frozen: parameters that are not trained, such as the reference policy's.
+    optimizer: state of the parameter chain.
+    gradients: float32 gradients of an update.
+    cache: KV cache of an iteration's responses at full length.
   """
 
   params: int
   frozen: int
-  optimiser: int
+  optimizer: int
   gradients: int
   cache: int
 
   @property
   def training(self) -> int:
-    """While an update is made."""
-    return self.params + self.frozen + self.optimiser + self.gradients
+    """Bytes during an update."""
+    return self.params + self.frozen + self.optimizer + self.gradients
 
   @property
   def sampling(self) -> int:
-    """While responses are decoded."""
-    return self.params + self.frozen + self.optimiser + self.cache
+    """Bytes during decoding."""
+    return self.params + self.frozen + self.optimizer + self.cache
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Seconds:
+class IterationTime:
   """Estimated seconds of an iteration at full response length.
 
   Attributes:
-    sampling: bound by reading weights and cache.
-    scoring: one forward of all tokens.
-    training: all updates.
+    sampling: decoding, bound by reading weights and KV cache.
+    scoring: a forward pass over all tokens per scoring policy.
+    training: all optimiser updates.
   """
 
   sampling: float
@@ -80,137 +85,137 @@ class Seconds:
 
   @property
   def iteration(self) -> float:
-    """All of them."""
+    """Seconds of all stages."""
     return self.sampling + self.scoring + self.training
 
 
-def needed(recipe: Recipe, policy: Policy) -> Memory:
-  """Bytes of a recipe's state, from shapes alone."""
+def state_memory(recipe: Recipe, policy: Policy) -> StateMemory:
+  """Returns the memory of a recipe's training state, from shapes."""
   config = recipe.config
   algorithm = Algorithm.of(recipe)
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   state = Programs(policy, algorithm, config, mesh).abstract_state()
-  return Memory(
+  return StateMemory(
     params=_size(state.trainable),
     frozen=_size(state.frozen),
-    optimiser=_size(state.opt_state),
+    optimizer=_size(state.opt_state),
     gradients=4 * policy.num_params,
-    cache=_cache(config, policy.config),
+    cache=_cache_bytes(config, policy.config),
   )
 
 
-def estimate(
+def iteration_time(
   config: Config,
   policy: Policy,
-  memory: Memory,
+  memory: StateMemory,
   topology: Topology,
   num_slices: int,
-) -> Seconds:
-  """Seconds of an iteration, from what chips can do at best.
+) -> IterationTime:
+  """Estimates the seconds of an iteration from a chip's peak rates.
 
-  A forward takes 2 N operations a token, a backward 4 N; attention's products
-  are left out. Each decoding step reads the weights once and, on average, half
-  of the responses' cache.
+  Scoring and training take the model's FLOPs (`covrl.compile.model_cost`); each
+  decoding step reads the weights once and, on average, half of the KV cache.
   """
   chips = topology.chips * num_slices
-  flops = topology.chip.flops * chips * OF_FLOPS
-  bandwidth = topology.chip.bandwidth * chips * OF_BANDWIDTH
-  tokens = (
-    config.rollout.max_draws
-    * config.sequences_per_iteration
-    * tokens_read(config)
-  )
-  trained = config.sequences_per_iteration * tokens_read(config)
-  forward = 2 * policy.num_params
-  forwards = 2 if config.train.keep_reference else 1
+  rate = topology.chip.flops * chips * FLOPS_SHARE
+  bandwidth = topology.chip.bandwidth * chips * BANDWIDTH_SHARE
+  sequences, width = config.sequences_per_iteration, tokens_read(config)
+  scored = sequences * config.rollout.max_draws
+  scoring = scoring_flops(policy.config, scored, width)
+  scorers = 2 if config.train.keep_reference else 1
   step = (memory.params + memory.cache / 2) / bandwidth
   steps = config.rollout.max_response_length * config.rollout.max_draws
-  return Seconds(
+  return IterationTime(
     sampling=steps * step,
-    scoring=forwards * forward * tokens / flops,
-    training=3 * forward * trained / flops,
+    scoring=scorers * scoring / rate,
+    training=update_flops(policy.config, sequences, width) / rate,
   )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Compiled:
-  """What `covrl compile --json` said of a recipe's programs.
+class CompiledEstimate:
+  """Memory and time of a recipe's compiled programs.
 
   Attributes:
-    fits: whether all of them do.
-    fullest: the one that takes the most memory.
-    peak: bytes of a chip that it takes.
-    limit: bytes that it may take.
-    seconds: of an iteration, at least: every program at its roofline.
+    fits: whether all programs fit into a chip's memory.
+    fullest: name of the program that needs the most memory.
+    peak: bytes per chip that this program needs.
+    limit: bytes per chip available to a program.
+    seconds: lower bound for an iteration: every program at its roofline.
   """
 
   fits: bool
   fullest: str
   peak: int
   limit: int
-  seconds: Seconds
+  seconds: IterationTime
 
 
 def read_compiled(
   file: epath.Path, recipe: Recipe, topology: Topology, num_slices: int
-) -> Compiled:
-  """Reads what `covrl compile --json` wrote.
+) -> CompiledEstimate:
+  """Reads the output of `covrl compile --json`.
 
   Args:
-    file: it.
-    recipe: what it must be of.
-    topology: what it must be for.
-    num_slices: likewise.
+    file: the output.
+    recipe: the recipe that it must describe.
+    topology: the TPU slice that it must be compiled for.
+    num_slices: the number of slices that it must be compiled for.
 
   Raises:
-    ConfigError: it is of something else, or nothing that command wrote.
+    ConfigError: if the file is not such an output, or describes another recipe
+      or topology.
   """
   try:
     found = json.loads(file.read_text())
     programs: dict[str, dict[str, Any]] = found['programs']
-    theirs = found['recipe'], found['topology'], found['num_slices']
+    described = found['recipe'], found['topology'], found['num_slices']
     missing = [name for name in _STAGES if name not in programs]
     fullest = max(programs, key=lambda name: programs[name]['hbm_bytes'])
     seconds = dict.fromkeys(_STAGES.values(), 0.0)
     for name in _STAGES.keys() & programs.keys():
       each = programs[name]
-      # Of a program that was too large for the compiler nothing is known.
-      least = each['roofline_seconds']
-      least = math.nan if least is None else least * each['calls']
-      seconds[_STAGES[name]] += least
-    compiled = Compiled(
+      # Unknown for a program that does not fit.
+      bound = each['roofline_seconds']
+      bound = math.nan if bound is None else bound * each['calls']
+      seconds[_STAGES[name]] += bound
+    compiled = CompiledEstimate(
       fits=bool(found['fits']),
       fullest=fullest,
       peak=int(programs[fullest]['hbm_bytes']),
       limit=int(programs[fullest]['hbm_limit_bytes']),
-      seconds=Seconds(**seconds),
+      seconds=IterationTime(**seconds),
     )
   except (OSError, ValueError, KeyError, TypeError, AttributeError):
     raise ConfigError(
-      f'--compiled must be what `covrl compile --json` wrote, {file} is not'
+      f'--compiled must be the output of `covrl compile --json`, {file} is not'
     ) from None
-  ours = recipe.name, topology.name, num_slices
-  if theirs != ours or missing:
+  required = recipe.name, topology.name, num_slices
+  if described != required or missing:
     raise ConfigError(
-      f'--compiled must be of {ours[0]} on {ours[2]} × {ours[1]}, with the'
-      f' programs {", ".join(_STAGES)}; {file} is of {theirs[0]} on'
-      f' {theirs[2]} × {theirs[1]}, with {", ".join(programs)}'
+      f'--compiled must describe {required[0]} on {required[2]} × {required[1]},'
+      f' with the programs {", ".join(_STAGES)}; {file} describes'
+      f' {described[0]} on {described[2]} × {described[1]}, with'
+      f' {", ".join(programs)}'
     )
   return compiled
 
 
 def tokens_read(config: Config) -> int:
-  """Tokens of a sequence that are read, at most."""
+  """Returns the maximal number of tokens of a sequence that are input."""
   rollout = config.rollout
   return rollout.max_prompt_length + rollout.max_response_length - 1
 
 
-def _cache(config: Config, model: ModelConfig) -> int:
-  per_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim
-  bits = jax.numpy.dtype(model.dtype).itemsize
-  return config.sequences_per_iteration * tokens_read(config) * per_token * bits
+def _cache_bytes(config: Config, model: ModelConfig) -> int:
+  """Returns the bytes of keys and values of an iteration's responses."""
+  shape = cache_shape(
+    model, config.sequences_per_iteration, tokens_read(config)
+  )
+  return 2 * math.prod(shape) * jax.numpy.dtype(model.dtype).itemsize
 
 
 def _size(tree: PyTree) -> int:
+  """Returns the bytes of a tree of arrays or shapes."""
   leaves: list[Any] = jax.tree.leaves(tree)
   return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the text of a compiled program: XLA's HLO, as it is scheduled.
+"""Parser for the text of a compiled program (scheduled XLA HLO).
 
-Only what costs are counted from is understood: computations, instructions,
-shapes with their tiles and memory spaces, and how often loops run.
+Reads only what cost analysis needs: computations, instructions, shapes with
+tiles and memory spaces, and trip counts of loops.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _START = re.compile(r'^\s+(ROOT )?%?([\w.<>-]+) = ')
 _OPCODE = re.compile(r'\s*([a-z][a-z0-9-]*)\(')
 _NAME = re.compile(r'%([\w.<>-]+)')
 _PARENTHESIS = re.compile(r'[()]')
-# Memory spaces of a TPU: none is written for HBM.
+# Memory spaces of a TPU; HBM is not annotated.
 _SPACES = {'1': 'vmem', '5': 'host'}
 
 
@@ -31,10 +31,10 @@ class Shape(NamedTuple):
 
   Attributes:
     kind: element type, such as `'bf16'`.
-    dims: sizes.
-    order: axes, the fastest first; empty where the text does not say.
-    tiles: sizes that the fastest axes are filled up to multiples of.
-    space: `'hbm'`, `'vmem'`, `'host'` or another of the chip's memories.
+    dims: sizes of the axes.
+    order: axes from minor to major; empty if not stated.
+    tiles: the minor axes are padded to multiples of these sizes.
+    space: memory space: `'hbm'`, `'vmem'`, `'host'` or `'other'`.
   """
 
   kind: str
@@ -45,42 +45,42 @@ class Shape(NamedTuple):
 
   @property
   def elements(self) -> int:
-    """How many there are."""
+    """Number of elements."""
     return math.prod(self.dims)
 
   @property
   def bits(self) -> int:
-    """Bits of an element."""
+    """Bits per element."""
     found = re.search(r'\d+', self.kind)
     return _BITS.get(self.kind, int(found[0]) if found else 0)
 
   @property
   def size(self) -> int:
-    """Bytes of the elements."""
+    """Bytes without padding."""
     return self.elements * self.bits // 8
 
   @property
   def padded_size(self) -> int:
-    """Bytes that the array takes in memory, tiles filled up."""
+    """Bytes with tiles padded, as in memory."""
     sizes = [self.dims[axis] for axis in self.order] or list(self.dims[::-1])
-    for place, tile in enumerate(reversed(self.tiles)):
-      if place < len(sizes):
-        sizes[place] = -(-sizes[place] // tile) * tile
+    for axis, tile in enumerate(reversed(self.tiles)):
+      if axis < len(sizes):
+        sizes[axis] = -(-sizes[axis] // tile) * tile
     return math.prod(sizes) * self.bits // 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-  """One line.
+  """An HLO instruction.
 
   Attributes:
-    name: unique in its computation.
-    opcode: such as `'fusion'`.
-    shapes: of the result, the parts of a tuple in order.
-    operands: names of other instructions.
-    text: all that follows the operands.
-    argument: what stands between the parentheses.
-    is_root: whether it is its computation's result.
+    name: name, unique within its computation.
+    opcode: operation, such as `'fusion'`.
+    shapes: shapes of the result, one per element of a tuple.
+    operands: names of the instructions that it reads.
+    text: the rest of the line, after the operands.
+    argument: the text between the parentheses.
+    is_root: whether it is the result of its computation.
   """
 
   name: str
@@ -92,20 +92,20 @@ class Instruction:
   is_root: bool
 
   def attribute(self, name: str) -> str | None:
-    """A simple attribute's value."""
+    """Returns the value of a simple attribute, if present."""
     found = re.search(rf'\b{name}=%?([^\s,]+)', self.text)
     return found[1] if found else None
 
   @property
   def index(self) -> int:
-    """Which parameter, or which part of a tuple, it is."""
+    """Number of a parameter, or index of a tuple element."""
     if self.opcode == 'parameter':
       return int(self.argument)
     return int(self.attribute('index') or 0)
 
   @property
   def called(self) -> tuple[str, ...]:
-    """Computations that it runs."""
+    """Names of the computations that it calls."""
     names = re.findall(
       r'\b(?:calls|to_apply|body|condition|true_computation|false_computation)'
       r'=%?([\w.<>-]+)',
@@ -117,18 +117,18 @@ class Instruction:
 
   @property
   def scope(self) -> str:
-    """Where in the source's trace it is from."""
+    """JAX's `op_name` of the operation; empty if absent."""
     found = re.search(r'op_name="([^"]*)"', self.text)
     return found[1] if found else ''
 
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-  """A function of the program.
+  """A computation: a named list of instructions.
 
   Attributes:
-    name: unique.
-    instructions: by name, in their order.
+    name: unique name.
+    instructions: instructions by name, in order.
   """
 
   name: str
@@ -136,12 +136,12 @@ class Computation:
 
   @functools.cached_property
   def root(self) -> Instruction:
-    """The result."""
+    """The instruction that produces the result."""
     return next(each for each in self.instructions.values() if each.is_root)
 
   @functools.cached_property
   def parameters(self) -> dict[int, Instruction]:
-    """The arguments, by number."""
+    """Parameters by number."""
     return {
       each.index: each
       for each in self.instructions.values()
@@ -150,7 +150,7 @@ class Computation:
 
   @functools.cached_property
   def users(self) -> dict[str, list[Instruction]]:
-    """Who reads each instruction's result."""
+    """Instructions that read each instruction's result."""
     users: dict[str, list[Instruction]] = {}
     for each in self.instructions.values():
       for name in dict.fromkeys(each.operands):
@@ -158,7 +158,7 @@ class Computation:
     return users
 
   def operands(self, instruction: Instruction) -> Iterator[Instruction]:
-    """The instructions whose results it reads."""
+    """Yields the instructions whose results are read."""
     for name in instruction.operands:
       if name in self.instructions:
         yield self.instructions[name]
@@ -169,24 +169,24 @@ class Module:
   """A compiled program.
 
   Attributes:
-    computations: by name.
-    entry: where it begins.
+    computations: computations by name.
+    entry: the entry computation.
   """
 
   computations: dict[str, Computation]
   entry: Computation
 
   def called(self, instruction: Instruction) -> Iterator[Computation]:
-    """Computations that an instruction runs."""
+    """Yields the computations that an instruction calls."""
     for name in instruction.called:
       yield self.computations[name]
 
   def trips(self, loop: Instruction, around: Computation) -> int | None:
-    """How often a loop's body runs; `None` where that depends on data.
+    """Returns the trip count of a loop; `None` if it depends on data.
 
-    Known where the condition compares a counter with a constant, and the
-    counter begins at a constant and grows by one: one, or two where XLA puts two
-    rounds of a product with other chips' parts into one.
+    Known if XLA states it, or if the condition compares a counter with a
+    constant and the counter starts at a constant and grows by a constant (two,
+    where XLA unrolls a collective matrix product).
     """
     stated = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.text)
     if stated:
@@ -206,7 +206,7 @@ class Module:
   def _step(
     self, computation: Computation, counted: Instruction | None
   ) -> int | None:
-    """The positive constant that was added to a counter."""
+    """Returns the positive constant added to a counter, if there is one."""
     if counted is not None and counted.opcode == 'fusion':
       (computation,) = self.called(counted)
       counted = computation.root
@@ -221,7 +221,7 @@ class Module:
 
 
 def _bound(condition: Computation) -> tuple[int, int] | None:
-  """The part of the loop's tuple that counts, and what it must stay below."""
+  """Returns the tuple index of a loop's counter and its upper bound."""
   test = condition.root
   if test.opcode != 'compare' or 'direction=LT' not in test.text:
     return None
@@ -234,7 +234,7 @@ def _bound(condition: Computation) -> tuple[int, int] | None:
 def _part(
   computation: Computation, name: str, index: int
 ) -> Instruction | None:
-  """The instruction that made one part of a tuple, through copies."""
+  """Returns the instruction behind one element of a tuple, through copies."""
   made = computation.instructions.get(name)
   if made is None or made.opcode != 'tuple':
     return None
@@ -245,7 +245,7 @@ def _part(
 
 
 def parse(text: str) -> Module:
-  """Reads a program.
+  """Parses a program.
 
   >>> module = parse('''
   ... ENTRY %main (x: f32[2]) -> f32[2] {
@@ -259,7 +259,7 @@ def parse(text: str) -> Module:
   """
   computations: dict[str, Computation] = {}
   entry = name = ''
-  for line in _joined(text):
+  for line in _logical_lines(text):
     head = _HEAD.match(line)
     if head:
       name = head[2]
@@ -270,10 +270,10 @@ def parse(text: str) -> Module:
   return Module(computations, computations[entry])
 
 
-def _joined(text: str) -> Iterator[str]:
-  """Lines, with those that go on in the next ones made whole.
+def _logical_lines(text: str) -> Iterator[str]:
+  """Yields lines, joined where an instruction spans several of them.
 
-  What kernels say of themselves may have lines of its own.
+  Backend configurations of kernels may contain line breaks.
   """
   whole = ''
   for line in text.splitlines():
@@ -286,7 +286,7 @@ def _joined(text: str) -> Iterator[str]:
 
 
 def _instruction(line: str) -> Instruction | None:
-  """One line, if it is an instruction."""
+  """Parses a line, if it is an instruction."""
   start = _START.match(line)
   if start is None:
     return None
@@ -308,14 +308,14 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _end_of_type(line: str, start: int) -> int:
-  """Where a type that begins here ends."""
+  """Returns the end of the type that begins at `start`."""
   if line[start] == '(':
     return _closing(line, start) + 1
   return line.index(' ', start)
 
 
 def _closing(line: str, start: int) -> int:
-  """The parenthesis that closes the one here."""
+  """Returns the position of the parenthesis that closes the one at `start`."""
   depth = 0
   for found in _PARENTHESIS.finditer(line, start):
     depth += 1 if found[0] == '(' else -1
@@ -325,7 +325,7 @@ def _closing(line: str, start: int) -> int:
 
 
 def shapes_of(text: str) -> Iterator[Shape]:
-  """The arrays of a type.
+  """Yields the array shapes of a type.
 
   >>> [shape.size for shape in shapes_of('(s32[7]{0}, pred[2,3]{1,0})')]
   [28, 6]

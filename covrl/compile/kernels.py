@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Pallas kernels cost: what they say, or what is known of their shapes.
+"""Costs of Pallas kernels, which XLA cannot analyse.
 
-XLA cannot look into a kernel. Those that do not state their cost and are known
-here are JAX's splash attention.
+A kernel's stated `cost_estimate` is used where present; the cost of JAX's splash
+attention, which states none, is derived from its shapes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from covrl.compile.hlo import Computation, Instruction
 
-# Products of the size queries × keys × width that a splash kernel makes.
+# Matrix products of size queries × keys × width in a splash kernel.
 _PRODUCTS = {'fwd': 2, 'dkv': 5, 'dq': 3}
 
 
@@ -21,9 +21,10 @@ class Kernel(NamedTuple):
 
   Attributes:
     flops: arithmetic operations.
-    bytes: to and from HBM.
-    known: whether anything tells.
-    stated: whether it says so itself: it may read a part of its arguments.
+    bytes: traffic to and from HBM.
+    known: whether the cost could be determined.
+    stated: whether the kernel states its cost, so that it may be less than the
+      size of its arguments.
   """
 
   flops: float
@@ -33,7 +34,7 @@ class Kernel(NamedTuple):
 
 
 def kernel_of(each: Instruction, computation: Computation) -> Kernel | None:
-  """The cost of a kernel; `None` for what is none."""
+  """Returns the cost of a Pallas kernel; `None` for other instructions."""
   if 'custom_call_target="tpu_custom_call"' not in each.text:
     return None
   stated = re.search(
@@ -48,10 +49,10 @@ def kernel_of(each: Instruction, computation: Computation) -> Kernel | None:
 
 
 def _splash(each: Instruction, computation: Computation, phase: str) -> Kernel:
-  """Blocks of queries × keys that are not all hidden, and their products.
+  """Returns the cost of the visible query–key blocks of splash attention.
 
   Keys and values are read once per block of queries (forward), queries and
-  their like once per block of keys (backward).
+  gradients once per block of keys (backward).
   """
   shapes = [
     operand.shapes[0]
@@ -69,13 +70,13 @@ def _splash(each: Instruction, computation: Computation, phase: str) -> Kernel:
   products = across * visible * block * block
   flops = 2.0 * _PRODUCTS[phase] * products * width
   item = keys.bits // 8
-  # Two arrays come and go with each block of the other, forward and backward.
+  # Two arrays are read per block of the other, forward and backward.
   moved = 2.0 * across * visible * block * width * item
   return Kernel(flops, moved + sum(s.padded_size for s in each.shapes))
 
 
 def blocks(length: int, block: int, window: int) -> int:
-  """Pairs of blocks of queries and keys in which one sees another.
+  """Returns the number of visible pairs of query and key blocks.
 
   >>> blocks(1024, 256, 0), blocks(1024, 256, 256)
   (10, 7)

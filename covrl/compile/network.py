@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a collective takes at least."""
+"""Lower bounds for the time of collectives."""
 
 from __future__ import annotations
 
@@ -16,19 +16,18 @@ class Network:
   """The links between the chips of a program.
 
   Attributes:
-    topology: of a slice.
-    devices: in the order of the program's numbers, which begin anew with each
-      slice.
+    topology: the TPU slice.
+    devices: devices in the order of the ids in the program, which start at 0 in
+      each slice.
   """
 
   topology: Topology
   devices: Sequence[Any]
 
   def seconds(self, collective: Collective) -> float:
-    """The time of a collective that has its network to itself.
+    """Estimates the seconds of a collective on an otherwise idle network.
 
-    An estimate: every link along the axes that a group lies on is busy, and
-    nothing waits.
+    Assumes that all links along the axes of its group are busy throughout.
     """
     if collective.network == 'dcn':
       return collective.sent / self.topology.chip.dcn
@@ -36,7 +35,7 @@ class Network:
     return collective.sent / (links * self.topology.chip.link) if links else 0.0
 
   def _links(self, collective: Collective) -> int:
-    """How many of a chip's links lead to others of its group."""
+    """Returns the number of links from a chip to others of its group."""
     if not collective.groups:
       return 0
     group = max(collective.groups, key=len)
@@ -46,5 +45,5 @@ class Network:
     return sum(
       self.topology.links(axis)
       for axis in range(len(self.topology.shape))
-      if len({place[axis] for place in coords}) > 1
+      if len({coord[axis] for coord in coords}) > 1
     )

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run will be, told before anything is rented or trained.
+"""Preview of a run: batch sizes, prompts, reference rewards, memory and time.
 
-Sizes, prompts as the policy will see them, what their reference answers earn,
-memory, and time. Counts are exact; for the rest see `covrl.compile.estimate`.
+Counts are exact; memory and time are estimates of `covrl.compile.estimate`.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from collections.abc import Iterator, Sequence
 from etils import epath
 
 from covrl.compile.estimate import (
-  OF_BANDWIDTH,
-  OF_FLOPS,
-  Memory,
-  Seconds,
-  estimate,
-  needed,
+  BANDWIDTH_SHARE,
+  FLOPS_SHARE,
+  IterationTime,
+  StateMemory,
+  iteration_time,
   read_compiled,
+  state_memory,
   tokens_read,
 )
 from covrl.config import Config, ConfigError, Recipe
@@ -39,17 +38,17 @@ def plan(
   num_slices: int = 1,
   compiled: epath.Path | None = None,
 ) -> Iterator[str]:
-  """The lines of a plan.
+  """Yields the lines of a plan.
 
   Args:
-    recipe: a config file with overrides applied.
-    topology: the slice it shall run on; without one there is no estimate.
-    num_slices: how many of them.
-    compiled: what `covrl compile --json` wrote about them, if it has run.
+    recipe: a recipe with overrides applied.
+    topology: the TPU slice to run on; `None` leaves out the time estimate.
+    num_slices: number of slices.
+    compiled: output of `covrl compile --json` for this recipe and topology.
 
   Raises:
-    ConfigError: a reference answer does not earn the reward 1, or `compiled`
-      is of something else.
+    ConfigError: if a reference answer does not earn the reward 1, or `compiled`
+      describes another recipe or topology.
   """
   if num_slices < 1:
     raise ConfigError(f'--num-slices must be at least 1, got {num_slices}')
@@ -59,32 +58,32 @@ def plan(
   yield f'{recipe.name}: {policy.num_params:,} parameters'
   yield from _sizes(config)
   yield from _examples(config, task)
-  memory = needed(recipe, policy)
+  memory = state_memory(recipe, policy)
   yield from _state(memory, topology, num_slices)
   if topology is None:
-    yield 'give --topology (such as v5p-64) for what fits and how long it takes'
+    yield 'give --topology (such as v5p-64) to see what fits and how long it takes'
     return
   if compiled is not None:
     found = read_compiled(compiled, recipe, topology, num_slices)
     yield (
-      f'as compiled, {found.fullest} takes the most memory: '
-      f'{_bytes(found.peak)} of {_bytes(found.limit)} a chip; '
+      f'as compiled, {found.fullest} needs the most memory: '
+      f'{_bytes(found.peak)} of {_bytes(found.limit)} per chip; '
       f'{"it fits" if found.fits else "it DOES NOT FIT"}'
     )
     seconds, how = (
       found.seconds,
-      'at least: every compiled program at its roofline',
+      'a lower bound: every compiled program at its roofline',
     )
   else:
     most = max(memory.training, memory.sampling) / (topology.chips * num_slices)
     yield (
       f'  {"may fit" if most <= topology.chip.hbm else "DOES NOT FIT"}: '
-      f'{_bytes(most)} of {_bytes(topology.chip.hbm)} a chip, if the mesh splits'
-      ' everything'
+      f'{_bytes(most)} of {_bytes(topology.chip.hbm)} per chip, if the mesh'
+      ' shards everything'
     )
-    seconds = estimate(config, policy, memory, topology, num_slices)
+    seconds = iteration_time(config, policy, memory, topology, num_slices)
     how = (
-      f'at {OF_FLOPS:.0%} of the peak FLOP/s and {OF_BANDWIDTH:.0%} of the '
+      f'at {FLOPS_SHARE:.0%} of the peak FLOP/s and {BANDWIDTH_SHARE:.0%} of the '
       'bandwidth'
     )
   yield f'estimate, not measured ({how}; full-length responses):'
@@ -92,20 +91,21 @@ def plan(
 
 
 def _state(
-  memory: Memory, topology: Topology | None, num_slices: int
+  memory: StateMemory, topology: Topology | None, num_slices: int
 ) -> Iterator[str]:
-  """What is held all the time."""
+  """Yields lines on the memory of the training state."""
   chips = topology.chips * num_slices if topology else 1
   where = f'{chips:,} × {topology.chip.name}' if topology else 'all devices'
   yield f'memory without activations, {where}:'
   for field in dataclasses.fields(memory):
     size = getattr(memory, field.name)
     yield f'  {field.name:10} {_bytes(size)}' + (
-      f', {_bytes(size / chips)} a chip' if topology else ''
+      f', {_bytes(size / chips)} per chip' if topology else ''
     )
 
 
-def _times(seconds: Seconds, iterations: int) -> Iterator[str]:
+def _times(seconds: IterationTime, iterations: int) -> Iterator[str]:
+  """Yields lines on the time of an iteration and of the run."""
   for field in dataclasses.fields(seconds):
     yield f'  {field.name:10} {getattr(seconds, field.name):,.3g} s'
   hours = seconds.iteration * iterations / 3600
@@ -116,6 +116,7 @@ def _times(seconds: Seconds, iterations: int) -> Iterator[str]:
 
 
 def _sizes(config: Config) -> Iterator[str]:
+  """Yields lines on batch sizes and token counts."""
   rollout = config.rollout
   response = config.train.sequences_per_update * rollout.max_response_length
   yield (
@@ -124,44 +125,47 @@ def _sizes(config: Config) -> Iterator[str]:
     f'{rollout.responses_per_prompt:,} responses, '
     f'{config.updates_per_iteration:,} updates each of '
     f'{config.train.sequences_per_update:,} sequences in '
-    f'{config.train.micro_batches:,} parts; {config.total_updates:,} updates'
+    f'{config.train.micro_batches:,} micro-batches; {config.total_updates:,}'
+    ' updates'
   )
   yield (
     f'an update: at most {config.train.sequences_per_update * tokens_read(config):,}'
-    f' tokens, {response:,} of them of responses (up to '
+    f' tokens, {response:,} of them in responses (up to '
     f'{rollout.max_prompt_length:,} + {rollout.max_response_length:,})'
   )
   yield (
-    'selected of them where the token chain takes entropy.fraction = '
+    'tokens that the token chain selects if it uses entropy.fraction = '
     f'{config.entropy.fraction:g}: at most '
     f'{math.floor(config.entropy.fraction * response):,}'
   )
 
 
 def _examples(config: Config, task: Task) -> Iterator[str]:
-  """Prompts as the policy will see them, and what right answers earn."""
+  """Yields lines on the first prompts and the rewards of their references."""
   problems = [task.train[n] for n in range(min(_SHOWN, len(task.train)))]
   known = [(p, task.right_response(p)) for p in problems]
-  marks = _marks(config, task, [(p, r) for p, r in known if r is not None])
+  rewards = _reference_rewards(
+    config, task, [(p, r) for p, r in known if r is not None]
+  )
   for problem, response in known:
     yield f'prompt ({len(task.tokenizer.encode(problem.prompt))} tokens):'
     yield from (f'  | {line}' for line in problem.prompt.splitlines())
     if response is None:
-      yield '  no reference answer is known'
+      yield '  without a known reference answer'
       continue
-    mark = marks.pop(0)
-    yield f'  reference answer {response!r}: reward {mark:g}'
-    if mark != 1:
+    reward = rewards.pop(0)
+    yield f'  reference answer {response!r}: reward {reward:g}'
+    if reward != 1:
       raise ConfigError(
         f'reference answers must earn the reward 1, that to {problem.prompt!r} '
-        f'earns {mark:g}'
+        f'earns {reward:g}'
       )
 
 
-def _marks(
+def _reference_rewards(
   config: Config, task: Task, answers: Sequence[tuple[Problem, str]]
 ) -> list[float]:
-  """What right responses earn, relative to full marks."""
+  """Returns the rewards of correct responses, relative to the maximum."""
   with Scoring(
     task.rewards,
     sources=task.sources,
@@ -179,7 +183,7 @@ def _marks(
 
 
 def _bytes(size: float) -> str:
-  """Bytes as people read them.
+  """Formats a number of bytes.
 
   >>> _bytes(1536), _bytes(3 * 2**30)
   ('1.5 KiB', '3.0 GiB')

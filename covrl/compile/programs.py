@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A recipe's programs, compiled for TPUs that need not be there.
+"""Ahead-of-time compilation of a recipe's programs for TPUs.
 
-The programs are those that a run compiles, from the shapes of their arguments:
-no weights are read, and nothing is run.
+Compiles the same programs as a run, from the shapes of their arguments: no
+weights are read, nothing is executed, and no TPU is needed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from covrl.compile import flops
+from covrl.compile import model_cost
 from covrl.compile.cost import cost_of
 from covrl.compile.hlo import Instruction, Module, parse
 from covrl.compile.network import Network
@@ -47,33 +47,34 @@ def compile_recipe(
   names: tuple[str, ...] = NAMES,
   note: Callable[[str], None] = lambda _: None,
 ) -> Report:
-  """Compiles a recipe's programs and counts what they take.
+  """Compiles a recipe's programs and estimates their cost.
 
   Args:
-    recipe: a config file with overrides applied.
-    topology: a slice of TPUs.
-    num_slices: how many of them.
-    names: which programs.
-    note: is told what is being compiled.
+    recipe: a recipe with overrides applied.
+    topology: a TPU slice.
+    num_slices: number of slices.
+    names: programs to compile, among `NAMES`.
+    note: called with the name of each program before it is compiled.
 
   Raises:
-    ValueError: if libtpu is missing, or the recipe cannot lie on so many chips.
+    ValueError: if libtpu is missing, or the recipe's batches or model cannot be
+      sharded over the chips.
   """
   for name in names:
     if name not in NAMES:
       raise ValueError(f'programs must be among {NAMES}, got {name!r}')
-  devices = topologies.devices(topology, num_slices)
+  devices = topologies.compile_only_devices(topology, num_slices)
   config = recipe.config
   mesh = sharding.make_mesh(dataclasses.asdict(config.mesh), devices)
-  policy, alphabet = _policy(recipe)
+  policy, special_tokens = _policy(recipe)
   check_mesh(config, policy.config, mesh)
   algorithm = Algorithm.of(recipe)
   sampler = rollout_mesh(mesh, config.rollout.tensor)
   engine = SamplingEngine(
     policy,
     sampler,
-    end_ids=alphabet.end_ids,
-    pad_id=alphabet.pad_id,
+    end_ids=special_tokens.end_ids,
+    pad_id=special_tokens.pad_id,
     max_response_length=config.rollout.max_response_length,
   )
   work = _Workload(
@@ -92,7 +93,7 @@ def compile_recipe(
     parameters=policy.num_params,
     programs={},
   )
-  with topologies.uncached():
+  with topologies.no_compilation_cache():
     for group in _GROUPS:
       if any(name in names for name in group.names):
         note(' and '.join(group.names))
@@ -100,32 +101,31 @@ def compile_recipe(
   return report
 
 
-class _Alphabet(NamedTuple):
-  """Tokens that end a response, and the one that fills up its row."""
+class _SpecialTokens(NamedTuple):
+  """End-of-sequence tokens and the padding token."""
 
   end_ids: Sequence[int]
   pad_id: int
 
 
-def _policy(recipe: Recipe) -> tuple[Policy, _Alphabet]:
-  """What a recipe trains; of published models nothing is read or fetched.
+def _policy(recipe: Recipe) -> tuple[Policy, _SpecialTokens]:
+  """Returns a recipe's policy; nothing of a known model is downloaded.
 
-  Which tokens end a response changes a program's constants, and nothing that it
-  takes.
+  Which tokens end a response affects constants of a program, but not its cost.
   """
   with shape_of(recipe.config.pretrained) as directory:
     if directory is not None:
       config = dataclasses.replace(recipe.config, pretrained=directory)
       shaped = dataclasses.replace(recipe, config=config)
-      return described_policy(shaped, 0), _Alphabet((0,), 0)
+      return described_policy(shaped, 0), _SpecialTokens((0,), 0)
   task = recipe.module.make_task(recipe.config)
   tokenizer = task.tokenizer
-  alphabet = _Alphabet(tokenizer.end_ids, tokenizer.pad_id)
-  return policy_of(recipe, task), alphabet
+  special_tokens = _SpecialTokens(tokenizer.end_ids, tokenizer.pad_id)
+  return policy_of(recipe, task), special_tokens
 
 
 class _Workload(NamedTuple):
-  """What programs are made from."""
+  """Everything that the programs are compiled from."""
 
   recipe: Recipe
   policy: Policy
@@ -135,7 +135,7 @@ class _Workload(NamedTuple):
 
 
 class _Group(NamedTuple):
-  """Programs of the report that are one program to XLA."""
+  """Programs of the report that XLA compiles as one program."""
 
   names: tuple[str, ...]
   run: Callable[[_Workload], dict[str, Program]]
@@ -144,34 +144,36 @@ class _Group(NamedTuple):
 def _train_step(work: _Workload) -> dict[str, Program]:
   config = work.recipe.config
   rows, width = config.train.sequences_per_update, row_width(config)
-  compiled = _compiled(work.programs.trace_update(_batch(work)))
-  # The reference policy, if there is one, waits beside.
+  compiled = _compile(work.programs.trace_update(_batch(work)))
+  # The reference policy, if there is one, stays in memory meanwhile.
   state = without_base(work.programs.abstract_state())
-  beside = _bytes_on_chip(state.frozen)
-  needed = flops.of_update(work.policy.config, rows, width)
+  frozen = _bytes_on_chip(state.frozen)
+  needed = model_cost.update_flops(work.policy.config, rows, width)
   calls = config.updates_per_iteration
-  return {'train_step': _program(work, compiled, needed, beside, calls=calls)}
+  return {'train_step': _program(work, compiled, needed, frozen, calls=calls)}
 
 
 def _score(work: _Workload) -> dict[str, Program]:
   config = work.recipe.config
   rows, width = config.sequences_per_iteration, row_width(config)
-  compiled = _compiled(work.programs.trace_score(_batch(work)))
-  needed = flops.of_scoring(work.policy.config, rows, width)
+  compiled = _compile(work.programs.trace_score(_batch(work)))
+  needed = model_cost.scoring_flops(work.policy.config, rows, width)
   scorers = 2 if config.train.keep_reference else 1
   calls = config.rollout.max_draws * scorers
   return {
-    'score': _program(work, compiled, needed, _idle(work), calls=calls),
+    'score': _program(
+      work, compiled, needed, _unread_state_bytes(work), calls=calls
+    ),
   }
 
 
 def _sample(work: _Workload) -> dict[str, Program]:
-  """Prefill is what the sampler does outside of its loop, decode one trip."""
+  """Splits the sampler: `decode` is one trip of its loop, `prefill` the rest."""
   rollout = work.recipe.config.rollout
   model, rows = work.policy.config, work.recipe.config.sequences_per_iteration
   width = prompt_width(rollout.max_prompt_length)
   slots = width + rollout.max_response_length - 1
-  compiled = _compiled(
+  compiled = _compile(
     work.engine.trace(
       work.programs.params(work.programs.abstract_state()),
       rollout.prompts_per_iteration,
@@ -180,16 +182,16 @@ def _sample(work: _Workload) -> dict[str, Program]:
     )
   )
   loop = _token_loop(compiled.module) if compiled.module else None
-  idle = _idle(work)
-  needed = flops.of_prefill(model, rollout.prompts_per_iteration, width)
+  unread = _unread_state_bytes(work)
+  needed = model_cost.prefill_flops(model, rollout.prompts_per_iteration, width)
   prefill = _program(
-    work, compiled, needed, idle, calls=rollout.max_draws, without=loop
+    work, compiled, needed, unread, calls=rollout.max_draws, without=loop
   )
   decode = _program(
     work,
     compiled,
-    flops.of_token(model, rows, slots),
-    idle,
+    model_cost.decode_flops(model, rows, slots),
+    unread,
     calls=rollout.max_draws * (rollout.max_response_length - 1),
     only=loop,
   )
@@ -208,12 +210,12 @@ _GROUPS = (
 
 
 class _Compiled(NamedTuple):
-  """What the compiler made.
+  """The result of a compilation.
 
   Attributes:
-    module: the program; `None` if it does not fit.
-    memory: bytes by kind, likewise.
-    needed: bytes at the peak.
+    module: the compiled program; `None` if it does not fit.
+    memory: bytes by kind; `None` if it does not fit.
+    needed: peak memory in bytes, known in both cases.
   """
 
   module: Module | None
@@ -221,37 +223,37 @@ class _Compiled(NamedTuple):
   needed: int
 
 
-def _compiled(traced: jax.stages.Traced) -> _Compiled:
-  """Compiles a program."""
+def _compile(traced: jax.stages.Traced) -> _Compiled:
+  """Compiles a program, or finds out how much memory it would need."""
   try:
     compiled = traced.lower().compile()
   except jax.errors.JaxRuntimeError as error:
-    needed = _needed(str(error))
+    needed = _required_bytes(str(error))
     if needed is None:
       raise
     return _Compiled(None, None, needed)
   stats = compiled.memory_analysis()
   text = compiled.as_text()
   if stats is None or text is None:
-    raise RuntimeError('the compiler says nothing of the program it made')
+    raise RuntimeError('the compiler must report memory and HLO, got nothing')
   memory = Memory(
     arguments=stats.argument_size_in_bytes,
     outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,
     temporaries=stats.temp_size_in_bytes,
     code=stats.generated_code_size_in_bytes,
-    elsewhere=0,
+    unread_state=0,
   )
   return _Compiled(parse(text), memory, memory.peak)
 
 
-def _needed(error: str) -> int | None:
-  """Bytes that a program needs of a chip, from the compiler's refusal.
+def _required_bytes(error: str) -> int | None:
+  """Returns the bytes per chip that an out-of-memory error reports, if any.
 
-  >>> _needed('Ran out of memory in memory space hbm. Used 2.50G of 1.00G hbm.')
+  >>> _required_bytes('Ran out of memory in memory space hbm. Used 2.50G of 1.00G hbm.')
   2684354560
-  >>> _needed('total memory required for HLO temporaries (3.00G) exceeds')
+  >>> _required_bytes('total memory required for HLO temporaries (3.00G) exceeds')
   3221225472
-  >>> _needed('no such operation')
+  >>> _required_bytes('no such operation')
   """
   found = re.search(
     r'(?:Used |temporaries \()([\d.]+)([KMGT]?)(?: of [\d.]+[KMGT]? hbm|\))',
@@ -266,23 +268,23 @@ def _program(
   work: _Workload,
   compiled: _Compiled,
   model_flops: float,
-  elsewhere: int,
+  unread_state: int,
   *,
   calls: int,
   without: Instruction | None = None,
   only: Instruction | None = None,
 ) -> Program:
-  """A program, or what it does without a loop, or in one trip of it alone."""
+  """Describes a program, without a loop or only one trip of it if given."""
   chips = len(work.network.devices)
   module, memory, cost = compiled.module, compiled.memory, None
   if module is not None and memory is not None:
-    memory = memory._replace(elsewhere=elsewhere)
+    memory = memory._replace(unread_state=unread_state)
     skip = frozenset([without.name] if without else [])
     body = module.computations[only.attribute('body') or ''] if only else None
     cost = cost_of(module, body, skip=skip)
   return Program(
     memory=memory,
-    needed=compiled.needed + elsewhere,
+    needed=compiled.needed + unread_state,
     cost=cost,
     model_flops=model_flops / chips,
     network=work.network,
@@ -291,7 +293,7 @@ def _program(
 
 
 def _token_loop(module: Module) -> Instruction:
-  """The sampler's loop over tokens: the one that has loops of layers in it."""
+  """Returns the sampler's loop over tokens, which contains loops over layers."""
   loops = [
     each
     for each in module.entry.instructions.values()
@@ -314,14 +316,14 @@ def _batch(work: _Workload) -> TokenBatch:
   )
 
 
-def _idle(work: _Workload) -> int:
-  """Bytes of the training state beside the parameters, per chip."""
+def _unread_state_bytes(work: _Workload) -> int:
+  """Returns the bytes per chip of training state other than parameters."""
   state = without_base(work.programs.abstract_state())
   return _bytes_on_chip((state.frozen, state.opt_state))
 
 
 def _bytes_on_chip(tree: PyTree) -> int:
-  """Bytes of a tree of abstract arrays that are in one chip's memory."""
+  """Returns the bytes of abstract arrays in one chip's memory."""
   return sum(
     math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     for leaf in jax.tree.leaves(tree)
@@ -330,13 +332,15 @@ def _bytes_on_chip(tree: PyTree) -> int:
 
 
 def _weights(work: _Workload) -> float:
-  """Bytes of a chip's weights that a token needs: all that are multiplied."""
+  """Returns the bytes per chip of the weights that a decoding step reads."""
   policy, mesh = work.policy, work.engine.mesh
   assert mesh is not None
 
   def on_chip(leaf: Any, axes: tuple[str, ...]) -> int:
-    place = sharding.fit(mesh, axes, leaf.shape, sharding.ROLLOUT_RULES)
-    return math.prod(place.shard_shape(leaf.shape))
+    shards = sharding.fitted_sharding(
+      mesh, axes, leaf.shape, sharding.ROLLOUT_RULES
+    )
+    return math.prod(shards.shard_shape(leaf.shape))
 
   params = policy.abstract_params()
   sizes = jax.tree.map(on_chip, params, policy.axes)
@@ -347,17 +351,13 @@ def _weights(work: _Workload) -> float:
 
 
 def _cache(work: _Workload, rows: int, slots: int) -> float:
-  """Bytes of a chip's keys and values, every slot in use."""
+  """Returns the bytes per chip of a full KV cache."""
   config, mesh = work.policy.config, work.engine.mesh
   assert mesh is not None
-  shape = (
-    config.num_layers,
-    rows,
-    math.lcm(config.num_kv_heads, mesh.shape['tensor']),
-    slots,
-    config.head_dim,
+  shape = model_cost.cache_shape(
+    config, rows, slots, tensor_shards=mesh.shape['tensor']
   )
   axes = ('layers', 'batch', 'attention_heads', 'attended', 'head_dim')
-  place = sharding.fit(mesh, axes, shape, sharding.ROLLOUT_RULES)
+  shards = sharding.fitted_sharding(mesh, axes, shape, sharding.ROLLOUT_RULES)
   size = jnp.dtype(config.dtype).itemsize
-  return 2.0 * math.prod(place.shard_shape(shape)) * size
+  return 2.0 * math.prod(shards.shard_shape(shape)) * size

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What compiled programs take, against what a chip has."""
+"""Report on compiled programs: memory, time and traffic against a chip's limits."""
 
 from __future__ import annotations
 
@@ -14,41 +14,42 @@ from covrl.parallel.topologies import GIB, Topology
 
 
 class Memory(NamedTuple):
-  """Bytes of a chip's HBM, by what they hold.
+  """Memory of one chip by use, in bytes of HBM.
 
   Attributes:
-    arguments: what the program is given.
-    outputs: what it returns beyond what it was given to write over.
-    temporaries: what it needs in between.
-    code: itself.
-    elsewhere: what the run keeps on the chip meanwhile: the training state's
-      parts that the program does not read.
+    arguments: the program's arguments.
+    outputs: results that do not reuse the memory of donated arguments.
+    temporaries: intermediate values.
+    code: the program itself.
+    unread_state: training state that the program does not read but that stays
+      in memory while it runs.
   """
 
   arguments: int
   outputs: int
   temporaries: int
   code: int
-  elsewhere: int
+  unread_state: int
 
   @property
   def peak(self) -> int:
-    """All together."""
+    """Total bytes."""
     return sum(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-  """One program, on one chip.
+  """One compiled program, per chip.
 
   Attributes:
-    memory: at its peak; `None` if the compiler gave up.
-    needed: bytes at its peak, known also if the compiler gave up.
-    cost: what it does; `None` likewise.
-    model_flops: what the model itself asks for, per chip.
-    ideal_bytes: what a decoding step must read, per chip; `None` of others.
-    network: of the mesh that it was compiled for.
-    calls: how often a run calls it in an iteration, at most.
+    memory: peak memory by use; `None` if the program does not fit.
+    needed: peak memory in bytes, known even if the program does not fit.
+    cost: operations and traffic; `None` if the program does not fit.
+    model_flops: FLOPs that the model requires.
+    ideal_bytes: bytes that a decoding step must read: weights and full KV
+      cache; `None` for other programs.
+    network: links of the mesh that it was compiled for.
+    calls: maximal number of calls per iteration.
   """
 
   memory: Memory | None
@@ -61,16 +62,16 @@ class Program:
 
   @property
   def limit(self) -> int:
-    """Bytes of HBM that a program may have."""
+    """Bytes of HBM available to a program."""
     return self.network.topology.chip.hbm
 
   @property
   def fits(self) -> bool:
-    """Whether a chip has as much memory."""
+    """Whether the program fits into a chip's memory."""
     return self.cost is not None and self.needed <= self.limit
 
   def seconds(self) -> dict[str, float]:
-    """What each part of a chip is busy for, if nothing waits for another."""
+    """Returns the busy time of each unit of a chip, without any waiting."""
     if self.cost is None:
       return {}
     chip = self.network.topology.chip
@@ -85,18 +86,18 @@ class Program:
     return times
 
   def roofline(self) -> tuple[str, float]:
-    """What binds, and for how long: the least time of a call."""
+    """Returns the binding unit and its time, a lower bound of a call's time."""
     times = self.seconds()
     bound = max(times, key=lambda name: times[name])
     return bound, times[bound]
 
   def ceiling(self) -> float:
-    """The model's own operations per second, as a share of the chip's."""
+    """Returns the MFU (model FLOPs utilisation) at the roofline time."""
     _, seconds = self.roofline()
     return self.model_flops / (seconds * self.network.topology.chip.flops)
 
   def exchanged(self) -> list[dict[str, Any]]:
-    """Collectives by kind, size of group and network; most bytes first."""
+    """Returns collectives by kind, group size and network, by bytes sent."""
     bytes_sent: collections.Counter[tuple[str, int, str]] = (
       collections.Counter()
     )
@@ -118,7 +119,7 @@ class Program:
     ]
 
   def as_json(self) -> dict[str, Any]:
-    """Plain numbers; `None` for what is not known of a program that is none."""
+    """Returns plain numbers; `None` where unknown since it does not fit."""
     described: dict[str, Any] = {
       'fits': self.fits,
       'hbm_bytes': self.needed,
@@ -153,16 +154,16 @@ class Program:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-  """A recipe on a topology.
+  """All compiled programs of a recipe on a topology.
 
   Attributes:
-    recipe: its name.
-    topology: of a slice.
-    num_slices: how many.
-    mesh: of training, axis sizes.
-    sampler_mesh: of sampling.
-    parameters: of the model.
-    programs: by name.
+    recipe: name of the recipe.
+    topology: the TPU slice.
+    num_slices: number of slices.
+    mesh: axis sizes of the training mesh.
+    sampler_mesh: axis sizes of the sampling mesh.
+    parameters: number of model parameters.
+    programs: programs by name.
   """
 
   recipe: str
@@ -179,7 +180,7 @@ class Report:
     return all(program.fits for program in self.programs.values())
 
   def as_json(self) -> dict[str, Any]:
-    """The report for machines."""
+    """Returns the report as plain JSON."""
     return {
       'fits': self.fits,
       'recipe': self.recipe,
@@ -196,7 +197,7 @@ class Report:
     }
 
   def lines(self) -> Iterator[str]:
-    """The report for people."""
+    """Yields the lines of the report as text."""
     slices = f'{self.num_slices} slices of ' if self.num_slices > 1 else ''
     yield (
       f'{self.recipe}, {self.parameters / 1e9:.2f}e9 parameters, on {slices}'
@@ -212,12 +213,12 @@ class Report:
     yield self._verdict()
 
   def _verdict(self) -> str:
-    """Whether it fits, in one sentence."""
+    """Returns one sentence on whether all programs fit."""
     over = [n for n, program in self.programs.items() if not program.fits]
     if not over:
       fullest = max(self.programs, key=lambda n: self.programs[n].needed)
       share = self.programs[fullest].needed / self.programs[fullest].limit
-      return f'It fits: {fullest} takes {share:.0%} of the memory, the most.'
+      return f'It fits: {fullest} needs the most memory, {share:.0%}.'
     each = [
       f'{name} needs {_gib(self.programs[name].needed)} of '
       f'{_gib(self.programs[name].limit)}'
@@ -227,7 +228,7 @@ class Report:
 
 
 def _lines(name: str, program: Program) -> Iterator[str]:
-  """One program, for people."""
+  """Yields the lines of the report on one program."""
   share = program.needed / program.limit
   yield (
     f'{name}: {_gib(program.needed)} of {_gib(program.limit)} HBM per chip '

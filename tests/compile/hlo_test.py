@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs are read as they are written, and counted by hand."""
+"""Parsing of HLO and cost analysis, compared with counts by hand."""
 
 import pytest
 
@@ -58,7 +58,7 @@ ENTRY %main (x: bf16[16,256], w: bf16[3,256,512], g: f32[8,128]) -> f32[8,128] {
 """
 
 
-def test_a_loop_counts_as_often_as_it_runs():
+def test_loop_body_is_multiplied_by_its_trip_count():
   module = parse(LOOP.replace('LIMIT', '3'))
   loop = module.entry.instructions['loop']
   assert module.trips(loop, module.entry) == 3
@@ -80,7 +80,7 @@ def test_a_loop_counts_as_often_as_it_runs():
     ('multiply(%i, %one)', None),
   ],
 )
-def test_a_counter_may_grow_by_more_than_one(next_, trips):
+def test_trip_count_of_counters_with_larger_steps(next_, trips):
   text = LOOP.replace('LIMIT', '3').replace('add(%i, %one)', next_)
   text = text.replace(
     '  %one = s32[]{:T(128)} constant(1)\n',
@@ -101,7 +101,7 @@ def test_a_counter_may_grow_by_more_than_one(next_, trips):
   assert module.trips(loop, module.entry) == trips
 
 
-def test_a_loop_of_unknown_length_is_told_of():
+def test_loop_of_unknown_length_is_reported():
   text = LOOP.replace('LIMIT', '3').replace('direction=LT', 'direction=NE')
   cost = cost_of(parse(text))
   assert cost.searches == 1
@@ -113,7 +113,7 @@ def test_a_loop_of_unknown_length_is_told_of():
   assert outside.flops == 0
 
 
-def test_a_ring_sends_each_part_twice_to_sum():
+def test_all_reduce_sends_each_part_twice():
   cost = cost_of(parse(LOOP.replace('LIMIT', '3')))
   [(collective, times)] = cost.collectives
   assert (collective.kind, times) == ('all-reduce', 1)
@@ -163,7 +163,7 @@ CONVOLUTIONS = [
 @pytest.mark.parametrize(
   ('left', 'right', 'out', 'how', 'products'), CONVOLUTIONS
 )
-def test_products_are_counted_once(left, right, out, how, products):
+def test_convolution_flops(left, right, out, how, products):
   module = lines(
     f'%l = bf16{left} parameter(0)',
     f'%r = bf16{right} parameter(1)',
@@ -172,7 +172,7 @@ def test_products_are_counted_once(left, right, out, how, products):
   assert cost_of(module).flops == 2 * products
 
 
-def test_a_dot_is_counted():
+def test_dot_flops():
   module = lines(
     '%l = f32[4,8,16]{2,1,0} parameter(0)',
     '%r = f32[4,16,32]{2,1,0} parameter(1)',
@@ -182,7 +182,7 @@ def test_a_dot_is_counted():
   assert cost_of(module).flops == 2 * 4 * 8 * 16 * 32
 
 
-def test_what_a_kernel_says_may_have_lines_of_its_own():
+def test_parses_instructions_that_span_lines():
   module = lines(
     '%x = f32[8,128]{1,0:T(8,128)} parameter(0)',
     '%mine = f32[8,128]{1,0:T(8,128)} custom-call(%x), frontend_attributes={'
@@ -194,7 +194,7 @@ def test_what_a_kernel_says_may_have_lines_of_its_own():
   assert module.entry.instructions['mine'].scope == 'here'
 
 
-def test_an_update_in_place_writes_what_it_changes():
+def test_in_place_update_writes_only_the_update():
   module = parse("""
 %update (stack: f32[64,8,128], new: f32[1,8,128], i: s32[]) -> f32[64,8,128] {
   %stack = f32[64,8,128]{2,1,0:T(8,128)} parameter(0)
@@ -212,7 +212,7 @@ ENTRY %main (stack: f32[64,8,128], new: f32[1,8,128], i: s32[]) -> f32[64,8,128]
   assert cost_of(module).bytes == 2 * 4 * 8 * 128
 
 
-def test_a_fused_sum_and_slice_is_a_reduce_scatter():
+def test_fused_all_reduce_and_slice_is_a_reduce_scatter():
   module = parse("""
 %all-reduce-scatter.1 (x: bf16[32,128]) -> bf16[8,128] {
   %x = bf16[32,128]{1,0} parameter(0)
@@ -243,13 +243,13 @@ ENTRY %main (x: bf16[32,128]) -> bf16[8,128] {
     ('(f32[8], f32[32]) all-gather-start(%x), replica_groups=[2,4]<=[8]', 96),
   ],
 )
-def test_what_a_chip_sends(operation, sent):
+def test_bytes_sent_by_collectives(operation, sent):
   module = lines('%x = f32[8] parameter(0)', f'ROOT %y = {operation}')
   [found] = collectives_in(module, module.entry.root)
   assert found.sent == sent
 
 
-def test_what_goes_to_other_slices_goes_by_the_host():
+def test_transfers_between_slices():
   attributes = (
     'is_host_transfer=true, frontend_attributes={'
     '_xla_host_transfer_handler_name="xla_megascale_runtime",'
@@ -275,7 +275,7 @@ def test_what_goes_to_other_slices_goes_by_the_host():
   assert cost.flops == 0
 
 
-def test_groups_along_some_axes_of_a_mesh():
+def test_groups_along_mesh_axes():
   text = (
     "replica_groups=mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) "
     "{'axis_0'}, use_global_device_ids=true"
@@ -287,7 +287,7 @@ def test_groups_along_some_axes_of_a_mesh():
   assert groups_of(part) == ((0, 2), (1, 3), (4, 6), (5, 7))
 
 
-def test_shapes_and_what_they_take():
+def test_padded_sizes_of_shapes():
   found = list(shapes_of('(bf16[3,5]{0,1:T(8,128)(2,1)S(1)}, u32[]{:S(2)})'))
   assert found[0] == Shape('bf16', (3, 5), (0, 1), (8, 128), 'vmem')
   assert (found[0].size, found[0].padded_size) == (30, 8 * 128 * 2)
@@ -298,7 +298,7 @@ def test_shapes_and_what_they_take():
 
 # More than its arguments, or a part of them.
 @pytest.mark.parametrize('moved', [99999, 99])
-def test_kernels_that_state_their_cost(moved):
+def test_kernels_with_a_stated_cost(moved):
   module = lines(
     '%x = f32[8,128]{1,0:T(8,128)} parameter(0)',
     'ROOT %mine = f32[8,128]{1,0:T(8,128)} custom-call(%x), '
@@ -311,7 +311,7 @@ def test_kernels_that_state_their_cost(moved):
   assert (cost.flops, cost.bytes, cost.unknown) == (12, moved, set())
 
 
-def test_kernels_that_do_not():
+def test_kernels_without_a_stated_cost():
   module = lines(
     '%x = f32[8,128]{1,0:T(8,128)} parameter(0)',
     'ROOT %theirs.3 = f32[8,128]{1,0:T(8,128)} custom-call(%x), '
@@ -325,7 +325,7 @@ def test_kernels_that_do_not():
 @pytest.mark.parametrize(
   ('phase', 'products'), [('fwd', 2), ('dkv', 5), ('dq', 3)]
 )
-def test_splash_counts_blocks_that_are_seen(phase, products):
+def test_splash_attention_counts_visible_blocks(phase, products):
   module = lines(
     '%n = s8[1,2,2] parameter(0)',
     '%q = bf16[3,28,1024,128] parameter(1)',
@@ -342,7 +342,7 @@ def test_splash_counts_blocks_that_are_seen(phase, products):
   assert kernel.flops == 2 * products * size
 
 
-def test_blocks_that_a_window_shows():
+def test_visible_blocks_of_a_window():
   for window in (1, 100, 128, 129, 300, 512, 2000):
     seen = {
       (q // 128, k // 128)

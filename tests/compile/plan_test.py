@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A plan's figures, each against what it must be by hand."""
+"""Plans and estimates: every figure is compared with one worked by hand."""
 
 import dataclasses
 import json
@@ -9,7 +9,12 @@ import pytest
 from train.process import RECIPES
 
 from covrl.cli import main
-from covrl.compile.estimate import Seconds, estimate, needed
+from covrl.compile import model_cost
+from covrl.compile.estimate import (
+  IterationTime,
+  iteration_time,
+  state_memory,
+)
 from covrl.compile.plan import plan
 from covrl.config import ConfigError, load
 from covrl.models import Policy
@@ -31,30 +36,34 @@ def policy(recipe):
   )
 
 
-def test_memory(recipe, policy):
-  memory = needed(recipe, policy)
+def test_state_memory(recipe, policy):
+  memory = state_memory(recipe, policy)
   weights = 4 * policy.num_params
   assert memory.params == memory.frozen == memory.gradients == weights
   # Adam's two moments, and counters.
-  assert 2 * weights < memory.optimiser < 2 * weights + 64
+  assert 2 * weights < memory.optimizer < 2 * weights + 64
   # 32 sequences of 6 + 4 − 1 tokens, keys and values in float32.
   model = policy.config
   token = model.num_layers * model.num_kv_heads * model.head_dim * 2 * 4
   assert memory.cache == 32 * 9 * token
 
 
-def test_estimate(recipe, policy):
-  memory = needed(recipe, policy)
-  slice_ = topologies.find('v5p-8')
-  seconds = estimate(recipe.config, policy, memory, slice_, 2)
+def test_iteration_time(recipe, policy):
+  memory = state_memory(recipe, policy)
+  slice_ = topologies.find_topology('v5p-8')
+  seconds = iteration_time(recipe.config, policy, memory, slice_, 2)
   flops, bandwidth = 8 * 459e12 * 0.4, 8 * 2765e9 * 0.6
-  tokens = 32 * 9
+  # Six FLOPs per parameter of a matrix and token, and attention.
+  model, tokens = policy.config, 32 * 9
+  table = model.vocab_size * model.model_dim
+  matrices = model_cost.layer_parameters(model) * model.num_layers + table
+  attention = 32 * model_cost.attention_flops(model, 9)
   assert seconds.training == pytest.approx(
-    6 * policy.num_params * tokens / flops
+    (6 * matrices * tokens + 3 * attention) / flops
   )
-  # The policy's forward and the reference's.
+  # A forward pass of the policy and one of the reference.
   assert seconds.scoring == pytest.approx(
-    4 * policy.num_params * tokens / flops
+    (4 * matrices * tokens + 2 * attention) / flops
   )
   assert seconds.sampling == pytest.approx(
     4 * (memory.params + memory.cache / 2) / bandwidth
@@ -62,15 +71,15 @@ def test_estimate(recipe, policy):
   assert seconds.iteration == pytest.approx(
     sum(dataclasses.asdict(seconds).values())
   )
-  assert isinstance(seconds, Seconds)
+  assert isinstance(seconds, IterationTime)
 
 
-def test_what_is_printed(capsys):
+def test_prints_sizes_prompts_and_memory(capsys):
   main(['plan', f'--config={RECIPE}', '--topology=v5p:2x4x4'])
   said = capsys.readouterr().out
   assert '4 iterations of 8 prompts × 4 responses' in said
   assert '4 updates each of 8 sequences' in said
-  assert 'at most 72 tokens, 32 of them of responses (up to 6 + 4)' in said
+  assert 'at most 72 tokens, 32 of them in responses (up to 6 + 4)' in said
   # ⌊0.05 · 32⌋
   assert 'entropy.fraction = 0.05: at most 1\n' in said
   assert said.count('reward 1') == said.count('prompt (') == 3
@@ -79,21 +88,21 @@ def test_what_is_printed(capsys):
   assert 'estimate, not measured' in said
 
 
-def test_without_a_topology_there_is_no_estimate(recipe):
+def test_has_no_estimate_without_a_topology(recipe):
   said = '\n'.join(plan(recipe))
   assert 'give --topology' in said
   assert 'estimate' not in said
 
 
-def test_too_much_memory_is_told(recipe, monkeypatch):
-  small = topologies.find('v5p-8')
+def test_says_that_a_model_does_not_fit(recipe, monkeypatch):
+  small = topologies.find_topology('v5p-8')
   chip = dataclasses.replace(small.chip, hbm=1024)
   said = '\n'.join(plan(recipe, small._replace(chip=chip)))
   assert 'DOES NOT FIT' in said
 
 
 def compiled(**changed):
-  """As `covrl compile --json` writes it, as far as it is read."""
+  """Returns the parts of `covrl compile --json` that a plan reads."""
   programs = {
     name: {
       'hbm_bytes': (5 + place) * 2**30,
@@ -131,10 +140,10 @@ def planned(tmp_path, content):
   )
 
 
-def test_what_was_compiled_is_better_known(tmp_path, capsys):
+def test_uses_the_output_of_compile(tmp_path, capsys):
   planned(tmp_path, compiled())
   said = capsys.readouterr().out
-  assert 'decode takes the most memory: 8.0 GiB of 95.0 GiB a chip' in said
+  assert 'decode needs the most memory: 8.0 GiB of 95.0 GiB per chip' in said
   assert 'it fits' in said
   assert 'sampling   2 s' in said
   assert 'scoring    3 s' in said
@@ -149,11 +158,11 @@ def test_what_was_compiled_is_better_known(tmp_path, capsys):
 @pytest.mark.parametrize(
   ('content', 'message'),
   [
-    ('no JSON', 'must be what `covrl compile --json` wrote'),
-    ('[]', 'must be what `covrl compile --json` wrote'),
-    (compiled(programs={}), 'must be what `covrl compile --json` wrote'),
-    (compiled(recipe='other'), 'is of other on 1 × v5p:2x4x4'),
-    (compiled(num_slices=2), 'is of toy_solved on 2 × v5p:2x4x4'),
+    ('no JSON', 'must be the output of `covrl compile --json`'),
+    ('[]', 'must be the output of `covrl compile --json`'),
+    (compiled(programs={}), 'must be the output of `covrl compile --json`'),
+    (compiled(recipe='other'), 'describes other on 1 × v5p:2x4x4'),
+    (compiled(num_slices=2), 'describes toy_solved on 2 × v5p:2x4x4'),
     (compiled(topology='v5p:4x4x4'), 'on 1 × v5p:4x4x4'),
     (
       compiled(programs={'score': compiled()['programs']['score']}),
@@ -161,7 +170,9 @@ def test_what_was_compiled_is_better_known(tmp_path, capsys):
     ),
   ],
 )
-def test_what_was_compiled_must_be_this(tmp_path, capsys, content, message):
+def test_refuses_output_of_compile_for_another_run(
+  tmp_path, capsys, content, message
+):
   with pytest.raises(SystemExit) as ended:
     planned(tmp_path, content)
   assert ended.value.code == 2
@@ -170,7 +181,7 @@ def test_what_was_compiled_must_be_this(tmp_path, capsys, content, message):
   assert error.count('\n') == 1
 
 
-def test_a_wrong_reference_is_refused():
+def test_refuses_wrong_references():
   # Its solutions are in any order, so that there is something to learn.
   imperfect = load(str(RECIPES / 'toy_kl_cov.py'))
   with pytest.raises(ConfigError, match='must earn the reward 1, that to'):
@@ -185,7 +196,7 @@ def test_a_wrong_reference_is_refused():
     (['--config.train.iteratons=3'], 'did you mean train.iterations'),
   ],
 )
-def test_bad_input(capsys, arguments, message):
+def test_reports_bad_input_in_one_sentence(capsys, arguments, message):
   with pytest.raises(SystemExit) as ended:
     main(['plan', f'--config={RECIPE}', *arguments])
   assert ended.value.code == 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A recipe's programs, by the compiler of TPUs that are not there."""
+"""A recipe's programs, compiled ahead of time for TPUs."""
 
 import json
 import math
@@ -31,12 +31,12 @@ needs_libtpu = pytest.mark.skipif(
 
 
 def compiled(topology, *overrides, effort=-1.0, **settings):
-  """A report; with little effort in half the time, of slower programs."""
+  """Compiles a report; low effort halves the time and gives slower programs."""
   jax.config.update('jax_exec_time_optimization_effort', effort)
   try:
     return compile_recipe(
       config.load(str(RECIPE), list(overrides)),
-      topologies.find(topology),
+      topologies.find_topology(topology),
       **settings,
     )
   finally:
@@ -45,7 +45,7 @@ def compiled(topology, *overrides, effort=-1.0, **settings):
 
 @pytest.fixture(scope='module')
 def remembered():
-  """What the compiler made of each program so far: as text, and parsed."""
+  """Records the compiled programs, as text and parsed."""
   made = []
 
   def remember(text):
@@ -59,7 +59,7 @@ def remembered():
 
 @pytest.fixture(scope='module')
 def small(remembered):
-  """The report of all programs, and what the compiler made of each."""
+  """Returns the report of all programs and their parsed HLO."""
   report = compiled('v5e:2x4', effort=0.0)
   modules = [module for _, module in remembered[-3:]]
   return report, dict(
@@ -68,7 +68,7 @@ def small(remembered):
 
 
 @needs_libtpu
-def test_the_contract(small):
+def test_json_report_is_complete(small):
   report, _ = small
   described = json.loads(json.dumps(report.as_json()))
   assert described['fits'] is True
@@ -89,7 +89,7 @@ def test_the_contract(small):
 
 
 @needs_libtpu
-def test_what_is_printed(small):
+def test_text_report(small):
   report, _ = small
   lines = list(report.lines())
   assert lines[0].endswith(
@@ -107,7 +107,7 @@ def test_gradients_leave_by_reduce_scatter(small):
   report, _ = small
   cost = report.programs['train_step'].cost
   assert 'reduce-scatter' in {each.kind for each, _ in cost.collectives}
-  # Who holds the other part of what a chip holds one of two of.
+  # Pairs of devices along the fsdp axis.
   places = np.arange(8).reshape(tuple(report.mesh.values()))
   pairs = [set(pair) for pair in np.moveaxis(places, 1, -1).reshape(-1, 2)]
   least = (
@@ -145,8 +145,8 @@ def test_decoding_reads_weights_and_cache_once(small):
 
 
 @needs_libtpu
-def test_parameters_over_every_chip():
-  """The default mesh: its gradients leave in no other way either."""
+def test_parameters_sharded_over_every_chip():
+  """The default mesh reduce-scatters all large gradients, too."""
   report = compiled(
     'v5e:2x4',
     '--config.mesh.data=1',
@@ -162,7 +162,7 @@ def test_parameters_over_every_chip():
 
 
 @needs_libtpu
-def test_weights_go_to_the_samplers_mesh_layer_by_layer(remembered):
+def test_weights_move_to_the_sampler_mesh_layer_by_layer(remembered):
   compiled(
     'v5p:2x4x4',
     '--config.mesh.data=1',
@@ -179,7 +179,7 @@ def test_weights_go_to_the_samplers_mesh_layer_by_layer(remembered):
 
 
 @needs_libtpu
-def test_slices_exchange_over_the_network_between_them():
+def test_slices_exchange_over_dcn():
   report = compiled('v5e:2x2', num_slices=2, names=('train_step',))
   assert report.as_json()['chips'] == 8
   (program,) = report.programs.values()
@@ -190,8 +190,8 @@ def test_slices_exchange_over_the_network_between_them():
 
 
 @needs_libtpu
-def test_what_does_not_fit_is_said():
-  # So many rows at once, and nothing recomputed: the compiler gives up.
+def test_reports_programs_that_do_not_fit():
+  # Too many rows at once, without rematerialisation: out of memory.
   report = compiled(
     'v5e:2x4',
     '--config.rollout.prompts_per_iteration=32768',
@@ -209,7 +209,7 @@ def test_what_does_not_fit_is_said():
 
 
 @needs_libtpu
-def test_the_hosts_memory_holds_what_can_wait(small):
+def test_offloads_optimizer_state_to_host_memory(small):
   report, _ = small
   here = report.programs['train_step']
   away = compiled(
@@ -252,8 +252,10 @@ def test_the_hosts_memory_holds_what_can_wait(small):
   ],
 )
 @needs_libtpu
-def test_bad_input_is_one_sentence(arguments, sentence, capsys, monkeypatch):
-  # Both are the process's, and set by the command line.
+def test_reports_bad_input_in_one_sentence(
+  arguments, sentence, capsys, monkeypatch
+):
+  # The command line sets both for the process.
   monkeypatch.setenv('LIBTPU_INIT_ARGS', '')
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(CACHE))
   with pytest.raises(SystemExit) as ended:
@@ -277,12 +279,12 @@ def test_bad_input_is_one_sentence(arguments, sentence, capsys, monkeypatch):
     ('deepseek-ai/deepseek-math-7b-instruct', 6_910_365_696),
   ],
 )
-def test_shapes_have_as_many_parameters_as_their_models(name, parameters):
+def test_known_models_have_the_published_parameter_counts(name, parameters):
   with shape_of(name) as directory:
     assert load_policy(directory or '').num_params == parameters
 
 
-def test_every_recipe_of_a_model_has_its_shape():
+def test_every_pretrained_recipe_has_a_known_shape():
   named = {
     loaded.config.pretrained
     for path in CONFIGS.glob('*.py')

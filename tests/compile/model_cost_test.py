@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model FLOPs against the parameters of the policy."""
+
+import dataclasses
+import math
+
+import jax
+import pytest
+
+from covrl.compile import model_cost
+from covrl.models import Experts, Lora, Policy, tiny
+
+TINY = tiny(16)
+
+
+def matrices(config):
+  """Returns the parameters of a layer's matrices."""
+  policy = Policy(config)
+  layers = policy.abstract_params()['layers']
+  sizes = [
+    math.prod(leaf.shape[1:])
+    for leaf in jax.tree.leaves(layers)
+    if leaf.ndim > 2
+  ]
+  return sum(sizes)
+
+
+def test_layer_parameters_include_every_matrix():
+  assert model_cost.layer_parameters(TINY) == matrices(TINY)
+
+
+@pytest.mark.parametrize('per_token', [1, 3])
+def test_layer_parameters_of_experts(per_token):
+  experts = Experts(count=4, per_token=per_token)
+  config = dataclasses.replace(TINY, experts=experts)
+  elsewhere = 3 * config.model_dim * config.hidden_dim * (4 - per_token)
+  assert model_cost.layer_parameters(config) == matrices(config) - elsewhere
+
+
+def test_attention_flops():
+  # Three tokens see 1, 2 and 3; two layers, four heads of eight; q·k and s·v.
+  assert model_cost.attention_flops(TINY, 3) == 2 * (1 + 2 + 3) * 4 * 8 * 2 * 2
+
+
+def test_frozen_matrices_have_no_weight_gradient():
+  lora = dataclasses.replace(TINY, lora=Lora(rank=2, alpha=4.0))
+  spared = model_cost.update_flops(TINY, 2, 8) - model_cost.update_flops(
+    lora, 2, 8
+  )
+  products = 2 * model_cost.layer_parameters(TINY) + 32 * 16
+  assert spared == 2 * 16 * products
+
+
+def test_decode_flops():
+  one = model_cost.decode_flops(TINY, 3, 10)
+  assert model_cost.decode_flops(TINY, 3, 11) - one == 3 * 2 * 4 * 4 * 8
