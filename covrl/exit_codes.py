@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a process of covrl ends with; schedulers rely on these numbers.
+"""Exit statuses of covrl's processes.
 
-They are part of the interface and do not change. A launcher starts a run again
-where `means_restart` says so, and the run resumes from its latest checkpoint.
+They are part of the interface, for schedulers, and do not change. A launcher
+restarts a run where `means_restart` is true, and the run resumes from its
+latest checkpoint.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ class Exit(enum.IntEnum):
   """Exit statuses.
 
   Attributes:
-    FINISHED: all that was asked for is done.
-    FAILED: an error nobody foresaw; its traceback was printed.
-    REFUSED: bad input, said in one sentence.
-    RESTART: the run was told to stop, has saved itself and shall be restarted.
+    FINISHED: success.
+    FAILED: an unexpected error; its traceback was printed.
+    REFUSED: invalid input, described in one sentence on standard error.
+    RESTART: a signal stopped the run; it has saved a checkpoint and is to be
+      restarted.
     PEER_LOST: another process of the run ended or cannot be reached.
-    STALLED: nothing moved for too long; the stacks of all threads were printed.
+    STALLED: the watchdog saw no progress; the stacks of all threads were
+      printed.
+    INTERRUPTED: Ctrl-C ended a command that has nothing to save.
   """
 
   FINISHED = 0
@@ -29,16 +33,17 @@ class Exit(enum.IntEnum):
   RESTART = 42
   PEER_LOST = 43
   STALLED = 44
+  INTERRUPTED = 130
 
 
 RESTARTED = (Exit.RESTART, Exit.PEER_LOST, Exit.STALLED)
 
 
 def means_restart(code: int) -> bool:
-  """Whether a run that ended so may go on from its latest checkpoint.
+  """Returns whether a run that ended with `code` is to be restarted.
 
-  Deaths by a signal, which shells count from 128 on and Python below 0, are
-  the machine's doing.
+  That includes deaths by a signal (below 0 in Python, from 128 on in shells),
+  which come from the machine.
 
   >>> means_restart(42), means_restart(137), means_restart(1)
   (True, True, False)
@@ -46,16 +51,15 @@ def means_restart(code: int) -> bool:
   return code in RESTARTED or code < 0 or 128 <= code <= 255
 
 
-def verdict(codes: Sequence[int]) -> int:
-  """One exit status for a run of several processes.
+def combined_status(codes: Sequence[int]) -> int:
+  """Returns one exit status for the processes of a run.
 
-  An error of the program's own is worth more than what its death did to the
-  others.
+  An error of one process outweighs the restarts that it causes in the others.
 
-  >>> verdict([0, 0]), verdict([43, 1]), verdict([43, 137])
+  >>> combined_status([0, 0]), combined_status([43, 1]), combined_status([43, 137])
   (0, 1, 42)
   """
-  own = [code for code in codes if code and not means_restart(code)]
-  if own:
-    return own[0]
+  errors = [code for code in codes if code and not means_restart(code)]
+  if errors:
+    return errors[0]
   return int(Exit.RESTART) if any(codes) else 0

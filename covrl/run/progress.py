@@ -1,28 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a person sees while a run goes on, and the only printing in covrl.
+"""Progress display on standard error, and the only printing besides results.
 
-On a terminal, two lines that stay in place: where the run is, with a bar and
-the time left, and its latest numbers. Anywhere else (a file, a log collector)
-plain lines: one about every ten seconds, and one for each change of stage and
-each note.
+On a terminal: one bar per stage and a line with the latest metrics, updated in
+place. Elsewhere (a file, a log collector): plain lines, one per stage, one per
+note, and at most one every `interval` seconds while a stage advances.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
 import rich.console
-import rich.live
-import rich.progress_bar
-import rich.table
+import rich.progress
 import rich.text
 
-# What is worth a reader's eye: how each metric is called, and its format.
-_SHOWN: Mapping[str, tuple[str, str]] = {
+# Metrics that are displayed: label and format.
+_METRICS: Mapping[str, tuple[str, str]] = {
   'loss': ('loss', '{:.3f}'),
   'accuracy': ('accuracy', '{:.3f}'),
   'reward': ('reward', '{:.3f}'),
@@ -35,23 +34,22 @@ _SHOWN: Mapping[str, tuple[str, str]] = {
 
 
 class Progress:
-  """Shows the stage, its steps, the latest metrics and the time left.
+  """Displays stages, their steps, the latest metrics and the time left.
 
   Args:
-    console: where to write; standard output by default.
+    console: console to write to; standard error by default.
     interval: seconds between plain lines.
-    clock: seconds, for tests.
-    enabled: whether to show anything; in a program of many processes one
-      speaks.
-    moved: called whenever something is reported, shown or not.
+    clock: returns the time in seconds; for tests.
+    enabled: whether to display anything; of several processes only one should.
+    on_progress: called at every report, displayed or not.
 
   >>> import io
   >>> console = rich.console.Console(file=io.StringIO(), width=80)
-  >>> with Progress(console=console) as progress:
+  >>> with Progress(console) as progress:
   ...   progress.stage('train', 60)
   ...   progress.update(1, reward=0.25, entropy=0.3)
   >>> print(console.file.getvalue())
-  train: 60 to do
+  train 0/60
   train 1/60 · reward 0.250 · entropy 0.300 nats
   """
 
@@ -62,33 +60,24 @@ class Progress:
     interval: float = 10.0,
     clock: Callable[[], float] = time.monotonic,
     enabled: bool = True,
-    moved: Callable[[], None] = lambda: None,
+    on_progress: Callable[[], None] = lambda: None,
   ) -> None:
-    self._console = console or rich.console.Console(highlight=False)
+    self._console = console or rich.console.Console(
+      stderr=True, highlight=False
+    )
     self._interval = interval
     self._clock = clock
     self._enabled = enabled
-    self._moved = moved
-    self._live: rich.live.Live | None = None
-    self._name = ''
-    self._step = 0
-    self._total: int | None = None
-    self._began = clock()
-    self._first_step: int | None = None
-    self._first_time = self._last_line = clock()
-    self._metrics: dict[str, float] = {}
-    self._unsaid = False
+    self._on_progress = on_progress
+    self._is_live = enabled and self._console.is_terminal
+    self._display = _Display(self._console, clock, disable=not self._is_live)
+    self._task: rich.progress.Task | None = None
+    self._last_line = clock()
+    self._has_news = False
 
   def __enter__(self) -> Self:
-    if self._enabled and self._console.is_terminal:
-      self._live = rich.live.Live(
-        console=self._console,
-        get_renderable=self._panel,
-        refresh_per_second=4,
-        redirect_stdout=False,
-        redirect_stderr=False,
-      )
-      self._live.start()
+    if self._is_live:
+      self._display.start()
     return self
 
   def __exit__(
@@ -97,120 +86,129 @@ class Progress:
     error: BaseException | None,
     trace: TracebackType | None,
   ) -> None:
-    self._say_last()
-    if self._live is not None:
-      self._live.stop()
-      self._live = None
+    if kind is None:
+      self._end_stage()
+    else:
+      self._print_step()
+    if self._is_live:
+      self._display.stop()
 
-  def stage(self, name: str, total: int | None) -> None:
-    """Begins a stage, such as `'warm start'`.
+  def stage(self, name: str, total: int | None = None) -> None:
+    """Begins a stage and ends the one before.
 
     Args:
-      name: as it is shown.
-      total: what `update`'s step will reach; `None` for a stage that takes
-        its time without steps.
+      name: displayed name, such as `'warm start'`.
+      total: number of steps; `None` for a stage that is not counted.
     """
-    self._moved()
-    self._say_last()
-    self._name, self._step, self._total = name, 0, total
-    self._first_step, self._metrics = None, {}
-    self._began = self._last_line = self._clock()
-    if self._live is None:
-      self._print(name if total is None else f'{name}: {total:,} to do')
+    self._on_progress()
+    self._end_stage()
+    count = '' if total is None else f'0/{total:,}'
+    self._display.metrics = {}
+    number = self._display.add_task(name, total=total, count=count)
+    self._task = next(t for t in self._display.tasks if t.id == number)
+    self._last_line = self._clock()
+    if not self._is_live:
+      self._print(f'{name} {count}'.strip())
 
   def update(self, step: int, **metrics: float) -> None:
-    """Reports that so many steps of the stage are done.
+    """Reports the number of finished steps of the current stage.
 
     Args:
-      step: steps or iterations done, out of the stage's total.
-      **metrics: latest numbers, by their names in `metrics.jsonl`; those
-        worth showing live are picked.
+      step: finished steps, out of the stage's total.
+      **metrics: latest values by their names in `metrics.jsonl`; the most
+        telling ones are displayed.
     """
-    self._moved()
-    now = self._clock()
-    if self._first_step is None:
-      # Compilation is behind the first step, not between steps.
-      self._first_step, self._first_time = step, now
-    self._step = step
-    self._metrics |= {
-      name: float(value) for name, value in metrics.items() if name in _SHOWN
-    }
-    self._unsaid = True
-    if self._live is None and now - self._last_line >= self._interval:
-      self._say_last()
+    self._on_progress()
+    if self._task is None:
+      return
+    total = self._task.total
+    count = f'{step:,}' if total is None else f'{step:,}/{round(total):,}'
+    self._display.update(self._task.id, completed=step, count=count)
+    self._display.metrics |= metrics
+    self._has_news = True
+    if self._clock() - self._last_line >= self._interval:
+      self._print_step()
+
+  def counter(self, name: str) -> Callable[[int, int], None]:
+    """Returns a callback `(done, total)` that displays a stage called `name`."""
+
+    def report(done: int, total: int) -> None:
+      if self._task is None or self._task.description != name:
+        self.stage(name, total)
+      self.update(done)
+
+    return report
 
   def note(self, text: str) -> None:
-    """Prints a line that stays, such as an evaluation's result."""
-    self._moved()
+    """Prints a line that stays, such as the result of an evaluation."""
+    self._on_progress()
     self._print(text)
 
-  def _say_last(self) -> None:
-    """Prints the latest numbers, if they have not been printed."""
-    if self._unsaid and self._name:
-      self._unsaid = False
-      self._last_line = self._clock()
-      if self._live is None or self._step >= (self._total or 0):
-        self._print(' · '.join(self._parts()))
+  def _end_stage(self) -> None:
+    """Prints the last step; stops the bar, a full one if it was uncounted."""
+    self._print_step()
+    if self._task is not None:
+      if self._task.total is None:
+        self._display.update(self._task.id, total=1, completed=1)
+      self._display.stop_task(self._task.id)
+    self._task = None
+
+  def _print_step(self) -> None:
+    """Prints a plain line about the latest step, unless already printed."""
+    if self._is_live or self._task is None or not self._has_news:
+      return
+    self._has_news = False
+    self._last_line = self._clock()
+    parts = [f'{self._task.description} {self._task.fields["count"]}']
+    parts += _format_metrics(self._display.metrics)
+    if seconds := self._task.time_remaining:
+      parts.append(f'{datetime.timedelta(seconds=seconds)} left')
+    self._print(' · '.join(parts))
 
   def _print(self, text: str) -> None:
     if self._enabled:
-      # A closed pipe (`covrl train | head`) ends the reader, not the run.
+      # A closed pipe (`covrl train 2>&1 | head`) must not end the run.
       with contextlib.suppress(BrokenPipeError):
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-  def _parts(self) -> list[str]:
-    """The stage with its count, the numbers, the time left."""
-    parts = [f'{self._name} {self._count()}'.strip(), *self._numbers()]
-    left = self._seconds_left()
-    return parts if left is None else [*parts, f'{_clock_time(left)} left']
 
-  def _count(self) -> str:
-    """Steps done, of how many."""
-    total = '' if self._total is None else f'/{self._total:,}'
-    return f'{self._step:,}{total}' if self._step or total else ''
+class _Display(rich.progress.Progress):
+  """A bar per stage, and a line of metrics below them."""
 
-  def _numbers(self) -> list[str]:
-    """The latest metrics, in a fixed order."""
-    return [
-      f'{label} {form.format(self._metrics[name])}'.strip()
-      for name, (label, form) in _SHOWN.items()
-      if name in self._metrics
-    ]
-
-  def _seconds_left(self) -> float | None:
-    """Seconds to the stage's end at its mean pace so far."""
-    first, total = self._first_step, self._total
-    if first is None or total is None or not first < self._step < total:
-      return None
-    pace = (self._clock() - self._first_time) / (self._step - first)
-    return pace * (total - self._step)
-
-  def _panel(self) -> rich.console.RenderableType:
-    """What the terminal shows: a bar's line, and a line of numbers."""
-    left = self._seconds_left()
-    spent = _clock_time(self._clock() - self._began)
-    row = rich.table.Table.grid(padding=(0, 1))
-    row.add_row(
-      rich.text.Text(self._name, style='bold'),
-      rich.progress_bar.ProgressBar(
-        total=self._total,
-        completed=self._step,
-        width=32,
-        pulse=self._total is None,
-      ),
-      rich.text.Text(self._count()),
-      rich.text.Text(spent if left is None else f'{_clock_time(left)} left'),
+  def __init__(
+    self,
+    console: rich.console.Console,
+    clock: Callable[[], float],
+    *,
+    disable: bool,
+  ) -> None:
+    self.metrics: dict[str, float] = {}
+    super().__init__(
+      rich.progress.TextColumn('{task.description}', markup=False),
+      rich.progress.BarColumn(bar_width=24),
+      rich.progress.TextColumn('{task.fields[count]}', markup=False),
+      rich.progress.TimeElapsedColumn(),
+      rich.progress.TimeRemainingColumn(),
+      console=console,
+      refresh_per_second=4,
+      # The mean pace of all steps; the first, which compiles, does not count.
+      speed_estimate_period=math.inf,
+      redirect_stdout=False,
+      redirect_stderr=False,
+      get_time=clock,
+      disable=disable,
     )
-    numbers = rich.text.Text('  ·  '.join(self._numbers()), style='dim')
-    return rich.console.Group(row, numbers)
+
+  def get_renderables(self) -> Iterable[rich.console.RenderableType]:
+    yield from super().get_renderables()
+    if metrics := _format_metrics(self.metrics):
+      yield rich.text.Text('  ·  '.join(metrics), style='dim')
 
 
-def _clock_time(seconds: float) -> str:
-  """Time as a clock shows it.
-
-  >>> _clock_time(75), _clock_time(3675)
-  ('1:15', '1:01:15')
-  """
-  minutes, rest = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  return f'{hours}:{minutes:02}:{rest:02}' if hours else f'{minutes}:{rest:02}'
+def _format_metrics(metrics: Mapping[str, float]) -> list[str]:
+  """Returns the displayed metrics in a fixed order."""
+  return [
+    f'{label} {form.format(metrics[name])}'.strip()
+    for name, (label, form) in _METRICS.items()
+    if name in metrics
+  ]

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import launch
-from covrl.exit_codes import Exit, means_restart, verdict
+from covrl.exit_codes import Exit, combined_status, means_restart
 from launch.__main__ import main
 from launch.job import Job, render
 from launch.shell import Shell
@@ -192,8 +192,8 @@ def test_exit_statuses_are_what_they_were():
     'PEER_LOST': 43,
     'STALLED': 44,
   }
-  assert verdict([0, 42, 2]) == 2
-  assert verdict([-9, 43]) == 42
+  assert combined_status([0, 42, 2]) == 2
+  assert combined_status([-9, 43]) == 42
   assert '42' in str(launch.__doc__)
 
 

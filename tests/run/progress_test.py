@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Live on a terminal, plain and rare elsewhere."""
+"""Progress display: a live bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from covrl.run.progress import Progress
 
 
 class Clock:
-  """Time that passes when told."""
+  """A clock set by the test."""
 
   def __init__(self):
     self.now = 0.0
@@ -21,7 +21,7 @@ class Clock:
     return self.now
 
 
-def written(run, *, terminal=False, **options):
+def output_of(run, *, terminal=False, **options):
   stream = io.StringIO()
   console = rich.console.Console(
     file=stream, width=100, force_terminal=terminal
@@ -32,21 +32,21 @@ def written(run, *, terminal=False, **options):
   return stream.getvalue()
 
 
-def test_plain_lines_are_rare_and_the_last_is_said():
+def test_plain_lines_come_at_intervals_and_include_the_last_step():
   def run(progress, clock):
     progress.stage('train', 100)
     for step in range(1, 101):
       clock.now += 1.0
       progress.update(step, reward=step / 100)
 
-  lines = written(run).splitlines()
-  assert lines[0] == 'train: 100 to do'
+  lines = output_of(run).splitlines()
+  assert lines[0] == 'train 0/100'
   assert len(lines) == 11
-  assert lines[1] == 'train 10/100 · reward 0.100 · 1:30 left'
+  assert lines[1] == 'train 10/100 · reward 0.100 · 0:01:30 left'
   assert lines[-1] == 'train 100/100 · reward 1.000'
 
 
-def test_stages_and_notes_are_said_at_once():
+def test_plain_lines_for_stages_and_notes_come_at_once():
   def run(progress, clock):
     progress.stage('warm start', 2_000)
     progress.update(2_000, loss=0.5, tokens_per_second=51_234.0)
@@ -55,17 +55,17 @@ def test_stages_and_notes_are_said_at_once():
     progress.stage('train', 60)
     progress.update(1, entropy=0.29, unknown=1.0)
 
-  assert written(run).splitlines() == [
-    'warm start: 2,000 to do',
+  assert output_of(run).splitlines() == [
+    'warm start 0/2,000',
     'evaluation: mean@8 0.28 [greedy 0.37]',
     'warm start 2,000/2,000 · loss 0.500 · 51,234 tokens/s',
     'compiling',
-    'train: 60 to do',
+    'train 0/60',
     'train 1/60 · entropy 0.290 nats',
   ]
 
 
-def test_time_left_leaves_compilation_out():
+def test_time_left_excludes_the_first_step():
   def run(progress, clock):
     progress.stage('train', 11)
     clock.now += 500.0  # compiling
@@ -73,54 +73,103 @@ def test_time_left_leaves_compilation_out():
     clock.now += 12.0
     progress.update(3)
 
-  assert written(run).splitlines()[-1] == 'train 3/11 · 0:48 left'
+  assert output_of(run).splitlines()[-1] == 'train 3/11 · 0:00:48 left'
 
 
-def test_a_resumed_stage_counts_from_where_it_resumed():
+def test_time_left_excludes_steps_before_resuming():
   def run(progress, clock):
     progress.stage('train', 60)
     progress.update(40)
     clock.now += 20.0
     progress.update(50)
 
-  assert written(run).splitlines()[-1] == 'train 50/60 · 0:20 left'
+  assert output_of(run).splitlines()[-1] == 'train 50/60 · 0:00:20 left'
 
 
-def test_a_terminal_shows_a_bar_and_keeps_notes():
+def test_terminal_shows_a_bar_and_keeps_notes():
   def run(progress, clock):
     progress.stage('train', 60)
     progress.update(30, reward=0.5, entropy=0.25)
     progress.note('a note that stays')
 
-  text = written(run, terminal=True)
+  text = output_of(run, terminal=True)
   for words in ('30/60', 'reward 0.500', '0.250 nats', 'a note that stays'):
     assert words in text
   assert '━' in text
   assert text.count('\x1b[?25l') == text.count('\x1b[?25h') == 1
 
 
-def test_a_terminal_shows_stages_without_steps():
+def test_terminal_shows_the_time_of_uncounted_stages():
   def run(progress, clock):
     progress.stage('compiling', None)
     clock.now += 75.0
 
-  text = written(run, terminal=True)
+  text = output_of(run, terminal=True)
   assert 'compiling' in text
   assert '1:15' in text
 
 
-def test_other_processes_are_silent():
+def test_disabled_progress_prints_nothing():
   def run(progress, clock):
     progress.stage('train', 60)
     progress.update(60, reward=0.5)
-    progress.note('unheard')
+    progress.note('unseen')
 
-  assert written(run, enabled=False) == ''
-  assert written(run, enabled=False, terminal=True) == ''
+  assert output_of(run, enabled=False) == ''
+  assert output_of(run, enabled=False, terminal=True) == ''
+
+
+def test_terminal_shows_the_last_step_once():
+  def run(progress, clock):
+    progress.stage('train', 2)
+    progress.update(2, reward=0.5)
+
+  # The display ends with its bar; no plain line repeats it.
+  final = output_of(run, terminal=True).rpartition('\x1b[2K')[2]
+  assert final.count('2/2') == 1
+  assert final.count('reward 0.500') == 1
+  assert output_of(run).splitlines() == [
+    'train 0/2',
+    'train 2/2 · reward 0.500',
+  ]
+
+
+def test_counter_displays_a_stage_from_its_first_call():
+  def run(progress, clock):
+    count = progress.counter('sampling')
+    for done in range(0, 31, 10):
+      count(done, 30)
+      clock.now += 8.0
+
+  assert output_of(run).splitlines() == [
+    'sampling 0/30',
+    'sampling 20/30 · 0:00:08 left',
+    'sampling 30/30',
+  ]
+
+
+def test_reports_every_call_to_a_watchdog_even_when_disabled():
+  calls = []
+
+  def run(progress, clock):
+    progress.stage('train', 60)
+    progress.update(1)
+    progress.note('a note')
+
+  output_of(run, enabled=False, on_progress=lambda: calls.append(None))
+  assert len(calls) == 3
+
+
+def test_writes_to_standard_error(capsys):
+  with Progress() as progress:
+    progress.stage('compiling')
+  captured = capsys.readouterr()
+  assert captured.err == 'compiling\n'
+  assert captured.out == ''
 
 
 @pytest.mark.parametrize('terminal', [False, True])
-def test_an_error_passes_through_and_the_display_ends(terminal):
+def test_exceptions_pass_through_and_end_the_display(terminal):
   stream = io.StringIO()
   console = rich.console.Console(file=stream, force_terminal=terminal)
 
