@@ -45,7 +45,7 @@ def compile_recipe(
   *,
   num_slices: int = 1,
   names: tuple[str, ...] = NAMES,
-  note: Callable[[str], None] = lambda _: None,
+  on_program: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Report:
   """Compiles a recipe's programs and estimates their cost.
 
@@ -54,7 +54,8 @@ def compile_recipe(
     topology: a TPU slice.
     num_slices: number of slices.
     names: programs to compile, among `NAMES`.
-    note: called with the name of each program before it is compiled.
+    on_program: called before each compilation with the names of its programs,
+      its number, from 1, and the number of compilations.
 
   Raises:
     ValueError: if libtpu is missing, or the recipe's batches or model cannot be
@@ -94,10 +95,12 @@ def compile_recipe(
     programs={},
   )
   with topologies.no_compilation_cache():
-    for group in _GROUPS:
-      if any(name in names for name in group.names):
-        note(' and '.join(group.names))
-        report.programs.update(group.run(work))
+    groups = [
+      group for group in _GROUPS if not {*names}.isdisjoint(group.names)
+    ]
+    for number, group in enumerate(groups, 1):
+      on_program(' and '.join(group.names), number, len(groups))
+      report.programs.update(group.run(work))
   return report
 
 

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exports the weights of a run, or converts a pretrained model.
+
+Writes a directory that transformers loads, with adapters merged into the
+weights; with --adapter the LoRA adapters alone, as PEFT loads them; with
+--orbax a copy of a pretrained model that covrl loads faster. For example
+  covrl convert runs/kl_cov models/kl_cov
+  covrl convert Qwen/Qwen2.5-0.5B models/qwen --dtype=float32 --orbax
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from covrl.cli import devices
+from covrl.cli.policies import is_run
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the options of `covrl convert`."""
+  parser.add_argument(
+    'source',
+    metavar='POLICY',
+    help="a run's directory, or a pretrained model's directory or name",
+  )
+  parser.add_argument(
+    'target', metavar='TARGET', help='a new directory for the result'
+  )
+  parser.add_argument(
+    '--dtype',
+    choices=('float32', 'bfloat16'),
+    help="type of the weights (default: the source's)",
+  )
+  form = parser.add_mutually_exclusive_group()
+  form.set_defaults(form='model')
+  form.add_argument(
+    '--adapter',
+    dest='form',
+    action='store_const',
+    const='adapter',
+    help='write the LoRA adapters alone',
+  )
+  form.add_argument(
+    '--orbax',
+    dest='form',
+    action='store_const',
+    const='orbax',
+    help='write an Orbax checkpoint, which loads faster',
+  )
+
+
+def run(arguments: argparse.Namespace) -> None:
+  """Writes the weights and prints the target directory."""
+  from covrl import pretrained
+  from covrl.run.progress import Progress
+  from covrl.train.restore import open_run
+
+  devices.set_xla_flags()
+  devices.use_compilation_cache()
+  with Progress() as progress:
+    progress.stage('loading the weights')
+    if is_run(arguments.source):
+      with open_run(arguments.source) as opened:
+        policy = pretrained.with_files(
+          opened.policy, opened.config.pretrained, opened.task.tokenizer
+        )
+        params = opened.params
+    else:
+      policy, params = pretrained.load_pretrained(
+        arguments.source, dtype=arguments.dtype
+      )
+    progress.stage('writing the weights')
+    pretrained.convert(
+      policy,
+      params,
+      arguments.target,
+      form=arguments.form,
+      dtype=arguments.dtype,
+    )
+  print(arguments.target)

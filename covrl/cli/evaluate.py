@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluates a policy: greedy accuracy, mean@k, pass@k and maj@k.
+
+Each figure has a 95 % confidence interval over problems. A run is evaluated on
+its held-out problems, or like a pretrained model on evaluation suites. For
+example
+  covrl evaluate runs/kl_cov
+  covrl evaluate runs/qwen --suite=math500,aime24,amc --suite_directory=suites
+  covrl evaluate models/qwen --suite=math500 --samples=8 --output=runs/before
+
+By default AIME and AMC are sampled 32 times at temperature 0.6 and the other
+suites greedily, as published. Results per problem are written to evaluation/ in
+the output directory, where `covrl report` finds them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from typing import TYPE_CHECKING
+
+from covrl.cli import devices
+from covrl.cli.policies import is_run
+
+if TYPE_CHECKING:
+  from covrl.evaluation.results import Evaluation
+  from covrl.train.restore import OpenedRun
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the options of `covrl evaluate`."""
+  parser.add_argument(
+    'workdir',
+    metavar='POLICY',
+    help="a run's directory, or a pretrained model's directory or name",
+  )
+  parser.add_argument(
+    '--samples',
+    type=int,
+    metavar='K',
+    help='samples per problem, the k of mean@k and pass@k',
+  )
+  parser.add_argument('--temperature', type=float, help='sampling temperature')
+  parser.add_argument(
+    '--problems', type=int, metavar='N', help='problems per suite, at most'
+  )
+  parser.add_argument(
+    '--suite', metavar='NAMES', help='evaluation suites, separated by commas'
+  )
+  parser.add_argument(
+    '--suite_directory',
+    metavar='DIRECTORY',
+    help="directory of the suites' files",
+  )
+  parser.add_argument(
+    '--output',
+    metavar='DIRECTORY',
+    help="where results of suites are written (default: the run's directory)",
+  )
+  pretrained = parser.add_argument_group('pretrained models')
+  pretrained.add_argument(
+    '--config', metavar='RECIPE', help='recipe whose problems are evaluated'
+  )
+  pretrained.add_argument(
+    '--max_prompt_length',
+    type=int,
+    default=2048,
+    metavar='N',
+    help='tokens per prompt, without a recipe (default: %(default)s)',
+  )
+  pretrained.add_argument(
+    '--max_length',
+    type=int,
+    default=8192,
+    metavar='N',
+    help='tokens per response, without a recipe (default: %(default)s)',
+  )
+  pretrained.add_argument(
+    '--batch',
+    type=int,
+    default=64,
+    metavar='N',
+    help='problems per batch, without a recipe (default: %(default)s)',
+  )
+
+
+def run(arguments: argparse.Namespace) -> None:
+  """Prints the figures and writes the results of named suites."""
+  from covrl.evaluation.results import write_results
+  from covrl.run.progress import Progress
+
+  devices.set_xla_flags()
+  devices.use_compilation_cache()
+  output = arguments.output
+  if output is None and is_run(arguments.workdir):
+    output = arguments.workdir
+  with Progress() as progress:
+    progress.stage('loading the policy')
+    with _open(arguments) as opened:
+      evaluation = opened.evaluate(
+        samples=arguments.samples,
+        temperature=arguments.temperature,
+        problems=arguments.problems,
+        on_progress=progress.counter('sampling responses'),
+        note=progress.note,
+      )
+      about = {
+        'policy': arguments.workdir,
+        'iteration': opened.iteration,
+        'seed': opened.config.seed,
+      }
+  _print_figures(evaluation)
+  if arguments.suite and output is not None:
+    print(write_results(evaluation, output, about))
+
+
+def _open(
+  arguments: argparse.Namespace,
+) -> contextlib.AbstractContextManager[OpenedRun]:
+  """Opens a run, or a pretrained model with or without a recipe."""
+  from covrl.train.restore import (
+    SuiteChoice,
+    open_model,
+    open_pretrained,
+    open_run,
+  )
+
+  suites = None
+  if arguments.suite:
+    suites = SuiteChoice(arguments.suite, arguments.suite_directory)
+  if arguments.config:
+    return open_pretrained(arguments.workdir, arguments.config, suites)
+  if suites is None or is_run(arguments.workdir):
+    return open_run(arguments.workdir, suites)
+  return open_model(
+    arguments.workdir,
+    suites,
+    lengths=(arguments.max_prompt_length, arguments.max_length),
+    prompts_per_batch=arguments.batch,
+  )
+
+
+def _print_figures(evaluation: Evaluation) -> None:
+  """Prints one figure per line, with its 95 % interval over problems."""
+  estimates = evaluation.estimates()
+  width = max(map(len, estimates))
+  for name, estimate in estimates.items():
+    interval = f'[{estimate.low:.4f}, {estimate.high:.4f}]'
+    print(f'{name:{width}} {estimate.value:.4f} {interval}')
+  count = sum(len(result.greedy) for result in evaluation.results)
+  print(f'{"problems":{width}} {count}')
+  print(f'{"entropy":{width}} {evaluation.entropy:.4f} nats')

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+  """Adds `--config`, and describes the overrides of its fields."""
+  parser.add_argument(
+    '--config',
+    metavar='RECIPE',
+    required=True,
+    help='recipe: a name that `covrl recipes` lists, or FILE.py:FUNCTION',
+  )
+  parser.add_argument_group(
+    'config fields',
+    'Override any field with --config.FIELD=VALUE; see the list below.',
+  )
+
+
+def add_topology(parser: argparse.ArgumentParser, *, required: bool) -> None:
+  """Adds `--topology` and `--num_slices`."""
+  parser.add_argument(
+    '--topology',
+    metavar='SLICE',
+    required=required,
+    help='TPU slice, such as v5p-64 (64 cores) or v5e:2x4 (8 chips)',
+  )
+  parser.add_argument(
+    '--num_slices',
+    type=int,
+    default=1,
+    metavar='N',
+    help='number of such slices (default: %(default)s)',
+  )
+
+
+def config_help(argv: Sequence[str]) -> str:
+  """Describes all config fields, with the values of the recipe in `argv`.
+
+  Without a recipe, the values are the defaults of `covrl.config.Config`.
+  """
+  from covrl import config
+
+  parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+  parser.add_argument('--config')
+  spec = parser.parse_known_args(argv)[0].config
+  fields = config.load(spec).config if spec else config.Config()
+  return config.field_help(fields)

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Previews a run: sizes, prompts, memory and estimated time.
+
+Prints batch sizes, three prompts with the rewards of their reference answers,
+and with --topology the memory and the time on those TPUs, which need not be
+attached. For example
+  covrl plan --config=countdown:kl_cov --topology=v5p-64
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from covrl.cli import devices, options
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the options of `covrl plan`."""
+  options.add_config(parser)
+  options.add_topology(parser, required=False)
+  parser.add_argument(
+    '--compiled',
+    metavar='FILE',
+    help='output of `covrl compile --json` for this recipe and topology',
+  )
+
+
+def run(arguments: argparse.Namespace) -> None:
+  """Prints the plan of a recipe."""
+  from covrl import config, storage
+  from covrl.compile.plan import plan
+  from covrl.parallel import topologies
+
+  devices.set_xla_flags()
+  devices.use_compilation_cache()
+  recipe = config.load(arguments.config, arguments.overrides)
+  topology = compiled = None
+  if arguments.topology:
+    topology = topologies.find_topology(arguments.topology)
+  if arguments.compiled:
+    compiled = storage.as_path(arguments.compiled)
+    if topology is None:
+      raise ValueError('--compiled needs --topology, got none')
+  for line in plan(recipe, topology, arguments.num_slices, compiled):
+    print(line)

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Samples responses to a prompt from a run or a pretrained model.
+
+Prints one response per line with its log-probability. For example
+  covrl sample runs/kl_cov "3 7 2 = 42 :"
+  covrl sample Qwen/Qwen2.5-0.5B-Instruct "What is 17 * 23?" --chat
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from covrl.cli import devices
+from covrl.cli.policies import is_run
+
+if TYPE_CHECKING:
+  from covrl.run.progress import Progress
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the options of `covrl sample`."""
+  parser.add_argument(
+    'workdir',
+    metavar='POLICY',
+    help="a run's directory, or a pretrained model's directory or name",
+  )
+  parser.add_argument(
+    'prompt', metavar='PROMPT', help="prompt, in the notation of the run's task"
+  )
+  parser.add_argument(
+    '--count',
+    type=int,
+    default=4,
+    metavar='N',
+    help='number of responses (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--temperature',
+    type=float,
+    default=1.0,
+    help='sampling temperature, 0 for greedy (default: %(default)g)',
+  )
+  parser.add_argument(
+    '--top_p',
+    type=float,
+    default=1.0,
+    metavar='P',
+    help='probability mass to sample from (default: %(default)g)',
+  )
+  parser.add_argument(
+    '--top_k',
+    type=int,
+    default=0,
+    metavar='K',
+    help='number of tokens to sample from, 0 for all (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--seed', type=int, default=0, help='random seed (default: %(default)s)'
+  )
+  pretrained = parser.add_argument_group('pretrained models')
+  pretrained.add_argument(
+    '--chat',
+    action='store_true',
+    help="format the prompt as a user's message with the chat template",
+  )
+  pretrained.add_argument(
+    '--max_length',
+    type=int,
+    default=256,
+    metavar='N',
+    help='tokens per response (default: %(default)s)',
+  )
+
+
+def run(arguments: argparse.Namespace) -> None:
+  """Prints the responses."""
+  from covrl.run.progress import Progress
+
+  devices.set_xla_flags()
+  devices.use_compilation_cache()
+  with Progress() as progress:
+    progress.stage('loading the policy')
+    if is_run(arguments.workdir):
+      responses = _sample_run(arguments, progress)
+    else:
+      responses = _sample_pretrained(arguments, progress)
+  for text, logprob in responses:
+    print(f'{logprob:8.3f} nats  {text}')
+
+
+def _sample_run(
+  arguments: argparse.Namespace, progress: Progress
+) -> list[tuple[str, float]]:
+  """Samples from a run's latest checkpoint."""
+  from covrl.train.restore import open_run
+
+  with open_run(arguments.workdir) as opened:
+    progress.stage('sampling')
+    return opened.sample(
+      arguments.prompt,
+      count=arguments.count,
+      temperature=arguments.temperature,
+      top_p=arguments.top_p,
+      top_k=arguments.top_k,
+      seed=arguments.seed,
+    )
+
+
+def _sample_pretrained(
+  arguments: argparse.Namespace, progress: Progress
+) -> list[tuple[str, float]]:
+  """Samples from a pretrained model, with its parameters on all devices."""
+  from covrl import pretrained
+  from covrl.config import Config
+  from covrl.data import begin_of
+  from covrl.parallel import sharding
+  from covrl.rollout import Sampling
+  from covrl.train.build import make_engine
+  from covrl.train.restore import sample_responses
+
+  tokenizer = pretrained.load_tokenizer(arguments.workdir)
+  prompt = arguments.prompt
+  if arguments.chat:
+    template = pretrained.load_chat_template(arguments.workdir)
+    prompt = template.render([{'role': 'user', 'content': prompt}])
+    prompt = prompt.removeprefix(begin_of(template, tokenizer))
+  config, mesh = Config(), sharding.make_mesh()
+  config.rollout.max_response_length = arguments.max_length
+  policy, params = pretrained.load_pretrained(arguments.workdir, mesh)
+  progress.stage('sampling')
+  return sample_responses(
+    make_engine(config, policy, tokenizer, mesh),
+    params,
+    tokenizer,
+    prompt,
+    max_prompt_length=max(len(tokenizer.encode(prompt)) + 1, 1),
+    count=arguments.count,
+    sampling=Sampling.make(
+      arguments.temperature, arguments.top_p, arguments.top_k
+    ),
+    seed=arguments.seed,
+  )

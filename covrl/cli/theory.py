@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks the claims of the entropy-control paper numerically.
+
+Prints one row per claim: whether it holds as printed, the measured figures and
+their tolerances. The exit status is 1 if a result differs from the recorded
+one. For example
+  covrl theory --workdir=runs/theory
+  covrl theory --claim=VII.4
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from covrl.cli import devices
+from covrl.exit_codes import Exit
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the options of `covrl theory`."""
+  parser.add_argument(
+    '--workdir', metavar='DIRECTORY', help='directory for report.html'
+  )
+  parser.add_argument(
+    '--claim', metavar='NAME', help='the only claim to check, such as VII.4'
+  )
+  parser.add_argument(
+    '--quick', action='store_true', help='use fewer trials, seeds and steps'
+  )
+
+
+def run(arguments: argparse.Namespace) -> None:
+  """Checks the claims and prints the table."""
+  from covrl.report.lab import write_lab_page
+  from covrl.theory import command
+
+  devices.set_xla_flags()
+  devices.use_compilation_cache()
+  checked = command.run(name=arguments.claim, quick=arguments.quick)
+  if arguments.workdir is not None:
+    print(write_lab_page(arguments.workdir, checked))
+  if not checked.agrees:
+    raise SystemExit(Exit.FAILED)

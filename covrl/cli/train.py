@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains a policy with reinforcement learning.
+
+A run consists of an optional supervised warm start, then iterations of rollout
+and optimiser updates. Metrics, samples, checkpoints and a report are written to
+the run directory. An existing run is resumed from its latest checkpoint. For
+example
+  covrl train --config=countdown:kl_cov --workdir=runs/kl_cov
+  covrl train --config=countdown:kl_cov --workdir=runs/seed_1 --config.seed=1
+
+Ctrl-C and SIGTERM save a checkpoint and end the run with status 42; the same
+command resumes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from typing import TYPE_CHECKING
+
+from covrl.cli import devices, options
+from covrl.cli.errors import is_refusal, print_refusal
+from covrl.exit_codes import Exit
+
+if TYPE_CHECKING:
+  from covrl.config import Recipe
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the options of `covrl train`."""
+  options.add_config(parser)
+  parser.add_argument(
+    '--workdir',
+    metavar='DIRECTORY',
+    required=True,
+    help='run directory: a new one, or that of the run to resume',
+  )
+  parser.add_argument(
+    '--stall_after',
+    type=float,
+    default=3600.0,
+    metavar='SECONDS',
+    help='time without progress after which the run ends with status 44, '
+    '0 for never (default: %(default)g)',
+  )
+  parser.add_argument(
+    '--profile_steps',
+    default='',
+    metavar='FIRST:LAST',
+    help='optimiser updates to trace with the JAX profiler',
+  )
+  processes = parser.add_argument_group(
+    'several processes',
+    'Found automatically on TPU pods, in GKE and under Slurm.',
+  )
+  processes.add_argument(
+    '--coordinator', metavar='HOST:PORT', help='address of process 0'
+  )
+  processes.add_argument(
+    '--num_processes', type=int, metavar='N', help='number of processes'
+  )
+  processes.add_argument(
+    '--process_id', type=int, metavar='N', help='index of this process, from 0'
+  )
+  processes.add_argument(
+    '--heartbeat',
+    type=int,
+    default=100,
+    metavar='SECONDS',
+    help='silence after which a process counts as lost (default: %(default)s)',
+  )
+
+
+def run(arguments: argparse.Namespace) -> None:
+  """Trains in this process, or in a supervised child of it."""
+  from covrl import config
+  from covrl.parallel import distributed, supervisor
+
+  devices.set_xla_flags()
+  recipe = config.load(arguments.config, arguments.overrides)
+  if arguments.coordinator or distributed.in_cluster():
+    if not supervisor.is_supervised():
+      command = [sys.executable, '-m', 'covrl.cli', *arguments.argv]
+      raise SystemExit(supervisor.supervise(command))
+    supervisor.die_with_parent()
+  distributed.initialize(
+    arguments.coordinator,
+    arguments.num_processes,
+    arguments.process_id,
+    heartbeat=arguments.heartbeat,
+  )
+  devices.use_compilation_cache()
+  if distributed.process_count() == 1:
+    status = _train(recipe, arguments)
+  else:
+    try:
+      status, orderly = _train(recipe, arguments), True
+    except Exception as error:
+      status, orderly = _print_error(error), False
+    distributed.exit_process(status, orderly=orderly)
+  if status:
+    raise SystemExit(status)
+
+
+def _train(recipe: Recipe, arguments: argparse.Namespace) -> int:
+  """Trains; returns the exit status."""
+  from covrl.report import write_report
+  from covrl.train import Stopped, TrainOptions, train
+
+  watch = TrainOptions(
+    stall_after=arguments.stall_after, profile_steps=arguments.profile_steps
+  )
+  try:
+    train(recipe, arguments.workdir, watch, write_report)
+  except Stopped:
+    return Exit.RESTART
+  return Exit.FINISHED
+
+
+def _print_error(error: Exception) -> int:
+  """Prints the error of one of several processes; returns its exit status."""
+  from covrl.parallel import distributed, supervisor
+
+  if distributed.is_peer_loss(error):
+    reason = ' '.join(str(error).split())[:200]
+    print(supervisor.lost_line(reason), file=sys.stderr)
+    return Exit.PEER_LOST
+  if is_refusal(error):
+    print_refusal(error)
+    return Exit.REFUSED
+  traceback.print_exception(error)
+  return Exit.FAILED
