@@ -3,7 +3,8 @@
 
 No TPU needs to be attached. The report lists, for each program, memory,
 operations, bytes and collectives, and estimates the least time it can take.
-For example
+Examples:
+
   covrl compile --config=countdown:kl_cov --topology=v5e:2x4
   covrl compile --config=reasoning:qwen2_5_7b_kl_cov --topology=v5p:4x4x4 --json
 """

@@ -3,7 +3,8 @@
 
 Writes a directory that transformers loads, with adapters merged into the
 weights; with --adapter the LoRA adapters alone, as PEFT loads them; with
---orbax a copy of a pretrained model that covrl loads faster. For example
+--orbax a copy of a pretrained model that covrl loads faster. Examples:
+
   covrl convert runs/kl_cov models/kl_cov
   covrl convert Qwen/Qwen2.5-0.5B models/qwen --dtype=float32 --orbax
 """

@@ -2,8 +2,9 @@
 """Evaluates a policy: greedy accuracy, mean@k, pass@k and maj@k.
 
 Each figure has a 95 % confidence interval over problems. A run is evaluated on
-its held-out problems, or like a pretrained model on evaluation suites. For
-example
+its held-out problems, or like a pretrained model on evaluation suites.
+Examples:
+
   covrl evaluate runs/kl_cov
   covrl evaluate runs/qwen --suite=math500,aime24,amc --suite_directory=suites
   covrl evaluate models/qwen --suite=math500 --samples=8 --output=runs/before
@@ -38,11 +39,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--samples',
     type=int,
     metavar='K',
-    help='samples per problem, the k of mean@k and pass@k',
+    help='samples per problem, the k of mean@k and pass@k (default: that of '
+    'the recipe or the suite)',
   )
-  parser.add_argument('--temperature', type=float, help='sampling temperature')
   parser.add_argument(
-    '--problems', type=int, metavar='N', help='problems per suite, at most'
+    '--temperature',
+    type=float,
+    help='sampling temperature (default: that of the recipe or the suite)',
+  )
+  parser.add_argument(
+    '--problems',
+    type=int,
+    metavar='N',
+    help='problems per suite, at most (default: that of the recipe)',
   )
   parser.add_argument(
     '--suite', metavar='NAMES', help='evaluation suites, separated by commas'

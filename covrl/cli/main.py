@@ -110,7 +110,7 @@ def _make_parser() -> tuple[_Parser, dict[str, _Parser]]:
   )
   parser.add_argument('--version', action='version', version=_version())
   commands = parser.add_subparsers(
-    dest='command', metavar='COMMAND', required=True
+    title='commands', dest='command', metavar='COMMAND', required=True
   )
   parsers: dict[str, _Parser] = {}
   for name, module in _COMMANDS.items():

@@ -3,7 +3,8 @@
 
 Prints batch sizes, three prompts with the rewards of their reference answers,
 and with --topology the memory and the time on those TPUs, which need not be
-attached. For example
+attached. Example:
+
   covrl plan --config=countdown:kl_cov --topology=v5p-64
 """
 

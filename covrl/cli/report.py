@@ -2,7 +2,8 @@
 """Writes an HTML report about a run, or one that compares several runs.
 
 The report of one run is report.html in its directory. A comparison pairs runs
-by seed and has confidence intervals. For example
+by seed and has confidence intervals. Examples:
+
   covrl report runs/kl_cov
   covrl report runs/*
 """

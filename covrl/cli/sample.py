@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Samples responses to a prompt from a run or a pretrained model.
 
-Prints one response per line with its log-probability. For example
+Prints one response per line with its log-probability. Examples:
+
   covrl sample runs/kl_cov "3 7 2 = 42 :"
   covrl sample Qwen/Qwen2.5-0.5B-Instruct "What is 17 * 23?" --chat
 """

@@ -3,7 +3,8 @@
 
 Prints one row per claim: whether it holds as printed, the measured figures and
 their tolerances. The exit status is 1 if a result differs from the recorded
-one. For example
+one. Examples:
+
   covrl theory --workdir=runs/theory
   covrl theory --claim=VII.4
 """

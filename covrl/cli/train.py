@@ -3,8 +3,9 @@
 
 A run consists of an optional supervised warm start, then iterations of rollout
 and optimiser updates. Metrics, samples, checkpoints and a report are written to
-the run directory. An existing run is resumed from its latest checkpoint. For
-example
+the run directory. An existing run is resumed from its latest checkpoint.
+Examples:
+
   covrl train --config=countdown:kl_cov --workdir=runs/kl_cov
   covrl train --config=countdown:kl_cov --workdir=runs/seed_1 --config.seed=1
 
