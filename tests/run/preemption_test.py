@@ -201,7 +201,7 @@ def test_told_to_stop_in_a_rollout(tmp_path):
   train('toy_slow', whole, **SLOW)
   command = [*arguments('toy_slow', workdir, **SLOW), '--profile_steps=0:0']
   process = subprocess.Popen(
-    command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
+    command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
   )
   deadline = time.monotonic() + 900
   # After the last update of the first iteration it samples and scores.
@@ -211,9 +211,9 @@ def test_told_to_stop_in_a_rollout(tmp_path):
     time.sleep(0.005)
   for _ in range(2):
     process.send_signal(signal.SIGTERM)
-  out, _ = process.communicate(timeout=600)
+  _, error = process.communicate(timeout=600)
   assert process.returncode == Exit.RESTART
-  assert 'told to stop' in out
+  assert 'told to stop' in error
   saved = CheckpointStore(workdir / 'checkpoints', keep=1).latest()
   assert saved is not None
   assert saved.position == 4
