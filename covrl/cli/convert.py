@@ -77,5 +77,6 @@ def run(arguments: argparse.Namespace) -> None:
       arguments.target,
       form=arguments.form,
       dtype=arguments.dtype,
+      on_progress=progress.counter('writing weight files'),
     )
   print(arguments.target)

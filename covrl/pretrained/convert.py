@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -29,6 +30,7 @@ def convert(
   *,
   form: Form,
   dtype: str | None = None,
+  on_progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> None:
   """Writes a policy as a directory.
 
@@ -41,6 +43,7 @@ def convert(
       loads them; or `'orbax'`, a model that is read faster. In the first and
       the last adapters are merged.
     dtype: of what is written; as it is unless given.
+    on_progress: called with the numbers of weight files written and in all.
 
   Raises:
     ValueError: as `save_pretrained` and `save_adapters`.
@@ -52,7 +55,7 @@ def convert(
   if form == 'adapter':
     save_adapters(target, policy, params)
   elif form == 'model':
-    save_pretrained(target, policy, params)
+    save_pretrained(target, policy, params, on_progress=on_progress)
   else:
     save_copy(target, described_files(policy, params), params)
 

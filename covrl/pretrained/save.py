@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -33,6 +33,7 @@ def save_pretrained(
   params: PyTree,
   *,
   shard_bytes: int = SHARD_BYTES,
+  on_progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> None:
   """Writes a Hugging Face directory of a policy.
 
@@ -46,6 +47,7 @@ def save_pretrained(
     policy: whose parameters these are.
     params: all of them.
     shard_bytes: of a file, about; it is held in memory while it is written.
+    on_progress: called with the numbers of weight files written and in all.
 
   Raises:
     ValueError: something is there already, or no family can describe the
@@ -58,7 +60,7 @@ def save_pretrained(
     for name, content in files.items():
       (draft / name).write_bytes(content)
     wanted = list(places(params, family.names))
-    write_tensors(draft, 'model', wanted, shard_bytes)
+    write_tensors(draft, 'model', wanted, shard_bytes, on_progress)
 
 
 def described_files(policy: Policy, params: PyTree) -> dict[str, bytes]:
@@ -103,6 +105,7 @@ def write_tensors(
   name: str,
   wanted: Sequence[Place],
   shard_bytes: int = SHARD_BYTES,
+  on_progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> None:
   """Writes parameters as safetensors, in as many files as their size asks for.
 
@@ -111,6 +114,7 @@ def write_tensors(
     name: of the file, or of the files before their numbers.
     wanted: the parameters, and what they are called there.
     shard_bytes: of a file, about.
+    on_progress: called with the numbers of files written and in all.
   """
   from safetensors.numpy import save_file
 
@@ -118,6 +122,7 @@ def write_tensors(
   total = len(shards)
   files: dict[str, str] = {}
   size = 0
+  on_progress(0, total)
   for number, shard in enumerate(shards, start=1):
     file = (
       f'{name}.safetensors'
@@ -130,6 +135,7 @@ def write_tensors(
     save_file(tensors, directory / file, metadata={'format': 'pt'})
     files |= dict.fromkeys(tensors, file)
     size += sum(tensor.nbytes for tensor in tensors.values())
+    on_progress(number, total)
   if total > 1:
     index = {'metadata': {'total_size': size}, 'weight_map': files}
     path = directory / f'{name}.safetensors.index.json'
