@@ -33,11 +33,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
   """Checks the claims and prints the table."""
   from covrl.report.lab import write_lab_page
+  from covrl.run.progress import Progress
   from covrl.theory import command
 
   devices.set_xla_flags()
   devices.use_compilation_cache()
-  checked = command.run(name=arguments.claim, quick=arguments.quick)
+  with Progress() as progress:
+    checked = command.run(
+      name=arguments.claim,
+      quick=arguments.quick,
+      on_progress=progress.counter('checking claims'),
+    )
+  command.print_results(checked)
   if arguments.workdir is not None:
     print(write_lab_page(arguments.workdir, checked))
   if not checked.agrees:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`covrl theory`: runs the claims and prints the table."""
+"""`covrl theory`: checks the claims and prints their table."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from rich.console import Console
@@ -41,31 +41,37 @@ def run(
   name: str | None = None,
   quick: bool = False,
   claims: Sequence[Claim] = CLAIMS,
+  on_progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Run:
-  """Checks the claims and prints the table.
+  """Checks the claims.
 
   Args:
     name: of the claims to check; all if `None`.
     quick: fewer trials, for continuous integration.
     claims: the table.
+    on_progress: called with the numbers of claims checked and in all.
 
   Raises:
     ValueError: if no claim has that name.
   """
   chosen = claims if name is None else named(name)
-  console = Console(width=max(120, Console().width), highlight=False)
   lab, started = Lab(quick=quick), time.monotonic()
   results = []
-  for index, claim in enumerate(chosen):
-    with console.status(f'{index + 1} of {len(chosen)}  {claim.name}'):
-      results.append(claim.run(lab))
-  console.print(table(results))
-  done = Run(lab, results, time.monotonic() - started)
-  agreeing = sum(result.agrees for result in results)
+  on_progress(0, len(chosen))
+  for claim in chosen:
+    results.append(claim.run(lab))
+    on_progress(len(results), len(chosen))
+  return Run(lab, results, time.monotonic() - started)
+
+
+def print_results(done: Run) -> None:
+  """Prints the table of the checked claims on standard output."""
+  console = Console(width=max(120, Console().width), highlight=False)
+  console.print(table(done.results))
+  agreeing = sum(result.agrees for result in done.results)
   console.print(
-    f'{agreeing} of {len(results)} as recorded, in {done.seconds:.0f} s.'
+    f'{agreeing} of {len(done.results)} as recorded, in {done.seconds:.0f} s.'
   )
-  return done
 
 
 def table(results: Sequence[Result]) -> Table:
