@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m launch`; see the package's description."""
+"""Command line of the launchers: `python -m launch`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from launch import gke, local, slurm, tpu
 from launch.job import Job, LaunchError, pairs
 from launch.shell import Shell
 
-_PLACES = {'tpu': tpu, 'gke': gke, 'slurm': slurm, 'local': local}
+_LAUNCHERS = {'tpu': tpu, 'gke': gke, 'slurm': slurm, 'local': local}
 
 
 def main(argv: Sequence[str] | None = None, shell: Shell | None = None) -> int:
-  """Launches; the exit status."""
+  """Runs a launcher and returns its exit status."""
   given = list(sys.argv[1:] if argv is None else argv)
   cut = given.index('--') if '--' in given else len(given)
   options = _parser().parse_args(given[:cut])
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None, shell: Shell | None = None) -> int:
       secrets=pairs('--secret', options.secret),
       restarts=options.restarts,
     )
-    return _PLACES[options.place].run(job, options, shell)
+    return _LAUNCHERS[options.launcher].run(job, options, shell)
   except ValueError as error:
     print(f'launch: {error}', file=sys.stderr)
     return error.status if isinstance(error, LaunchError) else 2
@@ -40,19 +40,31 @@ def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     prog='launch', description=launch.__doc__, formatter_class=raw
   )
-  places = parser.add_subparsers(dest='place', required=True)
-  for name, module in _PLACES.items():
-    place = places.add_parser(
+  commands = parser.add_subparsers(dest='launcher', required=True)
+  for name, module in _LAUNCHERS.items():
+    command = commands.add_parser(
       name, description=module.__doc__, formatter_class=raw
     )
-    place.add_argument('--name', required=True, help='of the job')
-    place.add_argument('--env', action='append', default=[], help='NAME=VALUE')
-    place.add_argument(
-      '--secret', action='append', default=[], help='NAME=SECRET, by its name'
+    command.add_argument('--name', required=True, help='name of the job')
+    command.add_argument(
+      '--env',
+      action='append',
+      default=[],
+      help='NAME=VALUE: environment variable of the run',
     )
-    place.add_argument('--restarts', type=int, default=100)
-    place.add_argument('--dry-run', action='store_true')
-    module.add_arguments(place)
+    command.add_argument(
+      '--secret',
+      action='append',
+      default=[],
+      help='NAME=SECRET: variable NAME holds the value of the named secret',
+    )
+    command.add_argument(
+      '--restarts', type=int, default=100, help='maximal number of restarts'
+    )
+    command.add_argument(
+      '--dry-run', action='store_true', help='only print what would be run'
+    )
+    module.add_arguments(command)
   return parser
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GKE: a JobSet, one job a slice and one pod a host, or XPK's command for it.
+"""GKE: a JobSet with one job per slice and one pod per host, or XPK's command.
 
-Kubernetes does the restarting: any pod whose exit status means so ends the
-whole set, which then begins again; any other status fails it at once.
+Kubernetes restarts the run: a pod that exits with a status for restarting ends
+the whole set, which then starts again; any other status fails it at once.
 """
 
 from __future__ import annotations
@@ -20,29 +20,35 @@ from launch.job import Job, LaunchError
 from launch.shell import Shell
 from launch.slices import Slice, find_slice
 
-# Seconds a pod has to save itself in.
+# Seconds that a pod has to save a checkpoint after SIGTERM.
 _GRACE = 300
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """The options of `launch gke`."""
-  parser.add_argument('--type', required=True, help='such as v5p-64')
-  parser.add_argument('--image', required=True, help='with covrl installed')
-  parser.add_argument('--num-slices', type=int, default=1)
+  """Adds the options of `launch gke`."""
+  parser.add_argument(
+    '--type', required=True, help='accelerator type, such as v5p-64'
+  )
+  parser.add_argument(
+    '--image', required=True, help='container image with covrl installed'
+  )
+  parser.add_argument(
+    '--num-slices', type=int, default=1, help='number of TPU slices'
+  )
   parser.add_argument('--namespace', default='default')
   parser.add_argument('--service-account')
-  parser.add_argument('--queue', help="Kueue's local queue")
+  parser.add_argument('--queue', help='local queue of Kueue')
   parser.add_argument('--spot', action='store_true')
   parser.add_argument(
-    '--xpk', action='store_true', help='by `xpk workload create`'
+    '--xpk', action='store_true', help='submit with `xpk workload create`'
   )
-  parser.add_argument('--cluster', help='for --xpk')
-  parser.add_argument('--project', help='for --xpk')
-  parser.add_argument('--zone', help='for --xpk')
+  parser.add_argument('--cluster', help='cluster, for --xpk')
+  parser.add_argument('--project', help='project, for --xpk')
+  parser.add_argument('--zone', help='zone, for --xpk')
 
 
 def run(job: Job, options: argparse.Namespace, shell: Shell) -> int:
-  """Submits the job; the exit status of that."""
+  """Submits the job and returns the exit status of the submission."""
   slice_ = find_slice(options.type)
   if options.num_slices < 1:
     raise LaunchError(
@@ -50,7 +56,7 @@ def run(job: Job, options: argparse.Namespace, shell: Shell) -> int:
     )
   job.check_shared(slice_.hosts * options.num_slices)
   if options.xpk:
-    shell.say(shell.demand(_xpk(job, options, slice_)).rstrip())
+    shell.print(shell.check_output(_xpk(job, options, slice_)).rstrip())
     return 0
   manifest = yaml.safe_dump(job_set(job, options, slice_), sort_keys=False)
   shell.show(f'{job.name}.yaml', manifest)
@@ -58,14 +64,16 @@ def run(job: Job, options: argparse.Namespace, shell: Shell) -> int:
     file = pathlib.Path(folder) / f'{job.name}.yaml'
     file.write_text(manifest)
     name = file.name if shell.dry_run else str(file)
-    shell.say(shell.demand(['kubectl', 'apply', f'--filename={name}']).rstrip())
+    shell.print(
+      shell.check_output(['kubectl', 'apply', f'--filename={name}']).rstrip()
+    )
   return 0
 
 
 def job_set(
   job: Job, options: argparse.Namespace, slice_: Slice
 ) -> dict[str, Any]:
-  """The manifest."""
+  """Returns the JobSet manifest."""
   selector = {
     'cloud.google.com/gke-tpu-accelerator': slice_.gke,
     'cloud.google.com/gke-tpu-topology': slice_.shape,
@@ -76,7 +84,8 @@ def job_set(
   container = {
     'name': 'covrl',
     'image': options.image,
-    # No shell: arguments stay what they are, and the signal finds the program.
+    # Without a shell, so that arguments are passed unchanged and SIGTERM reaches
+    # the program.
     'command': ['covrl', 'train', *_literal(job.arguments)],
     'env': [
       *(
@@ -166,7 +175,7 @@ def job_set(
 
 
 def _literal(texts: tuple[str, ...] | list[str]) -> list[str]:
-  """Texts in which Kubernetes is to replace no `$(NAME)`.
+  """Escapes `$`, so that Kubernetes does not substitute `$(NAME)`.
 
   >>> _literal(['$(HOME)', '$$'])
   ['$$(HOME)', '$$$$']
@@ -175,7 +184,7 @@ def _literal(texts: tuple[str, ...] | list[str]) -> list[str]:
 
 
 def _xpk(job: Job, options: argparse.Namespace, slice_: Slice) -> list[str]:
-  """XPK's command; its command line goes through a shell."""
+  """Returns XPK's command; XPK passes `--command` through a shell."""
   for name in ('cluster', 'project', 'zone'):
     if not getattr(options, name):
       raise LaunchError(f'--xpk needs --{name}')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is to be run, whatever starts it."""
+"""Description of a job, independent of the launcher."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import jinja2
 
-# Kubernetes, Cloud TPU and Slurm all take it, and no shell sees more in it.
+# Valid for Kubernetes, Cloud TPU and Slurm, and without special characters.
 _NAME = re.compile(r'[a-z]([-a-z0-9]{0,38}[a-z0-9])?')
 _VARIABLE = re.compile(r'[A-Za-z_][A-Za-z0-9_]*')
 _SECRET = re.compile(
@@ -20,7 +20,7 @@ _SECRET = re.compile(
 
 
 class LaunchError(ValueError):
-  """Bad input, or a command that failed, in one sentence."""
+  """Bad input, or a failed command, as one sentence with an exit status."""
 
   def __init__(self, message: str, *, status: int = 2) -> None:
     super().__init__(message)
@@ -29,19 +29,20 @@ class LaunchError(ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-  """A run of covrl.
+  """A training run to launch.
 
   Attributes:
-    name: of the job, wherever it runs.
-    arguments: of `covrl train`.
-    environment: variables and their values; nothing secret, for they stand in
+    name: name of the job.
+    arguments: arguments of `covrl train`.
+    environment: environment variables; not for secrets, since they appear in
       commands and manifests.
-    secrets: variables and the names of the secrets that hold their values.
-    restarts: how often it may be started again.
+    secrets: environment variables and the names of the secrets that hold their
+      values.
+    restarts: maximal number of restarts.
 
   Raises:
-    LaunchError: a name no system takes, a variable's name that is none or
-      sounds like a secret's, or arguments without config or workdir.
+    LaunchError: if the name is not valid everywhere, a variable's name is
+      invalid or looks like a secret, or the config or workdir is missing.
   """
 
   name: str
@@ -66,8 +67,8 @@ class Job:
     for name in self.environment:
       if _SECRET.search(name):
         raise LaunchError(
-          f'--env must hold nothing secret, {name} sounds like it; use --secret '
-          'or the environment of the cluster'
+          f'--env must not hold secrets, {name} looks like one; use --secret or'
+          ' the environment of the cluster'
         )
     for text in (*self.arguments, *self.environment.values()):
       if '\0' in text:
@@ -80,26 +81,26 @@ class Job:
         )
 
   def value(self, option: str) -> str | None:
-    """The value of an argument of `covrl train`, if it is given."""
-    for place, argument in enumerate(self.arguments):
+    """Returns the value of an argument of `covrl train`, if given."""
+    for index, argument in enumerate(self.arguments):
       if argument.startswith(f'{option}='):
         return argument.partition('=')[2]
-      if argument == option and place + 1 < len(self.arguments):
-        return self.arguments[place + 1]
+      if argument == option and index + 1 < len(self.arguments):
+        return self.arguments[index + 1]
     return None
 
   def check_shared(self, hosts: int) -> None:
-    """Refuses a workdir that each of several hosts would have for itself."""
+    """Refuses a workdir that several hosts do not share."""
     workdir = self.value('--workdir') or ''
     if '://' not in workdir:
       raise LaunchError(
-        f'--workdir must be in a bucket (gs://…), for {hosts} hosts that may '
-        f'be lost share it, got {workdir!r}'
+        f'--workdir must be in a bucket (gs://…), shared by all {hosts} hosts,'
+        f' got {workdir!r}'
       )
 
 
 def pairs(option: str, given: Sequence[str]) -> dict[str, str]:
-  """`NAME=VALUE` arguments as a dictionary.
+  """Parses `NAME=VALUE` arguments.
 
   >>> pairs('--env', ['A=b c', 'D='])
   {'A': 'b c', 'D': ''}
@@ -113,7 +114,7 @@ def pairs(option: str, given: Sequence[str]) -> dict[str, str]:
 
 
 def render(template: str, **values: object) -> str:
-  """A script from `launch/templates`; every value is quoted there by `sh`."""
+  """Renders a script of `launch/templates`, which quote values by `sh`."""
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / 'templates'),
     undefined=jinja2.StrictUndefined,

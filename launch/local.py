@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several processes on this machine, as one run."""
+"""Local launcher: one run by several processes of this machine."""
 
 from __future__ import annotations
 
@@ -13,31 +13,40 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from covrl.exit_codes import Exit, means_restart, verdict
+from covrl.exit_codes import Exit, combined_status, means_restart
 from launch.job import Job, LaunchError
 from launch.shell import Shell
 
-# Seconds that the others have when one process has ended: they notice by
-# themselves within a heartbeat, and save.
+# Seconds that the other processes have to exit after one has ended: they notice
+# within a heartbeat and save a checkpoint.
 _GRACE = 300.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """The options of `launch local`."""
-  parser.add_argument('--processes', type=int, required=True)
-  parser.add_argument('--port', type=int, help='of the coordinator; a free one')
-  parser.add_argument('--grace', type=float, default=_GRACE, help='seconds')
+  """Adds the options of `launch local`."""
+  parser.add_argument(
+    '--processes', type=int, required=True, help='number of processes'
+  )
+  parser.add_argument(
+    '--port', type=int, help='port of the coordinator; a free one if absent'
+  )
+  parser.add_argument(
+    '--grace',
+    type=float,
+    default=_GRACE,
+    help='seconds to exit in after one process has ended',
+  )
 
 
 def run(job: Job, options: argparse.Namespace, shell: Shell) -> int:
-  """Trains with several processes; one exit status for all of them."""
+  """Trains with several processes and returns one exit status for all."""
   if options.processes < 1:
     raise LaunchError(
       f'--processes must be at least 1, got {options.processes}'
     )
   if job.secrets:
     raise LaunchError(
-      '--secret is for tpu and gke; local processes have this environment'
+      '--secret is for tpu and gke; local processes inherit this environment'
     )
   code = int(Exit.RESTART)
   for attempt in range(job.restarts + 1):
@@ -46,11 +55,13 @@ def run(job: Job, options: argparse.Namespace, shell: Shell) -> int:
       for command in commands:
         shell.run([*_environment(job), *command])
       return 0
-    code = verdict(_run(commands, {**os.environ, **job.environment}, options))
+    code = combined_status(
+      _run(commands, {**os.environ, **job.environment}, options)
+    )
     if not means_restart(code):
       return code
     if attempt < job.restarts:
-      shell.say(f'restart {attempt + 1} of {job.restarts}')
+      shell.print(f'restart {attempt + 1} of {job.restarts}')
   return code
 
 
@@ -87,13 +98,13 @@ def _run(
   environment: dict[str, str],
   options: argparse.Namespace,
 ) -> list[int]:
-  """Runs them side by side; a signal to this process is theirs too."""
+  """Runs commands in parallel, forwarding signals; returns exit statuses."""
   processes = [
     subprocess.Popen(command, env=environment, start_new_session=True)
     for command in commands
   ]
   try:
-    with _passed_on(processes):
+    with _forwarded_signals(processes):
       deadline = None
       while any(process.poll() is None for process in processes):
         if deadline is None and any(process.poll() for process in processes):
@@ -109,17 +120,19 @@ def _run(
 
 
 @contextlib.contextmanager
-def _passed_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-  """Hands SIGTERM and SIGINT on to all processes while it lasts."""
+def _forwarded_signals(
+  processes: Sequence[subprocess.Popen[bytes]],
+) -> Iterator[None]:
+  """Context in which SIGTERM and SIGINT end all processes with SIGTERM."""
 
-  def hand_on(number: int, frame: object) -> None:
+  def forward(number: int, frame: object) -> None:
     del number, frame
     for process in processes:
       if process.poll() is None:
         process.send_signal(signal.SIGTERM)
 
   kinds = (signal.SIGTERM, signal.SIGINT)
-  before = {kind: signal.signal(kind, hand_on) for kind in kinds}
+  before = {kind: signal.signal(kind, forward) for kind in kinds}
   try:
     yield
   finally:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands of other programs: run, or only shown."""
+"""Execution of external commands, with a dry-run mode."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from typing import IO
 
 from launch.job import LaunchError
 
-# `gcloud` and `kubectl` answer within seconds, or not at all.
-_PATIENCE = 300.0
+# Seconds after which `gcloud` or `kubectl` is given up.
+_TIMEOUT = 300.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shell:
-  """Runs commands.
+  """Runs external commands, or only prints them.
 
   Attributes:
-    dry_run: whether to show only.
-    output: where to show.
-    sleep: waits so many seconds.
+    dry_run: whether commands are printed instead of executed.
+    output: stream that messages are printed to.
+    sleep: function that waits a number of seconds.
   """
 
   dry_run: bool = False
   output: IO[str] = dataclasses.field(default_factory=lambda: sys.stdout)
   sleep: Callable[[float], None] = time.sleep
 
-  def say(self, text: str) -> None:
-    """Tells the user."""
+  def print(self, text: str) -> None:
+    """Prints a message to the user."""
     print(text, file=self.output, flush=True)
 
   def show(self, title: str, content: str) -> None:
-    """Shows a file as it is used, in a dry run."""
+    """Prints the content of a generated file, in a dry run."""
     if self.dry_run:
-      self.say(f'# {title}\n{content.rstrip()}\n')
+      self.print(f'# {title}\n{content.rstrip()}\n')
 
   def run(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Runs a command that answers soon; its answer."""
+    """Runs a short command and returns its result."""
     if self.dry_run:
-      self.say(shlex.join(command))
+      self.print(shlex.join(command))
       return subprocess.CompletedProcess(command, 0, '', '')
     try:
       return subprocess.run(
@@ -55,22 +55,20 @@ class Shell:
         text=True,
         capture_output=True,
         stdin=subprocess.DEVNULL,
-        timeout=_PATIENCE,
+        timeout=_TIMEOUT,
       )
     except FileNotFoundError:
-      raise LaunchError(
-        f'{command[0]} is required, and not installed'
-      ) from None
+      raise LaunchError(f'{command[0]} is required but not installed') from None
     except subprocess.TimeoutExpired:
       return subprocess.CompletedProcess(
-        command, 124, '', f'no answer within {_PATIENCE:g} s'
+        command, 124, '', f'no answer within {_TIMEOUT:g} s'
       )
 
-  def demand(self, command: Sequence[str]) -> str:
-    """Runs a command that must succeed; what it printed.
+  def check_output(self, command: Sequence[str]) -> str:
+    """Runs a command and returns its output.
 
     Raises:
-      LaunchError: it did not.
+      LaunchError: if the command failed.
     """
     done = self.run(command)
     if done.returncode:
@@ -78,16 +76,16 @@ class Shell:
     return done.stdout
 
   def follow(self, commands: Sequence[Sequence[str]]) -> list[tuple[int, str]]:
-    """Runs commands side by side, showing what they print as they do.
+    """Runs commands in parallel and relays their output as it comes.
 
-    They take as long as they take: what they start watches over itself.
+    There is no time limit: the programs that they start have their own.
 
     Returns:
       Exit status and standard output of each.
     """
     if self.dry_run:
       for command in commands:
-        self.say(shlex.join(command))
+        self.print(shlex.join(command))
       return [(0, '')] * len(commands)
     processes = [
       subprocess.Popen(
@@ -100,10 +98,10 @@ class Shell:
       )
       for command in commands
     ]
-    heard: list[list[str]] = [[] for _ in processes]
+    outputs: list[list[str]] = [[] for _ in processes]
     threads = [
       threading.Thread(target=self._relay, args=(process, lines), daemon=True)
-      for process, lines in zip(processes, heard, strict=True)
+      for process, lines in zip(processes, outputs, strict=True)
     ]
     for thread in threads:
       thread.start()
@@ -111,23 +109,24 @@ class Shell:
       thread.join()
     return [
       (process.wait(), ''.join(lines))
-      for process, lines in zip(processes, heard, strict=True)
+      for process, lines in zip(processes, outputs, strict=True)
     ]
 
   def _relay(self, process: subprocess.Popen[str], lines: list[str]) -> None:
+    """Prints a process's output line by line and collects it."""
     with contextlib.closing(process.stdout or io.StringIO()) as output:
       for line in output:
         lines.append(line)
-        self.say(line.rstrip('\n'))
+        self.print(line.rstrip('\n'))
 
 
 def failed(
   command: Sequence[str], done: subprocess.CompletedProcess[str]
 ) -> LaunchError:
-  """The one sentence about a command that failed."""
-  said = (done.stderr or done.stdout).strip() or 'no message'
+  """Returns the error for a command that failed, as one sentence."""
+  message = (done.stderr or done.stdout).strip() or 'no message'
   return LaunchError(
     f'{" ".join(command[:4])} ended with {done.returncode}: '
-    f'{" ".join(said.split())}',
+    f'{" ".join(message.split())}',
     status=1,
   )

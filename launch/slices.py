@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TPU slices as clouds know them; which there are is in `covrl.parallel.topologies`."""
+"""Cloud attributes of TPU slices: hosts, GKE labels and runtime versions."""
 
 from __future__ import annotations
 
@@ -10,32 +10,38 @@ from covrl.parallel import topologies
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Hosting:
-  """How a generation's chips are spread over virtual machines.
+  """Cloud attributes of a TPU generation.
 
   Attributes:
-    gke: the accelerator's label in GKE.
-    runtime: the software of Cloud TPU's virtual machines.
-    alone: most chips that a single virtual machine may have; in larger slices
-      each has four.
+    gke: accelerator label in GKE.
+    runtime: default runtime version of Cloud TPU.
+    single_host_chips: maximal number of chips of a single-host slice; hosts of
+      larger slices have four chips each.
   """
 
   gke: str
   runtime: str
-  alone: int
+  single_host_chips: int
 
 
 _HOSTING = {
   'v5e': _Hosting(
-    gke='tpu-v5-lite-podslice', runtime='v2-alpha-tpuv5-lite', alone=8
+    gke='tpu-v5-lite-podslice',
+    runtime='v2-alpha-tpuv5-lite',
+    single_host_chips=8,
   ),
-  'v5p': _Hosting(gke='tpu-v5p-slice', runtime='v2-alpha-tpuv5', alone=4),
-  'v6e': _Hosting(gke='tpu-v6e-slice', runtime='v2-alpha-tpuv6e', alone=8),
+  'v5p': _Hosting(
+    gke='tpu-v5p-slice', runtime='v2-alpha-tpuv5', single_host_chips=4
+  ),
+  'v6e': _Hosting(
+    gke='tpu-v6e-slice', runtime='v2-alpha-tpuv6e', single_host_chips=8
+  ),
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Slice:
-  """Chips that are wired to one another, and the machines they are in.
+  """A TPU slice and its hosts.
 
   >>> find_slice('v5p-64').shape, find_slice('v5p-64').hosts
   ('2x4x4', 8)
@@ -45,12 +51,12 @@ class Slice:
 
   @property
   def shape(self) -> str:
-    """Chips along each axis, as GKE writes it."""
+    """Chips along each axis, in GKE's notation."""
     return self.topology.name.partition(':')[2]
 
   @property
   def accelerator(self) -> str:
-    """As Cloud TPU calls it, by cores or chips."""
+    """Accelerator type of Cloud TPU."""
     return self.topology.accelerator
 
   @property
@@ -66,12 +72,12 @@ class Slice:
   @property
   def chips_per_host(self) -> int:
     """Chips of a virtual machine."""
-    alone = _HOSTING[self.topology.chip.name].alone
-    return self.topology.chips if self.topology.chips <= alone else 4
+    most = _HOSTING[self.topology.chip.name].single_host_chips
+    return self.topology.chips if self.topology.chips <= most else 4
 
   @property
   def hosts(self) -> int:
-    """Virtual machines, each a process of the run."""
+    """Number of hosts, each with one process of the run."""
     return self.topology.chips // self.chips_per_host
 
 
@@ -79,8 +85,8 @@ def find_slice(name: str) -> Slice:
   """Looks up an accelerator type (`v5p-64`) or a topology (`v5p:2x4x4`).
 
   Raises:
-    ValueError: there is none of this name; lists those there are.
+    ValueError: if the name is unknown; the message lists the known ones.
   """
-  # People say v5e where the interface says v5litepod.
+  # Google's name of v5e slices begins with v5litepod.
   google = name.replace('v5e-', 'v5litepod-') if ':' not in name else name
-  return Slice(topology=topologies.find(google))
+  return Slice(topology=topologies.find_topology(google))

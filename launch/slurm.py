@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slurm: a batch script that requeues itself, one process a GPU."""
+"""Slurm: a batch script that requeues itself, with one process per GPU."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from covrl.exit_codes import RESTARTED
 from launch.job import Job, LaunchError, render
 from launch.shell import Shell
 
-# What may stand in a directive: sbatch reads those with quoting of its own.
+# Values allowed in an #SBATCH directive, which has its own quoting rules.
 _WORD = re.compile(r'[A-Za-z0-9_.,:@-]+')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """The options of `launch slurm`."""
+  """Adds the options of `launch slurm`."""
   parser.add_argument('--nodes', type=int, required=True)
   parser.add_argument('--gpus-per-node', type=int, required=True)
   parser.add_argument('--cpus-per-task', type=int)
@@ -25,25 +25,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--partition')
   parser.add_argument('--account')
   parser.add_argument(
-    '--notice', type=int, default=300, help='seconds before the limit'
+    '--notice',
+    type=int,
+    default=300,
+    help='seconds before the time limit at which the run is asked to stop',
   )
-  parser.add_argument('--covrl', default='covrl', help='the program')
+  parser.add_argument(
+    '--covrl', default='covrl', help='path of the covrl command on the nodes'
+  )
 
 
 def run(job: Job, options: argparse.Namespace, shell: Shell) -> int:
-  """Submits the script; the exit status of that."""
+  """Submits the script and returns the exit status of the submission."""
   script = batch_script(job, options)
   shell.show(f'{job.name}.sh', script)
   with tempfile.TemporaryDirectory(prefix='covrl-') as folder:
     file = pathlib.Path(folder) / f'{job.name}.sh'
     file.write_text(script)
     name = file.name if shell.dry_run else str(file)
-    shell.say(shell.demand(['sbatch', name]).rstrip())
+    shell.print(shell.check_output(['sbatch', name]).rstrip())
   return 0
 
 
 def batch_script(job: Job, options: argparse.Namespace) -> str:
-  """What `sbatch` is given."""
+  """Returns the batch script."""
   for name in ('nodes', 'gpus_per_node', 'notice'):
     if getattr(options, name) < 1:
       raise LaunchError(
@@ -54,12 +59,12 @@ def batch_script(job: Job, options: argparse.Namespace) -> str:
     value = getattr(options, name)
     if value is not None and not _WORD.fullmatch(value):
       raise LaunchError(
-        f'--{name} must be a word that sbatch takes, got {value!r}'
+        f'--{name} must be letters, digits and _.,:@-, got {value!r}'
       )
   if job.secrets:
     raise LaunchError(
-      '--secret is for tpu and gke; Slurm jobs have the environment that '
-      'sbatch was called in'
+      '--secret is for tpu and gke; Slurm jobs inherit the environment of'
+      ' sbatch'
     )
   return render(
     'slurm.sh.j2',

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cloud TPU virtual machines: queued, set up, run, and recreated if preempted.
+"""Cloud TPU: requests slices, installs covrl, trains, and recovers preemptions.
 
-A queued resource is asked for and waited for; covrl is copied to every host and
-installed; every host runs the same script. If a host's exit status means a
-restart, or its connection is lost, the state of the resource decides: one that
-was preempted is deleted and asked for again.
+Creates a queued resource and waits for it; copies covrl to every host and
+installs it; runs the same script on every host. If a host's exit status asks for
+a restart, or its connection is lost, the state of the resource decides: a
+preempted one is deleted and requested again.
 """
 
 from __future__ import annotations
@@ -15,44 +15,53 @@ import pathlib
 import re
 import tempfile
 
-from covrl.exit_codes import Exit, means_restart, verdict
+from covrl.exit_codes import Exit, combined_status, means_restart
 from launch.job import Job, LaunchError, render
 from launch.shell import Shell, failed
 from launch.slices import Slice, find_slice
 
-# Of a queued resource: it will not become active any more.
+# States of a queued resource that will not become active again.
 _ENDED = ('SUSPENDING', 'SUSPENDED', 'FAILED', 'DELETING')
 _SCARCE = re.compile(r'RESOURCE_EXHAUSTED|quota|capacity|UNAVAILABLE', re.I)
 _EXIT = re.compile(r'covrl-exit=(\d+)')
-# What ssh ends with when the connection is lost.
+# Exit status of ssh when the connection is lost.
 _LOST = 255
-# A connection that carries nothing for five minutes is lost, and ends.
+# Ends a connection that has been silent for five minutes.
 _ALIVE = ('-oServerAliveInterval=30', '-oServerAliveCountMax=10')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """The options of `launch tpu`."""
-  parser.add_argument('--type', required=True, help='such as v5p-64')
+  """Adds the options of `launch tpu`."""
+  parser.add_argument(
+    '--type', required=True, help='accelerator type, such as v5p-64'
+  )
   parser.add_argument('--project', required=True)
   parser.add_argument('--zone', required=True)
   parser.add_argument('--num-slices', type=int, default=1)
-  parser.add_argument('--runtime-version', help="the generation's if absent")
+  parser.add_argument(
+    '--runtime-version', help='default of the generation if absent'
+  )
   parser.add_argument('--network')
   parser.add_argument('--service-account')
   kind = parser.add_mutually_exclusive_group()
   kind.add_argument('--spot', action='store_true')
   kind.add_argument('--reserved', action='store_true')
-  parser.add_argument('--poll', type=float, default=30.0, help='seconds')
   parser.add_argument(
-    '--max-wait', type=float, default=24.0, help='hours for a slice to come'
+    '--poll', type=float, default=30.0, help='seconds between status requests'
   )
   parser.add_argument(
-    '--keep', action='store_true', help='the machines after the end'
+    '--max-wait',
+    type=float,
+    default=24.0,
+    help='maximal hours to wait for a slice',
+  )
+  parser.add_argument(
+    '--keep', action='store_true', help='keep the machines after the run'
   )
 
 
 def run(job: Job, options: argparse.Namespace, shell: Shell) -> int:
-  """Trains on a slice, or several; the exit status."""
+  """Trains on one or several slices and returns the exit status."""
   slice_ = find_slice(options.type)
   if options.num_slices < 1:
     raise LaunchError(
@@ -71,7 +80,7 @@ def run(job: Job, options: argparse.Namespace, shell: Shell) -> int:
 
 @dataclasses.dataclass
 class _Queued:
-  """A queued resource, and what is run on it."""
+  """A queued resource and the run on it."""
 
   job: Job
   options: argparse.Namespace
@@ -80,7 +89,7 @@ class _Queued:
   folder: pathlib.Path
 
   def train(self) -> int:
-    """Runs to the end, through preemptions."""
+    """Trains until the run ends, through preemptions."""
     self._pack()
     ready, code = False, int(Exit.RESTART)
     for attempt in range(self.job.restarts + 1):
@@ -91,12 +100,12 @@ class _Queued:
       if not means_restart(code):
         break
       if attempt < self.job.restarts:
-        self.shell.say(f'restart {attempt + 1} of {self.job.restarts}')
+        self.shell.print(f'restart {attempt + 1} of {self.job.restarts}')
         self.shell.sleep(self.options.poll)
     if code == 0 and not self.options.keep:
       self._delete()
     elif not self.shell.dry_run:
-      self.shell.say(f'the machines of {self.job.name} are still there')
+      self.shell.print(f'the machines of {self.job.name} are kept')
     return code
 
   @property
@@ -117,14 +126,14 @@ class _Queued:
     ]
 
   def _acquire(self) -> bool:
-    """Waits for the slice; whether it is a new one."""
+    """Waits for the slice; returns whether it is a new one."""
     new = False
     if self.shell.dry_run:
       self._create()
     waited, most = 0.0, self.options.max_wait * 3600
     while (state := self._state()) != 'ACTIVE':
       if state in _ENDED:
-        self.shell.say(f'{self.job.name} is {state}: asking for another')
+        self.shell.print(f'{self.job.name} is {state}: requesting another')
         self._delete()
         state = None
       if state is None:
@@ -132,7 +141,7 @@ class _Queued:
         self._create()
       if waited >= most:
         raise LaunchError(
-          f'no slice came within {self.options.max_wait:g} hours',
+          f'no slice became available within {self.options.max_wait:g} hours',
           status=Exit.RESTART,
         )
       self.shell.sleep(self.options.poll)
@@ -140,7 +149,7 @@ class _Queued:
     return new
 
   def _state(self) -> str | None:
-    """The resource's state; `None` if there is none."""
+    """Returns the state of the resource; `None` if it does not exist."""
     command = self._command('describe', '--format=value(state.state)')
     done = self.shell.run(command)
     if self.shell.dry_run:
@@ -152,7 +161,7 @@ class _Queued:
     raise failed(command, done)
 
   def _create(self) -> None:
-    """Asks for the slice; a lack of quota or capacity is waited out."""
+    """Requests the slice; a lack of quota or capacity is not an error."""
     options, many = self.options, self.options.num_slices > 1
     command = self._command(
       'create',
@@ -176,18 +185,18 @@ class _Queued:
     if done.returncode and not _SCARCE.search(done.stderr):
       raise failed(command, done)
     if done.returncode:
-      self.shell.say(f'not yet: {failed(command, done)}')
+      self.shell.print(f'not available yet: {failed(command, done)}')
 
   def _delete(self) -> None:
-    self.shell.demand(self._command('delete', '--force', '--quiet'))
+    self.shell.check_output(self._command('delete', '--force', '--quiet'))
 
   def _pack(self) -> None:
-    """The committed tree, and the scripts."""
+    """Writes an archive of the committed tree, and the scripts."""
     name = self.job.name
     root = pathlib.Path(__file__).parents[1]
     here = [] if self.shell.dry_run else ['-C', str(root)]
     output = f'--output={self._file("tar.gz")}'
-    self.shell.demand(
+    self.shell.check_output(
       ['git', *here, 'archive', '--format=tar.gz', output, 'HEAD']
     )
     scripts = {
@@ -205,16 +214,16 @@ class _Queued:
       (self.folder / f'{name}.{ending}').write_text(text)
 
   def _file(self, ending: str) -> str:
-    """A file's path; in a dry run its name."""
+    """Returns the path of a file; in a dry run only its name."""
     folder = '' if self.shell.dry_run else f'{self.folder}/'
     return f'{folder}{self.job.name}.{ending}'
 
   def _set_up(self) -> None:
-    """Copies the tree and the scripts to all hosts, and installs."""
+    """Copies archive and scripts to all hosts and installs covrl."""
     name = self.job.name
     sources = [self._file(end) for end in ('tar.gz', 'set-up.sh', 'host.sh')]
     for node in self._nodes:
-      self.shell.demand(
+      self.shell.check_output(
         [
           *('gcloud', 'compute', 'tpus', 'tpu-vm', 'scp', *sources),
           f'{node}:',
@@ -231,18 +240,18 @@ class _Queued:
       )
 
   def _run(self) -> int:
-    """Trains on all hosts; one exit status for all of them."""
+    """Trains on all hosts and returns one exit status for all of them."""
     script = f'bash {self.job.name}.host.sh'
     ended = self.shell.follow([self._ssh(node, script) for node in self._nodes])
     if self.shell.dry_run:
       return 0
     codes: list[int] = []
     for status, printed in ended:
-      said = [int(code) for code in _EXIT.findall(printed)]
-      # A host that did not say how it ended has been lost.
-      silent = self.slice_.hosts - len(said)
-      codes += said + [_LOST if status else 0] * max(silent, 0)
-    return verdict(codes)
+      reported = [int(code) for code in _EXIT.findall(printed)]
+      # A host that did not report an exit status has been lost.
+      missing = self.slice_.hosts - len(reported)
+      codes += reported + [_LOST if status else 0] * max(missing, 0)
+    return combined_status(codes)
 
   def _ssh(self, node: str, command: str) -> list[str]:
     return [

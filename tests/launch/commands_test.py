@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is run, letter by letter; write it anew with COVRL_WRITE_GOLDEN=1."""
+"""Commands, scripts and manifests, compared with golden files.
+
+COVRL_WRITE_GOLDEN=1 rewrites the golden files.
+"""
 
 import dataclasses
 import io
@@ -70,7 +73,7 @@ def dry(arguments, run=RUN):
 
 
 @pytest.mark.parametrize('name', CASES)
-def test_commands(name):
+def test_dry_run_prints_the_golden_commands(name):
   printed, file = dry(CASES[name]), GOLDEN / f'{name}.txt'
   if os.environ.get('COVRL_WRITE_GOLDEN'):
     file.write_text(printed)
@@ -78,7 +81,7 @@ def test_commands(name):
 
 
 @pytest.mark.parametrize('name', ['tpu', 'tpu_slices', 'slurm'])
-def test_scripts_are_sound(name, tmp_path):
+def test_scripts_pass_shellcheck(name, tmp_path):
   checker = shutil.which(
     'shellcheck', path=str(pathlib.Path(sys.executable).parent)
   )
@@ -119,7 +122,7 @@ def job(texts):
   deadline=None,
   suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-def test_arguments_survive_bash(tmp_path, texts):
+def test_arguments_are_quoted_for_bash(tmp_path, texts):
   """Any text reaches `covrl train` as it was, and so do variables."""
   home = tmp_path / 'home'
   program = home / 'kl-cov' / '.venv' / 'bin' / 'covrl'
@@ -154,7 +157,7 @@ def test_arguments_survive_bash(tmp_path, texts):
 
 @given(TEXTS)
 @settings(max_examples=50, deadline=None)
-def test_arguments_survive_yaml_and_words(texts):
+def test_arguments_are_quoted_for_yaml_and_xpk(texts):
   # A text in YAML may hold no control characters; PyYAML escapes the others.
   run = ['--', *job(texts).arguments]
   printed = dry(CASES['gke'], run)
@@ -170,7 +173,7 @@ def test_arguments_survive_yaml_and_words(texts):
   assert shlex.split(command)[2:] == list(job(texts).arguments)
 
 
-def test_the_manifest_restarts_what_means_restart():
+def test_manifest_restarts_on_the_exit_codes_for_restarting():
   printed = dry(CASES['gke'])
   manifest = printed.partition('\n')[2].rpartition('\n\nkubectl')[0]
   spec = yaml.safe_load(manifest)['spec']['replicatedJobs'][0]
@@ -183,7 +186,7 @@ def test_the_manifest_restarts_what_means_restart():
   assert len(kept) <= 255
 
 
-def test_exit_statuses_are_what_they_were():
+def test_exit_statuses_do_not_change():
   assert {each.name: int(each) for each in Exit} == {
     'FINISHED': 0,
     'FAILED': 1,
@@ -191,6 +194,7 @@ def test_exit_statuses_are_what_they_were():
     'RESTART': 42,
     'PEER_LOST': 43,
     'STALLED': 44,
+    'INTERRUPTED': 130,
   }
   assert combined_status([0, 42, 2]) == 2
   assert combined_status([-9, 43]) == 42
@@ -206,7 +210,7 @@ def test_exit_statuses_are_what_they_were():
     (['--num-slices=0'], RUN, '--num-slices must be'),
     (['--env=X'], RUN, 'must be NAME=VALUE'),
     (['--env=1X=2'], RUN, 'environment variable'),
-    (['--env=HF_TOKEN=abc'], RUN, 'nothing secret'),
+    (['--env=HF_TOKEN=abc'], RUN, 'must not hold secrets'),
     (['--restarts=-1'], RUN, '--restarts'),
     (['--poll=0'], RUN, 'must be positive'),
     ([], ['--', '--config=c'], '--workdir=… of `covrl train`'),
@@ -214,7 +218,7 @@ def test_exit_statuses_are_what_they_were():
     ([], [], '--config=… of `covrl train`'),
   ],
 )
-def test_bad_input(capsys, arguments, run, message):
+def test_reports_bad_input_in_one_sentence(capsys, arguments, run, message):
   base = ['tpu', '--name=a', '--type=v5p-64', '--project=p', '--zone=z']
   assert main([*base, *arguments, '--dry-run', *run]) == 2
   error = capsys.readouterr().err
@@ -231,6 +235,6 @@ def test_bad_input(capsys, arguments, run, message):
     (['--secret=A=b'], 'is for tpu and gke'),
   ],
 )
-def test_bad_input_to_slurm(capsys, arguments, message):
+def test_reports_bad_input_to_slurm_in_one_sentence(capsys, arguments, message):
   assert main([*CASES['slurm'], *arguments, '--dry-run', *RUN]) == 2
   assert message in capsys.readouterr().err

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What launchers do when quota, machines and hosts fail them."""
+"""Launchers under missing quota, preemption and failing hosts."""
 
 import argparse
 import io
@@ -32,7 +32,7 @@ def launch(arguments, run=RUN):
   return main([*arguments, *run], shell), output.getvalue(), sum(slept)
 
 
-def test_a_slice_is_asked_for_used_and_given_back(fakes):
+def test_creates_uses_and_deletes_a_slice(fakes):
   fakes.plan(ABSENT, ACTIVE, FINISHED)
   status, _, _ = launch(TPU)
   assert status == 0
@@ -44,17 +44,17 @@ def test_a_slice_is_asked_for_used_and_given_back(fakes):
   assert len(fakes.calls('ssh')) == 2
 
 
-def test_lack_of_quota_is_waited_out(fakes):
+def test_retries_while_quota_is_exhausted(fakes):
   quota = {'match': 'create', 'status': 1, 'err': 'Quota limit exceeded'}
   fakes.plan({**ABSENT, 'times': 3}, {**quota, 'times': 2}, ACTIVE, FINISHED)
   status, said, slept = launch(TPU)
   assert status == 0
   assert len(fakes.calls('create')) == 3
-  assert 'not yet' in said
+  assert 'not available yet' in said
   assert slept >= 60
 
 
-def test_waiting_for_a_slice_has_an_end(fakes):
+def test_gives_up_waiting_for_a_slice(fakes):
   waiting = {'match': 'describe', 'out': 'WAITING_FOR_RESOURCES', 'times': EVER}
   fakes.plan(waiting)
   status, _, slept = launch([*TPU, '--max-wait=0.1'])
@@ -62,7 +62,7 @@ def test_waiting_for_a_slice_has_an_end(fakes):
   assert slept == 360
 
 
-def test_another_refusal_is_told_at_once(fakes, capsys):
+def test_reports_other_refusals_at_once(fakes, capsys):
   fakes.plan(
     ABSENT, {'match': 'create', 'status': 1, 'err': 'PERMISSION_DENIED:\n you'}
   )
@@ -73,7 +73,7 @@ def test_another_refusal_is_told_at_once(fakes, capsys):
   assert error.count('\n') == 1
 
 
-def test_a_preempted_slice_is_recreated(fakes):
+def test_recreates_a_preempted_slice(fakes):
   fakes.plan(
     {'match': 'describe', 'out': 'ACTIVE\n'},
     {'match': 'bash kl-cov.host.sh', 'status': 255, 'err': 'Connection closed'},
@@ -83,7 +83,7 @@ def test_a_preempted_slice_is_recreated(fakes):
   )
   status, said, _ = launch(TPU)
   assert status == 0
-  assert 'is SUSPENDED: asking for another' in said
+  assert 'is SUSPENDED: requesting another' in said
   verbs = [call[4] for call in fakes.calls('queued-resources')]
   assert verbs == [
     *('describe', 'describe', 'delete', 'create', 'describe', 'delete')
@@ -92,7 +92,7 @@ def test_a_preempted_slice_is_recreated(fakes):
   assert len(fakes.calls('scp')) == 2
 
 
-def test_one_worker_down_restarts_all_of_them_on_the_same_slice(fakes):
+def test_restarts_all_workers_on_the_same_slice_if_one_fails(fakes):
   fakes.plan(
     ACTIVE,
     {
@@ -110,16 +110,16 @@ def test_one_worker_down_restarts_all_of_them_on_the_same_slice(fakes):
   assert len(fakes.calls('scp')) == 1
 
 
-def test_an_error_of_the_program_is_no_reason_to_restart(fakes):
+def test_does_not_restart_after_an_error_of_the_program(fakes):
   said = 'covrl-exit=43\ncovrl-exit=43\ncovrl-exit=43\ncovrl-exit=2\n'
   fakes.plan(ACTIVE, {'match': 'bash kl-cov.host.sh', 'out': said, 'status': 1})
   status, said, _ = launch(TPU)
   assert status == 2
-  assert 'are still there' in said
+  assert 'are kept' in said
   assert not fakes.calls('delete')
 
 
-def test_restarts_are_counted(fakes):
+def test_stops_after_the_last_restart(fakes):
   fakes.plan(
     ACTIVE,
     {
@@ -135,7 +135,7 @@ def test_restarts_are_counted(fakes):
   assert len(runs) == 3
 
 
-def test_two_slices_are_one_run(fakes):
+def test_trains_on_two_slices_as_one_run(fakes):
   fakes.plan(ACTIVE, FINISHED)
   status, _, _ = launch([*TPU, '--num-slices=2'])
   assert status == 0
@@ -143,14 +143,14 @@ def test_two_slices_are_one_run(fakes):
   assert nodes == {'kl-cov-0', 'kl-cov-1'}
 
 
-def test_an_installation_that_fails_is_told(fakes, capsys):
+def test_reports_a_failed_installation(fakes, capsys):
   fakes.plan(ACTIVE, {'match': '--command=bash kl-cov.set-up.sh', 'status': 1})
   status, _, _ = launch(TPU)
   assert status == 1
   assert 'could not be installed' in capsys.readouterr().err
 
 
-def test_kubernetes_and_slurm_get_their_files(fakes):
+def test_submits_to_kubernetes_and_slurm(fakes):
   gke = ['gke', '--name=kl-cov', '--type=v5p-64', '--image=i']
   assert launch(gke)[0] == 0
   (call,) = fakes.calls('apply')
@@ -168,17 +168,17 @@ def test_kubernetes_and_slurm_get_their_files(fakes):
     ('sbatch', ['slurm', '--name=a', '--nodes=1', '--gpus-per-node=1']),
   ],
 )
-def test_a_submission_that_fails_is_told(fakes, capsys, program, arguments):
+def test_reports_a_failed_submission(fakes, capsys, program, arguments):
   fakes.plan({'match': program, 'status': 1, 'err': 'exceeded quota: tpu'})
   assert launch(arguments)[0] == 1
   assert 'exceeded quota: tpu' in capsys.readouterr().err
 
 
-def test_a_missing_program_is_named(monkeypatch, tmp_path, capsys):
+def test_names_a_missing_program(monkeypatch, tmp_path, capsys):
   monkeypatch.setenv('PATH', str(tmp_path))
   slurm = ['slurm', '--name=a', '--nodes=1', '--gpus-per-node=1']
   assert launch(slurm)[0] == 2
-  assert 'sbatch is required, and not installed' in capsys.readouterr().err
+  assert 'sbatch is required but not installed' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_a_missing_program_is_named(monkeypatch, tmp_path, capsys):
     (42, 100, False, 42),
   ],
 )
-def test_slurm_requeues_what_means_restart(
+def test_slurm_requeues_on_the_exit_codes_for_restarting(
   fakes, tmp_path, code, count, requeued, status
 ):
   fakes.plan({'match': 'srun', 'status': code})
@@ -226,7 +226,9 @@ def test_slurm_requeues_what_means_restart(
     ('[[ $1 = *id=0 ]] && exit 42; exec sleep 600', 0, 42, 1),
   ],
 )
-def test_local_processes(monkeypatch, tmp_path, script, restarts, status, runs):
+def test_local_processes_restart_by_exit_status(
+  monkeypatch, tmp_path, script, restarts, status, runs
+):
   count = tmp_path / 'runs'
 
   def commands(job, options):

@@ -23,7 +23,7 @@ from launch.slices import Slice, find_slice
     ('v6e-64', '8x8', 64, 16),
   ],
 )
-def test_slices(name, shape, chips, hosts):
+def test_attributes_of_slices(name, shape, chips, hosts):
   found = find_slice(name)
   assert (found.shape, found.topology.chips, found.hosts) == (
     shape,
@@ -33,7 +33,7 @@ def test_slices(name, shape, chips, hosts):
 
 
 @pytest.mark.parametrize('topology', TOPOLOGIES, ids=lambda each: each.name)
-def test_every_slice_has_machines(topology):
+def test_every_slice_has_hosts(topology):
   found = Slice(topology=topology)
   assert found.hosts * found.chips_per_host == topology.chips
   assert found.gke
@@ -41,6 +41,6 @@ def test_every_slice_has_machines(topology):
   assert find_slice(found.accelerator) == found
 
 
-def test_unknown_names_list_the_known():
+def test_unknown_slice_lists_the_known_ones():
   with pytest.raises(ValueError, match=r'v5p-64.*h100'):
     find_slice('h100')
