@@ -26,7 +26,7 @@ from covrl.config import Config, ConfigError, Recipe
 from covrl.models import ModelConfig, Policy
 from covrl.parallel import sharding
 from covrl.parallel.topologies import Topology
-from covrl.train.compiled import Algorithm, Programs
+from covrl.train.compiled import Algorithm, CompiledPrograms
 
 # Assumed shares of a chip's peak that good programs reach.
 FLOPS_SHARE = 0.4
@@ -92,9 +92,9 @@ class IterationTime:
 def state_memory(recipe: Recipe, policy: Policy) -> StateMemory:
   """Returns the memory of a recipe's training state, from shapes."""
   config = recipe.config
-  algorithm = Algorithm.of(recipe)
+  algorithm = Algorithm.from_recipe(recipe)
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  state = Programs(policy, algorithm, config, mesh).abstract_state()
+  state = CompiledPrograms(policy, algorithm, config, mesh).abstract_state()
   return StateMemory(
     params=_size(state.trainable),
     frozen=_size(state.frozen),

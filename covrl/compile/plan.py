@@ -27,7 +27,7 @@ from covrl.data import Problem
 from covrl.parallel.topologies import Topology
 from covrl.rewards import Scoring
 from covrl.train import Task
-from covrl.train.init import policy_of
+from covrl.train.init import make_policy
 
 _SHOWN = 3
 
@@ -54,7 +54,7 @@ def plan(
     raise ConfigError(f'--num-slices must be at least 1, got {num_slices}')
   config, module = recipe.config, recipe.module
   task: Task = module.make_task(config)
-  policy = policy_of(recipe, task)
+  policy = make_policy(recipe, task.tokenizer)
   yield f'{recipe.name}: {policy.num_params:,} parameters'
   yield from _sizes(config)
   yield from _examples(config, task)
@@ -143,7 +143,7 @@ def _sizes(config: Config) -> Iterator[str]:
 def _examples(config: Config, task: Task) -> Iterator[str]:
   """Yields lines on the first prompts and the rewards of their references."""
   problems = [task.train[n] for n in range(min(_SHOWN, len(task.train)))]
-  known = [(p, task.right_response(p)) for p in problems]
+  known = [(p, task.reference_response(p)) for p in problems]
   rewards = _reference_rewards(
     config, task, [(p, r) for p, r in known if r is not None]
   )

@@ -29,8 +29,8 @@ from covrl.parallel import sharding, topologies
 from covrl.parallel.topologies import Topology
 from covrl.pretrained.known_models import shape_of
 from covrl.rollout import SamplingEngine
-from covrl.train.compiled import Algorithm, Programs, without_base
-from covrl.train.init import described_policy, policy_of
+from covrl.train.compiled import Algorithm, CompiledPrograms, without_base
+from covrl.train.init import make_policy, make_policy_of_size
 from covrl.train.rollout_batch import abstract_batch
 from covrl.train.rollout_collector import row_width
 from covrl.train.state_sharding import check_mesh, rollout_mesh
@@ -69,7 +69,7 @@ def compile_recipe(
   mesh = sharding.make_mesh(dataclasses.asdict(config.mesh), devices)
   policy, special_tokens = _policy(recipe)
   check_mesh(config, policy.config, mesh)
-  algorithm = Algorithm.of(recipe)
+  algorithm = Algorithm.from_recipe(recipe)
   sampler = rollout_mesh(mesh, config.rollout.tensor)
   engine = SamplingEngine(
     policy,
@@ -81,7 +81,7 @@ def compile_recipe(
   work = _Workload(
     recipe=recipe,
     policy=policy,
-    programs=Programs(policy, algorithm, config, mesh),
+    programs=CompiledPrograms(policy, algorithm, config, mesh),
     engine=engine,
     network=Network(topology, devices=list(mesh.devices.flat)),
   )
@@ -120,11 +120,11 @@ def _policy(recipe: Recipe) -> tuple[Policy, _SpecialTokens]:
     if directory is not None:
       config = dataclasses.replace(recipe.config, pretrained=directory)
       shaped = dataclasses.replace(recipe, config=config)
-      return described_policy(shaped, 0), _SpecialTokens((0,), 0)
-  task = recipe.module.make_task(recipe.config)
+      return make_policy_of_size(shaped, 0), _SpecialTokens((0,), 0)
+  task = recipe.task(recipe.config)
   tokenizer = task.tokenizer
   special_tokens = _SpecialTokens(tokenizer.end_ids, tokenizer.pad_id)
-  return policy_of(recipe, task), special_tokens
+  return make_policy(recipe, task.tokenizer), special_tokens
 
 
 class _Workload(NamedTuple):
@@ -132,7 +132,7 @@ class _Workload(NamedTuple):
 
   recipe: Recipe
   policy: Policy
-  programs: Programs
+  programs: CompiledPrograms
   engine: SamplingEngine
   network: Network
 

@@ -54,6 +54,12 @@ class Recipe:
   module: ModuleType
   sources: dict[str, str]
 
+  def __getattr__(self, name: str) -> Any:
+    """Returns a factory of the file: `recipe.loss` is its `make_loss`."""
+    if f'make_{name}' not in FACTORIES:
+      raise AttributeError(name)
+    return getattr(self.module, f'make_{name}')
+
   @property
   def identity(self) -> str:
     """A hash of all that decides what the run computes."""

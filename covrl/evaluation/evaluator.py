@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation: the likeliest response and k samples, of one set or several.
+"""Evaluates a policy on suites of problems: greedy responses and samples.
 
-One program decodes the likeliest responses of all sets, and one the samples
-wherever their number allows: a set of thirty problems shares its batches with
-the others. What a response becomes depends on the policy, its problem and its
-number alone, so that two evaluations differ by the policy.
+The greedy responses of all suites share one compiled program, and so do samples
+wherever their number allows. A response depends on the policy, its problem and
+its index only, so that two evaluations differ by the policy alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,17 +22,17 @@ from covrl.parallel import distributed
 from covrl.rewards import PendingScores, Scoring
 from covrl.rollout import Sampling, SamplingEngine
 from covrl.rollout.score import decode
-from covrl.tasks.task import Reader
+from covrl.tasks.task import AnswerExtractor
 
 
 @dataclasses.dataclass(frozen=True)
-class _Job:
+class _Group:
   """Responses to one problem that are sampled together.
 
   Attributes:
-    suite: which of the sets.
-    problem: which of its problems.
-    first: number of the first response among the problem's samples.
+    suite: index of the suite.
+    problem: index of the problem in the suite.
+    first: index of the first response among the problem's samples.
   """
 
   suite: int
@@ -42,18 +41,26 @@ class _Job:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Pending:
-  """Responses of a batch, and their scores to come."""
+class _PendingBatch:
+  """The responses of a batch whose scores are still being computed.
 
-  jobs: Sequence[_Job]
+  Attributes:
+    groups: the groups of the batch.
+    texts: the responses of all groups, in order.
+    scores: the scores of this process's responses.
+    nll: sum of −log π over all sampled tokens, in nats.
+    tokens: number of sampled tokens.
+  """
+
+  groups: Sequence[_Group]
   texts: Sequence[str]
   scores: PendingScores
-  surprise: float
+  nll: float
   tokens: int
 
 
 class Evaluator:
-  """Runs the same problems with the same noise, whenever asked."""
+  """Evaluates policies on the same problems with the same noise."""
 
   def __init__(
     self,
@@ -63,37 +70,38 @@ class Evaluator:
     suites: Sequence[Suite],
     *,
     max_prompt_length: int,
-    prompts_at_once: int,
+    prompts_per_batch: int,
     group_size: int,
     key: Key[Array, ''],
-    reader: Reader = lambda problem: None,
+    answer_extractor: AnswerExtractor = lambda problem: None,
   ) -> None:
     """Tokenises the problems.
 
     Args:
       engine: the sampler.
-      scoring: the rewards, of which those that are no shaping count.
-      tokenizer: of the policy.
-      suites: the sets, and how each is sampled.
-      max_prompt_length: in tokens.
-      prompts_at_once: problems decoded together, as many as a rollout has.
-      group_size: samples decoded together for a problem, at most; where a
-        set's number of samples is a multiple of the responses that a rollout
-        has for a prompt, it shares the rollout's program.
-      key: PRNG key of all evaluations of the run.
-      reader: see `Task`; for maj@k.
+      scoring: the rewards; shaping rewards do not count.
+      tokenizer: the policy's tokenizer.
+      suites: the problems, and how each suite is sampled.
+      max_prompt_length: tokens of a prompt, at most.
+      prompts_per_batch: problems that are decoded together; with the number of
+        a rollout's prompts, samples can share the rollout's program.
+      group_size: samples of a problem that are decoded together, at most; a
+        suite whose number of samples is a multiple of a rollout's responses
+        per prompt shares the rollout's program.
+      key: PRNG key of all evaluations.
+      answer_extractor: see `Task`; for maj@k.
 
     Raises:
-      ValueError: if a set is empty, or a prompt is too long.
+      ValueError: a suite is empty, or a prompt is too long.
     """
     self._engine = engine
     self._scoring = scoring
     self._tokenizer = tokenizer
     self._suites = suites
-    self._at_once = prompts_at_once
+    self._prompts_per_batch = prompts_per_batch
     self._group_size = group_size
     self._key = key
-    self._reader = reader
+    self._answer_extractor = answer_extractor
     self._rows = [
       prompt_rows(suite.problems, tokenizer, max_prompt_length)
       for suite in suites
@@ -103,77 +111,91 @@ class Evaluator:
         raise ValueError(f'an evaluation needs problems, {suite.name} has none')
 
   def compile(self, params: PyTree) -> None:
-    """Runs every program once, on rows without a prompt: they end at once."""
-    for group in {1, *(self._group(suite) for suite in self._sampled)}:
-      self._sample(params, [], group, Sampling.make())
+    """Compiles all programs by sampling responses to padding."""
+    sampled = [suite for suite in self._suites if suite.samples]
+    for size in {1, *map(self._group_size_of, sampled)}:
+      self._sample(params, [], size, Sampling.make())
 
-  def run(self, params: PyTree) -> Evaluation:
-    """Evaluates the policy.
+  def evaluate(
+    self,
+    params: PyTree,
+    on_progress: Callable[[int, int], object] | None = None,
+  ) -> Evaluation:
+    """Evaluates a policy.
+
+    Args:
+      params: all parameters of the policy.
+      on_progress: called after each batch with the numbers of problems decoded
+        so far and in all, those of greedy responses and samples together.
 
     Raises:
-      RuntimeError: if a response could not be scored; a score of 0 would be a
-        wrong figure.
+      RuntimeError: a response could not be scored; a score of 0 would bias the
+        result.
     """
-    greedy = [
-      _Job(place, problem, 0)
-      for place, suite in enumerate(self._suites)
-      for problem in range(len(suite.problems))
+    greedy_groups = [
+      _Group(suite, problem, 0)
+      for suite, each in enumerate(self._suites)
+      for problem in range(len(each.problems))
     ]
-    likeliest = self._run(params, greedy, 1, 0.0)
+    sample_groups = self._sample_groups()
+    total = len(greedy_groups) + sum(map(len, sample_groups.values()))
+    done = 0
+
+    def decode_batches(
+      groups: list[_Group], size: int, temperature: float
+    ) -> Iterator[_PendingBatch]:
+      nonlocal done
+      sampling = Sampling.make(temperature=temperature)
+      for start in range(0, len(groups), self._prompts_per_batch):
+        batch = groups[start : start + self._prompts_per_batch]
+        yield self._submit(batch, params, size, sampling)
+        done += len(batch)
+        if on_progress is not None:
+          on_progress(done, total)
+
+    # Workers score a batch while the next one is decoded.
+    greedy = list(decode_batches(greedy_groups, 1, 0.0))
     sampled = [
-      pending
-      for (group, temperature), jobs in self._sample_jobs().items()
-      for pending in self._run(params, jobs, group, temperature)
+      batch
+      for (size, temperature), groups in sample_groups.items()
+      for batch in decode_batches(groups, size, temperature)
     ]
-    results = self._results(likeliest, sampled)
-    tokens = sum(pending.tokens for pending in sampled or likeliest)
-    surprise = sum(pending.surprise for pending in sampled or likeliest)
-    return Evaluation(results=results, entropy=surprise / max(tokens, 1))
+    results = self._results(greedy, sampled)
+    nll = sum(batch.nll for batch in sampled or greedy)
+    tokens = sum(batch.tokens for batch in sampled or greedy)
+    return Evaluation(results=results, entropy=nll / max(tokens, 1))
 
-  @property
-  def _sampled(self) -> list[Suite]:
-    return [suite for suite in self._suites if suite.samples]
-
-  def _group(self, suite: Suite) -> int:
-    """Samples of a problem that are decoded together: a share of them all."""
+  def _group_size_of(self, suite: Suite) -> int:
+    """Returns the samples decoded together: the largest suitable divisor."""
     return max(
       size
       for size in range(1, min(suite.samples, self._group_size) + 1)
       if suite.samples % size == 0
     )
 
-  def _sample_jobs(self) -> dict[tuple[int, float], list[_Job]]:
-    """What is to be sampled, by what can be decoded together."""
-    jobs: dict[tuple[int, float], list[_Job]] = {}
-    for place, suite in enumerate(self._suites):
+  def _sample_groups(self) -> dict[tuple[int, float], list[_Group]]:
+    """Returns the groups to sample, by group size and temperature."""
+    groups: dict[tuple[int, float], list[_Group]] = {}
+    for index, suite in enumerate(self._suites):
       if suite.samples:
-        group = self._group(suite)
-        jobs.setdefault((group, suite.temperature), []).extend(
-          _Job(place, problem, first)
+        size = self._group_size_of(suite)
+        groups.setdefault((size, suite.temperature), []).extend(
+          _Group(index, problem, first)
           for problem in range(len(suite.problems))
-          for first in range(0, suite.samples, group)
+          for first in range(0, suite.samples, size)
         )
-    return jobs
-
-  def _run(
-    self, params: PyTree, jobs: list[_Job], group: int, temperature: float
-  ) -> list[_Pending]:
-    """Samples batch after batch, while workers score the ones before."""
-    sampling = Sampling.make(temperature=temperature)
-    return [
-      self._submit(jobs[start : start + self._at_once], params, group, sampling)
-      for start in range(0, len(jobs), self._at_once)
-    ]
+    return groups
 
   def _submit(
-    self, jobs: list[_Job], params: PyTree, group: int, sampling: Sampling
-  ) -> _Pending:
-    samples = self._sample(params, jobs, group, sampling)
-    count = len(jobs) * group
+    self, groups: list[_Group], params: PyTree, size: int, sampling: Sampling
+  ) -> _PendingBatch:
+    """Samples a batch and submits this process's responses for scoring."""
+    samples = self._sample(params, groups, size, sampling)
+    count = len(groups) * size
     texts = decode(self._tokenizer, samples)[:count]
-    problems = [self._problem(job) for job in jobs for _ in range(group)]
+    problems = [self._problem(group) for group in groups for _ in range(size)]
     lengths = samples.response_mask.sum(axis=1)[:count]
-    own = distributed.own_share(count)
+    own = distributed.process_slice(count)
     scores = self._scoring.submit(
       texts[own],
       [problem.reference for problem in problems[own]],
@@ -181,114 +203,110 @@ class Evaluator:
       lengths=lengths[own].tolist(),
       shaping=False,
     )
-    return _Pending(
-      jobs=jobs,
+    return _PendingBatch(
+      groups=groups,
       texts=texts,
       scores=scores,
-      surprise=-float(samples.sampler_logprobs.sum()),
+      nll=-float(samples.sampler_logprobs.sum()),
       tokens=int(lengths.sum()),
     )
 
   def _sample(
-    self, params: PyTree, jobs: list[_Job], group: int, sampling: Sampling
+    self, params: PyTree, groups: list[_Group], size: int, sampling: Sampling
   ) -> Any:
-    """Responses to the problems of some jobs; the rest of the rows is empty."""
+    """Samples responses to the groups' problems; other rows are padding."""
     width = self._rows[0][0].shape[1]
-    tokens = np.full((self._at_once, width), self._tokenizer.pad_id, np.int32)
-    mask = np.zeros(tokens.shape, bool)
-    ids = np.zeros((self._at_once, group), np.int32)
-    for row, job in enumerate(jobs):
-      rows, masks = self._rows[job.suite]
-      tokens[row], mask[row] = rows[job.problem], masks[job.problem]
-      ids[row] = self._sequence_ids(job, group)
-    return distributed.run(
+    shape = (self._prompts_per_batch, width)
+    tokens = np.full(shape, self._tokenizer.pad_id, np.int32)
+    mask = np.zeros(shape, bool)
+    ids = np.zeros((self._prompts_per_batch, size), np.int32)
+    for row, group in enumerate(groups):
+      suite_tokens, suite_mask = self._rows[group.suite]
+      tokens[row] = suite_tokens[group.problem]
+      mask[row] = suite_mask[group.problem]
+      ids[row] = self._sequence_ids(group, size)
+    return distributed.run_on_devices(
       self._engine.sample,
       params,
       tokens,
       mask,
-      group_size=group,
+      group_size=size,
       key=self._key,
       sequence_ids=ids.reshape(-1),
       sampling=sampling,
     )
 
-  def _sequence_ids(self, job: _Job, group: int) -> Int[np.ndarray, ' G']:
-    """Which noise: the same whatever other sets there are."""
-    suite = self._suites[job.suite]
-    # A block of a million ids for each name, but for a run's own problems.
+  def _sequence_ids(self, group: _Group, size: int) -> Int[np.ndarray, ' G']:
+    """Returns sequence ids, and so noise, that do not depend on other suites."""
+    suite = self._suites[group.suite]
+    # A block of 2^20 ids per name; block 0 for held-out problems.
     block = zlib.crc32(suite.name.encode()) % 2047 + 1 if suite.name else 0
-    first = job.problem * max(suite.samples, 1) + job.first
-    return ((block << 20) + (first + np.arange(group)) % (1 << 20)).astype(
+    first = group.problem * max(suite.samples, 1) + group.first
+    return ((block << 20) + (first + np.arange(size)) % (1 << 20)).astype(
       np.int32
     )
 
-  def _problem(self, job: _Job) -> Problem:
-    return self._suites[job.suite].problems[job.problem]
+  def _problem(self, group: _Group) -> Problem:
+    return self._suites[group.suite].problems[group.problem]
 
   def _results(
-    self, likeliest: Sequence[_Pending], sampled: Sequence[_Pending]
+    self, greedy: Sequence[_PendingBatch], sampled: Sequence[_PendingBatch]
   ) -> tuple[SuiteResult, ...]:
-    """Sorts what came back by set and problem."""
-    greedy = dict(self._judged(likeliest))
-    samples = dict(self._judged(sampled))
-    return tuple(
-      SuiteResult(
-        suite=suite,
-        greedy=np.array(
-          [greedy[place, n, 0][0] for n in range(len(suite.problems))]
-        ),
-        correct=np.array(
-          [
-            [samples[place, n, s][0] for s in range(suite.samples)]
-            for n in range(len(suite.problems))
-          ],
-          bool,
-        ).reshape(len(suite.problems), suite.samples),
-        responses=tuple(
-          (
-            greedy[place, n, 0][1],
-            *(samples[place, n, s][1] for s in range(suite.samples)),
-          )
-          for n in range(len(suite.problems))
-        ),
-        answers=self._answers(
-          suite,
-          [
-            [samples[place, n, s][1] for s in range(suite.samples)]
-            for n in range(len(suite.problems))
-          ],
-        ),
+    """Collects the scores and sorts the responses by suite and problem."""
+    graded_greedy = dict(self._graded(greedy))
+    graded_samples = dict(self._graded(sampled))
+    results: list[SuiteResult] = []
+    for index, suite in enumerate(self._suites):
+      problems, samples = range(len(suite.problems)), range(suite.samples)
+      first = [graded_greedy[index, n, 0] for n in problems]
+      others = [
+        [graded_samples[index, n, s] for s in samples] for n in problems
+      ]
+      texts = [[text for _, text in row] for row in others]
+      correct = np.array([[mark for mark, _ in row] for row in others], bool)
+      results.append(
+        SuiteResult(
+          suite=suite,
+          greedy=np.array([mark for mark, _ in first]),
+          correct=correct.reshape(len(problems), len(samples)),
+          responses=tuple(
+            (text, *row) for (_, text), row in zip(first, texts, strict=True)
+          ),
+          answers=self._answers(suite, texts),
+        )
       )
-      for place, suite in enumerate(self._suites)
-    )
+    return tuple(results)
 
   def _answers(
     self, suite: Suite, texts: Sequence[Sequence[str]]
   ) -> list[list[str | None]] | None:
-    """The samples' final answers, if every problem of the set has some."""
-    readers = [self._reader(problem) for problem in suite.problems]
-    found = [
-      [read(text) for text in own]
-      for read, own in zip(readers, texts, strict=True)
-      if read is not None
+    """Extracts the samples' final answers; `None` if a problem has none."""
+    extractors = [self._answer_extractor(each) for each in suite.problems]
+    answers = [
+      [extract(text) for text in responses]
+      for extract, responses in zip(extractors, texts, strict=True)
+      if extract is not None
     ]
-    return found if len(found) == len(readers) else None
+    return answers if len(answers) == len(extractors) else None
 
-  def _judged(
-    self, batches: Sequence[_Pending]
+  def _graded(
+    self, batches: Sequence[_PendingBatch]
   ) -> Iterator[tuple[tuple[int, int, int], tuple[bool, str]]]:
-    """Set, problem and number of each response; whether it is right, its text."""
+    """Yields (suite, problem, sample) and (correct, text) of each response."""
     for batch in batches:
       marks = self._marks(batch.scores)
-      group = len(marks) // len(batch.jobs)
-      for place, (mark, text) in enumerate(
-        zip(marks, batch.texts, strict=True)
-      ):
-        job = batch.jobs[place // group]
-        number = job.first + place % group
-        yield (job.suite, job.problem, number), (bool(mark >= 1), text)
+      size = len(marks) // len(batch.groups)
+      for row, (mark, text) in enumerate(zip(marks, batch.texts, strict=True)):
+        group = batch.groups[row // size]
+        sample = group.first + row % size
+        yield (group.suite, group.problem, sample), (bool(mark >= 1), text)
 
   def _marks(self, pending: PendingScores) -> Float[np.ndarray, ' N']:
+    """Waits for the marks of all responses of a batch; 1 is correct.
+
+    Raises:
+      RuntimeError: a response could not be scored.
+    """
     scores = pending.result().gathered()
     marks = np.array(scores.marks())
     failed = int(np.isnan(marks).sum())

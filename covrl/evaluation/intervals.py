@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Means with 95 % intervals, and which kind of interval each is.
+"""Means with 95 % intervals of three kinds.
 
-Three kinds, for three questions. Over *problems* of one run (would other
-held-out problems show the same?): paired bootstrap. Over *seeds* (would
-another run show the same?): Student's t. Where only standard errors were
-recorded: the normal approximation. One value has no interval, and none is
-invented.
+Over the *problems* of one run (do other held-out problems give the same
+result?): the paired bootstrap. Over *seeds* (do other runs?): Student's t. If
+only standard errors are known: the normal approximation. A single value has no
+interval.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ _Z = 1.959964
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """A number and how far to trust it.
+  """An estimate with its 95 % interval.
 
   Attributes:
     value: the estimate.
-    low: lower end of the 95 % interval; `None` where there is no interval.
-    high: upper end.
-    kind: how the interval was made, in words.
+    low: lower end of the interval; `None` without an interval.
+    high: upper end of the interval; `None` without an interval.
+    kind: description of the interval.
   """
 
   value: float
@@ -37,7 +36,7 @@ class Estimate:
 
   @property
   def sign(self) -> int:
-    """1 or −1 where the interval excludes 0, else 0."""
+    """1 or −1 if the interval excludes 0, else 0."""
     if self.low is None or self.high is None:
       return 0
     return int(self.low > 0) - int(self.high < 0)
@@ -46,18 +45,17 @@ class Estimate:
 def bootstrap_mean(
   values: Float[np.ndarray, ' n'], *, resamples: int = 10_000, seed: int = 0
 ) -> Estimate:
-  """The mean, with the percentile interval of the bootstrap.
+  """Mean with the percentile interval of the bootstrap.
 
-  Give it differences, one a problem, and it is the paired bootstrap. The
-  resampling is seeded: the same values give the same interval.
+  On differences per problem it is the paired bootstrap.
 
   Args:
-    values: one a problem.
-    resamples: how many times the problems are drawn anew.
-    seed: of the resampling.
+    values: one value per problem.
+    resamples: number of resamples.
+    seed: seed of the resampling.
 
   Raises:
-    ValueError: if there are no values.
+    ValueError: there are no values.
 
   References:
     Efron, B. (1979). Bootstrap methods: another look at the jackknife.
@@ -83,19 +81,19 @@ def bootstrap_sets(
   resamples: int = 10_000,
   seed: int = 0,
 ) -> Estimate:
-  """The plain mean of several sets' means, with the bootstrap's interval.
+  """Unweighted mean of several sets' means, with the bootstrap's interval.
 
-  Problems are drawn anew within each set, so that sets keep their sizes and
-  count the same. Few distinct values make it fast: how often each is drawn is
-  multinomial. Give it differences, and it is the paired bootstrap.
+  Problems are resampled within each set, so that sets keep their sizes and
+  weights. The numbers of draws of each distinct value are multinomial, which
+  makes few distinct values fast. On differences it is the paired bootstrap.
 
   Args:
-    sets: of each set one value a problem.
-    resamples: how many times the problems are drawn anew.
-    seed: of the resampling.
+    sets: for each set one value per problem.
+    resamples: number of resamples.
+    seed: seed of the resampling.
 
   Raises:
-    ValueError: if there is no set, or no value in one.
+    ValueError: there is no set, or a set has no values.
 
   >>> bootstrap_sets([np.array([0.0, 1.0]), np.ones(5)]).value
   0.75
@@ -119,15 +117,15 @@ def bootstrap_sets(
 
 
 def student_mean(values: Float[np.ndarray, ' n']) -> Estimate:
-  """The mean over seeds, with Student's t interval.
+  """Mean over seeds, with Student's t interval.
 
       mean ± t(.975, n − 1) s / √n
 
   Args:
-    values: one a seed; one value alone has no interval.
+    values: one value per seed; a single one has no interval.
 
   Raises:
-    ValueError: if there are no values.
+    ValueError: there are no values.
 
   >>> estimate = student_mean(np.array([1.0, 2.0, 3.0]))
   >>> round(estimate.high - estimate.value, 3)
@@ -150,7 +148,7 @@ def normal_difference(
   first_stderr: float | None,
   last_stderr: float | None,
 ) -> Estimate:
-  """A difference of two means known by their standard errors, unpaired.
+  """Difference of two independent means with known standard errors.
 
   last − first ± 1.96 √(σ_first² + σ_last²)
   """
@@ -163,10 +161,10 @@ def normal_difference(
 
 
 def student_quantile(degrees: int) -> float:
-  """The .975 quantile of Student's t, from its density.
+  """The .975 quantile of Student's t distribution.
 
-  With t = √ν tan θ the density is proportional to cos^(ν−1) θ, whose integral
-  over a grid is inverted.
+  With t = √ν tan θ the density is proportional to cos^(ν−1) θ; its integral over
+  a grid is inverted.
 
   >>> round(student_quantile(2), 3)
   4.303
@@ -180,7 +178,7 @@ def student_quantile(degrees: int) -> float:
 
 
 def _chunks(total: int, size: int) -> list[int]:
-  """Splits a count into pieces of at most `size`."""
+  """Splits a count into chunks of at most `size`."""
   return [min(size, total - start) for start in range(0, total, size)]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several responses to each problem say about a policy's accuracy."""
+"""Accuracy metrics of several responses per problem: pass@k and maj@k."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 
-def pass_at(
+def pass_at_k(
   correct: Bool[np.ndarray, 'N n'], k: int
 ) -> Float[np.ndarray, ' N']:
-  """The chance that one of k responses is right, without bias.
+  """Unbiased estimate of the probability that one of k responses is correct.
 
     1 − C(n − c, k) / C(n, k)
 
-  for c right ones of n: the mean over all choices of k of them.
+  for c correct ones of n: the mean over all subsets of k responses.
 
   Args:
-    correct: whether each response was right.
-    k: at most n.
+    correct: whether each of n responses to each of N problems is correct.
+    k: number of responses, in [1, n].
 
   Returns:
-    One chance a problem.
+    One probability per problem.
 
   Raises:
-    ValueError: k is not in [1, n].
+    ValueError: k is outside [1, n].
 
-  >>> pass_at(np.array([[True, False, False, False]]), 2).tolist()
+  >>> pass_at_k(np.array([[True, False, False, False]]), 2).tolist()
   [0.5]
 
   References:
@@ -42,33 +42,33 @@ def pass_at(
   wrong = count - correct.sum(axis=1)[:, None]
   # C(n − c, k) / C(n, k) as a product whose factors are at most 1.
   steps = np.arange(k)
-  none_right = np.prod(np.maximum(wrong - steps, 0) / (count - steps), axis=1)
-  return 1.0 - none_right
+  all_wrong = np.prod(np.maximum(wrong - steps, 0) / (count - steps), axis=1)
+  return 1.0 - all_wrong
 
 
-def majority(
+def majority_vote(
   answers: Sequence[Sequence[str | None]], correct: Bool[np.ndarray, 'N n']
 ) -> Float[np.ndarray, ' N']:
-  """Whether the most frequent answer is right.
+  """Accuracy of the most frequent answer, maj@n.
 
-  Answers are the same where they are written the same. Of several that are
-  equally frequent one is drawn, so that the figure is the share of right ones
-  among them; responses without an answer do not vote.
+  Answers are equal if their strings are. Ties are broken at random: the result
+  is the expectation, the fraction of correct answers among the most frequent
+  ones. Responses without an answer have no vote.
 
   Args:
-    answers: of each response, `None` where it has none.
-    correct: whether each response was right.
+    answers: the final answer of each response, `None` if it has none.
+    correct: whether each response is correct.
 
   Returns:
-    One share a problem; 0 where no response has an answer.
+    One value in [0, 1] per problem; 0 without any answer.
 
-  >>> majority([['1', '2', '2', None], ['1', '2', None, None]],
-  ...          np.array([[True, False, False, False]] * 2)).tolist()
+  >>> majority_vote([['1', '2', '2', None], ['1', '2', None, None]],
+  ...               np.array([[True, False, False, False]] * 2)).tolist()
   [0.0, 0.5]
   """
   return np.array(
     [
-      _majority(own, marks) for own, marks in zip(answers, correct, strict=True)
+      _majority(row, marks) for row, marks in zip(answers, correct, strict=True)
     ],
     float,
   )
@@ -82,5 +82,5 @@ def _majority(
     return 0.0
   most = max(votes.values())
   leaders = [answer for answer, count in votes.items() if count == most]
-  right = dict(zip(answers, correct, strict=True))
-  return float(np.mean([right[answer] for answer in leaders]))
+  is_correct = dict(zip(answers, correct, strict=True))
+  return float(np.mean([is_correct[answer] for answer in leaders]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluation found: figures with their intervals, and every problem."""
+"""Results of an evaluation: metrics with intervals, and results per problem."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from jaxtyping import Bool, Float
 from covrl import storage
 from covrl.data import Suite
 from covrl.evaluation.intervals import Estimate, bootstrap_sets
-from covrl.evaluation.metrics import majority, pass_at
+from covrl.evaluation.metrics import majority_vote, pass_at_k
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SuiteResult:
-  """What the policy got right of one set.
+  """Results of one suite of N problems.
 
   Attributes:
-    suite: the set.
-    greedy: whether the likeliest response was right.
-    correct: whether each sample was.
-    responses: the texts, the likeliest first, then the samples.
-    answers: of the samples, for a vote; `None` where there is none.
+    suite: the suite.
+    greedy: whether the greedy response to each problem is correct.
+    correct: whether each of k samples is correct.
+    responses: the texts per problem, first the greedy one, then the samples.
+    answers: the samples' final answers, for maj@k; `None` if the problems have
+      no short answers.
   """
 
   suite: Suite
@@ -36,58 +37,58 @@ class SuiteResult:
   responses: Sequence[Sequence[str]]
   answers: Sequence[Sequence[str | None]] | None = None
 
-  def figures(self) -> dict[str, Float[np.ndarray, ' N']]:
-    """Every figure, problem by problem.
+  def metrics(self) -> dict[str, Float[np.ndarray, ' N']]:
+    """Returns all metrics per problem.
 
-    greedy, and with k samples mean@k, pass@j for the powers of 2 up to k and
-    for k, and maj@k where there are answers.
+    greedy; with k samples mean@k, and pass@j for k and all smaller powers of 2;
+    with answers maj@k.
     """
-    figures = {'greedy': self.greedy.astype(float)}
+    metrics = {'greedy': self.greedy.astype(float)}
     samples = self.suite.samples
     if not samples:
-      return figures
-    figures[f'mean@{samples}'] = self.correct.mean(axis=1)
+      return metrics
+    metrics[f'mean@{samples}'] = self.correct.mean(axis=1)
     powers = [1 << n for n in range(1, samples.bit_length())]
     for k in dict.fromkeys((*(p for p in powers if p < samples), samples)):
-      figures[f'pass@{k}'] = pass_at(self.correct, k)
+      metrics[f'pass@{k}'] = pass_at_k(self.correct, k)
     if self.answers is not None:
-      figures[f'maj@{samples}'] = majority(self.answers, self.correct)
-    return figures
+      metrics[f'maj@{samples}'] = majority_vote(self.answers, self.correct)
+    return metrics
 
   def accuracy(self) -> Float[np.ndarray, ' N']:
-    """The figure that is compared: mean over the samples, or greedy without."""
-    figures = self.figures()
-    return figures.get(f'mean@{self.suite.samples}', figures['greedy'])
+    """Returns the main metric: mean@k, or greedy without samples."""
+    metrics = self.metrics()
+    return metrics.get(f'mean@{self.suite.samples}', metrics['greedy'])
 
   def lines(self, *, responses: bool) -> Iterator[dict[str, Any]]:
-    """One object a problem, as files keep them.
+    """Yields one JSON object per problem.
 
     Args:
-      responses: whether their texts are kept, too.
+      responses: whether to include the responses' texts.
     """
-    for place, problem in enumerate(self.suite.problems):
+    for index, problem in enumerate(self.suite.problems):
       line: dict[str, Any] = {
         'suite': self.suite.name,
         'key': problem.key,
         'prompt': problem.prompt,
-        'greedy': int(self.greedy[place]),
-        'correct': self.correct[place].astype(int).tolist(),
+        'greedy': int(self.greedy[index]),
+        'correct': self.correct[index].astype(int).tolist(),
       }
       if self.answers is not None:
-        line['answers'] = list(self.answers[place])
+        line['answers'] = list(self.answers[index])
       if responses:
         if isinstance(problem.reference, str):
           line['reference'] = problem.reference
-        line['responses'] = list(self.responses[place])
+        line['responses'] = list(self.responses[index])
       yield line
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-  """What the policy got right.
+  """Results of all suites.
 
   Attributes:
-    results: of each set.
+    results: the result of each suite.
     entropy: mean of −log π over sampled tokens, in nats.
   """
 
@@ -95,29 +96,29 @@ class Evaluation:
   entropy: float
 
   def values(self) -> dict[str, list[Float[np.ndarray, ' N']]]:
-    """Every figure, problem by problem, of all sets that have it.
+    """Returns all metrics per problem, as one array per suite.
 
-    A named set's figures are under its name, `aime24/mean@32`. Those without a
-    name are of all sets that have them, and `accuracy` is of all sets, each by
-    the figure that is published of it.
+    The metrics of a named suite have its name, `aime24/mean@32`. A metric
+    without a suite's name covers all suites that have it; `accuracy` covers all
+    named suites, each by its main metric.
     """
     pooled: dict[str, list[Float[np.ndarray, ' N']]] = {}
-    own: dict[str, list[Float[np.ndarray, ' N']]] = {}
+    named: dict[str, list[Float[np.ndarray, ' N']]] = {}
     for result in self.results:
-      figures = result.figures()
+      metrics = result.metrics()
       if result.suite.name:
-        figures = figures | {'accuracy': result.accuracy()}
-        own |= {f'{result.suite.name}/{n}': [v] for n, v in figures.items()}
-      for name, column in figures.items():
+        metrics = metrics | {'accuracy': result.accuracy()}
+        named |= {f'{result.suite.name}/{n}': [v] for n, v in metrics.items()}
+      for name, column in metrics.items():
         pooled.setdefault(name, []).append(column)
-    return pooled | own
+    return pooled | named
 
   def estimates(self) -> dict[str, Estimate]:
-    """Every figure with its interval; of several sets their plain mean."""
+    """Returns each metric's mean over suites, with its interval."""
     return {name: bootstrap_sets(v) for name, v in self.values().items()}
 
   def summary(self) -> dict[str, float]:
-    """The figures, as metrics: each with standard error and interval."""
+    """Returns means, standard errors and intervals under flat names."""
     summary: dict[str, float] = {
       'problems': sum(len(result.greedy) for result in self.results)
     }
@@ -131,34 +132,34 @@ class Evaluation:
     return summary | {'entropy': self.entropy}
 
   def lines(self, *, responses: bool = False) -> Iterator[dict[str, Any]]:
-    """One object a problem, of all sets; see `SuiteResult.lines`."""
+    """Yields one JSON object per problem; see `SuiteResult.lines`."""
     for result in self.results:
       yield from result.lines(responses=responses)
 
 
-def _stderr(sets: Sequence[Float[np.ndarray, ' N']]) -> float:
-  """Standard error of the plain mean of sets' means, over their problems."""
-  variances = [values.var() / values.size for values in sets]
-  return float(np.sqrt(np.sum(variances)) / len(sets))
+def _stderr(suites: Sequence[Float[np.ndarray, ' N']]) -> float:
+  """Returns the standard error of the mean over suites, from their problems."""
+  variances = [values.var() / values.size for values in suites]
+  return float(np.sqrt(np.sum(variances)) / len(suites))
 
 
 def write_results(
   evaluation: Evaluation, directory: epath.PathLike, about: Mapping[str, Any]
 ) -> epath.Path:
-  """Keeps an evaluation's results, one file a set; others' stay.
+  """Writes an evaluation's results; files of other suites are kept.
 
-  evaluation/NAME.jsonl      one object a problem, responses included
-  evaluation/summary.json    figures and sampling of every set
+  evaluation/NAME.jsonl      one object per problem, responses included
+  evaluation/summary.json    metrics and sampling settings of every suite
 
   Args:
-    evaluation: of named sets.
-    directory: below which they are kept.
-    about: what was evaluated, for the summary.
+    evaluation: the results of named suites.
+    directory: parent of the directory `evaluation`.
+    about: entries that describe the policy, added to the summary.
 
   Returns:
-    The summary.
+    The path of the summary.
   """
-  folder = storage.path_of(directory) / 'evaluation'
+  folder = storage.as_path(directory) / 'evaluation'
   folder.mkdir(parents=True, exist_ok=True)
   estimates = evaluation.estimates()
   file = folder / 'summary.json'

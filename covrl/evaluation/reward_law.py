@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The law R = −a e^H + b on a run: a fit, its rival, and a forecast.
+"""Fits the law R = −a e^H + b between entropy and reward to a run.
 
-The law is linear in a and b, so the fit is least squares. Points of a run
-depend on those before, so intervals come from a moving-block bootstrap of the
-residuals rather than from a formula for independent ones.
+The law is linear in a and b, so the fit is least squares. The points of a run
+are not independent, so intervals come from a moving-block bootstrap of the
+residuals. A line R = −a H + b is fitted for comparison, and the law fitted to
+the first third of the run predicts its end.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ class Interval(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-  """A line R = b − a x through a run, x a function of entropy.
+  """A line R = b − a x fitted to a run, where x is a function of entropy.
 
   Attributes:
     a: reward lost per unit of x.
     b: reward at x = 0.
-    r_squared: share of the variance of R that it explains.
-    residual: root mean square of what it leaves, in units of R.
-    forecast: R at the end's entropy, from a fit to the first third alone.
-    error: that forecast less what the end was.
+    r_squared: fraction of the variance of R that the line explains.
+    residual: root mean square of the residuals, in units of R.
+    forecast: R at the final entropy by a fit to the first third only.
+    error: the forecast minus the final reward.
   """
 
   a: Interval
@@ -49,18 +50,18 @@ class Fit:
 
 @dataclasses.dataclass(frozen=True)
 class RewardLaw:
-  """How reward follows entropy along a run.
+  """Two fits of reward as a function of entropy.
 
   Attributes:
     exponential: R = −a e^H + b.
-    linear: R = −a H + b, to compare with.
+    linear: R = −a H + b, for comparison.
   """
 
   exponential: Fit
   linear: Fit
 
   def at(self, entropy: Numbers) -> Numbers:
-    """R by the exponential law."""
+    """Returns R by the exponential law."""
     fit = self.exponential
     return fit.b.value - fit.a.value * np.exp(entropy)
 
@@ -72,20 +73,19 @@ def reward_law(
   resamples: int = 2000,
   seed: int = 0,
 ) -> RewardLaw:
-  """Fits R = −a e^H + b to a run, and R = −a H + b beside it.
+  """Fits R = −a e^H + b and R = −a H + b to a run.
 
-  The end is the mean of the last tenth of the points; the forecast of it uses
-  the law fitted to the first third and the entropy of the end.
+  Final entropy and reward are the means over the last tenth of the points.
 
   Args:
-    entropy: per token, in nats, in the order of training.
-    reward: at the same points, in any unit.
-    resamples: of the bootstrap.
-    seed: of the resampling: the same points give the same intervals.
+    entropy: mean token entropy in nats, in the order of training.
+    reward: mean reward at the same points, in any unit.
+    resamples: number of bootstrap resamples.
+    seed: seed of the resampling.
 
   Raises:
-    ValueError: if there are fewer than nine points, or their entropies are all
-      the same.
+    ValueError: there are fewer than nine points, or the entropies of the first
+      third are all equal.
 
   References:
     Cui et al., `The Entropy Mechanism of Reinforcement Learning for Reasoning
@@ -109,8 +109,8 @@ def reward_law(
       'a law of reward needs entropies that differ in the first third of the '
       f'run, got {entropy[0]:g} everywhere'
     )
-  random = np.random.default_rng(seed)
-  draws = _blocks(random, entropy.size, resamples)
+  generator = np.random.default_rng(seed)
+  draws = _block_indices(generator, entropy.size, resamples)
   return RewardLaw(
     exponential=_fit(np.exp(entropy), reward, draws),
     linear=_fit(entropy, reward, draws),
@@ -118,15 +118,15 @@ def reward_law(
 
 
 def _fit(x: Numbers, y: Numbers, draws: np.ndarray) -> Fit:
-  """Least squares, bootstrapped, and a forecast from the first third."""
-  coefficients = _line(x, y)
-  left = y - _of(coefficients, x)
+  """Least-squares fit with bootstrap intervals and a forecast."""
+  coefficients = _fit_line(x, y)
+  residuals = y - _line_at(coefficients, x)
   design = np.linalg.pinv(np.stack([-x, np.ones_like(x)], axis=1))
-  resampled = design @ (_of(coefficients, x) + left[draws]).T
+  resampled = design @ (_line_at(coefficients, x) + residuals[draws]).T
   low, high = np.quantile(resampled, [0.025, 0.975], axis=1)
   third, tenth = x.size // 3, max(1, x.size // 10)
   end = x[-tenth:].mean(keepdims=True)
-  forecast = float(_of(_line(x[:third], y[:third]), end)[0])
+  forecast = float(_line_at(_fit_line(x[:third], y[:third]), end)[0])
   a, b = (
     Interval(float(v), float(bottom), float(top))
     for v, bottom, top in zip(coefficients, low, high, strict=True)
@@ -135,28 +135,28 @@ def _fit(x: Numbers, y: Numbers, draws: np.ndarray) -> Fit:
   return Fit(
     a=a,
     b=b,
-    r_squared=1 - float((left**2).mean()) / variance if variance else 0.0,
-    residual=float(np.sqrt((left**2).mean())),
+    r_squared=1 - float((residuals**2).mean()) / variance if variance else 0.0,
+    residual=float(np.sqrt((residuals**2).mean())),
     forecast=forecast,
     error=forecast - float(y[-tenth:].mean()),
   )
 
 
-def _line(x: Numbers, y: Numbers) -> Pair:
-  """a and b of y ≈ b − a x."""
+def _fit_line(x: Numbers, y: Numbers) -> Pair:
+  """Returns a and b of y ≈ b − a x."""
   slope, intercept = np.polyfit(x, y, 1)
   return np.array([-slope, intercept])
 
 
-def _of(coefficients: Pair, x: Numbers) -> Numbers:
+def _line_at(coefficients: Pair, x: Numbers) -> Numbers:
   return coefficients[1] - coefficients[0] * x
 
 
-def _blocks(
-  random: np.random.Generator, size: int, resamples: int
+def _block_indices(
+  generator: np.random.Generator, size: int, resamples: int
 ) -> np.ndarray:
-  """Indices of resampled runs, made of blocks of neighbours."""
+  """Returns indices of resampled runs, made of blocks of consecutive points."""
   length = max(1, round(size ** (1 / 3)))
   count = -(-size // length)
-  starts = random.integers(0, size - length + 1, (resamples, count, 1))
+  starts = generator.integers(0, size - length + 1, (resamples, count, 1))
   return (starts + np.arange(length)).reshape(resamples, -1)[:, :size]

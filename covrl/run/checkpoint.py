@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints that are whole or not there, and that notice damage.
+"""Checkpoints that are written whole or not at all and that detect damage.
 
-Orbax writes the arrays; a manifest, written last and atomically, makes the
-checkpoint one. It lists every file with its size and digest, because Orbax
-restores a flipped bit without a word, and keeps the small things: where the
-run stands in its data, its metrics and its unfinished iteration. It has a
-digest of its own.
+Orbax writes the arrays. A manifest, written last and atomically, completes the
+checkpoint: it lists the size and digest of every file (Orbax restores a flipped
+bit without an error) and holds the JSON metadata, such as the position in the
+data. The manifest has a digest of its own.
 """
 
 from __future__ import annotations
@@ -28,18 +27,18 @@ MANIFEST = 'manifest.json'
 
 
 class CheckpointError(ValueError):
-  """A checkpoint that cannot be used, in one sentence."""
+  """An unusable checkpoint, described in one sentence."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-  """A finished checkpoint on disk.
+  """A complete checkpoint on disk.
 
   Attributes:
-    path: its directory.
-    position: how many updates, the warm start's among them, came before.
-    notes: what was saved beside the arrays, plain JSON.
-    files: every file's size and digest, by its path below the directory.
+    path: the checkpoint's directory.
+    position: number of optimiser updates before it.
+    notes: JSON metadata saved with the arrays.
+    files: size and digest of every file, by its path below the directory.
   """
 
   path: epath.Path
@@ -51,38 +50,38 @@ class Checkpoint:
     """Reads the arrays into a tree like `like`.
 
     Args:
-      like: arrays or `jax.ShapeDtypeStruct` with the shardings wanted, which
-        may be another mesh's than the one that saved.
+      like: arrays or `jax.ShapeDtypeStruct` with the wanted shardings, which
+        may be on another mesh than the saved ones.
 
     Raises:
-      CheckpointError: if files are damaged, or are another program's.
+      CheckpointError: files are damaged, or names or shapes differ from `like`.
     """
     self._verify()
-    wanted = flat_names(like)
-    with ocp.StandardCheckpointer(**_together()) as checkpointer:
+    wanted = leaves_by_path(like)
+    with ocp.StandardCheckpointer(**_multiprocess_options()) as checkpointer:
       saved = dict(checkpointer.metadata(self.path / 'arrays').item_metadata)
       self._check_shapes(wanted, saved)
       restored = checkpointer.restore(self.path / 'arrays', wanted)
     leaves = [restored[name] for name in wanted]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
-  def restore_part(self, prefix: str, like: PyTree) -> PyTree:
-    """Reads the arrays of one branch of the saved tree; see `restore`.
+  def restore_subtree(self, prefix: str, like: PyTree) -> PyTree:
+    """Reads the arrays of one subtree; see `restore`.
 
     Args:
-      prefix: dotted path of the branch.
-      like: its shapes and shardings.
+      prefix: dotted path of the subtree.
+      like: shapes and shardings of the subtree.
     """
     self._verify()
-    wanted = flat_names(like)
+    wanted = leaves_by_path(like)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
       saved = checkpointer.metadata(self.path / 'arrays').item_metadata
-      branch = {
+      subtree = {
         name.removeprefix(f'{prefix}.'): leaf
         for name, leaf in dict(saved).items()
         if name.startswith(f'{prefix}.')
       }
-      self._check_shapes(wanted, branch)
+      self._check_shapes(wanted, subtree)
       restored = checkpointer.restore(
         self.path / 'arrays',
         args=ocp.args.PyTreeRestore(
@@ -100,12 +99,13 @@ class Checkpoint:
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
   def _verify(self) -> None:
+    """Compares every file with the manifest."""
     found = storage.digests(self.path)
     for name, expected in self.files.items():
       if name not in found:
-        raise _damaged(self.path, f'{name} is missing')
+        raise _damage_error(self.path, f'{name} is missing')
       if found[name] != expected:
-        raise _damaged(self.path, f'{name} is not what was written')
+        raise _damage_error(self.path, f'{name} is not what was written')
 
   def _check_shapes(
     self, wanted: dict[str, Any], saved: dict[str, Any]
@@ -114,81 +114,93 @@ class Checkpoint:
       return 'nothing' if leaf is None else f'{leaf.dtype}{list(leaf.shape)}'
 
     for name in sorted(wanted.keys() | saved.keys()):
-      ours, theirs = wanted.get(name), saved.get(name)
-      if describe(ours) != describe(theirs):
+      required, found = describe(wanted.get(name)), describe(saved.get(name))
+      if required != found:
         raise CheckpointError(
           f'the checkpoint {self.path} is of another program: {name} must be '
-          f'{describe(ours)}, got {describe(theirs)}'
+          f'{required}, got {found}'
         )
 
 
 class CheckpointStore:
-  """The checkpoints of a run, in one directory."""
+  """The checkpoints of a run, one subdirectory each.
+
+  Args:
+    directory: the parent of all checkpoints; created when needed.
+    keep: number of checkpoints to keep.
+
+  Attributes:
+    position: position of the checkpoint that `latest` has returned or `save`
+      has written last.
+  """
 
   def __init__(self, directory: epath.PathLike, keep: int) -> None:
-    # Orbax takes absolute paths only.
-    self._directory = storage.absolute(storage.path_of(directory))
+    # Orbax requires absolute paths.
+    self._directory = storage.absolute(storage.as_path(directory))
     self._keep = keep
     self._saves = 0
+    self.position: int | None = None
 
   def latest(self) -> Checkpoint | None:
-    """The newest finished checkpoint, or `None`; unfinished ones are ignored.
+    """Returns the newest complete checkpoint, or `None`.
 
     Raises:
-      CheckpointError: if its manifest is damaged.
+      CheckpointError: the checkpoint's manifest is damaged.
     """
-    found = self._finished()
-    if not found:
+    complete = self._complete_paths()
+    if not complete:
       return None
-    path = found[-1]
+    path = complete[-1]
     try:
       manifest = json.loads((path / MANIFEST).read_text())
       content = {name: manifest[name] for name in ('notes', 'files')}
       digest = manifest['digest']
     except (ValueError, KeyError, TypeError):
-      raise _damaged(path, f'{MANIFEST} cannot be read') from None
+      raise _damage_error(path, f'{MANIFEST} cannot be read') from None
     if digest != _digest(json.dumps(content).encode()):
-      raise _damaged(path, f'{MANIFEST} is not what was written')
-    return Checkpoint(path=path, position=int(path.name), **content)
+      raise _damage_error(path, f'{MANIFEST} is not what was written')
+    self.position = int(path.name)
+    return Checkpoint(path=path, position=self.position, **content)
 
   def save(self, position: int, arrays: PyTree, notes: dict[str, Any]) -> None:
-    """Writes a checkpoint and then forgets the oldest.
+    """Writes a checkpoint, then removes the oldest ones beyond `keep`.
 
-    Of several processes each writes what its devices hold; the first one makes
-    it a checkpoint.
+    Each process writes the shards of its own devices; process 0 writes the
+    manifest.
 
     Args:
-      position: updates so far; a later checkpoint has a higher one, or
-        replaces that of the same position.
+      position: number of updates so far. An existing checkpoint of the same
+        position is replaced.
       arrays: device or host arrays.
-      notes: plain JSON.
+      notes: JSON metadata.
     """
     path = self._directory / f'{position:08d}'
     self._saves += 1
-    place = f'{path}/{self._saves}'
+    barrier_id = f'{path}/{self._saves}'
     if distributed.is_first():
       _remove(path)
       if not storage.is_bucket(path):
         path.mkdir(parents=True)
-    distributed.meet(f'{place}/begun')
-    with ocp.StandardCheckpointer(**_together()) as checkpointer:
-      checkpointer.save(path / 'arrays', flat_names(arrays))
-    distributed.meet(f'{place}/written')
+    distributed.barrier(f'{barrier_id}/begun')
+    with ocp.StandardCheckpointer(**_multiprocess_options()) as checkpointer:
+      checkpointer.save(path / 'arrays', leaves_by_path(arrays))
+    distributed.barrier(f'{barrier_id}/written')
     if distributed.is_first():
-      self._complete(path, notes)
-    distributed.meet(f'{place}/complete')
+      self._write_manifest(path, notes)
+    distributed.barrier(f'{barrier_id}/complete')
+    self.position = position
 
-  def _complete(self, path: epath.Path, notes: dict[str, Any]) -> None:
-    """Makes what has been written a checkpoint, and forgets the oldest."""
+  def _write_manifest(self, path: epath.Path, notes: dict[str, Any]) -> None:
+    """Completes a checkpoint, then removes the oldest ones."""
     content = {'notes': notes, 'files': storage.digests(path)}
     digest = _digest(json.dumps(content).encode())
     storage.write_atomically(
       path / MANIFEST, json.dumps(content | {'digest': digest}, indent=1)
     )
-    for old in self._finished()[: -self._keep]:
+    for old in self._complete_paths()[: -self._keep]:
       _remove(old)
 
-  def _finished(self) -> list[epath.Path]:
+  def _complete_paths(self) -> list[epath.Path]:
     if not self._directory.is_dir():
       return []
     return sorted(
@@ -198,10 +210,10 @@ class CheckpointStore:
     )
 
 
-def flat_names(tree: PyTree) -> dict[str, Any]:
-  """Leaves by their dotted path, in the order of the tree.
+def leaves_by_path(tree: PyTree) -> dict[str, Any]:
+  """Returns the leaves by their dotted path, in the order of the tree.
 
-  >>> flat_names({'b': {'c': 1}, 'a': 2})
+  >>> leaves_by_path({'b': {'c': 1}, 'a': 2})
   {'a': 2, 'b.c': 1}
   """
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
@@ -211,8 +223,8 @@ def flat_names(tree: PyTree) -> dict[str, Any]:
   }
 
 
-def _together() -> dict[str, Any]:
-  """Has Orbax's processes meet without their devices, which may be busy."""
+def _multiprocess_options() -> dict[str, Any]:
+  """Makes Orbax synchronise processes without their devices, which may be busy."""
   if jax.process_count() == 1:
     return {}
   return {
@@ -222,20 +234,20 @@ def _together() -> dict[str, Any]:
   }
 
 
-def as_host(tree: PyTree) -> PyTree:
-  """Arrays as numpy arrays."""
+def to_host(tree: PyTree) -> PyTree:
+  """Converts device arrays to numpy arrays."""
   return jax.tree.map(np.asarray, jax.device_get(tree))
 
 
 def _remove(directory: epath.Path) -> None:
-  """Removes a checkpoint, or what an interrupted save left of one."""
+  """Removes a complete or incomplete checkpoint."""
   if directory.exists():
-    # Without its manifest it is no checkpoint, whenever removal is cut short.
+    # First the manifest, so that an interrupted removal leaves no checkpoint.
     (directory / MANIFEST).unlink(missing_ok=True)
     storage.remove(directory)
 
 
-def _damaged(directory: epath.Path, what: str) -> CheckpointError:
+def _damage_error(directory: epath.Path, what: str) -> CheckpointError:
   return CheckpointError(
     f'the checkpoint {directory} is damaged: {what}; remove the directory to '
     'resume from the one before'

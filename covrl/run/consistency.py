@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes of one run must be of one mind, and their number must divide it."""
+"""Checks that all processes have the same code, config and data.
+
+The run's batch sizes must also be multiples of the number of processes.
+"""
 
 from __future__ import annotations
 
@@ -16,26 +19,27 @@ from covrl.data import ProblemSource
 from covrl.data.problems import fingerprint_of
 from covrl.parallel import distributed
 
-# What decides what a run computes, besides covrl.
+# Libraries whose versions change the numbers of a run.
 _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'grain')
 
 
-def check_agreement(recipe: Recipe, workdir: str) -> None:
-  """Refuses a run whose processes differ, or cannot share its batches.
+def check_processes(recipe: Recipe, workdir: str) -> None:
+  """Compares code, recipe and directory over all processes.
 
   Args:
-    recipe: this process's.
-    workdir: this process's.
+    recipe: the recipe that this process has loaded.
+    workdir: the run directory that this process was given.
 
   Raises:
-    ConfigError: on every process; names the one that differs, and in what.
+    ConfigError: on every process; names the process and the field that differ,
+      or a batch size that the processes cannot share.
   """
-  check_divides(recipe.config, distributed.count())
-  if distributed.count() == 1:
+  check_batch_sizes(recipe.config, distributed.process_count())
+  if distributed.process_count() == 1:
     return
   fields = flatten(recipe.config)
   for what, parts in (
-    ('code or versions', [_code()]),
+    ('code or versions', [_code_and_versions()]),
     ('config file', [''.join(recipe.sources.values()), *fields]),
     ('--workdir', [workdir]),
   ):
@@ -44,32 +48,31 @@ def check_agreement(recipe: Recipe, workdir: str) -> None:
 
 
 def check_problems(source: ProblemSource) -> None:
-  """Refuses a run whose processes have read different problems.
+  """Compares the number and fingerprint of the problems over all processes.
 
   Args:
-    source: those that this process trains on.
+    source: the problems that this process trains on.
 
   Raises:
-    ConfigError: on every process; names the one that differs.
+    ConfigError: on every process; names the process that differs.
   """
-  if distributed.count() > 1:
+  if distributed.process_count() > 1:
     what = 'problems to train on'
     _compare(what, [f'{len(source)} {fingerprint_of(source)}'], ['set'])
 
 
-def check_divides(config: Config, processes: int) -> None:
-  """Refuses batches that so many processes cannot share evenly.
+def check_batch_sizes(config: Config, processes: int) -> None:
+  """Checks that the batches divide evenly among the processes.
 
   Raises:
-    ConfigError: says which.
+    ConfigError: a batch size is not a multiple of `processes`.
   """
-  shared = {
-    'rollout.prompts_per_iteration': config.rollout.prompts_per_iteration,
-    'warm_start.batch_size': config.warm_start.batch_size,
+  sizes = {
+    'rollout.prompts_per_iteration': config.rollout.prompts_per_iteration
   }
-  if config.warm_start.steps == 0:
-    del shared['warm_start.batch_size']
-  for name, size in shared.items():
+  if config.warm_start.steps:
+    sizes['warm_start.batch_size'] = config.warm_start.batch_size
+  for name, size in sizes.items():
     if size % processes:
       raise ConfigError(
         f'{name} must be a multiple of the {processes} processes, got {size}'
@@ -77,23 +80,29 @@ def check_divides(config: Config, processes: int) -> None:
 
 
 def _compare(what: str, values: Sequence[str], names: Sequence[str]) -> None:
-  """Compares texts by their checksums over all processes."""
+  """Compares texts over all processes by their checksums.
+
+  Args:
+    what: a name for all of the texts, for the error.
+    values: the texts.
+    names: the name of each text, for the error.
+  """
   own = np.array([[zlib.crc32(text.encode()) for text in values]], np.uint32)
-  everyone = distributed.gather_rows(own)
-  for process, theirs in enumerate(everyone):
-    differs = np.flatnonzero(theirs != everyone[0])
-    if differs.size:
-      name = names[differs[0]]
+  checksums = distributed.gather_rows(own)
+  for process, row in enumerate(checksums):
+    differing = np.flatnonzero(row != checksums[0])
+    if differing.size:
+      name = names[differing[0]]
       raise ConfigError(
         f'all processes must have the same {what}, process {process} has '
         f'another {name} than process 0'
       )
 
 
-def _code() -> str:
-  """The program's own text, and what it runs on."""
-  here = pathlib.Path(__file__).parents[1]
-  files = sorted(here.rglob('*.py'))
+def _code_and_versions() -> str:
+  """Returns covrl's source text and the versions of Python and libraries."""
+  package = pathlib.Path(__file__).parents[1]
+  files = sorted(package.rglob('*.py'))
   text = ''.join(file.read_text() for file in files)
   versions = ' '.join(map(importlib.metadata.version, _LIBRARIES))
   return f'{platform.python_version()} {versions} {text}'

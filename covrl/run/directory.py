@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run's directory: its description, its metrics and its samples.
+"""The files of a run directory.
 
 config.json      the resolved configuration and the run's identity
-recipe/          the config file it was made with
-task.json        what to know about its problems: their number, their judges
-metrics.jsonl    one JSON object a line; in a bucket in parts, metrics/
-rollouts/        kept samples
-evaluation/      results by problem: of the run's own evaluations, and of sets
+recipe/          a copy of the recipe file
+task.json        notes on the problems: their number, how they are graded
+metrics.jsonl    one JSON object per line; in a bucket in parts, metrics/
+rollouts/        logged samples
+evaluation/      results per problem, of the run's evaluations and of suites
 checkpoints/     see `covrl.run.checkpoint`
 report.html      see `covrl.report`
 """
@@ -34,35 +34,35 @@ from covrl.run import lock
 
 
 class RunDirectory:
-  """The files of one run.
+  """A run directory, on a disk or in a bucket.
 
   Attributes:
-    path: where they are.
-    writes: whether this process is the one that writes them.
+    path: the directory.
+    writes: whether this process writes files; only process 0 does.
   """
 
   def __init__(self, path: epath.PathLike, *, writes: bool = True) -> None:
-    self.path = storage.path_of(path)
+    self.path = storage.as_path(path)
     self.writes = writes
 
   @property
   def metrics(self) -> epath.Path:
-    """The metrics file."""
+    """Path of the metrics file."""
     return self.path / 'metrics.jsonl'
 
   @property
   def checkpoints(self) -> epath.Path:
-    """The checkpoints' directory."""
+    """Path of the checkpoints' directory."""
     return self.path / 'checkpoints'
 
-  def write(self, name: str, content: Mapping[str, Any]) -> None:
-    """Writes a JSON file below the directory, whole or not at all."""
+  def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file below the directory, atomically."""
     if not self.writes:
       return
     storage.write_atomically(self.path / name, json.dumps(content))
 
-  def write_lines(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Writes a file of JSON objects, one a line, whole or not at all."""
+  def write_jsonl(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a file of JSON objects, one per line, atomically."""
     if not self.writes:
       return
     text = ''.join(f'{json.dumps(line)}\n' for line in lines)
@@ -73,100 +73,99 @@ class RunDirectory:
     if self.writes:
       (self.path / name).write_bytes(content)
 
-  def describe(self) -> dict[str, Any]:
-    """What `config.json` says.
+  def read_config(self) -> dict[str, Any]:
+    """Returns the content of `config.json`; see `Recipe.as_json`.
 
     Raises:
-      ConfigError: if this is no run directory.
+      ConfigError: the directory has no readable `config.json`.
     """
     file = self.path / 'config.json'
     if not file.is_file():
       raise ConfigError(
-        f'{self.path} is no run directory: it has no config.json'
+        f'{self.path} is not a run directory: it has no config.json'
       )
     try:
       return json.loads(file.read_text())
     except ValueError:
-      raise ConfigError(f'{file} is damaged: it is no JSON') from None
+      raise ConfigError(f'{file} is damaged: it is not valid JSON') from None
 
   def check(self, recipe: Recipe) -> None:
-    """Refuses a directory that is not this recipe's to use.
+    """Checks that the directory is empty or holds a run of this recipe.
 
     Raises:
-      ConfigError: if it holds another configuration's run (says what differs)
-        or other files.
+      ConfigError: the directory holds a run of another configuration (the
+        message names the difference) or other files.
     """
     if not self.writes:
-      # The first process looks, before it writes.
+      # Process 0 checks before it writes.
       return
     if (self.path / 'config.json').exists():
-      described = self.describe()
-      if described['identity'] != recipe.identity:
+      saved = self.read_config()
+      if saved['identity'] != recipe.identity:
         raise ConfigError(
           f"{self.path} holds another configuration's run "
-          f'({_difference(described, recipe)}); use another --workdir'
+          f'({_difference(saved, recipe)}); use another --workdir'
         )
-    elif any(name != lock.NAME for name in self._names()):
+    elif any(name != lock.NAME for name in self._file_names()):
       raise ConfigError(
         f'--workdir must be a run directory or empty, {self.path} holds '
         'other files'
       )
 
   def claim(self, recipe: Recipe) -> None:
-    """Makes the directory this recipe's; see `check`."""
+    """Writes the recipe to the directory; see `check`."""
     if not self.writes:
       return
-    # The description comes first: by it a directory is known as a run's.
-    self.write('config.json', recipe.as_json())
+    # First the file by which a directory is recognised as a run directory.
+    self.write_json('config.json', recipe.as_json())
     for name, text in recipe.sources.items():
       storage.write_atomically(self.path / 'recipe' / name, text)
 
   def recipe(self) -> Recipe:
-    """The recipe that the directory is of, from its own copy.
+    """Loads the run's recipe from the copy in the directory.
 
     Raises:
-      ConfigError: if this is no run directory.
+      ConfigError: the directory is not a run directory.
     """
-    described = self.describe()
-    copies = storage.local(self.path / 'recipe')
-    module, sources = import_recipe(copies / f'{described["name"]}.py')
+    saved = self.read_config()
+    copies = storage.local_copy(self.path / 'recipe')
+    module, sources = import_recipe(copies / f'{saved["name"]}.py')
     return Recipe(
-      name=described['name'],
-      config=from_dict(described['config']),
+      name=saved['name'],
+      config=from_dict(saved['config']),
       module=module,
       sources=sources,
     )
 
   @contextlib.contextmanager
   def locked(self) -> Iterator[None]:
-    """Keeps other runs' processes out of the directory.
+    """Locks the directory against the processes of other runs.
 
     Raises:
-      ConfigError: if another process is in it, or it is a file.
+      ConfigError: another run has locked it, or the path is a file.
     """
     if self.path.exists() and not self.path.is_dir():
-      raise ConfigError(f'--workdir must be a directory, {self.path} is none')
+      raise ConfigError(f'--workdir must be a directory, {self.path} is a file')
     if not self.writes:
-      distributed.meet('covrl/locked')
+      distributed.barrier('covrl/locked')
       yield
       return
-    with lock.held(self.path):
-      distributed.meet('covrl/locked')
+    with lock.acquire(self.path):
+      distributed.barrier('covrl/locked')
       yield
 
-  def _names(self) -> list[str]:
-    """What is in the directory."""
+  def _file_names(self) -> list[str]:
     if not self.path.is_dir():
       return []
     return [entry.name for entry in self.path.iterdir()]
 
 
-def _difference(described: dict[str, Any], recipe: Recipe) -> str:
-  if described['name'] != recipe.name:
-    return f'of {described["name"]}.py, and not of {recipe.name}.py'
-  theirs = flatten(from_dict(described['config']))
-  ours = flatten(recipe.config)
-  for name, value in ours.items():
-    if theirs[name] != value and not name.startswith(RESUMABLE):
-      return f'{name} is {theirs[name]!r} there and {value!r} here'
+def _difference(saved: dict[str, Any], recipe: Recipe) -> str:
+  """Describes the first difference between a saved and a given recipe."""
+  if saved['name'] != recipe.name:
+    return f'of {saved["name"]}.py, and not of {recipe.name}.py'
+  saved_fields = flatten(from_dict(saved['config']))
+  for name, value in flatten(recipe.config).items():
+    if saved_fields[name] != value and not name.startswith(RESUMABLE):
+      return f'{name} is {saved_fields[name]!r} there and {value!r} here'
   return 'the config file has changed since'

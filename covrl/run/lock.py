@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One run at a time in a directory.
+"""Exclusive use of a run directory.
 
-On a disk the system locks a file for as long as a process lives. A bucket has
-no locks: there the process that is in it says so in an object, again and again.
-Who finds such an object watches whether it changes; one that does not was left
-by a process that is gone.
+On a disk the system locks a file for as long as the process lives. A bucket has
+no locks: there the owner renews a lease, an object that it rewrites at
+intervals. A lease that does not change for some time has expired.
 """
 
 from __future__ import annotations
@@ -29,94 +28,100 @@ from covrl.exit_codes import Exit
 
 NAME = '.lock'
 
-# Seconds between two signs of life, and without any until someone is gone.
-_BEAT = 20.0
-_PATIENCE = 90.0
+# Seconds between two renewals of a lease, and until one without any expires.
+_RENEWAL_INTERVAL = 20.0
+_EXPIRY = 90.0
 
 
-def held(directory: epath.Path) -> contextlib.AbstractContextManager[None]:
-  """Keeps other processes out of a directory; it is made if absent.
+def acquire(directory: epath.Path) -> contextlib.AbstractContextManager[None]:
+  """Locks a directory within a context; creates it if absent.
 
   Raises:
-    ConfigError: another one is in it.
+    ConfigError: another process has locked it.
   """
   if storage.is_bucket(directory):
-    return _leased(directory / NAME)
+    return _lease(directory / NAME)
   directory.mkdir(parents=True, exist_ok=True)
-  return _flocked(directory / NAME)
+  return _file_lock(directory / NAME)
 
 
 @contextlib.contextmanager
-def _flocked(file: epath.Path) -> Iterator[None]:
+def _file_lock(file: epath.Path) -> Iterator[None]:
   with file.open('w') as lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-      raise _in_use(file) from None
+      raise _in_use_error(file) from None
     yield
 
 
 @contextlib.contextmanager
-def _leased(file: epath.Path) -> Iterator[None]:
-  own = f'{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex}'
-  _take(file, own)
-  over = threading.Event()
+def _lease(file: epath.Path) -> Iterator[None]:
+  own_id = f'{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex}'
+  _acquire_lease(file, own_id)
+  closed = threading.Event()
   thread = threading.Thread(
-    target=_renew, args=(file, own, over), name='lease', daemon=True
+    target=_renew_lease, args=(file, own_id, closed), name='lease', daemon=True
   )
   thread.start()
   try:
     yield
   finally:
-    over.set()
-    thread.join(_PATIENCE)
-    if _owner(file) == own:
+    closed.set()
+    thread.join(_EXPIRY)
+    if _owner(file) == own_id:
       file.unlink(missing_ok=True)
 
 
-def _take(file: epath.Path, own: str) -> None:
-  """Waits until nobody is there."""
-  seen: str | None = None
-  since = time.monotonic()
-  while not storage.write_new(file, _sign(own, 0)):
+def _acquire_lease(file: epath.Path, own_id: str) -> None:
+  """Acquires the lease, waiting for a stale one to expire.
+
+  Raises:
+    ConfigError: another process renews it.
+  """
+  first_text: str | None = None
+  began = time.monotonic()
+  while not storage.create_object(file, _lease_text(own_id, 0)):
     with contextlib.suppress(FileNotFoundError):
-      sign = file.read_text()
-      if seen is not None and sign != seen:
-        raise _in_use(file)
-      seen = sign
-      if time.monotonic() - since > _PATIENCE:
+      text = file.read_text()
+      if first_text is not None and text != first_text:
+        raise _in_use_error(file)
+      first_text = text
+      if time.monotonic() - began > _EXPIRY:
         file.unlink(missing_ok=True)
         continue
-    time.sleep(_BEAT / 4)
+    time.sleep(_RENEWAL_INTERVAL / 4)
 
 
-def _renew(file: epath.Path, own: str, over: threading.Event) -> None:
-  """Gives signs of life; ends the process where it has been taken for gone."""
-  number = 0
-  while not over.wait(_BEAT):
-    number += 1
-    # A store that does not answer is asked again the next time.
+def _renew_lease(
+  file: epath.Path, own_id: str, closed: threading.Event
+) -> None:
+  """Renews the lease; exits if another process has taken it over."""
+  renewals = 0
+  while not closed.wait(_RENEWAL_INTERVAL):
+    renewals += 1
+    # A request that fails is repeated at the next renewal.
     with contextlib.suppress(Exception):
-      if _owner(file) == own:
-        file.write_text(_sign(own, number))
+      if _owner(file) == own_id:
+        file.write_text(_lease_text(own_id, renewals))
         continue
-      if over.is_set():
+      if closed.is_set():
         return
       print(
-        f'covrl: another run has taken {file.parent}, for this one gave no sign'
-        f' of life for {_PATIENCE:g} s',
+        f'covrl: another run has taken {file.parent}: this one did not renew '
+        f'its lease for {_EXPIRY:g} s',
         file=sys.stderr,
         flush=True,
       )
       os._exit(Exit.REFUSED)
 
 
-def _sign(own: str, number: int) -> str:
-  return json.dumps({'process': own, 'beat': number})
+def _lease_text(own_id: str, renewals: int) -> str:
+  return json.dumps({'process': own_id, 'renewals': renewals})
 
 
 def _owner(file: epath.Path) -> str | None:
-  """Who is there, if anyone."""
+  """Returns the id of the lease's owner, `None` without a valid lease."""
   try:
     content: Any = json.loads(file.read_text())
     return str(content['process'])
@@ -124,7 +129,7 @@ def _owner(file: epath.Path) -> str | None:
     return None
 
 
-def _in_use(file: epath.Path) -> ConfigError:
+def _in_use_error(file: epath.Path) -> ConfigError:
   return ConfigError(
     f'{file.parent} is in use by another process; use another --workdir'
   )

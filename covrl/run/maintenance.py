@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Notices of Google's cloud that a machine will be maintained or preempted."""
+"""Google Cloud's notices of maintenance and preemption of this machine."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 
-# What the metadata server says when nothing is going to happen.
-_CALM = {'maintenance-event': 'NONE', 'preempted': 'FALSE'}
+# Values of the metadata server while nothing is announced.
+_NOTHING_ANNOUNCED = {'maintenance-event': 'NONE', 'preempted': 'FALSE'}
 _HOST = 'metadata.google.internal'
 
 
 @contextlib.contextmanager
-def watched(
-  tell: Callable[[], None], *, interval: float = 5.0
+def watch_notices(
+  on_notice: Callable[[], None], *, interval: float = 5.0
 ) -> Iterator[None]:
-  """Calls `tell` once a notice is there, on Google's machines.
+  """Polls the metadata server in a thread; elsewhere does nothing.
 
   Args:
-    tell: what is to be told.
-    interval: seconds between looks.
+    on_notice: called once, from the thread, at the first notice.
+    interval: seconds between two requests.
   """
-  if not is_google():
+  if not has_metadata_server():
     yield
     return
-  over = threading.Event()
+  closed = threading.Event()
 
   def watch() -> None:
-    while not over.wait(interval):
-      if any(is_notice(name) for name in _CALM):
-        tell()
+    while not closed.wait(interval):
+      if any(is_announced(name) for name in _NOTHING_ANNOUNCED):
+        on_notice()
         return
 
   thread = threading.Thread(target=watch, name='notices', daemon=True)
@@ -41,11 +41,11 @@ def watched(
   try:
     yield
   finally:
-    over.set()
+    closed.set()
 
 
-def is_google() -> bool:
-  """Whether there is a metadata server to ask."""
+def has_metadata_server() -> bool:
+  """Returns whether this machine is on Google Cloud."""
   product = pathlib.Path('/sys/class/dmi/id/product_name')
   with contextlib.suppress(OSError):
     if product.read_text().startswith('Google'):
@@ -53,17 +53,21 @@ def is_google() -> bool:
   return 'GCE_METADATA_HOST' in os.environ
 
 
-def is_notice(name: str) -> bool:
-  """Whether the metadata server announces the end of this machine."""
+def is_announced(name: str) -> bool:
+  """Returns whether the metadata server announces an event.
+
+  Args:
+    name: `'maintenance-event'` or `'preempted'`.
+  """
   host = os.environ.get('GCE_METADATA_HOST', _HOST)
   request = urllib.request.Request(
     f'http://{host}/computeMetadata/v1/instance/{name}',
     headers={'Metadata-Flavor': 'Google'},
   )
   try:
-    with urllib.request.urlopen(request, timeout=5.0) as answer:
-      said = answer.read(100).decode(errors='replace').strip()
+    with urllib.request.urlopen(request, timeout=5.0) as response:
+      value = response.read(100).decode(errors='replace').strip()
   except (OSError, ValueError):
-    # It does not answer: that is no notice.
+    # A server that does not respond announces nothing.
     return False
-  return said.upper() != _CALM[name]
+  return value.upper() != _NOTHING_ANNOUNCED[name]

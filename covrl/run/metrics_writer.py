@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where metrics go: `metrics.jsonl`, and TensorBoard and W&B if asked.
+"""Writes metrics to `metrics.jsonl`, TensorBoard and Weights & Biases.
 
-In a bucket the lines are in numbered parts (`covrl.storage.append_log`), and events are
-copied there whenever the run is saved.
+In a bucket the lines are stored in numbered parts (`covrl.storage.append_log`);
+TensorBoard's events are uploaded whenever the run is saved.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from etils import epath
 
 from covrl import storage
 from covrl.config import LoggingConfig
-from covrl.storage.append_log import Journal, open_journal, read_journal
+from covrl.storage.append_log import AppendLog, open_log, read_log
 
 
 class MetricsWriter:
-  """Appends metric lines, and cuts them back to a checkpoint on resume."""
+  """Appends metric lines; truncates them to a checkpoint on resume."""
 
   def __init__(
     self,
@@ -36,68 +36,71 @@ class MetricsWriter:
     """Opens the file.
 
     Args:
-      file: `metrics.jsonl`.
-      logging: what else to write to.
-      name: of the run.
-      keep: bytes to keep of what is there; the rest was written after the
+      file: path of `metrics.jsonl`.
+      logging: selects TensorBoard and Weights & Biases.
+      name: the run's name in Weights & Biases.
+      keep: bytes of an existing file to keep; the rest was written after the
         checkpoint that is resumed.
-      enabled: whether to write anything; of several processes one does.
+      enabled: whether to write anything; only process 0 does.
     """
-    self._extra: list[Any] = []
-    self._journal: Journal | None = None
+    self._sinks: list[Any] = []
+    self._log: AppendLog | None = None
     if not enabled:
       return
-    file = storage.path_of(file)
-    self._journal = open_journal(file, keep)
+    file = storage.as_path(file)
+    self._log = open_log(file, keep)
     if logging.tensorboard:
-      self._extra.append(_TensorBoard(file.parent / 'tb', _last_steps(file)))
+      self._sinks.append(_TensorBoard(file.parent / 'tb', _last_steps(file)))
     if logging.wandb_project:
-      self._extra.append(_WeightsAndBiases(logging.wandb_project, name))
+      self._sinks.append(_WeightsAndBiases(logging.wandb_project, name))
 
   @property
   def size(self) -> int:
-    """Bytes written so far; all that was logged is where it belongs."""
+    """Bytes written so far, after a flush."""
     self.flush()
-    return self._journal.size if self._journal else 0
+    return self._log.size if self._log else 0
 
   def flush(self) -> None:
-    """Brings what was logged to where it belongs."""
-    if self._journal is not None:
-      self._journal.flush()
-    for sink in self._extra:
+    """Writes all buffered lines and events."""
+    if self._log is not None:
+      self._log.flush()
+    for sink in self._sinks:
       sink.flush()
 
   def write(
     self, *, step: int, iteration: int, phase: str, **values: Any
   ) -> None:
     """Writes one line; numbers that are not finite become null."""
-    if self._journal is None:
+    if self._log is None:
       return
     line = {'step': step, 'iteration': iteration, 'phase': phase}
-    line |= {name: _plain(value) for name, value in values.items()}
-    self._journal.write(json.dumps(line))
-    for sink in self._extra:
+    line |= {name: _to_json(value) for name, value in values.items()}
+    self._log.write(json.dumps(line))
+    for sink in self._sinks:
       sink.write(step, phase, line)
 
   def close(self) -> None:
-    """Flushes everything."""
-    if self._journal is not None:
-      self._journal.close()
-    for sink in self._extra:
+    """Flushes and closes all files."""
+    if self._log is not None:
+      self._log.close()
+    for sink in self._sinks:
       sink.close()
-    self._journal, self._extra = None, []
+    self._log, self._sinks = None, []
 
 
 class _TensorBoard:
-  """Scalars, a directory for each phase: phases count their steps apart."""
+  """TensorBoard scalars, one directory per phase: each counts its own steps."""
 
   def __init__(
     self, directory: epath.Path, last_steps: Mapping[str, int]
   ) -> None:
     self._directory = directory
-    # Where events are appended to, which a bucket does not do.
-    distant = storage.is_bucket(directory)
-    self._here = storage.scratch() if distant else pathlib.Path(directory)
+    # Events are appended to local files, because a bucket cannot append.
+    self._local_directory = (
+      storage.temporary_directory()
+      if storage.is_bucket(directory)
+      else pathlib.Path(directory)
+    )
     self._last_steps = last_steps
     self._writers: dict[str, Any] = {}
 
@@ -109,12 +112,12 @@ class _TensorBoard:
         self._writers[phase].add_scalar(name, value, step)
 
   def _open(self, phase: str) -> Any:
-    """A writer; what an earlier attempt wrote beyond its checkpoint is void."""
+    """Opens a writer; purges events that are later than the checkpoint."""
     from tensorboardX import SummaryWriter
 
     earlier = len(list((self._directory / phase).glob('*')))
     return SummaryWriter(
-      str(self._here / phase),
+      str(self._local_directory / phase),
       purge_step=self._last_steps.get(phase, -1) + 1 if earlier else None,
       filename_suffix=f'.{earlier}',
     )
@@ -123,17 +126,17 @@ class _TensorBoard:
     if storage.is_bucket(self._directory):
       for writer in self._writers.values():
         writer.flush()
-      storage.upload(self._here, self._directory)
+      storage.upload(self._local_directory, self._directory)
 
   def close(self) -> None:
     for writer in self._writers.values():
       writer.close()
     if storage.is_bucket(self._directory):
-      storage.upload(self._here, self._directory)
+      storage.upload(self._local_directory, self._directory)
 
 
 class _WeightsAndBiases:
-  """Scalars by phase; the library is an extra."""
+  """Weights & Biases scalars, named `PHASE/METRIC`."""
 
   def __init__(self, project: str, name: str) -> None:
     try:
@@ -149,20 +152,20 @@ class _WeightsAndBiases:
     self._run.log({f'{phase}/{name}': value for name, value in line.items()})
 
   def flush(self) -> None:
-    """It is sent by the library, when it likes."""
+    """No-op: wandb flushes by itself."""
 
   def close(self) -> None:
     self._run.finish()
 
 
 def _last_steps(file: epath.Path) -> dict[str, int]:
-  """The last step of each phase in a metrics file."""
-  parsed = map(json.loads, (read_journal(file) or '').splitlines())
+  """Returns the last step of each phase in a metrics file."""
+  parsed = map(json.loads, (read_log(file) or '').splitlines())
   return {line['phase']: line['step'] for line in parsed}
 
 
-def _plain(value: Any) -> Any:
-  """Numbers as JSON has them."""
+def _to_json(value: Any) -> Any:
+  """Converts a scalar to a JSON value."""
   if isinstance(value, (str, int, bool)) or value is None:
     return value
   number = float(value)

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stopping when told to: all processes at the same place, and soon.
+"""Stops a run on a signal: all processes after the same update, and soon.
 
-A process that is told to stop (SIGTERM, or a notice that its machine will be
-maintained or preempted) tells the others how many updates it has begun; each of
-them answers with its own number. All go on to the largest: what has been begun
-somewhere needs everyone. A rollout or an evaluation changes nothing, so it is
-given up in the middle. Only the beginning of an update waits for the answers.
+A process that receives SIGTERM, SIGINT or a maintenance notice publishes how
+many updates it has begun; every other process then publishes its own number.
+All of them stop after the largest number, because an update needs all
+processes. Rollouts and evaluations change no state, so they are abandoned.
+Only the start of an update waits for the other processes' numbers.
+
+`jax.experimental.multihost_utils.reached_preemption_sync_point` is not used: it
+stops between updates only, whereas a rollout may take minutes; it reacts to
+SIGTERM alone; and it needs several processes.
 """
 
 from __future__ import annotations
@@ -19,21 +23,22 @@ from typing import Any
 
 import jax
 
-# Seconds between looks at the others' answers.
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Seconds between two reads of the other processes' numbers.
 _INTERVAL = 0.5
 _PREFIX = 'covrl/stop/'
 
 
 class Stopped(Exception):
-  """The run was told to stop, and may do so here."""
+  """Raised at a point where the run can stop, after a request to stop."""
 
 
 class StopSignal:
-  """Knows whether to stop, and where.
+  """Collects requests to stop and raises `Stopped` where all processes can.
 
   Args:
-    patience: most seconds for the other processes to answer.
-    clock: seconds, for tests.
+    patience: seconds to wait for the other processes' numbers, at most.
+    clock: returns seconds; replaced in tests.
   """
 
   def __init__(
@@ -42,95 +47,100 @@ class StopSignal:
     patience: float = 600.0,
     clock: Callable[[], float] = time.monotonic,
   ) -> None:
-    self._asked = threading.Event()
+    self._requested = threading.Event()
     self._patience = patience
     self._clock = clock
-    self._looked = -_INTERVAL
-    self._answered = False
+    self._last_read = -_INTERVAL
+    self._published = False
     self._updating = False
-    self._position = 0
-    self._target: int | None = None
+    self._updates = 0
+    self._stop_after: int | None = None
 
   @contextlib.contextmanager
-  def listening(self) -> Iterator[None]:
-    """Takes SIGTERM, however often it comes, for the wish to stop.
+  def handle_signals(self) -> Iterator[None]:
+    """Turns SIGTERM and SIGINT into requests to stop, within the context.
 
-    A run that was told to stop is not disturbed by another one while it ends.
+    After a request both signals are ignored, so that a repeated signal does not
+    interrupt the final save.
     """
     if threading.current_thread() is not threading.main_thread():
       yield
       return
-    before = signal.signal(signal.SIGTERM, lambda *_: self.ask())
+    before = {
+      number: signal.signal(number, lambda *_: self.request())
+      for number in SIGNALS
+    }
     try:
       yield
     finally:
-      after = signal.SIG_IGN if self._asked.is_set() else before
-      signal.signal(signal.SIGTERM, after)
+      stopping = self._requested.is_set()
+      for number, handler in before.items():
+        signal.signal(number, signal.SIG_IGN if stopping else handler)
 
-  def ask(self) -> None:
-    """Asks the run to stop."""
-    self._asked.set()
+  def request(self) -> None:
+    """Requests that the run stops; may be called from any thread."""
+    self._requested.set()
 
-  def at(self, position: int) -> None:
-    """Says that so many updates have been made and nothing is under way."""
-    self._position, self._updating = position, False
+  def finished_updates(self, count: int) -> None:
+    """Records the number of finished updates; no update is in progress."""
+    self._updates, self._updating = count, False
 
   def poll(self) -> None:
-    """To be called while waiting.
+    """Raises `Stopped` if the run stops here; called during waits.
 
     Raises:
-      Stopped: all are to stop here.
+      Stopped: all processes stop after the updates made so far.
     """
-    self._look(self._clock())
-    reached = self._target is not None and self._target <= self._position
+    self._exchange(self._clock())
+    reached = self._stop_after is not None and self._stop_after <= self._updates
     if reached and not self._updating:
       raise Stopped
 
-  def before_update(self) -> None:
-    """To be called before an update begins, which only all can finish.
+  def begin_update(self) -> None:
+    """Starts an update, or raises `Stopped`.
 
     Raises:
-      Stopped: all are to stop here.
-      RuntimeError: the others did not answer in time.
+      Stopped: all processes stop before this update.
+      RuntimeError: the other processes did not publish their numbers in time.
     """
     began = self._clock()
-    self._look(began, at_once=True)
-    while self._answered and self._target is None:
+    self._exchange(began, immediately=True)
+    while self._published and self._stop_after is None:
       time.sleep(_INTERVAL / 10)
       now = self._clock()
       if now - began > self._patience:
         raise RuntimeError(
-          'all processes must answer when one is told to stop, some did not '
-          f'within {self._patience:g} s'
+          'all processes must answer a request to stop, some did not within '
+          f'{self._patience:g} s'
         )
-      self._look(now)
+      self._exchange(now)
     self.poll()
-    self._position, self._updating = self._position + 1, True
+    self._updates, self._updating = self._updates + 1, True
 
-  def _look(self, now: float, *, at_once: bool = False) -> None:
-    """Answers if someone is told to stop; learns where all of them will."""
-    if self._target is not None:
+  def _exchange(self, now: float, *, immediately: bool = False) -> None:
+    """Publishes this process's number on a request; reads the others'."""
+    if self._stop_after is not None:
       return
     if jax.process_count() == 1:
-      if self._asked.is_set():
-        self._target = self._position
+      if self._requested.is_set():
+        self._stop_after = self._updates
       return
-    if now - self._looked < _INTERVAL and not at_once:
+    if now - self._last_read < _INTERVAL and not immediately:
       return
-    self._looked = now
-    client = _client()
-    answers = client.key_value_dir_get(_PREFIX)
-    if not self._answered and (answers or self._asked.is_set()):
+    self._last_read = now
+    client = _distributed_client()
+    published = client.key_value_dir_get(_PREFIX)
+    if not self._published and (published or self._requested.is_set()):
       own = f'{_PREFIX}{jax.process_index()}'
-      client.key_value_set(own, str(self._position))
-      self._answered = True
-      answers = client.key_value_dir_get(_PREFIX)
-    if len(answers) == jax.process_count():
-      self._target = max(int(position) for _, position in answers)
+      client.key_value_set(own, str(self._updates))
+      self._published = True
+      published = client.key_value_dir_get(_PREFIX)
+    if len(published) == jax.process_count():
+      self._stop_after = max(int(updates) for _, updates in published)
 
 
-def _client() -> Any:
-  """What the processes tell one another by, beside their devices."""
+def _distributed_client() -> Any:
+  """Returns the key-value client of JAX's coordination service."""
   from orbax.checkpoint import multihost
 
   return multihost.get_jax_distributed_client()

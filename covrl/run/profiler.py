@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Traces of some steps, for a profiler's viewer."""
+"""Profiler traces of some updates of a run."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from covrl import storage
 
 
 class Profiler:
-  """Traces steps `first` up to `last` of a run, both included.
+  """Traces updates `FIRST` to `LAST` of a run, both included.
 
   Args:
     steps: `FIRST:LAST`, optimiser updates counted from 0; empty for none.
-    directory: where the trace goes; into a bucket when it is whole.
+    directory: where the trace is written; a bucket receives it when it is
+      complete.
 
   Raises:
-    ValueError: `steps` is no such range.
+    ValueError: `steps` is not such a range.
   """
 
   def __init__(self, steps: str, directory: epath.PathLike) -> None:
@@ -32,27 +33,27 @@ class Profiler:
     self._first, self._last = (
       (int(match[1]), int(match[2])) if match else (-1, -1)
     )
-    self._directory = storage.path_of(directory)
-    self._here = pathlib.Path(self._directory)
-    self._running = False
+    self._directory = storage.as_path(directory)
+    self._local_directory = pathlib.Path(self._directory)
+    self._tracing = False
 
-  def before(self, step: int) -> None:
-    """Begins where it is time to, rollout included."""
-    if not self._running and self._first <= step <= self._last:
+  def before_step(self, step: int) -> None:
+    """Starts the trace if an update, or the rollout before it, is in range."""
+    if not self._tracing and self._first <= step <= self._last:
       if storage.is_bucket(self._directory):
-        self._here = storage.scratch()
-      jax.profiler.start_trace(str(self._here))
-      self._running = True
+        self._local_directory = storage.temporary_directory()
+      jax.profiler.start_trace(str(self._local_directory))
+      self._tracing = True
 
-  def after(self, step: int) -> None:
-    """Ends where it is time to."""
-    if self._running and step >= self._last:
+  def after_step(self, step: int) -> None:
+    """Ends the trace after the last update of the range."""
+    if self._tracing and step >= self._last:
       self.close()
 
   def close(self) -> None:
-    """Writes what has been traced."""
-    if self._running:
-      self._running = False
+    """Ends a running trace and writes it."""
+    if self._tracing:
+      self._tracing = False
       jax.profiler.stop_trace()
       if storage.is_bucket(self._directory):
-        storage.upload(self._here, self._directory)
+        storage.upload(self._local_directory, self._directory)

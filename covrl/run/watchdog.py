@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run in which nothing moves says where it stands, and ends."""
+"""Watchdog: dumps all stacks and exits when nothing progresses for too long."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from covrl.exit_codes import Exit
 
 
 class Watchdog:
-  """Ends the process with `Exit.STALLED` when `beat` is not called for long.
+  """Ends the process with `Exit.STALLED` if `beat` is not called in time.
 
-  The stacks of all threads go to standard error before.
+  The stacks of all threads are written to standard error first.
 
   Args:
-    limit: seconds; 0 watches nothing.
+    limit: seconds between two calls of `beat`, at most; 0 disables it.
 
   Raises:
     ValueError: the limit is negative.
@@ -30,8 +30,8 @@ class Watchdog:
       raise ValueError(f'--stall_after must be at least 0, got {limit:g}')
     self._limit = limit
     self._output = sys.__stderr__ or sys.stderr
-    self._last = time.monotonic()
-    self._over = threading.Event()
+    self._last_beat = time.monotonic()
+    self._closed = threading.Event()
     self._thread = threading.Thread(
       target=self._watch, name='watchdog', daemon=True
     )
@@ -43,26 +43,27 @@ class Watchdog:
     return self
 
   def __exit__(self, *_: object) -> None:
-    self._over.set()
+    self._closed.set()
     if self._limit:
       faulthandler.cancel_dump_traceback_later()
       self._thread.join()
 
   def beat(self) -> None:
-    """Something moved."""
-    self._last = time.monotonic()
-    if self._limit and not self._over.is_set():
-      # Where a thread in native code keeps all others from running, this does.
+    """Records progress."""
+    self._last_beat = time.monotonic()
+    if self._limit and not self._closed.is_set():
+      # The watchdog's thread cannot run while native code holds the GIL; this
+      # timer can.
       faulthandler.dump_traceback_later(
         2 * self._limit, exit=True, file=self._output
       )
 
   def _watch(self) -> None:
-    while not self._over.wait(min(self._limit / 4, 10.0)):
-      silent = time.monotonic() - self._last
-      if silent > self._limit:
+    while not self._closed.wait(min(self._limit / 4, 10.0)):
+      idle = time.monotonic() - self._last_beat
+      if idle > self._limit:
         print(
-          f'covrl: nothing moved for {silent:.0f} s (--stall_after='
+          f'covrl: no progress for {idle:.0f} s (--stall_after='
           f'{self._limit:g}); the stacks of all threads:',
           file=self._output,
           flush=True,

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How answers of each kind of problem are judged, read, and given rightly.
+"""Rewards and answer formats of each kind of problem.
 
-A problem's kind (`Problem.kind`) comes from its file's layout:
+A problem's kind (`Problem.kind`) is determined by its file's schema:
 
   math        the last `\\boxed{}` is compared with the reference
-  math_dapo   what follows the last `Answer:`, as DAPO-Math-17k asks for it
-  code        the share of the reference's tests that the program in the
-              response passes; right is who passes all
+  math_dapo   the text after the last `Answer:`, as DAPO-Math-17k asks for it
+  code        the fraction of the reference's tests that the response's program
+              passes; a response is correct if all pass
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from covrl.rewards import (
 from covrl.rewards.math.extraction import extract
 from covrl.rewards.math.normalize import clean, key
 
-_RULES = {'math': 'boxed', 'math_dapo': 'dapo'}
-_STATED = {'math': '\\boxed{{{}}}', 'math_dapo': 'Answer: {}'}
-"""How a response states an answer, by kind."""
+_EXTRACTION_RULES = {'math': 'boxed', 'math_dapo': 'dapo'}
+_ANSWER_FORMATS = {'math': '\\boxed{{{}}}', 'math_dapo': 'Answer: {}'}
+"""Text with which a response states its answer, by kind."""
 
 
-def rewards_of(
+def make_rewards(
   kinds: Mapping[str, str], config: RewardConfig
 ) -> tuple[list[RewardPart], list[str]]:
-  """A reward for every kind of problems, for the sources that have it.
+  """Returns one reward per kind of problem, limited to the kind's sources.
 
   Args:
-    kinds: the kind of each source's problems.
-    config: who is to judge programs.
+    kinds: kind of each source's problems.
+    config: sandbox backend for programs.
 
   Returns:
-    The rewards, and what to know about them: how programs are held.
+    The rewards, and notes on how programs are isolated.
 
   Raises:
-    JudgeError: there are programs to judge, and there is no judge.
-    ValueError: there is no such kind, or no such level of judging.
+    JudgeError: there are programs to run, and no sandbox backend is available.
+    ValueError: a kind or the sandbox backend is unknown.
   """
   sources: dict[str, list[str]] = {}
   for source, kind in kinds.items():
@@ -59,26 +59,26 @@ def rewards_of(
       level, url = config.judge or None, config.judge_url or None
       notes.append(f'programs are judged at level {judge_of(level, url).level}')
       rewards.append(code_reward(level=level, url=url, sources=tuple(names)))
-    elif kind in _RULES:
+    elif kind in _EXTRACTION_RULES:
       rewards.append(
-        maths_reward(rule=_RULES[kind], name=kind, sources=tuple(names))
+        maths_reward(
+          rule=_EXTRACTION_RULES[kind], name=kind, sources=tuple(names)
+        )
       )
     else:
       raise ValueError(
-        f'Problems must be of a kind that can be judged ({", ".join(_RULES)},'
+        f'Problems must be of a kind that can be judged ({", ".join(_EXTRACTION_RULES)},'
         f' code), those of {", ".join(names)} are {kind!r}.'
       )
   return rewards, notes
 
 
-def shaping_of(config: Config) -> list[RewardPart]:
-  """What is rewarded beside right answers, as far as the config says.
-
-  None of it counts in an evaluation.
+def make_shaping_rewards(config: Config) -> list[RewardPart]:
+  """Returns the configured shaping rewards, which evaluations ignore.
 
   Raises:
-    ValueError: the pattern of a format is none, or the buffer longer than a
-      response.
+    ValueError: the format is not a regular expression, or the overlong buffer
+      exceeds the length of a response.
   """
   rewards = config.rewards
   parts: list[RewardPart] = []
@@ -103,24 +103,24 @@ def shaping_of(config: Config) -> list[RewardPart]:
   return parts
 
 
-def reader_of(problem: Problem) -> Callable[[str], str | None] | None:
-  """What reads the answer of a response, spelt one way; none for programs."""
-  if problem.kind not in _RULES:
+def answer_extractor(problem: Problem) -> Callable[[str], str | None] | None:
+  """Returns a function that extracts normalised answers; `None` for programs."""
+  if problem.kind not in _EXTRACTION_RULES:
     return None
-  return functools.partial(_read, rule=_RULES[problem.kind])
+  return functools.partial(_extract, rule=_EXTRACTION_RULES[problem.kind])
 
 
-def right_response(problem: Problem) -> str | None:
-  """A response that must be judged right: the reference, or its solution.
+def reference_response(problem: Problem) -> str | None:
+  """Returns a response that states the reference, or the known solution.
 
-  >>> right_response(Problem(prompt='', reference='7', source='', kind='math'))
+  >>> reference_response(Problem(prompt='', reference='7', source='', kind='math'))
   '\\\\boxed{7}'
   """
-  if problem.kind not in _STATED:
+  if problem.kind not in _ANSWER_FORMATS:
     return problem.solution
-  return _STATED[problem.kind].format(problem.reference)
+  return _ANSWER_FORMATS[problem.kind].format(problem.reference)
 
 
-def _read(response: str, *, rule: str) -> str | None:
+def _extract(response: str, *, rule: str) -> str | None:
   answer = extract(response, rule)
   return None if answer is None else key(clean(answer))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A task: what to ask, how to judge, and in which alphabet."""
+"""A task: problems, rewards and tokenizer."""
 
 from __future__ import annotations
 
@@ -11,27 +11,30 @@ from covrl.config import EvaluateConfig, TaskConfig
 from covrl.data import Problem, ProblemSource, Suite, Tokenizer
 from covrl.rewards import RewardPart
 
-Reader: TypeAlias = Callable[[Problem], Callable[[str], str | None] | None]
+AnswerExtractor: TypeAlias = Callable[
+  [Problem], Callable[[str], str | None] | None
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-  """Problems, their judge, and the tokenizer they are written with.
+  """Problems, the rewards of responses, and the tokenizer.
 
   Attributes:
-    tokenizer: text to tokens.
-    train: problems to sample responses for.
-    solved: problems with solutions, for the warm start; `None` without one.
-    held_out: problems for evaluation, none of them in the other two.
-    rewards: what a response is worth, in named parts; see `covrl.rewards`.
-    suites: evaluation sets beside them, or instead.
-    reader: gives for a problem what reads the final answer of a response to
-      it, to vote with; `None` where there is nothing to vote on.
-    right_response: a response to a problem that must be judged right, `None`
-      where nobody knows one.
-    checked: problems whose references are given as answers before a run
-      begins, to see that they are judged right.
-    notes: what to know about the problems, a sentence each.
+    tokenizer: the policy's tokenizer.
+    train: problems to sample responses to.
+    solved: problems with solutions, for the warm start; `None` without any.
+    held_out: problems for evaluation, in neither `train` nor `solved`.
+    rewards: the parts of a response's reward; see `covrl.rewards`.
+    suites: evaluation suites, besides `held_out`.
+    answer_extractor: returns for a problem a function that extracts a
+      response's final answer, for majority votes; `None` if the problem has no
+      short answer.
+    reference_response: returns a correct response to a problem, `None` if
+      unknown.
+    checked_sources: problems whose reference responses are graded before a run,
+      to find wrong references.
+    notes: remarks on the problems, one sentence each.
   """
 
   tokenizer: Tokenizer
@@ -40,20 +43,20 @@ class Task:
   held_out: Sequence[Problem]
   rewards: Sequence[RewardPart]
   suites: Sequence[Suite] = ()
-  reader: Reader = lambda problem: None
-  right_response: Callable[[Problem], str | None] = lambda p: p.solution
-  checked: Sequence[ProblemSource] = ()
+  answer_extractor: AnswerExtractor = lambda problem: None
+  reference_response: Callable[[Problem], str | None] = lambda p: p.solution
+  checked_sources: Sequence[ProblemSource] = ()
   notes: Sequence[str] = ()
 
   @property
   def sources(self) -> tuple[str, ...]:
-    """Names of all data sources, those of held-out problems among them."""
+    """Names of all data sources, including those of evaluation problems."""
     return _source_names(
       self.train.names, self.held_out, *(s.problems for s in self.suites)
     )
 
   def evaluation(self, config: EvaluateConfig) -> list[Suite]:
-    """What is evaluated, and how: held-out problems, if any, and the sets."""
+    """Returns the suites to evaluate; held-out problems come first, unnamed."""
     suites = [
       suite.changed(
         problems=config.suite_problems or None,
@@ -65,18 +68,18 @@ class Task:
       for suite in self.suites
     ]
     if self.held_out:
-      own = Suite(
+      held_out = Suite(
         name='',
         problems=self.held_out[: config.problems],
         samples=config.samples,
         temperature=config.temperature,
       )
-      suites.insert(0, own)
+      suites.insert(0, held_out)
     return suites
 
 
 def countdown_task(config: TaskConfig) -> Task:
-  """Countdown, from reasoning-gym: make the target from all the numbers."""
+  """Countdown from reasoning-gym: reach a target using all given numbers."""
   from covrl.data import (
     CountdownConfig,
     CountdownSource,
@@ -106,7 +109,7 @@ def countdown_task(config: TaskConfig) -> Task:
 
 
 def _source_names(
-  names: Iterable[str], *problems: Iterable[Problem]
+  names: Iterable[str], *problem_groups: Iterable[Problem]
 ) -> tuple[str, ...]:
-  others = (problem.source for some in problems for problem in some)
+  others = (problem.source for group in problem_groups for problem in group)
   return tuple(dict.fromkeys((*names, *others)))

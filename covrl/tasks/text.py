@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A task from files of questions: what a config's `data` and `evaluate` say."""
+"""A task whose problems are read from files, configured by `data` and `evaluate`."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ from covrl.data.packing import prompt_ids
 from covrl.data.readers import TFDS
 from covrl.pretrained import load_chat_template, load_tokenizer
 from covrl.tasks.graders import (
-  reader_of,
-  rewards_of,
-  right_response,
-  shaping_of,
+  answer_extractor,
+  make_rewards,
+  make_shaping_rewards,
+  reference_response,
 )
 from covrl.tasks.task import Task
 
 
 def text_task(config: Config) -> Task:
-  """Questions from files, put by the pretrained model's own chat template.
+  """Returns a task of problems from files, with a pretrained model's tokenizer.
 
-  Files are recognised by their columns (`covrl.data.LAYOUTS`), which also say
-  whether a question is of mathematics or of programming, and so how its answers
-  are judged. Problems that are too long, too easy, too hard, there twice, or
-  in an evaluation set are left out, and counted in the task's notes.
+  Files are recognised by their columns (`covrl.data.LAYOUTS`), which determine
+  whether a problem is of mathematics or programming, and so its reward.
+  Problems that are too long, too easy, too hard, duplicates or part of an
+  evaluation suite are dropped and counted in the task's notes.
 
   Args:
-    config: `data` and `evaluate` say which files, `pretrained` whose tokenizer
-      and template. Without `data.train` there is nothing to train on; that
-      will do for an evaluation.
+    config: `data` and `evaluate` name the files; `pretrained` names the model
+      with tokenizer and chat template. Without `data.train` the task has no
+      training problems, which suffices for an evaluation.
 
   Raises:
-    ValueError: a file or a row is not right, or too much was left out; the
-      sentence says file, row and column.
+    ValueError: a file or a row is invalid, or too many problems were dropped;
+      the message names file, row and column.
   """
   if not config.pretrained:
     raise ConfigError(
@@ -70,27 +70,27 @@ def text_task(config: Config) -> Task:
   ]
   train, kinds, notes = _training(config, form, tokenizer, bare)
   for suite in asked:
-    _merge(kinds, {p.source: p.kind for p in suite.problems}, suite.name)
+    _merge_kinds(kinds, {p.source: p.kind for p in suite.problems}, suite.name)
     notes.append(
       f'{suite.name}: {len(suite.problems):,} problems (layout {suite.layout})'
     )
-  rewards, judges = rewards_of(kinds, config.rewards)
+  rewards, sandbox_notes = make_rewards(kinds, config.rewards)
   return Task(
     tokenizer=tokenizer,
     train=train,
     solved=None,
     held_out=(),
-    rewards=[*rewards, *shaping_of(config)],
+    rewards=[*rewards, *make_shaping_rewards(config)],
     suites=asked,
-    reader=reader_of,
-    right_response=right_response,
-    checked=[train, *(ListSource(suite.problems) for suite in asked)],
-    notes=[*notes, *judges],
+    answer_extractor=answer_extractor,
+    reference_response=reference_response,
+    checked_sources=[train, *(ListSource(suite.problems) for suite in asked)],
+    notes=[*notes, *sandbox_notes],
   )
 
 
 def _form(config: Config, tokenizer: Tokenizer) -> PromptForm:
-  """How questions are put."""
+  """Returns the form of the prompts."""
   data = config.data
   instructions = {
     'math': data.math_instruction,
@@ -119,7 +119,7 @@ def _training(
   tokenizer: Tokenizer,
   suites: Sequence[Suite],
 ) -> tuple[ProblemSource, dict[str, str], list[str]]:
-  """What is trained on, the kind of each source, and what to know about it."""
+  """Returns the training problems, the kind of each source, and notes."""
   data = config.data
   if not data.train:
     return ListSource([]), {}, []
@@ -144,7 +144,7 @@ def _training(
   kinds: dict[str, str] = {}
   for source in sources:
     asked_kinds = {n: form.kind_of(kind) for n, kind in source.kinds.items()}
-    _merge(kinds, asked_kinds, source.file)
+    _merge_kinds(kinds, asked_kinds, source.file)
   asked = [AskedSource(each.source, form) for each in sifted]
   weights = [weight for _, weight in files]
   known = [weight for weight in weights if weight is not None]
@@ -155,7 +155,7 @@ def _training(
 
 
 def _files(names: str) -> list[tuple[str, float | None]]:
-  """Files and their weights, where they have any.
+  """Parses `FILE=WEIGHT, FILE, …` into files and optional weights.
 
   >>> _files('tfds:gsm8k/train=2, b.jsonl')
   [('tfds:gsm8k/train', 2.0), ('b.jsonl', None)]
@@ -173,18 +173,18 @@ def _files(names: str) -> list[tuple[str, float | None]]:
     matches = [name if equals else entry]
     if '*' in matches[0] and not matches[0].startswith(TFDS):
       matches = _matching(matches[0])
-    # Shards of one file share its weight.
+    # The shards of a pattern share its weight.
     share = None if weight is None else weight / len(matches)
     found += [(match, share) for match in matches]
   return found
 
 
 def _matching(pattern: str) -> list[str]:
-  """Files whose names a pattern fits, in order."""
-  path = storage.path_of(pattern)
+  """Returns the files that match a pattern, sorted."""
+  path = storage.as_path(pattern)
   matches = sorted(map(str, path.parent.glob(path.name)))
   if not matches:
-    raise ConfigError(f'data.train must name files, {pattern} fits none')
+    raise ConfigError(f'data.train must name files, no file matches {pattern}')
   return matches
 
 
@@ -197,12 +197,12 @@ def _overlap(data: DataConfig, suites: Sequence[Suite]) -> Overlap | None:
 
 
 def _pass_rates(file: str) -> dict[str, float]:
-  """Share of right responses by problem, from an evaluation's results."""
+  """Returns pass rates by problem key, from an evaluation's results."""
   if not file:
     return {}
   rates: dict[str, float] = {}
   for number, line in enumerate(
-    storage.path_of(file).read_text().splitlines(), 1
+    storage.as_path(file).read_text().splitlines(), 1
   ):
     try:
       result = json.loads(line)
@@ -210,14 +210,16 @@ def _pass_rates(file: str) -> dict[str, float]:
       rates[result['key']] = float(np.mean(marks))
     except (ValueError, KeyError, TypeError):
       raise ConfigError(
-        f'data.pass_rates must be results that covrl evaluate wrote, row'
-        f' {number} of {file} is none'
+        'data.pass_rates must be results written by covrl evaluate, got'
+        f' something else in row {number} of {file}'
       ) from None
   return rates
 
 
-def _merge(kinds: dict[str, str], others: Mapping[str, str], file: str) -> None:
-  """Adds the kinds of a file's sources; a source is of one kind everywhere."""
+def _merge_kinds(
+  kinds: dict[str, str], others: Mapping[str, str], file: str
+) -> None:
+  """Adds the kinds of a file's sources; each source has one kind only."""
   for source, kind in others.items():
     if kinds.setdefault(source, kind) != kind:
       raise ValueError(

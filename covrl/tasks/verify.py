@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of a task before anything is trained: do its judges work?
+"""Checks a task's rewards by grading its reference answers.
 
-A reference that is not judged right when it is given as the answer would pay
-the policy for something else. Such references are counted and named, and too
-many of them stop a run before it begins.
+A reference that is not graded as correct would reward wrong responses. Such
+references are counted and reported; too many of them are an error.
 """
 
 from __future__ import annotations
@@ -17,24 +16,24 @@ from covrl.data import Problem, ProblemSource
 from covrl.rewards import Scores, Scoring
 from covrl.tasks.task import Task
 
-MOST_WRONG = 0.01
-"""Share of references that may fail to be judged right."""
+MAX_WRONG_FRACTION = 0.01
+"""Fraction of references that may be graded as wrong."""
 
-_NAMED = 3
-_AT_ONCE = 4096
+_EXAMPLES = 3
+_BATCH = 4096
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preview:
-  """A problem as the policy will see it, and what its right answer earns.
+  """A problem's prompt, and the reward of its reference response.
 
   Attributes:
-    prompt: as the policy is given it.
-    source: where it is from.
-    place: where it stands there.
-    response: a right response; `None` where nobody knows one.
-    reward: of this response, all parts together; must be the most there is.
-    parts: of this response, by the name of the reward.
+    prompt: the prompt, chat template included.
+    source: name of the data source.
+    place: location of the problem in the source.
+    response: a correct response; `None` if unknown.
+    reward: total reward of the response, which should be the maximum.
+    parts: reward of the response by the name of each part.
   """
 
   prompt: str
@@ -46,23 +45,23 @@ class Preview:
 
 
 def preview(task: Task, scoring: Scoring, *, count: int = 3) -> list[Preview]:
-  """The first problems to train on, with the reward of their references.
+  """Returns the first training problems with the reward of their references.
 
   Args:
-    task: its problems.
-    scoring: its rewards.
-    count: how many problems.
+    task: problems and rewards.
+    scoring: the task's scoring workers.
+    count: number of problems.
 
   Raises:
-    RuntimeError: there is no one to judge.
+    RuntimeError: the scoring workers are unavailable.
   """
   size = min(count, len(task.train))
   problems = [task.train[index] for index in range(size)]
-  known = [p for p in problems if task.right_response(p) is not None]
-  scores = iter(_rows(_scores(task, scoring, known)))
+  known = [p for p in problems if task.reference_response(p) is not None]
+  scores = iter(_totals_and_parts(_scores(task, scoring, known)))
   previews = []
   for problem in problems:
-    response = task.right_response(problem)
+    response = task.reference_response(problem)
     reward, parts = (None, {}) if response is None else next(scores)
     previews.append(
       Preview(
@@ -80,24 +79,24 @@ def preview(task: Task, scoring: Scoring, *, count: int = 3) -> list[Preview]:
 def check_references(
   task: Task, scoring: Scoring, *, programs: int
 ) -> list[str]:
-  """Gives every reference as the answer to its problem, and counts the wrong.
+  """Grades every reference as the response to its problem.
 
   Args:
-    task: says which problems are checked.
-    scoring: its rewards.
-    programs: how many programs, evenly spaced, are run.
+    task: problems and rewards.
+    scoring: the task's scoring workers.
+    programs: number of programs to run per source, evenly spaced.
 
   Returns:
-    Sentences on those that are not judged right, one for each source.
+    One sentence for each source with references that are graded as wrong.
 
   Raises:
-    ValueError: they are more than 1 % of a source; the sentence names the
-      first ones by file, row and column.
-    RuntimeError: there is no one to judge.
+    ValueError: more than 1 % of a source's references are wrong; the message
+      names the first ones by file, row and column.
+    RuntimeError: the scoring workers are unavailable.
   """
   notes = []
-  for name, problems in _by_source(task.checked).items():
-    known = [p for p in problems if task.right_response(p) is not None]
+  for name, problems in _by_source(task.checked_sources).items():
+    known = [p for p in problems if task.reference_response(p) is not None]
     if known and known[0].kind == 'code':
       known = _spaced(known, programs)
     wrong = _wrong(task, scoring, known)
@@ -105,11 +104,11 @@ def check_references(
       continue
     text = (
       f'{len(wrong)} of {len(known):,} reference answers of {name} are not'
-      f' judged right when they are given: {"; ".join(wrong[:_NAMED])}'
+      f' judged right when they are given: {"; ".join(wrong[:_EXAMPLES])}'
     )
-    if len(wrong) > MOST_WRONG * len(known):
+    if len(wrong) > MAX_WRONG_FRACTION * len(known):
       raise ValueError(
-        f'at most {MOST_WRONG:.0%} of the reference answers of a source may'
+        f'at most {MAX_WRONG_FRACTION:.0%} of the reference answers of a source may'
         f' fail to be judged right, {text}'
       )
     notes.append(text)
@@ -126,26 +125,26 @@ def _by_source(sources: Iterable[ProblemSource]) -> dict[str, list[Problem]]:
 
 
 def _spaced(problems: Sequence[Problem], count: int) -> list[Problem]:
-  """So many of the problems, evenly spaced."""
-  places = np.linspace(0, len(problems) - 1, min(count, len(problems)))
-  return [problems[place] for place in places.round().astype(int)]
+  """Selects `count` problems, evenly spaced."""
+  indices = np.linspace(0, len(problems) - 1, min(count, len(problems)))
+  return [problems[index] for index in indices.round().astype(int)]
 
 
 def _wrong(
   task: Task, scoring: Scoring, problems: Sequence[Problem]
 ) -> list[str]:
-  """Where the references stand that are not judged right, and what they are."""
+  """Describes the references that are graded as wrong, with their location."""
   wrong = []
-  for start in range(0, len(problems), _AT_ONCE):
-    some = problems[start : start + _AT_ONCE]
-    scores = _scores(task, scoring, some)
+  for start in range(0, len(problems), _BATCH):
+    batch = problems[start : start + _BATCH]
+    scores = _scores(task, scoring, batch)
     for problem, mark, detail in zip(
-      some, scores.marks(), _details(scores, len(some)), strict=True
+      batch, scores.marks(), _details(scores, len(batch)), strict=True
     ):
       if not mark >= 1:
-        shown = str(problem.reference)[:40]
+        reference = str(problem.reference)[:40]
         wrong.append(
-          f'column {problem.column!r} of {problem.place}, {shown!r} ({detail})'
+          f'column {problem.column!r} of {problem.place}, {reference!r} ({detail})'
         )
   return wrong
 
@@ -153,8 +152,8 @@ def _wrong(
 def _scores(
   task: Task, scoring: Scoring, problems: Sequence[Problem]
 ) -> Scores:
-  """Scores of the right responses to some problems."""
-  responses = [task.right_response(problem) or '' for problem in problems]
+  """Scores the reference responses to some problems."""
+  responses = [task.reference_response(problem) or '' for problem in problems]
   return scoring.submit(
     responses,
     [problem.reference for problem in problems],
@@ -163,8 +162,8 @@ def _scores(
   ).result()
 
 
-def _rows(scores: Scores) -> list[tuple[float, dict[str, float]]]:
-  """Total and parts of every response."""
+def _totals_and_parts(scores: Scores) -> list[tuple[float, dict[str, float]]]:
+  """Returns total and parts of each response's reward."""
   return [
     (
       total,
@@ -179,7 +178,7 @@ def _rows(scores: Scores) -> list[tuple[float, dict[str, float]]]:
 
 
 def _details(scores: Scores, count: int) -> list[str]:
-  """How each response was judged, in words."""
+  """Describes the outcomes of each response."""
   return [
     ', '.join(
       f'{outcome.status.value}: {outcome.detail}'

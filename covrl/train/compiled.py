@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled programs of a run, all of them ready before its first step."""
+"""Compiled programs of a run; all are compiled before its first step."""
 
 from __future__ import annotations
 
@@ -22,16 +22,15 @@ from covrl.entropy import (
   explain,
   token_covariance,
 )
-from covrl.entropy.base import init_token_state
 from covrl.models import Policy
 from covrl.parallel import sharding
 from covrl.train.forward import (
   PolicyStats,
+  apply_token_weights,
   make_entropy_change,
   make_score_step,
   mean_entropy,
   row_context,
-  weigh,
 )
 from covrl.train.rollout_batch import Advantages
 from covrl.train.state_sharding import (
@@ -41,7 +40,7 @@ from covrl.train.state_sharding import (
 )
 from covrl.train.step import Loss, StepSettings, make_train_step
 from covrl.types import (
-  Measured,
+  Measurements,
   TokenBatch,
   TokenContext,
   TokenStats,
@@ -51,13 +50,13 @@ from covrl.types import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Algorithm:
-  """What a config file's factories build.
+  """The functions and gradient transformations of a recipe.
 
   Attributes:
-    loss: a policy loss.
+    loss: the policy loss.
     token_tx: the token chain.
     tx: the parameter chain.
-    advantages: rewards and group ids to advantages.
+    advantages: maps rewards `[S]` and group ids `[S]` to advantages `[S]`.
   """
 
   loss: Loss
@@ -66,33 +65,32 @@ class Algorithm:
   advantages: Advantages
 
   @classmethod
-  def of(cls, recipe: Recipe) -> Algorithm:
-    """What a recipe's factories build."""
-    config, module = recipe.config, recipe.module
+  def from_recipe(cls, recipe: Recipe) -> Algorithm:
+    """Builds the algorithm of a recipe."""
+    config = recipe.config
     return cls(
-      loss=module.make_loss(config),
-      token_tx=module.make_token_tx(config),
-      tx=module.make_tx(config),
-      advantages=module.make_advantages(config),
+      loss=recipe.loss(config),
+      token_tx=recipe.token_tx(config),
+      tx=recipe.tx(config),
+      advantages=recipe.advantages(config),
     )
 
 
 def abstract_key() -> Key[Array, '']:
-  """The shape of a PRNG key."""
+  """Returns the abstract value of a PRNG key."""
   return jax.eval_shape(lambda: jax.random.key(0))
 
 
 def without_base(state: TrainState) -> TrainState:
-  """A state without what adapters stand beside: what a checkpoint keeps."""
-  kept = {k: v for k, v in state.frozen.items() if k != 'base'}
-  return dataclasses.replace(state, frozen=kept)
+  """Removes the frozen base of adapters, which checkpoints do not store."""
+  frozen = {k: v for k, v in state.frozen.items() if k != 'base'}
+  return dataclasses.replace(state, frozen=frozen)
 
 
-class Programs:
-  """The jitted programs of reinforcement learning, on one mesh.
+class CompiledPrograms:
+  """The jitted programs of reinforcement learning on one mesh.
 
-  Everything is compiled by `compile`; afterwards nothing is, however long the
-  run.
+  `compile` compiles all of them; afterwards nothing is compiled.
   """
 
   def __init__(
@@ -101,10 +99,10 @@ class Programs:
     """Jits the programs.
 
     Args:
-      policy: what is trained.
-      algorithm: how.
-      config: sizes.
-      mesh: where.
+      policy: the policy to train.
+      algorithm: loss, advantages and gradient transformations.
+      config: the run's configuration.
+      mesh: the mesh of the training state.
     """
     self._policy = policy
     self._algorithm = algorithm
@@ -114,7 +112,6 @@ class Programs:
       temperature=config.rollout.temperature,
       micro_batches=config.train.micro_batches,
       weights=config.train.weights,
-      selection_source=config.entropy.selection_source,
       balance=config.train.balance,
       offload_optimizer=config.train.offload_optimizer,
     )
@@ -128,10 +125,10 @@ class Programs:
       out_shardings=(self._state_shardings, sharding.replicated(mesh)),
     )
     micro_batches, temperature = settings.micro_batches, settings.temperature
-    parts = config.updates_per_iteration * micro_batches
-    self._score = jax.jit(make_score_step(policy, temperature, parts))
+    score_batches = config.updates_per_iteration * micro_batches
+    self._score = jax.jit(make_score_step(policy, temperature, score_batches))
     self._advantages = jax.jit(algorithm.advantages)
-    self._select = jax.jit(self._explain)
+    self._explain_selection = jax.jit(self._explain)
     self._entropy_change = jax.jit(
       make_entropy_change(policy, temperature, micro_batches)
     )
@@ -139,18 +136,18 @@ class Programs:
       lambda params: jax.tree.map(jnp.copy, params),
       out_shardings=self._state_shardings.trainable,
     )
-    self._updates_compiled: dict[int, Callable[..., Any]] = {}
-    self._score_compiled: Callable[..., Any] | None = None
+    self._compiled_updates: dict[int, Callable[..., Any]] = {}
+    self._compiled_score: Callable[..., Any] | None = None
 
   def abstract_state(self) -> TrainState:
-    """Shapes and shardings of the training state."""
+    """Returns shapes and shardings of the training state."""
     params = self._policy.abstract_params(self._mesh)
-    trainable, rest = self._policy.split(params)
-    shapes = jax.eval_shape(self._fresh_state, trainable)
+    trainable, base = self._policy.split(params)
+    shapes = jax.eval_shape(self._initial_state, trainable)
     return dataclasses.replace(
       jax.tree.map(lambda leaf: replicated_like(leaf, self._mesh), shapes),
       trainable=trainable,
-      frozen=dict.fromkeys(shapes.frozen, trainable) | rest,
+      frozen=dict.fromkeys(shapes.frozen, trainable) | base,
       opt_state=abstract_opt_state(
         self._algorithm.tx,
         trainable,
@@ -160,39 +157,32 @@ class Programs:
     )
 
   def init_state(self, params: PyTree) -> TrainState:
-    """A fresh training state of all of the policy's parameters."""
-    trainable, rest = self._policy.split(params)
-    places = without_base(self._state_shardings)
-    fresh = jax.jit(self._fresh_state, out_shardings=places)(trainable)
-    return dataclasses.replace(fresh, frozen=fresh.frozen | rest)
+    """Returns the initial training state for all parameters of the policy."""
+    trainable, base = self._policy.split(params)
+    out_shardings = without_base(self._state_shardings)
+    init = jax.jit(self._initial_state, out_shardings=out_shardings)
+    state = init(trainable)
+    return dataclasses.replace(state, frozen=state.frozen | base)
 
   def params(self, state: TrainState) -> PyTree:
-    """All parameters of the policy."""
+    """Returns all parameters of the policy."""
     return self._policy.join(state.trainable, state.frozen)
 
   def reference(self, state: TrainState) -> PyTree:
-    """All parameters of the reference policy."""
+    """Returns all parameters of the reference policy."""
     return self._policy.join(state.frozen['reference'], state.frozen)
-
-  def check(self, batch: TokenBatch) -> None:
-    """Traces an update, so that what cannot run is refused before it must.
-
-    Args:
-      batch: gives an iteration's shapes.
-
-    Raises:
-      ValueError: from whichever part of the algorithm cannot work.
-    """
-    self.trace_update(batch)
 
   def trace_update(
     self, batch: TokenBatch, count: int | None = None
   ) -> jax.stages.Traced:
-    """Traces an update for the shapes of an iteration's batch, arrays or not.
+    """Traces an update.
 
     Args:
-      batch: of an iteration.
-      count: rows of the update; one for each of its sequences unless given.
+      batch: rows of an iteration, arrays or shapes.
+      count: rows per update; `train.sequences_per_update` by default.
+
+    Raises:
+      ValueError: the loss or a gradient transformation is invalid.
     """
     state, key = self.abstract_state(), abstract_key()
     count = count or self._config.train.sequences_per_update
@@ -200,117 +190,142 @@ class Programs:
       lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype),
       batch,
     )
-    with self._mesh_in_use():
+    with self._use_mesh():
       first = jax.ShapeDtypeStruct((), bool)
       return self._update.trace(state, self._abstract(rows), first, key)
 
   def trace_score(self, batch: TokenBatch) -> jax.stages.Traced:
-    """Traces the scoring of an iteration's batch, arrays or not."""
+    """Traces the scoring of an iteration's rows, arrays or shapes."""
     params = self.params(self.abstract_state())
-    # What is scored has not been scored by the reference either.
+    # Rows are scored before they have reference log-probabilities.
     batch = dataclasses.replace(batch, ref_logprobs=None)
-    with self._mesh_in_use():
+    with self._use_mesh():
       return self._score.trace(params, self._abstract(batch))
 
   def compile(self, state: TrainState, batch: TokenBatch) -> None:
-    """Compiles every program, `batch` giving an iteration's shapes."""
-    train = self._config.train
+    """Compiles all programs that the run uses.
+
+    Args:
+      state: the training state; unchanged.
+      batch: rows of an iteration, such as padding.
+    """
+    train, logging = self._config.train, self._config.logging
     for count in sorted({train.sequences_per_update, train.packed_rows} - {0}):
       traced = self.trace_update(batch, count)
-      self._updates_compiled[count] = traced.lower().compile()
-    self._score_compiled = self.trace_score(batch).lower().compile()
-    rows = self._first_rows(batch)
-    key = jax.random.key(0)
-    count = len(batch.tokens)
-    self.advantages(np.zeros(count, np.float32), np.zeros(count, np.int32))
-    self.select(state, rows, key)
-    before = self.copy(state.trainable)
-    if self._config.logging.entropy_change_every:
-      self.entropy_change(before, state, rows)
+      self._compiled_updates[count] = traced.lower().compile()
+    self._compiled_score = self.trace_score(batch).lower().compile()
+    rows, sequences = self._update_rows(batch), len(batch.tokens)
+    self.advantages(
+      np.zeros(sequences, np.float32), np.zeros(sequences, np.int32)
+    )
+    if logging.samples:
+      self.explain_selection(state, rows, jax.random.key(0))
+    if logging.entropy_change_every or train.reset_reference_every:
+      before = self.copy(state.trainable)
+      if logging.entropy_change_every:
+        self.entropy_change(before, state, rows)
 
   def update(
     self, state: TrainState, rows: TokenBatch, first: bool, key: Key[Array, '']
   ) -> tuple[TrainState, dict[str, Any]]:
-    """One optimiser update; the state given is used up."""
+    """Makes one optimiser update; donates the buffers of `state`.
+
+    Args:
+      state: the training state.
+      rows: the rows of the update, host arrays.
+      first: whether it is the iteration's first update.
+      key: the run's PRNG key for training.
+
+    Returns:
+      The new state, and metrics as device scalars.
+    """
     count = self._config.train.packed_rows
     if count:
       rows = pack_if_fit(rows, length=rows.tokens.shape[1], count=count)
-    run = self._updates_compiled.get(len(rows.tokens), self._update)
-    with self._mesh_in_use():
-      return run(state, self._place(rows), np.asarray(first), key)
+    run = self._compiled_updates.get(len(rows.tokens), self._update)
+    with self._use_mesh():
+      return run(state, self._shard(rows), np.asarray(first), key)
 
   def score(self, params: PyTree, batch: TokenBatch) -> PolicyStats:
-    """Statistics of an iteration's tokens before its first update."""
-    run = self._score_compiled or self._score
-    with self._mesh_in_use():
-      return run(params, self._place(batch))
+    """Returns the policy's statistics of an iteration's tokens."""
+    run = self._compiled_score or self._score
+    with self._use_mesh():
+      return run(params, self._shard(batch))
 
   def advantages(self, rewards: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Advantages of an iteration's sequences."""
+    """Returns the advantages `[S]` of an iteration's sequences."""
     return np.asarray(self._advantages(rewards, groups))
 
-  def select(
+  def explain_selection(
     self, state: TrainState, rows: TokenBatch, key: Key[Array, '']
   ) -> tuple[Selection, Array]:
-    """What the next update would select, and the covariance of every token."""
-    with self._mesh_in_use():
-      return self._select(state.token_state, state.step, self._place(rows), key)
+    """Returns the tokens that an update selects, and all tokens' covariances.
+
+    Args:
+      state: the training state before the update.
+      rows: the rows of the update, host arrays.
+      key: the run's PRNG key for training.
+    """
+    with self._use_mesh():
+      return self._explain_selection(
+        state.token_state, state.step, self._shard(rows), key
+      )
 
   def reset_reference(self, state: TrainState) -> TrainState:
-    """The same state, its reference policy being the current one."""
+    """Replaces the reference policy by the current one."""
     reference = {'reference': self.copy(state.trainable)}
     return dataclasses.replace(state, frozen=state.frozen | reference)
 
   def copy(self, trainable: PyTree) -> PyTree:
-    """Parameters that the next update will not use up."""
+    """Copies parameters, whose buffers the next update donates."""
     return self._copy(trainable)
 
   def entropy_change(
     self, before: PyTree, state: TrainState, rows: TokenBatch
   ) -> dict[str, Any]:
-    """What the update that led to a state did to its own tokens' entropy.
+    """Measures the change of entropy that an update caused on its own tokens.
 
     Args:
-      before: what was trainable before it.
-      state: after it.
-      rows: the update's.
+      before: the trainable parameters before the update.
+      state: the training state after the update.
+      rows: the rows of the update, host arrays.
     """
-    with self._mesh_in_use():
+    with self._use_mesh():
       return self._entropy_change(
-        before, state.trainable, state.frozen, self._place(rows)
+        before, state.trainable, state.frozen, self._shard(rows)
       )
 
-  def _mesh_in_use(self) -> contextlib.AbstractContextManager[None]:
-    return sharding.in_use(self._mesh, sharding.TRAIN_RULES)
+  def _use_mesh(self) -> contextlib.AbstractContextManager[None]:
+    return sharding.use_mesh(self._mesh, sharding.TRAIN_RULES)
 
   def _abstract(self, batch: TokenBatch) -> TokenBatch:
-    """The shapes of a batch, as it lies on the mesh."""
+    """Returns shapes and shardings of rows."""
     return jax.tree.map(
-      lambda leaf, place: jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=place
+      lambda leaf, leaf_sharding: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=leaf_sharding
       ),
       batch,
       sharding.batch_shardings(batch, self._mesh),
     )
 
-  def _first_rows(self, batch: TokenBatch) -> TokenBatch:
+  def _update_rows(self, batch: TokenBatch) -> TokenBatch:
     count = self._config.train.sequences_per_update
     return jax.tree.map(lambda x: x[:count], batch)
 
-  def _place(self, batch: TokenBatch) -> TokenBatch:
+  def _shard(self, batch: TokenBatch) -> TokenBatch:
     return sharding.shard_batch(batch, self._mesh)
 
-  def _fresh_state(self, trainable: PyTree) -> TrainState:
+  def _initial_state(self, trainable: PyTree) -> TrainState:
     return TrainState(
       trainable=trainable,
-      frozen=self._frozen(trainable),
+      frozen=self._initial_frozen(trainable),
       opt_state=self._algorithm.tx.init(trainable),
-      token_state=init_token_state(self._algorithm.token_tx),
+      token_state=self._algorithm.token_tx.init(TokenStats.template()),
       step=jnp.zeros((), jnp.int32),
-      measured=Measured.nothing(),
+      measured=Measurements.initial(),
     )
 
-  def _frozen(self, trainable: PyTree) -> dict[str, PyTree]:
+  def _initial_frozen(self, trainable: PyTree) -> dict[str, PyTree]:
     if not self._config.train.keep_reference:
       return {}
     return {'reference': jax.tree.map(jnp.copy, trainable)}
@@ -322,7 +337,7 @@ class Programs:
     rows: TokenBatch,
     key: Key[Array, ''],
   ) -> tuple[Selection, Array]:
-    rows = weigh(rows, self._config.train.weights)
+    rows = apply_token_weights(rows, self._config.train.weights)
     stats = TokenStats(logprobs=rows.old_logprobs, entropy=rows.old_entropy)
     context = row_context(rows, stats, rows.old_moments, jnp.asarray(True))
     context |= TokenContext(
@@ -335,12 +350,12 @@ class Programs:
       rows.old_logprobs, rows.advantages, rows.loss_mask
     )
     signal, _ = jax.grad(self._algorithm.loss, has_aux=True)(stats, **context)
-    chosen = explain(
+    selections = explain(
       self._algorithm.token_tx,
       stats,
       signal=signal,
       token_state=token_state,
       **context,
     )
-    nothing = Selection.of_mask(jnp.zeros_like(rows.loss_mask))
-    return (chosen[0] if chosen else nothing), covariance
+    empty = Selection.of_mask(jnp.zeros_like(rows.loss_mask))
+    return (selections[0] if selections else empty), covariance

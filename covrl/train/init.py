@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run begins with: its model, and parameters before the first update."""
+"""Initial state of a run: the policy and its parameters before any update."""
 
 from __future__ import annotations
 
@@ -9,44 +9,47 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key, PyTree
 
 from covrl.config import Config, ConfigError, Recipe
-from covrl.data import check_tokenizer
+from covrl.data import Tokenizer, check_tokenizer
 from covrl.models import Lora, ModelConfig, Policy
 from covrl.pretrained import base_of, load_adapters, load_params, lora_of
 from covrl.run.checkpoint import Checkpoint
-from covrl.tasks.task import Task
 
 
-def policy_of(recipe: Recipe, task: Task) -> Policy:
-  """The policy that a recipe trains on a task.
+def make_policy(recipe: Recipe, tokenizer: Tokenizer) -> Policy:
+  """Returns a recipe's policy for a task's tokenizer.
 
   Raises:
-    ConfigError: if its adapters are stated twice.
-    ValueError: if the task's tokenizer is not the model's.
+    ConfigError: adapters are configured twice.
+    ValueError: the tokenizer does not belong to the model.
   """
-  policy = described_policy(recipe, task.tokenizer.vocab_size)
-  check_tokenizer(task.tokenizer, policy.config.vocab_size)
+  policy = make_policy_of_size(recipe, tokenizer.vocab_size)
+  check_tokenizer(tokenizer, policy.config.vocab_size)
   return policy
 
 
-def described_policy(recipe: Recipe, vocab_size: int) -> Policy:
-  """The policy of a recipe, for so many tokens if it has none pretrained.
+def make_policy_of_size(recipe: Recipe, vocab_size: int) -> Policy:
+  """Returns a recipe's policy without a tokenizer.
+
+  Args:
+    recipe: the recipe.
+    vocab_size: number of tokens, for models that are not pretrained.
 
   Raises:
-    ConfigError: if its adapters are stated twice.
+    ConfigError: adapters are configured twice.
   """
-  model = recipe.module.make_model(recipe.config, vocab_size)
+  model = recipe.model(recipe.config, vocab_size)
   model = dataclasses.replace(model, remat=recipe.config.train.remat)
   return Policy(with_adapters(model, recipe.config))
 
 
 def with_adapters(model: ModelConfig, config: Config) -> ModelConfig:
-  """A model with the adapters that the run trains, if it trains any.
+  """Adds the LoRA adapters that the run trains, if any.
 
-  A pretrained model that stays is held as it is multiplied: what is narrow in
-  its files gains nothing from wider parameters that do not move.
+  A frozen pretrained model stores its parameters in the dtype it computes in:
+  wider parameters would gain nothing, as they do not change.
 
   Raises:
-    ConfigError: if the pretrained model has adapters and others are asked for.
+    ConfigError: the pretrained model has adapters and others are configured.
   """
   settings = config.lora
   found = lora_of(config.pretrained) if config.pretrained else None
@@ -59,46 +62,46 @@ def with_adapters(model: ModelConfig, config: Config) -> ModelConfig:
   if settings.rank > 0:
     targets = tuple(name.strip() for name in settings.targets.split(','))
     lora = Lora(rank=settings.rank, alpha=settings.alpha, targets=targets)
-  stays = bool(lora and config.pretrained and not config.warm_start.steps)
+  frozen = bool(lora and config.pretrained and not config.warm_start.steps)
   return dataclasses.replace(
-    model, lora=lora, param_dtype=model.dtype if stays else model.param_dtype
+    model, lora=lora, param_dtype=model.dtype if frozen else model.param_dtype
   )
 
 
-def base_params(
+def initial_base_params(
   config: Config,
   policy: Policy,
   mesh: Mesh,
   key: Key[Array, ''],
-  finished: Checkpoint | None,
+  warm_start: Checkpoint | None,
 ) -> PyTree:
-  """Parameters of the policy without adapters.
+  """Returns the parameters of the policy without adapters.
 
   Args:
-    config: says where they are from.
-    policy: whose.
-    mesh: where they shall live.
-    key: draws them, if they are from nowhere.
-    finished: a warm start that was made already.
+    config: names the pretrained model, if any.
+    policy: the policy, with or without adapters.
+    mesh: the mesh to shard the parameters over.
+    key: PRNG key of random parameters.
+    warm_start: a finished warm start, whose parameters take precedence.
   """
   base = policy.base
-  if finished is not None:
-    return finished.restore(base.abstract_params(mesh))
+  if warm_start is not None:
+    return warm_start.restore(base.abstract_params(mesh))
   if config.pretrained:
     return load_params(base_of(config.pretrained), base, mesh)
   return base.init(key, mesh)
 
 
-def first_params(
+def add_adapter_params(
   config: Config, policy: Policy, mesh: Mesh, key: Key[Array, ''], base: PyTree
 ) -> PyTree:
-  """All parameters, adapters among them, where there are any.
+  """Adds the parameters of adapters, if the policy has any.
 
   Args:
-    config: says where adapters are from.
-    policy: whose.
-    mesh: where they shall live.
-    key: draws them, if they are from nowhere.
+    config: names the pretrained adapter, if any.
+    policy: the policy, with or without adapters.
+    mesh: the mesh to shard the parameters over.
+    key: PRNG key of random adapters.
     base: parameters of the policy without adapters.
   """
   if policy.config.lora is None:

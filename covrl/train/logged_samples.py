@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Responses kept for the report, token by token."""
+"""Per-token records of some responses, for the report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from covrl.data import Tokenizer
 from covrl.types import TokenBatch
 
 
-def kept_samples(
+def sample_records(
   rows: TokenBatch,
   rewards: Float[np.ndarray, ' B'],
   selected: Bool[np.ndarray, 'B T'],
@@ -21,19 +21,19 @@ def kept_samples(
   *,
   count: int,
 ) -> list[dict[str, Any]]:
-  """Describes some responses of an update, those with selected tokens first.
+  """Returns records of the responses with the most selected tokens.
 
   Args:
-    rows: of the update, host arrays.
-    rewards: of its sequences.
-    selected: tokens that the token chain selects.
-    covariance: of each token.
-    tokenizer: to decode with.
-    count: how many to keep.
+    rows: the rows of an update, host arrays.
+    rewards: total reward of each sequence.
+    selected: mask of the tokens that the token chain selects.
+    covariance: covariance score of each token.
+    tokenizer: decodes the tokens.
+    count: number of responses.
   """
   mask = np.asarray(rows.loss_mask)
-  marked = (np.asarray(selected) & mask).sum(axis=1)
-  best = np.argsort(-marked, kind='stable')[:count]
+  counts = (np.asarray(selected) & mask).sum(axis=1)
+  most_selected = np.argsort(-counts, kind='stable')[:count]
   return [
     {
       'prompt': _prompt(rows, row, tokenizer),
@@ -41,8 +41,8 @@ def kept_samples(
         _token(tokenizer, token)
         for token in np.asarray(rows.targets)[row][mask[row]]
       ],
-      'logprobs': _numbers(np.asarray(rows.old_logprobs)[row][mask[row]]),
-      'covariance': _numbers(np.asarray(covariance)[row][mask[row]]),
+      'logprobs': _rounded(np.asarray(rows.old_logprobs)[row][mask[row]]),
+      'covariance': _rounded(np.asarray(covariance)[row][mask[row]]),
       'selected': np.asarray(selected)[row][mask[row]].tolist(),
       'advantage': float(
         np.max(rows.advantages[row], where=mask[row], initial=0)
@@ -50,14 +50,14 @@ def kept_samples(
       or float(np.min(rows.advantages[row], where=mask[row], initial=0)),
       'reward': float(rewards[row]),
     }
-    for row in best
+    for row in most_selected
   ]
 
 
 def _prompt(rows: TokenBatch, row: int, tokenizer: Tokenizer) -> str:
-  real = np.asarray(rows.segment_ids)[row] > 0
+  is_token = np.asarray(rows.segment_ids)[row] > 0
   first = int(np.argmax(np.asarray(rows.loss_mask)[row]))
-  tokens = np.asarray(rows.tokens)[row][: first + 1][real[: first + 1]]
+  tokens = np.asarray(rows.tokens)[row][: first + 1][is_token[: first + 1]]
   return tokenizer.decode(tokens.tolist())
 
 
@@ -67,5 +67,5 @@ def _token(tokenizer: Tokenizer, token: int) -> str:
   return tokenizer.decode([int(token)]) or f'<{int(token)}>'
 
 
-def _numbers(values: Float[np.ndarray, ' n']) -> list[float]:
+def _rounded(values: Float[np.ndarray, ' n']) -> list[float]:
   return [round(float(value), 5) for value in values]

@@ -1,342 +1,362 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run's stages, readable from top to bottom; `covrl.train.start` begins it."""
+"""The training loop."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+from etils import epath
 
-from covrl.config import Recipe
+from covrl.config import Config, Recipe
 from covrl.parallel import distributed
-from covrl.report import write_report
-from covrl.run.checkpoint import Checkpoint, CheckpointStore
+from covrl.run import maintenance
+from covrl.run.checkpoint import CheckpointStore
+from covrl.run.consistency import check_processes
 from covrl.run.directory import RunDirectory
 from covrl.run.metrics_writer import MetricsWriter
 from covrl.run.preemption import Stopped, StopSignal
 from covrl.run.profiler import Profiler
 from covrl.run.progress import Progress
-from covrl.train.init import base_params, first_params
-from covrl.train.logged_samples import kept_samples
-from covrl.train.resume import Place, restore_place, save_place
-from covrl.train.rollout_batch import INIT_STREAM, TRAIN_STREAM, Iteration
-from covrl.train.setup import set_up
-from covrl.train.warm_start import warm_start
+from covrl.run.watchdog import Watchdog
+from covrl.train.build import Components, build
+from covrl.train.init import add_adapter_params, initial_base_params
+from covrl.train.logged_samples import sample_records
+from covrl.train.resume import RunPosition, restore_run, save_run
+from covrl.train.rollout_batch import RolloutBatch
+from covrl.train.sft import warm_start, warm_start_store
 from covrl.types import TrainState
 
 
-class Run:
-  """The objects of a run, and its stages."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+  """Options that do not change what a run computes.
 
-  def __init__(
-    self,
-    recipe: Recipe,
-    directory: RunDirectory,
-    store: CheckpointStore,
-    progress: Progress,
-    saved: Checkpoint | None,
-    stop: StopSignal,
-    profiler: Profiler,
-  ) -> None:
-    self.config = recipe.config
-    self.directory = directory
-    self.store = store
-    self.progress = progress
-    self.saved = saved
-    self.stop = stop
-    self.profiler = profiler
-    self.saved_position = saved.position if saved else -1
-    progress.note('setting up')
-    setup = set_up(recipe, saved, progress)
-    self.mesh, self.task, self.policy = setup.mesh, setup.task, setup.policy
-    self.programs, self.collector = setup.programs, setup.collector
-    self.scoring, self.evaluator = setup.scoring, setup.evaluator
-    self.keys, self.lent = setup.keys, setup.lent
-    self.warm_start_tx = setup.warm_start_tx
-    # Whatever is wrong is known by now: another attempt may use the directory.
+  Attributes:
+    stall_after: seconds without progress after which the run exits; 0 for
+      never.
+    profile_steps: `FIRST:LAST`, the updates to trace; empty for none.
+  """
+
+  stall_after: float = 3600.0
+  profile_steps: str = ''
+
+
+def train(
+  recipe: Recipe,
+  workdir: str,
+  options: TrainOptions | None = None,
+  write_report: Callable[[epath.Path], object] | None = None,
+) -> None:
+  """Runs a recipe in a directory, from its latest checkpoint if it has one.
+
+  Args:
+    recipe: the recipe, with overrides applied.
+    workdir: the run directory; created if absent, resumed if it holds a run of
+      this recipe, refused if it holds anything else.
+    options: watchdog and profiler.
+    write_report: called with the run directory after every evaluation and at
+      the end of the run, also after an error; by process 0 only.
+
+  Raises:
+    ConfigError: the recipe is invalid, the directory holds something else, or
+      the processes of the run differ.
+    CheckpointError: the latest checkpoint is damaged or of another program.
+    Stopped: a signal has stopped the run; it is saved.
+  """
+  config, options = recipe.config, options or TrainOptions()
+  check_processes(recipe, workdir)
+  directory = RunDirectory(workdir, writes=distributed.is_first())
+  store = CheckpointStore(directory.checkpoints, config.checkpoint.keep)
+  stop, watchdog = StopSignal(), Watchdog(options.stall_after)
+  with (
+    watchdog,
+    stop.handle_signals(),
+    maintenance.watch_notices(stop.request),
+    distributed.polling(stop.poll, on_progress=watchdog.beat),
+    directory.locked(),
+    Progress(enabled=directory.writes, on_progress=watchdog.beat) as progress,
+    _note_if_stopped(progress, store),
+    contextlib.ExitStack() as on_exit,
+  ):
+    # Build. Nothing is written before everything is built and checked.
+    directory.check(recipe)
+    saved, iterations = store.latest(), config.train.iterations
+    if saved is not None and saved.notes['iteration'] >= iterations:
+      progress.note(
+        f'{workdir} is finished: {saved.notes["iteration"]} of {iterations} '
+        'iterations; raise train.iterations to go on'
+      )
+      return
+    profiler = Profiler(options.profile_steps, _trace_directory(directory))
+    progress.stage('setting up')
+    run = build(recipe, saved, progress.note)
     directory.claim(recipe)
-    if self.task.notes:
-      directory.write('task.json', {'notes': list(self.task.notes)})
-    self.warm_starts = CheckpointStore(directory.path / 'warm_start', keep=1)
-    begun = saved or self.warm_starts.latest()
-    self.writer = MetricsWriter(
+    if run.task.notes:
+      directory.write_json('task.json', {'notes': list(run.task.notes)})
+    directory.write_bytes('tokenizer.model', run.task.tokenizer.to_bytes())
+    warm_starts = warm_start_store(directory)
+    warm_started = run.shared_warm_start or warm_starts.latest()
+    resumed = saved or warm_starts.latest()
+    writer = MetricsWriter(
       directory.metrics,
-      recipe.config.logging,
+      config.logging,
       name=recipe.name,
-      keep=begun.notes['metrics_size'] if begun else 0,
+      keep=resumed.notes['metrics_size'] if resumed else 0,
       enabled=directory.writes,
     )
-    directory.write_bytes('tokenizer.model', self.task.tokenizer.to_bytes())
 
-  def train(self) -> None:
-    """Warm start, then iterations of rollout and updates."""
-    place, state, unfinished = self._begin()
-    self.stop.at(self._position(place))
-    self._compile(state)
-    iterations = self.config.train.iterations
-    self.progress.stage('reinforcement learning', iterations)
-    while place.iteration < iterations:
-      with self._saved_if_stopped(place, state, unfinished):
-        if place.update == 0:
-          self._between_iterations(place, state)
-        state = self._with_reference(place, state)
-        started = time.monotonic()
-        self.profiler.before(self._position(place))
-        iteration = unfinished or self._rollout(place, state)
-        if place.update == 0:
-          self.stop.before_update()
-      unfinished = None
-      state = self._updates(place, state, iteration, started)
-      place.iteration, place.update = place.iteration + 1, 0
-    with self._saved_if_stopped(place, state, None):
-      self._between_iterations(place, state)
+    def report() -> None:
+      if write_report is not None and directory.writes:
+        writer.flush()
+        write_report(directory.path)
 
-  def close(self) -> None:
-    """Stops worker processes and threads; flushes files."""
-    self.scoring.close()
-    self.collector.close()
-    self.writer.close()
-    self.profiler.close()
+    on_exit.callback(report)
+    for each in (profiler, writer, run.collector, run.scoring):
+      on_exit.callback(each.close)
 
-  def _begin(self) -> tuple[Place, TrainState, Iteration | None]:
-    """A warm-started policy, or what the checkpoint holds."""
-    if self.saved is None:
-      params = first_params(
-        self.config,
-        self.policy,
-        self.mesh,
-        self.keys[INIT_STREAM],
-        self._warm_start(),
+    # Resume or warm start.
+    def base_params() -> Any:
+      return initial_base_params(
+        config, run.policy, run.mesh, run.init_key, warm_started
       )
-      return Place(), self.programs.init_state(params), None
-    place, state, iteration = restore_place(
-      self.saved, self.programs, self.collector
-    )
-    if self.policy.config.lora is not None:
-      frozen = state.frozen | {'base': self._base()}
-      state = dataclasses.replace(state, frozen=frozen)
-    self.progress.note(
-      f'resuming at iteration {place.iteration}, update {place.update}'
-    )
-    return place, state, iteration
 
-  def _base(self) -> Any:
-    """Parameters before the warm start, or after one that was made already."""
-    return base_params(
-      self.config,
-      self.policy,
-      self.mesh,
-      self.keys[INIT_STREAM],
-      self.lent or self.warm_starts.latest(),
-    )
-
-  def _warm_start(self) -> Any:
-    """Parameters after the warm start, if there is one; no adapters yet."""
-    config, params = self.config, self._base()
-    if self.lent or self.warm_starts.latest():
-      self.progress.note('the warm start is finished')
-      return params
-    if config.warm_start.steps == 0:
-      return params
-    params = warm_start(
-      self.policy.base,
-      params,
-      self.task,
-      self.warm_start_tx,
-      config,
-      self.mesh,
-      self.writer,
-      self.progress,
-    )
-    notes = {'metrics_size': self.writer.size}
-    self.warm_starts.save(config.warm_start.steps, params, notes)
-    return params
-
-  def _compile(self, state: TrainState) -> None:
-    """Compiles all programs, so that nothing is compiled later."""
-    self.progress.note('compiling')
-    params = self.programs.params(state)
-    if self.evaluator:
-      self.evaluator.compile(params)
-    self.programs.compile(state, self.collector.blank().batch)
-    self.collector.compile(params)
-    for stream in self.keys.values():
-      jax.random.fold_in(stream, 0)
-
-  def _between_iterations(self, place: Place, state: TrainState) -> None:
-    """Evaluates and saves, where it is time to."""
-    config = self.config
-    last = place.iteration >= config.train.iterations
-    due = place.iteration % config.evaluate.every == 0 or last
-    if due and place.evaluated != place.iteration:
-      self._evaluate(place, state)
-      place.evaluated = place.iteration
-    if place.iteration % config.checkpoint.every == 0 or last:
-      self._save(place, state, None)
-    if due:
-      self.report()
-
-  def report(self) -> None:
-    """Rewrites the run's page."""
-    if self.directory.writes:
-      self.writer.flush()
-      write_report(self.directory.path)
-
-  def _evaluate(self, place: Place, state: TrainState) -> None:
-    if not self.evaluator:
-      return
-    evaluation = self.evaluator.run(self.programs.params(state))
-    summary = evaluation.summary()
-    self.writer.write(
-      step=int(state.step),
-      iteration=place.iteration,
-      phase='eval',
-      **summary,
-    )
-    self.directory.write_lines(
-      f'evaluation/iteration_{place.iteration:06d}.jsonl', evaluation.lines()
-    )
-    figures = ', '.join(
-      f'{name} {estimate.value:.3f}'
-      for name, estimate in evaluation.estimates().items()
-      if '/' not in name or name.endswith('/accuracy')
-    )
-    self.progress.note(f'iteration {place.iteration}: {figures}')
-
-  def _with_reference(self, place: Place, state: TrainState) -> TrainState:
-    """The state, its reference policy replaced where it is time to."""
-    every = self.config.train.reset_reference_every
-    begins = place.update == 0 and place.iteration > 0
-    if not (every and begins and place.iteration % every == 0):
-      return state
-    return self.programs.reset_reference(state)
-
-  def _rollout(self, place: Place, state: TrainState) -> Iteration:
-    """An iteration's training data, some of it kept for the report."""
-    iteration = self.collector.collect(place.iteration, state)
-    if place.iteration % self.config.logging.samples_every == 0:
-      self._keep_samples(place, state, iteration)
-    return iteration
-
-  def _updates(
-    self,
-    place: Place,
-    state: TrainState,
-    iteration: Iteration,
-    started: float,
-  ) -> TrainState:
-    """The optimiser updates of an iteration."""
-    config = self.config
-    while place.update < config.updates_per_iteration:
-      if place.update > 0 and not self._may_update(place, state, iteration):
-        raise Stopped
-      self.profiler.before(self._position(place))
-      rows = iteration.rows(place.update, config.train.sequences_per_update)
-      measured = self._is_measured(place)
-      before = self.programs.copy(state.trainable) if measured else None
-      began = time.monotonic()
-      state, readings = self.programs.update(
-        state, rows, place.update == 0, self.keys[TRAIN_STREAM]
+    if saved is not None:
+      position, state, rollout = restore_run(saved, run.programs, run.collector)
+      if run.policy.config.lora is not None:
+        frozen = state.frozen | {'base': base_params()}
+        state = dataclasses.replace(state, frozen=frozen)
+      progress.note(
+        f'resuming at iteration {position.iteration}, update {position.update}'
       )
-      values = _numbers(readings)
-      now = time.monotonic()
-      if measured:
-        values |= _numbers(self.programs.entropy_change(before, state, rows))
-      if place.entropy is not None:
-        values['entropy_drift'] = values['entropy'] - place.entropy
-      place.entropy = values['entropy']
-      seconds = (now - started) if place.update == 0 else now - began
-      values |= iteration.metrics
-      values |= {
-        'seconds': seconds,
-        'time/update': now - began,
-        'tokens_per_second': values['tokens'] / (now - began),
-      }
-      place.update += 1
-      self.stop.at(self._position(place))
-      self.profiler.after(self._position(place) - 1)
-      step = int(state.step)
-      self.writer.write(
-        step=step, iteration=place.iteration, phase='train', **values
+    else:
+      params = base_params()
+      if warm_started is not None:
+        progress.note('the warm start is finished')
+      elif config.warm_start.steps:
+        params = warm_start(
+          run.policy.base,
+          params,
+          run.task,
+          run.warm_start_tx,
+          config,
+          run.mesh,
+          writer,
+          progress,
+        )
+        notes = {'metrics_size': writer.size}
+        warm_starts.save(config.warm_start.steps, params, notes)
+      params = add_adapter_params(
+        config, run.policy, run.mesh, run.init_key, params
       )
-      self.progress.update(place.iteration + 1, **values)
-      every = config.checkpoint.every_updates
-      unfinished = place.update < config.updates_per_iteration
-      if every and place.update % every == 0 and unfinished:
-        self._save(place, state, iteration)
-    return state
+      position, rollout = RunPosition(), None
+      state = run.programs.init_state(params)
+    stop.finished_updates(position.updates_made(config))
 
-  def _is_measured(self, place: Place) -> bool:
-    """Whether the next update's effect on the entropy is measured."""
-    every = self.config.logging.entropy_change_every
-    return every > 0 and self._position(place) % every == 0
+    def save(state: TrainState, rollout: RolloutBatch | None) -> None:
+      position.prompts = run.collector.position
+      save_run(store, config, position, state, rollout, writer.size)
 
-  def _position(self, place: Place) -> int:
-    """Updates made so far."""
-    return place.iteration * self.config.updates_per_iteration + place.update
+    # Compile everything, so that nothing is compiled later.
+    progress.stage('compiling')
+    params = run.programs.params(state)
+    if run.evaluator is not None:
+      run.evaluator.compile(params)
+    run.programs.compile(state, run.collector.padding_batch().batch)
+    run.collector.compile(params)
+    del params
 
-  @contextlib.contextmanager
-  def _saved_if_stopped(
-    self, place: Place, state: TrainState, unfinished: Iteration | None
-  ) -> Iterator[None]:
-    """Saves the run as it came in, where it is told to stop within."""
-    draws = self.collector.place
+    progress.stage('reinforcement learning', iterations)
+    prompts = run.collector.position
     try:
-      yield
+      while True:
+        rollout_seconds = 0.0
+        if position.update == 0:
+          # Evaluate, save, report.
+          prompts = run.collector.position
+          is_end = position.iteration >= iterations
+          evaluates = is_end or _is_due(
+            position.iteration, config.evaluate.every
+          )
+          if evaluates and position.evaluated != position.iteration:
+            _evaluate(run, position, state, directory, writer, progress)
+            position.evaluated = position.iteration
+          if is_end or _is_due(position.iteration, config.checkpoint.every):
+            save(state, None)
+          if is_end:
+            break
+          if evaluates:
+            report()
+
+          # Roll out.
+          started = time.monotonic()
+          state = _update_reference(run, config, position, state)
+          profiler.before_step(position.updates_made(config))
+          rollout = run.collector.collect(position.iteration, state)
+          _log_samples(run, config, position, state, rollout, directory)
+          rollout_seconds = time.monotonic() - started
+
+        # Update.
+        assert rollout is not None
+        stop.begin_update()
+        profiler.before_step(position.updates_made(config))
+        state, metrics = _update(run, config, position, state, rollout)
+        metrics['seconds'] += rollout_seconds
+        position.update += 1
+        position.entropy = metrics['entropy']
+        stop.finished_updates(position.updates_made(config))
+        profiler.after_step(position.updates_made(config) - 1)
+        writer.write(
+          step=int(state.step),
+          iteration=position.iteration,
+          phase='train',
+          **metrics,
+        )
+        progress.update(position.iteration + 1, **metrics)
+        if position.update == config.updates_per_iteration:
+          position.iteration, position.update = position.iteration + 1, 0
+          rollout = None
+        elif _is_due(position.update, config.checkpoint.every_updates):
+          save(state, rollout)
     except Stopped:
-      # What was drawn for a rollout that is given up is drawn again.
-      self.collector.place = draws
-      self._save(place, state, unfinished)
+      if position.update == 0:
+        # An abandoned rollout is drawn again.
+        rollout, run.collector.position = None, prompts
+      save(state, rollout)
       raise
-
-  def _may_update(
-    self, place: Place, state: TrainState, iteration: Iteration
-  ) -> bool:
-    """Whether to go on; if not, the unfinished iteration is saved."""
-    try:
-      self.stop.before_update()
-    except Stopped:
-      self._save(place, state, iteration)
-      return False
-    return True
-
-  def _save(
-    self, place: Place, state: TrainState, iteration: Iteration | None
-  ) -> None:
-    """Writes a checkpoint of everything."""
-    position = self._position(place)
-    if position == self.saved_position:
-      # Replacing what is there would risk the only checkpoint.
-      return
-    place.draws = self.collector.place
-    save_place(self.store, position, place, state, iteration, self.writer.size)
-    self.saved_position = position
-
-  def _keep_samples(
-    self, place: Place, state: TrainState, iteration: Iteration
-  ) -> None:
-    rows = iteration.rows(0, self.config.train.sequences_per_update)
-    selection, covariance = distributed.run(
-      self.programs.select, state, rows, self.keys[TRAIN_STREAM]
-    )
-    name = f'rollouts/iteration_{place.iteration:06d}.json'
-    chosen = iteration.order[: len(rows.tokens)]
-    samples = kept_samples(
-      rows,
-      iteration.rewards[chosen],
-      selection.mask,
-      covariance,
-      self.task.tokenizer,
-      count=self.config.logging.samples,
-    )
-    self.directory.write(
-      name, {'iteration': place.iteration, 'samples': samples}
-    )
+    progress.note(f'finished; see {directory.path / "report.html"}')
 
 
-def _numbers(readings: dict[str, Any]) -> dict[str, float]:
-  return {k: float(v) for k, v in distributed.fetch(readings).items()}
+def _evaluate(
+  run: Components,
+  position: RunPosition,
+  state: TrainState,
+  directory: RunDirectory,
+  writer: MetricsWriter,
+  progress: Progress,
+) -> None:
+  """Evaluates the policy, if there are problems; writes and shows the results."""
+  if run.evaluator is None:
+    return
+  evaluation = run.evaluator.evaluate(run.programs.params(state))
+  writer.write(
+    step=int(state.step),
+    iteration=position.iteration,
+    phase='eval',
+    **evaluation.summary(),
+  )
+  directory.write_jsonl(
+    f'evaluation/iteration_{position.iteration:06d}.jsonl', evaluation.lines()
+  )
+  metrics = ', '.join(
+    f'{name} {estimate.value:.3f}'
+    for name, estimate in evaluation.estimates().items()
+    if '/' not in name or name.endswith('/accuracy')
+  )
+  progress.note(f'iteration {position.iteration}: {metrics}')
+
+
+def _update_reference(
+  run: Components, config: Config, position: RunPosition, state: TrainState
+) -> TrainState:
+  """Replaces the reference policy by the current one at its interval."""
+  every = config.train.reset_reference_every
+  if position.iteration > 0 and _is_due(position.iteration, every):
+    return run.programs.reset_reference(state)
+  return state
+
+
+def _log_samples(
+  run: Components,
+  config: Config,
+  position: RunPosition,
+  state: TrainState,
+  rollout: RolloutBatch,
+  directory: RunDirectory,
+) -> None:
+  """Writes some responses of the iteration's first update at intervals."""
+  logging, size = config.logging, config.train.sequences_per_update
+  if not logging.samples or position.iteration % logging.samples_every:
+    return
+  rows = rollout.update_rows(0, size)
+  selection, covariance = distributed.run_on_devices(
+    run.programs.explain_selection, state, rows, run.train_key
+  )
+  records = sample_records(
+    rows,
+    rollout.rewards[rollout.order[:size]],
+    selection.mask,
+    covariance,
+    run.task.tokenizer,
+    count=logging.samples,
+  )
+  directory.write_json(
+    f'rollouts/iteration_{position.iteration:06d}.json',
+    {'iteration': position.iteration, 'samples': records},
+  )
+
+
+def _update(
+  run: Components,
+  config: Config,
+  position: RunPosition,
+  state: TrainState,
+  rollout: RolloutBatch,
+) -> tuple[TrainState, dict[str, float]]:
+  """Makes one update; returns the new state and the update's metrics."""
+  rows = rollout.update_rows(position.update, config.train.sequences_per_update)
+  measures_change = _is_due(
+    position.updates_made(config), config.logging.entropy_change_every
+  )
+  before = run.programs.copy(state.trainable) if measures_change else None
+  began = time.monotonic()
+  state, device_metrics = run.programs.update(
+    state, rows, position.update == 0, run.train_key
+  )
+  metrics = _to_floats(device_metrics)
+  seconds = time.monotonic() - began
+  if measures_change:
+    change = run.programs.entropy_change(before, state, rows)
+    metrics |= _to_floats(change)
+  if position.entropy is not None:
+    metrics['entropy_drift'] = metrics['entropy'] - position.entropy
+  timing = {
+    'seconds': seconds,
+    'time/update': seconds,
+    'tokens_per_second': metrics['tokens'] / seconds,
+  }
+  return state, metrics | rollout.metrics | timing
+
+
+def _to_floats(metrics: dict[str, Any]) -> dict[str, float]:
+  fetched = distributed.fetch(metrics)
+  return {name: float(value) for name, value in fetched.items()}
+
+
+def _is_due(count: int, every: int) -> bool:
+  """Returns whether `count` is a multiple of `every`; never for 0."""
+  return every > 0 and count % every == 0
+
+
+@contextlib.contextmanager
+def _note_if_stopped(
+  progress: Progress, store: CheckpointStore
+) -> Iterator[None]:
+  """Notes the end of a run that a signal has stopped."""
+  try:
+    yield
+  except Stopped:
+    stage = 'before its first save' if store.position is None else 'saved'
+    progress.note(f'told to stop: the run is {stage}; start it again')
+    raise
+
+
+def _trace_directory(directory: RunDirectory) -> epath.Path:
+  """Returns this process's trace directory; hosts may share a name."""
+  if distributed.process_count() == 1:
+    return directory.path / 'profile'
+  return directory.path / 'profile' / f'process_{jax.process_index()}'

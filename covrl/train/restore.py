@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A finished or interrupted run, opened to be asked and measured."""
+"""Opens a run directory or a pretrained model to evaluate, sample or convert it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import copy
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -22,36 +22,43 @@ from covrl.data import (
   Tokenizer,
   check_tokenizer,
 )
-from covrl.evaluation.evaluator import Evaluator
 from covrl.evaluation.results import Evaluation
 from covrl.models import Policy
 from covrl.parallel import sharding
 from covrl.pretrained import load_params, load_pretrained
-from covrl.rewards import Scoring
 from covrl.rollout import Sampling, SamplingEngine
 from covrl.rollout.score import decode
 from covrl.run.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from covrl.run.directory import RunDirectory
 from covrl.tasks.task import Task
 from covrl.tasks.text import text_task
-from covrl.tasks.verify import check_references
-from covrl.train.init import base_params, policy_of
-from covrl.train.rollout_batch import EVALUATE_STREAM, INIT_STREAM
-from covrl.train.state_sharding import rollout_mesh
-from covrl.train.warm_start import lender
+from covrl.train.build import (
+  make_engine,
+  make_evaluator,
+  make_scoring,
+  stream_key,
+)
+from covrl.train.init import initial_base_params, make_policy
+from covrl.train.rollout_batch import INIT_STREAM
+from covrl.train.sft import shared_warm_start, warm_start_store
+
+
+def _print_warning(text: str) -> None:
+  print(text, file=sys.stderr)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SavedRun:
-  """A run's policy at its latest checkpoint.
+class OpenedRun:
+  """A policy with its parameters, task and configuration.
 
   Attributes:
-    config: of what made it.
-    iteration: after which it was saved; `None` of a pretrained model.
-    task: its problems.
+    config: the run's configuration.
+    iteration: index of the iteration that the checkpoint precedes; `None` for a
+      pretrained model.
+    task: problems, rewards and tokenizer.
     policy: the model.
-    params: its parameters.
-    mesh: where they are.
+    params: all parameters of the policy.
+    mesh: the mesh of the parameters.
   """
 
   config: Config
@@ -67,48 +74,38 @@ class SavedRun:
     samples: int | None = None,
     temperature: float | None = None,
     problems: int | None = None,
+    on_progress: Callable[[int, int], object] | None = None,
+    note: Callable[[str], object] = _print_warning,
   ) -> Evaluation:
-    """Measures the policy, on held-out problems and evaluation sets.
+    """Evaluates the policy on held-out problems and evaluation suites.
 
     Args:
-      samples: k; as the run, or the set, has it if absent.
-      temperature: of the samples; likewise.
-      problems: how many of each set, at most; likewise.
+      samples: responses per problem; the configuration's number by default.
+      temperature: sampling temperature; the configuration's by default.
+      problems: problems per suite, at most; the configuration's by default.
+      on_progress: called with the numbers of responses done and in all.
+      note: receives warnings about reference answers.
+
+    Raises:
+      ValueError: an argument is out of range.
     """
-    config = self.config
-    sets = [self.task.held_out, *(s.problems for s in self.task.suites)]
-    most = max(map(len, sets))
-    if problems is not None and not 1 <= problems <= most:
-      raise ValueError(f'--problems must lie in [1, {most}], got {problems}')
+    suites = [self.task.held_out, *(s.problems for s in self.task.suites)]
+    largest = max(map(len, suites))
+    if problems is not None and not 1 <= problems <= largest:
+      raise ValueError(f'--problems must lie in [1, {largest}], got {problems}')
     for flag, value in (('samples', samples), ('temperature', temperature)):
       if value is not None and value < 0:
         raise ValueError(f'--{flag} must be at least 0, got {value:g}')
-    suites = self.task.evaluation(
-      _changed(config.evaluate, samples, temperature, problems)
-    )
-    root = jax.random.key(config.seed)
-    with Scoring(
-      self.task.rewards,
-      sources=self.task.sources,
-      workers=config.rewards.workers,
-      timeout=config.rewards.timeout,
-    ) as scoring:
-      for note in check_references(
-        self.task, scoring, programs=config.data.checked_programs
-      ):
-        print(f'warning: {note}', file=sys.stderr)
-      evaluator = Evaluator(
+    settings = _override(self.config.evaluate, samples, temperature, problems)
+    with make_scoring(self.config, self.task, note) as scoring:
+      evaluator = make_evaluator(
+        self.config,
+        self.task,
         self._engine(),
         scoring,
-        self.task.tokenizer,
-        suites,
-        max_prompt_length=config.rollout.max_prompt_length,
-        prompts_at_once=config.rollout.prompts_per_iteration,
-        group_size=config.rollout.responses_per_prompt,
-        key=jax.random.fold_in(root, EVALUATE_STREAM),
-        reader=self.task.reader,
+        self.task.evaluation(settings),
       )
-      return evaluator.run(self.params)
+      return evaluator.evaluate(self.params, on_progress)
 
   def sample(
     self,
@@ -120,8 +117,8 @@ class SavedRun:
     top_k: int,
     seed: int,
   ) -> list[tuple[str, float]]:
-    """Responses to one prompt, each with its log-probability in nats."""
-    return ask(
+    """Samples responses to one prompt; see `sample_responses`."""
+    return sample_responses(
       self._engine(),
       self.params,
       self.task.tokenizer,
@@ -133,22 +130,16 @@ class SavedRun:
     )
 
   def _engine(self) -> SamplingEngine:
-    return SamplingEngine(
-      self.policy,
-      rollout_mesh(self.mesh, self.config.rollout.tensor),
-      end_ids=self.task.tokenizer.end_ids,
-      pad_id=self.task.tokenizer.pad_id,
-      max_response_length=self.config.rollout.max_response_length,
-    )
+    return make_engine(self.config, self.policy, self.task.tokenizer, self.mesh)
 
 
-def _changed(
+def _override(
   config: EvaluateConfig,
   samples: int | None,
   temperature: float | None,
   problems: int | None,
 ) -> EvaluateConfig:
-  """The configuration with what was given instead, of every set."""
+  """Replaces the settings that are given, for held-out problems and suites."""
   given = {
     'samples': samples,
     'suite_samples': samples,
@@ -162,7 +153,7 @@ def _changed(
   )
 
 
-def ask(
+def sample_responses(
   engine: SamplingEngine,
   params: PyTree,
   tokenizer: Tokenizer,
@@ -176,20 +167,20 @@ def ask(
   """Samples responses to one prompt.
 
   Args:
-    engine: of the policy.
-    params: its parameters.
-    tokenizer: its alphabet.
-    prompt: a text, as the policy knows prompts.
-    max_prompt_length: tokens; a longer prompt is refused.
-    count: how many responses.
+    engine: the policy's sampler.
+    params: all parameters of the policy.
+    tokenizer: the policy's tokenizer.
+    prompt: the text of the prompt, chat template included.
+    max_prompt_length: tokens of the prompt, at most.
+    count: number of responses.
     sampling: temperature and truncation.
-    seed: of the samples.
+    seed: seed of the samples.
 
   Returns:
     Each response with its log-probability in nats.
 
   Raises:
-    ValueError: none is asked for, or the prompt is too long.
+    ValueError: `count` is below 1, or the prompt is too long.
   """
   if count < 1:
     raise ValueError(f'--count must be at least 1, got {count}')
@@ -215,18 +206,17 @@ def ask(
     )
   )
   texts = decode(tokenizer, samples)
-  return list(
-    zip(texts, samples.sampler_logprobs.sum(axis=1).tolist(), strict=True)
-  )
+  logprobs = samples.sampler_logprobs.sum(axis=1).tolist()
+  return list(zip(texts, logprobs, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
-class Sets:
-  """Evaluation sets to measure by, instead of what a run has of its own.
+class SuiteChoice:
+  """Evaluation suites that replace those of a run's configuration.
 
   Attributes:
-    names: as `load_suites` has them.
-    directory: where they are; where the run says unless given.
+    names: names of the suites; see `covrl.data.load_suites`.
+    directory: directory of the suites; the configuration's by default.
   """
 
   names: str
@@ -234,17 +224,19 @@ class Sets:
 
 
 @contextlib.contextmanager
-def open_run(workdir: str, sets: Sets | None = None) -> Iterator[SavedRun]:
-  """Opens a run directory.
+def open_run(
+  workdir: str, suites: SuiteChoice | None = None
+) -> Iterator[OpenedRun]:
+  """Opens a run at its latest checkpoint.
 
   Args:
-    workdir: of the run.
-    sets: what it will be measured by.
+    workdir: the run directory.
+    suites: suites to evaluate, instead of the run's.
 
   Raises:
-    ConfigError: if it is none.
-    CheckpointError: if it has no usable checkpoint.
-    ValueError: if its task is not of text, and there are sets.
+    ConfigError: `workdir` is not a run directory.
+    CheckpointError: the run has no usable checkpoint.
+    ValueError: suites are given, and the run's task has none.
   """
   directory = RunDirectory(workdir)
   recipe = directory.recipe()
@@ -252,40 +244,41 @@ def open_run(workdir: str, sets: Sets | None = None) -> Iterator[SavedRun]:
   if saved is None:
     raise CheckpointError(f'{workdir} has no finished checkpoint yet')
   mesh = sharding.make_mesh(dataclasses.asdict(recipe.config.mesh))
-  config, task, policy = _task_and_policy(recipe, sets)
-  params = _params_of(directory, recipe.config, saved, task, policy, mesh)
-  yield SavedRun(
+  config, task = _config_and_task(recipe, suites)
+  policy = make_policy(recipe, task.tokenizer)
+  yield OpenedRun(
     config=config,
     iteration=saved.notes['iteration'],
     task=task,
     policy=policy,
-    params=params,
+    params=_saved_params(directory, recipe.config, saved, task, policy, mesh),
     mesh=mesh,
   )
 
 
 @contextlib.contextmanager
 def open_pretrained(
-  directory: str, recipe_file: str, sets: Sets | None = None
-) -> Iterator[SavedRun]:
-  """Opens a pretrained model as what a recipe would begin with.
+  directory: str, recipe_spec: str, suites: SuiteChoice | None = None
+) -> Iterator[OpenedRun]:
+  """Opens a pretrained model in place of a recipe's initial policy.
 
   Args:
-    directory: of the model.
-    recipe_file: has the task to measure it by.
-    sets: what it will be measured by.
+    directory: the pretrained model.
+    recipe_spec: a recipe with the task to evaluate; see `covrl.config.load`.
+    suites: suites to evaluate, instead of the recipe's.
 
   Raises:
-    ConfigError: if there is no such recipe.
-    ValueError: if the directory is no pretrained model's, or its shape or
-      tokenizer is not the recipe's, or as `open_run`.
+    ConfigError: the recipe does not exist.
+    ValueError: the directory is not a pretrained model, its shape or tokenizer
+      differ from the recipe's, or the recipe's task has no suites.
   """
-  # Adapters are the directory's, or there are none.
+  # Adapters are part of the pretrained model or absent.
   overrides = [f'--config.pretrained={directory}', '--config.lora.rank=0']
-  recipe = load(recipe_file, overrides)
+  recipe = load(recipe_spec, overrides)
   mesh = sharding.make_mesh(dataclasses.asdict(recipe.config.mesh))
-  config, task, policy = _task_and_policy(recipe, sets)
-  yield SavedRun(
+  config, task = _config_and_task(recipe, suites)
+  policy = make_policy(recipe, task.tokenizer)
+  yield OpenedRun(
     config=config,
     iteration=None,
     task=task,
@@ -297,29 +290,33 @@ def open_pretrained(
 
 @contextlib.contextmanager
 def open_model(
-  directory: str, sets: Sets, *, lengths: tuple[int, int], prompts_at_once: int
-) -> Iterator[SavedRun]:
-  """Opens a pretrained model on its own, to measure it by evaluation sets.
+  directory: str,
+  suites: SuiteChoice,
+  *,
+  lengths: tuple[int, int],
+  prompts_per_batch: int,
+) -> Iterator[OpenedRun]:
+  """Opens a pretrained model without a recipe, to evaluate it on suites.
+
+  Prompts use the model's chat template.
 
   Args:
-    directory: of the model.
-    sets: what it will be measured by; questions are put by the model's chat
-      template.
-    lengths: of prompts and responses, at most, in tokens.
-    prompts_at_once: problems decoded together.
+    directory: the pretrained model.
+    suites: suites to evaluate.
+    lengths: tokens of a prompt and of a response, at most.
+    prompts_per_batch: problems that are decoded together.
 
   Raises:
-    ValueError: if the directory is no pretrained model's, or a set is not
-      right.
+    ValueError: the directory is not a pretrained model, or a suite is invalid.
   """
-  config = _measured(Config(pretrained=directory), sets)
+  config = _with_suites(Config(pretrained=directory), suites)
   config.rollout.max_prompt_length, config.rollout.max_response_length = lengths
-  config.rollout.prompts_per_iteration = prompts_at_once
+  config.rollout.prompts_per_iteration = prompts_per_batch
   mesh = sharding.make_mesh(dataclasses.asdict(config.mesh))
   task = text_task(config)
   policy, params = load_pretrained(directory, mesh)
   check_tokenizer(task.tokenizer, policy.config.vocab_size)
-  yield SavedRun(
+  yield OpenedRun(
     config=config,
     iteration=None,
     task=task,
@@ -329,33 +326,33 @@ def open_model(
   )
 
 
-def _measured(config: Config, sets: Sets | None) -> Config:
-  """The configuration of a task that is there to be measured by sets."""
-  if sets is None:
+def _with_suites(config: Config, suites: SuiteChoice | None) -> Config:
+  """Returns a configuration that evaluates suites and has no training files."""
+  if suites is None:
     return config
   config = copy.deepcopy(config)
-  config.evaluate.suites = sets.names
-  if sets.directory is not None:
-    config.evaluate.suite_directory = sets.directory
+  config.evaluate.suites = suites.names
+  if suites.directory is not None:
+    config.evaluate.suite_directory = suites.directory
   config.data.train = ''
   return config
 
 
-def _task_and_policy(
-  recipe: Recipe, sets: Sets | None
-) -> tuple[Config, Task, Policy]:
-  """What a recipe trains, and on what."""
-  config = _measured(recipe.config, sets)
-  task = recipe.module.make_task(config)
-  if sets is not None and not task.suites:
+def _config_and_task(
+  recipe: Recipe, suites: SuiteChoice | None
+) -> tuple[Config, Task]:
+  """Returns a recipe's configuration and task, with other suites if given."""
+  config = _with_suites(recipe.config, suites)
+  task: Task = recipe.task(config)
+  if suites is not None and not task.suites:
     raise ValueError(
-      f'--suite needs a task of text (covrl.train.text_task), that of'
-      f' {recipe.name} is none'
+      '--suite needs a task of text (covrl.train.text_task), the task of'
+      f' {recipe.name} is another one'
     )
-  return config, task, policy_of(recipe, task)
+  return config, task
 
 
-def _params_of(
+def _saved_params(
   directory: RunDirectory,
   config: Config,
   saved: Checkpoint,
@@ -363,13 +360,13 @@ def _params_of(
   policy: Policy,
   mesh: Mesh,
 ) -> PyTree:
-  """All parameters of a run at a checkpoint, which may have adapters only."""
-  like, rest = policy.split(policy.abstract_params(mesh))
-  trainable = saved.restore_part('state.trainable', like)
-  if not rest:
+  """Restores all parameters of a run; its checkpoint may hold adapters only."""
+  trainable_like, base_like = policy.split(policy.abstract_params(mesh))
+  trainable = saved.restore_subtree('state.trainable', trainable_like)
+  if not base_like:
     return trainable
-  own = CheckpointStore(directory.path / 'warm_start', keep=1)
-  finished = lender(config, task) or own.latest()
-  key = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
-  base = base_params(config, policy, mesh, key, finished)
+  warm_start = shared_warm_start(config, task)
+  warm_start = warm_start or warm_start_store(directory).latest()
+  key = stream_key(config, INIT_STREAM)
+  base = initial_base_params(config, policy, mesh, key, warm_start)
   return policy.join(trainable, {'base': base})

@@ -1,86 +1,109 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a run stands, into a checkpoint and out of it."""
+"""Saves and restores training progress."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
+from covrl.config import Config
 from covrl.data import StreamState
-from covrl.run.checkpoint import Checkpoint, CheckpointStore, as_host
-from covrl.train.compiled import Programs, without_base
-from covrl.train.rollout_batch import Iteration
-from covrl.train.rollout_collector import Collector
+from covrl.run.checkpoint import (
+  Checkpoint,
+  CheckpointError,
+  CheckpointStore,
+  to_host,
+)
+from covrl.train.compiled import CompiledPrograms, without_base
+from covrl.train.rollout_batch import RolloutBatch
+from covrl.train.rollout_collector import RolloutCollector
 from covrl.types import TrainState
 
 
 @dataclasses.dataclass
-class Place:
-  """All that a checkpoint must say beside the arrays.
+class RunPosition:
+  """The position of a run, saved with every checkpoint.
 
   Attributes:
-    iteration: which is next, or under way.
-    update: updates made of it.
-    evaluated: the last iteration that was evaluated.
-    entropy: of the last update.
-    draws: where the prompts stood when the iteration's rollout was done, or
-      where they stand before it.
+    iteration: index of the current iteration.
+    update: number of updates made in this iteration.
+    evaluated: index of the iteration before which the policy was last
+      evaluated, −1 for none.
+    entropy: mean token entropy at the last update, in nats.
+    prompts: position in the stream of prompts after the rollout of the current
+      iteration, or before it if no update has been made yet.
   """
 
   iteration: int = 0
   update: int = 0
   evaluated: int = -1
   entropy: float | None = None
-  draws: StreamState | None = None
+  prompts: StreamState | None = None
+
+  def updates_made(self, config: Config) -> int:
+    """Returns the number of updates since the start of the run."""
+    return self.iteration * config.updates_per_iteration + self.update
 
 
-def save_place(
+def save_run(
   store: CheckpointStore,
-  position: int,
-  place: Place,
+  config: Config,
+  position: RunPosition,
   state: TrainState,
-  iteration: Iteration | None,
+  rollout: RolloutBatch | None,
   metrics_size: int,
 ) -> None:
-  """Writes a checkpoint of everything.
+  """Writes a checkpoint, unless the newest one is of the same update.
 
   Args:
     store: the run's checkpoints.
-    position: updates made.
-    place: where the run stands.
+    config: the run's configuration.
+    position: the position of the run.
     state: the training state.
-    iteration: if it is unfinished.
-    metrics_size: of what has been written about the run so far.
+    rollout: the data of an unfinished iteration.
+    metrics_size: bytes of metrics written so far.
   """
+  updates = position.updates_made(config)
+  if store.position == updates:
+    # Replacing the only checkpoint would risk its loss.
+    return
   arrays: dict[str, Any] = {'state': without_base(state)}
   notes = {
-    'iteration': place.iteration,
-    'place': dataclasses.asdict(place),
+    'iteration': position.iteration,
+    'position': dataclasses.asdict(position),
     'metrics_size': metrics_size,
   }
-  if iteration is not None:
-    arrays['iteration'] = iteration.arrays()
-    notes['rollout_metrics'] = iteration.metrics
-  store.save(position, arrays, notes)
+  if rollout is not None:
+    arrays['rollout'] = rollout.arrays()
+    notes['rollout_metrics'] = rollout.metrics
+  store.save(updates, arrays, notes)
 
 
-def restore_place(
-  saved: Checkpoint, programs: Programs, collector: Collector
-) -> tuple[Place, TrainState, Iteration | None]:
-  """What `save_place` wrote; the collector goes to where it was.
+def restore_run(
+  saved: Checkpoint, programs: CompiledPrograms, collector: RolloutCollector
+) -> tuple[RunPosition, TrainState, RolloutBatch | None]:
+  """Restores what `save_run` wrote, and the collector's position.
 
-  The base of adapters is in no checkpoint.
+  The state lacks the frozen base of adapters, which checkpoints do not store.
+
+  Raises:
+    CheckpointError: the checkpoint is damaged or of another program.
   """
   notes = saved.notes
-  place = Place(**notes['place'])
-  if place.draws is not None:
-    collector.place = place.draws
+  if 'position' not in notes:
+    raise CheckpointError(
+      f'the checkpoint {saved.path} was written by another version of covrl'
+    )
+  position = RunPosition(**notes['position'])
+  if position.prompts is not None:
+    collector.position = position.prompts
   like: dict[str, Any] = {'state': without_base(programs.abstract_state())}
-  if place.update > 0:
-    like['iteration'] = collector.blank().arrays()
+  if position.update > 0:
+    like['rollout'] = collector.padding_batch().arrays()
   arrays = saved.restore(like)
-  if place.update == 0:
-    return place, arrays['state'], None
-  pending = as_host(arrays['iteration'])
-  iteration = Iteration(**pending, metrics=notes['rollout_metrics'])
-  return place, arrays['state'], iteration
+  rollout = None
+  if position.update > 0:
+    rollout = RolloutBatch(
+      **to_host(arrays['rollout']), metrics=notes['rollout_metrics']
+    )
+  return position, arrays['state'], rollout

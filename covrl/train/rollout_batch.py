@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An iteration's rollouts as training data: rows, their order, their metrics."""
+"""An iteration's training data, made from scored rollouts, and its metrics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from covrl.train.forward import PolicyStats
 from covrl.train.metrics import QUANTILES
 from covrl.types import Rollouts, TokenBatch, TokenMoments
 
-# Streams of randomness that are derived from the run's seed.
+# Folded into the key of the run's seed: independent random streams.
 ROLLOUT_STREAM, TRAIN_STREAM, EVALUATE_STREAM, INIT_STREAM = range(4)
 
 Advantages = Callable[
@@ -25,15 +25,15 @@ Advantages = Callable[
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Iteration:
-  """What an iteration's updates read; host arrays.
+class RolloutBatch:
+  """The training data of an iteration, as host arrays.
 
   Attributes:
-    batch: all sequences, one a row; `weights` are relative (0 for what must
-      not count) until an update normalises them.
-    order: rows in the order the updates take them.
-    rewards: of each sequence.
-    metrics: of the rollouts, logged with every update.
+    batch: all sequences, one per row. `weights` are relative (0 for tokens
+      that do not count) until an update normalises them.
+    order: row indices in the order in which the updates take them.
+    rewards: total reward of each sequence.
+    metrics: metrics of the rollouts, logged with every update.
   """
 
   batch: TokenBatch
@@ -41,28 +41,38 @@ class Iteration:
   rewards: Float[np.ndarray, ' S']
   metrics: dict[str, float]
 
-  def rows(self, update: int, size: int) -> TokenBatch:
-    """The rows of one update."""
+  def update_rows(self, update: int, size: int) -> TokenBatch:
+    """Returns the rows of one update.
+
+    Args:
+      update: index of the update within the iteration.
+      size: sequences per update.
+    """
     chosen = self.order[update * size : (update + 1) * size]
-    return _take(self.batch, chosen)
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[chosen], self.batch)
 
   def arrays(self) -> dict[str, Any]:
-    """What a checkpoint keeps of an unfinished iteration."""
+    """Returns the arrays that a checkpoint stores."""
     return {'batch': self.batch, 'order': self.order, 'rewards': self.rewards}
 
 
-def unscored_batch(rollouts: Rollouts) -> TokenBatch:
-  """Rows aligned with predictions; what only the trainer knows is still 0.
+def to_token_batch(rollouts: Rollouts) -> TokenBatch:
+  """Aligns rollouts with the predictions of each token, as numpy arrays.
 
-  As wide as the rollouts, though the last token predicts nothing that was
-  sampled: prompts and responses have round numbers of tokens, which divide into
-  a kernel's blocks and over a mesh.
+  Advantages and the trainer's statistics are 0. Rows keep the rollouts' width,
+  although the last token predicts nothing that was sampled: the width divides
+  evenly into kernel blocks and mesh shards.
   """
-  zeros = np.zeros_like(rollouts.sampler_logprobs)
-  loss_mask = following(rollouts.loss_mask)
-  return _on_host(
+  zeros: Any = np.zeros_like(rollouts.sampler_logprobs)
+  loss_mask: Any = shift_left(rollouts.loss_mask)
+  sequence_ids: Any = np.broadcast_to(
+    np.asarray(rollouts.sequence_ids)[:, None], loss_mask.shape
+  ).copy()
+  targets: Any = shift_left(rollouts.tokens)
+  sampler_logprobs: Any = shift_left(rollouts.sampler_logprobs)
+  return TokenBatch(
     tokens=rollouts.tokens,
-    targets=following(rollouts.tokens),
+    targets=targets,
     positions=rollouts.positions,
     segment_ids=rollouts.attention_mask.astype(np.int32),
     loss_mask=loss_mask,
@@ -70,35 +80,34 @@ def unscored_batch(rollouts: Rollouts) -> TokenBatch:
     advantages=zeros,
     old_logprobs=zeros,
     old_entropy=zeros,
-    old_moments=_no_moments(zeros),
-    sampler_logprobs=following(rollouts.sampler_logprobs),
-    sequence_ids=np.broadcast_to(
-      np.asarray(rollouts.sequence_ids)[:, None], loss_mask.shape
-    ).copy(),
+    old_moments=_equal_moments(zeros),
+    sampler_logprobs=sampler_logprobs,
+    sequence_ids=sequence_ids,
   )
 
 
-def following(entries: Any) -> np.ndarray:
-  """What speaks of tokens, moved to the places that predict them.
+def shift_left(array: Any) -> np.ndarray:
+  """Shifts token-aligned arrays `[S, T]` left by one.
 
-  >>> following(np.array([[1, 2, 3]])).tolist()
+  Entry t then describes the token that position t predicts, `targets[:, t]`.
+
+  >>> shift_left(np.array([[1, 2, 3]])).tolist()
   [[2, 3, 0]]
   """
-  entries = np.asarray(entries)
-  return np.pad(entries[:, 1:], ((0, 0), (0, 1)))
+  return np.pad(np.asarray(array)[:, 1:], ((0, 0), (0, 1)))
 
 
-def effective_groups(rollouts: Rollouts) -> Int[np.ndarray, ' S']:
-  """Group ids, sequences whose scoring failed each in a group of their own.
+def baseline_groups(rollouts: Rollouts) -> Int[np.ndarray, ' S']:
+  """Returns group ids with masked sequences each in a separate group.
 
-  They are masked and must not count in the baseline of the others.
+  A sequence without a score must not count in the baseline of the others.
   """
-  failed = np.logical_not(np.any(rollouts.loss_mask, axis=1))
-  alone = -1 - np.arange(failed.size)
-  return np.where(failed, alone, rollouts.group_ids).astype(np.int32)
+  masked = np.logical_not(np.any(rollouts.loss_mask, axis=1))
+  separate = -1 - np.arange(masked.size)
+  return np.where(masked, separate, rollouts.group_ids).astype(np.int32)
 
 
-def of_rollouts(
+def make_rollout_batch(
   rollouts: Rollouts,
   batch: TokenBatch,
   advantages: Float[np.ndarray, ' S'],
@@ -107,19 +116,20 @@ def of_rollouts(
   seed: int,
   iteration: int,
   metrics: dict[str, float],
-) -> Iteration:
-  """Completes the rows and draws their order.
+) -> RolloutBatch:
+  """Adds advantages and the trainer's statistics; draws the order of the rows.
 
   Args:
-    rollouts: scored.
-    batch: see `unscored_batch`; its `loss_mask` is replaced by the scored one.
-    advantages: of each sequence.
-    scored: the rows' statistics by the trainer, before the first update.
-    seed: of the run.
-    iteration: whose order is drawn.
-    metrics: see `Iteration`.
+    rollouts: rollouts with rewards.
+    batch: the same sequences, from `to_token_batch`; the `loss_mask` is
+      replaced by the one after scoring.
+    advantages: advantage of each sequence.
+    scored: the trainer's statistics of the rows before the first update.
+    seed: the run's seed.
+    iteration: index of the iteration.
+    metrics: see `RolloutBatch`.
   """
-  loss_mask = following(rollouts.loss_mask)
+  loss_mask = shift_left(rollouts.loss_mask)
   stats, moments = scored
   complete = dataclasses.replace(
     batch,
@@ -132,7 +142,7 @@ def of_rollouts(
   )
   rewards = np.asarray(rollouts.rewards[TOTAL])
   generator = np.random.default_rng([seed, TRAIN_STREAM, iteration])
-  return Iteration(
+  return RolloutBatch(
     batch=complete,
     order=generator.permutation(len(rewards)).astype(np.int32),
     rewards=rewards,
@@ -143,7 +153,14 @@ def of_rollouts(
 def informative_groups(
   rollouts: Rollouts, group_size: int
 ) -> Bool[np.ndarray, ' P']:
-  """Prompts whose scored responses differ in reward: those with a gradient."""
+  """Returns a mask of the groups whose scored responses differ in reward.
+
+  All other groups have zero group-relative advantages and no gradient.
+
+  Args:
+    rollouts: rollouts with rewards, groups in order.
+    group_size: responses per prompt.
+  """
   rewards = np.asarray(rollouts.rewards[TOTAL]).reshape(-1, group_size)
   scored = np.any(rollouts.loss_mask, axis=1).reshape(rewards.shape)
   most = np.max(rewards, axis=1, where=scored, initial=-np.inf)
@@ -154,17 +171,18 @@ def informative_groups(
 def rollout_metrics(
   rollouts: Rollouts, scored: PolicyStats, *, sources: Sequence[str]
 ) -> dict[str, float]:
-  """What is logged of all that was sampled, used or not.
+  """Returns metrics of all sampled responses, trained on or not.
 
   Args:
-    rollouts: scored; means of rewards leave out what could not be judged.
+    rollouts: rollouts with rewards; responses without a score are left out of
+      mean rewards.
     scored: the trainer's statistics of the same tokens.
-    sources: names of the data sources, which `source_ids` are places in.
+    sources: names of the data sources, in the order of `source_ids`.
   """
-  mask = following(rollouts.loss_mask)
+  mask = shift_left(rollouts.loss_mask)
   stats, _ = scored
-  ratio = (stats.logprobs - following(rollouts.sampler_logprobs))[mask]
-  gap = np.abs(ratio)
+  log_ratio = (stats.logprobs - shift_left(rollouts.sampler_logprobs))[mask]
+  gap = np.abs(log_ratio)
   truncated = float(np.mean(rollouts.truncated))
   return {
     **_reward_metrics(rollouts, sources),
@@ -176,7 +194,7 @@ def rollout_metrics(
     'end_fraction': 1.0 - truncated,
     **{
       f'importance_weight/{quantile:g}': float(
-        np.exp(np.quantile(ratio, quantile)) if ratio.size else 1.0
+        np.exp(np.quantile(log_ratio, quantile)) if log_ratio.size else 1.0
       )
       for quantile in QUANTILES
     },
@@ -186,54 +204,54 @@ def rollout_metrics(
 def _reward_metrics(
   rollouts: Rollouts, sources: Sequence[str]
 ) -> dict[str, float]:
-  """Mean rewards: the total, its parts and both by source."""
-  judged = np.any(rollouts.loss_mask, axis=1)
-  total = np.where(judged, np.asarray(rollouts.rewards[TOTAL]), np.nan)
+  """Returns mean rewards: the total, its parts, and both by source."""
+  scored = np.any(rollouts.loss_mask, axis=1)
+  total = np.where(scored, np.asarray(rollouts.rewards[TOTAL]), np.nan)
   parts = {
     name: np.asarray(values)
     for name, values in rollouts.rewards.items()
     if name != TOTAL
   }
-  of_source = {
-    name: np.asarray(rollouts.source_ids) == place
-    for place, name in enumerate(sources)
+  rows_of_source = {
+    name: np.asarray(rollouts.source_ids) == source_id
+    for source_id, name in enumerate(sources)
   }
-  groups = np.asarray(rollouts.group_ids)[judged]
-  equal = [np.ptp(total[judged][groups == g]) == 0 for g in np.unique(groups)]
+  groups = np.asarray(rollouts.group_ids)[scored]
+  equal = [np.ptp(total[scored][groups == g]) == 0 for g in np.unique(groups)]
   return {
     'reward': _mean(total),
     'equal_reward_groups': float(np.mean(equal)) if equal else 1.0,
     **{f'reward/{name}': _mean(values) for name, values in parts.items()},
     **{
       f'reward_of_source/{source}': _mean(total[rows])
-      for source, rows in of_source.items()
+      for source, rows in rows_of_source.items()
       if rows.any()
     },
     **{
       f'reward/{name}/{source}': _mean(values[rows])
       for name, values in parts.items()
-      for source, rows in of_source.items()
+      for source, rows in rows_of_source.items()
       if len(sources) > 1 and not np.all(np.isnan(values[rows]))
     },
   }
 
 
 def _mean(values: Float[np.ndarray, ' n']) -> float:
-  """Of those that are there; 0 where none is."""
+  """Returns the mean of the entries that are not NaN; 0 without any."""
   known = values[~np.isnan(values)]
   return float(known.mean()) if known.size else 0.0
 
 
-def blank_iteration(count: int, width: int, *, reference: bool) -> Iteration:
-  """Padding in the shapes of an iteration.
+def padding_batch(count: int, width: int, *, reference: bool) -> RolloutBatch:
+  """Returns a batch of zeros with the shapes of an iteration's data.
 
   Args:
-    count: sequences.
-    width: of a row.
-    reference: whether there are log-probabilities of a reference policy.
+    count: number of sequences.
+    width: tokens per row.
+    reference: whether it has log-probabilities of a reference policy.
   """
   shapes = abstract_batch(count, width, reference=reference)
-  return Iteration(
+  return RolloutBatch(
     batch=jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes),
     order=np.arange(count, dtype=np.int32),
     rewards=np.zeros(count, np.float32),
@@ -242,7 +260,7 @@ def blank_iteration(count: int, width: int, *, reference: bool) -> Iteration:
 
 
 def abstract_batch(count: int, width: int, *, reference: bool) -> TokenBatch:
-  """The shapes of an iteration's batch, to compile programs for; see above."""
+  """Returns the shapes of an iteration's rows; see `padding_batch`."""
 
   def rows(dtype: Any) -> Any:
     return jax.ShapeDtypeStruct((count, width), dtype)
@@ -258,21 +276,12 @@ def abstract_batch(count: int, width: int, *, reference: bool) -> TokenBatch:
     advantages=floats,
     old_logprobs=floats,
     old_entropy=floats,
-    old_moments=_no_moments(floats),
+    old_moments=_equal_moments(floats),
     sampler_logprobs=floats,
     sequence_ids=integers,
     ref_logprobs=floats if reference else None,
   )
 
 
-def _take(batch: TokenBatch, rows: Int[np.ndarray, ' B']) -> TokenBatch:
-  return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], batch)
-
-
-def _no_moments(zeros: Any) -> TokenMoments:
-  return TokenMoments(square=zeros, square_log=zeros, square_log_square=zeros)
-
-
-def _on_host(**arrays: Any) -> TokenBatch:
-  """A batch of numpy arrays, which the devices have not seen yet."""
-  return TokenBatch(**arrays)
+def _equal_moments(leaf: Any) -> TokenMoments:
+  return TokenMoments(square=leaf, square_log=leaf, square_log_square=leaf)

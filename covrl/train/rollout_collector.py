@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From prompts to an iteration's training data."""
+"""Collects an iteration's training data: prompts to scored rollouts."""
 
 from __future__ import annotations
 
@@ -13,50 +13,50 @@ import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from covrl.config import Config
-from covrl.data import PromptBatch, PromptStream, StreamState
+from covrl.data import PromptStream, StreamState
 from covrl.data.packing import prompt_width
 from covrl.parallel import distributed
 from covrl.rewards import TOTAL, Scoring
 from covrl.rollout import Sampling, SamplingEngine
 from covrl.rollout.score import ScoredRollouts, collect
 from covrl.tasks.task import Task
-from covrl.train.compiled import Programs
+from covrl.train.compiled import CompiledPrograms
 from covrl.train.forward import PolicyStats
 from covrl.train.rollout_batch import (
-  Iteration,
-  blank_iteration,
-  effective_groups,
+  RolloutBatch,
+  baseline_groups,
   informative_groups,
-  of_rollouts,
+  make_rollout_batch,
+  padding_batch,
   rollout_metrics,
-  unscored_batch,
+  to_token_batch,
 )
 from covrl.types import Rollouts, TokenBatch, TrainState
 
 Draw = tuple[Rollouts, TokenBatch, PolicyStats]
 
 
-class Collector:
-  """Draws prompts, samples responses, has them scored, completes the rows."""
+class RolloutCollector:
+  """Draws prompts, samples and scores responses, and assembles the rows."""
 
   def __init__(
     self,
     task: Task,
     engine: SamplingEngine,
     scoring: Scoring,
-    programs: Programs,
+    programs: CompiledPrograms,
     config: Config,
     key: Key[Array, ''],
   ) -> None:
     """Opens the stream of prompts.
 
     Args:
-      task: its problems.
-      engine: the sampler.
-      scoring: the rewards.
-      programs: give the trainer's statistics of sampled tokens, and advantages.
-      config: sizes.
-      key: of all sampling.
+      task: provides problems and tokenizer.
+      engine: samples responses.
+      scoring: computes rewards in worker processes.
+      programs: compute advantages and the trainer's statistics of the tokens.
+      config: the run's configuration.
+      key: PRNG key of all rollouts.
     """
     self._config = config
     self._engine = engine
@@ -79,27 +79,27 @@ class Collector:
     )
 
   @property
-  def place(self) -> StreamState:
-    """Where the stream of prompts stands."""
+  def position(self) -> StreamState:
+    """The position in the stream of prompts."""
     return self._prompts.get_state()
 
-  @place.setter
-  def place(self, state: StreamState) -> None:
+  @position.setter
+  def position(self, state: StreamState) -> None:
     self._prompts.set_state(state)
 
-  def check(self) -> None:
-    """Refuses prompts that cannot be used, before anything is trained."""
-    start = self.place
+  def check_prompts(self) -> None:
+    """Draws prompts once, so that unusable ones raise before training."""
+    start = self.position
     next(self._prompts)
-    self.place = start
+    self.position = start
 
   def compile(self, params: PyTree) -> None:
-    """Compiles the sampler and warms the scorers."""
-    blank, rollout = self._blank_prompts(), self._config.rollout
+    """Compiles the sampler and starts the scoring workers."""
+    padding, rollout = self._padding_prompts(), self._config.rollout
     self._engine.sample(
       params,
-      blank.tokens,
-      blank.mask,
+      padding,
+      np.zeros(padding.shape, bool),
       group_size=rollout.responses_per_prompt,
       key=self._key,
       sequence_ids=np.arange(
@@ -110,54 +110,56 @@ class Collector:
     jax.random.fold_in(self._key, 0)
     self._scoring.warm()
 
-  def collect(self, number: int, state: TrainState) -> Iteration:
-    """Samples, scores and completes an iteration's training data.
+  def collect(self, iteration: int, state: TrainState) -> RolloutBatch:
+    """Samples, scores and assembles an iteration's training data.
 
-    With `rollout.max_draws` above 1 prompts are drawn until enough groups have
-    responses of different reward, or as often as allowed; what is then missing
-    is masked out.
+    With `rollout.max_draws` above 1, prompts are drawn until enough groups have
+    responses of different rewards or the draws are used up; groups that are
+    still missing are masked out.
 
     Args:
-      number: of the iteration.
-      state: whose policy samples.
+      iteration: index of the iteration.
+      state: the training state, with the policy to sample from.
 
     Raises:
-      RuntimeError: if scoring failed for more responses than is allowed.
+      RuntimeError: scoring failed for more responses than allowed.
     """
-    config, clock = self._config, _Clock()
-    most = config.rollout.max_draws
+    config, timer = self._config, _Timer()
+    max_draws = config.rollout.max_draws
     draws: list[Draw] = []
     results: list[ScoredRollouts] = []
-    for place in range(most):
-      draw, result = self._draw(number, number * most + place, state, clock)
+    for number in range(max_draws):
+      draw, result = self._draw(
+        iteration, iteration * max_draws + number, state, timer
+      )
       draws.append(draw)
       results.append(result)
-      if self._informative(draws) >= config.rollout.prompts_per_iteration:
+      if self._count_informative(draws) >= config.rollout.prompts_per_iteration:
         break
     outcomes = outcome_metrics(
-      results, number, most_failures=config.rewards.max_failures
+      results, iteration, max_failures=config.rewards.max_failures
     )
-    rollouts, batch, scored = _joined(draws)
+    rollouts, batch, scored = _concatenate(draws)
     metrics = rollout_metrics(rollouts, scored, sources=self._sources)
     metrics |= outcomes | {'draws': float(len(draws))}
-    if most > 1:
-      rollouts, batch, scored = self._chosen((rollouts, batch, scored))
+    if max_draws > 1:
+      rollouts, batch, scored = self._select_groups((rollouts, batch, scored))
     advantages = self._programs.advantages(
-      np.asarray(rollouts.rewards[TOTAL]), effective_groups(rollouts)
+      np.asarray(rollouts.rewards[TOTAL]), baseline_groups(rollouts)
     )
-    return of_rollouts(
+    return make_rollout_batch(
       rollouts,
       batch,
       advantages,
       scored,
       seed=config.seed,
-      iteration=number,
-      metrics=metrics | clock.laps,
+      iteration=iteration,
+      metrics=metrics | timer.seconds,
     )
 
-  def blank(self) -> Iteration:
-    """An iteration of the run's shapes, all padding."""
-    return blank_iteration(
+  def padding_batch(self) -> RolloutBatch:
+    """Returns a batch of padding in the shapes of the run's data."""
+    return padding_batch(
       self._config.sequences_per_iteration,
       row_width(self._config),
       reference=self._config.train.keep_reference,
@@ -168,11 +170,18 @@ class Collector:
     self._prompts.close()
 
   def _draw(
-    self, number: int, place: int, state: TrainState, clock: _Clock
+    self, iteration: int, draw: int, state: TrainState, timer: _Timer
   ) -> tuple[Draw, ScoredRollouts]:
-    """One draw of prompts, and how its responses were judged."""
+    """Samples and scores responses to one draw of prompts.
+
+    Args:
+      iteration: index of the iteration, for the PRNG key.
+      draw: index of the draw in the run, for the sequence ids.
+      state: the training state, with the policy to sample from.
+      timer: accumulates the seconds of each phase.
+    """
     prompts, params = next(self._prompts), self._programs.params(state)
-    clock.lap('prompts')
+    timer.lap('prompts')
     pending = collect(
       self._engine,
       params,
@@ -180,34 +189,34 @@ class Collector:
       self._scoring,
       self._tokenizer,
       group_size=self._config.rollout.responses_per_prompt,
-      key=jax.random.fold_in(self._key, number),
-      first_sequence=place * self._config.sequences_per_iteration,
+      key=jax.random.fold_in(self._key, iteration),
+      first_sequence=draw * self._config.sequences_per_iteration,
       step=int(state.step),
       sampling=self._sampling,
     )
-    clock.lap('sample')
+    timer.lap('sample')
     # The device scores the tokens while workers score the responses.
-    batch = unscored_batch(pending.rollouts)
-    scored = distributed.run(self._programs.score, params, batch)
+    batch = to_token_batch(pending.rollouts)
+    scored = distributed.run_on_devices(self._programs.score, params, batch)
     if self._config.train.keep_reference:
-      stats, _ = distributed.run(
+      stats, _ = distributed.run_on_devices(
         self._programs.score, self._programs.reference(state), batch
       )
       batch = dataclasses.replace(batch, ref_logprobs=stats.logprobs)
-    clock.lap('score')
+    timer.lap('score')
     result = pending.result()
-    clock.lap('rewards')
+    timer.lap('rewards')
     return (result.rollouts, batch, scored), result
 
-  def _informative(self, draws: list[Draw]) -> int:
-    """Groups so far whose responses have different rewards."""
+  def _count_informative(self, draws: list[Draw]) -> int:
+    """Counts the groups whose responses have different rewards."""
     size = self._config.rollout.responses_per_prompt
     return sum(
       int(informative_groups(rollouts, size).sum()) for rollouts, _, _ in draws
     )
 
-  def _chosen(self, draw: Draw) -> Draw:
-    """The groups to train on, the first informative ones before all others."""
+  def _select_groups(self, draw: Draw) -> Draw:
+    """Selects the groups to train on: informative ones first, others masked."""
     rollout = self._config.rollout
     informative = informative_groups(draw[0], rollout.responses_per_prompt)
     groups = np.argsort(~informative, kind='stable')
@@ -215,51 +224,45 @@ class Collector:
     members = np.arange(rollout.responses_per_prompt)
     rows = groups[:, None] * rollout.responses_per_prompt + members
     rollouts, batch, scored = jax.tree.map(lambda x: x[rows.ravel()], draw)
-    counts = informative[groups].repeat(rollout.responses_per_prompt)
+    kept = informative[groups].repeat(rollout.responses_per_prompt)
     rollouts = dataclasses.replace(
-      rollouts, loss_mask=rollouts.loss_mask & counts[:, None]
+      rollouts, loss_mask=rollouts.loss_mask & kept[:, None]
     )
     return rollouts, batch, scored
 
-  def _blank_prompts(self) -> PromptBatch:
-    """Prompts of the run's shape, all padding."""
-    width = prompt_width(self._config.rollout.max_prompt_length)
-    count = self._config.rollout.prompts_per_iteration
-    return PromptBatch(
-      problems=(),
-      tokens=np.zeros((count, width), np.int32),
-      mask=np.zeros((count, width), bool),
-      indices=np.arange(count),
-      source_ids=np.zeros(count, np.int32),
-      draw=0,
-    )
+  def _padding_prompts(self) -> np.ndarray:
+    """Returns prompts of padding, in the shape of a draw."""
+    rollout = self._config.rollout
+    width = prompt_width(rollout.max_prompt_length)
+    return np.zeros((rollout.prompts_per_iteration, width), np.int32)
 
 
 def row_width(config: Config) -> int:
-  """Tokens of a row: a prompt's and a response's."""
+  """Returns the tokens per row: those of a prompt and of a response."""
   rollout = config.rollout
   return prompt_width(rollout.max_prompt_length) + rollout.max_response_length
 
 
 def outcome_metrics(
-  results: Sequence[ScoredRollouts], iteration: int, *, most_failures: float
+  results: Sequence[ScoredRollouts], iteration: int, *, max_failures: float
 ) -> dict[str, float]:
-  """How often there was which outcome; too many failures stop the run.
+  """Counts the scoring outcomes of an iteration.
 
   Args:
-    results: of an iteration's draws.
-    iteration: its number.
-    most_failures: share of the responses that may be masked for want of a score.
+    results: scored rollouts of the iteration's draws.
+    iteration: index of the iteration, for the error.
+    max_failures: fraction of responses that may remain without a score.
 
   Raises:
-    RuntimeError: more are; it names what failed most often.
+    RuntimeError: more responses are without a score; the message gives the most
+      frequent reason.
   """
   sizes = [len(result.rollouts.loss_mask) for result in results]
   failed = sum(result.masked for result in results) / sum(sizes)
-  if failed > most_failures:
+  if failed > max_failures:
     reasons = Counter(r for result in results for r in result.failures)
     raise RuntimeError(
-      f'at most {most_failures:.0%} of the responses may fail to be scored '
+      f'at most {max_failures:.0%} of the responses may fail to be scored '
       f'(rewards.max_failures), {failed:.0%} did in iteration {iteration}, most '
       f'often so: {reasons.most_common(1)[0][0]}'
     )
@@ -271,19 +274,23 @@ def outcome_metrics(
   }
 
 
-def _joined(draws: list[Draw]) -> Draw:
+def _concatenate(draws: list[Draw]) -> Draw:
   return jax.tree.map(lambda *parts: np.concatenate(parts), *draws)
 
 
-class _Clock:
-  """Seconds per phase."""
+class _Timer:
+  """Accumulates the seconds of each phase.
+
+  Attributes:
+    seconds: seconds by metric name, `time/PHASE`.
+  """
 
   def __init__(self) -> None:
-    self.laps: dict[str, float] = {}
+    self.seconds: dict[str, float] = {}
     self._last = time.monotonic()
 
   def lap(self, name: str) -> None:
     """Ends a phase."""
     now, name = time.monotonic(), f'time/{name}'
-    self.laps[name] = self.laps.get(name, 0.0) + now - self._last
+    self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
     self._last = now

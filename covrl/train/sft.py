@@ -1,25 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The warm start's update: imitate solved examples."""
+"""Supervised warm start: a policy with some skill, so that rewards vary."""
 
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, PyTree
 
+from covrl.config import Config, ConfigError, flatten, from_dict
+from covrl.data import SupervisedStream
 from covrl.models import Policy
+from covrl.parallel import distributed, sharding
+from covrl.run.checkpoint import Checkpoint, CheckpointStore
+from covrl.run.directory import RunDirectory
+from covrl.run.metrics_writer import MetricsWriter
+from covrl.run.progress import Progress
 from covrl.statistics import token_stats
+from covrl.tasks.task import Task
+from covrl.train.state_sharding import (
+  abstract_opt_state,
+  replicated_like,
+  shardings,
+)
 from covrl.types import Scalar
+
+# Fields in which two runs must agree to share a warm start.
+SHARED_FIELDS = ('seed', 'task.', 'warm_start.', 'rollout.max_')
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SupervisedBatch:
-  """Rows to imitate; see `covrl.data.TokenRows`."""
+  """Rows of solved examples; see `covrl.data.TokenRows`."""
 
   tokens: Int[Array, 'B T']
   targets: Int[Array, 'B T']
@@ -38,12 +58,12 @@ class SupervisedState:
   step: Int[Array, '']
 
 
-def make_supervised_step(
+def make_sft_step(
   policy: Policy, tx: optax.GradientTransformation
 ) -> Callable[
   [SupervisedState, SupervisedBatch], tuple[SupervisedState, dict[str, Scalar]]
 ]:
-  """Builds one update on the mean cross-entropy of the response tokens."""
+  """Returns an update on the mean cross-entropy of the response tokens."""
 
   def loss(params: PyTree, batch: SupervisedBatch) -> tuple[Scalar, Scalar]:
     hidden = policy.hidden(
@@ -77,11 +97,134 @@ def make_supervised_step(
       opt_state=opt_state,
       step=state.step + 1,
     )
-    readings = {
+    metrics = {
       'loss': value,
       'entropy': entropy,
       'gradient_norm': optax.tree.norm(gradients),
     }
-    return new_state, readings
+    return new_state, metrics
 
   return update
+
+
+def warm_start(
+  policy: Policy,
+  params: PyTree,
+  task: Task,
+  tx: optax.GradientTransformation,
+  config: Config,
+  mesh: Mesh,
+  writer: MetricsWriter,
+  progress: Progress,
+) -> PyTree:
+  """Trains the policy on the task's solved examples.
+
+  Args:
+    policy: the policy, without adapters.
+    params: initial parameters.
+    task: provides the solved examples.
+    tx: the parameter chain.
+    config: the run's configuration.
+    mesh: the mesh of the parameters.
+    writer: receives the metrics.
+    progress: displays the metrics.
+
+  Returns:
+    The trained parameters.
+
+  Raises:
+    ValueError: the task has no solved examples.
+  """
+  if task.solved is None:
+    raise ValueError('a warm start needs solved examples, got none')
+  settings, logging = config.warm_start, config.logging
+  stream = SupervisedStream(
+    task.solved,
+    seed=config.seed,
+    sequences_per_draw=settings.batch_size,
+    tokenizer=task.tokenizer,
+    max_length=config.rollout.max_prompt_length
+    + config.rollout.max_response_length
+    - 1,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  abstract_params = policy.abstract_params(mesh)
+  state_shardings = shardings(
+    SupervisedState(
+      params=abstract_params,
+      opt_state=abstract_opt_state(tx, abstract_params, mesh),
+      step=cast(Any, replicated_like(jnp.zeros((), jnp.int32), mesh)),
+    )
+  )
+  step = jax.jit(
+    make_sft_step(policy, tx),
+    donate_argnums=0,
+    out_shardings=(state_shardings, sharding.replicated(mesh)),
+  )
+  init_opt_state = jax.jit(tx.init, out_shardings=state_shardings.opt_state)
+  state = SupervisedState(
+    params=params,
+    opt_state=init_opt_state(params),
+    step=distributed.put_global(np.zeros((), np.int32), state_shardings.step),
+  )
+  progress.stage('warm start', settings.steps)
+  started, tokens = time.monotonic(), 0
+  with jax.set_mesh(mesh):
+    for number in range(1, settings.steps + 1):
+      rows = next(stream)
+      batch = distributed.gather_rows(
+        SupervisedBatch(
+          **{
+            field.name: getattr(rows, field.name)
+            for field in dataclasses.fields(SupervisedBatch)
+          }
+        )
+      )
+      state, metrics = step(state, sharding.shard_batch(batch, mesh))
+      tokens += int(np.sum(batch.loss_mask))
+      if number % logging.warm_start_every == 0 or number == settings.steps:
+        values = distributed.fetch(metrics)
+        values = {name: float(value) for name, value in values.items()}
+        seconds = time.monotonic() - started
+        values['tokens_per_second'] = tokens / seconds
+        started, tokens = time.monotonic(), 0
+        writer.write(step=number, iteration=0, phase='warm_start', **values)
+        progress.update(number, **values)
+  stream.close()
+  return state.params
+
+
+def shared_warm_start(config: Config, task: Task) -> Checkpoint | None:
+  """Returns the warm start of the run `warm_start.from_run`, if configured.
+
+  Raises:
+    ConfigError: that run has no finished warm start or a different one, or the
+      task has no solved examples for a warm start of its own.
+  """
+  if not config.warm_start.from_run:
+    if config.warm_start.steps and task.solved is None:
+      raise ConfigError(
+        'warm_start.steps must be 0 for a task without solved examples, got '
+        f'{config.warm_start.steps}'
+      )
+    return None
+  other = RunDirectory(config.warm_start.from_run)
+  other_fields = flatten(from_dict(other.read_config()['config']))
+  for name, value in flatten(config).items():
+    if name == 'warm_start.from_run' or not name.startswith(SHARED_FIELDS):
+      continue
+    if other_fields[name] != value:
+      raise ConfigError(
+        'warm_start.from_run must be a run with the same warm start, '
+        f'{other.path} has {name}={other_fields[name]!r} and not {value!r}'
+      )
+  saved = warm_start_store(other).latest()
+  if saved is None:
+    raise ConfigError(f'{other.path} has not finished a warm start')
+  return saved
+
+
+def warm_start_store(directory: RunDirectory) -> CheckpointStore:
+  """Returns the store of a run's finished warm start."""
+  return CheckpointStore(directory.path / 'warm_start', keep=1)

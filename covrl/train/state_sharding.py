@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How training state lies on the mesh.
+"""Sharding of the training state, and checks of the mesh's sizes.
 
-Every program is told where its state goes, because a layout that the compiler
-chose would differ from the one that came in and compile the program again.
+Every program has explicit output shardings: a sharding that the compiler chose
+could differ from the input's and cause another compilation.
 """
 
 from __future__ import annotations
@@ -20,80 +20,84 @@ from covrl.parallel import sharding
 
 
 def rollout_mesh(mesh: Mesh, tensor: int) -> Mesh:
-  """The sampler's mesh, over the trainer's devices.
+  """Returns the sampler's mesh over the trainer's devices.
 
   Args:
-    mesh: of training.
-    tensor: chips that share one copy of the weights; 0 is as many as the
-      trainer's `tensor`, on the same mesh.
+    mesh: the trainer's mesh.
+    tensor: size of the sampler's `tensor` axis; 0 takes the trainer's mesh.
   """
   if tensor in (0, mesh.shape['tensor']):
     return mesh
   expert = mesh.shape['expert']
   sizes = {'data': -1, 'tensor': tensor, 'expert': expert}
-  return sharding.reshaped(mesh, sizes)
+  return sharding.reshape_mesh(mesh, sizes)
 
 
 def check_mesh(config: Config, model: ModelConfig, mesh: Mesh) -> None:
-  """Refuses what cannot be split as a mesh would have it.
+  """Checks that batches and model dimensions divide evenly over the mesh.
 
-  Keys and values are an exception: where there are fewer heads of them than
-  shards, each is held several times.
+  Key and value heads need not: if there are fewer heads than shards, each is
+  replicated.
 
   Raises:
-    ConfigError: names what is required of what.
+    ConfigError: a size is not a multiple of its mesh axes.
   """
-  sizes = dict(mesh.shape)
-  sampler = config.rollout.tensor or sizes['tensor']
-  shards = sizes['data'] * sizes['fsdp'] * sizes['expert']
-  experts = model.experts.count if model.experts else sizes['expert']
-  for size, name, axes, parts in (
-    (experts, 'the number of experts', 'mesh.expert', sizes['expert']),
-    *(
-      (
-        rows // config.train.micro_batches,
-        f'{name} / train.micro_batches',
-        'mesh.data × mesh.fsdp × mesh.expert',
-        shards,
-      )
-      for rows, name in (
-        (config.train.sequences_per_update, 'train.sequences_per_update'),
-        (config.train.packed_rows, 'train.packed_rows'),
-      )
+  axes = dict(mesh.shape)
+  train, tensor = config.train, axes['tensor']
+  rollout_tensor = config.rollout.tensor or tensor
+  experts = model.experts.count if model.experts else axes['expert']
+  batch_axes = 'mesh.data × mesh.fsdp × mesh.expert'
+  batch_shards = axes['data'] * axes['fsdp'] * axes['expert']
+  for name, size, divisor_name, divisor in (
+    ('the number of experts', experts, 'mesh.expert', axes['expert']),
+    (
+      'train.sequences_per_update / train.micro_batches',
+      train.sequences_per_update // train.micro_batches,
+      batch_axes,
+      batch_shards,
     ),
     (
-      model.model_dim,
+      'train.packed_rows / train.micro_batches',
+      train.packed_rows // train.micro_batches,
+      batch_axes,
+      batch_shards,
+    ),
+    (
       "the model's width",
+      model.model_dim,
       'mesh.fsdp × mesh.context',
-      sizes['fsdp'] * sizes['context'],
+      axes['fsdp'] * axes['context'],
     ),
     (
-      model.num_heads,
       'the number of heads',
+      model.num_heads,
       'mesh.tensor × mesh.context',
-      sizes['tensor'] * sizes['context'],
+      tensor * axes['context'],
     ),
-    (model.num_heads, 'the number of heads', 'rollout.tensor', sampler),
-    *(
-      (size, name, axes, parts)
-      for axes, parts in (
-        ('mesh.tensor', sizes['tensor']),
-        ('rollout.tensor', sampler),
-      )
-      for size, name in (
-        (model.vocab_size, 'the vocabulary'),
-        (model.hidden_dim, 'the feed-forward width'),
-      )
+    (
+      'the number of heads',
+      model.num_heads,
+      'rollout.tensor',
+      rollout_tensor,
+    ),
+    ('the vocabulary', model.vocab_size, 'mesh.tensor', tensor),
+    ('the feed-forward width', model.hidden_dim, 'mesh.tensor', tensor),
+    ('the vocabulary', model.vocab_size, 'rollout.tensor', rollout_tensor),
+    (
+      'the feed-forward width',
+      model.hidden_dim,
+      'rollout.tensor',
+      rollout_tensor,
     ),
   ):
-    if size % parts:
+    if size % divisor:
       raise ConfigError(
-        f'{name} must be a multiple of {axes}, got {size} and {parts}'
+        f'{name} must be a multiple of {divisor_name}, got {size} and {divisor}'
       )
 
 
 def replicated_like(leaf: Any, mesh: Mesh) -> jax.ShapeDtypeStruct:
-  """An array's shape, held whole by every device."""
+  """Returns an array's shape with a replicated sharding."""
   return jax.ShapeDtypeStruct(
     leaf.shape, leaf.dtype, sharding=sharding.replicated(mesh)
   )
@@ -106,26 +110,26 @@ def abstract_opt_state(
   *,
   offload: bool = False,
 ) -> PyTree:
-  """Shapes and shardings of an optimiser's state.
+  """Returns shapes and shardings of an optimiser's state.
 
-  Moments and the like are laid out as the parameters they belong to.
+  Moments are sharded like their parameters; everything else is replicated.
 
   Args:
     tx: the parameter chain.
     params: `jax.ShapeDtypeStruct` with shardings.
-    mesh: for everything that belongs to no parameter.
-    offload: whether what belongs to a parameter is in the host's memory.
+    mesh: the mesh of the replicated leaves.
+    offload: whether the moments are in host memory.
   """
 
-  def place(leaf: Any, param: Any) -> jax.ShapeDtypeStruct:
-    placed = param.sharding
+  def like_param(leaf: Any, param: Any) -> jax.ShapeDtypeStruct:
+    leaf_sharding = param.sharding
     if offload:
-      placed = placed.with_memory_kind('pinned_host')
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)
+      leaf_sharding = leaf_sharding.with_memory_kind('pinned_host')
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf_sharding)
 
   return optax.tree.map_params(
     tx,
-    place,
+    like_param,
     jax.eval_shape(tx.init, params),
     params,
     transform_non_params=lambda leaf: replicated_like(leaf, mesh),
@@ -133,5 +137,5 @@ def abstract_opt_state(
 
 
 def shardings(abstract: PyTree) -> PyTree:
-  """The shardings of abstract arrays."""
+  """Returns the shardings of a tree of abstract arrays."""
   return jax.tree.map(lambda leaf: leaf.sharding, abstract)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Intervals against published quantiles, and against their own promise."""
+"""Intervals: published quantiles, and coverage in simulations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_student_quantiles_are_the_published_ones(degrees, quantile):
   assert student_quantile(degrees) == pytest.approx(quantile, abs=2e-4)
 
 
-def test_student_interval_covers_19_times_in_20():
+def test_student_interval_covers_the_mean_19_times_in_20():
   draws = np.random.default_rng(0).normal(1.0, 2.0, (2_000, 3))
   half = student_quantile(2) * draws.std(1, ddof=1) / np.sqrt(3)
   assert np.mean(np.abs(draws.mean(1) - 1.0) < half) == pytest.approx(
@@ -62,7 +62,7 @@ def test_intervals_contain_the_mean_and_flip_with_the_sign(values):
     assert other.high == pytest.approx(-one.low)
 
 
-def test_one_value_has_no_student_interval_and_none_no_mean():
+def test_a_single_value_has_no_interval_and_no_values_are_an_error():
   assert student_mean(np.array([0.3])).low is None
   assert 'one seed' in student_mean(np.array([0.3])).kind
   with pytest.raises(ValueError, match='at least one value'):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of several responses against their definitions, counted out."""
+"""Accuracy metrics against their definitions, by enumeration."""
 
 import itertools
 
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from covrl.data import Problem, Suite
-from covrl.evaluation.metrics import majority, pass_at
+from covrl.evaluation.metrics import majority_vote, pass_at_k
 from covrl.evaluation.results import Evaluation, SuiteResult
 
 ROWS = st.lists(st.booleans(), min_size=1, max_size=8)
@@ -17,10 +17,10 @@ ROWS = st.lists(st.booleans(), min_size=1, max_size=8)
 
 @given(ROWS, st.integers(1, 8))
 @settings(deadline=None)
-def test_pass_at_k_is_the_mean_over_all_choices_of_k(row, k):
+def test_pass_at_k_is_the_mean_over_all_subsets(row, k):
   k = min(k, len(row))
   choices = [any(choice) for choice in itertools.combinations(row, k)]
-  (chance,) = pass_at(np.array([row]), k)
+  (chance,) = pass_at_k(np.array([row]), k)
   assert chance == pytest.approx(np.mean(choices), abs=1e-12)
 
 
@@ -28,16 +28,16 @@ def test_pass_at_k_of_many_responses():
   correct = np.zeros((2, 1024), bool)
   correct[1, :3] = True
   # 1 - (1 - 3 / 1024) … : the product over 512 factors does not underflow.
-  assert pass_at(correct, 512).tolist() == pytest.approx(
+  assert pass_at_k(correct, 512).tolist() == pytest.approx(
     [0.0, 0.8753], abs=1e-3
   )
-  assert pass_at(correct, 1).tolist() == pytest.approx([0.0, 3 / 1024])
+  assert pass_at_k(correct, 1).tolist() == pytest.approx([0.0, 3 / 1024])
 
 
 @pytest.mark.parametrize('k', [0, 5])
-def test_pass_at_more_than_there_are(k):
+def test_pass_at_k_refuses_k_out_of_range(k):
   with pytest.raises(ValueError, match=rf'in \[1, 4\] responses, got {k}'):
-    pass_at(np.ones((1, 4), bool), k)
+    pass_at_k(np.ones((1, 4), bool), k)
 
 
 @pytest.mark.parametrize(
@@ -53,8 +53,8 @@ def test_pass_at_more_than_there_are(k):
     (['0.5', '1/2', '2', '2'], [1, 1, 0, 0], 0),
   ],
 )
-def test_the_most_frequent_answer_is_given(answers, correct, right):
-  (share,) = majority([answers], np.array([correct], bool))
+def test_majority_vote_by_hand(answers, correct, right):
+  (share,) = majority_vote([answers], np.array([correct], bool))
   assert share == pytest.approx(right)
 
 
@@ -81,14 +81,14 @@ SAMPLED = result('aime24', [1, 0], [[1, 1, 0, 1], [0, 0, 0, 1]])
 GREEDY = result('math500', [1, 1, 0, 1], [[]] * 4)
 
 
-def test_figures_of_a_set():
-  assert set(SAMPLED.figures()) == {'greedy', 'mean@4', 'pass@2', 'pass@4'}
-  assert set(GREEDY.figures()) == {'greedy'}
-  figures = SAMPLED.figures()
-  assert figures['mean@4'].tolist() == [0.75, 0.25]
-  assert figures['pass@2'].tolist() == [1.0, 0.5]
+def test_metrics_of_a_suite():
+  assert set(SAMPLED.metrics()) == {'greedy', 'mean@4', 'pass@2', 'pass@4'}
+  assert set(GREEDY.metrics()) == {'greedy'}
+  metrics = SAMPLED.metrics()
+  assert metrics['mean@4'].tolist() == [0.75, 0.25]
+  assert metrics['pass@2'].tolist() == [1.0, 0.5]
   voted = result('a', [1], [[1, 0, 0]], [['1', '2', '2']])
-  assert set(voted.figures()) == {
+  assert set(voted.metrics()) == {
     'greedy',
     'mean@3',
     'pass@2',
@@ -97,7 +97,7 @@ def test_figures_of_a_set():
   }
 
 
-def test_sets_are_equals_whatever_their_size():
+def test_suites_have_equal_weights_whatever_their_size():
   summary = Evaluation(results=(SAMPLED, GREEDY), entropy=0.5).summary()
   assert summary['aime24/mean@4'] == summary['aime24/accuracy'] == 0.5
   assert summary['math500/greedy'] == summary['math500/accuracy'] == 0.75
@@ -110,7 +110,7 @@ def test_sets_are_equals_whatever_their_size():
     assert summary[f'{name}_low'] <= summary[name] <= summary[f'{name}_high']
 
 
-def test_standard_errors_of_a_mean_over_sets():
+def test_standard_errors_of_a_mean_over_suites():
   summary = Evaluation(results=(SAMPLED, GREEDY), entropy=0.5).summary()
   both = np.hypot(
     summary['aime24/greedy_stderr'], summary['math500/greedy_stderr']
@@ -118,7 +118,7 @@ def test_standard_errors_of_a_mean_over_sets():
   assert summary['greedy_stderr'] == pytest.approx(both / 2)
 
 
-def test_a_runs_own_problems_have_no_name():
+def test_held_out_problems_have_no_suite_name():
   summary = Evaluation(
     results=(result('', [1, 0], [[1], [0]]),), entropy=0.5
   ).summary()
@@ -126,14 +126,14 @@ def test_a_runs_own_problems_have_no_name():
 
 
 def test_intervals_are_over_problems():
-  """Half a set right: the interval is that of a mean of 400 coin throws."""
+  """Half a suite correct: the interval of a mean of 400 coin tosses."""
   many = result('a', [1, 0] * 200, [[]] * 400)
   estimate = Evaluation(results=(many,), entropy=0.0).estimates()['a/greedy']
   assert estimate.low == pytest.approx(0.5 - 1.96 * 0.5 / 20, abs=0.006)
   assert estimate.high == pytest.approx(0.5 + 1.96 * 0.5 / 20, abs=0.006)
 
 
-def test_a_line_a_problem():
+def test_one_line_per_problem():
   voted = result('a', [1], [[1, 0]], [['1', None]])
   (line,) = voted.lines(responses=True)
   assert line == {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint is whole or not there, to the bit, and damage is noticed."""
+"""Checkpoints are atomic and exact, and damage is detected."""
 
 import json
 import shutil
@@ -11,7 +11,6 @@ import optax
 import pytest
 
 import covrl
-from covrl.entropy.base import init_token_state
 from covrl.parallel import sharding
 from covrl.run.checkpoint import MANIFEST, CheckpointError, CheckpointStore
 from covrl.storage import write_atomically
@@ -20,7 +19,7 @@ MESHES = ((8,), (2, 2, 2))
 
 
 def tree():
-  """What a run saves, and the values that are easily lost on the way."""
+  """Returns a state like a run's, with values that are easily changed."""
   rng = np.random.default_rng(0)
   params = {
     'matrix': rng.normal(size=(8, 16)).astype(np.float32),
@@ -36,30 +35,30 @@ def tree():
       'trainable': params,
       'frozen': {},
       'opt_state': optax.adam(1e-3).init(params),
-      'token_state': init_token_state(token_tx),
+      'token_state': token_tx.init(covrl.TokenStats.template()),
       'step': np.asarray(1 << 30, np.int32),
     },
     'mask': rng.random((8, 3)) < 0.5,
   }
 
 
-def place(leaf, mesh):
-  """Rows split where they divide, so that every mesh has its own layout."""
+def sharding_of(leaf, mesh):
+  """Returns a sharding that differs between the meshes."""
   axes = ('batch', 'mlp') if jnp.ndim(leaf) == 2 else (None,) * jnp.ndim(leaf)
   rules = sharding.TRAIN_RULES
-  return sharding.fit(mesh, axes, jnp.shape(leaf), rules)
+  return sharding.fitted_sharding(mesh, axes, jnp.shape(leaf), rules)
 
 
 def on(mesh, arrays):
   return jax.tree.map(
-    lambda leaf: jax.device_put(leaf, place(leaf, mesh)), arrays
+    lambda leaf: jax.device_put(leaf, sharding_of(leaf, mesh)), arrays
   )
 
 
 def abstract(mesh, arrays):
   return jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(
-      jnp.shape(leaf), leaf.dtype, sharding=place(leaf, mesh)
+      jnp.shape(leaf), leaf.dtype, sharding=sharding_of(leaf, mesh)
     ),
     arrays,
   )
@@ -83,7 +82,7 @@ def latest(store):
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
-  """A store with one checkpoint, made on a mesh of eight."""
+  """Returns the directory of a checkpoint saved on eight devices."""
   directory = tmp_path_factory.mktemp('saved')
   store = CheckpointStore(directory, keep=1)
   store.save(12, on(sharding.make_mesh((8,)), tree()), {'rate': 0.1})
@@ -92,34 +91,36 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def copied(saved, tmp_path):
-  """The same, free to be damaged."""
+  """Returns a copy of the directory, to be damaged."""
   return shutil.copytree(saved, tmp_path / 'copied')
 
 
 @pytest.mark.parametrize('shape', MESHES)
-def test_restores_to_the_bit_on_any_mesh(saved, shape):
+def test_restores_bit_for_bit_on_any_mesh(saved, shape):
   mesh = sharding.make_mesh(shape)
   checkpoint = latest(CheckpointStore(saved, keep=1))
   restored = checkpoint.restore(abstract(mesh, tree()))
   assert_same(restored, tree())
   matrix = restored['state']['trainable']['matrix']
-  assert matrix.sharding == place(matrix, mesh)
+  assert matrix.sharding == sharding_of(matrix, mesh)
   assert checkpoint.position == 12
   assert checkpoint.notes == {'rate': 0.1}
 
 
 @pytest.mark.parametrize('shape', MESHES)
-def test_restores_a_branch(saved, shape):
+def test_restores_a_subtree(saved, shape):
   mesh = sharding.make_mesh(shape)
   wanted = tree()['state']['trainable']
   checkpoint = latest(CheckpointStore(saved, keep=1))
-  restored = checkpoint.restore_part('state.trainable', abstract(mesh, wanted))
+  restored = checkpoint.restore_subtree(
+    'state.trainable', abstract(mesh, wanted)
+  )
   assert_same(restored, wanted)
   matrix = restored['matrix']
-  assert matrix.sharding == place(matrix, mesh)
+  assert matrix.sharding == sharding_of(matrix, mesh)
 
 
-def test_host_arrays_come_back_as_such(tmp_path):
+def test_restores_host_arrays_as_host_arrays(tmp_path):
   store = CheckpointStore(tmp_path, keep=1)
   arrays = {'order': np.arange(5, dtype=np.int32), 'mask': np.eye(2) > 0}
   store.save(1, arrays, {})
@@ -127,7 +128,7 @@ def test_host_arrays_come_back_as_such(tmp_path):
   assert_same(restored, arrays)
 
 
-def test_keeps_the_newest(tmp_path):
+def test_keeps_the_newest_checkpoints(tmp_path):
   store = CheckpointStore(tmp_path / 'checkpoints', keep=2)
   assert store.latest() is None
   for position in (3, 1000, 20):
@@ -137,7 +138,7 @@ def test_keeps_the_newest(tmp_path):
   assert latest(store).notes == {'at': 1000}
 
 
-def test_a_later_save_replaces_that_of_the_same_position(tmp_path):
+def test_a_save_replaces_a_checkpoint_of_the_same_position(tmp_path):
   store = CheckpointStore(tmp_path, keep=2)
   for value in (1, 2):
     store.save(7, {'x': np.full(2, value)}, {'value': value})
@@ -146,7 +147,7 @@ def test_a_later_save_replaces_that_of_the_same_position(tmp_path):
   assert latest(store).notes == {'value': 2}
 
 
-def test_what_was_not_finished_is_not_there(copied):
+def test_ignores_unfinished_checkpoints(copied):
   store = CheckpointStore(copied, keep=1)
   unfinished = copied / '00000013'
   shutil.copytree(copied / '00000012', unfinished)
@@ -158,7 +159,7 @@ def test_what_was_not_finished_is_not_there(copied):
   assert latest(store).restore({'x': np.ones(2)})['x'].tolist() == [0, 0]
 
 
-def test_a_kill_while_removing_leaves_no_half_checkpoint(
+def test_an_interrupted_removal_leaves_no_checkpoint(
   copied, tmp_path, monkeypatch
 ):
   def killed(path):
@@ -174,14 +175,14 @@ def test_a_kill_while_removing_leaves_no_half_checkpoint(
 
 def flip(file, seed):
   content = bytearray(file.read_bytes())
-  place = np.random.default_rng(seed).integers(len(content) * 8)
-  content[place // 8] ^= 1 << (place % 8)
+  bit = np.random.default_rng(seed).integers(len(content) * 8)
+  content[bit // 8] ^= 1 << (bit % 8)
   file.write_bytes(content)
 
 
 @pytest.mark.parametrize('seed', range(3))
 @pytest.mark.parametrize('damage', ['flipped', 'truncated', 'missing'])
-def test_damage_of_any_file_is_noticed(copied, damage, seed):
+def test_detects_damage_of_any_file(copied, damage, seed):
   store = CheckpointStore(copied, keep=1)
   directory = copied / '00000012'
   files = [file for file in directory.rglob('*') if file.is_file()]
@@ -212,13 +213,13 @@ def test_damage_of_any_file_is_noticed(copied, damage, seed):
 
 
 @pytest.mark.parametrize('text', ['', '{', '[]', 'null', '{}', '{"notes": {}}'])
-def test_a_manifest_that_is_none(copied, text):
+def test_refuses_an_unreadable_manifest(copied, text):
   (copied / '00000012' / MANIFEST).write_text(text)
   with pytest.raises(CheckpointError, match=f'{MANIFEST} cannot be read'):
     CheckpointStore(copied, keep=1).latest()
 
 
-def test_a_manifest_that_was_edited(copied):
+def test_refuses_an_edited_manifest(copied):
   file = copied / '00000012' / MANIFEST
   manifest = json.loads(file.read_text())
   manifest['notes']['rate'] = 0.2
@@ -245,7 +246,7 @@ def test_a_manifest_that_was_edited(copied):
     ({'odd': None}, r'odd must be nothing, got float32\[5\]'),
   ],
 )
-def test_another_programs_checkpoint_is_refused(saved, change, reason):
+def test_refuses_a_checkpoint_of_other_shapes(saved, change, reason):
   checkpoint = latest(CheckpointStore(saved, keep=1))
   mesh = sharding.make_mesh((8,))
   other = tree()
@@ -253,12 +254,12 @@ def test_another_programs_checkpoint_is_refused(saved, change, reason):
   with pytest.raises(CheckpointError, match=f'of another program: .*{reason}'):
     checkpoint.restore(abstract(mesh, other))
   with pytest.raises(CheckpointError, match=f'of another program: {reason}'):
-    checkpoint.restore_part(
+    checkpoint.restore_subtree(
       'state.trainable', abstract(mesh, other['state']['trainable'])
     )
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_writes_files_atomically(tmp_path, monkeypatch):
   file = tmp_path / 'file.json'
   write_atomically(file, 'before')
   with monkeypatch.context() as patch:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must be the same everywhere, and who is named where it is not."""
+"""Processes of one run must agree; the error names the one that differs."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from covrl.config import ConfigError, load
 from covrl.data.sources import SubsetSource
 from covrl.parallel import distributed
 from covrl.run import consistency
-from covrl.run.consistency import check_agreement, check_problems
+from covrl.run.consistency import check_problems, check_processes
 
 
 @pytest.fixture(scope='module')
@@ -20,23 +20,23 @@ def recipe():
 
 
 class Processes:
-  """Three processes that take turns: the last one hears what all had said."""
+  """Simulates three processes one after the other in one process."""
 
   def __init__(self, monkeypatch):
-    self.said = []
-    monkeypatch.setattr(distributed, 'count', lambda: 3)
+    self.gathered = []
+    monkeypatch.setattr(distributed, 'process_count', lambda: 3)
     monkeypatch.setattr(distributed, 'gather_rows', self.gather)
 
   def gather(self, own):
-    self.said[-1].append(own)
-    place = len(self.said[-1]) - 1
-    rows = [each[place] for each in self.said if len(each) > place]
+    self.gathered[-1].append(own)
+    call = len(self.gathered[-1]) - 1
+    rows = [each[call] for each in self.gathered if len(each) > call]
     while len(rows) < 3:
       rows.append(own)
     return np.concatenate(rows)
 
   def run(self, check):
-    self.said.append([])
+    self.gathered.append([])
     check()
 
 
@@ -46,22 +46,22 @@ def processes(monkeypatch):
 
 
 def checks(recipe, workdir='runs/a'):
-  # Eight prompts cannot be shared by three.
+  # Eight prompts do not divide among three processes.
   config = dataclasses.replace(
     recipe.config,
     rollout=dataclasses.replace(recipe.config.rollout, prompts_per_iteration=9),
     warm_start=dataclasses.replace(recipe.config.warm_start, batch_size=30),
   )
   recipe = dataclasses.replace(recipe, config=config)
-  return lambda: check_agreement(recipe, workdir)
+  return lambda: check_processes(recipe, workdir)
 
 
-def test_of_one_mind(processes, recipe):
+def test_accepts_equal_processes(processes, recipe):
   for _ in range(3):
     processes.run(checks(recipe))
 
 
-def test_another_config_file(processes, recipe):
+def test_refuses_processes_with_different_config_files(processes, recipe):
   processes.run(checks(recipe))
   other = {**recipe.sources, 'toy_kl_cov.py': 'other'}
   with pytest.raises(
@@ -70,7 +70,9 @@ def test_another_config_file(processes, recipe):
     processes.run(checks(dataclasses.replace(recipe, sources=other)))
 
 
-def test_other_code(processes, recipe, monkeypatch):
+def test_refuses_processes_with_different_versions(
+  processes, recipe, monkeypatch
+):
   processes.run(checks(recipe))
   processes.run(checks(recipe))
   monkeypatch.setattr(
@@ -82,13 +84,13 @@ def test_other_code(processes, recipe, monkeypatch):
     processes.run(checks(recipe))
 
 
-def test_another_directory(processes, recipe):
+def test_refuses_processes_with_different_directories(processes, recipe):
   processes.run(checks(recipe))
   with pytest.raises(ConfigError, match='same --workdir, process 1 has'):
     processes.run(checks(recipe, 'runs/b'))
 
 
-def test_another_field(processes, recipe):
+def test_refuses_processes_with_different_fields(processes, recipe):
   processes.run(checks(recipe))
   config = dataclasses.replace(recipe.config, seed=7)
   with pytest.raises(
@@ -97,7 +99,7 @@ def test_another_field(processes, recipe):
     processes.run(checks(dataclasses.replace(recipe, config=config)))
 
 
-def test_other_problems(processes, recipe):
+def test_refuses_processes_with_different_problems(processes, recipe):
   source = toy.make_task(recipe.config).train
   three = np.arange(3)
   processes.run(lambda: check_problems(SubsetSource(source, three, 'a')))
@@ -114,7 +116,7 @@ def test_other_problems(processes, recipe):
     (16, 'rollout.prompts_per_iteration must be a multiple of the 16'),
   ],
 )
-def test_what_cannot_be_shared(recipe, count, message):
+def test_refuses_batches_that_do_not_divide(recipe, count, message):
   with pytest.raises(ConfigError, match=message):
-    consistency.check_divides(recipe.config, count)
-  consistency.check_divides(recipe.config, 8)
+    consistency.check_batch_sizes(recipe.config, count)
+  consistency.check_batch_sizes(recipe.config, 8)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metric lines and TensorBoard events, also of a run that was killed."""
+"""Metric lines and TensorBoard events, also of a resumed run."""
 
 import json
 
@@ -10,7 +10,7 @@ from tensorboardX.record_writer import masked_crc32c
 from covrl.config import LoggingConfig
 from covrl.run.metrics_writer import MetricsWriter
 
-# Generated when imported, so that a type checker cannot know it.
+# Generated at import, unknown to type checkers.
 Event = vars(event_pb2)['Event']
 
 
@@ -21,7 +21,7 @@ def open_writer(directory, keep=0):
 
 
 def events(directory):
-  """All events of a directory's files, oldest first."""
+  """Returns all events of a directory's files, oldest first."""
   found = []
   for file in sorted(directory.iterdir()):
     data = file.read_bytes()
@@ -33,7 +33,7 @@ def events(directory):
   return found
 
 
-def test_lines_are_cut_back_to_the_checkpoint_and_events_purged(tmp_path):
+def test_resuming_truncates_lines_and_purges_events(tmp_path):
   writer = open_writer(tmp_path)
   writer.write(step=50, iteration=0, phase='warm_start', loss=1.0)
   writer.write(step=1, iteration=0, phase='train', reward=0.25)
@@ -65,7 +65,7 @@ def test_lines_are_cut_back_to_the_checkpoint_and_events_purged(tmp_path):
   assert rewards == [(1, 0.25), (2, 0.5), (2, 0.75)]
 
 
-def test_what_is_not_finite_is_null(tmp_path):
+def test_writes_non_finite_numbers_as_null(tmp_path):
   writer = open_writer(tmp_path)
   writer.write(step=1, iteration=0, phase='train', loss=float('nan'))
   writer.close()
@@ -74,7 +74,7 @@ def test_what_is_not_finite_is_null(tmp_path):
 
 
 @pytest.mark.parametrize('kind', [int, str, bool])
-def test_plain_values_stay_what_they_are(tmp_path, kind):
+def test_keeps_the_types_of_json_values(tmp_path, kind):
   writer = open_writer(tmp_path)
   writer.write(step=1, iteration=0, phase='eval', value=kind(1))
   writer.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When to stop and where; who watches; what is traced."""
+"""Stopping on signals and notices, the watchdog and the profiler."""
 
 import http.server
 import os
@@ -33,103 +33,107 @@ SLOW = {
 }
 
 
-class Board:
-  """What processes tell one another."""
+class KeyValueStore:
+  """Replaces the key-value client of JAX's coordination service."""
 
   def __init__(self):
-    self.answers = {}
+    self.values = {}
 
   def key_value_dir_get(self, prefix):
-    return [pair for pair in self.answers.items() if pair[0].startswith(prefix)]
+    return [pair for pair in self.values.items() if pair[0].startswith(prefix)]
 
   def key_value_set(self, key, value):
-    self.answers[key] = value
+    self.values[key] = value
 
 
 @pytest.fixture
-def board(monkeypatch):
+def store(monkeypatch):
   """Makes this process number 0 of 2."""
-  board = Board()
-  monkeypatch.setattr(preemption, '_client', lambda: board)
+  store = KeyValueStore()
+  monkeypatch.setattr(preemption, '_distributed_client', lambda: store)
   monkeypatch.setattr(preemption.jax, 'process_count', lambda: 2)
   monkeypatch.setattr(preemption.jax, 'process_index', lambda: 0)
   monkeypatch.setattr(preemption, '_INTERVAL', 0.0)
-  return board
+  return store
 
 
-def test_one_process_stops_where_it_is():
+def test_one_process_stops_after_the_current_update():
   stop = StopSignal()
-  stop.at(3)
+  stop.finished_updates(3)
   stop.poll()
-  stop.before_update()
-  stop.ask()
+  stop.begin_update()
+  stop.request()
   # An update that has begun is finished.
   stop.poll()
-  stop.at(4)
+  stop.finished_updates(4)
   with pytest.raises(Stopped):
     stop.poll()
   with pytest.raises(Stopped):
-    stop.before_update()
+    stop.begin_update()
 
 
-def test_processes_stop_at_the_place_of_the_foremost(board):
+def test_all_processes_stop_after_the_largest_number_of_updates(store):
   stop = StopSignal()
-  stop.at(3)
-  board.answers['covrl/stop/1'] = '4'
-  # The other one has begun the update after this place: it needs this one.
+  stop.finished_updates(3)
+  store.values['covrl/stop/1'] = '4'
+  # The other process has begun the next update, which needs this one.
   stop.poll()
-  assert board.answers['covrl/stop/0'] == '3'
-  stop.before_update()
-  stop.at(4)
+  assert store.values['covrl/stop/0'] == '3'
+  stop.begin_update()
+  stop.finished_updates(4)
   with pytest.raises(Stopped):
-    stop.before_update()
+    stop.begin_update()
 
 
-def test_a_rollout_is_given_up_when_all_have_answered(board):
+def test_a_rollout_is_abandoned_once_all_processes_have_answered(store):
   stop = StopSignal()
-  stop.at(3)
-  stop.ask()
+  stop.finished_updates(3)
+  stop.request()
   stop.poll()
-  board.answers['covrl/stop/1'] = '3'
+  store.values['covrl/stop/1'] = '3'
   with pytest.raises(Stopped):
     stop.poll()
 
 
-def test_answers_are_not_waited_for_without_end(board):
+def test_waiting_for_other_processes_times_out(store):
   stop = StopSignal(patience=0.05)
-  stop.ask()
+  stop.request()
   with pytest.raises(RuntimeError, match='must answer'):
-    stop.before_update()
+    stop.begin_update()
 
 
-def test_sigterm_is_a_wish_while_listening():
-  before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_signals_are_requests_to_stop(number):
+  before = signal.getsignal(number)
   try:
     stop = StopSignal()
-    with stop.listening():
+    with stop.handle_signals():
       stop.poll()
-    assert signal.getsignal(signal.SIGTERM) == before
-    with stop.listening():
+    assert signal.getsignal(number) == before
+    with stop.handle_signals():
       for _ in range(3):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
       with pytest.raises(Stopped):
         stop.poll()
-    # While it ends, another one does no harm.
-    os.kill(os.getpid(), signal.SIGTERM)
+    # Signals while the run ends are ignored.
+    for each in preemption.SIGNALS:
+      os.kill(os.getpid(), each)
   finally:
-    signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(number, before)
 
 
 class Metadata(http.server.BaseHTTPRequestHandler):
-  """Google's metadata server, as far as it announces things."""
+  """Replaces Google's metadata server."""
 
-  said: typing.ClassVar = {'maintenance-event': 'NONE', 'preempted': 'FALSE'}
+  values: typing.ClassVar = {'maintenance-event': 'NONE', 'preempted': 'FALSE'}
 
   def do_GET(self):
     assert self.headers['Metadata-Flavor'] == 'Google'
     self.send_response(200)
     self.end_headers()
-    self.wfile.write(self.said[self.path.rpartition('/')[2]].encode())
+    self.wfile.write(self.values[self.path.rpartition('/')[2]].encode())
 
   def log_message(self, format, *arguments):
     pass
@@ -142,23 +146,23 @@ class Metadata(http.server.BaseHTTPRequestHandler):
     ('preempted', 'TRUE'),
   ],
 )
-def test_notices_of_the_cloud(monkeypatch, name, value):
-  monkeypatch.setattr(Metadata, 'said', dict(Metadata.said))
+def test_reports_maintenance_and_preemption_notices(monkeypatch, name, value):
+  monkeypatch.setattr(Metadata, 'values', dict(Metadata.values))
   with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Metadata) as server:
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     monkeypatch.setenv('GCE_METADATA_HOST', f'127.0.0.1:{server.server_port}')
-    told = threading.Event()
-    with maintenance.watched(told.set, interval=0.01):
-      assert not told.wait(0.2)
-      Metadata.said[name] = value
-      assert told.wait(10)
+    noticed = threading.Event()
+    with maintenance.watch_notices(noticed.set, interval=0.01):
+      assert not noticed.wait(0.2)
+      Metadata.values[name] = value
+      assert noticed.wait(10)
     server.shutdown()
     thread.join()
-  assert not maintenance.is_notice(name)
+  assert not maintenance.is_announced(name)
 
 
-def test_nothing_moves():
+def test_watchdog_dumps_all_stacks_and_exits():
   script = (
     'import threading, time\n'
     'from covrl.run.watchdog import Watchdog\n'
@@ -182,12 +186,12 @@ def test_nothing_moves():
   )
   assert done.returncode == Exit.STALLED
   assert done.stdout == 'moved\n'
-  assert 'nothing moved for' in done.stderr
+  assert 'no progress for' in done.stderr
   assert 'in sleeper' in done.stderr
   assert 'in <module>' in done.stderr
 
 
-def test_bad_input():
+def test_refuses_invalid_limits_and_ranges():
   with pytest.raises(ValueError, match='--stall_after must be'):
     Watchdog(-1)
   for steps in ('3', '5:3', 'a:b'):
@@ -195,8 +199,8 @@ def test_bad_input():
       Profiler(steps, 'x')
 
 
-def test_told_to_stop_in_a_rollout(tmp_path):
-  """It is given up, and drawn again; nothing else is different."""
+def test_sigterm_in_a_rollout_abandons_and_repeats_it(tmp_path):
+  """The resumed run logs the same metrics as an uninterrupted one."""
   whole, workdir = tmp_path / 'whole', tmp_path / 'stopped'
   train('toy_slow', whole, **SLOW)
   command = [*arguments('toy_slow', workdir, **SLOW), '--profile_steps=0:0']

@@ -195,8 +195,8 @@ def test_writes_metrics_and_events_to_a_bucket(objects):
 def test_refuses_a_live_lease_and_takes_an_expired_one(
   objects, monkeypatch
 ):
-  monkeypatch.setattr(lock, '_BEAT', 0.1)
-  monkeypatch.setattr(lock, '_PATIENCE', 1.0)
+  monkeypatch.setattr(lock, '_RENEWAL_INTERVAL', 0.1)
+  monkeypatch.setattr(lock, '_EXPIRY', 1.0)
   directory = RunDirectory('gs://bucket/run')
   with directory.locked():
     other = RunDirectory('gs://bucket/run').locked()
@@ -213,7 +213,7 @@ def test_refuses_a_live_lease_and_takes_an_expired_one(
 
 
 def test_only_one_process_acquires_a_lease(objects, monkeypatch):
-  monkeypatch.setattr(lock, '_BEAT', 0.1)
+  monkeypatch.setattr(lock, '_RENEWAL_INTERVAL', 0.1)
   taken, refused = [], []
 
   def run():
@@ -237,8 +237,8 @@ def test_exits_when_the_lease_is_lost(served, objects):
     'import time\n'
     'from covrl.run import lock\n'
     'from covrl import storage\n'
-    'lock._BEAT = 0.2\n'
-    'with lock.held(storage.as_path("gs://bucket/run")):\n'
+    'lock._RENEWAL_INTERVAL = 0.2\n'
+    'with lock.acquire(storage.as_path("gs://bucket/run")):\n'
     '  print("in", flush=True)\n'
     '  time.sleep(600)\n'
   )
@@ -305,7 +305,7 @@ def test_saves_and_restores_checkpoints_in_a_bucket(objects):
   jax.tree.map(np.testing.assert_array_equal, saved.restore(arrays), arrays)
   like = arrays['b']
   jax.tree.map(
-    np.testing.assert_array_equal, saved.restore_part('b', like), like
+    np.testing.assert_array_equal, saved.restore_subtree('b', like), like
   )
   # A checkpoint without its manifest, as after a kill while saving, is ignored.
   manifest = objects.objects.pop('run/checkpoints/00000002/manifest.json')

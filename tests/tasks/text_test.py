@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of questions become a task; what is wrong with them is one sentence."""
+"""Tasks from files of problems, and errors about invalid files."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from covrl.config import Config, ConfigError
 from covrl.data import ConcatenatedSource, MixtureSource, Problem
 from covrl.rewards import JudgeError, Scoring, judge_of
 from covrl.tasks import verify
-from covrl.tasks.graders import reader_of, right_response
+from covrl.tasks.graders import answer_extractor, reference_response
 from covrl.train import text_task
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
@@ -36,7 +36,7 @@ def scoring(task):
   return Scoring(task.rewards, sources=task.sources, workers=1, timeout=60.0)
 
 
-def test_questions_are_put_by_the_models_template():
+def test_prompts_use_the_models_chat_template():
   task = text_task(config('plain.jsonl'))
   assert len(task.train) == 5
   prompt = task.train[0].prompt
@@ -47,13 +47,13 @@ def test_questions_are_put_by_the_models_template():
   )
 
 
-def test_a_template_of_text():
+def test_prompts_use_a_configured_template():
   task = text_task(config('plain.jsonl', template='Q: {question}\nA:'))
   assert task.train[0].prompt.startswith('Q: A gardener')
   assert task.train[0].prompt.endswith('\\boxed{}.\nA:')
 
 
-def test_a_file_may_have_instructions_of_its_own():
+def test_instructions_of_a_file_can_be_removed():
   framed, bare = (
     text_task(config('dapo_math_17k.parquet', bare_questions=bare))
     for bare in (False, True)
@@ -62,11 +62,11 @@ def test_a_file_may_have_instructions_of_its_own():
   assert 'The last line of your response' not in bare.train[0].prompt
   assert [reward.name for reward in framed.rewards] == ['math_dapo']
   assert [reward.name for reward in bare.rewards] == ['math']
-  assert right_response(framed.train[0]) == 'Answer: 6'
-  assert right_response(bare.train[0]) == '\\boxed{6}'
+  assert reference_response(framed.train[0]) == 'Answer: 6'
+  assert reference_response(bare.train[0]) == '\\boxed{6}'
 
 
-def test_rewards_are_routed_by_source():
+def test_each_source_has_the_reward_of_its_kind():
   task = text_task(
     config('verl.parquet,math.jsonl,eurus_2_rl_code.parquet', suites='math500')
   )
@@ -83,7 +83,7 @@ def test_rewards_are_routed_by_source():
   )
 
 
-def test_how_programs_are_judged_is_said():
+def test_notes_name_the_sandbox_backend():
   task = text_task(config('kodcode.jsonl'))
   assert task.notes[-1].startswith('programs are judged at level ')
   made = config('kodcode.jsonl')
@@ -96,7 +96,7 @@ def test_how_programs_are_judged_is_said():
     text_task(made)
 
 
-def test_no_judge_is_one_sentence(monkeypatch):
+def test_refuses_programs_without_a_sandbox(monkeypatch):
   def none(*_):
     raise JudgeError('a sandbox for programs is required, got none: why')
 
@@ -111,7 +111,7 @@ def test_no_judge_is_one_sentence(monkeypatch):
     judge_of.cache_clear()
 
 
-def test_what_is_rewarded_beside_right_answers():
+def test_configured_shaping_rewards():
   made = config('plain.jsonl')
   made.rewards.format = '<think>.*</think>.*'
   made.rewards.overlong_buffer = 4
@@ -124,11 +124,11 @@ def test_what_is_rewarded_beside_right_answers():
     'function',
   ]
   assert [r.weight for r in task.rewards] == [1.0, 0.1, 1.0, 1.0]
-  # An evaluation asks only whether answers are right.
+  # Evaluations ignore shaping rewards.
   assert [r.shaping for r in task.rewards] == [False, True, True, True]
 
 
-def test_a_source_is_judged_one_way(tmp_path):
+def test_refuses_a_source_of_two_kinds(tmp_path):
   def row(ability, truth):
     return {
       'data_source': 'same',
@@ -150,7 +150,7 @@ def test_a_source_is_judged_one_way(tmp_path):
   )
 
 
-def test_files_may_have_weights():
+def test_weights_make_a_mixture_of_files():
   plain = text_task(config('plain.jsonl,math.jsonl')).train
   assert type(plain) is ConcatenatedSource
   mixed = text_task(config('plain.jsonl=3,math.jsonl')).train
@@ -162,7 +162,7 @@ def test_files_may_have_weights():
   assert shards.weights == (0.5, 0.5, 2.0)
 
 
-def test_what_is_left_out_is_counted():
+def test_notes_count_dropped_problems():
   made = config('dapo_math_17k.parquet,math.jsonl', suites='math500,omni_math')
   task = text_task(made)
   names = [
@@ -175,7 +175,7 @@ def test_what_is_left_out_is_counted():
     assert note.startswith(start)
 
 
-def test_questions_of_evaluation_sets_are_not_trained_on(tmp_path):
+def test_problems_of_evaluation_suites_are_dropped(tmp_path):
   rows = [
     json.loads(line)
     for line in (DATA / 'suites' / 'omni_math.jsonl').read_text().splitlines()
@@ -192,7 +192,7 @@ def test_questions_of_evaluation_sets_are_not_trained_on(tmp_path):
   assert len(text_task(made).train) == 2
 
 
-def test_long_prompts_are_left_out():
+def test_long_prompts_are_dropped():
   made = config('plain.jsonl')
   task = text_task(made)
   lengths = [len(task.tokenizer.encode(task.train[n].prompt)) for n in range(5)]
@@ -202,7 +202,7 @@ def test_long_prompts_are_left_out():
   assert len(text_task(made).train) == sum(n < max(lengths) for n in lengths)
 
 
-def test_problems_by_how_often_they_were_solved(tmp_path):
+def test_problems_are_filtered_by_pass_rate(tmp_path):
   made = config('verl.parquet', min_pass_rate=0.2, max_pass_rate=0.8)
   assert len(text_task(made).train) == 3
   # Measured anew, by `covrl evaluate`.
@@ -224,8 +224,8 @@ def test_problems_by_how_often_they_were_solved(tmp_path):
   with pytest.raises(ConfigError) as caught:
     text_task(made)
   assert str(caught.value) == (
-    'data.pass_rates must be results that covrl evaluate wrote, row 1 of'
-    f' {file} is none'
+    'data.pass_rates must be results written by covrl evaluate, got something'
+    f' else in row 1 of {file}'
   )
 
 
@@ -233,15 +233,15 @@ def test_problems_by_how_often_they_were_solved(tmp_path):
   ('change', 'sentence'),
   [
     ({'pretrained': ''}, 'needs a pretrained model'),
-    ({'train': 'a.jsonl'}, r'got a\.jsonl, which is none'),
-    ({'train': 'a*.jsonl'}, r'must name files, a\*\.jsonl fits none'),
+    ({'train': 'a.jsonl'}, r'file .*got a\.jsonl'),
+    ({'train': 'a*.jsonl'}, r'must name files, no file matches .*a\*\.jsonl'),
     ({'train': 'a.jsonl=x'}, r"if it has a weight, got 'a\.jsonl=x'"),
     ({'layout': 'gsm9k'}, "layout must be one of .*, got 'gsm9k'"),
     ({'suites': 'math5000'}, 'did you mean math500'),
     ({'template': 'Q:'}, r'must have \{question\} in it'),
   ],
 )
-def test_one_sentence_for_what_is_wrong(change, sentence):
+def test_invalid_settings_are_refused_in_one_sentence(change, sentence):
   made = config('plain.jsonl')
   for name, value in change.items():
     holder = made
@@ -268,7 +268,7 @@ def test_previews_show_prompts_and_the_reward_of_their_references():
   assert (last.reward, last.parts) == (1.0, {'code': 1.0})
 
 
-def test_every_fixture_judges_its_own_references_right():
+def test_references_of_all_fixtures_are_graded_correct():
   names = 'plain.jsonl,math.jsonl,verl.parquet,dapo_math_17k.parquet,trl.jsonl'
   task = text_task(
     config(
@@ -282,8 +282,8 @@ def test_every_fixture_judges_its_own_references_right():
     assert verify.check_references(task, judges, programs=4) == []
 
 
-def unfit(tmp_path, wrong, right):
-  """A task of which some references cannot be right."""
+def task_with_wrong_references(tmp_path, wrong, right):
+  """Returns a task with unparsable references."""
   rows = [
     {'question': f'q{n}', 'answer': '}' if n < wrong else f'{n}'}
     for n in range(wrong + right)
@@ -295,8 +295,8 @@ def unfit(tmp_path, wrong, right):
   return text_task(made)
 
 
-def test_references_that_are_not_right_are_named_and_counted(tmp_path):
-  task = unfit(tmp_path, 1, 199)
+def test_wrong_references_are_counted_and_located(tmp_path):
+  task = task_with_wrong_references(tmp_path, 1, 199)
   with scoring(task) as judges:
     (note,) = verify.check_references(task, judges, programs=0)
   assert note.startswith(
@@ -306,8 +306,8 @@ def test_references_that_are_not_right_are_named_and_counted(tmp_path):
   assert 'unparsable' in note
 
 
-def test_more_than_one_in_a_hundred_are_refused(tmp_path):
-  task = unfit(tmp_path, 3, 197)
+def test_more_than_one_percent_wrong_references_are_refused(tmp_path):
+  task = task_with_wrong_references(tmp_path, 3, 197)
   with scoring(task) as judges, pytest.raises(ValueError) as caught:
     verify.check_references(task, judges, programs=0)
   assert str(caught.value).startswith(
@@ -317,7 +317,7 @@ def test_more_than_one_in_a_hundred_are_refused(tmp_path):
   assert '\n' not in str(caught.value)
 
 
-def test_a_program_that_fails_its_own_tests(tmp_path):
+def test_a_reference_program_that_fails_its_tests_is_refused(tmp_path):
   row = json.loads((DATA / 'kodcode.jsonl').read_text())
   row['solution'] = 'def reads_back(word):\n  return True\n'
   (tmp_path / 'a.jsonl').write_text(json.dumps(row))
@@ -331,10 +331,10 @@ def test_a_program_that_fails_its_own_tests(tmp_path):
     verify.check_references(task, judges, programs=1)
 
 
-def test_answers_are_read_to_vote_with():
+def test_answers_are_extracted_for_votes():
   def read(kind, response):
     problem = Problem(prompt='', reference='', source='', kind=kind)
-    reader = reader_of(problem)
+    reader = answer_extractor(problem)
     return None if reader is None else reader(response)
 
   assert read('math', 'so \\boxed{\\dfrac{1}{2}}') == read(
@@ -343,11 +343,12 @@ def test_answers_are_read_to_vote_with():
   assert read('math', 'so 5') is None
   assert read('math_dapo', 'Answer: 5') == '5'
   assert (
-    reader_of(Problem(prompt='', reference=[], source='', kind='code')) is None
+    answer_extractor(Problem(prompt='', reference=[], source='', kind='code'))
+    is None
   )
 
 
-def test_only_evaluation_needs_no_training_files():
+def test_a_task_for_evaluation_needs_no_training_files():
   task = text_task(config(suites='aime24'))
   assert len(task.train) == 0
   (suite,) = task.evaluation(Config().evaluate)

@@ -13,7 +13,7 @@ from train.updates import PROMPT, RESPONSE, SEQUENCES, padded, parameters
 from covrl.config import ConfigError, check
 from covrl.models import Policy, tiny
 from covrl.parallel import sharding
-from covrl.train.compiled import Algorithm, Programs
+from covrl.train.compiled import Algorithm, CompiledPrograms
 
 WIDTH = PROMPT + RESPONSE
 
@@ -34,7 +34,7 @@ def programs(packed_rows):
     advantages=toy.make_advantages(config),
   )
   mesh = sharding.make_mesh({'data': 2, 'fsdp': 2, 'tensor': 2})
-  return Programs(Policy(tiny(16)), algorithm, config, mesh)
+  return CompiledPrograms(Policy(tiny(16)), algorithm, config, mesh)
 
 
 def rows():

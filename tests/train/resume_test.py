@@ -92,7 +92,7 @@ def test_killed_and_resumed_is_the_same_run(whole, tmp_path):
   saved, ours = arrays(workdir)
   expected, theirs = arrays(whole)
   assert saved.position == expected.position == 16
-  assert saved.notes['place'] == expected.notes['place']
+  assert saved.notes['position'] == expected.notes['position']
   assert ours.keys() == theirs.keys()
   for name, leaf in theirs.items():
     assert np.asarray(ours[name]).tobytes() == np.asarray(leaf).tobytes(), name

@@ -125,7 +125,7 @@ def test_outcomes_are_counted_over_draws():
       1, 4, counts={'maths/scored': 3, 'maths/timeout': 0}, failures=['x']
     ),
   ]
-  assert outcome_metrics(results, 0, most_failures=0.2) == {
+  assert outcome_metrics(results, 0, max_failures=0.2) == {
     'reward_failures': 1 / 8,
     'outcomes/maths/scored': 6.0,
     'outcomes/maths/timeout': 1.0,
@@ -139,8 +139,8 @@ def test_too_many_failures_stop_the_run_and_say_why():
     RuntimeError,
     match=r'at most 25% .* 50% did in iteration 7, most often so: code ended',
   ):
-    outcome_metrics(results, 7, most_failures=0.25)
-  assert outcome_metrics(results, 7, most_failures=0.5)
+    outcome_metrics(results, 7, max_failures=0.25)
+  assert outcome_metrics(results, 7, max_failures=0.5)
 
 
 def test_masked_responses_count_in_no_mean():

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds everything a run consists of, before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Key, PyTree
+
+from covrl.config import Config, ConfigError, Recipe
+from covrl.data import Suite, Tokenizer
+from covrl.entropy import DivergencePenaltyState, TokenMaskedState
+from covrl.evaluation.evaluator import Evaluator
+from covrl.models import Policy
+from covrl.parallel import sharding
+from covrl.rewards import Scoring
+from covrl.rollout import SamplingEngine
+from covrl.run.checkpoint import Checkpoint
+from covrl.run.consistency import check_problems
+from covrl.tasks.task import Task
+from covrl.tasks.verify import check_references
+from covrl.train.compiled import Algorithm, CompiledPrograms
+from covrl.train.init import make_policy
+from covrl.train.rollout_batch import (
+  EVALUATE_STREAM,
+  INIT_STREAM,
+  ROLLOUT_STREAM,
+  TRAIN_STREAM,
+)
+from covrl.train.rollout_collector import RolloutCollector
+from covrl.train.sft import shared_warm_start
+from covrl.train.state_sharding import check_mesh, rollout_mesh
+from covrl.types import TokenStats
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Components:
+  """The objects of a run.
+
+  Attributes:
+    mesh: the training mesh.
+    task: problems, rewards and tokenizer.
+    policy: the model.
+    programs: the jitted training programs.
+    collector: makes an iteration's training data.
+    scoring: the worker processes that compute rewards.
+    evaluator: evaluates the policy; `None` without evaluation problems.
+    warm_start_tx: the parameter chain of the warm start.
+    shared_warm_start: another run's warm start that this run takes, if any.
+    init_key: PRNG key of random parameters.
+    train_key: PRNG key of the updates.
+  """
+
+  mesh: Mesh
+  task: Task
+  policy: Policy
+  programs: CompiledPrograms
+  collector: RolloutCollector
+  scoring: Scoring
+  evaluator: Evaluator | None
+  warm_start_tx: optax.GradientTransformation
+  shared_warm_start: Checkpoint | None
+  init_key: Key[Array, '']
+  train_key: Key[Array, '']
+
+
+def build(
+  recipe: Recipe, saved: Checkpoint | None, note: Callable[[str], object]
+) -> Components:
+  """Builds the objects of a run and checks them against one another.
+
+  Args:
+    recipe: the recipe to run.
+    saved: the checkpoint to resume from, if any.
+    note: receives remarks on the problems, and warnings.
+
+  Raises:
+    ConfigError: the recipe contradicts itself, its data or its devices.
+  """
+  config = recipe.config
+  mesh = sharding.make_mesh(dataclasses.asdict(config.mesh), jax.devices())
+  task: Task = recipe.task(config)
+  for text in task.notes:
+    note(text)
+  if len(task.train) == 0:
+    raise ConfigError(
+      'training needs problems, the task has none; data.train names the'
+      ' files of a task of text'
+    )
+  check_problems(task.train)
+  policy = make_policy(recipe, task.tokenizer)
+  check_mesh(config, policy.config, mesh)
+  algorithm = Algorithm.from_recipe(recipe)
+  programs = CompiledPrograms(policy, algorithm, config, mesh)
+  # A resumed run needs a warm start only as the base of its adapters.
+  warm_start = None
+  if saved is None or policy.config.lora is not None:
+    warm_start = shared_warm_start(config, task)
+  for text in warnings(config, algorithm):
+    note(f'warning: {text}')
+  engine = make_engine(config, policy, task.tokenizer, mesh)
+  scoring = make_scoring(config, task, note)
+  collector = RolloutCollector(
+    task, engine, scoring, programs, config, stream_key(config, ROLLOUT_STREAM)
+  )
+  # An invalid algorithm or prompt fails here rather than in the first update.
+  programs.trace_update(collector.padding_batch().batch)
+  collector.check_prompts()
+  evaluator = None
+  if suites := task.evaluation(config.evaluate):
+    evaluator = make_evaluator(config, task, engine, scoring, suites)
+  return Components(
+    mesh=mesh,
+    task=task,
+    policy=policy,
+    programs=programs,
+    collector=collector,
+    scoring=scoring,
+    evaluator=evaluator,
+    warm_start_tx=recipe.warm_start_tx(config),
+    shared_warm_start=warm_start,
+    init_key=stream_key(config, INIT_STREAM),
+    train_key=stream_key(config, TRAIN_STREAM),
+  )
+
+
+def stream_key(config: Config, stream: int) -> Key[Array, '']:
+  """Returns the PRNG key of one of the run's random streams."""
+  return jax.random.fold_in(jax.random.key(config.seed), stream)
+
+
+def make_engine(
+  config: Config, policy: Policy, tokenizer: Tokenizer, mesh: Mesh
+) -> SamplingEngine:
+  """Returns the sampler of a policy whose parameters are on `mesh`."""
+  return SamplingEngine(
+    policy,
+    rollout_mesh(mesh, config.rollout.tensor),
+    end_ids=tokenizer.end_ids,
+    pad_id=tokenizer.pad_id,
+    max_response_length=config.rollout.max_response_length,
+  )
+
+
+def make_scoring(
+  config: Config, task: Task, note: Callable[[str], object]
+) -> Scoring:
+  """Starts a task's scoring workers and grades its reference answers.
+
+  Args:
+    config: the run's configuration.
+    task: provides rewards and reference answers.
+    note: receives a warning for each source with wrong reference answers.
+  """
+  scoring = Scoring(
+    task.rewards,
+    sources=task.sources,
+    workers=config.rewards.workers,
+    timeout=config.rewards.timeout,
+  )
+  try:
+    for text in check_references(
+      task, scoring, programs=config.data.checked_programs
+    ):
+      note(f'warning: {text}')
+  except BaseException:
+    scoring.close()
+    raise
+  return scoring
+
+
+def make_evaluator(
+  config: Config,
+  task: Task,
+  engine: SamplingEngine,
+  scoring: Scoring,
+  suites: Sequence[Suite],
+) -> Evaluator:
+  """Returns an evaluator of suites with a run's noise and batch sizes."""
+  return Evaluator(
+    engine,
+    scoring,
+    task.tokenizer,
+    suites,
+    max_prompt_length=config.rollout.max_prompt_length,
+    prompts_per_batch=config.rollout.prompts_per_iteration,
+    group_size=config.rollout.responses_per_prompt,
+    key=stream_key(config, EVALUATE_STREAM),
+    answer_extractor=task.answer_extractor,
+  )
+
+
+def warnings(config: Config, algorithm: Algorithm) -> Iterator[str]:
+  """Yields a sentence for each setting that has no or a biased effect."""
+  token_state = algorithm.token_tx.init(TokenStats.template())
+  train, rollout = config.train, config.rollout
+  if (
+    _contains(token_state, DivergencePenaltyState)
+    and config.updates_per_iteration == 1
+  ):
+    yield (
+      'a divergence penalty has no gradient where π = π_old, and with one '
+      'update per iteration (train.sequences_per_update = '
+      f'{train.sequences_per_update}) that is always: it does nothing'
+    )
+  max_tokens = train.sequences_per_update * rollout.max_response_length
+  if (
+    _contains(token_state, TokenMaskedState)
+    and config.entropy.fraction * max_tokens < 1
+  ):
+    yield (
+      f'entropy.fraction = {config.entropy.fraction:g} selects no token of an '
+      f'update, which has at most {max_tokens} response tokens'
+    )
+  if rollout.top_p < 1 or rollout.top_k > 0:
+    yield (
+      'with top-p or top-k below the whole vocabulary the sampler is not the '
+      'policy that is trained: importance weights are biased'
+    )
+
+
+def _contains(tree: PyTree, kind: type) -> bool:
+  """Returns whether a tree has a node of a type."""
+  leaves = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, kind))
+  return any(isinstance(leaf, kind) for leaf in leaves)
