@@ -1,16 +1,23 @@
 # The two commands: `make train` and `make test`. Both build .venv first.
+#   make test-all   all tests, the slow ones included
+#   make docs       API reference in build/docs, readable offline
+#   make study      every Countdown recipe with three seeds
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/countdown_kl_cov
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --max-worker-restart=0
 
-.PHONY: train test setup lint types pytest study clean
+.PHONY: train test test-all setup lint types pytest docs study clean
 
 train: setup
-	$(BIN)/covrl train --config=configs/countdown_kl_cov.py --workdir=$(RUN)
+	$(BIN)/covrl train --config=countdown:kl_cov --workdir=$(RUN)
 
 test: lint types pytest
+
+test-all: lint types
+	$(PYTEST)
 
 setup: $(VENV)/.ready
 
@@ -28,16 +35,20 @@ $(VENV)/.ready: pyproject.toml
 lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/python tests/check_prose.py
 
 types: setup
 	$(BIN)/basedpyright
 
 pytest: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0
+	$(PYTEST) -m "not slow"
 
-# Every Countdown configuration, three seeds each: an hour or two.
+docs: setup
+	$(BIN)/pdoc --docformat google --no-show-source --output-directory build/docs covrl
+
+# Every Countdown recipe with three seeds: an hour or two.
 study: setup
 	$(BIN)/python tests/benchmarks/study.py
 
 clean:
-	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache .hypothesis build

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Eight fake CPU devices, shapes checked at run time, compilations kept."""
+"""Test session: eight fake CPU devices, run-time shape checks, a compile cache."""
 
 import ctypes
 import gc
@@ -12,17 +12,17 @@ os.environ['XLA_FLAGS'] = ' '.join(
   (
     os.environ.get('XLA_FLAGS', ''),
     '--xla_force_host_platform_device_count=8',
-    # Most of the time is compiling, of programs that run for milliseconds.
+    # Most of the time goes to compiling programs that run for milliseconds.
     '--xla_backend_optimization_level=0',
-    # Devices that wait for a busy processor are not lost.
+    # Tolerates devices that wait long for a busy processor.
     '--xla_cpu_collective_call_terminate_timeout_seconds=600',
     # See covrl.parallel.xla_flags, which is not imported before this is set.
     '--xla_cpu_enable_concurrency_optimized_scheduler=false',
   )
 )
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-# Threads for XLA's CPU client, which else has one per core or device: they wait
-# for one another in collectives, and with too few of them wait for ever.
+# Threads of XLA's CPU client, by default one per core or device: they wait for
+# one another in collectives and deadlock if there are too few.
 os.environ.setdefault('PJRT_NPROC', '64')
 
 import jax
@@ -31,7 +31,7 @@ from jaxtyping import install_import_hook
 
 pytest_plugins = ['golden_vectors']
 
-# Run by hand, where Tunix is installed.
+# Needs Tunix, in an environment of its own; run by hand.
 collect_ignore = ['examples/grpo_tunix.py']
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -39,7 +39,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 jax.config.update('jax_compilation_cache_dir', str(ROOT / '.jax_cache'))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
-# Every shape annotation of these rooms is checked on every call.
+# Shape annotations of these packages are checked on every call.
 install_import_hook(
   [
     'covrl.statistics',
@@ -49,20 +49,28 @@ install_import_hook(
     'covrl.rollout',
     'covrl.theory',
   ],
-  'beartype.beartype',
+  'shape_checks.check',
 )
+
+
+def pytest_collection_modifyitems(items):
+  """Keeps the tests of a file on one worker unless they state a group."""
+  for item in items:
+    if item.get_closest_marker('xdist_group') is None:
+      file = item.path.relative_to(ROOT)
+      item.add_marker(pytest.mark.xdist_group(str(file)))
 
 
 @pytest.fixture
 def x64():
-  """64-bit floats within one test."""
+  """Enables 64-bit floats for one test."""
   with jax.enable_x64(True):
     yield
 
 
 @pytest.fixture(autouse=True, scope='module')
-def programs_of_one_module():
-  """Drops what a module compiled: that of all of them is 6 GB a worker."""
+def drop_compiled_programs():
+  """Drops a module's compiled programs; those of all modules take 6 GB."""
   yield
   if sys.platform == 'linux':
     pages = int(pathlib.Path('/proc/self/statm').read_text().split()[1])

@@ -23,8 +23,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-  if config.getoption('--cpu-time'):
-    config.pluginmanager.register(_CpuTime(config), 'cpu_time_recorder')
+  if file := config.getoption('--cpu-time'):
+    recorder = _CpuTime(pathlib.Path(str(file)))
+    config.pluginmanager.register(recorder, 'cpu_time_recorder')
 
 
 def _cpu_seconds() -> float:
@@ -36,8 +37,8 @@ def _cpu_seconds() -> float:
 class _CpuTime:
   """Measures every phase of every test and sums the phases by test."""
 
-  def __init__(self, config: pytest.Config) -> None:
-    self._file = pathlib.Path(config.getoption('--cpu-time'))
+  def __init__(self, file: pathlib.Path) -> None:
+    self._file = file
     self._last = _cpu_seconds()
     self._seconds: dict[str, float] = collections.defaultdict(float)
 
@@ -61,7 +62,7 @@ class _CpuTime:
   ) -> None:
     by_package: dict[str, float] = collections.defaultdict(float)
     for name, seconds in self._seconds.items():
-      parts = pathlib.PurePath(name.split('::')[0]).parts
+      parts = pathlib.PurePath(name.split('::')[0].split('@')[0]).parts
       by_package['/'.join(parts[:2])] += seconds
     for package, seconds in sorted(by_package.items()):
       terminalreporter.write_line(f'{package:32} {seconds / 60:6.2f}')
