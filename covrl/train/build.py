@@ -34,7 +34,7 @@ from covrl.train.rollout_batch import (
 from covrl.train.rollout_collector import RolloutCollector
 from covrl.train.sft import shared_warm_start
 from covrl.train.state_sharding import check_mesh, rollout_mesh
-from covrl.types import TokenStats
+from covrl.types import TokenStats, TrainState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +66,14 @@ class Components:
   shared_warm_start: Checkpoint | None
   init_key: Key[Array, '']
   train_key: Key[Array, '']
+
+  def compile(self, state: TrainState) -> None:
+    """Compiles all programs of the run, those of evaluation included."""
+    params = self.programs.params(state)
+    if self.evaluator is not None:
+      self.evaluator.compile(params)
+    self.programs.compile(state, self.collector.padding_batch().batch)
+    self.collector.compile(params)
 
 
 def build(

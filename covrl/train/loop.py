@@ -24,11 +24,10 @@ from covrl.run.profiler import Profiler
 from covrl.run.progress import Progress
 from covrl.run.watchdog import Watchdog
 from covrl.train.build import Components, build
-from covrl.train.init import add_adapter_params, initial_base_params
 from covrl.train.logged_samples import sample_records
-from covrl.train.resume import RunPosition, restore_run, save_run
+from covrl.train.resume import RunPosition, save_run, start_or_resume
 from covrl.train.rollout_batch import RolloutBatch
-from covrl.train.sft import warm_start, warm_start_store
+from covrl.train.sft import warm_start_store
 from covrl.types import TrainState
 
 
@@ -100,7 +99,6 @@ def train(
       directory.write_json('task.json', {'notes': list(run.task.notes)})
     directory.write_bytes('tokenizer.model', run.task.tokenizer.to_bytes())
     warm_starts = warm_start_store(directory)
-    warm_started = run.shared_warm_start or warm_starts.latest()
     resumed = saved or warm_starts.latest()
     writer = MetricsWriter(
       directory.metrics,
@@ -120,55 +118,18 @@ def train(
       on_exit.callback(each.close)
 
     # Resume or warm start.
-    def base_params() -> Any:
-      return initial_base_params(
-        config, run.policy, run.mesh, run.init_key, warm_started
-      )
-
-    if saved is not None:
-      position, state, rollout = restore_run(saved, run.programs, run.collector)
-      if run.policy.config.lora is not None:
-        frozen = state.frozen | {'base': base_params()}
-        state = dataclasses.replace(state, frozen=frozen)
-      progress.note(
-        f'resuming at iteration {position.iteration}, update {position.update}'
-      )
-    else:
-      params = base_params()
-      if warm_started is not None:
-        progress.note('the warm start is finished')
-      elif config.warm_start.steps:
-        params = warm_start(
-          run.policy.base,
-          params,
-          run.task,
-          run.warm_start_tx,
-          config,
-          run.mesh,
-          writer,
-          progress,
-        )
-        notes = {'metrics_size': writer.size}
-        warm_starts.save(config.warm_start.steps, params, notes)
-      params = add_adapter_params(
-        config, run.policy, run.mesh, run.init_key, params
-      )
-      position, rollout = RunPosition(), None
-      state = run.programs.init_state(params)
+    position, state, rollout = start_or_resume(
+      run, config, saved, warm_starts, writer, progress
+    )
     stop.finished_updates(position.updates_made(config))
 
     def save(state: TrainState, rollout: RolloutBatch | None) -> None:
       position.prompts = run.collector.position
       save_run(store, config, position, state, rollout, writer.size)
 
-    # Compile everything, so that nothing is compiled later.
+    # Compile all programs, so that none is compiled later.
     progress.stage('compiling')
-    params = run.programs.params(state)
-    if run.evaluator is not None:
-      run.evaluator.compile(params)
-    run.programs.compile(state, run.collector.padding_batch().batch)
-    run.collector.compile(params)
-    del params
+    run.compile(state)
 
     progress.stage('reinforcement learning', iterations)
     prompts = run.collector.position

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Saves and restores training progress."""
+"""Saves and restores training progress, or starts a run."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
+
+from jaxtyping import PyTree
 
 from covrl.config import Config
 from covrl.data import StreamState
@@ -14,9 +16,13 @@ from covrl.run.checkpoint import (
   CheckpointStore,
   to_host,
 )
-from covrl.train.compiled import CompiledPrograms, without_base
+from covrl.run.metrics_writer import MetricsWriter
+from covrl.run.progress import Progress
+from covrl.train.build import Components
+from covrl.train.compiled import without_base
+from covrl.train.init import add_adapter_params, initial_base_params
 from covrl.train.rollout_batch import RolloutBatch
-from covrl.train.rollout_collector import RolloutCollector
+from covrl.train.sft import warm_start
 from covrl.types import TrainState
 
 
@@ -79,15 +85,74 @@ def save_run(
   store.save(updates, arrays, notes)
 
 
-def restore_run(
-  saved: Checkpoint, programs: CompiledPrograms, collector: RolloutCollector
+def start_or_resume(
+  run: Components,
+  config: Config,
+  saved: Checkpoint | None,
+  warm_starts: CheckpointStore,
+  writer: MetricsWriter,
+  progress: Progress,
+) -> tuple[RunPosition, TrainState, RolloutBatch | None]:
+  """Returns position, state and unfinished iteration to go on from.
+
+  Args:
+    run: the objects of the run; its collector is moved to the position.
+    config: the run's configuration.
+    saved: the checkpoint to resume from; `None` starts the run, after its warm
+      start if it has one.
+    warm_starts: the store of the finished warm start.
+    writer: receives the metrics of the warm start.
+    progress: displays the warm start.
+
+  Raises:
+    CheckpointError: the checkpoint is damaged or of another program.
+  """
+  finished = None
+  if saved is None or run.policy.config.lora is not None:
+    finished = run.shared_warm_start or warm_starts.latest()
+
+  def base_params() -> PyTree:
+    return initial_base_params(
+      config, run.policy, run.mesh, run.init_key, finished
+    )
+
+  if saved is not None:
+    position, state, rollout = _restore(saved, run)
+    if run.policy.config.lora is not None:
+      frozen = state.frozen | {'base': base_params()}
+      state = dataclasses.replace(state, frozen=frozen)
+    progress.note(
+      f'resuming at iteration {position.iteration}, update {position.update}'
+    )
+    return position, state, rollout
+  params = base_params()
+  if finished is not None:
+    progress.note('the warm start is finished')
+  elif config.warm_start.steps:
+    params = warm_start(
+      run.policy.base,
+      params,
+      run.task,
+      run.warm_start_tx,
+      config,
+      run.mesh,
+      writer,
+      progress,
+    )
+    notes = {'metrics_size': writer.size}
+    warm_starts.save(config.warm_start.steps, params, notes)
+  params = add_adapter_params(
+    config, run.policy, run.mesh, run.init_key, params
+  )
+  return RunPosition(), run.programs.init_state(params), None
+
+
+def _restore(
+  saved: Checkpoint, run: Components
 ) -> tuple[RunPosition, TrainState, RolloutBatch | None]:
   """Restores what `save_run` wrote, and the collector's position.
 
   The state lacks the frozen base of adapters, which checkpoints do not store.
-
-  Raises:
-    CheckpointError: the checkpoint is damaged or of another program.
   """
   notes = saved.notes
   if 'position' not in notes:
@@ -96,10 +161,10 @@ def restore_run(
     )
   position = RunPosition(**notes['position'])
   if position.prompts is not None:
-    collector.position = position.prompts
-  like: dict[str, Any] = {'state': without_base(programs.abstract_state())}
+    run.collector.position = position.prompts
+  like: dict[str, Any] = {'state': without_base(run.programs.abstract_state())}
   if position.update > 0:
-    like['rollout'] = collector.padding_batch().arrays()
+    like['rollout'] = run.collector.padding_batch().arrays()
   arrays = saved.restore(like)
   rollout = None
   if position.update > 0:
