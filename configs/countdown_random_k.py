@@ -34,5 +34,5 @@ def make_token_tx(config: Config) -> optax.GradientTransformation:
   )
   return covrl.token_masked(
     covrl.add_divergence_penalty(beta),
-    covrl.random_tokens(config.entropy.fraction),
+    covrl.selectors.random_tokens(config.entropy.fraction),
   )

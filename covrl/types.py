@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What flows through covrl, and the legend of its shapes.
+"""Data types passed between packages, and the legend of array shapes.
 
 In shape annotations: `B` rows of a batch, `S` sequences, `P` unique prompts,
 `G` responses per prompt, `T` tokens of a row, `N` tokens in a flat list,
@@ -7,7 +7,7 @@ In shape annotations: `B` rows of a batch, `S` sequences, `P` unique prompts,
 
 Arrays that describe *predictions* (`targets`, `loss_mask`, `weights`,
 `advantages`, every kind of log-probability in a `TokenBatch`) are aligned with
-the position that predicts: entry `t` speaks of `targets[:, t]`, the token
+the position that predicts: entry `t` describes `targets[:, t]`, the token
 that follows `tokens[:, t]`. Arrays of `Rollouts` are aligned with the tokens
 themselves.
 """
@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -25,19 +25,25 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 Scalar = Float[Array, '']
 
+# Options of token transforms and selectors; each is explained where it is used.
+Divergence = Literal['abs', 'k1', 'k2', 'k3', 'full']
+Scope = Literal['batch', 'micro_batch']
+Score = Literal['batch', 'state', 'exact', 'definition', 'entropy']
+SelectionSource = Literal['old', 'current']
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenStats:
-  """What a token chain calls `params`: the policy, seen at each sampled token.
+  """Statistics of the policy at each token: the `params` of a token chain.
 
-  A cotangent of these two numbers is a logit update, because
+  A cotangent of log π(a) and H is a logit update, because
   ∂ log π(a)/∂z = e_a − π and ∂H/∂z = −π (log π + H).
 
   Attributes:
     logprobs: log π(a), in nats.
     entropy: H(π), in nats.
-    divergence: full KL(π_old ‖ π), in nats; `None` where nothing asks for it.
+    divergence: full KL(π_old ‖ π), in nats; `None` if it was not computed.
   """
 
   logprobs: Float[Array, 'B T']
@@ -45,12 +51,15 @@ class TokenStats:
   divergence: Float[Array, 'B T'] | None = None
 
   @classmethod
-  def template(cls) -> TokenStats:
+  def template(cls) -> Any:
     """Scalars to initialise a token chain with: its state has no batch shape.
 
-    >>> import optax
-    >>> optax.trace(decay=0.9).init(TokenStats.template()).trace.logprobs.shape
-    ()
+    Typed as `Any`, because optax types the argument of `init` as arrays.
+
+    >>> import covrl
+    >>> state = covrl.kl_cov().init(TokenStats.template())
+    >>> {leaf.shape for leaf in jax.tree.leaves(state)}
+    {()}
     """
     return cls(logprobs=jnp.zeros(()), entropy=jnp.zeros(()))
 
@@ -72,10 +81,10 @@ class TokenMoments:
 
 
 class TokenContext(TypedDict, total=False):
-  """Everything a token transform may read, passed as keyword arguments.
+  """Keyword arguments of losses and token transforms.
 
-  All entries are optional; a transform that needs one and does not find it
-  fails with a sentence that names it.
+  All entries are optional; a transform that needs a missing one raises an error
+  that names it, and an unknown entry is an error too (see `check_context`).
 
   Attributes:
     advantages: `[B, T]`.
@@ -85,27 +94,29 @@ class TokenContext(TypedDict, total=False):
     old_moments: moments of the same policy.
     mask: bool `[B, T]`, true where the target is a response token.
     weights: `[B, T]`, each token's weight in the objective, 0 off the mask.
-    segment_ids: int `[B, T]`, which sequence of a packed row.
-    sequence_ids: int `[B, T]`, which sequence of the run: with `positions` a
-      token's identity, whatever the layout.
-    positions: int `[B, T]`, place within the sequence.
+    segment_ids: int `[B, T]`, index of the sequence within a packed row.
+    sequence_ids: int `[B, T]`, which sequence of the run; with `positions` it
+      identifies a token in every layout.
+    positions: int `[B, T]`, index within the sequence, from 0.
     step: int scalar, the optimiser update.
     key: PRNG key of the run.
-    moments: of the current policy.
-    sampler_logprobs: `[B, T]`, temperature applied, before truncation.
+    moments: moments of the current policy.
+    sampler_logprobs: `[B, T]`, the sampler's, temperature applied, before
+      truncation.
     ref_logprobs: `[B, T]`, of the reference policy.
     entropy: scalar, token-weighted mean over the whole optimiser batch.
     score_weight: `[B, T]`, A · ratio · 1{not clipped}, from the loss.
     clipped: bool `[B, T]`, tokens whose gradient the loss has clipped away.
-    entropy_change: scalar, nats; by how much the update before the last changed
-      the entropy of unchanged tokens, NaN where that was not measured.
-    log_ratio_noise: scalar, nats; how far the scoring and the training program
-      differ on unchanged parameters (the dead zone of penalties).
-    plan: decisions taken once for the optimiser batch; see `covrl.Plan`.
-    selected: bool `[B, T]`, the tokens that an enclosing `token_masked` lets
-      a transform act on.
-    outlook: what a coefficient is about to do to the entropy, called by
-      controllers; see `covrl.entropy.prediction`.
+    entropy_change: scalar, nats; change of the entropy of fixed tokens by the
+      update before the last, NaN if it was not measured.
+    log_ratio_noise: scalar, nats; difference between the scoring and the
+      training program on unchanged parameters (the dead zone of penalties).
+    decisions: a `covrl.entropy.DecisionCache` of decisions that are taken once
+      for the optimiser batch.
+    selected: bool `[B, T]`, the tokens that the enclosing `token_masked` has
+      selected.
+    entropy_prediction: function without arguments that returns the
+      `EntropyPrediction` of a coefficient; called by controllers.
   """
 
   advantages: Float[Array, 'B T']
@@ -127,9 +138,9 @@ class TokenContext(TypedDict, total=False):
   clipped: Bool[Array, 'B T']
   entropy_change: Scalar
   log_ratio_noise: Scalar
-  plan: Any
+  decisions: Any
   selected: Bool[Array, 'B T']
-  outlook: Callable[[], Any]
+  entropy_prediction: Callable[[], Any]
 
 
 def check_context(context: Mapping[str, object], where: str) -> None:
@@ -163,22 +174,22 @@ def check_context(context: Mapping[str, object], where: str) -> None:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rollouts:
-  """Whole trajectories, one a row, with what the sampler knew of them.
+  """Sampled sequences, one per row, with the sampler's log-probabilities.
 
   Attributes:
     tokens: prompt (padded on the left) and response (padded on the right).
-    positions: place within the sequence, counted from its first real token.
+    positions: index within the sequence, counted from its first real token.
     attention_mask: true for real tokens.
-    loss_mask: true for tokens that the policy sampled, the end-of-sequence
-      token among them.
+    loss_mask: true for tokens that the policy sampled, including the
+      end-of-sequence token.
     sampler_logprobs: log-probabilities of the sampled tokens, in nats,
       temperature applied, before truncation; 0 elsewhere.
     behaviour_logprobs: the same after top-p and top-k.
     sequence_ids: unique within the run.
-    group_ids: which prompt of the run the sequence answers.
-    source_ids: which data source the prompt is from.
+    group_ids: index of the prompt within the run.
+    source_ids: index of the prompt's data source.
     policy_step: optimiser step whose parameters sampled the sequence.
-    truncated: true where the length limit, and not the policy, ended it.
+    truncated: true if the length limit ended the sequence.
     rewards: scores by name.
   """
 
@@ -199,23 +210,24 @@ class Rollouts:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenBatch:
-  """Tokens to train on, in any layout: one sequence a row, or packed.
+  """Tokens to train on, in any layout: one sequence per row, or packed.
 
   Attributes:
     tokens: inputs.
     targets: the token that follows each input.
-    positions: place within the sequence, from 0.
-    segment_ids: which sequence of the row, from 1; 0 is padding. Tokens attend
-      within their segment only.
-    loss_mask: true where the target is to be trained on.
+    positions: index within the sequence, from 0.
+    segment_ids: index of the sequence within the row, from 1; 0 is padding.
+      Tokens attend within their segment only.
+    loss_mask: true for targets to be trained on.
     weights: each target's weight in the objective.
-    advantages: of each target.
+    advantages: advantage of each target.
     old_logprobs: log-probability of each target under the trainer's parameters
       at the start of the rollout's updates, in nats.
     old_entropy: entropy of the same predictions, in nats.
     old_moments: moments of the same predictions.
-    sampler_logprobs: what the sampler reported for the target, in nats.
-    sequence_ids: which sequence of the run each target belongs to.
+    sampler_logprobs: log-probability of the target reported by the sampler, in
+      nats.
+    sequence_ids: index within the run of each target's sequence.
     ref_logprobs: log-probability of each target under the reference policy, in
       nats; `None` in a run without one.
   """
@@ -235,13 +247,13 @@ class TokenBatch:
   ref_logprobs: Float[Array, 'B T'] | None = None
 
 
-class Measured(NamedTuple):
-  """What an update measures and the next one reads; nats.
+class Measurements(NamedTuple):
+  """Measurements of an update that the next update reads, in nats.
 
   Attributes:
     log_ratio_noise: see `TokenContext`.
-    entropy_moved: by how much the entropy of the last update's tokens differed
-      from what it was at the rollout.
+    entropy_moved: entropy of the last update's tokens, minus their entropy at
+      the rollout.
     entropy_change: see `TokenContext`.
   """
 
@@ -250,23 +262,23 @@ class Measured(NamedTuple):
   entropy_change: Scalar
 
   @classmethod
-  def nothing(cls) -> Measured:
-    """Before the first update."""
+  def initial(cls) -> Measurements:
+    """Values before the first update."""
     return cls(jnp.zeros(()), jnp.zeros(()), jnp.asarray(jnp.nan))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainState:
-  """Everything an optimiser update reads and writes.
+  """Parameters and states that an optimiser update reads and writes.
 
   Attributes:
-    trainable: parameters the gradient is taken of.
-    frozen: parameters that stay (a reference, the base of an adapter).
+    trainable: parameters that are updated.
+    frozen: constant parameters (a reference, the base of an adapter).
     opt_state: state of the parameter chain.
     token_state: state of the token chain; scalars only.
     step: optimiser updates attempted, int32; a skipped update counts.
-    measured: by the last update, for the next.
+    measured: measurements of the last update.
   """
 
   trainable: PyTree
@@ -274,4 +286,4 @@ class TrainState:
   opt_state: PyTree
   token_state: PyTree
   step: Int[Array, '']
-  measured: Measured
+  measured: Measurements

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Entropy control: selection, token transforms, methods."""
+"""Entropy control: selection of tokens, token transforms, methods."""
 
-from covrl.entropy.base import init_token_state as init_token_state
 from covrl.entropy.base import update_signal as update_signal
 from covrl.entropy.controllers import AdaptiveBonusState as AdaptiveBonusState
 from covrl.entropy.controllers import DoublingScaleState as DoublingScaleState
 from covrl.entropy.controllers import adaptive_bonus as adaptive_bonus
 from covrl.entropy.controllers import doubling_scale as doubling_scale
 from covrl.entropy.controllers import entropy_band as entropy_band
-from covrl.entropy.decisions import Plan as Plan
+from covrl.entropy.decisions import DecisionCache as DecisionCache
 from covrl.entropy.decisions import Selection as Selection
 from covrl.entropy.detachment import detach_drain as detach_drain
 from covrl.entropy.exact import exact_mean as exact_mean
@@ -21,9 +20,10 @@ from covrl.entropy.feedback import (
   proportional_integral as proportional_integral,
 )
 from covrl.entropy.feedback import target_entropy as target_entropy
+from covrl.entropy.inspection import explain as explain
+from covrl.entropy.inspection import selection_sources as selection_sources
 from covrl.entropy.jvp import jvp_score as jvp_score
 from covrl.entropy.loss import as_loss as as_loss
-from covrl.entropy.loss import explain as explain
 from covrl.entropy.methods import clip_cov as clip_cov
 from covrl.entropy.methods import entropy_bonus as entropy_bonus
 from covrl.entropy.methods import kl_cov as kl_cov
@@ -32,7 +32,7 @@ from covrl.entropy.off_policy import kl_to_reference as kl_to_reference
 from covrl.entropy.off_policy import (
   truncated_importance_weights as truncated_importance_weights,
 )
-from covrl.entropy.prediction import Outlook as Outlook
+from covrl.entropy.prediction import EntropyPrediction as EntropyPrediction
 from covrl.entropy.prediction import entropy_change as entropy_change
 from covrl.entropy.relative import forking_tokens as forking_tokens
 from covrl.entropy.relative import steer as steer

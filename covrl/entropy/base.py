@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every token transform shares: checks, schedules and the context.
+"""Base of all token transforms: argument checks, schedules, the context.
 
 A token transform is an optax transformation whose `params` are `TokenStats`
 and whose `updates` are the loss's cotangent of them.
 """
 
-import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Unpack, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +16,16 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, PyTree
 
-from covrl.entropy.prediction import BLIND, Outlook, look_ahead
-from covrl.types import TokenContext, TokenStats
+from covrl.entropy.decisions import DecisionCache
+from covrl.entropy.prediction import (
+  NO_PREDICTION,
+  EntropyPrediction,
+  predict_effect,
+)
+from covrl.types import TokenContext, TokenStats, check_context
 
-# A number, a schedule of the update count, or a schedule with state of its own
-# that also reads the context (a controller).
+# A number, a schedule of the update count, or a stateful schedule that also
+# reads the context (a controller).
 Coefficient = ArrayLike | optax.Schedule | optax.schedules.StatefulSchedule
 Fraction = ArrayLike | optax.Schedule
 
@@ -40,7 +44,7 @@ def require_stats(params: object, transform: str) -> TokenStats:
 
 
 def require(context: TokenContext, entry: str, transform: str) -> Any:
-  """The context's entry, or an error that names it and who wants it."""
+  """Returns an entry of the context; the error names the entry and its reader."""
   value = context.get(entry)
   if value is None:
     raise TypeError(
@@ -50,8 +54,8 @@ def require(context: TokenContext, entry: str, transform: str) -> Any:
   return value
 
 
-def concrete(value: object) -> float | None:
-  """The number a hyperparameter is, or `None` if traced or a schedule."""
+def concrete_number(value: object) -> float | None:
+  """The number in a hyperparameter, `None` if it is traced or a schedule."""
   if isinstance(value, bool) or callable(value):
     return None
   if isinstance(value, (int, float, np.number, np.ndarray)):
@@ -62,10 +66,10 @@ def concrete(value: object) -> float | None:
 
 
 def check_fraction(value: Fraction, *, allow_large: bool = False) -> None:
-  """Refuses a fraction that is a percentage by mistake."""
-  number = concrete(value)
-  # `inject_hyperparams` gives arrays: float32, in which 0.05 is a little more,
-  # and 0 where a schedule begins or ends there.
+  """Refuses a fraction outside its range, such as a percentage by mistake."""
+  number = concrete_number(value)
+  # `inject_hyperparams` passes arrays: float32, in which 0.05 is a little more,
+  # and 0 if a schedule begins or ends there.
   top = np.float32(1 if allow_large else MAX_FRACTION)
   is_scheduled = isinstance(value, jax.Array) and number == 0
   if number is None or is_scheduled or 0 < number <= top:
@@ -79,8 +83,8 @@ def check_fraction(value: Fraction, *, allow_large: bool = False) -> None:
 
 
 def check_minimum(value: ArrayLike) -> None:
-  """Refuses a smallest number of tokens that is no number of tokens."""
-  number = concrete(value)
+  """Refuses a minimum that is negative or not a whole number of tokens."""
+  number = concrete_number(value)
   if number is not None and (number < 0 or number != int(number)):
     raise ValueError(
       f'minimum must be a whole number of tokens, at least 0, got {number:g}'
@@ -89,13 +93,13 @@ def check_minimum(value: ArrayLike) -> None:
 
 def check_coefficient(value: Coefficient, name: str = 'coefficient') -> None:
   """Refuses negative and non-finite coefficients."""
-  number = concrete(value)
+  number = concrete_number(value)
   if number is not None and not 0 <= number < float('inf'):
     raise ValueError(f'{name} must be finite and at least 0, got {number:g}')
 
 
 class _Constant(NamedTuple):
-  """A number in the clothes of a stateful schedule."""
+  """A constant, wrapped as a stateful schedule."""
 
   value: ArrayLike
 
@@ -112,7 +116,7 @@ class _Constant(NamedTuple):
 
 
 def as_schedule(value: Coefficient) -> optax.schedules.StatefulSchedule:
-  """Numbers, schedules and controllers, all behind one interface."""
+  """Wraps a number or a schedule as a stateful schedule, like a controller."""
   if isinstance(value, optax.schedules.StatefulSchedule):
     return value
   if callable(value):
@@ -124,7 +128,7 @@ class ScheduledState(NamedTuple):
   """State of a transform with one coefficient.
 
   Attributes:
-    schedule: the schedule's.
+    schedule: state of the schedule.
     coefficient: the last value used, a scalar.
   """
 
@@ -133,18 +137,40 @@ class ScheduledState(NamedTuple):
 
 
 def token_transform(
-  init: Callable[[Any], Any], update: Callable[..., tuple[Any, Any]]
+  name: str,
+  init: Callable[[Any], PyTree],
+  update: Callable[..., tuple[TokenStats, PyTree]],
 ) -> optax.GradientTransformationExtraArgs:
-  """An optax transformation of statistics; optax's types speak of arrays."""
+  """An optax transformation of cotangents of per-token statistics.
+
+  Args:
+    name: name of the transform, for errors and as part of its decisions' keys.
+    init: as in optax.
+    update: `(updates, state, stats, context) -> (updates, state)`, with the
+      extra arguments as one dictionary, which always has `decisions`.
+
+  Returns:
+    A transformation that refuses `params` other than `TokenStats` and unknown
+    context entries.
+  """
+
+  def checked_update(
+    updates: PyTree,
+    state: PyTree,
+    params: PyTree | None = None,
+    **context: Any,
+  ) -> tuple[PyTree, PyTree]:
+    stats = require_stats(params, name)
+    check_context(context, name)
+    decisions = DecisionCache.of(context)
+    with decisions.transform(name):
+      return update(updates, state, stats, context | {'decisions': decisions})
+
+  # optax types params and updates as arrays; here they are statistics.
   return optax.GradientTransformationExtraArgs(
     cast(optax.TransformInitFn, init),
-    cast(optax.TransformUpdateExtraArgsFn, update),
+    cast(optax.TransformUpdateExtraArgsFn, checked_update),
   )
-
-
-def init_token_state(token_tx: optax.GradientTransformation) -> PyTree:
-  """The initial state of a token chain: scalars, whatever the batch."""
-  return token_tx.init(cast(optax.Params, TokenStats.template()))
 
 
 def update_signal(
@@ -152,28 +178,32 @@ def update_signal(
   signal: TokenStats,
   token_state: PyTree,
   stats: TokenStats,
-  **context: Any,
+  **context: Unpack[TokenContext],
 ) -> tuple[TokenStats, PyTree]:
   """Runs a token chain on a cotangent of per-token statistics.
 
   Args:
-    token_tx: the chain.
+    token_tx: the token chain.
     signal: the loss's cotangent of `stats`.
-    token_state: the chain's state.
-    stats: of the policy.
+    token_state: the chain's state, at first `token_tx.init(stats.template())`.
+    stats: statistics of the policy.
     **context: see `TokenContext`.
 
   Returns:
     The edited cotangent and the chain's next state.
+
+  Raises:
+    TypeError: if the context has an unknown entry.
   """
+  check_context(context, 'update_signal')
   update = cast(Any, optax.with_extra_args_support(token_tx).update)
   return update(signal, token_state, stats, **context)
 
 
-def on_tokens(
+def where_selected(
   selected: Bool[Array, 'B T'] | None, edited: TokenStats, others: TokenStats
 ) -> TokenStats:
-  """One signal on the selected tokens, all if `None`; another elsewhere."""
+  """One signal on the selected tokens (all if `None`), another elsewhere."""
   if selected is None:
     return edited
   return jax.tree.map(
@@ -186,20 +216,20 @@ def on_tokens(
 def with_coefficient(
   name: str,
   coefficient: Coefficient,
-  edit: Callable[..., TokenStats],
+  edit: Callable[[TokenStats, TokenStats, ArrayLike, TokenContext], TokenStats],
   state_type: Callable[..., Any] = ScheduledState,
   *,
-  foresee: bool = True,
+  is_predictable: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
   """A token transform with one coefficient, scheduled or controlled.
 
   Args:
-    name: of the transform, for its errors.
+    name: name of the transform, for its errors.
     coefficient: number, schedule or controller.
     edit: `(updates, stats, coefficient, context) -> updates`.
-    state_type: what its state is called.
-    foresee: whether a controller may ask for the coefficient's `outlook`; the
-      edit must be affine in the coefficient then.
+    state_type: type of its state, made of the schedule's state and the value.
+    is_predictable: whether a controller may predict the coefficient's effect;
+      the edit must then be affine in the coefficient.
   """
   schedule = as_schedule(coefficient)
 
@@ -208,28 +238,28 @@ def with_coefficient(
     return state_type(schedule.init(), jnp.zeros((), jnp.float32))
 
   def update(
-    updates: PyTree,
+    updates: TokenStats,
     state: PyTree,
-    params: PyTree | None = None,
-    **context: Any,
-  ) -> tuple[PyTree, PyTree]:
-    stats = require_stats(params, name)
-
+    stats: TokenStats,
+    context: TokenContext,
+  ) -> tuple[TokenStats, PyTree]:
     def edited(value: ArrayLike) -> TokenStats:
       return edit(updates, stats, value, context)
 
-    @functools.cache
-    def outlook() -> Outlook:
-      def signal(value: float) -> TokenStats:
-        return on_tokens(context.get('selected'), edited(value), updates)
+    def signal(value: float) -> TokenStats:
+      return where_selected(context.get('selected'), edited(value), updates)
 
-      return look_ahead(signal, stats, context) if foresee else BLIND
+    def prediction() -> EntropyPrediction:
+      if not is_predictable:
+        return NO_PREDICTION
+      return predict_effect(signal, stats, context)
 
-    seen = {**context, 'outlook': outlook}
-    value = schedule(state.schedule, **seen)
+    predicted = {**context, 'entropy_prediction': prediction}
+    value = schedule(state.schedule, **predicted)
     new_state = state_type(
-      schedule.update(state.schedule, **seen), jnp.asarray(value, jnp.float32)
+      schedule.update(state.schedule, **predicted),
+      jnp.asarray(value, jnp.float32),
     )
     return edited(value), new_state
 
-  return token_transform(init, update)
+  return token_transform(name, init, update)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Coefficients that watch the entropy: schedules with a state of their own.
+"""Controllers: coefficients that respond to the entropy.
 
-Each is an `optax.schedules.StatefulSchedule` and stands wherever a coefficient
-does. It reads `entropy` from the context, the token-weighted mean over the
-whole optimiser batch in nats, moves once per update, and keeps nothing but
-scalars, so that it is saved and restored with the chain. None of them
-multiplies itself by its own value only: a coefficient of 0 is never final.
+Each is an `optax.schedules.StatefulSchedule` and may be passed wherever a
+coefficient is accepted. It reads `entropy` from the context, the token-weighted
+mean over the whole optimiser batch in nats, advances once per update, and keeps
+only scalars, so that it is saved and restored with the chain. A coefficient of
+0 is never final.
 
 Targets and bounds may be schedules of the context's `step`.
 """
@@ -19,8 +19,8 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from covrl.entropy.base import concrete, require
-from covrl.entropy.prediction import BLIND, Outlook
+from covrl.entropy.base import concrete_number, require
+from covrl.entropy.prediction import NO_PREDICTION, EntropyPrediction
 from covrl.types import Scalar, TokenContext
 
 Setpoint = ArrayLike | optax.Schedule
@@ -35,7 +35,7 @@ def adaptive_bonus(
   maximum: float = 5e-3,
   initial: float = 0.0,
 ) -> Controller:
-  """Raises a bonus step by step while entropy is too low, then lowers it.
+  """Raises a coefficient in steps while entropy is below a target, then lowers it.
 
     c ← clip(c + increment · sign(target − H), minimum, maximum)
 
@@ -77,7 +77,7 @@ def entropy_band(
   within: float = 0.0,
   above: float = 0.0,
 ) -> Controller:
-  """One coefficient below a band of entropies, one within, one above.
+  """Three coefficients: below, within and above a band of entropies.
 
   Args:
     low: lower edge, in nats.
@@ -99,7 +99,7 @@ def entropy_band(
   """
   check_target(low, 'low')
   check_target(high, 'high')
-  edges = concrete(low), concrete(high)
+  edges = concrete_number(low), concrete_number(high)
   if None not in edges and not cast(float, edges[0]) < cast(float, edges[1]):
     raise ValueError(
       f'low must be below high, got low={edges[0]:g} and high={edges[1]:g}'
@@ -149,13 +149,22 @@ def doubling_scale(
 
 
 class AdaptiveBonusState(NamedTuple):
-  """State of `adaptive_bonus`: c, whether it is applied or not."""
+  """State of `adaptive_bonus`.
+
+  Attributes:
+    coefficient: c, also while it is not applied.
+  """
 
   coefficient: Scalar
 
 
 class DoublingScaleState(NamedTuple):
-  """State of `doubling_scale`: the scale, and the updates so far."""
+  """State of `doubling_scale`.
+
+  Attributes:
+    scale: current scale, of either sign.
+    updates: number of updates so far, int32.
+  """
 
   scale: Scalar
   updates: Int[Array, '']
@@ -175,17 +184,17 @@ class _AdaptiveBonus:
   def update(
     self, state: AdaptiveBonusState, **context: Any
   ) -> AdaptiveBonusState:
-    error = at(self.target, context) - reading(context)
+    error = setpoint(self.target, context) - entropy_in(context)
     moved = state.coefficient + self.increment * jnp.sign(error)
     return AdaptiveBonusState(
       coefficient=jnp.clip(moved, self.minimum, self.maximum)
     )
 
   def __call__(self, state: AdaptiveBonusState, **context: Any) -> Scalar:
-    if is_init(context):
+    if is_initializing(context):
       return state.coefficient
-    low = reading(context) <= at(self.target, context)
-    return jnp.where(low, state.coefficient, 0)
+    is_low = entropy_in(context) <= setpoint(self.target, context)
+    return jnp.where(is_low, state.coefficient, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,11 +215,11 @@ class _EntropyBand:
   def __call__(self, state: tuple[()], **context: Any) -> Scalar:
     del state
     within = scalar(self.within)
-    if is_init(context):
+    if is_initializing(context):
       return within
-    entropy = reading(context)
-    value = jnp.where(entropy < at(self.low, context), self.below, within)
-    return jnp.where(entropy > at(self.high, context), self.above, value)
+    entropy = entropy_in(context)
+    value = jnp.where(entropy < setpoint(self.low, context), self.below, within)
+    return jnp.where(entropy > setpoint(self.high, context), self.above, value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,7 +239,7 @@ class _DoublingScale:
     self, state: DoublingScaleState, **context: Any
   ) -> DoublingScaleState:
     updates = state.updates + 1
-    direction = jnp.sign(at(self.target, context) - reading(context))
+    direction = jnp.sign(setpoint(self.target, context) - entropy_in(context))
     due = (updates % self.every == 0) & (direction != 0)
     moved = self._moved(state.scale, direction)
     return DoublingScaleState(
@@ -248,44 +257,45 @@ class _DoublingScale:
     halved = scale / 2
     crossed = jnp.abs(halved) < self.minimum
     halved = jnp.where(crossed, direction * self.minimum, halved)
-    along: Bool[Array, ''] = scale * direction > 0
-    return jnp.where(along, doubled, halved)
+    is_helping: Bool[Array, ''] = scale * direction > 0
+    return jnp.where(is_helping, doubled, halved)
 
 
 def scalar(value: float) -> Scalar:
-  """A number in the dtype of the states."""
+  """A number as a scalar of the states' dtype."""
   return jnp.asarray(value, jnp.result_type(float))
 
 
-def reading(context: dict[str, Any]) -> Scalar:
-  """The reading, in the dtype of the states."""
+def entropy_in(context: dict[str, Any]) -> Scalar:
+  """The context's `entropy`, in the states' dtype."""
   entropy = require(cast(TokenContext, context), 'entropy', 'a controller')
   return jnp.asarray(entropy, jnp.result_type(float))
 
 
-def at(
+def setpoint(
   value: Setpoint, context: dict[str, Any], *, later: float = 0.0
 ) -> Scalar:
-  """A set point now, or so many updates later."""
+  """A set point at the current step, or `later` updates ahead."""
   if callable(value):
     step = require(cast(TokenContext, context), 'step', 'a schedule')
     value = value(step + round(later))
   return jnp.asarray(value, jnp.result_type(float))
 
 
-def outlook_of(context: dict[str, Any]) -> Outlook:
-  """What the coefficient is about to do."""
-  return context['outlook']() if 'outlook' in context else BLIND
+def prediction_in(context: dict[str, Any]) -> EntropyPrediction:
+  """The context's prediction of the coefficient's effect."""
+  predict = context.get('entropy_prediction')
+  return NO_PREDICTION if predict is None else predict()
 
 
-def is_init(context: dict[str, Any]) -> bool:
-  """Whether `optax.inject_hyperparams` asks before there is any context."""
+def is_initializing(context: dict[str, Any]) -> bool:
+  """Whether the call is `optax.inject_hyperparams`' first, without a context."""
   return not context
 
 
 def check_target(value: Setpoint, name: str) -> None:
-  """Refuses entropies that are negative or not finite."""
-  number = concrete(value)
+  """Refuses a target entropy that is negative or not finite."""
+  number = concrete_number(value)
   if number is not None and not 0 <= number < math.inf:
     raise ValueError(
       f'{name} is an entropy and must be finite and at least 0, got {number:g}'
@@ -293,7 +303,7 @@ def check_target(value: Setpoint, name: str) -> None:
 
 
 def check_positive(value: float, name: str) -> None:
-  """Refuses numbers that are not finite and above 0."""
+  """Refuses a number that is not finite and above 0."""
   if not 0 < value < math.inf:
     raise ValueError(f'{name} must be finite and above 0, got {value:g}')
 
@@ -301,7 +311,7 @@ def check_positive(value: float, name: str) -> None:
 def check_bounds(
   minimum: float, maximum: float, start: float, name: str = 'initial'
 ) -> None:
-  """Refuses bounds out of order and a start outside them."""
+  """Refuses bounds out of order and a start value outside them."""
   if not minimum < maximum:
     raise ValueError(
       f'minimum must be below maximum, got {minimum:g} and {maximum:g}'

@@ -1,38 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a token chain decides once for a whole optimiser batch.
+"""Decisions that a token chain takes once for a whole optimiser batch.
 
 Selections are global: made on the statistics of the whole batch, then applied
-to each micro-batch. A chain is run once on the batch with an empty plan, which
-records every decision in the order the chain takes them, and once on each
-micro-batch with that micro-batch's rows of the plan, which hands them back.
-Transforms take part by asking `decide`; the chain itself stays any optax
+to each micro-batch. A chain runs once on the batch with an empty
+`DecisionCache`, which records every decision, and once on each micro-batch with
+a cache of that micro-batch's rows of the decisions, which returns them.
+Transforms take part by calling `decide`; the chain itself stays any optax
 chain.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar, cast
+import collections
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar, cast, get_args
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from covrl.types import Scalar
+from covrl.types import Scalar, Scope, SelectionSource
 
 Decision = TypeVar('Decision')
 
-SCOPES = ('batch', 'micro_batch')
+SCOPES = get_args(Scope)
 
 
 class Selection(NamedTuple):
-  """Which tokens a selector chose, and of what.
+  """Tokens that a selector chose, with the scores and counts behind the choice.
 
   Attributes:
     mask: the chosen tokens.
-    scores: what they were ranked by; 0 where a selector does not rank.
-    threshold: the lowest chosen score; 0 if none was chosen.
-    quota: how many it was to choose.
-    eligible: how many it could choose from.
+    scores: scores that tokens were ranked by; 0 if the selector does not rank.
+    threshold: the lowest chosen score; 0 if no token was chosen.
+    quota: number of tokens to choose.
+    eligible: number of tokens that could be chosen.
     nonfinite: tokens left out because their statistics are not finite.
     clamped: 1 if a traced fraction was outside its range and was clamped.
   """
@@ -47,99 +49,106 @@ class Selection(NamedTuple):
 
   @classmethod
   def of_mask(cls, mask: Bool[Array, 'B T']) -> Selection:
-    """A selection by a selector that says nothing but which tokens."""
+    """A selection by a selector that returns nothing but a mask."""
     chosen = jnp.sum(mask, dtype=jnp.int32)
-    nothing = jnp.zeros((), jnp.int32)
+    zero = jnp.zeros((), jnp.int32)
     return cls(
       mask=mask,
       scores=jnp.zeros(mask.shape),
       threshold=jnp.zeros(()),
       quota=chosen,
       eligible=chosen,
-      nonfinite=nothing,
-      clamped=nothing,
+      nonfinite=zero,
+      clamped=zero,
     )
 
 
-class Plan:
-  """Records the decisions of a token chain, or hands recorded ones back.
+class DecisionCache:
+  """Records the decisions of a token chain, or returns recorded ones.
+
+  A decision's key is the path of the transform that takes it: the names of the
+  enclosing transforms, each numbered among its siblings of the same name, and
+  the name of the decision, as in `'token_masked[0]/selection'`.
 
   Attributes:
-    decisions: those of the whole optimiser batch, in the order of the chain.
+    decisions: decisions of the whole optimiser batch by key.
+    local: decisions of scope `'micro_batch'` by key. They are taken anew in
+      each micro-batch; to report on the optimiser batch, add them up.
+    sources: statistics that the chain's selectors read.
 
-  >>> plan = Plan()
-  >>> plan.decide(lambda: 3)
+  >>> recorded = DecisionCache()
+  >>> with recorded.transform('kl_cov'):
+  ...   recorded.decide('selection', lambda: 3)
   3
-  >>> Plan(plan.decisions).decide(lambda: 4)
+  >>> recorded.decisions
+  {'kl_cov[0]/selection': 3}
+  >>> replayed = DecisionCache(recorded.decisions)
+  >>> with replayed.transform('kl_cov'):
+  ...   replayed.decide('selection', lambda: 4)
   3
   """
 
-  def __init__(self, decisions: Sequence[PyTree] | None = None) -> None:
-    self.decisions: list[Any] = list(decisions or ())
-    self._recorded = None if decisions is None else iter(self.decisions)
-    # What was taken under this plan, of any scope, in the order of the chain.
-    self._taken: list[Any] = []
-    self._local: list[Plan] = []
+  def __init__(self, recorded: Mapping[str, PyTree] | None = None) -> None:
+    self.decisions: dict[str, Any] = dict(recorded or {})
+    self.local: dict[str, Any] = {}
+    self.sources: set[SelectionSource] = set()
+    self._is_replay = recorded is not None
+    self._selections: dict[str, Selection] = {}
+    self._path: tuple[str, ...] = ()
+    self._siblings: collections.Counter[tuple[str, ...]] = collections.Counter()
 
   @classmethod
-  def of(cls, context: Mapping[str, Any], scope: str = 'batch') -> Plan:
-    """The plan by which a transform decides: the batch's, or one of its own.
+  def of(cls, context: Mapping[str, Any]) -> DecisionCache:
+    """The cache of a context, or a new one if it has none."""
+    cache = context.get('decisions')
+    return cache if isinstance(cache, DecisionCache) else cls()
+
+  @contextlib.contextmanager
+  def transform(self, name: str) -> Iterator[None]:
+    """Appends a transform to the path of the decisions taken within."""
+    outer = self._path
+    index = self._siblings[*outer, name]
+    self._siblings[*outer, name] += 1
+    self._path = (*outer, f'{name}[{index}]')
+    try:
+      yield
+    finally:
+      self._path = outer
+
+  def decide(
+    self, name: str, make: Callable[[], Decision], scope: Scope = 'batch'
+  ) -> Decision:
+    """The decision of that name at the current path.
 
     Args:
-      context: as passed to a token chain's update.
+      name: name of the decision within its transform.
+      make: takes the decision, if it has not been recorded.
       scope: `'batch'` shares the decision with every micro-batch of the
         optimiser batch; `'micro_batch'` decides anew in each.
 
-    >>> plan = Plan()
-    >>> Plan.of({'plan': plan}) is plan, Plan.of({}) is plan
-    (True, False)
+    Raises:
+      ValueError: if decisions are replayed and this one was not recorded.
     """
-    plan = context.get('plan')
-    if not isinstance(plan, Plan):
-      return cls()
-    return plan if scope == 'batch' else plan._locally()
-
-  def decide(self, make: Callable[[], Decision]) -> Decision:
-    """The next decision: made now, or the one that was recorded here."""
-    if self._recorded is None:
-      decision = make()
-      self.decisions.append(decision)
-    else:
-      decision = cast(Decision, self._next())
-    self._taken.append(decision)
+    key = '/'.join((*self._path, name))
+    decisions = self.decisions if scope == 'batch' else self.local
+    if key not in decisions:
+      if self._is_replay and scope == 'batch':
+        raise ValueError(
+          f'decision {key!r} is missing: the decisions were recorded by another '
+          f'token chain, which took {sorted(decisions)}'
+        )
+      decisions[key] = make()
+    decision = cast(Decision, decisions[key])
+    if isinstance(decision, Selection):
+      self._selections[key] = decision
     return decision
-
-  @property
-  def local(self) -> list[Any]:
-    """Decisions of scope `'micro_batch'` taken under this plan.
-
-    The plan of a micro-batch holds that micro-batch's; a trainer that reports
-    on the optimiser batch adds them up.
-    """
-    return [each for plan in self._local for each in plan.decisions]
 
   def selections(self) -> tuple[Selection, ...]:
     """The selections of either scope, in the order of the chain."""
-    return tuple(d for d in self._taken if isinstance(d, Selection))
-
-  def _locally(self) -> Plan:
-    """A plan of one transform alone, whose decisions are known here."""
-    plan = Plan()
-    plan._taken = self._taken
-    self._local.append(plan)
-    return plan
-
-  def _next(self) -> Any:
-    """The next recorded decision."""
-    for decision in self._recorded or ():
-      return decision
-    raise ValueError(
-      f'a plan of {len(self.decisions)} decisions was recorded by another '
-      'token chain: this one takes more'
-    )
+    return tuple(self._selections.values())
 
 
-def check_scope(scope: str) -> None:
-  """Refuses a scope that is none."""
+def check_scope(scope: Scope) -> None:
+  """Refuses an unknown scope."""
   if scope not in SCOPES:
     raise ValueError(f'scope must be one of {SCOPES}, got {scope!r}')

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Detachment by amount: as many tokens as it takes, the last one in part."""
+"""Detachment of the tokens that lower the entropy most, up to an amount."""
 
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,29 +13,32 @@ from covrl.entropy.base import (
   as_schedule,
   check_coefficient,
   require,
-  require_stats,
   token_transform,
 )
-from covrl.entropy.decisions import Plan, Selection
+from covrl.entropy.decisions import DecisionCache, Selection
 from covrl.entropy.exact import count, exact_sum
 from covrl.entropy.methods import TokenTransformation
-from covrl.entropy.prediction import Outlook, entropy_change, total
+from covrl.entropy.prediction import (
+  EntropyPrediction,
+  entropy_change,
+  token_sum,
+)
 from covrl.entropy.search import float_key
 from covrl.entropy.transforms import (
   SelectionSummary,
   empty_summary,
   summarize,
 )
-from covrl.types import TokenContext
+from covrl.types import TokenContext, TokenStats
 
 
 class DetachDrainState(NamedTuple):
   """State of `detach_drain`.
 
   Attributes:
-    schedule: the amount's.
+    schedule: state of the amount's schedule.
     coefficient: the last amount.
-    summary: of the last selection; its threshold is a drain.
+    summary: summary of the last selection; its threshold is a drain.
   """
 
   schedule: PyTree
@@ -44,19 +47,20 @@ class DetachDrainState(NamedTuple):
 
 
 def detach_drain(amount: Coefficient) -> TokenTransformation:
-  """No gradient from the tokens that drain entropy most, until enough is saved.
+  """Removes the gradient of the tokens that lower the entropy most.
 
     drain = −[g (π(a) f(a) − κ) − h Σπ² f²]      f = log π + H,  κ = Σπ² f
     g, h × (1 − share),   Σ share · drain = amount
 
-  with a share of 1 on the shortest prefix in descending order of drain, what is
-  left to save on the next token (equal ones share it), and 0 on the others. For
-  a policy gradient the drain is `weights` times `exact_score`. Reads `moments`.
+  Shares are 1 on the shortest prefix in descending order of drain, fractional on
+  the next token (or the tokens of equal drain) so that the sum is exact, and 0
+  on the others. For a policy gradient the drain is `weights` times
+  `exact_score`. Reads `moments`.
 
   Args:
-    amount: first-order entropy to save per unit of step size, in nats; a
-      number, schedule or controller. A `target_entropy` makes it
-      the shortfall of the formula ΔH = −η Σ drain.
+    amount: first-order entropy to preserve per unit of step size, in nats; a
+      number, schedule or controller. A `target_entropy` sets it from the
+      formula ΔH = −η Σ drain.
 
   Raises:
     ValueError: if the amount is negative.
@@ -87,51 +91,56 @@ def detach_drain(amount: Coefficient) -> TokenTransformation:
     )
 
   def update(
-    updates: PyTree,
-    state: PyTree,
-    params: PyTree | None = None,
-    **context: Any,
-  ) -> tuple[PyTree, PyTree]:
-    stats = jax.lax.stop_gradient(require_stats(params, 'detach_drain'))
-    seen = cast(TokenContext, context)
-    moments = require(seen, 'moments', 'detach_drain')
-    plan = Plan.of(context)
+    updates: TokenStats,
+    state: DetachDrainState,
+    stats: TokenStats,
+    context: TokenContext,
+  ) -> tuple[TokenStats, DetachDrainState]:
+    stats = jax.lax.stop_gradient(stats)
+    moments = require(context, 'moments', 'detach_drain')
+    decisions = DecisionCache.of(context)
     drain = -entropy_change(updates, stats, moments)
-    outlook = plan.decide(
-      lambda: Outlook.of(
-        drift=-total(drain), effect=1.0, limit=total(jnp.maximum(drain, 0))
-      )
+    prediction = decisions.decide(
+      'prediction',
+      lambda: EntropyPrediction.of_arrays(
+        drift=-token_sum(drain),
+        effect=1.0,
+        limit=token_sum(jnp.maximum(drain, 0)),
+      ),
     )
-    foreseen = {**context, 'outlook': lambda: outlook}
-    value = schedule(state.schedule, **foreseen)
-    share = plan.decide(lambda: prefix_share(drain, value))
-    selection = plan.decide(lambda: _selection(drain, share))
-    summary = plan.decide(lambda: summarize(selection, stats, context))
+    predicted = {**context, 'entropy_prediction': lambda: prediction}
+    value = schedule(state.schedule, **predicted)
+    share = decisions.decide('share', lambda: prefix_share(drain, value))
+    selection = decisions.decide('selection', lambda: _selection(drain, share))
+    summary = decisions.decide(
+      'summary', lambda: summarize(selection, stats, context)
+    )
     edited = jax.tree.map(lambda u: (u * (1 - share)).astype(u.dtype), updates)
     return edited, DetachDrainState(
-      schedule.update(state.schedule, **foreseen),
+      schedule.update(state.schedule, **predicted),
       jnp.asarray(value, jnp.float32),
       summary,
     )
 
-  return token_transform(init, update)
+  return token_transform('detach_drain', init, update)
 
 
 def prefix_share(
   values: Float[Array, 'B T'], amount: ArrayLike
 ) -> Float[Array, 'B T']:
-  """How much of each value the shortest prefix that sums to an amount takes.
+  """Share of each value in the shortest descending prefix that sums to an amount.
 
-  By bisection on the values' bits, with sums that are exact: nothing is sorted,
-  and the shares are the same bits in every layout.
+  Found by bisection on the values' bits with exact sums, without a sort; the
+  shares are the same bits in every layout.
 
   Args:
-    values: those that are not positive are never taken.
-    amount: to reach; all positive values are taken if it is more than their sum.
+    values: values of any sign; those that are not positive get a share of 0.
+    amount: sum to reach; if it exceeds the sum of the positive values, they all
+      get a share of 1.
 
   Returns:
-    1 for the largest values, a share for the one (or the equal ones) that would
-    exceed the amount, 0 for the others.
+    1 for the largest values, a fraction for the one (or the equal ones) that
+    would exceed the amount, 0 for the others.
 
   >>> prefix_share(jnp.array([[3.0, 1.0, -2.0, 2.0]]), 4.0)
   Array([[1. , 0. , 0. , 0.5]], dtype=float32)
@@ -139,27 +148,27 @@ def prefix_share(
   keys = float_key(values)
   one = jnp.ones((), keys.dtype)
 
-  def narrow(place: Array, cut: Array) -> Array:
-    bit = one << (bits - 1 - place).astype(keys.dtype)
+  def narrow(index: Array, low: Array) -> Array:
+    bit = one << (bits - 1 - index).astype(keys.dtype)
     return jnp.where(
-      exact_sum(values, keys >= cut + bit) >= amount, cut + bit, cut
+      exact_sum(values, keys >= low + bit) >= amount, low + bit, low
     )
 
   bits = jnp.iinfo(keys.dtype).bits - 1  # of a positive float, without its sign
   start = jnp.zeros((), keys.dtype)
-  cut = jax.lax.fori_loop(0, bits, narrow, start)
-  cut = jnp.maximum(cut, one)
-  level = keys == cut
-  left = amount - exact_sum(values, keys > cut)
-  held = exact_sum(values, level)
+  low = jax.lax.fori_loop(0, bits, narrow, start)
+  low = jnp.maximum(low, one)
+  is_last = keys == low
+  left = amount - exact_sum(values, keys > low)
+  held = exact_sum(values, is_last)
   share = jnp.clip(left / jnp.where(held > 0, held, 1), 0, 1)
-  return jnp.where(keys > cut, 1, jnp.where(level, share, 0))
+  return jnp.where(keys > low, 1, jnp.where(is_last, share, 0))
 
 
 def _selection(
   drain: Float[Array, 'B T'], share: Float[Array, 'B T']
 ) -> Selection:
-  """The detached tokens as other methods' selections are told of."""
+  """The detached tokens, as a `Selection`."""
   mask = share > 0
   lowest = jnp.min(jnp.where(mask, drain, jnp.inf), initial=jnp.inf)
   return Selection.of_mask(mask)._replace(

@@ -3,9 +3,9 @@
 
 Floating-point addition is not associative: a mean over another mesh, packing
 or row order differs in its last bits, and every covariance built on it with
-it. Here each number is cut into integer limbs relative to the largest one,
+it. Here each number is split into integer limbs relative to the largest one,
 the limbs are summed as int32 (which is associative, sharded or not), and only
-the few totals become floating point again, in a fixed order.
+the few totals are converted back to floating point, in a fixed order.
 """
 
 import functools
@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-_LIMB_BITS = 15  # an exact float32 integer, with room to spare
+_LIMB_BITS = 15  # exact as a float32 integer
 _SUM_BITS = 30  # an int32 total without its sign
 _KEPT_BITS = {4: 48, 8: 75}  # per item size: mantissa and dynamic range
 
 
 def count(mask: Bool[Array, '...']) -> Int[Array, '']:
-  """How many entries are true, exactly, as int32."""
+  """Number of true entries, exactly, as int32."""
   return jnp.sum(mask, dtype=jnp.int32)
 
 
@@ -32,7 +32,7 @@ def sum_each(
 ) -> Int[Array, ' n']:
   """Sums several arrays of one shape in one pass, exactly, as int32.
 
-  Sharded, that is one all-reduce of as many integers.
+  On sharded arrays that is one all-reduce of as many integers.
 
   >>> sum_each(jnp.array([True, False]), jnp.array([3, 4])).tolist()
   [1, 7]
@@ -56,7 +56,9 @@ def extremes(
   return jax.lax.platform_dependent(
     low,
     high,
-    cpu=lambda *ends: _reduce_together(ends, (limits.max, limits.min), _ends),
+    cpu=lambda *bounds: _reduce_together(
+      bounds, (limits.max, limits.min), _min_and_max
+    ),
     default=lambda low, high: jnp.stack([jnp.min(low), jnp.max(high)]),
   )
 
@@ -64,7 +66,7 @@ def extremes(
 def exact_sum(
   values: Float[Array, '...'], mask: Bool[Array, '...']
 ) -> Float[Array, '']:
-  """Sums the values under a mask, the same bits for every order and sharding.
+  """Sums the values under a mask: the same bits for every order and sharding.
 
   Accurate to rounding of the exact sum while the summands' ratio to the
   largest one is above 2⁻²⁴ (float32); smaller ones are truncated at 2⁻⁴⁸ of
@@ -72,7 +74,7 @@ def exact_sum(
 
   Args:
     values: finite wherever `mask` is true.
-    mask: which entries count.
+    mask: entries to sum.
 
   Returns:
     The sum, in the dtype of `values` (at least float32).
@@ -110,10 +112,10 @@ def _reduce_together(
   start: Sequence[int],
   combine: Callable[[Sequence[Array], Sequence[Array]], Sequence[Array]],
 ) -> Int[Array, ' n']:
-  """One reduction of many operands: what XLA vectorises on CPU.
+  """One reduction of many operands, which XLA vectorises on CPU.
 
-  Accelerators' compilers fuse reductions of their own accord; there the plain
-  form needs less communication.
+  Compilers for accelerators fuse separate reductions, which need less
+  communication there.
   """
   dtype = terms[0].dtype
   first = [jnp.asarray(value, dtype) for value in start]
@@ -126,12 +128,12 @@ def _sums(left: Sequence[Array], right: Sequence[Array]) -> list[Array]:
   return [a + b for a, b in zip(left, right, strict=True)]
 
 
-def _ends(left: Sequence[Array], right: Sequence[Array]) -> list[Array]:
+def _min_and_max(left: Sequence[Array], right: Sequence[Array]) -> list[Array]:
   return [jnp.minimum(left[0], right[0]), jnp.maximum(left[1], right[1])]
 
 
 def _limb_bits(size: int) -> int:
-  """Widest limb of which `size` can be added without overflowing int32."""
+  """Widest limb such that `size` of them can be added without int32 overflow."""
   bits = min(_LIMB_BITS, _SUM_BITS - max(size - 1, 1).bit_length())
   if bits < 1:
     raise ValueError(
@@ -143,7 +145,7 @@ def _limb_bits(size: int) -> int:
 def _combine(
   totals: list[Int[Array, '']], limb_bits: int, dtype: jnp.dtype
 ) -> Float[Array, '']:
-  """Turns integer totals, most significant first, into one float."""
+  """Combines integer totals, most significant first, into one float."""
   digits = [*totals]
   for i in reversed(range(1, len(digits))):
     carry = digits[i] >> limb_bits

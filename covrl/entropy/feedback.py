@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Controllers with feedback: one that learns its plant, one of fixed gains.
+"""Feedback controllers: an adaptive one, and one with fixed gains.
 
-As those of `controllers`, they stand wherever a coefficient does.
+Like those of `covrl.entropy.controllers`, they may be passed wherever a
+coefficient is accepted.
 """
 
 import dataclasses
@@ -15,25 +16,26 @@ from jaxtyping import Array, Bool, Int
 from covrl.entropy.controllers import (
   Controller,
   Setpoint,
-  at,
   check_bounds,
   check_positive,
   check_target,
-  is_init,
-  outlook_of,
-  reading,
+  entropy_in,
+  is_initializing,
+  prediction_in,
   scalar,
+  setpoint,
 )
 from covrl.types import Scalar
 
-# Of `target_entropy`: how far the slope may get from the guess; variances of the
-# drift, in squared nats, and of the slope's logarithm, before anything is seen;
-# by how much the latter may grow with every update. In squared nats, what changes
-# are taken to vary by before any is seen, and what they always may.
+# Constants of `target_entropy`.
+# The estimated slope stays within this factor of the initial guess.
 _SLOPE_RANGE = 1e3
-_FIRST_VARIANCES = (1e-4, 1.0)
-_SLOPE_WANDER = 1e-4
-_FIRST_NOISE = 1e-4
+# Prior variances of the drift (squared nats) and of the slope's logarithm.
+_PRIOR_VARIANCES = (1e-4, 1.0)
+# Process noise of the slope's logarithm per update.
+_SLOPE_PROCESS_NOISE = 1e-4
+# Observation noise of entropy changes (squared nats): prior and lower bound.
+_PRIOR_NOISE = 1e-4
 _LEAST_NOISE = 1e-6
 
 
@@ -46,60 +48,60 @@ def target_entropy(
   minimum: float = 0.0,
   maximum: float = 1.0,
 ) -> Controller:
-  """Steers entropy to a target by the first-order formula, learning its scale.
+  """Controls entropy to a target by a first-order model with a learnt scale.
 
-  The t-th update is taken to change the entropy by
+  The model of the entropy change by the t-th update is
 
     ΔH = d + s · z̄,    z̄ ← z̄ + (1 − β) (z − z̄) / (1 − βᵗ),    z = D + c · E
 
-  where c is the coefficient, E what a unit of it does to the entropy at step
-  size 1 and D what the rest of the signal does, both to first order and from the
-  context's `moments` (see `covrl.entropy.prediction`); β is the optimiser's
-  momentum, by which it goes on doing what it did; s is the step that it really
-  makes (under Adam the learning rate does not tell) and d what the formula leaves
-  out. So that the entropy is at the target `horizon` updates h from now, if z
-  stayed what it is,
+  where c is the coefficient, E the change of the entropy by one unit of it at
+  step size 1 and D the change by the rest of the signal, both to first order and
+  from the context's `moments` (see `covrl.entropy.prediction`); β is the
+  optimiser's momentum, s the effective step size (under Adam it is not the
+  learning rate) and d the change that the formula does not explain. For the
+  entropy to be at the target `horizon` updates h from now, if z stays constant,
 
     c = (z − D) / E within [minimum, maximum],    z = (w − λ z̄) / (1 − λ),
     w = ((target − H) / h − d) / s,   λ = (1 − βᵗ⁻¹) (β + … + βʰ) / h,
 
-  with z̄ of the last update, w what z̄ has to be in the mean and λ the share of it
-  that is on its way.
-  Where nothing can be foreseen (no moments, or `optax.inject_hyperparams`, which
-  asks before there is a signal) D is 0 and E is 1.
+  with z̄ of the last update, w the required mean of z̄ and λ the share of that
+  mean that past updates contribute through momentum.
+  Without a prediction (no moments, or `optax.inject_hyperparams`, which evaluates
+  the coefficient before there is a signal) D is 0 and E is 1.
 
-  d and log s are learnt online from the changes that are seen, by an extended
-  Kalman filter. With z̄ of the update, e = ΔH − d − s·z̄, r the running mean of e²
+  d and log s are learnt online from the observed changes, by an extended Kalman
+  filter. With z̄ of the update, e = ΔH − d − s·z̄, r the running mean of e²
   (at least 1e-6) and P the covariance of (d, log s),
 
     P ← P + diag(r / h², 1e-4),   v = P (1, s·z̄),   k = v / ((1, s·z̄)·v + r)
     (d, log s) ← (d, log s) + k·e,      P ← P − k vᵀ
 
   with steps of log s of at most 1.
-  d is an integral of the error, so the target is met without offset, and never
-  winds up, because it integrates what the applied coefficient left unexplained.
+  d integrates the error, so the target is reached without offset. It does not
+  wind up, because it integrates only the change that the applied coefficient left
+  unexplained.
 
-  H is the context's `entropy`, ΔH its change since the last reading, and z̄ that of
-  the update before the last, which the noise of that reading cannot have reached.
-  A trainer that also measures by how much its updates change the entropy of
-  unchanged tokens passes that as `entropy_change`, NaN where it did not. ΔH is
-  then this change, less noisy than a difference of readings, which vary with the
-  prompts that were drawn; but an update may change the entropy of the tokens that
-  it is measured on by more or less than that of others, by some u. So Ĥ follows
-  the entropy by ΔH + u, with u learnt from the readings (an observer with a bias,
+  H is the context's `entropy`, ΔH its change since the last update, and z̄ that of
+  the update before the last, which is independent of the noise of that reading.
+  A trainer that also measures how its updates change the entropy of fixed tokens
+  passes that change as `entropy_change`, NaN if it was not measured. ΔH is then
+  this change, less noisy than a difference of readings, which vary with the
+  sampled prompts; but an update may change the entropy of the measured tokens by
+  more or less than that of others, by a bias u. So the estimate Ĥ of the entropy
+  changes by ΔH + u, with u learnt from the readings (an observer with a bias,
   critically damped): with ν = H − (Ĥ + ΔH + u),
 
     Ĥ ← Ĥ + ΔH + u + ν / min(t, h),     u ← u + ν / (2h)²,
 
-  and in w stands Ĥ for H and d + u for d.
+  and w has Ĥ in place of H and d + u in place of d.
 
   Args:
     target: entropy to reach, in nats.
     horizon: updates in which the distance to the target shrinks by 1/e.
     momentum: β of the optimiser, Adam's `b1`; 0 if it has none.
-    slope: guess of s, right within a factor of 1000. What is foreseen cancels
-      it out at the target; elsewhere a large guess is cautious, and one that is
-      far too small swings until it is learnt.
+    slope: initial guess of s, right within a factor of 1000. At the target the
+      coefficient does not depend on it; elsewhere a large guess is cautious, and
+      one that is far too small oscillates until it is learnt.
     minimum: least coefficient.
     maximum: greatest coefficient.
 
@@ -133,19 +135,20 @@ def proportional_integral(
   minimum: float = -math.inf,
   maximum: float = math.inf,
 ) -> Controller:
-  """The textbook controller, with fixed gains.
+  """Proportional-integral controller with fixed gains.
 
     coefficient = clip(offset + proportional · e + integral · Σe),
     e = target − H,   the sum including the present error
 
-  The sum stops growing while the coefficient is at the bound that it pushes
-  against.
+  The sum does not grow while the coefficient is at the bound that the error
+  would push it beyond.
 
   Args:
     target: entropy to keep, in nats.
-    proportional: gain on the error; negative for what lowers entropy.
+    proportional: gain on the error; negative for a coefficient that lowers
+      entropy.
     integral: gain on the sum of errors.
-    offset: coefficient without error.
+    offset: coefficient at zero error.
     minimum: least coefficient.
     maximum: greatest coefficient.
 
@@ -175,24 +178,24 @@ class TargetEntropyState(NamedTuple):
   """State of `target_entropy`.
 
   Attributes:
-    readings: how many there have been, int32.
+    readings: number of entropy readings so far, int32.
     entropy: the last estimate Ĥ of H, in nats.
-    unseen: estimate of u, nats per update.
-    foreseen: z̄ of the last update.
-    earlier_foreseen: of the one before.
+    bias: estimate of u, nats per update.
+    predicted: z̄ of the last update.
+    previous_predicted: z̄ of the update before.
     drift: estimate of d, nats per update.
     slope: estimate of s, nats per update and unit of z̄.
-    drift_variance: of d, an element of P like the next two.
-    slope_variance: of log s.
-    covariance: of both.
+    drift_variance: variance of d, an element of P.
+    slope_variance: variance of log s, an element of P.
+    covariance: covariance of d and log s, an element of P.
     noise: running mean of the squared error e.
   """
 
   readings: Int[Array, '']
   entropy: Scalar
-  unseen: Scalar
-  foreseen: Scalar
-  earlier_foreseen: Scalar
+  bias: Scalar
+  predicted: Scalar
+  previous_predicted: Scalar
   drift: Scalar
   slope: Scalar
   drift_variance: Scalar
@@ -201,17 +204,21 @@ class TargetEntropyState(NamedTuple):
   noise: Scalar
 
 
-class _Observed(NamedTuple):
-  """What a context shows: ΔH, if it is known; Ĥ and u."""
+class _Observation(NamedTuple):
+  """Observation of an update: ΔH (valid if `is_known`), Ĥ and u."""
 
-  known: Bool[Array, '']
+  is_known: Bool[Array, '']
   change: Scalar
   entropy: Scalar
-  unseen: Scalar
+  bias: Scalar
 
 
 class ProportionalIntegralState(NamedTuple):
-  """State of `proportional_integral`: the sum of errors, in nats."""
+  """State of `proportional_integral`.
+
+  Attributes:
+    total: sum of errors, in nats.
+  """
 
   total: Scalar
 
@@ -230,15 +237,15 @@ class _TargetEntropy:
     return TargetEntropyState(
       readings=jnp.zeros((), jnp.int32),
       entropy=zero,
-      unseen=zero,
-      foreseen=zero,
-      earlier_foreseen=zero,
+      bias=zero,
+      predicted=zero,
+      previous_predicted=zero,
       drift=zero,
       slope=scalar(self.slope),
-      drift_variance=scalar(_FIRST_VARIANCES[0]),
-      slope_variance=scalar(_FIRST_VARIANCES[1]),
+      drift_variance=scalar(_PRIOR_VARIANCES[0]),
+      slope_variance=scalar(_PRIOR_VARIANCES[1]),
       covariance=zero,
-      noise=scalar(_FIRST_NOISE),
+      noise=scalar(_PRIOR_NOISE),
     )
 
   def update(
@@ -246,68 +253,68 @@ class _TargetEntropy:
   ) -> TargetEntropyState:
     observed = self._observe(state, context)
     learnt = jax.tree.map(
-      lambda new, old: jnp.where(observed.known, new, old),
+      lambda new, old: jnp.where(observed.is_known, new, old),
       self._learn(state, observed.change),
       state,
     )
-    outlook = outlook_of(context)
-    foreseen = outlook.drift + self(state, **context) * outlook.effect
-    pace = (1 - self.momentum) / (1 - self.momentum ** (state.readings + 1))
+    prediction = prediction_in(context)
+    predicted = prediction.drift + self(state, **context) * prediction.effect
+    rate = (1 - self.momentum) / (1 - self.momentum ** (state.readings + 1))
     return learnt._replace(
       readings=state.readings + 1,
       entropy=observed.entropy,
-      unseen=observed.unseen,
-      foreseen=state.foreseen + pace * (foreseen - state.foreseen),
-      earlier_foreseen=state.foreseen,
+      bias=observed.bias,
+      predicted=state.predicted + rate * (predicted - state.predicted),
+      previous_predicted=state.predicted,
     )
 
   def __call__(self, state: TargetEntropyState, **context: Any) -> Scalar:
-    if is_init(context):
+    if is_initializing(context):
       return scalar(self.minimum)
-    outlook = outlook_of(context)
+    prediction = prediction_in(context)
     observed = self._observe(state, context)
-    ahead = at(self.target, context, later=self.horizon)
-    wanted = (ahead - observed.entropy) / self.horizon
-    mean = (wanted - state.drift - observed.unseen) / state.slope
-    under_way = self._under_way(state)
-    rise = (mean - under_way * state.foreseen) / (1 - under_way)
-    effect = jnp.asarray(outlook.effect)
-    able = effect > 0
-    needed = (rise - outlook.drift) / jnp.where(able, effect, 1)
-    # What has no effect, or the wrong one, is left at its least.
-    needed = jnp.where(able, needed, self.minimum)
-    limit = jnp.clip(outlook.limit, self.minimum, self.maximum)
+    ahead = setpoint(self.target, context, later=self.horizon)
+    required = (ahead - observed.entropy) / self.horizon
+    mean = (required - state.drift - observed.bias) / state.slope
+    carried = self._carried_share(state)
+    rise = (mean - carried * state.predicted) / (1 - carried)
+    effect = jnp.asarray(prediction.effect)
+    raises = effect > 0
+    needed = (rise - prediction.drift) / jnp.where(raises, effect, 1)
+    # A coefficient without effect, or with the opposite one, is at its minimum.
+    needed = jnp.where(raises, needed, self.minimum)
+    limit = jnp.clip(prediction.limit, self.minimum, self.maximum)
     return jnp.clip(needed, self.minimum, limit)
 
   def _observe(
     self, state: TargetEntropyState, context: dict[str, Any]
-  ) -> _Observed:
-    shown, first = reading(context), state.readings == 0
-    # Before the third reading no update is before the last.
-    paired = state.readings > 1
+  ) -> _Observation:
+    entropy, is_first = entropy_in(context), state.readings == 0
+    # Before the third reading there is no update before the last.
+    has_two = state.readings > 1
     if 'entropy_change' not in context:
-      return _Observed(
-        known=paired,
-        change=shown - state.entropy,
-        entropy=shown,
-        unseen=state.unseen,
+      return _Observation(
+        is_known=has_two,
+        change=entropy - state.entropy,
+        entropy=entropy,
+        bias=state.bias,
       )
-    measured = jnp.asarray(context['entropy_change'], shown.dtype)
-    known = jnp.isfinite(measured)
-    expected = state.drift + state.slope * state.earlier_foreseen
-    change = jnp.where(known, measured, expected)
-    moved = jnp.where(first, shown, state.entropy + change + state.unseen)
-    error = shown - moved
+    measured = jnp.asarray(context['entropy_change'], entropy.dtype)
+    is_known = jnp.isfinite(measured)
+    expected = state.drift + state.slope * state.previous_predicted
+    change = jnp.where(is_known, measured, expected)
+    moved = jnp.where(is_first, entropy, state.entropy + change + state.bias)
+    error = entropy - moved
     memory = jnp.minimum(state.readings + 1, self.horizon)
-    return _Observed(
-      known=known & paired,
+    return _Observation(
+      is_known=is_known & has_two,
       change=change,
       entropy=moved + error / memory,
-      unseen=state.unseen + error / (2 * self.horizon) ** 2,
+      bias=state.bias + error / (2 * self.horizon) ** 2,
     )
 
-  def _under_way(self, state: TargetEntropyState) -> Scalar:
-    """λ, the share of the horizon's mean of z̄ that past updates make."""
+  def _carried_share(self, state: TargetEntropyState) -> Scalar:
+    """λ, the share of the horizon's mean of z̄ that is due to past updates."""
     momentum = self.momentum
     lag = momentum * (1 - momentum**self.horizon) / (1 - momentum)
     return (1 - momentum**state.readings) * lag / self.horizon
@@ -315,29 +322,29 @@ class _TargetEntropy:
   def _learn(
     self, state: TargetEntropyState, change: Scalar
   ) -> TargetEntropyState:
-    """Drift and slope after one more change of the entropy was seen."""
-    effect = state.slope * state.earlier_foreseen
-    surprise = change - state.drift - effect
+    """Kalman update of drift and slope by one observed entropy change."""
+    effect = state.slope * state.previous_predicted
+    innovation = change - state.drift - effect
     noise = jnp.maximum(state.noise, _LEAST_NOISE)
     drift_variance = state.drift_variance + noise / self.horizon**2
-    slope_variance = state.slope_variance + _SLOPE_WANDER
-    # v, shared by each of them with the change.
+    slope_variance = state.slope_variance + _SLOPE_PROCESS_NOISE
+    # v, the covariances of drift and log slope with the change.
     of_drift = drift_variance + state.covariance * effect
     of_slope = state.covariance + slope_variance * effect
     total = of_drift + of_slope * effect + noise
-    log_slope = of_slope / total * surprise
+    log_slope = of_slope / total * innovation
     slope = jnp.clip(
       state.slope * jnp.exp(jnp.clip(log_slope, -1, 1)),
       self.slope / _SLOPE_RANGE,
       self.slope * _SLOPE_RANGE,
     )
     return state._replace(
-      drift=state.drift + of_drift / total * surprise,
+      drift=state.drift + of_drift / total * innovation,
       slope=slope,
       drift_variance=drift_variance - of_drift**2 / total,
       slope_variance=slope_variance - of_slope**2 / total,
       covariance=state.covariance - of_drift * of_slope / total,
-      noise=state.noise + (surprise**2 - state.noise) / self.horizon,
+      noise=state.noise + (innovation**2 - state.noise) / self.horizon,
     )
 
 
@@ -356,22 +363,22 @@ class _ProportionalIntegral:
   def update(
     self, state: ProportionalIntegralState, **context: Any
   ) -> ProportionalIntegralState:
-    error = at(self.target, context) - reading(context)
+    error = setpoint(self.target, context) - entropy_in(context)
     wanted = self._wanted(state.total, error)
     push = self.integral * error
-    stuck = ((wanted > self.maximum) & (push > 0)) | (
+    is_saturated = ((wanted > self.maximum) & (push > 0)) | (
       (wanted < self.minimum) & (push < 0)
     )
     return ProportionalIntegralState(
-      total=state.total + jnp.where(stuck, 0, error)
+      total=state.total + jnp.where(is_saturated, 0, error)
     )
 
   def __call__(
     self, state: ProportionalIntegralState, **context: Any
   ) -> Scalar:
     error = scalar(0.0)
-    if not is_init(context):
-      error = at(self.target, context) - reading(context)
+    if not is_initializing(context):
+      error = setpoint(self.target, context) - entropy_in(context)
     wanted = self._wanted(state.total, error)
     return jnp.clip(wanted, self.minimum, self.maximum)
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores for policies whose tokens share parameters: what a token really does.
+"""Scores for policies whose tokens share parameters.
 
 `exact_score` treats every state's logits as free parameters. In a network a
-token's gradient moves the entropy of all other tokens too; one backward and one
-forward-mode pass tell how much, for all tokens at once.
+token's gradient changes the entropy of all other tokens too; one backward and
+one forward-mode pass compute these changes for all tokens at once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def jvp_score(
   *,
   precondition: Callable[[PyTree], PyTree] = lambda gradient: gradient,
 ) -> Float[Array, 'B T']:
-  """What each token's update takes from the mean entropy, parameters shared.
+  """Loss of mean entropy by each token's update, with shared parameters.
 
     H̄ = mean over mask of H,   v = P ∇H̄,   score = −w · ⟨∇ log π(a), v⟩,
 
@@ -38,13 +38,13 @@ def jvp_score(
   number of tokens.
 
   Args:
-    statistics: parameters to the statistics of a batch's tokens; must have
-      forward-mode derivatives (see `token_stats`).
-    params: where derivatives are taken.
+    statistics: function of the parameters that returns the statistics of a
+      batch's tokens; must have forward-mode derivatives (see `token_stats`).
+    params: parameters at which derivatives are taken.
     score_weight: w = A · ratio · 1{not clipped}.
     mask: response tokens; others get 0.
-    precondition: P, linear and symmetric: what the optimiser does to a
-      gradient, for example a division by Adam's √v.
+    precondition: P, linear and symmetric: the optimiser's preconditioner, for
+      example a division by Adam's √v.
 
   References:
     The derivation is this project's: first-order expansion of H̄ in the

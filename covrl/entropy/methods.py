@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The covariance methods and the entropy bonus: each a chain of primitives."""
+"""Covariance methods and the entropy bonus, as chains of primitives."""
 
 import optax
 from jax.typing import ArrayLike
@@ -11,17 +11,18 @@ from covrl.entropy.transforms import (
   add_entropy_bonus,
   token_masked,
 )
+from covrl.types import Divergence, Scope, Score, SelectionSource
 
 TokenTransformation = optax.GradientTransformationExtraArgs
 
 
 def entropy_bonus(coefficient: Coefficient) -> TokenTransformation:
-  """The dense cure: a reward for entropy on every token.
+  """Entropy bonus on every token.
 
     loss − coefficient · Σ weights · H
 
-  Its pull dies quadratically as a state's policy becomes deterministic, so it
-  keeps entropy up but does not bring it back.
+  Its gradient vanishes quadratically as a state's policy becomes deterministic,
+  so it preserves entropy but does not restore it.
 
   Args:
     coefficient: a number, a schedule, or a controller such as
@@ -47,29 +48,29 @@ def kl_cov(
   fraction: Fraction = 2e-3,
   coefficient: Coefficient = 1.0,
   *,
-  divergence: str = 'abs',
-  score: str = 'batch',
+  divergence: Divergence = 'abs',
+  score: Score = 'batch',
   signed: bool = True,
-  scope: str = 'batch',
-  selection_source: str = 'old',
+  scope: Scope = 'batch',
+  selection_source: SelectionSource = 'old',
   minimum: ArrayLike = 0,
   dead_zone: ArrayLike | None = None,
   allow_large: bool = False,
 ) -> TokenTransformation:
-  """KL-Cov: a penalty on the few tokens of highest covariance.
+  """KL-Cov: a divergence penalty on the few tokens of highest covariance.
 
     g += coefficient · weights · ∂D/∂log π   on the top ⌊fraction · N⌋ tokens
 
   As published D = |log π − log π_old|, the base loss has no clip, the
-  coefficient is 1 and the fraction 2e-3 (7B) or 2e-4 (32B). The clip is the
-  loss's business and is not implied here. The penalty has no gradient where
-  π = π_old: with one update per iteration it does nothing.
+  coefficient is 1 and the fraction 2e-3 (7B) or 2e-4 (32B). A clip is part of
+  the loss, not of this transform. The penalty has no gradient where π = π_old:
+  with one update per iteration it has no effect.
 
   Args:
     fraction: share of the optimiser batch's response tokens, in (0, 0.05].
     coefficient: weight of the penalty; a number, schedule or controller. A
       `target_entropy` predicts the penalty's effect from current statistics;
-      from old ones, which it is no distance to, it learns the effect instead.
+      at old ones the penalty is 0, and it learns the effect instead.
     divergence: see `add_divergence_penalty`.
     score: see `top_score`.
     signed: see `top_score`.
@@ -96,7 +97,7 @@ if you mean 0.2 of all tokens
       coefficient,
       divergence,
       dead_zone=dead_zone,
-      foresee=selection_source == 'current',
+      predict_effect=selection_source == 'current',
     ),
     top_score(
       fraction,
@@ -115,13 +116,13 @@ def clip_cov(
   low: ArrayLike = 1.0,
   high: ArrayLike = 5.0,
   *,
-  score: str = 'batch',
-  scope: str = 'batch',
-  selection_source: str = 'old',
+  score: Score = 'batch',
+  scope: Scope = 'batch',
+  selection_source: SelectionSource = 'old',
   minimum: ArrayLike = 0,
   allow_large: bool = False,
 ) -> TokenTransformation:
-  """Clip-Cov: no gradient from a few random tokens of high covariance.
+  """Clip-Cov: removes the gradient of a few random tokens of high covariance.
 
     g, h → 0   on min(⌊fraction · N⌋, eligible) random tokens, low < cov < high
 

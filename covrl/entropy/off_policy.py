@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Methods for what was sampled by a policy that is not the one being trained.
+"""Off-policy methods, for tokens sampled by another policy than the trained one.
 
-Importance weights for the sampler's policy, what to do beyond PPO's clip for
-the old policy, a leash to the reference policy.
+Importance weights for the sampler's policy, gradients beyond PPO's clip for the
+old policy, and a KL penalty to the reference policy.
 """
 
 import dataclasses
 import math
-from typing import Any, cast
+from typing import Literal, Unpack, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,39 +17,41 @@ from jaxtyping import Array, Float, PyTree
 from covrl.entropy.base import (
   Coefficient,
   require,
-  require_stats,
   token_transform,
 )
 from covrl.entropy.methods import TokenTransformation
 from covrl.entropy.transforms import add_divergence_penalty, scale_by_token
 from covrl.objectives.segments import segment_sums, spread_segments
-from covrl.types import TokenContext, TokenStats
+from covrl.types import Divergence, TokenContext, TokenStats
 
-LEVELS = ('token', 'sequence')
-BEYOND = ('truncate', 'mask')
+Level = Literal['token', 'sequence']
+Beyond = Literal['truncate', 'mask']
+
+LEVELS = get_args(Level)
+BEYOND = get_args(Beyond)
 
 
 def truncated_importance_weights(
   cap: float = 2.0,
   floor: float = 0.0,
   *,
-  level: str = 'token',
-  beyond: str = 'truncate',
+  level: Level = 'token',
+  beyond: Beyond = 'truncate',
 ) -> TokenTransformation:
-  """Corrects for a sampler whose probabilities are not the trainer's.
+  """Corrects for differences between sampler and trainer probabilities.
 
     g, h × clip(ρ, floor, cap),   ρ = π_old(a) / π_sampler(a)
 
-  The weight is of the policy gradient: put it first in the chain, or it scales
-  penalties too. Tokens of weight 0 stay in the denominator. `cap=2` truncates
+  The weight belongs to the policy gradient: put this first in the chain, or it
+  scales penalties too. Tokens of weight 0 stay in the denominator. `cap=2` truncates
   as published; `beyond='mask'` with `floor=0.5, cap=5` is IcePop.
 
   Args:
     cap: largest weight.
     floor: smallest weight.
     level: `'token'`, or `'sequence'`: ρ is the product over the response.
-    beyond: `'truncate'` brings weights outside [floor, cap] to the bound;
-      `'mask'` makes them 0.
+    beyond: `'truncate'` clips weights outside [floor, cap] to the bound;
+      `'mask'` sets them to 0.
 
   Raises:
     ValueError: if an option is outside its range.
@@ -77,15 +79,18 @@ def truncated_importance_weights(
       f'floor must lie in [0, cap), got floor={floor:g} and cap={cap:g}'
     )
 
-  def factor(stats: TokenStats, **context: Any) -> Float[Array, 'B T']:
+  name = 'truncated_importance_weights'
+
+  def factor(
+    stats: TokenStats, **context: Unpack[TokenContext]
+  ) -> Float[Array, 'B T']:
     del stats
-    name, seen = 'truncated_importance_weights', cast(TokenContext, context)
-    mask = require(seen, 'mask', name)
-    old = require(seen, 'old_logprobs', name)
-    sampler = require(seen, 'sampler_logprobs', name)
+    mask = require(context, 'mask', name)
+    old = require(context, 'old_logprobs', name)
+    sampler = require(context, 'sampler_logprobs', name)
     log_ratio = jnp.where(mask, old - sampler, 0)
     if level == 'sequence':
-      ids = seen.get('segment_ids')
+      ids = context.get('segment_ids')
       sums = segment_sums(log_ratio, ids)
       log_ratio = spread_segments(sums, ids, mask.shape[1])
     ratio = jnp.exp(log_ratio)
@@ -94,7 +99,7 @@ def truncated_importance_weights(
       weight = jnp.where(weight == ratio, weight, 0)
     return jnp.where(mask, weight, 1)
 
-  return scale_by_token('truncated_importance_weights', factor)
+  return scale_by_token(name, factor)
 
 
 def ce_gppo(
@@ -104,14 +109,14 @@ def ce_gppo(
   low: float = 0.2,
   high: float = 0.2,
 ) -> TokenTransformation:
-  """CE-GPPO: tokens that PPO clips keep a bounded gradient.
+  """CE-GPPO: a bounded gradient for the tokens that PPO clips.
 
     A < 0, ratio < 1 − low:   g = −weights · A · negative · (1 − low)
     A > 0, ratio > 1 + high:  g = −weights · A · positive · (1 + high)
 
-  It replaces what the loss says of these tokens, clipped or not, and belongs
+  It replaces the loss's cotangents of these tokens, clipped or not, and belongs
   first in the chain. Published with 0.75 and 1 (7B), 0.5 and 1 (1.5B), and a
-  clip range of 0.2; both 1 is GPPO. Less of `negative` keeps entropy higher.
+  clip range of 0.2; both 1 is GPPO. A smaller `negative` keeps entropy higher.
 
   Args:
     negative: share of the gradient that falling tokens keep.
@@ -147,16 +152,14 @@ def ce_gppo(
     raise ValueError(f'high must be finite and at least 0, got {high:g}')
 
   def update(
-    updates: PyTree,
+    updates: TokenStats,
     state: PyTree,
-    params: PyTree | None = None,
-    **context: Any,
-  ) -> tuple[PyTree, PyTree]:
-    stats = require_stats(params, 'ce_gppo')
-    seen = cast(TokenContext, context)
-    weights = require(seen, 'weights', 'ce_gppo')
-    old = require(seen, 'old_logprobs', 'ce_gppo')
-    advantages = require(seen, 'advantages', 'ce_gppo')
+    stats: TokenStats,
+    context: TokenContext,
+  ) -> tuple[TokenStats, PyTree]:
+    weights = require(context, 'weights', 'ce_gppo')
+    old = require(context, 'old_logprobs', 'ce_gppo')
+    advantages = require(context, 'advantages', 'ce_gppo')
     ratio = jnp.exp(jnp.where(weights != 0, stats.logprobs - old, 0))
     fallen = (advantages < 0) & (ratio < 1 - low)
     risen = (advantages > 0) & (ratio > 1 + high)
@@ -167,20 +170,20 @@ def ce_gppo(
       updates, logprobs=jax.lax.stop_gradient(edited).astype(signal.dtype)
     ), state
 
-  return token_transform(optax.init_empty_state, update)
+  return token_transform('ce_gppo', optax.init_empty_state, update)
 
 
 def kl_to_reference(
-  coefficient: Coefficient = 1e-3, divergence: str = 'k3'
+  coefficient: Coefficient = 1e-3, divergence: Divergence = 'k3'
 ) -> TokenTransformation:
-  """A leash to a reference policy, which a trainer may move now and then.
+  """KL penalty to a reference policy.
 
     g += coefficient · weights · ∂D/∂log π,   D of log π − log π_ref
 
   Published with D = k3 and a coefficient of 0.04 (GRPO); public trainers ship
   0.001. The gradient of k3 is not that of the KL, which on samples of π is
-  k2's. ProRL keeps a small penalty and resets the reference to the policy
-  whenever validation stalls.
+  k2's. ProRL keeps a small penalty and resets the reference to the current
+  policy whenever validation stalls.
 
   Args:
     coefficient: a number, schedule or controller.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a signal is about to do to the entropy, before it does.
+"""First-order prediction of the entropy change caused by a cotangent.
 
 A descent step of size η on cotangents (g, h) of log π(a) and H moves the logits
 by Δz = −η [g (e_a − π) − h π f] with f = log π + H, and so the entropy by
@@ -19,18 +19,18 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from covrl.entropy.decisions import Plan
+from covrl.entropy.decisions import DecisionCache
 from covrl.entropy.exact import exact_sum
 from covrl.types import Scalar, TokenMoments, TokenStats
 
 
-class Outlook(NamedTuple):
+class EntropyPrediction(NamedTuple):
   """First-order change of the entropy per unit of step size, in nats.
 
   Attributes:
-    drift: of everything in the signal but one coefficient.
-    effect: of one unit of that coefficient.
-    limit: a coefficient beyond it has no more effect than at it.
+    drift: change by the signal without the coefficient's term.
+    effect: change by one unit of the coefficient.
+    limit: coefficient above which the effect does not grow.
   """
 
   drift: ArrayLike
@@ -38,15 +38,15 @@ class Outlook(NamedTuple):
   limit: ArrayLike = math.inf
 
   @classmethod
-  def of(
+  def of_arrays(
     cls, drift: Scalar, effect: ArrayLike, limit: ArrayLike = math.inf
-  ) -> 'Outlook':
-    """An outlook of arrays, as a plan keeps it."""
+  ) -> 'EntropyPrediction':
+    """A prediction made of arrays only, as a decision must be."""
     return cls(drift, *(jnp.asarray(x, drift.dtype) for x in (effect, limit)))
 
 
-# Nothing foreseen: a coefficient is its own unit.
-BLIND = Outlook(drift=0.0, effect=1.0)
+# Used where nothing can be predicted: the coefficient is its own unit.
+NO_PREDICTION = EntropyPrediction(drift=0.0, effect=1.0)
 
 
 def entropy_change(
@@ -57,12 +57,12 @@ def entropy_change(
     g (π(a) f(a) − κ) − h Σπ² f²,   f = log π + H,   κ = Σπ² f
 
   Args:
-    signal: cotangents (g, h), the weights of the objective included.
-    stats: of the policy.
-    moments: of the same policy.
+    signal: cotangents (g, h), including the weights of the objective.
+    stats: statistics of the policy.
+    moments: moments of the same policy.
 
   Returns:
-    Per token; 0 where it is not finite.
+    Change per token; 0 where it is not finite.
 
   >>> pi = jnp.array([0.5, 0.25, 0.25])
   >>> from covrl import token_stats_from_logits
@@ -81,38 +81,40 @@ def entropy_change(
   return jnp.where(jnp.isfinite(change), change, 0)
 
 
-def look_ahead(
+def predict_effect(
   edit: Callable[[float], TokenStats],
   stats: TokenStats,
   context: Mapping[str, Any],
-) -> Outlook:
-  """What a coefficient would do, and what happens without it.
+) -> EntropyPrediction:
+  """Entropy change by a unit of a coefficient, and by the signal without it.
 
   Decided once for the optimiser batch, the same bits in every layout.
 
   Args:
-    edit: the signal that a coefficient makes, affine in it.
-    stats: of the policy.
+    edit: coefficient to signal, affine.
+    stats: statistics of the policy.
     context: see `TokenContext`.
 
   Returns:
-    The outlook, `BLIND` without `moments` in the context.
+    The prediction, `NO_PREDICTION` without `moments` in the context.
   """
   moments = context.get('moments')
   if moments is None:
-    return BLIND
+    return NO_PREDICTION
   stats = jax.lax.stop_gradient(stats)
 
   def change(coefficient: float) -> Scalar:
-    return total(entropy_change(edit(coefficient), stats, moments))
+    return token_sum(entropy_change(edit(coefficient), stats, moments))
 
-  def look() -> Outlook:
+  def predict() -> EntropyPrediction:
     without = change(0.0)
-    return Outlook.of(drift=without, effect=change(1.0) - without)
+    return EntropyPrediction.of_arrays(
+      drift=without, effect=change(1.0) - without
+    )
 
-  return Plan.of(context).decide(look)
+  return DecisionCache.of(context).decide('prediction', predict)
 
 
-def total(values: Float[Array, 'B T']) -> Scalar:
+def token_sum(values: Float[Array, 'B T']) -> Scalar:
   """The sum over all tokens, the same bits in every layout."""
   return exact_sum(values, jnp.ones_like(values, bool))

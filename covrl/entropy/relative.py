@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Methods that weigh a token by where it stands in the whole batch.
+"""Methods that weigh each token relative to the whole batch.
 
-What they compare it with (a quota, the extremes) is decided once for the
-optimiser batch and is the same for every micro-batch, in every layout. A
-trainer that plans on old statistics decides it of those.
+The reference quantities (a quota, the extremes) are decided once for the
+optimiser batch and are the same for every micro-batch, in every layout. A
+trainer that decides on old statistics computes them from those.
 """
 
 import math
-from typing import Any, cast
+from typing import Literal, Unpack, get_args
 
 import jax.numpy as jnp
 import optax
@@ -15,15 +15,23 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from covrl.entropy.base import Fraction, require
-from covrl.entropy.decisions import Plan, check_scope
+from covrl.entropy.decisions import DecisionCache, check_scope
 from covrl.entropy.methods import TokenTransformation
 from covrl.entropy.selectors import all_but, top_entropy
 from covrl.entropy.transforms import scale_by_token, token_masked
-from covrl.types import Scalar, TokenContext, TokenStats
+from covrl.types import (
+  Scalar,
+  Scope,
+  SelectionSource,
+  TokenContext,
+  TokenStats,
+)
 
-SHAPES = ('exponential', 'linear')
+Shape = Literal['exponential', 'linear']
 
-# STEER's scale of entropy changes where a batch has none to speak of.
+SHAPES = get_args(Shape)
+
+# Lower bound of STEER's scale of entropy changes.
 _LEAST_CHANGE = 0.02
 
 
@@ -31,12 +39,12 @@ def forking_tokens(
   fraction: Fraction = 0.2,
   *,
   minimum: ArrayLike = 0,
-  scope: str = 'batch',
-  selection_source: str = 'old',
+  scope: Scope = 'batch',
+  selection_source: SelectionSource = 'old',
 ) -> TokenTransformation:
-  """The 80/20 rule: learn from the tokens of highest entropy only.
+  """The 80/20 rule: a gradient for the tokens of highest entropy only.
 
-    g, h → 0   off the top ⌊fraction · N⌋ tokens by entropy
+    g, h → 0   outside the top ⌊fraction · N⌋ tokens by entropy
 
   The others stay in the denominator, as published.
 
@@ -71,10 +79,10 @@ def steer(
   low: float = 0.8,
   high: float | None = None,
   *,
-  shape: str = 'exponential',
-  scope: str = 'batch',
+  shape: Shape = 'exponential',
+  scope: Scope = 'batch',
 ) -> TokenTransformation:
-  """STEER: holds back the tokens that would change the entropy most.
+  """STEER: scales down the tokens whose update changes the entropy most.
 
     Ω = |A / π_old(a) · π(a) (1 − π(a)) (log π(a) + H)|
     'exponential':  g, h × exp(log(low) · Ω / max(max Ω, 0.02)), at least low
@@ -121,10 +129,14 @@ def steer(
       f'got {low:g}'
     )
 
-  def factor(stats: TokenStats, **context: Any) -> Float[Array, 'B T']:
-    change = _entropy_change(stats, context)
-    mask = context['mask']
-    least, most = Plan.of(context, scope).decide(lambda: _range(change, mask))
+  def factor(
+    stats: TokenStats, **context: Unpack[TokenContext]
+  ) -> Float[Array, 'B T']:
+    mask = require(context, 'mask', 'steer')
+    change = _entropy_change(stats, context, mask)
+    least, most = DecisionCache.of(context).decide(
+      'range', lambda: _range(change, mask), scope
+    )
     if shape == 'exponential':
       most = jnp.maximum(most, _LEAST_CHANGE)
       by = jnp.maximum(jnp.exp(math.log(low) * change / most), low)
@@ -140,29 +152,25 @@ def steer(
 
 
 def _entropy_change(
-  stats: TokenStats, context: dict[str, Any]
+  stats: TokenStats, context: TokenContext, mask: Bool[Array, 'B T']
 ) -> Float[Array, 'B T']:
-  """STEER's estimate of the entropy change of a token's update, in size."""
-  seen = cast(TokenContext, context)
-  mask = require(seen, 'mask', 'steer')
-  advantages = _kept(require(seen, 'advantages', 'steer'), mask)
-  old_logprobs = _kept(require(seen, 'old_logprobs', 'steer'), mask)
-  logprobs = _kept(stats.logprobs, mask)
-  curve = (1 - jnp.exp(logprobs)) * (logprobs + _kept(stats.entropy, mask))
+  """STEER's estimate of the magnitude of each token's entropy change."""
+
+  def masked(values: Float[Array, 'B T']) -> Float[Array, 'B T']:
+    return jnp.where(mask, values, 0)
+
+  advantages = masked(require(context, 'advantages', 'steer'))
+  old_logprobs = masked(require(context, 'old_logprobs', 'steer'))
+  logprobs = masked(stats.logprobs)
+  curve = (1 - jnp.exp(logprobs)) * (logprobs + masked(stats.entropy))
   return jnp.abs(advantages * jnp.exp(logprobs - old_logprobs) * curve)
 
 
 def _range(
   values: Float[Array, 'B T'], mask: Bool[Array, 'B T']
 ) -> tuple[Scalar, Scalar]:
-  """Extremes under a mask, (0, 0) if it is empty: the same in every layout."""
-  some = jnp.any(mask)
+  """Minimum and maximum under a mask, (0, 0) if it is empty."""
+  has_tokens = jnp.any(mask)
   least = jnp.min(jnp.where(mask, values, jnp.inf), initial=jnp.inf)
   most = jnp.max(jnp.where(mask, values, -jnp.inf), initial=-jnp.inf)
-  return jnp.where(some, least, 0), jnp.where(some, most, 0)
-
-
-def _kept(
-  values: Float[Array, 'B T'], mask: Bool[Array, 'B T']
-) -> Float[Array, 'B T']:
-  return jnp.where(mask, values, 0)
+  return jnp.where(has_tokens, least, 0), jnp.where(has_tokens, most, 0)

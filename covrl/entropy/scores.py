@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much each sampled token's update takes from the entropy.
+"""Scores of tokens: how much each token's update lowers the entropy.
 
-`token_covariance` is what the published methods rank by. The others are the
+The published methods rank by `token_covariance`. The others are the
 per-token first-order entropy change under successively fewer assumptions; for
 logits that are free parameters `exact_score` is exact:
 
@@ -20,7 +20,7 @@ def token_covariance(
   advantages: Float[Array, 'B T'],
   mask: Bool[Array, 'B T'],
 ) -> Float[Array, 'B T']:
-  """Each token's contribution to the covariance that drives entropy down.
+  """Each token's contribution to the covariance that lowers the entropy.
 
   With means over the tokens under `mask` of the whole batch,
 
@@ -29,10 +29,10 @@ def token_covariance(
   The means are exact, so the bits do not depend on mesh, packing or order.
 
   Args:
-    logprobs: of the sampled tokens, in nats.
-    advantages: of the same tokens.
+    logprobs: log-probabilities of the sampled tokens, in nats.
+    advantages: advantages of the same tokens.
     mask: response tokens; others get 0. Tokens whose log-probability or
-      advantage is not finite take no part and get 0 too.
+      advantage is not finite are left out of the means and get 0 too.
 
   Returns:
     Covariance per token; its mean over `mask` is the batch covariance.
@@ -79,8 +79,8 @@ def exact_score(
   a ~ π is Cov(log π, π A).
 
   Args:
-    stats: of the policy.
-    moments: of the same policy.
+    stats: statistics of the policy.
+    moments: moments of the same policy.
     score_weight: w = A · ratio · 1{not clipped}.
   """
   surprise = jnp.exp(stats.logprobs) * (stats.logprobs + stats.entropy)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finding the k largest of N sharded tokens by counting.
+"""Top-k of N sharded tokens by counting.
 
-Numbers become integers of the same order, and the k-th largest of those is
-closed in on: each round counts the tokens at or above a few trial keys, in one
-pass and one all-reduce of as many integers, and fixes a few bits more. The
+Scores are mapped to integers of the same order, and a search narrows down the
+k-th largest: each round counts the tokens at or above a few trial keys, in one
+pass and one all-reduce of as many integers, and fixes a few more bits. The
 search ends as soon as some key has exactly k tokens at or above it.
 
-What tokens are ranked by is computed anew in every round. That costs less than
-the memory it would take to keep.
+Keys are recomputed in every round, which costs less than keeping them in
+memory.
 """
 
 import functools
@@ -20,85 +20,89 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from covrl.entropy.exact import extremes, sum_each
 
-# Bits fixed in a round, by 2³ − 1 counts: the fewest passes times work on a
-# CPU; on a pod, eleven all-reduces for a float32.
+# Bits fixed in a round, by 2³ − 1 counts: the least total work on a CPU; on a
+# pod, eleven all-reduces for a float32.
 _ROUND_BITS = 3
 
 
-class Ranked(NamedTuple):
-  """Tokens as a search sees them.
+class RankedTokens(NamedTuple):
+  """Input of a search: candidates and the keys that order them.
 
   Attributes:
-    eligible: who may be chosen.
-    keys: what they are ranked by; each decides the ties of those before it.
+    eligible: tokens that may be chosen.
+    keys: integers to rank by; each breaks the ties of those before it.
   """
 
   eligible: Bool[Array, '*shape']
   keys: tuple[Int[Array, '*shape'], ...]
 
 
-Ranking = Callable[[PyTree], Ranked]
+RankFunction = Callable[[PyTree], RankedTokens]
 Candidates = Callable[[PyTree], tuple[Array, Array]]
 
 
 # Jitted, so that outside a jit it is compiled once and not at every call.
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def largest(
-  rank: Ranking, tokens: PyTree, wanted: Int[Array, ''], total: Int[Array, '']
+  rank: RankFunction,
+  tokens: PyTree,
+  wanted: Int[Array, ''],
+  total: Int[Array, ''],
 ) -> Bool[Array, '*shape']:
-  """The tokens that rank highest.
+  """The highest-ranked tokens.
 
   Args:
-    rank: turns `tokens` into keys, elementwise.
+    rank: maps `tokens` to keys, elementwise.
     tokens: arrays of one shape, and scalars.
-    wanted: how many to choose.
-    total: how many are eligible; all are chosen if `wanted` is more.
+    wanted: number of tokens to choose.
+    total: number of eligible tokens; all are chosen if `wanted` is more.
 
   Returns:
-    True for the chosen.
+    True for the chosen tokens.
   """
   tokens = jax.lax.stop_gradient(tokens)
   left = jnp.minimum(wanted, total)
-  cuts: list[Int[Array, '']] = []
-  for place in range(len(jax.eval_shape(rank, tokens).keys)):
-    tied = _tied(rank, tuple(cuts), place)
-    if place == 0:
-      start = everywhere(_key_dtype(tied, tokens), total)
+  # The lowest chosen value of each key, among the tokens tied in earlier keys.
+  lows: list[Int[Array, '']] = []
+  for index in range(len(jax.eval_shape(rank, tokens).keys)):
+    tied = _tied_candidates(rank, tuple(lows), index)
+    if index == 0:
+      start = full_interval(_key_dtype(tied, tokens), total)
     else:
-      start = _around(tied, tokens, left, total)
+      start = _candidate_interval(tied, tokens, left, total)
     found = kth_largest(tied, tokens, left, start)
-    cuts.append(found.cut)
-    # Who shares the last key that was let in, and how many of them may enter.
+    lows.append(found.low)
+    # Tokens tied at the lowest chosen key, and how many of them are to choose.
     left, total = left - found.above, found.kept - found.above
 
   eligible, keys = rank(tokens)
   chosen = jnp.ones_like(eligible)
-  for key, cut in zip(reversed(keys), reversed(cuts), strict=True):
-    chosen = (key > cut) | ((key == cut) & chosen)
+  for key, low in zip(reversed(keys), reversed(lows), strict=True):
+    chosen = (key > low) | ((key == low) & chosen)
   return eligible & chosen & (wanted > 0)
 
 
-class Bracket(NamedTuple):
-  """Keys [cut, cut + 2^bits), one of which is the k-th largest.
+class Interval(NamedTuple):
+  """Keys [low, low + 2^bits), one of which is the k-th largest.
 
   Attributes:
-    bits: how many low bits of the cut are still open.
-    cut: the lowest key.
-    kept: how many tokens are at or above the cut; at least k.
-    above: how many are above the bracket; fewer than k.
+    bits: number of low bits of the k-th largest key that are not yet known.
+    low: the lowest key.
+    kept: number of tokens at or above `low`; at least k.
+    above: number of tokens above the interval; fewer than k.
   """
 
   bits: Int[Array, '']
-  cut: Int[Array, '']
+  low: Int[Array, '']
   kept: Int[Array, '']
   above: Int[Array, '']
 
 
-def everywhere(dtype: jnp.dtype, total: Int[Array, '']) -> Bracket:
-  """All integers of a type, among which `total` candidates are."""
-  return Bracket(
+def full_interval(dtype: jnp.dtype, total: Int[Array, '']) -> Interval:
+  """All integers of a type, with `total` candidates among them."""
+  return Interval(
     bits=jnp.asarray(dtype.itemsize * 8, jnp.int32),
-    cut=jnp.asarray(jnp.iinfo(dtype).min, dtype),
+    low=jnp.asarray(jnp.iinfo(dtype).min, dtype),
     kept=total,
     above=jnp.zeros_like(total),
   )
@@ -108,48 +112,48 @@ def kth_largest(
   candidates: Candidates,
   tokens: PyTree,
   wanted: Int[Array, ''],
-  start: Bracket,
-) -> Bracket:
-  """The highest key at or above which there are `wanted` candidates.
+  start: Interval,
+) -> Interval:
+  """Finds the highest key with `wanted` candidates at or above it.
 
-  Or a lower one, if exactly as many are at or above that.
+  The result's `low` may be a lower key with exactly as many at or above it.
 
   Args:
-    candidates: of `tokens`: who takes part, and a key each.
+    candidates: maps `tokens` to a mask of candidates and their keys.
     tokens: arrays of one shape, and scalars.
-    wanted: k, at least 1; for 0 the answer is void.
-    start: where to look.
+    wanted: k, at least 1; for 0 the result is undefined.
+    start: interval to search.
   """
-  dtype = start.cut.dtype
+  dtype = start.low.dtype
   one = jnp.ones((), dtype)
 
-  def undecided(bracket: Bracket) -> Bool[Array, '']:
-    return (bracket.bits > 0) & (bracket.kept != wanted)
+  def undecided(interval: Interval) -> Bool[Array, '']:
+    return (interval.bits > 0) & (interval.kept != wanted)
 
-  def narrow(bracket: Bracket) -> Bracket:
-    # Behind a barrier nothing is moved out of the loop, into memory.
-    bracket, here = jax.lax.optimization_barrier((bracket, tokens))
-    taking_part, key = candidates(here)
-    bits = jnp.maximum(bracket.bits - _ROUND_BITS, 0)
+  def narrow(interval: Interval) -> Interval:
+    # The barrier keeps XLA from hoisting the keys out of the loop into memory.
+    interval, inside = jax.lax.optimization_barrier((interval, tokens))
+    is_candidate, key = candidates(inside)
+    bits = jnp.maximum(interval.bits - _ROUND_BITS, 0)
     step = one << bits.astype(dtype)
-    trials = [bracket.cut + step * i for i in range(1, 2**_ROUND_BITS)]
-    counts = sum_each(*(taking_part & (key >= trial) for trial in trials))
-    # A trial beyond the largest integer comes round from below.
-    counts = jnp.where(jnp.stack(trials) > bracket.cut, counts, 0)
-    ladder = jnp.concatenate([bracket.kept[None], counts, bracket.above[None]])
-    rung = jnp.sum(counts >= wanted, dtype=jnp.int32)
-    return Bracket(
+    trials = [interval.low + step * i for i in range(1, 2**_ROUND_BITS)]
+    counts = sum_each(*(is_candidate & (key >= trial) for trial in trials))
+    # A trial beyond the largest integer overflows to a negative one.
+    counts = jnp.where(jnp.stack(trials) > interval.low, counts, 0)
+    kept = jnp.concatenate([interval.kept[None], counts, interval.above[None]])
+    index = jnp.sum(counts >= wanted, dtype=jnp.int32)
+    return Interval(
       bits=bits,
-      cut=bracket.cut + step * rung.astype(dtype),
-      kept=ladder[rung],
-      above=ladder[rung + 1],
+      low=interval.low + step * index.astype(dtype),
+      kept=kept[index],
+      above=kept[index + 1],
     )
 
   return jax.lax.while_loop(undecided, narrow, start)
 
 
 def float_key(values: Float[Array, '*shape']) -> Int[Array, '*shape']:
-  """Integers in the order of the floats; both zeros are one.
+  """Maps floats to integers of the same order; both zeros map to 0.
 
   >>> float_key(jnp.array([-1.0, -0.0, 0.0, 1e-45])).tolist()
   [-1065353216, 0, 0, 1]
@@ -161,38 +165,40 @@ def float_key(values: Float[Array, '*shape']) -> Int[Array, '*shape']:
   return jnp.where(pattern < 0, jnp.iinfo(signed).min - pattern, pattern)
 
 
-def _tied(
-  rank: Ranking, cuts: tuple[Int[Array, ''], ...], place: int
+def _tied_candidates(
+  rank: RankFunction, lows: tuple[Int[Array, ''], ...], index: int
 ) -> Candidates:
-  """Those whose first keys are the cuts, and their key in this place."""
+  """Tokens whose first keys equal `lows`, with their key of that index."""
 
   def candidates(tokens: PyTree) -> tuple[Array, Array]:
     eligible, keys = rank(tokens)
-    for key, cut in zip(keys, cuts, strict=False):
-      eligible = eligible & (key == cut)
-    return eligible, keys[place]
+    for key, low in zip(keys, lows, strict=False):
+      eligible = eligible & (key == low)
+    return eligible, keys[index]
 
   return candidates
 
 
-def _around(
+def _candidate_interval(
   candidates: Candidates,
   tokens: PyTree,
   wanted: Int[Array, ''],
   total: Int[Array, ''],
-) -> Bracket:
-  """From the lowest candidate's key to the highest's, if it must be known."""
+) -> Interval:
+  """From the lowest candidate's key to the highest's, unless all are wanted."""
   dtype = _key_dtype(candidates, tokens)
 
-  def close() -> Bracket:
-    taking_part, key = candidates(tokens)
-    lowest, highest = extremes(key, taking_part)
+  def narrowest() -> Interval:
+    is_candidate, key = candidates(tokens)
+    lowest, highest = extremes(key, is_candidate)
     bits = dtype.itemsize * 8 - jax.lax.clz(highest - lowest)
-    return everywhere(dtype, total)._replace(
-      bits=bits.astype(jnp.int32), cut=lowest
+    return full_interval(dtype, total)._replace(
+      bits=bits.astype(jnp.int32), low=lowest
     )
 
-  return jax.lax.cond(total != wanted, close, lambda: everywhere(dtype, total))
+  return jax.lax.cond(
+    total != wanted, narrowest, lambda: full_interval(dtype, total)
+  )
 
 
 def _key_dtype(candidates: Candidates, tokens: PyTree) -> jnp.dtype:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The k best of N sharded tokens, exactly, without a sort or a gather.
+"""Exact top-k and random selection of sharded tokens without sort or gather.
 
 Ties go to the token whose identity (sequence, position) comes first, so the
-chosen set does not depend on mesh, packing or order. How the k-th best is
-found by counting is `covrl.entropy.search`.
+chosen set does not depend on mesh, packing or order. `covrl.entropy.search`
+finds the k-th largest score by counting.
 """
 
 import functools
@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
-from covrl.entropy.base import check_minimum, concrete
+from covrl.entropy.base import check_minimum, concrete_number
 from covrl.entropy.exact import count, sum_each
 from covrl.entropy.search import (
-  Ranked,
-  everywhere,
+  RankedTokens,
   float_key,
+  full_interval,
   kth_largest,
   largest,
 )
@@ -37,16 +37,16 @@ def select_top(
   positions: Identity = None,
   minimum: ArrayLike = 0,
 ) -> Bool[Array, 'B T']:
-  """The highest-scoring tokens of the whole batch.
+  """Selects the highest-scoring tokens of the whole batch.
 
   Equal to a stable descending sort on one device, whatever the sharding.
 
   Args:
     scores: any float dtype; NaN and −inf are never selected.
-    mask: tokens that may be selected, and that `fraction` counts.
+    mask: tokens that may be selected, of which `fraction` is taken.
     fraction: share of the tokens under `mask`, in [0, 1]; may be traced.
-    sequence_ids: which sequence each token belongs to; its row if absent.
-    positions: place within the sequence; its column if absent. Together with
+    sequence_ids: index of each token's sequence; its row if absent.
+    positions: index within the sequence; its column if absent. Together with
       `sequence_ids` unique, or ties may exceed the quota.
     minimum: smallest quota; public implementations use 1.
 
@@ -61,9 +61,10 @@ def select_top(
   >>> select_top(scores, jnp.ones((1, 4), bool), fraction=0.25)
   Array([[False,  True, False, False]], dtype=bool)
   """
-  tokens = _Scored(scores, mask, sequence_ids, positions)
-  counted, total = sum_each(mask, _by_score(tokens).eligible)
-  return largest(_by_score, tokens, _share(counted, fraction, minimum), total)
+  tokens = _ScoredTokens(scores, mask, sequence_ids, positions)
+  counted, total = sum_each(mask, _rank_by_score(tokens).eligible)
+  wanted = _quota_of(counted, fraction, minimum)
+  return largest(_rank_by_score, tokens, wanted, total)
 
 
 def select_random(
@@ -77,10 +78,10 @@ def select_random(
   mask: Bool[Array, 'B T'] | None = None,
   minimum: ArrayLike = 0,
 ) -> Bool[Array, 'B T']:
-  """A random subset of the eligible tokens of the whole batch.
+  """Selects a random subset of the eligible tokens of the whole batch.
 
-  Each token's lot is a hash of (key, step, sequence, position) and of nothing
-  else, so the subset does not depend on mesh, packing or order.
+  Each token's random number is a hash of (key, step, sequence, position) alone,
+  so the subset does not depend on mesh, packing or order.
 
   Args:
     eligible: tokens that may be selected.
@@ -89,7 +90,7 @@ def select_random(
     step: optimiser update; another step draws another subset.
     sequence_ids: as in `select_top`.
     positions: as in `select_top`.
-    mask: the tokens `fraction` counts; the eligible ones if absent.
+    mask: tokens of which `fraction` is taken; the eligible ones if absent.
     minimum: smallest quota.
 
   Returns:
@@ -106,21 +107,22 @@ def select_random(
   (1, False)
   """
   salt = jax.random.bits(jax.random.fold_in(key, step), (2,), jnp.uint32)
-  tokens = _Lotted(eligible, salt, sequence_ids, positions)
+  tokens = _SaltedTokens(eligible, salt, sequence_ids, positions)
   counted, total = sum_each(eligible if mask is None else mask, eligible)
-  return largest(_by_lot, tokens, _share(counted, fraction, minimum), total)
+  wanted = _quota_of(counted, fraction, minimum)
+  return largest(_rank_by_hash, tokens, wanted, total)
 
 
 def quota(
   mask: Bool[Array, '...'], fraction: ArrayLike, minimum: ArrayLike = 0
 ) -> Int[Array, '']:
-  """How many tokens a fraction of those under a mask is: max(min, ⌊f · N⌋).
+  """Number of tokens to select of those under a mask: max(minimum, ⌊f · N⌋).
 
   Raises:
     ValueError: if the fraction is a number outside [0, 1], or the minimum is
       negative. A traced fraction is clamped, NaN to 0.
   """
-  return _share(count(mask), fraction, minimum)
+  return _quota_of(count(mask), fraction, minimum)
 
 
 # Jitted, so that outside a jit it is compiled once and not at every call.
@@ -130,24 +132,25 @@ def exact_quantile(
   mask: Bool[Array, '*shape'],
   level: float | Scalar,
 ) -> Scalar:
-  """The smallest value under the mask with at least `level` of them below it.
+  """Quantile of the values under a mask, found by counting.
 
-  By counting, like every selection here; 0 for an empty mask.
+  The smallest value that at least a share `level` of the values does not
+  exceed; 0 for an empty mask.
   """
   mask = mask & ~jnp.isnan(values)
   total = count(mask)
   rank = jnp.ceil(level * total).astype(jnp.int32)
   wanted = jnp.clip(total - rank + 1, 1, jnp.maximum(total, 1))
   tokens = jax.lax.stop_gradient((mask, values))
-  start = everywhere(float_key(values).dtype, total)
-  cut = kth_largest(_by_value, tokens, wanted, start).cut
-  kept = mask & (float_key(values) >= cut)
+  start = full_interval(float_key(values).dtype, total)
+  low = kth_largest(_key_of_value, tokens, wanted, start).low
+  kept = mask & (float_key(values) >= low)
   lowest = jnp.min(jnp.where(kept, values, jnp.inf), initial=jnp.inf)
   return jnp.where(total > 0, lowest, 0)
 
 
-class _Scored(NamedTuple):
-  """Tokens to be ranked by a score."""
+class _ScoredTokens(NamedTuple):
+  """Tokens to be ranked by score."""
 
   scores: Float[Array, 'B T']
   mask: Bool[Array, 'B T']
@@ -155,8 +158,8 @@ class _Scored(NamedTuple):
   positions: Identity
 
 
-class _Lotted(NamedTuple):
-  """Tokens to be drawn at random."""
+class _SaltedTokens(NamedTuple):
+  """Tokens to be ranked by a hash of their identity."""
 
   eligible: Bool[Array, 'B T']
   salt: UInt[Array, '2']
@@ -164,46 +167,49 @@ class _Lotted(NamedTuple):
   positions: Identity
 
 
-def _by_score(tokens: _Scored) -> Ranked:
-  """The finite and +inf scores, ties by identity."""
-  sequences, places = _identity(
+def _rank_by_score(tokens: _ScoredTokens) -> RankedTokens:
+  """Ranks by finite and +inf scores, ties by identity."""
+  sequences, positions = _identity(
     tokens.scores, tokens.sequence_ids, tokens.positions
   )
-  return Ranked(
+  return RankedTokens(
     eligible=tokens.mask & (tokens.scores > -jnp.inf),
-    keys=(float_key(tokens.scores), ~sequences, ~places),
+    keys=(float_key(tokens.scores), ~sequences, ~positions),
   )
 
 
-def _by_lot(tokens: _Lotted) -> Ranked:
-  """A lot for each token, ties by identity."""
-  sequences, places = _identity(
+def _rank_by_hash(tokens: _SaltedTokens) -> RankedTokens:
+  """Ranks by a hash of each token's identity, ties by identity."""
+  sequences, positions = _identity(
     tokens.eligible, tokens.sequence_ids, tokens.positions
   )
   row, column = tokens.salt
-  lots = _mixed(
-    _mixed(sequences.astype(jnp.uint32) ^ row)
-    ^ _mixed(places.astype(jnp.uint32) ^ column)
+  hashes = _hash_bits(
+    _hash_bits(sequences.astype(jnp.uint32) ^ row)
+    ^ _hash_bits(positions.astype(jnp.uint32) ^ column)
   )
-  lots = jax.lax.bitcast_convert_type(lots, jnp.int32)
-  return Ranked(eligible=tokens.eligible, keys=(lots, ~sequences, ~places))
+  hashes = jax.lax.bitcast_convert_type(hashes, jnp.int32)
+  return RankedTokens(
+    eligible=tokens.eligible, keys=(hashes, ~sequences, ~positions)
+  )
 
 
-def _by_value(tokens: tuple[Array, Array]) -> tuple[Array, Array]:
+def _key_of_value(tokens: tuple[Array, Array]) -> tuple[Array, Array]:
+  """Candidates for `kth_largest`: a mask, and keys in the order of values."""
   mask, values = tokens
   return mask, float_key(values)
 
 
-def _share(
+def _quota_of(
   total: Int[Array, ''], fraction: ArrayLike, minimum: ArrayLike
 ) -> Int[Array, '']:
   """⌊fraction · total⌋, but at least the minimum."""
-  number = concrete(fraction)
+  number = concrete_number(fraction)
   if number is not None and not 0 <= number <= 1:
     raise ValueError(f'fraction must lie in [0, 1], got {number:g}')
   check_minimum(minimum)
   share = jnp.asarray(fraction, jnp.result_type(float))
-  share = jnp.where(share > 0, share, 0)  # NaN is none
+  share = jnp.where(share > 0, share, 0)  # NaN becomes 0.
   exact = jnp.minimum(share, 1) * total.astype(share.dtype)
   return jnp.maximum(jnp.floor(exact).astype(jnp.int32), minimum)
 
@@ -211,7 +217,7 @@ def _share(
 def _identity(
   like: Shaped[Array, 'B T'], sequence_ids: Identity, positions: Identity
 ) -> tuple[Int[Array, 'B T'], Int[Array, 'B T']]:
-  """Sequence and position of each token; row and column where not given."""
+  """Sequence and position of each token; row and column if not given."""
   if sequence_ids is None:
     sequence_ids = jax.lax.broadcasted_iota(jnp.int32, like.shape, 0)
   if positions is None:
@@ -219,11 +225,11 @@ def _identity(
   return sequence_ids, positions
 
 
-def _mixed(bits: UInt[Array, 'B T']) -> UInt[Array, 'B T']:
-  """A hash of 32 bits to 32 bits, one to one: MurmurHash3's finaliser.
+def _hash_bits(bits: UInt[Array, 'B T']) -> UInt[Array, 'B T']:
+  """One-to-one hash of 32 bits to 32 bits: MurmurHash3's finaliser.
 
-  `jax.random` has no cheaper draw by identity than a `fold_in` per token, which
-  takes longer than the search.
+  The alternative in `jax.random`, a `fold_in` per token, takes longer than the
+  search.
 
   References:
     Appleby, MurmurHash3, 2011 (public domain).

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Selectors: which tokens a method touches.
+"""Selectors: functions that choose the tokens a method acts on.
 
-A selector is `(stats, **context) -> Selection`. What it reads may be the
-statistics that made `old_logprobs` (`selection_source='old'`: at hand before
-any forward, and the same for every number of micro-batches) or the current
-ones (`'current'`, as published).
+A selector is `(stats, **context) -> Selection`. It reads either the statistics
+that made `old_logprobs` (`selection_source='old'`: available before any forward
+pass, and the same for every number of micro-batches) or the current ones
+(`'current'`, as published).
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, Unpack, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +20,10 @@ from covrl.entropy.base import (
   Fraction,
   check_fraction,
   check_minimum,
-  concrete,
+  concrete_number,
   require,
 )
-from covrl.entropy.decisions import Selection
+from covrl.entropy.decisions import DecisionCache, Selection
 from covrl.entropy.exact import count
 from covrl.entropy.scores import (
   definition_score,
@@ -32,52 +32,60 @@ from covrl.entropy.scores import (
   token_covariance,
 )
 from covrl.entropy.selection import quota, select_random, select_top
-from covrl.types import TokenContext, TokenMoments, TokenStats
+from covrl.types import (
+  Score,
+  SelectionSource,
+  TokenContext,
+  TokenMoments,
+  TokenStats,
+)
 
-SCORES = ('batch', 'state', 'exact', 'definition', 'entropy')
-SOURCES = ('old', 'current')
+SCORES = get_args(Score)
+SOURCES = get_args(SelectionSource)
 
 
 def top_score(
   fraction: Fraction,
   *,
-  score: str = 'batch',
+  score: Score = 'batch',
   signed: bool = True,
   minimum: ArrayLike = 0,
-  selection_source: str = 'old',
+  selection_source: SelectionSource = 'old',
   allow_large: bool = False,
 ) -> Callable[..., Selection]:
-  """Selects the tokens that take most from the entropy.
+  """Selects the tokens whose update lowers the entropy most.
 
   Args:
     fraction: share of the response tokens of the optimiser batch, in
       (0, 0.05]; a number or a schedule of `step`.
     score: `'batch'` (published covariance), `'state'`, `'exact'` (c*) or
-      `'definition'`, see `covrl.entropy.scores`; or `'entropy'`, what there is
-      to take.
+      `'definition'`, see `covrl.entropy.scores`; or `'entropy'`, the entropy
+      itself.
     signed: rank by the score; if false by its absolute value, which also
-      picks tokens that raise entropy.
+      selects tokens that raise the entropy.
     minimum: smallest number selected; public implementations use 1.
     selection_source: `'old'` or `'current'` statistics.
     allow_large: accept fractions up to 1.
   """
   check_fraction(fraction, allow_large=allow_large)
   check_minimum(minimum)
-  _check_choices(score, selection_source)
+  _check_options(score, selection_source)
 
-  def select(stats: TokenStats, **context: Any) -> Selection:
-    seen = _inputs(stats, _typed(context), score, selection_source)
-    ranked = seen.scores if signed else jnp.abs(seen.scores)
+  def select(stats: TokenStats, **context: Unpack[TokenContext]) -> Selection:
+    inputs = _inputs(stats, context, score, selection_source)
+    ranked = inputs.scores if signed else jnp.abs(inputs.scores)
     share, clamped = _fraction_now(fraction, context, allow_large)
     mask = select_top(
       ranked,
-      seen.valid,
+      inputs.valid,
       fraction=share,
       sequence_ids=context.get('sequence_ids'),
       positions=context.get('positions'),
       minimum=minimum,
     )
-    return _selection(mask, ranked, seen, seen.valid, share, minimum, clamped)
+    return _selection(
+      mask, ranked, inputs, inputs.valid, share, minimum, clamped
+    )
 
   return select
 
@@ -86,9 +94,9 @@ def top_entropy(
   fraction: Fraction,
   *,
   minimum: ArrayLike = 0,
-  selection_source: str = 'old',
+  selection_source: SelectionSource = 'old',
 ) -> Callable[..., Selection]:
-  """Selects the tokens of highest entropy: where the text could go elsewhere.
+  """Selects the tokens of highest entropy.
 
   Args:
     fraction: share of the response tokens of the optimiser batch, in (0, 1].
@@ -107,15 +115,15 @@ def top_entropy(
 def all_but(
   selector: Callable[..., Selection],
 ) -> Callable[..., Selection]:
-  """Selects the response tokens that another selector leaves.
+  """Selects the response tokens that another selector does not select.
 
-  Scores, threshold, quota and eligible are the other's.
+  Scores, threshold, quota and eligible are those of the other selector.
   """
 
-  def select(stats: TokenStats, **context: Any) -> Selection:
-    kept = selector(stats, **context)
-    mask = require(_typed(context), 'mask', 'all_but')
-    return kept._replace(mask=mask & ~kept.mask)
+  def select(stats: TokenStats, **context: Unpack[TokenContext]) -> Selection:
+    excluded = selector(stats, **context)
+    mask = require(context, 'mask', 'all_but')
+    return excluded._replace(mask=mask & ~excluded.mask)
 
   return select
 
@@ -125,16 +133,16 @@ def random_in_band(
   low: ArrayLike,
   high: ArrayLike,
   *,
-  score: str = 'batch',
+  score: Score = 'batch',
   minimum: ArrayLike = 0,
-  selection_source: str = 'old',
+  selection_source: SelectionSource = 'old',
   allow_large: bool = False,
 ) -> Callable[..., Selection]:
   """Selects at random among the tokens whose score lies between two bounds.
 
   The quota is a share of all response tokens; tokens that the loss has clipped
-  are not eligible (under `'old'` statistics none is). Reads `key`, `step`
-  and token identities from the context.
+  are not eligible (under `'old'` statistics no token is clipped). Reads `key`,
+  `step` and token identities from the context.
 
   Args:
     fraction: as in `top_score`.
@@ -147,22 +155,22 @@ def random_in_band(
   """
   check_fraction(fraction, allow_large=allow_large)
   check_minimum(minimum)
-  _check_choices(score, selection_source)
-  bottom, top = concrete(low), concrete(high)
+  _check_options(score, selection_source)
+  bottom, top = concrete_number(low), concrete_number(high)
   if bottom is not None and top is not None and not bottom < top:
     raise ValueError(
       f'low must be below high, got low={bottom:g} and high={top:g}'
     )
 
-  def select(stats: TokenStats, **context: Any) -> Selection:
-    seen = _inputs(stats, _typed(context), score, selection_source)
-    eligible = seen.valid & (seen.scores > low) & (seen.scores < high)
-    if seen.clipped is not None:
-      eligible = eligible & ~seen.clipped
+  def select(stats: TokenStats, **context: Unpack[TokenContext]) -> Selection:
+    inputs = _inputs(stats, context, score, selection_source)
+    eligible = inputs.valid & (inputs.scores > low) & (inputs.scores < high)
+    if inputs.clipped is not None:
+      eligible = eligible & ~inputs.clipped
     share, clamped = _fraction_now(fraction, context, allow_large)
-    mask = _draw(eligible, seen.valid, share, minimum, context)
+    mask = _draw(eligible, inputs.valid, share, minimum, context)
     return _selection(
-      mask, seen.scores, seen, eligible, share, minimum, clamped
+      mask, inputs.scores, inputs, eligible, share, minimum, clamped
     )
 
   return select
@@ -171,23 +179,23 @@ def random_in_band(
 def random_tokens(
   fraction: Fraction, *, minimum: ArrayLike = 0, allow_large: bool = False
 ) -> Callable[..., Selection]:
-  """Selects response tokens at random: the control of every other selector."""
+  """Selects response tokens at random, as a baseline for other selectors."""
   check_fraction(fraction, allow_large=allow_large)
   check_minimum(minimum)
 
-  def select(stats: TokenStats, **context: Any) -> Selection:
-    seen = _inputs(stats, _typed(context), 'batch', 'old')
+  def select(stats: TokenStats, **context: Unpack[TokenContext]) -> Selection:
+    inputs = _inputs(stats, context, 'batch', 'old')
     share, clamped = _fraction_now(fraction, context, allow_large)
-    mask = _draw(seen.valid, seen.valid, share, minimum, context)
+    mask = _draw(inputs.valid, inputs.valid, share, minimum, context)
     return _selection(
-      mask, seen.scores, seen, seen.valid, share, minimum, clamped
+      mask, inputs.scores, inputs, inputs.valid, share, minimum, clamped
     )
 
   return select
 
 
-class _Inputs(NamedTuple):
-  """What a selector sees: scores and who may be chosen."""
+class _SelectorInputs(NamedTuple):
+  """Scores of tokens, and the tokens that may be selected."""
 
   scores: Float[Array, 'B T']
   valid: Bool[Array, 'B T']
@@ -195,7 +203,7 @@ class _Inputs(NamedTuple):
   clipped: Bool[Array, 'B T'] | None
 
 
-def _check_choices(score: str, source: str) -> None:
+def _check_options(score: Score, source: SelectionSource) -> None:
   if score not in SCORES:
     raise ValueError(f'score must be one of {SCORES}, got {score!r}')
   if source not in SOURCES:
@@ -204,14 +212,14 @@ def _check_choices(score: str, source: str) -> None:
     )
 
 
-def _typed(context: dict[str, Any]) -> TokenContext:
-  return cast(TokenContext, context)
-
-
 def _inputs(
-  stats: TokenStats, context: TokenContext, score: str, source: str
-) -> _Inputs:
-  """Scores from the statistics of the chosen source."""
+  stats: TokenStats,
+  context: TokenContext,
+  score: Score,
+  source: SelectionSource,
+) -> _SelectorInputs:
+  """Scores from the statistics of the given source."""
+  DecisionCache.of(context).sources.add(source)
   advantages = require(context, 'advantages', 'selection')
   mask = require(context, 'mask', 'selection')
   clipped = None
@@ -226,17 +234,17 @@ def _inputs(
     clipped = context.get('clipped')
   valid = mask & jnp.isfinite(stats.logprobs) & jnp.isfinite(advantages)
   scores = _score(stats, context, score, source, advantages, valid)
-  # A bad entropy or moment shows in the score alone.
+  # An entropy or moment that is not finite shows in the score alone.
   valid = valid & jnp.isfinite(scores)
   scores = jnp.where(valid, scores, 0)
-  return _Inputs(scores, valid, count(mask & ~valid), clipped)
+  return _SelectorInputs(scores, valid, count(mask & ~valid), clipped)
 
 
 def _score(
   stats: TokenStats,
   context: TokenContext,
-  score: str,
-  source: str,
+  score: Score,
+  source: SelectionSource,
   advantages: Float[Array, 'B T'],
   valid: Bool[Array, 'B T'],
 ) -> Float[Array, 'B T']:
@@ -248,23 +256,26 @@ def _score(
     return definition_score(stats, advantages, valid)
   if score == 'entropy':
     return stats.entropy
-  wants = f'score="exact" at "{source}"'
+  reader = f'score="exact" at "{source}"'
   if source == 'old':
-    moments, weight = require(context, 'old_moments', wants), advantages
+    moments, weight = require(context, 'old_moments', reader), advantages
   else:
-    moments = require(context, 'moments', wants)
-    weight = require(context, 'score_weight', wants)
+    moments = require(context, 'moments', reader)
+    weight = require(context, 'score_weight', reader)
   return exact_score(stats, cast(TokenMoments, moments), weight)
 
 
 def _fraction_now(
-  fraction: Fraction, context: dict[str, Any], allow_large: bool
+  fraction: Fraction, context: TokenContext, allow_large: bool
 ) -> tuple[Array, Int[Array, '']]:
-  """The fraction at this step, clamped to its range, and whether it was."""
-  value = fraction(context['step']) if callable(fraction) else fraction
+  """The fraction at this step, clamped to its range, and 1 if it was clamped."""
+  if callable(fraction):
+    value = fraction(require(context, 'step', 'a scheduled fraction'))
+  else:
+    value = fraction
   share = jnp.asarray(value, jnp.result_type(float))
   kept = jnp.minimum(share, 1 if allow_large else MAX_FRACTION)
-  kept = jnp.where(kept > 0, kept, 0)  # NaN is none
+  kept = jnp.where(kept > 0, kept, 0)  # NaN becomes 0.
   return kept, (kept != share).astype(jnp.int32)
 
 
@@ -273,14 +284,13 @@ def _draw(
   counted: Bool[Array, 'B T'],
   fraction: ArrayLike,
   minimum: ArrayLike,
-  context: dict[str, Any],
+  context: TokenContext,
 ) -> Bool[Array, 'B T']:
-  typed = _typed(context)
   return select_random(
     eligible,
     fraction=fraction,
-    key=require(typed, 'key', 'random selection'),
-    step=require(typed, 'step', 'random selection'),
+    key=require(context, 'key', 'random selection'),
+    step=require(context, 'step', 'random selection'),
     sequence_ids=context.get('sequence_ids'),
     positions=context.get('positions'),
     mask=counted,
@@ -291,7 +301,7 @@ def _draw(
 def _selection(
   mask: Bool[Array, 'B T'],
   scores: Float[Array, 'B T'],
-  seen: _Inputs,
+  inputs: _SelectorInputs,
   eligible: Bool[Array, 'B T'],
   fraction: ArrayLike,
   minimum: ArrayLike,
@@ -303,9 +313,9 @@ def _selection(
       mask=mask,
       scores=scores,
       threshold=jnp.where(jnp.isfinite(lowest), lowest, 0),
-      quota=quota(seen.valid, fraction, minimum),
+      quota=quota(inputs.valid, fraction, minimum),
       eligible=count(eligible),
-      nonfinite=seen.nonfinite,
+      nonfinite=inputs.nonfinite,
       clamped=clamped,
     )
   )

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Methods that reshape the policy gradient, token by token.
+"""Methods that rescale the policy gradient token by token.
 
-Each multiplies the loss's cotangents by a factor that is never negative, which
-is what rescaling advantages before the loss comes to: what a loss clips depends
-on an advantage's sign and not on its size. They belong in front of penalties
-and bonuses, which they would scale too.
+Each multiplies the loss's cotangents by a non-negative factor. That equals
+rescaling the advantages before the loss, because clipping depends on an
+advantage's sign and not on its size. They belong in front of penalties and
+bonuses, which they would scale too.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float
 from covrl.entropy.base import (
   Coefficient,
   check_coefficient,
-  concrete,
+  concrete_number,
   require,
   with_coefficient,
 )
@@ -33,13 +33,13 @@ from covrl.types import TokenContext, TokenStats
 def sample_weights(
   positive: Coefficient = 1.0, negative: Coefficient = 1.0
 ) -> TokenTransformation:
-  """Weighs what to do more of against what to do less of.
+  """Weighs tokens of positive against tokens of negative advantage.
 
     g, h × positive where A > 0, × negative where A < 0
 
-  `positive=0.1` is W-REINFORCE, `positive=0` reinforces by negative samples
-  alone, `negative=0` by positive ones. Published of rewards ±1; here the sign
-  is the advantage's.
+  `positive=0.1` is W-REINFORCE, `positive=0` learns from negative samples only,
+  `negative=0` from positive ones. Published for rewards ±1; here the sign is
+  the advantage's.
 
   Args:
     positive: a number, schedule or controller.
@@ -65,7 +65,7 @@ def sample_weights(
     return _scale_by(
       'sample_weights',
       weight,
-      lambda seen, value: jnp.where(seen.advantages * sign > 0, value, 1),
+      lambda inputs, value: jnp.where(inputs.advantages * sign > 0, value, 1),
     )
 
   return optax.chain(
@@ -76,13 +76,13 @@ def sample_weights(
 def entropic(
   target: Setpoint = 0.5, proportional: float = 1.0, integral: float = 0.01
 ) -> TokenTransformation:
-  """EntroPIC: positive and negative samples balanced to hold the entropy.
+  """EntroPIC: balances positive and negative samples to keep the entropy.
 
     g, h × (1 + α) where A > 0, × (1 − α) where A < 0,
     α = proportional · (H − target) + integral · Σ(H − target), within ±1
 
-  Positive samples lower entropy and negative ones raise it. The gains and the
-  target are those of the one public re-implementation.
+  Positive samples lower entropy and negative ones raise it. The default gains
+  and target are those of the public re-implementation.
 
   Args:
     target: entropy to keep, in nats.
@@ -113,7 +113,7 @@ def entropic(
 def entrocraft(
   low: Setpoint = 0.6, high: Setpoint = 0.7
 ) -> TokenTransformation:
-  """Entrocraft: only the samples that bring the entropy back into its band.
+  """Entrocraft: keeps only samples that move the entropy back into a band.
 
     H > high: A > 0 only      H < low: A < 0 only      else all
 
@@ -125,7 +125,7 @@ def entrocraft(
 
   Args:
     low: lower edge, in nats; a number or a schedule of `step`.
-    high: upper edge, likewise.
+    high: upper edge, in nats; a number or a schedule of `step`.
 
   References:
     Li et al., `Addressing Performance Saturation for LLM RL via Precise Entropy
@@ -140,12 +140,12 @@ def entrocraft(
 
 
 def repo(scale: Coefficient = 0.01) -> TokenTransformation:
-  """REPO-R: takes the correlation with log-probability out of advantages.
+  """REPO-R: removes the correlation with log-probability from advantages.
 
     g, h × max(0, 1 − scale · sign(A) · log π)
 
-  A positive scale strengthens rare right tokens over common ones and softens
-  the blow to rare wrong ones; a negative one lowers entropy. Published with a
+  A positive scale weighs improbable tokens up if their advantage is positive
+  and down if it is negative; a negative scale lowers entropy. Published with a
   scale that `doubling_scale(target)` moves between ±1e-4 and ±1.
 
   Args:
@@ -168,12 +168,12 @@ def repo(scale: Coefficient = 0.01) -> TokenTransformation:
   >>> signal.logprobs
   Array([[1.5, 0.5, 0. ]], dtype=float32)
   """
-  number = concrete(scale)
+  number = concrete_number(scale)
   if number is not None and not math.isfinite(number):
     raise ValueError(f'scale must be finite, got {number:g}')
 
-  def factor(seen: _Seen, value: ArrayLike) -> Float[Array, 'B T']:
-    tilt = jnp.asarray(value) * jnp.sign(seen.advantages) * seen.logprobs
+  def factor(inputs: _FactorInputs, value: ArrayLike) -> Float[Array, 'B T']:
+    tilt = jnp.asarray(value) * jnp.sign(inputs.advantages) * inputs.logprobs
     return jnp.maximum(1 - tilt, 0)
 
   return _scale_by('repo', scale, factor)
@@ -182,12 +182,12 @@ def repo(scale: Coefficient = 0.01) -> TokenTransformation:
 def entropy_shaped(
   coefficient: Coefficient = 0.4, bound: float = 2.0
 ) -> TokenTransformation:
-  """Advantages raised where the policy hesitates.
+  """Raises advantages in proportion to the policy's entropy.
 
     A ← A + min(coefficient · H, |A| / bound)
 
   on the cotangents: × (1 + min(coefficient · H, |A| / bound) / A). H is a
-  constant to autodiff: hesitation itself is not rewarded. Published with a
+  constant to autodiff, so entropy itself is not rewarded. Published with a
   coefficient of 0.4 for GRPO and 0.1 for PPO, and a bound of 2.
 
   Args:
@@ -214,18 +214,18 @@ def entropy_shaped(
   if not 1 < bound < math.inf:
     raise ValueError(f'bound must be finite and above 1, got {bound:g}')
 
-  def factor(seen: _Seen, value: ArrayLike) -> Float[Array, 'B T']:
-    size = jnp.abs(seen.advantages)
-    added = jnp.minimum(jnp.asarray(value) * seen.entropy, size / bound)
+  def factor(inputs: _FactorInputs, value: ArrayLike) -> Float[Array, 'B T']:
+    size = jnp.abs(inputs.advantages)
+    added = jnp.minimum(jnp.asarray(value) * inputs.entropy, size / bound)
     share = added / jnp.where(size > 0, size, 1)
-    return 1 + jnp.sign(seen.advantages) * share
+    return 1 + jnp.sign(inputs.advantages) * share
 
   return _scale_by('entropy_shaped', coefficient, factor)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Seen:
-  """What factors are made of; zeros off the mask, constants to autodiff."""
+class _FactorInputs:
+  """Inputs of a factor: zeros off the mask, constants to autodiff."""
 
   advantages: Float[Array, 'B T']
   logprobs: Float[Array, 'B T']
@@ -235,7 +235,7 @@ class _Seen:
 def _scale_by(
   name: str,
   coefficient: Coefficient,
-  factor: Callable[[_Seen, ArrayLike], Float[Array, 'B T']],
+  factor: Callable[[_FactorInputs, ArrayLike], Float[Array, 'B T']],
 ) -> TokenTransformation:
   """Multiplies both cotangents by a factor with a coefficient in it."""
 
@@ -247,18 +247,18 @@ def _scale_by(
   ) -> TokenStats:
     mask = require(context, 'mask', name)
     advantages = require(context, 'advantages', name)
-    seen = _Seen(
-      advantages=_kept(advantages, mask),
-      logprobs=_kept(stats.logprobs, mask),
-      entropy=_kept(stats.entropy, mask),
+    inputs = _FactorInputs(
+      advantages=_masked_constant(advantages, mask),
+      logprobs=_masked_constant(stats.logprobs, mask),
+      entropy=_masked_constant(stats.entropy, mask),
     )
-    by = jnp.where(mask, factor(seen, value), 1)
+    by = jnp.where(mask, factor(inputs, value), 1)
     return jax.tree.map(lambda u: (u * by).astype(u.dtype), updates)
 
   return with_coefficient(name, coefficient, edit)
 
 
-def _kept(
+def _masked_constant(
   values: Float[Array, 'B T'], mask: Bool[Array, 'B T']
 ) -> Float[Array, 'B T']:
   return jax.lax.stop_gradient(jnp.where(mask, values, 0))

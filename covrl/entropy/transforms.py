@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Primitive token transforms: verbs about the cotangents (g, h).
+"""Primitive token transforms: masking, bonuses, penalties, scaling.
 
-g is the cotangent of log π(a) and h that of H, so a transform that subtracts
-from h pushes entropy up, and one that adds to g pushes the token down.
+They edit the cotangents (g, h) of log π(a) and H: subtracting from h raises the
+entropy, adding to g lowers the token's probability.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,37 +19,43 @@ from covrl.entropy.base import (
   Coefficient,
   ScheduledState,
   check_coefficient,
-  on_tokens,
   require,
-  require_stats,
   token_transform,
+  where_selected,
   with_coefficient,
 )
-from covrl.entropy.decisions import Plan, Selection, check_scope
+from covrl.entropy.decisions import DecisionCache, Selection, check_scope
 from covrl.entropy.exact import count
 from covrl.entropy.selection import exact_quantile
 from covrl.objectives import divergence_gradient
-from covrl.types import Scalar, TokenContext, TokenStats
+from covrl.types import (
+  Divergence,
+  Scalar,
+  Scope,
+  TokenContext,
+  TokenStats,
+)
 
 Selector = Callable[..., Selection | Bool[Array, 'B T']]
+Reference = Literal['old_logprobs', 'ref_logprobs']
 
 # Two programs' float32 log-probabilities differ by this much from rounding
 # alone; a trainer that measures the difference passes it in the context.
 DEAD_ZONE = 1e-6
 
-DIVERGENCES = ('abs', 'k1', 'k2', 'k3', 'full')
-REFERENCES = ('old_logprobs', 'ref_logprobs')
+DIVERGENCES = get_args(Divergence)
+REFERENCES = get_args(Reference)
 
 
 class SelectionSummary(NamedTuple):
-  """What a selection came to, in scalars, kept in the chain's state.
+  """Counts of a selection, as scalars that are kept in the chain's state.
 
   The quadrants count selected tokens by the sign of their advantage and by
   whether they were above (`likely`) or below (`rare`) the median probability
   of the batch's tokens.
 
-  Under `scope='micro_batch'` each micro-batch has its own, in `Plan.local`:
-  see `of_parts`.
+  Under `scope='micro_batch'` each micro-batch has its own summary, in
+  `DecisionCache.local`: see `from_sum`.
   """
 
   threshold: Scalar
@@ -63,11 +69,11 @@ class SelectionSummary(NamedTuple):
   negative_likely: Int[Array, '']
   negative_rare: Int[Array, '']
 
-  def of_parts(self, count: int) -> 'SelectionSummary':
-    """What the micro-batches' summaries, added up field by field, come to.
+  def from_sum(self, count: int) -> 'SelectionSummary':
+    """The batch's summary, from the sum of `count` micro-batches' summaries.
 
-    Counts are those of the optimiser batch; the threshold is the mean of the
-    micro-batches'.
+    Counts are those of the optimiser batch; the threshold is the mean over
+    micro-batches.
     """
     return self._replace(threshold=self.threshold / count)
 
@@ -76,9 +82,9 @@ class TokenMaskedState(NamedTuple):
   """State of `token_masked`.
 
   Attributes:
-    inner_state: of the transform that is applied.
-    updates: how many there have been, int32.
-    summary: of the last selection.
+    inner_state: state of the transform that is applied.
+    updates: number of updates so far, int32.
+    summary: summary of the last selection.
   """
 
   inner_state: PyTree
@@ -87,7 +93,12 @@ class TokenMaskedState(NamedTuple):
 
 
 class DivergencePenaltyState(NamedTuple):
-  """State of a penalty on the distance from the rollout's policy."""
+  """State of a penalty on the divergence from the rollout's policy.
+
+  Attributes:
+    schedule: state of the coefficient's schedule.
+    coefficient: the last value used, a scalar.
+  """
 
   schedule: PyTree
   coefficient: jax.Array
@@ -97,18 +108,20 @@ def token_masked(
   inner: optax.GradientTransformation,
   selector: Selector,
   *,
-  scope: str = 'batch',
+  scope: Scope = 'batch',
 ) -> optax.GradientTransformationExtraArgs:
   """Applies a token transform to the selected tokens and leaves the others.
 
-  What `optax.masked` does over leaves, over tokens.
+  Like `optax.masked`, over tokens instead of leaves.
 
   Args:
     inner: a token transform, or any elementwise optax transformation
       (`optax.set_to_zero()` detaches, `optax.scale(0.5)` damps).
-    selector: `(stats, **context) -> mask`, bool `[B, T]` or a `Selection`.
-    scope: `'batch'`, selected once for the whole optimiser batch, or
-      `'micro_batch'`, anew in each micro-batch as public implementations do.
+    selector: `(stats, **context) -> mask`, bool `[B, T]` or a `Selection`. A
+      trainer selects on the statistics that made `old_logprobs`; a selector
+      that needs current ones calls `context['decisions'].sources.add('current')`.
+    scope: `'batch'` selects once for the whole optimiser batch, `'micro_batch'`
+      anew in each micro-batch, as public implementations do.
 
   Returns:
     A token transform; its state holds a `SelectionSummary`.
@@ -130,32 +143,38 @@ def token_masked(
     )
 
   def update(
-    updates: PyTree,
-    state: PyTree,
-    params: PyTree | None = None,
-    **context: Any,
-  ) -> tuple[PyTree, PyTree]:
-    stats = require_stats(params, 'token_masked')
-    here = Plan.of(context, scope)
-    counted = {'step': state.updates, **context}
-    selection = here.decide(
-      lambda: _select(selector, jax.lax.stop_gradient(stats), counted)
+    updates: TokenStats,
+    state: TokenMaskedState,
+    stats: TokenStats,
+    context: TokenContext,
+  ) -> tuple[TokenStats, TokenMaskedState]:
+    decisions = DecisionCache.of(context)
+    with_step: TokenContext = {'step': state.updates, **context}
+    selection = decisions.decide(
+      'selection',
+      lambda: _select(selector, jax.lax.stop_gradient(stats), with_step),
+      scope,
     )
     selected = selection.mask & context.get('selected', True)
+    inner_context: TokenContext = {**context, 'selected': selected}
     edited, inner_state = tx.update(
-      updates, state.inner_state, params, **(context | {'selected': selected})
+      updates, state.inner_state, stats, **inner_context
     )
-    updates = on_tokens(selected, edited, updates)
-    summary = here.decide(lambda: summarize(selection, stats, context))
-    return updates, TokenMaskedState(inner_state, state.updates + 1, summary)
+    summary = decisions.decide(
+      'summary', lambda: summarize(selection, stats, context), scope
+    )
+    return (
+      where_selected(selected, edited, updates),
+      TokenMaskedState(inner_state, state.updates + 1, summary),
+    )
 
-  return token_transform(init, update)
+  return token_transform('token_masked', init, update)
 
 
 def add_entropy_bonus(
   coefficient: Coefficient,
 ) -> optax.GradientTransformationExtraArgs:
-  """Rewards entropy: h −= coefficient · weights.
+  """Adds an entropy bonus: h −= coefficient · weights.
 
   The cotangent of the loss term −coefficient · Σ weights · H.
 
@@ -182,13 +201,13 @@ def add_entropy_bonus(
 
 def add_divergence_penalty(
   coefficient: Coefficient,
-  divergence: str = 'abs',
+  divergence: Divergence = 'abs',
   *,
   dead_zone: ArrayLike | None = None,
-  reference: str = 'old_logprobs',
-  foresee: bool = True,
+  reference: Reference = 'old_logprobs',
+  predict_effect: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
-  """Holds tokens near where they were: g += coefficient · weights · ∂D/∂log π.
+  """Adds a divergence penalty: g += coefficient · weights · ∂D/∂log π.
 
   Args:
     coefficient: a number, schedule or controller.
@@ -196,18 +215,18 @@ def add_divergence_penalty(
       r = log π − log π_ref: `'abs'` |r| (published), `'k1'`, `'k2'` r²/2,
       `'k3'`, or `'full'`, the full KL in the `divergence` leaf of the
       statistics.
-    dead_zone: nats; |r| up to here has no gradient under `'abs'`, since its
-      sign is rounding noise. Defaults to the context's `log_ratio_noise`, else
-      1e-6.
-    reference: which log-probabilities of the context, `'old_logprobs'` or
-      `'ref_logprobs'`.
-    foresee: whether a controller may predict the penalty's effect. A trainer
-      that decides on the old policy's statistics, to which the distance is 0,
-      would predict none.
+    dead_zone: nats; |r| up to this value has no gradient under `'abs'`, since
+      its sign is rounding noise. Defaults to the context's `log_ratio_noise`,
+      else 1e-6.
+    reference: context entry with the log-probabilities of the reference,
+      `'old_logprobs'` or `'ref_logprobs'`.
+    predict_effect: whether a controller may predict the penalty's effect. A
+      trainer that decides on the old policy's statistics, from which the
+      divergence is 0, would predict an effect of 0.
 
   Raises:
-    ValueError: if the coefficient or the dead zone is negative, or a choice
-      unknown.
+    ValueError: if the coefficient or the dead zone is negative, or an option
+      is unknown.
   """
   check_coefficient(coefficient)
   if dead_zone is not None:
@@ -247,8 +266,8 @@ def add_divergence_penalty(
     coefficient,
     edit,
     DivergencePenaltyState if reference == 'old_logprobs' else ScheduledState,
-    # The full divergence has no cotangent on log π(a) and H to foresee by.
-    foresee=foresee and divergence != 'full',
+    # The full divergence has no cotangent on log π(a) and H to predict with.
+    is_predictable=predict_effect and divergence != 'full',
   )
 
 
@@ -258,27 +277,26 @@ def scale_by_token(
   """Multiplies both cotangents by a per-token factor.
 
   Args:
-    name: of the transform, for its errors.
+    name: name of the transform, for its errors.
     factor: `(stats, **context) -> [B, T]`; its gradient is not taken.
   """
 
   def update(
-    updates: PyTree,
+    updates: TokenStats,
     state: PyTree,
-    params: PyTree | None = None,
-    **context: Any,
-  ) -> tuple[PyTree, PyTree]:
-    stats = jax.lax.stop_gradient(require_stats(params, name))
-    by = factor(stats, **context)
+    stats: TokenStats,
+    context: TokenContext,
+  ) -> tuple[TokenStats, PyTree]:
+    by = factor(jax.lax.stop_gradient(stats), **context)
     return jax.tree.map(lambda u: (u * by).astype(u.dtype), updates), state
 
-  return token_transform(optax.init_empty_state, update)
+  return token_transform(name, optax.init_empty_state, update)
 
 
 def _add(
   updates: Float[Array, 'B T'], change: Float[Array, 'B T']
 ) -> Float[Array, 'B T']:
-  """Adds to a cotangent, which keeps its dtype."""
+  """Adds to a cotangent without changing its dtype."""
   return (updates + change).astype(updates.dtype)
 
 
@@ -296,30 +314,30 @@ def _add_full_divergence(
 
 
 def _select(
-  selector: Selector, stats: TokenStats, context: dict[str, Any]
+  selector: Selector, stats: TokenStats, context: TokenContext
 ) -> Selection:
-  """Calls a selector, whichever of its two kinds of answer it gives."""
-  answer = selector(stats, **context)
-  if not isinstance(answer, Selection):
-    answer = Selection.of_mask(answer)
-  return jax.lax.stop_gradient(answer)
+  """Calls a selector and turns a plain mask into a `Selection`."""
+  selection = selector(stats, **context)
+  if not isinstance(selection, Selection):
+    selection = Selection.of_mask(selection)
+  return jax.lax.stop_gradient(selection)
 
 
 def empty_summary() -> SelectionSummary:
-  """Before the first selection."""
+  """The summary before the first selection."""
   zero = jnp.zeros((), jnp.int32)
   counts = dict.fromkeys(SelectionSummary._fields, zero)
   return SelectionSummary(**{**counts, 'threshold': jnp.zeros(())})
 
 
 def summarize(
-  selection: Selection, stats: TokenStats, context: dict[str, Any]
+  selection: Selection, stats: TokenStats, context: TokenContext
 ) -> SelectionSummary:
-  """Counts what was selected."""
+  """Counts the selected tokens by sign of advantage and by probability."""
   chosen = selection.mask
   logprobs = context.get('old_logprobs', stats.logprobs)
-  everything = context.get('mask', jnp.ones_like(chosen))
-  likely = logprobs > exact_quantile(logprobs, everything, 0.5)
+  mask = context.get('mask', jnp.ones_like(chosen))
+  likely = logprobs > exact_quantile(logprobs, mask, 0.5)
   sign = jnp.sign(context.get('advantages', jnp.zeros(chosen.shape)))
   return SelectionSummary(
     threshold=selection.threshold.astype(jnp.float32),

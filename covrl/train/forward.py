@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a forward of the policy reads of rows, and the programs that only read."""
+"""The policy's forward pass on rows, and programs that do not update it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from covrl.entropy.exact import count, exact_sum
 from covrl.models import Policy, Routing
 from covrl.objectives import token_weights
 from covrl.statistics import token_stats
-from covrl.train.microbatch import in_parts
+from covrl.train.microbatch import over_micro_batches
 from covrl.types import (
   Scalar,
   TokenBatch,
@@ -29,13 +29,13 @@ Metrics = dict[str, Scalar]
 PolicyStats = tuple[TokenStats, TokenMoments]
 
 
-class Outputs(NamedTuple):
-  """What a forward gives.
+class ForwardOutputs(NamedTuple):
+  """Outputs of a forward pass.
 
   Attributes:
-    stats: of the policy at each token.
-    moments: of the same.
-    routing: of tokens to experts, if there are any.
+    stats: statistics of the policy at each token.
+    moments: moments of the policy at each token.
+    routing: routing of tokens to experts, `None` without experts.
   """
 
   stats: TokenStats
@@ -43,8 +43,13 @@ class Outputs(NamedTuple):
   routing: Routing | None
 
 
-def weigh(batch: TokenBatch, mode: str) -> TokenBatch:
-  """The batch with each token's weight in the objective; see `token_weights`."""
+def apply_token_weights(batch: TokenBatch, mode: str) -> TokenBatch:
+  """Multiplies the batch's weights by those of an aggregation mode.
+
+  Args:
+    batch: rows of an optimiser batch.
+    mode: see `token_weights`.
+  """
   weights = token_weights(batch.loss_mask, mode, segment_ids=batch.segment_ids)
   return dataclasses.replace(batch, weights=batch.weights * weights)
 
@@ -52,14 +57,15 @@ def weigh(batch: TokenBatch, mode: str) -> TokenBatch:
 def policy_stats(
   policy: Policy, params: PyTree, rows: TokenBatch, temperature: float
 ) -> PolicyStats:
-  """Tokens to per-token statistics and moments of the policy."""
-  return outputs(policy, params, rows, temperature)[:2]
+  """Per-token statistics and moments of the policy on rows of tokens."""
+  found = forward(policy, params, rows, temperature)
+  return found.stats, found.moments
 
 
-def outputs(
+def forward(
   policy: Policy, params: PyTree, rows: TokenBatch, temperature: float
-) -> Outputs:
-  """The forward: tokens to all that an update reads of the policy."""
+) -> ForwardOutputs:
+  """Runs the policy on rows of tokens, for all that an update reads of it."""
   hidden, routing = policy.hidden_and_routing(
     params,
     rows.tokens,
@@ -74,7 +80,7 @@ def outputs(
     soft_cap=policy.config.logit_soft_cap,
     moments=True,
   )
-  return Outputs(stats, moments, routing)
+  return ForwardOutputs(stats, moments, routing)
 
 
 def row_context(
@@ -83,7 +89,14 @@ def row_context(
   moments: TokenMoments,
   first: Bool[Array, ''],
 ) -> TokenContext:
-  """Context entries of some rows, `stats` standing in for the old if first."""
+  """Context entries of some rows.
+
+  Args:
+    rows: rows of an optimiser batch.
+    stats: current statistics of the policy.
+    moments: current moments of the policy.
+    first: whether `stats` replace `old_logprobs`, at a rollout's first update.
+  """
   own = jax.lax.stop_gradient(stats.logprobs)
   context = TokenContext(
     advantages=rows.advantages,
@@ -106,7 +119,7 @@ def row_context(
 def mean_entropy(
   batch: TokenBatch, entropy: Float[Array, 'B T']
 ) -> Float[Array, '']:
-  """The mean by the objective's weights, the same bits in every layout."""
+  """Mean entropy under the objective's weights, the same bits in every layout."""
   weighted = jnp.where(batch.loss_mask, batch.weights * entropy, 0)
   weights = exact_sum(batch.weights, batch.loss_mask)
   total = jnp.maximum(weights, jnp.finfo(jnp.float32).tiny)
@@ -114,21 +127,24 @@ def mean_entropy(
 
 
 def make_score_step(
-  policy: Policy, temperature: float, parts: int
+  policy: Policy, temperature: float, micro_batches: int
 ) -> Callable[[PyTree, TokenBatch], PolicyStats]:
-  """Statistics of an iteration's tokens before its first update.
+  """Builds the program that scores an iteration's tokens before its updates.
 
   Args:
-    policy: whose.
-    temperature: at which they are taken.
-    parts: how many times the rows of an optimiser micro-batch fit.
+    policy: the policy to score with.
+    temperature: sampling temperature of the statistics.
+    micro_batches: micro-batches of all rows of the iteration.
+
+  Returns:
+    `(params, batch) -> (stats, moments)`.
   """
 
   def score(params: PyTree, batch: TokenBatch) -> PolicyStats:
-    def part(rows: TokenBatch) -> tuple[tuple[()], PolicyStats]:
+    def run(rows: TokenBatch) -> tuple[tuple[()], PolicyStats]:
       return (), policy_stats(policy, params, rows, temperature)
 
-    return in_parts(part, batch, parts)[1]
+    return over_micro_batches(run, batch, micro_batches)[1]
 
   return score
 
@@ -136,17 +152,17 @@ def make_score_step(
 def make_entropy_change(
   policy: Policy, temperature: float, micro_batches: int
 ) -> Callable[[PyTree, PyTree, PyTree, TokenBatch], Metrics]:
-  """What an update did to the entropy of its own tokens.
+  """Builds the program that measures an update's effect on its tokens' entropy.
 
   Args:
-    policy: whose.
-    temperature: at which its entropy is taken.
-    micro_batches: parts of an update's rows.
+    policy: the policy that was updated.
+    temperature: sampling temperature of the entropy.
+    micro_batches: micro-batches of the update's rows.
 
   Returns:
-    `(trainable before, trainable after, frozen, the update's rows) ->
-    readings`, in nats: the realised change of the mean entropy, and its
-    first-order prediction from the step that the optimiser made, ⟨∇H̄, Δθ⟩.
+    `(trainable before, trainable after, frozen, rows) -> metrics`, in nats: the
+    realised change of the mean entropy, and its first-order prediction from the
+    optimiser's step, ⟨∇H̄, Δθ⟩.
   """
 
   def change(
@@ -157,12 +173,12 @@ def make_entropy_change(
       stats, _ = policy_stats(policy, params, rows, temperature)
       return jnp.where(rows.loss_mask, stats.entropy, 0)
 
-    def part(rows: TokenBatch) -> tuple[tuple[Scalar, PyTree], tuple[()]]:
+    def run(rows: TokenBatch) -> tuple[tuple[Scalar, PyTree], tuple[()]]:
       now, pull_back = jax.vjp(lambda trained: entropies(trained, rows), before)
       (gradient,) = pull_back(jnp.ones_like(now))
       return (jnp.sum(entropies(after, rows) - now), gradient), ()
 
-    (realised, gradient), _ = in_parts(part, batch, micro_batches)
+    (realised, gradient), _ = over_micro_batches(run, batch, micro_batches)
     predicted = optax.tree.vdot(gradient, optax.tree.sub(after, before))
     tokens = jnp.maximum(count(batch.loss_mask), 1)
     return {

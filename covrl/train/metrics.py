@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an update says of itself, as scalars computed on the device."""
+"""Per-update metrics, computed on the device."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,7 +12,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from covrl.entropy import (
-  Plan,
   SelectionSummary,
   definition_score,
   entropy_change,
@@ -27,25 +27,25 @@ from covrl.entropy.exact import count
 from covrl.models import Routing, load_balance
 from covrl.types import Scalar, TokenBatch, TokenMoments, TokenStats
 
-# Shares of the tokens of highest covariance whose mean is logged (the table
-# by which covariance methods were introduced).
+# Top shares of tokens by covariance whose mean covariance is logged, as in the
+# paper that introduced covariance methods.
 TOP_FRACTIONS = (0.0002, 0.002, 0.02, 0.2, 0.5)
 QUANTILES = (0.01, 0.5, 0.99)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenReadings:
-  """Per-token readings of an update, all `[B, T]`.
+class PerTokenValues:
+  """Per-token values of an update, all `[B, T]`.
 
   Attributes:
-    stats: of the policy at the update.
-    moments: of the same.
+    stats: statistics of the policy at the update.
+    moments: moments of the same policy.
     log_ratio: log π − log π_old.
     score_weight: A · ratio · 1{not clipped}.
     clipped: tokens whose gradient the loss clipped away.
-    signal: the loss's cotangent.
-    edited: the same after the token chain.
+    signal: the loss's cotangent of `stats`.
+    edited: the cotangent after the token chain.
   """
 
   stats: TokenStats
@@ -57,15 +57,24 @@ class TokenReadings:
   edited: TokenStats
 
 
-def of_update(
-  batch: TokenBatch, tokens: TokenReadings, plan: Plan, token_state: PyTree
+def update_metrics(
+  batch: TokenBatch,
+  tokens: PerTokenValues,
+  decisions: Mapping[str, Any],
+  token_state: PyTree,
 ) -> dict[str, Scalar]:
-  """Metrics of an optimiser update, over its loss's tokens.
+  """Metrics of an optimiser update, over the tokens of its loss.
 
   Entropy is in nats at the sampling temperature; `covariance` is the batch
-  covariance of log-probability and advantage. Predictions of the entropy change
-  are per unit of step size: `signal` of what the chain made of the loss's
-  cotangents, the others of the loss alone.
+  covariance of log-probability and advantage. Predicted entropy changes are per
+  unit of step size: `signal` for the cotangents after the token chain, the
+  others for the loss alone.
+
+  Args:
+    batch: rows of the optimiser batch.
+    tokens: per-token values of the update.
+    decisions: decisions of the token chain, in its order.
+    token_state: state of the token chain after the update.
   """
   mask = batch.loss_mask
   covariance = token_covariance(tokens.stats.logprobs, batch.advantages, mask)
@@ -97,16 +106,19 @@ def of_update(
   )
   for quantile, value in zip(QUANTILES, quantiles, strict=True):
     readings[f'covariance_quantile/{quantile:g}'] = value
-  return readings | _of_selection(mask, plan) | _coefficients(token_state)
+  return (
+    readings | _selection_metrics(mask, decisions) | _coefficients(token_state)
+  )
 
 
-def of_routing(routing: Routing) -> dict[str, Scalar]:
-  """Metrics of how an update's tokens were sent to experts, over all layers.
+def routing_metrics(routing: Routing) -> dict[str, Scalar]:
+  """Metrics of the routing of an update's tokens to experts, over all layers.
 
-  `router/balance` is the load-balancing loss, 1 if all are used alike and not
-  part of `loss`, whatever its coefficient; `router/entropy` is of the router's probabilities, in nats; the busiest
-  expert's load is relative to the mean of its layer's; experts that no token
-  chose are idle.
+  `router/balance` is the load-balancing loss, 1 if all experts are used equally;
+  it is not included in `loss`. `router/entropy` is the entropy of the router's
+  probabilities, in nats; `router/busiest` the load of the busiest expert
+  relative to its layer's mean; `router/idle` the share of experts without
+  tokens.
   """
   counts = routing.counts.astype(jnp.float32)
   mean = jnp.maximum(jnp.mean(counts, axis=-1, keepdims=True), 1)
@@ -134,26 +146,32 @@ def _top_means(
     )
     return exact_mean(covariance, top)
 
-  # One search for all of them compiles several times faster than one for each.
+  # One vmapped search compiles several times faster than one per fraction.
   return jax.vmap(mean)(jnp.asarray(TOP_FRACTIONS))
 
 
 def _coefficients(token_state: PyTree) -> dict[str, Scalar]:
-  """Every coefficient of the chain at this update, in the chain's order."""
+  """All coefficients of the chain at this update, in the chain's order."""
 
-  def has_one(node: Any) -> bool:
+  def has_coefficient(node: Any) -> bool:
     return hasattr(node, 'coefficient') and hasattr(node, 'schedule')
 
-  nodes = jax.tree.leaves(token_state, is_leaf=has_one)
-  values = [node.coefficient for node in nodes if has_one(node)]
+  nodes = jax.tree.leaves(token_state, is_leaf=has_coefficient)
+  values = [node.coefficient for node in nodes if has_coefficient(node)]
   if len(values) == 1:
     return {'coefficient': values[0]}
   return {f'coefficient/{i}': value for i, value in enumerate(values)}
 
 
-def _of_selection(mask: Bool[Array, 'B T'], plan: Plan) -> dict[str, Scalar]:
-  """What the chain selected; with several selectors the first is told of."""
-  summaries = [d for d in plan.decisions if isinstance(d, SelectionSummary)]
+def _selection_metrics(
+  mask: Bool[Array, 'B T'], decisions: Mapping[str, Any]
+) -> dict[str, Scalar]:
+  """Metrics of the chain's first selection."""
+  summaries = [
+    decision
+    for decision in decisions.values()
+    if isinstance(decision, SelectionSummary)
+  ]
   if not summaries:
     return {'selected_fraction': jnp.zeros(())}
   summary = summaries[0]
@@ -173,8 +191,8 @@ def _of_selection(mask: Bool[Array, 'B T'], plan: Plan) -> dict[str, Scalar]:
   return readings
 
 
-def _penalty_share(tokens: TokenReadings) -> Scalar:
-  """Norm of what the chain changed, over the norm of the edited signal."""
+def _penalty_share(tokens: PerTokenValues) -> Scalar:
+  """Norm of the chain's change of the signal, over that of the edited signal."""
   change = jax.tree.map(jnp.subtract, tokens.edited, tokens.signal)
   total = _norm(tokens.edited)
   return jnp.where(total > 0, _norm(change) / jnp.where(total > 0, total, 1), 0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A batch's rows, a part at a time: what bounds the memory of an update."""
+"""Micro-batching with `lax.scan`, which bounds the memory of an update."""
 
 from __future__ import annotations
 
@@ -11,43 +11,46 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 Tree = TypeVar('Tree')
-Added = TypeVar('Added')
-Joined = TypeVar('Joined')
+Summed = TypeVar('Summed')
+PerRow = TypeVar('PerRow')
 
 
-def in_parts(
-  run: Callable[[Tree], tuple[Added, Joined]], rows: Tree, count: int
-) -> tuple[Added, Joined]:
-  """Runs over all rows in `count` parts, one after the other.
+def over_micro_batches(
+  run: Callable[[Tree], tuple[Summed, PerRow]], rows: Tree, count: int
+) -> tuple[Summed, PerRow]:
+  """Runs a function on one micro-batch after the other.
+
+  `optax.microbatch` does not fit: its arguments are batches only, and decisions
+  mix arrays of rows with scalars.
 
   Args:
-    run: from some rows to what is added up over the parts, and to `[B, …]`
-      arrays of these rows.
-    rows: `[B, …]` arrays, and scalars that every part is given.
-    count: divides B.
+    run: maps some rows to values that are summed over micro-batches and to
+      `[B, …]` arrays of these rows.
+    rows: `[B, …]` arrays, and scalars that every micro-batch receives.
+    count: number of micro-batches; divides B.
 
   Returns:
     The sums, and the arrays of all rows in their order.
   """
   if count == 1:
     return run(rows)
-  parts = split_rows(rows, count)
-  shapes, _ = jax.eval_shape(run, jax.tree.map(lambda x: x[0], parts))
+  micro_batches = split_rows(rows, count)
+  shapes, _ = jax.eval_shape(run, jax.tree.map(lambda x: x[0], micro_batches))
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-  def body(total: Added, part: Tree) -> tuple[Added, Joined]:
-    added, joined = run(part)
-    return jax.tree.map(jnp.add, total, added), joined
+  def body(total: Summed, micro_batch: Tree) -> tuple[Summed, PerRow]:
+    summed, per_row = run(micro_batch)
+    return jax.tree.map(jnp.add, total, summed), per_row
 
-  added, joined = jax.lax.scan(body, zeros, parts)
-  return added, join_rows(joined)
+  summed, per_row = jax.lax.scan(body, zeros, micro_batches)
+  return summed, join_rows(per_row)
 
 
 def split_rows(tree: PyTree, count: int) -> PyTree:
-  """Rows `[B, …]` to `[count, B / count, …]`, strided; scalars are repeated.
+  """Splits rows `[B, …]` into `[count, B / count, …]`, strided; repeats scalars.
 
-  Strided, so that each part of a batch that is split over a mesh is split over
-  the whole mesh too; contiguous parts would be gathered.
+  Strided, so that each micro-batch of a sharded batch is sharded over the whole
+  mesh; contiguous micro-batches would have to be gathered.
   """
 
   def split(leaf: Array) -> Array:
@@ -60,7 +63,7 @@ def split_rows(tree: PyTree, count: int) -> PyTree:
 
 
 def join_rows(tree: PyTree) -> PyTree:
-  """Inverse of `split_rows`."""
+  """Joins rows again, the inverse of `split_rows`."""
   return jax.tree.map(
     lambda leaf: jnp.swapaxes(leaf, 0, 1).reshape(-1, *leaf.shape[2:]), tree
   )

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The optimiser update, as one pure function of state and batch.
+"""The optimiser update as one pure function of state and batch.
 
   tokens → statistics → loss's cotangents → token chain → pull-back
          → parameter chain
 
-What the token chain selects is decided once for the whole optimiser batch; each
-micro-batch is then one forward, loss, token chain with that decision, and
+The token chain takes its decisions once for the whole optimiser batch; each
+micro-batch is then one forward, loss, token chain with those decisions, and
 pull-back. The chain's state advances once.
 """
 
@@ -20,22 +20,22 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Key, PyTree
 
-from covrl.entropy import Plan, exact_quantile
+from covrl.entropy import DecisionCache, exact_quantile, selection_sources
 from covrl.entropy.base import update_signal
 from covrl.models import Policy, Routing, load_balance
 from covrl.train import metrics
 from covrl.train.forward import (
+  ForwardOutputs,
   Metrics,
-  Outputs,
   PolicyStats,
+  apply_token_weights,
+  forward,
   mean_entropy,
-  outputs,
   row_context,
-  weigh,
 )
-from covrl.train.microbatch import in_parts
+from covrl.train.microbatch import over_micro_batches
 from covrl.types import (
-  Measured,
+  Measurements,
   Scalar,
   TokenBatch,
   TokenContext,
@@ -49,32 +49,29 @@ TrainStep = Callable[
   tuple[TrainState, Metrics],
 ]
 
-# How far two programs may differ on unchanged parameters before the penalty
-# takes it for movement: this quantile of what was measured.
+# The dead zone of penalties is this quantile of the measured difference between
+# the scoring and the training program on unchanged parameters.
 NOISE_QUANTILE = 0.99
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepSettings:
-  """Static choices of the update.
+  """Static settings of the update.
 
   Attributes:
-    temperature: at which the policy's statistics are taken.
-    micro_batches: parts of an optimiser batch.
+    temperature: sampling temperature of the policy's statistics.
+    micro_batches: number of micro-batches of an optimiser batch.
     weights: aggregation; see `token_weights`.
-    selection_source: `'old'` or `'current'`; with several micro-batches the
-      latter costs one more forward.
-    balance: coefficient of the load-balancing loss of a mixture of experts;
-      with several micro-batches any but 0 costs one more forward, which is
-      that of `'current'`.
-    offload_optimizer: whether the parameter chain's state comes from the host's
-      memory, and is fetched for the update.
+    balance: coefficient of the load-balancing loss of a mixture of experts; with
+      several micro-batches any but 0 costs one more forward, which a chain that
+      selects on current statistics shares.
+    offload_optimizer: whether the parameter chain's state is in host memory and
+      is copied to the device for the update.
   """
 
   temperature: float = 1.0
   micro_batches: int = 1
   weights: str = 'token-mean'
-  selection_source: str = 'old'
   balance: float = 0.0
   offload_optimizer: bool = False
 
@@ -88,24 +85,24 @@ def make_train_step(
 ) -> TrainStep:
   """Builds the update.
 
+  A token chain with selectors of `selection_source='current'` decides on the
+  current statistics of the whole batch, which takes one more forward if there
+  are several micro-batches; other chains decide on the old statistics.
+
   Args:
-    policy: what is trained.
+    policy: the policy to train.
     loss: `(stats, **context) -> (value, LossAux)`.
     token_tx: the token chain, on cotangents of `TokenStats`.
     tx: the parameter chain.
-    settings: static choices.
+    settings: static settings.
 
   Returns:
-    `(state, batch, first, key) -> (state, metrics)`, to be jitted. `first`
-    says that the parameters have not changed since the rollout: the batch's
-    own statistics then stand in for `old_logprobs`, so that every ratio is
-    exactly 1. `key` is the run's.
+    `(state, batch, first, key) -> (state, metrics)`, to be jitted. `first` is
+    true if the parameters have not changed since the rollout: the batch's own
+    statistics then replace `old_logprobs`, so that every ratio is exactly 1.
+    `key` is the PRNG key of the run.
   """
-
-  is_current = settings.selection_source == 'current'
   is_balanced = settings.balance > 0 and policy.config.experts is not None
-  # What a decision about the whole batch needs is read before any part of it.
-  reads_ahead = is_current or (is_balanced and settings.micro_batches > 1)
 
   def update(
     state: TrainState,
@@ -113,60 +110,75 @@ def make_train_step(
     first: Bool[Array, ''],
     key: Key[Array, ''],
   ) -> tuple[TrainState, Metrics]:
-    def forward(trainable: PyTree, rows: TokenBatch) -> Outputs:
+    def run_forward(trainable: PyTree, rows: TokenBatch) -> ForwardOutputs:
       params = policy.join(trainable, state.frozen)
-      return outputs(policy, params, rows, settings.temperature)
+      return forward(policy, params, rows, settings.temperature)
 
-    batch = weigh(batch, settings.weights)
+    batch = apply_token_weights(batch, settings.weights)
     shared = _shared_context(state, batch, first, key)
-    stats = TokenStats(logprobs=batch.old_logprobs, entropy=batch.old_entropy)
-    source, whole = (stats, batch.old_moments), None
-    if reads_ahead:
-      whole, current = in_parts(
-        lambda rows: _apart(forward(state.trainable, rows)),
+    old = (
+      TokenStats(logprobs=batch.old_logprobs, entropy=batch.old_entropy),
+      batch.old_moments,
+    )
+    is_current = _selects_on_current(
+      token_tx, state.token_state, batch, old, shared
+    )
+    statistics, routing_sums = old, None
+    if is_current or (is_balanced and settings.micro_batches > 1):
+      routing_sums, current = over_micro_batches(
+        lambda rows: _routing_and_stats(run_forward(state.trainable, rows)),
         batch,
         settings.micro_batches,
       )
-      source = current if is_current else source
-    plan, token_state = _decide(source, batch, state.token_state, shared, first)
+      statistics = current if is_current else old
+    is_own = first if is_current else jnp.asarray(False)
+    context = row_context(batch, *statistics, is_own) | shared
+    decisions, token_state = _decide(
+      loss, token_tx, state.token_state, statistics[0], context
+    )
 
-    def part(
-      given: tuple[TokenBatch, list[Any]],
+    def run_micro_batch(
+      inputs: tuple[TokenBatch, dict[str, Any]],
     ) -> tuple[
       tuple[PyTree, Scalar, Routing | None],
-      metrics.TokenReadings,
+      metrics.PerTokenValues,
     ]:
-      rows, decisions = given
+      rows, recorded = inputs
 
       def differentiated(
         trainable: PyTree,
-      ) -> tuple[tuple[TokenStats, Scalar | None], Outputs]:
-        found, balance = forward(trainable, rows), None
+      ) -> tuple[tuple[TokenStats, Scalar | None], ForwardOutputs]:
+        found, balance = run_forward(trainable, rows), None
         if is_balanced and found.routing is not None:
-          balance = load_balance(found.routing.mass, whole or found.routing)
+          sums = routing_sums or found.routing
+          balance = load_balance(found.routing.mass, sums)
         return (found.stats, balance), found
 
       (stats, balance), pull_back, found = jax.vjp(
         differentiated, state.trainable, has_aux=True
       )
-      moments, routing = found.moments, found.routing
-      context = row_context(rows, stats, moments, first) | shared
+      context = row_context(rows, stats, found.moments, first) | shared
       (value, aux), signal = jax.value_and_grad(loss, has_aux=True)(
         stats, **context
       )
+      context = context | aux.for_selection
       edited, _ = update_signal(
         token_tx,
         signal,
         state.token_state,
         stats,
-        **(context | aux.for_selection | {'plan': Plan(decisions)}),
+        **{**context, 'decisions': DecisionCache(recorded)},
       )
-      pulled = None if balance is None else jnp.asarray(settings.balance)
-      (gradients,) = pull_back((edited, pulled))
-      gradients = jax.tree.map(lambda g: g.astype(_wide(g)), gradients)
-      return (gradients, value, routing), metrics.TokenReadings(
+      balance_cotangent = (
+        None if balance is None else jnp.asarray(settings.balance)
+      )
+      (gradients,) = pull_back((edited, balance_cotangent))
+      gradients = jax.tree.map(
+        lambda g: g.astype(_accumulator_dtype(g)), gradients
+      )
+      return (gradients, value, found.routing), metrics.PerTokenValues(
         stats=stats,
-        moments=moments,
+        moments=found.moments,
         log_ratio=aux.log_ratio,
         score_weight=aux.score_weight,
         clipped=aux.clipped,
@@ -174,14 +186,14 @@ def make_train_step(
         edited=edited,
       )
 
-    (gradients, value, routing), tokens = in_parts(
-      part, (batch, plan.decisions), settings.micro_batches
+    (gradients, value, routing), tokens = over_micro_batches(
+      run_micro_batch, (batch, decisions), settings.micro_batches
     )
     measured = _measure(state.measured, batch, tokens.stats, first)
     if settings.offload_optimizer:
-      state = dataclasses.replace(state, opt_state=_fetched(state.opt_state))
+      state = dataclasses.replace(state, opt_state=_to_device(state.opt_state))
     new_state, applied = _apply(tx, state, gradients, token_state, measured)
-    readings = metrics.of_update(batch, tokens, plan, token_state)
+    readings = metrics.update_metrics(batch, tokens, decisions, token_state)
     readings |= {
       'loss': value,
       'gradient_norm': optax.tree.norm(gradients),
@@ -190,34 +202,54 @@ def make_train_step(
       'entropy_moved': measured.entropy_moved,
     }
     if routing is not None:
-      readings |= metrics.of_routing(routing)
+      readings |= metrics.routing_metrics(routing)
     return new_state, readings
-
-  def _decide(
-    source: PolicyStats,
-    batch: TokenBatch,
-    token_state: PyTree,
-    shared: TokenContext,
-    first: Bool[Array, ''],
-  ) -> tuple[Plan, PyTree]:
-    """Runs the chain on the whole batch, for its decisions and next state."""
-    plan = Plan()
-    stand_in = first if is_current else jnp.asarray(False)
-    stats, moments = source
-    context = row_context(batch, stats, moments, stand_in) | shared
-    (_, aux), signal = jax.value_and_grad(loss, has_aux=True)(stats, **context)
-    context = context | aux.for_selection | {'plan': plan}
-    _, token_state = update_signal(
-      token_tx, signal, token_state, stats, **context
-    )
-    return plan, token_state
 
   return update
 
 
-def _apart(found: Outputs) -> tuple[Routing | None, PolicyStats]:
-  """What is added up over the parts of a batch, and what is joined."""
-  return found.routing, found[:2]
+def _selects_on_current(
+  token_tx: optax.GradientTransformation,
+  token_state: PyTree,
+  batch: TokenBatch,
+  old: PolicyStats,
+  shared: TokenContext,
+) -> bool:
+  """Whether a selector of the token chain reads current statistics."""
+  context = row_context(batch, *old, jnp.asarray(False)) | shared
+  # Only shapes matter here: the chain is traced and not computed.
+  from_loss: TokenContext = {
+    'score_weight': batch.advantages,
+    'clipped': batch.loss_mask,
+  }
+  sources = selection_sources(
+    token_tx, old[0], token_state=token_state, **{**context, **from_loss}
+  )
+  return 'current' in sources
+
+
+def _decide(
+  loss: Loss,
+  token_tx: optax.GradientTransformation,
+  token_state: PyTree,
+  stats: TokenStats,
+  context: TokenContext,
+) -> tuple[dict[str, Any], PyTree]:
+  """Runs the chain on the whole batch, for its decisions and next state."""
+  cache = DecisionCache()
+  (_, aux), signal = jax.value_and_grad(loss, has_aux=True)(stats, **context)
+  context = context | aux.for_selection
+  _, token_state = update_signal(
+    token_tx, signal, token_state, stats, **{**context, 'decisions': cache}
+  )
+  return cache.decisions, token_state
+
+
+def _routing_and_stats(
+  found: ForwardOutputs,
+) -> tuple[Routing | None, PolicyStats]:
+  """Outputs that are summed over micro-batches, and outputs of each token."""
+  return found.routing, (found.stats, found.moments)
 
 
 def _shared_context(
@@ -226,7 +258,7 @@ def _shared_context(
   first: Bool[Array, ''],
   key: Key[Array, ''],
 ) -> TokenContext:
-  """Context entries that are the same for every micro-batch."""
+  """Context entries that all micro-batches share."""
   measured = state.measured
   moved = jnp.where(first, 0, measured.entropy_moved)
   return TokenContext(
@@ -239,16 +271,15 @@ def _shared_context(
 
 
 def _measure(
-  before: Measured,
+  last: Measurements,
   batch: TokenBatch,
   stats: TokenStats,
   first: Bool[Array, ''],
-) -> Measured:
-  """What the forward shows of the updates that the rollout has seen so far.
+) -> Measurements:
+  """Measures the effect of the earlier updates on this rollout.
 
-  On a rollout's first update there are none: the difference to the old
-  statistics is rounding, and what the last update did to its own tokens was
-  never seen.
+  At a rollout's first update there are none: differences to the old statistics
+  are rounding, and the effect of the last update was not measured.
   """
   noise = exact_quantile(
     jnp.abs(stats.logprobs - batch.old_logprobs),
@@ -256,10 +287,10 @@ def _measure(
     NOISE_QUANTILE,
   )
   moved = mean_entropy(batch, stats.entropy - batch.old_entropy)
-  return Measured(
-    log_ratio_noise=jnp.where(first, noise, before.log_ratio_noise),
+  return Measurements(
+    log_ratio_noise=jnp.where(first, noise, last.log_ratio_noise),
     entropy_moved=jnp.where(first, 0, moved),
-    entropy_change=jnp.where(first, jnp.nan, moved - before.entropy_moved),
+    entropy_change=jnp.where(first, jnp.nan, moved - last.entropy_moved),
   )
 
 
@@ -268,7 +299,7 @@ def _apply(
   state: TrainState,
   gradients: PyTree,
   token_state: PyTree,
-  measured: Measured,
+  measured: Measurements,
 ) -> tuple[TrainState, Scalar]:
   """Applies the gradients, or skips the update if one is not finite."""
   finite = jnp.isfinite(optax.tree.norm(gradients))
@@ -304,13 +335,13 @@ def _apply(
   )
 
 
-def _fetched(opt_state: PyTree) -> PyTree:
-  """The state where it can be computed with."""
+def _to_device(opt_state: PyTree) -> PyTree:
+  """Copies an offloaded optimiser state from host to device memory."""
   return jax.tree.map(
     lambda leaf: jax.device_put(leaf, jax.memory.Space.Device), opt_state
   )
 
 
-def _wide(array: Array) -> jnp.dtype:
-  """Gradients are summed in float32 at least."""
+def _accumulator_dtype(array: Array) -> jnp.dtype:
+  """The dtype in which gradients are summed: at least float32."""
   return jnp.promote_types(array.dtype, jnp.float32)

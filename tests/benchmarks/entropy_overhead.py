@@ -31,12 +31,11 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 import covrl
-from covrl.entropy.base import init_token_state
 from covrl.models import Policy, countdown
 from covrl.parallel import sharding
 from covrl.train import Loss, StepSettings, make_train_step
 from covrl.train.state_sharding import abstract_opt_state, shardings
-from covrl.types import Measured, TokenBatch, TokenMoments, TrainState
+from covrl.types import Measurements, TokenBatch, TokenMoments, TrainState
 
 FloatPair: TypeAlias = Float[np.ndarray, '2']
 
@@ -77,10 +76,10 @@ METHODS: dict[str, Callable[[str], optax.GradientTransformation]] = {
     FRACTION, covrl.target_entropy(0.3), selection_source=source
   ),
   'entropy_bonus(entropy_band)': lambda _: covrl.entropy_bonus(
-    covrl.entropy_band(0.2, 0.4, below=0.01)
+    covrl.controllers.entropy_band(0.2, 0.4, below=0.01)
   ),
   'repo': lambda _: covrl.repo(),
-  'repo(doubling_scale)': lambda _: covrl.repo(covrl.doubling_scale(0.3)),
+  'repo(doubling_scale)': lambda _: covrl.repo(covrl.controllers.doubling_scale(0.3)),
   'steer': lambda _: covrl.steer(),
   'ce_gppo': lambda _: covrl.ce_gppo(),
   'entropy_shaped': lambda _: covrl.entropy_shaped(),
@@ -110,12 +109,12 @@ LOSSES = {
     covrl.clipped_surrogate, dual_clip=3.0
   ),
   'policy_gradient': covrl.policy_gradient,
-  'cispo': covrl.cispo,
+  'cispo': covrl.losses.cispo,
   "gspo(form='sequence')": functools.partial(covrl.gspo, form='sequence'),
   "gspo(form='token')": functools.partial(covrl.gspo, form='token'),
-  'geo_mean': covrl.geo_mean,
-  'sapo': covrl.sapo,
-  'dppo': covrl.dppo,
+  'geo_mean': covrl.losses.geo_mean,
+  'sapo': covrl.losses.sapo,
+  'dppo': covrl.losses.dppo,
 }
 # Micro-batches and whose statistics select.
 PARTS = {'one': (1, 'old'), 'four': (4, 'old'), 'current': (4, 'current')}
@@ -198,7 +197,7 @@ def program(
     loss,
     tx,
     adam,
-    StepSettings(micro_batches=micro_batches, selection_source=source),
+    StepSettings(micro_batches=micro_batches),
   )
   with jax.set_mesh(mesh):
     params = policy.init(jax.random.key(0), mesh)
@@ -211,9 +210,9 @@ def program(
           abstract_opt_state(adam, policy.abstract_params(mesh), mesh)
         ),
       )(params),
-      token_state=init_token_state(tx),
+      token_state=tx.init(covrl.TokenStats.template()),
       step=jnp.zeros((), jnp.int32),
-      measured=Measured.nothing()._replace(
+      measured=Measurements.initial()._replace(
         log_ratio_noise=jnp.asarray(1e-6, jnp.float32)
       ),
     )

@@ -12,7 +12,6 @@ import pytest
 import covrl
 from covrl import TokenStats
 from covrl.entropy import top_entropy, top_score
-from covrl.entropy.base import init_token_state
 
 SHAPE = (4, 10)
 ONES = jnp.ones(SHAPE, bool)
@@ -59,7 +58,7 @@ REFUSED = {
     r'fraction must lie in \(0, 0\.05\], got 0$',
   ),
   'a negative fraction': (
-    lambda: covrl.random_tokens(-0.01),
+    lambda: covrl.selectors.random_tokens(-0.01),
     r'fraction must lie in .*, got -0\.01',
   ),
   'a fraction that is none': (
@@ -228,7 +227,7 @@ def everything():
 @jax.jit
 def step_with_everything(stats, context):
   loss = covrl.as_loss(covrl.policy_gradient, everything())
-  state = init_token_state(everything())
+  state = everything().init(TokenStats.template())
   form = jax.value_and_grad(loss, has_aux=True)
   return form(stats, state, **context)
 
@@ -291,4 +290,4 @@ def test_missing_entries_are_named(batch):
   for entry in ('advantages', 'mask', 'old_logprobs', 'key', 'step'):
     given = {name: context[name] for name in context if name != entry}
     with pytest.raises(TypeError, match=f"reads '{entry}' from the context"):
-      covrl.random_in_band(0.05, 0.0, 1.0)(stats, **given)
+      covrl.selectors.random_in_band(0.05, 0.0, 1.0)(stats, **given)

@@ -10,7 +10,7 @@ import pytest
 import covrl
 from covrl import TokenStats
 from covrl.entropy import TokenMaskedState
-from covrl.entropy.base import init_token_state, update_signal
+from covrl.entropy.base import update_signal
 
 SHAPE = (4, 12)
 STEPS = 3
@@ -102,7 +102,9 @@ def run(chains, batch):
     edited = {name: result[0] for name, result in results.items()}
     return edited, {name: result[1] for name, result in results.items()}
 
-  states = {name: init_token_state(chain) for name, chain in chains.items()}
+  states = {
+    name: chain.init(TokenStats.template()) for name, chain in chains.items()
+  }
   edits = []
   for step in range(STEPS):
     edited, states = update(states, jnp.asarray(step))
@@ -120,7 +122,7 @@ def by_number(batch):
     edited = {}
     for name, (make, _) in MADE_OF.items():
       chain = make(values[name])
-      state = init_token_state(chain)
+      state = chain.init(TokenStats.template())
       edited[name], _ = update_signal(
         chain, signal, state, stats, **context, step=step
       )
@@ -197,7 +199,7 @@ def test_chains_in_any_nesting(batch):
       lambda signal, part=part: update_signal(
         part,
         signal,
-        init_token_state(part),
+        part.init(TokenStats.template()),
         stats,
         **context,
         step=jnp.asarray(0),
@@ -233,7 +235,9 @@ def test_values_are_read_from_the_state(batch):
   )
   # …and set, by hand, between steps.
   injected_tx = optax.inject_hyperparams(covrl.entropy_bonus)(coefficient=0.1)
-  state = optax.tree.set(init_token_state(injected_tx), coefficient=0.7)
+  state = optax.tree.set(
+    injected_tx.init(TokenStats.template()), coefficient=0.7
+  )
   signal, stats, context = batch
   silent = jax.tree.map(jnp.zeros_like, signal)
   edited, _ = jax.jit(
@@ -300,7 +304,7 @@ def test_as_loss_in_an_ordinary_loop(batch):
     return (value, token_state), pull_back(signal)[0]
 
   params = {'w': 0.1 * jnp.ones(SHAPE), 'b': jnp.asarray(1.1)}
-  states = [init_token_state(tx)] * 2
+  states = [tx.init(TokenStats.template())] * 2
   for step in range(STEPS):
     (value, states[0]), gradient = ordinary(params, states[0], step)
     (expected, states[1]), explicit_gradient = explicit(params, states[1], step)

@@ -13,8 +13,10 @@ from covrl.parallel import topologies
 def pod():
   """The devices of a v5p 4×4×4 slice, as 16 × 4."""
   pytest.importorskip('libtpu')
-  devices = topologies.devices(topologies.find('v5p:4x4x4'))
-  with topologies.uncached():
+  devices = topologies.compile_only_devices(
+    topologies.find_topology('v5p:4x4x4')
+  )
+  with topologies.no_compilation_cache():
     yield Mesh(np.array(devices).reshape(16, 4), ('data', 'sequence'))
 
 

@@ -12,7 +12,7 @@ import pytest
 from entropy.loops import closed_loop, replay
 
 import covrl
-from covrl.entropy.base import init_token_state, update_signal
+from covrl.entropy.base import update_signal
 from covrl.types import TokenStats
 
 READINGS = np.random.default_rng(0).uniform(0.0, 1.0, 60)
@@ -38,7 +38,7 @@ def test_adaptive_bonus_ships_the_published_numbers():
 
 
 def test_proportional_integral_follows_its_rule():
-  controller = covrl.proportional_integral(
+  controller = covrl.controllers.proportional_integral(
     0.5, proportional=2.0, integral=0.3, offset=1.0, minimum=0.2, maximum=1.8
   )
   values, _ = replay(controller, READINGS)
@@ -53,7 +53,7 @@ def test_proportional_integral_follows_its_rule():
 
 
 def test_integral_does_not_wind_up():
-  controller = covrl.proportional_integral(
+  controller = covrl.controllers.proportional_integral(
     0.5, proportional=0.0, integral=0.1, minimum=0.0, maximum=0.2
   )
   values, _ = replay(controller, [0.0] * 100 + [1.0] * 6)
@@ -63,7 +63,7 @@ def test_integral_does_not_wind_up():
 
 def test_doubling_scale_follows_its_rule():
   readings = READINGS + 0.2  # high enough for a change of sign
-  controller = covrl.doubling_scale(
+  controller = covrl.controllers.doubling_scale(
     0.5, initial=2e-3, minimum=1e-3, maximum=0.05, every=2
   )
   values, _ = replay(controller, readings)
@@ -83,7 +83,7 @@ def test_doubling_scale_follows_its_rule():
 
 
 def test_entropy_band_with_an_annealed_edge():
-  controller = covrl.entropy_band(
+  controller = covrl.controllers.entropy_band(
     optax.linear_schedule(0.4, 0.0, 4), 0.6, below=0.1, within=0.2, above=0.3
   )
   values, _ = replay(controller, [0.3, 0.3, 0.3, 0.7, 0.6])
@@ -99,9 +99,9 @@ def test_adaptive_bonus_holds_a_plant():
 
 CONTROLLERS = {
   'adaptive_bonus': covrl.adaptive_bonus(0.5, 0.01),
-  'doubling_scale': covrl.doubling_scale(0.5),
-  'entropy_band': covrl.entropy_band(0.4, 0.6, below=0.01),
-  'proportional_integral': covrl.proportional_integral(0.5),
+  'doubling_scale': covrl.controllers.doubling_scale(0.5),
+  'entropy_band': covrl.controllers.entropy_band(0.4, 0.6, below=0.01),
+  'proportional_integral': covrl.controllers.proportional_integral(0.5),
   'target_entropy': covrl.target_entropy(0.5),
 }
 
@@ -124,7 +124,7 @@ def test_controllers_stand_where_a_coefficient_does(stats, name):
   controller = CONTROLLERS[name]
   assert isinstance(controller, optax.schedules.StatefulSchedule)
   token_tx = optax.chain(covrl.entropy_bonus(controller), optax.scale(2.0))
-  state, alone = init_token_state(token_tx), controller.init()
+  state, alone = token_tx.init(TokenStats.template()), controller.init()
   for entropy in (0.3, 0.2, 0.45):
     reading = jnp.asarray(entropy)
     coefficient = controller(alone, entropy=reading)
@@ -148,7 +148,7 @@ def test_controllers_under_inject_hyperparams(stats):
   token_tx = optax.inject_hyperparams(covrl.entropy_bonus)(
     coefficient=controller
   )
-  state = init_token_state(token_tx)
+  state = token_tx.init(TokenStats.template())
   signal, state = update(token_tx, state, stats, jnp.asarray(0.4))
   np.testing.assert_allclose(signal.entropy, -0.01, rtol=1e-6)
   assert float(state.hyperparams['coefficient']) == pytest.approx(0.01)
@@ -168,7 +168,9 @@ def test_a_missing_reading_is_named():
   for controller in CONTROLLERS.values():
     with pytest.raises(TypeError, match="reads 'entropy' from the context"):
       replay_without_reading(controller)
-  band = covrl.entropy_band(optax.linear_schedule(1, 0, 2), 2.0, below=1.0)
+  band = covrl.controllers.entropy_band(
+    optax.linear_schedule(1, 0, 2), 2.0, below=1.0
+  )
   with pytest.raises(TypeError, match="reads 'step' from the context"):
     band(band.init(), entropy=jnp.asarray(0.5))
 
@@ -189,19 +191,25 @@ def test_numbers_outside_their_range_are_refused():
       r'momentum must lie in \[0',
     ),
     (
-      lambda: covrl.proportional_integral(0.5, integral=math.nan),
+      lambda: covrl.controllers.proportional_integral(0.5, integral=math.nan),
       'integral must be finite',
     ),
     (
-      lambda: covrl.proportional_integral(0.5, minimum=1.0),
+      lambda: covrl.controllers.proportional_integral(0.5, minimum=1.0),
       'offset must lie in',
     ),
     (
-      lambda: covrl.entropy_band(0.5, 0.5, below=1.0),
+      lambda: covrl.controllers.entropy_band(0.5, 0.5, below=1.0),
       'got low=0.5 and high=0.5',
     ),
-    (lambda: covrl.doubling_scale(0.5, initial=0.0), 'initial must lie in'),
-    (lambda: covrl.doubling_scale(0.5, every=0), 'every must be at least 1'),
+    (
+      lambda: covrl.controllers.doubling_scale(0.5, initial=0.0),
+      'initial must lie in',
+    ),
+    (
+      lambda: covrl.controllers.doubling_scale(0.5, every=0),
+      'every must be at least 1',
+    ),
   ):
     with pytest.raises(ValueError, match=sentence):
       make()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A plan's decisions are taken once, and handed back in order."""
+"""Decisions are taken once per batch, and returned to every micro-batch."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import covrl
-from covrl.entropy.base import init_token_state, update_signal
+from covrl.entropy import DecisionCache, update_signal
 from covrl.types import TokenStats
 
 
@@ -30,22 +30,22 @@ def test_replay_applies_the_recorded_masks():
     covrl.clip_cov(fraction=0.05, low=0.1), covrl.kl_cov(fraction=0.05)
   )
   signal = jax.tree.map(jnp.ones_like, stats)
-  state = init_token_state(tx)
+  state = tx.init(TokenStats.template())
 
   @jax.jit
   def record(signal, stats, context):
-    plan = covrl.Plan()
+    cache = DecisionCache()
     edited, new_state = update_signal(
-      tx, signal, state, stats, **context, plan=plan
+      tx, signal, state, stats, **context, decisions=cache
     )
-    return edited, new_state, plan.decisions
+    return edited, new_state, cache.decisions
 
   whole, new_state, decisions = record(signal, stats, context)
-  chosen = decisions[0].mask
+  chosen = decisions['token_masked[0]/selection'].mask
   assert int(chosen.sum()) == 4
   np.testing.assert_array_equal(whole.logprobs == 0, chosen)
 
-  # Half of the rows with half of the plan: the same rows of the whole.
+  # Half of the rows with half of the decisions: the same rows of the whole.
   half = jax.tree.map(
     lambda leaf: leaf[:4] if leaf.ndim == 2 else leaf, decisions
   )
@@ -57,8 +57,8 @@ def test_replay_applies_the_recorded_masks():
 
   @jax.jit
   def replay(signal, stats, context, decisions):
-    plan = covrl.Plan(decisions)
-    return update_signal(tx, signal, state, stats, **context, plan=plan)
+    cache = DecisionCache(decisions)
+    return update_signal(tx, signal, state, stats, **context, decisions=cache)
 
   part, part_state = replay(signal, stats, rows, half)
   np.testing.assert_array_equal(part.logprobs, whole.logprobs[:4])
@@ -68,8 +68,7 @@ def test_replay_applies_the_recorded_masks():
     np.testing.assert_array_equal(ours, theirs)
 
 
-def test_micro_batches_that_decide_anew_are_added_up():
-  """What each part selected is in its own plan, and sums to the batch's."""
+def test_summaries_of_micro_batch_scope_sum_to_the_batch():
   rng = np.random.default_rng(1)
   shape = (8, 20)
   stats = TokenStats(
@@ -86,30 +85,34 @@ def test_micro_batches_that_decide_anew_are_added_up():
     covrl.kl_cov(fraction=0.05, scope='micro_batch'),
     covrl.kl_cov(fraction=0.0125),
   )
-  state = init_token_state(tx)
+  state = tx.init(TokenStats.template())
 
-  def run(plan, stats, context):
+  def run(cache, stats, context):
     update_signal(
       tx,
       jax.tree.map(jnp.zeros_like, stats),
       state,
       stats,
       **context,
-      plan=plan,
+      decisions=cache,
     )
-    return plan
+    return cache
 
   @jax.jit
-  def whole_and_parts(stats, context):
-    whole = run(covrl.Plan(), stats, context)
+  def whole_and_halves(stats, context):
+    whole = run(DecisionCache(), stats, context)
 
-    def part(rows):
+    def half(rows):
       decisions, stats, context = rows
-      plan = run(covrl.Plan(decisions), stats, context)
-      return [d for d in plan.local if isinstance(d, covrl.SelectionSummary)]
+      cache = run(DecisionCache(decisions), stats, context)
+      return [
+        decision
+        for decision in cache.local.values()
+        if isinstance(decision, covrl.SelectionSummary)
+      ]
 
     halves = [
-      part(
+      half(
         jax.tree.map(
           lambda x, rows=rows: x[rows] if x.ndim == 2 else x,
           (whole.decisions, stats, context),
@@ -119,25 +122,115 @@ def test_micro_batches_that_decide_anew_are_added_up():
     ]
     added = jax.tree.map(jnp.add, *halves)
     shown = covrl.explain(tx, stats, **context)
-    return whole.decisions, halves, [s.of_parts(2) for s in added], shown
+    return whole.decisions, halves, [s.from_sum(2) for s in added], shown
 
-  decisions, halves, (total,), shown = whole_and_parts(stats, context)
+  decisions, halves, (total,), shown = whole_and_halves(stats, context)
   # Recorded for the batch: the second transform's alone.
-  assert [type(each) for each in decisions] == [
-    covrl.Selection,
-    covrl.SelectionSummary,
-  ]
+  assert {key: type(each) for key, each in decisions.items()} == {
+    'token_masked[1]/selection': covrl.Selection,
+    'token_masked[1]/summary': covrl.SelectionSummary,
+  }
   # ⌊0.05 · 80⌋ tokens of each half, not ⌊0.05 · 160⌋ of the batch.
   assert [int(part.selected) for (part,) in halves] == [4, 4]
   assert int(total.selected) == int(total.quota) == 8
   assert int(total.eligible) == 160
   thresholds = [float(part.threshold) for (part,) in halves]
   np.testing.assert_allclose(total.threshold, np.mean(thresholds), rtol=1e-6)
-  # A look at the chain shows both, in its order.
+  # `explain` returns both, in the order of the chain.
   assert [int(each.quota) for each in shown] == [8, 2]
 
 
-def test_a_plan_of_another_chain_is_refused():
-  plan = covrl.Plan([])
+def test_refuses_decisions_of_another_chain():
+  cache = DecisionCache({})
   with pytest.raises(ValueError, match='recorded by another token chain'):
-    plan.decide(lambda: 1)
+    cache.decide('selection', lambda: 1)
+
+
+def test_keys_are_paths_and_do_not_depend_on_the_order_of_calls():
+  recorded = DecisionCache()
+  with recorded.transform('token_masked'):
+    recorded.decide('selection', lambda: 1)
+    with recorded.transform('add_entropy_bonus'):
+      recorded.decide('prediction', lambda: 2)
+  with recorded.transform('token_masked'):
+    recorded.decide('selection', lambda: 3)
+  assert recorded.decisions == {
+    'token_masked[0]/selection': 1,
+    'token_masked[0]/add_entropy_bonus[0]/prediction': 2,
+    'token_masked[1]/selection': 3,
+  }
+  # A decision that only one of two passes reads does not shift the others.
+  replayed = DecisionCache(recorded.decisions)
+  with replayed.transform('token_masked'):
+    assert replayed.decide('selection', lambda: 0) == 1
+  with replayed.transform('token_masked'):
+    assert replayed.decide('selection', lambda: 0) == 3
+    assert replayed.decide('selection', lambda: 0) == 3
+
+
+def test_decisions_survive_every_nesting_of_optax():
+  """Paths within chain, named_chain and inject_hyperparams."""
+  shape = (2, 10)
+  rng = np.random.default_rng(2)
+  old, advantages = (
+    jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(2)
+  )
+  stats = TokenStats(logprobs=-jnp.abs(old), entropy=jnp.ones(shape))
+  context: covrl.TokenContext = {
+    'advantages': advantages,
+    'old_logprobs': old,
+    'mask': jnp.ones(shape, bool),
+    'weights': jnp.full(shape, 1 / 20),
+  }
+
+  def make(coefficient):
+    inner = covrl.token_masked(
+      covrl.add_divergence_penalty(coefficient),
+      covrl.selectors.top_entropy(0.9, selection_source='current'),
+    )
+    return covrl.token_masked(inner, covrl.selectors.top_score(0.05))
+
+  tx = optax.chain(
+    optax.inject_hyperparams(make)(coefficient=0.5),
+    optax.named_chain(('kl_cov', covrl.kl_cov(0.05))),
+  )
+  cache = DecisionCache()
+  state = tx.init(stats.template())
+  update_signal(tx, stats, state, stats, **context, decisions=cache)
+  assert set(cache.decisions) == {
+    f'token_masked[{path}]/{name}'
+    for path in ('0', '0]/token_masked[0', '1')
+    for name in ('selection', 'summary')
+  }
+  sources = covrl.entropy.selection_sources(tx, stats, **context)
+  assert sources == {'old', 'current'}
+  assert not covrl.entropy.selection_sources(
+    covrl.entropy_bonus(0.1), stats, **context
+  )
+
+
+def test_a_custom_selector_states_its_source():
+  def select(stats, *, decisions, **_):
+    decisions.sources.add('current')
+    return stats.entropy > 0
+
+  ones = jnp.ones((1, 2))
+  sources = covrl.entropy.selection_sources(
+    covrl.token_masked(optax.set_to_zero(), select),
+    TokenStats(logprobs=-ones, entropy=ones),
+  )
+  assert sources == {'current'}
+
+
+def test_refuses_misspelt_context_entries():
+  ones = jnp.ones((1, 2))
+  stats = TokenStats(logprobs=-ones, entropy=ones)
+  tx = covrl.entropy_bonus(0.1)
+  state = tx.init(stats.template())
+  message = "unknown context entry 'weight'; did you mean 'weights'"
+  with pytest.raises(TypeError, match=f'add_entropy_bonus got an {message}'):
+    tx.update(stats, state, stats, weight=ones)
+  with pytest.raises(TypeError, match=message):
+    covrl.explain(tx, stats, **{'weight': ones})
+  with pytest.raises(TypeError, match='known entries: advantages, clipped, '):
+    tx.update(stats, state, stats, temperature=1.0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Detachment by amount: the shortest prefix, the last token in part."""
+"""`detach_drain`: the shortest prefix, with a share of its last token."""
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import arrays
 from jax.sharding import NamedSharding, PartitionSpec
 
 import covrl
+from covrl.entropy import DecisionCache
 from covrl.entropy.detachment import prefix_share
 from covrl.types import TokenMoments, TokenStats
 
@@ -18,7 +19,7 @@ share = jax.jit(prefix_share)
 
 
 def by_sorting(values, amount):
-  """Takes the largest values one level of equal ones at a time."""
+  """Reference implementation: one level of equal values at a time."""
   taken, left = np.zeros(values.shape), float(amount)
   for level in np.unique(values[values > 0])[::-1]:
     held = float(level) * (values == level).sum()
@@ -37,7 +38,7 @@ def by_sorting(values, amount):
   st.sampled_from([0.0, 1e-31, 0.1, 0.75, 3.0, 7.5, 2e30, 1e32]),
 )
 @settings(max_examples=200, deadline=None)
-def test_equals_a_sort(values, amount):
+def test_prefix_share_equals_a_sort(values, amount):
   expected = by_sorting(values, amount)
   if values.max() >= 1e30 and amount < 1e20:
     expected = expected * 0 + np.where(values == 1e30, expected, 0)
@@ -45,7 +46,7 @@ def test_equals_a_sort(values, amount):
   np.testing.assert_allclose(actual, expected, rtol=2e-6, atol=1e-30)
 
 
-def test_saves_the_amount_and_no_token_more():
+def test_prefix_sums_to_the_amount_with_one_partial_token():
   values = jnp.asarray(
     np.random.default_rng(0).normal(size=(16, 32)), jnp.float32
   )
@@ -61,7 +62,7 @@ def test_saves_the_amount_and_no_token_more():
     assert int(jnp.sum((taken > 0) & (taken < 1))) <= 1
 
 
-def test_bits_on_every_mesh_and_in_every_order():
+def test_prefix_share_is_bitwise_equal_on_every_mesh_and_order():
   values = np.random.default_rng(1).normal(size=(16, 32)).astype(np.float32)
   expected = np.asarray(share(values, 20.0))
   order = np.random.default_rng(2).permutation(16)
@@ -87,13 +88,13 @@ def batch():
   return stats, signal, {'moments': moments}
 
 
-def test_a_schedule_an_amount_and_a_summary(batch):
+def test_detaches_the_amount_and_summarizes_the_selection(batch):
   stats, signal, context = batch
   drain = -covrl.entropy_change(signal, stats, context['moments'])
   amount = 0.4 * float(jnp.sum(jnp.maximum(drain, 0)))
   token_tx = covrl.detach_drain(amount)
   edited, state = covrl.update_signal(
-    token_tx, signal, covrl.init_token_state(token_tx), stats, **context
+    token_tx, signal, token_tx.init(TokenStats.template()), stats, **context
   )
   left = -covrl.entropy_change(edited, stats, context['moments'])
   np.testing.assert_allclose(jnp.sum(left), jnp.sum(drain) - amount, rtol=1e-4)
@@ -105,14 +106,14 @@ def test_a_schedule_an_amount_and_a_summary(batch):
   np.testing.assert_array_equal(selection.mask, detached)
 
 
-def test_micro_batches_take_the_batch_s_decision(batch):
+def test_micro_batches_use_the_decisions_of_the_batch(batch):
   stats, signal, context = batch
   token_tx = covrl.detach_drain(covrl.target_entropy(2.0))
-  state = covrl.init_token_state(token_tx)
+  state = token_tx.init(TokenStats.template())
   context = context | {'entropy': jnp.mean(stats.entropy)}
-  plan = covrl.Plan()
+  cache = DecisionCache()
   whole, _ = covrl.update_signal(
-    token_tx, signal, state, stats, **context, plan=plan
+    token_tx, signal, state, stats, **context, decisions=cache
   )
 
   def rows(tree):
@@ -124,17 +125,17 @@ def test_micro_batches_take_the_batch_s_decision(batch):
     state,
     rows(stats),
     **rows(context),
-    plan=covrl.Plan(rows(plan.decisions)),
+    decisions=DecisionCache(rows(cache.decisions)),
   )
   np.testing.assert_array_equal(part.logprobs, whole.logprobs[:4])
 
 
-def test_bad_input():
+def test_refuses_bad_input():
   with pytest.raises(ValueError, match='amount must be finite and at least 0'):
     covrl.detach_drain(-1.0)
   token_tx = covrl.detach_drain(0.1)
   stats = TokenStats(logprobs=jnp.zeros((1, 1)), entropy=jnp.zeros((1, 1)))
-  state = covrl.init_token_state(token_tx)
+  state = token_tx.init(TokenStats.template())
   with pytest.raises(TypeError, match="detach_drain reads 'moments'"):
     covrl.update_signal(token_tx, stats, state, stats)
   moments = TokenMoments(

@@ -11,13 +11,15 @@ import pytest
 from entropy.loops import closed_loop, replay
 
 import covrl
-from covrl.entropy import Outlook
+from covrl.entropy import EntropyPrediction
 
 
-def looking(drift, effect, limit=np.inf, **context):
-  """A context with an outlook."""
-  look = Outlook(drift=drift, effect=effect, limit=limit)
-  return {'outlook': lambda: look} | jax.tree.map(jnp.asarray, context)
+def predicting(drift, effect, limit=np.inf, **context):
+  """A context with an entropy prediction."""
+  prediction = EntropyPrediction(drift=drift, effect=effect, limit=limit)
+  return {'entropy_prediction': lambda: prediction} | jax.tree.map(
+    jnp.asarray, context
+  )
 
 
 def test_it_solves_the_formula():
@@ -25,8 +27,8 @@ def test_it_solves_the_formula():
   controller = covrl.target_entropy(0.5, horizon=10.0, slope=0.02, maximum=2.0)
   state = controller.init()._replace(drift=jnp.asarray(-0.001))
 
-  def value(*outlook):
-    context = looking(*outlook, entropy=0.48)
+  def value(*prediction):
+    context = predicting(*prediction, entropy=0.48)
     return jnp.asarray(controller(state, **context)).item()
 
   needed = (0.02 / 10 + 0.001) / 0.02
@@ -49,7 +51,7 @@ def test_the_target_is_met_at_the_horizon(momentum):
   )
   average = 0.02
   state = controller.init()._replace(
-    readings=jnp.asarray(updates), foreseen=jnp.asarray(average)
+    readings=jnp.asarray(updates), predicted=jnp.asarray(average)
   )
   z = jnp.asarray(controller(state, entropy=jnp.asarray(0.45))).item()
   total = 0.0
@@ -67,14 +69,14 @@ def test_what_was_foreseen_is_averaged_as_adam_does():
   average_state = average.init(jnp.zeros(()))
   for _ in range(12):
     drift, effect = rng.normal(), rng.uniform(0.5, 2)
-    context = looking(drift, effect, entropy=rng.uniform(0.4, 0.6))
+    context = predicting(drift, effect, entropy=rng.uniform(0.4, 0.6))
     z = drift + effect * jnp.asarray(controller(state, **context))
     before, state = state, controller.update(state, **context)
     expected, average_state = average.update(z, average_state)
     np.testing.assert_allclose(
-      state.foreseen, jnp.asarray(expected), rtol=1e-5, atol=1e-7
+      state.predicted, jnp.asarray(expected), rtol=1e-5, atol=1e-7
     )
-    assert state.earlier_foreseen == before.foreseen
+    assert state.previous_predicted == before.predicted
 
 
 def test_it_aims_where_the_target_will_be():
@@ -106,13 +108,13 @@ def test_it_follows_measured_changes():
     state = controller.update(state, **context)
   # The second reading counts for a half, the third for a third.
   first = 0.6 - (0.5 - 0.02)
-  entropy, unseen = 0.48 + first / 2, first / 20**2
-  moved = entropy + 0.01 + unseen
+  entropy, bias = 0.48 + first / 2, first / 20**2
+  moved = entropy + 0.01 + bias
   np.testing.assert_allclose(
     state.entropy, moved + (0.4 - moved) / 3, rtol=1e-6
   )
   np.testing.assert_allclose(
-    state.unseen, unseen + (0.4 - moved) / 20**2, rtol=1e-5
+    state.bias, bias + (0.4 - moved) / 20**2, rtol=1e-5
   )
   # Of a change that was not measured nothing is learnt.
   after = controller.update(
@@ -127,19 +129,19 @@ def test_it_follows_measured_changes():
 @pytest.mark.parametrize('momentum', [0.0, 0.9])
 @pytest.mark.parametrize('measured', [True, False])
 def test_it_learns_by_a_kalman_filter(momentum, measured):
-  """Of (d, log s), from changes and what had been foreseen of them."""
+  """Of (d, log s), from changes and what had been predicted of them."""
   horizon, rng = 8.0, np.random.default_rng(0)
   controller = covrl.target_entropy(
     0.5, horizon=horizon, momentum=momentum, slope=0.02
   )
   state = controller.init()
   drift, slope, noise, covariance = 0.0, 0.02, 1e-4, np.diag([1e-4, 1.0])
-  foreseen, earlier, last = 0.0, 0.0, None
+  predicted, earlier, last = 0.0, 0.0, None
   for step in range(30):
     entropy = rng.uniform(0.4, 0.6)
     change = np.nan if last is None else entropy - last
     drawn, effect = rng.normal(), rng.uniform(0.5, 2)
-    context = looking(drawn, effect, entropy=entropy)
+    context = predicting(drawn, effect, entropy=entropy)
     if measured:
       change = rng.normal(0, 0.02)
       context['entropy_change'] = jnp.asarray(change)
@@ -158,7 +160,7 @@ def test_it_learns_by_a_kalman_filter(momentum, measured):
     last = entropy
     pace = (1 - momentum) / (1 - momentum ** (step + 1))
     z = drawn + coefficient * effect
-    earlier, foreseen = foreseen, foreseen + pace * (z - foreseen)
+    earlier, predicted = predicted, predicted + pace * (z - predicted)
   for ours, theirs in (
     (state.drift, drift),
     (state.slope, slope),
@@ -236,4 +238,4 @@ def test_it_meets_its_target_whatever_measured_changes_miss(missed):
   )
   # Without learning what is missed it would be horizon · missed away, 0.04.
   assert entropy[-1] == pytest.approx(0.5, abs=2e-3)
-  assert float(state.unseen) == pytest.approx(missed, abs=1e-4)
+  assert float(state.bias) == pytest.approx(missed, abs=1e-4)

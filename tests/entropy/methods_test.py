@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import covrl
-from covrl.entropy.base import init_token_state, update_signal
+from covrl.entropy.base import update_signal
 from covrl.types import TokenStats
 
 MODES = {
@@ -44,13 +44,14 @@ def context_of(case, dtype):
 
 
 @functools.partial(jax.jit, static_argnames=('loss', 'make_tx'))
-def both_ways(loss, make_tx, options, stats, context):
+def both_ways(loss, make_tx, options, stats, context, loss_options):
   """The chain form's signal, the loss form's gradient, and the selection.
 
   Compiled once per method: options are traced.
   """
   token_tx = make_tx(**options)
-  state = init_token_state(token_tx)
+  loss = functools.partial(loss, **loss_options)
+  state = token_tx.init(TokenStats.template())
   (_, aux), signal = jax.value_and_grad(loss, has_aux=True)(stats, **context)
   context = context | aux.for_selection
   selection = covrl.explain(token_tx, stats, **context)[0]
@@ -61,10 +62,10 @@ def both_ways(loss, make_tx, options, stats, context):
   return signal, gradient, selection
 
 
-def check_forms(loss, make_tx, options, stats, context):
+def check_forms(loss, make_tx, options, stats, context, **loss_options):
   """Loss form and chain form agree to the bit."""
   signal, gradient, selection = both_ways(
-    loss, make_tx, options, stats, context
+    loss, make_tx, options, stats, context, loss_options
   )
   np.testing.assert_array_equal(signal.logprobs, gradient.logprobs)
   np.testing.assert_array_equal(signal.entropy, gradient.entropy)
@@ -129,7 +130,7 @@ def test_kl_cov_float64(golden, close, x64):
 def clip_cov_as_published(fraction, low, high):
   return covrl.token_masked(
     optax.set_to_zero(),
-    covrl.random_in_band(
+    covrl.selectors.random_in_band(
       fraction,
       low,
       high,
@@ -157,12 +158,17 @@ def check_clip_cov(golden, close, dtype, relative):
       name: jnp.asarray(case.options[f'clip_cov_{source}'], dtype)
       for name, source in (('fraction', 'ratio'), ('low', 'lb'), ('high', 'ub'))
     }
-    context |= {
+    clip_range = {
       name: jnp.asarray(case.options[f'clip_ratio_{name}'], dtype)
       for name in ('low', 'high')
     }
     ours, selection = check_forms(
-      published_clip, clip_cov_as_published, options, stats, context
+      published_clip,
+      clip_cov_as_published,
+      options,
+      stats,
+      context,
+      **clip_range,
     )
     eligible = case.expected('eligible').astype(bool)
     chosen = case.expected('chosen').astype(bool)
@@ -179,7 +185,12 @@ def check_clip_cov(golden, close, dtype, relative):
     )
     # The choice is random: take the published one.
     signal, _ = check_forms(
-      published_clip, detach, {'chosen': jnp.asarray(chosen)}, stats, context
+      published_clip,
+      detach,
+      {'chosen': jnp.asarray(chosen)},
+      stats,
+      context,
+      **clip_range,
     )
     expected = case.expected('grad_log_prob')
     close(signal.logprobs, expected, relative, case.name)
@@ -222,7 +233,7 @@ def run(token_tx, batch, **more):
   """The chain's edit of no signal at all, and its state."""
   stats, context = batch
   silent = jax.tree.map(jnp.zeros_like, stats)
-  state = init_token_state(token_tx)
+  state = token_tx.init(TokenStats.template())
   update = jax.jit(functools.partial(update_signal, token_tx))
   return update(silent, state, stats, **context, **more)
 
@@ -349,7 +360,7 @@ def test_schedules_and_composition(batch):
     ('bonus', covrl.entropy_bonus(optax.linear_schedule(0.2, 0.0, 2))),
     ('norm', optax.snapshot('signal_norm', optax.tree.norm)),
   )
-  state = init_token_state(tx)
+  state = tx.init(TokenStats.template())
   update = jax.jit(
     lambda signal, state, context: tx.update(signal, state, stats, **context)
   )

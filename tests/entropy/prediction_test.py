@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is foreseen of the entropy, against what then happens to it."""
+"""First-order entropy predictions against the realised changes."""
 
 import functools
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import covrl
-from covrl.entropy.prediction import entropy_change, look_ahead
+from covrl.entropy.prediction import entropy_change, predict_effect
 from covrl.types import TokenStats
 
 SHAPE, VOCABULARY = (4, 6), 9
@@ -55,16 +55,16 @@ def realised(case, signal, eta=1e-6):
   return jnp.sum(up - down) / (2 * eta)
 
 
-def test_the_change_of_any_signal(case, x64):
+def test_entropy_change_of_any_signal(case, x64):
   *_, stats, signal, context = case
   rng = np.random.default_rng(1)
   mixed = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), signal)
   for each in (signal, mixed):
-    foreseen = jnp.sum(entropy_change(each, stats, context['moments']))
-    np.testing.assert_allclose(foreseen, realised(case, each), rtol=1e-6)
+    predicted = jnp.sum(entropy_change(each, stats, context['moments']))
+    np.testing.assert_allclose(predicted, realised(case, each), rtol=1e-6)
 
 
-def test_a_policy_gradient_changes_it_by_the_exact_score(case, x64):
+def test_policy_gradient_changes_entropy_by_the_exact_score(case, x64):
   *_, stats, signal, context = case
   weight = context['advantages'] * jnp.exp(
     stats.logprobs - context['old_logprobs']
@@ -78,7 +78,7 @@ def test_a_policy_gradient_changes_it_by_the_exact_score(case, x64):
   )
 
 
-def test_what_is_not_finite_counts_for_nothing(case, x64):
+def test_entropy_change_is_zero_where_it_is_not_finite(case, x64):
   *_, stats, signal, context = case
   broken = TokenStats(
     logprobs=stats.logprobs.at[0, 0].set(-jnp.inf),
@@ -102,8 +102,7 @@ CONTROLLED = {
 
 
 @pytest.mark.parametrize('name', CONTROLLED)
-def test_at_its_target_a_controller_stops_the_entropy(case, x64, name):
-  """The formula solved: to first order nothing moves."""
+def test_controller_at_its_target_keeps_the_entropy_constant(case, x64, name):
   *_, stats, signal, context = case
   entropy = jnp.mean(stats.entropy)
   above = 0.05 * float(abs(realised(case, signal)))
@@ -116,7 +115,7 @@ def test_at_its_target_a_controller_stops_the_entropy(case, x64, name):
       lambda signal, token_tx=token_tx: covrl.update_signal(
         token_tx,
         signal,
-        covrl.init_token_state(token_tx),
+        token_tx.init(TokenStats.template()),
         stats,
         **context,
         entropy=entropy,
@@ -129,11 +128,11 @@ def test_at_its_target_a_controller_stops_the_entropy(case, x64, name):
     np.testing.assert_allclose(change, rise, atol=1e-5)
 
 
-def test_only_selected_tokens_are_foreseen(case, x64):
+def test_predicts_the_effect_on_selected_tokens_only(case, x64):
   """A penalty inside `token_masked` acts on what is selected."""
   *_, stats, signal, context = case
   selected = jnp.zeros(SHAPE, bool).at[1:3].set(True)
-  seen = []
+  predictions = []
 
   class Controller:
     def init(self):
@@ -142,33 +141,37 @@ def test_only_selected_tokens_are_foreseen(case, x64):
     def update(self, state, **_):
       return state
 
-    def __call__(self, state, *, outlook, **_):
-      seen.append(outlook())
+    def __call__(self, state, *, entropy_prediction, **_):
+      predictions.append(entropy_prediction())
       return jnp.asarray(0.5)
 
   token_tx = covrl.token_masked(
     covrl.add_entropy_bonus(Controller()), lambda stats, **_: selected
   )
   covrl.update_signal(
-    token_tx, signal, covrl.init_token_state(token_tx), stats, **context
+    token_tx, signal, token_tx.init(TokenStats.template()), stats, **context
   )
 
   def bonus(coefficient):
     h = -coefficient * context['weights'] * selected
     return TokenStats(logprobs=signal.logprobs, entropy=signal.entropy + h)
 
-  expected = look_ahead(bonus, stats, context)
-  np.testing.assert_allclose(seen[0].effect, expected.effect, rtol=1e-12)
-  np.testing.assert_allclose(seen[0].drift, expected.drift, rtol=1e-12)
+  expected = predict_effect(bonus, stats, context)
+  np.testing.assert_allclose(predictions[0].effect, expected.effect, rtol=1e-12)
+  np.testing.assert_allclose(predictions[0].drift, expected.drift, rtol=1e-12)
   np.testing.assert_allclose(
-    seen[0].effect,
+    predictions[0].effect,
     realised(case, bonus(1.0)) - realised(case, signal),
     rtol=1e-5,
   )
 
 
-def test_without_moments_nothing_is_foreseen(case, x64):
+def test_predicts_nothing_without_moments(case, x64):
   *_, stats, signal, context = case
   blind = {k: v for k, v in context.items() if k != 'moments'}
-  look = look_ahead(lambda _: signal, stats, blind)
-  assert (look.drift, look.effect, look.limit) == (0, 1, np.inf)
+  prediction = predict_effect(lambda _: signal, stats, blind)
+  assert (prediction.drift, prediction.effect, prediction.limit) == (
+    0,
+    1,
+    np.inf,
+  )

@@ -10,10 +10,10 @@ import numpy as np
 
 from covrl import select_top
 from covrl.entropy.exact import extremes, sum_each
-from covrl.entropy.search import Ranked, float_key, largest
+from covrl.entropy.search import RankedTokens, float_key, largest
 
 LIMITS = np.iinfo(np.int32)
-# The ends of the range, where trials come round, and runs of equal keys.
+# The ends of the range, where trial keys overflow, and runs of equal keys.
 edges = st.sampled_from(
   [LIMITS.min, LIMITS.min + 1, -1, 0, 1, LIMITS.max - 6, LIMITS.max]
 )
@@ -24,7 +24,7 @@ keys = hnp.arrays(
 
 def as_ranked(tokens):
   eligible, first, second = tokens
-  return Ranked(eligible=eligible, keys=(first, second))
+  return RankedTokens(eligible=eligible, keys=(first, second))
 
 
 @jax.jit

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import covrl
-from covrl.entropy.base import init_token_state, update_signal
+from covrl.entropy import DecisionCache, update_signal
 from covrl.types import TokenStats
 
 ROWS, LENGTH = 8, 12
@@ -57,7 +57,7 @@ def clipped(stats, **context):
 def edited(token_tx, loss, stats, context):
   """What a chain makes of a loss's cotangents, before and after."""
   (_, aux), signal = jax.value_and_grad(loss, has_aux=True)(stats, **context)
-  state = init_token_state(token_tx)
+  state = token_tx.init(TokenStats.template())
   after, _ = update_signal(
     token_tx, signal, state, stats, **(context | aux.for_selection)
   )
@@ -174,18 +174,18 @@ def test_forking_tokens_keeps_the_highest_entropies(batch):
 
 
 def in_two_parts(token_tx, batch):
-  """The chain on each half of the rows, with the plan of the whole."""
+  """The chain on each half of the rows, with the decisions of the whole."""
   stats, context = batch
 
   @jax.jit
   def edit(stats, context, decisions):
-    plan = covrl.Plan(decisions)
+    cache = DecisionCache(decisions)
     signal = jax.tree.map(jnp.ones_like, stats)
-    state = init_token_state(token_tx)
+    state = token_tx.init(TokenStats.template())
     after, _ = update_signal(
-      token_tx, signal, state, stats, **context, plan=plan
+      token_tx, signal, state, stats, **context, decisions=cache
     )
-    return after.logprobs, plan.decisions
+    return after.logprobs, cache.decisions
 
   def rows(tree, part):
     return jax.tree.map(lambda x: x[part] if jnp.ndim(x) == 2 else x, tree)
@@ -214,7 +214,7 @@ def importance_of(batch, **options):
   def edit(stats, context):
     signal = jax.tree.map(jnp.ones_like, stats)
     return update_signal(
-      token_tx, signal, init_token_state(token_tx), stats, **context
+      token_tx, signal, token_tx.init(TokenStats.template()), stats, **context
     )[0]
 
   after = edit(stats, context)
@@ -311,7 +311,7 @@ METHODS = {
   'entropy_shaped': covrl.entropy_shaped(),
   'forking_tokens': covrl.forking_tokens(),
   'kl_to_reference': covrl.kl_to_reference(),
-  'repo': covrl.repo(covrl.doubling_scale(0.5)),
+  'repo': covrl.repo(covrl.controllers.doubling_scale(0.5)),
   'sample_weights': covrl.sample_weights(0.1),
   'steer': covrl.steer(),
   'truncated_importance_weights': covrl.truncated_importance_weights(),
@@ -329,7 +329,7 @@ def test_composition_keeps_dtype_and_ignores_what_is_off_the_mask(batch):
       logprobs=jnp.where(context['mask'], 1, 0).astype(jnp.bfloat16),
       entropy=jnp.zeros(stats.entropy.shape, jnp.bfloat16),
     )
-    state = init_token_state(token_tx)
+    state = token_tx.init(TokenStats.template())
     after, new_state = update_signal(token_tx, signal, state, stats, **context)
     return after, state, new_state
 
@@ -359,7 +359,7 @@ def test_a_missing_entry_is_named(batch, name, entry):
   stats, context = batch
   context = {k: v for k, v in context.items() if k != entry}
   token_tx = METHODS[name]
-  state = init_token_state(token_tx)
+  state = token_tx.init(TokenStats.template())
   with pytest.raises(TypeError, match=f"reads '{entry}' from the context"):
     jax.eval_shape(
       lambda: update_signal(token_tx, stats, state, stats, **context)

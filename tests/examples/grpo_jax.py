@@ -55,7 +55,7 @@ def iteration(logits, opt_state, token_state, key):
 
 def main(iterations=100):
   logits = jnp.zeros((PROMPTS, LENGTH, VOCABULARY))
-  token_state = covrl.init_token_state(token_tx)
+  token_state = token_tx.init(covrl.TokenStats.template())
   carry, history = (logits, tx.init(logits), token_state), []
   for i in range(iterations):
     carry, (reward, entropy) = iteration(*carry, jax.random.key(i))

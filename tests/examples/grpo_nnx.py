@@ -82,7 +82,7 @@ def iteration(policy, optimizer, token_state, step, key):
 def main(iterations=400):
   policy = Policy(nnx.Rngs(0))
   optimizer = nnx.Optimizer(policy, optax.adam(3e-3), wrt=nnx.Param)
-  token_state, history = covrl.init_token_state(token_tx), []
+  token_state, history = token_tx.init(covrl.TokenStats.template()), []
   for i in range(iterations):
     step, key = jnp.asarray(i), jax.random.key(i)
     token_state, reward, entropy = iteration(

@@ -57,7 +57,7 @@ def covrl_loss(model, train_example, algo_config, pad_id, eos_id, **_):
   mask = mask.astype(bool)
   loss, token_state = controlled(
     stats,
-    covrl.init_token_state(token_tx),
+    token_tx.init(covrl.TokenStats.template()),
     advantages=train_example.advantages[:, None] * mask,
     old_logprobs=train_example.old_per_token_logps,
     mask=mask,

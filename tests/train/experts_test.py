@@ -12,11 +12,10 @@ from compiling import QUICK
 from train.updates import padded
 
 import covrl
-from covrl.entropy.base import init_token_state
 from covrl.models import Experts, Policy, load_balance, tiny
 from covrl.parallel import sharding
 from covrl.train.step import StepSettings, make_train_step
-from covrl.types import Measured, TrainState
+from covrl.types import Measurements, TrainState
 
 BALANCE = 0.5
 POLICY = Policy(
@@ -43,9 +42,9 @@ def update(shape, micro_batches, balance):
     trainable=params,
     frozen={},
     opt_state=TX.init(params),
-    token_state=init_token_state(CHAIN),
+    token_state=CHAIN.init(covrl.TokenStats.template()),
     step=jnp.zeros((), jnp.int32),
-    measured=Measured.nothing(),
+    measured=Measurements.initial(),
   )
   run = jax.jit(step, compiler_options=QUICK)
   with jax.set_mesh(mesh):

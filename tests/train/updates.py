@@ -14,7 +14,6 @@ from compiling import QUICK
 
 import covrl
 from covrl.entropy import Selection, add_divergence_penalty, top_score
-from covrl.entropy.base import init_token_state
 from covrl.models import Policy, tiny
 from covrl.parallel import sharding
 from covrl.train.forward import policy_stats
@@ -24,7 +23,7 @@ from covrl.train.state_sharding import (
   shardings,
 )
 from covrl.train.step import StepSettings, make_train_step
-from covrl.types import Measured, TokenBatch, TokenMoments, TrainState
+from covrl.types import Measurements, TokenBatch, TokenMoments, TrainState
 
 POLICY = Policy(tiny(vocab_size=16))
 SEQUENCES, PROMPT, RESPONSE = 64, 4, 8
@@ -103,7 +102,6 @@ def program(shape, micro_batches, chain='everything', offload=False):
     temperature=0.8,
     micro_batches=micro_batches,
     weights='sequence-mean-token-mean',
-    selection_source='current' if chain == 'current' else 'old',
     offload_optimizer=offload,
   )
   loss = functools.partial(covrl.clipped_surrogate, low=0.2, high=0.2)
@@ -186,7 +184,7 @@ def padded() -> TokenBatch:
 
 def fresh_state(chain='everything', **hyperparameters) -> TrainState:
   """A first state, typed as every later one, that one program serves both."""
-  token_state: Any = init_token_state(make_token_tx(chain))
+  token_state: Any = make_token_tx(chain).init(covrl.TokenStats.template())
   given = {
     name: jnp.asarray(hyperparameters.get(name, 0.0), jnp.float32)
     for name in token_state.hyperparams
@@ -197,7 +195,7 @@ def fresh_state(chain='everything', **hyperparameters) -> TrainState:
     opt_state=TX.init(parameters()),
     token_state=token_state._replace(hyperparams=given),
     step=jnp.asarray(5, jnp.int32),
-    measured=Measured.nothing()._replace(
+    measured=Measurements.initial()._replace(
       log_ratio_noise=jnp.asarray(1e-6, jnp.float32)
     ),
   )
@@ -209,7 +207,7 @@ def update(
 ):
   """The state after one update, and what the update says of itself."""
   step, mesh, places = program(shape, micro_batches, chain)
-  with sharding.in_use(mesh, sharding.TRAIN_RULES):
+  with sharding.use_mesh(mesh, sharding.TRAIN_RULES):
     return jax.device_get(
       step(
         jax.device_put(state, places),
