@@ -77,6 +77,6 @@ def run(arguments: argparse.Namespace) -> None:
       arguments.target,
       form=arguments.form,
       dtype=arguments.dtype,
-      on_progress=progress.counter('writing weight files'),
+      on_progress=progress.counter('weight files'),
     )
   print(arguments.target)

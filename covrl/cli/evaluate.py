@@ -106,11 +106,12 @@ def run(arguments: argparse.Namespace) -> None:
   with Progress() as progress:
     progress.stage('loading the policy')
     with _open(arguments) as opened:
+      progress.stage('evaluating')
       evaluation = opened.evaluate(
         samples=arguments.samples,
         temperature=arguments.temperature,
         problems=arguments.problems,
-        on_progress=progress.counter('sampling responses'),
+        on_progress=progress.counter('problems'),
         note=progress.note,
       )
       about = {

@@ -32,20 +32,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
   """Checks the claims and prints the table."""
-  from covrl.report.lab import write_lab_page
+  from covrl.report.theory_page import write_theory_page
   from covrl.run.progress import Progress
-  from covrl.theory import command
+  from covrl.theory import runner
 
   devices.set_xla_flags()
   devices.use_compilation_cache()
   with Progress() as progress:
-    checked = command.run(
+    progress.stage('checking claims')
+    checked = runner.run_claims(
       name=arguments.claim,
       quick=arguments.quick,
-      on_progress=progress.counter('checking claims'),
+      on_progress=progress.counter('claims'),
     )
-  command.print_results(checked)
+  runner.print_results(checked)
   if arguments.workdir is not None:
-    print(write_lab_page(arguments.workdir, checked))
+    print(write_theory_page(arguments.workdir, checked))
   if not checked.agrees:
     raise SystemExit(Exit.FAILED)

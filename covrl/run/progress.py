@@ -71,9 +71,7 @@ class Progress:
     self._on_progress = on_progress
     self._is_live = enabled and self._console.is_terminal
     self._display = _Display(self._console, clock, disable=not self._is_live)
-    self._task: rich.progress.Task | None = None
-    self._last_line = clock()
-    self._has_news = False
+    self._stage: rich.progress.Task | None = None
 
   def __enter__(self) -> Self:
     if self._is_live:
@@ -88,8 +86,8 @@ class Progress:
   ) -> None:
     if kind is None:
       self._end_stage()
-    else:
-      self._print_step()
+    elif self._stage is not None:
+      self._print_step(self._stage)
     if self._is_live:
       self._display.stop()
 
@@ -102,13 +100,9 @@ class Progress:
     """
     self._on_progress()
     self._end_stage()
-    count = '' if total is None else f'0/{total:,}'
-    self._display.metrics = {}
-    number = self._display.add_task(name, total=total, count=count)
-    self._task = next(t for t in self._display.tasks if t.id == number)
-    self._last_line = self._clock()
+    self._stage = self._add_task(name, total)
     if not self._is_live:
-      self._print(f'{name} {count}'.strip())
+      self._print(f'{name} {self._stage.fields["count"]}'.strip())
 
   def update(self, step: int, **metrics: float) -> None:
     """Reports the number of finished steps of the current stage.
@@ -119,23 +113,28 @@ class Progress:
         telling ones are displayed.
     """
     self._on_progress()
-    if self._task is None:
-      return
-    total = self._task.total
-    count = f'{step:,}' if total is None else f'{step:,}/{round(total):,}'
-    self._display.update(self._task.id, completed=step, count=count)
-    self._display.metrics |= metrics
-    self._has_news = True
-    if self._clock() - self._last_line >= self._interval:
-      self._print_step()
+    if self._stage is not None:
+      self._advance(self._stage, step, metrics)
 
   def counter(self, name: str) -> Callable[[int, int], None]:
-    """Returns a callback `(done, total)` that displays a stage called `name`."""
+    """Returns a callback `(done, total)` for the parts of the current stage.
+
+    On a terminal it displays a bar below the stage's until all is done,
+    elsewhere a line every `interval` seconds.
+
+    Args:
+      name: displayed name of the parts, such as `'problems'`.
+    """
+    task: rich.progress.Task | None = None
 
     def report(done: int, total: int) -> None:
-      if self._task is None or self._task.description != name:
-        self.stage(name, total)
-      self.update(done)
+      nonlocal task
+      self._on_progress()
+      task = task or self._add_task(name, total)
+      self._advance(task, done, {})
+      if done >= total:
+        self._display.remove_task(task.id)
+        task = None
 
     return report
 
@@ -144,24 +143,48 @@ class Progress:
     self._on_progress()
     self._print(text)
 
+  def _add_task(self, name: str, total: int | None) -> rich.progress.Task:
+    number = self._display.add_task(
+      name,
+      total=total,
+      count=_format_count(0, total) if total else '',
+      metrics={},
+      printed_at=self._clock(),
+      is_printed=True,
+    )
+    return next(task for task in self._display.tasks if task.id == number)
+
+  def _advance(
+    self, task: rich.progress.Task, step: int, metrics: Mapping[str, float]
+  ) -> None:
+    self._display.update(
+      task.id,
+      completed=step,
+      count=_format_count(step, task.total),
+      metrics=task.fields['metrics'] | metrics,
+      is_printed=False,
+    )
+    if self._clock() - task.fields['printed_at'] >= self._interval:
+      self._print_step(task)
+
   def _end_stage(self) -> None:
     """Prints the last step; stops the bar, a full one if it was uncounted."""
-    self._print_step()
-    if self._task is not None:
-      if self._task.total is None:
-        self._display.update(self._task.id, total=1, completed=1)
-      self._display.stop_task(self._task.id)
-    self._task = None
-
-  def _print_step(self) -> None:
-    """Prints a plain line about the latest step, unless already printed."""
-    if self._is_live or self._task is None or not self._has_news:
+    if self._stage is None:
       return
-    self._has_news = False
-    self._last_line = self._clock()
-    parts = [f'{self._task.description} {self._task.fields["count"]}']
-    parts += _format_metrics(self._display.metrics)
-    if seconds := self._task.time_remaining:
+    self._print_step(self._stage)
+    if self._stage.total is None:
+      self._display.update(self._stage.id, total=1, completed=1)
+    self._display.stop_task(self._stage.id)
+    self._stage = None
+
+  def _print_step(self, task: rich.progress.Task) -> None:
+    """Prints a plain line about a task's latest step, unless already printed."""
+    if self._is_live or task.fields['is_printed']:
+      return
+    task.fields |= {'is_printed': True, 'printed_at': self._clock()}
+    parts = [f'{task.description} {task.fields["count"]}']
+    parts += _format_metrics(task.fields['metrics'])
+    if seconds := task.time_remaining:
       parts.append(f'{datetime.timedelta(seconds=seconds)} left')
     self._print(' · '.join(parts))
 
@@ -173,7 +196,7 @@ class Progress:
 
 
 class _Display(rich.progress.Progress):
-  """A bar per stage, and a line of metrics below them."""
+  """A bar per task, and the latest task's metrics below them."""
 
   def __init__(
     self,
@@ -182,7 +205,6 @@ class _Display(rich.progress.Progress):
     *,
     disable: bool,
   ) -> None:
-    self.metrics: dict[str, float] = {}
     super().__init__(
       rich.progress.TextColumn('{task.description}', markup=False),
       rich.progress.BarColumn(bar_width=24),
@@ -201,8 +223,13 @@ class _Display(rich.progress.Progress):
 
   def get_renderables(self) -> Iterable[rich.console.RenderableType]:
     yield from super().get_renderables()
-    if metrics := _format_metrics(self.metrics):
-      yield rich.text.Text('  ·  '.join(metrics), style='dim')
+    metrics = [_format_metrics(task.fields['metrics']) for task in self.tasks]
+    if latest := next(filter(None, reversed(metrics)), None):
+      yield rich.text.Text('  ·  '.join(latest), style='dim')
+
+
+def _format_count(step: int, total: float | None) -> str:
+  return f'{step:,}' if total is None else f'{step:,}/{round(total):,}'
 
 
 def _format_metrics(metrics: Mapping[str, float]) -> list[str]:

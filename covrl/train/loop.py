@@ -203,7 +203,9 @@ def _evaluate(
   """Evaluates the policy, if there are problems; writes and shows the results."""
   if run.evaluator is None:
     return
-  evaluation = run.evaluator.evaluate(run.programs.params(state))
+  evaluation = run.evaluator.evaluate(
+    run.programs.params(state), progress.counter('evaluating')
+  )
   writer.write(
     step=int(state.step),
     iteration=position.iteration,

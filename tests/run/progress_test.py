@@ -134,18 +134,30 @@ def test_terminal_shows_the_last_step_once():
   ]
 
 
-def test_counter_displays_a_stage_from_its_first_call():
+def count_problems(progress, clock):
+  progress.stage('evaluating')
+  count = progress.counter('problems')
+  for done in range(10, 31, 10):
+    count(done, 30)
+    clock.now += 8.0
+
+
+def test_counter_prints_plain_lines_at_intervals():
   def run(progress, clock):
-    count = progress.counter('sampling')
-    for done in range(0, 31, 10):
-      count(done, 30)
-      clock.now += 8.0
+    count_problems(progress, clock)
+    progress.update(1)
 
   assert output_of(run).splitlines() == [
-    'sampling 0/30',
-    'sampling 20/30 · 0:00:08 left',
-    'sampling 30/30',
+    'evaluating',
+    'problems 30/30',
+    'evaluating 1',
   ]
+
+
+def test_counter_shows_a_bar_until_all_is_done():
+  stages = output_of(count_problems, terminal=True).split('\x1b[2K')
+  assert any('evaluating' in text for text in stages)
+  assert 'problems' not in stages[-1]
 
 
 def test_reports_every_call_to_a_watchdog_even_when_disabled():
