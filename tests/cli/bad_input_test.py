@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Invalid input ends with one sentence and status 2; nothing is lost."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from cli.conftest import RECIPE, TESTS
+
+from covrl.cli import main
+
+
+@pytest.fixture
+def changed(tmp_path):
+  """Writes the toy recipe with some functions replaced."""
+
+  def write(text):
+    file = tmp_path / 'changed.py'
+    file.write_text(f'{RECIPE.read_text()}\n\n{textwrap.dedent(text)}')
+    return file
+
+  return write
+
+
+def test_unknown_field_names_the_nearest(refuse_training):
+  assert refuse_training('--config.train.iteratons=3') == (
+    "there is no config field 'train.iteratons'; did you mean train.iterations?"
+  )
+
+
+def test_value_of_the_wrong_type(refuse_training):
+  assert '--config.train.iterations=many' in refuse_training(
+    '--config.train.iterations', 'many'
+  )
+
+
+def test_argument_that_is_not_an_override(refuse_training):
+  assert refuse_training('--seed=1') == (
+    "overrides must look like --config.FIELD=VALUE, got '--seed=1'"
+  )
+
+
+@pytest.mark.parametrize(
+  ('override', 'reason'),
+  [
+    (
+      'train.sequences_per_update=7',
+      'must be a multiple of train.sequences_per_update, got 32 and 7',
+    ),
+    (
+      'train.micro_batches=3',
+      'must be a multiple of train.micro_batches, got 8 and 3',
+    ),
+    ('mesh.data=3', 'a mesh must multiply to the 8 devices there are'),
+    (
+      'train.sequences_per_update=4',
+      'must be a multiple of mesh.data × mesh.fsdp × mesh.expert, got 4 and 8',
+    ),
+    ('train.weights=mean', "mode must be one of ('token-mean', "),
+    ('train.low=2', 'low must lie in [0, 1], got 2'),
+    ('entropy.fraction=0.2', 'fraction must lie in (0, 0.05], got 0.2'),
+    ('entropy.selection_source=new', 'selection_source must be one of'),
+    ('rollout.max_prompt_length=3', 'A prompt may have 3 tokens, got 5'),
+    ('warm_start.from_run=/nowhere', '/nowhere is not a run directory'),
+  ],
+)
+def test_configuration_that_cannot_run(refuse_training, override, reason):
+  assert reason in refuse_training(f'--config.{override}')
+
+
+def test_task_without_training_problems(refuse_training, changed):
+  error = refuse_training(
+    recipe=changed("""
+      import dataclasses
+      from covrl.data import ListSource
+
+      def make_task(config):
+        return dataclasses.replace(toy.make_task(config), train=ListSource([]))
+    """)
+  )
+  assert error == (
+    'training needs problems, the task has none; data.train names the files of'
+    ' a task of text'
+  )
+
+
+@pytest.mark.parametrize('field', ['train', 'held_out'])
+def test_prompt_that_is_too_long(refuse_training, changed, field):
+  error = refuse_training(
+    recipe=changed(f"""
+      import dataclasses
+      from covrl.data import ListSource, Problem
+
+      def make_task(config):
+        long = [Problem(prompt='1 2 3 4 5 6 :', reference=[1], source='long')]
+        long = ListSource(long) if {field!r} == 'train' else long
+        return dataclasses.replace(toy.make_task(config), {field}=long)
+    """)
+  )
+  # The begin token counts.
+  assert error == (
+    "A prompt may have 6 tokens, got 8 in problem 0 of source 'long'."
+  )
+
+
+def test_tokenizer_with_another_vocabulary_than_the_policy(
+  refuse_training, changed
+):
+  error = refuse_training(
+    recipe=changed("""
+      def make_model(config, vocab_size):
+        return toy.make_model(config, vocab_size + 1)
+    """)
+  )
+  assert "The tokenizer must have the policy's 16 tokens, got one of 15" in (
+    error
+  )
+
+
+def test_warm_start_without_solved_examples(refuse_training, changed):
+  error = refuse_training(
+    recipe=changed("""
+      import dataclasses
+
+      def make_task(config):
+        return dataclasses.replace(toy.make_task(config), solved=None)
+    """)
+  )
+  assert error == (
+    'warm_start.steps must be 0 for a task without solved examples, got 30'
+  )
+
+
+def test_config_that_is_not_a_recipe(refuse_training, changed, tmp_path):
+  assert 'must name a Python file' in refuse_training(
+    recipe=tmp_path / 'none.py'
+  )
+  error = refuse_training(recipe=changed('del make_loss\n'))
+  assert 'a config file must define make_loss(), ' in error
+
+
+def test_errors_of_the_recipe_keep_their_traceback(tmp_path, changed):
+  recipe = changed("""
+    def make_task(config):
+      raise ValueError('a mistake of the recipe')
+  """)
+  with pytest.raises(ValueError, match='a mistake of the recipe'):
+    main(['train', f'--config={recipe}', f'--workdir={tmp_path / "run"}'])
+
+
+def test_installed_command_prints_one_sentence(tmp_path):
+  done = subprocess.run(
+    [
+      pathlib.Path(sys.executable).with_name('covrl'),
+      'train',
+      f'--config={RECIPE}',
+      f'--workdir={tmp_path / "run"}',
+      '--config.train.iteratons=3',
+    ],
+    env={**os.environ, 'PYTHONPATH': str(TESTS)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 2
+  assert done.stdout == ''
+  assert done.stderr == (
+    "covrl: there is no config field 'train.iteratons'; did you mean "
+    'train.iterations?\n'
+  )

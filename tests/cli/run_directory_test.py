@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands on run directories: new, in use, of other runs, damaged."""
+
+import shutil
+
+import jax.numpy as jnp
+import pytest
+from cli.conftest import RECIPE
+
+from covrl.cli import main
+from covrl.exit_codes import Exit
+from covrl.run.checkpoint import CheckpointStore
+from covrl.run.directory import RunDirectory
+from covrl.train import Stopped, loop
+
+
+def set_up(workdir, *overrides):
+  """Runs `covrl train` up to its warm start."""
+
+  def stop(*args, **kwargs):
+    raise Stopped
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loop, 'start_or_resume', stop)
+    with pytest.raises(SystemExit) as ended:
+      main(['train', f'--config={RECIPE}', f'--workdir={workdir}', *overrides])
+  assert ended.value.code == Exit.RESTART
+
+
+@pytest.fixture(scope='module')
+def original(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('original') / 'run'
+  set_up(workdir)
+  return workdir
+
+
+@pytest.fixture
+def new_run(original, tmp_path):
+  """A run directory that was set up and has not trained yet."""
+  return shutil.copytree(original, tmp_path / 'run')
+
+
+def test_directory_of_another_run_names_the_difference(
+  new_run, refuse_training, changed
+):
+  # `refuse_training` uses the directory of `new_run`.
+  assert refuse_training('--config.train.learning_rate=0.5') == (
+    f"{new_run} holds another configuration's run (train.learning_rate is 0.0003 "
+    'there and 0.5 here); use another --workdir'
+  )
+  assert refuse_training(recipe=changed('')) == (
+    f"{new_run} holds another configuration's run (of toy_kl_cov.py, and not of "
+    'changed.py); use another --workdir'
+  )
+  same = changed('# Edited.\n').rename(new_run.parent / RECIPE.name)
+  # Fields that may change are not what differs.
+  assert '(the config file has changed since)' in refuse_training(
+    '--config.train.iterations=9', recipe=same
+  )
+
+
+def test_number_of_iterations_may_be_raised(new_run):
+  set_up(new_run, '--config.train.iterations=9')
+  described = RunDirectory(new_run).recipe()
+  assert described.config.train.iterations == 9
+  assert described.sources == {RECIPE.name: RECIPE.read_text()}
+
+
+def test_directory_without_its_recipe_is_completed(new_run):
+  shutil.rmtree(new_run / 'recipe')
+  set_up(new_run)
+  assert (new_run / 'recipe' / RECIPE.name).is_file()
+
+
+def test_directory_in_use(new_run, refuse_training):
+  with RunDirectory(new_run).locked():
+    assert refuse_training() == (
+      f'{new_run} is in use by another process; use another --workdir'
+    )
+
+
+def test_directory_with_other_files_is_left_alone(refuse, tmp_path):
+  (tmp_path / 'thesis.tex').write_text('precious')
+  arguments = ('train', f'--config={RECIPE}')
+  assert refuse(*arguments, f'--workdir={tmp_path}') == (
+    f'--workdir must be a run directory or empty, {tmp_path} holds other files'
+  )
+  file = tmp_path / 'thesis.tex'
+  assert refuse(*arguments, f'--workdir={file}') == (
+    f'--workdir must be a directory, {file} is a file'
+  )
+  assert file.read_text() == 'precious'
+
+
+@pytest.mark.parametrize(
+  'arguments', [['sample', '4 7 2 :'], ['evaluate'], ['report']]
+)
+def test_commands_on_a_directory_that_does_not_exist(
+  refuse, tmp_path, arguments
+):
+  name, *rest = arguments
+  assert str(tmp_path / 'none') in refuse(name, tmp_path / 'none', *rest)
+
+
+@pytest.mark.parametrize('arguments', [['sample', '4 7 2 :'], ['evaluate']])
+def test_missing_or_damaged_checkpoint(new_run, refuse, arguments):
+  name, *rest = arguments
+  assert refuse(name, new_run, *rest) == (
+    f'{new_run} has no finished checkpoint yet'
+  )
+  CheckpointStore(new_run / 'checkpoints', keep=1).save(
+    4, {'state': {'trainable': {'x': jnp.zeros(3)}}}, {}
+  )
+  assert 'is of another program' in refuse(name, new_run, *rest)
+  data = next((new_run / 'checkpoints' / '00000004' / 'arrays').rglob('d/*'))
+  data.write_bytes(data.read_bytes()[:-1])
+  assert 'is damaged' in refuse(name, new_run, *rest)
+  (new_run / 'checkpoints' / '00000004' / 'manifest.json').write_text('{')
+  assert 'manifest.json cannot be read' in refuse(name, new_run, *rest)
+  (new_run / 'config.json').write_text('{')
+  assert refuse(name, new_run, *rest) == (
+    f'{new_run / "config.json"} is damaged: it is not valid JSON'
+  )
+
+
+def test_warns_of_settings_without_effect_or_with_bias(tmp_path, capsys):
+  set_up(tmp_path / 'quiet')
+  assert 'warning: ' not in capsys.readouterr().err
+  set_up(
+    tmp_path / 'warned',
+    '--config.train.sequences_per_update=32',
+    '--config.entropy.fraction=0.001',
+    '--config.rollout.top_p=0.9',
+  )
+  printed = capsys.readouterr().err.splitlines()
+  warnings = [line for line in printed if line.startswith('warning: ')]
+  assert len(warnings) == 3
+  for words in (
+    'with one update per iteration (train.sequences_per_update = 32)',
+    'entropy.fraction = 0.001 selects no token of an update, which has at '
+    'most 128 response tokens',
+    'importance weights are biased',
+  ):
+    assert any(words in warning for warning in warnings)
