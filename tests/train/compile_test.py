@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""After the first step nothing is compiled, evaluation included.
+"""Nothing is compiled after the first step, evaluation included.
 
-The run is a process of its own, which counts its compilations: this file.
+The run is a separate process, which executes this file and counts compilations.
 """
 
 import subprocess
@@ -16,7 +16,7 @@ from covrl.train import train
 
 
 def main(workdir):
-  """Trains; prints phase and compilations so far of every metric line."""
+  """Trains; prints the phase of each metric line and the compilations so far."""
   compiled = []
 
   def listen(event, duration_secs, **_):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Has every process of several keep on disk what it compiled.
+"""Makes every process of a run write to the compilation cache.
 
-JAX lets only the first process write, and on CPU no other process can read what
-that one wrote: each test would compile everything again.
+JAX lets only process 0 write, but on CPU other processes cannot read its entries,
+so that each test would compile everything again.
 """
 
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from jax._src import compiler, distributed
 
 
 class _AsIfFirst:
-  """What JAX knows of its processes, but for which one this is."""
+  """JAX's state of the processes, with this one as process 0."""
 
   process_id = 0
 
@@ -21,6 +21,6 @@ class _AsIfFirst:
 
 
 def every_process_writes() -> None:
-  """From now on."""
+  """Patches JAX's compiler in this process."""
   seen: Any = SimpleNamespace(global_state=_AsIfFirst())
   compiler.__dict__['distributed'] = seen

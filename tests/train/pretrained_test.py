@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training from a pretrained model's directory, and taking the result along."""
+"""Training from a pretrained model, and exporting the result."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ LORA = {'lora__rank': 2, 'lora__alpha': 4.0, 'lora__targets': 'query,down'}
 
 @pytest.fixture(scope='module')
 def model(tmp_path_factory):
-  """A golden checkpoint with words: digits, a colon and others."""
+  """Returns a golden checkpoint with a tokenizer of digits and a colon."""
   directory = tmp_path_factory.mktemp('models') / 'qwen2'
   shutil.copytree(MODELS / 'qwen2', directory)
   words = [*map(str, range(10)), ':', '<unk>']
@@ -44,7 +44,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def whole(model, tmp_path_factory):
-  """A run that trains all parameters."""
+  """Returns a finished run that trains all parameters."""
   workdir = tmp_path_factory.mktemp('runs') / 'whole'
   train(RECIPE, workdir, pretrained=model)
   return workdir
@@ -52,14 +52,14 @@ def whole(model, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def adapted(model, tmp_path_factory):
-  """A run that trains adapters."""
+  """Returns a finished run that trains adapters."""
   workdir = tmp_path_factory.mktemp('runs') / 'adapted'
   train(RECIPE, workdir, pretrained=model, **LORA)
   return workdir
 
 
 def arrays(workdir):
-  """What the latest checkpoint holds."""
+  """Returns the arrays of the latest checkpoint."""
   saved = CheckpointStore(workdir / 'checkpoints', keep=1).latest()
   assert saved is not None
   with ocp.StandardCheckpointer() as checkpointer:
@@ -72,12 +72,12 @@ def logits_of(policy, params):
 
 
 @pytest.mark.parametrize('run', ['whole', 'adapted'])
-def test_it_trains(run, request):
+def test_trains_all_parameters_or_adapters(run, request):
   written = lines(request.getfixturevalue(run))
   trained = [line for line in written if line['phase'] == 'train']
   assert [line['iteration'] for line in trained] == [0, 0, 1, 1]
   assert all(line['gradient_norm'] > 0 for line in trained)
-  # The sampler and the trainer speak of the same policy, adapters or not.
+  # Sampler and trainer agree, with and without adapters.
   assert all(line['sampler_gap_max'] < 1e-4 for line in trained)
   assert any(abs(line['realised_entropy_change']) > 1e-6 for line in trained)
   assert {line['phase'] for line in written} == {'eval', 'train'}
@@ -99,24 +99,25 @@ def test_only_adapters_are_trained_and_stored(adapted):
   assert not any('embedding' in name or 'final_norm' in name for name in names)
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(model, adapted, tmp_path):
+def test_a_resumed_run_equals_the_uninterrupted_one(model, adapted, tmp_path):
   workdir = tmp_path / 'resumed'
-  train(RECIPE, workdir, pretrained=model, train__iterations=1, **LORA)
-  train(RECIPE, workdir, pretrained=model, **LORA)
+  settings = {'pretrained': model, 'logging__samples': 0, **LORA}
+  train(RECIPE, workdir, train__iterations=1, **settings)
+  train(RECIPE, workdir, **settings)
   ours, theirs = arrays(workdir), arrays(adapted)
   assert ours.keys() == theirs.keys()
   for name, leaf in theirs.items():
     assert np.asarray(ours[name]).tobytes() == np.asarray(leaf).tobytes(), name
 
 
-def test_a_run_becomes_a_model(whole, model, tmp_path, capsys):
+def test_converts_a_run_to_a_model(whole, model, tmp_path, capsys):
   main(['convert', str(whole), str(tmp_path / 'out')])
   assert capsys.readouterr().out == f'{tmp_path / "out"}\n'
   policy, params = load_pretrained(tmp_path / 'out')
   with open_run(str(whole)) as run:
     want = logits_of(run.policy, run.params)
   np.testing.assert_allclose(logits_of(policy, params), want, atol=1e-5)
-  # What came with the model went with it, and what was learnt did too.
+  # Files of the model are kept, weights have changed.
   for name in ('config.json', 'generation_config.json', 'tokenizer.json'):
     before, after = (
       json.loads((d / name).read_text()) for d in (model, tmp_path / 'out')
@@ -129,7 +130,7 @@ def test_a_run_becomes_a_model(whole, model, tmp_path, capsys):
   assert load_policy(tmp_path / 'half').config.dtype == 'bfloat16'
 
 
-def test_a_run_becomes_adapters_or_a_merged_model(
+def test_converts_a_run_to_adapters_or_a_merged_model(
   adapted, model, tmp_path, capsys
 ):
   with open_run(str(adapted)) as run:
@@ -175,7 +176,7 @@ def test_adapters_can_be_trained_further(adapted, tmp_path, capsys):
   assert 'lora.rank must be 0 where pretrained is an adapter' in error
 
 
-def test_what_stays_is_held_as_it_is_multiplied(model):
+def test_frozen_parameters_have_the_compute_dtype(model):
   mixed = dataclasses.replace(tiny(48), dtype='bfloat16')
   config = Config(pretrained=str(model))
   config.lora.rank, config.warm_start.steps = 2, 0
@@ -186,11 +187,13 @@ def test_what_stays_is_held_as_it_is_multiplied(model):
   assert with_adapters(mixed, config).param_dtype == 'float32'
 
 
-def test_measured_by_a_recipe(adapted, model, tmp_path, capsys):
+def test_evaluates_a_pretrained_model_with_a_recipe(
+  adapted, model, tmp_path, capsys
+):
   main(['convert', str(adapted), str(tmp_path / 'adapter'), '--adapter'])
   config = f'--config={RECIPES / RECIPE}.py'
   capsys.readouterr()
   main(['evaluate', str(tmp_path / 'adapter'), config])
-  # As the run itself was measured at its end.
+  # Same result as the run's last evaluation.
   last = [line for line in lines(adapted) if line['phase'] == 'eval'][-1]
   assert f'{last["mean@2"]:.4f}' in capsys.readouterr().out

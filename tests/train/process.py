@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs of the command line as processes of their own, with one device.
+"""Runs the command line in separate processes with one device each.
 
-Eight fake devices on few cores may wait for one another for ever.
+Eight fake devices on few cores can deadlock.
 """
 
 import json
@@ -16,7 +16,7 @@ TESTS = pathlib.Path(__file__).parents[1]
 RECIPES = TESTS / 'train' / 'recipes'
 ENVIRONMENT = {
   **os.environ,
-  # This tree's covrl, whichever is installed.
+  # The package of this checkout, even if another one is installed.
   'PYTHONPATH': f'{TESTS.parent}{os.pathsep}{TESTS}',
   'XLA_FLAGS': FLAGS,
   'JAX_COMPILATION_CACHE_DIR': str(TESTS.parent / '.jax_cache'),
@@ -24,7 +24,7 @@ ENVIRONMENT = {
 
 
 def arguments(recipe, workdir, **settings):
-  """A command that trains; double underscores in names stand for dots."""
+  """Returns a training command; double underscores in names stand for dots."""
   return [
     sys.executable,
     *('-m', 'covrl.cli', 'train'),
@@ -38,7 +38,7 @@ def arguments(recipe, workdir, **settings):
 
 
 def train(recipe, workdir, **settings):
-  """Trains to the end; the metric lines."""
+  """Trains to the end; returns the metric lines."""
   subprocess.run(
     arguments(recipe, workdir, **settings),
     env=ENVIRONMENT,
@@ -50,7 +50,7 @@ def train(recipe, workdir, **settings):
 
 
 def lines(workdir, phase=None):
-  """The metric lines that a run has finished so far."""
+  """Returns the complete metric lines written so far, of one phase or all."""
   file = workdir / 'metrics.jsonl'
   if not file.exists():
     return []

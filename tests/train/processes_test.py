@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several real processes are one run: the same numbers, the same end."""
+"""Runs of several processes: equal numbers, and ends in all circumstances."""
 
 import os
 import pathlib
@@ -12,23 +12,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from train import runs
 from train.process import ENVIRONMENT, arguments, lines, train
+from train.runs import CLOCK, SMALL
 
 from covrl.exit_codes import Exit
 from covrl.train import CheckpointStore
-
-# Everything that a run compiles costs every process its time.
-SMALL = {
-  'warm_start__steps': 8,
-  'train__iterations': 2,
-  'train__sequences_per_update': 16,
-  'evaluate__problems': 8,
-  'evaluate__every': 100,
-  'logging__samples_every': 100,
-  'logging__entropy_change_every': 0,
-  'logging__warm_start_every': 4,
-}
-CLOCK = ('seconds', 'tokens_per_second', 'time/')
 
 
 def start(
@@ -42,12 +31,12 @@ def start(
   """Starts a run of several processes.
 
   Args:
-    workdir: of all of them.
-    processes: how many.
-    recipe: which.
-    settings: for each process what it alone has.
+    workdir: the run directory.
+    processes: number of processes.
+    recipe: name of a recipe in tests/train/recipes.
+    settings: settings of single processes, by index.
     heartbeat: seconds.
-    **changed: settings of all of them.
+    **changed: settings of all processes.
   """
   with socket.socket() as probe:
     probe.bind(('127.0.0.1', 0))
@@ -72,19 +61,20 @@ def start(
 
 
 def start_endless(workdir):
-  """Two processes that soon train, and do not end by themselves."""
+  """Starts two processes that train for a long time, with few programs."""
   return start(
     workdir,
     2,
     heartbeat=30,
     warm_start__steps=0,
-    evaluate__problems=2,
+    task__held_out=0,
+    logging__samples=0,
     train__iterations=500,
   )
 
 
 def end(processes):
-  """Exit statuses, and what went to standard error."""
+  """Returns exit statuses and standard errors."""
   try:
     said = [process.communicate(timeout=900)[1] for process in processes]
   finally:
@@ -106,7 +96,7 @@ def until(workdir, processes, step):
 
 
 def arrays(workdir):
-  """What was saved last, however many devices saved it."""
+  """Returns position and arrays of the latest checkpoint."""
   saved = CheckpointStore(workdir / 'checkpoints', keep=1).latest()
   assert saved is not None
   here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -120,7 +110,7 @@ def arrays(workdir):
 
 
 def assert_same_run(ours, theirs):
-  """Selection is equal, numbers are up to the rounding of sums."""
+  """Asserts equal selections, and numbers equal up to rounding of sums."""
   logged, expected = lines(ours), lines(theirs)
   assert [(x['phase'], x['step']) for x in logged] == [
     (x['phase'], x['step']) for x in expected
@@ -134,8 +124,8 @@ def assert_same_run(ours, theirs):
       assert line.get(name) == other.get(name)
   assert any(line.get('selected', 0) > 0 for line in logged)
   position, leaves = arrays(ours)
-  place, others = arrays(theirs)
-  assert position == place
+  expected_position, others = arrays(theirs)
+  assert position == expected_position
   assert leaves.keys() == others.keys()
   for name, leaf in others.items():
     np.testing.assert_allclose(
@@ -147,30 +137,26 @@ def assert_same_run(ours, theirs):
     )
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def alone(tmp_path_factory):
-  """The run by one process."""
-  workdir = tmp_path_factory.mktemp('processes') / 'alone'
-  train('toy_kl_cov', workdir, **SMALL)
-  return workdir
+  """Returns the directory of the same run by one process."""
+  return runs.finished_run(tmp_path_factory, 'toy_kl_cov', **SMALL)
 
 
-@pytest.mark.parametrize('count', [2, 4])
-def test_several_processes_are_one_run(alone, tmp_path, count):
+@pytest.mark.parametrize('count', [pytest.param(2, marks=pytest.mark.slow), 4])
+def test_several_processes_train_like_one(alone, tmp_path, count):
   workdir = tmp_path / 'together'
   codes, said = end(start(workdir, count))
   assert codes == [0] * count, said
   assert_same_run(workdir, alone)
 
 
-def test_told_to_stop_all_save_the_same_and_one_process_goes_on(
-  alone, tmp_path
-):
+def test_sigterm_stops_all_processes_and_one_process_resumes(alone, tmp_path):
   workdir = tmp_path / 'stopped'
-  processes = start(workdir, 2, recipe='toy_slow')
-  # With the last update of an iteration the next one's rollout begins.
+  processes = start(workdir, 2, recipe='toy_slow', logging__samples=0)
+  # After the last update of an iteration, the next rollout begins.
   until(workdir, processes, 2)
-  # Any of them may be told, and more than once.
+  # Any process may receive the signal, also repeatedly.
   processes[1].send_signal(signal.SIGTERM)
   processes[1].send_signal(signal.SIGTERM)
   codes, said = end(processes)
@@ -178,19 +164,19 @@ def test_told_to_stop_all_save_the_same_and_one_process_goes_on(
   position, _ = arrays(workdir)
   assert 2 <= position <= 3
   assert all(x['step'] <= position for x in lines(workdir, 'train'))
-  train('toy_slow', workdir, **SMALL)
+  train('toy_slow', workdir, **SMALL, logging__samples=0)
   assert_same_run(workdir, alone)
 
 
 @pytest.mark.parametrize('victim', [0, 1])
-def test_a_killed_process_ends_the_others(tmp_path, victim):
+def test_the_loss_of_a_process_ends_the_others(tmp_path, victim):
   workdir = tmp_path / 'killed'
   processes = start_endless(workdir)
   until(workdir, processes, 2)
   processes[victim].kill()
   killed = time.monotonic()
   codes, said = end(processes)
-  # The heartbeat, and what a busy machine needs to end a process.
+  # The heartbeat, plus the time that a busy machine takes to end a process.
   assert time.monotonic() - killed < 120
   other = 1 - victim
   assert codes[other] == Exit.PEER_LOST, said
@@ -199,7 +185,7 @@ def test_a_killed_process_ends_the_others(tmp_path, victim):
   assert 'another process of the run is lost' in told[0]
 
 
-def test_a_process_that_hangs_is_lost_within_the_heartbeat(tmp_path):
+def test_a_hanging_process_is_lost_within_the_heartbeat(tmp_path):
   workdir = tmp_path / 'hung'
   processes = start_endless(workdir)
   until(workdir, processes, 2)
@@ -210,7 +196,7 @@ def test_a_process_that_hangs_is_lost_within_the_heartbeat(tmp_path):
   try:
     _, said = processes[0].communicate(timeout=300)
   finally:
-    # Its child dies with it.
+    # Its child ends with it.
     processes[1].kill()
     end(processes[1:])
   assert time.monotonic() - began < 120
@@ -236,7 +222,7 @@ def test_a_process_that_hangs_is_lost_within_the_heartbeat(tmp_path):
     ),
   ],
 )
-def test_what_cannot_be_one_run_is_refused(
+def test_refuses_different_or_unevenly_divided_processes(
   tmp_path, settings, changed, message
 ):
   workdir = tmp_path / 'refused'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run that is killed, wherever, is the run that was not: to the bit."""
+"""Killed and resumed runs equal an uninterrupted one, bit for bit."""
 
 import pathlib
 import shutil
@@ -10,13 +10,13 @@ import time
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from train import runs
 from train.process import ENVIRONMENT, RECIPES, arguments, lines
 
 from covrl.cli import main
 from covrl.train import CheckpointStore
 
 RECIPE = RECIPES / 'toy_kl_cov.py'
-WALL_CLOCK = ('seconds', 'tokens_per_second')
 
 
 def start(workdir):
@@ -39,7 +39,7 @@ def finish(workdir):
 
 
 def kill_at(workdir, phase, step):
-  """Starts the run and kills it as soon as this line is written."""
+  """Starts the run and kills it once this metric line is written."""
   process = start(workdir)
   deadline = time.monotonic() + 600
   while time.monotonic() < deadline:
@@ -64,64 +64,55 @@ def arrays(workdir):
     return saved, checkpointer.restore(saved.path / 'arrays')
 
 
-def without_clock(line):
-  return {
-    name: value
-    for name, value in line.items()
-    if name not in WALL_CLOCK and not name.startswith('time/')
-  }
+@pytest.fixture(scope='session')
+def uninterrupted(tmp_path_factory):
+  """Returns the directory of a finished, uninterrupted run."""
+  return runs.finished_run(tmp_path_factory, 'toy_kl_cov')
 
 
-@pytest.fixture(scope='module')
-def whole(tmp_path_factory):
-  """A run that nobody interrupted."""
-  workdir = tmp_path_factory.mktemp('runs') / 'whole'
-  finish(workdir)
-  return workdir
-
-
-def test_killed_and_resumed_is_the_same_run(whole, tmp_path):
+def test_killed_and_resumed_run_equals_the_uninterrupted_one(
+  uninterrupted, tmp_path
+):
   workdir = tmp_path / 'killed'
   kill_at(workdir, 'warm_start', 20)
-  # In the middle of an iteration of four updates, and once more later on.
+  # In the middle of an iteration of four updates, and once more later.
   before = kill_at(workdir, 'train', 6)
   assert before[-1]['step'] % 4 != 0 or before[-1]['phase'] == 'train'
   kill_at(workdir, 'train', 11)
   assert 'resuming at iteration' in finish(workdir)
 
   saved, ours = arrays(workdir)
-  expected, theirs = arrays(whole)
+  expected, theirs = arrays(uninterrupted)
   assert saved.position == expected.position == 16
   assert saved.notes['position'] == expected.notes['position']
   assert ours.keys() == theirs.keys()
   for name, leaf in theirs.items():
     assert np.asarray(ours[name]).tobytes() == np.asarray(leaf).tobytes(), name
 
-  ours, theirs = lines(workdir), lines(whole)
-  assert [without_clock(x) for x in ours] == [without_clock(x) for x in theirs]
-  # Rewards flowed and tokens were selected on both sides of every cut.
-  trained = [line for line in ours if line['phase'] == 'train']
+  runs.assert_same_metrics(workdir, uninterrupted)
+  # There are rewards and selected tokens before and after every kill.
+  trained = lines(workdir, 'train')
   for part in (trained[:6], trained[6:11], trained[11:]):
     assert any(line['reward'] > 0 for line in part)
     assert any(line['selected'] > 0 for line in part)
   for folder in ('rollouts', 'evaluation'):
-    names = sorted(file.name for file in (whole / folder).iterdir())
+    names = sorted(file.name for file in (uninterrupted / folder).iterdir())
     assert names
     for name in names:
       assert (workdir / folder / name).read_bytes() == (
-        whole / folder / name
+        uninterrupted / folder / name
       ).read_bytes()
 
 
-def test_the_first_update_has_ratio_one(whole):
-  for line in lines(whole):
+def test_the_first_update_has_ratio_one(uninterrupted):
+  for line in lines(uninterrupted):
     if line['phase'] == 'train' and line['step'] % 4 == 1:
       assert line['log_ratio_abs'] == line['log_ratio_max'] == 0.0
     assert line.get('sampler_gap_max', 0.0) < 1e-5
 
 
-def test_metrics_carry_what_tools_rely_on(whole):
-  by_phase = {line['phase']: line for line in lines(whole)}
+def test_metrics_have_all_documented_names(uninterrupted):
+  by_phase = {line['phase']: line for line in lines(uninterrupted)}
   assert set(by_phase) == {'warm_start', 'train', 'eval'}
   assert {
     'step',
@@ -136,15 +127,16 @@ def test_metrics_carry_what_tools_rely_on(whole):
     'tokens_per_second',
   } <= set(by_phase['train'])
   assert {'greedy', 'mean@4', 'pass@4'} <= set(by_phase['eval'])
-  assert (whole / 'report.html').is_file()
+  assert (uninterrupted / 'report.html').is_file()
 
 
-def test_a_finished_run_says_so(whole):
-  assert 'is finished' in finish(whole)
+def test_training_a_finished_run_ends_at_once(uninterrupted, capsys):
+  main(['train', f'--config={RECIPE}', f'--workdir={uninterrupted}'])
+  assert 'is finished' in capsys.readouterr().err
 
 
 def refused(capsys, *arguments):
-  """The one sentence a command ends with."""
+  """Runs a command that is refused; returns its error message."""
   with pytest.raises(SystemExit) as ended:
     main(list(arguments))
   assert ended.value.code == 2
@@ -165,7 +157,7 @@ def refused(capsys, *arguments):
     ('--config.rollout.temperature=0', 'must be above 0'),
   ],
 )
-def test_bad_fields(capsys, tmp_path, override, message):
+def test_refuses_invalid_fields(capsys, tmp_path, override, message):
   workdir = tmp_path / 'run'
   error = refused(
     capsys, 'train', f'--config={RECIPE}', f'--workdir={workdir}', override
@@ -174,22 +166,22 @@ def test_bad_fields(capsys, tmp_path, override, message):
   assert not workdir.exists()
 
 
-def test_another_configurations_directory(capsys, whole):
-  before = sorted(file.name for file in whole.rglob('*'))
+def test_refuses_the_directory_of_another_configuration(capsys, uninterrupted):
+  before = sorted(file.name for file in uninterrupted.rglob('*'))
   error = refused(
     capsys,
     'train',
     f'--config={RECIPE}',
-    f'--workdir={whole}',
+    f'--workdir={uninterrupted}',
     '--config.train.learning_rate=0.5',
   )
   assert "holds another configuration's run (train.learning_rate" in error
-  assert sorted(file.name for file in whole.rglob('*')) == before
+  assert sorted(file.name for file in uninterrupted.rglob('*')) == before
 
 
-def test_damage_is_found(capsys, whole, tmp_path):
+def test_refuses_damaged_checkpoints(capsys, uninterrupted, tmp_path):
   broken = tmp_path / 'broken'
-  shutil.copytree(whole, broken)
+  shutil.copytree(uninterrupted, broken)
   saved = latest(broken)
   data = max(
     (
@@ -214,12 +206,12 @@ def test_damage_is_found(capsys, whole, tmp_path):
   assert 'no finished checkpoint' in error
 
 
-def test_a_run_becomes_a_model_that_speaks_its_language(
-  capsys, whole, tmp_path
+def test_a_converted_run_samples_the_same_responses(
+  capsys, uninterrupted, tmp_path
 ):
-  main(['convert', str(whole), str(tmp_path / 'model')])
+  main(['convert', str(uninterrupted), str(tmp_path / 'model')])
   answers = []
-  for directory in (whole, tmp_path / 'model'):
+  for directory in (uninterrupted, tmp_path / 'model'):
     capsys.readouterr()
     options = ['--count=2', '--temperature=0', '--max_length=4']
     main(['sample', str(directory), '4 7 2 :', *options])
@@ -229,14 +221,16 @@ def test_a_run_becomes_a_model_that_speaks_its_language(
   assert len(answers[0]) == 2
 
 
-def test_ask_and_measure(capsys, whole):
-  main(['sample', str(whole), '4 7 2 :', '--count=3'])
+def test_samples_and_evaluates_a_run(capsys, uninterrupted):
+  main(['sample', str(uninterrupted), '4 7 2 :', '--count=3'])
   assert capsys.readouterr().out.count('nats') == 3
-  main(['evaluate', str(whole)])
+  main(['evaluate', str(uninterrupted)])
   printed = capsys.readouterr().out
-  final = [line for line in lines(whole) if line['phase'] == 'eval'][-1]
-  # The same problems and the same noise as the run's own last evaluation.
+  final = [line for line in lines(uninterrupted) if line['phase'] == 'eval'][-1]
+  # Same problems and noise as in the run's last evaluation.
   assert f'{final["mean@4"]:.4f}' in printed
-  error = refused(capsys, 'sample', str(whole), '4 7 2 4 7 2 :')
+  error = refused(capsys, 'sample', str(uninterrupted), '4 7 2 4 7 2 :')
   assert 'may have 6 tokens' in error
-  assert 'no run directory' in refused(capsys, 'sample', str(whole.parent), '1')
+  assert 'not a run directory' in refused(
+    capsys, 'sample', str(uninterrupted.parent), '1'
+  )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which groups are trained on, and what a run with a reference keeps."""
+"""Selection of groups, outcomes, and runs with a reference policy."""
 
 import dataclasses
 from concurrent.futures import Future
@@ -18,7 +18,7 @@ from covrl.types import Rollouts
 
 
 def rollouts(rewards, scored):
-  """Sequences of two tokens, of which the second was sampled."""
+  """Returns sequences of two tokens, the second of which is sampled."""
   count = len(rewards)
   mask = np.zeros((count, 2), bool)
   mask[:, 1] = scored
@@ -45,18 +45,18 @@ def rollouts(rewards, scored):
   ('rewards', 'scored', 'wanted'),
   [
     ([0, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1], [True, False, False]),
-    # A response that could not be scored has no reward to differ by.
+    # A response without a score has no reward.
     ([0, 1, 0, 1, 0, 0], [0, 1, 1, 1, 0, 0], [False, True, False]),
   ],
 )
-def test_groups_with_a_gradient(rewards, scored, wanted):
+def test_informative_groups_differ_in_scored_rewards(rewards, scored, wanted):
   found = informative_groups(rollouts(rewards, np.array(scored, bool)), 2)
   assert found.tolist() == wanted
 
 
 @pytest.fixture(scope='module', name='run')
 def make_run(tmp_path_factory):
-  """A run that draws up to three times and moves its reference."""
+  """Trains with up to three draws and a reference that is reset."""
   lines = process.train(
     'toy_reference',
     tmp_path_factory.mktemp('runs') / 'run',
@@ -69,25 +69,25 @@ def make_run(tmp_path_factory):
   return [line for line in lines if line['phase'] == 'train']
 
 
-def test_prompts_are_drawn_until_there_are_enough(run):
+def test_draws_until_there_are_enough_informative_groups(run):
   draws = [line['draws'] for line in run]
   assert set(draws) <= {1.0, 2.0, 3.0}
   assert max(draws) > 1
   for line in run:
-    # Eight groups of four, of which a draw's equal ones are of no use.
+    # Eight groups of four per draw; groups of equal rewards do not count.
     useful = round(8 * line['draws'] * (1 - line['equal_reward_groups']))
     assert useful >= 8 or line['draws'] == 3
 
 
-def test_the_reference_stays_until_it_is_moved(run):
+def test_the_reference_is_constant_between_resets(run):
   assert len(run) == 16
-  # Where the reference is the policy itself, its penalty pushes nothing.
+  # The penalty is 0 while the reference equals the policy.
   pushes = [line['penalty_share'] for line in run]
   assert max(pushes[0], pushes[8]) < 1e-4
   assert min(pushes[1:8]) > 1e-3
 
 
-def test_the_effect_on_the_entropy_is_measured_at_its_interval(run):
+def test_entropy_change_is_measured_at_its_interval(run):
   measured = ['realised_entropy_change' in line for line in run]
   assert measured == [step % 3 == 0 for step in range(16)]
   for line in run[::3]:
@@ -102,7 +102,7 @@ def test_the_effect_on_the_entropy_is_measured_at_its_interval(run):
   assert 'entropy_drift' not in run[0]
 
 
-def test_exact_scores_are_at_hand(run):
+def test_exact_scores_are_available_to_selection(run):
   for line in run:
     assert line['selected_fraction'] == pytest.approx(0.05, abs=0.05)
     assert line['quota'] == line['selected'] == int(0.05 * line['tokens'])
@@ -113,8 +113,8 @@ def test_exact_scores_are_at_hand(run):
 
 
 def result(masked: int, of: int, **fields: Any) -> ScoredRollouts:
-  """A draw of which some responses have no reward."""
-  scored = [place >= masked for place in range(of)]
+  """Returns a draw with some responses without a reward."""
+  scored = [index >= masked for index in range(of)]
   return ScoredRollouts(rollouts=rollouts([1.0] * of, scored), **fields)
 
 
@@ -132,7 +132,7 @@ def test_outcomes_are_counted_over_draws():
   }
 
 
-def test_too_many_failures_stop_the_run_and_say_why():
+def test_too_many_failures_stop_the_run_with_a_reason():
   reason = 'code ended with infrastructure: no sandbox'
   results = [result(2, 4, counts={}, failures=[reason] * 2 + ['another'])]
   with pytest.raises(
@@ -143,13 +143,13 @@ def test_too_many_failures_stop_the_run_and_say_why():
   assert outcome_metrics(results, 7, max_failures=0.5)
 
 
-def test_masked_responses_count_in_no_mean():
+def test_masked_responses_do_not_count_in_means():
   pending = PendingScores(
     (Reward(name='maths', score='a:b'), Reward(name='other', score='a:b')),
     4,
     {
-      'maths': ((0, 1, 2, 3), judged(1.0, 0.0, np.nan, 1.0)),
-      'other': ((1, 2), judged(0.5, 0.5)),
+      'maths': ((0, 1, 2, 3), graded(1.0, 0.0, np.nan, 1.0)),
+      'other': ((1, 2), graded(0.5, 0.5)),
     },
   )
   unscored = dataclasses.replace(
@@ -173,11 +173,11 @@ def test_masked_responses_count_in_no_mean():
   assert metrics['reward_of_source/math'] == 0.5
   assert metrics['reward/maths/math'] == 0.0
   assert 'reward/other/gsm8k' not in metrics
-  # Groups 0 and 1; the masked one of group 1 makes no difference in it.
+  # Groups 0 and 1; the masked response of group 1 does not count.
   assert metrics['equal_reward_groups'] == 0.5
 
 
-def judged(*scores: float) -> Future[list[Outcome]]:
+def graded(*scores: float) -> Future[list[Outcome]]:
   future: Future[list[Outcome]] = Future()
   future.set_result([*map(outcome, scores)])
   return future

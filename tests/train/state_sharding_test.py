@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What cannot be split is refused, and the optimiser's state lies where asked."""
+"""Checks of mesh sizes, and shardings of sampler and optimiser state."""
 
 import dataclasses
 
@@ -79,16 +79,16 @@ def refused(shape, model=MODEL, **settings):
     ),
   ],
 )
-def test_what_does_not_divide_is_refused(shape, changes, sentence):
+def test_refuses_sizes_that_do_not_divide(shape, changes, sentence):
   assert refused(shape, **changes) == sentence
 
 
-def test_fewer_heads_of_keys_than_shards_are_no_mistake():
+def test_accepts_fewer_key_heads_than_shards():
   mesh = sharding.make_mesh({'tensor': 4, 'data': 2})
   check_mesh(toy.get_config(), MODEL, mesh)
 
 
-def test_the_sampler_has_a_mesh_of_its_own():
+def test_the_sampler_can_have_another_mesh():
   mesh = sharding.make_mesh({'fsdp': 4, 'expert': 2})
   assert rollout_mesh(mesh, 0) is mesh
   assert rollout_mesh(mesh, 1) is mesh
@@ -96,7 +96,7 @@ def test_the_sampler_has_a_mesh_of_its_own():
   assert own == {'data': 1, 'fsdp': 1, 'tensor': 4, 'expert': 2, 'context': 1}
 
 
-def test_moments_can_be_in_the_hosts_memory(tmp_path):
+def test_moments_can_be_in_host_memory(tmp_path):
   mesh = sharding.make_mesh({'fsdp': 8})
   params = Policy(MODEL).abstract_params(mesh)
   tx = optax.adam(1e-3)
