@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Advantages, policy losses and divergences: pure functions on arrays.
 
-Rewards become advantages (`advantages`, of responses; `returns`, of tokens),
-masks become weights (`weights`), and both meet the policy in a loss (`losses`,
-`sequence_losses`). Nothing here knows of networks or layouts.
+`advantages` (per response) and `returns` (per token) turn rewards into
+advantages, `weights` turns masks into token weights, and `losses` and
+`sequence_losses` combine both with the policy's statistics. All are independent
+of networks and of the batch's layout.
 """
 
 from covrl.objectives.advantages import group_relative as group_relative
@@ -11,7 +12,11 @@ from covrl.objectives.advantages import leave_one_out as leave_one_out
 from covrl.objectives.advantages import opo as opo
 from covrl.objectives.advantages import pass_at_k as pass_at_k
 from covrl.objectives.advantages import unlikeliness as unlikeliness
+from covrl.objectives.base import LossAux as LossAux
 from covrl.objectives.divergences import DIVERGENCES as DIVERGENCES
+from covrl.objectives.divergences import (
+  DivergenceEstimator as DivergenceEstimator,
+)
 from covrl.objectives.divergences import divergence as divergence
 from covrl.objectives.divergences import (
   divergence_gradient as divergence_gradient,
@@ -31,6 +36,6 @@ from covrl.objectives.returns import remax as remax
 from covrl.objectives.returns import whiten as whiten
 from covrl.objectives.sequence_losses import geo_mean as geo_mean
 from covrl.objectives.sequence_losses import gspo as gspo
-from covrl.objectives.terms import LossAux as LossAux
 from covrl.objectives.weights import WEIGHT_MODES as WEIGHT_MODES
+from covrl.objectives.weights import WeightMode as WeightMode
 from covrl.objectives.weights import token_weights as token_weights

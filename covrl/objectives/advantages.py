@@ -1,29 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Advantages of whole responses, from rewards of responses to the same prompt.
+"""Response-level advantages: rewards compared within the group of a prompt.
 
-Groups are told by ids, any integers in any order, so these need no layout of
-the batch. They compare all pairs of responses, O(S²) numbers to add and none
-to store under `jax.jit`; that is nothing beside a rollout. A group whose
-rewards are equal gets exactly 0.
+Groups are given by ids, any integers in any order, so the functions do not
+depend on the batch's layout. They compare all pairs of responses: O(S²)
+additions, which `jax.jit` fuses without storing them, and negligible beside a
+rollout. A group whose rewards are all equal gets exactly 0.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from covrl.objectives.terms import Number
+from covrl.objectives.base import Number
+
+# Advantage of a response that is alone in its group: its reward, or 0.
+Singleton = Literal['reward', 'zero']
 
 
 def group_relative(
   rewards: Float[Array, ' S'],
   group_ids: Int[Array, ' S'],
   *,
-  scale: str | None = 'std',
+  scale: Literal['std'] | None = 'std',
   eps: Number = 1e-6,
-  singleton: str = 'reward',
+  singleton: Singleton = 'reward',
 ) -> Float[Array, ' S']:
-  """How much better a response did than its group (GRPO, Dr. GRPO).
+  """Reward minus the mean of the group, standardised or not (GRPO, Dr. GRPO).
 
     A_i = (r_i − mean) / (std + eps)        scale='std', GRPO
     A_i =  r_i − mean                       scale=None, Dr. GRPO
@@ -32,11 +37,10 @@ def group_relative(
     rewards: one per response.
     group_ids: responses to the same prompt share an id.
     scale: 'std' divides by the group's unbiased standard deviation; `None`
-      leaves hard and easy prompts their weight.
+      does not, so that prompts keep their weight whatever their difficulty.
     eps: added to the standard deviation.
-    singleton: what a response without company gets: its reward with mean 0 and
-      standard deviation 1 in place of its group's (as published code has it),
-      or nothing.
+    singleton: advantage of a response alone in its group: 'reward' assumes mean
+      0 and standard deviation 1, as published code does; 'zero' gives 0.
 
   Returns:
     One advantage per response.
@@ -69,9 +73,9 @@ def leave_one_out(
   rewards: Float[Array, ' S'],
   group_ids: Int[Array, ' S'],
   *,
-  singleton: str = 'reward',
+  singleton: Singleton = 'reward',
 ) -> Float[Array, ' S']:
-  """How much better a response did than the others of its group (RLOO).
+  """Reward minus the mean reward of the other responses of the group (RLOO).
 
     A_i = r_i − mean of r_j over j ≠ i
 
@@ -81,7 +85,7 @@ def leave_one_out(
   Args:
     rewards: one per response.
     group_ids: responses to the same prompt share an id.
-    singleton: what a response without company gets, its reward or nothing.
+    singleton: advantage of a response alone in its group: its reward, or 0.
 
   Returns:
     One advantage per response.
@@ -105,21 +109,21 @@ def opo(
   group_ids: Int[Array, ' S'],
   lengths: Int[Array, ' S'],
 ) -> Float[Array, ' S']:
-  """How much better a response did than its group's length-weighted mean.
+  """Reward minus the length-weighted mean reward of the group (OPO).
 
     A_i = r_i − Σ_j l_j r_j / Σ_j l_j
 
-  the baseline of least variance if the squared gradient of a response grows in
-  proportion to its length.
+  The baseline has the least variance if the squared gradient of a response is
+  proportional to its length.
 
   Args:
     rewards: one per response.
     group_ids: responses to the same prompt share an id.
-    lengths: tokens of each response.
+    lengths: number of tokens of each response.
 
   Returns:
-    One advantage per response; its reward where the group has no other or no
-    tokens at all.
+    One advantage per response; its reward if it is alone in its group, or if
+    the group has no tokens.
 
   References:
     Hao et al., On-Policy RL with Optimal Reward Baseline, arXiv:2505.23585,
@@ -142,11 +146,11 @@ def pass_at_k(
   k: int,
   threshold: Number = 0.5,
 ) -> Float[Array, ' S']:
-  """How much a response helps k samples of its prompt to contain a success.
+  """Contribution of a response to pass@k: k samples containing a success.
 
-  Of a group with n responses, m of them failures, all subsets of size k are
-  scored 1 if they contain a success; a response's advantage is the mean of the
-  standardised scores of the subsets it is in:
+  In a group of n responses, m of them failures, every subset of size k scores 1
+  if it contains a success and 0 otherwise. The advantage of a response is the
+  mean standardised score of the subsets that contain it:
 
     R = 1 − C(m, k)/C(n, k),    σ = √(R (1 − R))
     A = (1 − R)/σ                              for a success
@@ -155,8 +159,8 @@ def pass_at_k(
   Args:
     rewards: one per response.
     group_ids: responses to the same prompt share an id.
-    k: how many samples may be tried, at least 1.
-    threshold: responses with a greater reward are successes.
+    k: number of samples of pass@k, at least 1.
+    threshold: a response is a success if its reward exceeds this.
 
   Returns:
     One advantage per response; 0 where all subsets score the same, and in
@@ -195,20 +199,19 @@ def unlikeliness(
   *,
   coefficient: Number = 0.25,
 ) -> Float[Array, ' S']:
-  """Rewards that favour the rare among the correct responses of a group.
+  """Rewards scaled down for the likelier responses of a group.
 
     r_i (1 − coefficient · rank_i / n)
 
-  where n is the group's size and rank_i the number of responses in it that are
-  less likely. Apply it to rewards, before any of the advantages above.
+  where n is the group's size and rank_i the number of its responses that are
+  less likely. Apply it to rewards before computing advantages.
 
   Args:
     rewards: one per response; a reward of 0 stays 0.
-    logprobs: of each response: the mean over its tokens as in the authors'
-      code, or their sum.
+    logprobs: log-probability of each response, in nats: the mean over its
+      tokens as in the authors' code, or the sum.
     group_ids: responses to the same prompt share an id.
-    coefficient: what part of its reward a group's likeliest response loses, at
-      most.
+    coefficient: largest fraction of its reward that a response loses.
 
   Returns:
     One reward per response.
@@ -231,12 +234,19 @@ def centre(
   rewards: Float[Array, ' S'],
   group_ids: Int[Array, ' S'],
   *,
-  singleton: str = 'reward',
+  singleton: Singleton = 'reward',
 ) -> Float[Array, ' S']:
-  """Rewards less their group's mean, as the mean of differences.
+  """Rewards minus their group's mean, as the mean of differences.
 
-  r_i − mean = mean of (r_i − r_j), which is exactly 0 where all are equal; a
-  mean that is off by an ulp would be divided by a standard deviation as small.
+    r_i − mean = mean of (r_i − r_j)
+
+  which is exactly 0 if all rewards are equal. A mean that is off by rounding
+  would be divided by a standard deviation that is as small.
+
+  Args:
+    rewards: one per response.
+    group_ids: responses to the same prompt share an id.
+    singleton: value of a response alone in its group: its reward, or 0.
   """
   if singleton not in ('reward', 'zero'):
     raise ValueError(f"singleton must be 'reward' or 'zero', got {singleton!r}")
@@ -252,13 +262,13 @@ def centre(
 def _groups(
   group_ids: Int[Array, ' S'],
 ) -> tuple[Bool[Array, 'S S'], Int[Array, ' S']]:
-  """Who is in whose group, and how large that group is."""
+  """Pairs of responses that share a group, and the size of each's group."""
   same = group_ids[:, None] == group_ids[None, :]
   return same, jnp.sum(same, axis=1, dtype=jnp.int32)
 
 
 def _widen(x: Float[Array, ' S']) -> Float[Array, ' S']:
-  """At least float32."""
+  """Casts to float32 if narrower."""
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 

@@ -1,31 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """Per-token estimators of KL(π ‖ π_ref), and their derivatives.
 
-All are functions of log_ratio = log π(a) − log π_ref(a) alone, and all compute
-in at least float32.
+All are functions of log_ratio = log π(a) − log π_ref(a), computed in at least
+float32.
 """
 
 from __future__ import annotations
+
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from covrl.objectives.terms import Number, bounded
+from covrl.objectives.base import Number, bounded
 
-DIVERGENCES = ('k1', 'abs', 'k2', 'k3', 'k1+', 'k3+')
+DivergenceEstimator = Literal['k1', 'abs', 'k2', 'k3', 'k1+', 'k3+']
+DIVERGENCES: tuple[DivergenceEstimator, ...] = get_args(DivergenceEstimator)
 
-# Where k3's exponent is clamped, so that it stays finite in float32.
+# k3's exponent is clamped to ± this, so that it stays finite in float32.
 MAX_LOG_RATIO = 20.0
 
 
 def divergence(
   log_ratio: Float[Array, '*shape'],
-  kind: str,
+  kind: DivergenceEstimator,
   *,
   dead_zone: Number = 0.0,
 ) -> Float[Array, '*shape']:
-  """How far the probability of a sampled token has moved, in nats.
+  """Divergence of π from π_ref, estimated at the sampled token, in nats.
 
     'k1'   log_ratio
     'abs'  |log_ratio|
@@ -35,16 +38,19 @@ def divergence(
     'k3+'  value of k3, gradient of k2
 
   On samples of π the mean of k1 and of k3 is the KL, and the mean of k2's
-  gradient is the KL's gradient, which the straight-through forms borrow. 'abs'
-  is what KL-Cov was published with; it estimates no KL.
+  gradient is the KL's gradient, which the straight-through estimators 'k1+' and
+  'k3+' use. KL-Cov was published with 'abs', which does not estimate the KL.
 
   Args:
-    log_ratio: log π − log π_ref of the sampled token.
-    kind: one of the above. 'k3' is constant beyond |log_ratio| = 20.
-    dead_zone: in nats; under 'abs', a token that has moved by no more than
-      this has value and gradient 0, because the sign of rounding noise would
-      otherwise be a full-size push. The other kinds have no jump at 0 and do
-      not read it.
+    log_ratio: log π − log π_ref of the sampled token, in nats.
+    kind: the estimator, one of the above. 'k3' is constant beyond
+      |log_ratio| = 20.
+    dead_zone: nats. Under 'abs', a token with |log_ratio| ≤ dead_zone has value
+      and gradient 0, because the sign of rounding noise would otherwise give a
+      gradient of full size. The other estimators are smooth at 0 and ignore it.
+
+  Returns:
+    The divergence of each token, in nats.
 
   Raises:
     ValueError: if the kind is unknown.
@@ -57,9 +63,9 @@ def divergence(
     Cui et al., The Entropy Mechanism of Reinforcement Learning for Reasoning
     Language Models, arXiv:2505.22617 ('abs').
   """
-  x = _prepare(log_ratio, kind)
+  x = _checked(log_ratio, kind)
   if kind == 'abs':
-    return jnp.where(_dead(x, dead_zone), 0, x * _sign(x))
+    return jnp.where(_in_dead_zone(x, dead_zone), 0, x * _sign(x))
   if kind == 'k2':
     return x * x / 2
   if kind in ('k1', 'k1+'):
@@ -69,17 +75,18 @@ def divergence(
     value = jnp.expm1(-clamped) + clamped
   if kind in ('k1', 'k3'):
     return value
-  pull = x * x / 2
-  return jax.lax.stop_gradient(value) + (pull - jax.lax.stop_gradient(pull))
+  # The value of one estimator with the gradient of another.
+  k2 = x * x / 2
+  return jax.lax.stop_gradient(value) + (k2 - jax.lax.stop_gradient(k2))
 
 
 def divergence_gradient(
   log_ratio: Float[Array, '*shape'],
-  kind: str,
+  kind: DivergenceEstimator,
   *,
   dead_zone: Number = 0.0,
 ) -> Float[Array, '*shape']:
-  """The derivative of `divergence` with respect to log π, in closed form.
+  """Derivative of `divergence` with respect to log π, in closed form.
 
     'k1'                1
     'abs'               sign(log_ratio), 0 at 0
@@ -87,9 +94,9 @@ def divergence_gradient(
     'k3'                1 − exp(−log_ratio)
 
   Args:
-    log_ratio: as for `divergence`.
-    kind: as for `divergence`.
-    dead_zone: as for `divergence`.
+    log_ratio: log π − log π_ref of the sampled token, in nats.
+    kind: the estimator, see `divergence`.
+    dead_zone: nats, see `divergence`.
 
   Raises:
     ValueError: if the kind is unknown.
@@ -97,21 +104,21 @@ def divergence_gradient(
   >>> divergence_gradient(jnp.array([-2.0, 0.0, 0.1]), 'abs').tolist()
   [-1.0, 0.0, 1.0]
   """
-  x = _prepare(log_ratio, kind)
+  x = _checked(log_ratio, kind)
   if kind == 'k1':
     return jnp.ones_like(x)
   if kind == 'abs':
-    return jnp.where(_dead(x, dead_zone), 0, _sign(x))
+    return jnp.where(_in_dead_zone(x, dead_zone), 0, _sign(x))
   if kind == 'k3':
     clamped = bounded(x, -MAX_LOG_RATIO, MAX_LOG_RATIO)
     return jnp.where(clamped == x, -jnp.expm1(-clamped), 0)
   return x
 
 
-def _prepare(
-  log_ratio: Float[Array, '*shape'], kind: str
+def _checked(
+  log_ratio: Float[Array, '*shape'], kind: DivergenceEstimator
 ) -> Float[Array, '*shape']:
-  """Refuses unknown kinds; widens narrow floats."""
+  """Refuses unknown estimators; widens narrow floats to float32."""
   if kind not in DIVERGENCES:
     raise ValueError(f'kind must be one of {DIVERGENCES}, got {kind!r}')
   dtype = jnp.promote_types(log_ratio.dtype, jnp.float32)
@@ -123,8 +130,8 @@ def _sign(x: Float[Array, '*shape']) -> Float[Array, '*shape']:
   return jax.lax.stop_gradient(jnp.sign(x))
 
 
-def _dead(
+def _in_dead_zone(
   x: Float[Array, '*shape'], dead_zone: Number
 ) -> Bool[Array, '*shape']:
-  """Whether a token has not moved, as far as rounding can tell."""
+  """Tokens whose log ratio is at most rounding noise."""
   return jnp.abs(jax.lax.stop_gradient(x)) <= dead_zone

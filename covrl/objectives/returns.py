@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Advantages of single tokens, from rewards of tokens; one sequence a row.
+"""Token-level returns and advantages; each row is one sequence.
 
-Tokens off the mask (prompts, observations, padding) are stepped over and get
+Tokens off the mask (prompts, observations, padding) are skipped and get
 advantage 0.
 """
 
@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from covrl.objectives.advantages import centre
+from covrl.objectives.base import Number
 from covrl.objectives.segments import COUNT_EPSILON
-from covrl.objectives.terms import Number
 
-# Added to the variance that whitening divides by, as published code has it.
+# Added to the variance when whitening, as in published code.
 VARIANCE_EPSILON = 1e-8
 
 
@@ -25,13 +25,13 @@ def reinforce_plus_plus(
   *,
   discount: Number = 1.0,
 ) -> Float[Array, 'S T']:
-  """Discounted returns, standardised over all tokens of the batch.
+  """Discounted returns, standardised over the batch's tokens (REINFORCE++).
 
     A = (G − mean G) / std G,    G_t = r_t + γ G_{t+1}
 
   Args:
-    token_rewards: one per token; an outcome's reward on its last token.
-    mask: response tokens.
+    token_rewards: one per token; a response's reward is at its last token.
+    mask: true for response tokens.
     discount: γ.
 
   Returns:
@@ -50,13 +50,13 @@ def reinforce_plus_plus_baseline(
   group_ids: Int[Array, ' S'],
   mask: Bool[Array, 'S T'],
 ) -> Float[Array, 'S T']:
-  """Rewards less their group's mean, standardised over all tokens of the batch.
+  """Rewards minus their group's mean, standardised over the batch's tokens.
 
   Args:
     rewards: one per response.
-    group_ids: responses to the same prompt share an id; a response without
-      company keeps its reward.
-    mask: response tokens.
+    group_ids: responses to the same prompt share an id; a response alone in its
+      group keeps its reward.
+    mask: true for response tokens.
 
   Returns:
     One advantage per token.
@@ -73,14 +73,14 @@ def remax(
   baselines: Float[Array, ' S'],
   mask: Bool[Array, 'S T'],
 ) -> Float[Array, 'S T']:
-  """Rewards still to come, less those of the greedy response to the prompt.
+  """Reward-to-go minus the greedy response's reward (ReMax).
 
     A_t = Σ_{u ≥ t} r_u − baseline
 
   Args:
     token_rewards: one per token.
-    baselines: reward of the greedy response to the sequence's prompt.
-    mask: response tokens.
+    baselines: reward of the greedy response to each sequence's prompt.
+    mask: true for response tokens.
 
   Returns:
     One advantage per token.
@@ -89,9 +89,9 @@ def remax(
     Li et al., ReMax, arXiv:2310.10505, eq. 4.
   """
   dtype = jnp.result_type(token_rewards, baselines, jnp.float32)
-  kept = jnp.where(mask, token_rewards.astype(dtype), 0)
-  to_come = jnp.cumsum(kept[:, ::-1], axis=1)[:, ::-1]
-  return jnp.where(mask, to_come - baselines.astype(dtype)[:, None], 0)
+  masked = jnp.where(mask, token_rewards.astype(dtype), 0)
+  reward_to_go = jnp.cumsum(masked[:, ::-1], axis=1)[:, ::-1]
+  return jnp.where(mask, reward_to_go - baselines.astype(dtype)[:, None], 0)
 
 
 def gae(
@@ -103,23 +103,23 @@ def gae(
   trace_decay: Number = 0.95,
   standardise: bool = True,
 ) -> tuple[Float[Array, 'S T'], Float[Array, 'S T']]:
-  """Generalised advantage estimates, and the returns a critic should predict.
+  """Generalised advantage estimates, and the critic's target returns.
 
     δ_t = r_t + γ V_{t+1} − V_t,    Â_t = δ_t + γλ Â_{t+1},    G_t = Â_t + V_t
 
-  where t + 1 is the next token on the mask.
+  where t + 1 denotes the next token on the mask.
 
   Args:
     token_rewards: one per token.
-    values: the critic's V of each token's state.
-    mask: response tokens.
+    values: the critic's estimate V at each token.
+    mask: true for response tokens.
     discount: γ.
-    trace_decay: λ; 1 trusts rewards alone, 0 the critic's next value.
-    standardise: whether advantages get mean 0 and variance 1 over the batch's
-      tokens; returns never do.
+    trace_decay: λ; 1 uses rewards only, 0 bootstraps from the next value.
+    standardise: whether advantages are shifted and scaled to mean 0 and
+      variance 1 over the batch's tokens; returns never are.
 
   Returns:
-    Advantages and returns of each token; both 0 off the mask.
+    Advantage and return of each token; both 0 off the mask.
 
   References:
     Schulman et al., High-Dimensional Continuous Control Using Generalized
@@ -134,14 +134,14 @@ def gae(
     token: tuple[Float[Array, ' S'], Float[Array, ' S'], Bool[Array, ' S']],
   ) -> tuple[tuple[Float[Array, ' S'], Float[Array, ' S']], Float[Array, ' S']]:
     next_value, next_advantage = carry
-    reward, value, here = token
+    reward, value, on_mask = token
     error = reward + discount * next_value - value
     advantage = error + discount * trace_decay * next_advantage
-    kept = (
-      jnp.where(here, value, next_value),
-      jnp.where(here, advantage, next_advantage),
+    carry = (
+      jnp.where(on_mask, value, next_value),
+      jnp.where(on_mask, advantage, next_advantage),
     )
-    return kept, jnp.where(here, advantage, 0)
+    return carry, jnp.where(on_mask, advantage, 0)
 
   start = jnp.zeros(mask.shape[0], dtype)
   _, advantages = jax.lax.scan(
@@ -159,14 +159,13 @@ def discounted_returns(
   *,
   discount: Number = 1.0,
 ) -> Float[Array, 'S T']:
-  """Rewards from each token on, discounted: G_t = r_t + γ G_{t+1}.
+  """Discounted returns: G_t = r_t + γ G_{t+1}.
 
-  The sum ends at the first token off the mask: what follows belongs to another
-  turn.
+  The sum ends at the first token off the mask, after which another turn begins.
 
   Args:
     token_rewards: one per token.
-    mask: response tokens.
+    mask: true for response tokens.
     discount: γ.
 
   >>> rewards = jnp.array([[0.0, 0.0, 1.0, 9.0]])
@@ -181,8 +180,8 @@ def discounted_returns(
     following: Float[Array, ' S'],
     token: tuple[Float[Array, ' S'], Bool[Array, ' S']],
   ) -> tuple[Float[Array, ' S'], Float[Array, ' S']]:
-    reward, here = token
-    total = jnp.where(here, reward + discount * following, 0)
+    reward, on_mask = token
+    total = jnp.where(on_mask, reward + discount * following, 0)
     return total, total
 
   _, returns = jax.lax.scan(
@@ -197,7 +196,15 @@ def discounted_returns(
 def whiten(
   values: Float[Array, 'S T'], mask: Bool[Array, 'S T']
 ) -> Float[Array, 'S T']:
-  """Values with mean 0 and (unbiased) variance 1 over the mask, 0 off it."""
+  """Standardises values to mean 0 and (unbiased) variance 1 over the mask.
+
+  Args:
+    values: one per token; entries off the mask may be NaN.
+    mask: true for the tokens to standardise over.
+
+  Returns:
+    The standardised values, 0 off the mask.
+  """
   dtype = jnp.promote_types(values.dtype, jnp.float32)
   values = jnp.where(mask, values.astype(dtype), 0)
   count = jnp.sum(mask, dtype=jnp.int32).astype(dtype)

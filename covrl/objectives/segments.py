@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums over the sequences of a batch, whether a row holds one or several.
+"""Segment sums: sums over the sequences of padded or packed rows.
 
-Tokens are compared with tokens of their own stretch of the row, and stretches
-only by the sequences at their ends: no scatter (a sort, on TPU), and on a mesh
-that splits rows, or the tokens of a row, nothing but those ends is moved.
+Rows are cut into blocks. Tokens are compared with the tokens of their own
+block, and blocks only through the sequences at their two ends. This needs no
+scatter (a sort, on TPU), and on a mesh that splits rows, or the tokens of a
+row, devices exchange only those ends.
 """
 
 from __future__ import annotations
@@ -12,24 +13,27 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Shaped
 
-# Published implementations add this to a count before they divide by it. In
-# float32 it vanishes; in float64 it is what agreement to 1e-12 takes.
+# Published implementations add this to a count before dividing by it. It
+# vanishes in float32; agreement to 1e-12 in float64 requires it.
 COUNT_EPSILON = 1e-8
 
-# A row is cut into so many stretches, and each of them into so many again: few
-# where tokens of a row may lie on several devices.
-_STRETCHES = (4, 16)
+# Number of blocks of a row, and of blocks within each of those. The first is
+# small, since the tokens of a row may be split over several devices.
+_BLOCKS = (4, 16)
 
 
 def sequence_sums(
   values: Shaped[Array, 'B T'], segment_ids: Int[Array, 'B T'] | None
 ) -> Shaped[Array, 'B T']:
-  """Gives every token the sum of `values` over its sequence.
+  """Sums `values` over each token's sequence.
 
   Args:
-    values: numbers to add, 0 for tokens of no sequence.
-    segment_ids: equal for the tokens of a sequence, which lie side by side in
-      one row; `None` where a row is one sequence.
+    values: numbers to add, 0 for tokens that belong to no sequence.
+    segment_ids: equal for the tokens of a sequence, which are contiguous in one
+      row; `None` where a row is one sequence.
+
+  Returns:
+    For each token, the sum over its sequence.
 
   >>> ids = jnp.array([[1, 1, 2, 2, 2]])
   >>> sequence_sums(jnp.array([[1, 2, 3, 4, 5]]), ids)
@@ -38,56 +42,56 @@ def sequence_sums(
   if segment_ids is None:
     total = jnp.sum(values, axis=1, keepdims=True, dtype=values.dtype)
     return jnp.broadcast_to(total, values.shape)
-  return _add_up(segment_ids, values)
+  return _sums_by_id(segment_ids, values)
 
 
 @jax.custom_vjp
-def _add_up(
+def _sums_by_id(
   ids: Int[Array, 'B T'], values: Shaped[Array, 'B T']
 ) -> Shaped[Array, 'B T']:
-  return _sums_within(ids, values, _STRETCHES)
+  return _sums_within(ids, values, _BLOCKS)
 
 
-def _add_up_forward(
+def _sums_forward(
   ids: Int[Array, 'B T'], values: Shaped[Array, 'B T']
 ) -> tuple[Shaped[Array, 'B T'], Int[Array, 'B T']]:
-  return _add_up(ids, values), ids
+  return _sums_by_id(ids, values), ids
 
 
-def _add_up_backward(
+def _sums_backward(
   ids: Int[Array, 'B T'], signal: Shaped[Array, 'B T']
 ) -> tuple[None, Shaped[Array, 'B T']]:
-  """Adding up over sequences is its own transpose."""
-  return None, _add_up(ids, signal)
+  """Sums over sequences are a symmetric linear map: its own transpose."""
+  return None, _sums_by_id(ids, signal)
 
 
-_add_up.defvjp(_add_up_forward, _add_up_backward)
+_sums_by_id.defvjp(_sums_forward, _sums_backward)
 
 
 def _sums_within(
   ids: Int[Array, '*B T'],
   values: Shaped[Array, '*B T'],
-  stretches: tuple[int, ...],
+  blocks: tuple[int, ...],
 ) -> Shaped[Array, '*B T']:
-  """For each entry, the sum of the values whose id is its own."""
+  """For each entry, the sum of the values with the same id."""
   length = ids.shape[-1]
-  if not stretches or length < stretches[0]:
+  if not blocks or length < blocks[0]:
     same = ids[..., :, None] == ids[..., None, :]
     return _sum_where(same, values[..., None, :], axes=(-1,))
-  count, *rest = stretches
+  count, *rest = blocks
   fill = [*[(0, 0)] * (ids.ndim - 1), (0, -length % count)]
   ids, values = (
     jnp.pad(x, fill).reshape(*x.shape[:-1], count, -1) for x in (ids, values)
   )
   sums = _sums_within(ids, values, (*rest,))
-  # A sequence of several stretches is at an end of each, or at both.
+  # A sequence that spans several blocks is at one end, or both, of each.
   ends, at_ends = (
     jnp.stack([x[..., 0], x[..., -1]], axis=-1) for x in (ids, sums)
   )
-  once = (ends != ends[..., :1]) | jnp.array([True, False])
+  first_end = (ends != ends[..., :1]) | jnp.array([True, False])
   is_end = ids[..., None, None] == ends[..., None, None, :, :]
   across = _sum_where(
-    is_end & once[..., None, None, :, :],
+    is_end & first_end[..., None, None, :, :],
     at_ends[..., None, None, :, :],
     axes=(-2, -1),
   )
@@ -97,9 +101,9 @@ def _sums_within(
 
 
 def _sum_where(
-  chosen: Bool[Array, '*shape'], values: Array, axes: tuple[int, ...]
+  mask: Bool[Array, '*shape'], values: Array, axes: tuple[int, ...]
 ) -> Array:
-  terms = jnp.where(chosen, values, 0)
+  terms = jnp.where(mask, values, 0)
   return jnp.sum(terms, axis=axes, dtype=values.dtype)
 
 
@@ -110,8 +114,8 @@ def segment_sums(
 
   Args:
     values: numbers to add.
-    segment_ids: which sequence of its row a token belongs to, in [0, T];
-      `None` where a row is one sequence.
+    segment_ids: index of the sequence within its row, in [0, T]; `None` where
+      a row is one sequence.
 
   Returns:
     One sum per possible id: N is T + 1, or 1 where a row is one sequence.
@@ -129,12 +133,12 @@ def spread_segments(
   segment_ids: Int[Array, 'B T'] | None,
   length: int,
 ) -> Shaped[Array, 'B T']:
-  """Gives every token the value of its sequence.
+  """Broadcasts one value per sequence to its tokens: `segment_sums` transposed.
 
   Args:
-    sums: one value per sequence, as `segment_sums` returns them.
+    sums: one value per sequence, as returned by `segment_sums`.
     segment_ids: as given to `segment_sums`.
-    length: T.
+    length: T, the number of tokens of a row.
   """
   if segment_ids is None:
     return jnp.broadcast_to(sums, (sums.shape[0], length))

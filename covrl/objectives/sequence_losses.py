@@ -1,32 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policy losses whose ratio is that of a whole sequence.
+"""Sequence-level policy losses: one importance ratio per sequence.
 
-A row is one sequence unless `segment_ids` says otherwise. A sequence's tokens
-are those of non-zero weight; they lie side by side in one row.
+A row is one sequence unless the context has `segment_ids`. The tokens of a
+sequence are those of non-zero weight; they are contiguous within one row.
+Arguments and results are otherwise those of `covrl.objectives.losses`.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Literal, Unpack
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from covrl.objectives.losses import pessimistic
-from covrl.objectives.segments import COUNT_EPSILON, sequence_sums
-from covrl.objectives.terms import (
+from covrl.objectives.base import (
   LossAux,
+  LossInputs,
   Number,
-  Terms,
   bounded,
   check_range,
   clamped_ratio,
-  conclude,
-  prepare,
+  loss_inputs,
+  weighted_loss,
 )
-from covrl.types import Scalar, TokenStats
+from covrl.objectives.losses import pessimistic_loss
+from covrl.objectives.segments import COUNT_EPSILON, sequence_sums
+from covrl.types import Scalar, TokenContext, TokenStats
 
 
 def gspo(
@@ -34,15 +35,11 @@ def gspo(
   *,
   low: Number = 3e-4,
   high: Number = 4e-4,
-  form: str = 'token',
+  form: Literal['token', 'sequence'] = 'token',
   max_log_ratio: Number | None = 10.0,
-  advantages: Float[Array, 'B T'],
-  old_logprobs: Float[Array, 'B T'],
-  weights: Float[Array, 'B T'],
-  segment_ids: Int[Array, 'B T'] | None = None,
-  **_: Any,
+  **context: Unpack[TokenContext],
 ) -> tuple[Scalar, LossAux]:
-  """Clips whole sequences: the ratio is the geometric mean of their tokens'.
+  """Clips whole sequences by the geometric mean of their tokens' ratios.
 
     s = exp(mean over the sequence of log π − log π_old)
     loss = max(−A · s, −A · clip(s, 1 − low, 1 + high))
@@ -52,20 +49,16 @@ def gspo(
   differ only where advantages or weights vary within a sequence.
 
   Args:
-    stats: of the policy.
+    stats: statistics of the policy.
     low: how far s may fall below 1 for credit.
-    high: how far it may rise.
-    form: whose gradient, see above.
+    high: how far s may rise above 1.
+    form: how gradients are distributed over tokens, see above.
     max_log_ratio: bound of |log s|, in nats.
-    advantages: A.
-    old_logprobs: log π_old of the same tokens.
-    weights: each token's weight in the objective; the paper's are
-      'sequence-mean-token-mean'.
-    segment_ids: which sequence of its row a token belongs to; `None` where a
-      row is one sequence.
+    **context: reads `advantages`, `old_logprobs`, `weights`, `segment_ids`. The
+      paper's weights are 'sequence-mean-token-mean'.
 
   Returns:
-    The loss and its report, in which `ratio` is s.
+    The loss and its auxiliary output, in which `ratio` is s.
 
   Raises:
     ValueError: if the form is unknown or an option is outside its range.
@@ -78,18 +71,18 @@ def gspo(
   check_range('high', high, 0, math.inf)
   if form not in ('token', 'sequence'):
     raise ValueError(f"form must be 'token' or 'sequence', got {form!r}")
-  terms = prepare(stats, advantages, old_logprobs, weights)
-  mean = _sequence_mean(terms.log_ratio, terms, segment_ids)
+  inputs = loss_inputs(stats, context, 'gspo')
+  mean = _sequence_mean(inputs.log_ratio, inputs)
   if form == 'token':
-    own = terms.logprobs - jax.lax.stop_gradient(terms.logprobs)
+    own = inputs.logprobs - jax.lax.stop_gradient(inputs.logprobs)
     mean = jax.lax.stop_gradient(mean) + own
   ratio, clamped = clamped_ratio(mean, max_log_ratio)
-  losses, clipped = pessimistic(terms, ratio, low, high)
-  return conclude(
-    terms,
+  losses, clipped = pessimistic_loss(inputs, ratio, low, high)
+  return weighted_loss(
+    inputs,
     losses,
     ratio=ratio,
-    score_weight=terms.advantages * ratio,
+    score_weight=inputs.advantages * ratio,
     clipped=clipped | clamped,
   )
 
@@ -99,11 +92,7 @@ def geo_mean(
   *,
   low: Number = 0.4,
   high: Number = 0.4,
-  advantages: Float[Array, 'B T'],
-  old_logprobs: Float[Array, 'B T'],
-  weights: Float[Array, 'B T'],
-  segment_ids: Int[Array, 'B T'] | None = None,
-  **_: Any,
+  **context: Unpack[TokenContext],
 ) -> tuple[Scalar, LossAux]:
   """Clips tokens inside the geometric mean of a sequence's ratios (GMPO).
 
@@ -113,18 +102,16 @@ def geo_mean(
   sequence: an outlier moves a geometric mean little, so the clip can be wide.
 
   Args:
-    stats: of the policy.
+    stats: statistics of the policy.
     low: how far log-ratios may fall, in nats.
-    high: how far they may rise, in nats.
-    advantages: A, of one sign within a sequence.
-    old_logprobs: log π_old of the same tokens.
-    weights: each token's weight in the objective; the paper's are
-      'sequence-mean-token-mean', and `score_weight` supposes that they do not
-      vary within a sequence.
-    segment_ids: as for `gspo`.
+    high: how far log-ratios may rise, in nats.
+    **context: reads `advantages` (of one sign within a sequence),
+      `old_logprobs`, `weights`, `segment_ids`. The paper's weights are
+      'sequence-mean-token-mean'; `score_weight` assumes that they do not vary
+      within a sequence.
 
   Returns:
-    The loss and its report, in which `ratio` is the sequence's.
+    The loss and its auxiliary output, in which `ratio` is the sequence's.
 
   Raises:
     ValueError: if a bound is negative.
@@ -134,31 +121,32 @@ def geo_mean(
   """
   check_range('low', low, 0, math.inf)
   check_range('high', high, 0, math.inf)
-  terms = prepare(stats, advantages, old_logprobs, weights)
-  sign = jnp.sign(terms.advantages)
-  free = sign * terms.log_ratio
-  inside = sign * bounded(terms.log_ratio, -low, high)
-  kept = sign * jnp.minimum(free, inside)
-  ratio = jnp.exp(_sequence_mean(kept, terms, segment_ids, COUNT_EPSILON))
-  advantage = _sequence_mean(
-    terms.advantages, terms, segment_ids, COUNT_EPSILON
-  )
-  return conclude(
-    terms,
+  inputs = loss_inputs(stats, context, 'geo_mean')
+  sign = jnp.sign(inputs.advantages)
+  unclipped = sign * inputs.log_ratio
+  clipped = sign * bounded(inputs.log_ratio, -low, high)
+  smaller = sign * jnp.minimum(unclipped, clipped)
+  ratio = jnp.exp(_sequence_mean(smaller, inputs, COUNT_EPSILON))
+  advantage = _sequence_mean(inputs.advantages, inputs, COUNT_EPSILON)
+  return weighted_loss(
+    inputs,
     -advantage * ratio,
     ratio=ratio,
     score_weight=advantage * ratio,
-    clipped=inside < free,
+    clipped=clipped < unclipped,
   )
 
 
 def _sequence_mean(
-  values: Float[Array, 'B T'],
-  terms: Terms,
-  segment_ids: Int[Array, 'B T'] | None,
-  epsilon: float = 0.0,
+  values: Float[Array, 'B T'], inputs: LossInputs, epsilon: float = 0.0
 ) -> Float[Array, 'B T']:
-  """Each token's sequence's mean; `values` are 0 where the weight is 0."""
-  sums = sequence_sums(values, segment_ids)
-  counts = sequence_sums(terms.active.astype(jnp.int32), segment_ids)
+  """Mean of `values` over each token's sequence.
+
+  Args:
+    values: 0 where the weight is 0.
+    inputs: says which tokens are active, and of which sequence.
+    epsilon: added to the number of tokens.
+  """
+  sums = sequence_sums(values, inputs.segment_ids)
+  counts = sequence_sums(inputs.active.astype(jnp.int32), inputs.segment_ids)
   return sums / (jnp.maximum(counts, 1).astype(values.dtype) + epsilon)

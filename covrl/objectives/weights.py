@@ -1,37 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each token's weight in the objective: the one place that aggregates.
+"""Token weights: how an objective averages over tokens and sequences.
 
-Losses and penalties multiply by these weights and sum, so that a penalty is
-never off by a denominator.
+Losses and penalties multiply by these weights and sum, and do no averaging of
+their own, so that all of them have the same denominator.
 """
 
 from __future__ import annotations
+
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from covrl.objectives.base import Number
 from covrl.objectives.segments import COUNT_EPSILON, sequence_sums
-from covrl.objectives.terms import Number
 
-WEIGHT_MODES = (
+WeightMode = Literal[
   'token-mean',
   'token-sum',
   'sequence-mean-token-mean',
   'sequence-mean-token-sum',
   'constant-length',
-)
+]
+WEIGHT_MODES: tuple[WeightMode, ...] = get_args(WeightMode)
 
 
 def token_weights(
   loss_mask: Bool[Array, 'B T'],
-  mode: str = 'token-mean',
+  mode: WeightMode = 'token-mean',
   *,
   segment_ids: Int[Array, 'B T'] | None = None,
   sequence_ids: Int[Array, 'B T'] | None = None,
   length: Number | None = None,
 ) -> Float[Array, 'B T']:
-  """How much each token counts in the objective.
+  """Weight of each token in the objective.
 
     'token-mean'                mask / N
     'token-sum'                 mask
@@ -40,18 +43,18 @@ def token_weights(
     'constant-length'           mask / (S · length)
 
   N is the number of tokens on the mask and S the number of sequences with at
-  least one of them, both of the whole array: pass the whole optimiser batch
-  and slice the weights into micro-batches, never the other way round.
+  least one of them, both counted over the whole array: pass the whole optimiser
+  batch and slice the weights into micro-batches, never the other way round.
 
   Args:
-    loss_mask: true where the target is to be trained on.
+    loss_mask: true for targets to be trained on.
     mode: how tokens and sequences are averaged.
-    segment_ids: which sequence of its row a token belongs to.
-    sequence_ids: which sequence of the run; consulted where `segment_ids` is
-      not given. Either way the tokens of a sequence lie side by side in one
-      row.
-    length: tokens that a sequence is divided by under 'constant-length'; other
-      modes do not read it.
+    segment_ids: index of the sequence within its row. The tokens of a sequence
+      are contiguous in one row; without ids a row is one sequence.
+    sequence_ids: index of the sequence within the run, used if `segment_ids` is
+      not given.
+    length: number of tokens that 'constant-length' divides by; ignored by other
+      modes.
 
   Returns:
     Weights in float32 (float64 where 64-bit floats are on), 0 off the mask.
@@ -75,30 +78,30 @@ def token_weights(
   if mode == 'token-sum':
     return mask
   if mode == 'token-mean':
-    return mask / _at_least_one(jnp.sum(loss_mask, dtype=jnp.int32))
+    return mask / _positive_float(jnp.sum(loss_mask, dtype=jnp.int32))
   segments = sequence_ids if segment_ids is None else segment_ids
   tokens = sequence_sums(loss_mask.astype(jnp.int32), segments)
   sequences = jnp.sum(
-    _begins(segments, mask.shape) & (tokens > 0), dtype=jnp.int32
+    _sequence_starts(segments, mask.shape) & (tokens > 0), dtype=jnp.int32
   )
-  mask = mask / _at_least_one(sequences)
+  mask = mask / _positive_float(sequences)
   if mode == 'sequence-mean-token-sum':
     return mask
   if mode == 'sequence-mean-token-mean':
-    return mask / (_at_least_one(tokens) + COUNT_EPSILON)
+    return mask / (_positive_float(tokens) + COUNT_EPSILON)
   return mask if length is None else mask / length
 
 
-def _begins(
+def _sequence_starts(
   segments: Int[Array, 'B T'] | None, shape: tuple[int, ...]
 ) -> Bool[Array, 'B T']:
-  """Where a sequence begins."""
+  """True at the first token of each sequence."""
   if segments is None:
     return jax.lax.broadcasted_iota(jnp.int32, shape, 1) == 0
   changes = segments[:, 1:] != segments[:, :-1]
   return jnp.pad(changes, ((0, 0), (1, 0)), constant_values=True)
 
 
-def _at_least_one(count: Int[Array, '*shape']) -> Float[Array, '*shape']:
-  """A count to divide by, as a float; an empty one divides nothing."""
+def _positive_float(count: Int[Array, '*shape']) -> Float[Array, '*shape']:
+  """Converts a count to a float to divide by; 0 becomes 1."""
   return jnp.maximum(count, 1).astype(jnp.result_type(float))

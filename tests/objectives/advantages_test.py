@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Advantages of responses: published values, formulas, invariances."""
+"""Response-level advantages: published values, formulas, invariances."""
 
 import functools
 import itertools
@@ -24,7 +24,7 @@ loo = jax.jit(leave_one_out, static_argnames='singleton')
 
 
 def groups_of(case, dtype):
-  """Rewards and group ids of a case; padding rows are groups of their own."""
+  """Rewards and group ids of a case; each padding row is a group."""
   rewards = jnp.sum(case.given('token_level_rewards', dtype), axis=1)
   count = len(case.arrays['in/index'])
   ids = np.arange(100, 116)
@@ -67,7 +67,7 @@ def test_published_float32(golden, function):
 
 @pytest.mark.parametrize('function', [*FUNCTIONS, 'opo'])
 def test_published_float64(golden, function, x64):
-  # The published vectorised GRPO takes its groups' moments in float32.
+  # The published vectorised GRPO computes group moments in float32.
   tolerance = 1e-7 if function == 'grpo_vectorized' else 1e-12
   check(golden, function, jnp.float64, tolerance)
 
@@ -117,7 +117,7 @@ def test_leave_one_out(pairs):
 
 @pytest.mark.parametrize('reward', [0.1, 1 / 3, 1e6 / 7, -2.7e-5])
 @pytest.mark.parametrize('size', [2, 3, 7])
-def test_equal_rewards_get_exactly_nothing(reward, size):
+def test_equal_rewards_give_exactly_zero(reward, size):
   rewards, ids = jnp.full(size, reward), jnp.zeros(size, jnp.int32)
   assert not relative(rewards, ids).any()
   assert not relative(rewards, ids, scale=None).any()
@@ -125,14 +125,14 @@ def test_equal_rewards_get_exactly_nothing(reward, size):
   assert not opo(rewards, ids, jnp.arange(size)).any()
 
 
-def test_dr_grpo_only_centres():
+def test_dr_grpo_subtracts_the_mean_only():
   rewards, ids = jnp.array([1.0, 4.0, 3.0, 0.0]), jnp.array([1, 2, 2, 1])
   np.testing.assert_allclose(
     relative(rewards, ids, scale=None), [0.5, 0.5, -0.5, -0.5]
   )
 
 
-def test_singletons():
+def test_advantage_of_a_response_alone_in_its_group():
   rewards, ids = jnp.array([0.5, 3.0, 1.0]), jnp.array([1, 2, 1])
   assert relative(rewards, ids)[1] == pytest.approx(3 / (1 + 1e-6))
   for function in (relative, loo):
@@ -147,7 +147,7 @@ def test_opo_without_tokens_is_the_reward():
 
 
 def numpy_pass_at_k(success, k):
-  """By listing every subset."""
+  """Pass@k advantages by enumeration of all subsets."""
   subsets = list(itertools.combinations(range(len(success)), k))
   scores = np.array([float(any(success[i] for i in s)) for s in subsets])
   deviation = scores.std()
@@ -171,7 +171,7 @@ def numpy_pass_at_k(success, k):
 @pytest.mark.parametrize('successes', range(6))
 def test_pass_at_k(k, successes):
   success = np.arange(5) < successes
-  # A second group, interleaved and one too small for any k, does not matter.
+  # An interleaved second group, and one smaller than k, change nothing.
   rewards = jnp.asarray(np.stack([success, 1 - success], 1).ravel(), float)
   ids = jnp.asarray([0, 1] * 4 + [0, 2], jnp.int32)
   actual = jax.jit(pass_at_k, static_argnames='k')(rewards, ids, k=k)
@@ -187,7 +187,7 @@ def test_pass_at_one_is_the_standardised_reward():
   np.testing.assert_allclose(pass_at_k(rewards, ids, k=1), expected, rtol=1e-6)
 
 
-def test_pass_at_k_needs_a_sample():
+def test_pass_at_k_refuses_k_below_one():
   with pytest.raises(ValueError, match='k must be at least 1, got 0'):
     pass_at_k(jnp.zeros(2), jnp.zeros(2, jnp.int32), k=0)
 

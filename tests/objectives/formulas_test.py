@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The formula of each token-level loss, on a batch of one token."""
+"""Formulas of the token-level losses, on a batch of one token."""
 
 import functools
 import math
@@ -22,7 +22,7 @@ from covrl.types import TokenStats
 
 
 def one(loss, log_ratio, advantage, old=-3.0):
-  """Value, gradient and report on a batch of one token."""
+  """Value, gradient and auxiliary output on a batch of one token."""
   context = {
     'advantages': jnp.full((1, 1), float(advantage)),
     'old_logprobs': jnp.full((1, 1), old),
@@ -51,7 +51,7 @@ def one(loss, log_ratio, advantage, old=-3.0):
 @settings(max_examples=30, deadline=None)
 def test_clipped_surrogate(log_ratio, advantage, low, high, dual_clip):
   advantage, log_ratio = np.float32(advantage), np.float32(log_ratio)
-  # What float32 makes of the sum is what the loss gets to see.
+  # The loss sees the sum rounded to float32.
   old = np.float32(-3.0)
   log_ratio = np.float32(np.float32(old + log_ratio) - old)
   value, gradient, aux = one(
@@ -88,7 +88,7 @@ def test_clipped_surrogate(log_ratio, advantage, low, high, dual_clip):
     (0.5, 0, False),
   ],
 )
-def test_what_ppo_clips(log_ratio, advantage, clipped):
+def test_clipped_surrogate_clips_as_ppo(log_ratio, advantage, clipped):
   loss = functools.partial(clipped_surrogate, dual_clip=3)
   _, gradient, aux = one(loss, log_ratio, advantage)
   assert aux.clipped == clipped
@@ -96,7 +96,7 @@ def test_what_ppo_clips(log_ratio, advantage, clipped):
   assert aux.log_ratio == pytest.approx(log_ratio, rel=1e-6)
 
 
-def test_gradient_on_the_bounds_is_whole(x64):
+def test_gradient_on_the_bounds_is_full(x64):
   # A ratio of exactly 2 is on the bound of high=1.
   _, gradient, aux = one(
     functools.partial(clipped_surrogate, low=1, high=1), math.log(2.0), 1, 0.0
@@ -140,9 +140,9 @@ def test_sapo(advantage):
 @pytest.mark.parametrize(
   ('old', 'new', 'advantage', 'clipped'),
   [
-    # A rare token may grow a hundredfold; PPO would have stopped it at 1.2.
+    # A rare token may grow a hundredfold; PPO would clip it at 1.2.
     (0.001, 0.1, 1, False),
-    # A common one may not lose a fifth; PPO would hardly have noticed.
+    # A common one may not lose a fifth; PPO would barely clip that.
     (0.99, 0.8, -1, True),
     (0.99, 0.8, 1, False),
     (0.5, 0.7, 1, True),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values and gradients of the losses equal a published implementation's."""
+"""Values and gradients of the losses against a published implementation."""
 
 import functools
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from covrl.objectives import (
+  WeightMode,
   cispo,
   clipped_surrogate,
   geo_mean,
@@ -18,7 +19,7 @@ from covrl.objectives import (
 )
 from covrl.types import TokenStats
 
-MODES = {
+MODES: dict[str, WeightMode] = {
   'token-mean': 'token-mean',
   'token-sum': 'token-sum',
   'seq-mean-token-mean': 'sequence-mean-token-mean',
@@ -45,7 +46,7 @@ def value_and_gradient(loss, options, inputs):
 
 
 def run(case, loss, dtype, option_names, mode=None, correction=None):
-  """Value, gradient, weights and report of a case."""
+  """Value, gradient, weights and auxiliary output of a case."""
   mode = mode or MODES[case.options['loss_agg_mode']]
   if correction is None:
     correction = (
@@ -79,18 +80,18 @@ LOSSES = {
 
 def check(golden, close, function, dtype, relative):
   loss, names = LOSSES[function]
-  # That implementation aggregates SAPO one way, whatever it is asked for.
+  # That implementation ignores the aggregation mode under SAPO.
   mode = 'sequence-mean-token-mean' if function == 'sapo' else None
   for case in golden(function):
     value, gradient, weights, aux = run(case, loss, dtype, names, mode)
     assert value.dtype == gradient.dtype == dtype
     close(gradient, case.expected('grad_log_prob'), relative, case.name)
-    # The value is a sum of terms that may cancel: relative to their size.
+    # Terms of the value may cancel: the tolerance is relative to their size.
     size = float(jnp.sum(jnp.abs(weights * aux.score_weight)))
     assert abs(value - case.expected('loss')) <= relative * max(size, 1e-3), (
       case.name
     )
-    # What the report says of a token is what the gradient does to it.
+    # The reported score weight is the gradient.
     close(-weights * aux.score_weight, gradient, relative, case.name)
 
 
@@ -108,8 +109,8 @@ def check_geo_mean(golden, close, dtype, relative):
   for case in golden('geo_mean'):
     mask = np.asarray(case.given('response_mask'))
     count = mask.sum(1, keepdims=True) + 1e-8
-    # There the mean is over all rows, empty ones too, and importance weights
-    # enter as their geometric mean over the sequence.
+    # That implementation averages over all rows, empty ones included, and
+    # uses the geometric mean of the importance weights over the sequence.
     correction = mask / (np.maximum(mask.sum(1, keepdims=True), 1))
     correction = correction / case.shape[0]
     if 'rollout_is_weights' in case:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every policy loss must do, whatever its formula."""
+"""Properties that all policy losses share, whatever their formula."""
 
 import functools
+import inspect
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,8 +48,8 @@ def run(loss, stats, context):
   return jax.value_and_grad(loss, has_aux=True)(stats, **context)
 
 
-def batch(seed=0, shape=(3, 5), drift=0.5):
-  """A batch with one advantage a row, a weight of 0 here and there."""
+def batch(seed=0, shape=(3, 5), drift=0.5) -> tuple[jax.Array, dict[str, Any]]:
+  """A batch with one advantage per row and some weights of 0."""
   rng = np.random.default_rng(seed)
   old = -rng.exponential(size=shape)
   weights = (rng.random(shape) < 0.8) / 7
@@ -61,7 +63,7 @@ def batch(seed=0, shape=(3, 5), drift=0.5):
 
 
 @pytest.mark.parametrize('name', LOSSES)
-def test_what_has_no_weight_does_not_matter(name):
+def test_tokens_of_weight_zero_change_nothing(name):
   logprobs, context = batch()
   off = context['weights'] == 0
   (value, aux), signal = run(LOSSES[name], stats_of(logprobs), context)
@@ -88,7 +90,7 @@ def test_what_has_no_weight_does_not_matter(name):
 @pytest.mark.parametrize('name', LOSSES)
 def test_score_weight_is_minus_the_gradient(name, x64):
   logprobs, context = batch(drift=0.6)
-  # Sequence losses share a gradient over a sequence; equal weights within it.
+  # Sequence losses share gradients within a sequence: equal weights there.
   context['weights'] = jnp.asarray(
     np.array([[0.2], [0.3], [0.5]]) * (np.asarray(context['weights']) > 0)
   )
@@ -122,7 +124,7 @@ def test_unchanged_policy_has_the_policy_gradient(name):
 
 
 @pytest.mark.parametrize('name', ['clipped_surrogate', 'cispo', 'gspo'])
-def test_old_logprobs_are_a_constant(name):
+def test_old_logprobs_are_constants(name):
   logprobs, context = batch(drift=0.0)
   del context['old_logprobs']
 
@@ -136,7 +138,7 @@ def test_old_logprobs_are_a_constant(name):
 
 
 @pytest.mark.parametrize('name', LOSSES)
-def test_computes_in_float32_and_returns_the_dtype_it_was_given(name):
+def test_bfloat16_is_computed_in_float32_and_gradients_keep_their_dtype(name):
   logprobs, context = batch()
   narrow = stats_of(logprobs.astype(jnp.bfloat16))
   (value, aux), signal = run(LOSSES[name], narrow, context)
@@ -148,7 +150,7 @@ def test_computes_in_float32_and_returns_the_dtype_it_was_given(name):
 
 
 @pytest.mark.parametrize('name', LOSSES)
-def test_nothing_narrows(name, x64):
+def test_float64_stays_float64(name, x64):
   logprobs, context = batch()
   assert logprobs.dtype == jnp.float64
   (value, aux), signal = run(LOSSES[name], stats_of(logprobs), context)
@@ -162,18 +164,44 @@ def test_nothing_narrows(name, x64):
     (functools.partial(clipped_surrogate, low=1.5), 'low must lie in'),
     (functools.partial(clipped_surrogate, high=-0.1), 'high must lie in'),
     (functools.partial(clipped_surrogate, dual_clip=0.5), 'dual_clip must'),
-    (functools.partial(dppo, measure='tv '), 'measure must be'),
-    (functools.partial(gspo, form='row'), 'form must be'),
     (functools.partial(geo_mean, low=-1), 'low must lie in'),
   ],
 )
-def test_refusals(loss, message):
+def test_refuses_options_outside_their_range(loss, message):
   logprobs, context = batch()
   with pytest.raises(ValueError, match=message):
     loss(stats_of(logprobs), **context)
 
 
-def test_report_survives_rebuilding():
+@pytest.mark.parametrize(
+  ('loss', 'option', 'message'),
+  [
+    (dppo, {'measure': 'tv '}, "measure must be .* got 'tv '"),
+    (gspo, {'form': 'row'}, "form must be .* got 'row'"),
+  ],
+)
+def test_refuses_unknown_options(loss, option, message):
+  logprobs, context = batch()
+  # Without the run-time type checks of the tests, which would fail first.
+  unchecked: Any = inspect.unwrap(loss)
+  with pytest.raises(ValueError, match=message):
+    unchecked(stats_of(logprobs), **option, **context)
+
+
+@pytest.mark.parametrize('name', LOSSES)
+def test_refuses_unknown_and_missing_context_entries(name):
+  logprobs, context = batch()
+  misspelt: dict[str, Any] = {'segment_id': None}
+  with pytest.raises(
+    TypeError, match="'segment_id'; did you mean 'segment_ids'"
+  ):
+    LOSSES[name](stats_of(logprobs), **misspelt, **context)
+  del context['weights']
+  with pytest.raises(TypeError, match="reads 'weights' from the context"):
+    LOSSES[name](stats_of(logprobs), **context)
+
+
+def test_aux_survives_tree_rebuilding():
   logprobs, context = batch()
   _, aux = policy_gradient(stats_of(logprobs), **context)
   shapes = jax.tree.map(lambda _: (2, 3), aux)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Advantages of tokens: published values and the recursions they stand for."""
+"""Token-level returns and advantages: published values and recursions."""
 
 import functools
 
@@ -94,7 +94,7 @@ def test_published_float64(golden, function, x64):
   check(golden, function, jnp.float64, 1e-12)
 
 
-def test_gae_steps_over_what_is_off_the_mask(x64):
+def test_gae_skips_tokens_off_the_mask(x64):
   rng = np.random.default_rng(0)
   rewards, values = rng.normal(size=(2, 1, 7))
   mask = np.array([[False, True, True, False, False, True, False]])
@@ -114,7 +114,7 @@ def test_gae_steps_over_what_is_off_the_mask(x64):
   assert advantages[0, 2] == pytest.approx(before + 0.72 * delta)
 
 
-def test_gae_with_full_trace_is_the_return_less_the_value():
+def test_gae_with_trace_decay_one_is_return_minus_value():
   rewards, values = jnp.array([[0.0, 0.0, 2.0]]), jnp.array([[0.5, 1.0, 1.5]])
   mask = jnp.ones((1, 3), bool)
   advantages, returns = gae(
@@ -143,6 +143,6 @@ def test_whiten():
 
 
 @pytest.mark.parametrize('count', [0, 1])
-def test_whiten_of_hardly_anything(count):
+def test_whiten_of_at_most_one_token_is_zero(count):
   mask = jnp.arange(3)[None] < count
   assert not whiten(jnp.full((1, 3), 0.7), mask).any()

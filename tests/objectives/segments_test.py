@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums over sequences, one or several a row, short and long."""
+"""Segment sums of rows with one or several sequences, short and long."""
 
 import hypothesis
 import hypothesis.strategies as st
@@ -10,7 +10,7 @@ import pytest
 
 from covrl.objectives.segments import sequence_sums
 
-WIDTH = 150  # cut in four, and again, with a remainder each time
+WIDTH = 150  # not a multiple of the number of blocks, at either level
 
 jitted_sums = jax.jit(sequence_sums)
 
@@ -25,7 +25,7 @@ def both(values, ids):
   return sums, gradient
 
 
-def one_by_one(values, ids):
+def loop_sums(values, ids):
   sums = np.zeros_like(values)
   for row in range(len(ids)):
     for name in np.unique(ids[row]):
@@ -43,7 +43,7 @@ def one_by_one(values, ids):
   ),
   seed=st.integers(0, 99),
 )
-def test_equals_sums_one_by_one(rows, seed):
+def test_equals_a_loop_over_sequences(rows, seed):
   ids = np.zeros((3, WIDTH), np.int32)
   for row, lengths in enumerate(rows):
     names = np.random.default_rng(seed).permutation(len(lengths)) - 5
@@ -53,22 +53,20 @@ def test_equals_sums_one_by_one(rows, seed):
   values = np.random.default_rng(seed).normal(size=ids.shape)
   values = (values * (ids != 99)).astype(np.float32)
   sums, gradient = both(values, ids)
-  np.testing.assert_allclose(
-    sums, one_by_one(values, ids), rtol=1e-5, atol=1e-5
-  )
+  np.testing.assert_allclose(sums, loop_sums(values, ids), rtol=1e-5, atol=1e-5)
   slope = np.cos(np.arange(WIDTH, dtype=np.float32))[None] * np.ones((3, 1))
   np.testing.assert_allclose(
-    gradient, one_by_one(slope, ids), rtol=1e-5, atol=1e-5
+    gradient, loop_sums(slope, ids), rtol=1e-5, atol=1e-5
   )
 
 
 @pytest.mark.parametrize('width', [3, 65, 130])
-def test_whole_numbers_stay_exact_and_equal_within_a_sequence(width):
+def test_integer_sums_are_exact_and_equal_within_a_sequence(width):
   rng = np.random.default_rng(width)
   ids = np.sort(rng.integers(0, max(width // 20, 1) + 1, (2, width)), axis=1)
   values = rng.integers(-9, 9, (2, width)).astype(np.int32)
   sums = jitted_sums(values, ids)
-  np.testing.assert_array_equal(sums, one_by_one(values, ids))
+  np.testing.assert_array_equal(sums, loop_sums(values, ids))
   floats = np.asarray(jitted_sums(values.astype(np.float32) / 7, ids))
   for row in range(2):
     for name in np.unique(ids[row]):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sequence-level losses in packed rows, on meshes, and against their formulas."""
+"""Sequence-level losses: formulas, packed and padded rows, meshes."""
 
 import functools
 
@@ -43,18 +43,18 @@ def sequences(seed=0):
 
 
 def lay_out(found, rows):
-  """Sequences as a batch; `rows` lists the sequences of each row."""
+  """Batches the sequences; `rows` lists the sequences of each row."""
   length = max(sum(LENGTHS[i] for i in row) for row in rows)
   arrays = np.full((4, len(rows), length), np.nan)
   arrays[3] = 0
   segment_ids = np.zeros((len(rows), length), np.int32)
-  places = {}
+  slices = {}
   for r, row in enumerate(rows):
     start = 0
     for n, i in enumerate(row):
-      places[i] = (r, slice(start, start + LENGTHS[i]))
-      arrays[:, r, places[i][1]] = found[i]
-      segment_ids[places[i]] = n + 1
+      slices[i] = (r, slice(start, start + LENGTHS[i]))
+      arrays[:, r, slices[i][1]] = found[i]
+      segment_ids[slices[i]] = n + 1
       start += LENGTHS[i]
   logprobs, old, advantages, weights = jnp.asarray(arrays)
   context = {
@@ -63,7 +63,7 @@ def lay_out(found, rows):
     'weights': weights,
     'segment_ids': jnp.asarray(segment_ids),
   }
-  return logprobs, context, places
+  return logprobs, context, slices
 
 
 PADDED = tuple((i,) for i in range(len(LENGTHS)))
@@ -71,27 +71,27 @@ PACKED = ((1, 0), (), (5, 2, 3), (6, 4))
 
 
 @pytest.mark.parametrize('name', LOSSES)
-def test_layout_does_not_matter(name):
+def test_padded_and_packed_rows_give_the_same(name):
   found = sequences()
-  logprobs, context, places = lay_out(found, PADDED)
+  logprobs, context, slices = lay_out(found, PADDED)
   value, aux, signal = run(LOSSES[name], logprobs, context)
   rows = dict(context)
   del rows['segment_ids']
-  packed_logprobs, packed, packed_places = lay_out(found, PACKED)
-  for other, other_places in (
-    (run(LOSSES[name], logprobs, rows), places),
-    (run(LOSSES[name], packed_logprobs, packed), packed_places),
+  packed_logprobs, packed, packed_slices = lay_out(found, PACKED)
+  for other, other_slices in (
+    (run(LOSSES[name], logprobs, rows), slices),
+    (run(LOSSES[name], packed_logprobs, packed), packed_slices),
   ):
     np.testing.assert_allclose(other[0], value, rtol=1e-6)
-    for i, place in places.items():
-      where = other_places[i]
+    for i, where in slices.items():
+      there = other_slices[i]
       np.testing.assert_allclose(
-        other[2][where], signal[place], rtol=2e-6, atol=1e-9
+        other[2][there], signal[where], rtol=2e-6, atol=1e-9
       )
       np.testing.assert_allclose(
-        other[1].ratio[where], aux.ratio[place], rtol=1e-6
+        other[1].ratio[there], aux.ratio[where], rtol=1e-6
       )
-      np.testing.assert_array_equal(other[1].clipped[where], aux.clipped[place])
+      np.testing.assert_array_equal(other[1].clipped[there], aux.clipped[where])
 
 
 def expected_gspo(found):
@@ -124,14 +124,14 @@ def expected_geo_mean(found):
 @pytest.mark.parametrize('name', LOSSES)
 def test_formula(name, seed, x64):
   found = sequences(seed)
-  logprobs, context, places = lay_out(found, PADDED)
+  logprobs, context, slices = lay_out(found, PADDED)
   value, _, signal = run(LOSSES[name], logprobs, context)
   formula = expected_geo_mean if name == 'geo_mean' else expected_gspo
   np.testing.assert_allclose(value, formula(found), rtol=1e-7)
   if name == 'token':
-    # Not the derivative of the formula, by design; see the golden test.
+    # By design not the derivative of the formula; see the golden test.
     return
-  for i, place in places.items():
+  for i, where in slices.items():
     for t in range(LENGTHS[i]):
       step = np.zeros_like(found[i])
       step[0, t] = 1e-6
@@ -139,11 +139,11 @@ def test_formula(name, seed, x64):
         [*found[:i], found[i] + s, *found[i + 1 :]] for s in (step, -step)
       )
       slope = (formula(up) - formula(down)) / 2e-6
-      np.testing.assert_allclose(signal[place][t], slope, rtol=1e-5, atol=1e-8)
+      np.testing.assert_allclose(signal[where][t], slope, rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize('name', LOSSES)
-def test_mesh_does_not_matter_and_nothing_is_gathered(name):
+def test_mesh_gives_the_same_without_all_gather(name):
   found = sequences()
   logprobs, context, _ = lay_out(found, (*PACKED, (), (), (), ()))
   mesh = make_mesh((4, 2))

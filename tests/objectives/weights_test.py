@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights: formulas, packed and padded layouts, meshes."""
+"""Token weights: formulas, packed and padded rows, meshes."""
+
+import inspect
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,20 +31,20 @@ PUBLISHED = {
 
 
 def pack(masks, rows, length):
-  """Lays sequences out in rows, first fit; returns mask, segments, places."""
+  """Packs sequences by first fit; returns mask, ids and where each one is."""
   mask = np.zeros((rows, length), bool)
   segment_ids = np.zeros((rows, length), np.int32)
   sequence_ids = np.full((rows, length), -1, np.int32)
-  used, count, places = [0] * rows, [0] * rows, []
+  used, count, slices = [0] * rows, [0] * rows, []
   for name, tokens in enumerate(masks):
     row = next(r for r in range(rows) if used[r] + len(tokens) <= length)
-    place = slice(used[row], used[row] + len(tokens))
-    used[row], count[row] = place.stop, count[row] + 1
-    mask[row, place] = tokens
-    segment_ids[row, place] = count[row]
-    sequence_ids[row, place] = 1000 + name
-    places.append((row, place))
-  return mask, segment_ids, sequence_ids, places
+    where = slice(used[row], used[row] + len(tokens))
+    used[row], count[row] = where.stop, count[row] + 1
+    mask[row, where] = tokens
+    segment_ids[row, where] = count[row]
+    sequence_ids[row, where] = 1000 + name
+    slices.append((row, where))
+  return mask, segment_ids, sequence_ids, slices
 
 
 @pytest.mark.parametrize('mode', MODES)
@@ -63,12 +66,12 @@ def test_published(golden, close, mode):
   st.sampled_from(MODES),
 )
 @settings(max_examples=40, deadline=None)
-def test_layout_does_not_matter(masks, mode):
+def test_padded_and_packed_rows_give_the_same(masks, mode):
   padded = np.zeros((5, 6), bool)
   for row, tokens in enumerate(masks):
     padded[row, : len(tokens)] = tokens
   plain = np.asarray(token_weights(jnp.asarray(padded), mode, length=6))
-  mask, segment_ids, sequence_ids, places = pack(masks, 5, 12)
+  mask, segment_ids, sequence_ids, slices = pack(masks, 5, 12)
   for ids in (
     {'segment_ids': jnp.asarray(segment_ids)},
     {'sequence_ids': jnp.asarray(sequence_ids)},
@@ -78,9 +81,9 @@ def test_layout_does_not_matter(masks, mode):
     },
   ):
     packed = np.asarray(token_weights(jnp.asarray(mask), mode, length=6, **ids))
-    for row, (where, place) in enumerate(places):
+    for i, (row, where) in enumerate(slices):
       np.testing.assert_array_equal(
-        packed[where, place], plain[row, : len(masks[row])]
+        packed[row, where], plain[i, : len(masks[i])]
       )
     assert not packed[~mask].any()
 
@@ -95,7 +98,7 @@ def test_layout_does_not_matter(masks, mode):
     ('constant-length', 7 / 3 / 4),
   ],
 )
-def test_totals(mode, total):
+def test_sum_of_weights(mode, total):
   mask = jnp.array([[1, 1, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 1]])
   weights = token_weights(mask.astype(bool), mode, length=4)
   np.testing.assert_allclose(jnp.sum(weights), total, rtol=1e-6)
@@ -108,7 +111,7 @@ def test_empty_batch_has_no_weight_and_no_nan(mode):
 
 
 @pytest.mark.parametrize('mode', MODES)
-def test_mesh_does_not_matter_and_nothing_is_gathered(mode):
+def test_mesh_gives_the_same_without_all_gather(mode):
   rng = np.random.default_rng(0)
   masks = [rng.random(rng.integers(1, 6)) < 0.7 for _ in range(30)]
   mask, segment_ids, _, _ = pack(masks, 16, 12)
@@ -131,9 +134,11 @@ def test_dtype(x64):
   assert token_weights(mask).dtype == jnp.float64
 
 
-def test_refusals():
+def test_refuses_unknown_modes_and_a_missing_length():
   mask = jnp.ones((2, 3), bool)
+  # Without the run-time type checks of the tests, which would fail first.
+  unchecked: Any = inspect.unwrap(token_weights)
   with pytest.raises(ValueError, match=r"one of .* got 'mean'"):
-    token_weights(mask, 'mean')
+    unchecked(mask, 'mean')
   with pytest.raises(ValueError, match='needs a length'):
     token_weights(mask, 'constant-length')

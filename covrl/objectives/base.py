@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Base of all policy losses: masked inputs, the weighted sum, `LossAux`.
+
+A loss is `loss(stats, *, <options>, **context) -> (value, LossAux)`. It takes
+`LossInputs` from `loss_inputs`, computes a loss per token, and returns
+`weighted_loss` of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from covrl.types import Scalar, TokenContext, TokenStats, check_context
+
+# A number of a config, or one computed by a schedule or a controller.
+Number: TypeAlias = int | float | Scalar
+
+
+class LossAux(NamedTuple):
+  """Per-token results of a policy loss; constants to autodiff.
+
+  A named tuple and not a dataclass, so that `jax.tree` utilities may rebuild it
+  around leaves that are not `[B, T]` arrays.
+
+  Attributes:
+    ratio: the importance ratio that the loss used, clamped but not clipped
+      (of the sequence, in sequence-level losses); 1 where the weight is 0.
+    log_ratio: log π(a) − log π_old(a) of the token, in nats, neither clamped
+      nor clipped; 0 where the weight is 0.
+    score_weight: w = A · ratio · 1{not clipped}: minus the derivative of the
+      token's loss with respect to log π(a), before weights.
+    clipped: tokens whose gradient the loss has clipped away.
+  """
+
+  ratio: Float[Array, 'B T']
+  log_ratio: Float[Array, 'B T']
+  score_weight: Float[Array, 'B T']
+  clipped: Bool[Array, 'B T']
+
+  @property
+  def for_selection(self) -> dict[str, Array]:
+    """The entries of a `TokenContext` that the loss provides."""
+    return {'score_weight': self.score_weight, 'clipped': self.clipped}
+
+
+class LossInputs(NamedTuple):
+  """Inputs of a loss in at least float32, 0 where the weight is 0.
+
+  Attributes:
+    active: true for tokens of non-zero weight.
+    weights: each token's weight in the objective.
+    advantages: A, a constant to autodiff.
+    logprobs: log π(a), in nats.
+    log_ratio: log π(a) − log π_old(a), in nats.
+    segment_ids: index of the sequence within its row; `None` where a row is
+      one sequence.
+  """
+
+  active: Bool[Array, 'B T']
+  weights: Float[Array, 'B T']
+  advantages: Float[Array, 'B T']
+  logprobs: Float[Array, 'B T']
+  log_ratio: Float[Array, 'B T']
+  segment_ids: Int[Array, 'B T'] | None
+
+
+def loss_inputs(
+  stats: TokenStats, context: TokenContext, loss: str
+) -> LossInputs:
+  """Reads a loss's inputs from the context and masks them.
+
+  Args:
+    stats: statistics of the policy.
+    context: keyword arguments of the loss.
+    loss: name of the loss, for errors.
+
+  Raises:
+    TypeError: if an entry is missing, or unknown.
+  """
+  check_context(context, loss)
+  return _masked_inputs(
+    stats,
+    _required(context, 'advantages', loss),
+    _required(context, 'old_logprobs', loss),
+    _required(context, 'weights', loss),
+    context.get('segment_ids'),
+  )
+
+
+def _required(context: TokenContext, entry: str, loss: str) -> Any:
+  """Returns an entry of the context, or raises an error that names it."""
+  value = context.get(entry)
+  if value is None:
+    raise TypeError(
+      f'{loss} reads {entry!r} from the context; pass {entry}=… to it'
+    )
+  return value
+
+
+def _masked_inputs(
+  stats: TokenStats,
+  advantages: Float[Array, 'B T'],
+  old_logprobs: Float[Array, 'B T'],
+  weights: Float[Array, 'B T'],
+  segment_ids: Int[Array, 'B T'] | None,
+) -> LossInputs:
+  """Replaces inputs by 0 where the weight is 0, before any arithmetic.
+
+  A NaN or an infinity there then reaches neither value nor gradient; masking a
+  product afterwards could not guarantee that (0 · ∞ is NaN).
+  """
+  active = weights != 0
+  dtype = jnp.result_type(
+    stats.logprobs, advantages, old_logprobs, weights, jnp.float32
+  )
+
+  def keep(x: Float[Array, 'B T']) -> Float[Array, 'B T']:
+    return jnp.where(active, x.astype(dtype), 0)
+
+  logprobs = keep(stats.logprobs)
+  return LossInputs(
+    active=active,
+    weights=weights.astype(dtype),
+    advantages=jax.lax.stop_gradient(keep(advantages)),
+    logprobs=logprobs,
+    log_ratio=logprobs - jax.lax.stop_gradient(keep(old_logprobs)),
+    segment_ids=segment_ids,
+  )
+
+
+def weighted_loss(
+  inputs: LossInputs,
+  losses: Float[Array, 'B T'],
+  *,
+  ratio: Float[Array, 'B T'],
+  score_weight: Float[Array, 'B T'],
+  clipped: Bool[Array, 'B T'],
+) -> tuple[Scalar, LossAux]:
+  """Returns Σ weights · losses and the auxiliary output.
+
+  Args:
+    inputs: from `loss_inputs`.
+    losses: loss of each token.
+    ratio: see `LossAux`.
+    score_weight: A · ratio, before clipped tokens are set to 0.
+    clipped: see `LossAux`.
+  """
+  aux = LossAux(
+    ratio=jnp.where(inputs.active, ratio, 1),
+    log_ratio=inputs.log_ratio,
+    score_weight=jnp.where(inputs.active & ~clipped, score_weight, 0),
+    clipped=inputs.active & clipped,
+  )
+  value = jnp.sum(inputs.weights * jnp.where(inputs.active, losses, 0))
+  return value, jax.lax.stop_gradient(aux)
+
+
+def clamped_ratio(
+  log_ratio: Float[Array, 'B T'], max_log_ratio: Number | None
+) -> tuple[Float[Array, 'B T'], Bool[Array, 'B T']]:
+  """Returns exp(log_ratio) within exp(±max_log_ratio), and which were clamped.
+
+  Clamped ratios are constants to autodiff.
+  """
+  if max_log_ratio is None:
+    return jnp.exp(log_ratio), jnp.zeros(log_ratio.shape, bool)
+  clamped = bounded(log_ratio, -max_log_ratio, max_log_ratio)
+  return jnp.exp(clamped), jnp.abs(log_ratio) > max_log_ratio
+
+
+def bounded(
+  x: Float[Array, '*shape'], low: Number, high: Number
+) -> Float[Array, '*shape']:
+  """Clips x to [low, high], with derivative 1 on the bounds as inside them.
+
+  `jnp.clip` has derivative 1/2 on a bound, and `lax.clamp` 0.
+  """
+  inside = (x >= low) & (x <= high)
+  return jnp.where(inside, x, jnp.clip(jax.lax.stop_gradient(x), low, high))
+
+
+def check_range(name: str, value: Number, low: Number, high: Number) -> None:
+  """Refuses a concrete number outside [low, high]; traced ones pass."""
+  if isinstance(value, int | float) and not low <= value <= high:
+    raise ValueError(f'{name} must lie in [{low:g}, {high:g}], got {value:g}')
