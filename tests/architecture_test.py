@@ -12,7 +12,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 # From the bottom up; packages of one layer may import each other, but not in
 # a cycle.
 LAYERS = (
-  ('types', 'exit_codes', 'parallel', 'config', 'storage'),
+  # `recipes` only finds the recipe files, which import all other packages.
+  ('types', 'exit_codes', 'parallel', 'config', 'recipes', 'storage'),
   ('statistics', 'objectives', 'models', 'data', 'rewards'),
   ('entropy', 'pretrained', 'rollout'),
   ('tasks', 'evaluation', 'run'),

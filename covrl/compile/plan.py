@@ -52,8 +52,8 @@ def plan(
   """
   if num_slices < 1:
     raise ConfigError(f'--num-slices must be at least 1, got {num_slices}')
-  config, module = recipe.config, recipe.module
-  task: Task = module.make_task(config)
+  config = recipe.config
+  task: Task = recipe.task(config)
   policy = make_policy(recipe, task.tokenizer)
   yield f'{recipe.name}: {policy.num_params:,} parameters'
   yield from _sizes(config)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A configuration as plain values, nested or by dotted names."""
+"""Conversion of a configuration to and from plain values."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,24 +9,28 @@ from covrl.config.fields import Config
 
 
 def from_dict(fields: Mapping[str, Any]) -> Config:
-  """A `Config` from nested plain fields, as `config.json` keeps them."""
+  """Returns a `Config` from nested plain values, as in `config.json`.
 
-  def build(kind: type, values: Mapping[str, Any]) -> Any:
-    return kind(
+  Fields that are missing have their defaults.
+  """
+
+  def build(default: Any, values: Mapping[str, Any]) -> Any:
+    return dataclasses.replace(
+      default,
       **{
-        field.name: build(type(getattr(kind(), field.name)), value)
-        if dataclasses.is_dataclass(getattr(kind(), field.name))
+        name: build(getattr(default, name), value)
+        if dataclasses.is_dataclass(getattr(default, name))
         else value
-        for field in dataclasses.fields(kind)
-        if (value := values.get(field.name)) is not None
-      }
+        for name, value in values.items()
+        if hasattr(default, name)
+      },
     )
 
-  return build(Config, fields)
+  return build(Config(), fields)
 
 
 def flatten(config: Any, prefix: str = '') -> dict[str, Any]:
-  """Dotted field names to plain values.
+  """Returns the values of all fields by dotted name.
 
   >>> flatten(Config())['train.iterations']
   30

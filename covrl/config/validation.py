@@ -1,78 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which numbers contradict one another."""
+"""Checks of a configuration."""
 
-from covrl.config.fields import Config, ConfigError
+from covrl.config.errors import ConfigError
+from covrl.config.fields import Config
 from covrl.config.flat import flatten
+from covrl.config.schema import fields_by_name
 
 
 def check(config: Config) -> None:
-  """Refuses a configuration that contradicts itself, in one sentence."""
-  positive = (
-    'rollout.prompts_per_iteration',
-    'rollout.responses_per_prompt',
-    'rollout.max_prompt_length',
-    'rollout.max_response_length',
-    'rollout.max_draws',
-    'train.iterations',
-    'train.sequences_per_update',
-    'train.micro_batches',
-    'warm_start.batch_size',
-    'evaluate.every',
-    'evaluate.problems',
-    'evaluate.samples',
-    'checkpoint.every',
-    'checkpoint.keep',
-    'rewards.workers',
-    'logging.samples_every',
-    'logging.warm_start_every',
-  )
-  flat = flatten(config)
-  for name in positive:
-    if flat[name] < 1:
-      raise ConfigError(f'{name} must be at least 1, got {flat[name]}')
-  for name in (
-    'seed',
-    'rollout.tensor',
-    'train.packed_rows',
-    'lora.rank',
-    'warm_start.steps',
-    'checkpoint.every_updates',
-    'train.reset_reference_every',
-    'logging.entropy_change_every',
-    'data.overlap_words',
-    'data.checked_programs',
-    'evaluate.suite_problems',
-  ):
-    if flat[name] < 0:
-      raise ConfigError(f'{name} must be at least 0, got {flat[name]}')
-  _check_divides(
-    config.sequences_per_iteration,
-    config.train.sequences_per_update,
-    'the sequences of an iteration (rollout.prompts_per_iteration × '
-    'rollout.responses_per_prompt)',
-    'train.sequences_per_update',
-  )
-  _check_divides(
-    config.train.sequences_per_update,
-    config.train.micro_batches,
-    'train.sequences_per_update',
-    'train.micro_batches',
-  )
-  _check_divides(
-    config.train.packed_rows,
-    config.train.micro_batches,
-    'train.packed_rows',
-    'train.micro_batches',
-  )
-  if config.train.packed_rows > config.train.sequences_per_update:
-    raise ConfigError(
-      'train.packed_rows must be at most train.sequences_per_update, got '
-      f'{config.train.packed_rows} of {config.train.sequences_per_update}'
-    )
-  if config.train.balance < 0:
-    raise ConfigError(
-      f'train.balance must be at least 0, got {config.train.balance:g}'
-    )
+  """Checks every field's type and bounds, and that fields do not conflict.
+
+  Raises:
+    ConfigError: a value is invalid, in one sentence.
+  """
+  values = flatten(config)
+  for name, field in fields_by_name().items():
+    field.check(values[name])
+  config.task.check()
+  _check_batches(config)
   if config.train.reset_reference_every and not config.train.keep_reference:
     raise ConfigError(
       'train.reset_reference_every needs train.keep_reference, got '
@@ -83,19 +28,39 @@ def check(config: Config) -> None:
       'evaluate.problems must be at most task.held_out, got '
       f'{config.evaluate.problems} of {config.task.held_out}'
     )
-  if config.rollout.temperature <= 0:
+  if config.data.min_pass_rate > config.data.max_pass_rate:
     raise ConfigError(
-      'rollout.temperature must be above 0 to learn from samples, got '
-      f'{config.rollout.temperature:g}'
+      'data.min_pass_rate must be at most data.max_pass_rate, got '
+      f'{config.data.min_pass_rate:g} and {config.data.max_pass_rate:g}'
     )
-  if not 0 < config.rollout.top_p <= 1:
+
+
+def _check_batches(config: Config) -> None:
+  """Checks that an iteration divides into updates and micro-batches."""
+  train = config.train
+  _check_divides(
+    config.sequences_per_iteration,
+    train.sequences_per_update,
+    'the sequences of an iteration (rollout.prompts_per_iteration × '
+    'rollout.responses_per_prompt)',
+    'train.sequences_per_update',
+  )
+  _check_divides(
+    train.sequences_per_update,
+    train.micro_batches,
+    'train.sequences_per_update',
+    'train.micro_batches',
+  )
+  _check_divides(
+    train.packed_rows,
+    train.micro_batches,
+    'train.packed_rows',
+    'train.micro_batches',
+  )
+  if train.packed_rows > train.sequences_per_update:
     raise ConfigError(
-      f'rollout.top_p must lie in (0, 1], got {config.rollout.top_p:g}'
-    )
-  if not 0 <= config.rewards.max_failures <= 1:
-    raise ConfigError(
-      'rewards.max_failures must lie in [0, 1], got '
-      f'{config.rewards.max_failures:g}'
+      'train.packed_rows must be at most train.sequences_per_update, got '
+      f'{train.packed_rows} of {train.sequences_per_update}'
     )
 
 

@@ -27,7 +27,7 @@ from covrl.config import (
   Recipe,
   flatten,
   from_dict,
-  import_recipe,
+  restore,
 )
 from covrl.parallel import distributed
 from covrl.run import lock
@@ -129,13 +129,7 @@ class RunDirectory:
     """
     saved = self.read_config()
     copies = storage.local_copy(self.path / 'recipe')
-    module, sources = import_recipe(copies / f'{saved["name"]}.py')
-    return Recipe(
-      name=saved['name'],
-      config=from_dict(saved['config']),
-      module=module,
-      sources=sources,
-    )
+    return restore(copies, saved)
 
   @contextlib.contextmanager
   def locked(self) -> Iterator[None]:
@@ -163,7 +157,7 @@ class RunDirectory:
 def _difference(saved: dict[str, Any], recipe: Recipe) -> str:
   """Describes the first difference between a saved and a given recipe."""
   if saved['name'] != recipe.name:
-    return f'of {saved["name"]}.py, and not of {recipe.name}.py'
+    return f'of {saved["name"]}, and not of {recipe.name}'
   saved_fields = flatten(from_dict(saved['config']))
   for name, value in flatten(recipe.config).items():
     if saved_fields[name] != value and not name.startswith(RESUMABLE):

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
-from covrl.config import EvaluateConfig, TaskConfig
+from covrl.config import CountdownConfig, EvaluateConfig
 from covrl.data import Problem, ProblemSource, Suite, Tokenizer
 from covrl.rewards import RewardPart
 
@@ -58,7 +58,7 @@ class Task:
   def evaluation(self, config: EvaluateConfig) -> list[Suite]:
     """Returns the suites to evaluate; held-out problems come first, unnamed."""
     suites = [
-      suite.changed(
+      suite.with_overrides(
         problems=config.suite_problems or None,
         samples=None if config.suite_samples < 0 else config.suite_samples,
         temperature=None
@@ -78,10 +78,9 @@ class Task:
     return suites
 
 
-def countdown_task(config: TaskConfig) -> Task:
+def countdown_task(config: CountdownConfig) -> Task:
   """Countdown from reasoning-gym: reach a target using all given numbers."""
   from covrl.data import (
-    CountdownConfig,
     CountdownSource,
     SolvedCountdownSource,
     countdown_tokenizer,
@@ -89,19 +88,11 @@ def countdown_task(config: TaskConfig) -> Task:
   )
   from covrl.rewards import COUNTDOWN_EXAMPLE, Reward, score_countdown
 
-  problems = CountdownConfig(
-    seed=config.seed,
-    min_numbers=config.min_numbers,
-    max_numbers=config.max_numbers,
-    max_value=config.max_value,
-    max_target=config.max_target,
-    held_out=config.held_out,
-  )
   return Task(
-    tokenizer=countdown_tokenizer(problems),
-    train=CountdownSource(problems),
-    solved=SolvedCountdownSource(problems),
-    held_out=held_out(problems),
+    tokenizer=countdown_tokenizer(config),
+    train=CountdownSource(config),
+    solved=SolvedCountdownSource(config),
+    held_out=held_out(config),
     rewards=[
       Reward(name='countdown', score=score_countdown, example=COUNTDOWN_EXAMPLE)
     ],

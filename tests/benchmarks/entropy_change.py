@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which score foretells what an update does to the entropy.
 
-  python tests/benchmarks/entropy_change.py [--from_run=runs/countdown_grpo]
+  python tests/benchmarks/entropy_change.py [--from_run=runs/grpo]
 
 Trains Countdown recipes (Adam), measures the entropy of every update's own
 tokens before and after it, and prints Pearson's r and the slope of the realised
@@ -17,10 +17,10 @@ import pathlib
 
 from covrl import config
 from covrl.report.predictors import predictors
-from covrl.report.run import load_run
+from covrl.report.run_data import load_run
 from covrl.train import train
 
-RECIPES = ('countdown_grpo', 'countdown_entropy_bonus', 'countdown_kl_cov')
+RECIPES = ('grpo', 'entropy_bonus', 'kl_cov')
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
   for name in options.recipes:
     workdir = pathlib.Path(options.workdir) / name
     recipe = config.load(
-      f'configs/{name}.py',
+      f'countdown:{name}',
       [
         '--config.logging.entropy_change_every=1',
         f'--config.warm_start.from_run={options.from_run}',

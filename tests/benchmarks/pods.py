@@ -94,7 +94,7 @@ def compiled(
   """What `covrl compile` says."""
   arguments = [
     'compile',
-    f'--config=configs/{recipe}.py',
+    f'--config=reasoning:{recipe}',
     f'--topology={topology}',
     *further,
   ]

@@ -116,7 +116,7 @@ def train(
     '-m',
     'covrl.cli',
     'train',
-    f'--config=configs/countdown_{recipe}.py',
+    f'--config=countdown:{recipe}',
     f'--workdir={workdir}',
     *overrides,
   ]

@@ -3,7 +3,7 @@
 
   python tests/benchmarks/track_entropy.py [--seed=1] [--from_run=RUN]
 
-Trains `countdown_target_entropy` and, as the rival, `countdown_grpo` from the
+Trains `countdown:target_entropy` and, as the rival, `countdown:grpo` from the
 same warm start, 60 iterations each. Printed is the root of the mean squared
 difference between the policy's entropy and the schedule, as a share of the
 schedule's range. The policy's entropy is measured every third iteration, on 4,096
@@ -23,10 +23,10 @@ import numpy as np
 
 from covrl import config
 from covrl.config import Config, Recipe
-from covrl.report.run import load_run
+from covrl.report.run_data import load_run
 from covrl.train import Task, train
 
-RECIPES = ('countdown_target_entropy', 'countdown_grpo')
+RECIPES = ('target_entropy', 'grpo')
 ITERATIONS, START, END = 60, 0.40, 0.28
 PROBLEMS = 4096
 OVERRIDES = (
@@ -55,7 +55,7 @@ def main() -> None:
       f'--config.seed={options.seed}',
       f'--config.warm_start.from_run={warm}',
     ]
-    recipe = config.load(f'configs/{name}.py', overrides)
+    recipe = config.load(f'countdown:{name}', overrides)
     train(evaluated_on_its_kind(recipe), str(workdir))
     warm = warm or str(workdir)
     run = load_run(workdir)
@@ -76,18 +76,17 @@ def main() -> None:
 
 def evaluated_on_its_kind(recipe: Recipe) -> Recipe:
   """The recipe, evaluated on fresh problems of those that it trains on."""
-  make_task = recipe.module.make_task
 
-  def make(config: Config) -> Task:
+  def task(config: Config) -> Task:
     # Another seed's stream of the same problems.
     fields = dataclasses.replace(config.task, seed=config.task.seed + 1)
-    stream = make_task(dataclasses.replace(config, task=fields)).train
+    stream = recipe.task(dataclasses.replace(config, task=fields)).train
     fresh = tuple(stream[index] for index in range(PROBLEMS))
-    return dataclasses.replace(make_task(config), held_out=fresh)
+    return dataclasses.replace(recipe.task(config), held_out=fresh)
 
-  vars(recipe.module)['make_task'] = make
-  recipe.config.evaluate.problems = PROBLEMS
-  return recipe
+  changed = dataclasses.replace(recipe, task=task)
+  changed.config.evaluate.problems = PROBLEMS
+  return changed
 
 
 if __name__ == '__main__':

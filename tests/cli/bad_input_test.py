@@ -5,24 +5,11 @@ import os
 import pathlib
 import subprocess
 import sys
-import textwrap
 
 import pytest
 from cli.conftest import RECIPE, TESTS
 
 from covrl.cli import main
-
-
-@pytest.fixture
-def changed(tmp_path):
-  """Writes the toy recipe with some functions replaced."""
-
-  def write(text):
-    file = tmp_path / 'changed.py'
-    file.write_text(f'{RECIPE.read_text()}\n\n{textwrap.dedent(text)}')
-    return file
-
-  return write
 
 
 def test_unknown_field_names_the_nearest(refuse_training):
@@ -59,7 +46,7 @@ def test_argument_that_is_not_an_override(refuse_training):
       'train.sequences_per_update=4',
       'must be a multiple of mesh.data × mesh.fsdp × mesh.expert, got 4 and 8',
     ),
-    ('train.weights=mean', "mode must be one of ('token-mean', "),
+    ('train.weights=mean', "train.weights must be one of ('token-mean', "),
     ('train.low=2', 'low must lie in [0, 1], got 2'),
     ('entropy.fraction=0.2', 'fraction must lie in (0, 0.05], got 0.2'),
     ('entropy.selection_source=new', 'selection_source must be one of'),
@@ -77,8 +64,11 @@ def test_task_without_training_problems(refuse_training, changed):
       import dataclasses
       from covrl.data import ListSource
 
-      def make_task(config):
+      def task(config):
         return dataclasses.replace(toy.make_task(config), train=ListSource([]))
+
+      def kl_cov():
+        return toy.recipe(task=task)
     """)
   )
   assert error == (
@@ -94,10 +84,13 @@ def test_prompt_that_is_too_long(refuse_training, changed, field):
       import dataclasses
       from covrl.data import ListSource, Problem
 
-      def make_task(config):
+      def task(config):
         long = [Problem(prompt='1 2 3 4 5 6 :', reference=[1], source='long')]
         long = ListSource(long) if {field!r} == 'train' else long
         return dataclasses.replace(toy.make_task(config), {field}=long)
+
+      def kl_cov():
+        return toy.recipe(task=task)
     """)
   )
   # The begin token counts.
@@ -111,8 +104,11 @@ def test_tokenizer_with_another_vocabulary_than_the_policy(
 ):
   error = refuse_training(
     recipe=changed("""
-      def make_model(config, vocab_size):
+      def model(config, vocab_size):
         return toy.make_model(config, vocab_size + 1)
+
+      def kl_cov():
+        return toy.recipe(model=model)
     """)
   )
   assert "The tokenizer must have the policy's 16 tokens, got one of 15" in (
@@ -125,8 +121,11 @@ def test_warm_start_without_solved_examples(refuse_training, changed):
     recipe=changed("""
       import dataclasses
 
-      def make_task(config):
+      def task(config):
         return dataclasses.replace(toy.make_task(config), solved=None)
+
+      def kl_cov():
+        return toy.recipe(task=task)
     """)
   )
   assert error == (
@@ -138,14 +137,17 @@ def test_config_that_is_not_a_recipe(refuse_training, changed, tmp_path):
   assert 'must name a Python file' in refuse_training(
     recipe=tmp_path / 'none.py'
   )
-  error = refuse_training(recipe=changed('del make_loss\n'))
-  assert 'a config file must define make_loss(), ' in error
+  error = refuse_training(recipe=changed('def kl_cov():\n  return 3\n'))
+  assert 'kl_cov() must return a covrl Recipe, ' in error
 
 
 def test_errors_of_the_recipe_keep_their_traceback(tmp_path, changed):
   recipe = changed("""
-    def make_task(config):
+    def task(config):
       raise ValueError('a mistake of the recipe')
+
+    def kl_cov():
+      return toy.recipe(task=task)
   """)
   with pytest.raises(ValueError, match='a mistake of the recipe'):
     main(['train', f'--config={recipe}', f'--workdir={tmp_path / "run"}'])

@@ -49,8 +49,8 @@ def test_directory_of_another_run_names_the_difference(
     'there and 0.5 here); use another --workdir'
   )
   assert refuse_training(recipe=changed('')) == (
-    f"{new_run} holds another configuration's run (of toy_kl_cov.py, and not of "
-    'changed.py); use another --workdir'
+    f"{new_run} holds another configuration's run (of toy_kl_cov:kl_cov, and not "
+    'of changed:kl_cov); use another --workdir'
   )
   same = changed('# Edited.\n').rename(new_run.parent / RECIPE.name)
   # Fields that may change are not what differs.

@@ -30,9 +30,9 @@ def recipe():
 
 @pytest.fixture(scope='module')
 def policy(recipe):
-  task = recipe.module.make_task(recipe.config)
+  task = recipe.task(recipe.config)
   return Policy(
-    recipe.module.make_model(recipe.config, task.tokenizer.vocab_size)
+    recipe.model(recipe.config, task.tokenizer.vocab_size)
   )
 
 
@@ -121,7 +121,7 @@ def compiled(**changed):
   }
   return {
     'fits': True,
-    'recipe': 'toy_solved',
+    'recipe': 'toy_solved:solved',
     'topology': 'v5p:2x4x4',
     'num_slices': 1,
     'programs': programs,
@@ -162,7 +162,7 @@ def test_uses_the_output_of_compile(tmp_path, capsys):
     ('[]', 'must be the output of `covrl compile --json`'),
     (compiled(programs={}), 'must be the output of `covrl compile --json`'),
     (compiled(recipe='other'), 'describes other on 1 × v5p:2x4x4'),
-    (compiled(num_slices=2), 'describes toy_solved on 2 × v5p:2x4x4'),
+    (compiled(num_slices=2), 'describes toy_solved:solved on 2 × v5p:2x4x4'),
     (compiled(topology='v5p:4x4x4'), 'on 1 × v5p:4x4x4'),
     (
       compiled(programs={'score': compiled()['programs']['score']}),

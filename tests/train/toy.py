@@ -7,15 +7,17 @@ one about every third time; the reward asks it to do so always. The held-out
 prompts are of sets of digits that training never sees.
 """
 
+import dataclasses
 import functools
 import itertools
 import random
+from typing import Any
 
 import optax
 from train import keeping, scoring
 
 import covrl
-from covrl.config import Config
+from covrl.config import Config, Recipe
 from covrl.data import ListSource, Problem, train_sentencepiece
 from covrl.models import ModelConfig, tiny
 from covrl.rewards import Reward
@@ -58,6 +60,23 @@ def get_config() -> Config:
   config.logging.warm_start_every = 10
   config.logging.tensorboard = False
   return config
+
+
+def recipe(**changes: Any) -> Recipe:
+  """Returns the recipe of the toy task, with some of its functions replaced."""
+  return dataclasses.replace(
+    Recipe(
+      config=get_config(),
+      task=make_task,
+      model=make_model,
+      advantages=make_advantages,
+      loss=make_loss,
+      token_tx=make_token_tx,
+      tx=make_tx,
+      warm_start_tx=make_warm_start_tx,
+    ),
+    **changes,
+  )
 
 
 def problems(sets: list[tuple[int, ...]], name: str = 'toy') -> list[Problem]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""KL-Cov on a model of two layers that a chip's kernels take."""
+"""KL-Cov on a model of two layers whose sizes suit a TPU's kernels."""
 
 import dataclasses
 
@@ -10,15 +10,10 @@ from covrl.data import train_sentencepiece
 from covrl.models import ModelConfig
 from covrl.train import Task
 
-make_advantages = toy.make_advantages
-make_loss = toy.make_loss
-make_token_tx = toy.make_token_tx
-make_tx = toy.make_tx
-make_warm_start_tx = toy.make_warm_start_tx
 
-
-def get_config() -> Config:
-  config = toy.get_config()
+def small():
+  recipe = toy.recipe(task=_task, model=_model)
+  config = recipe.config
   config.mesh.data = 2
   config.mesh.fsdp = 2
   config.mesh.tensor = 2
@@ -29,15 +24,16 @@ def get_config() -> Config:
   config.train.sequences_per_update = 16
   config.train.micro_batches = 2
   config.train.remat = 'cheap'
-  return config
+  return recipe
 
 
-def make_task(config: Config) -> Task:
-  words = train_sentencepiece(map(str, range(4092)))  # and four special ones
+def _task(config: Config) -> Task:
+  # With four special tokens, 4,096 in all.
+  words = train_sentencepiece(map(str, range(4092)))
   return dataclasses.replace(toy.make_task(config), tokenizer=words)
 
 
-def make_model(config: Config, vocab_size: int) -> ModelConfig:
+def _model(config: Config, vocab_size: int) -> ModelConfig:
   del config
   return ModelConfig(
     vocab_size=vocab_size,

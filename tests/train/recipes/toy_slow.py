@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The toy task with a scorer that takes its time."""
+"""The toy task with a slow reward function."""
 
 import dataclasses
 
@@ -9,15 +9,11 @@ from covrl.config import Config
 from covrl.rewards import Reward
 from covrl.train import Task
 
-get_config = toy.get_config
-make_advantages = toy.make_advantages
-make_loss = toy.make_loss
-make_model = toy.make_model
-make_token_tx = toy.make_token_tx
-make_tx = toy.make_tx
-make_warm_start_tx = toy.make_warm_start_tx
+
+def slow():
+  return toy.recipe(task=_task)
 
 
-def make_task(config: Config) -> Task:
-  slow = Reward(name='largest', score=scoring.slowly, example=('1', [1]))
-  return dataclasses.replace(toy.make_task(config), rewards=[slow])
+def _task(config: Config) -> Task:
+  reward = Reward(name='largest', score=scoring.slowly, example=('1', [1]))
+  return dataclasses.replace(toy.make_task(config), rewards=[reward])

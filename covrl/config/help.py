@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Help text of all config fields."""
+
+import textwrap
+from typing import Any
+
+from covrl.config.fields import Config
+from covrl.config.flat import flatten
+from covrl.config.schema import Field, Section, sections
+
+_WIDTH = 80
+
+
+def field_help(config: Config) -> str:
+  """Describes every config field: value, type and meaning, by section.
+
+  Args:
+    config: the configuration whose values are shown.
+
+  >>> print(field_help(Config())[:88])
+  config fields:
+  <BLANKLINE>
+    --config.seed=0
+        Seed of all random numbers. (an integer, at least 0)
+  """
+  values = flatten(config)
+  blocks = [_section(section, values) for section in sections()]
+  return '\n\n'.join(['config fields:', *blocks])
+
+
+def _section(section: Section, values: dict[str, Any]) -> str:
+  fields = [_field(field, values[field.name]) for field in section.fields]
+  title = [f'{section.name}: {section.title}'] if section.name else []
+  return '\n'.join([*title, *fields])
+
+
+def _field(field: Field, value: object) -> str:
+  limits = f', {field.bounds}' if field.bounds else ''
+  kind = ' | '.join(each or "''" for each in field.choices)
+  meaning = f'{field.meaning[0].upper()}{field.meaning[1:]}'
+  text = textwrap.fill(
+    f'{meaning} ({kind or field.type_name}{limits})',
+    width=_WIDTH,
+    initial_indent=' ' * 6,
+    subsequent_indent=' ' * 6,
+    break_long_words=False,
+    break_on_hyphens=False,
+  )
+  return f'  --config.{field.name}={_shown(value)}\n{text}'
+
+
+def _shown(value: object) -> str:
+  """Writes a value as an override would.
+
+  >>> _shown(True), _shown('a b'), _shown(0.5)
+  ('true', "'a b'", '0.5')
+  """
+  if isinstance(value, bool):
+    return str(value).lower()
+  if isinstance(value, str) and (not value or ' ' in value):
+    return f"'{value}'"
+  return str(value)
