@@ -114,7 +114,7 @@ def _sample_pretrained(
   """Samples from a pretrained model, with its parameters on all devices."""
   from covrl import pretrained
   from covrl.config import Config
-  from covrl.data import begin_of
+  from covrl.data import duplicate_bos_text
   from covrl.parallel import sharding
   from covrl.rollout import Sampling
   from covrl.train.build import make_engine
@@ -125,7 +125,7 @@ def _sample_pretrained(
   if arguments.chat:
     template = pretrained.load_chat_template(arguments.workdir)
     prompt = template.render([{'role': 'user', 'content': prompt}])
-    prompt = prompt.removeprefix(begin_of(template, tokenizer))
+    prompt = prompt.removeprefix(duplicate_bos_text(template, tokenizer))
   config, mesh = Config(), sharding.make_mesh()
   config.rollout.max_response_length = arguments.max_length
   policy, params = pretrained.load_pretrained(arguments.workdir, mesh)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sources, tokenizers and the Grain pipeline."""
+"""Problem sources, tokenizers, prompt formats and the Grain pipeline."""
 
 from covrl.data.chat import ChatTemplate as ChatTemplate
 from covrl.data.columns import Row as Row
@@ -8,10 +8,10 @@ from covrl.data.countdown import CountdownSource as CountdownSource
 from covrl.data.countdown import SolvedCountdownSource as SolvedCountdownSource
 from covrl.data.countdown import countdown_tokenizer as countdown_tokenizer
 from covrl.data.countdown import held_out as held_out
-from covrl.data.decontamination import Overlap as Overlap
-from covrl.data.filters import Sieve as Sieve
-from covrl.data.filters import Sifted as Sifted
-from covrl.data.filters import sift as sift
+from covrl.data.decontamination import NgramIndex as NgramIndex
+from covrl.data.filters import FilteredSource as FilteredSource
+from covrl.data.filters import ProblemFilter as ProblemFilter
+from covrl.data.filters import filter_sources as filter_sources
 from covrl.data.json_tokenizer import JsonTokenizer as JsonTokenizer
 from covrl.data.packing import TokenRows as TokenRows
 from covrl.data.packing import pack_if_fit as pack_if_fit
@@ -25,19 +25,19 @@ from covrl.data.pipeline import StreamState as StreamState
 from covrl.data.pipeline import SupervisedStream as SupervisedStream
 from covrl.data.problems import Problem as Problem
 from covrl.data.problems import ProblemSource as ProblemSource
-from covrl.data.prompts import AskedSource as AskedSource
-from covrl.data.prompts import PromptForm as PromptForm
-from covrl.data.prompts import begin_of as begin_of
+from covrl.data.problems import question_key as question_key
+from covrl.data.prompts import FormattedSource as FormattedSource
+from covrl.data.prompts import PromptFormat as PromptFormat
+from covrl.data.prompts import duplicate_bos_text as duplicate_bos_text
 from covrl.data.readers import ArrayRecordRecords as ArrayRecordRecords
 from covrl.data.readers import JsonlRecords as JsonlRecords
 from covrl.data.readers import ParquetRecords as ParquetRecords
 from covrl.data.readers import Records as Records
 from covrl.data.readers import TfdsRecords as TfdsRecords
 from covrl.data.readers import open_records as open_records
-from covrl.data.schemas import LAYOUTS as LAYOUTS
-from covrl.data.schemas import Layout as Layout
-from covrl.data.schemas import key_of as key_of
-from covrl.data.schemas import plain_columns as plain_columns
+from covrl.data.schemas import SCHEMAS as SCHEMAS
+from covrl.data.schemas import Schema as Schema
+from covrl.data.schemas import custom_schema as custom_schema
 from covrl.data.sentencepiece_tokenizer import (
   SentencePieceTokenizer as SentencePieceTokenizer,
 )

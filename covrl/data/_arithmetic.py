@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random arithmetic over the whole numbers, written in one canonical way."""
+"""Random arithmetic expressions over integers, in a canonical form."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ OPERATORS = ('+', '-', '*', '/')
 
 
 class _Term(NamedTuple):
-  """A part of a sum or of a product, with the operator before it."""
+  """An operand of a sum or product, with the operator before it."""
 
   operator: str
   value: int
@@ -18,10 +18,10 @@ class _Term(NamedTuple):
 
 
 class Expression:
-  """A chain of operations, in the canonical one of its many orders.
+  """A chain of operations, written in a canonical order of its operands.
 
-  Sums begin with what is added, the largest first, and products with what is
-  in parentheses: a policy that imitates it has no order to guess.
+  Sums begin with the added terms, the largest first, and products with the
+  parenthesised factors, so that a policy trained on it need not guess an order.
 
   >>> chain = Expression(3)
   >>> for operator, number in [('+', 7), ('*', 2), ('-', 5), ('+', 30)]:
@@ -30,7 +30,7 @@ class Expression:
   (45, '30 + ( 7 + 3 ) * 2 - 5')
 
   Attributes:
-    value: of the expression.
+    value: value of the expression.
   """
 
   def __init__(self, number: int) -> None:
@@ -39,19 +39,19 @@ class Expression:
     self._terms = [_Term('+', number, str(number))]
 
   def apply(self, operator: str, number: int) -> None:
-    """Continues the chain: the whole of it, then `operator number`."""
+    """Appends an operation: `(chain) operator number`."""
     operators = '+-' if operator in '+-' else '*/'
     if operators != self._operators:
-      whole = str(self)
+      text = str(self)
       if operators == '*/' and len(self._terms) > 1:
-        whole = f'( {whole} )'
-      self._terms = [_Term(operators[0], self.value, whole)]
+        text = f'( {text} )'
+      self._terms = [_Term(operators[0], self.value, text)]
       self._operators = operators
     self._terms.append(_Term(operator, number, str(number)))
     self.value = _apply(operator, self.value, number)
 
   def __str__(self) -> str:
-    """The expression, with few parentheses."""
+    """The expression with as few parentheses as possible."""
     first = self._operators[0]
     ordered = sorted(
       self._terms,
@@ -67,46 +67,46 @@ class Expression:
 def random_expression(
   rng: random.Random, *, count: int, min_value: int, max_value: int
 ) -> tuple[list[int], int, str]:
-  """Random numbers joined from left to right by random operators.
+  """Draws random numbers and joins them from left to right by random operators.
 
-  A division that leaves a remainder, whichever of the numbers to come is
-  taken, becomes a subtraction.
+  A division takes one of the remaining numbers that divides the value so far;
+  without one, it becomes a subtraction.
 
   >>> random_expression(random.Random(1), count=3, min_value=1, max_value=9)
   ([3, 2, 5], 1, '( 3 + 2 ) / 5')
 
   Args:
-    rng: where the randomness is from.
-    count: how many numbers.
-    min_value: the smallest number.
-    max_value: the largest number.
+    rng: random number generator.
+    count: number of numbers.
+    min_value: smallest number.
+    max_value: largest number.
 
   Returns:
     The numbers, the expression's value, and the expression in canonical form.
   """
   numbers = [rng.randint(min_value, max_value) for _ in range(count)]
   expression = Expression(numbers[0])
-  for place in range(1, count):
+  for index in range(1, count):
     operator = rng.choice(OPERATORS)
-    if operator == '/' and not _bring_divisor(
-      rng, numbers, place, expression.value
+    if operator == '/' and not _swap_in_divisor(
+      rng, numbers, index, expression.value
     ):
       operator = '-'
-    expression.apply(operator, numbers[place])
+    expression.apply(operator, numbers[index])
   return numbers, expression.value, str(expression)
 
 
-def _bring_divisor(
-  rng: random.Random, numbers: list[int], place: int, value: int
+def _swap_in_divisor(
+  rng: random.Random, numbers: list[int], index: int, value: int
 ) -> bool:
-  """Swaps a number that divides `value` into `place`, if any is left."""
+  """Swaps a remaining divisor of `value` to `index`; false without one."""
   divisors = [
-    other for other in range(place, len(numbers)) if value % numbers[other] == 0
+    other for other in range(index, len(numbers)) if value % numbers[other] == 0
   ]
   if not divisors:
     return False
   other = rng.choice(divisors)
-  numbers[place], numbers[other] = numbers[other], numbers[place]
+  numbers[index], numbers[other] = numbers[other], numbers[index]
   return True
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chat templates: a conversation as the text that a model was taught.
+"""Chat templates: jinja2 templates that format a conversation as text.
 
-Templates are jinja2 and come with the model, so they run in a sandbox.
+Templates come with models of any origin, so they run in a sandbox.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ Message = Mapping[str, Any]
 
 
 class TemplateRefusal(ValueError):
-  """A template that says that a conversation is none of its kind."""
+  """Raised by a template that does not support a conversation."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ChatTemplate:
-  """A model's own form of a conversation.
+  """A model's chat template.
 
   Attributes:
-    source: jinja2.
-    special_tokens: such as `bos_token`, by the names that templates use.
+    source: the template, in jinja2.
+    special_tokens: text of special tokens by name in the template, such as
+      `bos_token`.
 
   >>> template = ChatTemplate(
   ...   "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}"
@@ -46,16 +47,16 @@ class ChatTemplate:
     add_generation_prompt: bool = True,
     **variables: Any,
   ) -> str:
-    """The text of a conversation.
+    """Formats a conversation.
 
     Args:
       messages: each with `role` and `content`, oldest first.
-      add_generation_prompt: whether the beginning of the model's answer is
-        added.
-      **variables: others that the template knows, such as `enable_thinking`.
+      add_generation_prompt: whether to append the start of the model's answer.
+      **variables: further variables of the template, such as
+        `enable_thinking`.
 
     Raises:
-      ValueError: the template has errors, or refuses the conversation.
+      ValueError: the template is invalid, or rejects the conversation.
     """
     import jinja2
 
@@ -73,7 +74,7 @@ class ChatTemplate:
 
 @functools.lru_cache(maxsize=8)
 def _compiled(source: str) -> Any:
-  """A template, which takes longer to compile than to render."""
+  """The compiled template, cached because compiling is slower than rendering."""
   from jinja2.ext import loopcontrols
   from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -95,5 +96,5 @@ def _now(form: str) -> str:
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:
-  # jinja2's own filter escapes what HTML would misread.
+  # The filter of jinja2 itself escapes characters for HTML.
   return json.dumps(value, ensure_ascii=False, indent=indent)

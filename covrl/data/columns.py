@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One row of a file, asked for its columns; what is wrong is one sentence."""
+"""Access to the columns of one row of a dataset file, with error messages."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_KINDS = (
+_TYPE_NAMES = (
   (bool, 'true or false'),
   (int | float, 'a number'),
   (str, 'text'),
@@ -16,9 +16,9 @@ _KINDS = (
 
 
 class Row:
-  """Named columns, and where they are.
+  """Named columns and the location of the row in its file.
 
-  Columns within columns have dotted names: `reward_model.ground_truth`.
+  Nested columns have dotted names: `reward_model.ground_truth`.
 
   >>> row = Row({'prompt': '1 + 1', 'extra': {'n': 3}}, 'row 1 of sums.jsonl')
   >>> row.value('extra.n'), row.has('answer')
@@ -28,92 +28,98 @@ class Row:
   ValueError: Row 1 of sums.jsonl must have the column 'answer' or 'solution', got 'prompt', 'extra'.
 
   Args:
-    columns: of the row.
-    place: for sentences.
+    columns: the parsed row, a mapping from column names to values.
+    location: file and row, for messages.
 
   Raises:
-    ValueError: the row is no object with named columns.
+    ValueError: the row is not a mapping.
   """
 
-  def __init__(self, columns: Any, place: str) -> None:
-    self.place = place
+  def __init__(self, columns: Any, location: str) -> None:
+    self.location = location
     if not isinstance(columns, Mapping):
       raise ValueError(
-        f'{self._there} must be an object with named columns, got'
-        f' {kind_of(columns)}.'
+        f'{self._capitalised_location} must be an object with named columns,'
+        f' got {type_name(columns)}.'
       )
     self.columns = columns
 
   def has(self, name: str) -> bool:
-    """Whether the column is there, and not empty."""
+    """Whether the column exists and is not null."""
     return self.value(name) is not None
 
   def value(self, name: str) -> Any:
-    """What the column holds; `None` where it is not there."""
+    """Value of a column, or `None` if the column is missing."""
     value: Any = self.columns
     for part in name.split('.'):
       value = value.get(part) if isinstance(value, Mapping) else None
     return value
 
-  def column(self, *names: str) -> str:
-    """The first of some columns that is there.
+  def first_present(self, *names: str) -> str:
+    """Name of the first of these columns that is present and not null.
 
     Raises:
-      ValueError: none is.
+      ValueError: all of them are missing or null.
     """
     for name in names:
       if self.has(name):
         return name
     for name in names:
       if self._is_null(name):
-        raise self.refusal(name, 'hold something')
+        raise self.error(name, 'hold something')
     raise ValueError(
-      f'{self._there} must have the column {" or ".join(map(repr, names))},'
+      f'{self._capitalised_location} must have the column'
+      f' {" or ".join(map(repr, names))},'
       f' got {", ".join(map(repr, self.columns)) or "none"}.'
     )
 
   def text(self, *names: str) -> str:
-    """The text of the first of some columns that is there.
+    """Text of the first of these columns that is present.
 
     Raises:
-      ValueError: none is, or it holds no text.
+      ValueError: all of them are missing, or the value is not text.
     """
-    name = self.column(*names)
+    name = self.first_present(*names)
     value = self.value(name)
     if not isinstance(value, str):
-      raise self.refusal(name, 'hold text')
+      raise self.error(name, 'hold text')
     if not value.strip():
-      raise self.refusal(name, 'hold some text')
+      raise self.error(name, 'hold some text')
     return value
 
-  def refusal(self, name: str, wanted: str) -> ValueError:
-    """That a column must do something, and what it holds instead."""
+  def error(self, name: str, requirement: str) -> ValueError:
+    """Error that a column must meet a requirement, with its actual value.
+
+    Args:
+      name: the column.
+      requirement: completes "Column … must"; for example `'hold text'`.
+    """
     value = self.value(name)
-    shown = kind_of(value)
+    shown = type_name(value)
     if isinstance(value, str | int | float):
       text = str(value)
       shown = repr(text if len(text) <= 40 else f'{text[:40]}…')
     return ValueError(
-      f'Column {name!r} of {self.place} must {wanted}, got {shown}.'
+      f'Column {name!r} of {self.location} must {requirement}, got {shown}.'
     )
 
   def _is_null(self, name: str) -> bool:
     outer, _, inner = name.rpartition('.')
-    inside = self.value(outer) if outer else self.columns
-    return isinstance(inside, Mapping) and inner in inside
+    parent = self.value(outer) if outer else self.columns
+    return isinstance(parent, Mapping) and inner in parent
 
   @property
-  def _there(self) -> str:
-    return f'{self.place[0].upper()}{self.place[1:]}'
+  def _capitalised_location(self) -> str:
+    return f'{self.location[0].upper()}{self.location[1:]}'
 
 
-def kind_of(value: Any) -> str:
+def type_name(value: Any) -> str:
   """The type of a JSON value, in words.
 
-  >>> kind_of(3), kind_of(True), kind_of([1]), kind_of(None)
+  >>> type_name(3), type_name(True), type_name([1]), type_name(None)
   ('a number', 'true or false', 'a list', 'nothing')
   """
-  for kind, name in _KINDS:
+  for kind, name in _TYPE_NAMES:
     if isinstance(value, kind):
       return name
   return 'nothing' if value is None else type(value).__name__

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a question to train on is also in an evaluation set, by n-grams."""
+"""Decontamination: detects evaluation questions in training data by n-grams."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from covrl.data.problems import Problem
 _WORD = re.compile(r'\w+')
 
 
-class Overlap:
-  """The n-grams of evaluation sets.
+class NgramIndex:
+  """Index of the word n-grams of evaluation sets.
 
-  Words are runs of letters and digits, of whatever case. A question overlaps
-  if it shares n words in a row with a question of an evaluation set, or all of
-  its words where there are fewer. Words that two questions of one set share
-  tell neither (an instruction around each, as a rule), and do not count.
+  Words are runs of letters and digits; case is ignored. A question is
+  contaminated if it shares n consecutive words with a question of an evaluation
+  set; for shorter questions, all words. N-grams that occur in two questions of
+  one set, usually the prompt's instruction, are ignored.
 
   Args:
-    sets: evaluation problems, by the name of the set.
+    sets: evaluation problems by the name of the set.
     words: n.
 
   Raises:
     ValueError: n is not positive.
 
   >>> sums = Problem(prompt='Add 2 and 3, then 4.', reference='9', source='s')
-  >>> overlap = Overlap({'sums': [sums]}, words=4)
-  >>> overlap.of('First add 2 and 3!')
+  >>> index = NgramIndex({'sums': [sums]}, words=4)
+  >>> index.find('First add 2 and 3!')
   'sums'
-  >>> overlap.of('Add 2 and 4.') is None
+  >>> index.find('Add 2 and 4.') is None
   True
   """
 
@@ -41,31 +41,25 @@ class Overlap:
     if words < 1:
       raise ValueError(f'n-grams must have at least 1 word, got {words}.')
     self._words = words
-    self._grams: dict[int, str] = {}
+    self._sets: dict[int, str] = {}
     for name, problems in sets.items():
-      owners: dict[int, str] = {}
+      questions: dict[int, str] = {}
       shared: set[int] = set()
       for problem in problems:
-        for gram in self._grams_of(problem.prompt):
-          if owners.setdefault(gram, problem.key) != problem.key:
-            shared.add(gram)
-      self._grams |= {gram: name for gram in owners if gram not in shared}
+        for ngram in self._ngrams(problem.prompt):
+          if questions.setdefault(ngram, problem.key) != problem.key:
+            shared.add(ngram)
+      self._sets |= {n: name for n in questions if n not in shared}
 
-  def of(self, question: str) -> str | None:
-    """The evaluation set that the question is in, `None` for none."""
-    return next(
-      (
-        self._grams[gram]
-        for gram in self._grams_of(question)
-        if gram in self._grams
-      ),
-      None,
-    )
+  def find(self, question: str) -> str | None:
+    """Name of an evaluation set that contains the question, or `None`."""
+    ngrams = self._ngrams(question)
+    return next((self._sets[n] for n in ngrams if n in self._sets), None)
 
-  def _grams_of(self, text: str) -> Iterator[int]:
-    """Digests of all runs of n words; of the whole where there are fewer."""
+  def _ngrams(self, text: str) -> Iterator[int]:
+    """Digests of all n-grams of a text; of all its words if they are fewer."""
     words = _WORD.findall(text.lower())
     for start in range(max(len(words) - self._words + 1, 1)):
-      gram = ' '.join(words[start : start + self._words])
-      digest = hashlib.blake2b(gram.encode(), digest_size=8).digest()
+      ngram = ' '.join(words[start : start + self._words])
+      digest = hashlib.blake2b(ngram.encode(), digest_size=8).digest()
       yield int.from_bytes(digest, 'big')

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which problems of some sources are used: of a length, difficult enough, new.
+"""Filters problems by length, pass rate, duplication and contamination.
 
-The choice depends on the files and the numbers alone, so that every process,
-and a run that is resumed, makes the same one.
+The result depends on files and settings alone, so that all processes and a
+resumed run select the same problems.
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from covrl.data.decontamination import Overlap
+from covrl.data.decontamination import NgramIndex
 from covrl.data.problems import Problem, ProblemSource
 from covrl.data.sources import SubsetSource
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sieve:
-  """What a problem must be to be used.
+class ProblemFilter:
+  """Criteria that a problem must meet.
 
   Attributes:
-    length: the length of a prompt, in tokens.
-    max_length: the most it may be; `None` for no limit.
-    deduplicate: whether only the first of equal questions is used.
-    overlap: evaluation sets that it must not be of.
-    pass_rates: measured shares of right responses by `Problem.key`, which go
-      before the problems' own.
-    min_pass_rate: the least that it may be; with a bound, problems whose pass
-      rate nobody measured are left out.
-    max_pass_rate: the most.
+    prompt_length: length of a problem's prompt in tokens.
+    max_prompt_length: longest prompt that is kept, in tokens; `None` for any.
+    deduplicate: whether only the first of equal questions is kept.
+    evaluation_ngrams: evaluation sets whose questions are dropped.
+    pass_rates: measured pass rates by `Problem.key`; they take precedence over
+      `Problem.pass_rate`.
+    min_pass_rate: smallest pass rate. If either bound is set, problems without
+      a measured pass rate are dropped.
+    max_pass_rate: largest pass rate.
 
   Raises:
     ValueError: the bounds are not in order within [0, 1].
   """
 
-  length: Callable[[Problem], int] = lambda problem: 0
-  max_length: int | None = None
+  prompt_length: Callable[[Problem], int] = lambda problem: 0
+  max_prompt_length: int | None = None
   deduplicate: bool = True
-  overlap: Overlap | None = None
+  evaluation_ngrams: NgramIndex | None = None
   pass_rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
   min_pass_rate: float = 0.0
   max_pass_rate: float = 1.0
@@ -53,8 +53,8 @@ class Sieve:
         f' 1, got {self.min_pass_rate:g} and {self.max_pass_rate:g}.'
       )
 
-  def objection(self, problem: Problem) -> str | None:
-    """Why a problem is not used, `None` if it is."""
+  def drop_reason(self, problem: Problem) -> str | None:
+    """Reason for dropping a problem, duplicates aside; `None` to keep it."""
     if self.min_pass_rate > 0 or self.max_pass_rate < 1:
       rate = self.pass_rates.get(problem.key, problem.pass_rate)
       if rate is None:
@@ -63,92 +63,105 @@ class Sieve:
         return f'with a pass rate below {self.min_pass_rate:g}'
       if rate > self.max_pass_rate:
         return f'with a pass rate above {self.max_pass_rate:g}'
-    if self.overlap is not None and (name := self.overlap.of(problem.prompt)):
+    ngrams = self.evaluation_ngrams
+    if ngrams is not None and (name := ngrams.find(problem.prompt)):
       return f'also in {name}'
-    if self.max_length is not None and self.length(problem) > self.max_length:
-      return f'longer than {self.max_length:,} tokens'
+    limit = self.max_prompt_length
+    if limit is not None and self.prompt_length(problem) > limit:
+      return f'longer than {limit:,} tokens'
     return None
 
 
 @dataclasses.dataclass(frozen=True)
-class Sifted:
-  """What a sieve left of a source.
+class FilteredSource:
+  """The kept problems of a source, and counts of the dropped ones.
 
   Attributes:
-    source: the problems that are used.
-    total: how many there were.
-    objections: how many were left out for which reason.
-    examples: where the first of them stands.
+    source: the kept problems.
+    total: number of problems before filtering.
+    dropped: number of dropped problems by reason.
+    examples: location of the first dropped problem by reason.
   """
 
   source: SubsetSource
   total: int
-  objections: Mapping[str, int]
+  dropped: Mapping[str, int]
   examples: Mapping[str, str]
 
   def __str__(self) -> str:
-    """How many were used, and why the others were not."""
+    """Summary of the counts."""
     text = f'{len(self.source):,} of {self.total:,} problems'
     parts = [
       f'{count:,} {reason} (first: {self.examples[reason]})'
-      for reason, count in self.objections.items()
+      for reason, count in self.dropped.items()
     ]
     return f'{text}; left out: {", ".join(parts)}' if parts else text
 
 
-def sift(sources: Sequence[ProblemSource], sieve: Sieve) -> list[Sifted]:
-  """Puts sources through a sieve; of equal questions the first one stays.
+def filter_sources(
+  sources: Sequence[ProblemSource], criteria: ProblemFilter
+) -> list[FilteredSource]:
+  """Filters sources; duplicates are detected across all of them.
 
   Args:
-    sources: whose problems have keys.
-    sieve: what they must be.
+    sources: sources of problems with keys.
+    criteria: criteria that problems must meet.
 
   Returns:
-    What is left of each.
+    The kept problems of each source.
 
   Raises:
-    ValueError: nothing is left of a source.
+    ValueError: all problems of a source are dropped.
   """
   seen: dict[str, str] = {}
-  return [_sift(source, sieve, seen) for source in sources]
+  return [_filter_source(source, criteria, seen) for source in sources]
 
 
-def _sift(source: ProblemSource, sieve: Sieve, seen: dict[str, str]) -> Sifted:
-  """One source; `seen` has the reference of every question so far."""
+def _filter_source(
+  source: ProblemSource, criteria: ProblemFilter, seen: dict[str, str]
+) -> FilteredSource:
+  """Filters one source.
+
+  Args:
+    source: the problems.
+    criteria: criteria that problems must meet.
+    seen: digest of the reference by question key, of all problems so far;
+      updated.
+  """
   kept: list[int] = []
-  objections: dict[str, int] = {}
+  dropped: dict[str, int] = {}
   examples: dict[str, str] = {}
   digest = hashlib.sha256()
   for index in range(len(source)):
     problem = source[index]
     reference = json.dumps(problem.reference, sort_keys=True)
-    objection = None
-    if sieve.deduplicate:
-      objection = _duplicate(problem, reference, seen)
-    objection = objection or sieve.objection(problem)
-    if objection is not None:
-      objections[objection] = objections.get(objection, 0) + 1
-      examples.setdefault(objection, problem.place)
+    reason = None
+    if criteria.deduplicate:
+      reason = _duplicate_reason(problem, reference, seen)
+    reason = reason or criteria.drop_reason(problem)
+    if reason is not None:
+      dropped[reason] = dropped.get(reason, 0) + 1
+      examples.setdefault(reason, problem.location)
       continue
     kept.append(index)
     digest.update(f'{problem.key}\0{reference}\0'.encode())
-  chosen = SubsetSource(source, np.array(kept, np.int64), digest.hexdigest())
-  sifted = Sifted(chosen, len(source), objections, examples)
+  subset = SubsetSource(source, np.array(kept, np.int64), digest.hexdigest())
+  filtered = FilteredSource(subset, len(source), dropped, examples)
   if not kept:
     raise ValueError(
       f'A source with at least one problem to use is required, got'
-      f' {", ".join(source.names)}: {sifted}.'
+      f' {", ".join(source.names)}: {filtered}.'
     )
-  return sifted
+  return filtered
 
 
-def _duplicate(
+def _duplicate_reason(
   problem: Problem, reference: str, seen: dict[str, str]
 ) -> str | None:
-  """Why a question that was there before is not used again; notes it if not."""
+  """Reason for dropping a duplicate; a new question is added to `seen`."""
   digest = hashlib.blake2b(reference.encode(), digest_size=8).hexdigest()
-  before = seen.get(problem.key)
-  if before is None:
+  first = seen.get(problem.key)
+  if first is None:
     seen[problem.key] = digest
     return None
-  return 'twice' if before == digest else 'twice, with another answer'
+  return 'twice' if first == digest else 'twice, with another answer'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokenizers that are a `tokenizer.json`, as pretrained models come with."""
+"""Tokenizers from the `tokenizer.json` of Hugging Face models."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ import hashlib
 import pathlib
 from collections.abc import Sequence
 
-# The least part of a model's embedding that its own tokenizer uses: padding to
-# a round number adds a few hundredths.
-_FULL = 0.9
+# Smallest fraction of a model's embedding that its own tokenizer uses; padding
+# the embedding to a round number adds a few per cent.
+_MIN_USED_FRACTION = 0.9
 
 
 class JsonTokenizer:
-  """A `tokenizer.json`, as pretrained models are published with.
+  """A tokenizer from a `tokenizer.json`.
 
-  The file does not say which tokens begin and end a text; the model's
-  configuration does, so they are given here, by text or by id.
+  The file does not define the tokens that begin and end a text; they are in the
+  model's other files, and are passed here by text or id.
 
   Args:
-    file: the content of the file.
-    end_tokens: any of them ends a response.
-    bos_token: put before every prompt.
-    pad_token: fills rows; the first end token unless given.
-    vocab_size: of the model, whose embedding may be padded to a round number;
-      ids beyond the file's tokens have no text. The file's own unless given.
+    file: content of the file.
+    end_tokens: tokens that end a response.
+    bos_token: first token of every prompt, if any.
+    pad_token: token that fills rows; the first end token unless given.
+    vocab_size: vocabulary size of the model, whose embedding may be padded; ids
+      beyond the file's tokens have no text. The file's size unless given.
 
   Raises:
-    ValueError: the bytes are no tokenizer, lack one of the tokens, or have
+    ValueError: the file is not a tokenizer, lacks one of the tokens, or has
       ordinary tokens beyond `vocab_size`.
   """
 
@@ -47,9 +47,9 @@ class JsonTokenizer:
       self._tokenizer = tokenizers.Tokenizer.from_str(file.decode())
     except Exception as error:  # The library raises plain `Exception`.
       raise ValueError(
-        f'A tokenizer.json was required, got {len(file)} bytes that are none.'
+        f'A tokenizer.json was required, got {len(file)} other bytes.'
       ) from error
-    self._vocab_size = self._size_for(vocab_size)
+    self._vocab_size = self._check_size(vocab_size)
     if not end_tokens:
       raise ValueError('At least one end token is required, got none.')
     self._end_ids = tuple(map(self._id, end_tokens))
@@ -79,22 +79,22 @@ class JsonTokenizer:
 
   @property
   def vocab_size(self) -> int:
-    """Ids are 0 to `vocab_size - 1`, added tokens among them."""
+    """Number of ids, including added tokens."""
     return self._vocab_size
 
   @property
   def bos_id(self) -> int | None:
-    """Put before every prompt; `None` where the model has none."""
+    """Id of the BOS token, the first of every prompt, or `None`."""
     return self._bos_id
 
   @property
   def end_ids(self) -> tuple[int, ...]:
-    """Any of them ends a response; the first is the one to train on."""
+    """Ids that end a response; supervised training uses the first."""
     return self._end_ids
 
   @property
   def pad_id(self) -> int:
-    """Fills rows."""
+    """Id that fills rows."""
     return self._pad_id
 
   @property
@@ -103,15 +103,15 @@ class JsonTokenizer:
     return hashlib.sha256(self._file).hexdigest()
 
   def encode(self, text: str) -> list[int]:
-    """The ids of a text, without any special tokens."""
+    """Ids of a text, without adding special tokens."""
     return self._tokenizer.encode(text, add_special_tokens=False).ids
 
   def decode(self, ids: Sequence[int]) -> str:
-    """The text of some ids; special tokens leave no trace."""
+    """Text of ids; special tokens are dropped."""
     return self._tokenizer.decode([int(piece) for piece in ids])
 
   def to_bytes(self) -> bytes:
-    """The file."""
+    """Content of the file."""
     return self._file
 
   def _id(self, token: str | int) -> int:
@@ -126,19 +126,19 @@ class JsonTokenizer:
       )
     return found
 
-  def _size_for(self, vocab_size: int | None) -> int:
-    """The model's vocabulary, once the file's is known to lie in it."""
+  def _check_size(self, vocab_size: int | None) -> int:
+    """Returns the model's vocabulary size if the file's tokens fit into it."""
     own = self._tokenizer.get_vocab_size(with_added_tokens=True)
     if vocab_size is None:
       return own
-    # A text model may lack the embeddings of tokens that stand for images.
+    # Text models may lack embeddings of special tokens that mark images.
     added = self._tokenizer.get_added_tokens_decoder()
     beyond = [
       token
       for token in range(vocab_size, own)
       if token not in added or not added[token].special
     ]
-    if beyond or own < _FULL * vocab_size:
+    if beyond or own < _MIN_USED_FRACTION * vocab_size:
       raise ValueError(
         f"A tokenizer of the model's {vocab_size} tokens was required, of"
         f' which a few may be unused, got one of {own}.'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of tokens: of prompts with their solutions, and packed several a row."""
+"""Token rows of prompts and solutions, and packing of several sequences per row."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from covrl.data.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenRows:
-  """Sequences to imitate, one a row (or packed), padded on the right.
+  """Sequences for supervised training, padded on the right or packed.
 
   Attributes:
-    tokens: inputs.
-    targets: the token that follows each input.
-    loss_mask: true where the target belongs to the response, its
-      end-of-sequence token among them.
-    positions: place within the sequence, from 0.
-    segment_ids: which sequence of the row, from 1; 0 is padding.
+    tokens: input tokens.
+    targets: the next token of each input token.
+    loss_mask: true where the target belongs to the response, including its
+      end-of-sequence token.
+    positions: position within the sequence, from 0.
+    segment_ids: index of the sequence within the row, from 1; 0 is padding.
   """
 
   tokens: Int[np.ndarray, 'B T']
@@ -37,7 +37,7 @@ class TokenRows:
 
 @runtime_checkable
 class _Rows(Protocol):
-  """A dataclass of `[B, T]` arrays, `segment_ids` among them."""
+  """A dataclass of `[B, T]` arrays that include `segment_ids`."""
 
   __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -46,15 +46,16 @@ class _Rows(Protocol):
 
 
 RowsT = TypeVar('RowsT', bound=_Rows)
-# Row and columns of a sequence; its new row, first column and segment.
+# Row and columns of a sequence before packing.
 _Sequence = tuple[int, Int[np.ndarray, ' N']]
-_Place = tuple[int, int, int]
+# Row, first column and segment id of a sequence after packing.
+_Slot = tuple[int, int, int]
 
 
 def prompt_ids(problem: Problem, tokenizer: Tokenizer) -> list[int]:
-  """The tokens of a prompt, with the begin token where the model has one."""
-  begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-  return begin + tokenizer.encode(problem.prompt)
+  """Tokens of a prompt, after the BOS token if the tokenizer has one."""
+  bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+  return bos + tokenizer.encode(problem.prompt)
 
 
 def prompt_rows(
@@ -62,23 +63,22 @@ def prompt_rows(
   tokenizer: Tokenizer,
   max_length: int,
   *,
-  places: Sequence[int] | None = None,
+  indices: Sequence[int] | None = None,
 ) -> tuple[Int[np.ndarray, 'P T'], Bool[np.ndarray, 'P T']]:
-  """Prompts, padded on the left, so that all of them end in one column.
+  """Tokenises prompts into left-padded rows.
 
   Args:
-    problems: what to ask.
-    tokenizer: turns text to tokens; its begin token comes first.
-    max_length: most tokens a prompt may have. The width is this, rounded up to
-      a multiple of 8, whatever the prompts: every process and every batch has
-      the same shape.
-    places: index of each problem in its source, for the error.
+    problems: P problems.
+    tokenizer: the tokenizer; prompts begin with its BOS token.
+    max_length: longest prompt allowed, in tokens. The width T is this number
+      rounded up to a multiple of 8, so that all batches have the same shape.
+    indices: index of each problem in its source, for the error message.
 
   Returns:
-    Tokens, and a mask that is true for real ones.
+    Tokens, and a mask that is false for padding.
 
   Raises:
-    ValueError: a prompt is longer than allowed.
+    ValueError: a prompt is too long.
   """
   width = prompt_width(max_length)
   tokens = np.full((len(problems), width), tokenizer.pad_id, np.int32)
@@ -86,10 +86,10 @@ def prompt_rows(
   for row, problem in enumerate(problems):
     ids = prompt_ids(problem, tokenizer)
     if len(ids) > max_length:
-      place = row if places is None else places[row]
+      index = row if indices is None else indices[row]
       raise ValueError(
         f'A prompt may have {max_length} tokens, got {len(ids)} in problem'
-        f' {place} of source {problem.source!r}.'
+        f' {index} of source {problem.source!r}.'
       )
     tokens[row, width - len(ids) :] = ids
     mask[row, width - len(ids) :] = True
@@ -97,28 +97,28 @@ def prompt_rows(
 
 
 def prompt_width(max_length: int) -> int:
-  """Columns of prompts that may have so many tokens: a multiple of 8."""
+  """Width of prompt rows: `max_length`, rounded up to a multiple of 8."""
   return -(-max_length // 8) * 8
 
 
 def token_rows(
   problems: Sequence[Problem], tokenizer: Tokenizer, max_length: int
 ) -> TokenRows:
-  """Prompts with their solutions, ready for the cross-entropy.
+  """Tokenises prompts with their solutions for supervised training.
 
-  Prompt and solution are tokenised apart, as they are when a response is
-  sampled; the end-of-sequence token follows.
+  Prompt and solution are tokenised separately, as in sampling; the
+  end-of-sequence token follows.
 
   Args:
-    problems: each with a solution.
-    tokenizer: turns text to tokens.
-    max_length: width of the rows, in inputs.
+    problems: problems with solutions.
+    tokenizer: the tokenizer.
+    max_length: width of the rows, in input tokens.
 
   Returns:
-    One row a problem; only response tokens are in the loss mask.
+    One row per problem; the loss mask covers response tokens only.
 
   Raises:
-    ValueError: a problem has no solution, or does not fit a row.
+    ValueError: a problem has no solution, or does not fit into a row.
   """
   shape = len(problems), max_length
   tokens = np.full(shape, tokenizer.pad_id, np.int32)
@@ -150,67 +150,70 @@ def token_rows(
 
 
 def pack_rows(rows: RowsT, *, length: int, count: int | None = None) -> RowsT:
-  """Puts several sequences into each row; every array moves alike.
+  """Packs several sequences into each row, by first fit.
 
-  First fit: each sequence goes to the first row that still has room, in the
-  order they come, so the same rows always pack the same way. Sequences of one
-  row are told apart by their segment, from 1; all arrays are 0 elsewhere.
+  Each sequence, in order, goes into the first row with enough free space.
+  `segment_ids` number the sequences of a row from 1; padding is 0 in all
+  arrays.
 
   Args:
-    rows: any dataclass of `[B, T]` arrays, or trees of them, with
+    rows: any dataclass of `[B, T]` arrays, or pytrees of them, with
       `segment_ids`: `TokenRows`, `TokenBatch`. Padding may be on either side.
-    length: width of the packed rows.
-    count: how many packed rows, empty ones at the end; as few as it takes
-      unless given.
+    length: width of the packed rows, in tokens.
+    count: number of packed rows, the last of which may be empty; as few as
+      possible unless given.
 
   Returns:
     The same dataclass, of NumPy arrays `[count, length]`.
 
   Raises:
-    ValueError: a sequence is longer than a row, or `count` rows are too few.
+    ValueError: a sequence is longer than a row, or `count` is too small.
   """
   sequences = _sequences(rows.segment_ids)
-  places = _first_fit([len(columns) for _, columns in sequences], length)
-  needed = _rows_of(places)
+  slots = _first_fit([len(columns) for _, columns in sequences], length)
+  needed = _num_rows(slots)
   if count is not None and needed > count:
     raise ValueError(
       f'{len(sequences)} sequences need {needed} rows of {length} tokens,'
       f' got {count}.'
     )
   shape = needed if count is None else count, length
-  return _moved(rows, sequences, places, shape)
+  return _copy_to_slots(rows, sequences, slots, shape)
 
 
 def pack_if_fit(rows: RowsT, *, length: int, count: int) -> RowsT:
-  """Packs the rows into so many, or leaves them as they are.
+  """Packs the sequences into `count` rows, or returns the rows unchanged.
 
-  First fit as in `pack_rows`, but the longest sequences first, which takes
+  First fit as in `pack_rows`, but in decreasing order of length, which needs
   fewer rows.
 
   Args:
     rows: see `pack_rows`.
-    length: width of the packed rows.
-    count: how many packed rows, empty ones at the end.
+    length: width of the packed rows, in tokens.
+    count: number of packed rows, the last of which may be empty.
+
+  Returns:
+    The packed rows, or `rows` if the sequences do not fit.
   """
   sequences = _sequences(rows.segment_ids)
   sequences.sort(key=lambda sequence: -len(sequence[1]))
-  places = _first_fit([len(columns) for _, columns in sequences], length)
-  if _rows_of(places) > count:
+  slots = _first_fit([len(columns) for _, columns in sequences], length)
+  if _num_rows(slots) > count:
     return rows
-  return _moved(rows, sequences, places, (count, length))
+  return _copy_to_slots(rows, sequences, slots, (count, length))
 
 
-def _moved(
+def _copy_to_slots(
   rows: RowsT,
   sequences: Sequence[_Sequence],
-  places: Sequence[_Place],
+  slots: Sequence[_Slot],
   shape: tuple[int, int],
 ) -> RowsT:
-  """The sequences at their places, 0 elsewhere."""
+  """Copies each sequence to its slot of zero-filled arrays of a shape."""
   moves = [
     ((row, columns), (to_row, slice(start, start + len(columns))), segment)
     for (row, columns), (to_row, start, segment) in zip(
-      sequences, places, strict=True
+      sequences, slots, strict=True
     )
   ]
 
@@ -230,12 +233,12 @@ def _moved(
   return dataclasses.replace(rows, **packed)
 
 
-def _rows_of(places: Sequence[_Place]) -> int:
-  return 1 + max((row for row, _, _ in places), default=-1)
+def _num_rows(slots: Sequence[_Slot]) -> int:
+  return 1 + max((row for row, _, _ in slots), default=-1)
 
 
 def _sequences(segment_ids: Any) -> list[_Sequence]:
-  """Every sequence, in order."""
+  """Row and columns of each sequence, in order."""
   return [
     (row, np.flatnonzero(segments == segment))
     for row, segments in enumerate(np.asarray(segment_ids))
@@ -243,15 +246,15 @@ def _sequences(segment_ids: Any) -> list[_Sequence]:
   ]
 
 
-def _first_fit(lengths: Sequence[int], width: int) -> list[_Place]:
-  """A place for each length.
+def _first_fit(lengths: Sequence[int], width: int) -> list[_Slot]:
+  """Assigns each length a slot by first fit.
 
   >>> _first_fit([3, 4, 2, 1], 5)
   [(0, 0, 1), (1, 0, 1), (0, 3, 2), (1, 4, 2)]
   """
   used: list[int] = []
   segments: list[int] = []
-  places: list[_Place] = []
+  slots: list[_Slot] = []
   for length in lengths:
     if length > width:
       raise ValueError(
@@ -265,9 +268,9 @@ def _first_fit(lengths: Sequence[int], width: int) -> list[_Place]:
       used.append(0)
       segments.append(0)
     segments[row] += 1
-    places.append((row, used[row], segments[row]))
+    slots.append((row, used[row], segments[row]))
     used[row] += length
-  return places
+  return slots
 
 
 def _response_ids(problem: Problem, tokenizer: Tokenizer) -> list[int]:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How layouts state questions and answers: the rules of `covrl.data.schemas`."""
+"""Parsers of the question and answer columns of published datasets.
+
+`covrl.data.schemas` names a parser for each dataset schema.
+"""
 
 from __future__ import annotations
 
@@ -7,85 +10,87 @@ import json
 import re
 from typing import Any
 
-from covrl.data.columns import Row, kind_of
+from covrl.data.columns import Row, type_name
 
-# What DAPO-Math-17k, and the sets made like it, put around every question.
-_FRAME = re.compile(
+# The instruction around every question of DAPO-Math-17k and its derivatives.
+_DAPO_INSTRUCTION = re.compile(
   r'\s*Solve the following math problem step by step\.[^\n]*\n\n(.*?)\n\n'
   r'Remember to put your answer on its own line[^\n]*\s*',
   re.DOTALL,
 )
 
 
-def stated(row: Row, column: str) -> str:
-  """The answer itself: text, or a number as people write it.
+def plain_answer(row: Row, column: str) -> str:
+  """The answer as text; whole numbers lose their decimal point.
 
-  >>> stated(Row({'answer': 142.0}, 'row 1'), 'answer')
+  >>> plain_answer(Row({'answer': 142.0}, 'row 1'), 'answer')
   '142'
   """
   value = row.value(column)
-  match kind_of(value):
+  match type_name(value):
     case 'text':
       return row.text(column).strip()
     case 'a number':
-      whole = isinstance(value, float) and value.is_integer()
-      return str(int(value) if whole else value)
+      is_whole = isinstance(value, float) and value.is_integer()
+      return str(int(value) if is_whole else value)
     case _:
-      raise row.refusal(column, 'hold text or a number')
+      raise row.error(column, 'hold text or a number')
 
 
-def listed(row: Row, column: str) -> str:
-  """A list of one answer, or of the several that are asked for together.
+def answer_list(row: Row, column: str) -> str:
+  """A list of answers, joined by commas.
 
-  >>> listed(Row({'final_answer': ['$1$', '2']}, 'row 1'), 'final_answer')
+  >>> answer_list(Row({'final_answer': ['$1$', '2']}, 'row 1'), 'final_answer')
   '1, 2'
   """
   value = row.value(column)
   if isinstance(value, str):
-    return stated(row, column)
+    return plain_answer(row, column)
   if not value or not all(isinstance(item, str) for item in value):
-    raise row.refusal(column, 'list at least one answer of text')
+    raise row.error(column, 'list at least one answer of text')
   return ', '.join(item.strip().strip('$') for item in value)
 
 
-def behind_hashes(row: Row, column: str) -> str:
-  """What follows the last `####`; commas within numbers are left out.
+def gsm8k_answer(row: Row, column: str) -> str:
+  """The text after the last `####`, without thousands separators.
 
-  >>> behind_hashes(Row({'answer': '6 * 200 = 1200\\n#### 1,200'}, ''), 'answer')
+  >>> gsm8k_answer(Row({'answer': '6 * 200 = 1200\\n#### 1,200'}, ''), 'answer')
   '1200'
   """
   _, hashes, answer = row.text(column).rpartition('####')
   if not hashes or not answer.strip():
-    raise row.refusal(column, "say the final answer behind '####'")
+    raise row.error(column, "have the final answer after '####'")
   return re.sub(r'(?<=\d),(?=\d{3}\b)', '', answer.strip())
 
 
-def boxed(row: Row, column: str) -> str:
-  r"""What the last `\boxed{}` holds.
+def boxed_answer(row: Row, column: str) -> str:
+  r"""The content of the last `\boxed{}`.
 
-  >>> boxed(Row({'solution': r'so \boxed{\frac{1}{2}}.'}, 'row 1'), 'solution')
+  >>> row = Row({'solution': r'so \boxed{\frac{1}{2}}.'}, 'row 1')
+  >>> boxed_answer(row, 'solution')
   '\\frac{1}{2}'
   """
   text = row.text(column)
   start = text.rfind('\\boxed{')
   depth = 0
-  for place in range(start + len('\\boxed'), len(text)) if start >= 0 else ():
-    depth += {'{': 1, '}': -1}.get(text[place], 0)
+  for index in range(start + len('\\boxed'), len(text)) if start >= 0 else ():
+    depth += {'{': 1, '}': -1}.get(text[index], 0)
     if depth == 0:
-      answer = text[start + len('\\boxed{') : place].strip()
+      answer = text[start + len('\\boxed{') : index].strip()
       if answer:
         return answer
       break
-  raise row.refusal(column, 'say the final answer in a balanced \\boxed{}')
+  raise row.error(column, 'have the final answer in a balanced \\boxed{}')
 
 
 def code_tests(row: Row, column: str) -> list[dict[str, Any]]:
-  """Inputs and outputs, as Eurus-2-RL has them, as tests of a program.
+  """Test cases in the format of Eurus-2-RL.
 
-  JSON with `inputs` and `outputs`, as many of each. With `fn_name` each input
-  is the arguments of a call, and each output its result; where all outputs are
-  lists of one, as in APPS and TACO, they are taken to wrap it. Without it they
-  are the program's standard input and output.
+  The column holds JSON with `inputs` and `outputs` of equal length. With
+  `fn_name` each input is the argument list of a call and each output its
+  result; if all outputs are lists of length one, as in APPS and TACO, the lists
+  are taken for wrappers and removed. Without `fn_name` inputs and outputs are
+  standard input and output of a program.
 
   >>> text = '{"inputs": ["1 2"], "outputs": ["3"]}'
   >>> code_tests(Row({'answer': text}, 'row 1'), 'answer')
@@ -94,34 +99,36 @@ def code_tests(row: Row, column: str) -> list[dict[str, Any]]:
   try:
     fields = json.loads(row.text(column))
     inputs, outputs = fields['inputs'], fields['outputs']
-    paired = list(zip(inputs, outputs, strict=True))
+    pairs = list(zip(inputs, outputs, strict=True))
   except (ValueError, KeyError, TypeError):
-    paired, fields = [], {}
-  if not paired:
-    raise row.refusal(
+    pairs, fields = [], {}
+  if not pairs:
+    raise row.error(
       column, "be JSON with as many 'inputs' as 'outputs', at least one"
     )
   name = fields.get('fn_name')
   if name is None:
-    return [{'stdin': _lines(i), 'stdout': _lines(o)} for i, o in paired]
-  if not all(isinstance(arguments, list) for arguments, _ in paired):
-    raise row.refusal(column, "have 'inputs' that list a call's arguments")
-  wrapped = all(isinstance(o, list) and len(o) == 1 for _, o in paired)
+    return [
+      {'stdin': _joined_lines(i), 'stdout': _joined_lines(o)} for i, o in pairs
+    ]
+  if not all(isinstance(arguments, list) for arguments, _ in pairs):
+    raise row.error(column, "have 'inputs' that list a call's arguments")
+  is_wrapped = all(isinstance(o, list) and len(o) == 1 for _, o in pairs)
   return [
-    {'call': name, 'args': i, 'result': o[0] if wrapped else o}
-    for i, o in paired
+    {'call': name, 'args': i, 'result': o[0] if is_wrapped else o}
+    for i, o in pairs
   ]
 
 
 def assert_suite(row: Row, column: str) -> list[dict[str, Any]]:
-  """A file of test functions that import from `solution`, as KodCode's."""
+  """A file of test functions that import from `solution`, as in KodCode."""
   text = row.text(column)
   if 'assert' not in text:
-    raise row.refusal(column, 'hold tests that assert something')
+    raise row.error(column, 'hold tests that assert something')
   return [{'asserts': text}]
 
 
-def solution(value: Any) -> str | None:
+def solution_text(value: Any) -> str | None:
   """A correct response: text, the first of several, or the last message."""
   if isinstance(value, list) and value:
     last = value[-1]
@@ -129,35 +136,35 @@ def solution(value: Any) -> str | None:
   return value if isinstance(value, str) and value.strip() else None
 
 
-def without_frame(text: str, row: Row) -> str:
-  """A question without the instruction that DAPO-Math-17k puts around it."""
+def strip_dapo_instruction(text: str, row: Row) -> str:
+  """The question without the instruction that DAPO-Math-17k puts around it."""
   del row
-  framed = _FRAME.fullmatch(text)
-  return framed.group(1) if framed else text
+  match = _DAPO_INSTRUCTION.fullmatch(text)
+  return match.group(1) if match else text
 
 
-def in_context(text: str, row: Row) -> str:
-  """A question behind the text that it refers to, where there is one."""
+def prepend_context(text: str, row: Row) -> str:
+  """The question after the text in the column `context`, if there is any."""
   context = row.value('context')
   return (
     f'{context}\n\n{text}' if isinstance(context, str) and context else text
   )
 
 
-def with_declaration(text: str, row: Row) -> str:
-  """A question that says what the tests call, as its own text may not."""
-  about = row.value('test_info')
-  declared = [
-    each['function_declaration'].strip()
-    for each in (about if isinstance(about, list) else ())
-    if isinstance(each.get('function_declaration'), str)
+def append_declaration(text: str, row: Row) -> str:
+  """The question followed by the signatures that its tests call."""
+  info = row.value('test_info')
+  declarations = [
+    entry['function_declaration'].strip()
+    for entry in (info if isinstance(info, list) else ())
+    if isinstance(entry.get('function_declaration'), str)
   ]
-  missing = [line for line in declared if line and line not in text]
+  missing = [line for line in declarations if line and line not in text]
   if not missing:
     return text
   return f'{text}\n\nDeclare it as:\n' + '\n'.join(missing)
 
 
-def _lines(value: Any) -> str:
-  """Text, or lines of it."""
+def _joined_lines(value: Any) -> str:
+  """Text; lists of lines are joined."""
   return '\n'.join(map(str, value)) if isinstance(value, list) else str(value)

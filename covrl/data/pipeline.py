@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Streams of prompts and of supervised rows, resumable from one number.
+"""Resumable streams of prompt batches and of supervised token rows.
 
-Grain decides the global order of a source: epoch after epoch, each shuffled
-anew from the seed. Draw `d` of a stream is the `d`-th run of that order, and
-each process takes its own rows of it, so the order does not depend on how many
-processes there are. Draws are prepared in a background thread while the device
-works. A stream's state is the seed and the next draw; it also says over which
-problems, where these are from files that may change.
+Grain defines the global order of a source: epoch after epoch, each shuffled
+with the seed. Draw `d` of a stream is the `d`-th batch of that order, and each
+process takes its own rows of it, so that the order does not depend on the
+number of processes. Draws are prepared in a background thread while the device
+computes. The state of a stream is the seed, the next draw, and a fingerprint of
+the problems.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from covrl.data.packing import TokenRows, prompt_rows, token_rows
-from covrl.data.problems import Problem, ProblemSource, fingerprint_of
+from covrl.data.problems import Problem, ProblemSource, source_fingerprint
 from covrl.data.sampler import (
-  DrawnRows,
-  Draws,
+  DrawSource,
+  ProblemDraw,
   global_order,
-  own_rows,
+  process_rows,
 )
 from covrl.data.tokenizer import Tokenizer
 
@@ -35,7 +35,7 @@ Batch = TypeVar('Batch')
 
 
 class StreamState(TypedDict):
-  """Where a stream stands: the same whatever the number of processes."""
+  """Position of a stream; the same for any number of processes."""
 
   draw: int
   seed: int
@@ -44,16 +44,16 @@ class StreamState(TypedDict):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptBatch:
-  """Prompts of one draw, as much of it as this process takes.
+  """This process's prompts of one draw.
 
   Attributes:
-    problems: what the prompts are.
-    tokens: the prompts, padded on the left, so that all end in one column.
-    mask: true for real tokens.
-    indices: place of each prompt in the run's global order; a prompt that
-      comes round again has another one.
-    source_ids: place of each prompt's source in the source's `names`.
-    draw: which draw of the stream.
+    problems: P problems.
+    tokens: prompt tokens, padded on the left.
+    mask: false for padding.
+    indices: index of each prompt in the global order, which differs between
+      epochs.
+    source_ids: index of each prompt's source in the source's `names`.
+    draw: index of the draw.
   """
 
   problems: tuple[Problem, ...]
@@ -65,12 +65,23 @@ class PromptBatch:
 
 
 class _Stream(Generic[Batch], Iterator[Batch]):
-  """Batches of a source, prepared ahead; the state is one draw index."""
+  """Endless batches of a source, prepared in advance.
+
+  Args:
+    source: the problems.
+    build: makes a batch of this process's problems of a draw.
+    seed: seed of the order.
+    draw_size: problems in a draw, over all processes.
+    shuffle: whether each epoch is shuffled.
+    process_index: index of this process.
+    process_count: number of processes that share each draw.
+    prefetch: number of draws to prepare in advance; 0 prepares them on demand.
+  """
 
   def __init__(
     self,
     source: ProblemSource,
-    build: Callable[[DrawnRows], Batch],
+    build: Callable[[ProblemDraw], Batch],
     *,
     seed: int,
     draw_size: int,
@@ -80,14 +91,14 @@ class _Stream(Generic[Batch], Iterator[Batch]):
     prefetch: int,
   ) -> None:
     self._seed = seed
-    self._problems = fingerprint_of(source)
-    self._next = 0
+    self._fingerprint = source_fingerprint(source)
+    self._next_draw = 0
     self._prefetch = prefetch
-    self._draws = Draws(
+    self._draws = DrawSource(
       global_order(source, seed, shuffle),
       build,
       draw_size,
-      own_rows(draw_size, process_index, process_count),
+      process_rows(draw_size, process_index, process_count),
     )
     self._iterator: grain.DatasetIterator[Batch] | None = None
 
@@ -95,30 +106,30 @@ class _Stream(Generic[Batch], Iterator[Batch]):
     if self._iterator is None:
       self._iterator = self._start()
     batch = next(self._iterator)
-    self._next += 1
+    self._next_draw += 1
     return batch
 
   def get_state(self) -> StreamState:
-    """The next draw, the seed of the order, and what the problems are."""
+    """The next draw, the seed, and the fingerprint of the problems."""
     return {
-      'draw': self._next,
+      'draw': self._next_draw,
       'seed': self._seed,
-      'problems': self._problems,
+      'problems': self._fingerprint,
     }
 
   def set_state(self, state: StreamState) -> None:
-    """Goes to where `state` was taken.
+    """Moves the stream to a state returned by `get_state`.
 
     Raises:
-      ValueError: the state is of a stream with another seed or over other
-        problems, or of none.
+      ValueError: the state has another seed, belongs to other problems, or is
+        invalid.
     """
     if state['seed'] != self._seed:
       raise ValueError(
         f'The state of a stream with seed {self._seed} is required, got one'
         f' with seed {state["seed"]}.'
       )
-    if state['problems'] != self._problems:
+    if state['problems'] != self._fingerprint:
       raise ValueError(
         'The state of a stream over the same problems is required, got one'
         ' over others: the files of problems have changed since.'
@@ -126,10 +137,10 @@ class _Stream(Generic[Batch], Iterator[Batch]):
     if state['draw'] < 0:
       raise ValueError(f'draw must be at least 0, got {state["draw"]}.')
     self.close()
-    self._next = int(state['draw'])
+    self._next_draw = int(state['draw'])
 
   def close(self) -> None:
-    """Stops preparing draws; the next call of `next` begins again."""
+    """Stops the background thread; `next` starts it again."""
     if self._iterator is not None:
       self._iterator.close()
       self._iterator = None
@@ -137,36 +148,36 @@ class _Stream(Generic[Batch], Iterator[Batch]):
   def _start(self) -> grain.DatasetIterator[Batch]:
     import grain
 
-    # One thread: draws are made in order, and a source in pure Python gains
-    # nothing from more.
+    # One thread: draws are made in order, and sources in pure Python do not
+    # become faster with more.
     options = grain.ReadOptions(
       num_threads=1 if self._prefetch else 0,
       prefetch_buffer_size=self._prefetch,
     )
-    draws = grain.MapDataset.source(self._draws)[self._next :]
+    draws = grain.MapDataset.source(self._draws)[self._next_draw :]
     return iter(draws.to_iter_dataset(options))
 
 
 class PromptStream(_Stream[PromptBatch]):
-  """Prompts to sample responses for, draw after draw, without end.
+  """An endless stream of prompts to sample responses for.
 
-  All batches have one shape: the width is the longest prompt allowed, rounded
-  up to a multiple of 8, so that every process compiles the same program, once.
+  All batches have the same shape: the width is the longest prompt allowed,
+  rounded up to a multiple of 8, so that all processes compile one program once.
 
   Args:
     source: the problems.
-    seed: of the order.
+    seed: seed of the order.
     prompts_per_draw: prompts in a draw, over all processes.
-    tokenizer: turns prompts to tokens; its begin token comes first.
-    max_prompt_length: most tokens a prompt may have.
-    shuffle: whether each epoch is in a random order.
-    process_index: which process this is.
-    process_count: how many share each draw.
-    prefetch: draws to prepare ahead; 0 prepares each when it is asked for.
+    tokenizer: the tokenizer; prompts begin with its BOS token.
+    max_prompt_length: longest prompt allowed, in tokens.
+    shuffle: whether each epoch is shuffled.
+    process_index: index of this process.
+    process_count: number of processes that share each draw.
+    prefetch: number of draws to prepare in advance; 0 prepares them on demand.
 
   Raises:
     ValueError: the source is empty, or the processes cannot share a draw
-      evenly; while iterating, a prompt is longer than allowed.
+      evenly; while iterating, a prompt is too long.
   """
 
   def __init__(
@@ -184,20 +195,21 @@ class PromptStream(_Stream[PromptBatch]):
   ) -> None:
     names = source.names
 
-    def build(rows: DrawnRows) -> PromptBatch:
+    def build(draw: ProblemDraw) -> PromptBatch:
       tokens, mask = prompt_rows(
-        rows.problems, tokenizer, max_prompt_length, places=rows.places
+        draw.problems,
+        tokenizer,
+        max_prompt_length,
+        indices=draw.source_indices,
       )
+      source_ids = [names.index(problem.source) for problem in draw.problems]
       return PromptBatch(
-        problems=rows.problems,
+        problems=draw.problems,
         tokens=tokens,
         mask=mask,
-        indices=rows.indices,
-        source_ids=np.array(
-          [names.index(problem.source) for problem in rows.problems],
-          np.int32,
-        ),
-        draw=rows.draw,
+        indices=draw.order_indices,
+        source_ids=np.array(source_ids, np.int32),
+        draw=draw.draw,
       )
 
     super().__init__(
@@ -213,18 +225,18 @@ class PromptStream(_Stream[PromptBatch]):
 
 
 class SupervisedStream(_Stream[TokenRows]):
-  """Problems with solutions as rows to imitate, without end.
+  """An endless stream of prompts with solutions, for supervised training.
 
   Args:
-    source: the problems; each has a solution.
-    seed: of the order.
+    source: problems with solutions.
+    seed: seed of the order.
     sequences_per_draw: rows in a draw, over all processes.
-    tokenizer: turns text to tokens.
-    max_length: most tokens a prompt and its solution may have together.
-    shuffle: whether each epoch is in a random order.
-    process_index: which process this is.
-    process_count: how many share each draw.
-    prefetch: draws to prepare ahead; 0 prepares each when it is asked for.
+    tokenizer: the tokenizer.
+    max_length: longest prompt with its solution, in tokens.
+    shuffle: whether each epoch is shuffled.
+    process_index: index of this process.
+    process_count: number of processes that share each draw.
+    prefetch: number of draws to prepare in advance; 0 prepares them on demand.
 
   Raises:
     ValueError: the source is empty, or the processes cannot share a draw
@@ -246,7 +258,7 @@ class SupervisedStream(_Stream[TokenRows]):
   ) -> None:
     super().__init__(
       source,
-      lambda rows: token_rows(rows.problems, tokenizer, max_length),
+      lambda draw: token_rows(draw.problems, tokenizer, max_length),
       seed=seed,
       draw_size=sequences_per_draw,
       shuffle=shuffle,

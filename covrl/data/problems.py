@@ -1,31 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a prompt is before it is tokens, and what a source of them must do."""
+"""`Problem`, a prompt with its reference answer, and the sources of them."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Problem:
-  """One thing to ask the policy, with what it takes to judge the answer.
+  """A prompt and the data needed to score a response to it.
 
   Attributes:
-    prompt: the text the policy is given.
-    reference: what the scorer needs: an answer or metadata, JSON-able.
-    source: the name of the source the problem is from.
-    solution: a correct response to imitate; `None` where nobody knows one.
-    messages: the conversation that the prompt is the last question of, where
-      the source has it as one.
-    kind: how the answer is to be judged, such as `math`; a task decides.
-    pass_rate: share of responses that were right when somebody measured it.
-    key: what tells the problem from others, whatever file it is in and
-      however it is put; equal questions have equal keys. Empty where nothing
-      needs it.
-    place: where it stands, for sentences about it; may be empty.
-    column: where its reference stands there; may be empty.
+    prompt: the text to continue.
+    reference: the scorer's input, JSON-serialisable: an answer, tests or other
+      metadata.
+    source: name of the source that the problem is from.
+    solution: a correct response for supervised training, if known.
+    messages: the conversation that `prompt` is the last user message of, if
+      the source holds conversations.
+    kind: selects the scorer, for example `math` or `code`.
+    pass_rate: fraction of correct responses in an earlier measurement.
+    key: digest of the question, see `question_key`; equal questions have equal
+      keys in every file and prompt format. Empty if unknown.
+    location: file and row, for messages; empty for generated problems.
+    column: column of the file that holds the reference, for messages.
   """
 
   prompt: str
@@ -36,21 +37,31 @@ class Problem:
   kind: str = ''
   pass_rate: float | None = None
   key: str = ''
-  place: str = ''
+  location: str = ''
   column: str = ''
+
+
+def question_key(question: str) -> str:
+  """Digest of a question's words, ignoring case and whitespace.
+
+  >>> question_key('What is  $x$?') == question_key('what is $x$?')
+  True
+  """
+  text = ' '.join(question.lower().split())
+  return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 @runtime_checkable
 class ProblemSource(Protocol):
-  """Problems by index: a Grain `RandomAccessDataSource` of `Problem`.
+  """A Grain `RandomAccessDataSource` of `Problem`.
 
-  `source[index]` depends on the index alone, so that a stream can be resumed
-  from one number, and it may be called from several threads at once.
+  `source[index]` depends on the index alone, so that a stream can resume from
+  one number. It is called from several threads.
   """
 
   @property
   def names(self) -> tuple[str, ...]:
-    """Every value that `Problem.source` takes; its place is the source id."""
+    """All values of `Problem.source`; the index of a name is its source id."""
     ...
 
   def __len__(self) -> int: ...
@@ -60,14 +71,14 @@ class ProblemSource(Protocol):
 
 @runtime_checkable
 class Fingerprinted(Protocol):
-  """A source that files may change under, and that would notice."""
+  """A source with a digest of its content, which changes with its files."""
 
   @property
   def fingerprint(self) -> str:
-    """Differs where the problems do."""
+    """Digest of the problems."""
     ...
 
 
-def fingerprint_of(source: ProblemSource) -> str:
-  """What tells the problems of a source from others; may be empty."""
+def source_fingerprint(source: ProblemSource) -> str:
+  """The source's fingerprint, or an empty string if it has none."""
   return source.fingerprint if isinstance(source, Fingerprinted) else ''

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a question is put to the policy: instruction, conversation, template."""
+"""Prompt formats: instructions and chat templates around a problem's question."""
 
 from __future__ import annotations
 
@@ -8,43 +8,45 @@ import datetime
 from collections.abc import Mapping
 
 from covrl.data.chat import ChatTemplate
-from covrl.data.problems import Problem, ProblemSource, fingerprint_of
+from covrl.data.problems import Problem, ProblemSource, source_fingerprint
 from covrl.data.tokenizer import Tokenizer
 
 QUESTION = '{question}'
 
-# Some templates write the date; a run that is resumed must ask as it did before.
+# Some templates write the date; a resumed run must make the same prompts.
 _DATE = datetime.datetime(2024, 7, 26)
 
-# What a question is without the frame that asked for another form of answer.
-_BARE_KINDS = {'math_dapo': 'math'}
+# Kinds of problems without the instruction of their dataset.
+_KINDS_WITHOUT_INSTRUCTION = {'math_dapo': 'math'}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PromptForm:
-  """From bare questions, or conversations, to the text that is continued.
+class PromptFormat:
+  """Formats the question or conversation of a problem as a prompt.
 
   Attributes:
-    template: of a conversation; `None` puts what is asked into `text`.
-    begin: the text of the token that the tokenizer puts before every prompt,
-      which a template must not write a second time; empty for none.
-    text: has `{question}` where the question goes.
-    system: the first message; empty for none.
-    instructions: what is said behind a bare question, by the kind of problem.
-    bare: whether conversations are left aside, and their last question asked
-      as a bare one is.
+    template: the model's chat template; `None` to format with `text` instead.
+    bos_text: text of the BOS token if the tokenizer adds one too; it is removed
+      from the output of `template`. Empty otherwise.
+    text: prompt with `{question}` in place of the messages.
+    system: system message; empty for none.
+    instructions: text after a bare question, by kind of problem.
+    question_only: whether to replace conversations by their last question.
 
-  >>> form = PromptForm(text='Q: {question}', instructions={'math': 'Use a box.'})
-  >>> form(Problem(prompt='1 + 1?', reference='2', source='', kind='math')).prompt
+  >>> prompts = PromptFormat(
+  ...   text='Q: {question}', instructions={'math': 'Use a box.'}
+  ... )
+  >>> sums = Problem(prompt='1 + 1?', reference='2', source='', kind='math')
+  >>> prompts(sums).prompt
   'Q: 1 + 1?\\nUse a box.'
   """
 
   template: ChatTemplate | None = None
-  begin: str = ''
+  bos_text: str = ''
   text: str = QUESTION
   system: str = ''
   instructions: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  bare: bool = False
+  question_only: bool = False
 
   def __post_init__(self) -> None:
     if QUESTION not in self.text:
@@ -53,61 +55,70 @@ class PromptForm:
       )
 
   def __call__(self, problem: Problem) -> Problem:
-    """The same problem, its prompt as the policy is given it.
+    """The problem with a formatted prompt.
 
     Raises:
-      ValueError: the template refuses the conversation.
+      ValueError: the template rejects the conversation.
     """
-    problem = dataclasses.replace(problem, kind=self.kind_of(problem.kind))
+    kind = self.formatted_kind(problem.kind)
+    problem = dataclasses.replace(problem, kind=kind)
     messages = self._messages(problem)
     if self.template is None:
-      asked = '\n\n'.join(message['content'] for message in messages)
-      return dataclasses.replace(
-        problem, prompt=self.text.replace(QUESTION, asked)
-      )
+      content = '\n\n'.join(message['content'] for message in messages)
+      prompt = self.text.replace(QUESTION, content)
+      return dataclasses.replace(problem, prompt=prompt)
     try:
       prompt = self.template.render(messages, strftime_now=_DATE.strftime)
     except ValueError as error:
-      raise ValueError(f'{problem.place}: {error}') from None
+      raise ValueError(f'{problem.location}: {error}') from None
     return dataclasses.replace(
-      problem, prompt=prompt.removeprefix(self.begin) if self.begin else prompt
+      problem, prompt=prompt.removeprefix(self.bos_text)
     )
 
-  def kind_of(self, kind: str) -> str:
-    """The kind of a problem of this kind, once it is asked in this form."""
-    return _BARE_KINDS.get(kind, kind) if self.bare else kind
+  def formatted_kind(self, kind: str) -> str:
+    """`Problem.kind` after formatting, for a problem of a kind."""
+    if self.question_only:
+      return _KINDS_WITHOUT_INSTRUCTION.get(kind, kind)
+    return kind
 
   def _messages(self, problem: Problem) -> list[Mapping[str, str]]:
     messages: list[Mapping[str, str]] = []
-    if not self.bare:
+    if not self.question_only:
       messages.extend(problem.messages)
     if not messages:
       instruction = self.instructions.get(problem.kind, '')
-      asked = '\n'.join(filter(None, (problem.prompt, instruction)))
-      messages = [{'role': 'user', 'content': asked}]
+      content = '\n'.join(filter(None, (problem.prompt, instruction)))
+      messages = [{'role': 'user', 'content': content}]
     if self.system and messages[0]['role'] != 'system':
       messages.insert(0, {'role': 'system', 'content': self.system})
     return messages
 
 
-def begin_of(template: ChatTemplate, tokenizer: Tokenizer) -> str:
-  """The begin token's text, if both template and tokenizer write one."""
+def duplicate_bos_text(template: ChatTemplate, tokenizer: Tokenizer) -> str:
+  """Text of the BOS token if template and tokenizer both add it, else empty."""
   if tokenizer.bos_id is None:
     return ''
   return template.special_tokens.get('bos_token', '')
 
 
-class AskedSource:
-  """A source whose prompts are in a form."""
+class FormattedSource:
+  """A source with formatted prompts.
 
-  def __init__(self, source: ProblemSource, form: PromptForm) -> None:
+  Args:
+    source: problems with bare questions or conversations.
+    prompt_format: format of the prompts.
+  """
+
+  def __init__(
+    self, source: ProblemSource, prompt_format: PromptFormat
+  ) -> None:
     self._source = source
-    self._form = form
+    self._format = prompt_format
     self.names = source.names
-    self.fingerprint = fingerprint_of(source)
+    self.fingerprint = source_fingerprint(source)
 
   def __len__(self) -> int:
     return len(self._source)
 
   def __getitem__(self, index: int) -> Problem:
-    return self._form(self._source[index])
+    return self._format(self._source[index])

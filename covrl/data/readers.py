@@ -1,120 +1,119 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of files: JSON lines, Parquet, ArrayRecord and TFDS.
+"""Random access to the rows of JSON Lines, Parquet, ArrayRecord and TFDS files.
 
-Each is random access, so that a stream can shuffle it and resume anywhere, and
-knows where in a file a row is, so that a sentence about it can say so. None
-needs TensorFlow, TFDS included: it reads ArrayRecord files.
+Every reader gives the location of a row for error messages. TensorFlow is not
+needed, even for TFDS, whose ArrayRecord files are read directly.
 """
 
 from __future__ import annotations
 
+import abc
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from etils import epath
 
 from covrl import storage
 
 TFDS = 'tfds:'
-"""Begins the name of a prepared TFDS dataset: `tfds:gsm8k/test`."""
+"""Prefix of the name of a prepared TFDS dataset: `tfds:gsm8k/test`."""
 
 
-@runtime_checkable
-class Records(Protocol):
+class Records(abc.ABC):
   """Rows by index; `records[index]` may be called from several threads.
 
-  A row is an object with named columns, or whatever else the file holds.
+  A row is normally a mapping from column names to values.
+
+  Attributes:
+    file: name of the file or dataset.
   """
 
-  @property
-  def file(self) -> str:
-    """What it was opened by."""
-    ...
+  file: str
 
+  @abc.abstractmethod
   def __len__(self) -> int: ...
 
+  @abc.abstractmethod
   def __getitem__(self, index: int) -> Any: ...
 
-  def __iter__(self) -> Iterator[Any]: ...
+  def __iter__(self) -> Iterator[Any]:
+    return (self[index] for index in range(len(self)))
 
-  def place(self, index: int) -> str:
-    """Where a row is, for sentences: `row 3 of sums.jsonl`."""
-    ...
+  def location(self, index: int) -> str:
+    """Location of a row, counted from 0: `row 3 of sums.parquet`."""
+    return f'row {index} of {self.file}'
 
 
 def open_records(name: epath.PathLike) -> Records:
-  """Opens a file by the end of its name.
+  """Opens a file with the reader for its suffix.
 
   Args:
-    name: of a `.jsonl`, `.parquet` or `.array_record` file, or of a prepared
-      TFDS dataset in the ArrayRecord format, `tfds:NAME/SPLIT`.
+    name: a `.jsonl`, `.parquet` or `.array_record` file, or a prepared TFDS
+      dataset in the ArrayRecord format, `tfds:NAME/SPLIT`.
 
   Raises:
-    ValueError: there is no such file, it is empty, or of another kind.
+    ValueError: the file is missing, empty, or of another kind.
   """
   if str(name).startswith(TFDS):
     dataset, _, split = str(name).removeprefix(TFDS).rpartition('/')
     return TfdsRecords(dataset or split, split=split if dataset else 'train')
-  for suffix, kind in _KINDS.items():
-    # Shards may have their number behind: x.array_record-00000-of-00002.
+  for suffix, reader in _READERS.items():
+    # Shards may have a number after the suffix: x.array_record-00000-of-00002.
     if re.fullmatch(rf'.*{re.escape(suffix)}(-\d+-of-\d+)?', str(name)):
-      return kind(name)
+      return reader(name)
   raise ValueError(
-    f'A file of problems must be one of {", ".join(_KINDS)} or {TFDS}NAME/SPLIT,'
-    f' got {name}.'
+    f'A file of problems must be one of {", ".join(_READERS)} or'
+    f' {TFDS}NAME/SPLIT, got {name}.'
   )
 
 
-class JsonlRecords:
-  """JSON objects, one a line; blank lines do not count.
+class JsonlRecords(Records):
+  """JSON objects, one per line; blank lines are skipped.
 
   Args:
     path: the file.
 
   Raises:
-    ValueError: there is no such file, or no line in it. While reading: a line
-      is no JSON. Rows count from 1, as editors do.
+    ValueError: the file is missing or empty. While reading: a line is not
+      JSON.
   """
 
   def __init__(self, path: epath.PathLike) -> None:
-    file = _existing(path)
+    file = _require_file(path)
     self.file = str(file)
     lines = file.read_bytes().split(b'\n')
     self._rows = [n for n, line in enumerate(lines, start=1) if line.strip()]
     self._lines = [lines[row - 1] for row in self._rows]
-    _check_rows(self)
+    _require_rows(self)
 
   def __len__(self) -> int:
     return len(self._rows)
 
   def __getitem__(self, index: int) -> Any:
-    return _parse(self._lines[index], self.place(index))
+    return _parse_json(self._lines[index], self.location(index))
 
-  def __iter__(self) -> Iterator[Any]:
-    return _in_order(self)
-
-  def place(self, index: int) -> str:
-    """`row 3 of sums.jsonl`: the line's number."""
+  def location(self, index: int) -> str:
+    """Line number of a row, counted from 1: `row 3 of sums.jsonl`."""
     return f'row {self._rows[index]} of {self.file}'
 
 
-class ParquetRecords:
+class ParquetRecords(Records):
   """Rows of a Parquet file.
 
   Args:
     path: the file.
 
   Raises:
-    ValueError: there is no such file, it is no Parquet, or has no row.
+    ValueError: the file is missing, empty, or not a Parquet file.
   """
 
   def __init__(self, path: epath.PathLike) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    file = _existing(path)
+    file = _require_file(path)
     self.file = str(file)
     try:
       reader = pyarrow.BufferReader(file.read_bytes())
@@ -122,9 +121,9 @@ class ParquetRecords:
     except pyarrow.ArrowInvalid as error:
       reason = str(error).partition('. ')[0]
       raise ValueError(
-        f'{file} must be a Parquet file, and is none: {reason}.'
+        f'{file} must be a Parquet file, got: {reason}.'
       ) from None
-    _check_rows(self)
+    _require_rows(self)
 
   def __len__(self) -> int:
     return self._table.num_rows
@@ -136,56 +135,45 @@ class ParquetRecords:
     for batch in self._table.to_batches(max_chunksize=1024):
       yield from batch.to_pylist()
 
-  def place(self, index: int) -> str:
-    """`row 3 of sums.parquet`, from 0."""
-    return f'row {index} of {self.file}'
 
-
-class ArrayRecordRecords:
+class ArrayRecordRecords(Records):
   """JSON objects in an ArrayRecord file.
 
   Args:
     path: the file.
 
   Raises:
-    ValueError: there is no such file, or no record in it. While reading: a
-      record is no JSON.
+    ValueError: the file is missing or empty. While reading: a record is not
+      JSON.
   """
 
   def __init__(self, path: epath.PathLike) -> None:
     import grain
 
-    file = _existing(path)
+    file = _require_file(path)
     self.file = str(file)
     self._records: Any = grain.sources.ArrayRecordDataSource(
-      [str(storage.local(file))]
+      [str(storage.local_copy(file))]
     )
-    _check_rows(self)
+    _require_rows(self)
 
   def __len__(self) -> int:
     return len(self._records)
 
   def __getitem__(self, index: int) -> Any:
-    return _parse(self._records[index], self.place(index))
-
-  def __iter__(self) -> Iterator[Any]:
-    return _in_order(self)
-
-  def place(self, index: int) -> str:
-    """`row 3 of sums.array_record`, from 0."""
-    return f'row {index} of {self.file}'
+    return _parse_json(self._records[index], self.location(index))
 
 
-class TfdsRecords:
+class TfdsRecords(Records):
   """Examples of a prepared TFDS dataset in the ArrayRecord format.
 
   Args:
-    name: of the dataset, with its config and version if need be.
+    name: name of the dataset, optionally with config and version.
     split: `train`, `test[:100]`, ….
-    data_dir: where it was prepared; TFDS's own default unless given.
+    data_dir: directory of the prepared dataset; TFDS's default unless given.
 
   Raises:
-    ValueError: the dataset or the split is not there, or is empty.
+    ValueError: the dataset or the split is missing or empty.
   """
 
   def __init__(
@@ -199,49 +187,41 @@ class TfdsRecords:
         name, data_dir=None if data_dir is None else str(data_dir)
       )
     except tfds.core.DatasetNotFoundError as error:
-      place = 'the default folder' if data_dir is None else str(data_dir)
+      folder = 'the default folder' if data_dir is None else str(data_dir)
       raise ValueError(
         f'A prepared TFDS dataset is required, got {name!r}, which is not in'
-        f' {place}.'
+        f' {folder}.'
       ) from error
-    # TFDS has no empty data source.
+    # TFDS cannot make a data source of an empty split.
     self._records: Any = ()
     if builder.info.splits[split].num_examples:
       self._records = builder.as_data_source(split=split)
-    _check_rows(self)
+    _require_rows(self)
 
   def __len__(self) -> int:
     return len(self._records)
 
   def __getitem__(self, index: int) -> Any:
-    return _plain(self._records[index])
-
-  def __iter__(self) -> Iterator[Any]:
-    return _in_order(self)
-
-  def place(self, index: int) -> str:
-    """`row 3 of tfds:gsm8k/test`, from 0."""
-    return f'row {index} of {self.file}'
+    return _to_json_types(self._records[index])
 
 
-_KINDS = {
+_READERS = {
   '.jsonl': JsonlRecords,
   '.parquet': ParquetRecords,
   '.array_record': ArrayRecordRecords,
 }
 
 
-def _existing(path: epath.PathLike) -> epath.Path:
-  path = storage.path_of(path)
+def _require_file(path: epath.PathLike) -> epath.Path:
+  path = storage.as_path(path)
   if not path.is_file():
     raise ValueError(
-      f'A file of problems is required, got {path}, which is none.'
+      f'A file of problems is required, got {path}, which is not a file.'
     )
   return path
 
 
-def _check_rows(records: Records) -> None:
-  """Refuses an empty file."""
+def _require_rows(records: Records) -> None:
   if len(records) == 0:
     raise ValueError(
       'A file with at least one problem is required, got'
@@ -249,27 +229,24 @@ def _check_rows(records: Records) -> None:
     )
 
 
-def _in_order(records: Records) -> Iterator[Any]:
-  return (records[index] for index in range(len(records)))
-
-
-def _parse(text: bytes, place: str) -> Any:
+def _parse_json(text: bytes, location: str) -> Any:
   try:
     return json.loads(text)
   except ValueError as error:
     raise ValueError(
-      f'{place[0].upper()}{place[1:]} must be a JSON object, got {text[:40]!r}.'
+      f'{location[0].upper()}{location[1:]} must be a JSON object, got'
+      f' {text[:40]!r}.'
     ) from error
 
 
-def _plain(value: Any) -> Any:
-  """A value as JSON has it: text from bytes, numbers and lists from NumPy."""
+def _to_json_types(value: Any) -> Any:
+  """Converts bytes to text, and NumPy values to numbers and lists."""
   if isinstance(value, bytes):
     return value.decode()
   if hasattr(value, 'tolist'):
-    return _plain(value.tolist())
+    return _to_json_types(value.tolist())
   if isinstance(value, list):
-    return [_plain(item) for item in value]
+    return [_to_json_types(item) for item in value]
   if isinstance(value, Mapping):
-    return {name: _plain(item) for name, item in value.items()}
+    return {name: _to_json_types(item) for name, item in value.items()}
   return value

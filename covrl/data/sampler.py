@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The global order of a source, and which rows of each draw are whose."""
+"""The global order of a source's problems, and each process's share of it.
+
+A draw is a batch of consecutive problems of the global order, over all
+processes.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +24,24 @@ Batch = TypeVar('Batch')
 
 
 @dataclasses.dataclass(frozen=True)
-class DrawnRows:
-  """Problems of one draw; their places in the order and in the source."""
+class ProblemDraw:
+  """One process's problems of a draw.
+
+  Attributes:
+    draw: index of the draw.
+    problems: P problems.
+    order_indices: index of each problem in the global order.
+    source_indices: index of each problem in the source.
+  """
 
   draw: int
   problems: tuple[Problem, ...]
-  indices: Int[np.ndarray, ' P']
-  places: tuple[int, ...]
+  order_indices: Int[np.ndarray, ' P']
+  source_indices: tuple[int, ...]
 
 
-class _Numbered:
-  """A source that also says which problem each one is."""
+class _IndexedSource:
+  """A source that returns each problem with its index."""
 
   def __init__(self, source: ProblemSource) -> None:
     self._source = source
@@ -42,35 +53,42 @@ class _Numbered:
     return index, self._source[index]
 
 
-class Draws(Generic[Batch]):
-  """A process's rows of each draw, as a Grain source."""
+class DrawSource(Generic[Batch]):
+  """One process's batches by the index of the draw, as a Grain source.
+
+  Args:
+    order: the global order, see `global_order`.
+    build: makes a batch of the problems.
+    draw_size: problems in a draw, over all processes.
+    rows: this process's rows of a draw, see `process_rows`.
+  """
 
   def __init__(
     self,
     order: grain.MapDataset[tuple[int, Problem]],
-    build: Callable[[DrawnRows], Batch],
+    build: Callable[[ProblemDraw], Batch],
     draw_size: int,
-    own_rows: range,
+    rows: range,
   ) -> None:
     self._order = order
     self._build = build
     self._draw_size = draw_size
-    self._own_rows = own_rows
+    self._rows = rows
 
   def __len__(self) -> int:
     return len(self._order) // self._draw_size
 
   def __getitem__(self, index: int) -> Batch:
-    indices = [index * self._draw_size + row for row in self._own_rows]
-    places, problems = zip(
-      *(self._order[place] for place in indices), strict=True
+    order_indices = [index * self._draw_size + row for row in self._rows]
+    source_indices, problems = zip(
+      *(self._order[position] for position in order_indices), strict=True
     )
     return self._build(
-      DrawnRows(
+      ProblemDraw(
         draw=index,
         problems=problems,
-        indices=np.array(indices, np.int64),
-        places=places,
+        order_indices=np.array(order_indices, np.int64),
+        source_indices=source_indices,
       )
     )
 
@@ -78,16 +96,25 @@ class Draws(Generic[Batch]):
 def global_order(
   source: ProblemSource, seed: int, shuffle: bool
 ) -> grain.MapDataset[tuple[int, Problem]]:
-  """Every epoch of a source, one after the other; of a mixture, interleaved."""
+  """Endless epochs of a source; the sources of a mixture are interleaved.
+
+  Args:
+    source: the problems.
+    seed: seed of the order.
+    shuffle: whether each epoch is shuffled.
+
+  Raises:
+    ValueError: a source is empty.
+  """
   if not isinstance(source, MixtureSource):
     return _epochs(source, seed, shuffle)
   import grain
 
-  # Sources of equal length must not be in step with one another.
+  # With one seed, sources of equal length would be shuffled alike.
   seeds = np.random.SeedSequence(seed).generate_state(len(source.sources))
   orders = [
-    _epochs(each, int(own), shuffle)
-    for each, own in zip(source.sources, seeds, strict=True)
+    _epochs(part, int(part_seed), shuffle)
+    for part, part_seed in zip(source.sources, seeds, strict=True)
   ]
   return grain.MapDataset.mix(orders, source.weights)
 
@@ -102,12 +129,18 @@ def _epochs(
       'A source with at least one problem is required, got an empty one'
       f' ({", ".join(source.names)}).'
     )
-  epoch = grain.MapDataset.source(_Numbered(source)).seed(seed)
+  epoch = grain.MapDataset.source(_IndexedSource(source)).seed(seed)
   return (epoch.shuffle() if shuffle else epoch).repeat()
 
 
-def own_rows(draw_size: int, process_index: int, process_count: int) -> range:
-  """The rows of each draw that are this process's: a contiguous share."""
+def process_rows(
+  draw_size: int, process_index: int, process_count: int
+) -> range:
+  """The contiguous rows of each draw that one process takes.
+
+  Raises:
+    ValueError: the processes cannot share a draw evenly.
+  """
   if not 0 <= process_index < process_count:
     raise ValueError(
       f'process_index must lie in [0, {process_count}), got {process_index}.'

@@ -1,23 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Columns as people publish them: which hold the question, which the answer.
+"""Dataset schemas: the columns of questions and answers in published datasets.
 
-`LAYOUTS` is the table. A file's layout is the first whose columns its first row
-has and whose sign it shows; every row must then be of it.
+`SCHEMAS` lists them. A file has the first schema that its first row matches;
+all other rows must then conform to it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from covrl.data import parsers
-from covrl.data.columns import Row, kind_of
-from covrl.data.problems import Problem
+from covrl.data.columns import Row, type_name
+from covrl.data.problems import Problem, question_key
 
-# Where somebody's measured share of right responses may stand.
-_PASS_RATES = (
+_PASS_RATE_COLUMNS = (
   'pass_rate',
   'solve_rate',
   'gpt_pass_percentage',
@@ -26,94 +24,103 @@ _PASS_RATES = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Layout:
-  """Which columns of a row hold what, and what tells them.
+class Schema:
+  """Columns of a dataset, how to parse them, and how to detect the dataset.
 
   Attributes:
-    name: as users call it.
-    prompt: columns that may hold the question, as text or as a conversation;
-      the first that is there does.
-    answer: columns that may hold the reference.
-    marks: other columns that it is told by.
-    sign: what else must be true of a first row.
-    reference: from the answer column's name and the row to what a scorer needs.
-    question: from the prompt's text to the bare question.
-    solution: column of a correct response, if there may be one.
-    kind: of the problems; or from a row to its kind.
+    name: name in configurations.
+    prompt_columns: possible columns of the question, as text or as a
+      conversation; the first that is present counts.
+    answer_columns: possible columns of the reference.
+    marker_columns: further columns that a matching row must have.
+    condition: predicate that the first row of a file must also meet.
+    parse_reference: from the row and the answer column to the reference.
+    parse_question: from the prompt's text and the row to the bare question.
+    solution_column: column of a correct response, or empty.
+    kind: `Problem.kind`, or a function from the row to it.
   """
 
   name: str
-  prompt: tuple[str, ...]
-  answer: tuple[str, ...]
-  marks: tuple[str, ...] = ()
-  sign: Callable[[Row], bool] = lambda row: True
-  reference: Callable[[Row, str], Any] = parsers.stated
-  question: Callable[[str, Row], str] = lambda text, row: text
-  solution: str = ''
+  prompt_columns: tuple[str, ...]
+  answer_columns: tuple[str, ...]
+  marker_columns: tuple[str, ...] = ()
+  condition: Callable[[Row], bool] = lambda row: True
+  parse_reference: Callable[[Row, str], Any] = parsers.plain_answer
+  parse_question: Callable[[str, Row], str] = lambda text, row: text
+  solution_column: str = ''
   kind: str | Callable[[Row], str] = 'math'
 
-  def recognises(self, row: Row) -> bool:
-    """Whether a file that begins with this row is of this layout."""
+  def matches(self, row: Row) -> bool:
+    """Whether a file whose first row this is has the schema."""
     return (
-      any(map(row.has, self.prompt))
-      and any(map(row.has, self.answer))
-      and all(mark in row.columns for mark in self.marks)
-      and self.sign(row)
+      any(map(row.has, self.prompt_columns))
+      and any(map(row.has, self.answer_columns))
+      and all(marker in row.columns for marker in self.marker_columns)
+      and self.condition(row)
     )
 
   def columns(self, row: Row) -> tuple[str, ...]:
-    """The columns that a row's problem is read from."""
-    read = [row.column(*self.prompt), row.column(*self.answer)]
-    if self.solution and row.has(self.solution):
-      read.append(self.solution)
+    """The columns that `parse` reads of a row."""
+    read = [
+      row.first_present(*self.prompt_columns),
+      row.first_present(*self.answer_columns),
+    ]
+    if self.solution_column and row.has(self.solution_column):
+      read.append(self.solution_column)
     return tuple(dict.fromkeys(read))
 
-  def problem(self, row: Row, source: str) -> Problem:
-    """The problem of a row.
+  def parse(self, row: Row, source: str) -> Problem:
+    """Parses a row.
 
     Args:
-      row: of a file of this layout.
-      source: the name of the source, where the row does not say its own.
+      row: a row of a file with this schema.
+      source: name of the source, unless the row has a `data_source`.
 
     Raises:
-      ValueError: a column is missing or holds something else; the sentence
-        names it.
+      ValueError: a column is missing or invalid; the message names it.
     """
-    text, messages = _prompt(row, row.column(*self.prompt))
-    question = self.question(text, row)
-    column = row.column(*self.answer)
-    solution = row.value(self.solution) if self.solution else None
-    own = row.value('data_source')
+    text, messages = _prompt(row, row.first_present(*self.prompt_columns))
+    question = self.parse_question(text, row)
+    column = row.first_present(*self.answer_columns)
+    solution = row.value(self.solution_column) if self.solution_column else None
+    own_source = row.value('data_source')
     kind = self.kind if isinstance(self.kind, str) else self.kind(row)
     return Problem(
       prompt=question,
-      reference=self.reference(row, column),
-      source=own if isinstance(own, str) and own else source,
-      solution=parsers.solution(solution),
+      reference=self.parse_reference(row, column),
+      source=own_source
+      if isinstance(own_source, str) and own_source
+      else source,
+      solution=parsers.solution_text(solution),
       messages=messages,
       kind=kind,
       pass_rate=_pass_rate(row),
-      key=key_of(question),
-      place=row.place,
+      key=question_key(question),
+      location=row.location,
       column=column,
     )
 
 
-def plain_columns(
+def custom_schema(
   prompt: str, answer: str, solution: str | None = None
-) -> Layout:
-  """A layout of one's own: the columns' names, and any reference at all.
+) -> Schema:
+  """A schema of the given columns, with references of any type.
 
-  >>> layout = plain_columns('asked', 'wanted')
-  >>> layout.problem(Row({'asked': '1 + 1', 'wanted': [2]}, 'row 1'), '').reference
+  Args:
+    prompt: column of the question.
+    answer: column of the reference, which is taken as it is.
+    solution: column of a correct response.
+
+  >>> schema = custom_schema('asked', 'wanted')
+  >>> schema.parse(Row({'asked': '1 + 1', 'wanted': [2]}, 'row 1'), '').reference
   [2]
   """
-  return Layout(
+  return Schema(
     name='columns',
-    prompt=(prompt,),
-    answer=(answer,),
-    reference=lambda row, column: row.value(column),
-    solution=solution or '',
+    prompt_columns=(prompt,),
+    answer_columns=(answer,),
+    parse_reference=lambda row, column: row.value(column),
+    solution_column=solution or '',
     kind='',
   )
 
@@ -131,190 +138,181 @@ def _is_dapo(row: Row) -> bool:
 
 
 def _verl_kind(row: Row) -> str:
-  """One file may hold several kinds: Eurus-2-RL has maths and code."""
+  """Kind by row: one file may mix mathematics and code, as Eurus-2-RL does."""
   if _is_code(row):
     return 'code'
   return 'math_dapo' if _is_dapo(row) else 'math'
 
 
 def _verl_reference(row: Row, column: str) -> Any:
-  read = parsers.code_tests if _is_code(row) else parsers.stated
-  return read(row, column)
+  parse = parsers.code_tests if _is_code(row) else parsers.plain_answer
+  return parse(row, column)
 
 
-_VERL = Layout(
+_VERL = Schema(
   name='verl',
-  prompt=('prompt',),
-  answer=('reward_model.ground_truth',),
-  reference=_verl_reference,
-  question=parsers.without_frame,
+  prompt_columns=('prompt',),
+  answer_columns=('reward_model.ground_truth',),
+  parse_reference=_verl_reference,
+  parse_question=parsers.strip_dapo_instruction,
   kind=_verl_kind,
 )
 
-LAYOUTS = (
-  # verl's, and the sets that are published in it.
-  dataclasses.replace(_VERL, name='Eurus-2-RL-Code', sign=_is_code),
-  dataclasses.replace(_VERL, name='DAPO-Math-17k', sign=_is_dapo),
+SCHEMAS = (
+  # verl's format, and datasets that are published in it.
+  dataclasses.replace(_VERL, name='Eurus-2-RL-Code', condition=_is_code),
+  dataclasses.replace(_VERL, name='DAPO-Math-17k', condition=_is_dapo),
   _VERL,
-  # Benchmarks; those with a worked solution say the answer beside it.
-  Layout(
+  # Benchmarks; those with a worked solution have the answer in a column too.
+  Schema(
     name='OlympiadBench',
-    prompt=('question',),
-    answer=('final_answer',),
-    reference=parsers.listed,
-    question=parsers.in_context,
+    prompt_columns=('question',),
+    answer_columns=('final_answer',),
+    parse_reference=parsers.answer_list,
+    parse_question=parsers.prepend_context,
   ),
-  Layout(
+  Schema(
     name='OMNI-MATH',
-    prompt=('problem',),
-    answer=('answer',),
-    marks=('domain', 'difficulty'),
-    solution='solution',
+    prompt_columns=('problem',),
+    answer_columns=('answer',),
+    marker_columns=('domain', 'difficulty'),
+    solution_column='solution',
   ),
-  Layout(
+  Schema(
     name='MATH-500',
-    prompt=('problem',),
-    answer=('answer',),
-    marks=('subject', 'unique_id'),
-    solution='solution',
+    prompt_columns=('problem',),
+    answer_columns=('answer',),
+    marker_columns=('subject', 'unique_id'),
+    solution_column='solution',
   ),
-  Layout(
+  Schema(
     name='AMC',
-    prompt=('problem', 'question'),
-    answer=('answer',),
-    marks=('url',),
-    sign=lambda row: 'AMC' in str(row.value('url')),
+    prompt_columns=('problem', 'question'),
+    answer_columns=('answer',),
+    marker_columns=('url',),
+    condition=lambda row: 'AMC' in str(row.value('url')),
   ),
-  Layout(
+  Schema(
     name='AIME',
-    prompt=('problem', 'Problem'),
-    answer=('answer', 'Answer'),
-    sign=lambda row: (
+    prompt_columns=('problem', 'Problem'),
+    answer_columns=('answer', 'Answer'),
+    condition=lambda row: (
       row.has('year') or row.has('Answer') or 'AIME' in str(row.value('url'))
     ),
-    solution='solution',
+    solution_column='solution',
   ),
-  Layout(
+  Schema(
     name='Minerva',
-    prompt=('problem',),
-    answer=('solution',),
-    marks=('type', 'idx'),
-    reference=parsers.boxed,
-    solution='solution',
+    prompt_columns=('problem',),
+    answer_columns=('solution',),
+    marker_columns=('type', 'idx'),
+    parse_reference=parsers.boxed_answer,
+    solution_column='solution',
   ),
-  # Code, and what is told by the form of its answers.
-  Layout(
+  # Code, and datasets that are detected by the format of their answers.
+  Schema(
     name='KodCode',
-    prompt=('question',),
-    answer=('test',),
-    marks=('test_info',),
-    reference=parsers.assert_suite,
-    question=parsers.with_declaration,
-    solution='solution',
+    prompt_columns=('question',),
+    answer_columns=('test',),
+    marker_columns=('test_info',),
+    parse_reference=parsers.assert_suite,
+    parse_question=parsers.append_declaration,
+    solution_column='solution',
     kind='code',
   ),
-  Layout(
+  Schema(
     name='GSM8K',
-    prompt=('question',),
-    answer=('answer',),
-    sign=lambda row: '####' in str(row.value('answer')),
-    reference=parsers.behind_hashes,
-    solution='answer',
+    prompt_columns=('question',),
+    answer_columns=('answer',),
+    condition=lambda row: '####' in str(row.value('answer')),
+    parse_reference=parsers.gsm8k_answer,
+    solution_column='answer',
   ),
-  Layout(
+  Schema(
     name='MATH',
-    prompt=('problem',),
-    answer=('solution',),
-    sign=lambda row: (
+    prompt_columns=('problem',),
+    answer_columns=('solution',),
+    condition=lambda row: (
       not row.has('answer') and '\\boxed' in str(row.value('solution'))
     ),
-    reference=parsers.boxed,
-    solution='solution',
+    parse_reference=parsers.boxed_answer,
+    solution_column='solution',
   ),
-  Layout(
+  Schema(
     name='TRL',
-    prompt=('prompt',),
-    answer=('answer', 'solution', 'ground_truth', 'label'),
-    sign=_is_conversation,
-    solution='completion',
+    prompt_columns=('prompt',),
+    answer_columns=('answer', 'solution', 'ground_truth', 'label'),
+    condition=_is_conversation,
+    solution_column='completion',
   ),
-  Layout(
+  Schema(
     name='plain',
-    prompt=('question', 'problem', 'prompt'),
-    answer=('answer', 'solution'),
-    solution='solution',
+    prompt_columns=('question', 'problem', 'prompt'),
+    answer_columns=('answer', 'solution'),
+    solution_column='solution',
   ),
 )
 
 
-def layout_of(row: Row) -> Layout:
-  """The layout of a file that begins with this row.
+def detect_schema(row: Row) -> Schema:
+  """The schema of a file, from its first row.
 
   Raises:
-    ValueError: it is of none.
+    ValueError: the row matches no schema.
   """
-  for layout in LAYOUTS:
-    if layout.recognises(row):
-      return layout
+  for schema in SCHEMAS:
+    if schema.matches(row):
+      return schema
   raise ValueError(
-    f'{row.place[0].upper()}{row.place[1:]} must have columns of a known'
-    f' layout ({", ".join(layout.name for layout in LAYOUTS)}), such as'
+    f'{row.location[0].upper()}{row.location[1:]} must have columns of a known'
+    f' layout ({_schema_names()}), such as'
     f" 'question' and 'answer', got {', '.join(map(repr, row.columns))}."
   )
 
 
-def layout_named(name: str) -> Layout:
-  """A layout by its name.
+def schema_by_name(name: str) -> Schema:
+  """The schema with a name, in any case.
 
   Raises:
-    ValueError: there is none of this name.
+    ValueError: there is no schema of this name.
 
-  >>> layout_named('gsm8k').name
+  >>> schema_by_name('gsm8k').name
   'GSM8K'
   """
-  for layout in LAYOUTS:
-    if layout.name.lower() == name.lower():
-      return layout
-  raise ValueError(
-    f'A layout must be one of {", ".join(layout.name for layout in LAYOUTS)},'
-    f' got {name!r}.'
-  )
+  for schema in SCHEMAS:
+    if schema.name.lower() == name.lower():
+      return schema
+  raise ValueError(f'A layout must be one of {_schema_names()}, got {name!r}.')
 
 
-def key_of(question: str) -> str:
-  """What tells a question from others: a digest of its words.
-
-  >>> key_of('What is  $x$?') == key_of('what is $x$?')
-  True
-  """
-  text = ' '.join(question.lower().split())
-  return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+def _schema_names() -> str:
+  return ', '.join(schema.name for schema in SCHEMAS)
 
 
 def _prompt(row: Row, column: str) -> tuple[str, tuple[Mapping[str, Any], ...]]:
-  """The last question's text, and the conversation if it is one."""
+  """The last user message, and the conversation if the column holds one."""
   value = row.value(column)
   if not isinstance(value, list):
     return row.text(column), ()
   for message in value:
     fields = message if isinstance(message, Mapping) else {}
     if not all(isinstance(fields.get(k), str) for k in ('role', 'content')):
-      raise row.refusal(
+      raise row.error(
         column, 'be messages that each have a role and a content of text'
       )
-  asked = [message for message in value if message['role'] == 'user']
-  if not asked:
-    raise row.refusal(column, 'be a conversation with a message of the user')
+  questions = [message for message in value if message['role'] == 'user']
+  if not questions:
+    raise row.error(column, 'be a conversation with a message of the user')
   messages = tuple({k: m[k] for k in ('role', 'content')} for m in value)
-  return asked[-1]['content'], messages
+  return questions[-1]['content'], messages
 
 
 def _pass_rate(row: Row) -> float | None:
-  for column in _PASS_RATES:
+  for column in _PASS_RATE_COLUMNS:
     value = row.value(column)
     if value is None:
       continue
-    if kind_of(value) != 'a number' or not 0 <= value <= 1:
-      raise row.refusal(column, 'be a share from 0 to 1')
+    if type_name(value) != 'a number' or not 0 <= value <= 1:
+      raise row.error(column, 'be a fraction from 0 to 1')
     return float(value)
   return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokenizers that are sentencepiece models, loaded or made here."""
+"""Tokenizers from sentencepiece models, and training of such models."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from collections.abc import Iterable, Sequence
 
 
 class SentencePieceTokenizer:
-  """A sentencepiece model.
+  """A tokenizer from a sentencepiece model.
 
   Args:
     model: the serialised model.
-    end_ids: any of them ends a response; the model's own end-of-sequence
-      token unless given.
+    end_ids: ids that end a response; the model's end-of-sequence token unless
+      given.
 
   Raises:
-    ValueError: the bytes are no sentencepiece model, or one without an
-      end-of-sequence token, or an end id is no piece of it.
+    ValueError: the bytes are not a sentencepiece model, the model has no
+      end-of-sequence token, or an end id is out of range.
   """
 
   def __init__(self, model: bytes, end_ids: Sequence[int] = ()) -> None:
@@ -30,13 +30,12 @@ class SentencePieceTokenizer:
       self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError as error:
       raise ValueError(
-        f'A sentencepiece model was required, got {len(model)} bytes that'
-        ' are none.'
+        f'A sentencepiece model was required, got {len(model)} other bytes.'
       ) from error
     if self._processor.eos_id() < 0:
       raise ValueError(
         'A tokenizer with an end-of-sequence token was required, got a'
-        ' sentencepiece model that has none.'
+        ' sentencepiece model without one.'
       )
     for token in end_ids:
       if not 0 <= token < self.vocab_size:
@@ -52,22 +51,22 @@ class SentencePieceTokenizer:
 
   @property
   def vocab_size(self) -> int:
-    """Ids are 0 to `vocab_size - 1`."""
+    """Number of ids, which are 0 to `vocab_size - 1`."""
     return self._processor.vocab_size()
 
   @property
   def bos_id(self) -> int | None:
-    """Put before every prompt; `None` where the model has none."""
+    """Id of the BOS token, the first of every prompt, or `None`."""
     return _id_or_none(self._processor.bos_id())
 
   @property
   def end_ids(self) -> tuple[int, ...]:
-    """Any of them ends a response; the first is the one to train on."""
+    """Ids that end a response; supervised training uses the first."""
     return self._end_ids
 
   @property
   def pad_id(self) -> int:
-    """The padding token, or the end-of-sequence token where there is none."""
+    """Id of the padding token, or of the end-of-sequence token without one."""
     pad_id = _id_or_none(self._processor.pad_id())
     return self._processor.eos_id() if pad_id is None else pad_id
 
@@ -77,10 +76,10 @@ class SentencePieceTokenizer:
     return hashlib.sha256(self._model).hexdigest()
 
   def encode(self, text: str) -> list[int]:
-    """The ids of a text, without any special tokens.
+    """Ids of a text, without adding special tokens.
 
     Raises:
-      ValueError: part of the text is in no piece of the vocabulary.
+      ValueError: the text has words outside the vocabulary.
     """
     ids = [int(piece) for piece in self._processor.encode(text)]
     if self._processor.unk_id() in ids:
@@ -91,7 +90,7 @@ class SentencePieceTokenizer:
     return ids
 
   def decode(self, ids: Sequence[int]) -> str:
-    """The text of some ids; special tokens leave no trace."""
+    """Text of ids; special tokens are dropped."""
     return str(self._processor.decode([int(piece) for piece in ids]))
 
   def to_bytes(self) -> bytes:
@@ -105,13 +104,13 @@ def train_sentencepiece(
   vocab_size: int | None = None,
   model_type: str = 'word',
 ) -> SentencePieceTokenizer:
-  """Makes a sentencepiece model of some texts; the same texts, the same model.
+  """Trains a sentencepiece model, deterministically.
 
   Ids 0 to 3 are padding, begin, end and unknown.
 
   Args:
-    texts: what to learn the pieces from.
-    vocab_size: how many pieces, special ones included; every word of the texts
+    texts: training texts.
+    vocab_size: number of pieces, including special ones; all words of the texts
       unless given (word models only).
     model_type: sentencepiece's `word`, `unigram`, `bpe` or `char`.
 
@@ -119,19 +118,22 @@ def train_sentencepiece(
     The tokenizer.
 
   Raises:
-    ValueError: there is no text, or another model type without a size.
+    ValueError: the texts are empty, or `vocab_size` is missing and the model
+      is not a word model.
   """
   import sentencepiece
 
   texts = list(texts)
   words = {word for text in texts for word in text.split()}
   if not words:
-    raise ValueError('Texts to train a tokenizer on are required, got none.')
+    raise ValueError(
+      'Texts to train a tokenizer on are required, got no words.'
+    )
   if vocab_size is None:
     if model_type != 'word':
       raise ValueError(
         f'A {model_type} model needs a vocab_size; only a word model can'
-        ' take every word there is.'
+        ' do without.'
       )
     vocab_size = len(words) + 4
   model = io.BytesIO()

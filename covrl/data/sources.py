@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Problems from files and from memory, some of them, and several together.
-
-Each is random access, so that a stream can shuffle it and resume anywhere.
-"""
+"""Problem sources: files, lists, subsets, concatenations and mixtures."""
 
 from __future__ import annotations
 
@@ -12,99 +9,104 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int
 
-from covrl.data.columns import Row, kind_of
-from covrl.data.problems import Problem, ProblemSource, fingerprint_of
+from covrl.data.columns import Row, type_name
+from covrl.data.problems import Problem, ProblemSource, source_fingerprint
 from covrl.data.readers import Records, open_records
-from covrl.data.schemas import Layout, layout_named, layout_of
+from covrl.data.schemas import Schema, detect_schema, schema_by_name
 
 
 class FileSource:
-  """Problems of one file, every row of which is read and checked at once.
+  """Problems of one file, all rows of which are validated at construction.
 
   Args:
-    file: its name, see `open_records`, or its rows.
-    layout: of its columns, by name or not; recognised from the first row
+    file: name of the file, see `open_records`, or its records.
+    schema: schema of the columns, or its name; detected from the first row
       unless given.
-    name: of the source, where rows do not say their own; the file's unless
-      given.
+    name: `Problem.source` of rows without a `data_source`; the file's name
+      unless given.
 
   Raises:
-    ValueError: there is no such file or no row in it, a row lacks a column, or
-      a column holds something else than it should, or than it does in the
-      first row. The sentence says file, row and column.
+    ValueError: the file is missing or empty, a row lacks a column, or a column
+      is invalid or changes its type. The message names file, row and column.
 
   Attributes:
-    file: what it was opened by.
-    layout: of its columns.
-    names: as `ProblemSource` has it.
-    kinds: of the problems of each of these names.
+    file: name of the file.
+    schema: schema of the columns.
+    names: all values of `Problem.source`.
+    kinds: `Problem.kind` of each of these names.
   """
 
   def __init__(
     self,
     file: epath.PathLike | Records,
     *,
-    layout: Layout | str | None = None,
+    schema: Schema | str | None = None,
     name: str | None = None,
   ) -> None:
     self._records = file if isinstance(file, Records) else open_records(file)
     self.file = self._records.file
     self._name = name or epath.Path(self.file).name
-    if layout is None:
-      layout = layout_of(self._row(0, self._records[0]))
-    self.layout = layout_named(layout) if isinstance(layout, str) else layout
-    self.kinds = self._check()
+    if schema is None:
+      schema = detect_schema(self._row(0, self._records[0]))
+    self.schema = schema_by_name(schema) if isinstance(schema, str) else schema
+    self.kinds = self._validate()
     self.names = tuple(self.kinds)
 
   def __len__(self) -> int:
     return len(self._records)
 
   def __getitem__(self, index: int) -> Problem:
-    row = self._row(index, self._records[index])
-    return self.layout.problem(row, self._name)
+    return self.schema.parse(self._row(index, self._records[index]), self._name)
 
   def __iter__(self) -> Iterator[Problem]:
     for index, columns in enumerate(self._records):
-      yield self.layout.problem(self._row(index, columns), self._name)
+      yield self.schema.parse(self._row(index, columns), self._name)
 
   def _row(self, index: int, columns: object) -> Row:
-    return Row(columns, self._records.place(index))
+    return Row(columns, self._records.location(index))
 
-  def _check(self) -> dict[str, str]:
-    """Reads everything once; the kind of problems of every source there is."""
+  def _validate(self) -> dict[str, str]:
+    """Parses all rows and returns the kind of each source's problems."""
     kinds: dict[str, tuple[str, str]] = {}
     types: dict[str, tuple[str, str]] = {}
     for index, columns in enumerate(self._records):
       row = self._row(index, columns)
-      problem = self.layout.problem(row, self._name)
-      _check_same(
+      problem = self.schema.parse(row, self._name)
+      _check_consistent(
         kinds,
         problem.source,
-        (problem.kind, row.place),
+        (problem.kind, row.location),
         f'The source {problem.source!r} must be of one kind of problems, which'
         " a column 'data_source' may tell apart",
       )
-      for column in self.layout.columns(row):
-        _check_same(
+      for column in self.schema.columns(row):
+        _check_consistent(
           types,
           column,
-          (kind_of(row.value(column)), row.place),
+          (type_name(row.value(column)), row.location),
           f'Column {column!r} must hold the same type throughout',
         )
     return {name: kind for name, (kind, _) in kinds.items()}
 
 
-def _check_same(
+def _check_consistent(
   seen: dict[str, tuple[str, str]],
   name: str,
   found: tuple[str, str],
-  wanted: str,
+  requirement: str,
 ) -> None:
-  """Refuses what is otherwise than where it was seen first."""
-  first, place = seen.setdefault(name, found)
+  """Checks that a value equals the first one of the same name.
+
+  Args:
+    seen: first value and its location, by name; updated.
+    name: a source or a column.
+    found: value and location.
+    requirement: first part of the error message.
+  """
+  first, location = seen.setdefault(name, found)
   if first != found[0]:
     raise ValueError(
-      f'{wanted}, got {first} in {place} and {found[0]} in {found[1]}.'
+      f'{requirement}, got {first} in {location} and {found[0]} in {found[1]}.'
     )
 
 
@@ -123,12 +125,12 @@ class ListSource:
 
 
 class SubsetSource:
-  """Some problems of a source, in an order of one's own.
+  """Selected problems of a source.
 
   Args:
-    source: the problems.
-    indices: which of them.
-    fingerprint: of what the chosen ones say, see `Fingerprinted`.
+    source: all problems.
+    indices: indices into `source`, in the order of the subset.
+    fingerprint: digest of the selected problems, see `Fingerprinted`.
   """
 
   def __init__(
@@ -150,7 +152,7 @@ class SubsetSource:
 
 
 class ConcatenatedSource:
-  """Several sources, one after the other; a shuffled stream mixes them.
+  """Several sources in sequence; a shuffled stream mixes them.
 
   >>> problem = Problem(prompt='1 + 1', reference=2, source='sums')
   >>> both = ConcatenatedSource([ListSource([problem]), ListSource([problem])])
@@ -162,7 +164,7 @@ class ConcatenatedSource:
     self.sources = tuple(sources)
     names = (name for source in self.sources for name in source.names)
     self.names = tuple(dict.fromkeys(names))
-    self.fingerprint = ' '.join(map(fingerprint_of, self.sources)).strip()
+    self.fingerprint = ' '.join(map(source_fingerprint, self.sources)).strip()
 
   def __len__(self) -> int:
     return sum(map(len, self.sources))
@@ -177,17 +179,19 @@ class ConcatenatedSource:
 
 
 class MixtureSource(ConcatenatedSource):
-  """Several sources, of which a stream takes given shares, however long each.
+  """Several sources that a stream samples in given proportions.
 
-  A stream interleaves them by these shares, each in an order and with epochs
-  of its own: any run of its problems has of each source what is its share.
+  A stream interleaves the sources by their weights, whatever their lengths.
+  Each source is shuffled and repeated separately.
 
   Args:
-    sources: at least one problem in each.
-    weights: positive; only their ratios matter, to a hundredth of the least.
+    sources: the sources; none may be empty.
+    weights: positive proportions, one per source; Grain rounds their ratios to
+      a hundredth of the smallest.
 
   Raises:
-    ValueError: there is not one weight per source, or one is not positive.
+    ValueError: the number of weights differs from the number of sources, or a
+      weight is not positive.
   """
 
   def __init__(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation sets by name: where their files are, and how they are sampled."""
+"""Evaluation suites by name: their files, and how published results sample them."""
 
 from __future__ import annotations
 
@@ -18,35 +18,36 @@ SUFFIXES = ('.jsonl', '.parquet', '.array_record')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Suite:
-  """An evaluation set, and how its problems are answered.
+  """An evaluation set and its sampling settings.
 
   Attributes:
-    name: as users call it.
-    problems: all of them.
-    samples: k, responses to each beside the likeliest one; 0 for none.
-    temperature: of the k samples.
-    layout: of its files' columns.
+    name: name of the set.
+    problems: all problems.
+    samples: k, the sampled responses per problem besides the greedy one; 0 for
+      the greedy one alone.
+    temperature: temperature of the k samples.
+    schema: names of the schemas of its files, separated by commas.
   """
 
   name: str
   problems: Sequence[Problem] = dataclasses.field(repr=False)
   samples: int = 0
   temperature: float = 1.0
-  layout: str = ''
+  schema: str = ''
 
-  def changed(
+  def with_overrides(
     self,
     *,
     problems: int | None = None,
     samples: int | None = None,
     temperature: float | None = None,
   ) -> Suite:
-    """The same set with other numbers, where they are given.
+    """The suite with other settings; `None` keeps a setting.
 
     Args:
-      problems: at most so many, the first ones.
+      problems: maximum number of problems; the first ones are kept.
       samples: k.
-      temperature: of the samples.
+      temperature: temperature of the k samples.
     """
     return dataclasses.replace(
       self,
@@ -57,14 +58,14 @@ class Suite:
 
 
 @dataclasses.dataclass(frozen=True)
-class Published:
-  """What is known of a set.
+class SuiteInfo:
+  """A known evaluation set, with the sampling settings of published results.
 
   Attributes:
-    title: as it is written.
-    samples: how many responses to a problem are published figures' mean over;
-      0 where they are of the likeliest response.
-    temperature: of these samples.
+    title: full name.
+    samples: number of responses per problem that published results average
+      over; 0 for greedy responses.
+    temperature: temperature of these samples.
   """
 
   title: str
@@ -74,63 +75,63 @@ class Published:
 
 # Sampling as in Cui et al., arXiv:2505.22617, section 4: the small sets at
 # temperature 0.6, the rest greedily. Their scripts do not say how many samples;
-# 32 is what others take for sets of this size.
+# 32 is common for sets of this size.
 SUITES = {
-  'math500': Published('MATH500'),
-  'aime24': Published('AIME 2024', 32, 0.6),
-  'aime25': Published('AIME 2025', 32, 0.6),
-  'amc': Published('AMC', 32, 0.6),
-  'omni_math': Published('OMNI-MATH'),
-  'olympiadbench': Published('OlympiadBench'),
-  'minerva': Published('Minerva'),
-  'gsm8k': Published('GSM8K'),
+  'math500': SuiteInfo('MATH500'),
+  'aime24': SuiteInfo('AIME 2024', 32, 0.6),
+  'aime25': SuiteInfo('AIME 2025', 32, 0.6),
+  'amc': SuiteInfo('AMC', 32, 0.6),
+  'omni_math': SuiteInfo('OMNI-MATH'),
+  'olympiadbench': SuiteInfo('OlympiadBench'),
+  'minerva': SuiteInfo('Minerva'),
+  'gsm8k': SuiteInfo('GSM8K'),
 }
 
 
 def load_suites(names: str, directory: epath.PathLike) -> list[Suite]:
-  """Reads evaluation sets; nothing is downloaded.
+  """Reads evaluation suites from local files or a bucket; downloads nothing.
 
   Args:
-    names: separated by commas: of the sets in `SUITES`, whose files are in the
-      directory (`math500.jsonl`, or all files of a folder `math500`, those
-      called test… if there are any), or files of one's own.
-    directory: where they are.
+    names: comma-separated names of `SUITES` or of files. The files of a suite
+      are `math500.jsonl` in the directory, or all files in the folder
+      `math500`; only those named test…, if there are any.
+    directory: directory of the suites in `SUITES`.
 
   Returns:
-    All problems of each, to be sampled as published; files of one's own
-    greedily.
+    The suites, with the sampling settings of published results; files are
+    sampled greedily.
 
   Raises:
-    ValueError: there is no such set (the nearest name is said), it has no
-      files, or one of them is not right, see `FileSource`.
+    ValueError: a name is unknown (the message gives the nearest), a suite has
+      no files, or a file is invalid, see `FileSource`.
   """
-  wanted = list(filter(None, (name.strip() for name in names.split(','))))
+  stripped = filter(None, (name.strip() for name in names.split(',')))
   return [
-    _load(name, storage.path_of(directory)) for name in dict.fromkeys(wanted)
+    _load(name, storage.as_path(directory)) for name in dict.fromkeys(stripped)
   ]
 
 
 def _load(name: str, directory: epath.Path) -> Suite:
-  published = SUITES.get(name, Published(name))
+  info = SUITES.get(name, SuiteInfo(name))
   if name in SUITES:
-    files = _files_of(name, directory)
+    files = _suite_files(name, directory)
   elif name.endswith(SUFFIXES):
-    files = [storage.path_of(name)]
+    files = [storage.as_path(name)]
     name = files[0].stem
   else:
-    raise ValueError(_unknown(name))
+    raise ValueError(_unknown_suite(name))
   sources = [FileSource(file, name=name) for file in files]
   return Suite(
     name=name,
     problems=[s[index] for s in sources for index in range(len(s))],
-    samples=published.samples,
-    temperature=published.temperature,
-    layout=', '.join(dict.fromkeys(source.layout.name for source in sources)),
+    samples=info.samples,
+    temperature=info.temperature,
+    schema=', '.join(dict.fromkeys(source.schema.name for source in sources)),
   )
 
 
-def _files_of(name: str, directory: epath.Path) -> list[epath.Path]:
-  """The files of a set that is known by name."""
+def _suite_files(name: str, directory: epath.Path) -> list[epath.Path]:
+  """Files of a suite in `SUITES`."""
   single = [directory / f'{name}{suffix}' for suffix in SUFFIXES]
   files = [file for file in single if file.exists()]
   if files:
@@ -149,7 +150,7 @@ def _files_of(name: str, directory: epath.Path) -> list[epath.Path]:
   return files
 
 
-def _unknown(name: str) -> str:
+def _unknown_suite(name: str) -> str:
   near = difflib.get_close_matches(name, SUITES, n=1)
   hint = f'; did you mean {near[0]}?' if near else '.'
   return (

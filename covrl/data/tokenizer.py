@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text to token ids and back: the interface that all tokenizers share.
+"""Interface of tokenizers.
 
-A tokenizer is a value: it is loaded from bytes, gives back the same bytes
-(a checkpoint keeps them), and is told apart by their digest.
+A tokenizer is an immutable value: it is loaded from bytes, returns the same
+bytes for checkpoints, and is identified by their digest.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from typing import Protocol, runtime_checkable
 
 @runtime_checkable
 class Tokenizer(Protocol):
-  """What the rest of covrl asks of a tokenizer."""
+  """Converts text to token ids and back."""
 
   @property
   def vocab_size(self) -> int:
-    """Ids are 0 to `vocab_size - 1`."""
+    """Number of ids, which are 0 to `vocab_size - 1`."""
     ...
 
   @property
   def bos_id(self) -> int | None:
-    """Put before every prompt; `None` where the model has none."""
+    """Id of the BOS token, the first of every prompt, or `None`."""
     ...
 
   @property
   def end_ids(self) -> tuple[int, ...]:
-    """Any of them ends a response; the first is the one to train on."""
+    """Ids that end a response; supervised training uses the first."""
     ...
 
   @property
   def pad_id(self) -> int:
-    """Fills rows; masks, never this id, tell what is padding."""
+    """Id that fills rows; padding is marked by masks, never by this id."""
     ...
 
   @property
@@ -41,24 +41,24 @@ class Tokenizer(Protocol):
     ...
 
   def encode(self, text: str) -> list[int]:
-    """The ids of a text, without any special tokens."""
+    """Ids of a text, without adding special tokens."""
     ...
 
   def decode(self, ids: Sequence[int]) -> str:
-    """The text of some ids; special tokens leave no trace."""
+    """Text of ids; special tokens are dropped."""
     ...
 
   def to_bytes(self) -> bytes:
-    """The tokenizer's file."""
+    """Content of the tokenizer's file."""
     ...
 
 
 def check_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> None:
-  """Refuses a tokenizer whose ids are not the policy's.
+  """Checks that tokenizer and policy have the same vocabulary size.
 
   Args:
-    tokenizer: of the data.
-    vocab_size: of the policy.
+    tokenizer: the tokenizer of the data.
+    vocab_size: vocabulary size of the policy.
 
   Raises:
     ValueError: the sizes differ.

@@ -173,7 +173,7 @@ def write_results(
       'problems': len(suite.problems),
       'samples': suite.samples,
       'temperature': suite.temperature if suite.samples else 0.0,
-      'layout': suite.layout,
+      'layout': suite.schema,
       'figures': {
         name.removeprefix(f'{suite.name}/'): [each.value, each.low, each.high]
         for name, each in estimates.items()

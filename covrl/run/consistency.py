@@ -16,7 +16,7 @@ import numpy as np
 
 from covrl.config import Config, ConfigError, Recipe, flatten
 from covrl.data import ProblemSource
-from covrl.data.problems import fingerprint_of
+from covrl.data.problems import source_fingerprint
 from covrl.parallel import distributed
 
 # Libraries whose versions change the numbers of a run.
@@ -58,7 +58,7 @@ def check_problems(source: ProblemSource) -> None:
   """
   if distributed.process_count() > 1:
     what = 'problems to train on'
-    _compare(what, [f'{len(source)} {fingerprint_of(source)}'], ['set'])
+    _compare(what, [f'{len(source)} {source_fingerprint(source)}'], ['set'])
 
 
 def check_batch_sizes(config: Config, processes: int) -> None:

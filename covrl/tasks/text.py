@@ -12,20 +12,20 @@ import numpy as np
 from covrl import storage
 from covrl.config import Config, ConfigError, DataConfig
 from covrl.data import (
-  AskedSource,
   ConcatenatedSource,
   FileSource,
+  FormattedSource,
   ListSource,
   MixtureSource,
-  Overlap,
+  NgramIndex,
+  ProblemFilter,
   ProblemSource,
-  PromptForm,
-  Sieve,
+  PromptFormat,
   Suite,
   Tokenizer,
-  begin_of,
+  duplicate_bos_text,
+  filter_sources,
   load_suites,
-  sift,
 )
 from covrl.data.packing import prompt_ids
 from covrl.data.readers import TFDS
@@ -42,7 +42,7 @@ from covrl.tasks.task import Task
 def text_task(config: Config) -> Task:
   """Returns a task of problems from files, with a pretrained model's tokenizer.
 
-  Files are recognised by their columns (`covrl.data.LAYOUTS`), which determine
+  Files are recognised by their columns (`covrl.data.SCHEMAS`), which determine
   whether a problem is of mathematics or programming, and so its reward.
   Problems that are too long, too easy, too hard, duplicates or part of an
   evaluation suite are dropped and counted in the task's notes.
@@ -62,17 +62,17 @@ def text_task(config: Config) -> Task:
       ' an empty field pretrained'
     )
   tokenizer = load_tokenizer(config.pretrained)
-  form = _form(config, tokenizer)
+  prompt_format = _prompt_format(config, tokenizer)
   bare = load_suites(config.evaluate.suites, config.evaluate.suite_directory)
   asked = [
-    dataclasses.replace(suite, problems=list(map(form, suite.problems)))
+    dataclasses.replace(suite, problems=list(map(prompt_format, suite.problems)))
     for suite in bare
   ]
-  train, kinds, notes = _training(config, form, tokenizer, bare)
+  train, kinds, notes = _training(config, prompt_format, tokenizer, bare)
   for suite in asked:
     _merge_kinds(kinds, {p.source: p.kind for p in suite.problems}, suite.name)
     notes.append(
-      f'{suite.name}: {len(suite.problems):,} problems (layout {suite.layout})'
+      f'{suite.name}: {len(suite.problems):,} problems (layout {suite.schema})'
     )
   rewards, sandbox_notes = make_rewards(kinds, config.rewards)
   return Task(
@@ -89,33 +89,33 @@ def text_task(config: Config) -> Task:
   )
 
 
-def _form(config: Config, tokenizer: Tokenizer) -> PromptForm:
-  """Returns the form of the prompts."""
+def _prompt_format(config: Config, tokenizer: Tokenizer) -> PromptFormat:
+  """Returns the format of the prompts."""
   data = config.data
   instructions = {
     'math': data.math_instruction,
     'code': data.code_instruction,
   }
   if data.template:
-    return PromptForm(
+    return PromptFormat(
       text=data.template,
       system=data.system,
       instructions=instructions,
-      bare=data.bare_questions,
+      question_only=data.bare_questions,
     )
   template = load_chat_template(config.pretrained)
-  return PromptForm(
+  return PromptFormat(
     template=template,
-    begin=begin_of(template, tokenizer),
+    bos_text=duplicate_bos_text(template, tokenizer),
     system=data.system,
     instructions=instructions,
-    bare=data.bare_questions,
+    question_only=data.bare_questions,
   )
 
 
 def _training(
   config: Config,
-  form: PromptForm,
+  prompt_format: PromptFormat,
   tokenizer: Tokenizer,
   suites: Sequence[Suite],
 ) -> tuple[ProblemSource, dict[str, str], list[str]]:
@@ -124,34 +124,39 @@ def _training(
   if not data.train:
     return ListSource([]), {}, []
   files = _files(data.train)
-  sources = [FileSource(file, layout=data.layout or None) for file, _ in files]
-  sifted = sift(
+  sources = [FileSource(file, schema=data.layout or None) for file, _ in files]
+  filtered = filter_sources(
     sources,
-    Sieve(
-      length=lambda problem: len(prompt_ids(form(problem), tokenizer)),
-      max_length=config.rollout.max_prompt_length,
+    ProblemFilter(
+      prompt_length=lambda problem: len(
+        prompt_ids(prompt_format(problem), tokenizer)
+      ),
+      max_prompt_length=config.rollout.max_prompt_length,
       deduplicate=data.deduplicate,
-      overlap=_overlap(data, suites),
+      evaluation_ngrams=_evaluation_ngrams(data, suites),
       pass_rates=_pass_rates(data.pass_rates),
       min_pass_rate=data.min_pass_rate,
       max_pass_rate=data.max_pass_rate,
     ),
   )
   notes = [
-    f'{source.file}: {found} (layout {source.layout.name})'
-    for source, found in zip(sources, sifted, strict=True)
+    f'{source.file}: {found} (layout {source.schema.name})'
+    for source, found in zip(sources, filtered, strict=True)
   ]
   kinds: dict[str, str] = {}
   for source in sources:
-    asked_kinds = {n: form.kind_of(kind) for n, kind in source.kinds.items()}
-    _merge_kinds(kinds, asked_kinds, source.file)
-  asked = [AskedSource(each.source, form) for each in sifted]
+    source_kinds = {
+      name: prompt_format.formatted_kind(kind)
+      for name, kind in source.kinds.items()
+    }
+    _merge_kinds(kinds, source_kinds, source.file)
+  prompts = [FormattedSource(each.source, prompt_format) for each in filtered]
   weights = [weight for _, weight in files]
   known = [weight for weight in weights if weight is not None]
   if not known:
-    return ConcatenatedSource(asked), kinds, notes
+    return ConcatenatedSource(prompts), kinds, notes
   shares = [1.0 if weight is None else weight for weight in weights]
-  return MixtureSource(asked, shares), kinds, notes
+  return MixtureSource(prompts, shares), kinds, notes
 
 
 def _files(names: str) -> list[tuple[str, float | None]]:
@@ -188,10 +193,12 @@ def _matching(pattern: str) -> list[str]:
   return matches
 
 
-def _overlap(data: DataConfig, suites: Sequence[Suite]) -> Overlap | None:
+def _evaluation_ngrams(
+  data: DataConfig, suites: Sequence[Suite]
+) -> NgramIndex | None:
   if not data.overlap_words:
     return None
-  return Overlap(
+  return NgramIndex(
     {suite.name: suite.problems for suite in suites}, words=data.overlap_words
   )
 

@@ -67,7 +67,7 @@ def preview(task: Task, scoring: Scoring, *, count: int = 3) -> list[Preview]:
       Preview(
         prompt=problem.prompt,
         source=problem.source,
-        place=problem.place,
+        place=problem.location,
         response=response,
         reward=reward,
         parts=parts,
@@ -144,7 +144,7 @@ def _wrong(
       if not mark >= 1:
         reference = str(problem.reference)[:40]
         wrong.append(
-          f'column {problem.column!r} of {problem.place}, {reference!r} ({detail})'
+          f'column {problem.column!r} of {problem.location}, {reference!r} ({detail})'
         )
   return wrong
 

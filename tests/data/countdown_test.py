@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Countdown: reproducible, held out for good, and solved correctly."""
+"""Tests of Countdown problems: reproducibility, held-out set, solutions."""
 
 import ast
 import collections
@@ -18,7 +18,7 @@ from covrl.data import (
 )
 from covrl.data.countdown import problem_key
 
-# So few problems that most draws would be held-out ones.
+# Few problems, so that most draws are held-out ones.
 CROWDED = CountdownConfig(
   min_numbers=2, max_numbers=2, max_value=5, max_target=10, held_out=20
 )
@@ -26,7 +26,7 @@ SMALL = CountdownConfig(held_out=24, size=1000)
 
 
 @pytest.fixture(scope='module')
-def library():
+def generator():
   return reasoning_gym.create_dataset('countdown', seed=0, size=1)
 
 
@@ -44,7 +44,7 @@ def in_bounds(problem, config):
 
 
 @pytest.mark.parametrize('kind', [CountdownSource, SolvedCountdownSource])
-def test_a_problem_depends_on_seed_and_index_alone(kind):
+def test_problems_depend_on_seed_and_index_alone(kind):
   source, again = kind(SMALL), pickle.loads(pickle.dumps(kind(SMALL)))
   assert source[7] == again[7]
   assert [source[n] for n in (9, 3)] == [again[n] for n in (3, 9)][::-1]
@@ -69,37 +69,37 @@ def test_held_out_problems_are_distinct_and_the_same_for_every_seed():
 
 
 @pytest.mark.parametrize('kind', [CountdownSource, SolvedCountdownSource])
-def test_nothing_held_out_is_trained_on(kind):
+def test_training_problems_exclude_held_out_ones(kind):
   source = kind(CROWDED)
   drawn = keys(source[n] for n in range(60))
   assert drawn
   assert not drawn & keys(held_out(CROWDED))
-  # The exclusion did something: without it the same draws are held out.
+  # Without exclusion, some of the same draws are held-out problems.
   free = kind(dataclasses.replace(CROWDED, held_out=0))
   assert keys(free[n] for n in range(60)) & keys(held_out(CROWDED))
 
 
-def test_order_of_numbers_does_not_hide_a_held_out_problem():
+def test_problem_key_ignores_the_order_of_numbers():
   problem = held_out(SMALL)[0]
   reference = problem.reference
-  turned = dataclasses.replace(
+  reversed_numbers = dataclasses.replace(
     problem, reference={**reference, 'numbers': reference['numbers'][::-1]}
   )
-  assert problem_key(turned) == problem_key(problem)
+  assert problem_key(reversed_numbers) == problem_key(problem)
 
 
-def test_every_solution_gets_full_marks(library):
+def test_every_solution_is_correct(generator):
   source = SolvedCountdownSource(SMALL)
   for index in range(200):
     problem = source[index]
     assert in_bounds(problem, SMALL)
-    marks = library.score_answer(
+    score = generator.score_answer(
       problem.solution, {'metadata': problem.reference}
     )
-    assert marks == 1.0, problem
+    assert score == 1.0, problem
 
 
-def test_solutions_have_no_needless_parentheses():
+def test_solutions_have_no_redundant_parentheses():
   source = SolvedCountdownSource(dataclasses.replace(SMALL, held_out=0))
   for index in range(200):
     solution = source[index].solution or ''
@@ -122,18 +122,20 @@ def test_solutions_use_all_operators_and_shuffle_the_numbers():
   assert in_order < 120
 
 
-def test_solved_examples_resemble_the_generator():
+def test_solved_problems_resemble_generated_ones():
   config = dataclasses.replace(SMALL, held_out=0)
   generated, solved = (
     [source[n].reference for n in range(300)]
     for source in (CountdownSource(config), SolvedCountdownSource(config))
   )
-  for read, margin in (
+  for feature, margin in (
     (lambda reference: reference['target'], 8.0),
     (lambda reference: len(reference['numbers']), 0.15),
     (lambda reference: max(reference['numbers']), 1.5),
   ):
-    ours, theirs = (sum(map(read, each)) / 300 for each in (solved, generated))
+    ours, theirs = (
+      sum(map(feature, each)) / 300 for each in (solved, generated)
+    )
     assert abs(ours - theirs) < margin
 
 
@@ -149,7 +151,7 @@ def test_prompts_and_solutions_are_in_the_vocabulary():
 
 
 @pytest.mark.parametrize(
-  ('settings', 'sentence'),
+  ('settings', 'message'),
   [
     ({'max_value': 0}, '1 <= min_value <= max_value, got min_value=1 and'),
     ({'min_numbers': 5}, 'got min_numbers=5 and max_numbers=4'),
@@ -158,12 +160,12 @@ def test_prompts_and_solutions_are_in_the_vocabulary():
     ({'size': 0}, r'0 < size < 2\*\*31, got size=0'),
   ],
 )
-def test_impossible_bounds_are_refused(settings, sentence):
-  with pytest.raises(ValueError, match=sentence):
+def test_refuses_impossible_bounds(settings, message):
+  with pytest.raises(ValueError, match=message):
     CountdownConfig(**settings)
 
 
-def test_too_few_problems_are_refused():
+def test_refuses_bounds_with_too_few_problems():
   tiny = CountdownConfig(
     min_numbers=2, max_numbers=2, max_value=1, max_target=2, held_out=9
   )
@@ -174,7 +176,7 @@ def test_too_few_problems_are_refused():
     SolvedCountdownSource(all_held_out)[0]
 
 
-def test_indices_are_checked():
+def test_refuses_indices_out_of_range():
   source = CountdownSource(SMALL)
   for index in (-1, len(source)):
     with pytest.raises(IndexError, match='0 to 999'):

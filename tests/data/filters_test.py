@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which problems are used: each reason, their counts, and the same each time."""
+"""Tests of problem filters: every reason to drop a problem, and counts."""
 
 import dataclasses
 import pathlib
@@ -12,12 +12,12 @@ from covrl.data import (
   ConcatenatedSource,
   FileSource,
   ListSource,
-  Overlap,
+  NgramIndex,
   Problem,
+  ProblemFilter,
   PromptStream,
-  Sieve,
-  key_of,
-  sift,
+  filter_sources,
+  question_key,
   train_sentencepiece,
 )
 
@@ -30,8 +30,8 @@ def problem(question, reference='1', **fields):
     prompt=question,
     reference=reference,
     source='s',
-    key=key_of(question),
-    place=f'row {question!r}',
+    key=question_key(question),
+    location=f'row {question!r}',
     **fields,
   )
 
@@ -40,94 +40,96 @@ def source(*questions):
   return ListSource([problem(question) for question in questions])
 
 
-def prompts(sifted):
-  return [sifted.source[n].prompt for n in range(len(sifted.source))]
+def prompts(filtered):
+  return [filtered.source[n].prompt for n in range(len(filtered.source))]
 
 
-def test_of_equal_questions_the_first_stays():
+def test_keeps_the_first_of_equal_questions():
   first = source('What is 2?', 'What is 3?', 'what is  2?')
   second = ListSource([problem('What is 3?', '4'), problem('What is 5?')])
-  one, two = sift([first, second], Sieve())
+  one, two = filter_sources([first, second], ProblemFilter())
   assert prompts(one) == ['What is 2?', 'What is 3?']
   assert prompts(two) == ['What is 5?']
-  assert one.objections == {'twice': 1}
+  assert one.dropped == {'twice': 1}
   assert str(two) == (
     '1 of 2 problems; left out: 1 twice, with another answer (first: row'
     " 'What is 3?')"
   )
-  (both,) = sift([first], Sieve(deduplicate=False))
-  assert len(both.source) == 3
+  (unfiltered,) = filter_sources([first], ProblemFilter(deduplicate=False))
+  assert len(unfiltered.source) == 3
 
 
-def test_prompts_may_not_be_too_long():
-  (left,) = sift(
+def test_drops_long_prompts():
+  (filtered,) = filter_sources(
     [source('abc', 'a', 'abcdef', 'ab')],
-    Sieve(length=lambda p: len(p.prompt), max_length=2),
+    ProblemFilter(prompt_length=lambda p: len(p.prompt), max_prompt_length=2),
   )
-  assert prompts(left) == ['a', 'ab']
-  assert str(left) == (
+  assert prompts(filtered) == ['a', 'ab']
+  assert str(filtered) == (
     "2 of 4 problems; left out: 2 longer than 2 tokens (first: row 'abc')"
   )
 
 
-def test_problems_may_be_too_hard_or_too_easy():
+def test_drops_problems_outside_the_pass_rate_bounds():
   problems = [
     problem(f'{rate}', pass_rate=rate) for rate in (0.0, 0.1, 0.5, 0.9, 1.0)
   ]
-  bounds = Sieve(min_pass_rate=0.1, max_pass_rate=0.9)
-  (left,) = sift([ListSource([*problems, problem('?')])], bounds)
-  assert prompts(left) == ['0.1', '0.5', '0.9']
-  assert left.objections == {
+  bounds = ProblemFilter(min_pass_rate=0.1, max_pass_rate=0.9)
+  (filtered,) = filter_sources([ListSource([*problems, problem('?')])], bounds)
+  assert prompts(filtered) == ['0.1', '0.5', '0.9']
+  assert filtered.dropped == {
     'with a pass rate below 0.1': 1,
     'with a pass rate above 0.9': 1,
     'without a measured pass rate': 1,
   }
-  # A measurement goes before what the file says.
-  measured = {key_of('0.0'): 0.5, key_of('0.5'): 0.0}
+  # A measurement takes precedence over the file's pass rate.
+  measured = {question_key('0.0'): 0.5, question_key('0.5'): 0.0}
   bounds = dataclasses.replace(bounds, pass_rates=measured)
-  (left,) = sift([ListSource(problems)], bounds)
-  assert prompts(left) == ['0.0', '0.1', '0.9']
+  (filtered,) = filter_sources([ListSource(problems)], bounds)
+  assert prompts(filtered) == ['0.0', '0.1', '0.9']
 
 
-def test_without_bounds_nobody_need_have_measured():
-  (left,) = sift([source('a')], Sieve())
-  assert len(left.source) == 1
+def test_keeps_problems_without_a_pass_rate_if_there_are_no_bounds():
+  (filtered,) = filter_sources([source('a')], ProblemFilter())
+  assert len(filtered.source) == 1
 
 
 @pytest.mark.parametrize('bounds', [(-0.1, 1), (0.6, 0.5), (0, 1.1)])
-def test_bounds_that_are_none(bounds):
+def test_refuses_invalid_bounds(bounds):
   low, high = bounds
   with pytest.raises(ValueError, match='bounded by 0 <= min_pass_rate <= max'):
-    Sieve(min_pass_rate=low, max_pass_rate=high)
+    ProblemFilter(min_pass_rate=low, max_pass_rate=high)
 
 
-def test_questions_of_evaluation_sets_are_left_out():
-  overlap = Overlap({'suite': [problem(f'{LONG} fourteen')]})
-  (left,) = sift(
+def test_drops_questions_of_evaluation_sets():
+  index = NgramIndex({'suite': [problem(f'{LONG} fourteen')]})
+  (filtered,) = filter_sources(
     [source(f'Now, {LONG.upper()}!', f'zero {LONG[4:]}', 'short')],
-    Sieve(overlap=overlap),
+    ProblemFilter(evaluation_ngrams=index),
   )
-  assert prompts(left) == [f'zero {LONG[4:]}', 'short']
-  assert left.objections == {'also in suite': 1}
+  assert prompts(filtered) == [f'zero {LONG[4:]}', 'short']
+  assert filtered.dropped == {'also in suite': 1}
 
 
-def test_what_questions_of_a_set_share_tells_none_of_them():
-  frame = 'Solve the following with care and write the answer on a line: {}'
-  suite = [problem(frame.format(f'{LONG} {n}')) for n in ('x', 'y')]
-  overlap = Overlap({'suite': suite}, words=8)
-  assert overlap.of(frame.format('something else')) is None
-  assert overlap.of('six seven eight nine ten eleven twelve thirteen y')
-  # The same question twice is one question.
-  again = Overlap({'suite': [*suite, suite[0]]}, words=8)
-  assert again.of('six seven eight nine ten eleven twelve thirteen x')
+def test_ignores_ngrams_that_questions_of_a_set_share():
+  instruction = (
+    'Solve the following with care and write the answer on a line: {}'
+  )
+  suite = [problem(instruction.format(f'{LONG} {n}')) for n in ('x', 'y')]
+  index = NgramIndex({'suite': suite}, words=8)
+  assert index.find(instruction.format('something else')) is None
+  assert index.find('six seven eight nine ten eleven twelve thirteen y')
+  # A repeated question does not share n-grams with itself.
+  again = NgramIndex({'suite': [*suite, suite[0]]}, words=8)
+  assert again.find('six seven eight nine ten eleven twelve thirteen x')
 
 
-def test_a_short_question_overlaps_as_a_whole():
-  overlap = Overlap({'suite': [problem('Add 2 and 2.')]})
-  assert overlap.of('add 2 and 2') == 'suite'
-  assert overlap.of('First add 2 and 2, then 3.') is None
+def test_short_questions_match_as_a_whole():
+  index = NgramIndex({'suite': [problem('Add 2 and 2.')]})
+  assert index.find('add 2 and 2') == 'suite'
+  assert index.find('First add 2 and 2, then 3.') is None
   with pytest.raises(ValueError, match='at least 1 word, got 0'):
-    Overlap({}, words=0)
+    NgramIndex({}, words=0)
 
 
 @given(
@@ -136,30 +138,38 @@ def test_a_short_question_overlaps_as_a_whole():
   st.booleans(),
 )
 @settings(max_examples=50, deadline=None)
-def test_any_run_of_n_words_is_found(words, start, upper):
+def test_finds_every_ngram(words, start, upper):
   start = min(start, len(words) - 13)
-  overlap = Overlap({'suite': [problem(' '.join(words))]})
-  run = ', '.join(words[start : start + 13])
-  asked = f'before {run.upper() if upper else run} after'
-  assert overlap.of(asked) == 'suite'
-  assert overlap.of(' '.join(words[start : start + 12])) is None
+  index = NgramIndex({'suite': [problem(' '.join(words))]})
+  ngram = ', '.join(words[start : start + 13])
+  question = f'before {ngram.upper() if upper else ngram} after'
+  assert index.find(question) == 'suite'
+  assert index.find(' '.join(words[start : start + 12])) is None
 
 
-def test_nothing_left_is_said():
+def test_refuses_a_source_without_kept_problems():
   with pytest.raises(ValueError, match='to use is required, got s: 0 of 1'):
-    sift([source('abc')], Sieve(length=lambda p: 9, max_length=2))
+    filter_sources(
+      [source('abc')],
+      ProblemFilter(prompt_length=lambda p: 9, max_prompt_length=2),
+    )
 
 
-def test_the_published_duplicates_of_a_file_go():
-  (left,) = sift([FileSource(GOLDEN / 'dapo_math_17k.parquet')], Sieve())
-  assert len(left.source) == 5
-  assert left.objections == {'twice': 1}
+def test_drops_duplicates_of_a_file():
+  (filtered,) = filter_sources(
+    [FileSource(GOLDEN / 'dapo_math_17k.parquet')], ProblemFilter()
+  )
+  assert len(filtered.source) == 5
+  assert filtered.dropped == {'twice': 1}
 
 
-def test_a_stream_over_other_problems_is_not_resumed():
+def test_streams_refuse_the_state_of_other_problems():
   def stream(*questions):
     sources = [
-      sifted.source for sifted in sift([source(q) for q in questions], Sieve())
+      filtered.source
+      for filtered in filter_sources(
+        [source(q) for q in questions], ProblemFilter()
+      )
     ]
     return PromptStream(
       ConcatenatedSource(sources),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Supervised rows train the response alone; packing moves and keeps all."""
+"""Tests of token rows for supervised training and of packing."""
 
 import dataclasses
 
@@ -33,7 +33,7 @@ def text(ids):
 
 
 def sequences(rows):
-  """Every sequence's tokens, targets, mask and positions, in order."""
+  """Tokens, targets, mask and positions of every sequence, in order."""
   found = []
   for row, segments in enumerate(rows.segment_ids):
     for segment in range(1, segments.max(initial=0) + 1):
@@ -47,7 +47,7 @@ def sequences(rows):
   return found
 
 
-def test_the_response_and_its_end_are_trained():
+def test_loss_mask_covers_the_response_and_its_end():
   rows = token_rows(
     [problem('1 2 :', '3 4'), problem('5 :', '6')], TOKENIZER, 8
   )
@@ -61,7 +61,7 @@ def test_the_response_and_its_end_are_trained():
     *TOKENIZER.encode('6'),
     end,
   ]
-  # Wherever there is a next token, the target is it.
+  # Targets are the next tokens.
   real = rows.segment_ids[:, 1:] > 0
   assert (rows.targets[:, :-1] == rows.tokens[:, 1:])[real].all()
   assert rows.segment_ids.sum(1).tolist() == [6, 4]
@@ -69,7 +69,7 @@ def test_the_response_and_its_end_are_trained():
   assert rows.positions[0].tolist() == [0, 1, 2, 3, 4, 5, 0, 0]
 
 
-def test_prompts_are_tokenised_as_when_sampling():
+def test_prompt_tokens_are_those_of_sampling():
   one = problem('1 2 :', '3 4')
   prompt, mask = prompt_rows([one], TOKENIZER, 8)
   rows = token_rows([one], TOKENIZER, 8)
@@ -80,7 +80,7 @@ def test_prompts_are_tokenised_as_when_sampling():
   assert rows.loss_mask[0, length - 1]
 
 
-def test_a_tokenizer_may_have_no_begin_token():
+def test_tokenizers_without_a_bos_token():
   file = (
     b'{"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1, "e": 2},'
     b' "unk_token": "a"}, "pre_tokenizer": {"type": "WhitespaceSplit"}}'
@@ -92,7 +92,7 @@ def test_a_tokenizer_may_have_no_begin_token():
   assert rows.loss_mask.tolist() == [[False, True, True]]
 
 
-def test_rows_that_cannot_be_made_are_refused():
+def test_refuses_missing_and_long_solutions():
   with pytest.raises(ValueError, match="'1 :' of source 'sums' without one"):
     token_rows([problem('1 :', None)], TOKENIZER, 8)
   with pytest.raises(ValueError, match="may have 4 tokens, got 5 in '1 2 :'"):
@@ -137,13 +137,13 @@ def test_packing_keeps_every_sequence(lengths, length, seed):
     assert (free[:row] < first).all()
 
 
-def test_packing_fills_rows_in_order():
+def test_packs_rows_in_order():
   packed = pack_rows(random_rows([3, 4, 2, 1], 6), length=5)
   assert packed.segment_ids.tolist() == [[1, 1, 1, 2, 2], [1, 1, 1, 1, 2]]
   assert packed.positions.tolist() == [[0, 1, 2, 0, 1], [0, 1, 2, 3, 0]]
 
 
-def test_packed_rows_may_be_packed_again_and_padded_anywhere():
+def test_packs_packed_and_left_padded_rows():
   rows = random_rows([3, 4, 2, 1], 6)
   packed = pack_rows(rows, length=5)
   again = pack_rows(packed, length=10)
@@ -161,7 +161,7 @@ def test_packed_rows_may_be_packed_again_and_padded_anywhere():
   )
 
 
-def test_packing_any_dataclass_of_rows():
+def test_packs_any_dataclass_of_rows():
   @dataclasses.dataclass(frozen=True)
   class Weighted:
     weights: np.ndarray
@@ -178,7 +178,7 @@ def test_packing_any_dataclass_of_rows():
   assert packed.segment_ids.dtype == np.int32
 
 
-def test_sequences_that_do_not_fit_are_refused():
+def test_refuses_sequences_that_do_not_fit():
   rows = random_rows([3, 4, 2, 1], 6)
   with pytest.raises(
     ValueError, match='4 sequences need 2 rows of 5 tokens, got 1'
@@ -193,7 +193,9 @@ def test_sequences_that_do_not_fit_are_refused():
   st.integers(1, 12),
   st.integers(0, 100),
 )
-def test_rows_are_packed_into_so_many_or_left_alone(lengths, count, seed):
+def test_packs_into_a_given_number_of_rows_or_returns_them_unchanged(
+  lengths, count, seed
+):
   rows = random_rows(lengths, 9, seed)
   packed = pack_if_fit(rows, length=9, count=count)
   if packed is rows:

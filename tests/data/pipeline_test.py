@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stream is one order, whoever reads it, from wherever it is resumed."""
+"""Tests of streams: one order for any resumption and number of processes."""
 
 import json
 import threading
@@ -70,7 +70,7 @@ def same(batches, others):
   )
 
 
-def test_prompts_end_in_one_column():
+def test_prompts_are_padded_on_the_left():
   source = ListSource(
     [
       Problem(prompt=text, reference=None, source='s')
@@ -81,7 +81,7 @@ def test_prompts_end_in_one_column():
   assert batch.tokens.shape == (3, 8)
   assert batch.tokens.dtype == np.int32
   assert batch.mask.sum(1).tolist() == [2, 5, 3]
-  # Once real, always real.
+  # No padding after the first real token.
   assert (np.diff(batch.mask.astype(int)) >= 0).all()
   for row, problem in enumerate(batch.problems):
     ids = batch.tokens[row, batch.mask[row]].tolist()
@@ -89,7 +89,7 @@ def test_prompts_end_in_one_column():
   assert (batch.tokens[~batch.mask] == TOKENIZER.pad_id).all()
 
 
-def test_indices_are_places_in_the_order():
+def test_indices_are_positions_in_the_order():
   batches = take(stream(), 3)
   indices = np.concatenate([batch.indices for batch in batches])
   assert indices.dtype == np.int64
@@ -97,7 +97,7 @@ def test_indices_are_places_in_the_order():
   assert [batch.draw for batch in batches] == [0, 1, 2]
 
 
-def test_epochs_visit_everything_once_each_in_its_own_order():
+def test_epochs_visit_all_problems_once_in_different_orders():
   order = references(take(stream(prompts_per_draw=5), 6))
   epochs = [order[0:10], order[10:20], order[20:30]]
   assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
@@ -107,7 +107,7 @@ def test_epochs_visit_everything_once_each_in_its_own_order():
 
 
 @pytest.mark.parametrize('prefetch', [0, 1, 3])
-def test_resuming_equals_never_having_stopped(prefetch):
+def test_resumed_streams_equal_uninterrupted_ones(prefetch):
   whole = take(stream(), 7)
   first = stream(prefetch=prefetch)
   begun = [next(first) for _ in range(3)]
@@ -120,7 +120,7 @@ def test_resuming_equals_never_having_stopped(prefetch):
   assert same([*begun, *take(second, 4)], whole)
 
 
-def test_a_stream_can_go_back():
+def test_streams_can_go_back():
   prompts = stream()
   start = prompts.get_state()
   first = [next(prompts) for _ in range(2)]
@@ -130,7 +130,7 @@ def test_a_stream_can_go_back():
 
 @given(st.sampled_from([1, 2, 3, 4, 6, 12]), st.integers(0, 1000))
 @settings(max_examples=12, deadline=None)
-def test_the_order_does_not_depend_on_the_processes(count, seed):
+def test_order_does_not_depend_on_the_number_of_processes(count, seed):
   def read(**shares):
     return take(stream(seed=seed, prompts_per_draw=12, **shares), 2)
 
@@ -146,7 +146,7 @@ def test_the_order_does_not_depend_on_the_processes(count, seed):
       assert np.array_equal(joined, getattr(whole, name))
 
 
-def test_sources_are_told_apart():
+def test_source_ids_are_indices_into_the_names():
   source = ConcatenatedSource([numbers(3, 'a'), numbers(2, 'b')])
   (batch,) = take(stream(source, prompts_per_draw=5, shuffle=False), 1)
   assert batch.source_ids.tolist() == [0, 0, 0, 1, 1]
@@ -154,11 +154,11 @@ def test_sources_are_told_apart():
 
 @pytest.fixture
 def mixture():
-  """Three problems of b for each of a, which has as many and is repeated."""
+  """A mixture of one problem of a to three of b, from sources of equal size."""
   return MixtureSource([numbers(6, 'a'), numbers(6, 'b')], [1.0, 3.0])
 
 
-def test_a_mixture_has_its_shares_in_every_draw(mixture):
+def test_mixtures_have_their_weights_in_every_draw(mixture):
   batches = take(stream(mixture, prompts_per_draw=8), 6)
   for batch in batches:
     assert batch.source_ids.tolist().count(1) == 6
@@ -166,14 +166,14 @@ def test_a_mixture_has_its_shares_in_every_draw(mixture):
     [p.reference for x in batches for p in x.problems if p.source == name]
     for name in 'ab'
   )
-  # Epochs of their own: two of a, six of b, each problem once in each.
+  # Two epochs of a and six of b, each with every problem once.
   assert sorted(a) == sorted([*range(6)] * 2)
   assert all(sorted(b[n : n + 6]) == [*range(6)] for n in range(0, 36, 6))
-  # In orders of their own.
+  # The sources are shuffled differently.
   assert a[:6] != b[:6]
 
 
-def test_a_mixture_is_resumed_from_one_number(mixture):
+def test_mixtures_resume_from_one_number(mixture):
   whole = take(stream(mixture, prompts_per_draw=8), 6)
   later = stream(mixture, prompts_per_draw=8)
   later.set_state({'draw': 4, 'seed': 3, 'problems': ''})
@@ -184,7 +184,7 @@ def test_a_mixture_is_resumed_from_one_number(mixture):
 
 @given(st.sampled_from([1, 2, 4, 8]))
 @settings(max_examples=4, deadline=None)
-def test_a_mixture_does_not_depend_on_the_processes(count):
+def test_mixtures_do_not_depend_on_the_number_of_processes(count):
   mixture = MixtureSource([numbers(5, 'a'), numbers(7, 'b')], [2.0, 1.0])
   (whole,) = take(stream(mixture, prompts_per_draw=8, prefetch=0), 1)
   shares = [
@@ -203,49 +203,49 @@ def test_a_mixture_does_not_depend_on_the_processes(count):
   assert references(shares) == references([whole])
 
 
-class Watched:
-  """Problems with a note of who made each."""
+class ThreadRecorder:
+  """A source that records the thread of each access."""
 
-  names = ('watched',)
+  names = ('recorded',)
 
   def __init__(self):
-    self.makers = []
+    self.threads = []
 
   def __len__(self):
     return 8
 
   def __getitem__(self, index):
-    self.makers.append(threading.current_thread().name)
-    return Problem(prompt='1', reference=index, source='watched')
+    self.threads.append(threading.current_thread().name)
+    return Problem(prompt='1', reference=index, source='recorded')
 
 
 def test_draws_are_prepared_in_the_background():
-  source = Watched()
+  source = ThreadRecorder()
   prompts = stream(source, prompts_per_draw=8, prefetch=2)
   next(prompts)
   deadline = time.monotonic() + 30.0
-  while len(source.makers) < 3 * 8 and time.monotonic() < deadline:
+  while len(source.threads) < 3 * 8 and time.monotonic() < deadline:
     time.sleep(0.01)
-  assert len(source.makers) == 3 * 8
-  assert threading.current_thread().name not in source.makers
-  assert len(set(source.makers)) == 1
+  assert len(source.threads) == 3 * 8
+  assert threading.current_thread().name not in source.threads
+  assert len(set(source.threads)) == 1
   prompts.close()
 
 
 @pytest.mark.parametrize('prefetch', [0, 2])
-def test_a_prompt_that_is_too_long_is_refused(prefetch):
+def test_refuses_long_prompts(prefetch):
   problems = [
     Problem(prompt='1 ' * length, reference=0, source='web')
     for length in (1, 4, 5, 2)
   ]
   prompts = stream(ListSource(problems), shuffle=False, prefetch=prefetch)
-  sentence = "may have 5 tokens, got 6 in problem 2 of source 'web'"
-  with pytest.raises(ValueError, match=sentence):
+  message = "may have 5 tokens, got 6 in problem 2 of source 'web'"
+  with pytest.raises(ValueError, match=message):
     next(prompts)
   prompts.close()
 
 
-def test_what_cannot_be_a_stream_is_refused():
+def test_refuses_invalid_streams_and_states():
   with pytest.raises(ValueError, match='at least one problem'):
     stream(ListSource([]))
   with pytest.raises(ValueError, match='multiple of the 3 processes'):
@@ -260,7 +260,7 @@ def test_what_cannot_be_a_stream_is_refused():
     stream().set_state({'draw': -1, 'seed': 3, 'problems': ''})
 
 
-def test_supervised_rows_resume_and_are_shared():
+def test_supervised_streams_resume_and_are_shared():
   def rows(**settings):
     return SupervisedStream(
       numbers(10),
@@ -282,7 +282,7 @@ def test_supervised_rows_resume_and_are_shared():
   assert np.array_equal(targets, whole[0].targets)
 
 
-def test_countdown_streams():
+def test_streams_of_countdown_problems():
   config = CountdownConfig(held_out=4)
   tokenizer = countdown_tokenizer(config)
   (prompts,) = take(

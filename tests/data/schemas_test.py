@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every layout is recognised, and read as those who publish it mean it."""
+"""Tests of dataset schemas: detection, parsing and error messages."""
 
 import json
 import pathlib
@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from covrl.data import LAYOUTS, FileSource, Problem, key_of
-from covrl.data.schemas import layout_named
+from covrl.data import SCHEMAS, FileSource, Problem, question_key
+from covrl.data.schemas import schema_by_name
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'data'
 FILES = {
@@ -30,37 +30,37 @@ FILES = {
 }
 
 
-def read(*rows, layout=None, tmp_path):
+def read(*rows, schema=None, tmp_path):
   path = tmp_path / 'rows.jsonl'
   path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-  source = FileSource(path, layout=layout)
+  source = FileSource(path, schema=schema)
   return source, [source[n] for n in range(len(source))]
 
 
-def refused(*rows, tmp_path, layout=None):
+def error_of(*rows, tmp_path, schema=None):
   with pytest.raises(ValueError) as caught:
-    read(*rows, layout=layout, tmp_path=tmp_path)
+    read(*rows, schema=schema, tmp_path=tmp_path)
   return str(caught.value).replace(str(tmp_path / 'rows.jsonl'), 'FILE')
 
 
-def test_there_is_a_fixture_for_every_layout():
-  assert {layout.name for layout in LAYOUTS} == set(FILES.values())
+def test_every_schema_has_a_fixture():
+  assert {schema.name for schema in SCHEMAS} == set(FILES.values())
   present = GOLDEN.rglob('*.*')
   assert {str(path.relative_to(GOLDEN)) for path in present} == set(FILES)
 
 
 @pytest.mark.parametrize(('file', 'name'), FILES.items())
-def test_layouts_are_recognised(file, name):
+def test_detects_schemas(file, name):
   source = FileSource(GOLDEN / file)
-  assert source.layout.name == name
+  assert source.schema.name == name
   problems = [source[n] for n in range(len(source))]
   for problem in problems:
     assert isinstance(problem, Problem)
     assert problem.prompt.strip()
     assert problem.reference
     assert problem.source in source.names
-    assert problem.key == key_of(problem.prompt)
-    assert problem.place.endswith(f'of {GOLDEN / file}')
+    assert problem.key == question_key(problem.prompt)
+    assert problem.location.endswith(f'of {GOLDEN / file}')
 
 
 @pytest.mark.parametrize(
@@ -80,27 +80,27 @@ def test_layouts_are_recognised(file, name):
     ('suites/gsm8k.jsonl', '16966'),
   ],
 )
-def test_references(file, reference):
+def test_parses_references(file, reference):
   assert FileSource(GOLDEN / file)[0].reference == reference
 
 
-def test_verl_says_more_than_question_and_answer():
+def test_verl_rows_have_sources_pass_rates_and_messages():
   source = FileSource(GOLDEN / 'verl.parquet')
   assert source.names == ('gardens',)
   assert [source[n].pass_rate for n in range(5)] == [0, 0.25, 0.5, 0.75, 1]
   assert source[0].messages == ({'role': 'user', 'content': source[0].prompt},)
 
 
-def test_dapo_is_asked_with_its_frame_and_known_without():
+def test_dapo_questions_have_their_instruction_in_the_messages_alone():
   problem = FileSource(GOLDEN / 'dapo_math_17k.parquet')[0]
   assert problem.prompt.startswith('How many positive divisors')
   assert problem.prompt.endswith('itself?')
-  asked = problem.messages[-1]['content']
-  assert asked.startswith('Solve the following math problem step by step.')
+  content = problem.messages[-1]['content']
+  assert content.startswith('Solve the following math problem step by step.')
   assert problem.kind == 'math_dapo'
 
 
-def test_one_verl_file_may_hold_maths_and_code(tmp_path):
+def test_verl_files_may_mix_mathematics_and_code(tmp_path):
   def row(ability, truth):
     return {
       'data_source': f'numina_{ability}',
@@ -116,13 +116,13 @@ def test_one_verl_file_may_hold_maths_and_code(tmp_path):
   source, problems = read(
     row('math', '4'), row('code', tests), tmp_path=tmp_path
   )
-  assert source.layout.name == 'verl'
+  assert source.schema.name == 'verl'
   assert [problem.kind for problem in problems] == ['math', 'code']
   assert problems[1].reference == [{'stdin': '1', 'stdout': '2'}]
   assert len(problems[1].messages) == 2
 
 
-def test_eurus_has_standard_input_and_calls():
+def test_eurus_tests_use_standard_input_or_calls():
   programs = FileSource(GOLDEN / 'eurus_2_rl_code.parquet')
   assert programs.names == ('codecontests', 'taco')
   assert programs[0].reference[1] == {
@@ -144,9 +144,7 @@ def test_eurus_has_standard_input_and_calls():
     ([[], [2]], [[], [2]]),
   ],
 )
-def test_results_are_unwrapped_where_all_are_wrapped(
-  outputs, results, tmp_path
-):
+def test_unwraps_results_if_all_are_wrapped(outputs, results, tmp_path):
   truth = {'fn_name': 'f', 'inputs': [[0], [1]], 'outputs': outputs}
   row = {
     'prompt': [{'role': 'user', 'content': 'q'}],
@@ -157,7 +155,7 @@ def test_results_are_unwrapped_where_all_are_wrapped(
   assert [test['result'] for test in problem.reference] == results
 
 
-def test_kodcode_says_what_its_tests_call():
+def test_kodcode_prompts_have_the_declaration():
   problem = FileSource(GOLDEN / 'kodcode.jsonl')[0]
   assert problem.prompt.endswith('Declare it as:\ndef reads_back(word):')
   assert 'from solution import' in problem.reference[0]['asserts']
@@ -166,7 +164,7 @@ def test_kodcode_says_what_its_tests_call():
 
 
 @pytest.mark.parametrize(
-  ('row', 'layout'),
+  ('row', 'schema'),
   [
     ({'question': 'q', 'answer': 'a'}, 'plain'),
     ({'problem': 'q', 'answer': 'a'}, 'plain'),
@@ -179,9 +177,9 @@ def test_kodcode_says_what_its_tests_call():
     ({'question': 'q', 'answer': '1', 'url': 'x/2023_AMC_10B'}, 'AMC'),
   ],
 )
-def test_variants(row, layout, tmp_path):
+def test_detects_variants_of_schemas(row, schema, tmp_path):
   source, (problem,) = read(row, tmp_path=tmp_path)
-  assert source.layout.name == layout
+  assert source.schema.name == schema
   assert problem.prompt == 'q'
 
 
@@ -189,15 +187,15 @@ def test_variants(row, layout, tmp_path):
   ('answer', 'text'),
   [(142.0, '142'), (7, '7'), (0.5, '0.5'), (' x ', 'x'), (1e20, str(10**20))],
 )
-def test_numbers_are_written_as_people_do(answer, text, tmp_path):
+def test_formats_numbers(answer, text, tmp_path):
   _, (problem,) = read({'problem': 'q', 'answer': answer}, tmp_path=tmp_path)
   assert problem.reference == text
 
 
-def test_a_row_of_another_layout_than_the_first(tmp_path):
+def test_refuses_rows_of_another_schema_than_the_first(tmp_path):
   rows = {'question': 'q', 'answer': '#### 1'}, {'question': 'q', 'answer': '1'}
-  assert refused(*rows, tmp_path=tmp_path) == (
-    "Column 'answer' of row 2 of FILE must say the final answer behind"
+  assert error_of(*rows, tmp_path=tmp_path) == (
+    "Column 'answer' of row 2 of FILE must have the final answer after"
     " '####', got '1'."
   )
 
@@ -218,7 +216,7 @@ BROKEN = {
     {'problem': ' ', 'answer': '1'},
     "Column 'problem' of row 2 of FILE must hold some text, got ' '.",
   ),
-  'an answer that is none': (
+  'an answer that is a list': (
     {'problem': 'q', 'answer': '1'},
     {'problem': 'q', 'answer': ['1']},
     "Column 'answer' of row 2 of FILE must hold text or a number, got a list.",
@@ -226,14 +224,14 @@ BROKEN = {
   'an open box': (
     {'problem': 'q', 'solution': '\\boxed{1}'},
     {'problem': 'q', 'solution': '\\boxed{1'},
-    "Column 'solution' of row 2 of FILE must say the final answer in a"
+    "Column 'solution' of row 2 of FILE must have the final answer in a"
     " balanced \\boxed{}, got '\\\\boxed{1'.",
   ),
   'a pass rate in percent': (
     {'problem': 'q', 'answer': '1', 'pass_rate': 1},
     {'problem': 'q', 'answer': '1', 'pass_rate': 75},
-    "Column 'pass_rate' of row 2 of FILE must be a share from 0 to 1, got"
-    " '75'.",
+    "Column 'pass_rate' of row 2 of FILE must be a fraction from 0 to 1,"
+    " got '75'.",
   ),
   'a conversation without a user': (
     {'prompt': [{'role': 'user', 'content': 'q'}], 'answer': '1'},
@@ -251,9 +249,9 @@ BROKEN = {
 
 
 @pytest.mark.parametrize('case', BROKEN)
-def test_one_sentence_with_file_row_and_column(case, tmp_path):
-  *rows, sentence = BROKEN[case]
-  assert refused(*rows, tmp_path=tmp_path) == sentence
+def test_errors_name_file_row_and_column(case, tmp_path):
+  *rows, message = BROKEN[case]
+  assert error_of(*rows, tmp_path=tmp_path) == message
 
 
 @pytest.mark.parametrize(
@@ -266,30 +264,30 @@ def test_one_sentence_with_file_row_and_column(case, tmp_path):
     '{"inputs": ["1"], "outputs": []}',
   ],
 )
-def test_tests_that_are_none(truth, tmp_path):
+def test_refuses_invalid_code_tests(truth, tmp_path):
   row = {
     'prompt': [{'role': 'user', 'content': 'q'}],
     'ability': 'code',
     'reward_model': {'ground_truth': truth},
   }
-  assert refused(row, tmp_path=tmp_path) == (
+  assert error_of(row, tmp_path=tmp_path) == (
     "Column 'reward_model.ground_truth' of row 1 of FILE must be JSON with as"
     f" many 'inputs' as 'outputs', at least one, got {truth!r}."
   )
 
 
-def test_columns_that_nobody_knows(tmp_path):
-  sentence = refused({'instruction': 'q', 'output': 'a'}, tmp_path=tmp_path)
+def test_refuses_unknown_columns(tmp_path):
+  message = error_of({'instruction': 'q', 'output': 'a'}, tmp_path=tmp_path)
   assert re.fullmatch(
     r'Row 1 of FILE must have columns of a known layout \(Eurus.*, plain\),'
     r" such as 'question' and 'answer', got 'instruction', 'output'\.",
-    sentence,
+    message,
   )
 
 
-def test_a_layout_may_be_named(tmp_path):
+def test_schemas_can_be_given_by_name(tmp_path):
   row = {'question': 'q', 'answer': 'a #### 1'}
-  _, (problem,) = read(row, layout='plain', tmp_path=tmp_path)
+  _, (problem,) = read(row, schema='plain', tmp_path=tmp_path)
   assert problem.reference == 'a #### 1'
   with pytest.raises(ValueError, match=r"one of Eurus.*, plain, got 'gsm9k'"):
-    layout_named('gsm9k')
+    schema_by_name('gsm9k')

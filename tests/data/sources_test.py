@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every file is read as it was written, and says what is wrong with it."""
+"""Tests of file readers and problem sources."""
 
 import json
 import pathlib
@@ -23,8 +23,8 @@ from covrl.data import (
   Problem,
   SubsetSource,
   TfdsRecords,
+  custom_schema,
   open_records,
-  plain_columns,
 )
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -55,7 +55,7 @@ def write_array_record(path, records):
 
 
 def write_tfds(folder, rows):
-  """A TFDS dataset as `tfds build` leaves it, without TensorFlow."""
+  """Writes a TFDS dataset like `tfds build`, without TensorFlow."""
   import tensorflow_datasets as tfds
   from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
@@ -107,7 +107,7 @@ def tfds_folder(tmp_path):
 
 
 def write(kind, folder, rows):
-  """One of the kinds of file, and where its rows begin to count."""
+  """Writes a file of a kind; returns it and the number of its first row."""
   path = folder / f'sums.{kind}'
   match kind:
     case 'jsonl':
@@ -123,24 +123,24 @@ KINDS = pytest.mark.parametrize('kind', ['jsonl', 'parquet', 'array_record'])
 
 
 @KINDS
-def test_every_kind_of_file_has_the_same_problems(kind, tmp_path):
+def test_all_kinds_of_files_have_the_same_problems(kind, tmp_path):
   path, first = write(kind, tmp_path, ROWS)
   source = FileSource(path)
-  assert source.layout.name == 'plain'
+  assert source.schema.name == 'plain'
   assert source.names == (path.name,)
   assert [source[n].reference for n in range(len(source))] == list('01234')
   assert (source[3].prompt, source[3].source) == ('What is 3 + é?', path.name)
-  assert source[3].place == f'row {3 + first} of {path}'
+  assert source[3].location == f'row {3 + first} of {path}'
   assert list(open_records(path)) == ROWS
   assert FileSource(path, name='sums')[0].source == 'sums'
   assert pickle.loads(pickle.dumps(open_records(path)))[1] == ROWS[1]
 
 
 @KINDS
-def test_a_row_without_a_column(kind, tmp_path):
+def test_refuses_a_missing_column(kind, tmp_path):
   path, first = write(kind, tmp_path, [{**ROWS[0], 'answer': '1'}])
   with pytest.raises(ValueError) as caught:
-    FileSource(path, layout=plain_columns('prompt', 'answr'))
+    FileSource(path, schema=custom_schema('prompt', 'answr'))
   assert str(caught.value) == (
     f"Row {first} of {path} must have the column 'answr', got 'prompt',"
     " 'answer', 'why'."
@@ -148,7 +148,7 @@ def test_a_row_without_a_column(kind, tmp_path):
 
 
 @pytest.mark.parametrize('kind', ['jsonl', 'array_record'])
-def test_a_column_of_mixed_types(kind, tmp_path):
+def test_refuses_columns_of_mixed_types(kind, tmp_path):
   path, first = write(kind, tmp_path, [*ROWS, {'prompt': 'p', 'answer': 5}])
   with pytest.raises(ValueError) as caught:
     FileSource(path)
@@ -158,7 +158,7 @@ def test_a_column_of_mixed_types(kind, tmp_path):
   )
 
 
-def test_a_source_is_of_one_kind(tmp_path):
+def test_refuses_a_source_of_mixed_kinds(tmp_path):
   def row(ability, truth):
     return {
       'data_source': 'mixed',
@@ -180,16 +180,16 @@ def test_a_source_is_of_one_kind(tmp_path):
   )
 
 
-def test_columns_of_ones_own(tmp_path):
+def test_custom_schemas(tmp_path):
   answer = {'numbers': [1, 2], 'target': None}
   rows = [{'asked': 'p', 'wanted': answer, 'why': 'w'}]
   path = write_jsonl(tmp_path / 'a.jsonl', rows)
-  layout = plain_columns('asked', 'wanted', 'why')
-  problem = FileSource(path, layout=layout)[0]
+  schema = custom_schema('asked', 'wanted', 'why')
+  problem = FileSource(path, schema=schema)[0]
   assert (problem.reference, problem.solution) == (answer, 'w')
 
 
-def test_jsonl_counts_lines_as_editors_do(tmp_path):
+def test_jsonl_errors_give_line_numbers_from_1(tmp_path):
   path = tmp_path / 'a.jsonl'
   path.write_text('{"prompt": "p", "answer": 1}\n\n{"prompt": "p"')
   with pytest.raises(ValueError, match=r'Row 3 of .*a\.jsonl must be a JSON'):
@@ -202,9 +202,9 @@ def test_jsonl_counts_lines_as_editors_do(tmp_path):
     FileSource(path)
 
 
-def test_files_that_are_not_there_or_empty(tmp_path):
+def test_refuses_missing_and_empty_files(tmp_path):
   for name in ('a.jsonl', 'a.parquet', 'a.array_record'):
-    with pytest.raises(ValueError, match=rf'{name}, which is none'):
+    with pytest.raises(ValueError, match=rf'{name}, which is not a file'):
       open_records(tmp_path / name)
   (tmp_path / 'a.jsonl').write_text('\n\n')
   write_array_record(tmp_path / 'a.array_record', [])
@@ -215,14 +215,14 @@ def test_files_that_are_not_there_or_empty(tmp_path):
       open_records(tmp_path / name)
 
 
-def test_files_of_another_kind(tmp_path):
+def test_refuses_files_of_another_kind(tmp_path):
   with pytest.raises(ValueError, match=r'one of \.jsonl, .* got sums\.csv'):
     open_records('sums.csv')
   (tmp_path / 'a.parquet').write_text('no parquet')
   with pytest.raises(ValueError) as caught:
     open_records(tmp_path / 'a.parquet')
   assert str(caught.value).startswith(
-    f'{tmp_path / "a.parquet"} must be a Parquet file, and is none: '
+    f'{tmp_path / "a.parquet"} must be a Parquet file, got: '
   )
   path = write_array_record(
     tmp_path / 'a.array_record', [b'{"prompt": "p", "answer": 1}', b'?']
@@ -231,13 +231,13 @@ def test_files_of_another_kind(tmp_path):
     FileSource(path)
 
 
-def test_shards_have_numbers_behind(tmp_path):
+def test_opens_numbered_shards(tmp_path):
   path = tmp_path / 'sums.array_record-00000-of-00001'
   write_array_record(path, [json.dumps(ROWS[0]).encode()])
   assert len(open_records(path)) == 1
 
 
-def test_tfds(tfds_folder):
+def test_reads_tfds(tfds_folder):
   source = FileSource(
     TfdsRecords('sums', split='train', data_dir=tfds_folder), name='sums'
   )
@@ -248,7 +248,7 @@ def test_tfds(tfds_folder):
     source='sums',
     kind='math',
     key=source[2].key,
-    place='row 2 of tfds:sums/train',
+    location='row 2 of tfds:sums/train',
     column='answer',
   )
   raw = TfdsRecords('sums', split='train[:2]', data_dir=tfds_folder)
@@ -256,11 +256,11 @@ def test_tfds(tfds_folder):
   assert type(raw[0]['answer']) is int
 
 
-def test_tfds_says_what_is_wrong(tfds_folder, tmp_path):
+def test_refuses_invalid_tfds_datasets(tfds_folder, tmp_path):
   records = TfdsRecords('sums', split='train', data_dir=tfds_folder)
-  layout = plain_columns('question', 'answr')
+  schema = custom_schema('question', 'answr')
   with pytest.raises(ValueError, match=r"Row 0 of tfds:sums/train .*'answr'"):
-    FileSource(records, layout=layout)
+    FileSource(records, schema=schema)
   with pytest.raises(ValueError, match="got 'products', which is not in"):
     TfdsRecords('products', split='train', data_dir=tmp_path)
   with pytest.raises(ValueError, match="'products', which is not in the def"):
@@ -271,7 +271,7 @@ def test_tfds_says_what_is_wrong(tfds_folder, tmp_path):
     TfdsRecords('sums', split='train[:0]', data_dir=tfds_folder)
 
 
-def test_tfds_is_read_without_tensorflow(tfds_folder):
+def test_reads_tfds_without_tensorflow(tfds_folder):
   trap = tfds_folder / 'trap'
   (trap / 'tensorflow').mkdir(parents=True)
   (trap / 'tensorflow' / '__init__.py').write_text('raise SystemExit(1)')
@@ -288,7 +288,7 @@ def test_tfds_is_read_without_tensorflow(tfds_folder):
   )
 
 
-def listed(name, count=3):
+def list_source(name, count=3):
   return ListSource(
     [
       Problem(prompt=f'{name}{n}', reference=n, source=name)
@@ -298,7 +298,7 @@ def listed(name, count=3):
 
 
 def test_concatenated_sources_keep_their_names():
-  source = ConcatenatedSource([listed('a'), listed('b')])
+  source = ConcatenatedSource([list_source('a'), list_source('b')])
   prompts = [source[n].prompt for n in range(len(source))]
   assert prompts == ['a0', 'a1', 'a2', 'b0', 'b1', 'b2']
   assert source.names == ('a', 'b')
@@ -307,19 +307,19 @@ def test_concatenated_sources_keep_their_names():
       source[index]
 
 
-def test_some_problems_of_a_source():
-  some = SubsetSource(listed('a', 5), np.array([4, 1]))
+def test_subsets_of_a_source():
+  some = SubsetSource(list_source('a', 5), np.array([4, 1]))
   assert [some[n].prompt for n in range(len(some))] == ['a4', 'a1']
   assert some.names == ('a',)
 
 
 @pytest.mark.parametrize('weights', [[1.0], [1.0, 0.0], [1.0, -2.0]])
-def test_a_mixture_needs_a_positive_weight_each(weights):
+def test_mixtures_need_one_positive_weight_per_source(weights):
   with pytest.raises(ValueError, match=r'of 2 sources needs as many positive'):
-    MixtureSource([listed('a'), listed('b')], weights)
+    MixtureSource([list_source('a'), list_source('b')], weights)
 
 
-def test_a_jsonl_file_is_random_access(tmp_path):
+def test_jsonl_rows_can_be_read_in_any_order(tmp_path):
   records = JsonlRecords(write_jsonl(tmp_path / 'a.jsonl', ROWS))
   assert records[4] == ROWS[4]
   assert records[0] == ROWS[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokenizers round-trip, are reproducible, and refuse what they cannot say."""
+"""Tests of tokenizers: round trips, reproducibility, error messages."""
 
 import json
 
@@ -23,7 +23,7 @@ COUNTDOWN = countdown_tokenizer(CONFIG)
 
 
 def json_file() -> bytes:
-  """A tokenizer of six words and two special tokens, spelt out."""
+  """The file of a tokenizer with six words and two special tokens."""
   special = {
     'single_word': False,
     'lstrip': False,
@@ -50,7 +50,7 @@ def json_file() -> bytes:
 
 
 @given(st.lists(st.sampled_from(vocabulary(CONFIG)), max_size=20))
-def test_countdown_round_trip(words):
+def test_countdown_texts_round_trip(words):
   text = ' '.join(words)
   ids = COUNTDOWN.encode(text)
   assert len(ids) == len(words)
@@ -58,22 +58,22 @@ def test_countdown_round_trip(words):
 
 
 @given(st.lists(st.integers(0, COUNTDOWN.vocab_size - 1), max_size=20))
-def test_any_ids_decode(ids):
+def test_special_tokens_decode_to_nothing(ids):
   special = {COUNTDOWN.pad_id, COUNTDOWN.bos_id, *COUNTDOWN.end_ids}
   plain = [piece for piece in ids if piece not in special]
   assert COUNTDOWN.decode(ids) == COUNTDOWN.decode(plain)
 
 
-def test_the_special_tokens_are_apart_from_the_words():
+def test_special_tokens_are_not_words():
   words = set(COUNTDOWN.encode(' '.join(vocabulary(CONFIG))))
   special = {COUNTDOWN.pad_id, COUNTDOWN.bos_id, *COUNTDOWN.end_ids}
   assert len(special) == 3
   assert not words & special
-  # Beside them there is one more id, for the unknown.
+  # One more id is for unknown words.
   assert COUNTDOWN.vocab_size == len(words) + 4
 
 
-def test_the_same_texts_make_the_same_tokenizer(tmp_path):
+def test_training_is_reproducible(tmp_path):
   again = countdown_tokenizer(CONFIG)
   assert again.to_bytes() == COUNTDOWN.to_bytes()
   assert again.fingerprint == COUNTDOWN.fingerprint
@@ -87,30 +87,30 @@ def test_the_same_texts_make_the_same_tokenizer(tmp_path):
   assert loaded.encode('3 + 7') == COUNTDOWN.encode('3 + 7')
 
 
-def test_other_words_are_refused():
+def test_refuses_unknown_words():
   with pytest.raises(
     ValueError, match=r"vocabulary was required, got '3 \+ 31'"
   ):
     COUNTDOWN.encode('3 + 31')
 
 
-def test_subword_models_can_be_made():
+def test_trains_subword_models():
   texts = ['the cat sat on the mat', 'the rat sat on the cat'] * 20
   tokenizer = train_sentencepiece(texts, vocab_size=24, model_type='bpe')
   assert tokenizer.vocab_size == 24
   assert tokenizer.decode(tokenizer.encode('the mat sat')) == 'the mat sat'
 
 
-def test_texts_are_checked():
+def test_refuses_invalid_training_texts_and_models():
   with pytest.raises(ValueError, match='bpe model needs a vocab_size'):
     train_sentencepiece(['a b'], model_type='bpe')
-  with pytest.raises(ValueError, match='got none'):
+  with pytest.raises(ValueError, match='got no words'):
     train_sentencepiece(['  '])
-  with pytest.raises(ValueError, match='got 3 bytes that are none'):
+  with pytest.raises(ValueError, match='got 3 other bytes'):
     SentencePieceTokenizer(b'abc')
 
 
-def test_json_tokenizer(tmp_path):
+def test_json_tokenizer_encodes_and_decodes(tmp_path):
   path = tmp_path / 'tokenizer.json'
   path.write_bytes(json_file())
   tokenizer = JsonTokenizer.load(path, end_tokens=['</s>'], bos_token='<s>')
@@ -126,7 +126,7 @@ def test_json_tokenizer(tmp_path):
   assert plain.fingerprint == tokenizer.fingerprint
 
 
-def test_json_tokenizer_is_checked():
+def test_refuses_invalid_json_tokenizers():
   with pytest.raises(
     ValueError, match="token '<eos>' was required, got one of 8"
   ):
@@ -142,7 +142,7 @@ def test_json_tokenizer_is_checked():
 @pytest.mark.parametrize(
   'tokenizer', [COUNTDOWN, JsonTokenizer(json_file(), end_tokens=['</s>'])]
 )
-def test_a_tokenizer_of_another_policy_is_refused(tokenizer: Tokenizer):
+def test_refuses_the_tokenizer_of_another_policy(tokenizer: Tokenizer):
   check_tokenizer(tokenizer, tokenizer.vocab_size)
   for size in (tokenizer.vocab_size - 1, tokenizer.vocab_size + 1):
     with pytest.raises(ValueError, match=f"policy's {size} tokens, got one of"):
