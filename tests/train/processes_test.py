@@ -67,7 +67,7 @@ def start_endless(workdir):
     2,
     heartbeat=30,
     warm_start__steps=0,
-    task__held_out=0,
+    evaluate__problems=2,
     logging__samples=0,
     train__iterations=500,
   )
