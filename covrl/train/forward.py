@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from covrl.entropy.exact import count, exact_sum
 from covrl.models import Policy, Routing
-from covrl.objectives import token_weights
+from covrl.objectives import WeightMode, token_weights
 from covrl.statistics import token_stats
 from covrl.train.microbatch import over_micro_batches
 from covrl.types import (
@@ -43,7 +43,7 @@ class ForwardOutputs(NamedTuple):
   routing: Routing | None
 
 
-def apply_token_weights(batch: TokenBatch, mode: str) -> TokenBatch:
+def apply_token_weights(batch: TokenBatch, mode: WeightMode) -> TokenBatch:
   """Multiplies the batch's weights by those of an aggregation mode.
 
   Args:
