@@ -76,7 +76,7 @@ _ON_FIRST_USE = (
   'evaluation',
   'models',
   'parallel',
-  'presets',
+  'recipes',
   'report',
   'rewards',
   'rollout',

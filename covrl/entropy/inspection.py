@@ -90,11 +90,11 @@ def _run(
 ) -> DecisionCache:
   """The decisions of one update of a token chain."""
   cache = DecisionCache()
-  if signal is None:
-    signal = jax.tree.map(jnp.zeros_like, stats)
+  zeros: TokenStats = jax.tree.map(jnp.zeros_like, stats)
   if token_state is None:
     token_state = token_tx.init(stats.template())
+  context = {**context, 'decisions': cache}
   update_signal(
-    token_tx, signal, token_state, stats, **{**context, 'decisions': cache}
+    token_tx, zeros if signal is None else signal, token_state, stats, **context
   )
   return cache

@@ -2,7 +2,7 @@
 """A loss and a token chain, combined into one ordinary loss function."""
 
 from collections.abc import Callable
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 import jax
 import jax.numpy as jnp
@@ -44,8 +44,9 @@ def as_loss(
     (value, aux), signal = jax.value_and_grad(loss, has_aux=True)(
       fixed, **context
     )
+    context = cast(TokenContext, {**context, **aux.for_selection})
     signal, token_state = update_signal(
-      token_tx, signal, token_state, fixed, **{**context, **aux.for_selection}
+      token_tx, signal, token_state, fixed, **context
     )
     terms = jax.tree.map(_inner_product, signal, stats, fixed)
     return value + sum(jax.tree.leaves(terms)), token_state

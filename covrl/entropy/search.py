@@ -185,7 +185,7 @@ def _candidate_interval(
   wanted: Int[Array, ''],
   total: Int[Array, ''],
 ) -> Interval:
-  """From the lowest candidate's key to the highest's, unless all are wanted."""
+  """Keys from the lowest candidate's to the highest's, unless all are wanted."""
   dtype = _key_dtype(candidates, tokens)
 
   def narrowest() -> Interval:

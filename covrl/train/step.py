@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Key, PyTree
 from covrl.entropy import DecisionCache, exact_quantile, selection_sources
 from covrl.entropy.base import update_signal
 from covrl.models import Policy, Routing, load_balance
+from covrl.objectives import WeightMode
 from covrl.train import metrics
 from covrl.train.forward import (
   ForwardOutputs,
@@ -71,7 +72,7 @@ class StepSettings:
 
   temperature: float = 1.0
   micro_batches: int = 1
-  weights: str = 'token-mean'
+  weights: WeightMode = 'token-mean'
   balance: float = 0.0
   offload_optimizer: bool = False
 
@@ -162,12 +163,9 @@ def make_train_step(
         stats, **context
       )
       context = context | aux.for_selection
+      context['decisions'] = DecisionCache(recorded)
       edited, _ = update_signal(
-        token_tx,
-        signal,
-        state.token_state,
-        stats,
-        **{**context, 'decisions': DecisionCache(recorded)},
+        token_tx, signal, state.token_state, stats, **context
       )
       balance_cotangent = (
         None if balance is None else jnp.asarray(settings.balance)
@@ -217,13 +215,11 @@ def _selects_on_current(
 ) -> bool:
   """Whether a selector of the token chain reads current statistics."""
   context = row_context(batch, *old, jnp.asarray(False)) | shared
-  # Only shapes matter here: the chain is traced and not computed.
-  from_loss: TokenContext = {
-    'score_weight': batch.advantages,
-    'clipped': batch.loss_mask,
-  }
+  # Arrays in place of the loss's: the chain is traced and not computed.
+  context['score_weight'] = batch.advantages
+  context['clipped'] = batch.loss_mask
   sources = selection_sources(
-    token_tx, old[0], token_state=token_state, **{**context, **from_loss}
+    token_tx, old[0], token_state=token_state, **context
   )
   return 'current' in sources
 
@@ -239,8 +235,9 @@ def _decide(
   cache = DecisionCache()
   (_, aux), signal = jax.value_and_grad(loss, has_aux=True)(stats, **context)
   context = context | aux.for_selection
+  context['decisions'] = cache
   _, token_state = update_signal(
-    token_tx, signal, token_state, stats, **{**context, 'decisions': cache}
+    token_tx, signal, token_state, stats, **context
   )
   return cache.decisions, token_state
 
@@ -278,7 +275,7 @@ def _measure(
 ) -> Measurements:
   """Measures the effect of the earlier updates on this rollout.
 
-  At a rollout's first update there are none: differences to the old statistics
+  A rollout's first update has no earlier ones: differences to the old statistics
   are rounding, and the effect of the last update was not measured.
   """
   noise = exact_quantile(

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What entropy control costs: a whole train step with it over one without.
+"""Cost of entropy control: a train step with a method relative to one without.
 
   python tests/benchmarks/entropy_overhead.py [--rounds=15] [--sequences=128]
 
-Every round runs the step of every method once, in an order that rotates, and the
-uncontrolled step before and after each. A method's ratio is to the mean of these
-two, and the median over rounds is printed, with the quartiles: of the seconds on
-the clock, and of the processor's, to which what else a machine does matters less.
-Rows are the Countdown policy's: 128 sequences of 19 tokens. On one device, so
-that nothing waits for another. Most of the time is compiling, and
-JAX_COMPILATION_CACHE_DIR keeps what was compiled for a second run.
+Every round runs the step of every method once, in rotating order, and the
+uncontrolled step before and after each. A method's ratio is relative to the mean
+of these two; the median over rounds is printed with the quartiles, for wall-clock
+seconds and for CPU seconds, which other load on the machine disturbs less. Rows
+are the Countdown policy's: 128 sequences of 19 tokens, on one device. Most of the
+time is compilation; JAX_COMPILATION_CACHE_DIR keeps the programs for later runs.
 """
 
 from __future__ import annotations
@@ -35,7 +34,13 @@ from covrl.models import Policy, countdown
 from covrl.parallel import sharding
 from covrl.train import Loss, StepSettings, make_train_step
 from covrl.train.state_sharding import abstract_opt_state, shardings
-from covrl.types import Measurements, TokenBatch, TokenMoments, TrainState
+from covrl.types import (
+  Measurements,
+  SelectionSource,
+  TokenBatch,
+  TokenMoments,
+  TrainState,
+)
 
 FloatPair: TypeAlias = Float[np.ndarray, '2']
 
@@ -45,7 +50,9 @@ FRACTION = 0.05
 
 # Every method, by what one types; each with a selection of its own where it
 # has one, from the statistics at hand before any forward.
-METHODS: dict[str, Callable[[str], optax.GradientTransformation]] = {
+METHODS: dict[
+  str, Callable[[SelectionSource], optax.GradientTransformation]
+] = {
   'kl_cov': lambda source: covrl.kl_cov(FRACTION, selection_source=source),
   "kl_cov(score='state')": lambda source: covrl.kl_cov(
     FRACTION, score='state', selection_source=source
@@ -79,7 +86,9 @@ METHODS: dict[str, Callable[[str], optax.GradientTransformation]] = {
     covrl.controllers.entropy_band(0.2, 0.4, below=0.01)
   ),
   'repo': lambda _: covrl.repo(),
-  'repo(doubling_scale)': lambda _: covrl.repo(covrl.controllers.doubling_scale(0.3)),
+  'repo(doubling_scale)': lambda _: covrl.repo(
+    covrl.controllers.doubling_scale(0.3)
+  ),
   'steer': lambda _: covrl.steer(),
   'ce_gppo': lambda _: covrl.ce_gppo(),
   'entropy_shaped': lambda _: covrl.entropy_shaped(),
@@ -117,7 +126,11 @@ LOSSES = {
   'dppo': covrl.losses.dppo,
 }
 # Micro-batches and whose statistics select.
-PARTS = {'one': (1, 'old'), 'four': (4, 'old'), 'current': (4, 'current')}
+PARTS: dict[str, tuple[int, SelectionSource]] = {
+  'one': (1, 'old'),
+  'four': (4, 'old'),
+  'current': (4, 'current'),
+}
 CLIPPED = functools.partial(covrl.clipped_surrogate, low=0.2, high=0.2)
 
 
@@ -142,17 +155,17 @@ def main() -> None:
 def measure(
   names: list[str],
   micro_batches: int,
-  source: str,
+  source: SelectionSource,
   mesh: Mesh,
   options: argparse.Namespace,
 ) -> None:
   """Prints a line for each method."""
   plain = CLIPPED, optax.identity()
-  steps = {'no control': program(*plain, micro_batches, 'old', mesh, options)}
+  steps = {'no control': program(*plain, micro_batches, mesh, options)}
   for name in names:
     loss = LOSSES.get(name, CLIPPED)
     tx = METHODS[name](source) if name in METHODS else optax.identity()
-    steps[name] = program(loss, tx, micro_batches, source, mesh, options)
+    steps[name] = program(loss, tx, micro_batches, mesh, options)
   plain_step = steps.pop('no control')
   order = list(steps)
   ratios: dict[str, list[FloatPair]] = {name: [] for name in order}
@@ -185,7 +198,6 @@ def program(
   loss: Loss,
   tx: optax.GradientTransformation,
   micro_batches: int,
-  source: str,
   mesh: Mesh,
   options: argparse.Namespace,
 ) -> Callable[[], None]:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bad input: refused where it can be known, else what the docstrings say."""
+"""Bad input: refused at construction if concrete, else handled as documented."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ ONES = jnp.ones(SHAPE, bool)
 
 @pytest.fixture
 def batch():
-  """Statistics and context of forty tokens, all in order."""
+  """Statistics and context of forty valid tokens."""
   rng = np.random.default_rng(0)
   old = jnp.asarray(-rng.exponential(size=SHAPE), jnp.float32)
   stats = TokenStats(
@@ -44,6 +45,11 @@ def explained(token_tx, stats, context):
   return explain(stats, **context)[0]
 
 
+def unknown(option: str) -> Any:
+  """An option that the type checker would refuse."""
+  return option
+
+
 REFUSED = {
   'a percentage': (
     lambda: covrl.kl_cov(fraction=0.2),
@@ -61,7 +67,7 @@ REFUSED = {
     lambda: covrl.selectors.random_tokens(-0.01),
     r'fraction must lie in .*, got -0\.01',
   ),
-  'a fraction that is none': (
+  'a fraction that is not a number': (
     lambda: covrl.kl_cov(fraction=float('nan')),
     r'fraction must lie in .*, got nan',
   ),
@@ -81,28 +87,28 @@ REFUSED = {
     lambda: covrl.clip_cov(low=5.0, high=1.0),
     'low must be below high, got low=5 and high=1',
   ),
-  'a bound that is none': (
+  'a bound that is not a number': (
     lambda: covrl.clip_cov(low=float('nan')),
     'low must be below high, got low=nan and high=5',
   ),
   'a score': (
-    lambda: covrl.kl_cov(score='cov'),
+    lambda: covrl.kl_cov(score=unknown('cov')),
     r"score must be one of \('batch', .*, got 'cov'",
   ),
   'a divergence': (
-    lambda: covrl.kl_cov(divergence='kl'),
+    lambda: covrl.kl_cov(divergence=unknown('kl')),
     r"divergence must be one of \('abs', .*, got 'kl'",
   ),
   'a source': (
-    lambda: covrl.clip_cov(selection_source='new'),
+    lambda: covrl.clip_cov(selection_source=unknown('new')),
     r"selection_source must be one of \('old', 'current'\), got 'new'",
   ),
   'a scope': (
-    lambda: covrl.kl_cov(scope='rank'),
+    lambda: covrl.kl_cov(scope=unknown('rank')),
     r"scope must be one of \('batch', 'micro_batch'\), got 'rank'",
   ),
   'a reference': (
-    lambda: covrl.add_divergence_penalty(1.0, reference='logprobs'),
+    lambda: covrl.add_divergence_penalty(1.0, reference=unknown('logprobs')),
     r"reference must be one of \('old_logprobs', .*, got 'logprobs'",
   ),
   'a negative coefficient': (
@@ -129,7 +135,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize('name', REFUSED)
-def test_refused_before_running(name):
+def test_refuses_bad_arguments_before_running(name):
   make, message = REFUSED[name]
   with pytest.raises(ValueError, match=message):
     make()
@@ -139,7 +145,7 @@ def test_the_largest_fraction_is_accepted_in_every_precision():
   covrl.kl_cov(fraction=0.05)
   covrl.kl_cov(fraction=jnp.float32(0.05))
   covrl.kl_cov(fraction=0.2, allow_large=True)
-  # What `inject_hyperparams` gives where a schedule starts at nothing.
+  # `inject_hyperparams` passes this if a schedule starts at 0.
   covrl.kl_cov(fraction=jnp.float32(0.0))
 
 
@@ -181,7 +187,9 @@ def test_traced_bounds_that_are_inverted_select_nothing(batch):
 
 @pytest.mark.parametrize('entry', ['old_logprobs', 'advantages', 'old_entropy'])
 @pytest.mark.parametrize('value', [np.nan, -np.inf, np.inf])
-def test_what_is_not_finite_is_left_out_and_counted(batch, entry, value):
+def test_statistics_that_are_not_finite_are_left_out_and_counted(
+  batch, entry, value
+):
   stats, context = batch
   clean = by_state(stats, context)
   assert int(clean.nonfinite) == 0
@@ -214,8 +222,8 @@ def test_current_statistics_that_are_not_finite(batch, value):
   assert not bool(selection.mask[1, 2])
 
 
-def everything():
-  """A chain of all that selects, and of what does not."""
+def long_chain():
+  """A chain of three selecting transforms and a bonus."""
   return optax.chain(
     covrl.kl_cov(0.05, minimum=1),
     covrl.clip_cov(0.05, low=-9.0, high=9.0, minimum=1),
@@ -225,9 +233,9 @@ def everything():
 
 
 @jax.jit
-def step_with_everything(stats, context):
-  loss = covrl.as_loss(covrl.policy_gradient, everything())
-  state = everything().init(TokenStats.template())
+def step_with_long_chain(stats, context):
+  loss = covrl.as_loss(covrl.policy_gradient, long_chain())
+  state = long_chain().init(TokenStats.template())
   form = jax.value_and_grad(loss, has_aux=True)
   return form(stats, state, **context)
 
@@ -240,7 +248,7 @@ def test_all_tokens_masked(batch):
     'old_logprobs': jnp.full(SHAPE, jnp.nan),
     'advantages': jnp.full(SHAPE, jnp.nan),
   }
-  (value, state), gradient = step_with_everything(stats, empty)
+  (value, state), gradient = step_with_long_chain(stats, empty)
   assert float(value) == 0
   for leaf in jax.tree.leaves(gradient):
     np.testing.assert_array_equal(leaf, np.zeros(SHAPE))
@@ -256,7 +264,7 @@ def test_zero_variance(batch):
     'advantages': jnp.full(SHAPE, 0.3),
     'old_logprobs': jnp.full(SHAPE, -1.7),
   }
-  (value, state), gradient = step_with_everything(stats, flat)
+  (value, state), gradient = step_with_long_chain(stats, flat)
   assert np.isfinite(float(value))
   assert all(
     bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradient)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a compiled program: which collectives it runs, and how many bytes.
+"""Collectives of a compiled program and the bytes that they deliver.
 
-Counted per device and call: the bytes a collective delivers there, times how
-often it runs. In a loop that is the loop's trip count, where the compiler knows
-it; else the caller's bound. Branches of a conditional are all counted.
+Counted per device and call: the bytes that a collective delivers there, times
+how often it runs. In a loop that is the trip count if the compiler knows it,
+else a bound by the caller. All branches of a conditional are counted.
 """
 
 import collections
@@ -56,7 +56,7 @@ def collective_bytes(hlo: str, rounds: int) -> dict[str, int]:
 
 
 def operations(hlo: str, op: str) -> list[int]:
-  """How many elements each operation of a kind has, in its largest array."""
+  """Elements in the largest array of each operation of a kind."""
   found = []
   for line in hlo.splitlines():
     match = _INSTRUCTION.match(line)
@@ -66,9 +66,9 @@ def operations(hlo: str, op: str) -> list[int]:
 
 
 def _delivered(match: re.Match[str]) -> str:
-  """The type of what a collective delivers."""
+  """The type of the arrays that a collective delivers."""
   if match['op'] in ('collective-permute-start', 'all-gather-start'):
-    # A tuple of what goes in, what comes out, and two numbers of its own.
+    # A tuple of inputs, outputs and two numbers for internal use.
     arrays = re.findall(r'[a-z]+\d*\[\d[\d,]*\]', match['type'])
     return ' '.join(arrays[len(arrays) // 2 :])
   return match['type']

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Token transforms in optax's own combinators, with schedules, under jit."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,7 +104,7 @@ def run(chains, batch):
     edited = {name: result[0] for name, result in results.items()}
     return edited, {name: result[1] for name, result in results.items()}
 
-  states = {
+  states: dict[str, Any] = {
     name: chain.init(TokenStats.template()) for name, chain in chains.items()
   }
   edits = []
@@ -249,7 +251,7 @@ def test_values_are_read_from_the_state(batch):
 
 
 def test_optax_transformations_on_the_selected_tokens(batch):
-  """What optax has for gradients, for some tokens only."""
+  """Transformations of gradients, applied to some tokens only."""
   signal, _, _ = batch
   chosen = jnp.zeros(SHAPE, bool).at[1, 3:7].set(True)
   halved = covrl.token_masked(

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decisions are taken once per batch, and returned to every micro-batch."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -176,7 +178,7 @@ def test_decisions_survive_every_nesting_of_optax():
     jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(2)
   )
   stats = TokenStats(logprobs=-jnp.abs(old), entropy=jnp.ones(shape))
-  context: covrl.TokenContext = {
+  context: dict[str, Any] = {
     'advantages': advantages,
     'old_logprobs': old,
     'mask': jnp.ones(shape, bool),
@@ -224,13 +226,14 @@ def test_a_custom_selector_states_its_source():
 
 def test_refuses_misspelt_context_entries():
   ones = jnp.ones((1, 2))
-  stats = TokenStats(logprobs=-ones, entropy=ones)
+  stats: Any = TokenStats(logprobs=-ones, entropy=ones)
   tx = covrl.entropy_bonus(0.1)
   state = tx.init(stats.template())
+  misspelt: Any = {'weight': ones}
   message = "unknown context entry 'weight'; did you mean 'weights'"
   with pytest.raises(TypeError, match=f'add_entropy_bonus got an {message}'):
     tx.update(stats, state, stats, weight=ones)
   with pytest.raises(TypeError, match=message):
-    covrl.explain(tx, stats, **{'weight': ones})
+    covrl.explain(tx, stats, **misspelt)
   with pytest.raises(TypeError, match='known entries: advantages, clipped, '):
     tx.update(stats, state, stats, temperature=1.0)

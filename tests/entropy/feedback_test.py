@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`target_entropy` against its formulas in NumPy, and in a loop with a plant."""
+"""`target_entropy` against its formulas in NumPy, and in closed loops."""
 
 import math
 
@@ -22,7 +22,7 @@ def predicting(drift, effect, limit=np.inf, **context):
   )
 
 
-def test_it_solves_the_formula():
+def test_coefficient_solves_the_formula():
   """c = (((target − H) / horizon − d) / s − D) / E, clipped."""
   controller = covrl.target_entropy(0.5, horizon=10.0, slope=0.02, maximum=2.0)
   state = controller.init()._replace(drift=jnp.asarray(-0.001))
@@ -34,17 +34,17 @@ def test_it_solves_the_formula():
   needed = (0.02 / 10 + 0.001) / 0.02
   assert value(-0.1, 0.5) == pytest.approx((needed + 0.1) / 0.5, rel=1e-6)
   assert value(0.0, 1.0) == pytest.approx(needed, rel=1e-6)
-  # Bounds: its own, and what the coefficient can do.
+  # Bounds: those of the controller, and the limit of the prediction.
   assert value(0.4, 0.5) == 0.0
   assert value(-9.0, 0.5) == 2.0
   assert value(-9.0, 0.5, 0.25) == 0.25
-  # No effect, or the wrong one: no coefficient helps.
+  # Without effect, or with the opposite one, the coefficient is 0.
   assert value(-0.1, 0.0) == value(-0.1, -1.0) == 0.0
 
 
 @pytest.mark.parametrize('momentum', [0.0, 0.6, 0.9])
-def test_the_target_is_met_at_the_horizon(momentum):
-  """With what momentum still brings: kept up, z̄ adds up to what is wanted."""
+def test_reaches_the_target_at_the_horizon(momentum):
+  """With constant z, z̄ including momentum sums to the required change."""
   horizon, updates = 7, 400
   controller = covrl.target_entropy(
     0.5, horizon=float(horizon), momentum=momentum, slope=0.1, maximum=9.0
@@ -61,7 +61,7 @@ def test_the_target_is_met_at_the_horizon(momentum):
   assert 0.45 + 0.1 * total == pytest.approx(0.5, rel=1e-6)
 
 
-def test_what_was_foreseen_is_averaged_as_adam_does():
+def test_predictions_are_averaged_as_adam_does():
   """z̄ is Adam's first moment of z, corrected for its start like that."""
   rng = np.random.default_rng(0)
   controller = covrl.target_entropy(0.5, momentum=0.8, maximum=9.0)
@@ -79,7 +79,7 @@ def test_what_was_foreseen_is_averaged_as_adam_does():
     assert state.previous_predicted == before.predicted
 
 
-def test_it_aims_where_the_target_will_be():
+def test_aims_at_the_scheduled_target_a_horizon_ahead():
   falling = optax.linear_schedule(1.0, 0.0, 100)
   controller = covrl.target_entropy(falling, horizon=10.0)
   context = {'entropy': jnp.asarray(0.5), 'step': jnp.asarray(30)}
@@ -87,19 +87,19 @@ def test_it_aims_where_the_target_will_be():
   np.testing.assert_allclose(value, (0.6 - 0.5) / 10, rtol=1e-5)
 
 
-def test_at_its_first_reading():
-  """No change has been seen: only the distance to the target counts."""
+def test_first_readings_change_neither_drift_nor_slope():
+  """Without an observed change only the distance to the target counts."""
   controller = covrl.target_entropy(0.5, horizon=10.0, slope=2.0)
   values, states = replay(controller, [0.3, 0.35, 0.3])
   np.testing.assert_allclose(values[0], 0.2 / 10 / 2, rtol=1e-6)
-  # Of the first change it is not known what it comes from.
+  # The cause of the first change is unknown.
   np.testing.assert_array_equal(states.drift[:2], 0)
   np.testing.assert_array_equal(states.slope[:2], 2)
   assert states.drift[2] < 0
 
 
-def test_it_follows_measured_changes():
-  """Readings, which vary with the prompts, correct what changes add up to."""
+def test_follows_measured_changes():
+  """Readings, which vary with the prompts, correct the sum of the changes."""
   controller = covrl.target_entropy(0.5, horizon=10.0)
   state = controller.init()
   for reading, change in ((0.5, np.nan), (0.6, -0.02), (0.4, 0.01)):
@@ -116,7 +116,7 @@ def test_it_follows_measured_changes():
   np.testing.assert_allclose(
     state.bias, bias + (0.4 - moved) / 20**2, rtol=1e-5
   )
-  # Of a change that was not measured nothing is learnt.
+  # A change that was not measured teaches nothing.
   after = controller.update(
     state,
     entropy=jnp.asarray(0.5),
@@ -128,8 +128,8 @@ def test_it_follows_measured_changes():
 
 @pytest.mark.parametrize('momentum', [0.0, 0.9])
 @pytest.mark.parametrize('measured', [True, False])
-def test_it_learns_by_a_kalman_filter(momentum, measured):
-  """Of (d, log s), from changes and what had been predicted of them."""
+def test_learns_by_a_kalman_filter(momentum, measured):
+  """State (d, log s), observed through changes and their predictions."""
   horizon, rng = 8.0, np.random.default_rng(0)
   controller = covrl.target_entropy(
     0.5, horizon=horizon, momentum=momentum, slope=0.02
@@ -175,7 +175,7 @@ def test_it_learns_by_a_kalman_filter(momentum, measured):
 @pytest.mark.parametrize('momentum', [0.0, 0.9])
 @pytest.mark.parametrize('every', [1, 8])
 @pytest.mark.parametrize('slope', [0.1, 1.0, 5.0])
-def test_it_reaches_its_target(slope, every, momentum):
+def test_reaches_its_target(slope, every, momentum):
   controller = covrl.target_entropy(
     0.5, horizon=40.0, momentum=momentum, maximum=0.5
   )
@@ -205,16 +205,16 @@ def test_momentum_that_it_knows_of_does_not_make_it_swing():
   assert swings[0.9] < 0.5 * swings[0.0]
 
 
-def test_it_learns_its_slope():
-  """From a guess thirty times too large, or left alone where it is right."""
+def test_learns_its_slope():
+  """A guess thirty times too large converges; a right one stays."""
   for guess in (3.0, 0.1):
     controller = covrl.target_entropy(0.5, slope=guess, maximum=0.5)
     _, _, state = closed_loop(controller, 0.1, updates=1500, momentum=0.9)
     assert 0.03 < float(state.slope) < 0.3
 
 
-def test_it_does_not_stay_at_zero():
-  """A coefficient at 0 for long, then a drift: it comes back at once."""
+def test_coefficient_of_zero_is_not_final():
+  """A coefficient that was 0 for long rises as soon as entropy drifts."""
   controller = covrl.target_entropy(0.5, maximum=0.5)
   falling = np.concatenate([np.full(300, 0.9), 0.9 - 0.01 * np.arange(60)])
   values, _ = replay(controller, falling)

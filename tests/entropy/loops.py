@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Controllers over a series of readings, and in a loop with what they steer."""
+"""Controllers on a series of readings, and in a closed loop with a plant."""
 
 import jax
 import jax.numpy as jnp
@@ -36,21 +36,22 @@ def closed_loop(
   missed=None,
   noise=0.005,
 ):
-  """Entropy under a controller: it drifts down, the coefficient lifts it.
+  """Entropy under a controller: it drifts down, the coefficient raises it.
 
   Readings are noisy, and renewed only every so many updates, as within an
   iteration.
 
   Args:
-    controller: reads `entropy` and, if something is `missed`, `entropy_change`.
-    slope: what a unit of the coefficient does in the long run, nats per update.
-    updates: how many.
-    drift: what happens without a coefficient, nats per update.
-    start: the first entropy.
+    controller: controller of the coefficient.
+    slope: effect of a unit of the coefficient, nats per update.
+    updates: number of updates.
+    drift: change without a coefficient, nats per update.
+    start: initial entropy, nats.
     every: updates between new readings.
-    momentum: of the optimiser, which averages coefficients as Adam does.
-    missed: by how much measured changes fall short, nats; None: not measured.
-    noise: standard deviation of readings.
+    momentum: momentum of the optimiser, which averages coefficients like Adam.
+    missed: bias of the measured changes, nats; `None` passes no
+      `entropy_change`.
+    noise: standard deviation of readings, nats.
 
   Returns:
     Entropies and coefficients of every update, and the controller's last state.

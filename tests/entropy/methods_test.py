@@ -2,6 +2,7 @@
 """KL-Cov, Clip-Cov and the bonus: against published vectors and formulas."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,10 @@ import pytest
 
 import covrl
 from covrl.entropy.base import update_signal
+from covrl.objectives import WeightMode
 from covrl.types import TokenStats
 
-MODES = {
+MODES: dict[str, WeightMode] = {
   'token-mean': 'token-mean',
   'token-sum': 'token-sum',
   'seq-mean-token-mean': 'sequence-mean-token-mean',
@@ -433,7 +435,12 @@ def test_nothing_to_select_from(batch):
   assert not signal.logprobs.any()
 
 
-def test_errors_name_what_is_wrong(batch):
+def unknown(option: str) -> Any:
+  """An option that the type checker would refuse."""
+  return option
+
+
+def test_errors_name_the_wrong_argument(batch):
   stats, _context = batch
   with pytest.raises(
     ValueError, match=r'fraction must lie in \(0, 0\.05\], got 0\.2'
@@ -442,15 +449,15 @@ def test_errors_name_what_is_wrong(batch):
   with pytest.raises(ValueError, match='low must be below high'):
     covrl.clip_cov(low=5.0, high=1.0)
   with pytest.raises(ValueError, match=r"score must be one of .* got 'cov'"):
-    covrl.kl_cov(score='cov')
+    covrl.kl_cov(score=unknown('cov'))
   with pytest.raises(
     ValueError, match=r"divergence must be one of .* got 'kl'"
   ):
-    covrl.kl_cov(divergence='kl')
+    covrl.kl_cov(divergence=unknown('kl'))
   with pytest.raises(ValueError, match='coefficient must be finite'):
     covrl.entropy_bonus(-1.0)
   with pytest.raises(ValueError, match='scope must be'):
-    covrl.kl_cov(scope='rank')
+    covrl.kl_cov(scope=unknown('rank'))
   bonus, chain = covrl.entropy_bonus(0.1), covrl.kl_cov()
   state = bonus.init(stats.template())
   with pytest.raises(TypeError, match="reads 'weights' from the context"):

@@ -2,6 +2,7 @@
 """Methods that reshape the policy gradient, each against its formula in numpy."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +12,14 @@ import pytest
 
 import covrl
 from covrl.entropy import DecisionCache, update_signal
-from covrl.types import TokenStats
+from covrl.types import SelectionSource, TokenStats
 
 ROWS, LENGTH = 8, 12
 
 
 @pytest.fixture
 def batch():
-  """Statistics and context with drift, a mask, and rubbish off the mask."""
+  """Statistics and context with drift, a mask, and NaN off the mask."""
   rng = np.random.default_rng(0)
   shape = ROWS, LENGTH
   old = -rng.exponential(size=shape)
@@ -55,7 +56,7 @@ def clipped(stats, **context):
 
 @functools.partial(jax.jit, static_argnames=('token_tx', 'loss'))
 def edited(token_tx, loss, stats, context):
-  """What a chain makes of a loss's cotangents, before and after."""
+  """A loss's cotangents, before and after a chain."""
   (_, aux), signal = jax.value_and_grad(loss, has_aux=True)(stats, **context)
   state = token_tx.init(TokenStats.template())
   after, _ = update_signal(
@@ -163,7 +164,11 @@ def test_steer_in_its_linear_shape(batch):
 def test_forking_tokens_keeps_the_highest_entropies(batch):
   stats, context = batch
   mask = np.asarray(context['mask'])
-  for source, name in (('old', 'old_entropy'), ('current', 'H')):
+  sources: list[tuple[SelectionSource, str]] = [
+    ('old', 'old_entropy'),
+    ('current', 'H'),
+  ]
+  for source, name in sources:
     entropy = np.where(mask, numpy_of(batch)[name], -np.inf)
     kept = entropy >= np.sort(entropy.ravel())[-int(0.2 * mask.sum())]
     token_tx = covrl.forking_tokens(0.2, selection_source=source)
@@ -366,7 +371,12 @@ def test_a_missing_entry_is_named(batch, name, entry):
     )
 
 
-def test_options_outside_their_range_are_refused():
+def unknown(option: str) -> Any:
+  """An option that the type checker would refuse."""
+  return option
+
+
+def test_refuses_options_outside_their_range():
   for make, sentence in (
     (lambda: covrl.repo(float('inf')), 'scale must be finite, got inf'),
     (lambda: covrl.entropy_shaped(bound=1.0), 'above 1, got 1'),
@@ -376,8 +386,14 @@ def test_options_outside_their_range_are_refused():
     ),
     (lambda: covrl.steer(1.2), 'low must lie between 0 and 1'),
     (lambda: covrl.steer(high=1.2), "high belongs to shape='linear'"),
-    (lambda: covrl.steer(shape='cubic'), "shape must be one of .* got 'cubic'"),
-    (lambda: covrl.steer(scope='rank'), "scope must be one of .* got 'rank'"),
+    (
+      lambda: covrl.steer(shape=unknown('cubic')),
+      "shape must be one of .* got 'cubic'",
+    ),
+    (
+      lambda: covrl.steer(scope=unknown('rank')),
+      "scope must be one of .* got 'rank'",
+    ),
     (lambda: covrl.forking_tokens(20.0), r'fraction must lie in \(0, 1\]'),
     (lambda: covrl.ce_gppo(low=2.0), r'low must lie in \[0, 1\], got 2'),
     (lambda: covrl.ce_gppo(-1.0), 'negative must be finite and at least 0'),
@@ -386,11 +402,11 @@ def test_options_outside_their_range_are_refused():
       'got floor=0.5 and cap=0.5',
     ),
     (
-      lambda: covrl.truncated_importance_weights(level='word'),
+      lambda: covrl.truncated_importance_weights(level=unknown('word')),
       "level must be one of .* got 'word'",
     ),
     (
-      lambda: covrl.truncated_importance_weights(beyond='drop'),
+      lambda: covrl.truncated_importance_weights(beyond=unknown('drop')),
       "beyond must be one of .* got 'drop'",
     ),
     (lambda: covrl.kl_to_reference(divergence='full'), 'to the old policy'),

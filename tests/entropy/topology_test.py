@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""On a pod and on fake devices: nothing of N is moved or sorted.
+"""Selection moves and sorts no per-token arrays, on a pod and on fake devices.
 
-Compiled for 64 TPU v5p chips that need not be there, at 2²⁴ tokens. Bytes are
-those that collectives deliver to a device in one call; a loop of unknown
-length counts as its longest, see `entropy.collectives`.
+Compiled ahead of time for 64 TPU v5p chips, at 2²⁴ tokens. Bytes are those that
+collectives deliver to a device in one call; a loop of unknown length counts as
+its longest, see `entropy.collectives`.
 """
 
 import functools
@@ -81,17 +81,17 @@ def check_selection(text, devices):
   moved = collective_bytes(text, ROUNDS)
   assert set(moved) <= {'all-reduce', 'all-gather'}
   assert sum(moved.values()) < LIMIT
-  # What is gathered, if anything, is a number from each device.
+  # An all-gather collects at most one number from each device.
   assert max(operations(text, 'all-gather'), default=0) <= devices
   assert operations(text, 'sort') == []
-  # Three searches of eleven rounds, seven counts each: what is read is there.
+  # Three searches of eleven rounds, seven counts each, are in the program.
   assert sum(moved.values()) >= 3 * ROUNDS * 7 * 4
 
 
 def check_sums(text, tokens):
   moved = collective_bytes(text, ROUNDS)
   assert 4 <= sum(moved.values()) < LIMIT
-  # A row's eight ends of stretches, of the rows that a device has.
+  # Eight segment boundaries per row, of the rows of a device.
   assert max(operations(text, 'all-gather'), default=0) <= tokens**0.5 * 8
   assert operations(text, 'sort') == []
   assert operations(text, 'scatter') == []
@@ -124,8 +124,8 @@ def test_sequence_sums_on_fake_devices(fake, layout):
   check_sums(program(packed_gspo, fake, layout, 2**14), 2**14)
 
 
-def test_bytes_are_counted(fake):
-  """A gather of everything, in a loop, is seen as that."""
+def test_collective_bytes_are_counted(fake):
+  """An all-gather in a loop counts once per iteration."""
   rows = NamedSharding(fake, PartitionSpec('data', None))
   whole = NamedSharding(fake, PartitionSpec())
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every mesh trains the same policy, and takes over from every other."""
+"""Every mesh trains the same policy, and restores checkpoints of others."""
 
 import functools
 
@@ -12,8 +12,8 @@ from covrl.parallel import sharding
 from covrl.run.checkpoint import CheckpointStore
 from covrl.train.state_sharding import replicated_like
 
-# Data, fsdp, tensor, expert, context: each alone, and together; more tensor or
-# context shards than there are heads of keys.
+# (data, fsdp, tensor, expert, context), each axis alone and together; more tensor
+# or context shards than KV heads.
 MESHES = [
   (8,),
   (1, 8),
@@ -27,11 +27,13 @@ STEPS = 3
 
 
 def after(shape, state, steps, micro_batches=2, offload=False):
-  """The state some updates later, and their losses."""
-  step, mesh, places = program(shape, micro_batches, 'few', offload=offload)
+  """The state after some updates, and their losses."""
+  step, mesh, state_shardings = program(
+    shape, micro_batches, 'few', offload=offload
+  )
   batch, losses = sharding.shard_batch(padded(), mesh), []
-  state = jax.device_put(state, places)
-  with sharding.in_use(mesh, sharding.TRAIN_RULES):
+  state = jax.device_put(state, state_shardings)
+  with sharding.use_mesh(mesh, sharding.TRAIN_RULES):
     for _ in range(steps):
       state, readings = step(state, batch, np.asarray(False), jax.random.key(3))
       losses.append(float(readings['loss']))
@@ -60,7 +62,7 @@ def test_losses_and_parameters_after_three_steps(shape):
   assert_same_policy(state, expected)
 
 
-def test_an_optimiser_in_the_hosts_memory_makes_the_same_steps():
+def test_offloaded_optimiser_state_gives_the_same_steps():
   shape = (2, 2, 2)
   (state, losses), (expected, figures) = (
     after(shape, fresh_state('few', **METHOD), STEPS, offload=offload)
@@ -75,24 +77,24 @@ def test_an_optimiser_in_the_hosts_memory_makes_the_same_steps():
   assert moved == 3 * len(jax.tree.leaves(expected.trainable))
 
 
-@pytest.mark.parametrize('place', range(len(MESHES)))
-def test_takes_over_from_another(place, tmp_path):
-  """A step of this mesh after steps of its neighbour is a step of one mesh."""
-  shape, other = MESHES[place], MESHES[place - 1]
+@pytest.mark.parametrize('index', range(len(MESHES)))
+def test_restores_a_checkpoint_of_another_mesh(index, tmp_path):
+  """Steps on two meshes equal steps on one."""
+  shape, other = MESHES[index], MESHES[index - 1]
   saved, _ = trained(other)
   store = CheckpointStore(tmp_path, keep=1)
   store.save(STEPS, {'state': saved}, {})
-  _, mesh, places = program(shape, 2, 'few')
+  _, mesh, state_shardings = program(shape, 2, 'few')
   like = jax.tree.map(
     lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
     jax.tree.map(lambda leaf: replicated_like(leaf, mesh), saved),
-    places,
+    state_shardings,
   )
   checkpoint = store.latest()
   assert checkpoint is not None
   restored = checkpoint.restore({'state': like})['state']
   for got, wanted, at in zip(
-    *map(jax.tree.leaves, (restored, saved, places)), strict=True
+    *map(jax.tree.leaves, (restored, saved, state_shardings)), strict=True
   ):
     assert np.asarray(got).tobytes() == np.asarray(wanted).tobytes()
     assert got.sharding == at

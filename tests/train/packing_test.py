@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packed rows make the same update of fewer tokens, or are not packed."""
+"""Packed rows give the same update with fewer rows, if they fit."""
 
 import dataclasses
 
@@ -38,13 +38,13 @@ def programs(packed_rows):
 
 
 def rows():
-  """As wide as a prompt and a response, as a rollout's are."""
+  """Rows as wide as a prompt and a response, like those of a rollout."""
   return jax.tree.map(lambda leaf: leaf[:, :WIDTH], padded())
 
 
 @pytest.fixture(scope='module')
 def both():
-  """Programs that pack and that do not."""
+  """Programs with and without packing."""
   return programs(48), programs(0)
 
 
@@ -56,7 +56,7 @@ def update(made, batch):
   return jax.device_get((state.trainable, readings))
 
 
-def test_packed_rows_make_the_same_update(both):
+def test_packed_rows_give_the_same_update(both):
   batch = rows()
   taken = np.count_nonzero(batch.segment_ids)
   assert taken < 48 * WIDTH < SEQUENCES * WIDTH
@@ -75,7 +75,7 @@ def test_packed_rows_make_the_same_update(both):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5)
 
 
-def test_what_does_not_fit_is_left_as_it_is(both):
+def test_rows_that_do_not_fit_are_not_packed(both):
   # Full rows: as many as there are sequences.
   batch = rows()
   full = dataclasses.replace(
@@ -100,6 +100,6 @@ def test_what_does_not_fit_is_left_as_it_is(both):
     (-2, 'train.packed_rows must be at least 0, got -2'),
   ],
 )
-def test_so_many_rows_are_refused(packed, sentence):
+def test_refuses_numbers_of_packed_rows(packed, sentence):
   with pytest.raises(ConfigError, match=sentence):
     programs(packed)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One update is one update: on any mesh, in any parts, in any layout."""
+"""Updates do not depend on mesh, number of micro-batches or layout."""
 
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -11,25 +12,28 @@ from train.updates import (
   PROGRAMS,
   SEQUENCES,
   WIDTH,
+  fingerprint_of,
   fresh_state,
   padded,
   parameters,
   run,
+  scored,
   update,
 )
 
+import covrl
 from covrl.data import pack_rows
 from covrl.entropy import TokenMaskedState
 from covrl.train.microbatch import join_rows, split_rows
 
-# Coefficients and fractions are traced, so that all methods are one program.
+# Coefficients and fractions are traced, so that all methods share a program.
 METHODS = {
   'clip_cov': {'clipped': 0.04},
   'kl_cov': {'held': 0.04, 'beta': 1.0},
   'kl_cov with bonus': {'held': 0.04, 'beta': 1.0, 'bonus': 0.1},
   'everything': {'clipped': 0.02, 'held': 0.04, 'beta': 0.5, 'bonus': 0.1},
   'controllers': {'target': 4.0},
-  'nothing': {},
+  'none': {},
 }
 
 
@@ -38,7 +42,7 @@ def gradients(state):
 
 
 def assert_same_update(got, wanted):
-  """Equal to float32 rounding; what was selected, to the bit."""
+  """Equal to float32 rounding; selections are equal to the bit."""
   (state, readings), (expected, figures) = got, wanted
   for ours, theirs in zip(gradients(state), gradients(expected), strict=True):
     scale = np.abs(theirs).max()
@@ -62,7 +66,7 @@ def assert_same_bits(got, wanted):
 
 
 def selected(state):
-  """How many tokens KL-Cov chose, and which."""
+  """Number and fingerprint of the tokens that KL-Cov chose."""
   held = next(
     part
     for part in reversed(state.token_state.inner_state)
@@ -75,15 +79,15 @@ def selected(state):
 def test_meshes_and_micro_batches_do_not_matter(method):
   options = METHODS[method]
   wanted = run(*PROGRAMS[0], padded(), **options)
-  held, which = selected(wanted[0])
+  held, fingerprint = selected(wanted[0])
   total = int(padded().loss_mask.sum())
   assert wanted[1]['selected'] == int(total * options.get('clipped', 0))
   assert held == int(total * options.get('held', 0))
-  assert (which != 0) == (held > 0)
+  assert (fingerprint != 0) == (held > 0)
   for shape, micro_batches in PROGRAMS[1:]:
     got = run(shape, micro_batches, padded(), **options)
     assert_same_update(got, wanted)
-    assert selected(got[0]) == (held, which)
+    assert selected(got[0]) == (held, fingerprint)
 
 
 def test_methods_change_the_gradient():
@@ -119,7 +123,7 @@ def test_packing_does_not_matter():
     )
 
 
-def test_selecting_on_current_statistics_in_parts_equals_in_one():
+def test_current_statistics_select_equally_in_one_and_two_micro_batches():
   whole, parts = (
     run(shape, count, padded(), chain='current', **METHODS['kl_cov'])
     for shape, count in (PROGRAMS[0], PROGRAMS[1])
@@ -128,10 +132,22 @@ def test_selecting_on_current_statistics_in_parts_equals_in_one():
   assert_same_update(parts, whole)
   old = run(*PROGRAMS[0], padded(), **METHODS['kl_cov'])
   assert selected(whole[0])[1] != selected(old[0])[1]
+  # The chain alone states its source: the step ranks by current statistics.
+  rows = padded()
+  stats = scored(parameters())
+  chosen = covrl.selectors.top_score(0.04, selection_source='current')(
+    stats,
+    advantages=jnp.asarray(rows.advantages),
+    mask=jnp.asarray(rows.loss_mask),
+    sequence_ids=jnp.asarray(rows.sequence_ids),
+    positions=jnp.asarray(rows.positions),
+  )
+  expected = fingerprint_of(chosen.mask, rows.sequence_ids, rows.positions)
+  assert selected(whole[0])[1] == int(expected)
 
 
 @pytest.mark.parametrize('micro_batches', [1, 8])
-def test_the_first_update_has_ratio_one_and_a_silent_penalty(micro_batches):
+def test_first_update_has_ratio_one_and_no_penalty(micro_batches):
   plain = run((8,), micro_batches, padded(), first=True)
   state, readings = run(
     (8,), micro_batches, padded(), first=True, **METHODS['kl_cov']
@@ -141,7 +157,7 @@ def test_the_first_update_has_ratio_one_and_a_silent_penalty(micro_batches):
     assert readings[name] == 0.0, name
   assert readings['penalty_share'] == 0.0
   assert_same_bits(gradients(state), gradients(plain[0]))
-  # It measures how far the scoring program is off, for the dead zone.
+  # It measures the error of the scoring program, for the dead zone.
   assert state.measured.log_ratio_noise > 0.1
   later = run((8,), micro_batches, padded(), **METHODS['kl_cov'])
   assert later[1]['log_ratio_abs'] > 0.01
@@ -149,7 +165,7 @@ def test_the_first_update_has_ratio_one_and_a_silent_penalty(micro_batches):
   assert later[0].measured.log_ratio_noise == np.float32(1e-6)
 
 
-def test_how_far_earlier_updates_moved_the_entropy_is_logged():
+def test_logs_entropy_change_by_earlier_updates():
   rows = padded()
   _, before = run((8,), 1, rows, **METHODS['kl_cov'])
   raised = dataclasses.replace(rows, old_entropy=rows.old_entropy + 0.1)
@@ -172,13 +188,13 @@ def test_the_chains_advance_once_per_update(micro_batches):
 @pytest.mark.parametrize('micro_batches', [1, 8])
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
 @pytest.mark.parametrize('where', ['advantages', 'trainable'])
-def test_an_update_that_is_not_finite_is_skipped(micro_batches, bad, where):
+def test_skips_updates_that_are_not_finite(micro_batches, bad, where):
   before = fresh_state(**METHODS['everything'])
   batch = padded()
   if where == 'advantages':
-    row, place = np.argwhere(batch.loss_mask)[7]
+    row, column = np.argwhere(batch.loss_mask)[7]
     spoilt = batch.advantages.copy()
-    spoilt[row, place] = bad
+    spoilt[row, column] = bad
     batch = dataclasses.replace(batch, advantages=spoilt)
   else:
     spoilt = parameters()['embedding'].copy()
@@ -191,7 +207,7 @@ def test_an_update_that_is_not_finite_is_skipped(micro_batches, bad, where):
   for name in ('trainable', 'opt_state', 'token_state', 'measured'):
     assert_same_bits(getattr(after, name), getattr(before, name))
   if where == 'advantages':
-    # As if it had never been: the next update starts from the same state.
+    # The next update starts from the same state.
     afresh = dataclasses.replace(before, step=before.step + 1)
     got, wanted = (
       update((8,), micro_batches, padded(), state) for state in (after, afresh)
@@ -200,7 +216,7 @@ def test_an_update_that_is_not_finite_is_skipped(micro_batches, bad, where):
     assert_same_bits(got, wanted)
 
 
-def test_rows_are_split_strided_and_joined_again():
+def test_rows_are_split_with_a_stride_and_joined_again():
   rows = np.arange(12).reshape(6, 2)
   parts = split_rows({'rows': rows, 'scalar': np.asarray(7)}, 3)
   assert parts['rows'][0].tolist() == [[0, 1], [6, 7]]

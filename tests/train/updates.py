@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Single updates on a tiny policy: any mesh, any parts, any method."""
+"""Single updates of a tiny policy, for any mesh, micro-batches and method."""
 
 import dataclasses
 import functools
@@ -27,10 +27,10 @@ from covrl.types import Measurements, TokenBatch, TokenMoments, TrainState
 
 POLICY = Policy(tiny(vocab_size=16))
 SEQUENCES, PROMPT, RESPONSE = 64, 4, 8
-# Twice what a sequence takes, so that packed rows have the shape of padded ones.
+# Twice the length of a sequence, so that packed rows are as wide as padded ones.
 WIDTH = 2 * (PROMPT + RESPONSE)
 
-# (mesh, micro-batches): every mesh and every number of parts, none alone.
+# (mesh, micro-batches)
 PROGRAMS: list[tuple[tuple[int, ...], int]] = [
   ((8,), 1),
   ((4, 2), 2),
@@ -40,15 +40,22 @@ PROGRAMS: list[tuple[tuple[int, ...], int]] = [
 
 
 def fingerprinted(selector):
-  """A selector that also says, in `eligible`, which tokens it chose."""
+  """A selector that returns a fingerprint of its choice in `eligible`."""
 
   def select(stats, **context):
     chosen: Selection = selector(stats, **context)
-    places = context['sequence_ids'] * 64 + context['positions'] + 1
-    marks = jnp.where(chosen.mask, places * places, 0)
-    return chosen._replace(eligible=jnp.sum(marks))
+    fingerprint = fingerprint_of(
+      chosen.mask, context['sequence_ids'], context['positions']
+    )
+    return chosen._replace(eligible=fingerprint)
 
   return select
+
+
+def fingerprint_of(mask, sequence_ids, positions):
+  """A number that identifies a set of tokens."""
+  identities = sequence_ids * 64 + positions + 1
+  return jnp.sum(jnp.where(mask, identities * identities, 0))
 
 
 def kl_cov(held, beta, source):
@@ -60,7 +67,7 @@ def kl_cov(held, beta, source):
 
 
 def make_token_tx(chain):
-  """One of three chains: `everything`, or what compiles faster."""
+  """One of three chains: `everything`, or one that compiles faster."""
 
   def everything(clipped, held, beta, bonus, target):
     return optax.chain(
@@ -90,14 +97,14 @@ def make_token_tx(chain):
   return optax.inject_hyperparams(made)(**{name: off[name] for name in known})
 
 
-# The first state is the gradient itself. Adam's own ε, 1e-8, would make a whole
-# step of a gradient that is nothing but rounding.
+# The first state is the gradient itself. Adam's default ε, 1e-8, would turn a
+# gradient that is only rounding into a full step.
 TX = optax.chain(optax.trace(decay=0.0), optax.adam(1e-2, eps=1e-5))
 
 
 @functools.cache
 def program(shape, micro_batches, chain='everything', offload=False):
-  """A compiled update, its mesh, and where its state lies."""
+  """A compiled update, its mesh, and the shardings of its state."""
   settings = StepSettings(
     temperature=0.8,
     micro_batches=micro_batches,
@@ -108,23 +115,23 @@ def program(shape, micro_batches, chain='everything', offload=False):
   step = make_train_step(POLICY, loss, make_token_tx(chain), TX, settings)
   mesh = sharding.make_mesh(shape)
   params = POLICY.abstract_params(mesh)
-  places = jax.tree.map(
+  abstract = jax.tree.map(
     lambda leaf: replicated_like(leaf, mesh),
     jax.eval_shape(functools.partial(fresh_state, chain)),
   )
-  places = shardings(
+  state_shardings = shardings(
     dataclasses.replace(
-      places,
+      abstract,
       trainable=params,
       opt_state=abstract_opt_state(TX, params, mesh, offload=offload),
     )
   )
   run = jax.jit(
     step,
-    out_shardings=(places, sharding.replicated(mesh)),
+    out_shardings=(state_shardings, sharding.replicated(mesh)),
     compiler_options=QUICK,
   )
-  return run, mesh, places
+  return run, mesh, state_shardings
 
 
 @functools.cache
@@ -136,23 +143,34 @@ def parameters():
   )
 
 
+score = jax.jit(
+  lambda params, rows: policy_stats(POLICY, params, rows, 0.8),
+  compiler_options=QUICK,
+)
+
+
+def scored(params):
+  """Statistics of a policy on the padded rows."""
+  return score(params, padded())[0]
+
+
 @functools.cache
 def padded() -> TokenBatch:
   """Prompts padded on the left, responses on the right, as a rollout's rows."""
   rng = np.random.default_rng(1)
   begins = PROMPT - rng.integers(1, PROMPT + 1, SEQUENCES)
   ends = PROMPT + rng.integers(1, RESPONSE + 1, SEQUENCES)
-  places = np.arange(WIDTH)
-  real = (places >= begins[:, None]) & (places < ends[:, None])
-  # Entry t speaks of token t + 1.
-  loss_mask = real & (places >= PROMPT - 1) & (places < ends[:, None] - 1)
+  columns = np.arange(WIDTH)
+  real = (columns >= begins[:, None]) & (columns < ends[:, None])
+  # Entry t describes token t + 1.
+  loss_mask = real & (columns >= PROMPT - 1) & (columns < ends[:, None] - 1)
   tokens = rng.integers(0, 16, (SEQUENCES, WIDTH + 1))
   floats: Any = np.zeros((SEQUENCES, WIDTH), np.float32)
   signs = rng.normal(size=(SEQUENCES, 1))
   arrays: dict[str, Any] = {
     'tokens': np.where(real, tokens[:, :-1], 0).astype(np.int32),
     'targets': np.where(real, tokens[:, 1:], 0).astype(np.int32),
-    'positions': np.maximum(places - begins[:, None], 0).astype(np.int32),
+    'positions': np.maximum(columns - begins[:, None], 0).astype(np.int32),
     'segment_ids': real.astype(np.int32),
     'loss_mask': loss_mask,
     'weights': loss_mask.astype(np.float32),
@@ -168,10 +186,6 @@ def padded() -> TokenBatch:
     ).copy(),
   }
   blank = TokenBatch(**arrays)
-  score = jax.jit(
-    lambda params, rows: policy_stats(POLICY, params, rows, 0.8),
-    compiler_options=QUICK,
-  )
   stats, moments = jax.device_get(score(parameters(), blank))
   drift = rng.normal(0, 0.2, floats.shape)
   return dataclasses.replace(
@@ -183,7 +197,7 @@ def padded() -> TokenBatch:
 
 
 def fresh_state(chain='everything', **hyperparameters) -> TrainState:
-  """A first state, typed as every later one, that one program serves both."""
+  """An initial state with the types of later ones, so that both share a program."""
   token_state: Any = make_token_tx(chain).init(covrl.TokenStats.template())
   given = {
     name: jnp.asarray(hyperparameters.get(name, 0.0), jnp.float32)
@@ -205,12 +219,12 @@ def fresh_state(chain='everything', **hyperparameters) -> TrainState:
 def update(
   shape, micro_batches, batch, state, *, first=False, chain='everything'
 ):
-  """The state after one update, and what the update says of itself."""
-  step, mesh, places = program(shape, micro_batches, chain)
+  """The state after one update, and its metrics."""
+  step, mesh, state_shardings = program(shape, micro_batches, chain)
   with sharding.use_mesh(mesh, sharding.TRAIN_RULES):
     return jax.device_get(
       step(
-        jax.device_put(state, places),
+        jax.device_put(state, state_shardings),
         sharding.shard_batch(batch, mesh),
         np.asarray(first),
         jax.random.key(3),
@@ -221,6 +235,6 @@ def update(
 def run(
   shape, micro_batches, batch, *, first=False, chain='everything', **method
 ):
-  """One update of a fresh state."""
+  """One update of an initial state."""
   state = fresh_state(chain, **method)
   return update(shape, micro_batches, batch, state, first=first, chain=chain)
