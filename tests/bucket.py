@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bucket on this machine: what of Cloud Storage's JSON interface is used.
+"""An emulated bucket: the used part of Cloud Storage's JSON interface.
 
 Objects are replaced whole, cannot be appended to, and have generations and
-checksums, as there. Both gcsfs and TensorStore talk to it.
+checksums, as in Cloud Storage. Both gcsfs and TensorStore can use it.
 """
 
 import base64
@@ -22,11 +22,11 @@ NAME = 'bucket'
 
 
 class Bucket:
-  """What is in it.
+  """Content of an emulated bucket.
 
   Attributes:
-    objects: content and generation, by name.
-    broken: how many of the next requests fail.
+    objects: content and generation by name.
+    broken: number of coming requests that fail.
   """
 
   def __init__(self):

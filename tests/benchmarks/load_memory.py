@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory and time that reading a large pretrained model takes.
+"""Memory and time for reading a large pretrained model.
 
   python tests/benchmarks/load_memory.py --directory=/tmp/large
   python tests/benchmarks/load_memory.py --directory=/tmp/large --mesh=1,2,4
 
-The first time it writes a random model of about 4 GB (bfloat16, two files) and
-an Orbax copy of it. Each reading is a process of its own, with fake CPU devices
-where there is a mesh. On a CPU the arrays that are made count as the process's
-memory, as they would not on an accelerator; what is promised is about the rest:
+The first run writes a random model of about 4 GB (bfloat16, two files) and an
+Orbax copy of it. Each reading takes place in a separate process, with fake CPU
+devices for a mesh. On a CPU the arrays count as the process's memory, unlike on
+an accelerator; the bound is on the rest:
 
   peak − before − arrays ≤ largest tensor + 1 GiB
 
-with the largest tensor as it is to be held, in float32 twice what it is in the
-file. Memory is resident memory, pages of files included; seconds are those of
-the clock and of the processor, and files are in the page cache if they fit.
-Exits with 1 if the promise is broken.
+with the largest tensor in the requested type, so in float32 twice its size in
+the file. Memory is resident memory, mapped files included; seconds are
+wall-clock and CPU seconds; files are in the page cache if they fit. Exits with 1
+if the bound is exceeded.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What recipes take on TPUs, by XLA's compiler: the README's tables.
+"""Memory, operations and traffic of recipes on TPU slices, by XLA's compiler.
 
   python tests/benchmarks/pods.py [--only=TEXT] [--json=DIRECTORY]
 
-Every line is one `covrl compile --json`, which is printed before its figures;
-minutes each. With `--json` what it said is kept, and not asked again.
+Every line runs one `covrl compile --json`, which takes minutes and is printed
+before its figures. With `--json` the outputs are kept and reused.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def compiled(
   further: tuple[str, ...],
   kept: pathlib.Path | None,
 ) -> dict[str, Any]:
-  """What `covrl compile` says."""
+  """Returns the output of `covrl compile --json`."""
   arguments = [
     'compile',
     f'--config=reasoning:{recipe}',

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What exact selection costs, beside a sort and `jax.lax.top_k`.
+"""Time of exact selection, compared with a sort and `jax.lax.top_k`.
 
   python tests/benchmarks/selection.py                    # N = 2²², k = 8,192
   python tests/benchmarks/selection.py --log2_tokens=24   # on a GPU
 
-One device, whichever JAX takes. The forms take turns, so that a busy machine
-is busy for all of them; times are medians over the rounds. `select_random` has
-its own line of comparison, which draws noise too. The selected set is checked
-against a stable sort first.
+Runs on JAX's default device. The implementations alternate, so that other load
+on the machine affects all of them; times are medians over rounds. `select_random`
+is compared with a top-k over drawn noise. The selected set is first checked
+against a stable sort.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def make_forms(k: int, size: int) -> dict[str, Form]:
-  """What is compared, by name: `(scores, mask) -> array`."""
+  """Returns the implementations by name: `(scores, mask) -> array`."""
   fraction = k / size
 
   def select_top(

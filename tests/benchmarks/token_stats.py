@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Forward and backward of token statistics, beside what others offer for less.
+"""Forward and backward pass of token statistics, compared with other libraries.
 
   python tests/benchmarks/token_stats.py
   python tests/benchmarks/token_stats.py --chip=v5p:2x2x1 --dtype=bfloat16 \
     --tokens=32768 --width=3584 --vocabulary=152064
 
-The first runs the ways in turn, several rounds in one process, and prints
-medians: seconds of the clock, and of all processor cores, which a busy machine
-disturbs less. The second compiles for one chip of a TPU topology that need not
-be here. Memory is what a program holds besides its arguments and its results,
-the gradients.
+The first command alternates the implementations in one process and prints
+medians: wall-clock seconds, and CPU seconds over all cores, which other load
+disturbs less. The second compiles for one chip of a TPU topology, without a TPU.
+Memory is that of a program besides its arguments and results (the gradients).
 
   whole      log π and H of all logits, their gradients in closed form
   chunked    the same, some columns of the vocabulary at a time, in XLA
@@ -84,8 +83,8 @@ def problem(options: argparse.Namespace) -> tuple[jax.Array, ...]:
   )
 
 
-def ways(platform: str) -> dict[str, Way]:
-  """What is compared on a platform, the reference first."""
+def implementations(platform: str) -> dict[str, Way]:
+  """Returns the implementations compared on a platform, the reference first."""
   found: dict[str, Way] = {
     'whole': whole,
     'chunked': functools.partial(fused, 'chunked'),
@@ -108,7 +107,7 @@ def ways(platform: str) -> dict[str, Way]:
 
 
 def whole(hidden: Any, head: Any, targets: Any, *by: Any) -> jax.Array:
-  """Statistics of all logits."""
+  """Statistics of whole logits, gradients in closed form."""
   stats = token_stats_from_logits(all_logits(hidden, head), targets)
   return jnp.sum(by[0] * stats.logprobs + by[1] * stats.entropy)
 
@@ -116,13 +115,13 @@ def whole(hidden: Any, head: Any, targets: Any, *by: Any) -> jax.Array:
 def fused(
   implementation: Any, hidden: Any, head: Any, targets: Any, *by: Any
 ) -> jax.Array:
-  """Statistics without them."""
+  """Statistics by one of `token_stats`' implementations."""
   stats = token_stats(hidden, head, targets, implementation=implementation)
   return jnp.sum(by[0] * stats.logprobs + by[1] * stats.entropy)
 
 
 def autodiff(hidden: Any, head: Any, targets: Any, *by: Any) -> jax.Array:
-  """What one writes first."""
+  """Returns statistics by plain JAX code, for automatic differentiation."""
   log_pi = jax.nn.log_softmax(all_logits(hidden, head))
   logprobs = jnp.take_along_axis(log_pi, targets[:, None], axis=1)[:, 0]
   entropy = -jnp.sum(jnp.exp(log_pi) * log_pi, axis=1)
@@ -156,7 +155,7 @@ def compiled(case: tuple[Any, ...], device: Any) -> dict[str, Any]:
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), case
   )
   programs = {}
-  for name, way in ways(device.platform).items():
+  for name, way in implementations(device.platform).items():
     step = jax.jit(jax.value_and_grad(way, argnums=(0, 1)))
     try:
       programs[name] = step.lower(*case).compile()
