@@ -151,7 +151,7 @@ def refused(capsys, *arguments):
   [
     ('--config.train.iteratons=3', 'did you mean train.iterations'),
     ('--config.entropy.coeficient=3', 'did you mean entropy.coefficient'),
-    ('--config.train.iterations=many', 'invalid literal'),
+    ('--config.train.iterations=many', 'must be an integer'),
     ('--config.train.sequences_per_update=7', 'must be a multiple of'),
     ('--config.train.micro_batches=3', 'must be a multiple of'),
     ('--config.rollout.temperature=0', 'must be above 0'),
