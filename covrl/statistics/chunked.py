@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sums over a vocabulary, and pull-backs, some columns at a time in XLA.
+"""Chunked XLA implementation of the sums over the vocabulary and cotangents.
 
-It is the vocabulary that is cut: each column of the unembedding's cotangent is
-then one product over all tokens, written once, and what adds up from chunk to
-chunk is of the size of the hidden states. Chunks of tokens would add up an
+Chunks are of the vocabulary: each column of the unembedding's cotangent is then
+one product over all tokens, written once, and the array accumulated from chunk
+to chunk has the size of the hidden states. Chunks of tokens would accumulate an
 array of the unembedding's size, many times larger, in float32.
 """
 
@@ -16,16 +16,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from covrl.statistics.reference import product_precision, statistics_dtype
+from covrl.statistics.reference import matmul_precision, statistics_dtype
 from covrl.statistics.streaming import (
   Inputs,
-  Residual,
-  Sums,
+  Residuals,
+  SoftmaxSums,
+  empty_sums,
   logit_cotangent,
-  merge,
-  nothing,
-  sums_of,
-  tile_of,
+  logit_tile,
+  merge_sums,
+  tile_sums,
 )
 
 Cotangents: TypeAlias = tuple[Float[Array, 'N D'], Float[Array, 'D V']]
@@ -33,67 +33,84 @@ Cotangents: TypeAlias = tuple[Float[Array, 'N D'], Float[Array, 'D V']]
 
 def sums(
   inputs: Inputs, *, soft_cap: int | float | None, moments: bool, size: int
-) -> Sums:
-  """The sums over all columns, `size` of them at a time."""
+) -> SoftmaxSums:
+  """Sums over all columns.
 
-  def step(total: Sums, index: Int[Array, '']) -> tuple[Sums, None]:
+  Args:
+    inputs: tokens and columns.
+    soft_cap: bound of |logits|, or `None`.
+    moments: whether to compute the sums for moments.
+    size: columns per chunk.
+  """
+
+  def step(
+    total: SoftmaxSums, index: Int[Array, '']
+  ) -> tuple[SoftmaxSums, None]:
     _, chunk = _chunk(inputs, index, size)
-    tile = tile_of(chunk, soft_cap)
-    return merge(total, sums_of(tile, moments=moments)), None
+    tile = logit_tile(chunk, soft_cap)
+    return merge_sums(total, tile_sums(tile, moments=moments)), None
 
-  start = nothing(inputs.temperatures, moments=moments)
-  total, _ = jax.lax.scan(step, start, jnp.arange(_chunks(inputs, size)))
+  start = empty_sums(inputs.temperatures, moments=moments)
+  total, _ = jax.lax.scan(step, start, jnp.arange(_num_chunks(inputs, size)))
   return total
 
 
 def cotangents(
   inputs: Inputs,
-  residual: Residual,
+  residuals: Residuals,
   *,
   soft_cap: int | float | None,
   dtypes: tuple[jnp.dtype, jnp.dtype],
   size: int,
 ) -> Cotangents:
-  """The pull-back, in types at choice, `size` columns at a time."""
+  """Cotangents of hidden states and unembedding, in the given dtypes.
+
+  Args:
+    inputs: tokens and columns.
+    residuals: residuals of the forward pass and cotangents of the statistics.
+    soft_cap: bound of |logits|, or `None`.
+    dtypes: of the two results.
+    size: columns per chunk.
+  """
   wide = statistics_dtype(inputs.hidden, inputs.unembedding)
   multiply = functools.partial(
     jnp.einsum,
-    precision=product_precision(inputs.hidden, inputs.unembedding),
+    precision=matmul_precision(inputs.hidden, inputs.unembedding),
     preferred_element_type=wide,
   )
 
   def step(state: Cotangents, index: Int[Array, '']) -> tuple[Cotangents, None]:
-    back, columns = state
+    hidden, columns = state
     first, chunk = _chunk(inputs, index, size)
-    pull = logit_cotangent(chunk, residual, soft_cap)
-    back += multiply('nv,dv->nd', pull, chunk.unembedding)
-    part = multiply('nd,nv->dv', inputs.hidden, pull).astype(columns.dtype)
-    columns = jax.lax.dynamic_update_slice_in_dim(columns, part, first, axis=1)
-    return (back, columns), None
+    logits = logit_cotangent(chunk, residuals, soft_cap)
+    hidden += multiply('nv,dv->nd', logits, chunk.unembedding)
+    new = multiply('nd,nv->dv', inputs.hidden, logits).astype(columns.dtype)
+    columns = jax.lax.dynamic_update_slice_in_dim(columns, new, first, axis=1)
+    return (hidden, columns), None
 
   start = (
     jnp.zeros(inputs.hidden.shape, wide),
     jnp.zeros(inputs.unembedding.shape, dtypes[1]),
   )
-  # The last chunk first: what it writes to columns that it shares with the one
-  # before it is then overwritten by the latter, whose they are.
-  indices = jnp.arange(_chunks(inputs, size))
-  (back, columns), _ = jax.lax.scan(step, start, indices, reverse=True)
-  return back.astype(dtypes[0]), columns
+  # The last chunk first: the zeros that it writes to columns shared with the
+  # chunk before it are then overwritten by that one.
+  indices = jnp.arange(_num_chunks(inputs, size))
+  (hidden, columns), _ = jax.lax.scan(step, start, indices, reverse=True)
+  return hidden.astype(dtypes[0]), columns
 
 
-def _chunks(inputs: Inputs, size: int) -> int:
-  """How many there are."""
+def _num_chunks(inputs: Inputs, size: int) -> int:
+  """Number of chunks of `size` columns."""
   return -(-inputs.unembedding.shape[1] // size)
 
 
 def _chunk(
   inputs: Inputs, index: Int[Array, ''], size: int
 ) -> tuple[Int[Array, ''], Inputs]:
-  """A chunk's first column and inputs.
+  """First column and inputs of a chunk.
 
-  The last one ends with the vocabulary; columns that the one before it holds as
-  well are impossible in it.
+  The last chunk ends with the vocabulary, and may overlap the one before it;
+  the shared columns are marked impossible in the last.
   """
   begin = index * size
   first = jnp.minimum(begin, inputs.unembedding.shape[1] - size)

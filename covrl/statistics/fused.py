@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The statistics as one differentiable operation, on any mesh.
+"""The statistics as one operation with a custom derivative, on any mesh.
 
-  forward   the sums over a device's columns, merged over the vocabulary
+  forward   sums over a device's columns, merged over the vocabulary
   backward  dz_j = g (1{j = target} − π_j) − h π_j (log π_j + H)
             and its products with the unembedding and with the hidden states
 
-of the cotangents g of logprobs and h of entropy. Three numbers per token are
-kept in between. Devices exchange a few numbers per token forward, a row of the
-model's width per token backward (where the vocabulary is split), and the
-unembedding's cotangent once (where tokens are split). Forward-mode
-differentiation is not defined; `plain` has it.
+for cotangents g of logprobs and h of entropy. Three numbers per token are kept
+for the backward pass. Devices exchange a few numbers per token forward, a row of
+the model's width per token backward (if the vocabulary is split), and the
+unembedding's cotangent once (if tokens are split). Forward-mode derivatives are
+not defined; `covrl.statistics.reference` has them.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from covrl.statistics import chunked, kernel
 from covrl.statistics.reference import Normaliser, statistics_dtype
-from covrl.statistics.sharded import Placement
-from covrl.statistics.streaming import Inputs, Residual, finish
+from covrl.statistics.sharded import Partition
+from covrl.statistics.streaming import Inputs, Residuals, stats_from_sums
 from covrl.types import TokenMoments, TokenStats
 
-Described: TypeAlias = tuple[TokenStats, TokenMoments | None]
+Outputs: TypeAlias = tuple[TokenStats, TokenMoments | None]
 Implementation: TypeAlias = Literal['chunked', 'pallas']
 Result = TypeVar('Result')
 
 
 class Operands(NamedTuple):
-  """What the statistics depend on.
+  """Array arguments of the statistics.
 
   Attributes:
-    hidden: of each position.
-    unembedding: impossible columns may hold −∞.
-    impossible: columns of tokens that cannot be sampled.
+    hidden: hidden state of each position.
+    unembedding: a column per token; impossible columns may hold −∞.
+    impossible: true for columns of tokens that cannot be sampled.
     targets: the sampled tokens.
-    temperatures: of each position.
+    temperatures: sampling temperature of each position.
   """
 
   hidden: Float[Array, '*B D']
@@ -53,44 +53,44 @@ class Operands(NamedTuple):
 
 
 class Options(NamedTuple):
-  """Static choices.
+  """Static arguments of the statistics.
 
   Attributes:
-    soft_cap: bound of the logits, or `None`.
+    soft_cap: bound of |logits|, or `None`.
     moments: whether moments are computed.
-    chunk_size: columns at a time, for chunks.
+    chunk_size: columns per chunk, for `'chunked'`.
     implementation: `None` is Pallas on TPU and chunks elsewhere.
-    placement: of the operands on a mesh.
+    partition: partitioning of the operands over the mesh.
   """
 
   soft_cap: int | float | None
   moments: bool
   chunk_size: int
   implementation: Implementation | None
-  placement: Placement
+  partition: Partition
 
 
-def fused_stats(operands: Operands, options: Options) -> Described:
+def fused_stats(operands: Operands, options: Options) -> Outputs:
   """Statistics, and moments if asked for, of every position."""
-  return _described(operands, options)
+  return _stats(operands, options)
 
 
-def _only_forward(operands: Operands, options: Options) -> Described:
+def _primal(operands: Operands, options: Options) -> Outputs:
   return _forward(operands, options)[0]
 
 
-_described = jax.custom_vjp(_only_forward, nondiff_argnums=(1,))
+_stats = jax.custom_vjp(_primal, nondiff_argnums=(1,))
 
 
 def _forward(
   operands: Operands, options: Options
-) -> tuple[Described, tuple[Operands, Normaliser]]:
-  """The statistics, and what the backward pass needs."""
-  placement = options.placement
+) -> tuple[Outputs, tuple[Operands, Normaliser]]:
+  """Forward pass: the statistics, and residuals for the backward pass."""
+  partition = options.partition
 
-  def on_device(operands: Operands) -> tuple[Described, Normaliser]:
-    inputs = _inputs(operands, placement)
-    sums = _choose(
+  def on_device(operands: Operands) -> tuple[Outputs, Normaliser]:
+    inputs = _local_inputs(operands, partition)
+    sums = _dispatch(
       options,
       functools.partial(
         chunked.sums,
@@ -103,133 +103,133 @@ def _forward(
       ),
       inputs,
     )
-    stats, moments, normaliser = finish(placement.merge(sums))
+    stats, moments, normaliser = stats_from_sums(partition.merge_sums(sums))
     return jax.tree.map(
       lambda x: x.reshape(operands.targets.shape),
       ((stats, moments), normaliser),
     )
 
-  described, normaliser = _on_mesh(
-    on_device, placement, (_specs(placement),), placement.tokens
+  outputs, normaliser = _shard_map(
+    on_device, partition, (_operand_specs(partition),), partition.token_spec
   )(operands)
-  return described, (operands, normaliser)
+  return outputs, (operands, normaliser)
 
 
 def _backward(
   options: Options,
   residuals: tuple[Operands, Normaliser],
-  cotangents: Described,
+  cotangents: Outputs,
 ) -> tuple[Operands]:
-  """Cotangents of hidden states and unembedding; the rest are constants."""
-  placement = options.placement
+  """Backward pass: cotangents of hidden states and unembedding."""
+  partition = options.partition
   operands, normaliser = residuals
   signal, _ = cotangents
 
   def on_device(
-    operands: Operands, residual: Residual
+    operands: Operands, residuals: Residuals
   ) -> tuple[Float[Array, '*B D'], Float[Array, '_ V']]:
     hidden, unembedding = operands.hidden, operands.unembedding
-    # What is yet to be added to others' stays wide.
+    # Cotangents that are summed over devices stay wide until then.
     wide = statistics_dtype(hidden, unembedding)
     dtypes = (
-      wide if placement.vocabulary else hidden.dtype,
-      wide if placement.token_axes else unembedding.dtype,
+      wide if partition.vocabulary_axes else hidden.dtype,
+      wide if partition.token_axes else unembedding.dtype,
     )
     static = {'soft_cap': options.soft_cap, 'dtypes': dtypes}
-    of_hidden, of_unembedding = _choose(
+    hidden_cotangent, unembedding_cotangent = _dispatch(
       options,
       functools.partial(chunked.cotangents, size=options.chunk_size, **static),
       functools.partial(kernel.cotangents, **static),
-      _inputs(operands, placement),
-      jax.tree.map(lambda x: x.reshape(-1, 1), residual),
+      _local_inputs(operands, partition),
+      jax.tree.map(lambda x: x.reshape(-1, 1), residuals),
     )
-    of_hidden = placement.add_columns(of_hidden).astype(hidden.dtype)
-    of_unembedding = placement.add_tokens(of_unembedding)
+    hidden_cotangent = partition.sum_over_columns(hidden_cotangent)
+    unembedding_cotangent = partition.sum_over_tokens(unembedding_cotangent)
     return (
-      of_hidden.reshape(hidden.shape),
-      of_unembedding.astype(unembedding.dtype),
+      hidden_cotangent.astype(hidden.dtype).reshape(hidden.shape),
+      unembedding_cotangent.astype(unembedding.dtype),
     )
 
-  tokens = placement.tokens
-  of_hidden, of_unembedding = _on_mesh(
+  tokens = partition.token_spec
+  hidden_cotangent, unembedding_cotangent = _shard_map(
     on_device,
-    placement,
-    (_specs(placement), tokens),
+    partition,
+    (_operand_specs(partition), tokens),
     (
       P(*tokens, None),
-      P(placement.width or None, placement.vocabulary or None),
+      P(partition.width_axes or None, partition.vocabulary_axes or None),
     ),
-  )(operands, Residual(normaliser, signal))
+  )(operands, Residuals(normaliser, signal))
   constants: dict[str, None] = dict.fromkeys(
     ('impossible', 'targets', 'temperatures')
   )
   return (
     operands._replace(
-      hidden=of_hidden, unembedding=of_unembedding, **constants
+      hidden=hidden_cotangent, unembedding=unembedding_cotangent, **constants
     ),
   )
 
 
-_described.defvjp(_forward, _backward)
+_stats.defvjp(_forward, _backward)
 
 
-def _choose(
+def _dispatch(
   options: Options,
-  by_chunks: Callable[..., Result],
-  by_kernel: Callable[..., Result],
+  chunked_form: Callable[..., Result],
+  kernel_form: Callable[..., Result],
   *arguments: PyTree,
 ) -> Result:
-  """Does it in the way that was asked for, or in the platform's."""
+  """Runs the chosen implementation, or the platform's default."""
   if options.implementation == 'chunked':
-    return by_chunks(*arguments)
+    return chunked_form(*arguments)
   if options.implementation == 'pallas':
-    return by_kernel(*arguments)
+    return kernel_form(*arguments)
   return jax.lax.platform_dependent(
-    *arguments, tpu=by_kernel, default=by_chunks
+    *arguments, tpu=kernel_form, default=chunked_form
   )
 
 
-def _on_mesh(
+def _shard_map(
   function: Callable[..., Result],
-  placement: Placement,
+  partition: Partition,
   in_specs: PyTree,
   out_specs: PyTree,
 ) -> Callable[..., Result]:
-  """Runs a function on every device's part."""
-  if placement.mesh is None:
+  """Maps a function over the mesh's shards; without a mesh, returns it."""
+  if partition.mesh is None:
     return function
   return jax.shard_map(
     function,
-    mesh=placement.mesh,
+    mesh=partition.mesh,
     in_specs=in_specs,
     out_specs=out_specs,
     check_vma=False,
   )
 
 
-def _specs(placement: Placement) -> Operands:
-  """How the operands lie on the mesh."""
-  vocabulary = placement.vocabulary or None
-  each = P(*placement.tokens, None)
+def _operand_specs(partition: Partition) -> Operands:
+  """Partition specs of the operands."""
+  vocabulary = partition.vocabulary_axes or None
+  token_rows = P(*partition.token_spec, None)
   specs: dict[str, Any] = {
-    'hidden': each,
+    'hidden': token_rows,
     'unembedding': P(None, vocabulary),
     'impossible': P(vocabulary),
-    'targets': placement.tokens,
-    'temperatures': each,
+    'targets': partition.token_spec,
+    'temperatures': token_rows,
   }
   return Operands(**specs)
 
 
-def _inputs(operands: Operands, placement: Placement) -> Inputs:
-  """A device's operands as a list of tokens, with targets among its columns."""
+def _local_inputs(operands: Operands, partition: Partition) -> Inputs:
+  """One device's operands as a list of tokens, targets relative to its columns."""
   width, columns = operands.unembedding.shape
-  targets = operands.targets - placement.first_column(columns)
-  here = (targets >= 0) & (targets < columns)
+  targets = operands.targets - partition.first_column(columns)
+  is_local = (targets >= 0) & (targets < columns)
   return Inputs(
     hidden=operands.hidden.reshape(-1, width),
     unembedding=operands.unembedding,
     impossible=operands.impossible[None],
-    targets=jnp.where(here, targets, -1).astype(jnp.int32).reshape(-1, 1),
+    targets=jnp.where(is_local, targets, -1).astype(jnp.int32).reshape(-1, 1),
     temperatures=operands.temperatures.reshape(-1, 1),
   )

@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sums over a vocabulary, and pull-backs, as Pallas kernels for TPU.
+"""Pallas TPU kernels for the sums over the vocabulary and their cotangents.
 
-Three passes, each of which makes the logits a block at a time in VMEM and never
-writes one to memory:
+Three passes, each of which computes the logits block by block in VMEM and never
+writes them to memory:
 
-  sums            per block of tokens, over the vocabulary
-  of hidden       per block of tokens, over the vocabulary: dz Wᵀ
-  of unembedding  per block of columns, over the tokens: (dzᵀ h)ᵀ
+  sums                      per block of tokens, over the vocabulary
+  cotangent of hidden       per block of tokens, over the vocabulary: dz Wᵀ
+  cotangent of unembedding  per block of columns, over the tokens: (dzᵀ h)ᵀ
 
-A derivative is summed in float32 in VMEM and written once, in the type asked
-for: beside the results there are no arrays but a few numbers per token. The
-price is that the last two make the logits each; to share them, one derivative
-would have to be summed through memory.
+Cotangents are accumulated in float32 in VMEM and written once, in the requested
+dtype: beside the results, only a few numbers per token are stored. The price is
+that both cotangents compute the logits again; sharing them would mean
+accumulating one of the cotangents in memory.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -25,176 +25,184 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, PyTree
 
-from covrl.statistics.reference import product_precision, statistics_dtype
+from covrl.statistics.reference import matmul_precision, statistics_dtype
 from covrl.statistics.streaming import (
   Inputs,
-  Residual,
-  Sums,
+  Residuals,
+  SoftmaxSums,
+  empty_sums,
   logit_cotangent,
-  merge,
-  nothing,
-  sums_of,
-  tile_of,
+  logit_tile,
+  merge_sums,
+  tile_sums,
 )
-from covrl.statistics.tiling import Part, plan
+from covrl.statistics.tiling import Slice, make_grid
 
-# What a kernel sees of an array; Pallas has no public name for its type.
+# Reference to an array inside a kernel; Pallas has no public name for its type.
 Ref: TypeAlias = Any
 
 
 def sums(
   inputs: Inputs, *, soft_cap: int | float | None, moments: bool
-) -> Sums:
-  """The sums over all columns."""
-  sweep = plan(inputs, outer='tokens')
-  wide = statistics_dtype(inputs.hidden, inputs.unembedding)
-  like = jax.ShapeDtypeStruct((sweep.rows, 1), wide)
-  shapes = jax.eval_shape(functools.partial(nothing, moments=moments), like)
+) -> SoftmaxSums:
+  """Sums over all columns.
 
-  def kernel(refs: Inputs, *parts: Ref) -> None:
-    out = Sums(*parts)
+  Args:
+    inputs: tokens and columns.
+    soft_cap: bound of |logits|, or `None`.
+    moments: whether to compute the sums for moments.
+  """
+  grid = make_grid(inputs, outer='tokens')
+  wide = statistics_dtype(inputs.hidden, inputs.unembedding)
+  like = jax.ShapeDtypeStruct((grid.padded_count, 1), wide)
+  shapes = jax.eval_shape(functools.partial(empty_sums, moments=moments), like)
+
+  def kernel(refs: Inputs, *sum_refs: Ref) -> None:
+    out = SoftmaxSums(*sum_refs)
 
     @pl.when(pl.program_id(1) == 0)
-    def _start() -> None:
-      _write(out, nothing(out.peak[...], moments=moments), slice(None))
+    def _init() -> None:
+      _write(out, empty_sums(out.peak[...], moments=moments), slice(None))
 
-    @sweep.each_tile
-    def _tile(part: Part) -> None:
-      tile = tile_of(sweep.read(refs, part), soft_cap)
-      merged = merge(sweep.of_part(out, part), sums_of(tile, moments=moments))
-      _write(out, merged, part)
+    @grid.for_each_tile
+    def _accumulate(tile: Slice) -> None:
+      logits = logit_tile(grid.read_inputs(refs, tile), soft_cap)
+      merged = merge_sums(
+        grid.read_token_values(out, tile), tile_sums(logits, moments=moments)
+      )
+      _write(out, merged, tile)
 
-  call = sweep.call(
+  call = grid.pallas_call(
     kernel,
     name='token_sums',
-    products=1,
-    in_specs=(sweep.specs(),),
-    out_specs=jax.tree.map(lambda _: sweep.of_tokens(1), shapes),
+    matmuls=1,
+    in_specs=(grid.input_specs(),),
+    out_specs=jax.tree.map(lambda _: grid.token_spec(1), shapes),
     out_shape=shapes,
   )
-  return sweep.cut(call(sweep.fill_inputs(inputs)))
+  return grid.unpad_tokens(call(grid.pad_inputs(inputs)))
 
 
 def cotangents(
   inputs: Inputs,
-  residual: Residual,
+  residuals: Residuals,
   *,
   soft_cap: int | float | None,
   dtypes: tuple[jnp.dtype, jnp.dtype],
 ) -> tuple[Float[Array, 'N D'], Float[Array, 'D V']]:
-  """The pull-back, in types at choice."""
+  """Cotangents of hidden states and unembedding, in the given dtypes.
+
+  Args:
+    inputs: tokens and columns.
+    residuals: residuals of the forward pass and cotangents of the statistics.
+    soft_cap: bound of |logits|, or `None`.
+    dtypes: of the two results.
+  """
   return (
-    _of_hidden(inputs, residual, soft_cap, dtypes[0]),
-    _of_unembedding(inputs, residual, soft_cap, dtypes[1]),
+    _cotangent('hidden', inputs, residuals, soft_cap, dtypes[0]),
+    _cotangent('unembedding', inputs, residuals, soft_cap, dtypes[1]),
   )
 
 
-def _of_hidden(
+def _cotangent(
+  of: Literal['hidden', 'unembedding'],
   inputs: Inputs,
-  residual: Residual,
+  residuals: Residuals,
   soft_cap: int | float | None,
   dtype: jnp.dtype,
-) -> Float[Array, 'N D']:
-  """The pull-back's part for hidden states, in a type at choice."""
-  sweep = plan(inputs, outer='tokens', kept=dtype)
+) -> Float[Array, '_ _']:
+  """Cotangent of one factor: each outer block sums over the inner blocks."""
+  of_hidden = of == 'hidden'
+  grid = make_grid(
+    inputs, outer='tokens' if of_hidden else 'columns', accumulated=dtype
+  )
 
-  def kernel(refs: Inputs, parts: Residual, out: Ref, total: Ref) -> None:
+  def kernel(
+    refs: Inputs, residual_refs: Residuals, out: Ref, total: Ref
+  ) -> None:
     @pl.when(pl.program_id(1) == 0)
-    def _start() -> None:
+    def _init() -> None:
       total[...] = jnp.zeros_like(total)
 
-    @sweep.each_tile
-    def _tile(part: Part) -> None:
-      block = sweep.read(refs, part)
-      pull = logit_cotangent(block, sweep.of_part(parts, part), soft_cap)
-      # An impossible column holds anything, and 0 · ∞ is no number.
-      columns = jnp.where(block.impossible, 0, block.unembedding)
-      total[part] += _product(pull, columns, (1, 1), sweep.factor)
+    @grid.for_each_tile
+    def _accumulate(tile: Slice) -> None:
+      block = grid.read_inputs(refs, tile)
+      logits = logit_cotangent(
+        block, grid.read_token_values(residual_refs, tile), soft_cap
+      )
+      if of_hidden:
+        # Impossible columns may hold −∞, and 0 · ∞ is NaN.
+        columns = jnp.where(block.impossible, 0, block.unembedding)
+        total[tile] += _matmul(logits, columns, (1, 1), grid.dtype)
+      else:
+        total[tile] += _matmul(logits, block.hidden, (0, 0), grid.dtype)
 
-    @pl.when(pl.program_id(1) == sweep.grid[1] - 1)
-    def _end() -> None:
-      @sweep.each_tile
-      def _tile(part: Part) -> None:
-        out[part] = total[part].astype(dtype)
+    @pl.when(pl.program_id(1) == grid.shape[1] - 1)
+    def _finish() -> None:
+      @grid.for_each_tile
+      def _store(tile: Slice) -> None:
+        if of_hidden:
+          out[tile] = total[tile].astype(dtype)
+        else:
+          out[:, tile] = total[tile].T.astype(dtype)
 
-  call = sweep.call(
+  if of_hidden:
+    out_spec, shape = (
+      grid.token_spec(grid.width),
+      (grid.padded_count, grid.width),
+    )
+  else:
+    out_spec, shape = (
+      grid.column_spec(grid.width),
+      (grid.width, grid.vocabulary),
+    )
+  call = grid.pallas_call(
     kernel,
-    name='token_sums_hidden',
-    products=2,
+    name=f'token_sums_{of}',
+    matmuls=2,
     in_specs=(
-      sweep.specs(),
-      jax.tree.map(lambda _: sweep.of_tokens(1), residual),
+      grid.input_specs(),
+      jax.tree.map(lambda _: grid.token_spec(1), residuals),
     ),
-    out_specs=sweep.of_tokens(sweep.width),
-    out_shape=jax.ShapeDtypeStruct((sweep.rows, sweep.width), dtype),
-    scratch_shapes=[pltpu.VMEM((sweep.block[0], sweep.width), jnp.float32)],
+    out_specs=out_spec,
+    out_shape=jax.ShapeDtypeStruct(shape, dtype),
+    scratch_shapes=[
+      pltpu.VMEM((grid.outer_block_size, grid.width), jnp.float32)
+    ],
   )
-  return sweep.cut(call(sweep.fill_inputs(inputs), sweep.fill(residual)))
+  # Padding tokens have cotangents of 0 and add nothing to the unembedding's.
+  result = call(grid.pad_inputs(inputs), grid.pad_tokens(residuals))
+  return grid.unpad_tokens(result) if of_hidden else result
 
 
-def _of_unembedding(
-  inputs: Inputs,
-  residual: Residual,
-  soft_cap: int | float | None,
-  dtype: jnp.dtype,
-) -> Float[Array, 'D V']:
-  """The pull-back's part for the unembedding, in a type at choice."""
-  sweep = plan(inputs, outer='columns', kept=dtype)
-
-  def kernel(refs: Inputs, parts: Residual, out: Ref, total: Ref) -> None:
-    @pl.when(pl.program_id(1) == 0)
-    def _start() -> None:
-      total[...] = jnp.zeros_like(total)
-
-    @sweep.each_tile
-    def _tile(part: Part) -> None:
-      block = sweep.read(refs, part)
-      pull = logit_cotangent(block, sweep.of_part(parts, part), soft_cap)
-      total[part] += _product(pull, block.hidden, (0, 0), sweep.factor)
-
-    @pl.when(pl.program_id(1) == sweep.grid[1] - 1)
-    def _end() -> None:
-      @sweep.each_tile
-      def _tile(part: Part) -> None:
-        out[:, part] = total[part].T.astype(dtype)
-
-  call = sweep.call(
-    kernel,
-    name='token_sums_unembedding',
-    products=2,
-    in_specs=(
-      sweep.specs(),
-      jax.tree.map(lambda _: sweep.of_tokens(1), residual),
-    ),
-    out_specs=sweep.of_columns(sweep.width),
-    out_shape=jax.ShapeDtypeStruct((sweep.width, sweep.vocabulary), dtype),
-    scratch_shapes=[pltpu.VMEM((sweep.block[1], sweep.width), jnp.float32)],
-  )
-  # Tokens that only fill a block have no signal, and pull nothing.
-  return call(sweep.fill_inputs(inputs), sweep.fill(residual))
-
-
-def _write(refs: PyTree, values: PyTree, part: Part) -> None:
-  """Writes what a tree of references has at some rows."""
+def _write(refs: PyTree, values: PyTree, rows: Slice) -> None:
+  """Writes a tree of values to some rows of a tree of references."""
 
   def write(ref: Ref, value: Array) -> None:
-    ref[part] = value
+    ref[rows] = value
 
   jax.tree.map(write, refs, values)
 
 
-def _product(
-  pull: Float[Array, 'N V'],
+def _matmul(
+  logits: Float[Array, 'N V'],
   factor: Float[Array, '_ _'],
   contract: tuple[int, int],
   dtype: jnp.dtype,
 ) -> Float[Array, '_ _']:
-  """A matrix product, in float32, of factors in the inputs' type."""
-  pull, factor = pull.astype(dtype), factor.astype(dtype)
+  """Matrix product in float32 of factors cast to `dtype`.
+
+  Args:
+    logits: cotangent of the logits.
+    factor: columns of the unembedding, or hidden states.
+    contract: axis of each that is summed over.
+    dtype: of the factors.
+  """
+  logits, factor = logits.astype(dtype), factor.astype(dtype)
   return jax.lax.dot_general(
-    pull,
+    logits,
     factor,
     (((contract[0],), (contract[1],)), ((), ())),
-    precision=product_precision(pull, factor),
+    precision=matmul_precision(logits, factor),
     preferred_element_type=jnp.float32,
   )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Per-token statistics by way of all logits: short, and what others are tested by.
+"""Reference implementation of the per-token statistics, from whole logits.
 
-Nothing here treats a `[..., V]` array as precious. Logits of −∞ are tokens that
-cannot be sampled; they are taken out before anything is multiplied, since 0 · ∞
-is no number, in a derivative either.
+Short, and the standard that other implementations are tested against; it keeps
+`[..., V]` arrays. Logits of −∞ mark tokens that cannot be sampled; they are
+masked before any multiplication, since 0 · ∞ is NaN, in derivatives too.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 from covrl.types import TokenMoments, TokenStats
 
-# One number, or one per token.
+# One temperature for all tokens, or one per token.
 Temperature: TypeAlias = int | float | Float[Array, '...']
 
 
 class Normaliser(NamedTuple):
-  """What turns logits z of a token into log-probabilities, without overflow.
+  """Softmax normaliser of a token's logits z, free of overflow.
 
-  log π_j = (z_j − peak) − log_total, and H = log_total − mean, both exact to
-  rounding however large the logits are.
+    log π_j = (z_j − peak) − log_total,    H = log_total − mean
+
+  both exact to rounding however large the logits are.
 
   Attributes:
     peak: max z.
@@ -57,16 +58,6 @@ def token_stats_from_logits(
 ) -> tuple[TokenStats, TokenMoments]: ...
 
 
-@overload
-def token_stats_from_logits(
-  logits: Float[Array, '*B V'],
-  targets: Int[Array, '*B'],
-  *,
-  temperature: Temperature = 1.0,
-  moments: bool,
-) -> TokenStats | tuple[TokenStats, TokenMoments]: ...
-
-
 def token_stats_from_logits(
   logits: Float[Array, '*B V'],
   targets: Int[Array, '*B'],
@@ -74,7 +65,7 @@ def token_stats_from_logits(
   temperature: Temperature = 1.0,
   moments: bool = False,
 ) -> TokenStats | tuple[TokenStats, TokenMoments]:
-  """What the policy thinks of each token, given the logits.
+  """Log-probability of each target and entropy, from logits; in nats.
 
     π = softmax(logits / temperature)
     logprobs = log π(target),    entropy = −Σ π log π
@@ -82,10 +73,11 @@ def token_stats_from_logits(
   Computed in at least float32. logprobs ≤ 0 ≤ entropy holds exactly.
 
   Args:
-    logits: −∞ marks a token that cannot be sampled.
-    targets: in [0, V); others give numbers that mean nothing.
-    temperature: positive, of all tokens or of each; a constant to autodiff.
-    moments: whether Σ π², Σ π² log π and Σ π² log² π are wanted as well.
+    logits: of each token; −∞ marks tokens that cannot be sampled.
+    targets: sampled tokens, in [0, V); the results of others are meaningless.
+    temperature: positive, one for all tokens or one each; a constant to
+      autodiff.
+    moments: whether to return Σ π², Σ π² log π and Σ π² log² π as well.
 
   Returns:
     The statistics, and the moments if asked for. Moments are constants to
@@ -102,58 +94,58 @@ def token_stats_from_logits(
   scaled = logits.astype(dtype) / token_temperatures(
     temperature, targets, dtype
   )
-  stats = closed_form(scaled, targets)
+  stats = stats_from_scaled_logits(scaled, targets)
   if not moments:
     return stats
-  return stats, moments_of(scaled, normalise(scaled))
+  return stats, moments_from_normaliser(scaled, softmax_normaliser(scaled))
 
 
 @jax.custom_jvp
-def closed_form(
+def stats_from_scaled_logits(
   scaled: Float[Array, '*B V'], targets: Int[Array, '*B']
 ) -> TokenStats:
-  """Statistics of logits that are divided by the temperature already.
+  """Statistics of logits that are already divided by the temperature.
 
-  Differentiated in closed form: autodiff of the forward pass keeps more arrays
-  of the size of the logits, and takes two to three times as long.
+  Differentiated in closed form: autodiff of the forward pass would keep more
+  arrays of the size of the logits, and take two to three times as long.
   """
-  return describe(scaled, targets, normalise(scaled))
+  return stats_from_normaliser(scaled, targets, softmax_normaliser(scaled))
 
 
-@closed_form.defjvp
-def _closed_form_jvp(
+@stats_from_scaled_logits.defjvp
+def _stats_jvp(
   primals: tuple[Array, Array], tangents: tuple[Array, Any]
 ) -> tuple[TokenStats, TokenStats]:
   """d log π(a) = Σ (1{a} − π) dz and dH = −Σ π (log π + H) dz."""
   (scaled, targets), (change, _) = primals, tangents
-  normaliser = normalise(scaled)
-  shifted, possible = shift(scaled, normaliser.peak[..., None])
+  normaliser = softmax_normaliser(scaled)
+  shifted, possible = shift_logits(scaled, normaliser.peak[..., None])
   log_pi = shifted - normaliser.log_total[..., None]
   pi = jnp.where(possible, jnp.exp(log_pi), 0)
-  surplus = pi * (shifted - normaliser.mean[..., None])
+  entropy_slope = pi * (shifted - normaliser.mean[..., None])
   change = jnp.where(possible, change, 0)
   tangent = TokenStats(
-    logprobs=jnp.sum((is_target(scaled, targets) - pi) * change, axis=-1),
-    entropy=-jnp.sum(surplus * change, axis=-1),
+    logprobs=jnp.sum((one_hot(scaled, targets) - pi) * change, axis=-1),
+    entropy=-jnp.sum(entropy_slope * change, axis=-1),
   )
-  return describe(scaled, targets, normaliser), tangent
+  return stats_from_normaliser(scaled, targets, normaliser), tangent
 
 
 def token_temperatures(
   temperature: Temperature, targets: Int[Array, '*B'], dtype: jnp.dtype
 ) -> Float[Array, '*B 1']:
-  """One temperature per token, beside its logits."""
+  """Checks the temperature and broadcasts it to one per token."""
   if isinstance(temperature, int | float) and not temperature > 0:
     raise ValueError(f'temperature must be positive, got {temperature:g}')
   each = jnp.broadcast_to(jnp.asarray(temperature, dtype), targets.shape)
   return jax.lax.stop_gradient(each)[..., None]
 
 
-def normalise(scaled: Float[Array, '*B V']) -> Normaliser:
-  """The normaliser of logits that are divided by the temperature already."""
+def softmax_normaliser(scaled: Float[Array, '*B V']) -> Normaliser:
+  """Normaliser of logits that are already divided by the temperature."""
   peak = jax.lax.stop_gradient(jnp.max(scaled, axis=-1))
   peak = jnp.where(peak == -jnp.inf, 0, peak)
-  shifted, possible = shift(scaled, peak[..., None])
+  shifted, possible = shift_logits(scaled, peak[..., None])
   mass = jnp.where(possible, jnp.exp(shifted), 0)
   total = jnp.sum(mass, axis=-1)
   return Normaliser(
@@ -163,46 +155,46 @@ def normalise(scaled: Float[Array, '*B V']) -> Normaliser:
   )
 
 
-def shift(
+def shift_logits(
   scaled: Float[Array, '*B V'], peak: Float[Array, '*B 1']
 ) -> tuple[Float[Array, '*B V'], Bool[Array, '*B V']]:
-  """z − peak with 0 in place of −∞, and where there was no −∞."""
+  """Returns z − peak, with 0 in place of −∞, and where z was not −∞."""
   possible = scaled > -jnp.inf
-  # A NaN is no −∞: it has to show.
+  # NaN counts as possible, so that it propagates.
   possible |= jnp.isnan(scaled)
   return jnp.where(possible, scaled - peak, 0), possible
 
 
-def describe(
+def stats_from_normaliser(
   scaled: Float[Array, '*B V'],
   targets: Int[Array, '*B'],
   normaliser: Normaliser,
 ) -> TokenStats:
-  """Statistics of logits, given their normaliser."""
+  """Statistics of scaled logits with a known normaliser."""
   shifted = scaled - normaliser.peak[..., None]
-  chosen = jnp.sum(jnp.where(is_target(scaled, targets), shifted, 0), axis=-1)
+  chosen = jnp.sum(jnp.where(one_hot(scaled, targets), shifted, 0), axis=-1)
   return TokenStats(
     logprobs=chosen - normaliser.log_total,
     entropy=normaliser.log_total - normaliser.mean,
   )
 
 
-def is_target(
+def one_hot(
   logits: Float[Array, '*B V'], targets: Int[Array, '*B']
 ) -> Bool[Array, '*B V']:
-  """One-hot targets; a sum over them stays local where the vocabulary is split."""
+  """One-hot targets; sums over them stay local if the vocabulary is sharded."""
   columns = jax.lax.broadcasted_iota(
     targets.dtype, logits.shape, logits.ndim - 1
   )
   return columns == targets[..., None]
 
 
-def moments_of(
+def moments_from_normaliser(
   scaled: Float[Array, '*B V'], normaliser: Normaliser
 ) -> TokenMoments:
-  """Σ π², Σ π² log π and Σ π² log² π, constants to autodiff."""
+  """Σ π², Σ π² log π and Σ π² log² π of scaled logits; constants to autodiff."""
   scaled, normaliser = jax.lax.stop_gradient((scaled, normaliser))
-  shifted, possible = shift(scaled, normaliser.peak[..., None])
+  shifted, possible = shift_logits(scaled, normaliser.peak[..., None])
   log_pi = shifted - normaliser.log_total[..., None]
   pi = jnp.where(possible, jnp.exp(log_pi), 0)
   # π log π before any square: log² π may overflow where π is 0.
@@ -214,22 +206,29 @@ def moments_of(
   )
 
 
-def project(
+def project_logits(
   hidden: Float[Array, '*B D'],
   unembedding: Float[Array, 'D V'],
   impossible: Bool[Array, '*1 V'],
   soft_cap: int | float | None,
 ) -> Float[Array, '*B V']:
-  """Logits in at least float32, capped, −∞ for what cannot be sampled.
+  """Logits in at least float32, soft-capped, −∞ for impossible tokens.
 
-  An accelerator's default would round float32 factors to bfloat16 or TF32; the
-  product of narrower ones is exact in float32.
+  Float32 factors are multiplied at full precision: an accelerator's default
+  would round them to bfloat16 or TF32. Products of narrower factors are exact
+  in float32.
+
+  Args:
+    hidden: hidden states.
+    unembedding: a column per token of the vocabulary, finite if possible.
+    impossible: true for columns of tokens that cannot be sampled.
+    soft_cap: bound of |logits|, or `None`.
   """
   logits = jnp.einsum(
     '...d,dv->...v',
     hidden,
     unembedding,
-    precision=product_precision(hidden, unembedding),
+    precision=matmul_precision(hidden, unembedding),
     preferred_element_type=statistics_dtype(hidden, unembedding),
   )
   if soft_cap is not None:
@@ -240,13 +239,13 @@ def project(
 def statistics_dtype(
   hidden: Float[Array, '...'], unembedding: Float[Array, '...']
 ) -> jnp.dtype:
-  """At least float32, never narrower than the inputs."""
+  """Dtype of the statistics: at least float32, never narrower than the inputs."""
   return jnp.dtype(jnp.result_type(hidden, unembedding, jnp.float32))
 
 
-def product_precision(
+def matmul_precision(
   hidden: Float[Array, '...'], unembedding: Float[Array, '...']
 ) -> jax.lax.Precision:
-  """Full for wide inputs; the accelerator's own for narrow ones."""
+  """Full precision for float32 and wider, the accelerator's default below."""
   narrow = jnp.finfo(jnp.result_type(hidden, unembedding)).bits < 32
   return jax.lax.Precision.DEFAULT if narrow else jax.lax.Precision.HIGHEST

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How tokens and vocabulary lie on the mesh, and what devices exchange."""
+"""Partitioning of tokens and vocabulary over the mesh, and its collectives."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,77 +13,91 @@ from jax import P
 from jax.sharding import AbstractMesh, AxisType
 from jaxtyping import Array, Float, Int
 
-from covrl.parallel.sharding import MESH_AXES, TRAIN_RULES, fitted_spec
-from covrl.statistics.streaming import Sums, rebase
+from covrl.parallel.sharding import (
+  MESH_AXES,
+  TRAIN_RULES,
+  fitted_spec,
+  mesh_axes_of,
+)
+from covrl.statistics.streaming import SoftmaxSums, raise_peak
 
 
-class Placement(NamedTuple):
-  """Where the parts are; by default, all in one place.
+class Partition(NamedTuple):
+  """Partitioning of the operands; by default, all on one device.
 
   Attributes:
-    mesh: what to work on device by device; `None` if there is nothing to divide,
-      or if XLA's partitioner has to.
-    alone: whether each device works by itself: not if the partitioner divides.
-    tokens: how the axes of `targets` are split.
-    token_axes: the mesh axes that do it.
-    vocabulary: mesh axes that the unembedding's columns are split over.
-    width: mesh axes that the rows of the unembedding's cotangent are split
-      over. The rows of the unembedding are whole while it is multiplied.
+    mesh: mesh to `shard_map` over; `None` on one device, inside of a caller's
+      `shard_map`, or if XLA partitions.
+    by_xla: whether XLA's partitioner splits the computation, over a mesh whose
+      axes are not covrl's.
+    token_spec: how the axes of `targets` are split.
+    token_axes: mesh axes that split them.
+    vocabulary_axes: mesh axes that split the unembedding's columns.
+    width_axes: mesh axes that split the rows of the unembedding's cotangent.
+      The rows of the unembedding itself are gathered for the products.
   """
 
   mesh: AbstractMesh | None = None
-  alone: bool = True
-  tokens: P = P()
+  by_xla: bool = False
+  token_spec: P = P()
   token_axes: tuple[str, ...] = ()
-  vocabulary: tuple[str, ...] = ()
-  width: tuple[str, ...] = ()
+  vocabulary_axes: tuple[str, ...] = ()
+  width_axes: tuple[str, ...] = ()
 
-  def columns_of(self, vocabulary: int) -> int:
-    """How many columns a device has."""
+  def local_columns(self, vocabulary: int) -> int:
+    """Number of columns on each device."""
     if self.mesh is None:
       return vocabulary
-    shards = math.prod(self.mesh.shape[name] for name in self.vocabulary)
+    shards = math.prod(self.mesh.shape[name] for name in self.vocabulary_axes)
     return vocabulary // shards
 
   def first_column(self, columns: int) -> Int[Array, '']:
-    """On a device: the first of its columns, of which each device has some."""
-    if not self.vocabulary:
+    """Index of this device's first column, if each device has `columns`."""
+    if not self.vocabulary_axes:
       return jnp.asarray(0, jnp.int32)
-    return jax.lax.axis_index(self.vocabulary) * columns
+    return jax.lax.axis_index(self.vocabulary_axes) * columns
 
-  def merge(self, sums: Sums) -> Sums:
-    """On a device: the sums over all columns, from those over its own."""
-    if not self.vocabulary:
+  def merge_sums(self, sums: SoftmaxSums) -> SoftmaxSums:
+    """Merges the sums over each device's columns; runs on each device."""
+    if not self.vocabulary_axes:
       return sums
-    peak = jax.lax.pmax(sums.peak, self.vocabulary)
-    merged = jax.lax.psum(rebase(sums, peak), self.vocabulary)
+    peak = jax.lax.pmax(sums.peak, self.vocabulary_axes)
+    merged = jax.lax.psum(raise_peak(sums, peak), self.vocabulary_axes)
     return merged._replace(peak=peak)
 
-  def add_columns(self, hidden: Float[Array, 'N D']) -> Float[Array, 'N D']:
-    """On a device: hidden states' cotangent, from that of its columns."""
-    if not self.vocabulary:
+  def sum_over_columns(
+    self, hidden: Float[Array, 'N D']
+  ) -> Float[Array, 'N D']:
+    """Sums the cotangent of hidden states over devices with other columns."""
+    if not self.vocabulary_axes:
       return hidden
-    return jax.lax.psum(hidden, self.vocabulary)
+    return jax.lax.psum(hidden, self.vocabulary_axes)
 
-  def add_tokens(self, unembedding: Float[Array, 'D V']) -> Float[Array, '_ V']:
-    """On a device: its rows of the unembedding's cotangent, of all tokens."""
-    if self.width:
+  def sum_over_tokens(
+    self, unembedding: Float[Array, 'D V']
+  ) -> Float[Array, '_ V']:
+    """Sums the unembedding's cotangent over tokens; keeps this device's rows."""
+    if self.width_axes:
       unembedding = jax.lax.psum_scatter(
-        unembedding, self.width, scatter_dimension=0, tiled=True
+        unembedding, self.width_axes, scatter_dimension=0, tiled=True
       )
       # XLA's TPU compiler tries to sum whole gradients over micro-batches and
       # scatter once, and fails where there is nothing left to reduce.
       unembedding = jax.lax.optimization_barrier(unembedding)
-    rest = tuple(name for name in self.token_axes if name not in self.width)
+    rest = tuple(n for n in self.token_axes if n not in self.width_axes)
     return jax.lax.psum(unembedding, rest) if rest else unembedding
 
 
-def placement_of(
+def partition_of(
   unembedding: Float[Array, 'D V'], targets: Int[Array, '*B']
-) -> Placement:
-  """What the mesh in use, or that of the arrays, says by the table of axes.
+) -> Partition:
+  """Partitioning by the sharding rules on the current mesh, or the arrays' mesh.
 
-  Axes that the mesh cannot divide are left whole.
+  Array axes that the mesh axes do not divide evenly are not split.
+
+  Args:
+    unembedding: array or tracer; its sharding names the mesh if none is set.
+    targets: array of which only the shape is read.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
@@ -94,36 +108,33 @@ def placement_of(
     if mesh.shape[name] > 1
   }
   if all(kind == AxisType.Manual for kind in types.values()):
-    return Placement()
+    return Partition()
   automatic = all(kind == AxisType.Auto for kind in types.values())
   if not (automatic and set(types) <= set(MESH_AXES) <= set(mesh.axis_names)):
-    return Placement(alone=False)
+    return Partition(by_xla=True)
 
   axes = ('batch', 'sequence', *[None] * targets.ndim)[: targets.ndim]
-  tokens = _fit(mesh, axes, targets.shape)
-  width, vocabulary = _fit(mesh, ('embed', 'vocab'), unembedding.shape)
-  token_axes = tuple(name for part in tokens for name in part)
-  # A cotangent can be scattered where it is summed.
-  scattered = set(width) <= set(token_axes)
-  return Placement(
+  tokens = _splitting_axes(mesh, axes, targets.shape)
+  width, vocabulary = _splitting_axes(
+    mesh, ('embed', 'vocab'), unembedding.shape
+  )
+  token_axes = tuple(name for names in tokens for name in names)
+  # The cotangent is scattered over axes that it is summed over.
+  can_scatter = set(width) <= set(token_axes)
+  return Partition(
     mesh=mesh,
-    tokens=P(*(part or None for part in tokens)),
+    token_spec=P(*(names or None for names in tokens)),
     token_axes=token_axes,
-    vocabulary=vocabulary,
-    width=width if scattered else (),
+    vocabulary_axes=vocabulary,
+    width_axes=width if can_scatter else (),
   )
 
 
-def _fit(
+def _splitting_axes(
   mesh: AbstractMesh, axes: Sequence[str | None], shape: Sequence[int]
 ) -> tuple[tuple[str, ...], ...]:
-  """The mesh axes that split each axis, if they divide it."""
+  """For each array axis, the mesh axes of size > 1 that split it."""
   return tuple(
-    tuple(name for name in _names(entry) if mesh.shape[name] > 1)
+    tuple(name for name in mesh_axes_of(entry) if mesh.shape[name] > 1)
     for entry in fitted_spec(mesh, axes, shape, TRAIN_RULES)
   )
-
-
-def _names(entry: Any) -> tuple[str, ...]:
-  """The mesh axes of an entry of a PartitionSpec."""
-  return (entry,) if isinstance(entry, str) else tuple(entry or ())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hidden states to per-token statistics: chooses how, says what."""
+"""`token_stats`: per-token statistics from hidden states and unembedding."""
 
 from __future__ import annotations
 
@@ -16,24 +16,23 @@ from covrl.statistics.fused import (
 )
 from covrl.statistics.reference import (
   Temperature,
-  closed_form,
-  moments_of,
-  normalise,
-  project,
+  moments_from_normaliser,
+  project_logits,
+  softmax_normaliser,
   statistics_dtype,
+  stats_from_scaled_logits,
   token_temperatures,
 )
-from covrl.statistics.sharded import Placement, placement_of
+from covrl.statistics.sharded import Partition, partition_of
+from covrl.statistics.tiling import LANES
 from covrl.types import TokenMoments, TokenStats
 
-# Up to this many logits, over all devices, are differentiated as one array.
-# Beyond, computing them twice is cheaper than keeping arrays of their size.
-WHOLE_LOGITS = 2**20
-# Where XLA does it by chunks, a device's part of the vocabulary is cut into this
-# many: memory is about so many times less than that of whole logits.
-CHUNKS = 64
-# Columns that a chunk has at least, and whose multiples a TPU works on.
-LANES = 128
+# Up to this many logits, over all devices, are kept as one array. Beyond,
+# computing them twice is cheaper than keeping arrays of their size.
+MAX_WHOLE_LOGITS = 2**20
+# Number of chunks that the XLA implementation cuts a device's columns into:
+# memory is about that many times less than for whole logits.
+NUM_CHUNKS = 64
 IMPLEMENTATIONS = (None, *get_args(Implementation))
 
 
@@ -65,20 +64,6 @@ def token_stats(
 ) -> tuple[TokenStats, TokenMoments]: ...
 
 
-@overload
-def token_stats(
-  hidden: Float[Array, '*B D'],
-  unembedding: Float[Array, 'D V'],
-  targets: Int[Array, '*B'],
-  *,
-  temperature: Temperature = 1.0,
-  soft_cap: int | float | None = None,
-  moments: bool,
-  chunk_size: int | None = None,
-  implementation: Implementation | None = None,
-) -> TokenStats | tuple[TokenStats, TokenMoments]: ...
-
-
 def token_stats(
   hidden: Float[Array, '*B D'],
   unembedding: Float[Array, 'D V'],
@@ -90,42 +75,44 @@ def token_stats(
   chunk_size: int | None = None,
   implementation: Implementation | None = None,
 ) -> TokenStats | tuple[TokenStats, TokenMoments]:
-  """What the policy thinks of each token: log π(a) and H(π), in nats.
+  """Statistics of the policy at each token: log π(a) and H(π), in nats.
 
     z = hidden @ unembedding,    z ← soft_cap · tanh(z / soft_cap)
     π = softmax(z / temperature)
 
   Computed in at least float32, with float32 factors at full precision;
-  cotangents return in the dtypes of the inputs, summed in float32. Up to 2²⁰
-  logits in all are held as one array, which has forward-mode derivatives too.
-  Beyond, and wherever a way is asked for, no array of their size exists, forward
-  or backward: columns of the vocabulary come and go, in Pallas kernels on TPU
-  and as chunks in XLA elsewhere. The ways agree to rounding.
+  cotangents are summed in float32 and have the dtypes of the inputs. Up to 2²⁰
+  logits in all are kept as one array, which has forward-mode derivatives too.
+  Beyond, or if an implementation is chosen, no array of their size exists,
+  forward or backward: the vocabulary is processed block by block, in Pallas
+  kernels on TPU and as chunks in XLA elsewhere. The implementations agree to
+  rounding.
 
-  On a mesh with covrl's axes each device works on its own tokens and its own
-  columns of the vocabulary; the logits stay where they are made. XLA's
-  partitioner divides the work on any other mesh.
+  On a mesh with covrl's axes each device processes its own tokens and its own
+  columns of the vocabulary; logits are never exchanged. On any other mesh XLA
+  partitions the computation.
 
   Args:
-    hidden: states to predict from.
-    unembedding: a column per token of the vocabulary. A column that holds −∞ is
-      a token that cannot be sampled.
-    targets: the sampled tokens, in [0, V); others give numbers that mean
-      nothing.
-    temperature: positive, of all tokens or of each; a constant to autodiff.
-    soft_cap: bound of |z|, or `None` for none.
-    moments: whether Σ π², Σ π² log π and Σ π² log² π are wanted as well.
-    chunk_size: columns of the vocabulary at a time, which asks for chunks;
-      `None` cuts those of a device into 64.
-    implementation: `'pallas'` or `'chunked'`; `None` chooses.
+    hidden: hidden states that predict the targets.
+    unembedding: a column per token of the vocabulary. A column that holds −∞
+      marks a token that cannot be sampled.
+    targets: sampled tokens, in [0, V); the results of others are meaningless.
+    temperature: positive, one for all tokens or one each; a constant to
+      autodiff.
+    soft_cap: bound of |z|; `None` does not bound it.
+    moments: whether to return Σ π², Σ π² log π and Σ π² log² π as well.
+    chunk_size: columns of the vocabulary per chunk, which selects `'chunked'`;
+      `None` cuts those of a device into 64 chunks.
+    implementation: `'pallas'` or `'chunked'`; `None` chooses by size and
+      platform.
 
   Returns:
     The statistics, and the moments if asked for. Moments are constants to
     autodiff.
 
   Raises:
-    ValueError: if a number that must be positive is not, or if there is no such
-      implementation.
+    ValueError: if a number that must be positive is not, or if the
+      implementation is unknown.
 
   >>> hidden, unembedding = jnp.ones((2, 3, 4)), jnp.zeros((4, 8))
   >>> stats = token_stats(hidden, unembedding, jnp.zeros((2, 3), int))
@@ -148,50 +135,57 @@ def token_stats(
     targets=targets,
     temperatures=token_temperatures(temperature, targets, dtype),
   )
-  asked = 'chunked' if chunk_size and not implementation else implementation
-  few = targets.size * unembedding.shape[-1] <= WHOLE_LOGITS
-  if few and asked is None:
-    stats, described = _whole(operands, soft_cap, moments)
+  if chunk_size and not implementation:
+    implementation = 'chunked'
+  few = targets.size * unembedding.shape[-1] <= MAX_WHOLE_LOGITS
+  if few and implementation is None:
+    stats, token_moments = _whole_stats(operands, soft_cap, moments)
   else:
-    placement = placement_of(unembedding, targets)
+    partition = partition_of(unembedding, targets)
     options = Options(
       soft_cap=soft_cap,
       moments=moments,
-      chunk_size=_chunk_size(chunk_size, unembedding, placement),
-      implementation=asked or _implementation(operands, placement),
-      placement=placement,
+      chunk_size=_chunk_size(chunk_size, unembedding, partition),
+      implementation=implementation
+      or _default_implementation(operands, partition),
+      partition=partition,
     )
-    stats, described = fused_stats(operands, options)
-  return stats if described is None else (stats, described)
+    stats, token_moments = fused_stats(operands, options)
+  return stats if token_moments is None else (stats, token_moments)
 
 
-def _whole(
+def _whole_stats(
   operands: Operands, soft_cap: int | float | None, moments: bool
 ) -> tuple[TokenStats, TokenMoments | None]:
-  """All logits at once."""
-  # The mask replaces −∞ before the product: where a hidden state is 0 or
-  # negative, hidden · −∞ is no −∞, and its derivative is none anywhere.
+  """Statistics from the whole logits as one array."""
+  # −∞ is replaced before the product: hidden · −∞ is not −∞ where a hidden
+  # state is 0 or negative, and its derivative is NaN.
   finite = jnp.where(operands.impossible, 0, operands.unembedding)
-  logits = project(operands.hidden, finite, operands.impossible, soft_cap)
+  logits = project_logits(
+    operands.hidden, finite, operands.impossible, soft_cap
+  )
   scaled = logits / operands.temperatures
-  stats = closed_form(scaled, operands.targets)
-  return stats, moments_of(scaled, normalise(scaled)) if moments else None
+  stats = stats_from_scaled_logits(scaled, operands.targets)
+  return stats, moments_from_normaliser(
+    scaled, softmax_normaliser(scaled)
+  ) if moments else None
 
 
 def _chunk_size(
-  asked: int | None, unembedding: Float[Array, 'D V'], placement: Placement
+  chosen: int | None, unembedding: Float[Array, 'D V'], partition: Partition
 ) -> int:
-  """Columns of a chunk, of those that a device has."""
-  columns = placement.columns_of(unembedding.shape[-1])
-  chosen = max(columns // (CHUNKS * LANES), 1) * LANES
-  return min(asked or chosen, columns)
+  """Columns per chunk, at most those of a device."""
+  columns = partition.local_columns(unembedding.shape[-1])
+  default = max(columns // (NUM_CHUNKS * LANES), 1) * LANES
+  return min(chosen or default, columns)
 
 
-def _implementation(
-  operands: Operands, placement: Placement
+def _default_implementation(
+  operands: Operands, partition: Partition
 ) -> Implementation | None:
-  """Chunks for what the kernels are not made for; else the platform decides."""
+  """`'chunked'` if the kernels do not apply; else the platform decides."""
   dtype = jnp.result_type(operands.hidden, operands.unembedding)
-  fits = operands.hidden.shape[-1] % LANES == 0 and jnp.finfo(dtype).bits <= 32
-  divided_by_hand = placement.alone or placement.mesh is not None
-  return None if fits and divided_by_hand else 'chunked'
+  supported = (
+    operands.hidden.shape[-1] % LANES == 0 and jnp.finfo(dtype).bits <= 32
+  )
+  return None if supported and not partition.by_xla else 'chunked'

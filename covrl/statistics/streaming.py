@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Softmax statistics of a vocabulary seen in parts: sums that can be merged.
+"""Streaming softmax statistics: mergeable sums over parts of a vocabulary.
 
-A part of the vocabulary (a kernel's tile, a chunk of columns, a device's shard)
-gives `Sums`. Sums of disjoint parts merge in any order, within a program or
-over a mesh, into what the whole vocabulary would have given; `finish` makes
-statistics of them. Numbers of a token are columns `[N, 1]` beside logits
-`[N, V]`, as a TPU kernel wants them too: everything here runs in one.
+Each part of the vocabulary (a kernel's tile, a chunk of columns, a device's
+shard) gives `SoftmaxSums`. Sums of disjoint parts merge in any order, within a
+program or over a mesh, into the sums over the whole vocabulary, from which
+`stats_from_sums` computes the statistics. Per-token numbers are columns
+`[N, 1]` beside logits `[N, V]`, as TPU kernels require: all functions here run
+inside and outside of kernels.
 """
 
 from __future__ import annotations
@@ -16,22 +17,27 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from covrl.statistics.reference import Normaliser, project, shift
+from covrl.statistics.reference import (
+  Normaliser,
+  project_logits,
+  shift_logits,
+)
 from covrl.types import TokenMoments, TokenStats
 
-# exp(−x) is 0 in float64, and narrower, from here on.
-NEGLIGIBLE = 1000.0
+# exp(−x) is 0 in float64, and in narrower types, from here on.
+MAX_SHIFT = 1000.0
 
 
 class Inputs(NamedTuple):
-  """What the statistics of a list of tokens depend on.
+  """Inputs of the statistics of a list of tokens, for some columns.
 
   Attributes:
-    hidden: states to predict from.
-    unembedding: the columns at hand; impossible ones may hold −∞.
-    impossible: columns of tokens that cannot be sampled.
-    targets: which of the columns was sampled; no column's number if none was.
-    temperatures: of each token.
+    hidden: hidden states that predict the tokens.
+    unembedding: the columns; impossible ones may hold −∞.
+    impossible: true for columns of tokens that cannot be sampled.
+    targets: column of the sampled token; −1 or another number out of range if
+      it is not among the columns.
+    temperatures: sampling temperature of each token.
   """
 
   hidden: Float[Array, 'N D']
@@ -41,43 +47,43 @@ class Inputs(NamedTuple):
   temperatures: Float[Array, 'N 1']
 
 
-class Squares(NamedTuple):
-  """What moments are made of; x = z − peak.
+class SquareSums(NamedTuple):
+  """Sums for the moments of π, with x = z − peak.
 
   Attributes:
-    plain: Σ exp(2x).
-    once: Σ exp(2x) x.
-    twice: Σ exp(2x) x².
+    square: Σ exp(2x).
+    square_x: Σ exp(2x) x.
+    square_x2: Σ exp(2x) x².
   """
 
-  plain: Float[Array, 'N 1']
-  once: Float[Array, 'N 1']
-  twice: Float[Array, 'N 1']
+  square: Float[Array, 'N 1']
+  square_x: Float[Array, 'N 1']
+  square_x2: Float[Array, 'N 1']
 
 
-class Sums(NamedTuple):
+class SoftmaxSums(NamedTuple):
   """Sums over some columns of z = logits / temperature, with x = z − peak.
 
   Attributes:
-    peak: max z; −∞ if there is nothing to sample.
+    peak: max z; −∞ if no column can be sampled.
     total: Σ exp(x).
     weighted: Σ exp(x) x.
-    target: z of the target; 0 if its column is not one of them.
-    squares: for moments; `None` where nothing asks for them.
+    target: z of the target; 0 if its column is not among these.
+    squares: sums for the moments; `None` if moments are not computed.
   """
 
   peak: Float[Array, 'N 1']
   total: Float[Array, 'N 1']
   weighted: Float[Array, 'N 1']
   target: Float[Array, 'N 1']
-  squares: Squares | None
+  squares: SquareSums | None
 
 
-class Residual(NamedTuple):
-  """What a pull-back needs beside the inputs.
+class Residuals(NamedTuple):
+  """Residuals of the backward pass, beside the inputs.
 
   Attributes:
-    normaliser: of the whole vocabulary.
+    normaliser: softmax normaliser over the whole vocabulary.
     signal: cotangents of the statistics.
   """
 
@@ -85,44 +91,49 @@ class Residual(NamedTuple):
   signal: TokenStats
 
 
-class Tile(NamedTuple):
+class LogitTile(NamedTuple):
   """Logits of some tokens and some columns.
 
   Attributes:
-    capped: before temperature; −∞ where nothing can be sampled.
-    scaled: divided by the temperature.
-    hot: whether the column is the token's target.
+    capped: logits before the temperature; −∞ where nothing can be sampled.
+    scaled: logits divided by the temperature.
+    is_target: true where the column is the token's target.
   """
 
   capped: Float[Array, 'N V']
   scaled: Float[Array, 'N V']
-  hot: Bool[Array, 'N V']
+  is_target: Bool[Array, 'N V']
 
 
-def tile_of(inputs: Inputs, soft_cap: int | float | None) -> Tile:
-  """The logits of these tokens and columns."""
-  capped = project(
+def logit_tile(inputs: Inputs, soft_cap: int | float | None) -> LogitTile:
+  """Computes the logits of the inputs' tokens and columns."""
+  capped = project_logits(
     inputs.hidden, inputs.unembedding, inputs.impossible, soft_cap
   )
   columns = jax.lax.broadcasted_iota(inputs.targets.dtype, capped.shape, 1)
-  return Tile(
+  return LogitTile(
     capped=capped,
     scaled=capped / inputs.temperatures,
-    hot=columns == inputs.targets,
+    is_target=columns == inputs.targets,
   )
 
 
-def nothing(like: Float[Array, 'N 1'], *, moments: bool) -> Sums:
-  """The sums over no column, which `merge` leaves others as they are with."""
+def empty_sums(like: Float[Array, 'N 1'], *, moments: bool) -> SoftmaxSums:
+  """Sums over no columns: the identity of `merge_sums`.
+
+  Args:
+    like: array with the shape and dtype of each sum.
+    moments: whether to include the sums for moments.
+  """
   zero = jnp.zeros_like(like)
-  squares = Squares(zero, zero, zero) if moments else None
-  return Sums(jnp.full_like(like, -jnp.inf), zero, zero, zero, squares)
+  squares = SquareSums(zero, zero, zero) if moments else None
+  return SoftmaxSums(jnp.full_like(like, -jnp.inf), zero, zero, zero, squares)
 
 
-def sums_of(tile: Tile, *, moments: bool) -> Sums:
-  """The sums over a tile's columns."""
+def tile_sums(tile: LogitTile, *, moments: bool) -> SoftmaxSums:
+  """Sums over a tile's columns, with those for moments if asked for."""
   peak = jnp.max(tile.scaled, axis=-1, keepdims=True)
-  x, possible = shift(tile.scaled, peak)
+  x, possible = shift_logits(tile.scaled, peak)
   mass = jnp.where(possible, jnp.exp(x), 0)
   # exp(x) x before any square: x² may overflow where exp(x) is 0.
   weighted = mass * x
@@ -132,40 +143,43 @@ def sums_of(tile: Tile, *, moments: bool) -> Sums:
 
   squares = None
   if moments:
-    squares = Squares(
+    squares = SquareSums(
       total(mass**2), total(mass * weighted), total(weighted**2)
     )
-  return Sums(
+  return SoftmaxSums(
     peak=peak,
     total=total(mass),
     weighted=total(weighted),
-    target=total(jnp.where(tile.hot, tile.scaled, 0)),
+    target=total(jnp.where(tile.is_target, tile.scaled, 0)),
     squares=squares,
   )
 
 
-def merge(one: Sums, other: Sums) -> Sums:
-  """The sums over the columns of both."""
+def merge_sums(one: SoftmaxSums, other: SoftmaxSums) -> SoftmaxSums:
+  """Merges the sums over two disjoint sets of columns."""
   peak = jnp.maximum(one.peak, other.peak)
-  one, other = rebase(one, peak), rebase(other, peak)
+  one, other = raise_peak(one, peak), raise_peak(other, peak)
   return jax.tree.map(jnp.add, one, other)._replace(peak=peak)
 
 
-def rebase(sums: Sums, peak: Float[Array, 'N 1']) -> Sums:
-  """The same sums for x = z − peak, of a peak no lower than their own.
+def raise_peak(sums: SoftmaxSums, peak: Float[Array, 'N 1']) -> SoftmaxSums:
+  """Rewrites sums relative to a peak that is at least their own.
 
-  All terms of a sum have one sign: nothing cancels.
+  All terms of each sum have the same sign, so nothing cancels.
   """
   step = jnp.where(peak == sums.peak, 0, peak - sums.peak)
-  step = jnp.minimum(step, NEGLIGIBLE)
+  step = jnp.minimum(step, MAX_SHIFT)
   shrink = jnp.exp(-step)
   squares = sums.squares
   if squares is not None:
-    squares = Squares(
-      plain=shrink**2 * squares.plain,
-      once=shrink**2 * (squares.once - step * squares.plain),
-      twice=shrink**2
-      * (squares.twice - step * (2 * squares.once - step * squares.plain)),
+    squares = SquareSums(
+      square=shrink**2 * squares.square,
+      square_x=shrink**2 * (squares.square_x - step * squares.square),
+      square_x2=shrink**2
+      * (
+        squares.square_x2
+        - step * (2 * squares.square_x - step * squares.square)
+      ),
     )
   return sums._replace(
     peak=peak,
@@ -175,10 +189,10 @@ def rebase(sums: Sums, peak: Float[Array, 'N 1']) -> Sums:
   )
 
 
-def finish(
-  sums: Sums,
+def stats_from_sums(
+  sums: SoftmaxSums,
 ) -> tuple[TokenStats, TokenMoments | None, Normaliser]:
-  """Statistics and normaliser, once the sums are over all columns."""
+  """Statistics, moments and normaliser, from sums over all columns."""
   log_total = jnp.log(sums.total)
   normaliser = Normaliser(
     peak=sums.peak, log_total=log_total, mean=sums.weighted / sums.total
@@ -189,28 +203,29 @@ def finish(
   )
   if sums.squares is None:
     return stats, None, normaliser
-  plain, once, twice = (part / sums.total**2 for part in sums.squares)
+  square, square_x, square_x2 = (each / sums.total**2 for each in sums.squares)
   moments = TokenMoments(
-    square=plain,
-    square_log=once - log_total * plain,
-    square_log_square=twice - log_total * (2 * once - log_total * plain),
+    square=square,
+    square_log=square_x - log_total * square,
+    square_log_square=square_x2
+    - log_total * (2 * square_x - log_total * square),
   )
   return stats, moments, normaliser
 
 
 def logit_cotangent(
-  inputs: Inputs, residual: Residual, soft_cap: int | float | None
+  inputs: Inputs, residuals: Residuals, soft_cap: int | float | None
 ) -> Float[Array, 'N V']:
-  """From cotangents of the statistics to that of hidden @ unembedding.
+  """Pulls cotangents of the statistics back to hidden @ unembedding.
 
   dz_j = g (1{j = target} − π_j) − h π_j (log π_j + H)
   """
-  tile, (normaliser, signal) = tile_of(inputs, soft_cap), residual
-  x, possible = shift(tile.scaled, normaliser.peak)
+  tile, (normaliser, signal) = logit_tile(inputs, soft_cap), residuals
+  x, possible = shift_logits(tile.scaled, normaliser.peak)
   pi = jnp.where(possible, jnp.exp(x - normaliser.log_total), 0)
-  pull = signal.logprobs * (tile.hot - pi)
-  pull -= signal.entropy * pi * (x - normaliser.mean)
-  pull = jnp.where(possible, pull / inputs.temperatures, 0)
+  cotangent = signal.logprobs * (tile.is_target - pi)
+  cotangent -= signal.entropy * pi * (x - normaliser.mean)
+  cotangent = jnp.where(possible, cotangent / inputs.temperatures, 0)
   if soft_cap is None:
-    return pull
-  return pull * (1 - jnp.where(possible, tile.capped / soft_cap, 0) ** 2)
+    return cotangent
+  return cotangent * (1 - jnp.where(possible, tile.capped / soft_cap, 0) ** 2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a TPU kernel goes through tokens and vocabulary, block by block."""
+"""Tiling of tokens × vocabulary for TPU kernels: block sizes, specs, padding."""
 
 from __future__ import annotations
 
@@ -16,65 +16,70 @@ from jaxtyping import Array, Int, PyTree
 from covrl.statistics.streaming import Inputs
 
 Axis: TypeAlias = Literal['tokens', 'columns']
-Part: TypeAlias = Any
+# Index of a tile within an outer block: `pl.ds(start, size)`, or a slice.
+Slice: TypeAlias = Any
 
-# Blocks of the outer and of the inner axis, the preferred first. A factor is read
-# once per block of the other, so the outer ones are large; what the inner ones
-# cost is a fixed time per step, and the compiler's.
+# Block sizes of the outer and the inner axis, the preferred first. Each factor
+# is read once per block of the other, so outer blocks are large; small inner
+# blocks cost a fixed time per step, large ones compile time.
 BLOCKS = ((1024, 256), (512, 256), (256, 256), (256, 128), (128, 128))
-# A step takes its outer block in parts of this size, which keeps the program
-# short.
+# Rows of the outer block that are processed at a time, to keep programs short.
 TILE = 256
-# Tokens and columns of a block come in multiples of these.
+# Block sizes are multiples of these: SUBLANES tokens, LANES columns.
 SUBLANES, LANES = 16, 128
-# Of a chip that is compiled for without a mesh to name it.
+# Bytes of VMEM assumed when compiling without a TPU.
 DEFAULT_VMEM = 64 * 2**20
-# How much of it blocks may take.
+# Fraction of VMEM that blocks may take.
 VMEM_SHARE = 7 / 8
-# Float32 arrays of a block of logits that a step needs at once.
+# Number of float32 arrays of a block of logits that are live in a step.
 LIVE_LOGITS = 6
-# Numbers per token that it reads or writes, each in a row of lanes.
+# Number of per-token values read or written, each in a row of lanes.
 LIVE_NUMBERS = 18
 
 
 @dataclasses.dataclass(frozen=True)
-class Sweep:
-  """All blocks of tokens × columns, one axis outer and one inner.
+class BlockGrid:
+  """Grid of blocks of tokens × columns, with one outer and one inner axis.
 
   Attributes:
-    outer: the axis whose blocks stay while the other's go by.
-    count: tokens, of which there may be too few for the last block.
-    width: of the model.
-    vocabulary: columns, of which there may be too few for the last block.
-    factor: type in which hidden states and unembedding are multiplied.
-    block: tokens and columns of a block.
-    vmem: bytes that the kernel may use.
+    outer: axis of the outer loop; the other axis is iterated for each block.
+    count: number of tokens, not necessarily a multiple of the block size.
+    width: model width D.
+    vocabulary: number of columns, not necessarily a multiple of the block size.
+    dtype: in which hidden states and unembedding are multiplied.
+    block: numbers of tokens and columns of a block.
+    vmem: bytes of VMEM that a kernel may use.
   """
 
   outer: Axis
   count: int
   width: int
   vocabulary: int
-  factor: jnp.dtype
+  dtype: jnp.dtype
   block: tuple[int, int]
   vmem: int
 
   @property
-  def rows(self) -> int:
-    """Tokens, filled up to whole blocks."""
+  def padded_count(self) -> int:
+    """Number of tokens, padded to whole blocks."""
     return pl.cdiv(self.count, self.block[0]) * self.block[0]
 
   @property
-  def grid(self) -> tuple[int, int]:
-    """Outer and inner blocks."""
-    tokens = self.rows // self.block[0]
+  def shape(self) -> tuple[int, int]:
+    """Numbers of outer and inner blocks."""
+    tokens = self.padded_count // self.block[0]
     columns = pl.cdiv(self.vocabulary, self.block[1])
     if self.outer == 'tokens':
       return tokens, columns
     return columns, tokens
 
-  def of_tokens(self, size: int) -> pl.BlockSpec:
-    """Blocks of an array `[N, size]`."""
+  @property
+  def outer_block_size(self) -> int:
+    """Tokens or columns of an outer block."""
+    return self.block[int(self.outer == 'columns')]
+
+  def token_spec(self, size: int) -> pl.BlockSpec:
+    """Block spec of an array `[N, size]`."""
     axis = int(self.outer == 'columns')
     return pl.BlockSpec(
       (self.block[0], size),
@@ -82,8 +87,8 @@ class Sweep:
       pipeline_mode=self._buffers(axis),
     )
 
-  def of_columns(self, size: int) -> pl.BlockSpec:
-    """Blocks of an array `[size, V]`."""
+  def column_spec(self, size: int) -> pl.BlockSpec:
+    """Block spec of an array `[size, V]`."""
     axis = int(self.outer == 'tokens')
     return pl.BlockSpec(
       (size, self.block[1]),
@@ -92,23 +97,23 @@ class Sweep:
     )
 
   def _buffers(self, axis: int) -> pl.Buffered:
-    """Two of what changes with every step, one of what rarely does."""
+    """Two buffers for inner blocks, which change every step; one for outer."""
     return pl.Buffered(1 if axis == 0 else 2)
 
-  def specs(self) -> Inputs:
-    """Blocks of the inputs."""
+  def input_specs(self) -> Inputs:
+    """Block specs of the inputs."""
     specs: dict[str, Any] = {
-      'hidden': self.of_tokens(self.width),
-      'unembedding': self.of_columns(self.width),
-      'impossible': self.of_columns(1),
-      'targets': self.of_tokens(1),
-      'temperatures': self.of_tokens(1),
+      'hidden': self.token_spec(self.width),
+      'unembedding': self.column_spec(self.width),
+      'impossible': self.column_spec(1),
+      'targets': self.token_spec(1),
+      'temperatures': self.token_spec(1),
     }
     return Inputs(**specs)
 
-  def each_tile(self, body: Callable[[Part], None]) -> None:
-    """In a kernel: runs over the outer block, a part of it at a time."""
-    length = self.block[int(self.outer == 'columns')]
+  def for_each_tile(self, body: Callable[[Slice], None]) -> None:
+    """Loops over the tiles of the outer block; called inside a kernel."""
+    length = self.outer_block_size
     size = min(length, TILE)
 
     def step(index: Int[Array, ''], _: None) -> None:
@@ -116,18 +121,18 @@ class Sweep:
 
     jax.lax.fori_loop(0, length // size, step, None)
 
-  def of_part(self, refs: PyTree, part: Part) -> PyTree:
-    """In a kernel: numbers of the part's tokens, or of all if columns are outer."""
-    rows = part if self.outer == 'tokens' else slice(None)
+  def read_token_values(self, refs: PyTree, tile: Slice) -> PyTree:
+    """Per-token values of a tile, or of the whole block if columns are outer."""
+    rows = tile if self.outer == 'tokens' else slice(None)
     return jax.tree.map(lambda ref: ref[rows], refs)
 
-  def read(self, refs: Inputs, part: Part) -> Inputs:
-    """In a kernel: the inputs of a part of its outer block."""
-    tokens, columns = part, slice(None)
+  def read_inputs(self, refs: Inputs, tile: Slice) -> Inputs:
+    """Inputs of a tile of the outer block; called inside a kernel."""
+    tokens, columns = tile, slice(None)
     first = pl.program_id(1) * self.block[1]
     if self.outer == 'columns':
-      tokens, columns = columns, part
-      first = pl.program_id(0) * self.block[1] + part.start
+      tokens, columns = columns, tile
+      first = pl.program_id(0) * self.block[1] + tile.start
     unembedding = refs.unembedding[:, columns]
     numbers = first + jax.lax.broadcasted_iota(
       jnp.int32, (1, unembedding.shape[1]), 1
@@ -141,46 +146,46 @@ class Sweep:
       temperatures=refs.temperatures[tokens],
     )
 
-  def fill(self, tree: PyTree, value: int = 0) -> PyTree:
-    """Arrays `[N, …]` filled up to whole blocks."""
-    padding = (0, self.rows - self.count), (0, 0)
+  def pad_tokens(self, tree: PyTree, value: int = 0) -> PyTree:
+    """Pads arrays `[N, …]` to whole blocks."""
+    padding = (0, self.padded_count - self.count), (0, 0)
     return jax.tree.map(
       lambda x: jnp.pad(x, padding, constant_values=value), tree
     )
 
-  def fill_inputs(self, inputs: Inputs) -> Inputs:
-    """The inputs as a kernel takes them."""
+  def pad_inputs(self, inputs: Inputs) -> Inputs:
+    """Pads the inputs and converts booleans to integers, as kernels need."""
     return inputs._replace(
-      hidden=self.fill(inputs.hidden),
+      hidden=self.pad_tokens(inputs.hidden),
       impossible=inputs.impossible.astype(jnp.int32),
-      targets=self.fill(inputs.targets),
-      temperatures=self.fill(inputs.temperatures, 1),
+      targets=self.pad_tokens(inputs.targets),
+      temperatures=self.pad_tokens(inputs.temperatures, 1),
     )
 
-  def cut(self, tree: PyTree) -> PyTree:
-    """The inverse of `fill`."""
+  def unpad_tokens(self, tree: PyTree) -> PyTree:
+    """Inverse of `pad_tokens`."""
     return jax.tree.map(lambda x: x[: self.count], tree)
 
-  def call(
-    self, kernel: Callable[..., None], *, products: int, **arguments: Any
+  def pallas_call(
+    self, kernel: Callable[..., None], *, matmuls: int, **arguments: Any
   ) -> Callable[..., Any]:
-    """`pallas_call`, with what all passes share.
+    """Calls `pl.pallas_call` with the grid and compiler parameters.
 
     Args:
-      kernel: what runs on each block.
-      products: how many it makes of the size of the logits'.
-      **arguments: of `pallas_call`.
+      kernel: function of references, run on each block.
+      matmuls: number of matrix products of the size of the logits'.
+      **arguments: further arguments of `pl.pallas_call`.
     """
-    logits = self.rows * self.vocabulary
+    logits = self.padded_count * self.vocabulary
     return pl.pallas_call(
       kernel,
-      grid=self.grid,
+      grid=self.shape,
       compiler_params=pltpu.CompilerParams(
         dimension_semantics=('parallel', 'arbitrary'),
         vmem_limit_bytes=self.vmem,
       ),
       cost_estimate=pl.CostEstimate(
-        flops=2 * products * logits * self.width,
+        flops=2 * matmuls * logits * self.width,
         transcendentals=logits,
         bytes_accessed=logits * self.width * 4 // max(self.block),
       ),
@@ -188,59 +193,57 @@ class Sweep:
     )
 
 
-def plan(
-  inputs: Inputs, *, outer: Axis, kept: jnp.dtype | None = None
-) -> Sweep:
-  """A sweep with the largest blocks that fit into VMEM.
+def make_grid(
+  inputs: Inputs, *, outer: Axis, accumulated: jnp.dtype | None = None
+) -> BlockGrid:
+  """Builds a grid with the largest blocks that fit into VMEM.
 
   Args:
-    inputs: what is gone through.
-    outer: the axis whose blocks stay while the other's go by.
-    kept: type of the derivative that each outer block sums, if one does.
+    inputs: tokens and columns to tile.
+    outer: axis of the outer loop.
+    accumulated: dtype of the cotangent that each outer block accumulates;
+      `None` if there is no such array.
   """
   (count, width), vocabulary = inputs.hidden.shape, inputs.unembedding.shape[1]
-  factor = jnp.dtype(jnp.result_type(inputs.hidden, inputs.unembedding))
+  dtype = jnp.dtype(jnp.result_type(inputs.hidden, inputs.unembedding))
   vmem = int(VMEM_SHARE * _vmem())
 
-  def need(block: tuple[int, int]) -> int:
+  def required_bytes(block: tuple[int, int]) -> int:
     large, small = block
-    part = min(large, TILE)
-    factors = factor.itemsize * width * (large + 2 * small)
-    logits = LIVE_LOGITS * 4 * part * small
+    tile = min(large, TILE)
+    factors = dtype.itemsize * width * (large + 2 * small)
+    logits = LIVE_LOGITS * 4 * tile * small
     numbers = LIVE_NUMBERS * 4 * LANES * max(block)
-    if kept is None:
-      return factors + logits + numbers
-    return (
-      factors
-      + logits
-      + numbers
-      + width * (large * (4 + kept.itemsize) + part * 4)
-    )
+    cotangent = 0
+    if accumulated is not None:
+      cotangent = width * (large * (4 + accumulated.itemsize) + tile * 4)
+    return factors + logits + numbers + cotangent
 
-  fitting = [block for block in BLOCKS if need(block) <= vmem] or BLOCKS[-1:]
-  tokens, columns = fitting[0] if outer == 'tokens' else fitting[0][::-1]
-  return Sweep(
+  fitting = [block for block in BLOCKS if required_bytes(block) <= vmem]
+  large, small = (fitting or BLOCKS[-1:])[0]
+  tokens, columns = (large, small) if outer == 'tokens' else (small, large)
+  return BlockGrid(
     outer=outer,
     count=count,
     width=width,
     vocabulary=vocabulary,
-    factor=factor,
+    dtype=dtype,
     block=(
-      min(tokens, _rounded(count, SUBLANES)),
-      min(columns, _rounded(vocabulary, LANES)),
+      min(tokens, _rounded_up(count, SUBLANES)),
+      min(columns, _rounded_up(vocabulary, LANES)),
     ),
     vmem=vmem,
   )
 
 
-def _rounded(size: int, unit: int) -> int:
-  """A size that consists of whole tiles, or of whole units if it is less."""
+def _rounded_up(size: int, unit: int) -> int:
+  """Rounds up to whole tiles, or to multiples of `unit` if within one tile."""
   unit = unit if size <= TILE else TILE
   return pl.cdiv(size, unit) * unit
 
 
 def _vmem() -> int:
-  """Bytes of VMEM of a core of the chip that is compiled for."""
+  """Bytes of VMEM per core of the TPU that is compiled for."""
   if not pltpu.is_tpu_device():
     return DEFAULT_VMEM
   return pltpu.get_tpu_info().vmem_capacity_bytes

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels compiled for TPUs that are not here, by the compiler they have."""
+"""The kernels compiled ahead of time for TPU topologies."""
 
 import functools
 import platform
@@ -30,19 +30,19 @@ KERNELS = {'token_sums', 'token_sums_hidden', 'token_sums_unembedding'}
 
 @pytest.fixture(autouse=True, scope='module')
 def _uncached():
-  with topologies.uncached():
+  with topologies.no_compilation_cache():
     yield
 
 
 def mesh_of(topology, shape):
-  """Some of the chips of a topology as a mesh."""
-  devices = topologies.devices(topologies.find(topology))
+  """A mesh of the first devices of a topology."""
+  devices = topologies.compile_only_devices(topologies.find_topology(topology))
   count = functools.reduce(lambda x, y: x * y, shape)
   return make_mesh(shape, list(devices)[:count])
 
 
 def compiled(mesh, rows, length, width, vocabulary, dtype, **static):
-  """Statistics and pull-back, with arrays as in training."""
+  """Compiles statistics and cotangents, sharded as in training."""
 
   def both(hidden, unembedding, targets, temperature):
     def forward(hidden, unembedding):
@@ -85,7 +85,7 @@ def test_kernels_compile_on_a_mesh(topology, dtype, soft_cap):
   program = str(
     compiled(mesh, 8, 300, 256, 5000, dtype, soft_cap=soft_cap).as_text()
   )
-  # The platform's choice was the kernels.
+  # The default implementation on TPU is the kernels.
   assert set(re.findall(r'%(token_sums\w*?)[.\d]* =', program)) == KERNELS
 
 

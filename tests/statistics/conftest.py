@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The statistics and their cotangents in float64 numpy, formula by formula."""
+"""The statistics and their cotangents in float64 numpy, by their formulas."""
 
 import numpy as np
 import pytest

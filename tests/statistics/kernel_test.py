@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Pallas kernels, interpreted as on a TPU, against float64 formulas.
+"""The Pallas kernels in TPU interpret mode, against float64 formulas.
 
-Interpreted memory that nothing was written to is NaN: whatever a kernel reads
-beyond an array's end, or does not initialise, shows. Blocks are small here, so
-that there are several of them on both axes, with parts, and incomplete ones.
+Uninitialised memory is NaN in interpret mode, so that reads beyond an array's
+end show in the results. Blocks are small, so that both axes have several of
+them, with several tiles each, the last one incomplete.
 """
 
 import contextlib
@@ -94,7 +94,7 @@ def agree(actual, expected, tolerance):
 
 
 def temperatures():
-  """One per token."""
+  """One temperature per token."""
   each = np.random.default_rng(1).uniform(0.5, 2, SHAPE)
   return jnp.asarray(each, jnp.float32)
 
@@ -110,12 +110,14 @@ def test_formulas(reference):
   seed=st.integers(0, 2**32 - 1),
   scale=st.sampled_from([0.0, 0.1, 1.0, 30.0, 1e4]),
   share=st.floats(0, 0.9),
-  # A power of two divides exactly, as well.
+  # Powers of two divide exactly.
   temperature=st.sampled_from([0.5, 1.0, 2.0]),
 )
 @settings(max_examples=6, deadline=None)
-def test_masked_and_extreme(reference, seed, scale, share, temperature):
-  # Few bits, so that the product is exact and only the softmax is tested.
+def test_masked_tokens_and_extreme_logits(
+  reference, seed, scale, share, temperature
+):
+  # Few mantissa bits: the product is exact, and only the softmax is tested.
   hidden, unembedding, targets, signal = problem(seed)
   hidden, unembedding = (
     jnp.round(x * 4) / 4 * by for x, by in ((hidden, 1), (unembedding, scale))
@@ -149,7 +151,8 @@ def test_bfloat16_with_a_soft_cap(reference):
   for name in ('hidden', 'unembedding'):
     assert actual[name].dtype == jnp.bfloat16
     wanted = expected.pop(name)
-    # The logits' cotangent is rounded for the product: √N roundings, then one.
+    # The logits' cotangent is rounded for the product: √N roundings, and that
+    # of the result.
     np.testing.assert_allclose(
       actual.pop(name).astype(jnp.float32),
       wanted,
@@ -160,8 +163,8 @@ def test_bfloat16_with_a_soft_cap(reference):
   agree(actual, expected, 3e-6)
 
 
-def test_blocks_fit_where_they_are_meant_to():
-  """Of a 7B model with a large vocabulary, and of one four times as wide."""
+def test_block_sizes_for_large_models():
+  """A 7B model with a large vocabulary, and one that is four times as wide."""
   for width, outer in ((3584, 1024), (14336, 256)):
     inputs = jax.eval_shape(
       lambda width=width: tiling.Inputs(
@@ -172,6 +175,7 @@ def test_blocks_fit_where_they_are_meant_to():
         temperatures=jnp.ones((32768, 1)),
       )
     )
-    kept = jnp.dtype('bfloat16')
-    assert tiling.plan(inputs, outer='tokens', kept=kept).block[0] == outer
-    assert tiling.plan(inputs, outer='columns', kept=kept).block[1] == outer
+    dtype = jnp.dtype('bfloat16')
+    for axis in ('tokens', 'columns'):
+      grid = tiling.make_grid(inputs, outer=axis, accumulated=dtype)
+      assert grid.outer_block_size == outer

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics on a mesh: the same numbers, and little that devices exchange.
+"""Statistics on meshes: the same numbers, and few collectives.
 
-What they exchange is read in the compiled program.
+Collectives are read from the compiled program.
 """
 
 import functools
@@ -19,7 +19,7 @@ from jax.sharding import AxisType
 
 from covrl.parallel.sharding import (
   TRAIN_RULES,
-  fit,
+  fitted_sharding,
   make_mesh,
   shard_batch,
 )
@@ -46,7 +46,7 @@ def problem(rows=ROWS, vocabulary=VOCABULARY, dtype=jnp.float32):
 
 
 def both(hidden, unembedding, targets, signal, implementation: Any = 'chunked'):
-  """Statistics, moments, and the pull-back of cotangents."""
+  """Statistics, moments, and cotangents of the inputs."""
 
   def forward(hidden, unembedding):
     return token_stats(
@@ -64,16 +64,19 @@ def both(hidden, unembedding, targets, signal, implementation: Any = 'chunked'):
   return stats, moments, pull_back(signal)
 
 
-def placed(mesh, hidden, unembedding, targets, signal):
-  """The arrays as they lie in training."""
+def shard(mesh, hidden, unembedding, targets, signal):
+  """The arrays, sharded as in training."""
   rows = shard_batch((hidden, targets, signal), mesh)
-  columns = fit(mesh, ('embed', 'vocab'), unembedding.shape, TRAIN_RULES)
+  columns = fitted_sharding(
+    mesh, ('embed', 'vocab'), unembedding.shape, TRAIN_RULES
+  )
   return rows[0], jax.device_put(unembedding, columns), *rows[1:]
 
 
-def compiled(mesh, case):
-  """The program on a mesh, cotangents lying as what they are cotangents of."""
-  case = placed(mesh, *case)
+@functools.cache
+def compiled(shape, dtype=jnp.float32):
+  """The program on a mesh; cotangents are sharded as their primals."""
+  case = shard(make_mesh(shape), *problem(dtype=dtype))
   shardings = None, None, (case[0].sharding, case[1].sharding)
   program = jax.jit(both, out_shardings=shardings).lower(*case).compile()
   return program, case
@@ -94,8 +97,8 @@ def agree(actual, wanted, tolerance=2e-5):
   )
 
 
-def exchanged(program):
-  """Each collective's operation and the shapes that it returns."""
+def collectives(program):
+  """Yields each collective's operation and result shapes."""
   for line in program.as_text().splitlines():
     if found := COLLECTIVE.search(line):
       shapes = re.findall(r'(\w+)\[([\d,]*)\]', found[1])
@@ -106,17 +109,17 @@ def exchanged(program):
 
 
 @pytest.mark.parametrize('shape', MESHES)
-def test_what_devices_exchange(shape):
-  program, case = compiled(make_mesh(shape), problem())
+def test_collectives_and_their_sizes(shape):
+  program, case = compiled(shape)
   agree(program(*case), expected())
   data, fsdp, tensor = shape
   tokens, columns = ROWS * LENGTH // (data * fsdp), VOCABULARY // tensor
   allowed = {
-    # Per token: peak, then sums; a row of the model's width backward.
+    # Per token: peak, then sums; backward, a row of the model's width.
     ('all-reduce', (tokens, 1)),
     ('all-reduce', (tokens, WIDTH)),
-    # The unembedding's rows before, its cotangent's after; which columns of
-    # it are impossible.
+    # Rows of the unembedding, and of its cotangent; the mask of impossible
+    # columns.
     ('all-gather', (WIDTH, columns)),
     ('reduce-scatter', (WIDTH // fsdp, columns)),
     ('all-reduce', (WIDTH // fsdp, columns)),
@@ -124,21 +127,21 @@ def test_what_devices_exchange(shape):
   }
   found = [
     (operation, shape)
-    for operation, shapes in exchanged(program)
+    for operation, shapes in collectives(program)
     for _, shape in shapes
   ]
   assert set(found) <= allowed
   if tensor == 8:
     assert {shape for _, shape in found} == {(tokens, 1), (tokens, WIDTH)}
-  # Of the unembedding's size there is one of each, and not one per chunk.
+  # One collective of each kind has the unembedding's size, not one per chunk.
   large = [
     shape for shape in found if math.prod(shape[1]) >= WIDTH * columns // 8
   ]
   assert len(set(large)) == len(large) <= 3
 
 
-def test_nothing_is_exchanged_in_a_loop():
-  program, _ = compiled(make_mesh((2, 2, 2)), problem())
+def test_no_collectives_within_loops():
+  program, _ = compiled((2, 2, 2))
   text = str(program.as_text())
   assert ' while(' in text
   for computation in text.split('\n\n'):
@@ -146,11 +149,11 @@ def test_nothing_is_exchanged_in_a_loop():
       assert not COLLECTIVE.search(computation)
 
 
-def test_derivatives_are_summed_in_float32():
-  program, case = compiled(make_mesh((2, 2, 2)), problem(dtype=jnp.bfloat16))
+def test_cotangents_are_summed_over_devices_in_float32():
+  program, case = compiled((2, 2, 2), jnp.bfloat16)
   _, _, (hidden, unembedding) = program(*case)
   assert hidden.dtype == unembedding.dtype == jnp.bfloat16
-  for operation, shapes in exchanged(program):
+  for operation, shapes in collectives(program):
     if operation != 'all-gather':
       assert {kind for kind, _ in shapes} <= {'f32', 'pred'}
 
@@ -158,14 +161,14 @@ def test_derivatives_are_summed_in_float32():
 @pytest.mark.parametrize(
   ('rows', 'vocabulary'), [(6, VOCABULARY), (ROWS, 1021), (6, 1021)]
 )
-def test_what_a_mesh_cannot_divide_is_whole(rows, vocabulary):
+def test_axes_that_the_mesh_does_not_divide(rows, vocabulary):
   case = problem(rows, vocabulary)
   with jax.set_mesh(make_mesh((2, 2, 2))):
     actual = jax.jit(both)(*case)
   agree(actual, jax.jit(both)(*case))
 
 
-def test_within_a_callers_shard_map():
+def test_inside_of_a_shard_map():
   mesh = make_mesh((8,))
 
   def on_device(hidden, unembedding, targets, signal):
@@ -185,7 +188,7 @@ def test_within_a_callers_shard_map():
   agree(actual, expected())
 
 
-def test_a_mesh_of_other_axes_is_the_partitioners():
+def test_mesh_with_other_axis_names_is_partitioned_by_xla():
   mesh = jax.make_mesh((4, 2), ('x', 'y'), axis_types=(AxisType.Auto,) * 2)
   hidden, unembedding, targets, signal = problem()
   rows, columns = (jax.NamedSharding(mesh, s) for s in (P('x'), P(None, 'y')))
@@ -198,9 +201,9 @@ def test_a_mesh_of_other_axes_is_the_partitioners():
 
 
 def test_kernels_on_a_mesh():
-  """Each device's kernel finds the targets among its own columns."""
+  """Each device's kernel looks for targets among its own columns."""
   mesh = make_mesh((1, 1, 2), jax.devices()[:2])
-  case = placed(mesh, *problem(rows=2))
+  case = shard(mesh, *problem(rows=2))
   with pltpu.force_tpu_interpret_mode():
     actual = jax.jit(both, static_argnums=4)(*case, 'pallas')
   agree(actual, jax.jit(both)(*problem(rows=2)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics from logits: published entropies, masked vocabularies, shifts."""
+"""Statistics from logits: published entropies, masked tokens, invariances."""
 
 import json
 import pathlib
@@ -56,7 +56,7 @@ def describe(logits, temperature):
   st.floats(0.25, 4, width=16),
 )
 @settings(max_examples=50, deadline=None)
-def test_masked_tokens_do_not_exist(logits, masked, temperature):
+def test_masked_tokens_equal_a_smaller_vocabulary(logits, masked, temperature):
   masked[:, 0] = False
   full = jnp.asarray(np.where(masked, -np.inf, logits))
   stats, moments = describe(full, temperature)
@@ -85,7 +85,7 @@ def test_masked_tokens_have_no_gradient(which):
   gradient = jax.grad(total)(logits)
   assert np.isfinite(gradient).all()
   assert not gradient[logits == -jnp.inf].any()
-  # The second row has one choice left: nothing can change.
+  # The second row has one possible token: its statistics are constant.
   assert not gradient[1].any()
   assert gradient[0, 0] != 0
 
@@ -100,7 +100,7 @@ def test_shift_invariance(x64):
   )
 
 
-def test_certainty_and_uniformity():
+def test_deterministic_and_uniform_policies():
   logits = jnp.array([[0.0, 1e6, 0.0], [5.0, 5.0, 5.0]])
   stats, moments = token_stats_from_logits(
     logits, jnp.array([1, 0]), moments=True
@@ -110,7 +110,7 @@ def test_certainty_and_uniformity():
   np.testing.assert_allclose(moments.square, [1, 1 / 3], rtol=1e-6)
 
 
-def test_a_nan_shows():
+def test_nan_logits_give_nan_statistics():
   stats = token_stats_from_logits(
     jnp.array([[0.0, jnp.nan], [0.0, 1.0]]), jnp.array([0, 0])
   )
@@ -119,7 +119,7 @@ def test_a_nan_shows():
   assert np.isfinite(stats.logprobs[1])
 
 
-def test_narrow_logits_are_widened():
+def test_bfloat16_logits_are_computed_in_float32():
   logits = jnp.array([[0.1, 0.7, -2.0]], jnp.bfloat16)
   stats = token_stats_from_logits(logits, jnp.array([1]))
   wide = token_stats_from_logits(logits.astype(jnp.float32), jnp.array([1]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""token_stats, whole and chunked, against float64 formulas."""
+"""`token_stats`, whole and chunked, against float64 formulas."""
 
 import functools
 import inspect
@@ -19,14 +19,14 @@ from covrl.statistics import token_stats
 from covrl.types import TokenStats
 
 WIDTH, VOCABULARY = 6, 11
-# Whole; a chunk that divides 7 positions badly; one chunk for more than all.
+# Whole; chunks that do not divide 11 columns; a chunk larger than all columns.
 CHUNKS = (None, 3, 16)
 
 
 def forward_and_back(
   hidden, unembedding, targets, signal, temperature=1.0, **static
 ):
-  """Statistics, moments, and the pull-back of cotangents."""
+  """Statistics, moments, and cotangents of the inputs."""
 
   def forward(hidden, unembedding):
     return token_stats(
@@ -111,13 +111,13 @@ def test_formulas_float64(reference, chunk_size, soft_cap, x64):
   assert {x.dtype for x in actual.values()} == {jnp.dtype('float64')}
 
 
-def test_float32_stays_float32_beside_wider_numbers(x64):
+def test_float32_inputs_stay_float32_with_wider_cotangents(x64):
   actual = run(*problem(), 0.7, chunk_size=3)
   assert {x.dtype for x in actual.values()} == {jnp.dtype('float32')}
 
 
 @pytest.mark.parametrize('chunk_size', CHUNKS[:2])
-def test_one_temperature_or_one_each(reference, chunk_size):
+def test_one_temperature_or_one_per_token(reference, chunk_size):
   case = problem()
   each = np.random.default_rng(2).uniform(0.3, 2, (2, 7)).astype(np.float32)
   for temperature in (0.7, 1.3, jnp.asarray(each)):
@@ -125,7 +125,7 @@ def test_one_temperature_or_one_each(reference, chunk_size):
     agree(actual, truth(reference, case, temperature), 3e-6)
 
 
-def test_temperature_and_moments_are_constants():
+def test_temperature_and_moments_are_not_differentiated():
   hidden, unembedding, targets, _ = problem()
 
   @functools.partial(jax.jit, static_argnums=2)
@@ -153,7 +153,7 @@ def test_temperature_and_moments_are_constants():
 @pytest.mark.parametrize('chunk_size', CHUNKS[:2])
 @pytest.mark.parametrize('scale', [30.0, 1e4, 1e30])
 def test_extreme_logits(reference, scale, chunk_size):
-  # Few bits, so that the product is exact and only the softmax is tested.
+  # Few mantissa bits: the product is exact, and only the softmax is tested.
   hidden, unembedding, targets, signal = problem()
   hidden = jnp.round(hidden * 4) / 4
   unembedding = jnp.round(unembedding * 4) * scale / 4
@@ -169,7 +169,7 @@ def test_extreme_logits(reference, scale, chunk_size):
 )
 def test_impossible_tokens(reference, chunk_size, soft_cap):
   hidden, unembedding, targets, signal = problem()
-  # Whatever the sign of the hidden state, and where it is 0.
+  # Hidden states of both signs, and 0.
   hidden = hidden.at[0, 0].set(0)
   impossible = jnp.arange(VOCABULARY) % 4 == 1
   unembedding = jnp.where(impossible, -jnp.inf, unembedding)
@@ -179,7 +179,7 @@ def test_impossible_tokens(reference, chunk_size, soft_cap):
   actual = run(*case, **static)
   agree(actual, truth(reference, case, soft_cap=soft_cap), 3e-6)
   assert not np.asarray(actual['unembedding'])[:, impossible].any()
-  # A target that cannot be sampled is infinitely unlikely, and no NaN.
+  # An impossible target has log-probability −∞, not NaN.
   actual = run(hidden, unembedding, targets + 1, signal, **static)
   assert (np.asarray(actual['logprobs']) == -np.inf).all()
   for name in ('entropy', 'hidden', 'unembedding'):
@@ -192,7 +192,7 @@ def test_bfloat16_inputs_are_computed_in_float32(reference, chunk_size):
   actual, expected = run(*case, chunk_size=chunk_size), truth(reference, case)
   for name in ('hidden', 'unembedding'):
     assert actual[name].dtype == jnp.bfloat16
-    # One rounding to bfloat16, of the result.
+    # One rounding to bfloat16: that of the result.
     np.testing.assert_allclose(
       actual.pop(name).astype(jnp.float32),
       expected.pop(name),
@@ -235,7 +235,7 @@ def test_bounds(seed, scale, chunk_size):
   assert (square >= np.exp(-actual['entropy']) * (1 - 1e-4)).all()
   assert (log <= 0).all()
   assert (log**2 <= square * log_square * (1 + 1e-4) + 1e-12).all()
-  # A logit's cotangents sum to 0 over the vocabulary: shift invariance.
+  # Logit cotangents sum to 0 over the vocabulary: shift invariance.
   drift = actual['unembedding'] @ np.ones(VOCABULARY)
   size = np.abs(actual['unembedding']).max() + 1
   np.testing.assert_allclose(drift, 0, atol=2e-5 * size)
@@ -251,13 +251,13 @@ def largest_array(vocabulary, **static):
   return max(math.prod(map(int, shape.split(','))) for shape in shapes)
 
 
-def test_many_logits_are_never_held_at_once(monkeypatch):
+def test_large_logits_are_never_stored_as_one_array(monkeypatch):
   vocabulary = 1000
   everything = 2 * 64 * vocabulary
   assert largest_array(vocabulary) == everything
   assert largest_array(vocabulary, chunk_size=vocabulary) == everything
   assert largest_array(vocabulary, chunk_size=100) == everything // 10
-  monkeypatch.setattr(stats_module, 'WHOLE_LOGITS', everything - 1)
+  monkeypatch.setattr(stats_module, 'MAX_WHOLE_LOGITS', everything - 1)
   assert largest_array(vocabulary) == 2 * 64 * 128
 
 
@@ -269,15 +269,15 @@ def test_many_logits_are_never_held_at_once(monkeypatch):
     ({'chunk_size': 0}, 'chunk_size must be positive, got 0'),
   ],
 )
-def test_refusals(options, message):
+def test_refuses_numbers_that_are_not_positive(options, message):
   hidden, unembedding, targets, _ = problem()
   with pytest.raises(ValueError, match=message):
     token_stats(hidden, unembedding, targets, **options)
 
 
-def test_no_such_implementation():
+def test_refuses_unknown_implementations():
   hidden, unembedding, targets, _ = problem()
-  # Without the type checker that tests install, which would be first.
+  # Without the run-time type checks of the tests, which would fail first.
   unchecked: Any = inspect.unwrap(token_stats)
   with pytest.raises(ValueError, match=r"one of .*'pallas'.*, got 'cuda'"):
     unchecked(hidden, unembedding, targets, implementation='cuda')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums of parts of a vocabulary merge into the sums of the whole."""
+"""Streaming sums: parts of a vocabulary merge into the sums of the whole."""
 
 import functools
 
@@ -17,28 +17,30 @@ VOCABULARY = 9
 
 
 def tile(logits, target):
-  return streaming.Tile(
-    capped=logits, scaled=logits, hot=jnp.arange(VOCABULARY) == target
+  return streaming.LogitTile(
+    capped=logits, scaled=logits, is_target=jnp.arange(VOCABULARY) == target
   )
 
 
 @jax.jit
 def merged(logits, target, belongs):
-  """Statistics by way of three parts, merged in two orders."""
+  """Statistics from three parts merged in two orders, and from the whole."""
   parts = [
-    streaming.sums_of(
+    streaming.tile_sums(
       tile(jnp.where(belongs == part, logits, -jnp.inf), target)._replace(
-        hot=(jnp.arange(VOCABULARY) == target) & (belongs == part)
+        is_target=(jnp.arange(VOCABULARY) == target) & (belongs == part)
       ),
       moments=True,
     )
     for part in range(3)
   ]
-  start = streaming.nothing(parts[0].peak, moments=True)
-  one = functools.reduce(streaming.merge, parts, start)
-  other = streaming.merge(parts[2], streaming.merge(parts[1], parts[0]))
-  whole = streaming.sums_of(tile(logits, target), moments=True)
-  return [streaming.finish(sums) for sums in (one, other, whole)]
+  start = streaming.empty_sums(parts[0].peak, moments=True)
+  one = functools.reduce(streaming.merge_sums, parts, start)
+  other = streaming.merge_sums(
+    parts[2], streaming.merge_sums(parts[1], parts[0])
+  )
+  whole = streaming.tile_sums(tile(logits, target), moments=True)
+  return [streaming.stats_from_sums(sums) for sums in (one, other, whole)]
 
 
 @given(
@@ -75,46 +77,54 @@ def test_parts_merge_into_the_whole(logits, masked, belongs, target):
 
 
 @pytest.mark.parametrize('distance', [1e3, 1e20, 3e38])
-def test_far_peaks(distance):
-  """A part whose peak is far below adds nothing, and no NaN."""
+def test_parts_with_distant_peaks(distance):
+  """A part whose peak is far below contributes 0 and no NaN."""
   low = jnp.array([[-distance, -distance]])
   parts = [
-    streaming.sums_of(
-      streaming.Tile(z, z, jnp.array([[hot, False]])), moments=True
+    streaming.tile_sums(
+      streaming.LogitTile(z, z, jnp.array([[hot, False]])), moments=True
     )
     for z, hot in ((low, True), (jnp.array([[0.0, 0.0]]), False))
   ]
-  stats, moments, _ = streaming.finish(streaming.merge(parts[0], parts[1]))
+  stats, moments, _ = streaming.stats_from_sums(
+    streaming.merge_sums(parts[0], parts[1])
+  )
   assert moments is not None
   assert stats.logprobs == pytest.approx(-distance, rel=1e-3)
   assert stats.entropy == pytest.approx(np.log(2), rel=1e-6)
   assert moments.square == pytest.approx(0.5)
 
 
-def test_nothing_to_sample_in_a_part():
+def test_part_in_which_no_token_is_possible():
   part = jnp.full((1, 2), -jnp.inf)
-  none = streaming.sums_of(
-    streaming.Tile(part, part, jnp.zeros((1, 2), bool)), moments=True
+  impossible = streaming.tile_sums(
+    streaming.LogitTile(part, part, jnp.zeros((1, 2), bool)), moments=True
   )
-  start = streaming.nothing(none.peak, moments=True)
+  start = streaming.empty_sums(impossible.peak, moments=True)
   logits = jnp.array([[1.0, 2.0]])
-  some = streaming.sums_of(
-    streaming.Tile(logits, logits, jnp.array([[True, False]])), moments=True
+  possible = streaming.tile_sums(
+    streaming.LogitTile(logits, logits, jnp.array([[True, False]])),
+    moments=True,
   )
-  for sums in (streaming.merge(none, some), streaming.merge(some, none)):
-    jax.tree.map(np.testing.assert_array_equal, sums, some)
-  # Two parts without a token stay what a third one can be merged into.
+  for sums in (
+    streaming.merge_sums(impossible, possible),
+    streaming.merge_sums(possible, impossible),
+  ):
+    jax.tree.map(np.testing.assert_array_equal, sums, possible)
+  # The sums of two such parts are the identity of the merge.
   jax.tree.map(
-    np.testing.assert_array_equal, streaming.merge(start, none), start
+    np.testing.assert_array_equal,
+    streaming.merge_sums(start, impossible),
+    start,
   )
 
 
-def test_a_nan_shows():
+def test_nan_logits_give_nan_statistics():
   logits = jnp.array([[0.0, jnp.nan, 1.0]])
-  sums = streaming.sums_of(
-    streaming.Tile(logits, logits, jnp.array([[True, False, False]])),
+  sums = streaming.tile_sums(
+    streaming.LogitTile(logits, logits, jnp.array([[True, False, False]])),
     moments=False,
   )
-  stats, _, _ = streaming.finish(streaming.merge(sums, sums))
+  stats, _, _ = streaming.stats_from_sums(streaming.merge_sums(sums, sums))
   assert np.isnan(stats.logprobs).all()
   assert np.isnan(stats.entropy).all()
