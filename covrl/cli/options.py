@@ -8,16 +8,12 @@ from collections.abc import Sequence
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-  """Adds `--config`, and describes the overrides of its fields."""
+  """Adds `--config`, the recipe."""
   parser.add_argument(
     '--config',
     metavar='RECIPE',
     required=True,
     help='recipe: a name that `covrl recipes` lists, or FILE.py:FUNCTION',
-  )
-  parser.add_argument_group(
-    'config fields',
-    'Override any field with --config.FIELD=VALUE; see the list below.',
   )
 
 
@@ -49,4 +45,8 @@ def config_help(argv: Sequence[str]) -> str:
   parser.add_argument('--config')
   spec = parser.parse_known_args(argv)[0].config
   fields = config.load(spec).config if spec else config.Config()
-  return config.field_help(fields)
+  values = f'of {spec}' if spec else 'without a recipe'
+  return (
+    f'Every config field below can be overridden, with --config.FIELD=VALUE. The'
+    f'\nvalues are those {values}.\n\n{config.field_help(fields)}'
+  )

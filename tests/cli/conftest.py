@@ -2,6 +2,7 @@
 """Commands that are refused, and variants of the toy recipe."""
 
 import pathlib
+import textwrap
 
 import pytest
 
@@ -54,6 +55,18 @@ def refuse_training(refuse, tmp_path):
     return error
 
   return run
+
+
+@pytest.fixture
+def changed(tmp_path):
+  """Writes the toy recipe with some functions replaced."""
+
+  def write(text):
+    file = tmp_path / 'changed.py'
+    file.write_text(f'{RECIPE.read_text()}\n\n{textwrap.dedent(text)}')
+    return file
+
+  return write
 
 
 def contents(directory):
