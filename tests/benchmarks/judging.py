@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the judge of programs holds, and what it costs.
+"""Containment and cost of judging programs.
 
   python tests/benchmarks/judging.py                      # all of it
   python tests/benchmarks/judging.py --parts=speed        # a minute
   python tests/benchmarks/judging.py --table=judge.md     # the battery, as text
 
-`speed`: the time from asking to the outcome, one program at a time, and how
-many come through with as many threads as there are processors. `battery`: every
-program of `tests/rewards/battery` and what it got. `leaks`: 1,000 hostile runs,
-and what is left of them; an honest neighbour is timed before, during and after.
+`speed`: latency of one program at a time, and throughput with one thread per
+processor. `battery`: the outcome of every program of `tests/rewards/battery`.
+`leaks`: leftovers of 1,000 hostile runs; an honest program is timed before,
+during and after.
 
 On a busy machine the wall-clock times say how busy it is; processor times, which
 stand beside them, do not.
@@ -105,7 +105,7 @@ def main() -> None:
 
 
 def show_speed(judge: Judge, rounds: int) -> None:
-  """Latency one at a time, throughput with a thread per processor."""
+  """Measures latency of single programs and throughput with all processors."""
   table = Table(title='An honest program, from asking to the outcome')
   for column in ('tests', 'p50 ms', 'p95 ms', 'CPU ms', 'programs/s'):
     table.add_column(column, justify='right')
@@ -135,7 +135,7 @@ def show_speed(judge: Judge, rounds: int) -> None:
 
 
 def show_battery(judge: Judge, path: pathlib.Path | None) -> None:
-  """Every program of the battery, and whether it got what it deserves."""
+  """Runs every program of the battery and compares outcomes."""
   os.environ['COVRL_CANARY'] = 'a-secret-of-the-trainer'
   lines = ['| kind | program | deserves | got | |', '|---|---|---|---|---|']
   right: collections.Counter[str] = collections.Counter()
@@ -172,7 +172,7 @@ def show_battery(judge: Judge, path: pathlib.Path | None) -> None:
 
 
 def show_leaks(judge: Judge, runs: int) -> None:
-  """What hostile programs leave, and what a neighbour feels of them."""
+  """Counts leftovers of hostile programs and times an honest program."""
   hostile = [row for row in ROWS if row.kind in ('taking', 'forging')]
   neighbour(judge)
   before, alone = traces(), neighbour(judge)
@@ -202,14 +202,14 @@ def show_leaks(judge: Judge, runs: int) -> None:
 
 
 def judge_hostile(judge: Judge, row: Row) -> None:
-  """Runs a row for a short time, and insists that it gets nothing."""
+  """Runs a row briefly and asserts that it does not pass."""
   outcome = judge.judge(row.program, row.tests, time_limit=HOSTILE_SECONDS)
   if outcome.score != 0.0:
     raise SystemExit(f'{row.name} got {outcome}')
 
 
 def neighbour(judge: Judge, count: int = 15) -> tuple[float, float]:
-  """Medians of the processor and wall time of an honest program."""
+  """Returns the median CPU and wall time of an honest program."""
   times = [one_neighbour(judge) for _ in range(count)]
   return (
     statistics.median(t for t, _ in times),
@@ -218,7 +218,7 @@ def neighbour(judge: Judge, count: int = 15) -> tuple[float, float]:
 
 
 def watch_neighbour(judge: Judge, end: threading.Event) -> tuple[float, float]:
-  """The same, for as long as something else goes on."""
+  """Times an honest program while another function runs."""
   times = []
   while not end.is_set():
     times.append(one_neighbour(judge))
@@ -229,7 +229,7 @@ def watch_neighbour(judge: Judge, end: threading.Event) -> tuple[float, float]:
 
 
 def one_neighbour(judge: Judge) -> tuple[float, float]:
-  """Processor and wall time of an honest program, by its own clock."""
+  """Returns CPU and wall time of an honest program, by its own clock."""
   outcome = judge.judge(NEIGHBOUR, [{'stdin': '', 'stdout': 'two numbers'}])
   said = outcome.detail.rpartition("got '")[2].rstrip("'").split()
   if len(said) != 2:
@@ -238,13 +238,13 @@ def one_neighbour(judge: Judge) -> tuple[float, float]:
 
 
 def check(outcome: Outcome) -> None:
-  """Insists on a full score."""
+  """Asserts a full score."""
   if outcome.score != 1.0:
     raise SystemExit(f'an honest program got {outcome}')
 
 
 def processor_seconds() -> float:
-  """What this process and its children have used."""
+  """Returns the CPU seconds of this process and its children."""
   usages = map(
     resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
   )

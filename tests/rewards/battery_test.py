@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every program of the battery gets what it deserves, and nothing is left."""
+"""Every attack and control program gets the expected outcome; nothing is left."""
 
 import collections
 import concurrent.futures
@@ -28,7 +28,7 @@ def _secret(monkeypatch):
   monkeypatch.setenv('COVRL_CANARY', CANARY)
 
 
-def test_the_battery_is_large():
+def test_battery_has_enough_programs():
   kinds = collections.Counter(row.kind for row in ROWS)
   assert kinds['forging'] + kinds['taking'] + kinds['reaching'] >= 60
   assert kinds['control'] >= 40
@@ -36,14 +36,14 @@ def test_the_battery_is_large():
 
 
 @pytest.mark.parametrize('row', ROWS, ids=lambda row: f'{row.kind}: {row.name}')
-def test_a_program_gets_what_it_deserves(judge: Judge, row: Row):
+def test_program_gets_the_expected_outcome(judge: Judge, row: Row):
   outcome = judge.judge(row.program, row.tests, time_limit=row.time_limit)
   assert outcome.score == row.score, outcome
   assert outcome.status in row.statuses, outcome
   assert CANARY not in outcome.detail
 
 
-def test_many_at_a_time_do_not_disturb_each_other(judge: Judge):
+def test_concurrent_programs_do_not_disturb_each_other(judge: Judge):
   quick = [row for row in ROWS if row.kind != 'taking'][::3]
   with concurrent.futures.ThreadPoolExecutor(6) as pool:
     outcomes = list(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The judge: what it says, what it refuses, and what it leaves behind."""
+"""Judging of programs: outcomes, refused input, limits and leftovers."""
 
 import concurrent.futures
 import contextlib
@@ -47,11 +47,11 @@ def judge():
 
 @pytest.fixture(scope='module')
 def small():
-  """A judge under which little memory and few processes are many."""
+  """A judge with low memory and process limits."""
   return Judge(level='bubblewrap', memory_limit=96 << 20, processes=24)
 
 
-def test_a_plain_script_can_use_it(tmp_path):
+def test_works_in_a_plain_script(tmp_path):
   script = tmp_path / 'script.py'
   script.write_text(
     textwrap.dedent("""
@@ -85,12 +85,12 @@ def test_a_plain_script_can_use_it(tmp_path):
     (['assert True'], 'Test 0'),
   ],
 )
-def test_tests_of_no_form_are_refused(judge, tests, sentence):
+def test_refuses_tests_of_unknown_format(judge, tests, sentence):
   with pytest.raises(ValueError, match=sentence):
     judge_code(ADD, tests, judge=judge)
 
 
-def test_what_is_nested_too_deeply_is_refused(judge):
+def test_refuses_values_nested_too_deeply(judge):
   deep: list = []
   for _ in range(5000):
     deep = [deep]
@@ -102,7 +102,7 @@ def test_what_is_nested_too_deeply_is_refused(judge):
       judge_code(ADD, [test], judge=judge)
 
 
-def test_arguments_results_and_inputs_may_be_large(judge):
+def test_accepts_large_arguments_results_and_inputs(judge):
   items = list(range(200_000))
   call = {'call': 'same', 'args': [items], 'result': items}
   assert judge.judge('def same(x): return x', [call]).score == 1.0
@@ -112,7 +112,7 @@ def test_arguments_results_and_inputs_may_be_large(judge):
 
 
 @pytest.mark.parametrize('limit', [0, -1, math.inf, math.nan])
-def test_a_time_limit_is_a_time(judge, limit):
+def test_refuses_invalid_time_limits(judge, limit):
   with pytest.raises(ValueError, match='time_limit must be positive'):
     judge_code(ADD, SUM, time_limit=limit, judge=judge)
 
@@ -132,11 +132,11 @@ def test_a_time_limit_is_a_time(judge, limit):
     ('Inline `x` only', 'Inline `x` only'),
   ],
 )
-def test_the_program_is_the_last_block_of_python(response, program):
+def test_finds_the_last_python_block(response, program):
   assert find_program(response) == program
 
 
-def test_statuses_tell_what_befell_a_program(judge):
+def test_statuses_describe_how_programs_fail(judge):
   programs = {
     ADD: Status.SCORED,
     'print(8)': Status.WRONG,
@@ -157,7 +157,7 @@ def test_statuses_tell_what_befell_a_program(judge):
   assert wrong.detail == "test 1 of 1: '7' was expected, got '8'"
 
 
-def test_the_score_is_all_or_the_share(judge):
+def test_scores_all_tests_or_the_share(judge):
   tests = [{'stdin': str(n), 'stdout': str(n)} for n in range(4)]
   program = 'n = int(input())\nprint(n if n != 1 else 7)'
   outcome = judge_code(program, tests, judge=judge)
@@ -169,7 +169,7 @@ def test_the_score_is_all_or_the_share(judge):
   assert (none.score, none.status) == (0.0, Status.WRONG)
 
 
-def test_what_comes_after_a_time_out_counts_as_failed(judge):
+def test_counts_tests_after_a_timeout_as_failed(judge):
   tests = [{'stdin': str(n), 'stdout': str(n)} for n in range(4)]
   program = 'n = int(input())\nprint(n, flush=True)\nwhile n == 2: pass'
   start = time.monotonic()
@@ -180,7 +180,7 @@ def test_what_comes_after_a_time_out_counts_as_failed(judge):
   assert time.monotonic() - start < 4.0
 
 
-def test_a_suite_that_is_none_is_no_fault_of_the_program(judge):
+def test_invalid_suites_are_infrastructure_errors(judge):
   for suite in ('assert (', 'import numpy', 'assert True', 'def test_(tmp): 1'):
     outcome = judge_code('x = 1', [{'asserts': suite}], judge=judge)
     assert outcome.status is Status.INFRASTRUCTURE
@@ -216,14 +216,14 @@ def test_a_suite_that_is_none_is_no_fault_of_the_program(judge):
     """,
   ],
 )
-def test_memory_is_bounded_over_all_that_a_program_has(small, program):
+def test_memory_limit_covers_all_processes_and_files(small, program):
   outcome = small.judge(textwrap.dedent(program), SUM, time_limit=20.0)
   assert (outcome.score, outcome.status) == (0.0, Status.CRASH)
   told = ('more than 96 MiB of memory', 'MemoryError')
   assert any(reason in outcome.detail for reason in told), outcome
 
 
-def test_memory_that_processes_share_is_counted_once(small):
+def test_shared_memory_is_counted_once(small):
   program = """
     import os, time
     x = bytearray(40 << 20)
@@ -241,7 +241,7 @@ def test_memory_that_processes_share_is_counted_once(small):
   assert outcome.status is Status.SCORED, outcome
 
 
-def test_processes_are_bounded_whoever_starts_the_judge(small):
+def test_number_of_processes_is_limited_for_every_user(small):
   program = """
     import os, time
     n = 0
@@ -258,7 +258,7 @@ def test_processes_are_bounded_whoever_starts_the_judge(small):
   assert outcome.detail == "test 1 of 1: '7' was expected, got '22'"
 
 
-def test_a_killed_trainer_leaves_no_sandbox(tmp_path):
+def test_killed_trainer_leaves_no_sandbox_behind(tmp_path):
   script = tmp_path / 'script.py'
   script.write_text(
     WITHOUT_JAX
@@ -289,8 +289,8 @@ def test_a_killed_trainer_leaves_no_sandbox(tmp_path):
   assert not any(map(_runs, inside))
 
 
-def test_a_judge_that_is_process_1_collects_its_own():
-  """In a container nobody else would: here, whoever is orphaned comes to us."""
+def test_judge_as_process_1_reaps_its_children():
+  """As process 1 of a container, the judge inherits orphaned processes."""
   program = WITHOUT_JAX + textwrap.dedent("""
     import ctypes
     from rewards.traces import traces
@@ -308,8 +308,8 @@ def test_a_judge_that_is_process_1_collects_its_own():
   subprocess.run([sys.executable, '-c', program], check=True)
 
 
-def test_nothing_is_left_and_neighbours_are_as_fast(judge):
-  """A small form of what `tests/benchmarks/judging.py` does 1,000 times."""
+def test_leaves_nothing_behind_and_does_not_slow_others(judge):
+  """A short form of the leak test of `tests/benchmarks/judging.py`."""
   hostile = [
     'import os\nwhile True:\n  try: os.fork()\n  except OSError: pass',
     'import os, signal\nos.kill(-1, signal.SIGKILL)',
@@ -329,7 +329,7 @@ def test_nothing_is_left_and_neighbours_are_as_fast(judge):
   assert _busy_seconds(judge) < 3 * alone + 0.1
 
 
-def test_threads_may_share_a_judge(judge):
+def test_threads_can_share_a_judge(judge):
   before = traces()
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
     outcomes = list(
@@ -342,7 +342,7 @@ def test_threads_may_share_a_judge(judge):
   assert traces() == before
 
 
-def test_an_absent_judge_is_said_so(monkeypatch):
+def test_reports_a_missing_judge(monkeypatch):
   monkeypatch.setattr(bubblewrap.shutil, 'which', lambda name: None)
   with pytest.raises(
     JudgeError, match=r'bubblewrap \(bwrap\) is not installed'
@@ -356,7 +356,7 @@ def test_an_absent_judge_is_said_so(monkeypatch):
   assert 'a sandbox for programs is required' in outcome.detail
 
 
-def test_a_sandbox_that_does_not_start_masks(judge, monkeypatch):
+def test_sandbox_that_does_not_start_gives_no_score(judge, monkeypatch):
   launcher = bubblewrap.Bubblewrap(
     interpreter=interpreter.find_interpreter(), mode='user', scratch=1 << 20
   )
@@ -381,7 +381,7 @@ def test_a_sandbox_that_does_not_start_masks(judge, monkeypatch):
     ({'workers': 0}, 'workers must be positive'),
   ],
 )
-def test_a_judge_says_what_it_needs(arguments, sentence):
+def test_refuses_invalid_judge_settings(arguments, sentence):
   with pytest.raises(ValueError, match=sentence):
     Judge(**arguments)
 
@@ -402,7 +402,7 @@ def landlock():
   return check
 
 
-def test_landlock_holds_honest_programs(landlock):
+def test_landlock_runs_honest_programs(landlock):
   assert landlock(ADD).status is Status.SCORED
   assert landlock('import json, re\n' + ADD).status is Status.SCORED
   threads = """
@@ -413,7 +413,7 @@ def test_landlock_holds_honest_programs(landlock):
   assert landlock(threads).status is Status.SCORED
 
 
-def test_landlock_holds_others_too(landlock, tmp_path):
+def test_landlock_contains_hostile_programs(landlock, tmp_path):
   secret = tmp_path / 'secret'
   secret.write_text('7')
   refused = {
@@ -437,7 +437,7 @@ def test_landlock_holds_others_too(landlock, tmp_path):
 
 @pytest.fixture
 def server():
-  """A server that answers as SandboxFusion does, by the judge's own sandbox."""
+  """A server with SandboxFusion's interface that uses the local sandbox."""
   asked = []
 
   class Handler(http.server.BaseHTTPRequestHandler):
@@ -479,7 +479,7 @@ def server():
     thread.join()
 
 
-def test_another_machine_may_run_the_programs(server):
+def test_remote_server_runs_programs(server):
   url, asked = server
   judge = Judge(level='remote', url=url)
   assert judge.level == 'remote'
@@ -498,7 +498,7 @@ def test_another_machine_may_run_the_programs(server):
   suite = judge.judge('x = 1', [{'asserts': 'assert x == 1'}])
   assert suite.status is Status.INFRASTRUCTURE
   assert {path for path, _ in asked} == {'/run_code'}
-  # What is expected is not among what it is told.
+  # The expected result is not sent to the server.
   assert set(asked[0][1]) == {
     'code',
     'language',
@@ -508,7 +508,7 @@ def test_another_machine_may_run_the_programs(server):
   }
 
 
-def test_a_server_that_is_not_there_masks():
+def test_unreachable_server_gives_no_score():
   judge = Judge(level='remote', url='http://127.0.0.1:9')
   outcome = judge.judge(ADD, SUM)
   assert outcome.status is Status.INFRASTRUCTURE
@@ -516,7 +516,7 @@ def test_a_server_that_is_not_there_masks():
   assert 'http://127.0.0.1:9/run_code did not answer' in outcome.detail
 
 
-def test_no_sandbox_only_if_asked_for():
+def test_runs_unsandboxed_only_on_request():
   judge = Judge(level='unsandboxed')
   assert judge.level == 'unsandboxed'
   assert judge.judge(ADD, SUM).status is Status.SCORED
@@ -534,7 +534,7 @@ def _no_judge() -> Judge | JudgeError:
 
 
 def _busy_seconds(judge: Judge) -> float:
-  """Processor time of a fixed honest program, as it measures it itself."""
+  """CPU time of a fixed honest program, measured by the program itself."""
   program = """
     import time
     sum(i * i for i in range(10**6))

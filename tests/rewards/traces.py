@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a process and its sandboxes leave on a machine."""
+"""Counts of processes, descriptors, mounts and other leftovers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _FIRST_UID = 1_900_000_000
 
 
 def traces() -> dict[str, int]:
-  """How much there is of everything that judging must not leave behind.
+  """Counts everything that judging must not leave behind.
 
   Children, zombies among them; processes of sandboxes' users; descriptors;
   threads; segments and files of shared memory.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs that nobody vouches for, judged by what they produce in a sandbox."""
+"""Judging of untrusted programs by the output that they produce in a sandbox."""
 
 from covrl.rewards.sandbox.backends import JudgeError as JudgeError
 from covrl.rewards.sandbox.judge import Judge as Judge

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a suite and says what came of it: a script, never imported.
+"""Sandbox script that runs an assert suite and reports its result.
 
-It is executed after `_suite.py`. Suites written for pytest find the part of it
-that tests of small programs use; the real one is no part of the sandbox, and
+Executed after `_suite.py`; never imported. It provides the part of pytest that
+tests of small programs use: pytest itself is not available in the sandbox, and
 takes longer to import than most programs to run.
 """
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     describe,
     to_json,
   )
-  from covrl.rewards.sandbox._suite import Link, Stand, SuiteError
+  from covrl.rewards.sandbox._suite import ProgramClient, Proxy, SuiteError
 
   program: Program = Program(b'')
-  link: Link = Link()
+  link: ProgramClient = ProgramClient()
   job: dict[str, Any] = {}
 
 
@@ -36,19 +36,19 @@ _GENERATOR = 0x20
 
 
 class Names(dict):
-  """The suite's globals: what it does not define is the program's."""
+  """Globals of the suite; undefined names are fetched from the program."""
 
   def __missing__(self, name: str) -> Any:
     if hasattr(builtins, name) or name.startswith('__'):
       raise KeyError(name)
     value = link.fetch(name)
-    if isinstance(value, Stand | type):
+    if isinstance(value, Proxy | type):
       self[name] = value
     return value
 
 
 class Approx:
-  """Equal to what is close to a number, or holds numbers close to its own."""
+  """`pytest.approx`: equals numbers, or collections of numbers, close to its own."""
 
   def __init__(
     self, expected: Any, rel: float | None = None, abs: float | None = None
@@ -81,11 +81,11 @@ class Approx:
 
 
 class Raises:
-  """`pytest.raises`: fails unless what it encloses raises what is expected.
+  """`pytest.raises`: fails unless the enclosed code raises the exception.
 
   Attributes:
-    value: the exception, once there is one.
-    type: its class.
+    value: the exception, once raised.
+    type: class of the exception.
   """
 
   def __init__(self, expected: Any, *, match: str | None = None) -> None:
@@ -95,7 +95,7 @@ class Raises:
     self.type: Any = None
 
   def match(self, pattern: str) -> bool:
-    """Whether the exception's text has the pattern in it."""
+    """Asserts that the exception's text contains a pattern."""
     import re
 
     assert re.search(pattern, str(self.value)), str(self.value)
@@ -116,7 +116,7 @@ class Raises:
 
 
 class Mark:
-  """`pytest.mark`: parameters are kept, all else leaves a test as it is."""
+  """`pytest.mark`: supports `parametrize`; other marks have no effect."""
 
   def __getattr__(self, name: str) -> Any:
     if name == 'parametrize':
@@ -162,13 +162,13 @@ def _fail(reason: str = '') -> None:
 
 
 def run_suite() -> None:
-  """Executes the suite and all the tests that it defines.
+  """Executes the suite and all tests that it defines.
 
   Raises:
-    SuiteError: it asks nothing of the program.
+    SuiteError: if the suite never uses the program.
   """
-  stand_in = ModuleType('pytest')
-  vars(stand_in).update(
+  pytest_module = ModuleType('pytest')
+  vars(pytest_module).update(
     approx=Approx,
     raises=Raises,
     mark=Mark(),
@@ -176,7 +176,7 @@ def run_suite() -> None:
     param=_param,
     fail=_fail,
   )
-  sys.modules['pytest'] = stand_in
+  sys.modules['pytest'] = pytest_module
   sys.modules['solution'] = _module()
   names = Names(__name__='suite', __builtins__=builtins)
   code = program.code
@@ -197,7 +197,7 @@ def run_suite() -> None:
     elif name.startswith('test') and isinstance(value, FunctionType):
       _run_test(value, names)
   if not link.asked:
-    raise SuiteError('the suite asks nothing of the program')
+    raise SuiteError('the suite does not use the program')
 
 
 def _module() -> ModuleType:
@@ -211,7 +211,7 @@ def _module() -> ModuleType:
     try:
       return link.fetch(name)
     except KeyError:
-      # Not an error of the suite's: it asks for what there should be.
+      # The program is at fault: the suite uses a name that should exist.
       raise LookupError(f'the program defines no {name}') from None
 
   vars(module)['__getattr__'] = get
@@ -219,7 +219,7 @@ def _module() -> ModuleType:
 
 
 def _run_test(test: Any, names: Names) -> None:
-  """A test function, once for every combination of its parameters."""
+  """Runs a test function for every combination of its parameters."""
   for chosen in itertools.product(*getattr(test, 'parameters', [])):
     given: dict[str, Any] = {}
     for case in chosen:
@@ -236,7 +236,7 @@ def _run_test(test: Any, names: Names) -> None:
 def _make_fixture(name: str, names: Names, begun: list[Any]) -> Any:
   function: Any = dict.get(names, name)
   if not getattr(function, 'is_fixture', False):
-    raise SuiteError(f'a test needs {name}, which there is not')
+    raise SuiteError(f'a test needs the unknown fixture {name}')
   needed = {
     other: _make_fixture(other, names, begun) for other in _parameters(function)
   }
@@ -248,7 +248,7 @@ def _make_fixture(name: str, names: Names, begun: list[Any]) -> Any:
 
 
 def _parameters(function: Any) -> list[str]:
-  """What it is to be given, by name."""
+  """Returns the names of a function's parameters."""
   code = function.__code__
   names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
   bound = getattr(function, '__self__', None) is not None
@@ -275,7 +275,7 @@ def _run_cases(unittest: Any, kind: type[unittest.TestCase]) -> None:
 
 
 def judge_suite() -> dict[str, str]:
-  """What came of it: `passed`, `failed`, or `broken` for want of a suite."""
+  """Returns `passed`, `failed`, or `broken` if the suite itself is invalid."""
   try:
     run_suite()
   except BaseException as error:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a runner without namespaces confines itself: a script, never imported.
+"""Sandbox script by which a runner without namespaces confines itself.
 
-It is executed with the runner's `settings`, and leaves `confine` for the
-children to call before they run a program.
+Executed with the runner's `settings`; never imported. It defines `confine`, which
+children call before they run a program.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _CREATE, _ADD, _RESTRICT = 444, 445, 446
 _NO_NEW_PRIVILEGES, _SET_FILTER = 38, 22
 _EXECUTE, _WRITE, _READ, _LIST = 1, 2, 4, 8
-# What each version added to the first thirteen kinds of access.
+# Access rights added by later versions to the first thirteen.
 _LATER = {2: 1 << 13, 3: 1 << 14, 5: 1 << 15}
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -44,12 +44,12 @@ class _Program(ctypes.Structure):
 
 
 def restrict() -> None:
-  """Leaves this process the files that it may read, for good."""
+  """Restricts this process permanently to the files that it may read."""
   version = _check(_libc.syscall(_CREATE, None, 0, 1))
   handled = (1 << 13) - 1
   for since, access in _LATER.items():
     handled |= access if version >= since else 0
-  # Both scopes: signals to others, and their abstract sockets.
+  # Both scopes: signals to other processes, and abstract sockets.
   rules = _Ruleset(handled, 0, 3)
   size = 8 if version < 4 else 16 if version < 6 else 24
   ruleset = _check(
@@ -66,7 +66,7 @@ def restrict() -> None:
 
 
 def confine() -> None:
-  """Leaves this process the system calls of the filter, for good."""
+  """Restricts this process permanently to the filter's system calls."""
   code = settings['filter']
   program = _Program(len(code) // 8, code)
   _check(_libc.prctl(_SET_FILTER, 2, ctypes.byref(program), 0, 0))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program's functions and objects, to be asked for: a script, never imported.
+"""Sandbox script that serves a program's functions and objects to a suite.
 
-It runs beside the program, which may do with it as it likes. It is executed
-after `_values.py`, with the runner's `program`.
+Executed after `_values.py` with the runner's `program`; never imported. It runs in
+the program's process, which may tamper with it: the suite trusts none of it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
   from typing import Any
 
   from covrl.rewards.sandbox._runner import Program
-  from covrl.rewards.sandbox._values import Wire
+  from covrl.rewards.sandbox._values import JsonChannel
 
   program: Program = Program(b'')
 
@@ -42,15 +42,15 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
 
 
 class Objects:
-  """What the suite has been given numbers for."""
+  """The objects that the suite refers to by number."""
 
   def __init__(self) -> None:
     self._objects: list[Any] = []
     self._numbers: dict[int, int] = {}
-    self._wire = Wire(self._refer, self._resolve)
+    self._wire = JsonChannel(self._refer, self._resolve)
 
   def serve(self) -> Any:
-    """Answers until a callback has returned, or the suite has ended."""
+    """Answers requests until a callback returns or the suite ends."""
     while True:
       message = self._wire.receive()
       if 'returned' in message:
@@ -64,7 +64,7 @@ class Objects:
       self._wire.send(reply)
 
   def load(self) -> None:
-    """Runs the program."""
+    """Executes the program."""
     self._namespace = program.execute('solution')
 
   def _answer(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -143,8 +143,8 @@ class Objects:
     }
 
 
-def _snapshot(wire: Wire, value: Any) -> Any:
-  """What is in a value that a function may change in place."""
+def _snapshot(wire: JsonChannel, value: Any) -> Any:
+  """Returns the content of a mutable value, to detect changes."""
   if isinstance(value, list | dict | set | bytearray):
     return wire.encode(value)
   return None

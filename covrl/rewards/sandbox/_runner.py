@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs first in a sandbox, as its process 1: a script, never imported.
+"""Sandbox script of process 1: takes jobs and forks a child for each.
 
-It takes jobs from its control socket and forks a child for each: an interpreter
-that is warm, and has run nothing yet. When the child ends, however it ends,
-everything else in the sandbox is killed and the next job may come. What a
-program does to its own process, this script's functions in it included, is
-its own business: all that ever leaves is bytes, and the judge outside has no
-reason to believe any of them.
+Never imported. Jobs come from the control socket; each runs in a forked child, a
+started interpreter that has not executed any program. When the child ends, all
+other processes of the sandbox are killed. A program can tamper with its process,
+this script's functions included: only bytes leave the sandbox, and the judge
+trusts none of them.
 
-It is started by the judge's own kind of interpreter and handed over compiled.
-What it imports is what every judged program waits for.
+The script is passed as bytecode of the judge's Python version. Every import here
+delays every judged program.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 _CONTROL = 9
 _SIGKILL = 9
 
-# Worth importing once instead of in every child, if the program mentions them.
+# Imported once instead of in every child, if the program mentions them.
 _COMMON = [
   'bisect',
   'collections',
@@ -60,7 +59,7 @@ _COMMON = [
   'typing',
 ]
 
-# What LeetCode has in scope for the functions that its problems ask for.
+# Names that LeetCode provides to the functions of its problems.
 _IN_SCOPE = {
   'bisect': 'bisect_left bisect_right insort',
   'collections': 'Counter OrderedDict defaultdict deque namedtuple',
@@ -76,7 +75,7 @@ _MODULES = (*_IN_SCOPE, 'copy', 'operator', 'random', 're', 'string', 'sys')
 
 
 def main(control: int) -> None:
-  """Serves the control socket until it closes."""
+  """Executes jobs from the control socket until it closes."""
   os.dup2(control, _CONTROL)
   os.closerange(3, _CONTROL)
   os.closerange(_CONTROL + 1, 1 << 20)
@@ -99,20 +98,20 @@ def main(control: int) -> None:
       run_child(program, job, descriptors, confine)
     _close(descriptors)
     status = _wait(child)
-    _forget('/tmp/stdin')
+    _remove_file('/tmp/stdin')
     clean = not any(map(os.listdir, settings['writable']))
     socket.send(f'{status} {clean:d}'.encode())
 
 
 class Program:
-  """A program's source, compiled once for all children."""
+  """A program, compiled once for all children."""
 
   def __init__(self, source: bytes) -> None:
     self.source = source
     self.code: CodeType | None = None
 
   def compile(self) -> str:
-    """Why it is no program, or nothing."""
+    """Compiles the program; returns the error, or an empty text."""
     try:
       self.code = compile(self.source, 'program.py', 'exec', dont_inherit=True)
     except BaseException as error:
@@ -123,20 +122,20 @@ class Program:
     return ''
 
   def execute(self, name: str, *, helped: bool = False) -> dict[str, Any]:
-    """Runs it as a module of that name, and gives what it defined."""
+    """Executes the program as a module; returns its namespace."""
     assert self.code is not None
     module = type(sys)(name)
     module.__file__ = 'program.py'
     sys.modules[name] = module
     namespace = module.__dict__
     if helped:
-      _bring_into_scope(self.code, namespace)
+      _add_leetcode_names(self.code, namespace)
     exec(self.code, namespace)
     return namespace
 
 
 def describe(error: BaseException) -> str:
-  """An exception in a line."""
+  """Returns an exception's type and message."""
   try:
     return f'{type(error).__name__}: {error}'
   except BaseException:
@@ -149,11 +148,11 @@ def run_child(
   descriptors: list[int],
   confine: Callable[[], object],
 ) -> None:
-  """The life of the process that runs a program; it does not return."""
+  """Runs a job in the child process; does not return."""
   status = 1
   try:
-    _arrange(descriptors, silent=job['kind'] != 'run')
-    _renew_streams()
+    _set_up_descriptors(descriptors, silent=job['kind'] != 'run')
+    _reopen_streams()
     _limit(resource.RLIMIT_CPU, int(job['seconds']) + 2)
     confine()
     if job['kind'] == 'script':
@@ -172,7 +171,7 @@ def run_child(
 
 
 def _run(program: Program) -> int:
-  """A program that reads and prints; what an interpreter does at the end."""
+  """Runs a program as a main module, with an interpreter's clean-up."""
   if b'/dev/stdin' in program.source and os.access('/tmp', os.W_OK):
     with open('/tmp/stdin', 'wb') as file:
       file.write(os.pread(0, os.fstat(0).st_size, 0))
@@ -190,14 +189,14 @@ def _run(program: Program) -> int:
     threading._shutdown()
   atexit._run_exitfuncs()
   sys.stdout.flush()
-  # Files that nobody closed are closed, and so flushed.
+  # Closes, and thereby flushes, files left open.
   sys.modules['__main__'].__dict__.clear()
   stdout.flush()
   return status & 0xFF
 
 
 def _call(program: Program, name: str, arguments: list[Any]) -> int:
-  """One call of one function, its result as JSON to descriptor 3."""
+  """Calls a function and writes its result as JSON to descriptor 3."""
   try:
     function = _find(program.execute('solution', helped=True), name)
     text = to_json({'result': function(*arguments)})
@@ -208,7 +207,7 @@ def _call(program: Program, name: str, arguments: list[Any]) -> int:
 
 
 def to_json(value: Any) -> str:
-  """As the `json` module has it, which imports ten milliseconds' worth."""
+  """Encodes JSON like the `json` module, whose import takes ten ms."""
 
   def refuse(value: Any) -> Any:
     raise TypeError(f'{type(value).__name__} is not JSON')
@@ -219,20 +218,20 @@ def to_json(value: Any) -> str:
 
 
 def from_json(text: str) -> Any:
-  """The reverse, for text of which nothing is known."""
+  """Decodes untrusted JSON."""
   make_scanner: Any = _json.make_scanner
   scan = make_scanner(_Options())
   try:
     value, end = scan(text, 0)
   except StopIteration:
-    raise ValueError('no JSON') from None
+    raise ValueError('JSON is required') from None
   if end != len(text):
-    raise ValueError('more than JSON')
+    raise ValueError('text follows the JSON value')
   return value
 
 
 class _Options:
-  """What the `json` module tells its scanner."""
+  """Options of the JSON scanner, as in the `json` module."""
 
   strict = True
   object_hook = None
@@ -243,7 +242,7 @@ class _Options:
 
 
 def _find(namespace: dict[str, Any], name: str) -> Any:
-  """A function, or a method of a fresh instance of a class."""
+  """Returns a function, or a method of a new instance of its class."""
   owner, _, method = name.rpartition('.')
   if not owner and name not in namespace and 'Solution' in namespace:
     owner = 'Solution'
@@ -254,7 +253,7 @@ def _find(namespace: dict[str, Any], name: str) -> Any:
   return namespace[name]
 
 
-def _bring_into_scope(code: CodeType, namespace: dict[str, Any]) -> None:
+def _add_leetcode_names(code: CodeType, namespace: dict[str, Any]) -> None:
   used, codes = set(), [code]
   while codes:
     code = codes.pop()
@@ -268,19 +267,19 @@ def _bring_into_scope(code: CodeType, namespace: dict[str, Any]) -> None:
 
 
 def _restrict(settings: dict[str, Any]) -> Callable[[], object]:
-  """Gives up what no program is to have; the rest is for a child to do."""
+  """Drops privileges and sets limits; returns a child's further confinement."""
   if settings['uid'] is not None:
     os.setgroups([])
     os.setresgid(*[settings['uid']] * 3)
     os.setresuid(*[settings['uid']] * 3)
   for name, most in settings['limits'].items():
-    # Without a namespace, everything else that the user runs would count.
+    # Without a pid namespace, other processes of the user would count.
     if name != 'RLIMIT_NPROC' or os.getpid() == 1:
       _limit(getattr(resource, name), most)
   os.umask(0o077)
   os.environ.clear()
   sys.argv[:] = ['program.py']
-  # The limit on digits spares servers; here the clock does.
+  # The time limit makes the limit on integer digits unnecessary.
   sys.set_int_max_str_digits(0)
   import _sitebuiltins
 
@@ -297,7 +296,7 @@ def _restrict(settings: dict[str, Any]) -> Callable[[], object]:
 
 
 def _limit(kind: int, most: int) -> None:
-  """Sets a limit for good; what is already lower stays."""
+  """Sets a resource limit permanently, never above the present one."""
   hard = resource.getrlimit(kind)[1]
   if hard != resource.RLIM_INFINITY:
     most = min(most, hard)
@@ -307,7 +306,7 @@ def _limit(kind: int, most: int) -> None:
 def _receive(socket: Any) -> tuple[dict[str, Any], list[int]]:
   data, ancillary, _, _ = socket.recvmsg(1 << 20, 256)
   if not data:
-    # The judge is gone, and so goes process 1 with all others.
+    # The judge has ended: exit, which ends the whole namespace.
     os._exit(0)
   descriptors = []
   for _, _, packed in ancillary:
@@ -319,14 +318,14 @@ def _receive(socket: Any) -> tuple[dict[str, Any], list[int]]:
 
 
 def _wait(child: int) -> int:
-  """The child's status, once nothing else is left."""
+  """Waits for the child, kills all other processes, returns its status."""
   poll = select.poll()
   poll.register(_CONTROL, 0)
   descriptor = os.pidfd_open(child)
   poll.register(descriptor, select.POLLIN)
   status = None
   while status is None:
-    # Orphans are collected now and then, so that they take up no place.
+    # Reaps orphans meanwhile, which count as processes.
     if _CONTROL in dict(poll.poll(100)):
       os.kill(child, _SIGKILL)
       os.waitpid(child, 0)
@@ -337,7 +336,7 @@ def _wait(child: int) -> int:
   return status
 
 
-def _forget(path: str) -> None:
+def _remove_file(path: str) -> None:
   try:
     os.unlink(path)
   except OSError:
@@ -345,7 +344,7 @@ def _forget(path: str) -> None:
 
 
 def _collect(child: int) -> int | None:
-  """Reaps what has ended; the child's status if it was among that."""
+  """Reaps ended processes; returns the child's status if it was one."""
   status = None
   try:
     while (ended := os.waitpid(-1, os.WNOHANG))[0]:
@@ -357,7 +356,7 @@ def _collect(child: int) -> int | None:
 
 
 def _kill_others() -> None:
-  """Ends all other processes of the namespace, if there is one."""
+  """Kills all other processes of the pid namespace, if there is one."""
   if os.getpid() != 1:
     return
   try:
@@ -368,8 +367,8 @@ def _kill_others() -> None:
     return
 
 
-def _arrange(descriptors: list[int], *, silent: bool) -> None:
-  """Makes them 0 (input), 1 (output), 3 (result), 4 and 5 (requests)."""
+def _set_up_descriptors(descriptors: list[int], *, silent: bool) -> None:
+  """Moves descriptors to 0 (input), 1 (output), 3 (result), 4 and 5 (suite)."""
   for index, descriptor in enumerate(descriptors):
     os.dup2(descriptor, 20 + index)
   null = os.open('/dev/null', os.O_RDWR)
@@ -382,7 +381,7 @@ def _arrange(descriptors: list[int], *, silent: bool) -> None:
   os.closerange(20, 64)
 
 
-def _renew_streams() -> None:
+def _reopen_streams() -> None:
   options: dict[str, Any] = {'encoding': 'utf-8', 'closefd': False}
   for name, descriptor, mode in (('stdin', 0, 'r'), ('stdout', 1, 'w')):
     stream = os.fdopen(descriptor, mode, errors='surrogateescape', **options)

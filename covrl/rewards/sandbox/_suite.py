@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A suite of asserts about a program that is elsewhere: a script, never imported.
+"""Sandbox script with proxies for the program that an assert suite tests.
 
-It is executed after `_values.py`, with the suite as the runner's `program`. The
-names that the suite does not define itself are the program's, and stand-ins
-for its functions, classes and objects. Values come as Python's own; an object
-of the program's is never asked how it compares to a value of the suite's,
-unless the suite itself has made it of one of the program's classes.
+Executed after `_values.py` with the suite as the runner's `program`; never
+imported. Names that the suite does not define are proxies for the program's
+functions, classes and objects, which live in another sandbox. Values arrive as
+built-in types; an object of the program never decides a comparison with a value
+of the suite, unless the suite itself created it from a class of the program.
 """
 
 from __future__ import annotations
@@ -16,43 +16,43 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
   from typing import Any
 
-  from covrl.rewards.sandbox._values import Wire
+  from covrl.rewards.sandbox._values import JsonChannel
 
 
 class SuiteError(Exception):
-  """The suite is not one, or needs what there is not."""
+  """The suite is invalid or needs something unavailable."""
 
 
 class ProgramError(Exception):
-  """The program raised something that is no exception of Python's."""
+  """The program raised an exception of an unknown class."""
 
 
-class Link:
-  """Asks the program's side."""
+class ProgramClient:
+  """Sends requests to the program's sandbox."""
 
   def __init__(self) -> None:
     self.asked = 0
-    self._wire = Wire(self._refer, self._resolve)
+    self._wire = JsonChannel(self._refer, self._resolve)
     self._callbacks: list[Any] = []
     self._exceptions: dict[int, type] = {}
 
   def fetch(self, name: str) -> Any:
-    """A global of the program.
+    """Returns a global of the program.
 
     Raises:
-      KeyError: it has none of that name.
+      KeyError: if the program does not define the name.
     """
     self.asked += 1
     reply = self._exchange({'global': name})
     if 'missing' in reply:
       raise KeyError(name)
     value = self._wire.decode(reply['value'])
-    if isinstance(value, Stand):
+    if isinstance(value, Proxy):
       _set(value, '_known')
     return value
 
   def ask(self, do: str, *args: Any, **kwargs: Any) -> Any:
-    """What comes of an operation; arguments that it changes are changed."""
+    """Performs an operation; applies in-place changes to its arguments."""
     self.asked += 1
     try:
       message = {
@@ -63,7 +63,7 @@ class Link:
     except SuiteError as error:
       if _of(args[0], '_known'):
         raise
-      # The suite took what a function returned for something simpler.
+      # The suite expects a simpler value than the function returned.
       raise TypeError(str(error)) from None
     reply = self._exchange(message)
     for index, value in reply.get('changed', {}).items():
@@ -92,7 +92,7 @@ class Link:
       return {'raised': name, 'text': str(error)}
 
   def _refer(self, value: Any) -> Any:
-    if isinstance(value, Stand):
+    if isinstance(value, Proxy):
       return _of(value, '_number')
     if hasattr(value, '__next__'):
       return self._refer(lambda items=value: next(items))
@@ -106,11 +106,11 @@ class Link:
     if 'exception' in reference:
       return self._mirror(reference)
     if 'class' in reference:
-      return StandClass(reference['number'])
-    return Stand(reference['number'])
+      return ProxyClass(reference['number'])
+    return Proxy(reference['number'])
 
   def _mirror(self, reference: dict[str, Any]) -> type:
-    """A class of exceptions that stands for one of the program's."""
+    """Returns a local class for one of the program's exception classes."""
     name = str(reference['exception'])
     if reference['bases'] is None:
       kind: Any = getattr(builtins, name, None)
@@ -136,11 +136,11 @@ class Link:
     return made
 
 
-class Stand:
-  """Stands for an object of the program's.
+class Proxy:
+  """Proxy for an object of the program.
 
-  It is known if the suite has asked for it by name, and made if it is an
-  instance that the suite has made of a class.
+  `_known` if the suite has fetched it by name, `_made` if the suite has created it
+  from a class of the program.
   """
 
   def __init__(self, number: int) -> None:
@@ -150,7 +150,7 @@ class Stand:
 
   def __getattr__(self, name: str) -> Any:
     value = link.ask('get', self, name)
-    if isinstance(value, Stand) and _of(self, '_known'):
+    if isinstance(value, Proxy) and _of(self, '_known'):
       _set(value, '_known')
     return value
 
@@ -161,14 +161,14 @@ class Stand:
     return link.ask('call', self, *args, **kwargs)
 
   def __eq__(self, other: object) -> Any:
-    if isinstance(other, Stand):
+    if isinstance(other, Proxy):
       return _same(self, other) or link.ask('eq', self, other) is True
     return (
       link.ask('eq', self, other) is True if _made(self) else NotImplemented
     )
 
   def __contains__(self, item: Any) -> bool:
-    if _made(self) or isinstance(item, Stand):
+    if _made(self) or isinstance(item, Proxy):
       return link.ask('contains', self, item) is True
     return any(item == other for other in self)
 
@@ -180,42 +180,42 @@ class Stand:
     link.ask('exit', self)
 
 
-class StandClass(Stand):
-  """Stands for a class of the program's."""
+class ProxyClass(Proxy):
+  """Proxy for a class of the program."""
 
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
     value = link.ask('call', self, *args, **kwargs)
-    if isinstance(value, Stand):
+    if isinstance(value, Proxy):
       _set(value, '_made', '_known')
     return value
 
   def __instancecheck__(self, value: Any) -> bool:
     return (
-      isinstance(value, Stand) and link.ask('isinstance', value, self) is True
+      isinstance(value, Proxy) and link.ask('isinstance', value, self) is True
     )
 
   def __subclasscheck__(self, value: Any) -> bool:
     return (
-      isinstance(value, Stand) and link.ask('issubclass', value, self) is True
+      isinstance(value, Proxy) and link.ask('issubclass', value, self) is True
     )
 
 
-def _of(stand: Stand, name: str) -> Any:
-  """What the stand-in itself has, which its attributes are not."""
-  return object.__getattribute__(stand, name)
+def _of(proxy: Proxy, name: str) -> Any:
+  """Returns an attribute of the proxy itself."""
+  return object.__getattribute__(proxy, name)
 
 
-def _set(stand: Stand, *names: str) -> None:
+def _set(proxy: Proxy, *names: str) -> None:
   for name in names:
-    object.__setattr__(stand, name, True)
+    object.__setattr__(proxy, name, True)
 
 
-def _made(stand: Stand) -> bool:
-  return _of(stand, '_made')
+def _made(proxy: Proxy) -> bool:
+  return _of(proxy, '_made')
 
 
-def _same(stand: Stand, other: Stand) -> bool:
-  return _of(stand, '_number') == _of(other, '_number')
+def _same(proxy: Proxy, other: Proxy) -> bool:
+  return _of(proxy, '_number') == _of(other, '_number')
 
 
 def _items(iterator: Any) -> Any:
@@ -236,17 +236,17 @@ def _change(value: Any, new: Any) -> None:
 
 
 def _define(name: str, *, compares: bool) -> None:
-  """A method of stand-ins that asks; with an operand, under conditions."""
+  """Defines a special method of proxies that forwards to the program."""
 
-  def ask(self: Stand, *args: Any) -> Any:
-    if compares and not _made(self) and not isinstance(args[0], Stand):
+  def ask(self: Proxy, *args: Any) -> Any:
+    if compares and not _made(self) and not isinstance(args[0], Proxy):
       return NotImplemented
     value = link.ask(name, self, *args)
-    if compares and _made(self) and isinstance(value, Stand):
+    if compares and _made(self) and isinstance(value, Proxy):
       _set(value, '_made')
     return value
 
-  setattr(Stand, f'__{name}__', ask)
+  setattr(Proxy, f'__{name}__', ask)
 
 
 for _name in [
@@ -289,4 +289,4 @@ for _name in [
   _define(_name, compares=True)
 
 if __name__ == '__main__':
-  link = Link()
+  link = ProgramClient()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values between a suite and a program, as JSON: a script, never imported.
+"""Sandbox script that exchanges values between suite and program as JSON.
 
-Both sides of the wire execute it, and add what they do with objects that cannot
-be written down: a number stands for them. What is read is data of Python's own
-types, whoever wrote it.
+Executed on both sides; never imported. Objects that JSON cannot represent are sent
+as numbers, which each side resolves. Decoding creates values of built-in and
+standard library types only, whoever wrote the data.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _SEQUENCES = {
 }
 
 
-class Wire:
-  """Lines of JSON to and from the other side.
+class JsonChannel:
+  """A bidirectional channel of JSON lines.
 
   Args:
-    refer: what to write for an object that is none of Python's own values.
-    resolve: the object for that.
+    refer: returns the reference to send for other objects.
+    resolve: returns the object for a received reference.
   """
 
   def __init__(
@@ -45,16 +45,16 @@ class Wire:
     self._lines = os.fdopen(4, 'rb', closefd=False)
 
   def send(self, message: dict[str, Any]) -> None:
-    """Writes a line."""
+    """Writes a message as one line."""
     data = to_json(message).encode() + b'\n'
     while data:
       data = data[os.write(5, data) :]
 
   def receive(self) -> dict[str, Any]:
-    """Reads a line.
+    """Reads a message.
 
     Raises:
-      EOFError: the other side has ended, or has lost its mind.
+      EOFError: if the other side has ended or has sent an invalid message.
     """
     line = self._lines.readline(_LONGEST_LINE)
     if not line.endswith(b'\n'):
@@ -65,7 +65,7 @@ class Wire:
     return message
 
   def encode(self, value: Any) -> Any:
-    """A value as JSON can hold it."""
+    """Returns a JSON-serialisable form of a value."""
     if value is None or type(value) in _SCALARS:
       return value
     if isinstance(value, tuple) and (fields := getattr(value, '_fields', None)):
@@ -92,7 +92,7 @@ class Wire:
     return {'known': text} if text else {'object': self._refer(value)}
 
   def decode(self, value: Any) -> Any:
-    """The value that was encoded."""
+    """Returns the value of an encoded form."""
     if not isinstance(value, dict):
       return value
     name = next(iter(value), '')
@@ -124,7 +124,7 @@ def _is_member(value: Any) -> bool:
 
 
 def _write_known(value: Any) -> list[Any] | None:
-  """Values of the library that are as good as Python's own."""
+  """Encodes values of some standard library types; `None` for others."""
   if isinstance(value, type) and value is vars(builtins).get(value.__name__):
     return ['builtins', value.__name__, '']
   module, name = type(value).__module__, type(value).__name__

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well this machine can hold a program, found out by holding one."""
+"""Choice of the sandbox backend, by judging a trial program."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 
 from covrl.rewards.outcome import Status
-from covrl.rewards.sandbox.bubblewrap import Bubblewrap, modes
+from covrl.rewards.sandbox.bubblewrap import Bubblewrap, available_modes
 from covrl.rewards.sandbox.fallbacks import Landlock, Unsandboxed
 from covrl.rewards.sandbox.interpreter import find_interpreter
 from covrl.rewards.sandbox.launcher import Launcher
@@ -22,21 +22,21 @@ _SECONDS = 20.0
 
 
 class JudgeError(RuntimeError):
-  """There is no judge to be had; a sentence on what was tried."""
+  """No sandbox backend works; the message lists those tried."""
 
 
 def find_launcher(
   level: str | None, limits: Limits, reasons: list[str]
 ) -> Launcher:
-  """The best way to start sandboxes that works here.
+  """Returns the best backend that works on this machine.
 
   Args:
-    level: the only one that will do; None is `bubblewrap`, else `landlock`.
-    limits: what programs may take.
-    reasons: to which to add why a better one does not.
+    level: the required backend; `None` tries `bubblewrap`, then `landlock`.
+    limits: resource limits of programs.
+    reasons: receives for every failed backend why it does not work.
 
   Raises:
-    JudgeError: none works, and why.
+    JudgeError: if no backend works; the message says why.
   """
   if sys.platform != 'linux':
     raise JudgeError(f'Linux is required for sandboxes, got {sys.platform}')
@@ -55,7 +55,7 @@ def find_launcher(
 def _candidates(level: str | None, limits: Limits) -> Iterator[Launcher]:
   interpreter = find_interpreter()
   if level in (None, 'bubblewrap'):
-    for mode in modes():
+    for mode in available_modes():
       yield Bubblewrap(
         interpreter=interpreter, mode=mode, scratch=limits.scratch
       )
@@ -66,12 +66,12 @@ def _candidates(level: str | None, limits: Limits) -> Iterator[Launcher]:
 
 
 def _try(launcher: Launcher, limits: Limits) -> str | None:
-  """Why it does not work, or nothing: a program is judged, and weighed."""
+  """Judges a trial program; returns why a backend fails, or `None`."""
   try:
     with Sandbox(launcher, limits) as sandbox:
       usage = sandbox.usage(exact=True)
     if not usage.memory or not usage.tasks:
-      return 'what its processes take cannot be seen'
+      return 'the memory of its processes cannot be measured'
     with Session(launcher, limits, _PROGRAM, _SECONDS) as session:
       outcome = session.check(_TEST)
   except (OSError, SandboxError) as error:

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sandboxes by bubblewrap: namespaces of their own for everything.
+"""Sandboxes by bubblewrap, with all kinds of namespaces.
 
-Who the program is on the host depends on who starts the trainer. A user's
-sandbox is a user namespace, in which nobody else exists. Root's is not: there
-process limits would not hold, for the kernel exempts root from them wherever
-it is mapped from. Bubblewrap then keeps two capabilities for the first
-microseconds of process 1, which becomes a user that nobody else is; where root
-may not mount (a container without CAP_SYS_ADMIN), bubblewrap itself is started
-as such a user.
+The user of a program on the host depends on who starts the trainer. An ordinary
+user's sandbox is a user namespace. Root's is not, since the kernel exempts root
+from process limits even in a user namespace: bubblewrap then keeps two
+capabilities, with which process 1 switches to an unused user id at once; where
+root may not mount (a container without CAP_SYS_ADMIN), bubblewrap itself is
+started with an unused user id.
 """
 
 from __future__ import annotations
@@ -19,18 +18,20 @@ import shutil
 
 from covrl.rewards.sandbox.interpreter import Interpreter
 
-# Above every range that distributions give to users and containers.
+# Above all ranges that distributions assign to users and containers.
 _FIRST_UID = 1_900_000_000
 _NOBODY = 65534
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bubblewrap:
-  """How to start a sandbox here.
+  """The bubblewrap backend.
 
   Attributes:
-    mode: `user` (a user namespace), `root` (process 1 gives root up) or
-      `dropped` (bubblewrap is started by root as somebody else).
+    interpreter: files of the Python interpreter.
+    mode: `user` (a user namespace), `root` (process 1 gives up root) or
+      `dropped` (root starts bubblewrap as an unused user).
+    scratch: bytes of each writable directory.
   """
 
   interpreter: Interpreter
@@ -39,30 +40,30 @@ class Bubblewrap:
 
   @property
   def writable(self) -> tuple[str, ...]:
-    """Directories in which a program may write."""
+    """Directories that programs can write to."""
     return '/tmp', '/dev/shm'
 
   @property
   def level(self) -> str:
-    """Its name, for the record."""
+    """Name of the backend."""
     return 'bubblewrap'
 
   @property
   def environment(self) -> dict[str, str]:
-    """Nothing, for it could be read where bubblewrap clears its own."""
+    """Empty: programs could read it in bubblewrap's own process."""
     return {}
 
   @property
   def has_namespaces(self) -> bool:
-    """Whether processes cannot leave, and so may be many."""
+    """Whether a pid namespace contains all processes: yes."""
     return True
 
   def settings(self) -> dict[str, int | None]:
-    """Whom process 1 has to become, if it is somebody else at first."""
-    return {'uid': free_uid() if self.mode == 'root' else None}
+    """Returns the user id that process 1 switches to, if any."""
+    return {'uid': unused_uid() if self.mode == 'root' else None}
 
   def command(self, *, filter_fd: int, info_fd: int) -> list[str]:
-    """What starts a sandbox's interpreter; its arguments are to follow."""
+    """Returns the command that starts a sandbox's interpreter."""
     command = [_path(), *_NAMESPACES]
     if self.mode == 'root':
       command += ['--cap-add', 'CAP_SETUID', '--cap-add', 'CAP_SETGID']
@@ -70,12 +71,12 @@ class Bubblewrap:
       command += ['--unshare-user', '--uid', str(_NOBODY)]
       command += ['--gid', str(_NOBODY)]
     if self.mode == 'dropped':
-      command = [*_as_user(free_uid()), *command]
+      command = [*_as_user(unused_uid()), *command]
     command += ['--seccomp', str(filter_fd), '--info-fd', str(info_fd)]
     return [*command, *self._root(), self.interpreter.executable]
 
   def _root(self) -> list[str]:
-    # Those that bubblewrap makes of itself are for their owner alone.
+    # Directories that bubblewrap creates by itself are readable by root only.
     parents = {
       str(parent)
       for path in (*self.interpreter.files, '/dev/shm')
@@ -107,7 +108,7 @@ _NAMESPACES = (
   '--unshare-cgroup-try',
   '--hostname',
   'judge',
-  # Sets of strings have the same order in every run.
+  # Makes the order of sets reproducible.
   '--setenv',
   'PYTHONHASHSEED',
   '0',
@@ -119,8 +120,8 @@ _NAMESPACES = (
 )
 
 
-def modes() -> list[str]:
-  """What may work for whoever this is, the best first."""
+def available_modes() -> list[str]:
+  """Returns the modes that may work for the current user, best first."""
   return ['root', 'dropped'] if os.geteuid() == 0 else ['user']
 
 
@@ -138,8 +139,8 @@ def _as_user(uid: int) -> list[str]:
   return [path, f'--reuid={uid}', f'--regid={uid}', '--clear-groups', '--']
 
 
-def free_uid() -> int:
-  """A user that nobody is: one that this container knows, where it is one."""
+def unused_uid() -> int:
+  """Returns an unused user id, within the ids mapped into this container."""
   share = int.from_bytes(os.urandom(3), 'big')
   table = pathlib.Path('/proc/self/uid_map').read_text(encoding='ascii')
   for line in table.splitlines():

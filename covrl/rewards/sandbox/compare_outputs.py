@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether what came out of a sandbox is what was asked for.
+"""Comparison of printed output and returned values with the expected ones.
 
-It is compared here, by the judge, as bytes or as values that JSON has made: no
-object of the program's own takes part.
+The judge compares bytes or values decoded from JSON; no object of the program
+takes part.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 from typing import Any
 
 TOLERANCE = 1e-6
-"""Relative, for floats; printed ones may be off by it absolutely, too."""
+"""Relative tolerance for floats; for printed ones also absolute."""
 
 _NEAR_ZERO = 1e-9
 _FRACTION = re.compile(rb'[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?')
@@ -21,10 +21,10 @@ _LONGEST = 4000
 
 
 def same_output(printed: bytes, expected: bytes) -> bool:
-  """Whether a program printed what it should have.
+  """Returns whether printed output matches the expected one.
 
-  Whitespace at the end of lines, and empty lines at the end, do not count.
-  Where a decimal fraction is expected, one that is close to it will do.
+  Trailing whitespace of lines and trailing empty lines are ignored. An expected
+  decimal fraction matches any number close to it.
 
   >>> same_output(b'1 2  \\n3', b'1 2\\n3\\n')
   True
@@ -40,10 +40,10 @@ def same_output(printed: bytes, expected: bytes) -> bool:
 
 
 def same_value(value: Any, expected: Any) -> bool:
-  """Whether a call returned what it should have, both made by JSON.
+  """Returns whether a returned value matches the expected one (both JSON).
 
-  A bool is a bool only, an integer an integer only. Where a float is expected,
-  any number close to it will do; a NaN is the same as a NaN.
+  Booleans match booleans only, integers match integers only. An expected float
+  matches any number close to it; NaN matches NaN.
 
   >>> same_value([1, 2.0000000001], [1, 2.0])
   True
@@ -64,10 +64,11 @@ def same_value(value: Any, expected: Any) -> bool:
 
 
 def read_json(text: bytes) -> Any:
-  """A value that came out of a sandbox.
+  """Decodes a value that came out of a sandbox.
 
   Raises:
-    ValueError: it is not one JSON value, or one that is absurd.
+    ValueError: if the text is not JSON, is nested too deeply, or has an integer
+      of too many digits.
   """
   try:
     return json.loads(text, parse_int=_integer)
@@ -85,7 +86,7 @@ def _lines(text: bytes) -> list[bytes]:
 def _same_line(line: bytes, wanted: bytes) -> bool:
   if line == wanted:
     return True
-  # With what separates them, for that may be a picture.
+  # Separators are compared, too, since output may be a drawing.
   parts, wanted_parts = re.split(rb'(\s+)', line), re.split(rb'(\s+)', wanted)
   return len(parts) == len(wanted_parts) and all(
     part == other or _same_fraction(part, other)
@@ -94,7 +95,7 @@ def _same_line(line: bytes, wanted: bytes) -> bool:
 
 
 def _same_fraction(part: bytes, wanted: bytes) -> bool:
-  """Whether both are numbers, the one wanted with a point or exponent."""
+  """Returns whether a number is close to an expected decimal fraction."""
   if not _FRACTION.fullmatch(wanted) or len(part) > 400:
     return False
   if not (_FRACTION.fullmatch(part) or re.fullmatch(rb'[+-]?\d+', part)):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files that this interpreter needs to run elsewhere, and no others."""
+"""The files that a Python interpreter needs inside a sandbox."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 _TIMEOUT = 300.0
-# Prints what the interpreter maps once it has imported its own extensions.
+# Prints the libraries mapped after importing all extension modules.
 _PROBE = """
 import json, os, sys, sysconfig, warnings
 warnings.simplefilter('ignore')
@@ -37,11 +37,11 @@ print(json.dumps({
 
 @dataclasses.dataclass(frozen=True)
 class Interpreter:
-  """What to mount so that an interpreter of the trainer's kind runs.
+  """Files to mount so that the trainer's Python version runs.
 
   Attributes:
-    executable: its path.
-    files: files and directories, to be seen at their own paths.
+    executable: path of the interpreter.
+    files: files and directories, mounted at the same paths.
     links: symbolic links, as (target, path).
     hidden: directories among the files that hold installed packages.
   """
@@ -54,10 +54,10 @@ class Interpreter:
 
 @functools.cache
 def find_interpreter() -> Interpreter:
-  """The interpreter that this one, or its virtual environment, is built on.
+  """Returns the base interpreter of this process's (virtual) environment.
 
   Raises:
-    OSError: it does not run.
+    OSError: if the interpreter does not run.
   """
   path: str = getattr(sys, '_base_executable', '') or sys.executable
   try:
@@ -86,7 +86,7 @@ def _lay_out(probe: dict) -> Interpreter:
     if _within(mapped, files):
       continue
     if prefix != '/usr' and _within(mapped, [prefix]):
-      # An environment's own libraries stand beside everything else it has.
+      # Libraries of an environment share their directory with everything else.
       files.append(mapped)
       links += [(os.path.basename(mapped), path) for path in _names(mapped)]
     else:
@@ -111,7 +111,7 @@ def _within(path: str, directories: list[str]) -> bool:
 
 
 def _names(library: str) -> list[str]:
-  """Other names of a library in its directory."""
+  """Returns symbolic links to a library in its directory."""
   with os.scandir(os.path.dirname(library)) as entries:
     return [
       entry.path
@@ -121,7 +121,7 @@ def _names(library: str) -> list[str]:
 
 
 def _loaders() -> list[str]:
-  """The C library's loaders by the paths that programs ask for, and its cache."""
+  """Returns the dynamic loaders by their well-known paths, and their cache."""
   found = [
     os.path.join(os.path.realpath(directory), path.name)
     for directory in ('/lib', '/lib64')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The judge: a program and its tests in, an outcome out."""
+"""Judging of untrusted programs by their tests."""
 
 from __future__ import annotations
 
@@ -26,30 +26,29 @@ LEVELS = ('bubblewrap', 'landlock', 'remote', 'unsandboxed')
 
 
 class Judge:
-  """Runs programs that nobody vouches for, and says what came of them.
+  """Runs untrusted programs in sandboxes and compares their output with tests.
 
-  Threads may share one. It judges as many programs at a time as there are
-  processors, each on one of them; who comes when all are busy waits, which is
-  not on any program's time.
+  A judge can be shared by threads. It runs one program per processor at a time;
+  further calls wait, which does not count as a program's time.
 
   Args:
-    level: how programs are to be held: `bubblewrap`, `landlock`, `remote` (by
-      whoever serves `url`) or `unsandboxed`; if None, the first of the first
-      three that can be had. No program is run unsandboxed unless asked for.
-    url: of a server of SandboxFusion's `run_code`.
-    memory_limit: bytes that all processes of a program may take together, with
-      the files that they write.
-    processes: how many processes and threads a program may have at a time.
-    workers: how many programs at a time; as many as there are processors if
-      None.
+    level: the containment: `bubblewrap`, `landlock`, `remote` (the server at
+      `url`) or `unsandboxed`; `None` takes the first of the first three that
+      works. Programs run unsandboxed only on request.
+    url: a server with SandboxFusion's `run_code` interface.
+    memory_limit: bytes for all processes of a program and the files that they
+      write, together.
+    processes: maximal number of processes and threads of a program.
+    workers: number of programs run at a time; the number of processors if
+      `None`.
 
   Attributes:
-    level: how programs are held, for the record.
-    reasons: why it is no better level, one for each that was tried.
+    level: the containment in use.
+    reasons: for each better level that was tried, why it does not work.
 
   Raises:
-    JudgeError: there is no such level to be had; in one sentence, why.
-    ValueError: no such level exists, or a number is not positive.
+    JudgeError: if the level, or every level, does not work on this machine.
+    ValueError: if the level is unknown or a number is not positive.
   """
 
   def __init__(
@@ -77,7 +76,7 @@ class Judge:
     self.reasons: list[str] = []
     self._launcher = self._choose(level, url)
     self.level = 'remote' if self._launcher is None else self._launcher.level
-    # Judges of several processes do not all begin with the same one.
+    # Shuffled, so that the judges of several processes use different ones.
     random.shuffle(processors)
     self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
     for index in range(workers):
@@ -91,22 +90,22 @@ class Judge:
     time_limit: float = 4.0,
     pass_rate: bool = False,
   ) -> Outcome:
-    """What comes of a program at its tests; see `judge_code`."""
+    """Judges a program by its tests; see `judge_code`."""
     forms = parse_tests(tests)
     if not (time_limit > 0 and math.isfinite(time_limit)):
       raise ValueError(f'time_limit must be positive, got {time_limit}.')
     source = find_program(program)
     if source is None:
-      return Outcome(0.0, Status.UNPARSABLE, 'there is no program in it')
+      return Outcome(0.0, Status.UNPARSABLE, 'the response contains no program')
     with self._processor() as cpu:
       try:
         with self._open(source, time_limit, cpu) as session:
-          return _put_to(session, forms, pass_rate)
+          return _run_tests(session, forms, pass_rate)
       except (OSError, SandboxError) as error:
         return Outcome(math.nan, Status.INFRASTRUCTURE, str(error))
 
   def _choose(self, level: str | None, url: str | None) -> Launcher | None:
-    """How to start sandboxes; None if another machine is to."""
+    """Returns the launcher of local sandboxes; `None` for a remote server."""
     if level == 'remote' and url is None:
       raise ValueError('a url is required of level remote, got none.')
     if level == 'remote':
@@ -136,7 +135,7 @@ class Judge:
 
 
 def _processors() -> list[int]:
-  """Those that this process may use."""
+  """Returns the processors that this process may use."""
   if sys.platform == 'linux':
     return sorted(os.sched_getaffinity(0))
   return list(range(os.cpu_count() or 1))
@@ -150,27 +149,27 @@ def judge_code(
   pass_rate: bool = False,
   judge: Judge | None = None,
 ) -> Outcome:
-  """Whether a program that nobody vouches for passes its tests.
+  """Judges whether an untrusted program passes its tests.
 
-  It runs in a sandbox that holds none of the results expected of it, so that
-  it passes by producing them, whatever else it does: its exit code, what it
-  claims and what it does to its own interpreter are worth nothing.
+  The program runs in a sandbox that does not contain the expected results, so
+  it can pass only by producing them: its exit code, its own claims and changes
+  to its interpreter have no influence.
 
   A test is one of
 
-  * `{'stdin': text, 'stdout': text}`: the program reads and prints.
-    Whitespace at line ends, and empty lines at the end, do not count; a decimal
-    fraction may be off by 1e-6.
+  * `{'stdin': text, 'stdout': text}`: the program reads input and prints output.
+    Trailing whitespace of lines and trailing empty lines are ignored; decimal
+    fractions may differ by 1e-6.
   * `{'call': name, 'args': [...], 'result': value}`: a function of the program,
-    or a method of its class `Solution` (or of `Class.method`), returns. Values
-    are as JSON makes them, so tuples are lists; 1, True and 1.0 differ, but an
-    integer may stand for a float, and floats may be off by 1e-6 of themselves.
+    or a method of its class `Solution` (or `Class.method`), returns a value.
+    Values are compared as JSON, so tuples are lists; 1, True and 1.0 differ, but
+    an integer matches a float, and floats may differ by a relative 1e-6.
   * `{'asserts': source}`: asserts, `test_*` functions or `unittest` cases hold;
     with `'entry': name`, `check` is called with that function. They run in a
-    sandbox of their own, where the program's functions are stand-ins.
+    second sandbox, where proxies stand for the program's functions.
 
-  Programs have the standard library, no other packages, `/tmp`, and one
-  processor.
+  Programs have the standard library without further packages, a writable `/tmp`
+  and one processor.
 
   >>> judge_code(
   ...   'print(int(input()) + 1)', [{'stdin': '41', 'stdout': '42'}]
@@ -178,21 +177,21 @@ def judge_code(
   1.0
 
   Args:
-    program: its source, or a response with the source in a fenced block.
-    tests: what it has to pass, in order.
+    program: source code, or a response with the source in a fenced block.
+    tests: the tests, run in order.
     time_limit: seconds that each test may take.
-    pass_rate: whether the score is the share of tests passed, not 1 for all.
-      Those after one that ran out of time, or had to be killed, count as not
-      passed, unseen.
-    judge: who is to judge; one for the process, made at first need, if None.
+    pass_rate: whether the score is the share of passed tests instead of 1 if
+      all pass. Tests after one that was killed (time, memory) count as failed
+      without being run.
+    judge: the judge to use; one per process, made at first use, if `None`.
 
   Returns:
-    A score in [0, 1], and what stood in the way of 1; NaN where there is no
-    judge to ask, or it failed.
+    A score in [0, 1] with the reason if it is below 1; NaN if there is no
+    working judge.
 
   Raises:
-    ValueError: there are no tests, one of them has none of these forms, or the
-      time limit is not positive.
+    ValueError: if there are no tests, one has an unknown form, or the time limit
+      is not positive.
   """
   if judge is None:
     parse_tests(tests)
@@ -204,10 +203,10 @@ def judge_code(
 
 
 def default_judge() -> Judge:
-  """The judge of this process: the best sandbox that the machine has.
+  """Returns this process's judge, with the best sandbox that works here.
 
   Raises:
-    JudgeError: it has none.
+    JudgeError: if no sandbox works.
   """
   found = _find_judge()
   if isinstance(found, JudgeError):
@@ -217,17 +216,17 @@ def default_judge() -> Judge:
 
 @functools.cache
 def _find_judge() -> Judge | JudgeError:
-  """What is looked for once, for it takes its time not to be found."""
+  """Returns the process's judge, or the error; cached."""
   try:
     return Judge()
   except JudgeError as error:
     return error
 
 
-def _put_to(
+def _run_tests(
   session: Session | RemoteSession, tests: Sequence[Test], pass_rate: bool
 ) -> Outcome:
-  """The outcome over all tests: the first failure's, where there is one."""
+  """Returns the outcome over all tests: that of the first failure, if any."""
   first, passed = Outcome(1.0, Status.SCORED), 0
   for number, test in enumerate(tests, 1):
     outcome = session.check(test)
@@ -239,7 +238,7 @@ def _put_to(
     if first.status is Status.SCORED:
       detail = f'test {number} of {len(tests)}: {outcome.detail}'
       first = Outcome(0.0, outcome.status, detail)
-    if not pass_rate or session.is_over:
+    if not pass_rate or session.was_killed:
       break
   if not pass_rate or not passed or first.status is Status.SCORED:
     return first

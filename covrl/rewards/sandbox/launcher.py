@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a way to start sandboxes has to say for itself."""
+"""Interface of the sandbox backends."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from typing import Any, Protocol
 
 
 class Launcher(Protocol):
-  """A way to start sandboxes on this machine."""
+  """A sandbox backend of this machine."""
 
   @property
   def level(self) -> str:
-    """Its name, for the record."""
+    """Name of the backend."""
     ...
 
   @property
   def writable(self) -> tuple[str, ...]:
-    """Directories, as a program sees them, in which it may write."""
+    """Directories inside the sandbox that programs can write to."""
     ...
 
   @property
   def environment(self) -> Mapping[str, str]:
-    """What to start it with, instead of the trainer's environment."""
+    """Environment variables of the sandbox, instead of the trainer's."""
     ...
 
   @property
   def has_namespaces(self) -> bool:
-    """Whether processes cannot leave, and so may be many."""
+    """Whether a pid namespace contains all processes of the sandbox."""
     ...
 
   def command(self, *, filter_fd: int, info_fd: int) -> list[str]:
-    """What starts a sandbox's interpreter; its arguments are to follow.
+    """Returns the command that starts a sandbox's interpreter.
 
     Args:
-      filter_fd: where the system call filter can be read.
-      info_fd: where to write which process is the sandbox's first.
+      filter_fd: descriptor to read the seccomp filter from.
+      info_fd: descriptor to write the id of the sandbox's first process to.
     """
     ...
 
   def settings(self) -> Mapping[str, Any]:
-    """What the first process is to do to itself."""
+    """Returns settings that the first process applies to itself."""
     ...

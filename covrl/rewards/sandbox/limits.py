@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A job in a sandbox, watched from outside: by clock, scales and ruler."""
+"""Enforces a job's time, memory and output limits from outside the sandbox."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from covrl.rewards.sandbox.resource_usage import Usage
 _TICK = 0.025
 
 
-class End(enum.Enum):
-  """How a job ended: by itself, or by what it was killed for."""
+class EndReason(enum.Enum):
+  """Reason for which a job ended: by itself, or the limit that it exceeded."""
 
   ENDED = 'ended'
   TIMEOUT = 'timeout'
@@ -30,13 +30,13 @@ class End(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-  """What the programs of a sandbox may take.
+  """Resource limits of a sandbox.
 
   Attributes:
-    memory: bytes of all its processes and files together.
-    processes: how many processes and threads there may be at a time.
-    scratch: bytes that may be written to each of `/tmp` and `/dev/shm`.
-    file: bytes of any one file.
+    memory: bytes of all processes and written files together.
+    processes: maximal number of processes and threads.
+    scratch: bytes of each of `/tmp` and `/dev/shm`.
+    file: bytes of a single file.
   """
 
   memory: int = 1 << 30
@@ -45,9 +45,9 @@ class Limits:
   file: int = 32 << 20
 
   def settings(self) -> dict[str, int]:
-    """Those that the kernel enforces per process, by name."""
+    """Returns the limits that the kernel enforces per process, by name."""
     return {
-      # What is written to; threads reserve a lot more than they use.
+      # RLIMIT_AS is larger, since threads reserve more than they use.
       'RLIMIT_DATA': self.memory,
       'RLIMIT_AS': 4 * self.memory,
       'RLIMIT_STACK': 64 << 20,
@@ -62,11 +62,11 @@ class Limits:
 
 
 class Channel:
-  """A pipe out of a sandbox, read without waiting, up to a cap.
+  """A pipe out of a sandbox, read without blocking, up to a maximal size.
 
   Attributes:
-    data: what has come so far.
-    theirs: the descriptor to hand over, ours to close then.
+    data: bytes read so far.
+    theirs: the write end, for the sandbox.
   """
 
   def __init__(self, stack: contextlib.ExitStack, cap: int) -> None:
@@ -79,43 +79,43 @@ class Channel:
     self.data = bytearray()
 
   def fileno(self) -> int:
-    """The descriptor to wait for."""
+    """Returns the descriptor to poll."""
     return self._near.fileno()
 
-  def hand_over(self) -> None:
-    """Closes what the sandbox has a copy of by now."""
+  def close_write_end(self) -> None:
+    """Closes the write end, once the sandbox has its copy."""
     self._far.close()
 
   @property
   def is_full(self) -> bool:
-    """Whether there is more than there may be."""
+    """Whether the maximal size is exceeded."""
     return len(self.data) > self._cap
 
   def read(self) -> bool:
-    """Takes what is there; whether there can be more."""
+    """Reads available bytes; returns whether more can follow."""
     part = self._near.read(1 << 16)
     self.data += part or b''
     return part != b''
 
 
-def watch(
+def supervise_job(
   control: socket.socket,
   channels: Sequence[Channel],
   seconds: float,
   measure: Callable[[], Usage],
   limits: Limits,
-) -> tuple[End, bytes]:
-  """Waits for a job to end, or for a reason to end it.
+) -> tuple[EndReason, bytes]:
+  """Waits until a job ends or exceeds a limit.
 
   Args:
-    control: where the sandbox's process 1 says that the job has ended.
-    channels: to be read meanwhile.
-    seconds: that it may take.
-    measure: what the sandbox takes at the moment.
-    limits: what it may take.
+    control: socket on which the sandbox's process 1 reports the job's end.
+    channels: pipes to read meanwhile.
+    seconds: time limit.
+    measure: returns the current usage of the sandbox.
+    limits: resource limits.
 
   Returns:
-    How it ended, and what process 1 said.
+    How the job ended, and the report of process 1.
   """
   now = time.monotonic()
   deadline, tick = now + seconds, now + _TICK
@@ -133,17 +133,17 @@ def watch(
       if not channel.read():
         poll.unregister(number)
       if channel.is_full:
-        return End.OUTPUT, b''
+        return EndReason.OUTPUT, b''
     now = time.monotonic()
     if now >= tick:
       usage = measure()
       if usage.memory > limits.memory:
-        return End.MEMORY, b''
-      # Process 1 is one of them.
+        return EndReason.MEMORY, b''
+      # The count includes process 1.
       if usage.tasks > limits.processes + 1:
-        return End.TASKS, b''
+        return EndReason.TASKS, b''
       tick = time.monotonic() + _TICK
-  return End.TIMEOUT, b''
+  return EndReason.TIMEOUT, b''
 
 
 def _receive(control: socket.socket) -> bytes:
@@ -153,15 +153,17 @@ def _receive(control: socket.socket) -> bytes:
     return b''
 
 
-def _conclude(said: bytes, channels: Sequence[Channel]) -> tuple[End, bytes]:
+def _conclude(
+  said: bytes, channels: Sequence[Channel]
+) -> tuple[EndReason, bytes]:
   if not said:
-    return End.LOST, b''
+    return EndReason.LOST, b''
   for channel in channels:
-    # Whoever could write to it is dead: what is in it now is all.
+    # All writers are dead: nothing can be added any more.
     before = -1
     while before < len(channel.data) and not channel.is_full:
       before = len(channel.data)
       channel.read()
     if channel.is_full:
-      return End.OUTPUT, said
-  return End.ENDED, said
+      return EndReason.OUTPUT, said
+  return EndReason.ENDED, said

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A judge that has programs run elsewhere, by a server of SandboxFusion's kind.
+"""Remote backend: a server with SandboxFusion's interface runs the programs.
 
-The server runs `POST /run_code`; what comes out is compared here, so it is not
-told what is expected either. How well it holds programs is its own affair.
+The server executes `POST /run_code`; output is compared here, so expected results
+are not sent. The server is responsible for containment.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from covrl.rewards.sandbox.test_formats import (
   Test,
 )
 
-# What a server may take beyond a program's time: for its queue and the network.
-_PATIENCE = 60.0
+# Seconds for the server's queue and the network, beyond the program's time.
+_OVERHEAD = 60.0
 _RUNNER = pathlib.Path(__file__).with_name('_runner.py')
 _CALL = """
 program = Program({program!r})
@@ -44,16 +44,16 @@ _PREFIX = b'not compiled: '
 
 
 class RemoteSession:
-  """A program that a server puts to one test after the other.
+  """Runs a program's tests on a server, one after the other.
 
   Args:
-    url: of the server.
-    program: its source.
-    seconds: that each test may take.
-    limits: whose memory the server is told.
+    url: address of the server.
+    program: source code.
+    seconds: time limit of each test.
+    limits: resource limits; the memory limit is sent to the server.
 
   Attributes:
-    is_over: whether it ran out of time once.
+    was_killed: whether a test exceeded its time limit.
   """
 
   def __init__(
@@ -63,7 +63,7 @@ class RemoteSession:
     self._program = program
     self._seconds = seconds
     self._limits = limits
-    self.is_over = False
+    self.was_killed = False
 
   def __enter__(self) -> RemoteSession:
     return self
@@ -72,11 +72,11 @@ class RemoteSession:
     return
 
   def check(self, test: Test) -> Outcome:
-    """What comes of the program at a test.
+    """Runs a test and returns its outcome.
 
     Raises:
-      SandboxError: the server cannot be reached or did not do its work, or the
-        test is one for which two sandboxes are needed.
+      SandboxError: if the server cannot be reached or fails, or the test is an
+        assert suite, which needs two sandboxes.
     """
     match test:
       case PrintTest():
@@ -109,7 +109,7 @@ class RemoteSession:
     return outcome or Outcome(0.0, Status.CRASH, 'it returned nothing')
 
   def _run(self, code: str, stdin: bytes) -> dict[str, Any] | Outcome:
-    """What the server says of a run, or what the program was killed for."""
+    """Returns the server's result, or the outcome of a killed program."""
     answer = self._ask(
       {
         'code': code,
@@ -121,7 +121,7 @@ class RemoteSession:
     )
     match answer:
       case {'run_result': {'status': 'TimeLimitExceeded'}}:
-        self.is_over = True
+        self.was_killed = True
         detail = f'it took longer than {self._seconds:g} s'
         return Outcome(0.0, Status.TIMEOUT, detail)
       case {
@@ -139,7 +139,7 @@ class RemoteSession:
     )
     try:
       with urllib.request.urlopen(
-        request, timeout=self._seconds + _PATIENCE
+        request, timeout=self._seconds + _OVERHEAD
       ) as response:
         return json.load(response)
     except (OSError, ValueError, http.client.HTTPException) as error:

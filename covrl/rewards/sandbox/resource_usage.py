@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all processes of a sandbox take together, seen from outside."""
+"""Memory and process count of a sandbox, measured from outside."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import pathlib
 from collections.abc import Iterable, Iterator
 
 _PAGE = os.sysconf('SC_PAGE_SIZE')
-# An empty file takes no block of a tmpfs, but an inode of the kernel's memory.
+# An empty file on a tmpfs takes no block but kernel memory for its inode.
 _INODE = 1024
 
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
-  """What a sandbox takes at a moment.
+  """Current resource usage of a sandbox.
 
   Attributes:
-    memory: bytes of its processes and of the files they have written.
-    tasks: its processes and their threads.
+    memory: bytes of its processes and of the files that they have written.
+    tasks: number of processes and threads.
   """
 
   memory: int
@@ -27,15 +27,15 @@ class Usage:
 
 
 def measure(pid: int, writable: Iterable[str], limit: int) -> Usage:
-  """The usage of a process and all its descendants.
+  """Measures a process and all its descendants.
 
-  Pages that processes share are counted once, which is slow to find out: so
-  only where they would be over the limit if counted for each.
+  Shared pages count once. Finding them is slow, so it is done only if the sum of
+  resident sizes exceeds the limit.
 
   Args:
     pid: the sandbox's process 1.
-    writable: directories, as the sandbox sees them, that are in memory.
-    limit: bytes of memory that are of interest.
+    writable: in-memory directories, as paths inside the sandbox.
+    limit: bytes above which an exact measurement is needed.
   """
   processes, tasks = [], 0
   for process, threads in _tree(pid):
@@ -49,12 +49,12 @@ def measure(pid: int, writable: Iterable[str], limit: int) -> Usage:
 
 
 def descendants(pid: int) -> list[int]:
-  """Every process below one."""
+  """Returns all descendants of a process."""
   return [process for process, _ in _tree(pid) if process != pid]
 
 
 def _tree(pid: int) -> Iterator[tuple[int, int]]:
-  """Every process from one down, with its number of threads."""
+  """Yields a process and its descendants with their numbers of threads."""
   waiting = [pid]
   while waiting:
     process = waiting.pop()
@@ -91,7 +91,7 @@ def _written(pid: int, path: str) -> int:
 
 
 def _text(path: str) -> str:
-  """A file of a process; empty where the process has ended."""
+  """Reads a file in /proc; empty if the process has ended."""
   try:
     return pathlib.Path(path).read_text(encoding='ascii')
   except (FileNotFoundError, ProcessLookupError):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One sandbox from outside: jobs in, bytes out.
+"""A running sandbox, seen from outside: jobs in, bytes out.
 
-Nothing that comes out of a sandbox is believed beyond being bytes.
+Everything that comes out of a sandbox is treated as untrusted bytes.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import IO, Any
 from covrl.rewards.sandbox.launcher import Launcher
 from covrl.rewards.sandbox.limits import (
   Channel,
-  End,
+  EndReason,
   Limits,
-  watch,
+  supervise_job,
 )
 from covrl.rewards.sandbox.resource_usage import Usage, descendants, measure
 from covrl.rewards.sandbox.scripts import compile_script
@@ -34,46 +34,46 @@ _TIMEOUT = 30.0
 
 
 class SandboxError(Exception):
-  """A sandbox could not be had, through no fault of a program."""
+  """A sandbox failed, for a reason other than the program."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-  """What came of a job.
+class JobResult:
+  """Result of a job in a sandbox.
 
   Attributes:
-    end: how it ended.
-    output: what it printed, up to a cap.
-    result: what it wrote where results go, up to a cap.
-    said: what process 1 had to say of it.
+    end: how the job ended.
+    output: standard output, up to a limit.
+    result: bytes written to the result descriptor, up to a limit.
+    said: the report of the sandbox's process 1.
   """
 
-  end: End
+  end: EndReason
   output: bytes = b''
   result: bytes = b''
   said: bytes = b''
 
 
 class Sandbox:
-  """A sandbox that is up, to be closed by the thread that made it.
+  """A running sandbox; must be closed by the thread that made it.
 
   Args:
-    launcher: how to start one.
-    limits: what its programs may take.
-    cpu: the one processor that they may use; any if none is given.
+    launcher: starts the sandbox.
+    limits: resource limits of its programs.
+    cpu: the processor to run on; any if `None`.
 
   Attributes:
-    is_fit: whether it may have another job: nothing was killed in it, and
-      nothing left behind.
+    is_reusable: whether another job may run in it: nothing was killed and no
+      files were left behind.
 
   Raises:
-    SandboxError: it could not be started.
+    SandboxError: if the sandbox cannot be started.
   """
 
   def __init__(
     self, launcher: Launcher, limits: Limits, cpu: int | None = None
   ) -> None:
-    self.is_fit = True
+    self.is_reusable = True
     self._launcher = launcher
     self._limits = limits
     self._stack = contextlib.ExitStack()
@@ -90,17 +90,17 @@ class Sandbox:
     self.close()
 
   def close(self) -> None:
-    """Kills everything in it; nothing of it is left when this returns."""
-    self.is_fit = False
+    """Kills all processes of the sandbox; none is left when this returns."""
+    self.is_reusable = False
     self._stack.close()
 
   def usage(self, *, exact: bool = False) -> Usage:
-    """What it takes at the moment; exactly, or where it may be too much."""
+    """Measures the current usage; exactly only near the limit, or on request."""
     limit = 0 if exact else self._limits.memory
     return measure(self._pid, self._launcher.writable, limit)
 
-  def load(self, program: bytes, seconds: float) -> Run:
-    """Compiles the program; what is said, after a dot, is why it failed."""
+  def load(self, program: bytes, seconds: float) -> JobResult:
+    """Compiles a program; `said` is a dot followed by the error, if any."""
     with memory_file(program) as source:
       return self._do({'kind': 'load'}, [source], seconds, [])
 
@@ -113,17 +113,17 @@ class Sandbox:
     most_output: int,
     most_result: int,
     pipes: Sequence[int] = (),
-  ) -> Run:
-    """Runs a job in a process of its own.
+  ) -> JobResult:
+    """Runs a job in a fresh process.
 
     Args:
-      job: what the runner is to do.
-      stdin: the program's input, a file.
-      seconds: after which it is killed, with all else in here.
-      most_output: bytes; a program that prints more is killed.
-      most_result: likewise for its result.
-      pipes: descriptors that the process gets as its 4 and 5; they are closed
-        here once it has them.
+      job: the job description for the runner.
+      stdin: the program's input.
+      seconds: time limit, after which everything in the sandbox is killed.
+      most_output: maximal bytes of output; a program that prints more is killed.
+      most_result: maximal bytes of the result; a program that writes more is
+        killed.
+      pipes: descriptors that the process receives as 4 and 5; closed here.
     """
     with contextlib.ExitStack() as stack:
       for pipe in pipes:
@@ -134,8 +134,8 @@ class Sandbox:
       run = self._do(
         {**job, 'seconds': seconds}, descriptors, seconds, channels
       )
-      # `<status> <0 or 1>`: whether anything lies in the writable directories.
-      if run.end is not End.ENDED or not run.said.endswith(b' 1'):
+      # `<status> <1 or 0>`: whether the writable directories are empty.
+      if run.end is not EndReason.ENDED or not run.said.endswith(b' 1'):
         self.close()
       return run
 
@@ -145,19 +145,21 @@ class Sandbox:
     descriptors: Sequence[int],
     seconds: float,
     channels: Sequence[Channel],
-  ) -> Run:
+  ) -> JobResult:
     try:
       socket.send_fds(self._control, [marshal.dumps(dict(job))], descriptors)
     except OSError:
-      return Run(End.LOST)
+      return JobResult(EndReason.LOST)
     for channel in channels:
-      channel.hand_over()
-    end, said = watch(
+      channel.close_write_end()
+    end, said = supervise_job(
       self._control, channels, seconds, self.usage, self._limits
     )
-    if end is End.LOST:
-      said = self._complaint().encode()
-    return Run(end, *(bytes(channel.data) for channel in channels), said=said)
+    if end is EndReason.LOST:
+      said = self._last_error().encode()
+    return JobResult(
+      end, *(bytes(channel.data) for channel in channels), said=said
+    )
 
   def _start(self, cpu: int | None) -> None:
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -170,17 +172,17 @@ class Sandbox:
         far.close()
         if cpu is not None:
           os.sched_setaffinity(self._pid, {cpu})
-        self._greet()
+        self._send_settings()
       except (OSError, ValueError) as error:
-        raise SandboxError(self._complaint() or str(error)) from None
+        raise SandboxError(self._last_error() or str(error)) from None
 
-  def _complaint(self) -> str:
-    """The last line that bubblewrap or process 1 wrote to standard error."""
+  def _last_error(self) -> str:
+    """Returns the last line of bubblewrap's or process 1's standard error."""
     text = os.pread(self._errors, 1 << 16, 0).decode(errors='replace')
     return next((line for line in text.splitlines()[::-1] if line.strip()), '')
 
   def _spawn(self, control: int) -> int:
-    """Starts it, and gives its process 1 as it is known out here."""
+    """Starts the sandbox; returns the host's id of its process 1."""
     with (
       memory_file(compile_script('_runner.py')) as code,
       memory_file(make_filter(processes=True)) as rules,
@@ -200,19 +202,19 @@ class Sandbox:
         stdout=subprocess.DEVNULL,
         stderr=self._errors,
         pass_fds=(control, code, rules, write),
-        # Ctrl-C is the trainer's to handle.
+        # Ctrl-C is handled by the trainer.
         start_new_session=True,
       )
       ours.close()
       if not self._launcher.has_namespaces:
-        self._stack.callback(_dismiss, self._control, process)
+        self._stack.callback(_stop_runner, self._control, process)
         return process.pid
-      self._stack.callback(_await, process)
+      self._stack.callback(_wait_for_bubblewrap, process)
       pid = _read_pid(info)
       self._stack.callback(_kill, os.pidfd_open(pid))
       return pid
 
-  def _greet(self) -> None:
+  def _send_settings(self) -> None:
     settings = {
       'limits': self._limits.settings(),
       'writable': self._launcher.writable,
@@ -225,7 +227,7 @@ class Sandbox:
 
 @contextlib.contextmanager
 def memory_file(data: bytes) -> Iterator[int]:
-  """A descriptor of a file that has no name, at its start."""
+  """Context with the descriptor of an anonymous in-memory file."""
   descriptor = os.memfd_create('judge')
   try:
     with open(descriptor, 'wb', closefd=False) as file:
@@ -237,7 +239,7 @@ def memory_file(data: bytes) -> Iterator[int]:
 
 
 def _read_pid(info: IO[bytes]) -> int:
-  """Which process bubblewrap says that it has started."""
+  """Reads the id of the process that bubblewrap has started."""
   poll = select.poll()
   poll.register(info, select.POLLIN)
   text = b''
@@ -246,30 +248,34 @@ def _read_pid(info: IO[bytes]) -> int:
   try:
     return json.loads(text)['child-pid']
   except ValueError:
-    raise OSError('bubblewrap did not say what it has started') from None
+    raise OSError(
+      'bubblewrap did not report the process that it has started'
+    ) from None
 
 
 def _kill(handle: int) -> None:
-  """Kills process 1, and with it its namespace."""
+  """Kills process 1 and thereby its pid namespace."""
   with contextlib.suppress(ProcessLookupError):
     signal.pidfd_send_signal(handle, signal.SIGKILL)
   os.close(handle)
 
 
-def _await(process: subprocess.Popen[bytes]) -> None:
-  """Waits for bubblewrap, which ends after the namespace that it made."""
+def _wait_for_bubblewrap(process: subprocess.Popen[bytes]) -> None:
+  """Waits for bubblewrap, which exits after its namespace."""
   try:
     process.wait(_TIMEOUT)
   except subprocess.TimeoutExpired:
-    # It hangs: and what it has started by now may not be told of its death.
+    # It hangs, and its children might survive it.
     for pid in (*descendants(process.pid), process.pid):
       with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     process.wait(_TIMEOUT)
 
 
-def _dismiss(control: socket.socket, process: subprocess.Popen[bytes]) -> None:
-  """Has the runner kill its program and end, where nothing else holds them."""
+def _stop_runner(
+  control: socket.socket, process: subprocess.Popen[bytes]
+) -> None:
+  """Makes the runner kill its program and exit, without a pid namespace."""
   with contextlib.suppress(OSError):
     control.shutdown(socket.SHUT_RDWR)
   try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scripts that run inside of sandboxes, as what an interpreter takes."""
+"""Compilation of the scripts that run inside sandboxes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ _HERE = pathlib.Path(__file__).parent
 
 @functools.cache
 def compile_script(name: str) -> bytes:
-  """A script's code, for an interpreter of the kind that this one is."""
+  """Returns a script as marshalled bytecode of this Python version."""
   path = _HERE / name
   return marshal.dumps(compile(path.read_bytes(), name, 'exec'))

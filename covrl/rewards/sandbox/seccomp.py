@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The system calls that a judged program has: a list of what is allowed.
+"""Seccomp filter of judged programs: an allow-list of system calls.
 
-The filter is compiled by libseccomp, which knows the numbers of every machine;
-Debian's and Ubuntu's apt bring it. It is called by ctypes: the Python wrapper
-of the registry has had no release since 2021, and is no longer than this.
+The filter is compiled by libseccomp (from Debian's or Ubuntu's packages), which
+knows the system call numbers of each architecture. It is called through ctypes,
+since its Python wrapper has had no release since 2021.
 
-Whatever is not listed answers ENOSYS, as on a kernel without it, which is what
-the C library falls back from: so sockets but for pairs, tracing, other
-processes' memory, namespaces, mounts, keys, io_uring, BPF, System V and POSIX
-queues, memory outside of any limit (memfd), limits, priority and CPU of others.
+System calls that are not listed fail with ENOSYS, as on a kernel without them,
+for which the C library has fallbacks. Among them: sockets other than pairs,
+tracing, other processes' memory, namespaces, mounts, keys, io_uring, BPF, System
+V and POSIX queues, memfd (memory outside of limits), and other processes' limits,
+priorities and CPU affinity.
 """
 
 from __future__ import annotations
@@ -54,12 +55,12 @@ getresuid getrlimit getrusage getsid gettid getuid membarrier rseq
 sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getparam
 sched_getscheduler sched_yield set_robust_list set_tid_address sysinfo uname
 """
-# Pairs, which event loops wake themselves with, and the sandbox's own socket.
+# Socket pairs, which event loops use, and the sandbox's control socket.
 _PAIRS = """
 getpeername getsockname getsockopt recvfrom recvmsg sendmsg sendto setsockopt
 shutdown socketpair
 """
-# Only where a namespace holds them: children, and signals to others.
+# Only inside a pid namespace: child processes, and signals to others.
 _PROCESSES = """
 execve execveat fork kill pidfd_open pidfd_send_signal rt_sigqueueinfo
 rt_tgsigqueueinfo setgroups setpgid setresgid setresuid setsid tgkill tkill
@@ -87,21 +88,21 @@ class _Comparison(ctypes.Structure):
 
 @functools.cache
 def make_filter(*, processes: bool) -> bytes:
-  """The BPF program for this machine's kernel.
+  """Returns the filter as a BPF program for this machine.
 
   Args:
-    processes: whether there may be child processes and signals to others; for
-      where a pid namespace holds them.
+    processes: whether child processes and signals to others are allowed; only
+      safe inside a pid namespace.
 
   Raises:
-    OSError: libseccomp is not installed, or does not know this machine.
+    OSError: if libseccomp is not installed or does not support this machine.
   """
   library = ctypes.CDLL('libseccomp.so.2', use_errno=True)
   library.seccomp_init.restype = ctypes.c_void_p
   library.seccomp_syscall_resolve_name.argtypes = (ctypes.c_char_p,)
   context = ctypes.c_void_p(library.seccomp_init(_ERRNO | errno.ENOSYS))
   if not context:
-    raise OSError('libseccomp does not know this machine')
+    raise OSError('libseccomp does not support this machine')
   try:
     _allow_all(library, context, processes)
     return _export(library, context)
@@ -114,7 +115,7 @@ def _allow_all(
 ) -> None:
   def allow(name: str, *comparisons: tuple[int, int, int, int]) -> None:
     number = library.seccomp_syscall_resolve_name(name.encode())
-    # What a machine or this libseccomp does not have stays refused.
+    # Calls unknown to this machine or libseccomp stay forbidden.
     if number < 0:
       return
     array = (_Comparison * len(comparisons))(*comparisons)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One program before its tests: a sandbox, or as many as it spoils."""
+"""Runs one program's tests in sandboxes and turns the results into outcomes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from covrl.rewards.sandbox.compare_outputs import (
   same_value,
 )
 from covrl.rewards.sandbox.launcher import Launcher
-from covrl.rewards.sandbox.limits import End, Limits
-from covrl.rewards.sandbox.sandbox import Run, Sandbox, SandboxError
+from covrl.rewards.sandbox.limits import EndReason, Limits
+from covrl.rewards.sandbox.sandbox import JobResult, Sandbox, SandboxError
 from covrl.rewards.sandbox.scripts import compile_script
 from covrl.rewards.sandbox.test_formats import (
   CallTest,
@@ -24,26 +24,26 @@ from covrl.rewards.sandbox.test_formats import (
   Test,
 )
 
-# What a program may print or return beyond twice what was expected of it.
+# Bytes that a program may print or return beyond twice the expected size.
 _SPARE = 1 << 20
 _PASSED = Outcome(1.0, Status.SCORED)
 
 
 class Session:
-  """A program that is put to one test after the other.
+  """Runs a program's tests one after the other.
 
-  Every test begins in a process that has run nothing of the program. The
-  sandbox is another one as soon as anything was left in it.
+  Every test starts in a fresh process. The sandbox is replaced as soon as
+  anything was left behind in it.
 
   Args:
-    launcher: how to start a sandbox.
-    limits: what the program may take.
-    program: its source.
-    seconds: that each test may take.
-    cpu: the one processor that it may use; any if none is given.
+    launcher: starts sandboxes.
+    limits: resource limits of the program.
+    program: source code.
+    seconds: time limit of each test.
+    cpu: the processor to run on; any if `None`.
 
   Attributes:
-    is_over: whether it has had to be killed, which may be slow to do again.
+    was_killed: whether the program had to be killed in a test.
   """
 
   def __init__(
@@ -59,7 +59,7 @@ class Session:
     self._program = program
     self._seconds = seconds
     self._cpu = cpu
-    self.is_over = False
+    self.was_killed = False
     self._sandbox: Sandbox | None = None
 
   def __enter__(self) -> Session:
@@ -69,24 +69,24 @@ class Session:
     self.close()
 
   def close(self) -> None:
-    """Ends the sandbox."""
+    """Closes the sandbox."""
     if self._sandbox is not None:
       self._sandbox.close()
 
   def check(self, test: Test) -> Outcome:
-    """What comes of the program at a test.
+    """Runs a test and returns its outcome.
 
     Raises:
-      SandboxError: there is no sandbox to be had.
+      SandboxError: if a sandbox cannot be started.
     """
     sandbox = self._sandbox
-    if sandbox is None or not sandbox.is_fit:
+    if sandbox is None or not sandbox.is_reusable:
       sandbox = self._sandbox = self._open()
       run = sandbox.load(self._program, self._seconds)
-      if run.end is not End.ENDED:
+      if run.end is not EndReason.ENDED:
         return self._failure(run)
       if run.said != b'.':
-        reason = in_a_line(run.said[1:])
+        reason = one_line(run.said[1:])
         return Outcome(0.0, Status.UNPARSABLE, f'it does not compile: {reason}')
     match test:
       case PrintTest():
@@ -107,7 +107,7 @@ class Session:
       most_output=2 * len(test.stdout) + _SPARE,
       most_result=_SPARE,
     )
-    if run.end is not End.ENDED:
+    if run.end is not EndReason.ENDED:
       return self._failure(run)
     outcome = compare_output(run.output, test)
     if outcome.score or run.said.startswith(b'0 '):
@@ -122,7 +122,7 @@ class Session:
       most_output=0,
       most_result=2 * test.size + _SPARE,
     )
-    if run.end is not End.ENDED:
+    if run.end is not EndReason.ENDED:
       return self._failure(run)
     outcome = compare_answer(run.result, test)
     if outcome is None:
@@ -130,13 +130,13 @@ class Session:
     return outcome
 
   def _check_suite(self, sandbox: Sandbox, test: SuiteTest) -> Outcome:
-    """The suite's verdict, which it reaches where the program is not."""
+    """Runs an assert suite in a sandbox apart from the program's."""
     source = test.source.encode('utf-8', 'surrogatepass')
     with self._open() as other:
       if other.load(source, self._seconds).said != b'.':
         raise SandboxError('the suite does not compile')
-      asked, asks = os.pipe()
-      told, tells = os.pipe()
+      requests_out, requests_in = os.pipe()
+      replies_out, replies_in = os.pipe()
       with futures.ThreadPoolExecutor(1) as executor:
         program = executor.submit(
           sandbox.run,
@@ -145,7 +145,7 @@ class Session:
           seconds=self._seconds,
           most_output=0,
           most_result=_SPARE,
-          pipes=(asked, tells),
+          pipes=(requests_out, replies_in),
         )
         scripts = _scripts('values', 'suite', 'checks')
         suite = other.run(
@@ -154,14 +154,14 @@ class Session:
           seconds=self._seconds,
           most_output=0,
           most_result=_SPARE,
-          pipes=(told, asks),
+          pipes=(replies_out, requests_in),
         )
       return self._compare_suite(program.result(), suite)
 
-  def _compare_suite(self, program: Run, suite: Run) -> Outcome:
-    if program.end is not End.ENDED:
+  def _compare_suite(self, program: JobResult, suite: JobResult) -> Outcome:
+    if program.end is not EndReason.ENDED:
       return self._failure(program)
-    if suite.end is not End.ENDED:
+    if suite.end is not EndReason.ENDED:
       return self._failure(suite)
     match read_json(suite.result or b'{}'):
       case {'passed': _}:
@@ -169,32 +169,30 @@ class Session:
       case {'broken': str(reason)}:
         raise SandboxError(f'the suite cannot be run: {reason}')
       case {'failed': str(reason)}:
-        said = reason.encode(errors='replace')
+        failure = reason.encode(errors='replace')
       case _:
-        said = b'the suite ended before its end'
-    # A program that ended early says more of it than the suite does.
+        failure = b'the suite exited before its end'
+    # If the program exited early, its own error explains more.
     if program.result and not program.result.startswith(b'EOFError'):
-      return Outcome(0.0, Status.CRASH, in_a_line(program.result))
-    return Outcome(0.0, Status.WRONG, in_a_line(said))
+      return Outcome(0.0, Status.CRASH, one_line(program.result))
+    return Outcome(0.0, Status.WRONG, one_line(failure))
 
-  def _failure(self, run: Run) -> Outcome:
-    """What a program is killed for."""
-    self.is_over = True
+  def _failure(self, run: JobResult) -> Outcome:
+    """Returns the outcome of a program that was killed."""
+    self.was_killed = True
     limits = self._limits
     match run.end:
-      case End.TIMEOUT:
+      case EndReason.TIMEOUT:
         detail = f'it took longer than {self._seconds:g} s'
         return Outcome(0.0, Status.TIMEOUT, detail)
-      case End.MEMORY:
+      case EndReason.MEMORY:
         detail = f'it took more than {limits.memory >> 20} MiB of memory'
-      case End.TASKS:
+      case EndReason.TASKS:
         detail = f'it had more than {limits.processes} processes and threads'
-      case End.OUTPUT:
+      case EndReason.OUTPUT:
         detail = 'it printed or returned far more than was asked for'
       case _:
-        detail = (
-          f'its sandbox broke: {in_a_line(run.said) or "no reason given"}'
-        )
+        detail = f'its sandbox broke: {one_line(run.said) or "no reason given"}'
     return Outcome(0.0, Status.CRASH, detail)
 
 
@@ -203,16 +201,16 @@ def _scripts(*names: str) -> list[bytes]:
 
 
 def compare_output(printed: bytes, test: PrintTest) -> Outcome:
-  """What comes of a program that printed this."""
+  """Compares printed output with the expected one."""
   if same_output(printed, test.stdout):
     return _PASSED
-  expected, got = in_a_line(test.stdout), in_a_line(printed)
+  expected, got = one_line(test.stdout), one_line(printed)
   detail = f"'{expected}' was expected, got '{got}'"
   return Outcome(0.0, Status.WRONG, detail)
 
 
 def compare_answer(text: bytes, test: CallTest) -> Outcome | None:
-  """What comes of a call that left this; nothing if it is no answer at all."""
+  """Compares a returned value; `None` if the text is not a valid reply."""
   try:
     answer = read_json(text)
   except ValueError:
@@ -222,30 +220,28 @@ def compare_answer(text: bytes, test: CallTest) -> Outcome | None:
       if same_value(result, test.result):
         return _PASSED
       expected, got = (
-        in_a_line(f'{value!r:.400}'.encode(errors='replace'))
+        one_line(f'{value!r:.400}'.encode(errors='replace'))
         for value in (test.result, result)
       )
       return Outcome(0.0, Status.WRONG, f'{expected} was expected, got {got}')
     case {'error': str(error), **rest} if not rest:
       return Outcome(
-        0.0, Status.CRASH, in_a_line(error.encode(errors='replace'))
+        0.0, Status.CRASH, one_line(error.encode(errors='replace'))
       )
   return None
 
 
-def _reason(run: Run, said: bytes) -> str:
-  """Why a program ended without what was asked for."""
+def _reason(run: JobResult, said: bytes) -> str:
+  """Describes how a program ended without a correct result."""
   status = int(run.said.split()[0])
   if os.WIFSIGNALED(status):
     number = os.WTERMSIG(status)
     names = {item.value: item.name for item in signal.Signals}
     return f'it was killed by {names.get(number, f"signal {number}")}'
-  return (
-    in_a_line(said) or f'it exited with {os.waitstatus_to_exitcode(status)}'
-  )
+  return one_line(said) or f'it exited with {os.waitstatus_to_exitcode(status)}'
 
 
-def in_a_line(text: bytes) -> str:
+def one_line(text: bytes) -> str:
   """Something to be shown that a program has made."""
   line = text[:400].decode(errors='replace').strip()
   return ascii(line)[1:-1][:200]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The forms that a test of a program can take, and the program in a response."""
+"""Formats of tests, and extraction of the program from a response."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FORMS = (
 
 @dataclasses.dataclass(frozen=True)
 class PrintTest:
-  """A program that reads `stdin` prints `stdout`."""
+  """The program, given `stdin`, must print `stdout`."""
 
   stdin: bytes
   stdout: bytes
@@ -32,7 +32,14 @@ class PrintTest:
 
 @dataclasses.dataclass(frozen=True)
 class CallTest:
-  """A function returns `result`, of a `size` in JSON, for marshalled arguments."""
+  """A function must return a value.
+
+  Attributes:
+    name: name of the function or method.
+    arguments: marshalled arguments.
+    result: the expected value.
+    size: length of the expected value as JSON.
+  """
 
   name: str
   arguments: bytes
@@ -42,7 +49,7 @@ class CallTest:
 
 @dataclasses.dataclass(frozen=True)
 class SuiteTest:
-  """A source of asserts, test functions or test cases holds of the program."""
+  """A suite of asserts, test functions or test cases must pass."""
 
   source: str
   entry: str | None
@@ -52,10 +59,11 @@ Test = PrintTest | CallTest | SuiteTest
 
 
 def parse_tests(tests: Sequence[Mapping[str, Any]]) -> list[Test]:
-  """Tests as a data set has them.
+  """Parses tests in the formats of data sets.
 
   Raises:
-    ValueError: there is none, or one has no known form; which, and how so.
+    ValueError: if there are no tests, or one has an unknown format; the message
+      says which.
   """
   if not tests:
     raise ValueError('At least one test is required, got none.')
@@ -63,7 +71,7 @@ def parse_tests(tests: Sequence[Mapping[str, Any]]) -> list[Test]:
 
 
 def find_program(response: str) -> str | None:
-  """The program of a response: its last fenced block of Python, or all of it.
+  """Returns the last fenced Python block of a response, or all of it.
 
   >>> find_program('Here it is:\\n```python\\nprint(1)\\n```')
   'print(1)\\n'
@@ -90,7 +98,7 @@ def _parse(index: int, test: Mapping[str, Any]) -> Test:
         arguments = json.loads(json.dumps(list(args)))
         text = json.dumps(result)
         value = read_json(text.encode())
-        # Neither is nested too deeply for what is to be done with it.
+        # Fails here if the value is nested too deeply to be compared.
         same_value(value, value)
         return CallTest(name, marshal.dumps(arguments), value, len(text))
       except (TypeError, ValueError, RecursionError) as error:

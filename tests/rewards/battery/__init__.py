@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs for the judge: attacks of three kinds, and honest ones."""
+"""Battery of programs for the judge: attacks of three kinds, and controls."""
 
 from rewards.battery import controls, forging, reaching, taking
 from rewards.battery.rows import Row as Row

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Honest programs, some of which look like the others."""
+"""Control programs: honest ones, some of which resemble attacks."""
 
 from rewards.battery.rows import CALL, SUITE, SUM, control
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs that want to pass without solving anything."""
+"""Attacks that try to pass without solving the task."""
 
 from rewards.battery.rows import CALL, SUITE, forging
 

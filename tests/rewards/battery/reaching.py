@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs that reach for what is not theirs, and say what they have got."""
+"""Attacks that try to reach resources outside of the sandbox."""
 
 from rewards.battery.rows import reaching
 
-# How programs make system calls that Python has no name for, or are forced.
+# Helper with which programs make system calls that Python does not offer.
 _CALLS = """
 import ctypes
 libc = ctypes.CDLL(None, use_errno=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a row of the battery is, and the outcome that each kind must have."""
+"""Rows of the battery, and the outcome expected of each kind."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ SEALED = ({'stdin': '', 'stdout': 'sealed\n'},)
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """A program, its tests and the score that it deserves.
+  """A program, its tests and the expected score.
 
   Attributes:
     name: of the row.
     kind: `forging` (to pass without solving), `taking` (more than its share),
       `reaching` (for what is not its own; it prints `sealed` if that is
       nowhere to be had) or `control` (honest).
-    program: its source.
+    program: source code.
     tests: as `judge_code` takes them.
-    score: what it deserves.
+    score: the expected score.
     statuses: those that describe what befalls it.
     time_limit: seconds for each test.
   """
@@ -49,7 +49,7 @@ def forging(
   statuses: tuple[Status, ...] = (Status.WRONG, Status.CRASH),
   time_limit: float = 4.0,
 ) -> Row:
-  """A program that wants a score that it has not earned."""
+  """Returns a row for a program that tries to forge a score."""
   source = textwrap.dedent(program)
   return Row(name, 'forging', source, tests, 0.0, statuses, time_limit)
 
@@ -61,13 +61,13 @@ def taking(
   tests: Sequence[Mapping[str, Any]] = SUM,
   time_limit: float = 1.5,
 ) -> Row:
-  """A program that takes what it can get until it is stopped."""
+  """Returns a row for a program that exhausts a resource until it is killed."""
   source = textwrap.dedent(program)
   return Row(name, 'taking', source, tests, 0.0, statuses, time_limit)
 
 
 def reaching(name: str, program: str) -> Row:
-  """A program that appends to `found` whatever it can get hold of."""
+  """Returns a row for a program that lists what it could reach in `found`."""
   source = (
     'found = []\n'
     + textwrap.dedent(program)
@@ -79,6 +79,6 @@ def reaching(name: str, program: str) -> Row:
 def control(
   name: str, program: str, tests: Sequence[Mapping[str, Any]] = SUM
 ) -> Row:
-  """An honest program, which has to pass."""
+  """Returns a row for an honest program, which must pass."""
   source = textwrap.dedent(program)
   return Row(name, 'control', source, tests, 1.0, (Status.SCORED,), 8.0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs that take more than their share of the machine."""
+"""Attacks that try to exhaust time, memory, processes or output."""
 
 from rewards.battery.rows import CALL, SUITE, taking
 
