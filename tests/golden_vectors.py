@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reference vectors, padded to one shape: one compilation."""
+"""Reference vectors, padded to one shape so that tests compile once."""
 
 import dataclasses
 import functools
@@ -17,7 +17,13 @@ ROWS, LENGTH = 16, 64
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """One case: its arrays, its hyperparameters, its shape before padding."""
+  """One case of reference vectors.
+
+  Attributes:
+    name: function and case.
+    arrays: inputs and outputs by name.
+    options: hyperparameters.
+  """
 
   name: str
   arrays: dict[str, np.ndarray]
@@ -25,11 +31,11 @@ class Case:
 
   @functools.cached_property
   def shape(self):
-    """Of the two-dimensional arrays, before padding."""
+    """Shape of the two-dimensional arrays before padding."""
     return next(x.shape for x in self.arrays.values() if x.ndim == 2)
 
   def given(self, name, dtype=None):
-    """An input as JAX takes it, padded with zeros to [16] or [16, 64]."""
+    """An input as a JAX array, padded with zeros to `[16]` or `[16, 64]`."""
     x = self.arrays[f'in/{name}']
     if name.endswith('mask'):
       x = x.astype(bool)
@@ -38,7 +44,7 @@ class Case:
     return jnp.asarray(pad(x))
 
   def expected(self, name):
-    """An output, in float64 where there is one; padded like the inputs."""
+    """An output, in float64 if available; padded like the inputs."""
     key = f'out64/{name}'
     return pad(self.arrays[key if key in self.arrays else f'out/{name}'])
 
@@ -56,7 +62,7 @@ def pad(x):
 
 @pytest.fixture(scope='session')
 def golden():
-  """`golden(function)` is the list of its cases."""
+  """A function from the name of a loss or method to its cases."""
   with np.load(GOLDEN) as file:
     meta = json.loads(str(file['meta']))
     arrays = {key: file[key] for key in file.files if key != 'meta'}
@@ -80,7 +86,7 @@ def golden():
 
 
 def assert_close(actual, expected, relative, message):
-  """Equal to `relative`, of each number or of a thousandth of the largest."""
+  """Relative tolerance of each number, or of a thousandth of the largest."""
   expected = np.asarray(expected)
   scale = np.max(np.abs(expected), initial=0)
   np.testing.assert_allclose(

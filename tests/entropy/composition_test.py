@@ -17,8 +17,8 @@ from covrl.entropy.base import update_signal
 SHAPE = (4, 12)
 STEPS = 3
 
-# Every coefficient and every fraction there is: how a transform is made of it,
-# and its values at the first steps.
+# All coefficients and fractions: a function from the value to the transform, and
+# values of the first steps.
 MADE_OF = {
   'kl_cov, coefficient': (
     lambda value: covrl.kl_cov(0.05, coefficient=value, minimum=2),
@@ -54,7 +54,7 @@ MADE_OF = {
 
 @pytest.fixture(scope='module')
 def batch():
-  """Statistics, context and a signal of a little batch."""
+  """Statistics, context and signal of a small batch."""
   rng = np.random.default_rng(0)
 
   def normal(scale=1.0):
@@ -116,7 +116,7 @@ def run(chains, batch):
 
 @pytest.fixture(scope='module')
 def by_number(batch):
-  """The edits of plain numbers: each step's value given outright."""
+  """The edits with each step's value passed as a number."""
   signal, stats, context = batch
 
   @jax.jit
@@ -148,7 +148,7 @@ def check_equal(edits, expected):
         strict=True,
       ):
         np.testing.assert_allclose(got, want, rtol=1e-6, err_msg=name)
-  # …and the values do change something.
+  # …and the values have an effect.
   for name in MADE_OF:
     first, last = edits[0][name], edits[-1][name]
     assert any(

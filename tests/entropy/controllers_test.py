@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Controllers against their rules in Python, and in a loop with a plant."""
+"""Controllers against their rules in Python, and in closed loops."""
 
 import functools
 import math
@@ -119,8 +119,8 @@ def update(token_tx, state, stats, entropy):
 
 
 @pytest.mark.parametrize('name', CONTROLLERS)
-def test_controllers_stand_where_a_coefficient_does(stats, name):
-  """Within optax's chain, under jit: advanced once, saved as scalars."""
+def test_controllers_replace_a_coefficient(stats, name):
+  """In optax's chain, under jit: advanced once per update, saved as scalars."""
   controller = CONTROLLERS[name]
   assert isinstance(controller, optax.schedules.StatefulSchedule)
   token_tx = optax.chain(covrl.entropy_bonus(controller), optax.scale(2.0))
@@ -129,7 +129,7 @@ def test_controllers_stand_where_a_coefficient_does(stats, name):
     reading = jnp.asarray(entropy)
     coefficient = controller(alone, entropy=reading)
     alone = controller.update(alone, entropy=reading)
-    # What a checkpoint does: leaves out, leaves in.
+    # As a checkpoint does: flatten and unflatten.
     leaves, structure = jax.tree.flatten(state)
     state = jax.tree.unflatten(structure, [np.asarray(x) for x in leaves])
     signal, state = update(token_tx, state, stats, reading)
@@ -143,7 +143,7 @@ def test_controllers_stand_where_a_coefficient_does(stats, name):
 
 
 def test_controllers_under_inject_hyperparams(stats):
-  """optax asks for a value before there is any context."""
+  """optax evaluates the coefficient before there is a context."""
   controller = covrl.target_entropy(0.5, horizon=10.0)
   token_tx = optax.inject_hyperparams(covrl.entropy_bonus)(
     coefficient=controller
@@ -154,7 +154,7 @@ def test_controllers_under_inject_hyperparams(stats):
   assert float(state.hyperparams['coefficient']) == pytest.approx(0.01)
 
 
-def test_controllers_keep_64_bits(x64):
+def test_controllers_do_not_narrow_64_bits(x64):
   for controller in CONTROLLERS.values():
     values, _ = replay(controller, READINGS)
     assert values.dtype == jnp.float64
@@ -175,7 +175,7 @@ def test_a_missing_reading_is_named():
     band(band.init(), entropy=jnp.asarray(0.5))
 
 
-def test_numbers_outside_their_range_are_refused():
+def test_refuses_numbers_outside_their_range():
   for make, sentence in (
     (lambda: covrl.adaptive_bonus(-0.1), 'target is an entropy'),
     (lambda: covrl.adaptive_bonus(increment=0.0), 'increment must be finite'),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exact sums: right, and the same bits whatever the order and the sharding."""
+"""Exact sums: correct, and bitwise equal in every order and sharding."""
 
 import math
 
@@ -43,7 +43,7 @@ def test_order_and_value(values, mask, seed):
 
 
 @pytest.mark.parametrize('shape', [(8,), (4, 2), (2, 2, 2)])
-def test_bits_on_every_mesh(shape):
+def test_mean_is_bitwise_equal_on_every_mesh(shape):
   rng = np.random.default_rng(0)
   values = (
     rng.normal(size=(64, 33)) * 10 ** rng.uniform(-3, 3, (64, 33))

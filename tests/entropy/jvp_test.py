@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The score of shared parameters against what an update really changes."""
+"""The score for shared parameters against realised entropy changes."""
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def entropy(statistics, params, mask):
 
 
 @pytest.mark.parametrize('adaptive', [False, True])
-def test_it_predicts_the_change_of_the_mean_entropy(problem, adaptive):
+def test_predicts_the_change_of_the_mean_entropy(problem, adaptive):
   statistics, params, weight, mask = problem
   scale = jax.tree.map(lambda p: 1 / (1 + jnp.abs(p)), params)
 
@@ -67,7 +67,7 @@ def test_it_predicts_the_change_of_the_mean_entropy(problem, adaptive):
   assert not np.any(np.asarray(score)[~np.asarray(mask)])
 
 
-def test_each_tokens_share_is_its_own(problem):
+def test_score_of_a_token_does_not_depend_on_other_weights(problem):
   statistics, params, weight, mask = problem
   whole = covrl.jvp_score(statistics, params, weight, mask)
   one = jnp.zeros_like(weight).at[1, 2].set(weight[1, 2])
@@ -76,7 +76,7 @@ def test_each_tokens_share_is_its_own(problem):
   assert np.count_nonzero(alone) <= 1
 
 
-def test_free_logits_have_the_exact_score(problem):
+def test_equals_the_exact_score_for_free_logits(problem):
   _, _, weight, mask = problem
   logits = jax.random.normal(jax.random.key(7), (ROWS, LENGTH, VOCABULARY))
   targets = jnp.zeros((ROWS, LENGTH), jnp.int32)

@@ -210,7 +210,7 @@ def test_clip_cov_float64(golden, close, x64):
 
 @pytest.fixture
 def batch():
-  """A little batch with some drift between old and current policy."""
+  """A small batch with some drift between old and current policy."""
   rng = np.random.default_rng(0)
   old = -rng.exponential(size=(8, 16)).astype(np.float32)
   stats = TokenStats(
@@ -247,7 +247,7 @@ def explained(token_tx, stats, **context):
   ]
 
 
-def test_bonus_is_its_formula(batch):
+def test_bonus_equals_its_formula(batch):
   signal, _ = run(covrl.entropy_bonus(0.3), batch)
   np.testing.assert_allclose(
     signal.entropy, -0.3 * batch[1]['weights'], rtol=1e-6
@@ -282,14 +282,14 @@ def test_penalty_is_the_gradient_of_its_divergence(batch, divergence):
   np.testing.assert_allclose(signal.logprobs, expected, rtol=2e-5, atol=1e-8)
 
 
-def test_penalty_is_silent_where_nothing_moved(batch):
+def test_penalty_is_zero_where_the_policy_is_unchanged(batch):
   stats, context = batch
   still = TokenStats(logprobs=context['old_logprobs'], entropy=stats.entropy)
   tx = covrl.kl_cov(fraction=0.05, minimum=1)
   signal, state = run(tx, (still, context))
   assert int(state.summary.selected) >= 1
   assert not signal.logprobs.any()
-  # …nor where it moved by no more than two programs differ.
+  # …and within the noise between two programs.
   noise = 1e-4 * jnp.sign(stats.logprobs - context['old_logprobs'])
   moved = TokenStats(
     logprobs=context['old_logprobs'] + noise, entropy=stats.entropy
@@ -300,7 +300,7 @@ def test_penalty_is_silent_where_nothing_moved(batch):
   assert loud.logprobs.any()
 
 
-def test_selects_by_old_statistics_unless_told_otherwise(batch):
+def test_selects_by_old_statistics_by_default(batch):
   stats, context = batch
   other = TokenStats(logprobs=stats.logprobs[:, ::-1], entropy=stats.entropy)
   old = covrl.kl_cov(fraction=0.05)
@@ -423,7 +423,7 @@ def test_bad_statistics_are_left_out_and_counted(batch, value):
   assert bool(jnp.all(jnp.isfinite(selection.scores)))
 
 
-def test_nothing_to_select_from(batch):
+def test_selects_nothing_without_eligible_tokens(batch):
   stats, context = batch
   empty = context | {'mask': jnp.zeros_like(context['mask'])}
   for tx in (covrl.kl_cov(fraction=0.05, minimum=1), covrl.clip_cov(0.05)):

@@ -18,7 +18,7 @@ SHAPE = (8, 12)
 
 
 def by_sorting(scores, mask, quota):
-  """The same by a stable sort on one device."""
+  """Reference implementation: a stable sort on one device."""
   flat, eligible = (
     scores.reshape(-1),
     np.flatnonzero(
@@ -82,7 +82,7 @@ def select_both(scores, mask, sequences, positions):
 
 
 @pytest.mark.parametrize('shape', [(8,), (4, 2), (2, 2, 2)])
-def test_bits_on_every_mesh(tokens, shape):
+def test_selection_is_equal_on_every_mesh(tokens, shape):
   expected = jax.jit(select_both)(*tokens)
   placed = sharding.shard_batch(tokens, sharding.make_mesh(shape))
   for got, want in zip(jax.jit(select_both)(*placed), expected, strict=True):
@@ -90,7 +90,7 @@ def test_bits_on_every_mesh(tokens, shape):
     assert int(want.sum()) == int(np.floor(0.1 * tokens[1].sum()))
 
 
-def test_bits_in_every_row_order_and_packing(tokens):
+def test_selection_is_equal_in_every_row_order_and_packing(tokens):
   expected = jax.jit(select_both)(*tokens)
   order = np.random.default_rng(1).permutation(64)
   shuffled = jax.jit(select_both)(*(array[order] for array in tokens))
@@ -105,7 +105,7 @@ def _pack(array):
   return np.concatenate([array[:32, ::-1], array[32:]], axis=1)
 
 
-def test_random_is_fresh_each_step_and_uniform():
+def test_random_selection_differs_between_steps_and_is_uniform():
   eligible = jnp.ones((16, 50), bool)
   draw = jax.jit(
     lambda step: select_random(
@@ -121,7 +121,7 @@ def test_random_is_fresh_each_step_and_uniform():
   assert counts.max() < 45
 
 
-def test_random_takes_all_where_the_quota_exceeds_the_eligible():
+def test_random_selection_takes_all_eligible_tokens_below_the_quota():
   eligible = jnp.zeros((2, 4), bool).at[0, 1].set(True)
   drawn = select_random(
     eligible,
@@ -133,7 +133,7 @@ def test_random_takes_all_where_the_quota_exceeds_the_eligible():
   np.testing.assert_array_equal(drawn, eligible)
 
 
-# XLA takes subnormal numbers for 0.
+# XLA flushes subnormal numbers to 0.
 _NORMAL = st.floats(-5, 5, width=32, allow_subnormal=False)
 
 
@@ -153,7 +153,7 @@ def test_quantile(values, mask, level):
     assert float(got) == float(kept[rank - 1])
 
 
-def test_a_fraction_is_no_percentage():
+def test_refuses_a_percentage_as_fraction():
   with pytest.raises(
     ValueError, match=r'fraction must lie in \[0, 1\], got 20'
   ):

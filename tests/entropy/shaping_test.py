@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Methods that reshape the policy gradient, each against its formula in numpy."""
+"""Methods that rescale the policy gradient, each against its NumPy formula."""
 
 import functools
 from typing import Any
@@ -119,12 +119,12 @@ def test_entropic_balances_the_signs(batch):
   expected = np.where(a > 0, (1 + alpha) * a, (1 - alpha) * a)
   token_tx = covrl.entropic(0.5, proportional=2.0, integral=0.1)
   check_rescaled(batch, token_tx, expected)
-  # Far from the target one sign is silent, and none is turned around.
+  # Far from the target one sign has weight 0, and neither changes its sign.
   far = covrl.entropic(0.5, proportional=100.0)
   check_rescaled(batch, far, np.where(a > 0, 0, 2 * a))
 
 
-def test_entrocraft_keeps_what_brings_entropy_back(batch):
+def test_entrocraft_keeps_samples_that_move_entropy_into_the_band(batch):
   a = numpy_of(batch)['advantages']
   check_rescaled(batch, covrl.entrocraft(0.6, 0.7), np.minimum(a, 0))
   check_rescaled(batch, covrl.entrocraft(0.3, 0.5), a)
@@ -323,7 +323,7 @@ METHODS = {
 }
 
 
-def test_composition_keeps_dtype_and_ignores_what_is_off_the_mask(batch):
+def test_composition_keeps_dtype_and_ignores_tokens_off_the_mask(batch):
   """All of them in one chain, on half-precision cotangents."""
   stats, context = batch
   token_tx = optax.named_chain(*METHODS.items())

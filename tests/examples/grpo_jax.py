@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GRPO with KL-Cov in plain JAX: a loop of one's own, with covrl's loss in it.
+"""GRPO with KL-Cov in plain JAX: a custom loop with covrl's loss.
 
 The policy answers prompt p with eight tokens and is rewarded for each that is
 p + t mod 16. Two updates per rollout: on the first, where π = π_old, KL-Cov has

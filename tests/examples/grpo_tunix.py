@@ -72,7 +72,7 @@ def covrl_loss(model, train_example, algo_config, pad_id, eos_id, **_):
 
 
 class Letters:
-  """A tokenizer of the few letters there are."""
+  """A tokenizer of a few letters."""
 
   letters = '_$abcdefghijklmn'
 
@@ -157,7 +157,7 @@ def main():
     def watch(prompts, completions, learner=learner, history=history, **_):
       del prompts
       history.append(np.mean(rewards(None, completions)))
-      # Left alone, Tunix samples every rollout with the same noise.
+      # By default Tunix samples every rollout with the same noise.
       rollout = learner.rl_cluster.cluster_config.rollout_config
       rollout.seed = jax.random.key(len(history))
       return {}
