@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker process of the reward pool runs: a script, never imported.
+"""Main script of a reward pool's worker process; never imported.
 
-It knows nothing of covrl: it receives where to import from and what to call,
-says when it is ready, and then answers one (response, reference) after the
-other until its connection is closed. `covrl` itself is stood in for by an empty
-package with the same path, so that a scorer in one of its rooms is importable
-while the numerics (JAX, two seconds and a device) are not loaded.
+It receives the import path and the function to call, reports when it is ready, and
+scores one (response, reference) after the other until its connection is closed.
+`covrl` is replaced by an empty package with the same path, so that scorers in its
+subpackages can be imported without loading JAX, which takes two seconds and a
+device.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from typing import Any
 
 def main() -> None:
   """Serves the connection whose file descriptor is the only argument."""
-  # A signal to all processes of a run is for the run to answer; the pool kills.
+  # Signals to the process group are handled by the trainer, which kills workers.
   signal.signal(signal.SIGTERM, lambda *_: None)
   connection = Connection(int(sys.argv[1]))
-  # The pool closes the connection, or dies, when nothing more is wanted.
+  # The connection ends when the pool is closed or dies.
   with contextlib.suppress(EOFError, OSError):
     _serve(connection)
 
@@ -43,8 +43,8 @@ def _serve(connection: Connection) -> None:
   connection.send((True, ''))
   while True:
     response, reference = connection.recv()
-    # The pool kills a worker that hangs; should the pool be gone by then, the
-    # alarm does, even from within a C function.
+    # The pool kills a worker that hangs; if the pool is gone, the alarm does, even
+    # inside a C function.
     signal.setitimer(signal.ITIMER_REAL, 2 * settings['timeout'] + 1)
     reply = _score(score_fn, response, reference)
     signal.setitimer(signal.ITIMER_REAL, 0)
@@ -69,12 +69,12 @@ def _prepare(settings: dict[str, Any]) -> Callable[[str, Any], Any]:
 def _score(
   score_fn: Callable[[str, Any], Any], response: str, reference: Any
 ) -> tuple[str, float, str]:
-  """Status, score and, where there is no score, why."""
+  """Returns status, score, and a reason if the score is missing."""
   try:
     score: Any = score_fn(response, reference)
   except BaseException as error:
     return 'crash', float('nan'), f'{type(error).__name__}: {error}'
-  # An outcome is known by its name: its module may not be loaded here.
+  # Recognised by its class name, since its module may not be loaded here.
   if type(score).__name__ == 'Outcome':
     return score.status.value, float(score.score), score.detail
   if isinstance(score, numbers.Real):
@@ -85,7 +85,7 @@ def _score(
 
 
 def _limit_memory(limit: int) -> None:
-  """Lets the process allocate `limit` more bytes; on Linux alone."""
+  """Limits further allocations to `limit` bytes (on Linux)."""
   if sys.platform == 'linux':
     resource = importlib.import_module('resource')
     pages = int(pathlib.Path('/proc/self/statm').read_text().split()[0])

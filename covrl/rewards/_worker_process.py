@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One worker process of the reward pool, seen from the pool's side."""
+"""A worker process of the reward pool, as seen by the parent."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _SCRIPT = pathlib.Path(__file__).with_name('_worker_main.py')
 _PACKAGE = pathlib.Path(__file__).parents[1]
 
 Reply = tuple[str, float, str]
-"""Status, score, and a sentence on why there is no score."""
+"""Status, score, and a sentence if the score is missing."""
 
 
 class StartError(Exception):
-  """A worker could not be made ready."""
+  """A worker could not be started."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
-  """What every worker of a pool is told; see `RewardPool`."""
+  """Settings of a pool's workers; see `RewardPool`."""
 
   score_fn: bytes
   example: tuple[str, Any] | None
@@ -39,10 +39,10 @@ class WorkerSettings:
 class WorkerProcess:
   """A worker that is replaced when it hangs or dies.
 
-  One thread uses it; only `close` may be called from another.
+  It is used by one thread; only `close` may be called from another.
 
   Attributes:
-    settled: set once the first process is ready, or has failed to be.
+    settled: set once the first process is ready or has failed to start.
   """
 
   def __init__(self, settings: WorkerSettings) -> None:
@@ -54,10 +54,10 @@ class WorkerProcess:
     self._connection: Connection | None = None
 
   def ensure_ready(self) -> None:
-    """Starts a process where none is alive, and waits until it is ready.
+    """Starts a process unless one is alive, and waits until it is ready.
 
     Raises:
-      StartError: it ended, failed or took too long, or this is closed.
+      StartError: if it exits, fails or takes too long, or the pool is closed.
     """
     if self._process is not None and self._process.poll() is None:
       return
@@ -71,7 +71,7 @@ class WorkerProcess:
       self.settled.set()
 
   def score(self, response: str, reference: Any) -> Reply:
-    """What the worker says of a response, or what befell it instead."""
+    """Scores a response; reports a timeout or crash of the worker."""
     connection = self._connection
     if connection is None:
       raise StartError('it was never started')
@@ -84,17 +84,17 @@ class WorkerProcess:
       return 'crash', float('nan'), f'the worker ended with exit code {code}'
     self.stop()
     seconds = f'{self._settings.timeout:g} s'
-    return 'timeout', float('nan'), f'there was no score after {seconds}'
+    return 'timeout', float('nan'), f'no score after {seconds}'
 
   def stop(self) -> int | None:
-    """Ends the process, if any, and gives its exit code."""
+    """Ends the process, if any, and returns its exit code."""
     process, self._process = self._process, None
     connection, self._connection = self._connection, None
     if connection is not None:
       connection.close()
     if process is None:
       return None
-    # One that ended by itself says how; one that did not is killed.
+    # Collects the exit code of a process that ended; kills any other.
     with contextlib.suppress(subprocess.TimeoutExpired):
       return process.wait(timeout=0.1)
     process.kill()
@@ -103,7 +103,7 @@ class WorkerProcess:
     return None
 
   def close(self) -> None:
-    """Kills the process, and lets no other one start."""
+    """Kills the process and prevents another one from starting."""
     with self._lock:
       self._closed = True
       process = self._process
@@ -131,8 +131,8 @@ class WorkerProcess:
 
   def _message(self) -> dict[str, Any]:
     return {
-      # A console script's path lacks the directory that it is called from,
-      # where a user's own functions are.
+      # A console script's path lacks the working directory, where users keep
+      # their functions.
       'path': [*(entry or os.getcwd() for entry in sys.path), os.getcwd()],
       'package_path': str(_PACKAGE),
       'score_fn': self._settings.score_fn,
@@ -143,7 +143,7 @@ class WorkerProcess:
 
 
 def _launch(descriptor: int) -> subprocess.Popen[bytes]:
-  """Starts an interpreter that serves the other end of a socket."""
+  """Starts an interpreter that serves the other end of a socket pair."""
   environment = {
     **os.environ,
     # A scorer that uses JAX must not take the trainer's device.
@@ -159,6 +159,6 @@ def _launch(descriptor: int) -> subprocess.Popen[bytes]:
     stdin=subprocess.DEVNULL,
     stdout=subprocess.DEVNULL,
     stderr=subprocess.DEVNULL,
-    # Ctrl-C is the trainer's to handle.
+    # Ctrl-C is handled by the trainer.
     start_new_session=True,
   )

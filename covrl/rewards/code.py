@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reward of programs: the share of their tests that they pass."""
+"""Reward of programs: the share of passed tests."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from covrl.rewards.outcome import Outcome
 from covrl.rewards.reward import Reward
 from covrl.rewards.sandbox import Judge, judge_code
 
-# Tests run one after the other, and a program that runs out of time is not run
-# again; a response that takes this long all the same is masked.
+# Time limit for all tests of a response, after which it is masked. Tests run one
+# after the other, and a program that exceeds its time limit is not run again.
 _SECONDS = 120.0
 _EXAMPLE = 'print(input())', [{'stdin': '1', 'stdout': '1'}]
 
@@ -26,18 +26,18 @@ def code_reward(
   weight: float = 1.0,
   sources: tuple[str, ...] = (),
 ) -> Reward:
-  """A part that is the share of tests passed; see `judge_code`.
+  """Returns a reward that is the share of passed tests; see `judge_code`.
 
-  In an evaluation only a program that passes all of them is right.
+  In evaluations only a program that passes all tests is correct.
 
   Args:
-    level: how programs are held, see `Judge`; the best that can be had unless
-      given. Nothing is run unsandboxed unless asked for.
-    url: of a remote judge.
+    level: containment of programs, see `Judge`; the best that works if `None`.
+      Programs run unsandboxed only on request.
+    url: address of a remote judge.
     time_limit: seconds that each test may take.
-    name: see `Reward`.
-    weight: likewise.
-    sources: likewise.
+    name: name in the metrics, see `Reward`.
+    weight: weight in the total, see `Reward`.
+    sources: data sources that it scores, see `Reward`.
   """
   return Reward(
     name=name,
@@ -59,22 +59,22 @@ def score_code(
   url: str | None = None,
   time_limit: float = 4.0,
 ) -> Outcome:
-  """The share of the reference's tests that a response's program passes."""
+  """Returns the share of the reference's tests that a program passes."""
   return judge_code(
     response,
     reference,
     time_limit=time_limit,
     pass_rate=True,
-    judge=judge_of(level, url),
+    judge=cached_judge(level, url),
   )
 
 
 @functools.cache
-def judge_of(level: str | None = None, url: str | None = None) -> Judge:
-  """This process's judge of a level.
+def cached_judge(level: str | None = None, url: str | None = None) -> Judge:
+  """Returns this process's judge for a containment level; cached.
 
   Raises:
-    JudgeError: there is none to be had; in one sentence, why.
-    ValueError: there is no such level.
+    JudgeError: if the level does not work on this machine.
+    ValueError: if the level is unknown.
   """
   return Judge(level=level, url=url)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Countdown reward: 1 where reasoning-gym gives full marks, else 0.
+"""Countdown reward: 1 for full marks by reasoning-gym's scorer, else 0.
 
-reasoning-gym's scorer evaluates whatever it is handed with sympy, at some
-milliseconds each and forever for `9**9**9`, and gives .01 or .05 for wrong
-answers, which group-relative advantages would blow up. So an answer first
-has to be arithmetic in the numbers given that comes out at the target; only
-such answers reach the scorer, and only its full marks count.
+reasoning-gym's scorer evaluates any text with sympy, which takes milliseconds, or
+for ever for `9**9**9`, and gives 0.01 or 0.05 for wrong answers, which
+group-relative advantages would amplify. Therefore only answers that are arithmetic
+in the given numbers with the target as value reach the scorer, and only full
+marks count.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-# No sensible answer is near it; it bounds the work on any other.
+# Longest answer that is evaluated; sensible ones are far shorter.
 MAX_LENGTH = 256
 
 COUNTDOWN_EXAMPLE = ('( 1 + 2 ) * 3', {'numbers': [1, 2, 3], 'target': 9})
-"""A response and its reference, with which workers warm up."""
+"""A response and its reference, to warm workers up."""
 
 _NUMBER = re.compile(r'[0-9]+')
 _ALPHABET = re.compile(r'[0-9+\-*/() ]*')
 
 
 def score_countdown(response: str, reference: Mapping[str, Any]) -> float:
-  """Whether a response reaches the target with all the numbers, once each.
+  """Scores whether a response reaches the target with all numbers, once each.
 
   >>> score_countdown('9**9**9', {'numbers': [9, 9, 9], 'target': 9})
   0.0
@@ -38,7 +38,7 @@ def score_countdown(response: str, reference: Mapping[str, Any]) -> float:
     reference: `numbers` and `target` of the problem.
 
   Returns:
-    1 where reasoning-gym's scorer gives full marks, else 0.
+    1 for full marks by reasoning-gym's scorer, else 0.
   """
   response = response.strip()
   if not may_be_correct(response, reference):
@@ -48,7 +48,7 @@ def score_countdown(response: str, reference: Mapping[str, Any]) -> float:
 
 
 def may_be_correct(response: str, reference: Mapping[str, Any]) -> bool:
-  """A cheap necessary condition of full marks; never slow, never raises.
+  """Checks a cheap necessary condition of full marks; never slow, never raises.
 
   >>> may_be_correct('7 * 3 - 5', {'numbers': [3, 5, 7], 'target': 16})
   True
@@ -56,13 +56,13 @@ def may_be_correct(response: str, reference: Mapping[str, Any]) -> bool:
   False
 
   Args:
-    response: what may be an arithmetic expression.
+    response: any text.
     reference: `numbers` and `target` of the problem.
 
   Returns:
-    Whether the response is an expression in `+ - * /`, parentheses and exactly
-    the numbers given, whose exact value is the target up to a margin that is
-    wider than the scorer's.
+    Whether the response is an expression of `+ - * /`, parentheses and exactly
+    the given numbers, whose exact value equals the target up to a tolerance
+    larger than the scorer's.
   """
   if len(response) > MAX_LENGTH or not _ALPHABET.fullmatch(response):
     return False
@@ -78,7 +78,7 @@ def may_be_correct(response: str, reference: Mapping[str, Any]) -> bool:
 
 
 def _value(node: ast.expr) -> Fraction:
-  """The exact value of an expression; refuses all but plain arithmetic."""
+  """Returns the exact value of an expression of plain arithmetic."""
   match node:
     case ast.Constant(value=int(value)):
       return Fraction(value)

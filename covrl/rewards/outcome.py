@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What became of a response: a score, or why there is none."""
+"""Outcome of scoring a response: a score, or the reason for its absence."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ import math
 
 
 class Status(enum.Enum):
-  """How a response was judged.
+  """Status of a scored response.
 
-  The response's own doing, which has a score: `SCORED`, `WRONG` (understood, and
-  not right), `UNPARSABLE` (nothing in it to judge), `TIMEOUT` and `CRASH` (a
-  program that ran too long, or failed).
+  With a score, caused by the response: `SCORED`, `WRONG` (valid but incorrect),
+  `UNPARSABLE` (without an answer), `TIMEOUT` and `CRASH` (of its program).
 
-  A failure of the judging: `TIMEOUT` or `CRASH` of a scorer, `INVALID` (it
-  returned something else than a finite number), `INFRASTRUCTURE` (there was no
-  judge to ask). The score is NaN then, and the response is masked.
+  Without a score (NaN), so that the response is masked: `TIMEOUT` or `CRASH` of
+  the scorer, `INVALID` (the scorer did not return a finite number) and
+  `INFRASTRUCTURE` (no working judge).
   """
 
   SCORED = 'scored'
@@ -31,12 +30,11 @@ class Status(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """A response's score, and how it came by it.
+  """A response's score and its status.
 
   Attributes:
-    score: of the response; NaN if it could not be judged, so that nothing can
-      be learnt from it.
-    status: how it was judged.
+    score: the score; NaN if the response could not be scored.
+    status: see `Status`.
     detail: a sentence for the log; may be empty.
   """
 
@@ -46,5 +44,5 @@ class Outcome:
 
   @property
   def is_judged(self) -> bool:
-    """Whether there is a score to learn from."""
+    """Whether the response has a score."""
     return not math.isnan(self.score)

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores in killable worker processes: nothing a scorer does can stop a run.
+"""Pool of killable worker processes, so that a scorer cannot stop a run.
 
-Each worker is a fresh interpreter with a connection of its own and a thread
-here that hands it one response at a time. So it is always known which response
-a worker hangs or dies on: that one is reported as such, the worker is replaced,
-and no other response is lost or scored twice. Nothing is forked (JAX has
-threads), no lock is shared with a process that may be killed, and workers do
-not import the program that started them.
+Each worker is a fresh interpreter with its own connection and a thread in the
+parent that sends it one response at a time. The response on which a worker hangs
+or dies is therefore known: it is reported, the worker is replaced, and no other
+response is lost or scored twice. Nothing is forked (JAX has threads), no lock is
+shared with a process that may be killed, and workers do not import the main
+program.
 
-A response that could not be scored has no score: what becomes of it is the
-trainer's decision, and never silently a reward of 0.
+A response that could not be scored has no score; the trainer decides what follows.
 """
 
 from __future__ import annotations
@@ -35,25 +34,23 @@ _FUNCTION_NAME = re.compile(r'[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*')
 class RewardPool:
   """Worker processes that score responses.
 
-  They start, import the scorer and score `example` in the background, from
-  construction on. The pool is closed with `close`, by a `with` block or at
-  exit.
+  They start, import the scorer and score `example` in the background. The pool is
+  closed by `close`, by a `with` block or at exit.
 
   Args:
-    score_fn: `score_fn(response, reference)` gives a number or an `Outcome`; a
-      function that a worker can import, so none of the main script, and no
-      lambda, or its name, `'module:function'`.
-    workers: how many processes.
-    timeout: most seconds for one response.
-    memory_limit: most bytes a worker may allocate beyond what it has once it
-      is ready (on Linux; elsewhere there is no limit).
-    start_timeout: most seconds for a worker to become ready.
-    example: a response and a reference to warm up with, so that what the scorer
-      imports at its first call is on no response's time.
+    score_fn: `(response, reference) -> number or Outcome`; a function that
+      workers can import (not of the main script, not a lambda), or its name as
+      `'module:function'`.
+    workers: number of processes.
+    timeout: time limit per response in seconds.
+    memory_limit: bytes that a worker may allocate after it is ready (on Linux;
+      elsewhere unlimited).
+    start_timeout: seconds for a worker to become ready.
+    example: a response and a reference to warm up with, so that imports at the
+      scorer's first call do not count as a response's time.
 
   Raises:
-    ValueError: a number is not positive, or `score_fn` is a lambda, of the
-      main script or no name of a function.
+    ValueError: if a number is not positive, or workers cannot import `score_fn`.
   """
 
   def __init__(
@@ -103,11 +100,11 @@ class RewardPool:
   def __exit__(self, *error: object) -> None:
     self.close()
 
-  def warm(self) -> None:
+  def warm_up(self) -> None:
     """Waits until every worker is ready.
 
     Raises:
-      RuntimeError: one of them could not be started.
+      RuntimeError: if a worker could not be started.
     """
     for worker in self._workers:
       worker.settled.wait(self._start_timeout)
@@ -117,21 +114,20 @@ class RewardPool:
   def submit(
     self, responses: Sequence[str], references: Sequence[Any]
   ) -> Future[list[Outcome]]:
-    """Begins to score responses; equal ones of a call are scored once.
+    """Starts scoring responses; equal ones of a call are scored once.
 
     Args:
-      responses: what the policy answered.
-      references: what the scorer needs for each, JSON-able.
+      responses: the policy's responses.
+      references: the scorer's second argument for each, JSON-serialisable.
 
     Returns:
-      A future of the outcomes, in order. It is done after at most `timeout`
-      and `start_timeout` seconds for each response in the queue, whatever the
-      scorer does; its `result()` raises `RuntimeError` where workers cannot be
-      started or the pool was closed.
+      A future of the outcomes, in order. It completes within `timeout` and
+      `start_timeout` seconds per queued response; its `result()` raises
+      `RuntimeError` if workers cannot be started or the pool was closed.
 
     Raises:
-      ValueError: there are not as many references as responses.
-      RuntimeError: the pool is closed, or could not start a worker.
+      ValueError: if the numbers of references and responses differ.
+      RuntimeError: if the pool is closed or could not start a worker.
     """
     if len(responses) != len(references):
       raise ValueError(
@@ -155,7 +151,7 @@ class RewardPool:
     return call.future
 
   def close(self) -> None:
-    """Kills the workers; what is not scored by now never will be."""
+    """Kills the workers; responses not scored by now never are."""
     self._fail('The reward pool is closed.')
     for worker in self._workers:
       worker.close()
@@ -168,11 +164,11 @@ class RewardPool:
       raise RuntimeError(self._failure)
 
   def _serve(self, worker: WorkerProcess) -> None:
-    """A thread of the pool: keeps one worker alive and busy."""
+    """Runs in a thread of the pool: keeps one worker alive and busy."""
     try:
       worker.ensure_ready()
       while (item := self._queue.get()) is not None and not self._failure:
-        # It may have died idle, which is no fault of this response.
+        # A worker that died while idle is not blamed on this response.
         worker.ensure_ready()
         self._record(item, _outcome(worker.score(*item.question)))
         worker.ensure_ready()
@@ -193,7 +189,7 @@ class RewardPool:
       call.future.set_result([call.outcomes[i] for i in range(call.size)])
 
   def _fail(self, reason: str) -> None:
-    """Ends the pool: everything pending and to come raises `reason`."""
+    """Fails the pool: pending and future calls raise `reason`."""
     with self._lock:
       if self._failure:
         return
@@ -216,7 +212,7 @@ class _Call:
 
 @dataclasses.dataclass(eq=False)
 class _Item:
-  """A response to score, and which responses of the call it stands for."""
+  """A response to score, with the indices of all equal ones of the call."""
 
   call: _Call
   question: tuple[str, Any]
@@ -224,13 +220,13 @@ class _Item:
 
 
 def _outcome(reply: Reply) -> Outcome:
-  """What a worker's reply says."""
+  """Converts a worker's reply into an outcome."""
   status, score, detail = reply
   return Outcome(score, Status(status), detail)
 
 
 def _importable(score_fn: ScoreFunction | str) -> bytes:
-  """The function as a reference that another process can follow."""
+  """Pickles a reference to a function that other processes can import."""
   if isinstance(score_fn, str):
     if not _FUNCTION_NAME.fullmatch(score_fn):
       raise ValueError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The named parts that a response's reward is made of."""
+"""Reward parts: scored by functions, by format, or by length."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ ScoreFunction: TypeAlias = Callable[[str, Any], 'float | Outcome']
 
 _NAME = re.compile(r'[a-z][a-z0-9_]*')
 TOTAL = 'score'
-"""Under which the weighted sum of all parts goes."""
+"""Name of the weighted sum of all parts."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reward:
-  """A part that a function judges, in worker processes of its own.
+  """A reward part that a function computes in separate worker processes.
 
   Attributes:
-    name: under which its scores are logged.
-    score: `(response, reference) -> score`, which is a number or an `Outcome`:
-      a function at the top of a module, or its name, `'module:function'`.
-    weight: what its score counts in the total; 0 only logs it.
-    sources: names of the data sources whose responses it judges; empty for all.
-    shaping: whether it steers training alone; an evaluation leaves it out.
-    timeout: most seconds for one response; `None` takes the run's.
-    example: a response and a reference to warm the workers up with.
+    name: name in the metrics.
+    score: `(response, reference) -> number or Outcome`: a function at module
+      level, or its name as `'module:function'`.
+    weight: weight in the total; 0 only logs the score.
+    sources: names of the data sources that it scores; empty for all.
+    shaping: whether it is used in training only, and left out of evaluations.
+    timeout: time limit per response in seconds; `None` takes the run's.
+    example: a response and a reference to warm workers up.
   """
 
   name: str
@@ -47,16 +47,16 @@ class Reward:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Overlong:
-  """A part that shortens responses; see `overlong_penalty`.
+  """A reward part that penalises long responses; see `overlong_penalty`.
 
-  It reads lengths alone, so it needs no worker, and only steers training.
+  It depends on lengths only, needs no worker, and is left out of evaluations.
 
   Attributes:
-    max_length: longest response, in tokens.
-    buffer: tokens before it over which the penalty grows.
-    name: as in `Reward`.
-    weight: likewise.
-    sources: likewise.
+    max_length: maximal response length in tokens.
+    buffer: tokens below the maximum over which the penalty grows.
+    name: name in the metrics.
+    weight: weight in the total.
+    sources: names of the data sources that it scores; empty for all.
   """
 
   max_length: int
@@ -71,11 +71,11 @@ class Overlong:
 
   @property
   def shaping(self) -> bool:
-    """Always: a long right answer is right."""
+    """Whether it is left out of evaluations: always."""
     return True
 
   def __call__(self, length: int) -> float:
-    """The penalty of a response of so many tokens."""
+    """Returns the penalty of a response of `length` tokens."""
     return overlong_penalty(
       length, max_length=self.max_length, buffer=self.buffer
     )
@@ -85,7 +85,7 @@ RewardPart: TypeAlias = Reward | Overlong
 
 
 def overlong_penalty(length: int, *, max_length: int, buffer: int) -> float:
-  """A penalty that grows linearly over the last tokens allowed.
+  """Returns a penalty that grows linearly over the last allowed tokens.
 
     0                                     length ≤ max_length − buffer
     (max_length − buffer − length)/buffer in between
@@ -95,12 +95,12 @@ def overlong_penalty(length: int, *, max_length: int, buffer: int) -> float:
   [0.0, -0.5, -1.0]
 
   Args:
-    length: of the response, in tokens.
-    max_length: L_max, above which the penalty is full.
-    buffer: L_cache, the soft part of it.
+    length: response length in tokens.
+    max_length: L_max, above which the penalty is −1.
+    buffer: L_cache, the length over which the penalty grows.
 
   Raises:
-    ValueError: the buffer is not between 1 and `max_length`.
+    ValueError: if the buffer is not between 1 and `max_length`.
 
   References:
     Yu et al., DAPO: An Open-Source LLM Reinforcement Learning System at Scale,
@@ -121,20 +121,20 @@ def format_reward(
   weight: float = 1.0,
   sources: tuple[str, ...] = (),
 ) -> Reward:
-  """A part that is 1 where a whole response matches a pattern, else 0.
+  """Returns a reward of 1 if a whole response matches a pattern, else 0.
 
   >>> reward = format_reward(r'<think>.*</think>.*')
   >>> reward.score('<think>2 + 2</think> 4', None)
   1.0
 
   Args:
-    pattern: a regular expression; `.` matches newlines, too.
-    name: see `Reward`.
-    weight: likewise.
-    sources: likewise.
+    pattern: a regular expression; `.` also matches newlines.
+    name: name in the metrics, see `Reward`.
+    weight: weight in the total, see `Reward`.
+    sources: data sources that it scores, see `Reward`.
 
   Raises:
-    ValueError: the pattern is none.
+    ValueError: if the pattern is not a regular expression.
   """
   try:
     re.compile(pattern)
@@ -153,7 +153,7 @@ def format_reward(
 
 
 def score_format(response: str, reference: Any, *, pattern: str) -> float:
-  """1 where the whole response matches a regular expression, else 0."""
+  """Returns 1 if the whole response matches a regular expression, else 0."""
   del reference
   return float(bool(re.fullmatch(pattern, response.strip(), re.DOTALL)))
 
@@ -161,6 +161,6 @@ def score_format(response: str, reference: Any, *, pattern: str) -> float:
 def _check_name(name: str) -> None:
   if not _NAME.fullmatch(name) or name == TOTAL:
     raise ValueError(
-      f'The name of a reward must be a small-letter word other than {TOTAL!r},'
+      f'The name of a reward must be a lower-case word other than {TOTAL!r},'
       f' got {name!r}.'
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Responses to scores: every reward that applies, each in its own workers."""
+"""Scoring of responses by all rewards that apply, each in its own workers."""
 
 from __future__ import annotations
 
@@ -18,25 +18,24 @@ from covrl.rewards.reward import Overlong, Reward, RewardPart
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-  """What responses are worth, in order.
+  """Scores of responses, in order.
 
   Attributes:
-    rewards: the parts, in the order given.
-    outcomes: of each part, by its name; `None` where it does not apply.
+    rewards: the reward parts.
+    outcomes: outcomes by the name of the part; `None` where it does not apply.
   """
 
   rewards: tuple[RewardPart, ...]
   outcomes: Mapping[str, Sequence[Outcome | None]]
 
   def totals(self) -> list[float]:
-    """Weighted sums of all parts; NaN where one could not be judged."""
+    """Returns weighted sums of all parts; NaN where one has no score."""
     return self._sums(self.rewards)
 
   def marks(self) -> list[float]:
-    """Weighted sums over the parts that are no shaping, relative to full marks.
+    """Returns weighted sums without shaping, relative to full marks.
 
-    1 is a right answer, whatever its length and format; NaN where it could not
-    be judged.
+    1 is a correct answer of any length and format; NaN marks a missing score.
     """
     answers = [part for part in self.rewards if not part.shaping]
     full = self._sums(answers, full_marks=True)
@@ -45,7 +44,7 @@ class Scores:
     ]
 
   def counts(self) -> dict[str, int]:
-    """How many outcomes there are of each kind, by `name/status`."""
+    """Returns the number of outcomes by `name/status`."""
     counts: dict[str, int] = {}
     for name, outcomes in self.outcomes.items():
       seen = Counter(o.status for o in outcomes if o is not None)
@@ -53,7 +52,7 @@ class Scores:
     return counts
 
   def failures(self) -> list[str]:
-    """A sentence for every outcome that is no judgement."""
+    """Returns a sentence for every outcome without a score."""
     return [
       f'{name} ended with {outcome.status.value}: {outcome.detail}'
       for name, outcomes in self.outcomes.items()
@@ -61,11 +60,11 @@ class Scores:
       if outcome is not None and not outcome.is_judged
     ]
 
-  def gathered(self) -> Scores:
-    """Those of all processes, in the order of the processes."""
+  def gather(self) -> Scores:
+    """Returns the scores of all processes, in the order of the processes."""
     from covrl.parallel import distributed
 
-    if distributed.count() == 1:
+    if distributed.process_count() == 1:
       return self
     own = {
       name: [
@@ -74,14 +73,14 @@ class Scores:
       ]
       for name, column in self.outcomes.items()
     }
-    everyones = distributed.gather_objects(own)
+    gathered = distributed.gather_objects(own)
     return Scores(
       self.rewards,
       {
         name: [
           None if o is None else Outcome(o[0], Status(o[1]), o[2])
-          for theirs in everyones
-          for o in theirs[name]
+          for outcomes in gathered
+          for o in outcomes[name]
         ]
         for name in own
       },
@@ -103,12 +102,12 @@ class Scores:
 
 @dataclasses.dataclass(frozen=True)
 class PendingScores:
-  """Scores that workers are still at.
+  """Scores that are being computed.
 
   Attributes:
-    rewards: see `Scores`.
-    count: of the responses.
-    futures: of the outcomes of each part, with the places they belong to.
+    rewards: the reward parts.
+    count: number of responses.
+    futures: for each part, indices of responses and a future of their outcomes.
   """
 
   rewards: tuple[RewardPart, ...]
@@ -116,20 +115,20 @@ class PendingScores:
   futures: Mapping[str, tuple[Sequence[int], Future[list[Outcome]]]]
 
   def result(self) -> Scores:
-    """Waits for them.
+    """Waits for the scores.
 
     Raises:
-      RuntimeError: workers could not be started, or the scoring was closed.
+      RuntimeError: if workers could not be started or the scoring was closed.
     """
     from covrl.parallel import distributed
 
     outcomes: dict[str, list[Outcome | None]] = {}
-    for name, (places, future) in self.futures.items():
+    for name, (indices, future) in self.futures.items():
       column: list[Outcome | None] = [None] * self.count
-      for place, outcome in zip(
-        places, distributed.result(future), strict=True
+      for index, outcome in zip(
+        indices, distributed.wait_for(future), strict=True
       ):
-        column[place] = outcome
+        column[index] = outcome
       outcomes[name] = column
     return Scores(self.rewards, outcomes)
 
@@ -137,19 +136,19 @@ class PendingScores:
 class Scoring:
   """All rewards of a task, and the worker processes that compute them.
 
-  Every reward has a pool of its own, so that one whose workers die, hang or
-  grow disturbs no other. It is closed with `close` or by a `with` block.
+  Every reward has its own pool, so that workers that die, hang or grow do not
+  affect other rewards. Closed by `close` or by a `with` block.
 
   Args:
-    rewards: the parts.
-    sources: names of all data sources; a reward that names another one, and a
-      source without a reward, is refused.
-    workers: processes of each reward.
-    timeout: most seconds for a response, where the reward does not say.
+    rewards: the reward parts.
+    sources: names of all data sources; a reward for another source, and a source
+      without a reward, are refused.
+    workers: number of processes per reward.
+    timeout: time limit per response in seconds, unless the reward has its own.
 
   Raises:
-    ValueError: two rewards have the same name, or rewards and sources do not
-      fit.
+    ValueError: if two rewards have the same name, or rewards and sources do not
+      match.
   """
 
   def __init__(
@@ -179,15 +178,15 @@ class Scoring:
   def __exit__(self, *error: object) -> None:
     self.close()
 
-  def warm(self) -> None:
+  def warm_up(self) -> None:
     """Waits until every worker is ready.
 
     Raises:
-      RuntimeError: one of them could not be started.
+      RuntimeError: if a worker could not be started.
     """
     for name, pool in self._pools.items():
       try:
-        pool.warm()
+        pool.warm_up()
       except RuntimeError as error:
         raise RuntimeError(f'the reward {name!r}: {error}') from error
 
@@ -200,18 +199,18 @@ class Scoring:
     lengths: Sequence[int],
     shaping: bool = True,
   ) -> PendingScores:
-    """Begins to score responses.
+    """Starts scoring responses.
 
     Args:
-      responses: what the policy answered.
-      references: what the rewards need for each, JSON-able.
+      responses: the policy's responses.
+      references: the reference of each, JSON-serialisable.
       sources: name of the data source of each.
-      lengths: of the responses, in tokens.
-      shaping: whether parts that steer training alone are computed, too.
+      lengths: length of each response in tokens.
+      shaping: whether to compute the parts used in training only, too.
 
     Raises:
-      ValueError: there are not as many of one as of the others.
-      RuntimeError: a pool is closed, or could not start a worker.
+      ValueError: if the lengths of the arguments differ.
+      RuntimeError: if a pool is closed or could not start a worker.
     """
     if not len(responses) == len(references) == len(sources) == len(lengths):
       raise ValueError(
@@ -222,28 +221,28 @@ class Scoring:
     rewards = [part for part in self.rewards if shaping or not part.shaping]
     futures: dict[str, tuple[Sequence[int], Future[list[Outcome]]]] = {}
     for part in rewards:
-      places = [
-        place
-        for place, source in enumerate(sources)
+      indices = [
+        index
+        for index, source in enumerate(sources)
         if not part.sources or source in part.sources
       ]
       if isinstance(part, Overlong):
         done: Future[list[Outcome]] = Future()
-        scores = (part(lengths[place]) for place in places)
+        scores = (part(lengths[index]) for index in indices)
         done.set_result([Outcome(score, Status.SCORED) for score in scores])
-        futures[part.name] = places, done
+        futures[part.name] = indices, done
       else:
         futures[part.name] = (
-          places,
+          indices,
           self._pools[part.name].submit(
-            [responses[place] for place in places],
-            [references[place] for place in places],
+            [responses[index] for index in indices],
+            [references[index] for index in indices],
           ),
         )
     return PendingScores(tuple(rewards), len(responses), futures)
 
   def close(self) -> None:
-    """Kills the workers; what is not scored by now never will be."""
+    """Kills the workers; responses not scored by now never are."""
     for pool in self._pools.values():
       pool.close()
 
@@ -266,6 +265,6 @@ def _check(rewards: Sequence[RewardPart], sources: Sequence[str]) -> None:
   for source in sources:
     if not any(not p.sources or source in p.sources for p in judged):
       raise ValueError(
-        'Every source needs a reward that judges its answers (no shaping, a'
-        f' weight other than 0), {source!r} has none.'
+        'Every source needs a reward that grades its answers (without shaping,'
+        f' with a weight other than 0), {source!r} lacks one.'
       )

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast answers are graded, whatever they are, and how memory fares.
+"""Throughput, latency and memory of grading mathematical answers.
 
 `PYTHONPATH=tests python tests/benchmarks/grading.py [ANSWERS]` grades the battery's ordinary pairs
-over and over, one at a time and from two threads, then everything that is meant
-to hang, and prints figures in Markdown. Memory is of this process and its
-workers: proportional set size, so that what forked children share counts once.
+repeatedly, one at a time and from two threads, then all pairs that are meant to
+hang, and prints figures in Markdown. Memory is the proportional set size of this
+process and its workers, in which shared pages count once.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def graded(pair: Pair) -> float:
 
 
 def seconds_since(began: float) -> float:
-  """What has passed."""
+  """Returns the elapsed seconds."""
   return time.perf_counter() - began
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reward is the library scorer's full marks, and nothing is slow."""
+"""The Countdown reward equals full marks of the library's scorer, and is fast."""
 
 import time
 
@@ -27,7 +27,7 @@ def library():
     ' -5 + ((12)) * (7 + 3) ',
   ],
 )
-def test_right_answers_score_one(response):
+def test_correct_answers_score_one(response):
   assert score_countdown(response, REFERENCE) == 1.0
 
 
@@ -65,7 +65,7 @@ def test_right_answers_score_one(response):
     '⁇',
   ],
 )
-def test_wrong_answers_score_nothing(response):
+def test_wrong_answers_score_zero(response):
   assert score_countdown(response, REFERENCE) == 0.0
 
 
@@ -78,7 +78,7 @@ def test_powers_never_reach_the_scorer(tower):
   assert time.perf_counter() - start < 0.1
 
 
-def test_partial_marks_do_not_leak(library):
+def test_partial_marks_score_zero(library):
   for response in ('3 + 7', '3 + 7 + 12 + 5', 'x'):
     assert 0 < library.score_answer(response, {'metadata': REFERENCE}) < 1
     assert score_countdown(response, REFERENCE) == 0.0
@@ -86,7 +86,7 @@ def test_partial_marks_do_not_leak(library):
 
 @st.composite
 def _expressions(draw):
-  """Arithmetic in a few numbers, with spaces, signs and parentheses."""
+  """Strategy for arithmetic with a few numbers, spaces, signs and parentheses."""
   text = draw(st.sampled_from(['', '-', '+', '- ']))
   numbers = draw(st.lists(st.integers(1, 12), min_size=2, max_size=4))
   text += str(numbers[0])
@@ -123,7 +123,7 @@ def test_never_raises(text, other):
   may_be_correct(text, reference)
 
 
-def test_workers_score_countdown_without_the_numerics():
+def test_workers_score_countdown_without_jax():
   good, reference = COUNTDOWN_EXAMPLE
   with RewardPool(score_countdown, example=COUNTDOWN_EXAMPLE) as pool:
     responses = [good, '1 + 2 + 3', '9**9**9', good]

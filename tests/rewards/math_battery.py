@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The battery of mathematical answers: pairs with the verdicts they deserve.
+"""Battery of mathematical answers: pairs with the expected verdicts.
 
 `python tests/rewards/maths_battery.py` grades it and prints the table.
 """
@@ -19,11 +19,11 @@ class Pair:
   """An answer to grade.
 
   Attributes:
-    category: what it tries.
-    reference: the right answer.
-    response: what states the answer.
-    score: that it deserves.
-    line: of the file.
+    category: name of the tested feature.
+    reference: the correct answer.
+    response: a response that states the answer.
+    score: the expected score.
+    line: line number in the file.
   """
 
   category: str
@@ -34,7 +34,7 @@ class Pair:
 
 
 def pairs() -> Iterator[Pair]:
-  """Every pair of the battery."""
+  """Returns every pair of the battery."""
   category = ''
   for number, text in enumerate(FILE.read_text().splitlines(), 1):
     if text.startswith('['):
@@ -51,7 +51,7 @@ def pairs() -> Iterator[Pair]:
 
 
 def main() -> int:
-  """Prints the table, and every pair that is graded otherwise."""
+  """Prints a table, and every pair with an unexpected verdict."""
   from covrl.rewards import grade_math
 
   counts: dict[str, list[int]] = {}

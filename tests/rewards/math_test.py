@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers are graded as they deserve, in time, wherever grading is called."""
+"""Grading of mathematical answers: verdicts, time limits and processes."""
 
 import collections
 import gc
@@ -20,14 +20,14 @@ from rewards import math_battery, scorers
 
 from covrl.rewards import RewardPool, Status, grade_math, score_math
 from covrl.rewards.math import grading
-from covrl.rewards.math.ast import Unreadable
+from covrl.rewards.math.ast import ParseError
 from covrl.rewards.math.evaluate import OutOfBounds, Undefined, evaluate
 from covrl.rewards.math.extraction import RULES, extract, reference_answer
 from covrl.rewards.math.grading import compare
-from covrl.rewards.math.math_verify import Opinion, ask
-from covrl.rewards.math.normalize import clean, key
-from covrl.rewards.math.numeric import OutOfTime, TimeLimit, equal
-from covrl.rewards.math.parser import read
+from covrl.rewards.math.math_verify import MathVerifyResult, check_equivalence
+from covrl.rewards.math.normalize import normalize_tex, without_spaces
+from covrl.rewards.math.numeric import TimeLimit, TimeLimitExceeded, equal
+from covrl.rewards.math.parser import parse
 from covrl.rewards.math.units import unit
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -36,22 +36,22 @@ BATTERY = list(math_battery.pairs())
 
 @pytest.fixture(scope='module', autouse=True)
 def _this_process_does_not_fork():
-  """It has JAX's threads; only workers may ask math-verify."""
+  """Forbids math-verify in the test process, which has JAX's threads."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(grading, 'ask', lambda *_: Opinion.DIFFERENT)
+    patch.setattr(grading, 'check_equivalence', lambda *_: MathVerifyResult.DIFFERENT)
     yield
 
 
 @pytest.fixture(scope='module', name='pool')
 def make_pool():
-  """Workers as a run has them, with time enough on any machine."""
+  """A worker pool as in a run, with ample time limits."""
   with RewardPool(
     score_math, workers=1, timeout=60.0, example=grading.EXAMPLE
   ) as pool:
     yield pool
 
 
-def test_the_battery_is_as_wide_as_promised():
+def test_battery_covers_all_categories():
   counts = collections.Counter(pair.category for pair in BATTERY)
   assert len(BATTERY) >= 120
   assert counts.keys() >= {
@@ -63,7 +63,7 @@ def test_the_battery_is_as_wide_as_promised():
   assert min(counts.values()) >= 10
 
 
-def test_every_pair_of_the_battery_is_graded_as_it_deserves(pool):
+def test_every_pair_of_the_battery_gets_its_verdict(pool):
   outcomes = pool.submit(
     [pair.response for pair in BATTERY], [pair.reference for pair in BATTERY]
   ).result()
@@ -94,7 +94,7 @@ def test_statuses(response, status):
   assert outcome.score == (1.0 if status is Status.SCORED else 0.0)
 
 
-def test_references_that_are_none_are_refused():
+def test_refuses_invalid_references():
   nothing: Any = None
   with pytest.raises(ValueError, match="must be a text or a number, got ' '"):
     grade_math(r'\boxed{7}', ' ')
@@ -122,11 +122,11 @@ def test_references_that_are_none_are_refused():
     ('dapo', 'The result is 7', None),
   ],
 )
-def test_where_the_answer_is(rule, response, answer):
+def test_extracts_the_answer(rule, response, answer):
   assert extract(response, rule) == answer
 
 
-def test_long_responses_are_read_quickly():
+def test_extracts_from_long_responses_quickly():
   responses = {
     'open boxes': r'\boxed{' * 400_000,
     'nested boxes': r'\boxed{' * 200_000 + '}' * 200_000,
@@ -142,7 +142,7 @@ def test_long_responses_are_read_quickly():
       assert time.process_time() - start < 1.0, (name, rule)
 
 
-def test_a_script_needs_no_main_guard(tmp_path):
+def test_script_needs_no_main_guard(tmp_path):
   lines = run(
     tmp_path,
     r"""
@@ -162,7 +162,7 @@ def test_a_script_needs_no_main_guard(tmp_path):
 
 
 def run(path: pathlib.Path, script: str, **environment: str) -> list[str]:
-  """What a script prints, that neither fails nor complains."""
+  """Runs a script that must neither fail nor write to standard error; returns its output."""
   file = path / 'script.py'
   file.write_text(textwrap.dedent(script))
   done = subprocess.run(
@@ -191,7 +191,7 @@ def run(path: pathlib.Path, script: str, **environment: str) -> list[str]:
     r'\cup'.join(f'({n},{n + 1})' for n in range(100)),
   ],
 )
-def test_any_answer_comes_to_an_end(answer):
+def test_grading_any_answer_ends_in_time(answer):
   start = time.monotonic()
   outcome = grade_math(rf'\boxed{{{answer}}}', r'[1,2)\cup(3,4]')
   # Three seconds; workers may have had to start, and others may be at work.
@@ -199,17 +199,17 @@ def test_any_answer_comes_to_an_end(answer):
   assert outcome.score != 1.0
 
 
-def test_what_takes_too_long_by_its_own_doing_is_a_zero_that_is_seen(
+def test_answers_that_take_too_long_score_zero_with_a_status(
   monkeypatch,
 ):
-  monkeypatch.setattr(grading, 'READING_SECONDS', 0.05)
+  monkeypatch.setattr(grading, 'COMPARE_SECONDS', 0.05)
   sines = '+'.join(rf'\sin({n}^{{{n}}})' for n in range(1, 20_000))
   outcome = compare(sines, rf'{sines}+1')
   assert (outcome.score, outcome.status) == (0.0, Status.TIMEOUT)
   assert 'not compared in 0.05 s' in outcome.detail
 
 
-def test_workers_that_cannot_start_are_no_wrong_answers(monkeypatch):
+def test_workers_that_cannot_start_give_no_score(monkeypatch):
   class Pool:
     def submit(self, *_):
       raise RuntimeError('A reward worker could not be started: no memory.')
@@ -222,7 +222,7 @@ def test_workers_that_cannot_start_are_no_wrong_answers(monkeypatch):
   assert not outcome.is_judged
 
 
-def test_a_forked_process_has_workers_of_its_own(tmp_path):
+def test_forked_process_starts_its_own_workers(tmp_path):
   lines = run(
     tmp_path,
     r"""
@@ -261,26 +261,26 @@ def test_a_forked_process_has_workers_of_its_own(tmp_path):
     ('1011_2', 'based'),
   ],
 )
-def test_reading(text, kind):
-  assert read(clean(text)).kind == kind
+def test_parses_kinds_of_answers(text, kind):
+  assert parse(normalize_tex(text)).kind == kind
 
 
 @pytest.mark.parametrize(
   'text', [r'\sum_{k=1}^n k', '1 2', '(1', r'\frac{1}', r'\unknown', '1 +', '?']
 )
-def test_what_cannot_be_read_is_refused(text):
-  with pytest.raises(Unreadable):
-    read(clean(text))
+def test_refuses_unsupported_answers(text):
+  with pytest.raises(ParseError):
+    parse(normalize_tex(text))
 
 
-def test_values_are_exact_and_bounded():
-  assert evaluate(read('0.1 + 0.2'), {}, 60) == evaluate(read('0.3'), {}, 60)
+def test_evaluation_is_exact_and_bounded():
+  assert evaluate(parse('0.1 + 0.2'), {}, 60) == evaluate(parse('0.3'), {}, 60)
   for tower in ('9^{9^{9^9}}', '10^{10^{10}}', '2000!', r'\exp(10^6)'):
     with pytest.raises(OutOfBounds):
-      evaluate(read(tower), {}, 60)
+      evaluate(parse(tower), {}, 60)
   for nothing in ('1/0', r'\ln 0', '0^{-1}', r'\text{cm}'):
     with pytest.raises(Undefined):
-      evaluate(read(clean(nothing)), {}, 60)
+      evaluate(parse(normalize_tex(nothing)), {}, 60)
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,9 @@ def test_values_are_exact_and_bounded():
   ],
 )
 def test_equality_of_expressions(one, other, verdict):
-  assert equal(read(clean(one)), read(clean(other))) is verdict
+  assert (
+    equal(parse(normalize_tex(one)), parse(normalize_tex(other))) is verdict
+  )
 
 
 def test_units():
@@ -313,10 +315,10 @@ def test_units():
   assert unit('ignore all of what was said before') is None
 
 
-def test_a_timer_ends_even_a_regular_expression():
+def test_time_limit_interrupts_regular_expressions():
   import re
 
-  with pytest.raises(OutOfTime), TimeLimit(0.1):
+  with pytest.raises(TimeLimitExceeded), TimeLimit(0.1):
     re.match('(a+)+b', 'a' * 40)
 
 
@@ -326,7 +328,7 @@ def compute(seconds):
     pass
 
 
-def test_a_timer_is_not_heard_where_that_would_be_lost():
+def test_time_limit_is_not_raised_in_garbage_collection():
   ended = []
 
   def slow(phase, _):
@@ -339,23 +341,27 @@ def test_a_timer_is_not_heard_where_that_would_be_lost():
     compute(5)
 
   gc.callbacks.append(slow)
-  # Not within the callback, where nobody would know of it: after it.
-  with pytest.raises(OutOfTime), TimeLimit(0.1):
+  # Raised after the callback, inside of which the exception would be lost.
+  with pytest.raises(TimeLimitExceeded), TimeLimit(0.1):
     collect()
   gc.callbacks.remove(slow)
   assert ended
   assert not any(signal.getitimer(signal.ITIMER_VIRTUAL))
 
 
-def test_math_verify_is_asked_within_limits():
+def test_math_verify_runs_within_limits():
   asked = [
-    (r'itself \sum_{k=1}^{10} k', ['55', 30.0, 60.0], Opinion.SAME),
-    (r'itself \sum_{k=1}^{10} k', ['54', 30.0, 60.0], Opinion.DIFFERENT),
-    ('itself', ['7', 0.1, 60.0], Opinion.TIMEOUT),
+    (r'itself \sum_{k=1}^{10} k', ['55', 30.0, 60.0], MathVerifyResult.SAME),
+    (
+      r'itself \sum_{k=1}^{10} k',
+      ['54', 30.0, 60.0],
+      MathVerifyResult.DIFFERENT,
+    ),
+    ('itself', ['7', 0.1, 60.0], MathVerifyResult.TIMEOUT),
     # Only being killed ends what does not compute.
-    ('sleep', ['7', 30.0, 0.2], Opinion.STARVED),
-    ('abort', ['7', 30.0, 60.0], Opinion.CRASH),
-    ('allocate', ['7', 30.0, 60.0], Opinion.CRASH),
+    ('sleep', ['7', 30.0, 0.2], MathVerifyResult.STARVED),
+    ('abort', ['7', 30.0, 60.0], MathVerifyResult.CRASH),
+    ('allocate', ['7', 30.0, 60.0], MathVerifyResult.CRASH),
   ]
   responses, references, opinions = zip(*asked, strict=True)
   with RewardPool(scorers.ask_math_verify, workers=1, timeout=120.0) as pool:
@@ -369,12 +375,12 @@ def test_math_verify_is_asked_within_limits():
   'text',
   ['8 = 7', '1,2', r'\sum_{k=1}^{9} 9^{9^{9}}', r'\sum_k (k^2)!', 'word'],
 )
-def test_math_verify_is_not_asked_what_it_gets_wrong(text, monkeypatch):
+def test_math_verify_is_not_used_where_it_errs(text, monkeypatch):
   def fork():
     raise AssertionError('asked')
 
   monkeypatch.setattr(os, 'fork', fork)
-  assert ask('7', text, 1.0, 1.0) is Opinion.DIFFERENT
+  assert check_equivalence('7', text, 1.0, 1.0) is MathVerifyResult.DIFFERENT
 
 
 # What must hold for any answer.
@@ -383,7 +389,7 @@ def test_math_verify_is_not_asked_what_it_gets_wrong(text, monkeypatch):
 def test_verdicts_are_symmetric():
   for pair in BATTERY:
     if pair.category in ('thousands', 'hangs', 'injections', 'boxes'):
-      continue  # a reference may settle what a comma is
+      continue  # a reference may canonicalize what a comma is
     given_answer = extract(pair.response)
     if given_answer is None:
       assert pair.score == 0.0, pair
@@ -417,15 +423,15 @@ def test_grading_never_raises(answer, reference):
 
 @settings(max_examples=300, deadline=None)
 @given(_TEX | st.text(max_size=20))
-def test_an_answer_is_the_same_as_itself_and_clean_once_clean(text):
-  cleaned = clean(text)
-  assert key(clean(cleaned)) == key(cleaned)
+def test_normalization_is_idempotent_and_answers_equal_themselves(text):
+  cleaned = normalize_tex(text)
+  assert without_spaces(normalize_tex(cleaned)) == without_spaces(cleaned)
   if text.strip() and cleaned:
     reference = reference_answer(text)
     assert compare(reference, reference).score in (0.0, 1.0)
 
 
 @pytest.mark.parametrize('pair', BATTERY[::7], ids=lambda pair: str(pair.line))
-def test_references_grade_themselves_right(pair):
+def test_references_equal_themselves(pair):
   box = rf'\boxed{{{pair.reference}}}'
   assert score_math(box, pair.reference).score == 1.0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever a scorer does, the pool answers, in order and in time."""
+"""The reward pool answers in order and in time, whatever a scorer does."""
 
 import math
 import os
@@ -35,7 +35,7 @@ def statuses(outcomes: list[Outcome]) -> list[str]:
 
 
 def children() -> set[int]:
-  """Every child process of this one, zombies among them."""
+  """Returns all child processes of this one, zombies included."""
   found = set()
   for stat in pathlib.Path('/proc').glob('[0-9]*/stat'):
     try:
@@ -48,7 +48,7 @@ def children() -> set[int]:
 
 
 def runs(pid: int) -> bool:
-  """Whether a process exists and is no zombie."""
+  """Returns whether a process exists and is not a zombie."""
   try:
     stat = pathlib.Path(f'/proc/{pid}/stat').read_text()
   except OSError:
@@ -65,7 +65,7 @@ def test_scores_come_in_order(scorers):
     assert pool.submit([], []).result() == []
 
 
-def test_one_bad_response_costs_itself_only(scorers):
+def test_bad_response_does_not_affect_others(scorers):
   responses = ['1', 'hang', '2', 'exit', '3', 'raise', 'nan', 'none', '4']
   with RewardPool(scorers.echo, workers=1, timeout=0.5) as pool:
     outcomes = pool.submit(responses, [None] * len(responses)).result()
@@ -84,9 +84,9 @@ def test_one_bad_response_costs_itself_only(scorers):
   assert details[7] == 'the scorer returned None'
 
 
-def test_a_hang_in_c_code_is_killed_in_time(scorers):
+def test_kills_a_hang_in_c_code_in_time(scorers):
   with RewardPool(scorers.echo, workers=1, timeout=0.5) as pool:
-    pool.warm()
+    pool.warm_up()
     start = time.monotonic()
     outcomes = pool.submit(['spin', '1'], [None, None]).result()
     assert time.monotonic() - start < 10.0
@@ -101,7 +101,7 @@ def test_memory_is_limited(scorers):
   assert 'MemoryError' in outcomes[0].detail
 
 
-def test_equal_questions_are_asked_once(scorers, tmp_path):
+def test_scores_equal_responses_once(scorers, tmp_path):
   path = str(tmp_path / 'calls')
   with RewardPool(scorers.mark) as pool:
     outcomes = pool.submit(['a', 'b', 'a', 'a'], [path] * 4).result()
@@ -111,10 +111,10 @@ def test_equal_questions_are_asked_once(scorers, tmp_path):
   assert sorted(calls) == ['a', 'a', 'b']
 
 
-def test_a_worker_that_dies_idle_is_replaced_unnoticed(scorers):
+def test_replaces_a_worker_that_dies_idle(scorers):
   before = children()
   with RewardPool(scorers.echo, workers=1) as pool:
-    pool.warm()
+    pool.warm_up()
     (worker,) = children() - before
     os.kill(worker, signal.SIGKILL)
     time.sleep(0.2)
@@ -124,7 +124,7 @@ def test_a_worker_that_dies_idle_is_replaced_unnoticed(scorers):
 def test_close_leaves_no_process_behind(scorers):
   before = children()
   pool = RewardPool(scorers.echo, workers=2)
-  pool.warm()
+  pool.warm_up()
   pending = pool.submit(['hang'] * 2 + ['1'], [None, 0, None])
   assert len(children() - before) == 2
   start = time.monotonic()
@@ -154,7 +154,7 @@ def test_workers_end_with_a_killed_program(tmp_path):
       from covrl.rewards import RewardPool
       if __name__ == '__main__':
         pool = RewardPool(scorers.echo, workers=2, timeout=0.5)
-        pool.warm()
+        pool.warm_up()
         pool.submit(['1', 'spin'], [None, None])
         pids = [w._process.pid for w in pool._workers]
         print(*pids, flush=True)
@@ -190,15 +190,15 @@ def test_scoring_countdown_does_not_load_jax(scorers):
   assert [outcome.score for outcome in outcomes] == [0.0, 1.0]
 
 
-def test_a_scorer_that_cannot_work_is_said_once_and_for_all(scorers):
+def test_reports_a_scorer_that_fails_to_start(scorers):
   with RewardPool(scorers.refuse, example=('', None)) as pool:
     with pytest.raises(RuntimeError, match='OSError: the licence server'):
-      pool.warm()
+      pool.warm_up()
     with pytest.raises(RuntimeError, match='the licence server is down'):
       pool.submit(['1'], [None])
 
 
-def test_a_worker_that_never_gets_ready_is_given_up(scorers):
+def test_gives_up_a_worker_that_never_becomes_ready(scorers):
   with RewardPool(
     scorers.echo, example=('hang', None), start_timeout=1.0
   ) as pool:
@@ -207,7 +207,7 @@ def test_a_worker_that_never_gets_ready_is_given_up(scorers):
       pending.result(timeout=10.0)
 
 
-def test_arguments_are_checked(scorers):
+def test_refuses_invalid_arguments(scorers):
   with pytest.raises(ValueError, match='workers can import'):
     RewardPool(lambda response, reference: 1.0)
   with pytest.raises(ValueError, match='timeout must be positive, got 0'):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scorers that behave in every way a scorer can; workers import this file."""
+"""Scorers with all kinds of behaviour, imported by workers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def echo(response: str, reference: Any) -> float:
-  """What the response says to do."""
+  """Behaves as the response states."""
   match response:
     case 'hang':
       time.sleep(3600.0)
@@ -35,7 +35,7 @@ def echo(response: str, reference: Any) -> float:
 
 
 def has_module(response: str, reference: Any) -> float:
-  """1 where the worker has loaded a module."""
+  """Returns 1 if the worker has loaded a module."""
   return float(response in sys.modules)
 
 
@@ -52,7 +52,7 @@ def refuse(response: str, reference: Any) -> float:
 
 
 def countdown_loads(response: str, reference: Any) -> float:
-  """1 where scoring Countdown has made a worker load a module."""
+  """Returns 1 if scoring Countdown made the worker load a module."""
   from covrl.rewards.countdown import COUNTDOWN_EXAMPLE, score_countdown
 
   if score_countdown(*COUNTDOWN_EXAMPLE) != 1.0:
@@ -64,7 +64,7 @@ _FOREVER = r'\lim_{x\to 0}\frac{\sin(\tan x)-\tan(\sin x)}{x^7}'
 
 
 def ask_math_verify(response: str, reference: Any) -> float:
-  """Number of the opinion of math-verify, or of something that plays it."""
+  """Returns the result of math-verify, or of a replacement, as a number."""
   from covrl.rewards.math import math_verify
 
   players: dict[str, Callable[..., Any]] = {
@@ -77,16 +77,18 @@ def ask_math_verify(response: str, reference: Any) -> float:
   math_verify._is_same = players[player]
   wanted, seconds, patience = reference
   asked = question or _FOREVER
-  return float(math_verify.ask(wanted, asked, seconds, patience).value)
+  return float(
+    math_verify.check_equivalence(wanted, asked, seconds, patience).value
+  )
 
 
 def length(response: str, reference: Any) -> float:
-  """How much longer than the reference a response is."""
+  """Returns the difference in length of response and reference."""
   return float(len(response) - len(reference))
 
 
 def outcome(response: str, reference: Any) -> Outcome:
-  """An outcome of the status that the response names."""
+  """Returns an outcome with the status that the response names."""
   from covrl.rewards.outcome import Outcome, Status
 
   return Outcome(float(reference), Status(response), 'as asked')

@@ -15,7 +15,7 @@ from covrl.rewards import (
   Scoring,
   Status,
   format_reward,
-  maths_reward,
+  math_reward,
   overlong_penalty,
 )
 
@@ -46,19 +46,19 @@ def scored(rewards, rows, **settings):
     (900, -1),
   ],
 )
-def test_overlong_penalty_is_the_published_one(length, penalty):
+def test_overlong_penalty_matches_the_published_formula(length, penalty):
   found = overlong_penalty(length, max_length=100, buffer=20)
   assert found == pytest.approx(penalty, abs=1e-12)
 
 
-def test_overlong_buffers_must_fit():
+def test_refuses_invalid_overlong_buffers():
   with pytest.raises(ValueError, match=r'in \[1, max_length\], got 0 of 10'):
     Overlong(max_length=10, buffer=0)
   with pytest.raises(ValueError, match='got 11 of 10'):
     overlong_penalty(3, max_length=10, buffer=11)
 
 
-def test_the_total_is_the_weighted_sum_of_what_applies():
+def test_total_is_the_weighted_sum_of_applicable_parts():
   scores = scored(
     [
       Reward(name='length', score=scorers.length, sources=('a',)),
@@ -82,7 +82,7 @@ def test_the_total_is_the_weighted_sum_of_what_applies():
   }
 
 
-def test_an_evaluation_computes_no_shaping():
+def test_evaluation_leaves_out_shaping():
   scores = scored(
     [LENGTH, format_reward('.*'), Overlong(max_length=2, buffer=1)],
     [('aa', 'a', 's', 2)],
@@ -92,7 +92,7 @@ def test_an_evaluation_computes_no_shaping():
   assert scores.totals() == scores.marks() == [1.0]
 
 
-def test_a_part_of_weight_0_is_only_logged():
+def test_part_of_weight_0_is_only_logged():
   rewards = [
     LENGTH,
     Reward(name='logged', score=scorers.outcome, weight=0.0),
@@ -102,7 +102,7 @@ def test_a_part_of_weight_0_is_only_logged():
   assert scores.counts()['logged/wrong'] == 1
 
 
-def test_what_cannot_be_judged_has_no_total_and_is_counted_by_status():
+def test_unscored_responses_have_no_total_and_are_counted():
   reward = Reward(name='judged', score=scorers.outcome)
   scores = scored(
     [reward],
@@ -134,7 +134,7 @@ def test_what_cannot_be_judged_has_no_total_and_is_counted_by_status():
   ]
 
 
-def test_a_hang_in_one_part_leaves_the_others_alone():
+def test_hang_in_one_part_does_not_affect_others():
   rewards = [
     Reward(name='echo', score=scorers.echo, timeout=0.5, weight=3.0),
     LENGTH,
@@ -147,7 +147,7 @@ def test_a_hang_in_one_part_leaves_the_others_alone():
   assert first is not None
   assert (first.status, first.detail) == (
     Status.TIMEOUT,
-    'there was no score after 0.5 s',
+    'no score after 0.5 s',
   )
 
 
@@ -165,14 +165,14 @@ def test_marks_are_relative_to_full_marks():
 
 
 @pytest.mark.parametrize('rule', ['boxed', 'gsm8k', 'dapo'])
-def test_maths_is_a_reward_by_each_rule(rule):
+def test_math_reward_with_each_rule(rule):
   responses = {
     'boxed': r'\boxed{1/2}',
     'gsm8k': '#### .5',
     'dapo': 'Answer: .5',
   }
   scores = scored(
-    [maths_reward(rule=rule)],
+    [math_reward(rule=rule)],
     [(responses[rule], r'\frac12', 's', 0), ('0.5', r'\frac12', 's', 0)],
   )
   assert scores.totals() == [1.0, 0.0]
@@ -190,27 +190,27 @@ def test_maths_is_a_reward_by_each_rule(rule):
     ),
     (
       [Reward(name='x', score=scorers.echo, sources=('math',))],
-      "'code' has none",
+      "'code' lacks one",
     ),
-    ([format_reward('.*')], "judges its answers.*'math' has none"),
+    ([format_reward('.*')], "grades its answers.*'math' lacks one"),
     (
       [Reward(name='x', score=scorers.echo, weight=0.0)],
-      "a weight other than 0.*'math' has none",
+      "a weight other than 0.*'math' lacks one",
     ),
   ],
 )
-def test_rewards_that_do_not_fit_are_refused(rewards, message):
+def test_refuses_rewards_that_do_not_match_the_sources(rewards, message):
   with pytest.raises(ValueError, match=message):
     Scoring(rewards, sources=('math', 'code'))
 
 
 @pytest.mark.parametrize('name', ['score', 'Maths', 'a b', ''])
-def test_names_that_cannot_be_logged_are_refused(name):
-  with pytest.raises(ValueError, match='small-letter word other than'):
+def test_refuses_invalid_names(name):
+  with pytest.raises(ValueError, match='lower-case word other than'):
     Reward(name=name, score=scorers.echo)
 
 
-def test_bad_patterns_and_functions_are_refused():
+def test_refuses_invalid_patterns_and_functions():
   with pytest.raises(ValueError, match=r"regular expression, got '\('"):
     format_reward('(')
   missing = Reward(name='mine', score='no.such.module:function')
@@ -220,13 +220,13 @@ def test_bad_patterns_and_functions_are_refused():
       RuntimeError, match=r"the reward 'mine': .* No module named 'no'"
     ),
   ):
-    scoring.warm()
+    scoring.warm_up()
   for name in ('module', 'module.function', ':function', 'a b:c'):
     with pytest.raises(ValueError, match='the form module:function, got'):
       Scoring([Reward(name='mine', score=name)], sources=['s'])
 
 
-def test_columns_must_be_of_one_length():
+def test_refuses_arguments_of_different_lengths():
   rows: list[Any] = ['1', '2']
   with (
     Scoring([LENGTH], sources=['s'], workers=1) as scoring,

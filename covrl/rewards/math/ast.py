@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trees of answers, and how their parts are put together."""
+"""Syntax trees of answers, and constructors of nodes."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 MAX_DIGITS = 1000
 
 
-class Unreadable(ValueError):
-  """An answer is beyond what can be read here."""
+class ParseError(ValueError):
+  """An answer is outside of the supported grammar."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Node:
-  """A part of an answer.
+  """A node of a syntax tree.
 
   Attributes:
-    kind: what it is, such as 'number', 'sum', 'tuple' or 'relation'.
-    parts: what it is made of.
-    value: what is not a part: a number, a name, brackets, relation signs.
+    kind: node type, such as 'number', 'sum', 'tuple' or 'relation'.
+    parts: child nodes.
+    value: other data: a number, a name, brackets or relation signs.
   """
 
   kind: str
@@ -31,28 +31,28 @@ class Node:
 
 
 def number(value: Fraction | int) -> Node:
-  """A number as a node."""
+  """Returns a number node."""
   return Node('number', (), Fraction(value))
 
 
-def signed(sign: str, node: Node) -> Node:
-  """A node behind a sign."""
+def with_sign(sign: str, node: Node) -> Node:
+  """Returns a node with a sign applied."""
   return Node('negative', (node,)) if sign == '-' else node
 
 
-def total(terms: list[Node]) -> Node:
-  """Several terms, or one, or none."""
+def make_sum(terms: list[Node]) -> Node:
+  """Returns the sum of terms; 0 without any."""
   if not terms:
     return number(0)
   return terms[0] if len(terms) == 1 else Node('sum', tuple(terms))
 
 
-def beside(left: Node, right: Node) -> Node:
-  r"""Two factors without a sign between them; 1\frac{1}{2} is one number."""
+def juxtaposed(left: Node, right: Node) -> Node:
+  r"""Returns the product of adjacent factors; 1\frac{1}{2} is one number."""
   if right.kind == 'number' and left.kind in ('number', 'negative'):
-    raise Unreadable('two numbers beside each other')
+    raise ParseError('two adjacent numbers')
   if left.kind == 'number' and right.kind in ('percent', 'degree'):
-    return Node(right.kind, (beside(left, right.parts[0]),))
+    return Node(right.kind, (juxtaposed(left, right.parts[0]),))
   if left.kind == 'number' and right.kind == 'quotient':
     top, bottom = (part.value for part in right.parts)
     numbers = all(part.kind == 'number' for part in right.parts)
@@ -61,18 +61,18 @@ def beside(left: Node, right: Node) -> Node:
   return Node('product', (left, right))
 
 
-def based(digits: Node, base: Node) -> Node:
-  """A number with its base as subscript."""
+def in_base(digits: Node, base: Node) -> Node:
+  """Returns a number whose base is a subscript."""
   whole = all(_is_whole(node) for node in (digits, base))
   if not whole or not 2 <= base.value <= 36:
-    raise Unreadable('a subscript of a number is no base')
+    raise ParseError('the subscript of a number must be a base')
   if base.value == 10:
     return digits
   return Node('based', (), (str(digits.value), int(base.value)))
 
 
-def transposed(matrix: Node) -> Node:
-  """Rows for columns."""
+def transpose(matrix: Node) -> Node:
+  """Returns the transposed matrix."""
   rows, columns = matrix.value
   cells = tuple(
     matrix.parts[row * columns + column]
@@ -83,7 +83,7 @@ def transposed(matrix: Node) -> Node:
 
 
 def is_number(node: Node, value: int) -> bool:
-  """Whether a node is a certain number, with its sign."""
+  """Returns whether a node is a given number, sign included."""
   if node.kind == 'negative':
     return is_number(node.parts[0], -value)
   return node.kind == 'number' and node.value == value
@@ -93,17 +93,17 @@ def _is_whole(node: Node) -> bool:
   return node.kind == 'number' and node.value.denominator == 1
 
 
-def fraction(top: int, bottom: int) -> Fraction:
-  """A fraction that may be none."""
+def checked_fraction(top: int, bottom: int) -> Fraction:
+  """Returns a fraction; raises `ParseError` for a zero denominator."""
   if not bottom:
-    raise Unreadable('a fraction of nought')
+    raise ParseError('a zero denominator')
   return Fraction(top, bottom)
 
 
-def decimal(text: str) -> Fraction:
-  """The exact value of a decimal, its digits perhaps repeating."""
+def parse_decimal(text: str) -> Fraction:
+  """Returns the exact value of a decimal, with repeating digits if any."""
   if len(text) > MAX_DIGITS:
-    raise Unreadable('too many digits')
+    raise ParseError('too many digits')
   match = re.fullmatch(r'(\d*)\.(\d*)\((\d+)\)', text)
   if not match:
     return Fraction(text.rstrip('.') or '0')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trees in the form in which they are compared: one for each thing said."""
+"""Canonical form of syntax trees, in which answers are compared."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _NOTHING = {'no solution', 'no solutions', 'empty set', 'the empty set'}
 _EVERYTHING = {'all real numbers', 'all reals', 'real numbers', 'all real x'}
 
 
-def settle(node: Node) -> Node:
-  """Spells out what an answer abbreviates.
+def canonicalize(node: Node) -> Node:
+  """Expands abbreviations of an answer.
 
-  `x = ±1` and `x = 1, −1` are `x = 1, x = −1`; `x ∈ S` is S; a condition such
-  as `k ∈ ℤ` goes without saying; a factor goes into matrices and tuples.
+  `x = ±1` and `x = 1, −1` become `x = 1, x = −1`; `x ∈ S` becomes S; conditions
+  such as `k ∈ ℤ` are dropped; factors are moved into matrices and tuples.
 
   Args:
-    node: of a whole answer.
+    node: the tree of a whole answer.
   """
   node = _rewritten(node)
   items = [item for part in _items(node) for item in _branches(part)]
@@ -31,12 +31,12 @@ def settle(node: Node) -> Node:
     return _member(item)
   stated = [item for item in items if not _is_condition(item)]
   joint = node.value if node.kind == 'list' else 'or'
-  kept = _named_alike(stated or items)
+  kept = _propagate_names(stated or items)
   return kept[0] if len(kept) == 1 else Node('list', tuple(kept), joint)
 
 
 def _items(node: Node) -> Iterator[Node]:
-  """The elements of a list, of lists in it, or the node itself."""
+  """Yields the elements of (nested) lists, or the node itself."""
   if node.kind != 'list':
     yield node
     return
@@ -45,7 +45,7 @@ def _items(node: Node) -> Iterator[Node]:
 
 
 def _member(node: Node) -> Node:
-  """The set that a name is said to be in."""
+  """Returns the set of `x ∈ S`, or the node itself."""
   if node.value != ('in',) or _is_condition(node):
     return node
   return node.parts[1]
@@ -59,8 +59,8 @@ def _is_condition(node: Node) -> bool:
   )
 
 
-def _named_alike(items: list[Node]) -> list[Node]:
-  """Gives elements without a name the one of the element before."""
+def _propagate_names(items: list[Node]) -> list[Node]:
+  """Applies the name of an equation to the following unnamed elements."""
   found: list[Node] = []
   name: Node | None = None
   for item in items:
@@ -73,14 +73,14 @@ def _named_alike(items: list[Node]) -> list[Node]:
 
 
 def _branches(node: Node) -> list[Node]:
-  """Both readings of ±; every other sign in the answer goes along with it."""
+  """Returns both readings of ±, which hold for all signs of the answer."""
   if not _has(node, 'plus_minus'):
     return [node]
   return [_branch(node, '\\pm'), _branch(node, '\\mp')]
 
 
 def _branch(node: Node, plus: str) -> Node:
-  """One reading: the sign that is a plus, the other one a minus."""
+  """Returns one reading: `plus` is the sign that means plus."""
   parts = tuple(_branch(part, plus) for part in node.parts)
   if node.kind != 'plus_minus':
     return dataclasses.replace(node, parts=parts)
@@ -97,7 +97,7 @@ def _has(node: Node, kind: str) -> bool:
 
 
 def _rewritten(node: Node) -> Node:
-  """Words for sets, brackets around one thing, factors of whole rows."""
+  """Rewrites words for sets, single-element brackets and scaled rows."""
   parts = tuple(map(_rewritten, node.parts))
   node = dataclasses.replace(node, parts=parts)
   match node.kind:
@@ -110,7 +110,7 @@ def _rewritten(node: Node) -> Node:
     case 'cases' if node.value[1] == 1:
       return Node('list', parts, 'and')
     case 'relation' if len(parts) == 2:
-      return _without_bars(node)
+      return _without_absolute_value(node)
     case 'negative' if parts[0].kind in ('matrix', 'tuple'):
       return _scaled(ast.number(-1), parts[0])
     case 'product' if parts[1].kind in ('matrix', 'tuple'):
@@ -121,8 +121,8 @@ def _rewritten(node: Node) -> Node:
   return node
 
 
-def _without_bars(relation: Node) -> Node:
-  """|x| < 3 as −3 < x < 3, and |x| > 3 as x < −3 or x > 3."""
+def _without_absolute_value(relation: Node) -> Node:
+  """Rewrites |x| < 3 as −3 < x < 3, and |x| > 3 as x < −3 or x > 3."""
   (left, right), (sign,) = relation.parts, relation.value
   if right.kind == 'absolute' and sign in _FLIPPED:
     left, right, sign = right, left, _FLIPPED[sign]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One thing compared with another: an expression, perhaps of a unit, or a text."""
+"""Comparison of single answers: expressions, quantities with units, or texts."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ _LEADING = re.compile(
 )
 
 
-def words(text: str) -> str:
-  """What a text says, whatever its case, spaces and punctuation.
+def normalized_words(text: str) -> str:
+  """Normalizes case, spaces and punctuation of a text.
 
-  >>> words('The answer is (B).')
+  >>> normalized_words('The answer is (B).')
   'b'
   """
   return _LEADING.sub('', _NO_WORD.sub(' ', text).strip().casefold())
 
 
 def same_quantities(left: Node, right: Node) -> bool | None:
-  """Whether two values, measures or texts are the same.
+  """Returns whether two values, quantities or texts are equal.
 
-  A unit, a base, and the signs for hundredths and degrees may be left out.
+  A unit, a base, and the signs for percent and degrees may be omitted.
 
   Args:
-    left: one of them.
-    right: the other.
+    left: tree of one answer.
+    right: tree of the other answer.
 
   Returns:
-    `None` where that cannot be told.
+    `None` if this cannot be decided.
   """
-  one, name = _parted(left)
-  other, other_name = _parted(right)
+  one, name = _value_and_unit(left)
+  other, other_name = _value_and_unit(right)
   if one is None or other is None:
     return _same_words(left, right)
   if name and other_name and name != other_name:
@@ -46,7 +46,7 @@ def same_quantities(left: Node, right: Node) -> bool | None:
   if bool(name) != bool(other_name):
     if unit(name or other_name) is None:
       return False
-    # A sign for hundredths or degrees may count, or go without saying.
+    # A sign for percent or degrees may be part of the value or omitted.
     verdict = _same_values(left, right)
     if verdict:
       return True
@@ -56,7 +56,7 @@ def same_quantities(left: Node, right: Node) -> bool | None:
 def _same_measures(
   one: Node, name: str, other: Node, other_name: str
 ) -> bool | None:
-  """Compares quantities of different units, such as 1 m and 100 cm."""
+  """Compares quantities in different units, such as 1 m and 100 cm."""
   measure, other_measure = unit(name), unit(other_name)
   if measure is None or other_measure is None:
     return False
@@ -77,13 +77,13 @@ def _same_values(left: Node, right: Node) -> bool | None:
     return True
   if 'based' in (left.kind, right.kind):
     return _same_digits(left, right)
-  if any(_is_endless(node) for node in (left, right)):
+  if any(_has_infinity(node) for node in (left, right)):
     return False
   return numeric.equal(left, right)
 
 
 def _same_digits(left: Node, right: Node) -> bool:
-  """Whether two numbers are of the same base, which one may leave out."""
+  """Compares digits of numbers in a base, which one of them may omit."""
   digits = {
     str(node.value) if node.kind == 'number' else node.value[0]
     for node in (left, right)
@@ -94,21 +94,21 @@ def _same_digits(left: Node, right: Node) -> bool:
   return kinds <= {'based', 'number'} and len(digits) == len(bases) == 1
 
 
-def _is_endless(node: Node) -> bool:
-  return node.kind == 'infinity' or any(map(_is_endless, node.parts))
+def _has_infinity(node: Node) -> bool:
+  return node.kind == 'infinity' or any(map(_has_infinity, node.parts))
 
 
 def _same_words(left: Node, right: Node) -> bool:
   texts = [
-    words(node.value)
+    normalized_words(node.value)
     for node in (left, right)
     if node.kind in ('text', 'symbol')
   ]
   return len(texts) == 2 and texts[0] == texts[1] != ''
 
 
-def _parted(node: Node) -> tuple[Node | None, str]:
-  """A quantity as its value and its unit; a text has no value."""
+def _value_and_unit(node: Node) -> tuple[Node | None, str]:
+  """Splits a quantity into value and unit; a text has no value."""
   match node.kind:
     case 'text':
       return None, node.value
@@ -117,20 +117,20 @@ def _parted(node: Node) -> tuple[Node | None, str]:
     case 'degree':
       return node.parts[0], 'degree'
     case 'negative':
-      value, name = _parted(node.parts[0])
+      value, name = _value_and_unit(node.parts[0])
       return value and Node('negative', (value,)), name
     case 'power':
-      value, name = _parted(node.parts[0])
+      value, name = _value_and_unit(node.parts[0])
       if value is None and node.parts[1].kind == 'number':
         return None, f'{name}^{node.parts[1].value}'
     case 'product':
-      (one, name), (other, other_name) = map(_parted, node.parts)
+      (one, name), (other, other_name) = map(_value_and_unit, node.parts)
       if other is None:
         return one, f'{name} {other_name}'.strip()
       if one is None and name == '\\$':
         return other, name
     case 'quotient':
-      (one, name), (other, other_name) = map(_parted, node.parts)
+      (one, name), (other, other_name) = map(_value_and_unit, node.parts)
       if other is None:
         return one, f'{name}/{other_name}'
   return node, ''

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether an answer says the same as a reference.
+"""Equivalence of an answer and a reference.
 
-Symmetric. A name (`x = 5` and `5`), a unit, a base and a percent sign may be
-left out; a relation is never the same as a number; tuples, sets and matrices
-are what they are, and the order counts in tuples and matrices alone.
+The comparison is symmetric. A name (`x = 5` and `5`), a unit, a base and a percent
+sign may be omitted; a relation never equals a number; tuples, sets and matrices
+differ from each other, and order matters in tuples and matrices only.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import NamedTuple, TypeAlias
 
 from covrl.rewards.math import numeric, real_sets
 from covrl.rewards.math.ast import Node
-from covrl.rewards.math.canonical import settle
+from covrl.rewards.math.canonical import canonicalize
 from covrl.rewards.math.compare_answers import same_quantities
 
 MAX_ELEMENTS = 64
 
 Verdict: TypeAlias = bool | None
-"""Whether two answers agree; `None` where that cannot be told here."""
+"""Whether two answers agree; `None` if this cannot be decided."""
 
 _FUNCTIONS = set('fghpqFGHPEV') | {'\\phi', '\\varphi'}
 _COMBINATIONS = {
@@ -29,20 +29,20 @@ _ROWS = ('tuple', 'matrix', 'vmatrix', 'cases', 'congruence')
 
 
 class _Assignment(NamedTuple):
-  """What is said of a name."""
+  """A name and its value."""
 
   name: Node
   value: Node
 
 
-def same(reference: Node, answer: Node) -> Verdict:
-  """Whether two answers say the same.
+def equivalent(reference: Node, answer: Node) -> Verdict:
+  """Returns whether two answers are equivalent.
 
   Args:
-    reference: the right answer.
-    answer: another.
+    reference: tree of the correct answer.
+    answer: tree of the answer to grade.
   """
-  return _same(settle(reference), settle(answer))
+  return _same(canonicalize(reference), canonicalize(answer))
 
 
 def _same(left: Node, right: Node) -> Verdict:
@@ -68,7 +68,7 @@ def _same(left: Node, right: Node) -> Verdict:
 
 
 def _assigned(node: Node) -> _Assignment | None:
-  """The name and value of `x = 5`, of `5 = x` and of `x = 10/2 = 5`."""
+  """Returns name and value of `x = 5`, `5 = x` and `x = 10/2 = 5`."""
   if node.kind != 'relation' or set(node.value) != {'='}:
     return None
   first, *rest = node.parts
@@ -82,10 +82,10 @@ def _assigned(node: Node) -> _Assignment | None:
 
 
 def _is_name(node: Node) -> bool:
-  """Whether something names a quantity: x, f(x), AB, a + b, but never 2x.
+  """Returns whether a node names a quantity: x, f(x), AB, a + b, but not 2x.
 
-  A combination of symbols, each of them once and without any number, is what a
-  problem asks for; with numbers it is an equation yet to be solved.
+  A combination of distinct symbols without numbers is a quantity that a problem
+  asks for; with numbers it is part of an unsolved equation.
   """
   if node.kind == 'negative':
     return False
@@ -94,7 +94,7 @@ def _is_name(node: Node) -> bool:
 
 
 def _letters(node: Node) -> list[str]:
-  """Every symbol of an expression, and an empty one for all that is none."""
+  """Returns the symbols of an expression; an empty text for anything else."""
   if node.kind == 'symbol':
     return ['' if node.value in ('e', 'i', '\\pi') else node.value]
   if node.kind == 'text':
@@ -117,7 +117,7 @@ def _same_named(
   left: tuple[Node, _Assignment | None],
   right: tuple[Node, _Assignment | None],
 ) -> Verdict:
-  """Compares where at least one of two answers names a quantity."""
+  """Compares two answers, at least one of which names a quantity."""
   (whole, one), (other_whole, other) = left, right
   if one and other:
     if one.name == other.name:
@@ -127,7 +127,7 @@ def _same_named(
     return _same_named(right, left)
   if other_whole.kind != 'relation':
     return _same(one.value, other_whole)
-  # 2x = 10 is not solved yet, y = 2x and 2x − y = 0 are the same line.
+  # 2x = 10 is unsolved; y = 2x and 2x − y = 0 are the same line.
   is_solved = not numeric.symbols(one.value)
   return False if is_solved else _same_relations(whole, other_whole)
 
@@ -154,7 +154,7 @@ def _same_relations(left: Node, right: Node) -> Verdict:
 
 
 def _difference(relation: Node) -> tuple[str, Node]:
-  """A relation as its sign and what is below, or equal to, nought."""
+  """Rewrites a relation as a sign and an expression compared with 0."""
   sign = relation.value[0]
   if sign in ('>', 'ge'):
     return _difference(_turned(relation))
@@ -163,7 +163,7 @@ def _difference(relation: Node) -> tuple[str, Node]:
 
 
 def _turned(relation: Node) -> Node:
-  """The same, read from right to left."""
+  """Returns the relation read from right to left."""
   flip = {'<': '>', '>': '<', 'le': 'ge', 'ge': 'le'}
   signs = tuple(flip.get(sign, sign) for sign in reversed(relation.value))
   return Node('relation', relation.parts[::-1], signs)
@@ -178,7 +178,7 @@ def _same_sets(left: Node, right: Node) -> Verdict:
     return verdict
   if left.kind == right.kind == 'relation':
     return _same_relations(left, right)
-  # The ends are not numbers: compare what is written.
+  # The ends are not numbers: compare them as expressions.
   pieces, others = _intervals(left), _intervals(right)
   if pieces == [left] and others == [right]:
     return False
@@ -186,7 +186,7 @@ def _same_sets(left: Node, right: Node) -> Verdict:
 
 
 def _intervals(node: Node) -> list[Node]:
-  """The intervals that a union is of; an inequality as an interval."""
+  """Returns the intervals of a union; inequalities become intervals."""
   if node.kind in ('union', 'list'):
     return [piece for part in node.parts for piece in _intervals(part)]
   if node.kind == 'builder':
@@ -210,7 +210,7 @@ def _intervals(node: Node) -> list[Node]:
   return [node]
 
 
-# Several things.
+# Collections.
 
 
 def _same_collections(left: Node, right: Node) -> Verdict:
@@ -230,7 +230,7 @@ def _same_collections(left: Node, right: Node) -> Verdict:
 
 
 def _different_names(node: Node) -> dict[str, Node]:
-  """Values by name, where a list says something of different quantities."""
+  """Returns values by name if a list assigns different quantities."""
   found: dict[str, Node] = {}
   for part in node.parts:
     assigned = _assigned(part)
@@ -248,7 +248,7 @@ def _matched(
   *,
   repeats: bool = False,
 ) -> Verdict:
-  """Whether elements pair up; with repeats, whether each occurs in the other."""
+  """Returns whether elements pair up; with `repeats`, as sets."""
   if not repeats and len(left) != len(right):
     return False
   rest, unknown = list(right), False
@@ -278,7 +278,7 @@ def _same_rows(left: Node, right: Node) -> Verdict:
 
 
 def _all_same(left: Sequence[Node], right: Sequence[Node]) -> Verdict:
-  """Whether elements agree in their order."""
+  """Returns whether elements agree in order."""
   if len(left) != len(right):
     return False
   verdicts = [_same(one, other) for one, other in zip(left, right, strict=True)]
@@ -288,7 +288,7 @@ def _all_same(left: Sequence[Node], right: Sequence[Node]) -> Verdict:
 
 
 def _same_ratios(left: Sequence[Node], right: Sequence[Node]) -> Verdict:
-  """Whether a : b : c and d : e : f are the same ratio."""
+  """Returns whether a : b : c and d : e : f are the same ratio."""
   if len(left) != len(right):
     return False
   if _all_same(left, right):
@@ -301,7 +301,7 @@ def _same_ratios(left: Sequence[Node], right: Sequence[Node]) -> Verdict:
 
 
 def _quotient(node: Node) -> Node:
-  """A ratio of two as a fraction."""
+  """Returns a ratio of two numbers as a quotient."""
   if node.kind == 'ratio' and len(node.parts) == 2:
     return Node('quotient', node.parts)
   return node

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an expression is worth, within bounds: towers and factorials stop early.
+"""Bounded evaluation of expressions: huge powers and factorials are refused.
 
-Rational arithmetic is exact; all else has as many digits as asked for.
+Rational arithmetic is exact; everything else has a given number of digits.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import mpmath
 
 from covrl.rewards.math.ast import Node
 
-# No intermediate value is beyond 2**±MAX_BITS, nor is a fraction longer.
+# Bound on the size of intermediate values: 2**±MAX_BITS, and on fractions.
 MAX_BITS = 20_000
 
 Value: TypeAlias = Any
@@ -24,11 +24,11 @@ Value: TypeAlias = Any
 
 
 class Undefined(ArithmeticError):
-  """An expression has no value, or none within bounds."""
+  """An expression has no value within bounds."""
 
 
 class OutOfBounds(Undefined):
-  """An expression has a value that is beyond what is computed."""
+  """The value of an expression exceeds the bounds."""
 
 
 def evaluate(
@@ -38,16 +38,16 @@ def evaluate(
   *,
   natural: bool = False,
 ) -> Value:
-  """The value of an expression at a point.
+  """Evaluates an expression at a point.
 
   Args:
     node: the expression.
-    point: what its symbols are.
-    precision: in decimal digits.
+    point: values of its symbols.
+    precision: decimal digits.
     natural: whether a logarithm without base is natural.
 
   Raises:
-    Undefined: it has none, or is no expression.
+    Undefined: if it has no value, or is not an expression.
   """
 
   def value(node: Node) -> Value:
@@ -64,7 +64,7 @@ def evaluate(
       case 'call':
         return _call(node.value, [value(part) for part in node.parts], natural)
     if node.kind not in _OPERATIONS:
-      raise Undefined(f'a {node.kind} is no expression')
+      raise Undefined(f'a {node.kind} is not an expression')
     return _OPERATIONS[node.kind](*(value(part) for part in node.parts))
 
   with mpmath.workdps(precision):
@@ -77,13 +77,13 @@ def evaluate(
 
 
 def is_close(left: Value, right: Value, precision: int) -> bool:
-  """Whether two values, computed to so many digits, are equal."""
+  """Returns whether two values of a given precision are equal."""
   if isinstance(left, Fraction) and isinstance(right, Fraction):
     return left == right
   with mpmath.workdps(precision):
     left, right = as_number(left), as_number(right)
     size = max(abs(left), abs(right))
-    # What rounding may leave of nought, and how near equal values must be.
+    # Rounding error of zero, and tolerance for equal values.
     noise = mpmath.mpf(10) ** (20 - precision)
     return bool(
       size < noise or abs(left - right) < size * noise ** mpmath.mpf('0.6')
@@ -91,14 +91,14 @@ def is_close(left: Value, right: Value, precision: int) -> bool:
 
 
 def is_complex(value: Value) -> bool:
-  """Whether a value has an imaginary part."""
+  """Returns whether a value has an imaginary part."""
   return not isinstance(value, Fraction) and bool(
     abs(mpmath.im(value)) > 1e-20 * (1 + abs(mpmath.re(value)))
   )
 
 
 def as_number(value: Value) -> Value:
-  """The same number as one of mpmath's."""
+  """Converts a value to an mpmath number."""
   if isinstance(value, Fraction):
     return mpmath.mpf(value.numerator) / value.denominator
   return mpmath.mpmathify(value)
@@ -147,7 +147,7 @@ def _power(base: Value, exponent: Value) -> Value:
     exponent = int(exponent)
   base, exponent = as_number(base), as_number(exponent)
   if base == 0 and mpmath.re(exponent) <= 0:
-    raise Undefined('a power of nought')
+    raise Undefined('a non-positive power of 0')
   if base == 0:
     return Fraction(0)
   if abs(exponent) * (1 + abs(mpmath.log(base))) > MAX_BITS:
@@ -157,7 +157,7 @@ def _power(base: Value, exponent: Value) -> Value:
 
 def _root(radicand: Value, index: Value) -> Value:
   if not isinstance(index, Fraction) or index.denominator != 1 or index == 0:
-    raise Undefined('a root of a strange index')
+    raise Undefined('a root of an invalid index')
   if isinstance(radicand, Fraction) and radicand < 0 and index % 2:
     return _multiply(Fraction(-1), _power(-radicand, 1 / index))
   return _power(radicand, 1 / index)
@@ -165,7 +165,7 @@ def _root(radicand: Value, index: Value) -> Value:
 
 def _factorial(value: Value) -> Value:
   if not isinstance(value, Fraction) or value.denominator != 1:
-    raise Undefined('a factorial of no whole number')
+    raise Undefined('a factorial of a non-integer')
   if not 0 <= value <= 1500:
     raise OutOfBounds('a factorial out of bounds')
   return Fraction(math.factorial(int(value)))
@@ -200,13 +200,13 @@ def _call(name: str, values: list[Value], natural: bool) -> Value:
     argument, base = map(as_number, values)
     return _bounded(_logarithm(argument) / _logarithm(base))
   if name not in _FUNCTIONS or len(values) != 1:
-    raise Undefined(f'{name} is not known')
+    raise Undefined(f'unknown function {name}')
   return _bounded(_FUNCTIONS[name](as_number(values[0])))
 
 
 def _logarithm(value: Value) -> Value:
   if value == 0:
-    raise Undefined('the logarithm of nought')
+    raise Undefined('the logarithm of 0')
   return mpmath.log(value)
 
 
@@ -228,7 +228,7 @@ def _reals(values: list[Value]) -> list[Value]:
 
 def _integers(values: list[Value]) -> list[int]:
   if any(not isinstance(v, Fraction) or v.denominator != 1 for v in values):
-    raise Undefined('no whole numbers')
+    raise Undefined('integers are required')
   return [int(value) for value in values]
 
 

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where in a response its answer is: one named rule per way of asking for it.
+"""Extraction of the answer from a response, with one rule per prompt format.
 
-Every rule reads the end of a response in time linear in its length, whatever it
-holds.
+Every rule reads the end of a response in linear time, for any text.
 """
 
 from __future__ import annotations
@@ -10,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-# Answers are at the end: no more than so many characters are read.
+# Characters at the end of a response that are searched.
 MAX_LENGTH = 200_000
 
-# What matters to matching braces: boxes, escaped characters, and braces.
+# Tokens relevant to matching braces: boxes, escaped characters, and braces.
 _BRACES = re.compile(r'\\(?:boxed|fbox)\s*(\{)?|\\.|[{}]', re.DOTALL)
-# TeX takes one token without braces; people mean a number, word or command.
+# Content of a box without braces: a number, word or command.
 _BARE = re.compile(
   r'[-+]?(?:\\[a-zA-Z]+\s*(?:\{[^{}]*\}|\d)*|[\d.,/]*\d|[a-zA-Z]+)'
 )
@@ -24,7 +23,7 @@ _ANSWER = re.compile(r'(?i)answer[*_ \t]*:[*_\s]*([^\n]*)')
 
 
 def last_box(text: str) -> str | None:
-  r"""What the last balanced `\boxed{…}` or `\fbox{…}` holds.
+  r"""Returns the content of the last balanced `\boxed{…}` or `\fbox{…}`.
 
   A box within a box is part of the outer one. A box without braces, `\boxed 5`,
   counts, too.
@@ -33,13 +32,13 @@ def last_box(text: str) -> str | None:
   '\\frac{7}{2}'
   """
   found: tuple[int, int] | None = None
-  # Open braces: where the content begins, for those of a box.
+  # Open braces, with the start of the content for those of a box.
   opened: list[int | None] = []
   for match in _BRACES.finditer(text):
     token = match.group()
     if token == '}':
       start = opened.pop() if opened else None
-      # Closed later than all before it, so it is behind them or around them.
+      # Closed last, so it follows or encloses all boxes before it.
       if start is not None:
         found = start, match.start()
     elif token == '{' or match.group(1):
@@ -52,7 +51,7 @@ def last_box(text: str) -> str | None:
 
 
 def after_hashes(text: str) -> str | None:
-  """What follows the last `####`, as in GSM8K's solutions.
+  """Returns the text after the last `####`, as in GSM8K's solutions.
 
   >>> after_hashes('3 + 4 = 7\\n#### 7')
   '7'
@@ -61,7 +60,7 @@ def after_hashes(text: str) -> str | None:
 
 
 def after_answer(text: str) -> str | None:
-  """What follows the last `Answer:`, as DAPO's prompts ask for.
+  """Returns the text after the last `Answer:`, as DAPO's prompts request.
 
   >>> after_answer('Therefore\\n**Answer:** $34$')
   '$34$'
@@ -74,21 +73,21 @@ RULES: Mapping[str, Callable[[str], str | None]] = {
   'gsm8k': after_hashes,
   'dapo': after_answer,
 }
-"""The ways in which a response may state its answer, by name."""
+"""Extraction rules by name."""
 
 
 def extract(response: str, rule: str = 'boxed') -> str | None:
-  """The answer that a response states.
+  """Extracts the answer of a response.
 
   Args:
     response: any text.
-    rule: one of `RULES`.
+    rule: extraction rule, one of `RULES`.
 
   Returns:
-    The answer as it is written; `None` where there is none.
+    The answer as written; `None` if the response has no answer.
 
   Raises:
-    ValueError: there is no such rule.
+    ValueError: if the rule is unknown.
   """
   if rule not in RULES:
     raise ValueError(
@@ -99,7 +98,7 @@ def extract(response: str, rule: str = 'boxed') -> str | None:
 
 
 def reference_answer(reference: str | int | float) -> str:
-  r"""The answer that a reference states: itself, or what it marks as such.
+  r"""Returns the answer of a reference: all of it, or the part that it marks.
 
   >>> reference_answer(r'Adding up, \boxed{7}.'), reference_answer(7)
   ('7', '7')
@@ -108,7 +107,7 @@ def reference_answer(reference: str | int | float) -> str:
     reference: an answer, or a solution with a box or `####`.
 
   Raises:
-    ValueError: there is none.
+    ValueError: if it is empty, or neither text nor number.
   """
   text = str(reference)
   marked = last_box(text) or after_hashes(text)
@@ -121,7 +120,7 @@ def reference_answer(reference: str | int | float) -> str:
 
 
 def _last(pattern: re.Pattern[str], text: str) -> str | None:
-  """The first group of the last match."""
+  """Returns the first group of the last match."""
   found = None
   for match in pattern.finditer(text):
     found = match.group(1)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grades of answers to mathematical problems, and the reward made of them.
+"""Grading of mathematical answers, and the reward based on it.
 
-From cheap to dear: the spelling, the numbers, the meaning as far as it can be
-read here, math-verify. The first two run where they are called; the rest is for
-worker processes, which can be killed.
+Steps by increasing cost: comparison as text, as plain numbers, as parsed
+expressions, by math-verify. The first two run in the calling process, the others
+in worker processes, which can be killed.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ import re
 import threading
 from fractions import Fraction
 
-from covrl.rewards.math.ast import Unreadable
-from covrl.rewards.math.compare_answers import words
-from covrl.rewards.math.equivalence import Verdict, same
+from covrl.rewards.math.ast import ParseError
+from covrl.rewards.math.compare_answers import normalized_words
+from covrl.rewards.math.equivalence import Verdict, equivalent
 from covrl.rewards.math.evaluate import Undefined
 from covrl.rewards.math.extraction import extract, reference_answer
-from covrl.rewards.math.math_verify import Opinion, ask
-from covrl.rewards.math.normalize import clean, key
-from covrl.rewards.math.numeric import OutOfTime, TimeLimit
-from covrl.rewards.math.parser import read
+from covrl.rewards.math.math_verify import MathVerifyResult, check_equivalence
+from covrl.rewards.math.normalize import normalize_tex, without_spaces
+from covrl.rewards.math.numeric import TimeLimit, TimeLimitExceeded
+from covrl.rewards.math.parser import parse
 from covrl.rewards.outcome import Outcome, Status
 from covrl.rewards.pool import RewardPool
 from covrl.rewards.reward import Reward
 
-# Longer answers are compared as strings alone.
+# Longer answers are only compared as text.
 MAX_LENGTH = 2000
 
-# Of computing, for what is read here and for what math-verify is asked.
-READING_SECONDS = 0.6
-ASKING_SECONDS = 0.8
-# Until math-verify is given up, and until a worker that does not answer is
-# killed: with all else below three.
+# CPU seconds for comparing parsed answers, and for math-verify.
+COMPARE_SECONDS = 0.6
+MATH_VERIFY_SECONDS = 0.8
+# Seconds until math-verify is killed, and until an unresponsive worker is killed:
+# together with everything else below three seconds.
 PATIENCE = 2.0
 WORKER_SECONDS = 2.7
 
@@ -43,7 +43,7 @@ EXAMPLE = (
   f'Answer: {_INTEGRAL}\n#### {_INTEGRAL}\n\\boxed{{{_INTEGRAL}}}',
   '1/2',
 )
-"""A response, by every rule, and its reference, with which workers warm up."""
+"""A response, valid for every rule, and its reference, to warm workers up."""
 
 _PLAIN = re.compile(r'-?(?:\d{1,300}\.?\d{0,300}|\.\d{1,300})')
 _DATED = re.compile(r'[a-zA-Z0-9 ,]*[a-zA-Z]{3}[a-zA-Z0-9 ,]*')
@@ -57,31 +57,31 @@ _WRONG = Outcome(0.0, Status.WRONG)
 def grade_math(
   response: str, reference: str | int | float, *, rule: str = 'boxed'
 ) -> Outcome:
-  r"""Whether the answer that a response states is the reference.
+  r"""Grades the answer of a response against a reference.
 
-  It may be called from any thread of any program. What the spelling does not
-  decide goes to worker processes, which start at the first such call (a second
-  or two) and end with the program. Every call returns within three seconds.
+  Can be called from any thread of any program. Answers that text and plain numbers
+  do not decide go to worker processes, which start at the first such call (one or
+  two seconds) and end with the program. Every call returns within three seconds.
 
   >>> grade_math(r'Hence \boxed{\dfrac12}.', '0.5').score
   1.0
 
   Args:
     response: any text.
-    reference: the right answer, in TeX or plain; of a solution with a box or
-      `####`, what is marked.
-    rule: where the answer is; one of `RULES`.
+    reference: the correct answer, in TeX or plain text; or a solution that marks
+      it by a box or `####`.
+    rule: extraction rule, one of `RULES`.
 
   Returns:
-    1 and `SCORED`, or 0 and `WRONG`, `UNPARSABLE` (there is no answer),
-    `TIMEOUT` or `CRASH` (comparing it takes too long, or too much memory).
-    Where the judging itself failed, NaN and `INFRASTRUCTURE`.
+    Score 1 with `SCORED`, or 0 with `WRONG`, `UNPARSABLE` (without an answer),
+    `TIMEOUT` or `CRASH` (the comparison takes too much time or memory). If
+    grading itself failed, NaN with `INFRASTRUCTURE`.
 
   Raises:
-    ValueError: there is no reference, or no such rule.
+    ValueError: if the reference is empty or the rule is unknown.
   """
   answer, wanted = extract(response, rule), reference_answer(reference)
-  known = _glance(answer, wanted)
+  known = _quick_outcome(answer, wanted)
   if known is not None or answer is None:
     return known or _WRONG
   try:
@@ -94,23 +94,23 @@ def grade_math(
   return Outcome(float('nan'), Status.INFRASTRUCTURE, detail)
 
 
-def maths_reward(
+def math_reward(
   *,
   rule: str = 'boxed',
   name: str = 'maths',
   weight: float = 1.0,
   sources: tuple[str, ...] = (),
 ) -> Reward:
-  """A part that is 1 where the answer is right, else 0; see `grade_math`.
+  """Returns a reward of 1 for a correct answer, else 0; see `grade_math`.
 
   Args:
-    rule: where the answer is; one of `RULES`.
-    name: see `Reward`.
-    weight: likewise.
-    sources: likewise.
+    rule: extraction rule, one of `RULES`.
+    name: name in the metrics, see `Reward`.
+    weight: weight in the total, see `Reward`.
+    sources: data sources that it grades, see `Reward`.
 
   Raises:
-    ValueError: there is no such rule.
+    ValueError: if the rule is unknown.
   """
   extract('', rule)
   return Reward(
@@ -125,56 +125,56 @@ def maths_reward(
 def score_math(
   response: str, reference: str | int | float, *, rule: str = 'boxed'
 ) -> Outcome:
-  """What `grade_math` gives, in the process that calls it: for workers."""
+  """Grades like `grade_math`, within the calling process (a worker)."""
   answer, wanted = extract(response, rule), reference_answer(reference)
-  known = _glance(answer, wanted)
+  known = _quick_outcome(answer, wanted)
   if known is not None or answer is None:
     return known or _WRONG
-  # There is no hurry in training, and others want the processor, too.
+  # Training can wait longer, and the processor is busier.
   return compare(answer, wanted, patience=2 * PATIENCE)
 
 
 def compare(
   answer: str, reference: str, *, patience: float = PATIENCE
 ) -> Outcome:
-  """Whether two answers say the same, for workers.
+  """Compares two answers, within the calling process (a worker).
 
   Args:
-    answer: as it is written.
-    reference: likewise.
-    patience: seconds for math-verify to get its share of the processor.
+    answer: the answer as written.
+    reference: the reference as written.
+    patience: wall-clock seconds that math-verify may take.
   """
   wanted, given = '', ''
   try:
-    with TimeLimit(READING_SECONDS):
-      wanted, given = clean(reference), clean(answer)
-      verdict = _read_and_compared(wanted, given)
-  except OutOfTime:
-    return Outcome(0.0, Status.TIMEOUT, f'not compared in {READING_SECONDS} s')
+    with TimeLimit(COMPARE_SECONDS):
+      wanted, given = normalize_tex(reference), normalize_tex(answer)
+      verdict = _parse_and_compare(wanted, given)
+  except TimeLimitExceeded:
+    return Outcome(0.0, Status.TIMEOUT, f'not compared in {COMPARE_SECONDS} s')
   except MemoryError:
     return Outcome(0.0, Status.CRASH, 'comparing took too much memory')
   if verdict is not None:
     return _RIGHT if verdict else _WRONG
   wanted, given = _NAME.sub('', wanted, 1), _NAME.sub('', given, 1)
-  match ask(wanted, given, ASKING_SECONDS, patience):
-    case Opinion.SAME:
+  match check_equivalence(wanted, given, MATH_VERIFY_SECONDS, patience):
+    case MathVerifyResult.SAME:
       return _RIGHT
-    case Opinion.DIFFERENT:
+    case MathVerifyResult.DIFFERENT:
       return _WRONG
-    case Opinion.TIMEOUT:
-      detail = 'math-verify did not come to an end'
+    case MathVerifyResult.TIMEOUT:
+      detail = 'math-verify took too long'
       return Outcome(0.0, Status.TIMEOUT, detail)
-    case Opinion.CRASH:
-      return Outcome(0.0, Status.CRASH, 'math-verify ended without a verdict')
-    case Opinion.STARVED:
-      detail = 'math-verify got too little of the processor'
+    case MathVerifyResult.CRASH:
+      return Outcome(0.0, Status.CRASH, 'math-verify exited without a result')
+    case MathVerifyResult.STARVED:
+      detail = 'math-verify got too little CPU time'
       return Outcome(float('nan'), Status.INFRASTRUCTURE, detail)
 
 
-def _glance(answer: str | None, reference: str) -> Outcome | None:
-  """The outcome where the spelling or plain numbers decide it."""
+def _quick_outcome(answer: str | None, reference: str) -> Outcome | None:
+  """Returns the outcome if text or plain numbers decide it, else `None`."""
   if answer is None:
-    return Outcome(0.0, Status.UNPARSABLE, 'there is no answer')
+    return Outcome(0.0, Status.UNPARSABLE, 'the response contains no answer')
   if answer == reference:
     return _RIGHT
   if max(len(answer), len(reference)) > MAX_LENGTH:
@@ -182,16 +182,18 @@ def _glance(answer: str | None, reference: str) -> Outcome | None:
   if _PLAIN.fullmatch(answer) and _PLAIN.fullmatch(reference):
     same_number = Fraction(answer) == Fraction(reference)
     return _RIGHT if same_number else _WRONG
-  wanted, given = clean(reference), clean(answer)
+  wanted, given = normalize_tex(reference), normalize_tex(answer)
   if not given:
     return Outcome(0.0, Status.UNPARSABLE, 'the answer is empty')
-  if key(wanted) == key(given) or _is_same_prose(wanted, given):
+  if without_spaces(wanted) == without_spaces(given) or _is_same_prose(
+    wanted, given
+  ):
     return _RIGHT
   return None
 
 
 def _is_same_prose(wanted: str, given: str) -> bool:
-  """Whether two texts are the same words, whatever their case and marks."""
+  """Returns whether two texts have the same words, ignoring case and marks."""
   one, other = (
     text.replace('\\text', '').replace('{', '').replace('}', '').strip()
     for text in (wanted, given)
@@ -201,36 +203,36 @@ def _is_same_prose(wanted: str, given: str) -> bool:
     for pattern in (_PROSE, _DATED)
   ):
     return False
-  if words(one) != words(other):
+  if normalized_words(one) != normalized_words(other):
     return False
-  # Some letters beside each other may be symbols, whose case counts.
+  # Short letter sequences may be symbols, whose case matters.
   is_text = '\\text' in wanted + given or '(' in wanted + given
-  return is_text or len(words(one)) > 3 or one == other
+  return is_text or len(normalized_words(one)) > 3 or one == other
 
 
-def _read_and_compared(wanted: str, given: str) -> Verdict:
-  """Whether two clean answers agree; `None` where that is beyond us."""
+def _parse_and_compare(wanted: str, given: str) -> Verdict:
+  """Compares two normalized answers; `None` if they cannot be parsed."""
   try:
-    reference, answer = read(wanted), read(given)
-    verdict = same(reference, answer)
-    # A list such as 100,200 looks like a number unless the reference says.
-    if not verdict and read(wanted, merge=False) == reference:
-      loose = read(given, merge=False)
-      verdict = verdict if loose == answer else same(reference, loose)
+    reference, answer = parse(wanted), parse(given)
+    verdict = equivalent(reference, answer)
+    # A list such as 100,200 looks like a number; the reference decides.
+    if not verdict and parse(wanted, merge=False) == reference:
+      loose = parse(given, merge=False)
+      verdict = verdict if loose == answer else equivalent(reference, loose)
     return verdict
-  except (Unreadable, Undefined, RecursionError):
+  except (ParseError, Undefined, RecursionError):
     return None
 
 
 class _Workers:
-  """The processes behind `grade_math`, one pool for the whole program."""
+  """The worker pool of `grade_math`, one per process."""
 
   _lock = threading.Lock()
   _pool: RewardPool | None = None
 
   @classmethod
   def pool(cls) -> RewardPool:
-    """The pool; made when it is first needed."""
+    """Returns the pool, which is started at first use."""
     with cls._lock:
       if cls._pool is None:
         cls._pool = RewardPool(
@@ -239,10 +241,10 @@ class _Workers:
       return cls._pool
 
   @classmethod
-  def forget(cls) -> None:
-    """A forked process has the pool's memory, but none of its threads."""
+  def reset_after_fork(cls) -> None:
+    """Drops the pool in a forked process, where its threads do not exist."""
     cls._lock = threading.Lock()
     cls._pool = None
 
 
-os.register_at_fork(after_in_child=_Workers.forget)
+os.register_at_fork(after_in_child=_Workers.reset_after_fork)

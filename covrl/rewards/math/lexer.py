@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A clean answer's words, numbers and signs, from left to right."""
+"""Tokenizer of normalized answers: words, numbers, commands and signs."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import re
 from typing import NamedTuple
 
 from covrl.rewards.math import vocabulary
-from covrl.rewards.math.ast import Unreadable
+from covrl.rewards.math.ast import ParseError
 from covrl.rewards.math.units import BARE
 
 MAX_TOKENS = 2000
 
 
 class Token(NamedTuple):
-  """A word of an answer.
+  """A token of an answer.
 
   Attributes:
-    kind: 'number', 'mixed', 'letter', 'text', 'command', 'joint' or 'sign'.
-    text: as it is written; a repeating decimal as `0.1(6)`.
+    kind: 'number', 'mixed', 'letter', 'text', 'command', 'joint' (a separator of
+      lists) or 'sign'.
+    text: the text; a repeating decimal as `0.1(6)`.
   """
 
   kind: str
@@ -53,18 +54,18 @@ _TOKEN = re.compile(
 )
 
 
-def split(cleaned: str, *, merge: bool) -> list[Token]:
-  r"""The tokens of a clean answer.
+def tokenize(cleaned: str, *, merge: bool) -> list[Token]:
+  r"""Splits a normalized answer into tokens.
 
-  >>> [token.text for token in split(r'2\pi r, 1,000', merge=True)]
+  >>> [token.text for token in tokenize(r'2\pi r, 1,000', merge=True)]
   ['2', '\\pi', 'r', ',', '1000']
 
   Args:
-    cleaned: see `cleaning.clean`.
-    merge: whether `1,000` is a number, rather than a list of two.
+    cleaned: an answer from `normalize_tex`.
+    merge: whether `1,000` is one number instead of a list of two.
 
   Raises:
-    Unreadable: a sign is unknown, or there are too many.
+    ParseError: if a character is unknown, or there are too many tokens.
   """
   text = _REPEATING.sub(r'\1(\2\3)', cleaned)
   text = _ELLIPSIS.sub(r'\1(\2)', text)
@@ -72,16 +73,16 @@ def split(cleaned: str, *, merge: bool) -> list[Token]:
     text = _merged(text)
   text = _SPACED.sub(lambda match: match.group().replace(' ', ''), text)
   found: list[Token] = []
-  place = 0
-  while place < len(text):
-    match = _TOKEN.match(text, place)
+  position = 0
+  while position < len(text):
+    match = _TOKEN.match(text, position)
     if not match:
-      raise Unreadable(f'{text[place]!r} is not known')
+      raise ParseError(f'unknown character {text[position]!r}')
     if match.lastgroup:
       found += _tokens(match.lastgroup, match.group(match.lastgroup), match)
-    place = match.end()
+    position = match.end()
     if len(found) > MAX_TOKENS:
-      raise Unreadable('too long')
+      raise ParseError('too long')
   return found
 
 
@@ -105,7 +106,7 @@ def _tokens(group: str, text: str, match: re.Match[str]) -> list[Token]:
 
 
 def _word(text: str, beside_digit: bool) -> list[Token]:
-  """A run of letters: a function, a word, or a product of single ones."""
+  """Splits a run of letters: a function, a word, or single letters."""
   if text in vocabulary.NAMES:
     return [Token('command', vocabulary.NAMES[text])]
   if joint := len(text) > 1 and _joint(text):
@@ -133,17 +134,17 @@ def _joint(text: str) -> list[Token]:
 
 
 def _merged(text: str) -> str:
-  """Takes the commas out of numbers such as 1,000.
+  """Removes the commas of numbers such as 1,000.
 
-  Within brackets a comma parts elements, unless others of the same brackets
-  have a space behind them and this one has none.
+  Inside brackets a comma separates elements, unless other commas of the same
+  brackets are followed by a space and this one is not.
   """
   owners: list[int] = [0] * (len(text) + 1)
   loose: set[int] = {0}
-  stack, count, place = [0], 0, 0
+  stack, count, position = [0], 0, 0
   for match in _BRACKETS.finditer(text):
-    owners[place : match.start()] = [stack[-1]] * (match.start() - place)
-    place = match.start()
+    owners[position : match.start()] = [stack[-1]] * (match.start() - position)
+    position = match.start()
     sign = match.group()
     if sign in ('(', '[', '\\{'):
       count += 1
@@ -153,7 +154,7 @@ def _merged(text: str) -> str:
         loose.add(stack[-1])
     elif len(stack) > 1:
       stack.pop()
-  owners[place:] = [stack[-1]] * (len(owners) - place)
+  owners[position:] = [stack[-1]] * (len(owners) - position)
   return _THOUSANDS.sub(
     lambda match: (
       match.group().replace(',', '')

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""math-verify, for expressions that cannot be read here, where it does no harm.
+"""Fallback grading by the math-verify library, in a killable child process.
 
-It knows sums, integrals and limits, and it can be made to compute for ever or to
-accept what is wrong. So it is asked about single expressions alone, none of
-which is a tower or a large factorial, and each time in a child process that is
-killed when its time is over: its own alarms do not always ring, and whatever
-memory it takes is given back.
+math-verify supports sums, integrals and limits, but it can compute for ever or
+accept wrong answers. It is therefore only used for single expressions without
+huge powers or factorials, and each time in a forked child that is killed at its
+time limit: the library's own time limits are unreliable, and the child's memory
+is returned.
 
 Only a process without threads may call this: a worker, never the trainer.
 """
@@ -31,9 +31,9 @@ _NO_ALARM = 0
 _RELATION = re.compile(
   r'[=<>,;:]|\\(?:le|ge|ne|in|approx|equiv|to|pm|mp|cup|cap|begin|text)\b'
 )
-# What math-verify reads, and covrl does not.
+# Operators that math-verify supports and covrl does not.
 _OPERATOR = re.compile(r'\\(?:sum|prod|i*int|oint|lim|frac\s*\{\s*d|det|hom)')
-# Where sums begin and limits go is no relation of the whole.
+# Bounds of sums and limits, whose relation signs do not count.
 _BOUND = re.compile(r'_\s*\{[^{}]*\}')
 _LARGE = re.compile(
   r'\d{40}'
@@ -43,8 +43,8 @@ _LARGE = re.compile(
 )
 
 
-class Opinion(enum.Enum):
-  """What came of asking."""
+class MathVerifyResult(enum.Enum):
+  """Result of a comparison by math-verify."""
 
   SAME = 0
   DIFFERENT = 1
@@ -53,25 +53,25 @@ class Opinion(enum.Enum):
   STARVED = 4
 
 
-def ask(
+def check_equivalence(
   reference: str, answer: str, seconds: float, patience: float
-) -> Opinion:
-  """Whether math-verify takes two expressions for the same.
+) -> MathVerifyResult:
+  """Compares two expressions with math-verify.
 
   Args:
-    reference: clean TeX.
-    answer: likewise.
-    seconds: of computing, after which the child ends.
-    patience: seconds after which it is killed in any case.
+    reference: the reference as normalized TeX.
+    answer: the answer as normalized TeX.
+    seconds: CPU time limit of the child.
+    patience: wall-clock seconds after which the child is killed.
 
   Returns:
-    `TIMEOUT` and `CRASH` (of memory, mostly) are the doing of the expressions;
-    `STARVED` is not: the child got too little of the processor to say.
+    The result. `TIMEOUT` and `CRASH` (mostly out of memory) are caused by the
+    expressions; `STARVED` means that the child got too little CPU time.
   """
   texts = reference, answer
   if not any(map(_OPERATOR.search, texts)) or not all(map(_is_harmless, texts)):
-    return Opinion.DIFFERENT
-  # What is imported before the fork need not be imported after each.
+    return MathVerifyResult.DIFFERENT
+  # Imported once before forking instead of in every child.
   warm_up()
   reader, writer = os.pipe()
   child = os.fork()
@@ -87,18 +87,22 @@ def ask(
     os.kill(child, signal.SIGKILL)
     _, status, used = os.wait4(child, 0)
   if said:
-    return Opinion(said[0])
+    return MathVerifyResult(said[0])
   if os.WTERMSIG(status) == signal.SIGPROF:
-    return Opinion.TIMEOUT
+    return MathVerifyResult.TIMEOUT
   if ready:
-    return Opinion.CRASH
+    return MathVerifyResult.CRASH
   computed = used.ru_utime + used.ru_stime
-  return Opinion.TIMEOUT if computed > seconds / 2 else Opinion.STARVED
+  return (
+    MathVerifyResult.TIMEOUT
+    if computed > seconds / 2
+    else MathVerifyResult.STARVED
+  )
 
 
 @functools.cache
 def warm_up() -> None:
-  """Imports math-verify, and has it make its tables."""
+  """Imports math-verify and makes it build its tables."""
   import math_verify
 
   logging.getLogger('math_verify').setLevel(logging.CRITICAL)
@@ -116,17 +120,17 @@ def _is_harmless(text: str) -> bool:
 def _answer(
   reference: str, answer: str, writer: int, seconds: float, patience: float
 ) -> NoReturn:
-  """The child: says what math-verify says, and ends."""
-  said = Opinion.CRASH
+  """Runs the comparison in the child, writes the result, and exits."""
+  said = MathVerifyResult.CRASH
   with contextlib.suppress(BaseException):
-    # Signals that end the process whatever it is at, in C code, too; the second
-    # where the parent is gone.
+    # These signals end the process even inside C code; the second one in case
+    # the parent has died.
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_PROF, seconds)
     signal.setitimer(signal.ITIMER_REAL, 2 * patience)
     _limit_memory()
     same = _is_same(reference, answer)
-    said = Opinion.SAME if same else Opinion.DIFFERENT
+    said = MathVerifyResult.SAME if same else MathVerifyResult.DIFFERENT
   os.write(writer, bytes([said.value]))
   os._exit(0)
 
@@ -134,7 +138,7 @@ def _answer(
 def _is_same(reference: str, answer: str) -> bool:
   import math_verify
 
-  # To more digits than by default, or 0.333333 would be a third.
+  # With more digits than by default, or 0.333333 would equal 1/3.
   gold, given = _parse(reference), _parse(answer)
   return bool(gold and given) and all(
     math_verify.verify(

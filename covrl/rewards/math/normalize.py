@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One spelling for what TeX and people write in many: an answer's typography.
+"""Normalization of the typography of answers, without changing their meaning.
 
-Nothing here changes what an answer says. `clean` gives TeX with as few commands
-as possible; `key` goes on to what may be compared as a string.
+`normalize_tex` reduces TeX to few commands; `without_spaces` gives a form that can
+be compared as text.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ _SYMBOLS = {
 }
 _UNICODE = re.compile(f'[{re.escape("".join(_SYMBOLS))}]')
 
-# In this order. A command must not be followed by a letter; \b will not do, as
-# in \sqrt_2.
+# Applied in this order. A command must not be followed by a letter; \b does not
+# express that, as in \sqrt_2.
 _REWRITES = [
   (re.compile(pattern), replacement)
   for pattern, replacement in (
-    # The ends of rows keep neither their extra space nor their style.
+    # Optional arguments of row ends, and math delimiters, are dropped.
     (r'\\\\\s*\[[^\]]*\]', r'\\\\ '),
     (r'(?<!\\)\\[()\[\]]', ' '),
     (r'(?<!\\)\$', ' '),
@@ -115,7 +115,7 @@ _REWRITES = [
     (r'\\(?:var)(epsilon|theta|phi|rho|sigma|pi|kappa)(?![a-zA-Z])', r'\\\1 '),
     (r'\\(?:pounds|textsterling)(?![a-zA-Z])', '£'),
     (r'(?<!\\)%', r'\\%'),
-    # Letters in another type; several of them are a word.
+    # Single letters in another font are symbols, several are a word.
     (
       r'\\(?:mathrm|mathsf|mathtt|mathit|mathnormal)\s*\{\s*([a-zA-Z])\s*\}',
       r' \1 ',
@@ -124,46 +124,46 @@ _REWRITES = [
     (r'\\(?:textbf|textit|textrm|textnormal|textup)\s*(?=\{)', r'\\text'),
     (r'\\(?:textsf|texttt|emph|mbox|hbox)\s*(?=\{)', r'\\text'),
     (r'\\text\s+(?=\{)', r'\\text'),
-    # A text that holds no word is none.
+    # A text without a word is not a text.
     (r'\\text\{([^a-zA-Z{}]*)\}', r' \1 '),
-    # Words that open a number, as in \text{5 cm}, are beside it.
+    # A number at the start of a text, as in \text{5 cm}, is moved out of it.
     (r'\\text\{\s*([-+\d.,/]*\d)\s*([^{}]*)\}', r' \1\\text{\2}'),
   )
 ]
 _SPACES = re.compile(r'\s+')
 _ENDS = ' \t\n.,;:'
-# Spaces that part no two words or numbers.
+# Spaces that do not separate words or numbers.
 _LOOSE = re.compile(r'(?<![a-zA-Z0-9])\s+|\s+(?![a-zA-Z0-9])')
 
 
-def clean(text: str) -> str:
-  r"""TeX of a single spelling, without spacing, sizes and mathematics marks.
+def normalize_tex(text: str) -> str:
+  r"""Returns TeX in a uniform spelling, without spacing, sizes and math marks.
 
-  >>> clean(r'$\left( \dfrac{1}{2},\; 3 \right]$.')
+  >>> normalize_tex(r'$\left( \dfrac{1}{2},\; 3 \right]$.')
   '( \\frac {1}{2}, 3 ]'
   """
   text = _unicode(text.strip().strip('*').strip())
   for pattern, replacement in _REWRITES:
     text = pattern.sub(replacement, text)
   text = _SPACES.sub(' ', text).strip()
-  # A full stop after a number ends a sentence; an escaped space is none.
+  # A trailing full stop or row end is not part of the answer.
   text = text.rstrip(_ENDS)
   while text.endswith('\\\\'):
     text = text[:-2].rstrip().rstrip(_ENDS)
   return text.lstrip(_ENDS.replace('.', ''))
 
 
-def key(cleaned: str) -> str:
-  r"""What two clean texts have in common that are the same but for spaces.
+def without_spaces(cleaned: str) -> str:
+  r"""Removes spaces that do not matter from normalized TeX.
 
-  >>> key(r'( \frac {1}{2}, 3 ]')
+  >>> without_spaces(r'( \frac {1}{2}, 3 ]')
   '(\\frac{1}{2},3]'
   """
   return _LOOSE.sub('', cleaned)
 
 
 def _unicode(text: str) -> str:
-  """TeX for signs beyond ASCII, compatibility forms for the rest."""
+  """Replaces non-ASCII characters by TeX, or by compatibility forms."""
   if text.isascii():
     return text.replace('"', '')
   text = re.sub(
@@ -174,12 +174,12 @@ def _unicode(text: str) -> str:
   text = re.sub(
     '[₀-₉]+', lambda m: f'_{{{m.group().translate(_SUBSCRIPTS)}}}', text
   )
-  text = re.sub('[¼-¾⅐-⅞]', _vulgar, text)
+  text = re.sub('[¼-¾⅐-⅞]', _unicode_fraction, text)
   text = _UNICODE.sub(lambda match: _SYMBOLS[match.group()], text)
   text = unicodedata.normalize('NFKC', text)
   return _UNICODE.sub(lambda match: _SYMBOLS[match.group()], text)
 
 
-def _vulgar(match: re.Match[str]) -> str:
+def _unicode_fraction(match: re.Match[str]) -> str:
   top, _, bottom = unicodedata.normalize('NFKC', match.group()).partition('⁄')
   return f'\\frac{{{top}}}{{{bottom}}}'

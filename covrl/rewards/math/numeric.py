@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether expressions are equal: if their values are, at many points.
+"""Equality of expressions, by evaluation at many points.
 
-What a simplifier would prove, this finds in a time that is known beforehand, with
-more digits than the answers have.
+Unlike symbolic simplification it takes a bounded time. It computes with more
+digits than the answers have.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from covrl.rewards.math.evaluate import (
 )
 
 MAX_DIGITS = 1000
-_AGAIN = 0.1  # seconds from one ring of the clock to the next
+_REPEAT_INTERVAL = 0.1  # seconds between repeated timer signals
 
-# Where symbols are put: (smallest, largest); each range is tried in turn.
+# Ranges of the values of symbols: (smallest, largest), tried in turn.
 _RANGES = ((0.1, 1), (1, 5), (-1, 1), (-5, 5), (0.1, 3), (2, 40), (-9, -1))
 _CONSTANTS = {'e', 'i', '\\pi'}
 
 
-class OutOfTime(Exception):
-  """Comparing took longer than allowed."""
+class TimeLimitExceeded(Exception):
+  """A comparison exceeded its time limit."""
 
 
 class TimeLimit:
-  """Lets what is done within compute for so long, wherever it is by then.
+  """Context that limits the CPU time of its body.
 
-  By a timer of the process, whose signal interrupts regular expressions, too. It
-  counts what is computed, not what others of the machine are waited for, and
-  only rings in a main thread: a worker's. It rings until it is heard. (SIGPROF,
-  the obvious one, is also what libtpu rings with, as soon as someone listens.)
+  Uses a process timer, whose signal also interrupts regular expressions. It counts
+  CPU time of this process only, and works only in a main thread (a worker's). The
+  signal is repeated until it is handled. (SIGPROF is not used since libtpu sends
+  it, too.)
 
   Raises:
-    OutOfTime: it is over.
+    TimeLimitExceeded: if the time limit is exceeded.
   """
 
   def __init__(self, seconds: float) -> None:
@@ -57,20 +57,20 @@ class TimeLimit:
     self._before: Any = None
 
   def __enter__(self) -> None:
-    self._before = signal.signal(signal.SIGVTALRM, _ring)
-    signal.setitimer(signal.ITIMER_VIRTUAL, self._seconds, _AGAIN)
+    self._before = signal.signal(signal.SIGVTALRM, _on_timer)
+    signal.setitimer(signal.ITIMER_VIRTUAL, self._seconds, _REPEAT_INTERVAL)
 
   def __exit__(self, *_: object) -> None:
     signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-    # A ring may still be on its way, and would end a process without a handler.
+    # A pending signal would end a process without a handler.
     if self._before is not signal.SIG_DFL:
       signal.signal(signal.SIGVTALRM, self._before)
 
 
-def _ring(_: int, frame: FrameType | None) -> None:
-  """Raises, but not where that would be lost, or leave the timer running.
+def _on_timer(_: int, frame: FrameType | None) -> None:
+  """Raises, except where the exception would be lost or leave the timer on.
 
-  What a callback of the garbage collector raises is lost; JAX has one.
+  Exceptions in callbacks of the garbage collector are lost; JAX installs one.
   """
   if not any(signal.getitimer(signal.ITIMER_VIRTUAL)):
     return
@@ -80,22 +80,22 @@ def _ring(_: int, frame: FrameType | None) -> None:
     if frame.f_code in silent:
       return
     frame = frame.f_back
-  raise OutOfTime
+  raise TimeLimitExceeded
 
 
 def equal(left: Node, right: Node) -> bool | None:
-  """Whether two expressions have the same value, wherever both have one.
+  """Returns whether two expressions are equal wherever both are defined.
 
   Args:
-    left: an expression.
-    right: another.
+    left: tree of one expression.
+    right: tree of the other expression.
 
   Returns:
-    `None` where it cannot be told: too few points at which both are defined.
+    `None` if undecided: both are defined at too few points.
   """
   bare_logarithm = any(_has_bare_logarithm(node) for node in (left, right))
   verdict = None
-  # `log` is to base 10 or e; if both agree in one way of reading it, they do.
+  # `log` has base 10 or e: equality for one of them suffices.
   for natural in (False, True) if bare_logarithm else (False,):
     verdict = _equal(left, right, natural)
     if verdict:
@@ -104,11 +104,11 @@ def equal(left: Node, right: Node) -> bool | None:
 
 
 def proportional(left: Node, right: Node, *, positive: bool) -> bool | None:
-  """Whether one expression is a constant other than 0 times the other.
+  """Returns whether one expression is a nonzero constant times the other.
 
   Args:
-    left: an expression.
-    right: another.
+    left: tree of one expression.
+    right: tree of the other expression.
     positive: whether the constant must be positive.
   """
   names = sorted(symbols(left) | symbols(right))
@@ -140,10 +140,10 @@ def proportional(left: Node, right: Node, *, positive: bool) -> bool | None:
 
 
 def constant(node: Node) -> Value:
-  """The real value of an expression without symbols.
+  """Returns the real value of an expression without symbols.
 
   Raises:
-    Undefined: it has symbols, or is not real.
+    Undefined: if it has symbols, or is not real.
   """
   if symbols(node):
     raise Undefined('it has symbols')
@@ -157,7 +157,7 @@ def constant(node: Node) -> Value:
 
 
 def symbols(node: Node) -> set[str]:
-  """Names in an expression that stand for any number."""
+  """Returns the variables of an expression."""
   if node.kind == 'symbol':
     return {node.value} - _CONSTANTS
   return {name for part in node.parts for name in symbols(part)}
@@ -183,7 +183,7 @@ def _equal(left: Node, right: Node, natural: bool) -> bool | None:
     one, other = values
     same = is_close(one, other, precision)
     if names and not imaginary and (is_complex(one) or is_complex(other)):
-      # Beyond the domain of reals, branches may differ without meaning it.
+      # Outside the real domain, equal expressions may differ by branches.
       unreal += same
       continue
     if not same:
@@ -195,21 +195,21 @@ def _equal(left: Node, right: Node, natural: bool) -> bool | None:
 
 
 def _points(names: Sequence[str]) -> list[dict[str, Fraction]]:
-  """Where to compare expressions; one point where there are no symbols."""
+  """Returns the points of comparison; one point without symbols."""
   if not names:
     return [{}]
   points: list[dict[str, Fraction]] = []
-  for place, (low, high) in enumerate(_RANGES):
-    draws = {name: random.Random(f'{place} {name}') for name in names}
+  for index, (low, high) in enumerate(_RANGES):
+    draws = {name: random.Random(f'{index} {name}') for name in names}
     points.append(
       {
         name: Fraction(round(draw.uniform(low, high) * 1009), 1009)
         for name, draw in draws.items()
       }
     )
-  # Factorials and signs such as (−1)^n are defined for whole numbers alone.
-  for place in range(4):
-    draws = {name: random.Random(f'whole {place} {name}') for name in names}
+  # Factorials and signs such as (−1)^n are defined for integers only.
+  for index in range(4):
+    draws = {name: random.Random(f'whole {index} {name}') for name in names}
     points.append(
       {name: Fraction(draw.randint(2, 9)) for name, draw in draws.items()}
     )
@@ -217,7 +217,7 @@ def _points(names: Sequence[str]) -> list[dict[str, Fraction]]:
 
 
 def _precision(*nodes: Node) -> int:
-  """Digits to compare with: more than any number in an answer has."""
+  """Returns the precision: more digits than any number in the answers."""
   digits = max(map(_digits, nodes))
   if digits > MAX_DIGITS:
     raise OutOfBounds('too many digits')
@@ -225,7 +225,7 @@ def _precision(*nodes: Node) -> int:
 
 
 def _digits(node: Node) -> int:
-  """Of the longest number in an expression."""
+  """Returns the digits of the longest number in an expression."""
   own = 0
   if node.kind == 'number':
     own = sum(map(int.bit_length, node.value.as_integer_ratio())) * 3 // 10 + 1

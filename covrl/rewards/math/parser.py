@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers to trees: the part of TeX's mathematics that answers are made of.
+"""Recursive-descent parser of normalized TeX answers.
 
-A recursive descent over tokens. It knows no values: what a tree is worth is for
-`numeric`, whether two say the same for `comparison`. What it cannot read
-(sums, integrals, limits, unknown commands) it refuses.
+Produces syntax trees without evaluating them (see `numeric`) or comparing them
+(see `equivalence`). Sums, integrals, limits and unknown commands are refused.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import re
 from collections.abc import Callable
 
 from covrl.rewards.math import ast, lexer, vocabulary
-from covrl.rewards.math.ast import Node, Unreadable
+from covrl.rewards.math.ast import Node, ParseError
 from covrl.rewards.math.lexer import Token
 
 MAX_DEPTH = 40
@@ -25,71 +24,71 @@ _FACTORS = (
 )
 
 
-def read(cleaned: str, *, merge: bool = True) -> Node:
-  r"""The tree of a clean answer.
+def parse(cleaned: str, *, merge: bool = True) -> Node:
+  r"""Parses a normalized answer.
 
-  >>> read('x = 3, 4').kind, read('(3, 4]').value
+  >>> parse('x = 3, 4').kind, parse('(3, 4]').value
   ('list', '(]')
 
   Args:
-    cleaned: see `cleaning.clean`.
+    cleaned: an answer from `normalize_tex`.
     merge: whether `1,234` is a number; a list of two otherwise.
 
   Raises:
-    Unreadable: it is not within what is known here.
+    ParseError: if the answer is outside of the supported grammar.
   """
-  parser = _Parser(lexer.split(cleaned, merge=merge))
+  parser = _Parser(lexer.tokenize(cleaned, merge=merge))
   node = parser.listing()
   parser.end()
   return node
 
 
 class _Parser:
-  """Reads from left to right; each method is a level of precedence."""
+  """Parser state; each method parses one level of precedence."""
 
   def __init__(self, stream: list[Token]) -> None:
     self._tokens = stream
-    self._place = 0
+    self._position = 0
     self._depth = 0
     self._bars = 0
     self._colons = True
 
-  # What comes next.
+  # Tokens.
 
   def peek(self, ahead: int = 0) -> Token:
-    place = self._place + ahead
-    return self._tokens[place] if place < len(self._tokens) else lexer.END
+    index = self._position + ahead
+    return self._tokens[index] if index < len(self._tokens) else lexer.END
 
   def next(self) -> Token:
     token = self.peek()
-    self._place += 1
+    self._position += 1
     return token
 
   def accept(self, *texts: str) -> str:
-    """Takes the next token if it is one of these; else an empty string."""
+    """Consumes the next token if it is one of `texts`; else returns ``''``."""
     token = self.peek()
     if token.kind != 'text' and token.text in texts:
-      self._place += 1
+      self._position += 1
       return token.text
     return ''
 
   def expect(self, *texts: str) -> str:
     found = self.accept(*texts)
     if not found:
-      raise Unreadable(f'{texts} expected, got {self.peek().text!r}')
+      raise ParseError(f'{texts} expected, got {self.peek().text!r}')
     return found
 
   def end(self) -> None:
     if self.peek() is not lexer.END:
-      raise Unreadable(f'the end expected, got {self.peek().text!r}')
+      raise ParseError(f'the end expected, got {self.peek().text!r}')
 
-  # From the loosest to the tightest.
+  # From the lowest to the highest precedence.
 
   def listing(self) -> Node:
-    """Statements with commas, semicolons, `and` or `or` between them."""
+    """Parses statements separated by commas, semicolons, `and` or `or`."""
     self._depth += 1
     if self._depth > MAX_DEPTH:
-      raise Unreadable('too deep')
+      raise ParseError('too deep')
     items, joints = [self.statement()], set[str]()
     while self.peek().kind == 'joint':
       while self.peek().kind == 'joint':
@@ -104,7 +103,7 @@ class _Parser:
     return Node('list', tuple(items), joint)
 
   def statement(self) -> Node:
-    """An expression, or several with relation signs between them."""
+    """Parses an expression, or a chain of relations."""
     if self.accept('=', '\\approx', '\\doteq'):
       return self.statement()
     node = self._relation()
@@ -145,10 +144,10 @@ class _Parser:
     while (sign := self.accept('+', '-', '\\pm', '\\mp')) or not terms:
       term = self.term()
       if sign in ('\\pm', '\\mp'):
-        terms = [Node('plus_minus', (ast.total(terms), term), sign)]
+        terms = [Node('plus_minus', (ast.make_sum(terms), term), sign)]
       else:
         terms.append(Node('negative', (term,)) if sign == '-' else term)
-    return ast.total(terms)
+    return ast.make_sum(terms)
 
   def term(self) -> Node:
     node = self.factor()
@@ -158,19 +157,19 @@ class _Parser:
       elif self.accept('/', '\\div'):
         node = Node('quotient', (node, self.signed_factor()))
       elif node.kind == 'symbol' and self.peek().text == '(':
-        # x(x + 1) and f(3) look alike, and are worth the same.
+        # x(x + 1) and f(3) look alike and are treated alike.
         node = Node('product', (node, self.factor()), 'applied')
       elif self._starts_factor():
-        node = ast.beside(node, self.factor())
+        node = ast.juxtaposed(node, self.factor())
       else:
         return node
 
   def signed_factor(self) -> Node:
     sign = self.accept('+', '-')
-    return ast.signed(sign, self.factor())
+    return ast.with_sign(sign, self.factor())
 
   def factor(self) -> Node:
-    """An atom with what stands behind it: powers, factorials, signs."""
+    """Parses an atom with its powers, factorials and percent signs."""
     node = self.atom()
     while True:
       if self.accept('^'):
@@ -181,7 +180,7 @@ class _Parser:
         node = Node('percent', (node,))
       elif self.peek().text == '_' and node.kind == 'number':
         self.next()
-        node = ast.based(node, self.argument())
+        node = ast.in_base(node, self.argument())
       else:
         return node
 
@@ -189,9 +188,9 @@ class _Parser:
     if self.accept('\\circ'):
       return Node('degree', (base,))
     if base.kind == 'matrix' and self.accept('T', '\\top'):
-      return ast.transposed(base)
+      return ast.transpose(base)
     sign = self.accept('+', '-')
-    return Node('power', (base, ast.signed(sign, self.argument(whole=True))))
+    return Node('power', (base, ast.with_sign(sign, self.argument(whole=True))))
 
   def _starts_factor(self) -> bool:
     token = self.peek()
@@ -209,10 +208,10 @@ class _Parser:
     token = self.next()
     match token.kind:
       case 'number':
-        return ast.number(ast.decimal(token.text))
+        return ast.number(ast.parse_decimal(token.text))
       case 'mixed':
         whole, top, bottom = map(int, re.findall(r'\d+', token.text))
-        return ast.number(whole + ast.fraction(top, bottom))
+        return ast.number(whole + ast.checked_fraction(top, bottom))
       case 'letter':
         return self._symbol(token.text)
       case 'text':
@@ -225,14 +224,14 @@ class _Parser:
     return self._bracketed(token.text)
 
   def _symbol(self, name: str) -> Node:
-    """A name with its subscript and primes."""
+    """Parses subscripts and primes of a name."""
     while True:
       if self.accept('_'):
         name = f'{name}_{self._raw_argument()}'
       elif self.accept("'"):
         name = f"{name}'"
       elif self.peek().text == '^' and self.peek(1).text == '\\prime':
-        self._place += 2
+        self._position += 2
         name = f"{name}'"
       else:
         return Node('symbol', (), name)
@@ -267,27 +266,27 @@ class _Parser:
       return self._decorated(name)
     if name in vocabulary.SYMBOLS:
       return self._symbol(name)
-    raise Unreadable(f'{name} is not known')
+    raise ParseError(f'unknown command {name}')
 
   def _decorated(self, name: str) -> Node:
-    """A letter in bold, with a hat, an overline; a set of numbers."""
-    start = self._place
+    """Parses a decorated letter (bold, hat, overline) or a number set."""
+    start = self._position
     text = self._raw_argument()
     if name == '\\mathbb' and text == 'R':
       return Node('reals')
     if name in ('\\mathbf', '\\boldsymbol', '\\bm') and not text.isalpha():
-      self._place = start
+      self._position = start
       return self.argument()
     return self._symbol(f'{name}{{{text}}}')
 
   def _call(self, name: str) -> Node:
-    """A function, with its power or base and its argument."""
+    """Parses a function call with its power or base and its argument."""
     power, base = None, ()
     while sign := self.accept('^', '_'):
       if sign == '_':
         base = (self.argument(),)
       else:
-        power = ast.signed(self.accept('-'), self.argument(whole=True))
+        power = ast.with_sign(self.accept('-'), self.argument(whole=True))
     function = name[1:]
     if power is not None and ast.is_number(power, -1):
       function, power = f'arc{function}', None
@@ -302,26 +301,26 @@ class _Parser:
     return call if power is None else Node('power', (call, power))
 
   def _operand(self) -> Node:
-    """What a function without parentheses takes: factors up to the next one."""
-    node = ast.signed(self.accept('-'), self.factor())
+    """Parses the argument of a function without parentheses."""
+    node = ast.with_sign(self.accept('-'), self.factor())
     while self._starts_factor() and self.peek().kind != 'text':
       if self.peek().text in vocabulary.FUNCTIONS or self.peek().text == '(':
         break
-      node = ast.beside(node, self.factor())
+      node = ast.juxtaposed(node, self.factor())
     if self.accept('/'):
       node = Node('quotient', (node, self.factor()))
     return node
 
   def argument(self, *, whole: bool = False) -> Node:
-    """What a command or a power takes: a group or one token.
+    """Parses the argument of a command or power: a group or one token.
 
     Args:
-      whole: whether digits beside each other are one token.
+      whole: whether adjacent digits are one token.
     """
     token = self.peek()
     digits = token.kind == 'number' and token.text.isdigit()
     if digits and not whole and len(token.text) > 1:
-      self._tokens[self._place] = Token('number', token.text[1:])
+      self._tokens[self._position] = Token('number', token.text[1:])
       return ast.number(int(token.text[0]))
     if token.text == '{':
       self.next()
@@ -329,14 +328,14 @@ class _Parser:
     return self.atom()
 
   def _raw_argument(self) -> str:
-    """The same, as text."""
+    """Returns the argument of a command as text."""
     if not self.accept('{'):
       return self.next().text
     depth, words = 1, list[str]()
     while depth:
       token = self.next()
       if token is lexer.END:
-        raise Unreadable('a brace is not closed')
+        raise ParseError('a brace is not closed')
       depth += {'{': 1, '}': -1}.get(token.text, 0)
       words.append(token.text)
     return ''.join(words[:-1])
@@ -356,7 +355,7 @@ class _Parser:
         return node
       case '(' | '[' | ']':
         return self._tuple(opening)
-    raise Unreadable(f'an expression expected, got {opening!r}')
+    raise ParseError(f'an expression expected, got {opening!r}')
 
   def _until(self, closing: str, level: Callable[[], Node]) -> Node:
     node = level()
@@ -366,10 +365,10 @@ class _Parser:
   def _tuple(self, opening: str) -> Node:
     bars, self._bars = self._bars, 0
     if self.accept(')'):
-      raise Unreadable('nothing in parentheses')
+      raise ParseError('empty parentheses')
     node = self.listing()
     self._bars = bars
-    # Intervals may also be written with brackets turned outwards.
+    # Open intervals may be written with brackets turned outwards.
     outward = ('[',) if opening in '[]' else ()
     closing = self.expect(')', ']', *outward)
     brackets = opening.replace(']', '(') + closing.replace('[', ')')
@@ -406,10 +405,10 @@ class _Parser:
       else:
         rows[-1].append(self.listing())
     if self._raw_argument() != name:
-      raise Unreadable('another environment ends')
+      raise ParseError('the end of another environment')
     rows = [row for row in rows if row]
     if not rows or len({len(row) for row in rows}) != 1:
-      raise Unreadable('rows of different lengths')
+      raise ParseError('rows of different lengths')
     cells = tuple(cell for row in rows for cell in row)
     kind = 'matrix' if name in vocabulary.MATRICES else name
     return Node(kind, cells, (len(rows), len(rows[0])))

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sets of real numbers, however they are written.
+"""Equality of sets of real numbers in any notation.
 
 Intervals, unions and differences of them, inequalities, `\\{x | …\\}`, finite sets
-and ℝ all cut the real line at some points. Cut at the points of both answers, the
-line falls into gaps and points, and a set is which of those it holds.
+and ℝ are described by boundary points. The boundary points of both answers divide
+the real line into points and gaps ("cells"); sets are equal if they contain the
+same cells.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from covrl.rewards.math.numeric import constant
 
 _INEQUALITIES = {'<', '>', 'le', 'ge', 'ne'}
 _FLIPPED = {'<': '>', '>': '<', 'le': 'ge', 'ge': 'le', 'ne': 'ne'}
-# Digits to which ends of sets are told apart.
+# Digits in which different boundary points differ.
 DIGITS = 60
 
 Cells: TypeAlias = frozenset[int]
-"""Gap before the first cut (0), the cut (1), the gap behind it (2), and so on."""
+"""Indices of cells: gap before the first cut (0), the cut (1), next gap (2), …"""
 
 
 def is_set(node: Node) -> bool:
-  """Whether an answer cannot but be a set of reals (an interval may be a point)."""
+  """Returns whether a node must be a set of reals (an interval may be a point)."""
   if node.kind in ('union', 'intersection', 'difference', 'reals', 'builder'):
     return True
   if node.kind == 'list':
@@ -37,7 +38,7 @@ def is_set(node: Node) -> bool:
 
 
 def variables(node: Node) -> set[str]:
-  """Names whose values inequalities are about."""
+  """Returns the variables of inequalities."""
   if node.kind == 'relation':
     return {part.value for part in node.parts if part.kind == 'symbol'}
   if node.kind in ('list', 'union', 'intersection'):
@@ -46,14 +47,14 @@ def variables(node: Node) -> set[str]:
 
 
 def same_set(left: Node, right: Node) -> bool | None:
-  """Whether two answers are the same set of real numbers.
+  """Returns whether two answers are the same set of real numbers.
 
   Args:
-    left: an answer.
-    right: another.
+    left: tree of one answer.
+    right: tree of the other answer.
 
   Returns:
-    `None` where one is none, or has ends that are not numbers.
+    `None` if one is not a set, or has boundary points that are not numbers.
   """
   try:
     line = _Line([*_ends(left), *_ends(right)])
@@ -63,7 +64,7 @@ def same_set(left: Node, right: Node) -> bool | None:
 
 
 class _Line:
-  """The real line, cut at numbers."""
+  """The real line, divided at some numbers."""
 
   def __init__(self, numbers: list[Value]) -> None:
     cuts: list[Value] = []
@@ -74,18 +75,18 @@ class _Line:
     self.all: Cells = frozenset(range(2 * len(cuts) + 1))
 
   def at(self, number: Value) -> int:
-    """The cell of a cut."""
-    place = bisect.bisect_left(self._cuts, number)
-    for near in (place, place - 1):
+    """Returns the cell of a boundary point."""
+    position = bisect.bisect_left(self._cuts, number)
+    for near in (position, position - 1):
       if 0 <= near < len(self._cuts) and is_close(
         self._cuts[near], number, DIGITS
       ):
         return 2 * near + 1
-    raise Undefined('an end that was not there')
+    raise Undefined('an unknown boundary point')
 
 
 def _ends(node: Node) -> list[Value]:
-  """Every number that a set is cut at."""
+  """Returns the boundary points of a set."""
   if node.kind in ('tuple', 'set'):
     return [constant(part) for part in node.parts if not _infinite(part)]
   if node.kind == 'relation':
@@ -99,7 +100,7 @@ def _ends(node: Node) -> list[Value]:
 
 
 def _cells(node: Node, line: _Line) -> Cells:
-  """Which cells of the line a set holds."""
+  """Returns the cells that a set contains."""
 
   def cells(node: Node) -> Cells:
     return _cells(node, line)
@@ -127,23 +128,23 @@ def _cells(node: Node, line: _Line) -> Cells:
     case 'relation':
       return _inequality(node, line)
     case 'list':
-      return _joined(node.value, list(map(cells, node.parts)))
-  raise Undefined(f'a {node.kind} is no set of numbers')
+      return _combined(node.value, list(map(cells, node.parts)))
+  raise Undefined(f'a {node.kind} is not a set of numbers')
 
 
 def _inequality(node: Node, line: _Line) -> Cells:
-  """Where a chain such as 1 < x ≤ 3 holds: one name, numbers around it."""
-  places = [i for i, part in enumerate(node.parts) if part.kind == 'symbol']
-  if len(places) != 1 or not set(node.value) <= _INEQUALITIES:
-    raise Undefined('no inequality of one name')
-  (name,) = places
+  """Returns the cells in which a chain such as 1 < x ≤ 3 holds."""
+  positions = [i for i, part in enumerate(node.parts) if part.kind == 'symbol']
+  if len(positions) != 1 or not set(node.value) <= _INEQUALITIES:
+    raise Undefined('an inequality of one variable is required')
+  (name,) = positions
   if len(node.parts) > 3 or (len(node.parts) == 3 and name != 1):
-    raise Undefined('no inequality of one name')
+    raise Undefined('an inequality of one variable is required')
   held = line.all
-  for place, sign in enumerate(node.value):
-    bound = node.parts[place if place < name else place + 1]
-    # Read with the name on the left.
-    sign = _FLIPPED[sign] if place < name else sign
+  for index, sign in enumerate(node.value):
+    bound = node.parts[index if index < name else index + 1]
+    # Read with the variable on the left.
+    sign = _FLIPPED[sign] if index < name else sign
     if sign == 'ne':
       held -= {line.at(constant(bound))}
     else:
@@ -154,10 +155,10 @@ def _inequality(node: Node, line: _Line) -> Cells:
 
 
 def _beyond(bound: Node, closed: bool, side: str, line: _Line) -> Cells:
-  """All that is above or below a bound."""
+  """Returns the cells above or below a bound."""
   sign = _infinite(bound)
   if sign:
-    # Above −∞ and below ∞ is everything.
+    # All numbers are above −∞ and below ∞.
     return line.all if (sign < 0) == (side == '>') else frozenset()
   cut = line.at(constant(bound))
   above: Callable[[int], bool] = cut.__lt__ if side == '>' else cut.__gt__
@@ -165,8 +166,8 @@ def _beyond(bound: Node, closed: bool, side: str, line: _Line) -> Cells:
   return held | {cut} if closed else held
 
 
-def _joined(joint: str, parts: list[Cells]) -> Cells:
-  """`or` joins; `and` and commas say both, unless nothing can be both."""
+def _combined(joint: str, parts: list[Cells]) -> Cells:
+  """Unites for `or`; intersects for `and` and commas, unless that is empty."""
   common = frozenset.intersection(*parts)
   if joint == 'or' or not common:
     return frozenset.union(*parts)
@@ -174,7 +175,7 @@ def _joined(joint: str, parts: list[Cells]) -> Cells:
 
 
 def _infinite(node: Node) -> int:
-  """The sign of an infinity; 0 for anything else."""
+  """Returns the sign of an infinity; 0 for anything else."""
   if node.kind == 'negative':
     return -_infinite(node.parts[0])
   return int(node.kind == 'infinity')

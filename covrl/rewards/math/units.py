@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What words behind a number mean: units of measure, and what is counted."""
+"""Units after a number: units of measure and names of counted things."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from fractions import Fraction
 
 Unit = tuple[Fraction, tuple[tuple[str, int], ...]]
-"""How many base units it is, and the power of each base unit in it."""
+"""Factor to base units, and the power of each base unit."""
 
 _TABLE: dict[str, dict[str, str]] = {
   'metre': {
@@ -56,7 +56,7 @@ _IRREGULAR = {'inches': 'inch', 'people': 'person', 'children': 'child'}
 _WORD = re.compile(r'\\\$|[^\W\d_]+|[€£¥¢]|[-+]?\d+|[/^*·]')
 _POWERS = {'square': 2, 'squared': 2, 'sq': 2, 'cubic': 3, 'cubed': 3, 'cu': 3}
 
-# What may stand behind a number without \text: no product of letters.
+# Units recognised without \text, instead of as a product of letters.
 BARE = frozenset(
   name
   for name in _UNITS
@@ -66,7 +66,7 @@ BARE = frozenset(
 
 @functools.lru_cache(maxsize=1024)
 def unit(text: str) -> Unit | None:
-  """The unit that words name; a word that is none is a unit of its own.
+  """Returns the unit that words name; an unknown word is a base unit.
 
   >>> unit('square centimeters') == unit('cm^2')
   True
@@ -77,7 +77,7 @@ def unit(text: str) -> Unit | None:
     text: words, powers, slashes and `per`, without TeX.
 
   Returns:
-    The unit; `None` where there are too many words for one.
+    The unit; `None` if the text is too long for one.
   """
   text = text.replace('mph', 'mi/h').replace('{', '').replace('}', '')
   tokens = _WORD.findall(text)
@@ -85,8 +85,8 @@ def unit(text: str) -> Unit | None:
     return None
   factor, powers = Fraction(1), dict[str, int]()
   sign, ahead, last = 1, 1, ''
-  for place, token in enumerate(tokens):
-    if token in ('/', 'per', 'a', 'an') and place:
+  for index, token in enumerate(tokens):
+    if token in ('/', 'per', 'a', 'an') and index:
       sign = -1
     elif token in ('^', '*', '·', 'of', 'the'):
       continue
@@ -109,7 +109,7 @@ def unit(text: str) -> Unit | None:
 
 
 def _base(word: str) -> tuple[Fraction, str]:
-  """A word's factor and base unit, whether it is one of several or not."""
+  """Returns the factor and base unit of a word, singular or plural."""
   for name in (word, word.lower()):
     singular = _IRREGULAR.get(name, name)
     for form in (singular, singular.removesuffix('s')):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands and words that answers are made of."""
+"""Commands and words of answers, by grammatical role."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DECORATIONS = _commands("""
   vec hat bar tilde dot ddot mathbf boldsymbol bm mathcal mathbb mathfrak mathscr
   overline widehat widetilde overrightarrow overarc
 """)
-# What else begins a factor.
+# Other commands that begin a factor.
 CONSTRUCTS = _commands('frac sqrt binom infty lfloor lceil begin emptyset $')
 RELATIONS = {
   **{sign: sign for sign in '=<>'},

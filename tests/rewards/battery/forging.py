@@ -85,7 +85,7 @@ ROWS = [
     """,
   ),
   forging(
-    'is no program',
+    'is not a program',
     'I am quite sure that the answer is 7.',
     statuses=(Status.UNPARSABLE,),
   ),
