@@ -189,7 +189,7 @@ def train(
         rollout, run.collector.position = None, prompts
       save(state, rollout)
       raise
-    progress.note(f'finished; see {directory.path / "report.html"}')
+    progress.note(f'finished; see {directory.path}')
 
 
 def _evaluate(

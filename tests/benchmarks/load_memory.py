@@ -110,7 +110,7 @@ def _write(directory: pathlib.Path) -> None:
   save_pretrained(directory / 'plain', policy, params, shard_bytes=2**31)
   # Only what was loaded has the files that a copy takes along.
   policy, params = load_pretrained(directory / 'plain')
-  convert(policy, params, directory / 'copy', form='orbax')
+  convert(policy, params, directory / 'copy', output_format='orbax')
 
 
 def _read(what: str, mesh: str, dtype: str) -> dict[str, float]:

@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The example loops learn, and control entropy as documented."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import numpy as np
+import pytest
 from examples import grpo_jax, grpo_nnx
 
 
@@ -19,3 +25,21 @@ def test_nnx_learns_and_follows_its_schedule():
   # Entropy begins above the schedule, which falls by a nat in 400 updates.
   assert np.abs(entropy - target)[200:].max() < 0.15
   assert np.abs(entropy - target)[240:].mean() < 0.05
+
+
+@pytest.mark.slow
+def test_tutorial_shows_that_a_bonus_keeps_entropy():
+  file = pathlib.Path(__file__).with_name('tutorial.py')
+  script = (
+    'import runpy\n'
+    f'curves = runpy.run_path({str(file)!r})["curves"]\n'
+    'plain, bonus = curves.values()\n'
+    'assert plain[-1] < bonus[-1] < plain[0], curves\n'
+  )
+  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  subprocess.run(
+    [sys.executable, '-c', script],
+    env=environment | {'JAX_PLATFORMS': 'cpu'},
+    check=True,
+    timeout=600,
+  )
