@@ -246,12 +246,13 @@ def open_run(
   mesh = sharding.make_mesh(dataclasses.asdict(recipe.config.mesh))
   config, task = _config_and_task(recipe, suites)
   policy = make_policy(recipe, task.tokenizer)
+  params = _saved_params(directory, recipe.config, saved, task, policy, mesh)
   yield OpenedRun(
     config=config,
     iteration=saved.notes['iteration'],
     task=task,
     policy=policy,
-    params=_saved_params(directory, recipe.config, saved, task, policy, mesh),
+    params=params,
     mesh=mesh,
   )
 
