@@ -38,7 +38,7 @@ class Bounds:
 
   @property
   def requirement(self) -> str:
-    """What an error says of a value outside the bounds.
+    """The bounds as a requirement, for errors.
 
     >>> Bounds(0, 1).requirement
     'must lie in [0, 1]'

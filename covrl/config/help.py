@@ -17,11 +17,9 @@ def field_help(config: Config) -> str:
   Args:
     config: the configuration whose values are shown.
 
-  >>> print(field_help(Config())[:88])
-  config fields:
-  <BLANKLINE>
-    --config.seed=0
-        Seed of all random numbers. (an integer, at least 0)
+  >>> lines = field_help(Config()).splitlines()
+  >>> lines[2], lines[3].strip()
+  ('  --config.seed=0', 'Seed of all random numbers. (an integer, at least 0)')
   """
   values = flatten(config)
   blocks = [_section(section, values) for section in sections()]
@@ -30,7 +28,8 @@ def field_help(config: Config) -> str:
 
 def _section(section: Section, values: dict[str, Any]) -> str:
   fields = [_field(field, values[field.name]) for field in section.fields]
-  title = [f'{section.name}: {section.title}'] if section.name else []
+  title = f'{section.name}: {section.title}'
+  title = [textwrap.fill(title, _WIDTH)] if section.name else []
   return '\n'.join([*title, *fields])
 
 

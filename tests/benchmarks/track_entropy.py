@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How closely a target-entropy run follows its schedule, and one without it.
+"""Tracking error of a target-entropy run, and of one without a controller.
 
   python tests/benchmarks/track_entropy.py [--seed=1] [--from_run=RUN]
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recipes for pretrained policies: published numbers, and every factory.
+"""Recipes for pretrained policies: settings, functions, and one short run.
 
-One of them trains, as it is but for its sizes, on a two-layer checkpoint.
+The run trains and evaluates a checkpoint of two layers with reduced sizes.
 """
 
 import json
@@ -14,23 +14,28 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from config.published_test import SETTINGS, SHARED
 from pretrained.fixtures import MODELS, rewrite, tensors_of
 from train.process import ENVIRONMENT, lines
 
 import covrl
+from configs import reasoning
 from covrl.cli import main
-from covrl.config import FACTORIES, flatten, load
-from covrl.entropy.base import init_token_state
+from covrl.config import flatten, load, recipes
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 DATA = ROOT / 'tests' / 'golden' / 'data'
 TOKENIZER = ROOT / 'tests' / 'golden' / 'tokenizers' / 'bytes'
-BASES = {'countdown.py', 'reasoning_7b.py', 'reasoning_32b.py'}
-RECIPES = sorted(
-  path
-  for path in (ROOT / 'configs').glob('*.py')
-  if path.name not in BASES and not path.name.startswith('countdown_')
-)
+# Those of the covariance methods exactly as published; see published_test.
+EXACT = {
+  *(
+    f'paper_{size}_{m}'
+    for size in ('7b', '32b')
+    for m in ('kl_cov', 'clip_cov')
+  ),
+  'verl_kl_cov',
+  'verl_clip_cov',
+}
 NAMES = {
   *(
     f'qwen2_5_7b_{name}'
@@ -52,14 +57,12 @@ NAMES = {
   'mistral_7b_kl_cov',
   'deepseek_math_7b_kl_cov',
 }
-each_recipe = pytest.mark.parametrize(
-  'path', RECIPES, ids=lambda path: path.stem
-)
+each_recipe = pytest.mark.parametrize('name', sorted(NAMES | EXACT))
 
 
 @pytest.fixture(scope='module')
 def model(tmp_path_factory):
-  """The golden Qwen2, with an embedding for a tokenizer's 320 tokens."""
+  """The golden Qwen2 with an embedding for the tokenizer's 320 tokens."""
   directory = tmp_path_factory.mktemp('models') / 'qwen2'
   shutil.copytree(MODELS / 'qwen2', directory)
   rows = tensors_of(directory)['model.embed_tokens.weight']
@@ -88,52 +91,50 @@ def overrides(model, **settings):
   ]
 
 
-def test_all_recipes_are_there():
-  assert {path.stem for path in RECIPES} == NAMES
+def test_all_recipes_are_shipped():
+  specs = [spec for spec, _ in recipes() if spec.startswith('reasoning:')]
+  assert sorted(specs) == sorted(f'reasoning:{name}' for name in NAMES | EXACT)
 
 
 @each_recipe
-def test_every_factory_builds(path, model):
-  recipe = load(str(path), overrides(model))
-  config, module = recipe.config, recipe.module
-  built = {
-    name: getattr(module, name)(config)
-    for name in FACTORIES
-    if name != 'make_model'
-  }
-  task = built['make_task']
+def test_every_function_builds(name, model):
+  recipe = load(f'reasoning:{name}', overrides(model))
+  config = recipe.config
+  task = recipe.task(config)
   assert len(task.train) == 5
   assert [suite.name for suite in task.suites] == config.evaluate.suites.split(
     ','
   )
-  policy = module.make_model(config, task.tokenizer.vocab_size)
+  policy = recipe.model(config, task.tokenizer.vocab_size)
   assert (policy.vocab_size, policy.num_layers) == (320, 2)
   assert (policy.dtype, policy.param_dtype) == ('bfloat16', 'float32')
-  init_token_state(built['make_token_tx'])
+  assert recipe.advantages(config) is covrl.group_relative
+  assert callable(recipe.loss(config))
+  recipe.token_tx(config).init(covrl.TokenStats.template())
   params = {'w': jnp.ones(3)}
-  built['make_tx'].init(params)
-  built['make_warm_start_tx'].init(params)
-  doc = module.__doc__ or ''
-  assert f'--config=configs/{path.name} --workdir=runs/{path.stem}' in doc
+  recipe.tx(config).init(params)
+  recipe.warm_start_tx(config).init(params)
+  doc = getattr(reasoning, name).__doc__ or ''
+  assert f'--config=reasoning:{name} --workdir=runs/{name}\n' in doc
   for word in ('Hardware: ', 'Expect: ', 'Source: '):
-    assert f'\n{word}' in doc
+    assert f'\n  {word}' in doc
 
 
-@each_recipe
-def test_published_settings(path):
-  fields = flatten(load(str(path)).config)
-  published = covrl.presets.paper_7b().settings
-  if '32b' in path.stem or '72b' in path.stem:
-    published = covrl.presets.paper_32b().settings
-  if 'clip_cov' in path.stem:
-    published = covrl.presets.paper_7b('clip_cov').settings
-  # Published is 'current', a forward more of every update.
+@pytest.mark.parametrize('name', sorted(NAMES))
+def test_published_settings(name):
+  fields = flatten(load(f'reasoning:{name}').config)
+  published = SHARED | SETTINGS['paper_7b_kl_cov']
+  if '32b' in name or '72b' in name:
+    published = SHARED | SETTINGS['paper_32b_kl_cov']
+  if 'clip_cov' in name:
+    published = SHARED | SETTINGS['paper_7b_clip_cov']
+  # Published is 'current', a forward pass more per update.
   ours: dict[str, object] = {'entropy.selection_source': 'old'}
-  if path.stem.startswith('deepseek'):
+  if name.startswith('deepseek'):
     ours['rollout.max_response_length'] = 2048
-  if path.stem == 'qwen2_5_7b_entropy_bonus':
+  if name == 'qwen2_5_7b_entropy_bonus':
     ours['entropy.coefficient'] = 1e-3
-  if path.stem == 'qwen2_5_0_5b_gsm8k':
+  if name == 'qwen2_5_0_5b_gsm8k':
     ours |= {
       'rollout.prompts_per_iteration': 64,
       'rollout.max_prompt_length': 512,
@@ -143,27 +144,27 @@ def test_published_settings(path):
     }
   else:
     assert fields['rollout.max_draws'] == 10
-  for name, value in {**published, **ours}.items():
-    assert fields[name] == value, name
+  for field, value in {**published, **ours}.items():
+    assert fields[field] == value, field
 
 
 @pytest.mark.parametrize(
   ('name', 'low', 'high'),
   [('grpo', 0.2, 0.2), ('clip_higher', 0.2, 0.28), ('clip_cov', 1.0, 1.0)],
 )
-def test_clips(name, low, high):
-  config = load(str(ROOT / 'configs' / f'qwen2_5_7b_{name}.py')).config
+def test_clip_ranges(name, low, high):
+  config = load(f'reasoning:qwen2_5_7b_{name}').config
   assert (config.train.low, config.train.high) == (low, high)
 
 
-def test_weight_decay_is_zero_and_the_rate_constant():
-  recipe = load(str(ROOT / 'configs' / 'qwen2_5_7b_kl_cov.py'))
-  tx = recipe.module.make_tx(recipe.config)
+def test_learning_rate_is_constant_and_weight_decay_0():
+  recipe = load('reasoning:qwen2_5_7b_kl_cov')
+  tx = recipe.tx(recipe.config)
   params = {'w': jnp.full(3, 100.0)}
   state = tx.init(params)
   for _ in range(3):
     updates, state = tx.update({'w': jnp.full(3, 0.1)}, state, params)
-    # Adam's step for a constant gradient: the learning rate, and no decay.
+    # Adam's step for a constant gradient: the learning rate, without decay.
     np.testing.assert_allclose(updates['w'], -5e-7, rtol=1e-4)
 
 
@@ -182,7 +183,8 @@ SIZES = {
   'evaluate__suite_problems': 2,
   'evaluate__suite_samples': 2,
   'evaluate__every': 2,
-  # A tiny random policy is never right; that it writes no e, half of the time.
+  # A tiny random policy never solves a problem, but half of its responses have
+  # no e.
   'rewards__format': '[^e]*',
   'rewards__format_weight': 1.0,
   'rewards__workers': 1,
@@ -200,7 +202,7 @@ def trained(model, tmp_path_factory):
     [
       sys.executable,
       *('-m', 'covrl.cli', 'train'),
-      f'--config={ROOT / "configs" / "qwen2_5_7b_kl_cov.py"}',
+      '--config=reasoning:qwen2_5_7b_kl_cov',
       f'--workdir={workdir}',
       *overrides(model, **SIZES),
     ],
@@ -211,7 +213,7 @@ def trained(model, tmp_path_factory):
   return workdir
 
 
-def test_the_7b_recipe_trains_two_iterations(trained):
+def test_7b_recipe_trains_two_iterations(trained):
   updates = lines(trained, 'train')
   assert [(line['iteration'], line['step']) for line in updates] == [
     (0, 1),
@@ -227,7 +229,7 @@ def test_the_7b_recipe_trains_two_iterations(trained):
   assert all(line['reward_failures'] == 0 for line in updates)
 
 
-def test_it_is_evaluated_on_its_sets(trained):
+def test_run_is_evaluated_on_its_suites(trained):
   first, last = lines(trained, 'eval')
   assert (first['iteration'], last['iteration']) == (0, 2)
   for line in (first, last):
@@ -249,8 +251,8 @@ def test_it_is_evaluated_on_its_sets(trained):
   ]
 
 
-def test_a_run_is_measured_by_other_sets(trained, capsys):
-  # Its files are no longer needed, nor is what it was trained on.
+def test_evaluates_a_run_on_other_suites(trained, capsys):
+  # Neither its own suites nor its training problems are needed.
   main(
     [
       'evaluate',
@@ -276,9 +278,7 @@ def test_a_run_is_measured_by_other_sets(trained, capsys):
   assert len(json.loads(line)['responses']) == 3
 
 
-def test_a_pretrained_model_is_measured_without_a_recipe(
-  model, tmp_path, capsys
-):
+def test_evaluates_a_pretrained_model_without_a_recipe(model, tmp_path, capsys):
   arguments = [
     'evaluate',
     str(model),
@@ -314,9 +314,7 @@ def test_a_pretrained_model_is_measured_without_a_recipe(
     ),
   ],
 )
-def test_one_sentence_for_what_cannot_be_measured(
-  trained, flags, sentence, capsys
-):
+def test_evaluation_refuses_invalid_options(trained, flags, sentence, capsys):
   with pytest.raises(SystemExit):
     main(['evaluate', str(trained), *flags])
   *progress, error = capsys.readouterr().err.splitlines()

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Overrides of config fields, and checks of their values."""
+
+import dataclasses
+import typing
+
+import pytest
+
+from covrl.config import (
+  Config,
+  ConfigError,
+  field_help,
+  flatten,
+  from_dict,
+  load,
+)
+from covrl.config.schema import fields_by_name
+from covrl.models.remat import REMAT
+from covrl.objectives import WEIGHT_MODES
+from covrl.types import SelectionSource
+
+KL_COV = 'countdown:kl_cov'
+
+
+def refused(*overrides):
+  """Returns the error of overrides that are refused; it is one sentence."""
+  with pytest.raises(ConfigError) as caught:
+    load(KL_COV, [f'--config.{override}' for override in overrides])
+  assert '\n' not in str(caught.value)
+  return str(caught.value)
+
+
+def test_overrides_change_fields_of_every_type():
+  recipe = load(
+    KL_COV,
+    [
+      '--config.train.iterations=3',
+      '--config.train.learning_rate=0.5',
+      '--config.warm_start.from_run=runs/a',
+      '--config.logging.tensorboard=false',
+      '--config.seed=7',
+    ],
+  )
+  changed = {
+    name: value
+    for name, value in flatten(recipe.config).items()
+    if value != flatten(load(KL_COV).config)[name]
+  }
+  assert changed == {
+    'train.iterations': 3,
+    'train.learning_rate': 0.5,
+    'warm_start.from_run': 'runs/a',
+    'logging.tensorboard': False,
+    'seed': 7,
+  }
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'expected'),
+  [
+    (['--config.train.iterations', '3'], {'train.iterations': 3}),
+    (['--config.rollout.top_k', '3', '--config.seed=1'], {'rollout.top_k': 3}),
+    (['--config.data.deduplicate=False'], {'data.deduplicate': False}),
+    (['--config.train.offload_optimizer'], {'train.offload_optimizer': True}),
+    (
+      ['--config.data.template=a=b {question}'],
+      {'data.template': 'a=b {question}'},
+    ),
+    (['--config.data.system='], {'data.system': ''}),
+    (['--config.evaluate.suite_samples=-1'], {'evaluate.suite_samples': -1}),
+    (['--config.entropy.coefficient', '-0.5'], {'entropy.coefficient': -0.5}),
+    (['--config.seed=1', '--config.seed=2'], {'seed': 2}),
+  ],
+)
+def test_ways_to_write_an_override(arguments, expected):
+  fields = flatten(load(KL_COV, arguments).config)
+  assert {name: fields[name] for name in expected} == expected
+
+
+def test_integer_as_the_value_of_a_float():
+  value = load(KL_COV, ['--config.entropy.coefficient=2']).config.entropy
+  assert value.coefficient == 2.0
+  assert isinstance(value.coefficient, float)
+
+
+@pytest.mark.parametrize(
+  ('field', 'nearest'),
+  [
+    ('train.iteratons', 'train.iterations'),
+    ('entropy.coeficient', 'entropy.coefficient'),
+    ('iterations', 'train.iterations'),
+    ('sed', 'seed'),
+    ('warmstart.steps', 'warm_start.steps'),
+    ('evaluate.sample', 'evaluate.samples'),
+    ('train.temperature', 'rollout.temperature'),
+  ],
+)
+def test_unknown_field_names_the_nearest(field, nearest):
+  assert refused(f'{field}=3') == (
+    f'there is no config field {field!r}; did you mean {nearest}?'
+  )
+
+
+@pytest.mark.parametrize('field', ['xyzzy', 'train.lr'])
+def test_unknown_field_unlike_any_other(field):
+  assert refused(f'{field}=3') == f'there is no config field {field!r}'
+
+
+def test_group_of_fields_lists_them():
+  assert refused('checkpoint=3') == (
+    'checkpoint is a group of config fields: checkpoint.every, '
+    'checkpoint.every_updates, checkpoint.keep'
+  )
+
+
+@pytest.mark.parametrize(
+  ('override', 'type_name'),
+  [
+    ('train.iterations=many', 'an integer'),
+    ('train.iterations=1.5', 'an integer'),
+    ('train.iterations', 'an integer'),
+    ('train.learning_rate=fast', 'a number'),
+    ('logging.tensorboard=perhaps', 'true or false'),
+  ],
+)
+def test_value_of_another_type(override, type_name):
+  error = refused(override)
+  assert error.startswith(f'cannot apply --config.{override}')
+  assert error.endswith(type_name)
+
+
+def test_option_that_is_not_an_override():
+  with pytest.raises(
+    ConfigError, match=r'must look like --config\.FIELD=VALUE'
+  ):
+    load(KL_COV, ['--seed=1'])
+
+
+@pytest.mark.parametrize(
+  ('overrides', 'reason'),
+  [
+    (
+      {'train.sequences_per_update': 100},
+      'the sequences of an iteration (rollout.prompts_per_iteration × '
+      'rollout.responses_per_prompt) must be a multiple of '
+      'train.sequences_per_update, got 512 and 100',
+    ),
+    (
+      {'train.micro_batches': 3},
+      'train.sequences_per_update must be a multiple of train.micro_batches, '
+      'got 128 and 3',
+    ),
+    (
+      {'evaluate.problems': 2000},
+      'evaluate.problems must be at most task.held_out, got 2000 of 1024',
+    ),
+    ({'train.iterations': 0}, 'train.iterations must be at least 1, got 0'),
+    ({'checkpoint.keep': 0}, 'checkpoint.keep must be at least 1, got 0'),
+    ({'warm_start.steps': -1}, 'warm_start.steps must be at least 0, got -1'),
+    ({'seed': -1}, 'seed must be at least 0, got -1'),
+    (
+      {'rollout.temperature': 0},
+      'rollout.temperature must be above 0 to learn from samples, got 0',
+    ),
+    ({'rollout.top_p': 1.5}, 'rollout.top_p must lie in (0, 1], got 1.5'),
+    (
+      {'rewards.max_failures': 2},
+      'rewards.max_failures must lie in [0, 1], got 2',
+    ),
+    (
+      {'task.min_numbers': 5},
+      'Countdown needs 1 <= min_numbers <= max_numbers, got min_numbers=5 and '
+      'max_numbers=4.',
+    ),
+    (
+      {'data.min_pass_rate': 0.5, 'data.max_pass_rate': 0.25},
+      'data.min_pass_rate must be at most data.max_pass_rate, got 0.5 and 0.25',
+    ),
+    (
+      {'train.reset_reference_every': 2},
+      'train.reset_reference_every needs train.keep_reference, got 2 without '
+      'it',
+    ),
+    (
+      {'train.packed_rows': 256},
+      'train.packed_rows must be at most train.sequences_per_update, got 256 '
+      'of 128',
+    ),
+  ],
+)
+def test_invalid_and_conflicting_values(overrides, reason):
+  given = [f'{name}={value}' for name, value in overrides.items()]
+  assert refused(*given) == reason
+
+
+@pytest.mark.parametrize('value', ['nan', 'inf', '-inf'])
+def test_every_number_must_be_finite(value):
+  floats = [f for f in fields_by_name().values() if f.kind is float]
+  assert len(floats) > 20
+  for field in floats:
+    error = refused(f'{field.name}={value}')
+    assert error.startswith(f'{field.name} must ')
+    assert error.endswith(f', got {value}')
+
+
+@pytest.mark.parametrize(
+  'field', ['train.learning_rate', 'warm_start.learning_rate']
+)
+@pytest.mark.parametrize('value', ['-1', '1e30'])
+def test_learning_rates_have_bounds(field, value):
+  assert refused(f'{field}={value}') == (
+    f'{field} must lie in [0, 10], got {float(value):g}'
+  )
+
+
+@pytest.mark.parametrize('value', [0, -0.1, 1.5])
+def test_fraction_of_tokens_lies_between_0_and_1(value):
+  assert refused(f'entropy.fraction={value}') == (
+    f'entropy.fraction must lie in (0, 1], got {value:g}'
+  )
+
+
+@pytest.mark.parametrize(
+  ('field', 'choices'),
+  [
+    ('train.weights', WEIGHT_MODES),
+    ('train.remat', tuple(REMAT)),
+    ('entropy.selection_source', typing.get_args(SelectionSource)),
+    (
+      'rewards.judge',
+      ('', 'bubblewrap', 'landlock', 'remote', 'unsandboxed'),
+    ),
+  ],
+)
+def test_choices_are_those_of_the_package(field, choices):
+  assert fields_by_name()[field].choices == choices
+  assert refused(f'{field}=new') == (
+    f"{field} must be one of {choices}, got 'new'"
+  )
+
+
+def test_dictionary_and_back():
+  plain = dataclasses.asdict(load(KL_COV).config)
+  assert from_dict(plain) == load(KL_COV).config
+  assert from_dict({}) == Config()
+
+
+def test_batch_sizes_follow_from_fields():
+  sizes = load(KL_COV, ['--config.train.iterations=5']).config
+  assert sizes.sequences_per_iteration == 64 * 8
+  assert sizes.updates_per_iteration == 4
+  assert sizes.total_updates == 20
+
+
+def test_every_field_has_a_type_a_meaning_and_a_valid_default():
+  defaults = flatten(Config())
+  fields = fields_by_name()
+  assert set(fields) == set(defaults)
+  for name, field in fields.items():
+    field.check(defaults[name])
+    assert len(field.meaning) > 5
+    assert field.meaning.endswith('.')
+
+
+def test_help_shows_values_types_and_bounds():
+  config = load(KL_COV).config
+  text = field_help(config)
+  assert all(f'--config.{name}=' in text for name in flatten(config))
+  assert '--config.entropy.fraction=0.05\n' in text
+  assert '(a number, in (0, 1])' in ' '.join(text.split())
+  assert '(old | current)' in ' '.join(text.split())
+  assert '--config.logging.tensorboard=true\n' in text
+  # Lines of values may be longer than the terminal is wide.
+  prose = [line for line in text.splitlines() if '--config.' not in line]
+  assert max(map(len, prose)) <= 80

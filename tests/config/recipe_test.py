@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recipe files: how they are found, executed and identified."""
+
+import dataclasses
+import importlib
+import json
+import pathlib
+import shutil
+import sys
+import textwrap
+
+import pytest
+
+import covrl
+from configs import countdown
+from covrl.config import ConfigError, Recipe, flatten, load, recipes, restore
+
+CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
+KL_COV = 'countdown:kl_cov'
+COUNTDOWN = [spec for spec, _ in recipes() if spec.startswith('countdown:')]
+
+# Fields that a recipe changes, besides its loss and token chain.
+FIELDS = {
+  'countdown:clip_cov': {'train.low', 'train.high'},
+  'countdown:entropy_bonus': {'entropy.coefficient'},
+  'countdown:kl_cov_beta0': {'entropy.coefficient'},
+}
+
+
+@pytest.fixture
+def own(tmp_path):
+  """A recipe file that imports another file in its directory."""
+  shutil.copy(CONFIGS / 'countdown.py', tmp_path / 'shared.py')
+  file = tmp_path / 'own.py'
+  file.write_text(
+    textwrap.dedent('''
+      import dataclasses
+
+      import shared
+
+      def kl_cov():
+        """Mine."""
+        return dataclasses.replace(shared.kl_cov())
+    ''')
+  )
+  return file
+
+
+def refused(*arguments):
+  """Returns the error of a recipe that is refused; it is one sentence."""
+  with pytest.raises(ConfigError) as caught:
+    load(*arguments)
+  assert '\n' not in str(caught.value)
+  return str(caught.value)
+
+
+def test_recipes_are_listed_with_their_first_docstring_line():
+  listed = dict(recipes())
+  assert len(COUNTDOWN) == 8
+  assert listed['countdown:grpo'] == "GRPO: PPO's clip and no entropy control."
+  assert all(summary.endswith('.') for summary in listed.values())
+
+
+@pytest.mark.parametrize('spec', COUNTDOWN)
+def test_recipes_differ_only_in_the_named_fields(spec):
+  ours, theirs = (
+    flatten(load(each).config) for each in (spec, 'countdown:grpo')
+  )
+  different = {name for name in ours if ours[name] != theirs[name]}
+  assert different == FIELDS.get(spec, set())
+
+
+@pytest.mark.parametrize('spec', COUNTDOWN)
+def test_functions_build_with_overrides_applied(spec):
+  recipe = load(spec, ['--config.train.sequences_per_update=64'])
+  for name in ('advantages', 'loss', 'token_tx', 'tx', 'warm_start_tx'):
+    assert getattr(recipe, name)(recipe.config) is not None
+  assert recipe.model(recipe.config, 32).vocab_size == 32
+  # A docstring with the command, the hardware and what to expect.
+  name = spec.partition(':')[2]
+  doc = getattr(countdown, name).__doc__ or ''
+  assert f'--config={spec} --workdir=runs/{name}' in doc
+  assert 'Hardware:' in doc
+  assert 'Expect:' in doc
+
+
+@pytest.mark.parametrize('spec', [KL_COV, f'{CONFIGS}/countdown.py:kl_cov'])
+def test_specs_of_one_recipe(spec):
+  recipe = load(spec)
+  assert recipe.name == KL_COV
+  assert recipe.identity == load(KL_COV).identity
+
+
+def test_file_with_one_recipe_needs_no_function(own):
+  assert load(str(own)).name == 'own:kl_cov'
+  own.write_text(f'{own.read_text()}\n\ndef other():\n  return kl_cov()\n')
+  assert refused(str(own)) == (
+    f'{own} has several recipes, choose one: {own}:kl_cov, {own}:other'
+  )
+  assert load(f'{own}:other').name == 'own:other'
+
+
+def test_helpers_are_not_recipes(own):
+  own.write_text(
+    f'{own.read_text()}\n\n'
+    'def _private():\n  ...\n\n'
+    'def loss(config):\n  ...\n\n'
+    'def steps() -> int:\n  ...\n'
+  )
+  assert load(str(own)).name == 'own:kl_cov'
+
+
+def test_file_without_recipes(own):
+  own.write_text('def loss(config):\n  ...\n')
+  assert refused(str(own)) == (
+    f'a recipe file must have a function that returns a Recipe, {own} has none'
+  )
+
+
+def test_unknown_function_names_the_nearest():
+  error = refused('countdown:kl_covv')
+  assert error.startswith("there is no recipe 'kl_covv' in ")
+  assert error.endswith("countdown.py; did you mean 'kl_cov'?")
+
+
+def test_unknown_recipe_file():
+  error = refused('countdwn:kl_cov')
+  assert error.endswith("got 'countdwn:kl_cov'")
+  assert 'covrl recipes' in error
+
+
+def test_files_that_are_not_recipe_files(tmp_path):
+  assert refused(str(tmp_path / 'none.py')) == (
+    f"--config must name a Python file, '{tmp_path / 'none.py'}' does not exist"
+  )
+  (tmp_path / 'notes.txt').write_text('hello')
+  assert 'must name a Python file' in refused(str(tmp_path / 'notes.txt'))
+  broken = tmp_path / 'broken.py'
+  broken.write_text('def kl_cov(:\n')
+  assert 'is not valid Python' in refused(str(broken))
+
+
+def test_function_must_return_a_recipe(own):
+  own.write_text('def kl_cov():\n  return dict(seed=1)\n')
+  assert refused(str(own)) == (
+    f'kl_cov() must return a covrl Recipe, {own} returns dict'
+  )
+
+
+def test_values_set_by_a_recipe_are_checked(own):
+  own.write_text(
+    'import shared\n\n'
+    'def kl_cov():\n'
+    '  recipe = shared.kl_cov()\n'
+    '  recipe.config.train.learning_rate = float("nan")\n'
+    '  return recipe\n'
+  )
+  assert refused(str(own)) == 'train.learning_rate must lie in [0, 10], got nan'
+  own.write_text(own.read_text().replace('float("nan")', '"3e-4"'))
+  assert refused(str(own)) == "train.learning_rate must be a number, got '3e-4'"
+
+
+def test_recipe_file_is_executed_once(own, capsys):
+  own.write_text(f'print("executed")\n{own.read_text()}')
+  load(f'{own}:kl_cov', ['--config.seed=3'])
+  assert capsys.readouterr().out == 'executed\n'
+
+
+def test_sources_are_the_files_that_a_recipe_imports(own):
+  recipe = load(str(own))
+  assert recipe.name == 'own:kl_cov'
+  assert sorted(recipe.sources) == ['own.py', 'shared.py']
+  assert recipe.as_json()['source'] == own.read_text()
+  assert recipe.as_json()['identity'] == recipe.identity
+
+
+def test_same_sources_elsewhere_are_the_same_recipe(tmp_path):
+  copy = shutil.copy(CONFIGS / 'countdown.py', tmp_path)
+  assert load(f'{copy}:kl_cov').identity == load(KL_COV).identity
+
+
+def test_loading_one_recipe_does_not_affect_the_next(own):
+  alone = load(str(own))
+  other = own.with_name('countdown.py')
+  shutil.copy(CONFIGS / 'countdown.py', other)
+  assert sorted(load(f'{other}:grpo').sources) == ['countdown.py']
+  assert load(str(own)).identity == alone.identity
+  assert 'shared' not in sys.modules
+
+
+def test_imported_files_are_read_anew(own):
+  before = load(str(own))
+  shared = own.with_name('shared.py')
+  text = shared.read_text().replace('fraction = 0.05', 'fraction = 0.03')
+  shared.write_text(f'{text}# Changed.\n')
+  after = load(str(own))
+  assert after.config.entropy.fraction == 0.03
+  assert before.config.entropy.fraction == 0.05
+  assert after.identity != before.identity
+
+
+def test_recipe_is_restored_from_copies_of_its_files(own, tmp_path):
+  recipe = load(str(own), ['--config.train.iterations=3'])
+  copies = tmp_path / 'copies'
+  copies.mkdir()
+  for name, text in recipe.sources.items():
+    (copies / name).write_text(text)
+  own.unlink()
+  described = json.loads(json.dumps(recipe.as_json()))
+  restored = restore(copies, described)
+  assert restored.config == recipe.config
+  assert restored.identity == recipe.identity
+  with pytest.raises(ConfigError, match='older version of covrl'):
+    restore(copies, {**described, 'name': 'countdown_kl_cov'})
+
+
+def test_shipped_recipes_can_be_imported():
+  module = importlib.import_module('covrl.recipes.countdown')
+  recipe = module.grpo()
+  assert isinstance(recipe, Recipe)
+  assert recipe.config == load('countdown:grpo').config
+
+
+def test_variant_needs_only_what_differs(own):
+  own.write_text(
+    textwrap.dedent("""
+      import dataclasses
+
+      import covrl
+      from covrl.recipes import countdown
+
+      def forking() -> countdown.Recipe:
+        return dataclasses.replace(
+          countdown.grpo(),
+          token_tx=lambda config: covrl.forking_tokens(config.entropy.fraction),
+        )
+    """)
+  )
+  recipe = load(str(own), ['--config.entropy.fraction=0.5'])
+  assert recipe.config.task == load('countdown:grpo').config.task
+  assert recipe.token_tx(recipe.config) is not None
+  assert sorted(recipe.sources) == ['own.py']
+
+
+def test_variants_do_not_share_a_config():
+  base = countdown.grpo()
+  variant = dataclasses.replace(base, loss=lambda config: covrl.policy_gradient)
+  variant.config.train.low = 0.5
+  assert base.config.train.low == countdown.grpo().config.train.low == 0.2
+
+
+@pytest.mark.parametrize(
+  ('override', 'same'),
+  [
+    ('train.iterations=3', True),
+    ('checkpoint.every=3', True),
+    ('checkpoint.keep=3', True),
+    ('logging.samples_every=3', True),
+    ('train.learning_rate=3.0', False),
+    ('train.sequences_per_update=64', False),
+    ('entropy.coefficient=3.0', False),
+    ('warm_start.steps=3', False),
+    ('evaluate.every=3', False),
+    ('seed=3', False),
+  ],
+)
+def test_identity_depends_on_what_a_run_computes(override, same):
+  changed = load(KL_COV, [f'--config.{override}'])
+  assert (changed.identity == load(KL_COV).identity) == same
+
+
+def test_recipes_with_the_same_fields_are_different_runs():
+  ours, theirs = load(KL_COV), load('countdown:random_k')
+  assert ours.config == theirs.config
+  assert ours.identity != theirs.identity
