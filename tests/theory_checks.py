@@ -1,29 +1,69 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the two files of claims have in common."""
+"""Helpers of the tests of theory claims."""
 
-from covrl.theory import command
-from covrl.theory.claims import Claim, Lab
+from __future__ import annotations
 
-QUICK = Lab(quick=True)
+from collections.abc import Sequence
 
-# Claims that train policies: in a file of their own, which is run beside.
-STUDIES = (
+import pytest
+
+from covrl.theory import runner
+from covrl.theory.claim import Claim, Settings
+
+QUICK = Settings(quick=True)
+
+_EXPERIMENT_SECTIONS = (
   'VIII.',
-  'Questions',
+  'Cross terms',
+  'Asymptotic unbiasedness',
   'Derived',
 )
 
 
-def is_study(claim: Claim) -> bool:
-  """Whether a claim reads the long runs."""
-  return claim.section.startswith(STUDIES) or claim.name == 'Cor. V.1'
+def uses_experiments(claim: Claim) -> bool:
+  """Whether a claim reads the results of long experiments.
+
+  Tests of these claims are in a file of their own, so that they share the
+  cached results of one process.
+  """
+  in_section = claim.section.startswith(_EXPERIMENT_SECTIONS)
+  return in_section or claim.name == 'Cor. V.1'
 
 
-def check(claim: Claim) -> None:
-  """As recorded; and the command fails once the formula is wrong."""
+def over_claims(claims: Sequence[Claim]) -> pytest.MarkDecorator:
+  """Parametrizes a test over claims."""
+  return pytest.mark.parametrize(
+    'claim', claims, ids=[claim.name for claim in claims]
+  )
+
+
+def over_perturbations(claims: Sequence[Claim]) -> pytest.MarkDecorator:
+  """Parametrizes a test over claims with a wrong formula.
+
+  All but the first wrong formula of each claim are marked as slow.
+  """
+  return pytest.mark.parametrize(
+    'perturbed',
+    [
+      pytest.param(
+        perturbed,
+        id=f'{claim.name}, {index}',
+        marks=pytest.mark.slow if index else (),
+      )
+      for claim in claims
+      for index, perturbed in enumerate(claim.perturbations())
+    ],
+  )
+
+
+def assert_agrees_with_record(claim: Claim) -> None:
+  """Asserts that a claim has its recorded verdict and correct formula."""
   result = claim.run(QUICK)
-  assert not [check for check in result.evidence.holds if not check.passes]
+  assert not [check for check in result.evidence.corrected if not check.passes]
   assert result.agrees, result.evidence
-  assert claim.wrong
-  for mistaken in claim.mistaken():
-    assert not command.run(quick=True, claims=[mistaken]).agrees
+  assert claim.wrong_factors
+
+
+def assert_disagrees_with_record(perturbed: Claim) -> None:
+  """Asserts that `covrl theory` notices that a formula is wrong."""
+  assert not runner.run_claims(quick=True, claims=[perturbed]).agrees

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scales from numbers to pixels, with ticks at round numbers."""
+"""Axes of figures: scales from numbers to pixels, with ticks at round numbers."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from covrl.report import words
+from covrl.report import formats
 
 Numbers = Float[np.ndarray, ' n']
 
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-  """A scale from numbers to pixels, with its ticks.
+  """A scale from numbers to pixels, with ticks.
 
   Attributes:
     low: number at `start`.
     high: number at `end`.
-    start: pixel.
-    end: pixel.
-    log: logarithmic.
-    ticks: pixels and labels.
+    start: pixel of the lower end.
+    end: pixel of the upper end.
+    log: whether the scale is logarithmic.
+    ticks: pixel and label of each tick.
   """
 
   low: float
@@ -35,25 +35,32 @@ class Axis:
   log: bool = False
   ticks: Sequence[tuple[float, str]] = ()
 
-  def place(self, numbers: Numbers) -> Numbers:
+  def to_pixels(self, numbers: Numbers) -> Numbers:
     """Pixels of numbers."""
     low, high = self.low, self.high
     if self.log:
       numbers, low, high = np.log(numbers), math.log(low), math.log(high)
-    share = (numbers - low) / (high - low)
-    return self.start + share * (self.end - self.start)
+    fraction = (numbers - low) / (high - low)
+    return self.start + fraction * (self.end - self.start)
+
+  def with_ticks(self, numbers: Numbers, labels: Sequence[str]) -> Axis:
+    """The same axis with other ticks."""
+    pixels = self.to_pixels(np.asarray(numbers, float))
+    pairs = zip(pixels, labels, strict=True)
+    ticks = [(float(pixel), label) for pixel, label in pairs]
+    return dataclasses.replace(self, ticks=ticks)
 
 
 def linear_axis(
   numbers: Numbers, start: float, end: float, *, zero: bool = False
 ) -> Axis:
-  """An axis over all numbers, a little longer than they need.
+  """An axis that contains all numbers, with some padding.
 
   Args:
-    numbers: what must fit; finite, at least one.
+    numbers: at least one finite number.
     start: pixel of the lower end.
     end: pixel of the upper end.
-    zero: whether the axis includes 0; it then ends there if nothing crosses.
+    zero: whether the axis includes 0, without padding beyond it.
   """
   low, high = float(numbers.min()), float(numbers.max())
   if zero:
@@ -63,45 +70,69 @@ def linear_axis(
   pad = (size / 10 or 1.0) if flat else 0.06 * (high - low)
   low -= 0.0 if zero and low == 0 else pad
   high += 0.0 if zero and high == 0 and low < 0 else pad
-  axis = Axis(low, high, start, end)
-  return dataclasses.replace(axis, ticks=_labels(axis, nice_ticks(low, high)))
+  return with_linear_ticks(Axis(low, high, start, end))
 
 
-def counting_axis(
+def integer_axis(
   low: float, high: float, start: float, end: float, *, margin: float = 0.0
 ) -> Axis:
-  """An axis of iterations or steps: exact ends, ticks at whole numbers."""
+  """An axis of iterations or steps, with ticks at integers.
+
+  Args:
+    low: smallest number.
+    high: largest number.
+    start: pixel of the lower end.
+    end: pixel of the upper end.
+    margin: padding at both ends, in units of the numbers.
+  """
   if 0 < low <= high / 10:
-    low = 0.0  # the same beginning for all figures of a run
+    low = 0.0  # all figures of a run then start at the same iteration
   if high - low + 2 * margin <= 0:
     margin = 0.5
   axis = Axis(low - margin, high + margin, start, end)
   ticks = nice_ticks(axis.low, axis.high)
-  whole = np.unique(np.round(ticks))
-  whole = whole[(whole >= axis.low) & (whole <= axis.high)]
-  return dataclasses.replace(
-    axis, ticks=_labels(axis, whole if whole.size else ticks)
-  )
+  integers = np.unique(np.round(ticks))
+  integers = integers[(integers >= axis.low) & (integers <= axis.high)]
+  ticks = integers if integers.size else ticks
+  return axis.with_ticks(ticks, _labels(axis, ticks))
 
 
 def log_axis(numbers: Numbers, start: float, end: float) -> Axis:
-  """An axis of whole decades, at most six of them labelled."""
+  """A logarithmic axis of whole decades with at most six labels."""
   first = math.floor(math.log10(float(numbers.min())) + 1e-9)
   last = math.ceil(math.log10(float(numbers.max())) - 1e-9)
   last = max(last, first + 1)
   axis = Axis(10.0**first, 10.0**last, start, end, log=True)
   exponents = range(first, last + 1, max(1, math.ceil((last - first) / 5)))
-  pixels = axis.place(10.0 ** np.array(exponents, float))
-  names = [
-    words.number(10.0**e, 1) if -3 <= e <= 4 else words.power(e)
+  labels = [
+    formats.number(10.0**e, 1) if -3 <= e <= 4 else formats.power_of_ten(e)
     for e in exponents
   ]
-  ticks = [(float(p), n) for p, n in zip(pixels, names, strict=True)]
-  return dataclasses.replace(axis, ticks=ticks)
+  return axis.with_ticks(10.0 ** np.array(exponents, float), labels)
+
+
+def with_linear_ticks(axis: Axis) -> Axis:
+  """The axis with ticks at round numbers."""
+  ticks = nice_ticks(axis.low, axis.high)
+  return axis.with_ticks(ticks, _labels(axis, ticks))
+
+
+def with_exponent_ticks(axis: Axis) -> Axis:
+  """The axis of log₁₀ x with ticks at the integers, labelled as x."""
+  exponents = np.arange(
+    np.ceil(axis.low - 1e-9), np.floor(axis.high + 1e-9) + 1
+  )
+  labels = [
+    f'{10 ** round(exponent):,}'
+    if 0 <= exponent <= 4
+    else formats.power_of_ten(round(exponent))
+    for exponent in exponents
+  ]
+  return axis.with_ticks(exponents, labels)
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> Numbers:
-  """Round numbers within a range, about `count` of them.
+  """About `count` round numbers within a range.
 
   >>> nice_ticks(0.0, 1.0)
   array([0. , 0.2, 0.4, 0.6, 0.8, 1. ])
@@ -115,26 +146,21 @@ def nice_ticks(low: float, high: float, count: int = 5) -> Numbers:
   return np.arange(first, last + 1) * step
 
 
-def _labels(axis: Axis, ticks: Numbers) -> list[tuple[float, str]]:
-  """Ticks with as many digits as their distance needs, and the same for all."""
+def _labels(axis: Axis, ticks: Numbers) -> list[str]:
+  """Labels of ticks, all with the digits that their distance needs."""
   step = float(np.diff(ticks).min()) if ticks.size > 1 else abs(ticks[0]) or 1.0
   digits = max(0, -math.floor(math.log10(step) + 1e-9))
   digits += not math.isclose(step * 10**digits, round(step * 10**digits))
   large = max(abs(axis.low), abs(axis.high)) >= 1e6
-  scientific = digits > 4 or large
-  return [
-    (
-      float(pixel),
-      _scientific(tick) if scientific else words.fixed(tick, digits),
-    )
-    for pixel, tick in zip(axis.place(ticks), ticks, strict=True)
-  ]
+  if digits > 4 or large:
+    return [_scientific(tick) for tick in ticks]
+  return [formats.fixed(tick, digits) for tick in ticks]
 
 
 def _scientific(tick: float) -> str:
-  """A very small or very large tick, with a power of ten."""
+  """A label with a power of ten."""
   if tick == 0:
     return '0'
   exponent = math.floor(math.log10(abs(tick)) + 1e-9)
-  mantissa = words.number(tick / 10.0**exponent, 2)
-  return f'{mantissa.removesuffix(".0")}×{words.power(exponent)}'
+  mantissa = formats.number(tick / 10.0**exponent, 2)
+  return f'{mantissa.removesuffix(".0")}×{formats.power_of_ten(exponent)}'

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures as geometry: numbers in, paths and ticks out; a template draws them.
+"""Lays figures out as SVG paths and ticks, which a template draws.
 
-Why by hand: the pages must open offline, weigh little, follow the reader's
-light or dark theme and print. An interactive plotting bundle weighs megabytes;
-libraries that write SVG fix colours and fonts when they write. Here a curve is
-one path whose colour is a CSS class, and the same numbers feed the hover.
+No plotting library is used because pages must open offline, be small, follow
+the reader's light or dark theme, and print. Interactive plotting bundles have
+megabytes, and libraries that write SVG fix colours and fonts. Here a curve is
+one path whose colour is a CSS class, and tooltips use the same numbers.
 """
 
 from __future__ import annotations
@@ -16,17 +16,19 @@ from typing import Any, Literal
 
 import numpy as np
 
-from covrl.report import words
+from covrl.report import formats
 from covrl.report.axes import (
   Axis,
   Numbers,
-  counting_axis,
+  integer_axis,
   linear_axis,
   log_axis,
+  with_exponent_ticks,
+  with_linear_ticks,
 )
 
-_POINTS = 300  # more are averaged: a page has fewer pixels than that
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 12, 32, 38
+_POINTS = 300  # per series; neighbours are averaged beyond that
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 12, 32, 38  # margins in pixels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,15 +36,15 @@ class Series:
   """One curve.
 
   Attributes:
-    name: as in the legend.
-    x: ascending.
-    y: finite, in the figure's unit.
-    low: lower edge of a band or error bar.
-    high: upper edge.
-    color: which of the eight colours.
-    kind: `'line'`; `'points'`, marked and with error bars; `'faint'`, a thin
-      line behind the others; `'bars'`, stacked on those before.
-    dashed: for a colour that is used twice.
+    name: legend entry.
+    x: ascending x values.
+    y: y values in the figure's unit.
+    low: lower ends of a band or of error bars.
+    high: upper ends.
+    color: index of one of the eight colours.
+    kind: `'line'`; `'points'`, with markers and error bars; `'faint'`, a thin
+      line; `'bars'`, stacked on earlier series of bars.
+    dashed: whether the line is dashed.
   """
 
   name: str
@@ -57,18 +59,20 @@ class Series:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Figure:
-  """What is drawn, and the words around it.
+  """Data and text of a figure.
 
   Attributes:
-    key: unique on the page.
-    title: what the figure shows.
-    caption: what a reader must know to read it; may be empty.
-    y_label: quantity with its unit.
-    series: drawn in order, the first at the bottom.
-    x_label: quantity along the run.
-    unit: appended to numbers in the hover.
-    log: logarithmic axis; numbers that are not positive are left out.
-    zero: the axis includes 0.
+    key: identifier, unique on the page.
+    title: title.
+    caption: text below the figure; may be empty.
+    y_label: y quantity with its unit.
+    series: series in drawing order, the first at the bottom.
+    x_label: x quantity.
+    x_ticks: `'integer'`; `'linear'`; or `'exponent'` if x values are log₁₀ of
+      the quantity.
+    unit: unit of numbers in tooltips.
+    log: whether the y axis is logarithmic, without non-positive numbers.
+    zero: whether the y axis includes 0.
   """
 
   key: str
@@ -77,17 +81,18 @@ class Figure:
   series: Sequence[Series]
   caption: str = ''
   x_label: str = 'iteration'
+  x_ticks: Literal['integer', 'linear', 'exponent'] = 'integer'
   unit: str = ''
   log: bool = False
   zero: bool = False
 
 
-LARGE, SMALL = (480, 276), (340, 226)  # pixels of a drawing
+LARGE, SMALL = (480, 276), (340, 226)  # width and height in pixels
 
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-  """One drawn thing: an SVG path, its class, and its colour's index."""
+  """An SVG path with its CSS class and colour index."""
 
   kind: str
   color: int
@@ -95,8 +100,8 @@ class Mark:
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawing:
-  """A figure, laid out; what the template needs and nothing else."""
+class FigureLayout:
+  """A figure with the pixels, paths and text that the template draws."""
 
   figure: Figure
   width: int
@@ -109,15 +114,15 @@ class Drawing:
   hover: dict[str, Any]
 
 
-def draw(figure: Figure, size: tuple[int, int] = LARGE) -> Drawing:
+def lay_out(figure: Figure, size: tuple[int, int] = LARGE) -> FigureLayout:
   """Lays a figure out.
 
   Args:
-    figure: what to draw.
-    size: width and height; text is as large on any.
+    figure: the figure.
+    size: width and height in pixels; the size of text does not depend on it.
 
   Raises:
-    ValueError: if no series has a point to draw.
+    ValueError: no series has a point to draw.
   """
   width, height = size
   shown = [_thinned(series, figure.log) for series in figure.series]
@@ -127,22 +132,22 @@ def draw(figure: Figure, size: tuple[int, int] = LARGE) -> Drawing:
   figure = dataclasses.replace(figure, series=_stacked(shown))
   x = _x_axis(figure, width)
   y = _y_axis(figure, height)
-  drawn = [_marks(series, x, y) for series in figure.series]
+  marks = [_marks(series, x, y) for series in figure.series]
   dots = [
     (series.color, *point)
     for series in figure.series
     if series.kind == 'points' or series.x.size == 1
-    for point in _pixels(x.place(series.x), y.place(series.y))
+    for point in _pixels(x.to_pixels(series.x), y.to_pixels(series.y))
   ]
-  return Drawing(
+  return FigureLayout(
     figure=dataclasses.replace(figure, series=shown),
     width=width,
     height=height,
     x=x,
     y=y,
-    # Bands first: no curve is behind another's.
+    # Bands are drawn first, behind all curves.
     marks=sorted(
-      (mark for marks in drawn for mark in marks),
+      (mark for series_marks in marks for mark in series_marks),
       key=lambda mark: mark.kind != 'band',
     ),
     dots=dots,
@@ -152,7 +157,7 @@ def draw(figure: Figure, size: tuple[int, int] = LARGE) -> Drawing:
 
 
 def smooth(y: Numbers, window: int) -> Numbers:
-  """A centred running mean; at the ends, of what there is.
+  """Centred running mean, over fewer points near the ends.
 
   >>> smooth(np.array([0.0, 3.0, 0.0]), 3)
   array([1.5, 1. , 1.5])
@@ -163,17 +168,22 @@ def smooth(y: Numbers, window: int) -> Numbers:
 
 
 def _x_axis(figure: Figure, width: int) -> Axis:
-  """The axis along the run."""
+  """The x axis over all series."""
   low = min(float(series.x[0]) for series in figure.series)
   high = max(float(series.x[-1]) for series in figure.series)
   bars = [s.x for s in figure.series if s.kind == 'bars']
   gaps = [float(np.diff(x).min()) for x in bars if x.size > 1]
   margin = min(gaps, default=1.0) / 2 if bars else 0.0
-  return counting_axis(low, high, _LEFT, width - _RIGHT, margin=margin)
+  axis = integer_axis(low, high, _LEFT, width - _RIGHT, margin=margin)
+  if figure.x_ticks == 'linear':
+    return with_linear_ticks(axis)
+  if figure.x_ticks == 'exponent':
+    return with_exponent_ticks(axis)
+  return axis
 
 
 def _y_axis(figure: Figure, height: int) -> Axis:
-  """The axis of the quantity, over all series and their bands."""
+  """The y axis over all series and their bands."""
   edges = [s.y for s in figure.series]
   if figure.log:
     return log_axis(np.concatenate(edges), height - _BOTTOM, _TOP)
@@ -183,7 +193,7 @@ def _y_axis(figure: Figure, height: int) -> Axis:
 
 
 def _thinned(series: Series, log: bool) -> Series:
-  """At most `_POINTS` points, each the mean of its neighbours."""
+  """The series with at most `_POINTS` points, averages of neighbours."""
   kept = np.isfinite(series.y) & ((series.y > 0) | (not log))
   columns = {
     name: None if value is None else value[kept]
@@ -202,7 +212,7 @@ def _thinned(series: Series, log: bool) -> Series:
 
 
 def _stacked(shown: Sequence[Series]) -> list[Series]:
-  """Bars put on top of each other, as `low` and `high`; others unchanged."""
+  """Stacks series of bars by setting `low` and `high`."""
   base: Any = 0.0
   result = []
   for series in shown:
@@ -216,12 +226,12 @@ def _stacked(shown: Sequence[Series]) -> list[Series]:
 
 def _marks(series: Series, x: Axis, y: Axis) -> list[Mark]:
   """The paths of one series."""
-  across, up = x.place(series.x), y.place(series.y)
+  across, up = x.to_pixels(series.x), y.to_pixels(series.y)
   marks = []
   if series.low is not None and series.high is not None:
     floor = y.low if y.log else -math.inf
-    low = y.place(np.maximum(series.low, floor))
-    high = y.place(np.maximum(series.high, floor))
+    low = y.to_pixels(np.maximum(series.low, floor))
+    high = y.to_pixels(np.maximum(series.high, floor))
     if series.kind == 'bars':
       return [Mark('bar', series.color, _bars(across, low, high, x))]
     if series.kind == 'points':
@@ -237,7 +247,7 @@ def _marks(series: Series, x: Axis, y: Axis) -> list[Mark]:
 
 
 def _bars(across: Numbers, low: Numbers, high: Numbers, x: Axis) -> str:
-  """Rectangles around their places, as one path."""
+  """Rectangles around x values, as one path."""
   gaps = np.diff(across)
   half = 0.42 * (float(gaps.min()) if gaps.size else (x.end - x.start) / 4)
   return ''.join(
@@ -250,8 +260,8 @@ def _bars(across: Numbers, low: Numbers, high: Numbers, x: Axis) -> str:
 def _errors(across: Numbers, low: Numbers, high: Numbers) -> str:
   """Vertical error bars, as one path."""
   return ''.join(
-    f'M{place:.1f},{bottom:.1f}V{top:.1f}'
-    for place, bottom, top in zip(across, low, high, strict=True)
+    f'M{x:.1f},{bottom:.1f}V{top:.1f}'
+    for x, bottom, top in zip(across, low, high, strict=True)
     if math.isfinite(bottom) and math.isfinite(top)
   )
 
@@ -262,19 +272,19 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
 
 
 def _pixels(across: Numbers, up: Numbers) -> list[tuple[float, float]]:
-  """Pairs of pixels, to a tenth."""
+  """Pairs of pixels, rounded to a tenth."""
   pairs = zip(across, up, strict=True)
   return [(round(float(px), 1), round(float(py), 1)) for px, py in pairs]
 
 
 def _describe(figure: Figure, shown: Sequence[Series]) -> str:
-  """What the picture says, for those who do not see it."""
+  """Text alternative of the figure for screen readers."""
   unit = f' {figure.unit}' if figure.unit else ''
   parts = [
-    f'{s.name}: {words.number(s.y[0])}{unit} at {figure.x_label} '
-    f'{words.number(s.x[0])}, {words.number(s.y[-1])}{unit} at '
-    f'{words.number(s.x[-1])}, between {words.number(s.y.min())} and '
-    f'{words.number(s.y.max())}'
+    f'{s.name}: {formats.number(s.y[0])}{unit} at {figure.x_label} '
+    f'{formats.number(s.x[0])}, {formats.number(s.y[-1])}{unit} at '
+    f'{formats.number(s.x[-1])}, between {formats.number(s.y.min())} and '
+    f'{formats.number(s.y.max())}'
     for s in shown
     if s.kind != 'faint'
   ]
@@ -284,11 +294,14 @@ def _describe(figure: Figure, shown: Sequence[Series]) -> str:
 def _hover(
   figure: Figure, shown: Sequence[Series], x: Axis, y: Axis
 ) -> dict[str, Any]:
-  """Numbers that the page's script shows under the pointer."""
+  """Numbers for tooltips."""
+  label = figure.x_label
+  if figure.x_ticks == 'exponent':
+    label = f'log₁₀ of {label}:'
   return {
     'x': [x.low, x.high, x.start, x.end],
     'y': [y.low, y.high, y.start, y.end, int(y.log)],
-    'label': figure.x_label,
+    'label': label,
     'unit': figure.unit,
     'series': [
       {
@@ -304,6 +317,6 @@ def _hover(
 
 
 def _compact(numbers: Numbers) -> list[float]:
-  """Four significant digits: what a reader can use."""
+  """Numbers rounded to four significant digits."""
   rounded = [float(f'{value:.4g}') for value in numbers]
   return [int(v) if v == int(v) else v for v in rounded]

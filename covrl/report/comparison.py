@@ -1,283 +1,255 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several runs on one page, in one table, or in one small picture.
+"""Statistics of several runs, grouped by configuration and paired by seed.
 
-`comparison.html.j2` and `comparison.svg.j2` hold the looks, `compare` the
-statistics.
+The unit of inference is the seed: a level is the mean over a configuration's
+seeds, and a difference from the baseline (the first configuration) is paired by
+seed, both with Student's t intervals. Differences leave out seeds that the
+baseline lacks. A single seed gives a value without an interval.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 from etils import epath
-from markupsafe import Markup
 
-from covrl import storage
+from covrl.evaluation import intervals
 from covrl.evaluation.intervals import Estimate
-from covrl.report import verdict, words
-from covrl.report.compare import Comparison, differing, load_comparison
-from covrl.report.law import TITLES, law_rows, lawless
-from covrl.report.overlays import (
-  forest_of,
-  legend_keys,
-  overlay,
-  overlay_figures,
-  scale_of,
+from covrl.report.run_data import Curve, RunData, load_run
+
+# Prefixes of fields in which the runs of one configuration may differ: the
+# seed, and fields that do not change results.
+_IGNORED_FIELDS = (
+  'seed',
+  'warm_start.from_run',
+  'logging.',
+  'checkpoint.',
+  'mesh.',
 )
-from covrl.report.page import render, replace
-from covrl.report.run import Run
-from covrl.report.series import drawn
-from covrl.report.sets import set_table
 
 
-def write_comparison(
-  workdirs: Sequence[epath.PathLike], output: epath.PathLike
-) -> epath.Path:
-  """Writes one page that compares several runs.
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """The runs of one configuration.
 
-  Args:
-    workdirs: run directories; those of one configuration are its seeds, and
-      the first configuration is the baseline.
-    output: where to write the page.
-
-  Returns:
-    Where the page is.
-
-  Raises:
-    ValueError: if two runs have the same configuration and seed.
-    FileNotFoundError: if one is no directory.
+  Attributes:
+    name: name of the configuration.
+    short: name without a prefix that all names share, for figures.
+    runs: runs by seed.
+    config: configuration by dotted field name, without ignored fields.
   """
-  comparison = load_comparison(workdirs)
-  page = render(
-    'comparison.html.j2',
-    comparison=comparison,
-    headline=_headline(comparison),
-    findings=[_finding(comparison, name) for name in comparison.metrics],
-    statistics=_statistics(comparison),
-    judged=len(comparison.seeds) > 1,
-    rows=_rows(comparison),
-    figures=overlay_figures(comparison),
-    forests=[
-      forest
-      for name in comparison.metrics
-      if (forest := forest_of(comparison, name)) is not None
-    ],
-    differing=[
-      (group.name, differing(group, comparison.baseline))
-      for group in comparison.groups[1:]
-    ],
-    law=(TITLES, law_rows(comparison), lawless(comparison)),
-    sets=set_table(
-      [(group.short, list(group.runs.values())) for group in comparison.groups]
-    ),
-    runs=[
-      (group.name, seed, run.path.name, _state(run), _gain(run))
-      for group in comparison.groups
-      for seed, run in group.runs.items()
-    ],
-  )
-  return replace(storage.path_of(output), page)
 
+  name: str
+  short: str
+  runs: Mapping[int, RunData]
+  config: Mapping[str, str]
 
-def comparison_table(workdirs: Sequence[epath.PathLike]) -> str:
-  """The final figures of several runs as a Markdown table.
+  def level(self, metric: str) -> Estimate | None:
+    """Mean over seeds of the final value of a metric."""
+    return _over_seeds([final_value(run, metric) for run in self.runs.values()])
 
-  Args:
-    workdirs: as for `write_comparison`.
-
-  Returns:
-    The table, and a line that says how its intervals were made.
-  """
-  comparison = load_comparison(workdirs)
-  titles = _titles(comparison)
-  lines = [
-    f'| {" | ".join(["configuration", *titles])} |',
-    f'|---|{"---:|" * len(titles)}',
-  ]
-  for name, cells in _rows(comparison):
-    lines.append(f'| {" | ".join([name, *cells])} |')
-  note = _statistics(comparison)
-  if len(comparison.groups) > 1:
-    note += f' Δ: difference to {comparison.baseline.name}, paired by seed.'
-  return '\n'.join([*lines, '', note, ''])
-
-
-def comparison_svg(workdirs: Sequence[epath.PathLike]) -> str:
-  """Entropy and mean accuracy over the iterations, as a standalone picture.
-
-  Args:
-    workdirs: as for `write_comparison`.
-
-  Raises:
-    ValueError: if the runs have neither.
-  """
-  comparison = load_comparison(workdirs)
-  metric = comparison.metrics[1]
-  panels = drawn(
-    [overlay(comparison, field) for field in ('entropy', metric)], (430, 290)
-  )
-  if not panels:
-    raise ValueError(
-      f'a picture needs entropy or {metric} of some run, got neither'
-    )
-  return render(
-    'comparison.svg.j2',
-    panels=panels,
-    keys=legend_keys([group.short for group in comparison.groups], 860),
-  )
-
-
-def _titles(comparison: Comparison) -> list[str]:
-  """Columns of the table."""
-  levels = [
-    name if name == 'entropy' else f'{name}, %' for name in comparison.metrics
-  ]
-  if len(comparison.groups) == 1:
-    return levels
-  return [*levels, *(f'Δ {name}' for name in comparison.metrics[1:])]
-
-
-def _rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
-  """The table: the warm start, then each configuration."""
-  before = [_level(comparison.before(m), m) for m in comparison.metrics]
-  blanks = len(_titles(comparison)) - len(before)
-  rows = [('warm start', before + [''] * blanks)]
-  for group in comparison.groups:
-    cells = [_level(group.level(m), m) for m in comparison.metrics]
-    if blanks:
-      cells += [
-        _difference(group.difference(comparison.baseline, m), m)
-        if group is not comparison.baseline
-        else ''
-        for m in comparison.metrics[1:]
-      ]
-    rows.append((group.name, cells))
-  return rows
-
-
-def _level(estimate: Estimate | None, metric: str) -> str:
-  """A mean with the half width of its interval."""
-  if estimate is None:
-    return '–'
-  scale, digits = scale_of(metric)
-  text = words.fixed(scale * estimate.value, digits)
-  return f'{text}{_half(estimate, scale, digits)}'
-
-
-def _difference(estimate: Estimate | None, metric: str) -> str:
-  """A difference with the half width of its interval."""
-  if estimate is None:
-    return '–'
-  scale, digits = scale_of(metric)
-  text = words.signed(scale * estimate.value, digits)
-  return f'{text}{_half(estimate, scale, digits)}'
-
-
-def _half(estimate: Estimate, scale: float, digits: int) -> str:
-  if estimate.high is None:
-    return ''
-  half = words.fixed(scale * (estimate.high - estimate.value), digits)
-  return f' ± {half}'
-
-
-def _statistics(comparison: Comparison) -> str:
-  """How many seeds there are, and what the intervals are."""
-  counts = {len(group.runs) for group in comparison.groups}
-  several = max(counts) > 1
-  seeds = f'{max(counts)} seeds' if several else 'one seed'
-  if len(counts) > 1:
-    seeds = f'{min(counts)} to {max(counts)} seeds'
-  text = f'Last evaluation, mean over {seeds}'
-  if several:
-    text += '; ± half width of the 95 % t interval over seeds'
-  if not several:
-    text += '; one seed has no interval'
-  text += '. Entropy in nats per token.'
-  short = [
-    f'{group.name} with seed {seed}'
-    for group in comparison.groups
-    for seed, run in group.runs.items()
-    if not run.finished
-  ]
-  return f'{text} Unfinished: {words.listing(short)}.' if short else text
-
-
-def _headline(comparison: Comparison) -> str:
-  """What the comparison shows, by the mean over samples."""
-  metric, baseline = comparison.metrics[1], comparison.baseline
-  others = comparison.differences(metric)
-  if not others:
-    level = baseline.level(metric)
-    said = '–' if level is None else words.percent(level.value)
-    return f'{baseline.name} ends at {metric} {said}.'
-  clear = [(group, e) for group, e in others if e.sign]
-  if clear:
-    parts = [
-      Markup('<b class="c{}">{}{} points</b> with {}').format(
-        1 if estimate.sign > 0 else 2,
-        words.signed(100 * estimate.value),
-        _half(estimate, 100, 1),
-        group.short,
-      )
-      for group, estimate in clear
+  def difference(self, baseline: Group, metric: str) -> Estimate | None:
+    """Final value minus that of the baseline, paired by seed."""
+    pairs = [
+      (final_value(run, metric), final_value(baseline.runs[seed], metric))
+      for seed, run in self.runs.items()
+      if seed in baseline.runs
     ]
-    return Markup('{} against {}: {}.').format(
-      metric, baseline.short, Markup(words.listing(parts))
+    return _over_seeds(
+      [a - b for a, b in pairs if a is not None and b is not None]
     )
-  if all(estimate.low is None for _, estimate in others):
-    group, best = max(others, key=lambda other: abs(other[1].value))
-    return Markup(
-      '{} against {}: the largest difference is <b>{} points</b>, with {}. '
-      '<small>One seed has no interval: no difference is judged.</small>'
-    ).format(
-      metric, baseline.short, words.signed(100 * best.value), group.short
+
+  def curve(self, phase: str, field: str) -> tuple[Curve, Curve, Curve]:
+    """Mean, minimum and maximum over seeds, where all seeds have values.
+
+    Args:
+      phase: `'train'` or `'evals'`.
+      field: name of the metric.
+    """
+    metrics = [getattr(run, phase) for run in self.runs.values()]
+    curves = [curve for each in metrics if (curve := each.curve(field))]
+    if not curves:
+      empty = Curve(np.zeros(0), np.zeros(0))
+      return empty, empty, empty
+    shared = functools.reduce(np.intersect1d, [curve.x for curve in curves])
+    rows = np.stack([c.y[np.isin(c.x, shared)] for c in curves])
+    mean, low, high = (
+      Curve(shared, rows.mean(0)),
+      Curve(shared, rows.min(0)),
+      Curve(shared, rows.max(0)),
     )
-  return f'No configuration differs clearly from {baseline.short} in {metric}.'
+    return mean, low, high
 
 
-def _finding(comparison: Comparison, metric: str) -> verdict.Finding:
-  """Which configurations are clearly above or below the baseline."""
-  scale, digits = scale_of(metric)
-  sides: dict[int, list[str]] = {1: [], -1: [], 0: []}
-  for group, estimate in comparison.differences(metric):
-    change = words.signed(scale * estimate.value, digits)
-    sides[estimate.sign].append(f'{group.short} ({change})')
-  judged = any(
-    estimate.low is not None for _, estimate in comparison.differences(metric)
-  )
-  labels = {
-    1: 'clearly higher',
-    -1: 'clearly lower',
-    0: 'no clear difference',
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """Groups of runs, the first of which is the baseline.
+
+  Attributes:
+    groups: at least one group.
+    metrics: names of the accuracies, and entropy.
+  """
+
+  groups: Sequence[Group]
+  metrics: tuple[str, str, str, str]
+
+  @property
+  def baseline(self) -> Group:
+    """The first group."""
+    return self.groups[0]
+
+  @property
+  def seeds(self) -> list[int]:
+    """All seeds in ascending order."""
+    return sorted({seed for group in self.groups for seed in group.runs})
+
+  def differences(self, metric: str) -> list[tuple[Group, Estimate]]:
+    """Known differences from the baseline."""
+    return [
+      (group, estimate)
+      for group in self.groups[1:]
+      if (estimate := group.difference(self.baseline, metric)) is not None
+    ]
+
+  def first_evaluation(self, metric: str) -> Estimate | None:
+    """Mean over seeds of a metric at the first evaluation, before RL.
+
+    Runs of one seed may share their warm start, so a seed counts once.
+    """
+    means = []
+    for seed in self.seeds:
+      values = [
+        value
+        for group in self.groups
+        if seed in group.runs
+        and (value := _ends(group.runs[seed], metric)[0]) is not None
+      ]
+      if values:
+        means.append(float(np.mean(values)))
+    return _over_seeds(means)
+
+
+def load_comparison(workdirs: Sequence[epath.PathLike]) -> Comparison:
+  """Groups run directories by configuration, in the order given.
+
+  Args:
+    workdirs: run directories.
+
+  Raises:
+    ValueError: there is no run, or two have the same configuration and seed.
+    FileNotFoundError: a directory does not exist.
+  """
+  if not workdirs:
+    raise ValueError('a comparison needs at least one run, got none')
+  runs = [load_run(workdir) for workdir in workdirs]
+  gathered: dict[tuple[str, str], dict[int, RunData]] = {}
+  fields: dict[tuple[str, str], dict[str, str]] = {}
+  for run in runs:
+    config = seed_independent_fields(run)
+    key = (run.name, json.dumps(config, sort_keys=True))
+    seed = run.config_value('seed')
+    seed = seed if isinstance(seed, int) else 0
+    other = gathered.setdefault(key, {}).setdefault(seed, run)
+    if other is not run:
+      raise ValueError(
+        'a comparison needs one run for each configuration and seed, got '
+        f'{other.path} and {run.path}, both {run.name} with seed {seed}'
+      )
+    fields[key] = config
+  names = _names(fields)
+  shorts = _without_prefix(list(names.values()))
+  groups = [
+    Group(names[key], short, dict(sorted(gathered[key].items())), fields[key])
+    for key, short in zip(gathered, shorts, strict=True)
+  ]
+  evaluated = [run for run in runs if len(run.evals)] or runs
+  return Comparison(groups, (*evaluated[0].accuracies, 'entropy'))
+
+
+def final_value(run: RunData, metric: str) -> float | None:
+  """A metric at the last evaluation, `None` if it is missing."""
+  return _ends(run, metric)[1]
+
+
+def seed_independent_fields(run: RunData) -> dict[str, str]:
+  """The run's configuration without fields that may differ between seeds."""
+  return {
+    name: value
+    for name, value in flatten_config(run.config).items()
+    if not name.startswith(_IGNORED_FIELDS)
   }
-  parts = [
-    Markup('<b>{}</b>: {}').format(labels[sign], words.listing(names))
-    if judged
-    else words.listing(names)
-    for sign, names in sides.items()
-    if names
-  ]
-  text = Markup('; ').join(parts)
-  return verdict.Finding(metric, Markup('{}.').format(text) if parts else '')
 
 
-def _state(run: Run) -> str:
-  """How far a run got."""
-  done, asked = run.iterations
-  if not run.finished:
-    return f'{done:,} of {asked:,} iterations'
-  return f'{done:,} iterations'
+def flatten_config(
+  config: Mapping[str, object], prefix: str = ''
+) -> dict[str, str]:
+  """Nested fields by dotted name, as text.
+
+  >>> flat({'seed': 1, 'train': {'iterations': 60}})
+  {'seed': '1', 'train.iterations': '60'}
+  """
+  fields: dict[str, str] = {}
+  for name, value in config.items():
+    if isinstance(value, Mapping):
+      fields |= flatten_config(value, f'{prefix}{name}.')
+    else:
+      fields[f'{prefix}{name}'] = 'none' if value is None else str(value)
+  return fields
 
 
-def _gain(run: Run) -> str:
-  """A run's own gain over its warm start, with its interval."""
-  estimate = verdict.gain(run)
-  if estimate is None:
-    return '–'
-  ends = [
-    words.signed(100 * end)
-    for end in (estimate.low, estimate.high)
-    if end is not None
-  ]
-  change = words.signed(100 * estimate.value)
-  return f'{change} ({ends[0]} to {ends[1]})' if ends else change
+def differing_fields(group: Group, other: Group) -> dict[str, str]:
+  """Fields of one group with a different value in the other one."""
+  return {
+    name: value
+    for name, value in group.config.items()
+    if other.config.get(name) != value
+  }
+
+
+def _over_seeds(values: Sequence[float | None]) -> Estimate | None:
+  """Mean over the known values, one per seed."""
+  known = [value for value in values if value is not None]
+  return intervals.student_mean(np.array(known)) if known else None
+
+
+def _ends(run: RunData, metric: str) -> tuple[float | None, float | None]:
+  """A metric at the first and at the last evaluation."""
+  numbers = run.evals.column(metric)
+  known = numbers[np.isfinite(numbers)]
+  return (float(known[0]), float(known[-1])) if known.size else (None, None)
+
+
+def _names(
+  fields: Mapping[tuple[str, str], Mapping[str, str]],
+) -> dict[tuple[str, str], str]:
+  """Names of the groups; equal names are followed by differing fields."""
+  names = {}
+  for key, own in fields.items():
+    twins = [other for k, other in fields.items() if k[0] == key[0]]
+    differences = [
+      f'{field}={value}'
+      for field, value in own.items()
+      if any(twin.get(field) != value for twin in twins)
+    ]
+    names[key] = (
+      f'{key[0]} ({", ".join(differences)})' if differences else key[0]
+    )
+  return names
+
+
+def _without_prefix(names: Sequence[str]) -> list[str]:
+  """Names without their first word if all share it.
+
+  >>> _without_prefix(['countdown:kl_cov', 'countdown:kl_cov_beta0'])
+  ['kl_cov', 'kl_cov_beta0']
+  >>> _without_prefix(['grpo', 'kl_cov'])
+  ['grpo', 'kl_cov']
+  """
+  words = [name.replace(':', '_', 1).partition('_') for name in names]
+  firsts, _, rests = zip(*words, strict=True)
+  shared = len(names) > 1 and len(set(firsts)) == 1 and all(rests)
+  return list(rests if shared else names)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well each prediction of the entropy's change foretold it."""
+"""Correlation of predicted and measured entropy changes."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
-from covrl.report.run import Run
+from covrl.report.run_data import RunData
 
 _PREFIX = 'predicted_entropy_change/'
-# Fewer points than this say nothing about a correlation.
-_FEWEST = 5
+_MIN_MEASUREMENTS = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-  """A predictor of the change that an update makes in the mean entropy.
+  """A prediction of the change of the mean entropy by an update.
 
   Attributes:
     name: `batch`, `state`, `definition`, `exact`, `signal` or `jvp`.
-    correlation: Pearson's r with the realised change.
-    slope: of the realised change against the prediction, least squares. 1
-      where the prediction is in nats; the step size where it is per unit of
-      step size.
-    count: updates that were measured.
+    correlation: Pearson's r with the measured change.
+    slope: least-squares slope of the measured change against the prediction:
+      near 1 for a prediction in nats, and near the step size for one per unit
+      of step size.
+    count: number of measured updates.
   """
 
   name: str
@@ -34,28 +33,28 @@ class Predictor:
   count: int
 
 
-def predictors(run: Run) -> list[Predictor]:
-  """Every prediction that the run logged, against what it measured.
+def predictors(run: RunData) -> list[Predictor]:
+  """Compares every logged prediction with `realised_entropy_change`.
 
   Args:
-    run: with `realised_entropy_change` in some of its lines.
+    run: the run.
 
   Returns:
-    None for a run with fewer than five measurements.
+    One entry per prediction with at least five measurements.
   """
-  realised = run.train.numbers('realised_entropy_change')
-  found = []
-  for field in run.train.fields(_PREFIX):
-    predicted = run.train.numbers(field)
+  realised = run.train.column('realised_entropy_change')
+  compared = []
+  for field in run.train.names(_PREFIX):
+    predicted = run.train.column(field)
     known = np.isfinite(realised) & np.isfinite(predicted)
-    if known.sum() >= _FEWEST and np.ptp(predicted[known]) > 0:
-      found.append(
-        _judged(field.removeprefix(_PREFIX), predicted[known], realised[known])
+    if known.sum() >= _MIN_MEASUREMENTS and np.ptp(predicted[known]) > 0:
+      compared.append(
+        _compare(field.removeprefix(_PREFIX), predicted[known], realised[known])
       )
-  return found
+  return compared
 
 
-def _judged(
+def _compare(
   name: str,
   predicted: Float[np.ndarray, ' n'],
   realised: Float[np.ndarray, ' n'],

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sample responses with each token's covariance and whether it was selected.
+"""Tables of sampled responses, with the covariance of each token.
 
-Shades are nine steps to each side of 0, on a square-root scale: covariances
-have heavy tails, and a linear scale would show a single token.
+Covariances are shown as shades with nine steps on each side of 0. The scale is
+a square root because covariances have heavy tails.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from covrl.report import words
-from covrl.report.run import Run, read_json
+from covrl.report import formats
+from covrl.report.run_data import RunData, read_json
 
 STEPS = 9
-_RESPONSES = 12  # of one iteration
-_TOKENS = 2_000  # on the page, all responses together
+_RESPONSES = 12  # per table
+_TOKENS = 2_000  # per page
 _VISIBLE = str.maketrans({'\n': '⏎', '\t': '⇥', '\u2581': ' '})
 
 
@@ -28,10 +28,10 @@ class Token:
   """One token of a response.
 
   Attributes:
-    text: as it is shown.
-    shade: −9 to 9, the covariance's sign and size.
-    selected: by the entropy-control method.
-    note: log-probability and covariance in words.
+    text: displayed text.
+    shade: −9 to 9, sign and size of the covariance.
+    selected: whether the entropy-control method selected it.
+    note: log-probability and covariance as text.
   """
 
   text: str
@@ -42,7 +42,17 @@ class Token:
 
 @dataclasses.dataclass(frozen=True)
 class Response:
-  """One response to one prompt; `hidden` tokens were too many to show."""
+  """One response to one prompt.
+
+  Attributes:
+    prompt: text of the prompt.
+    tokens: displayed tokens.
+    hidden: number of tokens beyond the limit of the page.
+    reward: reward as text.
+    right: whether the reward is positive.
+    advantage: advantage as text.
+    selected: number of selected tokens.
+  """
 
   prompt: str
   tokens: Sequence[Token]
@@ -58,10 +68,10 @@ class SampleTable:
   """Responses of one iteration, and the scale of their shades.
 
   Attributes:
-    iteration: when they were sampled.
-    responses: those with the most selected tokens first.
-    total: how many were kept in the file.
-    scale: the covariance with the deepest shade, in words.
+    iteration: iteration as text.
+    responses: responses, the most selected tokens first.
+    total: number of responses in the file.
+    scale: covariance of the deepest shade, as text.
   """
 
   iteration: str
@@ -70,8 +80,8 @@ class SampleTable:
   scale: str
 
 
-def sample_tables(run: Run) -> list[SampleTable]:
-  """Tables of the latest kept samples and of the first."""
+def sample_tables(run: RunData) -> list[SampleTable]:
+  """Tables of the latest and of the first saved samples."""
   files = run.rollout_files
   chosen = [files[-1], files[0]] if len(files) > 1 else files
   tables = [_table(read_json(path), _TOKENS // 2) for path in chosen]
@@ -79,7 +89,7 @@ def sample_tables(run: Run) -> list[SampleTable]:
 
 
 def _table(content: Mapping[str, Any], budget: int) -> SampleTable:
-  """Responses of one file, within a budget of tokens."""
+  """Table of the responses in one file, with at most `budget` tokens."""
   samples = [s for s in content.get('samples') or () if s.get('tokens')]
   samples.sort(key=lambda sample: -sum(map(bool, _list(sample, 'selected'))))
   samples, total = samples[:_RESPONSES], len(samples)
@@ -89,12 +99,12 @@ def _table(content: Mapping[str, Any], budget: int) -> SampleTable:
     iteration=str(content.get('iteration', '?')),
     responses=[_response(sample, scale, limit) for sample in samples],
     total=total,
-    scale=words.number(scale, 2),
+    scale=formats.number(scale, 2),
   )
 
 
 def _scale(samples: Sequence[Mapping[str, Any]]) -> float:
-  """The 99th percentile of |covariance|: the deepest shade."""
+  """The covariance of the deepest shade: the 99th percentile of |cov|."""
   sizes = [
     abs(value)
     for sample in samples
@@ -105,7 +115,7 @@ def _scale(samples: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _response(sample: Mapping[str, Any], scale: float, limit: int) -> Response:
-  """One response, its tokens shaded."""
+  """One response with at most `limit` displayed tokens."""
   texts = sample['tokens']
   covariances = _padded(_list(sample, 'covariance'), len(texts))
   logprobs = _padded(_list(sample, 'logprobs'), len(texts))
@@ -126,28 +136,28 @@ def _response(sample: Mapping[str, Any], scale: float, limit: int) -> Response:
     prompt=str(sample.get('prompt', '')).strip(),
     tokens=tokens[:limit],
     hidden=max(len(tokens) - limit, 0),
-    reward=words.number(reward) if _finite(reward) else '–',
+    reward=formats.number(reward) if _finite(reward) else '–',
     right=_finite(reward) and reward > 0,
-    advantage=words.signed(advantage, 2) if _finite(advantage) else '–',
+    advantage=formats.signed(advantage, 2) if _finite(advantage) else '–',
     selected=sum(token.selected for token in tokens),
   )
 
 
 def _shade(covariance: Any, scale: float) -> int:
-  """A covariance as a step of the diverging scale."""
+  """Shade of a covariance."""
   if not _finite(covariance):
     return 0
-  share = math.sqrt(min(abs(covariance) / scale, 1.0))
-  return int(math.copysign(round(STEPS * share), covariance))
+  fraction = math.sqrt(min(abs(covariance) / scale, 1.0))
+  return int(math.copysign(round(STEPS * fraction), covariance))
 
 
 def _note(logprob: Any, covariance: Any, selected: bool) -> str:
-  """What the pointer shows on a token."""
+  """Tooltip of a token."""
   parts = []
   if _finite(logprob):
-    parts.append(f'log π {words.fixed(logprob, 2)}')
+    parts.append(f'log π {formats.fixed(logprob, 2)}')
   if _finite(covariance):
-    parts.append(f'covariance {words.signed(covariance, 3)}')
+    parts.append(f'covariance {formats.signed(covariance, 3)}')
   if selected:
     parts.append('selected')
   return ', '.join(parts)
@@ -159,7 +169,7 @@ def _list(sample: Mapping[str, Any], name: str) -> list[Any]:
 
 
 def _padded(values: list[Any], size: int) -> list[Any]:
-  """A per-token list at the response's length; `None` where it ends early."""
+  """A list of one value per token, padded with `None`."""
   return (values + [None] * size)[:size]
 
 

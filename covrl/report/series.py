@@ -1,39 +1,90 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From columns of metrics to the curves of a figure."""
+"""Turns columns of metrics into series and figures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from covrl.report.chart import LARGE, Drawing, Figure, Series, draw, smooth
-from covrl.report.run import Curve, Lines
+from covrl.report.chart import (
+  LARGE,
+  Figure,
+  FigureLayout,
+  Series,
+  lay_out,
+  smooth,
+)
+from covrl.report.run_data import Curve, PhaseMetrics
 
-# Indices of the page's palette (Okabe and Ito's, in `style.css`).
+# Indices of the palette in `figure.css`, by Okabe and Ito.
 INK, BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, GREY = range(8)
 
 
-def lines_of(
-  lines: Lines,
+def metric_series(
+  metrics: PhaseMetrics,
   names: dict[str, str],
   colors: Sequence[int] = (BLUE,),
   *,
   over: str = 'iteration',
   scale: float = 1.0,
 ) -> list[Series]:
-  """One line a field."""
+  """One line per field.
+
+  Args:
+    metrics: metrics of one phase.
+    names: legend entries by field; fields without values are left out.
+    colors: colour indices in the order of the fields.
+    over: field of the x values.
+    scale: factor of the values.
+  """
   return [
     Series(name=name, x=curve.x, y=scale * curve.y, color=color)
     for (field, name), color in zip(names.items(), colors, strict=False)
-    if (curve := lines.curve(field, over))
+    if (curve := metrics.curve(field, over))
   ]
 
 
-def smoothed(
+def metric_figure(
+  metrics: PhaseMetrics,
+  key: str,
+  title: str,
+  y_label: str,
+  names: dict[str, str],
+  colors: Sequence[int] = (BLUE,),
+  *,
+  over: str = 'iteration',
+  scale: float = 1.0,
+  **options: Any,
+) -> Figure:
+  """A figure with one line per field.
+
+  Args:
+    metrics: metrics of one phase.
+    key: identifier, unique on the page.
+    title: title of the figure.
+    y_label: y quantity with its unit.
+    names: legend entries by field; fields without values are left out.
+    colors: colour indices in the order of the fields.
+    over: field of the x values.
+    scale: factor of the values.
+    **options: further attributes of `Figure`.
+  """
+  return Figure(
+    key=key,
+    title=title,
+    y_label=y_label,
+    x_label=over,
+    series=metric_series(metrics, names, colors, over=over, scale=scale),
+    **options,
+  )
+
+
+def smoothed_series(
   curve: Curve, name: str, color: int, scale: float
 ) -> tuple[list[Series], str]:
-  """A noisy quantity: each iteration thin, its running mean bold."""
+  """Series of each iteration and of the running mean, and a caption."""
   x, y = curve.x, scale * curve.y
   if x.size < 12:
     return [Series(name=name, x=x, y=y, color=color)], ''
@@ -43,12 +94,12 @@ def smoothed(
   return [each, mean], f'Bold: running mean over {window} iterations.'
 
 
-def drawn(
+def lay_out_all(
   figures: Sequence[Figure], size: tuple[int, int] = LARGE
-) -> list[Drawing]:
-  """Lays out the figures that have something to show."""
+) -> list[FigureLayout]:
+  """Lays out the figures that have points."""
   return [
-    draw(figure, size)
+    lay_out(figure, size)
     for figure in figures
     if any(_has_points(series, figure.log) for series in figure.series)
   ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pages in a real browser: no errors, not blank, hover works, phone fits."""
+"""Tests of the pages in a browser: errors, content, tooltips, width."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
   CHROMIUM is None, reason='needs chromium on PATH; .ci/run installs it'
 )
 
-# Runs in the page: the pointer over the middle of every figure, and sizes.
+# Script that moves the pointer over every figure and reads sizes.
 PROBE = """
 <script>
 function probe(frame) {
@@ -63,14 +63,14 @@ def chromium(tmp_path, *arguments) -> subprocess.CompletedProcess:
   return done
 
 
-def share_of_drawn_bytes(png: bytes) -> float:
-  """How much of a PNG differs from its neighbour: 0 for a blank picture."""
-  data, place = b'', 8
-  while place < len(png):
-    size, kind = struct.unpack('>I4s', png[place : place + 8])
+def nonblank_fraction(png: bytes) -> float:
+  """Fraction of bytes of a PNG that differ from their neighbour."""
+  data, offset = b'', 8
+  while offset < len(png):
+    size, kind = struct.unpack('>I4s', png[offset : offset + 8])
     if kind == b'IDAT':
-      data += png[place + 8 : place + 8 + size]
-    place += 12 + size
+      data += png[offset + 8 : offset + 8 + size]
+    offset += 12 + size
   rows = zlib.decompress(data)
   return 1 - rows.count(0) / len(rows)
 
@@ -84,7 +84,7 @@ def probe(tmp_path, page) -> dict:
   return json.loads(found[1])
 
 
-def test_a_report_is_drawn_without_errors(make_run, tmp_path):
+def test_report_has_no_errors_and_is_not_blank(make_run, tmp_path):
   page = write_report(make_run(iterations=20, problems=20))
   picture = tmp_path / 'page.png'
   chromium(
@@ -93,10 +93,10 @@ def test_a_report_is_drawn_without_errors(make_run, tmp_path):
     '--window-size=1200,1600',
     f'file://{page}',
   )
-  assert share_of_drawn_bytes(picture.read_bytes()) > 0.02
+  assert nonblank_fraction(picture.read_bytes()) > 0.02
 
 
-def test_hover_shows_numbers_and_a_phone_needs_no_scrolling(make_run, tmp_path):
+def test_tooltips_have_numbers_and_page_fits_a_phone(make_run, tmp_path):
   run = make_run(iterations=20, problems=20)
   write_report(run)
   found = probe(tmp_path, run / 'report.html')
@@ -106,7 +106,7 @@ def test_hover_shows_numbers_and_a_phone_needs_no_scrolling(make_run, tmp_path):
   assert 'mean@8' in found['tips'][0]
 
 
-def test_a_comparison_is_drawn_without_errors(make_run, tmp_path):
+def test_comparison_has_no_errors_and_fits_a_phone(make_run, tmp_path):
   names = ('countdown_grpo', 'countdown_a_rather_long_name_for_a_configuration')
   runs = [
     make_run(f'{name}{seed}', name=name, seed=seed, iterations=20, problems=20)
@@ -120,7 +120,7 @@ def test_a_comparison_is_drawn_without_errors(make_run, tmp_path):
   assert all('iteration' in tip for tip in found['tips'])
 
 
-def test_errors_of_a_page_would_be_seen(tmp_path):
+def test_script_errors_are_detected(tmp_path):
   page = tmp_path / 'broken.html'
   page.write_text('<script>absent()</script>')
   with pytest.raises(AssertionError, match='absent is not defined'):

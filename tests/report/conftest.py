@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run directories as the trainer leaves them, with invented numbers."""
+"""Fixtures: run directories like the trainer's, with synthetic numbers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,22 @@ def write_run(
   name: str = 'countdown_kl_cov',
   source: str = SOURCE,
 ) -> pathlib.Path:
-  """Writes a run whose accuracy and entropy end about where they are told."""
+  """Writes a run with about the given final accuracy and entropy.
+
+  Args:
+    path: the run directory.
+    seed: seed of the noise.
+    iterations: configured number of iterations.
+    done: finished iterations; all by default.
+    method: name of the entropy-control method; `'none'` selects no tokens.
+    gain: gain in accuracy.
+    kept: final entropy divided by the initial one.
+    problems: number of held-out problems.
+    warm_steps: steps of the warm start.
+    keep_problems: whether to save results by problem.
+    name: name of the configuration.
+    source: text of the configuration file.
+  """
   random = np.random.default_rng(seed)
   done = iterations if done is None else done
   path.mkdir(parents=True)
@@ -90,7 +105,7 @@ def _warm_line(step: int, random: np.random.Generator) -> dict[str, Any]:
 
 
 def _train_lines(iteration: int, *rest: Any) -> list[dict[str, Any]]:
-  """Updates of one iteration: what the rollout measured is repeated."""
+  """Lines of the updates of one iteration, with equal rollout metrics."""
   first, *others = [_train_line(iteration, *rest) for _ in range(UPDATES)]
   repeated = ('reward', 'response_length', 'time/sample', 'equal_reward_groups')
   for update, line in enumerate((first, *others)):
@@ -222,7 +237,7 @@ def _samples(
 
 @pytest.fixture
 def make_run(tmp_path: pathlib.Path) -> Callable[..., pathlib.Path]:
-  """`write_run` below the test's own directory."""
+  """`write_run` with a path in the temporary directory of the test."""
 
   def make(folder: str = 'run', /, **options: Any) -> pathlib.Path:
     return write_run(tmp_path / folder, **options)

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Correlation and slope against NumPy's, and who is asked."""
+"""Tests of the correlation of predicted and measured entropy changes."""
 
 import json
 
 import numpy as np
 import pytest
 
-from covrl.report.page import write_report
 from covrl.report.predictors import predictors
-from covrl.report.run import load_run
+from covrl.report.run_data import load_run
+from covrl.report.run_page import write_report
 
 
 def write(workdir, realised, predicted):
-  """A run that measured some of its updates."""
+  """Writes a run with measurements of some updates."""
   workdir.mkdir()
   rows = []
   for step, (change, prediction) in enumerate(
@@ -31,7 +31,7 @@ def write(workdir, realised, predicted):
   return workdir
 
 
-def test_correlation_and_slope(tmp_path):
+def test_correlation_and_slope_agree_with_numpy(tmp_path):
   rng = np.random.default_rng(0)
   predicted = rng.normal(size=12)
   realised = 0.3 * predicted + 0.1 * rng.normal(size=12) - 0.05
@@ -45,10 +45,10 @@ def test_correlation_and_slope(tmp_path):
   assert found.correlation == pytest.approx(np.corrcoef(x, y)[0, 1])
   assert found.slope == pytest.approx(np.polyfit(x, y, 1)[0])
   page = write_report(tmp_path / 'run').read_text()
-  assert 'What foretells the change of entropy' in page
+  assert 'Predicting the change of entropy' in page
 
 
-def test_too_few_measurements_say_nothing(tmp_path):
+def test_too_few_measurements_give_no_result(tmp_path):
   run = write(tmp_path / 'run', [0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 3.0, 4.0])
   assert predictors(load_run(run)) == []
-  assert 'What foretells' not in write_report(run).read_text()
+  assert 'Predicting the change' not in write_report(run).read_text()

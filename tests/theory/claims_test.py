@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every claim is as recorded, and a wrong formula is seen."""
+"""Claims agree with their recorded verdicts; wrong formulas are detected."""
 
 from __future__ import annotations
 
@@ -10,24 +10,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from theory_checks import QUICK, check, is_study
+from theory_checks import (
+  QUICK,
+  assert_agrees_with_record,
+  assert_disagrees_with_record,
+  over_claims,
+  over_perturbations,
+  uses_experiments,
+)
 
 from covrl import cli
-from covrl.theory import command
-from covrl.theory.claims import Evidence, Result, Section, above, below, near
-from covrl.theory.table import CLAIMS, named
+from covrl.theory import runner
+from covrl.theory.claim import Result, Section
+from covrl.theory.evidence import Evidence, at_least, at_most, close_to
+from covrl.theory.sections import CLAIMS, find_claims
+
+QUICK_CLAIMS = [claim for claim in CLAIMS if not uses_experiments(claim)]
 
 
-def named_ones(claims):
-  return pytest.mark.parametrize('claim', claims, ids=lambda claim: claim.name)
+@over_claims(QUICK_CLAIMS)
+def test_claim_agrees_with_its_record(claim):
+  assert_agrees_with_record(claim)
 
 
-@named_ones([claim for claim in CLAIMS if not is_study(claim)])
-def test_a_claim_is_as_recorded_and_a_wrong_formula_is_seen(claim):
-  check(claim)
+@over_perturbations(QUICK_CLAIMS)
+def test_wrong_formula_is_detected(perturbed):
+  assert_disagrees_with_record(perturbed)
 
 
-def test_every_numbered_statement_is_in_the_table_in_order():
+def test_all_numbered_statements_are_present_in_order():
   numbers = [
     int(word.strip('()'))
     for claim in CLAIMS
@@ -35,7 +46,7 @@ def test_every_numbered_statement_is_in_the_table_in_order():
     if word.startswith('(') and word.strip('()').isdigit()
   ]
   assert numbers == sorted(numbers)
-  # The tables of claims whose names span equations: (11)–(12), (23)–(25).
+  # The names "(11)–(12)" and "(23)–(25)" span several equations.
   assert set(range(1, 35)) - set(numbers) == {24}
   statements = (
     *('Lemma IV.1', 'Lemma IV.2', 'Prop. IV.1', 'Thm IV.1', 'Remark IV.1'),
@@ -49,74 +60,76 @@ def test_every_numbered_statement_is_in_the_table_in_order():
     assert [claim for claim in CLAIMS if statement in claim.name], statement
 
 
-def test_every_claim_is_found_by_its_name_and_by_its_number():
+def test_claims_are_found_by_name_and_by_number():
   for claim in CLAIMS:
-    assert claim in named(claim.name)
+    assert claim in find_claims(claim.name)
     number = re.search(r'\(\d+\)', claim.name)
     if number:
-      assert claim in named(number[0])
-      assert claim in named(number[0].strip('()'))
+      assert claim in find_claims(number[0])
+      assert claim in find_claims(number[0].strip('()'))
 
 
-def test_a_verdict_that_was_recorded_wrongly_is_seen():
-  (claim,) = named('(7)')
+def test_wrong_recorded_verdict_is_detected():
+  (claim,) = find_claims('(7)')
   assert not dataclasses.replace(claim, verdict='fails').run(QUICK).agrees
-  (claim,) = named('(9)')
+  (claim,) = find_claims('(9)')
   assert not dataclasses.replace(claim, verdict='holds').run(QUICK).agrees
   with pytest.raises(ValueError, match="'holds', 'fails' or"):
     dataclasses.replace(claim, verdict='probably')
 
 
-def test_a_condition_must_be_checked_and_fails_the_verdict_if_it_fails():
-  (claim,) = named('(9)')
+def test_conditional_verdict_needs_passing_checks_of_its_condition():
+  (claim,) = find_claims('(9)')
   with pytest.raises(ValueError, match='needs checks under its condition'):
-    Result(claim, Evidence(printed=[below('x', 1.0, 0.0)]))
-  unmet = Evidence(printed=[below('x', 1.0, 0.0)], given=[below('x', 1.0, 0.0)])
-  assert Result(claim, unmet).measured == 'fails'
+    Result(claim, Evidence(printed=[at_most('x', 1.0, 0.0)]))
+  unmet = Evidence(
+    printed=[at_most('x', 1.0, 0.0)], conditional=[at_most('x', 1.0, 0.0)]
+  )
+  assert Result(claim, unmet).measured_verdict == 'fails'
   assert not Result(claim, unmet).agrees
 
 
-def test_claims_run_in_64_bits_and_leave_no_trace():
+def test_claims_run_in_64_bits_without_changing_the_default():
   seen = []
   section = Section('a section')
 
   @section.claim(
-    'A', printed='', holds='', verdict='holds', formula=lambda x: x
+    'A', printed='', corrected='', verdict='holds', formula=lambda x: x
   )
-  def wide(lab, formula):
+  def wide(settings, formula):
     seen.append(jnp.ones(()).dtype)
-    return Evidence(printed=[near('x', formula(1.0), 1.0, 0.01)])
+    return Evidence(printed=[close_to('x', formula(1.0), 1.0, 0.01)])
 
   assert wide.run(QUICK).agrees
   assert seen == [np.float64]
   assert jnp.ones(()).dtype == np.float32
-  assert not wide.times(1.05).run(QUICK).agrees
+  assert not wide.scaled(1.05).run(QUICK).agrees
 
 
-def test_a_figure_that_is_no_number_passes_nothing():
-  assert not below('x', np.nan, 1.0).passes
-  assert not above('x', np.nan, 1.0).passes
+def test_nan_passes_no_check():
+  assert not at_most('x', np.nan, 1.0).passes
+  assert not at_least('x', np.nan, 1.0).passes
 
 
-def test_the_same_figures_alone_and_among_others():
-  (claim,) = named('(10)')
-  before = claim.run(QUICK).evidence.holds
+def test_values_do_not_depend_on_earlier_random_draws():
+  (claim,) = find_claims('(10)')
+  before = claim.run(QUICK).evidence.corrected
   with jax.enable_x64(True):
     jax.random.normal(jax.random.key(1))
   np.random.default_rng(0).normal()
-  assert claim.run(QUICK).evidence.holds == before
+  assert claim.run(QUICK).evidence.corrected == before
 
 
-def test_the_command_exits_with_1_if_a_check_disagrees(monkeypatch, capsys):
-  (claim,) = named('(7)')
-  monkeypatch.setattr(command, 'named', lambda name: (claim.times(-1.0),))
+def test_command_exits_with_1_if_a_claim_disagrees(monkeypatch, capsys):
+  (claim,) = find_claims('(7)')
+  monkeypatch.setattr(runner, 'find_claims', lambda name: (claim.scaled(-1.0),))
   with pytest.raises(SystemExit) as ended:
     cli.main(['theory', '--quick', '--claim=7'])
   assert ended.value.code == 1
   assert '0 of 1 as recorded' in capsys.readouterr().out
 
 
-def test_the_command_prints_the_table(capsys):
+def test_command_prints_the_table(capsys):
   cli.main(['theory', '--quick', '--claim=(7)'])
   out = capsys.readouterr().out
   assert 'Lemma IV.1 (7)' in out
@@ -124,7 +137,7 @@ def test_the_command_prints_the_table(capsys):
   assert '1 of 1 as recorded' in out
 
 
-def test_an_unknown_claim_is_refused(capsys):
+def test_refuses_an_unknown_claim(capsys):
   with pytest.raises(SystemExit) as ended:
     cli.main(['theory', '--claim=XII'])
   assert ended.value.code == 2

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Comparison of several runs: an HTML page, a Markdown table, an SVG figure.
+
+`comparison` computes the statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from etils import epath
+from markupsafe import Markup
+
+from covrl import storage
+from covrl.evaluation.intervals import Estimate
+from covrl.report import formats
+from covrl.report.comparison import (
+  Comparison,
+  differing_fields,
+  load_comparison,
+)
+from covrl.report.comparison_figures import (
+  comparison_figure,
+  comparison_figures,
+  difference_plot,
+  display_scale,
+  legend_entries,
+)
+from covrl.report.evaluation_table import evaluation_table
+from covrl.report.rendering import render, write_page
+from covrl.report.reward_law_table import (
+  COLUMNS,
+  reward_law_rows,
+  runs_without_law,
+)
+from covrl.report.run_data import RunData
+from covrl.report.series import lay_out_all
+from covrl.report.summary import Finding, accuracy_gain, gain_text
+
+
+def write_comparison(
+  workdirs: Sequence[epath.PathLike], output: epath.PathLike
+) -> epath.Path:
+  """Writes a page that compares several runs.
+
+  Args:
+    workdirs: run directories; runs of the same configuration are its seeds, and
+      the first configuration is the baseline.
+    output: path of the page.
+
+  Returns:
+    Path of the page.
+
+  Raises:
+    ValueError: two runs have the same configuration and seed.
+    FileNotFoundError: a directory does not exist.
+  """
+  comparison = load_comparison(workdirs)
+  page = render(
+    'comparison.html.j2',
+    comparison=comparison,
+    headline=_headline(comparison),
+    findings=[
+      Finding(name, text)
+      for name in comparison.metrics
+      if (text := _differences(comparison, name))
+    ],
+    statistics=_statistics(comparison),
+    rows=_rows(comparison),
+    figures=comparison_figures(comparison),
+    difference_plots=[
+      plot
+      for name in comparison.metrics
+      if (plot := difference_plot(comparison, name)) is not None
+    ],
+    differing_fields=[
+      (group.name, differing_fields(group, comparison.baseline))
+      for group in comparison.groups[1:]
+    ],
+    law_columns=COLUMNS,
+    law_rows=reward_law_rows(comparison),
+    runs_without_law=runs_without_law(comparison),
+    suites=evaluation_table(
+      [(group.short, list(group.runs.values())) for group in comparison.groups]
+    ),
+    runs=[
+      (group.name, seed, run.path.name, _state(run), _gain(run))
+      for group in comparison.groups
+      for seed, run in group.runs.items()
+    ],
+  )
+  return write_page(storage.as_path(output), page)
+
+
+def comparison_table(workdirs: Sequence[epath.PathLike]) -> str:
+  """Markdown table of the last evaluations of several runs.
+
+  Args:
+    workdirs: run directories, see `write_comparison`.
+
+  Returns:
+    The table, followed by a line that explains its intervals.
+  """
+  comparison = load_comparison(workdirs)
+  titles = _titles(comparison)
+  lines = [
+    f'| {" | ".join(["configuration", *titles])} |',
+    f'|---|{"---:|" * len(titles)}',
+  ]
+  for name, cells in _rows(comparison):
+    lines.append(f'| {" | ".join([name, *cells])} |')
+  note = _statistics(comparison)
+  if len(comparison.groups) > 1:
+    note += f' Δ: difference to {comparison.baseline.name}, paired by seed.'
+  return '\n'.join([*lines, '', note, ''])
+
+
+def comparison_svg(workdirs: Sequence[epath.PathLike]) -> str:
+  """Standalone SVG figure of entropy and mean accuracy over iterations.
+
+  Args:
+    workdirs: run directories, see `write_comparison`.
+
+  Raises:
+    ValueError: the runs have neither.
+  """
+  comparison = load_comparison(workdirs)
+  metric = comparison.metrics[1]
+  panels = lay_out_all(
+    [comparison_figure(comparison, field) for field in ('entropy', metric)],
+    (430, 290),
+  )
+  if not panels:
+    raise ValueError(
+      f'a figure needs entropy or {metric} of some run, got neither'
+    )
+  return render(
+    'comparison.svg.j2',
+    panels=panels,
+    legend=legend_entries([group.short for group in comparison.groups], 860),
+  )
+
+
+def _titles(comparison: Comparison) -> list[str]:
+  """Column titles of the table."""
+  levels = [
+    name if name == 'entropy' else f'{name}, %' for name in comparison.metrics
+  ]
+  if len(comparison.groups) == 1:
+    return levels
+  return [*levels, *(f'Δ {name}' for name in comparison.metrics[1:])]
+
+
+def _rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
+  """Rows of the table: the warm start, then each configuration."""
+  metrics, baseline = comparison.metrics, comparison.baseline
+  first = [_cell(comparison.first_evaluation(m), m) for m in metrics]
+  blanks = [''] * (len(_titles(comparison)) - len(first))
+  rows = [('warm start', first + blanks)]
+  for group in comparison.groups:
+    cells = [_cell(group.level(m), m) for m in metrics]
+    if group is baseline:
+      cells += blanks
+    elif blanks:
+      cells += [
+        _cell(group.difference(baseline, m), m, formats.signed)
+        for m in metrics[1:]
+      ]
+    rows.append((group.name, cells))
+  return rows
+
+
+def _cell(
+  estimate: Estimate | None,
+  metric: str,
+  number_format: Callable[[float, int], str] = formats.fixed,
+) -> str:
+  """An estimate with half the width of its interval."""
+  if estimate is None:
+    return '–'
+  scale, digits = display_scale(metric)
+  text = number_format(scale * estimate.value, digits)
+  half = formats.half_width(estimate, scale=scale, digits=digits)
+  return f'{text}{half}'
+
+
+def _statistics(comparison: Comparison) -> str:
+  """Explanation of the table: seeds, intervals and unfinished runs."""
+  counts = {len(group.runs) for group in comparison.groups}
+  fewest, most = min(counts), max(counts)
+  seeds = f'{most} seeds' if fewest == most else f'{fewest} to {most} seeds'
+  text = f'Last evaluation, mean over {"one seed" if most == 1 else seeds}; '
+  if most > 1:
+    text += '± half width of the 95 % t interval over seeds'
+  else:
+    text += 'one seed has no interval'
+  text += '. Entropy in nats per token.'
+  unfinished = [
+    f'{group.name} with seed {seed}'
+    for group in comparison.groups
+    for seed, run in group.runs.items()
+    if not run.finished
+  ]
+  if unfinished:
+    text += f' Unfinished: {formats.join_words(unfinished)}.'
+  return text
+
+
+def _headline(comparison: Comparison) -> str:
+  """Differences in the mean accuracy, or the level of a single group."""
+  metric, baseline = comparison.metrics[1], comparison.baseline
+  if not comparison.differences(metric):
+    return f'{baseline.name}: {metric} {_cell(baseline.level(metric), metric)}.'
+  return Markup('{} against {}: {}').format(
+    metric, baseline.short, _differences(comparison, metric)
+  )
+
+
+def _differences(comparison: Comparison, metric: str) -> str:
+  """Difference of each configuration from the baseline.
+
+  Bold if the interval excludes 0, in colour by the sign.
+  """
+  parts = []
+  for group, estimate in comparison.differences(metric):
+    change = _cell(estimate, metric, formats.signed)
+    if estimate.sign:
+      color = 1 if estimate.sign > 0 else 2
+      change = Markup('<b class="c{}">{}</b>').format(color, change)
+    parts.append(Markup('{} {}').format(group.short, change))
+  return Markup('{}.').format(Markup(', ').join(parts)) if parts else ''
+
+
+def _state(run: RunData) -> str:
+  """Number of finished iterations."""
+  done, total = run.iterations
+  if not run.finished:
+    return f'{done:,} of {total:,} iterations'
+  return f'{done:,} iterations'
+
+
+def _gain(run: RunData) -> str:
+  """Change of the mean accuracy since the first evaluation."""
+  gain = accuracy_gain(run)
+  return '–' if gain is None else gain_text(gain)

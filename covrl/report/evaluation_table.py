@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Table of accuracies by evaluation set, with published results.
+
+The unit of inference is the problem: intervals are over problems, differences
+are paired by problem, and seeds of a configuration are averaged per problem.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from covrl.evaluation.intervals import Estimate, bootstrap_sets
+from covrl.report import formats
+from covrl.report.published_results import PUBLISHED
+from covrl.report.run_data import ProblemId, RunData
+
+OWN_PROBLEMS = 'held out'
+"""Displayed name of a run's own problems, which have no set name."""
+
+Scores = dict[ProblemId, list[float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationTable:
+  """A table with one row per evaluation set, followed by means.
+
+  Attributes:
+    titles: titles of the columns after the set's name.
+    rows: name and cells of each set.
+    means: name and cells of each mean.
+    notes: notes below the table.
+  """
+
+  titles: Sequence[str]
+  rows: Sequence[tuple[str, Sequence[str]]]
+  means: Sequence[tuple[str, Sequence[str]]]
+  notes: Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Column:
+  """Scores of a configuration."""
+
+  name: str
+  recipe: str
+  scores: Scores
+
+  def of(self, name: str) -> Float[np.ndarray, ' N']:
+    """Scores of the problems of a set."""
+    return np.array(
+      [
+        score
+        for (suite, _), scores in self.scores.items()
+        if suite == name
+        for score in scores
+      ]
+    )
+
+
+def evaluation_table(
+  configurations: Sequence[tuple[str, Sequence[RunData]]],
+) -> EvaluationTable | None:
+  """Compares the latest results of configurations.
+
+  Scores of a set are means over samples if all runs have samples of the set,
+  and results of greedy responses otherwise.
+
+  Args:
+    configurations: name and runs of each; the first one is the baseline.
+
+  Returns:
+    The table; `None` if no results by problem were saved.
+  """
+  names = _shared_sets(configurations)
+  if not names:
+    return None
+  metrics = {name: _metric_of(configurations, name) for name in names}
+  columns = [
+    _Column(
+      name, runs[0].name.rpartition(':')[2], _problem_scores(runs, metrics)
+    )
+    for name, runs in configurations
+  ]
+  baseline, *others = columns
+  published = {
+    column.recipe: PUBLISHED[column.recipe]
+    for column in columns
+    if column.recipe in PUBLISHED
+  }
+  titles = ['problems', 'by', baseline.name]
+  for other in others:
+    titles += [other.name, f'Δ {other.name}']
+  titles += [f'paper: {row.name}' for row in published.values()]
+
+  def cells(sets: Sequence[str], size: str, by: str) -> list[str]:
+    """Cells of a set, or of the unweighted mean over several sets."""
+    row = [size, by, _level(baseline, sets)]
+    for other in others:
+      row += [_level(other, sets), _difference(other, baseline, sets)]
+    for reference in published.values():
+      mean = reference.mean(sets)
+      row.append('–' if mean is None else formats.fixed(mean, 1))
+    return row
+
+  rows = [
+    (
+      name or OWN_PROBLEMS,
+      cells([name], f'{columns[0].of(name).size:,}', metrics[name]),
+    )
+    for name in names
+  ]
+  means = []
+  if len(names) > 1 or published:
+    means.append(('plain mean over sets', cells(names, '', '')))
+  if published:
+    blanks = [''] * (len(titles) - len(published))
+    printed = [formats.fixed(row.printed, 1) for row in published.values()]
+    means.append(('average as printed', [*blanks, *printed]))
+  notes = [
+    note
+    for other in others
+    for name in names
+    if (note := _unmatched(other, baseline, name))
+  ]
+  return EvaluationTable(titles, rows, means, notes)
+
+
+def _shared_sets(
+  configurations: Sequence[tuple[str, Sequence[RunData]]],
+) -> list[str]:
+  """Sets of which every run has results, in the order of the first run."""
+  found: list[dict[str, None]] = [
+    dict.fromkeys(suite for suite, _ in run.latest_results)
+    for _, runs in configurations
+    for run in runs
+  ]
+  return [name for name in found[0] if all(name in each for each in found)]
+
+
+def _metric_of(
+  configurations: Sequence[tuple[str, Sequence[RunData]]], name: str
+) -> str:
+  """Metric by which a set is compared: `mean@k` or `greedy`."""
+  counts = {
+    len(record.get('correct') or ())
+    for _, runs in configurations
+    for run in runs
+    for (suite, _), records in run.latest_results.items()
+    if suite == name
+    for record in records
+  }
+  if 0 in counts:
+    return 'greedy'
+  return f'mean@{"/".join(map(str, sorted(counts)))}'
+
+
+def _problem_scores(
+  runs: Sequence[RunData], metrics: Mapping[str, str]
+) -> Scores:
+  """Score of each problem, mean over the runs that have it."""
+  collected: dict[ProblemId, list[list[float]]] = {}
+  for run in runs:
+    for problem, records in run.latest_results.items():
+      if problem[0] in metrics:
+        scores = [_score(record, metrics[problem[0]]) for record in records]
+        collected.setdefault(problem, []).append(scores)
+  return {
+    problem: [float(np.mean(each)) for each in zip(*lists, strict=False)]
+    for problem, lists in collected.items()
+  }
+
+
+def _score(record: Mapping[str, Any], metric: str) -> float:
+  results = [record['greedy']] if metric == 'greedy' else record['correct']
+  return float(np.mean(results))
+
+
+def _level(column: _Column, sets: Sequence[str]) -> str:
+  return _text(
+    bootstrap_sets([column.of(name) for name in sets]), formats.fixed
+  )
+
+
+def _difference(column: _Column, baseline: _Column, sets: Sequence[str]) -> str:
+  pairs = [_paired(column, baseline, name) for name in sets]
+  if not all(pair.size for pair in pairs):
+    return '–'
+  return _text(bootstrap_sets(pairs), formats.signed)
+
+
+def _paired(
+  column: _Column, baseline: _Column, name: str
+) -> Float[np.ndarray, ' N']:
+  """Score minus that of the baseline, for problems that both have."""
+  return np.array(
+    [
+      ours - theirs
+      for problem, scores in column.scores.items()
+      if problem[0] == name
+      for ours, theirs in zip(
+        scores, baseline.scores.get(problem, ()), strict=False
+      )
+    ]
+  )
+
+
+def _unmatched(column: _Column, baseline: _Column, name: str) -> str:
+  """Note about problems of a set that only one of two columns has."""
+  both = _paired(column, baseline, name).size
+  alone = column.of(name).size + baseline.of(name).size - 2 * both
+  if not alone:
+    return ''
+  return (
+    f'{alone:,} problems of {name or OWN_PROBLEMS} were answered by only one '
+    f'of {column.name} and {baseline.name}; differences leave them out.'
+  )
+
+
+def _text(estimate: Estimate, form: Any) -> str:
+  """Percent with the 95 % interval."""
+  low, high = (
+    formats.fixed(100 * end, 1)
+    for end in (estimate.low, estimate.high)
+    if end is not None
+  )
+  return f'{form(100 * estimate.value, 1)} ({low} to {high})'

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Renders the Jinja templates of the reports, and writes pages atomically."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import jinja2
+from etils import epath
+
+from covrl import storage
+
+
+def render(template: str, **values: Any) -> str:
+  """Renders a template of `templates/` with all values escaped."""
+  folder = pathlib.Path(__file__).parent / 'templates'
+  environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(folder),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  return environment.get_template(template).render(values)
+
+
+def write_page(path: epath.Path, content: str) -> epath.Path:
+  """Replaces a page atomically, so that readers never see a part of it."""
+  storage.write_atomically(path, content)
+  return path

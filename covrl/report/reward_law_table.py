@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Table of fits of the reward–entropy law R = −a e^H + b, one row per run."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from covrl.evaluation.reward_law import Interval, RewardLaw, reward_law
+from covrl.report import formats
+from covrl.report.comparison import Comparison
+from covrl.report.run_data import RunData
+
+COLUMNS = (
+  'configuration',
+  'seed',
+  'a',
+  'b',
+  'R² with e^H',
+  'R² with H',
+  'forecast error with e^H, points',
+  'with H',
+)
+_MIN_ITERATIONS = 9  # a forecast then uses at least three
+
+
+def reward_law_rows(comparison: Comparison) -> list[list[str]]:
+  """Rows of the table, one per run that the law can be fitted to."""
+  rows = []
+  for group in comparison.groups:
+    for seed, run in group.runs.items():
+      law = fit_run(run)
+      if law is not None:
+        rows.append([group.name, str(seed), *_cells(law)])
+  return rows
+
+
+def runs_without_law(comparison: Comparison) -> list[str]:
+  """Directory names of runs that the law cannot be fitted to."""
+  return [
+    run.path.name
+    for group in comparison.groups
+    for run in group.runs.values()
+    if fit_run(run) is None
+  ]
+
+
+def fit_run(run: RunData) -> RewardLaw | None:
+  """Fits the law to the iterations of a run.
+
+  Returns:
+    The fit; `None` with fewer than nine iterations, or with constant entropy in
+    the first third of the run.
+  """
+  entropy, reward = run.train.curve('entropy'), run.train.curve('reward')
+  if (
+    entropy.x.tolist() != reward.x.tolist() or entropy.x.size < _MIN_ITERATIONS
+  ):
+    return None
+  if np.ptp(entropy.y[: entropy.x.size // 3]) == 0:
+    return None
+  return reward_law(entropy.y, reward.y)
+
+
+def _cells(law: RewardLaw) -> list[str]:
+  fit = law.exponential
+  return [
+    _interval(fit.a),
+    _interval(fit.b),
+    formats.fixed(fit.r_squared, 2),
+    formats.fixed(law.linear.r_squared, 2),
+    formats.signed(100 * fit.error, 1),
+    formats.signed(100 * law.linear.error, 1),
+  ]
+
+
+def _interval(estimate: Interval) -> str:
+  ends = (
+    f'{formats.fixed(estimate.low, 2)} to {formats.fixed(estimate.high, 2)}'
+  )
+  return f'{formats.fixed(estimate.value, 2)} ({ends})'

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures of one run: accuracy, entropy, reward, covariance, selection."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from covrl.report.chart import Figure, FigureLayout, Series
+from covrl.report.run_data import RunData
+from covrl.report.series import (
+  BLUE,
+  GREEN,
+  ORANGE,
+  PURPLE,
+  SKY,
+  VERMILION,
+  lay_out_all,
+  metric_figure,
+  metric_series,
+  smoothed_series,
+)
+from covrl.report.summary import TOKEN_KINDS
+
+_BINS = 24  # bars per figure
+
+_KIND_COLORS = dict(
+  zip(TOKEN_KINDS, (BLUE, VERMILION, SKY, ORANGE), strict=True)
+)
+_TOP_COLORS = (VERMILION, ORANGE, PURPLE, BLUE, SKY, GREEN)
+
+
+def main_figures(run: RunData) -> list[FigureLayout]:
+  """The main figures that have data."""
+  return lay_out_all(
+    [
+      _accuracy(run),
+      _entropy(run),
+      _reward(run),
+      _selected_tokens(run),
+      _top_covariance(run),
+      _covariance(run),
+    ]
+  )
+
+
+def warm_start_figures(run: RunData) -> list[FigureLayout]:
+  """Figures of the warm start over its optimiser steps."""
+  metrics = run.warm_start
+  return lay_out_all(
+    [
+      metric_figure(
+        metrics,
+        'warm-loss',
+        'Loss',
+        'cross-entropy, nats per token',
+        {'loss': 'loss'},
+        over='step',
+        unit='nats',
+      ),
+      metric_figure(
+        metrics,
+        'warm-entropy',
+        'Entropy',
+        'nats per token',
+        {'entropy': 'entropy'},
+        over='step',
+        unit='nats',
+        zero=True,
+      ),
+      metric_figure(
+        metrics,
+        'warm-accuracy',
+        'Token accuracy',
+        'next tokens predicted, %',
+        {'accuracy': 'accuracy'},
+        over='step',
+        scale=100,
+        unit='%',
+      ),
+    ]
+  )
+
+
+def _accuracy(run: RunData) -> Figure:
+  series = []
+  colors = zip(run.accuracies, (GREEN, BLUE, PURPLE), strict=True)
+  for name, color in reversed(list(colors)):
+    curve = run.evals.curve(name)
+    half = dict(zip(*run.evals.curve(f'{name}_stderr'), strict=True))
+    error = 196 * np.array(
+      [half.get(iteration, np.nan) for iteration in curve.x]
+    )
+    known = bool(half)
+    series.append(
+      Series(
+        name=name,
+        x=curve.x,
+        y=100 * curve.y,
+        low=100 * curve.y - np.nan_to_num(error) if known else None,
+        high=100 * curve.y + np.nan_to_num(error) if known else None,
+        color=color,
+        kind='points',
+      )
+    )
+  return Figure(
+    key='accuracy',
+    title='Held-out problems solved',
+    caption='Bars: 95 % intervals over problems. pass@k counts problems that at '
+    'least one of k samples solves.',
+    y_label='problems solved, %',
+    series=series,
+    unit='%',
+  )
+
+
+def _entropy(run: RunData) -> Figure:
+  held_out = run.evals.curve('entropy')
+  series = metric_series(run.train, {'entropy': 'training rollouts'}, (BLUE,))
+  series.append(
+    Series(
+      name='held out',
+      x=held_out.x,
+      y=held_out.y,
+      color=ORANGE,
+      kind='points',
+    )
+  )
+  return Figure(
+    key='entropy',
+    title='Entropy of the policy',
+    caption='At the sampling temperature; 0 is a deterministic policy.',
+    y_label='nats per token',
+    series=series,
+    unit='nats',
+    zero=True,
+  )
+
+
+def _reward(run: RunData) -> Figure:
+  series, caption = smoothed_series(
+    run.train.curve('reward'), 'reward', BLUE, 100
+  )
+  return Figure(
+    key='reward',
+    title='Reward of sampled responses',
+    caption=caption,
+    y_label='mean reward, % of the maximum',
+    series=series,
+    unit='%',
+  )
+
+
+def _selected_tokens(run: RunData) -> Figure:
+  fields = [f'quadrant/{name}' for name in TOKEN_KINDS]
+  curves = [run.train.curve(field) for field in fields]
+  iterations = np.unique(np.concatenate([curve.x for curve in curves]))
+  width = -(-(np.ptp(iterations) + 1) // _BINS) if iterations.size else 1.0
+  bins = np.unique(iterations // width)
+  counts = np.array(
+    [[curve.y[curve.x // width == b].sum() for b in bins] for curve in curves]
+  )
+  total = counts.sum(0)
+  nonempty = total > 0
+  centres = (bins[nonempty] + 0.5) * width - 0.5
+  return Figure(
+    key='quadrants',
+    title='Selected tokens',
+    caption='By the sign of the advantage (right: positive) and by probability '
+    '(likely: above the median of the batch).',
+    y_label='of selected tokens, %',
+    series=[
+      Series(
+        name=label,
+        x=centres,
+        y=100 * row[nonempty] / total[nonempty],
+        color=_KIND_COLORS[name],
+        kind='bars',
+      )
+      for (name, label), row in zip(TOKEN_KINDS.items(), counts, strict=True)
+    ],
+    unit='%',
+    zero=True,
+  )
+
+
+def _top_covariance(run: RunData) -> Figure:
+  fields = run.train.names('covariance_top/')
+  fields.sort(key=lambda field: float(field.split('/')[1]))
+  names = {
+    field: f'top {100 * float(field.split("/")[1]):.10g} %' for field in fields
+  }
+  return Figure(
+    key='covariance-top',
+    title='Largest covariances',
+    caption='Means over the tokens with the largest covariance of '
+    'log-probability and advantage.',
+    y_label='covariance, nats',
+    series=metric_series(run.train, names, _TOP_COLORS),
+    unit='nats',
+    log=True,
+  )
+
+
+def _covariance(run: RunData) -> Figure:
+  curve = run.train.curve('covariance')
+  series, caption = smoothed_series(curve, 'all tokens', BLUE, 1.0)
+  return Figure(
+    key='covariance',
+    title='Mean covariance',
+    caption=f'If positive, plain policy gradient lowers entropy. {caption}',
+    y_label='covariance, nats',
+    series=series,
+    unit='nats',
+    zero=True,
+  )

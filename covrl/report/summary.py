@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Summary of a run: accuracy, entropy, selected tokens, cost of control.
+
+Public functions compute the numbers; `summarize` puts them into text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from markupsafe import Markup
+
+from covrl.evaluation import intervals
+from covrl.evaluation.intervals import Estimate
+from covrl.report import formats
+from covrl.report.run_data import RunData
+
+TOKEN_KINDS = {
+  'positive_likely': 'likely tokens in right answers',
+  'negative_rare': 'rare tokens in wrong answers',
+  'positive_rare': 'rare tokens in right answers',
+  'negative_likely': 'likely tokens in wrong answers',
+}
+"""Kinds of selected tokens, as logged and as displayed."""
+
+# Phases of an iteration that exist only because of entropy control.
+_CONTROL_PHASES = ('control', 'entropy_control', 'selection', 'token_chain')
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+  """One line of a summary: its subject and a sentence or figures."""
+
+  term: str
+  text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+  """A headline and further findings."""
+
+  headline: str
+  findings: Sequence[Finding]
+
+
+def summarize(run: RunData) -> Summary:
+  """Summarises what a run has recorded so far."""
+  texts = {
+    'Accuracy': _accuracy_text(run),
+    'Entropy': _entropy_text(run),
+    'Tokens selected': _selection_text(run),
+    'Cost of control': _cost_text(run),
+  }
+  findings = [Finding(term, text) for term, text in texts.items() if text]
+  return Summary(_headline(run), findings)
+
+
+def accuracy_gain(run: RunData, metric: str | None = None) -> Estimate | None:
+  """Change of an accuracy from the first evaluation to the last.
+
+  The interval is a bootstrap paired by problem if results by problem were
+  saved, and comes from the standard errors otherwise.
+
+  Args:
+    run: the run.
+    metric: `'greedy'`, `'mean@8'`, …; the mean over samples by default.
+
+  Returns:
+    The change as a fraction; `None` with fewer than two evaluations.
+  """
+  metric = metric or run.accuracies[1]
+  ends = first_and_last(run, metric)
+  if ends is None:
+    return None
+  differences = _problem_differences(run, metric)
+  if len(differences) == 1:
+    return intervals.bootstrap_mean(*differences)
+  if differences:
+    return intervals.bootstrap_sets(differences)
+  field = f'{metric}_stderr'
+  errors = [run.evals.value_at(i, field) for i in _evaluated(run, metric)]
+  return intervals.normal_difference(*ends, errors[0], errors[-1])
+
+
+def first_and_last(run: RunData, metric: str) -> tuple[float, float] | None:
+  """A metric at the first and at the last evaluation that have it.
+
+  `None` with fewer than two such evaluations.
+  """
+  evaluated = _evaluated(run, metric)
+  if len(evaluated) < 2:
+    return None
+  values = run.evals.column(metric)
+  return float(values[evaluated[0]]), float(values[evaluated[-1]])
+
+
+def entropy_change(run: RunData) -> tuple[float, float] | None:
+  """Entropy in nats at the start and at the end; `None` if not recorded.
+
+  From evaluations if two have it, otherwise from training iterations.
+  """
+  ends = first_and_last(run, 'entropy')
+  if ends is not None:
+    return ends
+  curve = run.train.curve('entropy')
+  return (float(curve.y[0]), float(curve.y[-1])) if curve else None
+
+
+def selected_kinds(run: RunData) -> dict[str, float]:
+  """Number of selected tokens in the whole run, by kind."""
+  return {
+    name: float(np.nansum(run.train.column(f'quadrant/{name}')))
+    for name in TOKEN_KINDS
+  }
+
+
+def describe_kinds(counts: Mapping[str, float]) -> str:
+  """Kinds of selected tokens with their fractions, the most frequent first.
+
+  >>> describe_kinds({'positive_likely': 10.0, 'negative_rare': 90.0})
+  'rare tokens in wrong answers (90 %), likely tokens in right answers (10 %)'
+  """
+  total = sum(counts.values())
+  ordered = sorted(counts.items(), key=lambda item: -item[1])
+  return ', '.join(
+    f'{TOKEN_KINDS[name]} ({100 * count / total:.0f} %)'
+    for name, count in ordered
+    if count / total > 0.005
+  )
+
+
+def problem_score(problem: Mapping[str, Any], metric: str) -> float | None:
+  """One problem's contribution to an accuracy; `None` if it has no result."""
+  if metric == 'greedy':
+    greedy = problem.get('greedy')
+    return None if greedy is None else float(greedy)
+  correct = problem.get('correct')
+  if not correct:
+    return None
+  mean = metric.startswith('mean')
+  return float(np.mean(correct) if mean else max(correct))
+
+
+def _evaluated(run: RunData, metric: str) -> list[int]:
+  """Indices of the evaluations that have a metric."""
+  return np.flatnonzero(np.isfinite(run.evals.column(metric))).tolist()
+
+
+def _problem_differences(
+  run: RunData, metric: str
+) -> list[Float[np.ndarray, ' n']]:
+  """Last minus first score of each problem, one array per evaluation set.
+
+  Empty if the results by problem of either evaluation were not saved.
+  """
+  evaluated = _evaluated(run, metric)
+  first, last = (
+    run.results_at(run.evals.value_at(index, 'iteration'))
+    for index in (evaluated[0], evaluated[-1])
+  )
+  differences: dict[str, list[float]] = {}
+  for (suite, key), records in first.items():
+    pairs = zip(records, last.get((suite, key), ()), strict=False)
+    for before, after in pairs:
+      scores = problem_score(before, metric), problem_score(after, metric)
+      if scores[0] is not None and scores[1] is not None:
+        differences.setdefault(suite, []).append(scores[1] - scores[0])
+  return [np.array(values) for values in differences.values()]
+
+
+def _headline(run: RunData) -> str:
+  """Change of the mean accuracy, or its only value, or the recorded lines."""
+  metric = run.accuracies[1]
+  evaluated = _evaluated(run, metric)
+  gain, ends = accuracy_gain(run, metric), first_and_last(run, metric)
+  if gain is not None and ends is not None:
+    first, last = (
+      run.evals.value_at(index, 'iteration')
+      for index in (evaluated[0], evaluated[-1])
+    )
+    interval = formats.interval_text(gain, scale=100)
+    return Markup(
+      '{}: {} → {}, <b class="c{}">{} points</b>. <small>{}{}.</small>'
+    ).format(
+      metric,
+      *(formats.percent(end) for end in ends),
+      (0, 1, 2)[gain.sign],
+      formats.signed(100 * gain.value),
+      interval[:1].upper() + interval[1:],
+      f', iteration {first or 0:,.0f} to {last or 0:,.0f}',
+    )
+  if evaluated:
+    value = run.evals.column(metric)[evaluated[0]]
+    return Markup('{}: <b>{}</b> at the only evaluation so far.').format(
+      metric, formats.percent(value)
+    )
+  return (
+    f'No evaluation yet. Lines in metrics.jsonl: {len(run.warm_start):,} of '
+    f'the warm start, {len(run.train):,} of training.'
+  )
+
+
+def _accuracy_text(run: RunData) -> str:
+  """The other accuracies with their changes and intervals."""
+  parts = []
+  greedy, _, best = run.accuracies
+  for metric in (greedy, best):
+    ends, gain = first_and_last(run, metric), accuracy_gain(run, metric)
+    if ends is None or gain is None:
+      continue
+    parts.append(
+      Markup('{} {} → {}, <b>{}</b>').format(
+        metric, *(formats.percent(end) for end in ends), gain_text(gain)
+      )
+    )
+  return Markup('{}.').format(Markup('; ').join(parts)) if parts else ''
+
+
+def gain_text(gain: Estimate) -> str:
+  """A change in percentage points with the ends of its interval."""
+  text = formats.signed(100 * gain.value)
+  if gain.low is None or gain.high is None:
+    return text
+  low, high = (formats.signed(100 * end) for end in (gain.low, gain.high))
+  return f'{text} ({low} to {high})'
+
+
+def _entropy_text(run: RunData) -> str:
+  """Entropy at both ends and their ratio."""
+  ends = entropy_change(run)
+  if ends is None or ends[0] <= 0:
+    return ''
+  start, end = ends
+  return Markup('{} → {} nats per token, <b>{}</b> of the start.').format(
+    *(formats.number(value) for value in ends), formats.percent(end / start, 0)
+  )
+
+
+def _selection_text(run: RunData) -> str:
+  """Number, fraction and kinds of the selected tokens."""
+  if not len(run.train):
+    return ''
+  counts = selected_kinds(run)
+  selected = np.nansum(run.train.column('selected')) or sum(counts.values())
+  parts = [f'{selected:,.0f} tokens']
+  fraction = run.train.mean('selected_fraction')
+  if fraction:
+    parts.append(f'{formats.percent(fraction, 2)} of those trained on')
+  if sum(counts.values()):
+    parts.append(describe_kinds(counts))
+  return f'{"; ".join(parts)}.'
+
+
+def _cost_text(run: RunData) -> str:
+  """Time of entropy control, and its effect on the gradient signal."""
+  parts = []
+  seconds = run.train.seconds_per_iteration('seconds')
+  spent = [
+    run.train.seconds_per_iteration(f'time/{name}') for name in _CONTROL_PHASES
+  ]
+  spent = [value for value in spent if value is not None]
+  if spent and seconds:
+    time = formats.percent(sum(spent) / seconds)
+    parts.append(Markup('<b>{}</b> of the time').format(time))
+  penalty = run.train.mean('penalty_share')
+  if penalty:
+    parts.append(
+      Markup('a change of <b>{}</b> of the gradient signal’s norm').format(
+        formats.percent(penalty)
+      )
+    )
+  return Markup('{}.').format(Markup('; ').join(parts)) if parts else ''

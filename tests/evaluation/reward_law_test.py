@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tests of fits of the reward–entropy law."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from covrl.evaluation.reward_law import reward_law
+
+
+def noisy_run(size=300, noise=0.01, seed=1):
+  random = np.random.default_rng(seed)
+  entropy = 0.1 + 1.4 * np.exp(-3 * np.arange(size) / size)
+  reward = 0.9 - 0.15 * np.exp(entropy) + noise * random.normal(size=size)
+  return entropy, reward
+
+
+def test_fit_recovers_the_law():
+  entropy, reward = noisy_run()
+  law = reward_law(entropy, reward)
+  assert law.exponential.a.value == pytest.approx(0.15, abs=0.005)
+  assert law.exponential.b.value == pytest.approx(0.9, abs=0.01)
+  assert law.exponential.r_squared > law.linear.r_squared
+  assert abs(law.exponential.error) < 0.01 < abs(law.linear.error)
+  np.testing.assert_allclose(law.at(entropy), reward, atol=0.05)
+
+
+def test_intervals_cover_the_true_value():
+  intervals = [
+    reward_law(*noisy_run(seed=seed), resamples=300).exponential.a
+    for seed in range(60)
+  ]
+  covered = np.mean(
+    [interval.low < 0.15 < interval.high for interval in intervals]
+  )
+  assert covered > 0.8
+
+
+def test_intervals_narrow_with_the_number_of_points():
+  few, many = (reward_law(*noisy_run(size)).exponential.a for size in (60, 960))
+  assert many.high - many.low < (few.high - few.low) / 2
+
+
+def test_refuses_few_points_and_constant_entropies():
+  with pytest.raises(ValueError, match='nine points or more'):
+    reward_law(np.ones(5), np.ones(5))
+  with pytest.raises(ValueError, match='entropies that differ'):
+    reward_law(np.ones(30), np.ones(30))

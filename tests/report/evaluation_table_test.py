@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tests of the table of evaluation sets against independent computations."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from covrl.report import write_comparison, write_report
+from covrl.report.evaluation_table import evaluation_table
+from covrl.report.published_results import PUBLISHED
+from covrl.report.run_data import load_run
+
+
+def results(name, scores, *, samples=0, first=0):
+  """Results of a set with the given fraction of correct samples."""
+  return [
+    {
+      'suite': name,
+      'key': f'{name}{index}',
+      'prompt': f'{name} {index}?',
+      'greedy': int(score >= 0.5),
+      'correct': [int(n < score * samples) for n in range(samples)],
+    }
+    for index, score in enumerate(scores, start=first)
+  ]
+
+
+@pytest.fixture
+def measured(tmp_path):
+  """Makes directories like those of `covrl evaluate`."""
+
+  def make(directory, sets, recipe=''):
+    folder = tmp_path / directory / 'evaluation'
+    folder.mkdir(parents=True)
+    for name, lines in sets.items():
+      text = '\n'.join(map(json.dumps, lines))
+      (folder / f'{name}.jsonl').write_text(f'{text}\n')
+    if recipe:
+      about = {'name': recipe, 'config': {'seed': 0}}
+      (tmp_path / directory / 'config.json').write_text(json.dumps(about))
+    return tmp_path / directory
+
+  return make
+
+
+def table_of(*paths):
+  table = evaluation_table([(path.name, [load_run(path)]) for path in paths])
+  assert table is not None
+  return table
+
+
+def half_widths(values):
+  return 1.96 * np.std(values) / np.sqrt(len(values))
+
+
+def bounds(cell):
+  value, _, rest = cell.partition(' (')
+  low, high = rest.rstrip(')').split(' to ')
+  return [
+    float(text.replace('−', '-').replace('+', ''))
+    for text in (value, low, high)
+  ]
+
+
+def test_levels_and_paired_differences(measured):
+  random = np.random.default_rng(0)
+  before = random.integers(0, 9, 200) / 8
+  after = np.clip(before + random.integers(-1, 3, 200) / 8, 0, 1)
+  table = table_of(
+    measured('before', {'amc': results('amc', before, samples=8)}),
+    measured('after', {'amc': results('amc', after, samples=8)}),
+  )
+  assert table.titles == ['problems', 'by', 'before', 'after', 'Δ after']
+  ((name, cells),) = table.rows
+  assert (name, cells[:2]) == ('amc', ['200', 'mean@8'])
+  for cell, values in (
+    (cells[2], before),
+    (cells[3], after),
+    (cells[4], after - before),
+  ):
+    value, low, high = bounds(cell)
+    assert value == pytest.approx(100 * values.mean(), abs=0.06)
+    half = 100 * half_widths(values)
+    assert low == pytest.approx(value - half, abs=0.6)
+    assert high == pytest.approx(value + half, abs=0.6)
+  # The interval of a paired difference is narrow.
+  assert bounds(cells[4])[2] - bounds(cells[4])[1] < (
+    bounds(cells[2])[2] - bounds(cells[2])[1]
+  )
+  assert not table.notes
+
+
+def test_mean_weights_sets_equally(measured):
+  sets = {
+    'math500': results('math500', [1, 1, 1, 0, 0, 0, 0, 0]),
+    'amc': results('amc', [1, 0], samples=4),
+  }
+  table = table_of(measured('a', sets))
+  rows = dict(table.rows)
+  assert rows['math500'][1] == 'greedy'
+  assert bounds(rows['math500'][2])[0] == 37.5
+  ((name, cells),) = table.means
+  assert name == 'plain mean over sets'
+  assert bounds(cells[2])[0] == pytest.approx((37.5 + 50) / 2, abs=0.06)
+
+
+def test_pairing_does_not_depend_on_the_order_of_problems(measured):
+  scores = [1, 0, 1, 0, 1]
+  lines = results('amc', scores)
+  table = table_of(
+    measured('a', {'amc': lines}),
+    measured('b', {'amc': lines[::-1]}),
+  )
+  assert table.rows[0][1][4] == '+0.0 (0.0 to 0.0)'
+
+
+def test_unmatched_problems_are_noted(measured):
+  table = table_of(
+    measured('a', {'amc': results('amc', [1, 0, 1])}),
+    measured('b', {'amc': results('amc', [1, 0, 1, 1], first=1)}),
+  )
+  assert table.notes == [
+    '3 problems of amc were answered by only one of b and a; differences leave '
+    'them out.'
+  ]
+  table = table_of(
+    measured('c', {'amc': results('amc', [1])}),
+    measured('d', {'amc': results('amc', [1], first=1)}),
+  )
+  assert table.rows[0][1][4] == '–'
+
+
+def test_uses_sets_and_metrics_that_all_runs_have(measured):
+  table = table_of(
+    measured(
+      'a',
+      {
+        'amc': results('amc', [1, 0], samples=4),
+        'gsm8k': results('gsm8k', [1]),
+      },
+    ),
+    measured('b', {'amc': results('amc', [1, 0])}),
+  )
+  ((name, cells),) = table.rows
+  assert (name, cells[1]) == ('amc', 'greedy')
+
+
+def test_seeds_are_averaged_problem_by_problem(measured):
+  runs = [
+    load_run(measured(f'seed{n}', {'amc': results('amc', scores)}))
+    for n, scores in enumerate(([1, 0], [1, 1]))
+  ]
+  table = evaluation_table([('both', runs)])
+  assert table is not None
+  assert bounds(table.rows[0][1][2])[0] == 75.0
+  assert table.rows[0][1][0] == '2'
+
+
+def test_published_results_are_shown(measured):
+  name = 'qwen2_5_7b_kl_cov'
+  sets = {suite: results(suite, [1, 0]) for suite in PUBLISHED[name].figures}
+  table = table_of(measured('run', sets, recipe=name))
+  assert table.titles[-1] == 'paper: KL-Cov, 7B'
+  rows = dict(table.rows)
+  assert rows['aime24'][-1] == '22.6'
+  assert rows['minerva'][-1] == '38.2'
+  means = dict(table.means)
+  assert means['plain mean over sets'][-1] == '41.1'
+  assert means['average as printed'][-1] == '40.6'
+  # With fewer sets, the plain mean is over these.
+  few = {suite: sets[suite] for suite in ('aime24', 'amc')}
+  table = table_of(measured('few', few, recipe=name))
+  assert dict(table.means)['plain mean over sets'][-1] == '42.0'
+
+
+@pytest.mark.parametrize(
+  ('name', 'mean'),
+  [
+    ('qwen2_5_7b_grpo', 39.1),
+    ('qwen2_5_7b_clip_higher', 39.8),
+    ('qwen2_5_7b_clip_cov', 41.7),
+    ('qwen2_5_7b_kl_cov', 41.1),
+    ('qwen2_5_32b_grpo', 45.2),
+    ('qwen2_5_32b_clip_higher', 46.5),
+    ('qwen2_5_32b_clip_cov', 50.6),
+    ('qwen2_5_32b_kl_cov', 51.6),
+  ],
+)
+def test_printed_average_is_not_the_mean(name, mean):
+  row = PUBLISHED[name]
+  assert len(row.figures) == 7
+  plain = row.mean(row.figures)
+  assert plain is not None
+  assert plain == pytest.approx(mean, abs=0.051)
+  assert row.printed != round(plain, 1)
+
+
+def test_pages_have_the_table(measured, tmp_path):
+  paths = [
+    measured('one', {'amc': results('amc', [1, 0, 1])}),
+    measured('two', {'amc': results('amc', [1, 1, 1])}),
+  ]
+  page = write_report(paths[0]).read_text()
+  assert 'Evaluation sets' in page
+  page = write_comparison(paths, tmp_path / 'c.html').read_text()
+  assert 'Accuracy by evaluation set' in page
+  assert '+33.3' in page
+
+
+def test_own_problems_are_paired(make_run, tmp_path):
+  paths = [
+    make_run(name, name=name, gain=gain, problems=60)
+    for name, gain in (('grpo', 0.0), ('kl_cov', 0.2))
+  ]
+  page = write_comparison(paths, tmp_path / 'c.html').read_text()
+  assert 'Accuracy by evaluation set' in page
+  assert 'held out' in page
+
+
+def test_no_results_give_no_table(tmp_path):
+  assert evaluation_table([('a', [load_run(tmp_path)])]) is None

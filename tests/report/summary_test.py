@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tests of the numbers in a summary against independent computations."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+
+from covrl.report import write_report
+from covrl.report.run_data import load_run
+from covrl.report.summary import (
+  accuracy_gain,
+  describe_kinds,
+  entropy_change,
+  selected_kinds,
+  summarize,
+)
+
+
+def results(run, iteration):
+  path = run / 'evaluation' / f'iteration_{iteration:06d}.jsonl'
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def lines(run):
+  text = (run / 'metrics.jsonl').read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def rewrite(run, records):
+  text = ''.join(json.dumps(record) + '\n' for record in records)
+  (run / 'metrics.jsonl').write_text(text)
+
+
+def test_gain_is_paired_by_problem(make_run):
+  path = make_run(problems=120)
+  before = {p['prompt']: p['correct'] for p in results(path, 0)}
+  after = {p['prompt']: p['correct'] for p in results(path, 60)}
+  differences = np.array(
+    [sum(after[name]) / 8 - sum(before[name]) / 8 for name in before]
+  )
+  estimate = accuracy_gain(load_run(path))
+  assert estimate is not None
+  assert estimate.value == pytest.approx(differences.mean(), abs=1e-12)
+  # The bootstrap of a mean of 120 bounded values is close to normal.
+  half = 1.96 * differences.std() / math.sqrt(120)
+  assert estimate.low == pytest.approx(differences.mean() - half, abs=0.005)
+  assert estimate.high == pytest.approx(differences.mean() + half, abs=0.005)
+
+
+def test_gain_does_not_depend_on_the_order_of_problems(make_run):
+  path = make_run(problems=50)
+  first = accuracy_gain(load_run(path))
+  name = path / 'evaluation' / 'iteration_000060.jsonl'
+  name.write_text('\n'.join(reversed(name.read_text().splitlines())))
+  assert accuracy_gain(load_run(path)) == first
+
+
+@pytest.mark.parametrize('metric', ['greedy', 'pass@8'])
+def test_other_accuracies_are_paired(make_run, metric):
+  path = make_run(problems=40)
+  score = {
+    'greedy': lambda problem: problem['greedy'],
+    'pass@8': lambda problem: int(any(problem['correct'])),
+  }[metric]
+  means = [np.mean([score(p) for p in results(path, i)]) for i in (0, 60)]
+  estimate = accuracy_gain(load_run(path), metric)
+  assert estimate is not None
+  assert estimate.value == pytest.approx(means[1] - means[0], abs=1e-12)
+  assert 'over 40 problems' in estimate.kind
+
+
+def test_without_problems_the_gain_is_unpaired(make_run):
+  path = make_run(keep_problems=False)
+  evals = [line for line in lines(path) if line['phase'] == 'eval']
+  first, last = evals[0], evals[-1]
+  estimate = accuracy_gain(load_run(path))
+  change = last['mean@8'] - first['mean@8']
+  half = 1.959964 * math.sqrt(
+    first['mean@8_stderr'] ** 2 + last['mean@8_stderr'] ** 2
+  )
+  assert estimate is not None
+  assert estimate.value == pytest.approx(change, abs=1e-12)
+  assert estimate.high == pytest.approx(change + half, abs=1e-9)
+  assert 'unpaired' in estimate.kind
+
+
+def test_without_errors_there_is_no_interval(make_run):
+  path = make_run(keep_problems=False)
+  rewrite(
+    path,
+    [
+      {name: value for name, value in line.items() if 'stderr' not in name}
+      for line in lines(path)
+    ],
+  )
+  summary = summarize(load_run(path))
+  assert '<b class="c0">' in summary.headline
+  assert 'No interval' in summary.headline
+
+
+def test_evaluations_before_the_end_of_the_warm_start_are_ignored(make_run):
+  path = make_run()
+  expected = accuracy_gain(load_run(path))
+  early = {'phase': 'eval', 'step': -1, 'iteration': 0, 'mean@8': 0.0}
+  rewrite(path, [early, *lines(path)])
+  assert accuracy_gain(load_run(path)) == expected
+
+
+def test_page_has_the_values(make_run):
+  path = make_run(problems=60)
+  estimate = accuracy_gain(load_run(path))
+  content = write_report(path).read_text().replace('\u2212', '-')
+  stated = re.search(r'<b class="c1">([+-][\d.]+) points</b>', content)
+  spread = re.search(r'interval ([+-][\d.]+) to ([+-][\d.]+), paired', content)
+  assert estimate is not None
+  assert stated is not None
+  assert spread is not None
+  assert float(stated[1]) == round(100 * estimate.value, 1)
+  assert float(spread[1]) == round(100 * (estimate.low or 0), 1)
+  assert float(spread[2]) == round(100 * (estimate.high or 0), 1)
+
+
+@pytest.mark.parametrize(
+  ('gain', 'words'),
+  [
+    (0.13, '<b class="c1">+'),
+    (0.0, '<b class="c0">'),
+    (-0.13, '<b class="c2">\u2212'),
+  ],
+)
+def test_color_depends_on_the_interval(make_run, gain, words):
+  assert words in summarize(load_run(make_run(gain=gain, seed=3))).headline
+
+
+def test_entropy_is_compared_with_the_first_evaluation(make_run):
+  path = make_run(kept=0.5)
+  evals = [line for line in lines(path) if line['phase'] == 'eval']
+  start, end = evals[0]['entropy'], evals[-1]['entropy']
+  run = load_run(path)
+  assert entropy_change(run) == (start, end)
+  text = next(f.text for f in summarize(run).findings if f.term == 'Entropy')
+  assert f'{100 * end / start:.0f}\u202f%' in text
+
+
+def test_entropy_of_training_is_used_without_evaluations(make_run):
+  path = make_run()
+  rewrite(path, [line for line in lines(path) if line['phase'] == 'train'])
+  train = lines(path)
+  run = load_run(path)
+  ends = [
+    np.mean([line['entropy'] for line in train if line['iteration'] == i])
+    for i in (0, 59)
+  ]
+  assert entropy_change(run) == pytest.approx(ends)
+
+
+def test_selected_tokens_are_counted_over_the_run(make_run):
+  path = make_run()
+  train = [line for line in lines(path) if line['phase'] == 'train']
+  counts = selected_kinds(load_run(path))
+  for name, count in counts.items():
+    assert count == sum(line[f'quadrant/{name}'] for line in train)
+  share = counts['negative_rare'] / sum(counts.values())
+  assert f'rare tokens in wrong answers ({share:.0%}'.rstrip('%') in (
+    describe_kinds(counts)
+  )
+
+
+@pytest.mark.parametrize(
+  ('counts', 'words'),
+  [
+    ((0, 5, 0, 0), 'rare tokens in wrong answers (100 %)'),
+    (
+      (50, 45, 5, 0),
+      'likely tokens in right answers (50 %), rare tokens in wrong answers '
+      '(45 %), rare tokens in right answers (5 %)',
+    ),
+    ((25, 25, 25, 25), 'likely tokens in right answers (25 %), '),
+  ],
+)
+def test_kinds_are_listed_by_frequency(counts, words):
+  names = ('positive_likely', 'negative_rare', 'positive_rare')
+  names = (*names, 'negative_likely')
+  named: dict[str, float] = dict(zip(names, counts, strict=True))
+  assert describe_kinds(named).startswith(words)
+
+
+def test_run_without_control_has_no_selected_tokens(make_run):
+  findings = summarize(load_run(make_run(method='none'))).findings
+  texts = {finding.term: finding.text for finding in findings}
+  assert texts['Tokens selected'] == '0 tokens.'
+  assert 'Cost of control' not in texts
+
+
+def test_cost_is_a_fraction_of_the_time(make_run):
+  path = make_run()
+  train = [line for line in lines(path) if line['phase'] == 'train']
+  seconds = sum(line['seconds'] for line in train)
+  spent = sum(line['time/selection'] for line in train)
+  change = np.mean([line['penalty_share'] for line in train])
+  findings = summarize(load_run(path)).findings
+  text = next(f.text for f in findings if f.term == 'Cost of control')
+  assert f'{100 * spent / seconds:.1f}\u202f%' in text
+  assert f'{100 * change:.1f}\u202f%' in text
+
+
+def test_times_of_updates_add_up_and_those_of_rollouts_count_once(make_run):
+  run = load_run(make_run(iterations=20))
+  train = run.train.records
+  first = [line for line in train if line['step'] % 2 == 1]
+  sampled = np.mean([line['time/sample'] for line in first])
+  updated = sum(line['time/update'] for line in train) / 20
+  assert run.train.seconds_per_iteration('time/sample') == pytest.approx(
+    sampled
+  )
+  assert run.train.seconds_per_iteration('time/update') == pytest.approx(
+    updated
+  )
+  assert run.train.seconds_per_iteration('time/absent') is None
+
+
+def test_number_of_samples_is_read_from_the_metrics(make_run):
+  path = make_run(keep_problems=False)
+  text = (path / 'metrics.jsonl').read_text().replace('@8', '@4')
+  (path / 'metrics.jsonl').write_text(text)
+  run = load_run(path)
+  assert run.accuracies == ('greedy', 'mean@4', 'pass@4')
+  assert summarize(run).headline.startswith('mean@4: ')
+  assert 'mean@4' in write_report(path).read_text()
+
+
+@pytest.mark.parametrize(
+  ('settings', 'path', 'name'),
+  [
+    ({'name': 'kl'}, 'a', 'kl'),
+    ({'source': 'configs/kl_cov.py'}, 'a', 'kl_cov'),
+    ({'source': 'x = 1\n# a.py'}, 'kl_beta0_seed3', 'kl_beta0'),
+    ({}, 'kl_cov/2', 'kl_cov'),
+    ({}, 'kl_cov/seed2', 'kl_cov'),
+    ({}, 'kl_beta0', 'kl_beta0'),
+  ],
+)
+def test_run_name_is_that_of_its_configuration(tmp_path, settings, path, name):
+  (tmp_path / path).mkdir(parents=True)
+  (tmp_path / path / 'config.json').write_text(json.dumps(settings))
+  assert load_run(tmp_path / path).name == name
