@@ -19,8 +19,7 @@ from covrl.tasks.task import countdown_task
 def grpo() -> Recipe:
   """GRPO: PPO's clip and no entropy control.
 
-    covrl train --config=countdown:grpo --workdir=runs/grpo
-
+  Run: covrl train --config=countdown:grpo --workdir=runs/grpo
   Hardware: two CPU cores, six minutes.
   Expect: entropy falls from the first iteration on. The baseline of the others.
   """
@@ -46,8 +45,7 @@ def grpo() -> Recipe:
 def grpo_no_clip() -> Recipe:
   """GRPO without a clip: the base loss of KL-Cov alone.
 
-    covrl train --config=countdown:grpo_no_clip --workdir=runs/grpo_no_clip
-
+  Run: covrl train --config=countdown:grpo_no_clip --workdir=runs/grpo_no_clip
   Hardware: two CPU cores, six minutes.
   Expect: a control that shows what KL-Cov owes to the missing clip.
   """
@@ -62,8 +60,7 @@ def grpo_no_clip() -> Recipe:
 def kl_cov() -> Recipe:
   """KL-Cov, annealed: a penalty on the tokens of highest covariance.
 
-    covrl train --config=countdown:kl_cov --workdir=runs/kl_cov
-
+  Run: covrl train --config=countdown:kl_cov --workdir=runs/kl_cov
   Hardware: two CPU cores, six minutes.
   Expect: entropy falls half as far as GRPO's, and pass@8 with it.
   """
@@ -80,8 +77,7 @@ def kl_cov() -> Recipe:
 def kl_cov_beta0() -> Recipe:
   """KL-Cov with coefficient 0: selects tokens and leaves them unchanged.
 
-    covrl train --config=countdown:kl_cov_beta0 --workdir=runs/kl_cov_beta0
-
+  Run: covrl train --config=countdown:kl_cov_beta0 --workdir=runs/kl_cov_beta0
   Hardware: two CPU cores, six minutes.
   Expect: a control that equals `grpo_no_clip` bit for bit.
   """
@@ -93,8 +89,7 @@ def kl_cov_beta0() -> Recipe:
 def clip_cov() -> Recipe:
   """Clip-Cov: no gradient from a few random tokens of high covariance.
 
-    covrl train --config=countdown:clip_cov --workdir=runs/clip_cov
-
+  Run: covrl train --config=countdown:clip_cov --workdir=runs/clip_cov
   Hardware: two CPU cores, six minutes.
   Expect: entropy falls a little later than GRPO's. PPO's range is [0, 2], as
   published.
@@ -115,8 +110,7 @@ def clip_cov() -> Recipe:
 def entropy_bonus() -> Recipe:
   """GRPO with a constant entropy bonus on all tokens.
 
-    covrl train --config=countdown:entropy_bonus --workdir=runs/entropy_bonus
-
+  Run: covrl train --config=countdown:entropy_bonus --workdir=runs/entropy_bonus
   Hardware: two CPU cores, six minutes.
   Expect: entropy stays above GRPO's and settles where bonus and reward balance.
   """
@@ -131,8 +125,7 @@ def entropy_bonus() -> Recipe:
 def random_k() -> Recipe:
   """KL-Cov's penalty on random tokens instead of those of high covariance.
 
-    covrl train --config=countdown:random_k --workdir=runs/random_k
-
+  Run: covrl train --config=countdown:random_k --workdir=runs/random_k
   Hardware: two CPU cores, six minutes.
   Expect: a control that shows what the selection by covariance contributes.
   """
@@ -148,10 +141,9 @@ def random_k() -> Recipe:
 def target_entropy() -> Recipe:
   """GRPO whose entropy follows a schedule, by a bonus that a controller sets.
 
-    covrl train --config=countdown:target_entropy --workdir=runs/target_entropy
-
   The controller learns online how much the bonus moves the entropy.
 
+  Run: covrl train --config=countdown:target_entropy --workdir=runs/target_entropy
   Hardware: two CPU cores, six minutes.
   Expect: entropy falls along a straight line from `entropy.initial_target` to
   `entropy.target`, where GRPO's collapses within ten iterations.

@@ -6,11 +6,13 @@ The recipes differ only in the model, the loss, the token chain and their
 numbers. By default they train on DAPO-Math-17k as published (which repeats every
 question about a hundred times) and evaluate on seven suites; both are files of
 yours. Only the model is downloaded, and `--config.pretrained=DIRECTORY` avoids
-that. None of the recipes has been run at its size.
+that. The recipes are sized for the hardware they name; none has been run there.
 
-The numbers are those of [1] and its scripts, with one exception: tokens are
-selected by old statistics, which saves a forward pass per update. The recipes
-`paper_*` select by current ones, as published.
+The numbers are those of [1] and its scripts. Tokens are selected by old
+statistics, which saves a forward pass per update, and log ratios are bounded at
+±20; the recipes `paper_*` and `verl_*` do neither, as published. The published
+scripts select within each micro-batch of each device, to which
+`scope='micro_batch'` is nearest; `'batch'` is what the paper says.
 
 [1] Cui et al., The Entropy Mechanism of Reinforcement Learning for Reasoning
 Language Models, arXiv:2505.22617.
@@ -33,9 +35,8 @@ from covrl.types import Scope
 def qwen2_5_7b_grpo() -> Recipe:
   """GRPO on Qwen2.5-7B: PPO's clip and no entropy control.
 
-    covrl train --config=reasoning:qwen2_5_7b_grpo --workdir=runs/qwen2_5_7b_grpo
-
-  Hardware: sized for 32 chips of TPU v5p (2x4x4).
+  Run: covrl train --config=reasoning:qwen2_5_7b_grpo --workdir=runs/qwen2_5_7b_grpo
+  Hardware: 32 chips of TPU v5p (2x4x4).
   Expect: entropy falls from 0.65 to 0.02 nats within some hundred updates; AIME
   2024 21.2, MATH500 78.8, mean of the seven suites 38.6 as printed (39.1).
   Source: [1], table 2 and its scripts.
@@ -46,11 +47,9 @@ def qwen2_5_7b_grpo() -> Recipe:
 def qwen2_5_7b_grpo_no_clip() -> Recipe:
   """GRPO without a clip on Qwen2.5-7B: the base loss of KL-Cov alone.
 
-    covrl train --config=reasoning:qwen2_5_7b_grpo_no_clip --workdir=runs/qwen2_5_7b_grpo_no_clip
-
-  Hardware: sized for 32 chips of TPU v5p (2x4x4).
-  Expect: a control, not in the paper, that shows what KL-Cov owes to the
-  missing clip.
+  Run: covrl train --config=reasoning:qwen2_5_7b_grpo_no_clip --workdir=runs/qwen2_5_7b_grpo_no_clip
+  Hardware: 32 chips of TPU v5p (2x4x4).
+  Expect: a control that shows what KL-Cov owes to the missing clip.
   Source: none; the loss is that of KL-Cov in [1].
   """
   return dataclasses.replace(qwen2_5_7b_grpo(), loss=_unclipped)
@@ -59,9 +58,8 @@ def qwen2_5_7b_grpo_no_clip() -> Recipe:
 def qwen2_5_7b_clip_higher() -> Recipe:
   """Clip-higher on Qwen2.5-7B: GRPO with a wider clip range above 1.
 
-    covrl train --config=reasoning:qwen2_5_7b_clip_higher --workdir=runs/qwen2_5_7b_clip_higher
-
-  Hardware: sized for 32 chips of TPU v5p (2x4x4).
+  Run: covrl train --config=reasoning:qwen2_5_7b_clip_higher --workdir=runs/qwen2_5_7b_clip_higher
+  Hardware: 32 chips of TPU v5p (2x4x4).
   Expect: entropy ends at 0.33 nats, the highest of all; AIME 2024 18.1, MATH500
   79.2, mean of the seven suites 38.8 as printed (39.8).
   Source: [1], table 2; the range is that of Yu et al., DAPO, arXiv:2503.14476.
@@ -74,9 +72,8 @@ def qwen2_5_7b_clip_higher() -> Recipe:
 def qwen2_5_7b_entropy_bonus() -> Recipe:
   """GRPO with a constant entropy bonus on all tokens, on Qwen2.5-7B.
 
-    covrl train --config=reasoning:qwen2_5_7b_entropy_bonus --workdir=runs/qwen2_5_7b_entropy_bonus
-
-  Hardware: sized for 32 chips of TPU v5p (2x4x4).
+  Run: covrl train --config=reasoning:qwen2_5_7b_entropy_bonus --workdir=runs/qwen2_5_7b_entropy_bonus
+  Hardware: 32 chips of TPU v5p (2x4x4).
   Expect: a control whose coefficient is a guess: too small has no effect, too
   large makes the entropy explode.
   Source: none for this coefficient.
@@ -92,9 +89,8 @@ def qwen2_5_7b_entropy_bonus() -> Recipe:
 def qwen2_5_7b_clip_cov() -> Recipe:
   """Clip-Cov on Qwen2.5-7B: no gradient from a few tokens of high covariance.
 
-    covrl train --config=reasoning:qwen2_5_7b_clip_cov --workdir=runs/qwen2_5_7b_clip_cov
-
-  Hardware: sized for 32 chips of TPU v5p (2x4x4).
+  Run: covrl train --config=reasoning:qwen2_5_7b_clip_cov --workdir=runs/qwen2_5_7b_clip_cov
+  Hardware: 32 chips of TPU v5p (2x4x4).
   Expect: entropy ends at 0.07 nats; AIME 2024 22.1, MATH500 80.4, mean of the
   seven suites 40.4 as printed (41.7).
   Source: [1], table 2 and its scripts.
@@ -110,9 +106,8 @@ def qwen2_5_7b_clip_cov() -> Recipe:
 def qwen2_5_7b_kl_cov() -> Recipe:
   """KL-Cov on Qwen2.5-7B: a penalty on the tokens of highest covariance.
 
-    covrl train --config=reasoning:qwen2_5_7b_kl_cov --workdir=runs/qwen2_5_7b_kl_cov
-
-  Hardware: sized for 32 chips of TPU v5p (2x4x4).
+  Run: covrl train --config=reasoning:qwen2_5_7b_kl_cov --workdir=runs/qwen2_5_7b_kl_cov
+  Hardware: 32 chips of TPU v5p (2x4x4).
   Expect: entropy ends at 0.22 nats, ten times GRPO's; AIME 2024 22.6, MATH500
   80.8, mean of the seven suites 40.6 as printed (41.1).
   Source: [1], table 2 and its scripts.
@@ -125,9 +120,8 @@ def qwen2_5_7b_kl_cov() -> Recipe:
 def qwen2_5_7b_kl_cov_annealed() -> Recipe:
   """KL-Cov on Qwen2.5-7B, its coefficient annealed to 0.
 
-    covrl train --config=reasoning:qwen2_5_7b_kl_cov_annealed --workdir=runs/qwen2_5_7b_kl_cov_annealed
-
-  Hardware: sized for 32 chips of TPU v5p (2x4x4).
+  Run: covrl train --config=reasoning:qwen2_5_7b_kl_cov_annealed --workdir=runs/qwen2_5_7b_kl_cov_annealed
+  Hardware: 32 chips of TPU v5p (2x4x4).
   Expect: at first as KL-Cov, at the end as without a clip: the penalty's bias
   vanishes with it.
   Source: none for the schedule; otherwise [1].
@@ -147,9 +141,8 @@ def qwen2_5_7b_kl_cov_annealed() -> Recipe:
 def qwen2_5_32b_grpo() -> Recipe:
   """GRPO on Qwen2.5-32B: PPO's clip and no entropy control.
 
-    covrl train --config=reasoning:qwen2_5_32b_grpo --workdir=runs/qwen2_5_32b_grpo
-
-  Hardware: sized for 128 chips of TPU v5p (4x4x8).
+  Run: covrl train --config=reasoning:qwen2_5_32b_grpo --workdir=runs/qwen2_5_32b_grpo
+  Hardware: 128 chips of TPU v5p (4x4x8).
   Expect: entropy falls from 0.73 to 0.025 nats; AIME 2024 21.8, MATH500 84.2,
   mean of the seven suites 45.8 as printed (45.2).
   Source: [1], table 2 and its scripts.
@@ -160,9 +153,8 @@ def qwen2_5_32b_grpo() -> Recipe:
 def qwen2_5_32b_kl_cov() -> Recipe:
   """KL-Cov on Qwen2.5-32B: a penalty on the tokens of highest covariance.
 
-    covrl train --config=reasoning:qwen2_5_32b_kl_cov --workdir=runs/qwen2_5_32b_kl_cov
-
-  Hardware: sized for 128 chips of TPU v5p (4x4x8).
+  Run: covrl train --config=reasoning:qwen2_5_32b_kl_cov --workdir=runs/qwen2_5_32b_kl_cov
+  Hardware: 128 chips of TPU v5p (4x4x8).
   Expect: entropy ends at 0.30 nats, responses grow to 4,000 tokens; AIME 2024
   36.8, MATH500 84.6, mean of the seven suites 52.2 as printed (51.6).
   Source: [1], table 2 and its scripts.
@@ -175,9 +167,8 @@ def qwen2_5_32b_kl_cov() -> Recipe:
 def qwen2_5_72b_kl_cov() -> Recipe:
   """KL-Cov on Qwen2.5-72B: a penalty on the tokens of highest covariance.
 
-    covrl train --config=reasoning:qwen2_5_72b_kl_cov --workdir=runs/qwen2_5_72b_kl_cov
-
-  Hardware: sized for 512 chips of TPU v5p (8x8x8).
+  Run: covrl train --config=reasoning:qwen2_5_72b_kl_cov --workdir=runs/qwen2_5_72b_kl_cov
+  Hardware: 512 chips of TPU v5p (8x8x8).
   Expect: no figures are published for this model.
   Source: [1], its numbers for 32 billion parameters; the mesh is ours.
   """
@@ -195,11 +186,9 @@ def qwen2_5_72b_kl_cov() -> Recipe:
 def qwen2_5_0_5b_gsm8k() -> Recipe:
   """KL-Cov on Qwen2.5-0.5B and GSM8K: the smallest run of a pretrained policy.
 
-    covrl train --config=reasoning:qwen2_5_0_5b_gsm8k --workdir=runs/qwen2_5_0_5b_gsm8k
-
-  Hardware: sized for 8 chips of TPU v5e.
-  Expect: reward rises from the first iterations on; no figures are published
-  for this setting.
+  Run: covrl train --config=reasoning:qwen2_5_0_5b_gsm8k --workdir=runs/qwen2_5_0_5b_gsm8k
+  Hardware: 8 chips of TPU v5e.
+  Expect: reward rises from the first iterations on; no published figures.
   Source: [1] for the method; the sizes are ours.
   """
   recipe = qwen2_5_7b_kl_cov()
@@ -222,12 +211,10 @@ def qwen2_5_0_5b_gsm8k() -> Recipe:
 def llama3_1_8b_kl_cov() -> Recipe:
   """KL-Cov on Llama 3.1 8B: a penalty on the tokens of highest covariance.
 
-    covrl train --config=reasoning:llama3_1_8b_kl_cov --workdir=runs/llama3_1_8b_kl_cov
-
-  Hardware: sized for 32 chips of TPU v5p (2x4x4).
+  Run: covrl train --config=reasoning:llama3_1_8b_kl_cov --workdir=runs/llama3_1_8b_kl_cov
+  Hardware: 32 chips of TPU v5p (2x4x4).
   Expect: entropy above GRPO's; no figures are published for this model.
-  Source: [1], its settings for 7B; its fits of reward against entropy include
-  this family.
+  Source: [1], its settings for 7B.
   """
   recipe = qwen2_5_7b_kl_cov()
   recipe.config.pretrained = 'meta-llama/Llama-3.1-8B-Instruct'
@@ -237,11 +224,10 @@ def llama3_1_8b_kl_cov() -> Recipe:
 def mistral_7b_kl_cov() -> Recipe:
   """KL-Cov on Mistral 7B: a penalty on the tokens of highest covariance.
 
-    covrl train --config=reasoning:mistral_7b_kl_cov --workdir=runs/mistral_7b_kl_cov
-
-  Hardware: sized for 32 chips of TPU v5p (2x4x4).
+  Run: covrl train --config=reasoning:mistral_7b_kl_cov --workdir=runs/mistral_7b_kl_cov
+  Hardware: 32 chips of TPU v5p (2x4x4).
   Expect: entropy above GRPO's; no figures are published for this model.
-  Source: [1], as for `llama3_1_8b_kl_cov`.
+  Source: [1], its settings for 7B.
   """
   recipe = qwen2_5_7b_kl_cov()
   recipe.config.pretrained = 'mistralai/Mistral-7B-Instruct-v0.3'
@@ -251,11 +237,10 @@ def mistral_7b_kl_cov() -> Recipe:
 def deepseek_math_7b_kl_cov() -> Recipe:
   """KL-Cov on DeepSeekMath 7B: a penalty on the tokens of highest covariance.
 
-    covrl train --config=reasoning:deepseek_math_7b_kl_cov --workdir=runs/deepseek_math_7b_kl_cov
-
-  Hardware: sized for 32 chips of TPU v5p (2x4x4).
+  Run: covrl train --config=reasoning:deepseek_math_7b_kl_cov --workdir=runs/deepseek_math_7b_kl_cov
+  Hardware: 32 chips of TPU v5p (2x4x4).
   Expect: entropy above GRPO's; no figures are published for this model.
-  Source: [1], as for `llama3_1_8b_kl_cov`.
+  Source: [1], its settings for 7B.
   """
   recipe = qwen2_5_7b_kl_cov()
   recipe.config.pretrained = 'deepseek-ai/deepseek-math-7b-instruct'
@@ -267,12 +252,8 @@ def deepseek_math_7b_kl_cov() -> Recipe:
 def paper_7b_kl_cov(scope: Scope = 'batch') -> Recipe:
   """KL-Cov on Qwen2.5-7B exactly as published, by current statistics.
 
-    covrl train --config=reasoning:paper_7b_kl_cov --workdir=runs/paper_7b_kl_cov
-
-  The published scripts select within each micro-batch of each device:
-  `scope='micro_batch'` is nearest to that, `'batch'` is what the paper says.
-
-  Hardware: sized for 32 chips of TPU v5p (2x4x4).
+  Run: covrl train --config=reasoning:paper_7b_kl_cov --workdir=runs/paper_7b_kl_cov
+  Hardware: 32 chips of TPU v5p (2x4x4).
   Expect: as `qwen2_5_7b_kl_cov`.
   Source: [1], table 2 and its scripts.
   """
@@ -282,9 +263,8 @@ def paper_7b_kl_cov(scope: Scope = 'batch') -> Recipe:
 def paper_7b_clip_cov(scope: Scope = 'batch') -> Recipe:
   """Clip-Cov on Qwen2.5-7B exactly as published, by current statistics.
 
-    covrl train --config=reasoning:paper_7b_clip_cov --workdir=runs/paper_7b_clip_cov
-
-  Hardware: sized for 32 chips of TPU v5p (2x4x4).
+  Run: covrl train --config=reasoning:paper_7b_clip_cov --workdir=runs/paper_7b_clip_cov
+  Hardware: 32 chips of TPU v5p (2x4x4).
   Expect: as `qwen2_5_7b_clip_cov`.
   Source: [1], table 2 and its scripts.
   """
@@ -294,9 +274,8 @@ def paper_7b_clip_cov(scope: Scope = 'batch') -> Recipe:
 def paper_32b_kl_cov(scope: Scope = 'batch') -> Recipe:
   """KL-Cov on Qwen2.5-32B exactly as published, by current statistics.
 
-    covrl train --config=reasoning:paper_32b_kl_cov --workdir=runs/paper_32b_kl_cov
-
-  Hardware: sized for 128 chips of TPU v5p (4x4x8).
+  Run: covrl train --config=reasoning:paper_32b_kl_cov --workdir=runs/paper_32b_kl_cov
+  Hardware: 128 chips of TPU v5p (4x4x8).
   Expect: as `qwen2_5_32b_kl_cov`.
   Source: [1], table 2 and its scripts.
   """
@@ -306,9 +285,8 @@ def paper_32b_kl_cov(scope: Scope = 'batch') -> Recipe:
 def paper_32b_clip_cov(scope: Scope = 'batch') -> Recipe:
   """Clip-Cov on Qwen2.5-32B exactly as published, by current statistics.
 
-    covrl train --config=reasoning:paper_32b_clip_cov --workdir=runs/paper_32b_clip_cov
-
-  Hardware: sized for 128 chips of TPU v5p (4x4x8).
+  Run: covrl train --config=reasoning:paper_32b_clip_cov --workdir=runs/paper_32b_clip_cov
+  Hardware: 128 chips of TPU v5p (4x4x8).
   Expect: AIME 2024 32.3, MATH500 87.0, mean of the seven suites 50.3 as printed.
   Source: [1], table 2 and its scripts.
   """
@@ -320,14 +298,11 @@ def paper_32b_clip_cov(scope: Scope = 'batch') -> Recipe:
 def verl_kl_cov(scope: Scope = 'batch') -> Recipe:
   """KL-Cov with verl's defaults: coefficient 0.1 (its docstring says 1).
 
-    covrl train --config=reasoning:verl_kl_cov --workdir=runs/verl_kl_cov
-
-  Batch sizes, lengths and optimiser are those of [1]: verl has none for this
-  method.
-
-  Hardware: sized for 128 chips of TPU v5p (4x4x8).
+  Run: covrl train --config=reasoning:verl_kl_cov --workdir=runs/verl_kl_cov
+  Hardware: 128 chips of TPU v5p (4x4x8).
   Expect: a weaker penalty than published; no figures are published.
-  Source: verl's `compute_policy_loss_kl_cov` and its configuration.
+  Source: verl's `compute_policy_loss_kl_cov` and its configuration; batch sizes,
+  lengths and optimiser are those of [1].
   """
   recipe = paper_32b_kl_cov(scope)
   recipe.config.entropy.coefficient = 0.1
@@ -337,9 +312,8 @@ def verl_kl_cov(scope: Scope = 'batch') -> Recipe:
 def verl_clip_cov(scope: Scope = 'batch') -> Recipe:
   """Clip-Cov with verl's defaults: PPO's range [0.8, 1.2] instead of [0, 2].
 
-    covrl train --config=reasoning:verl_clip_cov --workdir=runs/verl_clip_cov
-
-  Hardware: sized for 128 chips of TPU v5p (4x4x8).
+  Run: covrl train --config=reasoning:verl_clip_cov --workdir=runs/verl_clip_cov
+  Hardware: 128 chips of TPU v5p (4x4x8).
   Expect: no figures are published.
   Source: verl's `compute_policy_loss_clip_cov` and its configuration.
   """
