@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which score foretells what an update does to the entropy.
+"""Correlation of predicted and measured entropy changes, by score.
 
   python tests/benchmarks/entropy_change.py [--from_run=runs/grpo]
 
-Trains Countdown recipes (Adam), measures the entropy of every update's own
-tokens before and after it, and prints Pearson's r and the slope of the realised
-change against each prediction. `jvp` is ⟨∇H̄, Δθ⟩, the first-order effect of
-the step that the optimiser made; the others are means of scores over the
-tokens, as logged in every run.
+Trains Countdown recipes with Adam, measures the entropy of every update's own
+tokens before and after the update, and prints Pearson's r and the slope of the
+measured change against each prediction. `jvp` is ⟨∇H̄, Δθ⟩, the first-order
+effect of the optimiser's step; the others are means of token scores, as logged
+in every run.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ RECIPES = ('grpo', 'entropy_bonus', 'kl_cov')
 
 
 def main() -> None:
-  """Trains what is not trained yet and prints the table."""
+  """Trains the missing runs and prints the table."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--recipes', nargs='+', default=RECIPES)
   parser.add_argument('--workdir', default='runs/entropy_change')
-  parser.add_argument('--from_run', default='', help='whose warm start to take')
+  parser.add_argument('--from_run', default='', help='run with the warm start')
   options = parser.parse_args()
   for name in options.recipes:
     workdir = pathlib.Path(options.workdir) / name

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every Countdown recipe, three seeds each: `make study`, an hour or so.
+"""Trains every Countdown recipe with three seeds (`make study`, about an hour).
 
-The warm start is trained once per seed and shared, so that runs of a seed
-differ by their recipe and by nothing before it. Runs are processes of one core
-each, as many at once as there are cores. What is finished is not run again.
+The warm start is trained once per seed and shared, so that runs with the same
+seed differ only by their recipe. Each run is a process on one core; as many run
+at once as there are cores. Finished runs are not repeated.
 
-Writes the README's table and picture, and the comparison page, below
-`configs/results/`.
+Writes a table, a figure and a comparison page to `configs/results/`, and the
+table to the README.
 """
 
 from __future__ import annotations
@@ -34,13 +34,15 @@ RECIPES = (
 
 
 def main() -> None:
-  """Runs what is missing, then writes the results."""
+  """Runs the missing runs, then writes the results."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
   parser.add_argument('--runs', type=pathlib.Path, default='runs/study')
   parser.add_argument('--jobs', type=int, default=os.cpu_count() or 1)
   parser.add_argument(
-    '--only_write', action='store_true', help='results of what is finished'
+    '--only_write',
+    action='store_true',
+    help='only write the results of finished runs',
   )
   arguments = parser.parse_args()
   os.chdir(ROOT)
@@ -51,7 +53,7 @@ def main() -> None:
 
 
 def run_all(runs: pathlib.Path, seeds: list[int], jobs: int) -> None:
-  """Runs the recipes, seed by seed, each on a core of its own."""
+  """Runs the recipes seed by seed, each on one core."""
   cores: queue.SimpleQueue[int] = queue.SimpleQueue()
   for core in range(jobs):
     cores.put(core)
@@ -102,14 +104,14 @@ def run_after(
 
 
 def warm_start(runs: pathlib.Path, seed: int) -> pathlib.Path:
-  """Where the warm start of a seed is."""
+  """Run directory of the warm start of a seed."""
   return runs / f'warm_start_{seed}'
 
 
 def train(
   recipe: str, workdir: pathlib.Path, core: int, overrides: tuple[str, ...]
 ) -> None:
-  """One run, in a process of its own; its output goes beside it."""
+  """Trains in a new process whose output goes to a log file."""
   workdir.parent.mkdir(parents=True, exist_ok=True)
   command = [
     sys.executable,
@@ -121,7 +123,7 @@ def train(
     *overrides,
   ]
 
-  def stay() -> None:
+  def pin_to_core() -> None:
     if hasattr(os, 'sched_setaffinity'):
       os.sched_setaffinity(0, {core})
 
@@ -132,11 +134,13 @@ def train(
     return
   print(f'{recipe}: {workdir.name}', flush=True)
   with workdir.with_suffix('.log').open('w') as log:
-    subprocess.run(command, check=True, stdout=log, stderr=log, preexec_fn=stay)
+    subprocess.run(
+      command, check=True, stdout=log, stderr=log, preexec_fn=pin_to_core
+    )
 
 
 def write_results(runs: pathlib.Path, seeds: list[int]) -> None:
-  """The table, the picture and the page, of the runs that are finished."""
+  """Writes table, figure and page of the finished runs."""
   finished = [
     str(runs / f'{recipe}_{seed}')
     for recipe in RECIPES

@@ -3,14 +3,14 @@
 
   python tests/benchmarks/track_entropy.py [--seed=1] [--from_run=RUN]
 
-Trains `countdown:target_entropy` and, as the rival, `countdown:grpo` from the
-same warm start, 60 iterations each. Printed is the root of the mean squared
-difference between the policy's entropy and the schedule, as a share of the
-schedule's range. The policy's entropy is measured every third iteration, on 4,096
-problems drawn as those that it is trained on, two responses to each. (Held-out
-problems are all distinct, easy ones therefore rarer: there the same policy's
-entropy is higher.) Printed too is the error of the entropy of
-each iteration's own rollouts, which varies with the 64 prompts that it drew.
+Trains `countdown:target_entropy` and `countdown:grpo` from the same warm start,
+60 iterations each, and prints the root mean squared difference between the
+policy's entropy and the schedule, in nats and relative to the schedule's range.
+The entropy is measured every third iteration with two responses to each of
+4,096 problems from the training distribution. (The held-out problems are all
+distinct, so easy ones are rarer, and entropy on them is higher.) The same error
+is printed for the entropy of each iteration's rollouts, which also varies with
+the 64 prompts of the iteration.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ OVERRIDES = (
 
 
 def main() -> None:
-  """Trains what is not trained yet and prints both errors."""
+  """Trains the missing runs and prints both errors."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--workdir', default='runs/track_entropy')
-  parser.add_argument('--from_run', default='', help='whose warm start to take')
+  parser.add_argument('--from_run', default='', help='run with the warm start')
   parser.add_argument('--only', choices=RECIPES)
   parser.add_argument('--seed', type=int, default=0)
   options = parser.parse_args()
@@ -56,29 +56,29 @@ def main() -> None:
       f'--config.warm_start.from_run={warm}',
     ]
     recipe = config.load(f'countdown:{name}', overrides)
-    train(evaluated_on_its_kind(recipe), str(workdir))
+    train(with_training_problems_held_out(recipe), str(workdir))
     warm = warm or str(workdir)
     run = load_run(workdir)
     print(
-      f'{name}: RMS error of the schedule’s range of {START - END:.2f} nats'
+      f'{name}: RMS error, and relative to the range {START - END:.2f} nats'
     )
-    for what, curve in (
+    for source, curve in (
       ('policy', run.evals.curve('entropy')),
       ('rollouts', run.train.curve('entropy')),
     ):
       errors = curve.y - START - (END - START) * curve.x / ITERATIONS
       error = float(np.sqrt(np.mean(errors**2)))
       print(
-        f'  {what}: {error:.4f} nats, {error / (START - END):.1%}; '
-        f'in the mean {errors.mean():+.4f}'
+        f'  {source}: {error:.4f} nats, {error / (START - END):.1%}; '
+        f'mean {errors.mean():+.4f}'
       )
 
 
-def evaluated_on_its_kind(recipe: Recipe) -> Recipe:
-  """The recipe, evaluated on fresh problems of those that it trains on."""
+def with_training_problems_held_out(recipe: Recipe) -> Recipe:
+  """The recipe with new problems of the training distribution held out."""
 
   def task(config: Config) -> Task:
-    # Another seed's stream of the same problems.
+    # Problems of the same distribution with another seed.
     fields = dataclasses.replace(config.task, seed=config.task.seed + 1)
     stream = recipe.task(dataclasses.replace(config, task=fields)).train
     fresh = tuple(stream[index] for index in range(PROBLEMS))
