@@ -15,7 +15,7 @@ from covrl.config import (
   load,
 )
 from covrl.config.schema import fields_by_name
-from covrl.models.remat import REMAT
+from covrl.models.remat import RematPolicy
 from covrl.objectives import WEIGHT_MODES
 from covrl.types import SelectionSource
 
@@ -224,7 +224,7 @@ def test_fraction_of_tokens_lies_between_0_and_1(value):
   ('field', 'choices'),
   [
     ('train.weights', WEIGHT_MODES),
-    ('train.remat', tuple(REMAT)),
+    ('train.remat', typing.get_args(RematPolicy)),
     ('entropy.selection_source', typing.get_args(SelectionSource)),
     (
       'rewards.judge',
