@@ -75,12 +75,12 @@ class Group:
     if not curves:
       empty = Curve(np.zeros(0), np.zeros(0))
       return empty, empty, empty
-    shared = functools.reduce(np.intersect1d, [curve.x for curve in curves])
-    rows = np.stack([c.y[np.isin(c.x, shared)] for c in curves])
+    common_x = functools.reduce(np.intersect1d, [curve.x for curve in curves])
+    rows = np.stack([c.y[np.isin(c.x, common_x)] for c in curves])
     mean, low, high = (
-      Curve(shared, rows.mean(0)),
-      Curve(shared, rows.min(0)),
-      Curve(shared, rows.max(0)),
+      Curve(common_x, rows.mean(0)),
+      Curve(common_x, rows.min(0)),
+      Curve(common_x, rows.max(0)),
     )
     return mean, low, high
 

@@ -211,7 +211,7 @@ def _headline(comparison: Comparison) -> str:
   metric, baseline = comparison.metrics[1], comparison.baseline
   if not comparison.differences(metric):
     return f'{baseline.name}: {metric} {_cell(baseline.level(metric), metric)}.'
-  return Markup('{} against {}: {}').format(
+  return Markup('{} against {}, in percentage points: {}').format(
     metric, baseline.short, _differences(comparison, metric)
   )
 
