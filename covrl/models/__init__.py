@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoder-only transformers."""
+"""Decoder-only transformers: configuration, modules, kernels, LoRA, experts."""
 
 from covrl.models.cache import KVCache as KVCache
 from covrl.models.config import Experts as Experts

@@ -15,33 +15,35 @@ from jaxtyping import Array, Bool, Float, Int
 from covrl.models import flash
 from covrl.models.cache import LayerCache, repeat_rows
 from covrl.models.config import ModelConfig
-from covrl.models.decoding import Span, attend_token
+from covrl.models.decode_attention import SlotRange, attend_token
 from covrl.models.layers import (
   RMSNorm,
-  adapter,
   constrain,
-  normal,
-  output_scale,
-  product,
+  linear,
+  make_adapter,
+  normal_param,
+  output_std,
   soft_cap,
 )
 from covrl.models.rope import rotate
 from covrl.parallel import sharding
 
 
-class Visible(NamedTuple):
-  """What the queries of a layer may see, as the attention in use is told it.
+class AttentionMask(NamedTuple):
+  """Keys that each query attends to, in the form that the implementation takes.
 
   Attributes:
-    mask: true where a query may see a key; `None` where kernels attend.
-    segment_ids: of whole rows that kernels attend to.
-    span: slots that a row's one query may see, where a kernel attends.
-    window: how far the layer looks back; `None` where no layer has a window.
+    mask: true where a query attends to a key; `None` if a kernel is used.
+    segment_ids: of whole rows, for the kernel of `flash`.
+    slots: cache slots that a row's one query attends to, for the kernel of
+      `decode_attention`.
+    window: sliding window of the layer in tokens, for the kernel of `flash`;
+      `None` if no layer has one.
   """
 
   mask: Bool[Array, 'B T C'] | None = None
   segment_ids: Int[Array, 'B T'] | None = None
-  span: Span | None = None
+  slots: SlotRange | None = None
   window: Int[Array, ''] | None = None
 
 
@@ -54,27 +56,26 @@ def attend(
   scale: float | None = None,
   cap: float | None = None,
 ) -> Float[Array, 'B T H h']:
-  """The mean of the values, weighted by how well each key fits the query.
+  """Scaled dot-product attention with grouped key and value heads.
 
       softmax(scale q · k) v, over the keys that the mask allows
 
-  The softmax is float32 at least. A query that may see nothing gets the plain
-  mean of all values: finite, and meaningless.
+  The softmax is computed in at least float32. A query without any allowed key
+  gets the mean of all values: finite, and meaningless.
 
   Args:
     queries: `H` heads.
-    keys: `K` heads, each serving `H / K` consecutive query heads.
-    values: laid out like the keys: every head's tokens contiguous, as the
-      batched products want them.
-    mask: true where a query may see a key.
-    scale: h^−1/2 unless given.
-    cap: bound of what the softmax is given, see `soft_cap`.
+    keys: `K` heads, each shared by `H / K` consecutive query heads.
+    values: one per key, heads before tokens: the layout of batched products.
+    mask: true where a query attends to a key.
+    scale: scale of the scores; h^−1/2 if `None`.
+    cap: soft cap of the scores, see `soft_cap`.
   """
   batch, length, num_heads, head_dim = queries.shape
   kv_heads = keys.shape[1]
   groups = num_heads // kv_heads
   dtype = jnp.promote_types(queries.dtype, jnp.float32)
-  if _is_for_cudnn(queries, cap):
+  if _cudnn_supports(queries, cap):
     return jax.nn.dot_product_attention(
       queries,
       keys.swapaxes(1, 2),
@@ -84,27 +85,29 @@ def attend(
       implementation='cudnn',
     )
 
-  # The queries that share a key head are rows of one plain matrix product.
-  apart = (batch, length, kv_heads, groups, head_dim)
-  rows = queries.reshape(apart).transpose(0, 2, 3, 1, 4)
+  # Queries that share a key head are rows of one matrix product.
+  grouped = (batch, length, kv_heads, groups, head_dim)
+  rows = queries.reshape(grouped).transpose(0, 2, 3, 1, 4)
   rows = rows.reshape(batch, kv_heads, groups * length, head_dim)
-  visible = jnp.tile(mask, (1, groups, 1))[:, None]
+  allowed = jnp.tile(mask, (1, groups, 1))[:, None]
 
   scores = jnp.einsum(
     'bkqh,bkch->bkqc', rows, keys, preferred_element_type=dtype
   )
   scores = soft_cap(scores * (scale or head_dim**-0.5), cap)
-  scores = jnp.where(visible, scores, jnp.finfo(dtype).min)
-  shares = jax.nn.softmax(scores, axis=-1).astype(queries.dtype)
-  mixed = jnp.einsum('bkqc,bkch->bkqh', shares, values)
+  scores = jnp.where(allowed, scores, jnp.finfo(dtype).min)
+  attention = jax.nn.softmax(scores, axis=-1).astype(queries.dtype)
+  mixed = jnp.einsum('bkqc,bkch->bkqh', attention, values)
   mixed = mixed.reshape(batch, kv_heads, groups, length, head_dim)
   return mixed.transpose(0, 3, 1, 2, 4).reshape(queries.shape)
 
 
-def _is_for_cudnn(queries: Float[Array, 'B T H h'], cap: float | None) -> bool:
-  """Whether cuDNN's fused attention can do it, and there is more than a token.
+def _cudnn_supports(
+  queries: Float[Array, 'B T H h'], cap: float | None
+) -> bool:
+  """Whether to use cuDNN's fused attention: on GPUs, beyond single tokens.
 
-  It is made for halves, for heads of up to 128 features, and has no soft cap.
+  It supports float16 and bfloat16, heads of up to 128 features, and no soft cap.
   """
   _, length, _, head_dim = queries.shape
   return (
@@ -131,26 +134,26 @@ class Attention(nnx.Module):
     heads, kv_heads = config.num_heads, config.num_kv_heads
     into = ('embed', 'heads', 'head_dim')
     into_kv = ('embed', 'kv_heads', 'head_dim')
-    self.query = normal(
+    self.query = normal_param(
       rngs, (dim, heads, width), into, scale=dim**-0.5, config=config
     )
-    self.key = normal(
+    self.key = normal_param(
       rngs, (dim, kv_heads, width), into_kv, scale=dim**-0.5, config=config
     )
-    self.value = normal(
+    self.value = normal_param(
       rngs, (dim, kv_heads, width), into_kv, scale=dim**-0.5, config=config
     )
-    self.output = normal(
+    self.output = normal_param(
       rngs,
       (heads, width, dim),
       ('heads', 'head_dim', 'embed'),
-      scale=output_scale(heads * width, config),
+      scale=output_std(heads * width, config),
       config=config,
     )
-    self.query_adapter = adapter(config, 'query', self.query, rngs=rngs)
-    self.key_adapter = adapter(config, 'key', self.key, rngs=rngs)
-    self.value_adapter = adapter(config, 'value', self.value, rngs=rngs)
-    self.output_adapter = adapter(
+    self.query_adapter = make_adapter(config, 'query', self.query, rngs=rngs)
+    self.key_adapter = make_adapter(config, 'key', self.key, rngs=rngs)
+    self.value_adapter = make_adapter(config, 'value', self.value, rngs=rngs)
+    self.output_adapter = make_adapter(
       config, 'output', self.output, inputs=2, rngs=rngs
     )
     self.biases = Biases(config) if config.qkv_bias else None
@@ -161,27 +164,27 @@ class Attention(nnx.Module):
     self,
     x: Float[Array, 'B T D'],
     positions: Int[Array, 'B T'],
-    visible: Visible,
+    mask: AttentionMask,
     frequencies: Float[Array, ' pairs'],
     cache: LayerCache | None = None,
   ) -> tuple[Float[Array, 'B T D'], LayerCache]:
-    """Mixes tokens; with a cache, new keys and values are written to it first.
+    """Applies attention; with a cache, first writes the new keys and values.
 
     Args:
-      x: normed residual stream.
-      positions: place of each token within its sequence.
-      visible: which keys each query may see, of `T`, or of the cache.
-      frequencies: of the layer's rotations, in radians per position.
-      cache: this layer's view of the whole cache.
+      x: normalised residual stream.
+      positions: index of each token within its sequence.
+      mask: keys that each query attends to, of the `T` tokens or of the cache.
+      frequencies: rotary frequencies of the layer, in radians per position.
+      cache: this layer's view of the KV cache.
 
     Returns:
-      What to add to the stream, and the cache: the given one with the new
-      entries in it, or one that holds just them.
+      The term to add to the residual stream; and the cache: the given one with
+      the new entries, or one that holds only these.
     """
     config = self.config
-    query = product(x, self.query, self.query_adapter)
-    key = product(x, self.key, self.key_adapter)
-    value = product(x, self.value, self.value_adapter)
+    query = linear(x, self.query, self.query_adapter)
+    key = linear(x, self.key, self.key_adapter)
+    value = linear(x, self.value, self.value_adapter)
     if self.biases is not None:
       query, key, value = self.biases(query, key, value)
     if self.query_norm is not None and self.key_norm is not None:
@@ -190,78 +193,80 @@ class Attention(nnx.Module):
       rotate(heads, positions, frequencies, magnitude=config.rope_magnitude)
       for heads in (query, key)
     )
-    copies = _copies(config)
+    copies = _kv_head_copies(config)
     key, value = (repeat_rows(x, copies, axis=2) for x in (key, value))
     query, key, value = (
-      checkpoint_name(_apart(heads), name)
+      checkpoint_name(_shard_heads(heads), name)
       for heads, name in ((query, 'query'), (key, 'key'), (value, 'value'))
     )
     key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
     if cache is None:
-      cache = LayerCache.of(key, value)
+      cache = LayerCache.of_one_layer(key, value)
     else:
       cache = cache.write(key, value)
-    mixed = self._mix(query, cache, visible)
+    mixed = self._attend(query, cache, mask)
     mixed = constrain(mixed, 'batch', 'sequence', 'heads', None)
-    return product(mixed, self.output, self.output_adapter, inputs=2), cache
+    return linear(mixed, self.output, self.output_adapter, inputs=2), cache
 
-  def _mix(
+  def _attend(
     self,
     query: Float[Array, 'B T H h'],
     cache: LayerCache,
-    visible: Visible,
+    mask: AttentionMask,
   ) -> Float[Array, 'B T H h']:
-    """The values that each query asks for."""
+    """Chooses the implementation by the form of the mask."""
     config = self.config
-    if visible.span is not None:
-      mixed = attend_token(query[:, 0], cache, visible.span, config)
+    if mask.slots is not None:
+      mixed = attend_token(query[:, 0], cache, mask.slots, config)
       return mixed[:, None]
     keys, values = cache.read()
-    if visible.segment_ids is not None:
+    if mask.segment_ids is not None:
       return flash.attend_rows(
-        query, keys, values, visible.segment_ids, visible.window, config
+        query, keys, values, mask.segment_ids, mask.window, config
       )
-    if visible.mask is None:
-      raise TypeError('a mask, segment ids or a span are required, got none')
+    if mask.mask is None:
+      raise TypeError('AttentionMask must have mask, segment_ids or slots')
     mixed = attend(
       query,
       keys,
       values,
-      visible.mask,
+      mask.mask,
       scale=config.attention_scale,
       cap=config.attention_soft_cap,
     )
-    return checkpoint_name(mixed, flash.NAME)
+    return checkpoint_name(mixed, flash.CHECKPOINT_NAME)
 
 
-def _apart(heads: Float[Array, 'B T H h']) -> Float[Array, 'B T H h']:
-  """Whole rows on every device, and a part of the heads."""
+def _shard_heads(heads: Float[Array, 'B T H h']) -> Float[Array, 'B T H h']:
+  """Shards heads for attention; each device has whole rows."""
   return constrain(heads, 'batch', 'attended', 'attention_heads', None)
 
 
-def _copies(config: ModelConfig) -> int:
-  """How often each key and value head is held, to have one on every shard.
+def _kv_head_copies(config: ModelConfig) -> int:
+  """Number of copies of each key and value head, so that every shard has one.
 
-  As few as it takes for heads to be split as many ways as the mesh would have
-  them, where that can be.
+  The least number that lets key heads be split over as many shards as query
+  heads; 1 if that is impossible.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return 1
-  parts = sharding.shards(mesh, 'attention_heads', sharding.rules_in_use())
-  needed = math.lcm(config.num_kv_heads, parts)
+  shards = sharding.num_shards(
+    mesh, 'attention_heads', sharding.current_rules()
+  )
+  needed = math.lcm(config.num_kv_heads, shards)
   return 1 if config.num_heads % needed else needed // config.num_kv_heads
 
 
 def _head_norm(config: ModelConfig) -> RMSNorm | None:
-  """The norm of each head's queries or keys, where the model has one."""
+  """Norm of each head's queries or keys, or `None` if the model has none."""
   return (
     RMSNorm(config, config.head_dim, 'head_dim') if config.qk_norm else None
   )
 
 
 class Biases(nnx.Module):
-  """What is added to queries, keys and values; nothing at first."""
+  """Biases of queries, keys and values, initially 0."""
 
   def __init__(self, config: ModelConfig) -> None:
     self.config = config
@@ -281,7 +286,7 @@ class Biases(nnx.Module):
   ) -> tuple[
     Float[Array, 'B T H h'], Float[Array, 'B T K h'], Float[Array, 'B T K h']
   ]:
-    """The three, each with its bias."""
+    """Adds the biases."""
     dtype = self.config.dtype
     return (
       query + self.query[...].astype(dtype),

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys and values of tokens already read, kept between decoding steps.
+"""KV cache for decoding.
 
-All layers share one array, which travels through the loops as a carry and is
-written one slot at a time: XLA then updates it in place, where stacking each
-layer's output anew would copy the whole cache every step.
+All layers share one array, which is the carry of the loops over layers and
+tokens and is written one slot at a time: XLA then updates it in place, whereas
+stacking each layer's output would copy the whole cache every step.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from covrl.models.layers import constrain
 def repeat_rows(
   x: Shaped[Array, '...'], count: int, *, axis: int = 0
 ) -> Shaped[Array, '...']:
-  """Repeats each row `count` times, neighbours together.
+  """Repeats each row `count` times in a row, like `jnp.repeat`.
 
-  A broadcast and a reshape, so that rows split over a mesh stay where they
-  are.
+  A broadcast and a reshape, so that rows split over a mesh are not moved.
 
   >>> repeat_rows(jnp.array([1, 2]), 2).tolist()
   [1, 1, 2, 2]
@@ -37,12 +36,12 @@ def repeat_rows(
 
 
 class KVCache(NamedTuple):
-  """What decoding remembers, for all layers.
+  """Keys and values of all layers.
 
   Attributes:
-    keys: rotated keys; slot `c` of row `s` holds one token.
-    values: their values.
-    mask: true for the slots that hold a real token of the row.
+    keys: keys with rotary embeddings; slot `c` of row `s` holds one token.
+    values: values of the same tokens.
+    mask: true for slots that hold a real token of the row.
   """
 
   keys: Float[Array, 'L S K C h']
@@ -50,37 +49,37 @@ class KVCache(NamedTuple):
   mask: Bool[Array, 'S C']
 
   def repeat(self, group_size: int) -> KVCache:
-    """Gives every row `group_size` continuations, neighbours together."""
+    """Repeats each row `group_size` times, one per response."""
     return KVCache(
       keys=repeat_rows(self.keys, group_size, axis=1),
       values=repeat_rows(self.values, group_size, axis=1),
       mask=repeat_rows(self.mask, group_size),
     )
 
-  def extended(self, length: int) -> KVCache:
-    """The same with empty slots after what there is, `length` in all."""
-    room = length - self.mask.shape[1]
-    after = (*((0, 0),) * 3, (0, room), (0, 0))
+  def pad_to(self, length: int) -> KVCache:
+    """Appends empty slots, up to `length` slots per row."""
+    empty = length - self.mask.shape[1]
+    padding = (*((0, 0),) * 3, (0, empty), (0, 0))
     return KVCache(
-      keys=_apart(jnp.pad(self.keys, after)),
-      values=_apart(jnp.pad(self.values, after)),
-      mask=jnp.pad(self.mask, ((0, 0), (0, room))),
+      keys=_shard_heads(jnp.pad(self.keys, padding)),
+      values=_shard_heads(jnp.pad(self.values, padding)),
+      mask=jnp.pad(self.mask, ((0, 0), (0, empty))),
     )
 
 
-def _apart(heads: Float[Array, 'L S K C h']) -> Float[Array, 'L S K C h']:
-  """On a mesh, rows and heads each where they are attended to."""
+def _shard_heads(heads: Float[Array, 'L S K C h']) -> Float[Array, 'L S K C h']:
+  """Shards rows and heads as attention does."""
   return constrain(heads, 'layers', 'batch', 'attention_heads', None, None)
 
 
 class LayerCache(NamedTuple):
-  """One layer's view of the arrays that all layers share.
+  """View of one layer on the arrays that all layers share.
 
   Attributes:
-    keys: of every layer.
-    values: of every layer.
-    layer: which layer is looking.
-    slot: where the next tokens are written.
+    keys: keys of all layers.
+    values: values of all layers.
+    layer: index of this layer.
+    slot: first slot that the next tokens are written to.
   """
 
   keys: Float[Array, 'L S K C h']
@@ -89,17 +88,17 @@ class LayerCache(NamedTuple):
   slot: Int[Array, '']
 
   @classmethod
-  def of(
+  def of_one_layer(
     cls, keys: Float[Array, 'S K C h'], values: Float[Array, 'S K C h']
   ) -> LayerCache:
-    """A cache of one layer that holds just these."""
+    """Creates a cache of one layer from its keys and values."""
     zero = jnp.zeros((), jnp.int32)
     return cls(keys=keys[None], values=values[None], layer=zero, slot=zero)
 
   def write(
     self, keys: Float[Array, 'S K T h'], values: Float[Array, 'S K T h']
   ) -> LayerCache:
-    """Stores the next tokens' keys and values, in place where XLA may."""
+    """Writes the next tokens' keys and values; XLA does it in place."""
     start = (self.layer, 0, 0, self.slot, 0)
     return self._replace(
       keys=jax.lax.dynamic_update_slice(self.keys, keys[None], start),

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shape of a decoder-only transformer, in plain numbers and strings."""
+"""Model configuration: sizes and options of a decoder-only transformer."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from covrl.models.lora import Lora
-from covrl.models.remat import REMAT
-from covrl.models.rope import RopeScaling, YarnScaling, plain_frequencies
+from covrl.models.remat import REMAT_POLICIES, RematPolicy
+from covrl.models.rope import RopeScaling, YarnScaling, base_frequencies
 
 _SIZES = (
   'vocab_size',
@@ -31,20 +33,23 @@ _POSITIVE = (
   'logit_soft_cap',
 )
 _DTYPES = ('float64', 'float32', 'bfloat16', 'float16')
-_ACTIVATIONS = ('silu', 'gelu_tanh')
+
+Activation = Literal['silu', 'gelu_tanh']
+_ACTIVATIONS = get_args(Activation)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experts:
-  """Several feed-forward layers in place of one, some of them for each token.
+  """Options of a mixture of experts.
 
   Attributes:
-    count: how many there are.
-    per_token: how many a token is sent to.
-    normalised: whether what these few count for is divided by its sum.
+    count: number of experts per layer.
+    per_token: number of experts each token is routed to.
+    normalised: whether the router probabilities of these are divided by their
+      sum.
 
   Raises:
-    ValueError: if a token would be sent to none, or to more than there are.
+    ValueError: if `per_token` is less than 1 or more than `count`.
   """
 
   count: int
@@ -54,57 +59,61 @@ class Experts:
   def __post_init__(self) -> None:
     if not 1 <= self.per_token <= self.count:
       raise ValueError(
-        f'experts of a token must be 1 to {self.count}, as many as there are,'
+        f'experts per token must be 1 to {self.count}, the number of experts,'
         f' got {self.per_token}'
       )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-  """Everything that decides a transformer's parameters and its arithmetic.
+  """Sizes, options and dtypes of a decoder-only transformer.
 
-  Hashable, so that a jitted function may take it as a static argument.
+  Hashable, so that it may be a static argument of jitted functions.
 
   Attributes:
-    vocab_size: tokens the policy can read and write.
-    num_layers: blocks of attention and feed-forward.
+    vocab_size: number of tokens of the vocabulary.
+    num_layers: number of blocks of attention and feed-forward layers.
     model_dim: width of the residual stream.
-    num_heads: query heads.
-    num_kv_heads: key and value heads, each shared by
+    num_heads: number of query heads.
+    num_kv_heads: number of key and value heads, each shared by
       `num_heads / num_kv_heads` query heads.
-    head_dim: width of one head; even, since rotations act on pairs.
-    hidden_dim: width of the gated feed-forward layer, of each expert's if
-      there are experts.
+    head_dim: width of one head; even, since rotary embeddings act on pairs.
+    hidden_dim: width of the gated feed-forward layer, or of each expert.
     rope_theta: base of the rotary wavelengths.
-    rope_scaling: how rotations slow down for long texts; `None` for not.
-    windows: tokens each layer looks back at, its own included, one number per
-      layer; 0 is all of them, and so is leaving the tuple empty.
+    rope_scaling: scaling of the rotary frequencies for long contexts; `None`
+      does not scale.
+    windows: sliding window of each layer in tokens, the current one included;
+      0 is unlimited, and an empty tuple makes all layers unlimited.
     local_rope_theta: base of the wavelengths of layers with a window, which
       are then not scaled; `None` treats them like the others.
     qkv_bias: whether queries, keys and values have a bias.
-    qk_norm: whether each head's queries and keys are normed.
-    attention_scale: of the products of queries and keys; h^−1/2 if `None`.
-    attention_soft_cap: bound of these products, as tanh keeps it.
-    logit_soft_cap: bound of the logits, as tanh keeps it.
-    activation: of the gate, `'silu'` or `'gelu_tanh'`.
-    norm_eps: added to the mean square before its root is taken.
-    unit_offset: whether norms multiply by 1 + scale rather than by scale.
-    post_norms: whether a block's two results are normed as well.
+    qk_norm: whether each head's queries and keys are normalised.
+    attention_scale: scale of attention scores; head_dim^−1/2 if `None`.
+    attention_soft_cap: soft cap of attention scores (by tanh), or `None`.
+    logit_soft_cap: soft cap of the logits (by tanh), or `None`.
+    activation: activation of the feed-forward gate.
+    norm_eps: added to the mean square before the root.
+    unit_offset: whether norms multiply by 1 + scale instead of scale.
+    post_norms: whether the outputs of attention and feed-forward layers are
+      normalised too.
     scaled_embeddings: whether embeddings are multiplied by √model_dim.
-    tied_embeddings: whether the unembedding is the embedding, transposed.
-    experts: a mixture in place of the feed-forward layers; `None` for not.
-    lora: adapters, which alone are trained; `None` trains all parameters.
-    dtype: of activations and matrix products; attention's softmax, norms and
-      logits are float32 at least.
-    param_dtype: of the stored parameters.
-    remat: what the backward pass recomputes instead of keeping it; see
+    tied_embeddings: whether the unembedding is the transposed embedding.
+    experts: mixture of experts in place of the feed-forward layers, or `None`.
+    lora: low-rank adapters, which alone are trained; `None` trains all
+      parameters.
+    dtype: dtype of activations and matrix products; softmax, norms and logits
+      are at least float32. Whatever `jnp.dtype` takes; stored as its name.
+    param_dtype: dtype of the stored parameters, given and stored like `dtype`.
+    remat: activations that the backward pass recomputes; see
       `covrl.models.remat`.
 
   Raises:
-    ValueError: if a number is out of range or two of them contradict.
+    ValueError: if a value is out of range or two of them contradict.
 
   >>> tiny(16).num_heads // tiny(16).num_kv_heads
   2
+  >>> dataclasses.replace(tiny(16), dtype=jnp.bfloat16).dtype
+  'bfloat16'
   """
 
   vocab_size: int
@@ -123,7 +132,7 @@ class ModelConfig:
   attention_scale: float | None = None
   attention_soft_cap: float | None = None
   logit_soft_cap: float | None = None
-  activation: str = 'silu'
+  activation: Activation = 'silu'
   norm_eps: float = 1e-6
   unit_offset: bool = False
   post_norms: bool = False
@@ -131,11 +140,14 @@ class ModelConfig:
   tied_embeddings: bool = True
   experts: Experts | None = None
   lora: Lora | None = None
-  dtype: str = 'float32'
-  param_dtype: str = 'float32'
-  remat: str = 'nothing'
+  dtype: DTypeLike = 'float32'
+  param_dtype: DTypeLike = 'float32'
+  remat: RematPolicy = 'nothing'
 
   def __post_init__(self) -> None:
+    for name in ('dtype', 'param_dtype'):
+      # Plain strings, so that equal configs are equal and hash alike.
+      object.__setattr__(self, name, _dtype_name(name, getattr(self, name)))
     for name in _SIZES:
       if getattr(self, name) < 1:
         raise ValueError(
@@ -159,9 +171,9 @@ class ModelConfig:
         f'activation must be one of {_ACTIVATIONS}, got {self.activation!r}'
       )
     self._check_windows()
-    if self.remat not in REMAT:
+    if self.remat not in REMAT_POLICIES:
       raise ValueError(
-        f'remat must be one of {tuple(REMAT)}, got {self.remat!r}'
+        f'remat must be one of {tuple(REMAT_POLICIES)}, got {self.remat!r}'
       )
     if self.lora is not None and self.experts is not None:
       routed = {'gate', 'up', 'down'} & set(self.lora.targets)
@@ -170,14 +182,9 @@ class ModelConfig:
           'adapters of a mixture of experts may be those of query, key, value'
           f' and output only, got {sorted(routed)}'
         )
-    for name in ('dtype', 'param_dtype'):
-      if getattr(self, name) not in _DTYPES:
-        raise ValueError(
-          f'{name} must be one of {_DTYPES}, got {getattr(self, name)!r}'
-        )
 
   def _check_windows(self) -> None:
-    """Refuses windows of other layers than there are, or that see nothing."""
+    """Refuses windows whose number or size does not fit the layers."""
     if self.windows and len(self.windows) != self.num_layers:
       raise ValueError(
         f'windows must be one number for each of {self.num_layers} layers, '
@@ -194,28 +201,39 @@ class ModelConfig:
   @property
   def frequencies(self) -> Float[np.ndarray, 'L pairs']:
     """Rotary frequencies of every layer, in radians per position."""
-    everywhere = plain_frequencies(self.rope_theta, self.head_dim)
+    unlimited = base_frequencies(self.rope_theta, self.head_dim)
     if self.rope_scaling is not None:
-      everywhere = self.rope_scaling(everywhere, self.rope_theta)
-    local = everywhere
+      unlimited = self.rope_scaling(unlimited, self.rope_theta)
+    local = unlimited
     if self.local_rope_theta is not None:
-      local = plain_frequencies(self.local_rope_theta, self.head_dim)
+      local = base_frequencies(self.local_rope_theta, self.head_dim)
     windows = self.windows or (0,) * self.num_layers
-    return np.stack([local if window else everywhere for window in windows])
+    return np.stack([local if window else unlimited for window in windows])
 
   @property
   def rope_magnitude(self) -> float:
-    """What rotated queries and keys are multiplied by."""
+    """Factor that rotated queries and keys are multiplied by."""
     return 1.0 if self.rope_scaling is None else self.rope_scaling.magnitude
 
   @property
   def stats_dtype(self) -> jnp.dtype:
-    """What softmax, norms and logits are computed in: float32 or wider."""
+    """Dtype of softmax, norms and logits: float32 or wider."""
     return jnp.promote_types(self.dtype, jnp.float32)
 
 
+def _dtype_name(field: str, dtype: DTypeLike) -> str:
+  """Name of a dtype of a config, checked."""
+  try:
+    name = jnp.dtype(dtype).name
+  except TypeError:
+    name = None
+  if name not in _DTYPES:
+    raise ValueError(f'{field} must be one of {_DTYPES}, got {dtype!r}')
+  return name
+
+
 def tiny(vocab_size: int) -> ModelConfig:
-  """A transformer for tests: two layers, width 32.
+  """Configuration for tests: two layers, width 32.
 
   >>> tiny(16).num_layers
   2
@@ -232,7 +250,7 @@ def tiny(vocab_size: int) -> ModelConfig:
 
 
 def countdown(vocab_size: int) -> ModelConfig:
-  """About a million parameters: learns Countdown within minutes on a CPU.
+  """Configuration with a million parameters: learns Countdown in minutes on CPU.
 
   >>> countdown(64).model_dim
   128

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A mixture of experts: each token is transformed by the few it is sent to.
+"""Mixture of experts: each token is routed to a few feed-forward layers.
 
-No token is dropped, however many go to one expert: the rows are sorted by
-expert and multiplied group by group. `jax.lax.ragged_dot` does that: on TPUs
-it is one grouped kernel, whose work is that of the rows there are; where there
-is no such kernel it is one masked product per expert, right and slower.
+No token is dropped, however many are routed to one expert: rows are sorted by
+expert and multiplied group by group with `jax.lax.ragged_dot`. On TPUs that is
+one grouped kernel, whose work is proportional to the number of rows; elsewhere
+it is one masked product per expert, correct and slower.
 
-On a mesh whose `expert` axis splits the experts, every device collects the
-tokens of those it shares them with, computes what its own experts add, and the
-sums are scattered back: one gather and one scatter of tokens for each layer,
-of a fixed size, where sending each token to its experts would need a bound on
-how many an expert may get.
+On a mesh whose `expert` axis splits the experts, every device gathers the tokens
+of the devices with other experts, computes the terms of its own experts, and
+the sums are scattered back: one all-gather and one reduce-scatter of tokens per
+layer, of a fixed size. Sending each token to its experts would need a bound on
+the number of tokens per expert.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from covrl.models.cache import repeat_rows
-from covrl.models.config import ModelConfig
-from covrl.models.layers import activate, normal, output_scale
+from covrl.models.config import Activation, ModelConfig
+from covrl.models.layers import activate, normal_param, output_std
 from covrl.parallel import sharding
 from covrl.types import Scalar
 
 
 class Routing(NamedTuple):
-  """What became of the real tokens, summed over them, for each layer.
+  """Routing statistics of each layer, summed over real tokens.
 
   Attributes:
-    tokens: how many there were.
-    counts: how often each expert was chosen.
-    mass: the probability that the router gave each expert.
-    entropy: of these probabilities, in nats.
+    tokens: number of real tokens.
+    counts: number of tokens routed to each expert.
+    mass: sum of the router's probability of each expert.
+    entropy: sum of the entropies of these probabilities, in nats.
   """
 
   tokens: Int[Array, '*L']
@@ -47,26 +47,32 @@ class Routing(NamedTuple):
   entropy: Float[Array, '*L']
 
   @classmethod
-  def of(
+  def from_choices(
     cls,
     probabilities: Float[Array, 'B T E'],
     chosen: Int[Array, 'B T k'],
     real: Bool[Array, 'B T'],
   ) -> Routing:
-    """Of one layer."""
+    """Statistics of one layer.
+
+    Args:
+      probabilities: of the experts, for each token.
+      chosen: experts that each token is routed to.
+      real: true for tokens that are not padding.
+    """
     experts = jnp.arange(probabilities.shape[-1])
     hits = (chosen[..., None] == experts) & real[..., None, None]
-    surprise = -jax.scipy.special.xlogy(probabilities, probabilities)
+    entropies = -jax.scipy.special.xlogy(probabilities, probabilities)
     return cls(
       tokens=jnp.sum(real, dtype=jnp.int32),
       counts=jnp.sum(hits, axis=(0, 1, 2), dtype=jnp.int32),
       mass=jnp.sum(jnp.where(real[..., None], probabilities, 0), axis=(0, 1)),
-      entropy=jnp.sum(jnp.where(real[..., None], surprise, 0)),
+      entropy=jnp.sum(jnp.where(real[..., None], entropies, 0)),
     )
 
 
 def load_balance(mass: Float[Array, 'L E'], whole: Routing) -> Scalar:
-  """How unevenly the experts are used: 1 if alike, more if not.
+  """Load-balancing loss: 1 if experts are used equally, more otherwise.
 
       (1/L) Σ_l E Σ_e f_le · P_le
 
@@ -74,13 +80,13 @@ def load_balance(mass: Float[Array, 'L E'], whole: Routing) -> Scalar:
   differentiated; P_le is the mean probability.
 
   Args:
-    mass: of some of the tokens; the losses of all parts add up.
-    whole: of all tokens.
+    mass: `Routing.mass` of some of the tokens; losses of disjoint sets add up.
+    whole: routing statistics of all tokens.
 
   References:
     Fedus, Zoph & Shazeer, "Switch Transformers: Scaling to Trillion Parameter
     Models with Simple and Efficient Sparsity", arXiv:2101.03961, (4), for one
-    expert a token.
+    expert per token.
   """
   layers, experts = mass.shape
   choices = jnp.maximum(jnp.sum(whole.counts, axis=-1, keepdims=True), 1)
@@ -90,11 +96,11 @@ def load_balance(mass: Float[Array, 'L E'], whole: Routing) -> Scalar:
 
 
 class RoutedMLP(nnx.Module):
-  """Gated feed-forward layers of which a router chooses some for each token.
+  """Gated feed-forward layers, some of which a router chooses for each token.
 
       p = softmax(x W_router),    y = Σ_e p_e expert_e(x) over the k likeliest
 
-  p is divided by its sum over these, where the model says so.
+  With `Experts.normalised`, p is divided by its sum over these k.
 
   References:
     Shazeer et al., "Outrageously Large Neural Networks: The Sparsely-Gated
@@ -113,27 +119,31 @@ class RoutedMLP(nnx.Module):
     scale = dim**-0.5
     into, out = ('expert', 'embed', 'mlp'), ('expert', 'mlp', 'embed')
     shape = (count, dim, hidden)
-    self.router = normal(
+    self.router = normal_param(
       rngs, (dim, count), ('embed', None), scale=scale, config=config
     )
-    self.gate = normal(rngs, shape, into, scale=scale, config=config)
-    self.up = normal(rngs, shape, into, scale=scale, config=config)
-    self.down = normal(
+    self.gate = normal_param(rngs, shape, into, scale=scale, config=config)
+    self.up = normal_param(rngs, shape, into, scale=scale, config=config)
+    self.down = normal_param(
       rngs,
       (count, hidden, dim),
       out,
-      scale=output_scale(hidden, config),
+      scale=output_std(hidden, config),
       config=config,
     )
 
   def __call__(
     self, x: Float[Array, 'B T D'], real: Bool[Array, 'B T'] | None
   ) -> tuple[Float[Array, 'B T D'], Routing | None]:
-    """Transforms each token by itself.
+    """Applies the layer to each token.
 
     Args:
-      x: normed residual stream.
-      real: tokens to keep statistics of; `None` keeps none.
+      x: normalised residual stream.
+      real: true for tokens to compute routing statistics of; `None` computes
+        none.
+
+    Returns:
+      The term to add to the residual stream, and the statistics or `None`.
     """
     wide = self.config.stats_dtype
     logits = jnp.einsum(
@@ -149,13 +159,15 @@ class RoutedMLP(nnx.Module):
     weights = (
       weight[...].astype(x.dtype) for weight in (self.gate, self.up, self.down)
     )
-    y = mix(x, chosen, shares, *weights, activation=self.config.activation)
+    y = mix_experts(
+      x, chosen, shares, *weights, activation=self.config.activation
+    )
     if real is None:
       return y, None
-    return y, Routing.of(probabilities, chosen, real)
+    return y, Routing.from_choices(probabilities, chosen, real)
 
 
-def mix(
+def mix_experts(
   x: Float[Array, 'B T D'],
   chosen: Int[Array, 'B T k'],
   shares: Float[Array, 'B T k'],
@@ -163,24 +175,24 @@ def mix(
   up: Float[Array, 'E D F'],
   down: Float[Array, 'E F D'],
   *,
-  activation: str,
+  activation: Activation,
 ) -> Float[Array, 'B T D']:
-  """What each token's experts make of it, weighted by their shares.
+  """Sum of the outputs of each token's experts, weighted by their shares.
 
   Args:
     x: the tokens.
-    chosen: their experts.
-    shares: weight of each.
-    gate: matrices of every expert.
-    up: likewise.
-    down: likewise.
-    activation: of the gate.
+    chosen: experts of each token.
+    shares: weights of these experts.
+    gate: gate matrix of each expert.
+    up: up-projection of each expert.
+    down: down-projection of each expert.
+    activation: activation of the gate.
   """
-  run = functools.partial(_mix, activation=activation)
+  run = functools.partial(_mix_local, activation=activation)
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return run(x, chosen, shares, gate, up, down)
-  rules = sharding.rules_in_use()
+  rules = sharding.current_rules()
   tokens, into, out = (
     sharding.fitted_spec(mesh, axes, array.shape, rules)
     for axes, array in (
@@ -193,10 +205,10 @@ def mix(
     sharding.mesh_axes_of(into[0]),
     sharding.mesh_axes_of(into[2]),
   )
-  # Devices that have different experts may have different tokens, too.
+  # Devices with different experts may also have different tokens.
   gathered = tuple(e for e in experts if e in sharding.mesh_axes_of(tokens[0]))
 
-  def on_a_device(
+  def on_device(
     x: Float[Array, 'B T D'],
     chosen: Int[Array, 'B T k'],
     shares: Float[Array, 'B T k'],
@@ -216,14 +228,14 @@ def mix(
     return jax.lax.psum(y, rest) if rest else y
 
   return jax.shard_map(
-    on_a_device,
+    on_device,
     mesh=mesh,
     in_specs=(tokens, tokens, tokens, into, into, out),
     out_specs=tokens,
   )(x, chosen, shares, gate, up, down)
 
 
-def _mix(
+def _mix_local(
   x: Float[Array, 'B T D'],
   chosen: Int[Array, 'B T k'],
   shares: Float[Array, 'B T k'],
@@ -231,22 +243,22 @@ def _mix(
   up: Float[Array, 'E D F'],
   down: Float[Array, 'E F D'],
   *,
-  activation: str,
+  activation: Activation,
 ) -> Float[Array, 'B T D']:
-  """`mix` of the choices among these experts; others, out of range, add 0."""
+  """`mix_experts` on one device; choices out of range add 0."""
   count, per_token = len(gate), chosen.shape[-1]
   flat = chosen.reshape(-1)
-  is_here = (flat >= 0) & (flat < count)
-  # Rows sorted by expert, those of no expert here after all others.
-  order = jnp.argsort(jnp.where(is_here, flat, count), stable=True)
+  is_local = (flat >= 0) & (flat < count)
+  # Rows sorted by expert, those without a local expert last.
+  order = jnp.argsort(jnp.where(is_local, flat, count), stable=True)
   sizes = jnp.sum(flat == jnp.arange(count)[:, None], axis=1, dtype=jnp.int32)
   rows = repeat_rows(x.reshape(-1, x.shape[-1]), per_token)
-  # Beyond the groups a grouped product may leave anything, on the way back too.
-  rows = jnp.where(is_here[:, None], rows, 0)[order]
+  # Rows beyond the groups are undefined in grouped products, backward too.
+  rows = jnp.where(is_local[:, None], rows, 0)[order]
   gated = checkpoint_name(jax.lax.ragged_dot(rows, gate, sizes), 'gate')
-  raised = checkpoint_name(jax.lax.ragged_dot(rows, up, sizes), 'up')
-  hidden = activate(gated, activation) * raised
+  projected = checkpoint_name(jax.lax.ragged_dot(rows, up, sizes), 'up')
+  hidden = activate(gated, activation) * projected
   result = jax.lax.ragged_dot(hidden, down, sizes)[jnp.argsort(order)]
-  result = jnp.where(is_here[:, None], result, 0)
+  result = jnp.where(is_local[:, None], result, 0)
   result = result.reshape(*chosen.shape, x.shape[-1])
   return jnp.einsum('btkd,btk->btd', result, shares).astype(x.dtype)

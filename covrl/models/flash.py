@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention of whole rows on TPU, without an array of all products.
+"""Flash attention of whole rows on TPU: JAX's splash attention kernels.
 
-JAX's splash kernels, on each device for its own rows and heads: blocks of keys
-that causality or a window hides are never read, and backward they are computed
-once more rather than kept.
+They run on each device for its rows and heads and never store all scores.
+Blocks of keys that are masked by causality or a window are not read, and the
+backward pass computes scores again instead of storing them.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from jaxtyping import Array, Float, Int
 from covrl.models.config import ModelConfig
 from covrl.parallel import sharding
 
-# Queries and keys of a block, the preferred first. Larger blocks reread keys
-# less often, and compute more that causality hides.
+# Block sizes of queries and keys, the preferred first. Larger blocks read keys
+# less often, and compute more scores that causality masks.
 BLOCKS = (512, 256, 128)
-# What a checkpoint policy knows the result and its normaliser by.
-NAME = 'attended'
+# Name of the result and its normaliser in rematerialisation policies.
+CHECKPOINT_NAME = 'attended'
 
 
-def is_used(config: ModelConfig, length: int) -> bool:
-  """Whether rows of this length are attended to by the kernels."""
+def uses_kernel(config: ModelConfig, length: int) -> bool:
+  """Whether attention of rows of this length uses the kernels."""
   return (
     sharding.platform() == 'tpu'
     and length >= BLOCKS[-1]
@@ -51,27 +51,26 @@ def attend_rows(
   *,
   interpret: bool = False,
 ) -> Float[Array, 'B T H h']:
-  """As `attend`, every token seeing what precedes it in its own segment.
+  """Causal attention within segments, like `covrl.models.attention.attend`.
 
   Args:
     queries: `H` heads.
-    keys: `K` heads, each serving `H / K` consecutive query heads.
-    values: laid out like the keys.
-    segment_ids: which sequence of the row; tokens of a number see only those
-      of the same number, padding too.
-    window: how far this layer looks back, if the model has layers of several
-      windows.
-    config: says which windows there are, scale and cap.
-    interpret: whether to run the kernels in Python, for tests off TPU.
+    keys: `K` heads, each shared by `H / K` consecutive query heads.
+    values: one per key.
+    segment_ids: index of the sequence within the row; tokens attend within
+      their segment only, and padding (0) within padding.
+    window: sliding window of this layer in tokens, if layers differ in it.
+    config: has the windows of all layers, the scale and the soft cap.
+    interpret: whether to run the kernels in interpret mode, for tests.
   """
   scale = config.attention_scale or config.head_dim**-0.5
   queries = (queries * scale).astype(queries.dtype).swapaxes(1, 2)
   arrays = (queries, keys, values, segment_ids)
 
-  def among(size: int, *arrays: Array) -> Float[Array, 'B H T h']:
-    return _on_devices(
+  def attend_within(size: int, *arrays: Array) -> Float[Array, 'B H T h']:
+    return _shard_map(
       functools.partial(
-        _attend,
+        _attend_local,
         window=size,
         cap=config.attention_soft_cap,
         interpret=interpret,
@@ -81,35 +80,35 @@ def attend_rows(
 
   sizes = sorted(set(config.windows or (0,)))
   if len(sizes) == 1 or window is None:
-    mixed = among(sizes[0], *arrays)
+    mixed = attend_within(sizes[0], *arrays)
   else:
-    # The window of layers that see everything is the largest integer.
+    # Layers without a window have the largest integer as theirs.
     order = [size for size in sizes if size] + [0] * (0 in sizes)
     index = jnp.searchsorted(jnp.asarray([s for s in order if s]), window)
-    branches = [functools.partial(among, size) for size in order]
+    branches = [functools.partial(attend_within, size) for size in order]
     mixed = jax.lax.switch(index, branches, *arrays)
   return mixed.swapaxes(1, 2)
 
 
-def _on_devices(
+def _shard_map(
   attend: functools.partial[Float[Array, 'B H T h']],
   queries: Float[Array, 'B H T h'],
   keys: Float[Array, 'B K T h'],
   values: Float[Array, 'B K T h'],
   segment_ids: Int[Array, 'B T'],
 ) -> Float[Array, 'B H T h']:
-  """Runs it on every device's rows and heads."""
+  """Maps attention over devices, which split rows and heads."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.are_all_axes_manual:
     return attend(queries, keys, values, segment_ids)
   axes = ('batch', 'attention_heads', 'attended', 'head_dim')
-  rules = sharding.rules_in_use()
+  rules = sharding.current_rules()
   heads, kv_heads = (
     sharding.fitted_spec(mesh, axes, x.shape, rules) for x in (queries, keys)
   )
   if heads[1] != kv_heads[1]:
     raise ValueError(
-      'heads must be split as their keys are, got '
+      'query heads must be split like key heads, got '
       f'{queries.shape[1]} heads over {heads[1]} and {keys.shape[1]} keys over '
       f'{kv_heads[1]}'
     )
@@ -123,7 +122,7 @@ def _on_devices(
   )(queries, keys, values, segment_ids)
 
 
-def _attend(
+def _attend_local(
   queries: Float[Array, 'B H T h'],
   keys: Float[Array, 'B K T h'],
   values: Float[Array, 'B K T h'],
@@ -133,17 +132,19 @@ def _attend(
   cap: float | None,
   interpret: bool,
 ) -> Float[Array, 'B H T h']:
-  """A device's part; rows are filled up to whole blocks."""
+  """Attention on one device; rows are padded to whole blocks."""
   length = queries.shape[2]
   size = padded_length(length)
-  room = size - length
+  padding = size - length
 
-  def fill(x: Array) -> Array:
-    return jnp.pad(x, ((0, 0), (0, 0), (0, room), (0, 0))) if room else x
+  def pad(x: Array) -> Array:
+    if not padding:
+      return x
+    return jnp.pad(x, ((0, 0), (0, 0), (0, padding), (0, 0)))
 
   block = block_size(size)
   kernel: Any = splash.make_splash_mha(
-    masks.MultiHeadMask([_mask(size, window)] * queries.shape[1]),
+    masks.MultiHeadMask([_block_mask(size, window)] * queries.shape[1]),
     block_sizes=splash.BlockSizes(
       block_q=block,
       block_kv=block,
@@ -154,20 +155,22 @@ def _attend(
     head_shards=1,
     q_seq_shards=1,
     attn_logits_soft_cap=cap,
-    residual_checkpoint_name=NAME,
+    residual_checkpoint_name=CHECKPOINT_NAME,
     interpret=interpret,
   )
-  ids = jnp.pad(segment_ids, ((0, 0), (0, room))) if room else segment_ids
-  # The name tells how much of the products is computed.
+  ids = segment_ids
+  if padding:
+    ids = jnp.pad(segment_ids, ((0, 0), (0, padding)))
+  # Cost estimates read the window from the scope's name.
   with jax.named_scope(f'window_{window}'):
     mixed = jax.vmap(kernel)(
-      fill(queries), fill(keys), fill(values), splash.SegmentIds(ids, ids)
+      pad(queries), pad(keys), pad(values), splash.SegmentIds(ids, ids)
     )
   return mixed[:, :, :length]
 
 
-def _mask(length: int, window: int) -> masks.Mask:
-  """What a token sees of its row."""
+def _block_mask(length: int, window: int) -> masks.Mask:
+  """Causal mask, or a sliding window if it is not 0."""
   shape = (length, length)
   if not window:
     return masks.CausalMask(shape)
@@ -175,7 +178,7 @@ def _mask(length: int, window: int) -> masks.Mask:
 
 
 def padded_length(length: int) -> int:
-  """A row's length, filled up to whole blocks of the smallest size.
+  """Rounds a row's length up to a multiple of the smallest block.
 
   >>> padded_length(10239)
   10240
@@ -184,7 +187,7 @@ def padded_length(length: int) -> int:
 
 
 def block_size(length: int) -> int:
-  """The largest blocks that rows of a padded length consist of.
+  """Largest block size that divides a padded length.
 
   >>> block_size(10240), block_size(384)
   (512, 128)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The small parts of a block: parameters, norm, feed-forward, sharding."""
+"""Layers of a block: parameters, linear maps, norms, feed-forward, sharding."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Shaped
 
-from covrl.models.config import ModelConfig
+from covrl.models.config import Activation, ModelConfig
 from covrl.models.lora import Lora
 from covrl.parallel import sharding
 
 
-def normal(
+def normal_param(
   rngs: nnx.Rngs,
   shape: tuple[int, ...],
   axes: tuple[str | None, ...],
@@ -24,31 +24,39 @@ def normal(
   scale: float,
   config: ModelConfig,
 ) -> nnx.Param:
-  """A parameter drawn from N(0, scale²), its axes named by what they mean."""
+  """Creates a parameter drawn from N(0, scale²).
+
+  Args:
+    rngs: source of randomness; its stream `params` is used.
+    shape: of the parameter.
+    axes: logical axis of each dimension; see `covrl.parallel.sharding`.
+    scale: standard deviation.
+    config: its `param_dtype` is used.
+  """
   values = scale * jax.random.normal(rngs.params(), shape, jnp.float32)
   return nnx.Param(values.astype(config.param_dtype), axes=axes)
 
 
 class Adapter(nnx.Module):
-  """What is added to a product whose matrix stays.
+  """Low-rank adapter (LoRA), added to the product with a frozen matrix.
 
       scale · (x A) B
 
-  A is drawn and B is nothing, so that an adapter begins as no change. Both are
-  float32 at least, however narrow the matrix: their steps are small.
+  A is random and B is 0, so that an adapter initially changes nothing. Both are
+  at least float32, even beside a narrower matrix: their updates are small.
   """
 
   def __init__(
     self, lora: Lora, weight: nnx.Param, inputs: int, rngs: nnx.Rngs
   ) -> None:
-    """Takes its shape from the matrix.
+    """Creates the adapter of a matrix.
 
     Args:
       lora: rank and scale.
       weight: the matrix.
-      inputs: how many of its leading axes a product sums over.
-      rngs: have a stream of their own for adapters, so that the matrices are
-        the same with and without.
+      inputs: number of its leading axes that the product sums over.
+      rngs: source of randomness; adapters have their own stream, so that the
+        matrices do not depend on them.
     """
     self.scale = lora.scale
     rank, dtype = lora.rank, jnp.promote_types(weight.dtype, jnp.float32)
@@ -63,13 +71,13 @@ class Adapter(nnx.Module):
     )
 
   def __call__(self, x: Float[Array, 'B T ...']) -> Float[Array, 'B T ...']:
-    """The addition to the product of these inputs."""
+    """Computes the term to add to the product of `x` with the matrix."""
     a, b = self.a[...].astype(x.dtype), self.b[...].astype(x.dtype)
     narrow = jnp.tensordot(x, a, axes=a.ndim - 1)
     return self.scale * jnp.tensordot(narrow, b, axes=1)
 
 
-def adapter(
+def make_adapter(
   config: ModelConfig,
   name: str,
   weight: nnx.Param,
@@ -77,32 +85,40 @@ def adapter(
   inputs: int = 1,
   rngs: nnx.Rngs,
 ) -> Adapter | None:
-  """The adapter of a matrix, where it is to have one."""
+  """Creates the adapter of a matrix, or `None` if it has none.
+
+  Args:
+    config: its `lora` names the adapted matrices.
+    name: of the matrix.
+    weight: the matrix.
+    inputs: number of its leading axes that the product sums over.
+    rngs: source of randomness.
+  """
   if config.lora is None or name not in config.lora.targets:
     return None
   return Adapter(config.lora, weight, inputs, rngs)
 
 
-def product(
+def linear(
   x: Float[Array, 'B T ...'],
   weight: nnx.Param,
-  change: Adapter | None,
+  adapter: Adapter | None,
   *,
   inputs: int = 1,
 ) -> Float[Array, 'B T ...']:
-  """Inputs times a matrix, and what its adapter adds to that.
+  """Multiplies inputs with a matrix and adds the adapter's term.
 
   Args:
-    x: in the dtype to multiply in.
+    x: inputs, in the dtype to multiply in.
     weight: the matrix.
-    change: its adapter, if it has one.
-    inputs: how many of the matrix's leading axes are summed over.
+    adapter: the matrix's adapter, or `None`.
+    inputs: number of the matrix's leading axes that are summed over.
   """
   result = jnp.tensordot(x, weight[...].astype(x.dtype), axes=inputs)
-  return result if change is None else result + change(x)
+  return result if adapter is None else result + adapter(x)
 
 
-def output_scale(fan_in: int, config: ModelConfig) -> float:
+def output_std(fan_in: int, config: ModelConfig) -> float:
   """Standard deviation of a matrix that writes into the residual stream.
 
       (fan_in · 2 · num_layers)^−1/2
@@ -115,11 +131,11 @@ def output_scale(fan_in: int, config: ModelConfig) -> float:
 def constrain(
   x: Shaped[Array, '...'], *axes: str | None
 ) -> Shaped[Array, '...']:
-  """States how an activation lies on the mesh in use; without one, nothing.
+  """Constrains the sharding of an activation on the current mesh, if any.
 
   Mesh and table are those that `covrl.parallel.sharding.in_use` put in use around the
   jitted call.
-  Axes that it cannot divide are left whole.
+  Array axes that the mesh does not divide evenly are not split.
 
   Args:
     x: any array.
@@ -128,16 +144,16 @@ def constrain(
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return x
-  spec = sharding.fitted_spec(mesh, axes, x.shape, sharding.rules_in_use())
+  spec = sharding.fitted_spec(mesh, axes, x.shape, sharding.current_rules())
   return jax.lax.with_sharding_constraint(x, spec)
 
 
 class RMSNorm(nnx.Module):
-  """Divides by the root mean square, then scales each feature.
+  """Root-mean-square norm with a learnt scale per feature.
 
       y = x / √(mean(x²) + ε) · scale
 
-  or · (1 + scale) with `unit_offset`; either begins at 1.
+  or · (1 + scale) with `unit_offset`; the factor is initially 1.
   """
 
   def __init__(self, config: ModelConfig, size: int, axis: str) -> None:
@@ -146,7 +162,7 @@ class RMSNorm(nnx.Module):
     self.scale = nnx.Param(start((size,), config.param_dtype), axes=(axis,))
 
   def __call__(self, x: Float[Array, '*B D']) -> Float[Array, '*B D']:
-    """Norms the last axis."""
+    """Normalises the last axis."""
     wide = x.astype(self.config.stats_dtype)
     mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
     y = wide * jax.lax.rsqrt(mean_square + self.config.norm_eps)
@@ -157,7 +173,7 @@ class RMSNorm(nnx.Module):
 
 
 class GatedMLP(nnx.Module):
-  """The gated feed-forward layer.
+  """Gated feed-forward layer.
 
       y = (activation(x W_gate) ⊙ x W_up) W_down
 
@@ -170,37 +186,43 @@ class GatedMLP(nnx.Module):
     dim, hidden = config.model_dim, config.hidden_dim
     scale = dim**-0.5
     into, out = ('embed', 'mlp'), ('mlp', 'embed')
-    self.gate = normal(rngs, (dim, hidden), into, scale=scale, config=config)
-    self.up = normal(rngs, (dim, hidden), into, scale=scale, config=config)
-    self.down = normal(
+    self.gate = normal_param(
+      rngs, (dim, hidden), into, scale=scale, config=config
+    )
+    self.up = normal_param(
+      rngs, (dim, hidden), into, scale=scale, config=config
+    )
+    self.down = normal_param(
       rngs,
       (hidden, dim),
       out,
-      scale=output_scale(hidden, config),
+      scale=output_std(hidden, config),
       config=config,
     )
-    self.gate_adapter = adapter(config, 'gate', self.gate, rngs=rngs)
-    self.up_adapter = adapter(config, 'up', self.up, rngs=rngs)
-    self.down_adapter = adapter(config, 'down', self.down, rngs=rngs)
+    self.gate_adapter = make_adapter(config, 'gate', self.gate, rngs=rngs)
+    self.up_adapter = make_adapter(config, 'up', self.up, rngs=rngs)
+    self.down_adapter = make_adapter(config, 'down', self.down, rngs=rngs)
 
   def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
-    """Transforms each token by itself."""
-    gate = checkpoint_name(product(x, self.gate, self.gate_adapter), 'gate')
-    up = checkpoint_name(product(x, self.up, self.up_adapter), 'up')
-    opened = activate(gate, self.config.activation)
-    hidden = constrain(opened * up, 'batch', 'sequence', 'mlp')
-    return product(hidden, self.down, self.down_adapter)
+    """Applies the layer to each token."""
+    gate = checkpoint_name(linear(x, self.gate, self.gate_adapter), 'gate')
+    up = checkpoint_name(linear(x, self.up, self.up_adapter), 'up')
+    gated = activate(gate, self.config.activation)
+    hidden = constrain(gated * up, 'batch', 'sequence', 'mlp')
+    return linear(hidden, self.down, self.down_adapter)
 
 
-def activate(x: Float[Array, '*B F'], activation: str) -> Float[Array, '*B F']:
-  """The gate's nonlinearity: silu, or gelu by its tanh approximation."""
+def activate(
+  x: Float[Array, '*B F'], activation: Activation
+) -> Float[Array, '*B F']:
+  """Applies the gate's activation: SiLU, or GELU in its tanh approximation."""
   if activation == 'silu':
     return jax.nn.silu(x)
   return jax.nn.gelu(x, approximate=True)
 
 
 def soft_cap(x: Float[Array, '*B'], bound: float | None) -> Float[Array, '*B']:
-  """Keeps values within ±bound smoothly; `None` keeps them as they are.
+  """Soft cap to ±bound; the identity if `None`.
 
   bound · tanh(x / bound)
   """

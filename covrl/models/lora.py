@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Low-rank adapters: what they are, and how their parameters are kept apart.
+"""Low-rank adapters (LoRA): options, and splitting and merging of parameters.
 
-An adapter stands beside the matrix that it adds to, under the same name with
-`_adapter` after it, so that a tree of parameters can be taken apart and put
-together by its names alone.
+The adapter of parameter `NAME` is its sibling `NAME_adapter`, so that trees of
+parameters can be split and joined by names alone.
 """
 
 from __future__ import annotations
@@ -23,23 +22,23 @@ _SUFFIX = '_adapter'
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lora:
-  """Which matrices have an adapter, and how large it is.
+  """Options of the adapters.
 
       y = x W + scale · (x A) B,    scale = alpha / rank
 
   Attributes:
-    rank: columns of A, rows of B.
-    alpha: of the scale.
-    targets: names of the matrices, of each layer, among `TARGETS`.
+    rank: number of columns of A and rows of B.
+    alpha: numerator of the scale.
+    targets: names of the adapted matrices of each layer, among `TARGETS`.
     rank_stabilised: whether the scale is alpha / √rank instead.
 
   Raises:
-    ValueError: if there is no such matrix, or a number is not positive.
+    ValueError: if a target is unknown, or a number is not positive.
 
   References:
     Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models",
     arXiv:2106.09685, (3). Kalajdzievski, "A Rank Stabilization Scaling Factor
-    for Fine-Tuning with LoRA", arXiv:2312.03732, for the root.
+    for Fine-Tuning with LoRA", arXiv:2312.03732 (`rank_stabilised`).
 
   >>> Lora(rank=8, alpha=16.0).scale
   2.0
@@ -67,13 +66,15 @@ class Lora:
 
   @property
   def scale(self) -> float:
-    """What the product of an adapter's matrices is multiplied by."""
+    """Factor of the product of an adapter's matrices."""
     rank = math.sqrt(self.rank) if self.rank_stabilised else self.rank
     return self.alpha / rank
 
 
 def split_adapters(params: Mapping[str, PyTree]) -> tuple[PyTree, PyTree]:
-  """Parameters without adapters, and the adapters, both nested as they were.
+  """Splits parameters into those without adapters and the adapters.
+
+  Both keep the nesting of the tree.
 
   >>> split_adapters({'mlp': {'up': 1, 'up_adapter': {'a': 2, 'b': 3}}})
   ({'mlp': {'up': 1}}, {'mlp': {'up_adapter': {'a': 2, 'b': 3}}})
@@ -103,15 +104,18 @@ def join_adapters(
 
 
 def merge_adapters(params: Mapping[str, PyTree], lora: Lora) -> PyTree:
-  """Parameters without adapters that compute the same.
+  """Merges adapters into the matrices that they are added to.
 
       W ← W + scale · A B
 
-  in float32 or wider, a layer at a time, rounded once.
+  computed in float32 or wider, one layer at a time, and rounded once.
 
   Args:
-    params: the layers' arrays stacked.
-    lora: what the adapters are.
+    params: parameters with adapters; arrays of layers are stacked.
+    lora: options of the adapters.
+
+  Returns:
+    Parameters without adapters that compute the same.
   """
 
   def merge(

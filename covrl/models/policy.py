@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A policy: pure functions of a parameter pytree.
+"""Policy: a language model as pure functions of a parameter pytree.
 
-The same modules score whole sequences for the trainer and decode token by
-token for the sampler, so both speak of the same probabilities.
+The same modules score whole sequences for the trainer and decode token by token
+for the sampler, so that both compute the same probabilities.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from covrl.models.config import ModelConfig
 from covrl.models.experts import Routing
 from covrl.models.layers import soft_cap
 from covrl.models.lora import join_adapters, merge_adapters, split_adapters
-from covrl.models.transformer import Transformer, streams
+from covrl.models.transformer import Transformer, make_rngs
 from covrl.parallel import sharding
 
 
@@ -36,7 +36,7 @@ class Policy:
   policy may be closed over, or passed to `jax.jit` as a static argument.
 
   Attributes:
-    config: the model's shape.
+    config: sizes, options and dtypes of the model.
 
   >>> from covrl.models import tiny
   >>> policy = Policy(tiny(vocab_size=16))
@@ -49,12 +49,12 @@ class Policy:
 
   @functools.cached_property
   def graphdef(self) -> nnx.GraphDef[Transformer]:
-    """The modules without their parameters; static."""
+    """Graph definition of the modules, without parameters; static."""
     return self._split[0]
 
   @functools.cached_property
   def num_params(self) -> int:
-    """How many numbers the policy is made of."""
+    """Number of parameters."""
     leaves = jax.tree.leaves(self.abstract_params())
     return sum(math.prod(leaf.shape) for leaf in leaves)
 
@@ -74,18 +74,18 @@ class Policy:
     """Graph definition and abstract parameters."""
     return nnx.split(
       nnx.eval_shape(
-        lambda: Transformer(self.config, rngs=streams(jax.random.key(0)))
+        lambda: Transformer(self.config, rngs=make_rngs(jax.random.key(0)))
       )
     )
 
   def init(self, key: Key[Array, ''], mesh: Mesh | None = None) -> PyTree:
-    """Draws fresh parameters, each device making only its own shards.
+    """Initialises parameters; each device computes only its own shards.
 
     The values depend on the key and not on the mesh.
 
     Args:
       key: PRNG key.
-      mesh: where the parameters shall live; `None` is the default device.
+      mesh: mesh to shard the parameters over; `None` is the default device.
 
     Returns:
       A nested dictionary of arrays in `config.param_dtype`.
@@ -96,9 +96,9 @@ class Policy:
   def init_adapters(
     self, key: Key[Array, ''], mesh: Mesh | None = None
   ) -> PyTree:
-    """The adapters alone, as `init` draws them, nested as all parameters are.
+    """Initialises the adapters alone, with the values that `init` gives them.
 
-    Nothing of the rest is made.
+    No other parameters are computed.
     """
     return self._create(key, mesh, lambda params: split_adapters(params)[1])
 
@@ -108,10 +108,10 @@ class Policy:
     mesh: Mesh | None,
     part: Callable[[PyTree], PyTree],
   ) -> PyTree:
-    """Draws a part of the parameters where they shall live."""
+    """Initialises the part of the parameters that `part` selects."""
 
     def create(key: Key[Array, '']) -> PyTree:
-      module = Transformer(self.config, rngs=streams(key))
+      module = Transformer(self.config, rngs=make_rngs(key))
       return part(nnx.to_pure_dict(nnx.state(module)))
 
     if mesh is None:
@@ -122,16 +122,16 @@ class Policy:
 
   @functools.cached_property
   def base(self) -> Policy:
-    """The policy without adapters; itself, if it has none."""
+    """The same policy without adapters."""
     config = dataclasses.replace(self.config, lora=None)
     return dataclasses.replace(self, config=config)
 
   def split(self, params: PyTree) -> tuple[PyTree, PyTree]:
-    """What is trained, and what a training state keeps as `frozen` beside it.
+    """Splits parameters into trainable and frozen ones.
 
     Returns:
-      All parameters and nothing; or, of a policy with adapters, these and
-      `{'base': ...}`, the rest.
+      All parameters and `{}`; with adapters, the adapters and
+      `{'base': other parameters}`.
     """
     if self.config.lora is None:
       return params, {}
@@ -139,15 +139,15 @@ class Policy:
     return adapters, {'base': base}
 
   def join(self, trainable: PyTree, frozen: Mapping[str, PyTree]) -> PyTree:
-    """All parameters, from what `split` made of them; nothing is copied."""
+    """Inverse of `split`; copies no array."""
     if self.config.lora is None:
       return trainable
     return join_adapters(frozen['base'], trainable)
 
   def merge(self, params: PyTree) -> PyTree:
-    """Parameters of `base` that compute the same, adapters added to matrices.
+    """Merges adapters into the matrices: parameters of `base`.
 
-    They lie on the mesh as those given do.
+    Their sharding is that of the given parameters.
     """
     lora = self.config.lora
     if lora is None:
@@ -161,21 +161,23 @@ class Policy:
     """Shapes, dtypes and shardings of the parameters, without the parameters.
 
     Args:
-      mesh: where they shall live; `None` leaves shardings out.
+      mesh: mesh to shard over; `None` leaves shardings out.
 
     Returns:
-      A tree of `jax.ShapeDtypeStruct`, fit for restoring a checkpoint.
+      A tree of `jax.ShapeDtypeStruct`, suitable to restore a checkpoint.
     """
     shapes = nnx.to_pure_dict(self._split[1])
     if mesh is None:
       return shapes
 
-    def place(shape: Any, axes: tuple[str | None, ...]) -> jax.ShapeDtypeStruct:
+    def with_sharding(
+      leaf: Any, axes: tuple[str | None, ...]
+    ) -> jax.ShapeDtypeStruct:
       rules = sharding.TRAIN_RULES
-      placed = sharding.fit(mesh, axes, shape.shape, rules)
-      return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=placed)
+      fitted = sharding.fitted_sharding(mesh, axes, leaf.shape, rules)
+      return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=fitted)
 
-    return jax.tree.map(place, shapes, self.axes)
+    return jax.tree.map(with_sharding, shapes, self.axes)
 
   def hidden(
     self,
@@ -185,16 +187,16 @@ class Policy:
     positions: Int[Array, 'B T'],
     segment_ids: Int[Array, 'B T'],
   ) -> Float[Array, 'B T D']:
-    """Final hidden states of whole rows, padded or packed alike.
+    """Final hidden states of whole rows, padded or packed.
 
-    A token sees itself and what stands before it in its own segment.
+    A token attends to itself and to earlier tokens of its segment.
 
     Args:
-      params: see `init`.
+      params: parameters, see `init`.
       tokens: rows of one or several sequences.
-      positions: place within the sequence, from 0.
-      segment_ids: which sequence of the row, from 1; 0 is padding, which no
-        token sees and whose own states are meaningless (but finite).
+      positions: index within the sequence, from 0.
+      segment_ids: index of the sequence within the row, from 1; 0 is padding,
+        which no token attends to and whose states are finite but meaningless.
     """
     hidden, _ = self.hidden_and_routing(
       params, tokens, positions=positions, segment_ids=segment_ids
@@ -209,7 +211,7 @@ class Policy:
     positions: Int[Array, 'B T'],
     segment_ids: Int[Array, 'B T'],
   ) -> tuple[Float[Array, 'B T D'], Routing | None]:
-    """As `hidden`; and how tokens were sent to experts, if there are any."""
+    """Like `hidden`, with routing statistics if there are experts."""
     return self._module(params)(tokens, positions, segment_ids)
 
   def unembedding(self, params: PyTree) -> Float[Array, 'D V']:
@@ -240,7 +242,7 @@ class Policy:
   def logits(
     self, params: PyTree, tokens: Int[Array, 'B T']
   ) -> Float[Array, 'B T V']:
-    """Logits of unpadded rows, one sequence each; large, so for checks."""
+    """Logits of unpadded rows, one sequence each; a large array, for checks."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     hidden = self.hidden(
       params,
@@ -251,9 +253,9 @@ class Policy:
     return self.project(params, hidden)
 
   def compute_params(self, params: PyTree) -> PyTree:
-    """Matrices in `config.dtype`, once, before a loop reads them many times.
+    """Casts matrices to `config.dtype`, once before a loop that reads them often.
 
-    Every function gives the same result for these as for the parameters.
+    All functions give the same results for these as for the parameters.
     """
 
     def cast(leaf: Array, axes: tuple[str | None, ...]) -> Array:
@@ -270,12 +272,12 @@ class Policy:
     mask: Bool[Array, 'P T'],
     cache_length: int,
   ) -> tuple[Float[Array, 'P D'], KVCache]:
-    """Reads prompts that are padded on the left.
+    """Prefill: processes prompts that are padded on the left.
 
     Args:
-      params: see `init`.
+      params: parameters, see `init`.
       tokens: prompts, their last tokens in the last column.
-      positions: place within the prompt, from 0 at its first real token.
+      positions: index within the prompt, from 0 at its first real token.
       mask: true for real tokens.
       cache_length: slots per row, at least `T`.
 
@@ -284,7 +286,7 @@ class Policy:
       first `T` slots.
 
     Raises:
-      ValueError: if the cache has no room for the prompt.
+      ValueError: if `cache_length` is less than the length of the prompts.
     """
     if cache_length < tokens.shape[1]:
       raise ValueError(
@@ -303,16 +305,16 @@ class Policy:
     index: Int[Array, ''],
     live: Bool[Array, ' S'] | None = None,
   ) -> tuple[Float[Array, 'S D'], KVCache]:
-    """Reads one more token of each row.
+    """Decodes: processes one more token of each row.
 
     Args:
-      params: see `init`.
-      token: the tokens.
-      position: place of each within its sequence.
-      cache: what was read before.
+      params: parameters, see `init`.
+      token: the next token of each row.
+      position: index of each token within its sequence.
+      cache: keys and values of the tokens before.
       index: slot to write, the same for every row.
-      live: rows whose state matters; that of others need not be computed, and
-        is meaningless. All, if absent.
+      live: rows to compute; the states of others are meaningless. `None`
+        computes all.
 
     Returns:
       The hidden state at the token, and the cache with the token in it.
@@ -321,5 +323,5 @@ class Policy:
     return self._module(params).decode(token, position, cache, index, live)
 
   def _module(self, params: PyTree) -> Transformer:
-    """The modules with these parameters in them."""
+    """The modules with the given parameters."""
     return nnx.merge(self.graphdef, params)

@@ -1,56 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is kept of a block for its backward pass, by name.
+"""Rematerialisation policies: activations that the backward pass recomputes.
 
-A block's input is always kept. Of a token, with model width D, query heads
-times head width A, key heads times head width K and feed-forward width F, a
-policy keeps so many numbers more:
+A block's input is always saved. The policies, with the numbers saved per token
+beyond it, for model width D, query heads × head width A, key heads × head width
+K and feed-forward width F:
 
-  nothing     recomputes nothing: keeps all that the derivative reads
-  cheap       all that a matrix product made: D + 2 A + 2 K + 2 F
-  gate        the same but for the gate's product, D F of the 6 D F or so
-  mlp         what attention made: D + 2 A + 2 K; the feed-forward is run again
-  everything  0: a block is run again
-  host        as cheap, in the host's memory, where a TPU has it fetched
+  nothing     recomputes nothing: saves all that the derivative reads
+  cheap       recomputes all but matrix products: saves D + 2 A + 2 K + 2 F
+  gate        like cheap, and recomputes the gate's product: saves F less
+  mlp         recomputes the feed-forward layer: saves D + 2 A + 2 K
+  everything  recomputes the whole block: saves nothing
+  host        like cheap, saved to the host's memory
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
-ATTENTION = ('query', 'key', 'value', 'attended', 'mixed')
+RematPolicy = Literal['nothing', 'cheap', 'gate', 'mlp', 'everything', 'host']
 
-# What of a block is recomputed, to the names of what is kept.
-REMAT: dict[str, tuple[str, ...] | None] = {
+_ATTENTION = ('query', 'key', 'value', 'attended', 'mixed')
+
+# Names of the activations that each policy saves; `None` is all.
+REMAT_POLICIES: dict[RematPolicy, tuple[str, ...] | None] = {
   'nothing': None,
-  'cheap': (*ATTENTION, 'gate', 'up'),
-  'gate': (*ATTENTION, 'up'),
-  'mlp': ATTENTION,
+  'cheap': (*_ATTENTION, 'gate', 'up'),
+  'gate': (*_ATTENTION, 'up'),
+  'mlp': _ATTENTION,
   'everything': (),
-  'host': (*ATTENTION, 'gate', 'up'),
+  'host': (*_ATTENTION, 'gate', 'up'),
 }
 
 
-def recomputed(body: Callable[..., Any], policy: str) -> Callable[..., Any]:
-  """A scan's body whose derivative keeps what a policy says.
+def with_remat(
+  body: Callable[..., Any], policy: RematPolicy
+) -> Callable[..., Any]:
+  """Applies `jax.checkpoint` with a policy to the body of a scan over blocks.
 
   Args:
-    body: of a scan over blocks.
-    policy: a name in `REMAT`.
+    body: body of the scan.
+    policy: a name in `REMAT_POLICIES`.
   """
-  names = REMAT[policy]
+  names = REMAT_POLICIES[policy]
   if names is None:
     return body
   policies = jax.checkpoint_policies
   if policy == 'host':
-    kept = policies.save_and_offload_only_these_names(
+    saved = policies.save_and_offload_only_these_names(
       names_which_can_be_saved=[],
       names_which_can_be_offloaded=list(names),
       offload_src='device',
       offload_dst='pinned_host',
     )
   else:
-    kept = policies.save_only_these_names(*names)
-  return jax.checkpoint(body, prevent_cse=False, policy=kept)
+    saved = policies.save_only_these_names(*names)
+  return jax.checkpoint(body, prevent_cse=False, policy=saved)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rotary positions: how fast each pair of features turns, and the turning.
+"""Rotary position embeddings (RoPE) and their scaling to long contexts.
 
-A model trained on short texts reads longer ones by turning more slowly. Three
-rules for that are in use; each is a value that says how the plain frequencies
-change, and is part of a model's configuration.
+A model trained on short contexts reads longer ones with lower rotary
+frequencies. Each of the three scalings is a function of the base frequencies,
+and part of a model's configuration.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 
-def plain_frequencies(
+def base_frequencies(
   theta: float, head_dim: int
 ) -> Float[np.ndarray, ' pairs']:
-  """Angle per position of each pair of features, in radians.
+  """Rotary frequencies: radians per position, for each pair of features.
 
       θ^(−2i/h),   i < h/2
 
   Args:
     theta: base of the wavelengths.
-    head_dim: h, even.
+    head_dim: h, the width of a head; even.
 
-  >>> plain_frequencies(10000.0, 4).tolist()
+  >>> base_frequencies(10000.0, 4).tolist()
   [1.0, 0.01]
   """
   half = head_dim // 2
@@ -36,10 +36,10 @@ def plain_frequencies(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LinearScaling:
-  """Every pair turns `factor` times more slowly.
+  """Linear scaling: divides all frequencies by `factor`.
 
   Attributes:
-    factor: how many times longer the texts are.
+    factor: ratio of the new to the original context length.
 
   References:
     Chen et al., "Extending Context Window of Large Language Models via
@@ -52,30 +52,30 @@ class LinearScaling:
   def __call__(
     self, frequencies: Float[np.ndarray, ' pairs'], theta: float
   ) -> Float[np.ndarray, ' pairs']:
-    """The slower frequencies."""
+    """Scales the frequencies."""
     del theta
     return frequencies / self.factor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Llama3Scaling:
-  """Pairs that turn slowly turn `factor` times more slowly; fast ones do not.
+  """Llama 3 scaling: divides low frequencies by `factor`, keeps high ones.
 
-  With r = original_length / wavelength, the number of turns a pair made in the
-  longest text of pre-training,
+  With r = original_length / wavelength, the number of turns of a pair within
+  the original context,
 
       s = clip((r − low) / (high − low), 0, 1)
       f ← s · f + (1 − s) · f / factor
 
   Attributes:
-    factor: how many times longer the texts are.
-    original_length: tokens of the longest text of pre-training.
-    low: fewer turns are slowed down wholly.
-    high: more turns are left alone.
+    factor: ratio of the new to the original context length.
+    original_length: context length of pre-training, in tokens.
+    low: pairs with fewer turns are divided by `factor`.
+    high: pairs with more turns are not scaled.
 
   References:
-    Llama Team, "The Llama 3 Herd of Models", arXiv:2407.21783; the rule is
-    that of the released code.
+    Llama Team, "The Llama 3 Herd of Models", arXiv:2407.21783; the
+    formula is that of the released code.
   """
 
   factor: float
@@ -87,7 +87,7 @@ class Llama3Scaling:
   def __call__(
     self, frequencies: Float[np.ndarray, ' pairs'], theta: float
   ) -> Float[np.ndarray, ' pairs']:
-    """The slower frequencies."""
+    """Scales the frequencies."""
     del theta
     turns = self.original_length * frequencies / (2 * np.pi)
     kept = np.clip((turns - self.low) / (self.high - self.low), 0, 1)
@@ -96,20 +96,20 @@ class Llama3Scaling:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class YarnScaling:
-  """As `Llama3Scaling`, the ramp linear in the index of the pair.
+  """YaRN scaling: like `Llama3Scaling`, with a ramp over indices of pairs.
 
       i(r) = h log(original_length / (2π r)) / (2 log θ)
 
-  is the pair that makes r turns; pairs before i(fast) are left alone, pairs
-  after i(slow) are slowed down wholly, and both features of every query and
-  key grow by `magnitude`, which sharpens attention.
+  is the pair that makes r turns. Pairs before i(fast) are not scaled, pairs
+  after i(slow) are divided by `factor`, and queries and keys are multiplied by
+  `magnitude`, which sharpens attention.
 
   Attributes:
-    factor: how many times longer the texts are.
-    original_length: tokens of the longest text of pre-training.
-    fast: more turns are left alone.
-    slow: fewer turns are slowed down wholly.
-    attention_factor: the magnitude; 0.1 log(factor) + 1 unless given.
+    factor: ratio of the new to the original context length.
+    original_length: context length of pre-training, in tokens.
+    fast: pairs with more turns are not scaled.
+    slow: pairs with fewer turns are divided by `factor`.
+    attention_factor: the magnitude; 0.1 log(factor) + 1 if `None`.
     whole: whether the ends of the ramp are rounded outwards to whole pairs.
 
   References:
@@ -126,7 +126,7 @@ class YarnScaling:
 
   @property
   def magnitude(self) -> float:
-    """What the turned features are multiplied by."""
+    """Factor that rotated queries and keys are multiplied by."""
     if self.attention_factor is not None:
       return self.attention_factor
     return 1.0 if self.factor <= 1 else 0.1 * math.log(self.factor) + 1.0
@@ -134,7 +134,7 @@ class YarnScaling:
   def __call__(
     self, frequencies: Float[np.ndarray, ' pairs'], theta: float
   ) -> Float[np.ndarray, ' pairs']:
-    """The slower frequencies."""
+    """Scales the frequencies."""
     half = len(frequencies)
     first, last = (
       self._pair(self.fast, theta, half),
@@ -143,13 +143,13 @@ class YarnScaling:
     if self.whole:
       first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, 2 * half - 1)
-    # A ramp without length is a step.
+    # A ramp of length 0 is a step.
     width = max(last - first, 1e-3)
     slowed = np.clip((np.arange(half) - first) / width, 0, 1)
     return (1 - slowed) * frequencies + slowed * frequencies / self.factor
 
   def _pair(self, turns: float, theta: float, half: int) -> float:
-    """The index, not always whole, of the pair that makes so many turns."""
+    """Fractional index of the pair that makes this number of turns."""
     wavelength = self.original_length / turns
     return half * math.log(wavelength / (2 * math.pi)) / math.log(theta)
 
@@ -164,17 +164,17 @@ def rotate(
   *,
   magnitude: float = 1.0,
 ) -> Float[Array, 'B T H h']:
-  """Turns each pair of features by an angle proportional to the position.
+  """Rotates each pair of features by an angle proportional to the position.
 
-      (x_i, x_{i+h/2}) turned by position · frequency_i, times magnitude
+      (x_i, x_{i+h/2}) rotated by position · frequency_i, times magnitude
 
   so that ⟨rotated query, rotated key⟩ depends on the distance alone.
 
   Args:
     x: queries or keys.
-    positions: place of each token within its sequence.
+    positions: index of each token within its sequence.
     frequencies: radians per position of each of the h/2 pairs.
-    magnitude: of the result, relative to `x`.
+    magnitude: factor of the result.
 
   References:
     Su et al., "RoFormer: Enhanced Transformer with Rotary Position
@@ -185,5 +185,5 @@ def rotate(
   angles = positions[..., None, None].astype(dtype) * frequencies.astype(dtype)
   cos, sin = magnitude * jnp.cos(angles), magnitude * jnp.sin(angles)
   first, second = x[..., :half], x[..., half:]
-  turned = (first * cos - second * sin, second * cos + first * sin)
-  return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+  rotated = (first * cos - second * sin, second * cos + first * sin)
+  return jnp.concatenate(rotated, axis=-1).astype(x.dtype)

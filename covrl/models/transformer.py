@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A decoder-only transformer whose layers are stacked and scanned.
+"""Decoder-only transformer with stacked, scanned layers.
 
-The modules only declare parameters and say what to compute; nothing here
-knows of training, sampling or meshes beyond the names of logical axes.
+The modules declare parameters with logical axes and define the forward pass,
+prefill and decoding; they are independent of training and sampling.
 """
 
 from __future__ import annotations
@@ -16,50 +16,57 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from covrl.models import decoding, flash, remat
-from covrl.models.attention import Attention, Visible
+from covrl.models import decode_attention, flash, remat
+from covrl.models.attention import Attention, AttentionMask
 from covrl.models.cache import KVCache, LayerCache
 from covrl.models.config import ModelConfig
-from covrl.models.decoding import Span
+from covrl.models.decode_attention import SlotRange
 from covrl.models.experts import RoutedMLP, Routing
-from covrl.models.layers import GatedMLP, RMSNorm, constrain, normal
+from covrl.models.layers import GatedMLP, RMSNorm, constrain, normal_param
 
 
-class Kind(NamedTuple):
-  """What tells one layer from another besides its parameters.
+class LayerOptions(NamedTuple):
+  """Options that differ between layers, beside their parameters.
 
   Attributes:
-    frequencies: of its rotations.
-    window: tokens it looks back at; `None` where no layer has a window.
+    frequencies: rotary frequencies, in radians per position.
+    window: sliding window in tokens; `None` if no layer has one.
   """
 
   frequencies: Float[Array, '*L pairs']
   window: Int[Array, '*L'] | None
 
   @classmethod
-  def of_all(cls, config: ModelConfig) -> Kind:
-    """Of all layers, to be scanned over."""
+  def stacked(cls, config: ModelConfig) -> LayerOptions:
+    """Options of all layers, stacked to scan over."""
     windows = None
     if any(config.windows):
-      whole = jnp.iinfo(jnp.int32).max
-      windows = jnp.array([window or whole for window in config.windows])
+      unlimited = jnp.iinfo(jnp.int32).max
+      windows = jnp.array([window or unlimited for window in config.windows])
     return cls(jnp.asarray(config.frequencies, config.stats_dtype), windows)
 
-  def see(self, visible: Visible, distance: Int[Array, 'T C']) -> Visible:
-    """What a layer of this kind sees of what all may."""
+  def apply_window(
+    self, mask: AttentionMask, distance: Int[Array, 'T C']
+  ) -> AttentionMask:
+    """Restricts the mask of all layers to this layer's window.
+
+    Args:
+      mask: keys that layers without a window attend to.
+      distance: tokens from each key to each query.
+    """
     if self.window is None:
-      return visible
-    if visible.span is not None:
-      start, end = visible.span
+      return mask
+    if mask.slots is not None:
+      start, end = mask.slots
       start = jnp.minimum(jnp.maximum(start, end - self.window), end)
-      return visible._replace(span=Span(start, end))
-    if visible.mask is None:
-      return visible._replace(window=self.window)
-    return visible._replace(mask=visible.mask & (distance < self.window))
+      return mask._replace(slots=SlotRange(start, end))
+    if mask.mask is None:
+      return mask._replace(window=self.window)
+    return mask._replace(mask=mask.mask & (distance < self.window))
 
 
 class Block(nnx.Module):
-  """Attention and feed-forward, each normed and added to the stream."""
+  """Attention and feed-forward layers, each pre-normed and residual."""
 
   def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
     dim = config.model_dim
@@ -79,52 +86,61 @@ class Block(nnx.Module):
     self,
     x: Float[Array, 'B T D'],
     positions: Int[Array, 'B T'],
-    visible: Visible,
+    mask: AttentionMask,
     frequencies: Float[Array, ' pairs'],
     cache: LayerCache | None = None,
     real: Bool[Array, 'B T'] | None = None,
   ) -> tuple[Float[Array, 'B T D'], LayerCache, Routing | None]:
-    """Takes the stream through the block.
+    """Applies the block to the residual stream.
 
-    See `Attention` for the arguments. With `real`, which tokens are no
-    padding, it is also said how these were sent to experts, if there are any.
+    Args:
+      x: residual stream.
+      positions: index of each token within its sequence.
+      mask: keys that each query attends to.
+      frequencies: rotary frequencies, in radians per position.
+      cache: this layer's view of the KV cache, see `Attention`.
+      real: true for tokens that are not padding; with it, routing statistics
+        of these tokens are computed if there are experts.
+
+    Returns:
+      The stream, the cache, and the routing statistics or `None`.
     """
-    mixed, cache = self.attention(
-      self.attention_norm(x), positions, visible, frequencies, cache
+    attended, cache = self.attention(
+      self.attention_norm(x), positions, mask, frequencies, cache
     )
     if self.attention_post_norm is not None:
-      mixed = self.attention_post_norm(mixed)
-    x = constrain(x + mixed, 'batch', 'sequence', 'embed')
+      attended = self.attention_post_norm(attended)
+    x = constrain(x + attended, 'batch', 'sequence', 'embed')
     x = checkpoint_name(x, 'mixed')
     normed, routing = self.mlp_norm(x), None
     if isinstance(self.mlp, RoutedMLP):
-      changed, routing = self.mlp(normed, real)
+      output, routing = self.mlp(normed, real)
     else:
-      changed = self.mlp(normed)
+      output = self.mlp(normed)
     if self.mlp_post_norm is not None:
-      changed = self.mlp_post_norm(changed)
-    x = constrain(x + changed, 'batch', 'sequence', 'embed')
+      output = self.mlp_post_norm(output)
+    x = constrain(x + output, 'batch', 'sequence', 'embed')
     return x, cache, routing
 
 
 class Transformer(nnx.Module):
-  """Tokens to hidden states, from which the unembedding makes logits."""
+  """Computes hidden states of tokens; the unembedding turns them into logits."""
 
   def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
     self.config = config
     vocab, dim = config.vocab_size, config.model_dim
-    self.embedding = normal(
+    self.embedding = normal_param(
       rngs, (vocab, dim), ('vocab', 'embed'), scale=dim**-0.5, config=config
     )
-    self.layers = stack(
-      lambda key: Block(config, rngs=streams(key)),
+    self.layers = stack_layers(
+      lambda key: Block(config, rngs=make_rngs(key)),
       jax.random.split(rngs.params(), config.num_layers),
     )
     self.final_norm = RMSNorm(config, dim, 'embed')
     self.head = (
       None
       if config.tied_embeddings
-      else normal(
+      else normal_param(
         rngs, (dim, vocab), ('embed', 'vocab'), scale=dim**-0.5, config=config
       )
     )
@@ -135,25 +151,28 @@ class Transformer(nnx.Module):
     positions: Int[Array, 'B T'],
     segment_ids: Int[Array, 'B T'],
   ) -> tuple[Float[Array, 'B T D'], Routing | None]:
-    """Hidden states of whole rows, and what became of their real tokens.
+    """Hidden states of whole rows, and routing statistics of real tokens.
 
-    All tokens at once. Without experts the second is `None`.
+    The routing statistics are `None` without experts.
     """
     graphdef, layers = nnx.split(self.layers)
-    rows, real = visible_of(segment_ids, self.config), segment_ids > 0
+    all_layers, real = segment_mask(segment_ids, self.config), segment_ids > 0
     distance = _distances(jnp.arange(tokens.shape[1]), tokens.shape[1])
 
-    def through(
-      x: Float[Array, 'B T D'], each: tuple[PyTree, Kind]
+    def run_layer(
+      x: Float[Array, 'B T D'], each: tuple[PyTree, LayerOptions]
     ) -> tuple[Float[Array, 'B T D'], Routing | None]:
-      layer, kind = each
-      block, visible = nnx.merge(graphdef, layer), kind.see(rows, distance)
-      x, _, routing = block(x, positions, visible, kind.frequencies, real=real)
+      layer, options = each
+      block, mask = (
+        nnx.merge(graphdef, layer),
+        options.apply_window(all_layers, distance),
+      )
+      x, _, routing = block(x, positions, mask, options.frequencies, real=real)
       return x, routing
 
-    through = remat.recomputed(through, self.config.remat)
-    each = (layers, Kind.of_all(self.config))
-    x, routing = jax.lax.scan(through, self._embed(tokens), each)
+    run_layer = remat.with_remat(run_layer, self.config.remat)
+    each = (layers, LayerOptions.stacked(self.config))
+    x, routing = jax.lax.scan(run_layer, self._embed(tokens), each)
     return self.final_norm(x), routing
 
   def prefill(
@@ -163,24 +182,27 @@ class Transformer(nnx.Module):
     mask: Bool[Array, 'P T'],
     cache_length: int,
   ) -> tuple[Float[Array, 'P D'], KVCache]:
-    """Reads prompts; gives the last hidden state and a cache that has room."""
+    """Prefill: the last hidden state of prompts, and a cache of given length."""
     graphdef, layers = nnx.split(self.layers)
     length = tokens.shape[1]
-    rows = visible_of(mask.astype(jnp.int32), self.config)
+    all_layers = segment_mask(mask.astype(jnp.int32), self.config)
     distance = _distances(jnp.arange(length), length)
 
-    def through(
-      x: Float[Array, 'P T D'], each: tuple[PyTree, Kind]
+    def run_layer(
+      x: Float[Array, 'P T D'], each: tuple[PyTree, LayerOptions]
     ) -> tuple[Float[Array, 'P T D'], tuple[Array, Array]]:
-      layer, kind = each
-      block, visible = nnx.merge(graphdef, layer), kind.see(rows, distance)
-      x, cache, _ = block(x, positions, visible, kind.frequencies)
+      layer, options = each
+      block, mask = (
+        nnx.merge(graphdef, layer),
+        options.apply_window(all_layers, distance),
+      )
+      x, cache, _ = block(x, positions, mask, options.frequencies)
       return x, cache.read()
 
-    each = (layers, Kind.of_all(self.config))
-    x, (keys, values) = jax.lax.scan(through, self._embed(tokens), each)
+    each = (layers, LayerOptions.stacked(self.config))
+    x, (keys, values) = jax.lax.scan(run_layer, self._embed(tokens), each)
     cache = KVCache(keys=keys, values=values, mask=mask)
-    return self.final_norm(x[:, -1]), cache.extended(cache_length)
+    return self.final_norm(x[:, -1]), cache.pad_to(cache_length)
 
   def decode(
     self,
@@ -190,15 +212,15 @@ class Transformer(nnx.Module):
     index: Int[Array, ''],
     live: Bool[Array, ' S'],
   ) -> tuple[Float[Array, 'S D'], KVCache]:
-    """Reads one more token of every row into slot `index` of the cache."""
+    """Decodes one more token of every row, written to slot `index`."""
     graphdef, layers = nnx.split(self.layers)
     ones = jnp.ones((token.shape[0], 1), bool)
     mask = jax.lax.dynamic_update_slice(cache.mask, ones, (0, index))
-    before = Visible(mask=mask[:, None, :])
-    if decoding.is_used(self.config):
+    all_layers = AttentionMask(mask=mask[:, None, :])
+    if decode_attention.uses_kernel(self.config):
       start = jnp.argmax(mask, axis=1).astype(jnp.int32)
       end = jnp.where(live, index + 1, start)
-      before = Visible(span=Span(start, end))
+      all_layers = AttentionMask(slots=SlotRange(start, end))
     distance = _distances(index[None], mask.shape[1])
     view = LayerCache(
       keys=cache.keys,
@@ -207,24 +229,24 @@ class Transformer(nnx.Module):
       slot=index,
     )
 
-    def through(
+    def run_layer(
       carry: tuple[Float[Array, 'S 1 D'], LayerCache],
-      each: tuple[PyTree, Kind],
+      each: tuple[PyTree, LayerOptions],
     ) -> tuple[tuple[Float[Array, 'S 1 D'], LayerCache], None]:
-      (x, view), (layer, kind) = carry, each
-      visible = kind.see(before, distance)
+      (x, view), (layer, options) = carry, each
+      mask = options.apply_window(all_layers, distance)
       block = nnx.merge(graphdef, layer)
-      x, view, _ = block(x, position[:, None], visible, kind.frequencies, view)
+      x, view, _ = block(x, position[:, None], mask, options.frequencies, view)
       return (x, view._replace(layer=view.layer + 1)), None
 
-    begin = (self._embed(token[:, None]), view)
-    each = (layers, Kind.of_all(self.config))
-    (x, view), _ = jax.lax.scan(through, begin, each)
+    start = (self._embed(token[:, None]), view)
+    each = (layers, LayerOptions.stacked(self.config))
+    (x, view), _ = jax.lax.scan(run_layer, start, each)
     cache = KVCache(keys=view.keys, values=view.values, mask=mask)
     return self.final_norm(x[:, 0]), cache
 
   def _embed(self, tokens: Int[Array, 'B T']) -> Float[Array, 'B T D']:
-    """Looks tokens up; a table's derivative is summed in its own dtype."""
+    """Looks up embeddings; their gradient is summed in the parameter's dtype."""
     tokens = constrain(tokens, 'looked_up', None)
     x = self.embedding[...][tokens].astype(self.config.dtype)
     x = constrain(x, 'looked_up', None, 'embed')
@@ -233,45 +255,47 @@ class Transformer(nnx.Module):
     return constrain(x, 'batch', 'sequence', 'embed')
 
 
-def visible_of(segment_ids: Int[Array, 'B T'], config: ModelConfig) -> Visible:
-  """What precedes a token in its own segment; padding, 0, is seen by none.
+def segment_mask(
+  segment_ids: Int[Array, 'B T'], config: ModelConfig
+) -> AttentionMask:
+  """Causal mask within segments; no token attends to padding (segment 0).
 
-  With kernels, padding is seen by padding.
+  With the TPU kernels, padding attends to padding.
   """
   length = segment_ids.shape[1]
-  if flash.is_used(config, length):
-    return Visible(segment_ids=segment_ids)
+  if flash.uses_kernel(config, length):
+    return AttentionMask(segment_ids=segment_ids)
   causal = jnp.tril(jnp.ones((length, length), bool))
   same = segment_ids[:, :, None] == segment_ids[:, None, :]
-  return Visible(mask=causal & same & (segment_ids > 0)[:, None, :])
+  return AttentionMask(mask=causal & same & (segment_ids > 0)[:, None, :])
 
 
-def streams(key: Key[Array, '']) -> nnx.Rngs:
-  """Streams of randomness of which adapters have one of their own."""
+def make_rngs(key: Key[Array, '']) -> nnx.Rngs:
+  """Creates random streams, with a separate one for adapters."""
   return nnx.Rngs(params=key, adapters=jax.random.fold_in(key, 1))
 
 
 def _distances(rows: Int[Array, ' T'], length: int) -> Int[Array, 'T C']:
-  """How many slots before each query each key stands.
+  """Number of slots from each key to each query.
 
-  A sequence's tokens are neighbours in every layout, so that slots tell
-  distances as well as positions do.
+  The tokens of a sequence are contiguous in every layout, so that differences
+  of slots equal differences of positions.
   """
   return rows[:, None] - jnp.arange(length)[None, :]
 
 
-def stack(
+def stack_layers(
   make: Callable[[Key[Array, '']], nnx.Module], keys: Key[Array, ' L']
 ) -> nnx.Module:
-  """Makes one module per key and stacks their parameters on a leading axis.
+  """Creates one module per key and stacks their parameters on a leading axis.
 
   Args:
-    make: builds one module from one key.
+    make: creates one module from one key.
     keys: one per module.
 
   Returns:
-    A module whose every parameter has the additional logical axis `'layers'`
-    in front; `nnx.split` it and scan over the parameters to run it.
+    A module whose parameters have an additional first logical axis `'layers'`;
+    to run it, `nnx.split` it and scan over the parameters.
   """
   abstract = nnx.eval_shape(lambda: make(keys[0]))
   params = jax.vmap(lambda key: nnx.to_pure_dict(nnx.state(make(key))))(keys)

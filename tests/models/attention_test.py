@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention against loops in numpy; rotations against complex numbers."""
+"""Attention against numpy loops, and rotary embeddings against complex numbers."""
 
 import jax
 import jax.numpy as jnp
@@ -21,22 +21,22 @@ def test_rotation_is_multiplication_by_a_complex_number():
   x = draw(0, 2, 5, 3, 8)
   positions = jnp.array([[0, 1, 2, 3, 4], [7, 7, 0, 100, 31]])
   rates = 100.0 ** (-np.arange(4) / 4)
-  turns = np.exp(1j * np.asarray(positions)[..., None, None] * rates)
-  want = (np.asarray(x[..., :4]) + 1j * np.asarray(x[..., 4:])) * turns
-  got = rotate(x, positions, rope.plain_frequencies(100.0, 8))
+  rotations = np.exp(1j * np.asarray(positions)[..., None, None] * rates)
+  want = (np.asarray(x[..., :4]) + 1j * np.asarray(x[..., 4:])) * rotations
+  got = rotate(x, positions, rope.base_frequencies(100.0, 8))
   np.testing.assert_allclose(got[..., :4], want.real, atol=2e-5)
   np.testing.assert_allclose(got[..., 4:], want.imag, atol=2e-5)
 
 
-def test_only_distance_matters():
+def test_rotated_products_depend_on_distance_only():
   q, k = draw(0, 1, 1, 1, 16), draw(1, 1, 1, 1, 16)
 
   def product(at_q, at_k):
-    turned = [
-      rotate(x, jnp.full((1, 1), at), rope.plain_frequencies(10000.0, 16))
+    rotated = [
+      rotate(x, jnp.full((1, 1), at), rope.base_frequencies(10000.0, 16))
       for x, at in ((q, at_q), (k, at_k))
     ]
-    return float(np.sum(np.asarray(turned[0]) * np.asarray(turned[1])))
+    return float(np.sum(np.asarray(rotated[0]) * np.asarray(rotated[1])))
 
   assert product(5, 3) == pytest.approx(product(25, 23), abs=1e-5)
   assert product(5, 3) != pytest.approx(product(5, 4), abs=1e-3)
@@ -60,12 +60,12 @@ def test_attention_matches_a_loop_over_heads():
   np.testing.assert_allclose(got, want, atol=1e-5)
 
 
-def test_a_query_that_sees_nothing_stays_finite():
+def test_query_without_allowed_keys_is_finite():
   q, kv = draw(0, 1, 1, 2, 4), draw(1, 1, 1, 3, 4)
-  nothing = jnp.zeros((1, 1, 3), bool)
+  no_keys = jnp.zeros((1, 1, 3), bool)
 
   def loss(q):
-    return jnp.sum(attend(q, kv, kv, nothing) ** 2)
+    return jnp.sum(attend(q, kv, kv, no_keys) ** 2)
 
   value, gradient = jax.jit(jax.value_and_grad(loss))(q)
   assert np.isfinite(value)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cache: rows repeated side by side, one slot written at a time."""
+"""KV cache: repeated rows, and writes of one slot."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,14 +12,14 @@ def draw(*shape):
   return jnp.asarray(values, jnp.float32)
 
 
-def test_repeat_is_numpy_repeat_on_any_axis():
+def test_repeat_rows_equals_numpy_repeat_on_any_axis():
   x = draw(2, 3, 4)
   for axis in range(3):
     want = np.repeat(np.asarray(x), 3, axis=axis)
     np.testing.assert_array_equal(repeat_rows(x, 3, axis=axis), want)
 
 
-def test_a_repeated_cache_keeps_neighbours_together():
+def test_repeated_rows_of_a_cache_are_contiguous():
   keys, mask = draw(2, 3, 1, 5, 4), jnp.tri(3, 5, dtype=bool)
   cache = KVCache(keys=keys, values=-keys, mask=mask).repeat(2)
   np.testing.assert_array_equal(cache.keys, np.repeat(keys, 2, axis=1))
@@ -27,7 +27,7 @@ def test_a_repeated_cache_keeps_neighbours_together():
   np.testing.assert_array_equal(cache.mask, np.repeat(mask, 2, axis=0))
 
 
-def test_write_touches_one_slot_of_one_layer():
+def test_write_changes_one_slot_of_one_layer():
   keys, new = draw(3, 2, 1, 5, 4), draw(2, 1, 1, 4)
   view = LayerCache(
     keys=keys,
@@ -42,8 +42,8 @@ def test_write_touches_one_slot_of_one_layer():
   np.testing.assert_array_equal(view.read()[0], want[1])
 
 
-def test_a_fresh_view_holds_what_it_was_given():
+def test_cache_of_one_layer_returns_its_keys_and_values():
   keys = draw(2, 1, 5, 4)
-  got = LayerCache.of(keys, 2 * keys).read()
+  got = LayerCache.of_one_layer(keys, 2 * keys).read()
   np.testing.assert_array_equal(got[0], keys)
   np.testing.assert_array_equal(got[1], 2 * keys)

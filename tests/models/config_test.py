@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model's shape is refused in one sentence where it makes no sense."""
+"""Checks of model configurations, and their dtypes."""
 
 import dataclasses
 
@@ -18,17 +18,30 @@ from covrl.models import countdown, tiny
     ({'head_dim': 7}, 'head_dim must be even .* got 7'),
     ({'norm_eps': 0.0}, 'norm_eps must be positive, got 0.0'),
     ({'rope_theta': -1.0}, 'rope_theta must be positive, got -1.0'),
+    ({'dtype': jnp.int8}, 'dtype must be one of .* got'),
     ({'dtype': 'int8'}, "dtype must be one of .* got 'int8'"),
     ({'param_dtype': 'f32'}, "param_dtype must be one of .* got 'f32'"),
   ],
 )
-def test_refuses_what_makes_no_sense(change, sentence):
+def test_refuses_invalid_values(change, sentence):
   with pytest.raises(ValueError, match=sentence):
     dataclasses.replace(tiny(16), **change)
 
 
-def test_equal_configs_are_one_key():
+def test_equal_configs_are_equal_and_hash_alike():
   assert len({tiny(16), tiny(16), tiny(17), countdown(16)}) == 3
+
+
+@pytest.mark.parametrize(
+  'dtype', ['bfloat16', jnp.bfloat16, jnp.dtype('bfloat16')]
+)
+def test_dtypes_are_given_as_jnp_dtype_takes_them(dtype):
+  config = dataclasses.replace(tiny(16), dtype=dtype, param_dtype=dtype)
+  named = dataclasses.replace(
+    tiny(16), dtype='bfloat16', param_dtype='bfloat16'
+  )
+  assert config.dtype == config.param_dtype == 'bfloat16'
+  assert (config, hash(config)) == (named, hash(named))
 
 
 def test_statistics_are_never_narrower_than_float32():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Experts against a loop over tokens; the same on every mesh."""
+"""Mixture of experts against a loop over tokens, and on meshes."""
 
 import dataclasses
 import functools
@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from covrl.models import Experts, Lora, Policy, Routing, load_balance, tiny
-from covrl.models.experts import mix
-from covrl.parallel.sharding import TRAIN_RULES, fit, make_mesh
+from covrl.models.experts import mix_experts
+from covrl.parallel.sharding import TRAIN_RULES, fitted_sharding, make_mesh
 
 ROWS, LENGTH, DIM, HIDDEN, EXPERTS, CHOSEN = 8, 3, 4, 8, 4, 2
-MIX = jax.jit(functools.partial(mix, activation='silu'))
+MIX = jax.jit(functools.partial(mix_experts, activation='silu'))
 AXES = (
   ('batch', None, None),
   ('batch', None, None),
@@ -28,7 +28,7 @@ AXES = (
 
 
 def draw(seed=0):
-  """Tokens, choices, shares and matrices; the last expert has no choice."""
+  """Tokens, choices, shares and matrices; the last expert is never chosen."""
   rng = np.random.default_rng(seed)
   chosen = np.argsort(rng.random((ROWS, LENGTH, EXPERTS - 1)), axis=-1)
   arrays = (
@@ -45,54 +45,54 @@ def draw(seed=0):
   ]
 
 
-def by_hand(x, chosen, shares, gate, up, down):
+def loop_over_tokens(x, chosen, shares, gate, up, down):
   y = np.zeros(x.shape)
   for b, t, k in np.ndindex(chosen.shape):
     expert = chosen[b, t, k]
-    opened = x[b, t] @ gate[expert]
-    hidden = opened / (1 + np.exp(-opened)) * (x[b, t] @ up[expert])
+    gated = x[b, t] @ gate[expert]
+    hidden = gated / (1 + np.exp(-gated)) * (x[b, t] @ up[expert])
     y[b, t] += shares[b, t, k] * (hidden @ down[expert])
   return y
 
 
-def test_each_token_goes_to_its_experts():
+def test_equals_a_loop_over_tokens():
   arrays = draw()
-  want = by_hand(*map(np.asarray, arrays))
+  want = loop_over_tokens(*map(np.asarray, arrays))
   np.testing.assert_allclose(MIX(*arrays), want, atol=1e-5)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, EXPERTS - 1), st.integers(0, 99))
-def test_none_is_dropped_if_all_go_to_one(expert, seed):
+def test_no_token_is_dropped_if_all_choose_one_expert(expert, seed):
   x, chosen, *rest = draw(seed)
   chosen = jnp.full_like(chosen, expert)
-  want = by_hand(*map(np.asarray, (x, chosen, *rest)))
+  want = loop_over_tokens(*map(np.asarray, (x, chosen, *rest)))
   np.testing.assert_allclose(MIX(x, chosen, *rest), want, rtol=1e-6, atol=1e-5)
 
 
-def test_experts_that_are_elsewhere_add_nothing():
+def test_choices_out_of_range_add_zero():
   x, chosen, *rest = draw()
-  elsewhere = jnp.where(
+  out_of_range = jnp.where(
     chosen == 0, -1, jnp.where(chosen == 1, EXPERTS, chosen)
   )
   known = (chosen != 0) & (chosen != 1)
   shares = rest[0] * known
-  want = by_hand(*map(np.asarray, (x, chosen, shares, *rest[1:])))
-  np.testing.assert_allclose(MIX(x, elsewhere, *rest), want, atol=1e-5)
+  want = loop_over_tokens(*map(np.asarray, (x, chosen, shares, *rest[1:])))
+  np.testing.assert_allclose(MIX(x, out_of_range, *rest), want, atol=1e-5)
 
 
-def outcome(arrays):
-  """The result, and gradients of all that has one."""
+def value_and_gradients(arrays):
+  """The result, and gradients of all float arguments."""
   x, chosen, *rest = arrays
 
   def loss(x, *rest):
-    y = mix(x, chosen, *rest, activation='silu')
+    y = mix_experts(x, chosen, *rest, activation='silu')
     return jnp.sum(jnp.sin(y)), y
 
   return jax.grad(loss, argnums=range(5), has_aux=True)(x, *rest)
 
 
-# Experts split or not, tokens among them or not, hidden units or not.
+# Meshes that split experts, tokens over experts' devices, hidden units, or not.
 @pytest.mark.parametrize(
   ('shape', 'rows'),
   [
@@ -103,33 +103,33 @@ def outcome(arrays):
     ((1, 4, 2, 1), ROWS),
   ],
 )
-def test_meshes_do_not_matter(shape, rows):
+def test_meshes_give_the_same(shape, rows):
   x, chosen, shares, *weights = draw()
   arrays = [x[:rows], chosen[:rows], shares[:rows], *weights]
-  want = jax.jit(outcome)(arrays)
+  want = jax.jit(value_and_gradients)(arrays)
   mesh = make_mesh(shape)
   placed = [
-    jax.device_put(leaf, fit(mesh, axes, leaf.shape, TRAIN_RULES))
+    jax.device_put(leaf, fitted_sharding(mesh, axes, leaf.shape, TRAIN_RULES))
     for leaf, axes in zip(arrays, AXES, strict=True)
   ]
   with jax.set_mesh(mesh):
-    got = jax.jit(outcome)(placed)
+    got = jax.jit(value_and_gradients)(placed)
   for ours, theirs in zip(
     jax.tree.leaves(got), jax.tree.leaves(want), strict=True
   ):
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
-  # An expert that nobody chose learns nothing, and nothing odd.
+  # The expert that is never chosen has a gradient of 0.
   for gradient in got[0][2:]:
     np.testing.assert_array_equal(gradient[EXPERTS - 1], 0)
 
 
-def test_only_real_tokens_are_counted():
+def test_routing_statistics_exclude_padding():
   rng = np.random.default_rng(0)
   logits = jnp.asarray(rng.normal(size=(2, 3, EXPERTS)), jnp.float32)
   probabilities = jax.nn.softmax(logits)
   _, chosen = jax.lax.top_k(probabilities, CHOSEN)
   real = jnp.array([[True, True, False], [False, True, False]])
-  routing = Routing.of(probabilities, chosen, real)
+  routing = Routing.from_choices(probabilities, chosen, real)
   kept = np.asarray(probabilities)[np.asarray(real)]
   hits = np.asarray(chosen)[np.asarray(real)].ravel()
   assert routing.tokens == 3
@@ -147,21 +147,21 @@ def routing_of(counts, mass):
   return Routing(tokens, counts, mass, jnp.zeros(len(counts)))
 
 
-def test_the_balance_is_one_for_equal_use_and_grows():
+def test_load_balance_is_one_for_equal_use_and_grows():
   equal = routing_of([[6, 6, 6, 6]] * 2, [[3.0, 3.0, 3.0, 3.0]] * 2)
   assert float(load_balance(equal.mass, equal)) == pytest.approx(1.0)
-  # By hand: 4 (12/24 · 6/12 + 12/24 · 6/12) = 2 in one layer, 1 in the other.
+  # Expected: 4 (12/24 · 6/12 + 12/24 · 6/12) = 2 in one layer, 1 in the other.
   uneven = routing_of(
     [[12, 12, 0, 0], [6, 6, 6, 6]], [[6.0, 6.0, 0.0, 0.0], [3.0] * 4]
   )
   assert float(load_balance(uneven.mass, uneven)) == pytest.approx(1.5)
-  # Parts of the tokens add up, and pull the mass off the busy experts.
+  # Disjoint sets of tokens add up; gradients reduce the mass of busy experts.
   part = 0.25 * uneven.mass
   rest = uneven.mass - part
   total = load_balance(part, uneven) + load_balance(rest, uneven)
   assert float(total) == pytest.approx(1.5)
-  pull = jax.grad(lambda mass: load_balance(mass, uneven))(uneven.mass)
-  assert pull[0, 0] > pull[1, 0] > pull[0, 2] == 0
+  gradient = jax.grad(lambda mass: load_balance(mass, uneven))(uneven.mass)
+  assert gradient[0, 0] > gradient[1, 0] > gradient[0, 2] == 0
 
 
 def test_cached_decoding_equals_the_full_forward():
@@ -170,9 +170,9 @@ def test_cached_decoding_equals_the_full_forward():
   params = policy.init(jax.random.key(0))
   tokens = jnp.asarray(np.random.default_rng(1).integers(0, 16, (3, 6)))
   want = policy.logits(params, tokens)
-  places = jnp.broadcast_to(jnp.arange(5), (3, 5))
+  positions = jnp.broadcast_to(jnp.arange(5), (3, 5))
   hidden, cache = policy.prefill(
-    params, tokens[:, :5], places, jnp.ones((3, 5), bool), 6
+    params, tokens[:, :5], positions, jnp.ones((3, 5), bool), 6
   )
   np.testing.assert_allclose(
     policy.project(params, hidden), want[:, 4], atol=1e-5
@@ -185,8 +185,7 @@ def test_cached_decoding_equals_the_full_forward():
   )
 
 
-def test_products_are_kept_by_name_on_a_mesh_too():
-  """What backward keeps changes no gradient, device by device."""
+def test_remat_changes_no_gradient_on_a_mesh():
   experts = Experts(count=4, per_token=2)
   mesh = make_mesh({'data': 2, 'expert': 4})
   tokens = jnp.asarray(np.random.default_rng(1).integers(0, 16, (8, 6)))
@@ -210,7 +209,7 @@ def test_products_are_kept_by_name_on_a_mesh_too():
     )
 
 
-def test_what_makes_no_sense_is_refused():
+def test_refuses_invalid_options():
   with pytest.raises(ValueError, match=r'must be 1 to 4, .* got 5'):
     Experts(count=4, per_token=5)
   experts = Experts(count=4, per_token=2)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What accelerators run instead of plain attention computes the same.
+"""TPU attention kernels in interpret mode and cuDNN attention, against `attend`.
 
-TPU kernels run here in Python, of small blocks; cuDNN is stood in for.
+Blocks are small, and cuDNN is replaced by XLA.
 """
 
 import dataclasses
@@ -15,10 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
 
-from covrl.models import Policy, decoding, flash, tiny
+from covrl.models import Policy, decode_attention, flash, tiny
 from covrl.models.attention import attend
 from covrl.models.cache import LayerCache
-from covrl.models.decoding import Span, attend_token, block_size, steps_of
+from covrl.models.decode_attention import (
+  SlotRange,
+  attend_token,
+  block_size,
+  blocks_to_read,
+)
 from covrl.parallel import sharding
 
 CONFIG = dataclasses.replace(tiny(16), head_dim=16)
@@ -31,7 +36,7 @@ def draw(seed, *shape):
 
 
 def rows(length, batch=2):
-  """Queries, keys, values, and rows of two sequences with padding around."""
+  """Queries, keys, values and segment ids: two sequences per row, and padding."""
   segments = np.zeros((batch, length), np.int32)
   for row in range(batch):
     start, middle = 3 + 7 * row, length // 2 + 5 * row
@@ -45,7 +50,7 @@ def rows(length, batch=2):
   )
 
 
-def plain(queries, keys, values, segments, window=None, cap=None):
+def expected_attention(queries, keys, values, segments, window=None, cap=None):
   length = segments.shape[1]
   distance = jnp.arange(length)[:, None] - jnp.arange(length)
   mask = (distance >= 0) & (segments[:, :, None] == segments[:, None, :])
@@ -58,7 +63,7 @@ def plain(queries, keys, values, segments, window=None, cap=None):
   ('length', 'window', 'cap'),
   [(256, 0, None), (250, 0, None), (256, 100, None), (250, 0, 5.0)],
 )
-def test_rows_and_their_derivatives(length, window, cap):
+def test_flash_attention_and_gradients(length, window, cap):
   config = dataclasses.replace(
     CONFIG, windows=(window,) * 2 if window else (), attention_soft_cap=cap
   )
@@ -72,7 +77,7 @@ def test_rows_and_their_derivatives(length, window, cap):
     )
 
   def want(queries, keys, values):
-    return plain(queries, keys, values, segments, window, cap)
+    return expected_attention(queries, keys, values, segments, window, cap)
 
   got, pull_back = jax.vjp(kernels, *arrays)
   expected, pull_back_plain = jax.vjp(want, *arrays)
@@ -84,8 +89,8 @@ def test_rows_and_their_derivatives(length, window, cap):
 
 
 @pytest.mark.parametrize('window', [100, 300, 0])
-def test_a_layer_has_its_own_window(window):
-  """One program for layers of several windows."""
+def test_window_is_chosen_at_run_time(window):
+  """One program serves layers with different windows."""
   config = dataclasses.replace(CONFIG, windows=(100, 0, 300), num_layers=3)
   queries, keys, values, segments = rows(384, batch=1)
   own = jnp.asarray(window or jnp.iinfo(jnp.int32).max)
@@ -93,30 +98,30 @@ def test_a_layer_has_its_own_window(window):
     functools.partial(flash.attend_rows, config=config, interpret=True)
   )
   got = run(queries, keys, values, segments, own)
-  expected = plain(queries, keys, values, segments, window)
+  expected = expected_attention(queries, keys, values, segments, window)
   np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
-def test_rows_on_a_mesh():
-  """Heads over tensor and context: whole rows, a part of the heads."""
+def test_flash_attention_on_a_mesh():
+  """Heads are split over tensor and context; rows are whole."""
   queries, keys, values, segments = rows(128, batch=4)
   mesh = sharding.make_mesh(
     {'data': 2, 'tensor': 2, 'context': 1}, jax.devices()[:4]
   )
-  with sharding.in_use(mesh, sharding.TRAIN_RULES):
+  with sharding.use_mesh(mesh, sharding.TRAIN_RULES):
     got = jax.jit(
       functools.partial(flash.attend_rows, config=CONFIG, interpret=True)
     )(queries, keys, values, segments, None)
-  expected = plain(queries, keys, values, segments)
+  expected = expected_attention(queries, keys, values, segments)
   np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
-def test_keys_that_are_split_otherwise_are_refused():
+def test_refuses_keys_split_differently_from_queries():
   queries, keys, values, segments = rows(128, batch=4)
   mesh = sharding.make_mesh({'tensor': 4}, jax.devices()[:4])
   with (
-    sharding.in_use(mesh, sharding.TRAIN_RULES),
-    pytest.raises(ValueError, match='heads must be split as their keys are'),
+    sharding.use_mesh(mesh, sharding.TRAIN_RULES),
+    pytest.raises(ValueError, match='query heads must be split like key heads'),
   ):
     flash.attend_rows(
       queries, keys, values, segments, None, CONFIG, interpret=True
@@ -124,15 +129,15 @@ def test_keys_that_are_split_otherwise_are_refused():
 
 
 def decode(starts, ends, slots=300, cap=None, layers=2, mesh=None):
-  """The kernel, and plain attention over the same; the rest is no number."""
+  """Checks the kernel against `attend`; slots out of range hold NaN."""
   config = dataclasses.replace(CONFIG, attention_soft_cap=cap)
   starts, ends = jnp.asarray(starts, jnp.int32), jnp.asarray(ends, jnp.int32)
   count = len(starts)
-  places = jnp.arange(slots)
-  seen = (places >= starts[:, None]) & (places < ends[:, None])
-  here = seen[None, :, None, :, None]
+  index = jnp.arange(slots)
+  in_range = (index >= starts[:, None]) & (index < ends[:, None])
+  valid = in_range[None, :, None, :, None]
   keys, values = (
-    jnp.where(here, draw(seed, layers, count, KV_HEADS, slots, WIDTH), jnp.nan)
+    jnp.where(valid, draw(seed, layers, count, KV_HEADS, slots, WIDTH), jnp.nan)
     for seed in (1, 2)
   )
   queries = draw(0, count, HEADS, WIDTH)
@@ -142,15 +147,15 @@ def decode(starts, ends, slots=300, cap=None, layers=2, mesh=None):
       attend_token, config=config, interpret=pltpu.InterpretParams()
     )
   )
-  with sharding.in_use(mesh, sharding.ROLLOUT_RULES):
+  with sharding.use_mesh(mesh, sharding.ROLLOUT_RULES):
     got = run(
-      queries, LayerCache(keys, values, layer, layer), Span(starts, ends)
+      queries, LayerCache(keys, values, layer, layer), SlotRange(starts, ends)
     )
   want = attend(
     queries[:, None],
     jnp.nan_to_num(keys[1]),
     jnp.nan_to_num(values[1]),
-    seen[:, None],
+    in_range[:, None],
     cap=cap,
   )[:, 0]
   want = jnp.where((ends > starts)[:, None, None], want, 0)
@@ -158,32 +163,36 @@ def decode(starts, ends, slots=300, cap=None, layers=2, mesh=None):
 
 
 @pytest.mark.parametrize('cap', [None, 5.0])
-def test_a_token_sees_its_row_and_nothing_else_is_read(cap, monkeypatch):
-  """Blocks of 128 slots; what is beyond a row's ends would show."""
-  monkeypatch.setattr(decoding, 'STEP_BYTES', 128 * 2 * KV_HEADS * WIDTH * 4)
+def test_decode_attention_reads_only_slots_in_range(cap, monkeypatch):
+  """Blocks of 128 slots: slots out of range hold NaN, which would propagate."""
+  monkeypatch.setattr(
+    decode_attention, 'STEP_BYTES', 128 * 2 * KV_HEADS * WIDTH * 4
+  )
   decode([0, 130, 7, 290, 5], [300, 131, 7, 300, 256], cap=cap)
 
 
-def test_tokens_on_a_mesh():
+def test_decode_attention_on_a_mesh():
   mesh = sharding.make_mesh({'data': 2, 'tensor': 2}, jax.devices()[:4])
   decode([0, 3, 9, 0], [40, 40, 9, 41], slots=48, mesh=mesh)
 
 
 @given(st.data())
 @settings(deadline=None, max_examples=50)
-def test_steps_are_the_blocks_that_are_seen(data):
+def test_blocks_to_read_are_those_with_a_slot_in_range(data):
   slots, size = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 9))
-  spans = data.draw(
+  ranges = data.draw(
     st.lists(
       st.tuples(st.integers(0, slots), st.integers(0, slots)),
       min_size=1,
       max_size=6,
     )
   )
-  starts, ends = np.sort(np.array(spans, np.int32), axis=1).T
-  steps = steps_of(Span(jnp.asarray(starts), jnp.asarray(ends)), size, slots)
-  count = int(steps.length)
-  got = list(zip(steps.row.tolist(), steps.block.tolist(), strict=True))
+  starts, ends = np.sort(np.array(ranges, np.int32), axis=1).T
+  blocks = blocks_to_read(
+    SlotRange(jnp.asarray(starts), jnp.asarray(ends)), size, slots
+  )
+  count = int(blocks.length)
+  got = list(zip(blocks.row.tolist(), blocks.block.tolist(), strict=True))
   want = [
     (row, block)
     for row, (start, end) in enumerate(zip(starts, ends, strict=True))
@@ -191,23 +200,23 @@ def test_steps_are_the_blocks_that_are_seen(data):
     if max(block * size, start) < min((block + 1) * size, end)
   ]
   assert got[:count] == want
-  # What is never read must still be there.
-  assert all(row < len(spans) for row, _ in got)
+  # Entries beyond the length must be valid indices too.
+  assert all(row < len(ranges) for row, _ in got)
   assert all(block < -(-slots // size) for _, block in got)
 
 
-def test_blocks_are_small_beside_a_row():
-  """A row's ends cost less than a tenth of what it holds, at full length."""
+def test_blocks_are_small_relative_to_a_row():
+  """Partial blocks at a row's ends are at most a tenth of a long row."""
   for kv_heads in (1, 2, 4, 8):
     assert block_size(10239, 2 * kv_heads * 128 * 2) <= 1024
 
 
-def test_attention_by_cudnn(monkeypatch):
-  asked = []
+def test_cudnn_attention_is_used_where_supported(monkeypatch):
+  calls = []
   original = jax.nn.dot_product_attention
 
-  def stand_in(*arguments, implementation, **options):
-    asked.append(implementation)
+  def by_xla(*arguments, implementation, **options):
+    calls.append(implementation)
     return original(*arguments, implementation='xla', **options)
 
   queries, keys, values, segments = rows(64)
@@ -215,25 +224,25 @@ def test_attention_by_cudnn(monkeypatch):
     x.astype(jnp.bfloat16) for x in (queries, keys, values)
   )
   narrow = narrow_queries, narrow_keys, narrow_values
-  want = plain(*narrow, segments)
+  want = expected_attention(*narrow, segments)
   monkeypatch.setattr(sharding, 'platform', lambda: 'gpu')
-  monkeypatch.setattr(jax.nn, 'dot_product_attention', stand_in)
-  got = plain(*narrow, segments)
+  monkeypatch.setattr(jax.nn, 'dot_product_attention', by_xla)
+  got = expected_attention(*narrow, segments)
   real = np.asarray(segments > 0)
   np.testing.assert_allclose(
     got.astype(jnp.float32)[real], want.astype(jnp.float32)[real], atol=0.02
   )
-  assert asked == ['cudnn']
-  # What it is not made for stays as it was.
-  plain(queries, keys, values, segments)
-  plain(*narrow, segments, cap=5.0)
+  assert calls == ['cudnn']
+  # Unsupported: float32, a soft cap, a single query.
+  expected_attention(queries, keys, values, segments)
+  expected_attention(*narrow, segments, cap=5.0)
   one = jnp.ones((2, 1, 64), bool)
   attend(narrow_queries[:, :1], narrow_keys, narrow_values, one)
-  assert asked == ['cudnn']
+  assert calls == ['cudnn']
 
 
-def test_the_whole_policy_by_kernels(monkeypatch):
-  """Packed rows, and decoding with dead rows, as a TPU would run them."""
+def test_policy_with_kernels_equals_policy_without(monkeypatch):
+  """Packed rows, and decoding with rows that have ended, as on TPU."""
   policy = Policy(dataclasses.replace(tiny(16), windows=(48, 0)))
   params = policy.init(jax.random.key(0))
   tokens = jnp.asarray(np.random.default_rng(0).integers(0, 16, (2, 128)))
@@ -251,19 +260,22 @@ def test_the_whole_policy_by_kernels(monkeypatch):
     live = jnp.array([True, False])
     for step in range(2):
       index = jnp.asarray(128 + step)
-      place = jnp.broadcast_to(index, (2,))
+      position = jnp.broadcast_to(index, (2,))
       state, cache = policy.decode(
-        params, tokens[:, step], place, cache, index, live
+        params, tokens[:, step], position, cache, index, live
       )
     return state[0]
 
   want = hidden(), decoded()
-  for module, name in ((flash, 'attend_rows'), (decoding, 'attend_token')):
-    how = True if module is flash else pltpu.InterpretParams()
-    kernel = functools.partial(getattr(module, name), interpret=how)
+  for module, name in (
+    (flash, 'attend_rows'),
+    (decode_attention, 'attend_token'),
+  ):
+    interpret = True if module is flash else pltpu.InterpretParams()
+    kernel = functools.partial(getattr(module, name), interpret=interpret)
     monkeypatch.setattr(f'covrl.models.attention.{name}', kernel, raising=False)
     monkeypatch.setattr(module, name, kernel)
-    monkeypatch.setattr(module, 'is_used', lambda *_: True)
+    monkeypatch.setattr(module, 'uses_kernel', lambda *_: True)
   got = hidden(), decoded()
   real = np.asarray(segments > 0)
   np.testing.assert_allclose(got[0][real], want[0][real], atol=2e-5)

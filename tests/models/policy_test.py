@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The policy's parameters: the same on every mesh, in every dtype's reach."""
+"""Policy: parameters on meshes, sizes, dtypes, unembedding."""
 
 import dataclasses
 
@@ -32,11 +32,11 @@ def test_parameters_and_logits_are_the_same_on_every_mesh(shape):
   params = POLICY.init(jax.random.key(0), mesh)
   assert_trees_equal(params, PARAMS)
   abstract = POLICY.abstract_params(mesh)
-  for leaf, promised in zip(
+  for leaf, described in zip(
     *map(jax.tree.leaves, (params, abstract)), strict=True
   ):
-    assert (leaf.shape, leaf.dtype) == (promised.shape, promised.dtype)
-    assert leaf.sharding == promised.sharding
+    assert (leaf.shape, leaf.dtype) == (described.shape, described.dtype)
+    assert leaf.sharding == described.sharding
 
   tokens = draw_tokens(8, 6)
   with jax.set_mesh(mesh):
@@ -61,36 +61,36 @@ def test_matrices_are_split_over_fsdp_and_tensor():
   assert shard_shape((2, 2, 2), 'embedding') == (8, 16)
 
 
-def test_axes_that_do_not_divide_are_left_whole():
+def test_axes_that_the_mesh_does_not_divide_are_not_split():
   key = ('layers', 'attention', 'key')
   assert shard_shape((1, 4, 2), *key) == (2, 8, 1, 8)
   assert shard_shape((1, 2, 4), *key) == (2, 16, 2, 8)
 
 
-def test_another_key_is_another_policy():
+def test_parameters_depend_on_the_key():
   other = POLICY.init(jax.random.key(1))
   assert not np.array_equal(other['embedding'], PARAMS['embedding'])
 
 
-def test_parameters_are_counted():
+def test_number_of_parameters():
   leaves = jax.tree.leaves(PARAMS)
   assert POLICY.num_params == sum(leaf.size for leaf in leaves)
   assert 8e5 < Policy(countdown(64)).num_params < 1.2e6
 
 
-def test_a_policy_is_its_config():
+def test_policies_with_equal_configs_are_equal():
   assert Policy(tiny(16)) == POLICY
   assert hash(Policy(tiny(16))) == hash(POLICY)
   assert Policy(tiny(16)).graphdef == POLICY.graphdef
 
 
-def test_first_logits_have_unit_scale():
+def test_initial_logits_have_unit_scale():
   logits = LOGITS(PARAMS, draw_tokens(4, 8))
   assert logits.dtype == jnp.float32
   assert 0.5 < float(jnp.std(logits)) < 2.0
 
 
-def test_the_unembedding_is_tied_or_a_head():
+def test_unembedding_is_tied_or_separate():
   table = POLICY.unembedding(PARAMS)
   np.testing.assert_array_equal(table, PARAMS['embedding'].T)
   untied = Policy(dataclasses.replace(tiny(16), tied_embeddings=False))
@@ -126,7 +126,7 @@ def test_float64_stays_float64(x64):
   assert logits.dtype == jnp.float64
 
 
-def test_a_cache_too_short_is_refused():
+def test_refuses_a_cache_shorter_than_the_prompt():
   tokens = draw_tokens(2, 4)
   with pytest.raises(ValueError, match=r'cache_length .* got 3 for 4 tokens'):
     POLICY.prefill(PARAMS, tokens, tokens, tokens > 0, 3)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The transformer: layout changes nothing, scan and cache are exact."""
+"""Transformer: padding, packing, causality, KV cache, rematerialisation."""
 
 import dataclasses
 
@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from covrl.models import Policy, tiny
-from covrl.models.attention import Visible
-from covrl.models.remat import REMAT
+from covrl.models.attention import AttentionMask
+from covrl.models.remat import REMAT_POLICIES
 from covrl.models.transformer import Block
 
 CONFIG = tiny(16)
@@ -49,22 +49,22 @@ def test_scan_equals_a_loop_over_layers():
   )
 
   @jax.jit
-  def through(layer, x):
+  def run_layer(layer, x):
     frequencies = jnp.asarray(CONFIG.frequencies[0], jnp.float32)
     return nnx.merge(graphdef, layer)(
-      x, positions, Visible(mask=mask), frequencies
+      x, positions, AttentionMask(mask=mask), frequencies
     )[0]
 
   x = np.asarray(PARAMS['embedding'])[tokens]
   for index in range(CONFIG.num_layers):
     layer = jax.tree.map(np.asarray, PARAMS['layers'])
-    x = through(jax.tree.map(lambda leaf, i=index: leaf[i], layer), x)
+    x = run_layer(jax.tree.map(lambda leaf, i=index: leaf[i], layer), x)
   x = np.asarray(x)
   norm = np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + CONFIG.norm_eps)
   np.testing.assert_allclose(hidden_of(tokens), x / norm, atol=1e-5)
 
 
-def test_layers_differ():
+def test_layers_have_different_parameters():
   first, second = PARAMS['layers']['mlp']['gate']
   assert not np.array_equal(first, second)
 
@@ -72,10 +72,10 @@ def test_layers_differ():
 @pytest.mark.parametrize('side', ['left', 'right'])
 def test_padding_changes_nothing(side):
   tokens, pad = draw_tokens(2, 2, 6), draw_tokens(3, 2, 4)
-  real, dead = jnp.ones((2, 6), bool), jnp.zeros((2, 4), bool)
+  real, padding = jnp.ones((2, 6), bool), jnp.zeros((2, 4), bool)
   order = -1 if side == 'left' else 1
   padded = jnp.concatenate((tokens, pad)[::order], axis=1)
-  mask = jnp.concatenate((real, dead)[::order], axis=1)
+  mask = jnp.concatenate((real, padding)[::order], axis=1)
   got = hidden_of(padded, mask=mask)[np.asarray(mask)].reshape(2, 6, -1)
   np.testing.assert_allclose(got, hidden_of(tokens), atol=1e-5)
 
@@ -86,9 +86,11 @@ def test_packing_changes_nothing(cuts):
   row = np.asarray(draw_tokens(4, 12))
   pieces = np.split(row, sorted(cuts))
   ids = np.concatenate([np.full(len(p), i + 1) for i, p in enumerate(pieces)])
-  places = np.concatenate([np.arange(len(p)) for p in pieces])
+  positions = np.concatenate([np.arange(len(p)) for p in pieces])
   packed = hidden_of(
-    row[None], segment_ids=jnp.array(ids[None]), positions=jnp.array([places])
+    row[None],
+    segment_ids=jnp.array(ids[None]),
+    positions=jnp.array([positions]),
   )[0]
   for piece, got in zip(pieces, np.split(packed, sorted(cuts)), strict=True):
     alone = np.zeros((1, 12), np.int32)
@@ -98,7 +100,7 @@ def test_packing_changes_nothing(cuts):
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
-def test_the_future_is_never_seen():
+def test_attention_is_causal():
   tokens = draw_tokens(5, 1, 8)
   changed = tokens.at[0, 5].add(1) % 16
   before, after = hidden_of(tokens), hidden_of(changed)
@@ -123,7 +125,7 @@ def test_cached_decoding_equals_the_full_forward():
   np.testing.assert_array_equal(cache.mask, real)
 
 
-def test_no_parameter_is_dead_and_remat_changes_no_gradient():
+def test_every_parameter_has_a_gradient_and_remat_changes_none():
   config = dataclasses.replace(CONFIG, tied_embeddings=False)
   head = np.random.default_rng(0).normal(size=(32, 16), scale=0.2)
   params = PARAMS | {'head': jnp.asarray(head, jnp.float32)}
@@ -137,9 +139,8 @@ def test_no_parameter_is_dead_and_remat_changes_no_gradient():
     return jax.jit(jax.grad(loss))(params)
 
   plain = gradient(config)
-  # The host's memory is that of TPUs, and tried where programs are compiled for
-  # them.
-  for policy in REMAT.keys() - {'host'}:
+  # 'host' needs a TPU; its programs are compiled in the tests of topologies.
+  for policy in REMAT_POLICIES.keys() - {'host'}:
     remat = gradient(dataclasses.replace(config, remat=policy))
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain, remat

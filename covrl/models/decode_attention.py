@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention of one new token per row on TPU, reading only what is remembered.
+"""Decode attention on TPU: one query per row over the KV cache.
 
-A Pallas kernel that goes through a list of blocks of the cache: those that hold
-a token which some row may see. Rows that have ended have none; padding before a
-prompt, slots not yet written and what a window hides are never read.
+A Pallas kernel that iterates over a list of cache blocks: those with a slot that
+some row attends to. Rows that have ended have none; padding before a prompt,
+slots not yet written and tokens outside a sliding window are not read.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ from covrl.models.config import ModelConfig
 from covrl.models.layers import soft_cap
 from covrl.parallel import sharding
 
-# What a kernel sees of an array; Pallas has no public name for its type.
+# Reference to an array inside a kernel; Pallas has no public name for its type.
 Ref: TypeAlias = Any
 
-# Bytes of keys and values that a step reads, about: few enough for what is read
-# beyond the ends of a row to be little, and worth a step's fixed time.
+# Approximate bytes of keys and values read per step: few, so that little is read
+# beyond the ends of a row, and enough to amortise a step's fixed time.
 STEP_BYTES = 2**19
-# Slots of a block come in multiples of this.
+# Block sizes are multiples of this number of slots.
 LANES = 128
 
 
-class Span(NamedTuple):
-  """The slots that each row may see.
+class SlotRange(NamedTuple):
+  """Contiguous range of cache slots that each row attends to.
 
   Attributes:
-    start: the first.
-    end: after the last; `start` where the row sees nothing.
+    start: first slot.
+    end: one past the last slot; equal to `start` if the range is empty.
   """
 
   start: Int[Array, ' S']
   end: Int[Array, ' S']
 
 
-class Steps(NamedTuple):
-  """A list of blocks, each row's together.
+class BlockList(NamedTuple):
+  """List of cache blocks to read, those of a row contiguous.
 
   Attributes:
-    length: how many there are; what follows them is not read.
-    row: whose.
-    block: which of the row's.
+    length: number of valid entries; the rest is ignored.
+    row: row of each block.
+    block: index of each block within its row.
   """
 
   length: Int[Array, '']
@@ -58,8 +58,8 @@ class Steps(NamedTuple):
   block: Int[Array, ' N']
 
 
-def is_used(config: ModelConfig) -> bool:
-  """Whether tokens are decoded by the kernel."""
+def uses_kernel(config: ModelConfig) -> bool:
+  """Whether decoding uses the kernel."""
   narrow = jnp.finfo(config.dtype).bits <= 32
   return sharding.platform() == 'tpu' and narrow
 
@@ -67,30 +67,30 @@ def is_used(config: ModelConfig) -> bool:
 def attend_token(
   queries: Float[Array, 'S H h'],
   cache: LayerCache,
-  span: Span,
+  slots: SlotRange,
   config: ModelConfig,
   *,
   interpret: Any = False,
 ) -> Float[Array, 'S H h']:
-  """As `attend`, of one query per row over contiguous slots.
+  """Attention of one query per row over a contiguous range of slots.
 
   Args:
     queries: `H` heads.
-    cache: the new token's keys and values are in it.
-    span: what each row may see; rows that see nothing get zeros.
-    config: has scale and cap.
-    interpret: whether to run the kernel in Python, for tests off TPU.
+    cache: KV cache that includes the new token.
+    slots: range that each row attends to; rows with an empty range get zeros.
+    config: has the scale and the soft cap.
+    interpret: whether to run the kernel in interpret mode, for tests.
   """
   attend = functools.partial(
-    _attend,
+    _attend_local,
     scale=config.attention_scale or config.head_dim**-0.5,
     cap=config.attention_soft_cap,
     interpret=interpret,
   )
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.are_all_axes_manual:
-    return attend(queries, cache.keys, cache.values, cache.layer, span)
-  rules = sharding.rules_in_use()
+    return attend(queries, cache.keys, cache.values, cache.layer, slots)
+  rules = sharding.current_rules()
   axes = ('layers', 'batch', 'attention_heads', 'attended', 'head_dim')
   kept = sharding.fitted_spec(mesh, axes, cache.keys.shape, rules)
   heads, rows = jax.P(kept[1], kept[2], None), jax.P(kept[1])
@@ -100,26 +100,26 @@ def attend_token(
     in_specs=(heads, kept, kept, jax.P(), rows),
     out_specs=heads,
     check_vma=False,
-  )(queries, cache.keys, cache.values, cache.layer, span)
+  )(queries, cache.keys, cache.values, cache.layer, slots)
 
 
-def _attend(
+def _attend_local(
   queries: Float[Array, 'S H h'],
   keys: Float[Array, 'L S K C h'],
   values: Float[Array, 'L S K C h'],
   layer: Int[Array, ''],
-  span: Span,
+  slots: SlotRange,
   *,
   scale: float,
   cap: float | None,
   interpret: Any,
 ) -> Float[Array, 'S H h']:
-  """A device's part."""
+  """Attention on one device."""
   rows, heads, width = queries.shape
-  kv_heads, slots = keys.shape[2:4]
+  kv_heads, length = keys.shape[2:4]
   groups = heads // kv_heads
-  size = block_size(slots, 2 * kv_heads * width * keys.dtype.itemsize)
-  steps = steps_of(span, size, slots)
+  size = block_size(length, 2 * kv_heads * width * keys.dtype.itemsize)
+  steps = blocks_to_read(slots, size, length)
 
   def at_row(i: Any, layer: Ref, row: Ref, *_: Ref) -> tuple[Any, ...]:
     del layer
@@ -147,13 +147,13 @@ def _attend(
       (rows, kv_heads, groups, width), queries.dtype
     ),
     compiler_params=pltpu.CompilerParams(dimension_semantics=('arbitrary',)),
-    # One layer of a cache that is full, and its queries: a step, at most.
+    # An upper bound: all slots of one layer.
     cost_estimate=pl.CostEstimate(
-      flops=4 * rows * heads * slots * width,
-      transcendentals=rows * heads * slots,
+      flops=4 * rows * heads * length * width,
+      transcendentals=rows * heads * length,
       bytes_accessed=2
       * rows
-      * (kv_heads * slots + heads)
+      * (kv_heads * length + heads)
       * width
       * keys.dtype.itemsize,
     ),
@@ -164,15 +164,15 @@ def _attend(
     layer[None],
     steps.row,
     steps.block,
-    span.start,
-    span.end,
+    slots.start,
+    slots.end,
     queries.reshape(rows, kv_heads, groups, width),
     keys,
     values,
   )
-  # A row that sees nothing is not written.
-  sees = (span.end > span.start)[:, None, None]
-  return jnp.where(sees, mixed.reshape(queries.shape), 0)
+  # Rows with an empty range are not written by the kernel.
+  is_written = (slots.end > slots.start)[:, None, None]
+  return jnp.where(is_written, mixed.reshape(queries.shape), 0)
 
 
 def _kernel(
@@ -193,66 +193,66 @@ def _kernel(
   scale: float,
   cap: float | None,
 ) -> None:
-  """One block of one row: the softmax of what was seen so far goes on."""
+  """Kernel of one block: updates the row's online softmax."""
   del layer
   step = pl.program_id(0)
-  here, first_slot = row[step], block[step] * size
+  this, first_slot = row[step], block[step] * size
 
-  @pl.when(first_slot <= start[here])
+  @pl.when(first_slot <= start[this])
   def _begin() -> None:
     peak[...] = jnp.full_like(peak, -jnp.inf)
     total[...] = jnp.zeros_like(total)
     mixed[...] = jnp.zeros_like(mixed)
 
   slots = first_slot + jax.lax.broadcasted_iota(jnp.int32, (1, 1, size), 2)
-  seen = (slots >= start[here]) & (slots < end[here])
+  in_range = (slots >= start[this]) & (slots < end[this])
   scores = jnp.einsum(
     'kgh,kch->kgc',
     query[...],
     keys[...],
     preferred_element_type=jnp.float32,
   )
-  scores = jnp.where(seen, soft_cap(scores * scale, cap), -jnp.inf)
+  scores = jnp.where(in_range, soft_cap(scores * scale, cap), -jnp.inf)
   highest = jnp.maximum(peak[...], jnp.max(scores, axis=2, keepdims=True))
   shrink = jnp.exp(peak[...] - highest)
-  shares = jnp.exp(scores - highest)
+  weights = jnp.exp(scores - highest)
   peak[...] = highest
-  total[...] = total[...] * shrink + jnp.sum(shares, axis=2, keepdims=True)
-  # What is beyond the ends may be anything, and 0 · ∞ is no number.
+  total[...] = total[...] * shrink + jnp.sum(weights, axis=2, keepdims=True)
+  # Slots out of range may hold anything, and 0 · ∞ is NaN.
   columns = first_slot + jax.lax.broadcasted_iota(jnp.int32, (1, size, 1), 1)
-  kept = (columns >= start[here]) & (columns < end[here])
+  is_valid = (columns >= start[this]) & (columns < end[this])
   mixed[...] = mixed[...] * shrink + jnp.einsum(
     'kgc,kch->kgh',
-    shares.astype(values.dtype),
-    jnp.where(kept, values[...], 0),
+    weights.astype(values.dtype),
+    jnp.where(is_valid, values[...], 0),
     preferred_element_type=jnp.float32,
   )
 
-  @pl.when(first_slot + size >= end[here])
+  @pl.when(first_slot + size >= end[this])
   def _end() -> None:
     out[...] = (mixed[...] / total[...]).astype(out.dtype)
 
 
-def steps_of(span: Span, size: int, slots: int) -> Steps:
-  """The blocks that hold a slot which some row may see.
+def blocks_to_read(slots: SlotRange, size: int, length: int) -> BlockList:
+  """Lists the cache blocks with a slot that some row attends to.
 
   Args:
-    span: what each row may see.
-    size: slots of a block.
-    slots: of a row.
+    slots: range that each row attends to.
+    size: slots per block.
+    length: slots per row.
   """
-  rows = span.start.shape[0]
-  blocks = -(-slots // size)
-  first = span.start // size
+  rows = slots.start.shape[0]
+  blocks = -(-length // size)
+  first = slots.start // size
   count = jnp.where(
-    span.end > span.start, (span.end - 1) // size - first + 1, 0
+    slots.end > slots.start, (slots.end - 1) // size - first + 1, 0
   )
   before = jnp.cumsum(count)
-  place = jnp.arange(rows * blocks)
-  row = jnp.searchsorted(before, place, side='right', method='compare_all')
+  index = jnp.arange(rows * blocks)
+  row = jnp.searchsorted(before, index, side='right', method='compare_all')
   row = jnp.minimum(row, rows - 1).astype(jnp.int32)
-  block = first[row] + place - (before - count)[row]
-  return Steps(
+  block = first[row] + index - (before - count)[row]
+  return BlockList(
     length=before[-1],
     row=row,
     block=jnp.clip(block, 0, blocks - 1).astype(jnp.int32),
@@ -260,7 +260,7 @@ def steps_of(span: Span, size: int, slots: int) -> Steps:
 
 
 def block_size(slots: int, bytes_per_slot: int) -> int:
-  """Slots of a block, of a row's: about so many bytes, or the whole row.
+  """Slots per block: about `STEP_BYTES`, at most a whole row.
 
   >>> block_size(10240, 512), block_size(100, 512)
   (1024, 100)
