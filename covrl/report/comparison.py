@@ -189,7 +189,7 @@ def flatten_config(
 ) -> dict[str, str]:
   """Nested fields by dotted name, as text.
 
-  >>> flat({'seed': 1, 'train': {'iterations': 60}})
+  >>> flatten_config({'seed': 1, 'train': {'iterations': 60}})
   {'seed': '1', 'train.iterations': '60'}
   """
   fields: dict[str, str] = {}
