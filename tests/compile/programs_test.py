@@ -18,11 +18,14 @@ from covrl.compile import NAMES, compile_recipe, programs
 from covrl.compile.hlo import parse
 from covrl.parallel import topologies
 from covrl.pretrained import load_policy
-from covrl.pretrained.known_models import PUBLISHED, shape_of
+from covrl.pretrained.known_models import (
+  KNOWN_MODELS,
+  known_model_directory,
+)
 
 RECIPE = pathlib.Path(__file__).parent / 'recipes' / 'small.py'
 ROOT = pathlib.Path(__file__).parents[2]
-CONFIGS, CACHE = ROOT / 'configs', ROOT / '.jax_cache'
+CACHE = ROOT / '.jax_cache'
 
 needs_libtpu = pytest.mark.skipif(
   sys.platform != 'linux' or platform.machine() != 'x86_64',
@@ -280,15 +283,15 @@ def test_reports_bad_input_in_one_sentence(
   ],
 )
 def test_known_models_have_the_published_parameter_counts(name, parameters):
-  with shape_of(name) as directory:
+  with known_model_directory(name) as directory:
     assert load_policy(directory or '').num_params == parameters
 
 
 def test_every_pretrained_recipe_has_a_known_shape():
   named = {
-    loaded.config.pretrained
-    for path in CONFIGS.glob('*.py')
-    if not path.name.startswith(('countdown', 'reasoning'))
-    for loaded in [config.load(str(path))]
+    config.load(spec).config.pretrained
+    for spec, _ in config.recipes()
+    if spec.startswith('reasoning:')
   }
-  assert named <= set(PUBLISHED)
+  assert len(named) == 7
+  assert named <= set(KNOWN_MODELS)
