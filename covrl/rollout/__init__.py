@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts to scored rollouts."""
+"""Rollouts: the sampling engine, token sampling, and scoring of responses."""
 
 from covrl.rollout.engine import SamplingEngine as SamplingEngine
 from covrl.rollout.samples import Samples as Samples

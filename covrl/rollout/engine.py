@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sampler: prompts to responses, on the trainer's mesh and weights.
+"""Sampling engine: prompts to responses, on the trainer's mesh and parameters.
 
-Every unique prompt is read once; its keys and values are then shared out to
-the responses, which are decoded together until the last of them has ended.
+Prefill processes every unique prompt once; the KV cache is then repeated for
+each response, and all responses are decoded together until the last has ended.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from covrl.models.layers import constrain
 from covrl.models.policy import Policy
 from covrl.parallel import distributed, sharding
 from covrl.rollout.samples import (
-  Host,
+  HostArray,
   Samples,
-  blank_samples,
   count_positions,
+  empty_samples,
 )
 from covrl.rollout.sampling import Sampling, sample_token
 
@@ -34,16 +34,16 @@ class SamplingEngine:
   """Samples responses with a policy's current parameters.
 
   One program is compiled per shape of prompts and group size; temperature,
-  top-p and top-k are traced. What a sequence becomes depends on its prompt,
-  the key and its id; not on its neighbours, its row, or the mesh.
+  top-p and top-k are traced. A response depends on its prompt, the key and its
+  sequence id; not on other responses, its row, or the mesh.
 
   Attributes:
-    policy: whose parameters `sample` is given.
-    mesh: over which rows are split; `None` is the default device.
+    policy: the model to sample from.
+    mesh: mesh over which rows are split; `None` is the default device.
     end_ids: tokens that end a response.
-    pad_id: fills the rest of a row; a policy may also sample it, and then it
-      counts like any token.
-    max_response_length: at which a response is cut.
+    pad_id: token that fills the rest of a row. If the policy samples it, it
+      counts like any other token.
+    max_response_length: maximum number of tokens of a response.
   """
 
   def __init__(
@@ -55,10 +55,11 @@ class SamplingEngine:
     pad_id: int,
     max_response_length: int,
   ) -> None:
-    """Checks the token ids.
+    """Checks the token ids and the maximum length.
 
     Raises:
-      ValueError: if an id is not in the vocabulary, or no token fits.
+      ValueError: if an id is not in the vocabulary, or the maximum length is
+        less than 1.
     """
     vocab_size = policy.config.vocab_size
     for token in (*end_ids, pad_id):
@@ -83,13 +84,14 @@ class SamplingEngine:
       max_length=max_response_length,
     )
 
-    # Left to itself the compiler may lay rows out as no mesh can say.
+    # Without `out_shardings` XLA may choose shardings that the mesh's axes
+    # cannot express.
     @functools.cache
-    def program(place: NamedSharding | None) -> Any:
+    def program(row_sharding: NamedSharding | None) -> Any:
       return jax.jit(
         generate,
-        static_argnames=('group_size', 'by_layer'),
-        out_shardings=place,
+        static_argnames=('group_size', 'reshard_by_layer'),
+        out_shardings=row_sharding,
       )
 
     self._program = program
@@ -97,30 +99,30 @@ class SamplingEngine:
   def sample(
     self,
     params: PyTree,
-    prompts: Int[Host, 'P Tp'],
-    prompt_mask: Bool[Host, 'P Tp'],
+    prompts: Int[HostArray, 'P Tp'],
+    prompt_mask: Bool[HostArray, 'P Tp'],
     *,
     group_size: int,
     key: Key[Array, ''],
-    sequence_ids: Int[Host, ' S'],
+    sequence_ids: Int[HostArray, ' S'],
     sampling: Sampling,
   ) -> Samples:
-    """Draws `group_size` responses to each prompt.
+    """Samples `group_size` responses to each prompt.
 
     Args:
-      params: of the policy.
+      params: parameters of the policy.
       prompts: token ids, padded on the left. A row without any real token is
         padding, and its responses are empty.
       prompt_mask: true for real tokens.
       group_size: responses per prompt.
-      key: PRNG key of the iteration. The noise of a sequence's token `t` comes
-        from `fold_in(fold_in(key, sequence_id), t)`.
+      key: PRNG key of the iteration. Token `t` of a sequence is drawn with
+        `fold_in(fold_in(key, sequence_id), t)`.
       sequence_ids: unique within the iteration, one per response.
       sampling: temperature and truncation.
 
     Returns:
-      Rows in the order of the prompts, split over the mesh where its size
-      divides them and else on every device.
+      Rows in the order of the prompts, split over the mesh if its size divides
+      their number, else replicated.
 
     Raises:
       ValueError: if the ids are not one per response, or `group_size` < 1.
@@ -130,40 +132,42 @@ class SamplingEngine:
     count = len(prompts) * group_size
     if sequence_ids.shape != (count,):
       raise ValueError(
-        f'sequence_ids must name {len(prompts)} x {group_size} responses, '
+        f'sequence_ids must have {len(prompts)} x {group_size} entries, '
         f'got shape {sequence_ids.shape}'
       )
-    with self._mesh_in_use():
-      return self._program(self._rows_on((count,)))(
+    with self._use_mesh():
+      return self._program(self._row_sharding((count,)))(
         params,
-        self._place(prompts),
-        self._place(prompt_mask),
+        self._put(prompts),
+        self._put(prompt_mask),
         key,
-        self._place(sequence_ids),
+        self._put(sequence_ids),
         sampling,
         group_size=group_size,
-        by_layer=self._comes_by_layer(params),
+        reshard_by_layer=self._reshards_by_layer(params),
       )
 
   def trace(
     self, params: PyTree, count: int, width: int, *, group_size: int
   ) -> jax.stages.Traced:
-    """Traces the program of `sample` for shapes, without any array.
+    """Traces the program of `sample` for given shapes, without arrays.
 
     Args:
       params: shapes and shardings of the policy's parameters.
-      count: prompts.
-      width: of a prompt.
+      count: number of prompts.
+      width: padded length of a prompt, in tokens.
       group_size: responses per prompt.
     """
 
     def rows(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-      return jax.ShapeDtypeStruct(shape, dtype, sharding=self._rows_on(shape))
+      return jax.ShapeDtypeStruct(
+        shape, dtype, sharding=self._row_sharding(shape)
+      )
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     sampling = jax.eval_shape(Sampling.make)
-    with self._mesh_in_use():
-      return self._program(self._rows_on((count * group_size,))).trace(
+    with self._use_mesh():
+      return self._program(self._row_sharding((count * group_size,))).trace(
         params,
         rows((count, width), jnp.int32),
         rows((count, width), bool),
@@ -171,52 +175,55 @@ class SamplingEngine:
         rows((count * group_size,), jnp.int32),
         sampling,
         group_size=group_size,
-        by_layer=self._comes_by_layer(params),
+        reshard_by_layer=self._reshards_by_layer(params),
       )
 
-  def _comes_by_layer(self, params: PyTree) -> bool:
-    """Whether weights come in tensor shards, and leave in others.
+  def _reshards_by_layer(self, params: PyTree) -> bool:
+    """Whether parameters have other tensor shards than the engine's mesh.
 
-    How they move then cannot be expressed by XLA, which gathers them whole.
+    XLA cannot express that resharding, and all-gathers them instead; doing it
+    layer by layer bounds the memory.
     """
     if self.mesh is None:
       return False
     shardings = [leaf.sharding for leaf in jax.tree.leaves(params)]
     shards = {
-      place.mesh.shape['tensor']
-      for place in shardings
-      if isinstance(place, NamedSharding)
+      each.mesh.shape['tensor']
+      for each in shardings
+      if isinstance(each, NamedSharding)
     }
     return bool(shards - {1, self.mesh.shape['tensor']})
 
-  def _mesh_in_use(self) -> contextlib.AbstractContextManager[object]:
-    """Within it, activations are constrained to the mesh."""
-    return sharding.in_use(self.mesh, sharding.ROLLOUT_RULES)
+  def _use_mesh(self) -> contextlib.AbstractContextManager[object]:
+    """Context in which activations are constrained to the mesh."""
+    return sharding.use_mesh(self.mesh, sharding.ROLLOUT_RULES)
 
-  def _place(self, rows: Host) -> Array:
-    """Puts rows on the mesh, split where it divides them."""
-    place = self._rows_on(rows.shape)
-    return (
-      jax.device_put(rows) if place is None else distributed.place(rows, place)
-    )
+  def _put(self, rows: HostArray) -> Array:
+    """Puts rows on the mesh, split if its size divides their number."""
+    row_sharding = self._row_sharding(rows.shape)
+    if row_sharding is None:
+      return jax.device_put(rows)
+    return distributed.put_global(rows, row_sharding)
 
-  def _rows_on(self, shape: tuple[int, ...]) -> NamedSharding | None:
-    """How rows lie on the mesh, if there is one."""
+  def _row_sharding(self, shape: tuple[int, ...]) -> NamedSharding | None:
+    """Sharding of rows; `None` without a mesh."""
     if self.mesh is None:
       return None
     axes = ('batch', *(None,) * (len(shape) - 1))
-    return sharding.fit(self.mesh, axes, shape, sharding.ROLLOUT_RULES)
+    return sharding.fitted_sharding(
+      self.mesh, axes, shape, sharding.ROLLOUT_RULES
+    )
 
 
-class _Progress(NamedTuple):
-  """What the decoding loop carries; columns before `t` are written.
+class _DecodeState(NamedTuple):
+  """Carry of the decoding loop.
 
   Attributes:
-    t: tokens sampled so far.
-    ended: rows that are finished.
-    token: the last one sampled.
-    samples: rows under construction.
-    cache: prompt and response so far, but for the last token.
+    t: number of tokens sampled so far.
+    ended: true for rows that have ended.
+    token: the last token of each row, not in the cache yet.
+    samples: the samples so far, written up to column `t`.
+    cache: keys and values of prompt and response, without the last token.
   """
 
   t: Int[Array, '']
@@ -236,45 +243,45 @@ def _generate(
   sampling: Sampling,
   *,
   group_size: int,
-  by_layer: bool,
+  reshard_by_layer: bool,
   end_ids: tuple[int, ...],
   pad_id: int,
   max_length: int,
 ) -> Samples:
-  """The program: read prompts, share out their cache, decode."""
+  """The compiled program: prefill, repeat the cache, decode."""
   prompt_length = prompts.shape[1]
   params = jax.tree.map(
-    _laid_out_by_layer if by_layer else _laid_out,
+    _shard_param_by_layer if reshard_by_layer else _shard_param,
     policy.compute_params(params),
     policy.axes,
   )
   row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, sequence_ids)
   lengths = repeat_rows(jnp.sum(prompt_mask, axis=1), group_size)
 
-  def advance(
-    progress: _Progress, hidden: Float[Array, 'S D'], cache: KVCache
-  ) -> _Progress:
+  def sample_next(
+    state: _DecodeState, hidden: Float[Array, 'S D'], cache: KVCache
+  ) -> _DecodeState:
     logits = policy.project(params, hidden)
-    keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, progress.t)
+    keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, state.t)
     token, *logprobs = sample_token(logits, keys, sampling)
-    return _record(progress, token, logprobs, cache, end_ids=end_ids)
+    return _append_token(state, token, logprobs, cache, end_ids=end_ids)
 
-  def unfinished(progress: _Progress) -> Bool[Array, '']:
-    return (progress.t < max_length) & ~jnp.all(progress.ended)
+  def unfinished(state: _DecodeState) -> Bool[Array, '']:
+    return (state.t < max_length) & ~jnp.all(state.ended)
 
-  def body(progress: _Progress) -> _Progress:
-    read = progress.t - 1
+  def body(state: _DecodeState) -> _DecodeState:
+    read = state.t - 1
     hidden, cache = policy.decode(
       params,
-      progress.token,
+      state.token,
       lengths + read,
-      progress.cache,
+      state.cache,
       prompt_length + read,
-      ~progress.ended,
+      ~state.ended,
     )
-    return advance(progress, hidden, cache)
+    return sample_next(state, hidden, cache)
 
-  # The last token is sampled, and never read.
+  # The last sampled token is never decoded, so the cache has no slot for it.
   hidden, cache = policy.prefill(
     params,
     prompts,
@@ -283,49 +290,49 @@ def _generate(
     prompt_length,
   )
   hidden, cache = repeat_rows(hidden, group_size), cache.repeat(group_size)
-  cache = cache.extended(prompt_length + max_length - 1)
-  start = _Progress(
+  cache = cache.pad_to(prompt_length + max_length - 1)
+  start = _DecodeState(
     t=jnp.zeros((), jnp.int32),
     ended=lengths == 0,
     token=jnp.zeros(lengths.shape, jnp.int32),
-    samples=blank_samples(
+    samples=empty_samples(
       (lengths.shape[0], max_length), pad_id, policy.config.stats_dtype
     ),
     cache=cache,
   )
-  start = advance(start, hidden, cache)
-  progress = jax.lax.while_loop(unfinished, body, start)
-  return progress.samples._replace(truncated=~progress.ended)
+  start = sample_next(start, hidden, cache)
+  final = jax.lax.while_loop(unfinished, body, start)
+  return final.samples._replace(truncated=~final.ended)
 
 
-def _laid_out(leaf: Array, axes: Sequence[str | None]) -> Array:
-  """A parameter as the sampler holds it."""
+def _shard_param(leaf: Array, axes: Sequence[str | None]) -> Array:
+  """Shards a parameter as the sampler needs it."""
   return constrain(leaf, *axes)
 
 
-def _laid_out_by_layer(leaf: Array, axes: Sequence[str | None]) -> Array:
-  """As `_laid_out`; on the way a chip may hold all of one layer, not of all."""
+def _shard_param_by_layer(leaf: Array, axes: Sequence[str | None]) -> Array:
+  """Shards stacked parameters layer by layer: at most one layer is gathered."""
   if axes[0] != 'layers':
-    return _laid_out(leaf, axes)
-  layers = jax.lax.map(lambda layer: _laid_out(layer, axes[1:]), leaf)
-  return _laid_out(layers, axes)
+    return _shard_param(leaf, axes)
+  layers = jax.lax.map(lambda layer: _shard_param(layer, axes[1:]), leaf)
+  return _shard_param(layers, axes)
 
 
-def _record(
-  progress: _Progress,
+def _append_token(
+  state: _DecodeState,
   token: Int[Array, ' S'],
   logprobs: Sequence[Float[Array, ' S']],
   cache: KVCache,
   *,
   end_ids: tuple[int, ...],
-) -> _Progress:
-  """Writes one column, where the row had not ended before it."""
-  samples, live = progress.samples, ~progress.ended
+) -> _DecodeState:
+  """Writes one column of samples, in rows that have not ended."""
+  samples, live = state.samples, ~state.ended
 
   def write(rows: Array, column: Array) -> Array:
-    before = jax.lax.dynamic_index_in_dim(rows, progress.t, 1, keepdims=False)
+    before = jax.lax.dynamic_index_in_dim(rows, state.t, 1, keepdims=False)
     column = jnp.where(live, column.astype(rows.dtype), before)
-    return jax.lax.dynamic_update_index_in_dim(rows, column, progress.t, 1)
+    return jax.lax.dynamic_update_index_in_dim(rows, column, state.t, 1)
 
   samples = samples._replace(
     response_tokens=write(samples.response_tokens, token),
@@ -334,9 +341,9 @@ def _record(
     behaviour_logprobs=write(samples.behaviour_logprobs, logprobs[1]),
   )
   ends = jnp.isin(token, jnp.asarray(end_ids, jnp.int32))
-  return _Progress(
-    t=progress.t + 1,
-    ended=progress.ended | ends,
+  return _DecodeState(
+    t=state.t + 1,
+    ended=state.ended | ends,
     token=token,
     samples=samples,
     cache=cache,

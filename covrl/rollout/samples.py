@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the sampler returns, and how it joins with the prompts."""
+"""Samples of the engine, and their conversion to whole sequences."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-Host: TypeAlias = Array | np.ndarray
+HostArray: TypeAlias = Array | np.ndarray
 
 
 class Samples(NamedTuple):
-  """Responses, one a row: the responses of a prompt are neighbours.
+  """Sampled responses, one per row; those of a prompt are contiguous.
 
   Attributes:
     response_tokens: the sampled tokens, then padding.
-    response_mask: true for sampled tokens, the end-of-sequence token among
-      them; the only statement of a response's length.
-    sampler_logprobs: of the sampled tokens, in nats, temperature applied,
-      before truncation; 0 off the mask.
+    response_mask: true for sampled tokens, including the end-of-sequence token;
+      it defines a response's length.
+    sampler_logprobs: log-probabilities of the sampled tokens, in nats,
+      temperature applied, before truncation; 0 off the mask.
     behaviour_logprobs: the same after top-k and top-p.
-    truncated: true where the length limit, and not the policy, ended it.
+    truncated: true where the length limit ended the response.
   """
 
   response_tokens: Int[Array, 'S R']
@@ -32,10 +32,16 @@ class Samples(NamedTuple):
   truncated: Bool[Array, ' S']
 
 
-def blank_samples(
+def empty_samples(
   shape: tuple[int, int], pad_id: int, dtype: jnp.dtype
 ) -> Samples:
-  """Rows in which nothing has been sampled yet."""
+  """Creates samples without any token.
+
+  Args:
+    shape: numbers of rows and of response tokens.
+    pad_id: token that fills the rows.
+    dtype: of the log-probabilities.
+  """
   return Samples(
     response_tokens=jnp.full(shape, pad_id, jnp.int32),
     response_mask=jnp.zeros(shape, bool),
@@ -46,37 +52,39 @@ def blank_samples(
 
 
 def to_rollout_rows(
-  prompts: Int[Host, 'P Tp'],
-  prompt_mask: Bool[Host, 'P Tp'],
+  prompts: Int[HostArray, 'P Tp'],
+  prompt_mask: Bool[HostArray, 'P Tp'],
   samples: Samples,
   group_size: int,
 ) -> dict[str, Any]:
   """Joins prompts and responses into whole sequences, on the host.
 
   Args:
-    prompts: as given to `SamplingEngine.sample`.
-    prompt_mask: likewise.
-    samples: what it returned.
-    group_size: likewise.
+    prompts: token ids, as given to `SamplingEngine.sample`.
+    prompt_mask: true for real tokens of the prompts.
+    samples: the engine's result.
+    group_size: responses per prompt.
 
   Returns:
-    The entries of `covrl.Rollouts` that follow, aligned with tokens; positions
-    count real tokens from 0.
+    Entries of `covrl.types.Rollouts`, aligned with tokens; positions count real
+    tokens from 0.
   """
 
-  def behind(prompt: Host, response: Host) -> np.ndarray:
+  def join(prompt: HostArray, response: HostArray) -> np.ndarray:
     rows = np.repeat(np.asarray(prompt), group_size, axis=0)
     return np.concatenate((rows, np.asarray(response)), axis=1)
 
-  mask = behind(prompt_mask, samples.response_mask)
-  silent = np.zeros(prompts.shape, np.asarray(samples.sampler_logprobs).dtype)
+  mask = join(prompt_mask, samples.response_mask)
+  no_logprobs = np.zeros(
+    prompts.shape, np.asarray(samples.sampler_logprobs).dtype
+  )
   return {
-    'tokens': behind(prompts, samples.response_tokens),
+    'tokens': join(prompts, samples.response_tokens),
     'positions': np.maximum(np.cumsum(mask, 1) - 1, 0).astype(np.int32),
     'attention_mask': mask,
-    'loss_mask': behind(np.zeros(prompts.shape, bool), samples.response_mask),
-    'sampler_logprobs': behind(silent, samples.sampler_logprobs),
-    'behaviour_logprobs': behind(silent, samples.behaviour_logprobs),
+    'loss_mask': join(np.zeros(prompts.shape, bool), samples.response_mask),
+    'sampler_logprobs': join(no_logprobs, samples.sampler_logprobs),
+    'behaviour_logprobs': join(no_logprobs, samples.behaviour_logprobs),
     'truncated': np.asarray(samples.truncated),
   }
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One token per row from logits: temperature, top-k, top-p, greedy."""
+"""Token sampling from logits: temperature, top-k, top-p, greedy."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 
 class Sampling(NamedTuple):
-  """How to draw tokens: traced numbers, so a schedule never recompiles.
+  """Sampling parameters; traced arrays, so that changes never recompile.
 
   Attributes:
-    temperature: divides the logits; 0 takes the likeliest token.
-    top_p: draw among the likeliest tokens that together hold this probability;
-      1 is all.
-    top_k: draw among this many likeliest tokens; 0 is all.
+    temperature: divides the logits; 0 is greedy.
+    top_p: samples among the likeliest tokens that together have this
+      probability; 1 is all tokens.
+    top_k: samples among this many likeliest tokens; 0 is all tokens.
   """
 
   temperature: Float[Array, '']
@@ -28,7 +28,7 @@ class Sampling(NamedTuple):
   def make(
     cls, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0
   ) -> Sampling:
-    """Checks plain numbers and makes arrays of them.
+    """Checks numbers and converts them to arrays.
 
     Raises:
       ValueError: if a number is out of range.
@@ -54,21 +54,21 @@ class Sampling(NamedTuple):
 def sample_token(
   logits: Float[Array, 'S V'], keys: Key[Array, ' S'], sampling: Sampling
 ) -> tuple[Int[Array, ' S'], Float[Array, ' S'], Float[Array, ' S']]:
-  """Draws one token per row, each from its own noise.
+  """Samples one token per row with the row's own PRNG key.
 
       token = argmax(log q + Gumbel noise), q the truncated distribution
 
-  With temperature 0 the noise is left out, and log-probabilities are those of
-  temperature 1. Logits may be −∞, though not all of a row.
+  With temperature 0 there is no noise, and log-probabilities are those of
+  temperature 1. Logits may be −∞, but not all of a row.
 
   Args:
-    logits: float32.
-    keys: one PRNG key per row; a row's token depends on no other row.
+    logits: logits of the next token, in float32.
+    keys: one PRNG key per row; a row's token does not depend on other rows.
     sampling: temperature and truncation.
 
   Returns:
-    The tokens; their log-probabilities with temperature, before truncation;
-    and the same after truncation, in nats.
+    The tokens; their log-probabilities with temperature and before truncation,
+    in nats; and the same after truncation.
   """
   greedy = sampling.temperature == 0
   temperature = jnp.where(greedy, 1.0, sampling.temperature)
@@ -76,16 +76,16 @@ def sample_token(
   truncates = (sampling.top_p < 1) | (
     (sampling.top_k > 0) & (sampling.top_k < logits.shape[-1])
   )
-  # The sort is the dearest part of a step: it runs only where it is asked for.
-  kept = jax.lax.cond(
+  # The sort is the most expensive part of a step: it runs only if needed.
+  truncated = jax.lax.cond(
     truncates, _truncated, lambda logprobs, _: logprobs, logprobs, sampling
   )
   noise = jax.vmap(
     lambda key: jax.random.gumbel(key, logits.shape[-1:], logits.dtype)
   )(keys)
-  token = jnp.argmax(kept + jnp.where(greedy, 0.0, noise), axis=-1)
+  token = jnp.argmax(truncated + jnp.where(greedy, 0.0, noise), axis=-1)
   token = token.astype(jnp.int32)
-  return token, _at(logprobs, token), _at(kept, token)
+  return token, _at(logprobs, token), _at(truncated, token)
 
 
 def truncation_mask(
@@ -94,16 +94,16 @@ def truncation_mask(
   top_p: Float[Array, ''],
   top_k: Int[Array, ''],
 ) -> Bool[Array, 'S V']:
-  """Which tokens top-k and top-p leave.
+  """Mask of the tokens that top-k and top-p keep.
 
-  First the `top_k` likeliest tokens; of these, renormalised, the shortest run
-  of likeliest tokens whose probability reaches `top_p`. Between equals the
-  smaller token wins. The likeliest token always stays.
+  First the `top_k` likeliest tokens; of these, renormalised, the smallest set of
+  likeliest tokens whose probability reaches `top_p`. Ties go to the smaller
+  token id. The likeliest token is always kept.
 
   Args:
-    logprobs: normalised log-probabilities.
-    top_p: in (0, 1].
-    top_k: 0 is all.
+    logprobs: normalised log-probabilities, in nats.
+    top_p: probability to keep, in (0, 1].
+    top_k: number of tokens to keep; 0 is all.
 
   References:
     Fan et al., "Hierarchical Neural Story Generation", arXiv:1805.04833
@@ -120,18 +120,18 @@ def truncation_mask(
   in_nucleus = (before < top_p) | (top_p >= 1)
   count = jnp.sum(in_nucleus & (ranks < top_k), axis=-1, keepdims=True)
 
-  # The count-th value and, among the tokens that share it, the first few.
+  # Tokens above the count-th value, and the first of those equal to it.
   threshold = jnp.take_along_axis(ordered, count - 1, axis=-1)
   above = logprobs > threshold
-  level = logprobs == threshold
-  places = count - jnp.sum(above, axis=-1, keepdims=True)
-  return above | (level & (jnp.cumsum(level, axis=-1) <= places))
+  tied = logprobs == threshold
+  num_tied = count - jnp.sum(above, axis=-1, keepdims=True)
+  return above | (tied & (jnp.cumsum(tied, axis=-1) <= num_tied))
 
 
 def _truncated(
   logprobs: Float[Array, 'S V'], sampling: Sampling
 ) -> Float[Array, 'S V']:
-  """Log-probabilities given that the token is among those left."""
+  """Log-probabilities renormalised over the kept tokens, −∞ elsewhere."""
   mask = truncation_mask(logprobs, top_p=sampling.top_p, top_k=sampling.top_k)
   return jax.nn.log_softmax(jnp.where(mask, logprobs, -jnp.inf), axis=-1)
 

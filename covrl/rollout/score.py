@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts to scored rollouts.
+"""Sampling and scoring of rollouts.
 
-Responses are scored in worker processes as soon as they are decoded, while
-the device goes on to the next thing; `PendingRollouts.result` waits for the
-scores. A response whose scoring failed is masked out, never given a 0.
+Responses are scored in worker processes as soon as they are decoded, while the
+device continues; `PendingRollouts.result` waits for the scores. A response whose
+scoring failed is masked out of the loss; it does not get a reward of 0.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class PendingRollouts:
   """Sampled responses whose scores are still being computed.
 
   Attributes:
-    rollouts: host arrays, `rewards` still empty.
-    responses: the decoded texts of this process's.
-    scores: of these, to be awaited.
+    rollouts: host arrays, without `rewards`.
+    responses: decoded texts of this process's responses.
+    scores: pending scores of these.
   """
 
   rollouts: Rollouts
@@ -38,8 +38,8 @@ class PendingRollouts:
   scores: PendingScores
 
   def result(self) -> ScoredRollouts:
-    """Waits for the scores; what could not be judged is masked out."""
-    scores = self.scores.result().gathered()
+    """Waits for the scores; masks out responses whose scoring failed."""
+    scores = self.scores.result().gather()
     totals = np.array(scores.totals(), np.float32)
     failed = np.isnan(totals)
     rewards = {TOTAL: np.where(failed, 0, totals).astype(np.float32)}
@@ -63,11 +63,11 @@ class ScoredRollouts:
   """Rollouts with their rewards.
 
   Attributes:
-    rollouts: `rewards` has the total under `'score'`, 0 where there is none
-      (the sequence is masked out of `loss_mask` then), and every part under
-      its name, NaN where it does not apply or could not be judged.
-    counts: outcomes by `name/status`.
-    failures: a sentence for every outcome that is no judgement.
+    rollouts: with `rewards`: the total under `'score'`, 0 if scoring failed
+      (the sequence is then masked out of `loss_mask`), and each component under
+      its name, NaN if it does not apply or failed.
+    counts: number of outcomes by `name/status`.
+    failures: one sentence per failed outcome.
   """
 
   rollouts: Rollouts
@@ -76,7 +76,7 @@ class ScoredRollouts:
 
   @property
   def masked(self) -> int:
-    """Sequences without a reward."""
+    """Number of sequences without any token in the loss mask."""
     return int(np.sum(~np.any(self.rollouts.loss_mask, axis=1)))
 
 
@@ -93,28 +93,32 @@ def collect(
   step: int,
   sampling: Sampling,
 ) -> PendingRollouts:
-  """Samples responses to a batch of prompts and sends them to be scored.
+  """Samples responses to a batch of prompts and submits them for scoring.
 
-  Each process sends the responses to its own prompts; all have all rollouts.
+  Each process submits the responses to its own prompts; all processes get all
+  rollouts.
 
   Args:
-    engine: the sampler.
-    params: of the policy.
-    prompts: of one draw, as many as this process takes.
-    scoring: the rewards.
-    tokenizer: to decode with.
+    engine: the sampling engine.
+    params: parameters of the policy.
+    prompts: this process's prompts of one draw.
+    scoring: reward functions and their worker pool.
+    tokenizer: decodes the responses.
     group_size: responses per prompt.
     key: PRNG key of the iteration.
-    first_sequence: id of the iteration's first sequence.
+    first_sequence: sequence id of the first response.
     step: optimiser step of `params`.
     sampling: temperature and truncation.
+
+  Returns:
+    The rollouts, their scores pending.
   """
   tokens, mask, indices, source_ids = distributed.gather_rows(
     (prompts.tokens, prompts.mask, prompts.indices, prompts.source_ids)
   )
   count = len(tokens) * group_size
   ids = (first_sequence + np.arange(count)).astype(np.int32)
-  samples: Samples = distributed.run(
+  samples: Samples = distributed.run_on_devices(
     engine.sample,
     params,
     tokens,
@@ -124,7 +128,7 @@ def collect(
     sequence_ids=ids,
     sampling=sampling,
   )
-  own = distributed.own_share(count)
+  own = distributed.process_slice(count)
   responses = decode(tokenizer, jax.tree.map(lambda rows: rows[own], samples))
   problems = [
     problem for problem in prompts.problems for _ in range(group_size)
@@ -149,7 +153,7 @@ def collect(
 
 
 def decode(tokenizer: Tokenizer, samples: Samples) -> tuple[str, ...]:
-  """Texts of sampled responses, special tokens left out."""
+  """Decodes sampled responses, without special tokens."""
   tokens = np.asarray(samples.response_tokens)
   mask = np.asarray(samples.response_mask)
   return tuple(

@@ -169,15 +169,16 @@ def test_cached_decoding_equals_the_full_forward():
   policy = Policy(config)
   params = policy.init(jax.random.key(0))
   tokens = jnp.asarray(np.random.default_rng(1).integers(0, 16, (3, 6)))
-  want = policy.logits(params, tokens)
+  prefill = jax.jit(policy.prefill, static_argnums=4)
+  want = jax.jit(policy.logits)(params, tokens)
   positions = jnp.broadcast_to(jnp.arange(5), (3, 5))
-  hidden, cache = policy.prefill(
+  hidden, cache = prefill(
     params, tokens[:, :5], positions, jnp.ones((3, 5), bool), 6
   )
   np.testing.assert_allclose(
     policy.project(params, hidden), want[:, 4], atol=1e-5
   )
-  hidden, _ = policy.decode(
+  hidden, _ = jax.jit(policy.decode)(
     params, tokens[:, 5], jnp.full(3, 5), cache, jnp.array(5)
   )
   np.testing.assert_allclose(
@@ -189,16 +190,17 @@ def test_remat_changes_no_gradient_on_a_mesh():
   experts = Experts(count=4, per_token=2)
   mesh = make_mesh({'data': 2, 'expert': 4})
   tokens = jnp.asarray(np.random.default_rng(1).integers(0, 16, (8, 6)))
+  config = dataclasses.replace(tiny(16), experts=experts)
+  params = Policy(config).init(jax.random.key(0), mesh)
 
   def gradient(remat):
-    config = dataclasses.replace(tiny(16), experts=experts, remat=remat)
-    policy = Policy(config)
+    policy = Policy(dataclasses.replace(config, remat=remat))
 
     def loss(params):
       return jnp.sum(jnp.sin(policy.logits(params, tokens)))
 
     with jax.set_mesh(mesh):
-      return jax.jit(jax.grad(loss))(policy.init(jax.random.key(0), mesh))
+      return jax.jit(jax.grad(loss))(params)
 
   plain = gradient('nothing')
   for remat in ('cheap', 'gate'):

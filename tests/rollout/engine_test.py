@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sampler agrees with the trainer, and with itself in any arrangement."""
+"""Sampling engine: agreement with the trainer, layouts, meshes, compilation."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from covrl.models import Policy, tiny
-from covrl.parallel.sharding import make_mesh, reshaped
+from covrl.parallel.sharding import make_mesh, reshape_mesh
 from covrl.rollout import Sampling, SamplingEngine, to_rollout_rows
 from covrl.types import Rollouts
 
@@ -61,7 +61,7 @@ def sample(
   )
 
 
-def on(mesh):
+def params_on(mesh):
   shardings = jax.tree.map(
     lambda leaf: leaf.sharding, POLICY.abstract_params(mesh)
   )
@@ -69,7 +69,7 @@ def on(mesh):
 
 
 def host(samples):
-  """The same in numpy, whose indexing compiles nothing."""
+  """Converts to numpy, whose indexing compiles nothing."""
   return jax.device_get(samples)
 
 
@@ -85,10 +85,10 @@ def forward(policy, rows):
 
 
 def rescore(samples, temperature, policy=POLICY):
-  """What the trainer says of the sampled tokens.
+  """Scores the sampled tokens as the trainer does.
 
   Returns:
-    On each sampled token: the token, the sampler's two log-probabilities, and
+    For each sampled token: the token, the sampler's two log-probabilities, and
     the trainer's logits and log-probability.
   """
   rows = join(samples)
@@ -118,34 +118,34 @@ def join(samples):
 
 @pytest.mark.parametrize('temperature', [0.7, 1.0, 1.3])
 def test_sampler_and_trainer_agree(temperature):
-  seen = rescore(sample(temperature=temperature), temperature)
-  np.testing.assert_allclose(seen.sampler, seen.logprobs, atol=1e-5)
-  np.testing.assert_array_equal(seen.sampler, seen.behaviour)
-  assert np.isin(seen.tokens, END).any()
+  scored = rescore(sample(temperature=temperature), temperature)
+  np.testing.assert_allclose(scored.sampler, scored.logprobs, atol=1e-5)
+  np.testing.assert_array_equal(scored.sampler, scored.behaviour)
+  assert np.isin(scored.tokens, END).any()
 
 
-def test_truncation_raises_behaviour_log_probabilities_only():
-  seen = rescore(sample(top_k=4), 1.0)
-  np.testing.assert_allclose(seen.sampler, seen.logprobs, atol=1e-5)
-  assert (seen.behaviour > seen.sampler).all()
+def test_truncation_raises_only_behaviour_log_probabilities():
+  scored = rescore(sample(top_k=4), 1.0)
+  np.testing.assert_allclose(scored.sampler, scored.logprobs, atol=1e-5)
+  assert (scored.behaviour > scored.sampler).all()
 
 
-def test_greedy_follows_the_likeliest_token():
-  seen = rescore(sample(temperature=0.0), 1.0)
-  np.testing.assert_array_equal(seen.tokens, seen.logits.argmax(axis=-1))
-  np.testing.assert_allclose(seen.sampler, seen.logprobs, atol=1e-5)
+def test_temperature_zero_takes_the_likeliest_token():
+  scored = rescore(sample(temperature=0.0), 1.0)
+  np.testing.assert_array_equal(scored.tokens, scored.logits.argmax(axis=-1))
+  np.testing.assert_allclose(scored.sampler, scored.logprobs, atol=1e-5)
 
 
-def test_bfloat16_samples_as_it_scores():
+def test_sampler_and_trainer_agree_in_bfloat16():
   policy = Policy(dataclasses.replace(POLICY.config, dtype='bfloat16'))
   engine = SamplingEngine(
     policy, end_ids=END, pad_id=0, max_response_length=LIMIT
   )
-  seen = rescore(sample(engine), 1.0, policy)
-  np.testing.assert_allclose(seen.sampler, seen.logprobs, atol=0.1)
+  scored = rescore(sample(engine), 1.0, policy)
+  np.testing.assert_allclose(scored.sampler, scored.logprobs, atol=0.1)
 
 
-def test_lengths_are_masks():
+def test_masks_end_tokens_and_padding():
   samples = host(sample(temperature=1.3))
   tokens, mask = samples.response_tokens, samples.response_mask
   lengths = mask.sum(axis=1)
@@ -156,7 +156,7 @@ def test_lengths_are_masks():
   assert (lengths[~ended] == LIMIT).all()
   assert np.isin(tokens, END)[mask].sum() == ended.sum()
   assert (tokens[~mask] == 0).all()
-  # The policy may sample the padding token; it is a token like any other.
+  # The policy may sample the padding token, which counts like any other.
   assert (tokens[mask] == 0).any()
   assert 0 < ended.sum() < len(ended)
 
@@ -168,7 +168,7 @@ def test_ending_on_the_last_token_is_not_truncation():
   assert not samples.truncated.any()
 
 
-def test_noise_follows_the_identity_of_the_sequence():
+def test_responses_depend_on_sequence_ids_and_not_on_rows():
   whole = host(sample())
   order = [3, 0, 7, 1, 6, 2, 5, 4]
   mixed = host(sample(rows=order))
@@ -185,9 +185,9 @@ def test_noise_follows_the_identity_of_the_sequence():
 
 
 @pytest.mark.parametrize('shape', [(8,), (4, 2), (2, 2, 2)])
-def test_every_mesh_draws_the_same(shape):
+def test_meshes_sample_the_same(shape):
   mesh = make_mesh(shape)
-  want, got = sample(), sample(make_engine(mesh), params=on(mesh))
+  want, got = sample(), sample(make_engine(mesh), params=params_on(mesh))
   np.testing.assert_array_equal(want.response_tokens, got.response_tokens)
   np.testing.assert_array_equal(want.response_mask, got.response_mask)
   np.testing.assert_array_equal(want.truncated, got.truncated)
@@ -196,28 +196,28 @@ def test_every_mesh_draws_the_same(shape):
   )
 
 
-# With other tensor shards, and with none.
+# Parameters with other tensor shards, and with none.
 @pytest.mark.parametrize('shape', [(1, 4, 2), (1, 8)])
-def test_weights_come_from_another_mesh(shape):
-  # Neighbours of a torus are not neighbours in number.
+def test_parameters_from_another_mesh(shape):
+  # As on a torus, device numbers are not in the mesh's order.
   devices = [jax.devices()[i] for i in (0, 3, 6, 1, 5, 2, 7, 4)]
   mesh = make_mesh(shape, devices)
-  engine = make_engine(reshaped(mesh, {'data': -1, 'tensor': 4}))
-  want, got = sample(), sample(engine, params=on(mesh))
+  engine = make_engine(reshape_mesh(mesh, {'data': -1, 'tensor': 4}))
+  want, got = sample(), sample(engine, params=params_on(mesh))
   np.testing.assert_array_equal(want.response_tokens, got.response_tokens)
   np.testing.assert_allclose(
     want.sampler_logprobs, got.sampler_logprobs, atol=1e-5
   )
 
 
-def test_rows_that_do_not_divide_over_the_mesh():
+def test_number_of_rows_that_the_mesh_does_not_divide():
   mesh = make_mesh((8,))
-  got = sample(make_engine(mesh), rows=slice(0, 1), params=on(mesh))
+  got = sample(make_engine(mesh), rows=slice(0, 1), params=params_on(mesh))
   want = sample().response_tokens[:GROUP]
   np.testing.assert_array_equal(want, got.response_tokens)
 
 
-def test_rows_without_a_prompt_stay_empty():
+def test_rows_without_a_prompt_have_empty_responses():
   prompts, mask = make_prompts()
   mask[3] = False
   samples = host(
@@ -239,7 +239,7 @@ def test_rows_without_a_prompt_stay_empty():
   )
 
 
-def test_settings_never_recompile():
+def test_sampling_parameters_never_recompile():
   compiled = []
 
   def listen(event, duration_secs, **kwargs):
@@ -261,7 +261,7 @@ def test_settings_never_recompile():
   assert len(compiled) == 1
 
 
-def test_the_cache_is_updated_in_place():
+def test_kv_cache_is_updated_in_place():
   prompts, _ = make_prompts()
   traced = ENGINE.trace(PARAMS, *prompts.shape, group_size=GROUP)
   program = traced.lower().compile()
@@ -279,7 +279,7 @@ def test_the_cache_is_updated_in_place():
   assert not re.search(re.escape(cache) + r'\S* copy\(', text)
 
 
-def test_rows_fit_rollouts():
+def test_rollout_rows_join_prompts_and_responses():
   (prompts, mask), samples = make_prompts(), sample()
   count = PROMPTS * GROUP
   rollouts = Rollouts(
@@ -298,8 +298,8 @@ def test_rows_fit_rollouts():
     tokens = np.concatenate((prompt, response))
     np.testing.assert_array_equal(rollouts.tokens[s][real], tokens)
     np.testing.assert_array_equal(rollouts.tokens[s][sampled], response)
-    places = rollouts.positions[s][real]
-    np.testing.assert_array_equal(places, np.arange(len(tokens)))
+    positions = rollouts.positions[s][real]
+    np.testing.assert_array_equal(positions, np.arange(len(tokens)))
     np.testing.assert_array_equal(
       rollouts.sampler_logprobs[s][sampled],
       samples.sampler_logprobs[s][samples.response_mask[s]],
@@ -315,11 +315,11 @@ def test_rows_fit_rollouts():
     ({'max_response_length': 0}, 'max_response_length must be .* got 0'),
   ],
 )
-def test_an_engine_that_makes_no_sense_is_refused(changes, sentence):
+def test_refuses_invalid_engines(changes, sentence):
   with pytest.raises(ValueError, match=sentence):
     make_engine(**changes)
 
 
-def test_ids_must_be_one_per_response():
-  with pytest.raises(ValueError, match='8 x 4 responses, got shape'):
+def test_refuses_another_number_of_sequence_ids():
+  with pytest.raises(ValueError, match='8 x 4 entries, got shape'):
     sample(ids=IDS[:-1])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokens are drawn from the distribution that the settings describe."""
+"""Token sampling: truncation, frequencies, greedy, masked tokens."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def log_softmax(x):
 
 
 def oracle_mask(logprobs, top_p, top_k):
-  """Top-k, then top-p among what is left, one row at a time, by sorting."""
+  """Top-k, then top-p of the rest, row by row, by sorting."""
   kept = np.zeros(logprobs.shape, bool)
   for row, out in zip(logprobs.astype(np.float64), kept, strict=True):
     order = np.argsort(-row, kind='stable')[: top_k or None]
@@ -51,7 +51,7 @@ LOGITS = hnp.arrays(
   top_p=st.sampled_from([0.0101, 0.3003, 0.7007, 0.9909, 1.0]),
   top_k=st.integers(0, 8),
 )
-def test_truncation_matches_sorting(logits, top_p, top_k):
+def test_truncation_equals_sorting(logits, top_p, top_k):
   logprobs = log_softmax(logits)
   got = MASK(
     jnp.asarray(logprobs), top_p=jnp.float32(top_p), top_k=jnp.int32(top_k)
@@ -67,7 +67,9 @@ def test_truncation_matches_sorting(logits, top_p, top_k):
   top_k=st.integers(0, 7),
   seed=st.integers(0, 2**31 - 1),
 )
-def test_both_log_probabilities(logits, temperature, top_p, top_k, seed):
+def test_log_probabilities_before_and_after_truncation(
+  logits, temperature, top_p, top_k, seed
+):
   keys = jax.random.split(jax.random.key(seed), 4)
   sampling = Sampling.make(temperature, top_p, top_k)
   token, sampler, behaviour = DRAW(jnp.asarray(logits), keys, sampling)
@@ -101,7 +103,7 @@ def test_frequencies(temperature, top_p, top_k):
   assert chi_square < 18.47
 
 
-def test_frequencies_can_fail():
+def test_frequency_test_detects_a_wrong_temperature():
   logits, count = np.array([0.3, 1.2, -0.5, 0.9, -2.0]), 20_000
   token, _, _ = draw_many(logits, count, Sampling.make(1.1))
   want = count * np.exp(log_softmax(logits))
@@ -126,7 +128,7 @@ def test_temperature_zero_is_greedy(top_p, top_k):
 
 
 @pytest.mark.parametrize('setting', [{}, {'top_p': 0.9}, {'top_k': 4}])
-def test_forbidden_tokens_are_never_drawn(setting):
+def test_masked_tokens_are_never_sampled(setting):
   logits = np.array([-np.inf, 0.0, -np.inf, 1.0])
   token, sampler, behaviour = draw_many(logits, 500, Sampling.make(**setting))
   assert set(np.asarray(token).tolist()) == {1, 3}
@@ -136,7 +138,7 @@ def test_forbidden_tokens_are_never_drawn(setting):
   np.testing.assert_allclose(sampler[token == 3], want, atol=1e-6)
 
 
-def test_a_row_depends_on_its_own_key_alone():
+def test_a_row_depends_on_its_own_key_only():
   logits = jax.random.normal(jax.random.key(1), (16, 8))
   keys = jax.random.split(jax.random.key(2), 16)
   order = np.random.default_rng(0).permutation(16)
@@ -157,6 +159,6 @@ def test_a_row_depends_on_its_own_key_alone():
     ({'top_k': -1}, 'top_k must be a whole number from 0, got -1'),
   ],
 )
-def test_bad_settings_are_refused(setting, sentence):
+def test_refuses_parameters_out_of_range(setting, sentence):
   with pytest.raises(ValueError, match=sentence):
     Sampling.make(**setting)
