@@ -119,7 +119,7 @@ def _attend_local(
   kv_heads, length = keys.shape[2:4]
   groups = heads // kv_heads
   size = block_size(length, 2 * kv_heads * width * keys.dtype.itemsize)
-  steps = blocks_to_read(slots, size, length)
+  blocks = blocks_to_read(slots, size, length)
 
   def at_row(i: Any, layer: Ref, row: Ref, *_: Ref) -> tuple[Any, ...]:
     del layer
@@ -134,7 +134,7 @@ def _attend_local(
     functools.partial(_kernel, size=size, scale=scale, cap=cap),
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=5,
-      grid=(steps.length,),
+      grid=(blocks.length,),
       in_specs=[of_row, of_cache, of_cache],
       out_specs=of_row,
       scratch_shapes=[
@@ -162,8 +162,8 @@ def _attend_local(
   )
   mixed = call(
     layer[None],
-    steps.row,
-    steps.block,
+    blocks.row,
+    blocks.block,
     slots.start,
     slots.end,
     queries.reshape(rows, kv_heads, groups, width),

@@ -144,7 +144,7 @@ def _sequence_mean(
 
   Args:
     values: 0 where the weight is 0.
-    inputs: says which tokens are active, and of which sequence.
+    inputs: has the active tokens and the segment ids.
     epsilon: added to the number of tokens.
   """
   sums = sequence_sums(values, inputs.segment_ids)
