@@ -10,7 +10,7 @@ import pytest
 
 from covrl.config import Config, ConfigError
 from covrl.data import ConcatenatedSource, MixtureSource, Problem
-from covrl.rewards import JudgeError, Scoring, judge_of
+from covrl.rewards import JudgeError, Scoring, cached_judge
 from covrl.tasks import verify
 from covrl.tasks.graders import answer_extractor, reference_response
 from covrl.train import text_task
@@ -89,7 +89,8 @@ def test_notes_name_the_sandbox_backend():
   made = config('kodcode.jsonl')
   made.rewards.judge = 'unsandboxed'
   assert text_task(made).notes[-1].endswith(' unsandboxed')
-  made.rewards.judge = 'docker'
+  for field in ('judge',):
+    setattr(made.rewards, field, 'docker')
   with pytest.raises(
     ValueError, match=r"level must be one of .*, got 'docker'"
   ):
@@ -101,14 +102,14 @@ def test_refuses_programs_without_a_sandbox(monkeypatch):
     raise JudgeError('a sandbox for programs is required, got none: why')
 
   monkeypatch.setattr('covrl.rewards.sandbox.judge.find_launcher', none)
-  judge_of.cache_clear()
+  cached_judge.cache_clear()
   try:
     with pytest.raises(JudgeError, match='a sandbox for programs is required'):
       text_task(config('kodcode.jsonl'))
     # Mathematics needs none.
     text_task(config('plain.jsonl'))
   finally:
-    judge_of.cache_clear()
+    cached_judge.cache_clear()
 
 
 def test_configured_shaping_rewards():

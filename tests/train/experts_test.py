@@ -99,7 +99,7 @@ def test_the_loss_that_balances_is_added_to_the_gradient():
     jax.tree.map(np.subtract, balanced, plain),
     jax.tree.map(lambda leaf: BALANCE * leaf, wanted),
   )
-  # What is reported does not depend on the coefficient, and is no part of the
+  # What is reported does not depend on the coefficient, and is not part of the
   # loss. Padding is sent nowhere.
   assert readings['loss'] == figures['loss']
   assert int(routing.tokens[0]) == int((rows.segment_ids > 0).sum())
