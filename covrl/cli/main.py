@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib.metadata
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -65,9 +66,15 @@ def main(argv: Sequence[str] | None = None) -> None:
   try:
     arguments = _parse(argv)
     arguments.run(arguments)
+    sys.stdout.flush()
   except KeyboardInterrupt:
     print('covrl: interrupted', file=sys.stderr)
     raise SystemExit(Exit.INTERRUPTED) from None
+  except BrokenPipeError:
+    # The reader of the output has ended, as in `covrl recipes | head`. Python
+    # would flush the closed pipe once more when it exits.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(Exit.FAILED) from None
   except Exception as error:
     if not is_refusal(error):
       raise

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ctrl-C ends a command with one line; `covrl train` saves its run instead."""
 
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -35,3 +38,16 @@ def test_ends_with_one_line_and_status_130(
   captured = capsys.readouterr()
   assert captured.err.splitlines() == ['working 0/10', 'covrl: interrupted']
   assert captured.out == ''
+
+
+def test_closed_output_ends_without_a_traceback():
+  reader, writer = os.pipe()
+  os.close(reader)
+  done = subprocess.run(
+    [sys.executable, '-m', 'covrl.cli', 'recipes'],
+    stdout=writer,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  os.close(writer)
+  assert (done.returncode, done.stderr) == (1, '')
