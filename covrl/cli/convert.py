@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
     progress.stage('loading the weights')
     if is_run(arguments.source):
       with open_run(arguments.source) as opened:
-        policy = pretrained.with_files(
+        policy = pretrained.as_pretrained(
           opened.policy, opened.config.pretrained, opened.task.tokenizer
         )
         params = opened.params
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
       policy,
       params,
       arguments.target,
-      form=arguments.form,
+      output_format=arguments.form,
       dtype=arguments.dtype,
       on_progress=progress.counter('weight files'),
     )

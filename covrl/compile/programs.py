@@ -27,7 +27,7 @@ from covrl.data.packing import prompt_width
 from covrl.models import Policy
 from covrl.parallel import sharding, topologies
 from covrl.parallel.topologies import Topology
-from covrl.pretrained.known_models import shape_of
+from covrl.pretrained.known_models import known_model_directory
 from covrl.rollout import SamplingEngine
 from covrl.train.compiled import Algorithm, CompiledPrograms, without_base
 from covrl.train.init import make_policy, make_policy_of_size
@@ -116,7 +116,7 @@ def _policy(recipe: Recipe) -> tuple[Policy, _SpecialTokens]:
 
   Which tokens end a response affects constants of a program, but not its cost.
   """
-  with shape_of(recipe.config.pretrained) as directory:
+  with known_model_directory(recipe.config.pretrained) as directory:
     if directory is not None:
       config = dataclasses.replace(recipe.config, pretrained=directory)
       shaped = dataclasses.replace(recipe, config=config)

@@ -307,7 +307,7 @@ class Evaluator:
     Raises:
       RuntimeError: a response could not be scored.
     """
-    scores = pending.result().gathered()
+    scores = pending.result().gather()
     marks = np.array(scores.marks())
     failed = int(np.isnan(marks).sum())
     if failed:

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pretrained policies in and out, as Hugging Face directories."""
+"""Loads and saves pretrained policies: Hugging Face directories, PEFT adapters."""
 
-from covrl.pretrained.adapters import base_of as base_of
+from covrl.pretrained.adapters import (
+  base_model_directory as base_model_directory,
+)
 from covrl.pretrained.adapters import load_adapters as load_adapters
-from covrl.pretrained.adapters import lora_of as lora_of
+from covrl.pretrained.adapters import lora_config as lora_config
 from covrl.pretrained.adapters import save_adapters as save_adapters
+from covrl.pretrained.convert import as_pretrained as as_pretrained
 from covrl.pretrained.convert import convert as convert
-from covrl.pretrained.convert import with_files as with_files
 from covrl.pretrained.load import load_params as load_params
 from covrl.pretrained.load import load_policy as load_policy
 from covrl.pretrained.load import load_pretrained as load_pretrained

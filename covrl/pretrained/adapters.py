@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Low-rank adapters in and out, as PEFT writes them.
+"""Loads and saves LoRA adapters in PEFT's format.
 
 A directory with `adapter_config.json` and `adapter_model.safetensors` stands
-for the model that it names, with the adapters beside its matrices.
+for its base model with the adapters applied.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from jaxtyping import PyTree
 
 from covrl.models import Lora, Policy
 from covrl.models.lora import split_adapters
-from covrl.pretrained.atomic_dir import written_whole
-from covrl.pretrained.families import Family, describe, family_of
-from covrl.pretrained.load_sharded import read_arrays
-from covrl.pretrained.names import adapter_names
-from covrl.pretrained.param_mapping import places
+from covrl.pretrained.atomic_dir import atomic_directory
+from covrl.pretrained.families import Family, config_fields, find_family
+from covrl.pretrained.load_sharded import load_arrays
+from covrl.pretrained.param_mapping import map_params
 from covrl.pretrained.policy import PretrainedPolicy
-from covrl.pretrained.resolve import json_fields, resolve
+from covrl.pretrained.resolve import read_json, resolve
 from covrl.pretrained.save import write_tensors
+from covrl.pretrained.tensor_names import adapter_tensor_names
 from covrl.pretrained.tensors import Tensors
 
 _CONFIG = 'adapter_config.json'
 _WEIGHTS = 'adapter_model'
 
-# What is read, or does not concern the arithmetic. Dropout is for training
-# elsewhere, and what is computed must not depend on chance here.
-_HARMLESS = {
+# Fields that are read, or do not affect the result. Dropout is a setting of
+# PEFT's own training; training here applies none.
+_SUPPORTED_FIELDS = {
   'auto_mapping',
   'base_model_name_or_path',
   'eva_config',
@@ -50,76 +50,67 @@ _HARMLESS = {
   'task_type',
   'use_rslora',
 }
-# Other values would change the arithmetic, or the matrices that stay; so would
-# any field that is neither here nor above, if it has a value.
-_ALLOWED: Mapping[str, tuple[Any, ...]] = {
+# Supported values of further fields. All other fields must be absent or false.
+_SUPPORTED_VALUES: Mapping[str, tuple[Any, ...]] = {
   'bias': ('none',),
   'init_lora_weights': (True, False, 'gaussian', 'orthogonal', 'eva'),
 }
 
 
 def is_adapter(directory: epath.Path) -> bool:
-  """Whether a directory holds adapters, and not a model."""
+  """Whether a directory holds adapters rather than a model."""
   return (directory / _CONFIG).is_file()
 
 
-def base_of(directory: epath.PathLike) -> epath.Path:
-  """The directory of the model itself, whose adapters a directory may hold.
+def base_model_directory(directory: epath.PathLike) -> epath.Path:
+  """Directory of an adapter's base model; of a model, its own directory.
+
+  Args:
+    directory: see `load_pretrained`.
 
   Raises:
-    ValueError: adapters do not say of which model they are, or it is not there.
+    ValueError: the base model is not given or cannot be found.
   """
   directory = resolve(directory)
   if not is_adapter(directory):
     return directory
-  fields, file = json_fields(directory / _CONFIG)
-  named = fields.get('base_model_name_or_path')
-  if not named:
+  fields, file = read_json(directory / _CONFIG)
+  base = fields.get('base_model_name_or_path')
+  if not base:
     raise ValueError(
-      f'{file}: must name its model as base_model_name_or_path, got {named!r}'
+      f'{file}: must name its model as base_model_name_or_path, got {base!r}'
     )
-  return resolve(named)
+  return resolve(base)
 
 
-def lora_of(directory: epath.PathLike) -> Lora | None:
-  """What the adapters of a directory are; `None` of a model without.
+def lora_config(directory: epath.PathLike) -> Lora | None:
+  """LoRA configuration of a directory's adapters, or `None` for a model.
 
-  Which matrices have one is what the file holds, whatever it says.
+  The targets are taken from the tensors, not from `target_modules`.
+
+  Args:
+    directory: see `load_pretrained`.
 
   Raises:
-    ValueError: they are of a kind that is not known here.
+    ValueError: the adapters use an unsupported feature of PEFT.
   """
   directory = resolve(directory)
   if not is_adapter(directory):
     return None
-  fields, file = json_fields(directory / _CONFIG)
-  if fields.get('peft_type') != 'LORA':
-    raise ValueError(
-      f'{file}: peft_type must be LORA, got {fields.get("peft_type")}'
-    )
-  for name in fields.keys() - _HARMLESS:
-    allowed = _ALLOWED.get(name)
-    if fields[name] and (allowed is None or fields[name] not in allowed):
-      wanted = f'{allowed[0]!r}' if allowed else 'absent'
-      raise ValueError(
-        f'{file}: {name} must be {wanted} for its adapters to be read, got'
-        f' {fields[name]!r}'
-      )
-  for name in ('r', 'lora_alpha'):
-    if name not in fields:
-      raise ValueError(f'{file}: must state {name}, and does not')
-  held = Tensors(directory, _WEIGHTS).files
-  names = adapter_names(_family(directory).names)
+  fields, file = read_json(directory / _CONFIG)
+  _check_supported(fields, file)
+  stored = Tensors(directory, _WEIGHTS).files
+  names = adapter_tensor_names(_base_family(directory).names)
   targets = [
     path.rpartition('_adapter')[0].rpartition('.')[2]
-    for path, stored in names.items()
-    if path.endswith('.a') and stored.name.format(0) in held
+    for path, tensor in names.items()
+    if path.endswith('.a') and tensor.name.format(0) in stored
   ]
   if not targets:
     raise ValueError(
       f'{directory / _WEIGHTS}.safetensors: must hold adapters of some of'
-      f' {sorted(stored.name.format(0) for stored in names.values())}, got'
-      f' {sorted(held)}'
+      f' {sorted(tensor.name.format(0) for tensor in names.values())}, got'
+      f' {sorted(stored)}'
     )
   return Lora(
     rank=fields['r'],
@@ -129,44 +120,63 @@ def lora_of(directory: epath.PathLike) -> Lora | None:
   )
 
 
+def _check_supported(fields: Mapping[str, Any], file: str) -> None:
+  """Checks that an adapter_config.json uses supported features only."""
+  if fields.get('peft_type') != 'LORA':
+    raise ValueError(
+      f'{file}: peft_type must be LORA, got {fields.get("peft_type")}'
+    )
+  for name in fields.keys() - _SUPPORTED_FIELDS:
+    supported = _SUPPORTED_VALUES.get(name)
+    if fields[name] and (supported is None or fields[name] not in supported):
+      wanted = f'{supported[0]!r}' if supported else 'absent'
+      raise ValueError(
+        f'{file}: {name} must be {wanted} for its adapters to be read, got'
+        f' {fields[name]!r}'
+      )
+  for name in ('r', 'lora_alpha'):
+    if name not in fields:
+      raise ValueError(f'{file}: must state {name}, and does not')
+
+
 def load_adapters(
   directory: epath.PathLike, policy: Policy, mesh: Mesh | None = None
 ) -> PyTree:
-  """The adapters of a directory, nested as a policy's parameters are.
+  """Loads the adapters of a directory, nested as a policy's parameters.
 
   Args:
-    directory: as PEFT writes it.
-    policy: with the directory's adapters; see `lora_of`.
-    mesh: where they shall live; `None` is the default device.
+    directory: a directory in PEFT's format.
+    policy: a policy with the directory's adapters; see `lora_config`.
+    mesh: mesh to shard the adapters over; the default device unless given.
 
   Raises:
-    ValueError: a tensor is missing, of another shape, or left over.
+    ValueError: a tensor is missing, has another shape, or is unknown.
   """
   directory = resolve(directory)
-  _, like = split_adapters(policy.abstract_params(mesh))
-  family = _family(directory)
-  return read_arrays(
-    like,
-    adapter_names(family.names),
+  _, abstract_adapters = split_adapters(policy.abstract_params(mesh))
+  family = _base_family(directory)
+  return load_arrays(
+    abstract_adapters,
+    adapter_tensor_names(family.names),
     Tensors(directory, _WEIGHTS),
-    spare=lambda name: False,
-    described_by=f'adapter of a {family.architecture} here',
+    is_optional=lambda name: False,
+    owner=f'adapter of a {family.architecture} here',
   )
 
 
 def save_adapters(
   directory: epath.PathLike, policy: Policy, params: PyTree
 ) -> None:
-  """Writes the adapters alone, as PEFT reads them.
+  """Writes the adapters of a policy, without its base model, for PEFT.
 
   Args:
-    directory: must not exist, or be empty.
-    policy: was loaded from the model that the adapters stand beside.
-    params: all parameters, or the adapters.
+    directory: must not exist, or be an empty directory.
+    policy: a policy with adapters on a pretrained model.
+    params: all parameters, or the adapters alone.
 
   Raises:
-    ValueError: something is there already, or the policy has no adapters, or
-      comes from nowhere.
+    ValueError: the directory is not empty, or the policy has no adapters or no
+      pretrained base model.
   """
   lora = policy.config.lora
   if lora is None:
@@ -177,9 +187,9 @@ def save_adapters(
       ' that was made here; write it without --adapter'
     )
   _, adapters = split_adapters(params)
-  names = adapter_names(family_of(_description(policy), 'config.json').names)
-  wanted = list(places(adapters, names))
-  modules = {place.stored.name.split('.')[-3] for place in wanted}
+  family = find_family(_base_config_fields(policy), 'config.json')
+  mapped = list(map_params(adapters, adapter_tensor_names(family.names)))
+  modules = {param.tensor.name.split('.')[-3] for param in mapped}
   fields = {
     'peft_type': 'LORA',
     'task_type': 'CAUSAL_LM',
@@ -193,17 +203,19 @@ def save_adapters(
     'fan_in_fan_out': False,
     'inference_mode': True,
   }
-  with written_whole(directory) as draft:
+  with atomic_directory(directory) as draft:
     (draft / _CONFIG).write_text(json.dumps(fields, indent=2) + '\n')
-    write_tensors(draft, _WEIGHTS, wanted)
+    write_tensors(draft, _WEIGHTS, mapped)
 
 
-def _description(policy: PretrainedPolicy) -> Mapping[str, Any]:
-  """The config.json that the policy came with."""
-  stated = policy.files.get('config.json')
-  return json.loads(stated) if stated else describe(policy.base.config)
+def _base_config_fields(policy: PretrainedPolicy) -> Mapping[str, Any]:
+  """The fields of the base model's config.json."""
+  text = policy.files.get('config.json')
+  return json.loads(text) if text else config_fields(policy.base.config)
 
 
-def _family(directory: epath.Path) -> Family:
-  """The family of the model that adapters stand beside."""
-  return family_of(*json_fields(base_of(directory) / 'config.json'))
+def _base_family(directory: epath.Path) -> Family:
+  """The family of an adapter's base model."""
+  return find_family(
+    *read_json(base_model_directory(directory) / 'config.json')
+  )

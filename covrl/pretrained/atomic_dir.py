@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Directories that are written whole or not at all.
+"""Atomic creation of directories: written completely or not at all.
 
-In a bucket files come one by one; `config.json`, by which a directory is known
-as a model's, comes last.
+Files are uploaded to a bucket one by one, the file that marks a directory as a
+model's (`config.json`) last.
 """
 
 from __future__ import annotations
@@ -17,30 +17,31 @@ from etils import epath
 
 from covrl import storage
 
-_DESCRIPTIONS = ('adapter_config.json', 'config.json')
+_UPLOADED_LAST = ('adapter_config.json', 'config.json')
 
 
 @contextlib.contextmanager
-def written_whole(directory: epath.PathLike) -> Iterator[pathlib.Path]:
-  """Gives a directory to write into, which in the end becomes the target.
+def atomic_directory(directory: epath.PathLike) -> Iterator[pathlib.Path]:
+  """Yields a temporary directory that replaces the target on success.
 
-  It stands beside the target until then; if anything fails, nothing is left.
+  The temporary directory is a sibling of the target. If an exception is
+  raised, it is deleted.
 
   Args:
     directory: the target; must not exist, or be an empty directory.
 
   Raises:
-    ValueError: something is there already.
+    ValueError: the target exists and is not empty.
   """
-  place = storage.path_of(directory)
-  if storage.is_bucket(place):
-    if place.is_dir():
-      raise ValueError(f'{place} must not exist or be empty, and is not')
-    draft = storage.scratch()
+  path = storage.as_path(directory)
+  if storage.is_bucket(path):
+    if path.is_dir():
+      raise ValueError(f'{path} must not exist or be empty, and is not')
+    draft = storage.temporary_directory()
     yield draft
-    storage.upload(draft, place, last=_DESCRIPTIONS)
+    storage.upload(draft, path, last=_UPLOADED_LAST)
     return
-  target = pathlib.Path(place).absolute()
+  target = pathlib.Path(path).absolute()
   if target.exists() and (not target.is_dir() or any(target.iterdir())):
     raise ValueError(f'{target} must not exist or be empty, and is not')
   target.parent.mkdir(parents=True, exist_ok=True)

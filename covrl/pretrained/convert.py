@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`covrl convert`: weights from one kind of directory to another."""
+"""Exports policies as Hugging Face, PEFT or Orbax directories."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import Literal
 
 import jax
 from etils import epath
+from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from covrl.data import JsonTokenizer, Tokenizer
 from covrl.models import Policy
-from covrl.pretrained.adapters import base_of, save_adapters
-from covrl.pretrained.load import origin_of
-from covrl.pretrained.orbax_cache import save_copy
+from covrl.pretrained.adapters import base_model_directory, save_adapters
+from covrl.pretrained.load import dtype_name, model_origin
+from covrl.pretrained.orbax_cache import save_orbax
 from covrl.pretrained.policy import PretrainedPolicy
-from covrl.pretrained.resolve import small_files
-from covrl.pretrained.save import described_files, save_pretrained
+from covrl.pretrained.resolve import read_config_files
+from covrl.pretrained.save import model_files, save_pretrained
 
-Form = Literal['model', 'adapter', 'orbax']
+OutputFormat = Literal['model', 'adapter', 'orbax']
 
 
 def convert(
@@ -28,55 +29,60 @@ def convert(
   params: PyTree,
   target: epath.PathLike,
   *,
-  form: Form,
-  dtype: str | None = None,
+  output_format: OutputFormat,
+  dtype: DTypeLike | None = None,
   on_progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> None:
-  """Writes a policy as a directory.
+  """Writes a policy to a directory.
 
   Args:
-    policy: adapters alone can be written of one only that was loaded from a
-      directory.
-    params: its parameters.
-    target: must not exist, or be empty.
-    form: `'model'`, as transformers loads it; `'adapter'`, its adapters as PEFT
-      loads them; or `'orbax'`, a model that is read faster. In the first and
-      the last adapters are merged.
-    dtype: of what is written; as it is unless given.
-    on_progress: called with the numbers of weight files written and in all.
+    policy: the policy; for `'adapter'`, one with adapters on a pretrained
+      model.
+    params: the policy's parameters.
+    target: must not exist, or be an empty directory.
+    output_format: `'model'` for transformers, `'adapter'` for the LoRA adapters
+      alone as PEFT loads them, or `'orbax'` for a model that `load_pretrained`
+      loads faster. Adapters are merged into the weights except in `'adapter'`.
+    dtype: floating-point dtype of the written weights, such as `jnp.float32` or
+      `'bfloat16'`; that of `params` unless given.
+    on_progress: called with the number of weight files written so far and the
+      total number.
 
   Raises:
-    ValueError: as `save_pretrained` and `save_adapters`.
+    ValueError: see `save_pretrained` and `save_adapters`.
   """
-  if form != 'adapter':
+  if output_format != 'adapter':
     policy, params = policy.base, policy.merge(params)
   if dtype is not None:
-    params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-  if form == 'adapter':
+    name = dtype_name(dtype)
+    params = jax.tree.map(lambda leaf: leaf.astype(name), params)
+  if output_format == 'adapter':
     save_adapters(target, policy, params)
-  elif form == 'model':
+  elif output_format == 'model':
     save_pretrained(target, policy, params, on_progress=on_progress)
   else:
-    save_copy(target, described_files(policy, params), params)
+    save_orbax(target, model_files(policy, params), params)
 
 
-def with_files(policy: Policy, pretrained: str, tokenizer: Tokenizer) -> Policy:
-  """A trained policy with the small files that belong to it.
+def as_pretrained(
+  policy: Policy, pretrained: str, tokenizer: Tokenizer
+) -> PretrainedPolicy:
+  """Adds the files to a trained policy that an export needs.
 
   Args:
-    policy: what was trained.
-    pretrained: the model that it began as, whose files they are; if empty,
-      they are made of the tokenizer.
-    tokenizer: what it was trained with.
+    policy: the trained policy.
+    pretrained: the model that training started from, whose configuration and
+      tokenizer files are used; empty to make them from `tokenizer`.
+    tokenizer: the tokenizer of the training run.
 
   Raises:
-    ValueError: no file says what the tokenizer does.
+    ValueError: the tokenizer adds a BOS token, which no file would state.
   """
   if pretrained:
     return PretrainedPolicy(
       policy.config,
-      files=small_files(base_of(pretrained)),
-      origin=origin_of(pretrained),
+      files=read_config_files(base_model_directory(pretrained)),
+      origin=model_origin(pretrained),
     )
   is_json = isinstance(tokenizer, JsonTokenizer)
   if is_json and tokenizer.bos_id is not None:
@@ -84,13 +90,14 @@ def with_files(policy: Policy, pretrained: str, tokenizer: Tokenizer) -> Policy:
       'a tokenizer.json without a beginning token is required of a policy that'
       f' was made here, got one that begins texts with {tokenizer.bos_id}'
     )
-  about = {
+  generation_config = {
     'eos_token_id': list(tokenizer.end_ids),
     'pad_token_id': tokenizer.pad_id,
   }
   name = 'tokenizer.json' if is_json else 'tokenizer.model'
+  text = json.dumps(generation_config, indent=2) + '\n'
   files = {
     name: tokenizer.to_bytes(),
-    'generation_config.json': json.dumps(about, indent=2).encode() + b'\n',
+    'generation_config.json': text.encode(),
   }
   return PretrainedPolicy(policy.config, files=files)

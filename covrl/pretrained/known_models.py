@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shapes of published models, as their config.json states them.
+"""Shapes of published models, from their config.json.
 
-Whether a run fits can so be known before a model is downloaded. Nothing is
-trained by them: a run reads the model's own files.
+They are used to estimate the memory of a run before its model is downloaded;
+the run itself reads the model's files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _QWEN2_5: Mapping[str, Any] = {
   'vocab_size': 152064,
   'tie_word_embeddings': False,
 }
-_SMALL: Mapping[str, Any] = {
+_QWEN2_5_0_5B: Mapping[str, Any] = {
   **_QWEN2,
   'vocab_size': 151936,
   'hidden_size': 896,
@@ -36,10 +36,23 @@ _SMALL: Mapping[str, Any] = {
   'num_key_value_heads': 2,
   'tie_word_embeddings': True,
 }
+_LLAMA_7B: Mapping[str, Any] = {
+  'architectures': ['LlamaForCausalLM'],
+  'hidden_act': 'silu',
+  'rms_norm_eps': 1e-6,
+  'rope_theta': 1e4,
+  'torch_dtype': 'bfloat16',
+  'hidden_size': 4096,
+  'intermediate_size': 14336,
+  'num_hidden_layers': 32,
+  'num_attention_heads': 32,
+  'num_key_value_heads': 8,
+  'tie_word_embeddings': False,
+}
 
-PUBLISHED: Mapping[str, Mapping[str, Any]] = {
-  'Qwen/Qwen2.5-0.5B': _SMALL,
-  'Qwen/Qwen2.5-0.5B-Instruct': _SMALL,
+KNOWN_MODELS: Mapping[str, Mapping[str, Any]] = {
+  'Qwen/Qwen2.5-0.5B': _QWEN2_5_0_5B,
+  'Qwen/Qwen2.5-0.5B-Instruct': _QWEN2_5_0_5B,
   'Qwen/Qwen2.5-7B': {
     **_QWEN2_5,
     'hidden_size': 3584,
@@ -65,66 +78,44 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
     'num_key_value_heads': 8,
   },
   'meta-llama/Llama-3.1-8B-Instruct': {
-    'architectures': ['LlamaForCausalLM'],
-    'hidden_act': 'silu',
+    **_LLAMA_7B,
     'rms_norm_eps': 1e-5,
     'rope_theta': 5e5,
-    'torch_dtype': 'bfloat16',
     'vocab_size': 128256,
-    'hidden_size': 4096,
-    'intermediate_size': 14336,
-    'num_hidden_layers': 32,
-    'num_attention_heads': 32,
-    'num_key_value_heads': 8,
-    'tie_word_embeddings': False,
   },
   'mistralai/Mistral-7B-Instruct-v0.3': {
+    **_LLAMA_7B,
     'architectures': ['MistralForCausalLM'],
-    'hidden_act': 'silu',
     'rms_norm_eps': 1e-5,
     'rope_theta': 1e6,
-    'torch_dtype': 'bfloat16',
     'vocab_size': 32768,
-    'hidden_size': 4096,
-    'intermediate_size': 14336,
-    'num_hidden_layers': 32,
-    'num_attention_heads': 32,
-    'num_key_value_heads': 8,
-    'tie_word_embeddings': False,
   },
   'deepseek-ai/deepseek-math-7b-instruct': {
-    'architectures': ['LlamaForCausalLM'],
-    'hidden_act': 'silu',
-    'rms_norm_eps': 1e-6,
-    'rope_theta': 1e4,
-    'torch_dtype': 'bfloat16',
+    **_LLAMA_7B,
     'vocab_size': 102400,
-    'hidden_size': 4096,
     'intermediate_size': 11008,
     'num_hidden_layers': 30,
-    'num_attention_heads': 32,
     'num_key_value_heads': 32,
-    'tie_word_embeddings': False,
   },
 }
 
 
 @contextlib.contextmanager
-def shape_of(name: str) -> Iterator[str | None]:
-  """A directory that holds a published model's config.json, and no weights.
+def known_model_directory(name: str) -> Iterator[str | None]:
+  """Yields a temporary directory with a known model's config.json alone.
 
   Args:
-    name: of the model.
+    name: name of the model on the Hugging Face hub.
 
   Yields:
-    The directory, while the context lasts; `None` if the model is not known
-    here, or `name` is a directory of its own.
+    The directory; `None` if the model is unknown, or if a directory of this
+    name exists.
 
-  >>> with shape_of('Qwen/Qwen2.5-7B') as directory:
+  >>> with known_model_directory('Qwen/Qwen2.5-7B') as directory:
   ...   [file.name for file in pathlib.Path(directory or '').iterdir()]
   ['config.json']
   """
-  fields = PUBLISHED.get(name)
+  fields = KNOWN_MODELS.get(name)
   if fields is None or pathlib.Path(name).is_dir():
     yield None
     return

@@ -1,86 +1,118 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pretrained policies in: a Hugging Face directory to sharded arrays."""
+"""Loads pretrained policies from Hugging Face directories."""
 
 from __future__ import annotations
 
 import dataclasses
 
+import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from covrl import storage
 from covrl.models import Policy
 from covrl.pretrained.adapters import (
-  base_of,
+  base_model_directory,
   is_adapter,
   load_adapters,
-  lora_of,
+  lora_config,
 )
-from covrl.pretrained.families import family_of, model_config
-from covrl.pretrained.load_sharded import read_arrays
-from covrl.pretrained.orbax_cache import has_copy, load_copy
+from covrl.pretrained.families import find_family, model_config
+from covrl.pretrained.load_sharded import load_arrays
+from covrl.pretrained.orbax_cache import has_orbax, load_orbax
 from covrl.pretrained.policy import PretrainedPolicy
-from covrl.pretrained.resolve import json_fields, resolve, small_files
+from covrl.pretrained.resolve import read_config_files, read_json, resolve
 from covrl.pretrained.tensors import Tensors
 
-# Kept by old conversions; derived from the configuration here.
+# Tensors of older checkpoints that are computed from the configuration here.
 _DERIVED = ('rotary_emb.inv_freq',)
 
 
 def load_pretrained(
   directory: epath.PathLike,
   mesh: Mesh | None = None,
-  dtype: str | None = None,
+  dtype: DTypeLike | None = None,
 ) -> tuple[PretrainedPolicy, PyTree]:
-  """A policy and its parameters, from a directory as transformers writes it.
+  """Loads a policy and its parameters from a Hugging Face directory.
 
   Args:
-    directory: has `config.json` and safetensors, in one file or several; or is
-      an adapter as PEFT writes it, and stands for its model with the adapter;
-      or the name of either on the Hugging Face hub, where there is network.
-    mesh: where the parameters shall live; `None` is the default device.
-    dtype: of parameters and activations, `'float32'` or `'bfloat16'`; the
-      file's own unless given. Adapters are float32 at least.
+    directory: a directory with `config.json` and safetensors files, or with a
+      PEFT adapter, which is loaded together with its base model; or the name of
+      either on the Hugging Face hub.
+    mesh: mesh to shard the parameters over; the default device unless given.
+    dtype: floating-point dtype of parameters and activations, such as
+      `jnp.float32` or `'bfloat16'`; the dtype in `config.json` unless given.
+      Adapters are float32 or wider.
 
   Returns:
-    The policy, which remembers the directory's small files for
+    The policy, with the directory's configuration and tokenizer files for
     `save_pretrained`, and its parameters.
 
   Raises:
-    ValueError: something is missing, cut short, of another shape, or unknown;
-      the sentence names file, tensor, what was expected and what was found.
+    ValueError: a file or tensor is missing, incomplete, of another shape, or
+      unknown. The message names file, tensor, expected and actual value.
   """
   policy = load_policy(directory, dtype)
   return policy, load_params(directory, policy, mesh)
 
 
 def load_policy(
-  directory: epath.PathLike, dtype: str | None = None
+  directory: epath.PathLike, dtype: DTypeLike | None = None
 ) -> PretrainedPolicy:
-  """The policy alone: what its configuration says, without any weights.
+  """Loads a policy without its parameters.
+
+  Args:
+    directory: see `load_pretrained`.
+    dtype: see `load_pretrained`.
 
   Raises:
-    ValueError: as `load_pretrained`.
+    ValueError: see `load_pretrained`.
   """
-  model = base_of(directory)
-  fields, file = json_fields(model / 'config.json')
-  stated = fields.get('dtype') or fields.get('torch_dtype')
-  config = model_config(fields, dtype or stated or 'float32', file)
-  config = dataclasses.replace(config, lora=lora_of(directory))
+  given = None if dtype is None else dtype_name(dtype)
+  model = base_model_directory(directory)
+  fields, file = read_json(model / 'config.json')
+  stored = fields.get('dtype') or fields.get('torch_dtype')
+  config = model_config(fields, given or stored or 'float32', file)
+  config = dataclasses.replace(config, lora=lora_config(directory))
   return PretrainedPolicy(
-    config, files=small_files(model), origin=origin_of(directory)
+    config, files=read_config_files(model), origin=model_origin(directory)
   )
 
 
-def origin_of(directory: epath.PathLike) -> str:
-  """How an adapter names a model: its directory, or its name on the hub."""
+def dtype_name(dtype: DTypeLike) -> str:
+  """Name of a floating-point dtype.
+
+  Args:
+    dtype: anything that `jnp.dtype` accepts.
+
+  Raises:
+    ValueError: the argument is not a floating-point dtype.
+
+  >>> dtype_name(jnp.bfloat16), dtype_name('float32')
+  ('bfloat16', 'float32')
+  """
+  try:
+    found = jnp.dtype(dtype)
+  except (TypeError, ValueError):
+    found = None
+  if found is None or not jnp.issubdtype(found, jnp.floating):
+    raise ValueError(
+      "dtype must be a floating-point dtype, such as jnp.float32 or 'bfloat16',"
+      f' got {dtype!r}'
+    )
+  return found.name
+
+
+def model_origin(directory: epath.PathLike) -> str:
+  """Path or hub name of a model, or of an adapter's base model."""
   found = resolve(directory)
   if is_adapter(found):
-    fields, _ = json_fields(found / 'adapter_config.json')
-    return origin_of(fields['base_model_name_or_path'])
-  is_here = storage.path_of(directory).is_dir()
-  return str(storage.absolute(found)) if is_here else str(directory)
+    fields, _ = read_json(found / 'adapter_config.json')
+    return model_origin(fields['base_model_name_or_path'])
+  is_path = storage.as_path(directory).is_dir()
+  return str(storage.absolute(found)) if is_path else str(directory)
 
 
 def load_params(
@@ -88,39 +120,46 @@ def load_params(
   policy: Policy,
   mesh: Mesh | None = None,
 ) -> PyTree:
-  """The parameters alone, in the policy's `param_dtype`.
+  """Loads the parameters of a policy, in its `param_dtype`.
+
+  Args:
+    directory: see `load_pretrained`.
+    policy: the policy of the directory, see `load_policy`.
+    mesh: mesh to shard the parameters over; the default device unless given.
 
   Raises:
-    ValueError: as `load_pretrained`, or the policy's adapters are not the
-      directory's.
+    ValueError: see `load_pretrained`; or the policy has other adapters than the
+      directory.
   """
-  found = lora_of(directory)
+  found = lora_config(directory)
   if policy.config.lora != found:
     raise ValueError(
       f'{directory}: must have the adapters of the policy,'
       f' {policy.config.lora}, got {found}'
     )
-  model = base_of(directory)
+  model = base_model_directory(directory)
   if found is None:
-    return _load_model(model, policy, mesh)
-  # What is small first: if it does not fit, that is known at once.
+    return _load_base_params(model, policy, mesh)
+  # The small adapters come first, so that errors in them show at once.
   adapters = load_adapters(directory, policy, mesh)
-  return policy.join(adapters, {'base': _load_model(model, policy.base, mesh)})
+  base = _load_base_params(model, policy.base, mesh)
+  return policy.join(adapters, {'base': base})
 
 
-def _load_model(
+def _load_base_params(
   directory: epath.Path, policy: Policy, mesh: Mesh | None
 ) -> PyTree:
-  """The parameters of a model without adapters."""
-  if has_copy(directory):
-    return load_copy(directory, policy, mesh)
-  family = family_of(*json_fields(directory / 'config.json'))
-  # Of a tied model some files have the embedding twice.
-  twice = family.names['head'].name if policy.config.tied_embeddings else None
-  return read_arrays(
+  """Loads the parameters of a model without adapters."""
+  if has_orbax(directory):
+    return load_orbax(directory, policy, mesh)
+  family = find_family(*read_json(directory / 'config.json'))
+  # Some checkpoints of models with tied embeddings store them twice.
+  is_tied = policy.config.tied_embeddings
+  tied_head = family.names['head'].name if is_tied else None
+  return load_arrays(
     policy.abstract_params(mesh),
     family.names,
     Tensors(directory),
-    spare=lambda name: name == twice or name.endswith(_DERIVED),
-    described_by=f'{family.architecture} of this config.json',
+    is_optional=lambda name: name == tied_head or name.endswith(_DERIVED),
+    owner=f'{family.architecture} of this config.json',
   )

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tensors of a checkpoint as sharded arrays.
+"""Loads checkpoint tensors into sharded arrays.
 
-Each device is given its own slices as the files have them, read one after the
-other, and turns them into what they are here. So the host never holds more
-than a slice of one tensor, and copies nothing.
+Each device receives its own slices of the files, one after the other, and
+converts them. The host never holds more than a slice of one tensor.
 """
 
 from __future__ import annotations
@@ -19,165 +18,186 @@ from jax import P
 from jax.sharding import NamedSharding, Sharding, SingleDeviceSharding
 from jaxtyping import Array, Int, PyTree, Shaped
 
-from covrl.pretrained.names import Names
-from covrl.pretrained.param_mapping import Place, places
+from covrl.pretrained.param_mapping import MappedParam, map_params
+from covrl.pretrained.tensor_names import TensorNames
 from covrl.pretrained.tensors import Tensors
 
 Index = tuple[slice, ...]
 
 
-def read_arrays(
-  like: PyTree,
-  names: Names,
+def load_arrays(
+  abstract_params: PyTree,
+  names: TensorNames,
   tensors: Tensors,
   *,
-  spare: Callable[[str], bool],
-  described_by: str,
+  is_optional: Callable[[str], bool],
+  owner: str,
 ) -> PyTree:
-  """Reads parameters, once it is known that all of them can be read.
+  """Loads parameters, after checking names and shapes of all tensors.
 
   Args:
-    like: shapes, dtypes and shardings; without these, for the default device.
-    names: where each is in a checkpoint.
+    abstract_params: shapes, dtypes and shardings of the parameters; those
+      without a sharding are loaded to the default device.
+    names: the family's tensor names.
     tensors: the checkpoint.
-    spare: tells whether a tensor may be left unread.
-    described_by: whose tensors they must be, for errors.
+    is_optional: whether a tensor of a name may be ignored.
+    owner: description of the model, for errors.
 
   Raises:
-    ValueError: a tensor is missing, of another shape, or left over.
+    ValueError: a tensor is missing, has another shape, or is unknown.
   """
-  wanted = list(places(like, names))
-  for place in wanted:
-    for entry in place.entries:
-      tensors.check(place.name(entry), place.stored_shape)
-  known = {place.name(entry) for place in wanted for entry in place.entries}
-  _refuse_others(tensors, known, spare, described_by)
-  leaves = [_load(place, tensors) for place in wanted]
-  return jax.tree.unflatten(jax.tree.structure(like), leaves)
+  params = list(map_params(abstract_params, names))
+  for param in params:
+    for index in param.stack_indices:
+      tensors.check(param.tensor_name(index), param.tensor_shape)
+  known = {
+    param.tensor_name(index)
+    for param in params
+    for index in param.stack_indices
+  }
+  _check_no_others(tensors, known, is_optional, owner)
+  leaves = [_load_param(param, tensors) for param in params]
+  return jax.tree.unflatten(jax.tree.structure(abstract_params), leaves)
 
 
-def _refuse_others(
+def _check_no_others(
   tensors: Tensors,
   known: Collection[str],
-  spare: Callable[[str], bool],
-  described_by: str,
+  is_optional: Callable[[str], bool],
+  owner: str,
 ) -> None:
-  """Refuses a checkpoint of which something would be left out."""
+  """Checks that the checkpoint has no unknown tensors."""
   for name, file in tensors.files.items():
-    if name not in known and not spare(name):
-      raise ValueError(f'{file}: holds {name}, which no {described_by} has')
+    if name not in known and not is_optional(name):
+      raise ValueError(f'{file}: holds {name}, which no {owner} has')
 
 
-def _load(place: Place, tensors: Tensors) -> Array:
-  """One parameter, all its layers and experts."""
-  whole = place.like.sharding or SingleDeviceSharding(jax.devices()[0])
-  stored: Sharding = whole
-  if isinstance(whole, NamedSharding):
-    stored = NamedSharding(whole.mesh, place.stored_spec(whole.spec))
-  # A device has so many entries of the stack, and there are so many devices
-  # with different ones: one entry of each of them is written at a time.
-  depth = len(place.stack)
-  local = whole.shard_shape(place.like.shape)
-  held = local[:depth]
+def _load_param(param: MappedParam, tensors: Tensors) -> Array:
+  """Loads one parameter: the tensors of all layers and experts."""
+  sharding = param.array.sharding or SingleDeviceSharding(jax.devices()[0])
+  tensor_sharding: Sharding = sharding
+  if isinstance(sharding, NamedSharding):
+    tensor_sharding = NamedSharding(
+      sharding.mesh, param.tensor_spec(sharding.spec)
+    )
+  # Each device holds `local_stack` tensors of the stack, and `shards` groups of
+  # devices hold different ones. Each step writes one tensor of every group.
+  depth = len(param.stack_shape)
+  local_shape = sharding.shard_shape(param.array.shape)
+  local_stack = local_shape[:depth]
   shards = tuple(
-    size // part for size, part in zip(place.stack, held, strict=True)
+    size // local
+    for size, local in zip(param.stack_shape, local_stack, strict=True)
   )
 
-  def read(entry: tuple[int, ...], index: Index) -> Shaped[np.ndarray, '...']:
+  def read(
+    local_index: tuple[int, ...], index: Index
+  ) -> Shaped[np.ndarray, '...']:
     starts = [
       cut.indices(size)[0]
       for cut, size in zip(index[:depth], shards, strict=True)
     ]
-    at = [
+    stack_index = [
       start * size + offset
-      for start, size, offset in zip(starts, held, entry, strict=True)
+      for start, size, offset in zip(
+        starts, local_stack, local_index, strict=True
+      )
     ]
-    found = tensors.read(place.name(at), index[depth:])
-    return found.reshape(*(1,) * depth, *found.shape)
+    tensor = tensors.read(param.tensor_name(stack_index), index[depth:])
+    return tensor.reshape(*(1,) * depth, *tensor.shape)
 
-  put = _putter(
-    whole, stored, local[depth:], str(place.like.dtype), place.stored.inputs > 0
+  write_slice = _slice_writer(
+    sharding,
+    tensor_sharding,
+    local_shape[depth:],
+    str(param.array.dtype),
+    param.tensor.input_axes > 0,
   )
 
-  def write(array: Array | None, entry: tuple[int, ...]) -> Array:
-    ones = _placed(
-      (*shards, *place.stored_shape), stored, functools.partial(read, entry)
+  def write(array: Array | None, local_index: tuple[int, ...]) -> Array:
+    slices = _read_array(
+      (*shards, *param.tensor_shape),
+      tensor_sharding,
+      functools.partial(read, local_index),
     )
-    return put(array, ones, np.asarray(entry, np.int32))
+    return write_slice(array, slices, np.asarray(local_index, np.int32))
 
   if not depth:
     return write(None, ())
-  zeros = functools.partial(jnp.zeros, place.like.shape, place.like.dtype)
-  array = jax.jit(zeros, out_shardings=whole)()
-  for entry in np.ndindex(held):
-    array = write(array, entry)
+  zeros = functools.partial(jnp.zeros, param.array.shape, param.array.dtype)
+  array = jax.jit(zeros, out_shardings=sharding)()
+  for local_index in np.ndindex(local_stack):
+    array = write(array, local_index)
   return array
 
 
-def _placed(
+def _read_array(
   shape: tuple[int, ...],
   sharding: Sharding,
   read: Callable[[Index], Shaped[np.ndarray, '...']],
 ) -> Array:
-  """An array of which the host holds one part at a time, each read once."""
+  """Reads an array shard by shard, each once, holding one of them at a time."""
   arrays: list[Array] = []
-  for index, devices in _parts(shape, sharding):
-    part = read(index)
-    arrays += [jax.device_put(part, device) for device in devices]
+  for index, devices in _distinct_shards(shape, sharding):
+    shard = read(index)
+    arrays += [jax.device_put(shard, device) for device in devices]
     jax.block_until_ready(arrays)
   return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
 
 
-def _parts(
+def _distinct_shards(
   shape: tuple[int, ...], sharding: Sharding
 ) -> Iterator[tuple[Index, list[Any]]]:
-  """The different parts of an array, and the devices that have each."""
-  parts: dict[tuple[tuple[int, int, int], ...], tuple[Index, list[Any]]] = {}
+  """Index of each distinct shard, and the devices that hold it."""
+  shards: dict[tuple[tuple[int, int, int], ...], tuple[Index, list[Any]]] = {}
   for device, index in sharding.addressable_devices_indices_map(shape).items():
     index = index or (slice(None),) * len(shape)
     key = tuple(
       cut.indices(size) for cut, size in zip(index, shape, strict=True)
     )
-    parts.setdefault(key, (index, []))[1].append(device)
-  yield from parts.values()
+    shards.setdefault(key, (index, []))[1].append(device)
+  yield from shards.values()
 
 
 @functools.cache
-def _putter(
-  whole: Sharding,
-  stored: Sharding,
-  shape: tuple[int, ...],
+def _slice_writer(
+  sharding: Sharding,
+  tensor_sharding: Sharding,
+  slice_shape: tuple[int, ...],
   dtype: str,
-  transposed: bool,
+  is_transposed: bool,
 ) -> Callable[[Array | None, Array, Any], Array]:
-  """A program that writes an entry of each device's stack, there and in place.
+  """Compiled function that writes one tensor into each device's stack, in place.
 
   Args:
-    whole: how the parameter lies.
-    stored: how its tensors do.
-    shape: of what a device has of one tensor, as it is here.
-    dtype: of the parameter.
-    transposed: whether the tensors are.
+    sharding: sharding of the parameter.
+    tensor_sharding: sharding of its stacked tensors.
+    slice_shape: shape of a device's part of one tensor, in the parameter's
+      axes.
+    dtype: dtype of the parameter.
+    is_transposed: whether the tensors are transposed.
   """
 
-  def put(
-    stacked: Shaped[Array, '...'] | None,
-    ones: Shaped[Array, '...'],
-    entry: Int[Array, ' depth'],
+  def write(
+    stack: Shaped[Array, '...'] | None,
+    tensors: Shaped[Array, '...'],
+    index: Int[Array, ' depth'],
   ) -> Shaped[Array, '...']:
-    depth = entry.size
-    ours = ones.swapaxes(-1, -2) if transposed else ones
-    ours = ours.reshape(*(1,) * depth, *shape).astype(dtype)
-    if stacked is None:
-      return ours
-    start = (*entry, *(0,) * len(shape))
-    return jax.lax.dynamic_update_slice(stacked, ours, start)
+    depth = index.size
+    slices = tensors.swapaxes(-1, -2) if is_transposed else tensors
+    slices = slices.reshape(*(1,) * depth, *slice_shape).astype(dtype)
+    if stack is None:
+      return slices
+    start = (*index, *(0,) * len(slice_shape))
+    return jax.lax.dynamic_update_slice(stack, slices, start)
 
-  if isinstance(whole, NamedSharding) and isinstance(stored, NamedSharding):
-    put = jax.shard_map(
-      put,
-      mesh=whole.mesh,
-      in_specs=(whole.spec, stored.spec, P()),
-      out_specs=whole.spec,
+  if isinstance(sharding, NamedSharding) and isinstance(
+    tensor_sharding, NamedSharding
+  ):
+    write = jax.shard_map(
+      write,
+      mesh=sharding.mesh,
+      in_specs=(sharding.spec, tensor_sharding.spec, P()),
+      out_specs=sharding.spec,
     )
-  return jax.jit(put, donate_argnums=0, out_shardings=whole)
+  return jax.jit(write, donate_argnums=0, out_shardings=sharding)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Orbax copies of pretrained weights: read faster, and in parallel.
+"""Orbax copies of pretrained weights, which load faster than safetensors.
 
-A copy has the layout of covrl's parameters, so that nothing is transposed or
-stacked when it is read. The small files stay as they are beside it.
+A copy stores parameters in covrl's own shapes, so that loading neither
+transposes nor stacks them. Configuration and tokenizer files are beside it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jaxtyping import PyTree
 
 from covrl import storage
 from covrl.models import Policy
-from covrl.pretrained.atomic_dir import written_whole
+from covrl.pretrained.atomic_dir import atomic_directory
 
 if TYPE_CHECKING:
   import orbax.checkpoint as ocp
@@ -26,62 +26,64 @@ if TYPE_CHECKING:
 _NAME = 'orbax'
 
 
-def save_copy(
+def save_orbax(
   directory: epath.PathLike, files: Mapping[str, bytes], params: PyTree
 ) -> None:
-  """Writes a directory that `load_pretrained` reads, its weights by Orbax.
+  """Writes a directory for `load_pretrained`, with weights in Orbax format.
 
   Args:
-    directory: must not exist, or be empty.
-    files: the small files of the model.
+    directory: must not exist, or be an empty directory.
+    files: configuration and tokenizer files by name.
     params: all parameters.
 
   Raises:
-    ValueError: there is something already.
+    ValueError: the directory exists and is not empty.
   """
   import orbax.checkpoint as ocp
 
-  with written_whole(directory) as draft:
+  with atomic_directory(directory) as draft:
     for name, content in files.items():
       (draft / name).write_bytes(content)
     with _checkpointer(params) as checkpointer:
       checkpointer.save(draft / _NAME, args=ocp.args.PyTreeSave(params))
 
 
-def has_copy(directory: epath.Path) -> bool:
-  """Whether a directory's weights are an Orbax copy."""
+def has_orbax(directory: epath.Path) -> bool:
+  """Whether the weights of a directory are in Orbax format."""
   return (directory / _NAME).is_dir()
 
 
-def load_copy(
+def load_orbax(
   directory: epath.Path, policy: Policy, mesh: Mesh | None
 ) -> PyTree:
-  """The parameters of a copy, in the policy's `param_dtype`."""
+  """Loads parameters in Orbax format, in the policy's `param_dtype`."""
   import orbax.checkpoint as ocp
 
-  like = policy.abstract_params(mesh)
+  abstract_params = policy.abstract_params(mesh)
   if mesh is None:
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = jax.tree.map(
+    abstract_params = jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=device
       ),
-      like,
+      abstract_params,
     )
-  with _checkpointer(like) as checkpointer:
+  with _checkpointer(abstract_params) as checkpointer:
     return checkpointer.restore(
       storage.absolute(directory) / _NAME,
       args=ocp.args.PyTreeRestore(
-        item=like,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+        item=abstract_params,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(
+          abstract_params
+        ),
       ),
     )
 
 
 def _checkpointer(params: PyTree) -> ocp.Checkpointer:
-  """Writes and reads without compression, which weights do not yield to.
+  """A checkpointer without compression, which does not reduce weights.
 
-  Of one parameter and a GiB more at a time.
+  While restoring, it holds at most one parameter and a GB more in host memory.
   """
   import orbax.checkpoint as ocp
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our parameters beside a checkpoint's tensors: shapes and slices of each.
+"""Mapping between policy parameters and checkpoint tensors.
 
-Ours are grouped by head and have the layers in front, and then the experts; a
-checkpoint's are one per layer and expert, flat, and the matrices of products
-are transposed.
+A parameter stacks all layers, and then all experts, on its leading axes and
+separates attention heads. A checkpoint has one tensor per layer and expert,
+with heads flattened and matrices transposed.
 """
 
 from __future__ import annotations
@@ -17,55 +17,58 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import PyTree
 
-from covrl.pretrained.names import Names, Stored
+from covrl.pretrained.tensor_names import StoredTensor, TensorNames
 
 
-class Place(NamedTuple):
-  """A parameter, and where a checkpoint has it.
+class MappedParam(NamedTuple):
+  """A parameter with its tensors in a checkpoint.
 
   Attributes:
-    path: of the parameter, such as `layers.mlp.gate`.
-    like: its shape, dtype and sharding, layers in front.
-    stored: what the checkpoint calls it.
+    path: path of the parameter, such as `layers.mlp.gate`.
+    array: the parameter, or its shape, dtype and sharding.
+    tensor: name and orientation of its tensors.
   """
 
   path: str
-  like: Any
-  stored: Stored
+  array: Any
+  tensor: StoredTensor
 
   @property
-  def stack(self) -> tuple[int, ...]:
-    """Sizes of the leading axes each entry of which is a tensor by itself."""
-    return self.like.shape[: self.stored.name.count('{}')]
+  def stack_shape(self) -> tuple[int, ...]:
+    """Sizes of the stacked axes: of the layers, and of the experts."""
+    return self.array.shape[: self.tensor.name.count('{}')]
 
   @property
-  def shape(self) -> tuple[int, ...]:
-    """Of what one tensor is."""
-    return self.like.shape[len(self.stack) :]
+  def slice_shape(self) -> tuple[int, ...]:
+    """Shape of the slice of the parameter that one tensor holds."""
+    return self.array.shape[len(self.stack_shape) :]
 
   @property
-  def entries(self) -> Iterator[tuple[int, ...]]:
-    """Of the stack, in order: the layer, and the expert where there are any."""
-    return np.ndindex(self.stack)
+  def stack_indices(self) -> Iterator[tuple[int, ...]]:
+    """Indices of the tensors: of the layer, and of the expert, if any."""
+    return np.ndindex(self.stack_shape)
 
   @property
-  def stored_shape(self) -> tuple[int, ...]:
-    """Of one tensor as the checkpoint has it."""
-    return tuple(math.prod(group) for group in self._stored(self.shape))
+  def tensor_shape(self) -> tuple[int, ...]:
+    """Shape of each tensor."""
+    return tuple(
+      math.prod(group) for group in self._group_as_tensor(self.slice_shape)
+    )
 
-  def name(self, entry: Sequence[int]) -> str:
-    """The tensor of an entry of the stack."""
-    return self.stored.name.format(*entry)
+  def tensor_name(self, stack_index: Sequence[int]) -> str:
+    """Name of the tensor at an index of the stack."""
+    return self.tensor.name.format(*stack_index)
 
-  def stored_spec(self, spec: PartitionSpec) -> PartitionSpec:
-    """How tensors are split where the parameter is split like this.
+  def tensor_spec(self, spec: PartitionSpec) -> PartitionSpec:
+    """Partition of stacked tensors for a partition of the parameter.
 
     Raises:
-      ValueError: if that splits an axis whose parts are not in one piece there.
+      ValueError: the parameter is partitioned along an axis whose parts are
+        not contiguous in the tensor.
     """
-    depth, whole = len(self.stack), (None,) * self.like.ndim
-    entries = (*spec, *whole)[: self.like.ndim]
-    groups = self._stored(entries[depth:])
+    depth, replicated = len(self.stack_shape), (None,) * self.array.ndim
+    entries = (*spec, *replicated)[: self.array.ndim]
+    groups = self._group_as_tensor(entries[depth:])
     for group in groups:
       if any(group[1:]):
         raise ValueError(
@@ -74,35 +77,35 @@ class Place(NamedTuple):
         )
     return PartitionSpec(*entries[:depth], *(group[0] for group in groups))
 
-  def stored_as(self, ours: Any) -> Any:
-    """One tensor as the checkpoint has it, from what it is here."""
-    groups = self._groups(self.shape)
-    flat = ours.reshape([math.prod(group) for group in groups])
-    return flat.T if self.stored.inputs else flat
+  def to_tensor(self, param_slice: Any) -> Any:
+    """Converts a slice of the parameter to the tensor in the checkpoint."""
+    groups = self._group(self.slice_shape)
+    matrix = param_slice.reshape([math.prod(group) for group in groups])
+    return matrix.T if self.tensor.input_axes else matrix
 
-  def _stored(self, axes: Sequence[Any]) -> list[Sequence[Any]]:
-    """Splits our axes into those that make up each of the tensor's, in order."""
-    groups = self._groups(axes)
-    return groups[::-1] if self.stored.inputs else groups
+  def _group_as_tensor(self, axes: Sequence[Any]) -> list[Sequence[Any]]:
+    """Groups a slice's axes by the axis of the tensor, in the tensor's order."""
+    groups = self._group(axes)
+    return groups[::-1] if self.tensor.input_axes else groups
 
-  def _groups(self, axes: Sequence[Any]) -> list[Sequence[Any]]:
-    """The same, in our order."""
-    inputs = self.stored.inputs
+  def _group(self, axes: Sequence[Any]) -> list[Sequence[Any]]:
+    """Groups a slice's axes by the axis of the tensor, in our order."""
+    inputs = self.tensor.input_axes
     if inputs:
       return [axes[:inputs], axes[inputs:]]
-    # Biases are flat; the embedding has the axes that it has here.
+    # Biases are flat; the embedding has the same axes as its tensor.
     if self.path == 'embedding':
       return [axes[:1], axes[1:]]
     return [axes]
 
 
-def places(params: PyTree, names: Names) -> Iterator[Place]:
-  """Every parameter, and where it is in a checkpoint.
+def map_params(params: PyTree, names: TensorNames) -> Iterator[MappedParam]:
+  """Yields every parameter with its tensors, in the order of the pytree.
 
   Args:
-    params: arrays, or their shapes, nested as a policy's parameters are.
-    names: the family's table.
+    params: arrays, or their shapes, nested as a policy's parameters.
+    names: the family's tensor names.
   """
   for path, leaf in jax.tree.leaves_with_path(params):
     name = jax.tree_util.keystr(path, simple=True, separator='.')
-    yield Place(name, leaf, names[name])
+    yield MappedParam(name, leaf, names[name])

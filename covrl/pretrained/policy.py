@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A policy that came from somewhere, and can go back."""
+"""A `Policy` with the tokenizer and configuration files needed to export it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from covrl.models import Policy
 
 @dataclasses.dataclass(frozen=True)
 class PretrainedPolicy(Policy):
-  """A policy that remembers the small files it came with.
+  """A policy with the files and the origin of its pretrained model.
 
-  Neither is part of its identity.
+  Both are ignored in comparisons.
 
   Attributes:
-    files: content of `config.json` and what a tokenizer and a sampler need, by
-      name.
-    origin: the model's directory, or its name on the Hugging Face hub; an
-      adapter's is that of the model it stands beside.
+    files: content of `config.json`, tokenizer and generation files, by name.
+    origin: directory of the model, or its name on the Hugging Face hub; for an
+      adapter, of its base model.
   """
 
   files: Mapping[str, bytes] = dataclasses.field(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a pretrained model is, and the small files that travel with it."""
+"""Locates a pretrained model's directory and reads its configuration files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from etils import epath
 
 from covrl import storage
 
-SMALL_FILES = (
+CONFIG_FILES = (
   'config.json',
   'generation_config.json',
   'tokenizer.json',
@@ -27,17 +27,17 @@ SMALL_FILES = (
 
 
 def resolve(directory: epath.PathLike) -> epath.Path:
-  """A directory as it is, or that of a model of the Hugging Face hub.
+  """Returns a directory, downloading a model of the Hugging Face hub if needed.
 
   Args:
-    directory: a path, also in a bucket, or `owner/name` if there is no such
-      path.
+    directory: a local path, a path in a bucket, or `owner/name` of a model if
+      no such path exists.
 
   Raises:
-    ValueError: there is no such directory, and it names no model either, or
-      one that cannot be fetched.
+    ValueError: the directory does not exist, and is not the name of a model
+      that can be downloaded.
   """
-  path = storage.path_of(directory)
+  path = storage.as_path(directory)
   if path.is_dir():
     return path
   if not re.fullmatch(r'[\w.-]+/[\w.-]+', str(directory)):
@@ -48,14 +48,14 @@ def resolve(directory: epath.PathLike) -> epath.Path:
   from huggingface_hub import snapshot_download
   from huggingface_hub.errors import HfHubHTTPError
 
-  patterns = ['*.safetensors', '*.safetensors.index.json', *SMALL_FILES]
+  patterns = ['*.safetensors', '*.safetensors.index.json', *CONFIG_FILES]
   patterns.append('adapter_config.json')
   try:
-    return storage.path_of(
+    return storage.as_path(
       snapshot_download(str(directory), allow_patterns=patterns)
     )
   except (HfHubHTTPError, OSError, ValueError) as error:
-    # What follows the first sentence is advice for users of the library.
+    # The rest of the message is advice for users of huggingface_hub.
     reason = str(error).partition('. ')[0].partition('\n')[0]
     raise ValueError(
       f'there is no directory {directory}, and no model of that name could be'
@@ -63,20 +63,20 @@ def resolve(directory: epath.PathLike) -> epath.Path:
     ) from None
 
 
-def small_files(directory: epath.Path) -> dict[str, bytes]:
-  """Content of those files that a directory has, by name."""
+def read_config_files(directory: epath.Path) -> dict[str, bytes]:
+  """Content of the configuration and tokenizer files, by name."""
   return {
     name: (directory / name).read_bytes()
-    for name in SMALL_FILES
+    for name in CONFIG_FILES
     if (directory / name).is_file()
   }
 
 
-def json_fields(file: epath.Path) -> tuple[Mapping[str, Any], str]:
-  """The fields of a JSON file that a directory must have, and its name.
+def read_json(file: epath.Path) -> tuple[Mapping[str, Any], str]:
+  """Fields of a required JSON file, and the file's name for errors.
 
   Raises:
-    ValueError: there is none, or it is no JSON.
+    ValueError: the file is missing, or is not JSON.
   """
   if not file.is_file():
     raise ValueError(f'{file.parent} must hold {file.name}, and does not')

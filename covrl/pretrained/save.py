@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights out: a directory that transformers loads.
-
-Written beside its final place and then renamed: there is the whole directory,
-or none.
-"""
+"""Saves policies as Hugging Face directories."""
 
 from __future__ import annotations
 
@@ -19,9 +15,13 @@ from etils import epath
 from jaxtyping import Array, PyTree, Shaped
 
 from covrl.models import ModelConfig, Policy
-from covrl.pretrained.atomic_dir import written_whole
-from covrl.pretrained.families import describe, family_of, model_config
-from covrl.pretrained.param_mapping import Place, places
+from covrl.pretrained.atomic_dir import atomic_directory
+from covrl.pretrained.families import (
+  config_fields,
+  find_family,
+  model_config,
+)
+from covrl.pretrained.param_mapping import MappedParam, map_params
 from covrl.pretrained.policy import PretrainedPolicy
 
 SHARD_BYTES = 4 * 2**30
@@ -35,66 +35,69 @@ def save_pretrained(
   shard_bytes: int = SHARD_BYTES,
   on_progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> None:
-  """Writes a Hugging Face directory of a policy.
+  """Writes a policy to a directory in the format of transformers.
 
-  The weights keep their dtype: what was loaded and is written again is the
-  same to the bit. A `PretrainedPolicy` brings its tokenizer and generation
-  config along; another policy is written as the first family that has all its
-  features. Adapters are merged into the matrices they stand beside.
+  Weights keep their dtype, so that saving a loaded model reproduces its weights
+  exactly. The tokenizer and generation files of a `PretrainedPolicy` are
+  written too. Adapters are merged into the weights. The directory is written
+  completely or not at all.
 
   Args:
-    directory: must not exist, or be empty.
-    policy: whose parameters these are.
-    params: all of them.
-    shard_bytes: of a file, about; it is held in memory while it is written.
-    on_progress: called with the numbers of weight files written and in all.
+    directory: must not exist, or be an empty directory.
+    policy: the policy; if it is not pretrained, it is saved in the first model
+      family that has all its features.
+    params: all parameters of the policy.
+    shard_bytes: approximate size of a weight file, which is held in host memory
+      while it is written.
+    on_progress: called with the number of weight files written so far and the
+      total number.
 
   Raises:
-    ValueError: something is there already, or no family can describe the
-      policy.
+    ValueError: the directory is not empty, or no family has all features of
+      the policy.
   """
   policy, params = policy.base, policy.merge(params)
-  files = described_files(policy, params)
-  family = family_of(json.loads(files['config.json']), 'config.json')
-  with written_whole(directory) as draft:
+  files = model_files(policy, params)
+  family = find_family(json.loads(files['config.json']), 'config.json')
+  with atomic_directory(directory) as draft:
     for name, content in files.items():
       (draft / name).write_bytes(content)
-    wanted = list(places(params, family.names))
-    write_tensors(draft, 'model', wanted, shard_bytes, on_progress)
+    mapped = list(map_params(params, family.names))
+    write_tensors(draft, 'model', mapped, shard_bytes, on_progress)
 
 
-def described_files(policy: Policy, params: PyTree) -> dict[str, bytes]:
-  """The small files of a policy, a `config.json` that tells the truth included.
+def model_files(policy: Policy, params: PyTree) -> dict[str, bytes]:
+  """Configuration and tokenizer files of a policy, by name.
 
   Args:
-    policy: without adapters.
-    params: whose dtype is stated.
+    policy: a policy without adapters.
+    params: its parameters, whose dtype is written to `config.json`.
 
   Raises:
-    ValueError: no family can describe the policy.
+    ValueError: no family has all features of the policy.
   """
   files = policy.files if isinstance(policy, PretrainedPolicy) else {}
   dtype = str(jax.tree.leaves(params)[0].dtype)
-  fields = _description(policy.config, files, dtype)
+  fields = _config_json(policy.config, files, dtype)
   text = json.dumps(fields, indent=2) + '\n'
   return {**files, 'config.json': text.encode()}
 
 
-def _description(
+def _config_json(
   config: ModelConfig, files: Mapping[str, bytes], dtype: str
 ) -> dict[str, Any]:
-  """The config.json: as it came if it still tells the truth, or a new one."""
+  """The pretrained model's config.json if it still applies, else a new one."""
   if 'config.json' in files:
     fields = json.loads(files['config.json'])
-    told = model_config(fields, config.dtype, 'config.json')
-    if _shape(told) == _shape(config):
+    original = model_config(fields, config.dtype, 'config.json')
+    if _architecture(original) == _architecture(config):
       key = 'dtype' if 'dtype' in fields else 'torch_dtype'
       return fields | {key: dtype}
-  return describe(config) | {'torch_dtype': dtype}
+  return config_fields(config) | {'torch_dtype': dtype}
 
 
-def _shape(config: ModelConfig) -> ModelConfig:
-  """A configuration without what does not concern the weights."""
+def _architecture(config: ModelConfig) -> ModelConfig:
+  """The configuration with defaults for dtypes and rematerialisation."""
   return dataclasses.replace(
     config, dtype='float32', param_dtype='float32', remat='nothing'
   )
@@ -103,22 +106,23 @@ def _shape(config: ModelConfig) -> ModelConfig:
 def write_tensors(
   directory: pathlib.Path,
   name: str,
-  wanted: Sequence[Place],
+  params: Sequence[MappedParam],
   shard_bytes: int = SHARD_BYTES,
   on_progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> None:
-  """Writes parameters as safetensors, in as many files as their size asks for.
+  """Writes parameters to one or more safetensors files.
 
   Args:
-    directory: must exist.
-    name: of the file, or of the files before their numbers.
-    wanted: the parameters, and what they are called there.
-    shard_bytes: of a file, about.
-    on_progress: called with the numbers of files written and in all.
+    directory: an existing directory.
+    name: name of the file, without numbers and suffix.
+    params: the parameters and their tensor names.
+    shard_bytes: approximate size of a file.
+    on_progress: called with the number of files written so far and the total
+      number.
   """
   from safetensors.numpy import save_file
 
-  shards = _shards(wanted, shard_bytes)
+  shards = _split_into_shards(params, shard_bytes)
   total = len(shards)
   files: dict[str, str] = {}
   size = 0
@@ -130,38 +134,45 @@ def write_tensors(
       else f'{name}-{number:05}-of-{total:05}.safetensors'
     )
     tensors = {
-      place.name(entry): _tensor(place, entry) for place, entry in shard
+      param.tensor_name(index): _read_tensor(param, index)
+      for param, index in shard
     }
     save_file(tensors, directory / file, metadata={'format': 'pt'})
     files |= dict.fromkeys(tensors, file)
     size += sum(tensor.nbytes for tensor in tensors.values())
     on_progress(number, total)
   if total > 1:
-    index = {'metadata': {'total_size': size}, 'weight_map': files}
+    weight_index = {'metadata': {'total_size': size}, 'weight_map': files}
     path = directory / f'{name}.safetensors.index.json'
-    path.write_text(json.dumps(index, indent=2, sort_keys=True) + '\n')
+    path.write_text(json.dumps(weight_index, indent=2, sort_keys=True) + '\n')
 
 
-_Item = tuple[Place, tuple[int, ...]]
+# A parameter and the stack index of one of its tensors.
+_Item = tuple[MappedParam, tuple[int, ...]]
 
 
-def _shards(wanted: Sequence[Place], shard_bytes: int) -> list[list[_Item]]:
-  """Which tensors go into which file."""
+def _split_into_shards(
+  params: Sequence[MappedParam], shard_bytes: int
+) -> list[list[_Item]]:
+  """Assigns tensors to files, in order."""
   shards: list[list[_Item]] = [[]]
   size = 0
-  for place in wanted:
-    entries = list(place.entries)
-    width = place.like.size * place.like.dtype.itemsize // len(entries)
-    for entry in entries:
-      if shards[-1] and size + width > shard_bytes:
+  for param in params:
+    indices = list(param.stack_indices)
+    tensor_bytes = param.array.nbytes // len(indices)
+    for index in indices:
+      if shards[-1] and size + tensor_bytes > shard_bytes:
         shards.append([])
         size = 0
-      shards[-1].append((place, entry))
-      size += width
+      shards[-1].append((param, index))
+      size += tensor_bytes
   return shards
 
 
-def _tensor(place: Place, entry: tuple[int, ...]) -> Shaped[np.ndarray, '...']:
-  """One tensor as the checkpoint has it."""
-  ours: Array = place.like[entry] if entry else place.like
-  return np.ascontiguousarray(place.stored_as(np.asarray(jax.device_get(ours))))
+def _read_tensor(
+  param: MappedParam, index: tuple[int, ...]
+) -> Shaped[np.ndarray, '...']:
+  """Copies one tensor to the host, in the checkpoint's shape."""
+  param_slice: Array = param.array[index] if index else param.array
+  host_slice = np.asarray(jax.device_get(param_slice))
+  return np.ascontiguousarray(param.to_tensor(host_slice))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tensors of a directory of safetensors files, read a slice at a time.
+"""Reads slices of tensors from a directory of safetensors files.
 
-The files are read and not mapped: of a mapped file every page that was looked
-at counts as the process's memory.
+The files are not memory-mapped, since every page read from a mapped file counts
+as the process's memory.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _DTYPES = {
   'BF16': jnp.dtype(jnp.bfloat16),
   'F16': np.dtype(np.float16),
 }
-# Of rows of which only a part is wanted, how much is read at a time.
+# Bytes per read of whole rows if only a part of each row is needed.
 _BLOCK_BYTES = 2**26
 
 
 class _Tensor(NamedTuple):
-  """One tensor in its file.
+  """Shape, dtype and position of a tensor in its file.
 
   Attributes:
-    shape: in the order of the file.
-    dtype: of the numbers there.
-    start: byte of the file at which they begin.
+    shape: shape of the tensor.
+    dtype: dtype of the tensor.
+    start: offset of the tensor in the file, in bytes.
   """
 
   shape: tuple[int, ...]
@@ -44,47 +44,45 @@ class _Tensor(NamedTuple):
 
 
 class Tensors:
-  """Where each tensor of a checkpoint is.
-
-  Nothing is read but the headers until `read` asks for it.
+  """The tensors of a checkpoint, read on demand.
 
   Attributes:
-    files: the file of each tensor.
+    files: file of each tensor, by the tensor's name.
   """
 
   def __init__(self, directory: epath.PathLike, name: str = 'model') -> None:
-    """Finds the files and checks that each of them is whole.
+    """Reads the files' headers and checks that the files are complete.
 
     Args:
-      directory: of the checkpoint.
-      name: of the file, before `.safetensors`.
+      directory: directory of the checkpoint.
+      name: name of the file, without `.safetensors`.
 
     Raises:
-      ValueError: a file is missing, cut short, or lacks a tensor.
+      ValueError: a file is missing, truncated, or lacks a tensor.
     """
-    self.files: Mapping[str, epath.Path] = _locate(
-      storage.path_of(directory), name
+    self.files: Mapping[str, epath.Path] = _find_files(
+      storage.as_path(directory), name
     )
     self._tensors: dict[str, _Tensor] = {}
     for file in sorted(set(self.files.values())):
-      self._tensors |= _check(file)
+      self._tensors |= _read_header(file)
     for tensor, file in self.files.items():
       if tensor not in self._tensors:
         raise ValueError(
-          f'{file}: must hold {tensor}, as {_index(name)} says, and does not'
+          f'{file}: must hold {tensor}, as {_index_name(name)} says, and does not'
         )
 
   def check(self, name: str, shape: tuple[int, ...]) -> None:
-    """Refuses a tensor that is not there, or of another shape.
+    """Checks that a tensor exists and has the expected shape.
 
     Raises:
-      ValueError: says which.
+      ValueError: the tensor is missing or has another shape.
     """
     if name not in self.files:
-      places = ', '.join(sorted({file.name for file in self.files.values()}))
+      files = ', '.join(sorted({file.name for file in self.files.values()}))
       raise ValueError(
         f'the checkpoint must hold {name} of shape {shape}, and it is not in'
-        f' {places}'
+        f' {files}'
       )
     if self._tensors[name].shape != shape:
       raise ValueError(
@@ -95,13 +93,13 @@ class Tensors:
   def read(
     self, name: str, part: tuple[slice, ...]
   ) -> Shaped[np.ndarray, '...']:
-    """A part of a tensor, in the file's own dtype.
+    """Reads a part of a tensor, in the file's dtype.
 
-    Besides it at most 64 MiB are in memory.
+    Uses at most 64 MiB of memory besides the result.
 
     Args:
-      name: of the tensor.
-      part: what of each of its axes.
+      name: name of the tensor.
+      part: slice of each of its axes.
     """
     tensor, file = self._tensors[name], self.files[name]
     rows, *rest = (
@@ -128,13 +126,14 @@ class Tensors:
     return result
 
 
-def _index(name: str) -> str:
+def _index_name(name: str) -> str:
   return f'{name}.safetensors.index.json'
 
 
-def _locate(directory: epath.Path, name: str) -> dict[str, epath.Path]:
-  """The file of each tensor, by the index or by the only file there is."""
-  index, whole = directory / _index(name), directory / f'{name}.safetensors'
+def _find_files(directory: epath.Path, name: str) -> dict[str, epath.Path]:
+  """File of each tensor, from the index if there are several files."""
+  index = directory / _index_name(name)
+  single = directory / f'{name}.safetensors'
   if index.is_file():
     try:
       names = json.loads(index.read_text())['weight_map']
@@ -143,28 +142,28 @@ def _locate(directory: epath.Path, name: str) -> dict[str, epath.Path]:
         f'{index}: must be JSON with a weight_map, and is not'
       ) from None
     return {tensor: directory / file for tensor, file in names.items()}
-  if not whole.is_file():
+  if not single.is_file():
     raise ValueError(
-      f'{directory} must hold {whole.name} or {index.name}, and holds neither'
+      f'{directory} must hold {single.name} or {index.name}, and holds neither'
     )
-  return dict.fromkeys(_check(whole), whole)
+  return dict.fromkeys(_read_header(single), single)
 
 
-def _check(file: epath.Path) -> dict[str, _Tensor]:
-  """A file's tensors, once it is known to be whole.
+def _read_header(file: epath.Path) -> dict[str, _Tensor]:
+  """Reads the header of a file and checks the size of the file.
 
   Raises:
-    ValueError: it is missing, cut short, or holds numbers of another kind.
+    ValueError: the file is missing, truncated, or has an unsupported dtype.
   """
   if not file.is_file():
     raise ValueError(f'{file}: is part of the checkpoint, and is not there')
-  found = storage.size_of(file)
-  with storage.opened(file) as stream:
+  file_size = storage.file_size(file)
+  with storage.open_binary(file) as stream:
     size = int.from_bytes(stream.read(8), 'little')
-    if found < 8 or size > found - 8:
+    if file_size < 8 or size > file_size - 8:
       raise ValueError(
         f'{file}: must have a header of {size} bytes after the first 8, got'
-        f' {found} bytes in all'
+        f' {file_size} bytes in all'
       )
     try:
       header = json.loads(stream.read(size))
@@ -173,25 +172,25 @@ def _check(file: epath.Path) -> dict[str, _Tensor]:
         f'{file}: must begin with a header of JSON, and does not'
       ) from None
   header.pop('__metadata__', None)
-  ends = [about['data_offsets'][1] for about in header.values()]
+  ends = [entry['data_offsets'][1] for entry in header.values()]
   expected = 8 + size + max(ends, default=0)
-  if found != expected:
+  if file_size != expected:
     last = max(header, key=lambda name: header[name]['data_offsets'][1])
     raise ValueError(
       f'{file}: must have {expected} bytes, {last} being the last of its'
-      f' tensors, got {found}'
+      f' tensors, got {file_size}'
     )
-  for name, about in header.items():
-    if about['dtype'] not in _DTYPES:
+  for name, entry in header.items():
+    if entry['dtype'] not in _DTYPES:
       raise ValueError(
         f'{file}: {name} must be one of {", ".join(_DTYPES)}, got'
-        f' {about["dtype"]}'
+        f' {entry["dtype"]}'
       )
   return {
     name: _Tensor(
-      tuple(about['shape']),
-      _DTYPES[about['dtype']],
-      8 + size + about['data_offsets'][0],
+      tuple(entry['shape']),
+      _DTYPES[entry['dtype']],
+      8 + size + entry['data_offsets'][0],
     )
-    for name, about in header.items()
+    for name, entry in header.items()
   }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tokenizer and the chat template of a pretrained model's directory."""
+"""Loads the tokenizer and the chat template of a pretrained model."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from covrl.data import (
   SentencePieceTokenizer,
   Tokenizer,
 )
-from covrl.pretrained.adapters import base_of
+from covrl.pretrained.adapters import base_model_directory
 
-_SPECIAL = ('bos_token', 'eos_token', 'unk_token', 'pad_token')
+_SPECIAL_TOKENS = ('bos_token', 'eos_token', 'unk_token', 'pad_token')
 
 
 def load_tokenizer(directory: epath.PathLike) -> Tokenizer:
-  """The tokenizer of a directory, with all tokens that end its responses.
+  """Loads the tokenizer of a model, or of an adapter's base model.
 
-  `tokenizer.json` is preferred to a sentencepiece `tokenizer.model`. What ends
-  a response is said by `generation_config.json`, then `config.json`, then
-  `tokenizer_config.json`. An adapter has that of its model.
+  `tokenizer.json` takes precedence over a sentencepiece `tokenizer.model`. The
+  end tokens are those in `generation_config.json`, else in `config.json`, else
+  in `tokenizer_config.json`.
 
   Args:
-    directory: as for `load_pretrained`.
+    directory: see `load_pretrained`.
 
   Returns:
-    A tokenizer of the model's vocabulary.
+    A tokenizer with the model's vocabulary size.
 
   Raises:
-    ValueError: there is none, it is of another vocabulary, or nothing says
-      what ends a response.
+    ValueError: the tokenizer is missing or has another vocabulary size, or no
+      file states the end tokens.
   """
-  directory = base_of(directory)
-  about = _fields(directory, 'tokenizer_config.json')
-  vocab_size = _fields(directory, 'config.json').get('vocab_size')
-  end_tokens = _end_tokens(directory, about)
+  directory = base_model_directory(directory)
+  config = _read_fields(directory, 'tokenizer_config.json')
+  vocab_size = _read_fields(directory, 'config.json').get('vocab_size')
+  end_tokens = _end_tokens(directory, config)
   file = directory / 'tokenizer.json'
   if file.is_file():
-    bos_token = _text(about.get('bos_token'))
+    bos_token = _text(config.get('bos_token'))
     try:
       return JsonTokenizer(
         file.read_bytes(),
         end_tokens=end_tokens,
-        bos_token=bos_token if about.get('add_bos_token', True) else None,
-        pad_token=_text(about.get('pad_token')),
+        bos_token=bos_token if config.get('add_bos_token', True) else None,
+        pad_token=_text(config.get('pad_token')),
         vocab_size=vocab_size,
       )
     except ValueError as error:
@@ -73,42 +73,47 @@ def load_tokenizer(directory: epath.PathLike) -> Tokenizer:
 
 
 def load_chat_template(directory: epath.PathLike) -> ChatTemplate:
-  """The chat template of a directory.
+  """Loads the chat template of a model, or of an adapter's base model.
 
   Args:
-    directory: as for `load_pretrained`.
+    directory: see `load_pretrained`.
 
   Raises:
-    ValueError: it has none.
+    ValueError: the model has no chat template.
   """
-  directory = base_of(directory)
-  about = _fields(directory, 'tokenizer_config.json')
+  directory = base_model_directory(directory)
+  config = _read_fields(directory, 'tokenizer_config.json')
   file = directory / 'chat_template.jinja'
-  source = file.read_text() if file.is_file() else about.get('chat_template')
+  source = file.read_text() if file.is_file() else config.get('chat_template')
   if isinstance(source, list):
-    # Several, by name; the one for plain conversations is called default.
-    named = {each['name']: each['template'] for each in source}
-    source = named.get('default')
+    # Several named templates; `default` is the one without tools.
+    templates = {entry['name']: entry['template'] for entry in source}
+    source = templates.get('default')
   if source is None:
     raise ValueError(
       f'{directory / "tokenizer_config.json"}: must have a chat_template for'
       ' conversations, and has none'
     )
-  special = {name: _text(about.get(name)) for name in _SPECIAL}
+  special = {name: _text(config.get(name)) for name in _SPECIAL_TOKENS}
   return ChatTemplate(
     source, {name: text for name, text in special.items() if text is not None}
   )
 
 
 def _end_tokens(
-  directory: epath.Path, about: Mapping[str, Any]
+  directory: epath.Path, config: Mapping[str, Any]
 ) -> list[str | int]:
-  """Tokens that end a response, by id where a file says so."""
+  """Tokens that end a response, by id or else by text.
+
+  Args:
+    directory: directory of the model.
+    config: the fields of `tokenizer_config.json`.
+  """
   for name in ('generation_config.json', 'config.json'):
-    found = _fields(directory, name).get('eos_token_id')
+    found = _read_fields(directory, name).get('eos_token_id')
     if found is not None:
       return list(found) if isinstance(found, list) else [found]
-  text = _text(about.get('eos_token'))
+  text = _text(config.get('eos_token'))
   if text is None:
     raise ValueError(
       f'{directory} must say what ends a response: an eos_token_id in'
@@ -117,12 +122,12 @@ def _end_tokens(
   return [text]
 
 
-def _fields(directory: epath.Path, name: str) -> Mapping[str, Any]:
-  """A JSON file's fields; none if it is not there."""
+def _read_fields(directory: epath.Path, name: str) -> Mapping[str, Any]:
+  """Fields of a JSON file, empty if the file is missing."""
   file = directory / name
   return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def _text(token: Any) -> str | None:
-  """A token's text, which some files wrap in a dictionary."""
+  """Text of a token, which some files wrap in a dictionary."""
   return token['content'] if isinstance(token, Mapping) else token

@@ -20,13 +20,13 @@ from covrl.rewards import (
   Overlong,
   Reward,
   RewardPart,
+  cached_judge,
   code_reward,
   format_reward,
-  judge_of,
-  maths_reward,
+  math_reward,
 )
 from covrl.rewards.math.extraction import extract
-from covrl.rewards.math.normalize import clean, key
+from covrl.rewards.math.normalize import normalize_tex, without_spaces
 
 _EXTRACTION_RULES = {'math': 'boxed', 'math_dapo': 'dapo'}
 _ANSWER_FORMATS = {'math': '\\boxed{{{}}}', 'math_dapo': 'Answer: {}'}
@@ -57,11 +57,13 @@ def make_rewards(
   for kind, names in sources.items():
     if kind == 'code':
       level, url = config.judge or None, config.judge_url or None
-      notes.append(f'programs are judged at level {judge_of(level, url).level}')
+      notes.append(
+        f'programs are judged at level {cached_judge(level, url).level}'
+      )
       rewards.append(code_reward(level=level, url=url, sources=tuple(names)))
     elif kind in _EXTRACTION_RULES:
       rewards.append(
-        maths_reward(
+        math_reward(
           rule=_EXTRACTION_RULES[kind], name=kind, sources=tuple(names)
         )
       )
@@ -123,4 +125,4 @@ def reference_response(problem: Problem) -> str | None:
 
 def _extract(response: str, *, rule: str) -> str | None:
   answer = extract(response, rule)
-  return None if answer is None else key(clean(answer))
+  return None if answer is None else without_spaces(normalize_tex(answer))

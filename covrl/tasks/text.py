@@ -65,7 +65,9 @@ def text_task(config: Config) -> Task:
   prompt_format = _prompt_format(config, tokenizer)
   bare = load_suites(config.evaluate.suites, config.evaluate.suite_directory)
   asked = [
-    dataclasses.replace(suite, problems=list(map(prompt_format, suite.problems)))
+    dataclasses.replace(
+      suite, problems=list(map(prompt_format, suite.problems))
+    )
     for suite in bare
   ]
   train, kinds, notes = _training(config, prompt_format, tokenizer, bare)

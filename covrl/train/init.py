@@ -11,7 +11,12 @@ from jaxtyping import Array, Key, PyTree
 from covrl.config import Config, ConfigError, Recipe
 from covrl.data import Tokenizer, check_tokenizer
 from covrl.models import Lora, ModelConfig, Policy
-from covrl.pretrained import base_of, load_adapters, load_params, lora_of
+from covrl.pretrained import (
+  base_model_directory,
+  load_adapters,
+  load_params,
+  lora_config,
+)
 from covrl.run.checkpoint import Checkpoint
 
 
@@ -52,7 +57,7 @@ def with_adapters(model: ModelConfig, config: Config) -> ModelConfig:
     ConfigError: the pretrained model has adapters and others are configured.
   """
   settings = config.lora
-  found = lora_of(config.pretrained) if config.pretrained else None
+  found = lora_config(config.pretrained) if config.pretrained else None
   if found is not None and settings.rank > 0:
     raise ConfigError(
       f'lora.rank must be 0 where pretrained is an adapter, {config.pretrained}'
@@ -88,7 +93,7 @@ def initial_base_params(
   if warm_start is not None:
     return warm_start.restore(base.abstract_params(mesh))
   if config.pretrained:
-    return load_params(base_of(config.pretrained), base, mesh)
+    return load_params(base_model_directory(config.pretrained), base, mesh)
   return base.init(key, mesh)
 
 
@@ -106,7 +111,7 @@ def add_adapter_params(
   """
   if policy.config.lora is None:
     return base
-  if config.pretrained and lora_of(config.pretrained) is not None:
+  if config.pretrained and lora_config(config.pretrained) is not None:
     adapters = load_adapters(config.pretrained, policy, mesh)
   else:
     adapters = policy.init_adapters(key, mesh)

@@ -108,7 +108,7 @@ class RolloutCollector:
       sampling=self._sampling,
     )
     jax.random.fold_in(self._key, 0)
-    self._scoring.warm()
+    self._scoring.warm_up()
 
   def collect(self, iteration: int, state: TrainState) -> RolloutBatch:
     """Samples, scores and assembles an iteration's training data.

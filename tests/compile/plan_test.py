@@ -31,9 +31,7 @@ def recipe():
 @pytest.fixture(scope='module')
 def policy(recipe):
   task = recipe.task(recipe.config)
-  return Policy(
-    recipe.model(recipe.config, task.tokenizer.vocab_size)
-  )
+  return Policy(recipe.model(recipe.config, task.tokenizer.vocab_size))
 
 
 def test_state_memory(recipe, policy):

@@ -39,7 +39,9 @@ CLUSTER = (
     ({'OMPI_COMM_WORLD_SIZE': '4'}, True),
   ],
 )
-def test_detects_several_processes_from_the_environment(monkeypatch, environment, several):
+def test_detects_several_processes_from_the_environment(
+  monkeypatch, environment, several
+):
   for name in CLUSTER:
     monkeypatch.delenv(name, raising=False)
   for name, value in environment.items():

@@ -79,7 +79,7 @@ def test_one_sentence_for_what_is_no_model(tmp_path, capsys, monkeypatch):
 
   monkeypatch.setattr('huggingface_hub.snapshot_download', offline)
   with pytest.raises(SystemExit):
-    main(['convert', 'nobody/nothing', str(tmp_path / 'out')])
+    main(['convert', 'someone/missing', str(tmp_path / 'out')])
   error = capsys.readouterr().err
-  assert error.endswith('from the hub: nobody/nothing is not here\n')
+  assert error.endswith('from the hub: someone/missing is not here\n')
   assert not (tmp_path / 'out').exists()

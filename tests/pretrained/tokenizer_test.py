@@ -44,7 +44,7 @@ def test_ids_are_those_of_the_library_and_back(kind):
 @settings(max_examples=50, deadline=None)
 @given(st.text(max_size=20))
 def test_any_text_comes_back(kind, text):
-  # U+2581 is how pieces write a space, and zero is no character to them.
+  # U+2581 is how pieces write a space, and they have no zero character.
   text = text.replace('\u2581', '').replace('\0', '')
   assert KINDS[kind].decode(KINDS[kind].encode(text)) == text
 

@@ -38,7 +38,9 @@ BATTERY = list(math_battery.pairs())
 def _this_process_does_not_fork():
   """Forbids math-verify in the test process, which has JAX's threads."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(grading, 'check_equivalence', lambda *_: MathVerifyResult.DIFFERENT)
+    patch.setattr(
+      grading, 'check_equivalence', lambda *_: MathVerifyResult.DIFFERENT
+    )
     yield
 
 

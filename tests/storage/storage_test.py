@@ -23,7 +23,7 @@ from covrl.config import ConfigError, LoggingConfig
 from covrl.data import open_records
 from covrl.exit_codes import Exit
 from covrl.pretrained import load_pretrained, save_pretrained
-from covrl.pretrained.atomic_dir import written_whole
+from covrl.pretrained.atomic_dir import atomic_directory
 from covrl.run import lock
 from covrl.run.directory import RunDirectory
 from covrl.run.metrics_writer import MetricsWriter
@@ -125,7 +125,7 @@ def test_copies_directories_to_and_from_a_bucket(objects, tmp_path):
 
 def test_writes_a_model_to_a_bucket_atomically(objects):
   def write(error=None):
-    with written_whole('gs://bucket/model') as draft:
+    with atomic_directory('gs://bucket/model') as draft:
       (draft / 'config.json').write_text('{}')
       if error:
         raise error
@@ -192,9 +192,7 @@ def test_writes_metrics_and_events_to_a_bucket(objects):
   assert '0.5' not in text
 
 
-def test_refuses_a_live_lease_and_takes_an_expired_one(
-  objects, monkeypatch
-):
+def test_refuses_a_live_lease_and_takes_an_expired_one(objects, monkeypatch):
   monkeypatch.setattr(lock, '_RENEWAL_INTERVAL', 0.1)
   monkeypatch.setattr(lock, '_EXPIRY', 1.0)
   directory = RunDirectory('gs://bucket/run')

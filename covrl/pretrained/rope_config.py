@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rotations as a config.json states them, in and out.
+"""RoPE settings in a config.json.
 
 Older files have `rope_theta` and `rope_scaling`; newer ones `rope_parameters`,
-by the kind of layer where the kinds differ. Both are read; the older form,
-which every version understands, is written.
+by type of layer if the types differ. Both are read; the older form, which all
+versions of transformers understand, is written.
 """
 
 from __future__ import annotations
@@ -21,39 +21,45 @@ from covrl.models import (
 Fields = Mapping[str, Any]
 
 
-def rope_of(fields: Fields, theta: float) -> dict[str, Any]:
-  """The rotary fields of a `ModelConfig`.
+def read_rope(fields: Fields, theta: float) -> dict[str, Any]:
+  """Converts the RoPE settings of a config.json to fields of a `ModelConfig`.
 
   Args:
-    fields: of the config.json.
-    theta: the family's base of the wavelengths, where the file has none.
+    fields: the fields of the config.json.
+    theta: default of `rope_theta`.
 
   Returns:
-    `rope_theta`, `rope_scaling` and, where layers with a window differ,
+    `rope_theta`, `rope_scaling` and, if layers with a window differ,
     `local_rope_theta`.
 
   Raises:
-    ValueError: the scaling is of a type that no family here has.
+    ValueError: the type of scaling is unknown.
   """
-  given = fields.get('rope_parameters')
-  if given is None:
+  parameters = fields.get('rope_parameters')
+  if parameters is None:
     scaling = fields.get('rope_scaling') or {}
     found = {'rope_theta': float(fields.get('rope_theta') or theta)}
     if fields.get('rope_local_base_freq') is not None:
       found['local_rope_theta'] = float(fields['rope_local_base_freq'])
-  elif 'full_attention' in given:
-    scaling, local = given['full_attention'], given['sliding_attention']
+  elif 'full_attention' in parameters:
+    scaling = parameters['full_attention']
+    local = parameters['sliding_attention']
     found = {'rope_theta': float(scaling['rope_theta'])}
     found['local_rope_theta'] = float(local['rope_theta'])
   else:
-    scaling = given
-    found = {'rope_theta': float(given['rope_theta'])}
-  return found | {'rope_scaling': _scaling(scaling, fields)}
+    scaling = parameters
+    found = {'rope_theta': float(parameters['rope_theta'])}
+  return found | {'rope_scaling': _read_scaling(scaling, fields)}
 
 
-def _scaling(given: Fields, fields: Fields) -> RopeScaling | None:
-  """The rule that a dictionary states."""
-  # Older files call the type `type`.
+def _read_scaling(given: Fields, fields: Fields) -> RopeScaling | None:
+  """Converts a `rope_scaling` dictionary.
+
+  Args:
+    given: the dictionary.
+    fields: the fields of the config.json.
+  """
+  # Older files name the field `type`.
   kind = given.get('rope_type', given.get('type', 'default'))
   if kind == 'default':
     return None
@@ -84,8 +90,8 @@ def _scaling(given: Fields, fields: Fields) -> RopeScaling | None:
   )
 
 
-def rope_fields(scaling: RopeScaling | None) -> dict[str, Any] | None:
-  """A scaling as `rope_scaling` of a config.json states it."""
+def write_rope(scaling: RopeScaling | None) -> dict[str, Any] | None:
+  """Converts a scaling to the `rope_scaling` of a config.json."""
   match scaling:
     case None:
       return None
