@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Low-rank adapters against PEFT: logits, gradient, in and out."""
+"""Low-rank adapters: comparison with PEFT, reading and writing."""
 
 import json
 import shutil
@@ -45,7 +45,7 @@ def edited(name, tmp_path, **fields):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_logits_and_gradient_are_those_of_peft(name, tmp_path):
+def test_logits_and_gradient_equal_those_of_peft(name, tmp_path):
   policy, params = load_pretrained(name, dtype='float32')
   tokens = jnp.asarray(golden(name)['tokens'])
   trainable, frozen = policy.split(params)
@@ -76,7 +76,7 @@ def test_logits_and_gradient_are_those_of_peft(name, tmp_path):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_merged_adapters_compute_the_same(name, tmp_path):
+def test_merged_adapters_give_the_same_logits(name, tmp_path):
   policy, params = load_pretrained(name, dtype='float32')
   save_pretrained(tmp_path / 'merged', policy, params)
   merged, merged_params = load_pretrained(tmp_path / 'merged')
@@ -87,7 +87,7 @@ def test_merged_adapters_compute_the_same(name, tmp_path):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_what_is_loaded_is_written_to_the_bit(name, tmp_path):
+def test_round_trip_is_bit_exact(name, tmp_path):
   policy, params = load_pretrained(name)
   save_adapters(tmp_path / 'again', policy, params)
   before, after = (tensors_of(d) for d in (MODELS / name, tmp_path / 'again'))
@@ -100,7 +100,7 @@ def test_what_is_loaded_is_written_to_the_bit(name, tmp_path):
   assert_trees_equal(params, params_again)
 
 
-def test_targets_are_those_that_are_there():
+def test_lora_config_lists_the_present_targets():
   every, some = (load_policy(name).config.lora for name in NAMES)
   assert every is not None
   assert some is not None
@@ -112,7 +112,7 @@ def test_targets_are_those_that_are_there():
 
 
 @pytest.mark.parametrize('shape', [(2, 2, 2), (1, 1, 8)])
-def test_sharded_adapters_compute_the_same(shape):
+def test_sharded_adapters_give_the_same_logits(shape):
   mesh = make_mesh(shape)
   policy, params = load_pretrained('qwen2_lora', mesh, dtype='float32')
   for leaf, promised in zip(
@@ -134,7 +134,7 @@ def test_sharded_adapters_compute_the_same(shape):
     assert leaf.sharding == promised.sharding
 
 
-def test_adapters_stay_wide_beside_narrow_matrices():
+def test_adapters_stay_float32_beside_bfloat16_matrices():
   policy, params = load_pretrained('qwen2_lora', dtype='bfloat16')
   adapters, frozen = policy.split(params)
   assert dtypes(adapters) == {'float32'}
@@ -169,13 +169,13 @@ def dtypes(tree):
     ),
   ],
 )
-def test_what_cannot_be_read_is_refused(fields, sentence, tmp_path):
+def test_refuses_invalid_adapter_files(fields, sentence, tmp_path):
   copy = edited('qwen2_lora', tmp_path, **fields)
   with pytest.raises(ValueError, match=sentence):
     load_pretrained(copy)
 
 
-def test_a_policy_and_a_directory_must_have_the_same_adapters():
+def test_refuses_adapters_of_another_policy():
   base = load_policy('qwen2')
   with pytest.raises(ValueError, match='must have the adapters of the policy'):
     load_params('qwen2_lora', base)
@@ -184,7 +184,7 @@ def test_a_policy_and_a_directory_must_have_the_same_adapters():
     load_params('qwen2', policy)
 
 
-def test_adapters_of_nothing_are_not_written(tmp_path):
+def test_refuses_to_write_missing_adapters(tmp_path):
   policy, params = loaded('qwen2')
   with pytest.raises(ValueError, match='a policy with adapters is required'):
     save_adapters(tmp_path / 'out', policy, params)
@@ -200,6 +200,6 @@ def test_adapters_of_nothing_are_not_written(tmp_path):
     ({'targets': ()}, r'targets of adapters must be some of .*got \(\)'),
   ],
 )
-def test_adapters_that_make_no_sense_are_refused(change, sentence):
+def test_refuses_invalid_adapter_settings(change, sentence):
   with pytest.raises(ValueError, match=sentence):
     Lora(**({'rank': 1, 'alpha': 1.0} | change))

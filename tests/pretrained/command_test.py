@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands on a pretrained model's directory."""
+"""Commands applied to the directory of a pretrained model."""
 
 import json
 import pathlib
@@ -32,7 +32,7 @@ def model(tmp_path):
   return directory
 
 
-def test_sample_asks_a_pretrained_model(model, capsys):
+def test_sample_uses_a_pretrained_model(model, capsys):
   options = ['--count=2', '--max_length=4', '--seed=3']
   main(['sample', str(model), 'What is 1 + 1?', *options])
   plain = capsys.readouterr().out
@@ -41,7 +41,7 @@ def test_sample_asks_a_pretrained_model(model, capsys):
   assert capsys.readouterr().out != plain
 
 
-def test_convert_takes_a_model_along(tmp_path, capsys):
+def test_convert_exports_a_model(tmp_path, capsys):
   main(
     [
       'convert',
@@ -64,7 +64,7 @@ def test_convert_takes_a_model_along(tmp_path, capsys):
   assert load_policy(tmp_path / 'copy').files == policy.files
 
 
-def test_an_export_keeps_tokenizer_and_generation(model, tmp_path):
+def test_export_keeps_tokenizer_and_generation_settings(model, tmp_path):
   policy, params = load_pretrained(model)
   save_pretrained(tmp_path / 'out', policy, params)
   file = (tmp_path / 'out' / 'tokenizer.json').read_bytes()
@@ -73,7 +73,7 @@ def test_an_export_keeps_tokenizer_and_generation(model, tmp_path):
   assert about == {'eos_token_id': [302, 300]}
 
 
-def test_one_sentence_for_what_is_no_model(tmp_path, capsys, monkeypatch):
+def test_reports_invalid_models_in_one_sentence(tmp_path, capsys, monkeypatch):
   def offline(name, **options):
     raise LocalEntryNotFoundError(f'{name} is not here. Turn it on and off.')
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each family against transformers: logits, gradient, greedy continuation."""
+"""Model families: logits, gradients and continuations equal transformers'."""
 
 import dataclasses
 import functools
@@ -35,13 +35,13 @@ def outcome(name):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_logits_are_those_of_transformers(name):
+def test_logits_equal_those_of_transformers(name):
   logits, _ = outcome(name)
   np.testing.assert_allclose(logits, golden(name)['logits'], atol=1e-4)
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_gradients_are_those_of_torch(name, tmp_path):
+def test_gradients_equal_those_of_torch(name, tmp_path):
   policy, _ = loaded(name)
   _, gradient = outcome(name)
   # A gradient is exported as the parameters are, under their names.
@@ -62,7 +62,7 @@ def test_gradients_are_those_of_torch(name, tmp_path):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_the_sampler_goes_on_like_transformers(name):
+def test_sampler_continues_like_transformers(name):
   policy, params = loaded(name)
   greedy = golden(name)['greedy']
   engine = SamplingEngine(
@@ -97,7 +97,7 @@ def hidden_of(policy, params, tokens, mask):
 
 
 @pytest.mark.parametrize('name', ['qwen2_yarn', 'gemma3', 'mixtral'])
-def test_padding_on_the_left_changes_nothing(name):
+def test_left_padding_changes_nothing(name):
   policy, params = loaded(name)
   tokens = jnp.asarray(golden(name)['tokens'])
   pad = jnp.full((2, PAD), 9, jnp.int32)
@@ -119,7 +119,7 @@ MESHES = [
 
 
 @pytest.mark.parametrize(('name', 'shape'), MESHES)
-def test_sharded_equals_single(name, shape):
+def test_sharded_logits_equal_single_device_logits(name, shape):
   mesh = make_mesh(shape)
   policy, params = load_pretrained(MODELS / name, mesh, dtype='float32')
   for leaf, promised in zip(
@@ -151,7 +151,7 @@ def test_sharded_equals_single(name, shape):
     ('mixtral', {'experts': Experts(count=4, per_token=1)}),
   ],
 )
-def test_what_tells_the_families_apart_matters(name, change):
+def test_features_of_families_affect_logits(name, change):
   policy, params = loaded(name)
   other = Policy(dataclasses.replace(policy.config, **change))
   tokens = jnp.asarray(golden(name)['tokens'])
@@ -160,7 +160,7 @@ def test_what_tells_the_families_apart_matters(name, change):
 
 
 @pytest.mark.parametrize('name', ['qwen3_moe', 'mixtral'])
-def test_the_load_balancing_loss_is_that_of_transformers(name):
+def test_load_balancing_loss_equals_that_of_transformers(name):
   policy, params = loaded(name)
   tokens = jnp.asarray(golden(name)['tokens'])
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)

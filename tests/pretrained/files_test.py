@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Round trips to the bit, and sentences for what cannot be read."""
+"""Reading and writing of model directories: round trips, dtypes, errors."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ def edit(directory, **fields):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_what_is_loaded_is_written_to_the_bit(name, tmp_path):
+def test_round_trip_is_bit_exact(name, tmp_path):
   policy, params = load_pretrained(MODELS / name)
   save_pretrained(tmp_path / 'again', policy, params, shard_bytes=4000)
   before, after = (tensors_of(d) for d in (MODELS / name, tmp_path / 'again'))
@@ -52,8 +52,32 @@ def test_what_is_loaded_is_written_to_the_bit(name, tmp_path):
   assert_trees_equal(params, params_again)
 
 
+@pytest.mark.parametrize(
+  'dtype',
+  [
+    jnp.float32,
+    'float32',
+    np.float32,
+    np.dtype('float32'),
+    jnp.dtype('float32'),
+  ],
+)
+def test_loads_with_any_notation_of_a_dtype(dtype):
+  policy, params = load_pretrained(MODELS / 'llama2', dtype=dtype)
+  assert policy.config.dtype == policy.config.param_dtype == 'float32'
+  assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {
+    np.dtype('float32')
+  }
+
+
+@pytest.mark.parametrize('dtype', ['float33', 'int32', jnp.int8, object()])
+def test_refuses_other_dtypes(dtype):
+  with pytest.raises(ValueError, match='must be a floating-point dtype'):
+    load_pretrained(MODELS / 'llama2', dtype=dtype)
+
+
 @pytest.mark.parametrize('name', ['llama2', 'gemma3', 'qwen3_moe', 'mixtral'])
-def test_a_description_made_anew_says_the_same(name, tmp_path):
+def test_generated_config_describes_the_same_model(name, tmp_path):
   policy, params = loaded(name)
   save_pretrained(tmp_path / 'new', Policy(policy.config), params)
   again, params_again = load_pretrained(tmp_path / 'new')
@@ -61,7 +85,7 @@ def test_a_description_made_anew_says_the_same(name, tmp_path):
   assert_trees_equal(params, params_again)
 
 
-def test_a_policy_of_our_own_is_a_llama(tmp_path):
+def test_exports_own_policies_as_llama(tmp_path):
   policy = Policy(tiny(16))
   params = policy.init(jax.random.key(0))
   save_pretrained(tmp_path / 'ours', policy, params)
@@ -72,7 +96,7 @@ def test_a_policy_of_our_own_is_a_llama(tmp_path):
   assert_trees_equal(params, params_again)
 
 
-def test_shards_of_a_mesh_are_written_whole(tmp_path):
+def test_writes_sharded_arrays_whole(tmp_path):
   mesh = make_mesh((2, 2, 2))
   policy, params = load_pretrained(MODELS / 'qwen2', mesh)
   save_pretrained(tmp_path / 'again', policy, params)
@@ -81,7 +105,7 @@ def test_shards_of_a_mesh_are_written_whole(tmp_path):
     np.testing.assert_array_equal(value, after[tensor])
 
 
-def test_the_host_holds_a_tensor_at_a_time(tmp_path):
+def test_loading_holds_one_tensor_at_a_time(tmp_path):
   config = dataclasses.replace(
     tiny(64), num_layers=16, model_dim=256, head_dim=64, hidden_dim=1024
   )
@@ -99,7 +123,7 @@ def test_the_host_holds_a_tensor_at_a_time(tmp_path):
   assert peak < 4 * largest < total / 12
 
 
-def test_devices_that_have_the_same_part_share_a_reading(monkeypatch):
+def test_reads_replicated_slices_once(monkeypatch):
   parts = []
   read = Tensors.read
 
@@ -113,7 +137,7 @@ def test_devices_that_have_the_same_part_share_a_reading(monkeypatch):
   assert parts == [(range(24), range(8)), (range(24), range(8, 16))]
 
 
-def test_files_of_older_versions_say_the_same(tmp_path):
+def test_reads_files_of_older_versions(tmp_path):
   directory = copy_of('qwen2_yarn', tmp_path)
   new = load_policy(directory)
   fields = json.loads((directory / 'config.json').read_text())
@@ -133,7 +157,7 @@ def test_files_of_older_versions_say_the_same(tmp_path):
   assert old.config.windows == (0, 8)
 
 
-def test_published_gemma_3_is_understood(tmp_path):
+def test_reads_the_published_gemma_3_config(tmp_path):
   directory = copy_of('gemma3', tmp_path)
   fields = json.loads((directory / 'config.json').read_text())
   for name in ('rope_parameters', 'layer_types', '_sliding_window_pattern'):
@@ -151,7 +175,7 @@ def test_published_gemma_3_is_understood(tmp_path):
   assert (config.rope_theta, config.local_rope_theta) == (1e6, 1e4)
 
 
-def test_nothing_is_half_written(tmp_path, monkeypatch):
+def test_failed_writes_leave_nothing_behind(tmp_path, monkeypatch):
   policy, params = loaded('mistral')
 
   def fail(*args, **kwargs):
@@ -163,14 +187,14 @@ def test_nothing_is_half_written(tmp_path, monkeypatch):
   assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_is_written_over(tmp_path):
+def test_refuses_to_overwrite(tmp_path):
   policy, params = loaded('mistral')
   (tmp_path / 'kept').write_text('')
   with pytest.raises(ValueError, match='must not exist or be empty'):
     save_pretrained(tmp_path, policy, params)
 
 
-def test_what_no_family_has_is_refused(tmp_path):
+def test_refuses_unsupported_settings(tmp_path):
   policy = Policy(dataclasses.replace(tiny(16), logit_soft_cap=3.0))
   params = policy.init(jax.random.key(0))
   with pytest.raises(ValueError, match='one of the families can describe'):
@@ -212,14 +236,14 @@ def test_what_no_family_has_is_refused(tmp_path):
     ),
   ],
 )
-def test_configurations_are_checked(fields, sentence, tmp_path):
+def test_refuses_invalid_configs(fields, sentence, tmp_path):
   directory = copy_of('mistral', tmp_path)
   edit(directory, **fields)
   with pytest.raises(ValueError, match=sentence):
     load_pretrained(directory)
 
 
-def test_a_missing_field_is_named(tmp_path):
+def test_names_a_missing_field(tmp_path):
   directory = copy_of('mistral', tmp_path)
   fields = json.loads((directory / 'config.json').read_text())
   del fields['hidden_size']
@@ -228,14 +252,14 @@ def test_a_missing_field_is_named(tmp_path):
     load_pretrained(directory)
 
 
-def test_a_missing_shard_is_named(tmp_path):
+def test_names_a_missing_shard(tmp_path):
   directory = copy_of('llama3', tmp_path)
   (directory / 'model-00002-of-00002.safetensors').unlink()
   with pytest.raises(ValueError, match=r'00002-of-00002\S+: is part of the'):
     load_pretrained(directory)
 
 
-def test_a_file_cut_short_is_named(tmp_path):
+def test_names_a_truncated_file(tmp_path):
   directory = copy_of('mistral', tmp_path)
   file = directory / 'model.safetensors'
   size = file.stat().st_size
@@ -251,7 +275,7 @@ def test_a_file_cut_short_is_named(tmp_path):
     load_pretrained(directory)
 
 
-def test_an_index_that_is_none_is_named(tmp_path):
+def test_names_an_invalid_index(tmp_path):
   directory = copy_of('llama3', tmp_path)
   index = directory / 'model.safetensors.index.json'
   for text in ('{', '{}'):
@@ -260,7 +284,7 @@ def test_an_index_that_is_none_is_named(tmp_path):
       load_pretrained(directory)
 
 
-def test_tensors_are_checked(tmp_path):
+def test_refuses_invalid_tensors(tmp_path):
   directory = copy_of('mistral', tmp_path)
   rewrite(directory, **{GATE: None})
   with pytest.raises(ValueError, match=rf'must hold {GATE} of shape \(24, 16'):
@@ -270,7 +294,7 @@ def test_tensors_are_checked(tmp_path):
     load_pretrained(directory)
 
 
-def test_an_empty_directory_and_a_wrong_name_are_refused(tmp_path):
+def test_refuses_empty_directories_and_unknown_names(tmp_path):
   with pytest.raises(ValueError, match=r'must hold config\.json, and does not'):
     load_pretrained(tmp_path)
   with pytest.raises(ValueError, match=r"name of a model .*got 'no such/a/b'"):
@@ -284,7 +308,7 @@ def test_an_empty_directory_and_a_wrong_name_are_refused(tmp_path):
     load_pretrained(copy)
 
 
-def test_layers_without_experts_are_refused(tmp_path):
+def test_refuses_layers_without_experts(tmp_path):
   directory = copy_of('qwen3_moe', tmp_path)
   edit(directory, mlp_only_layers=[1])
   with pytest.raises(
@@ -293,7 +317,7 @@ def test_layers_without_experts_are_refused(tmp_path):
     load_pretrained(directory)
 
 
-def test_published_mixtures_are_understood(tmp_path):
+def test_reads_published_mixture_configs(tmp_path):
   directory = copy_of('qwen3_moe', tmp_path)
   new = load_policy(directory)
   fields = json.loads((directory / 'config.json').read_text())

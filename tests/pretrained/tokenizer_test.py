@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokenizers and chat templates as models are published with them."""
+"""Tokenizers and chat templates of pretrained models."""
 
 import json
 import pathlib
@@ -31,7 +31,7 @@ def edit(file, **fields):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_ids_are_those_of_the_library_and_back(kind):
+def test_ids_equal_those_of_the_library(kind):
   words = golden(kind)
   for text, ids in zip(words['texts'], words['ids'], strict=True):
     assert KINDS[kind].encode(text) == ids
@@ -43,19 +43,19 @@ def test_ids_are_those_of_the_library_and_back(kind):
 @pytest.mark.parametrize('kind', KINDS)
 @settings(max_examples=50, deadline=None)
 @given(st.text(max_size=20))
-def test_any_text_comes_back(kind, text):
+def test_any_text_round_trips(kind, text):
   # U+2581 is how pieces write a space, and they have no zero character.
   text = text.replace('\u2581', '').replace('\0', '')
   assert KINDS[kind].decode(KINDS[kind].encode(text)) == text
 
 
-def test_what_no_piece_has_is_spelt_in_bytes():
+def test_unknown_characters_are_encoded_as_bytes():
   ids = KINDS['pieces'].encode('🙂')
   assert len(ids) >= len('🙂'.encode())
   assert KINDS['pieces'].decode(ids) == '🙂'
 
 
-def test_several_tokens_end_a_response(tmp_path):
+def test_several_end_tokens(tmp_path):
   assert KINDS['bytes'].end_ids == (302, 300)
   assert KINDS['bytes'].pad_id == 300
   assert KINDS['bytes'].bos_id is None
@@ -68,7 +68,7 @@ def test_several_tokens_end_a_response(tmp_path):
   assert load_tokenizer(copy).end_ids == (7,)
 
 
-def test_special_tokens_are_read_but_leave_no_trace():
+def test_special_tokens_are_encoded_and_decode_to_nothing():
   tokenizer = KINDS['bytes']
   ids = tokenizer.encode('x<|im_end|>y')
   assert tokenizer.end_ids[0] in ids
@@ -76,7 +76,7 @@ def test_special_tokens_are_read_but_leave_no_trace():
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_the_vocabulary_is_the_models(kind, tmp_path):
+def test_vocabulary_size_is_that_of_the_model(kind, tmp_path):
   copy = copy_of(kind, tmp_path)
   size = json.loads((copy / 'config.json').read_text())['vocab_size']
   assert KINDS[kind].vocab_size == size
@@ -89,7 +89,7 @@ def test_the_vocabulary_is_the_models(kind, tmp_path):
       load_tokenizer(copy)
 
 
-def test_the_beginning_is_marked_where_the_files_say_so(tmp_path):
+def test_adds_bos_as_the_files_specify(tmp_path):
   copy = copy_of('bytes', tmp_path)
   file = copy / 'tokenizer_config.json'
   edit(file, bos_token={'content': '<|im_start|>', 'special': True})
@@ -98,7 +98,7 @@ def test_the_beginning_is_marked_where_the_files_say_so(tmp_path):
   assert load_tokenizer(copy).bos_id is None
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_names_missing_files(tmp_path):
   copy = copy_of('pieces', tmp_path)
   (copy / 'tokenizer.model').unlink()
   with pytest.raises(ValueError, match=r'tokenizer\.json or tokenizer\.model'):
@@ -108,7 +108,7 @@ def test_what_is_missing_is_named(tmp_path):
     load_tokenizer(copy)
 
 
-def test_conversations_are_rendered_as_by_transformers(tmp_path):
+def test_renders_conversations_like_transformers(tmp_path):
   words = golden('bytes')
   template = load_chat_template(TOKENIZERS / 'bytes')
   assert template.render(words['chat']) == words['chat_text']
@@ -127,7 +127,7 @@ def test_conversations_are_rendered_as_by_transformers(tmp_path):
     assert again.special_tokens['eos_token'] == '<|im_end|>'
 
 
-def test_templates_refuse_and_are_refused(tmp_path):
+def test_templates_can_refuse_and_be_refused(tmp_path):
   template = load_chat_template(TOKENIZERS / 'bytes')
   with pytest.raises(ValueError, match='refuses this: no such role: tool'):
     template.render([{'role': 'tool', 'content': ''}])
