@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes data/: a few problems in every layout that covrl knows.
+"""Makes data/: a few problems in every dataset schema of `covrl.data`.
 
   python tests/golden/make_data.py
 
-The columns are those of published data sets, their contents invented here: no
-row of any of them is copied. `suites/` has evaluation sets by their names.
+The columns are those of published datasets; the contents are invented, no row is
+copied. `suites/` holds evaluation suites, in files with their names.
 """
 
 import json
@@ -64,17 +64,17 @@ def write_parquet(name, rows):
   pyarrow.parquet.write_table(table, HERE / f'{name}.parquet')
 
 
-def verl(data_source, question, answer, place, *, ability='math'):
+def verl_row(data_source, question, answer, index, *, ability='math'):
   return {
     'data_source': data_source,
     'prompt': [{'role': 'user', 'content': question}],
     'ability': ability,
     'reward_model': {'style': 'rule', 'ground_truth': answer},
-    'extra_info': {'index': place, 'split': 'train'},
+    'extra_info': {'index': index, 'split': 'train'},
   }
 
 
-def make_training_layouts():
+def make_math_files():
   write_jsonl('plain', [{'question': q, 'answer': a} for q, a, _ in SUMS])
   write_jsonl(
     'math',
@@ -83,14 +83,14 @@ def make_training_layouts():
       for q, _, s in FRACTIONS
     ],
   )
-  rows = [verl('gardens', q, a, n) for n, (q, a, _) in enumerate(SUMS)]
-  for place, row in enumerate(rows):
-    row['extra_info']['pass_rate'] = place / 4
+  rows = [verl_row('gardens', q, a, n) for n, (q, a, _) in enumerate(SUMS)]
+  for index, row in enumerate(rows):
+    row['extra_info']['pass_rate'] = index / 4
   write_parquet('verl', rows)
   write_parquet(
     'dapo_math_17k',
     [
-      verl('math_dapo', DAPO.format(q), str(a), n)
+      verl_row('math_dapo', DAPO.format(q), str(a), n)
       for n, (q, a) in enumerate([*COUNTS, COUNTS[0]])
     ],
   )
@@ -103,7 +103,7 @@ def make_training_layouts():
   )
 
 
-def make_code_layouts():
+def make_code_files():
   sums = json.dumps(
     {'inputs': ['1 2\n', '30 12\n'], 'outputs': ['3\n', '42\n']}
   )
@@ -115,7 +115,7 @@ def make_code_layouts():
   write_parquet(
     'eurus_2_rl_code',
     [
-      verl(
+      verl_row(
         'codecontests',
         'Read two whole numbers from one line and print their sum. Write '
         'Python code in a block that begins with ```python.',
@@ -123,7 +123,7 @@ def make_code_layouts():
         0,
         ability='code',
       ),
-      verl(
+      verl_row(
         'taco',
         'Write a function halves(numbers) that gives half of each even number '
         'of a list.',
@@ -258,6 +258,6 @@ def make_suites():
 
 if __name__ == '__main__':
   HERE.mkdir(exist_ok=True)
-  make_training_layouts()
-  make_code_layouts()
+  make_math_files()
+  make_code_files()
   make_suites()

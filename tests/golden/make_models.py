@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes models/: a tiny random checkpoint per family, and what it computes.
+"""Makes models/: tiny random checkpoints of all families, with their outputs.
 
   python tests/golden/make_models.py [NAME...]
   python tests/golden/make_models.py --check DIRECTORY GOLDEN
 
-needs torch, transformers and peft, which covrl does not (made with torch
-2.13.0, transformers 5.23.0 and peft 0.21.2, on a CPU). Each directory is as
-transformers or PEFT writes it, with a `golden.npz` beside it:
+needs torch, transformers and peft, which covrl does not need (made with torch
+2.13.0, transformers 5.23.0 and peft 0.21.2, on a CPU). Each directory is written
+by transformers or PEFT and has a `golden.npz` with:
 
-  tokens    [2, 40], random
-  logits    [2, 40, V] of these, float32
-  greedy    [40], a prompt of 8 tokens and 32 that transformers adds to it
-  gradient/<tensor>  of the mean negative log-likelihood of tokens[:, 1:]
-  balance   [L], of mixtures of experts: transformers' load-balancing loss of
-            each layer by itself, over the experts of a token
+  tokens    [2, 40], random tokens
+  logits    [2, 40, V], logits of these tokens, float32
+  greedy    [40], a prompt of 8 tokens and its greedy continuation of 32
+  gradient/<tensor>  gradient of the mean negative log-likelihood of tokens[:, 1:]
+  balance   [L], for mixtures of experts: transformers' load-balancing loss of
+            each layer, divided by the number of experts per token
 
-Windows (8) and the lengths of pre-training (16) are shorter than the texts.
-The second form says how far the logits of an exported directory, of a model or
-of adapters, are from those of a fixture.
+Windows (8) and the original context lengths (16) are shorter than the texts. The
+second form prints the largest difference between the logits of an exported
+directory, of a model or of adapters, and those of a fixture.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ import tempfile
 
 import numpy as np
 
-# By name, since they are not where covrl's code is checked.
+# Imported by name, since they are not installed where types are checked.
 torch = importlib.import_module('torch')
 transformers = importlib.import_module('transformers')
 peft = importlib.import_module('peft')
@@ -144,7 +144,7 @@ MODELS = {
     },
     'bfloat16',
   ),
-  # A Llama by its architecture: as many keys as queries, nothing scaled.
+  # The Llama architecture with as many keys as queries, and no RoPE scaling.
   'deepseek_math': (
     transformers.LlamaConfig,
     {
@@ -178,7 +178,7 @@ MODELS = {
   ),
 }
 
-# The model that adapters stand beside, and what they are.
+# Base model and LoRA settings of each adapter.
 ADAPTERS = {
   'qwen2_lora': (
     'qwen2',
@@ -197,11 +197,11 @@ ADAPTERS = {
 
 
 def randomise(model, generator, dtype):
-  """Matrices that keep the stream's scale; no vector is left at 0 or 1."""
+  """Draws matrices that preserve the scale of activations, and random vectors."""
   for name, parameter in model.named_parameters():
     noise = torch.randn(parameter.shape, generator=generator)
     if parameter.ndim == 1:
-      # Louder blocks: else a tied model says its last token again.
+      # Larger outputs of blocks: else tied models repeat their last token.
       value = parameter.data + 0.3 * noise + 2 * ('post_' in name)
     else:
       scale = 0.25 if 'embed' in name else 1.5 * parameter.shape[-1] ** -0.5
@@ -215,7 +215,7 @@ def logits_of(model, tokens):
 
 
 def draw(name, seed):
-  """A random model of a family and what it adds to a random prompt."""
+  """A random model, its greedy continuation of a random prompt, and tokens."""
   kind, numbers, dtype = MODELS[name]
   config = kind(**(SIZES | numbers))
   model = transformers.AutoModelForCausalLM.from_config(config).eval()
@@ -233,18 +233,18 @@ def draw(name, seed):
   return model, greedy, tokens
 
 
-def first_varied(name):
-  """The first draw that does not soon repeat itself, which would tell little."""
+def first_varied_draw(name):
+  """The first draw whose greedy continuation has at least 12 distinct tokens."""
   for seed in range(100):
     model, greedy, tokens = draw(name, seed)
     if len(set(greedy[PROMPT:].tolist())) >= 12:
       return model, greedy, tokens
-  raise ValueError(f'no draw of {name} is varied')
+  raise ValueError(f'no draw of {name} has a varied continuation')
 
 
 def make(name):
   dtype = MODELS[name][2]
-  model, greedy, tokens = first_varied(name)
+  model, greedy, tokens = first_varied_draw(name)
   golden = {'tokens': tokens.numpy().astype(np.int32)}
   golden['logits'] = logits_of(model, tokens.numpy())
   golden['greedy'] = greedy.numpy().astype(np.int32)
@@ -252,7 +252,9 @@ def make(name):
     golden['balance'] = balance_of(model, tokens)
   differentiate(model, tokens)
   best = np.sort(logits_of(model, golden['greedy'][None])[0, PROMPT - 1 :])
-  print(name, 'nearest second best', (best[:, -1] - best[:, -2]).min())
+  print(
+    name, 'smallest margin of a greedy token', (best[:, -1] - best[:, -2]).min()
+  )
   # A copy, since the gradients stay in float32.
   copy.deepcopy(model).to(getattr(torch, dtype)).save_pretrained(
     HERE / name, max_shard_size='8KB' if name == 'llama3' else '1GB'
@@ -263,7 +265,7 @@ def make(name):
 
 def make_adapter(name):
   base, numbers = ADAPTERS[name]
-  # By its name alone, which the adapter then states.
+  # Loaded by its bare name, which is then stored in the adapter's config.
   with contextlib.chdir(HERE):
     model = transformers.AutoModelForCausalLM.from_pretrained(
       base, dtype=torch.float32
@@ -286,7 +288,7 @@ def make_adapter(name):
 
 
 def balance_of(model, tokens):
-  """The load-balancing loss of each layer, 1 where experts are used alike."""
+  """Load-balancing loss of each layer, 1 if all experts are used equally."""
   experts, chosen = model.config.num_experts, model.config.num_experts_per_tok
   with torch.no_grad():
     layers = model(tokens, output_router_logits=True).router_logits
@@ -300,7 +302,7 @@ def differentiate(model, tokens):
 
 
 def gradients_of(model):
-  """Gradients under the names that the weights are written with."""
+  """Gradients by the tensor names of the saved weights."""
   for parameter in model.parameters():
     if parameter.requires_grad:
       parameter.data = parameter.grad.float()

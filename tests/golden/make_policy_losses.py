@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes policy_losses.npz, what the tests need of a larger set of vectors.
+"""Makes policy_losses.npz, a subset of a larger set of test vectors.
 
   python tests/golden/make_policy_losses.py PATH/TO/policy_losses.npz
 
 The input holds, per function and case, inputs, float32 outputs and float64
-outputs of a published implementation (see README.md). Of clip_cov and kl_cov
-everything is kept; of the rest inputs and outputs, without metrics and repeats.
-Names of entries stay as they are: `<function>/<case>/<in|out|out64>/<name>`.
+outputs of a published implementation (see README.md). All entries of clip_cov
+and kl_cov are kept; of other functions, inputs and outputs without metrics and
+duplicates. Entries are named `<function>/<case>/<in|out|out64>/<name>`.
 """
 
 import json
@@ -15,10 +15,10 @@ import sys
 
 import numpy as np
 
-WHOLE = ('clip_cov', 'kl_cov')
-# Large and regular: fewer cases do.
-FEWER = {'kl_penalty': 4, 'entropy': 2}
-# Of a case's hyperparameters, what a loss without randomness depends on.
+COMPLETE = ('clip_cov', 'kl_cov')
+# Number of cases to keep of functions with many similar ones.
+MAX_CASES = {'kl_penalty': 4, 'entropy': 2}
+# Hyperparameters of a case that deterministic losses depend on.
 OPTIONS = (
   'kind',
   'loss_agg_mode',
@@ -33,18 +33,17 @@ OPTIONS = (
 
 def wanted(key: str, arrays: dict[str, np.ndarray]) -> bool:
   function, case, side, *name = key.split('/')
-  if function in WHOLE:
+  if function in COMPLETE:
     return True
   cases = sorted(
     {k.split('/')[1] for k in arrays if k.startswith(f'{function}/')}
   )
-  if case not in cases[: FEWER.get(function, len(cases))]:
+  if case not in cases[: MAX_CASES.get(function, len(cases))]:
     return False
   if name[0] == 'metric':
     return False
   if side == 'out' and key.replace('/out/', '/out64/') in arrays:
-    # A float32 result is tested against the float64 one, which is nearer to
-    # the truth than the float32 output.
+    # Results are compared with the more accurate float64 output.
     return False
   returns = name == ['returns'] and function not in (
     'gae',
@@ -63,7 +62,7 @@ def main(source: str) -> None:
     case: {
       name: value
       for name, value in meta[case].items()
-      if name in OPTIONS or case.split('/')[0] in WHOLE
+      if name in OPTIONS or case.split('/')[0] in COMPLETE
     }
     for case in sorted(cases)
   }

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes tokenizers/: small tokenizers with chat templates, and their words.
+"""Makes tokenizers/: small tokenizers with chat templates and expected outputs.
 
   python tests/golden/make_tokenizers.py
 
-needs transformers and sentencepiece, which covrl's tests do not need in this
-combination. `bytes` is a byte-level tokenizer.json as Qwen's and Llama 3's
-are; `pieces` is a sentencepiece model that falls back on bytes, as Llama 2's
-is. `golden.json` has texts, their ids, and a conversation as text.
+needs transformers besides the dependencies of the tests. `bytes` is a byte-level
+tokenizer.json like those of Qwen and Llama 3; `pieces` is a sentencepiece model
+with byte fallback like that of Llama 2. `golden.json` holds texts, their ids,
+and a formatted conversation.
 """
 
 import importlib
@@ -71,7 +71,7 @@ def make_bytes():
   )
   fast.save_pretrained(HERE / 'bytes')
   end_ids = fast.convert_tokens_to_ids(['<|im_end|>', '<|endoftext|>'])
-  # Padded, as embeddings are.
+  # Larger than the tokenizer, like padded embeddings.
   write('bytes', 'config.json', {'vocab_size': 320})
   write('bytes', 'generation_config.json', {'eos_token_id': end_ids})
   write(

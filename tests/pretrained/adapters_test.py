@@ -31,13 +31,13 @@ NAMES = ('qwen2_lora', 'mistral_lora')
 
 
 @pytest.fixture(autouse=True)
-def here(monkeypatch):
-  """The adapters name their models as neighbours."""
+def models_directory(monkeypatch):
+  """Makes the adapters' relative paths to their base models valid."""
   monkeypatch.chdir(MODELS)
 
 
 def edited(name, tmp_path, **fields):
-  """A copy whose adapter_config.json says something else."""
+  """Copies an adapter and changes fields of its adapter_config.json."""
   copy = shutil.copytree(MODELS / name, tmp_path / name)
   file = copy / 'adapter_config.json'
   file.write_text(json.dumps(json.loads(file.read_text()) | fields))
@@ -46,7 +46,7 @@ def edited(name, tmp_path, **fields):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_logits_and_gradient_equal_those_of_peft(name, tmp_path):
-  policy, params = load_pretrained(name, dtype='float32')
+  policy, params = loaded(name)
   tokens = jnp.asarray(golden(name)['tokens'])
   trainable, frozen = policy.split(params)
 
@@ -58,7 +58,7 @@ def test_logits_and_gradient_equal_those_of_peft(name, tmp_path):
 
   gradient, logits = jax.jit(jax.grad(loss, has_aux=True))(trainable)
   np.testing.assert_allclose(logits, golden(name)['logits'], atol=1e-4)
-  # A gradient is written as the adapters are, under their names.
+  # The gradient is saved like adapters, under their tensor names.
   save_adapters(tmp_path / 'gradient', policy, gradient)
   got = tensors_of(tmp_path / 'gradient')
   want = {
@@ -77,7 +77,7 @@ def test_logits_and_gradient_equal_those_of_peft(name, tmp_path):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_merged_adapters_give_the_same_logits(name, tmp_path):
-  policy, params = load_pretrained(name, dtype='float32')
+  policy, params = loaded(name)
   save_pretrained(tmp_path / 'merged', policy, params)
   merged, merged_params = load_pretrained(tmp_path / 'merged')
   base, _ = loaded(policy.origin.rpartition('/')[2])
@@ -107,7 +107,7 @@ def test_lora_config_lists_the_present_targets():
   assert sorted(every.targets) == sorted(TARGETS)
   assert (every.rank, every.scale) == (3, 5 / 3)
   assert sorted(some.targets) == ['query', 'value']
-  # Scaled by the root of the rank, as its file says.
+  # rsLoRA scales by the square root of the rank.
   assert (some.rank, some.scale) == (2, pytest.approx(2**-0.5))
 
 
@@ -146,7 +146,7 @@ def dtypes(tree):
 
 
 @pytest.mark.parametrize(
-  ('fields', 'sentence'),
+  ('fields', 'message'),
   [
     (
       {'peft_type': 'IA3'},
@@ -169,9 +169,9 @@ def dtypes(tree):
     ),
   ],
 )
-def test_refuses_invalid_adapter_files(fields, sentence, tmp_path):
+def test_refuses_invalid_adapter_files(fields, message, tmp_path):
   copy = edited('qwen2_lora', tmp_path, **fields)
-  with pytest.raises(ValueError, match=sentence):
+  with pytest.raises(ValueError, match=message):
     load_pretrained(copy)
 
 
@@ -192,7 +192,7 @@ def test_refuses_to_write_missing_adapters(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('change', 'sentence'),
+  ('change', 'message'),
   [
     ({'rank': 0}, 'rank of adapters must be at least 1, got 0'),
     ({'alpha': 0.0}, 'alpha of adapters must be positive, got 0.0'),
@@ -200,6 +200,6 @@ def test_refuses_to_write_missing_adapters(tmp_path):
     ({'targets': ()}, r'targets of adapters must be some of .*got \(\)'),
   ],
 )
-def test_refuses_invalid_adapter_settings(change, sentence):
-  with pytest.raises(ValueError, match=sentence):
+def test_refuses_invalid_adapter_settings(change, message):
+  with pytest.raises(ValueError, match=message):
     Lora(**({'rank': 1, 'alpha': 1.0} | change))

@@ -20,11 +20,11 @@ TOKENIZER = (
 )
 
 
-@pytest.fixture
-def model(tmp_path):
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
   """A random Llama with a tokenizer and a chat template."""
   policy = Policy(tiny(320))
-  directory = tmp_path / 'model'
+  directory = tmp_path_factory.mktemp('pretrained') / 'model'
   save_pretrained(directory, policy, policy.init(jax.random.key(0)))
   for file in TOKENIZER.iterdir():
     if file.name not in ('config.json', 'golden.json'):
@@ -75,7 +75,7 @@ def test_export_keeps_tokenizer_and_generation_settings(model, tmp_path):
 
 def test_reports_invalid_models_in_one_sentence(tmp_path, capsys, monkeypatch):
   def offline(name, **options):
-    raise LocalEntryNotFoundError(f'{name} is not here. Turn it on and off.')
+    raise LocalEntryNotFoundError(f'{name} is not here. Try again later.')
 
   monkeypatch.setattr('huggingface_hub.snapshot_download', offline)
   with pytest.raises(SystemExit):

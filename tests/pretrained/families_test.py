@@ -19,7 +19,7 @@ PROMPT, RESPONSE, PAD = 8, 32, 3
 
 
 @functools.cache
-def outcome(name):
+def logits_and_gradient(name):
   """Logits of the golden tokens and the gradient of their mean NLL."""
   policy, params = loaded(name)
   tokens = jnp.asarray(golden(name)['tokens'])
@@ -36,15 +36,15 @@ def outcome(name):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_logits_equal_those_of_transformers(name):
-  logits, _ = outcome(name)
+  logits, _ = logits_and_gradient(name)
   np.testing.assert_allclose(logits, golden(name)['logits'], atol=1e-4)
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_gradients_equal_those_of_torch(name, tmp_path):
   policy, _ = loaded(name)
-  _, gradient = outcome(name)
-  # A gradient is exported as the parameters are, under their names.
+  _, gradient = logits_and_gradient(name)
+  # The gradient is saved like parameters, under their tensor names.
   save_pretrained(tmp_path / 'gradient', policy, gradient)
   got = tensors_of(tmp_path / 'gradient')
   want = {
@@ -88,7 +88,7 @@ def test_sampler_continues_like_transformers(name):
     np.testing.assert_array_equal(row, greedy[PROMPT:])
 
 
-def hidden_of(policy, params, tokens, mask):
+def logits_of(policy, params, tokens, mask):
   positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
   hidden = jax.jit(policy.hidden)(
     params, tokens, positions=positions, segment_ids=mask * 1
@@ -104,11 +104,11 @@ def test_left_padding_changes_nothing(name):
   padded = jnp.concatenate((pad, tokens), axis=1)
   mask = jnp.arange(padded.shape[1]) >= PAD
   mask = jnp.broadcast_to(mask, padded.shape)
-  logits = hidden_of(policy, params, padded, mask)[:, PAD:]
+  logits = logits_of(policy, params, padded, mask)[:, PAD:]
   np.testing.assert_allclose(logits, golden(name)['logits'], atol=1e-4)
 
 
-# By default more shards of tensor than there are key heads, and than experts.
+# Tensor axes larger than the number of key heads or experts, too.
 MESHES = [
   *((name, (1, 2, 4)) for name in NAMES),
   ('qwen2_yarn', (1, 1, 8)),
@@ -132,7 +132,8 @@ def test_sharded_logits_equal_single_device_logits(name, shape):
   np.testing.assert_allclose(logits[:2], golden(name)['logits'], atol=1e-4)
 
 
-# What must matter at these lengths, for the tests above to mean anything.
+# Features that must affect logits at these lengths for the tests above to
+# cover them.
 @pytest.mark.parametrize(
   ('name', 'change'),
   [

@@ -21,7 +21,12 @@ from pretrained.fixtures import (
 
 from covrl.models import LinearScaling, Policy, YarnScaling, tiny
 from covrl.parallel.sharding import make_mesh
-from covrl.pretrained import load_policy, load_pretrained, save_pretrained
+from covrl.pretrained import (
+  convert,
+  load_policy,
+  load_pretrained,
+  save_pretrained,
+)
 from covrl.pretrained.tensors import Tensors
 
 GATE = 'model.layers.1.mlp.gate_proj.weight'
@@ -53,27 +58,38 @@ def test_round_trip_is_bit_exact(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-  'dtype',
+  ('dtype', 'name'),
   [
-    jnp.float32,
-    'float32',
-    np.float32,
-    np.dtype('float32'),
-    jnp.dtype('float32'),
+    (jnp.float32, 'float32'),
+    ('float32', 'float32'),
+    (np.float32, 'float32'),
+    (np.dtype('float32'), 'float32'),
+    (jnp.bfloat16, 'bfloat16'),
+    (jnp.dtype('bfloat16'), 'bfloat16'),
   ],
 )
-def test_loads_with_any_notation_of_a_dtype(dtype):
+def test_takes_dtypes_in_any_notation(dtype, name, tmp_path):
   policy, params = load_pretrained(MODELS / 'llama2', dtype=dtype)
-  assert policy.config.dtype == policy.config.param_dtype == 'float32'
-  assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {
-    np.dtype('float32')
+  assert policy.config.dtype == policy.config.param_dtype == name
+  assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {name}
+  assert load_policy(MODELS / 'llama2', dtype) == policy
+  wide = loaded('llama2')
+  convert(*wide, tmp_path / 'out', output_format='model', dtype=dtype)
+  assert load_policy(tmp_path / 'out').config.dtype == name
+  written = {
+    tensor.dtype.name for tensor in tensors_of(tmp_path / 'out').values()
   }
+  assert written == {name}
 
 
 @pytest.mark.parametrize('dtype', ['float33', 'int32', jnp.int8, object()])
-def test_refuses_other_dtypes(dtype):
+def test_refuses_other_dtypes(dtype, tmp_path):
   with pytest.raises(ValueError, match='must be a floating-point dtype'):
     load_pretrained(MODELS / 'llama2', dtype=dtype)
+  with pytest.raises(ValueError, match='must be a floating-point dtype'):
+    convert(
+      *loaded('llama2'), tmp_path / 'out', output_format='model', dtype=dtype
+    )
 
 
 @pytest.mark.parametrize('name', ['llama2', 'gemma3', 'qwen3_moe', 'mixtral'])
@@ -115,7 +131,7 @@ def test_loading_holds_one_tensor_at_a_time(tmp_path):
   )
   save_pretrained(tmp_path / 'big', policy, params)
   largest, total = 256 * 1024 * 4, 4 * policy.num_params
-  load_pretrained(tmp_path / 'big')  # What is imported stays.
+  load_pretrained(tmp_path / 'big')  # Imports are not measured.
   tracemalloc.start()
   load_pretrained(tmp_path / 'big')
   _, peak = tracemalloc.get_traced_memory()
@@ -202,7 +218,7 @@ def test_refuses_unsupported_settings(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('fields', 'sentence'),
+  ('fields', 'message'),
   [
     (
       {'architectures': ['BertModel']},
@@ -236,10 +252,10 @@ def test_refuses_unsupported_settings(tmp_path):
     ),
   ],
 )
-def test_refuses_invalid_configs(fields, sentence, tmp_path):
+def test_refuses_invalid_configs(fields, message, tmp_path):
   directory = copy_of('mistral', tmp_path)
   edit(directory, **fields)
-  with pytest.raises(ValueError, match=sentence):
+  with pytest.raises(ValueError, match=message):
     load_pretrained(directory)
 
 
@@ -264,8 +280,8 @@ def test_names_a_truncated_file(tmp_path):
   file = directory / 'model.safetensors'
   size = file.stat().st_size
   file.write_bytes(file.read_bytes()[:-100])
-  sentence = rf'model\.safetensors: must have {size} bytes, .*got {size - 100}'
-  with pytest.raises(ValueError, match=sentence):
+  message = rf'model\.safetensors: must have {size} bytes, .*got {size - 100}'
+  with pytest.raises(ValueError, match=message):
     load_pretrained(directory)
   file.write_bytes(b'123')
   with pytest.raises(ValueError, match=r'model\.safetensors: must have a head'):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The golden checkpoints, and what transformers computed with them."""
+"""Golden checkpoints and the outputs that transformers computed with them."""
 
 import functools
 import pathlib
@@ -35,12 +35,12 @@ def golden(name):
 
 @functools.cache
 def loaded(name):
-  """Policy and parameters in float32, whatever the file is in."""
+  """Policy and parameters in float32, loaded once per session."""
   return load_pretrained(MODELS / name, dtype='float32')
 
 
 def tensors_of(directory):
-  """All tensors of a directory, from all of its files."""
+  """Reads all tensors of a directory, from all of its files."""
   tensors = {}
   for file in sorted(directory.glob('*.safetensors')):
     tensors |= load_file(file)
@@ -48,11 +48,12 @@ def tensors_of(directory):
 
 
 def copy_of(name, tmp_path):
+  """Copies a golden checkpoint, to be modified."""
   return pathlib.Path(shutil.copytree(MODELS / name, tmp_path / name))
 
 
 def rewrite(directory, **tensors):
-  """Replaces tensors of a checkpoint in one file; `None` takes one away."""
+  """Replaces tensors of a checkpoint in one file; `None` deletes a tensor."""
   new = tensors_of(directory) | tensors
   new = {name: tensor for name, tensor in new.items() if tensor is not None}
   save_file(new, directory / 'model.safetensors')

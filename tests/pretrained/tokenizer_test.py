@@ -80,7 +80,7 @@ def test_vocabulary_size_is_that_of_the_model(kind, tmp_path):
   copy = copy_of(kind, tmp_path)
   size = json.loads((copy / 'config.json').read_text())['vocab_size']
   assert KINDS[kind].vocab_size == size
-  # Ids that only the embedding has are nothing to read.
+  # Ids beyond the tokenizer, of a padded embedding, have no text.
   if kind == 'bytes':
     assert KINDS[kind].decode([319]) == ''
   for wrong in (200, 4000):
@@ -114,7 +114,7 @@ def test_renders_conversations_like_transformers(tmp_path):
   assert template.render(words['chat']) == words['chat_text']
   shorter = template.render(words['chat'], add_generation_prompt=False)
   assert words['chat_text'] == shorter + '<|im_start|>assistant\n'
-  # Where older files have it, and by name among several.
+  # In tokenizer_config.json, as in older files: alone and among several.
   copy = copy_of('bytes', tmp_path)
   (copy / 'chat_template.jinja').unlink()
   for stated in (
