@@ -53,8 +53,15 @@ install_import_hook(
 )
 
 
+# Directories with the longest files, which run first so that workers end together.
+LONGEST = ('tests/train', 'tests/compile', 'tests/run', 'tests/pretrained')
+
+
 def pytest_collection_modifyitems(items):
-  """Keeps the tests of a file on one worker unless they state a group."""
+  """Keeps the tests of a file on one worker; the longest files come first."""
+  items.sort(
+    key=lambda item: not str(item.path.relative_to(ROOT)).startswith(LONGEST)
+  )
   for item in items:
     if item.get_closest_marker('xdist_group') is None:
       file = item.path.relative_to(ROOT)
