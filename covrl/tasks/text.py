@@ -64,14 +64,14 @@ def text_task(config: Config) -> Task:
   tokenizer = load_tokenizer(config.pretrained)
   prompt_format = _prompt_format(config, tokenizer)
   bare = load_suites(config.evaluate.suites, config.evaluate.suite_directory)
-  asked = [
+  prompted_suites = [
     dataclasses.replace(
       suite, problems=list(map(prompt_format, suite.problems))
     )
     for suite in bare
   ]
   train, kinds, notes = _training(config, prompt_format, tokenizer, bare)
-  for suite in asked:
+  for suite in prompted_suites:
     _merge_kinds(kinds, {p.source: p.kind for p in suite.problems}, suite.name)
     notes.append(
       f'{suite.name}: {len(suite.problems):,} problems (layout {suite.schema})'
@@ -83,10 +83,13 @@ def text_task(config: Config) -> Task:
     solved=None,
     held_out=(),
     rewards=[*rewards, *make_shaping_rewards(config)],
-    suites=asked,
+    suites=prompted_suites,
     answer_extractor=answer_extractor,
     reference_response=reference_response,
-    checked_sources=[train, *(ListSource(suite.problems) for suite in asked)],
+    checked_sources=[
+      train,
+      *(ListSource(suite.problems) for suite in prompted_suites),
+    ],
     notes=[*notes, *sandbox_notes],
   )
 

@@ -30,7 +30,7 @@ class Preview:
   Attributes:
     prompt: the prompt, chat template included.
     source: name of the data source.
-    place: location of the problem in the source.
+    location: location of the problem in the source.
     response: a correct response; `None` if unknown.
     reward: total reward of the response, which should be the maximum.
     parts: reward of the response by the name of each part.
@@ -38,7 +38,7 @@ class Preview:
 
   prompt: str
   source: str
-  place: str
+  location: str
   response: str | None
   reward: float | None
   parts: dict[str, float]
@@ -67,7 +67,7 @@ def preview(task: Task, scoring: Scoring, *, count: int = 3) -> list[Preview]:
       Preview(
         prompt=problem.prompt,
         source=problem.source,
-        place=problem.location,
+        location=problem.location,
         response=response,
         reward=reward,
         parts=parts,
