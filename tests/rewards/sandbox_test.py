@@ -21,8 +21,10 @@ from covrl.rewards import Judge, JudgeError, Status, find_program, judge_code
 from covrl.rewards.sandbox import (
   backends,
   bubblewrap,
-  fallbacks,
   interpreter,
+)
+from covrl.rewards.sandbox import (
+  landlock as landlock_backend,
 )
 from covrl.rewards.sandbox.limits import Limits
 from covrl.rewards.sandbox.session import Session
@@ -390,7 +392,7 @@ def test_refuses_invalid_judge_settings(arguments, sentence):
 def landlock():
   # Root stays root here: its interpreter may lie where no other user may look,
   # and Landlock binds root too.
-  launcher = fallbacks.Landlock(
+  launcher = landlock_backend.Landlock(
     interpreter=interpreter.find_interpreter(), give_up_root=False
   )
 

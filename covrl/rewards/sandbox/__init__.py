@@ -1,5 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Judging of untrusted programs by the output that they produce in a sandbox."""
+"""Judging of untrusted programs by the output that they produce in a sandbox.
+
+A `Judge` chooses a backend (`backends`: `bubblewrap`, `landlock`, or `Unsandboxed`
+of `launcher`; `remote` for a server). For each program a `session` runs the tests
+(`test_formats`) as jobs in a `sandbox`, whose time, memory and output `limits`
+enforces from outside, and compares results (`compare_outputs`).
+
+Modules with a leading underscore are scripts that run inside sandboxes:
+`_job_runner` is process 1 and forks a child per job; `_program` executes the
+program; `_suite_runner` executes an assert suite, for which `_proxies` stand for
+the program's objects, served by `_object_server` over a `_json_channel`;
+`_landlock` confines a process without namespaces.
+"""
 
 from covrl.rewards.sandbox.backends import JudgeError as JudgeError
 from covrl.rewards.sandbox.judge import Judge as Judge

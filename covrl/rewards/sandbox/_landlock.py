@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
   settings: dict[str, Any] = {}
 
+# Numbers of system calls, of `prctl` options and of access rights.
 _CREATE, _ADD, _RESTRICT = 444, 445, 446
 _NO_NEW_PRIVILEGES, _SET_FILTER = 38, 22
 _EXECUTE, _WRITE, _READ, _LIST = 1, 2, 4, 8
@@ -33,7 +34,7 @@ class _Ruleset(ctypes.Structure):
   )
 
 
-class _Beneath(ctypes.Structure):
+class _PathRule(ctypes.Structure):
   _pack_ = 1
   _layout_ = 'ms'
   _fields_ = (('access', ctypes.c_uint64), ('parent', ctypes.c_int32))
@@ -76,7 +77,7 @@ def _allow(ruleset: int, path: str, access: int) -> None:
   descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
   if os.path.isdir(path):
     access |= _LIST
-  rule = _Beneath(access, descriptor)
+  rule = _PathRule(access, descriptor)
   _check(_libc.syscall(_ADD, ruleset, 1, ctypes.byref(rule), 0))
   os.close(descriptor)
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 from covrl.rewards.outcome import Status
 from covrl.rewards.sandbox.bubblewrap import Bubblewrap, available_modes
-from covrl.rewards.sandbox.fallbacks import Landlock, Unsandboxed
 from covrl.rewards.sandbox.interpreter import find_interpreter
-from covrl.rewards.sandbox.launcher import Launcher
+from covrl.rewards.sandbox.landlock import Landlock
+from covrl.rewards.sandbox.launcher import Launcher, Unsandboxed
 from covrl.rewards.sandbox.limits import Limits
 from covrl.rewards.sandbox.sandbox import Sandbox, SandboxError
 from covrl.rewards.sandbox.session import Session
@@ -42,7 +42,7 @@ def find_launcher(
     raise JudgeError(f'Linux is required for sandboxes, got {sys.platform}')
   try:
     for launcher in _candidates(level, limits):
-      reason = _try(launcher, limits)
+      reason = _failure(launcher, limits)
       if reason is None:
         return launcher
       reasons.append(f'{launcher.level}: {reason}')
@@ -65,8 +65,8 @@ def _candidates(level: str | None, limits: Limits) -> Iterator[Launcher]:
     yield Unsandboxed(interpreter=interpreter)
 
 
-def _try(launcher: Launcher, limits: Limits) -> str | None:
-  """Judges a trial program; returns why a backend fails, or `None`."""
+def _failure(launcher: Launcher, limits: Limits) -> str | None:
+  """Returns why a backend fails on a trial program; `None` if it works."""
   try:
     with Sandbox(launcher, limits) as sandbox:
       usage = sandbox.usage(exact=True)

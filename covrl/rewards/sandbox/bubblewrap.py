@@ -15,8 +15,10 @@ import dataclasses
 import os
 import pathlib
 import shutil
+from collections.abc import Mapping
+from typing import ClassVar
 
-from covrl.rewards.sandbox.interpreter import Interpreter
+from covrl.rewards.sandbox.launcher import Launcher
 
 # Above all ranges that distributions assign to users and containers.
 _FIRST_UID = 1_900_000_000
@@ -24,39 +26,23 @@ _NOBODY = 65534
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Bubblewrap:
+class Bubblewrap(Launcher):
   """The bubblewrap backend.
 
   Attributes:
-    interpreter: files of the Python interpreter.
     mode: `user` (a user namespace), `root` (process 1 gives up root) or
       `dropped` (root starts bubblewrap as an unused user).
     scratch: bytes of each writable directory.
   """
 
-  interpreter: Interpreter
+  level: ClassVar[str] = 'bubblewrap'
+  writable: ClassVar[tuple[str, ...]] = '/tmp', '/dev/shm'
+  # Programs could read variables in the environment of bubblewrap's process.
+  environment: ClassVar[Mapping[str, str]] = {}
+  has_namespaces: ClassVar[bool] = True
+
   mode: str
   scratch: int
-
-  @property
-  def writable(self) -> tuple[str, ...]:
-    """Directories that programs can write to."""
-    return '/tmp', '/dev/shm'
-
-  @property
-  def level(self) -> str:
-    """Name of the backend."""
-    return 'bubblewrap'
-
-  @property
-  def environment(self) -> dict[str, str]:
-    """Empty: programs could read it in bubblewrap's own process."""
-    return {}
-
-  @property
-  def has_namespaces(self) -> bool:
-    """Whether a pid namespace contains all processes: yes."""
-    return True
 
   def settings(self) -> dict[str, int | None]:
     """Returns the user id that process 1 switches to, if any."""
@@ -64,7 +50,7 @@ class Bubblewrap:
 
   def command(self, *, filter_fd: int, info_fd: int) -> list[str]:
     """Returns the command that starts a sandbox's interpreter."""
-    command = [_path(), *_NAMESPACES]
+    command = [_find_bwrap(), *_NAMESPACES]
     if self.mode == 'root':
       command += ['--cap-add', 'CAP_SETUID', '--cap-add', 'CAP_SETGID']
     else:
@@ -73,31 +59,32 @@ class Bubblewrap:
     if self.mode == 'dropped':
       command = [*_as_user(unused_uid()), *command]
     command += ['--seccomp', str(filter_fd), '--info-fd', str(info_fd)]
-    return [*command, *self._root(), self.interpreter.executable]
+    return [*command, *self._file_system(), self.interpreter.executable]
 
-  def _root(self) -> list[str]:
+  def _file_system(self) -> list[str]:
+    """Returns the options that build the sandbox's file system."""
     # Directories that bubblewrap creates by itself are readable by root only.
     parents = {
       str(parent)
       for path in (*self.interpreter.files, '/dev/shm')
       for parent in pathlib.PurePath(path).parents
     }
-    files: list[str] = []
+    options: list[str] = []
     for path in sorted(parents - {'/'}):
-      files += ['--perms', '0755', '--dir', path]
+      options += ['--perms', '0755', '--dir', path]
     for target, path in self.interpreter.links:
-      files += ['--symlink', target, path]
+      options += ['--symlink', target, path]
     for path in self.interpreter.files:
-      files += ['--ro-bind', path, path]
+      options += ['--ro-bind', path, path]
     for path in self.interpreter.hidden:
-      files += ['--tmpfs', path, '--remount-ro', path]
+      options += ['--tmpfs', path, '--remount-ro', path]
     for name in ('null', 'zero', 'random', 'urandom'):
-      files += ['--dev-bind', f'/dev/{name}', f'/dev/{name}']
-    files += ['--symlink', '/tmp/stdin', '/dev/stdin']
+      options += ['--dev-bind', f'/dev/{name}', f'/dev/{name}']
+    options += ['--symlink', '/tmp/stdin', '/dev/stdin']
     for path in self.writable:
-      files += ['--perms', '1777', '--size', str(self.scratch)]
-      files += ['--tmpfs', path]
-    return [*files, '--remount-ro', '/', '--chdir', '/tmp', '--']
+      options += ['--perms', '1777', '--size', str(self.scratch)]
+      options += ['--tmpfs', path]
+    return [*options, '--remount-ro', '/', '--chdir', '/tmp', '--']
 
 
 _NAMESPACES = (
@@ -125,7 +112,7 @@ def available_modes() -> list[str]:
   return ['root', 'dropped'] if os.geteuid() == 0 else ['user']
 
 
-def _path() -> str:
+def _find_bwrap() -> str:
   path = shutil.which('bwrap')
   if path is None:
     raise FileNotFoundError('bubblewrap (bwrap) is not installed')
@@ -141,10 +128,10 @@ def _as_user(uid: int) -> list[str]:
 
 def unused_uid() -> int:
   """Returns an unused user id, within the ids mapped into this container."""
-  share = int.from_bytes(os.urandom(3), 'big')
+  offset = int.from_bytes(os.urandom(3), 'big')
   table = pathlib.Path('/proc/self/uid_map').read_text(encoding='ascii')
   for line in table.splitlines():
     first, _, count = (int(number) for number in line.split())
     if first <= _FIRST_UID and first + count > _FIRST_UID + (1 << 24):
-      return _FIRST_UID + share
-  return 20_000 + share % 40_000
+      return _FIRST_UID + offset
+  return 20_000 + offset % 40_000

@@ -61,7 +61,7 @@ def find_interpreter() -> Interpreter:
   """
   path: str = getattr(sys, '_base_executable', '') or sys.executable
   try:
-    ended = subprocess.run(
+    done = subprocess.run(
       [path, '-I', '-S', '-c', _PROBE],
       capture_output=True,
       text=True,
@@ -70,13 +70,14 @@ def find_interpreter() -> Interpreter:
       env={},
     )
   except subprocess.TimeoutExpired:
-    raise OSError(f'{path} did not answer within {_TIMEOUT:g} s') from None
-  if ended.returncode:
-    raise OSError(f'{path} does not run: {ended.stderr.strip()[-200:]}')
-  return _lay_out(json.loads(ended.stdout))
+    raise OSError(f'{path} did not end within {_TIMEOUT:g} s') from None
+  if done.returncode:
+    raise OSError(f'{path} does not run: {done.stderr.strip()[-200:]}')
+  return _find_files(json.loads(done.stdout))
 
 
-def _lay_out(probe: dict) -> Interpreter:
+def _find_files(probe: dict) -> Interpreter:
+  """Returns the files to mount, given the output of the probe."""
   executable = probe['executable']
   stdlib = sorted({os.path.realpath(path) for path in probe['stdlib']})
   prefix = os.path.dirname(os.path.dirname(executable))
@@ -88,7 +89,7 @@ def _lay_out(probe: dict) -> Interpreter:
     if prefix != '/usr' and _within(mapped, [prefix]):
       # Libraries of an environment share their directory with everything else.
       files.append(mapped)
-      links += [(os.path.basename(mapped), path) for path in _names(mapped)]
+      links += [(os.path.basename(mapped), path) for path in _links_to(mapped)]
     else:
       files.append(directory)
   hidden = [
@@ -110,7 +111,7 @@ def _within(path: str, directories: list[str]) -> bool:
   return any(path.startswith(f'{directory}/') for directory in directories)
 
 
-def _names(library: str) -> list[str]:
+def _links_to(library: str) -> list[str]:
   """Returns symbolic links to a library in its directory."""
   with os.scandir(os.path.dirname(library)) as entries:
     return [

@@ -91,7 +91,7 @@ class Judge:
     pass_rate: bool = False,
   ) -> Outcome:
     """Judges a program by its tests; see `judge_code`."""
-    forms = parse_tests(tests)
+    parsed = parse_tests(tests)
     if not (time_limit > 0 and math.isfinite(time_limit)):
       raise ValueError(f'time_limit must be positive, got {time_limit}.')
     source = find_program(program)
@@ -100,7 +100,7 @@ class Judge:
     with self._processor() as cpu:
       try:
         with self._open(source, time_limit, cpu) as session:
-          return _run_tests(session, forms, pass_rate)
+          return _run_tests(session, parsed, pass_rate)
       except (OSError, SandboxError) as error:
         return Outcome(math.nan, Status.INFRASTRUCTURE, str(error))
 
@@ -190,7 +190,7 @@ def judge_code(
     working judge.
 
   Raises:
-    ValueError: if there are no tests, one has an unknown form, or the time limit
+    ValueError: if there are no tests, one has an unknown format, or the time limit
       is not positive.
   """
   if judge is None:
@@ -227,7 +227,7 @@ def _run_tests(
   session: Session | RemoteSession, tests: Sequence[Test], pass_rate: bool
 ) -> Outcome:
   """Returns the outcome over all tests: that of the first failure, if any."""
-  first, passed = Outcome(1.0, Status.SCORED), 0
+  summary, passed = Outcome(1.0, Status.SCORED), 0
   for number, test in enumerate(tests, 1):
     outcome = session.check(test)
     if outcome.status is Status.SCORED:
@@ -235,11 +235,11 @@ def _run_tests(
       continue
     if not outcome.is_judged or outcome.status is Status.UNPARSABLE:
       return outcome
-    if first.status is Status.SCORED:
+    if summary.status is Status.SCORED:
       detail = f'test {number} of {len(tests)}: {outcome.detail}'
-      first = Outcome(0.0, outcome.status, detail)
+      summary = Outcome(0.0, outcome.status, detail)
     if not pass_rate or session.was_killed:
       break
-  if not pass_rate or not passed or first.status is Status.SCORED:
-    return first
-  return Outcome(passed / len(tests), Status.SCORED, first.detail)
+  if not pass_rate or not passed or summary.status is Status.SCORED:
+    return summary
+  return Outcome(passed / len(tests), Status.SCORED, summary.detail)

@@ -1,34 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Interface of the sandbox backends."""
+"""Base class of the sandbox backends, and the backend without containment."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar
+
+from covrl.rewards.sandbox.interpreter import Interpreter
 
 
-class Launcher(Protocol):
-  """A sandbox backend of this machine."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Launcher:
+  """A sandbox backend of this machine. The defaults contain nothing.
 
-  @property
-  def level(self) -> str:
-    """Name of the backend."""
-    ...
+  Attributes:
+    level: name of the backend.
+    writable: directories inside the sandbox that programs can write to.
+    environment: environment variables of the sandbox, instead of the trainer's.
+    has_namespaces: whether a pid namespace contains all processes of the sandbox.
+    interpreter: files of the Python interpreter.
+  """
 
-  @property
-  def writable(self) -> tuple[str, ...]:
-    """Directories inside the sandbox that programs can write to."""
-    ...
+  level: ClassVar[str]
+  writable: ClassVar[tuple[str, ...]] = ()
+  # Makes the order of sets reproducible.
+  environment: ClassVar[Mapping[str, str]] = {'PYTHONHASHSEED': '0'}
+  has_namespaces: ClassVar[bool] = False
 
-  @property
-  def environment(self) -> Mapping[str, str]:
-    """Environment variables of the sandbox, instead of the trainer's."""
-    ...
-
-  @property
-  def has_namespaces(self) -> bool:
-    """Whether a pid namespace contains all processes of the sandbox."""
-    ...
+  interpreter: Interpreter
 
   def command(self, *, filter_fd: int, info_fd: int) -> list[str]:
     """Returns the command that starts a sandbox's interpreter.
@@ -37,8 +37,16 @@ class Launcher(Protocol):
       filter_fd: descriptor to read the seccomp filter from.
       info_fd: descriptor to write the id of the sandbox's first process to.
     """
-    ...
+    del filter_fd, info_fd
+    return [self.interpreter.executable]
 
   def settings(self) -> Mapping[str, Any]:
     """Returns settings that the first process applies to itself."""
-    ...
+    return {'uid': None}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unsandboxed(Launcher):
+  """No containment: processes with time and resource limits only."""
+
+  level: ClassVar[str] = 'unsandboxed'

@@ -61,46 +61,46 @@ class Limits:
     }
 
 
-class Channel:
+class OutputPipe:
   """A pipe out of a sandbox, read without blocking, up to a maximal size.
 
   Attributes:
     data: bytes read so far.
-    theirs: the write end, for the sandbox.
+    write_end: descriptor for the sandbox.
   """
 
-  def __init__(self, stack: contextlib.ExitStack, cap: int) -> None:
-    near, far = os.pipe()
-    self._near = stack.enter_context(os.fdopen(near, 'rb', buffering=0))
-    self._far = stack.enter_context(os.fdopen(far, 'wb', buffering=0))
-    os.set_blocking(near, False)
-    self._cap = cap
-    self.theirs = far
+  def __init__(self, stack: contextlib.ExitStack, max_size: int) -> None:
+    read_end, write_end = os.pipe()
+    self._reader = stack.enter_context(os.fdopen(read_end, 'rb', buffering=0))
+    self._writer = stack.enter_context(os.fdopen(write_end, 'wb', buffering=0))
+    os.set_blocking(read_end, False)
+    self._max_size = max_size
+    self.write_end = write_end
     self.data = bytearray()
 
   def fileno(self) -> int:
     """Returns the descriptor to poll."""
-    return self._near.fileno()
+    return self._reader.fileno()
 
   def close_write_end(self) -> None:
     """Closes the write end, once the sandbox has its copy."""
-    self._far.close()
+    self._writer.close()
 
   @property
   def is_full(self) -> bool:
     """Whether the maximal size is exceeded."""
-    return len(self.data) > self._cap
+    return len(self.data) > self._max_size
 
   def read(self) -> bool:
     """Reads available bytes; returns whether more can follow."""
-    part = self._near.read(1 << 16)
+    part = self._reader.read(1 << 16)
     self.data += part or b''
     return part != b''
 
 
 def supervise_job(
   control: socket.socket,
-  channels: Sequence[Channel],
+  outputs: Sequence[OutputPipe],
   seconds: float,
   measure: Callable[[], Usage],
   limits: Limits,
@@ -109,7 +109,7 @@ def supervise_job(
 
   Args:
     control: socket on which the sandbox's process 1 reports the job's end.
-    channels: pipes to read meanwhile.
+    outputs: pipes to read meanwhile.
     seconds: time limit.
     measure: returns the current usage of the sandbox.
     limits: resource limits.
@@ -121,18 +121,18 @@ def supervise_job(
   deadline, tick = now + seconds, now + _TICK
   poll = select.poll()
   poll.register(control, select.POLLIN)
-  by_number = {channel.fileno(): channel for channel in channels}
+  by_number = {pipe.fileno(): pipe for pipe in outputs}
   for number in by_number:
     poll.register(number, select.POLLIN)
   while now < deadline:
     wait = min(deadline, tick) - now
     for number, _ in poll.poll(max(0, wait) * 1000):
       if number == control.fileno():
-        return _conclude(_receive(control), channels)
-      channel = by_number[number]
-      if not channel.read():
+        return _read_rest(_receive(control), outputs)
+      pipe = by_number[number]
+      if not pipe.read():
         poll.unregister(number)
-      if channel.is_full:
+      if pipe.is_full:
         return EndReason.OUTPUT, b''
     now = time.monotonic()
     if now >= tick:
@@ -153,17 +153,18 @@ def _receive(control: socket.socket) -> bytes:
     return b''
 
 
-def _conclude(
-  said: bytes, channels: Sequence[Channel]
+def _read_rest(
+  report: bytes, outputs: Sequence[OutputPipe]
 ) -> tuple[EndReason, bytes]:
-  if not said:
+  """Reads remaining output; returns how the job ended, and the report."""
+  if not report:
     return EndReason.LOST, b''
-  for channel in channels:
+  for pipe in outputs:
     # All writers are dead: nothing can be added any more.
     before = -1
-    while before < len(channel.data) and not channel.is_full:
-      before = len(channel.data)
-      channel.read()
-    if channel.is_full:
-      return EndReason.OUTPUT, said
-  return EndReason.ENDED, said
+    while before < len(pipe.data) and not pipe.is_full:
+      before = len(pipe.data)
+      pipe.read()
+    if pipe.is_full:
+      return EndReason.OUTPUT, report
+  return EndReason.ENDED, report

@@ -27,7 +27,7 @@ from covrl.rewards.sandbox.test_formats import (
 
 # Seconds for the server's queue and the network, beyond the program's time.
 _OVERHEAD = 60.0
-_RUNNER = pathlib.Path(__file__).with_name('_runner.py')
+_PROGRAM_SCRIPT = pathlib.Path(__file__).with_name('_program.py')
 _CALL = """
 program = Program({program!r})
 reason = program.compile()
@@ -97,8 +97,8 @@ class RemoteSession:
     return Outcome(0.0, Status.CRASH, detail)
 
   def _check_result(self, test: CallTest) -> Outcome:
-    tail = _CALL.format(program=self._program, name=test.name, prefix=_PREFIX)
-    code = _RUNNER.read_text(encoding='utf-8') + tail
+    call = _CALL.format(program=self._program, name=test.name, prefix=_PREFIX)
+    code = _PROGRAM_SCRIPT.read_text(encoding='utf-8') + call
     run = self._run(code, json.dumps(marshal.loads(test.arguments)).encode())
     if isinstance(run, Outcome):
       return run
@@ -110,7 +110,7 @@ class RemoteSession:
 
   def _run(self, code: str, stdin: bytes) -> dict[str, Any] | Outcome:
     """Returns the server's result, or the outcome of a killed program."""
-    answer = self._ask(
+    reply = self._post(
       {
         'code': code,
         'language': 'python',
@@ -119,7 +119,7 @@ class RemoteSession:
         'memory_limit_MB': self._limits.memory >> 20,
       }
     )
-    match answer:
+    match reply:
       case {'run_result': {'status': 'TimeLimitExceeded'}}:
         self.was_killed = True
         detail = f'it took longer than {self._seconds:g} s'
@@ -129,12 +129,13 @@ class RemoteSession:
         'run_result': {'status': 'Finished', 'stdout': str()} as run,
       }:
         return {'return_code': 0, **run}
-    raise SandboxError(f'the server at {self._url} answered {answer!r:.200}')
+    raise SandboxError(f'the server at {self._url} answered {reply!r:.200}')
 
-  def _ask(self, question: dict[str, Any]) -> Any:
+  def _post(self, job: dict[str, Any]) -> Any:
+    """Sends a job to the server; returns its decoded reply."""
     request = urllib.request.Request(
       self._url,
-      json.dumps(question).encode(),
+      json.dumps(job).encode(),
       {'Content-Type': 'application/json'},
     )
     try:

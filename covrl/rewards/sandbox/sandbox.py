@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A running sandbox, seen from outside: jobs in, bytes out.
+"""A running sandbox: starts it, sends jobs to it and collects their output.
 
 Everything that comes out of a sandbox is treated as untrusted bytes.
 """
@@ -20,16 +20,21 @@ from typing import IO, Any
 
 from covrl.rewards.sandbox.launcher import Launcher
 from covrl.rewards.sandbox.limits import (
-  Channel,
   EndReason,
   Limits,
+  OutputPipe,
   supervise_job,
 )
 from covrl.rewards.sandbox.resource_usage import Usage, descendants, measure
 from covrl.rewards.sandbox.scripts import compile_script
 from covrl.rewards.sandbox.seccomp import make_filter
 
-_START = 'import marshal,os,sys;exec(marshal.loads(os.pread({},1<<20,0)))'
+# Executes marshalled scripts one after the other in the main module.
+_START = (
+  'import marshal,os,sys\n'
+  'for script in marshal.loads(os.pread({},1<<20,0)):exec(marshal.loads(script))'
+)
+_SCRIPTS = ('_program.py', '_job_runner.py')
 _TIMEOUT = 30.0
 
 
@@ -45,13 +50,13 @@ class JobResult:
     end: how the job ended.
     output: standard output, up to a limit.
     result: bytes written to the result descriptor, up to a limit.
-    said: the report of the sandbox's process 1.
+    report: report of the sandbox's process 1.
   """
 
   end: EndReason
   output: bytes = b''
   result: bytes = b''
-  said: bytes = b''
+  report: bytes = b''
 
 
 class Sandbox:
@@ -100,9 +105,9 @@ class Sandbox:
     return measure(self._pid, self._launcher.writable, limit)
 
   def load(self, program: bytes, seconds: float) -> JobResult:
-    """Compiles a program; `said` is a dot followed by the error, if any."""
+    """Compiles a program; `report` is a dot followed by the error, if any."""
     with memory_file(program) as source:
-      return self._do({'kind': 'load'}, [source], seconds, [])
+      return self._run_job({'kind': 'load'}, [source], seconds, [])
 
   def run(
     self,
@@ -110,8 +115,8 @@ class Sandbox:
     stdin: bytes,
     *,
     seconds: float,
-    most_output: int,
-    most_result: int,
+    max_output: int,
+    max_result: int,
     pipes: Sequence[int] = (),
   ) -> JobResult:
     """Runs a job in a fresh process.
@@ -120,8 +125,8 @@ class Sandbox:
       job: the job description for the runner.
       stdin: the program's input.
       seconds: time limit, after which everything in the sandbox is killed.
-      most_output: maximal bytes of output; a program that prints more is killed.
-      most_result: maximal bytes of the result; a program that writes more is
+      max_output: maximal bytes of output; a program that prints more is killed.
+      max_result: maximal bytes of the result; a program that writes more is
         killed.
       pipes: descriptors that the process receives as 4 and 5; closed here.
     """
@@ -129,47 +134,47 @@ class Sandbox:
       for pipe in pipes:
         stack.callback(os.close, pipe)
       file = stack.enter_context(memory_file(stdin))
-      channels = [Channel(stack, most) for most in (most_output, most_result)]
-      descriptors = [file, *(channel.theirs for channel in channels), *pipes]
-      run = self._do(
-        {**job, 'seconds': seconds}, descriptors, seconds, channels
+      outputs = [OutputPipe(stack, size) for size in (max_output, max_result)]
+      descriptors = [file, *(pipe.write_end for pipe in outputs), *pipes]
+      run = self._run_job(
+        {**job, 'seconds': seconds}, descriptors, seconds, outputs
       )
       # `<status> <1 or 0>`: whether the writable directories are empty.
-      if run.end is not EndReason.ENDED or not run.said.endswith(b' 1'):
+      if run.end is not EndReason.ENDED or not run.report.endswith(b' 1'):
         self.close()
       return run
 
-  def _do(
+  def _run_job(
     self,
     job: Mapping[str, Any],
     descriptors: Sequence[int],
     seconds: float,
-    channels: Sequence[Channel],
+    outputs: Sequence[OutputPipe],
   ) -> JobResult:
     try:
       socket.send_fds(self._control, [marshal.dumps(dict(job))], descriptors)
     except OSError:
       return JobResult(EndReason.LOST)
-    for channel in channels:
-      channel.close_write_end()
-    end, said = supervise_job(
-      self._control, channels, seconds, self.usage, self._limits
+    for pipe in outputs:
+      pipe.close_write_end()
+    end, report = supervise_job(
+      self._control, outputs, seconds, self.usage, self._limits
     )
     if end is EndReason.LOST:
-      said = self._last_error().encode()
+      report = self._last_error().encode()
     return JobResult(
-      end, *(bytes(channel.data) for channel in channels), said=said
+      end, *(bytes(pipe.data) for pipe in outputs), report=report
     )
 
   def _start(self, cpu: int | None) -> None:
-    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    self._control = self._stack.enter_context(near)
-    near.settimeout(_TIMEOUT)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    self._control = self._stack.enter_context(ours)
+    ours.settimeout(_TIMEOUT)
     self._errors = self._stack.enter_context(memory_file(b''))
-    with far:
+    with theirs:
       try:
-        self._pid = self._spawn(far.fileno())
-        far.close()
+        self._pid = self._spawn(theirs.fileno())
+        theirs.close()
         if cpu is not None:
           os.sched_setaffinity(self._pid, {cpu})
         self._send_settings()
@@ -184,16 +189,16 @@ class Sandbox:
   def _spawn(self, control: int) -> int:
     """Starts the sandbox; returns the host's id of its process 1."""
     with (
-      memory_file(compile_script('_runner.py')) as code,
-      memory_file(make_filter(processes=True)) as rules,
+      memory_file(marshal.dumps(list(map(compile_script, _SCRIPTS)))) as code,
+      memory_file(make_filter(processes=True)) as seccomp,
       contextlib.ExitStack() as stack,
     ):
-      read, write = os.pipe()
-      info = stack.enter_context(os.fdopen(read, 'rb', buffering=0))
-      ours = stack.enter_context(os.fdopen(write, 'wb', buffering=0))
+      read_end, write_end = os.pipe()
+      info = stack.enter_context(os.fdopen(read_end, 'rb', buffering=0))
+      info_writer = stack.enter_context(os.fdopen(write_end, 'wb', buffering=0))
       process = subprocess.Popen(
         [
-          *self._launcher.command(filter_fd=rules, info_fd=write),
+          *self._launcher.command(filter_fd=seccomp, info_fd=write_end),
           *('-s', '-P', '-S', '-B', '-c', _START.format(code), str(control)),
         ],
         env=self._launcher.environment,
@@ -201,11 +206,11 @@ class Sandbox:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=self._errors,
-        pass_fds=(control, code, rules, write),
+        pass_fds=(control, code, seccomp, write_end),
         # Ctrl-C is handled by the trainer.
         start_new_session=True,
       )
-      ours.close()
+      info_writer.close()
       if not self._launcher.has_namespaces:
         self._stack.callback(_stop_runner, self._control, process)
         return process.pid

@@ -25,7 +25,7 @@ from covrl.rewards.sandbox.test_formats import (
 )
 
 # Bytes that a program may print or return beyond twice the expected size.
-_SPARE = 1 << 20
+_MARGIN = 1 << 20
 _PASSED = Outcome(1.0, Status.SCORED)
 
 
@@ -85,8 +85,8 @@ class Session:
       run = sandbox.load(self._program, self._seconds)
       if run.end is not EndReason.ENDED:
         return self._failure(run)
-      if run.said != b'.':
-        reason = one_line(run.said[1:])
+      if run.report != b'.':
+        reason = one_line(run.report[1:])
         return Outcome(0.0, Status.UNPARSABLE, f'it does not compile: {reason}')
     match test:
       case PrintTest():
@@ -104,13 +104,13 @@ class Session:
       {'kind': 'run'},
       test.stdin,
       seconds=self._seconds,
-      most_output=2 * len(test.stdout) + _SPARE,
-      most_result=_SPARE,
+      max_output=2 * len(test.stdout) + _MARGIN,
+      max_result=_MARGIN,
     )
     if run.end is not EndReason.ENDED:
       return self._failure(run)
     outcome = compare_output(run.output, test)
-    if outcome.score or run.said.startswith(b'0 '):
+    if outcome.score or run.report.startswith(b'0 '):
       return outcome
     return Outcome(0.0, Status.CRASH, _reason(run, run.result))
 
@@ -119,8 +119,8 @@ class Session:
       {'kind': 'call', 'name': test.name},
       test.arguments,
       seconds=self._seconds,
-      most_output=0,
-      most_result=2 * test.size + _SPARE,
+      max_output=0,
+      max_result=2 * test.size + _MARGIN,
     )
     if run.end is not EndReason.ENDED:
       return self._failure(run)
@@ -132,28 +132,31 @@ class Session:
   def _check_suite(self, sandbox: Sandbox, test: SuiteTest) -> Outcome:
     """Runs an assert suite in a sandbox apart from the program's."""
     source = test.source.encode('utf-8', 'surrogatepass')
-    with self._open() as other:
-      if other.load(source, self._seconds).said != b'.':
+    with self._open() as suite_sandbox:
+      if suite_sandbox.load(source, self._seconds).report != b'.':
         raise SandboxError('the suite does not compile')
       requests_out, requests_in = os.pipe()
       replies_out, replies_in = os.pipe()
       with futures.ThreadPoolExecutor(1) as executor:
         program = executor.submit(
           sandbox.run,
-          {'kind': 'script', 'scripts': _scripts('values', 'objects')},
+          {
+            'kind': 'script',
+            'scripts': _scripts('json_channel', 'object_server'),
+          },
           b'',
           seconds=self._seconds,
-          most_output=0,
-          most_result=_SPARE,
+          max_output=0,
+          max_result=_MARGIN,
           pipes=(requests_out, replies_in),
         )
-        scripts = _scripts('values', 'suite', 'checks')
-        suite = other.run(
+        scripts = _scripts('json_channel', 'proxies', 'suite_runner')
+        suite = suite_sandbox.run(
           {'kind': 'script', 'scripts': scripts, 'entry': test.entry},
           b'',
           seconds=self._seconds,
-          most_output=0,
-          most_result=_SPARE,
+          max_output=0,
+          max_result=_MARGIN,
           pipes=(replies_out, requests_in),
         )
       return self._compare_suite(program.result(), suite)
@@ -192,7 +195,9 @@ class Session:
       case EndReason.OUTPUT:
         detail = 'it printed or returned far more than was asked for'
       case _:
-        detail = f'its sandbox broke: {one_line(run.said) or "no reason given"}'
+        detail = (
+          f'its sandbox broke: {one_line(run.report) or "no reason given"}'
+        )
     return Outcome(0.0, Status.CRASH, detail)
 
 
@@ -231,17 +236,19 @@ def compare_answer(text: bytes, test: CallTest) -> Outcome | None:
   return None
 
 
-def _reason(run: JobResult, said: bytes) -> str:
+def _reason(run: JobResult, message: bytes) -> str:
   """Describes how a program ended without a correct result."""
-  status = int(run.said.split()[0])
+  status = int(run.report.split()[0])
   if os.WIFSIGNALED(status):
     number = os.WTERMSIG(status)
     names = {item.value: item.name for item in signal.Signals}
     return f'it was killed by {names.get(number, f"signal {number}")}'
-  return one_line(said) or f'it exited with {os.waitstatus_to_exitcode(status)}'
+  return (
+    one_line(message) or f'it exited with {os.waitstatus_to_exitcode(status)}'
+  )
 
 
 def one_line(text: bytes) -> str:
-  """Something to be shown that a program has made."""
+  """Returns the start of untrusted text as one line of ASCII."""
   line = text[:400].decode(errors='replace').strip()
   return ascii(line)[1:-1][:200]

@@ -16,7 +16,7 @@ _FENCE = re.compile(
   r'^[ \t]*```[ \t]*([^\n`]*)\n(.*?)(?:^[ \t]*```|\Z)', re.DOTALL | re.MULTILINE
 )
 _PYTHON = ('', 'py', 'python', 'python3')
-_FORMS = (
+_FORMATS = (
   "{'stdin': text, 'stdout': text}, {'call': name, 'args': [...], 'result':"
   " value} or {'asserts': source}, optionally with 'entry': name"
 )
@@ -111,7 +111,7 @@ def _parse(index: int, test: Mapping[str, Any]) -> Test:
       if entry is None or isinstance(entry, str):
         return SuiteTest(source, entry)
   given = dict(test) if isinstance(test, Mapping) else test
-  raise ValueError(f'Test {index}: {_FORMS} is required, got {given!r:.200}.')
+  raise ValueError(f'Test {index}: {_FORMATS} is required, got {given!r:.200}.')
 
 
 def _encode(text: str) -> bytes:

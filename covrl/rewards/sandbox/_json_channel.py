@@ -17,7 +17,7 @@ if TYPE_CHECKING:
   from collections.abc import Callable
   from typing import Any
 
-  from covrl.rewards.sandbox._runner import from_json, to_json
+  from covrl.rewards.sandbox._program import from_json, to_json
 
 _LONGEST_LINE = 1 << 24
 _SCALARS = (bool, int, float, str)
@@ -86,9 +86,9 @@ class JsonChannel:
       ends = [value.start, value.stop, value.step]
       return {type(value).__name__: [self.encode(end) for end in ends]}
     for scalar in (int, float, str):
-      if isinstance(value, scalar) and not _is_member(value):
+      if isinstance(value, scalar) and not _is_enum_member(value):
         return scalar(value)
-    text = _write_known(value)
+    text = _encode_standard(value)
     return {'known': text} if text else {'object': self._refer(value)}
 
   def decode(self, value: Any) -> Any:
@@ -114,16 +114,17 @@ class JsonChannel:
       kind = range if name == 'range' else slice
       return kind(*map(self.decode, value[name]))
     if name == 'known':
-      return _read_known(value[name])
+      return _decode_standard(value[name])
     return self._resolve(value[name])
 
 
-def _is_member(value: Any) -> bool:
+def _is_enum_member(value: Any) -> bool:
+  """Returns whether a value is a member of an enumeration."""
   enum = sys.modules.get('enum')
   return enum is not None and isinstance(value, enum.Enum)
 
 
-def _write_known(value: Any) -> list[Any] | None:
+def _encode_standard(value: Any) -> list[Any] | None:
   """Encodes values of some standard library types; `None` for others."""
   if isinstance(value, type) and value is vars(builtins).get(value.__name__):
     return ['builtins', value.__name__, '']
@@ -138,7 +139,7 @@ def _write_known(value: Any) -> list[Any] | None:
   return None
 
 
-def _read_known(text: list[Any]) -> Any:
+def _decode_standard(text: list[Any]) -> Any:
   module, name, state = text
   match (module, name):
     case ('builtins', _) if isinstance(vars(builtins).get(name), type):

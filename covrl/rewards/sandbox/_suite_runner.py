@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sandbox script that runs an assert suite and reports its result.
 
-Executed after `_suite.py`; never imported. It provides the part of pytest that
+Executed after `_proxies.py`; never imported. It provides the part of pytest that
 tests of small programs use: pytest itself is not available in the sandbox, and
 takes longer to import than most programs to run.
 """
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
   from collections.abc import Callable
   from typing import Any
 
-  from covrl.rewards.sandbox._runner import (
+  from covrl.rewards.sandbox._program import (
     Program,
     _write,
     describe,
     to_json,
   )
-  from covrl.rewards.sandbox._suite import ProgramClient, Proxy, SuiteError
+  from covrl.rewards.sandbox._proxies import ProgramClient, Proxy, SuiteError
 
   program: Program = Program(b'')
-  link: ProgramClient = ProgramClient()
+  client: ProgramClient = ProgramClient()
   job: dict[str, Any] = {}
 
 
@@ -41,7 +41,7 @@ class Names(dict):
   def __missing__(self, name: str) -> Any:
     if hasattr(builtins, name) or name.startswith('__'):
       raise KeyError(name)
-    value = link.fetch(name)
+    value = client.fetch(name)
     if isinstance(value, Proxy | type):
       self[name] = value
     return value
@@ -122,7 +122,7 @@ class Mark:
     if name == 'parametrize':
       return _parametrize
     if name in ('skip', 'skipif', 'xfail'):
-      raise SuiteError(f'tests that may be left out ({name}) are not judged')
+      raise SuiteError(f'tests that may be skipped ({name}) are not supported')
     return lambda *args, **kwargs: (
       args[0] if len(args) == 1 and callable(args[0]) else lambda test: test
     )
@@ -139,11 +139,11 @@ def _parametrize(names: Any, rows: Any, **_: Any) -> Callable[[Any], Any]:
     for row in (getattr(row, 'values', row) for row in rows)
   ]
 
-  def mark(test: Any) -> Any:
+  def decorate(test: Any) -> Any:
     test.parameters = [*getattr(test, 'parameters', []), cases]
     return test
 
-  return mark
+  return decorate
 
 
 def _fixture(function: Any = None, **_: Any) -> Any:
@@ -177,13 +177,13 @@ def run_suite() -> None:
     fail=_fail,
   )
   sys.modules['pytest'] = pytest_module
-  sys.modules['solution'] = _module()
+  sys.modules['solution'] = _solution_module()
   names = Names(__name__='suite', __builtins__=builtins)
   code = program.code
   assert code is not None
   exec(code, names)
   if job['entry'] is not None:
-    names['check'](link.fetch(job['entry']))
+    names['check'](client.fetch(job['entry']))
   unittest = sys.modules.get('unittest')
   for name, value in list(names.items()):
     kind = value if isinstance(value, type) else object
@@ -196,11 +196,11 @@ def run_suite() -> None:
         _run_test(getattr(instance, method), names)
     elif name.startswith('test') and isinstance(value, FunctionType):
       _run_test(value, names)
-  if not link.asked:
+  if not client.requests:
     raise SuiteError('the suite does not use the program')
 
 
-def _module() -> ModuleType:
+def _solution_module() -> ModuleType:
   module = ModuleType('solution')
 
   def get(name: str) -> Any:
@@ -209,7 +209,7 @@ def _module() -> ModuleType:
     if name.startswith('__'):
       raise AttributeError(name)
     try:
-      return link.fetch(name)
+      return client.fetch(name)
     except KeyError:
       # The program is at fault: the suite uses a name that should exist.
       raise LookupError(f'the program defines no {name}') from None
@@ -220,31 +220,33 @@ def _module() -> ModuleType:
 
 def _run_test(test: Any, names: Names) -> None:
   """Runs a test function for every combination of its parameters."""
-  for chosen in itertools.product(*getattr(test, 'parameters', [])):
+  for combination in itertools.product(*getattr(test, 'parameters', [])):
     given: dict[str, Any] = {}
-    for case in chosen:
+    for case in combination:
       given.update(case)
-    begun: list[Any] = []
+    generators: list[Any] = []
     for name in _parameters(test):
       if name not in given:
-        given[name] = _make_fixture(name, names, begun)
+        given[name] = _make_fixture(name, names, generators)
     test(**given)
-    for generator in begun[::-1]:
+    for generator in generators[::-1]:
       next(generator, None)
 
 
-def _make_fixture(name: str, names: Names, begun: list[Any]) -> Any:
+def _make_fixture(name: str, names: Names, generators: list[Any]) -> Any:
+  """Returns the value of a fixture; generators are finished after the test."""
   function: Any = dict.get(names, name)
   if not getattr(function, 'is_fixture', False):
     raise SuiteError(f'a test needs the unknown fixture {name}')
-  needed = {
-    other: _make_fixture(other, names, begun) for other in _parameters(function)
+  arguments = {
+    other: _make_fixture(other, names, generators)
+    for other in _parameters(function)
   }
-  made = function(**needed)
+  value = function(**arguments)
   if function.__code__.co_flags & _GENERATOR:
-    begun.append(made)
-    return next(made)
-  return made
+    generators.append(value)
+    return next(value)
+  return value
 
 
 def _parameters(function: Any) -> list[str]:
@@ -256,6 +258,8 @@ def _parameters(function: Any) -> list[str]:
 
 
 def _run_cases(unittest: Any, kind: type[unittest.TestCase]) -> None:
+  """Runs the test methods of a `unittest` class."""
+
   class Result(unittest.TestResult):
     def addError(self, test: Any, err: Any) -> None:
       raise err[1]
@@ -263,7 +267,7 @@ def _run_cases(unittest: Any, kind: type[unittest.TestCase]) -> None:
     addFailure = addError
 
     def addSkip(self, test: Any, reason: str) -> None:
-      raise SuiteError('tests that may be left out are not judged')
+      raise SuiteError('tests that may be skipped are not supported')
 
     def addSubTest(self, test: Any, subtest: Any, err: Any) -> None:
       if err is not None:
@@ -279,8 +283,8 @@ def judge_suite() -> dict[str, str]:
   try:
     run_suite()
   except BaseException as error:
-    of_the_suite = isinstance(error, SuiteError | ImportError | SyntaxError)
-    if of_the_suite and not getattr(error, 'of_the_program', False):
+    is_of_suite = isinstance(error, SuiteError | ImportError | SyntaxError)
+    if is_of_suite and not getattr(error, 'is_of_program', False):
       return {'broken': describe(error)}
     return {'failed': describe(error)}
   return {'passed': ''}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sandbox script that serves a program's functions and objects to a suite.
 
-Executed after `_values.py` with the runner's `program`; never imported. It runs in
+Executed after `_json_channel.py` with the runner's `program`; never imported. It runs in
 the program's process, which may tamper with it: the suite trusts none of it.
 """
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
   from collections.abc import Callable
   from typing import Any
 
-  from covrl.rewards.sandbox._runner import Program
-  from covrl.rewards.sandbox._values import JsonChannel
+  from covrl.rewards.sandbox._json_channel import JsonChannel
+  from covrl.rewards.sandbox._program import Program
 
   program: Program = Program(b'')
 
@@ -41,27 +41,27 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-class Objects:
+class ObjectServer:
   """The objects that the suite refers to by number."""
 
   def __init__(self) -> None:
     self._objects: list[Any] = []
     self._numbers: dict[int, int] = {}
-    self._wire = JsonChannel(self._refer, self._resolve)
+    self._channel = JsonChannel(self._refer, self._resolve)
 
   def serve(self) -> Any:
     """Answers requests until a callback returns or the suite ends."""
     while True:
-      message = self._wire.receive()
+      message = self._channel.receive()
       if 'returned' in message:
-        return self._wire.decode(message['returned'])
+        return self._channel.decode(message['returned'])
       if 'raised' in message:
         raise getattr(builtins, message['raised'])(message['text'])
       try:
         reply = self._answer(message)
       except BaseException as error:
         reply = {'error': self._describe(error)}
-      self._wire.send(reply)
+      self._channel.send(reply)
 
   def load(self) -> None:
     """Executes the program."""
@@ -72,21 +72,21 @@ class Objects:
       if message['global'] not in self._namespace:
         return {'missing': message['global']}
       value = self._namespace[message['global']]
-      return {'value': self._wire.encode(value)}
-    arguments = [self._wire.decode(value) for value in message['arguments']]
-    before = [_snapshot(self._wire, value) for value in arguments]
+      return {'value': self._channel.encode(value)}
+    arguments = [self._channel.decode(value) for value in message['arguments']]
+    before = [_snapshot(self._channel, value) for value in arguments]
     keywords = {
-      name: self._wire.decode(value)
+      name: self._channel.decode(value)
       for name, value in message.get('keywords', {}).items()
     }
     value = self._apply(message['do'], arguments, keywords)
-    after = [_snapshot(self._wire, value) for value in arguments]
+    after = [_snapshot(self._channel, value) for value in arguments]
     changed = {
       index: new
       for index, (old, new) in enumerate(zip(before, after, strict=True))
       if new != old
     }
-    return {'value': self._wire.encode(value), 'changed': changed}
+    return {'value': self._channel.encode(value), 'changed': changed}
 
   def _apply(
     self, do: str, arguments: list[Any], keywords: dict[str, Any]
@@ -123,34 +123,34 @@ class Objects:
   def _call_back(
     self, callback: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
   ) -> Any:
-    self._wire.send(
+    self._channel.send(
       {
         'callback': callback['callback'],
-        'arguments': [self._wire.encode(value) for value in args],
-        'keywords': {k: self._wire.encode(v) for k, v in kwargs.items()},
+        'arguments': [self._channel.encode(value) for value in args],
+        'keywords': {k: self._channel.encode(v) for k, v in kwargs.items()},
       }
     )
     return self.serve()
 
   def _describe(self, error: BaseException) -> dict[str, Any]:
     state = {
-      name: self._wire.encode(value) for name, value in vars(error).items()
+      name: self._channel.encode(value) for name, value in vars(error).items()
     }
     return {
       'class': self._refer(type(error)),
-      'arguments': [self._wire.encode(value) for value in error.args],
+      'arguments': [self._channel.encode(value) for value in error.args],
       'state': state,
     }
 
 
-def _snapshot(wire: JsonChannel, value: Any) -> Any:
+def _snapshot(channel: JsonChannel, value: Any) -> Any:
   """Returns the content of a mutable value, to detect changes."""
   if isinstance(value, list | dict | set | bytearray):
-    return wire.encode(value)
+    return channel.encode(value)
   return None
 
 
 if __name__ == '__main__':
-  objects = Objects()
-  objects.load()
-  objects.serve()
+  server = ObjectServer()
+  server.load()
+  server.serve()

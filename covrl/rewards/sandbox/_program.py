@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sandbox script that compiles a program and executes it or calls a function.
+
+Executed before `_job_runner.py`, and on a remote server before a call; never
+imported. The script is passed as bytecode of the judge's Python version. Every
+import here delays every judged program.
+"""
+
+from __future__ import annotations
+
+import _json
+import atexit
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+  from types import CodeType
+  from typing import Any
+
+# Imported once instead of in every child, if the program mentions them.
+_PRELOADED = [
+  'bisect',
+  'collections',
+  'copy',
+  'dataclasses',
+  'datetime',
+  'decimal',
+  'enum',
+  'fractions',
+  'functools',
+  'heapq',
+  'io',
+  'itertools',
+  'json',
+  'math',
+  'operator',
+  'queue',
+  'random',
+  're',
+  'statistics',
+  'string',
+  'threading',
+  'time',
+  'typing',
+]
+
+# Names that LeetCode provides to the functions of its problems.
+_LEETCODE_NAMES = {
+  'bisect': 'bisect_left bisect_right insort',
+  'collections': 'Counter OrderedDict defaultdict deque namedtuple',
+  'functools': 'cache cmp_to_key lru_cache reduce',
+  'heapq': 'heapify heappop heappush heappushpop heapreplace nlargest nsmallest',
+  'itertools': 'accumulate chain combinations count cycle groupby islice'
+  ' pairwise permutations product zip_longest',
+  'math': 'ceil comb factorial floor gcd inf isqrt lcm log log2 pi sqrt',
+  'typing': 'Any Callable DefaultDict Deque Dict Iterable Iterator List'
+  ' Optional Sequence Set Tuple Union',
+}
+_LEETCODE_MODULES = (
+  *_LEETCODE_NAMES,
+  'copy',
+  'operator',
+  'random',
+  're',
+  'string',
+  'sys',
+)
+
+
+class Program:
+  """A program, compiled once for all children."""
+
+  def __init__(self, source: bytes) -> None:
+    self.source = source
+    self.code: CodeType | None = None
+
+  def compile(self) -> str:
+    """Compiles the program; returns the error, or an empty text."""
+    try:
+      self.code = compile(self.source, 'program.py', 'exec', dont_inherit=True)
+    except BaseException as error:
+      return describe(error)
+    for name in _PRELOADED:
+      if name.encode() in self.source:
+        __import__(name)
+    return ''
+
+  def execute(
+    self, name: str, *, leetcode_names: bool = False
+  ) -> dict[str, Any]:
+    """Executes the program as a module; returns its namespace.
+
+    Args:
+      name: name of the module.
+      leetcode_names: whether names that LeetCode provides are defined.
+    """
+    assert self.code is not None
+    module = type(sys)(name)
+    module.__file__ = 'program.py'
+    sys.modules[name] = module
+    namespace = module.__dict__
+    if leetcode_names:
+      _add_leetcode_names(self.code, namespace)
+    exec(self.code, namespace)
+    return namespace
+
+
+def describe(error: BaseException) -> str:
+  """Returns an exception's type and message."""
+  try:
+    return f'{type(error).__name__}: {error}'
+  except BaseException:
+    return 'an exception that cannot be printed'
+
+
+def _run(program: Program) -> int:
+  """Runs a program as a main module, with an interpreter's clean-up."""
+  if b'/dev/stdin' in program.source and os.access('/tmp', os.W_OK):
+    with open('/tmp/stdin', 'wb') as file:
+      file.write(os.pread(0, os.fstat(0).st_size, 0))
+  status = 0
+  stdout = sys.stdout
+  try:
+    program.execute('__main__')
+  except SystemExit as error:
+    status = error.code if isinstance(error.code, int) else 0
+  except BaseException as error:
+    _write(3, describe(error).encode(errors='replace')[:500])
+    status = 1
+  threading = sys.modules.get('threading')
+  if threading is not None:
+    threading._shutdown()
+  atexit._run_exitfuncs()
+  sys.stdout.flush()
+  # Closes, and thereby flushes, files left open.
+  sys.modules['__main__'].__dict__.clear()
+  stdout.flush()
+  return status & 0xFF
+
+
+def _call(program: Program, name: str, arguments: list[Any]) -> int:
+  """Calls a function and writes its result as JSON to descriptor 3."""
+  try:
+    function = _find_function(
+      program.execute('solution', leetcode_names=True), name
+    )
+    text = to_json({'result': function(*arguments)})
+  except BaseException as error:
+    text = to_json({'error': describe(error)[:500]})
+  _write(3, text.encode())
+  return 0
+
+
+def to_json(value: Any) -> str:
+  """Encodes JSON like the `json` module, whose import takes ten ms."""
+
+  def refuse(value: Any) -> Any:
+    raise TypeError(f'{type(value).__name__} is not JSON')
+
+  text = _json.encode_basestring_ascii
+  options = None, ': ', ', ', False, False, True
+  return ''.join(_json.make_encoder({}, refuse, text, *options)(value, 0))
+
+
+def from_json(text: str) -> Any:
+  """Decodes untrusted JSON."""
+  make_scanner: Any = _json.make_scanner
+  scan = make_scanner(_Options())
+  try:
+    value, end = scan(text, 0)
+  except StopIteration:
+    raise ValueError('JSON is required') from None
+  if end != len(text):
+    raise ValueError('text follows the JSON value')
+  return value
+
+
+class _Options:
+  """Options of the JSON scanner, as in the `json` module."""
+
+  strict = True
+  object_hook = None
+  object_pairs_hook = None
+  parse_float = float
+  parse_int = int
+  parse_constant = float
+
+
+def _find_function(namespace: dict[str, Any], name: str) -> Any:
+  """Returns a function, or a method of a new instance of its class."""
+  owner, _, method = name.rpartition('.')
+  if not owner and name not in namespace and 'Solution' in namespace:
+    owner = 'Solution'
+  if owner:
+    return getattr(namespace[owner](), method)
+  if name not in namespace:
+    raise NameError(f'the program defines no {name}')
+  return namespace[name]
+
+
+def _add_leetcode_names(code: CodeType, namespace: dict[str, Any]) -> None:
+  used, codes = set(), [code]
+  while codes:
+    code = codes.pop()
+    used.update(code.co_names)
+    codes.extend(c for c in code.co_consts if isinstance(c, type(code)))
+  for module, names in _LEETCODE_NAMES.items():
+    for name in used.intersection(names.split()):
+      namespace[name] = getattr(__import__(module), name)
+  for module in used.intersection(_LEETCODE_MODULES):
+    namespace[module] = __import__(module)
+
+
+def _read(descriptor: int) -> bytes:
+  parts = []
+  while part := os.read(descriptor, 1 << 20):
+    parts.append(part)
+  return b''.join(parts)
+
+
+def _write(descriptor: int, data: bytes) -> None:
+  while data:
+    data = data[os.write(descriptor, data) :]

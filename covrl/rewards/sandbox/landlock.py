@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sandboxes by Landlock, with a stricter seccomp filter and without namespaces.
+
+Landlock is the only containment where namespaces are forbidden, as by Docker's
+default seccomp profile and in restricted Kubernetes pods. Under it a program can
+read the interpreter's files, write no files and start no processes, so that
+killing it ends everything. It is weaker than namespaces: the program sees the
+machine's clock, process ids and file names (not contents), and a program that
+needs to write a file or start a process fails. It needs Linux 5.13.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import stat
+from typing import Any, ClassVar
+
+from covrl.rewards.sandbox.bubblewrap import unused_uid
+from covrl.rewards.sandbox.launcher import Launcher
+from covrl.rewards.sandbox.scripts import compile_script
+from covrl.rewards.sandbox.seccomp import make_filter
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Landlock(Launcher):
+  """Sandboxes by Landlock and a seccomp filter that forbids processes.
+
+  Attributes:
+    give_up_root: whether programs started by root run as an unused user, which
+      needs an interpreter that every user can read.
+  """
+
+  level: ClassVar[str] = 'landlock'
+
+  give_up_root: bool = True
+
+  def settings(self) -> dict[str, Any]:
+    """Returns the confinement of the runner and of its children."""
+    give_up = self.give_up_root and os.geteuid() == 0
+    if give_up:
+      _check_readable(self.interpreter.executable)
+    return {
+      'uid': unused_uid() if give_up else None,
+      'script': compile_script('_landlock.py'),
+      'readable': self.interpreter.files,
+      'filter': make_filter(processes=False),
+    }
+
+
+def _check_readable(path: str) -> None:
+  """Refuses an interpreter that only root can read."""
+  for parent in pathlib.PurePath(path).parents:
+    if not os.stat(parent).st_mode & stat.S_IXOTH:
+      raise OSError(
+        f'an interpreter that every user can read is required, got {path},'
+        f' since only its owner can enter {parent}'
+      )
