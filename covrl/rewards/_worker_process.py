@@ -42,11 +42,11 @@ class WorkerProcess:
   It is used by one thread; only `close` may be called from another.
 
   Attributes:
-    settled: set once the first process is ready or has failed to start.
+    start_finished: set once the first process is ready or has failed to start.
   """
 
   def __init__(self, settings: WorkerSettings) -> None:
-    self.settled = threading.Event()
+    self.start_finished = threading.Event()
     self._settings = settings
     self._lock = threading.Lock()
     self._closed = False
@@ -68,7 +68,7 @@ class WorkerProcess:
       self.stop()
       raise
     finally:
-      self.settled.set()
+      self.start_finished.set()
 
   def score(self, response: str, reference: Any) -> Reply:
     """Scores a response; reports a timeout or crash of the worker."""

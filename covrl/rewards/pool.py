@@ -107,7 +107,7 @@ class RewardPool:
       RuntimeError: if a worker could not be started.
     """
     for worker in self._workers:
-      worker.settled.wait(self._start_timeout)
+      worker.start_finished.wait(self._start_timeout)
     with self._lock:
       self._check()
 
@@ -170,7 +170,7 @@ class RewardPool:
       while (item := self._queue.get()) is not None and not self._failure:
         # A worker that died while idle is not blamed on this response.
         worker.ensure_ready()
-        self._record(item, _outcome(worker.score(*item.question)))
+        self._record(item, _outcome(worker.score(*item.arguments)))
         worker.ensure_ready()
     except Exception as error:
       self._fail(f'A reward worker could not be started: {error}.')
@@ -212,10 +212,10 @@ class _Call:
 
 @dataclasses.dataclass(eq=False)
 class _Item:
-  """A response to score, with the indices of all equal ones of the call."""
+  """A response and its reference, with the indices of all equal ones of the call."""
 
   call: _Call
-  question: tuple[str, Any]
+  arguments: tuple[str, Any]
   indices: list[int] = dataclasses.field(default_factory=list)
 
 

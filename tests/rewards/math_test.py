@@ -26,8 +26,9 @@ from covrl.rewards.math.extraction import RULES, extract, reference_answer
 from covrl.rewards.math.grading import compare
 from covrl.rewards.math.math_verify import MathVerifyResult, check_equivalence
 from covrl.rewards.math.normalize import normalize_tex, without_spaces
-from covrl.rewards.math.numeric import TimeLimit, TimeLimitExceeded, equal
+from covrl.rewards.math.numeric import equal
 from covrl.rewards.math.parser import parse
+from covrl.rewards.math.time_limit import TimeLimit, TimeLimitExceeded
 from covrl.rewards.math.units import unit
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -204,7 +205,7 @@ def test_grading_any_answer_ends_in_time(answer):
 def test_answers_that_take_too_long_score_zero_with_a_status(
   monkeypatch,
 ):
-  monkeypatch.setattr(grading, 'COMPARE_SECONDS', 0.05)
+  monkeypatch.setattr(grading, 'COMPARE_CPU_SECONDS', 0.05)
   sines = '+'.join(rf'\sin({n}^{{{n}}})' for n in range(1, 20_000))
   outcome = compare(sines, rf'{sines}+1')
   assert (outcome.score, outcome.status) == (0.0, Status.TIMEOUT)

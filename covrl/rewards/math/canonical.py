@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from covrl.rewards.math import ast
 from covrl.rewards.math.ast import Node
 
-_ANY_OF = {'\\mathbb{Z}', '\\mathbb{N}', '\\mathbb{Q}', '\\mathbb{C}'}
+_NUMBER_SETS = {'\\mathbb{Z}', '\\mathbb{N}', '\\mathbb{Q}', '\\mathbb{C}'}
 _FLIPPED = {'<': '>', '>': '<', 'le': 'ge', 'ge': 'le'}
-_NOTHING = {'no solution', 'no solutions', 'empty set', 'the empty set'}
-_EVERYTHING = {'all real numbers', 'all reals', 'real numbers', 'all real x'}
+_EMPTY_SET = {'no solution', 'no solutions', 'empty set', 'the empty set'}
+_ALL_REALS = {'all real numbers', 'all reals', 'real numbers', 'all real x'}
 
 
 def canonicalize(node: Node) -> Node:
@@ -24,15 +24,15 @@ def canonicalize(node: Node) -> Node:
   Args:
     node: the tree of a whole answer.
   """
-  node = _rewritten(node)
-  items = [item for part in _items(node) for item in _branches(part)]
+  node = _rewrite(node)
+  items = [item for part in _items(node) for item in _expand_plus_minus(part)]
   if len(items) == 1:
     (item,) = items
-    return _member(item)
+    return _without_membership(item)
   stated = [item for item in items if not _is_condition(item)]
-  joint = node.value if node.kind == 'list' else 'or'
-  kept = _propagate_names(stated or items)
-  return kept[0] if len(kept) == 1 else Node('list', tuple(kept), joint)
+  separator = node.value if node.kind == 'list' else 'or'
+  kept = _name_unnamed(stated or items)
+  return kept[0] if len(kept) == 1 else Node('list', tuple(kept), separator)
 
 
 def _items(node: Node) -> Iterator[Node]:
@@ -44,7 +44,7 @@ def _items(node: Node) -> Iterator[Node]:
     yield from _items(part)
 
 
-def _member(node: Node) -> Node:
+def _without_membership(node: Node) -> Node:
   """Returns the set of `x ∈ S`, or the node itself."""
   if node.value != ('in',) or _is_condition(node):
     return node
@@ -52,14 +52,15 @@ def _member(node: Node) -> Node:
 
 
 def _is_condition(node: Node) -> bool:
+  """Returns whether a node is a condition such as k ∈ ℤ."""
   return (
     node.kind == 'relation'
     and node.value[-1] == 'in'
-    and str(node.parts[-1].value).split('_')[0].split('^')[0] in _ANY_OF
+    and str(node.parts[-1].value).split('_')[0].split('^')[0] in _NUMBER_SETS
   )
 
 
-def _propagate_names(items: list[Node]) -> list[Node]:
+def _name_unnamed(items: list[Node]) -> list[Node]:
   """Applies the name of an equation to the following unnamed elements."""
   found: list[Node] = []
   name: Node | None = None
@@ -72,16 +73,16 @@ def _propagate_names(items: list[Node]) -> list[Node]:
   return found
 
 
-def _branches(node: Node) -> list[Node]:
+def _expand_plus_minus(node: Node) -> list[Node]:
   """Returns both readings of ±, which hold for all signs of the answer."""
   if not _has(node, 'plus_minus'):
     return [node]
-  return [_branch(node, '\\pm'), _branch(node, '\\mp')]
+  return [_choose_sign(node, '\\pm'), _choose_sign(node, '\\mp')]
 
 
-def _branch(node: Node, plus: str) -> Node:
-  """Returns one reading: `plus` is the sign that means plus."""
-  parts = tuple(_branch(part, plus) for part in node.parts)
+def _choose_sign(node: Node, plus: str) -> Node:
+  """Replaces ± and ∓: `plus` is the sign that means plus."""
+  parts = tuple(_choose_sign(part, plus) for part in node.parts)
   if node.kind != 'plus_minus':
     return dataclasses.replace(node, parts=parts)
   first, second = parts
@@ -96,14 +97,14 @@ def _has(node: Node, kind: str) -> bool:
   return node.kind == kind or any(_has(part, kind) for part in node.parts)
 
 
-def _rewritten(node: Node) -> Node:
+def _rewrite(node: Node) -> Node:
   """Rewrites words for sets, single-element brackets and scaled rows."""
-  parts = tuple(map(_rewritten, node.parts))
+  parts = tuple(map(_rewrite, node.parts))
   node = dataclasses.replace(node, parts=parts)
   match node.kind:
-    case 'text' if node.value.lower().rstrip('.!') in _NOTHING:
+    case 'text' if node.value.lower().rstrip('.!') in _EMPTY_SET:
       return Node('set')
-    case 'text' if node.value.lower().rstrip('.!') in _EVERYTHING:
+    case 'text' if node.value.lower().rstrip('.!') in _ALL_REALS:
       return Node('reals')
     case 'tuple' if len(parts) == 1:
       return parts[0]
@@ -112,12 +113,12 @@ def _rewritten(node: Node) -> Node:
     case 'relation' if len(parts) == 2:
       return _without_absolute_value(node)
     case 'negative' if parts[0].kind in ('matrix', 'tuple'):
-      return _scaled(ast.number(-1), parts[0])
+      return _scale(ast.number(-1), parts[0])
     case 'product' if parts[1].kind in ('matrix', 'tuple'):
-      return _scaled(*parts) if _is_scalar(parts[0]) else node
+      return _scale(*parts) if _is_scalar(parts[0]) else node
     case 'quotient' if parts[0].kind in ('matrix', 'tuple'):
       inverse = Node('quotient', (ast.number(1), parts[1]))
-      return _scaled(inverse, parts[0])
+      return _scale(inverse, parts[0])
   return node
 
 
@@ -142,6 +143,7 @@ def _is_scalar(node: Node) -> bool:
   return not any(_has(node, kind) for kind in ('matrix', 'tuple', 'text'))
 
 
-def _scaled(factor: Node, rows: Node) -> Node:
+def _scale(factor: Node, rows: Node) -> Node:
+  """Multiplies every element of a matrix or tuple by a factor."""
   parts = tuple(Node('product', (factor, part)) for part in rows.parts)
   return dataclasses.replace(rows, parts=parts)

@@ -9,8 +9,8 @@ from covrl.rewards.math import numeric
 from covrl.rewards.math.ast import Node
 from covrl.rewards.math.units import unit
 
-_NO_WORD = re.compile(r'[^\w+]+')
-_LEADING = re.compile(
+_NON_WORD = re.compile(r'[^\w+]+')
+_LEADING_PHRASE = re.compile(
   r'^(?:(?:the )?(?:final )?(?:answer|option|choice)(?: is)? )?(?:(?:an?|the) )?'
   r'(?=.)'
 )
@@ -22,7 +22,7 @@ def normalized_words(text: str) -> str:
   >>> normalized_words('The answer is (B).')
   'b'
   """
-  return _LEADING.sub('', _NO_WORD.sub(' ', text).strip().casefold())
+  return _LEADING_PHRASE.sub('', _NON_WORD.sub(' ', text).strip().casefold())
 
 
 def same_quantities(left: Node, right: Node) -> bool | None:

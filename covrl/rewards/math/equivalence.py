@@ -25,7 +25,7 @@ _FUNCTIONS = set('fghpqFGHPEV') | {'\\phi', '\\varphi'}
 _COMBINATIONS = {
   *('sum', 'product', 'quotient', 'absolute', 'negative', 'tuple', 'call')
 }
-_ROWS = ('tuple', 'matrix', 'vmatrix', 'cases', 'congruence')
+_ORDERED = ('tuple', 'matrix', 'vmatrix', 'cases', 'congruence')
 
 
 class _Assignment(NamedTuple):
@@ -48,7 +48,7 @@ def equivalent(reference: Node, answer: Node) -> Verdict:
 def _same(left: Node, right: Node) -> Verdict:
   if left == right:
     return True
-  one, other = _assigned(left), _assigned(right)
+  one, other = _assignment(left), _assignment(right)
   if one or other:
     return _same_named((left, one), (right, other))
   if real_sets.is_set(left) or real_sets.is_set(right):
@@ -57,8 +57,8 @@ def _same(left: Node, right: Node) -> Verdict:
     return _same_relations(left, right)
   if {left.kind, right.kind} & {'set', 'list'}:
     return _same_collections(left, right)
-  if {left.kind, right.kind} & set(_ROWS):
-    return _same_rows(left, right)
+  if {left.kind, right.kind} & set(_ORDERED):
+    return _same_ordered(left, right)
   if left.kind == right.kind == 'ratio':
     return _same_ratios(left.parts, right.parts)
   return same_quantities(_quotient(left), _quotient(right))
@@ -67,7 +67,7 @@ def _same(left: Node, right: Node) -> Verdict:
 # Names.
 
 
-def _assigned(node: Node) -> _Assignment | None:
+def _assignment(node: Node) -> _Assignment | None:
   """Returns name and value of `x = 5`, `5 = x` and `x = 10/2 = 5`."""
   if node.kind != 'relation' or set(node.value) != {'='}:
     return None
@@ -89,11 +89,11 @@ def _is_name(node: Node) -> bool:
   """
   if node.kind == 'negative':
     return False
-  names = _letters(node)
+  names = _symbol_names(node)
   return bool(names) and len(set(names)) == len(names) and '' not in names
 
 
-def _letters(node: Node) -> list[str]:
+def _symbol_names(node: Node) -> list[str]:
   """Returns the symbols of an expression; an empty text for anything else."""
   if node.kind == 'symbol':
     return ['' if node.value in ('e', 'i', '\\pi') else node.value]
@@ -107,9 +107,9 @@ def _letters(node: Node) -> list[str]:
     function, argument = node.parts
     # A value of a function, f(3).
     if function.value in _FUNCTIONS and not numeric.symbols(argument):
-      return _letters(function)
+      return _symbol_names(function)
   if node.kind in _COMBINATIONS:
-    return [name for part in node.parts for name in _letters(part)]
+    return [name for part in node.parts for name in _symbol_names(part)]
   return ['']
 
 
@@ -146,10 +146,10 @@ def _same_relations(left: Node, right: Node) -> Verdict:
       verdict = numeric.proportional(one, other, positive=sign != '=')
       if verdict is not None:
         return verdict
-  turned = [_turned(right), right]
+  candidates = [_reverse(right), right]
   return any(
     left.value == node.value and _all_same(left.parts, node.parts)
-    for node in turned
+    for node in candidates
   )
 
 
@@ -157,12 +157,12 @@ def _difference(relation: Node) -> tuple[str, Node]:
   """Rewrites a relation as a sign and an expression compared with 0."""
   sign = relation.value[0]
   if sign in ('>', 'ge'):
-    return _difference(_turned(relation))
+    return _difference(_reverse(relation))
   low, high = relation.parts
   return sign, Node('sum', (low, Node('negative', (high,))))
 
 
-def _turned(relation: Node) -> Node:
+def _reverse(relation: Node) -> Node:
   """Returns the relation read from right to left."""
   flip = {'<': '>', '>': '<', 'le': 'ge', 'ge': 'le'}
   signs = tuple(flip.get(sign, sign) for sign in reversed(relation.value))
@@ -182,7 +182,7 @@ def _same_sets(left: Node, right: Node) -> Verdict:
   pieces, others = _intervals(left), _intervals(right)
   if pieces == [left] and others == [right]:
     return False
-  return _matched(pieces, others)
+  return _same_elements(pieces, others)
 
 
 def _intervals(node: Node) -> list[Node]:
@@ -201,7 +201,7 @@ def _intervals(node: Node) -> list[Node]:
       return [Node('tuple', (end, far), '[)' if sign == 'ge' else '()')]
   if node.kind == 'relation' and len(node.parts) == 3:
     if node.value[0] in ('>', 'ge'):
-      node = _turned(node)
+      node = _reverse(node)
     if set(node.value) <= {'<', 'le'} and node.parts[1].kind == 'symbol':
       opening = '[' if node.value[0] == 'le' else '('
       closing = ']' if node.value[1] == 'le' else ')'
@@ -215,25 +215,25 @@ def _intervals(node: Node) -> list[Node]:
 
 def _same_collections(left: Node, right: Node) -> Verdict:
   for one, other in ((left, right), (right, left)):
-    if one.kind == 'list' and (names := _different_names(one)):
+    if one.kind == 'list' and (names := _values_by_name(one)):
       if other.kind == 'tuple' and other.value == '()':
         values = [names[name] for name in sorted(names)]
         return _all_same(values, other.parts)
-      if other.kind != 'list' or not _different_names(other):
+      if other.kind != 'list' or not _values_by_name(other):
         return False
   if not {left.kind, right.kind} <= {'set', 'list'}:
     return False
   if max(len(left.parts), len(right.parts)) > MAX_ELEMENTS:
     return _all_same(left.parts, right.parts)
   repeats = 'set' in (left.kind, right.kind)
-  return _matched(left.parts, right.parts, repeats=repeats)
+  return _same_elements(left.parts, right.parts, repeats=repeats)
 
 
-def _different_names(node: Node) -> dict[str, Node]:
+def _values_by_name(node: Node) -> dict[str, Node]:
   """Returns values by name if a list assigns different quantities."""
   found: dict[str, Node] = {}
   for part in node.parts:
-    assigned = _assigned(part)
+    assigned = _assignment(part)
     if assigned is None or assigned.name.kind != 'symbol':
       return {}
     found[assigned.name.value] = assigned.value
@@ -242,7 +242,7 @@ def _different_names(node: Node) -> dict[str, Node]:
   return found if len(letters) == len(node.parts) > 1 else {}
 
 
-def _matched(
+def _same_elements(
   left: Sequence[Node],
   right: Sequence[Node],
   *,
@@ -262,7 +262,7 @@ def _matched(
     else:
       return False
   if repeats:
-    back = _matched(right, left) if len(left) == len(right) else None
+    back = _same_elements(right, left) if len(left) == len(right) else None
     if back is None:
       back = all(
         any(_same(element, other) for other in left) for element in right
@@ -271,7 +271,7 @@ def _matched(
   return None if unknown else True
 
 
-def _same_rows(left: Node, right: Node) -> Verdict:
+def _same_ordered(left: Node, right: Node) -> Verdict:
   if (left.kind, left.value) != (right.kind, right.value):
     return False
   return _all_same(left.parts, right.parts)

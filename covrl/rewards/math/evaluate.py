@@ -36,7 +36,7 @@ def evaluate(
   point: Mapping[str, Fraction],
   precision: int,
   *,
-  natural: bool = False,
+  natural_log: bool = False,
 ) -> Value:
   """Evaluates an expression at a point.
 
@@ -44,7 +44,7 @@ def evaluate(
     node: the expression.
     point: values of its symbols.
     precision: decimal digits.
-    natural: whether a logarithm without base is natural.
+    natural_log: whether a logarithm without base is natural.
 
   Raises:
     Undefined: if it has no value, or is not an expression.
@@ -60,9 +60,11 @@ def evaluate(
         return value(node.parts[0])
       case 'based':
         digits, base = node.value
-        return _whole(lambda: int(digits, base))
+        return Fraction(int(digits, base))
       case 'call':
-        return _call(node.value, [value(part) for part in node.parts], natural)
+        return _call(
+          node.value, [value(part) for part in node.parts], natural_log
+        )
     if node.kind not in _OPERATIONS:
       raise Undefined(f'a {node.kind} is not an expression')
     return _OPERATIONS[node.kind](*(value(part) for part in node.parts))
@@ -116,22 +118,21 @@ def _bounded(value: Value) -> Value:
 
 
 def _add(*values: Value) -> Value:
-  return functools.reduce(
-    functools.partial(_exactly, lambda a, b: a + b), values
-  )
+  return functools.reduce(functools.partial(_apply, lambda a, b: a + b), values)
 
 
 def _multiply(left: Value, right: Value) -> Value:
-  return _exactly(lambda a, b: a * b, left, right)
+  return _apply(lambda a, b: a * b, left, right)
 
 
 def _divide(left: Value, right: Value) -> Value:
-  return _exactly(lambda a, b: a / b, left, right)
+  return _apply(lambda a, b: a / b, left, right)
 
 
-def _exactly(
+def _apply(
   operation: Callable[[Value, Value], Value], left: Value, right: Value
 ) -> Value:
+  """Applies an operation, exactly to fractions."""
   if isinstance(left, Fraction) and isinstance(right, Fraction):
     return _bounded(operation(left, right))
   return _bounded(operation(as_number(left), as_number(right)))
@@ -190,11 +191,11 @@ def _symbol(name: str, point: Mapping[str, Fraction]) -> Value:
   return point[name]
 
 
-def _call(name: str, values: list[Value], natural: bool) -> Value:
+def _call(name: str, values: list[Value], natural_log: bool) -> Value:
   if name in _EXACT:
     return _EXACT[name](values)
   if name == 'log' and len(values) == 1:
-    base: Value = mpmath.e if natural else Fraction(10)
+    base: Value = mpmath.e if natural_log else Fraction(10)
     values = [values[0], base]
   if name == 'log':
     argument, base = map(as_number, values)
@@ -214,10 +215,6 @@ def _exponential(value: Value) -> Value:
   if abs(value) > MAX_BITS:
     raise OutOfBounds('too large a power')
   return mpmath.exp(value)
-
-
-def _whole(make: Callable[[], int]) -> Fraction:
-  return Fraction(make())
 
 
 def _reals(values: list[Value]) -> list[Value]:
@@ -250,6 +247,7 @@ def _floor(values: list[Value]) -> Value:
   return Fraction(int(whole))
 
 
+_TRIGONOMETRIC = 'sin cos tan cot sec csc sinh cosh tanh coth'
 _EXACT: dict[str, Callable[[list[Value]], Value]] = {
   'binom': _binomial,
   'floor': _floor,
@@ -260,21 +258,7 @@ _EXACT: dict[str, Callable[[list[Value]], Value]] = {
   'lcm': lambda values: Fraction(math.lcm(*_integers(values))),
 }
 _FUNCTIONS: dict[str, Callable[[Value], Value]] = {
-  **{
-    name: getattr(mpmath, name)
-    for name in [
-      'sin',
-      'cos',
-      'tan',
-      'cot',
-      'sec',
-      'csc',
-      'sinh',
-      'cosh',
-      'tanh',
-      'coth',
-    ]
-  },
+  **{name: getattr(mpmath, name) for name in _TRIGONOMETRIC.split()},
   'arcsin': mpmath.asin,
   'arccos': mpmath.acos,
   'arctan': mpmath.atan,

@@ -21,8 +21,8 @@ from covrl.rewards.math.evaluate import Undefined
 from covrl.rewards.math.extraction import extract, reference_answer
 from covrl.rewards.math.math_verify import MathVerifyResult, check_equivalence
 from covrl.rewards.math.normalize import normalize_tex, without_spaces
-from covrl.rewards.math.numeric import TimeLimit, TimeLimitExceeded
 from covrl.rewards.math.parser import parse
+from covrl.rewards.math.time_limit import TimeLimit, TimeLimitExceeded
 from covrl.rewards.outcome import Outcome, Status
 from covrl.rewards.pool import RewardPool
 from covrl.rewards.reward import Reward
@@ -31,11 +31,11 @@ from covrl.rewards.reward import Reward
 MAX_LENGTH = 2000
 
 # CPU seconds for comparing parsed answers, and for math-verify.
-COMPARE_SECONDS = 0.6
-MATH_VERIFY_SECONDS = 0.8
+COMPARE_CPU_SECONDS = 0.6
+MATH_VERIFY_CPU_SECONDS = 0.8
 # Seconds until math-verify is killed, and until an unresponsive worker is killed:
 # together with everything else below three seconds.
-PATIENCE = 2.0
+MATH_VERIFY_WALL_SECONDS = 2.0
 WORKER_SECONDS = 2.7
 
 _INTEGRAL = r'\int_0^1 x \, dx'
@@ -45,12 +45,12 @@ EXAMPLE = (
 )
 """A response, valid for every rule, and its reference, to warm workers up."""
 
-_PLAIN = re.compile(r'-?(?:\d{1,300}\.?\d{0,300}|\.\d{1,300})')
-_DATED = re.compile(r'[a-zA-Z0-9 ,]*[a-zA-Z]{3}[a-zA-Z0-9 ,]*')
+_NUMBER = re.compile(r'-?(?:\d{1,300}\.?\d{0,300}|\.\d{1,300})')
+_PROSE_WITH_NUMBERS = re.compile(r'[a-zA-Z0-9 ,]*[a-zA-Z]{3}[a-zA-Z0-9 ,]*')
 _PROSE = re.compile(r"\(?[^\W\d_]+(?:[ .,;:'!?()-]+[^\W\d_]+)*[).!?]*")
-_NAME = re.compile(r'\A\s*[a-zA-Z](?:_\w|\([a-z]\))?\s*=')
+_NAME_PREFIX = re.compile(r'\A\s*[a-zA-Z](?:_\w|\([a-z]\))?\s*=')
 
-_RIGHT = Outcome(1.0, Status.SCORED)
+_CORRECT = Outcome(1.0, Status.SCORED)
 _WRONG = Outcome(0.0, Status.WRONG)
 
 
@@ -81,9 +81,9 @@ def grade_math(
     ValueError: if the reference is empty or the rule is unknown.
   """
   answer, wanted = extract(response, rule), reference_answer(reference)
-  known = _quick_outcome(answer, wanted)
-  if known is not None or answer is None:
-    return known or _WRONG
+  outcome = _quick_outcome(answer, wanted)
+  if outcome is not None or answer is None:
+    return outcome or _WRONG
   try:
     (outcome,) = _Workers.pool().submit([answer], [wanted]).result()
   except RuntimeError as error:
@@ -127,38 +127,43 @@ def score_math(
 ) -> Outcome:
   """Grades like `grade_math`, within the calling process (a worker)."""
   answer, wanted = extract(response, rule), reference_answer(reference)
-  known = _quick_outcome(answer, wanted)
-  if known is not None or answer is None:
-    return known or _WRONG
+  outcome = _quick_outcome(answer, wanted)
+  if outcome is not None or answer is None:
+    return outcome or _WRONG
   # Training can wait longer, and the processor is busier.
-  return compare(answer, wanted, patience=2 * PATIENCE)
+  return compare(answer, wanted, wall_seconds=2 * MATH_VERIFY_WALL_SECONDS)
 
 
 def compare(
-  answer: str, reference: str, *, patience: float = PATIENCE
+  answer: str, reference: str, *, wall_seconds: float = MATH_VERIFY_WALL_SECONDS
 ) -> Outcome:
   """Compares two answers, within the calling process (a worker).
 
   Args:
     answer: the answer as written.
     reference: the reference as written.
-    patience: wall-clock seconds that math-verify may take.
+    wall_seconds: wall-clock seconds that math-verify may take.
   """
   wanted, given = '', ''
   try:
-    with TimeLimit(COMPARE_SECONDS):
+    with TimeLimit(COMPARE_CPU_SECONDS):
       wanted, given = normalize_tex(reference), normalize_tex(answer)
       verdict = _parse_and_compare(wanted, given)
   except TimeLimitExceeded:
-    return Outcome(0.0, Status.TIMEOUT, f'not compared in {COMPARE_SECONDS} s')
+    return Outcome(
+      0.0, Status.TIMEOUT, f'not compared in {COMPARE_CPU_SECONDS} s'
+    )
   except MemoryError:
     return Outcome(0.0, Status.CRASH, 'comparing took too much memory')
   if verdict is not None:
-    return _RIGHT if verdict else _WRONG
-  wanted, given = _NAME.sub('', wanted, 1), _NAME.sub('', given, 1)
-  match check_equivalence(wanted, given, MATH_VERIFY_SECONDS, patience):
+    return _CORRECT if verdict else _WRONG
+  wanted, given = (
+    _NAME_PREFIX.sub('', wanted, 1),
+    _NAME_PREFIX.sub('', given, 1),
+  )
+  match check_equivalence(wanted, given, MATH_VERIFY_CPU_SECONDS, wall_seconds):
     case MathVerifyResult.SAME:
-      return _RIGHT
+      return _CORRECT
     case MathVerifyResult.DIFFERENT:
       return _WRONG
     case MathVerifyResult.TIMEOUT:
@@ -176,19 +181,19 @@ def _quick_outcome(answer: str | None, reference: str) -> Outcome | None:
   if answer is None:
     return Outcome(0.0, Status.UNPARSABLE, 'the response contains no answer')
   if answer == reference:
-    return _RIGHT
+    return _CORRECT
   if max(len(answer), len(reference)) > MAX_LENGTH:
     return _WRONG
-  if _PLAIN.fullmatch(answer) and _PLAIN.fullmatch(reference):
+  if _NUMBER.fullmatch(answer) and _NUMBER.fullmatch(reference):
     same_number = Fraction(answer) == Fraction(reference)
-    return _RIGHT if same_number else _WRONG
+    return _CORRECT if same_number else _WRONG
   wanted, given = normalize_tex(reference), normalize_tex(answer)
   if not given:
     return Outcome(0.0, Status.UNPARSABLE, 'the answer is empty')
   if without_spaces(wanted) == without_spaces(given) or _is_same_prose(
     wanted, given
   ):
-    return _RIGHT
+    return _CORRECT
   return None
 
 
@@ -200,7 +205,7 @@ def _is_same_prose(wanted: str, given: str) -> bool:
   )
   if not any(
     pattern.fullmatch(one) and pattern.fullmatch(other)
-    for pattern in (_PROSE, _DATED)
+    for pattern in (_PROSE, _PROSE_WITH_NUMBERS)
   ):
     return False
   if normalized_words(one) != normalized_words(other):
@@ -216,8 +221,8 @@ def _parse_and_compare(wanted: str, given: str) -> Verdict:
     reference, answer = parse(wanted), parse(given)
     verdict = equivalent(reference, answer)
     # A list such as 100,200 looks like a number; the reference decides.
-    if not verdict and parse(wanted, merge=False) == reference:
-      loose = parse(given, merge=False)
+    if not verdict and parse(wanted, merge_thousands=False) == reference:
+      loose = parse(given, merge_thousands=False)
       verdict = verdict if loose == answer else equivalent(reference, loose)
     return verdict
   except (ParseError, Undefined, RecursionError):

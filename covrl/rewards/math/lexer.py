@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokenizer of normalized answers: words, numbers, commands and signs."""
+"""Tokenizer of normalized answers: words, numbers, commands and signs.
+
+`tokenize` makes the tokens, a `TokenStream` reads them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import NamedTuple
 
 from covrl.rewards.math import vocabulary
 from covrl.rewards.math.ast import ParseError
-from covrl.rewards.math.units import BARE
+from covrl.rewards.math.units import BARE_UNITS
 
 MAX_TOKENS = 2000
 
@@ -17,7 +20,7 @@ class Token(NamedTuple):
   """A token of an answer.
 
   Attributes:
-    kind: 'number', 'mixed', 'letter', 'text', 'command', 'joint' (a separator of
+    kind: 'number', 'mixed', 'letter', 'text', 'command', 'separator' (of
       lists) or 'sign'.
     text: the text; a repeating decimal as `0.1(6)`.
   """
@@ -31,11 +34,13 @@ END = Token('end', '')
 _REPEATING = re.compile(
   r'(\d*\.\d*)(?:\\overline|\\dot)\s*(?:\{\s*(\d+)\s*\}|(\d))'
 )
-_ELLIPSIS = re.compile(r'(?<!\d)(\d{0,9}\.\d{0,9}?)(\d{1,9}?)\2{2,}\s*\\ldots')
+_REPEATING_ELLIPSIS = re.compile(
+  r'(?<!\d)(\d{0,9}\.\d{0,9}?)(\d{1,9}?)\2{2,}\s*\\ldots'
+)
 _THOUSANDS = re.compile(r'(?<![\d.,])\d{1,3}(?:,\d{3})+(?!,?\d)')
-_SPACED = re.compile(r'(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d,])')
+_SPACED_THOUSANDS = re.compile(r'(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d,])')
 _BRACKETS = re.compile(r'\\[{}]|[()\[\],]')
-_JOINED = re.compile(r'(sin|cos|tan|cot|ln|log|exp)([a-z])')
+_FUNCTION_AND_LETTER = re.compile(r'(sin|cos|tan|cot|ln|log|exp)([a-z])')
 _TOKEN = re.compile(
   r"""
     (?P<mixed> \d+\ +\d+\ ?/\ ?\d+ (?![\d.]) )
@@ -45,7 +50,7 @@ _TOKEN = re.compile(
   | \\operatorname\*?\s*\{ (?P<operator> [^{}]* ) \}
   | (?P<command> \\(?: [a-zA-Z]+ | [%$\#{}\\] ) )
   | (?P<word> [^\W\d_]+ )
-  | (?P<joint> [,;] )
+  | (?P<separator> [,;] )
   | (?P<sign> [-+*/^_(){}\[\]|:=<>!&'] )
   | (?P<money> [€£¥¢] )
   | \s+
@@ -54,24 +59,82 @@ _TOKEN = re.compile(
 )
 
 
-def tokenize(cleaned: str, *, merge: bool) -> list[Token]:
+class TokenStream:
+  """Tokens that are read one after the other.
+
+  Raises:
+    ParseError: from `expect…` and `raw_argument`, if other tokens follow.
+  """
+
+  def __init__(self, tokens: list[Token]) -> None:
+    self._tokens = tokens
+    self._position = 0
+
+  def peek(self, ahead: int = 0) -> Token:
+    """Returns a token without consuming it; `END` after the last."""
+    index = self._position + ahead
+    return self._tokens[index] if index < len(self._tokens) else END
+
+  def next(self) -> Token:
+    """Consumes and returns the next token."""
+    token = self.peek()
+    self._position += 1
+    return token
+
+  def accept(self, *texts: str) -> str:
+    """Consumes the next token if it is one of `texts`; else returns ``''``."""
+    token = self.peek()
+    if token.kind != 'text' and token.text in texts:
+      self._position += 1
+      return token.text
+    return ''
+
+  def expect(self, *texts: str) -> str:
+    """Consumes the next token, which must be one of `texts`."""
+    found = self.accept(*texts)
+    if not found:
+      raise ParseError(f'{texts} expected, got {self.peek().text!r}')
+    return found
+
+  def expect_end(self) -> None:
+    """Checks that all tokens are consumed."""
+    if self.peek() is not END:
+      raise ParseError(f'the end expected, got {self.peek().text!r}')
+
+  def raw_argument(self) -> str:
+    """Returns the argument of a command as text."""
+    if not self.accept('{'):
+      return self.next().text
+    depth, texts = 1, list[str]()
+    while depth:
+      token = self.next()
+      if token is END:
+        raise ParseError('a brace is not closed')
+      depth += {'{': 1, '}': -1}.get(token.text, 0)
+      texts.append(token.text)
+    return ''.join(texts[:-1])
+
+
+def tokenize(normalized: str, *, merge_thousands: bool) -> list[Token]:
   r"""Splits a normalized answer into tokens.
 
-  >>> [token.text for token in tokenize(r'2\pi r, 1,000', merge=True)]
+  >>> [token.text for token in tokenize(r'2\pi r, 1,000', merge_thousands=True)]
   ['2', '\\pi', 'r', ',', '1000']
 
   Args:
-    cleaned: an answer from `normalize_tex`.
-    merge: whether `1,000` is one number instead of a list of two.
+    normalized: an answer from `normalize_tex`.
+    merge_thousands: whether `1,000` is one number instead of a list of two.
 
   Raises:
     ParseError: if a character is unknown, or there are too many tokens.
   """
-  text = _REPEATING.sub(r'\1(\2\3)', cleaned)
-  text = _ELLIPSIS.sub(r'\1(\2)', text)
-  if merge:
-    text = _merged(text)
-  text = _SPACED.sub(lambda match: match.group().replace(' ', ''), text)
+  text = _REPEATING.sub(r'\1(\2\3)', normalized)
+  text = _REPEATING_ELLIPSIS.sub(r'\1(\2)', text)
+  if merge_thousands:
+    text = _merge_thousands(text)
+  text = _SPACED_THOUSANDS.sub(
+    lambda match: match.group().replace(' ', ''), text
+  )
   found: list[Token] = []
   position = 0
   while position < len(text):
@@ -79,18 +142,20 @@ def tokenize(cleaned: str, *, merge: bool) -> list[Token]:
     if not match:
       raise ParseError(f'unknown character {text[position]!r}')
     if match.lastgroup:
-      found += _tokens(match.lastgroup, match.group(match.lastgroup), match)
+      found += _make_tokens(
+        match.lastgroup, match.group(match.lastgroup), match
+      )
     position = match.end()
     if len(found) > MAX_TOKENS:
       raise ParseError('too long')
   return found
 
 
-def _tokens(group: str, text: str, match: re.Match[str]) -> list[Token]:
+def _make_tokens(group: str, text: str, match: re.Match[str]) -> list[Token]:
   match group:
     case 'text':
       text = ' '.join(text.split())
-      return _joint(text) or ([Token('text', text)] if text else [])
+      return _separator(text) or ([Token('text', text)] if text else [])
     case 'operator':
       if text.strip() in vocabulary.NAMES:
         return [Token('command', vocabulary.NAMES[text.strip()])]
@@ -98,52 +163,60 @@ def _tokens(group: str, text: str, match: re.Match[str]) -> list[Token]:
     case 'money':
       return [Token('text', text)]
     case 'word':
-      beside = match.string[max(match.start() - 1, 0) : match.start()]
-      return _word(text, beside.isdigit())
+      before = match.string[max(match.start() - 1, 0) : match.start()]
+      return _word(text, before.isdigit())
     case 'command' if text in ('\\{', '\\}', '\\\\'):
       return [Token('sign', text)]
   return [Token(group, text)]
 
 
-def _word(text: str, beside_digit: bool) -> list[Token]:
+def _word(text: str, follows_digit: bool) -> list[Token]:
   """Splits a run of letters: a function, a word, or single letters."""
   if text in vocabulary.NAMES:
     return [Token('command', vocabulary.NAMES[text])]
-  if joint := len(text) > 1 and _joint(text):
-    return joint
-  if joined := _JOINED.fullmatch(text):
-    name, letter = joined.groups()
+  if separator := len(text) > 1 and _separator(text):
+    return separator
+  if glued := _FUNCTION_AND_LETTER.fullmatch(text):
+    name, letter = glued.groups()
     return [Token('command', f'\\{name}'), Token('letter', letter)]
-  if text in BARE or text.removesuffix('s') in BARE or not text.isascii():
+  if (
+    text in BARE_UNITS
+    or text.removesuffix('s') in BARE_UNITS
+    or not text.isascii()
+  ):
     return [Token('text', text)]
   is_word = (
     len(text) > 3
     or text.lower() in vocabulary.SHORT_WORDS
     or (len(text) == 3 and text.istitle())
   )
-  if is_word and not beside_digit:
+  if is_word and not follows_digit:
     return [Token('text', text)]
   return [Token('letter', letter) for letter in text]
 
 
-def _joint(text: str) -> list[Token]:
+def _separator(text: str) -> list[Token]:
+  """Returns the separator that a word stands for, if any."""
   if text.lower() == 'to':
     return [Token('sign', ':')]
-  joint = vocabulary.JOINTS.get(text.lower())
-  return [Token('joint', joint)] if joint else []
+  separator = vocabulary.SEPARATORS.get(text.lower())
+  return [Token('separator', separator)] if separator else []
 
 
-def _merged(text: str) -> str:
+def _merge_thousands(text: str) -> str:
   """Removes the commas of numbers such as 1,000.
 
   Inside brackets a comma separates elements, unless other commas of the same
   brackets are followed by a space and this one is not.
   """
-  owners: list[int] = [0] * (len(text) + 1)
-  loose: set[int] = {0}
+  # Number of the innermost bracket around each character; 0 is outside.
+  bracket_of: list[int] = [0] * (len(text) + 1)
+  spaced: set[int] = {0}
   stack, count, position = [0], 0, 0
   for match in _BRACKETS.finditer(text):
-    owners[position : match.start()] = [stack[-1]] * (match.start() - position)
+    bracket_of[position : match.start()] = [stack[-1]] * (
+      match.start() - position
+    )
     position = match.start()
     sign = match.group()
     if sign in ('(', '[', '\\{'):
@@ -151,14 +224,14 @@ def _merged(text: str) -> str:
       stack.append(count)
     elif sign == ',':
       if text[match.end() : match.end() + 1] == ' ':
-        loose.add(stack[-1])
+        spaced.add(stack[-1])
     elif len(stack) > 1:
       stack.pop()
-  owners[position:] = [stack[-1]] * (len(owners) - position)
+  bracket_of[position:] = [stack[-1]] * (len(bracket_of) - position)
   return _THOUSANDS.sub(
     lambda match: (
       match.group().replace(',', '')
-      if owners[match.start()] in loose
+      if bracket_of[match.start()] in spaced
       else match.group()
     ),
     text,

@@ -54,22 +54,22 @@ class MathVerifyResult(enum.Enum):
 
 
 def check_equivalence(
-  reference: str, answer: str, seconds: float, patience: float
+  reference: str, answer: str, cpu_seconds: float, wall_seconds: float
 ) -> MathVerifyResult:
   """Compares two expressions with math-verify.
 
   Args:
     reference: the reference as normalized TeX.
     answer: the answer as normalized TeX.
-    seconds: CPU time limit of the child.
-    patience: wall-clock seconds after which the child is killed.
+    cpu_seconds: CPU time limit of the child.
+    wall_seconds: wall-clock seconds after which the child is killed.
 
   Returns:
     The result. `TIMEOUT` and `CRASH` (mostly out of memory) are caused by the
     expressions; `STARVED` means that the child got too little CPU time.
   """
   texts = reference, answer
-  if not any(map(_OPERATOR.search, texts)) or not all(map(_is_harmless, texts)):
+  if not any(map(_OPERATOR.search, texts)) or not all(map(_is_safe, texts)):
     return MathVerifyResult.DIFFERENT
   # Imported once before forking instead of in every child.
   warm_up()
@@ -77,25 +77,25 @@ def check_equivalence(
   child = os.fork()
   if not child:
     os.close(reader)
-    _answer(reference, answer, writer, seconds, patience)
+    _run_child(reference, answer, writer, cpu_seconds, wall_seconds)
   os.close(writer)
   try:
-    ready, _, _ = select.select([reader], [], [], patience)
-    said = os.read(reader, 1) if ready else b''
+    ready, _, _ = select.select([reader], [], [], wall_seconds)
+    reply = os.read(reader, 1) if ready else b''
   finally:
     os.close(reader)
     os.kill(child, signal.SIGKILL)
-    _, status, used = os.wait4(child, 0)
-  if said:
-    return MathVerifyResult(said[0])
+    _, status, usage = os.wait4(child, 0)
+  if reply:
+    return MathVerifyResult(reply[0])
   if os.WTERMSIG(status) == signal.SIGPROF:
     return MathVerifyResult.TIMEOUT
   if ready:
     return MathVerifyResult.CRASH
-  computed = used.ru_utime + used.ru_stime
+  spent = usage.ru_utime + usage.ru_stime
   return (
     MathVerifyResult.TIMEOUT
-    if computed > seconds / 2
+    if spent > cpu_seconds / 2
     else MathVerifyResult.STARVED
   )
 
@@ -109,7 +109,7 @@ def warm_up() -> None:
   math_verify.verify(_parse('2'), _parse('x+1'), timeout_seconds=_NO_ALARM)
 
 
-def _is_harmless(text: str) -> bool:
+def _is_safe(text: str) -> bool:
   return (
     len(text) <= MAX_LENGTH
     and not _RELATION.search(_BOUND.sub('', text))
@@ -117,21 +117,25 @@ def _is_harmless(text: str) -> bool:
   )
 
 
-def _answer(
-  reference: str, answer: str, writer: int, seconds: float, patience: float
+def _run_child(
+  reference: str,
+  answer: str,
+  writer: int,
+  cpu_seconds: float,
+  wall_seconds: float,
 ) -> NoReturn:
   """Runs the comparison in the child, writes the result, and exits."""
-  said = MathVerifyResult.CRASH
+  reply = MathVerifyResult.CRASH
   with contextlib.suppress(BaseException):
     # These signals end the process even inside C code; the second one in case
     # the parent has died.
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    signal.setitimer(signal.ITIMER_REAL, 2 * patience)
+    signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
+    signal.setitimer(signal.ITIMER_REAL, 2 * wall_seconds)
     _limit_memory()
     same = _is_same(reference, answer)
-    said = MathVerifyResult.SAME if same else MathVerifyResult.DIFFERENT
-  os.write(writer, bytes([said.value]))
+    reply = MathVerifyResult.SAME if same else MathVerifyResult.DIFFERENT
+  os.write(writer, bytes([reply.value]))
   os._exit(0)
 
 

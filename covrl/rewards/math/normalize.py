@@ -12,33 +12,11 @@ import unicodedata
 
 _SUPERSCRIPTS = str.maketrans('⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ', '0123456789+-n')
 _SUBSCRIPTS = str.maketrans('₀₁₂₃₄₅₆₇₈₉', '0123456789')
-_GREEK = [
-  'alpha',
-  'beta',
-  'gamma',
-  'delta',
-  'epsilon',
-  'zeta',
-  'eta',
-  'theta',
-  'iota',
-  'kappa',
-  'lambda',
-  'mu',
-  'nu',
-  'xi',
-  'omicron',
-  'pi',
-  'rho',
-  'sigmaf',
-  'sigma',
-  'tau',
-  'upsilon',
-  'phi',
-  'chi',
-  'psi',
-  'omega',
-]
+# In the order of their code points, which begin at that of α.
+_GREEK = """
+alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron
+pi rho sigmaf sigma tau upsilon phi chi psi omega
+"""
 _SYMBOLS = {
   **{'−': '-', '–': '-', '—': '-', '‐': '-', '‑': '-', '⁄': '/', '∕': '/'},
   **{'×': r'\times ', '÷': r'\div ', '·': r'\cdot ', '⋅': r'\cdot '},
@@ -51,7 +29,10 @@ _SYMBOLS = {
   **{'⟨': '(', '⟩': ')', '’': "'", '′': "'", '‘': "'", '∠': r'\angle '},
   **{'△': r'\triangle ', '“': '', '”': '', '"': '', '→': r'\to '},
   **{'⌊': r'\lfloor ', '⌋': r'\rfloor ', '⌈': r'\lceil ', '⌉': r'\rceil '},
-  **{chr(ord('α') + place): f'\\{name} ' for place, name in enumerate(_GREEK)},
+  **{
+    chr(ord('α') + index): f'\\{name} '
+    for index, name in enumerate(_GREEK.split())
+  },
 }
 _UNICODE = re.compile(f'[{re.escape("".join(_SYMBOLS))}]')
 

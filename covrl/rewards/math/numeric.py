@@ -7,13 +7,9 @@ digits than the answers have.
 
 from __future__ import annotations
 
-import gc
 import random
-import signal
 from collections.abc import Sequence
 from fractions import Fraction
-from types import FrameType
-from typing import Any
 
 import mpmath
 
@@ -29,58 +25,10 @@ from covrl.rewards.math.evaluate import (
 )
 
 MAX_DIGITS = 1000
-_REPEAT_INTERVAL = 0.1  # seconds between repeated timer signals
 
 # Ranges of the values of symbols: (smallest, largest), tried in turn.
 _RANGES = ((0.1, 1), (1, 5), (-1, 1), (-5, 5), (0.1, 3), (2, 40), (-9, -1))
 _CONSTANTS = {'e', 'i', '\\pi'}
-
-
-class TimeLimitExceeded(Exception):
-  """A comparison exceeded its time limit."""
-
-
-class TimeLimit:
-  """Context that limits the CPU time of its body.
-
-  Uses a process timer, whose signal also interrupts regular expressions. It counts
-  CPU time of this process only, and works only in a main thread (a worker's). The
-  signal is repeated until it is handled. (SIGPROF is not used since libtpu sends
-  it, too.)
-
-  Raises:
-    TimeLimitExceeded: if the time limit is exceeded.
-  """
-
-  def __init__(self, seconds: float) -> None:
-    self._seconds = seconds
-    self._before: Any = None
-
-  def __enter__(self) -> None:
-    self._before = signal.signal(signal.SIGVTALRM, _on_timer)
-    signal.setitimer(signal.ITIMER_VIRTUAL, self._seconds, _REPEAT_INTERVAL)
-
-  def __exit__(self, *_: object) -> None:
-    signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-    # A pending signal would end a process without a handler.
-    if self._before is not signal.SIG_DFL:
-      signal.signal(signal.SIGVTALRM, self._before)
-
-
-def _on_timer(_: int, frame: FrameType | None) -> None:
-  """Raises, except where the exception would be lost or leave the timer on.
-
-  Exceptions in callbacks of the garbage collector are lost; JAX installs one.
-  """
-  if not any(signal.getitimer(signal.ITIMER_VIRTUAL)):
-    return
-  callbacks = (TimeLimit.__enter__, TimeLimit.__exit__, *gc.callbacks)
-  silent = {getattr(callback, '__code__', None) for callback in callbacks}
-  while frame is not None:
-    if frame.f_code in silent:
-      return
-    frame = frame.f_back
-  raise TimeLimitExceeded
 
 
 def equal(left: Node, right: Node) -> bool | None:
@@ -93,11 +41,11 @@ def equal(left: Node, right: Node) -> bool | None:
   Returns:
     `None` if undecided: both are defined at too few points.
   """
-  bare_logarithm = any(_has_bare_logarithm(node) for node in (left, right))
+  ambiguous_log = any(_has_log_without_base(node) for node in (left, right))
   verdict = None
   # `log` has base 10 or e: equality for one of them suffices.
-  for natural in (False, True) if bare_logarithm else (False,):
-    verdict = _equal(left, right, natural)
+  for natural_log in (False, True) if ambiguous_log else (False,):
+    verdict = _equal(left, right, natural_log)
     if verdict:
       break
   return verdict
@@ -114,7 +62,7 @@ def proportional(left: Node, right: Node, *, positive: bool) -> bool | None:
   names = sorted(symbols(left) | symbols(right))
   if not names:
     return None
-  factor, seen = None, 0
+  factor, compared = None, 0
   precision = _precision(left, right)
   for point in _points(names):
     try:
@@ -133,8 +81,8 @@ def proportional(left: Node, right: Node, *, positive: bool) -> bool | None:
       factor = ratio
     if not is_close(factor, ratio, precision):
       return False
-    seen += 1
-  if seen < 3 or factor is None:
+    compared += 1
+  if compared < 3 or factor is None:
     return None
   return not positive or bool(mpmath.re(factor) > 0)
 
@@ -163,15 +111,15 @@ def symbols(node: Node) -> set[str]:
   return {name for part in node.parts for name in symbols(part)}
 
 
-def _equal(left: Node, right: Node, natural: bool) -> bool | None:
+def _equal(left: Node, right: Node, natural_log: bool) -> bool | None:
   precision = _precision(left, right)
   names = sorted(symbols(left) | symbols(right))
   imaginary = any(_has_symbol(node, 'i') for node in (left, right))
-  seen, unreal = 0, 0
+  real, complex_equal = 0, 0
   for point in _points(names):
     try:
       values = [
-        evaluate(node, point, precision, natural=natural)
+        evaluate(node, point, precision, natural_log=natural_log)
         for node in (left, right)
       ]
     except OutOfBounds:
@@ -184,14 +132,14 @@ def _equal(left: Node, right: Node, natural: bool) -> bool | None:
     same = is_close(one, other, precision)
     if names and not imaginary and (is_complex(one) or is_complex(other)):
       # Outside the real domain, equal expressions may differ by branches.
-      unreal += same
+      complex_equal += same
       continue
     if not same:
       return False
-    seen += 1
+    real += 1
   if not names:
-    return True if seen else None
-  return True if seen >= 2 or unreal >= 3 else None
+    return True if real else None
+  return True if real >= 2 or complex_equal >= 3 else None
 
 
 def _points(names: Sequence[str]) -> list[dict[str, Fraction]]:
@@ -238,7 +186,7 @@ def _has_symbol(node: Node, name: str) -> bool:
   return any(_has_symbol(part, name) for part in node.parts)
 
 
-def _has_bare_logarithm(node: Node) -> bool:
+def _has_log_without_base(node: Node) -> bool:
   if node.kind == 'call' and node.value == 'log' and len(node.parts) == 1:
     return True
-  return any(map(_has_bare_logarithm, node.parts))
+  return any(map(_has_log_without_base, node.parts))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from covrl.rewards.math import ast, lexer, vocabulary
 from covrl.rewards.math.ast import Node, ParseError
-from covrl.rewards.math.lexer import Token
+from covrl.rewards.math.lexer import Token, TokenStream
 
 MAX_DEPTH = 40
 
@@ -24,83 +24,57 @@ _FACTORS = (
 )
 
 
-def parse(cleaned: str, *, merge: bool = True) -> Node:
+def parse(normalized: str, *, merge_thousands: bool = True) -> Node:
   r"""Parses a normalized answer.
 
   >>> parse('x = 3, 4').kind, parse('(3, 4]').value
   ('list', '(]')
 
   Args:
-    cleaned: an answer from `normalize_tex`.
-    merge: whether `1,234` is a number; a list of two otherwise.
+    normalized: an answer from `normalize_tex`.
+    merge_thousands: whether `1,234` is a number; a list of two otherwise.
 
   Raises:
     ParseError: if the answer is outside of the supported grammar.
   """
-  parser = _Parser(lexer.tokenize(cleaned, merge=merge))
-  node = parser.listing()
-  parser.end()
+  parser = _Parser(lexer.tokenize(normalized, merge_thousands=merge_thousands))
+  node = parser.statements()
+  parser.expect_end()
   return node
 
 
-class _Parser:
+class _Parser(TokenStream):
   """Parser state; each method parses one level of precedence."""
 
-  def __init__(self, stream: list[Token]) -> None:
-    self._tokens = stream
-    self._position = 0
+  def __init__(self, tokens: list[Token]) -> None:
+    super().__init__(tokens)
     self._depth = 0
-    self._bars = 0
-    self._colons = True
-
-  # Tokens.
-
-  def peek(self, ahead: int = 0) -> Token:
-    index = self._position + ahead
-    return self._tokens[index] if index < len(self._tokens) else lexer.END
-
-  def next(self) -> Token:
-    token = self.peek()
-    self._position += 1
-    return token
-
-  def accept(self, *texts: str) -> str:
-    """Consumes the next token if it is one of `texts`; else returns ``''``."""
-    token = self.peek()
-    if token.kind != 'text' and token.text in texts:
-      self._position += 1
-      return token.text
-    return ''
-
-  def expect(self, *texts: str) -> str:
-    found = self.accept(*texts)
-    if not found:
-      raise ParseError(f'{texts} expected, got {self.peek().text!r}')
-    return found
-
-  def end(self) -> None:
-    if self.peek() is not lexer.END:
-      raise ParseError(f'the end expected, got {self.peek().text!r}')
+    # Number of absolute values in progress; then | closes one.
+    self._open_bars = 0
+    # Whether a colon makes a ratio; not so in {x : …}.
+    self._has_ratios = True
 
   # From the lowest to the highest precedence.
 
-  def listing(self) -> Node:
+  def statements(self) -> Node:
     """Parses statements separated by commas, semicolons, `and` or `or`."""
     self._depth += 1
     if self._depth > MAX_DEPTH:
       raise ParseError('too deep')
-    items, joints = [self.statement()], set[str]()
-    while self.peek().kind == 'joint':
-      while self.peek().kind == 'joint':
-        joints.add(self.next().text)
+    items, separators = [self.statement()], set[str]()
+    while self.peek().kind == 'separator':
+      while self.peek().kind == 'separator':
+        separators.add(self.next().text)
       if self.peek() is lexer.END:
         break
       items.append(self.statement())
     self._depth -= 1
     if len(items) == 1:
       return items[0]
-    joint = next((word for word in ('or', 'and') if word in joints), ',')
-    return Node('list', tuple(items), joint)
+    separator = next(
+      (word for word in ('or', 'and') if word in separators), ','
+    )
+    return Node('list', tuple(items), separator)
 
   def statement(self) -> Node:
     """Parses an expression, or a chain of relations."""
@@ -130,7 +104,7 @@ class _Parser:
 
   def ratio(self) -> Node:
     parts = [self.sum()]
-    while self._colons and self.accept(':'):
+    while self._has_ratios and self.accept(':'):
       parts.append(self.sum())
     node = parts[0] if len(parts) == 1 else Node('ratio', tuple(parts))
     if self.accept('\\over'):
@@ -199,7 +173,7 @@ class _Parser:
     if token.kind == 'command':
       return token.text in _FACTORS
     return token.text in ('(', '{', '\\{') or (
-      token.text == '|' and not self._bars
+      token.text == '|' and not self._open_bars
     )
 
   # Atoms.
@@ -227,7 +201,7 @@ class _Parser:
     """Parses subscripts and primes of a name."""
     while True:
       if self.accept('_'):
-        name = f'{name}_{self._raw_argument()}'
+        name = f'{name}_{self.raw_argument()}'
       elif self.accept("'"):
         name = f"{name}'"
       elif self.peek().text == '^' and self.peek(1).text == '\\prime':
@@ -271,7 +245,7 @@ class _Parser:
   def _decorated(self, name: str) -> Node:
     """Parses a decorated letter (bold, hat, overline) or a number set."""
     start = self._position
-    text = self._raw_argument()
+    text = self.raw_argument()
     if name == '\\mathbb' and text == 'R':
       return Node('reals')
     if name in ('\\mathbf', '\\boldsymbol', '\\bm') and not text.isalpha():
@@ -324,34 +298,21 @@ class _Parser:
       return ast.number(int(token.text[0]))
     if token.text == '{':
       self.next()
-      return self._until('}', self.listing)
+      return self._until('}', self.statements)
     return self.atom()
-
-  def _raw_argument(self) -> str:
-    """Returns the argument of a command as text."""
-    if not self.accept('{'):
-      return self.next().text
-    depth, words = 1, list[str]()
-    while depth:
-      token = self.next()
-      if token is lexer.END:
-        raise ParseError('a brace is not closed')
-      depth += {'{': 1, '}': -1}.get(token.text, 0)
-      words.append(token.text)
-    return ''.join(words[:-1])
 
   # Brackets.
 
   def _bracketed(self, opening: str) -> Node:
     match opening:
       case '{':
-        return self._until('}', self.listing)
+        return self._until('}', self.statements)
       case '\\{':
         return self._set()
       case '|':
-        self._bars += 1
+        self._open_bars += 1
         node = Node('absolute', (self._until('|', self.sum),))
-        self._bars -= 1
+        self._open_bars -= 1
         return node
       case '(' | '[' | ']':
         return self._tuple(opening)
@@ -363,11 +324,11 @@ class _Parser:
     return node
 
   def _tuple(self, opening: str) -> Node:
-    bars, self._bars = self._bars, 0
+    bars, self._open_bars = self._open_bars, 0
     if self.accept(')'):
       raise ParseError('empty parentheses')
-    node = self.listing()
-    self._bars = bars
+    node = self.statements()
+    self._open_bars = bars
     # Open intervals may be written with brackets turned outwards.
     outward = ('[',) if opening in '[]' else ()
     closing = self.expect(')', ']', *outward)
@@ -381,21 +342,21 @@ class _Parser:
   def _set(self) -> Node:
     if self.accept('\\}'):
       return Node('set')
-    colons, self._colons = self._colons, False
-    bars, self._bars = self._bars, 1
-    node = self.listing()
-    self._bars, self._colons = bars, colons
+    colons, self._has_ratios = self._has_ratios, False
+    bars, self._open_bars = self._open_bars, 1
+    node = self.statements()
+    self._open_bars, self._has_ratios = bars, colons
     if self.accept('|', ':'):
-      condition = self.listing()
+      condition = self.statements()
       self.expect('\\}')
       return Node('builder', (node, condition))
     self.expect('\\}')
     return Node('set', node.parts if node.kind == 'list' else (node,))
 
   def _environment(self) -> Node:
-    name = self._raw_argument()
+    name = self.raw_argument()
     if name == 'array' and self.peek().text == '{':
-      self._raw_argument()
+      self.raw_argument()
     rows: list[list[Node]] = [[]]
     while not self.accept('\\end'):
       if self.accept('\\\\'):
@@ -403,8 +364,8 @@ class _Parser:
       elif self.accept('&', '\\hline'):
         continue
       else:
-        rows[-1].append(self.listing())
-    if self._raw_argument() != name:
+        rows[-1].append(self.statements())
+    if self.raw_argument() != name:
       raise ParseError('the end of another environment')
     rows = [row for row in rows if row]
     if not rows or len({len(row) for row in rows}) != 1:

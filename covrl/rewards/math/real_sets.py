@@ -57,7 +57,7 @@ def same_set(left: Node, right: Node) -> bool | None:
     `None` if one is not a set, or has boundary points that are not numbers.
   """
   try:
-    line = _Line([*_ends(left), *_ends(right)])
+    line = _Line([*_boundary_points(left), *_boundary_points(right)])
     return _cells(left, line) == _cells(right, line)
   except Undefined:
     return None
@@ -85,18 +85,18 @@ class _Line:
     raise Undefined('an unknown boundary point')
 
 
-def _ends(node: Node) -> list[Value]:
+def _boundary_points(node: Node) -> list[Value]:
   """Returns the boundary points of a set."""
   if node.kind in ('tuple', 'set'):
     return [constant(part) for part in node.parts if not _infinite(part)]
   if node.kind == 'relation':
     members = [part for part in node.parts if part.kind != 'symbol']
     if node.value == ('in',):
-      return _ends(node.parts[1])
+      return _boundary_points(node.parts[1])
     return [constant(part) for part in members if not _infinite(part)]
   if node.kind == 'builder':
-    return _ends(node.parts[1])
-  return [end for part in node.parts for end in _ends(part)]
+    return _boundary_points(node.parts[1])
+  return [end for part in node.parts for end in _boundary_points(part)]
 
 
 def _cells(node: Node, line: _Line) -> Cells:
@@ -112,7 +112,7 @@ def _cells(node: Node, line: _Line) -> Cells:
       return frozenset(line.at(constant(part)) for part in node.parts)
     case 'tuple' if len(node.parts) == 2:
       low, high = node.parts
-      return _beyond(low, node.value[0] == '[', '>', line) & _beyond(
+      return _half_line(low, node.value[0] == '[', '>', line) & _half_line(
         high, node.value[1] == ']', '<', line
       )
     case 'union':
@@ -128,7 +128,7 @@ def _cells(node: Node, line: _Line) -> Cells:
     case 'relation':
       return _inequality(node, line)
     case 'list':
-      return _combined(node.value, list(map(cells, node.parts)))
+      return _combine(node.value, list(map(cells, node.parts)))
   raise Undefined(f'a {node.kind} is not a set of numbers')
 
 
@@ -140,21 +140,21 @@ def _inequality(node: Node, line: _Line) -> Cells:
   (name,) = positions
   if len(node.parts) > 3 or (len(node.parts) == 3 and name != 1):
     raise Undefined('an inequality of one variable is required')
-  held = line.all
+  kept = line.all
   for index, sign in enumerate(node.value):
     bound = node.parts[index if index < name else index + 1]
     # Read with the variable on the left.
     sign = _FLIPPED[sign] if index < name else sign
     if sign == 'ne':
-      held -= {line.at(constant(bound))}
+      kept -= {line.at(constant(bound))}
     else:
       closed = sign in ('le', 'ge')
       side = '<' if sign in ('<', 'le') else '>'
-      held &= _beyond(bound, closed, side, line)
-  return held
+      kept &= _half_line(bound, closed, side, line)
+  return kept
 
 
-def _beyond(bound: Node, closed: bool, side: str, line: _Line) -> Cells:
+def _half_line(bound: Node, closed: bool, side: str, line: _Line) -> Cells:
   """Returns the cells above or below a bound."""
   sign = _infinite(bound)
   if sign:
@@ -162,14 +162,14 @@ def _beyond(bound: Node, closed: bool, side: str, line: _Line) -> Cells:
     return line.all if (sign < 0) == (side == '>') else frozenset()
   cut = line.at(constant(bound))
   above: Callable[[int], bool] = cut.__lt__ if side == '>' else cut.__gt__
-  held = frozenset(filter(above, line.all))
-  return held | {cut} if closed else held
+  kept = frozenset(filter(above, line.all))
+  return kept | {cut} if closed else kept
 
 
-def _combined(joint: str, parts: list[Cells]) -> Cells:
+def _combine(separator: str, parts: list[Cells]) -> Cells:
   """Unites for `or`; intersects for `and` and commas, unless that is empty."""
   common = frozenset.intersection(*parts)
-  if joint == 'or' or not common:
+  if separator == 'or' or not common:
     return frozenset.union(*parts)
   return common
 

@@ -57,7 +57,7 @@ _WORD = re.compile(r'\\\$|[^\W\d_]+|[€£¥¢]|[-+]?\d+|[/^*·]')
 _POWERS = {'square': 2, 'squared': 2, 'sq': 2, 'cubic': 3, 'cubed': 3, 'cu': 3}
 
 # Units recognised without \text, instead of as a product of letters.
-BARE = frozenset(
+BARE_UNITS = frozenset(
   name
   for name in _UNITS
   if len(name) > 1 and name.isalpha() and name not in ('in', 'ms')
@@ -84,26 +84,26 @@ def unit(text: str) -> Unit | None:
   if len(tokens) > 8 or sum(token.isalpha() for token in tokens) > 4:
     return None
   factor, powers = Fraction(1), dict[str, int]()
-  sign, ahead, last = 1, 1, ''
+  sign, leading_power, last_word = 1, 1, ''
   for index, token in enumerate(tokens):
     if token in ('/', 'per', 'a', 'an') and index:
       sign = -1
     elif token in ('^', '*', '·', 'of', 'the'):
       continue
     elif token.lower() in _POWERS and token.lower() not in ('squared', 'cubed'):
-      ahead = _POWERS[token.lower()]
+      leading_power = _POWERS[token.lower()]
     elif token in ('squared', 'cubed') or token.lstrip('-+').isdigit():
       power = _POWERS.get(token) or int(token)
-      if not last or abs(power) > 9:
+      if not last_word or abs(power) > 9:
         return None
-      value, base = _base(last)
+      value, base = _base(last_word)
       factor *= value ** (sign * (power - 1))
       powers[base] += sign * (power - 1)
     else:
       value, base = _base(token)
-      factor *= value ** (sign * ahead)
-      powers[base] = powers.get(base, 0) + sign * ahead
-      last, ahead = token, 1
+      factor *= value ** (sign * leading_power)
+      powers[base] = powers.get(base, 0) + sign * leading_power
+      last_word, leading_power = token, 1
   kept = ((base, n) for base, n in powers.items() if n and base != '1')
   return factor, tuple(sorted(kept))
 

@@ -56,7 +56,7 @@ NAMES = {
   'infinity': '\\infty',
   'oo': '\\infty',
 }
-JOINTS = {'and': 'and', 'or': 'or', 'where': ',', 'if': ',', 'for': ','}
+SEPARATORS = {'and': 'and', 'or': 'or', 'where': ',', 'if': ',', 'for': ','}
 SHORT_WORDS = frozenset(
   command[1:]
   for command in _commands("""

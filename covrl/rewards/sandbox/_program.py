@@ -19,31 +19,11 @@ if TYPE_CHECKING:
   from typing import Any
 
 # Imported once instead of in every child, if the program mentions them.
-_PRELOADED = [
-  'bisect',
-  'collections',
-  'copy',
-  'dataclasses',
-  'datetime',
-  'decimal',
-  'enum',
-  'fractions',
-  'functools',
-  'heapq',
-  'io',
-  'itertools',
-  'json',
-  'math',
-  'operator',
-  'queue',
-  'random',
-  're',
-  'statistics',
-  'string',
-  'threading',
-  'time',
-  'typing',
-]
+_PRELOADED = """
+bisect collections copy dataclasses datetime decimal enum fractions functools
+heapq io itertools json math operator queue random re statistics string
+threading time typing
+"""
 
 # Names that LeetCode provides to the functions of its problems.
 _LEETCODE_NAMES = {
@@ -81,7 +61,7 @@ class Program:
       self.code = compile(self.source, 'program.py', 'exec', dont_inherit=True)
     except BaseException as error:
       return describe(error)
-    for name in _PRELOADED:
+    for name in _PRELOADED.split():
       if name.encode() in self.source:
         __import__(name)
     return ''

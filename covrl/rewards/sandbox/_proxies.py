@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 
   from covrl.rewards.sandbox._json_channel import JsonChannel
 
+# Special methods that proxies forward to the program.
+_OPERATIONS = """
+abs bool delitem enter float format getitem hash int len neg next repr reversed
+round setitem str
+"""
+_BINARY_OPERATORS = """
+add and floordiv ge gt le lt matmul mod mul or pow sub truediv xor
+"""
+
 
 class SuiteError(Exception):
   """The suite is invalid or needs something unavailable."""
@@ -260,43 +269,9 @@ def _define(name: str, *, compares: bool) -> None:
   setattr(Proxy, f'__{name}__', forward)
 
 
-for _name in [
-  'bool',
-  'delitem',
-  'enter',
-  'float',
-  'format',
-  'getitem',
-  'hash',
-  'int',
-  'len',
-  'neg',
-  'next',
-  'repr',
-  'reversed',
-  'round',
-  'setitem',
-  'str',
-  'abs',
-]:
+for _name in _OPERATIONS.split():
   _define(_name, compares=False)
-for _name in [
-  'add',
-  'and',
-  'floordiv',
-  'ge',
-  'gt',
-  'le',
-  'lt',
-  'matmul',
-  'mod',
-  'mul',
-  'or',
-  'pow',
-  'sub',
-  'truediv',
-  'xor',
-]:
+for _name in _BINARY_OPERATORS.split():
   _define(_name, compares=True)
 
 if __name__ == '__main__':
