@@ -87,6 +87,4 @@ def find_slice(name: str) -> Slice:
   Raises:
     ValueError: if the name is unknown; the message lists the known ones.
   """
-  # Google's name of v5e slices begins with v5litepod.
-  google = name.replace('v5e-', 'v5litepod-') if ':' not in name else name
-  return Slice(topology=topologies.find_topology(google))
+  return Slice(topology=topologies.find_topology(name))

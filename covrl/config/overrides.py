@@ -40,10 +40,12 @@ def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str | None]]:
   """Yields field names and texts, `None` for a field without a value."""
   rest = list(overrides)
   while rest:
-    option, equals, text = rest.pop(0).partition('=')
+    given = rest.pop(0)
+    option, equals, text = given.partition('=')
     if not option.startswith(PREFIX):
       raise ConfigError(
-        f'overrides must look like --config.FIELD=VALUE, got {option!r}'
+        f'overrides must look like {PREFIX}FIELD=VALUE, got {given!r}'
+        f'{_advice(option.removeprefix("--"))}'
       )
     if equals:
       yield option.removeprefix(PREFIX), text
@@ -57,13 +59,38 @@ def _find(name: str) -> Field:
   """Returns a field by its dotted name."""
   if name in fields_by_name():
     return fields_by_name()[name]
-  for section in sections():
-    if section.name == name:
-      names = ', '.join(field.name for field in section.fields)
-      raise ConfigError(f'{name} is a group of config fields: {names}')
-  near = _nearest(name)
-  hint = f'; did you mean {near}?' if near else ''
-  raise ConfigError(f'there is no config field {name!r}{hint}')
+  if name in _groups():
+    raise ConfigError(_description(name))
+  raise ConfigError(f'there is no config field {name!r}{_advice(name)}')
+
+
+def _advice(name: str) -> str:
+  """Returns the end of an error: what an unknown name may mean."""
+  if name in fields_by_name():
+    return f'; did you mean {PREFIX}{name}?'
+  name = name.removeprefix(PREFIX.removeprefix('--')).strip('.')
+  if name in _groups():
+    return f'; {_description(name)}'
+  if near := _nearest(name):
+    return f'; did you mean {near}?'
+  group = name.rpartition('.')[0]
+  near_groups = difflib.get_close_matches(group or name, _groups(), n=1)
+  if not near_groups:
+    return ''
+  return f'; {_description(near_groups[0])}'
+
+
+def _groups() -> dict[str, str]:
+  """Returns the names of fields by group, each as one text."""
+  return {
+    section.name: ', '.join(field.name for field in section.fields)
+    for section in sections()
+    if section.name
+  }
+
+
+def _description(group: str) -> str:
+  return f'{group} is a group of config fields: {_groups()[group]}'
 
 
 def _nearest(name: str) -> str | None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks of a configuration."""
 
+from covrl.config.divisors import check_divides
 from covrl.config.errors import ConfigError
 from covrl.config.fields import Config
 from covrl.config.flat import flatten
@@ -38,20 +39,20 @@ def check(config: Config) -> None:
 def _check_batches(config: Config) -> None:
   """Checks that an iteration divides into updates and micro-batches."""
   train = config.train
-  _check_divides(
+  check_divides(
     config.sequences_per_iteration,
     train.sequences_per_update,
     'the sequences of an iteration (rollout.prompts_per_iteration × '
     'rollout.responses_per_prompt)',
     'train.sequences_per_update',
   )
-  _check_divides(
+  check_divides(
     train.sequences_per_update,
     train.micro_batches,
     'train.sequences_per_update',
     'train.micro_batches',
   )
-  _check_divides(
+  check_divides(
     train.packed_rows,
     train.micro_batches,
     'train.packed_rows',
@@ -61,11 +62,4 @@ def _check_batches(config: Config) -> None:
     raise ConfigError(
       'train.packed_rows must be at most train.sequences_per_update, got '
       f'{train.packed_rows} of {train.sequences_per_update}'
-    )
-
-
-def _check_divides(total: int, part: int, total_name: str, name: str) -> None:
-  if total % part:
-    raise ConfigError(
-      f'{total_name} must be a multiple of {name}, got {total} and {part}'
     )

@@ -27,6 +27,7 @@ from jax.sharding import (
 )
 from jaxtyping import PyTree
 
+from covrl.config.divisors import divisors, hint, multiples, nearest
 from covrl.parallel import distributed
 
 MESH_AXES = ('data', 'fsdp', 'tensor', 'expert', 'context')
@@ -133,6 +134,7 @@ def _arranged(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
   if sizes[0] % len(slices):
     raise ValueError(
       f'data must be a multiple of the {len(slices)} slices, got {sizes[0]}'
+      f'{hint("data", multiples(len(slices), sizes[0]))}'
     )
   within = (sizes[0] // len(slices), *sizes[1:])
   return mesh_utils.create_hybrid_device_mesh(
@@ -158,13 +160,15 @@ def _axis_sizes(
     sizes = [shape.get(axis, 1) for axis in MESH_AXES]
   else:
     sizes = [*shape, *[1] * (len(MESH_AXES) - len(shape))]
-  if sizes.count(-1) == 1:
-    known = math.prod(size for size in sizes if size != -1)
-    sizes[sizes.index(-1)] = max(count // known, 1)
+  given = dict(zip(MESH_AXES, sizes, strict=False))
+  fixed = math.prod(size for size in sizes if size != -1)
+  if sizes.count(-1) == 1 and fixed > 0 and count % fixed == 0:
+    sizes[sizes.index(-1)] = count // fixed
   if len(sizes) != len(MESH_AXES) or math.prod(sizes) != count:
-    given = dict(zip(MESH_AXES, sizes, strict=False))
+    possible = nearest(divisors(count), fixed) if -1 in sizes else ()
     raise ValueError(
       f'a mesh must multiply to the {count} devices there are, got {given}'
+      f'{hint("product of the axes other than -1", possible)}'
     )
   return tuple(sizes)
 
@@ -299,7 +303,7 @@ def batch_shardings(batch: PyTree, mesh: Mesh) -> PyTree:
     ValueError: if rows or tokens do not divide over the mesh.
   """
 
-  def sharding_of(leaf: Any) -> NamedSharding:
+  def sharding_of(path: Any, leaf: Any) -> NamedSharding:
     axes = ('batch', 'sequence')[: leaf.ndim]
     for axis, size in zip(axes, leaf.shape, strict=False):
       count = num_shards(mesh, axis, TRAIN_RULES)
@@ -307,13 +311,20 @@ def batch_shardings(batch: PyTree, mesh: Mesh) -> PyTree:
         counted = 'rows' if axis == 'batch' else 'tokens'
         raise ValueError(
           f'{counted} must divide over the {count} shards of the {axis}, '
-          f'got {size} {counted}'
+          f'got {size} {counted}{_of_leaf(path)}'
+          f'{hint(counted, multiples(count, size))}'
         )
     if leaf.ndim < 2 or mesh.shape['context'] == 1:
       return batch_sharding(mesh) if leaf.ndim else replicated(mesh)
     return named_sharding(mesh, axes, TRAIN_RULES)
 
-  return jax.tree.map(sharding_of, batch)
+  return jax.tree_util.tree_map_with_path(sharding_of, batch)
+
+
+def _of_leaf(path: tuple[Any, ...]) -> str:
+  """Returns ' in' and a leaf's name; empty for a bare array."""
+  name = jax.tree_util.keystr(path, simple=True, separator='.')
+  return f' in {name}' if name else ''
 
 
 def num_shards(mesh: Mesh | AbstractMesh, axis: str, rules: Rules) -> int:

@@ -3,7 +3,8 @@
 
 A slice is named by its chips, `v5p:4x4x4`, or by Google's name. Google names
 v5p slices by their TensorCores, two per chip, and v5e and v6e slices by their
-chips: v5p-128 and v6e-64 have 64 chips each.
+chips: v5p-128 and v6e-64 have 64 chips each. `v5e-8` is short for Google's
+`v5litepod-8`.
 """
 
 from __future__ import annotations
@@ -159,6 +160,16 @@ class Topology(NamedTuple):
     return f'{self.chip.accelerator}-{self.chips * self.chip.cores}'
 
   @property
+  def names(self) -> tuple[str, ...]:
+    """All names of the slice.
+
+    >>> find_topology('v5e:2x4').names
+    ('v5e:2x4', 'v5litepod-8', 'v5e-8')
+    """
+    short = f'{self.chip.name}-{self.chips * self.chip.cores}'
+    return tuple(dict.fromkeys((self.name, self.accelerator, short)))
+
+  @property
   def chips(self) -> int:
     """Number of chips.
 
@@ -187,11 +198,11 @@ def find_topology(name: str) -> Topology:
   True
   """
   for topology in TOPOLOGIES:
-    if name in (topology.name, topology.accelerator):
+    if name in topology.names:
       return topology
   known = '; '.join(
     ', '.join(
-      f'{each.name} ({each.accelerator})'
+      f'{each.name} ({" or ".join(each.names[1:])})'
       for each in TOPOLOGIES
       if each.chip is chip
     )

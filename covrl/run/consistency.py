@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from covrl.config import Config, ConfigError, Recipe, flatten
+from covrl.config.divisors import hint, multiples
 from covrl.data import ProblemSource
 from covrl.data.problems import source_fingerprint
 from covrl.parallel import distributed
@@ -76,6 +77,7 @@ def check_batch_sizes(config: Config, processes: int) -> None:
     if size % processes:
       raise ConfigError(
         f'{name} must be a multiple of the {processes} processes, got {size}'
+        f'{hint(name, multiples(processes, size))}'
       )
 
 

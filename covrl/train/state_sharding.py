@@ -7,14 +7,16 @@ could differ from the input's and cause another compilation.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import PyTree
 
 from covrl.config import Config, ConfigError
+from covrl.config.divisors import divisors, hint, multiples, nearest
 from covrl.models import ModelConfig
 from covrl.parallel import sharding
 
@@ -33,7 +35,9 @@ def rollout_mesh(mesh: Mesh, tensor: int) -> Mesh:
   return sharding.reshape_mesh(mesh, sizes)
 
 
-def check_mesh(config: Config, model: ModelConfig, mesh: Mesh) -> None:
+def check_mesh(
+  config: Config, model: ModelConfig, mesh: Mesh | AbstractMesh
+) -> None:
   """Checks that batches and model dimensions divide evenly over the mesh.
 
   Key and value heads need not: if there are fewer heads than shards, each is
@@ -43,56 +47,64 @@ def check_mesh(config: Config, model: ModelConfig, mesh: Mesh) -> None:
     ConfigError: a size is not a multiple of its mesh axes.
   """
   axes = dict(mesh.shape)
-  train, tensor = config.train, axes['tensor']
-  rollout_tensor = config.rollout.tensor or tensor
+  tensor, context = axes['tensor'], axes['context']
   experts = model.experts.count if model.experts else axes['expert']
-  batch_axes = 'mesh.data × mesh.fsdp × mesh.expert'
-  batch_shards = axes['data'] * axes['fsdp'] * axes['expert']
+  _check_rows(config, axes['data'] * axes['fsdp'] * axes['expert'])
   for name, size, divisor_name, divisor in (
     ('the number of experts', experts, 'mesh.expert', axes['expert']),
-    (
-      'train.sequences_per_update / train.micro_batches',
-      train.sequences_per_update // train.micro_batches,
-      batch_axes,
-      batch_shards,
-    ),
-    (
-      'train.packed_rows / train.micro_batches',
-      train.packed_rows // train.micro_batches,
-      batch_axes,
-      batch_shards,
-    ),
     (
       "the model's width",
       model.model_dim,
       'mesh.fsdp × mesh.context',
-      axes['fsdp'] * axes['context'],
+      axes['fsdp'] * context,
     ),
     (
       'the number of heads',
       model.num_heads,
       'mesh.tensor × mesh.context',
-      tensor * axes['context'],
+      tensor * context,
     ),
-    (
-      'the number of heads',
-      model.num_heads,
-      'rollout.tensor',
-      rollout_tensor,
-    ),
-    ('the vocabulary', model.vocab_size, 'mesh.tensor', tensor),
-    ('the feed-forward width', model.hidden_dim, 'mesh.tensor', tensor),
-    ('the vocabulary', model.vocab_size, 'rollout.tensor', rollout_tensor),
-    (
-      'the feed-forward width',
-      model.hidden_dim,
-      'rollout.tensor',
-      rollout_tensor,
+    *(
+      (name, size, axis, count)
+      for axis, count in (
+        ('mesh.tensor', tensor),
+        ('rollout.tensor', config.rollout.tensor or tensor),
+      )
+      for name, size in (
+        ('the number of heads', model.num_heads),
+        ('the vocabulary', model.vocab_size),
+        ('the feed-forward width', model.hidden_dim),
+      )
     ),
   ):
     if size % divisor:
+      # An axis of a mesh also divides the number of devices.
+      possible = divisors(math.gcd(size, mesh.size))
       raise ConfigError(
         f'{name} must be a multiple of {divisor_name}, got {size} and {divisor}'
+        f'{hint(divisor_name, nearest(possible, divisor))}'
+      )
+
+
+def _check_rows(config: Config, shards: int) -> None:
+  """Checks that the rows of a micro-batch divide over the mesh."""
+  train = config.train
+  count = train.micro_batches
+  # Rows that every number of micro-batches has to divide.
+  rows = math.gcd(train.sequences_per_update, train.packed_rows)
+  for name, size in (
+    ('train.sequences_per_update', train.sequences_per_update),
+    ('train.packed_rows', train.packed_rows),
+  ):
+    if size // count % shards:
+      if rows % shards:
+        advice = hint(name, multiples(shards * count, size))
+      else:
+        possible = divisors(rows // shards)
+        advice = hint('train.micro_batches', nearest(possible, count))
+      raise ConfigError(
+        f'{name} / train.micro_batches must be a multiple of mesh.data × '
+        f'mesh.fsdp × mesh.expert, got {size // count} and {shards}{advice}'
       )
 
 

@@ -26,7 +26,8 @@ def test_value_of_the_wrong_type(refuse_training):
 
 def test_argument_that_is_not_an_override(refuse_training):
   assert refuse_training('--seed=1') == (
-    "overrides must look like --config.FIELD=VALUE, got '--seed=1'"
+    "overrides must look like --config.FIELD=VALUE, got '--seed=1'; did you mean "
+    '--config.seed?'
   )
 
 
@@ -41,7 +42,10 @@ def test_argument_that_is_not_an_override(refuse_training):
       'train.micro_batches=3',
       'must be a multiple of train.micro_batches, got 8 and 3',
     ),
-    ('mesh.data=3', 'a mesh must multiply to the 8 devices there are'),
+    (
+      'mesh.data=3',
+      'nearest possible: product of the axes other than -1 = 2 or',
+    ),
     (
       'train.sequences_per_update=4',
       'must be a multiple of mesh.data × mesh.fsdp × mesh.expert, got 4 and 8',

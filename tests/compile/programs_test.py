@@ -250,7 +250,7 @@ def test_offloads_optimizer_state_to_host_memory(small):
     ),
     (
       ['--topology=v5e:2x4', '--num-slices=3', '--config.mesh.fsdp=6'],
-      'data must be a multiple of the 3 slices, got 2',
+      'data must be a multiple of the 3 slices, got 2; nearest possible: data = 3',
     ),
   ],
 )

@@ -101,15 +101,44 @@ def test_unknown_field_names_the_nearest(field, nearest):
   )
 
 
-@pytest.mark.parametrize('field', ['xyzzy', 'train.lr'])
-def test_unknown_field_unlike_any_other(field):
-  assert refused(f'{field}=3') == f'there is no config field {field!r}'
+def test_unknown_field_unlike_any_other():
+  assert refused('xyzzy=3') == "there is no config field 'xyzzy'"
+
+
+CHECKPOINT = (
+  'checkpoint is a group of config fields: checkpoint.every, '
+  'checkpoint.every_updates, checkpoint.keep'
+)
+
+
+@pytest.mark.parametrize(
+  'field', ['checkpiont', 'checkpoint.', 'checkpoint.xyzzy', 'checkpiont.xyzzy']
+)
+def test_unknown_field_names_the_group_it_resembles(field):
+  assert refused(f'{field}=3') == (
+    f'there is no config field {field!r}; {CHECKPOINT}'
+  )
 
 
 def test_group_of_fields_lists_them():
-  assert refused('checkpoint=3') == (
-    'checkpoint is a group of config fields: checkpoint.every, '
-    'checkpoint.every_updates, checkpoint.keep'
+  assert refused('checkpoint=3') == CHECKPOINT
+
+
+@pytest.mark.parametrize(
+  ('given', 'advice'),
+  [
+    ('checkpoint=3', f'; {CHECKPOINT}'),
+    ('--checkpoint=3', f'; {CHECKPOINT}'),
+    ('--train.iterations=3', '; did you mean --config.train.iterations?'),
+    ('iterations=3', '; did you mean train.iterations?'),
+    ('xyzzy=3', ''),
+  ],
+)
+def test_argument_that_is_not_an_override_is_shown_with_advice(given, advice):
+  with pytest.raises(ConfigError) as caught:
+    load(KL_COV, [given])
+  assert str(caught.value) == (
+    f'overrides must look like --config.FIELD=VALUE, got {given!r}{advice}'
   )
 
 
@@ -129,13 +158,6 @@ def test_value_of_another_type(override, type_name):
   assert error.endswith(type_name)
 
 
-def test_option_that_is_not_an_override():
-  with pytest.raises(
-    ConfigError, match=r'must look like --config\.FIELD=VALUE'
-  ):
-    load(KL_COV, ['--seed=1'])
-
-
 @pytest.mark.parametrize(
   ('overrides', 'reason'),
   [
@@ -143,12 +165,13 @@ def test_option_that_is_not_an_override():
       {'train.sequences_per_update': 100},
       'the sequences of an iteration (rollout.prompts_per_iteration × '
       'rollout.responses_per_prompt) must be a multiple of '
-      'train.sequences_per_update, got 512 and 100',
+      'train.sequences_per_update, got 512 and 100; nearest possible: '
+      'train.sequences_per_update = 64 or 128',
     ),
     (
       {'train.micro_batches': 3},
       'train.sequences_per_update must be a multiple of train.micro_batches, '
-      'got 128 and 3',
+      'got 128 and 3; nearest possible: train.micro_batches = 2 or 4',
     ),
     (
       {'evaluate.problems': 2000},

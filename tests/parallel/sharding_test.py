@@ -116,9 +116,11 @@ def test_tokens_are_sharded_over_context():
   placed = sharding.shard_batch(np.zeros((4, 12)), mesh)
   assert {s.data.shape for s in placed.addressable_shards} == {(2, 3)}
   with pytest.raises(
-    ValueError, match='tokens must divide over the 4 shards of the sequence, '
+    ValueError,
+    match=r'tokens must divide over the 4 shards of the sequence, got 11 tokens '
+    r'in stats\.mask; nearest possible: tokens = 8 or 12',
   ):
-    sharding.shard_batch(np.zeros((4, 11)), mesh)
+    sharding.shard_batch({'stats': {'mask': np.zeros((4, 11))}}, mesh)
 
 
 def test_batch_is_sharded_by_rows():

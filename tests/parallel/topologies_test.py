@@ -41,15 +41,19 @@ def test_google_names_count_cores(google, ours, chips):
   )
 
 
+def test_short_name_of_a_slice_counts_like_googles():
+  assert find_topology('v5e-8') is find_topology('v5litepod-8')
+  assert find_topology('v5e-256') is find_topology('v5e:16x16')
+
+
 def test_names_are_unique():
-  names = [each.name for each in TOPOLOGIES]
-  names += [each.accelerator for each in TOPOLOGIES]
+  names = [name for each in TOPOLOGIES for name in each.names]
   assert len(set(names)) == len(names)
 
 
 def test_unknown_topology_lists_the_known_ones():
   with pytest.raises(
-    ValueError, match=r'must be one of .*v5p:4x4x4 \(v5p-128'
+    ValueError, match=r'must be one of .*v5p:4x4x4 \(v5p-128\)'
   ) as e:
     find_topology('v5p:4x4x5')
   assert all(each.name in str(e.value) for each in TOPOLOGIES)

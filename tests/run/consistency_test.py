@@ -112,7 +112,11 @@ def test_refuses_processes_with_different_problems(processes, recipe):
 @pytest.mark.parametrize(
   ('count', 'message'),
   [
-    (3, 'rollout.prompts_per_iteration must be a multiple of the 3'),
+    (
+      3,
+      'rollout.prompts_per_iteration must be a multiple of the 3 processes, '
+      'got 8; nearest possible: rollout.prompts_per_iteration = 6 or 9',
+    ),
     (16, 'rollout.prompts_per_iteration must be a multiple of the 16'),
   ],
 )

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AbstractMesh
 from train import toy
 
 from covrl.config import ConfigError
@@ -39,34 +40,38 @@ def refused(shape, model=MODEL, **settings):
       {'fsdp': 8},
       {'train__micro_batches': 2},
       'train.sequences_per_update / train.micro_batches must be a multiple of '
-      'mesh.data × mesh.fsdp × mesh.expert, got 4 and 8',
+      'mesh.data × mesh.fsdp × mesh.expert, got 4 and 8; nearest possible: '
+      'train.micro_batches = 1',
     ),
     (
       {'tensor': 8},
       {},
       'the number of heads must be a multiple of mesh.tensor × mesh.context, '
-      'got 4 and 8',
+      'got 4 and 8; nearest possible: mesh.tensor × mesh.context = 4',
     ),
     (
       {'data': 8},
       {'rollout__tensor': 8},
-      'the number of heads must be a multiple of rollout.tensor, got 4 and 8',
+      'the number of heads must be a multiple of rollout.tensor, got 4 and 8; '
+      'nearest possible: rollout.tensor = 4',
     ),
     (
       {'tensor': 4, 'data': 2},
       {'model': dataclasses.replace(MODEL, vocab_size=18)},
-      'the vocabulary must be a multiple of mesh.tensor, got 18 and 4',
+      'the vocabulary must be a multiple of mesh.tensor, got 18 and 4; nearest '
+      'possible: mesh.tensor = 2',
     ),
     (
       {'tensor': 4, 'data': 2},
       {'model': dataclasses.replace(MODEL, hidden_dim=66)},
-      'the feed-forward width must be a multiple of mesh.tensor, got 66 and 4',
+      'the feed-forward width must be a multiple of mesh.tensor, got 66 and 4; '
+      'nearest possible: mesh.tensor = 2',
     ),
     (
       {'fsdp': 8},
       {'model': dataclasses.replace(MODEL, model_dim=36)},
       "the model's width must be a multiple of mesh.fsdp × mesh.context, got 36"
-      ' and 8',
+      ' and 8; nearest possible: mesh.fsdp × mesh.context = 4',
     ),
     (
       {'expert': 8},
@@ -75,12 +80,36 @@ def refused(shape, model=MODEL, **settings):
           MODEL, experts=Experts(count=4, per_token=2)
         )
       },
-      'the number of experts must be a multiple of mesh.expert, got 4 and 8',
+      'the number of experts must be a multiple of mesh.expert, got 4 and 8; '
+      'nearest possible: mesh.expert = 4',
     ),
   ],
 )
 def test_refuses_sizes_that_do_not_divide(shape, changes, sentence):
   assert refused(shape, **changes) == sentence
+
+
+@pytest.mark.parametrize(
+  ('train', 'advice'),
+  [
+    ((256, 8, 0), 'train.micro_batches = 4'),
+    ((256, 3, 0), 'train.micro_batches = 2 or 4'),
+    ((256, 8, 128), 'train.micro_batches = 2'),
+    ((100, 1, 0), 'train.sequences_per_update = 64 or 128'),
+    ((256, 1, 32), 'train.packed_rows = 64'),
+  ],
+)
+def test_names_the_nearest_sizes_on_64_chips(train, advice):
+  sequences, micro_batches, packed_rows = train
+  config = toy.get_config()
+  config.train.sequences_per_update = sequences
+  config.train.micro_batches = micro_batches
+  config.train.packed_rows = packed_rows
+  mesh = AbstractMesh((1, 64, 1, 1, 1), sharding.MESH_AXES)
+  model = dataclasses.replace(MODEL, model_dim=64)
+  with pytest.raises(ConfigError) as error:
+    check_mesh(config, model, mesh)
+  assert str(error.value).endswith(f'; nearest possible: {advice}')
 
 
 def test_accepts_fewer_key_heads_than_shards():

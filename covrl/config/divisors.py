@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sizes that divide evenly, for errors that name the nearest ones."""
+
+from collections.abc import Iterable, Sequence
+
+from covrl.config.errors import ConfigError
+
+
+def nearest(values: Iterable[int], wanted: int) -> list[int]:
+  """Returns the nearest value on each side of `wanted`, ascending.
+
+  >>> nearest([1, 2, 4, 8], 3), nearest([1, 2, 4], 8)
+  ([2, 4], [4])
+  """
+  known = set(values)
+  below = [value for value in known if value < wanted]
+  above = [value for value in known if value > wanted]
+  sides = {value for value in known if value == wanted}
+  sides |= {max(below)} if below else set()
+  return sorted(sides | ({min(above)} if above else set()))
+
+
+def divisors(total: int) -> list[int]:
+  """Returns the divisors of a positive number, ascending.
+
+  >>> divisors(12)
+  [1, 2, 3, 4, 6, 12]
+  """
+  small = [d for d in range(1, int(total**0.5) + 1) if total % d == 0]
+  return sorted({*small, *(total // d for d in small)})
+
+
+def multiples(part: int, wanted: int) -> list[int]:
+  """Returns the multiples of `part` around `wanted`, from `part` on.
+
+  >>> multiples(8, 12), multiples(8, 3)
+  ([8, 16], [8])
+  """
+  below = wanted // part * part
+  return [size for size in (below, below + part) if size > 0]
+
+
+def hint(name: str, values: Sequence[int]) -> str:
+  """Returns the end of an error: the values of `name` that would work.
+
+  >>> hint('micro_batches', [2, 4]), hint('rows', [])
+  ('; nearest possible: micro_batches = 2 or 4', '')
+  """
+  if not values:
+    return ''
+  return f'; nearest possible: {name} = {" or ".join(map(str, values))}'
+
+
+def check_divides(total: int, part: int, total_name: str, name: str) -> None:
+  """Checks that `part`, the value of the field `name`, divides `total`.
+
+  Raises:
+    ConfigError: it does not; the message names the nearest values that do.
+  """
+  if total % part:
+    raise ConfigError(
+      f'{total_name} must be a multiple of {name}, got {total} and {part}'
+      f'{hint(name, nearest(divisors(total), part))}'
+    )
