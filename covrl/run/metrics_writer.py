@@ -10,15 +10,29 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypedDict
 
 from etils import epath
 
 from covrl import storage
 from covrl.config import LoggingConfig
-from covrl.storage.append_log import AppendLog, open_log, read_log
+from covrl.run.event_files import EventFiles, check_event_files
+from covrl.storage.append_log import AppendLog, LogPosition, open_log
+
+
+class MetricsState(TypedDict):
+  """The state of the metrics that a checkpoint stores.
+
+  Attributes:
+    log: position in `metrics.jsonl`.
+    last_steps: last step of each phase.
+    events: size of each of TensorBoard's files.
+  """
+
+  log: LogPosition
+  last_steps: dict[str, int]
+  events: dict[str, int]
 
 
 class MetricsWriter:
@@ -30,7 +44,8 @@ class MetricsWriter:
     logging: LoggingConfig,
     *,
     name: str,
-    keep: int,
+    saved: MetricsState | None = None,
+    note: Callable[[str], object] = lambda text: None,
     enabled: bool = True,
   ) -> None:
     """Opens the file.
@@ -39,26 +54,48 @@ class MetricsWriter:
       file: path of `metrics.jsonl`.
       logging: selects TensorBoard and Weights & Biases.
       name: the run's name in Weights & Biases.
-      keep: bytes of an existing file to keep; the rest was written after the
-        checkpoint that is resumed.
+      saved: the metrics at the checkpoint that is resumed; what was written
+        later is discarded. Files that differ are set aside.
+      note: receives a sentence for each such file.
       enabled: whether to write anything; only process 0 does.
     """
     self._sinks: list[Any] = []
     self._log: AppendLog | None = None
+    self._events: EventFiles | None = None
+    self._last_steps = dict(saved['last_steps']) if saved else {}
     if not enabled:
       return
     file = storage.as_path(file)
-    self._log = open_log(file, keep)
+    self._log = open_log(
+      file,
+      saved and saved['log'],
+      is_usable=lambda line: _is_saved_line(line, self._last_steps),
+      note=note,
+    )
     if logging.tensorboard:
-      self._sinks.append(_TensorBoard(file.parent / 'tb', _last_steps(file)))
+      directory = file.parent / 'tb'
+      check_event_files(directory, saved['events'] if saved else {}, note)
+      self._events = EventFiles(directory, dict(self._last_steps))
+      self._sinks.append(self._events)
     if logging.wandb_project:
       self._sinks.append(_WeightsAndBiases(logging.wandb_project, name))
 
-  @property
-  def size(self) -> int:
-    """Bytes written so far, after a flush."""
-    self.flush()
-    return self._log.size if self._log else 0
+  def sync(self) -> MetricsState:
+    """Writes everything such that a power cut leaves it.
+
+    Returns:
+      The state to resume the metrics at.
+    """
+    position: LogPosition = {'size': 0, 'lines': 0, 'sha256': ''}
+    if self._log is not None:
+      position = self._log.sync()
+    for sink in self._sinks:
+      sink.sync()
+    return {
+      'log': position,
+      'last_steps': dict(self._last_steps),
+      'events': self._events.sizes() if self._events else {},
+    }
 
   def flush(self) -> None:
     """Writes all buffered lines and events."""
@@ -76,6 +113,7 @@ class MetricsWriter:
     line = {'step': step, 'iteration': iteration, 'phase': phase}
     line |= {name: _to_json(value) for name, value in values.items()}
     self._log.write(json.dumps(line))
+    self._last_steps[phase] = step
     for sink in self._sinks:
       sink.write(step, phase, line)
 
@@ -86,53 +124,6 @@ class MetricsWriter:
     for sink in self._sinks:
       sink.close()
     self._log, self._sinks = None, []
-
-
-class _TensorBoard:
-  """TensorBoard scalars, one directory per phase: each counts its own steps."""
-
-  def __init__(
-    self, directory: epath.Path, last_steps: Mapping[str, int]
-  ) -> None:
-    self._directory = directory
-    # Events are appended to local files, because a bucket cannot append.
-    self._local_directory = (
-      storage.temporary_directory()
-      if storage.is_bucket(directory)
-      else pathlib.Path(directory)
-    )
-    self._last_steps = last_steps
-    self._writers: dict[str, Any] = {}
-
-  def write(self, step: int, phase: str, line: Mapping[str, Any]) -> None:
-    if phase not in self._writers:
-      self._writers[phase] = self._open(phase)
-    for name, value in line.items():
-      if isinstance(value, float):
-        self._writers[phase].add_scalar(name, value, step)
-
-  def _open(self, phase: str) -> Any:
-    """Opens a writer; purges events that are later than the checkpoint."""
-    from tensorboardX import SummaryWriter
-
-    earlier = len(list((self._directory / phase).glob('*')))
-    return SummaryWriter(
-      str(self._local_directory / phase),
-      purge_step=self._last_steps.get(phase, -1) + 1 if earlier else None,
-      filename_suffix=f'.{earlier}',
-    )
-
-  def flush(self) -> None:
-    if storage.is_bucket(self._directory):
-      for writer in self._writers.values():
-        writer.flush()
-      storage.upload(self._local_directory, self._directory)
-
-  def close(self) -> None:
-    for writer in self._writers.values():
-      writer.close()
-    if storage.is_bucket(self._directory):
-      storage.upload(self._local_directory, self._directory)
 
 
 class _WeightsAndBiases:
@@ -154,14 +145,23 @@ class _WeightsAndBiases:
   def flush(self) -> None:
     """No-op: wandb flushes by itself."""
 
+  def sync(self) -> None:
+    """No-op: wandb flushes by itself."""
+
   def close(self) -> None:
     self._run.finish()
 
 
-def _last_steps(file: epath.Path) -> dict[str, int]:
-  """Returns the last step of each phase in a metrics file."""
-  parsed = map(json.loads, (read_log(file) or '').splitlines())
-  return {line['phase']: line['step'] for line in parsed}
+def _is_saved_line(line: bytes, last_steps: Mapping[str, int]) -> bool:
+  """Returns whether a line is a metric line, not later than a checkpoint."""
+  try:
+    values = json.loads(line)
+  except ValueError:
+    return False
+  if not isinstance(values, dict) or type(values.get('step')) is not int:
+    return False
+  phase = values.get('phase')
+  return isinstance(phase, str) and values['step'] <= last_steps.get(phase, -1)
 
 
 def _to_json(value: Any) -> Any:

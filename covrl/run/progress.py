@@ -143,6 +143,10 @@ class Progress:
     self._on_progress()
     self._print(text)
 
+  def warn(self, text: str) -> None:
+    """Prints a warning, a line that stays."""
+    self.note(f'warning: {text}')
+
   def _add_task(self, name: str, total: int | None) -> rich.progress.Task:
     number = self._display.add_task(
       name,

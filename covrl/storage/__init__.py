@@ -1,16 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files on local disks and in buckets, and append-only logs."""
 
+from covrl.storage.failures import StorageError as StorageError
+from covrl.storage.failures import first_storage_error as first_storage_error
+from covrl.storage.failures import writing as writing
 from covrl.storage.paths import absolute as absolute
 from covrl.storage.paths import as_path as as_path
 from covrl.storage.paths import create_object as create_object
 from covrl.storage.paths import digests as digests
 from covrl.storage.paths import file_size as file_size
 from covrl.storage.paths import is_bucket as is_bucket
+from covrl.storage.paths import is_draft as is_draft
 from covrl.storage.paths import local_copy as local_copy
+from covrl.storage.paths import move as move
+from covrl.storage.paths import numbered_sibling as numbered_sibling
 from covrl.storage.paths import open_binary as open_binary
 from covrl.storage.paths import read_into as read_into
 from covrl.storage.paths import remove as remove
+from covrl.storage.paths import sync_directory as sync_directory
 from covrl.storage.paths import temporary_directory as temporary_directory
 from covrl.storage.paths import upload as upload
+from covrl.storage.paths import write_all as write_all
 from covrl.storage.paths import write_atomically as write_atomically

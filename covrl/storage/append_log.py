@@ -1,17 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Append-only logs of lines that can be truncated, local or in a bucket.
+"""Append-only logs of lines that are resumed at a checkpoint, local or in a bucket.
 
 Locally a log is one file. Objects in a bucket cannot be appended to, so there
 the lines are in numbered parts (`metrics/000000.jsonl`, … for `metrics.jsonl`):
 the last part is replaced as it grows, and a new one is begun when it is large.
 The concatenated parts equal the local file.
+
+A checkpoint stores a `LogPosition`. A log that does not begin with what this
+describes is copied to another name and continued after its usable lines.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import pathlib
 import time
-from typing import IO, Any, Protocol, cast
+from collections.abc import Callable
+from typing import Any, Protocol, TypedDict
 
 from etils import epath
 
@@ -23,124 +29,289 @@ _MAX_PART_SIZE = 2**18
 _FLUSH_INTERVAL = 30.0
 
 
-class AppendLog(Protocol):
-  """An open log."""
+class LogPosition(TypedDict):
+  """An amount of a log: its size in bytes, its lines and their SHA-256."""
 
-  @property
-  def size(self) -> int:
-    """Size in bytes, after flushing."""
-    ...
+  size: int
+  lines: int
+  sha256: str
+
+
+class AppendLog:
+  """A log that is open for appending; see `open_log`."""
+
+  def __init__(self, stored: _Stored, content: bytes) -> None:
+    self._stored = stored
+    self._digest = hashlib.sha256(content)
+    self._size, self._lines = len(content), content.count(b'\n')
 
   def write(self, line: str) -> None:
-    """Appends a line."""
-    ...
+    """Appends a line.
+
+    Locally it is in the file at once, so that other processes can read it.
+
+    Raises:
+      StorageError: it cannot be written.
+    """
+    data = f'{line}\n'.encode()
+    self._stored.append(data)
+    self._digest.update(data)
+    self._size, self._lines = self._size + len(data), self._lines + 1
 
   def flush(self) -> None:
     """Writes buffered lines."""
-    ...
+    self._stored.flush()
+
+  def sync(self) -> LogPosition:
+    """Writes all lines such that a power cut leaves them.
+
+    Returns:
+      The position to resume the log at.
+    """
+    self._stored.sync()
+    return {
+      'size': self._size,
+      'lines': self._lines,
+      'sha256': self._digest.hexdigest(),
+    }
 
   def close(self) -> None:
     """Writes buffered lines and closes the log."""
-    ...
+    self._stored.close()
 
 
-def open_log(file: epath.Path, keep: int) -> AppendLog:
-  """Opens a log for appending after its first `keep` bytes.
+def open_log(
+  file: epath.Path,
+  position: LogPosition | None = None,
+  *,
+  is_usable: Callable[[bytes], bool] = bool,
+  note: Callable[[str], object] = lambda text: None,
+) -> AppendLog:
+  """Opens a log for appending after a position.
 
   Args:
     file: path of the log; in a bucket it names the parts.
-    keep: bytes to keep; everything after them is discarded.
+    position: what to keep; everything after it is discarded. `None` discards
+      all lines.
+    is_usable: whether to keep a line of a log that does not begin with what
+      `position` describes.
+    note: receives a sentence about such a log, which is copied to another name.
+
+  Raises:
+    StorageError: the log cannot be written.
   """
-  return (
-    _BucketLog(file, keep) if storage.is_bucket(file) else _LocalLog(file, keep)
-  )
+  stored = _BucketFile(file) if storage.is_bucket(file) else _LocalFile(file)
+  content = stored.read()
+  kept = b''
+  if position is not None:
+    kept = content[: position['size']]
+    if not _is_at(position, kept):
+      kept = _usable_lines(content, position, is_usable)
+      used = kept.count(b'\n')
+      text = (
+        f'{file} {_damage(content, position)}: {used:,} of'
+        f' {position["lines"]:,} lines are used'
+      )
+      if content:
+        copy = storage.numbered_sibling(file, 'damaged')
+        storage.write_atomically(copy, content)
+        text += f'; the file is kept as {copy.name}'
+      note(text)
+  stored.reset(kept)
+  return AppendLog(stored, kept)
 
 
-def read_log(file: epath.Path) -> str | None:
-  """Returns the whole text of a log, or `None` if the log does not exist."""
+def read_log(file: epath.Path, errors: str = 'strict') -> str | None:
+  """Returns the whole text of a log, or `None` if the log does not exist.
+
+  Args:
+    file: path of the log; in a bucket it names the parts.
+    errors: treatment of invalid UTF-8, as in `bytes.decode`.
+  """
   if not storage.is_bucket(file):
-    return file.read_text() if file.exists() else None
-  parts = _parts(file)
-  return ''.join(part.read_text() for part in parts) if parts else None
+    parts = [file] if file.exists() else []
+  else:
+    parts = _parts(file)
+  if not parts:
+    return None
+  return b''.join(part.read_bytes() for part in parts).decode(errors=errors)
 
 
-class _LocalLog:
-  """A log in one local file."""
+class AppendFile:
+  """A local file that is appended to, without a buffer in this process.
 
-  def __init__(self, file: epath.Path, keep: int) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    self._stream = cast(IO[str], file.open('a'))
-    self._stream.truncate(keep)
+  Args:
+    path: the file; it and its directory are created if absent.
+  """
 
-  @property
-  def size(self) -> int:
-    self.flush()
-    return os.fstat(self._stream.fileno()).st_size
+  def __init__(self, path: pathlib.Path) -> None:
+    self._path = path
+    with storage.writing(path):
+      path.parent.mkdir(parents=True, exist_ok=True)
+      self._stream = path.open('ab', buffering=0)
+      storage.sync_directory(path.parent)
 
-  def write(self, line: str) -> None:
-    self._stream.write(f'{line}\n')
-    # Other processes that read a running job see its last line.
-    self.flush()
+  def append(self, data: bytes) -> None:
+    """Appends bytes."""
+    with storage.writing(self._path):
+      storage.write_all(self._stream, data)
 
-  def flush(self) -> None:
-    self._stream.flush()
+  def sync(self) -> None:
+    """Waits until the disk has all bytes."""
+    with storage.writing(self._path):
+      os.fsync(self._stream.fileno())
 
   def close(self) -> None:
-    self._stream.close()
+    """Closes the file."""
+    with storage.writing(self._path):
+      self._stream.close()
 
 
-class _BucketLog:
+class _Stored(Protocol):
+  """The bytes of a log, on a disk or in a bucket."""
+
+  def read(self) -> bytes: ...
+
+  def reset(self, content: bytes) -> None: ...
+
+  def append(self, data: bytes) -> None: ...
+
+  def flush(self) -> None: ...
+
+  def sync(self) -> None: ...
+
+  def close(self) -> None: ...
+
+
+class _LocalFile:
+  """A log in one local file."""
+
+  def __init__(self, file: epath.Path) -> None:
+    self._path = pathlib.Path(file)
+    self._file: AppendFile | None = None
+
+  def read(self) -> bytes:
+    return self._path.read_bytes() if self._path.exists() else b''
+
+  def reset(self, content: bytes) -> None:
+    if self.read().startswith(content):
+      self._open()
+      with storage.writing(self._path):
+        os.truncate(self._path, len(content))
+    else:
+      storage.write_atomically(epath.Path(self._path), content)
+      self._open()
+
+  def append(self, data: bytes) -> None:
+    self._open().append(data)
+
+  def flush(self) -> None:
+    pass
+
+  def sync(self) -> None:
+    self._open().sync()
+
+  def close(self) -> None:
+    self._open().close()
+
+  def _open(self) -> AppendFile:
+    if self._file is None:
+      self._file = AppendFile(self._path)
+    return self._file
+
+
+class _BucketFile:
   """A log in numbered objects of a bucket."""
 
-  def __init__(self, file: epath.Path, keep: int) -> None:
-    self._file = file
-    self._before, self._number, self._text = 0, 0, b''
-    self._written = 0
+  def __init__(self, file: epath.Path) -> None:
+    self._path = file
+    self._number, self._text, self._written = 0, b'', 0
     self._last = time.monotonic()
-    surplus: list[epath.Path] = []
-    for part in _parts(file):
-      if self._before + len(self._text) >= keep:
-        surplus.append(part)
-        continue
-      self._begin_part(self._text, int(part.stem))
-      self._text = part.read_bytes()
-      self._written = len(self._text)
-    # From last to first, so that an interruption leaves a prefix of the log.
-    for part in reversed(surplus):
-      part.unlink()
-    self._text = self._text[: keep - self._before]
-    if self._before + len(self._text) < keep:
-      raise ValueError(
-        f'{file.with_suffix("")} must hold {keep} bytes of lines, as the'
-        f' checkpoint says, got {self._before + len(self._text)}'
-      )
+
+  def read(self) -> bytes:
+    return b''.join(part.read_bytes() for part in _parts(self._path))
+
+  def reset(self, content: bytes) -> None:
+    parts, rest = _parts(self._path), content
+    self._number, self._text = 0, b''
+    while parts and rest.startswith(text := parts[0].read_bytes()):
+      self._number, self._text = int(parts.pop(0).stem), text
+      rest = rest[len(text) :]
+    self._written = len(self._text)
+    if self._written and (rest or self._written > _MAX_PART_SIZE):
+      self._begin_part()
+    with storage.writing(self._path.with_suffix('')):
+      # From last to first, so that an interruption leaves a prefix of the log.
+      for part in reversed(parts):
+        if not rest or part != _part(self._path, self._number):
+          part.unlink()
+    for line in rest.splitlines(keepends=True):
+      self._text += line
+      if len(self._text) > _MAX_PART_SIZE:
+        self.flush()
     self.flush()
 
-  @property
-  def size(self) -> int:
-    self.flush()
-    return self._before + len(self._text)
-
-  def write(self, line: str) -> None:
-    self._text += f'{line}\n'.encode()
+  def append(self, data: bytes) -> None:
+    self._text += data
     if time.monotonic() - self._last > _FLUSH_INTERVAL:
       self.flush()
 
   def flush(self) -> None:
     self._last = time.monotonic()
     if len(self._text) != self._written:
-      _part(self._file, self._number).write_bytes(self._text)
+      part = _part(self._path, self._number)
+      with storage.writing(part):
+        part.write_bytes(self._text)
       self._written = len(self._text)
     if self._written > _MAX_PART_SIZE:
-      self._begin_part(self._text, self._number + 1)
+      self._begin_part()
+
+  def sync(self) -> None:
+    self.flush()
 
   def close(self) -> None:
     self.flush()
 
-  def _begin_part(self, text: bytes, number: int) -> None:
-    """Begins part `number`, after `text` of the part before it."""
-    self._before += len(text)
-    self._number, self._text, self._written = number, b'', 0
+  def _begin_part(self) -> None:
+    self._number, self._text, self._written = self._number + 1, b'', 0
+
+
+def _is_at(position: LogPosition, content: bytes) -> bool:
+  """Returns whether `content` is what a position describes."""
+  found = hashlib.sha256(content).hexdigest()
+  return len(content) == position['size'] and found == position['sha256']
+
+
+def _usable_lines(
+  content: bytes, position: LogPosition, is_usable: Callable[[bytes], bool]
+) -> bytes:
+  """Returns the lines of a damaged log to go on from, at most as many as saved.
+
+  A last line without a line end is incomplete and dropped.
+  """
+  restored = _with_unix_line_ends(content)
+  if _is_at(position, restored[: position['size']]):
+    return restored[: position['size']]
+  usable = [line for line in restored.split(b'\n')[:-1] if is_usable(line)]
+  return b''.join(line + b'\n' for line in usable[: position['lines']])
+
+
+def _damage(content: bytes, position: LogPosition) -> str:
+  """Describes how a log differs from a position, as the end of a sentence."""
+  size = position['size']
+  if not content:
+    return 'is missing or empty'
+  if _is_at(position, _with_unix_line_ends(content)[:size]):
+    return 'has other line ends (CRLF) than were written'
+  if len(content) < size:
+    return f'has {len(content):,} of the {size:,} bytes that were saved'
+  if b'\0' in content[:size]:
+    return 'contains NUL bytes'
+  return 'is not what was saved'
+
+
+def _with_unix_line_ends(content: bytes) -> bytes:
+  return content.replace(b'\r\n', b'\n')
 
 
 def _part(file: epath.Path, number: int) -> epath.Path:
@@ -152,5 +323,5 @@ def _parts(file: epath.Path) -> list[epath.Path]:
   folder = file.with_suffix('')
   if not folder.is_dir():
     return []
-  parts: list[Any] = [p for p in folder.iterdir() if p.stem.isdigit()]
+  parts: list[Any] = [p for p in folder.iterdir() if p.stem.isdecimal()]
   return sorted(parts, key=lambda part: part.name)

@@ -24,11 +24,15 @@ import fsspec.config
 import numpy as np
 from etils import epath
 
+from covrl.storage.failures import writing
+
 # Listings of buckets are not cached: other processes write there, too, and so
 # does TensorStore within this process.
 fsspec.config.conf.setdefault('gcs', {})['use_listings_cache'] = False
 
 _BUCKET = 'gs://'
+# Ending of the name of a file that is being written.
+_DRAFT = '.tmp'
 # Bytes per read request.
 _BLOCK = 2**26
 
@@ -67,19 +71,92 @@ def is_bucket(path: epath.PathLike) -> bool:
   return os.fspath(path).startswith(_BUCKET)
 
 
-def write_atomically(file: epath.Path, text: str) -> None:
-  """Writes a file such that readers see all of it or nothing."""
-  if is_bucket(file):
-    file.write_text(text)
-    return
-  local = pathlib.Path(file)
-  local.parent.mkdir(parents=True, exist_ok=True)
-  draft = local.with_name(f'.{local.name}.tmp')
-  with draft.open('w') as stream:
-    stream.write(text)
-    stream.flush()
-    os.fsync(stream.fileno())
-  draft.replace(local)
+def write_atomically(file: epath.Path, content: str | bytes) -> None:
+  """Writes a file such that readers see all of it or nothing.
+
+  On a disk the file outlasts a power cut. A write that fails leaves the file as
+  it was and nothing besides it.
+
+  Args:
+    file: the file; its directory is created if absent.
+    content: bytes, or text, which is encoded in UTF-8.
+
+  Raises:
+    StorageError: the file cannot be written.
+  """
+  data = content.encode() if isinstance(content, str) else content
+  with writing(file):
+    if is_bucket(file):
+      file.write_bytes(data)
+      return
+    local = pathlib.Path(file)
+    local.parent.mkdir(parents=True, exist_ok=True)
+    draft = local.with_name(f'.{local.name}{_DRAFT}')
+    try:
+      with draft.open('wb', buffering=0) as stream:
+        write_all(stream, data)
+        os.fsync(stream.fileno())
+      draft.replace(local)
+    except BaseException:
+      draft.unlink(missing_ok=True)
+      raise
+    sync_directory(local.parent)
+
+
+def is_draft(name: str) -> bool:
+  """Returns whether a file was left by a `write_atomically` that was killed.
+
+  >>> is_draft('.config.json.tmp'), is_draft('config.json')
+  (True, False)
+  """
+  return name.startswith('.') and name.endswith(_DRAFT)
+
+
+def write_all(stream: io.FileIO, data: bytes) -> None:
+  """Writes all bytes to an unbuffered file.
+
+  A disk that becomes full may take a part before it raises.
+  """
+  rest = memoryview(data)
+  while rest:
+    rest = rest[stream.write(rest) :]
+
+
+def sync_directory(directory: pathlib.Path) -> None:
+  """Makes the names in a local directory outlast a power cut."""
+  descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
+
+
+def numbered_sibling(path: epath.Path, word: str) -> epath.Path:
+  """Returns an unused path for a copy or another name of a file.
+
+  >>> numbered_sibling(epath.Path('runs/metrics.jsonl'), 'damaged').name
+  'metrics.damaged_1.jsonl'
+  """
+  number = 1
+  while True:
+    other = path.with_name(f'{path.stem}.{word}_{number}{path.suffix}')
+    if not other.exists():
+      return other
+    number += 1
+
+
+def move(source: epath.Path, target: epath.Path) -> None:
+  """Renames a directory, in a bucket by copying its objects.
+
+  Raises:
+    StorageError: it cannot be renamed.
+  """
+  with writing(target):
+    if is_bucket(source):
+      _buckets().mv(os.fspath(source), os.fspath(target), recursive=True)
+      return
+    pathlib.Path(source).rename(target)
+    sync_directory(pathlib.Path(target).parent)
 
 
 def create_object(file: epath.Path, text: str) -> bool:
@@ -161,7 +238,8 @@ def read_into(file: epath.Path, begin: int, array: np.ndarray) -> None:
 def remove(directory: epath.Path) -> None:
   """Removes a directory tree if it exists."""
   if directory.exists():
-    directory.rmtree()
+    with writing(directory):
+      directory.rmtree()
 
 
 def upload(
@@ -178,9 +256,10 @@ def upload(
   for file in files:
     if file.is_file():
       copy = target / str(file.relative_to(source))
-      if not is_bucket(copy):
-        copy.parent.mkdir(parents=True, exist_ok=True)
-      copy.write_bytes(file.read_bytes())
+      with writing(copy):
+        if not is_bucket(copy):
+          copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(file.read_bytes())
 
 
 def local_copy(path: epath.Path) -> pathlib.Path:

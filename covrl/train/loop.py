@@ -25,7 +25,12 @@ from covrl.run.progress import Progress
 from covrl.run.watchdog import Watchdog
 from covrl.train.build import Components, build
 from covrl.train.logged_samples import sample_records
-from covrl.train.resume import RunPosition, save_run, start_or_resume
+from covrl.train.resume import (
+  RunPosition,
+  save_run,
+  saved_metrics,
+  start_or_resume,
+)
 from covrl.train.rollout_batch import RolloutBatch
 from covrl.train.sft import warm_start_store
 from covrl.types import TrainState
@@ -104,7 +109,8 @@ def train(
       directory.metrics,
       config.logging,
       name=recipe.name,
-      keep=resumed.notes['metrics_size'] if resumed else 0,
+      saved=saved_metrics(resumed),
+      note=progress.warn,
       enabled=directory.writes,
     )
 
@@ -125,7 +131,7 @@ def train(
 
     def save(state: TrainState, rollout: RolloutBatch | None) -> None:
       position.prompts = run.collector.position
-      save_run(store, config, position, state, rollout, writer.size)
+      save_run(store, config, position, state, rollout, writer.sync())
 
     # Compile all programs, so that none is compiled later.
     progress.stage('compiling')

@@ -16,7 +16,7 @@ from covrl.run.checkpoint import (
   CheckpointStore,
   to_host,
 )
-from covrl.run.metrics_writer import MetricsWriter
+from covrl.run.metrics_writer import MetricsState, MetricsWriter
 from covrl.run.progress import Progress
 from covrl.train.build import Components
 from covrl.train.compiled import without_base
@@ -57,7 +57,7 @@ def save_run(
   position: RunPosition,
   state: TrainState,
   rollout: RolloutBatch | None,
-  metrics_size: int,
+  metrics: MetricsState,
 ) -> None:
   """Writes a checkpoint, unless the newest one is of the same update.
 
@@ -67,7 +67,7 @@ def save_run(
     position: the position of the run.
     state: the training state.
     rollout: the data of an unfinished iteration.
-    metrics_size: bytes of metrics written so far.
+    metrics: the metrics so far, see `MetricsWriter.sync`.
   """
   updates = position.updates_made(config)
   if store.position == updates:
@@ -77,12 +77,25 @@ def save_run(
   notes = {
     'iteration': position.iteration,
     'position': dataclasses.asdict(position),
-    'metrics_size': metrics_size,
+    'metrics': metrics,
   }
   if rollout is not None:
     arrays['rollout'] = rollout.arrays()
     notes['rollout_metrics'] = rollout.metrics
   store.save(updates, arrays, notes)
+
+
+def saved_metrics(saved: Checkpoint | None) -> MetricsState | None:
+  """Returns the metrics at a checkpoint; `None` without a checkpoint.
+
+  Raises:
+    CheckpointError: the checkpoint is of another version of covrl.
+  """
+  if saved is None:
+    return None
+  if 'metrics' not in saved.notes:
+    raise _version_error(saved)
+  return saved.notes['metrics']
 
 
 def start_or_resume(
@@ -139,7 +152,7 @@ def start_or_resume(
       writer,
       progress,
     )
-    notes = {'metrics_size': writer.size}
+    notes = {'metrics': writer.sync()}
     warm_starts.save(config.warm_start.steps, params, notes)
   params = add_adapter_params(
     config, run.policy, run.mesh, run.init_key, params
@@ -156,9 +169,7 @@ def _restore(
   """
   notes = saved.notes
   if 'position' not in notes:
-    raise CheckpointError(
-      f'the checkpoint {saved.path} was written by another version of covrl'
-    )
+    raise _version_error(saved)
   position = RunPosition(**notes['position'])
   if position.prompts is not None:
     run.collector.position = position.prompts
@@ -172,3 +183,9 @@ def _restore(
       **to_host(arrays['rollout']), metrics=notes['rollout_metrics']
     )
   return position, arrays['state'], rollout
+
+
+def _version_error(saved: Checkpoint) -> CheckpointError:
+  return CheckpointError(
+    f'the checkpoint {saved.path} was written by another version of covrl'
+  )

@@ -1,22 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metric lines and TensorBoard events, also of a resumed run."""
 
+import errno
 import json
+import os
+import re
 
 import pytest
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
+from covrl import storage
 from covrl.config import LoggingConfig
 from covrl.run.metrics_writer import MetricsWriter
+from covrl.storage import StorageError
 
 # Generated at import, unknown to type checkers.
 Event = vars(event_pb2)['Event']
 
 
-def open_writer(directory, keep=0):
+def open_writer(directory, saved=None, notes=None):
   return MetricsWriter(
-    directory / 'metrics.jsonl', LoggingConfig(), name='toy', keep=keep
+    directory / 'metrics.jsonl',
+    LoggingConfig(),
+    name='toy',
+    saved=saved,
+    note=[].append if notes is None else notes.append,
   )
 
 
@@ -37,11 +46,11 @@ def test_resuming_truncates_lines_and_purges_events(tmp_path):
   writer = open_writer(tmp_path)
   writer.write(step=50, iteration=0, phase='warm_start', loss=1.0)
   writer.write(step=1, iteration=0, phase='train', reward=0.25)
-  kept = writer.size
+  saved = writer.sync()
   writer.write(step=2, iteration=0, phase='train', reward=0.5)
   writer.close()
 
-  writer = open_writer(tmp_path, keep=kept)
+  writer = open_writer(tmp_path, saved=saved)
   writer.write(step=2, iteration=0, phase='train', reward=0.75)
   writer.close()
 
@@ -81,3 +90,142 @@ def test_keeps_the_types_of_json_values(tmp_path, kind):
   line = json.loads((tmp_path / 'metrics.jsonl').read_text())
   assert line['value'] == kind(1)
   assert type(line['value']) is kind
+
+
+@pytest.fixture
+def saved(tmp_path):
+  """Returns the state of metrics at a checkpoint; one later line follows it."""
+  writer = open_writer(tmp_path)
+  writer.write(step=9, iteration=0, phase='warm_start', loss=1.0)
+  for step in range(1, 5):
+    writer.write(step=step, iteration=step, phase='train', reward=step / 4)
+  state = json.loads(json.dumps(writer.sync()))
+  writer.write(step=5, iteration=5, phase='train', reward=0.0)
+  writer.close()
+  return state
+
+
+def shorten(text):
+  """Cuts the file in the third line."""
+  return text[: text.index(b'"step": 2') + 20]
+
+
+DAMAGES = {
+  'shorter': (shorten, 'has .* of the .* bytes that were saved', [9, 1]),
+  'padded': (
+    lambda text: shorten(text).ljust(len(text), b'\0'),
+    'contains NUL bytes',
+    [9, 1],
+  ),
+  'CRLF': (
+    lambda text: text.replace(b'\n', b'\r\n'),
+    'has other line ends',
+    [9, 1, 2, 3, 4],
+  ),
+  'edited': (
+    lambda text: text.replace(b'"reward": 0.5', b'"reward": 0.9'),
+    'is not what was saved',
+    [9, 1, 2, 3, 4],
+  ),
+  'a line removed': (
+    lambda text: text.replace(text.splitlines(keepends=True)[2], b''),
+    'is not what was saved',
+    [9, 1, 3, 4],
+  ),
+  'not text': (
+    lambda text: text.replace(b'"reward": 0.5', b'\xff\xfe[]'),
+    'is not what was saved',
+    [9, 1, 3, 4],
+  ),
+  'empty': (lambda text: b'', 'is missing or empty', []),
+}
+
+
+@pytest.mark.parametrize('name', DAMAGES)
+def test_damaged_lines_are_set_aside_and_never_padded(saved, tmp_path, name):
+  damage, sentence, steps = DAMAGES[name]
+  file = tmp_path / 'metrics.jsonl'
+  damaged = damage(file.read_bytes())
+  assert damaged != file.read_bytes()
+  file.write_bytes(damaged)
+  notes = []
+  writer = open_writer(tmp_path, saved, notes)
+  writer.write(step=5, iteration=5, phase='train', reward=1.0)
+  writer.close()
+  assert len(notes) == 1
+  assert re.search(f'metrics.jsonl {sentence}.*', notes[0])
+  assert f': {len(steps)} of 5 lines are used' in notes[0]
+  content = file.read_bytes()
+  assert b'\0' not in content
+  assert b'\r' not in content
+  assert [json.loads(line)['step'] for line in content.splitlines()] == [
+    *steps,
+    5,
+  ]
+  copies = list(tmp_path.glob('metrics.damaged_*.jsonl'))
+  assert [copy.read_bytes() for copy in copies] == [damaged] * bool(damaged)
+  assert all(copy.name in notes[0] for copy in copies)
+
+
+def test_a_copy_never_replaces_an_earlier_one(saved, tmp_path):
+  for number in range(2):
+    (tmp_path / 'metrics.jsonl').write_text(f'{number}')
+    open_writer(tmp_path, saved).close()
+  names = sorted(copy.name for copy in tmp_path.glob('metrics.damaged_*'))
+  assert names == ['metrics.damaged_1.jsonl', 'metrics.damaged_2.jsonl']
+  assert (tmp_path / names[0]).read_text() == '0'
+
+
+@pytest.mark.parametrize('bytes_lost', [1, 30, 10**6])
+def test_damaged_events_are_set_aside(saved, tmp_path, bytes_lost):
+  notes = []
+  open_writer(tmp_path, saved, notes).close()
+  assert notes == []
+  (file,) = (tmp_path / 'tb' / 'warm_start').iterdir()
+  whole = file.read_bytes()
+  torn = whole[: max(len(whole) - bytes_lost, 0)]
+  file.write_bytes(torn)
+  open_writer(tmp_path, saved, notes).close()
+  assert len(notes) == 1
+  assert 'bytes of events that were saved' in notes[0]
+  left = [copy for copy in file.parent.iterdir() if copy != file]
+  assert [copy.read_bytes() for copy in left] == [torn] * bool(torn)
+  assert all('tfevents' not in copy.name for copy in left)
+  for copy in left:
+    copy.unlink()
+  assert len(events(file.parent)) == (1 if torn else 0)
+
+
+def test_lines_are_on_the_disk_before_a_checkpoint_names_them(
+  tmp_path, monkeypatch
+):
+  writer = open_writer(tmp_path)
+  writer.write(step=1, iteration=0, phase='train', reward=0.25)
+  synced = []
+  monkeypatch.setattr(
+    os, 'fsync', lambda fd: synced.append(os.readlink(f'/proc/self/fd/{fd}'))
+  )
+  state = writer.sync()
+  file = tmp_path / 'metrics.jsonl'
+  assert state['log']['size'] == file.stat().st_size > 0
+  (tb,) = (tmp_path / 'tb' / 'train').iterdir()
+  assert synced == [str(file), str(tb)]
+  assert state['events'] == {f'train/{tb.name}': tb.stat().st_size}
+  writer.close()
+
+
+def test_a_full_disk_is_an_error_of_the_write_that_meets_it(
+  tmp_path, monkeypatch
+):
+  writer = open_writer(tmp_path)
+  with monkeypatch.context() as patch:
+    patch.setattr(storage, 'write_all', fail)
+    with pytest.raises(
+      StorageError, match=r'metrics\.jsonl cannot be written: no space left'
+    ):
+      writer.write(step=1, iteration=0, phase='train', reward=0.25)
+  writer.close()
+
+
+def fail(*_):
+  raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

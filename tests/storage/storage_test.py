@@ -139,49 +139,109 @@ def test_writes_a_model_to_a_bucket_atomically(objects):
     write()
 
 
-@pytest.mark.parametrize('keep', [0, 1, 7, 8, 20, 30, 47, 48])
-def test_parts_equal_the_local_file(objects, tmp_path, monkeypatch, keep):
+@pytest.fixture(params=['disk', 'bucket'])
+def log_file(request, tmp_path, monkeypatch):
+  """Returns the path of a log whose parts are small."""
   monkeypatch.setattr(append_log, '_MAX_PART_SIZE', 16)
-  for file in (epath.Path(LINES), epath.Path(tmp_path) / 'metrics.jsonl'):
-    lines = open_log(file, 0)
-    for number in range(6):
-      lines.write(f'line {number:02}')
-      assert lines.size == 8 * (number + 1)
-    lines.close()
-    whole = read_log(file)
-    assert whole is not None
-    assert len(whole) == 48
-    again = open_log(file, keep)
-    assert again.size == keep
-    again.write('after')
-    again.close()
-    assert read_log(file) == whole[:keep] + 'after\n'
+  if request.param == 'disk':
+    return epath.Path(tmp_path) / 'metrics.jsonl'
+  request.getfixturevalue('objects')
+  return epath.Path(LINES)
+
+
+def write_lines(file, count=6):
+  """Writes lines; returns the position after each."""
+  log = open_log(file)
+  positions = [log.sync()]
+  for number in range(count):
+    log.write(f'line {number:02}')
+    positions.append(log.sync())
+  log.close()
+  return positions
+
+
+@pytest.mark.parametrize('lines', [0, 1, 2, 3, 5, 6])
+def test_a_log_goes_on_after_a_position(log_file, lines):
+  positions = write_lines(log_file)
+  whole = read_log(log_file)
+  assert whole is not None
+  assert len(whole) == positions[-1]['size'] == 48
+  notes = []
+  again = open_log(log_file, positions[lines], note=notes.append)
+  assert again.sync() == positions[lines]
+  again.write('after')
+  again.close()
+  assert read_log(log_file) == whole[: 8 * lines] + 'after\n'
+  assert notes == []
+
+
+@pytest.mark.parametrize('damage', ['shorter', 'other', 'missing'])
+def test_a_damaged_log_is_copied_and_goes_on_after_its_usable_lines(
+  log_file, damage
+):
+  *_, position = write_lines(log_file)
+  other = open_log(log_file)
+  texts = {'shorter': ['line 00', 'li'], 'missing': []}
+  for line in texts.get(damage, ['LINE 00', *(f'line {n}' for n in range(9))]):
+    other.write(line)
+  other.close()
+  before = read_log(log_file)
+  notes = []
+  log = open_log(
+    log_file,
+    position,
+    is_usable=lambda line: line.startswith(b'line '),
+    note=notes.append,
+  )
+  log.write('after')
+  log.close()
+  used = {
+    'shorter': ['line 00'],
+    'missing': [],
+    'other': [f'line {n}' for n in range(6)],
+  }[damage]
+  assert read_log(log_file) == ''.join(f'{x}\n' for x in [*used, 'after'])
+  (text,) = notes
+  assert f': {len(used)} of 6 lines are used' in text
+  copy = log_file.with_name('metrics.damaged_1.jsonl')
+  assert copy.exists() == bool(before)
+  if before:
+    assert copy.read_text() == before
+
+
+def test_parts_are_small_and_a_lost_part_is_noticed(objects, monkeypatch):
+  monkeypatch.setattr(append_log, '_MAX_PART_SIZE', 16)
+  file = epath.Path(LINES)
+  *_, position = write_lines(file)
   parts = objects.names('run/metrics/')
   assert parts[0] == 'run/metrics/000000.jsonl'
-  assert max(len(objects.objects[name][0]) for name in parts) <= 16 + 8 + 6
+  assert max(len(objects.objects[name][0]) for name in parts) <= 16 + 8
+  del objects.objects[parts[0]]
+  notes = []
+  open_log(file, position, note=notes.append).close()
+  assert 'has 24 of the 48 bytes that were saved: 3 of 6 lines' in notes[0]
+  assert read_log(file) == 'line 03\nline 04\nline 05\n'
 
 
 def test_buffers_lines_in_a_bucket(objects, monkeypatch):
-  lines = open_log(epath.Path(LINES), 0)
+  lines = open_log(epath.Path(LINES))
   lines.write('one')
   assert read_log(epath.Path(LINES)) is None
   lines.flush()
   monkeypatch.setattr(append_log, '_FLUSH_INTERVAL', 0.0)
   lines.write('two')
   assert read_log(epath.Path(LINES)) == 'one\ntwo\n'
-  with pytest.raises(ValueError, match='must hold 9 bytes of lines'):
-    open_log(epath.Path(LINES), 9)
 
 
 def test_writes_metrics_and_events_to_a_bucket(objects):
-  writer = MetricsWriter(LINES, LoggingConfig(), name='toy', keep=0)
+  writer = MetricsWriter(LINES, LoggingConfig(), name='toy')
   writer.write(step=1, iteration=0, phase='train', reward=0.25)
-  kept = writer.size
+  saved = writer.sync()
   first = objects.names('run/tb/train/')
   assert len(first) == 1
   writer.write(step=2, iteration=0, phase='train', reward=0.5)
   writer.close()
-  writer = MetricsWriter(LINES, LoggingConfig(), name='toy', keep=kept)
+  writer = MetricsWriter(LINES, LoggingConfig(), name='toy', saved=saved)
   writer.write(step=2, iteration=0, phase='train', reward=0.75)
   writer.close()
   assert len(objects.names('run/tb/train/')) == 2

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TensorBoard's event files of scalars, one directory per phase of a run.
+
+Each start of a run opens a file of its own. Its first event tells TensorBoard
+to forget later steps of earlier files, which were written after the checkpoint
+that is resumed.
+
+tensorboardX provides the format. Its own writers are not used: they write in a
+thread, where a full disk is a traceback and then a deadlock.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import socket
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from etils import epath
+
+from covrl import storage
+from covrl.storage.append_log import AppendFile
+
+# Bytes before and after the content of a record: its length and checksum, and
+# the content's checksum.
+_HEADER, _FOOTER = 12, 4
+
+
+class EventFiles:
+  """Writes the scalars of metric lines, by phase: each counts its own steps.
+
+  In a bucket the files are uploaded at every `flush`.
+
+  Args:
+    directory: directory of all phases.
+    last_steps: last step of each phase at the checkpoint that is resumed.
+  """
+
+  def __init__(
+    self, directory: epath.Path, last_steps: Mapping[str, int]
+  ) -> None:
+    self._directory = directory
+    # Events are appended to local files, because a bucket cannot append.
+    self._local_directory = (
+      storage.temporary_directory()
+      if storage.is_bucket(directory)
+      else pathlib.Path(directory)
+    )
+    self._last_steps = last_steps
+    self._files: dict[str, AppendFile] = {}
+
+  def write(self, step: int, phase: str, line: Mapping[str, Any]) -> None:
+    """Writes the numbers of a metric line."""
+    if phase not in self._files:
+      self._files[phase] = self._open(phase)
+    scalars = {k: v for k, v in line.items() if isinstance(v, float)}
+    values = [
+      {'tag': re.sub(r'[^-/\w.]', '_', name), 'simple_value': value}
+      for name, value in scalars.items()
+    ]
+    self._append(phase, step=step, summary={'value': values})
+
+  def sizes(self) -> dict[str, int]:
+    """Returns the size in bytes of every file, by its path below the directory.
+
+    `check_event_files` compares them when a run is resumed.
+    """
+    if not self._directory.is_dir():
+      return {}
+    return {
+      f'{phase.name}/{file.name}': storage.file_size(file)
+      for phase in self._directory.iterdir()
+      if phase.is_dir()
+      for file in phase.iterdir()
+    }
+
+  def flush(self) -> None:
+    """Uploads the files, if they belong in a bucket."""
+    if storage.is_bucket(self._directory):
+      storage.upload(self._local_directory, self._directory)
+
+  def sync(self) -> None:
+    """Writes all events such that a power cut leaves them."""
+    for file in self._files.values():
+      file.sync()
+    self.flush()
+
+  def close(self) -> None:
+    """Closes all files."""
+    for file in self._files.values():
+      file.close()
+    self.flush()
+
+  def _open(self, phase: str) -> AppendFile:
+    """Begins a file; purges events that are later than the checkpoint."""
+    earlier = len(list((self._directory / phase).glob('*')))
+    name = (
+      f'events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}'
+      f'.{earlier}'
+    )
+    self._files[phase] = AppendFile(self._local_directory / phase / name)
+    self._append(phase, file_version='brain.Event:2')
+    if earlier:
+      first = self._last_steps.get(phase, -1) + 1
+      # Status 1 is START.
+      self._append(phase, step=first, session_log={'status': 1})
+    return self._files[phase]
+
+  def _append(self, phase: str, **fields: Any) -> None:
+    from tensorboardX.proto import event_pb2
+
+    # Generated at import, unknown to type checkers.
+    event = vars(event_pb2)['Event'](wall_time=time.time(), **fields)
+    self._files[phase].append(_record(event.SerializeToString()))
+
+
+def check_event_files(
+  directory: epath.Path,
+  sizes: Mapping[str, int],
+  note: Callable[[str], object],
+) -> None:
+  """Sets aside event files that are shorter than at the checkpoint, or torn.
+
+  A file that is torn later is left as it is: TensorBoard reads whole records.
+
+  Args:
+    directory: directory of all phases.
+    sizes: see `EventFiles.sizes`.
+    note: receives a sentence for each damaged file.
+  """
+  for name, size in sizes.items():
+    file = directory / name
+    content = file.read_bytes() if file.exists() else b''
+    whole = _whole_records(content)
+    if whole >= size:
+      continue
+    text = (
+      f'{file} has {whole:,} of the {size:,} bytes of events that were saved'
+    )
+    if content:
+      # TensorBoard reads every file with "tfevents" in its name.
+      copy = file.with_name(file.name.replace('tfevents', 'damaged'))
+      copy = storage.numbered_sibling(copy, 'copy')
+      storage.write_atomically(copy, content)
+      storage.write_atomically(file, content[:whole])
+      text += f'; the file is kept as {copy.name}'
+    note(text)
+
+
+def _record(content: bytes) -> bytes:
+  """Returns an event as TensorBoard stores it."""
+  length = len(content).to_bytes(8, 'little')
+  return length + _checksum(length) + content + _checksum(content)
+
+
+def _whole_records(content: bytes) -> int:
+  """Returns the number of bytes before the first damaged record."""
+  begin = 0
+  while begin + _HEADER <= len(content):
+    length = content[begin : begin + 8]
+    end = begin + _HEADER + int.from_bytes(length, 'little')
+    if (
+      content[begin + 8 : begin + _HEADER] != _checksum(length)
+      or end + _FOOTER > len(content)
+      or content[end : end + _FOOTER]
+      != _checksum(content[begin + _HEADER : end])
+    ):
+      break
+    begin = end + _FOOTER
+  return begin
+
+
+def _checksum(content: bytes) -> bytes:
+  from tensorboardX.record_writer import masked_crc32c
+
+  return masked_crc32c(content).to_bytes(4, 'little')

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors of writing: a full or read-only disk, a bucket that refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Iterator
+
+_CAUSES = {
+  number: os.strerror(number)
+  for number in (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENODEV,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENAMETOOLONG,
+  )
+}
+# Libraries written in C++ report the same errors as text.
+_TEXT = re.compile('|'.join(map(re.escape, _CAUSES.values())), re.IGNORECASE)
+
+
+class StorageError(OSError):
+  """A failed write, described in one sentence: path and cause."""
+
+
+@contextlib.contextmanager
+def writing(path: os.PathLike[str] | str) -> Iterator[None]:
+  """Turns errors of writing into `StorageError` within the context.
+
+  On a disk those are the errors of the system: no space left, quota exceeded,
+  read-only, not permitted, failing device. In a bucket every error is one,
+  because client library, network and store raise errors of many types.
+
+  Args:
+    path: what is written, for the message.
+
+  Raises:
+    StorageError: something could not be written.
+  """
+  try:
+    yield
+  except StorageError:
+    raise
+  except Exception as error:
+    cause = _cause(error, in_bucket=os.fspath(path).startswith('gs://'))
+    if cause is None:
+      raise
+    raise StorageError(
+      f'{os.fspath(path)} cannot be written: {cause}'
+    ) from error
+
+
+def first_storage_error(error: BaseException | None) -> StorageError | None:
+  """Returns the earliest `StorageError` that led to an error, if any.
+
+  Closing files after a failed write fails again; the first error names the
+  cause.
+  """
+  first = None
+  while error is not None:
+    if isinstance(error, StorageError):
+      first = error
+    error = error.__cause__ or error.__context__
+  return first
+
+
+def _cause(error: BaseException | None, *, in_bucket: bool) -> str | None:
+  """Returns the reason of a failed write; `None` for other errors."""
+  first = error
+  while error is not None:
+    if isinstance(error, OSError) and error.errno in _CAUSES:
+      return _lower(_CAUSES[error.errno])
+    if found := _TEXT.search(str(error)):
+      return _lower(found[0])
+    error = error.__cause__ or error.__context__
+  if in_bucket and first is not None:
+    return ' '.join(str(first).split())[:200] or type(first).__name__
+  return None
+
+
+def _lower(text: str) -> str:
+  return text[:1].lower() + text[1:]
