@@ -60,6 +60,8 @@ class RolloutConfig:
     temperature: temperature of sampling, of all statistics and of the entropy.
     top_p: nucleus sampling threshold; below 1 importance weights are biased.
     top_k: number of most likely tokens to sample from; 0 for all.
+    min_p: least probability of a sampled token, relative to the likeliest
+      token's; 0 for all tokens.
     tensor: devices that share one copy of the sampler's weights; 0 for
       `mesh.tensor`.
     max_draws: draws of prompts per iteration, at most, until
@@ -76,6 +78,7 @@ class RolloutConfig:
   ] = 1.0
   top_p: PositiveShare = 1.0
   top_k: NonNegative = 0
+  min_p: Share = 0.0
   tensor: NonNegative = 0
   max_draws: Positive = 1
 

@@ -1,32 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token sampling from logits: temperature, top-k, top-p, greedy."""
+"""Token sampling from logits: temperature, top-k, top-p, min-p, greedy.
+
+A token is drawn by inverting the cumulative distribution with one uniform number
+per row: first a block of the vocabulary, from the sums of blocks, then a token
+of this block. The vocabulary may be split over devices; then the sums of blocks
+and the drawn block are exchanged, and never the logits.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import P
 from jaxtyping import Array, Bool, Float, Int, Key
+
+from covrl.parallel import sharding
+from covrl.rollout.truncation import Columns, Threshold, find_threshold
+
+# Tokens per block: a vector register's width, and about √V of most vocabularies.
+BLOCK = 128
 
 
 class Sampling(NamedTuple):
   """Sampling parameters; traced arrays, so that changes never recompile.
+
+  Each is a scalar or has one entry per row.
 
   Attributes:
     temperature: divides the logits; 0 is greedy.
     top_p: samples among the likeliest tokens that together have this
       probability; 1 is all tokens.
     top_k: samples among this many likeliest tokens; 0 is all tokens.
+    min_p: samples among the tokens with at least this probability, relative to
+      the likeliest token's; 0 is all tokens.
   """
 
-  temperature: Float[Array, '']
-  top_p: Float[Array, '']
-  top_k: Int[Array, '']
+  temperature: Float[Array, '*S']
+  top_p: Float[Array, '*S']
+  top_k: Int[Array, '*S']
+  min_p: Float[Array, '*S']
 
   @classmethod
   def make(
-    cls, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0
+    cls,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
   ) -> Sampling:
     """Checks numbers and converts them to arrays.
 
@@ -44,11 +66,23 @@ class Sampling(NamedTuple):
       raise ValueError(f'top_p must lie in (0, 1], got {top_p}')
     if top_k < 0 or top_k != int(top_k):
       raise ValueError(f'top_k must be a whole number from 0, got {top_k}')
+    if not 0.0 <= min_p <= 1.0:
+      raise ValueError(f'min_p must lie in [0, 1], got {min_p}')
     return cls(
       temperature=jnp.asarray(temperature, jnp.float32),
       top_p=jnp.asarray(top_p, jnp.float32),
       top_k=jnp.asarray(top_k, jnp.int32),
+      min_p=jnp.asarray(min_p, jnp.float32),
     )
+
+  def of_rows(self, count: int) -> Sampling:
+    """Sampling parameters with one entry per row."""
+    return Sampling(*(jnp.broadcast_to(x, (count,)) for x in self))
+
+  def truncates(self, vocab_size: int) -> Bool[Array, '*S']:
+    """Whether top-k, top-p or min-p may leave out tokens."""
+    in_top_k = (self.top_k > 0) & (self.top_k < vocab_size)
+    return (self.top_p < 1) | in_top_k | (self.min_p > 0)
 
 
 def sample_token(
@@ -56,13 +90,16 @@ def sample_token(
 ) -> tuple[Int[Array, ' S'], Float[Array, ' S'], Float[Array, ' S']]:
   """Samples one token per row with the row's own PRNG key.
 
-      token = argmax(log q + Gumbel noise), q the truncated distribution
+      token = min {v : Σ_{w ≤ v} q_w > u},    u uniform in [0, 1),
 
-  With temperature 0 there is no noise, and log-probabilities are those of
-  temperature 1. Logits may be −∞, but not all of a row.
+  q the truncated distribution. u has a resolution of 2^−24, and so have the
+  sums in float32. With temperature 0 the token is the likeliest, the smallest
+  id among equals, and log-probabilities are those of temperature 1. Logits may
+  be −∞, but not all of a row; such tokens are never drawn.
 
   Args:
-    logits: logits of the next token, in float32.
+    logits: logits of the next token, in float32 or wider. On a mesh, rows and
+      vocabulary may be split as `ROLLOUT_RULES` has it.
     keys: one PRNG key per row; a row's token does not depend on other rows.
     sampling: temperature and truncation.
 
@@ -70,74 +107,148 @@ def sample_token(
     The tokens; their log-probabilities with temperature and before truncation,
     in nats; and the same after truncation.
   """
-  greedy = sampling.temperature == 0
-  temperature = jnp.where(greedy, 1.0, sampling.temperature)
-  logprobs = jax.nn.log_softmax(logits / temperature, axis=-1)
-  truncates = (sampling.top_p < 1) | (
-    (sampling.top_k > 0) & (sampling.top_k < logits.shape[-1])
+  rows, size = logits.shape
+  sampling = sampling.of_rows(rows)
+  uniform = jax.vmap(_uniform)(keys).astype(logits.dtype)
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.are_all_axes_manual:
+    return _sample_columns(logits, uniform, sampling, Columns(0, size))
+  spec = sharding.fitted_spec(
+    mesh, ('batch', 'vocab'), logits.shape, sharding.current_rules()
   )
-  # The sort is the most expensive part of a step: it runs only if needed.
-  truncated = jax.lax.cond(
-    truncates, _truncated, lambda logprobs, _: logprobs, logprobs, sampling
+  axes = sharding.mesh_axes_of(spec[1])
+
+  def on_device(
+    logits: Float[Array, 'S V'],
+    uniform: Float[Array, ' S'],
+    sampling: Sampling,
+  ) -> tuple[Array, Array, Array]:
+    first = jax.lax.axis_index(axes) * logits.shape[1] if axes else 0
+    columns = Columns(first, size, axes)
+    return _sample_columns(logits, uniform, sampling, columns)
+
+  of_row = P(spec[0])
+  return jax.shard_map(
+    on_device,
+    mesh=mesh,
+    in_specs=(spec, of_row, of_row),
+    out_specs=of_row,
+    check_vma=False,
+  )(logits, uniform, sampling)
+
+
+def _sample_columns(
+  logits: Float[Array, 'S V'],
+  uniform: Float[Array, ' S'],
+  sampling: Sampling,
+  columns: Columns,
+) -> tuple[Int[Array, ' S'], Float[Array, ' S'], Float[Array, ' S']]:
+  """`sample_token` on one device, which may hold a part of the columns."""
+  is_greedy = sampling.temperature == 0
+  scale = 1 / jnp.where(is_greedy, 1, sampling.temperature)
+  scale = scale.astype(logits.dtype)[:, None]
+  blocks = _split(logits)
+  # Barriers keep XLA from reducing the large array again for sums of sums.
+  peaks = jax.lax.optimization_barrier(jnp.max(blocks, axis=2))
+  every_peak = _join(peaks, columns) * scale
+  peak = jnp.max(every_peak, axis=1)
+  weights = jnp.exp(blocks * scale[:, None] - peak[:, None, None])
+  total = jax.lax.optimization_barrier(jnp.sum(weights, axis=2))
+
+  def truncate() -> tuple[Threshold, Float[Array, 'S N']]:
+    scaled = logits * scale
+    threshold = find_threshold(
+      scaled,
+      peak,
+      top_p=sampling.top_p.astype(logits.dtype),
+      top_k=sampling.top_k,
+      min_p=sampling.min_p.astype(logits.dtype),
+      columns=columns,
+    )
+    kept = threshold.keeps(scaled, columns.ids(scaled.shape[1]))
+    kept_weights = jnp.where(kept, jnp.exp(scaled - peak[:, None]), 0)
+    return threshold, jnp.sum(_split(kept_weights, 0), axis=2)
+
+  everything = Threshold(
+    jnp.full_like(peak, -jnp.inf),
+    jnp.full(peak.shape, columns.size, jnp.int32),
   )
-  noise = jax.vmap(
-    lambda key: jax.random.gumbel(key, logits.shape[-1:], logits.dtype)
-  )(keys)
-  token = jnp.argmax(truncated + jnp.where(greedy, 0.0, noise), axis=-1)
-  token = token.astype(jnp.int32)
-  return token, _at(logprobs, token), _at(truncated, token)
+  threshold, kept = jax.lax.cond(
+    jnp.any(sampling.truncates(columns.size)),
+    truncate,
+    lambda: (everything, total),
+  )
+  every_total, every_kept = _join(total, columns), _join(kept, columns)
+
+  # The block: of the likeliest token, or where the cumulative sum passes u.
+  sums = jnp.where(is_greedy[:, None], every_peak == peak[:, None], every_kept)
+  uniform = jnp.where(is_greedy, 0, uniform)
+  block, rest = _invert(sums, uniform * jnp.sum(sums, axis=1))
+  local_blocks = blocks.shape[1]
+  is_here, here = block // local_blocks == _shard(columns), block % local_blocks
+  chosen = jnp.take_along_axis(blocks, here[:, None, None], axis=1)[:, 0]
+  chosen = chosen * scale
+  if columns.axes:
+    chosen = columns.sum(jnp.where(is_here[:, None], chosen, 0))
+
+  # The token within it.
+  per_shard = logits.shape[1]
+  first = block // local_blocks * per_shard + block % local_blocks * BLOCK
+  ids = first[:, None] + jnp.arange(BLOCK, dtype=jnp.int32)
+  is_kept = jnp.where(
+    is_greedy[:, None], chosen == peak[:, None], threshold.keeps(chosen, ids)
+  )
+  weight = jnp.where(is_kept, jnp.exp(chosen - peak[:, None]), 0)
+  index, _ = _invert(weight, rest)
+  logit = jnp.take_along_axis(chosen, index[:, None], axis=1)[:, 0] - peak
+  return (
+    (first + index).astype(jnp.int32),
+    logit - jnp.log(jnp.sum(every_total, axis=1)),
+    logit - jnp.log(jnp.sum(every_kept, axis=1)),
+  )
 
 
-def truncation_mask(
-  logprobs: Float[Array, 'S V'],
-  *,
-  top_p: Float[Array, ''],
-  top_k: Int[Array, ''],
-) -> Bool[Array, 'S V']:
-  """Mask of the tokens that top-k and top-p keep.
+def _invert(
+  weights: Float[Array, 'S N'], target: Float[Array, ' S']
+) -> tuple[Int[Array, ' S'], Float[Array, ' S']]:
+  """Finds the first entry whose cumulative sum exceeds the target.
 
-  First the `top_k` likeliest tokens; of these, renormalised, the smallest set of
-  likeliest tokens whose probability reaches `top_p`. Ties go to the smaller
-  token id. The likeliest token is always kept.
+  An entry of weight 0 is never found, also where rounding lets no cumulative
+  sum exceed the target: then it is the last entry of positive weight.
 
-  Args:
-    logprobs: normalised log-probabilities, in nats.
-    top_p: probability to keep, in (0, 1].
-    top_k: number of tokens to keep; 0 is all.
-
-  References:
-    Fan et al., "Hierarchical Neural Story Generation", arXiv:1805.04833
-    (top-k). Holtzman et al., "The Curious Case of Neural Text Degeneration",
-    arXiv:1904.09751, section 3.1 (top-p).
+  Returns:
+    Its index, and the target minus the sum of the entries before, at least 0.
   """
-  size = logprobs.shape[-1]
-  ranks = jnp.arange(size)
-  top_k = jnp.where(top_k > 0, top_k, size)
-  ordered = -jnp.sort(-logprobs, axis=-1)
-  probs = jnp.where(ranks < top_k, jnp.exp(ordered), 0.0)
-  probs = probs / jnp.sum(probs, axis=-1, keepdims=True)
-  before = jnp.cumsum(probs, axis=-1) - probs
-  in_nucleus = (before < top_p) | (top_p >= 1)
-  count = jnp.sum(in_nucleus & (ranks < top_k), axis=-1, keepdims=True)
-
-  # Tokens above the count-th value, and the first of those equal to it.
-  threshold = jnp.take_along_axis(ordered, count - 1, axis=-1)
-  above = logprobs > threshold
-  tied = logprobs == threshold
-  num_tied = count - jnp.sum(above, axis=-1, keepdims=True)
-  return above | (tied & (jnp.cumsum(tied, axis=-1) <= num_tied))
+  cumulative = jnp.cumsum(weights, axis=1)
+  positive = weights > 0
+  passes = positive & (cumulative > target[:, None])
+  last = weights.shape[1] - 1 - jnp.argmax(positive[:, ::-1], axis=1)
+  index = jnp.where(passes.any(axis=1), jnp.argmax(passes, axis=1), last)
+  before = jnp.take_along_axis(cumulative - weights, index[:, None], axis=1)
+  return index, jnp.maximum(target - before[:, 0], 0)
 
 
-def _truncated(
-  logprobs: Float[Array, 'S V'], sampling: Sampling
-) -> Float[Array, 'S V']:
-  """Log-probabilities renormalised over the kept tokens, −∞ elsewhere."""
-  mask = truncation_mask(logprobs, top_p=sampling.top_p, top_k=sampling.top_k)
-  return jax.nn.log_softmax(jnp.where(mask, logprobs, -jnp.inf), axis=-1)
+def _split(x: Array, padding: Any = -jnp.inf) -> Array:
+  """Splits columns `[S, V]` into blocks `[S, N, BLOCK]`, the last one padded."""
+  padded = jnp.pad(
+    x, ((0, 0), (0, -x.shape[1] % BLOCK)), constant_values=padding
+  )
+  return padded.reshape(x.shape[0], -1, BLOCK)
 
 
-def _at(
-  logprobs: Float[Array, 'S V'], token: Int[Array, ' S']
-) -> Float[Array, ' S']:
-  """Each row's entry at its token."""
-  return jnp.take_along_axis(logprobs, token[:, None], axis=-1)[:, 0]
+def _join(x: Float[Array, 'S N'], columns: Columns) -> Float[Array, 'S M']:
+  """Joins the sums of all devices' blocks, in the order of the vocabulary."""
+  if not columns.axes:
+    return x
+  return jax.lax.all_gather(x, columns.axes, axis=1, tiled=True)
+
+
+def _shard(columns: Columns) -> Int[Array, ''] | int:
+  """Index of this device among those that split the vocabulary."""
+  return jax.lax.axis_index(columns.axes) if columns.axes else 0
+
+
+def _uniform(key: Key[Array, '']) -> Float[Array, '']:
+  """A multiple of 2^−24 in [0, 1)."""
+  bits = jax.random.bits(key, (), jnp.uint32) >> jnp.uint32(8)
+  return bits.astype(jnp.float32) * 2.0**-24

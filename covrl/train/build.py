@@ -224,9 +224,9 @@ def warnings(config: Config, algorithm: Algorithm) -> Iterator[str]:
       f'entropy.fraction = {config.entropy.fraction:g} selects no token of an '
       f'update, which has at most {max_tokens} response tokens'
     )
-  if rollout.top_p < 1 or rollout.top_k > 0:
+  if rollout.top_p < 1 or rollout.top_k > 0 or rollout.min_p > 0:
     yield (
-      'with top-p or top-k below the whole vocabulary the sampler is not the '
+      'with top-p, top-k or min-p the sampler is not the '
       'policy that is trained: importance weights are biased'
     )
 

@@ -65,8 +65,9 @@ class RolloutCollector:
     self._tokenizer = task.tokenizer
     self._sources = task.train.names
     self._key = key
+    rollout = config.rollout
     self._sampling = Sampling.make(
-      config.rollout.temperature, config.rollout.top_p, config.rollout.top_k
+      rollout.temperature, rollout.top_p, rollout.top_k, rollout.min_p
     )
     self._prompts = PromptStream(
       task.train,

@@ -9,10 +9,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from covrl.rollout.sampling import Sampling, sample_token, truncation_mask
+from covrl.parallel.sharding import ROLLOUT_RULES, make_mesh, use_mesh
+from covrl.rollout.sampling import BLOCK, Sampling, sample_token
+from covrl.rollout.truncation import Columns, find_threshold
 
 DRAW = jax.jit(sample_token)
-MASK = jax.jit(truncation_mask)
+
+
+@jax.jit
+def kept_mask(logits, top_p, top_k, min_p):
+  rows, size = logits.shape
+  columns = Columns(0, size)
+  threshold = find_threshold(
+    logits,
+    logits.max(axis=1),
+    top_p=jnp.full(rows, top_p, jnp.float32),
+    top_k=jnp.full(rows, top_k, jnp.int32),
+    min_p=jnp.full(rows, min_p, jnp.float32),
+    columns=columns,
+  )
+  return threshold.keeps(logits, columns.ids(size))
 
 
 def log_softmax(x):
@@ -20,14 +36,15 @@ def log_softmax(x):
   return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
 
 
-def oracle_mask(logprobs, top_p, top_k):
-  """Top-k, then top-p of the rest, row by row, by sorting."""
+def oracle_mask(logprobs, top_p, top_k, min_p=0.0):
+  """Top-k, then top-p of the rest, then min-p, row by row, by sorting."""
   kept = np.zeros(logprobs.shape, bool)
   for row, out in zip(logprobs.astype(np.float64), kept, strict=True):
     order = np.argsort(-row, kind='stable')[: top_k or None]
     probs = np.exp(row[order])
     before = np.cumsum(probs / probs.sum()) - probs / probs.sum()
     out[order if top_p == 1 else order[before < top_p]] = True
+    out &= np.exp(row - row.max()) >= min_p
   return kept
 
 
@@ -50,13 +67,23 @@ LOGITS = hnp.arrays(
   logits=LOGITS,
   top_p=st.sampled_from([0.0101, 0.3003, 0.7007, 0.9909, 1.0]),
   top_k=st.integers(0, 8),
+  min_p=st.sampled_from([0.0, 0.0505, 0.6006]),
 )
-def test_truncation_equals_sorting(logits, top_p, top_k):
-  logprobs = log_softmax(logits)
-  got = MASK(
-    jnp.asarray(logprobs), top_p=jnp.float32(top_p), top_k=jnp.int32(top_k)
+def test_truncation_equals_sorting(logits, top_p, top_k, min_p):
+  np.testing.assert_array_equal(
+    kept_mask(logits, top_p, top_k, min_p),
+    oracle_mask(log_softmax(logits), top_p, top_k, min_p),
   )
-  np.testing.assert_array_equal(got, oracle_mask(logprobs, top_p, top_k))
+
+
+def test_truncation_of_a_large_vocabulary_equals_sorting():
+  logits = np.random.default_rng(0).normal(size=(4, 5000)) * 3
+  logits = np.round(logits, 2).astype(np.float32)
+  for top_p, top_k, min_p in ((0.9, 0, 0), (1, 50, 0), (0.7, 700, 1e-3)):
+    np.testing.assert_array_equal(
+      kept_mask(logits, top_p, top_k, min_p),
+      oracle_mask(log_softmax(logits), top_p, top_k, min_p),
+    )
 
 
 @settings(max_examples=50, deadline=None)
@@ -138,6 +165,111 @@ def test_masked_tokens_are_never_sampled(setting):
   np.testing.assert_allclose(sampler[token == 3], want, atol=1e-6)
 
 
+def chi_square(seen, probs, count):
+  """Chi-square statistic, rare tokens together, and its 99.9th percentile."""
+  want = count * probs
+  common = want >= 20
+  seen = np.append(seen[common], seen[~common].sum())
+  want = np.append(want[common], want[~common].sum())
+  seen, want = seen[want > 0], want[want > 0]
+  degrees = len(want) - 1
+  # The normal approximation of Wilson and Hilferty.
+  spread = 2 / (9 * degrees)
+  limit = degrees * (1 - spread + 3.09 * spread**0.5) ** 3
+  return ((seen - want) ** 2 / want).sum(), limit
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize(
+  'setting',
+  [
+    {},
+    {'temperature': 0.5},
+    {'temperature': 1.5},
+    {'top_p': 0.8},
+    {'top_k': 40},
+    {'min_p': 0.05},
+  ],
+)
+def test_frequencies_over_many_blocks(setting, dtype):
+  draw, count = np.random.default_rng(0), 40_000
+  logits = draw.normal(size=5 * BLOCK + 17) * 1.5
+  logits[draw.random(logits.size) < 0.2] = -np.inf
+  logits = np.asarray(jnp.asarray(logits, dtype).astype(jnp.float32))
+  keys = jax.random.split(jax.random.key(0), count)
+  rows = jnp.broadcast_to(logits, (count, logits.size))
+  token, _, _ = DRAW(rows, keys, Sampling.make(**setting))
+  full = log_softmax(logits / setting.get('temperature', 1.0))
+  kept = oracle_mask(
+    full[None],
+    setting.get('top_p', 1.0),
+    setting.get('top_k', 0),
+    setting.get('min_p', 0.0),
+  )[0]
+  probs = np.where(kept, np.exp(full), 0)
+  seen = np.bincount(token, minlength=logits.size)
+  assert (seen[probs == 0] == 0).all()
+  statistic, limit = chi_square(seen, probs / probs.sum(), count)
+  assert statistic < limit
+
+
+def test_frequencies_of_a_vocabulary_of_152_thousand():
+  draw, size, rows, rounds = np.random.default_rng(1), 151_936, 128, 24
+  logits = jnp.asarray(draw.normal(size=size) * 2, jnp.float32)
+  seen = np.zeros(size)
+  for index in range(rounds):
+    keys = jax.random.split(jax.random.key(index), rows)
+    token, *_ = DRAW(
+      jnp.broadcast_to(logits, (rows, size)), keys, Sampling.make()
+    )
+    seen += np.bincount(token, minlength=size)
+  probs = np.exp(log_softmax(np.asarray(logits, np.float64)))
+  # Tokens in 50 bins of random membership.
+  bins = draw.integers(0, 50, size)
+  seen, probs = (np.bincount(bins, x, minlength=50) for x in (seen, probs))
+  statistic, limit = chi_square(seen, probs, rows * rounds)
+  assert statistic < limit
+
+
+def test_each_row_has_its_own_sampling_parameters():
+  logits = jax.random.normal(jax.random.key(1), (4, 300))
+  keys = jax.random.split(jax.random.key(2), 4)
+  each = [
+    Sampling.make(),
+    Sampling.make(0.0),
+    Sampling.make(0.7, 0.5),
+    Sampling.make(1.2, 1.0, 7, 0.02),
+  ]
+  rows = Sampling(*(jnp.stack(field) for field in zip(*each, strict=True)))
+  together = DRAW(logits, keys, rows)
+  for index, sampling in enumerate(each):
+    alone = DRAW(logits, keys, sampling)
+    for a, b in zip(together, alone, strict=True):
+      np.testing.assert_allclose(a[index], b[index], rtol=1e-6)
+
+
+@pytest.mark.parametrize('shape', [(1, 1, 8), (2, 1, 4), (8,)])
+@pytest.mark.parametrize('setting', [{}, {'top_p': 0.9, 'top_k': 70}])
+def test_a_split_vocabulary_gives_the_same_tokens(shape, setting):
+  rows, size = 16, 4 * 8 * 37
+  logits = jax.random.normal(jax.random.key(1), (rows, size)) * 2
+  keys = jax.random.split(jax.random.key(2), rows)
+  sampling = Sampling.make(**setting)
+  with use_mesh(make_mesh(shape), ROLLOUT_RULES):
+    compiled = jax.jit(sample_token).lower(logits, keys, sampling).compile()
+    got = jax.jit(sample_token)(logits, keys, sampling)
+  want = DRAW(logits, keys, sampling)
+  np.testing.assert_array_equal(got[0], want[0])
+  for a, b in zip(got[1:], want[1:], strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-6)
+  # No device gets all logits of a row.
+  if shape != (8,):
+    text = compiled.as_text() or ''
+    for line in text.splitlines():
+      if ' all-gather(' in line or ' all-reduce(' in line:
+        assert f',{size}]' not in line
+
+
 def test_a_row_depends_on_its_own_key_only():
   logits = jax.random.normal(jax.random.key(1), (16, 8))
   keys = jax.random.split(jax.random.key(2), 16)
@@ -157,6 +289,7 @@ def test_a_row_depends_on_its_own_key_only():
     ({'top_p': 0.0}, r'top_p must lie in \(0, 1\], got 0.0'),
     ({'top_p': 1.1}, r'top_p must lie in \(0, 1\], got 1.1'),
     ({'top_k': -1}, 'top_k must be a whole number from 0, got -1'),
+    ({'min_p': 1.5}, r'min_p must lie in \[0, 1\], got 1.5'),
   ],
 )
 def test_refuses_parameters_out_of_range(setting, sentence):
