@@ -21,6 +21,7 @@ def code_reward(
   *,
   level: str | None = None,
   url: str | None = None,
+  packages: tuple[str, ...] | None = None,
   time_limit: float = 4.0,
   name: str = 'code',
   weight: float = 1.0,
@@ -34,6 +35,7 @@ def code_reward(
     level: containment of programs, see `Judge`; the best that works if `None`.
       Programs run unsandboxed only on request.
     url: address of a remote judge.
+    packages: installed packages that programs may import, see `Judge`.
     time_limit: seconds that each test may take.
     name: name in the metrics, see `Reward`.
     weight: weight in the total, see `Reward`.
@@ -42,12 +44,17 @@ def code_reward(
   return Reward(
     name=name,
     score=functools.partial(
-      score_code, level=level, url=url, time_limit=time_limit
+      score_code,
+      level=level,
+      url=url,
+      packages=packages,
+      time_limit=time_limit,
     ),
     weight=weight,
     sources=sources,
     timeout=_SECONDS,
     example=_EXAMPLE,
+    network=url is not None,
   )
 
 
@@ -57,6 +64,7 @@ def score_code(
   *,
   level: str | None = None,
   url: str | None = None,
+  packages: tuple[str, ...] | None = None,
   time_limit: float = 4.0,
 ) -> Outcome:
   """Returns the share of the reference's tests that a program passes."""
@@ -65,16 +73,20 @@ def score_code(
     reference,
     time_limit=time_limit,
     pass_rate=True,
-    judge=cached_judge(level, url),
+    judge=cached_judge(level, url, packages),
   )
 
 
 @functools.cache
-def cached_judge(level: str | None = None, url: str | None = None) -> Judge:
+def cached_judge(
+  level: str | None = None,
+  url: str | None = None,
+  packages: tuple[str, ...] | None = None,
+) -> Judge:
   """Returns this process's judge for a containment level; cached.
 
   Raises:
     JudgeError: if the level does not work on this machine.
-    ValueError: if the level is unknown.
+    ValueError: if the level is unknown or a package is not installed.
   """
-  return Judge(level=level, url=url)
+  return Judge(level=level, url=url, packages=packages)

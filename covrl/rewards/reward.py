@@ -31,6 +31,7 @@ class Reward:
     shaping: whether it is used in training only, and left out of evaluations.
     timeout: time limit per response in seconds; `None` takes the run's.
     example: a response and a reference to warm workers up.
+    network: whether the function may use the network.
   """
 
   name: str
@@ -40,6 +41,7 @@ class Reward:
   shaping: bool = False
   timeout: float | None = None
   example: tuple[str, Any] | None = None
+  network: bool = False
 
   def __post_init__(self) -> None:
     _check_name(self.name)

@@ -17,7 +17,7 @@ import time
 import pytest
 from rewards.traces import traces
 
-from covrl.rewards import Judge, JudgeError, Status, find_program, judge_code
+from covrl.rewards import Judge, JudgeError, Status, judge_code
 from covrl.rewards.sandbox import (
   backends,
   bubblewrap,
@@ -119,25 +119,6 @@ def test_refuses_invalid_time_limits(judge, limit):
     judge_code(ADD, SUM, time_limit=limit, judge=judge)
 
 
-@pytest.mark.parametrize(
-  ('response', 'program'),
-  [
-    ('print(1)', 'print(1)'),
-    ('', None),
-    (' \n\t', None),
-    ('So:\n```python\na\n```\nor\n```python\nb\n```', 'b\n'),
-    ('```py\na\n```\nwhich prints\n```text\n7\n```', 'a\n'),
-    ('```\na\n```', 'a\n'),
-    ('```cpp\na\n```', 'a\n'),
-    ('```python\ncut off', 'cut off'),
-    ('```python\n```', None),
-    ('Inline `x` only', 'Inline `x` only'),
-  ],
-)
-def test_finds_the_last_python_block(response, program):
-  assert find_program(response) == program
-
-
 def test_statuses_describe_how_programs_fail(judge):
   programs = {
     ADD: Status.SCORED,
@@ -157,6 +138,35 @@ def test_statuses_describe_how_programs_fail(judge):
   assert crash.detail == 'test 1 of 1: ZeroDivisionError: division by zero'
   wrong = judge_code('print(8)', SUM, judge=judge)
   assert wrong.detail == "test 1 of 1: '7' was expected, got '8'"
+
+
+def test_programs_may_import_the_offered_packages(judge):
+  program = """
+    import numpy as np
+    def total(n): return np.arange(n).sum()
+    def table(n): return {'a': np.eye(n), 'b': np.bool_(True)}
+    """
+  tests = [
+    {'call': 'total', 'args': [4], 'result': 6},
+    {'call': 'table', 'args': [1], 'result': {'a': [[1]], 'b': True}},
+    {
+      'asserts': 'import numpy as np\nfrom solution import table, total\n'
+      'assert np.array_equal(table(2)["a"], np.eye(2))\nassert total(4) == 6'
+    },
+  ]
+  outcome = judge.judge(textwrap.dedent(program), tests)
+  assert outcome.score == 1.0, outcome
+  jax = judge.judge('import jax\nprint(7)', SUM)
+  assert "No module named 'jax'" in jax.detail
+  bare = Judge(level='bubblewrap', packages=())
+  outcome = bare.judge('import numpy\nprint(7)', SUM)
+  assert "No module named 'numpy'" in outcome.detail
+
+
+def test_refuses_packages_that_are_not_installed():
+  for name in ('no_such_package', 'numpy.linalg', '../numpy', ''):
+    with pytest.raises(ValueError, match=f'must be installed .* got {name!r}'):
+      Judge(packages=[name])
 
 
 def test_scores_all_tests_or_the_share(judge):
@@ -183,7 +193,7 @@ def test_counts_tests_after_a_timeout_as_failed(judge):
 
 
 def test_invalid_suites_are_infrastructure_errors(judge):
-  for suite in ('assert (', 'import numpy', 'assert True', 'def test_(tmp): 1'):
+  for suite in ('assert (', 'import jax', 'assert True', 'def test_(tmp): 1'):
     outcome = judge_code('x = 1', [{'asserts': suite}], judge=judge)
     assert outcome.status is Status.INFRASTRUCTURE
     assert math.isnan(outcome.score)
@@ -350,7 +360,7 @@ def test_reports_a_missing_judge(monkeypatch):
     JudgeError, match=r'bubblewrap \(bwrap\) is not installed'
   ):
     Judge(level='bubblewrap')
-  monkeypatch.setattr(backends, '_candidates', lambda level, limits: iter(()))
+  monkeypatch.setattr(backends, '_candidates', lambda *_: iter(()))
   monkeypatch.setattr('covrl.rewards.sandbox.judge._find_judge', _no_judge)
   outcome = judge_code(ADD, SUM)
   assert outcome.status is Status.INFRASTRUCTURE

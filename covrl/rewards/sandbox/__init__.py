@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Judging of untrusted programs by the output that they produce in a sandbox.
 
-A `Judge` chooses a backend (`backends`: `bubblewrap`, `landlock`, or `Unsandboxed`
+A `Judge` finds the program in a response (`extraction`) and chooses a backend (`backends`: `bubblewrap`, `landlock`, or `Unsandboxed`
 of `launcher`; `remote` for a server). For each program a `session` runs the tests
 (`test_formats`) as jobs in a `sandbox`, whose time, memory and output `limits`
 enforces from outside, and compares results (`compare_outputs`).
@@ -14,7 +14,7 @@ the program's objects, served by `_object_server` over a `_json_channel`;
 """
 
 from covrl.rewards.sandbox.backends import JudgeError as JudgeError
+from covrl.rewards.sandbox.extraction import find_program as find_program
 from covrl.rewards.sandbox.judge import Judge as Judge
 from covrl.rewards.sandbox.judge import default_judge as default_judge
 from covrl.rewards.sandbox.judge import judge_code as judge_code
-from covrl.rewards.sandbox.test_formats import find_program as find_program

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     _run,
     _write,
     describe,
+    offer_packages,
   )
 
 _CONTROL = 9
@@ -105,6 +106,7 @@ def _apply_settings(settings: dict[str, Any]) -> Callable[[], object]:
       _set_limit(getattr(resource, name), limit)
   os.umask(0o077)
   os.environ.clear()
+  offer_packages(settings['packages'])
   sys.argv[:] = ['program.py']
   # The time limit makes the limit on integer digits unnecessary.
   sys.set_int_max_str_digits(0)

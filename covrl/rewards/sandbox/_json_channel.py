@@ -88,8 +88,13 @@ class JsonChannel:
     for scalar in (int, float, str):
       if isinstance(value, scalar) and not _is_enum_member(value):
         return scalar(value)
+    if _is_array(value):
+      return self._encode_array(value)
     text = _encode_standard(value)
     return {'known': text} if text else {'object': self._refer(value)}
+
+  def _encode_array(self, value: Any) -> dict[str, Any]:
+    return {'array': self.encode(value.tolist()), 'dtype': value.dtype.str}
 
   def decode(self, value: Any) -> Any:
     """Returns the value of an encoded form."""
@@ -113,9 +118,25 @@ class JsonChannel:
     if name in ('range', 'slice'):
       kind = range if name == 'range' else slice
       return kind(*map(self.decode, value[name]))
+    if name == 'array':
+      import numpy
+
+      array = numpy.array(self.decode(value[name]), value['dtype'])
+      # A scalar is an array without dimensions.
+      return array[()]
     if name == 'known':
       return _decode_standard(value[name])
     return self._resolve(value[name])
+
+
+def _is_array(value: Any) -> bool:
+  """Returns whether a value is an array or a scalar of numpy, of numbers."""
+  numpy = sys.modules.get('numpy')
+  return (
+    numpy is not None
+    and isinstance(value, numpy.ndarray | numpy.generic)
+    and value.dtype.kind in 'biufc'
+  )
 
 
 def _is_enum_member(value: Any) -> bool:

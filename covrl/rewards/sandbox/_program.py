@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import _json
 import atexit
+import builtins
 import os
 import sys
 
@@ -48,6 +49,38 @@ _LEETCODE_MODULES = (
 )
 
 
+_offered: dict[str, tuple[str, str]] = {}
+"""File and directory of each installed package that programs may import."""
+
+
+class _PackageFinder:
+  """Finder of the offered packages; other installed ones stay hidden."""
+
+  @staticmethod
+  def find_spec(name: str, path: Any = None, target: Any = None) -> Any:
+    """Returns the import system's description of an offered package."""
+    del path, target
+    if name not in _offered:
+      return None
+    import _frozen_importlib_external
+
+    file, directory = _offered[name]
+    make: Any = _frozen_importlib_external.spec_from_file_location
+    places = [directory] if directory else None
+    return make(name, file, submodule_search_locations=places)
+
+
+def offer_packages(packages: list[tuple[str, str, str]]) -> None:
+  """Makes installed packages importable: names, files and directories."""
+  for name, file, directory in packages:
+    _offered[name] = file, directory
+  if packages:
+    sys.meta_path.append(_PackageFinder)
+
+
+_THREADS = 'OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'
+
+
 class Program:
   """A program, compiled once for all children."""
 
@@ -61,9 +94,9 @@ class Program:
       self.code = compile(self.source, 'program.py', 'exec', dont_inherit=True)
     except BaseException as error:
       return describe(error)
-    for name in _PRELOADED.split():
+    for name in (*_PRELOADED.split(), *_offered):
       if name.encode() in self.source:
-        __import__(name)
+        _preload(name)
     return ''
 
   def execute(
@@ -86,6 +119,20 @@ class Program:
     return namespace
 
 
+def _preload(name: str) -> None:
+  """Imports a module unless it cannot be, which the program then finds out."""
+  # Threads of libraries would not survive a fork.
+  for variable in _THREADS:
+    os.environ[variable] = '1'
+  try:
+    __import__(name)
+  except (ImportError, MemoryError, OSError):
+    return
+  finally:
+    for variable in _THREADS:
+      del os.environ[variable]
+
+
 def describe(error: BaseException) -> str:
   """Returns an exception's type and message."""
   try:
@@ -94,8 +141,19 @@ def describe(error: BaseException) -> str:
     return 'an exception that cannot be printed'
 
 
+def _input_without_prompt(read: Any) -> Any:
+  """Returns `input` that prints no prompt, since a prompt is not output."""
+
+  def input(*prompt: Any) -> str:
+    return read(*prompt) if len(prompt) > 1 else read()
+
+  return input
+
+
 def _run(program: Program) -> int:
   """Runs a program as a main module, with an interpreter's clean-up."""
+  if b'input' in program.source:
+    builtins.input = _input_without_prompt(builtins.input)
   if b'/dev/stdin' in program.source and os.access('/tmp', os.W_OK):
     with open('/tmp/stdin', 'wb') as file:
       file.write(os.pread(0, os.fstat(0).st_size, 0))
@@ -136,6 +194,11 @@ def to_json(value: Any) -> str:
   """Encodes JSON like the `json` module, whose import takes ten ms."""
 
   def refuse(value: Any) -> Any:
+    module = type(value).__module__.partition('.')[0]
+    if module == 'numpy' and hasattr(value, 'tolist'):
+      return value.tolist()
+    if module in ('decimal', 'fractions') and value == value:
+      return int(value) if value == int(value) else float(value)
     raise TypeError(f'{type(value).__name__} is not JSON')
 
   text = _json.encode_basestring_ascii

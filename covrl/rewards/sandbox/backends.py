@@ -12,6 +12,7 @@ from covrl.rewards.sandbox.interpreter import find_interpreter
 from covrl.rewards.sandbox.landlock import Landlock
 from covrl.rewards.sandbox.launcher import Launcher, Unsandboxed
 from covrl.rewards.sandbox.limits import Limits
+from covrl.rewards.sandbox.packages import Package
 from covrl.rewards.sandbox.sandbox import Sandbox, SandboxError
 from covrl.rewards.sandbox.session import Session
 from covrl.rewards.sandbox.test_formats import PrintTest
@@ -26,7 +27,10 @@ class JudgeError(RuntimeError):
 
 
 def find_launcher(
-  level: str | None, limits: Limits, reasons: list[str]
+  level: str | None,
+  limits: Limits,
+  reasons: list[str],
+  packages: tuple[Package, ...] = (),
 ) -> Launcher:
   """Returns the best backend that works on this machine.
 
@@ -34,6 +38,7 @@ def find_launcher(
     level: the required backend; `None` tries `bubblewrap`, then `landlock`.
     limits: resource limits of programs.
     reasons: receives for every failed backend why it does not work.
+    packages: installed packages that programs may import.
 
   Raises:
     JudgeError: if no backend works; the message says why.
@@ -41,7 +46,7 @@ def find_launcher(
   if sys.platform != 'linux':
     raise JudgeError(f'Linux is required for sandboxes, got {sys.platform}')
   try:
-    for launcher in _candidates(level, limits):
+    for launcher in _candidates(level, limits, packages):
       reason = _failure(launcher, limits)
       if reason is None:
         return launcher
@@ -52,17 +57,22 @@ def find_launcher(
   raise JudgeError(f'{wanted} is required, got none: {"; ".join(reasons)}')
 
 
-def _candidates(level: str | None, limits: Limits) -> Iterator[Launcher]:
+def _candidates(
+  level: str | None, limits: Limits, packages: tuple[Package, ...]
+) -> Iterator[Launcher]:
   interpreter = find_interpreter()
   if level in (None, 'bubblewrap'):
     for mode in available_modes():
       yield Bubblewrap(
-        interpreter=interpreter, mode=mode, scratch=limits.scratch
+        interpreter=interpreter,
+        packages=packages,
+        mode=mode,
+        scratch=limits.scratch,
       )
   if level in (None, 'landlock'):
-    yield Landlock(interpreter=interpreter)
+    yield Landlock(interpreter=interpreter, packages=packages)
   if level == 'unsandboxed':
-    yield Unsandboxed(interpreter=interpreter)
+    yield Unsandboxed(interpreter=interpreter, packages=packages)
 
 
 def _failure(launcher: Launcher, limits: Limits) -> str | None:
@@ -72,7 +82,9 @@ def _failure(launcher: Launcher, limits: Limits) -> str | None:
       usage = sandbox.usage(exact=True)
     if not usage.memory or not usage.tasks:
       return 'the memory of its processes cannot be measured'
-    with Session(launcher, limits, _PROGRAM, _SECONDS) as session:
+    imports = ''.join(f'import {p.name}\n' for p in launcher.packages)
+    program = imports.encode() + _PROGRAM
+    with Session(launcher, limits, program, _SECONDS) as session:
       outcome = session.check(_TEST)
   except (OSError, SandboxError) as error:
     return str(error)

@@ -23,6 +23,8 @@ from covrl.rewards.sandbox.launcher import Launcher
 # Above all ranges that distributions assign to users and containers.
 _FIRST_UID = 1_900_000_000
 _NOBODY = 65534
+# Packages lie here, whatever their paths in the trainer's environment.
+_PACKAGES = '/packages'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,13 @@ class Bubblewrap(Launcher):
     command += ['--seccomp', str(filter_fd), '--info-fd', str(info_fd)]
     return [*command, *self._file_system(), self.interpreter.executable]
 
+  def package_path(self, path: str) -> str:
+    """Returns the path inside the sandbox of a package's file."""
+    name = os.path.basename(path)
+    if name != '__init__.py':
+      return f'{_PACKAGES}/{name}'
+    return f'{self.package_path(os.path.dirname(path))}/{name}'
+
   def _file_system(self) -> list[str]:
     """Returns the options that build the sandbox's file system."""
     # Directories that bubblewrap creates by itself are readable by root only.
@@ -78,6 +87,11 @@ class Bubblewrap(Launcher):
       options += ['--ro-bind', path, path]
     for path in self.interpreter.hidden:
       options += ['--tmpfs', path, '--remount-ro', path]
+    if self.packages:
+      options += ['--perms', '0755', '--dir', _PACKAGES]
+    for package in self.packages:
+      for path in package.files:
+        options += ['--ro-bind', path, f'{_PACKAGES}/{os.path.basename(path)}']
     for name in ('null', 'zero', 'random', 'urandom'):
       options += ['--dev-bind', f'/dev/{name}', f'/dev/{name}']
     options += ['--symlink', '/tmp/stdin', '/dev/stdin']

@@ -2,11 +2,13 @@
 """Comparison of printed output and returned values with the expected ones.
 
 The judge compares bytes or values decoded from JSON; no object of the program
-takes part.
+takes part. Printed output is compared as judges of programming contests do: word
+by word, numbers by their values, whatever the blanks.
 """
 
 from __future__ import annotations
 
+import decimal
 import json
 import math
 import re
@@ -16,51 +18,136 @@ TOLERANCE = 1e-6
 """Relative tolerance for floats; for printed ones also absolute."""
 
 _NEAR_ZERO = 1e-9
+_WORD = re.compile(rb'[^\s,:;()\[\]{}]+|[,:;()\[\]{}]')
 _FRACTION = re.compile(rb'[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?')
-_LONGEST = 4000
+_INTEGER = re.compile(rb'[+-]?\d+')
+_LONGEST_NUMBER = 400
+_LARGEST_EXACT = 1 << 53
+_LONGEST_INTEGER = 4000
+_SHOWN = 60
+_MISSING = object()
 
 
-def same_output(printed: bytes, expected: bytes) -> bool:
-  """Returns whether printed output matches the expected one.
+def output_difference(
+  printed: bytes, expected: bytes, tolerance: float | None = None
+) -> str | None:
+  """Describes the first difference of printed output; `None` if it matches.
 
-  Trailing whitespace of lines and trailing empty lines are ignored. An expected
-  decimal fraction matches any number close to it.
+  Words (brackets and commas apart) have to be the same in the same order. A
+  number with a decimal point matches a number of the same value; see
+  `same_value` for tolerances. Integers match as they are written, unless a
+  tolerance is given.
 
-  >>> same_output(b'1 2  \\n3', b'1 2\\n3\\n')
-  True
-  >>> same_output(b'0.3333333333', b'0.333333')
-  True
-  >>> same_output(b'1.0', b'1')
-  False
+  >>> output_difference(b'1  2.0\\n3', b'1 2\\n3\\n')
+  >>> output_difference(b'0.3333333333', b'0.333333')
+  >>> output_difference(b'0 1 3', b'0 1 2')
+  "word 3 of 3: '2' was expected, got '3'"
+
+  Args:
+    printed: output of the program.
+    expected: the expected output.
+    tolerance: absolute or relative difference that numbers may have; `None` for
+      1e-6, and none for integers.
   """
-  lines, wanted = _lines(printed), _lines(expected)
-  return lines == wanted or (
-    len(lines) == len(wanted) and all(map(_same_line, lines, wanted))
+  if printed.split() == expected.split():
+    return None
+  words, wanted = _words(printed), _words(expected)
+  for number, (word, other) in enumerate(
+    zip(words, wanted, strict=False), start=1
+  ):
+    if word != other and not _same_number(word, other, tolerance):
+      place = f'word {number} of {len(wanted)}: '
+      if len(words) == len(wanted) == 1:
+        place = ''
+      shown_other, shown = _shown_pair(other, word)
+      return f"{place}'{shown_other}' was expected, got '{shown}'"
+  if len(words) == len(wanted):
+    return None
+  if not words:
+    return f"'{_shown(wanted[0])}' was expected, got no output"
+  if len(words) < len(wanted):
+    return (
+      f"word {len(words) + 1} of {len(wanted)}: '{_shown(wanted[len(words)])}'"
+      ' was expected, got the end of the output'
+    )
+  return (
+    f'the end of the output was expected after {len(wanted)} words, got'
+    f" '{_shown(words[len(wanted)])}'"
   )
 
 
-def same_value(value: Any, expected: Any) -> bool:
+def same_output(
+  printed: bytes, expected: bytes, tolerance: float | None = None
+) -> bool:
+  """Returns whether printed output matches; see `output_difference`."""
+  return output_difference(printed, expected, tolerance) is None
+
+
+def same_value(
+  value: Any, expected: Any, tolerance: float | None = None
+) -> bool:
   """Returns whether a returned value matches the expected one (both JSON).
 
-  Booleans match booleans only, integers match integers only. An expected float
-  matches any number close to it; NaN matches NaN.
+  Numbers match if their values do, as in Python: 2.0 is 2, and True is 1. Floats
+  may differ by the tolerance; NaN matches NaN.
 
   >>> same_value([1, 2.0000000001], [1, 2.0])
   True
-  >>> [same_value(value, 1) for value in (1, True, 1.0)]
-  [True, False, False]
+  >>> [same_value(value, 1) for value in (1, True, 1.0, '1', None)]
+  [True, True, True, False, False]
+
+  Args:
+    value: the returned value.
+    expected: the expected value.
+    tolerance: absolute or relative difference that numbers may have; `None` for
+      a relative 1e-6 (or an absolute 1e-9) of an expected float, and of an
+      integer the rounding of a returned float.
   """
-  if isinstance(expected, float):
-    return _is_number(value) and _close(value, expected, _NEAR_ZERO)
-  if type(value) is not type(expected):
-    return False
-  if isinstance(expected, list):
-    return len(value) == len(expected) and all(map(same_value, value, expected))
-  if isinstance(expected, dict):
-    return value.keys() == expected.keys() and all(
-      same_value(value[key], expected[key]) for key in expected
-    )
-  return value == expected
+  return value_difference(value, expected, tolerance) is None
+
+
+def value_difference(
+  value: Any, expected: Any, tolerance: float | None = None, where: str = ''
+) -> str | None:
+  """Describes the first difference of a value; `None` if it matches.
+
+  >>> value_difference({'a': [1, 2]}, {'a': [1, 3]})
+  "at ['a'][1]: 3 was expected, got 2"
+
+  Args:
+    value: the returned value.
+    expected: the expected value.
+    tolerance: see `same_value`.
+    where: index of the value in the whole result.
+  """
+  if isinstance(expected, int | float) and isinstance(value, int | float):
+    if _same_real(value, expected, tolerance):
+      return None
+  elif isinstance(expected, list) and isinstance(value, list):
+    for index, (item, other) in enumerate(zip(value, expected, strict=False)):
+      found = value_difference(item, other, tolerance, f'{where}[{index}]')
+      if found is not None:
+        return found
+    if len(value) == len(expected):
+      return None
+    where = f'{where} (length {len(value)} instead of {len(expected)})'
+  elif isinstance(expected, dict) and isinstance(value, dict):
+    for key, other in expected.items():
+      item = value.get(key, _MISSING)
+      inner = f'{where}[{key!r:.{_SHOWN}}]'
+      if item is _MISSING:
+        return f'at {inner}: {other!r:.200} was expected, got no such key'
+      found = value_difference(item, other, tolerance, inner)
+      if found is not None:
+        return found
+    if len(value) == len(expected):
+      return None
+    extra = next(key for key in value if key not in expected)
+    where = f'{where} (with the additional key {extra!r:.{_SHOWN}})'
+  elif type(value) is type(expected) and value == expected:
+    return None
+  place = f'at {where.strip()}: ' if where else ''
+  return f'{place}{expected!r:.200} was expected, got {value!r:.200}'
 
 
 def read_json(text: bytes) -> Any:
@@ -76,47 +163,83 @@ def read_json(text: bytes) -> Any:
     raise ValueError('it is nested too deeply') from None
 
 
-def _lines(text: bytes) -> list[bytes]:
-  lines = [line.rstrip() for line in text.split(b'\n')]
-  while lines and not lines[-1]:
-    lines.pop()
-  return lines
+def one_line(text: bytes) -> str:
+  """Returns the start of untrusted text as one line of ASCII."""
+  line = text[:400].decode(errors='replace').strip()
+  return ascii(line)[1:-1][:200]
 
 
-def _same_line(line: bytes, wanted: bytes) -> bool:
-  if line == wanted:
-    return True
-  # Separators are compared, too, since output may be a drawing.
-  parts, wanted_parts = re.split(rb'(\s+)', line), re.split(rb'(\s+)', wanted)
-  return len(parts) == len(wanted_parts) and all(
-    part == other or _same_fraction(part, other)
-    for part, other in zip(parts, wanted_parts, strict=True)
+def _words(text: bytes) -> list[bytes]:
+  return _WORD.findall(text.removeprefix(b'\xef\xbb\xbf'))
+
+
+def _shown(word: bytes) -> str:
+  return one_line(word[:_SHOWN])
+
+
+def _shown_pair(wanted: bytes, word: bytes) -> tuple[str, str]:
+  """Returns two words, of long ones the part where they begin to differ."""
+  common = 0
+  for a, b in zip(wanted, word, strict=False):
+    if a != b:
+      break
+    common += 1
+  start = max(0, common - _SHOWN // 2) if common >= _SHOWN else 0
+  dots = '...' if start else ''
+  return (
+    f'{dots}{_shown(wanted[start:])}',
+    f'{dots}{_shown(word[start:])}',
   )
 
 
-def _same_fraction(part: bytes, wanted: bytes) -> bool:
-  """Returns whether a number is close to an expected decimal fraction."""
-  if not _FRACTION.fullmatch(wanted) or len(part) > 400:
+def _same_number(word: bytes, wanted: bytes, tolerance: float | None) -> bool:
+  """Returns whether both words are numbers of the same value."""
+  if len(word) > _LONGEST_NUMBER or len(wanted) > _LONGEST_NUMBER:
     return False
-  if not (_FRACTION.fullmatch(part) or re.fullmatch(rb'[+-]?\d+', part)):
+  is_fraction = _FRACTION.fullmatch(wanted), _FRACTION.fullmatch(word)
+  if not all(
+    fraction or _INTEGER.fullmatch(text)
+    for fraction, text in zip(is_fraction, (wanted, word), strict=True)
+  ):
     return False
-  return _close(float(part), float(wanted), TOLERANCE)
+  if tolerance is None and not any(is_fraction):
+    return False
+  if is_fraction[0] or tolerance is not None:
+    limit = TOLERANCE if tolerance is None else tolerance
+    return _close(float(word), float(wanted), limit, limit)
+  try:
+    number, other = decimal.Decimal(word.decode()), int(wanted)
+    return abs(number - other) <= decimal.Decimal(_NEAR_ZERO)
+  except decimal.DecimalException:
+    return False
 
 
-def _is_number(value: Any) -> bool:
-  return isinstance(value, int | float) and not isinstance(value, bool)
+def _same_real(value: float, expected: float, tolerance: float | None) -> bool:
+  """Returns whether two numbers of Python are the same up to a tolerance."""
+  if value == expected:
+    return True
+  if tolerance is not None:
+    return _close(value, expected, tolerance, tolerance)
+  if isinstance(expected, float):
+    return _close(value, expected, TOLERANCE, _NEAR_ZERO)
+  # The rounding of a float, and no integer next to a large one.
+  if not isinstance(value, float) or abs(expected) > _LARGEST_EXACT:
+    return False
+  return _close(value, expected, 0.0, _NEAR_ZERO)
 
 
-def _close(value: float, expected: float, near_zero: float) -> bool:
+def _close(
+  value: float, expected: float, relative: float, absolute: float
+) -> bool:
   if math.isnan(expected):
     return math.isnan(value)
   try:
-    return math.isclose(value, expected, rel_tol=TOLERANCE, abs_tol=near_zero)
+    return math.isclose(value, expected, rel_tol=relative, abs_tol=absolute)
   except OverflowError:
     return False
 
 
 def _integer(digits: str) -> int:
-  if len(digits) > _LONGEST:
+  if len(digits) > _LONGEST_INTEGER:
     raise ValueError(f'an integer of {len(digits)} digits')
   return int(digits)

@@ -15,12 +15,14 @@ from typing import Any
 
 from covrl.rewards.outcome import Outcome, Status
 from covrl.rewards.sandbox.backends import JudgeError, find_launcher
+from covrl.rewards.sandbox.extraction import find_program
 from covrl.rewards.sandbox.launcher import Launcher
 from covrl.rewards.sandbox.limits import Limits
+from covrl.rewards.sandbox.packages import Package, find_packages
 from covrl.rewards.sandbox.remote import RemoteSession
 from covrl.rewards.sandbox.sandbox import SandboxError
 from covrl.rewards.sandbox.session import Session
-from covrl.rewards.sandbox.test_formats import Test, find_program, parse_tests
+from covrl.rewards.sandbox.test_formats import Test, parse_tests
 
 LEVELS = ('bubblewrap', 'landlock', 'remote', 'unsandboxed')
 
@@ -41,6 +43,8 @@ class Judge:
     processes: maximal number of processes and threads of a program.
     workers: number of programs run at a time; the number of processors if
       `None`.
+    packages: names of installed packages that programs may import; `None` for
+      numpy if it is installed. A remote server has its own.
 
   Attributes:
     level: the containment in use.
@@ -48,7 +52,8 @@ class Judge:
 
   Raises:
     JudgeError: if the level, or every level, does not work on this machine.
-    ValueError: if the level is unknown or a number is not positive.
+    ValueError: if the level is unknown, a number is not positive or a package is
+      not installed.
   """
 
   def __init__(
@@ -59,6 +64,7 @@ class Judge:
     memory_limit: int = 1 << 30,
     processes: int = 64,
     workers: int | None = None,
+    packages: Sequence[str] | None = None,
   ) -> None:
     if level is not None and level not in LEVELS:
       raise ValueError(f'level must be one of {LEVELS}, got {level!r}.')
@@ -74,7 +80,7 @@ class Judge:
     self._limits = Limits(memory=memory_limit, processes=processes)
     self._url = url
     self.reasons: list[str] = []
-    self._launcher = self._choose(level, url)
+    self._launcher = self._choose(level, url, find_packages(packages))
     self.level = 'remote' if self._launcher is None else self._launcher.level
     # Shuffled, so that the judges of several processes use different ones.
     random.shuffle(processors)
@@ -94,7 +100,7 @@ class Judge:
     parsed = parse_tests(tests)
     if not (time_limit > 0 and math.isfinite(time_limit)):
       raise ValueError(f'time_limit must be positive, got {time_limit}.')
-    source = find_program(program)
+    source = find_program(program, parsed)
     if source is None:
       return Outcome(0.0, Status.UNPARSABLE, 'the response contains no program')
     with self._processor() as cpu:
@@ -104,14 +110,16 @@ class Judge:
       except (OSError, SandboxError) as error:
         return Outcome(math.nan, Status.INFRASTRUCTURE, str(error))
 
-  def _choose(self, level: str | None, url: str | None) -> Launcher | None:
+  def _choose(
+    self, level: str | None, url: str | None, packages: tuple[Package, ...]
+  ) -> Launcher | None:
     """Returns the launcher of local sandboxes; `None` for a remote server."""
     if level == 'remote' and url is None:
       raise ValueError('a url is required of level remote, got none.')
     if level == 'remote':
       return None
     try:
-      return find_launcher(level, self._limits, self.reasons)
+      return find_launcher(level, self._limits, self.reasons, packages)
     except JudgeError:
       if level is None and url is not None:
         return None
@@ -158,18 +166,21 @@ def judge_code(
   A test is one of
 
   * `{'stdin': text, 'stdout': text}`: the program reads input and prints output.
-    Trailing whitespace of lines and trailing empty lines are ignored; decimal
-    fractions may differ by 1e-6.
+    Words are compared, not blanks; numbers with a decimal point match numbers of
+    the same value and may differ by 1e-6. Prompts of `input` are left out.
   * `{'call': name, 'args': [...], 'result': value}`: a function of the program,
     or a method of its class `Solution` (or `Class.method`), returns a value.
-    Values are compared as JSON, so tuples are lists; 1, True and 1.0 differ, but
-    an integer matches a float, and floats may differ by a relative 1e-6.
+    Values are compared as JSON, so tuples are lists, and as in Python: 1, True
+    and 1.0 are equal. Floats may differ by a relative 1e-6.
   * `{'asserts': source}`: asserts, `test_*` functions or `unittest` cases hold;
     with `'entry': name`, `check` is called with that function. They run in a
     second sandbox, where proxies stand for the program's functions.
 
-  Programs have the standard library without further packages, a writable `/tmp`
-  and one processor.
+  The first two take `'tolerance': number`, the absolute or relative difference
+  that numbers may have.
+
+  Programs have the standard library, numpy where it is installed (see `Judge`), a
+  writable `/tmp` and one processor.
 
   >>> judge_code(
   ...   'print(int(input()) + 1)', [{'stdin': '41', 'stdout': '42'}]

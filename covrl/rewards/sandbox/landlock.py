@@ -15,6 +15,7 @@ import dataclasses
 import os
 import pathlib
 import stat
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from covrl.rewards.sandbox.bubblewrap import unused_uid
@@ -40,20 +41,25 @@ class Landlock(Launcher):
     """Returns the confinement of the runner and of its children."""
     give_up = self.give_up_root and os.geteuid() == 0
     if give_up:
-      _check_readable(self.interpreter.executable)
+      _check_readable(self._files())
     return {
       'uid': unused_uid() if give_up else None,
       'script': compile_script('_landlock.py'),
-      'readable': self.interpreter.files,
+      'readable': self._files(),
       'filter': make_filter(processes=False),
     }
 
+  def _files(self) -> tuple[str, ...]:
+    added = (file for package in self.packages for file in package.files)
+    return (*self.interpreter.files, *added)
 
-def _check_readable(path: str) -> None:
-  """Refuses an interpreter that only root can read."""
-  for parent in pathlib.PurePath(path).parents:
-    if not os.stat(parent).st_mode & stat.S_IXOTH:
-      raise OSError(
-        f'an interpreter that every user can read is required, got {path},'
-        f' since only its owner can enter {parent}'
-      )
+
+def _check_readable(paths: Iterable[str]) -> None:
+  """Refuses files of the interpreter that only root can read."""
+  for path in paths:
+    for parent in pathlib.PurePath(path).parents:
+      if not os.stat(parent).st_mode & stat.S_IXOTH:
+        raise OSError(
+          'an interpreter and packages that every user can read are required,'
+          f' got {path}, since only its owner can enter {parent}'
+        )

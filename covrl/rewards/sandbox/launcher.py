@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from covrl.rewards.sandbox.interpreter import Interpreter
+from covrl.rewards.sandbox.packages import Package
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,7 @@ class Launcher:
     environment: environment variables of the sandbox, instead of the trainer's.
     has_namespaces: whether a pid namespace contains all processes of the sandbox.
     interpreter: files of the Python interpreter.
+    packages: installed packages that programs may import.
   """
 
   level: ClassVar[str]
@@ -29,6 +31,11 @@ class Launcher:
   has_namespaces: ClassVar[bool] = False
 
   interpreter: Interpreter
+  packages: tuple[Package, ...] = ()
+
+  def package_path(self, path: str) -> str:
+    """Returns the path inside the sandbox of a package's file."""
+    return path
 
   def command(self, *, filter_fd: int, info_fd: int) -> list[str]:
     """Returns the command that starts a sandbox's interpreter.

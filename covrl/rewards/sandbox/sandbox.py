@@ -223,6 +223,14 @@ class Sandbox:
     settings = {
       'limits': self._limits.settings(),
       'writable': self._launcher.writable,
+      'packages': [
+        (
+          package.name,
+          self._launcher.package_path(package.file),
+          package.directory and self._launcher.package_path(package.directory),
+        )
+        for package in self._launcher.packages
+      ],
       **self._launcher.settings(),
     }
     self._control.send(marshal.dumps(settings))

@@ -9,9 +9,10 @@ from concurrent import futures
 
 from covrl.rewards.outcome import Outcome, Status
 from covrl.rewards.sandbox.compare_outputs import (
+  one_line,
+  output_difference,
   read_json,
-  same_output,
-  same_value,
+  value_difference,
 )
 from covrl.rewards.sandbox.launcher import Launcher
 from covrl.rewards.sandbox.limits import EndReason, Limits
@@ -207,11 +208,8 @@ def _scripts(*names: str) -> list[bytes]:
 
 def compare_output(printed: bytes, test: PrintTest) -> Outcome:
   """Compares printed output with the expected one."""
-  if same_output(printed, test.stdout):
-    return _PASSED
-  expected, got = one_line(test.stdout), one_line(printed)
-  detail = f"'{expected}' was expected, got '{got}'"
-  return Outcome(0.0, Status.WRONG, detail)
+  detail = output_difference(printed, test.stdout, test.tolerance)
+  return _PASSED if detail is None else Outcome(0.0, Status.WRONG, detail)
 
 
 def compare_answer(text: bytes, test: CallTest) -> Outcome | None:
@@ -222,13 +220,14 @@ def compare_answer(text: bytes, test: CallTest) -> Outcome | None:
     return None
   match answer:
     case {'result': result, **rest} if not rest:
-      if same_value(result, test.result):
+      try:
+        detail = value_difference(result, test.result, test.tolerance)
+      except RecursionError:
+        detail = 'a value that is nested less deeply was expected'
+      if detail is None:
         return _PASSED
-      expected, got = (
-        one_line(f'{value!r:.400}'.encode(errors='replace'))
-        for value in (test.result, result)
-      )
-      return Outcome(0.0, Status.WRONG, f'{expected} was expected, got {got}')
+      detail = one_line(detail.encode(errors='replace'))
+      return Outcome(0.0, Status.WRONG, detail)
     case {'error': str(error), **rest} if not rest:
       return Outcome(
         0.0, Status.CRASH, one_line(error.encode(errors='replace'))
@@ -246,9 +245,3 @@ def _reason(run: JobResult, message: bytes) -> str:
   return (
     one_line(message) or f'it exited with {os.waitstatus_to_exitcode(status)}'
   )
-
-
-def one_line(text: bytes) -> str:
-  """Returns the start of untrusted text as one line of ASCII."""
-  line = text[:400].decode(errors='replace').strip()
-  return ascii(line)[1:-1][:200]

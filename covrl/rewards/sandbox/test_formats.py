@@ -1,33 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Formats of tests, and extraction of the program from a response."""
+"""Formats of tests."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import marshal
-import re
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from covrl.rewards.sandbox.compare_outputs import read_json, same_value
 
-_FENCE = re.compile(
-  r'^[ \t]*```[ \t]*([^\n`]*)\n(.*?)(?:^[ \t]*```|\Z)', re.DOTALL | re.MULTILINE
-)
-_PYTHON = ('', 'py', 'python', 'python3')
 _FORMATS = (
   "{'stdin': text, 'stdout': text}, {'call': name, 'args': [...], 'result':"
-  " value} or {'asserts': source}, optionally with 'entry': name"
+  " value}, optionally with 'tolerance': number, or {'asserts': source},"
+  " optionally with 'entry': name"
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class PrintTest:
-  """The program, given `stdin`, must print `stdout`."""
+  """The program, given `stdin`, must print `stdout`.
+
+  Attributes:
+    stdin: input, with line ends as a terminal sends them.
+    stdout: the expected output.
+    tolerance: difference that numbers may have; see `output_difference`.
+  """
 
   stdin: bytes
   stdout: bytes
+  tolerance: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +43,14 @@ class CallTest:
     arguments: marshalled arguments.
     result: the expected value.
     size: length of the expected value as JSON.
+    tolerance: difference that numbers may have; see `same_value`.
   """
 
   name: str
   arguments: bytes
   result: Any
   size: int
+  tolerance: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,37 +76,30 @@ def parse_tests(tests: Sequence[Mapping[str, Any]]) -> list[Test]:
   return [_parse(index, test) for index, test in enumerate(tests)]
 
 
-def find_program(response: str) -> str | None:
-  """Returns the last fenced Python block of a response, or all of it.
-
-  >>> find_program('Here it is:\\n```python\\nprint(1)\\n```')
-  'print(1)\\n'
-  >>> find_program(' ') is None
-  True
-  """
-  blocks = _FENCE.findall(response)
-  python = [text for tag, text in blocks if tag.strip().lower() in _PYTHON]
-  program = [response, *(text for _, text in blocks), *python][-1]
-  return program if program.strip() else None
-
-
 def _parse(index: int, test: Mapping[str, Any]) -> Test:
   match test:
-    case {'stdin': str(stdin), 'stdout': str(stdout), **rest} if not rest:
-      return PrintTest(_encode(stdin), _encode(stdout))
+    case {
+      'stdin': str(stdin),
+      'stdout': str(stdout),
+      **rest,
+    } if not set(rest) - {'tolerance'}:
+      tolerance = _tolerance(index, rest)
+      return PrintTest(_input(stdin), _encode(stdout), tolerance)
     case {
       'call': str(name),
       'args': list() | tuple() as args,
       'result': result,
       **rest,
-    } if not rest:
+    } if not set(rest) - {'tolerance'}:
+      tolerance = _tolerance(index, rest)
       try:
         arguments = json.loads(json.dumps(list(args)))
         text = json.dumps(result)
         value = read_json(text.encode())
         # Fails here if the value is nested too deeply to be compared.
         same_value(value, value)
-        return CallTest(name, marshal.dumps(arguments), value, len(text))
+        packed = marshal.dumps(arguments)
+        return CallTest(name, packed, value, len(text), tolerance)
       except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(
           f'Test {index}: args and result that JSON can hold are required,'
@@ -112,6 +111,29 @@ def _parse(index: int, test: Mapping[str, Any]) -> Test:
         return SuiteTest(source, entry)
   given = dict(test) if isinstance(test, Mapping) else test
   raise ValueError(f'Test {index}: {_FORMATS} is required, got {given!r:.200}.')
+
+
+def _tolerance(index: int, fields: Mapping[str, Any]) -> float | None:
+  """Returns the tolerance that a test names; `None` if it names none."""
+  value = fields.get('tolerance')
+  if value is None:
+    return None
+  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  if not is_number or not (value >= 0 and math.isfinite(value)):
+    raise ValueError(
+      f'Test {index}: tolerance must be a finite number of at least 0, got'
+      f' {value!r:.100}.'
+    )
+  return float(value)
+
+
+def _input(text: str) -> bytes:
+  """Encodes input as contests give it: no byte order mark, LF at line ends.
+
+  Programs may rely on the last one: `sys.stdin.readline()[:-1]`.
+  """
+  text = text.removeprefix('\ufeff').replace('\r\n', '\n')
+  return _encode(text if not text or text.endswith('\n') else f'{text}\n')
 
 
 def _encode(text: str) -> bytes:

@@ -4,6 +4,9 @@
 from rewards.battery.rows import CALL, SUITE, SUM, control
 
 ADD = 'def add(a, b): return a + b'
+ADD_LINES = (
+  "import sys\nprint(sum(map(int, sys.stdin.buffer.read().split(b'\\n')[:2])))"
+)
 
 
 def _prints(stdin: str, stdout: str) -> list[dict[str, str]]:
@@ -283,6 +286,58 @@ ROWS = [
     print(''.join({'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h'}))
     """,
     _prints('', 'dfghbcae'),
+  ),
+  control(
+    'prompts for its input',
+    """
+    a, b = map(int, input('Two numbers: ').split())
+    print(a + b)
+    """,
+  ),
+  control(
+    'cuts off the line end',
+    """
+    import sys
+    print(sys.stdin.readline()[:-1][::-1])
+    """,
+    _prints('12', '21'),
+  ),
+  control('reads windows line ends', ADD_LINES, _prints('3\r\n4\r\n', '7')),
+  control('has a byte order mark', '\ufeffprint(3 + 4)'),
+  control('reads a byte order mark', ADD_LINES, _prints('\ufeff3\n4\n', '7\n')),
+  control('prints a float', 'print(14 / 2)', _prints('', '7')),
+  control('prints blanks', "print(' 1  2\\n\\n3')", _prints('', '1 2\n3')),
+  control(
+    'shows its output after it',
+    'So:\n```python\nprint(3 + 4)\n```\nOutput:\n```\n7\n```\n',
+  ),
+  control(
+    'shows its usage after it',
+    '```python\ndef add(a, b):\n  return a + b\n```\nUsage:\n'
+    '```python\nprint(add(3, 4))\n```',
+    CALL,
+  ),
+  control(
+    'imports numpy',
+    """
+    import numpy as np
+    print(int(np.array(input().split(), int).sum()))
+    """,
+  ),
+  control(
+    'returns a fraction',
+    """
+    from fractions import Fraction
+    from decimal import Decimal
+    def add(a, b): return Decimal(a) + int(Fraction(b))
+    """,
+    CALL,
+  ),
+  control('returns a float', 'def add(a, b): return float(a + b)', CALL),
+  control(
+    'returns a boolean for 1',
+    'def is_even(n): return n % 2 == 0',
+    [{'call': 'is_even', 'args': [n], 'result': 1 - n % 2} for n in (2, 3)],
   ),
   control('is a function', ADD, CALL),
   control(

@@ -66,7 +66,7 @@ ROWS = [
     """
     import os, sys
     for top, _, names in os.walk('/'):
-      if top.startswith(('/usr/lib', '/lib', '/dev')): continue
+      if top.startswith(('/usr/lib', '/lib', '/dev', '/packages')): continue
       found += [name for name in names
                 if not top.startswith(sys.base_prefix)
                 and name != 'ld.so.cache']
@@ -87,7 +87,7 @@ ROWS = [
     'installed packages',
     """
     import os, sys
-    for name in ('numpy', 'jax', 'covrl', 'pip', 'pytest'):
+    for name in ('scipy', 'ml_dtypes', 'jax', 'covrl', 'pip', 'pytest'):
       try: found.append(__import__(name))
       except ImportError: pass
     for path in sys.path:

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Extraction of the program from a response with fenced blocks of code."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+
+from covrl.rewards.sandbox.test_formats import (
+  CallTest,
+  PrintTest,
+  SuiteTest,
+  Test,
+)
+
+# A fence begins a line, perhaps in a list or quotation; one that is tagged as
+# Python may follow text.
+_FENCE = re.compile(
+  r'^[ \t>]*(?:(?:[-*+]|\d+[.)])[ \t]+)?(?P<ticks>`{3,}|~{3,})[ \t]*'
+  r'(?P<tag>[^\n`]*)$|(?<=\S)[ \t]*(?P<inline>```)[ \t]*'
+  r'(?P<python>python[\d.]*)[ \t]*$',
+  re.MULTILINE | re.IGNORECASE,
+)
+_MOST_FENCES = 64
+_PYTHON = re.compile(r'[{. ]*(python|py|pypy)[\d.]*\b(?![-+])', re.IGNORECASE)
+_GENERIC_TAGS = '', 'answer', 'code', 'program', 'solution'
+_DEFINITION = re.compile(
+  r'^(?:async[ \t]+def|def|class)[ \t]+(\w+)|^(\w+)[ \t]*=[ \t]*lambda\b',
+  re.MULTILINE,
+)
+_ASSIGNMENT = re.compile(
+  r'^(\w+)[ \t]*(?::[^=\n]*)?=(?!=)|^(?:from[ \t].*)?import[ \t].*\bas[ \t]+(\w+)',
+  re.MULTILINE,
+)
+_READS = re.compile(
+  r'\binput\s*\(|\bstdin\b(?!\s*=[^=])|\bfileinput\b|\bopen\(\s*0\b'
+  r'|\bos\.read\(\s*0\b'
+)
+_PRINTS = re.compile(r'\bprint\s*\(|\bstdout\b|\bos\.write\(\s*1\b')
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block:
+  """A fenced block: its text, and whether it is tagged as Python or not."""
+
+  tag: str
+  text: str
+
+  @property
+  def language(self) -> int:
+    """2 for a block tagged as Python, 1 without a tag, 0 for another tag."""
+    if self.tag.lower() in _GENERIC_TAGS:
+      return 1
+    return 2 if _PYTHON.match(self.tag) else 0
+
+  @property
+  def defined(self) -> set[str]:
+    """Names of functions and classes that it defines at the top level."""
+    return _names(_DEFINITION, self.text)
+
+  @property
+  def assigned(self) -> set[str]:
+    """Names that it defines in any way at the top level."""
+    return self.defined | _names(_ASSIGNMENT, self.text)
+
+
+def find_program(response: str, tests: Sequence[Test] = ()) -> str | None:
+  """Returns the program in a response; `None` if it contains no program.
+
+  Of several fenced blocks it is the last one that defines what the tests call
+  or, for tests of printed output, that reads input; else the last that defines
+  a function or class or reads input; else the last block. Blocks tagged as
+  Python come before blocks without a tag, and these before others, unless only
+  the latter define or read something. Text before the end of the response's
+  thoughts (`</think>`) counts only if no block follows it. Without a fence the
+  whole response is the program.
+
+  >>> find_program('So:\\n```python\\nprint(1)\\n```\\nOutput:\\n```\\n1\\n```')
+  'print(1)\\n'
+  >>> find_program(' ') is None
+  True
+
+  Args:
+    response: the response.
+    tests: the tests that the program must pass.
+  """
+  response = response.removeprefix('\ufeff').replace('\r\n', '\n')
+  answer = response.rpartition('</think>')[2]
+  blocks = [b for b in _blocks(answer) if b.text.strip()]
+  if not blocks:
+    found = list(_blocks(response))
+    blocks = [b for b in found if b.text.strip()]
+    if not blocks:
+      return None if found or not answer.strip() else answer
+  wanted = _wanted_names(tests)
+  must_print = any(isinstance(test, PrintTest) for test in tests)
+  ranks = [_rank(block, wanted, must_print=must_print) for block in blocks]
+  return max(enumerate(blocks), key=lambda item: (*ranks[item[0]], item[0]))[
+    1
+  ].text
+
+
+def _rank(
+  block: _Block, wanted: set[str], *, must_print: bool
+) -> tuple[int, ...]:
+  """Returns a key that is larger the more a block looks like the program."""
+  defined = block.defined
+  reads = bool(_READS.search(block.text))
+  is_session = block.text.lstrip().startswith('>>> ')
+  is_code = block.language > 0 and not is_session
+  is_program = is_code and (bool(defined) or reads)
+  return (
+    is_code and bool(block.assigned & wanted),
+    is_code and must_print and reads,
+    is_program,
+    not is_session,
+    block.language,
+    is_program or (is_code and bool(_PRINTS.search(block.text))),
+  )
+
+
+def _wanted_names(tests: Sequence[Test]) -> set[str]:
+  """Returns names that tests use, one of which the program should define."""
+  names: set[str] = set()
+  for test in tests:
+    match test:
+      case CallTest():
+        names |= {test.name.partition('.')[0], 'Solution'}
+      case SuiteTest(source, entry):
+        names |= set(re.findall(r'[^\W\d]\w*', source))
+        names |= {entry} if entry else set()
+        # A block that repeats the suite's own tests is not the program.
+        names -= _names(_DEFINITION, source)
+      case PrintTest():
+        pass
+  return names
+
+
+def _names(pattern: re.Pattern[str], text: str) -> set[str]:
+  return {a or b for a, b in pattern.findall(text)}
+
+
+def _blocks(text: str) -> Iterator[_Block]:
+  """Yields the fenced blocks; the last one may lack its closing fence."""
+  start, searched, is_string = 0, 0, False
+  while opening := _FENCE.search(text, start):
+    is_string ^= _ends_in_string(text[searched : opening.start()])
+    start = searched = opening.end()
+    if is_string:
+      # A fence in a docstring of a program without fences of its own.
+      continue
+    ticks = opening['ticks'] or opening['inline']
+    tag = opening['tag'] or opening['python'] or ''
+    begin = min(opening.end() + 1, len(text))
+    end, start = _closing(text, begin, ticks)
+    searched = start
+    yield _Block(tag.strip(), _unquoted(text[begin:end], opening.group()))
+
+
+def _closing(text: str, begin: int, ticks: str) -> tuple[int, int]:
+  """Returns where a block's text ends, and where the search goes on.
+
+  A fence inside a string of several lines does not close the block, unless no
+  later one lies outside of strings. A fence may follow code on its line, and an
+  opening fence closes a block, too.
+  """
+  fence = re.escape(ticks[0]) + f'{{{len(ticks)},}}'
+  pattern = re.compile(
+    rf'^[ \t>]*{fence}[ \t]*([^\n`]*)$|(?<=\S){fence}[ \t]*$', re.MULTILINE
+  )
+  closings = list(itertools.islice(pattern.finditer(text, begin), _MOST_FENCES))
+  if not closings:
+    return len(text), len(text)
+  chosen, previous, is_string = closings[0], begin, False
+  for index, closing in enumerate(closings):
+    is_string ^= _ends_in_string(text[previous : closing.start()])
+    previous = closing.start()
+    if not is_string:
+      chosen = closing
+      break
+    if index and closing[1] and not closings[0][1]:
+      # The next block begins: the string was not left open.
+      break
+  opens_another = re.fullmatch(r'[{.\w][^ ]*\s*', chosen[1] or '')
+  return chosen.start(), chosen.start() if opens_another else chosen.end()
+
+
+def _ends_in_string(text: str) -> bool:
+  """Returns whether code ends inside a string of several lines."""
+  return (text.count('"""') + text.count("'''")) % 2 == 1
+
+
+def _unquoted(body: str, fence: str) -> str:
+  """Removes the quotation marks and the indentation of a block in a list."""
+  if fence.lstrip().startswith('>'):
+    body = re.sub(r'^[ \t]*>[ \t]?', '', body, flags=re.MULTILINE)
+  first = next((line for line in body.splitlines() if line.strip()), '')
+  return textwrap.dedent(body) if first[:1].isspace() else body

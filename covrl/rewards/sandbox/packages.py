@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Installed packages that programs in a sandbox may import."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import pathlib
+import re
+from collections.abc import Sequence
+
+DEFAULT = ('numpy',)
+"""Packages offered unless others are chosen, where they are installed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Package:
+  """An installed package.
+
+  Attributes:
+    name: name under which programs import it.
+    file: the module's file, a package's `__init__.py`.
+    directory: directory of the package; empty for a single file.
+    files: files and directories that the sandbox must contain, side by side.
+  """
+
+  name: str
+  file: str
+  directory: str
+  files: tuple[str, ...]
+
+
+def find_packages(names: Sequence[str] | None) -> tuple[Package, ...]:
+  """Finds installed packages of the trainer's environment.
+
+  Args:
+    names: top-level names; `None` for those of `DEFAULT` that are installed.
+
+  Raises:
+    ValueError: if a name is not that of an installed package.
+  """
+  if names is None:
+    return tuple(p for p in map(_find, DEFAULT) if p is not None)
+  found = []
+  for name in names:
+    package = _find(name)
+    if package is None:
+      raise ValueError(
+        'packages for programs must be installed in the environment of the'
+        f' trainer, got {name!r}.'
+      )
+    found.append(package)
+  return tuple(found)
+
+
+def _find(name: str) -> Package | None:
+  if not re.fullmatch(r'[^\W\d]\w*', name):
+    return None
+  spec = importlib.util.find_spec(name)
+  if spec is None or not spec.origin or not os.path.isfile(spec.origin):
+    return None
+  file = os.path.realpath(spec.origin)
+  if not spec.submodule_search_locations:
+    return Package(name, file, '', (file,))
+  directory = os.path.dirname(file)
+  # Wheels keep the libraries that a package links to beside it.
+  libraries = pathlib.Path(directory).parent / f'{name}.libs'
+  files = (directory, *([str(libraries)] if libraries.is_dir() else []))
+  return Package(name, file, directory, files)
