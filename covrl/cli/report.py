@@ -21,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--output',
     metavar='FILE',
-    default='comparison.html',
-    help='file of a comparison (default: %(default)s)',
+    help='file of the page (default: report.html in the directory of a run, '
+    'comparison.html for a comparison)',
   )
 
 
@@ -30,7 +30,8 @@ def run(arguments: argparse.Namespace) -> None:
   """Writes the report and prints its path."""
   from covrl.report import write_comparison, write_report
 
-  if len(arguments.workdirs) == 1:
-    print(write_report(arguments.workdirs[0]))
+  workdirs, output = arguments.workdirs, arguments.output
+  if len(workdirs) == 1:
+    print(write_report(workdirs[0], output))
   else:
-    print(write_comparison(arguments.workdirs, arguments.output))
+    print(write_comparison(workdirs, output or 'comparison.html'))

@@ -36,6 +36,19 @@ def apply(config: Config, overrides: Sequence[str]) -> Config:
   return config
 
 
+def not_an_override(argument: str) -> ConfigError:
+  """Returns the error of an argument that does not begin with `--config.`.
+
+  >>> str(not_an_override('--seed=1')).partition('; ')[2]
+  'did you mean --config.seed?'
+  """
+  name = argument.removeprefix('--').partition('=')[0]
+  return ConfigError(
+    f'overrides must look like {PREFIX}FIELD=VALUE, got {argument!r}'
+    f'{_advice(name)}'
+  )
+
+
 def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str | None]]:
   """Yields field names and texts, `None` for a field without a value."""
   rest = list(overrides)
@@ -43,10 +56,7 @@ def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str | None]]:
     given = rest.pop(0)
     option, equals, text = given.partition('=')
     if not option.startswith(PREFIX):
-      raise ConfigError(
-        f'overrides must look like {PREFIX}FIELD=VALUE, got {given!r}'
-        f'{_advice(option.removeprefix("--"))}'
-      )
+      raise not_an_override(given)
     if equals:
       yield option.removeprefix(PREFIX), text
     elif rest and not rest[0].startswith('--'):

@@ -162,9 +162,12 @@ def smooth(y: Numbers, window: int) -> Numbers:
   >>> smooth(np.array([0.0, 3.0, 0.0]), 3)
   array([1.5, 1. , 1.5])
   """
-  kernel = np.ones(window)
-  total = np.convolve(y, kernel, 'same')
-  return total / np.convolve(np.ones_like(y), kernel, 'same')
+  kernel, first = np.ones(window), (window - 1) // 2
+  total, count = (
+    np.convolve(values, kernel)[first : first + y.size]
+    for values in (y, np.ones_like(y))
+  )
+  return total / count
 
 
 def _x_axis(figure: Figure, width: int) -> Axis:

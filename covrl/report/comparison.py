@@ -19,6 +19,7 @@ from etils import epath
 
 from covrl.evaluation import intervals
 from covrl.evaluation.intervals import Estimate
+from covrl.report.reading import flatten_config
 from covrl.report.run_data import Curve, RunData, load_run
 
 # Prefixes of fields in which the runs of one configuration may differ: the
@@ -151,13 +152,11 @@ def load_comparison(workdirs: Sequence[epath.PathLike]) -> Comparison:
   for run in runs:
     config = seed_independent_fields(run)
     key = (run.name, json.dumps(config, sort_keys=True))
-    seed = run.config_value('seed')
-    seed = seed if isinstance(seed, int) else 0
-    other = gathered.setdefault(key, {}).setdefault(seed, run)
+    other = gathered.setdefault(key, {}).setdefault(run.seed, run)
     if other is not run:
       raise ValueError(
         'a comparison needs one run for each configuration and seed, got '
-        f'{other.path} and {run.path}, both {run.name} with seed {seed}'
+        f'{other.path} and {run.path}, both {run.name} with seed {run.seed}'
       )
     fields[key] = config
   names = _names(fields)
@@ -182,23 +181,6 @@ def seed_independent_fields(run: RunData) -> dict[str, str]:
     for name, value in flatten_config(run.config).items()
     if not name.startswith(_IGNORED_FIELDS)
   }
-
-
-def flatten_config(
-  config: Mapping[str, object], prefix: str = ''
-) -> dict[str, str]:
-  """Nested fields by dotted name, as text.
-
-  >>> flatten_config({'seed': 1, 'train': {'iterations': 60}})
-  {'seed': '1', 'train.iterations': '60'}
-  """
-  fields: dict[str, str] = {}
-  for name, value in config.items():
-    if isinstance(value, Mapping):
-      fields |= flatten_config(value, f'{prefix}{name}.')
-    else:
-      fields[f'{prefix}{name}'] = 'none' if value is None else str(value)
-  return fields
 
 
 def differing_fields(group: Group, other: Group) -> dict[str, str]:

@@ -88,6 +88,12 @@ def write_comparison(
       for group in comparison.groups
       for seed, run in group.runs.items()
     ],
+    unreadable=[
+      f'{run.path.name}: {sentence}'
+      for group in comparison.groups
+      for run in group.runs.values()
+      for sentence in run.unreadable.sentences()
+    ],
   )
   return write_page(storage.as_path(output), page)
 

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from covrl.evaluation.intervals import Estimate, bootstrap_sets
 from covrl.report import formats
 from covrl.report.published_results import PUBLISHED
-from covrl.report.run_data import ProblemId, RunData
+from covrl.report.run_data import ProblemId, RunData, problem_score
 
 OWN_PROBLEMS = 'held out'
 """Displayed name of a run's own problems, which have no set name."""
@@ -86,6 +86,10 @@ def evaluation_table(
     )
     for name, runs in configurations
   ]
+  # A problem whose responses could not be scored has no score.
+  names = [n for n in names if all(each.of(n).size for each in columns)]
+  if not names:
+    return None
   baseline, *others = columns
   published = {
     column.recipe: PUBLISHED[column.recipe]
@@ -167,17 +171,16 @@ def _problem_scores(
   for run in runs:
     for problem, records in run.latest_results.items():
       if problem[0] in metrics:
-        scores = [_score(record, metrics[problem[0]]) for record in records]
+        scores = [
+          score
+          for record in records
+          if (score := problem_score(record, metrics[problem[0]])) is not None
+        ]
         collected.setdefault(problem, []).append(scores)
   return {
     problem: [float(np.mean(each)) for each in zip(*lists, strict=False)]
     for problem, lists in collected.items()
   }
-
-
-def _score(record: Mapping[str, Any], metric: str) -> float:
-  results = [record['greedy']] if metric == 'greedy' else record['correct']
-  return float(np.mean(results))
 
 
 def _level(column: _Column, sets: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from covrl.evaluation.intervals import Estimate
 
 _THIN_SPACE = '\u202f'  # narrow no-break space, between a number and its unit
 _MINUS = '\u2212'
+_LARGE = 1e12
 
 
 def percent(fraction: float, digits: int = 1) -> str:
@@ -22,7 +23,15 @@ def percent(fraction: float, digits: int = 1) -> str:
 
 
 def fixed(value: float, digits: int) -> str:
-  """A number with fixed digits; zero has no minus sign."""
+  """A number with fixed digits; zero has no minus sign.
+
+  Numbers of more than twelve digits have a power of ten.
+
+  >>> fixed(5123.44, 1), fixed(2.5e15, 1)
+  ('5,123.4', '2.5×10¹⁵')
+  """
+  if abs(value) >= _LARGE:
+    return number(value)
   text = f'{value:,.{digits}f}'
   if not any(digit in text for digit in '123456789'):
     text = text.lstrip('-')
@@ -48,8 +57,9 @@ def number(value: float, digits: int = 3) -> str:
   if value == 0 or not math.isfinite(value):
     return '0' if value == 0 else str(value)
   exponent = math.floor(math.log10(abs(value)))
-  if exponent < -4:
-    mantissa = f'{value / 10**exponent:.{digits - 1}f}'.rstrip('0').rstrip('.')
+  if exponent < -4 or abs(value) >= _LARGE:
+    mantissa = f'{value / 10.0**exponent:.{digits - 1}f}'
+    mantissa = mantissa.rstrip('0').rstrip('.') if digits > 1 else mantissa
     return f'{mantissa}×{power_of_ten(exponent)}'.replace('-', _MINUS)
   return fixed(value, max(digits - 1 - exponent, 0))
 
@@ -93,12 +103,14 @@ def duration(seconds: float) -> str:
   >>> duration(42), duration(192), duration(7380)
   ('42 s', '3 min 12 s', '2 h 3 min')
   """
+  if seconds >= _LARGE:
+    return f'{number(seconds)} s'
   whole = round(seconds)
   if whole < 60:
     return f'{whole} s'
   if whole < 3600:
     return f'{whole // 60} min {whole % 60} s'
-  return f'{whole // 3600} h {whole % 3600 // 60} min'
+  return f'{whole // 3600:,} h {whole % 3600 // 60} min'
 
 
 def join_words(parts: Sequence[str]) -> str:

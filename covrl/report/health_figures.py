@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from covrl.report import formats
 from covrl.report.chart import SMALL, Figure, FigureLayout
+from covrl.report.reading import short_text
 from covrl.report.run_data import PhaseMetrics, RunData
 from covrl.report.series import (
   BLUE,
@@ -30,12 +31,12 @@ def phase_times(run: RunData) -> list[tuple[str, str, float]]:
     Name, time as text, and time relative to the longest phase.
   """
   times = {
-    name.removeprefix('time/').replace('_', ' '): (
+    short_text(name.removeprefix('time/').replace('_', ' '), 40): (
       run.train.seconds_per_iteration(name)
     )
     for name in run.train.names('time/')
   }
-  known = {name: mean for name, mean in times.items() if mean}
+  known = {name: mean for name, mean in times.items() if mean and mean > 0}
   longest = max(known.values(), default=1.0)
   return [
     (name, _seconds(mean), mean / longest)
@@ -115,7 +116,7 @@ def _update_figures(train: PhaseMetrics) -> list[Figure]:
 
 def _predicted_entropy_change(train: PhaseMetrics) -> Figure:
   fields = train.names('predicted_entropy_change')
-  names = {field: field.rpartition('/')[2] for field in fields}
+  names = {field: short_text(field.rpartition('/')[2], 40) for field in fields}
   if list(names) == ['predicted_entropy_change']:
     names = {'predicted_entropy_change': 'from the covariance'}
   return metric_figure(

@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
+from covrl.report.reading import short_text
 from covrl.report.run_data import RunData
 
 _PREFIX = 'predicted_entropy_change/'
@@ -48,9 +49,8 @@ def predictors(run: RunData) -> list[Predictor]:
     predicted = run.train.column(field)
     known = np.isfinite(realised) & np.isfinite(predicted)
     if known.sum() >= _MIN_MEASUREMENTS and np.ptp(predicted[known]) > 0:
-      compared.append(
-        _compare(field.removeprefix(_PREFIX), predicted[known], realised[known])
-      )
+      name = short_text(field.removeprefix(_PREFIX), 40)
+      compared.append(_compare(name, predicted[known], realised[known]))
   return compared
 
 
@@ -60,10 +60,13 @@ def _compare(
   realised: Float[np.ndarray, ' n'],
 ) -> Predictor:
   x, y = predicted - predicted.mean(), realised - realised.mean()
+  # Scaled, since squares of tiny numbers are 0.
+  x_size, y_size = np.abs(x).max(), np.abs(y).max() or 1.0
+  x, y = x / x_size, y / y_size
   spread = np.sqrt((x @ x) * (y @ y))
   return Predictor(
     name=name,
     correlation=float(x @ y / spread) if spread > 0 else 0.0,
-    slope=float(x @ y / (x @ x)),
+    slope=float(x @ y / (x @ x) * (y_size / x_size)),
     count=len(x),
   )

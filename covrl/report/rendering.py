@@ -13,7 +13,10 @@ from covrl import storage
 
 
 def render(template: str, **values: Any) -> str:
-  """Renders a template of `templates/` with all values escaped."""
+  """Renders a template of `templates/` with all values escaped.
+
+  Lone surrogates, which a file cannot hold, become question marks.
+  """
   folder = pathlib.Path(__file__).parent / 'templates'
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(folder),
@@ -22,7 +25,8 @@ def render(template: str, **values: Any) -> str:
     trim_blocks=True,
     lstrip_blocks=True,
   )
-  return environment.get_template(template).render(values)
+  page = environment.get_template(template).render(values)
+  return page.encode(errors='replace').decode()
 
 
 def write_page(path: epath.Path, content: str) -> epath.Path:

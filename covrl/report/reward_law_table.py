@@ -20,6 +20,7 @@ COLUMNS = (
   'forecast error with e^H, points',
   'with H',
 )
+_LARGEST_ENTROPY = 50.0  # nats; that of 10²¹ tokens
 _MIN_ITERATIONS = 9  # a forecast then uses at least three
 
 
@@ -48,8 +49,8 @@ def fit_run(run: RunData) -> RewardLaw | None:
   """Fits the law to the iterations of a run.
 
   Returns:
-    The fit; `None` with fewer than nine iterations, or with constant entropy in
-    the first third of the run.
+    The fit; `None` with fewer than nine iterations, with constant entropy in
+    the first third of the run, or with an entropy beyond that of any vocabulary.
   """
   entropy, reward = run.train.curve('entropy'), run.train.curve('reward')
   if (
@@ -57,6 +58,8 @@ def fit_run(run: RunData) -> RewardLaw | None:
   ):
     return None
   if np.ptp(entropy.y[: entropy.x.size // 3]) == 0:
+    return None
+  if np.abs(entropy.y).max() > _LARGEST_ENTROPY:
     return None
   return reward_law(entropy.y, reward.y)
 

@@ -2,15 +2,15 @@
 """Reads the metrics, configuration and results in a run directory.
 
 Everything may be missing or incomplete, because the run may just have started
-or may have been killed during a write. A missing file reads as empty. Lines
-that are not JSON objects are skipped and counted; the page states their number.
+or may have been killed during a write, and files may be damaged. A missing file
+reads as empty. What is unreadable is skipped and counted, see `reading`; the
+page states the numbers.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,15 @@ from etils import epath
 from jaxtyping import Float
 
 from covrl import storage
-from covrl.storage.append_log import read_log
+from covrl.report.reading import (
+  Unreadable,
+  finite_number,
+  is_count,
+  is_marked_missing,
+  read_json,
+  read_objects,
+  short_text,
+)
 
 _SEED = re.compile(r'(^|[-_.])(seed|s)?[-_=]?\d+$')
 
@@ -31,6 +39,15 @@ ProblemId: TypeAlias = tuple[str, str]
 
 Problems: TypeAlias = dict[ProblemId, list[dict[str, Any]]]
 """Results by problem; several if a set contains a question twice."""
+
+# Files and directories by which a run directory is recognised. A pretrained
+# model also has a config.json, with other fields.
+_RECORDS = ('recipe', 'metrics.jsonl', 'metrics', 'rollouts', 'evaluation')
+_MODEL_FIELDS = ('model_type', 'architectures')
+
+# Fields of metrics that are not numbers.
+_TEXT_FIELDS = ('phase',)
+_MAX_NAMES = 100
 
 
 class Curve(NamedTuple):
@@ -61,12 +78,14 @@ class PhaseMetrics:
 
   def column(self, field: str) -> Float[np.ndarray, ' n']:
     """The values of a field as floats, NaN where a line has no number."""
-    return np.array([_number(r.get(field)) for r in self.records], float)
+    numbers = (finite_number(record.get(field)) for record in self.records)
+    return np.array([math.nan if n is None else n for n in numbers], float)
 
   def names(self, prefix: str) -> list[str]:
-    """Names of fields with a prefix, in order of first appearance."""
+    """Names of up to 100 fields with a prefix, in order of appearance."""
     names = dict.fromkeys(name for r in self.records for name in r)
-    return [name for name in names if name.startswith(prefix)]
+    found = [name for name in names if name.startswith(prefix)]
+    return found[:_MAX_NAMES]
 
   def has(self, field: str) -> bool:
     """Whether some line has a finite number for the field."""
@@ -110,8 +129,7 @@ class PhaseMetrics:
 
   def value_at(self, index: int, field: str) -> float | None:
     """The number in a field of one line, `None` if it is missing."""
-    value = _number(self.records[index].get(field))
-    return value if math.isfinite(value) else None
+    return finite_number(self.records[index].get(field))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +142,7 @@ class RunData:
     warm_start: metrics of the warm start.
     train: metrics of training iterations.
     evals: metrics of evaluations after the warm start.
-    skipped: number of unreadable lines of `metrics.jsonl`.
+    unreadable: numbers of unreadable parts of the files read so far.
   """
 
   path: epath.Path
@@ -132,7 +150,7 @@ class RunData:
   warm_start: PhaseMetrics
   train: PhaseMetrics
   evals: PhaseMetrics
-  skipped: int
+  unreadable: Unreadable
 
   @property
   def config(self) -> Mapping[str, Any]:
@@ -156,8 +174,9 @@ class RunData:
     """
     name = self.settings.get('name')
     if name:
-      return str(name)
-    source = str(self.settings.get('source') or '')
+      return short_text(name, 80)
+    source = self.settings.get('source')
+    source = source if isinstance(source, str) else ''
     if source.endswith('.py') and '\n' not in source:
       return epath.Path(source).stem
     stem = _SEED.sub('', self.path.name)
@@ -167,7 +186,7 @@ class RunData:
   def accuracies(self) -> tuple[str, str, str]:
     """Names of the accuracies: greedy, mean@k and pass@k with the run's k."""
     for field in self.evals.names('mean@'):
-      if field.removeprefix('mean@').isdigit():
+      if re.fullmatch(r'mean@\d{1,6}', field, re.ASCII):
         return 'greedy', field, f'pass@{field.removeprefix("mean@")}'
     return 'greedy', 'mean@8', 'pass@8'
 
@@ -181,7 +200,7 @@ class RunData:
       if math.isfinite(number)
     ]
     total = self.config_value('train.iterations')
-    return int(max(seen, default=0)), total if isinstance(total, int) else None
+    return int(max(seen, default=0)), int(total) if is_count(total) else None
 
   @property
   def finished(self) -> bool:
@@ -189,27 +208,68 @@ class RunData:
     done, total = self.iterations
     return total is None or done >= total
 
+  @property
+  def seed(self) -> int:
+    """The configured seed; 0 if it is missing or not an integer."""
+    seed = self.config_value('seed')
+    return int(seed) if is_count(seed) else 0
+
   @functools.cached_property
   def rollout_files(self) -> list[epath.Path]:
     """Files of saved samples, oldest first."""
-    return _numbered(self.path / 'rollouts')
+    return _files(self.path / 'rollouts', 'iteration_*.json')
+
+  def samples(self, file: epath.Path) -> dict[str, Any]:
+    """Content of a file of saved samples, without unreadable samples."""
+    name = f'rollouts/{file.name}'
+    content = read_json(file, name, self.unreadable)
+    given = content.get('samples')
+    given = given if isinstance(given, list) else []
+    samples = [sample for sample in given if _is_sample(sample)]
+    self.unreadable.note(name, 'response', len(given) - len(samples))
+    return {**content, 'samples': samples}
 
   def results_at(self, iteration: float | None) -> Problems:
     """Results of one evaluation by problem; empty if they were not saved."""
     if iteration is None:
       return {}
     name = f'iteration_{int(iteration):06d}.jsonl'
-    return _problems([self.path / 'evaluation' / name])
+    return self._problems([self.path / 'evaluation' / name])
 
   @functools.cached_property
   def latest_results(self) -> Problems:
     """Latest results by problem, of `covrl evaluate` or else of the run."""
-    folder = self.path / 'evaluation'
-    if not folder.is_dir():
-      return {}
-    files = sorted(folder.glob('*.jsonl'), key=lambda path: path.name)
+    files = _files(self.path / 'evaluation', '*.jsonl')
     own = [file for file in files if file.name.startswith('iteration_')]
-    return _problems([file for file in files if file not in own] or own[-1:])
+    return self._problems([f for f in files if f not in own] or own[-1:])
+
+  def _problems(self, files: Sequence[epath.Path]) -> Problems:
+    """Results in files by problem, without unreadable lines."""
+    results: Problems = {}
+    for file in files:
+      name = f'evaluation/{file.name}'
+      failures = 0
+      for _, record in read_objects(file, name, self.unreadable):
+        result = _result(record)
+        if result is None:
+          failures += 1
+          continue
+        suite = short_text(record.get('suite') or '', 80)
+        key = short_text(record.get('key') or record.get('prompt'), 10_000)
+        results.setdefault((suite, key), []).append(result)
+      self.unreadable.note(name, 'result', failures)
+    return results
+
+
+def problem_score(problem: Mapping[str, Any], metric: str) -> float | None:
+  """One problem's contribution to an accuracy; `None` if it has no result."""
+  if metric == 'greedy':
+    return problem['greedy']
+  correct = problem['correct']
+  if not correct:
+    return None
+  mean = metric.startswith('mean')
+  return float(np.mean(correct) if mean else max(correct))
 
 
 def load_run(workdir: epath.PathLike) -> RunData:
@@ -219,90 +279,100 @@ def load_run(workdir: epath.PathLike) -> RunData:
     workdir: the run directory.
 
   Raises:
-    FileNotFoundError: the directory does not exist.
+    FileNotFoundError: the path is not a directory, or no run's directory.
   """
   path = storage.as_path(workdir)
-  if not path.is_dir():
-    raise FileNotFoundError(
-      f'a report needs a run directory, got {str(workdir)!r}, which is not a '
-      'directory'
+  unreadable = Unreadable()
+  settings: dict[str, Any] = {}
+  found = path.is_dir()
+  if found:
+    settings = read_json(path / 'config.json', 'config.json', unreadable)
+    has_config = (path / 'config.json').is_file() and not any(
+      field in settings for field in _MODEL_FIELDS
     )
-  records, skipped = _read_lines(path / 'metrics.jsonl')
+    found = has_config or any((path / name).exists() for name in _RECORDS)
+  if not found:
+    reason = (
+      'which holds none of the files of a run'
+      if path.is_dir()
+      else 'which is a file'
+      if path.exists()
+      else 'which does not exist'
+    )
+    raise FileNotFoundError(
+      f'a report needs a run directory, got {str(workdir)!r}, {reason}'
+    )
+  records = _metrics(path / 'metrics.jsonl', unreadable)
   phases = [record.get('phase') for record in records]
   warm_start = [i for i, phase in enumerate(phases) if phase == 'warm_start']
   warm_end = warm_start[-1] if warm_start else -1
   return RunData(
     path=path,
-    settings=read_json(path / 'config.json'),
+    settings=settings,
     warm_start=PhaseMetrics([records[i] for i in warm_start]),
     train=PhaseMetrics([r for r in records if r.get('phase') == 'train']),
     evals=PhaseMetrics(
       [r for r in records[warm_end + 1 :] if r.get('phase') == 'eval']
     ),
-    skipped=skipped,
+    unreadable=unreadable,
   )
 
 
-def read_json(path: epath.Path) -> dict[str, Any]:
-  """A JSON object from a file; empty if it is missing or incomplete."""
-  try:
-    content = json.loads(path.read_text())
-  except (FileNotFoundError, ValueError):
-    return {}
-  return content if isinstance(content, dict) else {}
-
-
-def _problems(files: Sequence[epath.Path]) -> Problems:
-  """Results in files by problem, without unreadable lines."""
-  results: Problems = {}
-  for file in files:
-    for line in file.read_text().splitlines() if file.exists() else ():
-      try:
-        record = json.loads(line)
-      except ValueError:
-        continue
-      if isinstance(record, dict) and 'greedy' in record:
-        suite = str(record.get('suite', ''))
-        key = str(record.get('key') or record.get('prompt'))
-        results.setdefault((suite, key), []).append(record)
-  return results
-
-
-def _read_lines(path: epath.Path) -> tuple[list[dict[str, Any]], int]:
-  """Readable lines, and the number of others.
+def _metrics(path: epath.Path, unreadable: Unreadable) -> list[dict[str, Any]]:
+  """Readable lines of the metrics.
 
   Of lines with the same phase and step only the last one is kept.
   """
-  text = read_log(path)
-  if text is None:
-    return [], 0
   records: dict[Any, dict[str, Any]] = {}
-  skipped = 0
-  for number, line in enumerate(text.splitlines()):
-    if not line.strip():
+  lines = values = 0
+  for number, record in read_objects(path, path.name, unreadable):
+    phase, step = record.get('phase'), record.get('step')
+    counts = (record.get(name) for name in ('step', 'iteration'))
+    if not isinstance(phase, str | None) or not all(
+      is_marked_missing(count) or is_count(count) for count in counts
+    ):
+      lines += 1
       continue
-    try:
-      record = json.loads(line)
-    except ValueError:
-      record = None
-    if not isinstance(record, dict):
-      skipped += 1
-      continue
-    key = (record.get('phase'), record.get('step', f'line {number}'))
+    values += sum(
+      finite_number(value) is None and not is_marked_missing(value)
+      for name, value in record.items()
+      if name not in _TEXT_FIELDS
+    )
+    key = (phase, f'line {number}' if is_marked_missing(step) else step)
     records.pop(key, None)
     records[key] = record
-  return list(records.values()), skipped
+  unreadable.note(path.name, 'step or phase', lines)
+  unreadable.note(path.name, 'number', values)
+  return list(records.values())
 
 
-def _numbered(folder: epath.Path) -> list[epath.Path]:
-  """Sorted files `iteration_*.json` of a folder."""
+def _is_sample(sample: Any) -> bool:
+  """Whether a saved sample has tokens."""
+  tokens = sample.get('tokens') if isinstance(sample, Mapping) else None
+  return isinstance(tokens, list) and bool(tokens)
+
+
+def _result(record: Mapping[str, Any]) -> dict[str, Any] | None:
+  """Scores of a problem; `None` if the record has invalid ones."""
+  if 'greedy' not in record:
+    return None
+  correct = record.get('correct')
+  if not isinstance(correct, list | None):
+    return None
+  scores = [_score(score) for score in correct or ()]
+  greedy = _score(record['greedy'])
+  if None in scores or (greedy is None and record['greedy'] is not None):
+    return None
+  return {'greedy': greedy, 'correct': scores}
+
+
+def _score(value: Any) -> float | None:
+  """A score as a float; also of true and false."""
+  return float(value) if isinstance(value, bool) else finite_number(value)
+
+
+def _files(folder: epath.Path, pattern: str) -> list[epath.Path]:
+  """Sorted files of a folder whose names match a pattern."""
   if not folder.is_dir():
     return []
-  return sorted(folder.glob('iteration_*.json'), key=lambda path: path.name)
-
-
-def _number(value: Any) -> float:
-  """The value as a float, NaN if it is not a number."""
-  if isinstance(value, bool) or not isinstance(value, int | float):
-    return math.nan
-  return float(value)
+  return sorted(folder.glob(pattern), key=lambda path: path.name)

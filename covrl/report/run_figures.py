@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from covrl.report.chart import Figure, FigureLayout, Series
@@ -184,10 +186,14 @@ def _selected_tokens(run: RunData) -> Figure:
 
 
 def _top_covariance(run: RunData) -> Figure:
-  fields = run.train.names('covariance_top/')
-  fields.sort(key=lambda field: float(field.split('/')[1]))
+  shares = {
+    field: float(share)
+    for field in run.train.names('covariance_top/')
+    if re.fullmatch(r'[01](\.\d{1,10})?', share := field.partition('/')[2])
+  }
   names = {
-    field: f'top {100 * float(field.split("/")[1]):.10g} %' for field in fields
+    field: f'top {100 * shares[field]:.10g} %'
+    for field in sorted(shares, key=shares.__getitem__)
   }
   return Figure(
     key='covariance-top',

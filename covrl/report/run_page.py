@@ -7,28 +7,38 @@ tooltips, and `macros.html.j2` draws the figures.
 
 from __future__ import annotations
 
+import numpy as np
 from etils import epath
 
+from covrl import storage
 from covrl.report import formats, health_figures, run_figures, samples
-from covrl.report.comparison import flatten_config
 from covrl.report.evaluation_table import evaluation_table
 from covrl.report.predictors import predictors
+from covrl.report.reading import flatten_config, short_text
 from covrl.report.rendering import render, write_page
 from covrl.report.run_data import RunData, load_run
 from covrl.report.summary import summarize
 
+# Characters of the configuration file.
+_SOURCE = 100_000
+# Rows of the table of evaluations, the first and the last ones.
+_EVALUATIONS = 200
 
-def write_report(workdir: epath.PathLike) -> epath.Path:
-  """Writes `report.html` into a run directory.
+
+def write_report(
+  workdir: epath.PathLike, output: epath.PathLike | None = None
+) -> epath.Path:
+  """Writes the report of a run.
 
   Args:
     workdir: the run directory; the run may be unfinished.
+    output: path of the page; `report.html` in the run directory by default.
 
   Returns:
     Path of the page.
 
   Raises:
-    FileNotFoundError: the directory does not exist.
+    FileNotFoundError: the path is not a directory, or no run's directory.
   """
   run = load_run(workdir)
   has_suites = any(suite for suite, _ in run.latest_results)
@@ -47,29 +57,32 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
     suites=evaluation_table([(run.path.name, [run])]) if has_suites else None,
     tables=samples.sample_tables(run),
     settings=flatten_config(run.config),
-    overrides=[str(item) for item in run.settings.get('overrides') or ()],
-    source=str(run.settings.get('source') or ''),
-    identity=str(run.settings.get('identity') or ''),
-    skipped=run.skipped,
+    overrides=_texts(run.settings.get('overrides'), 200),
+    source=short_text(run.settings.get('source') or '', _SOURCE),
+    identity=short_text(run.settings.get('identity') or ''),
+    unreadable=run.unreadable.sentences(),
   )
-  return write_page(run.path / 'report.html', page)
+  file = run.path / 'report.html' if output is None else storage.as_path(output)
+  return write_page(file, page)
 
 
 def _facts(run: RunData) -> list[str]:
   """Facts below the title of the page."""
   done, total_iterations = run.iterations
   facts = [run.name] if run.name != run.path.name else []
-  if run.config_value('entropy.method') is not None:
-    facts.append(f'entropy control: {run.config_value("entropy.method")}')
-  if run.config_value('seed') is not None:
-    facts.append(f'seed {run.config_value("seed")}')
+  for name, form in (
+    ('entropy.method', 'entropy control: {}'),
+    ('seed', 'seed {}'),
+  ):
+    if (value := run.config_value(name)) is not None:
+      facts.append(form.format(short_text(value, 80)))
   if not run.finished:
     facts.append(f'{done:,} of {total_iterations:,} iterations, unfinished')
   else:
     facts.append(f'{done:,} iterations')
   seconds = run.train.column('seconds')
-  total = float(seconds[seconds == seconds].sum())
-  if total:
+  total = float(np.nansum(seconds))
+  if total > 0:
     facts.append(f'{formats.duration(total)} of training')
   return facts
 
@@ -77,14 +90,21 @@ def _facts(run: RunData) -> list[str]:
 def _evaluation_rows(run: RunData) -> list[list[str]]:
   """Rows of evaluations: iteration, accuracies ± half width, entropy."""
   rows = []
-  for index in range(len(run.evals)):
+  count, half = len(run.evals), _EVALUATIONS // 2
+  for index in range(count):
+    if half <= index < count - half:
+      if index == half:
+        rows.append([f'{count - 2 * half:,} more', *4 * ['']])
+      continue
     iteration = run.evals.value_at(index, 'iteration')
     row = ['–' if iteration is None else f'{iteration:,.0f}']
     for metric in run.accuracies:
       value = run.evals.value_at(index, metric)
       error = run.evals.value_at(index, f'{metric}_stderr')
       text = '–' if value is None else formats.fixed(100 * value, 1)
-      row.append(text if error is None else f'{text} ± {196 * error:.1f}')
+      row.append(
+        text if error is None else f'{text} ± {formats.fixed(196 * error, 1)}'
+      )
     entropy = run.evals.value_at(index, 'entropy')
     row.append('–' if entropy is None else formats.number(entropy))
     rows.append(row)
@@ -102,3 +122,9 @@ def _predictor_rows(run: RunData) -> list[list[str]]:
     ]
     for each in predictors(run)
   ]
+
+
+def _texts(values: object, limit: int) -> list[str]:
+  """The first items of a list as texts; empty if the value is not a list."""
+  items = values if isinstance(values, list) else []
+  return [short_text(item, limit) for item in items[:limit]]

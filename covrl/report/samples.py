@@ -10,16 +10,19 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 
 from covrl.report import formats
-from covrl.report.run_data import RunData, read_json
+from covrl.report.reading import finite_number, short_text
+from covrl.report.run_data import RunData
 
 STEPS = 9
 _RESPONSES = 12  # per table
 _TOKENS = 2_000  # per page
+_CHARACTERS = 120  # per token
+_PROMPT = 600  # characters
 _VISIBLE = str.maketrans({'\n': '⏎', '\t': '⇥', '\u2581': ' '})
 
 
@@ -84,19 +87,19 @@ def sample_tables(run: RunData) -> list[SampleTable]:
   """Tables of the latest and of the first saved samples."""
   files = run.rollout_files
   chosen = [files[-1], files[0]] if len(files) > 1 else files
-  tables = [_table(read_json(path), _TOKENS // 2) for path in chosen]
+  tables = [_table(run.samples(path), _TOKENS // 2) for path in chosen]
   return [table for table in tables if table.responses]
 
 
 def _table(content: Mapping[str, Any], budget: int) -> SampleTable:
   """Table of the responses in one file, with at most `budget` tokens."""
-  samples = [s for s in content.get('samples') or () if s.get('tokens')]
+  samples = list(content['samples'])
   samples.sort(key=lambda sample: -sum(map(bool, _list(sample, 'selected'))))
   samples, total = samples[:_RESPONSES], len(samples)
   scale = _scale(samples)
   limit = max(budget // max(len(samples), 1), 1)
   return SampleTable(
-    iteration=str(content.get('iteration', '?')),
+    iteration=short_text(content.get('iteration', '?'), 20),
     responses=[_response(sample, scale, limit) for sample in samples],
     total=total,
     scale=formats.number(scale, 2),
@@ -106,10 +109,10 @@ def _table(content: Mapping[str, Any], budget: int) -> SampleTable:
 def _scale(samples: Sequence[Mapping[str, Any]]) -> float:
   """The covariance of the deepest shade: the 99th percentile of |cov|."""
   sizes = [
-    abs(value)
+    abs(number)
     for sample in samples
     for value in _list(sample, 'covariance')
-    if _finite(value)
+    if (number := finite_number(value)) is not None
   ]
   return float(np.quantile(sizes, 0.99)) or 1.0 if sizes else 1.0
 
@@ -117,46 +120,51 @@ def _scale(samples: Sequence[Mapping[str, Any]]) -> float:
 def _response(sample: Mapping[str, Any], scale: float, limit: int) -> Response:
   """One response with at most `limit` displayed tokens."""
   texts = sample['tokens']
-  covariances = _padded(_list(sample, 'covariance'), len(texts))
-  logprobs = _padded(_list(sample, 'logprobs'), len(texts))
-  selected = _padded(_list(sample, 'selected'), len(texts))
-  reward, advantage = sample.get('reward'), sample.get('advantage')
+  size = len(texts)
+  chosen = [value is True for value in _list(sample, 'selected')][:size]
+  columns = [
+    _padded(_list(sample, name), size) for name in ('covariance', 'logprobs')
+  ]
   tokens = [
     Token(
-      text=str(text).translate(_VISIBLE) or '∅',
-      shade=_shade(covariance, scale),
-      selected=bool(chosen),
-      note=_note(logprob, covariance, bool(chosen)),
+      text=short_text(text, _CHARACTERS).translate(_VISIBLE) or '∅',
+      shade=_shade(finite_number(covariance), scale),
+      selected=bool(is_chosen),
+      note=_note(finite_number(logprob), finite_number(covariance), is_chosen),
     )
-    for text, covariance, logprob, chosen in zip(
-      texts, covariances, logprobs, selected, strict=True
+    for text, covariance, logprob, is_chosen in zip(
+      texts[:limit], *columns, _padded(chosen, size), strict=False
     )
   ]
+  reward = finite_number(sample.get('reward'))
+  advantage = finite_number(sample.get('advantage'))
   return Response(
-    prompt=str(sample.get('prompt', '')).strip(),
-    tokens=tokens[:limit],
-    hidden=max(len(tokens) - limit, 0),
-    reward=formats.number(reward) if _finite(reward) else '–',
-    right=_finite(reward) and reward > 0,
-    advantage=formats.signed(advantage, 2) if _finite(advantage) else '–',
-    selected=sum(token.selected for token in tokens),
+    prompt=short_text(sample.get('prompt') or '', _PROMPT).strip(),
+    tokens=tokens,
+    hidden=max(size - limit, 0),
+    reward='–' if reward is None else formats.number(reward),
+    right=reward is not None and reward > 0,
+    advantage='–' if advantage is None else formats.signed(advantage, 2),
+    selected=sum(chosen),
   )
 
 
-def _shade(covariance: Any, scale: float) -> int:
+def _shade(covariance: float | None, scale: float) -> int:
   """Shade of a covariance."""
-  if not _finite(covariance):
+  if covariance is None:
     return 0
   fraction = math.sqrt(min(abs(covariance) / scale, 1.0))
   return int(math.copysign(round(STEPS * fraction), covariance))
 
 
-def _note(logprob: Any, covariance: Any, selected: bool) -> str:
+def _note(
+  logprob: float | None, covariance: float | None, selected: bool
+) -> str:
   """Tooltip of a token."""
   parts = []
-  if _finite(logprob):
+  if logprob is not None:
     parts.append(f'log π {formats.fixed(logprob, 2)}')
-  if _finite(covariance):
+  if covariance is not None:
     parts.append(f'covariance {formats.signed(covariance, 3)}')
   if selected:
     parts.append('selected')
@@ -171,11 +179,3 @@ def _list(sample: Mapping[str, Any], name: str) -> list[Any]:
 def _padded(values: list[Any], size: int) -> list[Any]:
   """A list of one value per token, padded with `None`."""
   return (values + [None] * size)[:size]
-
-
-def _finite(value: Any) -> TypeGuard[float]:
-  return (
-    isinstance(value, int | float)
-    and not isinstance(value, bool)
-    and math.isfinite(value)
-  )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -17,7 +16,7 @@ from markupsafe import Markup
 from covrl.evaluation import intervals
 from covrl.evaluation.intervals import Estimate
 from covrl.report import formats
-from covrl.report.run_data import RunData
+from covrl.report.run_data import RunData, problem_score
 
 TOKEN_KINDS = {
   'positive_likely': 'likely tokens in right answers',
@@ -133,18 +132,6 @@ def describe_kinds(counts: Mapping[str, float]) -> str:
   )
 
 
-def problem_score(problem: Mapping[str, Any], metric: str) -> float | None:
-  """One problem's contribution to an accuracy; `None` if it has no result."""
-  if metric == 'greedy':
-    greedy = problem.get('greedy')
-    return None if greedy is None else float(greedy)
-  correct = problem.get('correct')
-  if not correct:
-    return None
-  mean = metric.startswith('mean')
-  return float(np.mean(correct) if mean else max(correct))
-
-
 def _evaluated(run: RunData, metric: str) -> list[int]:
   """Indices of the evaluations that have a metric."""
   return np.flatnonzero(np.isfinite(run.evals.column(metric))).tolist()
@@ -246,7 +233,7 @@ def _selection_text(run: RunData) -> str:
     return ''
   counts = selected_kinds(run)
   selected = np.nansum(run.train.column('selected')) or sum(counts.values())
-  parts = [f'{selected:,.0f} tokens']
+  parts = [f'{formats.fixed(selected, 0)} tokens']
   fraction = run.train.mean('selected_fraction')
   if fraction:
     parts.append(f'{formats.percent(fraction, 2)} of those trained on')

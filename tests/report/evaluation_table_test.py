@@ -221,4 +221,5 @@ def test_own_problems_are_paired(make_run, tmp_path):
 
 
 def test_no_results_give_no_table(tmp_path):
+  (tmp_path / 'metrics.jsonl').touch()
   assert evaluation_table([('a', [load_run(tmp_path)])]) is None

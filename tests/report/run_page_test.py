@@ -146,12 +146,6 @@ def test_constant_numbers_can_be_drawn(tmp_path, value):
   assert page.count('svg', role='img') == 4 + (value > 0)
 
 
-def test_empty_directories_have_a_page_and_missing_ones_are_refused(tmp_path):
-  assert 'No evaluation yet' in read(write_report(tmp_path)).text
-  with pytest.raises(FileNotFoundError, match='needs a run directory'):
-    write_report(tmp_path / 'absent')
-
-
 def test_incomplete_files_are_skipped(make_run):
   run = make_run(iterations=20)
   (run / 'config.json').write_text('{"config": {"se')

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads JSON files of a run directory that may hold anything.
+
+Nothing here raises because of a file's content: what cannot be read is left out
+and counted by `Unreadable`, whose sentences are on the page.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import reprlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+from covrl.storage.append_log import read_log
+
+# Larger numbers come from damaged files: float32 ends at 3.4e38. Their squares
+# and sums are finite.
+_LARGEST = 1e100
+_SMALLEST = 1e-100
+# Largest iteration or step: every integer up to it is a float.
+_LARGEST_COUNT = 2**53
+# Levels of nested mappings in a configuration.
+_MAX_DEPTH = 8
+
+
+class Unreadable:
+  """Numbers of unreadable parts of a run's files.
+
+  >>> unreadable = Unreadable()
+  >>> unreadable.note('metrics.jsonl', 'line', 2)
+  >>> unreadable.sentences()
+  ['2 unreadable lines of metrics.jsonl were skipped.']
+  """
+
+  def __init__(self) -> None:
+    self._counts: dict[tuple[str, str], int] = {}
+
+  def note(self, file: str, part: str, count: int = 1) -> None:
+    """Sets the number of unreadable parts of a file; `''` is the whole file."""
+    if count:
+      self._counts[file, part] = count
+
+  def sentences(self) -> list[str]:
+    """One sentence per file and kind of part."""
+    return [
+      f'{file} is unreadable and was skipped.'
+      if not part
+      else f'{count:,} unreadable {part}{"s" * (count > 1)} of {file} '
+      f'{"was" if count == 1 else "were"} skipped.'
+      for (file, part), count in self._counts.items()
+    ]
+
+
+def read_json(
+  path: epath.Path, name: str, unreadable: Unreadable
+) -> dict[str, Any]:
+  """A JSON object from a file; empty if the file is missing or unreadable.
+
+  Args:
+    path: the file.
+    name: its name within the run directory.
+    unreadable: counts the file if it is unreadable.
+  """
+  text = _text(path)
+  if text is None:
+    if path.exists():
+      unreadable.note(name, '')
+    return {}
+  content = _parse(text)
+  if content is None:
+    unreadable.note(name, '')
+  return content or {}
+
+
+def read_objects(
+  path: epath.Path, name: str, unreadable: Unreadable
+) -> Iterator[tuple[int, dict[str, Any]]]:
+  """Yields line numbers and JSON objects, and counts other lines.
+
+  Args:
+    path: a file of JSON objects, one per line; in a bucket it names the parts.
+    name: its name within the run directory.
+    unreadable: counts the lines that are not JSON objects.
+  """
+  text = _text(path)
+  if text is None and path.exists():
+    unreadable.note(name, '')
+  failures = 0
+  # A JSON text may hold the other characters that end lines in Python.
+  for number, line in enumerate((text or '').split('\n')):
+    if not line.strip():
+      continue
+    content = _parse(line)
+    if content is None:
+      failures += 1
+      unreadable.note(name, 'line', failures)
+    else:
+      yield number, content
+
+
+def finite_number(value: Any) -> float | None:
+  """The value as a float; `None` unless it is a number of a usual size.
+
+  >>> finite_number(2), finite_number('2'), finite_number(10**400)
+  (2.0, None, None)
+  """
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    return None
+  if not -_LARGEST <= value <= _LARGEST:  # Also for NaN.
+    return None
+  return 0.0 if abs(value) < _SMALLEST else float(value)
+
+
+def is_count(value: Any) -> bool:
+  """Whether a value can be an iteration, a step or a number of them."""
+  number = finite_number(value)
+  return number is not None and 0 <= number <= _LARGEST_COUNT
+
+
+def is_marked_missing(value: Any) -> bool:
+  """Whether a value stands for a missing one: null or NaN."""
+  return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def short_text(value: Any, limit: int = 200) -> str:
+  """A value as text; the middle of a long text is cut, with a note.
+
+  >>> short_text('abcdefgh', 4)
+  'ab… 4 characters cut …gh'
+  """
+  text = value if isinstance(value, str) else _repr(value)
+  if len(text) <= limit:
+    return text
+  half = limit // 2
+  cut = len(text) - 2 * half
+  return f'{text[:half]}… {cut:,} characters cut …{text[len(text) - half :]}'
+
+
+def flatten_config(
+  config: Mapping[str, object], prefix: str = '', depth: int = 0
+) -> dict[str, str]:
+  """Nested fields by dotted name, as text.
+
+  >>> flatten_config({'seed': 1, 'train': {'iterations': 60}})
+  {'seed': '1', 'train.iterations': '60'}
+  """
+  fields: dict[str, str] = {}
+  for name, value in config.items():
+    name = f'{prefix}{short_text(name, 80)}'
+    if isinstance(value, Mapping) and depth < _MAX_DEPTH:
+      fields |= flatten_config(value, f'{name}.', depth + 1)
+    else:
+      fields[name] = 'none' if value is None else short_text(value)
+  return fields
+
+
+def _repr(value: Any) -> str:
+  """Text of a value that is not a string, of bounded length and depth."""
+  if isinstance(value, Mapping | list):
+    return reprlib.repr(value)
+  return str(value)
+
+
+def _text(path: epath.Path) -> str | None:
+  """The text of a file or a log; `None` if it is missing or not a file.
+
+  Invalid UTF-8 becomes escape sequences that are invalid in JSON.
+  """
+  try:
+    if path.exists() and not path.is_file():
+      return None
+    return read_log(path, errors='backslashreplace')
+  except OSError:
+    return None
+
+
+def _parse(text: str) -> dict[str, Any] | None:
+  """A JSON object; `None` if the text is not one."""
+  try:
+    content = json.loads(text)
+  except (ValueError, RecursionError):
+    return None
+  return content if isinstance(content, dict) else None

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reports of directories that hold anything: skipped, counted, cut, refused."""
+
+import json
+import random
+import shutil
+
+import pytest
+from report.conftest import write_run
+from report.run_page_test import read
+
+from covrl.cli import main
+from covrl.report import write_comparison, write_report
+
+ODD = [
+  *(None, True, 'x', '9' * 50, [], [1], {}, {'a': {'b': 1}}, -1, 0, -5.5),
+  *(1e308, -1e308, 1e-320, 10**400, float('nan'), float('inf'), 2**60),
+  *('\ud800', '\u202e\x00', '<b>&'),
+]
+ODD_NAMES = ['mean@', 'mean@²', 'covariance_top/x', 'time/' + 'z' * 300]
+
+
+def changed(value, generator, share):
+  """Replaces some values and names of a JSON value."""
+  if generator.random() < share:
+    return generator.choice(ODD)
+  if isinstance(value, dict):
+    return {
+      generator.choice(ODD_NAMES)
+      if generator.random() < share / 3
+      else name: changed(each, generator, share)
+      for name, each in value.items()
+    }
+  if isinstance(value, list):
+    return [changed(each, generator, share / 3) for each in value]
+  return value
+
+
+def damaged(data, generator):
+  """Cuts, overwrites or inserts bytes."""
+  at = generator.randrange(len(data) + 1)
+  noise = generator.choice([b'\n', b'[' * 2000, generator.randbytes(8)])
+  return generator.choice(
+    [
+      data[:at],
+      data[:at] + noise + data[at:],
+      data[:at] + noise + data[at + 1 :],
+    ]
+  )
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  path = tmp_path_factory.mktemp('whole') / 'run'
+  return write_run(path, iterations=20, problems=20)
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+  return shutil.copytree(whole, tmp_path / 'run')
+
+
+def test_any_content_gives_a_page_of_limited_size(whole, tmp_path):
+  other = write_run(tmp_path / 'other', seed=3, iterations=10, problems=20)
+  for seed in range(25):
+    generator = random.Random(seed)
+    run = shutil.copytree(whole, tmp_path / f'run_{seed}')
+    for file in [*run.glob('*.json*'), *run.glob('*/*')]:
+      if generator.random() < 0.5:
+        share = generator.choice([0.01, 0.1, 0.3])
+        lines = file.read_text().splitlines()
+        values = [changed(json.loads(t), generator, share) for t in lines]
+        file.write_text('\n'.join(map(json.dumps, values)))
+      if generator.random() < 0.3:
+        file.write_bytes(damaged(file.read_bytes(), generator))
+      if generator.random() < 0.05:
+        file.unlink()
+        file.mkdir()
+    assert len(write_report(run).read_bytes()) < 400_000
+    page = write_comparison([other, run], tmp_path / 'comparison.html')
+    assert len(page.read_bytes()) < 400_000
+
+
+@pytest.mark.parametrize(
+  ('line', 'sentence'),
+  [
+    (b'{"phase": "train", "reward": "\xff"}', '1 unreadable line of'),
+    (b'[' * 100_000, '1 unreadable line of'),
+    (b'{"phase": "train", "step": 1' + b'0' * 5000 + b'}', '1 unreadable line'),
+    (b'{"phase": ["train"]}', '1 unreadable step or phase of'),
+    (b'{"phase": "train", "iteration": -1}', '1 unreadable step or phase of'),
+    (b'{"phase": "train", "step": {}}', '1 unreadable step or phase of'),
+    (b'{"phase": "train", "a": "x", "b": [1]}', '2 unreadable numbers of'),
+    (b'{"phase": "train", "a": 1' + b'0' * 400 + b'}', '1 unreadable number'),
+    (b'{"phase": "train", "a": 1e999, "b": null}', '1 unreadable number of'),
+  ],
+)
+def test_unreadable_parts_of_metrics_are_counted(run, line, sentence):
+  file = run / 'metrics.jsonl'
+  file.write_bytes(line + b'\n' + file.read_bytes())
+  text = read(write_report(run)).text
+  assert f'{sentence}' in text
+  assert 'of metrics.jsonl w' in text
+  page = write_comparison([run], run / 'comparison.html')
+  assert f'run: {sentence}' in read(page).text
+
+
+def test_unreadable_samples_results_and_files_are_counted(run):
+  samples = run / 'rollouts' / 'iteration_000010.json'
+  content = json.loads(samples.read_text())
+  content['samples'] += [3, {}, {'tokens': 'abc'}]
+  samples.write_text(json.dumps(content))
+  results = run / 'evaluation' / 'iteration_000020.jsonl'
+  with results.open('ab') as file:
+    file.write(b'{"greedy": "yes"}\n{"greedy": 1, "correct": 3}\n\xff\n')
+  (run / 'config.json').write_text('{"config": ')
+  (run / 'rollouts' / 'iteration_000000.json').unlink()
+  (run / 'rollouts' / 'iteration_000000.json').mkdir()
+  text = read(write_report(run)).text
+  for sentence in (
+    '3 unreadable responses of rollouts/iteration_000010.json were skipped.',
+    '2 unreadable results of evaluation/iteration_000020.jsonl were skipped.',
+    '1 unreadable line of evaluation/iteration_000020.jsonl was skipped.',
+    'config.json is unreadable and was skipped.',
+    'rollouts/iteration_000000.json is unreadable and was skipped.',
+  ):
+    assert sentence in text
+
+
+def test_long_responses_and_prompts_are_cut_with_a_note(run):
+  file = run / 'rollouts' / 'iteration_000010.json'
+  content = json.loads(file.read_text())
+  first, second = content['samples'][:2]
+  first['tokens'] = ['ab '] * 3_000_000
+  second['tokens'], second['prompt'] = ['x' * 10_000_000], 'y' * 10_000_000
+  content['samples'] = [first, second]
+  file.write_text(json.dumps(content))
+  config = json.loads((run / 'config.json').read_text())
+  config |= {'source': '#' * 10_000_000 + '\n', 'name': 'n' * 10_000_000}
+  (run / 'config.json').write_text(json.dumps(config))
+  page = write_report(run)
+  assert len(page.read_bytes()) < 1_000_000
+  text = read(page).text
+  assert '… 2,999,500 more tokens' in text
+  assert '9,999,880 characters cut' in text
+  assert '9,999,400 characters cut' in text
+  page = write_comparison([run], run / 'comparison.html')
+  assert len(page.read_bytes()) < 400_000
+
+
+def test_long_table_of_evaluations_is_cut_with_a_note(run):
+  lines = [
+    {'phase': 'eval', 'step': n, 'iteration': n, 'mean@8': 0.5}
+    for n in range(1000)
+  ]
+  (run / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+  page = read(write_report(run))
+  assert '800 more' in page.text
+  assert page.count('tr') < 300
+
+
+def test_huge_numbers_have_powers_of_ten(run):
+  lines = [
+    {'phase': 'train', 'step': n, 'iteration': n, 'reward': (-1) ** n * 1e99}
+    | dict.fromkeys(('seconds', 'time/a', 'selected', 'entropy'), 1e99)
+    for n in range(20)
+  ]
+  (run / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+  text = read(write_report(run)).text
+  assert '10⁹⁹' in text or '10¹⁰⁰' in text
+  assert '000,000,000,000,000' not in text
+
+
+def test_few_iterations_can_be_compared(make_run, tmp_path):
+  runs = [make_run(str(seed), seed=seed, iterations=3) for seed in range(2)]
+  assert 'Reward' in read(write_comparison(runs, tmp_path / 'c.html')).text
+
+
+@pytest.mark.parametrize(
+  ('files', 'reason'),
+  [
+    ({}, 'which holds none of the files of a run'),
+    ({'notes.txt': 'x'}, 'which holds none of the files of a run'),
+    (
+      {'config.json': '{"model_type": "qwen2"}', 'model.safetensors': ''},
+      'which holds none of the files of a run',
+    ),
+    (None, 'which does not exist'),
+    ('a file', 'which is a file'),
+  ],
+)
+def test_directory_that_is_not_of_a_run_is_refused(
+  tmp_path, capsys, files, reason, whole
+):
+  path = tmp_path / 'other'
+  if isinstance(files, str):
+    path.write_text(files)
+  elif files is not None:
+    path.mkdir()
+    for name, text in files.items():
+      (path / name).write_text(text)
+  before = sorted(tmp_path.rglob('*'))
+  for arguments in ([path], [whole, path, f'--output={tmp_path / "c.html"}']):
+    with pytest.raises(SystemExit) as ended:
+      main(['report', *map(str, arguments)])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+      f'covrl: a report needs a run directory, got {str(path)!r}, {reason}\n'
+    )
+  assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_output_of_one_run_is_the_named_file(run, tmp_path, capsys):
+  file = tmp_path / 'page.html'
+  main(['report', str(run), f'--output={file}'])
+  assert capsys.readouterr().out == f'{file}\n'
+  assert 'Sampled responses' in read(file).text
+  assert not (run / 'report.html').exists()
