@@ -26,6 +26,7 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('PJRT_NPROC', '64')
 
 import jax
+import jaxtyping
 import pytest
 from jaxtyping import install_import_hook
 
@@ -73,6 +74,14 @@ def x64():
   """Enables 64-bit floats for one test."""
   with jax.enable_x64(True):
     yield
+
+
+@pytest.fixture
+def no_annotation_checks():
+  """Switches off the run-time checks of annotations for one test."""
+  jaxtyping.config.update('jaxtyping_disable', True)
+  yield
+  jaxtyping.config.update('jaxtyping_disable', False)
 
 
 @pytest.fixture(autouse=True, scope='module')

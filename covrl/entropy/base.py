@@ -12,17 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, PyTree
 
+from covrl.array_checks import concrete_number
 from covrl.entropy.decisions import DecisionCache
 from covrl.entropy.prediction import (
   NO_PREDICTION,
   EntropyPrediction,
   predict_effect,
 )
-from covrl.types import TokenContext, TokenStats, check_context
+from covrl.types import TokenContext, TokenStats, check_context, check_stats
 
 # A number, a schedule of the update count, or a stateful schedule that also
 # reads the context (a controller).
@@ -43,6 +43,48 @@ def require_stats(params: object, transform: str) -> TokenStats:
   )
 
 
+def check_token_chain(token_tx: object, where: str) -> None:
+  """Refuses anything but a transformation that may edit per-token signals.
+
+  A token chain keeps scalars only: a state with an array per token would belong
+  to one batch. Optimisers keep such arrays (Adam's moments), and are refused.
+
+  Args:
+    token_tx: a token chain.
+    where: name of the function that was called, for the error.
+
+  Raises:
+    TypeError: it is no optax transformation, or one of parameters.
+
+  >>> check_token_chain(optax.adam(1e-3), 'as_loss')
+  Traceback (most recent call last):
+    ...
+  TypeError: as_loss needs a token chain, whose state has scalars only, got a \
+transformation that keeps statistics of every parameter, like optax.adam; \
+parameter transforms belong in the optimiser
+  """
+  if not isinstance(token_tx, optax.GradientTransformation):
+    raise TypeError(
+      f'{where} needs a token chain, an optax.GradientTransformation such as '
+      f'covrl.kl_cov(), got {token_tx!r}'
+    )
+  _check_token_state(token_tx.init(TokenStats.template()), where)
+
+
+def _check_token_state(token_state: PyTree, where: str) -> None:
+  """Refuses a state that has the structure of per-token statistics in it."""
+
+  def is_stats(node: object) -> bool:
+    return isinstance(node, TokenStats)
+
+  if any(map(is_stats, jax.tree.leaves(token_state, is_leaf=is_stats))):
+    raise TypeError(
+      f'{where} needs a token chain, whose state has scalars only, got a '
+      'transformation that keeps statistics of every parameter, like '
+      'optax.adam; parameter transforms belong in the optimiser'
+    )
+
+
 def require(context: TokenContext, entry: str, transform: str) -> Any:
   """Returns an entry of the context; the error names the entry and its reader."""
   value = context.get(entry)
@@ -54,20 +96,9 @@ def require(context: TokenContext, entry: str, transform: str) -> Any:
   return value
 
 
-def concrete_number(value: object) -> float | None:
-  """The number in a hyperparameter, `None` if it is traced or a schedule."""
-  if isinstance(value, bool) or callable(value):
-    return None
-  if isinstance(value, (int, float, np.number, np.ndarray)):
-    return float(value)
-  if isinstance(value, jax.Array) and not isinstance(value, Tracer):
-    return float(value)
-  return None
-
-
 def check_fraction(value: Fraction, *, allow_large: bool = False) -> None:
   """Refuses a fraction outside its range, such as a percentage by mistake."""
-  number = concrete_number(value)
+  number = concrete_number(value, 'fraction')
   # `inject_hyperparams` passes arrays: float32, in which 0.05 is a little more,
   # and 0 if a schedule begins or ends there.
   top = np.float32(1 if allow_large else MAX_FRACTION)
@@ -84,8 +115,8 @@ def check_fraction(value: Fraction, *, allow_large: bool = False) -> None:
 
 def check_minimum(value: ArrayLike) -> None:
   """Refuses a minimum that is negative or not a whole number of tokens."""
-  number = concrete_number(value)
-  if number is not None and (number < 0 or number != int(number)):
+  number = concrete_number(value, 'minimum', allow_schedule=False)
+  if number is not None and not (number >= 0 and number.is_integer()):
     raise ValueError(
       f'minimum must be a whole number of tokens, at least 0, got {number:g}'
     )
@@ -93,7 +124,7 @@ def check_minimum(value: ArrayLike) -> None:
 
 def check_coefficient(value: Coefficient, name: str = 'coefficient') -> None:
   """Refuses negative and non-finite coefficients."""
-  number = concrete_number(value)
+  number = concrete_number(value, name)
   if number is not None and not 0 <= number < float('inf'):
     raise ValueError(f'{name} must be finite and at least 0, got {number:g}')
 
@@ -161,7 +192,9 @@ def token_transform(
     **context: Any,
   ) -> tuple[PyTree, PyTree]:
     stats = require_stats(params, name)
-    check_context(context, name)
+    check_stats('stats', stats, name)
+    check_stats('updates', updates, name, stats.logprobs.shape)
+    check_context(context, name, stats)
     decisions = DecisionCache.of(context)
     with decisions.transform(name):
       return update(updates, state, stats, context | {'decisions': decisions})
@@ -193,9 +226,15 @@ def update_signal(
     The edited cotangent and the chain's next state.
 
   Raises:
-    TypeError: if the context has an unknown entry.
+    TypeError: if the context has an unknown entry, an argument is of another
+      type, or the transformation is one of parameters, such as `optax.adam`.
+    ValueError: if an array is of another shape than the statistics.
   """
-  check_context(context, 'update_signal')
+  where = 'update_signal'
+  check_stats('stats', stats, where)
+  check_stats('signal', signal, where, stats.logprobs.shape)
+  check_context(context, where, stats)
+  _check_token_state(token_state, where)
   update = cast(Any, optax.with_extra_args_support(token_tx).update)
   return update(signal, token_state, stats, **context)
 

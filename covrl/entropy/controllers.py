@@ -5,26 +5,30 @@ Each is an `optax.schedules.StatefulSchedule` and may be passed wherever a
 coefficient is accepted. It reads `entropy` from the context, the token-weighted
 mean over the whole optimiser batch in nats, advances once per update, and keeps
 only scalars, so that it is saved and restored with the chain. A coefficient of
-0 is never final.
+0 is never final. An entropy of NaN is an absent reading (a batch without a loss
+token): the controller keeps its state, and its coefficient is that of no error.
 
 Targets and bounds may be schedules of the context's `step`.
 """
 
 import dataclasses
 import math
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from covrl.entropy.base import concrete_number, require
+from covrl.array_checks import check_number, concrete_number
+from covrl.entropy.base import require
 from covrl.entropy.prediction import NO_PREDICTION, EntropyPrediction
 from covrl.types import Scalar, TokenContext
 
 Setpoint = ArrayLike | optax.Schedule
 Controller = optax.schedules.StatefulSchedule
+State = TypeVar('State')
 
 
 def adaptive_bonus(
@@ -99,7 +103,13 @@ def entropy_band(
   """
   check_target(low, 'low')
   check_target(high, 'high')
-  edges = concrete_number(low), concrete_number(high)
+  for name, value in (
+    ('below', below),
+    ('within', within),
+    ('above', above),
+  ):
+    check_number(name, value, -math.inf)
+  edges = concrete_number(low, 'low'), concrete_number(high, 'high')
   if None not in edges and not cast(float, edges[0]) < cast(float, edges[1]):
     raise ValueError(
       f'low must be below high, got low={edges[0]:g} and high={edges[1]:g}'
@@ -143,6 +153,8 @@ def doubling_scale(
   check_target(target, 'target')
   check_positive(minimum, 'minimum')
   check_bounds(minimum, maximum, abs(initial))
+  if isinstance(every, bool) or not isinstance(every, int):
+    raise TypeError(f'every must be an integer, got {every!r}')
   if every < 1:
     raise ValueError(f'every must be at least 1, got {every}')
   return _DoublingScale(target, initial, minimum, maximum, every)
@@ -186,15 +198,14 @@ class _AdaptiveBonus:
   ) -> AdaptiveBonusState:
     error = setpoint(self.target, context) - entropy_in(context)
     moved = state.coefficient + self.increment * jnp.sign(error)
-    return AdaptiveBonusState(
-      coefficient=jnp.clip(moved, self.minimum, self.maximum)
-    )
+    moved = jnp.clip(moved, self.minimum, self.maximum)
+    return held_without_reading(AdaptiveBonusState(moved), state, context)
 
   def __call__(self, state: AdaptiveBonusState, **context: Any) -> Scalar:
     if is_initializing(context):
       return state.coefficient
-    is_low = entropy_in(context) <= setpoint(self.target, context)
-    return jnp.where(is_low, state.coefficient, 0)
+    is_high = entropy_in(context) > setpoint(self.target, context)
+    return jnp.where(is_high, 0, state.coefficient)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,8 +253,9 @@ class _DoublingScale:
     direction = jnp.sign(setpoint(self.target, context) - entropy_in(context))
     due = (updates % self.every == 0) & (direction != 0)
     moved = self._moved(state.scale, direction)
-    return DoublingScaleState(
-      scale=jnp.where(due, moved, state.scale), updates=updates
+    scale = jnp.where(due, moved, state.scale)
+    return held_without_reading(
+      DoublingScaleState(scale, updates), state, context
     )
 
   def __call__(self, state: DoublingScaleState, **context: Any) -> Scalar:
@@ -272,6 +284,19 @@ def entropy_in(context: dict[str, Any]) -> Scalar:
   return jnp.asarray(entropy, jnp.result_type(float))
 
 
+def has_reading(context: dict[str, Any]) -> Bool[Array, '']:
+  """Whether the context's `entropy` is a reading; NaN and infinity are none."""
+  return jnp.isfinite(entropy_in(context))
+
+
+def held_without_reading(
+  moved: State, state: State, context: dict[str, Any]
+) -> State:
+  """The next state, or the present one if there is no reading."""
+  known = has_reading(context)
+  return jax.tree.map(lambda new, old: jnp.where(known, new, old), moved, state)
+
+
 def setpoint(
   value: Setpoint, context: dict[str, Any], *, later: float = 0.0
 ) -> Scalar:
@@ -295,7 +320,7 @@ def is_initializing(context: dict[str, Any]) -> bool:
 
 def check_target(value: Setpoint, name: str) -> None:
   """Refuses a target entropy that is negative or not finite."""
-  number = concrete_number(value)
+  number = concrete_number(value, name)
   if number is not None and not 0 <= number < math.inf:
     raise ValueError(
       f'{name} is an entropy and must be finite and at least 0, got {number:g}'
@@ -304,6 +329,7 @@ def check_target(value: Setpoint, name: str) -> None:
 
 def check_positive(value: float, name: str) -> None:
   """Refuses a number that is not finite and above 0."""
+  concrete_number(value, name, allow_schedule=False)
   if not 0 < value < math.inf:
     raise ValueError(f'{name} must be finite and above 0, got {value:g}')
 
@@ -312,6 +338,12 @@ def check_bounds(
   minimum: float, maximum: float, start: float, name: str = 'initial'
 ) -> None:
   """Refuses bounds out of order and a start value outside them."""
+  for each, value in (
+    ('minimum', minimum),
+    ('maximum', maximum),
+    (name, start),
+  ):
+    concrete_number(value, each, allow_schedule=False)
   if not minimum < maximum:
     raise ValueError(
       f'minimum must be below maximum, got {minimum:g} and {maximum:g}'

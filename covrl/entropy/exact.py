@@ -10,10 +10,13 @@ the few totals are converted back to floating point, in a fixed order.
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from covrl.array_checks import check_array
 
 _LIMB_BITS = 15  # exact as a float32 integer
 _SUM_BITS = 30  # an int32 total without its sign
@@ -73,20 +76,29 @@ def exact_sum(
   the largest.
 
   Args:
-    values: finite wherever `mask` is true.
-    mask: entries to sum.
+    values: numbers of any shape.
+    mask: entries to sum, of the same shape.
 
   Returns:
-    The sum, in the dtype of `values` (at least float32).
+    The sum, in the dtype of `values` (at least float32); NaN if a summand is
+    not finite.
+
+  Raises:
+    TypeError: the mask is not of bools.
+    ValueError: the shapes differ.
 
   >>> exact_sum(jnp.array([1e8, 1.0, -1e8]), jnp.array([True, True, True]))
   Array(1., dtype=float32)
   """
+  check_mask(mask, values)
   values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
   values = jnp.where(mask, values, 0)
   limb_bits = _limb_bits(values.size)
   kept_bits = _KEPT_BITS[values.dtype.itemsize]
-  _, exponent = jnp.frexp(jnp.max(jnp.abs(values), initial=0))
+  # A maximum over several devices may lose a NaN, but not an infinity.
+  magnitudes = jnp.where(jnp.isnan(values), jnp.inf, jnp.abs(values))
+  largest = jnp.max(magnitudes, initial=0)
+  _, exponent = jnp.frexp(largest)
 
   rest = jnp.ldexp(values, -exponent)
   limbs = []
@@ -96,15 +108,31 @@ def exact_sum(
     rest = rest - limb
     limbs.append(limb.astype(jnp.int32))
   totals = [*sum_each(*limbs)]
-  return jnp.ldexp(_combine(totals, limb_bits, values.dtype), exponent)
+  total = jnp.ldexp(_combine(totals, limb_bits, values.dtype), exponent)
+  return jnp.where(jnp.isfinite(largest), total, jnp.nan)
 
 
 def exact_mean(
   values: Float[Array, '...'], mask: Bool[Array, '...']
 ) -> Float[Array, '']:
-  """Mean under a mask, the same bits for every layout; 0 for an empty mask."""
+  """Mean under a mask, the same bits for every layout.
+
+  NaN for an empty mask, and if a value under the mask is not finite.
+
+  Args:
+    values: numbers of any shape.
+    mask: entries to average, of the same shape.
+
+  >>> exact_mean(jnp.array([1.0, 3.0]), jnp.array([False, False]))
+  Array(nan, dtype=float32)
+  """
   total = exact_sum(values, mask)
-  return total / jnp.maximum(count(mask), 1).astype(total.dtype)
+  return total / count(mask).astype(total.dtype)
+
+
+def check_mask(mask: object, values: Any) -> None:
+  """Refuses a mask that is not of bools, or not of the shape of the values."""
+  check_array('mask', mask, 'bool', '...', jnp.shape(values))
 
 
 def _reduce_together(

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from covrl.array_checks import check_number, concrete_number
 from covrl.entropy.controllers import (
   Controller,
   Setpoint,
@@ -20,6 +21,8 @@ from covrl.entropy.controllers import (
   check_positive,
   check_target,
   entropy_in,
+  has_reading,
+  held_without_reading,
   is_initializing,
   prediction_in,
   scalar,
@@ -118,6 +121,8 @@ def target_entropy(
   """
   check_target(target, 'target')
   check_positive(slope, 'slope')
+  for name, value in (('horizon', horizon), ('momentum', momentum)):
+    concrete_number(value, name, allow_schedule=False)
   if not 1 <= horizon < math.inf:
     raise ValueError(f'horizon must be finite and at least 1, got {horizon:g}')
   if not 0 <= momentum < 1:
@@ -166,8 +171,7 @@ def proportional_integral(
   """
   check_target(target, 'target')
   for name, gain in (('proportional', proportional), ('integral', integral)):
-    if not math.isfinite(gain):
-      raise ValueError(f'{name} must be finite, got {gain:g}')
+    check_number(name, gain, -math.inf)
   check_bounds(minimum, maximum, offset, 'offset')
   return _ProportionalIntegral(
     target, proportional, integral, offset, minimum, maximum
@@ -260,19 +264,21 @@ class _TargetEntropy:
     prediction = prediction_in(context)
     predicted = prediction.drift + self(state, **context) * prediction.effect
     rate = (1 - self.momentum) / (1 - self.momentum ** (state.readings + 1))
-    return learnt._replace(
+    moved = learnt._replace(
       readings=state.readings + 1,
       entropy=observed.entropy,
       bias=observed.bias,
       predicted=state.predicted + rate * (predicted - state.predicted),
       previous_predicted=state.predicted,
     )
+    return held_without_reading(moved, state, context)
 
   def __call__(self, state: TargetEntropyState, **context: Any) -> Scalar:
     if is_initializing(context):
       return scalar(self.minimum)
     prediction = prediction_in(context)
     observed = self._observe(state, context)
+    is_estimated = has_reading(context) | (state.readings > 0)
     ahead = setpoint(self.target, context, later=self.horizon)
     required = (ahead - observed.entropy) / self.horizon
     mean = (required - state.drift - observed.bias) / state.slope
@@ -284,12 +290,18 @@ class _TargetEntropy:
     # A coefficient without effect, or with the opposite one, is at its minimum.
     needed = jnp.where(raises, needed, self.minimum)
     limit = jnp.clip(prediction.limit, self.minimum, self.maximum)
+    # Before the first reading there is no estimate of the entropy.
+    needed = jnp.where(is_estimated, needed, self.minimum)
     return jnp.clip(needed, self.minimum, limit)
 
   def _observe(
     self, state: TargetEntropyState, context: dict[str, Any]
   ) -> _Observation:
-    entropy, is_first = entropy_in(context), state.readings == 0
+    is_first = state.readings == 0
+    # Without a reading, the last estimate.
+    entropy = jnp.where(
+      has_reading(context), entropy_in(context), state.entropy
+    )
     # Before the third reading there is no update before the last.
     has_two = state.readings > 1
     if 'entropy_change' not in context:
@@ -369,8 +381,9 @@ class _ProportionalIntegral:
     is_saturated = ((wanted > self.maximum) & (push > 0)) | (
       (wanted < self.minimum) & (push < 0)
     )
-    return ProportionalIntegralState(
-      total=state.total + jnp.where(is_saturated, 0, error)
+    moved = state.total + jnp.where(is_saturated, 0, error)
+    return held_without_reading(
+      ProportionalIntegralState(moved), state, context
     )
 
   def __call__(
@@ -379,6 +392,7 @@ class _ProportionalIntegral:
     error = scalar(0.0)
     if not is_initializing(context):
       error = setpoint(self.target, context) - entropy_in(context)
+      error = jnp.where(has_reading(context), error, 0)
     wanted = self._wanted(state.total, error)
     return jnp.clip(wanted, self.minimum, self.maximum)
 

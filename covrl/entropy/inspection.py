@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from covrl.entropy.base import update_signal
+from covrl.entropy.base import check_token_chain, update_signal
 from covrl.entropy.decisions import DecisionCache, Selection
 from covrl.types import SelectionSource, TokenContext, TokenStats
 
@@ -89,6 +89,7 @@ def _run(
   context: TokenContext,
 ) -> DecisionCache:
   """The decisions of one update of a token chain."""
+  check_token_chain(token_tx, 'explain')
   cache = DecisionCache()
   zeros: TokenStats = jax.tree.map(jnp.zeros_like, stats)
   if token_state is None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from covrl.entropy.base import update_signal
+from covrl.entropy.base import check_token_chain, update_signal
 from covrl.types import Scalar, TokenContext, TokenStats
 
 
@@ -33,9 +33,13 @@ def as_loss(
   Returns:
     `(stats, token_state, **context) -> (value, token_state)`.
 
+  Raises:
+    TypeError: if the token chain is one of parameters, such as `optax.adam`.
+
   >>> import covrl
   >>> loss = covrl.as_loss(covrl.policy_gradient, covrl.entropy_bonus(0.1))
   """
+  check_token_chain(token_tx, 'as_loss')
 
   def controlled(
     stats: TokenStats, token_state: PyTree, **context: Unpack[TokenContext]

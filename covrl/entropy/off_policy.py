@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
+from covrl.array_checks import check_number
 from covrl.entropy.base import (
   Coefficient,
   require,
@@ -21,6 +22,7 @@ from covrl.entropy.base import (
 )
 from covrl.entropy.methods import TokenTransformation
 from covrl.entropy.transforms import add_divergence_penalty, scale_by_token
+from covrl.objectives.base import check_range
 from covrl.objectives.segments import segment_sums, spread_segments
 from covrl.types import Divergence, TokenContext, TokenStats
 
@@ -74,7 +76,9 @@ def truncated_importance_weights(
     raise ValueError(f'level must be one of {LEVELS}, got {level!r}')
   if beyond not in BEYOND:
     raise ValueError(f'beyond must be one of {BEYOND}, got {beyond!r}')
-  if not 0 <= floor < cap:
+  check_range('floor', floor, 0, math.inf)
+  check_range('cap', cap, 0, math.inf)
+  if not floor < cap:
     raise ValueError(
       f'floor must lie in [0, cap), got floor={floor:g} and cap={cap:g}'
     )
@@ -144,12 +148,9 @@ def ce_gppo(
   Array([[ 0.6, -1.2]], dtype=float32)
   """
   for name, share in (('negative', negative), ('positive', positive)):
-    if not 0 <= share < math.inf:
-      raise ValueError(f'{name} must be finite and at least 0, got {share:g}')
-  if not 0 <= low <= 1:
-    raise ValueError(f'low must lie in [0, 1], got {low:g}')
-  if not 0 <= high < math.inf:
-    raise ValueError(f'high must be finite and at least 0, got {high:g}')
+    check_number(name, share, 0)
+  check_number('low', low, 0, 1)
+  check_number('high', high, 0)
 
   def update(
     updates: TokenStats,

@@ -14,6 +14,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
+from covrl.array_checks import concrete_number
 from covrl.entropy.base import Fraction, require
 from covrl.entropy.decisions import DecisionCache, check_scope
 from covrl.entropy.methods import TokenTransformation
@@ -122,6 +123,9 @@ def steer(
     raise ValueError(
       f"high belongs to shape='linear'; 'exponential' starts at 1, got {high:g}"
     )
+  for name, value in (('low', low), ('high', high)):
+    if value is not None:
+      concrete_number(value, name, allow_schedule=False)
   top = 1.0 if shape == 'exponential' else 1.2 if high is None else high
   if not 0 < low < top < math.inf:
     raise ValueError(

@@ -11,8 +11,14 @@ logits that are free parameters `exact_score` is exact:
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from covrl.array_checks import check_array
 from covrl.entropy.exact import exact_mean
-from covrl.types import TokenMoments, TokenStats
+from covrl.types import (
+  TokenMoments,
+  TokenStats,
+  check_context,
+  check_stats,
+)
 
 
 def token_covariance(
@@ -45,6 +51,9 @@ def token_covariance(
   >>> token_covariance(logprobs, advantages, jnp.array([[True, True]]))
   Array([[1., 1.]], dtype=float32)
   """
+  shape = check_array('logprobs', logprobs, 'real', 'B T')
+  check_array('advantages', advantages, 'real', 'B T', shape)
+  check_array('mask', mask, 'bool', 'B T', shape)
   logprobs = _at_least_float32(logprobs)
   advantages = _at_least_float32(advantages)
   mask = mask & jnp.isfinite(logprobs) & jnp.isfinite(advantages)
@@ -63,6 +72,7 @@ def state_score(
 
   The entropy change of a natural policy gradient; it needs no moments.
   """
+  _check_per_token(stats, 'state_score', advantages=advantages)
   return (stats.logprobs + stats.entropy) * advantages
 
 
@@ -83,6 +93,7 @@ def exact_score(
     moments: moments of the same policy.
     score_weight: w = A · ratio · 1{not clipped}.
   """
+  _check_per_token(stats, 'exact_score', score_weight=score_weight)
   surprise = jnp.exp(stats.logprobs) * (stats.logprobs + stats.entropy)
   kappa = moments.square_log + stats.entropy * moments.square
   return score_weight * (surprise - kappa)
@@ -105,8 +116,15 @@ def definition_score(
     Reinforcement Learning <https://arxiv.org/abs/2604.09676>`_, 2026,
     equation (17).
   """
+  _check_per_token(stats, 'definition_score', advantages=advantages, mask=mask)
   update = jnp.where(mask, jnp.exp(stats.logprobs) * advantages, 0)
   return (stats.logprobs + stats.entropy) * (update - exact_mean(update, mask))
+
+
+def _check_per_token(stats: TokenStats, where: str, **entries: object) -> None:
+  """Refuses arrays that are not one entry per token of the statistics."""
+  check_stats('stats', stats, where)
+  check_context(entries, where, stats)
 
 
 def _at_least_float32(values: Float[Array, '...']) -> Float[Array, '...']:

@@ -7,15 +7,16 @@ finds the k-th largest score by counting.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
-from covrl.entropy.base import check_minimum, concrete_number
-from covrl.entropy.exact import count, sum_each
+from covrl.array_checks import check_array, check_number
+from covrl.entropy.base import check_minimum
+from covrl.entropy.exact import check_mask, count, sum_each
 from covrl.entropy.search import (
   RankedTokens,
   float_key,
@@ -54,13 +55,17 @@ def select_top(
     True for the `max(minimum, ⌊fraction · N⌋)` best, or all eligible if fewer.
 
   Raises:
-    ValueError: if the fraction is a number outside [0, 1], or the minimum is
-      negative. A traced fraction is clamped, NaN to 0.
+    TypeError: if an argument is of another type.
+    ValueError: if the fraction is a number outside [0, 1], the minimum is
+      negative, or shapes differ. A traced fraction is clamped, NaN to 0.
 
   >>> scores = jnp.array([[0.1, 0.9, 0.5, 0.9]])
   >>> select_top(scores, jnp.ones((1, 4), bool), fraction=0.25)
   Array([[False,  True, False, False]], dtype=bool)
   """
+  check_array('scores', scores, 'real', 'B T')
+  check_mask(mask, scores)
+  _check_identity(scores, sequence_ids, positions)
   tokens = _ScoredTokens(scores, mask, sequence_ids, positions)
   counted, total = sum_each(mask, _rank_by_score(tokens).eligible)
   wanted = _quota_of(counted, fraction, minimum)
@@ -97,8 +102,9 @@ def select_random(
     True for `max(minimum, ⌊fraction · N⌋)` eligible tokens, all if fewer.
 
   Raises:
-    ValueError: if the fraction is a number outside [0, 1], or the minimum is
-      negative. A traced fraction is clamped, NaN to 0.
+    TypeError: if an argument is of another type.
+    ValueError: if the fraction is a number outside [0, 1], the minimum is
+      negative, or shapes differ. A traced fraction is clamped, NaN to 0.
 
   >>> eligible = jnp.array([[True, False, True, True]])
   >>> drawn = select_random(
@@ -106,6 +112,10 @@ def select_random(
   >>> int(drawn.sum()), bool((drawn & ~eligible).any())
   (1, False)
   """
+  check_array('eligible', eligible, 'bool', 'B T')
+  if mask is not None:
+    check_mask(mask, eligible)
+  _check_identity(eligible, sequence_ids, positions)
   salt = jax.random.bits(jax.random.fold_in(key, step), (2,), jnp.uint32)
   tokens = _SaltedTokens(eligible, salt, sequence_ids, positions)
   counted, total = sum_each(eligible if mask is None else mask, eligible)
@@ -135,10 +145,10 @@ def exact_quantile(
   """Quantile of the values under a mask, found by counting.
 
   The smallest value that at least a share `level` of the values does not
-  exceed; 0 for an empty mask.
+  exceed; NaN for an empty mask, and if a value under the mask is NaN.
   """
-  mask = mask & ~jnp.isnan(values)
-  total = count(mask)
+  check_mask(mask, values)
+  total, unknown = sum_each(mask, mask & jnp.isnan(values))
   rank = jnp.ceil(level * total).astype(jnp.int32)
   wanted = jnp.clip(total - rank + 1, 1, jnp.maximum(total, 1))
   tokens = jax.lax.stop_gradient((mask, values))
@@ -146,7 +156,7 @@ def exact_quantile(
   low = kth_largest(_key_of_value, tokens, wanted, start).low
   kept = mask & (float_key(values) >= low)
   lowest = jnp.min(jnp.where(kept, values, jnp.inf), initial=jnp.inf)
-  return jnp.where(total > 0, lowest, 0)
+  return jnp.where((total > 0) & (unknown == 0), lowest, jnp.nan)
 
 
 class _ScoredTokens(NamedTuple):
@@ -204,14 +214,19 @@ def _quota_of(
   total: Int[Array, ''], fraction: ArrayLike, minimum: ArrayLike
 ) -> Int[Array, '']:
   """⌊fraction · total⌋, but at least the minimum."""
-  number = concrete_number(fraction)
-  if number is not None and not 0 <= number <= 1:
-    raise ValueError(f'fraction must lie in [0, 1], got {number:g}')
+  check_number('fraction', fraction, 0, 1)
   check_minimum(minimum)
   share = jnp.asarray(fraction, jnp.result_type(float))
   share = jnp.where(share > 0, share, 0)  # NaN becomes 0.
   exact = jnp.minimum(share, 1) * total.astype(share.dtype)
   return jnp.maximum(jnp.floor(exact).astype(jnp.int32), minimum)
+
+
+def _check_identity(like: Any, sequence_ids: object, positions: object) -> None:
+  """Refuses identities that are not integers, one per token."""
+  for name, ids in (('sequence_ids', sequence_ids), ('positions', positions)):
+    if ids is not None:
+      check_array(name, ids, 'int', 'B T', jnp.shape(like))
 
 
 def _identity(

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
+from covrl.array_checks import concrete_number
 from covrl.entropy.base import (
   MAX_FRACTION,
   Fraction,
   check_fraction,
   check_minimum,
-  concrete_number,
   require,
 )
 from covrl.entropy.decisions import DecisionCache, Selection
@@ -156,7 +156,10 @@ def random_in_band(
   check_fraction(fraction, allow_large=allow_large)
   check_minimum(minimum)
   _check_options(score, selection_source)
-  bottom, top = concrete_number(low), concrete_number(high)
+  bottom, top = (
+    concrete_number(bound, name, allow_schedule=False)
+    for name, bound in (('low', low), ('high', high))
+  )
   if bottom is not None and top is not None and not bottom < top:
     raise ValueError(
       f'low must be below high, got low={bottom:g} and high={top:g}'

@@ -17,10 +17,10 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
+from covrl.array_checks import concrete_number
 from covrl.entropy.base import (
   Coefficient,
   check_coefficient,
-  concrete_number,
   require,
   with_coefficient,
 )
@@ -168,7 +168,7 @@ def repo(scale: Coefficient = 0.01) -> TokenTransformation:
   >>> signal.logprobs
   Array([[1.5, 0.5, 0. ]], dtype=float32)
   """
-  number = concrete_number(scale)
+  number = concrete_number(scale, 'scale')
   if number is not None and not math.isfinite(number):
     raise ValueError(f'scale must be finite, got {number:g}')
 
@@ -211,6 +211,7 @@ def entropy_shaped(
   Array([[1.25, 0.5 ]], dtype=float32)
   """
   check_coefficient(coefficient)
+  concrete_number(bound, 'bound', allow_schedule=False)
   if not 1 < bound < math.inf:
     raise ValueError(f'bound must be finite and above 1, got {bound:g}')
 

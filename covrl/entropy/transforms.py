@@ -15,10 +15,12 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from covrl.array_checks import check_array
 from covrl.entropy.base import (
   Coefficient,
   ScheduledState,
   check_coefficient,
+  check_token_chain,
   require,
   token_transform,
   where_selected,
@@ -134,6 +136,7 @@ def token_masked(
   Array([[-1.,  0.]], dtype=float32)
   """
   check_scope(scope)
+  check_token_chain(inner, 'token_masked')
   # optax types its params as arrays; here they are statistics.
   tx = cast(Any, optax.with_extra_args_support(inner))
 
@@ -288,6 +291,9 @@ def scale_by_token(
     context: TokenContext,
   ) -> tuple[TokenStats, PyTree]:
     by = factor(jax.lax.stop_gradient(stats), **context)
+    check_array(
+      f'the factor of {name}', by, 'real', 'B T', stats.logprobs.shape
+    )
     return jax.tree.map(lambda u: (u * by).astype(u.dtype), updates), state
 
   return token_transform(name, optax.init_empty_state, update)
@@ -319,6 +325,8 @@ def _select(
   """Calls a selector and turns a plain mask into a `Selection`."""
   selection = selector(stats, **context)
   if not isinstance(selection, Selection):
+    shape = jnp.shape(stats.logprobs)
+    check_array("the selector's mask", selection, 'bool', 'B T', shape)
     selection = Selection.of_mask(selection)
   return jax.lax.stop_gradient(selection)
 
@@ -337,7 +345,8 @@ def summarize(
   chosen = selection.mask
   logprobs = context.get('old_logprobs', stats.logprobs)
   mask = context.get('mask', jnp.ones_like(chosen))
-  likely = logprobs > exact_quantile(logprobs, mask, 0.5)
+  finite = mask & jnp.isfinite(logprobs)
+  likely = logprobs > exact_quantile(logprobs, finite, 0.5)
   sign = jnp.sign(context.get('advantages', jnp.zeros(chosen.shape)))
   return SelectionSummary(
     threshold=selection.threshold.astype(jnp.float32),

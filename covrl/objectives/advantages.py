@@ -9,11 +9,13 @@ rollout. A group whose rewards are all equal gets exactly 0.
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from covrl.array_checks import check_array, check_number
 from covrl.objectives.base import Number
 
 # Advantage of a response that is alone in its group: its reward, or 0.
@@ -46,7 +48,8 @@ def group_relative(
     One advantage per response.
 
   Raises:
-    ValueError: if an option is unknown.
+    TypeError: if an argument is of another type.
+    ValueError: if an option is unknown, `eps` is negative, or shapes differ.
 
   >>> rewards = jnp.array([1.0, 0.0, 5.0, 5.0])
   >>> group_relative(rewards, jnp.array([7, 7, 3, 3]), scale=None).tolist()
@@ -59,7 +62,8 @@ def group_relative(
   """
   if scale not in ('std', None):
     raise ValueError(f"scale must be 'std' or None, got {scale!r}")
-  same, size = _groups(group_ids)
+  check_number('eps', eps, 0)
+  same, size = _groups(rewards, group_ids)
   centred = centre(rewards, group_ids, singleton=singleton)
   if scale is None:
     return centred
@@ -98,7 +102,7 @@ def leave_one_out(
     Ahmadian et al., Back to Basics: Revisiting REINFORCE Style Optimization for
     Learning from Human Feedback in LLMs, arXiv:2402.14740, eq. 6.
   """
-  _, size = _groups(group_ids)
+  _, size = _groups(rewards, group_ids)
   centred = centre(rewards, group_ids, singleton=singleton)
   others = jnp.maximum(size - 1, 1).astype(centred.dtype)
   return centred * (size.astype(centred.dtype) / others)
@@ -129,7 +133,8 @@ def opo(
     Hao et al., On-Policy RL with Optimal Reward Baseline, arXiv:2505.23585,
     section 3.
   """
-  same, size = _groups(group_ids)
+  same, size = _groups(rewards, group_ids)
+  check_array('lengths', lengths, 'int', 'S', rewards.shape)
   rewards = _widen(rewards)
   lengths = lengths.astype(rewards.dtype)
   total = jnp.sum(jnp.where(same, lengths[None, :], 0), axis=1)
@@ -178,10 +183,15 @@ def pass_at_k(
     Chen et al., Pass@k Training for Adaptively Balancing Exploration and
     Exploitation of Large Reasoning Models, arXiv:2508.10751, eqs. 10 to 15.
   """
+  if isinstance(k, bool) or not isinstance(k, int):
+    raise TypeError(f'k must be an integer, got {k!r}')
   if k < 1:
     raise ValueError(f'k must be at least 1, got {k}')
-  same, size = _groups(group_ids)
+  check_number('threshold', threshold, -math.inf)
+  same, size = _groups(rewards, group_ids)
   dtype = _widen(rewards).dtype
+  # A reward of NaN is neither a success nor a failure.
+  unknown = jnp.any(same & jnp.isnan(rewards)[None, :], axis=1)
   success = rewards > threshold
   failures = jnp.sum(same & ~success[None, :], axis=1, dtype=jnp.int32)
   miss = _choose_ratio(failures, size, k, dtype)
@@ -189,7 +199,8 @@ def pass_at_k(
   deviation = jnp.sqrt(miss * (1 - miss))
   gain = miss - jnp.where(success, 0, others_miss)
   defined = (deviation > 0) & (size >= k)
-  return jnp.where(defined, gain / jnp.where(defined, deviation, 1), 0)
+  advantages = jnp.where(defined, gain / jnp.where(defined, deviation, 1), 0)
+  return jnp.where(unknown, jnp.nan, advantages)
 
 
 def unlikeliness(
@@ -223,10 +234,15 @@ def unlikeliness(
   References:
     He et al., Rewarding the Unlikely, arXiv:2506.02355, section 4.
   """
-  same, size = _groups(group_ids)
+  check_number('coefficient', coefficient, 0, 1)
+  same, size = _groups(rewards, group_ids)
+  check_array('logprobs', logprobs, 'real', 'S', rewards.shape)
   rewards = _widen(rewards)
   rarer = same & (logprobs[None, :] < logprobs[:, None])
   rank = jnp.sum(rarer, axis=1, dtype=jnp.int32).astype(rewards.dtype)
+  # A likelihood of NaN has no rank, and neither have those it is compared with.
+  unknown = jnp.any(same & jnp.isnan(logprobs)[None, :], axis=1)
+  rank = jnp.where(unknown, jnp.nan, rank)
   return rewards * (1 - coefficient * rank / size.astype(rewards.dtype))
 
 
@@ -250,7 +266,7 @@ def centre(
   """
   if singleton not in ('reward', 'zero'):
     raise ValueError(f"singleton must be 'reward' or 'zero', got {singleton!r}")
-  same, size = _groups(group_ids)
+  same, size = _groups(rewards, group_ids)
   rewards = _widen(rewards)
   gaps = jnp.where(same, rewards[:, None] - rewards[None, :], 0)
   centred = jnp.sum(gaps, axis=1) / size.astype(rewards.dtype)
@@ -260,9 +276,16 @@ def centre(
 
 
 def _groups(
-  group_ids: Int[Array, ' S'],
+  rewards: Any, group_ids: Any
 ) -> tuple[Bool[Array, 'S S'], Int[Array, ' S']]:
-  """Pairs of responses that share a group, and the size of each's group."""
+  """Pairs of responses that share a group, and the size of each's group.
+
+  Raises:
+    TypeError: if the rewards are not numbers, or the ids not integers.
+    ValueError: if they are not one per response.
+  """
+  shape = check_array('rewards', rewards, 'real', 'S')
+  check_array('group_ids', group_ids, 'int', 'S', shape)
   same = group_ids[:, None] == group_ids[None, :]
   return same, jnp.sum(same, axis=1, dtype=jnp.int32)
 

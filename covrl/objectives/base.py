@@ -8,13 +8,21 @@ A loss is `loss(stats, *, <options>, **context) -> (value, LossAux)`. It takes
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from covrl.types import Scalar, TokenContext, TokenStats, check_context
+from covrl.array_checks import concrete_number
+from covrl.types import (
+  Scalar,
+  TokenContext,
+  TokenStats,
+  check_context,
+  check_stats,
+)
 
 # A number of a config, or one computed by a schedule or a controller.
 Number: TypeAlias = int | float | Scalar
@@ -79,9 +87,11 @@ def loss_inputs(
     loss: name of the loss, for errors.
 
   Raises:
-    TypeError: if an entry is missing, or unknown.
+    TypeError: if an entry is missing, unknown, or of another dtype.
+    ValueError: if an entry is of another shape than the statistics.
   """
-  check_context(context, loss)
+  check_stats('stats', stats, loss)
+  check_context(context, loss, stats)
   return _masked_inputs(
     stats,
     _required(context, 'advantages', loss),
@@ -168,6 +178,7 @@ def clamped_ratio(
   """
   if max_log_ratio is None:
     return jnp.exp(log_ratio), jnp.zeros(log_ratio.shape, bool)
+  check_range('max_log_ratio', max_log_ratio, 0, math.inf)
   clamped = bounded(log_ratio, -max_log_ratio, max_log_ratio)
   return jnp.exp(clamped), jnp.abs(log_ratio) > max_log_ratio
 
@@ -185,5 +196,6 @@ def bounded(
 
 def check_range(name: str, value: Number, low: Number, high: Number) -> None:
   """Refuses a concrete number outside [low, high]; traced ones pass."""
-  if isinstance(value, int | float) and not low <= value <= high:
-    raise ValueError(f'{name} must lie in [{low:g}, {high:g}], got {value:g}')
+  number = concrete_number(value, name, allow_schedule=False)
+  if number is not None and not low <= number <= high:
+    raise ValueError(f'{name} must lie in [{low:g}, {high:g}], got {number:g}')

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from covrl.array_checks import check_array, check_number
 from covrl.objectives.base import Number, bounded
 
 DivergenceEstimator = Literal['k1', 'abs', 'k2', 'k3', 'k1+', 'k3+']
@@ -121,6 +122,7 @@ def _checked(
   """Refuses unknown estimators; widens narrow floats to float32."""
   if kind not in DIVERGENCES:
     raise ValueError(f'kind must be one of {DIVERGENCES}, got {kind!r}')
+  check_array('log_ratio', log_ratio, 'real', '...')
   dtype = jnp.promote_types(log_ratio.dtype, jnp.float32)
   return log_ratio.astype(dtype)
 
@@ -134,4 +136,5 @@ def _in_dead_zone(
   x: Float[Array, '*shape'], dead_zone: Number
 ) -> Bool[Array, '*shape']:
   """Tokens whose log ratio is at most rounding noise."""
+  check_number('dead_zone', dead_zone, 0)
   return jnp.abs(jax.lax.stop_gradient(x)) <= dead_zone

@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from covrl.array_checks import check_number
 from covrl.objectives.base import (
   LossAux,
   LossInputs,
@@ -199,9 +200,17 @@ def sapo(
   Returns:
     The loss and its auxiliary output.
 
+  Raises:
+    ValueError: if a sharpness is not above 0.
+
   References:
     Gao et al., Soft Adaptive Policy Optimization, arXiv:2511.20347, eqs. 5, 6.
   """
+  for name, sharpness in (
+    ('positive_sharpness', positive_sharpness),
+    ('negative_sharpness', negative_sharpness),
+  ):
+    check_number(name, sharpness, 0, is_open=True)
   inputs = loss_inputs(stats, context, 'sapo')
   ratio, clipped = clamped_ratio(inputs.log_ratio, max_log_ratio)
   sharpness = jnp.where(
@@ -263,6 +272,8 @@ def dppo(
   check_range('high', high, 0, math.inf)
   if measure not in ('tv', 'kl'):
     raise ValueError(f"measure must be 'tv' or 'kl', got {measure!r}")
+  if max_ratio is not None:
+    check_range('max_ratio', max_ratio, 0, math.inf)
   inputs = loss_inputs(stats, context, 'dppo')
   fixed = jax.lax.stop_gradient(inputs)
   clipped = _outside_trust_region(fixed, low, high, measure)

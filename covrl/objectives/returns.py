@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from covrl.array_checks import check_array, check_number
 from covrl.objectives.advantages import centre
 from covrl.objectives.base import Number
 from covrl.objectives.segments import COUNT_EPSILON
@@ -65,6 +66,12 @@ def reinforce_plus_plus_baseline(
     Hu et al., REINFORCE++, arXiv:2501.03262.
   """
   centred = centre(rewards, group_ids)
+  shape = check_array('mask', mask, 'bool', 'S T')
+  if shape[:1] != centred.shape:
+    raise ValueError(
+      f'mask must have a row for each of the {centred.size} rewards, got '
+      f'{shape}'
+    )
   return whiten(jnp.broadcast_to(centred[:, None], mask.shape), mask)
 
 
@@ -88,6 +95,8 @@ def remax(
   References:
     Li et al., ReMax, arXiv:2310.10505, eq. 4.
   """
+  shape = _check_tokens('token_rewards', token_rewards, mask)
+  check_array('baselines', baselines, 'real', 'S', shape[:1])
   dtype = jnp.result_type(token_rewards, baselines, jnp.float32)
   masked = jnp.where(mask, token_rewards.astype(dtype), 0)
   reward_to_go = jnp.cumsum(masked[:, ::-1], axis=1)[:, ::-1]
@@ -125,6 +134,10 @@ def gae(
     Schulman et al., High-Dimensional Continuous Control Using Generalized
     Advantage Estimation, arXiv:1506.02438, eq. 16.
   """
+  _check_tokens('token_rewards', token_rewards, mask)
+  _check_tokens('values', values, mask)
+  check_number('discount', discount, 0, 1)
+  check_number('trace_decay', trace_decay, 0, 1)
   dtype = jnp.result_type(token_rewards, values, jnp.float32)
   values = jnp.where(mask, values.astype(dtype), 0)
   rewards = jnp.where(mask, token_rewards.astype(dtype), 0)
@@ -173,6 +186,8 @@ def discounted_returns(
   >>> discounted_returns(rewards, mask, discount=0.5).tolist()
   [[0.25, 0.5, 1.0, 0.0]]
   """
+  _check_tokens('token_rewards', token_rewards, mask)
+  check_number('discount', discount, 0, 1)
   dtype = jnp.promote_types(token_rewards.dtype, jnp.float32)
   rewards = token_rewards.astype(dtype)
 
@@ -205,6 +220,7 @@ def whiten(
   Returns:
     The standardised values, 0 off the mask.
   """
+  _check_tokens('values', values, mask)
   dtype = jnp.promote_types(values.dtype, jnp.float32)
   values = jnp.where(mask, values.astype(dtype), 0)
   count = jnp.sum(mask, dtype=jnp.int32).astype(dtype)
@@ -214,3 +230,9 @@ def whiten(
   variance = jnp.sum(centred**2) / (count + COUNT_EPSILON)
   unbiased = variance * count / jnp.maximum(count - 1, 1)
   return centred * jax.lax.rsqrt(unbiased + VARIANCE_EPSILON)
+
+
+def _check_tokens(name: str, values: object, mask: object) -> tuple[int, ...]:
+  """Refuses values that are not one number per entry of a mask `[S, T]`."""
+  shape = check_array('mask', mask, 'bool', 'S T')
+  return check_array(name, values, 'real', 'S T', shape)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from covrl.array_checks import check_array, check_number
 from covrl.objectives.base import Number
 from covrl.objectives.segments import COUNT_EPSILON, sequence_sums
 
@@ -60,7 +61,9 @@ def token_weights(
     Weights in float32 (float64 where 64-bit floats are on), 0 off the mask.
 
   Raises:
-    ValueError: if the mode is unknown, or 'constant-length' has no length.
+    TypeError: if the mask is not of bools, or ids are not integers.
+    ValueError: if the mode is unknown, 'constant-length' has no positive
+      length, or shapes differ.
 
   >>> mask = jnp.array([[True, True, True], [True, False, False]])
   >>> token_weights(mask, 'sequence-mean-token-sum').tolist()
@@ -74,6 +77,15 @@ def token_weights(
     raise ValueError(f'mode must be one of {WEIGHT_MODES}, got {mode!r}')
   if mode == 'constant-length' and length is None:
     raise ValueError("mode 'constant-length' needs a length, got None")
+  if length is not None:
+    check_number('length', length, 0, is_open=True)
+  shape = check_array('loss_mask', loss_mask, 'bool', 'B T')
+  for name, ids in (
+    ('segment_ids', segment_ids),
+    ('sequence_ids', sequence_ids),
+  ):
+    if ids is not None:
+      check_array(name, ids, 'int', 'B T', shape)
   mask = loss_mask.astype(jnp.result_type(float))
   if mode == 'token-sum':
     return mask

@@ -8,12 +8,15 @@ masked before any multiplication, since 0 · ∞ is NaN, in derivatives too.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from covrl.array_checks import check_array, check_number, concrete
 from covrl.types import TokenMoments, TokenStats
 
 # One temperature for all tokens, or one per token.
@@ -74,7 +77,8 @@ def token_stats_from_logits(
 
   Args:
     logits: of each token; −∞ marks tokens that cannot be sampled.
-    targets: sampled tokens, in [0, V); the results of others are meaningless.
+    targets: sampled tokens, integers in [0, V). In a compiled program, where
+      they are not known, the log-probability of any other number is NaN.
     temperature: positive, one for all tokens or one each; a constant to
       autodiff.
     moments: whether to return Σ π², Σ π² log π and Σ π² log² π as well.
@@ -84,17 +88,23 @@ def token_stats_from_logits(
     autodiff.
 
   Raises:
-    ValueError: if a temperature given as a number is not positive.
+    TypeError: if an argument is of another type, such as targets of floats.
+    ValueError: if shapes differ, a target is outside the vocabulary, or a
+      temperature is not finite and positive.
 
   >>> stats = token_stats_from_logits(jnp.zeros((1, 4)), jnp.array([2]))
   >>> round(float(jnp.exp(stats.entropy[0])), 4)
   4.0
   """
+  check_array('logits', logits, 'real', '...')
+  check_targets(targets, logits.shape[:-1], logits.shape[-1])
+  check_temperature(temperature, targets.shape)
   dtype = jnp.promote_types(logits.dtype, jnp.float32)
   scaled = logits.astype(dtype) / token_temperatures(
     temperature, targets, dtype
   )
   stats = stats_from_scaled_logits(scaled, targets)
+  stats = nan_outside_vocabulary(stats, targets, logits.shape[-1])
   if not moments:
     return stats
   return stats, moments_from_normaliser(scaled, softmax_normaliser(scaled))
@@ -134,11 +144,62 @@ def _stats_jvp(
 def token_temperatures(
   temperature: Temperature, targets: Int[Array, '*B'], dtype: jnp.dtype
 ) -> Float[Array, '*B 1']:
-  """Checks the temperature and broadcasts it to one per token."""
-  if isinstance(temperature, int | float) and not temperature > 0:
-    raise ValueError(f'temperature must be positive, got {temperature:g}')
+  """Broadcasts the temperature to one per token."""
   each = jnp.broadcast_to(jnp.asarray(temperature, dtype), targets.shape)
   return jax.lax.stop_gradient(each)[..., None]
+
+
+def check_temperature(temperature: object, shape: tuple[int, ...]) -> None:
+  """Refuses a temperature that is not positive, or not one or one per token.
+
+  Args:
+    temperature: a number or an array; a traced one may have any value.
+    shape: shape of the targets.
+  """
+  if np.ndim(temperature):
+    check_array('temperature', temperature, 'real', '...', shape)
+    known = concrete(temperature)
+    if known is not None and not np.all((known > 0) & np.isfinite(known)):
+      raise ValueError(
+        'temperature must be finite and positive for every token, got '
+        f'{known.min():g} to {known.max():g}'
+      )
+  else:
+    check_number('temperature', temperature, 0, is_open=True)
+
+
+def check_targets(
+  targets: object, shape: tuple[int, ...], vocabulary: int
+) -> None:
+  """Refuses targets of another dtype or shape, or outside the vocabulary.
+
+  Args:
+    targets: sampled tokens; traced ones may be any numbers.
+    shape: required shape.
+    vocabulary: number of tokens V.
+  """
+  check_array('targets', targets, 'int', '...', shape)
+  known = concrete(targets)
+  if known is None or not known.size:
+    return
+  low, high = int(known.min()), int(known.max())
+  if low < 0 or high >= vocabulary:
+    raise ValueError(
+      f'targets must lie in [0, {vocabulary}), the vocabulary, got '
+      f'{low if low < 0 else high}'
+    )
+
+
+def nan_outside_vocabulary(
+  stats: TokenStats, targets: Int[Array, '*B'], vocabulary: int
+) -> TokenStats:
+  """Replaces the log-probability of targets that do not exist by NaN.
+
+  NaN is a constant to autodiff.
+  """
+  exists = (targets >= 0) & (targets < vocabulary)
+  logprobs = jnp.where(exists, stats.logprobs, jnp.nan)
+  return dataclasses.replace(stats, logprobs=logprobs)
 
 
 def softmax_normaliser(scaled: Float[Array, '*B V']) -> Normaliser:
@@ -231,6 +292,9 @@ def project_logits(
     precision=matmul_precision(hidden, unembedding),
     preferred_element_type=statistics_dtype(hidden, unembedding),
   )
+  # An infinite product is an overflow: neither a large logit, which a cap would
+  # make an ordinary one, nor the mark of an impossible token.
+  logits = jnp.where(jnp.abs(logits) == jnp.inf, jnp.nan, logits)
   if soft_cap is not None:
     logits = soft_cap * jnp.tanh(logits / soft_cap)
   return jnp.where(impossible, -jnp.inf, logits)

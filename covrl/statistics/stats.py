@@ -8,6 +8,7 @@ from typing import Literal, get_args, overload
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from covrl.array_checks import check_array, check_number
 from covrl.statistics.fused import (
   Implementation,
   Operands,
@@ -16,7 +17,10 @@ from covrl.statistics.fused import (
 )
 from covrl.statistics.reference import (
   Temperature,
+  check_targets,
+  check_temperature,
   moments_from_normaliser,
+  nan_outside_vocabulary,
   project_logits,
   softmax_normaliser,
   statistics_dtype,
@@ -96,7 +100,8 @@ def token_stats(
     hidden: hidden states that predict the targets.
     unembedding: a column per token of the vocabulary. A column that holds −∞
       marks a token that cannot be sampled.
-    targets: sampled tokens, in [0, V); the results of others are meaningless.
+    targets: sampled tokens, integers in [0, V). In a compiled program, where
+      they are not known, the log-probability of any other number is NaN.
     temperature: positive, one for all tokens or one each; a constant to
       autodiff.
     soft_cap: bound of |z|; `None` does not bound it.
@@ -111,8 +116,9 @@ def token_stats(
     autodiff.
 
   Raises:
-    ValueError: if a number that must be positive is not, or if the
-      implementation is unknown.
+    TypeError: if an argument is of another type, such as targets of floats.
+    ValueError: if shapes differ, a target is outside the vocabulary, a number
+      is not finite and positive, or the implementation is unknown.
 
   >>> hidden, unembedding = jnp.ones((2, 3, 4)), jnp.zeros((4, 8))
   >>> stats = token_stats(hidden, unembedding, jnp.zeros((2, 3), int))
@@ -120,12 +126,14 @@ def token_stats(
   ((2, 3), 8.0)
   """
   for name, value in (('soft_cap', soft_cap), ('chunk_size', chunk_size)):
-    if value is not None and not value > 0:
-      raise ValueError(f'{name} must be positive, got {value:g}')
+    if value is not None:
+      check_number(name, value, 0, is_open=True)
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(
       f'implementation must be one of {IMPLEMENTATIONS}, got {implementation!r}'
     )
+  _check_arrays(hidden, unembedding, targets)
+  check_temperature(temperature, targets.shape)
   dtype = statistics_dtype(hidden, unembedding)
   infinite = unembedding == -jnp.inf
   operands = Operands(
@@ -151,7 +159,20 @@ def token_stats(
       partition=partition,
     )
     stats, token_moments = fused_stats(operands, options)
+  stats = nan_outside_vocabulary(stats, targets, unembedding.shape[-1])
   return stats if token_moments is None else (stats, token_moments)
+
+
+def _check_arrays(hidden: object, unembedding: object, targets: object) -> None:
+  """Refuses arrays of other dtypes, or whose shapes do not fit."""
+  shape = check_array('hidden', hidden, 'real', '...')
+  width, vocabulary = check_array('unembedding', unembedding, 'real', 'D V')
+  if not shape or shape[-1] != width:
+    raise ValueError(
+      f'hidden must be [..., D] with D = {width}, the rows of the unembedding, '
+      f'got {shape}'
+    )
+  check_targets(targets, shape[:-1], vocabulary)
 
 
 def _whole_stats(

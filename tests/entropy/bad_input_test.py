@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bad input: refused at construction if concrete, else handled as documented."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 
 import covrl
 from covrl import TokenStats
-from covrl.entropy import top_entropy, top_score
+from covrl.entropy import exact_mean, top_entropy, top_score
+from covrl.entropy.base import update_signal
 
 SHAPE = (4, 10)
 ONES = jnp.ones(SHAPE, bool)
@@ -138,6 +140,157 @@ REFUSED = {
 def test_refuses_bad_arguments_before_running(name):
   make, message = REFUSED[name]
   with pytest.raises(ValueError, match=message):
+    make()
+
+
+TOKEN_STATS = TokenStats(logprobs=-jnp.ones(SHAPE), entropy=jnp.ones(SHAPE))
+WEIGHTS = jnp.ones(SHAPE) / 40
+
+
+def bonus(stats=TOKEN_STATS, updates=TOKEN_STATS, **context):
+  """One update by an entropy bonus."""
+  tx: Any = covrl.entropy_bonus(0.1)
+  state = tx.init(TokenStats.template())
+  return tx.update(updates, state, stats, **{'weights': WEIGHTS, **context})
+
+
+MISTYPED = {
+  'text as a fraction': (
+    lambda: covrl.kl_cov(fraction=unknown('0.1')),
+    "fraction must be a number or a schedule, got '0.1'",
+  ),
+  'a bool as a fraction': (
+    lambda: covrl.kl_cov(fraction=True),
+    'fraction must be a number or a schedule, got True',
+  ),
+  'no fraction at all': (
+    lambda: covrl.clip_cov(fraction=unknown(None)),
+    'fraction must be a number or a schedule, got None',
+  ),
+  'several fractions': (
+    lambda: covrl.kl_cov(fraction=jnp.array([0.01, 0.02])),
+    r'fraction must be a scalar, got the shape \(2,\)',
+  ),
+  'text as a fraction of a selection': (
+    lambda: covrl.select_top(jnp.ones(SHAPE), ONES, fraction=unknown('half')),
+    "fraction must be a number, got 'half'",
+  ),
+  'a schedule as a minimum': (
+    lambda: covrl.kl_cov(minimum=unknown(lambda step: 1)),
+    'minimum must be a number, got <function',
+  ),
+  'text as a coefficient': (
+    lambda: covrl.entropy_bonus(unknown('1e-3')),
+    "coefficient must be a number or a schedule, got '1e-3'",
+  ),
+  'text as a target': (
+    lambda: covrl.adaptive_bonus(unknown('0.2')),
+    "target must be a number or a schedule, got '0.2'",
+  ),
+  'text as a bound': (
+    lambda: covrl.clip_cov(low=unknown('1')),
+    "low must be a number, got '1'",
+  ),
+  'text as an increment': (
+    lambda: covrl.adaptive_bonus(increment=unknown('1')),
+    "increment must be a number, got '1'",
+  ),
+  'text as a cap': (
+    lambda: covrl.truncated_importance_weights(unknown('2')),
+    "cap must be a number, got '2'",
+  ),
+  'text as a bound of STEER': (
+    lambda: covrl.steer(low=unknown('0.8')),
+    "low must be a number, got '0.8'",
+  ),
+  'Adam as a token chain': (
+    lambda: covrl.as_loss(covrl.policy_gradient, optax.adam(1e-3)),
+    'as_loss needs a token chain, whose state has scalars only',
+  ),
+  'Adam within a token chain': (
+    lambda: covrl.as_loss(
+      covrl.policy_gradient,
+      optax.chain(covrl.kl_cov(), optax.inject_hyperparams(optax.adam)(0.1)),
+    ),
+    'as_loss needs a token chain, whose state has scalars only',
+  ),
+  'Adam on selected tokens': (
+    lambda: covrl.token_masked(
+      optax.adam(1e-3), covrl.selectors.top_entropy(0.5)
+    ),
+    'token_masked needs a token chain',
+  ),
+  'Adam in the explicit form': (
+    lambda: update_signal(
+      optax.adam(1e-3),
+      TOKEN_STATS,
+      optax.adam(1e-3).init(TokenStats.template()),
+      TOKEN_STATS,
+    ),
+    'update_signal needs a token chain',
+  ),
+  'a method that was not called': (
+    lambda: covrl.as_loss(covrl.policy_gradient, unknown(covrl.kl_cov)),
+    'as_loss needs a token chain, an optax.GradientTransformation such as',
+  ),
+  'weights of a row': (
+    lambda: bonus(weights=WEIGHTS[0]),
+    r'weights must be \[B, T\] = \(4, 10\), got \(10,\)',
+  ),
+  'a mask of a row': (
+    lambda: bonus(mask=ONES[0]),
+    r'mask must be \[B, T\] = \(4, 10\), got \(10,\)',
+  ),
+  'integers as a mask': (
+    lambda: bonus(mask=ONES.astype(int)),
+    'mask must be an array of bools, got int32',
+  ),
+  'an entropy per row': (
+    lambda: bonus(entropy=jnp.ones(4)),
+    r'entropy must be \[\], got \(4,\)',
+  ),
+  'identities that are floats': (
+    lambda: bonus(positions=jnp.ones(SHAPE)),
+    'positions must be an array of integers, got float32',
+  ),
+  'a signal of another shape': (
+    lambda: bonus(updates=jax.tree.map(lambda leaf: leaf[:1], TOKEN_STATS)),
+    r'updates.logprobs must be \[B, T\] = \(4, 10\), got \(1, 10\)',
+  ),
+  'an entropy of another shape': (
+    lambda: bonus(stats=dataclasses.replace(TOKEN_STATS, entropy=jnp.ones(10))),
+    r'stats.entropy must be \[B, T\] = \(4, 10\), got \(10,\)',
+  ),
+  'a selection by a row': (
+    lambda: covrl.select_top(jnp.ones(SHAPE), ONES[0], fraction=0.1),
+    r'mask must be \(4, 10\), got \(10,\)',
+  ),
+  'a covariance with one advantage per row': (
+    lambda: covrl.token_covariance(TOKEN_STATS.logprobs, jnp.ones(4), ONES),
+    r'advantages must be \[B, T\] = \(4, 10\), got \(4,\)',
+  ),
+  'a mean under a mask of a row': (
+    lambda: exact_mean(jnp.ones(SHAPE), ONES[0]),
+    r'mask must be \(4, 10\), got \(10,\)',
+  ),
+  'a selector that returns a row': (
+    lambda: covrl.token_masked(
+      optax.set_to_zero(), lambda stats, **_: stats.logprobs[0] < 0
+    ).update(
+      TOKEN_STATS,
+      covrl.kl_cov().init(TokenStats.template()),
+      TOKEN_STATS,
+    ),
+    r"the selector's mask must be \[B, T\] = \(4, 10\), got \(10,\)",
+  ),
+}
+
+
+@pytest.mark.usefixtures('no_annotation_checks')
+@pytest.mark.parametrize('name', MISTYPED)
+def test_refuses_arguments_of_another_type_or_shape(name):
+  make, message = MISTYPED[name]
+  with pytest.raises((TypeError, ValueError), match=message):
     make()
 
 

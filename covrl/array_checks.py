@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of arguments: dtypes and shapes of arrays, values of numbers.
+
+Shapes and dtypes are known while a program is traced, so these checks cost
+nothing at run time. Errors name the argument, the requirement and what was
+given.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+Kind = Literal['real', 'int', 'bool']
+
+_KINDS: dict[Kind, tuple[tuple[Any, ...], str]] = {
+  'real': ((jnp.floating, jnp.integer), 'numbers'),
+  'int': ((jnp.integer,), 'integers'),
+  'bool': ((jnp.bool_,), 'bools'),
+}
+
+
+def check_array(
+  name: str,
+  value: object,
+  kind: Kind,
+  axes: str,
+  shape: tuple[int, ...] | None = None,
+) -> tuple[int, ...]:
+  """Checks the dtype and the shape of an array; returns the shape.
+
+  Args:
+    name: the argument's name, for errors.
+    value: an array, a tracer, or what NumPy converts to an array.
+    kind: `'real'` (floats or integers), `'int'` or `'bool'`.
+    axes: names of the axes as documented, such as `'B T'`; `'...'` for any.
+    shape: required sizes; `None` for any.
+
+  Raises:
+    TypeError: the dtype is of another kind.
+    ValueError: the shape is another one.
+
+  >>> check_array('advantages', np.zeros(4), 'real', 'B T', (4, 8))
+  Traceback (most recent call last):
+    ...
+  ValueError: advantages must be [B, T] = (4, 8), got (4,)
+  """
+  array: Any = value if hasattr(value, 'dtype') else np.asarray(value)
+  kinds, described = _KINDS[kind]
+  if not any(jnp.issubdtype(array.dtype, each) for each in kinds):
+    given = array.dtype if hasattr(value, 'dtype') else repr(value)
+    raise TypeError(f'{name} must be an array of {described}, got {given}')
+  found = tuple(array.shape)
+  is_rank = axes == '...' or len(found) == len(axes.split())
+  if not is_rank or (shape is not None and found != shape):
+    required = '' if axes == '...' else f'[{", ".join(axes.split())}]'
+    sizes = '' if shape is None else f'{required and " = "}{shape}'
+    raise ValueError(f'{name} must be {required}{sizes}, got {found}')
+  return found
+
+
+def concrete(value: object) -> np.ndarray | None:
+  """Returns a value as a NumPy array, `None` if it is traced or not local."""
+  if isinstance(value, Tracer):
+    return None
+  if isinstance(value, jax.Array) and not value.is_fully_addressable:
+    return None
+  return np.asarray(value)
+
+
+def concrete_number(
+  value: object, name: str, *, allow_schedule: bool = True
+) -> float | None:
+  """Returns a number, `None` if it is traced or a schedule.
+
+  Args:
+    value: a number, a scalar array, a tracer, or a schedule.
+    name: the argument's name, for errors.
+    allow_schedule: whether the argument may be a schedule or a controller.
+
+  Raises:
+    TypeError: the value is of another type, such as text or a bool.
+    ValueError: the value is an array that is not a scalar.
+
+  >>> concrete_number(0.5, 'fraction')
+  0.5
+  >>> concrete_number('0.5', 'fraction')
+  Traceback (most recent call last):
+    ...
+  TypeError: fraction must be a number or a schedule, got '0.5'
+  """
+  if allow_schedule and callable(value):
+    return None
+  is_array = isinstance(value, jax.Array | np.ndarray | np.generic)
+  is_real = is_array and any(
+    jnp.issubdtype(value.dtype, kind) for kind in (jnp.floating, jnp.integer)
+  )
+  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  if not (is_number or is_real):
+    schedule = ' or a schedule' if allow_schedule else ''
+    raise TypeError(f'{name} must be a number{schedule}, got {value!r}')
+  if is_array and value.shape:
+    raise ValueError(f'{name} must be a scalar, got the shape {value.shape}')
+  if isinstance(value, Tracer):
+    return None
+  return float(value)
+
+
+def check_number(
+  name: str,
+  value: object,
+  low: float,
+  high: float = math.inf,
+  *,
+  is_open: bool = False,
+) -> None:
+  """Refuses anything but a number in [low, high]; traced ones pass.
+
+  Args:
+    name: the argument's name, for errors.
+    value: a number or a scalar array.
+    low: smallest value.
+    high: largest value; without one, the number must be finite.
+    is_open: whether `low` itself is excluded.
+
+  Raises:
+    TypeError: the value is not a number.
+    ValueError: the number is out of range.
+
+  >>> check_number('low', 1.5, 0, 1)
+  Traceback (most recent call last):
+    ...
+  ValueError: low must lie in [0, 1], got 1.5
+  """
+  number = concrete_number(value, name, allow_schedule=False)
+  if number is None:
+    return
+  above = low < number if is_open else low <= number
+  if above and number <= high and math.isfinite(number):
+    return
+  bracket = '(' if is_open else '['
+  if high < math.inf:
+    need = f'lie in {bracket}{low:g}, {high:g}]'
+  elif above:
+    need = 'be finite'
+  elif is_open and low == 0:
+    need = 'be positive'
+  else:
+    need = f'be {"above" if is_open else "at least"} {low:g}'
+  raise ValueError(f'{name} must {need}, got {number:g}')
