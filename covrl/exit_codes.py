@@ -24,6 +24,9 @@ class Exit(enum.IntEnum):
     PEER_LOST: another process of the run ended or cannot be reached.
     STALLED: the watchdog saw no progress; the stacks of all threads were
       printed.
+    STORAGE: a file could not be written, because the disk is full or read-only,
+      or the bucket refused; one sentence on standard error names it. The last
+      checkpoint is whole, and the run resumes from it.
     INTERRUPTED: Ctrl-C ended a command that has nothing to save.
   """
 
@@ -33,6 +36,7 @@ class Exit(enum.IntEnum):
   RESTART = 42
   PEER_LOST = 43
   STALLED = 44
+  STORAGE = 45
   INTERRUPTED = 130
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors of invalid input, which are reported in one sentence.
+"""Errors that are reported in one sentence: invalid input and failed writes.
 
 With `COVRL_TRACEBACK` set in the environment, all errors keep their traceback.
 """
@@ -10,6 +10,8 @@ import os
 import pathlib
 import sys
 import traceback
+
+from covrl.exit_codes import Exit
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
 
@@ -27,6 +29,19 @@ def is_refusal(error: BaseException) -> bool:
   return bool(frames) and _PACKAGE in pathlib.Path(frames[-1].filename).parents
 
 
-def print_refusal(error: BaseException) -> None:
-  """Prints an error of invalid input as one sentence on standard error."""
-  print(f'covrl: {error}', file=sys.stderr)
+def report_error(error: BaseException) -> Exit | None:
+  """Prints an error that has a sentence on standard error.
+
+  Returns:
+    The exit status; `None` for an unexpected error, which is not printed.
+  """
+  from covrl import storage
+
+  unwritten = storage.first_storage_error(error)
+  if unwritten is not None and not os.environ.get('COVRL_TRACEBACK'):
+    print(f'covrl: {unwritten}', file=sys.stderr)
+    return Exit.STORAGE
+  if is_refusal(error):
+    print(f'covrl: {error}', file=sys.stderr)
+    return Exit.REFUSED
+  return None

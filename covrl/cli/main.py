@@ -6,7 +6,7 @@ docstring is its help text. Command modules import JAX only inside functions, so
 that help and errors of usage come at once.
 
 Exit statuses are those of `covrl.exit_codes`. Invalid input ends with one
-sentence on standard error and status 2.
+sentence on standard error and status 2, failed writes with status 45.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from covrl.cli import (
   theory,
   train,
 )
-from covrl.cli.errors import is_refusal, print_refusal
+from covrl.cli.errors import report_error
 from covrl.cli.options import config_help
 from covrl.exit_codes import Exit
 
@@ -76,10 +76,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise SystemExit(Exit.FAILED) from None
   except Exception as error:
-    if not is_refusal(error):
+    status = report_error(error)
+    if status is None:
       raise
-    print_refusal(error)
-    raise SystemExit(Exit.REFUSED) from None
+    raise SystemExit(status) from None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -141,9 +141,9 @@ def _refuse(argument: str, command: str, parser: _Parser) -> NoReturn:
   if near:
     parser.error(f'unknown argument {argument!r}, did you mean {near[0]}?')
   if command in _TAKE_OVERRIDES:
-    raise ValueError(
-      f'overrides must look like --config.FIELD=VALUE, got {argument!r}'
-    )
+    from covrl.config import overrides
+
+    raise overrides.not_an_override(argument)
   parser.error(f'unknown argument {argument!r}')
 
 

@@ -21,7 +21,7 @@ import traceback
 from typing import TYPE_CHECKING
 
 from covrl.cli import devices, options
-from covrl.cli.errors import is_refusal, print_refusal
+from covrl.cli.errors import report_error
 from covrl.exit_codes import Exit
 
 if TYPE_CHECKING:
@@ -50,6 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default='',
     metavar='FIRST:LAST',
     help='optimiser updates to trace with the JAX profiler',
+  )
+  parser.add_argument(
+    '--resume',
+    choices=('fallback', 'strict'),
+    default='fallback',
+    help='with a damaged newest checkpoint, resume from the newest whole one and'
+    ' keep the damaged one under another name, or refuse (default: %(default)s)',
   )
   processes = parser.add_argument_group(
     'several processes',
@@ -110,7 +117,9 @@ def _train(recipe: Recipe, arguments: argparse.Namespace) -> int:
   from covrl.train import Stopped, TrainOptions, train
 
   watch = TrainOptions(
-    stall_after=arguments.stall_after, profile_steps=arguments.profile_steps
+    stall_after=arguments.stall_after,
+    profile_steps=arguments.profile_steps,
+    resume=arguments.resume,
   )
   try:
     train(recipe, arguments.workdir, watch, write_report)
@@ -127,8 +136,8 @@ def _print_error(error: Exception) -> int:
     reason = ' '.join(str(error).split())[:200]
     print(supervisor.lost_line(reason), file=sys.stderr)
     return Exit.PEER_LOST
-  if is_refusal(error):
-    print_refusal(error)
-    return Exit.REFUSED
-  traceback.print_exception(error)
-  return Exit.FAILED
+  status = report_error(error)
+  if status is None:
+    traceback.print_exception(error)
+    return Exit.FAILED
+  return status

@@ -5,13 +5,19 @@ Orbax writes the arrays. A manifest, written last and atomically, completes the
 checkpoint: it lists the size and digest of every file (Orbax restores a flipped
 bit without an error) and holds the JSON metadata, such as the position in the
 data. The manifest has a digest of its own.
+
+A run resumes from the newest whole checkpoint. Damaged ones that are newer are
+renamed to `NAME.damaged_N`, and kept.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +30,15 @@ from covrl import storage
 from covrl.parallel import distributed
 
 MANIFEST = 'manifest.json'
+
+# Names of a checkpoint and of a damaged one: ASCII digits, zeros in front.
+_NAME = re.compile(r'([0-9]{8,})(\.damaged_[0-9]+)?')
+
+NO_RESTART = (
+  'a run that has trained does not start again from the beginning by itself;'
+  ' use another --workdir for that'
+)
+"""End of the error about a run whose checkpoints are all lost."""
 
 
 class CheckpointError(ValueError):
@@ -39,12 +54,14 @@ class Checkpoint:
     position: number of optimiser updates before it.
     notes: JSON metadata saved with the arrays.
     files: size and digest of every file, by its path below the directory.
+    is_verified: whether the files have been compared with `files`.
   """
 
   path: epath.Path
   position: int
   notes: dict[str, Any]
   files: dict[str, str]
+  is_verified: bool = False
 
   def restore(self, like: PyTree) -> PyTree:
     """Reads the arrays into a tree like `like`.
@@ -56,7 +73,7 @@ class Checkpoint:
     Raises:
       CheckpointError: files are damaged, or names or shapes differ from `like`.
     """
-    self._verify()
+    self._require_verified()
     wanted = leaves_by_path(like)
     with ocp.StandardCheckpointer(**_multiprocess_options()) as checkpointer:
       saved = dict(checkpointer.metadata(self.path / 'arrays').item_metadata)
@@ -72,7 +89,7 @@ class Checkpoint:
       prefix: dotted path of the subtree.
       like: shapes and shardings of the subtree.
     """
-    self._verify()
+    self._require_verified()
     wanted = leaves_by_path(like)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
       saved = checkpointer.metadata(self.path / 'arrays').item_metadata
@@ -98,14 +115,17 @@ class Checkpoint:
     leaves = [restored[f'{prefix}.{name}'] for name in wanted]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
-  def _verify(self) -> None:
-    """Compares every file with the manifest."""
-    found = storage.digests(self.path)
-    for name, expected in self.files.items():
-      if name not in found:
-        raise _damage_error(self.path, f'{name} is missing')
-      if found[name] != expected:
-        raise _damage_error(self.path, f'{name} is not what was written')
+  def damage(self) -> str | None:
+    """Compares every file with the manifest; describes the first difference.
+
+    The processes of a run share the work and return the same.
+    """
+    names = list(self.files)[jax.process_index() :: jax.process_count()]
+    return _first_of_all(_differing_file(self.path, names, self.files))
+
+  def _require_verified(self) -> None:
+    if not self.is_verified and (what := self.damage()):
+      raise _damage_error(self.path, what)
 
   def _check_shapes(
     self, wanted: dict[str, Any], saved: dict[str, Any]
@@ -145,22 +165,90 @@ class CheckpointStore:
     """Returns the newest complete checkpoint, or `None`.
 
     Raises:
-      CheckpointError: the checkpoint's manifest is damaged.
+      CheckpointError: the checkpoint's manifest is damaged, or only checkpoints
+        that were set aside are left.
     """
-    complete = self._complete_paths()
-    if not complete:
+    paths = self._complete_paths()
+    if not paths:
+      self._refuse_lost_checkpoints()
       return None
-    path = complete[-1]
-    try:
-      manifest = json.loads((path / MANIFEST).read_text())
-      content = {name: manifest[name] for name in ('notes', 'files')}
-      digest = manifest['digest']
-    except (ValueError, KeyError, TypeError):
-      raise _damage_error(path, f'{MANIFEST} cannot be read') from None
-    if digest != _digest(json.dumps(content).encode()):
-      raise _damage_error(path, f'{MANIFEST} is not what was written')
-    self.position = int(path.name)
-    return Checkpoint(path=path, position=self.position, **content)
+    checkpoint = _read(paths[-1])
+    if isinstance(checkpoint, str):
+      raise _damage_error(paths[-1], checkpoint)
+    self.position = checkpoint.position
+    return checkpoint
+
+  def newest_whole(
+    self,
+    *,
+    strict: bool = False,
+    warn: Callable[[str], object] = lambda text: None,
+  ) -> Checkpoint | None:
+    """Returns the newest whole checkpoint, or `None` if none was completed.
+
+    Every file of it has been read. Damaged checkpoints that are newer are
+    renamed, unless all are damaged. All processes of a run call this together.
+
+    Args:
+      strict: whether to refuse a damaged checkpoint instead.
+      warn: receives a sentence for each damaged checkpoint.
+
+    Raises:
+      CheckpointError: all checkpoints are damaged, or the newest one if
+        `strict`, or only checkpoints that were set aside are left.
+    """
+    damaged: list[tuple[epath.Path, str]] = []
+    names = [path.name for path in self._complete_paths()]
+    if distributed.process_count() > 1:
+      names = distributed.gather_objects(names)[0]
+    for name in reversed(names):
+      path = self._directory / name
+      checkpoint = _read(path)
+      what = _first_of_all(checkpoint if isinstance(checkpoint, str) else None)
+      if what is None and isinstance(checkpoint, Checkpoint):
+        what = checkpoint.damage()
+      if what is None and isinstance(checkpoint, Checkpoint):
+        self._set_aside(damaged, warn)
+        self.position = checkpoint.position
+        return dataclasses.replace(checkpoint, is_verified=True)
+      if strict:
+        raise _damage_error(path, str(what))
+      damaged.append((path, str(what)))
+    if damaged:
+      listed = '; '.join(f'{path.name}: {what}' for path, what in damaged)
+      raise CheckpointError(
+        f'{self._directory} has no whole checkpoint ({listed}); {NO_RESTART}'
+      )
+    self._refuse_lost_checkpoints()
+    return None
+
+  def _set_aside(
+    self,
+    damaged: list[tuple[epath.Path, str]],
+    warn: Callable[[str], object],
+  ) -> None:
+    """Renames damaged checkpoints."""
+    if not damaged:
+      return
+    if distributed.is_first():
+      for path, what in damaged:
+        copy = storage.numbered_sibling(path, 'damaged')
+        storage.move(path, copy)
+        warn(
+          f'the checkpoint {path} is damaged: {what}; it is kept as'
+          f' {copy.name}, and the run resumes from the one before'
+        )
+    distributed.barrier(f'{damaged[0][0]}/set aside')
+
+  def _refuse_lost_checkpoints(self) -> None:
+    """Refuses a store of which only checkpoints that were set aside are left."""
+    for path in self._entries():
+      match = _NAME.fullmatch(path.name)
+      if match and match[2]:
+        raise CheckpointError(
+          f'{self._directory} has no finished checkpoint left, only {path.name};'
+          f' {NO_RESTART}'
+        )
 
   def save(self, position: int, arrays: PyTree, notes: dict[str, Any]) -> None:
     """Writes a checkpoint, then removes the oldest ones beyond `keep`.
@@ -177,37 +265,63 @@ class CheckpointStore:
     path = self._directory / f'{position:08d}'
     self._saves += 1
     barrier_id = f'{path}/{self._saves}'
-    if distributed.is_first():
-      _remove(path)
-      if not storage.is_bucket(path):
-        path.mkdir(parents=True)
-    distributed.barrier(f'{barrier_id}/begun')
-    with ocp.StandardCheckpointer(**_multiprocess_options()) as checkpointer:
-      checkpointer.save(path / 'arrays', leaves_by_path(arrays))
-    distributed.barrier(f'{barrier_id}/written')
-    if distributed.is_first():
-      self._write_manifest(path, notes)
+    with self._discarded_on_failure(path):
+      if distributed.is_first():
+        with storage.writing(path):
+          _remove(path)
+          if not storage.is_bucket(path):
+            path.mkdir(parents=True)
+      distributed.barrier(f'{barrier_id}/begun')
+      _write_arrays(path / 'arrays', arrays)
+      distributed.barrier(f'{barrier_id}/written')
+      if distributed.is_first():
+        self._write_manifest(path, notes)
     distributed.barrier(f'{barrier_id}/complete')
     self.position = position
 
+  @contextlib.contextmanager
+  def _discarded_on_failure(self, path: epath.Path) -> Iterator[None]:
+    """Removes an incomplete checkpoint, which may fill the disk, on errors."""
+    try:
+      yield
+    except storage.StorageError:
+      if distributed.is_first() and not (path / MANIFEST).exists():
+        with contextlib.suppress(storage.StorageError):
+          storage.remove(path)
+      raise
+
   def _write_manifest(self, path: epath.Path, notes: dict[str, Any]) -> None:
-    """Completes a checkpoint, then removes the oldest ones."""
-    content = {'notes': notes, 'files': storage.digests(path)}
+    """Completes a checkpoint; removes the oldest ones and incomplete ones."""
+    content = {
+      'notes': notes,
+      'files': storage.digests(path),
+      'position': int(path.name),
+    }
     digest = _digest(json.dumps(content).encode())
     storage.write_atomically(
       path / MANIFEST, json.dumps(content | {'digest': digest}, indent=1)
     )
-    for old in self._complete_paths()[: -self._keep]:
+    complete = self._complete_paths()
+    for old in complete[: -self._keep]:
       _remove(old)
+    for incomplete in self._named_paths():
+      if incomplete not in complete:
+        _remove(incomplete)
 
   def _complete_paths(self) -> list[epath.Path]:
+    """Returns the complete checkpoints, in the order of their positions."""
+    return [path for path in self._named_paths() if (path / MANIFEST).is_file()]
+
+  def _named_paths(self) -> list[epath.Path]:
+    """Returns the checkpoints, complete or not, in the order of positions."""
+    matches = map(_NAME.fullmatch, (path.name for path in self._entries()))
+    names = [match[0] for match in matches if match and not match[2]]
+    return [self._directory / name for name in sorted(names, key=int)]
+
+  def _entries(self) -> list[epath.Path]:
     if not self._directory.is_dir():
       return []
-    return sorted(
-      path
-      for path in self._directory.iterdir()
-      if path.name.isdigit() and (path / MANIFEST).is_file()
-    )
+    return sorted(self._directory.iterdir(), key=lambda path: path.name)
 
 
 def leaves_by_path(tree: PyTree) -> dict[str, Any]:
@@ -247,10 +361,69 @@ def _remove(directory: epath.Path) -> None:
     storage.remove(directory)
 
 
+def _read(path: epath.Path) -> Checkpoint | str:
+  """Reads a checkpoint's manifest; returns what is damaged if it is."""
+  try:
+    manifest = json.loads((path / MANIFEST).read_bytes())
+    content = {name: manifest[name] for name in ('notes', 'files')}
+    digest = manifest['digest']
+  except (FileNotFoundError, ValueError, KeyError, TypeError):
+    return f'{MANIFEST} cannot be read'
+  except OSError:
+    if storage.is_bucket(path):
+      raise
+    return f'{MANIFEST} cannot be read'
+  if 'position' in manifest:
+    content['position'] = manifest['position']
+  if digest != _digest(json.dumps(content).encode()):
+    return f'{MANIFEST} is not what was written'
+  position = content.pop('position', int(path.name))
+  if position != int(path.name):
+    return f'{MANIFEST} is that of {position:08d}'
+  return Checkpoint(path=path, position=position, **content)
+
+
+def _differing_file(
+  path: epath.Path, names: Sequence[str], expected: Mapping[str, str]
+) -> str | None:
+  """Describes the first of some files that is not as expected."""
+  try:
+    found = storage.digests(path, names)
+  except OSError as error:
+    if storage.is_bucket(path):
+      raise
+    return f'{error.filename} cannot be read ({error.strerror})'
+  for name in names:
+    if name not in found:
+      return f'{name} is missing'
+    if found[name] != expected[name]:
+      return f'{name} is not what was written'
+  return None
+
+
+def _write_arrays(path: epath.Path, arrays: PyTree) -> None:
+  """Writes arrays with Orbax, each process its own shards."""
+  try:
+    with ocp.StandardCheckpointer(**_multiprocess_options()) as checkpointer:
+      checkpointer.save(path, leaves_by_path(arrays))
+  except Exception as error:
+    if distributed.is_peer_loss(error):
+      raise
+    with storage.writing(path):
+      raise
+
+
+def _first_of_all(what: str | None) -> str | None:
+  """Returns the first text that any process has, the same on all processes."""
+  if distributed.process_count() == 1:
+    return what
+  return next(filter(None, distributed.gather_objects(what)), None)
+
+
 def _damage_error(directory: epath.Path, what: str) -> CheckpointError:
   return CheckpointError(
     f'the checkpoint {directory} is damaged: {what}; remove the directory to '
-    'resume from the one before'
+    'use the one before'
   )
 
 

@@ -4,6 +4,7 @@
 config.json      the resolved configuration and the run's identity
 recipe/          a copy of the recipe file
 task.json        notes on the problems: their number, how they are graded
+notices.jsonl    warnings that concern the results, such as damaged files
 metrics.jsonl    one JSON object per line; in a bucket in parts, metrics/
 rollouts/        logged samples
 evaluation/      results per problem, of the run's evaluations and of suites
@@ -14,7 +15,9 @@ report.html      see `covrl.report`
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -31,6 +34,8 @@ from covrl.config import (
 )
 from covrl.parallel import distributed
 from covrl.run import lock
+from covrl.run.checkpoint import NO_RESTART, CheckpointError
+from covrl.storage.append_log import read_log
 
 
 class RunDirectory:
@@ -69,9 +74,20 @@ class RunDirectory:
     storage.write_atomically(self.path / name, text)
 
   def write_bytes(self, name: str, content: bytes) -> None:
-    """Writes a file in the directory."""
+    """Writes a file in the directory, atomically."""
     if self.writes:
-      (self.path / name).write_bytes(content)
+      storage.write_atomically(self.path / name, content)
+
+  def add_notice(self, text: str) -> None:
+    """Records a warning that the report shows, once."""
+    if not self.writes:
+      return
+    file = self.path / 'notices.jsonl'
+    before = file.read_bytes().decode(errors='replace') if file.exists() else ''
+    if json.dumps(text) not in before:
+      now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+      line = json.dumps({'time': now, 'text': text})
+      storage.write_atomically(file, f'{before}{line}\n')
 
   def read_config(self) -> dict[str, Any]:
     """Returns the content of `config.json`; see `Recipe.as_json`.
@@ -94,11 +110,16 @@ class RunDirectory:
 
     Raises:
       ConfigError: the directory holds a run of another configuration (the
-        message names the difference) or other files.
+        message names the difference) or other files, or a file has the name of
+        one of its directories.
     """
     if not self.writes:
       # Process 0 checks before it writes.
       return
+    for name in ('checkpoints', 'warm_start', 'rollouts', 'evaluation', 'tb'):
+      folder = self.path / name
+      if folder.exists() and not folder.is_dir():
+        raise ConfigError(f'{folder} must be a directory, it is a file')
     if (self.path / 'config.json').exists():
       saved = self.read_config()
       if saved['identity'] != recipe.identity:
@@ -106,11 +127,45 @@ class RunDirectory:
           f"{self.path} holds another configuration's run "
           f'({_difference(saved, recipe)}); use another --workdir'
         )
-    elif any(name != lock.NAME for name in self._file_names()):
+    elif any(
+      name != lock.NAME and not storage.is_draft(name)
+      for name in self._file_names()
+    ):
       raise ConfigError(
         f'--workdir must be a run directory or empty, {self.path} holds '
         'other files'
       )
+
+  def refuse_restart(self) -> None:
+    """Refuses to start a run from the beginning that has trained before.
+
+    Its first checkpoint precedes the first rollout, so that the directory of a
+    run without checkpoints has no traces of training.
+
+    Raises:
+      CheckpointError: the directory has such traces; the message names one.
+    """
+    if not self.writes:
+      return
+    for trace in self._traces_of_training():
+      raise CheckpointError(
+        f'{self.path} has {trace}, but no finished checkpoint; {NO_RESTART}'
+      )
+
+  def _traces_of_training(self) -> Iterator[str]:
+    """Yields what a run leaves that has made its first rollout."""
+    for name in ('checkpoints', 'rollouts', 'evaluation', 'tb/train'):
+      folder = self.path / name
+      entries = folder.iterdir() if folder.is_dir() else ()
+      for entry in sorted(entry.name for entry in entries):
+        # The first checkpoint and evaluation may be those of iteration 0.
+        number = re.fullmatch(r'(?:iteration_)?([0-9]+)[.a-z]*', entry)
+        if name == 'tb/train' or (
+          number and (int(number[1]) or name == 'rollouts')
+        ):
+          yield f'{name}/{entry}'
+    if '"phase": "train"' in (read_log(self.metrics, 'replace') or ''):
+      yield f'metrics of training in {self.metrics.name}'
 
   def claim(self, recipe: Recipe) -> None:
     """Writes the recipe to the directory; see `check`."""

@@ -38,16 +38,20 @@ def acquire(directory: epath.Path) -> contextlib.AbstractContextManager[None]:
 
   Raises:
     ConfigError: another process has locked it.
+    StorageError: it cannot be written to.
   """
   if storage.is_bucket(directory):
     return _lease(directory / NAME)
-  directory.mkdir(parents=True, exist_ok=True)
+  with storage.writing(directory):
+    directory.mkdir(parents=True, exist_ok=True)
   return _file_lock(directory / NAME)
 
 
 @contextlib.contextmanager
 def _file_lock(file: epath.Path) -> Iterator[None]:
-  with file.open('w') as lock:
+  with storage.writing(file):
+    stream = file.open('w')
+  with stream as lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

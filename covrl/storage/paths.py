@@ -16,7 +16,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 import fsspec
@@ -181,11 +181,18 @@ def create_object(file: epath.Path, text: str) -> bool:
   return True
 
 
-def digests(directory: epath.Path) -> dict[str, str]:
+def digests(
+  directory: epath.Path, names: Collection[str] | None = None
+) -> dict[str, str]:
   """Returns size and digest of every file below a directory.
 
   On a local disk the digest is the SHA-256 of the content read back. In a
   bucket it is the CRC-32C that the store computes and verifies; nothing is read.
+
+  Args:
+    directory: the directory.
+    names: files to look at, relative to the directory; all unless given. Those
+      that do not exist are left out.
 
   Returns:
     `'SIZE:DIGEST'` by path relative to the directory.
@@ -197,11 +204,15 @@ def digests(directory: epath.Path) -> dict[str, str]:
     return {
       name[skip:]: f'{about["size"]}:{about["crc32c"]}'
       for name, about in sorted(found.items())
+      if names is None or name[skip:] in names
     }
   local = pathlib.Path(directory)
+  files = (
+    sorted(local.rglob('*')) if names is None else (local / n for n in names)
+  )
   return {
     str(file.relative_to(local)): _digest(file)
-    for file in sorted(local.rglob('*'))
+    for file in files
     if file.is_file()
   }
 

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from etils import epath
@@ -44,10 +44,13 @@ class TrainOptions:
     stall_after: seconds without progress after which the run exits; 0 for
       never.
     profile_steps: `FIRST:LAST`, the updates to trace; empty for none.
+    resume: what to do where the newest checkpoint is damaged: to resume from
+      the newest whole one, or to refuse.
   """
 
   stall_after: float = 3600.0
   profile_steps: str = ''
+  resume: Literal['fallback', 'strict'] = 'fallback'
 
 
 def train(
@@ -69,7 +72,9 @@ def train(
   Raises:
     ConfigError: the recipe is invalid, the directory holds something else, or
       the processes of the run differ.
-    CheckpointError: the latest checkpoint is damaged or of another program.
+    CheckpointError: no checkpoint is whole, the newest one is damaged and
+      `options.resume` is strict, or it is of another program.
+    StorageError: something could not be written.
     Stopped: a signal has stopped the run; it is saved.
   """
   config, options = recipe.config, options or TrainOptions()
@@ -89,7 +94,16 @@ def train(
   ):
     # Build. Nothing is written before everything is built and checked.
     directory.check(recipe)
-    saved, iterations = store.latest(), config.train.iterations
+
+    def warn(text: str) -> None:
+      progress.warn(text)
+      directory.add_notice(text)
+
+    is_strict = options.resume == 'strict'
+    saved = store.newest_whole(strict=is_strict, warn=warn)
+    if saved is None:
+      directory.refuse_restart()
+    iterations = config.train.iterations
     if saved is not None and saved.notes['iteration'] >= iterations:
       progress.note(
         f'{workdir} is finished: {saved.notes["iteration"]} of {iterations} '
@@ -104,13 +118,13 @@ def train(
       directory.write_json('task.json', {'notes': list(run.task.notes)})
     directory.write_bytes('tokenizer.model', run.task.tokenizer.to_bytes())
     warm_starts = warm_start_store(directory)
-    resumed = saved or warm_starts.latest()
+    resumed = saved or warm_starts.newest_whole(strict=is_strict, warn=warn)
     writer = MetricsWriter(
       directory.metrics,
       config.logging,
       name=recipe.name,
       saved=saved_metrics(resumed),
-      note=progress.warn,
+      note=warn,
       enabled=directory.writes,
     )
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints are atomic and exact, and damage is detected."""
 
+import contextlib
 import json
+import resource
 import shutil
 
 import jax
@@ -13,7 +15,7 @@ import pytest
 import covrl
 from covrl.parallel import sharding
 from covrl.run.checkpoint import MANIFEST, CheckpointError, CheckpointStore
-from covrl.storage import write_atomically
+from covrl.storage import StorageError, write_atomically
 
 MESHES = ((8,), (2, 2, 2))
 
@@ -205,7 +207,7 @@ def test_detects_damage_of_any_file(copied, damage, seed):
     )
     sentence = (
       rf'^the checkpoint {directory} is damaged: {name} {reason}; remove the '
-      r'directory to resume from the one before$'
+      r'directory to use the one before$'
     )
     with pytest.raises(CheckpointError, match=sentence):
       latest(store).restore(abstract(sharding.make_mesh((8,)), tree()))
@@ -266,7 +268,147 @@ def test_writes_files_atomically(tmp_path, monkeypatch):
     patch.setattr('os.fsync', lambda _: (_ for _ in ()).throw(OSError('full')))
     with pytest.raises(OSError, match='full'):
       write_atomically(file, 'after')
+  assert [path.name for path in tmp_path.iterdir()] == ['file.json']
   assert file.read_text() == 'before'
   write_atomically(file, 'after')
   assert [path.name for path in tmp_path.iterdir()] == ['file.json']
   assert file.read_text() == 'after'
+
+
+@pytest.fixture(scope='module')
+def series(tmp_path_factory):
+  """Returns the directory of three small checkpoints."""
+  directory = tmp_path_factory.mktemp('series') / 'checkpoints'
+  store = CheckpointStore(directory, keep=3)
+  for position in (0, 4, 8):
+    store.save(position, {'x': np.full(3, position)}, {'at': position})
+  return directory
+
+
+@pytest.fixture
+def stored(series, tmp_path):
+  return shutil.copytree(series, tmp_path / 'checkpoints')
+
+
+def damage(directory, kind):
+  """Damages a checkpoint."""
+  manifest = directory / MANIFEST
+  if kind == 'manifest':
+    manifest.write_text('{')
+  elif kind == 'edited manifest':
+    manifest.write_text(manifest.read_text().replace('"at": ', '"at": 1'))
+  else:
+    file = max(directory.rglob('d/*'), key=lambda file: file.stat().st_size)
+    if kind == 'data':
+      flip(file, 0)
+    else:
+      file.unlink()
+
+
+@pytest.mark.parametrize(
+  'kind', ['manifest', 'edited manifest', 'data', 'missing']
+)
+def test_falls_back_to_the_newest_whole_checkpoint(stored, kind):
+  for name in ('00000004', '00000008'):
+    damage(stored / name, kind)
+  before = {path.name for path in stored.iterdir()}
+  store = CheckpointStore(stored, keep=3)
+  with pytest.raises(CheckpointError, match='00000008 is damaged'):
+    store.newest_whole(strict=True)
+  assert {path.name for path in stored.iterdir()} == before
+  told = []
+  found = store.newest_whole(warn=told.append)
+  assert found is not None
+  assert found.position == store.position == 0
+  assert found.restore({'x': np.ones(3, int)})['x'].tolist() == [0, 0, 0]
+  assert len(told) == 2
+  for text, name in zip(told, ('00000008', '00000004'), strict=True):
+    assert text.startswith(f'the checkpoint {stored / name} is damaged: ')
+    assert f'it is kept as {name}.damaged_1' in text
+    assert (stored / f'{name}.damaged_1' / 'arrays').is_dir()
+  # The run goes on and completes a checkpoint of the same position.
+  store.save(8, {'x': np.full(3, 9)}, {'at': 9})
+  assert latest(store).notes == {'at': 9}
+  damage(stored / '00000008', kind)
+  assert CheckpointStore(stored, keep=3).newest_whole() is not None
+  assert (stored / '00000008.damaged_2').is_dir()
+
+
+def test_refuses_a_run_whose_checkpoints_are_all_damaged(stored):
+  for name in ('00000000', '00000004', '00000008'):
+    damage(stored / name, 'manifest')
+  before = {path.name for path in stored.iterdir()}
+  store = CheckpointStore(stored, keep=3)
+  with pytest.raises(
+    CheckpointError,
+    match=r'no whole checkpoint .*does not start again from the beginning',
+  ):
+    store.newest_whole()
+  assert {path.name for path in stored.iterdir()} == before
+  for path in stored.iterdir():
+    path.rename(path.with_name(f'{path.name}.damaged_1'))
+  for method in (store.newest_whole, store.latest):
+    with pytest.raises(CheckpointError, match='no finished checkpoint left'):
+      method()
+
+
+def test_odd_names_are_not_checkpoints(stored):
+  whole = stored / '00000008'
+  for name in ('²', '００００００１２', '99', '0000009x', '-0000009'):
+    shutil.copytree(whole, stored / name)
+  (stored / '00000077').write_text('a file')
+  store = CheckpointStore(stored, keep=1)
+  assert latest(store).position == 8
+  assert store.newest_whole() is not None
+  assert store.position == 8
+  # A copy with the name of another position is damaged.
+  shutil.copytree(whole, stored / '00000099')
+  told = []
+  found = store.newest_whole(warn=told.append)
+  assert found is not None
+  assert found.position == 8
+  assert f'{MANIFEST} is that of 00000008' in told[0]
+
+
+@contextlib.contextmanager
+def file_size_limit(size):
+  """Limits the size of files that this process writes: as a full disk does."""
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize('size', [0, 300, 6000])
+def test_a_failed_save_is_one_sentence_and_leaves_the_last_one(stored, size):
+  store = CheckpointStore(stored, keep=1)
+  noise = np.random.default_rng(0).random(5000)
+  with (
+    file_size_limit(size),
+    pytest.raises(
+      StorageError, match=r'00000012.* cannot be written: '
+    ) as told,
+  ):
+    store.save(12, {'x': noise}, {})
+  assert '\n' not in str(told.value)
+  assert {path.name for path in stored.iterdir()} == {
+    '00000000',
+    '00000004',
+    '00000008',
+  }
+  assert latest(store).position == 8
+  store.save(12, {'x': noise}, {})
+  assert latest(store).restore({'x': noise})['x'].tolist() == noise.tolist()
+  assert [path.name for path in stored.iterdir()] == ['00000012']
+
+
+def test_a_completed_checkpoint_removes_incomplete_ones(stored):
+  (stored / '00000006' / 'arrays').mkdir(parents=True)
+  store = CheckpointStore(stored, keep=2)
+  store.save(12, {'x': np.zeros(2)}, {})
+  assert sorted(path.name for path in stored.iterdir()) == [
+    '00000008',
+    '00000012',
+  ]

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run directories: traces of training, files left behind, failed writes."""
+
+import errno
+import fcntl
+import json
+import os
+import pathlib
+
+import pytest
+
+from covrl import storage
+from covrl.config import Config, ConfigError, Recipe
+from covrl.run.checkpoint import CheckpointError
+from covrl.run.directory import RunDirectory
+from covrl.storage import StorageError, first_storage_error, paths
+
+
+def unused(*_):
+  raise NotImplementedError
+
+
+@pytest.fixture(scope='module')
+def recipe():
+  parts = ('task', 'model', 'advantages', 'loss', 'token_tx', 'tx')
+  return Recipe(
+    config=Config(),
+    warm_start_tx=unused,
+    name='recipe:recipe',
+    sources={'recipe.py': ''},
+    **dict.fromkeys(parts, unused),
+  )
+
+
+@pytest.fixture
+def directory(tmp_path, recipe):
+  """The directory of a run that has been set up."""
+  directory = RunDirectory(tmp_path / 'run')
+  directory.check(recipe)
+  directory.claim(recipe)
+  return directory
+
+
+@pytest.mark.parametrize(
+  ('name', 'trace'),
+  [
+    ('checkpoints/00000012/arrays', 'checkpoints/00000012'),
+    ('rollouts/iteration_000000.json', 'rollouts/iteration_000000.json'),
+    ('evaluation/iteration_000002.jsonl', 'evaluation/iteration_000002.jsonl'),
+    ('tb/train/events.out.tfevents.1.0', 'tb/train/events'),
+    ('metrics.jsonl', 'metrics of training in metrics.jsonl'),
+  ],
+)
+def test_a_run_that_has_trained_does_not_start_again(directory, name, trace):
+  directory.refuse_restart()
+  file = pathlib.Path(directory.path / name)
+  file.parent.mkdir(parents=True, exist_ok=True)
+  file.write_text('{"step": 1, "iteration": 0, "phase": "train"}\n')
+  with pytest.raises(CheckpointError) as told:
+    directory.refuse_restart()
+  assert f'{directory.path} has {trace}' in str(told.value)
+  assert 'does not start again from the beginning by itself' in str(told.value)
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    'checkpoints/00000000/arrays',
+    'evaluation/iteration_000000.jsonl',
+    'tb/warm_start/events.out.tfevents.1.0',
+    'metrics.jsonl',
+  ],
+)
+def test_a_run_killed_before_its_first_checkpoint_starts_again(directory, name):
+  file = pathlib.Path(directory.path / name)
+  file.parent.mkdir(parents=True, exist_ok=True)
+  file.write_text('{"step": 1, "iteration": 0, "phase": "warm_start"}\n')
+  directory.refuse_restart()
+
+
+def test_a_file_left_by_a_killed_write_does_not_block_a_directory(
+  tmp_path, recipe
+):
+  workdir = tmp_path / 'run'
+  workdir.mkdir()
+  (workdir / '.config.json.tmp').write_text('{"na')
+  RunDirectory(workdir).check(recipe)
+  (workdir / 'thesis.tmp').write_text('precious')
+  with pytest.raises(ConfigError, match='holds other files'):
+    RunDirectory(workdir).check(recipe)
+
+
+@pytest.mark.parametrize('name', ['checkpoints', 'warm_start', 'rollouts'])
+def test_refuses_a_file_with_the_name_of_a_directory(directory, recipe, name):
+  pathlib.Path(directory.path / name).write_text('')
+  with pytest.raises(ConfigError, match=f'{name} must be a directory'):
+    directory.check(recipe)
+
+
+def test_notices_are_recorded_once(directory):
+  for text in ('one', 'two', 'one'):
+    directory.add_notice(text)
+  lines = (directory.path / 'notices.jsonl').read_text().splitlines()
+  assert [json.loads(line)['text'] for line in lines] == ['one', 'two']
+
+
+def failing(number):
+  def fail(*_, **__):
+    raise OSError(number, os.strerror(number))
+
+  return fail
+
+
+@pytest.mark.parametrize(
+  'number', [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EACCES]
+)
+@pytest.mark.parametrize('where', ['write_all', 'os.fsync'])
+def test_failed_writes_leave_nothing_behind(
+  tmp_path, recipe, monkeypatch, number, where
+):
+  directory = RunDirectory(tmp_path / 'run')
+  with monkeypatch.context() as patch:
+    if where == 'os.fsync':
+      patch.setattr(os, 'fsync', failing(number))
+    else:
+      patch.setattr(paths, where, failing(number))
+    with pytest.raises(StorageError) as told:
+      directory.claim(recipe)
+    reason = os.strerror(number)
+    assert str(told.value) == (
+      f'{directory.path / "config.json"} cannot be written: '
+      f'{reason[0].lower()}{reason[1:]}'
+    )
+    for write in (
+      lambda: directory.write_bytes('tokenizer.model', b'1'),
+      lambda: directory.write_jsonl('a.jsonl', [{}]),
+      lambda: directory.add_notice('a'),
+    ):
+      with pytest.raises(StorageError):
+        write()
+  assert [x for x in (tmp_path / 'run').rglob('*') if x.is_file()] == []
+  directory.check(recipe)
+  directory.claim(recipe)
+
+
+def test_a_directory_that_cannot_be_locked_is_a_failed_write(
+  tmp_path, monkeypatch
+):
+  with monkeypatch.context() as patch:
+    patch.setattr(os, 'mkdir', failing(errno.EROFS))
+    with (
+      pytest.raises(StorageError, match='run cannot be written: read-only'),
+      RunDirectory(tmp_path / 'run').locked(),
+    ):
+      pass
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'run' / '.lock').mkdir()
+  with (
+    pytest.raises(StorageError, match='lock cannot be written: is a directory'),
+    RunDirectory(tmp_path / 'run').locked(),
+  ):
+    pass
+
+
+def test_the_first_failed_write_is_the_one_reported():
+  def write(name):
+    with storage.writing(name):
+      failing(errno.ENOSPC)()
+
+  def run():
+    try:
+      write('checkpoint')
+    finally:
+      write('report')
+
+  with pytest.raises(StorageError, match='report') as told:
+    run()
+  assert 'checkpoint cannot' in str(first_storage_error(told.value))
+  assert first_storage_error(ValueError('other')) is None
+
+
+def test_other_errors_are_not_failed_writes(tmp_path):
+  for error in (ValueError('a'), FileNotFoundError(errno.ENOENT, 'none')):
+    with pytest.raises(type(error)) as told, storage.writing(tmp_path):
+      raise error
+    assert told.value is error
+
+
+def test_errors_of_libraries_that_name_the_cause_are_failed_writes(tmp_path):
+  with (
+    pytest.raises(StorageError, match=r'no space left on device$'),
+    storage.writing(tmp_path),
+  ):
+    raise ValueError(
+      'RESOURCE_EXHAUSTED: Error writing "a": [OS error 28: ENOSPC No space left'
+      ' on device] [source locations=...]'
+    )
+
+
+def test_a_directory_in_use_is_not_a_failed_write(tmp_path):
+  with (tmp_path / '.lock').open('w') as stream:
+    fcntl.flock(stream, fcntl.LOCK_EX)
+    with (
+      pytest.raises(ConfigError, match='is in use'),
+      RunDirectory(tmp_path).locked(),
+    ):
+      pass
