@@ -171,6 +171,8 @@ def _reference_rewards(
     sources=task.sources,
     workers=1,
     timeout=config.rewards.timeout,
+    environment=config.rewards.environment_names,
+    network=config.rewards.network,
   ) as scoring:
     pending = scoring.submit(
       [response for _, response in answers],

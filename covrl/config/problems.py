@@ -133,6 +133,11 @@ class RewardConfig:
     judge: sandbox for programs; empty for the strongest that is available.
       Programs run unsandboxed only if that is chosen here.
     judge_url: address of a remote judge; empty for none.
+    packages: installed packages that judged programs may import, separated by
+      commas; those that they need must be named, too. Empty for none.
+    environment: environment variables that reward workers receive besides
+      those of `covrl.rewards.ENVIRONMENT`, separated by commas.
+    network: whether reward functions may use the network.
     format: regular expression; text tasks reward responses that match it as a
       whole. Empty for none.
     format_weight: weight of the format reward.
@@ -148,11 +153,24 @@ class RewardConfig:
   max_failures: Share = 0.05
   judge: Literal['', 'bubblewrap', 'landlock', 'remote', 'unsandboxed'] = ''
   judge_url: str = ''
+  packages: str = 'numpy'
+  environment: str = ''
+  network: bool = False
   format: str = ''
   format_weight: float = 0.1
   overlong_buffer: NonNegative = 0
   function: str = ''
   function_weight: float = 1.0
+
+  @property
+  def package_names(self) -> tuple[str, ...]:
+    """Names in `packages`."""
+    return _split(self.packages)
+
+  @property
+  def environment_names(self) -> tuple[str, ...]:
+    """Names in `environment`."""
+    return _split(self.environment)
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -180,3 +198,8 @@ class EvaluateConfig:
   suite_problems: NonNegative = 0
   suite_samples: Annotated[int, Bounds(-1)] = -1
   suite_temperature: Annotated[float, Bounds(-1)] = -1.0
+
+
+def _split(names: str) -> tuple[str, ...]:
+  """Splits names that are separated by commas."""
+  return tuple(name.strip() for name in names.split(',') if name.strip())

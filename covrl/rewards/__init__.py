@@ -25,6 +25,7 @@ A script can grade single answers without any of this:
 Workers import this package, so it must not import anything heavy.
 """
 
+from covrl.rewards._worker_process import ENVIRONMENT as ENVIRONMENT
 from covrl.rewards.code import cached_judge as cached_judge
 from covrl.rewards.code import code_reward as code_reward
 from covrl.rewards.code import score_code as score_code

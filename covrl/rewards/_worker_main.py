@@ -72,11 +72,11 @@ def _score(
   """Returns status, score, and a reason if the score is missing."""
   try:
     score: Any = score_fn(response, reference)
+    # Recognised by its class name, since its module may not be loaded here.
+    if type(score).__name__ == 'Outcome':
+      return score.status.value, float(score.score), score.detail
   except BaseException as error:
     return 'crash', float('nan'), f'{type(error).__name__}: {error}'
-  # Recognised by its class name, since its module may not be loaded here.
-  if type(score).__name__ == 'Outcome':
-    return score.status.value, float(score.score), score.detail
   if isinstance(score, numbers.Real):
     value = float(score)
     if abs(value) < float('inf'):

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import json
 import os
 import pathlib
 import socket
@@ -14,6 +16,24 @@ import threading
 from multiprocessing.connection import Connection
 from typing import Any
 
+ENVIRONMENT = (
+  'HOME',
+  'LANG',
+  'LANGUAGE',
+  'LC_ALL',
+  'LC_CTYPE',
+  'LD_LIBRARY_PATH',
+  'PATH',
+  'PYTHONPATH',
+  'TMPDIR',
+  'TZ',
+  'USER',
+  'VIRTUAL_ENV',
+)
+"""Names of the environment variables that every worker receives."""
+
+_SUPERVISOR = pathlib.Path(__file__).with_name('_worker_supervisor.py')
+_PROBE_SECONDS = 30.0
 _SCRIPT = pathlib.Path(__file__).with_name('_worker_main.py')
 _PACKAGE = pathlib.Path(__file__).parents[1]
 
@@ -34,6 +54,52 @@ class WorkerSettings:
   timeout: float
   memory_limit: int
   start_timeout: float
+  environment: tuple[str, ...] = ()
+  network: bool = False
+
+
+def isolation() -> str:
+  """Returns how workers are kept from the trainer and the network.
+
+  `namespaces`: own namespaces of processes and, unless it is asked for, without
+  network. `filter`: a seccomp filter refuses signals to the trainer and sockets of
+  the network. `none`: neither is possible on this machine.
+  """
+  if _has_namespaces():
+    return 'namespaces'
+  return 'none' if _worker_filter(network=False) is None else 'filter'
+
+
+@functools.cache
+def _has_namespaces() -> bool:
+  """Returns whether workers can have their own namespaces."""
+  if sys.platform != 'linux':
+    return False
+  with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+    done = subprocess.run(
+      [sys.executable, '-I', '-S', str(_SUPERVISOR), 'probe'],
+      stdin=subprocess.DEVNULL,
+      capture_output=True,
+      check=False,
+      timeout=_PROBE_SECONDS,
+    )
+    return done.returncode == 0
+  return False
+
+
+@functools.cache
+def _worker_filter(*, network: bool) -> bytes | None:
+  """Returns the seccomp filter of workers without namespaces, if possible."""
+  from covrl.rewards.sandbox.seccomp import make_worker_filter
+
+  if sys.platform != 'linux':
+    return None
+  try:
+    return make_worker_filter(
+      trainer=os.getpid(), group=os.getpgrp(), network=network
+    )
+  except OSError:
+    return None
 
 
 class WorkerProcess:
@@ -52,6 +118,7 @@ class WorkerProcess:
     self._closed = False
     self._process: subprocess.Popen[bytes] | None = None
     self._connection: Connection | None = None
+    self._lifeline: int | None = None
 
   def ensure_ready(self) -> None:
     """Starts a process unless one is alive, and waits until it is ready.
@@ -94,9 +161,14 @@ class WorkerProcess:
       connection.close()
     if process is None:
       return None
-    # Collects the exit code of a process that ended; kills any other.
+    # Collects the exit code of a process that ended; kills any other, and all
+    # that they have started.
     with contextlib.suppress(subprocess.TimeoutExpired):
       return process.wait(timeout=0.1)
+    with self._lock:
+      self._cut_lifeline()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      return process.wait(timeout=10.0)
     process.kill()
     with contextlib.suppress(subprocess.TimeoutExpired):
       return process.wait(timeout=10.0)
@@ -106,9 +178,13 @@ class WorkerProcess:
     """Kills the process and prevents another one from starting."""
     with self._lock:
       self._closed = True
-      process = self._process
-    if process is not None:
-      process.kill()
+      self._cut_lifeline()
+
+  def _cut_lifeline(self) -> None:
+    """Makes the supervisor kill the worker; called with the lock held."""
+    lifeline, self._lifeline = self._lifeline, None
+    if lifeline is not None:
+      os.close(lifeline)
 
   def _start(self) -> None:
     near, theirs = socket.socketpair()
@@ -116,7 +192,12 @@ class WorkerProcess:
     with theirs, self._lock:
       if self._closed:
         raise StartError('the pool is closed')
-      self._process = _launch(theirs.fileno())
+      self._cut_lifeline()
+      read_end, self._lifeline = os.pipe()
+      try:
+        self._process = _launch(theirs.fileno(), read_end, self._settings)
+      finally:
+        os.close(read_end)
     try:
       ours.send(self._message())
       if not ours.poll(self._settings.start_timeout):
@@ -142,23 +223,52 @@ class WorkerProcess:
     }
 
 
-def _launch(descriptor: int) -> subprocess.Popen[bytes]:
-  """Starts an interpreter that serves the other end of a socket pair."""
+def _launch(
+  connection: int, lifeline: int, settings: WorkerSettings
+) -> subprocess.Popen[bytes]:
+  """Starts a supervised interpreter that serves a connection.
+
+  Args:
+    connection: the worker's end of a socket pair.
+    lifeline: read end of a pipe, by whose end the worker is killed.
+    settings: environment and network of the worker.
+  """
+  names = (*ENVIRONMENT, *settings.environment)
   environment = {
-    **os.environ,
+    **{name: os.environ[name] for name in names if name in os.environ},
     # A scorer that uses JAX must not take the trainer's device.
     'JAX_PLATFORMS': 'cpu',
     'OMP_NUM_THREADS': '1',
     'OPENBLAS_NUM_THREADS': '1',
     'PYTHONHASHSEED': '0',
   }
-  return subprocess.Popen(
-    [sys.executable, '-P', str(_SCRIPT), str(descriptor)],
-    pass_fds=[descriptor],
-    env=environment,
-    stdin=subprocess.DEVNULL,
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.DEVNULL,
-    # Ctrl-C is handled by the trainer.
-    start_new_session=True,
-  )
+  namespaces = _has_namespaces()
+  code = None if namespaces else _worker_filter(network=settings.network)
+  with contextlib.ExitStack() as stack:
+    descriptor = -1
+    if code is not None:
+      descriptor = os.memfd_create('filter')
+      stack.callback(os.close, descriptor)
+      os.write(descriptor, code)
+    described = json.dumps(
+      {
+        'lifeline': lifeline,
+        'connection': connection,
+        'filter': descriptor,
+        'namespaces': namespaces,
+        'network': settings.network,
+      }
+    )
+    return subprocess.Popen(
+      [
+        *(sys.executable, '-I', '-S', str(_SUPERVISOR), described),
+        *(sys.executable, '-P', str(_SCRIPT), str(connection)),
+      ],
+      pass_fds=[connection, lifeline, *([] if code is None else [descriptor])],
+      env=environment,
+      stdin=subprocess.DEVNULL,
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
+      # Ctrl-C is handled by the trainer.
+      start_new_session=True,
+    )

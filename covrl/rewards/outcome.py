@@ -8,6 +8,10 @@ import enum
 import math
 
 
+MAX_SCORE = 1e15
+"""Largest magnitude of a score; advantages square rewards in float32."""
+
+
 class Status(enum.Enum):
   """Status of a scored response.
 
@@ -15,8 +19,8 @@ class Status(enum.Enum):
   `UNPARSABLE` (without an answer), `TIMEOUT` and `CRASH` (of its program).
 
   Without a score (NaN), so that the response is masked: `TIMEOUT` or `CRASH` of
-  the scorer, `INVALID` (the scorer did not return a finite number) and
-  `INFRASTRUCTURE` (no working judge).
+  the scorer, `INVALID` (the scorer did not return a number, or one beyond
+  `MAX_SCORE`) and `INFRASTRUCTURE` (no working judge).
   """
 
   SCORED = 'scored'
@@ -46,3 +50,18 @@ class Outcome:
   def is_judged(self) -> bool:
     """Whether the response has a score."""
     return not math.isnan(self.score)
+
+  def checked(self) -> Outcome:
+    """Returns the outcome, `INVALID` if its score cannot be used.
+
+    >>> Outcome(math.inf, Status.SCORED).checked().status
+    <Status.INVALID: 'invalid'>
+    """
+    is_scored = self.status in (Status.SCORED, Status.WRONG, Status.UNPARSABLE)
+    if abs(self.score) <= MAX_SCORE or not (self.is_judged or is_scored):
+      return self
+    detail = (
+      f'a score must be a number of magnitude {MAX_SCORE:g} or less, got '
+      f'{self.score:g}'
+    )
+    return Outcome(math.nan, Status.INVALID, detail)

@@ -6,7 +6,9 @@ parent that sends it one response at a time. The response on which a worker hang
 or dies is therefore known: it is reported, the worker is replaced, and no other
 response is lost or scored twice. Nothing is forked (JAX has threads), no lock is
 shared with a process that may be killed, and workers do not import the main
-program.
+program. A worker ends with everything that it has started, also when the trainer is
+killed; it cannot send signals to the trainer, and has no network unless it is
+asked for.
 
 A response that could not be scored has no score; the trainer decides what follows.
 """
@@ -48,6 +50,9 @@ class RewardPool:
     start_timeout: seconds for a worker to become ready.
     example: a response and a reference to warm up with, so that imports at the
       scorer's first call do not count as a response's time.
+    environment: names of environment variables that workers receive besides
+      those of `ENVIRONMENT`.
+    network: whether workers may use the network.
 
   Raises:
     ValueError: if a number is not positive, or workers cannot import `score_fn`.
@@ -62,6 +67,8 @@ class RewardPool:
     memory_limit: int = 1 << 30,
     start_timeout: float = 120.0,
     example: tuple[str, Any] | None = None,
+    environment: Sequence[str] = (),
+    network: bool = False,
   ) -> None:
     for name, value in (
       ('workers', workers),
@@ -78,6 +85,8 @@ class RewardPool:
       timeout=timeout,
       memory_limit=memory_limit,
       start_timeout=start_timeout,
+      environment=tuple(environment),
+      network=network,
     )
     self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
     self._lock = threading.Lock()

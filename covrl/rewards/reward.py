@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -14,6 +15,7 @@ from covrl.rewards.outcome import Outcome
 ScoreFunction: TypeAlias = Callable[[str, Any], 'float | Outcome']
 
 _NAME = re.compile(r'[a-z][a-z0-9_]*')
+MAX_WEIGHT = 1e6
 TOTAL = 'score'
 """Name of the weighted sum of all parts."""
 
@@ -45,6 +47,7 @@ class Reward:
 
   def __post_init__(self) -> None:
     _check_name(self.name)
+    _check_weight(self.name, self.weight)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,7 @@ class Overlong:
 
   def __post_init__(self) -> None:
     _check_name(self.name)
+    _check_weight(self.name, self.weight)
     overlong_penalty(0, max_length=self.max_length, buffer=self.buffer)
 
   @property
@@ -158,6 +162,14 @@ def score_format(response: str, reference: Any, *, pattern: str) -> float:
   """Returns 1 if the whole response matches a regular expression, else 0."""
   del reference
   return float(bool(re.fullmatch(pattern, response.strip(), re.DOTALL)))
+
+
+def _check_weight(name: str, weight: float) -> None:
+  if not abs(weight) <= MAX_WEIGHT:
+    raise ValueError(
+      f'The weight of the reward {name!r} must be of magnitude {MAX_WEIGHT:g} or'
+      f' less, got {weight:g}.'
+    )
 
 
 def _check_name(name: str) -> None:

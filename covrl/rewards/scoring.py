@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from covrl.rewards._worker_process import isolation
 from covrl.rewards.outcome import Outcome, Status
 from covrl.rewards.pool import RewardPool
 from covrl.rewards.reward import Overlong, Reward, RewardPart
@@ -128,7 +129,7 @@ class PendingScores:
       for index, outcome in zip(
         indices, distributed.wait_for(future), strict=True
       ):
-        column[index] = outcome
+        column[index] = outcome.checked()
       outcomes[name] = column
     return Scores(self.rewards, outcomes)
 
@@ -145,6 +146,14 @@ class Scoring:
       without a reward, are refused.
     workers: number of processes per reward.
     timeout: time limit per response in seconds, unless the reward has its own.
+    environment: names of environment variables that workers receive besides
+      those of `ENVIRONMENT`.
+    network: whether all rewards may use the network, and not only those that ask
+      for it.
+
+  Attributes:
+    rewards: the reward parts.
+    notes: sentences on what is not contained on this machine.
 
   Raises:
     ValueError: if two rewards have the same name, or rewards and sources do not
@@ -158,6 +167,8 @@ class Scoring:
     sources: Sequence[str],
     workers: int = 2,
     timeout: float = 5.0,
+    environment: Sequence[str] = (),
+    network: bool = False,
   ) -> None:
     _check(rewards, sources)
     self.rewards = tuple(rewards)
@@ -167,10 +178,18 @@ class Scoring:
         workers=workers,
         timeout=timeout if part.timeout is None else part.timeout,
         example=part.example,
+        environment=environment,
+        network=network or part.network,
       )
       for part in rewards
       if isinstance(part, Reward)
     }
+    self.notes: list[str] = []
+    if self._pools and isolation() == 'none':
+      self.notes.append(
+        'reward functions can use the network and send signals to the trainer:'
+        ' this machine allows neither namespaces nor seccomp filters'
+      )
 
   def __enter__(self) -> Scoring:
     return self

@@ -27,6 +27,7 @@ from covrl.rewards import (
 )
 from covrl.rewards.math.extraction import extract
 from covrl.rewards.math.normalize import normalize_tex, without_spaces
+from covrl.tasks.reference_text import written_answer
 
 _EXTRACTION_RULES = {'math': 'boxed', 'math_dapo': 'dapo'}
 _ANSWER_FORMATS = {'math': '\\boxed{{{}}}', 'math_dapo': 'Answer: {}'}
@@ -57,10 +58,15 @@ def make_rewards(
   for kind, names in sources.items():
     if kind == 'code':
       level, url = config.judge or None, config.judge_url or None
-      notes.append(
-        f'programs are judged at level {cached_judge(level, url).level}'
+      packages = config.package_names
+      judge = cached_judge(level, url, packages)
+      offered = f', with {", ".join(packages)}' if packages else ''
+      notes.append(f'programs are judged at level {judge.level}{offered}')
+      rewards.append(
+        code_reward(
+          level=level, url=url, packages=packages, sources=tuple(names)
+        )
       )
-      rewards.append(code_reward(level=level, url=url, sources=tuple(names)))
     elif kind in _EXTRACTION_RULES:
       rewards.append(
         math_reward(
@@ -115,12 +121,16 @@ def answer_extractor(problem: Problem) -> Callable[[str], str | None] | None:
 def reference_response(problem: Problem) -> str | None:
   """Returns a response that states the reference, or the known solution.
 
+  The reference is written as a model would write it, so that one that no
+  response can equal is graded as wrong.
+
   >>> reference_response(Problem(prompt='', reference='7', source='', kind='math'))
   '\\\\boxed{7}'
   """
   if problem.kind not in _ANSWER_FORMATS:
     return problem.solution
-  return _ANSWER_FORMATS[problem.kind].format(problem.reference)
+  answer = written_answer(str(problem.reference))
+  return _ANSWER_FORMATS[problem.kind].format(answer)
 
 
 def _extract(response: str, *, rule: str) -> str | None:

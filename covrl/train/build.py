@@ -169,7 +169,11 @@ def make_scoring(
     sources=task.sources,
     workers=config.rewards.workers,
     timeout=config.rewards.timeout,
+    environment=config.rewards.environment_names,
+    network=config.rewards.network,
   )
+  for text in scoring.notes:
+    note(f'warning: {text}')
   try:
     for text in check_references(
       task, scoring, programs=config.data.checked_programs

@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
+import signal
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -92,3 +96,60 @@ def outcome(response: str, reference: Any) -> Outcome:
   from covrl.rewards.outcome import Outcome, Status
 
   return Outcome(float(reference), Status(response), 'as asked')
+
+
+def leave_children(response: str, reference: Any) -> float:
+  """Starts as many processes as the response says, which outlive their parent.
+
+  Each is a session of its own, and an orphan; its id is added to the file that
+  the reference names.
+  """
+  for _ in range(int(response)):
+    child = os.fork()
+    if child == 0:
+      os.setsid()
+      if os.fork() == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(3600.0)
+      os._exit(0)
+    os.waitpid(child, 0)
+  # Names of processes differ between namespaces; a marked argument does not.
+  subprocess.Popen(
+    [sys.executable, '-S', '-c', 'import time; time.sleep(3600)', reference],
+    start_new_session=True,
+  )
+  return 1.0
+
+
+def signal_trainer(response: str, reference: Any) -> float:
+  """Returns the number of ways by which a signal reached the trainer."""
+  trainer, group = reference
+
+  def by_handle() -> None:
+    signal.pidfd_send_signal(os.pidfd_open(trainer), 0)
+
+  attempts: list[Callable[[], object]] = [
+    lambda: os.kill(trainer, 0),
+    lambda: os.kill(-group, 0),
+    lambda: os.killpg(group, 0),
+    by_handle,
+  ]
+  reached = 0
+  for attempt in attempts:
+    with contextlib.suppress(OSError):
+      attempt()
+      reached += 1
+  return float(reached)
+
+
+def connects(response: str, reference: Any) -> float:
+  """Returns 1 if a port of this machine can be connected to."""
+  with contextlib.suppress(OSError), socket.socket() as client:
+    client.connect(('127.0.0.1', int(response)))
+    return 1.0
+  return 0.0
+
+
+def has_variable(response: str, reference: Any) -> float:
+  """Returns 1 if an environment variable is set."""
+  return float(response in os.environ)

@@ -13,25 +13,48 @@ from collections.abc import Callable, Mapping
 MAX_LENGTH = 200_000
 
 # Tokens relevant to matching braces: boxes, escaped characters, and braces.
-_BRACES = re.compile(r'\\(?:boxed|fbox)\s*(\{)?|\\.|[{}]', re.DOTALL)
-# Content of a box without braces: a number, word or command.
-_BARE = re.compile(
-  r'[-+]?(?:\\[a-zA-Z]+\s*(?:\{[^{}]*\}|\d)*|[\d.,/]*\d|[a-zA-Z]+)'
+_BRACES = re.compile(
+  r'\\(?:boxed|framebox|fbox)(?![a-zA-Z])\s*(?:\[[^\[\]{}]*\]\s*)*(?P<brace>\{)?'
+  r'|\\.|[{}]',
+  re.DOTALL,
 )
-_FINAL = re.compile(r'####[ \t]*([^\n]*)')
-_ANSWER = re.compile(r'(?i)answer[*_ \t]*:[*_\s]*([^\n]*)')
+# Content of a box without braces.
+_BARE = re.compile(
+  r'[-+]?\s*(?:\\\$)?(?:[\d.,/]*\d\\?%?|\([^()\n]*\)|[a-zA-Z]+'
+  r'|\\\{[^{}\n]*\\\}|\\(?P<command>[a-zA-Z]+))'
+)
+_TWO_ARGUMENTS = {'frac', 'dfrac', 'tfrac', 'cfrac', 'binom', 'dbinom', 'tbinom'}
+# Argument of a command without braces, and the optional argument of a root.
+_TOKEN = re.compile(r'\s*(?:\\[a-zA-Z]+|[a-zA-Z0-9])')
+_OPTIONAL = re.compile(r'\[[^\[\]{}]*\]')
+_FINAL = re.compile(r'####[*_\s]*([^\n]*)')
+_ANSWER = re.compile(r'(?i)answer[*_ \t]*[:：][*_}\s]*([^\n]*)')
+# An answer that begins on a line and ends on another one.
+_ENVIRONMENT = r'\{(?:equation|align|gather|multline|displaymath|math)\*?\}'
+_DISPLAYS = tuple(
+  (re.compile(start), re.compile(end))
+  for start, end in (
+    (r'\\\[', r'\\\]'),
+    (r'\\\(', r'\\\)'),
+    (r'\$\$', r'\$\$'),
+    (r'\$', r'\$'),
+    (rf'\\begin\s*{_ENVIRONMENT}', rf'\\end\s*{_ENVIRONMENT}'),
+    (r'```\w*', r'```'),
+  )
+)
 
 
 def last_box(text: str) -> str | None:
   r"""Returns the content of the last balanced `\boxed{…}` or `\fbox{…}`.
 
-  A box within a box is part of the outer one. A box without braces, `\boxed 5`,
-  counts, too.
+  A box within a box is part of the outer one. A box without braces, `\boxed 5` or
+  `\boxed\frac12`, counts, too.
 
   >>> last_box(r'so \boxed{6}, no, \boxed{\frac{7}{2}}, I mean \boxed{8')
   '\\frac{7}{2}'
   """
-  found: tuple[int, int] | None = None
+  # Start and end of the content; the end of one without braces is found last.
+  found: tuple[int, int | None] | None = None
   # Open braces, with the start of the content for those of a box.
   opened: list[int | None] = []
   for match in _BRACES.finditer(text):
@@ -41,13 +64,48 @@ def last_box(text: str) -> str | None:
       # Closed last, so it follows or encloses all boxes before it.
       if start is not None:
         found = start, match.start()
-    elif token == '{' or match.group(1):
+    elif token == '{' or match.group('brace'):
       opened.append(None if token == '{' else match.end())
-    elif token.startswith(('\\boxed', '\\fbox')):
-      bare = _BARE.match(text, match.end())
-      if bare:
-        found = bare.span()
-  return None if found is None else text[slice(*found)]
+    elif len(token) > 2 and _BARE.match(text, match.end()):
+      found = match.end(), None
+  if found is None:
+    return None
+  start, end = found
+  return text[start : _bare_end(text, start) if end is None else end]
+
+
+def _bare_end(text: str, start: int) -> int:
+  """Returns the end of the content of a box without braces."""
+  match = _BARE.match(text, start)
+  if match is None:
+    return start
+  end, command = match.end(), match.group('command')
+  if command is None:
+    return end
+  if command == 'sqrt' and (optional := _OPTIONAL.match(text, end)):
+    end = optional.end()
+  for index in range(2 if command in _TWO_ARGUMENTS else 1):
+    if text[end : end + 1] == '{':
+      end = _group_end(text, end)
+    elif command == 'sqrt' or command in _TWO_ARGUMENTS:
+      token = _TOKEN.match(text, end)
+      end = token.end() if token else end
+    elif not index:
+      break
+  return end
+
+
+def _group_end(text: str, start: int) -> int:
+  """Returns the end of a group in braces; `start` if it is not closed."""
+  depth = 0
+  for match in _BRACES.finditer(text, start):
+    depth += {'{': 1, '}': -1}.get(match.group()[-1], 0)
+    depth -= match.group() in ('\\{', '\\}') and (
+      1 if match.group() == '\\{' else -1
+    )
+    if not depth:
+      return match.end()
+  return start
 
 
 def after_hashes(text: str) -> str | None:
@@ -56,16 +114,20 @@ def after_hashes(text: str) -> str | None:
   >>> after_hashes('3 + 4 = 7\\n#### 7')
   '7'
   """
-  return _last(_FINAL, text)
+  return _after_last(_FINAL, text)
 
 
 def after_answer(text: str) -> str | None:
   """Returns the text after the last `Answer:`, as DAPO's prompts request.
 
+  An answer on its own display line ends where the display ends.
+
   >>> after_answer('Therefore\\n**Answer:** $34$')
   '$34$'
+  >>> after_answer('Answer:\\n$$\\n34\\n$$')
+  '34'
   """
-  return _last(_ANSWER, text)
+  return _after_last(_ANSWER, text)
 
 
 RULES: Mapping[str, Callable[[str], str | None]] = {
@@ -119,9 +181,23 @@ def reference_answer(reference: str | int | float) -> str:
   return answer
 
 
-def _last(pattern: re.Pattern[str], text: str) -> str | None:
-  """Returns the first group of the last match."""
-  found = None
-  for match in pattern.finditer(text):
-    found = match.group(1)
-  return found
+def _after_last(marker: re.Pattern[str], text: str) -> str | None:
+  """Returns the answer after the last marker: a box, a display, or a line."""
+  last = None
+  for last in marker.finditer(text):
+    pass
+  if last is None:
+    return None
+  start, line = last.start(1), last.group(1)
+  for opening, closing in _DISPLAYS:
+    begin = opening.match(text, start)
+    if begin is None:
+      continue
+    end = closing.search(text, begin.end())
+    if end is None:
+      line = text[begin.end() :].strip().partition('\n')[0]
+    elif end.start() > last.end(1):
+      line = text[begin.end() : end.start()].strip()
+    break
+  box = last_box(line)
+  return line if box is None else box

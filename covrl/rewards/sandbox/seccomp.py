@@ -74,6 +74,16 @@ _IOCTLS = {
   'FIONCLEX': 0x5450,
   'FIOCLEX': 0x5451,
 }
+# Refused to reward workers without namespaces, whatever the arguments.
+_REFUSED_TO_WORKERS = 'io_uring_setup process_vm_writev tkill'
+# Refused to them for the trainer's process: calls by the argument that names it.
+_ON_PROCESSES = (
+  'kill tgkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_open prlimit64',
+  'ptrace',
+)
+_REFUSE = _ERRNO | errno.EPERM
+_NOT_EQUAL = 1
+_UNIX = 1
 _PRCTLS = {'PR_SET_NAME': 15, 'PR_GET_NAME': 16}
 
 
@@ -97,12 +107,7 @@ def make_filter(*, processes: bool) -> bytes:
   Raises:
     OSError: if libseccomp is not installed or does not support this machine.
   """
-  library = ctypes.CDLL('libseccomp.so.2', use_errno=True)
-  library.seccomp_init.restype = ctypes.c_void_p
-  library.seccomp_syscall_resolve_name.argtypes = (ctypes.c_char_p,)
-  context = ctypes.c_void_p(library.seccomp_init(_ERRNO | errno.ENOSYS))
-  if not context:
-    raise OSError('libseccomp does not support this machine')
+  library, context = _open(_ERRNO | errno.ENOSYS)
   try:
     _allow_all(library, context, processes)
     return _export(library, context)
@@ -110,20 +115,73 @@ def make_filter(*, processes: bool) -> bytes:
     library.seccomp_release(context)
 
 
+@functools.cache
+def make_worker_filter(*, trainer: int, group: int, network: bool) -> bytes:
+  """Returns a filter for reward workers that have no namespaces.
+
+  It refuses signals to the trainer by its number, its group or to everybody, other
+  access to its process, and sockets of the network.
+
+  Args:
+    trainer: process id of the trainer.
+    group: its process group.
+    network: whether sockets of the network are allowed.
+
+  Raises:
+    OSError: if libseccomp is not installed or does not support this machine.
+  """
+  library, context = _open(_ALLOW)
+  try:
+    for name in _REFUSED_TO_WORKERS.split():
+      _add(library, context, _REFUSE, name)
+    for argument, names in enumerate(_ON_PROCESSES):
+      for name in names.split():
+        for pid in (trainer, -trainer, -group, -1):
+          masked = pid & 0xFFFFFFFF
+          rule = argument, _MASKED_EQUAL, 0xFFFFFFFF, masked
+          _add(library, context, _REFUSE, name, rule)
+    if not network:
+      _add(library, context, _REFUSE, 'socket', (0, _NOT_EQUAL, _UNIX, 0))
+    return _export(library, context)
+  finally:
+    library.seccomp_release(context)
+
+
+def _open(default: int) -> tuple[ctypes.CDLL, ctypes.c_void_p]:
+  """Returns libseccomp and a new filter with a default action."""
+  library = ctypes.CDLL('libseccomp.so.2', use_errno=True)
+  library.seccomp_init.restype = ctypes.c_void_p
+  library.seccomp_syscall_resolve_name.argtypes = (ctypes.c_char_p,)
+  context = ctypes.c_void_p(library.seccomp_init(default))
+  if not context:
+    raise OSError('libseccomp does not support this machine')
+  return library, context
+
+
+def _add(
+  library: ctypes.CDLL,
+  context: ctypes.c_void_p,
+  action: int,
+  name: str,
+  *comparisons: tuple[int, int, int, int],
+) -> None:
+  """Adds a rule for a system call; one unknown to this machine is left out."""
+  number = library.seccomp_syscall_resolve_name(name.encode())
+  if number < 0:
+    return
+  array = (_Comparison * len(comparisons))(*comparisons)
+  code = library.seccomp_rule_add_array(
+    context, ctypes.c_uint32(action), number, len(comparisons), array
+  )
+  if code:
+    raise OSError(-code, f'libseccomp refuses a rule for {name}')
+
+
 def _allow_all(
   library: ctypes.CDLL, context: ctypes.c_void_p, processes: bool
 ) -> None:
   def allow(name: str, *comparisons: tuple[int, int, int, int]) -> None:
-    number = library.seccomp_syscall_resolve_name(name.encode())
-    # Calls unknown to this machine or libseccomp stay forbidden.
-    if number < 0:
-      return
-    array = (_Comparison * len(comparisons))(*comparisons)
-    code = library.seccomp_rule_add_array(
-      context, ctypes.c_uint32(_ALLOW), number, len(comparisons), array
-    )
-    if code:
-      raise OSError(-code, f'libseccomp refuses a rule for {name}')
+    _add(library, context, _ALLOW, name, *comparisons)
 
   library.seccomp_attr_set(context, _OPTIMIZE, ctypes.c_uint32(2))
   groups = [_FILES, _MEMORY, _WAITING, _SIGNALS, _SELF, _PAIRS]

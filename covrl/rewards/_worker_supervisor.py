@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Main script of the process that starts and ends a reward worker; never imported.
+
+  python -I -S _worker_supervisor.py SETTINGS COMMAND...
+
+Nothing that the worker starts survives it, the end of the supervisor's `lifeline`
+(the trainer closes it, or dies) or the supervisor. With `namespaces`, the worker
+has its own pid namespace, in which the trainer does not exist, and without
+`network` its own network namespace; the kernel ends a pid namespace with its first
+process. Elsewhere the supervisor adopts orphaned descendants and kills them, and
+the worker is confined by a system call filter.
+
+`SETTINGS` is JSON: `lifeline` and `connection` are descriptors, `filter` the
+descriptor of a seccomp filter or -1; `namespaces` and `network` are booleans. With
+`probe` as settings, exit status 0 tells that namespaces can be made.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+  from collections.abc import Sequence
+  from typing import Any, NoReturn
+
+_NEW_MOUNTS, _NEW_USER, _NEW_PIDS, _NEW_NETWORK = (
+  1 << 17,
+  1 << 28,
+  1 << 29,
+  1 << 30,
+)
+_PRIVATE = 1 << 14 | 1 << 18
+_MOUNT_OPTIONS = 2 | 4 | 8  # nosuid, nodev, noexec
+_DEATH_SIGNAL, _SUBREAPER, _NO_NEW_PRIVILEGES, _SET_FILTER = 1, 36, 38, 22
+_SECONDS = 5.0
+_FAILED = 127
+
+
+def main(settings: dict[str, Any], command: Sequence[str]) -> NoReturn:
+  """Runs the command until it or the lifeline ends, and exits with its status."""
+  # Signals to all processes of a job are handled by the trainer. A handler, other
+  # than ignoring, does not last in the worker.
+  for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, lambda *_: None)
+  if settings['namespaces']:
+    enter_namespaces(network=settings['network'])
+  elif sys.platform == 'linux':
+    _prctl(_SUBREAPER, 1)
+  child = os.fork()
+  if child == 0:
+    os.close(settings['lifeline'])
+    if settings['namespaces']:
+      _run_init(settings, command)
+    _run_worker(settings, command)
+  os.close(settings['connection'])
+  status = _wait(child, settings['lifeline'])
+  if not settings['namespaces']:
+    _kill_descendants(child)
+  os._exit(status)
+
+
+def enter_namespaces(*, network: bool) -> None:
+  """Makes new namespaces for this process's children.
+
+  Raises:
+    OSError: if this process may not.
+  """
+  kinds = _NEW_PIDS | _NEW_MOUNTS | (0 if network else _NEW_NETWORK)
+  user, group = os.getuid(), os.getgid()
+  if user == 0:
+    _check(_libc().unshare(kinds))
+    return
+  _check(_libc().unshare(kinds | _NEW_USER))
+  for name, text in (
+    ('setgroups', 'deny'),
+    ('uid_map', f'{user} {user} 1'),
+    ('gid_map', f'{group} {group} 1'),
+  ):
+    with open(f'/proc/self/{name}', 'w', encoding='ascii') as file:
+      file.write(text)
+
+
+def _run_init(settings: dict[str, Any], command: Sequence[str]) -> NoReturn:
+  """Runs process 1 of a pid namespace; its end ends the namespace."""
+  status = _FAILED
+  try:
+    _die_with_parent()
+    mount_proc()
+    child = os.fork()
+    if child == 0:
+      _run_worker(settings, command)
+    os.close(settings['connection'])
+    while True:
+      ended, code = os.wait()
+      if ended == child:
+        status = _exit_status(code)
+        break
+  finally:
+    os._exit(status)
+
+
+def mount_proc() -> None:
+  """Mounts /proc of the new pid namespace."""
+  mount = _libc().mount
+  _check(mount(None, b'/', None, ctypes.c_ulong(_PRIVATE), None))
+  options = ctypes.c_ulong(_MOUNT_OPTIONS)
+  _check(mount(b'proc', b'/proc', b'proc', options, None))
+
+
+def _run_worker(settings: dict[str, Any], command: Sequence[str]) -> NoReturn:
+  """Becomes the worker."""
+  try:
+    if sys.platform == 'linux':
+      _die_with_parent()
+    os.setsid()
+    if settings['filter'] >= 0:
+      _apply_filter(settings['filter'])
+    os.execv(command[0], list(command))
+  finally:
+    os._exit(_FAILED)
+
+
+def _die_with_parent() -> None:
+  _prctl(_DEATH_SIGNAL, signal.SIGKILL)
+
+
+def _apply_filter(descriptor: int) -> None:
+  """Restricts this process and all that it starts to a seccomp filter."""
+
+  class Program(ctypes.Structure):
+    _fields_ = (('length', ctypes.c_ushort), ('code', ctypes.c_char_p))
+
+  code = os.pread(descriptor, 1 << 16, 0)
+  os.close(descriptor)
+  program = Program(len(code) // 8, code)
+  _prctl(_NO_NEW_PRIVILEGES, 1)
+  _check(_libc().prctl(_SET_FILTER, 2, ctypes.byref(program), 0, 0))
+
+
+def _wait(child: int, lifeline: int) -> int:
+  """Waits for the child; kills it when the lifeline ends. Returns its status."""
+  poll = select.poll()
+  poll.register(lifeline, select.POLLIN)
+  interval, handle = 20, -1
+  if hasattr(os, 'pidfd_open'):
+    try:
+      handle = os.pidfd_open(child)
+      poll.register(handle, select.POLLIN)
+      interval = 1000
+    except OSError:
+      interval = 20
+  killed = False
+  while True:
+    # Adopted orphans are reaped meanwhile.
+    try:
+      ended, code = os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+      return _FAILED
+    if ended == child:
+      return _exit_status(code)
+    if ended:
+      continue
+    if killed:
+      select.select([], [], [], 0.002)
+    elif lifeline in dict(poll.poll(interval)):
+      os.kill(child, signal.SIGKILL)
+      killed = True
+
+
+def _exit_status(code: int) -> int:
+  """Returns an exit code, 128 and more for signals as a shell does."""
+  return os.WEXITSTATUS(code) if os.WIFEXITED(code) else 128 + os.WTERMSIG(code)
+
+
+def _kill_descendants(child: int) -> None:
+  """Kills the session of the worker and all descendants, orphans included."""
+  import time
+
+  deadline = time.monotonic() + _SECONDS
+  while time.monotonic() < deadline:
+    _kill_session(child)
+    pids = _descendants()
+    # Stopped first, so that none forks while others are killed.
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+      for pid in pids:
+        try:
+          os.kill(pid, number)
+        except ProcessLookupError:
+          continue
+    try:
+      while os.waitpid(-1, os.WNOHANG)[0]:
+        pass
+    except ChildProcessError:
+      return
+    time.sleep(0.005)
+
+
+def _kill_session(leader: int) -> None:
+  """Kills the processes of a session that have not left its group."""
+  try:
+    os.killpg(leader, signal.SIGKILL)
+  except (ProcessLookupError, PermissionError):
+    return
+
+
+def _descendants() -> list[int]:
+  """Returns all descendants of this process, where /proc tells them."""
+  found, waiting = [], [os.getpid()]
+  while waiting:
+    pid = waiting.pop()
+    try:
+      for task in os.listdir(f'/proc/{pid}/task'):
+        with open(
+          f'/proc/{pid}/task/{task}/children', encoding='ascii'
+        ) as file:
+          children = [int(number) for number in file.read().split()]
+        found += children
+        waiting += children
+    except OSError:
+      continue
+  return found
+
+
+def _libc() -> Any:
+  return ctypes.CDLL(None, use_errno=True)
+
+
+def _prctl(option: int, value: int) -> None:
+  _check(_libc().prctl(option, value, 0, 0, 0))
+
+
+def _check(code: int) -> None:
+  if code < 0:
+    number = ctypes.get_errno()
+    raise OSError(number, os.strerror(number))
+
+
+def probe() -> NoReturn:
+  """Exits with 0 if namespaces of all kinds can be made."""
+  enter_namespaces(network=False)
+  child = os.fork()
+  if child == 0:
+    status = 1
+    try:
+      mount_proc()
+      status = 0 if os.listdir('/proc/self/task') else 1
+    finally:
+      os._exit(status)
+  os._exit(_exit_status(os.waitpid(child, 0)[1]))
+
+
+if __name__ == '__main__':
+  if sys.argv[1] == 'probe':
+    probe()
+  import json
+
+  main(json.loads(sys.argv[1]), sys.argv[2:])
