@@ -17,12 +17,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import importlib.metadata
 import random
 from collections.abc import Sequence
 from typing import Any
 
 from covrl.config import CountdownConfig
 from covrl.data._arithmetic import OPERATORS, random_expression
+from covrl.data.fingerprints import text_fingerprint
 from covrl.data.problems import Problem
 from covrl.data.sentencepiece_tokenizer import (
   SentencePieceTokenizer,
@@ -87,6 +89,12 @@ class CountdownSource:
     self._config = dataclasses.replace(config)
     self._seed = _first_seed('train', config.seed)
 
+  @property
+  def fingerprint(self) -> str:
+    """Digest of what the problems depend on, reasoning-gym's version included."""
+    version = importlib.metadata.version('reasoning-gym')
+    return text_fingerprint(f'{NAME} {version}', repr(self._config))
+
   def __len__(self) -> int:
     return self._config.size
 
@@ -115,6 +123,11 @@ class SolvedCountdownSource:
   def __init__(self, config: CountdownConfig) -> None:
     self._config = dataclasses.replace(config)
     self._seed = _first_seed('solved', config.seed)
+
+  @property
+  def fingerprint(self) -> str:
+    """Digest of what the problems depend on."""
+    return text_fingerprint(f'{NAME}, solved', repr(self._config))
 
   def __len__(self) -> int:
     return self._config.size

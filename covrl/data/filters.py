@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from covrl.data.decontamination import NgramIndex
+from covrl.data.fingerprints import problems_fingerprint
 from covrl.data.problems import Problem, ProblemSource
 from covrl.data.sources import SubsetSource
 
@@ -144,7 +145,7 @@ def _filter_source(
       examples.setdefault(reason, problem.location)
       continue
     kept.append(index)
-    digest.update(f'{problem.key}\0{reference}\0'.encode())
+    digest.update(problems_fingerprint([problem]).encode())
   subset = SubsetSource(source, np.array(kept, np.int64), digest.hexdigest())
   filtered = FilteredSource(subset, len(source), dropped, examples)
   if not kept:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from etils import epath
 from jaxtyping import Int
 
 from covrl.data.columns import Row, type_name
+from covrl.data.fingerprints import problems_fingerprint, text_fingerprint
 from covrl.data.problems import Problem, ProblemSource, source_fingerprint
 from covrl.data.readers import Records, open_records
 from covrl.data.schemas import Schema, detect_schema, schema_by_name
@@ -61,6 +63,11 @@ class FileSource:
   def __iter__(self) -> Iterator[Problem]:
     for index, columns in enumerate(self._records):
       yield self.schema.parse(self._row(index, columns), self._name)
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Digest of the problems."""
+    return problems_fingerprint(self)
 
   def _row(self, index: int, columns: object) -> Row:
     return Row(columns, self._records.location(index))
@@ -117,6 +124,11 @@ class ListSource:
     self._problems = tuple(problems)
     self.names = tuple(dict.fromkeys(p.source for p in self._problems))
 
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Digest of the problems; empty if one has a reference that is not JSON."""
+    return problems_fingerprint(self._problems)
+
   def __len__(self) -> int:
     return len(self._problems)
 
@@ -130,7 +142,8 @@ class SubsetSource:
   Args:
     source: all problems.
     indices: indices into `source`, in the order of the subset.
-    fingerprint: digest of the selected problems, see `Fingerprinted`.
+    fingerprint: digest of the selected problems, see `Fingerprinted`; made of
+      that of `source` and the indices unless given.
   """
 
   def __init__(
@@ -142,7 +155,14 @@ class SubsetSource:
     self._source = source
     self._indices = indices
     self.names = source.names
-    self.fingerprint = fingerprint
+    self._fingerprint = fingerprint
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Digest of the selected problems."""
+    return self._fingerprint or text_fingerprint(
+      source_fingerprint(self._source), str(self._indices.tolist())
+    )
 
   def __len__(self) -> int:
     return len(self._indices)
@@ -164,7 +184,11 @@ class ConcatenatedSource:
     self.sources = tuple(sources)
     names = (name for source in self.sources for name in source.names)
     self.names = tuple(dict.fromkeys(names))
-    self.fingerprint = ' '.join(map(source_fingerprint, self.sources)).strip()
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Digest of all problems; empty if a source has none."""
+    return text_fingerprint(*map(source_fingerprint, self.sources))
 
   def __len__(self) -> int:
     return sum(map(len, self.sources))

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every source has a fingerprint, which changes with its problems only."""
+
+import dataclasses
+import json
+import os
+
+import numpy as np
+import pytest
+
+from covrl.config import CountdownConfig
+from covrl.data import (
+  CountdownSource,
+  FileSource,
+  ListSource,
+  MixtureSource,
+  Problem,
+  SolvedCountdownSource,
+)
+from covrl.data.fingerprints import problems_fingerprint
+from covrl.data.problems import source_fingerprint
+from covrl.data.sources import ConcatenatedSource, SubsetSource
+
+PROBLEM = Problem(
+  prompt='1 + 1', reference={'x': 2}, source='sums', solution='2', kind='math'
+)
+
+
+def write(file, answers):
+  rows = [{'question': f'{n} + 1', 'answer': a} for n, a in enumerate(answers)]
+  file.write_text('\n'.join(map(json.dumps, rows)))
+  return file
+
+
+@pytest.mark.parametrize(
+  ('field', 'value'),
+  [
+    ('prompt', '1  + 1'),
+    ('reference', {'x': 3}),
+    ('source', 'other'),
+    ('solution', None),
+    ('messages', ({'role': 'system', 'content': 'Think.'},)),
+    ('kind', 'code'),
+  ],
+)
+def test_every_field_that_a_run_reads_counts(field, value):
+  other = dataclasses.replace(PROBLEM, **{field: value})
+  assert (
+    ListSource([PROBLEM]).fingerprint
+    == problems_fingerprint([PROBLEM])
+    != ListSource([other]).fingerprint
+  )
+
+
+def test_the_order_and_the_number_of_problems_count():
+  other = dataclasses.replace(PROBLEM, prompt='2 + 2')
+  found = {
+    ListSource(problems).fingerprint
+    for problems in (
+      [PROBLEM],
+      [PROBLEM, other],
+      [other, PROBLEM],
+      [PROBLEM, PROBLEM],
+    )
+  }
+  assert len(found) == 4
+
+
+def test_files_are_recognised_by_content_and_not_by_name_or_time(tmp_path):
+  one = write(tmp_path / 'one.jsonl', ['1', '2', '3'])
+  (tmp_path / 'elsewhere').mkdir()
+  copy = write(tmp_path / 'elsewhere' / 'one.jsonl', ['1', '2', '3'])
+  os.utime(copy, (0, 0))
+  # As many bytes, and another answer in the middle.
+  other = write(tmp_path / 'elsewhere' / 'two.jsonl', ['1', '7', '3'])
+  assert other.stat().st_size == one.stat().st_size
+  prints = [FileSource(f, name='a').fingerprint for f in (one, copy, other)]
+  assert all(prints)
+  assert prints[0] == prints[1] != prints[2]
+
+
+def test_countdown_is_recognised_by_its_fields():
+  for kind in (CountdownSource, SolvedCountdownSource):
+    config = CountdownConfig()
+    same, other = CountdownConfig(), CountdownConfig(seed=7)
+    assert kind(config).fingerprint == kind(same).fingerprint
+    assert kind(config).fingerprint != kind(other).fingerprint
+
+
+class Bare:
+  """A source without a fingerprint."""
+
+  names = ('sums',)
+
+  def __len__(self):
+    return 1
+
+  def __getitem__(self, index):
+    return PROBLEM
+
+
+def test_a_source_made_of_one_without_a_fingerprint_has_none():
+  known = ListSource([PROBLEM])
+  assert source_fingerprint(Bare()) == ''
+  for unknown in (
+    Bare(),
+    # References that are not JSON.
+    ListSource([dataclasses.replace(PROBLEM, reference={1, 2})]),
+  ):
+    assert ConcatenatedSource([known, unknown]).fingerprint == ''
+    assert MixtureSource([unknown, known], [1, 1]).fingerprint == ''
+    assert SubsetSource(unknown, np.arange(1)).fingerprint == ''
+  assert ConcatenatedSource([known, known]).fingerprint
+
+
+def test_a_subset_is_recognised_by_its_indices():
+  source = ListSource([PROBLEM, dataclasses.replace(PROBLEM, prompt='2 + 2')])
+  prints = {
+    SubsetSource(source, np.array(indices)).fingerprint
+    for indices in ([0], [1], [0, 1])
+  }
+  assert len(prints) == 3
+  assert SubsetSource(source, np.array([0]), 'given').fingerprint == 'given'
