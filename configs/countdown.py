@@ -1,8 +1,9 @@
 """Recipes for Countdown: a million parameters, trained on a CPU.
 
 A response combines three or four numbers to reach a target. The recipes differ
-only in the loss and the token chain. Each takes about six minutes on two CPU
-cores, with the warm start; the curves are in `configs/results`.
+only in the loss and the token chain. Each takes about seven minutes on two CPU
+cores, four of them for the warm start. `Expect` gives means over three seeds at
+the end of training; the curves are in `configs/results`.
 """
 
 import dataclasses
@@ -20,8 +21,9 @@ def grpo() -> Recipe:
   """GRPO: PPO's clip and no entropy control.
 
   Run: covrl train --config=countdown:grpo --workdir=runs/grpo
-  Hardware: two CPU cores, six minutes.
-  Expect: entropy falls from the first iteration on. The baseline of the others.
+  Hardware: two CPU cores, seven minutes.
+  Expect: entropy falls from 0.403 to 0.167 nats, from the first iteration on,
+  and pass@8 from 72.7 to 58.0 %. The baseline of the others.
   """
   config = Config()
   # Problems small enough for a policy of a million parameters.
@@ -46,7 +48,7 @@ def grpo_no_clip() -> Recipe:
   """GRPO without a clip: the base loss of KL-Cov alone.
 
   Run: covrl train --config=countdown:grpo_no_clip --workdir=runs/grpo_no_clip
-  Hardware: two CPU cores, six minutes.
+  Hardware: two CPU cores, seven minutes.
   Expect: a control that shows what KL-Cov owes to the missing clip.
   """
   return dataclasses.replace(
@@ -61,8 +63,10 @@ def kl_cov() -> Recipe:
   """KL-Cov, annealed: a penalty on the tokens of highest covariance.
 
   Run: covrl train --config=countdown:kl_cov --workdir=runs/kl_cov
-  Hardware: two CPU cores, six minutes.
-  Expect: entropy falls half as far as GRPO's, and pass@8 with it.
+  Hardware: two CPU cores, seven minutes.
+  Expect: entropy 0.05 nats above GRPO's at half of the run and, as the
+  coefficient is 0 at the end, 0.175 nats there; pass@8 57.5 %, as GRPO's, and
+  three points above `kl_cov_beta0`.
   """
   return dataclasses.replace(
     grpo_no_clip(),
@@ -78,7 +82,7 @@ def kl_cov_beta0() -> Recipe:
   """KL-Cov with coefficient 0: selects tokens and leaves them unchanged.
 
   Run: covrl train --config=countdown:kl_cov_beta0 --workdir=runs/kl_cov_beta0
-  Hardware: two CPU cores, six minutes.
+  Hardware: two CPU cores, seven minutes.
   Expect: a control that equals `grpo_no_clip` bit for bit.
   """
   recipe = kl_cov()
@@ -90,9 +94,9 @@ def clip_cov() -> Recipe:
   """Clip-Cov: no gradient from a few random tokens of high covariance.
 
   Run: covrl train --config=countdown:clip_cov --workdir=runs/clip_cov
-  Hardware: two CPU cores, six minutes.
-  Expect: entropy falls a little later than GRPO's. PPO's range is [0, 2], as
-  published.
+  Hardware: two CPU cores, seven minutes.
+  Expect: entropy 0.266 nats, the highest, and mean@8 31.3 %, the lowest. PPO's
+  range is [0, 2], as published.
   """
   recipe = grpo()
   recipe.config.train.low = recipe.config.train.high = 1.0
@@ -111,8 +115,8 @@ def entropy_bonus() -> Recipe:
   """GRPO with a constant entropy bonus on all tokens.
 
   Run: covrl train --config=countdown:entropy_bonus --workdir=runs/entropy_bonus
-  Hardware: two CPU cores, six minutes.
-  Expect: entropy stays above GRPO's and settles where bonus and reward balance.
+  Hardware: two CPU cores, seven minutes.
+  Expect: entropy 0.180 nats, a little above GRPO's; accuracies as GRPO's.
   """
   recipe = grpo()
   recipe.config.entropy.coefficient = 0.01
@@ -126,8 +130,9 @@ def random_k() -> Recipe:
   """KL-Cov's penalty on random tokens instead of those of high covariance.
 
   Run: covrl train --config=countdown:random_k --workdir=runs/random_k
-  Hardware: two CPU cores, six minutes.
-  Expect: a control that shows what the selection by covariance contributes.
+  Hardware: two CPU cores, seven minutes.
+  Expect: entropy 0.177 nats; a control that shows what the selection by
+  covariance contributes.
   """
   return dataclasses.replace(
     grpo_no_clip(),
@@ -144,9 +149,9 @@ def target_entropy() -> Recipe:
   The controller learns online how much the bonus moves the entropy.
 
   Run: covrl train --config=countdown:target_entropy --workdir=runs/target_entropy
-  Hardware: two CPU cores, six minutes.
+  Hardware: two CPU cores, seven minutes.
   Expect: entropy falls along a straight line from `entropy.initial_target` to
-  `entropy.target`, where GRPO's collapses within ten iterations.
+  `entropy.target`, where GRPO's falls to 0.22 nats within ten iterations.
   """
   recipe = grpo()
   recipe.config.entropy.initial_target = 0.40

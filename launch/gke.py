@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """GKE: a JobSet with one job per slice and one pod per host, or XPK's command.
 
-Kubernetes restarts the run: a pod that exits with a status for restarting ends
-the whole set, which then starts again; any other status fails it at once.
+Kubernetes restarts the run: a pod that fails ends the whole set, which then
+starts again. The statuses by which covrl excludes a restart, and those of a
+command that cannot be started, fail the set at once.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from typing import Any
 
 import yaml
 
-from covrl.exit_codes import RESTARTED
+from covrl.exit_codes import RESTARTED, Exit, means_restart
 from launch.job import Job, LaunchError
 from launch.shell import Shell
 from launch.slices import Slice, find_slice
 
+# Exit statuses that end a run. Kubernetes knows lists of statuses, not ranges.
+# A shell's 126 and 127 stand for a command that cannot be started.
+_FINAL = (*(int(e) for e in Exit if e and not means_restart(e)), 126, 127)
 # Seconds that a pod has to save a checkpoint after SIGTERM.
 _GRACE = 300
 
@@ -159,8 +163,8 @@ def job_set(
                     'action': 'FailJob',
                     'onExitCodes': {
                       'containerName': 'covrl',
-                      'operator': 'NotIn',
-                      'values': [*map(int, RESTARTED), *range(128, 256)],
+                      'operator': 'In',
+                      'values': list(_FINAL),
                     },
                   }
                 ]

@@ -89,6 +89,13 @@ class Job:
         return self.arguments[index + 1]
     return None
 
+  def check_config(self) -> None:
+    """Refuses a config file that does not exist on this machine."""
+    spec = self.value('--config') or ''
+    path, suffix, _ = spec.rpartition('.py')
+    if suffix and not pathlib.Path(f'{path}.py').is_file():
+      raise LaunchError(f'--config must name a Python file, got {spec!r}')
+
   def check_shared(self, hosts: int) -> None:
     """Refuses a workdir that several hosts do not share."""
     workdir = self.value('--workdir') or ''

@@ -48,6 +48,7 @@ def run(job: Job, options: argparse.Namespace, shell: Shell) -> int:
     raise LaunchError(
       '--secret is for tpu and gke; local processes inherit this environment'
     )
+  job.check_config()
   code = int(Exit.RESTART)
   for attempt in range(job.restarts + 1):
     commands = _commands(job, options)

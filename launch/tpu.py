@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cloud TPU: requests slices, installs covrl, trains, and recovers preemptions.
 
-Creates a queued resource and waits for it; copies covrl to every host and
-installs it; runs the same script on every host. If a host's exit status asks for
-a restart, or its connection is lost, the state of the resource decides: a
-preempted one is deleted and requested again.
+Creates a queued resource and waits for it; copies the commit HEAD of this
+checkout to every host and installs it; runs the same script on every host. The
+config must be committed. If a host's exit status asks for a restart, or its
+connection is lost, the state of the resource decides: a preempted one is
+deleted and requested again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import re
 import tempfile
 
 from covrl.exit_codes import Exit, combined_status, means_restart
+from launch import checkout
 from launch.job import Job, LaunchError, render
 from launch.shell import Shell, failed
 from launch.slices import Slice, find_slice
@@ -73,6 +75,7 @@ def run(job: Job, options: argparse.Namespace, shell: Shell) -> int:
       f'{options.poll:g} and {options.max_wait:g}'
     )
   job.check_shared(slice_.hosts * options.num_slices)
+  job = checkout.with_committed_config(job, shell, checkout.ROOT)
   with tempfile.TemporaryDirectory(prefix='covrl-') as folder:
     queued = _Queued(job, options, shell, slice_, pathlib.Path(folder))
     return queued.train()
@@ -193,8 +196,7 @@ class _Queued:
   def _pack(self) -> None:
     """Writes an archive of the committed tree, and the scripts."""
     name = self.job.name
-    root = pathlib.Path(__file__).parents[1]
-    here = [] if self.shell.dry_run else ['-C', str(root)]
+    here = [] if self.shell.dry_run else ['-C', str(checkout.ROOT)]
     output = f'--output={self._file("tar.gz")}'
     self.shell.check_output(
       ['git', *here, 'archive', '--format=tar.gz', output, 'HEAD']

@@ -22,8 +22,9 @@ from covrl.compile.estimate import (
   state_memory,
   tokens_read,
 )
+from covrl.compile.units import bytes_text, time_text
 from covrl.config import Config, ConfigError, Recipe
-from covrl.data import Problem
+from covrl.data import Problem, prompt_ids
 from covrl.parallel.topologies import Topology
 from covrl.rewards import Scoring
 from covrl.train import Task
@@ -67,7 +68,7 @@ def plan(
     found = read_compiled(compiled, recipe, topology, num_slices)
     yield (
       f'as compiled, {found.fullest} needs the most memory: '
-      f'{_bytes(found.peak)} of {_bytes(found.limit)} per chip; '
+      f'{bytes_text(found.peak)} of {bytes_text(found.limit)} per chip; '
       f'{"it fits" if found.fits else "it DOES NOT FIT"}'
     )
     seconds, how = (
@@ -78,7 +79,7 @@ def plan(
     most = max(memory.training, memory.sampling) / (topology.chips * num_slices)
     yield (
       f'  {"may fit" if most <= topology.chip.hbm else "DOES NOT FIT"}: '
-      f'{_bytes(most)} of {_bytes(topology.chip.hbm)} per chip, if the mesh'
+      f'{bytes_text(most)} of {bytes_text(topology.chip.hbm)} per chip, if the mesh'
       ' shards everything'
     )
     seconds = iteration_time(config, policy, memory, topology, num_slices)
@@ -99,18 +100,18 @@ def _state(
   yield f'memory without activations, {where}:'
   for field in dataclasses.fields(memory):
     size = getattr(memory, field.name)
-    yield f'  {field.name:10} {_bytes(size)}' + (
-      f', {_bytes(size / chips)} per chip' if topology else ''
+    yield f'  {field.name:10} {bytes_text(size)}' + (
+      f', {bytes_text(size / chips)} per chip' if topology else ''
     )
 
 
 def _times(seconds: IterationTime, iterations: int) -> Iterator[str]:
   """Yields lines on the time of an iteration and of the run."""
   for field in dataclasses.fields(seconds):
-    yield f'  {field.name:10} {getattr(seconds, field.name):,.3g} s'
-  hours = seconds.iteration * iterations / 3600
+    yield f'  {field.name:10} {time_text(getattr(seconds, field.name))}'
+  total = seconds.iteration * iterations
   yield (
-    f'  an iteration {seconds.iteration:,.3g} s, the run {hours:,.3g} hours '
+    f'  an iteration {time_text(seconds.iteration)}, the run {time_text(total)} '
     'without warm start, evaluation and compilation'
   )
 
@@ -148,7 +149,7 @@ def _examples(config: Config, task: Task) -> Iterator[str]:
     config, task, [(p, r) for p, r in known if r is not None]
   )
   for problem, response in known:
-    yield f'prompt ({len(task.tokenizer.encode(problem.prompt))} tokens):'
+    yield f'prompt ({len(prompt_ids(problem, task.tokenizer))} tokens):'
     yield from (f'  | {line}' for line in problem.prompt.splitlines())
     if response is None:
       yield '  without a known reference answer'
@@ -182,14 +183,3 @@ def _reference_rewards(
       shaping=False,
     )
     return pending.result().marks()
-
-
-def _bytes(size: float) -> str:
-  """Formats a number of bytes.
-
-  >>> _bytes(1536), _bytes(3 * 2**30)
-  ('1.5 KiB', '3.0 GiB')
-  """
-  units = ('B', 'KiB', 'MiB', 'GiB', 'TiB')
-  power = min(int(math.log(max(size, 1), 1024)), len(units) - 1)
-  return f'{size / 1024**power:.1f} {units[power]}'

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from covrl.compile.cost import Cost
 from covrl.compile.network import Network
-from covrl.parallel.topologies import GIB, Topology
+from covrl.compile.units import bytes_text, time_text, traffic_text
+from covrl.parallel.topologies import Topology
 
 
 class Memory(NamedTuple):
@@ -200,7 +201,7 @@ class Report:
     """Yields the lines of the report as text."""
     slices = f'{self.num_slices} slices of ' if self.num_slices > 1 else ''
     yield (
-      f'{self.recipe}, {self.parameters / 1e9:.2f}e9 parameters, on {slices}'
+      f'{self.recipe}, {self.parameters:,} parameters, on {slices}'
       f'{self.topology.name} ({self.topology.accelerator}, '
       f'{self.topology.chips} chips), compiled and not run'
     )
@@ -220,8 +221,8 @@ class Report:
       share = self.programs[fullest].needed / self.programs[fullest].limit
       return f'It fits: {fullest} needs the most memory, {share:.0%}.'
     each = [
-      f'{name} needs {_gib(self.programs[name].needed)} of '
-      f'{_gib(self.programs[name].limit)}'
+      f'{name} needs {bytes_text(self.programs[name].needed)} of '
+      f'{bytes_text(self.programs[name].limit)}'
       for name in over
     ]
     return f'It does not fit: {", ".join(each)} per chip.'
@@ -231,34 +232,36 @@ def _lines(name: str, program: Program) -> Iterator[str]:
   """Yields the lines of the report on one program."""
   share = program.needed / program.limit
   yield (
-    f'{name}: {_gib(program.needed)} of {_gib(program.limit)} HBM per chip '
+    f'{name}: {bytes_text(program.needed)} of {bytes_text(program.limit)} HBM per chip '
     f'({share:.0%}){"" if program.fits else ", does not fit"}'
   )
   if program.memory is not None:
     parts = program.memory._asdict().items()
-    yield '  ' + ', '.join(f'{part} {_gib(size)}' for part, size in parts)
+    yield '  ' + ', '.join(f'{part} {bytes_text(size)}' for part, size in parts)
   if program.cost is None:
     return
   excess = program.cost.flops / program.model_flops
   yield (
     f'  {program.cost.flops:.3g} FLOPs per chip, {excess:.2f} times the '
-    f"model's own; {program.cost.bytes / 1e9:.4g} GB to and from HBM"
+    f"model's own; {traffic_text(program.cost.bytes)} to and from HBM"
   )
   if program.ideal_bytes is not None:
     ratio = program.cost.bytes / program.ideal_bytes
     yield f'  {ratio:.2f} times weights and a full cache, read once'
   for each in program.exchanged():
     yield (
-      f'  {each["kind"]:<18} {each["bytes"] / 1e9:9.4g} GB sent per chip, '
+      f'  {each["kind"]:<18} {traffic_text(each["bytes"]):>9} sent per chip, '
       f'{each["network"].upper()}, groups of {each["chips"]}, '
       f'{each["count"]} times'
     )
   bound, seconds = program.roofline()
   times = ', '.join(
-    f'{part} {time:.3g} s' for part, time in program.seconds().items() if time
+    f'{part} {time_text(time)}'
+    for part, time in program.seconds().items()
+    if time
   )
   yield (
-    f'  at least {seconds:.4g} s, bound by {bound} ({times}); MFU at most '
+    f'  at least {time_text(seconds)}, bound by {bound} ({times}); MFU at most '
     f'{program.ceiling():.0%}; an estimate'
   )
   if program.cost.unknown:
@@ -267,7 +270,3 @@ def _lines(name: str, program: Program) -> Iterator[str]:
 
 def _axes(mesh: dict[str, int]) -> str:
   return ' × '.join(f'{axis} {size}' for axis, size in mesh.items() if size > 1)
-
-
-def _gib(size: int) -> str:
-  return f'{size / GIB:.2f} GiB'

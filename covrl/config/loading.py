@@ -33,7 +33,7 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Recipe:
     ConfigError: the recipe or an overridden field does not exist (the message
       names the nearest), or a value is invalid.
   """
-  recipe = _execute(*_locate(spec))
+  recipe = _execute(*locate(spec))
   config = overriding.apply(recipe.config, overrides)
   check(config)
   return dataclasses.replace(recipe, config=config)
@@ -77,8 +77,12 @@ def _shipped_files() -> list[pathlib.Path]:
   return [file for file in files if file.stem != '__init__']
 
 
-def _locate(spec: str) -> tuple[pathlib.Path, str]:
-  """Returns the file and function that a spec names."""
+def locate(spec: str) -> tuple[pathlib.Path, str]:
+  """Returns the file and function that a spec names; see `load`.
+
+  Raises:
+    ConfigError: there is no such file, or it has several functions.
+  """
   name, _, function = spec.partition(':')
   if spec.endswith('.py'):
     name, function = spec, ''
@@ -123,8 +127,8 @@ def _functions(file: pathlib.Path) -> dict[str, str]:
   is not executed.
   """
   try:
-    module = ast.parse(file.read_text())
-  except SyntaxError as error:
+    module = ast.parse(file.read_text(encoding='utf-8'))
+  except (SyntaxError, ValueError) as error:
     raise ConfigError(f'{file} is not valid Python: {error}') from None
   return {
     node.name: (ast.get_docstring(node) or '').partition('\n')[0]

@@ -16,6 +16,7 @@ from covrl.compile.estimate import (
   state_memory,
 )
 from covrl.compile.plan import plan
+from covrl.compile.units import time_text
 from covrl.config import ConfigError, load
 from covrl.models import Policy
 from covrl.parallel import topologies
@@ -86,6 +87,32 @@ def test_prints_sizes_prompts_and_memory(capsys):
   assert 'estimate, not measured' in said
 
 
+@pytest.mark.parametrize(
+  ('seconds', 'text'),
+  [
+    (4.92e-05, '49.2 µs'),
+    (0.000164, '164 µs'),
+    (0.0999, '99.9 ms'),
+    (1.0, '1 s'),
+    (59.9, '59.9 s'),
+    (4932.0, '1.37 h'),
+    (1e8, '1,157 days'),
+  ],
+)
+def test_times_are_written_with_units(seconds, text):
+  assert time_text(seconds) == text
+
+
+def test_every_printed_time_has_three_digits_and_a_unit(recipe):
+  slice_ = topologies.find_topology('v5p-8')
+  said = list(plan(recipe, slice_))
+  times = said[said.index(next(t for t in said if 'not measured' in t)) + 1 :]
+  number = r'\d{1,3}(\.\d{1,2})? (µs|ms|s|min|h|days)'
+  for line in times[:-1]:
+    assert re.fullmatch(rf'  \w+ +{number}', line)
+  assert re.match(rf'  an iteration {number}, the run {number} ', times[-1])
+
+
 def test_has_no_estimate_without_a_topology(recipe):
   said = '\n'.join(plan(recipe))
   assert 'give --topology' in said
@@ -147,7 +174,7 @@ def test_uses_the_output_of_compile(tmp_path, capsys):
   assert 'scoring    3 s' in said
   assert 'training   8 s' in said
   # 4 iterations of 13 s.
-  assert 'an iteration 13 s, the run 0.0144 hours' in said
+  assert 'an iteration 13 s, the run 52 s without' in said
   assert 'may fit' not in said
   planned(tmp_path, compiled(fits=False))
   assert 'it DOES NOT FIT' in capsys.readouterr().out

@@ -3,8 +3,10 @@
 
 import dataclasses
 import importlib
+import inspect
 import json
 import pathlib
+import re
 import shutil
 import sys
 import textwrap
@@ -273,3 +275,17 @@ def test_recipes_with_the_same_fields_are_different_runs():
   ours, theirs = load(KL_COV), load('countdown:random_k')
   assert ours.config == theirs.config
   assert ours.identity != theirs.identity
+
+
+@pytest.mark.parametrize('spec', COUNTDOWN)
+def test_docstrings_of_countdown_recipes_agree_with_the_results(spec):
+  name = spec.partition(':')[2]
+  text = inspect.getdoc(getattr(countdown, name)) or ''
+  readme = (CONFIGS.parent / 'README.md').read_text()
+  assert '`make train` takes about seven minutes' in readme
+  assert 'two CPU cores, seven minutes.' in text
+  rows = (CONFIGS / 'results' / 'countdown.md').read_text().splitlines()
+  known = [r for r in rows if r.startswith(('| warm', f'| countdown_{name} |'))]
+  stated = re.findall(r'\d\.\d{3}|\d{2}\.\d', text.partition('Expect')[2])
+  assert all(number in ' '.join(known) for number in stated)
+  assert stated or name in ('grpo_no_clip', 'kl_cov_beta0', 'target_entropy')

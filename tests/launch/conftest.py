@@ -4,10 +4,14 @@
 import json
 import os
 import pathlib
+import shutil
 import stat
+import subprocess
 import sys
 
 import pytest
+
+from launch import checkout
 
 FAKE = pathlib.Path(__file__).with_name('fake.py')
 EVER = 10**6
@@ -30,6 +34,47 @@ class Fakes:
       return []
     calls = [json.loads(line) for line in file.read_text().splitlines()]
     return [call for call in calls if all(word in call for word in words)]
+
+
+@pytest.fixture(scope='session')
+def committed(tmp_path_factory, git):
+  """A checkout with a committed config, which imports a file beside it."""
+  root = tmp_path_factory.mktemp('checkout').resolve()
+  (root / 'configs').mkdir()
+  for name in ('c.py', 'configs/c.py'):
+    (root / name).write_text('import shared\n\ndef kl_cov():\n  ...\n')
+  for name in ('shared.py', 'configs/shared.py', 'configs/countdown.py'):
+    (root / name).write_text('def kl_cov():\n  ...\n')
+  git(root, 'init', '--quiet')
+  git(root, 'add', '.')
+  git(root, 'commit', '--quiet', '--message=First')
+  return root
+
+
+@pytest.fixture(scope='session')
+def git():
+  """Function that runs git as a user that need not be configured."""
+
+  def run(root, *arguments):
+    user = ('-c', 'user.name=a', '-c', 'user.email=a@b', '-c', 'gc.auto=0')
+    subprocess.run(['git', '-C', str(root), *user, *arguments], check=True)
+
+  return run
+
+
+@pytest.fixture
+def clone(committed, tmp_path, monkeypatch):
+  """A copy of the checkout, as launcher's checkout and current directory."""
+  root = shutil.copytree(committed, tmp_path.resolve() / 'clone')
+  monkeypatch.setattr(checkout, 'ROOT', root)
+  monkeypatch.chdir(root)
+  return root
+
+
+@pytest.fixture(autouse=True)
+def in_checkout(committed, monkeypatch):
+  monkeypatch.setattr(checkout, 'ROOT', committed)
+  monkeypatch.chdir(committed)
 
 
 @pytest.fixture

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks that what a job needs is in the commit that is copied to the hosts."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import pathlib
+import subprocess
+from collections.abc import Iterator, Sequence
+
+from covrl.config.loading import locate
+from covrl.config.overrides import PREFIX
+from covrl.config.schema import fields_by_name
+from launch.job import Job, LaunchError
+from launch.shell import Shell
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# Names of files in the note on uncommitted changes.
+_NAMED = 5
+
+
+def with_committed_config(job: Job, shell: Shell, root: pathlib.Path) -> Job:
+  """Returns a job whose config is the committed file, relative to the checkout.
+
+  Prints a note on uncommitted changes of other files, which the hosts lack.
+
+  Args:
+    job: the job.
+    shell: prints the note.
+    root: the checkout whose commit HEAD is copied.
+
+  Raises:
+    LaunchError: the config, a file beside it that it imports, or a file that an
+      argument names is absent, outside the checkout or not committed.
+  """
+  changed = _changed(root)
+  spec = job.value('--config') or ''
+  file = _config_file(spec, root)
+  for path in (file, *_imported_beside(file)):
+    _check_committed(path, root, changed)
+  _check_arguments(job, root)
+  if changed:
+    more = len(changed) - _NAMED
+    names = ', '.join(changed[:_NAMED]) + f' and {more} more' * (more > 0)
+    shell.print(f'not committed, so not on the hosts: {names}')
+  path, suffix, function = spec.rpartition('.py')
+  if suffix:
+    # The hosts train in the directory of their copy.
+    path = file.relative_to(root).as_posix()
+    return _with_config(job, spec, f'{path}{function}')
+  return job
+
+
+def _config_file(spec: str, root: pathlib.Path) -> pathlib.Path:
+  """Returns the absolute path of the config's file."""
+  file, _ = locate(spec)
+  if '.py' not in spec:
+    # Recipes that covrl ships are installed on the hosts from this directory.
+    file = root / 'configs' / file.name
+  return file.resolve()
+
+
+def _imported_beside(file: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields the files of a config's directory that it imports, recursively."""
+  found, new = {file}, [file]
+  while new:
+    for name in _imports(new.pop()):
+      path = file.with_name(f'{name}.py')
+      if path not in found and path.is_file():
+        found.add(path)
+        new.append(path)
+        yield path
+
+
+def _imports(file: pathlib.Path) -> Iterator[str]:
+  """Yields the top-level names of the modules that a file imports."""
+  for node in ast.walk(ast.parse(file.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name.partition('.')[0] for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+      yield node.module.partition('.')[0]
+
+
+def _check_committed(
+  path: pathlib.Path, root: pathlib.Path, changed: Sequence[str]
+) -> None:
+  """Checks that a file is in the commit as it is on this machine."""
+  if not path.is_relative_to(root):
+    raise LaunchError(
+      f'--config must be a file of {root}, whose commit HEAD is copied to the '
+      f'hosts, got {path}'
+    )
+  name = path.relative_to(root).as_posix()
+  if name in changed or not _is_committed(name, root):
+    raise LaunchError(
+      f'--config and the files that it imports must be committed, since the '
+      f'commit HEAD is copied to the hosts; {name} is not, or has changed since'
+    )
+
+
+def _check_arguments(job: Job, root: pathlib.Path) -> None:
+  """Checks that no argument names a file that only this machine has."""
+  fields = fields_by_name()
+  for argument in job.arguments:
+    option, _, value = argument.partition('=')
+    field = fields.get(option.removeprefix(PREFIX))
+    if field is None or field.kind is not str or not value:
+      continue
+    for text in value.split(','):
+      path = pathlib.Path(text.partition('=')[0])
+      if path.is_absolute() or not _exists(path):
+        continue
+      file = path.resolve()
+      inside = file.is_relative_to(root)
+      if not inside or not _is_committed(str(file.relative_to(root)), root):
+        raise LaunchError(
+          f'{option} must name files that the hosts have, such as those of a '
+          f'bucket, got {str(path)!r}, which only this machine has'
+        )
+
+
+def _exists(path: pathlib.Path) -> bool:
+  """Returns whether a text that may be anything names a file."""
+  try:
+    return path.exists() and path != pathlib.Path()
+  except (OSError, ValueError):
+    return False
+
+
+def _is_committed(name: str, root: pathlib.Path) -> bool:
+  return bool(_git(root, 'ls-tree', '--name-only', 'HEAD', '--', name))
+
+
+def _changed(root: pathlib.Path) -> list[str]:
+  """Returns the files that differ from the commit, untracked ones included."""
+  entries = _git(root, 'status', '--porcelain', '-z', '--no-renames')
+  return [entry[3:] for entry in entries.split('\0') if entry]
+
+
+def _git(root: pathlib.Path, *arguments: str) -> str:
+  """Returns the output of a git command that only reads."""
+  try:
+    done = subprocess.run(
+      ['git', '-C', str(root), *arguments],
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+  except FileNotFoundError:
+    raise LaunchError('git is required but not installed') from None
+  if done.returncode:
+    reason = ' '.join(done.stderr.split())
+    raise LaunchError(
+      f'{root} must be a git checkout, whose commit HEAD is copied to the '
+      f'hosts: {reason}'
+    )
+  return done.stdout
+
+
+def _with_config(job: Job, given: str, spec: str) -> Job:
+  """Returns the job with another value of `--config`."""
+  replacements = {given: spec, f'--config={given}': f'--config={spec}'}
+  arguments = [replacements.get(each, each) for each in job.arguments]
+  return dataclasses.replace(job, arguments=tuple(arguments))
