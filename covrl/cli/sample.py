@@ -114,7 +114,7 @@ def _sample_pretrained(
   """Samples from a pretrained model, with its parameters on all devices."""
   from covrl import pretrained
   from covrl.config import Config
-  from covrl.data import duplicate_bos_text
+  from covrl.data import Problem, prompt_ids
   from covrl.parallel import sharding
   from covrl.rollout import Sampling
   from covrl.train.build import make_engine
@@ -125,7 +125,7 @@ def _sample_pretrained(
   if arguments.chat:
     template = pretrained.load_chat_template(arguments.workdir)
     prompt = template.render([{'role': 'user', 'content': prompt}])
-    prompt = prompt.removeprefix(duplicate_bos_text(template, tokenizer))
+  prompted = Problem(prompt=prompt, reference=None, source='prompt')
   config, mesh = Config(), sharding.make_mesh()
   config.rollout.max_response_length = arguments.max_length
   policy, params = pretrained.load_pretrained(arguments.workdir, mesh)
@@ -135,7 +135,7 @@ def _sample_pretrained(
     params,
     tokenizer,
     prompt,
-    max_prompt_length=max(len(tokenizer.encode(prompt)) + 1, 1),
+    max_prompt_length=max(len(prompt_ids(prompted, tokenizer)), 1),
     count=arguments.count,
     sampling=Sampling.make(
       arguments.temperature, arguments.top_p, arguments.top_k

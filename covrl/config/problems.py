@@ -83,6 +83,8 @@ class DataConfig:
       if empty.
     template: prompt template that contains `{question}`; the model's own chat
       template if empty.
+    template_variables: variables of the chat template, as a JSON object such
+      as `{"enable_thinking": false}`; empty for none.
     system: system message of conversations without one; empty for none.
     math_instruction: text appended to math questions that have no instruction.
     code_instruction: text appended to programming questions that have no
@@ -104,6 +106,7 @@ class DataConfig:
   train: str = ''
   layout: str = ''
   template: str = ''
+  template_variables: str = ''
   system: str = ''
   math_instruction: str = (
     'Please reason step by step, and put your final answer within \\boxed{}.'

@@ -28,7 +28,6 @@ from covrl.data.problems import ProblemSource as ProblemSource
 from covrl.data.problems import question_key as question_key
 from covrl.data.prompts import FormattedSource as FormattedSource
 from covrl.data.prompts import PromptFormat as PromptFormat
-from covrl.data.prompts import duplicate_bos_text as duplicate_bos_text
 from covrl.data.readers import ArrayRecordRecords as ArrayRecordRecords
 from covrl.data.readers import JsonlRecords as JsonlRecords
 from covrl.data.readers import ParquetRecords as ParquetRecords

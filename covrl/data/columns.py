@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ _TYPE_NAMES = (
   (bool, 'true or false'),
   (int | float, 'a number'),
   (str, 'text'),
+  (bytes, 'bytes'),
   (Mapping, 'an object'),
   (Sequence, 'a list'),
 )
@@ -86,6 +88,25 @@ class Row:
     if not value.strip():
       raise self.error(name, 'hold some text')
     return value
+
+  def check_encodable(self, name: str) -> None:
+    """Checks that no text in a column has a lone surrogate.
+
+    Raises:
+      ValueError: there is one, or the value is nested too deeply to tell.
+    """
+    value = self.value(name)
+    try:
+      if not isinstance(value, str):
+        value = json.dumps(value, ensure_ascii=False, default=str)
+      value.encode()
+    except UnicodeEncodeError as error:
+      surrogate = error.object[error.start]
+      raise self.error(
+        name, f'hold valid Unicode without the lone surrogate {surrogate!r}'
+      ) from None
+    except (ValueError, RecursionError) as error:
+      raise self.error(name, f'hold values of JSON ({error})') from None
 
   def error(self, name: str, requirement: str) -> ValueError:
     """Error that a column must meet a requirement, with its actual value.

@@ -3,32 +3,41 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import itertools
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 # Smallest fraction of a model's embedding that its own tokenizer uses; padding
 # the embedding to a round number adds a few per cent.
 _MIN_USED_FRACTION = 0.9
 
+# Tokens of the vocabulary that are tried as a text, to see what is added to it.
+_MAX_PROBES = 100
+
 
 class JsonTokenizer:
   """A tokenizer from a `tokenizer.json`.
 
-  The file does not define the tokens that begin and end a text; they are in the
-  model's other files, and are passed here by text or id.
+  The file does not define the tokens that end a response; they are in the
+  model's other files, and are passed here by text or id. Encoding is complete
+  and deterministic: the file's settings of truncation, padding and BPE dropout
+  are for training and batching, and are not applied.
 
   Args:
     file: content of the file.
     end_tokens: tokens that end a response.
-    bos_token: first token of every prompt, if any.
+    bos_token: first token of every prompt; the one that the file's
+      post-processor puts before a text, if any, unless given.
     pad_token: token that fills rows; the first end token unless given.
     vocab_size: vocabulary size of the model, whose embedding may be padded; ids
       beyond the file's tokens have no text. The file's size unless given.
 
   Raises:
-    ValueError: the file is not a tokenizer, lacks one of the tokens, or has
-      ordinary tokens beyond `vocab_size`.
+    ValueError: the file is not a tokenizer, lacks one of the tokens, puts
+      several tokens before a text, or has ordinary tokens beyond `vocab_size`.
   """
 
   def __init__(
@@ -40,20 +49,15 @@ class JsonTokenizer:
     pad_token: str | int | None = None,
     vocab_size: int | None = None,
   ) -> None:
-    import tokenizers
-
     self._file = file
-    try:
-      self._tokenizer = tokenizers.Tokenizer.from_str(file.decode())
-    except Exception as error:  # The library raises plain `Exception`.
-      raise ValueError(
-        f'A tokenizer.json was required, got {len(file)} other bytes.'
-      ) from error
+    self._tokenizer = _parse(file)
     self._vocab_size = self._check_size(vocab_size)
     if not end_tokens:
       raise ValueError('At least one end token is required, got none.')
     self._end_ids = tuple(map(self._id, end_tokens))
-    self._bos_id = None if bos_token is None else self._id(bos_token)
+    self._bos_id = (
+      self._own_bos_id() if bos_token is None else self._id(bos_token)
+    )
     self._pad_id = (
       self._end_ids[0] if pad_token is None else self._id(pad_token)
     )
@@ -114,6 +118,12 @@ class JsonTokenizer:
     """Content of the file."""
     return self._file
 
+  def with_first_end(self, token: int) -> JsonTokenizer:
+    """The tokenizer with one of its end tokens as the first."""
+    other = copy.copy(self)
+    other._end_ids = tuple(dict.fromkeys((token, *self._end_ids)))
+    return other
+
   def _id(self, token: str | int) -> int:
     if isinstance(token, int):
       found = token if 0 <= token < self.vocab_size else None
@@ -125,6 +135,24 @@ class JsonTokenizer:
         f' {self.vocab_size} tokens without it.'
       )
     return found
+
+  def _own_bos_id(self) -> int | None:
+    """The token that the post-processor puts before a text, if any."""
+    vocabulary = itertools.islice(self._tokenizer.get_vocab(), _MAX_PROBES)
+    for text in ('a', *vocabulary):
+      encoding = self._tokenizer.encode(text, add_special_tokens=True)
+      is_added = encoding.special_tokens_mask
+      if 0 not in is_added:
+        # The vocabulary has no token for this text.
+        continue
+      begin = encoding.ids[: is_added.index(0)]
+      if len(begin) > 1:
+        raise ValueError(
+          'A tokenizer that puts at most one token before a text was required,'
+          f' got one that puts {begin}.'
+        )
+      return begin[0] if begin else None
+    return None
 
   def _check_size(self, vocab_size: int | None) -> int:
     """Returns the model's vocabulary size if the file's tokens fit into it."""
@@ -144,3 +172,23 @@ class JsonTokenizer:
         f' which a few may be unused, got one of {own}.'
       )
     return vocab_size
+
+
+def _parse(file: bytes) -> Any:
+  """The library's tokenizer of a file, without truncation, padding and dropout."""
+  import tokenizers
+
+  try:
+    tokenizer = tokenizers.Tokenizer.from_str(file.decode())
+  except BaseException as error:
+    # The library raises plain `Exception`; its panics are not even that.
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+      raise
+    raise ValueError(
+      f'A tokenizer.json was required, got {len(file)} other bytes.'
+    ) from error
+  tokenizer.no_truncation()
+  tokenizer.no_padding()
+  if isinstance(tokenizer.model, tokenizers.models.BPE):
+    tokenizer.model.dropout = None
+  return tokenizer

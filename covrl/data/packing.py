@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
-from covrl.data.problems import Problem
+from covrl.data.problems import Problem, check_unicode
 from covrl.data.tokenizer import Tokenizer
 
 
@@ -53,9 +53,26 @@ _Slot = tuple[int, int, int]
 
 
 def prompt_ids(problem: Problem, tokenizer: Tokenizer) -> list[int]:
-  """Tokens of a prompt, after the BOS token if the tokenizer has one."""
-  bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-  return bos + tokenizer.encode(problem.prompt)
+  """Tokens of a prompt, as the tokenizer itself begins a text.
+
+  If the tokenizer has a BOS token, the prompt begins with exactly one, which a
+  chat template or a prompt template may have written already; white space
+  before it is dropped. Otherwise the prompt is encoded as it is.
+
+  Raises:
+    ValueError: the prompt is not valid Unicode, or has words outside the
+      vocabulary.
+  """
+  check_unicode(problem.prompt, 'The prompt', problem.location)
+  ids = tokenizer.encode(problem.prompt)
+  bos = tokenizer.bos_id
+  if bos is None or ids[:1] == [bos]:
+    return ids
+  if problem.prompt[:1].isspace():
+    stripped = tokenizer.encode(problem.prompt.lstrip())
+    if stripped[:1] == [bos]:
+      return stripped
+  return [bos, *ids]
 
 
 def prompt_rows(
@@ -279,4 +296,5 @@ def _response_ids(problem: Problem, tokenizer: Tokenizer) -> list[int]:
       f'Problems with a solution are required, got {problem.prompt!r} of'
       f' source {problem.source!r} without one.'
     )
+  check_unicode(problem.solution, 'The solution', problem.location)
   return [*tokenizer.encode(problem.solution), tokenizer.end_ids[0]]

@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from covrl.data.columns import Row, type_name
@@ -20,6 +22,15 @@ _DAPO_INSTRUCTION = re.compile(
 )
 
 
+# Control characters, and those that begin the rest of a frequent TeX command:
+# a file has one backslash where JSON needs two.
+_BROKEN_TEX = re.compile(
+  r'[\x00-\x08\x0b\x0c\x0e-\x1f]'
+  r'|\t(?=ext|imes|heta|frac|riangle|(?:an|au|o)\b)'
+  r'|\r(?=ight|angle|(?:ho|m)\b)|\n(?=abla|(?:eq|otin)\b)'
+)
+
+
 def plain_answer(row: Row, column: str) -> str:
   """The answer as text; whole numbers lose their decimal point.
 
@@ -29,8 +40,10 @@ def plain_answer(row: Row, column: str) -> str:
   value = row.value(column)
   match type_name(value):
     case 'text':
-      return row.text(column).strip()
+      return _answer_text(row.text(column), row, column)
     case 'a number':
+      if not math.isfinite(value):
+        raise row.error(column, 'hold text or a finite number')
       is_whole = isinstance(value, float) and value.is_integer()
       return str(int(value) if is_whole else value)
     case _:
@@ -46,9 +59,13 @@ def answer_list(row: Row, column: str) -> str:
   value = row.value(column)
   if isinstance(value, str):
     return plain_answer(row, column)
-  if not value or not all(isinstance(item, str) for item in value):
+  items = value if isinstance(value, list) else []
+  if not items or not all(isinstance(item, str) for item in items):
     raise row.error(column, 'list at least one answer of text')
-  return ', '.join(item.strip().strip('$') for item in value)
+  answers = [_answer_text(item, row, column).strip('$') for item in items]
+  if not all(map(str.strip, answers)):
+    raise row.error(column, 'list answers of some text')
+  return ', '.join(answers)
 
 
 def gsm8k_answer(row: Row, column: str) -> str:
@@ -100,17 +117,23 @@ def code_tests(row: Row, column: str) -> list[dict[str, Any]]:
     fields = json.loads(row.text(column))
     inputs, outputs = fields['inputs'], fields['outputs']
     pairs = list(zip(inputs, outputs, strict=True))
-  except (ValueError, KeyError, TypeError):
-    pairs, fields = [], {}
-  if not pairs:
+  except (ValueError, KeyError, TypeError, RecursionError):
+    inputs, outputs, pairs, fields = [], [], [], {}
+  if not pairs or not (isinstance(inputs, list) and isinstance(outputs, list)):
     raise row.error(
       column, "be JSON with as many 'inputs' as 'outputs', at least one"
     )
   name = fields.get('fn_name')
   if name is None:
+    if not all(map(_is_text_or_lines, (*inputs, *outputs))):
+      raise row.error(
+        column, "have 'inputs' and 'outputs' of text, numbers or lists of them"
+      )
     return [
       {'stdin': _joined_lines(i), 'stdout': _joined_lines(o)} for i, o in pairs
     ]
+  if not isinstance(name, str):
+    raise row.error(column, "have the name of a function as 'fn_name'")
   if not all(isinstance(arguments, list) for arguments, _ in pairs):
     raise row.error(column, "have 'inputs' that list a call's arguments")
   is_wrapped = all(isinstance(o, list) and len(o) == 1 for _, o in pairs)
@@ -154,15 +177,37 @@ def prepend_context(text: str, row: Row) -> str:
 def append_declaration(text: str, row: Row) -> str:
   """The question followed by the signatures that its tests call."""
   info = row.value('test_info')
-  declarations = [
-    entry['function_declaration'].strip()
+  found = [
+    entry.get('function_declaration')
     for entry in (info if isinstance(info, list) else ())
-    if isinstance(entry.get('function_declaration'), str)
+    if isinstance(entry, Mapping)
   ]
+  declarations = [entry.strip() for entry in found if isinstance(entry, str)]
   missing = [line for line in declarations if line and line not in text]
   if not missing:
     return text
   return f'{text}\n\nDeclare it as:\n' + '\n'.join(missing)
+
+
+def _answer_text(text: str, row: Row, column: str) -> str:
+  """An answer without white space around it.
+
+  Raises:
+    ValueError: it has control characters in place of TeX.
+  """
+  if found := _BROKEN_TEX.search(text):
+    raise row.error(
+      column,
+      'hold TeX whose backslashes are doubled in JSON, without the control'
+      f' character {found[0]!r}',
+    )
+  return text.strip()
+
+
+def _is_text_or_lines(value: Any) -> bool:
+  """Whether a program can read or print the value as text."""
+  lines = value if isinstance(value, list) else [value]
+  return all(isinstance(line, str | int | float) for line in lines)
 
 
 def _joined_lines(value: Any) -> str:

@@ -51,6 +51,31 @@ def question_key(question: str) -> str:
   return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+def check_unicode(text: str, name: str, location: str = '') -> None:
+  """Checks that a text has no lone surrogates, which cannot be encoded.
+
+  Args:
+    text: the text.
+    name: name of the text in the message, such as `The prompt`.
+    location: file and row, for the message; empty if unknown.
+
+  Raises:
+    ValueError: the text has a lone surrogate.
+
+  >>> check_unicode('x\\ud800', 'The prompt', 'row 3 of a.jsonl')
+  Traceback (most recent call last):
+  ValueError: The prompt of row 3 of a.jsonl must be valid Unicode, got the lone surrogate '\\ud800'.
+  """
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    place = f' of {location}' if location else ''
+    raise ValueError(
+      f'{name}{place} must be valid Unicode, got the lone surrogate'
+      f' {text[error.start]!r}.'
+    ) from None
+
+
 @runtime_checkable
 class ProblemSource(Protocol):
   """A Grain `RandomAccessDataSource` of `Problem`.

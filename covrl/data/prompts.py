@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 from collections.abc import Mapping
+from typing import Any
 
 from covrl.data.chat import ChatTemplate
 from covrl.data.problems import Problem, ProblemSource, source_fingerprint
@@ -26,8 +27,7 @@ class PromptFormat:
 
   Attributes:
     template: the model's chat template; `None` to format with `text` instead.
-    bos_text: text of the BOS token if the tokenizer adds one too; it is removed
-      from the output of `template`. Empty otherwise.
+    variables: variables of the chat template, such as `enable_thinking`.
     text: prompt with `{question}` in place of the messages.
     system: system message; empty for none.
     instructions: text after a bare question, by kind of problem.
@@ -42,7 +42,7 @@ class PromptFormat:
   """
 
   template: ChatTemplate | None = None
-  bos_text: str = ''
+  variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   text: str = QUESTION
   system: str = ''
   instructions: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -68,12 +68,10 @@ class PromptFormat:
       prompt = self.text.replace(QUESTION, content)
       return dataclasses.replace(problem, prompt=prompt)
     try:
-      prompt = self.template.render(messages, strftime_now=_DATE.strftime)
+      prompt = self.template.render(messages, now=_DATE, **self.variables)
     except ValueError as error:
       raise ValueError(f'{problem.location}: {error}') from None
-    return dataclasses.replace(
-      problem, prompt=prompt.removeprefix(self.bos_text)
-    )
+    return dataclasses.replace(problem, prompt=prompt)
 
   def formatted_kind(self, kind: str) -> str:
     """`Problem.kind` after formatting, for a problem of a kind."""
@@ -92,13 +90,6 @@ class PromptFormat:
     if self.system and messages[0]['role'] != 'system':
       messages.insert(0, {'role': 'system', 'content': self.system})
     return messages
-
-
-def duplicate_bos_text(template: ChatTemplate, tokenizer: Tokenizer) -> str:
-  """Text of the BOS token if template and tokenizer both add it, else empty."""
-  if tokenizer.bos_id is None:
-    return ''
-  return template.special_tokens.get('bos_token', '')
 
 
 class FormattedSource:

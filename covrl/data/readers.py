@@ -17,6 +17,8 @@ from etils import epath
 
 from covrl import storage
 
+_PARQUET_BATCH = 1024
+
 TFDS = 'tfds:'
 """Prefix of the name of a prepared TFDS dataset: `tfds:gsm8k/test`."""
 
@@ -83,7 +85,7 @@ class JsonlRecords(Records):
   def __init__(self, path: epath.PathLike) -> None:
     file = _require_file(path)
     self.file = str(file)
-    lines = file.read_bytes().split(b'\n')
+    lines = _read(file).split(b'\n')
     self._rows = [n for n, line in enumerate(lines, start=1) if line.strip()]
     self._lines = [lines[row - 1] for row in self._rows]
     _require_rows(self)
@@ -116,12 +118,11 @@ class ParquetRecords(Records):
     file = _require_file(path)
     self.file = str(file)
     try:
-      reader = pyarrow.BufferReader(file.read_bytes())
+      reader = pyarrow.BufferReader(_read(file))
       self._table: Any = pyarrow.parquet.read_table(reader)
-    except pyarrow.ArrowInvalid as error:
-      reason = str(error).partition('. ')[0]
+    except (pyarrow.ArrowException, OSError, MemoryError) as error:
       raise ValueError(
-        f'{file} must be a Parquet file, got: {reason}.'
+        f'{file} must be a Parquet file, got: {_line(error)}.'
       ) from None
     _require_rows(self)
 
@@ -129,11 +130,24 @@ class ParquetRecords(Records):
     return self._table.num_rows
 
   def __getitem__(self, index: int) -> Any:
-    return self._table.slice(index, 1).to_pylist()[0]
+    try:
+      return self._table.slice(index, 1).to_pylist()[0]
+    except (ValueError, OverflowError) as error:
+      # Values are not checked when a file is opened: text may not be UTF-8.
+      raise ValueError(
+        f'{_capitalised(self.location(index))} must hold valid values, got:'
+        f' {error}.'
+      ) from None
 
   def __iter__(self) -> Iterator[Any]:
-    for batch in self._table.to_batches(max_chunksize=1024):
-      yield from batch.to_pylist()
+    for start in range(0, len(self), _PARQUET_BATCH):
+      try:
+        rows = self._table.slice(start, _PARQUET_BATCH).to_pylist()
+      except (ValueError, OverflowError):
+        # One by one, to name the row.
+        stop = min(start + _PARQUET_BATCH, len(self))
+        rows = (self[index] for index in range(start, stop))
+      yield from rows
 
 
 class ArrayRecordRecords(Records):
@@ -143,8 +157,8 @@ class ArrayRecordRecords(Records):
     path: the file.
 
   Raises:
-    ValueError: the file is missing or empty. While reading: a record is not
-      JSON.
+    ValueError: the file is missing, empty, or not an ArrayRecord file. While
+      reading: a record is damaged, or is not JSON.
   """
 
   def __init__(self, path: epath.PathLike) -> None:
@@ -152,16 +166,28 @@ class ArrayRecordRecords(Records):
 
     file = _require_file(path)
     self.file = str(file)
-    self._records: Any = grain.sources.ArrayRecordDataSource(
-      [str(storage.local_copy(file))]
-    )
+    try:
+      self._records: Any = grain.sources.ArrayRecordDataSource(
+        [str(storage.local_copy(file))]
+      )
+    except RuntimeError as error:
+      raise ValueError(
+        f'{file} must be an ArrayRecord file, got: {_line(error)}.'
+      ) from None
     _require_rows(self)
 
   def __len__(self) -> int:
     return len(self._records)
 
   def __getitem__(self, index: int) -> Any:
-    return _parse_json(self._records[index], self.location(index))
+    try:
+      record = self._records[index]
+    except RuntimeError as error:
+      raise ValueError(
+        f'{_capitalised(self.location(index))} must be a record that can be'
+        f' read, got: {_line(error)}.'
+      ) from None
+    return _parse_json(record, self.location(index))
 
 
 class TfdsRecords(Records):
@@ -202,7 +228,13 @@ class TfdsRecords(Records):
     return len(self._records)
 
   def __getitem__(self, index: int) -> Any:
-    return _to_json_types(self._records[index])
+    try:
+      return _to_json_types(self._records[index])
+    except UnicodeDecodeError as error:
+      raise ValueError(
+        f'{_capitalised(self.location(index))} must hold text in UTF-8, got:'
+        f' {error}.'
+      ) from None
 
 
 _READERS = {
@@ -229,14 +261,47 @@ def _require_rows(records: Records) -> None:
     )
 
 
-def _parse_json(text: bytes, location: str) -> Any:
+def _read(file: epath.Path) -> bytes:
   try:
-    return json.loads(text)
-  except ValueError as error:
+    return file.read_bytes()
+  except OSError as error:
     raise ValueError(
-      f'{location[0].upper()}{location[1:]} must be a JSON object, got'
-      f' {text[:40]!r}.'
+      f'A file of problems that can be read is required, got {file}:'
+      f' {error.strerror or error}.'
+    ) from None
+
+
+def _parse_json(text: bytes, location: str) -> Any:
+  repeated: list[str] = []
+
+  def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+      names = [name for name, _ in pairs]
+      repeated.extend(name for name in fields if names.count(name) > 1)
+    return fields
+
+  try:
+    value = json.loads(text, object_pairs_hook=unique)
+  except (ValueError, RecursionError) as error:
+    raise ValueError(
+      f'{_capitalised(location)} must be a JSON object, got {text[:40]!r}.'
     ) from error
+  if repeated:
+    raise ValueError(
+      f'{_capitalised(location)} must have every name once, got'
+      f' {repeated[0]!r} twice.'
+    )
+  return value
+
+
+def _line(error: BaseException) -> str:
+  """The first sentence of an error, as one line without a full stop."""
+  return ' '.join(str(error).split()).partition('. ')[0].removesuffix('.')
+
+
+def _capitalised(location: str) -> str:
+  return f'{location[0].upper()}{location[1:]}'
 
 
 def _to_json_types(value: Any) -> Any:

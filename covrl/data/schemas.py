@@ -8,12 +8,17 @@ all other rows must then conform to it.
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from covrl.data import parsers
 from covrl.data.columns import Row, type_name
 from covrl.data.problems import Problem, question_key
+
+# How data frames write that a value is missing.
+_MISSING = frozenset(('nan', 'nat', '<na>', 'null'))
 
 _PASS_RATE_COLUMNS = (
   'pass_rate',
@@ -36,6 +41,7 @@ class Schema:
     condition: predicate that the first row of a file must also meet.
     parse_reference: from the row and the answer column to the reference.
     parse_question: from the prompt's text and the row to the bare question.
+    context_columns: columns that `parse_question` reads besides the prompt.
     solution_column: column of a correct response, or empty.
     kind: `Problem.kind`, or a function from the row to it.
   """
@@ -47,6 +53,7 @@ class Schema:
   condition: Callable[[Row], bool] = lambda row: True
   parse_reference: Callable[[Row, str], Any] = parsers.plain_answer
   parse_question: Callable[[str, Row], str] = lambda text, row: text
+  context_columns: tuple[str, ...] = ()
   solution_column: str = ''
   kind: str | Callable[[Row], str] = 'math'
 
@@ -60,7 +67,7 @@ class Schema:
     )
 
   def columns(self, row: Row) -> tuple[str, ...]:
-    """The columns that `parse` reads of a row."""
+    """The columns that `parse` reads of a row; question and answer are first."""
     read = [
       row.first_present(*self.prompt_columns),
       row.first_present(*self.answer_columns),
@@ -79,18 +86,17 @@ class Schema:
     Raises:
       ValueError: a column is missing or invalid; the message names it.
     """
+    for name in (*self.columns(row), 'data_source', *self.context_columns):
+      row.check_encodable(name)
     text, messages = _prompt(row, row.first_present(*self.prompt_columns))
     question = self.parse_question(text, row)
     column = row.first_present(*self.answer_columns)
     solution = row.value(self.solution_column) if self.solution_column else None
-    own_source = row.value('data_source')
     kind = self.kind if isinstance(self.kind, str) else self.kind(row)
     return Problem(
       prompt=question,
-      reference=self.parse_reference(row, column),
-      source=own_source
-      if isinstance(own_source, str) and own_source
-      else source,
+      reference=_reference(row, column, self.parse_reference),
+      source=_own_source(row) or source,
       solution=parsers.solution_text(solution),
       messages=messages,
       kind=kind,
@@ -170,6 +176,7 @@ SCHEMAS = (
     answer_columns=('final_answer',),
     parse_reference=parsers.answer_list,
     parse_question=parsers.prepend_context,
+    context_columns=('context',),
   ),
   Schema(
     name='OMNI-MATH',
@@ -217,6 +224,7 @@ SCHEMAS = (
     marker_columns=('test_info',),
     parse_reference=parsers.assert_suite,
     parse_question=parsers.append_declaration,
+    context_columns=('test_info',),
     solution_column='solution',
     kind='code',
   ),
@@ -233,7 +241,10 @@ SCHEMAS = (
     prompt_columns=('problem',),
     answer_columns=('solution',),
     condition=lambda row: (
-      not row.has('answer') and '\\boxed' in str(row.value('solution'))
+      not row.has('answer')
+      and any(
+        box in str(row.value('solution')) for box in ('\\boxed', '\\fbox')
+      )
     ),
     parse_reference=parsers.boxed_answer,
     solution_column='solution',
@@ -305,6 +316,28 @@ def _prompt(row: Row, column: str) -> tuple[str, tuple[Mapping[str, Any], ...]]:
     raise row.error(column, 'be a conversation with a message of the user')
   messages = tuple({k: m[k] for k in ('role', 'content')} for m in value)
   return questions[-1]['content'], messages
+
+
+def _own_source(row: Row) -> str:
+  """The row's own `data_source`, empty without one."""
+  value = row.value('data_source')
+  if not isinstance(value, str | None):
+    raise row.error('data_source', 'hold text')
+  return value or ''
+
+
+def _reference(row: Row, column: str, parse: Callable[[Row, str], Any]) -> Any:
+  """The reference, which a missing value never becomes."""
+  reference = parse(row, column)
+  if isinstance(reference, str) and reference.lower() in _MISSING:
+    raise row.error(column, 'hold an answer')
+  if isinstance(reference, float) and not math.isfinite(reference):
+    raise row.error(column, 'hold a finite number')
+  try:
+    json.dumps(reference)
+  except (TypeError, ValueError, RecursionError):
+    raise row.error(column, 'hold text, numbers, lists or objects') from None
+  return reference
 
 
 def _pass_rate(row: Row) -> float | None:

@@ -3,26 +3,38 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import pathlib
+import re
 from collections.abc import Iterable, Sequence
 
 
 class SentencePieceTokenizer:
   """A tokenizer from a sentencepiece model.
 
+  Control tokens in a text, such as `</s>` between the turns of a conversation,
+  are encoded as such.
+
   Args:
     model: the serialised model.
-    end_ids: ids that end a response; the model's end-of-sequence token unless
-      given.
+    end_ids: tokens that end a response, by id or piece; the model's
+      end-of-sequence token unless given.
+    adds_bos: whether prompts begin with the model's BOS token, if it has one.
 
   Raises:
     ValueError: the bytes are not a sentencepiece model, the model has no
       end-of-sequence token, or an end id is out of range.
   """
 
-  def __init__(self, model: bytes, end_ids: Sequence[int] = ()) -> None:
+  def __init__(
+    self,
+    model: bytes,
+    end_ids: Sequence[str | int] = (),
+    *,
+    adds_bos: bool = True,
+  ) -> None:
     import sentencepiece
 
     self._model = model
@@ -37,12 +49,18 @@ class SentencePieceTokenizer:
         'A tokenizer with an end-of-sequence token was required, got a'
         ' sentencepiece model without one.'
       )
-    for token in end_ids:
-      if not 0 <= token < self.vocab_size:
-        raise ValueError(
-          f'end_ids must lie in [0, {self.vocab_size}), got {token}.'
-        )
-    self._end_ids = tuple(end_ids) or (self._processor.eos_id(),)
+    ids = tuple(map(self._id, end_ids))
+    self._end_ids = ids or (self._processor.eos_id(),)
+    self._bos_id = _id_or_none(self._processor.bos_id()) if adds_bos else None
+    self._control_ids = {
+      self._processor.id_to_piece(token): token
+      for token in range(self.vocab_size)
+      if self._processor.is_control(token)
+    }
+    longest_first = sorted(self._control_ids, key=len, reverse=True)
+    self._control = re.compile(
+      f'({"|".join(map(re.escape, longest_first)) or "(?!)"})'
+    )
 
   @classmethod
   def load(cls, path: str | pathlib.Path) -> SentencePieceTokenizer:
@@ -57,7 +75,7 @@ class SentencePieceTokenizer:
   @property
   def bos_id(self) -> int | None:
     """Id of the BOS token, the first of every prompt, or `None`."""
-    return _id_or_none(self._processor.bos_id())
+    return self._bos_id
 
   @property
   def end_ids(self) -> tuple[int, ...]:
@@ -81,7 +99,10 @@ class SentencePieceTokenizer:
     Raises:
       ValueError: the text has words outside the vocabulary.
     """
-    ids = [int(piece) for piece in self._processor.encode(text)]
+    ids: list[int] = []
+    for part in self._control.split(text):
+      token = self._control_ids.get(part)
+      ids += self._processor.encode(part) if token is None else (token,)
     if self._processor.unk_id() in ids:
       raise ValueError(
         "A text of the tokenizer's vocabulary was required, got"
@@ -96,6 +117,28 @@ class SentencePieceTokenizer:
   def to_bytes(self) -> bytes:
     """The serialised model."""
     return self._model
+
+  def with_first_end(self, token: int) -> SentencePieceTokenizer:
+    """The tokenizer with one of its end tokens as the first."""
+    other = copy.copy(self)
+    other._end_ids = tuple(dict.fromkeys((token, *self._end_ids)))
+    return other
+
+  def _id(self, token: str | int) -> int:
+    """Id of a token, which may be given as its piece."""
+    if isinstance(token, str):
+      found = self._processor.piece_to_id(token)
+      if found == self._processor.unk_id():
+        raise ValueError(
+          f'A sentencepiece model with the token {token!r} was required, got'
+          ' one without it.'
+        )
+      return found
+    if not 0 <= token < self.vocab_size:
+      raise ValueError(
+        f'end_ids must lie in [0, {self.vocab_size}), got {token}.'
+      )
+    return token
 
 
 def train_sentencepiece(

@@ -76,6 +76,7 @@ class FileSource:
     """Parses all rows and returns the kind of each source's problems."""
     kinds: dict[str, tuple[str, str]] = {}
     types: dict[str, tuple[str, str]] = {}
+    parts: dict[str, tuple[str, str]] = {}
     for index, columns in enumerate(self._records):
       row = self._row(index, columns)
       problem = self.schema.parse(row, self._name)
@@ -86,7 +87,15 @@ class FileSource:
         f'The source {problem.source!r} must be of one kind of problems, which'
         " a column 'data_source' may tell apart",
       )
-      for column in self.schema.columns(row):
+      columns = self.schema.columns(row)
+      for part, column in zip(('questions', 'answers'), columns, strict=False):
+        _check_consistent(
+          parts,
+          part,
+          (repr(column), row.location),
+          f'The {part} of a file must be in one column',
+        )
+      for column in columns:
         _check_consistent(
           types,
           column,

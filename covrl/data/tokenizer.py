@@ -22,7 +22,11 @@ class Tokenizer(Protocol):
 
   @property
   def bos_id(self) -> int | None:
-    """Id of the BOS token, the first of every prompt, or `None`."""
+    """Id of the BOS token, the first of every prompt, or `None`.
+
+    A prompt that was formatted with one does not get another, see
+    `covrl.data.prompt_ids`.
+    """
     ...
 
   @property

@@ -3,19 +3,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import Literal
 
 import jax
 from etils import epath
+from jax.sharding import NamedSharding
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from covrl.data import JsonTokenizer, Tokenizer
 from covrl.models import Policy
+from covrl.models.lora import join_adapters, split_adapters
 from covrl.pretrained.adapters import base_model_directory, save_adapters
-from covrl.pretrained.load import dtype_name, model_origin
+from covrl.pretrained.load import (
+  dtype_name,
+  load_params,
+  load_policy,
+  model_origin,
+)
 from covrl.pretrained.orbax_cache import save_orbax
 from covrl.pretrained.policy import PretrainedPolicy
 from covrl.pretrained.resolve import read_config_files
@@ -76,7 +84,7 @@ def as_pretrained(
     tokenizer: the tokenizer of the training run.
 
   Raises:
-    ValueError: the tokenizer adds a BOS token, which no file would state.
+    ValueError: the tokenizer adds a BOS token, or none, unlike its file.
   """
   if pretrained:
     return PretrainedPolicy(
@@ -85,11 +93,14 @@ def as_pretrained(
       origin=model_origin(pretrained),
     )
   is_json = isinstance(tokenizer, JsonTokenizer)
-  if is_json and tokenizer.bos_id is not None:
-    raise ValueError(
-      'a tokenizer.json without a beginning token is required of a policy that'
-      f' was made here, got one that begins texts with {tokenizer.bos_id}'
-    )
+  if is_json:
+    own = JsonTokenizer(tokenizer.to_bytes(), end_tokens=tokenizer.end_ids)
+    if own.bos_id != tokenizer.bos_id:
+      raise ValueError(
+        'a tokenizer whose file determines the BOS token is required of a'
+        f' policy that was made here, got the BOS token {tokenizer.bos_id} and'
+        f' a file that adds {"none" if own.bos_id is None else own.bos_id}'
+      )
   generation_config = {
     'eos_token_id': list(tokenizer.end_ids),
     'pad_token_id': tokenizer.pad_id,
@@ -100,4 +111,35 @@ def as_pretrained(
     name: tokenizer.to_bytes(),
     'generation_config.json': text.encode(),
   }
+  if not is_json and tokenizer.bos_id is None:
+    files['tokenizer_config.json'] = b'{"add_bos_token": false}\n'
   return PretrainedPolicy(policy.config, files=files)
+
+
+def with_source_dtype(
+  policy: Policy, params: PyTree, pretrained: str
+) -> tuple[Policy, PyTree]:
+  """Replaces a frozen base model by the source's weights in the source's dtype.
+
+  Adapters may have been trained on a base model in a narrower dtype; merged
+  into that, the weights would have fewer digits than the source's.
+
+  Args:
+    policy: a policy with adapters.
+    params: its parameters.
+    pretrained: the model that training started from.
+
+  Returns:
+    The policy and its parameters; those given if the dtypes are equal.
+  """
+  source = load_policy(base_model_directory(pretrained)).config.param_dtype
+  if policy.config.lora is None or policy.config.param_dtype == source:
+    return policy, params
+  policy = dataclasses.replace(
+    policy, config=dataclasses.replace(policy.config, param_dtype=source)
+  )
+  _, adapters = split_adapters(params)
+  mesh = jax.tree.leaves(adapters)[0].sharding
+  mesh = mesh.mesh if isinstance(mesh, NamedSharding) else None
+  base = load_params(base_model_directory(pretrained), policy.base, mesh)
+  return policy, join_adapters(base, adapters)

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -15,17 +14,39 @@ from covrl.data import (
   SentencePieceTokenizer,
   Tokenizer,
 )
+from covrl.data.columns import type_name
 from covrl.pretrained.adapters import base_model_directory
+from covrl.pretrained.resolve import read_json
 
-_SPECIAL_TOKENS = ('bos_token', 'eos_token', 'unk_token', 'pad_token')
+_SPECIAL_TOKENS = (
+  'bos_token',
+  'eos_token',
+  'unk_token',
+  'sep_token',
+  'pad_token',
+  'cls_token',
+  'mask_token',
+)
+# A conversation that shows how a chat template ends a turn of the model.
+_ANSWER = 'The sum is 42.'
+_TURNS = (
+  {'role': 'user', 'content': 'What is 12 + 30?'},
+  {'role': 'assistant', 'content': _ANSWER},
+)
 
 
 def load_tokenizer(directory: epath.PathLike) -> Tokenizer:
   """Loads the tokenizer of a model, or of an adapter's base model.
 
-  `tokenizer.json` takes precedence over a sentencepiece `tokenizer.model`. The
-  end tokens are those in `generation_config.json`, else in `config.json`, else
-  in `tokenizer_config.json`.
+  `tokenizer.json` takes precedence over a sentencepiece `tokenizer.model`. Its
+  post-processor alone determines whether prompts begin with a BOS token, as in
+  the tokenizer's own encoding; with `tokenizer.model`, `add_bos_token` of
+  `tokenizer_config.json` does, true unless given.
+
+  The end tokens are those in `generation_config.json`, else in `config.json`,
+  else the `eos_token` of `tokenizer_config.json`. The first of several is the
+  one that the chat template writes after the model's turn, else `eos_token`:
+  supervised training ends responses with it.
 
   Args:
     directory: see `load_pretrained`.
@@ -34,41 +55,16 @@ def load_tokenizer(directory: epath.PathLike) -> Tokenizer:
     A tokenizer with the model's vocabulary size.
 
   Raises:
-    ValueError: the tokenizer is missing or has another vocabulary size, or no
-      file states the end tokens.
+    ValueError: the tokenizer is missing or has another vocabulary size, no file
+      states the end tokens, or a file is malformed.
   """
   directory = base_model_directory(directory)
-  config = _read_fields(directory, 'tokenizer_config.json')
-  vocab_size = _read_fields(directory, 'config.json').get('vocab_size')
-  end_tokens = _end_tokens(directory, config)
-  file = directory / 'tokenizer.json'
-  if file.is_file():
-    bos_token = _text(config.get('bos_token'))
-    try:
-      return JsonTokenizer(
-        file.read_bytes(),
-        end_tokens=end_tokens,
-        bos_token=bos_token if config.get('add_bos_token', True) else None,
-        pad_token=_text(config.get('pad_token')),
-        vocab_size=vocab_size,
-      )
-    except ValueError as error:
-      raise ValueError(f'{file}: {error}') from None
-  file = directory / 'tokenizer.model'
-  if not file.is_file():
-    raise ValueError(
-      f'{directory} must hold tokenizer.json or tokenizer.model, and holds'
-      ' neither'
-    )
-  tokenizer = SentencePieceTokenizer(
-    file.read_bytes(),
-    [token for token in end_tokens if isinstance(token, int)],
-  )
-  if vocab_size not in (None, tokenizer.vocab_size):
-    raise ValueError(
-      f"{file}: must have the model's {vocab_size} tokens, got"
-      f' {tokenizer.vocab_size}'
-    )
+  tokenizer = _open_tokenizer(directory)
+  if len(tokenizer.end_ids) > 1:
+    for text in _turn_ends(directory):
+      ids = [i for i in tokenizer.encode(text) if i in tokenizer.end_ids]
+      if ids:
+        return tokenizer.with_first_end(ids[0])
   return tokenizer
 
 
@@ -79,55 +75,167 @@ def load_chat_template(directory: epath.PathLike) -> ChatTemplate:
     directory: see `load_pretrained`.
 
   Raises:
-    ValueError: the model has no chat template.
+    ValueError: the model has no chat template, or a file is malformed.
   """
   directory = base_model_directory(directory)
-  config = _read_fields(directory, 'tokenizer_config.json')
   file = directory / 'chat_template.jinja'
-  source = file.read_text() if file.is_file() else config.get('chat_template')
+  if file.is_file():
+    try:
+      source = file.read_text()
+    except UnicodeDecodeError as error:
+      raise ValueError(f'{file}: must be UTF-8, got {error.reason}') from None
+  else:
+    file = directory / 'tokenizer_config.json'
+    source = _stated_template(directory)
+  return ChatTemplate(source, _special_tokens(directory), file=str(file))
+
+
+def _open_tokenizer(
+  directory: epath.Path,
+) -> JsonTokenizer | SentencePieceTokenizer:
+  """The tokenizer with the end tokens in the order of the files."""
+  special = _special_tokens(directory)
+  end_tokens = _end_tokens(directory, special)
+  vocab_size = _vocab_size(directory)
+  file = directory / 'tokenizer.json'
+  if file.is_file():
+    try:
+      return JsonTokenizer(
+        file.read_bytes(),
+        end_tokens=end_tokens,
+        pad_token=special.get('pad_token'),
+        vocab_size=vocab_size,
+      )
+    except ValueError as error:
+      raise ValueError(f'{file}: {error}') from None
+  file = directory / 'tokenizer.model'
+  if not file.is_file():
+    raise ValueError(
+      f'{directory} must hold tokenizer.json or tokenizer.model, and holds'
+      ' neither'
+    )
+  config = _read_fields(directory, 'tokenizer_config.json')
+  try:
+    tokenizer = SentencePieceTokenizer(
+      file.read_bytes(),
+      end_tokens,
+      adds_bos=config.get('add_bos_token') is not False,
+    )
+  except ValueError as error:
+    raise ValueError(f'{file}: {error}') from None
+  if vocab_size not in (None, tokenizer.vocab_size):
+    raise ValueError(
+      f"{file}: must have the model's {vocab_size} tokens, got"
+      f' {tokenizer.vocab_size}'
+    )
+  return tokenizer
+
+
+def _turn_ends(directory: epath.Path) -> Iterator[str]:
+  """Texts that contain the end of a turn, in order of precedence."""
+  try:
+    template = load_chat_template(directory)
+    text = template.render(_TURNS, add_generation_prompt=False)
+    yield text.rpartition(_ANSWER)[2]
+  except ValueError:
+    # Not every model has a chat template, and not every template takes this
+    # conversation.
+    pass
+  yield _special_tokens(directory).get('eos_token', '')
+
+
+def _stated_template(directory: epath.Path) -> str:
+  """The chat template in `tokenizer_config.json`."""
+  file = directory / 'tokenizer_config.json'
+  source = _read_fields(directory, file.name).get('chat_template')
   if isinstance(source, list):
     # Several named templates; `default` is the one without tools.
-    templates = {entry['name']: entry['template'] for entry in source}
+    if not all(
+      isinstance(entry, Mapping) and {'name', 'template'} <= entry.keys()
+      for entry in source
+    ):
+      raise ValueError(
+        f'{file}: chat_template must list templates with name and template,'
+        ' got others'
+      )
+    templates = {str(entry['name']): entry['template'] for entry in source}
     source = templates.get('default')
   if source is None:
     raise ValueError(
-      f'{directory / "tokenizer_config.json"}: must have a chat_template for'
-      ' conversations, and has none'
+      f'{file}: must have a chat_template for conversations, and has none'
     )
-  special = {name: _text(config.get(name)) for name in _SPECIAL_TOKENS}
-  return ChatTemplate(
-    source, {name: text for name, text in special.items() if text is not None}
-  )
+  if not isinstance(source, str):
+    raise ValueError(
+      f'{file}: chat_template must be text, got {type_name(source)}'
+    )
+  return source
 
 
 def _end_tokens(
-  directory: epath.Path, config: Mapping[str, Any]
+  directory: epath.Path, special: Mapping[str, str]
 ) -> list[str | int]:
   """Tokens that end a response, by id or else by text.
 
   Args:
     directory: directory of the model.
-    config: the fields of `tokenizer_config.json`.
+    special: special tokens by name.
   """
   for name in ('generation_config.json', 'config.json'):
     found = _read_fields(directory, name).get('eos_token_id')
-    if found is not None:
-      return list(found) if isinstance(found, list) else [found]
-  text = _text(config.get('eos_token'))
-  if text is None:
+    if found is None:
+      continue
+    ids = found if isinstance(found, list) else [found]
+    if not ids or not all(type(token) is int and token >= 0 for token in ids):
+      raise ValueError(
+        f'{directory / name}: eos_token_id must be the id of a token or several,'
+        f' got {str(found)[:40]}'
+      )
+    return list(dict.fromkeys(ids))
+  if 'eos_token' not in special:
     raise ValueError(
       f'{directory} must say what ends a response: an eos_token_id in'
       ' generation_config.json or an eos_token in tokenizer_config.json'
     )
-  return [text]
+  return [special['eos_token']]
+
+
+def _vocab_size(directory: epath.Path) -> int | None:
+  """The model's vocabulary size, if `config.json` has it."""
+  size = _read_fields(directory, 'config.json').get('vocab_size')
+  if size is not None and (type(size) is not int or size < 1):
+    raise ValueError(
+      f'{directory / "config.json"}: vocab_size must be a positive integer, got'
+      f' {str(size)[:40]}'
+    )
+  return size
+
+
+def _special_tokens(directory: epath.Path) -> dict[str, str]:
+  """Text of the special tokens by name, as chat templates name them."""
+  found: dict[str, str] = {}
+  # Older files have the tokens in a file of their own.
+  for file in ('special_tokens_map.json', 'tokenizer_config.json'):
+    fields = _read_fields(directory, file)
+    extra = fields.get('extra_special_tokens')
+    named = {
+      **(extra if isinstance(extra, Mapping) else {}),
+      **{name: fields[name] for name in _SPECIAL_TOKENS if name in fields},
+    }
+    for name, token in named.items():
+      text = token.get('content') if isinstance(token, Mapping) else token
+      if token is None:
+        found.pop(name, None)
+      elif isinstance(text, str):
+        found[name] = text
+      else:
+        raise ValueError(
+          f'{directory / file}: {name} must be the text of a token, got'
+          f' {type_name(token)}'
+        )
+  return found
 
 
 def _read_fields(directory: epath.Path, name: str) -> Mapping[str, Any]:
   """Fields of a JSON file, empty if the file is missing."""
   file = directory / name
-  return json.loads(file.read_text()) if file.is_file() else {}
-
-
-def _text(token: Any) -> str | None:
-  """Text of a token, which some files wrap in a dictionary."""
-  return token['content'] if isinstance(token, Mapping) else token
+  return read_json(file)[0] if file.is_file() else {}

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,6 @@ from covrl.data import (
   PromptFormat,
   Suite,
   Tokenizer,
-  duplicate_bos_text,
   filter_sources,
   load_suites,
 )
@@ -62,7 +62,7 @@ def text_task(config: Config) -> Task:
       ' an empty field pretrained'
     )
   tokenizer = load_tokenizer(config.pretrained)
-  prompt_format = _prompt_format(config, tokenizer)
+  prompt_format = _prompt_format(config)
   bare = load_suites(config.evaluate.suites, config.evaluate.suite_directory)
   prompted_suites = [
     dataclasses.replace(
@@ -94,7 +94,7 @@ def text_task(config: Config) -> Task:
   )
 
 
-def _prompt_format(config: Config, tokenizer: Tokenizer) -> PromptFormat:
+def _prompt_format(config: Config) -> PromptFormat:
   """Returns the format of the prompts."""
   data = config.data
   instructions = {
@@ -102,20 +102,49 @@ def _prompt_format(config: Config, tokenizer: Tokenizer) -> PromptFormat:
     'code': data.code_instruction,
   }
   if data.template:
+    if data.template_variables:
+      raise ConfigError(
+        'data.template_variables are for a chat template, which data.template'
+        f' replaces, got both: {data.template_variables!r} and'
+        f' {data.template!r}'
+      )
     return PromptFormat(
       text=data.template,
       system=data.system,
       instructions=instructions,
       question_only=data.bare_questions,
     )
-  template = load_chat_template(config.pretrained)
   return PromptFormat(
-    template=template,
-    bos_text=duplicate_bos_text(template, tokenizer),
+    template=load_chat_template(config.pretrained),
+    variables=_template_variables(data.template_variables),
     system=data.system,
     instructions=instructions,
     question_only=data.bare_questions,
   )
+
+
+def _template_variables(text: str) -> dict[str, Any]:
+  """Parses variables of the chat template.
+
+  >>> _template_variables('{"enable_thinking": false}')
+  {'enable_thinking': False}
+  """
+  try:
+    variables = json.loads(text) if text else {}
+  except (ValueError, RecursionError):
+    variables = None
+  if not isinstance(variables, dict):
+    raise ConfigError(
+      'data.template_variables must be a JSON object such as'
+      f' {{"enable_thinking": false}}, got {text!r}'
+    )
+  taken = {'messages', 'add_generation_prompt', 'strftime_now', 'now'}
+  if reserved := sorted(taken & variables.keys()):
+    raise ConfigError(
+      f'data.template_variables must not have {", ".join(reserved)}, which'
+      f' prompts need, got {text!r}'
+    )
+  return variables
 
 
 def _training(
@@ -213,14 +242,22 @@ def _pass_rates(file: str) -> dict[str, float]:
   if not file:
     return {}
   rates: dict[str, float] = {}
-  for number, line in enumerate(
-    storage.as_path(file).read_text().splitlines(), 1
-  ):
+  try:
+    lines = storage.as_path(file).read_bytes().splitlines()
+  except OSError as error:
+    raise ConfigError(
+      'data.pass_rates must name a file that can be read, got'
+      f' {file}: {error.strerror or error}'
+    ) from None
+  for number, line in enumerate(lines, 1):
     try:
       result = json.loads(line)
       marks = result['correct'] or [result['greedy']]
-      rates[result['key']] = float(np.mean(marks))
-    except (ValueError, KeyError, TypeError):
+      rate = float(np.mean(marks))
+      if not 0 <= rate <= 1:
+        raise ValueError
+      rates[result['key']] = rate
+    except (ValueError, KeyError, TypeError, RecursionError):
       raise ConfigError(
         'data.pass_rates must be results written by covrl evaluate, got'
         f' something else in row {number} of {file}'

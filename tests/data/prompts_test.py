@@ -73,17 +73,17 @@ def test_conversations_can_be_replaced_by_their_question(template):
   assert prompt_format(CONVERSATION).prompt == prompt_format(QUESTION).prompt
 
 
-def test_bos_token_is_not_duplicated():
+def test_templates_have_variables():
   template = ChatTemplate(
-    '{{ bos_token }}{% for m in messages %}[{{ m.content }}]{% endfor %}',
+    '{{ bos_token }}{{ messages[0].content }}{% if enable_thinking is false %}'
+    '<think></think>{% endif %}',
     {'bos_token': '<s>'},
   )
-  assert (
-    PromptFormat(template=template, bos_text='<s>')(QUESTION).prompt
-    == '[1 + 1?]'
+  assert PromptFormat(template=template)(QUESTION).prompt == '<s>1 + 1?'
+  prompt_format = PromptFormat(
+    template=template, variables={'enable_thinking': False}
   )
-  # Without a BOS token of the tokenizer, the template's is kept.
-  assert PromptFormat(template=template)(QUESTION).prompt == '<s>[1 + 1?]'
+  assert prompt_format(QUESTION).prompt == '<s>1 + 1?<think></think>'
 
 
 def test_prompts_do_not_depend_on_the_date():

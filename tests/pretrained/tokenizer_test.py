@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from covrl.data import Problem, token_rows
 from covrl.pretrained import load_chat_template, load_tokenizer
 
 TOKENIZERS = pathlib.Path(__file__).parents[1] / 'golden' / 'tokenizers'
@@ -89,13 +90,133 @@ def test_vocabulary_size_is_that_of_the_model(kind, tmp_path):
       load_tokenizer(copy)
 
 
-def test_adds_bos_as_the_files_specify(tmp_path):
-  copy = copy_of('bytes', tmp_path)
+def test_tokenizer_models_add_bos_unless_the_config_says_not(tmp_path):
+  copy = copy_of('pieces', tmp_path)
   file = copy / 'tokenizer_config.json'
-  edit(file, bos_token={'content': '<|im_start|>', 'special': True})
-  assert load_tokenizer(copy).bos_id == 301
+  edit(file, add_bos_token=True)
+  assert load_tokenizer(copy).bos_id == 1
   edit(file, add_bos_token=False)
   assert load_tokenizer(copy).bos_id is None
+
+
+def test_control_tokens_between_turns_are_encoded():
+  tokenizer = KINDS['pieces']
+  first, second = tokenizer.encode('one'), tokenizer.encode('two')
+  assert tokenizer.encode('<s>one</s>two') == [1, *first, 2, *second]
+
+
+@pytest.mark.parametrize(
+  'setting',
+  [
+    {
+      'truncation': {
+        'direction': 'Right',
+        'max_length': 4,
+        'strategy': 'LongestFirst',
+        'stride': 0,
+      }
+    },
+    {
+      'padding': {
+        'strategy': {'Fixed': 64},
+        'direction': 'Left',
+        'pad_to_multiple_of': None,
+        'pad_id': 300,
+        'pad_type_id': 0,
+        'pad_token': '<|endoftext|>',
+      }
+    },
+    {'dropout': 0.9},
+  ],
+)
+def test_settings_of_training_do_not_change_texts(setting, tmp_path):
+  copy = copy_of('bytes', tmp_path)
+  file = copy / 'tokenizer.json'
+  if 'dropout' in setting:
+    edit(file, model=json.loads(file.read_text())['model'] | setting)
+  else:
+    edit(file, **setting)
+  tokenizer, words = load_tokenizer(copy), golden('bytes')
+  for text, ids in zip(words['texts'], words['ids'], strict=True):
+    assert tokenizer.encode(text) == ids
+
+
+def end_of_turn(directory):
+  """The last target of supervised training."""
+  tokenizer = load_tokenizer(directory)
+  solved = Problem(prompt='a', reference='', source='', solution='b')
+  rows = token_rows([solved], tokenizer, 8)
+  return rows.targets[0][rows.loss_mask[0]][-1], tokenizer.end_ids
+
+
+def test_supervised_targets_end_with_the_end_of_a_turn(tmp_path):
+  copy = copy_of('bytes', tmp_path)
+  edit(copy / 'generation_config.json', eos_token_id=[301, 300, 302])
+  # As the chat template ends a turn.
+  assert end_of_turn(copy) == (302, (302, 301, 300))
+  edit(copy / 'tokenizer_config.json', eos_token='<|endoftext|>')
+  assert end_of_turn(copy) == (302, (302, 301, 300))
+  (copy / 'chat_template.jinja').unlink()
+  assert end_of_turn(copy) == (300, (300, 301, 302))
+  # A token at which sampling does not end is not trained.
+  edit(copy / 'tokenizer_config.json', eos_token='a')
+  assert end_of_turn(copy) == (301, (301, 300, 302))
+
+
+def test_special_tokens_may_be_in_a_file_of_their_own(tmp_path):
+  copy = copy_of('bytes', tmp_path)
+  (copy / 'tokenizer_config.json').unlink()
+  (copy / 'generation_config.json').unlink()
+  edit(copy / 'special_tokens_map.json', eos_token={'content': '<|endoftext|>'})
+  assert load_tokenizer(copy).end_ids == (300,)
+  assert load_chat_template(copy).special_tokens == {
+    'eos_token': '<|endoftext|>'
+  }
+
+
+MALFORMED = {
+  'tokenizer_config.json': [
+    b'{',
+    b'[]',
+    b'"x"',
+    b'\xff\xfe',
+    b'[' * 100_000,
+    b'{"bos_token": []}',
+    b'{"eos_token": {"text": "a"}}',
+    b'{"chat_template": 3}',
+    b'{"chat_template": [3]}',
+  ],
+  'generation_config.json': [
+    b'nul',
+    b'{"eos_token_id": []}',
+    b'{"eos_token_id": "2"}',
+    b'{"eos_token_id": 1.5}',
+    b'{"eos_token_id": [true]}',
+    b'{"eos_token_id": -1}',
+  ],
+  'config.json': [b'{"vocab_size": "many"}', b'{"vocab_size": 0}', b'3'],
+  'tokenizer.json': [b'{}', b'', b'\xff', b'{"model": null}'],
+  'chat_template.jinja': [b'\xff', b'{% if %}', b'{{ 1 / 0 }}'],
+}
+
+
+@pytest.mark.parametrize(
+  ('name', 'content'), [(n, c) for n, all_ in MALFORMED.items() for c in all_]
+)
+def test_malformed_files_are_named_in_one_sentence(name, content, tmp_path):
+  copy = copy_of('bytes', tmp_path)
+  if b'chat_template' in content:
+    (copy / 'chat_template.jinja').unlink()
+  (copy / name).write_bytes(content)
+
+  def read():
+    load_tokenizer(copy)
+    load_chat_template(copy).render([])
+
+  with pytest.raises(ValueError) as caught:
+    read()
+  assert str(copy / name) in str(caught.value)
+  assert '\n' not in str(caught.value)
 
 
 def test_names_missing_files(tmp_path):

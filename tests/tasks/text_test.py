@@ -4,6 +4,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -316,6 +317,86 @@ def test_more_than_one_percent_wrong_references_are_refused(tmp_path):
     ' right, 3 of 200 reference answers of a.jsonl are not'
   )
   assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  'answer',
+  [
+    '["1", "2"]',
+    "['5']",
+    '["-\\\\frac{2}{3}"]',
+    'The answer is 5',
+    'Answer: 5',
+    '{"answer": "5"}',
+    '\\\\frac{2}{3}',
+  ],
+)
+def test_references_in_the_notation_of_a_file_are_refused(answer, tmp_path):
+  # A model writes \\boxed{5}; graded by themselves these are all right.
+  (tmp_path / 'a.jsonl').write_text(
+    json.dumps({'question': 'q', 'answer': answer})
+  )
+  made = config()
+  made.data.train = str(tmp_path / 'a.jsonl')
+  task = text_task(made)
+  with (
+    scoring(task) as judges,
+    pytest.raises(ValueError, match=r"1 of 1 .* column 'answer' of row 1 of"),
+  ):
+    verify.check_references(task, judges, programs=1)
+
+
+def test_chat_templates_have_configured_variables(tmp_path):
+  model = pathlib.Path(shutil.copytree(MODEL, tmp_path / 'model'))
+  (model / 'chat_template.jinja').write_text(
+    '{{ messages[-1].content }}{{ "<think></think>" if enable_thinking is'
+    ' false }}{{ effort }}'
+  )
+  made = config('plain.jsonl', math_instruction='')
+  made.pretrained = str(model)
+  plain = text_task(made).train[0].prompt
+  made.data.template_variables = '{"enable_thinking": false, "effort": "low"}'
+  assert text_task(made).train[0].prompt == f'{plain}<think></think>low'
+
+
+@pytest.mark.parametrize(
+  ('text', 'sentence'),
+  [
+    ('{', 'must be a JSON object such as'),
+    ('[]', 'must be a JSON object such as'),
+    ('enable_thinking=false', 'must be a JSON object such as'),
+    ('{"messages": []}', 'must not have messages'),
+  ],
+)
+def test_invalid_template_variables_are_refused(text, sentence):
+  made = config('plain.jsonl', template_variables=text)
+  with pytest.raises(ConfigError, match=sentence):
+    text_task(made)
+
+
+def test_template_variables_need_a_chat_template():
+  made = config(
+    'plain.jsonl', template='{question}', template_variables='{"a": 1}'
+  )
+  with pytest.raises(ConfigError, match=r'which data\.template replaces'):
+    text_task(made)
+
+
+@pytest.mark.parametrize(
+  'line',
+  [
+    b'\xff',
+    b'[' * 100_000,
+    b'{"key": "k", "correct": [NaN]}',
+    b'{"key": "k", "correct": [75]}',
+    b'{"key": "k", "correct": ["1"]}',
+  ],
+)
+def test_malformed_pass_rates_are_named(line, tmp_path):
+  file = tmp_path / 'a.jsonl'
+  file.write_bytes(b'{"key": "k", "correct": [1]}\n' + line)
+  with pytest.raises(ConfigError, match=f'row 2 of {file}'):
+    text_task(config('verl.parquet', pass_rates=str(file)))
 
 
 def test_a_reference_program_that_fails_its_tests_is_refused(tmp_path):

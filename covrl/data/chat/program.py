@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Program that renders chat templates: one JSON request and reply per line.
+
+It runs as a script, so that it starts without JAX and imports nothing of covrl.
+A request has the fields `source`, `messages`, `variables`, `now` (ISO 8601;
+`null` for the current time), `characters` (most of the output) and `seconds`
+(of CPU time). A reply has `text`, `refused` (the template's own reason) or
+`error`.
+
+The dialect is that of transformers: its extensions, filters and functions.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+import random
+import resource
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+
+_MAX_REASON = 200
+# Names of a message's reasoning; the first is the standard one.
+_REASONING = ('reasoning_content', 'thinking', 'reasoning')
+
+
+class RefusalError(Exception):
+  """Raised by `raise_exception` in a template."""
+
+
+class OutputError(Exception):
+  """Raised when a template writes too much, or no valid Unicode."""
+
+
+class Generation(jinja2.ext.Extension):
+  """`{% generation %}`, which marks the model's turns and adds no text."""
+
+  def __init__(self, environment: jinja2.Environment) -> None:
+    super().__init__(environment)
+    self.tags = {'generation'}
+
+  def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+    """Parses a block, whose assignments are not visible outside."""
+    line = next(parser.stream).lineno
+    body = parser.parse_statements(('name:endgeneration',), drop_needle=True)
+    return jinja2.nodes.Scope(body, lineno=line)
+
+
+def main(memory: int) -> None:
+  """Answers requests on standard input until it is closed.
+
+  Args:
+    memory: bytes of address space, at most.
+  """
+  resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+  resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+  for line in sys.stdin.buffer:
+    request = json.loads(line)
+    _limit_time(request['seconds'])
+    reply = json.dumps(answer(request)).encode()
+    sys.stdout.buffer.write(reply + b'\n')
+    sys.stdout.buffer.flush()
+
+
+def answer(request: Mapping[str, Any]) -> dict[str, str]:
+  """Renders the template of a request."""
+  try:
+    # Some filters choose at random; equal conversations give equal prompts.
+    random.seed(0)
+    template = _compiled(request['source'])
+    pieces = template.generate(
+      messages=_messages(request['messages']),
+      strftime_now=functools.partial(_strftime, request['now']),
+      **request['variables'],
+    )
+    return {'text': _joined(pieces, request['characters'])}
+  except RefusalError as error:
+    return {'refused': _sentence(str(error))}
+  except (jinja2.TemplateError, OutputError) as error:
+    return {'error': _sentence(str(error))}
+  except Exception as error:
+    return {'error': _sentence(f'{type(error).__name__}: {error}')}
+
+
+def _limit_time(seconds: int) -> None:
+  """Ends the process when it takes this much more CPU time."""
+  soft = int(time.process_time()) + 1 + seconds
+  _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+  resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(source: str) -> jinja2.Template:
+  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    trim_blocks=True,
+    lstrip_blocks=True,
+    extensions=[Generation, jinja2.ext.loopcontrols],
+  )
+  environment.filters['tojson'] = _to_json
+  environment.globals['raise_exception'] = _refuse
+  return environment.from_string(source)
+
+
+def _messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """Messages without absent fields, with the reasoning under both names."""
+  found = []
+  for message in messages:
+    fields = {name: v for name, v in message.items() if v is not None}
+    named = [fields[name] for name in _REASONING if name in fields]
+    if named:
+      fields = {'thinking': named[0], **fields, 'reasoning_content': named[0]}
+    found.append(fields)
+  return found
+
+
+def _joined(pieces: Iterable[str], limit: int) -> str:
+  found: list[str] = []
+  length = 0
+  for piece in pieces:
+    length += len(piece)
+    if length > limit:
+      raise OutputError(f'more than {limit:,} characters')
+    found.append(piece)
+  text = ''.join(found)
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    raise OutputError(f'the lone surrogate {text[error.start]!r}') from None
+  return text
+
+
+def _refuse(reason: Any) -> None:
+  raise RefusalError(str(reason))
+
+
+def _strftime(now: str | None, form: str) -> str:
+  time_ = (
+    datetime.datetime.now()
+    if now is None
+    else datetime.datetime.fromisoformat(now)
+  )
+  return time_.strftime(form)
+
+
+def _to_json(
+  value: Any,
+  ensure_ascii: bool = False,
+  indent: int | str | None = None,
+  separators: tuple[str, str] | None = None,
+  sort_keys: bool = False,
+) -> str:
+  # The filter of jinja2 itself escapes characters for HTML.
+  return json.dumps(
+    value,
+    ensure_ascii=ensure_ascii,
+    indent=indent,
+    separators=separators,
+    sort_keys=sort_keys,
+  )
+
+
+def _sentence(text: str) -> str:
+  """One line of bounded length."""
+  line = ' '.join(text.split()).removesuffix(':')
+  return line if len(line) <= _MAX_REASON else f'{line[:_MAX_REASON]}…'
+
+
+if __name__ == '__main__':
+  main(int(sys.argv[1]))

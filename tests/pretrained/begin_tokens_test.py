@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts begin as the tokenizer's own encoding begins a text, exactly once."""
+
+import dataclasses
+import itertools
+import json
+
+import pytest
+import tokenizers
+from tokenizers import models, pre_tokenizers, processors
+
+from covrl.config import Config
+from covrl.data import JsonTokenizer, prompt_ids
+from covrl.pretrained import load_tokenizer
+from covrl.train import text_task
+
+WORDS = {'<unk>': 0, '<s>': 1, '</s>': 2, 'q': 3, 'a': 4}
+BOS, END, QUESTION, ANSWER = 1, 2, 3, 4
+
+PROCESSORS = {
+  'none': None,
+  'bytes': processors.ByteLevel(trim_offsets=False),
+  'begin': processors.TemplateProcessing(
+    single='<s> $A', pair='<s> $A <s> $B', special_tokens=[('<s>', BOS)]
+  ),
+  'both': processors.TemplateProcessing(
+    single='<s> $A </s>', special_tokens=[('<s>', BOS), ('</s>', END)]
+  ),
+  'end': processors.TemplateProcessing(
+    single='$A </s>', special_tokens=[('</s>', END)]
+  ),
+}
+# Prompt templates and chat templates that write a begin token, or none.
+TEXTS = {'none': '', 'writes': '<s>', 'newline': '\n<s>', 'blanks': ' \n <s> '}
+
+
+def tokenizer_file(processor):
+  tokenizer = tokenizers.Tokenizer(models.WordLevel(WORDS, unk_token='<unk>'))
+  tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+  tokenizer.add_special_tokens(['<s>', '</s>'])
+  if PROCESSORS[processor] is not None:
+    tokenizer.post_processor = PROCESSORS[processor]
+  return tokenizer.to_str()
+
+
+def write_model(folder, processor, chat='', **fields):
+  (folder / 'tokenizer.json').write_text(tokenizer_file(processor))
+  (folder / 'chat_template.jinja').write_text(
+    chat + '{{ messages[0].content }} a'
+  )
+  fields = {'eos_token': '</s>', **fields}
+  (folder / 'tokenizer_config.json').write_text(json.dumps(fields))
+
+
+def first_prompt(folder, template):
+  """Tokens of the first prompt of a run on one question."""
+  (folder / 'q.jsonl').write_text('{"question": "q", "answer": "1"}')
+  config = Config(pretrained=str(folder))
+  config.data = dataclasses.replace(
+    config.data,
+    train=str(folder / 'q.jsonl'),
+    template=template,
+    math_instruction='',
+  )
+  task = text_task(config)
+  return prompt_ids(task.train[0], task.tokenizer)
+
+
+@pytest.mark.parametrize('uses_chat', [False, True])
+@pytest.mark.parametrize('processor', PROCESSORS)
+@pytest.mark.parametrize('text', TEXTS)
+def test_prompts_begin_once_as_the_tokenizer_does(
+  uses_chat, processor, text, tmp_path
+):
+  own = tokenizers.Tokenizer.from_str(tokenizer_file(processor))
+  begins = own.encode('q').ids[0] == BOS or bool(TEXTS[text])
+  bos = [BOS] if begins else []
+  write_model(tmp_path, processor, TEXTS[text], bos_token='<s>')
+  template = '' if uses_chat else TEXTS[text] + '{question} a'
+  assert first_prompt(tmp_path, template) == [*bos, QUESTION, ANSWER]
+
+
+@pytest.mark.parametrize(
+  ('processor', 'bos_token', 'add_bos_token'),
+  list(itertools.product(PROCESSORS, [None, '<s>'], [None, False, True])),
+)
+def test_the_post_processor_alone_adds_a_begin_token(
+  processor, bos_token, add_bos_token, tmp_path
+):
+  stated = {} if add_bos_token is None else {'add_bos_token': add_bos_token}
+  write_model(tmp_path, processor, bos_token=bos_token, **stated)
+  found = load_tokenizer(tmp_path).bos_id
+  own = tokenizers.Tokenizer.from_str(tokenizer_file(processor))
+  assert found == (BOS if own.encode('q').ids[0] == BOS else None)
+
+
+def test_a_given_begin_token_takes_precedence():
+  file = tokenizer_file('none').encode()
+  assert JsonTokenizer(file, end_tokens=[END]).bos_id is None
+  assert JsonTokenizer(file, end_tokens=[END], bos_token='<s>').bos_id == BOS
+
+
+def test_refuses_several_begin_tokens():
+  tokenizer = tokenizers.Tokenizer.from_str(tokenizer_file('none'))
+  tokenizer.post_processor = processors.TemplateProcessing(
+    single='<s> </s> $A', special_tokens=[('<s>', BOS), ('</s>', END)]
+  )
+  with pytest.raises(ValueError, match=r'at most one token .*puts \[1, 2\]'):
+    JsonTokenizer(tokenizer.to_str().encode(), end_tokens=[END])
