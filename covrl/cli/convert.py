@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 
 from covrl.cli import devices
-from covrl.cli.policies import is_run
+from covrl.cli.policies import add_trust, is_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     choices=('float32', 'bfloat16'),
     help="type of the weights (default: the source's)",
   )
+  add_trust(parser)
   form = parser.add_mutually_exclusive_group()
   form.set_defaults(form='model')
   form.add_argument(
@@ -61,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
   with Progress() as progress:
     progress.stage('loading the weights')
     if is_run(arguments.source):
-      with open_run(arguments.source) as opened:
+      with open_run(arguments.source, trust=arguments.trust) as opened:
         policy = pretrained.as_pretrained(
           opened.policy, opened.config.pretrained, opened.task.tokenizer
         )

@@ -21,7 +21,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from covrl.cli import devices
-from covrl.cli.policies import is_run
+from covrl.cli.policies import add_trust, is_run
 
 if TYPE_CHECKING:
   from covrl.evaluation.results import Evaluation
@@ -66,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar='DIRECTORY',
     help="where results of suites are written (default: the run's directory)",
   )
+  add_trust(parser)
   pretrained = parser.add_argument_group('pretrained models')
   pretrained.add_argument(
     '--config', metavar='RECIPE', help='recipe whose problems are evaluated'
@@ -141,7 +142,7 @@ def _open(
   if arguments.config:
     return open_pretrained(arguments.workdir, arguments.config, suites)
   if suites is None or is_run(arguments.workdir):
-    return open_run(arguments.workdir, suites)
+    return open_run(arguments.workdir, suites, trust=arguments.trust)
   return open_model(
     arguments.workdir,
     suites,

@@ -3,7 +3,18 @@
 
 from __future__ import annotations
 
+import argparse
 import re
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+  """Adds `--trust`, which allows the code of another user's run."""
+  parser.add_argument(
+    '--trust',
+    action='store_true',
+    help="execute a run's copy of its recipe even if another user may have "
+    'written it',
+  )
 
 
 def is_run(directory: str) -> bool:

@@ -13,7 +13,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from covrl.cli import devices
-from covrl.cli.policies import is_run
+from covrl.cli.policies import add_trust, is_run
 
 if TYPE_CHECKING:
   from covrl.run.progress import Progress
@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--seed', type=int, default=0, help='random seed (default: %(default)s)'
   )
+  add_trust(parser)
   pretrained = parser.add_argument_group('pretrained models')
   pretrained.add_argument(
     '--chat',
@@ -96,7 +97,7 @@ def _sample_run(
   """Samples from a run's latest checkpoint."""
   from covrl.train.restore import open_run
 
-  with open_run(arguments.workdir) as opened:
+  with open_run(arguments.workdir, trust=arguments.trust) as opened:
     progress.stage('sampling')
     return opened.sample(
       arguments.prompt,

@@ -34,6 +34,7 @@ from covrl.config import (
 )
 from covrl.parallel import distributed
 from covrl.run import lock
+from covrl.run.trust import check_owner
 from covrl.run.checkpoint import NO_RESTART, CheckpointError
 from covrl.storage.append_log import read_log
 
@@ -176,13 +177,19 @@ class RunDirectory:
     for name, text in recipe.sources.items():
       storage.write_atomically(self.path / 'recipe' / name, text)
 
-  def recipe(self) -> Recipe:
-    """Loads the run's recipe from the copy in the directory.
+  def recipe(self, *, trust: bool = False) -> Recipe:
+    """Loads the run's recipe: executes the copy in the directory.
+
+    Args:
+      trust: whether to execute code that another user may have written.
 
     Raises:
-      ConfigError: the directory is not a run directory.
+      ConfigError: the directory is not a run directory, or it is another user's
+        and not trusted.
     """
     saved = self.read_config()
+    if not trust:
+      check_owner(self.path)
     copies = storage.local_copy(self.path / 'recipe')
     return restore(copies, saved)
 

@@ -225,21 +225,30 @@ class SuiteChoice:
 
 @contextlib.contextmanager
 def open_run(
-  workdir: str, suites: SuiteChoice | None = None
+  workdir: str, suites: SuiteChoice | None = None, *, trust: bool = False
 ) -> Iterator[OpenedRun]:
   """Opens a run at its latest checkpoint.
+
+  The copy of the recipe in the run directory is executed, which is said on
+  standard error.
 
   Args:
     workdir: the run directory.
     suites: suites to evaluate, instead of the run's.
+    trust: whether to execute a recipe that another user may have written.
 
   Raises:
-    ConfigError: `workdir` is not a run directory.
+    ConfigError: `workdir` is not a run directory, or it is another user's and not
+      trusted.
     CheckpointError: the run has no usable checkpoint.
     ValueError: suites are given, and the run's task has none.
   """
   directory = RunDirectory(workdir)
-  recipe = directory.recipe()
+  recipe = directory.recipe(trust=trust)
+  _print_warning(
+    f'covrl: executed the recipe in {directory.path / "recipe"}'
+    f' ({", ".join(sorted(recipe.sources))})'
+  )
   saved = CheckpointStore(directory.checkpoints, keep=1).latest()
   if saved is None:
     raise CheckpointError(f'{workdir} has no finished checkpoint yet')

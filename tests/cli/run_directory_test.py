@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands on run directories: new, in use, of other runs, damaged."""
 
+import os
 import shutil
 
 import jax.numpy as jnp
@@ -9,9 +10,10 @@ from cli.conftest import RECIPE
 
 from covrl.cli import main
 from covrl.exit_codes import Exit
-from covrl.run.checkpoint import CheckpointStore
+from covrl.run.checkpoint import CheckpointError, CheckpointStore
 from covrl.run.directory import RunDirectory
 from covrl.train import Stopped, loop
+from covrl.train.restore import open_run
 
 
 def set_up(workdir, *overrides):
@@ -142,3 +144,35 @@ def test_warns_of_settings_without_effect_or_with_bias(tmp_path, capsys):
     'importance weights are biased',
   ):
     assert any(words in warning for warning in warnings)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='only root may give files away')
+@pytest.mark.parametrize('name', ['.', 'config.json', 'recipe', RECIPE.name])
+@pytest.mark.parametrize('arguments', [['sample', '4 7 2 :'], ['evaluate']])
+def test_recipes_of_other_users_are_not_executed(
+  new_run, refuse, arguments, name
+):
+  path = new_run / ('recipe' if name == RECIPE.name else '') / name
+  os.chown(path, 12345, -1)
+  command, *rest = arguments
+  assert refuse(command, new_run, *rest).endswith(
+    f'{path} belongs to another user (user id 12345); pass --trust to execute it'
+    ' nevertheless'
+  )
+  # The next thing that is wrong with it.
+  assert 'no finished checkpoint' in refuse(command, new_run, *rest, '--trust')
+
+
+def test_recipes_that_every_user_can_write_are_not_executed(new_run, refuse):
+  (new_run / 'recipe').chmod(0o777)
+  assert refuse('sample', new_run, '4 7 2 :').endswith(
+    f'{new_run / "recipe"} can be written by every user; pass --trust to execute'
+    ' it nevertheless'
+  )
+
+
+def test_execution_of_a_recipe_is_said(new_run, capfd):
+  with pytest.raises(CheckpointError), open_run(str(new_run)):
+    raise AssertionError
+  said = f'executed the recipe in {new_run / "recipe"} ({RECIPE.name})'
+  assert said in capfd.readouterr().err

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks whose code a run directory holds before it is executed."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import stat
+from collections.abc import Iterator
+
+from etils import epath
+
+from covrl.config import ConfigError
+
+_OPTION = 'pass --trust to execute it nevertheless'
+
+
+def check_owner(directory: epath.PathLike) -> None:
+  """Refuses a run directory whose recipe another user may have written.
+
+  The copy of the recipe is executed with the rights of whoever opens the run. A
+  bucket has no owners that could be compared.
+
+  Args:
+    directory: the run directory, a path on a disk or in a bucket.
+
+  Raises:
+    ConfigError: the directory, its recipe directory or a file in it belongs to
+      another user or can be written by every user.
+  """
+  path = os.fspath(directory)
+  if '://' in path:
+    return
+  for entry in _entries(pathlib.Path(path)):
+    status = entry.stat()
+    if status.st_uid != os.geteuid():
+      raise ConfigError(
+        f'{path} holds a recipe that is executed when the run is opened, and'
+        f' {entry} belongs to another user ({_user_name(status.st_uid)});'
+        f' {_OPTION}'
+      )
+    if status.st_mode & stat.S_IWOTH:
+      raise ConfigError(
+        f'{path} holds a recipe that is executed when the run is opened, and'
+        f' {entry} can be written by every user; {_OPTION}'
+      )
+
+
+def _entries(directory: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields what decides which code is executed, as far as it exists."""
+  recipe = directory / 'recipe'
+  for entry in (directory, directory / 'config.json', recipe):
+    if entry.exists():
+      yield entry
+  if recipe.is_dir():
+    yield from sorted(recipe.iterdir())
+
+
+def _user_name(uid: int) -> str:
+  import pwd
+
+  try:
+    return pwd.getpwuid(uid).pw_name
+  except KeyError:
+    return f'user id {uid}'
