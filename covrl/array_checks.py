@@ -64,7 +64,7 @@ def check_array(
   return found
 
 
-def concrete(value: object) -> np.ndarray | None:
+def concrete(value: Any) -> np.ndarray | None:
   """Returns a value as a NumPy array, `None` if it is traced or not local."""
   if isinstance(value, Tracer):
     return None
@@ -74,7 +74,7 @@ def concrete(value: object) -> np.ndarray | None:
 
 
 def concrete_number(
-  value: object, name: str, *, allow_schedule: bool = True
+  value: Any, name: str, *, allow_schedule: bool = True
 ) -> float | None:
   """Returns a number, `None` if it is traced or a schedule.
 

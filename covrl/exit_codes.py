@@ -27,6 +27,8 @@ class Exit(enum.IntEnum):
     STORAGE: a file could not be written, because the disk is full or read-only,
       or the bucket refused; one sentence on standard error names it. The last
       checkpoint is whole, and the run resumes from it.
+    DIVERGED: too many updates in a row were skipped because gradients or
+      parameters were not finite; one sentence on standard error.
     INTERRUPTED: Ctrl-C ended a command that has nothing to save.
   """
 
@@ -37,6 +39,7 @@ class Exit(enum.IntEnum):
   PEER_LOST = 43
   STALLED = 44
   STORAGE = 45
+  DIVERGED = 46
   INTERRUPTED = 130
 
 

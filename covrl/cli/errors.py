@@ -43,5 +43,5 @@ def report_error(error: BaseException) -> Exit | None:
     return Exit.STORAGE
   if is_refusal(error):
     print(f'covrl: {error}', file=sys.stderr)
-    return Exit.REFUSED
+    return getattr(error, 'exit_status', Exit.REFUSED)
   return None

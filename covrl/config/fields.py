@@ -103,6 +103,8 @@ class TrainConfig:
     low: PPO's clip range below 1.
     high: PPO's clip range above 1.
     balance: coefficient of the load-balancing loss of a mixture of experts.
+    max_skipped_updates: number of updates in a row that are skipped, because a
+      gradient or an updated parameter is not finite, at which the run ends.
     keep_reference: whether to keep the policy after the warm start as the
       reference policy, for penalties that read `ref_logprobs`.
     reset_reference_every: iterations after which the current policy replaces
@@ -129,6 +131,7 @@ class TrainConfig:
   low: Share = 0.2
   high: NonNegativeFloat = 0.2
   balance: NonNegativeFloat = 0.0
+  max_skipped_updates: Positive = 10
   keep_reference: bool = False
   reset_reference_every: NonNegative = 0
 
@@ -199,11 +202,14 @@ class CheckpointConfig:
     every_updates: updates between further checkpoints within an iteration; 0
       for none.
     keep: number of newest checkpoints to keep.
+    allow_unknown_data: whether to resume a run with problems that have no
+      fingerprint, so that changes remain unnoticed.
   """
 
   every: Positive = 10
   every_updates: NonNegative = 0
   keep: Positive = 2
+  allow_unknown_data: bool = False
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)

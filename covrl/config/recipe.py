@@ -15,6 +15,7 @@ from covrl.config.flat import flatten
 # writes, not what it computes.
 RESUMABLE = (
   'train.iterations',
+  'train.max_skipped_updates',
   'checkpoint.',
   'logging.',
   'evaluate.suite_directory',

@@ -54,7 +54,7 @@ def check_token_chain(token_tx: object, where: str) -> None:
     where: name of the function that was called, for the error.
 
   Raises:
-    TypeError: it is no optax transformation, or one of parameters.
+    TypeError: it is not an optax transformation, or one of parameters.
 
   >>> check_token_chain(optax.adam(1e-3), 'as_loss')
   Traceback (most recent call last):

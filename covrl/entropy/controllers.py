@@ -285,7 +285,7 @@ def entropy_in(context: dict[str, Any]) -> Scalar:
 
 
 def has_reading(context: dict[str, Any]) -> Bool[Array, '']:
-  """Whether the context's `entropy` is a reading; NaN and infinity are none."""
+  """Whether the context's `entropy` is a reading: it is finite."""
   return jnp.isfinite(entropy_in(context))
 
 

@@ -17,7 +17,7 @@ from covrl.report.predictors import predictors
 from covrl.report.reading import flatten_config, short_text
 from covrl.report.rendering import render, write_page
 from covrl.report.run_data import RunData, load_run
-from covrl.report.summary import summarize
+from covrl.report.summary import health_warnings, summarize
 
 # Characters of the configuration file.
 _SOURCE = 100_000
@@ -46,6 +46,7 @@ def write_report(
     'run.html.j2',
     name=run.path.name,
     facts=_facts(run),
+    warnings=health_warnings(run),
     summary=summarize(run),
     main=run_figures.main_figures(run),
     health=health_figures.health_figures(run),

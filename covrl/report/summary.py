@@ -58,6 +58,25 @@ def summarize(run: RunData) -> Summary:
   return Summary(_headline(run), findings)
 
 
+def health_warnings(run: RunData) -> list[str]:
+  """Sentences about updates that were skipped or had no token to train on."""
+  total = len(run.train)
+  skipped = int(np.sum(run.train.column('skipped') > 0))
+  without_tokens = int(np.sum(run.train.column('tokens') == 0))
+  sentences = []
+  if skipped:
+    sentences.append(
+      f'{skipped:,} of {total:,} updates were skipped, because gradients or '
+      'parameters were not finite.'
+    )
+  if without_tokens:
+    sentences.append(
+      f'{without_tokens:,} of {total:,} updates had no token to train on, and '
+      'changed nothing.'
+    )
+  return sentences
+
+
 def accuracy_gain(run: RunData, metric: str | None = None) -> Estimate | None:
   """Change of an accuracy from the first evaluation to the last.
 

@@ -17,6 +17,7 @@ from jaxtyping import Array, Key, PyTree
 from covrl.data import PromptBatch, Tokenizer
 from covrl.parallel import distributed
 from covrl.rewards import TOTAL, PendingScores, Scoring
+from covrl.rewards.outcome import MAX_SCORE
 from covrl.rollout.engine import SamplingEngine
 from covrl.rollout.samples import Samples, to_rollout_rows
 from covrl.rollout.sampling import Sampling
@@ -38,10 +39,15 @@ class PendingRollouts:
   scores: PendingScores
 
   def result(self) -> ScoredRollouts:
-    """Waits for the scores; masks out responses whose scoring failed."""
+    """Waits for the scores; masks out responses whose scoring failed.
+
+    A total beyond `MAX_SCORE` counts as failed: its advantage would not be
+    finite in float32.
+    """
     scores = self.scores.result().gather()
-    totals = np.array(scores.totals(), np.float32)
-    failed = np.isnan(totals)
+    totals = np.array(scores.totals())
+    too_large = np.abs(totals) > MAX_SCORE
+    failed = np.isnan(totals) | too_large
     rewards = {TOTAL: np.where(failed, 0, totals).astype(np.float32)}
     for name, outcomes in scores.outcomes.items():
       rewards[name] = np.array(
@@ -54,7 +60,14 @@ class PendingRollouts:
         loss_mask=self.rollouts.loss_mask & ~failed[:, None],
       ),
       counts=scores.counts(),
-      failures=scores.failures(),
+      failures=[
+        *scores.failures(),
+        *(
+          f'the sum of all rewards must be of magnitude {MAX_SCORE:g} or less, '
+          f'got {total:g}'
+          for total in totals[too_large]
+        ),
+      ],
     )
 
 

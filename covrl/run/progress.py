@@ -30,6 +30,8 @@ _METRICS: Mapping[str, tuple[str, str]] = {
   'mean@8': ('mean@8', '{:.3f}'),
   'pass@8': ('pass@8', '{:.3f}'),
   'tokens_per_second': ('', '{:,.0f} tokens/s'),
+  'skipped_updates': ('', '{:,.0f} updates skipped'),
+  'updates_without_tokens': ('', '{:,.0f} updates without tokens'),
 }
 
 

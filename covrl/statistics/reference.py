@@ -149,7 +149,7 @@ def token_temperatures(
   return jax.lax.stop_gradient(each)[..., None]
 
 
-def check_temperature(temperature: object, shape: tuple[int, ...]) -> None:
+def check_temperature(temperature: Any, shape: tuple[int, ...]) -> None:
   """Refuses a temperature that is not positive, or not one or one per token.
 
   Args:
@@ -270,7 +270,7 @@ def moments_from_normaliser(
 def project_logits(
   hidden: Float[Array, '*B D'],
   unembedding: Float[Array, 'D V'],
-  impossible: Bool[Array, '*1 V'],
+  impossible: Bool[Array, '... V'],
   soft_cap: int | float | None,
 ) -> Float[Array, '*B V']:
   """Logits in at least float32, soft-capped, −∞ for impossible tokens.

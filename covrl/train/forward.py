@@ -119,11 +119,13 @@ def row_context(
 def mean_entropy(
   batch: TokenBatch, entropy: Float[Array, 'B T']
 ) -> Float[Array, '']:
-  """Mean entropy under the objective's weights, the same bits in every layout."""
+  """Mean entropy under the objective's weights, the same bits in every layout.
+
+  NaN without a token of positive weight.
+  """
   weighted = jnp.where(batch.loss_mask, batch.weights * entropy, 0)
   weights = exact_sum(batch.weights, batch.loss_mask)
-  total = jnp.maximum(weights, jnp.finfo(jnp.float32).tiny)
-  return exact_sum(weighted, batch.loss_mask) / total
+  return exact_sum(weighted, batch.loss_mask) / weights
 
 
 def make_score_step(
@@ -180,7 +182,7 @@ def make_entropy_change(
 
     (realised, gradient), _ = over_micro_batches(run, batch, micro_batches)
     predicted = optax.tree.vdot(gradient, optax.tree.sub(after, before))
-    tokens = jnp.maximum(count(batch.loss_mask), 1)
+    tokens = count(batch.loss_mask)
     return {
       'realised_entropy_change': realised / tokens,
       'predicted_entropy_change/jvp': jnp.asarray(predicted) / tokens,

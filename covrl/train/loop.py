@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from covrl.run.profiler import Profiler
 from covrl.run.progress import Progress
 from covrl.run.watchdog import Watchdog
 from covrl.train.build import Components, build
+from covrl.train.inputs import check_inputs, input_fingerprints
 from covrl.train.logged_samples import sample_records
 from covrl.train.resume import (
   RunPosition,
@@ -75,6 +77,8 @@ def train(
     CheckpointError: no checkpoint is whole, the newest one is damaged and
       `options.resume` is strict, or it is of another program.
     StorageError: something could not be written.
+    DivergedError: parameters are not finite, or too many updates in a row were
+      skipped because they would not be.
     Stopped: a signal has stopped the run; it is saved.
   """
   config, options = recipe.config, options or TrainOptions()
@@ -113,6 +117,10 @@ def train(
     profiler = Profiler(options.profile_steps, _trace_directory(directory))
     progress.stage('setting up')
     run = build(recipe, saved, progress.note)
+    inputs = input_fingerprints(
+      config, run.task, run.policy, run.shared_warm_start
+    )
+    check_inputs(config, inputs, saved, warn)
     directory.claim(recipe)
     if run.task.notes:
       directory.write_json('task.json', {'notes': list(run.task.notes)})
@@ -145,7 +153,7 @@ def train(
 
     def save(state: TrainState, rollout: RolloutBatch | None) -> None:
       position.prompts = run.collector.position
-      save_run(store, config, position, state, rollout, writer.sync())
+      save_run(store, config, position, state, rollout, writer.sync(), inputs)
 
     # Compile all programs, so that none is compiled later.
     progress.stage('compiling')
@@ -188,7 +196,8 @@ def train(
         state, metrics = _update(run, config, position, state, rollout)
         metrics['seconds'] += rollout_seconds
         position.update += 1
-        position.entropy = metrics['entropy']
+        if math.isfinite(metrics['entropy']):
+          position.entropy = metrics['entropy']
         stop.finished_updates(position.updates_made(config))
         profiler.after_step(position.updates_made(config) - 1)
         writer.write(
@@ -197,7 +206,17 @@ def train(
           phase='train',
           **metrics,
         )
+        position.health.count(
+          metrics,
+          f'update {position.update} of iteration {position.iteration}',
+          progress.warn,
+        )
+        metrics |= position.health.shown()
         progress.update(position.iteration + 1, **metrics)
+        position.health.check(
+          config.train.max_skipped_updates,
+          is_end=position.updates_made(config) >= config.total_updates,
+        )
         if position.update == config.updates_per_iteration:
           position.iteration, position.update = position.iteration + 1, 0
           rollout = None

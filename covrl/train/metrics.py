@@ -65,6 +65,9 @@ def update_metrics(
 ) -> dict[str, Scalar]:
   """Metrics of an optimiser update, over the tokens of its loss.
 
+  What does not exist is NaN: means and quantiles of no tokens, the threshold of
+  an empty selection, the change of a signal of 0. Counts are 0.
+
   Entropy is in nats at the sampling temperature; `covariance` is the batch
   covariance of log-probability and advantage. Predicted entropy changes are per
   unit of step size: `signal` for the cotangents after the token chain, the
@@ -76,7 +79,7 @@ def update_metrics(
     decisions: decisions of the token chain, in its order.
     token_state: state of the token chain after the update.
   """
-  mask = batch.loss_mask
+  mask, has_tokens = batch.loss_mask, jnp.any(batch.loss_mask)
   covariance = token_covariance(tokens.stats.logprobs, batch.advantages, mask)
   state = state_score(tokens.stats, batch.advantages)
   definition = definition_score(tokens.stats, batch.advantages, mask)
@@ -87,7 +90,9 @@ def update_metrics(
     'covariance': exact_mean(covariance, mask),
     'log_ratio': exact_mean(tokens.log_ratio, mask),
     'log_ratio_abs': exact_mean(jnp.abs(tokens.log_ratio), mask),
-    'log_ratio_max': jnp.max(jnp.abs(tokens.log_ratio)),
+    'log_ratio_max': jnp.where(
+      has_tokens, jnp.max(jnp.abs(tokens.log_ratio)), jnp.nan
+    ),
     'clip_fraction': _share(tokens.clipped, mask),
     'tokens': count(mask).astype(jnp.float32),
     'penalty_share': _penalty_share(tokens),
@@ -95,7 +100,9 @@ def update_metrics(
     'predicted_entropy_change/state': -exact_mean(state, mask),
     'predicted_entropy_change/definition': -exact_mean(definition, mask),
     'predicted_entropy_change/exact': -exact_mean(exact, mask),
-    'predicted_entropy_change/signal': exact_sum(signal, mask),
+    'predicted_entropy_change/signal': jnp.where(
+      has_tokens, exact_sum(signal, mask), jnp.nan
+    ),
   }
   for fraction, mean in zip(
     TOP_FRACTIONS, _top_means(covariance, batch), strict=True
@@ -172,8 +179,9 @@ def _selection_metrics(
     for decision in decisions.values()
     if isinstance(decision, SelectionSummary)
   ]
+  total = count(mask).astype(jnp.float32)
   if not summaries:
-    return {'selected_fraction': jnp.zeros(())}
+    return {'selected_fraction': jnp.where(total > 0, 0.0, jnp.nan)}
   summary = summaries[0]
   readings = {
     name: getattr(summary, name).astype(jnp.float32)
@@ -186,16 +194,17 @@ def _selection_metrics(
     'negative_rare',
   ):
     readings[f'quadrant/{name}'] = getattr(summary, name).astype(jnp.float32)
-  total = jnp.maximum(count(mask), 1).astype(jnp.float32)
   readings['selected_fraction'] = readings['selected'] / total
+  readings['threshold'] = jnp.where(
+    readings['selected'] > 0, readings['threshold'], jnp.nan
+  )
   return readings
 
 
 def _penalty_share(tokens: PerTokenValues) -> Scalar:
   """Norm of the chain's change of the signal, over that of the edited signal."""
   change = jax.tree.map(jnp.subtract, tokens.edited, tokens.signal)
-  total = _norm(tokens.edited)
-  return jnp.where(total > 0, _norm(change) / jnp.where(total > 0, total, 1), 0)
+  return _norm(change) / _norm(tokens.edited)
 
 
 def _norm(tree: PyTree) -> Scalar:
@@ -203,4 +212,4 @@ def _norm(tree: PyTree) -> Scalar:
 
 
 def _share(part: Bool[Array, 'B T'], mask: Bool[Array, 'B T']) -> Scalar:
-  return count(part & mask) / jnp.maximum(count(mask), 1)
+  return count(part & mask) / count(mask)

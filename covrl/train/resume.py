@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from jaxtyping import PyTree
@@ -20,6 +21,7 @@ from covrl.run.metrics_writer import MetricsState, MetricsWriter
 from covrl.run.progress import Progress
 from covrl.train.build import Components
 from covrl.train.compiled import without_base
+from covrl.train.health import UpdateHealth
 from covrl.train.init import add_adapter_params, initial_base_params
 from covrl.train.rollout_batch import RolloutBatch
 from covrl.train.sft import warm_start
@@ -35,6 +37,7 @@ class RunPosition:
     update: number of updates made in this iteration.
     evaluated: index of the iteration before which the policy was last
       evaluated, −1 for none.
+    health: counts of updates that changed nothing.
     entropy: mean token entropy at the last update, in nats.
     prompts: position in the stream of prompts after the rollout of the current
       iteration, or before it if no update has been made yet.
@@ -45,6 +48,7 @@ class RunPosition:
   evaluated: int = -1
   entropy: float | None = None
   prompts: StreamState | None = None
+  health: UpdateHealth = dataclasses.field(default_factory=UpdateHealth)
 
   def updates_made(self, config: Config) -> int:
     """Returns the number of updates since the start of the run."""
@@ -58,6 +62,7 @@ def save_run(
   state: TrainState,
   rollout: RolloutBatch | None,
   metrics: MetricsState,
+  inputs: Mapping[str, str],
 ) -> None:
   """Writes a checkpoint, unless the newest one is of the same update.
 
@@ -68,6 +73,7 @@ def save_run(
     state: the training state.
     rollout: the data of an unfinished iteration.
     metrics: the metrics so far, see `MetricsWriter.sync`.
+    inputs: see `covrl.train.inputs`.
   """
   updates = position.updates_made(config)
   if store.position == updates:
@@ -78,6 +84,7 @@ def save_run(
     'iteration': position.iteration,
     'position': dataclasses.asdict(position),
     'metrics': metrics,
+    'inputs': inputs,
   }
   if rollout is not None:
     arrays['rollout'] = rollout.arrays()
@@ -170,7 +177,9 @@ def _restore(
   notes = saved.notes
   if 'position' not in notes:
     raise _version_error(saved)
-  position = RunPosition(**notes['position'])
+  fields = notes['position']
+  health = UpdateHealth(**fields['health'])
+  position = RunPosition(**fields | {'health': health})
   if position.prompts is not None:
     run.collector.position = position.prompts
   like: dict[str, Any] = {'state': without_base(run.programs.abstract_state())}

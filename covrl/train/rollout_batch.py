@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -173,6 +174,9 @@ def rollout_metrics(
 ) -> dict[str, float]:
   """Returns metrics of all sampled responses, trained on or not.
 
+  What does not exist is NaN: means over responses or tokens of which there are
+  none.
+
   Args:
     rollouts: rollouts with rewards; responses without a score are left out of
       mean rewards.
@@ -186,15 +190,15 @@ def rollout_metrics(
   truncated = float(np.mean(rollouts.truncated))
   return {
     **_reward_metrics(rollouts, sources),
-    'sampler_gap': float(gap.mean()) if gap.size else 0.0,
-    'sampler_gap_max': float(gap.max()) if gap.size else 0.0,
-    'rollout_entropy': float(np.mean(np.asarray(stats.entropy)[mask])),
+    'sampler_gap': _mean(gap),
+    'sampler_gap_max': float(gap.max()) if gap.size else math.nan,
+    'rollout_entropy': _mean(np.asarray(stats.entropy)[mask]),
     'response_length': float(mask.sum(axis=1).mean()),
     'truncated_fraction': truncated,
     'end_fraction': 1.0 - truncated,
     **{
       f'importance_weight/{quantile:g}': float(
-        np.exp(np.quantile(log_ratio, quantile)) if log_ratio.size else 1.0
+        np.exp(np.quantile(log_ratio, quantile)) if log_ratio.size else np.nan
       )
       for quantile in QUANTILES
     },
@@ -219,16 +223,16 @@ def _reward_metrics(
   groups = np.asarray(rollouts.group_ids)[scored]
   equal = [np.ptp(total[scored][groups == g]) == 0 for g in np.unique(groups)]
   return {
-    'reward': _mean(total),
-    'equal_reward_groups': float(np.mean(equal)) if equal else 1.0,
-    **{f'reward/{name}': _mean(values) for name, values in parts.items()},
+    'reward': _known_mean(total),
+    'equal_reward_groups': float(np.mean(equal)) if equal else math.nan,
+    **{f'reward/{name}': _known_mean(values) for name, values in parts.items()},
     **{
-      f'reward_of_source/{source}': _mean(total[rows])
+      f'reward_of_source/{source}': _known_mean(total[rows])
       for source, rows in rows_of_source.items()
       if rows.any()
     },
     **{
-      f'reward/{name}/{source}': _mean(values[rows])
+      f'reward/{name}/{source}': _known_mean(values[rows])
       for name, values in parts.items()
       for source, rows in rows_of_source.items()
       if len(sources) > 1 and not np.all(np.isnan(values[rows]))
@@ -236,10 +240,14 @@ def _reward_metrics(
   }
 
 
+def _known_mean(values: Float[np.ndarray, ' n']) -> float:
+  """Returns the mean of the entries that are not NaN; NaN without any."""
+  return _mean(values[~np.isnan(values)])
+
+
 def _mean(values: Float[np.ndarray, ' n']) -> float:
-  """Returns the mean of the entries that are not NaN; 0 without any."""
-  known = values[~np.isnan(values)]
-  return float(known.mean()) if known.size else 0.0
+  """Returns the mean; NaN without values."""
+  return float(values.mean()) if values.size else math.nan
 
 
 def padding_batch(count: int, width: int, *, reference: bool) -> RolloutBatch:

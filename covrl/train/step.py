@@ -188,14 +188,19 @@ def make_train_step(
       run_micro_batch, (batch, decisions), settings.micro_batches
     )
     measured = _measure(state.measured, batch, tokens.stats, first)
+    has_tokens = jnp.any(batch.loss_mask)
     if settings.offload_optimizer:
       state = dataclasses.replace(state, opt_state=_to_device(state.opt_state))
-    new_state, applied = _apply(tx, state, gradients, token_state, measured)
+    new_state, finite = _apply(
+      tx, state, gradients, token_state, measured, has_tokens
+    )
     readings = metrics.update_metrics(batch, tokens, decisions, token_state)
     readings |= {
-      'loss': value,
-      'gradient_norm': optax.tree.norm(gradients),
-      'skipped': 1.0 - applied,
+      'loss': jnp.where(has_tokens, value, jnp.nan),
+      'gradient_norm': jnp.where(
+        has_tokens, optax.tree.norm(gradients), jnp.nan
+      ),
+      'skipped': 1.0 - finite,
       'log_ratio_noise': new_state.measured.log_ratio_noise,
       'entropy_moved': measured.entropy_moved,
     }
@@ -297,15 +302,27 @@ def _apply(
   gradients: PyTree,
   token_state: PyTree,
   measured: Measurements,
+  has_tokens: Bool[Array, ''],
 ) -> tuple[TrainState, Scalar]:
-  """Applies the gradients, or skips the update if one is not finite."""
-  finite = jnp.isfinite(optax.tree.norm(gradients))
+  """Applies the gradients, or keeps the state except for `step`.
+
+  It is kept if a gradient or an updated parameter is not finite, and if the
+  batch has no token to train on: momentum and decay must not move parameters
+  for nothing.
+
+  Returns:
+    The state, and 1 if all numbers are finite, else 0.
+  """
+  norm = optax.tree.norm(gradients)
   gradients = jax.tree.map(
     lambda g, p: g.astype(p.dtype), gradients, state.trainable
   )
   updates, opt_state = tx.update(gradients, state.opt_state, state.trainable)
+  trainable = optax.apply_updates(state.trainable, updates)
+  finite = jnp.isfinite(norm) & all_finite(trainable)
+  applied = finite & has_tokens
   updated = (
-    optax.apply_updates(state.trainable, updates),
+    trainable,
     opt_state,
     token_state,
     measured,
@@ -317,7 +334,7 @@ def _apply(
     state.measured,
   )
   trainable, opt_state, token_state, measured = jax.tree.map(
-    lambda new, old: jnp.where(finite, new, old), updated, kept
+    lambda new, old: jnp.where(applied, new, old), updated, kept
   )
   return (
     dataclasses.replace(
@@ -330,6 +347,16 @@ def _apply(
     ),
     finite.astype(jnp.float32),
   )
+
+
+def all_finite(tree: PyTree) -> Bool[Array, '']:
+  """Whether every float of a tree of arrays is finite."""
+  flags = [
+    jnp.all(jnp.isfinite(leaf))
+    for leaf in jax.tree.leaves(tree)
+    if jnp.issubdtype(leaf.dtype, jnp.inexact)
+  ]
+  return jnp.all(jnp.stack(flags)) if flags else jnp.asarray(True)
 
 
 def _to_device(opt_state: PyTree) -> PyTree:

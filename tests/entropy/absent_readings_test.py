@@ -2,6 +2,7 @@
 """Readings that do not exist: NaN, and never an ordinary number."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -110,7 +111,8 @@ def test_chains_hold_without_a_reading():
     0.5, proportional=0.1, integral=0.1
   )
   token_tx = optax.chain(covrl.entropy_bonus(bonus), covrl.entropy_bonus(gains))
-  state = token_tx.init(TokenStats.template())
+  state: Any = token_tx.init(TokenStats.template())
+  before = state
   for entropy in (0.6, jnp.nan, jnp.nan):
     before = state
     signal, state = update(token_tx, state, stats, jnp.asarray(entropy))

@@ -47,7 +47,7 @@ def explained(token_tx, stats, context):
   return explain(stats, **context)[0]
 
 
-def unknown(option: str) -> Any:
+def unknown(option: object) -> Any:
   """An option that the type checker would refuse."""
   return option
 
@@ -147,11 +147,14 @@ TOKEN_STATS = TokenStats(logprobs=-jnp.ones(SHAPE), entropy=jnp.ones(SHAPE))
 WEIGHTS = jnp.ones(SHAPE) / 40
 
 
-def bonus(stats=TOKEN_STATS, updates=TOKEN_STATS, **context):
+def run_once(tx: Any, stats=TOKEN_STATS, updates=TOKEN_STATS, **context):
+  """One update by a token transform."""
+  return tx.update(updates, tx.init(TokenStats.template()), stats, **context)
+
+
+def bonus(**arguments):
   """One update by an entropy bonus."""
-  tx: Any = covrl.entropy_bonus(0.1)
-  state = tx.init(TokenStats.template())
-  return tx.update(updates, state, stats, **{'weights': WEIGHTS, **context})
+  return run_once(covrl.entropy_bonus(0.1), **{'weights': WEIGHTS, **arguments})
 
 
 MISTYPED = {
@@ -274,12 +277,10 @@ MISTYPED = {
     r'mask must be \(4, 10\), got \(10,\)',
   ),
   'a selector that returns a row': (
-    lambda: covrl.token_masked(
-      optax.set_to_zero(), lambda stats, **_: stats.logprobs[0] < 0
-    ).update(
-      TOKEN_STATS,
-      covrl.kl_cov().init(TokenStats.template()),
-      TOKEN_STATS,
+    lambda: run_once(
+      covrl.token_masked(
+        optax.set_to_zero(), lambda stats, **_: stats.logprobs[0] < 0
+      )
     ),
     r"the selector's mask must be \[B, T\] = \(4, 10\), got \(10,\)",
   ),

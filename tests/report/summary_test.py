@@ -36,6 +36,22 @@ def rewrite(run, records):
   (run / 'metrics.jsonl').write_text(text)
 
 
+def test_updates_that_changed_nothing_are_said_at_the_top(make_run):
+  path = make_run(iterations=20)
+  assert 'class="warning"' not in write_report(path).read_text()
+  records = lines(path)
+  updates = [record for record in records if record['phase'] == 'train']
+  for record in updates[:3]:
+    record |= {'skipped': 1.0, 'loss': None, 'gradient_norm': None}
+  updates[5] |= {'tokens': 0.0, 'entropy': None, 'loss': None}
+  rewrite(path, records)
+  page = write_report(path).read_text()
+  total = len(updates)
+  skipped = page.index(f'3 of {total} updates were skipped, because gradients')
+  empty = page.index(f'1 of {total} updates had no token to train on')
+  assert skipped < empty < page.index('class="headline"')
+
+
 def test_gain_is_paired_by_problem(make_run):
   path = make_run(problems=120)
   before = {p['prompt']: p['correct'] for p in results(path, 0)}

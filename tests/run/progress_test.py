@@ -65,6 +65,26 @@ def test_plain_lines_for_stages_and_notes_come_at_once():
   ]
 
 
+def test_a_metric_without_a_value_is_displayed_as_nan():
+  def run(progress, clock):
+    progress.stage('train', 60)
+    progress.update(1, entropy=0.25, reward=0.5)
+    clock.now += 10.0
+    progress.update(
+      2, entropy=float('nan'), reward=float('nan'), updates_without_tokens=1.0
+    )
+    clock.now += 10.0
+    progress.update(3, entropy=0.25, skipped_updates=2.0)
+
+  lines = output_of(run).splitlines()
+  assert lines[1].startswith(
+    'train 2/60 · reward nan · entropy nan nats · 1 updates without tokens'
+  )
+  assert lines[2].startswith(
+    'train 3/60 · reward nan · entropy 0.250 nats · 2 updates skipped'
+  )
+
+
 def test_time_left_excludes_the_first_step():
   def run(progress, clock):
     progress.stage('train', 11)

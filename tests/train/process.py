@@ -24,11 +24,15 @@ ENVIRONMENT = {
 
 
 def arguments(recipe, workdir, **settings):
-  """Returns a training command; double underscores in names stand for dots."""
+  """Returns a training command; double underscores in names stand for dots.
+
+  The recipe is a file of tests/train/recipes, with `:FUNCTION` if it has several.
+  """
+  file, colon, function = recipe.partition(':')
   return [
     sys.executable,
     *('-m', 'covrl.cli', 'train'),
-    f'--config={RECIPES / recipe}.py',
+    f'--config={RECIPES / file}.py{colon}{function}',
     f'--workdir={workdir}',
     *(
       f'--config.{name.replace("__", ".")}={value}'
@@ -47,6 +51,16 @@ def train(recipe, workdir, **settings):
     timeout=600,
   )
   return lines(workdir)
+
+
+def start(recipe, workdir, **settings):
+  """Starts training; returns the process, its standard error a pipe of text."""
+  return subprocess.Popen(
+    arguments(recipe, workdir, **settings),
+    env=ENVIRONMENT,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
 
 
 def lines(workdir, phase=None):

@@ -24,6 +24,11 @@ def share_of_digits(response: str, reference: Any) -> float:
   return sum(word.isdigit() for word in words) / max(len(words), 1)
 
 
+def beyond_float32(response: str, reference: Any) -> float:
+  """Returns a number that is finite, but not in float32."""
+  return 1e39 * (begins_with_largest(response, reference) - 0.5)
+
+
 def slowly(response: str, reference: Any) -> float:
   """Returns the same as `begins_with_largest`, after a delay."""
   time.sleep(0.05)

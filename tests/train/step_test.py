@@ -49,7 +49,7 @@ def assert_same_update(got, wanted):
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * scale)
   assert_same_bits(state.token_state, expected.token_state)
   for name in ('selected', 'quota', 'threshold', 'tokens', 'skipped'):
-    assert readings[name] == figures[name], name
+    np.testing.assert_array_equal(readings[name], figures[name], name)
   for name in figures:
     np.testing.assert_allclose(
       readings[name], figures[name], rtol=1e-4, atol=1e-5, err_msg=name

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Health of a run: updates that are skipped, or have no token to train on."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+
+from covrl.exit_codes import Exit
+
+
+class DivergedError(RuntimeError):
+  """Training whose numbers are no longer finite, described in one sentence."""
+
+  exit_status = Exit.DIVERGED
+
+
+@dataclasses.dataclass
+class UpdateHealth:
+  """Counts of the updates of a run that changed nothing; saved with it.
+
+  Attributes:
+    made: number of updates so far.
+    skipped: updates skipped because a number was not finite.
+    skipped_in_a_row: the latest of these, without others in between.
+    without_tokens: updates without a token to train on.
+  """
+
+  made: int = 0
+  skipped: int = 0
+  skipped_in_a_row: int = 0
+  without_tokens: int = 0
+
+  def count(
+    self,
+    metrics: Mapping[str, float],
+    where: str,
+    warn: Callable[[str], object],
+  ) -> None:
+    """Counts an update, and warns if it is the first of its kind in a row.
+
+    Args:
+      metrics: the update's metrics.
+      where: description of the update, for the warning.
+      warn: receives the warning.
+    """
+    self.made += 1
+    if metrics['tokens'] == 0:
+      self.without_tokens += 1
+      warn(f'{where} has no token to train on and changes nothing')
+    if not metrics['skipped']:
+      self.skipped_in_a_row = 0
+      return
+    self.skipped += 1
+    self.skipped_in_a_row += 1
+    if self.skipped_in_a_row == 1:
+      warn(f'{where} is skipped: {_cause(metrics)}')
+
+  def check(self, limit: int, *, is_end: bool = False) -> None:
+    """Raises an error if the run does not train any more.
+
+    Args:
+      limit: number of skipped updates in a row at which the run ends.
+      is_end: whether the run has made all of its updates; it then must not end
+        with skipped ones only.
+
+    Raises:
+      DivergedError: too many updates in a row were skipped.
+    """
+    is_barren = is_end and 0 < self.made == self.skipped
+    if self.skipped_in_a_row >= limit or is_barren:
+      raise DivergedError(
+        f'training has diverged: the last {self.skipped_in_a_row} updates were '
+        'skipped because gradients or parameters were not finite '
+        f'(train.max_skipped_updates = {limit}); check the rewards and the '
+        'learning rate'
+      )
+
+  def shown(self) -> dict[str, float]:
+    """Returns the counts that are displayed: those that are not 0."""
+    counts = {
+      'skipped_updates': self.skipped,
+      'updates_without_tokens': self.without_tokens,
+    }
+    return {name: float(count) for name, count in counts.items() if count}
+
+
+def _cause(metrics: Mapping[str, float]) -> str:
+  """Returns which number of a skipped update is not finite."""
+  for name, described in (
+    ('loss', 'its loss'),
+    ('gradient_norm', "its gradient's norm"),
+  ):
+    if not math.isfinite(metrics[name]):
+      return f'{described} is {metrics[name]:g}'
+  return 'its parameters would not be finite'

@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers that are not finite: rewards, updates, parameters, whole runs."""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import pathlib
+import resource
+import time
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from train import process
+from train.runs import SMALL
+from train.updates import padded, run, update
+
+import covrl
+from covrl.exit_codes import Exit, means_restart
+from covrl.rewards import Outcome, Reward, Status
+from covrl.rewards.scoring import PendingScores
+from covrl.rollout.score import PendingRollouts
+from covrl.train import step
+from covrl.train.health import DivergedError, UpdateHealth
+from covrl.train.rollout_batch import rollout_metrics
+from covrl.types import Measurements, Rollouts, TrainState
+
+
+def scored(*scores, weight=1.0):
+  """Rollouts of responses with scores, of which each has one token."""
+  count = len(scores)
+  zeros: Any = np.zeros((count, 2), np.float32)
+  ids: Any = np.arange(count, dtype=np.int32)
+  mask: Any = np.ones((count, 2), bool)
+  truncated: Any = np.zeros(count, bool)
+  rows = Rollouts(
+    tokens=zeros.astype(np.int32),
+    positions=zeros.astype(np.int32),
+    attention_mask=mask,
+    loss_mask=mask,
+    sampler_logprobs=zeros,
+    behaviour_logprobs=zeros,
+    sequence_ids=ids,
+    group_ids=ids // 2,
+    source_ids=np.zeros_like(ids),
+    policy_step=np.zeros_like(ids),
+    truncated=truncated,
+    rewards={},
+  )
+  outcomes: Future[list[Outcome]] = Future()
+  outcomes.set_result([Outcome(score, Status.SCORED) for score in scores])
+  scores = PendingScores(
+    (Reward(name='maths', score='a:b', weight=weight),),
+    count,
+    {'maths': (range(count), outcomes)},
+  )
+  return PendingRollouts(
+    rollouts=rows, responses=('',) * count, scores=scores
+  ).result()
+
+
+@pytest.mark.parametrize(
+  'bad', [1e308, 1e39, -1e39, 3e38, 1e20, math.inf, -math.inf, math.nan]
+)
+def test_scores_that_float32_cannot_hold_are_no_scores(bad):
+  done = scored(1.0, bad, 0.0)
+  assert done.masked == 1
+  assert np.isfinite(done.rollouts.rewards['score']).all()
+  assert done.counts['maths/invalid'] == 1
+  assert len(done.failures) == 1
+  assert (
+    'a score must be a number of magnitude 1e+15 or less' in (done.failures[0])
+  )
+  advantages = covrl.group_relative(
+    jnp.asarray(done.rollouts.rewards['score']), jnp.array([0, 0, 0])
+  )
+  assert jnp.isfinite(advantages).all()
+
+
+def test_sums_of_rewards_that_are_too_large_are_no_scores():
+  done = scored(1.0, 1e12, weight=1e4)
+  assert done.masked == 1
+  assert done.failures == [
+    'the sum of all rewards must be of magnitude 1e+15 or less, got 1e+16'
+  ]
+
+
+@pytest.mark.parametrize('weight', [math.nan, math.inf, 1e30])
+def test_refuses_weights_of_rewards(weight):
+  with pytest.raises(ValueError, match="weight of the reward 'maths' must"):
+    Reward(name='maths', score='a:b', weight=weight)
+
+
+def test_metrics_of_an_iteration_without_scores_are_absent():
+  done = scored(math.nan, math.nan)
+  zeros = np.zeros((2, 2), np.float32)
+  stats: Any = (SimpleNamespace(logprobs=zeros, entropy=zeros), None)
+  metrics = rollout_metrics(done.rollouts, stats, sources=('gsm8k',))
+  present = {'response_length', 'truncated_fraction', 'end_fraction'}
+  assert {name for name, x in metrics.items() if not math.isnan(x)} == present
+  assert metrics['response_length'] == 0
+
+
+def test_an_update_without_tokens_changes_nothing_and_has_no_readings():
+  rows = padded()
+  none: Any = np.zeros_like(rows.loss_mask)
+  empty = dataclasses.replace(
+    rows, loss_mask=none, weights=none.astype(np.float32)
+  )
+  options: Any = {'target': 4.0, 'held': 0.04, 'beta': 1.0, 'clipped': 0.02}
+  started, _ = run((8,), 1, rows, **options)
+  state, readings = update((8,), 1, empty, started)
+  for name in ('trainable', 'opt_state', 'token_state', 'measured'):
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      getattr(state, name),
+      getattr(started, name),
+    )
+  assert state.step == started.step + 1
+  assert readings['tokens'] == readings['skipped'] == 0
+  counts = ('tokens', 'skipped', 'quota', 'eligible', 'selected', 'nonfinite')
+  kept = ('log_ratio_noise', 'coefficient')
+  for name, value in readings.items():
+    is_count = name in counts or name.startswith('quadrant/')
+    if not name.startswith(kept):
+      assert value == 0 if is_count else np.isnan(value), (name, value)
+  # The next update is that of a run without the empty one.
+  got, wanted = (update((8,), 1, rows, each) for each in (state, started))
+  for name in ('entropy', 'loss', 'entropy_moved'):
+    assert got[1][name] == wanted[1][name], name
+
+
+def test_small_top_shares_of_few_tokens_have_no_covariance():
+  _, readings = run((8,), 1, padded())
+  tokens = int(padded().loss_mask.sum())
+  assert tokens * 0.0002 < 1
+  assert np.isnan(readings['covariance_top/0.0002'])
+  assert np.isfinite(readings['covariance_top/0.5'])
+  assert np.isnan(readings['threshold'])
+
+
+def apply(tx, gradient, params=None):
+  """One guarded update of a vector by a parameter chain."""
+  params = {'w': jnp.ones(3)} if params is None else params
+  state = TrainState(
+    trainable=params,
+    frozen={},
+    opt_state=tx.init(params),
+    token_state=(),
+    step=jnp.zeros((), jnp.int32),
+    measured=Measurements.initial(),
+  )
+  return step._apply(
+    tx,
+    state,
+    {'w': jnp.full(3, gradient)},
+    (),
+    Measurements.initial(),
+    jnp.asarray(True),
+  )
+
+
+@pytest.mark.parametrize(
+  'tx',
+  [
+    optax.sgd(math.nan),
+    optax.adam(math.inf),
+    optax.sgd(3e38),
+    optax.adam(lambda count: jnp.nan),
+  ],
+)
+def test_updates_that_are_not_finite_are_skipped(tx):
+  state, finite = apply(tx, 3.0)
+  assert finite == 0
+  np.testing.assert_array_equal(state.trainable['w'], np.ones(3))
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    state.opt_state,
+    tx.init({'w': jnp.ones(3)}),
+  )
+  assert state.step == 1
+
+
+def test_parameters_that_overflow_their_dtype_are_skipped():
+  params = {'w': jnp.full(3, 6e4, jnp.float16)}
+  state, finite = apply(optax.sgd(1.0), -6e4, params)
+  assert finite == 0
+  np.testing.assert_array_equal(state.trainable['w'], params['w'])
+  assert apply(optax.sgd(1.0), 1.0)[1] == 1
+
+
+def line(**changes):
+  return {'tokens': 5.0, 'skipped': 0.0, 'loss': 0.1, 'gradient_norm': 1.0} | (
+    changes
+  )
+
+
+def test_skipped_updates_in_a_row_end_a_run():
+  health, said = UpdateHealth(), []
+  count = functools.partial(health.count, where='update 1', warn=said.append)
+  for metrics in (line(), line(skipped=1.0, loss=math.nan), line()):
+    count(metrics)
+    health.check(2)
+  assert health.skipped == 1
+  assert health.skipped_in_a_row == 0
+  assert said == ['update 1 is skipped: its loss is nan']
+  assert health.shown() == {'skipped_updates': 1.0}
+  count(line(skipped=1.0, gradient_norm=math.inf))
+  health.check(2)
+  count(line(skipped=1.0))
+  with pytest.raises(DivergedError, match='the last 2 updates were skipped'):
+    health.check(2)
+  assert said[1:] == ["update 1 is skipped: its gradient's norm is inf"]
+
+
+def test_a_run_of_skipped_updates_only_does_not_finish():
+  health = UpdateHealth()
+  health.count(line(skipped=1.0), 'update 1', lambda _: None)
+  health.check(10)
+  with pytest.raises(DivergedError, match='the last 1 updates were skipped'):
+    health.check(10, is_end=True)
+
+
+def test_updates_without_tokens_are_counted_and_said():
+  health, said = UpdateHealth(), []
+  count = functools.partial(health.count, where='update 1', warn=said.append)
+  count(line(tokens=0.0, loss=math.nan, gradient_norm=math.nan))
+  assert said == ['update 1 has no token to train on and changes nothing']
+  assert health.shown() == {'updates_without_tokens': 1.0}
+  assert health.skipped == 0
+
+
+def test_divergence_has_an_exit_status_of_its_own():
+  assert DivergedError.exit_status == Exit.DIVERGED == 46
+  assert not means_restart(Exit.DIVERGED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'recipe',
+  ['toy_unhealthy:nan_learning_rate', 'toy_unhealthy:infinite_rewards'],
+)
+def test_a_run_that_is_no_longer_numbers_ends_with_a_sentence(tmp_path, recipe):
+  settings: dict[str, Any] = SMALL | {'train__max_skipped_updates': 3}
+  if recipe.endswith('rewards'):
+    settings['rewards__max_failures'] = 0.5
+  done = process.start(recipe, tmp_path / 'run', **settings)
+  _, said = done.communicate(timeout=600)
+  lines = process.lines(tmp_path / 'run', 'train')
+  if recipe.endswith('rewards'):
+    assert done.returncode == Exit.REFUSED, said
+    assert 'a score must be a number of magnitude 1e+15 or less' in said
+    return
+  assert done.returncode == Exit.DIVERGED, said
+  assert said.splitlines()[-1].startswith('covrl: training has diverged: ')
+  assert 'update 1 of iteration 0 is skipped' in said
+  assert '3 updates skipped' in said
+  assert [line['skipped'] for line in lines] == [1.0] * 3
+  report = (tmp_path / 'run' / 'report.html').read_text()
+  assert '3 of 3 updates were skipped' in report
+
+
+@pytest.mark.slow
+def test_resources_are_flat_over_many_iterations(tmp_path):
+  """Memory, descriptors, threads and children do not grow after the first 50."""
+  settings = SMALL | {
+    'train__iterations': 300,
+    'checkpoint__every': 20,
+    'checkpoint__every_updates': 0,
+    'evaluate__every': 100,
+    'logging__samples_every': 25,
+  }
+  run = process.start('toy_kl_cov', tmp_path / 'run', **settings)
+  readings = watch(run, tmp_path / 'run')
+  assert run.wait() == 0
+  settled = [reading for done, reading in readings if done >= 50]
+  early, late = settled[: len(settled) // 4], settled[-len(settled) // 4 :]
+  for name in ('descriptors', 'threads', 'children'):
+    counts = [max(each[name] for each in part) for part in (early, late)]
+    assert counts[1] <= counts[0], (name, counts)
+  medians = [
+    float(np.median([each['memory'] for each in part]))
+    for part in (early, late)
+  ]
+  growth = (medians[1] - medians[0]) / 2**20
+  assert growth < 4, f'{growth:.1f} MiB in 200 iterations'
+
+
+def watch(run, workdir):
+  """Samples a run's resources; returns (finished iterations, reading)."""
+  readings = []
+  while run.poll() is None:
+    time.sleep(0.25)
+    lines = process.lines(workdir, 'train')
+    with contextlib.suppress(OSError, IndexError):
+      readings.append((lines[-1]['iteration'] if lines else 0, usage(run.pid)))
+  return readings
+
+
+def usage(pid):
+  """Resident bytes, and numbers of descriptors, threads and children."""
+  proc = pathlib.Path('/proc') / str(pid)
+  tasks = list((proc / 'task').iterdir())
+  children = [(task / 'children').read_text().split() for task in tasks]
+  pages = int((proc / 'statm').read_text().split()[1])
+  return {
+    'memory': pages * resource.getpagesize(),
+    'descriptors': len(list((proc / 'fd').iterdir())),
+    'threads': len(tasks),
+    'children': sum(map(len, children)),
+  }
