@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 from covrl.data.chat import ChatTemplate
+from covrl.data.fingerprints import text_fingerprint
 from covrl.data.problems import Problem, ProblemSource, source_fingerprint
-from covrl.data.tokenizer import Tokenizer
 
 QUESTION = '{question}'
 
@@ -53,6 +54,12 @@ class PromptFormat:
       raise ValueError(
         f'A template of prompts must have {QUESTION} in it, got {self.text!r}.'
       )
+
+  @property
+  def fingerprint(self) -> str:
+    """Digest of the format; where its template is stored does not matter."""
+    template = self.template and dataclasses.replace(self.template, file='')
+    return text_fingerprint(repr(dataclasses.replace(self, template=template)))
 
   def __call__(self, problem: Problem) -> Problem:
     """The problem with a formatted prompt.
@@ -106,7 +113,13 @@ class FormattedSource:
     self._source = source
     self._format = prompt_format
     self.names = source.names
-    self.fingerprint = source_fingerprint(source)
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Digest of the problems and the format of the prompts."""
+    return text_fingerprint(
+      source_fingerprint(self._source), self._format.fingerprint
+    )
 
   def __len__(self) -> int:
     return len(self._source)

@@ -126,6 +126,9 @@ def test_formatted_sources_keep_names_and_keys():
   assert (len(formatted), formatted.names) == (len(source), source.names)
   assert formatted[0].key == source[0].key
   assert formatted[0].prompt == source[0].messages[-1]['content']
-  assert (
-    FormattedSource(ListSource([QUESTION]), PromptFormat()).fingerprint == ''
+  plain, other = (
+    FormattedSource(ListSource([QUESTION]), PromptFormat(system=system))
+    for system in ('', 'Think.')
   )
+  assert plain.fingerprint
+  assert plain.fingerprint != other.fingerprint

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fingerprints of a run's inputs, by which a resumed run recognises them.
+
+A checkpoint stores them. A run is not resumed on other problems, with another
+tokenizer, or with adapters of another base model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+
+from covrl.config import Config, ConfigError
+from covrl.data.fingerprints import problems_fingerprint, text_fingerprint
+from covrl.data.problems import source_fingerprint
+from covrl.models import Policy
+from covrl.pretrained.adapters import base_model_directory
+from covrl.run.checkpoint import Checkpoint
+from covrl.storage.fingerprints import directory_fingerprint
+from covrl.tasks.task import Task
+
+_WEIGHTS = ('.safetensors', '.gguf')
+
+
+def input_fingerprints(
+  config: Config,
+  task: Task,
+  policy: Policy,
+  shared_warm_start: Checkpoint | None,
+) -> dict[str, str]:
+  """Returns the fingerprint of each input by its name; empty for unknown.
+
+  Args:
+    config: the run's configuration.
+    task: the run's task.
+    policy: the policy, with or without adapters.
+    shared_warm_start: the warm start of another run, if it is used.
+  """
+  found = {
+    'problems to train on': source_fingerprint(task.train),
+    'tokenizer': getattr(task.tokenizer, 'fingerprint', ''),
+  }
+  if config.warm_start.steps and task.solved is not None:
+    found['solved examples'] = source_fingerprint(task.solved)
+  for suite in task.evaluation(config.evaluate):
+    name = f'problems of {suite.name}' if suite.name else 'held-out problems'
+    found[name] = problems_fingerprint(suite.problems)
+  if shared_warm_start is not None:
+    found['shared warm start'] = text_fingerprint(
+      json.dumps(shared_warm_start.files, sort_keys=True)
+    )
+  elif policy.config.lora is not None and config.pretrained:
+    found['weights of the pretrained model'] = directory_fingerprint(
+      base_model_directory(config.pretrained), _WEIGHTS
+    )
+  return found
+
+
+def check_inputs(
+  config: Config,
+  inputs: Mapping[str, str],
+  saved: Checkpoint | None,
+  warn: Callable[[str], object],
+) -> None:
+  """Checks that a resumed run has the inputs that its checkpoint names.
+
+  Args:
+    config: the run's configuration.
+    inputs: see `input_fingerprints`.
+    saved: the checkpoint to resume from; `None` starts the run.
+    warn: receives a sentence about inputs without a fingerprint.
+
+  Raises:
+    ConfigError: an input has changed, or has no fingerprint and
+      `checkpoint.allow_unknown_data` is not set.
+  """
+  before = {} if saved is None else saved.notes.get('inputs', {})
+  expected = {name: before.get(name, found) for name, found in inputs.items()}
+  unknown = [n for n, found in inputs.items() if not (found and expected[n])]
+  changed = [
+    name
+    for name, found in inputs.items()
+    if name not in unknown and found != expected[name]
+  ]
+  if changed:
+    raise ConfigError(
+      f'{", ".join(changed)} must be the same when a run is resumed, and have'
+      ' changed since the checkpoint was written; restore them or use another'
+      ' --workdir'
+    )
+  if not unknown:
+    return
+  text = f'{", ".join(unknown)}: no fingerprint'
+  if saved is None:
+    warn(
+      f'{text}, so that the run can be resumed only with'
+      ' checkpoint.allow_unknown_data; a source of problems has one if it has a'
+      ' property `fingerprint`'
+    )
+  elif config.checkpoint.allow_unknown_data:
+    warn(f'{text}, so that changes since the checkpoint remain unnoticed')
+  else:
+    raise ConfigError(
+      f'{text}, so that changes since the checkpoint would remain unnoticed; add'
+      ' --config.checkpoint.allow_unknown_data=true to resume nevertheless'
+    )

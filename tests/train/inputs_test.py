@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run is resumed with the inputs it began with, and is refused otherwise."""
+
+import dataclasses
+
+import pytest
+from etils import epath
+
+from covrl.config import Config, ConfigError
+from covrl.data import ListSource, Problem, train_sentencepiece
+from covrl.models import Lora, Policy, tiny
+from covrl.run.checkpoint import Checkpoint
+from covrl.storage.fingerprints import directory_fingerprint
+from covrl.tasks.task import Task
+from covrl.train.inputs import check_inputs, input_fingerprints
+
+TOKENIZER = train_sentencepiece(['1', '2', '+'])
+SUMS = [
+  Problem(prompt=f'{n} + 1', reference=n + 1, source='sums', solution='2')
+  for n in range(3)
+]
+
+
+class Bare:
+  """A source without a fingerprint."""
+
+  names = ('sums',)
+
+  def __len__(self):
+    return 1
+
+  def __getitem__(self, index):
+    return SUMS[0]
+
+
+def task(**changes):
+  sums = ListSource(SUMS)
+  whole = Task(
+    tokenizer=TOKENIZER, train=sums, solved=sums, held_out=SUMS, rewards=[]
+  )
+  return dataclasses.replace(whole, **changes)
+
+
+def inputs(config=None, policy=None, **changes):
+  policy = policy or Policy(tiny(TOKENIZER.vocab_size))
+  return input_fingerprints(config or Config(), task(**changes), policy, None)
+
+
+def saved(found):
+  """Returns a checkpoint that stores the fingerprints of inputs."""
+  return Checkpoint(
+    path=epath.Path('run/checkpoints/00000001'),
+    position=1,
+    notes={'inputs': found},
+    files={},
+  )
+
+
+def refusal(found, before):
+  with pytest.raises(ConfigError) as told:
+    check_inputs(Config(), found, saved(before), pytest.fail)
+  return str(told.value)
+
+
+def test_the_same_inputs_are_accepted():
+  check_inputs(Config(), inputs(), None, pytest.fail)
+  check_inputs(Config(), inputs(), saved(inputs()), pytest.fail)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'name'),
+  [
+    ({'train': ListSource(SUMS[:2])}, 'problems to train on'),
+    ({'solved': ListSource(SUMS[:2])}, 'solved examples'),
+    ({'held_out': SUMS[:2]}, 'held-out problems'),
+    ({'tokenizer': train_sentencepiece(['1', '2', '+', '3'])}, 'tokenizer'),
+  ],
+)
+def test_changed_inputs_are_refused(changes, name):
+  assert refusal(inputs(**changes), inputs()) == (
+    f'{name} must be the same when a run is resumed, and have changed since the'
+    ' checkpoint was written; restore them or use another --workdir'
+  )
+
+
+def test_unknown_inputs_are_refused_unless_allowed():
+  found = inputs(train=Bare())
+  assert found['problems to train on'] == ''
+  told = []
+  check_inputs(Config(), found, None, told.append)
+  assert 'can be resumed only with checkpoint.allow_unknown_data' in told[0]
+  for before in (found, inputs()):
+    text = refusal(found, before)
+    assert text.startswith('problems to train on: no fingerprint, so that')
+    assert '--config.checkpoint.allow_unknown_data=true' in text
+  assert 'no fingerprint' in refusal(inputs(), found)
+  config = Config()
+  config.checkpoint.allow_unknown_data = True
+  check_inputs(config, found, saved(found), told.append)
+  assert 'remain unnoticed' in told[1]
+
+
+def test_weights_under_adapters_are_inputs(tmp_path):
+  weights = tmp_path / 'model.safetensors'
+  weights.write_bytes(bytes(10**6))
+  config = Config(pretrained=str(tmp_path))
+  adapted = Policy(
+    dataclasses.replace(
+      tiny(TOKENIZER.vocab_size), lora=Lora(rank=1, alpha=1.0)
+    )
+  )
+  name = 'weights of the pretrained model'
+  assert name not in inputs(config)
+  before = inputs(config, adapted)
+  assert before[name]
+  weights.write_bytes(bytes(10**6 - 1) + b'1')
+  assert name in refusal(inputs(config, adapted), before)
+
+
+@pytest.mark.parametrize('size', [0, 1, 2**16, 2**16 + 1, 3 * 2**20])
+def test_a_directory_is_recognised_by_names_sizes_and_samples(tmp_path, size):
+  def fingerprint(name, content):
+    folder = tmp_path / str(len(list(tmp_path.iterdir())))
+    folder.mkdir()
+    (folder / name).write_bytes(content)
+    (folder / 'notes.txt').write_text(folder.name)
+    return directory_fingerprint(epath.Path(folder), ('.bin',))
+
+  content = bytes(size)
+  same = fingerprint('a.bin', content)
+  assert same == fingerprint('a.bin', content)
+  others = [('b.bin', content), ('a.bin', content + b'\0')]
+  if size:
+    others += [('a.bin', b'\1' + content[1:]), ('a.bin', content[:-1] + b'\1')]
+  for other in others:
+    assert fingerprint(*other) != same
+  assert directory_fingerprint(epath.Path(tmp_path), ('.bin',)) == ''
