@@ -68,25 +68,6 @@ if TYPE_CHECKING:
   from covrl.types import TokenMoments as TokenMoments
   from covrl.types import TokenStats as TokenStats
 
-_ON_FIRST_USE = (
-  'cli',
-  'compile',
-  'config',
-  'data',
-  'evaluation',
-  'models',
-  'parallel',
-  'recipes',
-  'report',
-  'rewards',
-  'rollout',
-  'run',
-  'storage',
-  'tasks',
-  'theory',
-  'train',
-)
-
 
 def _lazy_imports() -> dict[str, str]:
   """Returns the package of each name that this file imports on first use."""
@@ -104,17 +85,23 @@ def _lazy_imports() -> dict[str, str]:
 
 _PACKAGE_OF = _lazy_imports()
 _GROUPS = ('advantages', 'controllers', 'losses', 'selectors')
+_MODULES = frozenset(
+  path.stem
+  for path in pathlib.Path(__file__).parent.iterdir()
+  if path.suffix == '.py' or (path / '__init__.py').exists()
+  if not path.stem.startswith('_')
+)
 
 
 def __dir__() -> list[str]:
-  return sorted((*globals(), *_PACKAGE_OF, *_GROUPS, *_ON_FIRST_USE))
+  return sorted({*globals(), *_PACKAGE_OF, *_MODULES})
 
 
 def __getattr__(name: str) -> Any:
   """Imports a function or a package on first use."""
   if name in _PACKAGE_OF:
     return getattr(importlib.import_module(_PACKAGE_OF[name]), name)
-  if name in (*_GROUPS, *_ON_FIRST_USE):
+  if name in _MODULES:
     return importlib.import_module(f'covrl.{name}')
   groups = [importlib.import_module(f'covrl.{group}') for group in _GROUPS]
   homes = [group.__name__ for group in groups if hasattr(group, name)]

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Public names of `covrl` and its namespaces."""
 
+import pathlib
+import re
 import subprocess
 import sys
 
@@ -33,3 +35,20 @@ def test_packages_are_imported_on_first_use():
     "assert covrl.rewards.grade_math(r'\\boxed{2}', '2')\n"
   )
   subprocess.run([sys.executable, '-c', program], check=True)
+
+
+def test_every_package_is_an_attribute():
+  root = pathlib.Path(covrl.__file__).parent
+  packages = {path.parent.name for path in root.glob('[a-z]*/__init__.py')}
+  assert {'rewards', 'entropy', 'objectives', 'statistics'} < packages
+  for name in packages:
+    assert covrl.__getattr__(name) is sys.modules[f'covrl.{name}']
+  assert packages < set(dir(covrl))
+
+
+def test_every_name_in_the_readme_exists():
+  readme = (pathlib.Path(__file__).parents[1] / 'README.md').read_text()
+  names = set(re.findall(r'\bcovrl\.(\w+)', readme))
+  assert {'rewards', 'losses', 'kl_cov'} <= names
+  for name in names:
+    assert hasattr(covrl, name), name
