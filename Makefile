@@ -44,7 +44,7 @@ pytest: setup
 	$(PYTEST) -m "not slow"
 
 docs: setup
-	$(BIN)/pdoc --docformat google --no-show-source --output-directory build/docs covrl
+	$(BIN)/python tests/make_docs.py build/docs
 
 # Every Countdown recipe with three seeds: an hour or two.
 study: setup

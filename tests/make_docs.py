@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the API reference with pdoc; a warning is an error.
+
+The pages of `covrl` and of its namespaces show what they import from elsewhere.
+pdoc evaluates the annotations of an inherited or generated constructor in a
+module that may lack their names, so they are evaluated here before.
+
+  python tests/make_docs.py build/docs
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import pathlib
+import pkgutil
+import sys
+import types
+import typing
+import warnings
+from collections.abc import Iterator
+
+import pdoc.render
+
+import covrl
+
+# Modules of covrl, as `__module__` of their members or as themselves.
+_OWN = ('covrl', "<module 'covrl")
+
+
+def main(output: pathlib.Path) -> None:
+  """Writes the pages to a directory."""
+  for kind in _classes():
+    hints = typing.get_type_hints(kind, include_extras=True)
+    if issubclass(kind, tuple):
+      kind.__new__.__annotations__ = hints
+      # Python's own texts: "Alias for field number 0".
+      kind.__new__.__doc__ = None
+      for name in kind.__annotations__:
+        vars(kind)[name].__doc__ = None
+    else:
+      constructor = inspect.getattr_static(kind, '__init__')
+      constructor.__annotations__ = {
+        **{name: hints[name] for name in _parameters(kind) if name in hints},
+        'return': None,
+      }
+  for name in ('', '.losses', '.advantages', '.selectors', '.controllers'):
+    _show_imported(importlib.import_module(f'covrl{name}'))
+  pdoc.render.configure(docformat='google', show_source=False)
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    # Private modules are not part of the interface.
+    pdoc.pdoc('covrl', r'!covrl\..*\b_', output_directory=output)
+
+
+def _show_imported(module: types.ModuleType) -> None:
+  """Makes pdoc show the public functions and classes that a module imports."""
+  members = {name: getattr(module, name) for name in dir(module)}
+  shown = {
+    name: member
+    for name, member in members.items()
+    if not name.startswith('_')
+    and str(getattr(member, '__module__', member)).startswith(_OWN)
+  }
+  vars(module).update(shown, __all__=list(shown))
+
+
+def _classes() -> Iterator[type]:
+  """Yields the NamedTuples and dataclasses of covrl."""
+  for info in pkgutil.walk_packages(covrl.__path__, 'covrl.'):
+    if info.name.rpartition('.')[2].startswith('_'):
+      continue
+    module = importlib.import_module(info.name)
+    for kind in vars(module).values():
+      if (
+        isinstance(kind, type)
+        and kind.__module__ == info.name
+        and (hasattr(kind, '_fields') or dataclasses.is_dataclass(kind))
+      ):
+        yield kind
+
+
+def _parameters(kind: type) -> list[str]:
+  return list(inspect.signature(kind).parameters)
+
+
+if __name__ == '__main__':
+  main(pathlib.Path(sys.argv[1]))
