@@ -14,27 +14,32 @@ class Bounds:
     low: smallest value.
     high: largest value.
     is_open: whether `low` itself is excluded.
+    special: a further value, with a meaning of its own.
     purpose: reason for the bounds, appended to errors.
 
-  >>> str(Bounds(1)), str(Bounds(0, 1, is_open=True))
-  ('at least 1', 'in (0, 1]')
+  >>> str(Bounds(1)), str(Bounds(0, 1, is_open=True)), str(Bounds(1, special=-1))
+  ('at least 1', 'in (0, 1]', 'at least 1, or -1')
   """
 
   low: float
   high: float = math.inf
   is_open: bool = False
+  special: float | None = None
   purpose: str = ''
 
   def contains(self, value: float) -> bool:
     """Returns whether a value is finite and within the bounds."""
     above = self.low < value if self.is_open else self.low <= value
-    return math.isfinite(value) and above and value <= self.high
+    is_finite = abs(value) < math.inf  # `math.isfinite` fails for large integers.
+    is_within = is_finite and above and value <= self.high
+    return is_within or value == self.special
 
   def __str__(self) -> str:
+    special = '' if self.special is None else f', or {self.special:g}'
     if self.high < math.inf:
       bracket = '(' if self.is_open else '['
-      return f'in {bracket}{self.low:g}, {self.high:g}]'
-    return f'{"above" if self.is_open else "at least"} {self.low:g}'
+      return f'in {bracket}{self.low:g}, {self.high:g}]{special}'
+    return f'{"above" if self.is_open else "at least"} {self.low:g}{special}'
 
   @property
   def requirement(self) -> str:
@@ -47,6 +52,12 @@ class Bounds:
     return f'must {verb} {self}{self.purpose and " "}{self.purpose}'
 
 
+# Largest magnitudes of fields without bounds of their own: what programs hold in
+# int32, and numbers far beyond any that makes sense.
+MAX_MAGNITUDES = {int: 2**31 - 1, float: 1e9}
+
+# The size of a mesh axis; −1 for all remaining devices.
+AxisSize: TypeAlias = Annotated[int, Bounds(1, special=-1)]
 Positive: TypeAlias = Annotated[int, Bounds(1)]
 NonNegative: TypeAlias = Annotated[int, Bounds(0)]
 NonNegativeFloat: TypeAlias = Annotated[float, Bounds(0)]

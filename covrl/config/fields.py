@@ -9,6 +9,7 @@ from dataclasses import field
 from typing import Annotated, Literal
 
 from covrl.config.bounds import (
+  AxisSize,
   Bounds,
   LearningRate,
   NonNegative,
@@ -39,11 +40,11 @@ class MeshConfig:
     context: shards of each row's tokens, for long responses.
   """
 
-  data: Annotated[int, Bounds(-1)] = 1
-  fsdp: Annotated[int, Bounds(-1)] = -1
-  tensor: Annotated[int, Bounds(-1)] = 1
-  expert: Annotated[int, Bounds(-1)] = 1
-  context: Annotated[int, Bounds(-1)] = 1
+  data: AxisSize = 1
+  fsdp: AxisSize = -1
+  tensor: AxisSize = 1
+  expert: AxisSize = 1
+  context: AxisSize = 1
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)

@@ -199,8 +199,8 @@ class EvaluateConfig:
   suites: str = ''
   suite_directory: str = 'data/suites'
   suite_problems: NonNegative = 0
-  suite_samples: Annotated[int, Bounds(-1)] = -1
-  suite_temperature: Annotated[float, Bounds(-1)] = -1.0
+  suite_samples: Annotated[int, Bounds(1, special=-1)] = -1
+  suite_temperature: Annotated[float, Bounds(0, special=-1)] = -1.0
 
 
 def _split(names: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from covrl.config.bounds import Bounds
+from covrl.config.bounds import MAX_MAGNITUDES, Bounds
 from covrl.config.errors import ConfigError
 from covrl.config.fields import Config
 
@@ -69,7 +69,13 @@ class Field:
       bounds = self.bounds or Bounds(-math.inf)
       if not bounds.contains(value):
         need = self.bounds.requirement if self.bounds else 'must be finite'
-        raise ConfigError(f'{self.name} {need}, got {value:g}')
+        raise ConfigError(f'{self.name} {need}, got {_number(value)}')
+      largest = MAX_MAGNITUDES[self.kind]
+      if abs(value) > largest:
+        raise ConfigError(
+          f'{self.name} must be at most {largest:.10g} in magnitude, got '
+          f'{_number(value)}'
+        )
 
   @property
   def type_name(self) -> str:
@@ -90,6 +96,18 @@ class Section:
   name: str
   title: str
   fields: tuple[Field, ...]
+
+
+def _number(value: float) -> str:
+  """Formats a number, which may be too large for a float.
+
+  >>> _number(0.5), _number(10**400)
+  ('0.5', 'an integer of 1329 bits')
+  """
+  try:
+    return f'{value:g}'
+  except OverflowError:
+    return f'an integer of {int(value).bit_length()} bits'
 
 
 @functools.cache

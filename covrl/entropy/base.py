@@ -123,8 +123,12 @@ def check_minimum(value: ArrayLike) -> None:
 
 
 def check_coefficient(value: Coefficient, name: str = 'coefficient') -> None:
-  """Refuses negative and non-finite coefficients."""
+  """Refuses negative and non-finite coefficients, scheduled ones at step 0."""
   number = concrete_number(value, name)
+  if callable(value) and not isinstance(
+    value, optax.schedules.StatefulSchedule
+  ):
+    number = concrete_number(value(jnp.zeros((), jnp.int32)), name)
   if number is not None and not 0 <= number < float('inf'):
     raise ValueError(f'{name} must be finite and at least 0, got {number:g}')
 

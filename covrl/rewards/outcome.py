@@ -7,7 +7,6 @@ import dataclasses
 import enum
 import math
 
-
 MAX_SCORE = 1e15
 """Largest magnitude of a score; advantages square rewards in float32."""
 

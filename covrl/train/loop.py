@@ -24,6 +24,7 @@ from covrl.run.preemption import Stopped, StopSignal
 from covrl.run.profiler import Profiler
 from covrl.run.progress import Progress
 from covrl.run.watchdog import Watchdog
+from covrl.storage import StorageError
 from covrl.train.build import Components, build
 from covrl.train.inputs import check_inputs, input_fingerprints
 from covrl.train.logged_samples import sample_records
@@ -53,6 +54,13 @@ class TrainOptions:
   stall_after: float = 3600.0
   profile_steps: str = ''
   resume: Literal['fallback', 'strict'] = 'fallback'
+
+  def __post_init__(self) -> None:
+    if not 0 <= self.stall_after < math.inf:
+      raise ValueError(
+        'stall_after must be a number of seconds, 0 for never, got '
+        f'{self.stall_after:g}'
+      )
 
 
 def train(
@@ -348,9 +356,16 @@ def _is_due(count: int, every: int) -> bool:
 def _note_if_stopped(
   progress: Progress, store: CheckpointStore
 ) -> Iterator[None]:
-  """Notes the end of a run that a signal has stopped."""
+  """Notes the end of a run that a signal or a failed write has stopped."""
   try:
     yield
+  except StorageError:
+    if store.position is not None:
+      progress.note(
+        f'the checkpoint of update {store.position} is whole; start the run'
+        ' again when it can be written'
+      )
+    raise
   except Stopped:
     stage = 'before its first save' if store.position is None else 'saved'
     progress.note(f'told to stop: the run is {stage}; start it again')

@@ -2,6 +2,7 @@
 """Overrides of config fields, and checks of their values."""
 
 import dataclasses
+import math
 import typing
 
 import pytest
@@ -28,6 +29,49 @@ def refused(*overrides):
     load(KL_COV, [f'--config.{override}' for override in overrides])
   assert '\n' not in str(caught.value)
   return str(caught.value)
+
+
+NUMBERS = [
+  field
+  for field in fields_by_name().values()
+  if field.kind in (int, float) and not field.choices
+]
+# Fields for which −1 has a meaning: by their bounds, or as a number of either sign.
+SIGNED = {
+  'task.seed',
+  'entropy.coefficient',
+  'entropy.low',
+  'entropy.high',
+  'rewards.format_weight',
+  'rewards.function_weight',
+  'evaluate.suite_samples',
+  'evaluate.suite_temperature',
+}
+
+
+@pytest.mark.parametrize('field', NUMBERS, ids=lambda field: field.name)
+def test_impossible_numbers_are_refused(field):
+  impossible = [math.nan, math.inf, -math.inf, 1e30, -1e30]
+  if field.kind is int:
+    impossible = [10**30, -(10**30), 10**400, 2**31]
+  if field.name not in SIGNED and not field.name.startswith('mesh.'):
+    impossible.append(-1)
+  for value in impossible:
+    with pytest.raises(ConfigError, match=field.name) as caught:
+      field.check(field.kind(value))
+    assert '\n' not in str(caught.value)
+
+
+def test_sizes_are_at_least_one_or_minus_one():
+  assert refused('mesh.tensor=0') == (
+    'mesh.tensor must be at least 1, or -1, got 0'
+  )
+  assert 'suite_samples must be at least 1, or -1, got 0' in refused(
+    'evaluate.suite_samples=0'
+  )
+  assert 'suite_temperature must be at least 0, or -1, got -0.5' in refused(
+    'evaluate.suite_temperature=-0.5'
+  )
 
 
 def test_overrides_change_fields_of_every_type():

@@ -121,6 +121,14 @@ REFUSED = {
     lambda: covrl.entropy_bonus(float('inf')),
     'coefficient must be finite and at least 0, got inf',
   ),
+  'a schedule of a negative coefficient': (
+    lambda: covrl.kl_cov(coefficient=optax.linear_schedule(-1.0, 0.0, 100)),
+    'coefficient must be finite and at least 0, got -1',
+  ),
+  'a schedule of no number': (
+    lambda: covrl.entropy_bonus(optax.constant_schedule(float('nan'))),
+    'coefficient must be finite and at least 0, got nan',
+  ),
   'a negative dead zone': (
     lambda: covrl.kl_cov(dead_zone=-1e-3),
     'dead_zone must be finite and at least 0, got -0.001',
