@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pathlib
+import random
 import subprocess
 import sys
 import textwrap
@@ -85,6 +86,8 @@ def test_works_in_a_plain_script(tmp_path):
     ([{'call': 'f', 'args': [], 'result': 10**5000}], 'Test 0'),
     ([{'asserts': 'assert True', 'entry': 3}], 'Test 0'),
     (['assert True'], 'Test 0'),
+    ('assert True', "A list of tests is required, got 'assert True'"),
+    (7, 'A list of tests is required, got 7'),
   ],
 )
 def test_refuses_tests_of_unknown_format(judge, tests, sentence):
@@ -167,6 +170,42 @@ def test_refuses_packages_that_are_not_installed():
   for name in ('no_such_package', 'numpy.linalg', '../numpy', ''):
     with pytest.raises(ValueError, match=f'must be installed .* got {name!r}'):
       Judge(packages=[name])
+
+
+_FRAGMENTS = (
+  *('```python\n', '```\n', 'print(', 'input()', '\n', ')', '"', "'", '"""'),
+  *(
+    'def f(a):\n  ',
+    'return a',
+    '7',
+    '\x00',
+    '\ud800',
+    '\ufeff',
+    '[',
+    '{',
+    '#',
+  ),
+)
+
+
+@pytest.mark.parametrize(
+  'count', [30, pytest.param(1000, marks=pytest.mark.slow)]
+)
+def test_any_response_gets_an_outcome(judge, count):
+  generator = random.Random(count)
+  for number in range(count):
+    text = generator.randbytes(generator.randrange(200)).decode(
+      *(('latin-1',) if number % 3 else ('utf-8', 'surrogateescape'))
+    )
+    if number % 3 == 2:
+      text = ''.join(generator.choices(_FRAGMENTS, k=30))
+    tests = [
+      {'stdin': text, 'stdout': text},
+      {'call': 'f', 'args': [text], 'result': text},
+    ]
+    outcome = judge.judge(text, tests[number % 2 :], time_limit=1.0)
+    assert outcome.is_judged, (text, outcome)
+    assert outcome.detail.isascii()
 
 
 def test_scores_all_tests_or_the_share(judge):

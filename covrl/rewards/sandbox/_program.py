@@ -49,6 +49,9 @@ _LEETCODE_MODULES = (
 )
 
 
+# As harnesses of the data sets set it; solutions by recursion rely on it.
+_RECURSION_LIMIT = 50_000
+
 _offered: dict[str, tuple[str, str]] = {}
 """File and directory of each installed package that programs may import."""
 
@@ -109,6 +112,7 @@ class Program:
       leetcode_names: whether names that LeetCode provides are defined.
     """
     assert self.code is not None
+    sys.setrecursionlimit(_RECURSION_LIMIT)
     module = type(sys)(name)
     module.__file__ = 'program.py'
     sys.modules[name] = module

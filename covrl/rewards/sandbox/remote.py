@@ -91,7 +91,8 @@ class RemoteSession:
     if isinstance(run, Outcome):
       return run
     outcome = compare_output(run['stdout'].encode(errors='replace'), test)
-    if outcome.score or not run['return_code']:
+    is_shown = outcome.score and test.stdout.strip()
+    if is_shown or not run['return_code']:
       return outcome
     detail = f'it exited with {run["return_code"]}'
     return Outcome(0.0, Status.CRASH, detail)

@@ -111,7 +111,9 @@ class Session:
     if run.end is not EndReason.ENDED:
       return self._failure(run)
     outcome = compare_output(run.output, test)
-    if outcome.score or run.report.startswith(b'0 '):
+    # A program that fails has not shown that nothing is to be printed.
+    is_shown = outcome.score and test.stdout.strip()
+    if is_shown or run.report.startswith(b'0 '):
       return outcome
     return Outcome(0.0, Status.CRASH, _reason(run, run.result))
 

@@ -71,6 +71,8 @@ def parse_tests(tests: Sequence[Mapping[str, Any]]) -> list[Test]:
     ValueError: if there are no tests, or one has an unknown format; the message
       says which.
   """
+  if isinstance(tests, str) or not isinstance(tests, Sequence):
+    raise ValueError(f'A list of tests is required, got {tests!r:.200}.')
   if not tests:
     raise ValueError('At least one test is required, got none.')
   return [_parse(index, test) for index, test in enumerate(tests)]

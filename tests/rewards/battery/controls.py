@@ -305,6 +305,22 @@ ROWS = [
   control('reads windows line ends', ADD_LINES, _prints('3\r\n4\r\n', '7')),
   control('has a byte order mark', '\ufeffprint(3 + 4)'),
   control('reads a byte order mark', ADD_LINES, _prints('\ufeff3\n4\n', '7\n')),
+  control(
+    'recurses without a limit of its own',
+    """
+    from functools import lru_cache
+    @lru_cache(None)
+    def depth(n): return 0 if n == 0 else 1 + depth(n - 1)
+    print(depth(20000))
+    """,
+    _prints('', '20000'),
+  ),
+  control(
+    'recurses in a function',
+    'def depth(n): return 0 if n == 0 else 1 + depth(n - 1)',
+    [{'call': 'depth', 'args': [20000], 'result': 20000}],
+  ),
+  control('is to print nothing', 'input()', _prints('3', '')),
   control('prints a float', 'print(14 / 2)', _prints('', '7')),
   control('prints blanks', "print(' 1  2\\n\\n3')", _prints('', '1 2\n3')),
   control(

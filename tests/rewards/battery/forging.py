@@ -16,6 +16,12 @@ ROWS = [
   forging('prints a number a line', 'for i in range(20): print(i)'),
   forging('overprints', r"print('1\r2\r3\r7', end='\b7')"),
   forging('repaints the line', r"print('9\x1b[2K\x1b[1G7')"),
+  forging(
+    'fails where nothing is expected',
+    '1 / 0',
+    [{'stdin': '', 'stdout': ''}],
+    statuses=(Status.CRASH,),
+  ),
   forging('answers with 7.01', "print('7.01')"),
   forging('answers with 07', "print('07')"),
   forging('answers in full width', "print('７')"),
