@@ -16,7 +16,10 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
+import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -404,13 +407,43 @@ def _differing_file(
 def _write_arrays(path: epath.Path, arrays: PyTree) -> None:
   """Writes arrays with Orbax, each process its own shards."""
   try:
-    with ocp.StandardCheckpointer(**_multiprocess_options()) as checkpointer:
+    with (
+      _without_repeated_errors(),
+      ocp.StandardCheckpointer(**_multiprocess_options()) as checkpointer,
+    ):
       checkpointer.save(path, leaves_by_path(arrays))
   except Exception as error:
     if distributed.is_peer_loss(error):
       raise
     with storage.writing(path):
       raise
+
+
+@contextlib.contextmanager
+def _without_repeated_errors() -> Iterator[None]:
+  """Hides the tracebacks that Orbax prints of an error that it also raises.
+
+  Its threads log each failed file, and TensorStore reports writes that end after
+  the first error has closed their event loop. They may do so after the context,
+  which therefore ends only without an error.
+  """
+  if os.environ.get('COVRL_TRACEBACK'):
+    yield
+    return
+  logger, hook = logging.getLogger('absl'), sys.unraisablehook
+
+  def is_own(record: logging.LogRecord) -> bool:
+    return f'{os.sep}orbax{os.sep}' not in record.pathname
+
+  def report(raised: Any) -> None:
+    if str(raised.exc_value) != 'Event loop is closed':
+      hook(raised)
+
+  logger.addFilter(is_own)
+  sys.unraisablehook = report
+  yield
+  sys.unraisablehook = hook
+  logger.removeFilter(is_own)
 
 
 def _first_of_all(what: str | None) -> str | None:

@@ -382,7 +382,9 @@ def file_size_limit(size):
 
 
 @pytest.mark.parametrize('size', [0, 300, 6000])
-def test_a_failed_save_is_one_sentence_and_leaves_the_last_one(stored, size):
+def test_a_failed_save_is_one_sentence_and_leaves_the_last_one(
+  stored, size, capfd, caplog
+):
   store = CheckpointStore(stored, keep=1)
   noise = np.random.default_rng(0).random(5000)
   with (
@@ -391,8 +393,11 @@ def test_a_failed_save_is_one_sentence_and_leaves_the_last_one(stored, size):
       StorageError, match=r'00000012.* cannot be written: '
     ) as told,
   ):
-    store.save(12, {'x': noise}, {})
+    store.save(12, {'x': noise, 'y': noise, 'z': noise}, {})
   assert '\n' not in str(told.value)
+  # Neither tracebacks nor the logs of libraries.
+  assert capfd.readouterr() == ('', '')
+  assert caplog.records == []
   assert {path.name for path in stored.iterdir()} == {
     '00000000',
     '00000004',
