@@ -100,7 +100,7 @@ def truncated_importance_weights(
     ratio = jnp.exp(log_ratio)
     weight = jnp.clip(ratio, floor, cap)
     if beyond == 'mask':
-      weight = jnp.where(weight == ratio, weight, 0)
+      weight = jnp.where((ratio < floor) | (ratio > cap), 0, weight)
     return jnp.where(mask, weight, 1)
 
   return scale_by_token(name, factor)

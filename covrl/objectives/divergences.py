@@ -112,7 +112,8 @@ def divergence_gradient(
     return jnp.where(_in_dead_zone(x, dead_zone), 0, _sign(x))
   if kind == 'k3':
     clamped = bounded(x, -MAX_LOG_RATIO, MAX_LOG_RATIO)
-    return jnp.where(clamped == x, -jnp.expm1(-clamped), 0)
+    # So that NaN stays NaN, and does not count as clamped.
+    return jnp.where(jnp.abs(x) > MAX_LOG_RATIO, 0, -jnp.expm1(-clamped))
   return x
 
 

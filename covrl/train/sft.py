@@ -25,11 +25,13 @@ from covrl.run.metrics_writer import MetricsWriter
 from covrl.run.progress import Progress
 from covrl.statistics import token_stats
 from covrl.tasks.task import Task
+from covrl.train.health import DivergedError
 from covrl.train.state_sharding import (
   abstract_opt_state,
   replicated_like,
   shardings,
 )
+from covrl.train.step import all_finite
 from covrl.types import Scalar
 
 # Fields in which two runs must agree to share a warm start.
@@ -51,11 +53,19 @@ class SupervisedBatch:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SupervisedState:
-  """Parameters and optimiser state of the warm start."""
+  """Parameters and optimiser state of the warm start.
+
+  Attributes:
+    params: the parameters.
+    opt_state: state of the parameter chain.
+    step: number of updates, int32; a skipped update counts.
+    skipped_in_a_row: number of the latest updates that were skipped.
+  """
 
   params: PyTree
   opt_state: PyTree
   step: Int[Array, '']
+  skipped_in_a_row: Int[Array, '']
 
 
 def make_sft_step(
@@ -63,7 +73,10 @@ def make_sft_step(
 ) -> Callable[
   [SupervisedState, SupervisedBatch], tuple[SupervisedState, dict[str, Scalar]]
 ]:
-  """Returns an update on the mean cross-entropy of the response tokens."""
+  """Returns an update on the mean cross-entropy of the response tokens.
+
+  It is skipped if a gradient or an updated parameter is not finite.
+  """
 
   def loss(params: PyTree, batch: SupervisedBatch) -> tuple[Scalar, Scalar]:
     hidden = policy.hidden(
@@ -92,16 +105,21 @@ def make_sft_step(
       state.params, batch
     )
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    norm = optax.tree.norm(gradients)
+    finite = jnp.isfinite(norm) & all_finite(params)
+    params, opt_state = jax.tree.map(
+      lambda new, old: jnp.where(finite, new, old),
+      (params, opt_state),
+      (state.params, state.opt_state),
+    )
     new_state = SupervisedState(
-      params=optax.apply_updates(state.params, updates),
+      params=params,
       opt_state=opt_state,
       step=state.step + 1,
+      skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
     )
-    metrics = {
-      'loss': value,
-      'entropy': entropy,
-      'gradient_norm': optax.tree.norm(gradients),
-    }
+    metrics = {'loss': value, 'entropy': entropy, 'gradient_norm': norm}
     return new_state, metrics
 
   return update
@@ -134,6 +152,7 @@ def warm_start(
 
   Raises:
     ValueError: the task has no solved examples.
+    DivergedError: too many updates in a row were skipped.
   """
   if task.solved is None:
     raise ValueError('a warm start needs solved examples, got none')
@@ -155,6 +174,9 @@ def warm_start(
       params=abstract_params,
       opt_state=abstract_opt_state(tx, abstract_params, mesh),
       step=cast(Any, replicated_like(jnp.zeros((), jnp.int32), mesh)),
+      skipped_in_a_row=cast(
+        Any, replicated_like(jnp.zeros((), jnp.int32), mesh)
+      ),
     )
   )
   step = jax.jit(
@@ -167,6 +189,9 @@ def warm_start(
     params=params,
     opt_state=init_opt_state(params),
     step=distributed.put_global(np.zeros((), np.int32), state_shardings.step),
+    skipped_in_a_row=distributed.put_global(
+      np.zeros((), np.int32), state_shardings.skipped_in_a_row
+    ),
   )
   progress.stage('warm start', settings.steps)
   started, tokens = time.monotonic(), 0
@@ -191,8 +216,27 @@ def warm_start(
         started, tokens = time.monotonic(), 0
         writer.write(step=number, iteration=0, phase='warm_start', **values)
         progress.update(number, **values)
+        _check_health(state, number, config.train.max_skipped_updates)
   stream.close()
   return state.params
+
+
+def _check_health(state: SupervisedState, steps: int, limit: int) -> None:
+  """Raises an error if the latest updates were skipped.
+
+  Args:
+    state: the state after the update.
+    steps: number of updates so far.
+    limit: number of skipped updates in a row that is too many; skipping all of
+      fewer ones is, too.
+  """
+  skipped = int(distributed.fetch(state.skipped_in_a_row))
+  if skipped >= min(limit, steps):
+    raise DivergedError(
+      f'the warm start has diverged: its last {skipped} updates were skipped '
+      'because gradients or parameters were not finite '
+      f'(train.max_skipped_updates = {limit}); lower warm_start.learning_rate'
+    )
 
 
 def shared_warm_start(config: Config, task: Task) -> Checkpoint | None:

@@ -16,6 +16,10 @@ def nan_learning_rate():
   return toy.recipe(tx=lambda config: optax.adam(math.nan))
 
 
+def nan_warm_start():
+  return toy.recipe(warm_start_tx=lambda config: optax.adam(math.nan))
+
+
 def infinite_rewards():
   return toy.recipe(task=_task)
 
