@@ -7,7 +7,7 @@ import copy
 import hashlib
 import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 # Smallest fraction of a model's embedding that its own tokenizer uses; padding
@@ -32,6 +32,8 @@ class JsonTokenizer:
     bos_token: first token of every prompt; the one that the file's
       post-processor puts before a text, if any, unless given.
     pad_token: token that fills rows; the first end token unless given.
+    special_tokens: texts of special tokens in the model's other files; those of
+      the vocabulary are special even if the file does not say so.
     vocab_size: vocabulary size of the model, whose embedding may be padded; ids
       beyond the file's tokens have no text. The file's size unless given.
 
@@ -48,9 +50,11 @@ class JsonTokenizer:
     bos_token: str | int | None = None,
     pad_token: str | int | None = None,
     vocab_size: int | None = None,
+    special_tokens: Iterable[str] = (),
   ) -> None:
     self._file = file
     self._tokenizer = _parse(file)
+    self._add_special(special_tokens)
     self._vocab_size = self._check_size(vocab_size)
     if not end_tokens:
       raise ValueError('At least one end token is required, got none.')
@@ -135,6 +139,18 @@ class JsonTokenizer:
         f' {self.vocab_size} tokens without it.'
       )
     return found
+
+  def _add_special(self, texts: Iterable[str]) -> None:
+    """Makes tokens of the vocabulary special, as transformers does."""
+    added = self._tokenizer.get_added_tokens_decoder().values()
+    known = {token.content for token in added}
+    self._tokenizer.add_special_tokens(
+      [
+        text
+        for text in texts
+        if text not in known and self._tokenizer.token_to_id(text) is not None
+      ]
+    )
 
   def _own_bos_id(self) -> int | None:
     """The token that the post-processor puts before a text, if any."""

@@ -150,7 +150,7 @@ def token_rows(
     if length > max_length:
       raise ValueError(
         f'A prompt and its solution may have {max_length} tokens, got'
-        f' {length} in {problem.prompt!r} of source {problem.source!r}.'
+        f' {length} in {_name(problem)}.'
       )
     tokens[row, :length] = ids[:-1]
     targets[row, :length] = ids[1:]
@@ -293,8 +293,17 @@ def _first_fit(lengths: Sequence[int], width: int) -> list[_Slot]:
 def _response_ids(problem: Problem, tokenizer: Tokenizer) -> list[int]:
   if problem.solution is None:
     raise ValueError(
-      f'Problems with a solution are required, got {problem.prompt!r} of'
-      f' source {problem.source!r} without one.'
+      f'Problems with a solution are required, got {_name(problem)} without'
+      ' one.'
     )
   check_unicode(problem.solution, 'The solution', problem.location)
   return [*tokenizer.encode(problem.solution), tokenizer.end_ids[0]]
+
+
+def _name(problem: Problem) -> str:
+  """A problem for error messages: its row, or its prompt and source."""
+  if problem.location:
+    return problem.location
+  prompt = problem.prompt
+  shown = prompt if len(prompt) <= 80 else f'{prompt[:80]}…'
+  return f'{shown!r} of source {problem.source!r}'

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import json
+import pathlib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -246,7 +247,9 @@ _READERS = {
 
 def _require_file(path: epath.PathLike) -> epath.Path:
   path = storage.as_path(path)
-  if not path.is_file():
+  # `epath` takes pipes and devices for files, which never end.
+  is_local = not storage.is_bucket(path)
+  if not (pathlib.Path(path) if is_local else path).is_file():
     raise ValueError(
       f'A file of problems is required, got {path}, which is not a file.'
     )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -231,7 +232,9 @@ class MixtureSource(ConcatenatedSource):
     self, sources: Sequence[ProblemSource], weights: Sequence[float]
   ) -> None:
     super().__init__(sources)
-    if len(weights) != len(sources) or not all(w > 0 for w in weights):
+    if len(weights) != len(sources) or not all(
+      w > 0 and math.isfinite(w) for w in weights
+    ):
       raise ValueError(
         f'A mixture of {len(sources)} sources needs as many positive weights,'
         f' got {list(weights)}.'

@@ -16,7 +16,12 @@ from covrl.data import (
 )
 from covrl.data.columns import type_name
 from covrl.pretrained.adapters import base_model_directory
-from covrl.pretrained.resolve import read_json
+from covrl.pretrained.json_files import (
+  MAX_JSON_BYTES,
+  MAX_TOKENIZER_BYTES,
+  read_bytes,
+  read_json,
+)
 
 _SPECIAL_TOKENS = (
   'bos_token',
@@ -81,7 +86,7 @@ def load_chat_template(directory: epath.PathLike) -> ChatTemplate:
   file = directory / 'chat_template.jinja'
   if file.is_file():
     try:
-      source = file.read_text()
+      source = read_bytes(file, MAX_JSON_BYTES).decode()
     except UnicodeDecodeError as error:
       raise ValueError(f'{file}: must be UTF-8, got {error.reason}') from None
   else:
@@ -101,10 +106,11 @@ def _open_tokenizer(
   if file.is_file():
     try:
       return JsonTokenizer(
-        file.read_bytes(),
+        read_bytes(file, MAX_TOKENIZER_BYTES),
         end_tokens=end_tokens,
         pad_token=special.get('pad_token'),
         vocab_size=vocab_size,
+        special_tokens=special.values(),
       )
     except ValueError as error:
       raise ValueError(f'{file}: {error}') from None
@@ -117,7 +123,7 @@ def _open_tokenizer(
   config = _read_fields(directory, 'tokenizer_config.json')
   try:
     tokenizer = SentencePieceTokenizer(
-      file.read_bytes(),
+      read_bytes(file, MAX_TOKENIZER_BYTES),
       end_tokens,
       adds_bos=config.get('add_bos_token') is not False,
     )
@@ -238,4 +244,4 @@ def _special_tokens(directory: epath.Path) -> dict[str, str]:
 def _read_fields(directory: epath.Path, name: str) -> Mapping[str, Any]:
   """Fields of a JSON file, empty if the file is missing."""
   file = directory / name
-  return read_json(file)[0] if file.is_file() else {}
+  return read_json(file)[0] if file.exists() else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -204,10 +205,12 @@ def _files(names: str) -> list[tuple[str, float | None]]:
     name, equals, text = entry.rpartition('=')
     try:
       weight = float(text) if equals else None
+      if weight is not None and not 0 < weight < math.inf:
+        raise ValueError
     except ValueError:
       raise ConfigError(
-        f'data.train must be files, each with a number behind = if it has a'
-        f' weight, got {entry!r}'
+        'data.train must be files, each with a positive number behind = if it'
+        f' has a weight, got {entry!r}'
       ) from None
     matches = [name if equals else entry]
     if '*' in matches[0] and not matches[0].startswith(TFDS):

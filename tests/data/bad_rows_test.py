@@ -3,6 +3,7 @@
 
 import json
 import math
+import os
 
 import pyarrow
 import pyarrow.parquet
@@ -216,6 +217,17 @@ def test_text_of_parquet_files_is_utf8(tmp_path):
     FileSource(file)
   assert '\n' not in str(e.value)
   assert open_records(file)[0] == GOOD
+
+
+@pytest.mark.parametrize('suffix', ['jsonl', 'parquet', 'array_record'])
+def test_pipes_and_directories_are_no_files(suffix, tmp_path):
+  pipe = tmp_path / f'a.{suffix}'
+  os.mkfifo(pipe)
+  folder = tmp_path / f'b.{suffix}'
+  folder.mkdir()
+  for path in (pipe, folder):
+    with pytest.raises(ValueError, match=f'{path}, which is not a file'):
+      FileSource(path)
 
 
 @pytest.mark.parametrize('suffix', ['parquet', 'array_record'])

@@ -141,6 +141,24 @@ def test_threads_share_the_process():
     assert list(pool.map(render, range(100))) == [str(n) for n in range(100)]
 
 
+def test_an_interrupted_exchange_does_not_answer_the_next(monkeypatch):
+  template = ChatTemplate('{{ messages[0].content }}')
+  template.render([{'role': 'user', 'content': 'before'}])
+  exchange = process._exchange
+
+  def interrupted(*args):
+    process_, line = args
+    process_.stdin.write(line)
+    process_.stdin.flush()
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(process, '_exchange', interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    template.render([{'role': 'user', 'content': 'interrupted'}])
+  monkeypatch.setattr(process, '_exchange', exchange)
+  assert template.render([{'role': 'user', 'content': 'after'}]) == 'after'
+
+
 def test_the_process_ends_with_its_parent():
   program = """
     import os, signal

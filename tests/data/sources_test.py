@@ -313,7 +313,9 @@ def test_subsets_of_a_source():
   assert some.names == ('a',)
 
 
-@pytest.mark.parametrize('weights', [[1.0], [1.0, 0.0], [1.0, -2.0]])
+@pytest.mark.parametrize(
+  'weights', [[1.0], [1.0, 0.0], [1.0, -2.0], [1.0, float('inf')]]
+)
 def test_mixtures_need_one_positive_weight_per_source(weights):
   with pytest.raises(ValueError, match=r'of 2 sources needs as many positive'):
     MixtureSource([list_source('a'), list_source('b')], weights)

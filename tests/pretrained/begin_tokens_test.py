@@ -100,6 +100,19 @@ def test_a_given_begin_token_takes_precedence():
   assert JsonTokenizer(file, end_tokens=[END], bos_token='<s>').bos_id == BOS
 
 
+def test_special_tokens_of_other_files_are_special(tmp_path):
+  file = json.loads(tokenizer_file('begin'))
+  write_model(tmp_path, 'begin', bos_token='<s>')
+  (tmp_path / 'tokenizer.json').write_text(
+    json.dumps(file | {'added_tokens': []})
+  )
+  tokenizer = load_tokenizer(tmp_path)
+  # Without a space around them they are found only as special tokens.
+  assert tokenizer.encode('<s>q a</s>') == [BOS, QUESTION, ANSWER, END]
+  assert tokenizer.decode([BOS, QUESTION, END]) == 'q'
+  assert first_prompt(tmp_path, '<s>{question} a') == [BOS, QUESTION, ANSWER]
+
+
 def test_refuses_several_begin_tokens():
   tokenizer = tokenizers.Tokenizer.from_str(tokenizer_file('none'))
   tokenizer.post_processor = processors.TemplateProcessing(

@@ -89,7 +89,7 @@ def test_notes_name_the_sandbox_backend():
   assert task.notes[-1].startswith('programs are judged at level ')
   made = config('kodcode.jsonl')
   made.rewards.judge = 'unsandboxed'
-  assert text_task(made).notes[-1].endswith(' unsandboxed')
+  assert ' unsandboxed' in text_task(made).notes[-1]
   for field in ('judge',):
     setattr(made.rewards, field, 'docker')
   with pytest.raises(
@@ -238,6 +238,9 @@ def test_problems_are_filtered_by_pass_rate(tmp_path):
     ({'train': 'a.jsonl'}, r'file .*got a\.jsonl'),
     ({'train': 'a*.jsonl'}, r'must name files, no file matches .*a\*\.jsonl'),
     ({'train': 'a.jsonl=x'}, r"if it has a weight, got 'a\.jsonl=x'"),
+    ({'train': 'a.jsonl=nan'}, r"if it has a weight, got 'a\.jsonl=nan'"),
+    ({'train': 'a.jsonl=inf'}, r"if it has a weight, got 'a\.jsonl=inf'"),
+    ({'train': 'a.jsonl=-1'}, r"if it has a weight, got 'a\.jsonl=-1'"),
     ({'layout': 'gsm9k'}, "layout must be one of .*, got 'gsm9k'"),
     ({'suites': 'math5000'}, 'did you mean math500'),
     ({'template': 'Q:'}, r'must have \{question\} in it'),

@@ -61,7 +61,14 @@ class RenderingProcess:
     line = json.dumps({**request, **limits}).encode() + b'\n'
     with self._lock:
       process = self._running()
-      reply = _exchange(process, line)
+      try:
+        reply = _exchange(process, line)
+      except BaseException:
+        # An interrupted exchange leaves a reply that the next one would read.
+        self._process = None
+        process.kill()
+        _end(process)
+        raise
       if reply.endswith(b'\n'):
         return json.loads(reply)
       self._process = None

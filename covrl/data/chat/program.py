@@ -61,8 +61,8 @@ def main(memory: int) -> None:
   Args:
     memory: bytes of address space, at most.
   """
-  resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-  resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+  _limit(resource.RLIMIT_AS, memory)
+  _limit(resource.RLIMIT_CORE, 0)
   for line in sys.stdin.buffer:
     request = json.loads(line)
     _limit_time(request['seconds'])
@@ -93,9 +93,15 @@ def answer(request: Mapping[str, Any]) -> dict[str, str]:
 
 def _limit_time(seconds: int) -> None:
   """Ends the process when it takes this much more CPU time."""
-  soft = int(time.process_time()) + 1 + seconds
-  _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-  resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
+  _limit(resource.RLIMIT_CPU, int(time.process_time()) + 1 + seconds)
+
+
+def _limit(kind: int, value: int) -> None:
+  """Sets a limit, below that of the system if there is one."""
+  _, hard = resource.getrlimit(kind)
+  if hard != resource.RLIM_INFINITY:
+    value = min(value, hard)
+  resource.setrlimit(kind, (value, hard))
 
 
 @functools.lru_cache(maxsize=8)
