@@ -219,6 +219,13 @@ class RunData:
     """Files of saved samples, oldest first."""
     return _files(self.path / 'rollouts', 'iteration_*.json')
 
+  @functools.cached_property
+  def notices(self) -> list[str]:
+    """Warnings of the run about damaged files, oldest first; at most 20."""
+    name = 'notices.jsonl'
+    lines = list(read_objects(self.path / name, name, self.unreadable))
+    return [short_text(line.get('text') or '', 500) for _, line in lines[-20:]]
+
   def samples(self, file: epath.Path) -> dict[str, Any]:
     """Content of a file of saved samples, without unreadable samples."""
     name = f'rollouts/{file.name}'

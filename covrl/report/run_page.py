@@ -46,7 +46,7 @@ def write_report(
     'run.html.j2',
     name=run.path.name,
     facts=_facts(run),
-    warnings=health_warnings(run),
+    warnings=[*run.notices, *health_warnings(run)],
     summary=summarize(run),
     main=run_figures.main_figures(run),
     health=health_figures.health_figures(run),

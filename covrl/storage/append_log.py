@@ -122,18 +122,16 @@ def open_log(
 
 
 def read_log(file: epath.Path, errors: str = 'strict') -> str | None:
-  """Returns the whole text of a log, or `None` if the log does not exist.
+  """Returns the whole text of a log or file, or `None` if it does not exist.
 
   Args:
     file: path of the log; in a bucket it names the parts.
     errors: treatment of invalid UTF-8, as in `bytes.decode`.
   """
-  if not storage.is_bucket(file):
-    parts = [file] if file.exists() else []
-  else:
-    parts = _parts(file)
-  if not parts:
+  parts = _parts(file) if storage.is_bucket(file) else []
+  if not parts and not file.exists():
     return None
+  parts = parts or [file]
   return b''.join(part.read_bytes() for part in parts).decode(errors=errors)
 
 

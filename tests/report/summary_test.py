@@ -19,6 +19,7 @@ from covrl.report.summary import (
   selected_kinds,
   summarize,
 )
+from covrl.run.directory import RunDirectory
 
 
 def results(run, iteration):
@@ -50,6 +51,18 @@ def test_updates_that_changed_nothing_are_said_at_the_top(make_run):
   skipped = page.index(f'3 of {total} updates were skipped, because gradients')
   empty = page.index(f'1 of {total} updates had no token to train on')
   assert skipped < empty < page.index('class="headline"')
+
+
+def test_warnings_of_the_run_are_at_the_top(make_run):
+  path = make_run()
+  directory = RunDirectory(path)
+  directory.add_notice('the checkpoint <b>7</b> is damaged')
+  with (path / 'notices.jsonl').open('a') as stream:
+    stream.write('{"text": 3}\n{"te')
+  page = write_report(path).read_text()
+  told = page.index('the checkpoint &lt;b&gt;7&lt;/b&gt; is damaged')
+  assert told < page.index('class="headline"')
+  assert '1 unreadable line of notices.jsonl was skipped.' in page
 
 
 def test_gain_is_paired_by_problem(make_run):

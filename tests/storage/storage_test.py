@@ -223,6 +223,12 @@ def test_parts_are_small_and_a_lost_part_is_noticed(objects, monkeypatch):
   assert read_log(file) == 'line 03\nline 04\nline 05\n'
 
 
+def test_reads_a_file_of_a_bucket_that_is_not_a_log(objects):
+  assert read_log(ROOT / 'config.json') is None
+  objects.put('run/config.json', b'{}')
+  assert read_log(ROOT / 'config.json') == '{}'
+
+
 def test_buffers_lines_in_a_bucket(objects, monkeypatch):
   lines = open_log(epath.Path(LINES))
   lines.write('one')
