@@ -32,6 +32,7 @@ def atomic_directory(directory: epath.PathLike) -> Iterator[pathlib.Path]:
 
   Raises:
     ValueError: the target exists and is not empty.
+    StorageError: the target or a file in it cannot be written.
   """
   path = storage.as_path(directory)
   if storage.is_bucket(path):
@@ -44,13 +45,23 @@ def atomic_directory(directory: epath.PathLike) -> Iterator[pathlib.Path]:
   target = pathlib.Path(path).absolute()
   if target.exists() and (not target.is_dir() or any(target.iterdir())):
     raise ValueError(f'{target} must not exist or be empty, and is not')
-  target.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(
-    prefix=f'.{target.name}.', dir=target.parent
-  ) as temporary:
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(storage.writing(target))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = stack.enter_context(
+      tempfile.TemporaryDirectory(prefix=f'.{target.name}.', dir=target.parent)
+    )
     draft = pathlib.Path(temporary) / 'draft'
     draft.mkdir()
     yield draft
+    _apply_umask(draft)
     if target.exists():
       target.rmdir()
     os.replace(draft, target)
+
+
+def _apply_umask(directory: pathlib.Path) -> None:
+  """Gives files the mode that the umask allows; some libraries write 0600."""
+  mode = directory.stat().st_mode & 0o777
+  for path in directory.rglob('*'):
+    path.chmod(mode if path.is_dir() else mode & 0o666)

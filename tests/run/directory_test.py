@@ -11,6 +11,7 @@ import pytest
 
 from covrl import storage
 from covrl.config import Config, ConfigError, Recipe
+from covrl.pretrained.atomic_dir import atomic_directory
 from covrl.run.checkpoint import CheckpointError
 from covrl.run.directory import RunDirectory
 from covrl.storage import StorageError, first_storage_error, paths
@@ -195,6 +196,17 @@ def test_errors_of_libraries_that_name_the_cause_are_failed_writes(tmp_path):
       'RESOURCE_EXHAUSTED: Error writing "a": [OS error 28: ENOSPC No space left'
       ' on device] [source locations=...]'
     )
+
+
+def test_a_converted_model_is_written_whole_or_not_at_all(tmp_path):
+  def write():
+    with atomic_directory(tmp_path / 'model') as draft:
+      (draft / 'config.json').write_text('{}')
+      failing(errno.ENOSPC)()
+
+  with pytest.raises(StorageError, match='model cannot be written: no space'):
+    write()
+  assert list(tmp_path.iterdir()) == []
 
 
 def test_a_directory_in_use_is_not_a_failed_write(tmp_path):
