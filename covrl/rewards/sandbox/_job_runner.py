@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _CONTROL = 9
 _SIGKILL = 9
+_SUBREAPER = 36
 
 
 def main(control: int) -> None:
@@ -104,6 +105,8 @@ def _apply_settings(settings: dict[str, Any]) -> Callable[[], object]:
     # Without a pid namespace, other processes of the user would count.
     if name != 'RLIMIT_NPROC' or os.getpid() == 1:
       _set_limit(getattr(resource, name), limit)
+  if settings.get('adopts_orphans'):
+    _adopt_orphans()
   os.umask(0o077)
   os.environ.clear()
   offer_packages(settings['packages'])
@@ -158,6 +161,7 @@ def _wait_for(child: int) -> int:
     if _CONTROL in dict(poll.poll(100)):
       os.kill(child, _SIGKILL)
       os.waitpid(child, 0)
+      _kill_others()
       os._exit(0)
     status = _reap(child)
   os.close(descriptor)
@@ -185,15 +189,50 @@ def _reap(child: int) -> int | None:
 
 
 def _kill_others() -> None:
-  """Kills all other processes of the pid namespace, if there is one."""
-  if os.getpid() != 1:
-    return
+  """Kills all other processes of the pid namespace, or all descendants."""
   try:
+    while os.getpid() != 1:
+      for pid in _descendants():
+        _kill(pid)
+      # Its children become this process's own; none is left in the end.
+      os.wait()
     os.kill(-1, _SIGKILL)
     while True:
       os.wait()
   except (ProcessLookupError, ChildProcessError):
     return
+
+
+def _kill(pid: int) -> None:
+  try:
+    os.kill(pid, _SIGKILL)
+  except ProcessLookupError:
+    return
+
+
+def _adopt_orphans() -> None:
+  """Makes this process the parent of descendants whose parent ends."""
+  import ctypes
+
+  ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
+
+
+def _descendants() -> list[int]:
+  """Returns all descendants of this process, the nearest first."""
+  found, waiting = [], [os.getpid()]
+  while waiting:
+    pid = waiting.pop(0)
+    try:
+      for task in os.listdir(f'/proc/{pid}/task'):
+        with open(
+          f'/proc/{pid}/task/{task}/children', encoding='ascii'
+        ) as file:
+          children = [int(number) for number in file.read().split()]
+        found += children
+        waiting += children
+    except OSError:
+      continue
+  return found
 
 
 def _set_up_descriptors(descriptors: list[int], *, silent: bool) -> None:

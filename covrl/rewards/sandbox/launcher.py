@@ -57,3 +57,7 @@ class Unsandboxed(Launcher):
   """No containment: processes with time and resource limits only."""
 
   level: ClassVar[str] = 'unsandboxed'
+
+  def settings(self) -> Mapping[str, Any]:
+    """Returns settings: orphans of a program become children of the runner."""
+    return {**super().settings(), 'adopts_orphans': True}
