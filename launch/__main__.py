@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import launch
 from launch import gke, local, slurm, tpu
-from launch.job import Job, LaunchError, pairs
+from launch.job import Job, LaunchError, check_not_empty, pairs
 from launch.shell import Shell
 
 _LAUNCHERS = {'tpu': tpu, 'gke': gke, 'slurm': slurm, 'local': local}
@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None, shell: Shell | None = None) -> int:
   options = _parser().parse_args(given[:cut])
   shell = shell or Shell(dry_run=options.dry_run)
   try:
+    check_not_empty(vars(options))
     job = Job(
       name=options.name,
       arguments=tuple(given[cut + 1 :]),

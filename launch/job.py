@@ -106,6 +106,13 @@ class Job:
       )
 
 
+def check_not_empty(options: Mapping[str, object]) -> None:
+  """Refuses options whose value is an empty text."""
+  for name, value in options.items():
+    if value == '':
+      raise LaunchError(f"--{name.replace('_', '-')} must not be empty, got ''")
+
+
 def pairs(option: str, given: Sequence[str]) -> dict[str, str]:
   """Parses `NAME=VALUE` arguments.
 

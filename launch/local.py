@@ -44,6 +44,10 @@ def run(job: Job, options: argparse.Namespace, shell: Shell) -> int:
     raise LaunchError(
       f'--processes must be at least 1, got {options.processes}'
     )
+  if options.port is not None and not 0 < options.port < 65536:
+    raise LaunchError(f'--port must lie in [1, 65535], got {options.port}')
+  if not options.grace >= 0:
+    raise LaunchError(f'--grace must be at least 0, got {options.grace:g}')
   if job.secrets:
     raise LaunchError(
       '--secret is for tpu and gke; local processes inherit this environment'

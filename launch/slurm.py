@@ -50,11 +50,11 @@ def run(job: Job, options: argparse.Namespace, shell: Shell) -> int:
 
 def batch_script(job: Job, options: argparse.Namespace) -> str:
   """Returns the batch script."""
-  for name in ('nodes', 'gpus_per_node', 'notice'):
-    if getattr(options, name) < 1:
+  for name in ('nodes', 'gpus_per_node', 'notice', 'cpus_per_task'):
+    value = getattr(options, name)
+    if value is not None and value < 1:
       raise LaunchError(
-        f'--{name.replace("_", "-")} must be at least 1, got '
-        f'{getattr(options, name)}'
+        f'--{name.replace("_", "-")} must be at least 1, got {value}'
       )
   for name in ('time', 'partition', 'account'):
     value = getattr(options, name)

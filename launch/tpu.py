@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import pathlib
 import re
 import tempfile
@@ -69,9 +70,9 @@ def run(job: Job, options: argparse.Namespace, shell: Shell) -> int:
     raise LaunchError(
       f'--num-slices must be at least 1, got {options.num_slices}'
     )
-  if options.poll <= 0 or options.max_wait <= 0:
+  if not (0 < options.poll < math.inf and 0 < options.max_wait < math.inf):
     raise LaunchError(
-      '--poll and --max-wait must be positive, got '
+      '--poll and --max-wait must be positive and finite, got '
       f'{options.poll:g} and {options.max_wait:g}'
     )
   job.check_shared(slice_.hosts * options.num_slices)

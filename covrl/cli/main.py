@@ -97,6 +97,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
   if command in _TAKE_OVERRIDES and {'-h', '--help'} & set(argv):
     command_parsers[command].epilog = config_help(argv)
   arguments, leftover = parser.parse_known_args(argv)
+  _check_not_empty(arguments, command_parsers[arguments.command])
   for argument in leftover:
     is_override = command in _TAKE_OVERRIDES and (
       argument.startswith('--config.') or not argument.startswith('--')
@@ -105,6 +106,19 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
       _refuse(argument, command, command_parsers[arguments.command])
   arguments.overrides, arguments.argv = leftover, argv
   return arguments
+
+
+def _check_not_empty(arguments: argparse.Namespace, parser: _Parser) -> None:
+  """Refuses an empty text for anything but a prompt.
+
+  An empty name or path would otherwise stand for the default, or for the
+  current directory.
+  """
+  for name, value in vars(arguments).items():
+    texts = value if isinstance(value, list) else [value]
+    if '' in texts and name != 'prompt' and value != parser.get_default(name):
+      option = f'--{name}' if f'--{name} ' in parser.format_usage() else 'path'
+      parser.error(f"{option} must not be empty, got ''")
 
 
 def _make_parser() -> tuple[_Parser, dict[str, _Parser]]:

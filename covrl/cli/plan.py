@@ -32,15 +32,15 @@ def run(arguments: argparse.Namespace) -> None:
   from covrl.compile.plan import plan
   from covrl.parallel import topologies
 
+  topology = compiled = None
+  if arguments.topology is not None:
+    topology = topologies.find_topology(arguments.topology)
+  elif arguments.compiled is not None or arguments.num_slices > 1:
+    raise ValueError('--compiled and --num_slices need --topology, got none')
+  if arguments.compiled is not None:
+    compiled = storage.as_path(arguments.compiled)
   devices.set_xla_flags()
   devices.use_compilation_cache()
   recipe = config.load(arguments.config, arguments.overrides)
-  topology = compiled = None
-  if arguments.topology:
-    topology = topologies.find_topology(arguments.topology)
-  if arguments.compiled:
-    compiled = storage.as_path(arguments.compiled)
-    if topology is None:
-      raise ValueError('--compiled needs --topology, got none')
   for line in plan(recipe, topology, arguments.num_slices, compiled):
     print(line)

@@ -32,12 +32,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
   """Checks the claims and prints the table."""
+  from covrl import storage
   from covrl.report.theory_page import write_theory_page
   from covrl.run.progress import Progress
   from covrl.theory import runner
 
   devices.set_xla_flags()
   devices.use_compilation_cache()
+  if arguments.workdir is not None:
+    # Before the minutes that the claims take.
+    workdir = storage.as_path(arguments.workdir)
+    with storage.writing(workdir):
+      workdir.mkdir(parents=True, exist_ok=True)
   with Progress() as progress:
     progress.stage('checking claims')
     checked = runner.run_claims(

@@ -54,6 +54,9 @@ def plan(
   if num_slices < 1:
     raise ConfigError(f'--num-slices must be at least 1, got {num_slices}')
   config = recipe.config
+  found = None
+  if compiled is not None and topology is not None:
+    found = read_compiled(compiled, recipe, topology, num_slices)
   task: Task = recipe.task(config)
   policy = make_policy(recipe, task.tokenizer)
   yield f'{recipe.name}: {policy.num_params:,} parameters'
@@ -64,8 +67,7 @@ def plan(
   if topology is None:
     yield 'give --topology (such as v5p-64) to see what fits and how long it takes'
     return
-  if compiled is not None:
-    found = read_compiled(compiled, recipe, topology, num_slices)
+  if found is not None:
     yield (
       f'as compiled, {found.fullest} needs the most memory: '
       f'{bytes_text(found.peak)} of {bytes_text(found.limit)} per chip; '

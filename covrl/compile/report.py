@@ -219,7 +219,7 @@ class Report:
     if not over:
       fullest = max(self.programs, key=lambda n: self.programs[n].needed)
       share = self.programs[fullest].needed / self.programs[fullest].limit
-      return f'It fits: {fullest} needs the most memory, {share:.0%}.'
+      return f'It fits: {fullest} needs the most memory, {_percent(share)}.'
     each = [
       f'{name} needs {bytes_text(self.programs[name].needed)} of '
       f'{bytes_text(self.programs[name].limit)}'
@@ -233,7 +233,7 @@ def _lines(name: str, program: Program) -> Iterator[str]:
   share = program.needed / program.limit
   yield (
     f'{name}: {bytes_text(program.needed)} of {bytes_text(program.limit)} HBM per chip '
-    f'({share:.0%}){"" if program.fits else ", does not fit"}'
+    f'({_percent(share)}){"" if program.fits else ", does not fit"}'
   )
   if program.memory is not None:
     parts = program.memory._asdict().items()
@@ -266,6 +266,15 @@ def _lines(name: str, program: Program) -> Iterator[str]:
   )
   if program.cost.unknown:
     yield f'  operations not counted: {", ".join(sorted(program.cost.unknown))}'
+
+
+def _percent(share: float) -> str:
+  """Formats a share; small ones are not 0.
+
+  >>> _percent(0.516), _percent(0.004)
+  ('52%', 'below 1%')
+  """
+  return 'below 1%' if 0 < share < 0.01 else f'{share:.0%}'
 
 
 def _axes(mesh: dict[str, int]) -> str:

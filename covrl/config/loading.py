@@ -99,8 +99,9 @@ def locate(spec: str) -> tuple[pathlib.Path, str]:
       )
     file = by_stem[name]
   elif not file.is_file():
+    reason = 'is a directory' if file.is_dir() else 'does not exist'
     raise ConfigError(
-      f'--config must name a Python file, {str(file)!r} does not exist'
+      f'--config must name a Python file, {str(file)!r} {reason}'
     )
   return file, function or _single_function(file, name)
 
@@ -127,7 +128,7 @@ def _functions(file: pathlib.Path) -> dict[str, str]:
   is not executed.
   """
   try:
-    module = ast.parse(file.read_text(encoding='utf-8'))
+    module = ast.parse(file.read_text(encoding='utf-8'), file.name)
   except (SyntaxError, ValueError) as error:
     raise ConfigError(f'{file} is not valid Python: {error}') from None
   return {
@@ -145,8 +146,10 @@ def _execute(file: pathlib.Path, function: str) -> Recipe:
   """Executes a recipe file once and calls one of its functions."""
   module, sources = _import(file)
   if not hasattr(module, function):
-    near = difflib.get_close_matches(function, _functions(file), n=1, cutoff=0)
-    hint = f'; did you mean {near[0]!r}?' if near else ''
+    known = list(_functions(file))
+    near = difflib.get_close_matches(function, known, n=1)
+    hint = f'; there are {", ".join(known)}' if known else ''
+    hint = f'; did you mean {near[0]!r}?' if near else hint
     raise ConfigError(f'there is no recipe {function!r} in {file}{hint}')
   recipe = getattr(module, function)()
   if not isinstance(recipe, Recipe):

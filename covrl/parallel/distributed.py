@@ -80,6 +80,8 @@ def initialize(
     RuntimeError: if the other processes cannot be reached; the message gives
       the address.
   """
+  if heartbeat < 2:
+    raise ValueError(f'--heartbeat must be at least 2 s, got {heartbeat}')
   given = (coordinator, num_processes, process_id)
   if any(each is not None for each in given):
     if None in given:
@@ -100,8 +102,6 @@ def initialize(
       return
   elif not in_cluster():
     return
-  if heartbeat < 2:
-    raise ValueError(f'--heartbeat must be at least 2 s, got {heartbeat}')
   # CPU devices exchange data with gloo, which matches messages by their order
   # only, so programs must run one after the other.
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')

@@ -13,6 +13,7 @@ import markupsafe
 import numpy as np
 from etils import epath
 
+from covrl import storage
 from covrl.report import formats
 from covrl.report.chart import Figure, FigureLayout, Series, lay_out
 from covrl.report.rendering import render, write_page
@@ -62,8 +63,7 @@ def write_theory_page(
   Returns:
     Path of the page.
   """
-  folder = epath.Path(workdir)
-  folder.mkdir(parents=True, exist_ok=True)
+  folder = storage.as_path(workdir)
   by_name = {result.claim.name: result for result in checked.results}
   page = render(
     'theory.html.j2',

@@ -22,6 +22,8 @@ _CAUSES = {
     errno.ESTALE,
     errno.ENODEV,
     errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ELOOP,
     errno.EISDIR,
     errno.EMFILE,
     errno.ENFILE,

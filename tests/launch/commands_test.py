@@ -197,6 +197,8 @@ def test_exit_statuses_do_not_change():
     'RESTART': 42,
     'PEER_LOST': 43,
     'STALLED': 44,
+    'STORAGE': 45,
+    'DIVERGED': 46,
     'INTERRUPTED': 130,
   }
   assert combined_status([0, 42, 2]) == 2
@@ -216,6 +218,9 @@ def test_exit_statuses_do_not_change():
     (['--env=HF_TOKEN=abc'], RUN, 'must not hold secrets'),
     (['--restarts=-1'], RUN, '--restarts'),
     (['--poll=0'], RUN, 'must be positive'),
+    (['--poll=nan'], RUN, 'must be positive and finite, got nan and 24'),
+    (['--max-wait=inf'], RUN, 'must be positive and finite'),
+    (['--zone='], RUN, "--zone must not be empty, got ''"),
     ([], ['--', '--config=c'], '--workdir=… of `covrl train`'),
     ([], ['--', '--config=c', '--workdir=runs/a'], 'must be in a bucket'),
     ([], [], '--config=… of `covrl train`'),
@@ -235,9 +240,24 @@ def test_reports_bad_input_in_one_sentence(capsys, arguments, run, message):
     (['--time=1; rm'], '--time must be'),
     (['--partition=a\nb'], '--partition must be'),
     (['--nodes=0'], '--nodes must be'),
+    (['--cpus-per-task=0'], '--cpus-per-task must be at least 1, got 0'),
+    (['--time='], '--time must not be empty'),
     (['--secret=A=b'], 'is for tpu and gke'),
   ],
 )
 def test_reports_bad_input_to_slurm_in_one_sentence(capsys, arguments, message):
   assert main([*CASES['slurm'], *arguments, '--dry-run', *RUN]) == 2
   assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ('option', 'message'),
+  [
+    ('--port=70000', '--port must lie in [1, 65535], got 70000'),
+    ('--grace=nan', '--grace must be at least 0, got nan'),
+    ('--processes=0', '--processes must be at least 1, got 0'),
+  ],
+)
+def test_reports_bad_input_to_local_in_one_sentence(capsys, option, message):
+  assert main([*CASES['local'], option, '--dry-run', *RUN]) == 2
+  assert capsys.readouterr().err == f'launch: {message}\n'

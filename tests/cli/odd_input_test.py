@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Empty, contradictory and misplaced arguments of every command."""
+
+import pytest
+
+from covrl.cli import main
+from covrl.exit_codes import Exit
+
+KL_COV = '--config=countdown:kl_cov'
+
+
+def ended(capsys, *arguments):
+  """Runs a command that fails; returns its exit status and its last line."""
+  with pytest.raises(SystemExit) as caught:
+    main([str(argument) for argument in arguments])
+  captured = capsys.readouterr()
+  assert captured.out == ''
+  return caught.value.code, captured.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+  ('command', 'name'),
+  [
+    (['plan', '--config='], '--config'),
+    (['plan', KL_COV, '--topology='], '--topology'),
+    (['plan', KL_COV, '--topology=v5e-8', '--compiled='], '--compiled'),
+    (['compile', KL_COV, '--topology', ''], '--topology'),
+    (['compile', KL_COV, '--topology=v5e-8', '--programs='], '--programs'),
+    (['train', KL_COV, '--workdir='], '--workdir'),
+    (['train', KL_COV, '--workdir=x', '--coordinator='], '--coordinator'),
+    (['evaluate', ''], 'path'),
+    (['evaluate', 'x', '--suite='], '--suite'),
+    (['evaluate', 'x', '--output='], '--output'),
+    (['sample', '', 'hello'], 'path'),
+    (['convert', '', 'target'], 'path'),
+    (['convert', 'source', ''], 'path'),
+    (['report', ''], 'path'),
+    (['report', 'x', '--output='], '--output'),
+    (['theory', '--claim='], '--claim'),
+    (['theory', '--workdir='], '--workdir'),
+  ],
+)
+def test_empty_arguments_are_refused(capsys, command, name):
+  status, error = ended(capsys, *command)
+  assert status == Exit.REFUSED
+  assert error.startswith(
+    f"covrl: {name} must not be empty, got ''; see covrl "
+  )
+
+
+@pytest.mark.parametrize('option', ['--num_slices=2', '--compiled=x.json'])
+def test_plan_needs_a_topology_for_what_describes_one(capsys, option):
+  assert ended(capsys, 'plan', KL_COV, option) == (
+    Exit.REFUSED,
+    'covrl: --compiled and --num_slices need --topology, got none',
+  )
+
+
+def test_plan_reads_the_compiled_file_before_it_prints(capsys, tmp_path):
+  arguments = ('plan', KL_COV, '--topology=v5e-8', f'--compiled={tmp_path}')
+  status, error = ended(capsys, *arguments)
+  assert status == Exit.REFUSED
+  assert 'must be the output of `covrl compile --json`' in error
+
+
+def test_heartbeat_is_checked_with_one_process_too(capsys, tmp_path):
+  status, error = ended(
+    capsys, 'train', KL_COV, f'--workdir={tmp_path / "run"}', '--heartbeat=0'
+  )
+  assert status == Exit.REFUSED
+  assert error == 'covrl: --heartbeat must be at least 2 s, got 0'
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('below', ['', 'folder'])
+def test_theory_needs_a_directory_before_it_checks_claims(
+  capsys, tmp_path, below
+):
+  file = tmp_path / 'file'
+  file.touch()
+  status, error = ended(capsys, 'theory', f'--workdir={file / below}')
+  assert status == Exit.STORAGE
+  assert f'{file / below} cannot be written: ' in error
+
+
+@pytest.mark.parametrize(
+  ('content', 'reason'),
+  [
+    (None, "'own.py' is a directory"),
+    (b'\xff\xfe', 'own.py is not valid Python: '),
+    (b'def f(:', 'own.py is not valid Python: invalid syntax (own.py, line 1)'),
+    (b'x = 1', 'own.py has none'),
+  ],
+)
+def test_recipe_files_that_are_not_python(
+  capsys, tmp_path, monkeypatch, content, reason
+):
+  monkeypatch.chdir(tmp_path)
+  file = tmp_path / 'own.py'
+  file.mkdir() if content is None else file.write_bytes(content)
+  status, error = ended(capsys, 'plan', '--config=own.py')
+  assert status == Exit.REFUSED
+  assert reason in error
+
+
+def test_unknown_recipe_unlike_any_other_lists_them(capsys):
+  status, error = ended(capsys, 'plan', '--config=countdown:xyzzy')
+  assert status == Exit.REFUSED
+  assert "there is no recipe 'xyzzy' in " in error
+  assert '; there are grpo, grpo_no_clip, kl_cov, ' in error
