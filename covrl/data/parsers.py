@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from covrl.data.columns import Row, type_name
+from covrl.rewards.math.extraction import last_box
 
 # The instruction around every question of DAPO-Math-17k and its derivatives.
 _DAPO_INSTRUCTION = re.compile(
@@ -81,23 +82,16 @@ def gsm8k_answer(row: Row, column: str) -> str:
 
 
 def boxed_answer(row: Row, column: str) -> str:
-  r"""The content of the last `\boxed{}`.
+  r"""The content of the last `\boxed{}` or `\fbox{}`, with or without braces.
 
   >>> row = Row({'solution': r'so \boxed{\frac{1}{2}}.'}, 'row 1')
   >>> boxed_answer(row, 'solution')
   '\\frac{1}{2}'
   """
-  text = row.text(column)
-  start = text.rfind('\\boxed{')
-  depth = 0
-  for index in range(start + len('\\boxed'), len(text)) if start >= 0 else ():
-    depth += {'{': 1, '}': -1}.get(text[index], 0)
-    if depth == 0:
-      answer = text[start + len('\\boxed{') : index].strip()
-      if answer:
-        return answer
-      break
-  raise row.error(column, 'have the final answer in a balanced \\boxed{}')
+  answer = _answer_text(last_box(row.text(column)) or '', row, column)
+  if not answer:
+    raise row.error(column, 'have the final answer in a balanced \\boxed{}')
+  return answer
 
 
 def code_tests(row: Row, column: str) -> list[dict[str, Any]]:
@@ -107,7 +101,8 @@ def code_tests(row: Row, column: str) -> list[dict[str, Any]]:
   `fn_name` each input is the argument list of a call and each output its
   result; if all outputs are lists of length one, as in APPS and TACO, the lists
   are taken for wrappers and removed. Without `fn_name` inputs and outputs are
-  standard input and output of a program.
+  standard input and output of a program. A number `tolerance` beside them is the
+  difference that numbers in the outputs may have, see `judge_code`.
 
   >>> text = '{"inputs": ["1 2"], "outputs": ["3"]}'
   >>> code_tests(Row({'answer': text}, 'row 1'), 'answer')
@@ -124,13 +119,15 @@ def code_tests(row: Row, column: str) -> list[dict[str, Any]]:
       column, "be JSON with as many 'inputs' as 'outputs', at least one"
     )
   name = fields.get('fn_name')
+  further = _tolerance(fields.get('tolerance'), row, column)
   if name is None:
     if not all(map(_is_text_or_lines, (*inputs, *outputs))):
       raise row.error(
         column, "have 'inputs' and 'outputs' of text, numbers or lists of them"
       )
     return [
-      {'stdin': _joined_lines(i), 'stdout': _joined_lines(o)} for i, o in pairs
+      {'stdin': _joined_lines(i), 'stdout': _joined_lines(o), **further}
+      for i, o in pairs
     ]
   if not isinstance(name, str):
     raise row.error(column, "have the name of a function as 'fn_name'")
@@ -138,9 +135,18 @@ def code_tests(row: Row, column: str) -> list[dict[str, Any]]:
     raise row.error(column, "have 'inputs' that list a call's arguments")
   is_wrapped = all(isinstance(o, list) and len(o) == 1 for _, o in pairs)
   return [
-    {'call': name, 'args': i, 'result': o[0] if is_wrapped else o}
+    {'call': name, 'args': i, 'result': o[0] if is_wrapped else o, **further}
     for i, o in pairs
   ]
+
+
+def _tolerance(value: Any, row: Row, column: str) -> dict[str, float]:
+  """Returns the entry of each test for a tolerance; empty without one."""
+  if value is None:
+    return {}
+  if type(value) not in (int, float) or not 0 <= value < math.inf:
+    raise row.error(column, "have a number of at least 0 as 'tolerance'")
+  return {'tolerance': float(value)}
 
 
 def assert_suite(row: Row, column: str) -> list[dict[str, Any]]:
