@@ -55,11 +55,27 @@ def with_committed_config(job: Job, shell: Shell, root: pathlib.Path) -> Job:
 
 def _config_file(spec: str, root: pathlib.Path) -> pathlib.Path:
   """Returns the absolute path of the config's file."""
-  file, _ = locate(spec)
+  file, function = locate(spec)
+  if function not in _defined(file):
+    raise LaunchError(f'there is no recipe {function!r} in {file}')
   if '.py' not in spec:
     # Recipes that covrl ships are installed on the hosts from this directory.
     file = root / 'configs' / file.name
   return file.resolve()
+
+
+def _defined(file: pathlib.Path) -> set[str]:
+  """Returns the names that a file defines or imports at its top level."""
+  names: set[str] = set()
+  for node in ast.parse(file.read_text()).body:
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+      names.add(node.name)
+    elif isinstance(node, ast.Import | ast.ImportFrom):
+      names |= {alias.asname or alias.name for alias in node.names}
+    else:
+      stored = (n for n in ast.walk(node) if isinstance(n, ast.Name))
+      names |= {n.id for n in stored if isinstance(n.ctx, ast.Store)}
+  return names
 
 
 def _imported_beside(file: pathlib.Path) -> Iterator[pathlib.Path]:

@@ -85,8 +85,9 @@ class Job:
     for index, argument in enumerate(self.arguments):
       if argument.startswith(f'{option}='):
         return argument.partition('=')[2]
-      if argument == option and index + 1 < len(self.arguments):
-        return self.arguments[index + 1]
+      if argument == option:
+        following = self.arguments[index + 1 : index + 2]
+        return next((f for f in following if not f.startswith('--')), None)
     return None
 
   def check_config(self) -> None:

@@ -25,10 +25,12 @@ from covrl.compile.estimate import (
 from covrl.compile.units import bytes_text, time_text
 from covrl.config import Config, ConfigError, Recipe
 from covrl.data import Problem, prompt_ids
+from covrl.parallel import sharding
 from covrl.parallel.topologies import Topology
 from covrl.rewards import Scoring
 from covrl.train import Task
 from covrl.train.init import make_policy
+from covrl.train.state_sharding import check_mesh
 
 _SHOWN = 3
 
@@ -67,6 +69,12 @@ def plan(
   if topology is None:
     yield 'give --topology (such as v5p-64) to see what fits and how long it takes'
     return
+  chips = topology.chips * num_slices
+  try:
+    mesh = sharding.abstract_mesh(dataclasses.asdict(config.mesh), chips)
+    check_mesh(config, policy.config, mesh)
+  except ValueError as error:
+    yield f'CANNOT RUN there as configured: {error}'
   if found is not None:
     yield (
       f'as compiled, {found.fullest} needs the most memory: '

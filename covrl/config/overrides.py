@@ -84,7 +84,9 @@ def _advice(name: str) -> str:
   if near := _nearest(name):
     return f'; did you mean {near}?'
   group = name.rpartition('.')[0]
-  near_groups = difflib.get_close_matches(group or name, _groups(), n=1)
+  near_groups = difflib.get_close_matches(
+    group or name, _groups(), n=1, cutoff=0.7
+  )
   if not near_groups:
     return ''
   return f'; {_description(near_groups[0])}'

@@ -108,6 +108,15 @@ def make_mesh(
   )
 
 
+def abstract_mesh(shape: Mapping[str, int], count: int) -> AbstractMesh:
+  """Returns the mesh that `make_mesh` would make of a number of devices.
+
+  Raises:
+    ValueError: if the sizes do not multiply to the number of devices.
+  """
+  return AbstractMesh(_axis_sizes(shape, count), MESH_AXES)
+
+
 def reshape_mesh(
   mesh: Mesh, shape: Sequence[int] | Mapping[str, int] | None
 ) -> Mesh:

@@ -113,6 +113,18 @@ def test_every_printed_time_has_three_digits_and_a_unit(recipe):
   assert re.match(rf'  an iteration {number}, the run {number} ', times[-1])
 
 
+def test_says_that_sizes_do_not_divide_over_the_chips():
+  recipe = load(str(RECIPE), ['--config.train.micro_batches=2'])
+  said = list(plan(recipe, topologies.find_topology('v5e-8')))
+  assert (
+    'CANNOT RUN there as configured: train.sequences_per_update / '
+    'train.micro_batches must be a multiple of mesh.data × mesh.fsdp × '
+    'mesh.expert, got 4 and 8; nearest possible: train.micro_batches = 1'
+  ) in said
+  fitting = list(plan(load(str(RECIPE)), topologies.find_topology('v5e-8')))
+  assert not any('CANNOT RUN' in line for line in fitting)
+
+
 def test_has_no_estimate_without_a_topology(recipe):
   said = '\n'.join(plan(recipe))
   assert 'give --topology' in said

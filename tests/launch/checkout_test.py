@@ -49,6 +49,23 @@ def test_path_is_relative_to_the_checkout_on_the_hosts(
 def test_absent_config_is_refused(clone, capsys):
   assert "'configs/d.py' does not exist" in refused(capsys, 'configs/d.py')
   assert 'a recipe that covrl ships' in refused(capsys, 'nowhere:kl_cov')
+  for config in ('configs/c.py:no', 'countdown:no'):
+    assert "there is no recipe 'no' in " in refused(capsys, config)
+
+
+def test_recipes_that_a_file_imports_or_assigns_are_launched(clone, git):
+  file = clone / 'configs' / 'own.py'
+  file.write_text('from c import kl_cov as a\nb = a\nif b:\n  c = a\n')
+  git(clone, 'add', '.')
+  git(clone, 'commit', '--quiet', '--message=Own')
+  for name in 'abc':
+    assert dry_run(f'configs/own.py:{name}')[0] == 0
+
+
+def test_config_without_a_value_is_refused(clone, capsys):
+  run = ['--dry-run', '--', '--config', '--workdir=gs://b/r']
+  assert main([*TPU, *run], Shell(dry_run=True, output=io.StringIO())) == 2
+  assert '--config=… of `covrl train`' in capsys.readouterr().err
 
 
 def test_config_outside_of_the_checkout_is_refused(clone, capsys, tmp_path):
