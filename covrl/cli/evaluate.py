@@ -21,7 +21,12 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from covrl.cli import devices
-from covrl.cli.policies import add_trust, is_run
+from covrl.cli.policies import (
+  add_template_variables,
+  add_trust,
+  is_run,
+  refuse_template_variables,
+)
 
 if TYPE_CHECKING:
   from covrl.evaluation.results import Evaluation
@@ -92,6 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar='N',
     help='problems per batch, without a recipe (default: %(default)s)',
   )
+  add_template_variables(pretrained)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -139,6 +145,10 @@ def _open(
   suites = None
   if arguments.suite:
     suites = SuiteChoice(arguments.suite, arguments.suite_directory)
+  if arguments.config or suites is None or is_run(arguments.workdir):
+    refuse_template_variables(
+      arguments, 'a pretrained model, --suite and no --config'
+    )
   if arguments.config:
     return open_pretrained(arguments.workdir, arguments.config, suites)
   if suites is None or is_run(arguments.workdir):
@@ -148,6 +158,7 @@ def _open(
     suites,
     lengths=(arguments.max_prompt_length, arguments.max_length),
     prompts_per_batch=arguments.batch,
+    template_variables=arguments.template_variables,
   )
 
 

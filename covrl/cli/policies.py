@@ -17,6 +17,30 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def add_template_variables(group: argparse._ArgumentGroup) -> None:
+  """Adds `--template_variables`, variables of a model's chat template."""
+  group.add_argument(
+    '--template_variables',
+    default='',
+    metavar='JSON',
+    help='variables of the chat template, such as {"enable_thinking": false}',
+  )
+
+
+def refuse_template_variables(arguments: argparse.Namespace, use: str) -> None:
+  """Raises `ValueError` if there are variables, but no use for them.
+
+  Args:
+    arguments: the parsed options.
+    use: the options that make use of them, for the message.
+  """
+  if arguments.template_variables:
+    raise ValueError(
+      f'--template_variables needs {use}, got'
+      f' {arguments.template_variables!r} without'
+    )
+
+
 def is_run(directory: str) -> bool:
   """Returns whether `directory` is a run's and not a pretrained model's.
 

@@ -13,7 +13,12 @@ import argparse
 from typing import TYPE_CHECKING
 
 from covrl.cli import devices
-from covrl.cli.policies import add_trust, is_run
+from covrl.cli.policies import (
+  add_template_variables,
+  add_trust,
+  is_run,
+  refuse_template_variables,
+)
 
 if TYPE_CHECKING:
   from covrl.run.progress import Progress
@@ -66,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action='store_true',
     help="format the prompt as a user's message with the chat template",
   )
+  add_template_variables(pretrained)
   pretrained.add_argument(
     '--max_length',
     type=int,
@@ -81,6 +87,8 @@ def run(arguments: argparse.Namespace) -> None:
 
   devices.set_xla_flags()
   devices.use_compilation_cache()
+  if not arguments.chat or is_run(arguments.workdir):
+    refuse_template_variables(arguments, 'a pretrained model and --chat')
   with Progress() as progress:
     progress.stage('loading the policy')
     if is_run(arguments.workdir):
@@ -118,6 +126,7 @@ def _sample_pretrained(
   from covrl.data import Problem, prompt_ids
   from covrl.parallel import sharding
   from covrl.rollout import Sampling
+  from covrl.tasks.text import parse_template_variables
   from covrl.train.build import make_engine
   from covrl.train.restore import sample_responses
 
@@ -125,7 +134,10 @@ def _sample_pretrained(
   prompt = arguments.prompt
   if arguments.chat:
     template = pretrained.load_chat_template(arguments.workdir)
-    prompt = template.render([{'role': 'user', 'content': prompt}])
+    prompt = template.render(
+      [{'role': 'user', 'content': prompt}],
+      **parse_template_variables(arguments.template_variables),
+    )
   prompted = Problem(prompt=prompt, reference=None, source='prompt')
   config, mesh = Config(), sharding.make_mesh()
   config.rollout.max_response_length = arguments.max_length

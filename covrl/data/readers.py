@@ -207,6 +207,7 @@ class TfdsRecords(Records):
     self, name: str, *, split: str, data_dir: epath.PathLike | None = None
   ) -> None:
     import tensorflow_datasets as tfds
+    from google.protobuf.json_format import ParseError
 
     self.file = f'{TFDS}{name}/{split}'
     try:
@@ -219,10 +220,19 @@ class TfdsRecords(Records):
         f'A prepared TFDS dataset is required, got {name!r}, which is not in'
         f' {folder}.'
       ) from error
+    except (ParseError, ValueError) as error:
+      raise ValueError(
+        f'A prepared TFDS dataset is required, got {name!r}: {_line(error)}.'
+      ) from None
     # TFDS cannot make a data source of an empty split.
     self._records: Any = ()
-    if builder.info.splits[split].num_examples:
-      self._records = builder.as_data_source(split=split)
+    try:
+      if builder.info.splits[split].num_examples:
+        self._records = builder.as_data_source(split=split)
+    except (KeyError, ValueError) as error:
+      raise ValueError(
+        f'{self.file} must be a split of the dataset, got: {_line(error)}.'
+      ) from None
     _require_rows(self)
 
   def __len__(self) -> int:

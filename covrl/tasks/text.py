@@ -117,17 +117,21 @@ def _prompt_format(config: Config) -> PromptFormat:
     )
   return PromptFormat(
     template=load_chat_template(config.pretrained),
-    variables=_template_variables(data.template_variables),
+    variables=parse_template_variables(data.template_variables),
     system=data.system,
     instructions=instructions,
     question_only=data.bare_questions,
   )
 
 
-def _template_variables(text: str) -> dict[str, Any]:
-  """Parses variables of the chat template.
+def parse_template_variables(text: str) -> dict[str, Any]:
+  """Parses variables of the chat template, see `DataConfig`.
 
-  >>> _template_variables('{"enable_thinking": false}')
+  Raises:
+    ConfigError: the text is not a JSON object, or has the name of a variable
+      that prompts need.
+
+  >>> parse_template_variables('{"enable_thinking": false}')
   {'enable_thinking': False}
   """
   try:
@@ -255,7 +259,14 @@ def _pass_rates(file: str) -> dict[str, float]:
   for number, line in enumerate(lines, 1):
     try:
       result = json.loads(line)
-      marks = result['correct'] or [result['greedy']]
+      marks = [
+        mark
+        for mark in result['correct'] or [result['greedy']]
+        if mark is not None
+      ]
+      if not marks:
+        # No response has a score, so that the rate is unknown.
+        continue
       rate = float(np.mean(marks))
       if not 0 <= rate <= 1:
         raise ValueError

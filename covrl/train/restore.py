@@ -305,6 +305,7 @@ def open_model(
   *,
   lengths: tuple[int, int],
   prompts_per_batch: int,
+  template_variables: str = '',
 ) -> Iterator[OpenedRun]:
   """Opens a pretrained model without a recipe, to evaluate it on suites.
 
@@ -315,6 +316,7 @@ def open_model(
     suites: suites to evaluate.
     lengths: tokens of a prompt and of a response, at most.
     prompts_per_batch: problems that are decoded together.
+    template_variables: variables of the chat template, see `DataConfig`.
 
   Raises:
     ValueError: the directory is not a pretrained model, or a suite is invalid.
@@ -322,6 +324,7 @@ def open_model(
   config = _with_suites(Config(pretrained=directory), suites)
   config.rollout.max_prompt_length, config.rollout.max_response_length = lengths
   config.rollout.prompts_per_iteration = prompts_per_batch
+  config.data.template_variables = template_variables
   mesh = sharding.make_mesh(dataclasses.asdict(config.mesh))
   task = text_task(config)
   policy, params = load_pretrained(directory, mesh)

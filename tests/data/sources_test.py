@@ -288,6 +288,21 @@ def test_reads_tfds_without_tensorflow(tfds_folder):
   )
 
 
+@pytest.mark.parametrize('split', ['nope', 'train[', 'train[9:]', ''])
+def test_refuses_splits_that_a_tfds_dataset_has_not(split, tfds_folder):
+  with pytest.raises(ValueError) as caught:
+    TfdsRecords('sums', split=split, data_dir=tfds_folder)
+  message = f'tfds:sums/{split} must be a split of the dataset, got: '
+  assert str(caught.value).startswith(message)
+  assert '\n' not in str(caught.value)
+
+
+def test_refuses_damaged_tfds_datasets(tfds_folder):
+  (tfds_folder / 'sums' / '1.0.0' / 'dataset_info.json').write_text('{')
+  with pytest.raises(ValueError, match=r"^A prepared .* got 'sums': Failed"):
+    TfdsRecords('sums', split='train', data_dir=tfds_folder)
+
+
 def list_source(name, count=3):
   return ListSource(
     [

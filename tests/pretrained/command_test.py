@@ -41,6 +41,19 @@ def test_sample_uses_a_pretrained_model(model, capsys):
   assert capsys.readouterr().out != plain
 
 
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    (['--template_variables={}'], 'needs a pretrained model and --chat'),
+    (['--chat', '--template_variables=['], 'must be a JSON object such as'),
+  ],
+)
+def test_template_variables_need_a_template(options, message, model, capsys):
+  with pytest.raises(SystemExit):
+    main(['sample', str(model), 'What?', *options])
+  assert message in capsys.readouterr().err
+
+
 def test_convert_exports_a_model(tmp_path, capsys):
   main(
     [
