@@ -27,11 +27,13 @@ class Bucket:
   Attributes:
     objects: content and generation by name.
     broken: number of coming requests that fail.
+    refused: pattern of the names of objects that must not be written.
   """
 
   def __init__(self):
     self.objects = {}
     self.broken = 0
+    self.refused = '(?!)'
     self.lock = threading.RLock()
     self.uploads = {}
     self._numbers = itertools.count(1)
@@ -73,6 +75,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
     if move:
       source, target = map(urllib.parse.unquote, move.groups())
       return self._copy(source, target)
+    renamed = re.fullmatch(
+      rf'/storage/v1/b/{NAME}/o/([^/]+)/moveTo/o/([^/]+)', path
+    )
+    if renamed:
+      source, target = map(urllib.parse.unquote, renamed.groups())
+      self._copy(source, target)
+      self.bucket.objects.pop(source, None)
+      return None
     if 'upload_id' in query:
       return self._continue(query, body)
     if path != f'/upload/storage/v1/b/{NAME}/o':
@@ -204,6 +214,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
   def _write(self, name, content, query):
     with self.bucket.lock:
+      if re.search(self.bucket.refused, name):
+        error = {'code': 403, 'message': f'{name} must not be written'}
+        return self._answer({'error': error}, {}, 403)
       if self._refused(name, query):
         return None
       self.bucket.put(name, content)

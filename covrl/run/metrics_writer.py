@@ -7,6 +7,7 @@ TensorBoard's events are uploaded whenever the run is saved.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import math
@@ -118,12 +119,12 @@ class MetricsWriter:
       sink.write(step, phase, line)
 
   def close(self) -> None:
-    """Flushes and closes all files."""
-    if self._log is not None:
-      self._log.close()
-    for sink in self._sinks:
-      sink.close()
-    self._log, self._sinks = None, []
+    """Flushes and closes all files, also if one of them cannot be written."""
+    with contextlib.ExitStack() as stack:
+      for each in (*reversed(self._sinks), self._log):
+        if each is not None:
+          stack.callback(each.close)
+      self._log, self._sinks = None, []
 
 
 class _WeightsAndBiases:

@@ -27,7 +27,7 @@ from covrl.pretrained.atomic_dir import atomic_directory
 from covrl.run import lock
 from covrl.run.directory import RunDirectory
 from covrl.run.metrics_writer import MetricsWriter
-from covrl.storage import append_log
+from covrl.storage import StorageError, append_log
 from covrl.storage.append_log import open_log, read_log
 from covrl.train import CheckpointError, CheckpointStore
 
@@ -384,6 +384,69 @@ def test_saves_and_restores_checkpoints_in_a_bucket(objects):
   del objects.objects[whole]
   with pytest.raises(CheckpointError, match='is missing'):
     saved.restore(arrays)
+
+
+@pytest.fixture
+def checkpoints(objects):
+  """Returns a store in the bucket with the checkpoints 0 and 4."""
+  store = CheckpointStore('gs://bucket/run/checkpoints', keep=2)
+  for position in (0, 4):
+    store.save(position, {'a': jnp.full(3, position)}, {})
+  return store
+
+
+@pytest.mark.parametrize('refused', ['/d/', 'manifest.json'])
+def test_a_refused_write_is_one_sentence_and_leaves_the_last_checkpoint(
+  objects, checkpoints, monkeypatch, capfd, refused
+):
+  monkeypatch.setattr(objects, 'refused', refused)
+  with pytest.raises(
+    StorageError,
+    match=r'checkpoints/00000008\S* cannot be written: '
+    r'(PERMISSION_DENIED|.*must not be written)',
+  ) as told:
+    checkpoints.save(8, {'a': jnp.full(3, 8)}, {})
+  assert '\n' not in str(told.value)
+  assert capfd.readouterr() == ('', '')
+  monkeypatch.setattr(objects, 'refused', '(?!)')
+  assert not any('00000008' in name for name in objects.names())
+  found = checkpoints.newest_whole()
+  assert found is not None
+  assert found.position == 4
+  checkpoints.save(8, {'a': jnp.full(3, 8)}, {})
+  assert checkpoints.newest_whole() is not None
+  assert checkpoints.position == 8
+
+
+def test_a_missing_object_is_noticed_and_the_checkpoint_set_aside(
+  objects, checkpoints
+):
+  lost = next(name for name in objects.names() if '00000004/arrays/d/' in name)
+  del objects.objects[lost]
+  told = []
+  found = checkpoints.newest_whole(warn=told.append)
+  assert found is not None
+  assert found.position == 0
+  assert 'is missing; it is kept as 00000004.damaged_1' in told[0]
+  assert {name.split('/')[2] for name in objects.names()} == {
+    '00000000',
+    '00000004.damaged_1',
+  }
+  again = CheckpointStore('gs://bucket/run/checkpoints', keep=2)
+  assert again.newest_whole() is not None
+  assert again.position == 0
+
+
+def test_refused_writes_of_files_are_one_sentence(objects, monkeypatch):
+  writer = MetricsWriter(LINES, LoggingConfig(), name='toy')
+  writer.write(step=1, iteration=0, phase='train', reward=0.25)
+  monkeypatch.setattr(objects, 'refused', 'run/')
+  with pytest.raises(StorageError, match=r'000000.jsonl cannot be written: '):
+    writer.sync()
+  with pytest.raises(StorageError, match=r'config.json cannot be written: '):
+    RunDirectory(ROOT).write_json('config.json', {})
+  monkeypatch.undo()
+  writer.close()
 
 
 def test_keeps_compiled_programs_in_a_bucket(objects):
