@@ -56,6 +56,19 @@ FUNCTION = _fence(DEF)
     (f'{_fence("print(42)")}Output:\n{_fence("42", "")}', 'print(42)\n'),
     (f'{_fence("print(42)", "")}Output:\n{_fence("42", "")}', 'print(42)\n'),
     (f'{_fence(DEF, "")}Usage:\n{_fence("print(f(1))")}', DEF),
+    (
+      f'{_fence("print(42)")}{_fence("read input() then add", "")}',
+      'print(42)\n',
+    ),
+    # A program in several blocks.
+    (
+      f'{FUNCTION}Then:\n{_fence("print(f(int(input())))")}',
+      f'{DEF}\nprint(f(int(input())))\n',
+    ),
+    (
+      f'{FUNCTION}{_fence("def g(x): return f(x)")}',
+      f'{DEF}\ndef g(x): return f(x)\n',
+    ),
     # Several programs: the last one.
     (f'{_fence("def f(x): ...")}Better:\n{FUNCTION}', DEF),
     # Other ways to write a fence.

@@ -39,6 +39,7 @@ _READS = re.compile(
   r'\binput\s*\(|\bstdin\b(?!\s*=[^=])|\bfileinput\b|\bopen\(\s*0\b'
   r'|\bos\.read\(\s*0\b'
 )
+_CALL = re.compile(r'(?<![.\w])([^\W\d]\w*)[ \t]*\(')
 _PRINTS = re.compile(r'\bprint\s*\(|\bstdout\b|\bos\.write\(\s*1\b')
 
 
@@ -74,7 +75,8 @@ def find_program(response: str, tests: Sequence[Test] = ()) -> str | None:
   or, for tests of printed output, that reads input; else the last that defines
   a function or class or reads input; else the last block. Blocks tagged as
   Python come before blocks without a tag, and these before others, unless only
-  the latter define or read something. Text before the end of the response's
+  the latter define something. Earlier blocks that define functions that only the
+  program calls are put before it. Text before the end of the response's
   thoughts (`</think>`) counts only if no block follows it. Without a fence the
   whole response is the program.
 
@@ -97,18 +99,34 @@ def find_program(response: str, tests: Sequence[Test] = ()) -> str | None:
       return None if found or not answer.strip() else answer
   wanted = _wanted_names(tests)
   must_print = any(isinstance(test, PrintTest) for test in tests)
-  ranks = [_rank(block, wanted, must_print=must_print) for block in blocks]
-  return max(enumerate(blocks), key=lambda item: (*ranks[item[0]], item[0]))[
-    1
-  ].text
+  # Beside a program, text in other blocks may mention input without reading it.
+  reading = max(block.language for block in blocks)
+  ranks = [
+    _rank(block, wanted, must_print, may_read=block.language == reading)
+    for block in blocks
+  ]
+  chosen = max(range(len(blocks)), key=lambda index: (*ranks[index], index))
+  return _with_definitions(blocks[chosen], blocks[:chosen])
+
+
+def _with_definitions(block: _Block, earlier: Sequence[_Block]) -> str:
+  """Returns a program, after earlier blocks that define what only it calls."""
+  text, missing = block.text, set(_CALL.findall(block.text)) - block.assigned
+  for other in reversed(earlier):
+    if not missing:
+      break
+    if other.language == block.language and other.defined & missing:
+      text = f'{other.text}\n{text}'
+      missing = (missing | set(_CALL.findall(other.text))) - other.assigned
+  return text
 
 
 def _rank(
-  block: _Block, wanted: set[str], *, must_print: bool
+  block: _Block, wanted: set[str], must_print: bool, *, may_read: bool
 ) -> tuple[int, ...]:
   """Returns a key that is larger the more a block looks like the program."""
   defined = block.defined
-  reads = bool(_READS.search(block.text))
+  reads = may_read and bool(_READS.search(block.text))
   is_session = block.text.lstrip().startswith('>>> ')
   is_code = block.language > 0 and not is_session
   is_program = is_code and (bool(defined) or reads)
