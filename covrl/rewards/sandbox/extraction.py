@@ -189,17 +189,18 @@ def _closing(text: str, begin: int, ticks: str) -> tuple[int, int]:
   pattern = re.compile(
     rf'^[ \t>]*{fence}[ \t]*([^\n`]*)$|(?<=\S){fence}[ \t]*$', re.MULTILINE
   )
-  closings = list(itertools.islice(pattern.finditer(text, begin), _MOST_FENCES))
-  if not closings:
+  closings = itertools.islice(pattern.finditer(text, begin), _MOST_FENCES)
+  first = next(closings, None)
+  if first is None:
     return len(text), len(text)
-  chosen, previous, is_string = closings[0], begin, False
-  for index, closing in enumerate(closings):
+  chosen, previous, is_string = first, begin, False
+  for index, closing in enumerate(itertools.chain([first], closings)):
     is_string ^= _ends_in_string(text[previous : closing.start()])
     previous = closing.start()
     if not is_string:
       chosen = closing
       break
-    if index and closing[1] and not closings[0][1]:
+    if index and closing[1] and not first[1]:
       # The next block begins: the string was not left open.
       break
   opens_another = re.fullmatch(r'[{.\w][^ ]*\s*', chosen[1] or '')
