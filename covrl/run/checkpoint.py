@@ -13,6 +13,7 @@ renamed to `NAME.damaged_N`, and kept.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import hashlib
 import json
@@ -278,9 +279,30 @@ class CheckpointStore:
       _write_arrays(path / 'arrays', arrays)
       distributed.barrier(f'{barrier_id}/written')
       if distributed.is_first():
-        self._write_manifest(path, notes)
+        self._complete(path, notes)
     distributed.barrier(f'{barrier_id}/complete')
     self.position = position
+    _return_freed_memory()
+
+  def replace_notes(self, notes: dict[str, Any]) -> None:
+    """Replaces the metadata of the checkpoint at `position`, not its arrays.
+
+    The manifest is replaced atomically.
+
+    Args:
+      notes: JSON metadata.
+
+    Raises:
+      CheckpointError: the checkpoint's manifest is damaged.
+    """
+    if not distributed.is_first():
+      return
+    path = self._directory / f'{self.position:08d}'
+    checkpoint = _read(path)
+    if isinstance(checkpoint, str):
+      raise _damage_error(path, checkpoint)
+    if checkpoint.notes != json.loads(json.dumps(notes)):
+      _write_manifest(path, notes, checkpoint.files)
 
   @contextlib.contextmanager
   def _discarded_on_failure(self, path: epath.Path) -> Iterator[None]:
@@ -293,17 +315,9 @@ class CheckpointStore:
           storage.remove(path)
       raise
 
-  def _write_manifest(self, path: epath.Path, notes: dict[str, Any]) -> None:
+  def _complete(self, path: epath.Path, notes: dict[str, Any]) -> None:
     """Completes a checkpoint; removes the oldest ones and incomplete ones."""
-    content = {
-      'notes': notes,
-      'files': storage.digests(path),
-      'position': int(path.name),
-    }
-    digest = _digest(json.dumps(content).encode())
-    storage.write_atomically(
-      path / MANIFEST, json.dumps(content | {'digest': digest}, indent=1)
-    )
+    _write_manifest(path, notes, storage.digests(path))
     complete = self._complete_paths()
     for old in complete[: -self._keep]:
       _remove(old)
@@ -362,6 +376,27 @@ def _remove(directory: epath.Path) -> None:
     # First the manifest, so that an interrupted removal leaves no checkpoint.
     (directory / MANIFEST).unlink(missing_ok=True)
     storage.remove(directory)
+
+
+def _return_freed_memory() -> None:
+  """Returns freed memory to the system, where the C library can.
+
+  Each save allocates from many threads of Orbax, whose freed memory glibc keeps
+  in as many arenas: about 1 MB more in use per save.
+  """
+  with contextlib.suppress(OSError, AttributeError):
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def _write_manifest(
+  path: epath.Path, notes: Mapping[str, Any], files: Mapping[str, str]
+) -> None:
+  """Writes a checkpoint's manifest atomically."""
+  content = {'notes': notes, 'files': files, 'position': int(path.name)}
+  digest = _digest(json.dumps(content).encode())
+  storage.write_atomically(
+    path / MANIFEST, json.dumps(content | {'digest': digest}, indent=1)
+  )
 
 
 def _read(path: epath.Path) -> Checkpoint | str:

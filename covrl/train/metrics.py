@@ -204,7 +204,9 @@ def _selection_metrics(
 def _penalty_share(tokens: PerTokenValues) -> Scalar:
   """Norm of the chain's change of the signal, over that of the edited signal."""
   change = jax.tree.map(jnp.subtract, tokens.edited, tokens.signal)
-  return _norm(change) / _norm(tokens.edited)
+  total = _norm(tokens.edited)
+  share = _norm(change) / jnp.where(total > 0, total, 1)
+  return jnp.where(total > 0, share, jnp.nan)
 
 
 def _norm(tree: PyTree) -> Scalar:
