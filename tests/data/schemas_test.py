@@ -8,6 +8,8 @@ import re
 import pytest
 
 from covrl.data import SCHEMAS, FileSource, Problem, question_key
+from covrl.data.columns import Row
+from covrl.data.parsers import boxed_answer
 from covrl.data.schemas import schema_by_name
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'data'
@@ -170,6 +172,7 @@ def test_kodcode_prompts_have_the_declaration():
     ({'problem': 'q', 'answer': 'a'}, 'plain'),
     ({'prompt': 'q', 'solution': 'a'}, 'plain'),
     ({'problem': 'q', 'solution': r's \boxed{1}'}, 'MATH'),
+    ({'problem': 'q', 'solution': r's \fbox{1}'}, 'MATH'),
     ({'problem': 'q', 'solution': r's \boxed{1}', 'answer': '1'}, 'plain'),
     ({'question': 'q', 'answer': 's\n#### 1'}, 'GSM8K'),
     ({'Problem': 'q', 'Solution': 's', 'Answer': 3}, 'AIME'),
@@ -246,6 +249,21 @@ BROKEN = {
     ' and a content of text, got a list.',
   ),
 }
+
+
+@pytest.mark.parametrize(
+  ('solution', 'answer'),
+  [
+    (r'so $\boxed 2$', '2'),
+    (r'so $\boxed {2}$', '2'),
+    (r'so $\fbox{2}$', '2'),
+    (r'so $\boxed\frac12$', r'\frac12'),
+    (r'so $\boxed{\frac{1}{2}}$ or \boxed{3', r'\frac{1}{2}'),
+  ],
+)
+def test_boxes_are_those_of_responses(solution, answer):
+  row = Row({'problem': 'q', 'solution': solution}, 'row 1')
+  assert boxed_answer(row, 'solution') == answer
 
 
 @pytest.mark.parametrize('case', BROKEN)

@@ -61,6 +61,33 @@ def juxtaposed(left: Node, right: Node) -> Node:
   return Node('product', (left, right))
 
 
+def is_quantity(node: Node) -> bool:
+  """Returns whether a node is a number with a unit, or a sum of such."""
+  if node.kind in ('product', 'sum'):
+    last = node.parts[-1]
+    has_value = node.kind == 'sum' or node.parts[0].kind != 'text'
+    is_unit = last.kind == 'text' and node.kind == 'product'
+    return has_value and (is_unit or is_quantity(last))
+  return node.kind == 'degree'
+
+
+def compound(left: Node, right: Node) -> Node:
+  """Returns a quantity of several units: 1 hour 30 minutes, 36° 52′."""
+  if not is_quantity(right):
+    return Node('product', (left, right))
+  return Node(
+    'sum', (left, *(right.parts if right.kind == 'sum' else (right,)))
+  )
+
+
+def determinant(matrix: Node) -> Node:
+  """Returns the determinant of a square matrix."""
+  rows, columns = matrix.value
+  if rows != columns:
+    raise ParseError('a determinant of a matrix that is not square')
+  return Node('determinant', matrix.parts, rows)
+
+
 def in_base(digits: Node, base: Node) -> Node:
   """Returns a number whose base is a subscript."""
   whole = all(_is_whole(node) for node in (digits, base))

@@ -4,34 +4,55 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 
-from covrl.rewards.math import ast
+from covrl.rewards.math import ast, integers, numeric
 from covrl.rewards.math.ast import Node
+from covrl.rewards.math.clock import named_time
+from covrl.rewards.math.integer_sets import expand_dots
 
-_NUMBER_SETS = {'\\mathbb{Z}', '\\mathbb{N}', '\\mathbb{Q}', '\\mathbb{C}'}
-_FLIPPED = {'<': '>', '>': '<', 'le': 'ge', 'ge': 'le'}
-_EMPTY_SET = {'no solution', 'no solutions', 'empty set', 'the empty set'}
-_ALL_REALS = {'all real numbers', 'all reals', 'real numbers', 'all real x'}
+_FLIPPED = {'<': '>', '>': '<', 'le': 'ge', 'ge': 'le', '=': '='}
+_NO_SOLUTION = re.compile(
+  r'(?:the )?(?:empty set|null set|无解|无实数解|无实根)'
+  r'|(?:there (?:is|are|exists?) |it has |has )?no'
+  r'(?: (?:real|integer|such|possible|valid|other|rational|positive))*'
+  r' (?:solutions?|roots?|values?|numbers?|integers?|pairs?|triples?|x|n)'
+  r'(?: (?:exists?|for x|in r|in the reals|in real numbers|over the reals|is possible))?'
+)
+_ALL_REALS = re.compile(
+  r'(?:x (?:is|can be) )?(?:all|any|every|the set of all|the set of)?'
+  r' ?(?:real numbers?|reals?|real values?)(?: of x| x)?'
+)
+_SYNONYMS = {
+  **dict.fromkeys(('dne', "doesn't exist", 'not exist'), 'does not exist'),
+  **dict.fromkeys(('infinite', 'infinitely many'), 'infinitely many solutions'),
+  'infinite number of solutions': 'infinitely many solutions',
+  'infinite solutions': 'infinitely many solutions',
+}
 
 
-def canonicalize(node: Node) -> Node:
+def canonicalize(node: Node, *, zero_is_natural: bool = False) -> Node:
   """Expands abbreviations of an answer.
 
-  `x = ±1` and `x = 1, −1` become `x = 1, x = −1`; `x ∈ S` becomes S; conditions
-  such as `k ∈ ℤ` are dropped; factors are moved into matrices and tuples.
+  `x = ±1` and `x = 1, −1` become `x = 1, x = −1`; `x ∈ S` becomes S; an answer in
+  integers becomes a set or family; factors are moved into matrices and tuples.
 
   Args:
     node: the tree of a whole answer.
+    zero_is_natural: whether ℕ contains 0.
   """
-  node = _rewrite(node)
+  node = _rewrite(node, zero_is_natural)
+  separator = node.value if node.kind == 'list' else 'or'
   items = [item for part in _items(node) for item in _expand_plus_minus(part)]
   if len(items) == 1:
     (item,) = items
     return _without_membership(item)
-  stated = [item for item in items if not _is_condition(item)]
-  separator = node.value if node.kind == 'list' else 'or'
-  kept = _name_unnamed(stated or items)
+  items, domains = integers.declarations(items)
+  items = _name_unnamed(items)
+  if domains:
+    return integers.canonical(items, domains, separator, zero_is_natural)
+  kept = integers.congruences(items)
   return kept[0] if len(kept) == 1 else Node('list', tuple(kept), separator)
 
 
@@ -45,19 +66,11 @@ def _items(node: Node) -> Iterator[Node]:
 
 
 def _without_membership(node: Node) -> Node:
-  """Returns the set of `x ∈ S`, or the node itself."""
-  if node.value != ('in',) or _is_condition(node):
-    return node
-  return node.parts[1]
-
-
-def _is_condition(node: Node) -> bool:
-  """Returns whether a node is a condition such as k ∈ ℤ."""
-  return (
-    node.kind == 'relation'
-    and node.value[-1] == 'in'
-    and str(node.parts[-1].value).split('_')[0].split('^')[0] in _NUMBER_SETS
-  )
+  """Returns the set of `x ∈ S`; a congruence as a family; or the node itself."""
+  if node.value == ('in',) and node.parts[1].kind != 'symbol':
+    return node.parts[1]
+  (found,) = integers.congruences([node])
+  return found
 
 
 def _name_unnamed(items: list[Node]) -> list[Node]:
@@ -97,15 +110,21 @@ def _has(node: Node, kind: str) -> bool:
   return node.kind == kind or any(_has(part, kind) for part in node.parts)
 
 
-def _rewrite(node: Node) -> Node:
-  """Rewrites words for sets, single-element brackets and scaled rows."""
-  parts = tuple(map(_rewrite, node.parts))
+def _rewrite(node: Node, zero_is_natural: bool) -> Node:
+  """Rewrites words for sets, sets of integers, brackets and scaled rows."""
+  parts = tuple(_rewrite(part, zero_is_natural) for part in node.parts)
   node = dataclasses.replace(node, parts=parts)
   match node.kind:
-    case 'text' if node.value.lower().rstrip('.!') in _EMPTY_SET:
-      return Node('set')
-    case 'text' if node.value.lower().rstrip('.!') in _ALL_REALS:
-      return Node('reals')
+    case 'text':
+      return _word(node)
+    case 'set' | 'list' if (elements := expand_dots(parts)) is not None:
+      is_whole = [element.kind for element in elements] == ['progression']
+      return elements[0] if is_whole else Node(node.kind, tuple(elements), ',')
+    case 'builder' if (items := integers.builder(node)) is not None:
+      members = canonicalize(
+        Node('list', tuple(items), ','), zero_is_natural=zero_is_natural
+      )
+      return members.parts[1] if members.kind == 'relation' else members
     case 'tuple' if len(parts) == 1:
       return parts[0]
     case 'cases' if node.value[1] == 1:
@@ -114,6 +133,8 @@ def _rewrite(node: Node) -> Node:
       return _without_absolute_value(node)
     case 'negative' if parts[0].kind in ('matrix', 'tuple'):
       return _scale(ast.number(-1), parts[0])
+    case 'product' if parts[0].kind == 'reals' and parts[1].kind == 'symbol':
+      return parts[0]
     case 'product' if parts[1].kind in ('matrix', 'tuple'):
       return _scale(*parts) if _is_scalar(parts[0]) else node
     case 'quotient' if parts[0].kind in ('matrix', 'tuple'):
@@ -122,14 +143,30 @@ def _rewrite(node: Node) -> Node:
   return node
 
 
+def _word(node: Node) -> Node:
+  """Returns what a word stands for: a set, a time, or a common synonym."""
+  words = ' '.join(node.value.lower().replace('{', '').replace('}', '').split())
+  words = words.rstrip('.!')
+  if _NO_SOLUTION.fullmatch(words):
+    return Node('set')
+  if _ALL_REALS.fullmatch(words) and 'real' in words:
+    return Node('reals')
+  if words in _SYNONYMS:
+    return Node('text', (), _SYNONYMS[words])
+  return named_time(words) or node
+
+
 def _without_absolute_value(relation: Node) -> Node:
-  """Rewrites |x| < 3 as −3 < x < 3, and |x| > 3 as x < −3 or x > 3."""
+  """Rewrites |x| < 3 as −3 < x < 3, |x| > 3 as x < −3 or x > 3, |x| = 3 as ±3."""
   (left, right), (sign,) = relation.parts, relation.value
   if right.kind == 'absolute' and sign in _FLIPPED:
     left, right, sign = right, left, _FLIPPED[sign]
   if left.kind != 'absolute' or left.parts[0].kind != 'symbol':
     return relation
   name, low = left.parts[0], Node('negative', (right,))
+  if sign == '=' and is_unknown(name) and not numeric.symbols(right):
+    ends = tuple(Node('relation', (name, end), ('=',)) for end in (low, right))
+    return Node('list', ends, 'or')
   if sign in ('<', 'le'):
     return Node('relation', (low, name, right), (sign, sign))
   if sign in ('>', 'ge'):
@@ -137,6 +174,16 @@ def _without_absolute_value(relation: Node) -> Node:
     above = Node('relation', (name, right), (sign,))
     return Node('list', (below, above), 'or')
   return relation
+
+
+def is_unknown(node: Node) -> bool:
+  """Returns whether a symbol stands for the unknown of an equation."""
+  return (
+    node.kind == 'symbol'
+    and len(node.value) == 1
+    and node.value.islower()
+    and node.value not in 'zw'
+  )
 
 
 def _is_scalar(node: Node) -> bool:

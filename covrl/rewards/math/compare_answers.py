@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import re
 
-from covrl.rewards.math import numeric
-from covrl.rewards.math.ast import Node
-from covrl.rewards.math.units import unit
+from covrl.rewards.math import numeric, quantities, units
+from covrl.rewards.math.ast import Node, number
+from covrl.rewards.math.quantities import Quantity
 
 _NON_WORD = re.compile(r'[^\w+]+')
 _LEADING_PHRASE = re.compile(
   r'^(?:(?:the )?(?:final )?(?:answer|option|choice)(?: is)? )?(?:(?:an?|the) )?'
   r'(?=.)'
 )
+# Units whose names are also those of a currency.
+_CURRENCIES = {'sterling': ('pound', '£'), 'yuan': ('¥', '元')}
 
 
 def normalized_words(text: str) -> str:
@@ -25,7 +27,9 @@ def normalized_words(text: str) -> str:
   return _LEADING_PHRASE.sub('', _NON_WORD.sub(' ', text).strip().casefold())
 
 
-def same_quantities(left: Node, right: Node) -> bool | None:
+def same_quantities(
+  left: Node, right: Node, *, strict: bool = False
+) -> bool | None:
   """Returns whether two values, quantities or texts are equal.
 
   A unit, a base, and the signs for percent and degrees may be omitted.
@@ -33,50 +37,100 @@ def same_quantities(left: Node, right: Node) -> bool | None:
   Args:
     left: tree of one answer.
     right: tree of the other answer.
+    strict: whether only units of measure may be omitted, as between the sides
+      of an equation.
 
   Returns:
     `None` if this cannot be decided.
   """
-  one, name = _value_and_unit(left)
-  other, other_name = _value_and_unit(right)
-  if one is None or other is None:
-    return _same_words(left, right)
-  if name and other_name and name != other_name:
-    return _same_measures(one, name, other, other_name)
-  if bool(name) != bool(other_name):
-    if unit(name or other_name) is None:
-      return False
-    # A sign for percent or degrees may be part of the value or omitted.
-    verdict = _same_values(left, right)
-    if verdict:
-      return True
-  return _same_values(one, other)
+  if 'based' in (left.kind, right.kind) and not strict:
+    return left == right or _same_digits(left, right)
+  one, other = quantities.split(left), quantities.split(right)
+  verdict = _same_split(left, right, one, other, strict)
+  if verdict or not (one.unit or other.unit):
+    return verdict
+  # Letters may be units: 5 m equals 500 cm.
+  read = (
+    quantities.letters_as_units(left),
+    quantities.letters_as_units(right),
+  )
+  if read == (left, right):
+    return verdict
+  one, other = map(quantities.split, read)
+  if not (one.unit and other.unit) or one.value is None or other.value is None:
+    return verdict
+  return _same_measures(one, other)
 
 
-def _same_measures(
-  one: Node, name: str, other: Node, other_name: str
+def _same_split(
+  left: Node, right: Node, one: Quantity, other: Quantity, strict: bool
 ) -> bool | None:
+  if one.value is None or other.value is None:
+    return _same_words(left, right)
+  if one.unit and other.unit:
+    if one.unit == other.unit:
+      return _same_values(one.value, other.value, strict)
+    return _same_measures(one, other)
+  if one.unit or other.unit:
+    return _same_without_unit(left, right, one, other, strict)
+  return _same_values(one.value, other.value, strict)
+
+
+def _same_without_unit(
+  left: Node, right: Node, one: Quantity, other: Quantity, strict: bool
+) -> bool | None:
+  """Compares a quantity with a value whose unit is omitted."""
+  measured, plain = (one, other) if one.unit else (other, one)
+  assert measured.value is not None
+  assert plain.value is not None
+  measure = units.unit(measured.unit)
+  if measure is None:
+    return False
+  # A sign for percent or degrees may be part of the value or omitted.
+  if _same_values(left, right, strict):
+    return True
+  scale = units.multiplier(measured.unit)
+  if scale != 1:
+    scaled = Node('product', (measured.value, number(scale)))
+    if _same_values(scaled, plain.value, strict):
+      return True
+  if strict and (scale != 1 or measured.unit == 'degree'):
+    return False
+  return _same_values(measured.value, plain.value, strict)
+
+
+def _same_measures(one: Quantity, other: Quantity) -> bool | None:
   """Compares quantities in different units, such as 1 m and 100 cm."""
-  measure, other_measure = unit(name), unit(other_name)
+  assert one.value is not None
+  assert other.value is not None
+  names = one.unit, other.unit
+  if any(units.bases(name) == {'degree'} for name in names) and any(
+    map(units.is_temperature, names)
+  ):
+    return _same_values(one.value, other.value)
+  measure, other_measure = units.unit(one.unit), units.unit(other.unit)
   if measure is None or other_measure is None:
     return False
   if measure[1] != other_measure[1]:
+    for currency, (word, sign) in _CURRENCIES.items():
+      renamed = [
+        Quantity(value, re.sub(rf'{word}s?|{sign}', currency, name))
+        for value, name in (one, other)
+      ]
+      if any(currency in units.bases(name) for _, name in (one, other)) and (
+        renamed != [one, other]
+      ):
+        return _same_measures(*renamed)
     return False
-  factors = (
-    Node('number', (), measure[0]),
-    Node('number', (), other_measure[0]),
-  )
   return _same_values(
-    Node('product', (one, factors[0])),
-    Node('product', (other, factors[1])),
+    Node('product', (one.value, number(measure[0]))),
+    Node('product', (other.value, number(other_measure[0]))),
   )
 
 
-def _same_values(left: Node, right: Node) -> bool | None:
+def _same_values(left: Node, right: Node, strict: bool = False) -> bool | None:
   if left == right:
     return True
-  if 'based' in (left.kind, right.kind):
-    return _same_digits(left, right)
   if any(_has_infinity(node) for node in (left, right)):
     return False
   return numeric.equal(left, right)
@@ -84,14 +138,24 @@ def _same_values(left: Node, right: Node) -> bool | None:
 
 def _same_digits(left: Node, right: Node) -> bool:
   """Compares digits of numbers in a base, which one of them may omit."""
-  digits = {
-    str(node.value) if node.kind == 'number' else node.value[0]
-    for node in (left, right)
-    if node.kind in ('based', 'number')
-  }
   bases = {node.value[1] for node in (left, right) if node.kind == 'based'}
-  kinds = {left.kind, right.kind}
-  return kinds <= {'based', 'number'} and len(digits) == len(bases) == 1
+  digits = {_digits(node) for node in (left, right)}
+  return len(bases) == len(digits) == 1 and '' not in digits
+
+
+def _digits(node: Node) -> str:
+  """Returns the digits of a number as written, such as 1A3; or an empty text."""
+  match node.kind:
+    case 'based':
+      return node.value[0]
+    case 'number':
+      return str(node.value)
+    case 'symbol' | 'text' if node.value.isalnum():
+      return node.value
+    case 'product' if node.value is None:
+      one, other = map(_digits, node.parts)
+      return one and other and one + other
+  return ''
 
 
 def _has_infinity(node: Node) -> bool:
@@ -105,32 +169,3 @@ def _same_words(left: Node, right: Node) -> bool:
     if node.kind in ('text', 'symbol')
   ]
   return len(texts) == 2 and texts[0] == texts[1] != ''
-
-
-def _value_and_unit(node: Node) -> tuple[Node | None, str]:
-  """Splits a quantity into value and unit; a text has no value."""
-  match node.kind:
-    case 'text':
-      return None, node.value
-    case 'percent':
-      return node.parts[0], 'percent'
-    case 'degree':
-      return node.parts[0], 'degree'
-    case 'negative':
-      value, name = _value_and_unit(node.parts[0])
-      return value and Node('negative', (value,)), name
-    case 'power':
-      value, name = _value_and_unit(node.parts[0])
-      if value is None and node.parts[1].kind == 'number':
-        return None, f'{name}^{node.parts[1].value}'
-    case 'product':
-      (one, name), (other, other_name) = map(_value_and_unit, node.parts)
-      if other is None:
-        return one, f'{name} {other_name}'.strip()
-      if one is None and name == '\\$':
-        return other, name
-    case 'quotient':
-      (one, name), (other, other_name) = map(_value_and_unit, node.parts)
-      if other is None:
-        return one, f'{name}/{other_name}'
-  return node, ''

@@ -8,31 +8,36 @@ differ from each other, and order matters in tuples and matrices only.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from covrl.rewards.math import numeric, real_sets
-from covrl.rewards.math.ast import Node
+from covrl.rewards.math.ast import Node, number
 from covrl.rewards.math.canonical import canonicalize
+from covrl.rewards.math.chains import Chain, read_chain
+from covrl.rewards.math.clock import is_full_hour, same_time
 from covrl.rewards.math.compare_answers import same_quantities
+from covrl.rewards.math.families import (
+  INTEGER,
+  rename,
+  same_family,
+  undeclared_parameter,
+)
+from covrl.rewards.math.quantities import compound
 
 MAX_ELEMENTS = 64
+_COLLECTIONS = (
+  *('tuple', 'set', 'list', 'matrix', 'ratio', 'relation', 'clock', 'union'),
+  *('family', 'progression', 'reals', 'builder', 'text', 'infinity'),
+)
 
 Verdict: TypeAlias = bool | None
 """Whether two answers agree; `None` if this cannot be decided."""
 
-_FUNCTIONS = set('fghpqFGHPEV') | {'\\phi', '\\varphi'}
-_COMBINATIONS = {
-  *('sum', 'product', 'quotient', 'absolute', 'negative', 'tuple', 'call')
-}
-_ORDERED = ('tuple', 'matrix', 'vmatrix', 'cases', 'congruence')
-
-
-class _Assignment(NamedTuple):
-  """A name and its value."""
-
-  name: Node
-  value: Node
+_ORDERED = (
+  *('tuple', 'matrix', 'cases', 'congruence', 'progression', 'integer_only'),
+)
 
 
 def equivalent(reference: Node, answer: Node) -> Verdict:
@@ -42,15 +47,33 @@ def equivalent(reference: Node, answer: Node) -> Verdict:
     reference: tree of the correct answer.
     answer: tree of the answer to grade.
   """
-  return _same(canonicalize(reference), canonicalize(answer))
+  verdict = _same(canonicalize(reference), canonicalize(answer))
+  if not verdict and any(map(_has_naturals, (reference, answer))):
+    return _same(
+      canonicalize(reference, zero_is_natural=True),
+      canonicalize(answer, zero_is_natural=True),
+    )
+  return verdict
+
+
+def _has_naturals(node: Node) -> bool:
+  return '\\mathbb{N}' in str(node.value) or any(map(_has_naturals, node.parts))
 
 
 def _same(left: Node, right: Node) -> Verdict:
   if left == right:
     return True
-  one, other = _assignment(left), _assignment(right)
+  if left.kind == right.kind == 'clock':
+    return same_time(left, right)
+  left, right = (
+    Node('ratio', node.parts) if node.kind == 'clock' and node.parts else node
+    for node in (left, right)
+  )
+  one, other = (read_chain(node, _same_strictly) for node in (left, right))
   if one or other:
-    return _same_named((left, one), (right, other))
+    return _same_chains((left, one), (right, other))
+  if 'family' in (left.kind, right.kind):
+    return _same_families(left, right)
   if real_sets.is_set(left) or real_sets.is_set(right):
     return _same_sets(left, right)
   if 'relation' in (left.kind, right.kind):
@@ -61,75 +84,74 @@ def _same(left: Node, right: Node) -> Verdict:
     return _same_ordered(left, right)
   if left.kind == right.kind == 'ratio':
     return _same_ratios(left.parts, right.parts)
+  if 'clock' in (left.kind, right.kind):
+    return is_full_hour(left, right) or is_full_hour(right, left)
   return same_quantities(_quotient(left), _quotient(right))
 
 
-# Names.
+def _same_strictly(left: Node, right: Node) -> Verdict:
+  """Returns whether the two sides of an equation are equal."""
+  if any(node.kind in _COLLECTIONS for node in (left, right)):
+    return _same(left, right)
+  return same_quantities(_quotient(left), _quotient(right), strict=True)
 
 
-def _assignment(node: Node) -> _Assignment | None:
-  """Returns name and value of `x = 5`, `5 = x` and `x = 10/2 = 5`."""
-  if node.kind != 'relation' or set(node.value) != {'='}:
-    return None
-  first, *rest = node.parts
-  if not _is_name(first):
-    if len(rest) == 1 and rest[0].kind == 'symbol' and _is_name(rest[0]):
-      return _Assignment(rest[0], first)
-    return None
-  if any(not _same(rest[-1], value) for value in rest[:-1]):
-    return None
-  return _Assignment(first, rest[-1])
+# Names and chains.
 
 
-def _is_name(node: Node) -> bool:
-  """Returns whether a node names a quantity: x, f(x), AB, a + b, but not 2x.
-
-  A combination of distinct symbols without numbers is a quantity that a problem
-  asks for; with numbers it is part of an unsolved equation.
-  """
-  if node.kind == 'negative':
-    return False
-  names = _symbol_names(node)
-  return bool(names) and len(set(names)) == len(names) and '' not in names
-
-
-def _symbol_names(node: Node) -> list[str]:
-  """Returns the symbols of an expression; an empty text for anything else."""
-  if node.kind == 'symbol':
-    return ['' if node.value in ('e', 'i', '\\pi') else node.value]
-  if node.kind == 'text':
-    return [node.value]
-  if node.kind == 'power' and node.parts[0].kind == 'symbol':
-    # An inverse function.
-    is_inverse = node.parts[1].kind == 'negative'
-    return [node.parts[0].value if is_inverse else '']
-  if node.kind == 'product' and node.value == 'applied':
-    function, argument = node.parts
-    # A value of a function, f(3).
-    if function.value in _FUNCTIONS and not numeric.symbols(argument):
-      return _symbol_names(function)
-  if node.kind in _COMBINATIONS:
-    return [name for part in node.parts for name in _symbol_names(part)]
-  return ['']
-
-
-def _same_named(
-  left: tuple[Node, _Assignment | None],
-  right: tuple[Node, _Assignment | None],
+def _same_chains(
+  left: tuple[Node, Chain | None], right: tuple[Node, Chain | None]
 ) -> Verdict:
-  """Compares two answers, at least one of which names a quantity."""
+  """Compares two answers, at least one of which is a chain of equations."""
   (whole, one), (other_whole, other) = left, right
-  if one and other:
-    if one.name == other.name:
-      return _same(one.value, other.value)
+  if one and other and one.name and other.name and one.name != other.name:
     return _same_relations(whole, other_whole)
+  if one and other:
+    return _any_same(_values(one), _values(other))
   if not one:
-    return _same_named(right, left)
+    return _same_chains(right, left)
   if other_whole.kind != 'relation':
-    return _same(one.value, other_whole)
+    return _any_same(_values(one), [other_whole])
+  if one.name is None:
+    return False
   # 2x = 10 is unsolved; y = 2x and 2x − y = 0 are the same line.
   is_solved = not numeric.symbols(one.value)
   return False if is_solved else _same_relations(whole, other_whole)
+
+
+def _values(chain: Chain) -> list[Node]:
+  """Returns the exact value of a chain, and its approximation."""
+  rounded = chain.approximation
+  return [chain.value] if rounded is None else [chain.value, rounded]
+
+
+def _any_same(left: Sequence[Node], right: Sequence[Node]) -> Verdict:
+  verdicts = [_same(one, other) for one in left for other in right]
+  if True in verdicts:
+    return True
+  return None if None in verdicts else False
+
+
+def _same_families(left: Node, right: Node) -> Verdict:
+  """Compares families with an integer parameter, declared by at least one."""
+  sides: list[Sequence[Node]] = []
+  for node in (left, right):
+    if node.kind == 'family':
+      sides.append(node.parts)
+      continue
+    parts = node.parts if node.kind in ('list', 'set') else (node,)
+    letters = [undeclared_parameter(part) for part in parts]
+    if None in letters or not parts:
+      return False
+    sides.append(
+      [
+        rename(part, {letter: INTEGER})
+        for part, letter in zip(parts, letters, strict=True)
+        if letter is not None
+      ]
+    )
+  verdict = same_family(*sides)
+  return _same_elements(*sides) if verdict is None else verdict
 
 
 # Relations and sets.
@@ -138,6 +160,7 @@ def _same_named(
 def _same_relations(left: Node, right: Node) -> Verdict:
   if left.kind != right.kind:
     return False
+  left, right = map(_without_rounding, (left, right))
   if len(left.value) == len(right.value) == 1:
     (sign, one), (other_sign, other) = _difference(left), _difference(right)
     if sign != other_sign:
@@ -151,6 +174,11 @@ def _same_relations(left: Node, right: Node) -> Verdict:
     left.value == node.value and _all_same(left.parts, node.parts)
     for node in candidates
   )
+
+
+def _without_rounding(relation: Node) -> Node:
+  signs = tuple('=' if sign == 'approx' else sign for sign in relation.value)
+  return dataclasses.replace(relation, value=signs)
 
 
 def _difference(relation: Node) -> tuple[str, Node]:
@@ -221,6 +249,18 @@ def _same_collections(left: Node, right: Node) -> Verdict:
         return _all_same(values, other.parts)
       if other.kind != 'list' or not _values_by_name(other):
         return False
+  # 1 hour, 30 minutes is one quantity.
+  wholes = [
+    compound(node.parts) if node.kind == 'list' else None
+    for node in (left, right)
+  ]
+  if any(wholes) and not all(wholes):
+    one, other = (
+      whole or node for whole, node in zip(wholes, (left, right), strict=True)
+    )
+    if {one.kind, other.kind} & {'set', 'list'}:
+      return False
+    return same_quantities(one, other)
   if not {left.kind, right.kind} <= {'set', 'list'}:
     return False
   if max(len(left.parts), len(right.parts)) > MAX_ELEMENTS:
@@ -233,8 +273,10 @@ def _values_by_name(node: Node) -> dict[str, Node]:
   """Returns values by name if a list assigns different quantities."""
   found: dict[str, Node] = {}
   for part in node.parts:
-    assigned = _assignment(part)
-    if assigned is None or assigned.name.kind != 'symbol':
+    assigned = read_chain(part, _same_strictly)
+    if assigned is None or assigned.name is None:
+      return {}
+    if assigned.name.kind != 'symbol':
       return {}
     found[assigned.name.value] = assigned.value
   # x_1 and x_2 are two values of x.
@@ -293,6 +335,9 @@ def _same_ratios(left: Sequence[Node], right: Sequence[Node]) -> Verdict:
     return False
   if _all_same(left, right):
     return True
+  # With a term of 0 all products are equal.
+  if any(map(_may_be_zero, (*left, *right))):
+    return False
   crossed = [
     [Node('product', (one, base)) for one in parts]
     for parts, base in ((left, right[0]), (right, left[0]))
@@ -300,8 +345,16 @@ def _same_ratios(left: Sequence[Node], right: Sequence[Node]) -> Verdict:
   return _all_same(*crossed)
 
 
+def _may_be_zero(node: Node) -> bool:
+  return numeric.equal(node, number(0)) is not False
+
+
 def _quotient(node: Node) -> Node:
-  """Returns a ratio of two numbers as a quotient."""
-  if node.kind == 'ratio' and len(node.parts) == 2:
+  """Returns a ratio of two numbers, none of which is 0, as a quotient."""
+  if (
+    node.kind == 'ratio'
+    and len(node.parts) == 2
+    and not any(map(_may_be_zero, node.parts))
+  ):
     return Node('quotient', node.parts)
   return node

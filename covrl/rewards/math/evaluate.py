@@ -16,6 +16,8 @@ import mpmath
 
 from covrl.rewards.math.ast import Node
 
+# Rows of a determinant.
+MAX_DETERMINANT = 6
 # Bound on the size of intermediate values: 2**±MAX_BITS, and on fractions.
 MAX_BITS = 20_000
 
@@ -61,6 +63,8 @@ def evaluate(
       case 'based':
         digits, base = node.value
         return Fraction(int(digits, base))
+      case 'determinant':
+        return _determinant([value(part) for part in node.parts], node.value)
       case 'call':
         return _call(
           node.value, [value(part) for part in node.parts], natural_log
@@ -180,6 +184,25 @@ def _degree(value: Value) -> Value:
   return as_number(value) * mpmath.pi / 180
 
 
+def _determinant(cells: list[Value], size: int) -> Value:
+  """Returns a determinant, by expansion along the first row."""
+  if size > MAX_DETERMINANT:
+    raise OutOfBounds('too large a determinant')
+  if size == 1:
+    return cells[0]
+  total: Value = Fraction(0)
+  for column in range(size):
+    minor = [
+      cells[row * size + other]
+      for row in range(1, size)
+      for other in range(size)
+      if other != column
+    ]
+    term = _multiply(cells[column], _determinant(minor, size - 1))
+    total = _add(total, term if column % 2 == 0 else -term)
+  return total
+
+
 def _symbol(name: str, point: Mapping[str, Fraction]) -> Value:
   match name:
     case '\\pi':
@@ -238,6 +261,13 @@ def _binomial(values: list[Value]) -> Value:
   return Fraction(math.comb(top, bottom))
 
 
+def _permutations(values: list[Value]) -> Value:
+  total, chosen = _integers(values)
+  if not 0 <= chosen <= total <= 1000:
+    raise OutOfBounds('permutations out of bounds')
+  return Fraction(math.perm(total, chosen))
+
+
 def _floor(values: list[Value]) -> Value:
   (value,) = _reals(values)
   nearest = Fraction(int(mpmath.nint(as_number(value))))
@@ -250,6 +280,7 @@ def _floor(values: list[Value]) -> Value:
 _TRIGONOMETRIC = 'sin cos tan cot sec csc sinh cosh tanh coth'
 _EXACT: dict[str, Callable[[list[Value]], Value]] = {
   'binom': _binomial,
+  'perm': _permutations,
   'floor': _floor,
   'ceil': lambda values: -_floor([-value for value in values]),
   'max': lambda values: max(_reals(values)),
@@ -274,6 +305,7 @@ _FUNCTIONS: dict[str, Callable[[Value], Value]] = {
   'Re': mpmath.re,
   'Im': mpmath.im,
   'arg': mpmath.arg,
+  'cis': lambda value: mpmath.expj(value),
 }
 _OPERATIONS: dict[str, Callable[..., Value]] = {
   'sum': _add,

@@ -21,9 +21,18 @@ _BRACES = re.compile(
 # Content of a box without braces.
 _BARE = re.compile(
   r'[-+]?\s*(?:\\\$)?(?:[\d.,/]*\d\\?%?|\([^()\n]*\)|[a-zA-Z]+'
-  r'|\\\{[^{}\n]*\\\}|\\(?P<command>[a-zA-Z]+))'
+  r'|\\\{[^{}\n]*\\\}|\\left[^\n]{0,200}?\\right\s*\\?.'
+  r'|\\(?P<command>[a-zA-Z]+))'
 )
-_TWO_ARGUMENTS = {'frac', 'dfrac', 'tfrac', 'cfrac', 'binom', 'dbinom', 'tbinom'}
+_TWO_ARGUMENTS = {
+  'frac',
+  'dfrac',
+  'tfrac',
+  'cfrac',
+  'binom',
+  'dbinom',
+  'tbinom',
+}
 # Argument of a command without braces, and the optional argument of a root.
 _TOKEN = re.compile(r'\s*(?:\\[a-zA-Z]+|[a-zA-Z0-9])')
 _OPTIONAL = re.compile(r'\[[^\[\]{}]*\]')
@@ -99,10 +108,10 @@ def _group_end(text: str, start: int) -> int:
   """Returns the end of a group in braces; `start` if it is not closed."""
   depth = 0
   for match in _BRACES.finditer(text, start):
-    depth += {'{': 1, '}': -1}.get(match.group()[-1], 0)
-    depth -= match.group() in ('\\{', '\\}') and (
-      1 if match.group() == '\\{' else -1
-    )
+    if match.group() == '}':
+      depth -= 1
+    elif match.group() == '{' or match.group('brace'):
+      depth += 1
     if not depth:
       return match.end()
   return start
@@ -184,8 +193,8 @@ def reference_answer(reference: str | int | float) -> str:
 def _after_last(marker: re.Pattern[str], text: str) -> str | None:
   """Returns the answer after the last marker: a box, a display, or a line."""
   last = None
-  for last in marker.finditer(text):
-    pass
+  for match in marker.finditer(text):
+    last = match
   if last is None:
     return None
   start, line = last.start(1), last.group(1)

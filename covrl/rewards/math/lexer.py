@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from covrl.rewards.math import vocabulary
 from covrl.rewards.math.ast import ParseError
-from covrl.rewards.math.units import BARE_UNITS
+from covrl.rewards.math.units import BARE_UNITS, is_known
 
 MAX_TOKENS = 2000
 
@@ -20,8 +20,8 @@ class Token(NamedTuple):
   """A token of an answer.
 
   Attributes:
-    kind: 'number', 'mixed', 'letter', 'text', 'command', 'separator' (of
-      lists) or 'sign'.
+    kind: 'number', 'mixed', 'clock', 'letter', 'text', 'command',
+      'separator' (of lists) or 'sign'.
     text: the text; a repeating decimal as `0.1(6)`.
   """
 
@@ -31,8 +31,11 @@ class Token(NamedTuple):
 
 END = Token('end', '')
 
+# Digits below a line, or between two dots.
 _REPEATING = re.compile(
-  r'(\d*\.\d*)(?:\\overline|\\dot)\s*(?:\{\s*(\d+)\s*\}|(\d))'
+  r'(\d*\.\d*)\{?\s*(?:\\overline|\\bar|\\dot|\\widehat|\\overparen)\s*'
+  r'(?:\{\s*(\d+)\s*\}|(\d))'
+  r'(?:(\d*)\\dot\s*(?:\{\s*(\d)\s*\}|(\d)))?\}?'
 )
 _REPEATING_ELLIPSIS = re.compile(
   r'(?<!\d)(\d{0,9}\.\d{0,9}?)(\d{1,9}?)\2{2,}\s*\\ldots'
@@ -40,10 +43,14 @@ _REPEATING_ELLIPSIS = re.compile(
 _THOUSANDS = re.compile(r'(?<![\d.,])\d{1,3}(?:,\d{3})+(?!,?\d)')
 _SPACED_THOUSANDS = re.compile(r'(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d,])')
 _BRACKETS = re.compile(r'\\[{}]|[()\[\],]')
+# As in `hour and 30 minutes`.
+_BETWEEN_UNITS = re.compile(r'(\D+?),? (?:(and) )?(\d+(?:\.\d+)?) ?(\D+)')
 _FUNCTION_AND_LETTER = re.compile(r'(sin|cos|tan|cot|ln|log|exp)([a-z])')
 _TOKEN = re.compile(
   r"""
-    (?P<mixed> \d+\ +\d+\ ?/\ ?\d+ (?![\d.]) )
+    (?P<clock> (?:[01]?\d|2[0-4])(?:\ ?:\ ?[0-5]\d){1,2}
+      (?!\ *(?:[\d.:^!/*+(-]|\\(?!text)|[a-zA-Z](?![a-zA-Z]))) )
+  | (?P<mixed> \d+\ +\d+\ ?/\ ?\d+ (?![\d.]) )
   | (?P<number> \d*\.\d*\(\d+\)
               | (?:\d+\.?\d*|\.\d+) (?: [eE][-+]?\d{1,3}(?![\d.]) )? )
   | \\text\s*\{ (?P<text> [^{}]* ) \}
@@ -52,7 +59,7 @@ _TOKEN = re.compile(
   | (?P<word> [^\W\d_]+ )
   | (?P<separator> [,;] )
   | (?P<sign> [-+*/^_(){}\[\]|:=<>!&'] )
-  | (?P<money> [€£¥¢] )
+  | (?P<money> [€£¥¢₹] )
   | \s+
   """,
   re.VERBOSE,
@@ -128,7 +135,7 @@ def tokenize(normalized: str, *, merge_thousands: bool) -> list[Token]:
   Raises:
     ParseError: if a character is unknown, or there are too many tokens.
   """
-  text = _REPEATING.sub(r'\1(\2\3)', normalized)
+  text = _REPEATING.sub(r'\1(\2\3\4\5\6)', normalized)
   text = _REPEATING_ELLIPSIS.sub(r'\1(\2)', text)
   if merge_thousands:
     text = _merge_thousands(text)
@@ -154,20 +161,47 @@ def tokenize(normalized: str, *, merge_thousands: bool) -> list[Token]:
 def _make_tokens(group: str, text: str, match: re.Match[str]) -> list[Token]:
   match group:
     case 'text':
-      text = ' '.join(text.split())
-      return _separator(text) or ([Token('text', text)] if text else [])
+      return _text(' '.join(text.split()))
     case 'operator':
-      if text.strip() in vocabulary.NAMES:
-        return [Token('command', vocabulary.NAMES[text.strip()])]
-      return [Token('text', text.strip())]
+      name = text.strip()
+      if command := vocabulary.ALIASES.get(name, vocabulary.NAMES.get(name)):
+        return [Token('command', command)]
+      return [Token('text', name)]
     case 'money':
       return [Token('text', text)]
     case 'word':
-      before = match.string[max(match.start() - 1, 0) : match.start()]
-      return _word(text, before.isdigit())
+      before = match.string[: match.start()][-2:].rstrip(' ')[-1:]
+      glued = match.string[max(match.start() - 1, 0) : match.start()]
+      if text == 'min' and before.isdigit():
+        return [Token('text', text)]
+      return _word(text, glued.isdigit())
     case 'command' if text in ('\\{', '\\}', '\\\\'):
       return [Token('sign', text)]
+    case 'command':
+      return [Token('command', vocabulary.ALIASES.get(text[1:], text))]
   return [Token(group, text)]
+
+
+def _text(text: str) -> list[Token]:
+  """Splits a text at words that separate, and at numbers between units."""
+  if not text:
+    return []
+  if text in vocabulary.TEXT_FUNCTIONS:
+    return [Token('command', vocabulary.TEXT_FUNCTIONS[text])]
+  if separator := _separator(text):
+    return separator
+  first, _, rest = text.partition(' ')
+  if rest and (separator := _separator(first)):
+    return separator + _text(rest)
+  before, _, last = text.rpartition(' ')
+  if before and last != 'if' and (separator := _separator(last)):
+    return _text(before) + separator
+  if (between := _BETWEEN_UNITS.fullmatch(text)) and is_known(between[1]):
+    before, joined, digits, rest = between.groups()
+    separator = _separator(joined or '')
+    number = [Token('number', digits)]
+    return [Token('text', before), *separator, *number, *_text(rest)]
+  return [Token('text', text)]
 
 
 def _word(text: str, follows_digit: bool) -> list[Token]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from covrl.rewards.math.number_bases import mark_bases
+
 _SUPERSCRIPTS = str.maketrans('⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ', '0123456789+-n')
 _SUBSCRIPTS = str.maketrans('₀₁₂₃₄₅₆₇₈₉', '0123456789')
 # In the order of their code points, which begin at that of α.
@@ -28,6 +30,9 @@ _SYMBOLS = {
   **{'ℂ': r'\mathbb{C}', '∖': r'\setminus ', '…': r'\ldots ', '⋯': r'\ldots '},
   **{'⟨': '(', '⟩': ')', '’': "'", '′': "'", '‘': "'", '∠': r'\angle '},
   **{'△': r'\triangle ', '“': '', '”': '', '"': '', '→': r'\to '},
+  **{'″': "''", '≡': r'\equiv ', '∣': '|', '∶': ':', '，': ',', '、': ', '},
+  **{'；': ';', '。': '.', '≅': r'\cong ', '∼': r'\sim ', '△': r'\triangle '},
+  **{'ℓ': r'\ell ', 'Ω': 'Ω', 'µ': 'μ', '∧': r'\wedge ', '∨': r'\vee '},
   **{'⌊': r'\lfloor ', '⌋': r'\rfloor ', '⌈': r'\lceil ', '⌉': r'\rceil '},
   **{
     chr(ord('α') + index): f'\\{name} '
@@ -48,6 +53,57 @@ _REWRITES = [
     # A space or a comma within a number.
     (r'(?<=\d)(?:\{,\}|\\,|\\!|\\:|\\;|,\\!)(?=\d{3}(?!\d))', ''),
     (r'\{,\}', ','),
+    (r'\{:\}', ':'),
+    (r'(?<=\d)\\[!,](?=:)|(?<=:)\\[!,](?=\d)', ''),
+    # Dots at the end of a number or a list.
+    (r'\.{3,}', r'\\ldots '),
+    (r'(?<![a-zA-Z\\}])\{\s*\}', ' '),
+    # Primes, as of minutes and feet.
+    (r'\^\s*\{\s*\\prime\s*\\prime\s*\}|\^\s*\{\s*\'\'\s*\}', "''"),
+    (r'\^\s*\{?\s*\\prime(?![a-zA-Z])\s*\}?', "'"),
+    # Exponents of ten, and units of siunitx.
+    (
+      r'(?<=[\d.])\s*\\(?:text|mathrm|mathsf|operatorname)\s*\{\s*(?:E|[eE](?=\s*[-+\d]))'
+      r'\s*(?:\}\s*\{?\s*([-+]?\s*\d+)|([-+]?\s*\d+))\s*\}?',
+      r'\\cdot 10^{\1\2}',
+    ),
+    # Environments of displays.
+    (r'\\(?:begin|end)\s*\{(?:equation|math|displaymath)\*?\}', ' '),
+    (r'\\(mathbb|mathbf)\s*([A-Z])(?![a-zA-Z])', r'\\\1{\2}'),
+    (r'\\([ZNQRC])(?![a-zA-Z])', r'\\mathbb{\1}'),
+    (
+      r'(?<=\\in)\s*(?:\\mathbf\s*\{([ZNQRC])\}|([ZNQRC])(?![a-zA-Z_(]))',
+      r'\\mathbb{\1\2}',
+    ),
+    (
+      r'\(\s*([a-z](?:\s*,\s*[a-z])*\s*\\in\s*\\mathbb\s*\{[A-Z]\}'
+      r'(?:\^\s*[+*]|[_^]\s*\{[^{}]*\})?)\s*\)',
+      r', \1',
+    ),
+    (
+      r'(?<![a-zA-Z])([a-z])\s*=\s*0\s*,\s*\\pm\s*1\s*(?:,\s*\\pm\s*[23]\s*)*,'
+      r'\s*(?:\\[lc]?dots[a-z]?|…)',
+      r'\1\\in\\mathbb{Z}',
+    ),
+    (
+      r'(?<![\w\\])([a-z])\s*\\in\s*\\mathbb\{Z\}\s*(?:\^\s*\+|[_^]\s*\{\s*\+\s*\}|_\+|\^\s*\*)',
+      r'\1\\in\\mathbb{N}',
+    ),
+    # Combinations as _5 C_2.
+    (
+      r'(?<![\w)}\]\s])\s*[_^]\s*(?:\{\s*(\w+)\s*\}|(\w))\s*'
+      r'(?:C|\\(?:text|mathrm)\{\s*C\s*\})\s*_\s*(?:\{\s*(\w+)\s*\}|(\w))',
+      r'\\binom{\1\2}{\3\4}',
+    ),
+    (
+      r'(?<![\w)}\]\s])\s*[_^]\s*(?:\{\s*(\w+)\s*\}|(\w))\s*'
+      r'(?:P|\\(?:text|mathrm)\{\s*P\s*\})\s*_\s*(?:\{\s*(\w+)\s*\}|(\w))',
+      r'P_{\1\2}^{\3\4}',
+    ),
+    (
+      r'\\(?:text|mathrm|mathbf|operatorname)\s*\{\s*([ACP])\s*\}(?=\s*[_^])',
+      r' \1',
+    ),
     (r'\\(?:left|right|middle)(?![a-zA-Z])\s*\.', ' '),
     (r'\\(?:left|right|middle)(?![a-zA-Z])', ' '),
     (r'\\[bB]igg?[lrm]?(?![a-zA-Z])', ' '),
@@ -86,9 +142,19 @@ _REWRITES = [
     (r'\\(?:lor|vee)(?![a-zA-Z])', r'\\text{or}'),
     (r'\\(?:land|wedge)(?![a-zA-Z])', r'\\text{and}'),
     (r'\\(?:degree|textdegree)(?![a-zA-Z])', r'^\\circ '),
-    (r'\^\s*\{\s*\\circ\s*\}', r'^\\circ '),
     (
-      r'\(\s*(?:\\b?mod|\\text\s*\{\s*mod\s*\}|mod)\s*(\w+)\s*\)',
+      r'\^\s*\{\s*\\circ\s*(?:\\(?:text|mathrm|rm)\s*\{?)?\s*([CF])\s*\}?\s*\}',
+      r'^\\circ\\text{\1}',
+    ),
+    (r'\^\s*\{\s*\\circ\s*\}', r'^\\circ '),
+    (r'\\text\s*\{\s*\(\s*mod(?:ulo)?\s*(\w+)\s*\)\s*\}', r'\\pmod{\1}'),
+    (
+      r'\(\s*(?:\\[bp]?mod|\\(?:text|mathrm|operatorname)\s*\{\s*mod\s*\}|mod)'
+      r'\s*\{?\s*([^(){}]*?)\s*\}?\s*\)',
+      r'\\pmod{\1}',
+    ),
+    (
+      r'\\text\s*\{\s*\(?\s*mod(?:ulo)?\s*\}?\s*(\w+)\s*\)?\s*\}?\s*\)?',
       r'\\pmod{\1}',
     ),
     (r'\\(?:bmod|mod|pmod)(?![a-zA-Z])', r'\\pmod '),
@@ -105,12 +171,62 @@ _REWRITES = [
     (r'\\(?:textbf|textit|textrm|textnormal|textup)\s*(?=\{)', r'\\text'),
     (r'\\(?:textsf|texttt|emph|mbox|hbox)\s*(?=\{)', r'\\text'),
     (r'\\text\s+(?=\{)', r'\\text'),
+    (
+      r'\\text\{([^{}]*?)\^?\s*\\circ\s*([^{}]*)\}',
+      r'\\text{\1}^\\circ \\text{\2}',
+    ),
     # A text without a word is not a text.
     (r'\\text\{([^a-zA-Z{}]*)\}', r' \1 '),
     # A number at the start of a text, as in \text{5 cm}, is moved out of it.
-    (r'\\text\{\s*([-+\d.,/]*\d)\s*([^{}]*)\}', r' \1\\text{\2}'),
+    (r'\\text\{\s*([-+\d.,/:]*\d)\s*([^{}]*)\}', r' \1\\text{\2}'),
+    (
+      r'(?<=\d)\s*(?:\\text\{\s*)?([aApP])\s?\.?\s?[mM](?![a-zA-Z])\.?\s*\}?',
+      r'\\text{\1m}',
+    ),
+    (r'(?<=\d)\s*h\s*(\d+)\s*m(?:in)?(?![a-zA-Z])', r'\\text{h}\1\\text{min}'),
+    (r'(?<=\d)\s*in\.?(?=\s*(?:$|\^|,))', r'\\text{in}'),
+    (r'\b(US|USD|Rs\.?)\s*(?=\\\$|\d)', r'\\text{\1}'),
+    (r'\\text\{US\}\s*\\\$', r'\\$'),
+    (r'(?<!\d)\\\$\s*-\s*(?=\d)', r'-\\$'),
+    (r'\\mu\s*\\text\{\s*', r'\\text{μ'),
+    (r'或者?', r'\\text{or}'),
+    (r'[和且]', r'\\text{and}'),
+    (
+      r'\\text\{([^{}]*)\\text\{(or|and)\}([^{}]*)\}',
+      r'\\text{\1}\\text{\2}\\text{\3}',
+    ),
   )
 ]
+# A quantity of siunitx, up to its unit.
+_SI = re.compile(r'\\(?:SI|qty)\s*\{([^{}]*)\}\s*(?=\{)')
+# A font command whose argument has at most one level of braces.
+_FONT = re.compile(
+  r'\\(?:mathrm|text|textrm|rm|mbox|unit|si|operatorname)\s*'
+  r'\{((?:[^{}]|\{[^{}]*\})*)\}'
+)
+# Units in TeX, as plain text.
+_UNIT_REWRITES = [
+  (re.compile(pattern), replacement)
+  for pattern, replacement in (
+    (r'\\(?:cdot|times|ast|bullet)(?![a-zA-Z])', '*'),
+    (r'\\[,;:! ]|\\quad(?![a-zA-Z])|~', ' '),
+    (r'\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}', r'\1/\2'),
+    (r'\\mu(?![a-zA-Z])\s*', 'μ'),
+    (r'\\(?:Omega|ohm)(?![a-zA-Z])', 'Ω'),
+    (
+      r'\\(per|meter|metre|kilo|centi|milli|second|hour|gram|newton|joule|watt|square'
+      r'|cubic|squared|cubed|degree|celsius|minute|day|liter|litre|volt|ampere|mole'
+      r'|kelvin|pascal|hertz|percent)(?![a-zA-Z])',
+      r' \1',
+    ),
+    (r'\b(kilo|centi|milli) ', r'\1'),
+    (r'\^\s*\{\s*([-+]?\d+)\s*\}', r'^\1'),
+    (r'\{\s*\}', ''),
+  )
+]
+_ALIGNED = re.compile(
+  r'\\(?:begin|end)\s*\{(?:align(?:ed|at)?|gather(?:ed)?|split|multline)\*?\}'
+)
 _SPACES = re.compile(r'\s+')
 _ENDS = ' \t\n.,;:'
 # Spaces that do not separate words or numbers.
@@ -124,6 +240,8 @@ def normalize_tex(text: str) -> str:
   '( \\frac {1}{2}, 3 ]'
   """
   text = _unicode(text.strip().strip('*').strip())
+  text = _SI.sub(r'\1\\text', text)
+  text = mark_bases(_display(_FONT.sub(_flattened, text)))
   for pattern, replacement in _REWRITES:
     text = pattern.sub(replacement, text)
   text = _SPACES.sub(' ', text).strip()
@@ -145,8 +263,11 @@ def without_spaces(cleaned: str) -> str:
 
 def _unicode(text: str) -> str:
   """Replaces non-ASCII characters by TeX, or by compatibility forms."""
+  text = re.sub(r'(?<=\d)"|(?<=\d\')\'?"', "''", text)
   if text.isascii():
     return text.replace('"', '')
+  text = re.sub('(\\d)\u0307', r'\\dot{\1}', text)
+  text = re.sub('((?:\\d\u0305)+)', _overline, text)
   text = re.sub(
     '[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+',
     lambda m: f'^{{{m.group().translate(_SUPERSCRIPTS)}}}',
@@ -159,6 +280,33 @@ def _unicode(text: str) -> str:
   text = _UNICODE.sub(lambda match: _SYMBOLS[match.group()], text)
   text = unicodedata.normalize('NFKC', text)
   return _UNICODE.sub(lambda match: _SYMBOLS[match.group()], text)
+
+
+def _overline(match: re.Match[str]) -> str:
+  return f'\\overline{{{match.group().replace(chr(0x305), "")}}}'
+
+
+def _flattened(match: re.Match[str]) -> str:
+  """Returns TeX within a font command as plain text, if it is a unit."""
+  text = match.group(1)
+  if '\\' not in text and '{' not in text:
+    return match.group()
+  for pattern, replacement in _UNIT_REWRITES:
+    text = pattern.sub(replacement, text)
+  if '\\' in text or '{' in text:
+    return match.group()
+  return f'\\text{{{text}}}'
+
+
+def _display(text: str) -> str:
+  """Removes an environment of aligned lines; its lines become a list."""
+  lines = _ALIGNED.sub(' ', text)
+  if lines == text:
+    return text
+  lines = re.sub(r'(?<!\\)&', ' ', lines)
+  return re.sub(r'\\\\(?:\[[^\]]*\])?(?=\s*\S)', ', ', lines).replace(
+    '\\\\', ' '
+  )
 
 
 def _unicode_fraction(match: re.Match[str]) -> str:

@@ -23,6 +23,7 @@ from covrl.rewards.math.evaluate import (
   is_close,
   is_complex,
 )
+from covrl.rewards.math.modular import same_huge
 
 MAX_DIGITS = 1000
 
@@ -124,7 +125,7 @@ def _equal(left: Node, right: Node, natural_log: bool) -> bool | None:
       ]
     except OutOfBounds:
       if not names:
-        return False
+        return bool(same_huge(left, right))
       continue
     except Undefined:
       continue

@@ -8,11 +8,11 @@ Produces syntax trees without evaluating them (see `numeric`) or comparing them
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
-from covrl.rewards.math import ast, lexer, vocabulary
+from covrl.rewards.math import ast, clock, lexer, vocabulary
 from covrl.rewards.math.ast import Node, ParseError
-from covrl.rewards.math.lexer import Token, TokenStream
+from covrl.rewards.math.brackets import BracketParser
+from covrl.rewards.math.lexer import Token
 
 MAX_DEPTH = 40
 
@@ -43,16 +43,12 @@ def parse(normalized: str, *, merge_thousands: bool = True) -> Node:
   return node
 
 
-class _Parser(TokenStream):
+class _Parser(BracketParser):
   """Parser state; each method parses one level of precedence."""
 
   def __init__(self, tokens: list[Token]) -> None:
     super().__init__(tokens)
     self._depth = 0
-    # Number of absolute values in progress; then | closes one.
-    self._open_bars = 0
-    # Whether a colon makes a ratio; not so in {x : …}.
-    self._has_ratios = True
 
   # From the lowest to the highest precedence.
 
@@ -78,7 +74,7 @@ class _Parser(TokenStream):
 
   def statement(self) -> Node:
     """Parses an expression, or a chain of relations."""
-    if self.accept('=', '\\approx', '\\doteq'):
+    if self.accept('=', '\\approx', '\\doteq', '\\simeq', '\\equiv'):
       return self.statement()
     node = self._relation()
     if self.accept('\\pmod'):
@@ -133,8 +129,10 @@ class _Parser(TokenStream):
       elif node.kind == 'symbol' and self.peek().text == '(':
         # x(x + 1) and f(3) look alike and are treated alike.
         node = Node('product', (node, self.factor()), 'applied')
+      elif self.peek().kind == 'number' and ast.is_quantity(node):
+        node = ast.compound(node, self.term())
       elif self._starts_factor():
-        node = ast.juxtaposed(node, self.factor())
+        node = _juxtaposed(node, self.factor())
       else:
         return node
 
@@ -152,6 +150,9 @@ class _Parser(TokenStream):
         node = Node('factorial', (node,))
       elif self.accept('\\%'):
         node = Node('percent', (node,))
+      elif node.kind == 'number' and self.accept("'"):
+        name = 'double prime' if self.accept("'") else 'prime'
+        node = Node('product', (node, Node('text', (), name)))
       elif self.peek().text == '_' and node.kind == 'number':
         self.next()
         node = ast.in_base(node, self.argument())
@@ -160,7 +161,11 @@ class _Parser(TokenStream):
 
   def _power(self, base: Node) -> Node:
     if self.accept('\\circ'):
-      return Node('degree', (base,))
+      scale = vocabulary.TEMPERATURES.get(self.peek().text.strip().lower())
+      if not scale:
+        return Node('degree', (base,))
+      self.next()
+      return Node('product', (base, Node('text', (), scale)))
     if base.kind == 'matrix' and self.accept('T', '\\top'):
       return ast.transpose(base)
     sign = self.accept('+', '-')
@@ -186,6 +191,10 @@ class _Parser(TokenStream):
       case 'mixed':
         whole, top, bottom = map(int, re.findall(r'\d+', token.text))
         return ast.number(whole + ast.checked_fraction(top, bottom))
+      case 'clock':
+        return clock.time_of_day(token.text)
+      case 'letter' if token.text in 'ACP' and self.peek().text in ('_', '^'):
+        return self._selection(token.text) or self._symbol(token.text)
       case 'letter':
         return self._symbol(token.text)
       case 'text':
@@ -195,7 +204,7 @@ class _Parser(TokenStream):
         return Node('text', (), ' '.join(words))
       case 'command':
         return self._command(token.text)
-    return self._bracketed(token.text)
+    return self.bracketed(token.text)
 
   def _symbol(self, name: str) -> Node:
     """Parses subscripts and primes of a name."""
@@ -210,8 +219,31 @@ class _Parser(TokenStream):
       else:
         return Node('symbol', (), name)
 
+  def _selection(self, name: str) -> Node | None:
+    """Parses a number of combinations C_5^2, or permutations A_5^2, P_5^2."""
+    start, tokens = self._position, list(self._tokens)
+    first = self.next().text
+    one = self.argument(whole=True)
+    if self.accept({'_': '^', '^': '_'}[first]):
+      other = self.argument(whole=True)
+      total, chosen = (one, other) if first == '_' else (other, one)
+      if _is_number(total) and _is_number(chosen):
+        if first == '^' and total.value < chosen.value:
+          total, chosen = chosen, total
+        if 1 < total.value >= chosen.value:
+          return Node(
+            'call', (total, chosen), 'binom' if name == 'C' else 'perm'
+          )
+      elif name == 'C' and not _is_number(total):
+        return Node('call', (total, chosen), 'binom')
+    self._position, self._tokens = start, tokens
+    return None
+
   def _command(self, name: str) -> Node:
     match name:
+      case '\\based':
+        digits, base = self.raw_argument(), int(self.raw_argument())
+        return Node('based', (), (digits, base))
       case '\\frac':
         return Node('quotient', (self.argument(), self.argument()))
       case '\\sqrt':
@@ -233,7 +265,7 @@ class _Parser(TokenStream):
         self.expect(name.replace('l', 'r', 1))
         return Node('call', (inner,), name[2:])
       case '\\begin':
-        return self._environment()
+        return self.environment()
     if name in vocabulary.FUNCTIONS:
       return self._call(name)
     if name in vocabulary.DECORATIONS:
@@ -264,11 +296,15 @@ class _Parser(TokenStream):
     function = name[1:]
     if power is not None and ast.is_number(power, -1):
       function, power = f'arc{function}', None
+    if name == '\\det' and self.peek().text == '\\begin':
+      return ast.determinant(self.atom())
     if self.peek().text in ('(', '{', '[', '\\{', '|'):
       inner = self.factor() if self.peek().text == '|' else self.atom()
     else:
       inner = self._operand()
-    if inner.kind in ('tuple', 'set', 'list') and function not in ('det',):
+    if function == 'det' and inner.kind == 'matrix':
+      return ast.determinant(inner)
+    if inner.kind in ('tuple', 'set', 'list') and function != 'det':
       call = Node('call', inner.parts, function)
     else:
       call = Node('call', (inner, *base), function)
@@ -298,78 +334,16 @@ class _Parser(TokenStream):
       return ast.number(int(token.text[0]))
     if token.text == '{':
       self.next()
-      return self._until('}', self.statements)
+      return self.until('}', self.statements)
     return self.atom()
 
-  # Brackets.
 
-  def _bracketed(self, opening: str) -> Node:
-    match opening:
-      case '{':
-        return self._until('}', self.statements)
-      case '\\{':
-        return self._set()
-      case '|':
-        self._open_bars += 1
-        node = Node('absolute', (self._until('|', self.sum),))
-        self._open_bars -= 1
-        return node
-      case '(' | '[' | ']':
-        return self._tuple(opening)
-    raise ParseError(f'an expression expected, got {opening!r}')
+def _juxtaposed(left: Node, right: Node) -> Node:
+  """Returns the product of adjacent factors, or a time such as 5 p.m."""
+  if right.kind == 'text' and (time := clock.with_half(left, right.value)):
+    return time
+  return ast.juxtaposed(left, right)
 
-  def _until(self, closing: str, level: Callable[[], Node]) -> Node:
-    node = level()
-    self.expect(closing)
-    return node
 
-  def _tuple(self, opening: str) -> Node:
-    bars, self._open_bars = self._open_bars, 0
-    if self.accept(')'):
-      raise ParseError('empty parentheses')
-    node = self.statements()
-    self._open_bars = bars
-    # Open intervals may be written with brackets turned outwards.
-    outward = ('[',) if opening in '[]' else ()
-    closing = self.expect(')', ']', *outward)
-    brackets = opening.replace(']', '(') + closing.replace('[', ')')
-    if node.kind == 'list' and node.value == ',':
-      return Node('tuple', node.parts, brackets)
-    if brackets == '()':
-      return node if node.kind != 'text' else Node('text', (), node.value)
-    return Node('tuple', (node,), brackets)
-
-  def _set(self) -> Node:
-    if self.accept('\\}'):
-      return Node('set')
-    colons, self._has_ratios = self._has_ratios, False
-    bars, self._open_bars = self._open_bars, 1
-    node = self.statements()
-    self._open_bars, self._has_ratios = bars, colons
-    if self.accept('|', ':'):
-      condition = self.statements()
-      self.expect('\\}')
-      return Node('builder', (node, condition))
-    self.expect('\\}')
-    return Node('set', node.parts if node.kind == 'list' else (node,))
-
-  def _environment(self) -> Node:
-    name = self.raw_argument()
-    if name == 'array' and self.peek().text == '{':
-      self.raw_argument()
-    rows: list[list[Node]] = [[]]
-    while not self.accept('\\end'):
-      if self.accept('\\\\'):
-        rows.append([])
-      elif self.accept('&', '\\hline'):
-        continue
-      else:
-        rows[-1].append(self.statements())
-    if self.raw_argument() != name:
-      raise ParseError('the end of another environment')
-    rows = [row for row in rows if row]
-    if not rows or len({len(row) for row in rows}) != 1:
-      raise ParseError('rows of different lengths')
-    cells = tuple(cell for row in rows for cell in row)
-    kind = 'matrix' if name in vocabulary.MATRICES else name
-    return Node(kind, cells, (len(rows), len(rows[0])))
+def _is_number(node: Node) -> bool:
+  return node.kind == 'number'

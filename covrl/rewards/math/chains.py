@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Named values and chains of equal values: `x = 5`, `256 + 37 = 293`, `√2 ≈ 1.41`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import NamedTuple
+
+import mpmath
+
+from covrl.rewards.math import numeric
+from covrl.rewards.math.ast import Node
+from covrl.rewards.math.canonical import is_unknown
+from covrl.rewards.math.evaluate import Undefined
+from covrl.rewards.math.quantities import split
+
+_FUNCTIONS = set('fghpqFGHPEV') | {'\\phi', '\\varphi'}
+_COMBINATIONS = {
+  *('sum', 'product', 'quotient', 'absolute', 'negative', 'tuple', 'call'),
+  *('ratio', 'union', 'intersection'),
+}
+# Functions of a single unknown that make an unsolved equation.
+_INVERTIBLE = {'ln', 'log', 'lg', 'exp', 'floor', 'ceil'}
+
+
+class Chain(NamedTuple):
+  """Values of a chain of equations.
+
+  Attributes:
+    name: what the values are of; `None` for a chain of values only.
+    value: the last exact value.
+    approximation: a decimal after it, if there is one.
+  """
+
+  name: Node | None
+  value: Node
+  approximation: Node | None = None
+
+
+def read_chain(
+  node: Node, same: Callable[[Node, Node], bool | None]
+) -> Chain | None:
+  """Returns the values of a relation, if it is a true chain of equations.
+
+  Args:
+    node: an answer.
+    same: whether two values are equal, signs for percent and degrees included.
+
+  Returns:
+    `None` for any other relation: an unsolved equation, or a false chain.
+  """
+  if node.kind != 'relation' or not set(node.value) <= {'=', 'approx'}:
+    return None
+  parts, signs = list(node.parts), list(node.value)
+  name = None
+  if is_name(parts[0]):
+    name, parts = parts[0], parts[1:]
+    # In A = B = 5 both have the value 5.
+    while len(parts) > 1 and is_name(parts[0]):
+      parts = parts[1:]
+    signs = signs[len(signs) - len(parts) :]
+    if signs[0] == 'approx' and len(parts) == 1:
+      return Chain(name, parts[0])
+    signs = signs[1:]
+  elif len(parts) == 2 and parts[1].kind == 'symbol' and is_name(parts[1]):
+    return Chain(parts[1], parts[0])
+  count = signs.index('approx') + 1 if 'approx' in signs else len(parts)
+  exact, rounded = parts[:count], parts[count:]
+  if len(parts) == 1:
+    return Chain(name, parts[0])
+  if name is None and all(part == parts[0] for part in parts):
+    return None
+  if not all(map(same, exact, exact[1:])):
+    return None
+  if not rounded:
+    return Chain(name, exact[-1])
+  if not all(_approximates(value, exact[-1]) for value in rounded):
+    return None
+  return Chain(name, exact[-1], rounded[-1])
+
+
+def is_name(node: Node) -> bool:
+  """Returns whether a node names a quantity: x, f(x), AB, a + b, but not 2x.
+
+  A combination of distinct symbols without numbers is a quantity that a problem
+  asks for; with numbers it is part of an unsolved equation, as is |x|.
+  """
+  if node.kind == 'negative' or _is_unsolved(node):
+    return False
+  names = symbol_names(node)
+  return bool(names) and len(set(names)) == len(names) and '' not in names
+
+
+def _is_unsolved(node: Node) -> bool:
+  """Returns whether a node is a function of an unknown, as in |x| = 5."""
+  if node.kind == 'absolute' or (
+    node.kind == 'call' and node.value in _INVERTIBLE
+  ):
+    return is_unknown(node.parts[0])
+  return False
+
+
+def symbol_names(node: Node) -> list[str]:
+  """Returns the symbols of an expression; an empty text for anything else."""
+  if node.kind == 'symbol':
+    return ['' if node.value in ('e', 'i', '\\pi') else node.value]
+  if node.kind == 'text':
+    return [node.value]
+  if node.kind == 'power' and node.parts[0].kind == 'symbol':
+    # An inverse function or matrix.
+    is_inverse = node.parts[1].kind == 'negative'
+    name = node.parts[0].value
+    return [
+      name if is_inverse and (name in _FUNCTIONS or name.isupper()) else ''
+    ]
+  if node.kind == 'product' and node.value == 'applied':
+    function, argument = node.parts
+    # A value of a function, f(3) or f'(3).
+    letter = str(function.value).rstrip("'").split('_')[0]
+    if letter in _FUNCTIONS and numeric.symbols(argument) <= _FUNCTIONS:
+      return symbol_names(function)
+  if node.kind in _COMBINATIONS:
+    return [name for part in node.parts for name in symbol_names(part)]
+  return ['']
+
+
+def _approximates(decimal: Node, exact: Node) -> bool:
+  """Returns whether a decimal is a value, rounded or cut off at its last digit."""
+  (given, unit_name), (true, other_name) = split(decimal), split(exact)
+  if given is not None and true is not None:
+    is_sign = unit_name in ('percent', 'degree')
+    if unit_name == other_name or (not is_sign and not other_name):
+      decimal, exact = given, true
+  try:
+    rounded, value = numeric.constant(decimal), numeric.constant(exact)
+  except Undefined:
+    return False
+  unit = _last_digit(decimal)
+  if unit is None:
+    return False
+  unit = mpmath.mpf(unit.numerator) / unit.denominator
+  error = abs(value) - abs(rounded)
+  return (
+    rounded * value >= 0 and -unit / 2 <= error < unit and abs(rounded) >= unit
+  )
+
+
+def _last_digit(node: Node) -> Fraction | None:
+  """Returns the value of 1 in the last digit of a decimal."""
+  if node.kind == 'negative':
+    return _last_digit(node.parts[0])
+  if node.kind == 'product':
+    # 1.23 × 10^4
+    first = _last_digit(node.parts[0])
+    try:
+      scale = numeric.constant(node.parts[1])
+    except Undefined:
+      return None
+    return first and first * Fraction(str(scale))
+  if node.kind != 'number':
+    return None
+  unit = Fraction(1)
+  for _ in range(40):
+    if (node.value / unit).denominator == 1:
+      return unit
+    unit /= 10
+  return None

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sets of integers in builder form, and sequences with dots."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+from covrl.rewards.math import ast
+from covrl.rewards.math.ast import Node
+from covrl.rewards.math.evaluate import Undefined, evaluate
+from covrl.rewards.math.families import rename
+
+# Larger sets are described by first element, step and last element.
+MAX_ELEMENTS = 64
+_DOTS = Node('symbol', (), '\\ldots')
+_FLIPPED = {'<': '>', '>': '<', 'le': 'ge', 'ge': 'le', '=': '='}
+
+
+def expand_dots(items: Sequence[Node]) -> list[Node] | None:
+  """Returns the elements of `1, 2, …, 10`, or one 'progression' node.
+
+  Returns:
+    `None` if there are no dots, or they cannot be understood.
+  """
+  if items.count(_DOTS) != 1:
+    return None
+  position = list(items).index(_DOTS)
+  before, after = items[:position], items[position + 1 :]
+  try:
+    first = list(map(_rational, before))
+  except Undefined:
+    return None
+  step = _common_step(first) if len(first) > 1 else Fraction(1)
+  if not first or not step:
+    return None
+  if not after:
+    end = Node('infinity')
+    if step < 0:
+      end = Node('negative', (end,))
+    return [progression(first[0], step, end)]
+  try:
+    last = list(map(_rational, after))
+  except Undefined:
+    return [progression(first[0], step, after[0])] if len(after) == 1 else None
+  if _common_step([*last[:1], *last[1:]]) not in (None, step):
+    return None
+  return _elements(first[0], step, last[-1])
+
+
+def progression(first: Fraction, step: Fraction, last: Node) -> Node:
+  """Returns a progression whose last element may be infinite or symbolic."""
+  return Node('progression', (ast.number(first), ast.number(step), last))
+
+
+def integer_solutions(
+  name: str, conditions: Sequence[Node], shown: Node, lowest: int | None
+) -> list[Node] | None:
+  """Returns the values of an expression for the integers within bounds.
+
+  Args:
+    name: the integer variable.
+    conditions: relations of the variable with numbers.
+    shown: expression in the variable.
+    lowest: smallest value of the variable, if there is any.
+
+  Returns:
+    `None` if a condition is of another kind, or nothing bounds the integers.
+  """
+  low: Fraction | int | None = lowest
+  high: Fraction | int | None = None
+  excluded: set[Fraction] = set()
+  try:
+    for condition in conditions:
+      for sign, bound in _bounds(name, condition):
+        whole = bound.denominator == 1
+        if sign == 'ne':
+          excluded.add(bound)
+        elif sign in ('>', 'ge', '='):
+          edge = math.floor(bound) + 1 if sign == '>' else math.ceil(bound)
+          low = edge if low is None else max(low, edge)
+        if sign in ('<', 'le', '='):
+          edge = math.ceil(bound) - 1 if sign == '<' else math.floor(bound)
+          high = edge if high is None else min(high, edge)
+        if sign == '=' and not whole:
+          return []
+    return _values(name, shown, low, high, excluded)
+  except Undefined:
+    return None
+
+
+def _values(
+  name: str,
+  shown: Node,
+  low: Fraction | int | None,
+  high: Fraction | int | None,
+  excluded: set[Fraction],
+) -> list[Node] | None:
+  """Returns the values of an expression for all integers within bounds."""
+
+  def at(value: Fraction | int) -> Fraction:
+    return _rational_at(shown, {name: Fraction(value)})
+
+  if low is not None and high is not None and high - low < MAX_ELEMENTS:
+    return [
+      ast.number(at(value))
+      for value in range(int(low), int(high) + 1)
+      if value not in excluded
+    ]
+  start = low if low is not None else high
+  if start is None or excluded:
+    return None
+  sign = 1 if low is not None else -1
+  step = at(start + sign) - at(start)
+  if any(at(start + sign * n) - at(start) != n * step for n in range(2, 6)):
+    return None
+  if low is not None and high is not None:
+    return _elements(at(low), step, at(high))
+  end = Node('infinity')
+  if step < 0:
+    end = Node('negative', (end,))
+  return [progression(at(start), step, end)]
+
+
+def _elements(
+  first: Fraction, step: Fraction, last: Fraction
+) -> list[Node] | None:
+  """Returns the elements of a finite progression, if they are not too many."""
+  count = (last - first) / step + 1
+  if count.denominator != 1 or count < 1:
+    return None
+  if count > MAX_ELEMENTS:
+    low = (first, step, last) if step > 0 else (last, -step, first)
+    return [progression(low[0], low[1], ast.number(low[2]))]
+  return [ast.number(first + index * step) for index in range(int(count))]
+
+
+def _bounds(name: str, condition: Node) -> list[tuple[str, Fraction]]:
+  """Returns signs and bounds of 1 ≤ x < 3, with the variable on the left."""
+  symbol = Node('symbol', (), name)
+  parts = condition.parts
+  if condition.kind != 'relation' or parts.count(symbol) != 1:
+    raise Undefined('another condition')
+  place = parts.index(symbol)
+  if not 1 <= len(parts) - 1 <= 2 or (len(parts) == 3 and place != 1):
+    raise Undefined('another condition')
+  found: list[tuple[str, Fraction]] = []
+  for index, sign in enumerate(condition.value):
+    if sign not in (*_FLIPPED, 'ne'):
+      raise Undefined('another condition')
+    bound = parts[index if index < place else index + 1]
+    if bound.kind == 'infinity' or bound == Node(
+      'negative', (Node('infinity'),)
+    ):
+      continue
+    flipped = _FLIPPED.get(sign, sign) if index < place else sign
+    found.append((str(flipped), _rational(bound)))
+  return found
+
+
+def _common_step(values: Sequence[Fraction]) -> Fraction | None:
+  """Returns the difference of neighbours, if they are all equal."""
+  steps = {later - value for value, later in itertools.pairwise(values)}
+  return steps.pop() if len(steps) == 1 else None
+
+
+def _rational(node: Node) -> Fraction:
+  return _rational_at(node, {})
+
+
+def _rational_at(node: Node, point: dict[str, Fraction]) -> Fraction:
+  value = evaluate(rename(node, {}), point, 60)
+  if not isinstance(value, Fraction):
+    raise Undefined('not a rational number')
+  return value

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers in integers: declared parameters, integer solutions, congruences."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from covrl.rewards.math import numeric
+from covrl.rewards.math.ast import Node
+from covrl.rewards.math.evaluate import Undefined
+from covrl.rewards.math.families import INTEGER, NATURAL, rename
+from covrl.rewards.math.integer_sets import integer_solutions
+
+_DOMAINS = {'\\mathbb{Z}': 'Z', '\\mathbb{N}': 'N', '\\mathbb{Q}': 'Q'}
+_IS_INTEGER = re.compile(
+  r'(?:(?:is|are|be|being) )?(?:an? |any |some |arbitrary )*'
+  r'(?P<kind>positive |non-?negative |natural )?(?:integers?|whole numbers?|numbers?)'
+)
+_ANY_INTEGER = re.compile(
+  r'(?:for |where )?(?:an? |any |some |all |every |each |arbitrary )*'
+  r'(?P<kind>positive |non-?negative |natural )?(?:integers?|whole numbers?|numbers?)'
+  r'(?: values? of)?'
+)
+_INEQUALITIES = {'<', '>', 'le', 'ge', 'ne', '='}
+
+
+def declarations(items: Sequence[Node]) -> tuple[list[Node], dict[str, str]]:
+  """Separates conditions such as `k ∈ ℤ` from other elements.
+
+  Returns:
+    The other elements, and the domains of integer variables: 'Z' or 'N'.
+    Conditions on rational and complex numbers are dropped.
+  """
+  kept: list[Node] = []
+  domains: dict[str, str] = {}
+  for item in items:
+    found = _declaration(item)
+    if found is None:
+      kept.append(item)
+    elif found[1] in ('Z', 'N'):
+      domains[found[0]] = found[1]
+  if not kept:
+    return list(items), {}
+  return kept, domains
+
+
+def _declaration(node: Node) -> tuple[str, str] | None:
+  """Returns name and domain of `k ∈ ℤ` or `k is an integer`."""
+  if node.kind == 'relation' and node.value == ('in',):
+    name, domain = node.parts
+    found = _DOMAINS.get(str(domain.value)[:10])
+    if str(domain.value).startswith('\\mathbb{C}'):
+      found = 'C'
+    if found and name.kind == 'symbol':
+      return name.value, 'N' if domain.value[10:] and found == 'Z' else found
+  if node.kind == 'product':
+    left, right = node.parts
+    for name, words, pattern in (
+      (left, right, _IS_INTEGER),
+      (right, left, _ANY_INTEGER),
+    ):
+      if name.kind != 'symbol' or words.kind != 'text':
+        continue
+      if match := pattern.fullmatch(words.value.lower().strip('., ')):
+        kind = match.group('kind')
+        is_whole = kind or 'integer' in words.value or 'whole' in words.value
+        return (name.value, 'N' if kind else 'Z') if is_whole else None
+  return None
+
+
+def canonical(
+  items: list[Node], domains: dict[str, str], separator: str, zero: bool
+) -> Node:
+  """Returns an answer with integer variables as a set or family.
+
+  Args:
+    items: elements without declarations.
+    domains: domains of the integer variables.
+    separator: separator of the elements.
+    zero: whether ℕ contains 0.
+  """
+  for name, domain in domains.items():
+    bounds = [item for item in items if _is_bound(item, name)]
+    if not bounds:
+      continue
+    shown = [item for item in items if item not in bounds]
+    if len(shown) > 1:
+      continue
+    named = _named(shown[0]) if shown else (None, Node('symbol', (), name))
+    lowest = None if domain == 'Z' else 0 if zero else 1
+    elements = integer_solutions(name, bounds, named[1], lowest)
+    if elements is None:
+      whole = Node('list', tuple(items), separator)
+      return Node('integer_only', (whole,), domain)
+    if len(elements) == 1 and elements[0].kind == 'progression':
+      return elements[0]
+    return Node('set', tuple(elements))
+  if family := _family(items, domains):
+    return family
+  names = {
+    name: f'{INTEGER if domain == "Z" else NATURAL} {index}'
+    for index, (name, domain) in enumerate(domains.items())
+  }
+  kept = [rename(item, names) for item in items]
+  return kept[0] if len(kept) == 1 else Node('list', tuple(kept), separator)
+
+
+def builder(node: Node) -> list[Node] | None:
+  """Returns the elements of a list that describes a set of integers.
+
+  Returns:
+    `None` for `{x | …}` without integers.
+  """
+  shown, condition = node.parts
+  conditions = (
+    list(condition.parts) if condition.kind == 'list' else [condition]
+  )
+  if condition.kind == 'list' and condition.value == 'or':
+    conditions = [condition]
+  if _declaration(shown):
+    conditions.append(shown)
+    shown = shown.parts[0]
+  _, domains = declarations([*conditions, shown])
+  if not domains:
+    return None
+  if shown.kind == 'symbol' and shown.value in domains:
+    return conditions
+  if shown.kind == 'symbol':
+    # {x | x = kπ, k ∈ ℤ}
+    return (
+      conditions if any(_named(c)[0] == shown for c in conditions) else None
+    )
+  return [shown, *conditions]
+
+
+def congruences(items: list[Node]) -> list[Node]:
+  """Rewrites `x ≡ 1, 3 (mod 8)` as one family."""
+  if not items or items[-1].kind != 'congruence':
+    return items
+  modulus = items[-1].parts[1]
+  try:
+    if numeric.constant(modulus) <= 0:
+      return items
+  except Undefined:
+    return items
+  values: list[Node] = []
+  names: list[Node] = []
+  for item in items:
+    if item.kind == 'congruence':
+      if item.parts[1] != modulus:
+        return items
+      item = item.parts[0]
+    name, value = _named(item)
+    names += [] if name is None else [name]
+    multiple = Node('product', (modulus, Node('symbol', (), INTEGER)))
+    if value.kind == 'relation' or numeric.symbols(value):
+      return items
+    values.append(Node('sum', (value, multiple)))
+  if len(set(names)) > 1:
+    return items
+  family = Node('family', tuple(values))
+  if not names:
+    return [family]
+  return [Node('relation', (names[0], family), ('=',))]
+
+
+def _family(items: list[Node], domains: dict[str, str]) -> Node | None:
+  """Returns the family of values with one integer parameter each."""
+  names: set[Node | None] = set()
+  values: list[Node] = []
+  for item in items:
+    name, value = _named(item)
+    symbols = numeric.symbols(value)
+    if value.kind == 'relation' or len(symbols) != 1:
+      return None
+    (symbol,) = symbols
+    if domains.get(symbol) != 'Z':
+      return None
+    names.add(name)
+    values.append(rename(value, {symbol: INTEGER}))
+  if len(names) != 1:
+    return None
+  (name,) = names
+  family = Node('family', tuple(values))
+  return family if name is None else Node('relation', (name, family), ('=',))
+
+
+def _named(item: Node) -> tuple[Node | None, Node]:
+  """Returns name and value of `x = …` or `x ≡ …`; no name for other nodes."""
+  if item.kind == 'relation' and set(item.value) <= {'=', 'equiv'}:
+    first, *rest = item.parts
+    if first.kind == 'symbol' or numeric.symbols(first):
+      return first, rest[-1]
+    return None, rest[-1]
+  return None, item
+
+
+def _is_bound(item: Node, name: str) -> bool:
+  """Returns whether a relation bounds a variable."""
+  return (
+    item.kind == 'relation'
+    and set(item.value) <= _INEQUALITIES
+    and set(item.value) != {'='}
+    and Node('symbol', (), name) in item.parts
+  )

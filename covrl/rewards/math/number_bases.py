@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Numbers with a base: `1A3_{16}`, `1011_{\text{two}}`, `231 \text{ base } 5`."""
+
+from __future__ import annotations
+
+import re
+
+_WORDS = {
+  **{'two': 2, 'three': 3, 'four': 4, 'five': 5, 'six': 6, 'seven': 7},
+  **{'eight': 8, 'nine': 9, 'ten': 10, 'eleven': 11, 'twelve': 12},
+  **{'sixteen': 16, 'twenty': 20, 'binary': 2, 'bin': 2, 'octal': 8, 'oct': 8},
+  **{'decimal': 10, 'hexadecimal': 16, 'hex': 16, 'dec': 10},
+}
+_FONT = r'\\(?:text|mathrm|mathtt|mathbf|mathsf|textbf|texttt)\s*'
+_NAME = rf'(?:\d{{1,2}}|{"|".join(sorted(_WORDS, key=len, reverse=True))})'
+_BASE = rf'\(?\s*(?:base[\s~-]*)?({_NAME})\s*\)?'
+_DIGITS = rf'((?:[0-9A-F]|{_FONT}\{{\s*[0-9A-Fa-f]+\s*\}})+)'
+_NUMBER = re.compile(
+  rf'(?<![\w.,^\\}}])(?:\(\s*{_DIGITS}\s*\)|{_DIGITS})'
+  r'(?:'
+  rf'\s*_\s*(?:\d(?!\d)|\d\d(?!\d)|{_FONT}\{{\s*{_BASE}\s*\}}'
+  rf'|\{{\s*(?:{_BASE}|{_FONT}\{{\s*{_BASE}\s*\}}|{_FONT}\{{\s*base\s*\}}\s*\d+)\s*\}})'
+  rf'|\s*{_FONT}\{{\s*\(?\s*(?:in\s+)?base[\s~-]*{_NAME}\s*\)?\s*\}}'
+  rf'|\s*\(?\s*{_FONT}\{{\s*(?:in\s+)?base[\s~-]*\}}\s*{_NAME}\s*\)?'
+  rf'|\s*\(?\s*(?:in\s+)?base[\s~-]*{_NAME}(?!\w)\s*\)?'
+  r')'
+)
+_LETTERS = re.compile(rf'{_FONT}\{{\s*|\s*\}}')
+_LAST_NAME = re.compile(_NAME)
+
+
+def mark_bases(text: str) -> str:
+  r"""Marks numbers with a base by a command of its own.
+
+  >>> mark_bases(r'1011_{\text{two}}')
+  '\\based{1011}{2}'
+  """
+  if '_' not in text and 'base' not in text:
+    return text
+  return _NUMBER.sub(_marked, text)
+
+
+def _marked(match: re.Match[str]) -> str:
+  written = match.group(1) or match.group(2)
+  digits = _LETTERS.sub('', written)
+  names = _LAST_NAME.findall(
+    match.group()[match.end(1 if match.group(1) else 2) - match.start() :]
+  )
+  base = _WORDS.get(names[-1]) or int(names[-1])
+  is_written = written.isalnum() is False or len(digits) > 1
+  is_number = any(map(str.isdigit, digits)) or (is_written and base > 10)
+  if not is_number or not 2 <= base <= 36:
+    return match.group()
+  digits = digits.upper()
+  if any(int(digit, 36) >= base for digit in digits):
+    return match.group()
+  return f' {digits} ' if base == 10 else f'\\based{{{digits}}}{{{base}}}'

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quantities: splitting an expression into a value and a unit."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+from covrl.rewards.math import units
+from covrl.rewards.math.ast import Node, make_sum, number
+
+_CURRENCIES = (
+  '\\$',
+  'US\\$',
+  '€',
+  '£',
+  '¥',
+  '₹',
+  'Rs',
+  'Rs.',
+  'USD',
+  'EUR',
+  '¢',
+)
+# Meanings of units that follow others, by the base unit of the first one.
+_AFTER = {
+  'second': {'m': 'min'},
+  'degree': {
+    **dict.fromkeys(('prime', 'minute', 'minutes', 'min'), 'arcminute'),
+    **dict.fromkeys(('double prime', 'second', 'seconds', 's'), 'arcsecond'),
+  },
+  'prime': {'prime': 'foot', 'double prime': 'inch'},
+}
+# Letters that are units where the other answer has one.
+_UNIT_LETTERS = frozenset('mshgtNJWVAKLlCF')
+
+
+class Quantity(NamedTuple):
+  """A value with a unit.
+
+  Attributes:
+    value: expression of the value; `None` for a unit or text without one.
+    unit: name of the unit, empty without one.
+  """
+
+  value: Node | None
+  unit: str
+
+
+def split(node: Node) -> Quantity:
+  """Splits an expression into value and unit.
+
+  Sums of units of one kind, such as 1 hour 30 minutes, are in the last unit.
+  """
+  match node.kind:
+    case 'text':
+      return Quantity(None, node.value)
+    case 'percent':
+      return Quantity(node.parts[0], 'percent')
+    case 'degree':
+      return Quantity(node.parts[0], 'degree')
+    case 'negative':
+      value, name = split(node.parts[0])
+      return Quantity(value and Node('negative', (value,)), name)
+    case 'power':
+      return _power(node)
+    case 'product':
+      return _product(node)
+    case 'quotient':
+      return _quotient(node)
+    case 'sum':
+      return add(list(map(split, node.parts))) or Quantity(node, '')
+  return Quantity(node, '')
+
+
+def _power(node: Node) -> Quantity:
+  value, name = split(node.parts[0])
+  exponent, sign = node.parts[1], ''
+  if exponent.kind == 'negative':
+    exponent, sign = exponent.parts[0], '-'
+  if value is None and exponent.kind == 'number':
+    return Quantity(None, f'{name}^{sign}{exponent.value}')
+  return Quantity(node, '')
+
+
+def _product(node: Node) -> Quantity:
+  (one, name), (other, other_name) = map(split, node.parts)
+  unit = f'{name} {other_name}'.strip()
+  if other is None:
+    return Quantity(one, unit)
+  if one is None:
+    is_prefix = name.strip() in _CURRENCIES
+    return Quantity(other, unit) if is_prefix else Quantity(node, '')
+  if unit and not {name, other_name} & {'percent', 'degree'}:
+    return Quantity(Node('product', (one, other)), unit)
+  return Quantity(node, '')
+
+
+def _quotient(node: Node) -> Quantity:
+  (one, name), (other, other_name) = map(split, node.parts)
+  unit = f'{name}/{other_name}' if other_name else name
+  if other is None:
+    return Quantity(one, unit)
+  if (
+    one is not None and unit and not {name, other_name} & {'percent', 'degree'}
+  ):
+    return Quantity(Node('quotient', (one, other)), unit)
+  return Quantity(node, '')
+
+
+def add(terms: Sequence[Quantity]) -> Quantity | None:
+  """Returns the sum of quantities of one kind, in the unit of the last.
+
+  Returns:
+    `None` if they are of different kinds, or only some have a unit.
+  """
+  values = [value for value, _ in terms if value is not None]
+  names = [name for _, name in terms]
+  if len(values) != len(terms) or len(terms) < 2 or not names[-1]:
+    return None
+  if not any(names[:-1]) and names[-1] not in ('percent', 'degree'):
+    return Quantity(make_sum(values), names[-1])
+  first = units.unit(names[0])
+  if first is None or not names[0]:
+    return None
+  renamed = _AFTER.get(first[1][0][0] if first[1] else '', {})
+  names = [renamed.get(name, name) for name in names]
+  measures = [unit for name in names if (unit := units.unit(name)) is not None]
+  bases = {base for _, base in measures}
+  if len(measures) != len(names) or len(bases) != 1 or () in bases:
+    return None
+  last = measures[-1][0]
+  scaled = [
+    value
+    if factor == last
+    else Node('product', (value, number(Fraction(factor / last))))
+    for value, (factor, _) in zip(values, measures, strict=True)
+  ]
+  return Quantity(make_sum(scaled), names[-1])
+
+
+def compound(items: Sequence[Node]) -> Node | None:
+  """Reads a list such as `1 hour, 30 minutes` as one quantity.
+
+  Returns:
+    `None` if the units are not of one kind, from the largest to the smallest.
+  """
+  terms = list(map(split, items))
+  measures = [units.unit(name) for _, name in terms if name]
+  known = [measure for measure in measures if measure is not None]
+  if not len(known) == len(terms) > 1 or len({base for _, base in known}) != 1:
+    return None
+  if any(low[0] >= high[0] for high, low in itertools.pairwise(known)):
+    return None
+  total = add(terms)
+  if total is None or total.value is None:
+    return None
+  return Node('product', (total.value, Node('text', (), total.unit)))
+
+
+def letters_as_units(node: Node) -> Node:
+  """Reads single letters such as m and s as units."""
+  if node.kind == 'symbol' and node.value in _UNIT_LETTERS:
+    return Node('text', (), node.value)
+  if node.kind not in ('product', 'quotient', 'power', 'negative'):
+    return node
+  parts = tuple(map(letters_as_units, node.parts))
+  return dataclasses.replace(node, parts=parts)
