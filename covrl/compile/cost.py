@@ -105,27 +105,33 @@ def cost_of(
   module: Module,
   computation: Computation | None = None,
   *,
-  skip: frozenset[str] = frozenset(),
+  unused: frozenset[str] = frozenset(),
 ) -> Cost:
   """Returns the cost of a computation, including all that it calls.
+
+  Of a conditional's branches, the most expensive one counts.
 
   Args:
     module: the program.
     computation: a part of the program; the entry computation if absent.
-    skip: names of loops that are left out.
+    unused: JAX scopes of options that are off; of conditionals in them, the
+      cheapest branch counts.
   """
   computation = computation or module.entry
   total = Cost()
   for each in computation.instructions.values():
     if each.opcode == 'while':
-      if each.name not in skip:
-        _add_loop(total, module, computation, each, skip)
+      _add_loop(total, module, computation, each, unused)
     elif each.opcode == 'conditional':
-      branches = [cost_of(module, c, skip=skip) for c in module.called(each)]
-      total.add(max(branches, key=lambda cost: (cost.bytes, cost.flops)))
+      branches = sorted(
+        (cost_of(module, c, unused=unused) for c in module.called(each)),
+        key=lambda cost: (cost.bytes, cost.flops),
+      )
+      is_unused = not unused.isdisjoint(each.scope.split('/'))
+      total.add(branches[0 if is_unused else -1])
     elif each.opcode == 'call':
       for called in module.called(each):
-        total.add(cost_of(module, called, skip=skip))
+        total.add(cost_of(module, called, unused=unused))
     else:
       total.add(_cost_of_one(module, computation, each))
   return total
@@ -136,14 +142,14 @@ def _add_loop(
   module: Module,
   around: Computation,
   loop: Instruction,
-  skip: frozenset[str],
+  unused: frozenset[str],
 ) -> None:
   """Adds the cost of all trips of a loop."""
   trips = module.trips(loop, around)
   if trips is None:
     trips, total.searches = SEARCH_TRIPS, total.searches + 1
   body = module.computations[loop.attribute('body') or '']
-  total.add(cost_of(module, body, skip=skip), trips)
+  total.add(cost_of(module, body, unused=unused), trips)
 
 
 def _cost_of_one(

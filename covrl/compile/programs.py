@@ -29,6 +29,7 @@ from covrl.parallel import sharding, topologies
 from covrl.parallel.topologies import Topology
 from covrl.pretrained.known_models import known_model_directory
 from covrl.rollout import SamplingEngine
+from covrl.rollout.sampling import TRUNCATION
 from covrl.train.compiled import Algorithm, CompiledPrograms, without_base
 from covrl.train.init import make_policy, make_policy_of_size
 from covrl.train.rollout_batch import abstract_batch
@@ -171,34 +172,38 @@ def _score(work: _Workload) -> dict[str, Program]:
 
 
 def _sample(work: _Workload) -> dict[str, Program]:
-  """Splits the sampler: `decode` is one trip of its loop, `prefill` the rest."""
+  """The sampler's programs: `decode` is one token of every slot."""
   rollout = work.recipe.config.rollout
   model, rows = work.policy.config, work.recipe.config.sequences_per_iteration
   width = prompt_width(rollout.max_prompt_length)
   slots = width + rollout.max_response_length - 1
-  compiled = _compile(
-    work.engine.trace(
-      work.programs.params(work.programs.abstract_state()),
-      rollout.prompts_per_iteration,
-      width,
-      group_size=rollout.responses_per_prompt,
-    )
+  traced = work.engine.trace(
+    work.programs.params(work.programs.abstract_state()),
+    rollout.prompts_per_iteration,
+    width,
+    group_size=rollout.responses_per_prompt,
   )
-  loop = _token_loop(compiled.module) if compiled.module else None
+  started, segment = _compile(traced.start), _compile(traced.run)
+  loop = _token_loop(segment.module) if segment.module else None
   unread = _unread_state_bytes(work)
   needed = model_cost.prefill_flops(model, rollout.prompts_per_iteration, width)
+  truncates = rollout.top_p < 1 or rollout.top_k > 0 or rollout.min_p > 0
+  unused = frozenset() if truncates else frozenset([TRUNCATION])
   prefill = _program(
-    work, compiled, needed, unread, calls=rollout.max_draws, without=loop
+    work, started, needed, unread, calls=rollout.max_draws, unused=unused
   )
   decode = _program(
     work,
-    compiled,
+    segment,
     model_cost.decode_flops(model, rows, slots),
     unread,
     calls=rollout.max_draws * (rollout.max_response_length - 1),
     only=loop,
+    unused=unused,
   )
-  ideal = _weights(work) + _cache(work, rows, slots)
+  cache = traced.cache
+  keys = (cache.keys, cache.values, cache.prompts.keys, cache.prompts.values)
+  ideal = _weights(work) + _bytes_on_chip(keys)
   return {
     'prefill': prefill,
     'decode': dataclasses.replace(decode, ideal_bytes=ideal),
@@ -274,17 +279,16 @@ def _program(
   unread_state: int,
   *,
   calls: int,
-  without: Instruction | None = None,
   only: Instruction | None = None,
+  unused: frozenset[str] = frozenset(),
 ) -> Program:
-  """Describes a program, without a loop or only one trip of it if given."""
+  """Describes a program, or only one trip of one of its loops."""
   chips = len(work.network.devices)
   module, memory, cost = compiled.module, compiled.memory, None
   if module is not None and memory is not None:
     memory = memory._replace(unread_state=unread_state)
-    skip = frozenset([without.name] if without else [])
     body = module.computations[only.attribute('body') or ''] if only else None
-    cost = cost_of(module, body, skip=skip)
+    cost = cost_of(module, body, unused=unused)
   return Program(
     memory=memory,
     needed=compiled.needed + unread_state,
@@ -300,7 +304,7 @@ def _token_loop(module: Module) -> Instruction:
   loops = [
     each
     for each in module.entry.instructions.values()
-    if each.opcode == 'while' and module.trips(each, module.entry) is None
+    if each.opcode == 'while'
   ]
   return max(
     loops,
@@ -351,16 +355,3 @@ def _weights(work: _Workload) -> float:
     sizes['embedding'] = 0
   total = sum(jax.tree.leaves(sizes))
   return float(total * jnp.dtype(policy.config.dtype).itemsize)
-
-
-def _cache(work: _Workload, rows: int, slots: int) -> float:
-  """Returns the bytes per chip of a full KV cache."""
-  config, mesh = work.policy.config, work.engine.mesh
-  assert mesh is not None
-  shape = model_cost.cache_shape(
-    config, rows, slots, tensor_shards=mesh.shape['tensor']
-  )
-  axes = ('layers', 'batch', 'attention_heads', 'attended', 'head_dim')
-  shards = sharding.fitted_sharding(mesh, axes, shape, sharding.ROLLOUT_RULES)
-  size = jnp.dtype(config.dtype).itemsize
-  return 2.0 * math.prod(shards.shard_shape(shape)) * size

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decoder-only transformers: configuration, modules, kernels, LoRA, experts."""
 
-from covrl.models.cache import KVCache as KVCache
+from covrl.models.cache import DecodeCache as DecodeCache
+from covrl.models.cache import PromptCache as PromptCache
 from covrl.models.config import Experts as Experts
 from covrl.models.config import ModelConfig as ModelConfig
 from covrl.models.config import countdown as countdown

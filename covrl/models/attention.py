@@ -13,9 +13,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from covrl.models import flash
-from covrl.models.cache import LayerCache, repeat_rows
+from covrl.models.cache import repeat_rows
 from covrl.models.config import ModelConfig
-from covrl.models.decode_attention import SlotRange, attend_token
+from covrl.models.decode_attention import CachedTokens, attend_token
 from covrl.models.layers import (
   RMSNorm,
   constrain,
@@ -35,7 +35,7 @@ class AttentionMask(NamedTuple):
   Attributes:
     mask: true where a query attends to a key; `None` if a kernel is used.
     segment_ids: of whole rows, for the kernel of `flash`.
-    slots: cache slots that a row's one query attends to, for the kernel of
+    cached: tokens that a row's one query attends to beside itself; see
       `decode_attention`.
     window: sliding window of the layer in tokens, for the kernel of `flash`;
       `None` if no layer has one.
@@ -43,8 +43,20 @@ class AttentionMask(NamedTuple):
 
   mask: Bool[Array, 'B T C'] | None = None
   segment_ids: Int[Array, 'B T'] | None = None
-  slots: SlotRange | None = None
+  cached: CachedTokens | None = None
   window: Int[Array, ''] | None = None
+
+
+class LayerKeys(NamedTuple):
+  """Keys and values of tokens in one layer, heads before tokens.
+
+  Attributes:
+    keys: keys with rotary embeddings.
+    values: values of the same tokens.
+  """
+
+  keys: Float[Array, 'B K T h']
+  values: Float[Array, 'B K T h']
 
 
 def attend(
@@ -166,20 +178,17 @@ class Attention(nnx.Module):
     positions: Int[Array, 'B T'],
     mask: AttentionMask,
     frequencies: Float[Array, ' pairs'],
-    cache: LayerCache | None = None,
-  ) -> tuple[Float[Array, 'B T D'], LayerCache]:
-    """Applies attention; with a cache, first writes the new keys and values.
+  ) -> tuple[Float[Array, 'B T D'], LayerKeys]:
+    """Applies attention.
 
     Args:
       x: normalised residual stream.
       positions: index of each token within its sequence.
       mask: keys that each query attends to, of the `T` tokens or of the cache.
       frequencies: rotary frequencies of the layer, in radians per position.
-      cache: this layer's view of the KV cache.
 
     Returns:
-      The term to add to the residual stream; and the cache: the given one with
-      the new entries, or one that holds only these.
+      The term to add to the residual stream, and the tokens' keys and values.
     """
     config = self.config
     query = linear(x, self.query, self.query_adapter)
@@ -199,33 +208,30 @@ class Attention(nnx.Module):
       checkpoint_name(_shard_heads(heads), name)
       for heads, name in ((query, 'query'), (key, 'key'), (value, 'value'))
     )
-    key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
-    if cache is None:
-      cache = LayerCache.of_one_layer(key, value)
-    else:
-      cache = cache.write(key, value)
-    mixed = self._attend(query, cache, mask)
+    keys = LayerKeys(key.swapaxes(1, 2), value.swapaxes(1, 2))
+    mixed = self._attend(query, keys, mask)
     mixed = constrain(mixed, 'batch', 'sequence', 'heads', None)
-    return linear(mixed, self.output, self.output_adapter, inputs=2), cache
+    return linear(mixed, self.output, self.output_adapter, inputs=2), keys
 
   def _attend(
     self,
     query: Float[Array, 'B T H h'],
-    cache: LayerCache,
+    new: LayerKeys,
     mask: AttentionMask,
   ) -> Float[Array, 'B T H h']:
     """Chooses the implementation by the form of the mask."""
-    config = self.config
-    if mask.slots is not None:
-      mixed = attend_token(query[:, 0], cache, mask.slots, config)
+    config, (keys, values) = self.config, new
+    if mask.cached is not None:
+      mixed = attend_token(
+        query[:, 0], keys[:, :, 0], values[:, :, 0], mask.cached, config
+      )
       return mixed[:, None]
-    keys, values = cache.read()
     if mask.segment_ids is not None:
       return flash.attend_rows(
         query, keys, values, mask.segment_ids, mask.window, config
       )
     if mask.mask is None:
-      raise TypeError('AttentionMask must have mask, segment_ids or slots')
+      raise TypeError('AttentionMask must have mask, segment_ids or cached')
     mixed = attend(
       query,
       keys,

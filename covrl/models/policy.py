@@ -19,7 +19,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from covrl.models.cache import KVCache
+from covrl.models.cache import DecodeCache, PromptCache
 from covrl.models.config import ModelConfig
 from covrl.models.experts import Routing
 from covrl.models.layers import soft_cap
@@ -270,8 +270,7 @@ class Policy:
     tokens: Int[Array, 'P T'],
     positions: Int[Array, 'P T'],
     mask: Bool[Array, 'P T'],
-    cache_length: int,
-  ) -> tuple[Float[Array, 'P D'], KVCache]:
+  ) -> tuple[Float[Array, 'P D'], PromptCache]:
     """Prefill: processes prompts that are padded on the left.
 
     Args:
@@ -279,48 +278,33 @@ class Policy:
       tokens: prompts, their last tokens in the last column.
       positions: index within the prompt, from 0 at its first real token.
       mask: true for real tokens.
-      cache_length: slots per row, at least `T`.
 
     Returns:
-      The hidden state at the last token, and a cache with the prompt in its
-      first `T` slots.
-
-    Raises:
-      ValueError: if `cache_length` is less than the length of the prompts.
+      The hidden state at the last token, and the cache of the prompts.
     """
-    if cache_length < tokens.shape[1]:
-      raise ValueError(
-        'cache_length must be at least the length of the prompts, '
-        f'got {cache_length} for {tokens.shape[1]} tokens'
-      )
-    module = self._module(params)
-    return module.prefill(tokens, positions, mask, cache_length)
+    return self._module(params).prefill(tokens, positions, mask)
 
   def decode(
     self,
     params: PyTree,
     token: Int[Array, ' S'],
-    position: Int[Array, ' S'],
-    cache: KVCache,
-    index: Int[Array, ''],
+    cache: DecodeCache,
     live: Bool[Array, ' S'] | None = None,
-  ) -> tuple[Float[Array, 'S D'], KVCache]:
+  ) -> tuple[Float[Array, 'S D'], DecodeCache]:
     """Decodes: processes one more token of each row.
 
     Args:
       params: parameters, see `init`.
       token: the next token of each row.
-      position: index of each token within its sequence.
       cache: keys and values of the tokens before.
-      index: slot to write, the same for every row.
-      live: rows to compute; the states of others are meaningless. `None`
-        computes all.
+      live: rows to compute; the states of others are meaningless, and their
+        cache is unchanged. `None` computes all.
 
     Returns:
       The hidden state at the token, and the cache with the token in it.
     """
     live = jnp.ones(token.shape, bool) if live is None else live
-    return self._module(params).decode(token, position, cache, index, live)
+    return self._module(params).decode(token, cache, live)
 
   def _module(self, params: PyTree) -> Transformer:
     """The modules with the given parameters."""

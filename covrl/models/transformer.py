@@ -16,11 +16,11 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from covrl.models import decode_attention, flash, remat
-from covrl.models.attention import Attention, AttentionMask
-from covrl.models.cache import KVCache, LayerCache
+from covrl.models import flash, remat
+from covrl.models.attention import Attention, AttentionMask, LayerKeys
+from covrl.models.cache import DecodeCache, PromptCache
 from covrl.models.config import ModelConfig
-from covrl.models.decode_attention import SlotRange
+from covrl.models.decode_attention import CachedTokens, list_prompts
 from covrl.models.experts import RoutedMLP, Routing
 from covrl.models.layers import GatedMLP, RMSNorm, constrain, normal_param
 
@@ -46,22 +46,22 @@ class LayerOptions(NamedTuple):
     return cls(jnp.asarray(config.frequencies, config.stats_dtype), windows)
 
   def apply_window(
-    self, mask: AttentionMask, distance: Int[Array, 'T C']
+    self, mask: AttentionMask, distance: Int[Array, 'T T'] | None
   ) -> AttentionMask:
     """Restricts the mask of all layers to this layer's window.
 
     Args:
       mask: keys that layers without a window attend to.
-      distance: tokens from each key to each query.
+      distance: tokens from each key to each query; not read with `cached`.
     """
     if self.window is None:
       return mask
-    if mask.slots is not None:
-      start, end = mask.slots
-      start = jnp.minimum(jnp.maximum(start, end - self.window), end)
-      return mask._replace(slots=SlotRange(start, end))
+    if mask.cached is not None:
+      return mask._replace(cached=mask.cached._replace(window=self.window))
     if mask.mask is None:
       return mask._replace(window=self.window)
+    if distance is None:
+      raise TypeError('a mask of whole rows needs distances, got None')
     return mask._replace(mask=mask.mask & (distance < self.window))
 
 
@@ -88,9 +88,8 @@ class Block(nnx.Module):
     positions: Int[Array, 'B T'],
     mask: AttentionMask,
     frequencies: Float[Array, ' pairs'],
-    cache: LayerCache | None = None,
     real: Bool[Array, 'B T'] | None = None,
-  ) -> tuple[Float[Array, 'B T D'], LayerCache, Routing | None]:
+  ) -> tuple[Float[Array, 'B T D'], LayerKeys, Routing | None]:
     """Applies the block to the residual stream.
 
     Args:
@@ -98,15 +97,15 @@ class Block(nnx.Module):
       positions: index of each token within its sequence.
       mask: keys that each query attends to.
       frequencies: rotary frequencies, in radians per position.
-      cache: this layer's view of the KV cache, see `Attention`.
       real: true for tokens that are not padding; with it, routing statistics
         of these tokens are computed if there are experts.
 
     Returns:
-      The stream, the cache, and the routing statistics or `None`.
+      The stream, the tokens' keys and values, and the routing statistics or
+      `None`.
     """
-    attended, cache = self.attention(
-      self.attention_norm(x), positions, mask, frequencies, cache
+    attended, keys = self.attention(
+      self.attention_norm(x), positions, mask, frequencies
     )
     if self.attention_post_norm is not None:
       attended = self.attention_post_norm(attended)
@@ -120,7 +119,7 @@ class Block(nnx.Module):
     if self.mlp_post_norm is not None:
       output = self.mlp_post_norm(output)
     x = constrain(x + output, 'batch', 'sequence', 'embed')
-    return x, cache, routing
+    return x, keys, routing
 
 
 class Transformer(nnx.Module):
@@ -157,7 +156,7 @@ class Transformer(nnx.Module):
     """
     graphdef, layers = nnx.split(self.layers)
     all_layers, real = segment_mask(segment_ids, self.config), segment_ids > 0
-    distance = _distances(jnp.arange(tokens.shape[1]), tokens.shape[1])
+    distance = _distances(tokens.shape[1])
 
     def run_layer(
       x: Float[Array, 'B T D'], each: tuple[PyTree, LayerOptions]
@@ -180,69 +179,62 @@ class Transformer(nnx.Module):
     tokens: Int[Array, 'P T'],
     positions: Int[Array, 'P T'],
     mask: Bool[Array, 'P T'],
-    cache_length: int,
-  ) -> tuple[Float[Array, 'P D'], KVCache]:
-    """Prefill: the last hidden state of prompts, and a cache of given length."""
+  ) -> tuple[Float[Array, 'P D'], PromptCache]:
+    """Prefill: the last hidden state of prompts, and their cache."""
     graphdef, layers = nnx.split(self.layers)
     length = tokens.shape[1]
     all_layers = segment_mask(mask.astype(jnp.int32), self.config)
-    distance = _distances(jnp.arange(length), length)
+    distance = _distances(length)
 
     def run_layer(
       x: Float[Array, 'P T D'], each: tuple[PyTree, LayerOptions]
-    ) -> tuple[Float[Array, 'P T D'], tuple[Array, Array]]:
+    ) -> tuple[Float[Array, 'P T D'], LayerKeys]:
       layer, options = each
       block, mask = (
         nnx.merge(graphdef, layer),
         options.apply_window(all_layers, distance),
       )
-      x, cache, _ = block(x, positions, mask, options.frequencies)
-      return x, cache.read()
+      x, keys, _ = block(x, positions, mask, options.frequencies)
+      return x, keys
 
     each = (layers, LayerOptions.stacked(self.config))
     x, (keys, values) = jax.lax.scan(run_layer, self._embed(tokens), each)
-    cache = KVCache(keys=keys, values=values, mask=mask)
-    return self.final_norm(x[:, -1]), cache.pad_to(cache_length)
+    lengths = jnp.sum(mask, axis=1, dtype=jnp.int32)
+    return self.final_norm(x[:, -1]), PromptCache(keys, values, lengths)
 
   def decode(
     self,
     token: Int[Array, ' S'],
-    position: Int[Array, ' S'],
-    cache: KVCache,
-    index: Int[Array, ''],
+    cache: DecodeCache,
     live: Bool[Array, ' S'],
-  ) -> tuple[Float[Array, 'S D'], KVCache]:
-    """Decodes one more token of every row, written to slot `index`."""
+  ) -> tuple[Float[Array, 'S D'], DecodeCache]:
+    """Decodes one more token of every live row."""
     graphdef, layers = nnx.split(self.layers)
-    ones = jnp.ones((token.shape[0], 1), bool)
-    mask = jax.lax.dynamic_update_slice(cache.mask, ones, (0, index))
-    all_layers = AttentionMask(mask=mask[:, None, :])
-    if decode_attention.uses_kernel(self.config):
-      start = jnp.argmax(mask, axis=1).astype(jnp.int32)
-      end = jnp.where(live, index + 1, start)
-      all_layers = AttentionMask(slots=SlotRange(start, end))
-    distance = _distances(index[None], mask.shape[1])
-    view = LayerCache(
-      keys=cache.keys,
-      values=cache.values,
+    positions = cache.position()[:, None]
+    cached = CachedTokens(
+      cache=cache,
+      live=live,
+      reads=list_prompts(cache, live),
       layer=jnp.zeros((), jnp.int32),
-      slot=index,
+      window=None,
     )
 
     def run_layer(
-      carry: tuple[Float[Array, 'S 1 D'], LayerCache],
-      each: tuple[PyTree, LayerOptions],
-    ) -> tuple[tuple[Float[Array, 'S 1 D'], LayerCache], None]:
-      (x, view), (layer, options) = carry, each
-      mask = options.apply_window(all_layers, distance)
+      x: Float[Array, 'S 1 D'],
+      each: tuple[Int[Array, ''], PyTree, LayerOptions],
+    ) -> tuple[Float[Array, 'S 1 D'], LayerKeys]:
+      index, layer, options = each
+      mask = AttentionMask(cached=cached._replace(layer=index))
+      mask = options.apply_window(mask, None)
       block = nnx.merge(graphdef, layer)
-      x, view, _ = block(x, position[:, None], mask, options.frequencies, view)
-      return (x, view._replace(layer=view.layer + 1)), None
+      x, keys, _ = block(x, positions, mask, options.frequencies)
+      return x, keys
 
-    start = (self._embed(token[:, None]), view)
-    each = (layers, LayerOptions.stacked(self.config))
-    (x, view), _ = jax.lax.scan(run_layer, start, each)
-    cache = KVCache(keys=view.keys, values=view.values, mask=mask)
+    start = self._embed(token[:, None])
+    indices = jnp.arange(self.config.num_layers, dtype=jnp.int32)
+    each = (indices, layers, LayerOptions.stacked(self.config))
+    x, (keys, values) = jax.lax.scan(run_layer, start, each)
+    cache = cache.append(keys[:, :, :, 0], values[:, :, :, 0], live)
     return self.final_norm(x[:, 0]), cache
 
   def _embed(self, tokens: Int[Array, 'B T']) -> Float[Array, 'B T D']:
@@ -275,13 +267,13 @@ def make_rngs(key: Key[Array, '']) -> nnx.Rngs:
   return nnx.Rngs(params=key, adapters=jax.random.fold_in(key, 1))
 
 
-def _distances(rows: Int[Array, ' T'], length: int) -> Int[Array, 'T C']:
-  """Number of slots from each key to each query.
+def _distances(length: int) -> Int[Array, 'T T']:
+  """Number of tokens from each key to each query of a row.
 
   The tokens of a sequence are contiguous in every layout, so that differences
-  of slots equal differences of positions.
+  of indices equal differences of positions.
   """
-  return rows[:, None] - jnp.arange(length)[None, :]
+  return jnp.arange(length)[:, None] - jnp.arange(length)[None, :]
 
 
 def stack_layers(

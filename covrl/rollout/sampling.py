@@ -21,6 +21,8 @@ from covrl.rollout.truncation import Columns, Threshold, find_threshold
 
 # Tokens per block: a vector register's width, and about √V of most vocabularies.
 BLOCK = 128
+# JAX scope of the work that only truncation causes.
+TRUNCATION = 'truncation'
 
 
 class Sampling(NamedTuple):
@@ -173,11 +175,12 @@ def _sample_columns(
     jnp.full_like(peak, -jnp.inf),
     jnp.full(peak.shape, columns.size, jnp.int32),
   )
-  threshold, kept = jax.lax.cond(
-    jnp.any(sampling.truncates(columns.size)),
-    truncate,
-    lambda: (everything, total),
-  )
+  with jax.named_scope(TRUNCATION):
+    threshold, kept = jax.lax.cond(
+      jnp.any(sampling.truncates(columns.size)),
+      truncate,
+      lambda: (everything, total),
+    )
   every_total, every_kept = _join(total, columns), _join(kept, columns)
 
   # The block: of the likeliest token, or where the cumulative sum passes u.

@@ -96,17 +96,11 @@ class RolloutCollector:
 
   def compile(self, params: PyTree) -> None:
     """Compiles the sampler and starts the scoring workers."""
-    padding, rollout = self._padding_prompts(), self._config.rollout
-    self._engine.sample(
+    rollout = self._config.rollout
+    self._engine.warm_up(
       params,
-      padding,
-      np.zeros(padding.shape, bool),
+      (rollout.prompts_per_iteration, prompt_width(rollout.max_prompt_length)),
       group_size=rollout.responses_per_prompt,
-      key=self._key,
-      sequence_ids=np.arange(
-        self._config.sequences_per_iteration, dtype=np.int32
-      ),
-      sampling=self._sampling,
     )
     jax.random.fold_in(self._key, 0)
     self._scoring.warm_up()
@@ -230,12 +224,6 @@ class RolloutCollector:
       rollouts, loss_mask=rollouts.loss_mask & kept[:, None]
     )
     return rollouts, batch, scored
-
-  def _padding_prompts(self) -> np.ndarray:
-    """Returns prompts of padding, in the shape of a draw."""
-    rollout = self._config.rollout
-    width = prompt_width(rollout.max_prompt_length)
-    return np.zeros((rollout.prompts_per_iteration, width), np.int32)
 
 
 def row_width(config: Config) -> int:

@@ -108,9 +108,36 @@ def test_loop_of_unknown_length_is_reported():
   assert cost.flops == pytest.approx(
     SEARCH_TRIPS * 2 * 16 * 256 * 512, rel=1e-3
   )
-  module = parse(text)
-  outside = cost_of(module, skip=frozenset(['loop']))
-  assert outside.flops == 0
+
+
+CONDITIONAL = """HloModule chosen, is_scheduled=true
+
+%cheap (a: f32[8,128]) -> f32[8,128] {
+  ROOT %a = f32[8,128]{1,0:T(8,128)} parameter(0)
+}
+
+%dear (b: f32[8,128]) -> f32[8,128] {
+  %b = f32[8,128]{1,0:T(8,128)} parameter(0)
+  ROOT %c = f32[8,128]{1,0:T(8,128)} add(%b, %b)
+}
+
+ENTRY %main (p: pred[], x: f32[8,128]) -> f32[8,128] {
+  %p = pred[]{:T(512)} parameter(0)
+  %x = f32[8,128]{1,0:T(8,128)} parameter(1)
+  ROOT %either = f32[8,128]{1,0:T(8,128)} conditional(%p, %x, %x), branch_computations={%cheap, %dear}, metadata={op_name="jit(f)/option/cond"}
+}
+"""
+
+
+def test_of_a_conditional_the_most_expensive_branch_counts():
+  module = parse(CONDITIONAL)
+  assert cost_of(module).flops == 8 * 128
+  assert cost_of(module, unused=frozenset(['opt'])).flops == 8 * 128
+
+
+def test_of_an_unused_option_the_cheapest_branch_counts():
+  cost = cost_of(parse(CONDITIONAL), unused=frozenset(['option']))
+  assert cost.flops == 0
 
 
 def test_all_reduce_sends_each_part_twice():

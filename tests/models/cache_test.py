@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""KV cache: repeated rows, and writes of one slot."""
+"""KV cache: repeated rows, shared prompts, appended tokens."""
 
 import jax.numpy as jnp
 import numpy as np
 
-from covrl.models.cache import KVCache, LayerCache, repeat_rows
+from covrl.models.cache import DecodeCache, PromptCache, repeat_rows
 
 
 def draw(*shape):
@@ -19,31 +19,28 @@ def test_repeat_rows_equals_numpy_repeat_on_any_axis():
     np.testing.assert_array_equal(repeat_rows(x, 3, axis=axis), want)
 
 
-def test_repeated_rows_of_a_cache_are_contiguous():
-  keys, mask = draw(2, 3, 1, 5, 4), jnp.tri(3, 5, dtype=bool)
-  cache = KVCache(keys=keys, values=-keys, mask=mask).repeat(2)
-  np.testing.assert_array_equal(cache.keys, np.repeat(keys, 2, axis=1))
-  np.testing.assert_array_equal(cache.values, -cache.keys)
-  np.testing.assert_array_equal(cache.mask, np.repeat(mask, 2, axis=0))
+def make_cache():
+  keys = draw(2, 3, 1, 5, 4)
+  prompts = PromptCache(keys, -keys, jnp.array([5, 2, 4]))
+  return DecodeCache.empty(prompts, jnp.array([0, 2, 2, 1]), slots=3)
 
 
-def test_write_changes_one_slot_of_one_layer():
-  keys, new = draw(3, 2, 1, 5, 4), draw(2, 1, 1, 4)
-  view = LayerCache(
-    keys=keys,
-    values=-keys,
-    layer=jnp.array(1, jnp.int32),
-    slot=jnp.array(3, jnp.int32),
-  ).write(new, -new)
-  want = np.array(keys)
-  want[1, :, :, 3] = new[:, :, 0]
-  np.testing.assert_array_equal(view.keys, want)
-  np.testing.assert_array_equal(view.values, -want)
-  np.testing.assert_array_equal(view.read()[0], want[1])
+def test_an_empty_cache_continues_its_prompts():
+  cache = make_cache()
+  assert cache.keys.shape == (2, 4, 1, 3, 4)
+  assert cache.position().tolist() == [5, 4, 4, 2]
 
 
-def test_cache_of_one_layer_returns_its_keys_and_values():
-  keys = draw(2, 1, 5, 4)
-  got = LayerCache.of_one_layer(keys, 2 * keys).read()
-  np.testing.assert_array_equal(got[0], keys)
-  np.testing.assert_array_equal(got[1], 2 * keys)
+def test_append_writes_one_slot_of_live_rows_in_every_layer():
+  cache = make_cache()._replace(length=jnp.array([0, 1, 2, 3]))
+  new = draw(2, 4, 1, 4)
+  # The last row has no empty slot.
+  live = jnp.array([True, False, True, True])
+  after = cache.append(new, 2 * new, live)
+  want = np.zeros(cache.keys.shape, np.float32)
+  want[:, 0, :, 0] = new[:, 0]
+  want[:, 2, :, 2] = new[:, 2]
+  np.testing.assert_array_equal(after.keys, want)
+  np.testing.assert_array_equal(after.values, 2 * want)
+  assert after.length.tolist() == [1, 1, 3, 4]
+  assert after.position().tolist() == [6, 5, 7, 6]

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from covrl.models import Experts, Lora, Policy, Routing, load_balance, tiny
+from covrl.models.cache import DecodeCache
 from covrl.models.experts import mix_experts
 from covrl.parallel.sharding import TRAIN_RULES, fitted_sharding, make_mesh
 
@@ -169,17 +170,16 @@ def test_cached_decoding_equals_the_full_forward():
   policy = Policy(config)
   params = policy.init(jax.random.key(0))
   tokens = jnp.asarray(np.random.default_rng(1).integers(0, 16, (3, 6)))
-  prefill = jax.jit(policy.prefill, static_argnums=4)
   want = jax.jit(policy.logits)(params, tokens)
   positions = jnp.broadcast_to(jnp.arange(5), (3, 5))
-  hidden, cache = prefill(
-    params, tokens[:, :5], positions, jnp.ones((3, 5), bool), 6
+  hidden, prompts = jax.jit(policy.prefill)(
+    params, tokens[:, :5], positions, jnp.ones((3, 5), bool)
   )
   np.testing.assert_allclose(
     policy.project(params, hidden), want[:, 4], atol=1e-5
   )
   hidden, _ = jax.jit(policy.decode)(
-    params, tokens[:, 5], jnp.full(3, 5), cache, jnp.array(5)
+    params, tokens[:, 5], DecodeCache.empty(prompts, jnp.arange(3), 1)
   )
   np.testing.assert_allclose(
     policy.project(params, hidden), want[:, 5], atol=1e-5

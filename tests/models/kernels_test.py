@@ -15,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
 
-from covrl.models import Policy, decode_attention, flash, tiny
+from covrl.models import Policy, decode_attention, decode_kernel, flash, tiny
 from covrl.models.attention import attend
-from covrl.models.cache import LayerCache
+from covrl.models.cache import DecodeCache, PromptCache
 from covrl.models.decode_attention import (
-  SlotRange,
+  CachedTokens,
   attend_token,
-  block_size,
-  blocks_to_read,
+  list_prompts,
 )
+from covrl.models.decode_kernel import SlotRange, block_size, blocks_to_read
 from covrl.parallel import sharding
 
 CONFIG = dataclasses.replace(tiny(16), head_dim=16)
@@ -128,54 +128,133 @@ def test_refuses_keys_split_differently_from_queries():
     )
 
 
-def decode(starts, ends, slots=300, cap=None, layers=2, mesh=None):
-  """Checks the kernel against `attend`; slots out of range hold NaN."""
+def decode(*, slots=(140, 300), window=None, cap=None, mesh=None, run=None):
+  """Checks decode attention against `attend` over each row's whole sequence.
+
+  Sixteen rows continue three prompts in no order; some have ended. Slots that
+  hold no token are NaN for the kernel, and large without it.
+  """
   config = dataclasses.replace(CONFIG, attention_soft_cap=cap)
-  starts, ends = jnp.asarray(starts, jnp.int32), jnp.asarray(ends, jnp.int32)
-  count = len(starts)
-  index = jnp.arange(slots)
-  in_range = (index >= starts[:, None]) & (index < ends[:, None])
-  valid = in_range[None, :, None, :, None]
-  keys, values = (
-    jnp.where(valid, draw(seed, layers, count, KV_HEADS, slots, WIDTH), jnp.nan)
-    for seed in (1, 2)
+  draws, rows, prompts = np.random.default_rng(0), 16, 4
+  prompt = draws.integers(0, 3, rows)
+  before, after = slots
+  lengths = jnp.array([before, 1, before // 2, 0])
+  length = jnp.asarray(draws.integers(0, after + 1, rows)).at[0].set(after)
+  live = jnp.asarray(draws.random(rows) < 0.8).at[:3].set(True)
+  filler = jnp.nan if run else 1e6
+
+  def cached(seed, count, slots, is_token):
+    values = draw(seed, 2, count, KV_HEADS, slots, WIDTH)
+    return jnp.where(is_token[None, :, None, :, None], values, filler)
+
+  in_prompt = jnp.arange(before) >= before - lengths[:, None]
+  in_response = jnp.arange(after) < length[:, None]
+  cache = DecodeCache(
+    prompts=PromptCache(
+      cached(1, prompts, before, in_prompt),
+      cached(2, prompts, before, in_prompt),
+      lengths,
+    ),
+    # Two shards of rows count their prompts from 0.
+    prompt=jnp.asarray(prompt % 2 if mesh else prompt),
+    keys=cached(3, rows, after, in_response),
+    values=cached(4, rows, after, in_response),
+    length=length,
   )
-  queries = draw(0, count, HEADS, WIDTH)
-  layer = jnp.asarray(1, jnp.int32)
-  run = jax.jit(
-    functools.partial(
-      attend_token, config=config, interpret=pltpu.InterpretParams()
+  if mesh:
+    prompt = prompt % 2 + 2 * (np.arange(rows) >= rows // 2)
+  queries = draw(5, rows, HEADS, WIDTH)
+  keys, values = draw(6, rows, KV_HEADS, WIDTH), draw(7, rows, KV_HEADS, WIDTH)
+
+  @jax.jit
+  def attended(queries, keys, values, cache):
+    tokens = CachedTokens(
+      cache=cache,
+      live=live,
+      reads=list_prompts(cache, live),
+      layer=jnp.asarray(1),
+      window=None if window is None else jnp.asarray(window),
     )
-  )
+    return (run or attend_token)(queries, keys, values, tokens, config)
+
   with sharding.use_mesh(mesh, sharding.ROLLOUT_RULES):
-    got = run(
-      queries, LayerCache(keys, values, layer, layer), SlotRange(starts, ends)
+    got = attended(queries, keys, values, cache)
+
+  def whole(prompt_part, response_part, new):
+    parts = prompt_part[1][prompt], response_part[1], new[:, :, None]
+    return jnp.nan_to_num(jnp.concatenate(parts, axis=2))
+
+  own = jnp.ones((rows, 1), bool)
+  mask = jnp.concatenate((in_prompt[prompt], in_response, own), axis=1)
+  if window is not None:
+    distance = jnp.concatenate(
+      (
+        before - jnp.arange(before) + length[:, None],
+        length[:, None] - jnp.arange(after),
+        0 * own,
+      ),
+      axis=1,
     )
+    mask &= distance < window
   want = attend(
     queries[:, None],
-    jnp.nan_to_num(keys[1]),
-    jnp.nan_to_num(values[1]),
-    in_range[:, None],
+    whole(cache.prompts.keys, cache.keys, keys),
+    whole(cache.prompts.values, cache.values, values),
+    mask[:, None],
     cap=cap,
   )[:, 0]
-  want = jnp.where((ends > starts)[:, None, None], want, 0)
-  np.testing.assert_allclose(got, want, atol=2e-5)
+  np.testing.assert_allclose(got[live], want[live], atol=2e-5)
+  assert np.isfinite(got).all()
 
 
-@pytest.mark.parametrize('cap', [None, 5.0])
-def test_decode_attention_reads_only_slots_in_range(cap, monkeypatch):
-  """Blocks of 128 slots: slots out of range hold NaN, which would propagate."""
+@pytest.fixture
+def kernel(monkeypatch):
+  """The kernel in interpret mode, with blocks of 128 slots."""
   monkeypatch.setattr(
-    decode_attention, 'STEP_BYTES', 128 * 2 * KV_HEADS * WIDTH * 4
+    decode_kernel, 'STEP_BYTES', 128 * 2 * KV_HEADS * WIDTH * 4
   )
-  decode([0, 130, 7, 290, 5], [300, 131, 7, 300, 256], cap=cap)
+  monkeypatch.setattr(decode_attention, 'uses_kernel', lambda _: True)
+  return functools.partial(attend_token, interpret=pltpu.InterpretParams())
 
 
-def test_decode_attention_on_a_mesh():
+SETTINGS = [{}, {'cap': 5.0}, {'window': 60}, {'window': 200}]
+
+
+@pytest.mark.parametrize('setting', SETTINGS)
+def test_decode_attention_by_xla(setting):
+  decode(**setting)
+
+
+@pytest.mark.parametrize('setting', SETTINGS)
+def test_decode_kernel_reads_only_tokens(setting, kernel):
+  """Slots without a token hold NaN, which would propagate."""
+  decode(**setting, run=kernel)
+
+
+@pytest.mark.parametrize('with_kernel', [False, True])
+def test_decode_attention_on_a_mesh(with_kernel, kernel, monkeypatch):
+  if not with_kernel:
+    monkeypatch.setattr(decode_attention, 'uses_kernel', lambda _: False)
   mesh = sharding.make_mesh({'data': 2, 'tensor': 2}, jax.devices()[:4])
-  decode([0, 3, 9, 0], [40, 40, 9, 41], slots=48, mesh=mesh)
+  decode(slots=(9, 40), mesh=mesh, run=kernel if with_kernel else None)
 
 
+@settings(deadline=None, max_examples=20)
+@given(st.data())
+def test_prompts_to_read_are_those_of_live_rows(data):
+  rows = 16
+  prompt = data.draw(st.lists(st.integers(0, 3), min_size=rows, max_size=rows))
+  live = data.draw(st.lists(st.booleans(), min_size=rows, max_size=rows))
+  reads = LIST_PROMPTS(jnp.array(prompt), jnp.array(live))
+  count = int(reads.length[0])
+  got = list(zip(reads.tile.tolist(), reads.prompt.tolist(), strict=True))
+  want = {(row // 8, prompt[row]) for row in range(rows) if live[row]}
+  assert len(got[:count]) == len(want)
+  assert set(got[:count]) == want
+  assert [tile for tile, _ in got[:count]] == sorted(t for t, _ in want)
+
+
+LIST_PROMPTS = jax.jit(decode_attention.list_local)
 LIST_BLOCKS = jax.jit(blocks_to_read, static_argnums=(1, 2))
 
 
@@ -263,14 +342,11 @@ def test_policy_with_kernels_equals_policy_without(monkeypatch):
 
   def decoded():
     mask = jnp.arange(128) >= jnp.array([[5], [0]])
-    state, cache = policy.prefill(params, tokens, positions, mask, 130)
+    _, prompts = policy.prefill(params, tokens, positions, mask)
+    cache = DecodeCache.empty(prompts, jnp.array([0, 1]), 2)
     live = jnp.array([True, False])
-    for step in range(2):
-      index = jnp.asarray(128 + step)
-      position = jnp.broadcast_to(index, (2,))
-      state, cache = policy.decode(
-        params, tokens[:, step], position, cache, index, live
-      )
+    _, cache = policy.decode(params, tokens[:, 0], cache, live)
+    state, _ = policy.decode(params, tokens[:, 1], cache, live)
     return state[0]
 
   want = hidden(), decoded()

@@ -124,9 +124,3 @@ def test_float64_stays_float64(x64):
   assert all(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(params))
   logits = jax.eval_shape(policy.logits, params, draw_tokens(2, 4))
   assert logits.dtype == jnp.float64
-
-
-def test_refuses_a_cache_shorter_than_the_prompt():
-  tokens = draw_tokens(2, 4)
-  with pytest.raises(ValueError, match=r'cache_length .* got 3 for 4 tokens'):
-    POLICY.prefill(PARAMS, tokens, tokens, tokens > 0, 3)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from covrl.models import Policy, tiny
 from covrl.models.attention import AttentionMask
+from covrl.models.cache import DecodeCache
 from covrl.models.remat import REMAT_POLICIES
 from covrl.models.transformer import Block
 
@@ -20,7 +21,7 @@ CONFIG = tiny(16)
 POLICY = Policy(CONFIG)
 PARAMS = POLICY.init(jax.random.key(0))
 HIDDEN = jax.jit(POLICY.hidden)
-PREFILL = jax.jit(POLICY.prefill, static_argnums=4)
+PREFILL = jax.jit(POLICY.prefill)
 DECODE = jax.jit(POLICY.decode)
 
 
@@ -115,14 +116,13 @@ def test_cached_decoding_equals_the_full_forward():
   positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
   real = jnp.concatenate((mask, jnp.ones((3, 4), bool)), axis=1)
   want = hidden_of(jnp.concatenate((prompts, rest), axis=1), mask=real)
-  got, cache = PREFILL(PARAMS, prompts, positions, mask, 9)
+  got, cached = PREFILL(PARAMS, prompts, positions, mask)
   np.testing.assert_allclose(got, want[:, 4], atol=1e-5)
+  cache = DecodeCache.empty(cached, jnp.arange(3), 4)
   for t in range(4):
-    got, cache = DECODE(
-      PARAMS, rest[:, t], lengths + t, cache, jnp.array(5 + t)
-    )
+    np.testing.assert_array_equal(cache.position(), lengths + t)
+    got, cache = DECODE(PARAMS, rest[:, t], cache)
     np.testing.assert_allclose(got, want[:, 5 + t], atol=1e-5)
-  np.testing.assert_array_equal(cache.mask, real)
 
 
 def test_every_parameter_has_a_gradient_and_remat_changes_none():

@@ -14,6 +14,7 @@ import pytest
 from covrl.models import Policy, tiny
 from covrl.parallel.sharding import make_mesh, reshape_mesh
 from covrl.rollout import Sampling, SamplingEngine, to_rollout_rows
+from covrl.rollout import engine as engine_module
 from covrl.types import Rollouts
 
 VOCAB, PROMPTS, LENGTH, GROUP, LIMIT, END = 16, 8, 6, 4, 10, (3, 5)
@@ -184,6 +185,91 @@ def test_responses_depend_on_sequence_ids_and_not_on_rows():
   assert not np.array_equal(whole.response_tokens, other.response_tokens)
 
 
+def assert_same(got, want, atol=1e-6):
+  """Same tokens, and log-probabilities up to rounding."""
+  for name in ('response_tokens', 'response_mask', 'truncated'):
+    np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
+  for name in ('sampler_logprobs', 'behaviour_logprobs'):
+    np.testing.assert_allclose(
+      getattr(got, name), getattr(want, name), atol=atol, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(('slots', 'segment'), [(8, 3), (1, 4), (5, 16)])
+def test_slots_are_refilled_from_the_queue(slots, segment):
+  engine = make_engine(slots=slots, segment=segment)
+  assert_same(host(sample(engine)), host(sample()))
+
+
+def test_refill_and_cancellation_change_no_bit():
+  """With as many slots, the other requests and their order do not matter."""
+  engine = make_engine(slots=8, segment=2)
+  whole = host(sample(engine))
+  order = [3, 0, 7, 1]
+  part = host(sample(engine, rows=order))
+  rows = np.arange(PROMPTS * GROUP).reshape(PROMPTS, GROUP)[order].reshape(-1)
+  for name, values in part._asdict().items():
+    np.testing.assert_array_equal(getattr(whole, name)[rows], values)
+
+
+def test_idle_slots_are_given_up(monkeypatch):
+  monkeypatch.setattr(engine_module, 'MIN_SLOTS', 2)
+  engine, sizes = make_engine(segment=2), []
+  run = engine._run
+
+  def counted(params, state, *arguments):
+    sizes.append(len(state.request))
+    return run(params, state, *arguments)
+
+  engine._run = counted
+  assert_same(host(sample(engine)), host(sample()))
+  assert sizes[0] == 32
+  assert sizes == sorted(sizes, reverse=True)
+  assert set(sizes) <= {32, 16, 8, 4}
+  assert sizes[-1] < 32
+
+
+def test_slots_are_refilled_within_shards_of_a_mesh():
+  engine = make_engine(make_mesh((4,), jax.devices()[:4]), slots=8, segment=3)
+  params = params_on(engine.mesh)
+  assert_same(host(sample(engine, params=params)), host(sample()), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_ten_thousand_requests_through_few_slots():
+  """None is lost, none comes twice; each is what it is alone."""
+  engine = make_engine(slots=64, segment=8)
+  draw = np.random.default_rng(3)
+  prompts = draw.integers(0, VOCAB, (1250, LENGTH)).astype(np.int32)
+  mask = np.arange(LENGTH) >= LENGTH - draw.integers(0, LENGTH + 1, (1250, 1))
+  ids = draw.permutation(10_000).astype(np.int32)
+
+  def run(rows):
+    return host(
+      engine.sample(
+        PARAMS,
+        prompts[rows],
+        mask[rows],
+        group_size=8,
+        key=KEY,
+        sequence_ids=ids.reshape(1250, 8)[rows].reshape(-1),
+        sampling=Sampling.make(),
+      )
+    )
+
+  whole = run(ALL)
+  lengths = whole.response_mask.sum(axis=1)
+  exists = np.repeat(mask.any(axis=1), 8)
+  np.testing.assert_array_equal(lengths > 0, exists)
+  last = whole.response_tokens[np.arange(10_000), np.maximum(lengths - 1, 0)]
+  ended = np.isin(last, END)
+  np.testing.assert_array_equal(whole.truncated, exists & ~ended)
+  assert (lengths[exists & ~ended] == LIMIT).all()
+  # With fewer prompts the prefill has another shape, and rounds differently.
+  part = run(slice(600, 700))
+  assert_same(jax.tree.map(lambda x: x[4800:5600], whole), part, atol=2e-6)
+
+
 @pytest.mark.parametrize('shape', [(8,), (4, 2), (2, 2, 2)])
 def test_meshes_sample_the_same(shape):
   mesh = make_mesh(shape)
@@ -257,15 +343,16 @@ def test_sampling_parameters_never_recompile():
     for top_p in (0.5, 1.0):
       sample(engine, temperature=temperature, top_p=top_p, top_k=3)
   assert not compiled
+  # Another number of prompts: prefill and one segment.
   sample(engine, rows=slice(0, 2))
-  assert len(compiled) == 1
+  assert len(compiled) == 2
 
 
 def test_kv_cache_is_updated_in_place():
   prompts, _ = make_prompts()
   traced = ENGINE.trace(PARAMS, *prompts.shape, group_size=GROUP)
-  program = traced.lower().compile()
-  config, slots = POLICY.config, LENGTH + LIMIT - 1
+  program = traced.run.lower().compile()
+  config, slots = POLICY.config, LIMIT - 1
   shape = (
     config.num_layers,
     PROMPTS * GROUP,
@@ -313,6 +400,8 @@ def test_rollout_rows_join_prompts_and_responses():
     ({'end_ids': (16,)}, r'token ids must lie in \[0, 16\), got 16'),
     ({'pad_id': -1}, r'token ids must lie in \[0, 16\), got -1'),
     ({'max_response_length': 0}, 'max_response_length must be .* got 0'),
+    ({'slots': -1}, 'slots must be at least 0, got -1'),
+    ({'segment': 0}, 'segment must be at least 1, got 0'),
   ],
 )
 def test_refuses_invalid_engines(changes, sentence):

@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TPU kernel of decode attention: adds cached tokens to an online softmax.
+
+A Pallas kernel that iterates over a list of blocks: each is a run of cache slots
+of one source (a prompt, or a row's response) that a tile of rows attends to.
+Rows that have ended, padding before a prompt, slots not yet written and tokens
+outside a sliding window are not read.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
+
+from covrl.models.layers import soft_cap
+from covrl.models.online_softmax import OnlineSoftmax
+
+# Reference to an array inside a kernel; Pallas has no public name for its type.
+Ref: TypeAlias = Any
+
+# Approximate bytes of keys and values read per step: few, so that little is read
+# beyond the ends of a row, and enough to amortise a step's fixed time.
+STEP_BYTES = 2**19
+# Block sizes are multiples of this number of slots.
+LANES = 128
+
+
+class SlotRange(NamedTuple):
+  """Contiguous range of cache slots.
+
+  Attributes:
+    start: first slot.
+    end: one past the last slot; equal to `start` if the range is empty.
+  """
+
+  start: Int[Array, ' N']
+  end: Int[Array, ' N']
+
+
+class BlockList(NamedTuple):
+  """List of cache blocks, those of a range contiguous.
+
+  Attributes:
+    length: number of valid entries; the rest is ignored.
+    row: index of the range of each block.
+    block: index of each block within the slots.
+  """
+
+  length: Int[Array, '']
+  row: Int[Array, ' M']
+  block: Int[Array, ' M']
+
+
+class Reads(NamedTuple):
+  """Blocks to read, those of a tile contiguous, and the slots of each row.
+
+  Attributes:
+    length: number of valid blocks.
+    tile: tile of rows that attends to each block.
+    source: prompt or row that each block belongs to.
+    block: index of each block within its source.
+    of_row: the source that each row attends to; −1 for none.
+    slots: the slots of it that the row attends to.
+  """
+
+  length: Int[Array, '']
+  tile: Int[Array, ' M']
+  source: Int[Array, ' M']
+  block: Int[Array, ' M']
+  of_row: Int[Array, ' S']
+  slots: SlotRange
+
+
+def attend_blocks(
+  queries: Float[Array, 'S K g h'],
+  state: OnlineSoftmax,
+  keys: Float[Array, 'L N K C h'],
+  values: Float[Array, 'L N K C h'],
+  layer: Int[Array, ''],
+  reads: Reads,
+  *,
+  tile_rows: int,
+  scale: float,
+  cap: float | None,
+  interpret: Any,
+) -> OnlineSoftmax:
+  """Adds blocks of keys to the online softmax of rows, on one device.
+
+  Args:
+    queries: queries of one token per row, `g` heads for each key head.
+    state: the online softmax so far, `[S, K, g]`.
+    keys: keys of all layers and sources.
+    values: values of the same tokens.
+    layer: index of the layer.
+    reads: the blocks to read.
+    tile_rows: rows whose queries are one matrix.
+    scale: scale of the scores.
+    cap: soft cap of the scores.
+    interpret: whether to run in interpret mode, for tests.
+  """
+  rows, kv_heads, groups, width = queries.shape
+  tiles, tall = rows // tile_rows, tile_rows * groups
+  length = keys.shape[3]
+  size = block_size(length, 2 * kv_heads * width * keys.dtype.itemsize)
+
+  def to_tiles(x: Array) -> Array:
+    x = x.reshape(tiles, tile_rows, kv_heads, groups, -1).swapaxes(1, 2)
+    return x.reshape(tiles, kv_heads, tall, -1)
+
+  def from_tiles(x: Array) -> Array:
+    x = x.reshape(tiles, kv_heads, tile_rows, groups, -1).swapaxes(1, 2)
+    return x.reshape(rows, kv_heads, groups, -1)
+
+  def at_tile(i: Any, layer: Ref, tile: Ref, *_: Ref) -> tuple[Any, ...]:
+    del layer
+    return tile[i], 0, 0, 0
+
+  def at_block(
+    i: Any, layer: Ref, tile: Ref, source: Ref, block: Ref, *_: Ref
+  ) -> tuple[Any, ...]:
+    del tile
+    return layer[0], source[i], 0, block[i], 0
+
+  of_query = pl.BlockSpec((None, kv_heads, tall, width), at_tile)
+  of_sum = pl.BlockSpec((None, kv_heads, tall, 1), at_tile)
+  of_cache = pl.BlockSpec((None, None, kv_heads, size, width), at_block)
+  sums = jax.ShapeDtypeStruct((tiles, kv_heads, tall, 1), jnp.float32)
+  mixed = jax.ShapeDtypeStruct((tiles, kv_heads, tall, width), jnp.float32)
+  before = OnlineSoftmax(*(to_tiles(x) for x in state))
+  call = pl.pallas_call(
+    functools.partial(
+      _kernel,
+      size=size,
+      tile_rows=tile_rows,
+      groups=groups,
+      scale=scale,
+      cap=cap,
+    ),
+    grid_spec=pltpu.PrefetchScalarGridSpec(
+      num_scalar_prefetch=7,
+      grid=(reads.length,),
+      in_specs=[of_query, of_cache, of_cache, of_sum, of_sum, of_query],
+      out_specs=(of_sum, of_sum, of_query),
+    ),
+    out_shape=(sums, sums, mixed),
+    compiler_params=pltpu.CompilerParams(dimension_semantics=('arbitrary',)),
+    # An upper bound: all slots of one layer.
+    cost_estimate=pl.CostEstimate(
+      flops=4 * rows * kv_heads * groups * length * width,
+      transcendentals=rows * kv_heads * groups * length,
+      bytes_accessed=2
+      * keys.shape[1]
+      * kv_heads
+      * length
+      * width
+      * keys.dtype.itemsize,
+    ),
+    interpret=interpret,
+    name='attend_blocks',
+  )
+  after = call(
+    layer[None],
+    reads.tile,
+    reads.source,
+    reads.block,
+    reads.of_row,
+    reads.slots.start,
+    reads.slots.end,
+    to_tiles(queries),
+    keys,
+    values,
+    *before,
+  )
+  # Tiles without a block are not written by the kernel.
+  valid = jnp.arange(reads.tile.shape[0]) < reads.length
+  is_read = jnp.zeros(tiles, bool).at[reads.tile].max(valid)
+  is_read = is_read[:, None, None, None]
+  peak, total, mixed = (
+    from_tiles(jnp.where(is_read, new, old))
+    for new, old in zip(after, before, strict=True)
+  )
+  return OnlineSoftmax(peak[..., 0], total[..., 0], mixed)
+
+
+def _kernel(
+  layer: Ref,
+  tile: Ref,
+  source: Ref,
+  block: Ref,
+  of_row: Ref,
+  start: Ref,
+  end: Ref,
+  query: Ref,
+  keys: Ref,
+  values: Ref,
+  peak_before: Ref,
+  total_before: Ref,
+  mixed_before: Ref,
+  peak: Ref,
+  total: Ref,
+  mixed: Ref,
+  *,
+  size: int,
+  tile_rows: int,
+  groups: int,
+  scale: float,
+  cap: float | None,
+) -> None:
+  """Kernel of one block: updates the online softmax of a tile."""
+  del layer
+  step = pl.program_id(0)
+  this, owner, first_slot = tile[step], source[step], block[step] * size
+
+  @pl.when((step == 0) | (tile[jnp.maximum(step - 1, 0)] != this))
+  def _begin() -> None:
+    peak[...] = peak_before[...]
+    total[...] = total_before[...]
+    mixed[...] = mixed_before[...]
+
+  # The range of each row of the tile, and of all of them.
+  shape = (1, tile_rows * groups, size)
+  slots = first_slot + jax.lax.broadcasted_iota(jnp.int32, shape, 2)
+  row_of_query = jax.lax.broadcasted_iota(jnp.int32, shape, 1) // groups
+  allowed = jnp.zeros(shape, bool)
+  lowest, highest = jnp.int32(jnp.iinfo(jnp.int32).max), jnp.int32(0)
+  for row in range(tile_rows):
+    at = this * tile_rows + row
+    is_own = of_row[at] == owner
+    begin = jnp.where(is_own, start[at], jnp.iinfo(jnp.int32).max)
+    stop = jnp.where(is_own, end[at], 0)
+    allowed |= (row_of_query == row) & (slots >= begin) & (slots < stop)
+    lowest, highest = jnp.minimum(lowest, begin), jnp.maximum(highest, stop)
+
+  scores = jnp.einsum(
+    'kqh,kch->kqc',
+    query[...],
+    keys[...],
+    preferred_element_type=jnp.float32,
+  )
+  scores = jnp.where(allowed, soft_cap(scores * scale, cap), -jnp.inf)
+  new_peak = jnp.maximum(peak[...], jnp.max(scores, axis=2, keepdims=True))
+  shrink = jnp.exp(peak[...] - new_peak)
+  weights = jnp.exp(scores - new_peak)
+  peak[...] = new_peak
+  total[...] = total[...] * shrink + jnp.sum(weights, axis=2, keepdims=True)
+  # Slots out of range may hold anything, and 0 · ∞ is NaN.
+  columns = first_slot + jax.lax.broadcasted_iota(jnp.int32, (1, size, 1), 1)
+  is_valid = (columns >= lowest) & (columns < highest)
+  mixed[...] = mixed[...] * shrink + jnp.einsum(
+    'kqc,kch->kqh',
+    weights.astype(values.dtype),
+    jnp.where(is_valid, values[...], 0),
+    preferred_element_type=jnp.float32,
+  )
+
+
+def blocks_to_read(slots: SlotRange, size: int, length: int) -> BlockList:
+  """Lists the blocks with a slot in a range.
+
+  Args:
+    slots: ranges of slots.
+    size: slots per block.
+    length: slots per source.
+  """
+  rows = slots.start.shape[0]
+  blocks = -(-length // size)
+  first = slots.start // size
+  count = jnp.where(
+    slots.end > slots.start, (slots.end - 1) // size - first + 1, 0
+  )
+  before = jnp.cumsum(count)
+  index = jnp.arange(rows * blocks)
+  row = jnp.searchsorted(before, index, side='right', method='compare_all')
+  row = jnp.minimum(row, rows - 1).astype(jnp.int32)
+  block = first[row] + index - (before - count)[row]
+  return BlockList(
+    length=before[-1],
+    row=row,
+    block=jnp.clip(block, 0, blocks - 1).astype(jnp.int32),
+  )
+
+
+def block_size(slots: int, bytes_per_slot: int) -> int:
+  """Slots per block: about `STEP_BYTES`, at most a whole source.
+
+  >>> block_size(10240, 512), block_size(100, 512)
+  (1024, 100)
+  """
+  size = max(STEP_BYTES // bytes_per_slot // LANES, 1) * LANES
+  return min(size, slots)

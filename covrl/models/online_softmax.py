@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Online softmax: attention whose keys come in parts."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class OnlineSoftmax(NamedTuple):
+  """Attention of queries to the keys so far, at least one each.
+
+  Attributes:
+    peak: the largest score of each query.
+    total: sum of exp(score − peak).
+    mixed: sum of exp(score − peak) · value.
+
+  References:
+    Milakov and Gimelshein, "Online normalizer calculation for softmax",
+    arXiv:1805.02867, algorithm 3.
+  """
+
+  peak: Float[Array, '*B Q']
+  total: Float[Array, '*B Q']
+  mixed: Float[Array, '*B Q h']
+
+  def add(
+    self, scores: Float[Array, '*B Q C'], values: Float[Array, '*B C h']
+  ) -> OnlineSoftmax:
+    """Adds keys; those with a score of −∞ change no bit.
+
+    Args:
+      scores: score of each query and key.
+      values: values of the keys, finite.
+    """
+    peak = jnp.maximum(self.peak, jnp.max(scores, axis=-1))
+    shrink = jnp.exp(self.peak - peak)
+    weights = jnp.exp(scores - peak[..., None])
+    mixed = jnp.einsum(
+      '...qc,...ch->...qh',
+      weights.astype(values.dtype),
+      values,
+      preferred_element_type=self.mixed.dtype,
+    )
+    return OnlineSoftmax(
+      peak=peak,
+      total=self.total * shrink + jnp.sum(weights, axis=-1),
+      mixed=self.mixed * shrink[..., None] + mixed,
+    )
+
+  def result(self) -> Float[Array, '*B Q h']:
+    """Softmax-weighted mean of the values."""
+    return self.mixed / self.total[..., None]
