@@ -63,10 +63,14 @@ def run(arguments: argparse.Namespace) -> None:
     progress.stage('loading the weights')
     if is_run(arguments.source):
       with open_run(arguments.source, trust=arguments.trust) as opened:
+        source = opened.config.pretrained
         policy = pretrained.as_pretrained(
-          opened.policy, opened.config.pretrained, opened.task.tokenizer
+          opened.policy, source, opened.task.tokenizer
         )
         params = opened.params
+        is_merged = arguments.form != 'adapter'
+        if source and is_merged and not opened.config.warm_start.steps:
+          policy, params = pretrained.with_source_dtype(policy, params, source)
     else:
       policy, params = pretrained.load_pretrained(
         arguments.source, dtype=arguments.dtype

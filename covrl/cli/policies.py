@@ -44,13 +44,15 @@ def refuse_template_variables(arguments: argparse.Namespace, use: str) -> None:
 def is_run(directory: str) -> bool:
   """Returns whether `directory` is a run's and not a pretrained model's.
 
-  A pretrained model is a directory with a model's config, or a name on the
-  Hugging Face hub, such as `Qwen/Qwen2.5-0.5B`. Anything else counts as a run,
-  which may turn out not to exist.
+  A pretrained model is a directory with a model's config, a GGUF file, or a
+  name on the Hugging Face hub, such as `Qwen/Qwen2.5-0.5B`. Anything else counts
+  as a run, which may turn out not to exist.
   """
   from covrl import storage
 
   path = storage.as_path(directory)
+  if path.suffix == '.gguf':
+    return False
   if (path / 'recipe').is_dir():
     return True
   if path.exists():

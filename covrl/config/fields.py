@@ -199,9 +199,11 @@ class CheckpointConfig:
   """Checkpoints.
 
   Attributes:
-    every: iterations between checkpoints.
+    every: iterations between checkpoints; another one precedes every evaluation.
     every_updates: updates between further checkpoints within an iteration; 0
       for none.
+    warm_start_every: steps of the warm start between its checkpoints; 0 for none
+      but that of its end.
     keep: number of newest checkpoints to keep.
     allow_unknown_data: whether to resume a run with problems that have no
       fingerprint, so that changes remain unnoticed.
@@ -209,6 +211,7 @@ class CheckpointConfig:
 
   every: Positive = 10
   every_updates: NonNegative = 0
+  warm_start_every: NonNegative = 200
   keep: Positive = 2
   allow_unknown_data: bool = False
 
@@ -242,7 +245,8 @@ class Config:
   Attributes:
     seed: seed of all random numbers.
     pretrained: initial model: a directory in the format of transformers, a PEFT
-      adapter or a name on the Hugging Face hub; empty for random parameters.
+      adapter, a GGUF file or a name on the Hugging Face hub; empty for random
+      parameters.
   """
 
   seed: NonNegative = 0

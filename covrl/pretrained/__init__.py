@@ -9,6 +9,7 @@ from covrl.pretrained.adapters import lora_config as lora_config
 from covrl.pretrained.adapters import save_adapters as save_adapters
 from covrl.pretrained.convert import as_pretrained as as_pretrained
 from covrl.pretrained.convert import convert as convert
+from covrl.pretrained.convert import with_source_dtype as with_source_dtype
 from covrl.pretrained.load import load_params as load_params
 from covrl.pretrained.load import load_policy as load_policy
 from covrl.pretrained.load import load_pretrained as load_pretrained

@@ -18,14 +18,16 @@ from jaxtyping import PyTree
 from covrl.models import Lora, Policy
 from covrl.models.lora import split_adapters
 from covrl.pretrained.atomic_dir import atomic_directory
+from covrl.pretrained.config_values import check_values
 from covrl.pretrained.families import Family, config_fields, find_family
+from covrl.pretrained.json_files import read_json
 from covrl.pretrained.load_sharded import load_arrays
 from covrl.pretrained.param_mapping import map_params
 from covrl.pretrained.policy import PretrainedPolicy
-from covrl.pretrained.resolve import read_json, resolve
+from covrl.pretrained.resolve import resolve
 from covrl.pretrained.save import write_tensors
 from covrl.pretrained.tensor_names import adapter_tensor_names
-from covrl.pretrained.tensors import Tensors
+from covrl.pretrained.tensors import SafetensorsFiles
 
 _CONFIG = 'adapter_config.json'
 _WEIGHTS = 'adapter_model'
@@ -76,9 +78,9 @@ def base_model_directory(directory: epath.PathLike) -> epath.Path:
     return directory
   fields, file = read_json(directory / _CONFIG)
   base = fields.get('base_model_name_or_path')
-  if not base:
+  if not base or not isinstance(base, str):
     raise ValueError(
-      f'{file}: must name its model as base_model_name_or_path, got {base!r}'
+      f'{file}: must name its model as base_model_name_or_path, got {str(base)[:80]!r}'
     )
   return resolve(base)
 
@@ -98,8 +100,12 @@ def lora_config(directory: epath.PathLike) -> Lora | None:
   if not is_adapter(directory):
     return None
   fields, file = read_json(directory / _CONFIG)
+  try:
+    check_values(fields)
+  except ValueError as error:
+    raise ValueError(f'{file}: {error}') from None
   _check_supported(fields, file)
-  stored = Tensors(directory, _WEIGHTS).files
+  stored = SafetensorsFiles(directory, _WEIGHTS).files
   names = adapter_tensor_names(_base_family(directory).names)
   targets = [
     path.rpartition('_adapter')[0].rpartition('.')[2]
@@ -135,7 +141,7 @@ def _check_supported(fields: Mapping[str, Any], file: str) -> None:
         f' {fields[name]!r}'
       )
   for name in ('r', 'lora_alpha'):
-    if name not in fields:
+    if fields.get(name) is None:
       raise ValueError(f'{file}: must state {name}, and does not')
 
 
@@ -158,8 +164,7 @@ def load_adapters(
   return load_arrays(
     abstract_adapters,
     adapter_tensor_names(family.names),
-    Tensors(directory, _WEIGHTS),
-    is_optional=lambda name: False,
+    SafetensorsFiles(directory, _WEIGHTS),
     owner=f'adapter of a {family.architecture} here',
   )
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 import jax
 from etils import epath
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
@@ -126,7 +126,7 @@ def with_source_dtype(
 
   Args:
     policy: a policy with adapters.
-    params: its parameters.
+    params: all parameters of the policy.
     pretrained: the model that training started from.
 
   Returns:
@@ -139,7 +139,8 @@ def with_source_dtype(
     policy, config=dataclasses.replace(policy.config, param_dtype=source)
   )
   _, adapters = split_adapters(params)
-  mesh = jax.tree.leaves(adapters)[0].sharding
-  mesh = mesh.mesh if isinstance(mesh, NamedSharding) else None
+  sharding = jax.tree.leaves(adapters)[0].sharding
+  mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+  mesh = mesh if isinstance(mesh, Mesh) else None
   base = load_params(base_model_directory(pretrained), policy.base, mesh)
   return policy, join_adapters(base, adapters)

@@ -8,7 +8,7 @@ A family is an architecture of transformers. DeepSeek-Math, for example, is a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jax.typing import DTypeLike
@@ -20,6 +20,7 @@ from covrl.models import (
   YarnScaling,
 )
 from covrl.pretrained import family_fields, tensor_names
+from covrl.pretrained.config_values import check_values
 from covrl.pretrained.rope_config import Fields, read_rope, write_rope
 from covrl.pretrained.tensor_names import TensorNames
 
@@ -64,10 +65,12 @@ def model_config(fields: Fields, dtype: DTypeLike, file: str) -> ModelConfig:
 
   Raises:
     ValueError: architecture, activation or RoPE scaling are unknown, or a field
-      is missing.
+      is missing or out of range.
   """
   family = find_family(fields, file)
   try:
+    check_values(fields)
+    fields = _without_nulls(fields)
     settings: dict[str, Any] = _read_common(fields, family)
     settings |= read_rope(fields, family.theta) | family.read(fields)
     return ModelConfig(**settings, dtype=dtype, param_dtype=dtype)
@@ -80,6 +83,15 @@ def model_config(fields: Fields, dtype: DTypeLike, file: str) -> ModelConfig:
     raise ValueError(f'{file}: {error}') from None
 
 
+def _without_nulls(fields: Fields) -> dict[str, Any]:
+  """The fields that have a value, in nested objects too."""
+  return {
+    name: _without_nulls(value) if isinstance(value, Mapping) else value
+    for name, value in fields.items()
+    if value is not None
+  }
+
+
 def find_family(fields: Fields, file: str) -> Family:
   """The family of a config.json.
 
@@ -90,13 +102,14 @@ def find_family(fields: Fields, file: str) -> Family:
   Raises:
     ValueError: the architecture is unknown.
   """
-  architecture = (fields.get('architectures') or [None])[0]
+  names = fields.get('architectures')
+  architecture = names[0] if isinstance(names, list) and names else None
   for family in FAMILIES:
     if architecture == family.architecture:
       return family
   known = ', '.join(family.architecture for family in FAMILIES)
   raise ValueError(
-    f'{file}: the architecture must be one of {known}, got {architecture}'
+    f'{file}: the architecture must be one of {known}, got {str(architecture)[:80]}'
   )
 
 

@@ -176,10 +176,9 @@ def read_gemma3(fields: Fields) -> dict[str, Any]:
   period = fields.get('sliding_window_pattern', 6)
   windows = _windows(fields, lambda layer: (layer + 1) % period != 0)
   found = _read_gemma(fields) | windows | {'qk_norm': True}
-  if 'rope_parameters' not in fields:
-    theta = fields.get('rope_local_base_freq')
-    found['local_rope_theta'] = 10000.0 if theta is None else float(theta)
-  return found
+  local = fields.get('rope_parameters', {}).get('sliding_attention', {})
+  theta = local.get('rope_theta', fields.get('rope_local_base_freq', 1e4))
+  return found | {'local_rope_theta': float(theta)}
 
 
 def write_gemma(config: ModelConfig) -> dict[str, Any]:

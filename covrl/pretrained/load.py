@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loads pretrained policies from Hugging Face directories."""
+"""Loads pretrained policies from Hugging Face directories and GGUF files."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import jax.numpy as jnp
 from etils import epath
@@ -20,14 +21,13 @@ from covrl.pretrained.adapters import (
   lora_config,
 )
 from covrl.pretrained.families import find_family, model_config
+from covrl.pretrained.json_files import read_json
 from covrl.pretrained.load_sharded import load_arrays
 from covrl.pretrained.orbax_cache import has_orbax, load_orbax
 from covrl.pretrained.policy import PretrainedPolicy
-from covrl.pretrained.resolve import read_config_files, read_json, resolve
-from covrl.pretrained.tensors import Tensors
-
-# Tensors of older checkpoints that are computed from the configuration here.
-_DERIVED = ('rotary_emb.inv_freq',)
+from covrl.pretrained.redundant import has_own_head, redundant_tensors
+from covrl.pretrained.resolve import read_config_files, resolve
+from covrl.pretrained.weight_files import open_tensors
 
 
 def load_pretrained(
@@ -35,12 +35,13 @@ def load_pretrained(
   mesh: Mesh | None = None,
   dtype: DTypeLike | None = None,
 ) -> tuple[PretrainedPolicy, PyTree]:
-  """Loads a policy and its parameters from a Hugging Face directory.
+  """Loads a policy and its parameters from a Hugging Face directory or a GGUF file.
 
   Args:
     directory: a directory with `config.json` and safetensors files, or with a
       PEFT adapter, which is loaded together with its base model; or the name of
-      either on the Hugging Face hub.
+      either on the Hugging Face hub; or a GGUF file, whose weights are
+      dequantised.
     mesh: mesh to shard the parameters over; the default device unless given.
     dtype: floating-point dtype of parameters and activations, such as
       `jnp.float32` or `'bfloat16'`; the dtype in `config.json` unless given.
@@ -52,7 +53,8 @@ def load_pretrained(
 
   Raises:
     ValueError: a file or tensor is missing, incomplete, of another shape, or
-      unknown. The message names file, tensor, expected and actual value.
+      unknown, a number is not finite, or a field of `config.json` is invalid.
+      The message names file, tensor or field, expected and actual value.
   """
   policy = load_policy(directory, dtype)
   return policy, load_params(directory, policy, mesh)
@@ -75,10 +77,13 @@ def load_policy(
   fields, file = read_json(model / 'config.json')
   stored = fields.get('dtype') or fields.get('torch_dtype')
   config = model_config(fields, given or stored or 'float32', file)
+  files = read_config_files(model)
+  if config.tied_embeddings and has_own_head(model, find_family(fields, file)):
+    config = dataclasses.replace(config, tied_embeddings=False)
+    untied = {**fields, 'tie_word_embeddings': False}
+    files['config.json'] = f'{json.dumps(untied, indent=2)}\n'.encode()
   config = dataclasses.replace(config, lora=lora_config(directory))
-  return PretrainedPolicy(
-    config, files=read_config_files(model), origin=model_origin(directory)
-  )
+  return PretrainedPolicy(config, files=files, origin=model_origin(directory))
 
 
 def dtype_name(dtype: DTypeLike) -> str:
@@ -111,8 +116,8 @@ def model_origin(directory: epath.PathLike) -> str:
   if is_adapter(found):
     fields, _ = read_json(found / 'adapter_config.json')
     return model_origin(fields['base_model_name_or_path'])
-  is_path = storage.as_path(directory).is_dir()
-  return str(storage.absolute(found)) if is_path else str(directory)
+  path = storage.as_path(directory)
+  return str(storage.absolute(path)) if path.exists() else str(directory)
 
 
 def load_params(
@@ -153,13 +158,11 @@ def _load_base_params(
   if has_orbax(directory):
     return load_orbax(directory, policy, mesh)
   family = find_family(*read_json(directory / 'config.json'))
-  # Some checkpoints of models with tied embeddings store them twice.
-  is_tied = policy.config.tied_embeddings
-  tied_head = family.names['head'].name if is_tied else None
+  tensors = open_tensors(directory)
   return load_arrays(
     policy.abstract_params(mesh),
     family.names,
-    Tensors(directory),
-    is_optional=lambda name: name == tied_head or name.endswith(_DERIVED),
+    tensors,
+    redundant=redundant_tensors(tensors, family, policy.config),
     owner=f'{family.architecture} of this config.json',
   )

@@ -30,7 +30,7 @@ def load_arrays(
   names: TensorNames,
   tensors: Tensors,
   *,
-  is_optional: Callable[[str], bool],
+  redundant: Collection[str] = (),
   owner: str,
 ) -> PyTree:
   """Loads parameters, after checking names and shapes of all tensors.
@@ -40,7 +40,7 @@ def load_arrays(
       without a sharding are loaded to the default device.
     names: the family's tensor names.
     tensors: the checkpoint.
-    is_optional: whether a tensor of a name may be ignored.
+    redundant: names of tensors that the model needs not.
     owner: description of the model, for errors.
 
   Raises:
@@ -55,7 +55,7 @@ def load_arrays(
     for param in params
     for index in param.stack_indices
   }
-  _check_no_others(tensors, known, is_optional, owner)
+  _check_no_others(tensors, known | set(redundant), owner)
   leaves = [_load_param(param, tensors) for param in params]
   return jax.tree.unflatten(jax.tree.structure(abstract_params), leaves)
 
@@ -63,12 +63,11 @@ def load_arrays(
 def _check_no_others(
   tensors: Tensors,
   known: Collection[str],
-  is_optional: Callable[[str], bool],
   owner: str,
 ) -> None:
   """Checks that the checkpoint has no unknown tensors."""
   for name, file in tensors.files.items():
-    if name not in known and not is_optional(name):
+    if name not in known:
       raise ValueError(f'{file}: holds {name}, which no {owner} has')
 
 
@@ -103,7 +102,9 @@ def _load_param(param: MappedParam, tensors: Tensors) -> Array:
         starts, local_stack, local_index, strict=True
       )
     ]
-    tensor = tensors.read(param.tensor_name(stack_index), index[depth:])
+    tensor = tensors.read(
+      param.tensor_name(stack_index), index[depth:], param.array.dtype
+    )
     return tensor.reshape(*(1,) * depth, *tensor.shape)
 
   write_slice = _slice_writer(

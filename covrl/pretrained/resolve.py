@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
-from typing import Any
 
 from etils import epath
 
 from covrl import storage
+from covrl.pretrained.gguf import gguf_directory, is_gguf
+from covrl.pretrained.json_files import (
+  MAX_TOKENIZER_BYTES,
+  read_bytes,
+)
+from covrl.pretrained.json_files import read_json as read_json
 
 CONFIG_FILES = (
   'config.json',
@@ -31,18 +34,22 @@ def resolve(directory: epath.PathLike) -> epath.Path:
 
   Args:
     directory: a local path, a path in a bucket, or `owner/name` of a model if
-      no such path exists.
+      no such path exists; or the path of a GGUF file, for which a temporary
+      directory is made.
 
   Raises:
     ValueError: the directory does not exist, and is not the name of a model
-      that can be downloaded.
+      that can be downloaded; or the GGUF file is malformed or not supported.
   """
   path = storage.as_path(directory)
+  if is_gguf(path):
+    return gguf_directory(path)
   if path.is_dir():
     return path
   if not re.fullmatch(r'[\w.-]+/[\w.-]+', str(directory)):
     raise ValueError(
-      f'a directory or the name of a model (owner/name) is required, got'
+      'a directory, a .gguf file or the name of a model (owner/name) is'
+      ' required, got'
       f' {str(directory)!r}'
     )
   from huggingface_hub import snapshot_download
@@ -66,21 +73,7 @@ def resolve(directory: epath.PathLike) -> epath.Path:
 def read_config_files(directory: epath.Path) -> dict[str, bytes]:
   """Content of the configuration and tokenizer files, by name."""
   return {
-    name: (directory / name).read_bytes()
+    name: read_bytes(directory / name, MAX_TOKENIZER_BYTES)
     for name in CONFIG_FILES
-    if (directory / name).is_file()
+    if (directory / name).exists()
   }
-
-
-def read_json(file: epath.Path) -> tuple[Mapping[str, Any], str]:
-  """Fields of a required JSON file, and the file's name for errors.
-
-  Raises:
-    ValueError: the file is missing, or is not JSON.
-  """
-  if not file.is_file():
-    raise ValueError(f'{file.parent} must hold {file.name}, and does not')
-  try:
-    return json.loads(file.read_text()), str(file)
-  except json.JSONDecodeError as error:
-    raise ValueError(f'{file}: must be JSON, got {error}') from None

@@ -24,6 +24,9 @@ Fields = Mapping[str, Any]
 def read_rope(fields: Fields, theta: float) -> dict[str, Any]:
   """Converts the RoPE settings of a config.json to fields of a `ModelConfig`.
 
+  If a file has both, `rope_scaling` takes precedence over `rope_parameters`, as
+  in transformers.
+
   Args:
     fields: the fields of the config.json.
     theta: default of `rope_theta`.
@@ -33,23 +36,31 @@ def read_rope(fields: Fields, theta: float) -> dict[str, Any]:
     `local_rope_theta`.
 
   Raises:
-    ValueError: the type of scaling is unknown.
+    ValueError: the type of scaling is unknown or not supported.
   """
-  parameters = fields.get('rope_parameters')
-  if parameters is None:
-    scaling = fields.get('rope_scaling') or {}
-    found = {'rope_theta': float(fields.get('rope_theta') or theta)}
-    if fields.get('rope_local_base_freq') is not None:
-      found['local_rope_theta'] = float(fields['rope_local_base_freq'])
-  elif 'full_attention' in parameters:
-    scaling = parameters['full_attention']
-    local = parameters['sliding_attention']
-    found = {'rope_theta': float(scaling['rope_theta'])}
-    found['local_rope_theta'] = float(local['rope_theta'])
+  scaling = fields.get('rope_scaling') or {}
+  parameters = fields.get('rope_parameters') or {}
+  local_theta = fields.get('rope_local_base_freq')
+  if parameters.keys() & {'full_attention', 'sliding_attention'}:
+    given = {**parameters.get('full_attention', {}), **scaling}
+    local = parameters.get('sliding_attention', {})
+    local_theta = local.get('rope_theta', local_theta)
+    if _kind(local) != 'default':
+      raise ValueError(
+        f'rope_type of sliding_attention must be default, got {dict(local)}'
+      )
   else:
-    scaling = parameters
-    found = {'rope_theta': float(parameters['rope_theta'])}
-  return found | {'rope_scaling': _read_scaling(scaling, fields)}
+    given = scaling or parameters
+  theta = given.get('rope_theta', fields.get('rope_theta', theta))
+  found = {'rope_theta': float(theta)}
+  if local_theta is not None:
+    found['local_rope_theta'] = float(local_theta)
+  return found | {'rope_scaling': _read_scaling(given, fields)}
+
+
+def _kind(given: Fields) -> str:
+  """Type of scaling; older files name the field `type`."""
+  return given.get('rope_type', given.get('type', 'default'))
 
 
 def _read_scaling(given: Fields, fields: Fields) -> RopeScaling | None:
@@ -59,26 +70,33 @@ def _read_scaling(given: Fields, fields: Fields) -> RopeScaling | None:
     given: the dictionary.
     fields: the fields of the config.json.
   """
-  # Older files name the field `type`.
-  kind = given.get('rope_type', given.get('type', 'default'))
+  kind = _kind(given)
+  for each in (given, fields):
+    if each.get('partial_rotary_factor', 1) != 1:
+      raise ValueError(
+        'partial_rotary_factor must be 1, got'
+        f' {str(each["partial_rotary_factor"])[:80]}'
+      )
   if kind == 'default':
     return None
   if kind == 'linear':
     return LinearScaling(factor=float(given['factor']))
   if kind == 'llama3':
+    low, high = (given[f'{end}_freq_factor'] for end in ('low', 'high'))
+    if not low < high:
+      raise ValueError(
+        f'low_freq_factor must be below high_freq_factor, got {low} and {high}'
+      )
     return Llama3Scaling(
       factor=float(given['factor']),
-      original_length=given['original_max_position_embeddings'],
-      low=float(given['low_freq_factor']),
-      high=float(given['high_freq_factor']),
+      original_length=_original_length(given, fields),
+      low=float(low),
+      high=float(high),
     )
   if kind == 'yarn' and not given.get('mscale'):
     return YarnScaling(
       factor=float(given['factor']),
-      original_length=given.get(
-        'original_max_position_embeddings',
-        fields.get('max_position_embeddings', 0),
-      ),
+      original_length=_original_length(given, fields),
       fast=float(given.get('beta_fast') or 32),
       slow=float(given.get('beta_slow') or 1),
       attention_factor=given.get('attention_factor'),
@@ -86,8 +104,19 @@ def _read_scaling(given: Fields, fields: Fields) -> RopeScaling | None:
     )
   raise ValueError(
     'rope_type must be default, linear, llama3 or yarn (without mscale), got'
-    f' {dict(given)}'
+    f' {str(dict(given))[:200]}'
   )
+
+
+def _original_length(given: Fields, fields: Fields) -> int:
+  """Context length before scaling, from where transformers takes it."""
+  name = 'original_max_position_embeddings'
+  for each in (fields, given):
+    if name in each:
+      return each[name]
+  if 'max_position_embeddings' in fields:
+    return fields['max_position_embeddings']
+  raise KeyError(name)
 
 
 def write_rope(scaling: RopeScaling | None) -> dict[str, Any] | None:

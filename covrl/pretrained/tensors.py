@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads slices of tensors from a directory of safetensors files.
+"""Reads slices of tensors from the weight files of a checkpoint.
 
 The files are not memory-mapped, since every page read from a mapped file counts
 as the process's memory.
@@ -7,10 +7,11 @@ as the process's memory.
 
 from __future__ import annotations
 
-import json
+import abc
 import math
+import re
+import warnings
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,59 +19,36 @@ from etils import epath
 from jaxtyping import Shaped
 
 from covrl import storage
+from covrl.pretrained.json_files import read_json
+from covrl.pretrained.safetensors_header import FileTensor, read_header
 
-_DTYPES = {
-  'F64': np.dtype(np.float64),
-  'F32': np.dtype(np.float32),
-  'BF16': jnp.dtype(jnp.bfloat16),
-  'F16': np.dtype(np.float16),
-}
-# Bytes per read of whole rows if only a part of each row is needed.
+# Bytes per read of whole rows if only a part of each row is needed, or if rows
+# are converted or checked.
 _BLOCK_BYTES = 2**26
 
 
-class _Tensor(NamedTuple):
-  """Shape, dtype and position of a tensor in its file.
-
-  Attributes:
-    shape: shape of the tensor.
-    dtype: dtype of the tensor.
-    start: offset of the tensor in the file, in bytes.
-  """
-
-  shape: tuple[int, ...]
-  dtype: np.dtype
-  start: int
-
-
-class Tensors:
+class Tensors(abc.ABC):
   """The tensors of a checkpoint, read on demand.
 
   Attributes:
     files: file of each tensor, by the tensor's name.
   """
 
-  def __init__(self, directory: epath.PathLike, name: str = 'model') -> None:
-    """Reads the files' headers and checks that the files are complete.
+  files: Mapping[str, epath.Path]
 
-    Args:
-      directory: directory of the checkpoint.
-      name: name of the file, without `.safetensors`.
+  @abc.abstractmethod
+  def shape(self, name: str) -> tuple[int, ...]:
+    """Shape of a tensor."""
 
-    Raises:
-      ValueError: a file is missing, truncated, or lacks a tensor.
-    """
-    self.files: Mapping[str, epath.Path] = _find_files(
-      storage.as_path(directory), name
-    )
-    self._tensors: dict[str, _Tensor] = {}
-    for file in sorted(set(self.files.values())):
-      self._tensors |= _read_header(file)
-    for tensor, file in self.files.items():
-      if tensor not in self._tensors:
-        raise ValueError(
-          f'{file}: must hold {tensor}, as {_index_name(name)} says, and does not'
-        )
+  @abc.abstractmethod
+  def dtype(self, name: str) -> np.dtype:
+    """Dtype in which a tensor is read."""
+
+  @abc.abstractmethod
+  def read_rows(
+    self, name: str, first: int, last: int
+  ) -> Shaped[np.ndarray, '...']:
+    """Reads rows `first` to `last - 1` of the leading axis of a tensor."""
 
   def check(self, name: str, shape: tuple[int, ...]) -> None:
     """Checks that a tensor exists and has the expected shape.
@@ -84,113 +62,165 @@ class Tensors:
         f'the checkpoint must hold {name} of shape {shape}, and it is not in'
         f' {files}'
       )
-    if self._tensors[name].shape != shape:
+    if self.shape(name) != shape:
       raise ValueError(
         f'{self.files[name]}: {name} must have shape {shape}, got'
-        f' {self._tensors[name].shape}'
+        f' {self.shape(name)}'
       )
 
   def read(
-    self, name: str, part: tuple[slice, ...]
+    self, name: str, part: tuple[slice, ...], dtype: np.dtype | None = None
   ) -> Shaped[np.ndarray, '...']:
-    """Reads a part of a tensor, in the file's dtype.
+    """Reads a part of a tensor.
 
     Uses at most 64 MiB of memory besides the result.
 
     Args:
       name: name of the tensor.
       part: slice of each of its axes.
+      dtype: floating-point dtype that the caller converts the result to; that
+        of the result unless given.
+
+    Returns:
+      The part, in the tensor's own dtype.
+
+    Raises:
+      ValueError: a number is not finite, in the file or in `dtype`.
     """
-    tensor, file = self._tensors[name], self.files[name]
+    shape, own = self.shape(name), self.dtype(name)
     rows, *rest = (
-      range(*cut.indices(size))
-      for cut, size in zip(part, tensor.shape, strict=True)
+      range(*cut.indices(size)) for cut, size in zip(part, shape, strict=True)
     )
-    width = math.prod(tensor.shape[1:])
-
-    def read(first: int, last: int) -> Shaped[np.ndarray, '...']:
-      numbers = np.empty((last - first, *tensor.shape[1:]), tensor.dtype)
-      begin = tensor.start + first * width * tensor.dtype.itemsize
-      storage.read_into(file, begin, numbers)
-      return numbers
-
-    if math.prod(map(len, rest)) == width:
-      return read(rows.start, rows.stop)
     columns = tuple(slice(span.start, span.stop) for span in rest)
-    result = np.empty([len(rows), *map(len, rest)], tensor.dtype)
-    step = max(_BLOCK_BYTES // (width * tensor.dtype.itemsize), 1)
+    result = np.empty([len(rows), *map(len, rest)], own)
+    row_bytes = max(math.prod(shape[1:]) * own.itemsize, 1)
+    step = max(_BLOCK_BYTES // row_bytes, 1)
     for first in range(rows.start, rows.stop, step):
       last = min(first + step, rows.stop)
-      block = read(first, last)[:, *columns]
+      block = self.read_rows(name, first, last)[:, *columns]
+      _check_finite(block, dtype or own, f'{self.files[name]}: {name}')
       result[first - rows.start : last - rows.start] = block
     return result
+
+  def equal(self, name: str, other: str) -> bool:
+    """Whether two tensors hold the same numbers."""
+    shape = self.shape(name)
+    if shape != self.shape(other):
+      return False
+    row_bytes = max(math.prod(shape[1:]) * self.dtype(name).itemsize, 1)
+    step = max(_BLOCK_BYTES // row_bytes, 1)
+    return all(
+      np.array_equal(
+        self.read_rows(name, first, min(first + step, shape[0])),
+        self.read_rows(other, first, min(first + step, shape[0])),
+      )
+      for first in range(0, shape[0], step)
+    )
+
+
+class SafetensorsFiles(Tensors):
+  """The tensors of one or several safetensors files."""
+
+  def __init__(self, directory: epath.PathLike, name: str = 'model') -> None:
+    """Reads the files' headers and checks that the files are complete.
+
+    Args:
+      directory: directory of the checkpoint.
+      name: name of the file, without `.safetensors`.
+
+    Raises:
+      ValueError: a file is missing, malformed, or lacks a tensor.
+    """
+    directory = storage.as_path(directory)
+    files: dict[str, epath.Path] = {}
+    self._tensors: dict[str, FileTensor] = {}
+    indexed = _indexed_files(directory, name)
+    for file in sorted({directory / each for each in indexed.values()}):
+      for tensor, entry in read_header(file).items():
+        if tensor in files:
+          raise ValueError(
+            f'{file}: must not hold {tensor}, which {files[tensor]} holds'
+          )
+        files[tensor], self._tensors[tensor] = file, entry
+    for tensor, each in indexed.items():
+      if tensor and files.get(tensor) != directory / each:
+        raise ValueError(
+          f'{directory / each}: must hold {tensor}, as {_index_name(name)} says,'
+          ' and does not'
+        )
+    self.files = files
+
+  def shape(self, name: str) -> tuple[int, ...]:
+    """Shape of a tensor."""
+    return self._tensors[name].shape
+
+  def dtype(self, name: str) -> np.dtype:
+    """Dtype of a tensor in its file."""
+    return self._tensors[name].dtype
+
+  def read_rows(
+    self, name: str, first: int, last: int
+  ) -> Shaped[np.ndarray, '...']:
+    """Reads rows `first` to `last - 1` of the leading axis of a tensor."""
+    tensor = self._tensors[name]
+    numbers = np.empty((last - first, *tensor.shape[1:]), tensor.dtype)
+    width = math.prod(tensor.shape[1:])
+    begin = tensor.start + first * width * tensor.dtype.itemsize
+    storage.read_into(self.files[name], begin, numbers)
+    return numbers
+
+
+def _check_finite(
+  block: Shaped[np.ndarray, '...'], dtype: np.dtype, owner: str
+) -> None:
+  """Checks that numbers are finite, and stay so in another dtype."""
+  if not np.isfinite(block).all():
+    raise ValueError(f'{owner} must be finite, got {_first_bad(block)}')
+  if jnp.finfo(dtype).max < jnp.finfo(block.dtype).max:
+    with np.errstate(over='ignore'):
+      narrow = block.astype(dtype)
+    if not np.isfinite(narrow).all():
+      largest = float(np.abs(block.astype(np.float64)).max())
+      raise ValueError(
+        f'{owner} must be finite in {dtype.name}, got {largest:g}; load it in a'
+        ' wider dtype'
+      )
+
+
+def _first_bad(block: Shaped[np.ndarray, '...']) -> float:
+  return float(block[~np.isfinite(block)][0])
 
 
 def _index_name(name: str) -> str:
   return f'{name}.safetensors.index.json'
 
 
-def _find_files(directory: epath.Path, name: str) -> dict[str, epath.Path]:
-  """File of each tensor, from the index if there are several files."""
+def _indexed_files(directory: epath.Path, name: str) -> dict[str, str]:
+  """Name of each tensor's file; the key is empty without an index.
+
+  A single file takes precedence over an index, as in transformers.
+  """
   index = directory / _index_name(name)
   single = directory / f'{name}.safetensors'
-  if index.is_file():
-    try:
-      names = json.loads(index.read_text())['weight_map']
-    except (ValueError, KeyError):
-      raise ValueError(
-        f'{index}: must be JSON with a weight_map, and is not'
-      ) from None
-    return {tensor: directory / file for tensor, file in names.items()}
-  if not single.is_file():
+  if single.exists():
+    if index.exists():
+      warnings.warn(
+        f'{index} is not read, since {single.name} is beside it', stacklevel=4
+      )
+    return {'': single.name}
+  if not index.exists():
     raise ValueError(
       f'{directory} must hold {single.name} or {index.name}, and holds neither'
     )
-  return dict.fromkeys(_read_header(single), single)
-
-
-def _read_header(file: epath.Path) -> dict[str, _Tensor]:
-  """Reads the header of a file and checks the size of the file.
-
-  Raises:
-    ValueError: the file is missing, truncated, or has an unsupported dtype.
-  """
-  if not file.is_file():
-    raise ValueError(f'{file}: is part of the checkpoint, and is not there')
-  file_size = storage.file_size(file)
-  with storage.open_binary(file) as stream:
-    size = int.from_bytes(stream.read(8), 'little')
-    if file_size < 8 or size > file_size - 8:
+  files = read_json(index)[0].get('weight_map')
+  if not isinstance(files, dict) or not files:
+    raise ValueError(f'{index}: must have a weight_map of tensors, got none')
+  for tensor, file in files.items():
+    if not isinstance(file, str) or not re.fullmatch(
+      r'[^/\\\x00]+\.safetensors', file
+    ):
       raise ValueError(
-        f'{file}: must have a header of {size} bytes after the first 8, got'
-        f' {file_size} bytes in all'
+        f'{index}: {tensor} must be in a .safetensors file of the same'
+        f' directory, got {str(file)[:80]!r}'
       )
-    try:
-      header = json.loads(stream.read(size))
-    except ValueError:
-      raise ValueError(
-        f'{file}: must begin with a header of JSON, and does not'
-      ) from None
-  header.pop('__metadata__', None)
-  ends = [entry['data_offsets'][1] for entry in header.values()]
-  expected = 8 + size + max(ends, default=0)
-  if file_size != expected:
-    last = max(header, key=lambda name: header[name]['data_offsets'][1])
-    raise ValueError(
-      f'{file}: must have {expected} bytes, {last} being the last of its'
-      f' tensors, got {file_size}'
-    )
-  for name, entry in header.items():
-    if entry['dtype'] not in _DTYPES:
-      raise ValueError(
-        f'{file}: {name} must be one of {", ".join(_DTYPES)}, got'
-        f' {entry["dtype"]}'
-      )
-  return {
-    name: _Tensor(
-      tuple(entry['shape']),
-      _DTYPES[entry['dtype']],
-      8 + size + entry['data_offsets'][0],
-    )
-    for name, entry in header.items()
-  }
+  return files

@@ -25,6 +25,7 @@ from covrl.pretrained import (
   load_pretrained,
   save_adapters,
   save_pretrained,
+  with_source_dtype,
 )
 
 NAMES = ('qwen2_lora', 'mistral_lora')
@@ -139,6 +140,22 @@ def test_adapters_stay_float32_beside_bfloat16_matrices():
   adapters, frozen = policy.split(params)
   assert dtypes(adapters) == {'float32'}
   assert dtypes(frozen) == dtypes(policy.merge(params)) == {'bfloat16'}
+
+
+def test_merged_weights_have_the_dtype_of_the_source():
+  policy, params = load_pretrained('qwen2_lora', dtype='bfloat16')
+  again, wide = with_source_dtype(policy, params, 'qwen2_lora')
+  assert again.config.param_dtype == 'float32'
+  assert again.config.dtype == 'bfloat16'
+  merged = again.merge(wide)
+  assert dtypes(merged) == {'float32'}
+  exact, exact_params = loaded('qwen2_lora')
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6),
+    merged,
+    exact.merge(exact_params),
+  )
+  assert with_source_dtype(exact, exact_params, 'qwen2_lora')[1] is exact_params
 
 
 def dtypes(tree):

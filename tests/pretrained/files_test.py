@@ -143,10 +143,10 @@ def test_reads_replicated_slices_once(monkeypatch):
   parts = []
   read = Tensors.read
 
-  def counted(self, name, part):
+  def counted(self, name, part, dtype):
     if name == GATE:
       parts.append(tuple(range(24)[cut] for cut in part))
-    return read(self, name, part)
+    return read(self, name, part, dtype)
 
   monkeypatch.setattr(Tensors, 'read', counted)
   load_pretrained(MODELS / 'qwen2', make_mesh((4, 2, 1)))
@@ -201,6 +201,23 @@ def test_failed_writes_leave_nothing_behind(tmp_path, monkeypatch):
   with pytest.raises(OSError, match='full'):
     save_pretrained(tmp_path / 'out', policy, params)
   assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('output_format', ['model', 'orbax'])
+def test_files_have_the_mode_of_the_umask(output_format, tmp_path):
+  (tmp_path / 'usual').write_text('')
+  (tmp_path / 'folder').mkdir()
+  convert(*loaded('mistral'), tmp_path / 'out', output_format=output_format)
+  modes = {
+    is_directory: {
+      path.stat().st_mode
+      for path in (tmp_path / 'out').rglob('*')
+      if path.is_dir() == is_directory
+    }
+    for is_directory in (False, True)
+  }
+  assert modes[False] == {(tmp_path / 'usual').stat().st_mode}
+  assert modes[True] <= {(tmp_path / 'folder').stat().st_mode}
 
 
 def test_refuses_to_overwrite(tmp_path):
@@ -271,7 +288,7 @@ def test_names_a_missing_field(tmp_path):
 def test_names_a_missing_shard(tmp_path):
   directory = copy_of('llama3', tmp_path)
   (directory / 'model-00002-of-00002.safetensors').unlink()
-  with pytest.raises(ValueError, match=r'00002-of-00002\S+: is part of the'):
+  with pytest.raises(ValueError, match=r'00002-of-00002\S+: must be part of'):
     load_pretrained(directory)
 
 
@@ -287,16 +304,25 @@ def test_names_a_truncated_file(tmp_path):
   with pytest.raises(ValueError, match=r'model\.safetensors: must have a head'):
     load_pretrained(directory)
   file.write_bytes((4).to_bytes(8, 'little') + b'{{{{')
-  with pytest.raises(ValueError, match='must begin with a header of JSON'):
+  with pytest.raises(ValueError, match='the header must be JSON'):
     load_pretrained(directory)
 
 
 def test_names_an_invalid_index(tmp_path):
   directory = copy_of('llama3', tmp_path)
   index = directory / 'model.safetensors.index.json'
-  for text in ('{', '{}'):
+  for text, message in (
+    ('{', 'must be JSON'),
+    ('[]', 'must be a JSON object, got a list'),
+    ('{}', 'must have a weight_map'),
+    ('{"weight_map": []}', 'must have a weight_map'),
+    ('{"weight_map": {"a": 3}}', 'a must be in a .safetensors file'),
+    ('{"weight_map": {"a": "/etc/passwd"}}', ".*got '/etc/passwd'"),
+    ('{"weight_map": {"a": "../b.safetensors"}}', '.*of the same directory'),
+    ('{"weight_map": {"a": "/b.safetensors"}}', '.*of the same directory'),
+  ):
     index.write_text(text)
-    with pytest.raises(ValueError, match=r'index\.json: must be JSON with a'):
+    with pytest.raises(ValueError, match=rf'index\.json: {message}'):
       load_pretrained(directory)
 
 

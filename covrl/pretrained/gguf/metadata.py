@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Typed access to the metadata of a GGUF file."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, overload
+
+_T = TypeVar('_T')
+
+
+@dataclasses.dataclass(frozen=True)
+class Metadata:
+  """The fields of a file.
+
+  Every method takes the name of a field and a value that stands in for an
+  absent one.
+
+  Attributes:
+    file: name of the file, for errors.
+    fields: numbers, texts, and lists of either, by name.
+
+  Raises:
+    ValueError: from every method, if the field has another type, or is absent
+      without a default.
+
+  >>> Metadata('a.gguf', {'llama.block_count': 'x'}).integer('llama.block_count')
+  Traceback (most recent call last):
+  ValueError: a.gguf: llama.block_count must be an integer, got x
+  """
+
+  file: str
+  fields: Mapping[str, Any]
+
+  @overload
+  def integer(self, name: str, /) -> int: ...
+  @overload
+  def integer(self, name: str, default: _T, /) -> int | _T: ...
+  def integer(self, name: str, /, *default: Any) -> Any:
+    """An integer of at least 0."""
+    return self._get(name, 'an integer', _is_count, default)
+
+  @overload
+  def number(self, name: str, /) -> float: ...
+  @overload
+  def number(self, name: str, default: _T, /) -> float | _T: ...
+  def number(self, name: str, /, *default: Any) -> Any:
+    """A finite number."""
+    return self._get(name, 'a finite number', _is_number, default)
+
+  @overload
+  def flag(self, name: str, /) -> bool: ...
+  @overload
+  def flag(self, name: str, default: _T, /) -> bool | _T: ...
+  def flag(self, name: str, /, *default: Any) -> Any:
+    """A truth value."""
+    return self._get(name, 'true or false', _is_flag, default)
+
+  @overload
+  def text(self, name: str, /) -> str: ...
+  @overload
+  def text(self, name: str, default: _T, /) -> str | _T: ...
+  def text(self, name: str, /, *default: Any) -> Any:
+    """A text."""
+    return self._get(name, 'a text', _is_text, default)
+
+  def texts(self, name: str) -> list[str]:
+    """A list of texts."""
+    return self._get(name, 'a list of texts', _are(_is_text), ())
+
+  def integers(self, name: str) -> list[int]:
+    """A list of integers of at least 0."""
+    return self._get(name, 'a list of integers', _are(_is_count), ())
+
+  def numbers(self, name: str) -> list[float]:
+    """A list of finite numbers."""
+    return self._get(name, 'a list of numbers', _are(_is_number), ())
+
+  def refuse(self, name: str, wanted: str) -> ValueError:
+    """The error for a field with an unsupported value."""
+    found = str(self.fields.get(name, 'none'))[:80]
+    return ValueError(f'{self.file}: {name} must be {wanted}, got {found}')
+
+  def _get(
+    self,
+    name: str,
+    wanted: str,
+    fits: Callable[[Any], bool],
+    default: tuple[Any, ...],
+  ) -> Any:
+    if name not in self.fields and default:
+      return default[0]
+    if name not in self.fields or not fits(self.fields[name]):
+      raise self.refuse(name, wanted)
+    return self.fields[name]
+
+
+def _is_count(value: Any) -> bool:
+  return type(value) is int and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+  return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_flag(value: Any) -> bool:
+  return type(value) is bool
+
+
+def _is_text(value: Any) -> bool:
+  return isinstance(value, str)
+
+
+def _are(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+  """Whether a value is a list of fitting values."""
+  return lambda value: isinstance(value, list) and all(map(fits, value))

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rebuilds a sentencepiece model from the metadata of a GGUF file.
+
+A sentencepiece model is a protocol buffer; what it needs of the format is
+written here.
+
+References:
+  https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto
+"""
+
+from __future__ import annotations
+
+import struct
+
+from covrl.pretrained.gguf.metadata import Metadata
+
+_PREFIX = 'tokenizer.ggml'
+_BYTE = 6
+# Numbers of messages and fields in the protocol buffer.
+_PIECE, _TRAINER, _NORMALIZER = 1, 2, 3
+_BPE = 2
+
+
+def sentencepiece_model(
+  metadata: Metadata, tokens: list[str], types: list[int]
+) -> bytes:
+  """A sentencepiece model with the tokens, scores and types of a file.
+
+  Args:
+    metadata: the file's metadata.
+    tokens: the tokens.
+    types: the type of each token, numbered as in sentencepiece.
+
+  Raises:
+    ValueError: the tokens are not those of a sentencepiece model.
+  """
+  import sentencepiece
+
+  scores = metadata.numbers(f'{_PREFIX}.scores')
+  if len(scores) != len(tokens):
+    raise metadata.refuse(f'{_PREFIX}.scores', f'{len(tokens)} numbers')
+  if not all(1 <= kind <= _BYTE for kind in types):
+    raise metadata.refuse(f'{_PREFIX}.token_type', f'numbers of 1 to {_BYTE}')
+  pieces = [
+    _message(
+      _PIECE,
+      _text(1, token) + _float(2, score) + _integer(3, kind),
+    )
+    for token, score, kind in zip(tokens, scores, types, strict=True)
+  ]
+  model = b''.join(
+    (
+      *pieces,
+      _message(_TRAINER, _trainer(metadata, tokens, _BYTE in types)),
+      _message(_NORMALIZER, _normalizer(metadata)),
+    )
+  )
+  try:
+    sentencepiece.SentencePieceProcessor(model_proto=model)
+  except (RuntimeError, ValueError) as error:
+    reason = ' '.join(str(error).split())[:120]
+    raise metadata.refuse(
+      f'{_PREFIX}.tokens', f'those of a sentencepiece model ({reason})'
+    ) from None
+  return model
+
+
+def _trainer(metadata: Metadata, tokens: list[str], has_bytes: bool) -> bytes:
+  """Kind of the model, and its special tokens."""
+  fields = _integer(3, _BPE) + _integer(4, len(tokens))
+  fields += _integer(35, int(has_bytes))
+  names = {'unknown': (40, 45), 'bos': (41, 46), 'eos': (42, 47)}
+  for name, (id_field, piece_field) in names.items():
+    field = f'{_PREFIX}.{name}_token_id'
+    token = metadata.integer(field, 0 if name == 'unknown' else None)
+    if token is not None:
+      if token >= len(tokens):
+        raise metadata.refuse(
+          field, f'below {len(tokens)}, the number of tokens'
+        )
+      fields += _integer(id_field, token) + _text(piece_field, tokens[token])
+  return fields
+
+
+def _normalizer(metadata: Metadata) -> bytes:
+  """Treatment of blanks; texts are not normalised."""
+  adds_blank = metadata.flag(f'{_PREFIX}.add_space_prefix', True)
+  removes = metadata.flag(f'{_PREFIX}.remove_extra_whitespaces', False)
+  return (
+    _text(1, 'identity')
+    + _integer(3, int(adds_blank))
+    + _integer(4, int(removes))
+    + _integer(5, 1)
+  )
+
+
+def _integer(field: int, value: int) -> bytes:
+  return _varint(field << 3) + _varint(value)
+
+
+def _float(field: int, value: float) -> bytes:
+  return _varint(field << 3 | 5) + struct.pack('<f', value)
+
+
+def _text(field: int, value: str) -> bytes:
+  return _message(field, value.encode())
+
+
+def _message(field: int, content: bytes) -> bytes:
+  return _varint(field << 3 | 2) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+  """An integer in groups of seven bits, lowest first.
+
+  >>> _varint(300).hex()
+  'ac02'
+  """
+  groups = bytearray()
+  while value > 127:
+    groups.append(value & 127 | 128)
+    value >>= 7
+  return bytes((*groups, value))

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rebuilds a tokenizer's files from the metadata of a GGUF file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import tokenizers
+from tokenizers import (
+  AddedToken,
+  Regex,
+  normalizers,
+  pre_tokenizers,
+  processors,
+)
+
+from covrl.pretrained.gguf.metadata import Metadata
+from covrl.pretrained.gguf.sentencepiece import sentencepiece_model
+
+_PREFIX = 'tokenizer.ggml'
+# Types of tokens, as in sentencepiece: normal ones are 1, bytes are 6.
+_UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5
+
+# How tokenizers split a text into words, in the notation of the library
+# tokenizers. They differ in the number of digits of a word.
+_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_WORDS = (
+  rf'{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}%s'
+  r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
+)
+
+
+class _Splitting(NamedTuple):
+  """Preparation of texts by a family of byte-level tokenizers.
+
+  Attributes:
+    pattern: pattern of words; empty for that of GPT-2.
+    single_digits: whether each digit is a word, before the pattern applies.
+    normalises: whether texts are brought to Unicode's form NFC.
+    whole_words: whether words in the vocabulary are taken without merging.
+    adds_bos: whether texts begin with a BOS token, unless the file says.
+  """
+
+  pattern: str = ''
+  single_digits: bool = False
+  normalises: bool = False
+  whole_words: bool = False
+  adds_bos: bool = False
+
+
+_LLAMA3 = _Splitting(_WORDS % '{1,3}', whole_words=True, adds_bos=True)
+_SPLITTINGS: Mapping[str, _Splitting] = {
+  'gpt-2': _Splitting(),
+  'llama-bpe': _LLAMA3,
+  'llama3': _LLAMA3,
+  'llama-v3': _LLAMA3,
+  'qwen2': _Splitting(_WORDS % '', normalises=True),
+  'deepseek-r1-qwen': _Splitting(_WORDS % '', normalises=True),
+  'smollm': _Splitting(single_digits=True),
+}
+
+
+def tokenizer_files(metadata: Metadata, vocab_size: int) -> dict[str, bytes]:
+  """Files of a tokenizer, by name, as in a directory of transformers.
+
+  Args:
+    metadata: the metadata of a GGUF file.
+    vocab_size: number of rows of the embedding.
+
+  Raises:
+    ValueError: the tokenizer is of another kind or larger, or a field is missing or
+      malformed; the message names the field.
+  """
+  kind = metadata.text(f'{_PREFIX}.model')
+  tokens = metadata.texts(f'{_PREFIX}.tokens')
+  if len(tokens) > vocab_size:
+    raise ValueError(
+      f'{metadata.file}: {_PREFIX}.tokens must be at most {vocab_size}, the rows'
+      f' of token_embd.weight, got {len(tokens)}'
+    )
+  types = metadata.integers(f'{_PREFIX}.token_type')
+  if len(types) != len(tokens):
+    raise metadata.refuse(f'{_PREFIX}.token_type', f'{len(tokens)} types')
+  if kind == 'gpt2':
+    adds_bos = _adds_bos(metadata, _splitting(metadata).adds_bos)
+    tokenizer = _byte_level(metadata, tokens, types, adds_bos)
+    files = {'tokenizer.json': tokenizer.to_str().encode()}
+    class_name = 'PreTrainedTokenizerFast'
+  elif kind == 'llama':
+    adds_bos = _adds_bos(metadata, True)
+    files = {'tokenizer.model': sentencepiece_model(metadata, tokens, types)}
+    class_name = 'LlamaTokenizer'
+  else:
+    raise metadata.refuse(f'{_PREFIX}.model', 'gpt2 or llama')
+  special = {
+    f'{name}_token': tokens[token]
+    for name, token in _special_ids(metadata, tokens).items()
+  }
+  config = {
+    'tokenizer_class': class_name,
+    'add_bos_token': adds_bos,
+    'clean_up_tokenization_spaces': False,
+    **special,
+  }
+  files['tokenizer_config.json'] = _to_json(config)
+  files['generation_config.json'] = _to_json(_generation(metadata, tokens))
+  template = metadata.text('tokenizer.chat_template', '')
+  if template:
+    files['chat_template.jinja'] = template.encode()
+  return files
+
+
+def _to_json(fields: Mapping[str, Any]) -> bytes:
+  return f'{json.dumps(fields, indent=2, ensure_ascii=False)}\n'.encode()
+
+
+def _splitting(metadata: Metadata) -> _Splitting:
+  """Preparation of texts by the tokenizer of a file."""
+  name = metadata.text(f'{_PREFIX}.pre')
+  if name not in _SPLITTINGS:
+    raise metadata.refuse(f'{_PREFIX}.pre', f'one of {", ".join(_SPLITTINGS)}')
+  return _SPLITTINGS[name]
+
+
+def _adds_bos(metadata: Metadata, default: bool) -> bool:
+  """Whether texts begin with a BOS token."""
+  if metadata.flag(f'{_PREFIX}.add_eos_token', False):
+    raise metadata.refuse(f'{_PREFIX}.add_eos_token', 'false')
+  return metadata.flag(f'{_PREFIX}.add_bos_token', default)
+
+
+def _token_id(metadata: Metadata, name: str, tokens: list[str]) -> int | None:
+  """Id of a special token, or `None`."""
+  field = f'{_PREFIX}.{name}_token_id'
+  found = metadata.integer(field, None)
+  if found is not None and found >= len(tokens):
+    raise metadata.refuse(field, f'below {len(tokens)}, the number of tokens')
+  return found
+
+
+def _special_ids(metadata: Metadata, tokens: list[str]) -> dict[str, int]:
+  """Ids of special tokens, by their names in transformers."""
+  names = {'bos': 'bos', 'eos': 'eos', 'unk': 'unknown', 'pad': 'padding'}
+  found = {
+    name: _token_id(metadata, field, tokens) for name, field in names.items()
+  }
+  return {name: token for name, token in found.items() if token is not None}
+
+
+def _generation(metadata: Metadata, tokens: list[str]) -> dict[str, Any]:
+  """Fields of generation_config.json: the tokens that end a response."""
+  # The end of a turn, where it is not the end of a text.
+  ends = [_token_id(metadata, name, tokens) for name in ('eos', 'eot', 'eom')]
+  unique = list(dict.fromkeys(token for token in ends if token is not None))
+  if not unique:
+    raise metadata.refuse(f'{_PREFIX}.eos_token_id', 'the id of a token')
+  special = _special_ids(metadata, tokens)
+  return {
+    'eos_token_id': unique if len(unique) > 1 else unique[0],
+    **{
+      f'{name}_token_id': special[name]
+      for name in ('bos', 'pad')
+      if name in special
+    },
+  }
+
+
+def _byte_level(
+  metadata: Metadata, tokens: list[str], types: list[int], adds_bos: bool
+) -> tokenizers.Tokenizer:
+  """A byte-level BPE tokenizer, like those of GPT-2, Llama 3 and Qwen."""
+  splitting = _splitting(metadata)
+  vocabulary: dict[str, int] = {}
+  for token, text in enumerate(tokens):
+    # Unused tokens fill the embedding; they stand for no text.
+    if types[token] != _UNUSED:
+      if text in vocabulary:
+        raise metadata.refuse(
+          f'{_PREFIX}.tokens', f'without {text[:40]!r} twice'
+        )
+      vocabulary[text] = token
+  model = tokenizers.models.BPE(
+    vocabulary,
+    _merges(metadata, vocabulary),
+    fuse_unk=False,
+    byte_fallback=False,
+    ignore_merges=splitting.whole_words,
+  )
+  tokenizer = tokenizers.Tokenizer(model)
+  if splitting.normalises:
+    tokenizer.normalizer = normalizers.NFC()
+  tokenizer.pre_tokenizer = _pre_tokenizer(splitting)
+  tokenizer.decoder = tokenizers.decoders.ByteLevel()
+  _add_special(tokenizer, tokens, types)
+  byte_level = processors.ByteLevel(trim_offsets=False)
+  tokenizer.post_processor = byte_level
+  if adds_bos:
+    bos = _token_id(metadata, 'bos', tokens)
+    if bos is None:
+      raise metadata.refuse(f'{_PREFIX}.bos_token_id', 'the id of a token')
+    template = processors.TemplateProcessing(
+      single=f'{tokens[bos]}:0 $A:0',
+      pair=f'{tokens[bos]}:0 $A:0 {tokens[bos]}:1 $B:1',
+      special_tokens=[(tokens[bos], bos)],
+    )
+    tokenizer.post_processor = processors.Sequence([byte_level, template])
+  return tokenizer
+
+
+def _pre_tokenizer(splitting: _Splitting) -> pre_tokenizers.PreTokenizer:
+  """Splits a text into words, and writes words as bytes."""
+  steps: list[Any] = []
+  if splitting.single_digits:
+    steps.append(pre_tokenizers.Digits(individual_digits=True))
+  if splitting.pattern:
+    steps.append(pre_tokenizers.Split(Regex(splitting.pattern), 'isolated'))
+  steps.append(
+    pre_tokenizers.ByteLevel(
+      add_prefix_space=False, use_regex=not splitting.pattern
+    )
+  )
+  return pre_tokenizers.Sequence(steps)
+
+
+def _merges(
+  metadata: Metadata, vocabulary: Mapping[str, int]
+) -> list[tuple[str, str]]:
+  """Pairs of tokens to merge, in order."""
+  field = f'{_PREFIX}.merges'
+  merges: list[tuple[str, str]] = []
+  for index, text in enumerate(metadata.texts(field)):
+    # The first token has at least one character, which may be a blank.
+    middle = text.find(' ', 1)
+    left, right = text[:middle], text[middle + 1 :]
+    known = {left, right, left + right} <= vocabulary.keys()
+    if middle < 0 or not known:
+      raise ValueError(
+        f'{metadata.file}: element {index} of {field} must be two tokens that'
+        f' make a third, got {text[:80]!r}'
+      )
+    merges.append((left, right))
+  return merges
+
+
+def _add_special(
+  tokenizer: tokenizers.Tokenizer, tokens: list[str], types: list[int]
+) -> None:
+  """Marks tokens that are never split, and those without text."""
+  for kinds, special in (
+    ((_CONTROL, _UNKNOWN), True),
+    ((_USER_DEFINED,), False),
+  ):
+    added = [
+      AddedToken(text, special=special, normalized=False)
+      for text, kind in zip(tokens, types, strict=True)
+      if kind in kinds and text
+    ]
+    if special:
+      tokenizer.add_special_tokens(added)
+    else:
+      tokenizer.add_tokens(added)

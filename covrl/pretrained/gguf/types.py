@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Types of tensors in GGUF files: blocks of quantised numbers."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+
+class TensorType(NamedTuple):
+  """A type of tensors.
+
+  Attributes:
+    code: number of the type in a file.
+    name: name of the type, such as `Q4_1`.
+    block_size: numbers per block.
+    block_bytes: bytes per block.
+  """
+
+  code: int
+  name: str
+  block_size: int
+  block_bytes: int
+
+  def dequantise(
+    self, rows: UInt8[np.ndarray, 'rows bytes']
+  ) -> Float[np.ndarray, 'rows columns']:
+    """Converts the bytes of rows to float32."""
+    kind = _library().GGMLQuantizationType(self.code)
+    return np.asarray(_library().quants.dequantize(rows, kind), np.float32)
+
+
+def tensor_type(code: int, owner: str) -> TensorType:
+  """The type of a number in a file.
+
+  Args:
+    code: number of the type.
+    owner: file and tensor, for errors.
+
+  Raises:
+    ValueError: the type is unknown, or cannot be dequantised.
+  """
+  found = _find_type(code)
+  if found is None:
+    known = [_find_type(each) for each in range(64)]
+    names = ', '.join(each.name for each in known if each is not None)
+    raise ValueError(f'{owner} must have a type of {names}, got {_name(code)}')
+  return found
+
+
+@functools.cache
+def _find_type(code: int) -> TensorType | None:
+  """The type of a code, or `None` if it cannot be dequantised."""
+  try:
+    kind = _library().GGMLQuantizationType(code)
+  except ValueError:
+    return None
+  block_size, block_bytes = _library().GGML_QUANT_SIZES[kind]
+  found = TensorType(code, kind.name, block_size, block_bytes)
+  try:
+    found.dequantise(np.zeros((1, block_bytes), np.uint8))
+  except NotImplementedError:
+    return None
+  return found
+
+
+def _name(code: int) -> str:
+  """Name of a type for errors."""
+  try:
+    return _library().GGMLQuantizationType(code).name
+  except ValueError:
+    return f'number {code}'
+
+
+@functools.cache
+def _library() -> Any:
+  """The library `gguf`.
+
+  Raises:
+    ValueError: it is not installed.
+  """
+  try:
+    import gguf
+  except ModuleNotFoundError:
+    raise ValueError(
+      "GGUF files need the library gguf: pip install 'covrl[gguf]'"
+    ) from None
+  return gguf

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads and checks headers of safetensors files.
+
+A file is eight bytes with the size of the header, the header, a JSON object
+with dtype, shape and position of each tensor, and the tensors' bytes without
+gaps.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeGuard
+
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from covrl import storage
+from covrl.pretrained.json_files import (
+  MAX_JSON_BYTES,
+  is_regular_file,
+  parse_json,
+)
+
+DTYPES = {
+  'F64': np.dtype(np.float64),
+  'F32': np.dtype(np.float32),
+  'BF16': jnp.dtype(jnp.bfloat16),
+  'F16': np.dtype(np.float16),
+}
+# Tensors of one file, at most; the largest published files have some thousands.
+MAX_TENSORS = 2**17
+
+
+class FileTensor(NamedTuple):
+  """Shape, dtype and position of a tensor in its file.
+
+  Attributes:
+    shape: shape of the tensor.
+    dtype: dtype of the tensor.
+    start: offset of the tensor in the file, in bytes.
+  """
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  start: int
+
+
+def read_header(file: epath.Path) -> dict[str, FileTensor]:
+  """Reads the header of a file, and checks it against the size of the file.
+
+  Nothing is allocated for a header that is larger than allowed.
+
+  Raises:
+    ValueError: the file is missing, is not a regular file, is truncated, or
+      its header is malformed; the message names file and tensor.
+  """
+  if not is_regular_file(file):
+    what = 'a regular file' if file.exists() else 'part of the checkpoint'
+    found = 'is not' if file.exists() else 'is not there'
+    raise ValueError(f'{file}: must be {what}, and {found}')
+  file_size = storage.file_size(file)
+  with storage.open_binary(file) as stream:
+    size = int.from_bytes(stream.read(8), 'little')
+    if file_size < 8 or size > file_size - 8:
+      raise ValueError(
+        f'{file}: must have a header of {size} bytes after the first 8, got'
+        f' {file_size} bytes in all'
+      )
+    if size > MAX_JSON_BYTES:
+      raise ValueError(
+        f'{file}: must have a header of at most {MAX_JSON_BYTES} bytes, got'
+        f' {size}'
+      )
+    header = dict(parse_json(stream.read(size), f'{file}: the header'))
+  header.pop('__metadata__', None)
+  if len(header) > MAX_TENSORS:
+    raise ValueError(
+      f'{file}: must hold at most {MAX_TENSORS} tensors, got {len(header)}'
+    )
+  entries = {
+    name: _check_entry(f'{file}: {name}', entry)
+    for name, entry in header.items()
+  }
+  _check_positions(file, entries, file_size - 8 - size)
+  return {
+    name: FileTensor(entry.shape, entry.dtype, 8 + size + entry.begin)
+    for name, entry in entries.items()
+  }
+
+
+class _Entry(NamedTuple):
+  """A checked entry of a header; positions are relative to its end."""
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  begin: int
+  end: int
+
+
+def _check_entry(owner: str, entry: Any) -> _Entry:
+  """Checks one entry of a header by itself.
+
+  Args:
+    owner: file and tensor, for errors.
+    entry: the decoded JSON.
+  """
+  if not isinstance(entry, Mapping):
+    raise ValueError(f'{owner} must have dtype, shape and data_offsets')
+  dtype, shape = entry.get('dtype'), entry.get('shape')
+  offsets = entry.get('data_offsets')
+  if not isinstance(dtype, str) or dtype not in DTYPES:
+    raise ValueError(
+      f'{owner} must be one of {", ".join(DTYPES)}, got {str(dtype)[:40]}'
+    )
+  if not _are_sizes(shape):
+    raise ValueError(
+      f'{owner}: shape must be a list of sizes, got {str(shape)[:80]}'
+    )
+  if not _are_sizes(offsets) or len(offsets) != 2:
+    raise ValueError(
+      f'{owner}: data_offsets must be two positions, got {str(offsets)[:80]}'
+    )
+  begin, end = offsets
+  wanted = math.prod(shape) * DTYPES[dtype].itemsize
+  if end - begin != wanted:
+    raise ValueError(
+      f'{owner}: must have {wanted} bytes, as its shape {tuple(shape)} and'
+      f' dtype {dtype} need, got data_offsets {offsets}'
+    )
+  return _Entry(tuple(shape), DTYPES[dtype], begin, end)
+
+
+def _are_sizes(value: Any) -> TypeGuard[list[int]]:
+  """Whether a value is a list of integers of at least 0."""
+  return isinstance(value, list) and all(
+    type(size) is int and size >= 0 for size in value
+  )
+
+
+def _check_positions(
+  file: epath.Path, entries: Mapping[str, _Entry], data_size: int
+) -> None:
+  """Checks that tensors fill the data without overlaps and gaps."""
+  order = sorted(entries, key=lambda name: entries[name][2:])
+  last, size = '', 0
+  if order:
+    last, size = order[-1], entries[order[-1]].end
+  if data_size != size:
+    start = storage.file_size(file) - data_size
+    raise ValueError(
+      f'{file}: must have {start + size} bytes, {last or "none"} being the last'
+      f' of its tensors, got {start + data_size}'
+    )
+  if order and entries[order[0]].begin:
+    raise ValueError(
+      f'{file}: {order[0]} must begin at 0, as the first of the tensors, got'
+      f' {entries[order[0]].begin}'
+    )
+  for before, name in itertools.pairwise(order):
+    if entries[name].begin != entries[before].end:
+      raise ValueError(
+        f'{file}: {name} must begin at {entries[before].end}, where {before}'
+        f' ends, got {entries[name].begin}'
+      )

@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weight files and configurations from strangers: damaged, hostile, contradictory."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from pretrained.fixtures import copy_of, loaded, rewrite, tensors_of
+
+from covrl.models import LinearScaling, YarnScaling
+from covrl.pretrained import load_policy, load_pretrained, save_pretrained
+
+GATE = 'model.layers.1.mlp.gate_proj.weight'
+HEAD, EMBEDDING = 'lm_head.weight', 'model.embed_tokens.weight'
+NORM = 'model.norm.weight'
+
+
+def header_of(file):
+  content = file.read_bytes()
+  size = int.from_bytes(content[:8], 'little')
+  return json.loads(content[8 : 8 + size]), content[8 + size :]
+
+
+def with_header(directory, change):
+  """Replaces the header of a checkpoint's only file."""
+  file = directory / 'model.safetensors'
+  header, data = header_of(file)
+  text = change(header)
+  text = json.dumps(header if text is None else text).encode()
+  file.write_bytes(len(text).to_bytes(8, 'little') + text + data)
+
+
+def swap(header):
+  """Two tensors of one shape at the same position: both would be one's values."""
+  other = GATE.replace('gate', 'up')
+  header[GATE]['data_offsets'] = header[other]['data_offsets']
+
+
+def shift(header):
+  for entry in header.values():
+    if 'data_offsets' in entry:
+      entry['data_offsets'] = [n - 32 for n in entry['data_offsets']]
+
+
+def edit(**fields):
+  return lambda header: header[GATE].update(fields)
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (swap, r'must begin at \d+, where .* ends, got \d+'),
+    (shift, r'data_offsets must be two positions, got \[-32'),
+    (edit(data_offsets=[0, 10]), r'gate_proj\S+: must have 768 bytes, as its'),
+    (edit(data_offsets=[9, 3]), 'must have 768 bytes'),
+    (edit(data_offsets=3), 'data_offsets must be two positions, got 3'),
+    (edit(data_offsets=[0.0, 768.0]), 'data_offsets must be two positions'),
+    (edit(shape=[24, 17]), 'must have 816 bytes'),
+    (edit(shape=[-24, -16]), r'shape must be a list of sizes, got \[-24'),
+    (edit(shape=[10**30]), r'must have 2\d+ bytes'),
+    (edit(shape='24'), 'shape must be a list of sizes, got 24'),
+    (edit(shape=[True, 2]), r'shape must be a list of sizes, got \[True'),
+    (edit(dtype=[]), r'must be one of F64, .* got \[\]'),
+    (lambda header: header.update({GATE: 3}), 'must have dtype, shape and'),
+    (lambda header: [], 'the header must be a JSON object, got a list'),
+  ],
+)
+def test_refuses_invalid_headers(change, message, tmp_path):
+  directory = copy_of('mistral', tmp_path)
+  with_header(directory, change)
+  with pytest.raises(ValueError, match=rf'model\.safetensors: .*{message}'):
+    load_pretrained(directory)
+
+
+def test_refuses_two_values_of_one_tensor(tmp_path):
+  directory = copy_of('mistral', tmp_path)
+  file = directory / 'model.safetensors'
+  header, data = header_of(file)
+  text = json.dumps(header)
+  text = f'{text[:-1]}, "{NORM}": {json.dumps(header[GATE])}}}'.encode()
+  file.write_bytes(len(text).to_bytes(8, 'little') + text + data)
+  with pytest.raises(ValueError, match=rf'must be JSON, got two .* of {NORM}'):
+    load_pretrained(directory)
+
+
+def test_refuses_large_headers_before_reading_them(tmp_path):
+  directory = copy_of('mistral', tmp_path)
+  with (directory / 'model.safetensors').open('wb') as stream:
+    stream.write((2**31).to_bytes(8, 'little'))
+    stream.truncate(2**31 + 8)  # Sparse.
+  with pytest.raises(ValueError, match='a header of at most 16777216 bytes'):
+    load_pretrained(directory)
+  with (directory / 'config.json').open('wb') as stream:
+    stream.truncate(2**31)
+  with pytest.raises(ValueError, match=r'config\.json: must have at most 167'):
+    load_pretrained(directory)
+
+
+def test_names_nested_json(tmp_path):
+  directory = copy_of('mistral', tmp_path)
+  (directory / 'config.json').write_text('[' * 10**5)
+  with pytest.raises(ValueError, match=r'config\.json: must be JSON, got'):
+    load_pretrained(directory)
+  (directory / 'config.json').write_bytes(b'{"a": "\xff"}')
+  with pytest.raises(ValueError, match=r'config\.json: must be JSON, got'):
+    load_pretrained(directory)
+
+
+def test_refuses_pipes_and_devices(tmp_path):
+  directory = copy_of('mistral', tmp_path)
+  file = directory / 'model.safetensors'
+  file.unlink()
+  os.mkfifo(file)
+  with pytest.raises(ValueError, match=r'safetensors: must be a regular file'):
+    load_pretrained(directory)
+  file.unlink()
+  file.symlink_to('/dev/zero')
+  with pytest.raises(ValueError, match=r'safetensors: must be a regular file'):
+    load_pretrained(directory)
+  for name in ('config.json', 'generation_config.json'):
+    content = (directory / name).read_bytes()
+    (directory / name).unlink()
+    os.mkfifo(directory / name)
+    with pytest.raises(ValueError, match=rf'{name}: must be a regular file'):
+      load_policy(directory)
+    (directory / name).unlink()
+    (directory / name).write_bytes(content)
+
+
+def test_refuses_a_tensor_in_two_files(tmp_path):
+  directory = copy_of('llama3', tmp_path)
+  index = directory / 'model.safetensors.index.json'
+  fields = json.loads(index.read_text())
+  first, second = sorted(set(fields['weight_map'].values()))
+  (directory / first).write_bytes((directory / second).read_bytes())
+  with pytest.raises(ValueError, match=r'-00002-\S+: must not hold \S+, which'):
+    load_pretrained(directory)
+
+
+def test_names_an_index_that_is_not_read(tmp_path):
+  directory = copy_of('llama3', tmp_path)
+  rewrite(directory)
+  with pytest.warns(UserWarning, match=r'index\.json is not read, since model'):
+    load_pretrained(directory)
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+def test_names_numbers_that_are_not_finite(value, tmp_path):
+  directory = copy_of('qwen2', tmp_path)
+  gate = tensors_of(directory)[GATE].copy()
+  gate[3, 5] = value
+  rewrite(directory, **{GATE: gate})
+  with pytest.raises(ValueError, match=f'{GATE} must be finite, got {value}'):
+    load_pretrained(directory)
+
+
+def test_names_numbers_that_another_dtype_cannot_hold(tmp_path):
+  directory = copy_of('qwen2', tmp_path)
+  gate = tensors_of(directory)[GATE].copy()
+  gate[3, 5] = 1e6
+  rewrite(directory, **{GATE: gate})
+  load_pretrained(directory)
+  with pytest.raises(ValueError, match=r'finite in float16, got 1e\+06; lo'):
+    load_pretrained(directory, dtype='float16')
+
+
+def edit_config(directory, **fields):
+  file = directory / 'config.json'
+  text = json.dumps(json.loads(file.read_text()) | fields)
+  file.write_text(text)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'num_hidden_layers': 10**9}, 'of 1 to 4096, got 1000000000'),
+    ({'num_hidden_layers': 2.0}, 'must be an integer of 1 to 4096, got 2.0'),
+    ({'num_hidden_layers': True}, 'num_hidden_layers must be an integer'),
+    ({'num_hidden_layers': None}, 'must state num_hidden_layers'),
+    ({'hidden_size': '16'}, 'hidden_size must be an integer of'),
+    ({'vocab_size': 2**40}, 'vocab_size must be an integer of'),
+    ({'head_dim': [8]}, r'head_dim must be an integer of .* got \[8\]'),
+    ({'sliding_window': 1e3}, 'sliding_window must be an integer of'),
+    ({'rms_norm_eps': float('nan')}, 'rms_norm_eps must be a number of .*nan'),
+    ({'rms_norm_eps': float('inf')}, 'rms_norm_eps must be a number of .*inf'),
+    ({'rms_norm_eps': '1e-6'}, 'rms_norm_eps must be a number of .*1e-6'),
+    ({'tie_word_embeddings': 'no'}, 'must be true or false, got no'),
+    ({'hidden_act': {}}, r'hidden_act must be a text, got \{\}'),
+    ({'dtype': 8}, 'dtype must be a text, got 8'),
+    ({'dtype': 'int8'}, r"dtype must be one of .*got 'int8'"),
+    ({'architectures': 3}, 'the architecture must be one of'),
+    ({'rope_parameters': 3}, 'rope_parameters must be an object, got 3'),
+    ({'rope_parameters': {'rope_theta': 0}}, 'rope_theta must be a number of'),
+    (
+      {'rope_scaling': {'rope_type': 'linear', 'factor': 0}},
+      'factor must be a number of',
+    ),
+    ({'rope_scaling': {'rope_type': 'linear'}}, 'must state factor'),
+    ({'partial_rotary_factor': 0.5}, 'partial_rotary_factor must be 1, got'),
+    ({'layer_types': ['full_attention']}, 'layer_types must name a type for'),
+    (
+      {'layer_types': ['full_attention', 'linear_attention']},
+      "layer_types must be some of .*got 'linear_attention'",
+    ),
+  ],
+)
+def test_names_impossible_config_values(fields, message, tmp_path):
+  directory = copy_of('mistral', tmp_path)
+  edit_config(directory, **fields)
+  with pytest.raises(ValueError, match=rf'config\.json: .*{message}'):
+    load_policy(directory)
+
+
+def test_keeps_an_unembedding_that_the_config_ties(tmp_path):
+  directory = copy_of('qwen2', tmp_path)
+  embedding = tensors_of(directory)[EMBEDDING]
+  head = embedding[::-1].copy()
+  rewrite(directory, **{HEAD: head})
+  with pytest.warns(UserWarning, match=f'{HEAD} differs from {EMBEDDING}'):
+    policy, params = load_pretrained(directory)
+  assert not policy.config.tied_embeddings
+  np.testing.assert_array_equal(params['head'], head.T)
+  save_pretrained(tmp_path / 'again', policy, params)
+  again, _ = load_pretrained(tmp_path / 'again')
+  assert again.config == policy.config
+  np.testing.assert_array_equal(tensors_of(tmp_path / 'again')[HEAD], head)
+  fields = json.loads((tmp_path / 'again' / 'config.json').read_text())
+  assert fields['eos_token_id'] == [2, 3]
+
+
+def test_takes_an_unembedding_that_repeats_the_embedding(tmp_path):
+  directory = copy_of('qwen2', tmp_path)
+  rewrite(directory, **{HEAD: tensors_of(directory)[EMBEDDING]})
+  assert load_pretrained(directory)[0].config.tied_embeddings
+
+
+@pytest.mark.parametrize('scale', [1.0, 1.5])
+def test_names_rotary_frequencies_that_differ(scale, tmp_path):
+  directory = copy_of('deepseek_math', tmp_path)
+  config = loaded('deepseek_math')[0].config
+  name = 'model.layers.0.self_attn.rotary_emb.inv_freq'
+  stored = (config.frequencies[0] * scale).astype(np.float32)
+  rewrite(directory, **{name: stored})
+  if scale == 1.0:
+    load_pretrained(directory)
+  else:
+    with pytest.warns(UserWarning, match=f'{name} is not used, and differs'):
+      load_pretrained(directory)
+
+
+def test_rope_scaling_takes_precedence_over_rope_parameters(tmp_path):
+  directory = copy_of('qwen2_yarn', tmp_path)
+  assert isinstance(load_policy(directory).config.rope_scaling, YarnScaling)
+  scaling = {'type': 'linear', 'factor': 2.0}
+  edit_config(directory, rope_scaling=scaling, rope_theta=50.0)
+  config = load_policy(directory).config
+  # The base is the one beside it, as in transformers.
+  assert config.rope_scaling == LinearScaling(factor=2.0)
+  assert config.rope_theta == 50.0
+  edit_config(directory, rope_scaling=None)
+  config = load_policy(directory).config
+  assert isinstance(config.rope_scaling, YarnScaling)
+  assert config.rope_theta == 100.0
+
+
+def test_rope_scaling_of_gemma_3_is_that_of_global_layers(tmp_path):
+  directory = copy_of('gemma3', tmp_path)
+  before = load_policy(directory).config
+  edit_config(directory, rope_scaling={'rope_type': 'linear', 'factor': 2.0})
+  config = load_policy(directory).config
+  assert config.rope_scaling == LinearScaling(factor=2.0)
+  assert config.rope_theta == before.rope_theta
+  assert config.local_rope_theta == before.local_rope_theta
