@@ -65,9 +65,9 @@ def start_endless(workdir):
   return start(
     workdir,
     2,
+    recipe='toy_plain',
     heartbeat=30,
     warm_start__steps=0,
-    evaluate__problems=2,
     logging__samples=0,
     train__iterations=500,
   )
