@@ -4,6 +4,8 @@
 import math
 import os
 import signal
+import socket
+import sys
 import threading
 import time
 from concurrent.futures import Future
@@ -127,6 +129,19 @@ def test_reports_a_child_aborted_by_jax_in_one_line(capfd):
   assert supervise(bash(jax_says)) == Exit.PEER_LOST
   before, told = capfd.readouterr().err.splitlines()
   assert before == 'before'
+  assert told.startswith('covrl: another process of the run is lost')
+
+
+def test_an_absent_coordinator_ends_in_one_line_in_time(capfd):
+  with socket.socket() as unused:
+    unused.bind(('127.0.0.1', 0))
+    script = (
+      'from covrl.parallel import distributed\n'
+      'distributed._INITIALIZATION = 1\n'
+      f"distributed.initialize('127.0.0.1:{unused.getsockname()[1]}', 2, 1)\n"
+    )
+    assert supervise([sys.executable, '-c', script]) == Exit.PEER_LOST
+  (told,) = capfd.readouterr().err.splitlines()
   assert told.startswith('covrl: another process of the run is lost')
 
 

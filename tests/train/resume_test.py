@@ -111,6 +111,17 @@ def test_the_first_update_has_ratio_one(uninterrupted):
     assert line.get('sampler_gap_max', 0.0) < 1e-5
 
 
+def test_seconds_are_the_sum_of_their_parts(uninterrupted):
+  iterations = set()
+  for line in lines(uninterrupted, 'train'):
+    parts = {n: value for n, value in line.items() if n.startswith('time/')}
+    # The rollout belongs to the first update of its iteration.
+    if line['iteration'] in iterations:
+      parts = {'time/update': parts['time/update']}
+    iterations.add(line['iteration'])
+    assert 0 < sum(parts.values()) <= line['seconds'] + 1e-6
+
+
 def test_metrics_have_all_documented_names(uninterrupted):
   by_phase = {line['phase']: line for line in lines(uninterrupted)}
   assert set(by_phase) == {'warm_start', 'train', 'eval'}
