@@ -19,7 +19,7 @@ class Exit(enum.IntEnum):
     FINISHED: success.
     FAILED: an unexpected error; its traceback was printed.
     REFUSED: invalid input, described in one sentence on standard error.
-    RESTART: a signal stopped the run; it has saved a checkpoint and is to be
+    RESTART: a signal stopped the run; it has a checkpoint and is to be
       restarted.
     PEER_LOST: another process of the run ended or cannot be reached.
     STALLED: the watchdog saw no progress; the stacks of all threads were
@@ -29,7 +29,9 @@ class Exit(enum.IntEnum):
       checkpoint is whole, and the run resumes from it.
     DIVERGED: too many updates in a row were skipped because gradients or
       parameters were not finite; one sentence on standard error.
-    INTERRUPTED: Ctrl-C ended a command that has nothing to save.
+    INTERRUPTED: Ctrl-C ended a command that has nothing to save, such as a run
+      before its first checkpoint.
+    TERMINATED: SIGTERM did.
   """
 
   FINISHED = 0
@@ -41,6 +43,7 @@ class Exit(enum.IntEnum):
   STORAGE = 45
   DIVERGED = 46
   INTERRUPTED = 130
+  TERMINATED = 143
 
 
 RESTARTED = (Exit.RESTART, Exit.PEER_LOST, Exit.STALLED)

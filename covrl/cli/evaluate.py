@@ -118,7 +118,7 @@ def run(arguments: argparse.Namespace) -> None:
         samples=arguments.samples,
         temperature=arguments.temperature,
         problems=arguments.problems,
-        on_progress=progress.counter('problems'),
+        on_progress=progress.counter('responses'),
         note=progress.note,
       )
       about = {

@@ -10,7 +10,7 @@ Examples:
   covrl train --config=countdown:kl_cov --workdir=runs/seed_1 --config.seed=1
 
 Ctrl-C and SIGTERM save a checkpoint and end the run with status 42; the same
-command resumes it.
+command resumes it. The third within five seconds ends it at once.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ def _train(recipe: Recipe, arguments: argparse.Namespace) -> int:
   )
   try:
     train(recipe, arguments.workdir, watch, write_report)
-  except Stopped:
-    return Exit.RESTART
+  except Stopped as stopped:
+    return stopped.exit_status
   return Exit.FINISHED
 
 

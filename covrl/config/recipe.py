@@ -19,6 +19,7 @@ RESUMABLE = (
   'checkpoint.',
   'logging.',
   'evaluate.suite_directory',
+  'rewards.max_failures',
 )
 
 

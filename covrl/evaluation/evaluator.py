@@ -9,20 +9,40 @@ its index only, so that two evaluations differ by the policy alone.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from covrl.data import Problem, Suite, Tokenizer, prompt_rows
 from covrl.evaluation.results import Evaluation, SuiteResult
+from covrl.evaluation.voting import merge_equal_answers
 from covrl.parallel import distributed
-from covrl.rewards import PendingScores, Scoring
+from covrl.rewards import PendingScores, Scores, Scoring
 from covrl.rollout import Sampling, SamplingEngine
 from covrl.rollout.score import decode
 from covrl.tasks.task import AnswerExtractor
+
+
+class EvaluationError(RuntimeError):
+  """An evaluation without a result, described in one sentence."""
+
+
+class OnProgress(Protocol):
+  """A function that receives the progress of an evaluation."""
+
+  def __call__(self, done: int, total: int, **metrics: float) -> object:
+    """Receives the progress.
+
+    Args:
+      done: number of responses that are decoded.
+      total: number of responses in all.
+      **metrics: accuracies of the responses that are scored by now.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +78,11 @@ class _PendingBatch:
   nll: float
   tokens: int
 
+  @functools.cached_property
+  def own_marks(self) -> list[float]:
+    """Marks of this process's responses, see `_marks`; waits for the scores."""
+    return _marks(self.scores.result())
+
 
 class Evaluator:
   """Evaluates policies on the same problems with the same noise."""
@@ -74,6 +99,7 @@ class Evaluator:
     group_size: int,
     key: Key[Array, ''],
     answer_extractor: AnswerExtractor = lambda problem: None,
+    max_failures: float = 0.05,
   ) -> None:
     """Tokenises the problems.
 
@@ -90,6 +116,7 @@ class Evaluator:
         per prompt shares the rollout's program.
       key: PRNG key of all evaluations.
       answer_extractor: see `Task`; for maj@k.
+      max_failures: fraction of the responses that may remain without a score.
 
     Raises:
       ValueError: a suite is empty, or a prompt is too long.
@@ -102,6 +129,7 @@ class Evaluator:
     self._group_size = group_size
     self._key = key
     self._answer_extractor = answer_extractor
+    self._max_failures = max_failures
     self._rows = [
       prompt_rows(suite.problems, tokenizer, max_prompt_length)
       for suite in suites
@@ -114,23 +142,22 @@ class Evaluator:
     """Compiles all programs by sampling responses to padding."""
     sampled = [suite for suite in self._suites if suite.samples]
     for size in {1, *map(self._group_size_of, sampled)}:
-      self._sample(params, [], size, Sampling.make())
+      shape = (self._prompts_per_batch, self._rows[0][0].shape[1])
+      self._engine.warm_up(params, shape, group_size=size)
 
   def evaluate(
-    self,
-    params: PyTree,
-    on_progress: Callable[[int, int], object] | None = None,
+    self, params: PyTree, on_progress: OnProgress | None = None
   ) -> Evaluation:
     """Evaluates a policy.
 
+    Responses that cannot be scored are counted and left out.
+
     Args:
       params: all parameters of the policy.
-      on_progress: called after each batch with the numbers of problems decoded
-        so far and in all, those of greedy responses and samples together.
+      on_progress: called while responses are decoded.
 
     Raises:
-      RuntimeError: a response could not be scored; a score of 0 would bias the
-        result.
+      EvaluationError: more responses than allowed could not be scored.
     """
     greedy_groups = [
       _Group(suite, problem, 0)
@@ -138,28 +165,30 @@ class Evaluator:
       for problem in range(len(each.problems))
     ]
     sample_groups = self._sample_groups()
-    total = len(greedy_groups) + sum(map(len, sample_groups.values()))
+    total = len(greedy_groups) + sum(
+      size * len(groups) for (size, _), groups in sample_groups.items()
+    )
+    greedy: list[_PendingBatch] = []
+    sampled: list[_PendingBatch] = []
     done = 0
 
-    def decode_batches(
-      groups: list[_Group], size: int, temperature: float
-    ) -> Iterator[_PendingBatch]:
-      nonlocal done
+    def report(finished: int) -> None:
+      if on_progress is not None:
+        metrics = _accuracies(greedy=greedy, correct_samples=sampled)
+        on_progress(min(done + finished, total), total, **metrics)
+
+    # Workers score a batch while the next one is decoded.
+    report(0)
+    for (size, temperature), groups, batches in (
+      ((1, 0.0), greedy_groups, greedy),
+      *((kind, groups, sampled) for kind, groups in sample_groups.items()),
+    ):
       sampling = Sampling.make(temperature=temperature)
       for start in range(0, len(groups), self._prompts_per_batch):
         batch = groups[start : start + self._prompts_per_batch]
-        yield self._submit(batch, params, size, sampling)
-        done += len(batch)
-        if on_progress is not None:
-          on_progress(done, total)
-
-    # Workers score a batch while the next one is decoded.
-    greedy = list(decode_batches(greedy_groups, 1, 0.0))
-    sampled = [
-      batch
-      for (size, temperature), groups in sample_groups.items()
-      for batch in decode_batches(groups, size, temperature)
-    ]
+        batches.append(self._submit(batch, params, size, sampling, report))
+        done += len(batch) * size
+        report(0)
     results = self._results(greedy, sampled)
     nll = sum(batch.nll for batch in sampled or greedy)
     tokens = sum(batch.tokens for batch in sampled or greedy)
@@ -187,22 +216,20 @@ class Evaluator:
     return groups
 
   def _submit(
-    self, groups: list[_Group], params: PyTree, size: int, sampling: Sampling
+    self,
+    groups: list[_Group],
+    params: PyTree,
+    size: int,
+    sampling: Sampling,
+    report: Callable[[int], object],
   ) -> _PendingBatch:
     """Samples a batch and submits this process's responses for scoring."""
-    samples = self._sample(params, groups, size, sampling)
+    samples = self._sample(params, groups, size, sampling, report)
     count = len(groups) * size
     texts = decode(self._tokenizer, samples)[:count]
     problems = [self._problem(group) for group in groups for _ in range(size)]
     lengths = samples.response_mask.sum(axis=1)[:count]
-    own = distributed.process_slice(count)
-    scores = self._scoring.submit(
-      texts[own],
-      [problem.reference for problem in problems[own]],
-      sources=[problem.source for problem in problems[own]],
-      lengths=lengths[own].tolist(),
-      shaping=False,
-    )
+    scores = self._score(texts, problems, lengths=lengths.tolist())
     return _PendingBatch(
       groups=groups,
       texts=texts,
@@ -211,8 +238,40 @@ class Evaluator:
       tokens=int(lengths.sum()),
     )
 
+  def _score(
+    self,
+    texts: Sequence[str],
+    problems: Sequence[Problem],
+    *,
+    references: Sequence[Any] | None = None,
+    lengths: Sequence[int] | None = None,
+  ) -> PendingScores:
+    """Submits this process's responses to some problems for scoring.
+
+    Args:
+      texts: the responses.
+      problems: the problem of each.
+      references: references other than the problems' own.
+      lengths: length of each response in tokens.
+    """
+    own = distributed.process_slice(len(texts))
+    if references is None:
+      references = [problem.reference for problem in problems]
+    return self._scoring.submit(
+      texts[own],
+      references[own],
+      sources=[problem.source for problem in problems[own]],
+      lengths=(lengths or [1] * len(texts))[own],
+      shaping=False,
+    )
+
   def _sample(
-    self, params: PyTree, groups: list[_Group], size: int, sampling: Sampling
+    self,
+    params: PyTree,
+    groups: list[_Group],
+    size: int,
+    sampling: Sampling,
+    report: Callable[[int], object],
   ) -> Any:
     """Samples responses to the groups' problems; other rows are padding."""
     width = self._rows[0][0].shape[1]
@@ -225,6 +284,7 @@ class Evaluator:
       tokens[row] = suite_tokens[group.problem]
       mask[row] = suite_mask[group.problem]
       ids[row] = self._sequence_ids(group, size)
+    padding = (self._prompts_per_batch - len(groups)) * size
     return distributed.run_on_devices(
       self._engine.sample,
       params,
@@ -234,6 +294,7 @@ class Evaluator:
       key=self._key,
       sequence_ids=ids.reshape(-1),
       sampling=sampling,
+      on_progress=lambda finished: report(max(finished - padding, 0)),
     )
 
   def _sequence_ids(self, group: _Group, size: int) -> Int[np.ndarray, ' G']:
@@ -253,8 +314,13 @@ class Evaluator:
     self, greedy: Sequence[_PendingBatch], sampled: Sequence[_PendingBatch]
   ) -> tuple[SuiteResult, ...]:
     """Collects the scores and sorts the responses by suite and problem."""
-    graded_greedy = dict(self._graded(greedy))
-    graded_samples = dict(self._graded(sampled))
+    failures: list[str] = []
+    graded_greedy = dict(self._graded(greedy, failures))
+    graded_samples = dict(self._graded(sampled, failures))
+    marks = [
+      mark for mark, _ in (*graded_greedy.values(), *graded_samples.values())
+    ]
+    self._check_failures(int(np.isnan(marks).sum()), len(marks), failures)
     results: list[SuiteResult] = []
     for index, suite in enumerate(self._suites):
       problems, samples = range(len(suite.problems)), range(suite.samples)
@@ -263,56 +329,101 @@ class Evaluator:
         [graded_samples[index, n, s] for s in samples] for n in problems
       ]
       texts = [[text for _, text in row] for row in others]
-      correct = np.array([[mark for mark, _ in row] for row in others], bool)
+      correct = np.array([[mark for mark, _ in row] for row in others], float)
+      correct = correct.reshape(len(problems), len(samples))
       results.append(
         SuiteResult(
           suite=suite,
           greedy=np.array([mark for mark, _ in first]),
-          correct=correct.reshape(len(problems), len(samples)),
+          correct=correct,
           responses=tuple(
             (text, *row) for (_, text), row in zip(first, texts, strict=True)
           ),
-          answers=self._answers(suite, texts),
+          answers=self._answers(suite, texts, correct),
         )
       )
     return tuple(results)
 
   def _answers(
-    self, suite: Suite, texts: Sequence[Sequence[str]]
+    self,
+    suite: Suite,
+    texts: Sequence[Sequence[str]],
+    correct: Float[np.ndarray, 'N k'],
   ) -> list[list[str | None]] | None:
-    """Extracts the samples' final answers; `None` if a problem has none."""
+    """Extracts the samples' final answers, equal ones in the same spelling.
+
+    Returns:
+      The answers by problem; `None` if a problem has none.
+    """
     extractors = [self._answer_extractor(each) for each in suite.problems]
     answers = [
       [extract(text) for text in responses]
       for extract, responses in zip(extractors, texts, strict=True)
       if extract is not None
     ]
-    return answers if len(answers) == len(extractors) else None
+    if len(answers) != len(extractors):
+      return None
+
+    def are_equal(pairs: Sequence[tuple[int, str, str]]) -> list[bool]:
+      responses = [
+        texts[row][answers[row].index(answer)] for row, answer, _ in pairs
+      ]
+      problems = [suite.problems[row] for row, _, _ in pairs]
+      references = [other for *_, other in pairs]
+      scores = self._score(responses, problems, references=references)
+      return [mark >= 1 for mark in scores.result().gather().marks()]
+
+    return merge_equal_answers(answers, correct, are_equal)
 
   def _graded(
-    self, batches: Sequence[_PendingBatch]
-  ) -> Iterator[tuple[tuple[int, int, int], tuple[bool, str]]]:
-    """Yields (suite, problem, sample) and (correct, text) of each response."""
+    self, batches: Sequence[_PendingBatch], failures: list[str]
+  ) -> Iterator[tuple[tuple[int, int, int], tuple[float, str]]]:
+    """Yields (suite, problem, sample) and (mark, text) of each response.
+
+    The mark is 1 for a correct response, 0 for a wrong one, NaN for one without a
+    score; the reasons for the latter are added to `failures`.
+    """
     for batch in batches:
-      marks = self._marks(batch.scores)
+      scores = batch.scores.result().gather()
+      failures += scores.failures()
+      marks = _marks(scores)
       size = len(marks) // len(batch.groups)
       for row, (mark, text) in enumerate(zip(marks, batch.texts, strict=True)):
         group = batch.groups[row // size]
         sample = group.first + row % size
-        yield (group.suite, group.problem, sample), (bool(mark >= 1), text)
+        yield (group.suite, group.problem, sample), (mark, text)
 
-  def _marks(self, pending: PendingScores) -> Float[np.ndarray, ' N']:
-    """Waits for the marks of all responses of a batch; 1 is correct.
-
-    Raises:
-      RuntimeError: a response could not be scored.
-    """
-    scores = pending.result().gather()
-    marks = np.array(scores.marks())
-    failed = int(np.isnan(marks).sum())
-    if failed:
-      raise RuntimeError(
-        f'evaluation needs every response scored, {failed} of {len(marks)} '
-        f'were not: {scores.failures()[0]}'
+  def _check_failures(
+    self, count: int, total: int, failures: Sequence[str]
+  ) -> None:
+    """Raises `EvaluationError` if too many responses have no score."""
+    if count > self._max_failures * total:
+      ((reason, _),) = Counter(failures).most_common(1)
+      raise EvaluationError(
+        f'at most {self._max_failures:.0%} of the responses of an evaluation may'
+        f' fail to be scored (rewards.max_failures), {count} of {total} did, most'
+        f' often so: {reason}'
       )
-    return marks
+
+
+def _marks(scores: Scores) -> list[float]:
+  """Returns 1 for each correct response, 0 for others, NaN without a score."""
+  return [
+    mark if np.isnan(mark) else float(mark >= 1) for mark in scores.marks()
+  ]
+
+
+def _accuracies(**batches: Sequence[_PendingBatch]) -> dict[str, float]:
+  """Returns the accuracy of this process's responses that are scored by now."""
+  found: dict[str, float] = {}
+  for name, pending in batches.items():
+    marks = [
+      mark
+      for batch in pending
+      if batch.scores.is_done
+      for mark in batch.own_marks
+      if not np.isnan(mark)
+    ]
+    if marks:
+      found[name] = float(np.mean(marks))
+  return found

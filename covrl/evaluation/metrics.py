@@ -1,30 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accuracy metrics of several responses per problem: pass@k and maj@k."""
+"""Accuracy metrics of several responses per problem: mean, pass@k and maj@k."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+Marks: TypeAlias = Bool[np.ndarray, 'N n'] | Float[np.ndarray, 'N n']
+"""Whether each of n responses to each of N problems is correct.
 
-def pass_at_k(
-  correct: Bool[np.ndarray, 'N n'], k: int
-) -> Float[np.ndarray, ' N']:
+NaN marks a response that could not be scored.
+"""
+
+
+def mean_correct(correct: Marks) -> Float[np.ndarray, ' N']:
+  """Fraction of correct responses per problem, of those that have a score.
+
+  Args:
+    correct: see `Marks`.
+
+  Returns:
+    One value per problem; NaN for a problem without any scored response.
+
+  >>> mean_correct(np.array([[1.0, 0.0], [1.0, np.nan]])).tolist()
+  [0.5, 1.0]
+  """
+  scored = ~np.isnan(correct)
+  counts = scored.sum(axis=1)
+  right = np.where(scored, correct, 0.0).sum(axis=1)
+  return np.where(counts > 0, right / np.maximum(counts, 1), np.nan)
+
+
+def pass_at_k(correct: Marks, k: int) -> Float[np.ndarray, ' N']:
   """Unbiased estimate of the probability that one of k responses is correct.
 
     1 − C(n − c, k) / C(n, k)
 
-  for c correct ones of n: the mean over all subsets of k responses.
+  for c correct ones of n: the mean over all subsets of k responses. Responses
+  without a score are not among the n.
 
   Args:
-    correct: whether each of n responses to each of N problems is correct.
+    correct: see `Marks`.
     k: number of responses, in [1, n].
 
   Returns:
-    One probability per problem.
+    One probability per problem; NaN for one with fewer than k scored responses.
 
   Raises:
     ValueError: k is outside [1, n].
@@ -36,31 +60,36 @@ def pass_at_k(
     Chen et al., Evaluating Large Language Models Trained on Code,
     arXiv:2107.03374, equation 1.
   """
-  count = correct.shape[1]
-  if not 1 <= k <= count:
-    raise ValueError(f'k must lie in [1, {count}] responses, got {k}')
-  wrong = count - correct.sum(axis=1)[:, None]
+  if not 1 <= k <= correct.shape[1]:
+    raise ValueError(
+      f'k must lie in [1, {correct.shape[1]}] responses, got {k}'
+    )
+  counts = (~np.isnan(correct)).sum(axis=1)[:, None]
+  wrong = counts - (correct == 1).sum(axis=1)[:, None]
   # C(n − c, k) / C(n, k) as a product whose factors are at most 1.
   steps = np.arange(k)
-  all_wrong = np.prod(np.maximum(wrong - steps, 0) / (count - steps), axis=1)
-  return 1.0 - all_wrong
+  factors = np.maximum(wrong - steps, 0) / np.maximum(counts - steps, 1)
+  return np.where(counts[:, 0] >= k, 1.0 - np.prod(factors, axis=1), np.nan)
 
 
 def majority_vote(
-  answers: Sequence[Sequence[str | None]], correct: Bool[np.ndarray, 'N n']
+  answers: Sequence[Sequence[Hashable | None]], correct: Marks
 ) -> Float[np.ndarray, ' N']:
   """Accuracy of the most frequent answer, maj@n.
 
-  Answers are equal if their strings are. Ties are broken at random: the result
-  is the expectation, the fraction of correct answers among the most frequent
-  ones. Responses without an answer have no vote.
+  Correct answers are equal to the reference and so to one another, however they
+  are written; other answers are equal if their entries are. Ties are broken at
+  random: the result is the expectation, the fraction of correct answers among the
+  most frequent ones. Responses without an answer have no vote.
 
   Args:
-    answers: the final answer of each response, `None` if it has none.
-    correct: whether each response is correct.
+    answers: the final answer of each response, `None` if it has none; the same
+      entry for answers that the grader regards as equal.
+    correct: see `Marks`.
 
   Returns:
-    One value in [0, 1] per problem; 0 without any answer.
+    One value in [0, 1] per problem; 0 without any answer, NaN for a problem of
+    which a response has no score.
 
   >>> majority_vote([['1', '2', '2', None], ['1', '2', None, None]],
   ...               np.array([[True, False, False, False]] * 2)).tolist()
@@ -75,12 +104,18 @@ def majority_vote(
 
 
 def _majority(
-  answers: Sequence[str | None], correct: Bool[np.ndarray, ' n']
+  answers: Sequence[Hashable | None],
+  marks: Bool[np.ndarray, ' n'] | Float[np.ndarray, ' n'],
 ) -> float:
-  votes = Counter(answer for answer in answers if answer is not None)
+  if np.isnan(marks).any():
+    return float('nan')
+  votes = Counter(
+    (True, None) if mark else (False, answer)
+    for answer, mark in zip(answers, marks, strict=True)
+    if answer is not None
+  )
   if not votes:
     return 0.0
   most = max(votes.values())
-  leaders = [answer for answer, count in votes.items() if count == most]
-  is_correct = dict(zip(answers, correct, strict=True))
-  return float(np.mean([is_correct[answer] for answer in leaders]))
+  leaders = [right for (right, _), count in votes.items() if count == most]
+  return float(np.mean(leaders))

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 from etils import epath
@@ -15,39 +16,56 @@ from jaxtyping import Bool, Float
 from covrl import storage
 from covrl.data import Suite
 from covrl.evaluation.intervals import Estimate, bootstrap_sets
-from covrl.evaluation.metrics import majority_vote, pass_at_k
+from covrl.evaluation.metrics import (
+  Marks,
+  majority_vote,
+  mean_correct,
+  pass_at_k,
+)
+
+Metrics: TypeAlias = dict[str, Float[np.ndarray, ' N']]
+"""Values per problem by the name of the metric; NaN for problems without one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SuiteResult:
   """Results of one suite of N problems.
 
+  A response that could not be scored is neither correct nor wrong, and its mark
+  is NaN.
+
   Attributes:
     suite: the suite.
     greedy: whether the greedy response to each problem is correct.
     correct: whether each of k samples is correct.
     responses: the texts per problem, first the greedy one, then the samples.
-    answers: the samples' final answers, for maj@k; `None` if the problems have
-      no short answers.
+    answers: the samples' final answers, for maj@k, equal answers in the same
+      spelling; `None` if the problems have no short answers.
   """
 
   suite: Suite
-  greedy: Bool[np.ndarray, ' N']
-  correct: Bool[np.ndarray, 'N k']
+  greedy: Bool[np.ndarray, ' N'] | Float[np.ndarray, ' N']
+  correct: Marks
   responses: Sequence[Sequence[str]]
   answers: Sequence[Sequence[str | None]] | None = None
 
-  def metrics(self) -> dict[str, Float[np.ndarray, ' N']]:
+  @property
+  def unscored(self) -> int:
+    """Number of responses without a score."""
+    return int(np.isnan(self.greedy).sum() + np.isnan(self.correct).sum())
+
+  def metrics(self) -> Metrics:
     """Returns all metrics per problem.
 
     greedy; with k samples mean@k, and pass@j for k and all smaller powers of 2;
-    with answers maj@k.
+    with answers maj@k. Unscored responses are left out; a problem of which too
+    few others are left has the value NaN.
     """
     metrics = {'greedy': self.greedy.astype(float)}
     samples = self.suite.samples
     if not samples:
       return metrics
-    metrics[f'mean@{samples}'] = self.correct.mean(axis=1)
+    metrics[f'mean@{samples}'] = mean_correct(self.correct)
     powers = [1 << n for n in range(1, samples.bit_length())]
     for k in dict.fromkeys((*(p for p in powers if p < samples), samples)):
       metrics[f'pass@{k}'] = pass_at_k(self.correct, k)
@@ -55,13 +73,26 @@ class SuiteResult:
       metrics[f'maj@{samples}'] = majority_vote(self.answers, self.correct)
     return metrics
 
-  def accuracy(self) -> Float[np.ndarray, ' N']:
-    """Returns the main metric: mean@k, or greedy without samples."""
-    metrics = self.metrics()
-    return metrics.get(f'mean@{self.suite.samples}', metrics['greedy'])
+  def extremes(self) -> tuple[Metrics, Metrics]:
+    """Returns the smallest and largest metrics that unscored responses allow.
+
+    They are those with all of them wrong, and with all of them correct.
+    """
+    both: list[Metrics] = []
+    for mark in (0.0, 1.0):
+      filled = dataclasses.replace(
+        self,
+        greedy=_filled(self.greedy, mark),
+        correct=_filled(self.correct, mark),
+      ).metrics()
+      # A vote may be lost by a correct answer, too.
+      votes = {n: v for n, v in self.metrics().items() if n.startswith('maj@')}
+      both.append(filled | {n: _filled(v, mark) for n, v in votes.items()})
+    low, high = both
+    return low, high
 
   def lines(self, *, responses: bool) -> Iterator[dict[str, Any]]:
-    """Yields one JSON object per problem.
+    """Yields one JSON object per problem; unscored responses are null.
 
     Args:
       responses: whether to include the responses' texts.
@@ -71,8 +102,8 @@ class SuiteResult:
         'suite': self.suite.name,
         'key': problem.key,
         'prompt': problem.prompt,
-        'greedy': int(self.greedy[index]),
-        'correct': self.correct[index].astype(int).tolist(),
+        'greedy': _mark(self.greedy[index]),
+        'correct': list(map(_mark, self.correct[index])),
       }
       if self.answers is not None:
         line['answers'] = list(self.answers[index])
@@ -95,32 +126,48 @@ class Evaluation:
   results: tuple[SuiteResult, ...]
   entropy: float
 
+  @property
+  def unscored(self) -> int:
+    """Number of responses without a score."""
+    return sum(result.unscored for result in self.results)
+
   def values(self) -> dict[str, list[Float[np.ndarray, ' N']]]:
     """Returns all metrics per problem, as one array per suite.
 
     The metrics of a named suite have its name, `aime24/mean@32`. A metric
     without a suite's name covers all suites that have it; `accuracy` covers all
-    named suites, each by its main metric.
+    named suites, each by its main metric. Unscored responses are left out.
     """
-    pooled: dict[str, list[Float[np.ndarray, ' N']]] = {}
-    named: dict[str, list[Float[np.ndarray, ' N']]] = {}
-    for result in self.results:
-      metrics = result.metrics()
-      if result.suite.name:
-        metrics = metrics | {'accuracy': result.accuracy()}
-        named |= {f'{result.suite.name}/{n}': [v] for n, v in metrics.items()}
-      for name, column in metrics.items():
-        pooled.setdefault(name, []).append(column)
-    return pooled | named
+    return self._by_metric(SuiteResult.metrics)
 
   def estimates(self) -> dict[str, Estimate]:
-    """Returns each metric's mean over suites, with its interval."""
-    return {name: bootstrap_sets(v) for name, v in self.values().items()}
+    """Returns each metric's mean over suites, with its interval.
+
+    With unscored responses the lower end is that of the interval in which all of
+    them are wrong, the upper end that in which all are correct.
+    """
+    estimates = {n: _estimate(v) for n, v in self.values().items()}
+    if not self.unscored:
+      return estimates
+    low, high = (
+      self._by_metric(lambda result, index=index: result.extremes()[index])
+      for index in range(2)
+    )
+    return {
+      name: _widened(
+        estimate, bootstrap_sets(low[name]), bootstrap_sets(high[name])
+      )
+      for name, estimate in estimates.items()
+    }
 
   def summary(self) -> dict[str, float]:
-    """Returns means, standard errors and intervals under flat names."""
+    """Returns means, standard errors and intervals under flat names.
+
+    A metric that no problem has is NaN, without an interval.
+    """
     summary: dict[str, float] = {
-      'problems': sum(len(result.greedy) for result in self.results)
+      'problems': sum(len(result.greedy) for result in self.results),
+      'unscored': self.unscored,
     }
     values = self.values()
     for name, estimate in self.estimates().items():
@@ -131,16 +178,71 @@ class Evaluation:
         summary[f'{name}_high'] = estimate.high
     return summary | {'entropy': self.entropy}
 
+  def _by_metric(
+    self, metrics_of: Callable[[SuiteResult], Metrics]
+  ) -> dict[str, list[Float[np.ndarray, ' N']]]:
+    """Sorts the metrics of all suites by name; see `values`."""
+    pooled: dict[str, list[Float[np.ndarray, ' N']]] = {}
+    named: dict[str, list[Float[np.ndarray, ' N']]] = {}
+    for result in self.results:
+      suite = result.suite
+      metrics = metrics_of(result)
+      if suite.name:
+        main = f'mean@{suite.samples}' if suite.samples else 'greedy'
+        metrics = metrics | {'accuracy': metrics[main]}
+        named |= {f'{suite.name}/{n}': [v] for n, v in metrics.items()}
+      for name, column in metrics.items():
+        pooled.setdefault(name, []).append(column)
+    return pooled | named
+
   def lines(self, *, responses: bool = False) -> Iterator[dict[str, Any]]:
     """Yields one JSON object per problem; see `SuiteResult.lines`."""
     for result in self.results:
       yield from result.lines(responses=responses)
 
 
+def _estimate(suites: Sequence[Float[np.ndarray, ' N']]) -> Estimate:
+  """Returns the mean over suites; NaN if a suite has no value."""
+  present = [values[~np.isnan(values)] for values in suites]
+  if not all(values.size for values in present):
+    return Estimate(math.nan)
+  return bootstrap_sets(present)
+
+
+def _widened(estimate: Estimate, low: Estimate, high: Estimate) -> Estimate:
+  """Returns an estimate whose interval includes two others, and its value."""
+  ends = [
+    end
+    for each in (estimate, low, high)
+    for end in (each.value, each.low, each.high)
+    if end is not None and math.isfinite(end)
+  ]
+  kind = f'{low.kind}, with unscored responses wrong or correct'
+  return Estimate(estimate.value, min(ends), max(ends), kind)
+
+
 def _stderr(suites: Sequence[Float[np.ndarray, ' N']]) -> float:
   """Returns the standard error of the mean over suites, from their problems."""
-  variances = [values.var() / values.size for values in suites]
+  present = [values[~np.isnan(values)] for values in suites]
+  if not all(values.size for values in present):
+    return math.nan
+  variances = [values.var() / values.size for values in present]
   return float(np.sqrt(np.sum(variances)) / len(suites))
+
+
+def _filled(marks: Marks, mark: float) -> Any:
+  """Returns marks with those that are missing replaced."""
+  return np.where(np.isnan(marks), mark, marks)
+
+
+def _mark(mark: Any) -> int | None:
+  """Returns a mark as JSON has it."""
+  return None if np.isnan(mark) else int(mark)
+
+
+def _finite(number: float | None) -> float | None:
+  """Returns a number as JSON has it."""
+  return number if number is not None and math.isfinite(number) else None
 
 
 def write_results(
@@ -171,11 +273,16 @@ def write_results(
     summary[suite.name] = {
       **about,
       'problems': len(suite.problems),
+      'unscored': result.unscored,
       'samples': suite.samples,
       'temperature': suite.temperature if suite.samples else 0.0,
       'layout': suite.schema,
       'figures': {
-        name.removeprefix(f'{suite.name}/'): [each.value, each.low, each.high]
+        name.removeprefix(f'{suite.name}/'): [
+          _finite(each.value),
+          each.low,
+          each.high,
+        ]
         for name, each in estimates.items()
         if name.startswith(f'{suite.name}/')
       },

@@ -272,11 +272,12 @@ def problem_score(problem: Mapping[str, Any], metric: str) -> float | None:
   """One problem's contribution to an accuracy; `None` if it has no result."""
   if metric == 'greedy':
     return problem['greedy']
-  correct = problem['correct']
-  if not correct:
-    return None
-  mean = metric.startswith('mean')
-  return float(np.mean(correct) if mean else max(correct))
+  correct = [score for score in problem['correct'] if score is not None]
+  if metric.startswith('mean'):
+    return float(np.mean(correct)) if correct else None
+  # Whether one of k responses is correct is unknown where one is not scored.
+  is_whole = len(correct) == len(problem['correct'])
+  return float(max(correct)) if correct and is_whole else None
 
 
 def load_run(workdir: epath.PathLike) -> RunData:
@@ -366,9 +367,13 @@ def _result(record: Mapping[str, Any]) -> dict[str, Any] | None:
   correct = record.get('correct')
   if not isinstance(correct, list | None):
     return None
-  scores = [_score(score) for score in correct or ()]
-  greedy = _score(record['greedy'])
-  if None in scores or (greedy is None and record['greedy'] is not None):
+  given = [record['greedy'], *(correct or ())]
+  greedy, *scores = map(_score, given)
+  # A response without a score is null, anything else is invalid.
+  if any(
+    found is None and score is not None
+    for found, score in zip((greedy, *scores), given, strict=True)
+  ):
     return None
   return {'greedy': greedy, 'correct': scores}
 

@@ -115,6 +115,11 @@ class PendingScores:
   count: int
   futures: Mapping[str, tuple[Sequence[int], Future[list[Outcome]]]]
 
+  @property
+  def is_done(self) -> bool:
+    """Whether all scores are known, so that `result` does not wait."""
+    return all(future.done() for _, future in self.futures.values())
+
   def result(self) -> Scores:
     """Waits for the scores.
 

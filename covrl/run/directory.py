@@ -34,9 +34,11 @@ from covrl.config import (
 )
 from covrl.parallel import distributed
 from covrl.run import lock
+from covrl.run.checkpoint import MANIFEST, NO_RESTART, CheckpointError
 from covrl.run.trust import check_owner
-from covrl.run.checkpoint import NO_RESTART, CheckpointError
 from covrl.storage.append_log import read_log
+
+_NOTICES = 'notices.jsonl'
 
 
 class RunDirectory:
@@ -83,7 +85,7 @@ class RunDirectory:
     """Records a warning that the report shows, once."""
     if not self.writes:
       return
-    file = self.path / 'notices.jsonl'
+    file = self.path / _NOTICES
     before = file.read_bytes().decode(errors='replace') if file.exists() else ''
     if json.dumps(text) not in before:
       now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
@@ -109,6 +111,8 @@ class RunDirectory:
   def check(self, recipe: Recipe) -> None:
     """Checks that the directory is empty or holds a run of this recipe.
 
+    A run of another recipe that has nothing to resume from may be replaced.
+
     Raises:
       ConfigError: the directory holds a run of another configuration (the
         message names the difference) or other files, or a file has the name of
@@ -123,13 +127,15 @@ class RunDirectory:
         raise ConfigError(f'{folder} must be a directory, it is a file')
     if (self.path / 'config.json').exists():
       saved = self.read_config()
-      if saved['identity'] != recipe.identity:
+      if saved['identity'] != recipe.identity and (
+        self.has_checkpoint() or any(self._traces_of_training())
+      ):
         raise ConfigError(
           f"{self.path} holds another configuration's run "
           f'({_difference(saved, recipe)}); use another --workdir'
         )
     elif any(
-      name != lock.NAME and not storage.is_draft(name)
+      name not in (lock.NAME, _NOTICES) and not storage.is_draft(name)
       for name in self._file_names()
     ):
       raise ConfigError(
@@ -168,10 +174,28 @@ class RunDirectory:
     if '"phase": "train"' in (read_log(self.metrics, 'replace') or ''):
       yield f'metrics of training in {self.metrics.name}'
 
+  def has_checkpoint(self) -> bool:
+    """Returns whether the run or its warm start has one, even a damaged one."""
+    return any(
+      entry.is_dir() and (entry / MANIFEST).exists()
+      for folder in (self.checkpoints, self.path / 'warm_start')
+      if folder.is_dir()
+      for entry in folder.iterdir()
+    )
+
   def claim(self, recipe: Recipe) -> None:
     """Writes the recipe to the directory; see `check`."""
     if not self.writes:
       return
+    if (self.path / 'config.json').exists() and (
+      self.read_config()['identity'] != recipe.identity
+    ):
+      # The leftovers of a run without progress; metrics are overwritten.
+      for name in ('checkpoints', 'warm_start', 'recipe', 'tb'):
+        storage.remove(self.path / name)
+      for name in (_NOTICES, 'report.html', 'task.json'):
+        with storage.writing(self.path / name):
+          (self.path / name).unlink(missing_ok=True)
     # First the file by which a directory is recognised as a run directory.
     self.write_json('config.json', recipe.as_json())
     for name, text in recipe.sources.items():

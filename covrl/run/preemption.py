@@ -7,6 +7,9 @@ All of them stop after the largest number, because an update needs all
 processes. Rollouts and evaluations change no state, so they are abandoned.
 Only the start of an update waits for the other processes' numbers.
 
+A repeated signal changes nothing, so that it does not interrupt the final save;
+the third one within five seconds ends the process at once.
+
 `jax.experimental.multihost_utils.reached_preemption_sync_point` is not used: it
 stops between updates only, whereas a rollout may take minutes; it reacts to
 SIGTERM alone; and it needs several processes.
@@ -14,23 +17,58 @@ SIGTERM alone; and it needs several processes.
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import jax
+
+from covrl.exit_codes import Exit
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Seconds between two reads of the other processes' numbers.
 _INTERVAL = 0.5
 _PREFIX = 'covrl/stop/'
+# Three signals within so many seconds end the process.
+_INSISTENCE = 5.0
+# Seconds within which two signals are the same one: a terminal and the parent
+# process may both send it.
+_ECHO = 0.2
+_ENDED_AT_ONCE = (
+  f'covrl: ended at once by a third signal within {_INSISTENCE:g} s; what was not'
+  ' saved before is lost\n'
+)
+_SHOW_CURSOR = '\x1b[?25h'
 
 
 class Stopped(Exception):
-  """Raised at a point where the run can stop, after a request to stop."""
+  """Raised at a point where the run can stop, after a request to stop.
+
+  Attributes:
+    number: the signal that requested it; SIGTERM for a notice, or a request of
+      another process.
+    is_resumable: whether the run has a checkpoint to resume from.
+  """
+
+  def __init__(self, number: int = signal.SIGTERM) -> None:
+    super().__init__(f'stopped by signal {number}')
+    self.number = number
+    self.is_resumable = False
+
+  @property
+  def exit_status(self) -> Exit:
+    """Exit status of the process."""
+    if self.is_resumable:
+      return Exit.RESTART
+    is_interrupt = self.number == signal.SIGINT
+    return Exit.INTERRUPTED if is_interrupt else Exit.TERMINATED
 
 
 class StopSignal:
@@ -48,6 +86,7 @@ class StopSignal:
     clock: Callable[[], float] = time.monotonic,
   ) -> None:
     self._requested = threading.Event()
+    self._number = int(signal.SIGTERM)
     self._patience = patience
     self._clock = clock
     self._last_read = -_INTERVAL
@@ -60,26 +99,45 @@ class StopSignal:
   def handle_signals(self) -> Iterator[None]:
     """Turns SIGTERM and SIGINT into requests to stop, within the context.
 
-    After a request both signals are ignored, so that a repeated signal does not
-    interrupt the final save.
+    A repeated signal is ignored, after the context as well if the run stops. The
+    third within five seconds ends the process, even while native code runs.
     """
     if threading.current_thread() is not threading.main_thread():
       yield
       return
-    before = {
-      number: signal.signal(number, lambda *_: self.request())
-      for number in SIGNALS
-    }
-    try:
-      yield
-    finally:
-      stopping = self._requested.is_set()
-      for number, handler in before.items():
-        signal.signal(number, signal.SIG_IGN if stopping else handler)
+    with contextlib.ExitStack() as stack:
+      reader, writer = socket.socketpair()
+      writer.setblocking(False)
+      stack.callback(writer.close)
+      counter = threading.Thread(
+        target=_count_signals, args=(reader,), name='signals', daemon=True
+      )
+      counter.start()
+      # The numbers of signals are written to it outside Python's main thread.
+      previous = signal.set_wakeup_fd(
+        writer.fileno(), warn_on_full_buffer=False
+      )
+      stack.callback(signal.set_wakeup_fd, previous)
+      for number in SIGNALS:
+        handler = signal.signal(number, self._receive)
+        stack.callback(signal.signal, number, handler)
+      try:
+        yield
+      finally:
+        if self._requested.is_set():
+          # Signals while the process ends.
+          _kept.append(stack.pop_all())
 
   def request(self) -> None:
     """Requests that the run stops; may be called from any thread."""
     self._requested.set()
+
+  def _receive(self, number: int, frame: FrameType | None) -> None:
+    """Handles a signal."""
+    del frame
+    if not self._requested.is_set():
+      self._number = number
+    self.request()
 
   def finished_updates(self, count: int) -> None:
     """Records the number of finished updates; no update is in progress."""
@@ -94,7 +152,7 @@ class StopSignal:
     self._exchange(self._clock())
     reached = self._stop_after is not None and self._stop_after <= self._updates
     if reached and not self._updating:
-      raise Stopped
+      raise Stopped(self._number)
 
   def begin_update(self) -> None:
     """Starts an update, or raises `Stopped`.
@@ -137,6 +195,36 @@ class StopSignal:
       published = client.key_value_dir_get(_PREFIX)
     if len(published) == jax.process_count():
       self._stop_after = max(int(updates) for _, updates in published)
+
+
+# Handlers that remain until the process ends.
+_kept: list[contextlib.ExitStack] = []
+
+
+def _count_signals(reader: socket.socket) -> None:
+  """Ends the process at the third signal within `_INSISTENCE` seconds.
+
+  Args:
+    reader: receives the number of each signal as a byte; closed by the thread.
+  """
+  times: collections.deque[float] = collections.deque(maxlen=3)
+  with reader:
+    while numbers := reader.recv(64):
+      for number in numbers:
+        now = time.monotonic()
+        if number not in SIGNALS or (times and now - times[-1] < _ECHO):
+          continue
+        times.append(now)
+        if len(times) == times.maxlen and now - times[0] <= _INSISTENCE:
+          _end_at_once(number)
+
+
+def _end_at_once(number: int) -> None:
+  """Ends the process with one line, as the signal itself would."""
+  cursor = _SHOW_CURSOR if os.isatty(2) else ''
+  with contextlib.suppress(OSError):
+    os.write(2, f'{cursor}{_ENDED_AT_ONCE}'.encode())
+  os._exit(128 + number)
 
 
 def _distributed_client() -> Any:

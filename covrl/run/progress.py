@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import rich.console
 import rich.progress
@@ -27,12 +27,20 @@ _METRICS: Mapping[str, tuple[str, str]] = {
   'reward': ('reward', '{:.3f}'),
   'entropy': ('entropy', '{:.3f} nats'),
   'greedy': ('greedy', '{:.3f}'),
+  'correct_samples': ('correct samples', '{:.3f}'),
   'mean@8': ('mean@8', '{:.3f}'),
   'pass@8': ('pass@8', '{:.3f}'),
   'tokens_per_second': ('', '{:,.0f} tokens/s'),
   'skipped_updates': ('', '{:,.0f} updates skipped'),
   'updates_without_tokens': ('', '{:,.0f} updates without tokens'),
 }
+
+
+class Counter(Protocol):
+  """A function that displays the progress of a stage's parts."""
+
+  def __call__(self, done: int, total: int, **metrics: float) -> None:
+    """Displays that `done` of `total` parts are done, and the latest metrics."""
 
 
 class Progress:
@@ -118,7 +126,7 @@ class Progress:
     if self._stage is not None:
       self._advance(self._stage, step, metrics)
 
-  def counter(self, name: str) -> Callable[[int, int], None]:
+  def counter(self, name: str) -> Counter:
     """Returns a callback `(done, total)` for the parts of the current stage.
 
     On a terminal it displays a bar below the stage's until all is done,
@@ -129,11 +137,11 @@ class Progress:
     """
     task: rich.progress.Task | None = None
 
-    def report(done: int, total: int) -> None:
+    def report(done: int, total: int, **metrics: float) -> None:
       nonlocal task
       self._on_progress()
       task = task or self._add_task(name, total)
-      self._advance(task, done, {})
+      self._advance(task, done, metrics)
       if done >= total:
         self._display.remove_task(task.id)
         task = None

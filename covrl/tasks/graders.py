@@ -26,7 +26,6 @@ from covrl.rewards import (
   math_reward,
 )
 from covrl.rewards.math.extraction import extract
-from covrl.rewards.math.normalize import normalize_tex, without_spaces
 from covrl.tasks.reference_text import written_answer
 
 _EXTRACTION_RULES = {'math': 'boxed', 'math_dapo': 'dapo'}
@@ -112,10 +111,10 @@ def make_shaping_rewards(config: Config) -> list[RewardPart]:
 
 
 def answer_extractor(problem: Problem) -> Callable[[str], str | None] | None:
-  """Returns a function that extracts normalised answers; `None` for programs."""
+  """Returns a function that extracts answers; `None` for programs."""
   if problem.kind not in _EXTRACTION_RULES:
     return None
-  return functools.partial(_extract, rule=_EXTRACTION_RULES[problem.kind])
+  return functools.partial(extract, rule=_EXTRACTION_RULES[problem.kind])
 
 
 def reference_response(problem: Problem) -> str | None:
@@ -131,8 +130,3 @@ def reference_response(problem: Problem) -> str | None:
     return problem.solution
   answer = written_answer(str(problem.reference))
   return _ANSWER_FORMATS[problem.kind].format(answer)
-
-
-def _extract(response: str, *, rule: str) -> str | None:
-  answer = extract(response, rule)
-  return None if answer is None else without_spaces(normalize_tex(answer))

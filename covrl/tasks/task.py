@@ -29,7 +29,8 @@ class Task:
     suites: evaluation suites, besides `held_out`.
     answer_extractor: returns for a problem a function that extracts a
       response's final answer, for majority votes; `None` if the problem has no
-      short answer.
+      short answer. Two answers are equal if the rewards grade a response with one
+      of them as correct where the other is the reference.
     reference_response: returns a correct response to a problem, `None` if
       unknown.
     checked_sources: problems whose reference responses are graded before a run,

@@ -203,6 +203,7 @@ def make_evaluator(
     group_size=config.rollout.responses_per_prompt,
     key=stream_key(config, EVALUATE_STREAM),
     answer_extractor=task.answer_extractor,
+    max_failures=config.rewards.max_failures,
   )
 
 

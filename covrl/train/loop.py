@@ -14,6 +14,7 @@ import jax
 from etils import epath
 
 from covrl.config import Config, Recipe
+from covrl.evaluation.evaluator import EvaluationError
 from covrl.parallel import distributed
 from covrl.run import maintenance
 from covrl.run.checkpoint import CheckpointStore
@@ -30,6 +31,7 @@ from covrl.train.inputs import check_inputs, input_fingerprints
 from covrl.train.logged_samples import sample_records
 from covrl.train.resume import (
   RunPosition,
+  is_finished,
   save_run,
   saved_metrics,
   start_or_resume,
@@ -101,7 +103,7 @@ def train(
     distributed.polling(stop.poll, on_progress=watchdog.beat),
     directory.locked(),
     Progress(enabled=directory.writes, on_progress=watchdog.beat) as progress,
-    _note_if_stopped(progress, store),
+    _note_if_stopped(progress, directory, store),
     contextlib.ExitStack() as on_exit,
   ):
     # Build. Nothing is written before everything is built and checked.
@@ -116,7 +118,7 @@ def train(
     if saved is None:
       directory.refuse_restart()
     iterations = config.train.iterations
-    if saved is not None and saved.notes['iteration'] >= iterations:
+    if saved is not None and is_finished(saved, config):
       progress.note(
         f'{workdir} is finished: {saved.notes["iteration"]} of {iterations} '
         'iterations; raise train.iterations to go on'
@@ -125,16 +127,19 @@ def train(
     profiler = Profiler(options.profile_steps, _trace_directory(directory))
     progress.stage('setting up')
     run = build(recipe, saved, progress.note)
+    for each in (run.collector, run.scoring, profiler):
+      on_exit.callback(each.close)
+    stop.poll()
+    warm_starts = warm_start_store(directory)
+    resumed = saved or warm_starts.newest_whole(strict=is_strict, warn=warn)
     inputs = input_fingerprints(
       config, run.task, run.policy, run.shared_warm_start
     )
-    check_inputs(config, inputs, saved, warn)
+    check_inputs(config, inputs, resumed, warn)
     directory.claim(recipe)
     if run.task.notes:
       directory.write_json('task.json', {'notes': list(run.task.notes)})
     directory.write_bytes('tokenizer.model', run.task.tokenizer.to_bytes())
-    warm_starts = warm_start_store(directory)
-    resumed = saved or warm_starts.newest_whole(strict=is_strict, warn=warn)
     writer = MetricsWriter(
       directory.metrics,
       config.logging,
@@ -150,14 +155,19 @@ def train(
         write_report(directory.path)
 
     on_exit.callback(report)
-    for each in (profiler, writer, run.collector, run.scoring):
-      on_exit.callback(each.close)
+    on_exit.callback(writer.close)
 
     # Resume or warm start.
     position, state, rollout = start_or_resume(
-      run, config, saved, warm_starts, writer, progress
+      run, config, saved, warm_starts, writer, progress, stop, inputs
     )
-    stop.finished_updates(position.updates_made(config))
+
+    def finished_updates() -> None:
+      made = config.warm_start.steps + position.updates_made(config)
+      stop.finished_updates(made)
+
+    finished_updates()
+    stop.poll()
 
     def save(state: TrainState, rollout: RolloutBatch | None) -> None:
       position.prompts = run.collector.position
@@ -166,6 +176,7 @@ def train(
     # Compile all programs, so that none is compiled later.
     progress.stage('compiling')
     run.compile(state)
+    stop.poll()
 
     progress.stage('reinforcement learning', iterations)
     prompts = run.collector.position
@@ -173,17 +184,24 @@ def train(
       while True:
         rollout_seconds = 0.0
         if position.update == 0:
-          # Evaluate, save, report.
+          # Save, evaluate, report: a failing evaluation loses no update.
           prompts = run.collector.position
           is_end = position.iteration >= iterations
           evaluates = is_end or _is_due(
             position.iteration, config.evaluate.every
           )
-          if evaluates and position.evaluated != position.iteration:
-            _evaluate(run, position, state, directory, writer, progress)
-            position.evaluated = position.iteration
-          if is_end or _is_due(position.iteration, config.checkpoint.every):
+          is_new = evaluates and position.evaluated != position.iteration
+          if (
+            is_end
+            or _is_due(position.iteration, config.checkpoint.every)
+            or (is_new and position.iteration > 0)
+          ):
             save(state, None)
+          if is_new:
+            _evaluate(run, position, state, directory, writer, progress, warn)
+            position.evaluated = position.iteration
+            if store.position == position.updates_made(config):
+              save(state, None)
           if is_end:
             break
           if evaluates:
@@ -206,7 +224,7 @@ def train(
         position.update += 1
         if math.isfinite(metrics['entropy']):
           position.entropy = metrics['entropy']
-        stop.finished_updates(position.updates_made(config))
+        finished_updates()
         profiler.after_step(position.updates_made(config) - 1)
         writer.write(
           step=int(state.step),
@@ -246,13 +264,28 @@ def _evaluate(
   directory: RunDirectory,
   writer: MetricsWriter,
   progress: Progress,
+  warn: Callable[[str], object],
 ) -> None:
-  """Evaluates the policy, if there are problems; writes and shows the results."""
+  """Evaluates the policy, if there are problems; writes and shows the results.
+
+  Warns of unscored responses. Too many of them leave no result, and the run goes
+  on.
+  """
   if run.evaluator is None:
     return
-  evaluation = run.evaluator.evaluate(
-    run.programs.params(state), progress.counter('evaluating')
-  )
+  where = f'the evaluation before iteration {position.iteration}'
+  try:
+    evaluation = run.evaluator.evaluate(
+      run.programs.params(state), progress.counter('evaluating')
+    )
+  except EvaluationError as error:
+    warn(f'{where} has no result: {error}')
+    return
+  if evaluation.unscored:
+    warn(
+      f'{evaluation.unscored} responses of {where} could not be scored and are'
+      ' left out'
+    )
   writer.write(
     step=int(state.step),
     iteration=position.iteration,
@@ -354,7 +387,7 @@ def _is_due(count: int, every: int) -> bool:
 
 @contextlib.contextmanager
 def _note_if_stopped(
-  progress: Progress, store: CheckpointStore
+  progress: Progress, directory: RunDirectory, store: CheckpointStore
 ) -> Iterator[None]:
   """Notes the end of a run that a signal or a failed write has stopped."""
   try:
@@ -366,9 +399,13 @@ def _note_if_stopped(
         ' again when it can be written'
       )
     raise
-  except Stopped:
-    stage = 'before its first save' if store.position is None else 'saved'
-    progress.note(f'told to stop: the run is {stage}; start it again')
+  except Stopped as stopped:
+    stopped.is_resumable = directory.has_checkpoint()
+    progress.note(
+      'told to stop: the run is saved; start it again'
+      if stopped.is_resumable
+      else 'told to stop before the first checkpoint: nothing is saved'
+    )
     raise
 
 

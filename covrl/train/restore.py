@@ -22,6 +22,7 @@ from covrl.data import (
   Tokenizer,
   check_tokenizer,
 )
+from covrl.evaluation.evaluator import OnProgress
 from covrl.evaluation.results import Evaluation
 from covrl.models import Policy
 from covrl.parallel import sharding
@@ -74,7 +75,7 @@ class OpenedRun:
     samples: int | None = None,
     temperature: float | None = None,
     problems: int | None = None,
-    on_progress: Callable[[int, int], object] | None = None,
+    on_progress: OnProgress | None = None,
     note: Callable[[str], object] = _print_warning,
   ) -> Evaluation:
     """Evaluates the policy on held-out problems and evaluation suites.
@@ -83,11 +84,13 @@ class OpenedRun:
       samples: responses per problem; the configuration's number by default.
       temperature: sampling temperature; the configuration's by default.
       problems: problems per suite, at most; the configuration's by default.
-      on_progress: called with the numbers of responses done and in all.
+      on_progress: called while responses are decoded.
       note: receives warnings about reference answers.
 
     Raises:
       ValueError: an argument is out of range.
+      EvaluationError: more responses than `rewards.max_failures` allows could
+        not be scored.
     """
     suites = [self.task.held_out, *(s.problems for s in self.task.suites)]
     largest = max(map(len, suites))

@@ -18,13 +18,14 @@ from covrl.run.checkpoint import (
   to_host,
 )
 from covrl.run.metrics_writer import MetricsState, MetricsWriter
+from covrl.run.preemption import StopSignal
 from covrl.run.progress import Progress
 from covrl.train.build import Components
 from covrl.train.compiled import without_base
 from covrl.train.health import UpdateHealth
 from covrl.train.init import add_adapter_params, initial_base_params
 from covrl.train.rollout_batch import RolloutBatch
-from covrl.train.sft import warm_start
+from covrl.train.sft import is_warm_start_finished, warm_start
 from covrl.types import TrainState
 
 
@@ -64,7 +65,9 @@ def save_run(
   metrics: MetricsState,
   inputs: Mapping[str, str],
 ) -> None:
-  """Writes a checkpoint, unless the newest one is of the same update.
+  """Writes a checkpoint; of one of the same update it replaces the notes.
+
+  They may be of the evaluation that follows the checkpoint.
 
   Args:
     store: the run's checkpoints.
@@ -75,10 +78,6 @@ def save_run(
     metrics: the metrics so far, see `MetricsWriter.sync`.
     inputs: see `covrl.train.inputs`.
   """
-  updates = position.updates_made(config)
-  if store.position == updates:
-    # Replacing the only checkpoint would risk its loss.
-    return
   arrays: dict[str, Any] = {'state': without_base(state)}
   notes = {
     'iteration': position.iteration,
@@ -89,7 +88,21 @@ def save_run(
   if rollout is not None:
     arrays['rollout'] = rollout.arrays()
     notes['rollout_metrics'] = rollout.metrics
-  store.save(updates, arrays, notes)
+  updates = position.updates_made(config)
+  if store.position == updates:
+    # Replacing the arrays of the only checkpoint would risk its loss.
+    store.replace_notes(notes)
+  else:
+    store.save(updates, arrays, notes)
+
+
+def is_finished(saved: Checkpoint, config: Config) -> bool:
+  """Returns whether a checkpoint is that of the run's end, evaluated."""
+  position = saved.notes.get('position', {})
+  return (
+    saved.notes['iteration'] >= config.train.iterations
+    and position.get('evaluated', -1) >= saved.notes['iteration']
+  )
 
 
 def saved_metrics(saved: Checkpoint | None) -> MetricsState | None:
@@ -112,6 +125,8 @@ def start_or_resume(
   warm_starts: CheckpointStore,
   writer: MetricsWriter,
   progress: Progress,
+  stop: StopSignal,
+  inputs: Mapping[str, str],
 ) -> tuple[RunPosition, TrainState, RolloutBatch | None]:
   """Returns position, state and unfinished iteration to go on from.
 
@@ -120,16 +135,21 @@ def start_or_resume(
     config: the run's configuration.
     saved: the checkpoint to resume from; `None` starts the run, after its warm
       start if it has one.
-    warm_starts: the store of the finished warm start.
+    warm_starts: the store of the warm start.
     writer: receives the metrics of the warm start.
     progress: displays the warm start.
+    stop: requests to stop.
+    inputs: see `covrl.train.inputs`.
 
   Raises:
+    Stopped: a signal has stopped the warm start; it is saved.
     CheckpointError: the checkpoint is damaged or of another program.
   """
-  finished = None
-  if saved is None or run.policy.config.lora is not None:
-    finished = run.shared_warm_start or warm_starts.latest()
+  finished, unfinished = run.shared_warm_start, None
+  needs_warm_start = saved is None or run.policy.config.lora is not None
+  if needs_warm_start and finished is None and (own := warm_starts.latest()):
+    is_finished = is_warm_start_finished(own, config)
+    finished, unfinished = (own, None) if is_finished else (None, own)
 
   def base_params() -> PyTree:
     return initial_base_params(
@@ -145,22 +165,25 @@ def start_or_resume(
       f'resuming at iteration {position.iteration}, update {position.update}'
     )
     return position, state, rollout
-  params = base_params()
-  if finished is not None:
-    progress.note('the warm start is finished')
-  elif config.warm_start.steps:
+  if finished is None and config.warm_start.steps:
     params = warm_start(
       run.policy.base,
-      params,
+      base_params,
       run.task,
       run.warm_start_tx,
       config,
       run.mesh,
       writer,
       progress,
+      warm_starts,
+      unfinished,
+      stop,
+      inputs,
     )
-    notes = {'metrics': writer.sync()}
-    warm_starts.save(config.warm_start.steps, params, notes)
+  else:
+    params = base_params()
+    if finished is not None:
+      progress.note('the warm start is finished')
   params = add_adapter_params(
     config, run.policy, run.mesh, run.init_key, params
   )

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import jax
@@ -16,12 +17,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, PyTree
 
 from covrl.config import Config, ConfigError, flatten, from_dict
-from covrl.data import SupervisedStream
+from covrl.data import StreamState, SupervisedStream
 from covrl.models import Policy
 from covrl.parallel import distributed, sharding
 from covrl.run.checkpoint import Checkpoint, CheckpointStore
 from covrl.run.directory import RunDirectory
 from covrl.run.metrics_writer import MetricsWriter
+from covrl.run.preemption import Stopped, StopSignal
 from covrl.run.progress import Progress
 from covrl.statistics import token_stats
 from covrl.tasks.task import Task
@@ -127,25 +129,35 @@ def make_sft_step(
 
 def warm_start(
   policy: Policy,
-  params: PyTree,
+  params: Callable[[], PyTree],
   task: Task,
   tx: optax.GradientTransformation,
   config: Config,
   mesh: Mesh,
   writer: MetricsWriter,
   progress: Progress,
+  store: CheckpointStore,
+  saved: Checkpoint | None,
+  stop: StopSignal,
+  inputs: Mapping[str, str],
 ) -> PyTree:
   """Trains the policy on the task's solved examples.
 
+  It is saved at intervals, at its end, and when a signal stops it.
+
   Args:
     policy: the policy, without adapters.
-    params: initial parameters.
+    params: returns the initial parameters.
     task: provides the solved examples.
     tx: the parameter chain.
     config: the run's configuration.
     mesh: the mesh of the parameters.
     writer: receives the metrics.
     progress: displays the metrics.
+    store: the warm start's checkpoints.
+    saved: the checkpoint to resume from; `None` starts.
+    stop: requests to stop.
+    inputs: see `covrl.train.inputs`.
 
   Returns:
     The trained parameters.
@@ -153,6 +165,7 @@ def warm_start(
   Raises:
     ValueError: the task has no solved examples.
     DivergedError: too many updates in a row were skipped.
+    Stopped: a signal has stopped the warm start; it is saved.
   """
   if task.solved is None:
     raise ValueError('a warm start needs solved examples, got none')
@@ -169,43 +182,58 @@ def warm_start(
     process_count=jax.process_count(),
   )
   abstract_params = policy.abstract_params(mesh)
-  state_shardings = shardings(
-    SupervisedState(
-      params=abstract_params,
-      opt_state=abstract_opt_state(tx, abstract_params, mesh),
-      step=cast(Any, replicated_like(jnp.zeros((), jnp.int32), mesh)),
-      skipped_in_a_row=cast(
-        Any, replicated_like(jnp.zeros((), jnp.int32), mesh)
-      ),
-    )
+  abstract_state = SupervisedState(
+    params=abstract_params,
+    opt_state=abstract_opt_state(tx, abstract_params, mesh),
+    step=cast(Any, replicated_like(jnp.zeros((), jnp.int32), mesh)),
+    skipped_in_a_row=cast(Any, replicated_like(jnp.zeros((), jnp.int32), mesh)),
   )
+  state_shardings = shardings(abstract_state)
   step = jax.jit(
     make_sft_step(policy, tx),
     donate_argnums=0,
     out_shardings=(state_shardings, sharding.replicated(mesh)),
   )
-  init_opt_state = jax.jit(tx.init, out_shardings=state_shardings.opt_state)
-  state = SupervisedState(
-    params=params,
-    opt_state=init_opt_state(params),
-    step=distributed.put_global(np.zeros((), np.int32), state_shardings.step),
-    skipped_in_a_row=distributed.put_global(
-      np.zeros((), np.int32), state_shardings.skipped_in_a_row
-    ),
-  )
+  done = 0
+  if saved is None:
+    state = _initial_state(params(), tx, state_shardings)
+  else:
+    done, state = saved.position, saved.restore(abstract_state)
+    stream.set_state(saved.notes['stream'])
+    progress.note(f'resuming the warm start at step {done}')
+
+  def save(number: int, stream_state: StreamState) -> None:
+    if store.position != number:
+      notes = {
+        'metrics': writer.sync(),
+        'inputs': inputs,
+        'stream': stream_state,
+      }
+      store.save(number, state, notes)
+
   progress.stage('warm start', settings.steps)
+  if done:
+    progress.update(done)
+  stop.finished_updates(done)
   started, tokens = time.monotonic(), 0
-  with jax.set_mesh(mesh):
-    for number in range(1, settings.steps + 1):
-      rows = next(stream)
-      batch = distributed.gather_rows(
-        SupervisedBatch(
-          **{
-            field.name: getattr(rows, field.name)
-            for field in dataclasses.fields(SupervisedBatch)
-          }
+  with contextlib.closing(stream), jax.set_mesh(mesh):
+    for number in range(done + 1, settings.steps + 1):
+      stream_state = stream.get_state()
+      try:
+        rows = next(stream)
+        batch = distributed.gather_rows(
+          SupervisedBatch(
+            **{
+              field.name: getattr(rows, field.name)
+              for field in dataclasses.fields(SupervisedBatch)
+            }
+          )
         )
-      )
+        stop.begin_update()
+      except Stopped:
+        if number > 1:
+          save(number - 1, stream_state)
+        raise
       state, metrics = step(state, sharding.shard_batch(batch, mesh))
       tokens += int(np.sum(batch.loss_mask))
       if number % logging.warm_start_every == 0 or number == settings.steps:
@@ -217,8 +245,40 @@ def warm_start(
         writer.write(step=number, iteration=0, phase='warm_start', **values)
         progress.update(number, **values)
         _check_health(state, number, config.train.max_skipped_updates)
-  stream.close()
+      stop.finished_updates(number)
+      every = config.checkpoint.warm_start_every
+      if every and number % every == 0 and number < settings.steps:
+        save(number, stream.get_state())
+  notes = {'metrics': writer.sync(), 'inputs': inputs}
+  store.save(settings.steps, state.params, notes)
   return state.params
+
+
+def is_warm_start_finished(saved: Checkpoint, config: Config) -> bool:
+  """Returns whether a checkpoint of a warm start is that of its end."""
+  return saved.position >= config.warm_start.steps
+
+
+def _initial_state(
+  params: PyTree, tx: optax.GradientTransformation, state_shardings: Any
+) -> SupervisedState:
+  """Returns the state before the first update.
+
+  Args:
+    params: initial parameters.
+    tx: the parameter chain.
+    state_shardings: shardings of the state.
+  """
+  init_opt_state = jax.jit(tx.init, out_shardings=state_shardings.opt_state)
+  zero = np.zeros((), np.int32)
+  return SupervisedState(
+    params=params,
+    opt_state=init_opt_state(params),
+    step=distributed.put_global(zero, state_shardings.step),
+    skipped_in_a_row=distributed.put_global(
+      zero, state_shardings.skipped_in_a_row
+    ),
+  )
 
 
 def _check_health(state: SupervisedState, steps: int, limit: int) -> None:
@@ -264,11 +324,14 @@ def shared_warm_start(config: Config, task: Task) -> Checkpoint | None:
         f'{other.path} has {name}={other_fields[name]!r} and not {value!r}'
       )
   saved = warm_start_store(other).latest()
-  if saved is None:
+  if saved is None or not is_warm_start_finished(saved, config):
     raise ConfigError(f'{other.path} has not finished a warm start')
   return saved
 
 
 def warm_start_store(directory: RunDirectory) -> CheckpointStore:
-  """Returns the store of a run's finished warm start."""
+  """Returns the store of a run's warm start.
+
+  At its end it holds the parameters, before that the whole state.
+  """
   return CheckpointStore(directory.path / 'warm_start', keep=1)

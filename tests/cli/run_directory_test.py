@@ -26,7 +26,7 @@ def set_up(workdir, *overrides):
     patch.setattr(loop, 'start_or_resume', stop)
     with pytest.raises(SystemExit) as ended:
       main(['train', f'--config={RECIPE}', f'--workdir={workdir}', *overrides])
-  assert ended.value.code == Exit.RESTART
+  assert ended.value.code in (Exit.RESTART, Exit.TERMINATED)
 
 
 @pytest.fixture(scope='module')
@@ -45,6 +45,9 @@ def new_run(original, tmp_path):
 def test_directory_of_another_run_names_the_difference(
   new_run, refuse_training, changed
 ):
+  CheckpointStore(new_run / 'warm_start', keep=1).save(
+    30, {'x': jnp.zeros(3)}, {'metrics': {}}
+  )
   # `refuse_training` uses the directory of `new_run`.
   assert refuse_training('--config.train.learning_rate=0.5') == (
     f"{new_run} holds another configuration's run (train.learning_rate is 0.0003 "
@@ -59,6 +62,21 @@ def test_directory_of_another_run_names_the_difference(
   assert '(the config file has changed since)' in refuse_training(
     '--config.train.iterations=9', recipe=same
   )
+
+
+def test_directory_of_a_run_without_progress_may_be_replaced(new_run):
+  for name in ('notices.jsonl', 'recipe/other.py'):
+    (new_run / name).write_text('{}')
+  # A checkpoint that a power cut has left incomplete.
+  (new_run / 'warm_start' / '00000010').mkdir(parents=True)
+  set_up(new_run, '--config.train.learning_rate=0.5')
+  assert RunDirectory(new_run).recipe().config.train.learning_rate == 0.5
+  found = {file.name for file in new_run.rglob('*') if file.is_file()}
+  assert not found & {'notices.jsonl', 'other.py'}
+  # What it says before it is claimed does not keep others away.
+  empty = new_run.parent / 'empty'
+  RunDirectory(empty).add_notice('no fingerprint')
+  set_up(empty)
 
 
 def test_number_of_iterations_may_be_raised(new_run):

@@ -2,6 +2,7 @@
 """Evaluation results depend on the policy and the problem only."""
 
 import dataclasses
+import itertools
 import zlib
 
 import jax
@@ -12,9 +13,12 @@ from train import toy
 
 from covrl.data import SUITES as SETS
 from covrl.data import Suite
-from covrl.evaluation.evaluator import Evaluator
+from covrl.evaluation import evaluator as evaluator_module
+from covrl.evaluation.evaluator import EvaluationError, Evaluator
+from covrl.evaluation.metrics import majority_vote
 from covrl.models import Policy
-from covrl.rewards import Reward, Scoring
+from covrl.rewards import Reward, Scoring, math_reward
+from covrl.rewards.math import extract
 from covrl.rollout import SamplingEngine
 
 CONFIG = toy.get_config()
@@ -49,6 +53,8 @@ def evaluate(
   prompts_per_batch=8,
   group_size=4,
   answer_extractor=lambda problem: None,
+  on_progress=None,
+  **settings,
 ):
   task, engine, scoring, params = world
   evaluator = Evaluator(
@@ -61,9 +67,10 @@ def evaluate(
     group_size=group_size,
     key=jax.random.key(3),
     answer_extractor=answer_extractor,
+    **settings,
   )
   evaluator.compile(params)
-  return evaluator.evaluate(params)
+  return evaluator.evaluate(params, on_progress)
 
 
 def test_each_suite_has_its_number_of_samples(world):
@@ -79,6 +86,7 @@ def test_each_suite_has_its_number_of_samples(world):
       index = result.suite.problems.index(problem)
       assert marks[0] == result.greedy[index]
       assert marks[1:] == result.correct[index].tolist()
+  assert evaluate(world, SUITES).unscored == 0
 
 
 def test_responses_do_not_depend_on_other_suites_or_batch_sizes(world):
@@ -139,14 +147,82 @@ def test_refuses_an_empty_suite(world):
     evaluate(world, [Suite(name='none', problems=())])
 
 
-def test_responses_that_cannot_be_scored_are_an_error(world):
+def test_unscored_responses_are_counted_up_to_the_limit(world):
   task, engine, _, params = world
-  broken = [Reward(name='broken', score='train.scoring:never_ends')]
-  with (
-    Scoring(broken, sources=task.sources, workers=1, timeout=0.2) as scoring,
-    pytest.raises(RuntimeError, match=r'every response scored, .* timeout'),
+  partly = [Reward(name='partly', score='train.scoring:fails_on_odd_numbers')]
+  with Scoring(partly, sources=task.sources, workers=1) as scoring:
+    other = task, engine, scoring, params
+    with pytest.raises(
+      EvaluationError,
+      match=r'at most 5% .* \(rewards.max_failures\), .* most often so: partly ended',
+    ):
+      evaluate(other, SUITES[:1])
+    evaluation = evaluate(other, SUITES[:1], max_failures=1.0)
+  (expected,) = evaluate(world, SUITES[:1]).results
+  (result,) = evaluation.results
+  odd = np.array(
+    [[begins_with_odd(text) for text in row] for row in result.responses]
+  )
+  assert odd.any()
+  assert not odd.all()
+  assert evaluation.unscored == odd.sum()
+  for found, known, missing in (
+    (result.greedy, expected.greedy, odd[:, 0]),
+    (result.correct, expected.correct, odd[:, 1:]),
   ):
-    evaluate((task, engine, scoring, params), SUITES[3:])
+    assert np.array_equal(np.isnan(found), missing)
+    assert np.array_equal(found[~missing], known[~missing])
+
+
+def begins_with_odd(text):
+  return text[:1].isdigit() and int(text[0]) % 2 == 1
+
+
+def test_progress_is_reported_while_a_batch_is_decoded(world):
+  calls = []
+  evaluate(
+    world,
+    SUITES[:1],
+    on_progress=lambda *counts, **metrics: calls.append((counts, metrics)),
+  )
+  done = [counts[0] for counts, _ in calls]
+  assert {total for (_, total), _ in calls} == {5 + 30}
+  assert (done[0], done[-1]) == (0, 35)
+  assert done == sorted(done)
+  # Before and after each of three batches, and after its segments.
+  assert len(calls) > 1 + 2 * 3
+  assert all(0 <= v <= 1 for _, metrics in calls for v in metrics.values())
+
+
+def test_equal_answers_have_one_vote_however_they_are_written(
+  world, monkeypatch
+):
+  task, engine, _, params = world
+  spellings = ['3', '1/2', '.5', r'\frac12', '0.50', '3']
+  # The greedy response and those to padding come first and last.
+  texts = iter(['x', *[''] * 7, *spellings, *[''] * 42])
+  reward = math_reward(name='math', sources=())
+  problem = dataclasses.replace(PROBLEMS[0], reference='7')
+  suite = Suite(name='votes', problems=[problem], samples=6)
+
+  def decoded(tokenizer, samples):
+    count = len(samples.response_mask)
+    return tuple(
+      rf'\boxed{{{each}}}' for each in itertools.islice(texts, count)
+    )
+
+  monkeypatch.setattr(evaluator_module, 'decode', decoded)
+  with Scoring([reward], sources=['toy'], workers=1) as scoring:
+    (result,) = evaluate(
+      (task, engine, scoring, params),
+      [suite],
+      prompts_per_batch=8,
+      group_size=6,
+      answer_extractor=lambda problem: extract,
+    ).results
+  assert result.answers is not None
+  assert result.answers == [['3', '1/2', '1/2', '1/2', '1/2', '3']]
+  assert majority_vote(result.answers, np.array([[0, 1, 1, 1, 1, 0.0]])) == [1]
 
 
 def test_refuses_a_prompt_that_is_too_long(world):

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Accuracy metrics against their definitions, by enumeration."""
 
+import dataclasses
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -9,8 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from covrl.data import Problem, Suite
-from covrl.evaluation.metrics import majority_vote, pass_at_k
-from covrl.evaluation.results import Evaluation, SuiteResult
+from covrl.evaluation.metrics import (
+  majority_vote,
+  mean_correct,
+  pass_at_k,
+)
+from covrl.evaluation.results import Evaluation, SuiteResult, write_results
 
 ROWS = st.lists(st.booleans(), min_size=1, max_size=8)
 
@@ -49,8 +55,9 @@ def test_pass_at_k_refuses_k_out_of_range(k):
     (['1', '2', '3'], [1, 0, 0], 1 / 3),
     ([None, None, '2'], [0, 0, 1], 1),
     ([None, None], [0, 0], 0),
-    # Two ways to write the right answer are two candidates.
-    (['0.5', '1/2', '2', '2'], [1, 1, 0, 0], 0),
+    # Two ways to write the right answer are one candidate.
+    (['0.5', '1/2', '2', '2'], [1, 1, 0, 0], 1 / 2),
+    (['0.5', '1/2', '.50', r'\frac12', '3', '3'], [1, 1, 1, 1, 0, 0], 1),
   ],
 )
 def test_majority_vote_by_hand(answers, correct, right):
@@ -79,6 +86,82 @@ def result(name, greedy, correct, answers=None):
 
 SAMPLED = result('aime24', [1, 0], [[1, 1, 0, 1], [0, 0, 0, 1]])
 GREEDY = result('math500', [1, 1, 0, 1], [[]] * 4)
+
+
+NONE = float('nan')
+
+
+@given(st.lists(st.sampled_from([0.0, 1.0, NONE]), min_size=1, max_size=8))
+@settings(deadline=None)
+def test_unscored_responses_are_left_out(row):
+  marks = np.array([row])
+  scored = [mark for mark in row if mark == mark]
+  (mean,) = mean_correct(marks)
+  assert mean == pytest.approx(np.mean(scored) if scored else NONE, nan_ok=True)
+  for k in range(1, len(row) + 1):
+    (chance,) = pass_at_k(marks, k)
+    assert (chance == chance) == (k <= len(scored))
+    if k <= len(scored):
+      assert chance == pass_at_k(np.array([scored]), k)[0]
+  (share,) = majority_vote([['1'] * len(row)], marks)
+  assert (share == share) == (len(scored) == len(row))
+
+
+def unscored_result():
+  """400 problems, half correct, of which each twentieth has no score."""
+  greedy = np.tile([1.0, 0.0], 200)
+  greedy[::20] = NONE
+  correct = np.stack([greedy, greedy[::-1]], axis=1)
+  correct[7] = NONE
+  answers = [['1', '2']] * 400
+  return dataclasses.replace(
+    result('a', [1] * 400, [[1, 1]] * 400, answers),
+    greedy=greedy,
+    correct=correct,
+  )
+
+
+def test_intervals_include_all_scores_that_unscored_responses_allow():
+  marks = unscored_result()
+  evaluation = Evaluation(results=(marks,), entropy=0.0)
+  summary = evaluation.summary()
+  assert summary['unscored'] == evaluation.unscored == 20 + 40 + 2
+  # 180 of the 380 that have a score; 180 to 200 of all 400.
+  assert summary['greedy'] == 180 / 380
+  error = 1.96 * 0.5 / 20
+  assert summary['greedy_low'] == pytest.approx(180 / 400 - error, abs=0.006)
+  assert summary['greedy_high'] == pytest.approx(200 / 400 + error, abs=0.006)
+  lowest, highest = marks.extremes()
+  for name, values in marks.metrics().items():
+    assert np.nanmean(values) == pytest.approx(summary[name])
+    assert np.isnan(values).any()
+    assert not np.isnan(lowest[name]).any()
+    known = ~np.isnan(values)
+    assert (lowest[name] <= highest[name]).all()
+    assert (lowest[name][known] <= values[known]).all()
+    assert (values[known] <= highest[name][known]).all()
+    assert summary[f'{name}_low'] <= summary[name] <= summary[f'{name}_high']
+  line = next(iter(marks.lines(responses=False)))
+  assert line['greedy'] is None
+  assert line['correct'] == [None, 0]
+
+
+def test_a_metric_without_any_scored_problem_is_missing(tmp_path):
+  nothing = dataclasses.replace(
+    result('a', [0], [[0, 0]]),
+    greedy=np.array([NONE]),
+    correct=np.array([[NONE, 1.0]]),
+  )
+  evaluation = Evaluation(results=(nothing, SAMPLED), entropy=0.0)
+  summary = evaluation.summary()
+  assert np.isnan(summary['greedy'])
+  assert np.isnan(summary['a/greedy'])
+  assert summary['a/mean@2'] == 1.0
+  assert summary['aime24/greedy'] == 0.5
+  file = write_results(evaluation, tmp_path, {})
+  written = json.loads(file.read_text(), parse_constant=pytest.fail)
+  assert written['a']['figures']['greedy'] == [None, 0.0, 1.0]
+  assert written['a']['unscored'] == 2
 
 
 def test_metrics_of_a_suite():

@@ -11,7 +11,7 @@ import pytest
 from covrl.report import write_comparison, write_report
 from covrl.report.evaluation_table import evaluation_table
 from covrl.report.published_results import PUBLISHED
-from covrl.report.run_data import load_run
+from covrl.report.run_data import load_run, problem_score
 
 
 def results(name, scores, *, samples=0, first=0):
@@ -50,6 +50,20 @@ def table_of(*paths):
   table = evaluation_table([(path.name, [load_run(path)]) for path in paths])
   assert table is not None
   return table
+
+
+def test_unscored_responses_are_left_out(measured):
+  lines = results('math500', [1.0, 0.5, 0.0], samples=4)
+  lines[0]['correct'][1] = lines[1]['correct'][0] = None
+  lines[2]['correct'] = [None] * 4
+  lines[2]['greedy'] = None
+  run = load_run(measured('a', {'math500': lines}))
+  assert not run.unreadable.sentences()
+  scores = [
+    [problem_score(record, metric) for (record,) in run.latest_results.values()]
+    for metric in ('greedy', 'mean@4', 'pass@4')
+  ]
+  assert scores == [[1.0, 1.0, None], [1.0, 1 / 3, None], [None, None, None]]
 
 
 def half_widths(values):

@@ -98,23 +98,62 @@ def test_waiting_for_other_processes_times_out(store):
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_signals_are_requests_to_stop(number):
   before = signal.getsignal(number)
-  try:
-    stop = StopSignal()
-    with stop.handle_signals():
+  stop = StopSignal()
+  with stop.handle_signals():
+    stop.poll()
+  assert signal.getsignal(number) == before
+  with stop.handle_signals():
+    # The same signal, sent by a terminal and by the parent process.
+    for _ in range(3):
+      os.kill(os.getpid(), number)
+    with pytest.raises(Stopped) as stopped:
       stop.poll()
-    assert signal.getsignal(number) == before
-    with stop.handle_signals():
-      for _ in range(3):
-        os.kill(os.getpid(), number)
-      with pytest.raises(Stopped):
-        stop.poll()
-    # Signals while the run ends are ignored.
-    for each in preemption.SIGNALS:
-      os.kill(os.getpid(), each)
-  finally:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(number, before)
+  # Signals while the run ends are ignored.
+  for each in preemption.SIGNALS:
+    os.kill(os.getpid(), each)
+  preemption._kept.pop().close()
+  assert signal.getsignal(number) == before
+  assert stopped.value.exit_status == 128 + number
+  stopped.value.is_resumable = True
+  assert stopped.value.exit_status == Exit.RESTART
+
+
+@pytest.mark.parametrize(
+  'work',
+  [
+    # Python's handlers of signals do not run before native code returns.
+    'hashlib.pbkdf2_hmac("sha512", b"", b"", 2**31 - 1)',
+    'time.sleep(60)',
+  ],
+)
+def test_a_third_signal_within_five_seconds_ends_the_process_at_once(work):
+  script = (
+    'import hashlib, time\n'
+    'from covrl.run.preemption import StopSignal\n'
+    'with StopSignal().handle_signals():\n'
+    '  print("ready", flush=True)\n'
+    '  while True:\n'
+    f'    {work}\n'
+  )
+  with subprocess.Popen(
+    [sys.executable, '-c', script],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    env=ENVIRONMENT,
+  ) as started:
+    assert started.stdout is not None
+    started.stdout.readline()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+      time.sleep(0.3)
+      assert started.poll() is None
+      started.send_signal(number)
+    _, error = started.communicate(timeout=60)
+  assert started.returncode == Exit.INTERRUPTED
+  assert error == (
+    'covrl: ended at once by a third signal within 5 s; what was not saved before'
+    ' is lost\n'
+  )
 
 
 class Metadata(http.server.BaseHTTPRequestHandler):

@@ -17,6 +17,13 @@ def never_ends(response: str, reference: Any) -> float:
   return 0.0
 
 
+def fails_on_odd_numbers(response: str, reference: Any) -> float:
+  """Like `begins_with_largest`, but fails on responses that begin with 1, 3, …"""
+  if response[:1].isdigit() and int(response[0]) % 2:
+    raise ValueError('odd')
+  return begins_with_largest(response, reference)
+
+
 def share_of_digits(response: str, reference: Any) -> float:
   """Returns the fraction of words that are digits, above 0 without training."""
   del reference

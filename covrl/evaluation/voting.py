@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers that are equal although they are written differently, for votes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+
+def merge_equal_answers(
+  answers: Sequence[Sequence[str | None]],
+  correct: Float[np.ndarray, 'N k'],
+  are_equal: Callable[[Sequence[tuple[int, str, str]]], Sequence[bool]],
+) -> list[list[str | None]]:
+  """Replaces each answer by the first one of its problem that equals it.
+
+  Correct answers equal the reference and so one another. Wrong ones are compared
+  by `are_equal`, each with the first of those that are left, for all problems at
+  once; an answer is never equal to one of another mark.
+
+  Args:
+    answers: the answers to each of N problems, `None` for a response without.
+    correct: 1 for correct answers, 0 for wrong ones, NaN for unscored ones.
+    are_equal: takes (index of the problem, answer, other answer) for several
+      pairs, and returns whether each is equal. Called as often as a problem has
+      different wrong answers, at most.
+
+  Returns:
+    The answers with one spelling each, in the order of `answers`.
+
+  >>> merge_equal_answers(
+  ...   [['2', '0.5', '1/2', '4/2', None]], np.array([[0.0, 1, 1, 0, 0]]),
+  ...   lambda pairs: [eval(a) == eval(b) for _, a, b in pairs])
+  [['2', '0.5', '0.5', '2', None]]
+  """
+  spelling: dict[tuple[int, bool, str], str] = {}
+  left: dict[int, list[str]] = {}
+  for row, (texts, marks) in enumerate(zip(answers, correct, strict=True)):
+    right = [a for a, m in zip(texts, marks, strict=True) if a and m == 1]
+    spelling |= {(row, True, answer): right[0] for answer in right}
+    wrong = [a for a, m in zip(texts, marks, strict=True) if a and m != 1]
+    left[row] = list(dict.fromkeys(wrong))
+  while any(left.values()):
+    pairs: list[tuple[int, str, str]] = []
+    for row, texts in left.items():
+      if texts:
+        first, *others = texts
+        spelling[row, False, first] = first
+        pairs += [(row, other, first) for other in others]
+    left = {row: [] for row in left}
+    for (row, text, first), equal in zip(pairs, are_equal(pairs), strict=True):
+      if equal:
+        spelling[row, False, text] = first
+      else:
+        left[row].append(text)
+  return [
+    [
+      answer and spelling[row, mark == 1, answer]
+      for answer, mark in zip(texts, marks, strict=True)
+    ]
+    for row, (texts, marks) in enumerate(zip(answers, correct, strict=True))
+  ]
