@@ -21,7 +21,6 @@ import collections
 import contextlib
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -106,17 +105,16 @@ class StopSignal:
       yield
       return
     with contextlib.ExitStack() as stack:
-      reader, writer = socket.socketpair()
-      writer.setblocking(False)
-      stack.callback(writer.close)
+      reader, writer = os.pipe()
+      os.set_blocking(writer, False)
       counter = threading.Thread(
         target=_count_signals, args=(reader,), name='signals', daemon=True
       )
       counter.start()
+      stack.callback(counter.join)
+      stack.callback(os.close, writer)
       # The numbers of signals are written to it outside Python's main thread.
-      previous = signal.set_wakeup_fd(
-        writer.fileno(), warn_on_full_buffer=False
-      )
+      previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
       stack.callback(signal.set_wakeup_fd, previous)
       for number in SIGNALS:
         handler = signal.signal(number, self._receive)
@@ -201,22 +199,23 @@ class StopSignal:
 _kept: list[contextlib.ExitStack] = []
 
 
-def _count_signals(reader: socket.socket) -> None:
+def _count_signals(reader: int) -> None:
   """Ends the process at the third signal within `_INSISTENCE` seconds.
 
   Args:
-    reader: receives the number of each signal as a byte; closed by the thread.
+    reader: read end of a pipe that gets the number of each signal as a byte;
+      closed at the end of the pipe.
   """
   times: collections.deque[float] = collections.deque(maxlen=3)
-  with reader:
-    while numbers := reader.recv(64):
-      for number in numbers:
-        now = time.monotonic()
-        if number not in SIGNALS or (times and now - times[-1] < _ECHO):
-          continue
-        times.append(now)
-        if len(times) == times.maxlen and now - times[0] <= _INSISTENCE:
-          _end_at_once(number)
+  while numbers := os.read(reader, 64):
+    for number in numbers:
+      now = time.monotonic()
+      if number not in SIGNALS or (times and now - times[-1] < _ECHO):
+        continue
+      times.append(now)
+      if len(times) == times.maxlen and now - times[0] <= _INSISTENCE:
+        _end_at_once(number)
+  os.close(reader)
 
 
 def _end_at_once(number: int) -> None:

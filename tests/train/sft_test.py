@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The warm start is stopped, killed and resumed bit for bit."""
+
+import dataclasses
+import os
+import signal
+import time
+import types
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from train import runs, toy
+from train.process import lines, start, train
+from train.runs import SMALL, without_clock
+
+from covrl.config import ConfigError
+from covrl.exit_codes import Exit
+from covrl.models import Policy
+from covrl.parallel import sharding
+from covrl.run import preemption
+from covrl.run.checkpoint import Checkpoint
+from covrl.run.directory import RunDirectory
+from covrl.run.metrics_writer import MetricsWriter
+from covrl.run.preemption import Stopped, StopSignal
+from covrl.run.progress import Progress
+from covrl.train import sft
+from covrl.train.resume import saved_metrics
+
+STEPS = 7
+CONFIG = toy.get_config()
+CONFIG.warm_start.steps = STEPS
+CONFIG.logging.warm_start_every = 2
+TASK = toy.make_task(CONFIG)
+POLICY = Policy(toy.make_model(CONFIG, TASK.tokenizer.vocab_size))
+MESH = sharding.make_mesh({'data': 1}, jax.devices()[:1])
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compiled_once():
+  """All warm starts of this file share one compiled update."""
+  make, compiled = sft.make_sft_step, {}
+
+  def shared(policy, tx):
+    return compiled.setdefault('update', make(policy, tx))
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(sft, 'make_sft_step', shared)
+    yield
+
+
+class Killed(Exception):
+  """The process is gone."""
+
+
+def run(workdir, at=lambda step: None, every=0):
+  """Starts or resumes a warm start; `at` is called before each draw."""
+  CONFIG.checkpoint.warm_start_every = every
+  directory = RunDirectory(workdir)
+  store = sft.warm_start_store(directory)
+  saved = store.newest_whole()
+  writer = MetricsWriter(
+    directory.metrics, CONFIG.logging, name='', saved=saved_metrics(saved)
+  )
+  draw = sft.SupervisedStream.__next__
+
+  def observed(stream):
+    at(stream.get_state()['draw'] + 1)
+    return draw(stream)
+
+  stop = StopSignal()
+  with (
+    pytest.MonkeyPatch.context() as patch,
+    stop.handle_signals(),
+    Progress(enabled=False) as progress,
+  ):
+    patch.setattr(sft.SupervisedStream, '__next__', observed)
+    try:
+      params = sft.warm_start(
+        POLICY,
+        lambda: POLICY.init(jax.random.key(0), MESH),
+        TASK,
+        toy.make_warm_start_tx(CONFIG),
+        CONFIG,
+        MESH,
+        writer,
+        progress,
+        store,
+        saved,
+        stop,
+        {'problems': 'known'},
+      )
+    finally:
+      writer.close()
+      while preemption._kept:
+        preemption._kept.pop().close()
+  metrics = [without_clock(line) for line in lines(workdir)]
+  return [
+    np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params)
+  ], metrics
+
+
+def saved_in(workdir) -> Checkpoint:
+  saved = sft.warm_start_store(RunDirectory(workdir)).latest()
+  assert saved is not None
+  return saved
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory):
+  return run(tmp_path_factory.mktemp('whole'))
+
+
+def test_a_signal_saves_the_warm_start_and_it_goes_on_there(
+  tmp_path, uninterrupted
+):
+  def at(step):
+    if step == stopped_at:
+      os.kill(os.getpid(), signal.SIGINT)
+
+  for stopped_at in (4, 6):
+    with pytest.raises(Stopped):
+      run(tmp_path, at)
+    saved = saved_in(tmp_path)
+    assert saved.position == stopped_at - 1
+    assert saved.notes['inputs'] == {'problems': 'known'}
+    assert not sft.is_warm_start_finished(saved, CONFIG)
+  began: list[int] = []
+  assert run(tmp_path, began.append) == uninterrupted
+  assert began == [6, 7]
+  assert sft.is_warm_start_finished(saved_in(tmp_path), CONFIG)
+  # Only the parameters are kept.
+  saved_in(tmp_path).restore(POLICY.abstract_params(MESH))
+
+
+def test_a_killed_warm_start_goes_on_at_its_last_checkpoint(
+  tmp_path, uninterrupted
+):
+  def at(step):
+    if step == 6:
+      raise Killed
+
+  with pytest.raises(Killed):
+    run(tmp_path, at, every=2)
+  assert saved_in(tmp_path).position == 4
+  began: list[int] = []
+  assert run(tmp_path, began.append, every=2) == uninterrupted
+  assert began == [5, 6, 7]
+
+
+def test_a_signal_before_the_first_step_saves_nothing(tmp_path):
+  with pytest.raises(Stopped):
+    run(tmp_path, lambda step: os.kill(os.getpid(), signal.SIGTERM))
+  assert not RunDirectory(tmp_path).has_checkpoint()
+
+
+def test_an_unfinished_warm_start_is_not_shared(tmp_path):
+  def at(step):
+    if step == 3:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  with pytest.raises(Stopped):
+    run(tmp_path, at)
+  recipe: Any = types.SimpleNamespace(
+    as_json=lambda: {'config': dataclasses.asdict(CONFIG)}, sources={}
+  )
+  RunDirectory(tmp_path).claim(recipe)
+  config = toy.get_config()
+  config.warm_start.steps = STEPS
+  config.warm_start.from_run = str(tmp_path)
+  with pytest.raises(ConfigError, match='has not finished a warm start'):
+    sft.shared_warm_start(config, TASK)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_real_warm_start_is_stopped_and_resumed(
+  tmp_path, tmp_path_factory, number
+):
+  settings = SMALL | {'warm_start__steps': 400, 'train__iterations': 1}
+  settings |= {'logging__warm_start_every': 1}
+  process = start('toy_kl_cov', tmp_path / 'run', **settings)
+  deadline = time.monotonic() + 300
+  while len(lines(tmp_path / 'run')) < 40:
+    assert time.monotonic() < deadline
+    assert process.poll() is None
+    time.sleep(0.005)
+  for _ in range(2):
+    process.send_signal(number)
+    time.sleep(0.25)
+  _, said = process.communicate(timeout=300)
+  assert process.returncode == Exit.RESTART, said
+  assert 'told to stop: the run is saved' in said
+  reached = saved_in(tmp_path / 'run').position
+  assert 40 <= reached < 400
+  train('toy_kl_cov', tmp_path / 'run', **settings)
+  whole = runs.finished_run(tmp_path_factory, 'toy_kl_cov', **settings)
+  runs.assert_same_metrics(tmp_path / 'run', whole)
