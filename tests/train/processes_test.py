@@ -20,12 +20,18 @@ from covrl.exit_codes import Exit
 from covrl.train import CheckpointStore
 
 
+def with_full_disk(command):
+  """Returns a command that cannot write checkpoints; other files are smaller."""
+  return ['sh', '-c', 'ulimit -f 80; exec "$0" "$@"', *command]
+
+
 def start(
   workdir,
   processes,
   recipe='toy_kl_cov',
   settings=(),
   heartbeat=60,
+  full=(),
   **changed,
 ):
   """Starts a run of several processes.
@@ -36,27 +42,32 @@ def start(
     recipe: name of a recipe in tests/train/recipes.
     settings: settings of single processes, by index.
     heartbeat: seconds.
+    full: indices of the processes whose disk is full: they write no large file.
     **changed: settings of all processes.
   """
   with socket.socket() as probe:
     probe.bind(('127.0.0.1', 0))
     port = probe.getsockname()[1]
   own = dict(settings)
+  commands = [
+    [
+      *arguments(recipe, workdir, **{**SMALL, **changed, **own.get(i, {})}),
+      f'--coordinator=127.0.0.1:{port}',
+      f'--num_processes={processes}',
+      f'--process_id={i}',
+      f'--heartbeat={heartbeat}',
+    ]
+    for i in range(processes)
+  ]
   return [
     subprocess.Popen(
-      [
-        *arguments(recipe, workdir, **{**SMALL, **changed, **own.get(i, {})}),
-        f'--coordinator=127.0.0.1:{port}',
-        f'--num_processes={processes}',
-        f'--process_id={i}',
-        f'--heartbeat={heartbeat}',
-      ],
+      with_full_disk(command) if i in full else command,
       env=ENVIRONMENT,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
     )
-    for i in range(processes)
+    for i, command in enumerate(commands)
   ]
 
 

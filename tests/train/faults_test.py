@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole runs under faults: they end in one sentence and resume bit for bit."""
+
+import json
+import pathlib
+import shutil
+import signal
+import subprocess
+
+import numpy as np
+import pytest
+from train import process, runs
+from train.process import lines
+from train.processes_test import arrays, end, start, until, with_full_disk
+from train.runs import SMALL, without_clock
+
+from covrl.exit_codes import Exit
+from covrl.run.checkpoint import CheckpointStore
+
+pytestmark = pytest.mark.slow
+
+
+def run(workdir, *options, full=False):
+  """Runs to the end; returns exit status and standard error."""
+  command = [*process.arguments('toy_kl_cov', workdir, **SMALL), *options]
+  done = subprocess.run(
+    with_full_disk(command) if full else command,
+    env=process.ENVIRONMENT,
+    capture_output=True,
+    text=True,
+    timeout=600,
+  )
+  return done.returncode, done.stderr
+
+
+def sentences(text):
+  """Returns the error messages on standard error, and checks for tracebacks."""
+  assert 'Traceback' not in text
+  return [line for line in text.splitlines() if line.startswith('covrl:')]
+
+
+def position(workdir):
+  saved = CheckpointStore(workdir / 'checkpoints', keep=1).latest()
+  assert saved is not None
+  assert saved.damage() is None
+  return saved.position
+
+
+def assert_same_arrays(ours, theirs):
+  (position, leaves), (expected, others) = arrays(ours), arrays(theirs)
+  assert position == expected
+  assert leaves.keys() == others.keys()
+  for name, leaf in others.items():
+    assert np.asarray(leaves[name]).tobytes() == np.asarray(leaf).tobytes()
+
+
+def flip_a_bit(workdir, folder='*'):
+  """Damages the largest file of the newest checkpoint; returns its directory."""
+  saved = CheckpointStore(workdir / 'checkpoints', keep=1).latest()
+  assert saved is not None
+  newest = pathlib.Path(saved.path)
+  data = max(newest.rglob(f'{folder}/d/*'), key=lambda f: f.stat().st_size)
+  content = bytearray(data.read_bytes())
+  content[len(content) // 2] ^= 1
+  data.write_bytes(content)
+  return newest
+
+
+def test_a_run_outlasts_a_full_disk_and_damaged_files(
+  tmp_path, tmp_path_factory
+):
+  uninterrupted = runs.finished_run(tmp_path_factory, 'toy_kl_cov', **SMALL)
+  workdir = tmp_path / 'run'
+  status, said = run(workdir, full=True)
+  assert (status, len(sentences(said))) == (Exit.STORAGE, 1), said
+  assert 'cannot be written: file too large' in said
+
+  processes = [
+    subprocess.Popen(
+      process.arguments('toy_kl_cov', workdir, **SMALL),
+      env=process.ENVIRONMENT,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+  ]
+  until(workdir, processes, 2)
+  processes[0].kill()
+  end(processes)
+  before = position(workdir)
+  status, said = run(workdir, full=True)
+  assert (status, len(sentences(said))) == (Exit.STORAGE, 1), said
+  assert position(workdir) == before
+  assert f'the checkpoint of update {before} is whole' in said
+
+  newest = flip_a_bit(workdir)
+  metrics = workdir / 'metrics.jsonl'
+  metrics.write_bytes(metrics.read_bytes()[:-100])
+  status, said = run(workdir, '--resume=strict')
+  assert status == Exit.REFUSED
+  (told,) = sentences(said)
+  assert f'{newest} is damaged' in told
+  status, said = run(workdir)
+  assert status == 0, said
+  assert f'warning: the checkpoint {newest} is damaged' in said
+  assert (newest.parent / f'{newest.name}.damaged_1').is_dir()
+  assert f'{newest} is damaged' in (workdir / 'report.html').read_text()
+  runs.assert_same_metrics(workdir, uninterrupted)
+  assert_same_arrays(workdir, uninterrupted)
+
+  for path in (workdir / 'checkpoints').iterdir():
+    shutil.rmtree(path)
+  size = metrics.stat().st_size
+  status, said = run(workdir)
+  assert status == Exit.REFUSED
+  (told,) = sentences(said)
+  assert 'no finished checkpoint' in told
+  assert metrics.stat().st_size == size
+
+
+def test_a_run_keeps_what_is_left_of_its_metrics(tmp_path, tmp_path_factory):
+  uninterrupted = runs.finished_run(tmp_path_factory, 'toy_kl_cov', **SMALL)
+  workdir = tmp_path / 'run'
+  shutil.copytree(uninterrupted, workdir)
+  shutil.rmtree(max((workdir / 'checkpoints').iterdir()))
+  metrics = workdir / 'metrics.jsonl'
+  text = metrics.read_bytes()
+  metrics.write_bytes(text[: len(text) // 2].ljust(len(text), b'\0'))
+  status, said = run(workdir, '--config.logging.tensorboard=true')
+  assert status == 0, said
+  assert 'warning: ' in said
+  assert 'contains NUL bytes' in said
+  assert (workdir / 'metrics.damaged_1.jsonl').stat().st_size == len(text)
+  assert_same_arrays(workdir, uninterrupted)
+  expected = [without_clock(line) for line in lines(uninterrupted)]
+  ours = [without_clock(line) for line in lines(workdir)]
+  assert 0 < len(ours) < len(expected)
+  assert all(line in expected for line in ours)
+
+
+@pytest.mark.parametrize('count', [2, 4])
+def test_processes_outlast_the_faults_of_one(tmp_path, count):
+  """Kills one, fills the disk of one, damages the shard of one."""
+  expected = tmp_path / 'expected'
+  codes, said = end(start(expected, count, logging__samples=0))
+  assert codes == [0] * count, said
+  workdir, victim = tmp_path / 'run', count - 1
+  processes = start(workdir, count, heartbeat=20, logging__samples=0)
+  until(workdir, processes, 2)
+  processes[victim].kill()
+  codes, said = end(processes)
+  assert codes == [Exit.PEER_LOST] * victim + [-signal.SIGKILL], said
+  assert all(len(sentences(text)) == 1 for text in said[:victim]), said
+
+  before = position(workdir)
+  processes = start(
+    workdir, count, heartbeat=20, full=(victim,), logging__samples=0
+  )
+  codes, said = end(processes)
+  assert codes == [Exit.PEER_LOST] * victim + [Exit.STORAGE], said
+  assert all(len(sentences(text)) == 1 for text in said), said
+  assert position(workdir) == before
+
+  newest = flip_a_bit(workdir, f'ocdbt.process_{victim}')
+  codes, said = end(start(workdir, count, logging__samples=0))
+  assert codes == [0] * count, said
+  assert f'warning: the checkpoint {newest} is damaged' in said[0]
+  notices = (workdir / 'notices.jsonl').read_text().splitlines()
+  assert [json.loads(line)['text'] for line in notices] != []
+  runs.assert_same_metrics(workdir, expected)
+  assert_same_arrays(workdir, expected)
