@@ -10,19 +10,21 @@ from collections.abc import Iterator
 from covrl.rewards.math import ast, integers, numeric
 from covrl.rewards.math.ast import Node
 from covrl.rewards.math.clock import named_time
-from covrl.rewards.math.integer_sets import expand_dots
+from covrl.rewards.math.integer_sets import DOTS, expand_dots
 
 _FLIPPED = {'<': '>', '>': '<', 'le': 'ge', 'ge': 'le', '=': '='}
 _NO_SOLUTION = re.compile(
   r'(?:the )?(?:empty set|null set|无解|无实数解|无实根)'
-  r'|(?:there (?:is|are|exists?) |it has |has )?no'
+  r'|none'
+  r'|(?:there (?:is|are|exists?) |(?:it|(?:the|this) (?:equation|system|inequality))'
+  r' has |has )?no'
   r'(?: (?:real|integer|such|possible|valid|other|rational|positive))*'
   r' (?:solutions?|roots?|values?|numbers?|integers?|pairs?|triples?|x|n)'
   r'(?: (?:exists?|for x|in r|in the reals|in real numbers|over the reals|is possible))?'
 )
 _ALL_REALS = re.compile(
   r'(?:x (?:is|can be) )?(?:all|any|every|the set of all|the set of)?'
-  r' ?(?:real numbers?|reals?|real values?)(?: of x| x)?'
+  r' ?(?:real numbers?|reals|real values?)(?: of x| x)?'
 )
 _SYNONYMS = {
   **dict.fromkeys(('dne', "doesn't exist", 'not exist'), 'does not exist'),
@@ -67,7 +69,7 @@ def _items(node: Node) -> Iterator[Node]:
 
 def _without_membership(node: Node) -> Node:
   """Returns the set of `x ∈ S`; a congruence as a family; or the node itself."""
-  if node.value == ('in',) and node.parts[1].kind != 'symbol':
+  if node.value == ('in',):
     return node.parts[1]
   (found,) = integers.congruences([node])
   return found
@@ -117,6 +119,17 @@ def _rewrite(node: Node, zero_is_natural: bool) -> Node:
   match node.kind:
     case 'text':
       return _word(node)
+    case 'list' if parts.count(DOTS) and parts[0].value == ('=',):
+      # x = 1, 2, …, 10
+      name, first = parts[0].parts[0], parts[0].parts[-1]
+      elements = expand_dots([first, *parts[1:]])
+      if elements is None:
+        return node
+      return Node(
+        'list',
+        tuple(Node('relation', (name, item), ('=',)) for item in elements),
+        node.value,
+      )
     case 'set' | 'list' if (elements := expand_dots(parts)) is not None:
       is_whole = [element.kind for element in elements] == ['progression']
       return elements[0] if is_whole else Node(node.kind, tuple(elements), ',')
@@ -133,6 +146,8 @@ def _rewrite(node: Node, zero_is_natural: bool) -> Node:
       return _without_absolute_value(node)
     case 'negative' if parts[0].kind in ('matrix', 'tuple'):
       return _scale(ast.number(-1), parts[0])
+    case 'product' if node.value == 'applied' and _is_selection(*parts):
+      return Node('call', parts[1].parts, 'binom')
     case 'product' if parts[0].kind == 'reals' and parts[1].kind == 'symbol':
       return parts[0]
     case 'product' if parts[1].kind in ('matrix', 'tuple'):
@@ -174,6 +189,16 @@ def _without_absolute_value(relation: Node) -> Node:
     above = Node('relation', (name, right), (sign,))
     return Node('list', (below, above), 'or')
   return relation
+
+
+def _is_selection(function: Node, argument: Node) -> bool:
+  """Returns whether an applied symbol is a number of combinations, C(5, 2)."""
+  return (
+    function == Node('symbol', (), 'C')
+    and argument.kind == 'tuple'
+    and [part.kind for part in argument.parts] == ['number', 'number']
+    and argument.parts[0].value >= argument.parts[1].value >= 0
+  )
 
 
 def is_unknown(node: Node) -> bool:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import mpmath
 
 from covrl.rewards.math import numeric
-from covrl.rewards.math.ast import Node
+from covrl.rewards.math.ast import Node, number
 from covrl.rewards.math.canonical import is_unknown
 from covrl.rewards.math.evaluate import Undefined
 from covrl.rewards.math.quantities import split
@@ -65,8 +65,18 @@ def read_chain(
     signs = signs[1:]
   elif len(parts) == 2 and parts[1].kind == 'symbol' and is_name(parts[1]):
     return Chain(parts[1], parts[0])
-  count = signs.index('approx') + 1 if 'approx' in signs else len(parts)
+  # Decimals with dots are rounded, whatever the sign before them.
+  count = 1
+  while count < len(parts) and signs[count - 1] == '=':
+    if _has_dots(parts[count]):
+      break
+    count += 1
   exact, rounded = parts[:count], parts[count:]
+  if name is not None:
+    # A formula, as in V = πr²h = 16π, has no value of its own.
+    exact = [part for part in exact[:-1] if not numeric.symbols(part)] + exact[
+      -1:
+    ]
   if len(parts) == 1:
     return Chain(name, parts[0])
   if name is None and all(part == parts[0] for part in parts):
@@ -77,7 +87,8 @@ def read_chain(
     return Chain(name, exact[-1])
   if not all(_approximates(value, exact[-1]) for value in rounded):
     return None
-  return Chain(name, exact[-1], rounded[-1])
+  last = rounded[-1] if _significant_digits(rounded[-1]) > 1 else None
+  return Chain(name, exact[-1], last)
 
 
 def is_name(node: Node) -> bool:
@@ -130,20 +141,40 @@ def _approximates(decimal: Node, exact: Node) -> bool:
   (given, unit_name), (true, other_name) = split(decimal), split(exact)
   if given is not None and true is not None:
     is_sign = unit_name in ('percent', 'degree')
+    if unit_name == 'percent' and not other_name:
+      true = Node('product', (true, number(100)))
+      unit_name = ''
     if unit_name == other_name or (not is_sign and not other_name):
       decimal, exact = given, true
+  if _has_dots(decimal):
+    decimal = decimal.parts[0]
   try:
     rounded, value = numeric.constant(decimal), numeric.constant(exact)
   except Undefined:
     return False
   unit = _last_digit(decimal)
-  if unit is None:
+  if not unit:
     return False
   unit = mpmath.mpf(unit.numerator) / unit.denominator
   error = abs(value) - abs(rounded)
   return (
     rounded * value >= 0 and -unit / 2 <= error < unit and abs(rounded) >= unit
   )
+
+
+def _has_dots(node: Node) -> bool:
+  return node.kind == 'product' and node.parts[1].value == '\\ldots'
+
+
+def _significant_digits(decimal: Node) -> int:
+  """Returns the number of digits of a decimal, at most 40."""
+  value, _ = split(decimal)
+  while value is not None and value.kind in ('negative', 'product'):
+    value = value.parts[0]
+  if value is None or value.kind != 'number':
+    return 0
+  unit = _last_digit(value)
+  return len(str(int(value.value / unit))) if unit else 0
 
 
 def _last_digit(node: Node) -> Fraction | None:

@@ -11,8 +11,9 @@ from covrl.rewards.math.quantities import Quantity
 
 _NON_WORD = re.compile(r'[^\w+]+')
 _LEADING_PHRASE = re.compile(
-  r'^(?:(?:the )?(?:final )?(?:answer|option|choice)(?: is)? )?(?:(?:an?|the) )?'
-  r'(?=.)'
+  r'^\W*(?:(?:the\s+)?(?:final\s+)?(?:answer|option|choice)(?:\s+is)?\b\W*)?'
+  # An article, but not the first of several options: A, C.
+  r'(?:(?:an?|the)\s+(?=\w{2}))?(?=\W*\w)'
 )
 # Units whose names are also those of a currency.
 _CURRENCIES = {'sterling': ('pound', '£'), 'yuan': ('¥', '元')}
@@ -24,7 +25,7 @@ def normalized_words(text: str) -> str:
   >>> normalized_words('The answer is (B).')
   'b'
   """
-  return _LEADING_PHRASE.sub('', _NON_WORD.sub(' ', text).strip().casefold())
+  return _NON_WORD.sub(' ', _LEADING_PHRASE.sub('', text.casefold())).strip()
 
 
 def same_quantities(
@@ -89,6 +90,10 @@ def _same_without_unit(
   # A sign for percent or degrees may be part of the value or omitted.
   if _same_values(left, right, strict):
     return True
+  if units.bases(measured.unit) == {'degree'}:
+    angle = Node('product', (measured.value, number(measure[0])))
+    if _same_values(Node('degree', (angle,)), plain.value):
+      return True
   scale = units.multiplier(measured.unit)
   if scale != 1:
     scaled = Node('product', (measured.value, number(scale)))

@@ -104,7 +104,7 @@ def _same_chains(
 ) -> Verdict:
   """Compares two answers, at least one of which is a chain of equations."""
   (whole, one), (other_whole, other) = left, right
-  if one and other and one.name and other.name and one.name != other.name:
+  if one and other and not _may_be_same(one.name, other.name):
     return _same_relations(whole, other_whole)
   if one and other:
     return _any_same(_values(one), _values(other))
@@ -117,6 +117,18 @@ def _same_chains(
   # 2x = 10 is unsolved; y = 2x and 2x − y = 0 are the same line.
   is_solved = not numeric.symbols(one.value)
   return False if is_solved else _same_relations(whole, other_whole)
+
+
+def _may_be_same(one: Node | None, other: Node | None) -> bool:
+  """Returns whether two names agree; x_1 is a value of x."""
+  if one is None or other is None or one == other:
+    return True
+  if not one.kind == other.kind == 'symbol':
+    return False
+  letters = one.value.split('_')[0], other.value.split('_')[0]
+  return letters[0] == letters[1] and (
+    one.value in letters or other.value in letters
+  )
 
 
 def _values(chain: Chain) -> list[Node]:
@@ -209,6 +221,11 @@ def _same_sets(left: Node, right: Node) -> Verdict:
   # The ends are not numbers: compare them as expressions.
   pieces, others = _intervals(left), _intervals(right)
   if pieces == [left] and others == [right]:
+    return False
+  # A, B are two answers, A ∪ B is one.
+  if left.kind != right.kind and any(
+    piece.kind == 'symbol' for piece in (*pieces, *others)
+  ):
     return False
   return _same_elements(pieces, others)
 

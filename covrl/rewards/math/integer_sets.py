@@ -11,11 +11,10 @@ from fractions import Fraction
 from covrl.rewards.math import ast
 from covrl.rewards.math.ast import Node
 from covrl.rewards.math.evaluate import Undefined, evaluate
-from covrl.rewards.math.families import rename
 
 # Larger sets are described by first element, step and last element.
 MAX_ELEMENTS = 64
-_DOTS = Node('symbol', (), '\\ldots')
+DOTS = Node('symbol', (), '\\ldots')
 _FLIPPED = {'<': '>', '>': '<', 'le': 'ge', 'ge': 'le', '=': '='}
 
 
@@ -25,15 +24,17 @@ def expand_dots(items: Sequence[Node]) -> list[Node] | None:
   Returns:
     `None` if there are no dots, or they cannot be understood.
   """
-  if items.count(_DOTS) != 1:
+  if items.count(DOTS) != 1:
     return None
-  position = list(items).index(_DOTS)
+  position = list(items).index(DOTS)
   before, after = items[:position], items[position + 1 :]
   try:
     first = list(map(_rational, before))
   except Undefined:
     return None
   step = _common_step(first) if len(first) > 1 else Fraction(1)
+  if first and not step:
+    return _geometric(first, after)
   if not first or not step:
     return None
   if not after:
@@ -48,6 +49,28 @@ def expand_dots(items: Sequence[Node]) -> list[Node] | None:
   if _common_step([*last[:1], *last[1:]]) not in (None, step):
     return None
   return _elements(first[0], step, last[-1])
+
+
+def _geometric(
+  first: list[Fraction], after: Sequence[Node]
+) -> list[Node] | None:
+  """Returns the elements of 1, 2, 4, …, 1024."""
+  if len(first) < 3 or 0 in first or len(after) != 1:
+    return None
+  ratios = {later / value for value, later in itertools.pairwise(first)}
+  try:
+    last = _rational(after[0])
+  except Undefined:
+    return None
+  if len(ratios) != 1:
+    return None
+  (ratio,) = ratios
+  found = [first[0]]
+  while found[-1] != last:
+    if len(found) == MAX_ELEMENTS:
+      return None
+    found.append(found[-1] * ratio)
+  return [ast.number(value) for value in found]
 
 
 def progression(first: Fraction, step: Fraction, last: Node) -> Node:
@@ -171,7 +194,7 @@ def _rational(node: Node) -> Fraction:
 
 
 def _rational_at(node: Node, point: dict[str, Fraction]) -> Fraction:
-  value = evaluate(rename(node, {}), point, 60)
+  value = evaluate(node, point, 60)
   if not isinstance(value, Fraction):
     raise Undefined('not a rational number')
   return value

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 
@@ -118,12 +119,22 @@ def builder(node: Node) -> list[Node] | None:
   )
   if condition.kind == 'list' and condition.value == 'or':
     conditions = [condition]
+  if values := _listed_values(conditions):
+    name, elements = values
+    return [_substitute(shown, name, element) for element in elements]
   if _declaration(shown):
     conditions.append(shown)
     shown = shown.parts[0]
   _, domains = declarations([*conditions, shown])
   if not domains:
     return None
+  # ℕ has a smallest element without any other bound.
+  infinity = Node('infinity')
+  conditions += [
+    Node('relation', (Node('symbol', (), name), infinity), ('<',))
+    for name, domain in domains.items()
+    if domain == 'N'
+  ]
   if shown.kind == 'symbol' and shown.value in domains:
     return conditions
   if shown.kind == 'symbol':
@@ -132,6 +143,27 @@ def builder(node: Node) -> list[Node] | None:
       conditions if any(_named(c)[0] == shown for c in conditions) else None
     )
   return [shown, *conditions]
+
+
+def _listed_values(conditions: list[Node]) -> tuple[str, Sequence[Node]] | None:
+  """Returns name and values of `n = 1, 2, 3` or `n ∈ {1, 2, 3}`."""
+  first, *rest = conditions
+  if first.kind != 'relation' or first.parts[0].kind != 'symbol':
+    return None
+  name, value = first.parts[0].value, first.parts[-1]
+  if first.value == ('in',) and value.kind == 'set' and not rest:
+    return name, value.parts
+  if first.value == ('=',) and not any(map(numeric.symbols, (value, *rest))):
+    is_list = all(part.kind in ('number', 'negative') for part in rest)
+    return (name, (value, *rest)) if is_list else None
+  return None
+
+
+def _substitute(node: Node, name: str, value: Node) -> Node:
+  if node == Node('symbol', (), name):
+    return value
+  parts = tuple(_substitute(part, name, value) for part in node.parts)
+  return dataclasses.replace(node, parts=parts)
 
 
 def congruences(items: list[Node]) -> list[Node]:

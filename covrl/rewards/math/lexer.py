@@ -38,7 +38,7 @@ _REPEATING = re.compile(
   r'(?:(\d*)\\dot\s*(?:\{\s*(\d)\s*\}|(\d)))?\}?'
 )
 _REPEATING_ELLIPSIS = re.compile(
-  r'(?<!\d)(\d{0,9}\.\d{0,9}?)(\d{1,9}?)\2{2,}\s*\\ldots'
+  r'(?<!\d)(\d{0,9}\.\d{0,9}?)(?:(\d)\2{2,}|(\d{2,9}?)\3+)\s*\\ldots'
 )
 _THOUSANDS = re.compile(r'(?<![\d.,])\d{1,3}(?:,\d{3})+(?!,?\d)')
 _SPACED_THOUSANDS = re.compile(r'(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d,])')
@@ -48,7 +48,7 @@ _BETWEEN_UNITS = re.compile(r'(\D+?),? (?:(and) )?(\d+(?:\.\d+)?) ?(\D+)')
 _FUNCTION_AND_LETTER = re.compile(r'(sin|cos|tan|cot|ln|log|exp)([a-z])')
 _TOKEN = re.compile(
   r"""
-    (?P<clock> (?:[01]?\d|2[0-4])(?:\ ?:\ ?[0-5]\d){1,2}
+    (?P<clock> (?<![\d.:])(?<!:\ ) (?:[01]?\d|2[0-4])(?:\ ?:\ ?[0-5]\d){1,2}
       (?!\ *(?:[\d.:^!/*+(-]|\\(?!text)|[a-zA-Z](?![a-zA-Z]))) )
   | (?P<mixed> \d+\ +\d+\ ?/\ ?\d+ (?![\d.]) )
   | (?P<number> \d*\.\d*\(\d+\)
@@ -136,7 +136,7 @@ def tokenize(normalized: str, *, merge_thousands: bool) -> list[Token]:
     ParseError: if a character is unknown, or there are too many tokens.
   """
   text = _REPEATING.sub(r'\1(\2\3\4\5\6)', normalized)
-  text = _REPEATING_ELLIPSIS.sub(r'\1(\2)', text)
+  text = _REPEATING_ELLIPSIS.sub(r'\1(\2\3)', text)
   if merge_thousands:
     text = _merge_thousands(text)
   text = _SPACED_THOUSANDS.sub(
@@ -190,6 +190,8 @@ def _text(text: str) -> list[Token]:
     return [Token('command', vocabulary.TEXT_FUNCTIONS[text])]
   if separator := _separator(text):
     return separator
+  if text[-1] in ',;':
+    return [*_text(text[:-1].rstrip()), Token('separator', ',')]
   first, _, rest = text.partition(' ')
   if rest and (separator := _separator(first)):
     return separator + _text(rest)

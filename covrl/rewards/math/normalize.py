@@ -63,7 +63,7 @@ _REWRITES = [
     (r'\^\s*\{?\s*\\prime(?![a-zA-Z])\s*\}?', "'"),
     # Exponents of ten, and units of siunitx.
     (
-      r'(?<=[\d.])\s*\\(?:text|mathrm|mathsf|operatorname)\s*\{\s*(?:E|[eE](?=\s*[-+\d]))'
+      r'(?<=[\d.])\s*\\(?:text|mathrm|mathsf|operatorname)\s*\{\s*(?:E|e(?=\s*(?:[-+\d]|\}\s*\{)))'
       r'\s*(?:\}\s*\{?\s*([-+]?\s*\d+)|([-+]?\s*\d+))\s*\}?',
       r'\\cdot 10^{\1\2}',
     ),
@@ -86,9 +86,16 @@ _REWRITES = [
       r'\1\\in\\mathbb{Z}',
     ),
     (
-      r'(?<![\w\\])([a-z])\s*\\in\s*\\mathbb\{Z\}\s*(?:\^\s*\+|[_^]\s*\{\s*\+\s*\}|_\+|\^\s*\*)',
-      r'\1\\in\\mathbb{N}',
+      r'\\mathbb\{(?:Z(?=\}\s*(?:\^\s*[+*]|[_^]\s*\{[^{}<\-\d]*[+>*][^{}]*\}|_\s*\+))|N)\}'
+      r'\s*(?:\^\s*[+*]|[_^]\s*\{[^{}]*\}|_\s*[+\d])',
+      r'\\mathbb{N}',
     ),
+    (
+      r'\(\s*([a-z])\s*(\\(?:text|mathrm)\s*\{\s*(?:is|are|an?|any|integer)[^{}]*\})\s*\)',
+      r', \1\2',
+    ),
+    (r'\\complement(?=\s*[_^])', 'C'),
+    (r'\{\s*\\dot\s*\{?\s*(\d)\s*\}?\s*\}', r'\\dot{\1}'),
     # Combinations as _5 C_2.
     (
       r'(?<![\w)}\]\s])\s*[_^]\s*(?:\{\s*(\w+)\s*\}|(\w))\s*'
@@ -161,6 +168,24 @@ _REWRITES = [
     (r'\\(?:imath|jmath)(?![a-zA-Z])', 'i'),
     (r'\\(?:var)(epsilon|theta|phi|rho|sigma|pi|kappa)(?![a-zA-Z])', r'\\\1 '),
     (r'\\(?:pounds|textsterling)(?![a-zA-Z])', '£'),
+    (r'\\(?:math|text)dollar(?![a-zA-Z])', r'\\$'),
+    (r'\\(?:text)?euro(?![a-zA-Z])', '€'),
+    (r'\\(?:text)?yen(?![a-zA-Z])', '¥'),
+    (r'\\(?:text)?cent(?![a-zA-Z])', '¢'),
+    (r'\(\s*\\approx([^()]*)\)', r'\\approx\1'),
+    (
+      r'\\text\s*\{\s*\(\s*(?:approximately|approx\.?|about|roughly)\s*\}([^()]*)\)',
+      r'\\approx\1',
+    ),
+    (
+      r'\\text\s*\{\s*,?\s*(?:or )?(?:approximately|approx\.?|about|roughly)\s*\}',
+      r'\\approx ',
+    ),
+    # A unit of one letter.
+    (
+      r'(?<=\d)(\s*)\\(?:mathrm|mathsf)\s*\{\s*([hsmgNJWVKL])\s*\}',
+      r'\1\\text{\2}',
+    ),
     (r'(?<!\\)%', r'\\%'),
     # Single letters in another font are symbols, several are a word.
     (

@@ -14,18 +14,20 @@ _WORDS = {
 _FONT = r'\\(?:text|mathrm|mathtt|mathbf|mathsf|textbf|texttt)\s*'
 _NAME = rf'(?:\d{{1,2}}|{"|".join(sorted(_WORDS, key=len, reverse=True))})'
 _BASE = rf'\(?\s*(?:base[\s~-]*)?({_NAME})\s*\)?'
-_DIGITS = rf'((?:[0-9A-F]|{_FONT}\{{\s*[0-9A-Fa-f]+\s*\}})+)'
+_SPACE = r'(?:\s|\\[ ,;:!]|~)*'
+_DIGITS = rf'((?:[0-9A-F]|[a-f]{{2,}}(?=_(?:16|\{{\s*16))|\\overline\s*\{{[0-9A-F]+\}}|{_FONT}\{{\s*[0-9A-Fa-f]+\s*\}})+)'
 _NUMBER = re.compile(
   rf'(?<![\w.,^\\}}])(?:\(\s*{_DIGITS}\s*\)|{_DIGITS})'
   r'(?:'
   rf'\s*_\s*(?:\d(?!\d)|\d\d(?!\d)|{_FONT}\{{\s*{_BASE}\s*\}}'
   rf'|\{{\s*(?:{_BASE}|{_FONT}\{{\s*{_BASE}\s*\}}|{_FONT}\{{\s*base\s*\}}\s*\d+)\s*\}})'
-  rf'|\s*{_FONT}\{{\s*\(?\s*(?:in\s+)?base[\s~-]*{_NAME}\s*\)?\s*\}}'
-  rf'|\s*\(?\s*{_FONT}\{{\s*(?:in\s+)?base[\s~-]*\}}\s*{_NAME}\s*\)?'
-  rf'|\s*\(?\s*(?:in\s+)?base[\s~-]*{_NAME}(?!\w)\s*\)?'
+  rf'|{_SPACE}{_FONT}\{{\s*\(?\s*(?:in\s+)?base[\s~-]*{_NAME}\s*\)?\s*\}}'
+  rf'|{_SPACE}\(?\s*{_FONT}\{{\s*(?:in\s+)?base[\s~-]*\}}\s*{_NAME}\s*\)?'
+  rf'|{_SPACE}\(?\s*(?:in\s+)?base[\s~-]*{_NAME}(?!\w)\s*\)?'
   r')'
 )
-_LETTERS = re.compile(rf'{_FONT}\{{\s*|\s*\}}')
+_LETTERS = re.compile(rf'(?:{_FONT}|\\overline\s*)\{{\s*|\s*\}}')
+_HEXADECIMAL = re.compile(r'(?<![\w.])0x([0-9A-Fa-f]+)(?!\w)')
 _LAST_NAME = re.compile(_NAME)
 
 
@@ -35,6 +37,7 @@ def mark_bases(text: str) -> str:
   >>> mark_bases(r'1011_{\text{two}}')
   '\\based{1011}{2}'
   """
+  text = _HEXADECIMAL.sub(r'\\based{\1}{16}', text)
   if '_' not in text and 'base' not in text:
     return text
   return _NUMBER.sub(_marked, text)

@@ -131,6 +131,8 @@ class _Parser(BracketParser):
         node = Node('product', (node, self.factor()), 'applied')
       elif self.peek().kind == 'number' and ast.is_quantity(node):
         node = ast.compound(node, self.term())
+      elif self.peek().text == '(':
+        node = _juxtaposed(node, self.factor(), in_brackets=True)
       elif self._starts_factor():
         node = _juxtaposed(node, self.factor())
       else:
@@ -243,7 +245,7 @@ class _Parser(BracketParser):
     match name:
       case '\\based':
         digits, base = self.raw_argument(), int(self.raw_argument())
-        return Node('based', (), (digits, base))
+        return Node('based', (), (digits.upper(), base))
       case '\\frac':
         return Node('quotient', (self.argument(), self.argument()))
       case '\\sqrt':
@@ -302,6 +304,8 @@ class _Parser(BracketParser):
       inner = self.factor() if self.peek().text == '|' else self.atom()
     else:
       inner = self._operand()
+    if inner.kind == 'tuple' and len(inner.parts) == 1:
+      (inner,) = inner.parts
     if function == 'det' and inner.kind == 'matrix':
       return ast.determinant(inner)
     if inner.kind in ('tuple', 'set', 'list') and function != 'det':
@@ -338,8 +342,10 @@ class _Parser(BracketParser):
     return self.atom()
 
 
-def _juxtaposed(left: Node, right: Node) -> Node:
+def _juxtaposed(left: Node, right: Node, *, in_brackets: bool = False) -> Node:
   """Returns the product of adjacent factors, or a time such as 5 p.m."""
+  if in_brackets and left.kind == right.kind == 'number':
+    return Node('product', (left, right))
   if right.kind == 'text' and (time := clock.with_half(left, right.value)):
     return time
   return ast.juxtaposed(left, right)

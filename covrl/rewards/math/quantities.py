@@ -94,7 +94,7 @@ def _product(node: Node) -> Quantity:
   if one is None:
     is_prefix = name.strip() in _CURRENCIES
     return Quantity(other, unit) if is_prefix else Quantity(node, '')
-  if unit and not {name, other_name} & {'percent', 'degree'}:
+  if unit and not _is_sign(name, other_name):
     return Quantity(Node('product', (one, other)), unit)
   return Quantity(node, '')
 
@@ -104,11 +104,16 @@ def _quotient(node: Node) -> Quantity:
   unit = f'{name}/{other_name}' if other_name else name
   if other is None:
     return Quantity(one, unit)
-  if (
-    one is not None and unit and not {name, other_name} & {'percent', 'degree'}
-  ):
+  if one is not None and unit and not _is_sign(name, other_name):
     return Quantity(Node('quotient', (one, other)), unit)
   return Quantity(node, '')
+
+
+def _is_sign(*names: str) -> bool:
+  """Returns whether a unit is a sign that is part of the value."""
+  return any(
+    name.split(' ')[0].rstrip('s') in ('percent', 'degree') for name in names
+  )
 
 
 def add(terms: Sequence[Quantity]) -> Quantity | None:
@@ -123,11 +128,9 @@ def add(terms: Sequence[Quantity]) -> Quantity | None:
     return None
   if not any(names[:-1]) and names[-1] not in ('percent', 'degree'):
     return Quantity(make_sum(values), names[-1])
-  first = units.unit(names[0])
-  if first is None or not names[0]:
+  if not names[0]:
     return None
-  renamed = _AFTER.get(first[1][0][0] if first[1] else '', {})
-  names = [renamed.get(name, name) for name in names]
+  names = _renamed(names)
   measures = [unit for name in names if (unit := units.unit(name)) is not None]
   bases = {base for _, base in measures}
   if len(measures) != len(names) or len(bases) != 1 or () in bases:
@@ -142,6 +145,13 @@ def add(terms: Sequence[Quantity]) -> Quantity | None:
   return Quantity(make_sum(scaled), names[-1])
 
 
+def _renamed(names: Sequence[str]) -> list[str]:
+  """Returns the meanings of units after the first one: minutes of 30° 15′."""
+  first = units.unit(names[0])
+  meanings = _AFTER.get(first[1][0][0] if first and first[1] else '', {})
+  return [meanings.get(name.strip('. '), name) for name in names]
+
+
 def compound(items: Sequence[Node]) -> Node | None:
   """Reads a list such as `1 hour, 30 minutes` as one quantity.
 
@@ -149,7 +159,11 @@ def compound(items: Sequence[Node]) -> Node | None:
     `None` if the units are not of one kind, from the largest to the smallest.
   """
   terms = list(map(split, items))
-  measures = [units.unit(name) for _, name in terms if name]
+  if not all(name for _, name in terms):
+    return None
+  measures = [
+    units.unit(name) for name in _renamed([name for _, name in terms])
+  ]
   known = [measure for measure in measures if measure is not None]
   if not len(known) == len(terms) > 1 or len({base for _, base in known}) != 1:
     return None

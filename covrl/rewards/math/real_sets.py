@@ -135,7 +135,7 @@ def _cells(node: Node, line: _Line) -> Cells:
 def _inequality(node: Node, line: _Line) -> Cells:
   """Returns the cells in which a chain such as 1 < x ≤ 3 holds."""
   positions = [i for i, part in enumerate(node.parts) if part.kind == 'symbol']
-  if len(positions) != 1 or not set(node.value) <= _INEQUALITIES:
+  if len(positions) != 1 or not set(node.value) <= {*_INEQUALITIES, '='}:
     raise Undefined('an inequality of one variable is required')
   (name,) = positions
   if len(node.parts) > 3 or (len(node.parts) == 3 and name != 1):
@@ -144,8 +144,10 @@ def _inequality(node: Node, line: _Line) -> Cells:
   for index, sign in enumerate(node.value):
     bound = node.parts[index if index < name else index + 1]
     # Read with the variable on the left.
-    sign = _FLIPPED[sign] if index < name else sign
-    if sign == 'ne':
+    sign = _FLIPPED.get(sign, sign) if index < name else sign
+    if sign == '=':
+      kept &= {line.at(constant(bound))}
+    elif sign == 'ne':
       kept -= {line.at(constant(bound))}
     else:
       closed = sign in ('le', 'ge')

@@ -52,7 +52,7 @@ _TABLE: dict[str, dict[str, str]] = {
   'dollar': {r'\$ dollar usd USD buck': '1', 'cent ¢ penny': '1/100'},
   'euro': {'€ euro EUR eur': '1'},
   'sterling': {'£ GBP sterling': '1', 'pence': '1/100'},
-  'yen': {'¥ yen JPY': '1'},
+  'yen': {'¥ yen JPY 円': '1'},
   'yuan': {'yuan RMB CNY 元': '1'},
   'rupee': {'₹ rupee Rs INR': '1'},
   'radian': {'rad radian': '1'},
@@ -76,7 +76,14 @@ _TABLE: dict[str, dict[str, str]] = {
 _DERIVED = {
   'l liter litre 升': 'dm^3',
   'ml milliliter millilitre 毫升': 'cm^3',
-  'ha hectare': '100 m 100 m',
+  'ha hectare': '10000 m^2',
+  'acre': '43560 ft^2',
+  'gallon gal': '231 in^3',
+  'quart qt': '231/4 in^3',
+  'pint': '231/8 in^3',
+  'cup': '231/16 in^3',
+  'mpg': '1/231 mi in^-3',
+  'kWh': '3600000 kg m^2 s^-2',
   'hz hertz': 's^-1',
   'N newton': 'kg m s^-2',
   'J joule': 'kg m^2 s^-2',
@@ -144,6 +151,8 @@ _DEGREES = re.compile(
   r'(?:degrees?|deg|°|\^?\\circ)\s*(celsius|centigrade|fahrenheit|[CFK]\b)',
   re.I,
 )
+# As in m s^-1 without a space.
+_PER_SECOND = re.compile(r'\bms(?=\^?-)')
 _WORD = re.compile(r'°[CF]|\\\$|[^\W\d_]+|[€£¥¢₹°]|[-+]?\d+|[/^*·]')
 _POWERS = {'square': 2, 'squared': 2, 'sq': 2, 'cubic': 3, 'cubed': 3, 'cu': 3}
 _PER = ('/', 'per', 'a', 'an', 'each', 'every')
@@ -163,8 +172,8 @@ def _units() -> dict[str, Unit]:
     factor, powers = Fraction(1), dict[str, int]()
     for term in product.split():
       word, _, power = term.partition('^')
-      if word.isdigit():
-        factor *= int(word)
+      if word[0].isdigit():
+        factor *= Fraction(word)
         continue
       _multiply(powers, found[word], int(power or 1))
       factor *= found[word][0] ** int(power or 1)
@@ -217,7 +226,8 @@ def unit(text: str) -> Unit | None:
   Returns:
     The unit; `None` if the text is too long for one, or a statement.
   """
-  text = _DEGREES.sub(_temperature, text).replace('{', '').replace('}', '')
+  text = _PER_SECOND.sub('m s', _DEGREES.sub(_temperature, text))
+  text = text.replace('{', '').replace('}', '')
   tokens = _WORD.findall(text)
   words = [token for token in tokens if token.isalpha()]
   others = (*_POWERS, *_PER, *_IGNORED)
