@@ -8,6 +8,14 @@ from covrl.data.countdown import CountdownSource as CountdownSource
 from covrl.data.countdown import SolvedCountdownSource as SolvedCountdownSource
 from covrl.data.countdown import countdown_tokenizer as countdown_tokenizer
 from covrl.data.countdown import held_out as held_out
+from covrl.data.countdown_steps import (
+  CountdownStepsSource as CountdownStepsSource,
+)
+from covrl.data.countdown_steps import (
+  SolvedCountdownStepsSource as SolvedCountdownStepsSource,
+)
+from covrl.data.countdown_steps import held_out_steps as held_out_steps
+from covrl.data.countdown_steps import steps_tokenizer as steps_tokenizer
 from covrl.data.decontamination import NgramIndex as NgramIndex
 from covrl.data.filters import FilteredSource as FilteredSource
 from covrl.data.filters import ProblemFilter as ProblemFilter

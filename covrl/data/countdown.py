@@ -35,7 +35,7 @@ NAME = 'countdown'
 
 # Offset of the generator's index per redraw, beyond any index in use.
 _REDRAW_STRIDE = 1 << 40
-_MAX_REDRAWS = 100
+MAX_REDRAWS = 100
 
 Key = tuple[tuple[int, ...], int]
 
@@ -87,7 +87,7 @@ class CountdownSource:
 
   def __init__(self, config: CountdownConfig) -> None:
     self._config = dataclasses.replace(config)
-    self._seed = _first_seed('train', config.seed)
+    self._seed = first_seed('train', config.seed)
 
   @property
   def fingerprint(self) -> str:
@@ -99,12 +99,12 @@ class CountdownSource:
     return self._config.size
 
   def __getitem__(self, index: int) -> Problem:
-    for attempt in range(_MAX_REDRAWS):
-      position = _check_index(index, len(self)) + attempt * _REDRAW_STRIDE
+    for attempt in range(MAX_REDRAWS):
+      position = check_index(index, len(self)) + attempt * _REDRAW_STRIDE
       problem = _generate(self._config, self._seed, position)
-      if problem_key(problem) not in _held_out_keys(**_bounds(self._config)):
+      if problem_key(problem) not in _held_out_keys(**bounds(self._config)):
         return problem
-    raise _too_few(self._config)
+    raise too_few(self._config)
 
 
 class SolvedCountdownSource:
@@ -122,7 +122,7 @@ class SolvedCountdownSource:
 
   def __init__(self, config: CountdownConfig) -> None:
     self._config = dataclasses.replace(config)
-    self._seed = _first_seed('solved', config.seed)
+    self._seed = first_seed('solved', config.seed)
 
   @property
   def fingerprint(self) -> str:
@@ -134,9 +134,9 @@ class SolvedCountdownSource:
 
   def __getitem__(self, index: int) -> Problem:
     config = self._config
-    rng = random.Random(self._seed + _check_index(index, len(self)))
+    rng = random.Random(self._seed + check_index(index, len(self)))
     # With the default bounds about every second draw is a valid problem.
-    for _ in range(100 * _MAX_REDRAWS):
+    for _ in range(100 * MAX_REDRAWS):
       numbers, target, solution = random_expression(
         rng,
         count=rng.randint(config.min_numbers, config.max_numbers),
@@ -146,9 +146,9 @@ class SolvedCountdownSource:
       if config.min_target <= target <= config.max_target:
         rng.shuffle(numbers)
         problem = _problem(numbers, target, solution)
-        if problem_key(problem) not in _held_out_keys(**_bounds(config)):
+        if problem_key(problem) not in _held_out_keys(**bounds(config)):
           return problem
-    raise _too_few(self._config)
+    raise too_few(self._config)
 
 
 def held_out(config: CountdownConfig) -> tuple[Problem, ...]:
@@ -166,18 +166,18 @@ def held_out(config: CountdownConfig) -> tuple[Problem, ...]:
   Raises:
     ValueError: the bounds allow too few distinct problems.
   """
-  return _held_out(**_bounds(config))
+  return _held_out(**bounds(config))
 
 
 @functools.lru_cache(maxsize=4)
 def _held_out(**bounds: int) -> tuple[Problem, ...]:
   config = CountdownConfig(**bounds)
-  seed = _first_seed('held_out', 0)
+  seed = first_seed('held_out', 0)
   kept: dict[Key, Problem] = {}
   draws = 0
   while len(kept) < config.held_out:
-    if draws > 10 * config.held_out + _MAX_REDRAWS:
-      raise _too_few(config)
+    if draws > 10 * config.held_out + MAX_REDRAWS:
+      raise too_few(config)
     problem = _generate(config, seed, draws)
     kept.setdefault(problem_key(problem), problem)
     draws += 1
@@ -189,7 +189,7 @@ def _held_out_keys(**bounds: int) -> frozenset[Key]:
   return frozenset(map(problem_key, _held_out(**bounds)))
 
 
-def _bounds(config: CountdownConfig) -> dict[str, int]:
+def bounds(config: CountdownConfig) -> dict[str, int]:
   """Returns the fields that held-out problems depend on, the others fixed."""
   return dataclasses.asdict(dataclasses.replace(config, seed=0, size=1))
 
@@ -225,19 +225,21 @@ def _problem(
   )
 
 
-def _first_seed(name: str, seed: int) -> int:
+def first_seed(name: str, seed: int) -> int:
   """First of the consecutive seeds of a problem set, far from other sets."""
   digest = hashlib.sha256(f'countdown {name} {seed}'.encode()).digest()
   return int.from_bytes(digest[:16], 'big')
 
 
-def _check_index(index: int, size: int) -> int:
+def check_index(index: int, size: int) -> int:
+  """Returns `index` if it is one of an epoch's problems, else raises."""
   if not 0 <= index < size:
     raise IndexError(f'Countdown has problems 0 to {size - 1}, got {index}.')
   return index
 
 
-def _too_few(config: CountdownConfig) -> ValueError:
+def too_few(config: CountdownConfig) -> ValueError:
+  """Error of bounds that allow too few distinct problems."""
   return ValueError(
     'The Countdown bounds allow too few distinct problems beside'
     f' {config.held_out} held-out ones: {config}.'

@@ -32,6 +32,12 @@ from covrl.rewards.code import score_code as score_code
 from covrl.rewards.countdown import COUNTDOWN_EXAMPLE as COUNTDOWN_EXAMPLE
 from covrl.rewards.countdown import may_be_correct as may_be_correct
 from covrl.rewards.countdown import score_countdown as score_countdown
+from covrl.rewards.countdown_steps import (
+  COUNTDOWN_STEPS_EXAMPLE as COUNTDOWN_STEPS_EXAMPLE,
+)
+from covrl.rewards.countdown_steps import (
+  score_countdown_steps as score_countdown_steps,
+)
 from covrl.rewards.math import grade_math as grade_math
 from covrl.rewards.math import math_reward as math_reward
 from covrl.rewards.math import score_math as score_math

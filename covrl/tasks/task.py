@@ -100,6 +100,35 @@ def countdown_task(config: CountdownConfig) -> Task:
   )
 
 
+def countdown_steps_task(config: CountdownConfig) -> Task:
+  """Countdown in which a response writes every step with its result."""
+  from covrl.data import (
+    CountdownStepsSource,
+    SolvedCountdownStepsSource,
+    held_out_steps,
+    steps_tokenizer,
+  )
+  from covrl.rewards import (
+    COUNTDOWN_STEPS_EXAMPLE,
+    Reward,
+    score_countdown_steps,
+  )
+
+  return Task(
+    tokenizer=steps_tokenizer(config),
+    train=CountdownStepsSource(config),
+    solved=SolvedCountdownStepsSource(config),
+    held_out=held_out_steps(config),
+    rewards=[
+      Reward(
+        name='countdown_steps',
+        score=score_countdown_steps,
+        example=COUNTDOWN_STEPS_EXAMPLE,
+      )
+    ],
+  )
+
+
 def _source_names(
   names: Iterable[str], *problem_groups: Iterable[Problem]
 ) -> tuple[str, ...]:
