@@ -16,14 +16,11 @@ from typing import Literal
 
 Platform = Literal['tpu', 'gpu', 'cpu']
 
-# Flags of libtpu, in LIBTPU_INIT_ARGS.
+# Flags of libtpu, in LIBTPU_INIT_ARGS, the same for v5e, v5p and v6e. Fusing
+# all-gathers with matrix products is not among them: libtpu does so on v5e by
+# itself and calls it unsafe on others, for which libtpu 0.0.50 compiles nothing
+# under `xla_tpu_enable_async_collective_fusion_fuse_all_gather=true`.
 TPU: Mapping[str, str] = {
-  # All-gathers of parameters run beside matrix products, over several of them.
-  'xla_tpu_enable_async_collective_fusion': 'true',
-  'xla_tpu_enable_async_collective_fusion_fuse_all_gather': 'true',
-  'xla_tpu_enable_async_collective_fusion_multiple_steps': 'true',
-  'xla_tpu_overlap_compute_collective_tc': 'true',
-  'xla_enable_async_all_gather': 'true',
   # Sums over replicas, and so over slices, wait for the end of a step and run
   # beside the optimiser, whatever their sizes.
   'xla_tpu_enable_data_parallel_all_reduce_opt': 'true',

@@ -33,9 +33,9 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
-def compiled(topology, *overrides, effort=-1.0, **settings):
-  """Compiles a report; low effort halves the time and gives slower programs."""
-  jax.config.update('jax_exec_time_optimization_effort', effort)
+def compiled(topology, *overrides, level='O0', **settings):
+  """Compiles a report; `O0` takes least time and gives slower programs."""
+  jax.config.update('jax_optimization_level', level)
   try:
     return compile_recipe(
       config.load(str(RECIPE), list(overrides)),
@@ -43,7 +43,7 @@ def compiled(topology, *overrides, effort=-1.0, **settings):
       **settings,
     )
   finally:
-    jax.config.update('jax_exec_time_optimization_effort', 0.0)
+    jax.config.update('jax_optimization_level', 'UNKNOWN')
 
 
 @pytest.fixture(scope='module')
@@ -63,7 +63,7 @@ def remembered():
 @pytest.fixture(scope='module')
 def small(remembered):
   """Returns the report of all programs and their parsed HLO."""
-  report = compiled('v5e:2x4', effort=0.0)
+  report = compiled('v5e:2x4', level='UNKNOWN')
   modules = [module for _, module in remembered[-4:]]
   return report, dict(zip(NAMES, modules, strict=True))
 

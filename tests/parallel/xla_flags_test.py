@@ -14,16 +14,40 @@ LOAD_TPU = (
   'from covrl.parallel import topologies;'
   "print(len(topologies.compile_only_devices(topologies.find_topology('v5p-8'))))"
 )
+# A matrix product with a gathered weight, for the generations named.
+COMPILE_TPU = """
+import sys
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from covrl.parallel import topologies
+
+for name in sys.argv[1:]:
+  devices = topologies.compile_only_devices(topologies.find_topology(name))
+  shards = NamedSharding(Mesh(np.array(devices), 'fsdp'), PartitionSpec('fsdp'))
+  arguments = [
+    jax.ShapeDtypeStruct(shape, jax.numpy.bfloat16, sharding=shards)
+    for shape in ((4096, 1024), (1024, 4096))
+  ]
+  with topologies.no_compilation_cache():
+    product = jax.jit(jax.numpy.matmul, out_shardings=shards)
+    text = product.lower(*arguments).compile().as_text()
+  assert ' all-gather' in text, text
+  started = 'all-gather-start' in text or 'async_collective_fusion' in text
+  print(name, 'async' if started else 'sync')
+"""
 LOAD_XLA = 'import jax; print(jax.numpy.ones(4).size)'
 
 
-def run(program, platform_name, **extra):
+def run(program, platform_name, *arguments, **extra):
   """A process that was given a platform's flags, and computes on the CPU."""
   environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   environment |= {'JAX_PLATFORMS': 'cpu'} | extra
   xla_flags.apply(platform_name, environment)
   return subprocess.run(
-    [sys.executable, '-c', program],
+    [sys.executable, '-c', program, *arguments],
     env=environment,
     capture_output=True,
     text=True,
@@ -31,10 +55,13 @@ def run(program, platform_name, **extra):
   )
 
 
-@pytest.mark.skipif(
+needs_libtpu = pytest.mark.skipif(
   sys.platform != 'linux' or platform.machine() != 'x86_64',
   reason='libtpu, of the dev extra, is for Linux on x86-64 only',
 )
+
+
+@needs_libtpu
 def test_libtpu_accepts_its_flags():
   done = run(LOAD_TPU, 'tpu')
   assert done.stdout.split() == ['4'], done.stderr
@@ -42,6 +69,16 @@ def test_libtpu_accepts_its_flags():
   done = run(LOAD_TPU, 'tpu', LIBTPU_INIT_ARGS='--xla_no_such_flag=true')
   assert done.returncode
   assert 'xla_no_such_flag' in done.stderr + done.stdout
+
+
+@needs_libtpu
+def test_programs_compile_for_every_generation():
+  """All-gathers are fused with products only where libtpu supports it."""
+  done = run(COMPILE_TPU, 'tpu', 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2')
+  assert not done.returncode, done.stderr
+  found = dict(line.split() for line in done.stdout.splitlines())
+  assert set(found) == {'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2'}
+  assert found['v5p:2x2x1'] == found['v6e:2x2'] == 'sync'
 
 
 def test_xla_accepts_its_flags():
@@ -54,12 +91,11 @@ def test_xla_accepts_its_flags():
 
 
 def test_keeps_flags_set_by_the_user():
-  environment = {
-    'LIBTPU_INIT_ARGS': '--xla_enable_async_all_gather=false --mine=1'
-  }
+  mine = '--xla_tpu_enable_data_parallel_all_reduce_opt=false'
+  environment = {'LIBTPU_INIT_ARGS': f'{mine} --mine=1'}
   xla_flags.apply('tpu', environment)
   given = environment['LIBTPU_INIT_ARGS'].split()
-  assert given[:2] == ['--xla_enable_async_all_gather=false', '--mine=1']
+  assert given[:2] == [mine, '--mine=1']
   names = [flag.split('=')[0] for flag in given]
   assert len(set(names)) == len(names) == len(xla_flags.TPU) + 1
   again = dict(environment)
