@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 from etils import epath
 
@@ -38,22 +38,33 @@ def is_regular_file(file: epath.Path) -> bool:
   return pathlib.Path(file).is_file()
 
 
+def open_regular_file(file: epath.Path) -> BinaryIO:
+  """Opens a file for reading bytes, if it has content.
+
+  Raises:
+    ValueError: the file is missing, a pipe or a device, or cannot be read.
+  """
+  try:
+    if not is_regular_file(file):
+      wanted = 'a regular file' if file.exists() else 'there'
+      raise ValueError(f'{file}: must be {wanted}, and is not')
+    return storage.open_binary(file)
+  except OSError as error:
+    reason = error.strerror or type(error).__name__
+    raise ValueError(f'{str(file)[:200]}: cannot be read: {reason}') from None
+
+
 def read_bytes(file: epath.Path, limit: int) -> bytes:
   """Content of a file of at most `limit` bytes.
 
   Raises:
     ValueError: the file is larger, is a pipe or device, or cannot be read.
   """
-  if file.exists() and not is_regular_file(file):
-    raise ValueError(f'{file}: must be a regular file, and is not')
-  try:
+  with open_regular_file(file) as stream:
     size = storage.file_size(file)
     if size > limit:
       raise ValueError(f'{file}: must have at most {limit} bytes, got {size}')
-    with storage.open_binary(file) as stream:
-      return stream.read(size)
-  except OSError as error:
-    raise ValueError(f'{file}: cannot be read: {error.strerror}') from None
+    return stream.read(size)
 
 
 def parse_json(text: bytes, owner: str) -> Mapping[str, Any]:

@@ -44,13 +44,17 @@ def resolve(directory: epath.PathLike) -> epath.Path:
   path = storage.as_path(directory)
   if is_gguf(path):
     return gguf_directory(path)
-  if path.is_dir():
-    return path
+  try:
+    if path.is_dir():
+      return path
+  except OSError as error:
+    raise ValueError(
+      f'{str(path)[:200]}: cannot be read: {error.strerror}'
+    ) from None
   if not re.fullmatch(r'[\w.-]+/[\w.-]+', str(directory)):
     raise ValueError(
       'a directory, a .gguf file or the name of a model (owner/name) is'
-      ' required, got'
-      f' {str(directory)!r}'
+      f' required, got {str(directory)[:200]!r}'
     )
   from huggingface_hub import snapshot_download
   from huggingface_hub.errors import HfHubHTTPError

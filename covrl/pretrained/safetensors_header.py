@@ -20,7 +20,7 @@ from etils import epath
 from covrl import storage
 from covrl.pretrained.json_files import (
   MAX_JSON_BYTES,
-  is_regular_file,
+  open_regular_file,
   parse_json,
 )
 
@@ -57,12 +57,8 @@ def read_header(file: epath.Path) -> dict[str, FileTensor]:
     ValueError: the file is missing, is not a regular file, is truncated, or
       its header is malformed; the message names file and tensor.
   """
-  if not is_regular_file(file):
-    what = 'a regular file' if file.exists() else 'part of the checkpoint'
-    found = 'is not' if file.exists() else 'is not there'
-    raise ValueError(f'{file}: must be {what}, and {found}')
-  file_size = storage.file_size(file)
-  with storage.open_binary(file) as stream:
+  with open_regular_file(file) as stream:
+    file_size = storage.file_size(file)
     size = int.from_bytes(stream.read(8), 'little')
     if file_size < 8 or size > file_size - 8:
       raise ValueError(

@@ -31,9 +31,11 @@ class Tensors(abc.ABC):
   """The tensors of a checkpoint, read on demand.
 
   Attributes:
+    path: the checkpoint's file or directory, for errors.
     files: file of each tensor, by the tensor's name.
   """
 
+  path: epath.Path
   files: Mapping[str, epath.Path]
 
   @abc.abstractmethod
@@ -59,8 +61,8 @@ class Tensors(abc.ABC):
     if name not in self.files:
       files = ', '.join(sorted({file.name for file in self.files.values()}))
       raise ValueError(
-        f'the checkpoint must hold {name} of shape {shape}, and it is not in'
-        f' {files}'
+        f'{self.path}: the checkpoint must hold {name} of shape {shape}, and it'
+        f' is not in {files or "it"}'
       )
     if self.shape(name) != shape:
       raise ValueError(
@@ -131,7 +133,7 @@ class SafetensorsFiles(Tensors):
     Raises:
       ValueError: a file is missing, malformed, or lacks a tensor.
     """
-    directory = storage.as_path(directory)
+    self.path = directory = storage.as_path(directory)
     files: dict[str, epath.Path] = {}
     self._tensors: dict[str, FileTensor] = {}
     indexed = _indexed_files(directory, name)
@@ -217,7 +219,7 @@ def _indexed_files(directory: epath.Path, name: str) -> dict[str, str]:
     raise ValueError(f'{index}: must have a weight_map of tensors, got none')
   for tensor, file in files.items():
     if not isinstance(file, str) or not re.fullmatch(
-      r'[^/\\\x00]+\.safetensors', file
+      r'[^/\\\x00]{1,200}\.safetensors', file
     ):
       raise ValueError(
         f'{index}: {tensor} must be in a .safetensors file of the same'

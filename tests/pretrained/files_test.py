@@ -288,7 +288,7 @@ def test_names_a_missing_field(tmp_path):
 def test_names_a_missing_shard(tmp_path):
   directory = copy_of('llama3', tmp_path)
   (directory / 'model-00002-of-00002.safetensors').unlink()
-  with pytest.raises(ValueError, match=r'00002-of-00002\S+: must be part of'):
+  with pytest.raises(ValueError, match=r'00002-of-00002\S+: must be there'):
     load_pretrained(directory)
 
 

@@ -25,7 +25,6 @@ _ARCHITECTURES: Mapping[str, tuple[str, str]] = {
   'qwen3': ('Qwen3ForCausalLM', 'qwen3'),
   'qwen3moe': ('Qwen3MoeForCausalLM', 'qwen3_moe'),
 }
-_DTYPES = {'F16': 'float16', 'BF16': 'bfloat16'}
 # Fields after the architecture's name that are read, or have no effect here.
 _KNOWN_FIELDS = {
   'attention.head_count',
@@ -117,7 +116,8 @@ def config_fields(
       f'{architecture}.context_length'
     ),
     'tie_word_embeddings': 'output.weight' not in tensors,
-    'torch_dtype': _DTYPES.get(kind, 'float32'),
+    # Float32 holds what float16 and all quantised types hold.
+    'torch_dtype': 'bfloat16' if kind == 'BF16' else 'float32',
     'rope_theta': metadata.number(f'{architecture}.rope.freq_base', 10000.0),
     **_expert_fields(metadata, architecture),
   }

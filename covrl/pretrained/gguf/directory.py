@@ -19,6 +19,7 @@ from covrl.pretrained.families import model_config
 from covrl.pretrained.gguf.config import config_fields
 from covrl.pretrained.gguf.header import read_header
 from covrl.pretrained.gguf.tokenizer import tokenizer_files
+from covrl.pretrained.json_files import open_regular_file
 
 _SUFFIX = '.gguf'
 _LINK = f'model{_SUFFIX}'
@@ -47,8 +48,7 @@ def gguf_directory(file: epath.PathLike) -> epath.Path:
       that is not supported; the message names tensor or field.
   """
   path = storage.as_path(file)
-  if not path.exists():
-    raise ValueError(f'{path}: must be a GGUF file, and is not there')
+  open_regular_file(path).close()
   local = _local_copy(path).absolute()
   state = local.stat()
   return _directory(local, state.st_size, state.st_mtime_ns)
@@ -56,8 +56,10 @@ def gguf_directory(file: epath.PathLike) -> epath.Path:
 
 def linked_gguf(directory: epath.Path) -> epath.Path | None:
   """The GGUF file of a directory of `gguf_directory`; `None` for others."""
-  link = directory / _LINK
-  return link if link.exists() else None
+  link = pathlib.Path(directory / _LINK)
+  if storage.is_bucket(directory) or not link.is_symlink():
+    return None
+  return epath.Path(link.readlink())
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from etils import epath
 from covrl import storage
 from covrl.pretrained.gguf.metadata import Metadata
 from covrl.pretrained.gguf.types import TensorType, tensor_type
-from covrl.pretrained.json_files import is_regular_file
+from covrl.pretrained.json_files import open_regular_file
 
 _MAGIC = b'GGUF'
 _VERSIONS = (2, 3)
@@ -81,9 +81,7 @@ def read_header(file: epath.Path) -> tuple[Metadata, dict[str, GgufTensor]]:
     ValueError: the file is not a GGUF file, is truncated, or its header is
       malformed; the message names field or tensor.
   """
-  if not is_regular_file(file):
-    raise ValueError(f'{file}: must be a GGUF file, and is not a file')
-  with storage.open_binary(file) as stream:
+  with open_regular_file(file) as stream:
     cursor = _Cursor(stream, file, storage.file_size(file))
     if cursor.take(4, 'the first four bytes') != _MAGIC:
       raise ValueError(f'{file}: must be a GGUF file, got another')

@@ -77,6 +77,7 @@ class GgufTensors(Tensors):
     Raises:
       ValueError: the file is not a GGUF file, truncated or malformed.
     """
+    self.path = file
     metadata, tensors = read_header(file)
     self._tensors = {
       name: stored

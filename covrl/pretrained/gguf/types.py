@@ -54,11 +54,12 @@ def tensor_type(code: int, owner: str) -> TensorType:
 @functools.cache
 def _find_type(code: int) -> TensorType | None:
   """The type of a code, or `None` if it cannot be dequantised."""
+  library = _library()
   try:
-    kind = _library().GGMLQuantizationType(code)
+    kind = library.GGMLQuantizationType(code)
   except ValueError:
     return None
-  block_size, block_bytes = _library().GGML_QUANT_SIZES[kind]
+  block_size, block_bytes = library.GGML_QUANT_SIZES[kind]
   found = TensorType(code, kind.name, block_size, block_bytes)
   try:
     found.dequantise(np.zeros((1, block_bytes), np.uint8))

@@ -1,0 +1,538 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GGUF files: outputs equal transformers', tokenizers are rebuilt, errors name fields."""
+
+import dataclasses
+import functools
+import json
+import sys
+
+import gguf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from pretrained.fixtures import MODELS, assert_trees_equal, copy_of, tensors_of
+from pretrained.gguf_files import (
+  sentencepiece_fields,
+  write_gguf,
+)
+from safetensors.numpy import save_file
+
+from covrl.cli import main
+from covrl.models import Lora
+from covrl.models.lora import split_adapters
+from covrl.models.rope import base_frequencies
+from covrl.parallel.sharding import make_mesh
+from covrl.pretrained import (
+  load_chat_template,
+  load_policy,
+  load_pretrained,
+  load_tokenizer,
+  save_adapters,
+)
+from covrl.pretrained.gguf import types
+from covrl.pretrained.gguf.header import read_header
+from covrl.pretrained.gguf.tensors import GgufTensors
+from covrl.pretrained.gguf.tokenizer import _SPLITTINGS, _pre_tokenizer
+from covrl.storage import as_path
+
+GOLDEN = MODELS.with_name('gguf')
+TOKENIZERS = MODELS.with_name('tokenizers')
+NAMES = ('llama', 'qwen2', 'qwen3')
+PROMPT = 8
+
+
+@functools.cache
+def loaded(name):
+  return load_pretrained(GOLDEN / f'{name}.gguf')
+
+
+@functools.cache
+def golden(name):
+  with np.load(GOLDEN / f'{name}.npz') as file:
+    return dict(file)
+
+
+def changed(tmp_path, *, without=(), tensors=None, **fields):
+  """A GGUF file of the golden Llama with other fields.
+
+  Args:
+    tmp_path: directory of the file.
+    without: fields to leave out.
+    tensors: further tensors, by their names in the file.
+    fields: values of fields, with `__` for a dot.
+  """
+  reader = gguf.GGUFReader(GOLDEN / 'llama.gguf')
+  file = tmp_path / 'changed.gguf'
+  values = {key.replace('__', '.'): value for key, value in fields.items()}
+  architecture = values.pop('general.architecture', 'llama')
+  writer = gguf.GGUFWriter(str(file), architecture)
+  for key, field in reader.fields.items():
+    skipped = key.startswith('GGUF.') or key == 'general.architecture'
+    if skipped or key in without:
+      continue
+    kind, *inner = field.types
+    if key in values:
+      add_field(writer, key, values.pop(key))
+    else:
+      writer.add_key_value(key, field.contents(), kind, *inner)
+  for key, value in values.items():
+    add_field(writer, key, value)
+  for tensor in reader.tensors:
+    writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+  for key, value in (tensors or {}).items():
+    writer.add_tensor(key, value)
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
+  return file
+
+
+def add_field(writer, name, value):
+  kind = gguf.GGUFValueType.get_type(value)
+  inner = None
+  if isinstance(value, list):
+    inner = gguf.GGUFValueType.get_type(value[0])
+  writer.add_key_value(name, value, kind, inner)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_logits_and_continuation_equal_those_of_transformers(name):
+  policy, params = loaded(name)
+  tokens, greedy = golden(name)['tokens'], golden(name)['greedy']
+  batch = np.zeros((3, len(greedy)), np.int32)
+  batch[:2, : tokens.shape[1]], batch[2] = tokens, greedy
+  logits = np.asarray(jax.jit(policy.logits)(params, batch))
+  np.testing.assert_allclose(
+    logits[:2, : tokens.shape[1]], golden(name)['logits'], atol=1e-4
+  )
+  found = logits[2, PROMPT - 1 : -1].argmax(-1)
+  np.testing.assert_array_equal(found, greedy[PROMPT:])
+
+
+def test_sharded_weights_are_the_same():
+  _, params = loaded('llama')
+  _, sharded = load_pretrained(GOLDEN / 'llama.gguf', make_mesh((1, 2, 4)))
+  assert_trees_equal(params, jax.device_get(sharded))
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_header_equals_that_of_the_library(name):
+  file = GOLDEN / f'{name}.gguf'
+  reader = gguf.GGUFReader(file)
+  metadata, tensors = read_header(as_path(file))
+  want = {
+    key: field.contents()
+    for key, field in reader.fields.items()
+    if not key.startswith('GGUF.')
+  }
+  assert metadata.fields.keys() == want.keys()
+  for key, value in metadata.fields.items():
+    assert value == (
+      pytest.approx(want[key]) if isinstance(value, float) else want[key]
+    )
+  assert [*tensors] == [tensor.name for tensor in reader.tensors]
+  for tensor in reader.tensors:
+    found = tensors[tensor.name]
+    assert found.start == tensor.data_offset
+    assert found.size == tensor.n_bytes
+    assert found.shape == tuple(tensor.shape[::-1])
+
+
+def test_slices_of_interleaved_rows():
+  tensors = GgufTensors(as_path(GOLDEN / 'llama.gguf'))
+  name = 'model.layers.1.self_attn.k_proj.weight'
+  whole = tensors.read(name, (slice(None), slice(None)))
+  assert whole.shape == (16, 32)
+  for rows in (slice(0, 8), slice(8, 16), slice(3, 11), slice(5, 6)):
+    part = tensors.read(name, (rows, slice(4, 20)))
+    np.testing.assert_array_equal(part, whole[rows, 4:20])
+
+
+@pytest.mark.parametrize('name', ['llama3', 'qwen3_moe'])
+def test_files_of_other_formats_give_the_same_policy(name, tmp_path):
+  directory = copy_of(name, tmp_path)
+  config = json.loads((directory / 'config.json').read_text())
+  tensors = {k: t.astype(np.float32) for k, t in tensors_of(directory).items()}
+  fields = sentencepiece_fields(TOKENIZERS / 'pieces' / 'tokenizer.model')
+  size = len(fields['tokenizer.ggml.tokens'])
+  # The embedding of as many tokens as the tokenizer has.
+  for each in ('model.embed_tokens.weight', 'lm_head.weight'):
+    tensors[each] = np.resize(tensors[each], (size, 16))
+  config['vocab_size'] = size
+  (directory / 'config.json').write_text(json.dumps(config))
+  for file in directory.glob('*.safetensors*'):
+    file.unlink()
+  save_file(tensors, directory / 'model.safetensors')
+  if name == 'llama3':
+    plain = base_frequencies(100.0, 4)
+    factors = plain / load_policy(directory).config.frequencies[0]
+    tensors['rope_freqs.weight'] = factors.astype(np.float32)
+  if name == 'qwen3_moe':
+    tensors, fields = with_experts(tensors, config, fields)
+  write_gguf(tmp_path / 'm.gguf', config, tensors, fields=fields)
+  policy, params = load_pretrained(tmp_path / 'm.gguf')
+  want, want_params = load_pretrained(directory, dtype='float32')
+  assert policy == want
+  assert_trees_equal(params, want_params)
+
+
+def with_experts(tensors, config, fields):
+  """Stacks experts, as in GGUF files."""
+  stacked = {}
+  for name, tensor in tensors.items():
+    head, experts, rest = name.partition('.mlp.experts.')
+    if not experts:
+      stacked[name] = tensor
+      continue
+    layer, part = head.rpartition('.')[2], rest.split('.')[1][: -len('_proj')]
+    stacked.setdefault(f'blk.{layer}.ffn_{part}_exps.weight', []).append(tensor)
+  number = config['num_local_experts']
+  return {
+    k: np.stack(t) if isinstance(t, list) else t for k, t in stacked.items()
+  }, {
+    **fields,
+    'qwen3moe.expert_count': number,
+    'qwen3moe.expert_used_count': config['num_experts_per_tok'],
+    'qwen3moe.expert_feed_forward_length': config['moe_intermediate_size'],
+  }
+
+
+def test_byte_level_tokenizer_equals_the_original():
+  tokenizer = load_tokenizer(GOLDEN / 'llama.gguf')
+  want = json.loads((TOKENIZERS / 'bytes' / 'golden.json').read_text())
+  for text, ids in zip(want['texts'], want['ids'], strict=True):
+    assert tokenizer.encode(text) == ids
+    assert tokenizer.decode(ids) == text.replace('<|im_end|>', '')
+  assert tokenizer.end_ids == (302, 300)
+  assert (tokenizer.bos_id, tokenizer.pad_id) == (None, 300)
+  template = load_chat_template(GOLDEN / 'llama.gguf')
+  assert template.render(want['chat']) == want['chat_text']
+
+
+def test_sentencepiece_tokenizer_equals_the_original(tmp_path):
+  fields = sentencepiece_fields(TOKENIZERS / 'pieces' / 'tokenizer.model')
+  file = changed(
+    tmp_path,
+    without=['tokenizer.ggml.merges', 'tokenizer.ggml.eot_token_id'],
+    **{k.replace('.', '__'): v for k, v in fields.items()},
+    tokenizer__ggml__padding_token_id=0,
+  )
+  size = len(fields['tokenizer.ggml.tokens'])
+  if size > 320:
+    file = grown(file, tmp_path, size)
+  tokenizer = load_tokenizer(file)
+  want = json.loads((TOKENIZERS / 'pieces' / 'golden.json').read_text())
+  for text, ids in zip(want['texts'], want['ids'], strict=True):
+    if '<|im_end|>' not in text:
+      assert tokenizer.encode(text) == ids
+  assert (tokenizer.bos_id, tokenizer.end_ids) == (1, (2,))
+
+
+def grown(file, tmp_path, size):
+  """A file whose embedding has `size` rows."""
+  reader = gguf.GGUFReader(file)
+  other = tmp_path / 'grown.gguf'
+  writer = gguf.GGUFWriter(str(other), 'llama')
+  for key, field in reader.fields.items():
+    if not key.startswith(('GGUF.', 'general.arch')):
+      writer.add_key_value(key, field.contents(), *field.types)
+  for tensor in reader.tensors:
+    data = tensor.data
+    if tensor.name == 'token_embd.weight':
+      data = np.resize(data, (size, data.shape[1]))
+    writer.add_tensor(tensor.name, data, raw_dtype=tensor.tensor_type)
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
+  return other
+
+
+@pytest.mark.parametrize(
+  ('pre', 'words'),
+  [
+    ('gpt-2', ['It', "'s", 'Ġ12345', '!', 'Ċ', 'Ġok']),
+    ('llama-bpe', ['It', "'s", 'Ġ', '123', '45', '!Ċ', 'Ġok']),
+    ('qwen2', ['It', "'s", 'Ġ', '1', '2', '3', '4', '5', '!Ċ', 'Ġok']),
+    ('smollm', ['It', "'s", 'Ġ', '1', '2', '3', '4', '5', '!', 'Ċ', 'Ġok']),
+  ],
+)
+def test_words_of_families(pre, words):
+  found = _pre_tokenizer(_SPLITTINGS[pre]).pre_tokenize_str("It's 12345!\n ok")
+  assert [word for word, _ in found] == words
+
+
+def test_begin_tokens_are_those_of_the_file(tmp_path):
+  fields = {'tokenizer__ggml__bos_token_id': 301}
+  file = changed(tmp_path, tokenizer__ggml__pre='llama-bpe', **fields)
+  assert load_tokenizer(file).bos_id == 301
+  file = changed(
+    tmp_path,
+    tokenizer__ggml__pre='llama-bpe',
+    tokenizer__ggml__add_bos_token=False,
+    **fields,
+  )
+  assert load_tokenizer(file).bos_id is None
+  file = changed(tmp_path, tokenizer__ggml__add_bos_token=True, **fields)
+  assert load_tokenizer(file).bos_id == 301
+
+
+def test_convert_writes_a_directory(tmp_path, capsys):
+  main(['convert', str(GOLDEN / 'qwen2.gguf'), str(tmp_path / 'out')])
+  assert capsys.readouterr().out.strip() == str(tmp_path / 'out')
+  assert load_policy(tmp_path / 'out') == load_policy(GOLDEN / 'qwen2.gguf')
+  tensors = GgufTensors(as_path(GOLDEN / 'qwen2.gguf'))
+  written = tensors_of(tmp_path / 'out')
+  assert written.keys() == tensors.files.keys()
+  for name, value in written.items():
+    whole = (slice(None),) * value.ndim
+    np.testing.assert_array_equal(value, tensors.read(name, whole))
+  source, copy = (
+    load_tokenizer(each) for each in (GOLDEN / 'qwen2.gguf', tmp_path / 'out')
+  )
+  assert copy.to_bytes() == source.to_bytes()
+  assert copy.end_ids == source.end_ids
+
+
+def test_adapters_on_a_quantised_base(tmp_path):
+  policy, _ = loaded('llama')
+  config = dataclasses.replace(policy.config, lora=Lora(rank=2, alpha=4.0))
+  policy = dataclasses.replace(policy, config=config)
+  _, adapters = split_adapters(policy.abstract_params())
+  adapters = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.1), adapters)
+  save_adapters(tmp_path / 'adapter', policy, adapters)
+  fields = json.loads((tmp_path / 'adapter/adapter_config.json').read_text())
+  assert fields['base_model_name_or_path'] == str(GOLDEN / 'llama.gguf')
+  again, found = load_pretrained(tmp_path / 'adapter')
+  assert again.config.lora is not None
+  assert_trees_equal(again.split(found)[0], adapters)
+  assert load_tokenizer(tmp_path / 'adapter').vocab_size == 320
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (
+      {'general__architecture': 'mamba'},
+      'general.architecture must be one of llama, .*got mamba',
+    ),
+    (
+      {'without': ['llama.embedding_length']},
+      'llama.embedding_length must be an integer, got none',
+    ),
+    (
+      {'llama__block_count': 'many'},
+      'llama.block_count must be an integer, got many',
+    ),
+    ({'llama__block_count': 10**9}, 'num_hidden_layers must be an integer of'),
+    (
+      {'llama__attention__head_count': 0},
+      'llama.attention.head_count must be at least 1',
+    ),
+    ({'llama__expert_count': 8}, 'llama.expert_count must be 0 for .*got 8'),
+    (
+      {'llama__rope__dimension_count': 4},
+      'llama.rope.dimension_count must be 8, the width',
+    ),
+    (
+      {'llama__rope__scaling__type': 'longrope'},
+      'llama.rope.scaling.type must be none, linear or yarn, got longrope',
+    ),
+    ({'split__count': 3}, r'split\.count must be 1, .*got 3'),
+    (
+      {'tokenizer__ggml__model': 'bert'},
+      r'tokenizer\.ggml\.model must be gpt2 or llama, got bert',
+    ),
+    (
+      {'tokenizer__ggml__pre': 'new'},
+      r'tokenizer\.ggml\.pre must be one of gpt-2, .*got new',
+    ),
+    (
+      {'tokenizer__ggml__merges': ['a b', 'xyz zyx']},
+      'element 0 of tokenizer.ggml.merges must be two tokens|element 1 of',
+    ),
+    (
+      {'without': ['tokenizer.ggml.merges']},
+      'tokenizer.ggml.merges must be a list of texts, got none',
+    ),
+    (
+      {'tokenizer__ggml__eos_token_id': 5000},
+      'tokenizer.ggml.eos_token_id must be below 303',
+    ),
+    (
+      {'tokenizer__ggml__token_type': [1, 2]},
+      'tokenizer.ggml.token_type must be 303 types',
+    ),
+    (
+      {'tokenizer__ggml__add_eos_token': True},
+      'tokenizer.ggml.add_eos_token must be false, got True',
+    ),
+    (
+      {'tensors': {'rope_freqs.weight': np.array([1, 7, 2, 9], np.float32)}},
+      'rope_freqs.weight must hold 4 factors of Llama 3 scaling',
+    ),
+  ],
+)
+def test_names_unsupported_fields(change, message, tmp_path):
+  file = changed(tmp_path, **change)
+  with pytest.raises(ValueError, match=rf'changed\.gguf: .*{message}'):
+    load_policy(file)
+
+
+def test_names_tensors_that_no_model_has(tmp_path):
+  file = changed(tmp_path, tensors={'blk.0.ssm': np.ones((2, 2), np.float32)})
+  with pytest.raises(
+    ValueError, match=r'gguf: holds blk\.0\.ssm, which no Lla'
+  ):
+    load_pretrained(file)
+
+
+def test_names_numbers_that_are_not_finite(tmp_path):
+  file = changed(tmp_path)
+  tensor = read_header(as_path(file))[1]['output_norm.weight']
+  content = bytearray(file.read_bytes())
+  content[tensor.start : tensor.start + 4] = np.float32(np.nan).tobytes()
+  file.write_bytes(content)
+  with pytest.raises(ValueError, match=r'model\.norm\.weight must be finite'):
+    load_pretrained(file)
+
+
+def test_names_settings_that_are_not_used(tmp_path):
+  file = changed(tmp_path, llama__attention__new=3)
+  with pytest.warns(
+    UserWarning, match=r'not used: llama\.attention\.new \(3\)'
+  ):
+    load_policy(file)
+
+
+def header_bytes(fields=b'', counts=(0, 0), version=3):
+  head = b'GGUF' + version.to_bytes(4, 'little')
+  return head + b''.join(n.to_bytes(8, 'little') for n in counts) + fields
+
+
+def text_bytes(text):
+  return len(text).to_bytes(8, 'little') + text
+
+
+def tensor_bytes(name=b'w', sizes=(32,), kind=0, offset=0):
+  parts = [text_bytes(name), len(sizes).to_bytes(4, 'little')]
+  parts += [size.to_bytes(8, 'little') for size in sizes]
+  parts += [kind.to_bytes(4, 'little'), offset.to_bytes(8, 'little')]
+  return b''.join(parts)
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    (b'', r'must have 4 bytes or more, for the first four bytes, got 0'),
+    (b'PK\x03\x04' + bytes(40), 'must be a GGUF file, got another'),
+    (header_bytes(version=1), r'version of GGUF must be .*got 1'),
+    (header_bytes(version=3 << 24), 'must be .*little-endian, got'),
+    (header_bytes(counts=(2**60, 0)), 'number of tensors must be at most'),
+    (header_bytes(counts=(0, 2**60)), 'number of fields must be at most'),
+    (header_bytes(counts=(0, 1)), 'for the name of field 0, got 24'),
+    (header_bytes((2**62).to_bytes(8, 'little'), (0, 1)), 'bytes or more, for'),
+    (
+      header_bytes(text_bytes(b'a\xff') + bytes(8), (0, 1)),
+      'the name of field 0 must be UTF-8',
+    ),
+    (
+      header_bytes(text_bytes(b'a.b') + (99).to_bytes(4, 'little'), (0, 1)),
+      r'the type of field a\.b must be a number up to 12, got 99',
+    ),
+    (
+      header_bytes(
+        text_bytes(b'a.b')
+        + (9).to_bytes(4, 'little')
+        + (0).to_bytes(4, 'little')
+        + (2**60).to_bytes(8, 'little'),
+        (0, 1),
+      ),
+      r'number of elements of a\.b must be at most 2097152, got',
+    ),
+    (
+      header_bytes(
+        text_bytes(b'a.b')
+        + (9).to_bytes(4, 'little') * 2
+        + (1).to_bytes(8, 'little'),
+        (0, 1),
+      ),
+      r'the elements of field a\.b must be numbers or texts, got type 9',
+    ),
+    (
+      header_bytes(2 * (text_bytes(b'a.b') + bytes(5)), (0, 2)),
+      r'holds the field a\.b twice',
+    ),
+    (header_bytes(tensor_bytes(sizes=()), (1, 0)), 'w must have 1 to 4 axes'),
+    (header_bytes(tensor_bytes(sizes=(0,)), (1, 0)), 'w must have axes of 1'),
+    (
+      header_bytes(tensor_bytes(kind=77), (1, 0)),
+      'w must have a type of F32, .*got number 77',
+    ),
+    (header_bytes(tensor_bytes(kind=24), (1, 0)), 'got I8'),
+    (
+      header_bytes(tensor_bytes(sizes=(33,), kind=8), (1, 0)),
+      'w must have rows of whole blocks of 32, as Q8_0 needs, got 33',
+    ),
+    (
+      header_bytes(tensor_bytes(offset=1) + bytes(500), (1, 0)),
+      'w must begin at a multiple of 32, got 1',
+    ),
+    (
+      header_bytes(tensor_bytes(), (1, 0)),
+      r'must have 192 bytes or more, for w',
+    ),
+    (
+      header_bytes(
+        tensor_bytes() + tensor_bytes(b'v', offset=32) + bytes(500), (2, 0)
+      ),
+      'v must begin at 128 or later, where w ends, got 32',
+    ),
+    (
+      header_bytes(2 * tensor_bytes() + bytes(500), (2, 0)),
+      'holds w twice',
+    ),
+    (
+      header_bytes(
+        tensor_bytes(sizes=(2**40, 2**40, 2**40)) + bytes(500), (1, 0)
+      ),
+      'bytes or more, for w, got',
+    ),
+  ],
+)
+def test_refuses_malformed_headers(content, message, tmp_path):
+  file = tmp_path / 'm.gguf'
+  file.write_bytes(content)
+  with pytest.raises(ValueError, match=rf'm\.gguf: .*{message}'):
+    load_policy(file)
+
+
+def test_refuses_truncated_files_at_every_length(tmp_path):
+  content = (GOLDEN / 'llama.gguf').read_bytes()
+  file = tmp_path / 'm.gguf'
+  for size in range(0, len(content), 1997):
+    file.write_bytes(content[:size])
+    with pytest.raises(
+      ValueError, match=r'm\.gguf: must have \d+ bytes or mor'
+    ):
+      read_header(as_path(file))
+
+
+def test_names_missing_files(tmp_path, capsys):
+  with pytest.raises(ValueError, match=r'a\.gguf: must be there, and is not'):
+    load_policy(tmp_path / 'a.gguf')
+  with pytest.raises(SystemExit):
+    main(['convert', str(tmp_path / 'a.gguf'), str(tmp_path / 'out')])
+  assert 'a.gguf: must be there, and is not' in capsys.readouterr().err
+
+
+def test_needs_the_library(tmp_path, monkeypatch):
+  types._library.cache_clear()
+  types._find_type.cache_clear()
+  monkeypatch.setitem(sys.modules, 'gguf', None)
+  file = tmp_path / 'm.gguf'
+  file.write_bytes((GOLDEN / 'llama.gguf').read_bytes())
+  with pytest.raises(ValueError, match=r"pip install 'covrl\[gguf\]'"):
+    load_policy(file)
