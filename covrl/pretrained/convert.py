@@ -18,6 +18,7 @@ from covrl.data import JsonTokenizer, Tokenizer
 from covrl.models import Policy
 from covrl.models.lora import join_adapters, split_adapters
 from covrl.pretrained.adapters import base_model_directory, save_adapters
+from covrl.pretrained.finite import check_finite
 from covrl.pretrained.load import (
   dtype_name,
   load_params,
@@ -57,13 +58,15 @@ def convert(
       total number.
 
   Raises:
-    ValueError: see `save_pretrained` and `save_adapters`.
+    ValueError: see `save_pretrained` and `save_adapters`; or a weight is not
+      finite, in its dtype or in `dtype`.
   """
   if output_format != 'adapter':
     policy, params = policy.base, policy.merge(params)
   if dtype is not None:
     name = dtype_name(dtype)
     params = jax.tree.map(lambda leaf: leaf.astype(name), params)
+  check_finite(params, 'the weights to write')
   if output_format == 'adapter':
     save_adapters(target, policy, params)
   elif output_format == 'model':

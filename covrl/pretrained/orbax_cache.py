@@ -19,6 +19,7 @@ from jaxtyping import PyTree
 from covrl import storage
 from covrl.models import Policy
 from covrl.pretrained.atomic_dir import atomic_directory
+from covrl.pretrained.finite import check_finite
 
 if TYPE_CHECKING:
   import orbax.checkpoint as ocp
@@ -56,7 +57,11 @@ def has_orbax(directory: epath.Path) -> bool:
 def load_orbax(
   directory: epath.Path, policy: Policy, mesh: Mesh | None
 ) -> PyTree:
-  """Loads parameters in Orbax format, in the policy's `param_dtype`."""
+  """Loads parameters in Orbax format, in the policy's `param_dtype`.
+
+  Raises:
+    ValueError: a number is not finite.
+  """
   import orbax.checkpoint as ocp
 
   abstract_params = policy.abstract_params(mesh)
@@ -69,7 +74,7 @@ def load_orbax(
       abstract_params,
     )
   with _checkpointer(abstract_params) as checkpointer:
-    return checkpointer.restore(
+    params = checkpointer.restore(
       storage.absolute(directory) / _NAME,
       args=ocp.args.PyTreeRestore(
         item=abstract_params,
@@ -78,6 +83,8 @@ def load_orbax(
         ),
       ),
     )
+  check_finite(params, str(directory))
+  return params
 
 
 def _checkpointer(params: PyTree) -> ocp.Checkpointer:

@@ -9,7 +9,14 @@ import pytest
 from pretrained.fixtures import copy_of, loaded, rewrite, tensors_of
 
 from covrl.models import LinearScaling, YarnScaling
-from covrl.pretrained import load_policy, load_pretrained, save_pretrained
+from covrl.pretrained import (
+  convert,
+  load_policy,
+  load_pretrained,
+  save_pretrained,
+)
+from covrl.pretrained.orbax_cache import save_orbax
+from covrl.pretrained.save import model_files
 
 GATE = 'model.layers.1.mlp.gate_proj.weight'
 HEAD, EMBEDDING = 'lm_head.weight', 'model.embed_tokens.weight'
@@ -163,6 +170,28 @@ def test_names_numbers_that_another_dtype_cannot_hold(tmp_path):
   load_pretrained(directory)
   with pytest.raises(ValueError, match=r'finite in float16, got 1e\+06; lo'):
     load_pretrained(directory, dtype='float16')
+
+
+def test_writes_finite_numbers_only(tmp_path):
+  policy, params = loaded('mistral')
+  damaged = {**params, 'head': params['head'].at[0, 0].set(1e6)}
+  with pytest.raises(ValueError, match='write: head must be finite in float16'):
+    convert(
+      policy,
+      damaged,
+      tmp_path / 'out',
+      output_format='model',
+      dtype='float16',
+    )
+  assert not (tmp_path / 'out').exists()
+
+
+def test_orbax_copies_are_finite(tmp_path):
+  policy, params = loaded('mistral')
+  damaged = {**params, 'head': params['head'].at[0, 0].set(np.nan)}
+  save_orbax(tmp_path / 'out', model_files(policy, damaged), damaged)
+  with pytest.raises(ValueError, match='out: head must be finite in float32'):
+    load_pretrained(tmp_path / 'out')
 
 
 def edit_config(directory, **fields):
