@@ -1,0 +1,131 @@
+"""Recipes for Countdown with written steps: 0.4 million parameters, on a CPU.
+
+A response joins four or five numbers step by step and writes each result:
+`7 + 3 = 10 , 10 * 4 = 40 , 40 + 2 = 42`. Its reward is 1 if every step is right
+and the last one reaches the target. The recipes differ only in the loss and the
+token chain.
+"""
+
+import dataclasses
+import functools
+
+import optax
+
+import covrl
+from covrl.config import Config, Recipe
+from covrl.models import ModelConfig
+from covrl.tasks import Task, countdown_steps_task
+
+
+def grpo() -> Recipe:
+  """GRPO: PPO's clip and no entropy control.
+
+  Run: covrl train --config=countdown_steps:grpo --workdir=runs/steps_grpo
+  Hardware: two CPU cores, six minutes.
+  Expect: within 100 iterations greedy accuracy rises from 23.0 to 28.5 %, mean@8
+  from 11.8 to 24.9 % and pass@8 from 55.1 to 57.0 %; entropy falls from 0.337 to
+  0.140 nats (seed 0, 256 problems).
+  """
+  config = Config()
+  config.task.min_numbers, config.task.max_numbers = 4, 5
+  config.task.max_value, config.task.max_target = 15, 40
+  config.evaluate.problems = 512
+  config.warm_start.steps, config.warm_start.batch_size = 1500, 32
+  config.rollout.prompts_per_iteration = 32
+  config.rollout.responses_per_prompt = 16
+  config.rollout.max_prompt_length = 9
+  config.rollout.max_response_length = 24
+  config.entropy.fraction = 0.02
+  config.train.learning_rate = 2e-4
+  config.train.iterations = 100
+  config.evaluate.every = 50
+  return Recipe(
+    config=config,
+    task=_task,
+    model=_model,
+    advantages=lambda config: covrl.group_relative,
+    loss=lambda config: functools.partial(
+      covrl.clipped_surrogate, low=config.train.low, high=config.train.high
+    ),
+    token_tx=lambda config: optax.identity(),
+    tx=_tx,
+    warm_start_tx=_warm_start_tx,
+  )
+
+
+def grpo_no_clip() -> Recipe:
+  """GRPO without a clip: the base loss of KL-Cov alone.
+
+  Run: covrl train --config=countdown_steps:grpo_no_clip --workdir=runs/steps_grpo_no_clip
+  Hardware: two CPU cores, six minutes.
+  Expect: a control that shows what KL-Cov owes to the missing clip.
+  """
+  return dataclasses.replace(
+    grpo(),
+    loss=lambda config: functools.partial(
+      covrl.policy_gradient, max_log_ratio=20.0
+    ),
+  )
+
+
+def kl_cov() -> Recipe:
+  """KL-Cov: a constant penalty on the 2 % of tokens of highest covariance.
+
+  Run: covrl train --config=countdown_steps:kl_cov --workdir=runs/steps_kl_cov
+  Hardware: two CPU cores, six minutes.
+  Expect: a comparison with `grpo`; not measured yet.
+  """
+  return dataclasses.replace(
+    grpo_no_clip(),
+    token_tx=lambda config: covrl.kl_cov(
+      fraction=config.entropy.fraction,
+      coefficient=config.entropy.coefficient,
+      selection_source=config.entropy.selection_source,
+    ),
+  )
+
+
+def entropy_bonus() -> Recipe:
+  """GRPO with a constant entropy bonus on all tokens.
+
+  Run: covrl train --config=countdown_steps:entropy_bonus --workdir=runs/steps_entropy_bonus
+  Hardware: two CPU cores, six minutes.
+  Expect: a comparison with `grpo`; not measured yet.
+  """
+  recipe = grpo()
+  recipe.config.entropy.coefficient = 0.001
+  return dataclasses.replace(
+    recipe,
+    token_tx=lambda config: covrl.entropy_bonus(config.entropy.coefficient),
+  )
+
+
+def _task(config: Config) -> Task:
+  return countdown_steps_task(config.task)
+
+
+def _model(config: Config, vocab_size: int) -> ModelConfig:
+  return ModelConfig(
+    vocab_size=vocab_size,
+    num_layers=4,
+    model_dim=96,
+    num_heads=3,
+    num_kv_heads=1,
+    head_dim=32,
+    hidden_dim=256,
+  )
+
+
+def _tx(config: Config) -> optax.GradientTransformation:
+  return optax.chain(
+    optax.clip_by_global_norm(config.train.max_gradient_norm),
+    optax.adam(config.train.learning_rate, b2=0.95),
+  )
+
+
+def _warm_start_tx(config: Config) -> optax.GradientTransformation:
+  steps = max(config.warm_start.steps, 2)  # a schedule needs two
+  rate = optax.warmup_cosine_decay_schedule(
+    0.0, config.warm_start.learning_rate, min(100, steps // 10 + 1), steps
+  )
+  return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.98))
