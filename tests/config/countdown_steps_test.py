@@ -42,14 +42,15 @@ def test_functions_build_with_overrides_applied(spec):
   assert 'Expect:' in doc
 
 
-def test_the_docstring_agrees_with_the_table_of_results():
-  doc = inspect.getdoc(countdown_steps.grpo) or ''
+@pytest.mark.parametrize('name', ['grpo', 'kl_cov'])
+def test_docstrings_agree_with_the_table_of_results(name):
+  doc = inspect.getdoc(getattr(countdown_steps, name)) or ''
   stated = re.findall(r'\d\.\d{3}|\d{2}\.\d', doc.partition('Expect')[2])
   readme = pathlib.Path(countdown_steps.__file__).with_name('README.md')
   rows = [
     row
     for row in readme.read_text().splitlines()
-    if row.startswith(('| warm start of', '| `grpo` | 100'))
+    if row.startswith(('| warm start of', f'| `{name}` | 100'))
   ]
   assert len(rows) == 2
   assert len(stated) == 8
