@@ -13,7 +13,15 @@ ROOT = pathlib.Path(__file__).parents[1]
 # a cycle.
 LAYERS = (
   # `recipes` only finds the recipe files, which import all other packages.
-  ('types', 'array_checks', 'exit_codes', 'parallel', 'config', 'recipes', 'storage'),
+  (
+    'types',
+    'array_checks',
+    'exit_codes',
+    'parallel',
+    'config',
+    'recipes',
+    'storage',
+  ),
   ('statistics', 'objectives', 'models', 'data', 'rewards'),
   ('entropy', 'pretrained', 'rollout'),
   ('tasks', 'evaluation', 'run'),

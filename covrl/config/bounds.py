@@ -30,7 +30,9 @@ class Bounds:
   def contains(self, value: float) -> bool:
     """Returns whether a value is finite and within the bounds."""
     above = self.low < value if self.is_open else self.low <= value
-    is_finite = abs(value) < math.inf  # `math.isfinite` fails for large integers.
+    is_finite = (
+      abs(value) < math.inf
+    )  # `math.isfinite` fails for large integers.
     is_within = is_finite and above and value <= self.high
     return is_within or value == self.special
 

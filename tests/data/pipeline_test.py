@@ -257,7 +257,7 @@ def test_refuses_invalid_streams_and_states():
   ):
     stream().set_state({'draw': 1, 'seed': 4, 'problems': ''})
   with pytest.raises(ValueError, match='draw must be at least 0, got -1'):
-    stream().set_state(stream().get_state() | {'draw': -1})
+    stream().set_state({**stream().get_state(), 'draw': -1})
 
 
 def test_supervised_streams_resume_and_are_shared():
@@ -273,7 +273,7 @@ def test_supervised_streams_resume_and_are_shared():
 
   whole = take(rows(), 3)
   later = rows(prefetch=0)
-  later.set_state(later.get_state() | {'draw': 2})
+  later.set_state({**later.get_state(), 'draw': 2})
   assert np.array_equal(next(later).tokens, whole[2].tokens)
   halves = [
     take(rows(process_index=index, process_count=2), 1)[0] for index in (0, 1)

@@ -221,7 +221,7 @@ def test_idle_slots_are_given_up(monkeypatch):
     sizes.append(len(state.request))
     return run(params, state, *arguments)
 
-  engine._run = counted
+  monkeypatch.setattr(engine, '_run', counted)
   assert_same(host(sample(engine)), host(sample()))
   assert sizes[0] == 32
   assert sizes == sorted(sizes, reverse=True)
