@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time of a whole RL step: covrl, Tunix and TRL, alternated.
+
+  tests/benchmarks/install_peers.sh FOLDER
+  python tests/benchmarks/rl_step.py --environments=FOLDER [--shape=8x8]
+    [--peer covrl tunix] [--rounds=7] [--stage=update] [--json=FILE]
+
+Each library runs in a process and an environment of its own, with a Qwen2 of the
+same sizes and random matrices, float32, and GRPO with one update per rollout:
+no KL penalty, clip 0.2, Adam, gradients clipped, instant rewards, responses of
+full length. A step is the rollout, scoring where the library has it, rewards,
+advantages and the update, in the library's own loop. Ratios are to the first
+library's time in the same round. On a loaded machine the ratio of core seconds
+says more; of covrl's they leave out the worker process that computes rewards.
+"""
+
+from __future__ import annotations
+
+from peers import driver
+
+STAGES = ('rollout', 'scoring', 'update')
+
+
+def main() -> None:
+  """Prints a table."""
+  parser = driver.parser(__doc__ or '', ('4x4', '8x8', '32k'))
+  parser.add_argument(
+    '--stage',
+    choices=('step', *STAGES),
+    default='step',
+    help='what to repeat; scoring and update alone of covrl only, to profile',
+  )
+  options = parser.parse_args()
+  if options.stage in ('scoring', 'update') and options.peer != ['covrl']:
+    parser.error(f'--stage={options.stage} needs --peer covrl')
+  driver.report(options.stage, options, STAGES)
+
+
+if __name__ == '__main__':
+  try:
+    main()
+  except driver.PeerError as error:
+    raise SystemExit(str(error)) from None
