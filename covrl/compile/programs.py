@@ -78,6 +78,8 @@ def compile_recipe(
     end_ids=special_tokens.end_ids,
     pad_id=special_tokens.pad_id,
     max_response_length=config.rollout.max_response_length,
+    slots=config.rollout.slots,
+    segment=config.rollout.segment,
   )
   work = _Workload(
     recipe=recipe,

@@ -65,6 +65,9 @@ class RolloutConfig:
       token's; 0 for all tokens.
     tensor: devices that share one copy of the sampler's weights; 0 for
       `mesh.tensor`.
+    slots: responses that are decoded together, at most, and so the memory of
+      their KV cache; others wait in a queue. 0 for all.
+    segment: tokens that are decoded between two looks of the host.
     max_draws: draws of prompts per iteration, at most, until
       `prompts_per_iteration` groups have unequal rewards (dynamic sampling); 1
       trains on all groups of a single draw.
@@ -81,6 +84,8 @@ class RolloutConfig:
   top_k: NonNegative = 0
   min_p: Share = 0.0
   tensor: NonNegative = 0
+  slots: NonNegative = 0
+  segment: Positive = 16
   max_draws: Positive = 1
 
 

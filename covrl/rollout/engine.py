@@ -10,7 +10,6 @@ and reduces the number of slots when the queue is empty.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -22,16 +21,18 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Int, Key, PyTree
 
 from covrl.models.cache import DecodeCache
-from covrl.models.layers import constrain
 from covrl.models.policy import Policy
 from covrl.parallel import distributed, sharding
+from covrl.rollout.layout import Layout, divide, state_specs
+from covrl.rollout.placement import (
+  is_placed,
+  param_specs,
+  place,
+  reshards_by_layer,
+)
 from covrl.rollout.samples import HostArray, Samples
 from covrl.rollout.sampling import Sampling
 from covrl.rollout.slots import SlotArrays, SlotDecoder, State, shrink
-
-# Slots of a shard are not reduced below this number, nor more often.
-MIN_SLOTS = 8
-MAX_SIZES = 4
 
 
 class TracedPrograms(NamedTuple):
@@ -46,20 +47,6 @@ class TracedPrograms(NamedTuple):
   start: jax.stages.Traced
   run: jax.stages.Traced
   cache: DecodeCache
-
-
-class _Layout(NamedTuple):
-  """Static division of requests into shards and slots.
-
-  Attributes:
-    copies: shards that process each prompt, each for a part of its group.
-    shards: number of shards.
-    slots: numbers of slots per shard: at first, and to reduce it to.
-  """
-
-  copies: int
-  shards: int
-  slots: tuple[int, ...]
 
 
 class SamplingEngine:
@@ -123,7 +110,7 @@ class SamplingEngine:
     self._start = jax.jit(self._start_state, static_argnames='layout')
     self._run = jax.jit(self._run_segment, static_argnums=3, donate_argnums=1)
     self._shrink = jax.jit(self._shrink_slots, static_argnums=(1, 2))
-    self._place_params = jax.jit(self._place, static_argnums=1)
+    self._place = jax.jit(self._place_params, static_argnums=1)
 
   def sample(
     self,
@@ -169,15 +156,8 @@ class SamplingEngine:
       )
     layout = self._layout(len(prompts), group_size)
     with self._use_mesh():
-      params = self._placed(params)
-      state, status = self._start(
-        params,
-        self._put(np.repeat(prompts, layout.copies, axis=0)),
-        self._put(np.repeat(prompt_mask, layout.copies, axis=0)),
-        key,
-        self._put(sequence_ids),
-        sampling,
-        layout=layout,
+      params, state, status = self._begin(
+        params, prompts, prompt_mask, key, sequence_ids, sampling, layout
       )
       slots = layout.slots[0]
       while True:
@@ -201,19 +181,18 @@ class SamplingEngine:
       shape: number of prompts and their padded length in tokens.
       group_size: responses per prompt.
     """
-    layout = self._layout(shape[0], group_size)
-    rows = (shape[0] * layout.copies, shape[1])
-    sampling = Sampling.make()
+    layout, sampling = self._layout(shape[0], group_size), Sampling.make()
+    # Created outside the mesh, like the arguments of `sample`.
+    key = jax.random.key(0)
     with self._use_mesh():
-      params = self._placed(params)
-      state, _ = self._start(
+      params, state, _ = self._begin(
         params,
-        self._put(np.full(rows, self.pad_id, np.int32)),
-        self._put(np.zeros(rows, bool)),
-        jax.random.key(0),
-        self._put(np.arange(shape[0] * group_size, dtype=np.int32)),
+        np.full(shape, self.pad_id, np.int32),
+        np.zeros(shape, bool),
+        key,
+        np.arange(shape[0] * group_size, dtype=np.int32),
         sampling,
-        layout=layout,
+        layout,
       )
       for slots in layout.slots:
         if slots != layout.slots[0]:
@@ -241,11 +220,11 @@ class SamplingEngine:
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     sampling = jax.eval_shape(Sampling.make)
-    reshard_by_layer = self._reshards_by_layer(params)
+    by_layer = reshards_by_layer(params, self.mesh)
     prompts = (count * layout.copies, width)
 
     def start(params: PyTree, *arguments: Any) -> Any:
-      placed = self._place(params, reshard_by_layer)
+      placed = self._place_params(params, by_layer)
       return placed, *self._start_state(placed, *arguments, layout=layout)
 
     def like(leaf: Any, spec: P) -> jax.ShapeDtypeStruct:
@@ -262,38 +241,52 @@ class SamplingEngine:
         sampling,
       )
       placed, state, _ = started.out_info
-      placed = jax.tree.map(like, placed, self._param_specs(params))
-      state = jax.tree.map(like, state, self._state_specs(state, layout))
+      placed = jax.tree.map(
+        like, placed, param_specs(self.policy, params, self.mesh)
+      )
+      specs = state_specs(self.mesh, state, layout.shards)
+      state = jax.tree.map(like, state, specs)
       return TracedPrograms(
         start=started,
         run=self._run.trace(placed, state, sampling, layout),
         cache=state.cache,
       )
 
-  def _placed(self, params: PyTree) -> PyTree:
-    """Parameters in the dtypes and shardings that decoding reads them in."""
-    if self.mesh is None:
-      is_placed = all(
-        leaf.dtype == cast.dtype
-        for leaf, cast in zip(
-          jax.tree.leaves(params),
-          jax.tree.leaves(jax.eval_shape(self.policy.compute_params, params)),
-          strict=True,
-        )
-      )
-      return params if is_placed else self._place_params(params, False)
-    return self._place_params(params, self._reshards_by_layer(params))
-
-  def _place(self, params: PyTree, reshard_by_layer: bool) -> PyTree:
-    """Casts and shards parameters for decoding."""
-    return jax.tree.map(
-      _shard_param_by_layer if reshard_by_layer else _shard_param,
-      self.policy.compute_params(params),
-      self.policy.axes,
+  def _begin(
+    self,
+    params: PyTree,
+    prompts: Int[HostArray, 'P Tp'],
+    prompt_mask: Bool[HostArray, 'P Tp'],
+    key: Key[Array, ''],
+    sequence_ids: Int[HostArray, ' S'],
+    sampling: Sampling,
+    layout: Layout,
+  ) -> tuple[PyTree, State, Int[Array, ' 2']]:
+    """Places the arguments of `sample` and runs the first program."""
+    params = self._placed(params)
+    state, status = self._start(
+      params,
+      self._put(np.repeat(prompts, layout.copies, axis=0)),
+      self._put(np.repeat(prompt_mask, layout.copies, axis=0)),
+      key,
+      self._put(sequence_ids),
+      sampling,
+      layout=layout,
     )
+    return params, state, status
+
+  def _placed(self, params: PyTree) -> PyTree:
+    """Parameters as decoding reads them; copied only if they are not."""
+    if is_placed(self.policy, params, self.mesh):
+      return params
+    return self._place(params, reshards_by_layer(params, self.mesh))
+
+  def _place_params(self, params: PyTree, reshard_by_layer: bool) -> PyTree:
+    """The program that casts and shards parameters."""
+    return place(self.policy, params, reshard_by_layer=reshard_by_layer)
 
   def _start_state(
-    self, *arguments: Any, layout: _Layout
+    self, *arguments: Any, layout: Layout
   ) -> tuple[State, Int[Array, ' 2']]:
     """The program before the first segment."""
     state = self._decoder.start(
@@ -302,14 +295,14 @@ class SamplingEngine:
     return self._constrained(state, layout)
 
   def _run_segment(
-    self, params: PyTree, state: State, sampling: Sampling, layout: _Layout
+    self, params: PyTree, state: State, sampling: Sampling, layout: Layout
   ) -> tuple[State, Int[Array, ' 2']]:
     """The program of one segment."""
     state = self._decoder.run(params, state, sampling, steps=self.segment)
     return self._constrained(state, layout)
 
   def _shrink_slots(
-    self, state: State, layout: _Layout, slots: int
+    self, state: State, layout: Layout, slots: int
   ) -> SlotArrays:
     """The program that reduces the number of slots."""
     arrays = shrink(state, slots=slots)
@@ -317,90 +310,25 @@ class SamplingEngine:
     return shrunk.slot_arrays
 
   def _constrained(
-    self, state: State, layout: _Layout
+    self, state: State, layout: Layout
   ) -> tuple[State, Int[Array, ' 2']]:
     """The state with its shardings, and its status on every device."""
     status = state.status()
     if self.mesh is None:
       return state, status
-    specs = self._state_specs(state, layout)
+    specs = state_specs(self.mesh, state, layout.shards)
     state = jax.tree.map(jax.lax.with_sharding_constraint, state, specs)
     return state, jax.lax.with_sharding_constraint(status, P())
 
-  def _state_specs(self, state: State, layout: _Layout) -> State:
-    """Partition specs of a state; rows of one shard are on one device."""
-    mesh = self.mesh
-    if mesh is None:
-      return jax.tree.map(lambda _: P(), state)
-    rows = P(_row_axes(mesh, layout.shards))
-    axes = (None, None, 'attention_heads', None, None)
-
-    def of_cache(keys: Any) -> P:
-      spec = sharding.fitted_spec(
-        mesh, axes, keys.shape, sharding.ROLLOUT_RULES
-      )
-      return P(None, rows[0], spec[2])
-
-    specs = jax.tree.map(lambda _: rows, state)
-    cache, prompts = state.cache, state.cache.prompts
-    own, shared = of_cache(cache.keys), of_cache(prompts.keys)
-    shared = prompts._replace(keys=shared, values=shared, lengths=rows)
-    return specs._replace(
-      cache=specs.cache._replace(prompts=shared, keys=own, values=own)
+  def _layout(self, count: int, group_size: int) -> Layout:
+    """Division of the requests of `count` prompts over the mesh."""
+    return divide(
+      self.mesh,
+      count,
+      group_size,
+      slots=self.slots,
+      shrinks=self.segment < self.max_response_length - 1,
     )
-
-  def _param_specs(self, params: PyTree) -> PyTree:
-    """Partition specs of the parameters for decoding."""
-
-    def spec(leaf: Any, axes: Sequence[str | None]) -> P:
-      if self.mesh is None:
-        return P()
-      rules = sharding.ROLLOUT_RULES
-      return sharding.fitted_spec(self.mesh, axes, leaf.shape, rules)
-
-    return jax.tree.map(spec, params, self.policy.axes)
-
-  def _layout(self, count: int, group_size: int) -> _Layout:
-    """Splits requests over the mesh.
-
-    A prompt is processed on several shards, each with a part of its group, if
-    that uses more devices.
-    """
-    copies, shards = 1, 1
-    if self.mesh is not None:
-      shards_of = {
-        n: _num_shards(self.mesh, count * n)
-        for n in range(1, group_size + 1)
-        if group_size % n == 0
-      }
-      copies = max(shards_of, key=lambda n: (shards_of[n], -n))
-      shards = shards_of[copies]
-    own = count * group_size // shards
-    slots = min(own, -(-self.slots // shards)) if self.slots else own
-    sizes = [slots]
-    while (
-      len(sizes) < MAX_SIZES
-      and sizes[-1] // 2 >= MIN_SLOTS
-      and self.segment < self.max_response_length - 1
-    ):
-      sizes.append(-(-sizes[-1] // 2))
-    return _Layout(copies=copies, shards=shards, slots=tuple(sizes))
-
-  def _reshards_by_layer(self, params: PyTree) -> bool:
-    """Whether parameters have other tensor shards than the engine's mesh.
-
-    XLA cannot express that resharding, and all-gathers them instead; doing it
-    layer by layer bounds the memory.
-    """
-    if self.mesh is None:
-      return False
-    shardings = [leaf.sharding for leaf in jax.tree.leaves(params)]
-    shards = {
-      each.mesh.shape['tensor']
-      for each in shardings
-      if isinstance(each, NamedSharding)
-    }
-    return bool(shards - {1, self.mesh.shape['tensor']})
 
   def _use_mesh(self) -> contextlib.AbstractContextManager[object]:
     """Context in which activations are constrained to the mesh."""
@@ -429,29 +357,3 @@ def _read(status: Any) -> tuple[int, int]:
     distributed.wait_until(status.is_ready)
   live, waiting = np.asarray(status).tolist()
   return live, waiting
-
-
-def _row_axes(mesh: Mesh, count: int) -> tuple[str, ...]:
-  """Mesh axes that split `count` rows."""
-  spec = sharding.fitted_spec(
-    mesh, ('batch',), (count,), sharding.ROLLOUT_RULES
-  )
-  return sharding.mesh_axes_of(spec[0])
-
-
-def _num_shards(mesh: Mesh, count: int) -> int:
-  """Number of shards of `count` rows."""
-  return math.prod(mesh.shape[name] for name in _row_axes(mesh, count))
-
-
-def _shard_param(leaf: Array, axes: Sequence[str | None]) -> Array:
-  """Shards a parameter as the sampler needs it."""
-  return constrain(leaf, *axes)
-
-
-def _shard_param_by_layer(leaf: Array, axes: Sequence[str | None]) -> Array:
-  """Shards stacked parameters layer by layer: at most one layer is gathered."""
-  if axes[0] != 'layers':
-    return _shard_param(leaf, axes)
-  layers = jax.lax.map(lambda layer: _shard_param(layer, axes[1:]), leaf)
-  return _shard_param(layers, axes)

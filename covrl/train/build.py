@@ -151,6 +151,8 @@ def make_engine(
     end_ids=tokenizer.end_ids,
     pad_id=tokenizer.pad_id,
     max_response_length=config.rollout.max_response_length,
+    slots=config.rollout.slots,
+    segment=config.rollout.segment,
   )
 
 

@@ -14,7 +14,7 @@ import pytest
 from covrl.models import Policy, tiny
 from covrl.parallel.sharding import make_mesh, reshape_mesh
 from covrl.rollout import Sampling, SamplingEngine, to_rollout_rows
-from covrl.rollout import engine as engine_module
+from covrl.rollout import layout as layout_module
 from covrl.types import Rollouts
 
 VOCAB, PROMPTS, LENGTH, GROUP, LIMIT, END = 16, 8, 6, 4, 10, (3, 5)
@@ -213,7 +213,7 @@ def test_refill_and_cancellation_change_no_bit():
 
 
 def test_idle_slots_are_given_up(monkeypatch):
-  monkeypatch.setattr(engine_module, 'MIN_SLOTS', 2)
+  monkeypatch.setattr(layout_module, 'MIN_SLOTS', 2)
   engine, sizes = make_engine(segment=2), []
   run = engine._run
 
@@ -325,7 +325,9 @@ def test_rows_without_a_prompt_have_empty_responses():
   )
 
 
-def test_sampling_parameters_never_recompile():
+@pytest.fixture
+def compilations():
+  """Names of what is compiled."""
   compiled = []
 
   def listen(event, duration_secs, **kwargs):
@@ -336,16 +338,44 @@ def test_sampling_parameters_never_recompile():
   jax.monitoring.register_event_duration_secs_listener(listen)
   jax.jit(lambda x: x + 1)(jnp.zeros(3))
   assert compiled
+  compiled.clear()
+  return compiled
+
+
+def test_sampling_parameters_never_recompile(compilations):
   engine = make_engine()
   sample(engine)
-  compiled.clear()
+  compilations.clear()
   for temperature in (0.0, 0.7, 1.3):
     for top_p in (0.5, 1.0):
       sample(engine, temperature=temperature, top_p=top_p, top_k=3)
-  assert not compiled
+  assert not compilations
   # Another number of prompts: prefill and one segment.
   sample(engine, rows=slice(0, 2))
-  assert len(compiled) == 2
+  assert len(compilations) == 2
+
+
+@pytest.mark.parametrize('devices', [0, 1, 4])
+def test_nothing_is_compiled_after_warm_up(devices, compilations, monkeypatch):
+  """Also not when slots are given up, or for keys of an iteration."""
+  monkeypatch.setattr(layout_module, 'MIN_SLOTS', 2)
+  mesh = make_mesh((devices,), jax.devices()[:devices]) if devices else None
+  params = params_on(mesh) if mesh else PARAMS
+  engine = make_engine(mesh, segment=2)
+  engine.warm_up(params, (PROMPTS, LENGTH), group_size=GROUP)
+  prompts, mask = make_prompts()
+  key, sampling = jax.random.fold_in(KEY, 5), Sampling.make(0.9)
+  compilations.clear()
+  engine.sample(
+    params,
+    prompts,
+    mask,
+    group_size=GROUP,
+    key=key,
+    sequence_ids=IDS,
+    sampling=sampling,
+  )
+  assert not compilations
 
 
 def test_kv_cache_is_updated_in_place():

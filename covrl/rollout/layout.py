@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Division of requests over a mesh: shards, slots, and the state's shardings."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+from jax import P
+from jax.sharding import Mesh
+
+from covrl.parallel import sharding
+from covrl.rollout.slots import State
+
+# Slots of a shard are not reduced below this number, nor to more sizes.
+MIN_SLOTS = 8
+MAX_SIZES = 4
+
+
+class Layout(NamedTuple):
+  """Static division of requests into shards and slots.
+
+  Attributes:
+    copies: shards that process each prompt, each for a part of its group.
+    shards: number of shards.
+    slots: numbers of slots per shard: at first, and to reduce it to.
+  """
+
+  copies: int
+  shards: int
+  slots: tuple[int, ...]
+
+
+def divide(
+  mesh: Mesh | None, count: int, group_size: int, *, slots: int, shrinks: bool
+) -> Layout:
+  """Divides the requests of some prompts over a mesh.
+
+  A prompt is processed on several shards, each with a part of its group, if
+  that uses more devices.
+
+  Args:
+    mesh: the sampler's mesh; `None` is one device.
+    count: number of prompts.
+    group_size: requests per prompt.
+    slots: requests that are decoded together, at most; 0 for all.
+    shrinks: whether the number of slots is reduced as requests end.
+  """
+  copies, shards = 1, 1
+  if mesh is not None:
+    shards_of = {
+      n: math.prod(mesh.shape[name] for name in row_axes(mesh, count * n))
+      for n in range(1, group_size + 1)
+      if group_size % n == 0
+    }
+    copies = max(shards_of, key=lambda n: (shards_of[n], -n))
+    shards = shards_of[copies]
+  own = count * group_size // shards
+  sizes = [min(own, -(-slots // shards)) if slots else own]
+  while shrinks and len(sizes) < MAX_SIZES and sizes[-1] // 2 >= MIN_SLOTS:
+    sizes.append(-(-sizes[-1] // 2))
+  return Layout(copies=copies, shards=shards, slots=tuple(sizes))
+
+
+def state_specs(mesh: Mesh | None, state: State, shards: int) -> State:
+  """Partition specs of a state; rows of one shard are on one device.
+
+  Args:
+    mesh: the sampler's mesh.
+    state: arrays or shapes.
+    shards: number of shards.
+  """
+  if mesh is None:
+    return jax.tree.map(lambda _: P(), state)
+  rows = P(row_axes(mesh, shards))
+  axes = (None, None, 'attention_heads', None, None)
+
+  def of_cache(keys: Any) -> P:
+    rules = sharding.ROLLOUT_RULES
+    heads = sharding.fitted_spec(mesh, axes, keys.shape, rules)[2]
+    return P(None, rows[0], heads)
+
+  specs = jax.tree.map(lambda _: rows, state)
+  cache, prompts = state.cache, state.cache.prompts
+  own, shared = of_cache(cache.keys), of_cache(prompts.keys)
+  shared = prompts._replace(keys=shared, values=shared, lengths=rows)
+  return specs._replace(
+    cache=specs.cache._replace(prompts=shared, keys=own, values=own)
+  )
+
+
+def row_axes(mesh: Mesh, count: int) -> tuple[str, ...]:
+  """Mesh axes that split `count` rows."""
+  spec = sharding.fitted_spec(
+    mesh, ('batch',), (count,), sharding.ROLLOUT_RULES
+  )
+  return sharding.mesh_axes_of(spec[0])

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parameters in the dtypes and shardings that decoding reads them in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax import P
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, PyTree
+
+from covrl.models.layers import constrain
+from covrl.models.policy import Policy
+from covrl.parallel import sharding
+
+
+def place(policy: Policy, params: PyTree, *, reshard_by_layer: bool) -> PyTree:
+  """Casts and shards parameters for decoding, inside of a compiled program.
+
+  Args:
+    policy: the policy.
+    params: parameters of the policy, as training stores them.
+    reshard_by_layer: see `reshards_by_layer`.
+  """
+  return jax.tree.map(
+    _shard_by_layer if reshard_by_layer else _shard,
+    policy.compute_params(params),
+    policy.axes,
+  )
+
+
+def is_placed(policy: Policy, params: PyTree, mesh: Mesh | None) -> bool:
+  """Whether parameters are already as `place` returns them."""
+  cast = jax.eval_shape(policy.compute_params, params)
+  specs = param_specs(policy, params, mesh)
+
+  def fits(leaf: Any, cast: Any, spec: P) -> bool:
+    if leaf.dtype != cast.dtype:
+      return False
+    if mesh is None:
+      return True
+    wanted = NamedSharding(mesh, spec)
+    return leaf.sharding.is_equivalent_to(wanted, leaf.ndim)
+
+  return all(jax.tree.leaves(jax.tree.map(fits, params, cast, specs)))
+
+
+def param_specs(policy: Policy, params: PyTree, mesh: Mesh | None) -> PyTree:
+  """Partition specs of parameters for decoding."""
+
+  def spec(leaf: Any, axes: Sequence[str | None]) -> P:
+    if mesh is None:
+      return P()
+    rules = sharding.ROLLOUT_RULES
+    return sharding.fitted_spec(mesh, axes, leaf.shape, rules)
+
+  return jax.tree.map(spec, params, policy.axes)
+
+
+def reshards_by_layer(params: PyTree, mesh: Mesh | None) -> bool:
+  """Whether parameters have other tensor shards than the sampler's mesh.
+
+  XLA cannot express that resharding, and all-gathers them instead; doing it
+  layer by layer bounds the memory.
+  """
+  if mesh is None:
+    return False
+  shardings = [leaf.sharding for leaf in jax.tree.leaves(params)]
+  shards = {
+    each.mesh.shape['tensor']
+    for each in shardings
+    if isinstance(each, NamedSharding)
+  }
+  return bool(shards - {1, mesh.shape['tensor']})
+
+
+def _shard(leaf: Array, axes: Sequence[str | None]) -> Array:
+  """Shards a parameter as the sampler needs it."""
+  return constrain(leaf, *axes)
+
+
+def _shard_by_layer(leaf: Array, axes: Sequence[str | None]) -> Array:
+  """Shards stacked parameters layer by layer: at most one layer is gathered."""
+  if axes[0] != 'layers':
+    return _shard(leaf, axes)
+  layers = jax.lax.map(lambda layer: _shard(layer, axes[1:]), leaf)
+  return _shard(layers, axes)
