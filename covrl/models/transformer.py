@@ -8,7 +8,7 @@ prefill and decoding; they are independent of training and sampling.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,10 @@ from covrl.models.config import ModelConfig
 from covrl.models.decode_attention import CachedTokens, list_prompts
 from covrl.models.experts import RoutedMLP, Routing
 from covrl.models.layers import GatedMLP, RMSNorm, constrain, normal_param
+from covrl.parallel import sharding
+
+# Layers of a model, at most, that are compiled one by one on CPUs.
+UNROLLED_LAYERS = 4
 
 
 class LayerOptions(NamedTuple):
@@ -171,7 +175,7 @@ class Transformer(nnx.Module):
 
     run_layer = remat.with_remat(run_layer, self.config.remat)
     each = (layers, LayerOptions.stacked(self.config))
-    x, routing = jax.lax.scan(run_layer, self._embed(tokens), each)
+    x, routing = self._scan_layers(run_layer, self._embed(tokens), each)
     return self.final_norm(x), routing
 
   def prefill(
@@ -198,7 +202,7 @@ class Transformer(nnx.Module):
       return x, keys
 
     each = (layers, LayerOptions.stacked(self.config))
-    x, (keys, values) = jax.lax.scan(run_layer, self._embed(tokens), each)
+    x, (keys, values) = self._scan_layers(run_layer, self._embed(tokens), each)
     lengths = jnp.sum(mask, axis=1, dtype=jnp.int32)
     return self.final_norm(x[:, -1]), PromptCache(keys, values, lengths)
 
@@ -233,9 +237,24 @@ class Transformer(nnx.Module):
     start = self._embed(token[:, None])
     indices = jnp.arange(self.config.num_layers, dtype=jnp.int32)
     each = (indices, layers, LayerOptions.stacked(self.config))
-    x, (keys, values) = jax.lax.scan(run_layer, start, each)
+    x, (keys, values) = self._scan_layers(run_layer, start, each)
     cache = cache.append(keys[:, :, :, 0], values[:, :, :, 0], live)
     return self.final_norm(x[:, 0]), cache
+
+  def _scan_layers(
+    self,
+    run_layer: Callable[[Array, Any], tuple[Array, Any]],
+    x: Float[Array, 'B T D'],
+    each: PyTree,
+  ) -> tuple[Float[Array, 'B T D'], Any]:
+    """Runs the layers one after another: one compiled body for all of them.
+
+    On CPUs a few layers are written out instead: the loop's copies of stacked
+    arrays cost more time there than its body saves in compilation.
+    """
+    few = self.config.num_layers <= UNROLLED_LAYERS
+    unroll = few and sharding.platform() == 'cpu'
+    return jax.lax.scan(run_layer, x, each, unroll=unroll or 1)
 
   def _embed(self, tokens: Int[Array, 'B T']) -> Float[Array, 'B T D']:
     """Looks up embeddings; their gradient is summed in the parameter's dtype."""

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key, PyTree
 
 from covrl.config import Config, Recipe
-from covrl.data.packing import pack_if_fit
+from covrl.data.packing import pack_if_fit, prompt_width
 from covrl.entropy import (
   Selection,
   explain,
@@ -110,27 +110,39 @@ class CompiledPrograms:
     self._mesh = mesh
     settings = StepSettings(
       temperature=config.rollout.temperature,
+      # The last column of a prompt predicts the first token of a response.
+      first_column=prompt_width(config.rollout.max_prompt_length) - 1,
       micro_batches=config.train.micro_batches,
       weights=config.train.weights,
       balance=config.train.balance,
       offload_optimizer=config.train.offload_optimizer,
     )
-    update = make_train_step(
-      policy, algorithm.loss, algorithm.token_tx, algorithm.tx, settings
-    )
     self._state_shardings = shardings(self.abstract_state())
-    self._update = jax.jit(
-      update,
-      donate_argnums=0,
-      out_shardings=(self._state_shardings, sharding.replicated(mesh)),
+
+    def jit_update(settings: StepSettings) -> Any:
+      return jax.jit(
+        make_train_step(
+          policy, algorithm.loss, algorithm.token_tx, algorithm.tx, settings
+        ),
+        donate_argnums=0,
+        out_shardings=(self._state_shardings, sharding.replicated(mesh)),
+      )
+
+    self._update = jit_update(settings)
+    # Packed rows have responses in any column.
+    self._update_packed = jit_update(
+      dataclasses.replace(settings, first_column=0)
     )
     micro_batches, temperature = settings.micro_batches, settings.temperature
+    first_column = settings.first_column
     score_batches = config.updates_per_iteration * micro_batches
-    self._score = jax.jit(make_score_step(policy, temperature, score_batches))
+    self._score = jax.jit(
+      make_score_step(policy, temperature, score_batches, first_column)
+    )
     self._advantages = jax.jit(algorithm.advantages)
     self._explain_selection = jax.jit(self._explain)
     self._entropy_change = jax.jit(
-      make_entropy_change(policy, temperature, micro_batches)
+      make_entropy_change(policy, temperature, micro_batches, first_column)
     )
     self._copy = jax.jit(
       lambda params: jax.tree.map(jnp.copy, params),
@@ -192,7 +204,8 @@ class CompiledPrograms:
     )
     with self._use_mesh():
       first = jax.ShapeDtypeStruct((), bool)
-      return self._update.trace(state, self._abstract(rows), first, key)
+      update = self._update_of(count)
+      return update.trace(state, self._abstract(rows), first, key)
 
   def trace_score(self, batch: TokenBatch) -> jax.stages.Traced:
     """Traces the scoring of an iteration's rows, arrays or shapes."""
@@ -239,15 +252,18 @@ class CompiledPrograms:
     Returns:
       The new state, and metrics as device scalars.
     """
+    self._check_prompts(rows)
     count = self._config.train.packed_rows
     if count:
       rows = pack_if_fit(rows, length=rows.tokens.shape[1], count=count)
-    run = self._compiled_updates.get(len(rows.tokens), self._update)
+    rows_count = len(rows.tokens)
+    run = self._compiled_updates.get(rows_count) or self._update_of(rows_count)
     with self._use_mesh():
       return run(state, self._shard(rows), np.asarray(first), key)
 
   def score(self, params: PyTree, batch: TokenBatch) -> PolicyStats:
     """Returns the policy's statistics of an iteration's tokens."""
+    self._check_prompts(batch)
     run = self._compiled_score or self._score
     with self._use_mesh():
       return run(params, self._shard(batch))
@@ -294,6 +310,24 @@ class CompiledPrograms:
       return self._entropy_change(
         before, state.trainable, state.frozen, self._shard(rows)
       )
+
+  def _check_prompts(self, rows: TokenBatch) -> None:
+    """Refuses rows with tokens of the loss where there are prompts.
+
+    Statistics are not computed there.
+    """
+    first = prompt_width(self._config.rollout.max_prompt_length) - 1
+    count = int(np.count_nonzero(np.asarray(rows.loss_mask)[:, :first]))
+    if count:
+      raise ValueError(
+        f'loss_mask must be false in the first {first} columns, which predict '
+        f'tokens of prompts, got {count} true entries there'
+      )
+
+  def _update_of(self, count: int) -> Any:
+    """Returns the jitted update of `count` rows."""
+    is_packed = count == self._config.train.packed_rows
+    return self._update_packed if is_packed else self._update
 
   def _use_mesh(self) -> contextlib.AbstractContextManager[None]:
     return sharding.use_mesh(self._mesh, sharding.TRAIN_RULES)

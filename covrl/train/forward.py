@@ -55,31 +55,53 @@ def apply_token_weights(batch: TokenBatch, mode: WeightMode) -> TokenBatch:
 
 
 def policy_stats(
-  policy: Policy, params: PyTree, rows: TokenBatch, temperature: float
+  policy: Policy,
+  params: PyTree,
+  rows: TokenBatch,
+  temperature: float,
+  first_column: int,
 ) -> PolicyStats:
-  """Per-token statistics and moments of the policy on rows of tokens."""
-  found = forward(policy, params, rows, temperature)
+  """Per-token statistics and moments of the policy; see `forward`."""
+  found = forward(policy, params, rows, temperature, first_column)
   return found.stats, found.moments
 
 
 def forward(
-  policy: Policy, params: PyTree, rows: TokenBatch, temperature: float
+  policy: Policy,
+  params: PyTree,
+  rows: TokenBatch,
+  temperature: float,
+  first_column: int,
 ) -> ForwardOutputs:
-  """Runs the policy on rows of tokens, for all that an update reads of it."""
+  """Runs the policy on rows of tokens, for all that an update reads of it.
+
+  Args:
+    policy: the policy.
+    params: parameters of the policy, adapters included.
+    rows: rows of tokens.
+    temperature: sampling temperature of the statistics.
+    first_column: statistics of the columns before it are 0 and not computed:
+      they predict tokens of prompts. Ignored if tokens are split over a mesh.
+  """
   hidden, routing = policy.hidden_and_routing(
     params,
     rows.tokens,
     positions=rows.positions,
     segment_ids=rows.segment_ids,
   )
-  stats, moments = token_stats(
-    hidden,
+  mesh = jax.sharding.get_abstract_mesh()
+  if dict(mesh.shape).get('context', 1) > 1:
+    first_column = 0
+  found = token_stats(
+    hidden[:, first_column:],
     policy.unembedding(params),
-    rows.targets,
+    rows.targets[:, first_column:],
     temperature=temperature,
     soft_cap=policy.config.logit_soft_cap,
     moments=True,
   )
+  padding = ((0, 0), (first_column, 0))
+  stats, moments = jax.tree.map(lambda x: jnp.pad(x, padding), found)
   return ForwardOutputs(stats, moments, routing)
 
 
@@ -129,7 +151,7 @@ def mean_entropy(
 
 
 def make_score_step(
-  policy: Policy, temperature: float, micro_batches: int
+  policy: Policy, temperature: float, micro_batches: int, first_column: int = 0
 ) -> Callable[[PyTree, TokenBatch], PolicyStats]:
   """Builds the program that scores an iteration's tokens before its updates.
 
@@ -137,6 +159,7 @@ def make_score_step(
     policy: the policy to score with.
     temperature: sampling temperature of the statistics.
     micro_batches: micro-batches of all rows of the iteration.
+    first_column: see `forward`.
 
   Returns:
     `(params, batch) -> (stats, moments)`.
@@ -144,7 +167,7 @@ def make_score_step(
 
   def score(params: PyTree, batch: TokenBatch) -> PolicyStats:
     def run(rows: TokenBatch) -> tuple[tuple[()], PolicyStats]:
-      return (), policy_stats(policy, params, rows, temperature)
+      return (), policy_stats(policy, params, rows, temperature, first_column)
 
     return over_micro_batches(run, batch, micro_batches)[1]
 
@@ -152,7 +175,7 @@ def make_score_step(
 
 
 def make_entropy_change(
-  policy: Policy, temperature: float, micro_batches: int
+  policy: Policy, temperature: float, micro_batches: int, first_column: int = 0
 ) -> Callable[[PyTree, PyTree, PyTree, TokenBatch], Metrics]:
   """Builds the program that measures an update's effect on its tokens' entropy.
 
@@ -160,6 +183,7 @@ def make_entropy_change(
     policy: the policy that was updated.
     temperature: sampling temperature of the entropy.
     micro_batches: micro-batches of the update's rows.
+    first_column: see `forward`.
 
   Returns:
     `(trainable before, trainable after, frozen, rows) -> metrics`, in nats: the
@@ -172,7 +196,7 @@ def make_entropy_change(
   ) -> Metrics:
     def entropies(trainable: PyTree, rows: TokenBatch) -> Array:
       params = policy.join(trainable, frozen)
-      stats, _ = policy_stats(policy, params, rows, temperature)
+      stats, _ = policy_stats(policy, params, rows, temperature, first_column)
       return jnp.where(rows.loss_mask, stats.entropy, 0)
 
     def run(rows: TokenBatch) -> tuple[tuple[Scalar, PyTree], tuple[()]]:

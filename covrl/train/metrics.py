@@ -91,7 +91,9 @@ def update_metrics(
     'log_ratio': exact_mean(tokens.log_ratio, mask),
     'log_ratio_abs': exact_mean(jnp.abs(tokens.log_ratio), mask),
     'log_ratio_max': jnp.where(
-      has_tokens, jnp.max(jnp.abs(tokens.log_ratio)), jnp.nan
+      has_tokens,
+      jnp.max(jnp.where(mask, jnp.abs(tokens.log_ratio), 0)),
+      jnp.nan,
     ),
     'clip_fraction': _share(tokens.clipped, mask),
     'tokens': count(mask).astype(jnp.float32),

@@ -61,6 +61,8 @@ class StepSettings:
 
   Attributes:
     temperature: sampling temperature of the policy's statistics.
+    first_column: no token of the loss is predicted in the columns before it,
+      whose statistics are not computed.
     micro_batches: number of micro-batches of an optimiser batch.
     weights: aggregation; see `token_weights`.
     balance: coefficient of the load-balancing loss of a mixture of experts; with
@@ -71,6 +73,7 @@ class StepSettings:
   """
 
   temperature: float = 1.0
+  first_column: int = 0
   micro_batches: int = 1
   weights: WeightMode = 'token-mean'
   balance: float = 0.0
@@ -113,7 +116,9 @@ def make_train_step(
   ) -> tuple[TrainState, Metrics]:
     def run_forward(trainable: PyTree, rows: TokenBatch) -> ForwardOutputs:
       params = policy.join(trainable, state.frozen)
-      return forward(policy, params, rows, settings.temperature)
+      return forward(
+        policy, params, rows, settings.temperature, settings.first_column
+      )
 
     batch = apply_token_weights(batch, settings.weights)
     shared = _shared_context(state, batch, first, key)

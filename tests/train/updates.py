@@ -144,7 +144,7 @@ def parameters():
 
 
 score = jax.jit(
-  lambda params, rows: policy_stats(POLICY, params, rows, 0.8),
+  lambda params, rows: policy_stats(POLICY, params, rows, 0.8, 0),
   compiler_options=QUICK,
 )
 
