@@ -237,7 +237,7 @@ class Transformer(nnx.Module):
     start = self._embed(token[:, None])
     indices = jnp.arange(self.config.num_layers, dtype=jnp.int32)
     each = (indices, layers, LayerOptions.stacked(self.config))
-    x, (keys, values) = self._scan_layers(run_layer, start, each)
+    x, (keys, values) = jax.lax.scan(run_layer, start, each)
     cache = cache.append(keys[:, :, :, 0], values[:, :, :, 0], live)
     return self.final_norm(x[:, 0]), cache
 
