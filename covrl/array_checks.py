@@ -146,10 +146,10 @@ def check_number(
   bracket = '(' if is_open else '['
   if high < math.inf:
     need = f'lie in {bracket}{low:g}, {high:g}]'
-  elif above:
+  elif above or low == -math.inf:
     need = 'be finite'
   elif is_open and low == 0:
     need = 'be positive'
   else:
-    need = f'be {"above" if is_open else "at least"} {low:g}'
+    need = f'be finite and {"above" if is_open else "at least"} {low:g}'
   raise ValueError(f'{name} must {need}, got {number:g}')

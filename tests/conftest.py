@@ -84,6 +84,15 @@ def no_annotation_checks():
   jaxtyping.config.update('jaxtyping_disable', False)
 
 
+@pytest.fixture(autouse=True)
+def restore_signal_handlers():
+  """Restores the handlers that a stopped run keeps until its process ends."""
+  yield
+  preemption = sys.modules.get('covrl.run.preemption')
+  if preemption is not None:
+    preemption.restore_handlers()
+
+
 @pytest.fixture(autouse=True, scope='module')
 def drop_compiled_programs():
   """Drops a module's compiled programs; those of all modules take 6 GB."""

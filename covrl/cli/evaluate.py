@@ -11,7 +11,8 @@ Examples:
 
 By default AIME and AMC are sampled 32 times at temperature 0.6 and the other
 suites greedily, as published. Results per problem are written to evaluation/ in
-the output directory, where `covrl report` finds them.
+the run's directory, or in that of --output, where `covrl report` finds them:
+held_out.jsonl, a file per suite, and summary.json.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ from covrl.cli.policies import (
   add_template_variables,
   add_trust,
   is_run,
-  refuse_template_variables,
+  refuse_unused,
 )
 
 if TYPE_CHECKING:
   from covrl.evaluation.results import Evaluation
   from covrl.train.restore import OpenedRun
+
+
+_BATCH = 64
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--output',
     metavar='DIRECTORY',
-    help="where results of suites are written (default: the run's directory)",
+    help="where results are written (default: the run's directory; a pretrained "
+    "model's results are only printed)",
   )
   add_trust(parser)
   pretrained = parser.add_argument_group('pretrained models')
@@ -79,29 +84,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   pretrained.add_argument(
     '--max_prompt_length',
     type=int,
-    default=2048,
     metavar='N',
-    help='tokens per prompt, without a recipe (default: %(default)s)',
+    help='tokens per prompt, without a recipe (default: 2048, or less if the model '
+    'has few positions)',
   )
   pretrained.add_argument(
     '--max_length',
     type=int,
-    default=8192,
     metavar='N',
-    help='tokens per response, without a recipe (default: %(default)s)',
+    help='tokens per response, without a recipe (default: 8192, or what the '
+    "model's positions leave)",
   )
   pretrained.add_argument(
     '--batch',
     type=int,
-    default=64,
     metavar='N',
-    help='problems per batch, without a recipe (default: %(default)s)',
+    help='problems per batch, without a recipe (default: 64)',
   )
   add_template_variables(pretrained)
 
 
 def run(arguments: argparse.Namespace) -> None:
-  """Prints the figures and writes the results of named suites."""
+  """Prints the figures and writes the results."""
   from covrl.evaluation.results import write_results
   from covrl.run.progress import Progress
 
@@ -126,9 +130,11 @@ def run(arguments: argparse.Namespace) -> None:
         'iteration': opened.iteration,
         'seed': opened.config.seed,
       }
-  _print_figures(evaluation)
-  if arguments.suite and output is not None:
-    print(write_results(evaluation, output, about))
+  width = _print_figures(evaluation)
+  if output is None:
+    print(f'{"results":{width}} not written without --output')
+  else:
+    print(f'{"results":{width}} {write_results(evaluation, output, about)}')
 
 
 def _open(
@@ -145,9 +151,13 @@ def _open(
   suites = None
   if arguments.suite:
     suites = SuiteChoice(arguments.suite, arguments.suite_directory)
+  else:
+    refuse_unused(arguments, ['suite_directory'], '--suite')
   if arguments.config or suites is None or is_run(arguments.workdir):
-    refuse_template_variables(
-      arguments, 'a pretrained model, --suite and no --config'
+    refuse_unused(
+      arguments,
+      ['template_variables', 'max_prompt_length', 'max_length', 'batch'],
+      'a pretrained model, --suite and no --config',
     )
   if arguments.config:
     return open_pretrained(arguments.workdir, arguments.config, suites)
@@ -157,13 +167,17 @@ def _open(
     arguments.workdir,
     suites,
     lengths=(arguments.max_prompt_length, arguments.max_length),
-    prompts_per_batch=arguments.batch,
+    prompts_per_batch=_BATCH if arguments.batch is None else arguments.batch,
     template_variables=arguments.template_variables,
   )
 
 
-def _print_figures(evaluation: Evaluation) -> None:
-  """Prints one figure per line, with its 95 % interval over problems."""
+def _print_figures(evaluation: Evaluation) -> int:
+  """Prints one figure per line, with its 95 % interval over problems.
+
+  Returns:
+    The width of the names.
+  """
   estimates = evaluation.estimates()
   width = max(map(len, estimates))
   for name, estimate in estimates.items():
@@ -171,4 +185,5 @@ def _print_figures(evaluation: Evaluation) -> None:
     print(f'{name:{width}} {estimate.value:.4f} {interval}')
   count = sum(len(result.greedy) for result in evaluation.results)
   print(f'{"problems":{width}} {count}')
-  print(f'{"entropy":{width}} {evaluation.entropy:.4f} nats')
+  print(f'{"entropy":{width}} {evaluation.entropy:.4f} nats per token')
+  return width

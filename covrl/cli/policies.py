@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
@@ -17,9 +18,9 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def add_template_variables(group: argparse._ArgumentGroup) -> None:
+def add_template_variables(parser: argparse._ActionsContainer) -> None:
   """Adds `--template_variables`, variables of a model's chat template."""
-  group.add_argument(
+  parser.add_argument(
     '--template_variables',
     default='',
     metavar='JSON',
@@ -27,18 +28,20 @@ def add_template_variables(group: argparse._ArgumentGroup) -> None:
   )
 
 
-def refuse_template_variables(arguments: argparse.Namespace, use: str) -> None:
-  """Raises `ValueError` if there are variables, but no use for them.
+def refuse_unused(
+  arguments: argparse.Namespace, names: Sequence[str], use: str
+) -> None:
+  """Raises `ValueError` if one of some options is given without use for it.
 
   Args:
     arguments: the parsed options.
-    use: the options that make use of them, for the message.
+    names: names of the options; absent ones are `None` or empty.
+    use: what makes use of them, for the message.
   """
-  if arguments.template_variables:
-    raise ValueError(
-      f'--template_variables needs {use}, got'
-      f' {arguments.template_variables!r} without'
-    )
+  for name in names:
+    value = getattr(arguments, name)
+    if value not in (None, ''):
+      raise ValueError(f'--{name} needs {use}, got {value!r} without')
 
 
 def is_run(directory: str) -> bool:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Samples responses to a prompt from a run or a pretrained model.
 
-Prints one response per line with its log-probability. Examples:
+Prints one response per line after its log-probability under the policy, the sum
+of log p over the response's tokens, in nats. Examples:
 
   covrl sample runs/kl_cov "3 7 2 = 42 :"
   covrl sample Qwen/Qwen2.5-0.5B-Instruct "What is 17 * 23?" --chat
@@ -17,7 +18,7 @@ from covrl.cli.policies import (
   add_template_variables,
   add_trust,
   is_run,
-  refuse_template_variables,
+  refuse_unused,
 )
 
 if TYPE_CHECKING:
@@ -65,19 +66,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--seed', type=int, default=0, help='random seed (default: %(default)s)'
   )
   add_trust(parser)
-  pretrained = parser.add_argument_group('pretrained models')
-  pretrained.add_argument(
+  parser.add_argument(
     '--chat',
     action='store_true',
-    help="format the prompt as a user's message with the chat template",
+    help="format the prompt as a user's message with the chat template of the "
+    'model, or of the model that the run began with',
   )
-  add_template_variables(pretrained)
-  pretrained.add_argument(
+  add_template_variables(parser)
+  parser.add_argument(
     '--max_length',
     type=int,
-    default=256,
     metavar='N',
-    help='tokens per response (default: %(default)s)',
+    help="tokens per response (default: the run's; of a model 256, or what its "
+    'positions leave)',
   )
 
 
@@ -87,8 +88,8 @@ def run(arguments: argparse.Namespace) -> None:
 
   devices.set_xla_flags()
   devices.use_compilation_cache()
-  if not arguments.chat or is_run(arguments.workdir):
-    refuse_template_variables(arguments, 'a pretrained model and --chat')
+  if not arguments.chat:
+    refuse_unused(arguments, ['template_variables'], '--chat')
   with Progress() as progress:
     progress.stage('loading the policy')
     if is_run(arguments.workdir):
@@ -96,7 +97,7 @@ def run(arguments: argparse.Namespace) -> None:
     else:
       responses = _sample_pretrained(arguments, progress)
   for text, logprob in responses:
-    print(f'{logprob:8.3f} nats  {text}')
+    print(f'log-probability {logprob:8.3f} nats  {text}')
 
 
 def _sample_run(
@@ -106,15 +107,43 @@ def _sample_run(
   from covrl.train.restore import open_run
 
   with open_run(arguments.workdir, trust=arguments.trust) as opened:
+    config, prompt = opened.config, arguments.prompt
+    if arguments.chat:
+      if not config.pretrained or config.data.template:
+        raise ValueError(
+          f'--chat needs a chat template, the prompts of {arguments.workdir} have'
+          f' the format of {"data.template" if config.pretrained else "its task"}'
+        )
+      variables = arguments.template_variables or config.data.template_variables
+      prompt = _chat_prompt(config.pretrained, prompt, variables)
     progress.stage('sampling')
     return opened.sample(
-      arguments.prompt,
+      prompt,
       count=arguments.count,
       temperature=arguments.temperature,
       top_p=arguments.top_p,
       top_k=arguments.top_k,
       seed=arguments.seed,
+      max_length=arguments.max_length,
     )
+
+
+def _chat_prompt(model: str, message: str, variables: str) -> str:
+  """Formats a user's message with the chat template of a pretrained model.
+
+  Args:
+    model: directory or name of the model.
+    message: the message.
+    variables: variables of the template as JSON, or empty.
+  """
+  from covrl import pretrained
+  from covrl.tasks.text import parse_template_variables
+
+  template = pretrained.load_chat_template(model)
+  return template.render(
+    [{'role': 'user', 'content': message}],
+    **parse_template_variables(variables),
+  )
 
 
 def _sample_pretrained(
@@ -126,21 +155,20 @@ def _sample_pretrained(
   from covrl.data import Problem, prompt_ids
   from covrl.parallel import sharding
   from covrl.rollout import Sampling
-  from covrl.tasks.text import parse_template_variables
   from covrl.train.build import make_engine
-  from covrl.train.restore import sample_responses
+  from covrl.train.restore import response_limit, sample_responses
 
   tokenizer = pretrained.load_tokenizer(arguments.workdir)
   prompt = arguments.prompt
   if arguments.chat:
-    template = pretrained.load_chat_template(arguments.workdir)
-    prompt = template.render(
-      [{'role': 'user', 'content': prompt}],
-      **parse_template_variables(arguments.template_variables),
+    prompt = _chat_prompt(
+      arguments.workdir, prompt, arguments.template_variables
     )
   prompted = Problem(prompt=prompt, reference=None, source='prompt')
   config, mesh = Config(), sharding.make_mesh()
-  config.rollout.max_response_length = arguments.max_length
+  config.rollout.max_response_length = response_limit(
+    arguments.workdir, prompt, tokenizer, arguments.max_length
+  )
   policy, params = pretrained.load_pretrained(arguments.workdir, mesh)
   progress.stage('sampling')
   return sample_responses(

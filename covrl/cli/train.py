@@ -119,6 +119,7 @@ def _train(recipe: Recipe, arguments: argparse.Namespace) -> int:
   watch = TrainOptions(
     stall_after=arguments.stall_after,
     profile_steps=arguments.profile_steps,
+    ends_process=True,
     resume=arguments.resume,
   )
   try:

@@ -118,6 +118,11 @@ def _load(name: str, directory: epath.Path) -> Suite:
   elif name.endswith(SUFFIXES):
     files = [storage.as_path(name)]
     name = files[0].stem
+    if name == 'held_out' or name.startswith('iteration_'):
+      raise ValueError(
+        'The file of an evaluation set must not be named held_out or'
+        f' iteration_…, as results of runs are, got {files[0]}.'
+      )
   else:
     raise ValueError(_unknown_suite(name))
   sources = [FileSource(file, name=name) for file in files]

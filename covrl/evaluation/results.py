@@ -23,6 +23,9 @@ from covrl.evaluation.metrics import (
   pass_at_k,
 )
 
+HELD_OUT = 'held_out'
+"""Name of the files of held-out problems, whose suite has no name."""
+
 Metrics: TypeAlias = dict[str, Float[np.ndarray, ' N']]
 """Values per problem by the name of the metric; NaN for problems without one."""
 
@@ -250,27 +253,34 @@ def write_results(
 ) -> epath.Path:
   """Writes an evaluation's results; files of other suites are kept.
 
-  evaluation/NAME.jsonl      one object per problem, responses included
-  evaluation/summary.json    metrics and sampling settings of every suite
+  evaluation/held_out.jsonl  held-out problems, one object per problem, with the
+                             responses
+  evaluation/NAME.jsonl      the same of a named suite
+  evaluation/summary.json    metrics and sampling settings of all of them
+
+  A summary of earlier results that cannot be read is kept under another name.
 
   Args:
-    evaluation: the results of named suites.
+    evaluation: the results.
     directory: parent of the directory `evaluation`.
     about: entries that describe the policy, added to the summary.
 
   Returns:
     The path of the summary.
+
+  Raises:
+    StorageError: a file cannot be written.
   """
   folder = storage.as_path(directory) / 'evaluation'
-  folder.mkdir(parents=True, exist_ok=True)
-  estimates = evaluation.estimates()
   file = folder / 'summary.json'
-  summary = json.loads(file.read_text()) if file.exists() else {}
+  summary = _earlier_summary(file)
   for result in evaluation.results:
     suite = result.suite
+    name = suite.name or HELD_OUT
     lines = map(json.dumps, result.lines(responses=True))
-    (folder / f'{suite.name}.jsonl').write_text('\n'.join((*lines, '')))
-    summary[suite.name] = {
+    storage.write_atomically(folder / f'{name}.jsonl', '\n'.join((*lines, '')))
+    figures = dataclasses.replace(evaluation, results=(result,)).estimates()
+    summary[name] = {
       **about,
       'problems': len(suite.problems),
       'unscored': result.unscored,
@@ -283,9 +293,24 @@ def write_results(
           each.low,
           each.high,
         ]
-        for name, each in estimates.items()
-        if name.startswith(f'{suite.name}/')
+        for name, each in figures.items()
+        if not suite.name or name.startswith(f'{suite.name}/')
       },
     }
-  file.write_text(json.dumps(summary, indent=2))
+  storage.write_atomically(file, json.dumps(summary, indent=2))
   return file
+
+
+def _earlier_summary(file: epath.Path) -> dict[str, Any]:
+  """Reads a summary to add to; copies a file that is not one."""
+  if not file.exists():
+    return {}
+  content = file.read_bytes()
+  try:
+    found = json.loads(content)
+  except (ValueError, RecursionError):
+    found = None
+  if isinstance(found, dict):
+    return found
+  storage.write_atomically(storage.numbered_sibling(file, 'damaged'), content)
+  return {}

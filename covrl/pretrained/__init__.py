@@ -14,6 +14,7 @@ from covrl.pretrained.load import load_params as load_params
 from covrl.pretrained.load import load_policy as load_policy
 from covrl.pretrained.load import load_pretrained as load_pretrained
 from covrl.pretrained.policy import PretrainedPolicy as PretrainedPolicy
+from covrl.pretrained.positions import max_positions as max_positions
 from covrl.pretrained.save import save_pretrained as save_pretrained
 from covrl.pretrained.tokenizer import load_chat_template as load_chat_template
 from covrl.pretrained.tokenizer import load_tokenizer as load_tokenizer

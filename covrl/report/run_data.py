@@ -21,6 +21,7 @@ from etils import epath
 from jaxtyping import Float
 
 from covrl import storage
+from covrl.evaluation.results import HELD_OUT
 from covrl.report.reading import (
   Unreadable,
   finite_number,
@@ -248,7 +249,21 @@ class RunData:
     """Latest results by problem, of `covrl evaluate` or else of the run."""
     files = _files(self.path / 'evaluation', '*.jsonl')
     own = [file for file in files if file.name.startswith('iteration_')]
-    return self._problems([f for f in files if f not in own] or own[-1:])
+    later = [f for f in files if f not in own and not self._is_old(f, own)]
+    return self._problems(later or own[-1:])
+
+  def _is_old(self, file: epath.Path, own: Sequence[epath.Path]) -> bool:
+    """Whether the run has evaluated its held-out problems since a file's."""
+    if not own or file.stem != HELD_OUT:
+      return False
+    name = 'evaluation/summary.json'
+    summary = read_json(self.path / name, name, self.unreadable)
+    about = summary.get(HELD_OUT)
+    iteration = about.get('iteration') if isinstance(about, dict) else None
+    latest = own[-1].stem.removeprefix('iteration_')
+    return not isinstance(iteration, int) or (
+      latest.isdecimal() and iteration < int(latest)
+    )
 
   def _problems(self, files: Sequence[epath.Path]) -> Problems:
     """Results in files by problem, without unreadable lines."""

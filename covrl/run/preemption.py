@@ -95,11 +95,15 @@ class StopSignal:
     self._stop_after: int | None = None
 
   @contextlib.contextmanager
-  def handle_signals(self) -> Iterator[None]:
+  def handle_signals(self, *, ends_process: bool = False) -> Iterator[None]:
     """Turns SIGTERM and SIGINT into requests to stop, within the context.
 
-    A repeated signal is ignored, after the context as well if the run stops. The
-    third within five seconds ends the process, even while native code runs.
+    A repeated signal is ignored. The third within five seconds ends the process,
+    even while native code runs.
+
+    Args:
+      ends_process: whether the process ends after the context, and ignores
+        repeated signals until then if the run stops.
     """
     if threading.current_thread() is not threading.main_thread():
       yield
@@ -122,8 +126,7 @@ class StopSignal:
       try:
         yield
       finally:
-        if self._requested.is_set():
-          # Signals while the process ends.
+        if ends_process and self._requested.is_set():
           _kept.append(stack.pop_all())
 
   def request(self) -> None:
@@ -197,6 +200,12 @@ class StopSignal:
 
 # Handlers that remain until the process ends.
 _kept: list[contextlib.ExitStack] = []
+
+
+def restore_handlers() -> None:
+  """Restores the handlers that were in place before `ends_process`."""
+  while _kept:
+    _kept.pop().close()
 
 
 def _count_signals(reader: int) -> None:

@@ -16,6 +16,7 @@ from covrl.pretrained import (
   load_adapters,
   load_params,
   lora_config,
+  max_positions,
 )
 from covrl.run.checkpoint import Checkpoint
 
@@ -24,7 +25,8 @@ def make_policy(recipe: Recipe, tokenizer: Tokenizer) -> Policy:
   """Returns a recipe's policy for a task's tokenizer.
 
   Raises:
-    ConfigError: adapters are configured twice.
+    ConfigError: adapters are configured twice, or prompts and responses are
+      longer than the pretrained model allows.
     ValueError: the tokenizer does not belong to the model.
   """
   policy = make_policy_of_size(recipe, tokenizer.vocab_size)
@@ -40,11 +42,32 @@ def make_policy_of_size(recipe: Recipe, vocab_size: int) -> Policy:
     vocab_size: number of tokens, for models that are not pretrained.
 
   Raises:
-    ConfigError: adapters are configured twice.
+    ConfigError: adapters are configured twice, or prompts and responses are
+      longer than the pretrained model allows.
   """
   model = recipe.model(recipe.config, vocab_size)
+  check_lengths(recipe.config)
   model = dataclasses.replace(model, remat=recipe.config.train.remat)
   return Policy(with_adapters(model, recipe.config))
+
+
+def check_lengths(config: Config) -> None:
+  """Checks that sequences fit into the positions of the pretrained model.
+
+  Raises:
+    ConfigError: they do not.
+  """
+  if not config.pretrained:
+    return
+  positions = max_positions(config.pretrained)
+  prompt = config.rollout.max_prompt_length
+  response = config.rollout.max_response_length
+  if positions is not None and prompt + response > positions:
+    raise ConfigError(
+      'rollout.max_prompt_length + rollout.max_response_length must be at most'
+      f' {positions}, the positions of {config.pretrained}'
+      f' (max_position_embeddings), got {prompt} + {response}'
+    )
 
 
 def with_adapters(model: ModelConfig, config: Config) -> ModelConfig:

@@ -49,12 +49,15 @@ class TrainOptions:
     stall_after: seconds without progress after which the run exits; 0 for
       never.
     profile_steps: `FIRST:LAST`, the updates to trace; empty for none.
+    ends_process: whether the process ends with the run; after a stop it then
+      ignores repeated signals to the end.
     resume: what to do where the newest checkpoint is damaged: to resume from
       the newest whole one, or to refuse.
   """
 
   stall_after: float = 3600.0
   profile_steps: str = ''
+  ends_process: bool = False
   resume: Literal['fallback', 'strict'] = 'fallback'
 
   def __post_init__(self) -> None:
@@ -98,7 +101,7 @@ def train(
   stop, watchdog = StopSignal(), Watchdog(options.stall_after)
   with (
     watchdog,
-    stop.handle_signals(),
+    stop.handle_signals(ends_process=options.ends_process),
     maintenance.watch_notices(stop.request),
     distributed.polling(stop.poll, on_progress=watchdog.beat),
     directory.locked(),

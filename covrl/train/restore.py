@@ -21,12 +21,13 @@ from covrl.data import (
   PromptStream,
   Tokenizer,
   check_tokenizer,
+  prompt_ids,
 )
 from covrl.evaluation.evaluator import OnProgress
 from covrl.evaluation.results import Evaluation
 from covrl.models import Policy
 from covrl.parallel import sharding
-from covrl.pretrained import load_params, load_pretrained
+from covrl.pretrained import load_params, load_pretrained, max_positions
 from covrl.rollout import Sampling, SamplingEngine
 from covrl.rollout.score import decode
 from covrl.run.checkpoint import Checkpoint, CheckpointError, CheckpointStore
@@ -42,6 +43,10 @@ from covrl.train.build import (
 from covrl.train.init import initial_base_params, make_policy
 from covrl.train.rollout_batch import INIT_STREAM
 from covrl.train.sft import shared_warm_start, warm_start_store
+
+# Lengths of a model that is evaluated without a recipe, in tokens.
+_PROMPT_LENGTH = 2048
+_RESPONSE_LENGTH = 8192
 
 
 def _print_warning(text: str) -> None:
@@ -119,10 +124,31 @@ class OpenedRun:
     top_p: float,
     top_k: int,
     seed: int,
+    max_length: int | None = None,
   ) -> list[tuple[str, float]]:
-    """Samples responses to one prompt; see `sample_responses`."""
+    """Samples responses to one prompt; see `sample_responses`.
+
+    Args:
+      prompt: the text of the prompt.
+      count: number of responses.
+      temperature: sampling temperature.
+      top_p: probability mass to sample from.
+      top_k: number of tokens to sample from, 0 for all.
+      seed: seed of the samples.
+      max_length: tokens of a response, at most; the configuration's number by
+        default.
+
+    Raises:
+      ValueError: an argument is out of range, or the prompt is too long.
+    """
+    config = self.config
+    if max_length is not None:
+      config = copy.deepcopy(config)
+      config.rollout.max_response_length = response_limit(
+        config.pretrained, prompt, self.task.tokenizer, max_length
+      )
     return sample_responses(
-      self._engine(),
+      make_engine(config, self.policy, self.task.tokenizer, self.mesh),
       self.params,
       self.task.tokenizer,
       prompt,
@@ -154,6 +180,51 @@ def _override(
   return dataclasses.replace(
     config, **{name: v for name, v in given.items() if v is not None}
   )
+
+
+def response_limit(
+  directory: str,
+  prompt: str,
+  tokenizer: Tokenizer,
+  given: int | None,
+  default: int = 256,
+) -> int:
+  """Returns the maximal length of responses to one prompt.
+
+  Args:
+    directory: the pretrained model that the policy is or begins with; empty
+      without any, which sets no limit.
+    prompt: the text of the prompt.
+    tokenizer: the policy's tokenizer.
+    given: the value of --max_length; `None` unless given.
+    default: the length otherwise, reduced to what the positions of the model
+      leave.
+
+  Raises:
+    ValueError: `given` is out of range, or the prompt takes all positions.
+  """
+  if given is not None and given < 1:
+    raise ValueError(f'--max_length must be at least 1, got {given}')
+  positions = max_positions(directory) if directory else None
+  if positions is None:
+    return default if given is None else given
+  length = len(prompt_ids(_bare_problem(prompt), tokenizer))
+  if length >= positions:
+    raise ValueError(
+      f'the prompt must have fewer tokens than {directory} has positions'
+      f' ({positions}), got {length}'
+    )
+  if given is not None and length + given > positions:
+    raise ValueError(
+      f'--max_length must be at most {positions - length}, the {positions}'
+      f' positions of {directory} without the {length} tokens of the prompt, got'
+      f' {given}'
+    )
+  return min(default, positions - length) if given is None else given
+
+
+def _bare_problem(prompt: str) -> Problem:
+  return Problem(prompt=prompt, reference=None, source='prompt')
 
 
 def sample_responses(
@@ -188,7 +259,7 @@ def sample_responses(
   if count < 1:
     raise ValueError(f'--count must be at least 1, got {count}')
   stream = PromptStream(
-    ListSource([Problem(prompt=prompt, reference=None, source='prompt')]),
+    ListSource([_bare_problem(prompt)]),
     seed=0,
     prompts_per_draw=1,
     tokenizer=tokenizer,
@@ -306,7 +377,7 @@ def open_model(
   directory: str,
   suites: SuiteChoice,
   *,
-  lengths: tuple[int, int],
+  lengths: tuple[int | None, int | None] = (None, None),
   prompts_per_batch: int,
   template_variables: str = '',
 ) -> Iterator[OpenedRun]:
@@ -317,15 +388,20 @@ def open_model(
   Args:
     directory: the pretrained model.
     suites: suites to evaluate.
-    lengths: tokens of a prompt and of a response, at most.
+    lengths: tokens of a prompt and of a response, at most; by default 2048 and
+      8192, or less if the model has fewer positions.
     prompts_per_batch: problems that are decoded together.
     template_variables: variables of the chat template, see `DataConfig`.
 
   Raises:
-    ValueError: the directory is not a pretrained model, or a suite is invalid.
+    ValueError: the directory is not a pretrained model, the lengths exceed its
+      positions, or a suite is invalid.
   """
   config = _with_suites(Config(pretrained=directory), suites)
-  config.rollout.max_prompt_length, config.rollout.max_response_length = lengths
+  rollout = config.rollout
+  rollout.max_prompt_length, rollout.max_response_length = _lengths(
+    directory, lengths
+  )
   config.rollout.prompts_per_iteration = prompts_per_batch
   config.data.template_variables = template_variables
   mesh = sharding.make_mesh(dataclasses.asdict(config.mesh))
@@ -340,6 +416,39 @@ def open_model(
     params=params,
     mesh=mesh,
   )
+
+
+def _lengths(
+  directory: str, given: tuple[int | None, int | None]
+) -> tuple[int, int]:
+  """Returns the maximal lengths of prompts and responses; see `open_model`.
+
+  Raises:
+    ValueError: a given length is below 1 or exceeds the model's positions.
+  """
+  options = dict(
+    zip(('--max_prompt_length', '--max_length'), given, strict=True)
+  )
+  stated = {name: n for name, n in options.items() if n is not None}
+  for name, number in stated.items():
+    if number < 1:
+      raise ValueError(f'{name} must be at least 1, got {number}')
+  positions = max_positions(directory)
+  prompt, response = given
+  if positions is None:
+    return prompt or _PROMPT_LENGTH, response or _RESPONSE_LENGTH
+  if prompt is None:
+    left = positions // 2 if response is None else positions - response
+    prompt = max(1, min(_PROMPT_LENGTH, left))
+  if response is None:
+    response = max(1, min(_RESPONSE_LENGTH, positions - prompt))
+  if prompt + response > positions:
+    limit = f'at most {positions}' if len(stated) > 1 else f'below {positions}'
+    raise ValueError(
+      f'{" + ".join(stated)} must be {limit}, the positions of {directory}'
+      f' (max_position_embeddings), got {" + ".join(map(str, stated.values()))}'
+    )
+  return prompt, response
 
 
 def _with_suites(config: Config, suites: SuiteChoice | None) -> Config:

@@ -265,8 +265,10 @@ def test_evaluates_a_run_on_other_suites(trained, capsys):
   )
   printed = capsys.readouterr().out
   assert 'amc/mean@2' in printed
-  assert printed.splitlines()[-1] == str(
-    trained / 'evaluation' / 'summary.json'
+  name, file = printed.splitlines()[-1].split()
+  assert (name, file) == (
+    'results',
+    str(trained / 'evaluation' / 'summary.json'),
   )
   summary = json.loads((trained / 'evaluation' / 'summary.json').read_text())
   assert set(summary) == {'amc', 'minerva'}
@@ -290,7 +292,9 @@ def test_evaluates_a_pretrained_model_without_a_recipe(model, tmp_path, capsys):
     '--batch=8',
   ]
   main(arguments)
-  assert 'aime25/greedy' in capsys.readouterr().out
+  printed = capsys.readouterr().out
+  assert 'aime25/greedy' in printed
+  assert printed.splitlines()[-1].endswith(' not written without --output')
   main([*arguments, f'--output={tmp_path}'])
   assert (tmp_path / 'evaluation' / 'aime25.jsonl').exists()
   assert not (model / 'evaluation').exists()

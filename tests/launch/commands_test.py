@@ -200,6 +200,7 @@ def test_exit_statuses_do_not_change():
     'STORAGE': 45,
     'DIVERGED': 46,
     'INTERRUPTED': 130,
+    'TERMINATED': 143,
   }
   assert combined_status([0, 42, 2]) == 2
   assert combined_status([-9, 43]) == 42

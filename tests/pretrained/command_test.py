@@ -3,21 +3,46 @@
 
 import json
 import pathlib
+import re
+import shutil
 
 import jax
 import numpy as np
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
-from pretrained.fixtures import MODELS, assert_trees_equal, tensors_of
+from pretrained.fixtures import (
+  MODELS,
+  assert_trees_equal,
+  copy_of,
+  tensors_of,
+)
 
 from covrl.cli import main
+from covrl.config import Config, ConfigError
 from covrl.data import JsonTokenizer
 from covrl.models import Policy, tiny
-from covrl.pretrained import load_policy, load_pretrained, save_pretrained
+from covrl.pretrained import (
+  load_policy,
+  load_pretrained,
+  load_tokenizer,
+  max_positions,
+  save_pretrained,
+)
+from covrl.train import restore
+from covrl.train.init import check_lengths
 
 TOKENIZER = (
   pathlib.Path(__file__).parents[1] / 'golden' / 'tokenizers' / 'bytes'
 )
+
+
+def refused(capsys, *arguments):
+  """Runs a command that is refused; returns what it prints on stderr."""
+  capsys.readouterr()
+  with pytest.raises(SystemExit) as ended:
+    main([str(argument) for argument in arguments])
+  assert ended.value.code == 2
+  return capsys.readouterr().err
 
 
 @pytest.fixture(scope='module')
@@ -44,7 +69,7 @@ def test_sample_uses_a_pretrained_model(model, capsys):
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
-    (['--template_variables={}'], 'needs a pretrained model and --chat'),
+    (['--template_variables={}'], '--template_variables needs --chat'),
     (['--chat', '--template_variables=['], 'must be a JSON object such as'),
   ],
 )
@@ -52,6 +77,126 @@ def test_template_variables_need_a_template(options, message, model, capsys):
   with pytest.raises(SystemExit):
     main(['sample', str(model), 'What?', *options])
   assert message in capsys.readouterr().err
+
+
+def test_chat_needs_a_template(model, tmp_path, capsys):
+  bare = tmp_path / 'bare'
+  shutil.copytree(model, bare)
+  (bare / 'chat_template.jinja').unlink(missing_ok=True)
+  settings = json.loads((bare / 'tokenizer_config.json').read_text())
+  settings.pop('chat_template', None)
+  (bare / 'tokenizer_config.json').write_text(json.dumps(settings))
+  error = refused(capsys, 'sample', bare, 'What?', '--chat', '--max_length=2')
+  assert error.endswith(
+    'must have a chat_template for conversations, and has none\n'
+  )
+  main(['sample', str(bare), 'What?', '--max_length=2', '--count=1'])
+  assert re.match(
+    r'log-probability +-\d+\.\d{3} nats  ', capsys.readouterr().out
+  )
+
+
+@pytest.fixture
+def short(model, tmp_path):
+  """The model with 32 positions."""
+  directory = shutil.copytree(model, tmp_path / 'short')
+  fields = json.loads((directory / 'config.json').read_text())
+  fields['max_position_embeddings'] = 32
+  (directory / 'config.json').write_text(json.dumps(fields))
+  return directory
+
+
+@pytest.mark.parametrize(
+  ('name', 'changes', 'positions'),
+  [
+    ('qwen2', {}, 64),
+    ('llama3', {}, 64),
+    ('qwen2_yarn', {}, 64),
+    # Extended by YaRN; the file states the length before.
+    ('qwen2_yarn', {'max_position_embeddings': 16}, 64),
+    ('qwen2_lora', {}, 64),
+    ('qwen2', {'max_position_embeddings': None}, None),
+    (
+      'qwen2',
+      {'rope_scaling': {'rope_type': 'linear', 'factor': 4.0}},
+      256,
+    ),
+  ],
+)
+def test_number_of_positions(name, changes, positions, tmp_path):
+  directory = MODELS / name
+  if changes:
+    directory = copy_of(name, tmp_path)
+    fields = json.loads((directory / 'config.json').read_text())
+    (directory / 'config.json').write_text(json.dumps(fields | changes))
+  assert max_positions(directory) == positions
+
+
+def test_responses_fit_into_the_positions(short, capsys, monkeypatch):
+  limits = []
+
+  def sample(engine, *args, **kwargs):
+    limits.append(engine.max_response_length)
+    return []
+
+  monkeypatch.setattr('covrl.train.restore.sample_responses', sample)
+  prompt = 'What is 1 + 1?'
+  length = len(load_tokenizer(short).encode(prompt))
+  main(['sample', str(short), prompt])
+  main(['sample', str(short), prompt, f'--max_length={32 - length}'])
+  assert limits == [32 - length, 32 - length]
+  assert refused(
+    capsys, 'sample', short, prompt, f'--max_length={33 - length}'
+  ).endswith(
+    f'--max_length must be at most {32 - length}, the 32 positions of {short}'
+    f' without the {length} tokens of the prompt, got {33 - length}\n'
+  )
+  assert refused(capsys, 'sample', short, prompt * 9).endswith(
+    f'the prompt must have fewer tokens than {short} has positions (32), got'
+    f' {9 * length}\n'
+  )
+
+
+@pytest.mark.parametrize(
+  ('given', 'lengths'),
+  [
+    ((None, None), (16, 16)),
+    ((20, None), (20, 12)),
+    ((None, 28), (4, 28)),
+    ((30, 2), (30, 2)),
+  ],
+)
+def test_default_lengths_fit_into_the_positions(short, given, lengths):
+  assert restore._lengths(str(short), given) == lengths
+
+
+@pytest.mark.parametrize(
+  ('given', 'message'),
+  [
+    (
+      (None, 32),
+      r'^--max_length must be below 32, the positions of .* got 32$',
+    ),
+    ((40, None), r'^--max_prompt_length must be below 32, .* got 40$'),
+    (
+      (30, 3),
+      r'^--max_prompt_length \+ --max_length must be at most 32, .* got 30 \+ 3$',
+    ),
+    ((None, 0), r'^--max_length must be at least 1, got 0$'),
+  ],
+)
+def test_given_lengths_must_fit_into_the_positions(short, given, message):
+  with pytest.raises(ValueError, match=message):
+    restore._lengths(str(short), given)
+
+
+def test_a_recipe_must_fit_into_the_positions(short):
+  config = Config(pretrained=str(short))
+  config.rollout.max_prompt_length, config.rollout.max_response_length = 20, 12
+  check_lengths(config)
+  config.rollout.max_response_length = 13
+  with pytest.raises(ConfigError, match='at most 32, the positions of .* 20'):
+    check_lengths(config)
 
 
 def test_convert_exports_a_model(tmp_path, capsys):

@@ -153,7 +153,9 @@ def refused(capsys, *arguments):
   assert ended.value.code == 2
   *progress, error = capsys.readouterr().err.splitlines()
   assert error.startswith('covrl: ')
-  assert not any(line.startswith('covrl: ') for line in progress)
+  said = [line for line in progress if line.startswith('covrl: ')]
+  # Whose code runs is said before anything else.
+  assert all('executed the recipe' in line for line in said), said
   return error
 
 
@@ -240,6 +242,30 @@ def test_samples_and_evaluates_a_run(capsys, uninterrupted):
   final = [line for line in lines(uninterrupted) if line['phase'] == 'eval'][-1]
   # Same problems and noise as in the run's last evaluation.
   assert f'{final["mean@4"]:.4f}' in printed
+  written = uninterrupted / 'evaluation' / 'summary.json'
+  assert printed.splitlines()[-1].split() == ['results', str(written)]
+  about = json.loads(written.read_text())['held_out']
+  assert about['figures']['mean@4'][0] == final['mean@4']
+  results = (written.parent / 'held_out.jsonl').read_text().splitlines()
+  assert len(results) == about['problems'] == final['problems']
+  assert len(json.loads(results[0])['responses']) == 5
+  prompt = (str(uninterrupted), '4 7 2 :')
+  main(['sample', *prompt, '--count=1', '--max_length=1'])
+  assert len(capsys.readouterr().out.split(' nats ')[1].split()) <= 1
+  assert refused(capsys, 'sample', *prompt, '--chat').endswith(
+    f'--chat needs a chat template, the prompts of {uninterrupted} have the format'
+    ' of its task\n'
+  )
+  assert '--max_length must be at least 1, got 0' in refused(
+    capsys, 'sample', *prompt, '--max_length=0'
+  )
+  assert (
+    '--batch needs a pretrained model, --suite and no --config, got 8 '
+    in (refused(capsys, 'evaluate', str(uninterrupted), '--batch=8'))
+  )
+  assert "--suite_directory needs --suite, got 'x' without" in refused(
+    capsys, 'evaluate', str(uninterrupted), '--suite_directory=x'
+  )
   error = refused(capsys, 'sample', str(uninterrupted), '4 7 2 4 7 2 :')
   assert 'may have 6 tokens' in error
   assert 'not a run directory' in refused(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 import covrl
 from covrl.theory import categorical, sampled_batch
@@ -48,14 +48,17 @@ def token_covariance(settings: Settings, formula: Formula) -> Evidence:
   directions = advantages[..., None] * (np.eye(6) - pi[:, None, :])
   effect = -categorical.entropy_derivative(z[:, None], directions)
   exact = formula(advantages, pi, f, kappa)
+
+  def of_state(values: Float[np.ndarray, ' n']) -> Array:
+    """One value for all actions of a state."""
+    return jnp.broadcast_to(jnp.asarray(values)[:, None], pi.shape)
+
   squares = TokenMoments(
-    square=jnp.asarray(categorical.expectation(pi, pi))[:, None],
-    square_log=jnp.asarray(categorical.expectation(pi, pi * np.log(pi)))[
-      :, None
-    ],
-    square_log_square=jnp.zeros((200, 1)),
+    square=of_state(categorical.expectation(pi, pi)),
+    square_log=of_state(categorical.expectation(pi, pi * np.log(pi))),
+    square_log_square=jnp.zeros(pi.shape),
   )
-  entropy = jnp.asarray(categorical.entropy(pi))[:, None]
+  entropy = of_state(categorical.entropy(pi))
   stats = covrl.TokenStats(logprobs=jnp.log(pi), entropy=entropy)
   ours = covrl.exact_score(stats, squares, jnp.asarray(advantages))
   return Evidence(
