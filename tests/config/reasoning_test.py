@@ -71,7 +71,7 @@ def model(tmp_path_factory):
   rewrite(directory, **{'model.embed_tokens.weight': more})
   config = json.loads((directory / 'config.json').read_text())
   (directory / 'config.json').write_text(
-    json.dumps({**config, 'vocab_size': 320})
+    json.dumps({**config, 'vocab_size': 320, 'max_position_embeddings': 16384})
   )
   for file in TOKENIZER.iterdir():
     if file.name not in ('config.json', 'golden.json'):

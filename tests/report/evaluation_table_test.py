@@ -66,6 +66,23 @@ def test_unscored_responses_are_left_out(measured):
   assert scores == [[1.0, 1.0, None], [1.0, 1 / 3, None], [None, None, None]]
 
 
+@pytest.mark.parametrize(('at', 'shown'), [(4, 1.0), (8, 0.0), (12, 0.0)])
+def test_latest_results_of_held_out_problems_count(measured, at, shown):
+  path = measured(
+    'a',
+    {
+      'iteration_000004': results('', [0.0]),
+      'iteration_000008': results('', [1.0]),
+      'held_out': results('', [0.0]),
+    },
+  )
+  folder = path / 'evaluation'
+  summary = {'held_out': {'iteration': at}}
+  (folder / 'summary.json').write_text(json.dumps(summary))
+  (only,) = load_run(path).latest_results.values()
+  assert [result['greedy'] for result in only] == [shown]
+
+
 def half_widths(values):
   return 1.96 * np.std(values) / np.sqrt(len(values))
 

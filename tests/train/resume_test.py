@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Killed and resumed runs equal an uninterrupted one, bit for bit."""
 
+import json
 import pathlib
 import shutil
 import signal
@@ -234,15 +235,17 @@ def test_a_converted_run_samples_the_same_responses(
   assert len(answers[0]) == 2
 
 
-def test_samples_and_evaluates_a_run(capsys, uninterrupted):
+def test_samples_and_evaluates_a_run(capsys, uninterrupted, tmp_path):
   main(['sample', str(uninterrupted), '4 7 2 :', '--count=3'])
   assert capsys.readouterr().out.count('nats') == 3
-  main(['evaluate', str(uninterrupted)])
+  # The results are written into the run.
+  run = shutil.copytree(uninterrupted, tmp_path / 'run')
+  main(['evaluate', str(run)])
   printed = capsys.readouterr().out
   final = [line for line in lines(uninterrupted) if line['phase'] == 'eval'][-1]
   # Same problems and noise as in the run's last evaluation.
   assert f'{final["mean@4"]:.4f}' in printed
-  written = uninterrupted / 'evaluation' / 'summary.json'
+  written = run / 'evaluation' / 'summary.json'
   assert printed.splitlines()[-1].split() == ['results', str(written)]
   about = json.loads(written.read_text())['held_out']
   assert about['figures']['mean@4'][0] == final['mean@4']
@@ -254,7 +257,7 @@ def test_samples_and_evaluates_a_run(capsys, uninterrupted):
   assert len(capsys.readouterr().out.split(' nats ')[1].split()) <= 1
   assert refused(capsys, 'sample', *prompt, '--chat').endswith(
     f'--chat needs a chat template, the prompts of {uninterrupted} have the format'
-    ' of its task\n'
+    ' of its task'
   )
   assert '--max_length must be at least 1, got 0' in refused(
     capsys, 'sample', *prompt, '--max_length=0'
