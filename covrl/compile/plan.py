@@ -7,8 +7,10 @@ Counts are exact; memory and time are estimates of `covrl.compile.estimate`.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from etils import epath
 
@@ -152,25 +154,44 @@ def _sizes(config: Config) -> Iterator[str]:
 
 
 def _examples(config: Config, task: Task) -> Iterator[str]:
-  """Yields lines on the first prompts and the rewards of their references."""
+  """Yields lines on the first prompts and the rewards of their references.
+
+  A text that is the reference of a problem without a known response is scored as
+  the response, which not every task has to reward.
+  """
   problems = [task.train[n] for n in range(min(_SHOWN, len(task.train)))]
-  known = [(p, task.reference_response(p)) for p in problems]
+  known = [task.reference_response(p) for p in problems]
+  tried = [
+    problem.reference
+    if response is None and isinstance(problem.reference, str)
+    else response
+    for problem, response in zip(problems, known, strict=True)
+  ]
   rewards = _reference_rewards(
-    config, task, [(p, r) for p, r in known if r is not None]
+    config,
+    task,
+    [(p, r) for p, r in zip(problems, tried, strict=True) if r is not None],
   )
-  for problem, response in known:
+  for problem, response, text in zip(problems, known, tried, strict=True):
     yield f'prompt ({len(prompt_ids(problem, task.tokenizer))} tokens):'
     yield from (f'  | {line}' for line in problem.prompt.splitlines())
-    if response is None:
-      yield '  without a known reference answer'
+    if text is None:
+      yield f'  reference {_short(problem.reference)}, without a known response'
       continue
     reward = rewards.pop(0)
-    yield f'  reference answer {response!r}: reward {reward:g}'
-    if reward != 1:
+    name = 'reference answer' if text == response else 'reference as a response'
+    yield f'  {name} {text!r}: reward {reward:g}'
+    if text == response and reward != 1:
       raise ConfigError(
         f'reference answers must earn the reward 1, that to {problem.prompt!r} '
         f'earns {reward:g}'
       )
+
+
+def _short(reference: Any) -> str:
+  """Returns a reference as JSON, of at most 80 characters."""
+  text = json.dumps(reference, ensure_ascii=False, default=str)
+  return text if len(text) <= 80 else f'{text[:79]}…'
 
 
 def _reference_rewards(

@@ -18,6 +18,7 @@ from covrl.compile.estimate import (
 from covrl.compile.plan import plan
 from covrl.compile.units import time_text
 from covrl.config import ConfigError, load
+from covrl.data import ListSource, Problem
 from covrl.models import Policy
 from covrl.parallel import topologies
 
@@ -223,6 +224,24 @@ def test_refuses_wrong_references():
   imperfect = load(str(RECIPES / 'toy_kl_cov.py'))
   with pytest.raises(ConfigError, match='must earn the reward 1, that to'):
     list(plan(imperfect))
+
+
+def test_uses_references_of_problems_without_solutions(recipe):
+  references = ('7 4 2', '4 7 2', [4, 7, 2])
+  problems = [
+    Problem(prompt='4 7 2 :', reference=each, source='toy')
+    for each in references
+  ]
+  task = dataclasses.replace(
+    recipe.task(recipe.config), train=ListSource(problems), held_out=()
+  )
+  said = list(plan(dataclasses.replace(recipe, task=lambda config: task)))
+  assert [line for line in said if 'reference' in line] == [
+    "  reference as a response '7 4 2': reward 1",
+    # Not every task rewards its reference as it stands.
+    "  reference as a response '4 7 2': reward 0",
+    '  reference [4, 7, 2], without a known response',
+  ]
 
 
 @pytest.mark.parametrize(
