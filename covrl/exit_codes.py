@@ -18,7 +18,9 @@ class Exit(enum.IntEnum):
   Attributes:
     FINISHED: success.
     FAILED: an unexpected error; its traceback was printed.
-    REFUSED: invalid input, described in one sentence on standard error.
+    REFUSED: invalid input, described in one sentence on standard error; or a
+      run directory that is in use by another run, which includes one in a bucket
+      whose lease another run has taken over.
     RESTART: a signal stopped the run; it has a checkpoint and is to be
       restarted.
     PEER_LOST: another process of the run ended or cannot be reached.

@@ -100,7 +100,12 @@ def _acquire_lease(file: epath.Path, own_id: str) -> None:
 def _renew_lease(
   file: epath.Path, own_id: str, closed: threading.Event
 ) -> None:
-  """Renews the lease; exits if another process has taken it over."""
+  """Renews the lease; exits if another process has taken it over.
+
+  A lease whose object is missing is free, and is acquired again. The status of
+  the exit is `Exit.REFUSED`: the directory is in use, as it would be for a run
+  that is started now, and a restart would change nothing.
+  """
   renewals = 0
   while not closed.wait(_RENEWAL_INTERVAL):
     renewals += 1
@@ -111,6 +116,8 @@ def _renew_lease(
         continue
       if closed.is_set():
         return
+      if storage.create_object(file, _lease_text(own_id, renewals)):
+        continue
       print(
         f'covrl: another run has taken {file.parent}: this one did not renew '
         f'its lease for {_EXPIRY:g} s',

@@ -316,11 +316,19 @@ def test_exits_when_the_lease_is_lost(served, objects):
   try:
     assert process.stdout is not None
     assert process.stdout.readline() == 'in\n'
+    # A lease whose object is gone is free.
+    own = json.loads(objects.text('run/.lock'))['process']
+    with objects.lock:
+      del objects.objects['run/.lock']
+    deadline = time.monotonic() + 60
+    while 'run/.lock' not in objects.names() and time.monotonic() < deadline:
+      time.sleep(0.05)
+    assert json.loads(objects.text('run/.lock'))['process'] == own
     objects.put('run/.lock', b'{"process": "another", "beat": 0}')
     _, said = process.communicate(timeout=300)
   finally:
     process.kill()
-  assert process.returncode == Exit.REFUSED
+  assert process.returncode == Exit.REFUSED == 2
   assert said.startswith('covrl: another run has taken gs://bucket/run')
   assert said.count('\n') == 1
 
