@@ -12,22 +12,19 @@ training and held-out problems leave out.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import random
+from collections.abc import Iterator
 
 from covrl.config import CountdownConfig
-from covrl.data.countdown import (
+from covrl.data.countdown_source import (
   MAX_REDRAWS,
-  Key,
-  bounds,
-  check_index,
+  GeneratedSource,
+  countdown_problem,
   first_seed,
-  problem_key,
-  prompt_text,
+  held_out_problems,
   too_few,
   vocabulary,
 )
-from covrl.data.fingerprints import text_fingerprint
 from covrl.data.problems import Problem
 from covrl.data.sentencepiece_tokenizer import (
   SentencePieceTokenizer,
@@ -47,35 +44,18 @@ def steps_tokenizer(config: CountdownConfig) -> SentencePieceTokenizer:
   return train_sentencepiece([*vocabulary(config), ','])
 
 
-class CountdownStepsSource:
-  """Training problems without solutions and without held-out ones.
-
-  A problem depends on the seed and its index alone.
-
-  >>> CountdownStepsSource(CountdownConfig(held_out=0))[0].prompt
-  '10 13 14 = 17 :'
-  """
-
-  names = (NAME,)
-
-  def __init__(self, config: CountdownConfig) -> None:
-    self._config = dataclasses.replace(config)
-    self._seed = first_seed('steps, train', config.seed)
-
-  @property
-  def fingerprint(self) -> str:
-    """Digest of what the problems depend on."""
-    return text_fingerprint(NAME, repr(self._config))
-
-  def __len__(self) -> int:
-    return self._config.size
-
-  def __getitem__(self, index: int) -> Problem:
-    problem = _training_problem(self._config, self._seed, index)
-    return dataclasses.replace(problem, solution=None)
+def held_out_steps(config: CountdownConfig) -> tuple[Problem, ...]:
+  """Generates the evaluation problems; see `held_out_problems`."""
+  return held_out_problems(_held_out_draws, config)
 
 
-class SolvedCountdownStepsSource:
+def _held_out_draws(config: CountdownConfig) -> Iterator[Problem]:
+  rng = random.Random(first_seed('steps, held out', 0))
+  while True:
+    yield dataclasses.replace(_draw(rng, config), solution=None)
+
+
+class SolvedCountdownStepsSource(GeneratedSource):
   """Problems with solutions for the warm start, without held-out ones.
 
   They are distributed as those of `CountdownStepsSource`.
@@ -85,70 +65,39 @@ class SolvedCountdownStepsSource:
   """
 
   names = (NAME,)
-
-  def __init__(self, config: CountdownConfig) -> None:
-    self._config = dataclasses.replace(config)
-    self._seed = first_seed('steps, solved', config.seed)
+  seed_name = 'steps, solved'
+  held_out_draws = _held_out_draws
 
   @property
-  def fingerprint(self) -> str:
-    """Digest of what the problems depend on."""
-    return text_fingerprint(f'{NAME}, solved', repr(self._config))
+  def generator(self) -> str:
+    """Name of the set."""
+    return f'{NAME}, solved'
 
-  def __len__(self) -> int:
-    return self._config.size
+  def draws(self, index: int) -> Iterator[Problem]:
+    """Draws problems with a random chain of steps."""
+    rng = random.Random(self._seed + index)
+    for _ in range(MAX_REDRAWS):
+      yield _draw(rng, self._config)
 
-  def __getitem__(self, index: int) -> Problem:
-    return _training_problem(self._config, self._seed, index)
 
+class CountdownStepsSource(SolvedCountdownStepsSource):
+  """Training problems without solutions and without held-out ones.
 
-def held_out_steps(config: CountdownConfig) -> tuple[Problem, ...]:
-  """Generates the evaluation problems, which are distinct and not trained on.
-
-  They do not depend on `config.seed`.
-
-  Args:
-    config: bounds and number of the problems.
-
-  Returns:
-    `config.held_out` problems.
-
-  Raises:
-    ValueError: the bounds allow too few distinct problems.
+  >>> CountdownStepsSource(CountdownConfig(held_out=0))[0].prompt
+  '10 13 14 = 17 :'
   """
-  return _held_out(**bounds(config))
 
+  seed_name = 'steps, train'
 
-@functools.lru_cache(maxsize=4)
-def _held_out(**limits: int) -> tuple[Problem, ...]:
-  config = CountdownConfig(**limits)
-  rng = random.Random(first_seed('steps, held out', 0))
-  kept: dict[Key, Problem] = {}
-  for _ in range(10 * config.held_out + MAX_REDRAWS):
-    if len(kept) == config.held_out:
-      break
-    problem = dataclasses.replace(_draw(rng, config), solution=None)
-    kept.setdefault(problem_key(problem), problem)
-  if len(kept) < config.held_out:
-    raise too_few(config)
-  return tuple(kept.values())
+  @property
+  def generator(self) -> str:
+    """Name of the set."""
+    return NAME
 
-
-@functools.lru_cache(maxsize=16)
-def _held_out_keys(**limits: int) -> frozenset[Key]:
-  return frozenset(map(problem_key, _held_out(**limits)))
-
-
-def _training_problem(
-  config: CountdownConfig, seed: int, index: int
-) -> Problem:
-  rng = random.Random(seed + check_index(index, config.size))
-  excluded = _held_out_keys(**bounds(config))
-  for _ in range(MAX_REDRAWS):
-    problem = _draw(rng, config)
-    if problem_key(problem) not in excluded:
-      return problem
-  raise too_few(config)
+  def draws(self, index: int) -> Iterator[Problem]:
+    """Draws problems as for the warm start, and removes their solutions."""
+    for problem in super().draws(index):
+      yield dataclasses.replace(problem, solution=None)
 
 
 def _draw(rng: random.Random, config: CountdownConfig) -> Problem:
@@ -164,12 +113,7 @@ def _draw(rng: random.Random, config: CountdownConfig) -> Problem:
     target, solution = steps
     if target >= config.min_target:
       rng.shuffle(numbers)
-      return Problem(
-        prompt=prompt_text(numbers, target),
-        reference={'numbers': numbers, 'target': target},
-        source=NAME,
-        solution=solution,
-      )
+      return countdown_problem(numbers, target, source=NAME, solution=solution)
   raise too_few(config)
 
 

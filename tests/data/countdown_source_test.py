@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tests of all variants of Countdown: seeds, bounds, held-out problems."""
+
+import dataclasses
+import pickle
+
+import pytest
+
+from covrl.data import (
+  CountdownConfig,
+  CountdownSource,
+  CountdownStepsSource,
+  SolvedCountdownSource,
+  SolvedCountdownStepsSource,
+  countdown_tokenizer,
+  held_out,
+  held_out_steps,
+  steps_tokenizer,
+)
+from covrl.data.countdown_source import problem_key
+
+SMALL = CountdownConfig(held_out=24, size=1000)
+STEPS = CountdownConfig(
+  min_numbers=4, max_numbers=5, max_value=15, max_target=60, held_out=50
+)
+# Few problems, so that most draws are held-out ones.
+CROWDED = CountdownConfig(
+  min_numbers=2, max_numbers=2, max_value=5, max_target=10, held_out=20
+)
+
+# Each set with bounds of its problems and with the held-out ones.
+SETS = pytest.mark.parametrize(
+  ('kind', 'config', 'evaluation'),
+  [
+    pytest.param(kind, config, evaluation, id=kind.__name__)
+    for kind, config, evaluation in (
+      (CountdownSource, SMALL, held_out),
+      (SolvedCountdownSource, SMALL, held_out),
+      (CountdownStepsSource, STEPS, held_out_steps),
+      (SolvedCountdownStepsSource, STEPS, held_out_steps),
+    )
+  ],
+)
+HELD_OUT = pytest.mark.parametrize(
+  ('evaluation', 'config'), [(held_out, SMALL), (held_out_steps, STEPS)]
+)
+
+
+def keys(problems):
+  return {problem_key(problem) for problem in problems}
+
+
+def in_bounds(problem, config):
+  numbers, target = problem.reference['numbers'], problem.reference['target']
+  return (
+    config.min_numbers <= len(numbers) <= config.max_numbers
+    and all(config.min_value <= n <= config.max_value for n in numbers)
+    and config.min_target <= target <= config.max_target
+  )
+
+
+@SETS
+def test_problems_depend_on_seed_and_index_alone(kind, config, evaluation):
+  del evaluation
+  source, again = kind(config), pickle.loads(pickle.dumps(kind(config)))
+  assert source[7] == again[7]
+  assert [source[n] for n in (9, 3)] == [again[n] for n in (3, 9)][::-1]
+  other = kind(dataclasses.replace(config, seed=1))
+  assert [source[n] for n in range(8)] != [other[n] for n in range(8)]
+  assert source.fingerprint == again.fingerprint != other.fingerprint
+
+
+@SETS
+def test_prompts_hold_the_numbers_and_the_target(kind, config, evaluation):
+  del evaluation
+  problem = kind(config)[0]
+  numbers, target = problem.reference['numbers'], problem.reference['target']
+  assert problem.prompt == f'{" ".join(map(str, numbers))} = {target} :'
+  assert (problem.source,) == kind.names
+  assert (problem.solution is not None) == kind.__name__.startswith('Solved')
+  assert in_bounds(problem, config)
+
+
+@pytest.mark.parametrize(
+  ('kind', 'config'),
+  [(SolvedCountdownSource, SMALL), (SolvedCountdownStepsSource, STEPS)],
+)
+def test_solved_problems_are_within_the_bounds(kind, config):
+  source = kind(config)
+  assert all(in_bounds(source[n], config) for n in range(400))
+
+
+@pytest.mark.parametrize(
+  ('kind', 'solved_kind', 'config'),
+  [
+    (CountdownSource, SolvedCountdownSource, SMALL),
+    (CountdownStepsSource, SolvedCountdownStepsSource, STEPS),
+  ],
+)
+def test_problems_without_and_with_solutions_are_different_ones(
+  kind, solved_kind, config
+):
+  problems, solved = kind(config), solved_kind(config)
+  assert problems.fingerprint != solved.fingerprint
+  assert problems[0].reference != solved[0].reference
+
+
+@HELD_OUT
+def test_held_out_problems_are_distinct_and_the_same_for_every_seed(
+  evaluation, config
+):
+  problems = evaluation(config)
+  assert len(problems) == len(keys(problems)) == config.held_out
+  assert problems == evaluation(dataclasses.replace(config, seed=5, size=7))
+  assert all(in_bounds(problem, config) for problem in problems)
+  assert all(problem.solution is None for problem in problems)
+
+
+@SETS
+def test_training_problems_exclude_held_out_ones(kind, config, evaluation):
+  del config
+  source = kind(CROWDED)
+  drawn = keys(source[n] for n in range(60))
+  assert drawn
+  assert not drawn & keys(evaluation(CROWDED))
+  # Without exclusion, some of the same draws are held-out problems.
+  free = kind(dataclasses.replace(CROWDED, held_out=0))
+  assert keys(free[n] for n in range(60)) & keys(evaluation(CROWDED))
+
+
+@HELD_OUT
+def test_problem_key_ignores_the_order_of_numbers(evaluation, config):
+  problem = evaluation(config)[0]
+  reference = problem.reference
+  reversed_numbers = dataclasses.replace(
+    problem, reference={**reference, 'numbers': reference['numbers'][::-1]}
+  )
+  assert problem_key(reversed_numbers) == problem_key(problem)
+
+
+@pytest.mark.parametrize(
+  ('tokenizer_of', 'kind', 'config'),
+  [
+    (
+      countdown_tokenizer,
+      SolvedCountdownSource,
+      CountdownConfig(held_out=0, max_value=30, max_target=25),
+    ),
+    (steps_tokenizer, SolvedCountdownStepsSource, STEPS),
+  ],
+)
+def test_prompts_and_solutions_are_in_the_vocabulary(
+  tokenizer_of, kind, config
+):
+  tokenizer, source = tokenizer_of(config), kind(config)
+  for index in range(100):
+    for text in (source[index].prompt, source[index].solution or ''):
+      ids = tokenizer.encode(text)
+      assert tokenizer.decode(ids) == text
+      assert len(ids) == len(text.split()) <= 23
+
+
+@pytest.mark.parametrize(
+  ('settings', 'message'),
+  [
+    ({'max_value': 0}, '1 <= min_value <= max_value, got min_value=1 and'),
+    ({'min_numbers': 5}, 'got min_numbers=5 and max_numbers=4'),
+    ({'min_target': 0}, '1 <= min_target'),
+    ({'min_numbers': 1}, 'min_numbers >= 2, got 1'),
+    ({'size': 0}, r'0 < size < 2\*\*31, got size=0'),
+  ],
+)
+def test_refuses_impossible_bounds(settings, message):
+  with pytest.raises(ValueError, match=message):
+    CountdownConfig(**settings)
+
+
+@pytest.mark.parametrize(
+  ('evaluation', 'kind'),
+  [
+    (held_out, SolvedCountdownSource),
+    (held_out_steps, SolvedCountdownStepsSource),
+  ],
+)
+def test_refuses_bounds_with_too_few_problems(evaluation, kind):
+  tiny = CountdownConfig(
+    min_numbers=2, max_numbers=2, max_value=1, max_target=2, held_out=9
+  )
+  with pytest.raises(ValueError, match='too few distinct problems'):
+    evaluation(tiny)
+  all_held_out = dataclasses.replace(tiny, held_out=2)
+  with pytest.raises(ValueError, match='too few distinct problems'):
+    kind(all_held_out)[0]
+
+
+@SETS
+def test_refuses_indices_out_of_range(kind, config, evaluation):
+  del evaluation
+  source = kind(dataclasses.replace(config, size=1000))
+  for index in (-1, len(source)):
+    with pytest.raises(IndexError, match='0 to 999'):
+      source[index]
