@@ -30,6 +30,7 @@ from covrl.data import Problem, prompt_ids
 from covrl.parallel import sharding
 from covrl.parallel.topologies import Topology
 from covrl.rewards import Scoring
+from covrl.tasks.verify import check_scores
 from covrl.train import Task
 from covrl.train.init import make_policy
 from covrl.train.state_sharding import check_mesh
@@ -52,8 +53,9 @@ def plan(
     compiled: output of `covrl compile --json` for this recipe and topology.
 
   Raises:
-    ConfigError: if a reference answer does not earn the reward 1, or `compiled`
-      describes another recipe or topology.
+    ConfigError: if a reference answer does not earn the reward 1, a reward gives
+      no score, or `compiled` describes another recipe or topology.
+    RuntimeError: if scoring workers cannot be started.
   """
   if num_slices < 1:
     raise ConfigError(f'--num-slices must be at least 1, got {num_slices}')
@@ -206,6 +208,7 @@ def _reference_rewards(
     environment=config.rewards.environment_names,
     network=config.rewards.network,
   ) as scoring:
+    check_scores(task, scoring)
     pending = scoring.submit(
       [response for _, response in answers],
       [problem.reference for problem, _ in answers],

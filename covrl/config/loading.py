@@ -2,14 +2,10 @@
 """Recipe files: finding, executing and listing recipes."""
 
 import ast
-import contextlib
 import dataclasses
 import difflib
-import importlib.util
 import pathlib
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from types import ModuleType
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from covrl import recipes as shipped
@@ -17,6 +13,7 @@ from covrl.config import overrides as overriding
 from covrl.config.errors import ConfigError
 from covrl.config.flat import from_dict
 from covrl.config.recipe import Recipe
+from covrl.config.recipe_files import RecipeFiles
 from covrl.config.validation import check
 
 
@@ -31,12 +28,16 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Recipe:
 
   Raises:
     ConfigError: the recipe or an overridden field does not exist (the message
-      names the nearest), or a value is invalid.
+      names the nearest), a value is invalid, or there is no such score function.
   """
-  recipe = _execute(*locate(spec))
+  file, function = locate(spec)
+  files = RecipeFiles(file)
+  recipe = _call(files, file, function)
   config = overriding.apply(recipe.config, overrides)
   check(config)
-  return dataclasses.replace(recipe, config=config)
+  if config.rewards.function:
+    files.add(config.rewards.function)
+  return dataclasses.replace(recipe, config=config, sources=files.sources)
 
 
 def restore(directory: pathlib.Path, saved: Mapping[str, Any]) -> Recipe:
@@ -47,7 +48,8 @@ def restore(directory: pathlib.Path, saved: Mapping[str, Any]) -> Recipe:
     saved: the recipe's description, `Recipe.as_json`.
 
   Raises:
-    ConfigError: the description was written by an older version of covrl.
+    ConfigError: the description was written by an older version of covrl, or a
+      module that the recipe imports is missing.
   """
   stem, colon, function = saved['name'].partition(':')
   if not colon:
@@ -55,8 +57,19 @@ def restore(directory: pathlib.Path, saved: Mapping[str, Any]) -> Recipe:
       f'the run of recipe {stem!r} was written by an older version of covrl, '
       'whose recipes this version cannot read'
     )
-  recipe = _execute(directory / f'{stem}.py', function)
-  return dataclasses.replace(recipe, config=from_dict(saved['config']))
+  file = directory / f'{stem}.py'
+  config = from_dict(saved['config'])
+  try:
+    files = RecipeFiles(file)
+    recipe = _call(files, file, function)
+    if config.rewards.function:
+      files.add(config.rewards.function)
+  except ModuleNotFoundError as error:
+    raise ConfigError(
+      f'the recipe of the run needs the module {error.name!r}, which is not'
+      ' installed here; only single files beside a recipe are kept with a run'
+    ) from error
+  return dataclasses.replace(recipe, config=config, sources=files.sources)
 
 
 def recipes() -> list[tuple[str, str]]:
@@ -142,65 +155,24 @@ def _functions(file: pathlib.Path) -> dict[str, str]:
   }
 
 
-def _execute(file: pathlib.Path, function: str) -> Recipe:
-  """Executes a recipe file once and calls one of its functions."""
-  module, sources = _import(file)
-  if not hasattr(module, function):
+def _call(files: RecipeFiles, file: pathlib.Path, function: str) -> Recipe:
+  """Calls one of the functions of a recipe file."""
+  if not hasattr(files.module, function):
     known = list(_functions(file))
     near = difflib.get_close_matches(function, known, n=1)
     hint = f'; there are {", ".join(known)}' if known else ''
     hint = f'; did you mean {near[0]!r}?' if near else hint
     raise ConfigError(f'there is no recipe {function!r} in {file}{hint}')
-  recipe = getattr(module, function)()
+  with files.importable():
+    recipe = getattr(files.module, function)()
   if not isinstance(recipe, Recipe):
     raise ConfigError(
       f'{function}() must return a covrl Recipe, {file} returns '
       f'{type(recipe).__name__}'
     )
   return dataclasses.replace(
-    recipe, name=f'{file.stem}:{function}', sources=sources
+    recipe,
+    task=files.resolve(recipe.task),
+    name=f'{file.stem}:{function}',
+    sources=files.sources,
   )
-
-
-def _import(file: pathlib.Path) -> tuple[ModuleType, dict[str, str]]:
-  """Imports a file; returns the module and the texts it consists of."""
-  name = f'recipe_{file.stem}'
-  spec = importlib.util.spec_from_file_location(name, file)
-  if spec is None or spec.loader is None:
-    raise ConfigError(f'--config must name a Python file, got {str(file)!r}')
-  module = importlib.util.module_from_spec(spec)
-  with _importable(file.parent):
-    spec.loader.exec_module(module)
-    files = [file, *_imported_from(file.parent).values()]
-  return module, {each.name: each.read_text() for each in files}
-
-
-@contextlib.contextmanager
-def _importable(directory: pathlib.Path) -> Iterator[None]:
-  """Makes the files of a directory importable, and forgets them afterwards."""
-  entry = str(directory.absolute())
-  before = {name: sys.modules[name] for name in _imported_from(directory)}
-  for name in before:
-    del sys.modules[name]
-  sys.path.insert(0, entry)
-  try:
-    yield
-  finally:
-    sys.path.remove(entry)
-    for name in _imported_from(directory):
-      del sys.modules[name]
-    sys.modules.update(before)
-
-
-def _imported_from(directory: pathlib.Path) -> dict[str, pathlib.Path]:
-  """Returns the files of imported top-level modules in a directory."""
-  files = {
-    name: pathlib.Path(file)
-    for name, module in list(sys.modules.items())
-    if '.' not in name and (file := getattr(module, '__file__', None))
-  }
-  return {
-    name: file
-    for name, file in files.items()
-    if file.parent == directory.absolute()
-  }

@@ -146,8 +146,9 @@ class RewardConfig:
     format_weight: weight of the format reward.
     overlong_buffer: tokens below the response length limit over which a
       penalty grows to 1 (DAPO), in text tasks; 0 for none.
-    function: further reward function of text tasks, `module:function`; empty
-      for none.
+    function: further reward function of text tasks, `module:function` of a file
+      beside the recipe or in the working directory, which is kept with the run,
+      or of an installed module; empty for none.
     function_weight: weight of that function.
   """
 

@@ -3,9 +3,6 @@
 
 It receives the import path and the function to call, reports when it is ready, and
 scores one (response, reference) after the other until its connection is closed.
-`covrl` is replaced by an empty package with the same path, so that scorers in its
-subpackages can be imported without loading JAX, which takes two seconds and a
-device.
 """
 
 from __future__ import annotations
@@ -17,7 +14,6 @@ import pathlib
 import pickle
 import signal
 import sys
-import types
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
@@ -53,17 +49,26 @@ def _serve(connection: Connection) -> None:
 
 def _prepare(settings: dict[str, Any]) -> Callable[[str, Any], Any]:
   sys.path[:] = settings['path']
-  package = types.ModuleType('covrl')
-  package.__path__ = [settings['package_path']]
-  sys.modules['covrl'] = package
   score_fn = pickle.loads(settings['score_fn'])
   if isinstance(score_fn, str):
-    module, _, name = score_fn.partition(':')
-    score_fn = getattr(importlib.import_module(module), name)
+    score_fn = _imported(score_fn)
   if settings['example'] is not None:
     score_fn(*settings['example'])
   _limit_memory(settings['memory_limit'])
   return score_fn
+
+
+def _imported(full_name: str) -> Callable[[str, Any], Any]:
+  """Imports a function by its name, `module:function`."""
+  module, _, name = full_name.partition(':')
+  try:
+    return getattr(importlib.import_module(module), name)
+  except Exception as error:
+    raise ImportError(
+      f'{full_name!r} cannot be imported ({type(error).__name__}: {error}); write'
+      ' module:function for a function (response, reference) -> number of an'
+      ' installed module or of a file beside the recipe'
+    ) from error
 
 
 def _score(

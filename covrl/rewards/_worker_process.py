@@ -35,7 +35,6 @@ ENVIRONMENT = (
 _SUPERVISOR = pathlib.Path(__file__).with_name('_worker_supervisor.py')
 _PROBE_SECONDS = 30.0
 _SCRIPT = pathlib.Path(__file__).with_name('_worker_main.py')
-_PACKAGE = pathlib.Path(__file__).parents[1]
 
 Reply = tuple[str, float, str]
 """Status, score, and a sentence if the score is missing."""
@@ -215,7 +214,6 @@ class WorkerProcess:
       # A console script's path lacks the working directory, where users keep
       # their functions.
       'path': [*(entry or os.getcwd() for entry in sys.path), os.getcwd()],
-      'package_path': str(_PACKAGE),
       'score_fn': self._settings.score_fn,
       'example': self._settings.example,
       'timeout': self._settings.timeout,

@@ -17,20 +17,26 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import functools
+import inspect
 import json
 import pickle
 import queue
-import re
+import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from covrl.config.recipe_files import SCORE_FUNCTION
 from covrl.rewards._worker_process import Reply, WorkerProcess, WorkerSettings
 from covrl.rewards.outcome import Outcome, Status
 from covrl.rewards.reward import ScoreFunction
 
-_FUNCTION_NAME = re.compile(r'[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*')
+_FORM = (
+  'A score function that workers can import is required, one at the top of the'
+  ' recipe, of a file beside it or of an installed module'
+)
 
 
 class RewardPool:
@@ -41,8 +47,8 @@ class RewardPool:
 
   Args:
     score_fn: `(response, reference) -> number or Outcome`; a function that
-      workers can import (not of the main script, not a lambda), or its name as
-      `'module:function'`.
+      workers can import (not of the main script, not a lambda) or of a recipe's
+      files, or its name as `'module:function'`.
     workers: number of processes.
     timeout: time limit per response in seconds.
     memory_limit: bytes that a worker may allocate after it is ready (on Linux;
@@ -55,7 +61,8 @@ class RewardPool:
     network: whether workers may use the network.
 
   Raises:
-    ValueError: if a number is not positive, or workers cannot import `score_fn`.
+    ValueError: if a number is not positive, workers cannot import `score_fn`, or
+      it does not take two arguments.
   """
 
   def __init__(
@@ -235,21 +242,60 @@ def _outcome(reply: Reply) -> Outcome:
 
 
 def _importable(score_fn: ScoreFunction | str) -> bytes:
-  """Pickles a reference to a function that other processes can import."""
+  """Pickles a function for other processes."""
   if isinstance(score_fn, str):
-    if not _FUNCTION_NAME.fullmatch(score_fn):
+    if not SCORE_FUNCTION.fullmatch(score_fn):
       raise ValueError(
         'The name of a score function must have the form module:function, got'
         f' {score_fn!r}.'
       )
     return pickle.dumps(score_fn)
+  _check_arguments(score_fn)
   try:
-    reference = pickle.dumps(score_fn)
-  except (pickle.PicklingError, AttributeError, TypeError):
-    reference = b'__main__'
-  if b'__main__' in reference:
-    raise ValueError(
-      'A score function that workers can import is required (one at the top'
-      f' of a module, not of the main script), got {score_fn!r}.'
-    )
+    reference = _pickled(score_fn)
+  except (pickle.PicklingError, AttributeError, TypeError) as error:
+    raise ValueError(f'{_FORM}, got {score_fn!r}: {error}.') from None
   return reference
+
+
+def _pickled(score_fn: ScoreFunction) -> bytes:
+  """Pickles a function by reference, or by value if it is of a recipe's file.
+
+  Raises:
+    pickle.PicklingError: the function cannot be pickled, or is of the main
+      script.
+  """
+  function: Any = score_fn
+  while isinstance(function, functools.partial):
+    function = function.func
+  module = sys.modules.get(getattr(function, '__module__', None) or '')
+  # Another module may have the name of a file beside the recipe.
+  own = getattr(function, '__globals__', vars(module) if module else None)
+  if module is not None and own is vars(module):
+    reference = pickle.dumps(score_fn)
+    if b'__main__' in reference:
+      raise pickle.PicklingError('it is of the main script')
+    return reference
+  # Recipes and the files beside them cannot be imported by name.
+  import cloudpickle
+
+  return cloudpickle.dumps(score_fn)
+
+
+def _check_arguments(score_fn: ScoreFunction) -> None:
+  """Refuses a function that cannot be called with two arguments."""
+  try:
+    signature = inspect.signature(score_fn)
+  except (TypeError, ValueError):
+    # A built-in function without a signature, or not a function.
+    if callable(score_fn):
+      return
+    raise ValueError(f'{_FORM}, got {score_fn!r}.') from None
+  try:
+    signature.bind('', None)
+  except TypeError:
+    name = getattr(score_fn, '__name__', repr(score_fn))
+    raise ValueError(
+      'A score function must take a response and a reference, (response,'
+      f' reference) -> number, got {name}{signature}.'
+    ) from None

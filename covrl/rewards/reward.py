@@ -25,8 +25,9 @@ class Reward:
 
   Attributes:
     name: name in the metrics.
-    score: `(response, reference) -> number or Outcome`: a function at module
-      level, or its name as `'module:function'`.
+    score: `(response, reference) -> number or Outcome`: a function of the recipe's
+      file, of a file beside it or of an installed module, or its name as
+      `'module:function'`.
     weight: weight in the total; 0 only logs the score.
     sources: names of the data sources that it scores; empty for all.
     shaping: whether it is used in training only, and left out of evaluations.

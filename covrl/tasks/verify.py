@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from covrl.config import ConfigError
 from covrl.data import Problem, ProblemSource
-from covrl.rewards import Scores, Scoring
+from covrl.rewards import Scores, Scoring, Status
 from covrl.tasks.task import Task
 
 MAX_WRONG_FRACTION = 0.01
@@ -21,6 +22,8 @@ MAX_WRONG_FRACTION = 0.01
 
 _EXAMPLES = 3
 _BATCH = 4096
+# Problems among which one of each source is looked for.
+_TRIED = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,6 +116,58 @@ def check_references(
       )
     notes.append(text)
   return notes
+
+
+def check_scores(task: Task, scoring: Scoring) -> None:
+  """Scores a real problem of each source, after all workers have started.
+
+  The response is the reference response or, if it is unknown, the reference as
+  text or else the prompt: one of them must have a score.
+
+  Args:
+    task: problems and rewards.
+    scoring: the task's scoring workers.
+
+  Raises:
+    ConfigError: a reward does not give a response a score.
+    RuntimeError: the scoring workers cannot be started.
+  """
+  scoring.warm_up()
+  tried: dict[str, Problem] = {}
+  for index in range(min(_TRIED, len(task.train))):
+    problem = task.train[index]
+    tried.setdefault(problem.source, problem)
+  for problem in tried.values():
+    known = task.reference_response(problem)
+    responses = [str(problem.reference), problem.prompt]
+    responses = responses if known is None else [known]
+    count = len(responses)
+    scores = scoring.submit(
+      responses,
+      [problem.reference] * count,
+      sources=[problem.source] * count,
+      lengths=[1] * count,
+    ).result()
+    for name, outcomes in scores.outcomes.items():
+      failed = [
+        outcome
+        for outcome in outcomes
+        if outcome is not None
+        and not outcome.is_judged
+        and outcome.status in (Status.CRASH, Status.INVALID)
+      ]
+      if len(failed) == count:
+        raise ConfigError(
+          f'the reward {name!r} must be a function (response, reference) -> number'
+          f' or Outcome, got for the response {_cut(responses[0])} and the'
+          f' reference {_cut(problem.reference)}: {failed[0].detail}'
+        )
+
+
+def _cut(value: object) -> str:
+  """Returns a value's text of at most 60 characters."""
+  text = repr(value)
+  return text if len(text) <= 60 else f'{text[:59]}…'
 
 
 def _by_source(sources: Iterable[ProblemSource]) -> dict[str, list[Problem]]:

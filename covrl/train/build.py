@@ -22,7 +22,7 @@ from covrl.rollout import SamplingEngine
 from covrl.run.checkpoint import Checkpoint
 from covrl.run.consistency import check_problems
 from covrl.tasks.task import Task
-from covrl.tasks.verify import check_references
+from covrl.tasks.verify import check_references, check_scores
 from covrl.train.compiled import Algorithm, CompiledPrograms
 from covrl.train.init import make_policy
 from covrl.train.rollout_batch import (
@@ -108,6 +108,13 @@ def build(
   warm_start = None
   if saved is None or policy.config.lora is not None:
     warm_start = shared_warm_start(config, task)
+  if config.rewards.function and 'function' not in (
+    part.name for part in task.rewards
+  ):
+    note(
+      f'warning: rewards.function = {config.rewards.function} has no effect: it is'
+      ' for tasks of text, other tasks name their score functions themselves'
+    )
   for text in warnings(config, algorithm):
     note(f'warning: {text}')
   engine = make_engine(config, policy, task.tokenizer, mesh)
@@ -121,6 +128,8 @@ def build(
   evaluator = None
   if suites := task.evaluation(config.evaluate):
     evaluator = make_evaluator(config, task, engine, scoring, suites)
+  # The workers have started in the meantime.
+  check_scores(task, scoring)
   return Components(
     mesh=mesh,
     task=task,

@@ -106,6 +106,7 @@ class OpenedRun:
         raise ValueError(f'--{flag} must be at least 0, got {value:g}')
     settings = _override(self.config.evaluate, samples, temperature, problems)
     with make_scoring(self.config, self.task, note) as scoring:
+      scoring.warm_up()
       evaluator = make_evaluator(
         self.config,
         self.task,

@@ -95,7 +95,7 @@ class RolloutCollector:
     self.position = start
 
   def compile(self, params: PyTree) -> None:
-    """Compiles the sampler and starts the scoring workers."""
+    """Compiles the sampler."""
     rollout = self._config.rollout
     self._engine.warm_up(
       params,
@@ -103,7 +103,6 @@ class RolloutCollector:
       group_size=rollout.responses_per_prompt,
     )
     jax.random.fold_in(self._key, 0)
-    self._scoring.warm_up()
 
   def collect(self, iteration: int, state: TrainState) -> RolloutBatch:
     """Samples, scores and assembles an iteration's training data.

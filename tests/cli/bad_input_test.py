@@ -5,11 +5,14 @@ import os
 import pathlib
 import subprocess
 import sys
+import textwrap
 
 import pytest
 from cli.conftest import RECIPE, TESTS
 
 from covrl.cli import main
+from covrl.compile.plan import plan
+from covrl.config import ConfigError, load
 
 
 def test_unknown_field_names_the_nearest(refuse_training):
@@ -177,3 +180,27 @@ def test_installed_command_prints_one_sentence(tmp_path):
     "covrl: there is no config field 'train.iteratons'; did you mean "
     'train.iterations?\n'
   )
+
+
+BROKEN = """
+  from covrl.rewards import Reward
+
+  def broken(response, reference):
+    return response.count('1') / 0
+
+  def kl_cov():
+    return toy.recipe(
+      task=lambda config: dataclasses.replace(
+        toy.make_task(config), rewards=[Reward(name='mine', score=broken)]))
+"""
+
+
+def test_a_score_function_that_fails_is_refused(refuse_training, changed):
+  file = changed(f'import dataclasses\n{textwrap.dedent(BROKEN)}')
+  sentence = 'ZeroDivisionError: division by zero'
+  # Before anything is trained.
+  error = refuse_training(recipe=f'{file}:kl_cov')
+  assert error.startswith("the reward 'mine' must be a function (response, ref")
+  assert error.endswith(sentence)
+  with pytest.raises(ConfigError, match=sentence):
+    list(plan(load(f'{file}:kl_cov')))

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Python files of a recipe: its own, those beside it, and score functions."""
+
+import ast
+import contextlib
+import dataclasses
+import difflib
+import functools
+import importlib.util
+import pathlib
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+from covrl.config.errors import ConfigError
+
+SCORE_FUNCTION = re.compile(
+  r'(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<function>[^\W\d]\w*)'
+)
+"""Name of a score function, `module:function`."""
+
+_FORM = (
+  'write module:function for a function (response, reference) -> number in'
+  ' module.py beside the recipe'
+)
+
+
+class RecipeFiles:
+  """A recipe's file, and the files beside it that it imports.
+
+  They are imported anew for each recipe, and can be imported by nothing else.
+
+  Args:
+    file: the recipe's file.
+
+  Attributes:
+    module: the module of the recipe's file.
+    sources: the text of each file by its name, see `Recipe.sources`.
+
+  Raises:
+    ConfigError: `file` is not a Python file.
+  """
+
+  def __init__(self, file: pathlib.Path) -> None:
+    self._directory = file.parent.absolute()
+    self._modules: dict[str, ModuleType] = {}
+    name = f'recipe_{file.stem}'
+    self.module, execute = _module_of(file, name)
+    self._modules[name] = self.module
+    with self.importable():
+      execute(self.module)
+    self.sources = {each.name: text for each, text in self._texts(file)}
+
+  @contextlib.contextmanager
+  def importable(self) -> Iterator[None]:
+    """Makes the files beside the recipe importable within the context."""
+    entry = str(self._directory)
+    names = {*_imported_from(self._directory), *self._modules}
+    before = {
+      name: sys.modules.pop(name) for name in names if name in sys.modules
+    }
+    sys.modules.update(self._modules)
+    sys.path.insert(0, entry)
+    try:
+      yield
+    finally:
+      sys.path.remove(entry)
+      for name in _imported_from(self._directory):
+        self._modules[name] = sys.modules.pop(name)
+      for name, module in self._modules.items():
+        if sys.modules.get(name) is module:
+          del sys.modules[name]
+      sys.modules.update(before)
+
+  def add(self, name: str) -> None:
+    """Adds the file of a score function to the sources, and checks it.
+
+    The file is beside the recipe or in the working directory.
+
+    Args:
+      name: `module:function`; an installed module is not added.
+
+    Raises:
+      ConfigError: there is no such function; the message names the form.
+    """
+    match = SCORE_FUNCTION.fullmatch(name)
+    if match is None:
+      raise ConfigError(
+        'the name of a score function must have the form module:function, got'
+        f' {name!r}; {_FORM}'
+      )
+    self.score_function(name)
+    file = self._find(match['module'])
+    if file is not None:
+      texts = {each.name: text for each, text in self._texts(file)}
+      self.sources = texts | self.sources
+
+  def score_function(self, name: str) -> Callable[..., Any] | str:
+    """Returns a score function of a file beside the recipe, by its name.
+
+    The names of functions in installed modules are returned as they are.
+
+    Args:
+      name: `module:function`.
+
+    Raises:
+      ConfigError: there is no such function; the message names the form.
+    """
+    match = SCORE_FUNCTION.fullmatch(name)
+    if match is None:
+      return name
+    where, function = match['module'], match['function']
+    file = self._find(where)
+    if file is None:
+      if not _is_installed(where.partition('.')[0]):
+        raise ConfigError(
+          f'the score function {name!r} must be in a file {where}.py beside the'
+          f' recipe or in an installed module, {self._directory} has no such file'
+          f' and nothing of this name is installed; {_FORM}'
+        )
+      return name
+    module = self._import(where, file)
+    found = getattr(module, function, None)
+    if not callable(found):
+      known = [n for n, each in vars(module).items() if callable(each)]
+      near = difflib.get_close_matches(function, known, n=1)
+      hint = f', did you mean {near[0]!r}?' if near else f'; {_FORM}'
+      raise ConfigError(f'{file} has no function {function!r}{hint}')
+    return found
+
+  def resolve(self, make_task: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Returns a recipe's task function, with names of score functions resolved.
+
+    Args:
+      make_task: `Recipe.task`; the files beside the recipe are importable in it.
+    """
+
+    @functools.wraps(make_task)
+    def resolved(config: Any) -> Any:
+      with self.importable():
+        task = make_task(config)
+      if not dataclasses.is_dataclass(task) or isinstance(task, type):
+        return task
+      rewards = [
+        dataclasses.replace(part, score=self.score_function(part.score))
+        if isinstance(getattr(part, 'score', None), str)
+        else part
+        for part in getattr(task, 'rewards', ())
+      ]
+      return dataclasses.replace(task, **{'rewards': rewards})
+
+    return resolved
+
+  def _find(self, module: str) -> pathlib.Path | None:
+    """Returns the file of a module beside the recipe or in the working directory."""
+    for directory in (self._directory, pathlib.Path.cwd()):
+      file = directory / f'{module}.py'
+      if file.is_file():
+        return file
+    return None
+
+  def _import(self, name: str, file: pathlib.Path) -> ModuleType:
+    """Imports a file with a score function, once."""
+    if name in self._modules:
+      return self._modules[name]
+    module, execute = _module_of(file, name)
+    # Found by its file, since another module may have its name.
+    self._modules[name] = module
+    with self.importable(), _path_entry(file.parent):
+      try:
+        execute(module)
+      except Exception as error:
+        del self._modules[name]
+        reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+        raise ConfigError(
+          f'{file}, in which a score function is looked for, cannot be imported:'
+          f' {reason}{_line_of(error, file)}; {_FORM}'
+        ) from error
+    return module
+
+  def _texts(self, file: pathlib.Path) -> Iterator[tuple[pathlib.Path, str]]:
+    """Yields the files that a file imports from its directory, and itself first.
+
+    Files that functions import when they are called count, and those that are
+    named as `module:function`.
+    """
+    found = {file: None}
+    imported = _imported_from(file.parent.absolute(), self._modules)
+    found |= dict.fromkeys(
+      file.parent / each.name for each in imported.values()
+    )
+    waiting = list(found)
+    while waiting:
+      each = waiting.pop()
+      text = each.read_text(encoding='utf-8')
+      yield each, text
+      for name in _mentioned_modules(text, each):
+        other = file.parent / f'{name}.py'
+        if other not in found and other.is_file():
+          found[other] = None
+          waiting.append(other)
+
+
+def _module_of(
+  file: pathlib.Path, name: str
+) -> tuple[ModuleType, Callable[[ModuleType], object]]:
+  """Returns an empty module for a file, and the function that executes it."""
+  spec = importlib.util.spec_from_file_location(name, file)
+  if spec is None or spec.loader is None:
+    raise ConfigError(f'--config must name a Python file, got {str(file)!r}')
+  return importlib.util.module_from_spec(spec), spec.loader.exec_module
+
+
+def _is_installed(module: str) -> bool:
+  """Returns whether a top-level module can be imported by other processes."""
+  # The main script of this process is not that of others.
+  return module != '__main__' and importlib.util.find_spec(module) is not None
+
+
+def _line_of(error: Exception, file: pathlib.Path) -> str:
+  """Returns where in a file an error was raised, in parentheses."""
+  frames = traceback.extract_tb(error.__traceback__)
+  lines = [each.lineno for each in frames if each.filename == str(file)]
+  return f' (line {lines[-1]})' if lines else ''
+
+
+def _mentioned_modules(text: str, file: pathlib.Path) -> Iterator[str]:
+  """Yields the top-level modules that a file imports or names in strings."""
+  try:
+    tree = ast.parse(text, file.name)
+  except (SyntaxError, ValueError) as error:
+    raise ConfigError(f'{file} is not valid Python: {error}') from None
+  for node in ast.walk(tree):
+    match node:
+      case ast.Import():
+        yield from (alias.name.partition('.')[0] for alias in node.names)
+      case ast.ImportFrom(module=str(module), level=0):
+        yield module.partition('.')[0]
+      case ast.Constant(value=str(value)):
+        if match := SCORE_FUNCTION.fullmatch(value):
+          yield match['module']
+
+
+@contextlib.contextmanager
+def _path_entry(directory: pathlib.Path) -> Iterator[None]:
+  """Appends a directory to the import path."""
+  entry = str(directory)
+  sys.path.append(entry)
+  try:
+    yield
+  finally:
+    sys.path.remove(entry)
+
+
+def _imported_from(
+  directory: pathlib.Path, modules: Mapping[str, ModuleType] | None = None
+) -> dict[str, pathlib.Path]:
+  """Returns the files of top-level modules in a directory.
+
+  Args:
+    directory: an absolute path.
+    modules: the modules; all that are imported by default.
+  """
+  given = list((sys.modules if modules is None else modules).items())
+  files = {
+    name: pathlib.Path(file)
+    for name, module in given
+    if '.' not in name and (file := getattr(module, '__file__', None))
+  }
+  return {
+    name: file for name, file in files.items() if file.parent == directory
+  }

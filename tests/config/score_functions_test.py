@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Score functions in and beside recipe files: found, scored with, and kept."""
+
+import colorsys
+import dataclasses
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from train.process import ENVIRONMENT, TESTS, lines
+from train.runs import SMALL
+
+from covrl.config import ConfigError, load, restore
+from covrl.data import ListSource, Problem
+from covrl.rewards import Scoring
+from covrl.tasks.verify import check_scores
+
+RECIPE = """
+  import dataclasses
+  import functools
+  from train import toy
+  from covrl.rewards import Outcome, Reward, Status
+  {imports}
+  FULL = 1.0
+
+  def is_largest(response, largest):
+    return response.split()[:1] == [str(largest)]
+
+  def own(response, reference):
+    return FULL if is_largest(response, max(reference)) else 0
+
+  def judged(response, reference, *, name):
+    return Outcome(own(response, reference), Status.SCORED, name)
+
+  def make_task(config):
+    {imports_of_task}
+    def nested(response, reference):
+      return own(response, reference)
+    task = toy.make_task(config)
+    return dataclasses.replace(
+      task, rewards=[Reward(name='mine', score={score})])
+
+  def mine():
+    return toy.recipe(task=make_task)
+"""
+BESIDE = """
+  import beside_helper
+
+  def score(response, reference):
+    return beside_helper.share(response, reference)
+"""
+HELPER = """
+  def share(response, reference):
+    return float(response.split()[:1] == [str(max(reference))])
+"""
+
+
+def write(directory, name, text):
+  file = directory / f'{name}.py'
+  file.write_text(textwrap.dedent(text))
+  return file
+
+
+@pytest.fixture
+def recipe_file(tmp_path, monkeypatch):
+  """Writes a recipe into a directory of its own, with two files beside it."""
+  monkeypatch.syspath_prepend(str(TESTS))
+  # Recipes are elsewhere than the command is called.
+  (tmp_path / 'elsewhere').mkdir()
+  (tmp_path / 'mine').mkdir()
+  monkeypatch.chdir(tmp_path / 'elsewhere')
+  write(tmp_path / 'mine', 'beside', BESIDE)
+  write(tmp_path / 'mine', 'beside_helper', HELPER)
+
+  def make(score, imports='', imports_of_task='', **files):
+    for name, text in files.items():
+      write(tmp_path / 'mine', name, text)
+    text = RECIPE.format(
+      score=score, imports=imports, imports_of_task=imports_of_task
+    )
+    return write(tmp_path / 'mine', 'sorting', text)
+
+  return make
+
+
+def scores_of(recipe):
+  """Returns the scores of a right and a wrong response."""
+  task = recipe.task(recipe.config)
+  with Scoring(
+    task.rewards, sources=task.sources, workers=1, timeout=60.0
+  ) as scoring:
+    check_scores(task, scoring)
+    pending = scoring.submit(
+      ['7 2', '2 7'], [[2, 7]] * 2, sources=['toy'] * 2, lengths=[2, 2]
+    )
+    return pending.result().totals()
+
+
+@pytest.mark.parametrize(
+  ('score', 'imports', 'imports_of_task', 'kept'),
+  [
+    ('own', '', '', set()),
+    ("functools.partial(judged, name='x')", '', '', set()),
+    ('nested', '', '', set()),
+    ('lambda r, reference: own(r, reference)', '', '', set()),
+    ("'sorting:own'", '', '', set()),
+    ('score', 'from beside import score', '', {'beside', 'beside_helper'}),
+    ('beside.score', 'import beside', '', {'beside', 'beside_helper'}),
+    ('score', '', 'from beside import score', {'beside', 'beside_helper'}),
+    ("'beside:score'", '', '', {'beside', 'beside_helper'}),
+    # The file has the name of an installed module.
+    ("'colorsys:score'", '', '', {'colorsys', 'beside_helper'}),
+  ],
+)
+def test_functions_are_found_and_kept_with_the_run(
+  score, imports, imports_of_task, kept, recipe_file, tmp_path
+):
+  extra = {'colorsys': BESIDE} if 'colorsys' in score else {}
+  file = recipe_file(score, imports, imports_of_task, **extra)
+  recipe = load(f'{file}:mine')
+  assert scores_of(recipe) == [1.0, 0.0]
+  assert {name.removesuffix('.py') for name in recipe.sources} == {
+    'sorting',
+    *kept,
+  }
+  copies = tmp_path / 'run'
+  copies.mkdir()
+  for name, text in recipe.sources.items():
+    (copies / name).write_text(text)
+  for each in file.parent.iterdir():
+    if each.is_file():
+      each.unlink()
+  restored = restore(copies, recipe.as_json())
+  assert scores_of(restored) == [1.0, 0.0]
+  assert restored.identity == recipe.identity
+  # Nothing of a recipe remains importable.
+  assert sys.modules['colorsys'] is colorsys
+  assert not {'beside', 'beside_helper', 'recipe_sorting'} & sys.modules.keys()
+
+
+@pytest.mark.parametrize('place', ['mine', 'elsewhere'])
+def test_function_of_a_field_is_kept_with_the_run(place, recipe_file, tmp_path):
+  file = recipe_file('own', further=HELPER)
+  if place == 'elsewhere':
+    (tmp_path / 'mine' / 'further.py').rename(
+      tmp_path / 'elsewhere' / 'further.py'
+    )
+  recipe = load(f'{file}:mine', ['--config.rewards.function=further:share'])
+  assert recipe.sources['further.py'] == textwrap.dedent(HELPER)
+  assert recipe.identity != load(f'{file}:mine').identity
+  copies = tmp_path / 'run'
+  copies.mkdir()
+  for name, text in recipe.sources.items():
+    (copies / name).write_text(text)
+  assert restore(copies, recipe.as_json()).identity == recipe.identity
+  (copies / 'further.py').unlink()
+  if place == 'mine':
+    with pytest.raises(ConfigError, match=r'must be in a file further\.py'):
+      restore(copies, recipe.as_json())
+
+
+FORM = 'write module:function for a function (response, reference) -> number in'
+
+
+@pytest.mark.parametrize(
+  ('name', 'message'),
+  [
+    ('absent:score', 'must be in a file absent.py beside the recipe or in an'),
+    ('__main__:score', 'must be in a file __main__.py beside the recipe'),
+    ('beside', "must have the form module:function, got 'beside'"),
+    ('beside.score', "must have the form module:function, got 'beside.score'"),
+    ('beside:scores', "has no function 'scores', did you mean 'score'?"),
+    ('beside:xyz', "has no function 'xyz'; write module:function"),
+    ('broken:score', 'cannot be imported: SyntaxError: '),
+    (
+      'failing:score',
+      'cannot be imported: ZeroDivisionError: division by zero',
+    ),
+    ('failing:score', ' (line 2); write module:function'),
+    ('needs:score', "ModuleNotFoundError: No module named 'absent_module'"),
+  ],
+)
+def test_names_that_are_refused(name, message, recipe_file):
+  file = recipe_file(
+    'own',
+    broken='def score(:\n',
+    failing='\n1 / 0\n',
+    needs='import absent_module\n',
+  )
+  with pytest.raises(ConfigError) as caught:
+    load(f'{file}:mine', [f'--config.rewards.function={name}'])
+  said = str(caught.value)
+  assert message in said
+  assert '\n' not in said
+  assert FORM in said or 'did you mean' in said
+
+
+@pytest.mark.parametrize(
+  ('score', 'message'),
+  [
+    (
+      'lambda response: 1.0',
+      r'must take a response and a reference, \(response,',
+    ),
+    ('3', 'is required, one at the top of the recipe, of a file beside it'),
+    ("'own'", 'must have the form module:function'),
+    ('lambda *, response: 1.0', 'must take a response and a reference'),
+    (
+      'functools.partial(own, key=(n for n in []))',
+      'is required, one at the top',
+    ),
+  ],
+)
+def test_functions_that_are_refused(score, message, recipe_file):
+  recipe = load(f'{recipe_file(score)}:mine')
+  with pytest.raises(ValueError, match=message) as caught:
+    scores_of(recipe)
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ('score', 'known', 'message'),
+  [
+    ("'good'", True, r"the scorer returned 'good'$"),
+    ('None', True, r'the scorer returned None$'),
+    ("reference['answer']", True, r'TypeError: .*$'),
+    ('1e39', True, r'a score must be a number of magnitude'),
+    ('len(response) / 0', False, r'ZeroDivisionError: .*$'),
+    # Not every function takes every response.
+    ("{'7': 1.0}[response]", False, None),
+    ("float(response == '7 2')", True, None),
+  ],
+)
+def test_functions_are_tried_on_a_real_problem(
+  score, known, message, recipe_file
+):
+  recipe = load(f'{recipe_file(f"lambda response, reference: {score}")}:mine')
+  problem = Problem(
+    prompt='2 7 :',
+    reference='7',
+    source='toy',
+    solution='7 2' if known else None,
+  )
+  task = dataclasses.replace(
+    recipe.task(recipe.config), train=ListSource([problem])
+  )
+  with Scoring(task.rewards, sources=['toy'], workers=1) as scoring:
+    if message is None:
+      check_scores(task, scoring)
+      return
+    with pytest.raises(ConfigError, match=message) as caught:
+      check_scores(task, scoring)
+  response = '7 2' if known else '7'
+  assert str(caught.value).startswith(
+    "the reward 'mine' must be a function (response, reference) -> number or"
+    f" Outcome, got for the response {response!r} and the reference '7': "
+  )
+
+
+@pytest.mark.slow
+def test_a_run_is_evaluated_without_its_recipe_file(recipe_file, tmp_path):
+  file = recipe_file("'beside:score'")
+  settings = [
+    f'--config.{name.replace("__", ".")}={value}'
+    for name, value in SMALL.items()
+  ]
+  command = [sys.executable, '-m', 'covrl.cli']
+  run = tmp_path / 'run'
+  subprocess.run(
+    [*command, 'train', f'--config={file}:mine', f'--workdir={run}', *settings],
+    env=ENVIRONMENT,
+    check=True,
+    capture_output=True,
+  )
+  shutil.rmtree(tmp_path / 'mine')
+  evaluated = subprocess.run(
+    [*command, 'evaluate', str(run)],
+    env=ENVIRONMENT,
+    check=True,
+    capture_output=True,
+    text=True,
+  )
+  last = [line for line in lines(run) if line['phase'] == 'eval'][-1]
+  assert f'{last["mean@4"]:.4f}' in evaluated.stdout
+  assert last['unscored'] == 0
