@@ -3,18 +3,16 @@
 A response joins four or five numbers step by step and writes each result:
 `7 + 3 = 10 , 10 * 4 = 40 , 40 + 2 = 42`. Its reward is 1 if every step is right
 and the last one reaches the target. The recipes differ only in the loss and the
-token chain.
+token chain; losses and optimisers are those of `countdown.py`.
 """
 
 import dataclasses
-import functools
-
-import optax
 
 import covrl
 from covrl.config import Config, Recipe
 from covrl.models import ModelConfig
-from covrl.tasks import Task, countdown_steps_task
+from covrl.recipes import countdown
+from covrl.tasks import countdown_steps_task
 
 
 def grpo() -> Recipe:
@@ -26,7 +24,8 @@ def grpo() -> Recipe:
   from 11.8 to 24.9 % and pass@8 from 55.1 to 57.0 %; entropy falls from 0.337 to
   0.140 nats (seed 0, 256 problems).
   """
-  config = Config()
+  base = countdown.grpo()
+  config = base.config
   config.task.min_numbers, config.task.max_numbers = 4, 5
   config.task.max_value, config.task.max_target = 15, 40
   config.evaluate.problems = 512
@@ -39,17 +38,8 @@ def grpo() -> Recipe:
   config.train.learning_rate = 2e-4
   config.train.iterations = 100
   config.evaluate.every = 50
-  return Recipe(
-    config=config,
-    task=_task,
-    model=_model,
-    advantages=lambda config: covrl.group_relative,
-    loss=lambda config: functools.partial(
-      covrl.clipped_surrogate, low=config.train.low, high=config.train.high
-    ),
-    token_tx=lambda config: optax.identity(),
-    tx=_tx,
-    warm_start_tx=_warm_start_tx,
+  return dataclasses.replace(
+    base, task=lambda config: countdown_steps_task(config.task), model=_model
   )
 
 
@@ -60,12 +50,7 @@ def grpo_no_clip() -> Recipe:
   Hardware: two CPU cores, six minutes.
   Expect: a control that shows what KL-Cov owes to the missing clip.
   """
-  return dataclasses.replace(
-    grpo(),
-    loss=lambda config: functools.partial(
-      covrl.policy_gradient, max_log_ratio=20.0
-    ),
-  )
+  return dataclasses.replace(grpo(), loss=countdown.grpo_no_clip().loss)
 
 
 def kl_cov() -> Recipe:
@@ -97,13 +82,8 @@ def entropy_bonus() -> Recipe:
   recipe = grpo()
   recipe.config.entropy.coefficient = 0.001
   return dataclasses.replace(
-    recipe,
-    token_tx=lambda config: covrl.entropy_bonus(config.entropy.coefficient),
+    recipe, token_tx=countdown.entropy_bonus().token_tx
   )
-
-
-def _task(config: Config) -> Task:
-  return countdown_steps_task(config.task)
 
 
 def _model(config: Config, vocab_size: int) -> ModelConfig:
@@ -116,18 +96,3 @@ def _model(config: Config, vocab_size: int) -> ModelConfig:
     head_dim=32,
     hidden_dim=256,
   )
-
-
-def _tx(config: Config) -> optax.GradientTransformation:
-  return optax.chain(
-    optax.clip_by_global_norm(config.train.max_gradient_norm),
-    optax.adam(config.train.learning_rate, b2=0.95),
-  )
-
-
-def _warm_start_tx(config: Config) -> optax.GradientTransformation:
-  steps = max(config.warm_start.steps, 2)  # a schedule needs two
-  rate = optax.warmup_cosine_decay_schedule(
-    0.0, config.warm_start.learning_rate, min(100, steps // 10 + 1), steps
-  )
-  return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.98))

@@ -122,7 +122,11 @@ REFUSED = {
     ((TOKENS, IDS), {}, r'rewards must be \[S\], got \(4, 8\)'),
     ((REWARDS, REWARDS), {}, 'group_ids must be an array of integers'),
     ((['1', '0'], IDS[:2]), {}, 'rewards must be an array of numbers'),
-    ((REWARDS, IDS), {'eps': -1.0}, 'eps must be finite and at least 0, got -1'),
+    (
+      (REWARDS, IDS),
+      {'eps': -1.0},
+      'eps must be finite and at least 0, got -1',
+    ),
   ],
   'leave_one_out': [
     ((REWARDS[:, None], IDS), {}, r'rewards must be \[S\], got \(4, 1\)'),
