@@ -102,7 +102,7 @@ def test_signals_are_requests_to_stop(number):
   with stop.handle_signals():
     stop.poll()
   assert signal.getsignal(number) == before
-  with stop.handle_signals():
+  with stop.handle_signals(ends_process=True):
     # The same signal, sent by a terminal and by the parent process.
     for _ in range(3):
       os.kill(os.getpid(), number)
@@ -111,7 +111,7 @@ def test_signals_are_requests_to_stop(number):
   # Signals while the run ends are ignored.
   for each in preemption.SIGNALS:
     os.kill(os.getpid(), each)
-  preemption._kept.pop().close()
+  preemption.restore_handlers()
   assert signal.getsignal(number) == before
   assert stopped.value.exit_status == 128 + number
   stopped.value.is_resumable = True
