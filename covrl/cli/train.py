@@ -10,7 +10,7 @@ Examples:
   covrl train --config=countdown:kl_cov --workdir=runs/seed_1 --config.seed=1
 
 Ctrl-C and SIGTERM save a checkpoint and end the run with status 42; the same
-command resumes it. The third within five seconds ends it at once.
+command resumes it. A third signal within five seconds ends it at once.
 """
 
 from __future__ import annotations

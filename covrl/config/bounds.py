@@ -30,18 +30,18 @@ class Bounds:
   def contains(self, value: float) -> bool:
     """Returns whether a value is finite and within the bounds."""
     above = self.low < value if self.is_open else self.low <= value
-    is_finite = (
-      abs(value) < math.inf
-    )  # `math.isfinite` fails for large integers.
+    # `math.isfinite` fails for large integers.
+    is_finite = abs(value) < math.inf
     is_within = is_finite and above and value <= self.high
     return is_within or value == self.special
 
   def __str__(self) -> str:
-    special = '' if self.special is None else f', or {self.special:g}'
+    special = '' if self.special is None else f', or {_text(self.special)}'
     if self.high < math.inf:
       bracket = '(' if self.is_open else '['
-      return f'in {bracket}{self.low:g}, {self.high:g}]{special}'
-    return f'{"above" if self.is_open else "at least"} {self.low:g}{special}'
+      return f'in {bracket}{_text(self.low)}, {_text(self.high)}]{special}'
+    comparison = 'above' if self.is_open else 'at least'
+    return f'{comparison} {_text(self.low)}{special}'
 
   @property
   def requirement(self) -> str:
@@ -52,6 +52,11 @@ class Bounds:
     """
     verb = 'lie' if self.high < math.inf else 'be'
     return f'must {verb} {self}{self.purpose and " "}{self.purpose}'
+
+
+def _text(number: float) -> str:
+  """Formats a bound; integers keep all digits."""
+  return str(number) if isinstance(number, int) else f'{number:g}'
 
 
 # Largest magnitudes of fields without bounds of their own: what programs hold in

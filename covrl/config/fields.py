@@ -67,7 +67,8 @@ class RolloutConfig:
       `mesh.tensor`.
     slots: responses that are decoded together, at most, and so the memory of
       their KV cache; others wait in a queue. 0 for all.
-    segment: tokens that are decoded between two looks of the host.
+    segment: tokens of each response that one compiled call decodes; after it
+      the host drops slots that are no longer needed.
     max_draws: draws of prompts per iteration, at most, until
       `prompts_per_iteration` groups have unequal rewards (dynamic sampling); 1
       trains on all groups of a single draw.

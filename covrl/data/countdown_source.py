@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shared parts of the Countdown variants: prompts, held-out set, sources.
 
-A variant says how problems are drawn and how their solutions are written; see
+A variant defines how problems are drawn and how solutions are written; see
 `covrl.data.countdown` and `covrl.data.countdown_steps`. Training, solved and
 held-out problems use separate random seeds; training and solved problems are
 redrawn if they are among the held-out ones.
@@ -127,7 +127,7 @@ class GeneratedSource(abc.ABC):
     for problem in self.draws(index):
       if problem_key(problem) not in excluded:
         return problem
-    raise too_few(self._config)
+    raise too_few_problems(self._config)
 
 
 def held_out_problems(
@@ -158,7 +158,7 @@ def _held_out(draws: Draws, **bounds: int) -> tuple[Problem, ...]:
   remaining = 10 * config.held_out + MAX_REDRAWS
   while len(kept) < config.held_out:
     if not remaining:
-      raise too_few(config)
+      raise too_few_problems(config)
     remaining -= 1
     problem = next(problems)
     kept.setdefault(problem_key(problem), problem)
@@ -181,7 +181,7 @@ def first_seed(name: str, seed: int) -> int:
   return int.from_bytes(digest[:16], 'big')
 
 
-def too_few(config: CountdownConfig) -> ValueError:
+def too_few_problems(config: CountdownConfig) -> ValueError:
   """Error of bounds that allow too few distinct problems."""
   return ValueError(
     'The Countdown bounds allow too few distinct problems beside'

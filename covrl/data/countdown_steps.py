@@ -22,7 +22,7 @@ from covrl.data.countdown_source import (
   countdown_problem,
   first_seed,
   held_out_problems,
-  too_few,
+  too_few_problems,
   vocabulary,
 )
 from covrl.data.problems import Problem
@@ -114,7 +114,7 @@ def _draw(rng: random.Random, config: CountdownConfig) -> Problem:
     if target >= config.min_target:
       rng.shuffle(numbers)
       return countdown_problem(numbers, target, source=NAME, solution=solution)
-  raise too_few(config)
+  raise too_few_problems(config)
 
 
 def random_steps(

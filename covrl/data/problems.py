@@ -69,9 +69,9 @@ def check_unicode(text: str, name: str, location: str = '') -> None:
   try:
     text.encode()
   except UnicodeEncodeError as error:
-    place = f' of {location}' if location else ''
+    owner = f' of {location}' if location else ''
     raise ValueError(
-      f'{name}{place} must be valid Unicode, got the lone surrogate'
+      f'{name}{owner} must be valid Unicode, got the lone surrogate'
       f' {text[error.start]!r}.'
     ) from None
 

@@ -123,7 +123,7 @@ class ParquetRecords(Records):
       self._table: Any = pyarrow.parquet.read_table(reader)
     except (pyarrow.ArrowException, OSError, MemoryError) as error:
       raise ValueError(
-        f'{file} must be a Parquet file, got: {_line(error)}.'
+        f'{file} must be a Parquet file, got: {_first_sentence(error)}.'
       ) from None
     _require_rows(self)
 
@@ -173,7 +173,7 @@ class ArrayRecordRecords(Records):
       )
     except RuntimeError as error:
       raise ValueError(
-        f'{file} must be an ArrayRecord file, got: {_line(error)}.'
+        f'{file} must be an ArrayRecord file, got: {_first_sentence(error)}.'
       ) from None
     _require_rows(self)
 
@@ -186,7 +186,7 @@ class ArrayRecordRecords(Records):
     except RuntimeError as error:
       raise ValueError(
         f'{_capitalised(self.location(index))} must be a record that can be'
-        f' read, got: {_line(error)}.'
+        f' read, got: {_first_sentence(error)}.'
       ) from None
     return _parse_json(record, self.location(index))
 
@@ -222,7 +222,7 @@ class TfdsRecords(Records):
       ) from error
     except (ParseError, ValueError) as error:
       raise ValueError(
-        f'A prepared TFDS dataset is required, got {name!r}: {_line(error)}.'
+        f'A prepared TFDS dataset is required, got {name!r}: {_first_sentence(error)}.'
       ) from None
     # TFDS cannot make a data source of an empty split.
     self._records: Any = ()
@@ -231,7 +231,7 @@ class TfdsRecords(Records):
         self._records = builder.as_data_source(split=split)
     except (KeyError, ValueError) as error:
       raise ValueError(
-        f'{self.file} must be a split of the dataset, got: {_line(error)}.'
+        f'{self.file} must be a split of the dataset, got: {_first_sentence(error)}.'
       ) from None
     _require_rows(self)
 
@@ -308,7 +308,7 @@ def _parse_json(text: bytes, location: str) -> Any:
   return value
 
 
-def _line(error: BaseException) -> str:
+def _first_sentence(error: BaseException) -> str:
   """The first sentence of an error, as one line without a full stop."""
   return ' '.join(str(error).split()).partition('. ')[0].removesuffix('.')
 

@@ -85,12 +85,14 @@ class SuiteResult:
     for mark in (0.0, 1.0):
       filled = dataclasses.replace(
         self,
-        greedy=_filled(self.greedy, mark),
-        correct=_filled(self.correct, mark),
+        greedy=_with_missing(self.greedy, mark),
+        correct=_with_missing(self.correct, mark),
       ).metrics()
       # A vote may be lost by a correct answer, too.
       votes = {n: v for n, v in self.metrics().items() if n.startswith('maj@')}
-      both.append(filled | {n: _filled(v, mark) for n, v in votes.items()})
+      both.append(
+        filled | {n: _with_missing(v, mark) for n, v in votes.items()}
+      )
     low, high = both
     return low, high
 
@@ -233,18 +235,18 @@ def _stderr(suites: Sequence[Float[np.ndarray, ' N']]) -> float:
   return float(np.sqrt(np.sum(variances)) / len(suites))
 
 
-def _filled(marks: Marks, mark: float) -> Any:
-  """Returns marks with those that are missing replaced."""
+def _with_missing(marks: Marks, mark: float) -> Any:
+  """Replaces missing marks by a value."""
   return np.where(np.isnan(marks), mark, marks)
 
 
 def _mark(mark: Any) -> int | None:
-  """Returns a mark as JSON has it."""
+  """Converts a mark to an integer, or `None` if it is missing."""
   return None if np.isnan(mark) else int(mark)
 
 
 def _finite(number: float | None) -> float | None:
-  """Returns a number as JSON has it."""
+  """Replaces a number that JSON cannot hold, such as NaN, by `None`."""
   return number if number is not None and math.isfinite(number) else None
 
 

@@ -6,7 +6,7 @@
 An online softmax takes the three parts in turn. A prompt is read once for a tile
 of rows that continue it, and responses only as far as they reach. What a row
 does not attend to changes no bit of its result, so that a row depends neither on
-the other rows nor on its place among them.
+the other rows nor on its index.
 """
 
 from __future__ import annotations

@@ -133,9 +133,8 @@ def constrain(
 ) -> Shaped[Array, '...']:
   """Constrains the sharding of an activation on the current mesh, if any.
 
-  Mesh and table are those that `covrl.parallel.sharding.in_use` put in use around the
-  jitted call.
-  Array axes that the mesh does not divide evenly are not split.
+  Mesh and rules are those of `covrl.parallel.sharding.use_mesh` around the
+  jitted call. Array axes that the mesh does not divide evenly are not split.
 
   Args:
     x: any array.

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """TPU generations and slices by name, with their specifications.
 
-A slice is named by its chips, `v5p:4x4x4`, or by Google's name. Google names
+`find_topology` and `compile_only_devices` know GPUs, too, of
+`covrl.parallel.gpus`. A slice is named by its chips, `v5p:4x4x4`, or by Google's name. Google names
 v5p slices by their TensorCores, two per chip, and v5e and v6e slices by their
 chips: v5p-128 and v6e-64 have 64 chips each. `v5e-8` is short for Google's
 `v5litepod-8`.
@@ -16,7 +17,10 @@ import importlib.util
 import math
 import os
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+
+from covrl.parallel import gpus
+from covrl.parallel.gpus import GpuTopology
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,6 +145,8 @@ class Topology(NamedTuple):
   chip: Chip
   shape: tuple[int, ...]
 
+  platform: ClassVar[Literal['tpu']] = 'tpu'
+
   @property
   def name(self) -> str:
     """Name for libtpu.
@@ -188,15 +194,22 @@ TOPOLOGIES = tuple(
 )
 
 
-def find_topology(name: str) -> Topology:
-  """Returns the slice with a name, covrl's or Google's.
+AnyTopology: TypeAlias = Topology | GpuTopology
+
+
+def find_topology(name: str) -> AnyTopology:
+  """Returns the slice with a name, covrl's or Google's, or GPUs of hosts.
 
   Raises:
     ValueError: if the name is unknown; the message lists the known ones.
 
   >>> find_topology('v6e-8') == find_topology('v6e:2x4')
   True
+  >>> find_topology('h100:4x8').chips
+  32
   """
+  if gpus.is_gpu(name):
+    return gpus.find_gpus(name)
   for topology in TOPOLOGIES:
     if name in topology.names:
       return topology
@@ -208,18 +221,30 @@ def find_topology(name: str) -> Topology:
     )
     for chip in CHIPS
   )
-  raise ValueError(f'the topology must be one of {known}; got {name!r}')
+  raise ValueError(
+    f'the topology must be one of {known}; {gpus.known_gpus()}; got {name!r}'
+  )
 
 
-def compile_only_devices(topology: Topology, num_slices: int = 1) -> list[Any]:
-  """Returns devices of slices that programs can be compiled for, not run on.
+def compile_only_devices(
+  topology: AnyTopology, num_slices: int = 1
+) -> list[Any]:
+  """Returns devices that programs can be compiled for, not run on.
 
   Raises:
-    ValueError: if libtpu, which contains the compiler, is not installed, or
-      `num_slices` is less than 1.
+    ValueError: if libtpu, which contains the TPU compiler, or XLA's GPU compiler
+      is not installed, `num_slices` is less than 1, or GPUs are asked for in
+      slices.
   """
   if num_slices < 1:
     raise ValueError(f'num_slices must be at least 1, got {num_slices}')
+  if isinstance(topology, GpuTopology):
+    if num_slices > 1:
+      raise ValueError(
+        'num_slices is for TPUs, and hosts of GPUs are part of the topology '
+        f'({topology.chip.name}:{num_slices}x8); it must be 1, got {num_slices}'
+      )
+    return gpus.compile_only_gpus(topology)
   if importlib.util.find_spec('libtpu') is None:
     raise ValueError(
       'compiling for TPUs needs libtpu, which is not installed; on Linux'

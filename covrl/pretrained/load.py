@@ -25,7 +25,7 @@ from covrl.pretrained.json_files import read_json
 from covrl.pretrained.load_sharded import load_arrays
 from covrl.pretrained.orbax_cache import has_orbax, load_orbax
 from covrl.pretrained.policy import PretrainedPolicy
-from covrl.pretrained.redundant import has_own_head, redundant_tensors
+from covrl.pretrained.redundant import has_own_unembedding, redundant_tensors
 from covrl.pretrained.resolve import read_config_files, resolve
 from covrl.pretrained.weight_files import open_tensors
 
@@ -78,7 +78,9 @@ def load_policy(
   stored = fields.get('dtype') or fields.get('torch_dtype')
   config = model_config(fields, given or stored or 'float32', file)
   files = read_config_files(model)
-  if config.tied_embeddings and has_own_head(model, find_family(fields, file)):
+  if config.tied_embeddings and has_own_unembedding(
+    model, find_family(fields, file)
+  ):
     config = dataclasses.replace(config, tied_embeddings=False)
     untied = {**fields, 'tie_word_embeddings': False}
     files['config.json'] = f'{json.dumps(untied, indent=2)}\n'.encode()

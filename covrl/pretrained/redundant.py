@@ -20,7 +20,7 @@ from covrl.pretrained.weight_files import has_tensors, open_tensors
 _TOLERANCE = 2**-7
 
 
-def has_own_head(directory: epath.Path, family: Family) -> bool:
+def has_own_unembedding(directory: epath.Path, family: Family) -> bool:
   """Whether a checkpoint holds an unembedding that differs from the embedding.
 
   If a `config.json` ties them and the checkpoint does not, transformers keeps

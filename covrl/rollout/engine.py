@@ -3,8 +3,8 @@
 
 Every unique prompt is processed once, and its keys and values are shared by all
 responses to it. Responses are decoded in a fixed number of slots, which are
-refilled from a queue on the device; the host looks once per segment of tokens,
-and reduces the number of slots when the queue is empty.
+refilled from a queue on the device. After each segment of tokens, which is one
+compiled call, the host reduces the number of slots if the queue is empty.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class SamplingEngine:
       counts like any other token.
     max_response_length: maximum number of tokens of a response.
     slots: responses that are decoded together, at most; 0 for all.
-    segment: tokens that are decoded between two looks of the host.
+    segment: tokens of each response that one compiled call decodes.
   """
 
   def __init__(

@@ -125,7 +125,7 @@ class Checkpoint:
     The processes of a run share the work and return the same.
     """
     names = list(self.files)[jax.process_index() :: jax.process_count()]
-    return _first_of_all(_differing_file(self.path, names, self.files))
+    return _first_of_processes(_differing_file(self.path, names, self.files))
 
   def _require_verified(self) -> None:
     if not self.is_verified and (what := self.damage()):
@@ -208,7 +208,9 @@ class CheckpointStore:
     for name in reversed(names):
       path = self._directory / name
       checkpoint = _read(path)
-      what = _first_of_all(checkpoint if isinstance(checkpoint, str) else None)
+      what = _first_of_processes(
+        checkpoint if isinstance(checkpoint, str) else None
+      )
       if what is None and isinstance(checkpoint, Checkpoint):
         what = checkpoint.damage()
       if what is None and isinstance(checkpoint, Checkpoint):
@@ -481,7 +483,7 @@ def _without_repeated_errors() -> Iterator[None]:
   logger.removeFilter(is_own)
 
 
-def _first_of_all(what: str | None) -> str | None:
+def _first_of_processes(what: str | None) -> str | None:
   """Returns the first text that any process has, the same on all processes."""
   if distributed.process_count() == 1:
     return what

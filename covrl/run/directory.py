@@ -135,7 +135,7 @@ class RunDirectory:
           f'({_difference(saved, recipe)}); use another --workdir'
         )
     elif any(
-      name not in (lock.NAME, _NOTICES) and not storage.is_draft(name)
+      name not in (lock.NAME, _NOTICES) and not storage.is_temporary(name)
       for name in self._file_names()
     ):
       raise ConfigError(

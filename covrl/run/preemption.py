@@ -36,12 +36,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _INTERVAL = 0.5
 _PREFIX = 'covrl/stop/'
 # Three signals within so many seconds end the process.
-_INSISTENCE = 5.0
+_THIRD_SIGNAL_SECONDS = 5.0
 # Seconds within which two signals are the same one: a terminal and the parent
 # process may both send it.
-_ECHO = 0.2
+_SAME_SIGNAL_SECONDS = 0.2
 _ENDED_AT_ONCE = (
-  f'covrl: ended at once by a third signal within {_INSISTENCE:g} s; what was not'
+  f'covrl: ended at once by a third signal within {_THIRD_SIGNAL_SECONDS:g} s; what was not'
   ' saved before is lost\n'
 )
 _SHOW_CURSOR = '\x1b[?25h'
@@ -74,19 +74,19 @@ class StopSignal:
   """Collects requests to stop and raises `Stopped` where all processes can.
 
   Args:
-    patience: seconds to wait for the other processes' numbers, at most.
+    timeout: seconds to wait for the other processes' numbers, at most.
     clock: returns seconds; replaced in tests.
   """
 
   def __init__(
     self,
     *,
-    patience: float = 600.0,
+    timeout: float = 600.0,
     clock: Callable[[], float] = time.monotonic,
   ) -> None:
     self._requested = threading.Event()
     self._number = int(signal.SIGTERM)
-    self._patience = patience
+    self._timeout = timeout
     self._clock = clock
     self._last_read = -_INTERVAL
     self._published = False
@@ -127,7 +127,7 @@ class StopSignal:
         yield
       finally:
         if ends_process and self._requested.is_set():
-          _kept.append(stack.pop_all())
+          _lasting_handlers.append(stack.pop_all())
 
   def request(self) -> None:
     """Requests that the run stops; may be called from any thread."""
@@ -167,10 +167,10 @@ class StopSignal:
     while self._published and self._stop_after is None:
       time.sleep(_INTERVAL / 10)
       now = self._clock()
-      if now - began > self._patience:
+      if now - began > self._timeout:
         raise RuntimeError(
           'all processes must answer a request to stop, some did not within '
-          f'{self._patience:g} s'
+          f'{self._timeout:g} s'
         )
       self._exchange(now)
     self.poll()
@@ -199,17 +199,17 @@ class StopSignal:
 
 
 # Handlers that remain until the process ends.
-_kept: list[contextlib.ExitStack] = []
+_lasting_handlers: list[contextlib.ExitStack] = []
 
 
 def restore_handlers() -> None:
   """Restores the handlers that were in place before `ends_process`."""
-  while _kept:
-    _kept.pop().close()
+  while _lasting_handlers:
+    _lasting_handlers.pop().close()
 
 
 def _count_signals(reader: int) -> None:
-  """Ends the process at the third signal within `_INSISTENCE` seconds.
+  """Ends the process at the third signal within `_THIRD_SIGNAL_SECONDS` seconds.
 
   Args:
     reader: read end of a pipe that gets the number of each signal as a byte;
@@ -219,10 +219,12 @@ def _count_signals(reader: int) -> None:
   while numbers := os.read(reader, 64):
     for number in numbers:
       now = time.monotonic()
-      if number not in SIGNALS or (times and now - times[-1] < _ECHO):
+      if number not in SIGNALS or (
+        times and now - times[-1] < _SAME_SIGNAL_SECONDS
+      ):
         continue
       times.append(now)
-      if len(times) == times.maxlen and now - times[0] <= _INSISTENCE:
+      if len(times) == times.maxlen and now - times[0] <= _THIRD_SIGNAL_SECONDS:
         _end_at_once(number)
   os.close(reader)
 

@@ -120,7 +120,7 @@ class Progress:
     Args:
       step: finished steps, out of the stage's total.
       **metrics: latest values by their names in `metrics.jsonl`; the most
-        telling ones are displayed.
+        important ones are displayed.
     """
     self._on_progress()
     if self._stage is not None:

@@ -10,7 +10,7 @@ from covrl.storage.paths import create_object as create_object
 from covrl.storage.paths import digests as digests
 from covrl.storage.paths import file_size as file_size
 from covrl.storage.paths import is_bucket as is_bucket
-from covrl.storage.paths import is_draft as is_draft
+from covrl.storage.paths import is_temporary as is_temporary
 from covrl.storage.paths import local_copy as local_copy
 from covrl.storage.paths import move as move
 from covrl.storage.paths import numbered_sibling as numbered_sibling

@@ -32,7 +32,7 @@ fsspec.config.conf.setdefault('gcs', {})['use_listings_cache'] = False
 
 _BUCKET = 'gs://'
 # Ending of the name of a file that is being written.
-_DRAFT = '.tmp'
+_TEMPORARY = '.tmp'
 # Bytes per read request.
 _BLOCK = 2**26
 
@@ -91,25 +91,25 @@ def write_atomically(file: epath.Path, content: str | bytes) -> None:
       return
     local = pathlib.Path(file)
     local.parent.mkdir(parents=True, exist_ok=True)
-    draft = local.with_name(f'.{local.name}{_DRAFT}')
+    temporary = local.with_name(f'.{local.name}{_TEMPORARY}')
     try:
-      with draft.open('wb', buffering=0) as stream:
+      with temporary.open('wb', buffering=0) as stream:
         write_all(stream, data)
         os.fsync(stream.fileno())
-      draft.replace(local)
+      temporary.replace(local)
     except BaseException:
-      draft.unlink(missing_ok=True)
+      temporary.unlink(missing_ok=True)
       raise
     sync_directory(local.parent)
 
 
-def is_draft(name: str) -> bool:
+def is_temporary(name: str) -> bool:
   """Returns whether a file was left by a `write_atomically` that was killed.
 
-  >>> is_draft('.config.json.tmp'), is_draft('config.json')
+  >>> is_temporary('.config.json.tmp'), is_temporary('config.json')
   (True, False)
   """
-  return name.startswith('.') and name.endswith(_DRAFT)
+  return name.startswith('.') and name.endswith(_TEMPORARY)
 
 
 def write_all(stream: io.FileIO, data: bytes) -> None:
@@ -191,7 +191,7 @@ def digests(
 
   Args:
     directory: the directory.
-    names: files to look at, relative to the directory; all unless given. Those
+    names: files to include, relative to the directory; all unless given. Those
       that do not exist are left out.
 
   Returns:

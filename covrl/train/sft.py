@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Supervised warm start: a policy with some skill, so that rewards vary."""
+"""Supervised warm start: training on solved problems, so that rewards vary."""
 
 from __future__ import annotations
 

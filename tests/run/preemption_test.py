@@ -89,7 +89,7 @@ def test_a_rollout_is_abandoned_once_all_processes_have_answered(store):
 
 
 def test_waiting_for_other_processes_times_out(store):
-  stop = StopSignal(patience=0.05)
+  stop = StopSignal(timeout=0.05)
   stop.request()
   with pytest.raises(RuntimeError, match='must answer'):
     stop.begin_update()

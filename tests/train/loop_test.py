@@ -66,8 +66,8 @@ class State:
 def handlers():
   """Removes the signal handlers that a stopped run keeps."""
   yield
-  while preemption._kept:
-    preemption._kept.pop().close()
+  while preemption._lasting_handlers:
+    preemption._lasting_handlers.pop().close()
 
 
 def wait():

@@ -93,8 +93,8 @@ def run(workdir, at=lambda step: None, every=0):
       )
     finally:
       writer.close()
-      while preemption._kept:
-        preemption._kept.pop().close()
+      while preemption._lasting_handlers:
+        preemption._lasting_handlers.pop().close()
   metrics = [without_clock(line) for line in lines(workdir)]
   return [
     np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params)

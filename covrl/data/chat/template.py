@@ -86,22 +86,22 @@ class ChatTemplate:
       reply = {'error': str(error)}
     except (TypeError, ValueError, RecursionError) as error:
       raise ValueError(
-        f'{self._place}messages and variables of a chat template must be JSON'
+        f'{self._prefix}messages and variables of a chat template must be JSON'
         f' values, got: {error}'
       ) from None
     if 'refused' in reply:
       raise TemplateRefusal(
-        f'{self._place}the chat template refuses this: {reply["refused"]}'
+        f'{self._prefix}the chat template refuses this: {reply["refused"]}'
       )
     if 'error' in reply:
       raise ValueError(
-        f'{self._place}a chat template must be jinja2 that renders, got:'
+        f'{self._prefix}a chat template must be jinja2 that renders, got:'
         f' {reply["error"]}'
       )
     return reply['text']
 
   @property
-  def _place(self) -> str:
+  def _prefix(self) -> str:
     return f'{self.file}: ' if self.file else ''
 
 

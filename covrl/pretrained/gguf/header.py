@@ -101,7 +101,7 @@ def read_header(file: epath.Path) -> tuple[Metadata, dict[str, GgufTensor]]:
         f'{file}: general.alignment must be a power of two, got {alignment}'
       )
     start = -(-cursor.position // alignment) * alignment
-  return metadata, _place(file, infos, start, alignment, cursor.size)
+  return metadata, _positioned(file, infos, start, alignment, cursor.size)
 
 
 class _Cursor:
@@ -219,10 +219,10 @@ def _read_tensor(cursor: _Cursor) -> _Info:
   return _Info(name, shape, kind, cursor.number('<Q', name))
 
 
-def _place(
+def _positioned(
   file: epath.Path, infos: list[_Info], start: int, alignment: int, size: int
 ) -> dict[str, GgufTensor]:
-  """Checks that tensors lie in the file, aligned and without overlaps."""
+  """Returns the tensors, which must lie in the file, aligned and disjoint."""
   tensors: dict[str, GgufTensor] = {}
   for info in infos:
     if info.name in tensors:

@@ -133,7 +133,9 @@ def _rewrite(node: Node, zero_is_natural: bool) -> Node:
     case 'set' | 'list' if (elements := expand_dots(parts)) is not None:
       is_whole = [element.kind for element in elements] == ['progression']
       return elements[0] if is_whole else Node(node.kind, tuple(elements), ',')
-    case 'builder' if (items := integers.builder(node)) is not None:
+    case 'builder' if (
+      items := integers.set_builder_elements(node)
+    ) is not None:
       members = canonicalize(
         Node('list', tuple(items), ','), zero_is_natural=zero_is_natural
       )

@@ -39,7 +39,7 @@ def named_time(text: str) -> Node | None:
   return (half and Node('clock', (), (12, 0, 0, half))) or None
 
 
-def with_half(time: Node, text: str) -> Node | None:
+def with_am_pm(time: Node, text: str) -> Node | None:
   """Returns a time or hour with `a.m.` or `p.m.`; `None` for other words."""
   half = _HALVES.get(_plain(text))
   if half is None or (

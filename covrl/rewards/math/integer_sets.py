@@ -166,19 +166,19 @@ def _bounds(name: str, condition: Node) -> list[tuple[str, Fraction]]:
   parts = condition.parts
   if condition.kind != 'relation' or parts.count(symbol) != 1:
     raise Undefined('another condition')
-  place = parts.index(symbol)
-  if not 1 <= len(parts) - 1 <= 2 or (len(parts) == 3 and place != 1):
+  position = parts.index(symbol)
+  if not 1 <= len(parts) - 1 <= 2 or (len(parts) == 3 and position != 1):
     raise Undefined('another condition')
   found: list[tuple[str, Fraction]] = []
   for index, sign in enumerate(condition.value):
     if sign not in (*_FLIPPED, 'ne'):
       raise Undefined('another condition')
-    bound = parts[index if index < place else index + 1]
+    bound = parts[index if index < position else index + 1]
     if bound.kind == 'infinity' or bound == Node(
       'negative', (Node('infinity'),)
     ):
       continue
-    flipped = _FLIPPED.get(sign, sign) if index < place else sign
+    flipped = _FLIPPED.get(sign, sign) if index < position else sign
     found.append((str(flipped), _rational(bound)))
   return found
 

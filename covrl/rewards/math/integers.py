@@ -107,7 +107,7 @@ def canonical(
   return kept[0] if len(kept) == 1 else Node('list', tuple(kept), separator)
 
 
-def builder(node: Node) -> list[Node] | None:
+def set_builder_elements(node: Node) -> list[Node] | None:
   """Returns the elements of a list that describes a set of integers.
 
   Returns:

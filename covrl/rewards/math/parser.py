@@ -346,7 +346,7 @@ def _juxtaposed(left: Node, right: Node, *, in_brackets: bool = False) -> Node:
   """Returns the product of adjacent factors, or a time such as 5 p.m."""
   if in_brackets and left.kind == right.kind == 'number':
     return Node('product', (left, right))
-  if right.kind == 'text' and (time := clock.with_half(left, right.value)):
+  if right.kind == 'text' and (time := clock.with_am_pm(left, right.value)):
     return time
   return ast.juxtaposed(left, right)
 

@@ -197,7 +197,7 @@ def _sorted(powers: dict[str, int]) -> tuple[tuple[str, int], ...]:
 
 _UNITS = _units()
 
-# Rather products of letters than units, without \text.
+# Units that are read as products of letters unless they are in \text.
 _LETTERS = ('in', 'ha', 'nm', 'um', 'Pa', 'amp', 'deg', 'eur', 'hz')
 
 # Units recognised without \text, instead of as a product of letters.

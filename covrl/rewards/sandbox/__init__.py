@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Judging of untrusted programs by the output that they produce in a sandbox.
 
-A `Judge` finds the program in a response (`extraction`) and chooses a backend (`backends`: `bubblewrap`, `landlock`, or `Unsandboxed`
-of `launcher`; `remote` for a server). For each program a `session` runs the tests
-(`test_formats`) as jobs in a `sandbox`, whose time, memory and output `limits`
-enforces from outside, and compares results (`compare_outputs`).
+A `Judge` finds the program in a response (`extraction`) and chooses a backend
+(`backends`: `bubblewrap`, `landlock`, or `Unsandboxed` of `launcher`; `remote` for
+a server). For each program a `session` runs the tests (`test_formats`) as jobs in
+a `sandbox`, and compares results (`compare_outputs`). `limits` enforces the
+limits on a job's time, memory and output from outside.
 
 Modules with a leading underscore are scripts that run inside sandboxes:
 `_job_runner` is process 1 and forks a child per job; `_program` executes the

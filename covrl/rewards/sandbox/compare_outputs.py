@@ -56,11 +56,11 @@ def output_difference(
     zip(words, wanted, strict=False), start=1
   ):
     if word != other and not _same_number(word, other, tolerance):
-      place = f'word {number} of {len(wanted)}: '
+      prefix = f'word {number} of {len(wanted)}: '
       if len(words) == len(wanted) == 1:
-        place = ''
+        prefix = ''
       shown_other, shown = _shown_pair(other, word)
-      return f"{place}'{shown_other}' was expected, got '{shown}'"
+      return f"{prefix}'{shown_other}' was expected, got '{shown}'"
   if len(words) == len(wanted):
     return None
   if not words:
@@ -146,8 +146,8 @@ def value_difference(
     where = f'{where} (with the additional key {extra!r:.{_SHOWN}})'
   elif type(value) is type(expected) and value == expected:
     return None
-  place = f'at {where.strip()}: ' if where else ''
-  return f'{place}{expected!r:.200} was expected, got {value!r:.200}'
+  prefix = f'at {where.strip()}: ' if where else ''
+  return f'{prefix}{expected!r:.200} was expected, got {value!r:.200}'
 
 
 def read_json(text: bytes) -> Any:
