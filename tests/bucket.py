@@ -264,7 +264,7 @@ class Server(http.server.ThreadingHTTPServer):
   daemon_threads = True
 
   def handle_error(self, request, client_address):
-    # gcsfs asks twice and leaves when the first answer is there.
+    # gcsfs sends a request twice and closes one connection after the first reply.
     if not isinstance(sys.exception(), ConnectionError):
       super().handle_error(request, client_address)
 
@@ -288,7 +288,7 @@ def served():
         'GOOGLE_CLOUD_PROJECT': 'project',
         'NO_GCE_CHECK': 'true',
         'FSSPEC_GCS_TOKEN': 'anon',
-        # It would ask Google what kind of bucket this is.
+        # Otherwise gcsfs requests the kind of the bucket from Google.
         'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false',
       },
     )

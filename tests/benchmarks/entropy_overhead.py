@@ -48,8 +48,7 @@ PROMPT, RESPONSE = 8, 12
 WIDTH = PROMPT + RESPONSE - 1
 FRACTION = 0.05
 
-# Every method, by what one types; each with a selection of its own where it
-# has one, from the statistics at hand before any forward.
+# Every method by the expression that makes it; a function of the selection source.
 METHODS: dict[
   str, Callable[[SelectionSource], optax.GradientTransformation]
 ] = {
@@ -125,7 +124,7 @@ LOSSES = {
   'sapo': covrl.losses.sapo,
   'dppo': covrl.losses.dppo,
 }
-# Micro-batches and whose statistics select.
+# Number of micro-batches, and selection source.
 PARTS: dict[str, tuple[int, SelectionSource]] = {
   'one': (1, 'old'),
   'four': (4, 'old'),

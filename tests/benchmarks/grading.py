@@ -28,15 +28,15 @@ def main(count: int) -> None:
   ordinary = [pair for pair in battery if pair.category != 'hangs']
   hostile = [pair for pair in battery if pair.category == 'hangs']
   began = time.perf_counter()
-  # Beyond what can be told without a worker.
+  # Integrals, which only a worker can grade.
   grade_math(r'\boxed{\int_0^1 x dx}', '1/2')
   rows = [('first answer, with its workers', f'{seconds_since(began):.2f} s')]
   memory = [megabytes()]
   times: list[float] = []
   began = time.perf_counter()
-  for place, pair in zip(range(count), itertools.cycle(ordinary)):
+  for number, pair in zip(range(count), itertools.cycle(ordinary)):
     times.append(graded(pair))
-    if (place + 1) % (count // 4) == 0:
+    if (number + 1) % (count // 4) == 0:
       memory.append(megabytes())
   rate = count / seconds_since(began)
   cuts = statistics.quantiles(times, n=100)

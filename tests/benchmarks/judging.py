@@ -7,11 +7,11 @@
 
 `speed`: latency of one program at a time, and throughput with one thread per
 processor. `battery`: the outcome of every program of `tests/rewards/battery`.
-`leaks`: leftovers of 1,000 hostile runs; an honest program is timed before,
-during and after.
+`leaks`: leftovers of 1,000 attacks; a control program is timed before, during and
+after.
 
-On a busy machine the wall-clock times say how busy it is; processor times, which
-stand beside them, do not.
+Other load on the machine affects wall-clock times; the CPU times beside them
+depend little on it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from typing import Any
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from rewards.battery import ROWS, Row
-from rewards.traces import traces
+from rewards.leftovers import leftovers
 from rich.console import Console
 from rich.table import Table
 
@@ -71,9 +71,9 @@ PROGRAMS: dict[str, tuple[str, Tests]] = {
   'asserts': (SORT, [ASSERT]),
 }
 
-# Those that end soon, or are soon ended: all there is to hold of a program.
-HOSTILE_SECONDS = 0.2
-NEIGHBOUR = """
+# Attacks are ended after so many seconds.
+ATTACK_SECONDS = 0.2
+CONTROL = """
 import time
 start = time.perf_counter()
 sum(i * i for i in range(10**6))
@@ -106,7 +106,7 @@ def main() -> None:
 
 def show_speed(judge: Judge, rounds: int) -> None:
   """Measures latency of single programs and throughput with all processors."""
-  table = Table(title='An honest program, from asking to the outcome')
+  table = Table(title='A control program, from submission to the outcome')
   for column in ('tests', 'p50 ms', 'p95 ms', 'CPU ms', 'programs/s'):
     table.add_column(column, justify='right')
   threads = len(os.sched_getaffinity(0))
@@ -137,21 +137,21 @@ def show_speed(judge: Judge, rounds: int) -> None:
 def show_battery(judge: Judge, path: pathlib.Path | None) -> None:
   """Runs every program of the battery and compares outcomes."""
   os.environ['COVRL_CANARY'] = 'a-secret-of-the-trainer'
-  lines = ['| kind | program | deserves | got | |', '|---|---|---|---|---|']
+  lines = ['| kind | program | expected | outcome | |', '|---|---|---|---|---|']
   right: collections.Counter[str] = collections.Counter()
   wrong = []
   for row in ROWS:
     outcome = judge.judge(row.program, row.tests, time_limit=row.time_limit)
-    fine = outcome.score == row.score and outcome.status in row.statuses
-    right[row.kind] += fine
-    if not fine:
+    is_expected = outcome.score == row.score and outcome.status in row.statuses
+    right[row.kind] += is_expected
+    if not is_expected:
       wrong.append((row.name, outcome))
     lines.append(
       f'| {row.kind} | {row.name} | {row.score:g} | {outcome.score:g},'
-      f' {outcome.status.value} | {"" if fine else "**wrong**"} |'
+      f' {outcome.status.value} | {"" if is_expected else "**wrong**"} |'
     )
   table = Table(title='The battery')
-  for column in ('kind', 'programs', 'as deserved'):
+  for column in ('kind', 'programs', 'as expected'):
     table.add_column(column, justify='right')
   for kind, count in collections.Counter(row.kind for row in ROWS).items():
     table.add_row(kind, str(count), str(right[kind]))
@@ -163,36 +163,36 @@ def show_battery(judge: Judge, path: pathlib.Path | None) -> None:
       # The judge's battery
 
       By `python tests/benchmarks/judging.py --parts=battery --table=…`, level
-      {judge.level}: {sum(right.values())} of {len(ROWS)} programs got what they
-      deserve. A program that reaches for what is not its own deserves 1 when it
-      finds nothing: it prints so.
+      {judge.level}: {sum(right.values())} of {len(ROWS)} attack and control
+      programs have the expected outcome. Programs of the kind `reaching` print what
+      they could reach; they have to score 1, for nothing.
 
       """)
     path.write_text(title + '\n'.join(lines) + '\n', encoding='utf-8')
 
 
 def show_leaks(judge: Judge, runs: int) -> None:
-  """Counts leftovers of hostile programs and times an honest program."""
-  hostile = [row for row in ROWS if row.kind in ('taking', 'forging')]
-  neighbour(judge)
-  before, alone = traces(), neighbour(judge)
+  """Counts leftovers of attacks and times a control program."""
+  attacks = [row for row in ROWS if row.kind in ('taking', 'forging')]
+  control_times(judge)
+  before, alone = leftovers(), control_times(judge)
   end = threading.Event()
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    beside = pool.submit(watch_neighbour, judge, end)
+    beside = pool.submit(watch_control, judge, end)
     start = time.perf_counter()
     for index in range(runs):
-      judge_hostile(judge, hostile[index % len(hostile)])
+      judge_attack(judge, attacks[index % len(attacks)])
     spent = time.perf_counter() - start
     end.set()
     during = beside.result()
-  after, left = neighbour(judge), traces()
-  table = Table(title=f'{runs} hostile runs in {spent:.0f} s')
+  after, left = control_times(judge), leftovers()
+  table = Table(title=f'{runs} attacks in {spent:.0f} s')
   for column in ('', 'before', 'after'):
     table.add_column(column, justify='right')
   for name in before:
     table.add_row(name, str(before[name]), str(left[name]))
   CONSOLE.print(table)
-  table = Table(title='An honest neighbour, medians')
+  table = Table(title='A control program beside them, medians')
   for column in ('', 'before', 'during', 'after'):
     table.add_column(column, justify='right')
   for index, name in enumerate(('CPU ms', 'wall ms')):
@@ -201,46 +201,46 @@ def show_leaks(judge: Judge, runs: int) -> None:
   CONSOLE.print(table)
 
 
-def judge_hostile(judge: Judge, row: Row) -> None:
+def judge_attack(judge: Judge, row: Row) -> None:
   """Runs a row briefly and asserts that it does not pass."""
-  outcome = judge.judge(row.program, row.tests, time_limit=HOSTILE_SECONDS)
+  outcome = judge.judge(row.program, row.tests, time_limit=ATTACK_SECONDS)
   if outcome.score != 0.0:
     raise SystemExit(f'{row.name} got {outcome}')
 
 
-def neighbour(judge: Judge, count: int = 15) -> tuple[float, float]:
-  """Returns the median CPU and wall time of an honest program."""
-  times = [one_neighbour(judge) for _ in range(count)]
+def control_times(judge: Judge, count: int = 15) -> tuple[float, float]:
+  """Returns the median CPU and wall time of the control program."""
+  times = [run_control(judge) for _ in range(count)]
   return (
     statistics.median(t for t, _ in times),
     statistics.median(t for _, t in times),
   )
 
 
-def watch_neighbour(judge: Judge, end: threading.Event) -> tuple[float, float]:
-  """Times an honest program while another function runs."""
+def watch_control(judge: Judge, end: threading.Event) -> tuple[float, float]:
+  """Times the control program until `end` is set."""
   times = []
   while not end.is_set():
-    times.append(one_neighbour(judge))
+    times.append(run_control(judge))
   return (
     statistics.median(t for t, _ in times),
     statistics.median(t for _, t in times),
   )
 
 
-def one_neighbour(judge: Judge) -> tuple[float, float]:
-  """Returns CPU and wall time of an honest program, by its own clock."""
-  outcome = judge.judge(NEIGHBOUR, [{'stdin': '', 'stdout': 'two numbers'}])
-  said = outcome.detail.rpartition("got '")[2].rstrip("'").split()
-  if len(said) != 2:
-    raise SystemExit(f'the neighbour got {outcome}')
-  return float(said[0]), float(said[1])
+def run_control(judge: Judge) -> tuple[float, float]:
+  """Returns CPU and wall time of the control program, measured by itself."""
+  outcome = judge.judge(CONTROL, [{'stdin': '', 'stdout': 'two numbers'}])
+  measured = outcome.detail.rpartition("got '")[2].rstrip("'").split()
+  if len(measured) != 2:
+    raise SystemExit(f'the control program got {outcome}')
+  return float(measured[0]), float(measured[1])
 
 
 def check(outcome: Outcome) -> None:
   """Asserts a full score."""
   if outcome.score != 1.0:
-    raise SystemExit(f'an honest program got {outcome}')
+    raise SystemExit(f'a control program got {outcome}')
 
 
 def processor_seconds() -> float:

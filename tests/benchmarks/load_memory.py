@@ -50,17 +50,17 @@ def main() -> None:
     return
   plain, copy = (arguments.directory / name for name in ('plain', 'copy'))
   if not copy.exists():
-    _alone('write', arguments)
+    _in_process('write', arguments)
   print('| read | dtype | mesh | arrays | largest | beyond | s | CPU s |')
   print('|---|---|---|---:|---:|---:|---:|---:|')
   kept = True
   dtypes = [arguments.dtype] if arguments.dtype else ['bfloat16', 'float32']
-  for way, directory in (('safetensors', plain), ('Orbax copy', copy)):
+  for form, directory in (('safetensors', plain), ('Orbax copy', copy)):
     for arguments.dtype in dtypes:
-      found = _alone(str(directory), arguments)
+      found = _in_process(str(directory), arguments)
       kept &= found['beyond'] <= found['largest'] + 1024
       print(
-        f'| {way} | {arguments.dtype} | {arguments.mesh or "-"} '
+        f'| {form} | {arguments.dtype} | {arguments.mesh or "-"} '
         f'| {found["arrays"]:.0f} | {found["largest"]:.0f} '
         f'| {found["beyond"]:.0f} | {found["seconds"]:.1f} '
         f'| {found["cpu_seconds"]:.1f} |'
@@ -68,8 +68,8 @@ def main() -> None:
   raise SystemExit(not kept)
 
 
-def _alone(what: str, arguments: argparse.Namespace) -> dict[str, float]:
-  """Runs one thing in a process of its own; what it prints."""
+def _in_process(what: str, arguments: argparse.Namespace) -> dict[str, float]:
+  """Runs one step in a process of its own; returns the figures it prints."""
   devices = 1
   for size in filter(None, arguments.mesh.split(',')):
     devices *= int(size)
@@ -108,13 +108,13 @@ def _write(directory: pathlib.Path) -> None:
   policy = Policy(config)
   params = policy.init(jax.random.key(0))
   save_pretrained(directory / 'plain', policy, params, shard_bytes=2**31)
-  # Only what was loaded has the files that a copy takes along.
+  # A loaded policy has the files that the copy needs.
   policy, params = load_pretrained(directory / 'plain')
   convert(policy, params, directory / 'copy', output_format='orbax')
 
 
 def _read(what: str, mesh: str, dtype: str) -> dict[str, float]:
-  """Reads a model; memory in MiB."""
+  """Reads a model; returns memory in MiB, and seconds."""
   import jax
 
   from covrl.parallel import sharding
@@ -153,7 +153,9 @@ def _status(name: str) -> float:
   for line in pathlib.Path('/proc/self/status').read_text().splitlines():
     if line.startswith(f'{name}:'):
       return int(line.split()[1]) / 1024
-  raise ValueError(f'the status of a process must have {name}, and has not')
+  raise ValueError(
+    f'the status of a process must have the line {name}, got none'
+  )
 
 
 if __name__ == '__main__':

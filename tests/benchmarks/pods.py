@@ -21,7 +21,7 @@ STEP = '--programs=train_step'
 FOUR = '--config.train.micro_batches=4'
 OF_64 = ('--config.mesh.data=4', '--config.mesh.fsdp=16', FOUR)
 
-# Name, recipe, topology, further arguments.
+# Name, recipe, topology, options arguments.
 RECIPES = [
   ('0.5B', 'qwen2_5_0_5b_gsm8k', 'v5e:2x4', ()),
   (
@@ -47,8 +47,12 @@ RECIPES = [
 ]
 
 
-def wider(data: int) -> tuple[str, ...]:
-  """The 7B step with so many replicas, and as many more sequences."""
+def weak_scaling(data: int) -> tuple[str, ...]:
+  """Arguments of the 7B step with 64 sequences per replica.
+
+  Args:
+    data: number of replicas.
+  """
   return (
     STEP,
     FOUR,
@@ -60,9 +64,19 @@ def wider(data: int) -> tuple[str, ...]:
 
 
 SCALING = [
-  ('weak scaling, 64 chips', 'qwen2_5_7b_kl_cov', 'v5p:4x4x4', wider(4)),
-  ('weak scaling, 256 chips', 'qwen2_5_7b_kl_cov', 'v5p:4x8x8', wider(16)),
-  ('weak scaling, 1024 chips', 'qwen2_5_7b_kl_cov', 'v5p:8x8x16', wider(64)),
+  ('weak scaling, 64 chips', 'qwen2_5_7b_kl_cov', 'v5p:4x4x4', weak_scaling(4)),
+  (
+    'weak scaling, 256 chips',
+    'qwen2_5_7b_kl_cov',
+    'v5p:4x8x8',
+    weak_scaling(16),
+  ),
+  (
+    'weak scaling, 1024 chips',
+    'qwen2_5_7b_kl_cov',
+    'v5p:8x8x16',
+    weak_scaling(64),
+  ),
 ]
 OTHERS = [
   (
@@ -88,7 +102,7 @@ OTHERS = [
 def compiled(
   recipe: str,
   topology: str,
-  further: tuple[str, ...],
+  options: tuple[str, ...],
   kept: pathlib.Path | None,
 ) -> dict[str, Any]:
   """Returns the output of `covrl compile --json`."""
@@ -96,12 +110,12 @@ def compiled(
     'compile',
     f'--config=reasoning:{recipe}',
     f'--topology={topology}',
-    *further,
+    *options,
   ]
   print('covrl', *arguments, flush=True)
   if kept is not None and kept.exists():
     return json.loads(kept.read_text())
-  said = subprocess.run(
+  output = subprocess.run(
     [sys.executable, '-m', 'covrl.cli', *arguments, '--json'],
     cwd=ROOT,
     check=True,
@@ -109,21 +123,21 @@ def compiled(
     text=True,
   ).stdout
   if kept is not None:
-    kept.write_text(said)
-  return json.loads(said)
+    kept.write_text(output)
+  return json.loads(output)
 
 
-def row(name: str, said: dict[str, Any]) -> str:
-  """A line of the table."""
-  programs = said['programs']
+def row(name: str, output: dict[str, Any]) -> str:
+  """A line of the table, from the output of `covrl compile --json`."""
+  programs = output['programs']
   step = programs['train_step']
   full = max(programs, key=lambda each: programs[each]['hbm_bytes'])
   share = programs[full]['hbm_bytes'] / programs[full]['hbm_limit_bytes']
   cells = [
     name,
-    f'{said["chips"]} × {said["topology"]}',
+    f'{output["chips"]} × {output["topology"]}',
     f'{step["hbm_bytes"] / 2**30:.1f} GiB',
-    f'{share:.0%} ({full})' + ('' if said['fits'] else ', does not fit'),
+    f'{share:.0%} ({full})' + ('' if output['fits'] else ', does not fit'),
   ]
   if step['flops'] is None:
     return ' | '.join(cells)
@@ -145,20 +159,20 @@ def row(name: str, said: dict[str, Any]) -> str:
 
 
 def main() -> None:
-  """Compiles all, or those whose name contains a text."""
+  """Compiles all programs, or those whose name contains a text."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--only', default='')
   parser.add_argument('--json', type=pathlib.Path)
   given = parser.parse_args()
   lines = []
-  for name, recipe, topology, further in [*RECIPES, *SCALING, *OTHERS]:
+  for name, recipe, topology, options in [*RECIPES, *SCALING, *OTHERS]:
     if given.only not in name:
       continue
     kept = given.json and given.json / f'{name.replace(" ", "_")}.json'
-    said = compiled(recipe, topology, further, kept)
-    lines.append(row(name, said))
+    output = compiled(recipe, topology, options, kept)
+    lines.append(row(name, output))
     print(lines[-1], flush=True)
-    for each in said['programs']['train_step']['collectives']:
+    for each in output['programs']['train_step']['collectives']:
       if each['bytes'] > 1e8:
         print('   ', each)
   print()

@@ -29,7 +29,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-# For a compiler without its chip.
+# Settings to compile for a TPU that is not attached.
 os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
 os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
 os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
@@ -43,7 +43,7 @@ from jax.experimental import topologies
 from covrl.statistics import token_stats, token_stats_from_logits
 
 MIB = 2**20
-Way = Callable[..., jax.Array]
+Objective = Callable[..., jax.Array]
 
 
 def main() -> None:
@@ -83,9 +83,9 @@ def problem(options: argparse.Namespace) -> tuple[jax.Array, ...]:
   )
 
 
-def implementations(platform: str) -> dict[str, Way]:
+def implementations(platform: str) -> dict[str, Objective]:
   """Returns the implementations compared on a platform, the reference first."""
-  found: dict[str, Way] = {
+  found: dict[str, Objective] = {
     'whole': whole,
     'chunked': functools.partial(fused, 'chunked'),
     'autodiff': autodiff,
@@ -129,7 +129,7 @@ def autodiff(hidden: Any, head: Any, targets: Any, *by: Any) -> jax.Array:
 
 
 def cross_entropy(hidden: Any, head: Any, targets: Any, *by: Any) -> jax.Array:
-  """No entropy."""
+  """Sum of log π alone, by optax."""
   losses = optax.softmax_cross_entropy_with_integer_labels(
     all_logits(hidden, head), targets
   )
@@ -137,26 +137,26 @@ def cross_entropy(hidden: Any, head: Any, targets: Any, *by: Any) -> jax.Array:
 
 
 def linear_cross_entropy(
-  loss: Way, hidden: Any, head: Any, targets: Any, *_: Any
+  loss: Objective, hidden: Any, head: Any, targets: Any, *_: Any
 ) -> jax.Array:
-  """No entropy and no weights."""
+  """Unweighted sum of log π alone, by tokamax."""
   return -loss(hidden, targets, head)
 
 
 def all_logits(hidden: Any, head: Any) -> jax.Array:
-  """In float32."""
+  """Logits of all tokens, in float32."""
   return jnp.dot(hidden, head, preferred_element_type=jnp.float32)
 
 
 def compiled(case: tuple[Any, ...], device: Any) -> dict[str, Any]:
-  """Value and gradients of every way, for one device."""
+  """Programs of value and gradients by implementation, for one device."""
   there = jax.sharding.SingleDeviceSharding(device)
   case = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), case
   )
   programs = {}
-  for name, way in implementations(device.platform).items():
-    step = jax.jit(jax.value_and_grad(way, argnums=(0, 1)))
+  for name, objective in implementations(device.platform).items():
+    step = jax.jit(jax.value_and_grad(objective, argnums=(0, 1)))
     try:
       programs[name] = step.lower(*case).compile()
     except jax.errors.JaxRuntimeError as error:
@@ -167,7 +167,7 @@ def compiled(case: tuple[Any, ...], device: Any) -> dict[str, Any]:
 def measured(
   programs: dict[str, Any], case: tuple[jax.Array, ...], rounds: int
 ) -> tuple[dict[str, float], dict[str, float]]:
-  """Median seconds of the clock and of the cores, the ways taking turns."""
+  """Median wall-clock and CPU seconds; the implementations take turns."""
   clock: dict[str, list[float]] = {name: [] for name in programs}
   cores: dict[str, list[float]] = {name: [] for name in programs}
   for turn in range(rounds + 1):
@@ -188,7 +188,7 @@ def measured(
 def report(
   programs: dict[str, Any], clock: dict[str, float], cores: dict[str, float]
 ) -> None:
-  """One line per way; ratios are to the first."""
+  """Prints a line per implementation; ratios are to the first."""
   first = next(iter(programs))
   memory = {
     name: program.memory_analysis().temp_size_in_bytes / MIB

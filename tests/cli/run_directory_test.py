@@ -58,7 +58,7 @@ def test_directory_of_another_run_names_the_difference(
     'of changed:kl_cov); use another --workdir'
   )
   same = changed('# Edited.\n').rename(new_run.parent / RECIPE.name)
-  # Fields that may change are not what differs.
+  # Fields that may change are not named as the difference.
   assert '(the config file has changed since)' in refuse_training(
     '--config.train.iterations=9', recipe=same
   )
@@ -73,7 +73,7 @@ def test_directory_of_a_run_without_progress_may_be_replaced(new_run):
   assert RunDirectory(new_run).recipe().config.train.learning_rate == 0.5
   found = {file.name for file in new_run.rglob('*') if file.is_file()}
   assert not found & {'notices.jsonl', 'other.py'}
-  # What it says before it is claimed does not keep others away.
+  # A directory with notices only can be used by any run.
   empty = new_run.parent / 'empty'
   RunDirectory(empty).add_notice('no fingerprint')
   set_up(empty)
@@ -177,7 +177,7 @@ def test_recipes_of_other_users_are_not_executed(
     f'{path} belongs to another user (user id 12345); pass --trust to execute it'
     ' nevertheless'
   )
-  # The next thing that is wrong with it.
+  # The next reason to refuse it.
   assert 'no finished checkpoint' in refuse(command, new_run, *rest, '--trust')
 
 
@@ -189,7 +189,7 @@ def test_recipes_that_every_user_can_write_are_not_executed(new_run, refuse):
   )
 
 
-def test_execution_of_a_recipe_is_said(new_run, capfd):
+def test_execution_of_a_recipe_is_reported(new_run, capfd):
   with pytest.raises(CheckpointError), open_run(str(new_run)):
     raise AssertionError
   said = f'executed the recipe in {new_run / "recipe"} ({RECIPE.name})'

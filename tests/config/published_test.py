@@ -15,7 +15,7 @@ from covrl.config import Config, flatten, load
 from covrl.entropy.base import update_signal
 from covrl.types import TokenStats
 
-# What the published runs share.
+# Settings that all published runs share.
 SHARED = {
   'rollout.prompts_per_iteration': 256,
   'rollout.responses_per_prompt': 8,

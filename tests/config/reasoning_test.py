@@ -26,7 +26,7 @@ from covrl.config import flatten, load, recipes
 ROOT = pathlib.Path(__file__).parents[2]
 DATA = ROOT / 'tests' / 'golden' / 'data'
 TOKENIZER = ROOT / 'tests' / 'golden' / 'tokenizers' / 'bytes'
-# Those of the covariance methods exactly as published; see published_test.
+# Recipes of the covariance methods exactly as published; see published_test.
 EXACT = {
   *(
     f'paper_{size}_{m}'
@@ -324,5 +324,5 @@ def test_evaluation_refuses_invalid_options(trained, flags, sentence, capsys):
   *progress, error = capsys.readouterr().err.splitlines()
   assert sentence in error
   said = [line for line in progress if line.startswith('covrl: ')]
-  # Whose code runs is said before anything else.
+  # The first line names the recipe that is executed.
   assert all('execut' in line for line in said), said

@@ -67,7 +67,7 @@ def write(directory, name, text):
 def recipe_file(tmp_path, monkeypatch):
   """Writes a recipe into a directory of its own, with two files beside it."""
   monkeypatch.syspath_prepend(str(TESTS))
-  # Recipes are elsewhere than the command is called.
+  # The working directory is not that of the recipe.
   (tmp_path / 'elsewhere').mkdir()
   (tmp_path / 'mine').mkdir()
   monkeypatch.chdir(tmp_path / 'elsewhere')

@@ -176,7 +176,7 @@ def test_the_process_ends_with_its_parent():
   )
   child = pathlib.Path('/proc') / done.stdout.decode().strip() / 'stat'
   for _ in range(100):
-    # Without anybody to wait for it, an ended process stays in state Z.
+    # An ended process that no parent waits for stays a zombie.
     if not child.exists() or child.read_text().split()[2] == 'Z':
       return
     subprocess.run(['sleep', '0.05'], check=True)

@@ -289,7 +289,7 @@ def test_reads_tfds_without_tensorflow(tfds_folder):
 
 
 @pytest.mark.parametrize('split', ['nope', 'train[', 'train[9:]', ''])
-def test_refuses_splits_that_a_tfds_dataset_has_not(split, tfds_folder):
+def test_refuses_splits_that_a_tfds_dataset_does_not_have(split, tfds_folder):
   with pytest.raises(ValueError) as caught:
     TfdsRecords('sums', split=split, data_dir=tfds_folder)
   message = f'tfds:sums/{split} must be a split of the dataset, got: '

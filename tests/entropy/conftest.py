@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Meshes to compile for: a TPU pod that need not be there, and fake devices."""
+"""Meshes to compile for: a TPU pod that need not be attached, and fake devices."""
 
 import jax
 import numpy as np

@@ -90,7 +90,7 @@ def test_entropy_band_with_an_annealed_edge():
   np.testing.assert_allclose(values, [0.1, 0.2, 0.2, 0.3, 0.2], rtol=1e-6)
 
 
-def test_adaptive_bonus_holds_a_plant():
+def test_adaptive_bonus_keeps_the_target_in_a_closed_loop():
   controller = covrl.adaptive_bonus(0.5, 1e-4, maximum=0.05)
   entropy, value, _ = closed_loop(controller, 1.0, updates=1500)
   assert abs(entropy[-300:].mean() - 0.5) < 0.05

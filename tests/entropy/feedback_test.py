@@ -116,7 +116,7 @@ def test_follows_measured_changes():
   np.testing.assert_allclose(
     state.bias, bias + (0.4 - moved) / 20**2, rtol=1e-5
   )
-  # A change that was not measured teaches nothing.
+  # A change that was not measured leaves all estimates as they are.
   after = controller.update(
     state,
     entropy=jnp.asarray(0.5),
@@ -190,9 +190,9 @@ def test_reaches_its_target(slope, every, momentum):
   assert int(state.readings) == 1500
 
 
-def test_momentum_that_it_knows_of_does_not_make_it_swing():
-  """The optimiser goes on with what it did for ten updates."""
-  swings = {}
+def test_accounts_for_momentum_instead_of_oscillating():
+  """With momentum 0.9, an update goes on to act for about ten updates."""
+  errors = {}
   for momentum in (0.0, 0.9):
     controller = covrl.target_entropy(
       0.5, horizon=10.0, momentum=momentum, maximum=0.5
@@ -200,9 +200,9 @@ def test_momentum_that_it_knows_of_does_not_make_it_swing():
     entropy, *_ = closed_loop(
       controller, 1.0, updates=600, momentum=0.9, missed=0.0, noise=0.02
     )
-    swings[momentum] = np.sqrt(np.mean((entropy[200:] - 0.5) ** 2))
-  assert swings[0.9] < 0.01
-  assert swings[0.9] < 0.5 * swings[0.0]
+    errors[momentum] = np.sqrt(np.mean((entropy[200:] - 0.5) ** 2))
+  assert errors[0.9] < 0.01
+  assert errors[0.9] < 0.5 * errors[0.0]
 
 
 def test_learns_its_slope():
@@ -223,8 +223,8 @@ def test_coefficient_of_zero_is_not_final():
 
 
 @pytest.mark.parametrize('missed', [0.004, 0.0, -0.004])
-def test_it_meets_its_target_whatever_measured_changes_miss(missed):
-  """Other tokens move by another amount than those that an update has seen."""
+def test_reaches_its_target_with_biased_measurements(missed):
+  """The entropy of other tokens changes by more or less than that measured."""
   controller = covrl.target_entropy(0.5, horizon=10.0, slope=0.01, maximum=2.0)
   entropy, _, state = closed_loop(
     controller,
@@ -236,6 +236,6 @@ def test_it_meets_its_target_whatever_measured_changes_miss(missed):
     missed=missed,
     noise=0.0,
   )
-  # Without learning what is missed it would be horizon · missed away, 0.04.
+  # Without an estimate of the bias it would miss by horizon · missed, 0.04.
   assert entropy[-1] == pytest.approx(0.5, abs=2e-3)
   assert float(state.bias) == pytest.approx(missed, abs=1e-4)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Controllers on a series of readings, and in a closed loop with a plant."""
+"""Controllers on a series of readings, and in a simulated closed loop."""
 
 import jax
 import jax.numpy as jnp

@@ -181,7 +181,7 @@ def check_clip_cov(golden, close, dtype, relative):
     close(
       np.asarray(selection.scores) * eligible,
       case.expected('cov') * eligible,
-      # Theirs divides by N + 1e-8.
+      # The published code divides by N + 1e-8.
       max(relative * 10, 1e-8),
       case.name,
     )

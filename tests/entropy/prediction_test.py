@@ -27,7 +27,7 @@ def case():
     )
     advantages = jnp.asarray(rng.normal(size=(SHAPE[0], 1))) * jnp.ones(SHAPE)
     mask = jnp.asarray(rng.random(SHAPE) < 0.9)
-    # What has moved, moved as its advantage says.
+    # Log-probabilities have changed in the direction of their advantages.
     moved = 0.2 * advantages * jnp.asarray(rng.random(SHAPE))
     context = {
       'advantages': advantages,

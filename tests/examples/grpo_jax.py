@@ -2,8 +2,8 @@
 """GRPO with KL-Cov in plain JAX: a custom loop with covrl's loss.
 
 The policy answers prompt p with eight tokens and is rewarded for each that is
-p + t mod 16. Two updates per rollout: on the first, where π = π_old, KL-Cov has
-nothing to hold on to.
+p + t mod 16. Two updates per rollout: on the first, where π = π_old, KL-Cov
+has no effect.
 
   python tests/examples/grpo_jax.py
 """

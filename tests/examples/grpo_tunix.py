@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """covrl's loss in Tunix's GRPO learner: KL-Cov and a bonus, by registration.
 
-By hand, in an environment of its own, since Tunix has its own idea of which
-versions of JAX and Flax there are:
+To be run by hand in a separate environment, since Tunix requires other versions
+of JAX and Flax:
 
   pip install google-tunix -e .
   python tests/examples/grpo_tunix.py
 
-Tunix asks a loss for the gradient of one micro-batch and hands it nothing to
-keep. So these become per micro-batch there: what is selected (a share of the
-micro-batch's tokens, by its own means), the weights' denominator, the reading
-of a controller. And the token chain has no memory: no schedule, no controller
-with a state. With `train_micro_batch_size` equal to `mini_batch_size` selection
+Tunix calls a loss with one micro-batch and without state. Therefore selection (a
+share of the micro-batch's tokens, by its own means), the weights' denominator and
+a controller's reading are per micro-batch, and the token chain has no state:
+schedules and controllers do not advance. With `train_micro_batch_size` equal to `mini_batch_size` selection
 is that of the whole update again.
 
 The policy is a two-layer Qwen2 of random weights that learns to write the

@@ -92,7 +92,7 @@ def test_scripts_pass_shellcheck(name, tmp_path):
   for number, script in enumerate(shell.shown):
     file = tmp_path / f'{number}.sh'
     file.write_text(script)
-    # That the odd text is in single quotes and stays as it is, is the point.
+    # SC2016: the arguments are in single quotes so that nothing is expanded.
     done = subprocess.run(
       [checker, '--exclude=SC2016', str(file)],
       capture_output=True,

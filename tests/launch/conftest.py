@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other programs, played by a script that records and fails on demand."""
+"""External programs, replaced by a script that records and fails on demand."""
 
 import json
 import os

@@ -88,7 +88,7 @@ def test_recreates_a_preempted_slice(fakes):
   assert verbs == [
     *('describe', 'describe', 'delete', 'create', 'describe', 'delete')
   ]
-  # A new machine has nothing on it.
+  # The second slice needs a copy, too.
   assert len(fakes.calls('scp')) == 2
 
 
@@ -222,7 +222,7 @@ def test_slurm_requeues_on_the_exit_codes_for_restarting(
     ('exit 42', 2, 42, 3),
     ('[[ $1 = *id=0 ]] && exit 1; exit 43', 3, 1, 1),
     ('[[ $1 = *id=0 ]] && kill -9 $$; exit 43', 1, 42, 2),
-    # A process that does not notice is not waited for without end.
+    # A process that does not end is killed after some time.
     ('[[ $1 = *id=0 ]] && exit 42; exec sleep 600', 0, 42, 1),
   ],
 )

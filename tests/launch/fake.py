@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Stands in for gcloud, kubectl, sbatch, scontrol, srun and xpk.
+"""Test replacement of gcloud, kubectl, sbatch, scontrol, srun and xpk.
 
 Records its arguments, and answers with the first line of the plan that their
 text contains and that is not used up: `match`, `status`, `out`, `err`, `times`.

@@ -28,7 +28,7 @@ def test_resolves_mesh_shapes(shape, sizes):
   mesh = make_mesh(shape)
   assert tuple(mesh.shape.values()) == sizes
   assert tuple(mesh.shape) == ('data', 'fsdp', 'tensor', 'expert', 'context')
-  # Collectives are the partitioner's business.
+  # XLA's partitioner inserts the collectives.
   assert set(mesh.axis_types) == {AxisType.Auto}
   assert sorted(d.id for d in mesh.devices.flat) == list(range(8))
 
@@ -72,7 +72,7 @@ def test_reshaped_mesh_keeps_the_devices():
 
 def test_rules_differ_between_training_and_sampling():
   assert set(ROLLOUT_RULES) == set(TRAIN_RULES)
-  # Weights are split as they are trained, and read whole but for tensor.
+  # Sampling splits weights over tensor only.
   weight = 'embed', 'mlp'
   trained = sharding.partition_spec(weight, TRAIN_RULES)
   assert trained == PartitionSpec(('fsdp', 'context'), 'tensor')

@@ -65,7 +65,7 @@ needs_libtpu = pytest.mark.skipif(
 def test_libtpu_accepts_its_flags():
   done = run(LOAD_TPU, 'tpu')
   assert done.stdout.split() == ['4'], done.stderr
-  # It would say so.
+  # An unknown flag is an error that names it.
   done = run(LOAD_TPU, 'tpu', LIBTPU_INIT_ARGS='--xla_no_such_flag=true')
   assert done.returncode
   assert 'xla_no_such_flag' in done.stderr + done.stdout

@@ -56,7 +56,7 @@ def damage_bytes(content, rng):
   content = bytearray(content)
   for _ in range(rng.randint(1, 4)):
     at = rng.randrange(len(content) + 1)
-    # Most of a file are weights; the beginning is more interesting.
+    # Most of a file is weights; errors at its beginning have more effects.
     at = (
       at if rng.random() < 0.2 else rng.randrange(min(len(content), 2000) + 1)
     )

@@ -55,7 +55,7 @@ def quantise(tensor, kind):
   block, size = gguf.GGML_QUANT_SIZES[kind]
   shape = (*tensor.shape[:-1], tensor.shape[-1] // block, size)
   content = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-  # The float16 scales of a block, without which random bytes would be anything.
+  # The float16 scales of a block, which random bytes could make NaN or infinite.
   scales = np.array([0.0008, 0.0004], np.float16).view(np.uint8)
   start = 0 if kind.name == 'Q4_K' else size - 2
   content[..., start : start + 4] = scales[: min(4, size - start)]

@@ -95,7 +95,7 @@ def test_refuses_large_headers_before_reading_them(tmp_path):
   directory = copy_of('mistral', tmp_path)
   with (directory / 'model.safetensors').open('wb') as stream:
     stream.write((2**31).to_bytes(8, 'little'))
-    stream.truncate(2**31 + 8)  # Sparse.
+    stream.truncate(2**31 + 8)  # a sparse file
   with pytest.raises(ValueError, match='a header of at most 16777216 bytes'):
     load_pretrained(directory)
   with (directory / 'config.json').open('wb') as stream:

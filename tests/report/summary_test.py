@@ -37,7 +37,7 @@ def rewrite(run, records):
   (run / 'metrics.jsonl').write_text(text)
 
 
-def test_updates_that_changed_nothing_are_said_at_the_top(make_run):
+def test_updates_that_changed_nothing_are_reported_at_the_top(make_run):
   path = make_run(iterations=20)
   assert 'class="warning"' not in write_report(path).read_text()
   records = lines(path)

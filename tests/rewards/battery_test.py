@@ -6,7 +6,7 @@ import concurrent.futures
 
 import pytest
 from rewards.battery import ROWS, Row
-from rewards.traces import traces
+from rewards.leftovers import leftovers
 
 from covrl.rewards import Judge
 
@@ -16,11 +16,11 @@ CANARY = 'a-secret-of-the-trainer'
 @pytest.fixture(scope='module')
 def judge():
   judge = Judge(level='bubblewrap')
-  # What this leaves, like the import of the judge's own modules, stays.
+  # The first program imports modules and opens files that stay open.
   judge.judge('print(1)', [{'stdin': '', 'stdout': '1'}])
-  before = traces()
+  before = leftovers()
   yield judge
-  assert traces() == before
+  assert leftovers() == before
 
 
 @pytest.fixture(autouse=True)

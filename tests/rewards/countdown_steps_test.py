@@ -62,7 +62,7 @@ def test_a_result_of_zero_is_a_number():
     # A wrong result on the way, with the right last one.
     '3 + 7 = 11 , 10 * 4 = 40 , 40 + 2 = 42',
     '3 + 7 = 11 , 11 * 4 = 40 , 40 + 2 = 42',
-    # A number that is not there, or no longer there.
+    # A number that is not available, or no longer available.
     '3 + 7 = 10 , 10 * 5 = 50 , 50 - 2 = 48',
     '3 + 7 = 10 , 3 * 4 = 12 , 12 + 2 = 14',
     '3 + 7 = 10 , 10 + 10 = 20 , 20 * 2 = 40',

@@ -148,7 +148,7 @@ def test_workers_receive_the_named_variables_only(monkeypatch, scorers):
   assert scores.totals() == [0.0, 1.0, 1.0]
 
 
-def test_says_what_is_not_contained(monkeypatch, scorers):
+def test_reports_missing_isolation(monkeypatch, scorers):
   monkeypatch.setattr('covrl.rewards.scoring.isolation', lambda: 'none')
   with Scoring(
     [Reward(name='mine', score=scorers.echo)], sources=['s'], workers=1

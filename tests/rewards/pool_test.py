@@ -177,14 +177,14 @@ def test_workers_end_with_a_killed_program(tmp_path):
   assert not any(map(runs, workers))
 
 
-def test_workers_do_not_load_the_numerics(scorers):
+def test_workers_do_not_import_jax(scorers):
   modules = ['jax', 'numpy', 'covrl.rewards.countdown', 'scorers']
   with RewardPool(scorers.has_module, workers=1) as pool:
     outcomes = pool.submit(modules, [None] * 4).result()
   assert [outcome.score for outcome in outcomes] == [0.0, 0.0, 0.0, 1.0]
 
 
-def test_scoring_countdown_does_not_load_jax(scorers):
+def test_scoring_countdown_does_not_import_jax(scorers):
   with RewardPool(scorers.countdown_loads, workers=1, timeout=60.0) as pool:
     outcomes = pool.submit(['jax', 'reasoning_gym'], [None] * 2).result()
   assert [outcome.score for outcome in outcomes] == [0.0, 1.0]

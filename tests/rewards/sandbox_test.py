@@ -16,7 +16,7 @@ import threading
 import time
 
 import pytest
-from rewards.traces import traces
+from rewards.leftovers import leftovers
 
 from covrl.rewards import Judge, JudgeError, Status, judge_code
 from covrl.rewards.sandbox import (
@@ -34,7 +34,7 @@ from covrl.rewards.sandbox.test_formats import PrintTest
 ROOT = pathlib.Path(__file__).parents[2]
 ADD = 'print(sum(map(int, input().split())))'
 SUM = [{'stdin': '3 4', 'stdout': '7'}]
-# What the reward pool's workers do, too: the judge without the numerics.
+# Imports the judge without JAX, as in workers of the reward pool.
 WITHOUT_JAX = f"""
 import sys, types
 sys.path.insert(0, {str(ROOT / 'tests')!r})
@@ -344,17 +344,17 @@ def test_judge_as_process_1_reaps_its_children():
   """As process 1 of a container, the judge inherits orphaned processes."""
   program = WITHOUT_JAX + textwrap.dedent("""
     import ctypes
-    from rewards.traces import traces
+    from rewards.leftovers import leftovers
     from covrl.rewards import Judge
     assert ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0
     judge = Judge(level='bubblewrap')
     test = [{'stdin': '', 'stdout': ''}]
-    before = traces()
+    before = leftovers()
     for source in ('import os; os.fork()', 'import os; os.kill(1, 9)',
                    'while True: print(1)', 'x = bytearray(1 << 40)',
                    'import time; time.sleep(9)'):
       judge.judge(source, test, time_limit=0.5)
-    assert traces() == before, (before, traces())
+    assert leftovers() == before, (before, leftovers())
     """)
   subprocess.run([sys.executable, '-c', program], check=True)
 
@@ -369,19 +369,19 @@ def test_leaves_nothing_behind_and_does_not_slow_others(judge):
     'from multiprocessing import shared_memory as s\ns.SharedMemory(create=True, size=999)',
   ]
   judge.judge(ADD, SUM)
-  before = traces()
+  before = leftovers()
   alone = _busy_seconds(judge)
   for source in hostile * 3:
     outcome = judge.judge(source, SUM, time_limit=0.3)
     assert outcome.score == 0.0
     assert outcome.is_judged
-  assert traces() == before
-  # Processor time, which a busy machine does not stretch much.
+  assert leftovers() == before
+  # CPU time, which other load on the machine affects little.
   assert _busy_seconds(judge) < 3 * alone + 0.1
 
 
 def test_threads_can_share_a_judge(judge):
-  before = traces()
+  before = leftovers()
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
     outcomes = list(
       pool.map(
@@ -390,7 +390,7 @@ def test_threads_can_share_a_judge(judge):
       )
     )
   assert all(outcome.score == 1.0 for outcome in outcomes)
-  assert traces() == before
+  assert leftovers() == before
 
 
 def test_reports_a_missing_judge(monkeypatch):
@@ -439,8 +439,8 @@ def test_refuses_invalid_judge_settings(arguments, sentence):
 
 @pytest.fixture(scope='module')
 def landlock():
-  # Root stays root here: its interpreter may lie where no other user may look,
-  # and Landlock binds root too.
+  # Root stays root: its interpreter may be in a directory that other users cannot
+  # read, and Landlock restricts root, too.
   launcher = landlock_backend.Landlock(
     interpreter=interpreter.find_interpreter(), give_up_root=False
   )
@@ -481,9 +481,9 @@ def test_landlock_contains_hostile_programs(landlock, tmp_path):
     outcome = landlock(program)
     assert outcome.status is Status.CRASH
     assert reason in outcome.detail, (program, outcome)
-  before = traces()
+  before = leftovers()
   assert landlock('while True: pass', 0.5).status is Status.TIMEOUT
-  assert traces() == before
+  assert leftovers() == before
 
 
 @pytest.fixture
@@ -571,10 +571,10 @@ def test_runs_unsandboxed_only_on_request():
   judge = Judge(level='unsandboxed')
   assert judge.level == 'unsandboxed'
   assert judge.judge(ADD, SUM).status is Status.SCORED
-  before = traces()
+  before = leftovers()
   spin = judge.judge('while True: pass', SUM, time_limit=0.5)
   assert spin.status is Status.TIMEOUT
-  assert traces() == before
+  assert leftovers() == before
 
 
 def test_unsandboxed_programs_leave_no_processes_behind():
@@ -625,7 +625,7 @@ def _no_judge() -> Judge | JudgeError:
 
 
 def _busy_seconds(judge: Judge) -> float:
-  """CPU time of a fixed honest program, measured by the program itself."""
+  """CPU time of a fixed program, measured by the program itself."""
   program = """
     import time
     sum(i * i for i in range(10**6))

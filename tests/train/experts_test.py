@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from compiling import QUICK
+from fast_compilation import QUICK
 from train.updates import padded
 
 import covrl
@@ -28,7 +28,7 @@ CHAIN = covrl.entropy_bonus(0.01)
 
 @functools.cache
 def update(shape, micro_batches, balance):
-  """Gradients of one update, and what it says of itself."""
+  """Gradients and metrics of one update."""
   step = make_train_step(
     POLICY,
     functools.partial(covrl.clipped_surrogate, low=0.2, high=0.2),
@@ -77,7 +77,7 @@ def test_meshes_and_micro_batches_do_not_matter():
       )
 
 
-def test_the_loss_that_balances_is_added_to_the_gradient():
+def test_the_load_balancing_loss_is_added_to_the_gradient():
   plain, readings = update((8,), 1, 0.0)
   balanced, figures = update((8,), 1, BALANCE)
   rows = jax.tree.map(jnp.asarray, padded())

@@ -227,7 +227,7 @@ def test_a_run_of_skipped_updates_only_does_not_finish():
     health.check(10, is_end=True)
 
 
-def test_updates_without_tokens_are_counted_and_said():
+def test_updates_without_tokens_are_counted_and_reported():
   health, said = UpdateHealth(), []
   count = functools.partial(health.count, where='update 1', warn=said.append)
   count(line(tokens=0.0, loss=math.nan, gradient_norm=math.nan))
@@ -268,7 +268,7 @@ def test_nan_log_ratios_have_no_ordinary_gradient_or_weight():
     'toy_unhealthy:infinite_rewards',
   ],
 )
-def test_a_run_that_is_no_longer_numbers_ends_with_a_sentence(tmp_path, recipe):
+def test_a_run_with_nan_parameters_ends_with_one_sentence(tmp_path, recipe):
   settings: dict[str, Any] = SMALL | {'train__max_skipped_updates': 3}
   if recipe.endswith('rewards'):
     settings['rewards__max_failures'] = 0.5

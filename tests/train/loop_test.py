@@ -282,7 +282,7 @@ def test_a_run_without_a_checkpoint_does_not_ask_to_be_restarted(
   assert 'before the first checkpoint: nothing is saved' in (
     capsys.readouterr().err
   )
-  # Nor does it keep its directory from another configuration.
+  # The directory can be used with another configuration.
   run(tmp_path / 'run', train__learning_rate=0.5, train__iterations=1)
   assert outcome(tmp_path / 'run')[0]['iteration'] == 1
   with pytest.raises(config.ConfigError, match=r'train\.learning_rate is 0\.5'):

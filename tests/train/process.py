@@ -10,7 +10,7 @@ import pathlib
 import subprocess
 import sys
 
-from compiling import FLAGS
+from fast_compilation import FLAGS
 
 TESTS = pathlib.Path(__file__).parents[1]
 RECIPES = TESTS / 'train' / 'recipes'

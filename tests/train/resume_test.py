@@ -155,7 +155,7 @@ def refused(capsys, *arguments):
   *progress, error = capsys.readouterr().err.splitlines()
   assert error.startswith('covrl: ')
   said = [line for line in progress if line.startswith('covrl: ')]
-  # Whose code runs is said before anything else.
+  # The first line names the recipe that is executed.
   assert all('executed the recipe' in line for line in said), said
   return error
 

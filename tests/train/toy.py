@@ -3,7 +3,7 @@
 
 A prompt is three different digits, `4 7 2 :`. The solved examples answer with
 the same digits in any order, so a warm-started policy begins with the largest
-one about every third time; the reward asks it to do so always. The held-out
+one about every third time; the reward is 1 if it does. The held-out
 prompts are of sets of digits that training never sees.
 """
 
@@ -14,7 +14,7 @@ import random
 from typing import Any
 
 import optax
-from train import keeping, scoring
+from train import compilation_cache, scoring
 
 import covrl
 from covrl.config import Config, Recipe
@@ -24,7 +24,7 @@ from covrl.rewards import Reward
 from covrl.train import Loss, Task
 from covrl.train.rollout_batch import Advantages
 
-keeping.every_process_writes()
+compilation_cache.every_process_writes()
 
 DIGITS = range(10)
 SETS = sorted(
@@ -53,7 +53,7 @@ def get_config() -> Config:
   config.checkpoint.every = 1
   config.checkpoint.every_updates = 1
   config.rewards.workers = 1
-  # A slow machine must not turn into a missing score.
+  # Long, so that no score is missing on a slow machine.
   config.rewards.timeout = 60.0
   config.logging.samples_every = 1
   config.logging.samples = 4

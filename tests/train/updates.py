@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from compiling import QUICK
+from fast_compilation import QUICK
 
 import covrl
 from covrl.entropy import Selection, add_divergence_penalty, top_score

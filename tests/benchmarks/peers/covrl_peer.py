@@ -61,7 +61,7 @@ class Characters:
     return worker.decode(ids)
 
   def to_bytes(self) -> bytes:
-    """Nothing, as there is not any file."""
+    """Empty: this tokenizer has no file."""
     return b''
 
 
@@ -152,7 +152,7 @@ class Peer:
     params = jax.tree.map(scaled, params)
     self._state: TrainState = self._run.programs.init_state(params)
     self._run.compile(self._state)
-    # As the run's engine, which its collector keeps to itself.
+    # Like the engine of the run, which is private to its collector.
     self._engine = make_engine(
       self._recipe.config,
       self._run.policy,
@@ -217,7 +217,7 @@ class Peer:
     return laps.total() | {'tokens': float(samples.response_mask.sum())}
 
   def _last_rows(self) -> TokenBatch:
-    """Rows of the last step, which is made if there has not been one."""
+    """Rows of the last step; runs the first step if necessary."""
     if self._rows is None:
       self.step()
     assert self._rows is not None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Control programs: honest ones, some of which resemble attacks."""
+"""Control programs: they solve their tasks, and some resemble attacks."""
 
 from rewards.battery.rows import CALL, SUITE, SUM, control
 

@@ -21,14 +21,15 @@ class Row:
   """A program, its tests and the expected score.
 
   Attributes:
-    name: of the row.
-    kind: `forging` (to pass without solving), `taking` (more than its share),
-      `reaching` (for what is not its own; it prints `sealed` if that is
-      nowhere to be had) or `control` (honest).
+    name: name of the row.
+    kind: `forging` (an attack that tries to pass without solving the task),
+      `taking` (one that exhausts a resource), `reaching` (one that reaches for
+      something outside of the sandbox, and prints `sealed` if it fails) or
+      `control` (a program that solves its task).
     program: source code.
-    tests: as `judge_code` takes them.
+    tests: tests in a format of `judge_code`.
     score: the expected score.
-    statuses: those that describe what befalls it.
+    statuses: the expected statuses, any of which may occur.
     time_limit: seconds for each test.
   """
 
@@ -79,6 +80,6 @@ def reaching(name: str, program: str) -> Row:
 def control(
   name: str, program: str, tests: Sequence[Mapping[str, Any]] = SUM
 ) -> Row:
-  """Returns a row for an honest program, which must pass."""
+  """Returns a row for a program that solves its task and must pass."""
   source = textwrap.dedent(program)
   return Row(name, 'control', source, tests, 1.0, (Status.SCORED,), 8.0)

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts of processes, descriptors, mounts and other leftovers."""
+"""Counts of processes, descriptors, mounts and other leftovers of judging."""
 
 from __future__ import annotations
 
 import os
 import pathlib
 
-# Where root's sandboxes have their users, above all that are given out.
+# Users of root's sandboxes have ids from here on, above all assigned ones.
 _FIRST_UID = 1_900_000_000
 
 
-def traces() -> dict[str, int]:
+def leftovers() -> dict[str, int]:
   """Counts everything that judging must not leave behind.
 
   Children, zombies among them; processes of sandboxes' users; descriptors;
