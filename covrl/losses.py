@@ -4,6 +4,7 @@
 from covrl.objectives import LossAux as LossAux
 from covrl.objectives import cispo as cispo
 from covrl.objectives import clipped_surrogate as clipped_surrogate
+from covrl.objectives import clipped_value_loss as clipped_value_loss
 from covrl.objectives import divergence as divergence
 from covrl.objectives import divergence_gradient as divergence_gradient
 from covrl.objectives import dppo as dppo

@@ -10,8 +10,6 @@ from covrl.entropy.controllers import entropy_band as entropy_band
 from covrl.entropy.decisions import DecisionCache as DecisionCache
 from covrl.entropy.decisions import Selection as Selection
 from covrl.entropy.detachment import detach_drain as detach_drain
-from covrl.entropy.exact import exact_mean as exact_mean
-from covrl.entropy.exact import exact_sum as exact_sum
 from covrl.entropy.feedback import (
   ProportionalIntegralState as ProportionalIntegralState,
 )
@@ -64,3 +62,5 @@ from covrl.entropy.transforms import (
 from covrl.entropy.transforms import add_entropy_bonus as add_entropy_bonus
 from covrl.entropy.transforms import scale_by_token as scale_by_token
 from covrl.entropy.transforms import token_masked as token_masked
+from covrl.statistics.exact import exact_mean as exact_mean
+from covrl.statistics.exact import exact_sum as exact_sum

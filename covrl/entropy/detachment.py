@@ -16,7 +16,6 @@ from covrl.entropy.base import (
   token_transform,
 )
 from covrl.entropy.decisions import DecisionCache, Selection
-from covrl.entropy.exact import count, exact_sum
 from covrl.entropy.methods import TokenTransformation
 from covrl.entropy.prediction import (
   EntropyPrediction,
@@ -29,6 +28,7 @@ from covrl.entropy.transforms import (
   empty_summary,
   summarize,
 )
+from covrl.statistics.exact import count, exact_sum
 from covrl.types import TokenContext, TokenStats
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from covrl.entropy.exact import count
+from covrl.statistics.exact import count
 from covrl.types import TokenStats
 
 

@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from covrl.entropy.decisions import DecisionCache
-from covrl.entropy.exact import exact_sum
+from covrl.statistics.exact import exact_sum
 from covrl.types import Scalar, TokenMoments, TokenStats
 
 

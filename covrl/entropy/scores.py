@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from covrl.array_checks import check_array
-from covrl.entropy.exact import exact_mean
+from covrl.statistics.exact import exact_mean
 from covrl.types import (
   TokenMoments,
   TokenStats,

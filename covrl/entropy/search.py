@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from covrl.entropy.exact import extremes, sum_each
+from covrl.statistics.exact import extremes, sum_each
 
 # Bits fixed in a round, by 2³ − 1 counts: the least total work on a CPU; on a
 # pod, eleven all-reduces for a float32.

@@ -16,7 +16,6 @@ from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
 from covrl.array_checks import check_array, check_number
 from covrl.entropy.base import check_minimum
-from covrl.entropy.exact import check_mask, count, sum_each
 from covrl.entropy.search import (
   RankedTokens,
   float_key,
@@ -24,6 +23,7 @@ from covrl.entropy.search import (
   kth_largest,
   largest,
 )
+from covrl.statistics.exact import check_mask, count, sum_each
 from covrl.types import Scalar
 
 Identity = Int[Array, 'B T'] | None

@@ -24,7 +24,6 @@ from covrl.entropy.base import (
   require,
 )
 from covrl.entropy.decisions import DecisionCache, Selection
-from covrl.entropy.exact import count
 from covrl.entropy.scores import (
   definition_score,
   exact_score,
@@ -32,6 +31,7 @@ from covrl.entropy.scores import (
   token_covariance,
 )
 from covrl.entropy.selection import quota, select_random, select_top
+from covrl.statistics.exact import count
 from covrl.types import (
   Score,
   SelectionSource,

@@ -27,9 +27,9 @@ from covrl.entropy.base import (
   with_coefficient,
 )
 from covrl.entropy.decisions import DecisionCache, Selection, check_scope
-from covrl.entropy.exact import count
 from covrl.entropy.selection import exact_quantile
 from covrl.objectives import divergence_gradient
+from covrl.statistics.exact import count
 from covrl.types import (
   Divergence,
   Scalar,

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Advantages, policy losses and divergences: pure functions on arrays.
 
-`advantages` (per response) and `returns` (per token) turn rewards into
-advantages, `weights` turns masks into token weights, and `losses` and
-`sequence_losses` combine both with the policy's statistics. All are independent
+`advantages` (per response), `returns` and `gae` (per token) turn rewards into
+advantages, `token_rewards` places rewards and penalties on tokens, `weights`
+turns masks into token weights, and `losses` and `sequence_losses` combine both
+with the policy's statistics. `value_losses` train a critic. All are independent
 of networks and of the batch's layout.
 """
 
@@ -21,13 +22,14 @@ from covrl.objectives.divergences import divergence as divergence
 from covrl.objectives.divergences import (
   divergence_gradient as divergence_gradient,
 )
+from covrl.objectives.gae import gae as gae
+from covrl.objectives.gae import length_adaptive_decay as length_adaptive_decay
 from covrl.objectives.losses import cispo as cispo
 from covrl.objectives.losses import clipped_surrogate as clipped_surrogate
 from covrl.objectives.losses import dppo as dppo
 from covrl.objectives.losses import policy_gradient as policy_gradient
 from covrl.objectives.losses import sapo as sapo
 from covrl.objectives.returns import discounted_returns as discounted_returns
-from covrl.objectives.returns import gae as gae
 from covrl.objectives.returns import reinforce_plus_plus as reinforce_plus_plus
 from covrl.objectives.returns import (
   reinforce_plus_plus_baseline as reinforce_plus_plus_baseline,
@@ -36,6 +38,17 @@ from covrl.objectives.returns import remax as remax
 from covrl.objectives.returns import whiten as whiten
 from covrl.objectives.sequence_losses import geo_mean as geo_mean
 from covrl.objectives.sequence_losses import gspo as gspo
+from covrl.objectives.token_rewards import (
+  adapt_coefficient as adapt_coefficient,
+)
+from covrl.objectives.token_rewards import token_rewards as token_rewards
+from covrl.objectives.value_losses import ValueAux as ValueAux
+from covrl.objectives.value_losses import (
+  clipped_value_loss as clipped_value_loss,
+)
+from covrl.objectives.value_losses import (
+  explained_variance as explained_variance,
+)
 from covrl.objectives.weights import WEIGHT_MODES as WEIGHT_MODES
 from covrl.objectives.weights import WeightMode as WeightMode
 from covrl.objectives.weights import token_weights as token_weights

@@ -15,6 +15,7 @@ from covrl.array_checks import check_array, check_number
 from covrl.objectives.advantages import centre
 from covrl.objectives.base import Number
 from covrl.objectives.segments import COUNT_EPSILON
+from covrl.statistics.exact import count, exact_sum
 
 # Added to the variance when whitening, as in published code.
 VARIANCE_EPSILON = 1e-8
@@ -95,75 +96,12 @@ def remax(
   References:
     Li et al., ReMax, arXiv:2310.10505, eq. 4.
   """
-  shape = _check_tokens('token_rewards', token_rewards, mask)
+  shape = check_tokens('token_rewards', token_rewards, mask)
   check_array('baselines', baselines, 'real', 'S', shape[:1])
   dtype = jnp.result_type(token_rewards, baselines, jnp.float32)
   masked = jnp.where(mask, token_rewards.astype(dtype), 0)
   reward_to_go = jnp.cumsum(masked[:, ::-1], axis=1)[:, ::-1]
   return jnp.where(mask, reward_to_go - baselines.astype(dtype)[:, None], 0)
-
-
-def gae(
-  token_rewards: Float[Array, 'S T'],
-  values: Float[Array, 'S T'],
-  mask: Bool[Array, 'S T'],
-  *,
-  discount: Number = 1.0,
-  trace_decay: Number = 0.95,
-  standardise: bool = True,
-) -> tuple[Float[Array, 'S T'], Float[Array, 'S T']]:
-  """Generalised advantage estimates, and the critic's target returns.
-
-    δ_t = r_t + γ V_{t+1} − V_t,    Â_t = δ_t + γλ Â_{t+1},    G_t = Â_t + V_t
-
-  where t + 1 denotes the next token on the mask.
-
-  Args:
-    token_rewards: one per token.
-    values: the critic's estimate V at each token.
-    mask: true for response tokens.
-    discount: γ.
-    trace_decay: λ; 1 uses rewards only, 0 bootstraps from the next value.
-    standardise: whether advantages are shifted and scaled to mean 0 and
-      variance 1 over the batch's tokens; returns never are.
-
-  Returns:
-    Advantage and return of each token; both 0 off the mask.
-
-  References:
-    Schulman et al., High-Dimensional Continuous Control Using Generalized
-    Advantage Estimation, arXiv:1506.02438, eq. 16.
-  """
-  _check_tokens('token_rewards', token_rewards, mask)
-  _check_tokens('values', values, mask)
-  check_number('discount', discount, 0, 1)
-  check_number('trace_decay', trace_decay, 0, 1)
-  dtype = jnp.result_type(token_rewards, values, jnp.float32)
-  values = jnp.where(mask, values.astype(dtype), 0)
-  rewards = jnp.where(mask, token_rewards.astype(dtype), 0)
-
-  def step(
-    carry: tuple[Float[Array, ' S'], Float[Array, ' S']],
-    token: tuple[Float[Array, ' S'], Float[Array, ' S'], Bool[Array, ' S']],
-  ) -> tuple[tuple[Float[Array, ' S'], Float[Array, ' S']], Float[Array, ' S']]:
-    next_value, next_advantage = carry
-    reward, value, on_mask = token
-    error = reward + discount * next_value - value
-    advantage = error + discount * trace_decay * next_advantage
-    carry = (
-      jnp.where(on_mask, value, next_value),
-      jnp.where(on_mask, advantage, next_advantage),
-    )
-    return carry, jnp.where(on_mask, advantage, 0)
-
-  start = jnp.zeros(mask.shape[0], dtype)
-  _, advantages = jax.lax.scan(
-    step, (start, start), (rewards.T, values.T, mask.T), reverse=True
-  )
-  returns = jnp.where(mask, advantages.T + values, 0)
-  if not standardise:
-    return advantages.T, returns
-  return whiten(advantages.T, mask), returns
 
 
 def discounted_returns(
@@ -186,7 +124,7 @@ def discounted_returns(
   >>> discounted_returns(rewards, mask, discount=0.5).tolist()
   [[0.25, 0.5, 1.0, 0.0]]
   """
-  _check_tokens('token_rewards', token_rewards, mask)
+  check_tokens('token_rewards', token_rewards, mask)
   check_number('discount', discount, 0, 1)
   dtype = jnp.promote_types(token_rewards.dtype, jnp.float32)
   rewards = token_rewards.astype(dtype)
@@ -213,26 +151,34 @@ def whiten(
 ) -> Float[Array, 'S T']:
   """Standardises values to mean 0 and (unbiased) variance 1 over the mask.
 
+  Sums are exact: mean and variance have the same bits in every order of the
+  rows, in every layout and on every mesh.
+
   Args:
     values: one per token; entries off the mask may be NaN.
     mask: true for the tokens to standardise over.
 
   Returns:
-    The standardised values, 0 off the mask.
+    The standardised values, 0 off the mask and where all values are equal; NaN
+    if a value on the mask is not finite.
   """
-  _check_tokens('values', values, mask)
+  check_tokens('values', values, mask)
   dtype = jnp.promote_types(values.dtype, jnp.float32)
   values = jnp.where(mask, values.astype(dtype), 0)
-  count = jnp.sum(mask, dtype=jnp.int32).astype(dtype)
-  centred = jnp.where(
-    mask, values - jnp.sum(values) / (count + COUNT_EPSILON), 0
-  )
-  variance = jnp.sum(centred**2) / (count + COUNT_EPSILON)
-  unbiased = variance * count / jnp.maximum(count - 1, 1)
-  return centred * jax.lax.rsqrt(unbiased + VARIANCE_EPSILON)
+  tokens = count(mask).astype(dtype)
+  mean = exact_sum(values, mask) / (tokens + COUNT_EPSILON)
+  centred = jnp.where(mask, values - mean, 0)
+  variance = exact_sum(centred**2, mask) / (tokens + COUNT_EPSILON)
+  unbiased = variance * tokens / jnp.maximum(tokens - 1, 1)
+  largest = jnp.max(jnp.where(mask, values, -jnp.inf))
+  smallest = jnp.min(jnp.where(mask, values, jnp.inf))
+  # The mean of equal values is theirs up to rounding, which must not be scaled.
+  equal = (largest == smallest) & jnp.isfinite(largest)
+  white = centred * jax.lax.rsqrt(unbiased + VARIANCE_EPSILON)
+  return jnp.where(equal, 0, white)
 
 
-def _check_tokens(name: str, values: object, mask: object) -> tuple[int, ...]:
+def check_tokens(name: str, values: object, mask: object) -> tuple[int, ...]:
   """Refuses values that are not one number per entry of a mask `[S, T]`."""
   shape = check_array('mask', mask, 'bool', 'S T')
   return check_array(name, values, 'real', 'S T', shape)

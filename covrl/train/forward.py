@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from covrl.entropy.exact import count, exact_sum
 from covrl.models import Policy, Routing
 from covrl.objectives import WeightMode, token_weights
 from covrl.statistics import token_stats
+from covrl.statistics.exact import count, exact_sum
 from covrl.train.microbatch import over_micro_batches
 from covrl.types import (
   Scalar,

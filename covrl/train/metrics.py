@@ -23,8 +23,8 @@ from covrl.entropy import (
   state_score,
   token_covariance,
 )
-from covrl.entropy.exact import count
 from covrl.models import Routing, load_balance
+from covrl.statistics.exact import count
 from covrl.types import Scalar, TokenBatch, TokenMoments, TokenStats
 
 # Top shares of tokens by covariance whose mean covariance is logged, as in the
