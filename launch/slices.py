@@ -85,6 +85,7 @@ def find_slice(name: str) -> Slice:
   """Looks up an accelerator type (`v5p-64`) or a topology (`v5p:2x4x4`).
 
   Raises:
-    ValueError: if the name is unknown; the message lists the known ones.
+    ValueError: if the name is unknown, or one of GPUs; the message lists the
+      known ones.
   """
-  return Slice(topology=topologies.find_topology(name))
+  return Slice(topology=topologies.find_tpus(name))

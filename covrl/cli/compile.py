@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles a recipe's programs for TPUs and reports their memory and cost.
+"""Compiles a recipe's programs for TPUs or GPUs and reports memory and cost.
 
-No TPU needs to be attached. The report lists, for each program, memory,
+Neither needs to be attached. The report lists, for each program, memory,
 operations, bytes and collectives, and estimates the least time it can take.
 Examples:
 
   covrl compile --config=countdown:kl_cov --topology=v5e:2x4
   covrl compile --config=reasoning:qwen2_5_7b_kl_cov --topology=v5p:4x4x4 --json
+  covrl compile --config=reasoning:qwen2_5_7b_kl_cov --topology=h100:4x8
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ def run(arguments: argparse.Namespace) -> None:
   from covrl.parallel import topologies
   from covrl.run.progress import Progress
 
-  devices.set_tpu_compiler_flags()
   topology = topologies.find_topology(arguments.topology)
+  devices.set_compiler_flags(topology.platform)
   recipe = config.load(arguments.config, arguments.overrides)
   names = arguments.programs
   with Progress() as progress:

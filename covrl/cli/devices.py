@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+from typing import Literal
 
 from covrl.parallel import xla_flags
 
@@ -17,12 +18,13 @@ def set_xla_flags() -> None:
     _silence_libtpu()
 
 
-def set_tpu_compiler_flags() -> None:
-  """Sets the XLA flags to compile for TPUs that are not attached."""
+def set_compiler_flags(platform: Literal['tpu', 'gpu']) -> None:
+  """Sets the XLA flags to compile for devices that are not attached."""
   import jax
 
-  xla_flags.apply('tpu')
-  _silence_libtpu()
+  xla_flags.apply(platform)
+  if platform == 'tpu':
+    _silence_libtpu()
   jax.config.update('jax_platforms', 'cpu')
 
 

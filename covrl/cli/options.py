@@ -23,7 +23,8 @@ def add_topology(parser: argparse.ArgumentParser, *, required: bool) -> None:
     '--topology',
     metavar='SLICE',
     required=required,
-    help='TPU slice, such as v5p-64 (64 cores) or v5e:2x4 (8 chips)',
+    help='TPU slice, such as v5p-64 (64 cores) or v5e:2x4 (8 chips), or GPUs,'
+    ' such as h100:8 or h100:4x8 (4 hosts)',
   )
   parser.add_argument(
     '--num_slices',

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from covrl.compile.hlo import Instruction, Module
+from covrl.compile.hlo import Instruction, Module, Shape
 
 OPCODES = (
   'all-reduce',
@@ -19,11 +19,22 @@ OPCODES = (
   'all-gather',
   'all-gather-start',
   'all-to-all',
+  'all-to-all-start',
   'reduce-scatter',
+  'reduce-scatter-start',
   'collective-permute',
   'collective-permute-start',
   'collective-broadcast',
+  'collective-broadcast-start',
   'ragged-all-to-all',
+  'ragged-all-to-all-start',
+)
+
+# Their tuples hold arguments, results and context values.
+_WITH_ARGUMENTS = frozenset(
+  each
+  for each in OPCODES
+  if each.endswith('-start') and each != 'all-reduce-start'
 )
 
 # Bytes that a chip sends in a ring of g chips, relative to the size of the whole
@@ -49,7 +60,8 @@ class Collective(NamedTuple):
     sent: bytes that one chip sends.
     groups: device ids, one group per row; slice ids between slices.
     scope: JAX's `op_name` of the operation.
-    network: `'ici'` within a slice, `'dcn'` between slices.
+    network: `'ici'` within a slice of TPUs or between GPUs, `'dcn'` between
+      slices.
   """
 
   kind: str
@@ -80,12 +92,7 @@ def collectives_in(module: Module, each: Instruction) -> Iterator[Collective]:
 def _collective(each: Instruction, kind: str) -> Collective:
   """Parses one collective instruction."""
   groups = groups_of(each.text)
-  arrays = [shape.size for shape in each.shapes if shape.elements]
-  if each.opcode in ('all-gather-start', 'collective-permute-start'):
-    # The tuple holds arguments, results and context values.
-    arrays = [s.size for s in each.shapes if s.kind not in ('u32', 's32')]
-    arrays = arrays[len(arrays) // 2 :]
-  size = sum(arrays)
+  size = sum(shape.size for shape in results(each))
   count = len(groups[0]) if groups else 1
   if kind == 'reduce-scatter':
     size *= count
@@ -96,6 +103,14 @@ def _collective(each: Instruction, kind: str) -> Collective:
     groups=groups,
     scope=each.scope,
   )
+
+
+def results(each: Instruction) -> list[Shape]:
+  """Returns the arrays that a collective writes."""
+  if each.opcode not in _WITH_ARGUMENTS:
+    return [shape for shape in each.shapes if shape.elements]
+  arrays = [s for s in each.shapes if s.dims or s.kind not in ('u32', 's32')]
+  return arrays[len(arrays) // 2 :]
 
 
 def _between_slices(each: Instruction) -> Collective:

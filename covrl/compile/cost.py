@@ -3,7 +3,7 @@
 
 Differs from XLA's own cost analysis in two ways: loop bodies are multiplied by
 their trip counts, and bytes are those of padded tiles that move to or from HBM
-(values that stay in VMEM do not count).
+(values that stay in VMEM do not count). Caches of GPUs are not modelled.
 """
 
 from __future__ import annotations
@@ -12,7 +12,13 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
-from covrl.compile.collectives import OPCODES, Collective, collectives_in
+from covrl.compile.collectives import (
+  OPCODES,
+  Collective,
+  collectives_in,
+  results,
+)
+from covrl.compile.gpu_kernels import gpu_kernel, kernel_names
 from covrl.compile.hlo import Computation, Instruction, Module, Shape
 from covrl.compile.kernels import kernel_of
 
@@ -66,6 +72,7 @@ _UNCOUNTED = _FREE | {
   'recv',
   'recv-done',
   *OPCODES,
+  *(each.replace('-start', '-done') for each in OPCODES),
 }
 
 
@@ -80,6 +87,8 @@ class Cost:
     collectives: collectives with their numbers of executions.
     unknown: names of kernels of unknown cost.
     searches: number of loops whose trip count depends on data.
+    products: operations of matrix products on GPUs, by kernel and type of the
+      factors.
   """
 
   flops: float = 0.0
@@ -90,6 +99,9 @@ class Cost:
   )
   unknown: set[str] = dataclasses.field(default_factory=set)
   searches: int = 0
+  products: dict[tuple[str, str], float] = dataclasses.field(
+    default_factory=dict
+  )
 
   def add(self, other: Cost, times: int = 1) -> None:
     """Adds the cost of a part that runs `times` times."""
@@ -99,6 +111,8 @@ class Cost:
     self.collectives += [(each, n * times) for each, n in other.collectives]
     self.unknown |= other.unknown
     self.searches += other.searches
+    for key, flops in other.products.items():
+      self.products[key] = self.products.get(key, 0.0) + times * flops
 
 
 def cost_of(
@@ -158,11 +172,17 @@ def _cost_of_one(
   """Returns the cost of one instruction other than a loop."""
   cost = Cost(flops=flops_of(module, computation, each))
   cost.collectives = [(found, 1) for found in collectives_in(module, each)]
-  kernel = kernel_of(each, computation)
+  find = gpu_kernel if module.platform == 'gpu' else kernel_of
+  kernel = find(each, computation)
+  if kernel is not None:
+    cost.flops += kernel.flops
+  if module.platform == 'gpu':
+    names = kernel_names(module, computation, each)
+    if names is not None:
+      cost.products[names] = cost.flops
   if kernel is None:
     cost.bytes, cost.host_bytes = _traffic(module, computation, each)
     return cost
-  cost.flops += kernel.flops
   least, cost.host_bytes = _traffic(module, computation, each)
   cost.bytes = kernel.bytes if kernel.stated else max(least, kernel.bytes)
   if not kernel.known:
@@ -279,6 +299,8 @@ def _traffic(
   if 'custom_call_target="AllocateBuffer"' in each.text:
     return 0.0, 0.0
   moved = [*_read(module, computation, each), *_written(module, each)]
+  if module.platform == 'gpu' and each.opcode in OPCODES:
+    moved = [*_read(module, computation, each), *results(each)]
   if each.opcode == 'dynamic-update-slice':
     update = computation.instructions[each.operands[1]].shapes[0]
     moved = [update, update._replace(space=each.shapes[0].space)]

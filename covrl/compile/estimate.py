@@ -25,7 +25,7 @@ from covrl.compile.model_cost import (
 from covrl.config import Config, ConfigError, Recipe
 from covrl.models import ModelConfig, Policy
 from covrl.parallel import sharding
-from covrl.parallel.topologies import Topology
+from covrl.parallel.topologies import AnyTopology
 from covrl.train.compiled import Algorithm, CompiledPrograms
 
 # Assumed shares of a chip's peak that good programs reach.
@@ -108,7 +108,7 @@ def iteration_time(
   config: Config,
   policy: Policy,
   memory: StateMemory,
-  topology: Topology,
+  topology: AnyTopology,
   num_slices: int,
 ) -> IterationTime:
   """Estimates the seconds of an iteration from a chip's peak rates.
@@ -120,14 +120,12 @@ def iteration_time(
   rate = topology.chip.flops * chips * FLOPS_SHARE
   bandwidth = topology.chip.bandwidth * chips * BANDWIDTH_SHARE
   sequences, width = config.sequences_per_iteration, tokens_read(config)
-  scored = sequences * config.rollout.max_draws
-  scoring = scoring_flops(policy.config, scored, width)
-  scorers = 2 if config.train.keep_reference else 1
+  scoring = scoring_flops(policy.config, sequences, width)
   step = (memory.params + memory.cache / 2) / bandwidth
   steps = config.rollout.max_response_length * config.rollout.max_draws
   return IterationTime(
     sampling=steps * step,
-    scoring=scorers * scoring / rate,
+    scoring=config.scoring_passes * scoring / rate,
     training=update_flops(policy.config, sequences, width) / rate,
   )
 
@@ -152,7 +150,7 @@ class CompiledEstimate:
 
 
 def read_compiled(
-  file: epath.Path, recipe: Recipe, topology: Topology, num_slices: int
+  file: epath.Path, recipe: Recipe, topology: AnyTopology, num_slices: int
 ) -> CompiledEstimate:
   """Reads the output of `covrl compile --json`.
 

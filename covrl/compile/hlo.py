@@ -12,7 +12,9 @@ import functools
 import math
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
+
+Platform: TypeAlias = Literal['tpu', 'gpu']
 
 _BITS = {'pred': 8, 'bf16': 16, 'c64': 64, 'c128': 128, 'token': 0}
 _SHAPE = re.compile(r'(\w+)\[([\d,]*)\](?:\{([\d,]*)(?::([^}]*))?\})?')
@@ -22,8 +24,12 @@ _START = re.compile(r'^\s+(ROOT )?%?([\w.<>-]+) = ')
 _OPCODE = re.compile(r'\s*([a-z][a-z0-9-]*)\(')
 _NAME = re.compile(r'%([\w.<>-]+)')
 _PARENTHESIS = re.compile(r'[()]')
-# Memory spaces of a TPU; HBM is not annotated.
-_SPACES = {'1': 'vmem', '5': 'host'}
+# Memory spaces by number; device memory is not annotated. On GPUs, 1 is device
+# memory that NCCL has registered.
+_SPACES = {
+  'tpu': {'1': 'vmem', '5': 'host'},
+  'gpu': {'1': 'hbm', '5': 'host'},
+}
 
 
 class Shape(NamedTuple):
@@ -171,10 +177,13 @@ class Module:
   Attributes:
     computations: computations by name.
     entry: the entry computation.
+    platform: platform that it was compiled for; that of a CPU is parsed like
+      that of a GPU.
   """
 
   computations: dict[str, Computation]
   entry: Computation
+  platform: Platform = 'tpu'
 
   def called(self, instruction: Instruction) -> Iterator[Computation]:
     """Yields the computations that an instruction calls."""
@@ -244,7 +253,7 @@ def _part(
   return part
 
 
-def parse(text: str) -> Module:
+def parse(text: str, platform: Platform = 'tpu') -> Module:
   """Parses a program.
 
   >>> module = parse('''
@@ -265,9 +274,9 @@ def parse(text: str) -> Module:
       name = head[2]
       computations[name] = Computation(name, {})
       entry = name if head[1] else entry
-    elif name and (found := _instruction(line)):
+    elif name and (found := _instruction(line, platform)):
       computations[name].instructions[found.name] = found
-  return Module(computations, computations[entry])
+  return Module(computations, computations[entry], platform)
 
 
 def _logical_lines(text: str) -> Iterator[str]:
@@ -285,7 +294,7 @@ def _logical_lines(text: str) -> Iterator[str]:
   yield whole
 
 
-def _instruction(line: str) -> Instruction | None:
+def _instruction(line: str, platform: Platform) -> Instruction | None:
   """Parses a line, if it is an instruction."""
   start = _START.match(line)
   if start is None:
@@ -299,7 +308,7 @@ def _instruction(line: str) -> Instruction | None:
   return Instruction(
     name=start[2],
     opcode=opcode[1],
-    shapes=tuple(shapes_of(line[start.end() : end])),
+    shapes=tuple(shapes_of(line[start.end() : end], platform)),
     operands=tuple(_NAME.findall(argument)),
     text=line[close + 1 :],
     argument=argument,
@@ -324,7 +333,7 @@ def _closing(line: str, start: int) -> int:
   raise ValueError(f'a closed parenthesis is required, got {line[start:]!r}')
 
 
-def shapes_of(text: str) -> Iterator[Shape]:
+def shapes_of(text: str, platform: Platform = 'tpu') -> Iterator[Shape]:
   """Yields the array shapes of a type.
 
   >>> [shape.size for shape in shapes_of('(s32[7]{0}, pred[2,3]{1,0})')]
@@ -338,7 +347,7 @@ def shapes_of(text: str) -> Iterator[Shape]:
       dims=_numbers(dims),
       order=_numbers(order),
       tiles=_numbers(tile[1][1:].split(')')[0]) if tile else (),
-      space=_SPACES.get(space[1], 'other') if space else 'hbm',
+      space=_SPACES[platform].get(space[1], 'other') if space else 'hbm',
     )
 
 

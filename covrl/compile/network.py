@@ -8,7 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from covrl.compile.collectives import Collective
-from covrl.parallel.topologies import Topology
+from covrl.parallel.gpus import GpuTopology
+from covrl.parallel.topologies import AnyTopology, Topology
+
+# Collectives of which only a part of what a chip sends leaves its host, because
+# the sum, or the copy, of a host's chips is sent once.
+_HIERARCHICAL = ('all-reduce', 'all-gather', 'reduce-scatter')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,25 +21,86 @@ class Network:
   """The links between the chips of a program.
 
   Attributes:
-    topology: the TPU slice.
+    topology: the TPU slice or the hosts of GPUs.
     devices: devices in the order of the ids in the program, which start at 0 in
       each slice.
   """
 
-  topology: Topology
+  topology: AnyTopology
   devices: Sequence[Any]
+
+  @property
+  def links(self) -> tuple[str, str]:
+    """The kinds of links, the faster first."""
+    if isinstance(self.topology, GpuTopology):
+      return 'nvlink', 'network'
+    return 'ici', 'dcn'
+
+  def link(self, collective: Collective) -> str:
+    """Returns the slowest kind of link that a collective uses."""
+    if not isinstance(self.topology, GpuTopology):
+      return collective.network
+    hosts = [self._hosts(group) for group in collective.groups]
+    return self.links[max((len(set(each)) for each in hosts), default=1) > 1]
 
   def seconds(self, collective: Collective) -> float:
     """Estimates the seconds of a collective on an otherwise idle network.
 
     Assumes that all links along the axes of its group are busy throughout.
     """
+    if isinstance(self.topology, GpuTopology):
+      return max(self._seconds_of_gpus(self.topology, collective))
     if collective.network == 'dcn':
       return collective.sent / self.topology.chip.dcn
-    links = self._links(collective)
+    links = self._links(self.topology, collective)
     return collective.sent / (links * self.topology.chip.link) if links else 0.0
 
-  def _links(self, collective: Collective) -> int:
+  def busy(self, collective: Collective) -> dict[str, float]:
+    """Returns the seconds that each kind of link is busy."""
+    if isinstance(self.topology, GpuTopology):
+      times = self._seconds_of_gpus(self.topology, collective)
+      return dict(zip(self.links, times, strict=True))
+    return {collective.network: self.seconds(collective)}
+
+  def _seconds_of_gpus(
+    self, topology: GpuTopology, collective: Collective
+  ) -> tuple[float, float]:
+    """Returns the seconds on NVLink and on the network between hosts.
+
+    Every GPU has an adapter of its own, and all of a group's are used. What a
+    host's GPUs have in common crosses the network once.
+    """
+    chip, sent = topology.chip, collective.sent
+    times = (0.0, 0.0)
+    for group in collective.groups:
+      hosts = self._hosts(group)
+      count, within = len(group), max(map(hosts.count, hosts))
+      if count < 2:
+        continue
+      if within == count:
+        found = sent / chip.nvlink, 0.0
+      else:
+        if collective.kind in _HIERARCHICAL:
+          # Of (g − 1)/g of an array, a host's share of (h − 1)/h.
+          spread = count / within
+          leaves = (spread - 1) / spread / within * count / (count - 1)
+        elif collective.kind in ('all-to-all', 'ragged-all-to-all'):
+          leaves = (count - within) / (count - 1)
+        else:
+          leaves = 1.0
+        found = (
+          sent / chip.nvlink if within > 1 else 0.0,
+          sent * leaves / chip.network,
+        )
+      times = max(times[0], found[0]), max(times[1], found[1])
+    return times
+
+  def _hosts(self, group: Sequence[int]) -> list[int]:
+    """Returns the host of each device of a group."""
+    assert isinstance(self.topology, GpuTopology)
+    return [self.topology.host(self.devices[each].id) for each in group]
+
+  def _links(self, topology: Topology, collective: Collective) -> int:
     """Returns the number of links from a chip to others of its group."""
     if not collective.groups:
       return 0
@@ -43,7 +109,7 @@ class Network:
     if collective.kind == 'collective-permute':
       return 1
     return sum(
-      self.topology.links(axis)
-      for axis in range(len(self.topology.shape))
+      topology.links(axis)
+      for axis in range(len(topology.shape))
       if len({coord[axis] for coord in coords}) > 1
     )

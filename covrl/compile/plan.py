@@ -28,7 +28,7 @@ from covrl.compile.units import bytes_text, time_text
 from covrl.config import Config, ConfigError, Recipe
 from covrl.data import Problem, prompt_ids
 from covrl.parallel import sharding
-from covrl.parallel.topologies import Topology
+from covrl.parallel.topologies import AnyTopology
 from covrl.rewards import Scoring
 from covrl.tasks.verify import check_scores
 from covrl.train import Task
@@ -40,7 +40,7 @@ _SHOWN = 3
 
 def plan(
   recipe: Recipe,
-  topology: Topology | None = None,
+  topology: AnyTopology | None = None,
   num_slices: int = 1,
   compiled: epath.Path | None = None,
 ) -> Iterator[str]:
@@ -106,7 +106,7 @@ def plan(
 
 
 def _state(
-  memory: StateMemory, topology: Topology | None, num_slices: int
+  memory: StateMemory, topology: AnyTopology | None, num_slices: int
 ) -> Iterator[str]:
   """Yields lines on the memory of the training state."""
   chips = topology.chips * num_slices if topology else 1

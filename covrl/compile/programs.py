@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ahead-of-time compilation of a recipe's programs for TPUs.
+"""Ahead-of-time compilation of a recipe's programs for TPUs and GPUs.
 
 Compiles the same programs as a run, from the shapes of their arguments: no
-weights are read, nothing is executed, and no TPU is needed.
+weights are read, nothing is executed, and no TPU or GPU is needed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from covrl.config import Recipe
 from covrl.data.packing import prompt_width
 from covrl.models import Policy
 from covrl.parallel import sharding, topologies
-from covrl.parallel.topologies import Topology
+from covrl.parallel.gpus import Gpu
+from covrl.parallel.topologies import AnyTopology
 from covrl.pretrained.known_models import known_model_directory
 from covrl.rollout import SamplingEngine
 from covrl.rollout.sampling import TRUNCATION
@@ -42,7 +43,7 @@ NAMES = ('train_step', 'score', 'prefill', 'decode')
 
 def compile_recipe(
   recipe: Recipe,
-  topology: Topology,
+  topology: AnyTopology,
   *,
   num_slices: int = 1,
   names: tuple[str, ...] = NAMES,
@@ -52,15 +53,16 @@ def compile_recipe(
 
   Args:
     recipe: a recipe with overrides applied.
-    topology: a TPU slice.
+    topology: a TPU slice, or GPUs of hosts.
     num_slices: number of slices.
     names: programs to compile, among `NAMES`.
     on_program: called before each compilation with the names of its programs,
       its number, from 1, and the number of compilations.
 
   Raises:
-    ValueError: if libtpu is missing, or the recipe's batches or model cannot be
-      sharded over the chips.
+    ValueError: if the compiler is missing, the recipe's batches or model cannot
+      be sharded over the chips, or a program has matrix products of a type that
+      a GPU lacks.
   """
   for name in names:
     if name not in NAMES:
@@ -150,7 +152,7 @@ class _Group(NamedTuple):
 def _train_step(work: _Workload) -> dict[str, Program]:
   config = work.recipe.config
   rows, width = config.train.sequences_per_update, row_width(config)
-  compiled = _compile(work.programs.trace_update(_batch(work)))
+  compiled = _compile(work, work.programs.trace_update(_batch(work)))
   # The reference policy, if there is one, stays in memory meanwhile.
   state = without_base(work.programs.abstract_state())
   frozen = _bytes_on_chip(state.frozen)
@@ -162,13 +164,15 @@ def _train_step(work: _Workload) -> dict[str, Program]:
 def _score(work: _Workload) -> dict[str, Program]:
   config = work.recipe.config
   rows, width = config.sequences_per_iteration, row_width(config)
-  compiled = _compile(work.programs.trace_score(_batch(work)))
+  compiled = _compile(work, work.programs.trace_score(_batch(work)))
   needed = model_cost.scoring_flops(work.policy.config, rows, width)
-  scorers = 2 if config.train.keep_reference else 1
-  calls = config.rollout.max_draws * scorers
   return {
     'score': _program(
-      work, compiled, needed, _unread_state_bytes(work), calls=calls
+      work,
+      compiled,
+      needed,
+      _unread_state_bytes(work),
+      calls=config.scoring_passes,
     ),
   }
 
@@ -185,7 +189,9 @@ def _sample(work: _Workload) -> dict[str, Program]:
     width,
     group_size=rollout.responses_per_prompt,
   )
-  started, segment = _compile(traced.start), _compile(traced.run)
+  started, segment = (
+    _compile(work, each) for each in (traced.start, traced.run)
+  )
   loop = _token_loop(segment.module) if segment.module else None
   unread = _unread_state_bytes(work)
   needed = model_cost.prefill_flops(model, rollout.prompts_per_iteration, width)
@@ -233,10 +239,14 @@ class _Compiled(NamedTuple):
   needed: int
 
 
-def _compile(traced: jax.stages.Traced) -> _Compiled:
+def _compile(work: _Workload, traced: jax.stages.Traced) -> _Compiled:
   """Compiles a program, or finds out how much memory it would need."""
+  topology = work.network.topology
+  lowered = traced.lower()
+  if isinstance(topology.chip, Gpu) and topology.chip.fp8 is None:
+    check_products(lowered.as_text(), topology.chip)
   try:
-    compiled = traced.lower().compile()
+    compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     needed = _required_bytes(str(error))
     if needed is None:
@@ -253,7 +263,27 @@ def _compile(traced: jax.stages.Traced) -> _Compiled:
     code=stats.generated_code_size_in_bytes,
     unread_state=0,
   )
-  return _Compiled(parse(text), memory, memory.peak)
+  return _Compiled(parse(text, topology.platform), memory, memory.peak)
+
+
+def check_products(lowered: str, gpu: Gpu) -> None:
+  """Refuses matrix products in 8-bit floats on a GPU without them.
+
+  XLA would convert the factors, which is slower than no 8-bit floats at all.
+
+  Args:
+    lowered: the program as StableHLO.
+    gpu: the GPU to compile for.
+
+  Raises:
+    ValueError: if there is such a product.
+  """
+  found = re.search(r'stablehlo\.dot_general .*x(f8E\w+)>', lowered)
+  if found is not None:
+    raise ValueError(
+      f'matrix products must be of a type that the GPU has; {gpu.name} has none '
+      f'of 8-bit floats, got {found[1]}'
+    )
 
 
 def _required_bytes(error: str) -> int | None:

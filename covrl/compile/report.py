@@ -11,7 +11,15 @@ from typing import Any, NamedTuple
 from covrl.compile.cost import Cost
 from covrl.compile.network import Network
 from covrl.compile.units import bytes_text, time_text, traffic_text
-from covrl.parallel.topologies import Topology
+from covrl.parallel.gpus import GpuTopology
+from covrl.parallel.topologies import AnyTopology
+
+_LINKS = {
+  'ici': 'ICI',
+  'dcn': 'DCN',
+  'nvlink': 'NVLink',
+  'network': 'network',
+}
 
 
 class Memory(NamedTuple):
@@ -77,14 +85,24 @@ class Program:
       return {}
     chip = self.network.topology.chip
     times = {
-      'compute': self.cost.flops / chip.flops,
+      'compute': self._compute_seconds(self.cost),
       'hbm': self.cost.bytes / chip.bandwidth,
-      'ici': 0.0,
-      'dcn': 0.0,
+      **dict.fromkeys(self.network.links, 0.0),
     }
     for each, count in self.cost.collectives:
-      times[each.network] += count * self.network.seconds(each)
+      for link, seconds in self.network.busy(each).items():
+        times[link] += count * seconds
     return times
+
+  def _compute_seconds(self, cost: Cost) -> float:
+    """Returns the time of all operations, products at their type's peak rate."""
+    topology = self.network.topology
+    seconds = cost.flops / topology.chip.flops
+    if isinstance(topology, GpuTopology):
+      for (_, kind), flops in cost.products.items():
+        seconds += flops / topology.chip.rate(kind)
+        seconds -= flops / topology.chip.flops
+    return seconds
 
   def roofline(self) -> tuple[str, float]:
     """Returns the binding unit and its time, a lower bound of a call's time."""
@@ -105,7 +123,7 @@ class Program:
     counts: collections.Counter[tuple[str, int, str]] = collections.Counter()
     for each, count in self.cost.collectives if self.cost else ():
       chips = max(map(len, each.groups), default=1)
-      key = each.kind, chips, each.network
+      key = each.kind, chips, self.network.link(each)
       bytes_sent[key] += int(each.sent * count)
       counts[key] += count
     return [
@@ -150,6 +168,11 @@ class Program:
     }
     if self.ideal_bytes is not None:
       described['ideal_bytes'] = self.ideal_bytes
+    if self.cost.products:
+      described['products'] = [
+        {'kernel': kernel, 'type': kind, 'flops': flops}
+        for (kernel, kind), flops in by_size(self.cost.products)
+      ]
     return described
 
 
@@ -159,7 +182,7 @@ class Report:
 
   Attributes:
     recipe: name of the recipe.
-    topology: the TPU slice.
+    topology: the TPU slice or the hosts of GPUs.
     num_slices: number of slices.
     mesh: axis sizes of the training mesh.
     sampler_mesh: axis sizes of the sampling mesh.
@@ -168,7 +191,7 @@ class Report:
   """
 
   recipe: str
-  topology: Topology
+  topology: AnyTopology
   num_slices: int
   mesh: dict[str, int]
   sampler_mesh: dict[str, int]
@@ -203,15 +226,19 @@ class Report:
     yield (
       f'{self.recipe}, {self.parameters:,} parameters, on {slices}'
       f'{self.topology.name} ({self.topology.accelerator}, '
-      f'{self.topology.chips} chips), compiled and not run'
+      f'{self.topology.chips} {self._unit}s), compiled and not run'
     )
     yield f'training   {_axes(self.mesh)}'
     yield f'sampling   {_axes(self.sampler_mesh)}'
     for name, program in self.programs.items():
       yield ''
-      yield from _lines(name, program)
+      yield from _lines(name, program, self._unit)
     yield ''
     yield self._verdict()
+
+  @property
+  def _unit(self) -> str:
+    return 'GPU' if isinstance(self.topology, GpuTopology) else 'chip'
 
   def _verdict(self) -> str:
     """Returns one sentence on whether all programs fit."""
@@ -225,14 +252,14 @@ class Report:
       f'{bytes_text(self.programs[name].limit)}'
       for name in over
     ]
-    return f'It does not fit: {", ".join(each)} per chip.'
+    return f'It does not fit: {", ".join(each)} per {self._unit}.'
 
 
-def _lines(name: str, program: Program) -> Iterator[str]:
+def _lines(name: str, program: Program, unit: str) -> Iterator[str]:
   """Yields the lines of the report on one program."""
   share = program.needed / program.limit
   yield (
-    f'{name}: {bytes_text(program.needed)} of {bytes_text(program.limit)} HBM per chip '
+    f'{name}: {bytes_text(program.needed)} of {bytes_text(program.limit)} HBM per {unit} '
     f'({_percent(share)}){"" if program.fits else ", does not fit"}'
   )
   if program.memory is not None:
@@ -242,16 +269,18 @@ def _lines(name: str, program: Program) -> Iterator[str]:
     return
   excess = program.cost.flops / program.model_flops
   yield (
-    f'  {program.cost.flops:.3g} FLOPs per chip, {excess:.2f} times the '
+    f'  {program.cost.flops:.3g} FLOPs per {unit}, {excess:.2f} times the '
     f"model's own; {traffic_text(program.cost.bytes)} to and from HBM"
   )
   if program.ideal_bytes is not None:
     ratio = program.cost.bytes / program.ideal_bytes
     yield f'  {ratio:.2f} times weights and a full cache, read once'
+  if program.cost.products:
+    yield f'  products: {_products(program.cost)}, chosen without timing them'
   for each in program.exchanged():
     yield (
-      f'  {each["kind"]:<18} {traffic_text(each["bytes"]):>9} sent per chip, '
-      f'{each["network"].upper()}, groups of {each["chips"]}, '
+      f'  {each["kind"]:<18} {traffic_text(each["bytes"]):>9} sent per {unit}, '
+      f'{_LINKS[each["network"]]}, groups of {each["chips"]}, '
       f'{each["count"]} times'
     )
   bound, seconds = program.roofline()
@@ -266,6 +295,26 @@ def _lines(name: str, program: Program) -> Iterator[str]:
   )
   if program.cost.unknown:
     yield f'  operations not counted: {", ".join(sorted(program.cost.unknown))}'
+
+
+def _products(cost: Cost) -> str:
+  """Describes the kernels of matrix products by their share of the operations.
+
+  >>> _products(Cost(products={('Triton', 'bf16'): 3.0}))
+  '100% by Triton in bf16'
+  """
+  total = sum(cost.products.values()) or 1.0
+  return ', '.join(
+    f'{_percent(flops / total)} by {kernel} in {kind}'
+    for (kernel, kind), flops in by_size(cost.products)
+  )
+
+
+def by_size(
+  products: dict[tuple[str, str], float],
+) -> list[tuple[tuple[str, str], float]]:
+  """Returns kernels and their operations, those with the most first."""
+  return sorted(products.items(), key=lambda each: -each[1])
 
 
 def _percent(share: float) -> str:

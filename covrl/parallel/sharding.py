@@ -102,7 +102,7 @@ def make_mesh(
   devices = jax.devices() if devices is None else list(devices)
   sizes = _axis_sizes(shape, len(devices))
   return Mesh(
-    _arranged(sizes, devices),
+    arrange(sizes, devices),
     MESH_AXES,
     axis_types=(AxisType.Auto,) * len(MESH_AXES),
   )
@@ -133,9 +133,22 @@ def reshape_mesh(
   )
 
 
-def _arranged(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
-  """Orders devices so that neighbours in the mesh are physical neighbours."""
+def arrange(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
+  """Orders devices so that neighbours in the mesh are physical neighbours.
+
+  GPUs keep their order, by host: the last axes of the mesh stay within a host,
+  and any other may span hosts, which JAX calls slices of GPUs, too.
+
+  Args:
+    sizes: sizes of the axes.
+    devices: as many devices.
+
+  Raises:
+    ValueError: if the first axis is not a multiple of the number of TPU slices.
+  """
   slices = {getattr(device, 'slice_index', None) for device in devices}
+  if devices[0].platform == 'gpu':
+    return np.asarray(devices, dtype=object).reshape(sizes)
   if len(slices) == 1:
     return mesh_utils.create_device_mesh(
       sizes, devices, allow_split_physical_axes=True

@@ -17,7 +17,7 @@ import importlib.util
 import math
 import os
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from covrl.parallel import gpus
 from covrl.parallel.gpus import GpuTopology
@@ -145,7 +145,10 @@ class Topology(NamedTuple):
   chip: Chip
   shape: tuple[int, ...]
 
-  platform: ClassVar[Literal['tpu']] = 'tpu'
+  @property
+  def platform(self) -> Literal['tpu']:
+    """JAX's platform."""
+    return 'tpu'
 
   @property
   def name(self) -> str:
@@ -208,8 +211,16 @@ def find_topology(name: str) -> AnyTopology:
   >>> find_topology('h100:4x8').chips
   32
   """
-  if gpus.is_gpu(name):
-    return gpus.find_gpus(name)
+  return gpus.find_gpus(name) if gpus.is_gpu(name) else find_tpus(name)
+
+
+def find_tpus(name: str) -> Topology:
+  """Returns the slice of TPUs with a name.
+
+  Raises:
+    ValueError: if the name is unknown; the message lists the known ones, those
+      of GPUs included.
+  """
   for topology in TOPOLOGIES:
     if name in topology.names:
       return topology

@@ -51,8 +51,8 @@ def remembered():
   """Records the compiled programs, as text and parsed."""
   made = []
 
-  def remember(text):
-    made.append((text, parse(text)))
+  def remember(text, platform):
+    made.append((text, parse(text, platform)))
     return made[-1][1]
 
   with pytest.MonkeyPatch.context() as patch:

@@ -103,6 +103,21 @@ def test_keeps_flags_set_by_the_user():
   assert again == environment
 
 
+def test_keeps_variables_set_by_the_user():
+  environment = {'NCCL_DEBUG': 'INFO', 'XLA_PYTHON_CLIENT_MEM_FRACTION': '.5'}
+  xla_flags.apply('gpu', environment)
+  assert environment['NCCL_DEBUG'] == 'INFO'
+  # JAX refuses to start if both names are set.
+  assert 'XLA_CLIENT_MEM_FRACTION' not in environment
+  environment = {}
+  xla_flags.apply('gpu', environment)
+  assert 0.9 <= float(environment['XLA_CLIENT_MEM_FRACTION']) < 1
+  assert set(xla_flags.GPU_ENVIRONMENT) < set(environment)
+  environment = {}
+  xla_flags.apply('cpu', environment)
+  assert set(environment) == {'XLA_FLAGS'}
+
+
 def test_platform_can_be_set_by_jax_platforms(monkeypatch):
   monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
   assert xla_flags.attached() == 'cpu'

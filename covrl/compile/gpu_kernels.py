@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Costs of the library kernels in GPU programs, and which kernels were chosen.
+
+Matrix products are calls of cuBLAS, Triton kernels that XLA generates, or plain
+loops; attention is cuDNN's. Without a GPU XLA cannot time the candidates and
+takes its default, so that a run may choose others.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from covrl.compile.hlo import Computation, Instruction, Module
+from covrl.compile.kernels import Kernel, blocks
+
+# Matrix products of size queries × keys × width in cuDNN's attention: two
+# forward; five backward, one of which computes the scores again.
+_FORWARD, _BACKWARD = 2, 5
+# Queries and keys of a block that cuDNN skips if causality masks all of it.
+_BLOCK = 128
+
+
+def gpu_kernel(each: Instruction, computation: Computation) -> Kernel | None:
+  """Returns the cost of a library call; `None` for other instructions."""
+  target = target_of(each)
+  if target.startswith('__cudnn$fmha'):
+    return _attention(each, computation)
+  if target.startswith('__cublas$'):
+    return Kernel(_product(each, computation), 0.0)
+  if target in ('__gpu$xla.gpu.triton', 'triton_kernel_call'):
+    return Kernel(0.0, 0.0, known=False)
+  return None
+
+
+def target_of(each: Instruction) -> str:
+  """Returns the target of a custom call; empty for other instructions."""
+  if each.opcode != 'custom-call':
+    return ''
+  found = re.search(r'custom_call_target="([^"]*)"', each.text)
+  return found[1] if found else ''
+
+
+def _attention(each: Instruction, computation: Computation) -> Kernel:
+  """Returns the cost of cuDNN's fused attention, whose scores stay on chip.
+
+  Queries, keys and values are read once; blocks that causality masks are
+  skipped.
+  """
+  dims = re.search(
+    r'"intermediate_tensor_shape": ?\{.*?"dimensions": ?\[([^\]]*)\]', each.text
+  )
+  if dims is None:
+    return Kernel(0.0, 0.0, known=False)
+  rows, heads, queries, keys = map(int, re.findall(r'\d+', dims[1]))
+  first = next(computation.operands(each))
+  width = first.shapes[0].dims[-1]
+  pairs = queries * keys
+  if 'CAUSAL' in each.text and queries == keys and keys % _BLOCK == 0:
+    window = re.search(r'"sliding_window_length": ?"?(\d+)', each.text)
+    visible = blocks(keys, _BLOCK, int(window[1]) if window else 0)
+    pairs = visible * _BLOCK**2
+  products = _BACKWARD if 'Backward' in target_of(each) else _FORWARD
+  return Kernel(2.0 * products * rows * heads * pairs * width, 0.0)
+
+
+def _product(each: Instruction, computation: Computation) -> float:
+  """Returns the operations of a matrix product of cuBLAS."""
+  left, right = list(computation.operands(each))[:2]
+  contracted = re.search(
+    r'"lhs_contracting_dimensions": ?\[([^\]]*)\]', each.text
+  )
+  batched = re.search(r'"rhs_batch_dimensions": ?\[([^\]]*)\]', each.text)
+  if contracted is None:
+    return 0.0
+  dims, others = left.shapes[0].dims, right.shapes[0].dims
+  summed = math.prod(dims[int(n)] for n in re.findall(r'\d+', contracted[1]))
+  shared = math.prod(
+    others[int(n)] for n in re.findall(r'\d+', batched[1] if batched else '')
+  )
+  columns = math.prod(others) / (summed * shared)
+  return 2.0 * math.prod(dims) * columns
+
+
+def kernel_names(
+  module: Module, computation: Computation, each: Instruction
+) -> tuple[str, str] | None:
+  """Returns a product's kernel and the type of its factors; `None` for others.
+
+  >>> from covrl.compile.hlo import parse
+  >>> module = parse('''
+  ... ENTRY %main (x: bf16[2,2]) -> bf16[2,2] {
+  ...   %x = bf16[2,2]{1,0} parameter(0)
+  ...   ROOT %y = bf16[2,2]{1,0} dot(%x, %x), lhs_contracting_dims={1}
+  ... }''', 'gpu')
+  >>> kernel_names(module, module.entry, module.entry.root)
+  ('loops', 'bf16')
+  """
+  target = target_of(each)
+  if target.startswith(('__cudnn$', '__cublas$')):
+    kind = next(computation.operands(each)).shapes[0].kind
+    if target.startswith('__cudnn$fmha'):
+      return 'cuDNN attention', kind
+    return ('cuDNN' if target.startswith('__cudnn$') else 'cuBLAS'), kind
+  if each.opcode == 'dot':
+    return 'loops', _factors(computation, each)
+  if each.opcode == 'fusion':
+    found = _product_in(module, each)
+    if found is not None:
+      return ('Triton' if '"__triton' in each.text else 'loops'), found
+  return None
+
+
+def _product_in(module: Module, each: Instruction) -> str | None:
+  """Returns the type of the factors of a product in a fusion, if there is one."""
+  for called in module.called(each):
+    for inner in called.instructions.values():
+      if inner.opcode == 'dot':
+        return _factors(called, inner)
+      if inner.opcode == 'fusion':
+        found = _product_in(module, inner)
+        if found is not None:
+          return found
+  return None
+
+
+def _factors(computation: Computation, dot: Instruction) -> str:
+  """Returns the type of a product's factors, and whether it must be exact."""
+  kind = computation.instructions[dot.operands[0]].shapes[0].kind
+  exact = 'highest' in dot.text or 'algorithm=dot_f32_f32_f32' in dot.text
+  return 'f32 highest' if kind == 'f32' and exact else kind
