@@ -15,3 +15,5 @@ from covrl.models.rope import LinearScaling as LinearScaling
 from covrl.models.rope import Llama3Scaling as Llama3Scaling
 from covrl.models.rope import RopeScaling as RopeScaling
 from covrl.models.rope import YarnScaling as YarnScaling
+from covrl.models.value_head import add_value_head as add_value_head
+from covrl.models.value_head import value_config as value_config

@@ -101,6 +101,8 @@ class ModelConfig:
     experts: mixture of experts in place of the feed-forward layers, or `None`.
     lora: low-rank adapters, which alone are trained; `None` trains all
       parameters.
+    value_head: whether the model ends in one number per token, as a critic
+      does, in place of the unembedding.
     dtype: dtype of activations and matrix products; softmax, norms and logits
       are at least float32. Whatever `jnp.dtype` takes; stored as its name.
     param_dtype: dtype of the stored parameters, given and stored like `dtype`.
@@ -140,6 +142,7 @@ class ModelConfig:
   tied_embeddings: bool = True
   experts: Experts | None = None
   lora: Lora | None = None
+  value_head: bool = False
   dtype: DTypeLike = 'float32'
   param_dtype: DTypeLike = 'float32'
   remat: RematPolicy = 'nothing'

@@ -25,6 +25,7 @@ from covrl.models.experts import Routing
 from covrl.models.layers import soft_cap
 from covrl.models.lora import join_adapters, merge_adapters, split_adapters
 from covrl.models.transformer import Transformer, make_rngs
+from covrl.models.value_head import apply_value_head
 from covrl.parallel import sharding
 
 
@@ -238,6 +239,21 @@ class Policy:
       preferred_element_type=self.config.stats_dtype,
     )
     return soft_cap(logits, self.config.logit_soft_cap)
+
+  def values(
+    self, params: PyTree, hidden: Float[Array, '*B D']
+  ) -> Float[Array, '*B']:
+    """Values of hidden states, in float32 or wider.
+
+    The value at a token is that of the sequence up to and with it, before the
+    next token.
+
+    Args:
+      params: parameters of a model with `config.value_head`.
+      hidden: final hidden states, see `hidden`.
+    """
+    head = params['value_head']
+    return apply_value_head(head, hidden, self.config.stats_dtype)
 
   def logits(
     self, params: PyTree, tokens: Int[Array, 'B T']

@@ -23,6 +23,7 @@ from covrl.models.config import ModelConfig
 from covrl.models.decode_attention import CachedTokens, list_prompts
 from covrl.models.experts import RoutedMLP, Routing
 from covrl.models.layers import GatedMLP, RMSNorm, constrain, normal_param
+from covrl.models.value_head import ValueHead
 from covrl.parallel import sharding
 
 # Layers of a model, at most, that are compiled one by one on CPUs.
@@ -140,9 +141,10 @@ class Transformer(nnx.Module):
       jax.random.split(rngs.params(), config.num_layers),
     )
     self.final_norm = RMSNorm(config, dim, 'embed')
+    self.value_head = ValueHead(config) if config.value_head else None
     self.head = (
       None
-      if config.tied_embeddings
+      if config.tied_embeddings or config.value_head
       else normal_param(
         rngs, (dim, vocab), ('embed', 'vocab'), scale=dim**-0.5, config=config
       )

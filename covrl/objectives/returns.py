@@ -159,8 +159,8 @@ def whiten(
     mask: true for the tokens to standardise over.
 
   Returns:
-    The standardised values, 0 off the mask and where all values are equal; NaN
-    if a value on the mask is not finite.
+    The standardised values; 0 off the mask, and everywhere if all values are
+    equal; NaN on the mask if a value there is not finite.
   """
   check_tokens('values', values, mask)
   dtype = jnp.promote_types(values.dtype, jnp.float32)
@@ -175,7 +175,7 @@ def whiten(
   # The mean of equal values is theirs up to rounding, which must not be scaled.
   equal = (largest == smallest) & jnp.isfinite(largest)
   white = centred * jax.lax.rsqrt(unbiased + VARIANCE_EPSILON)
-  return jnp.where(equal, 0, white)
+  return jnp.where(mask & ~equal, white, 0)
 
 
 def check_tokens(name: str, values: object, mask: object) -> tuple[int, ...]:
