@@ -2,6 +2,9 @@
 """Rollouts: the sampling engine, token sampling, and scoring of responses."""
 
 from covrl.rollout.engine import SamplingEngine as SamplingEngine
+from covrl.rollout.request_engine import RequestEngine as RequestEngine
+from covrl.rollout.requests import NewTokens as NewTokens
+from covrl.rollout.requests import Request as Request
 from covrl.rollout.samples import Samples as Samples
 from covrl.rollout.samples import to_rollout_rows as to_rollout_rows
 from covrl.rollout.sampling import Sampling as Sampling

@@ -23,16 +23,22 @@ from jaxtyping import Array, Bool, Int, Key, PyTree
 from covrl.models.cache import DecodeCache
 from covrl.models.policy import Policy
 from covrl.parallel import distributed, sharding
-from covrl.rollout.layout import Layout, divide, state_specs
+from covrl.rollout.decoder import SlotDecoder, check_at_least
+from covrl.rollout.layout import (
+  Layout,
+  constrain_state,
+  divide,
+  state_specs,
+)
 from covrl.rollout.placement import (
-  is_placed,
   param_specs,
   place,
+  placer,
   reshards_by_layer,
 )
-from covrl.rollout.samples import HostArray, Samples
+from covrl.rollout.samples import HostArray, Samples, record
 from covrl.rollout.sampling import Sampling
-from covrl.rollout.slots import SlotArrays, SlotDecoder, State, shrink
+from covrl.rollout.slots import SlotArrays, State, shrink
 
 
 class TracedPrograms(NamedTuple):
@@ -84,19 +90,8 @@ class SamplingEngine:
     Raises:
       ValueError: if an id is not in the vocabulary, or a number is too small.
     """
-    vocab_size = policy.config.vocab_size
-    for token in (*end_ids, pad_id):
-      if not 0 <= token < vocab_size:
-        raise ValueError(
-          f'token ids must lie in [0, {vocab_size}), got {token}'
-        )
-    for name, number, least in (
-      ('max_response_length', max_response_length, 1),
-      ('slots', slots, 0),
-      ('segment', segment, 1),
-    ):
-      if number < least:
-        raise ValueError(f'{name} must be at least {least}, got {number}')
+    check_at_least(0, slots=slots)
+    check_at_least(1, segment=segment)
     self.policy = policy
     self.mesh = mesh
     self.end_ids = tuple(end_ids)
@@ -108,9 +103,9 @@ class SamplingEngine:
       policy, self.end_ids, pad_id, max_response_length
     )
     self._start = jax.jit(self._start_state, static_argnames='layout')
-    self._run = jax.jit(self._run_segment, static_argnums=3, donate_argnums=1)
+    self._run = jax.jit(self._run_segment, static_argnums=2, donate_argnums=1)
     self._shrink = jax.jit(self._shrink_slots, static_argnums=(1, 2))
-    self._place = jax.jit(self._place_params, static_argnums=1)
+    self._placed = placer(policy, mesh)
 
   def sample(
     self,
@@ -169,7 +164,7 @@ class SamplingEngine:
         if waiting == 0 and needed < slots:
           slots = needed
           state = state.with_slots(self._shrink(state, layout, slots))
-        state, status = self._run(params, state, sampling, layout)
+        state, status = self._run(params, state, layout)
 
   def warm_up(
     self, params: PyTree, shape: tuple[int, int], *, group_size: int
@@ -198,7 +193,7 @@ class SamplingEngine:
         if slots != layout.slots[0]:
           state = state.with_slots(self._shrink(state, layout, slots))
         if self.max_response_length > 1:
-          state, _ = self._run(params, state, sampling, layout)
+          state, _ = self._run(params, state, layout)
 
   def trace(
     self, params: PyTree, count: int, width: int, *, group_size: int
@@ -224,7 +219,7 @@ class SamplingEngine:
     prompts = (count * layout.copies, width)
 
     def start(params: PyTree, *arguments: Any) -> Any:
-      placed = self._place_params(params, by_layer)
+      placed = place(self.policy, params, reshard_by_layer=by_layer)
       return placed, *self._start_state(placed, *arguments, layout=layout)
 
     def like(leaf: Any, spec: P) -> jax.ShapeDtypeStruct:
@@ -248,7 +243,7 @@ class SamplingEngine:
       state = jax.tree.map(like, state, specs)
       return TracedPrograms(
         start=started,
-        run=self._run.trace(placed, state, sampling, layout),
+        run=self._run.trace(placed, state, layout),
         cache=state.cache,
       )
 
@@ -275,16 +270,6 @@ class SamplingEngine:
     )
     return params, state, status
 
-  def _placed(self, params: PyTree) -> PyTree:
-    """Parameters as decoding reads them; copied only if they are not."""
-    if is_placed(self.policy, params, self.mesh):
-      return params
-    return self._place(params, reshards_by_layer(params, self.mesh))
-
-  def _place_params(self, params: PyTree, reshard_by_layer: bool) -> PyTree:
-    """The program that casts and shards parameters."""
-    return place(self.policy, params, reshard_by_layer=reshard_by_layer)
-
   def _start_state(
     self, *arguments: Any, layout: Layout
   ) -> tuple[State, Int[Array, ' 2']]:
@@ -295,10 +280,13 @@ class SamplingEngine:
     return self._constrained(state, layout)
 
   def _run_segment(
-    self, params: PyTree, state: State, sampling: Sampling, layout: Layout
+    self, params: PyTree, state: State, layout: Layout
   ) -> tuple[State, Int[Array, ' 2']]:
     """The program of one segment."""
-    state = self._decoder.run(params, state, sampling, steps=self.segment)
+    # The steps do not read the responses but for first tokens.
+    samples = state.samples
+    state, steps = self._decoder.run(params, state, steps=self.segment)
+    state = state._replace(samples=record(samples, steps, state.shards))
     return self._constrained(state, layout)
 
   def _shrink_slots(
@@ -316,8 +304,7 @@ class SamplingEngine:
     status = state.status()
     if self.mesh is None:
       return state, status
-    specs = state_specs(self.mesh, state, layout.shards)
-    state = jax.tree.map(jax.lax.with_sharding_constraint, state, specs)
+    state = constrain_state(self.mesh, state, layout.shards)
     return state, jax.lax.with_sharding_constraint(status, P())
 
   def _layout(self, count: int, group_size: int) -> Layout:

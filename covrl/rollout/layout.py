@@ -81,13 +81,21 @@ def state_specs(mesh: Mesh | None, state: State, shards: int) -> State:
     heads = sharding.fitted_spec(mesh, axes, keys.shape, rules)[2]
     return P(None, rows[0], heads)
 
-  specs = jax.tree.map(lambda _: rows, state)
+  specs = jax.tree.map(lambda x: rows if x.ndim else P(), state)
   cache, prompts = state.cache, state.cache.prompts
   own, shared = of_cache(cache.keys), of_cache(prompts.keys)
   shared = prompts._replace(keys=shared, values=shared, lengths=rows)
   return specs._replace(
     cache=specs.cache._replace(prompts=shared, keys=own, values=own)
   )
+
+
+def constrain_state(mesh: Mesh | None, state: State, shards: int) -> State:
+  """Constrains a state to its shardings, inside of a compiled program."""
+  if mesh is None:
+    return state
+  specs = state_specs(mesh, state, shards)
+  return jax.tree.map(jax.lax.with_sharding_constraint, state, specs)
 
 
 def row_axes(mesh: Mesh, count: int) -> tuple[str, ...]:

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -29,6 +30,24 @@ def place(policy: Policy, params: PyTree, *, reshard_by_layer: bool) -> PyTree:
     policy.compute_params(params),
     policy.axes,
   )
+
+
+def placer(policy: Policy, mesh: Mesh | None) -> Callable[[PyTree], PyTree]:
+  """Returns a function that casts and shards parameters for decoding.
+
+  Parameters that have these dtypes and shardings are not copied. The function
+  is to be called with the mesh in use.
+  """
+  program = jax.jit(
+    functools.partial(place, policy), static_argnames='reshard_by_layer'
+  )
+
+  def placed(params: PyTree) -> PyTree:
+    if is_placed(policy, params, mesh):
+      return params
+    return program(params, reshard_by_layer=reshards_by_layer(params, mesh))
+
+  return placed
 
 
 def is_placed(policy: Policy, params: PyTree, mesh: Mesh | None) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, TypeAlias
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 HostArray: TypeAlias = Array | np.ndarray
 
@@ -32,6 +33,29 @@ class Samples(NamedTuple):
   truncated: Bool[Array, ' S']
 
 
+class Step(NamedTuple):
+  """Tokens that a step has sampled, one per slot.
+
+  Attributes:
+    request: the slot's request; out of range if the slot is idle.
+    position: index of the token in the response.
+    token: the token.
+    sampler_logprob: its log-probability before truncation, in nats.
+    behaviour_logprob: the same after truncation.
+    policy_logprob: the same at temperature 1 and before truncation; `None`
+      unless the decoder computes it.
+    truncated: whether the length limit ended the response here.
+  """
+
+  request: Int[Array, '*N S']
+  position: Int[Array, '*N S']
+  token: Int[Array, '*N S']
+  sampler_logprob: Float[Array, '*N S']
+  behaviour_logprob: Float[Array, '*N S']
+  policy_logprob: Float[Array, '*N S'] | None
+  truncated: Bool[Array, '*N S']
+
+
 def empty_samples(
   shape: tuple[int, int], pad_id: int, dtype: jnp.dtype
 ) -> Samples:
@@ -48,6 +72,42 @@ def empty_samples(
     sampler_logprobs=jnp.zeros(shape, dtype),
     behaviour_logprobs=jnp.zeros(shape, dtype),
     truncated=jnp.zeros(shape[:1], bool),
+  )
+
+
+def record(samples: Samples, step: Step, shards: int) -> Samples:
+  """Writes sampled tokens into the responses of their requests."""
+
+  def by_shard(x: Shaped[Array, '...']) -> Array:
+    x = x.reshape(-1, shards, x.shape[-1] // shards)
+    return x.swapaxes(0, 1).reshape(shards, -1)
+
+  request, index = by_shard(step.request), by_shard(step.position)
+
+  def write(rows: Array, values: Array, *columns: Array) -> Array:
+    split = rows.reshape(shards, -1, *rows.shape[1:])
+    written = jax.vmap(
+      lambda rows, values, *at: rows.at[at].set(values, mode='drop')
+    )(split, values.astype(rows.dtype), request, *columns)
+    return written.reshape(rows.shape)
+
+  # A request that is not truncated here is out of range.
+  truncated = by_shard(step.truncated)
+  out = jnp.where(truncated, request, samples.truncated.shape[0])
+  flags = samples.truncated.reshape(shards, -1)
+  flags = jax.vmap(lambda rows, at: rows.at[at].set(True, mode='drop'))(
+    flags, out
+  )
+  return Samples(
+    response_tokens=write(samples.response_tokens, by_shard(step.token), index),
+    response_mask=write(samples.response_mask, jnp.ones_like(truncated), index),
+    sampler_logprobs=write(
+      samples.sampler_logprobs, by_shard(step.sampler_logprob), index
+    ),
+    behaviour_logprobs=write(
+      samples.behaviour_logprobs, by_shard(step.behaviour_logprob), index
+    ),
+    truncated=flags.reshape(-1),
   )
 
 

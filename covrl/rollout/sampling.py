@@ -21,6 +21,8 @@ from covrl.rollout.truncation import Columns, Threshold, find_threshold
 
 # Tokens per block: a vector register's width, and about √V of most vocabularies.
 BLOCK = 128
+# Temperatures beyond overflow or lose all logits in float32.
+_COLDEST, _HOTTEST = 1e-6, 1e6
 # JAX scope of the work that only truncation causes.
 TRUNCATION = 'truncation'
 
@@ -60,16 +62,7 @@ class Sampling(NamedTuple):
     >>> float(Sampling.make(temperature=0.5).top_p)
     1.0
     """
-    if not 0.0 <= temperature < float('inf'):
-      raise ValueError(
-        f'temperature must be finite and at least 0, got {temperature}'
-      )
-    if not 0.0 < top_p <= 1.0:
-      raise ValueError(f'top_p must lie in (0, 1], got {top_p}')
-    if top_k < 0 or top_k != int(top_k):
-      raise ValueError(f'top_k must be a whole number from 0, got {top_k}')
-    if not 0.0 <= min_p <= 1.0:
-      raise ValueError(f'min_p must lie in [0, 1], got {min_p}')
+    check_sampling(temperature, top_p, top_k, min_p)
     return cls(
       temperature=jnp.asarray(temperature, jnp.float32),
       top_p=jnp.asarray(top_p, jnp.float32),
@@ -85,6 +78,31 @@ class Sampling(NamedTuple):
     """Whether top-k, top-p or min-p may leave out tokens."""
     in_top_k = (self.top_k > 0) & (self.top_k < vocab_size)
     return (self.top_p < 1) | in_top_k | (self.min_p > 0)
+
+
+def check_sampling(
+  temperature: float, top_p: float, top_k: int, min_p: float
+) -> None:
+  """Checks sampling parameters, see `Sampling`.
+
+  Raises:
+    ValueError: if a number is out of range.
+  """
+  if not 0.0 <= temperature < float('inf'):
+    raise ValueError(
+      f'temperature must be finite and at least 0, got {temperature}'
+    )
+  if temperature and not _COLDEST <= temperature <= _HOTTEST:
+    raise ValueError(
+      f'temperature must be 0 or lie in [{_COLDEST:g}, {_HOTTEST:g}], got '
+      f'{temperature}'
+    )
+  if not 0.0 < top_p <= 1.0:
+    raise ValueError(f'top_p must lie in (0, 1], got {top_p}')
+  if not 0 <= top_k < 2**31 or top_k != int(top_k):
+    raise ValueError(f'top_k must be a whole number from 0, got {top_k}')
+  if not 0.0 <= min_p <= 1.0:
+    raise ValueError(f'min_p must lie in [0, 1], got {min_p}')
 
 
 def sample_token(
@@ -139,6 +157,32 @@ def sample_token(
   )(logits, uniform, sampling)
 
 
+def policy_logprob(
+  logits: Float[Array, 'S V'],
+  token: Int[Array, ' S'],
+  sampler_logprob: Float[Array, ' S'],
+  temperature: Float[Array, '*S'],
+) -> Float[Array, ' S']:
+  """Log-probabilities of tokens at temperature 1, in nats.
+
+  Args:
+    logits: logits of the tokens.
+    token: the tokens.
+    sampler_logprob: their log-probabilities at `temperature`, which are returned
+      if it is 0 or 1; see `sample_token`.
+    temperature: temperature of each row.
+  """
+  is_known = (temperature == 0) | (temperature == 1)
+
+  def compute() -> Float[Array, ' S']:
+    is_token = jnp.arange(logits.shape[1]) == token[:, None]
+    chosen = jnp.sum(jnp.where(is_token, logits, 0), axis=1)
+    return chosen - jax.scipy.special.logsumexp(logits, axis=1)
+
+  computed = jax.lax.cond(jnp.all(is_known), lambda: sampler_logprob, compute)
+  return jnp.where(is_known, sampler_logprob, computed)
+
+
 def _sample_columns(
   logits: Float[Array, 'S V'],
   uniform: Float[Array, ' S'],
@@ -171,16 +215,23 @@ def _sample_columns(
     kept_weights = jnp.where(kept, jnp.exp(scaled - peak[:, None]), 0)
     return threshold, jnp.sum(_split(kept_weights, 0), axis=2)
 
+  # Rows that do not truncate are the same to the bit with and without others.
+  truncates = sampling.truncates(columns.size)
   everything = Threshold(
     jnp.full_like(peak, -jnp.inf),
     jnp.full(peak.shape, columns.size, jnp.int32),
   )
   with jax.named_scope(TRUNCATION):
     threshold, kept = jax.lax.cond(
-      jnp.any(sampling.truncates(columns.size)),
-      truncate,
-      lambda: (everything, total),
+      jnp.any(truncates), truncate, lambda: (everything, total)
     )
+    threshold = Threshold(
+      *(
+        jnp.where(truncates, *each)
+        for each in zip(threshold, everything, strict=True)
+      )
+    )
+    kept = jnp.where(truncates[:, None], kept, total)
   every_total, every_kept = _join(total, columns), _join(kept, columns)
 
   # The block: of the likeliest token, or where the cumulative sum passes u.

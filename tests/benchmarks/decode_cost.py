@@ -15,14 +15,17 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 from peers.covrl_peer import model
 from peers.driver import SHAPES
 from peers.worker import PAD_ID, SCALE, Shape
 
 from covrl.models import Policy
 from covrl.rollout import Sampling
+from covrl.rollout.decoder import SlotDecoder
+from covrl.rollout.samples import record
 from covrl.rollout.sampling import sample_token
-from covrl.rollout.slots import SlotDecoder, State
+from covrl.rollout.slots import State
 
 SEGMENT = 16
 # Sizes of the products and of the array that measure the machine.
@@ -44,8 +47,13 @@ class Decoding:
     decoder = SlotDecoder(self.policy, (), PAD_ID, shape.response)
     start = functools.partial(decoder.start, shards=1, slots=shape.sequences)
     self._start = jax.jit(start)
-    run = functools.partial(decoder.run, steps=SEGMENT)
-    arguments = self.params, self._started(), self._sampling
+
+    def run(params: PyTree, state: State) -> State:
+      samples = state.samples
+      state, steps = decoder.run(params, state, steps=SEGMENT)
+      return state._replace(samples=record(samples, steps, 1))
+
+    arguments = self.params, self._started()
     self._run = jax.jit(run, donate_argnums=1).lower(*arguments).compile()
 
   def seconds_per_step(self) -> float:
@@ -54,7 +62,7 @@ class Decoding:
     segments = (self.shape.response - 1) // SEGMENT
     started = time.perf_counter()
     for _ in range(segments):
-      state = self._run(self.params, state, self._sampling)
+      state = self._run(self.params, state)
     jax.block_until_ready(state)
     return (time.perf_counter() - started) / (segments * SEGMENT)
 

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Waiting requests, and the rows that they get on the device."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from covrl.rollout.decoder import Admission, Sizes
+from covrl.rollout.requests import Request
+from covrl.rollout.sampling import Sampling
+from covrl.rollout.slots import RequestOptions
+
+
+@dataclasses.dataclass
+class Row:
+  """A request on the device.
+
+  Attributes:
+    number: number of the request.
+    request: the request.
+    shard: shard of the row and of its prompt.
+    prompt: row of its prompt in the shard's cache.
+    length: tokens of the response so far.
+  """
+
+  number: int
+  request: Request
+  shard: int
+  prompt: int
+  length: int = 0
+
+
+class WaitingRequests:
+  """Requests in order of arrival, by width of the program for their prompts.
+
+  Args:
+    widths: widths of prompts in tokens, in ascending order.
+  """
+
+  def __init__(self, widths: tuple[int, ...]) -> None:
+    self._queues: dict[int, collections.deque[tuple[int, Request]]] = {
+      width: collections.deque() for width in widths
+    }
+    self._numbers: set[int] = set()
+
+  def __len__(self) -> int:
+    return len(self._numbers)
+
+  def add(self, number: int, request: Request) -> None:
+    """Appends a request; numbers ascend."""
+    width = min(w for w in self._queues if w >= len(request.prompt))
+    self._queues[width].append((number, request))
+    self._numbers.add(number)
+
+  def remove(self, number: int) -> bool:
+    """Removes a request; returns whether it was waiting."""
+    if number not in self._numbers:
+      return False
+    self._numbers.remove(number)
+    return True
+
+  def next_width(self) -> int | None:
+    """Width of the request that has waited longest; `None` without any."""
+    first = {width: self.first(width) for width in self._queues}
+    numbers = {width: entry[0] for width, entry in first.items() if entry}
+    return min(numbers, key=lambda width: numbers[width], default=None)
+
+  def first(self, width: int) -> tuple[int, Request] | None:
+    """Number and request of the longest waiting one of a width."""
+    queue = self._queues[width]
+    while queue and queue[0][0] not in self._numbers:
+      queue.popleft()
+    return queue[0] if queue else None
+
+
+class Rows:
+  """Rows of a state on the device, and the requests in them.
+
+  Args:
+    sizes: sizes of a shard.
+    shards: number of shards.
+    batch: prompts and requests of a shard that are admitted together, at most.
+    pad_id: fills prompts.
+  """
+
+  def __init__(
+    self, sizes: Sizes, shards: int, *, batch: int, pad_id: int
+  ) -> None:
+    self.sizes, self.shards = sizes, shards
+    self._batch, self._pad_id = batch, pad_id
+    self._rows: dict[tuple[int, int], Row] = {}
+    self._free = [list(range(sizes.requests))[::-1] for _ in range(shards)]
+    self._free_prompts = [
+      list(range(sizes.prompts))[::-1] for _ in range(shards)
+    ]
+    self._uses: collections.Counter[tuple[int, int]] = collections.Counter()
+
+  def __len__(self) -> int:
+    return len(self._rows)
+
+  def get(self, shard: int, row: int) -> Row | None:
+    """The request in a row of a shard, if any."""
+    return self._rows.get((shard, row))
+
+  def find(self, number: int) -> tuple[int, int] | None:
+    """Shard and row of a request, if it is on the device."""
+    for at, row in self._rows.items():
+      if row.number == number:
+        return at
+    return None
+
+  def release(self, at: tuple[int, int]) -> None:
+    """Frees a row, and its prompt's if no other request has the prompt."""
+    row = self._rows.pop(at)
+    self._free[row.shard].append(at[1])
+    prompt = (row.shard, row.prompt)
+    self._uses[prompt] -= 1
+    if not self._uses[prompt]:
+      del self._uses[prompt]
+      self._free_prompts[row.shard].append(row.prompt)
+
+  def none(self, width: int) -> Admission:
+    """An admission without any request, to be filled in place."""
+    count = self.shards * self._batch
+
+    def rows(value: float, dtype: type, *shape: int) -> Any:
+      return np.full((count, *shape), value, dtype)
+
+    return Admission(
+      prompts=rows(self._pad_id, np.int32, width),
+      prompt_mask=rows(False, bool, width),
+      prompt=rows(self.sizes.prompts, np.int32),
+      request=rows(self.sizes.requests, np.int32),
+      source=rows(0, np.int32),
+      seed=rows(0, np.uint32),
+      member=rows(0, np.int32),
+      options=RequestOptions(
+        Sampling(
+          temperature=rows(1, np.float32),
+          top_p=rows(1, np.float32),
+          top_k=rows(0, np.int32),
+          min_p=rows(0, np.float32),
+        ),
+        limit=rows(1, np.int32),
+        stop_ids=rows(-1, np.int32, self.sizes.stop_ids),
+      ),
+    )
+
+  def admit(self, waiting: WaitingRequests) -> Admission | None:
+    """Gives free rows to requests of one width, the longest waiting first.
+
+    Consecutive requests with the same prompt share its row.
+
+    Returns:
+      The rows and requests; `None` if nothing waits or no row is free.
+    """
+    width = waiting.next_width()
+    if width is None or not any(self._free):
+      return None
+    new: Any = self.none(width)
+    shards = [_Filling() for _ in range(self.shards)]
+    while (entry := waiting.first(width)) is not None:
+      number, request = entry
+      shard = self._choose(shards, request)
+      if shard is None:
+        break
+      waiting.remove(number)
+      filling, first = shards[shard], shard * self._batch
+      if filling.prompt != request.prompt:
+        at = first + filling.prompts
+        filling.prompts, filling.prompt = filling.prompts + 1, request.prompt
+        filling.row = self._free_prompts[shard].pop()
+        length = len(request.prompt)
+        new.prompts[at, width - length :] = request.prompt
+        new.prompt_mask[at, width - length :] = True
+        new.prompt[at] = filling.row
+      row, at = self._free[shard].pop(), first + filling.requests
+      filling.requests += 1
+      self._uses[shard, filling.row] += 1
+      self._rows[shard, row] = Row(number, request, shard, filling.row)
+      new.request[at], new.source[at] = row, filling.prompts - 1
+      _fill(new, at, request)
+    return new
+
+  def admitted(self, new: Admission) -> Iterator[tuple[int, int, int]]:
+    """Yields index, shard and row of each request of an admission."""
+    for at in np.flatnonzero(new.request < self.sizes.requests).tolist():
+      yield at, at // self._batch, int(new.request[at])
+
+  def _choose(self, shards: list[_Filling], request: Request) -> int | None:
+    """A shard with room: one with the prompt, else with the most free rows."""
+    open_shards = [
+      shard
+      for shard, filling in enumerate(shards)
+      if self._free[shard] and filling.requests < self._batch
+    ]
+    for shard in open_shards:
+      if shards[shard].prompt == request.prompt:
+        return shard
+    return max(
+      open_shards, key=lambda n: (len(self._free[n]), -n), default=None
+    )
+
+
+@dataclasses.dataclass
+class _Filling:
+  """The part of an admission that a shard has been given so far."""
+
+  prompts: int = 0
+  requests: int = 0
+  prompt: tuple[int, ...] = ()
+  row: int = 0
+
+
+def _fill(new: Any, at: int, request: Request) -> None:
+  """Writes seed and options of a request into an admission's arrays."""
+  new.seed[at], new.member[at] = request.seed, request.member
+  sampling, options = new.options.sampling, new.options
+  sampling.temperature[at] = request.temperature
+  sampling.top_p[at] = request.top_p
+  sampling.top_k[at] = request.top_k
+  sampling.min_p[at] = request.min_p
+  options.limit[at] = request.max_tokens
+  options.stop_ids[at, : len(request.stop_ids)] = request.stop_ids

@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engine for requests that arrive one by one, each with its own options.
+
+Requests wait on the host until a row is free; then their prompts are processed
+together with others of about the same length, and they join the device's queue.
+Between two segments of decoding the host reads the new tokens, admits waiting
+requests and removes cancelled ones. All programs have fixed shapes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+from jax import P
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, PyTree
+
+from covrl.models.policy import Policy
+from covrl.parallel import sharding
+from covrl.rollout.admission import Rows, WaitingRequests
+from covrl.rollout.decoder import (
+  Admission,
+  Sizes,
+  SlotDecoder,
+  check_at_least,
+)
+from covrl.rollout.layout import constrain_state
+from covrl.rollout.placement import placer
+from covrl.rollout.requests import Limits, NewTokens, Request
+from covrl.rollout.samples import Step
+from covrl.rollout.slots import State, cancel
+
+# Widths of the programs that process prompts, below the largest.
+WIDTHS = (64, 256, 1024)
+# Prompts of a shard that are processed together.
+ADMITTED = 4
+# Rows for requests, waiting on the device included, per slot.
+ROWS_PER_SLOT = 2
+
+
+class RequestEngine:
+  """Samples responses to requests that come and go.
+
+  A response depends on its request and not on others, to the bit for a fixed
+  number of slots. Not thread-safe.
+
+  Attributes:
+    limits: limits of requests.
+    slots: responses that are decoded together.
+    segment: tokens of each response that one call of `step` samples, at most.
+  """
+
+  def __init__(
+    self,
+    policy: Policy,
+    params: PyTree,
+    mesh: Mesh | None = None,
+    *,
+    end_ids: Sequence[int],
+    pad_id: int,
+    max_prompt_length: int,
+    max_response_length: int,
+    slots: int = 16,
+    segment: int = 16,
+    max_stop_ids: int = 8,
+  ) -> None:
+    """Creates the caches, and compiles all programs.
+
+    Args:
+      policy: the model to sample from.
+      params: parameters of the policy.
+      mesh: mesh over which rows are split; `None` is the default device.
+      end_ids: tokens that end every response.
+      pad_id: token that fills rows.
+      max_prompt_length: tokens of a prompt, at most.
+      max_response_length: tokens of a response, at most.
+      slots: responses that are decoded together; rounded up to a multiple of
+        the devices that split rows.
+      segment: tokens of each response that a step samples, at most.
+      max_stop_ids: stop ids of a request, at most.
+
+    Raises:
+      ValueError: if an id is not in the vocabulary, or a number is too small.
+    """
+    check_at_least(
+      1, max_prompt_length=max_prompt_length, slots=slots, segment=segment
+    )
+    check_at_least(0, max_stop_ids=max_stop_ids)
+    self._mesh, self._shards = mesh, _count_shards(mesh)
+    self.segment = min(segment, max(max_response_length - 1, 1))
+    self.limits = Limits(
+      policy.config.vocab_size,
+      max_prompt_length,
+      max_response_length,
+      max_stop_ids,
+    )
+    self._decoder = SlotDecoder(
+      policy, tuple(end_ids), pad_id, max_response_length, policy_logprobs=True
+    )
+    own = -(-slots // self._shards)
+    self.slots = own * self._shards
+    width = -(-max_prompt_length // 8) * 8
+    sizes = Sizes(
+      prompts=ROWS_PER_SLOT * own,
+      width=width,
+      requests=ROWS_PER_SLOT * own,
+      slots=own,
+      stop_ids=max_stop_ids,
+    )
+    self._widths = (*(w for w in WIDTHS if w < width), width)
+    self._waiting = WaitingRequests(self._widths)
+    self._rows = Rows(sizes, self._shards, batch=ADMITTED, pad_id=pad_id)
+    self._cancelled: list[tuple[int, int]] = []
+    self._count = 0
+    self._admit = jax.jit(self._admit_requests, donate_argnums=1)
+    self._run = jax.jit(self._run_segment, donate_argnums=1)
+    self._cancel = jax.jit(self._cancel_requests, donate_argnums=0)
+    with self._use_mesh():
+      self._params = placer(policy, mesh)(params)
+      self._state = jax.jit(self._empty_state, static_argnums=1)(params, sizes)
+      self._warm_up()
+
+  @property
+  def waiting(self) -> int:
+    """Requests that have no row on the device yet."""
+    return len(self._waiting)
+
+  @property
+  def running(self) -> int:
+    """Requests with a row on the device."""
+    return len(self._rows)
+
+  def submit(self, request: Request) -> int:
+    """Adds a request.
+
+    Returns:
+      Its number; numbers ascend.
+
+    Raises:
+      ValueError: the request is not valid, see `Request.check`.
+    """
+    request.check(self.limits)
+    self._count += 1
+    self._waiting.add(self._count, request)
+    return self._count
+
+  def cancel(self, number: int) -> None:
+    """Removes a request; one that is finished is ignored."""
+    if self._waiting.remove(number):
+      return
+    at = self._rows.find(number)
+    if at is not None and at not in self._cancelled:
+      self._cancelled.append(at)
+
+  def step(self) -> dict[int, NewTokens]:
+    """Admits requests, and samples up to `segment` tokens of each response.
+
+    Returns:
+      New tokens by number of the request, of those that have any.
+    """
+    with self._use_mesh():
+      self._remove_cancelled()
+      admitted: list[tuple[Admission, Step]] = []
+      while (new := self._rows.admit(self._waiting)) is not None:
+        self._state, first = self._admit(self._params, self._state, new)
+        admitted.append((new, first))
+      tokens: Step | None = None
+      if self._rows and self.limits.response > 1:
+        self._state, tokens = self._run(self._params, self._state)
+      firsts, tokens = jax.device_get(([x for _, x in admitted], tokens))
+    found: dict[int, NewTokens] = {}
+    for (new, _), first in zip(admitted, firsts, strict=True):
+      for at, shard, row in self._rows.admitted(new):
+        self._append(found, shard, row, first, at)
+    if tokens is not None:
+      for at, shard, row in self._decoded(tokens):
+        self._append(found, shard, row, tokens, at)
+    return found
+
+  def _decoded(self, step: Step) -> Iterator[tuple[tuple[int, int], int, int]]:
+    """Yields index, shard and row of each token of a segment, in order."""
+    own = self.slots // self._shards
+    request = np.asarray(step.request)
+    held = np.argwhere(request < self._rows.sizes.requests)
+    for index, slot in held.tolist():
+      yield (index, slot), slot // own, int(request[index, slot])
+
+  def _append(
+    self,
+    found: dict[int, NewTokens],
+    shard: int,
+    at_row: int,
+    step: Step,
+    at: int | tuple[int, int],
+  ) -> None:
+    """Adds one token to what a step has found; frees the row of the last."""
+    row = self._rows.get(shard, at_row)
+    if row is None:
+      raise RuntimeError(f'no request is in row {at_row} of shard {shard}')
+    new = found.setdefault(row.number, NewTokens([], [], [], None))
+    token = int(step.token[at])
+    new.tokens.append(token)
+    assert step.policy_logprob is not None
+    new.policy_logprobs.append(float(step.policy_logprob[at]))
+    new.sampling_logprobs.append(float(step.behaviour_logprob[at]))
+    row.length += 1
+    if token in self._decoder.end_ids or token in row.request.stop_ids:
+      found[row.number] = new._replace(finish_reason='stop')
+    elif row.length == row.request.max_tokens:
+      found[row.number] = new._replace(finish_reason='length')
+    else:
+      return
+    self._rows.release((shard, at_row))
+
+  def _remove_cancelled(self) -> None:
+    """Removes cancelled requests from the device."""
+    cancelled = [at for at in self._cancelled if self._rows.get(*at)]
+    self._cancelled.clear()
+    if not cancelled:
+      return
+    mask = np.zeros((self._shards, self._rows.sizes.requests), bool)
+    for at in cancelled:
+      mask[at] = True
+      self._rows.release(at)
+    self._state = self._cancel(self._state, mask.reshape(-1))
+
+  def _warm_up(self) -> None:
+    """Compiles and runs all programs without requests."""
+    for width in self._widths:
+      none = self._rows.none(width)
+      self._state, _ = self._admit(self._params, self._state, none)
+    if self.limits.response > 1:
+      self._state, _ = self._run(self._params, self._state)
+    none = np.zeros(self._shards * self._rows.sizes.requests, bool)
+    self._state = self._cancel(self._state, none)
+
+  def _empty_state(self, params: PyTree, sizes: Sizes) -> State:
+    """The program that creates the caches."""
+    return self._constrained(self._decoder.empty(params, sizes, self._shards))
+
+  def _admit_requests(
+    self, params: PyTree, state: State, new: Admission
+  ) -> tuple[State, Step]:
+    """The program that processes prompts."""
+    state, step = self._decoder.admit(params, state, new)
+    return self._constrained(state), self._replicated(step)
+
+  def _run_segment(self, params: PyTree, state: State) -> tuple[State, Step]:
+    """The program of one segment."""
+    state, step = self._decoder.run(params, state, steps=self.segment)
+    return self._constrained(state), self._replicated(step)
+
+  def _cancel_requests(
+    self, state: State, cancelled: Bool[Array, ' R']
+  ) -> State:
+    """The program that removes requests."""
+    return self._constrained(cancel(state, cancelled))
+
+  def _constrained(self, state: State) -> State:
+    return constrain_state(self._mesh, state, self._shards)
+
+  def _replicated(self, step: Step) -> Step:
+    if self._mesh is None:
+      return step
+    return jax.lax.with_sharding_constraint(step, P())
+
+  def _use_mesh(self) -> contextlib.AbstractContextManager[object]:
+    return sharding.use_mesh(self._mesh, sharding.ROLLOUT_RULES)
+
+
+def _count_shards(mesh: Mesh | None) -> int:
+  """Number of parts that a mesh splits rows into."""
+  if mesh is None:
+    return 1
+  axes = sharding.mesh_axes_of(sharding.ROLLOUT_RULES['batch'])
+  return math.prod(mesh.shape[name] for name in axes)

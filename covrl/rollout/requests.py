@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests to sample one response each, with options of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+from covrl.rollout.sampling import check_sampling
+
+FinishReason = Literal['stop', 'length']
+
+
+class Limits(NamedTuple):
+  """Limits of requests.
+
+  Attributes:
+    vocab_size: number of token ids.
+    prompt: tokens of a prompt, at most.
+    response: tokens of a response, at most.
+    stop_ids: stop ids of a request, at most.
+  """
+
+  vocab_size: int
+  prompt: int
+  response: int
+  stop_ids: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+  """A prompt and how to sample a response to it.
+
+  Token `t` is drawn with `fold_in(fold_in(key(seed), member), t)`, and so
+  depends on no other request.
+
+  Attributes:
+    prompt: token ids.
+    max_tokens: length limit of the response.
+    seed: seed of the response.
+    member: index of the response among those of the same seed.
+    temperature: see `Sampling`, also for the next three.
+    top_p: probability to sample from.
+    top_k: number of tokens to sample from.
+    min_p: least relative probability of a token.
+    stop_ids: tokens that end the response, besides the tokenizer's.
+  """
+
+  prompt: tuple[int, ...]
+  max_tokens: int
+  seed: int
+  member: int = 0
+  temperature: float = 1.0
+  top_p: float = 1.0
+  top_k: int = 0
+  min_p: float = 0.0
+  stop_ids: tuple[int, ...] = ()
+
+  def check(self, limits: Limits) -> None:
+    """Checks the request.
+
+    Raises:
+      ValueError: the prompt does not fit, there is no room for a response of
+        this length, or an option is out of range.
+    """
+    for name, ids in (
+      ('prompt', self.prompt),
+      ('stop_token_ids', self.stop_ids),
+    ):
+      for token in ids:
+        if not 0 <= token < limits.vocab_size:
+          raise ValueError(
+            f'{name} must have token ids in [0, {limits.vocab_size}), got {token}'
+          )
+    if not 1 <= len(self.prompt) <= limits.prompt:
+      raise ValueError(
+        f'the prompt must have 1 to {limits.prompt} tokens, got'
+        f' {len(self.prompt)}'
+      )
+    if not 1 <= self.max_tokens <= limits.response:
+      raise ValueError(
+        f'max_tokens must lie in [1, {limits.response}], got {self.max_tokens}'
+      )
+    if len(self.stop_ids) > limits.stop_ids:
+      raise ValueError(
+        f'stop_token_ids must have at most {limits.stop_ids} entries, got'
+        f' {len(self.stop_ids)}'
+      )
+    for name, number, end in (
+      ('seed', self.seed, 2**32),
+      ('member', self.member, 2**31),
+    ):
+      if not 0 <= number < end:
+        raise ValueError(f'{name} must lie in [0, {end}), got {number}')
+    check_sampling(self.temperature, self.top_p, self.top_k, self.min_p)
+
+
+class NewTokens(NamedTuple):
+  """Tokens of a response that a segment has sampled.
+
+  Attributes:
+    tokens: the tokens, including one that ends the response.
+    policy_logprobs: their log-probabilities at temperature 1, in nats.
+    sampling_logprobs: the same under the distribution that they were sampled
+      from, temperature and truncation included.
+    finish_reason: `'stop'` after a stop id, `'length'` at the limit; `None` if
+      the response goes on.
+  """
+
+  tokens: list[int]
+  policy_logprobs: list[float]
+  sampling_logprobs: list[float]
+  finish_reason: FinishReason | None
