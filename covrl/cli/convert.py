@@ -20,7 +20,7 @@ from covrl.cli.policies import add_trust, is_run
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the options of `covrl convert`."""
   parser.add_argument(
-    'source',
+    'policy',
     metavar='POLICY',
     help="a run's directory, or a pretrained model's directory or name",
   )
@@ -61,8 +61,8 @@ def run(arguments: argparse.Namespace) -> None:
   devices.use_compilation_cache()
   with Progress() as progress:
     progress.stage('loading the weights')
-    if is_run(arguments.source):
-      with open_run(arguments.source, trust=arguments.trust) as opened:
+    if is_run(arguments.policy):
+      with open_run(arguments.policy, trust=arguments.trust) as opened:
         source = opened.config.pretrained
         policy = pretrained.as_pretrained(
           opened.policy, source, opened.task.tokenizer
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
           policy, params = pretrained.with_source_dtype(policy, params, source)
     else:
       policy, params = pretrained.load_pretrained(
-        arguments.source, dtype=arguments.dtype
+        arguments.policy, dtype=arguments.dtype
       )
     progress.stage('writing the weights')
     pretrained.convert(

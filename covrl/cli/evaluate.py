@@ -40,7 +40,7 @@ _BATCH = 64
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the options of `covrl evaluate`."""
   parser.add_argument(
-    'workdir',
+    'policy',
     metavar='POLICY',
     help="a run's directory, or a pretrained model's directory or name",
   )
@@ -112,8 +112,8 @@ def run(arguments: argparse.Namespace) -> None:
   devices.set_xla_flags()
   devices.use_compilation_cache()
   output = arguments.output
-  if output is None and is_run(arguments.workdir):
-    output = arguments.workdir
+  if output is None and is_run(arguments.policy):
+    output = arguments.policy
   with Progress() as progress:
     progress.stage('loading the policy')
     with _open(arguments) as opened:
@@ -126,7 +126,7 @@ def run(arguments: argparse.Namespace) -> None:
         note=progress.note,
       )
       about = {
-        'policy': arguments.workdir,
+        'policy': arguments.policy,
         'iteration': opened.iteration,
         'seed': opened.config.seed,
       }
@@ -153,18 +153,18 @@ def _open(
     suites = SuiteChoice(arguments.suite, arguments.suite_directory)
   else:
     refuse_unused(arguments, ['suite_directory'], '--suite')
-  if arguments.config or suites is None or is_run(arguments.workdir):
+  if arguments.config or suites is None or is_run(arguments.policy):
     refuse_unused(
       arguments,
       ['template_variables', 'max_prompt_length', 'max_length', 'batch'],
       'a pretrained model, --suite and no --config',
     )
   if arguments.config:
-    return open_pretrained(arguments.workdir, arguments.config, suites)
-  if suites is None or is_run(arguments.workdir):
-    return open_run(arguments.workdir, suites, trust=arguments.trust)
+    return open_pretrained(arguments.policy, arguments.config, suites)
+  if suites is None or is_run(arguments.policy):
+    return open_run(arguments.policy, suites, trust=arguments.trust)
   return open_model(
-    arguments.workdir,
+    arguments.policy,
     suites,
     lengths=(arguments.max_prompt_length, arguments.max_length),
     prompts_per_batch=_BATCH if arguments.batch is None else arguments.batch,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the options of `covrl sample`."""
   parser.add_argument(
-    'workdir',
+    'policy',
     metavar='POLICY',
     help="a run's directory, or a pretrained model's directory or name",
   )
@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> None:
     refuse_unused(arguments, ['template_variables'], '--chat')
   with Progress() as progress:
     progress.stage('loading the policy')
-    if is_run(arguments.workdir):
+    if is_run(arguments.policy):
       responses = _sample_run(arguments, progress)
     else:
       responses = _sample_pretrained(arguments, progress)
@@ -106,12 +106,12 @@ def _sample_run(
   """Samples from a run's latest checkpoint."""
   from covrl.train.restore import open_run
 
-  with open_run(arguments.workdir, trust=arguments.trust) as opened:
+  with open_run(arguments.policy, trust=arguments.trust) as opened:
     config, prompt = opened.config, arguments.prompt
     if arguments.chat:
       if not config.pretrained or config.data.template:
         raise ValueError(
-          f'--chat needs a chat template, the prompts of {arguments.workdir} have'
+          f'--chat needs a chat template, the prompts of {arguments.policy} have'
           f' the format of {"data.template" if config.pretrained else "its task"}'
         )
       variables = arguments.template_variables or config.data.template_variables
@@ -158,18 +158,18 @@ def _sample_pretrained(
   from covrl.train.build import make_engine
   from covrl.train.restore import response_limit, sample_responses
 
-  tokenizer = pretrained.load_tokenizer(arguments.workdir)
+  tokenizer = pretrained.load_tokenizer(arguments.policy)
   prompt = arguments.prompt
   if arguments.chat:
     prompt = _chat_prompt(
-      arguments.workdir, prompt, arguments.template_variables
+      arguments.policy, prompt, arguments.template_variables
     )
   prompted = Problem(prompt=prompt, reference=None, source='prompt')
   config, mesh = Config(), sharding.make_mesh()
   config.rollout.max_response_length = response_limit(
-    arguments.workdir, prompt, tokenizer, arguments.max_length
+    arguments.policy, prompt, tokenizer, arguments.max_length
   )
-  policy, params = pretrained.load_pretrained(arguments.workdir, mesh)
+  policy, params = pretrained.load_pretrained(arguments.policy, mesh)
   progress.stage('sampling')
   return sample_responses(
     make_engine(config, policy, tokenizer, mesh),

@@ -12,7 +12,7 @@ the worker is confined by a system call filter.
 
 `SETTINGS` is JSON: `lifeline` and `connection` are descriptors, `filter` the
 descriptor of a seccomp filter or -1; `namespaces` and `network` are booleans. With
-`probe` as settings, exit status 0 tells that namespaces can be made.
+`probe` as settings, exit status 0 means that namespaces can be made.
 """
 
 from __future__ import annotations
@@ -27,6 +27,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
   from collections.abc import Sequence
   from typing import Any, NoReturn
+
+  from covrl.rewards.sandbox._descendants import descendants
+
+# An isolated interpreter does not import files beside its main script.
+_PATH = os.path.join(os.path.dirname(__file__), 'sandbox', '_descendants.py')
+with open(_PATH, encoding='utf-8') as _script:
+  exec(compile(_script.read(), _PATH, 'exec'))
 
 _NEW_MOUNTS, _NEW_USER, _NEW_PIDS, _NEW_NETWORK = (
   1 << 17,
@@ -184,7 +191,7 @@ def _kill_descendants(child: int) -> None:
   deadline = time.monotonic() + _SECONDS
   while time.monotonic() < deadline:
     _kill_session(child)
-    pids = _descendants()
+    pids = descendants()
     # Stopped first, so that none forks while others are killed.
     for number in (signal.SIGSTOP, signal.SIGKILL):
       for pid in pids:
@@ -206,24 +213,6 @@ def _kill_session(leader: int) -> None:
     os.killpg(leader, signal.SIGKILL)
   except (ProcessLookupError, PermissionError):
     return
-
-
-def _descendants() -> list[int]:
-  """Returns all descendants of this process, where /proc tells them."""
-  found, waiting = [], [os.getpid()]
-  while waiting:
-    pid = waiting.pop()
-    try:
-      for task in os.listdir(f'/proc/{pid}/task'):
-        with open(
-          f'/proc/{pid}/task/{task}/children', encoding='ascii'
-        ) as file:
-          children = [int(number) for number in file.read().split()]
-        found += children
-        waiting += children
-    except OSError:
-      continue
-  return found
 
 
 def _libc() -> Any:

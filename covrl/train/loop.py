@@ -405,9 +405,9 @@ def _note_if_stopped(
   except Stopped as stopped:
     stopped.is_resumable = directory.has_checkpoint()
     progress.note(
-      'told to stop: the run is saved; start it again'
+      'stopped: the run is saved; start it again'
       if stopped.is_resumable
-      else 'told to stop before the first checkpoint: nothing is saved'
+      else 'stopped before the first checkpoint: nothing is saved'
     )
     raise
 

@@ -250,7 +250,7 @@ def test_sigterm_in_a_rollout_abandons_and_repeats_it(
     process.send_signal(signal.SIGTERM)
   _, error = process.communicate(timeout=600)
   assert process.returncode == Exit.RESTART
-  assert 'told to stop' in error
+  assert 'stopped: the run is saved' in error
   saved = CheckpointStore(workdir / 'checkpoints', keep=1).latest()
   assert saved is not None
   assert saved.position == 2

@@ -191,7 +191,7 @@ def test_a_real_warm_start_is_stopped_and_resumed(
     time.sleep(0.25)
   _, said = process.communicate(timeout=300)
   assert process.returncode == Exit.RESTART, said
-  assert 'told to stop: the run is saved' in said
+  assert 'stopped: the run is saved' in said
   reached = saved_in(tmp_path / 'run').position
   assert 40 <= reached < 400
   train('toy_kl_cov', tmp_path / 'run', **settings)

@@ -4,14 +4,14 @@
 A `Judge` finds the program in a response (`extraction`) and chooses a backend
 (`backends`: `bubblewrap`, `landlock`, or `Unsandboxed` of `launcher`; `remote` for
 a server). For each program a `session` runs the tests (`test_formats`) as jobs in
-a `sandbox`, and compares results (`compare_outputs`). `limits` enforces the
-limits on a job's time, memory and output from outside.
+a `sandbox`, and compares results (`compare_outputs`). `limits` bounds a job's
+time, memory and output from outside the sandbox.
 
 Modules with a leading underscore are scripts that run inside sandboxes:
-`_job_runner` is process 1 and forks a child per job; `_program` executes the
-program; `_suite_runner` executes an assert suite, for which `_proxies` stand for
-the program's objects, served by `_object_server` over a `_json_channel`;
-`_landlock` confines a process without namespaces.
+`_job_runner` is process 1, forks a child per job and ends it with all its
+`_descendants`; `_program` executes the program; `_suite_runner` executes an assert
+suite with `_proxies` for the program's objects, which `_object_server` serves over
+a `_json_channel`; `_landlock` confines a process without namespaces.
 """
 
 from covrl.rewards.sandbox.backends import JudgeError as JudgeError

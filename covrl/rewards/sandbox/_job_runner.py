@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sandbox script of process 1: takes jobs and forks a child for each.
 
-Executed after `_program.py`; never imported. Jobs come from the control socket;
-each runs in a forked child, a started interpreter that has not executed any
-program. When the child ends, all other processes of the sandbox are killed. A
+Executed after `_program.py` and `_descendants.py`; never imported. Jobs come from
+the control socket; each runs in a forked child, a started interpreter that has not
+executed any program. When the child ends, all other processes of the sandbox are killed. A
 program can tamper with its process, this script's functions included: only bytes
 leave the sandbox, and the judge trusts none of them.
 """
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
   from collections.abc import Callable
   from typing import Any
 
+  from covrl.rewards.sandbox._descendants import descendants
   from covrl.rewards.sandbox._program import (
     Program,
     _call,
@@ -192,7 +193,7 @@ def _kill_others() -> None:
   """Kills all other processes of the pid namespace, or all descendants."""
   try:
     while os.getpid() != 1:
-      for pid in _descendants():
+      for pid in descendants():
         _kill(pid)
       # Its children become this process's own; none is left in the end.
       os.wait()
@@ -215,24 +216,6 @@ def _adopt_orphans() -> None:
   import ctypes
 
   ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
-
-
-def _descendants() -> list[int]:
-  """Returns all descendants of this process, the nearest first."""
-  found, waiting = [], [os.getpid()]
-  while waiting:
-    pid = waiting.pop(0)
-    try:
-      for task in os.listdir(f'/proc/{pid}/task'):
-        with open(
-          f'/proc/{pid}/task/{task}/children', encoding='ascii'
-        ) as file:
-          children = [int(number) for number in file.read().split()]
-        found += children
-        waiting += children
-    except OSError:
-      continue
-  return found
 
 
 def _set_up_descriptors(descriptors: list[int], *, silent: bool) -> None:

@@ -34,7 +34,7 @@ _START = (
   'import marshal,os,sys\n'
   'for script in marshal.loads(os.pread({},1<<20,0)):exec(marshal.loads(script))'
 )
-_SCRIPTS = ('_program.py', '_job_runner.py')
+_SCRIPTS = ('_program.py', '_descendants.py', '_job_runner.py')
 _TIMEOUT = 30.0
 
 
