@@ -8,21 +8,25 @@ its index only, so that two evaluations differ by the policy alone.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from covrl.data import Problem, Suite, Tokenizer, prompt_rows
+from covrl.evaluation.batches import (
+  PendingBatch,
+  ProblemGroup,
+  accuracies,
+  graded_responses,
+)
 from covrl.evaluation.results import Evaluation, SuiteResult
 from covrl.evaluation.voting import merge_equal_answers
 from covrl.parallel import distributed
-from covrl.rewards import PendingScores, Scores, Scoring
+from covrl.rewards import PendingScores, Scoring
 from covrl.rollout import Sampling, SamplingEngine
 from covrl.rollout.score import decode
 from covrl.tasks.task import AnswerExtractor
@@ -45,47 +49,8 @@ class OnProgress(Protocol):
     """
 
 
-@dataclasses.dataclass(frozen=True)
-class _Group:
-  """Responses to one problem that are sampled together.
-
-  Attributes:
-    suite: index of the suite.
-    problem: index of the problem in the suite.
-    first: index of the first response among the problem's samples.
-  """
-
-  suite: int
-  problem: int
-  first: int
-
-
-@dataclasses.dataclass(frozen=True)
-class _PendingBatch:
-  """The responses of a batch whose scores are still being computed.
-
-  Attributes:
-    groups: the groups of the batch.
-    texts: the responses of all groups, in order.
-    scores: the scores of this process's responses.
-    nll: sum of −log π over all sampled tokens, in nats.
-    tokens: number of sampled tokens.
-  """
-
-  groups: Sequence[_Group]
-  texts: Sequence[str]
-  scores: PendingScores
-  nll: float
-  tokens: int
-
-  @functools.cached_property
-  def own_marks(self) -> list[float]:
-    """Marks of this process's responses, see `_marks`; waits for the scores."""
-    return _marks(self.scores.result())
-
-
 class Evaluator:
-  """Evaluates policies on the same problems with the same noise."""
+  """Evaluates policies on the same problems with the same random numbers."""
 
   def __init__(
     self,
@@ -160,7 +125,7 @@ class Evaluator:
       EvaluationError: more responses than allowed could not be scored.
     """
     greedy_groups = [
-      _Group(suite, problem, 0)
+      ProblemGroup(suite, problem, 0)
       for suite, each in enumerate(self._suites)
       for problem in range(len(each.problems))
     ]
@@ -168,13 +133,13 @@ class Evaluator:
     total = len(greedy_groups) + sum(
       size * len(groups) for (size, _), groups in sample_groups.items()
     )
-    greedy: list[_PendingBatch] = []
-    sampled: list[_PendingBatch] = []
+    greedy: list[PendingBatch] = []
+    sampled: list[PendingBatch] = []
     done = 0
 
     def report(finished: int) -> None:
       if on_progress is not None:
-        metrics = _accuracies(greedy=greedy, correct_samples=sampled)
+        metrics = accuracies(greedy=greedy, correct_samples=sampled)
         on_progress(min(done + finished, total), total, **metrics)
 
     # Workers score a batch while the next one is decoded.
@@ -202,14 +167,14 @@ class Evaluator:
       if suite.samples % size == 0
     )
 
-  def _sample_groups(self) -> dict[tuple[int, float], list[_Group]]:
+  def _sample_groups(self) -> dict[tuple[int, float], list[ProblemGroup]]:
     """Returns the groups to sample, by group size and temperature."""
-    groups: dict[tuple[int, float], list[_Group]] = {}
+    groups: dict[tuple[int, float], list[ProblemGroup]] = {}
     for index, suite in enumerate(self._suites):
       if suite.samples:
         size = self._group_size_of(suite)
         groups.setdefault((size, suite.temperature), []).extend(
-          _Group(index, problem, first)
+          ProblemGroup(index, problem, first)
           for problem in range(len(suite.problems))
           for first in range(0, suite.samples, size)
         )
@@ -217,12 +182,12 @@ class Evaluator:
 
   def _submit(
     self,
-    groups: list[_Group],
+    groups: list[ProblemGroup],
     params: PyTree,
     size: int,
     sampling: Sampling,
     report: Callable[[int], object],
-  ) -> _PendingBatch:
+  ) -> PendingBatch:
     """Samples a batch and submits this process's responses for scoring."""
     samples = self._sample(params, groups, size, sampling, report)
     count = len(groups) * size
@@ -230,7 +195,7 @@ class Evaluator:
     problems = [self._problem(group) for group in groups for _ in range(size)]
     lengths = samples.response_mask.sum(axis=1)[:count]
     scores = self._score(texts, problems, lengths=lengths.tolist())
-    return _PendingBatch(
+    return PendingBatch(
       groups=groups,
       texts=texts,
       scores=scores,
@@ -268,7 +233,7 @@ class Evaluator:
   def _sample(
     self,
     params: PyTree,
-    groups: list[_Group],
+    groups: list[ProblemGroup],
     size: int,
     sampling: Sampling,
     report: Callable[[int], object],
@@ -297,8 +262,10 @@ class Evaluator:
       on_progress=lambda finished: report(max(finished - padding, 0)),
     )
 
-  def _sequence_ids(self, group: _Group, size: int) -> Int[np.ndarray, ' G']:
-    """Returns sequence ids, and so noise, that do not depend on other suites."""
+  def _sequence_ids(
+    self, group: ProblemGroup, size: int
+  ) -> Int[np.ndarray, ' G']:
+    """Returns sequence ids, which seed samples, independent of other suites."""
     suite = self._suites[group.suite]
     # A block of 2^20 ids per name; block 0 for held-out problems.
     block = zlib.crc32(suite.name.encode()) % 2047 + 1 if suite.name else 0
@@ -307,16 +274,16 @@ class Evaluator:
       np.int32
     )
 
-  def _problem(self, group: _Group) -> Problem:
+  def _problem(self, group: ProblemGroup) -> Problem:
     return self._suites[group.suite].problems[group.problem]
 
   def _results(
-    self, greedy: Sequence[_PendingBatch], sampled: Sequence[_PendingBatch]
+    self, greedy: Sequence[PendingBatch], sampled: Sequence[PendingBatch]
   ) -> tuple[SuiteResult, ...]:
     """Collects the scores and sorts the responses by suite and problem."""
     failures: list[str] = []
-    graded_greedy = dict(self._graded(greedy, failures))
-    graded_samples = dict(self._graded(sampled, failures))
+    graded_greedy = dict(graded_responses(greedy, failures))
+    graded_samples = dict(graded_responses(sampled, failures))
     marks = [
       mark for mark, _ in (*graded_greedy.values(), *graded_samples.values())
     ]
@@ -375,24 +342,6 @@ class Evaluator:
 
     return merge_equal_answers(answers, correct, are_equal)
 
-  def _graded(
-    self, batches: Sequence[_PendingBatch], failures: list[str]
-  ) -> Iterator[tuple[tuple[int, int, int], tuple[float, str]]]:
-    """Yields (suite, problem, sample) and (mark, text) of each response.
-
-    The mark is 1 for a correct response, 0 for a wrong one, NaN for one without a
-    score; the reasons for the latter are added to `failures`.
-    """
-    for batch in batches:
-      scores = batch.scores.result().gather()
-      failures += scores.failures()
-      marks = _marks(scores)
-      size = len(marks) // len(batch.groups)
-      for row, (mark, text) in enumerate(zip(marks, batch.texts, strict=True)):
-        group = batch.groups[row // size]
-        sample = group.first + row % size
-        yield (group.suite, group.problem, sample), (mark, text)
-
   def _check_failures(
     self, count: int, total: int, failures: Sequence[str]
   ) -> None:
@@ -404,26 +353,3 @@ class Evaluator:
         f' fail to be scored (rewards.max_failures), {count} of {total} did, most'
         f' often so: {reason}'
       )
-
-
-def _marks(scores: Scores) -> list[float]:
-  """Returns 1 for each correct response, 0 for others, NaN without a score."""
-  return [
-    mark if np.isnan(mark) else float(mark >= 1) for mark in scores.marks()
-  ]
-
-
-def _accuracies(**batches: Sequence[_PendingBatch]) -> dict[str, float]:
-  """Returns the accuracy of this process's responses that are scored by now."""
-  found: dict[str, float] = {}
-  for name, pending in batches.items():
-    marks = [
-      mark
-      for batch in pending
-      if batch.scores.is_done
-      for mark in batch.own_marks
-      if not np.isnan(mark)
-    ]
-    if marks:
-      found[name] = float(np.mean(marks))
-  return found

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches of an evaluation's responses, and their marks once they are scored.
+
+A mark is 1 for a correct response, 0 for a wrong one, and NaN for one without a
+score.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from covrl.rewards import PendingScores, Scores
+
+
+@dataclasses.dataclass(frozen=True)
+class ProblemGroup:
+  """Responses to one problem that are sampled together.
+
+  Attributes:
+    suite: index of the suite.
+    problem: index of the problem in the suite.
+    first: index of the first response among the problem's samples.
+  """
+
+  suite: int
+  problem: int
+  first: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PendingBatch:
+  """The responses of a batch whose scores are still being computed.
+
+  Attributes:
+    groups: the groups of the batch.
+    texts: the responses of all groups, in order.
+    scores: the scores of this process's responses.
+    nll: sum of −log π over all sampled tokens, in nats.
+    tokens: number of sampled tokens.
+  """
+
+  groups: Sequence[ProblemGroup]
+  texts: Sequence[str]
+  scores: PendingScores
+  nll: float
+  tokens: int
+
+  @functools.cached_property
+  def own_marks(self) -> list[float]:
+    """Marks of this process's responses; waits for their scores."""
+    return _marks(self.scores.result())
+
+
+def graded_responses(
+  batches: Sequence[PendingBatch], failures: list[str]
+) -> Iterator[tuple[tuple[int, int, int], tuple[float, str]]]:
+  """Waits for the scores of all processes, and yields every response.
+
+  Args:
+    batches: the batches.
+    failures: receives a reason for each response without a score.
+
+  Yields:
+    Indices of suite, problem and sample, and the response's mark and text.
+  """
+  for batch in batches:
+    scores = batch.scores.result().gather()
+    failures += scores.failures()
+    marks = _marks(scores)
+    size = len(marks) // len(batch.groups)
+    for row, (mark, text) in enumerate(zip(marks, batch.texts, strict=True)):
+      group = batch.groups[row // size]
+      sample = group.first + row % size
+      yield (group.suite, group.problem, sample), (mark, text)
+
+
+def accuracies(**batches: Sequence[PendingBatch]) -> dict[str, float]:
+  """Returns the accuracy of this process's responses that are scored by now.
+
+  Args:
+    **batches: batches by the name of the accuracy.
+  """
+  found: dict[str, float] = {}
+  for name, pending in batches.items():
+    marks = [
+      mark
+      for batch in pending
+      if batch.scores.is_done
+      for mark in batch.own_marks
+      if not np.isnan(mark)
+    ]
+    if marks:
+      found[name] = float(np.mean(marks))
+  return found
+
+
+def _marks(scores: Scores) -> list[float]:
+  """Returns 1 for each correct response, 0 for others, NaN without a score."""
+  return [
+    mark if np.isnan(mark) else float(mark >= 1) for mark in scores.marks()
+  ]
