@@ -30,6 +30,8 @@ def grpo() -> Recipe:
   config.task.max_value = 12
   config.task.max_target = 60
   config.entropy.fraction = 0.05
+  # All schedules of the variants end with the run.
+  config.train.schedule_iterations = config.train.iterations = 30
   return Recipe(
     config=config,
     task=lambda config: countdown_task(config.task),
@@ -163,7 +165,7 @@ def target_entropy() -> Recipe:
         optax.linear_schedule(
           config.entropy.initial_target,
           config.entropy.target,
-          config.total_updates,
+          config.schedule_updates,
         )
       )
     ),
@@ -171,9 +173,9 @@ def target_entropy() -> Recipe:
 
 
 def _annealed(config: Config) -> optax.Schedule:
-  """Returns the coefficient, decaying linearly to 0 over the run."""
+  """Returns the coefficient, decaying linearly to 0."""
   return optax.linear_schedule(
-    config.entropy.coefficient, 0.0, config.total_updates
+    config.entropy.coefficient, 0.0, config.schedule_updates
   )
 
 

@@ -36,7 +36,7 @@ def grpo() -> Recipe:
   config.rollout.max_response_length = 24
   config.entropy.fraction = 0.02
   config.train.learning_rate = 2e-4
-  config.train.iterations = 100
+  config.train.schedule_iterations = config.train.iterations = 100
   config.evaluate.every = 50
   return dataclasses.replace(
     base, task=lambda config: countdown_steps_task(config.task), model=_model

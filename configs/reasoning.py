@@ -131,7 +131,7 @@ def qwen2_5_7b_kl_cov_annealed() -> Recipe:
     token_tx=lambda config: covrl.kl_cov(
       fraction=config.entropy.fraction,
       coefficient=optax.linear_schedule(
-        config.entropy.coefficient, 0.0, config.total_updates
+        config.entropy.coefficient, 0.0, config.schedule_updates
       ),
       selection_source=config.entropy.selection_source,
     ),
@@ -200,7 +200,7 @@ def qwen2_5_0_5b_gsm8k() -> Recipe:
   config.rollout.max_response_length = 1024
   config.rollout.max_draws = 4
   config.rollout.tensor = 1
-  config.train.iterations = 100
+  config.train.schedule_iterations = config.train.iterations = 100
   config.train.sequences_per_update = 128
   config.train.micro_batches = 2
   config.train.learning_rate = 1e-6
@@ -338,7 +338,7 @@ def _recipe_7b(pretrained: str) -> Recipe:
   config.rollout.tensor = 4
   # Groups of equal reward are redrawn at most ten times.
   config.rollout.max_draws = 10
-  config.train.iterations = 300
+  config.train.schedule_iterations = config.train.iterations = 300
   config.train.sequences_per_update = 256
   config.train.micro_batches = 8
   config.train.remat = 'cheap'
@@ -379,7 +379,7 @@ def _recipe_32b(pretrained: str) -> Recipe:
   # On 128 chips, 64 shards of a width of 5,120: multiples of 16 rows, without
   # which a TPU's gradients do not leave by reduce-scatter.
   config.mesh.data = 2
-  config.train.iterations = 140
+  config.train.schedule_iterations = config.train.iterations = 140
   config.train.micro_batches = 2
   config.train.remat = 'gate'
   config.train.learning_rate = 1e-6

@@ -19,6 +19,7 @@ from covrl.config.bounds import (
   PositiveShare,
   Share,
 )
+from covrl.config.errors import ConfigError
 from covrl.config.problems import (
   CountdownConfig,
   DataConfig,
@@ -96,6 +97,9 @@ class TrainConfig:
 
   Attributes:
     iterations: number of iterations: one rollout and its updates each.
+    schedule_iterations: iterations over which schedules run, whatever the number
+      of iterations: a run that is extended keeps it, and schedules their last
+      values after it; 0 in recipes without schedules.
     sequences_per_update: sequences per optimiser update.
     packed_rows: rows into which an update's sequences are packed if they fit;
       0 disables packing.
@@ -119,6 +123,7 @@ class TrainConfig:
   """
 
   iterations: Positive = 30
+  schedule_iterations: NonNegative = 0
   sequences_per_update: Positive = 128
   packed_rows: NonNegative = 0
   micro_batches: Positive = 1
@@ -284,5 +289,22 @@ class Config:
 
   @property
   def total_updates(self) -> int:
-    """Number of optimiser updates of the whole run, for schedules."""
+    """Number of optimiser updates of the whole run; grows if it is extended."""
     return self.train.iterations * self.updates_per_iteration
+
+  @property
+  def schedule_updates(self) -> int:
+    """Number of optimiser updates over which schedules run.
+
+    Raises:
+      ConfigError: the recipe does not state `train.schedule_iterations`.
+
+    >>> Config(train=TrainConfig(schedule_iterations=30)).schedule_updates
+    120
+    """
+    if self.train.schedule_iterations == 0:
+      raise ConfigError(
+        'train.schedule_iterations must be at least 1 in a recipe with a'
+        ' schedule, got 0'
+      )
+    return self.train.schedule_iterations * self.updates_per_iteration

@@ -34,6 +34,7 @@ from covrl.train.resume import (
   is_finished,
   save_run,
   saved_metrics,
+  schedule_note,
   start_or_resume,
 )
 from covrl.train.rollout_batch import RolloutBatch
@@ -140,6 +141,8 @@ def train(
     )
     check_inputs(config, inputs, resumed, warn)
     directory.claim(recipe)
+    if note := schedule_note(config):
+      warn(note)
     if run.task.notes:
       directory.write_json('task.json', {'notes': list(run.task.notes)})
     directory.write_bytes('tokenizer.model', run.task.tokenizer.to_bytes())

@@ -105,6 +105,17 @@ def is_finished(saved: Checkpoint, config: Config) -> bool:
   )
 
 
+def schedule_note(config: Config) -> str:
+  """Returns a sentence on schedules that end before the run; else nothing."""
+  end, iterations = config.train.schedule_iterations, config.train.iterations
+  if not 0 < end < iterations:
+    return ''
+  return (
+    f'schedules run over {end} of {iterations} iterations'
+    ' (train.schedule_iterations) and keep their last values after them'
+  )
+
+
 def saved_metrics(saved: Checkpoint | None) -> MetricsState | None:
   """Returns the metrics at a checkpoint; `None` without a checkpoint.
 

@@ -31,6 +31,7 @@ ITERATIONS, START, END = 60, 0.40, 0.28
 PROBLEMS = 4096
 OVERRIDES = (
   f'--config.train.iterations={ITERATIONS}',
+  f'--config.train.schedule_iterations={ITERATIONS}',
   f'--config.entropy.initial_target={START}',
   f'--config.entropy.target={END}',
   '--config.evaluate.samples=2',

@@ -318,6 +318,23 @@ def test_batch_sizes_follow_from_fields():
   assert sizes.total_updates == 20
 
 
+def test_schedules_do_not_depend_on_the_number_of_iterations():
+  recipe = load(KL_COV)
+  longer = load(KL_COV, ['--config.train.iterations=60'])
+  assert recipe.config.schedule_updates == recipe.config.total_updates == 120
+  assert longer.config.schedule_updates == 120
+  assert longer.identity == recipe.identity
+  other = load(KL_COV, ['--config.train.schedule_iterations=60'])
+  assert other.config.schedule_updates == 240
+  assert other.identity != recipe.identity
+
+
+def test_a_schedule_needs_its_iterations():
+  config = load(KL_COV, ['--config.train.schedule_iterations=0']).config
+  with pytest.raises(ConfigError, match='schedule_iterations must be at least'):
+    _ = config.schedule_updates
+
+
 def test_every_field_has_a_type_a_meaning_and_a_valid_default():
   defaults = flatten(Config())
   fields = fields_by_name()

@@ -15,6 +15,7 @@ def test_training_raises_mean_at_8_above_the_warm_start(tmp_path):
     rollout__prompts_per_iteration=16,
     rollout__responses_per_prompt=8,
     train__iterations=24,
+    train__schedule_iterations=24,
     train__sequences_per_update=32,
     train__learning_rate=1e-3,
     evaluate__every=24,

@@ -336,6 +336,20 @@ def test_the_last_evaluation_is_repeated_where_it_failed(
   assert 'is finished' in capsys.readouterr().err
 
 
+def test_a_run_that_is_extended_keeps_its_schedules(tmp_path, capsys):
+  schedule = {'train__schedule_iterations': 1}
+  run(tmp_path / 'run', train__iterations=1, **schedule)
+  assert 'schedules' not in capsys.readouterr().err
+  run(tmp_path / 'run', train__iterations=2, **schedule)
+  sentence = 'schedules run over 1 of 2 iterations'
+  assert sentence in capsys.readouterr().err
+  assert sentence in (tmp_path / 'run' / 'notices.jsonl').read_text()
+  with pytest.raises(
+    config.ConfigError, match='schedule_iterations is 1 there'
+  ):
+    run(tmp_path / 'run', train__schedule_iterations=2)
+
+
 def test_unscored_responses_never_end_a_run(tmp_path, capsys):
   def at(stage):
     if stage == 'evaluation':

@@ -41,7 +41,7 @@ def get_config() -> Config:
   config.rollout.responses_per_prompt = 4
   config.rollout.max_prompt_length = 6
   config.rollout.max_response_length = 4
-  config.train.iterations = 4
+  config.train.schedule_iterations = config.train.iterations = 4
   config.train.sequences_per_update = 8
   config.entropy.fraction = 0.05
   config.warm_start.steps = 30
@@ -129,7 +129,7 @@ def make_loss(config: Config) -> Loss:
 def make_token_tx(config: Config) -> optax.GradientTransformation:
   """A chain with every kind of state: selection, schedule and bonus."""
   beta = optax.linear_schedule(
-    config.entropy.coefficient, 0.0, config.total_updates
+    config.entropy.coefficient, 0.0, config.schedule_updates
   )
   return optax.chain(
     covrl.kl_cov(
