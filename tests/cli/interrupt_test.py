@@ -31,9 +31,12 @@ def interrupt(*args, **kwargs):
 def test_ends_with_one_line_and_status_130(
   capsys, monkeypatch, function, arguments
 ):
+  # A shell's background jobs ignore Ctrl-C, and so does a test session in one.
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
   monkeypatch.setattr(config, function, interrupt)
   with pytest.raises(SystemExit) as ended:
     main(arguments)
+  signal.signal(signal.SIGINT, before)
   assert ended.value.code == 130
   captured = capsys.readouterr()
   assert captured.err.splitlines() == ['working 0/10', 'covrl: interrupted']
