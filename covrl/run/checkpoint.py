@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints that are written whole or not at all and that detect damage.
 
-Orbax writes the arrays. A manifest, written last and atomically, completes the
-checkpoint: it lists the size and digest of every file (Orbax restores a flipped
-bit without an error) and holds the JSON metadata, such as the position in the
-data. The manifest has a digest of its own.
+A manifest, written last and atomically, completes a checkpoint: it has the digest
+of every file, since Orbax restores a flipped bit without an error, and metadata
+such as the position in the data. See `covrl.run.checkpoint_files`.
 
 A run resumes from the newest whole checkpoint. Damaged ones that are newer are
 renamed to `NAME.damaged_N`, and kept.
@@ -13,27 +12,21 @@ renamed to `NAME.damaged_N`, and kept.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
-import hashlib
 import json
-import logging
-import os
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
 from jaxtyping import PyTree
 
 from covrl import storage
 from covrl.parallel import distributed
-
-MANIFEST = 'manifest.json'
+from covrl.run import checkpoint_files
+from covrl.run.checkpoint_files import MANIFEST
 
 # Names of a checkpoint and of a damaged one: ASCII digits, zeros in front.
 _NAME = re.compile(r'([0-9]{8,})(\.damaged_[0-9]+)?')
@@ -78,13 +71,7 @@ class Checkpoint:
       CheckpointError: files are damaged, or names or shapes differ from `like`.
     """
     self._require_verified()
-    wanted = leaves_by_path(like)
-    with ocp.StandardCheckpointer(**_multiprocess_options()) as checkpointer:
-      saved = dict(checkpointer.metadata(self.path / 'arrays').item_metadata)
-      self._check_shapes(wanted, saved)
-      restored = checkpointer.restore(self.path / 'arrays', wanted)
-    leaves = [restored[name] for name in wanted]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+    return checkpoint_files.read_arrays(self.path, like, self._check_shapes)
 
   def restore_subtree(self, prefix: str, like: PyTree) -> PyTree:
     """Reads the arrays of one subtree; see `restore`.
@@ -94,30 +81,9 @@ class Checkpoint:
       like: shapes and shardings of the subtree.
     """
     self._require_verified()
-    wanted = leaves_by_path(like)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-      saved = checkpointer.metadata(self.path / 'arrays').item_metadata
-      subtree = {
-        name.removeprefix(f'{prefix}.'): leaf
-        for name, leaf in dict(saved).items()
-        if name.startswith(f'{prefix}.')
-      }
-      self._check_shapes(wanted, subtree)
-      restored = checkpointer.restore(
-        self.path / 'arrays',
-        args=ocp.args.PyTreeRestore(
-          item={f'{prefix}.{name}': leaf for name, leaf in wanted.items()},
-          restore_args={
-            f'{prefix}.{name}': ocp.ArrayRestoreArgs(
-              sharding=leaf.sharding, dtype=leaf.dtype
-            )
-            for name, leaf in wanted.items()
-          },
-          partial_restore=True,
-        ),
-      )
-    leaves = [restored[f'{prefix}.{name}'] for name in wanted]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+    return checkpoint_files.read_subtree(
+      self.path, prefix, like, self._check_shapes
+    )
 
   def damage(self) -> str | None:
     """Compares every file with the manifest; describes the first difference.
@@ -125,14 +91,16 @@ class Checkpoint:
     The processes of a run share the work and return the same.
     """
     names = list(self.files)[jax.process_index() :: jax.process_count()]
-    return _first_of_processes(_differing_file(self.path, names, self.files))
+    return _first_of_processes(
+      checkpoint_files.differing_file(self.path, names, self.files)
+    )
 
   def _require_verified(self) -> None:
     if not self.is_verified and (what := self.damage()):
       raise _damage_error(self.path, what)
 
   def _check_shapes(
-    self, wanted: dict[str, Any], saved: dict[str, Any]
+    self, wanted: Mapping[str, Any], saved: Mapping[str, Any]
   ) -> None:
     def describe(leaf: Any) -> str:
       return 'nothing' if leaf is None else f'{leaf.dtype}{list(leaf.shape)}'
@@ -278,13 +246,13 @@ class CheckpointStore:
           if not storage.is_bucket(path):
             path.mkdir(parents=True)
       distributed.barrier(f'{barrier_id}/begun')
-      _write_arrays(path / 'arrays', arrays)
+      checkpoint_files.write_arrays(path, arrays)
       distributed.barrier(f'{barrier_id}/written')
       if distributed.is_first():
         self._complete(path, notes)
     distributed.barrier(f'{barrier_id}/complete')
     self.position = position
-    _return_freed_memory()
+    checkpoint_files.return_freed_memory()
 
   def replace_notes(self, notes: dict[str, Any]) -> None:
     """Replaces the metadata of the checkpoint at `position`, not its arrays.
@@ -304,7 +272,7 @@ class CheckpointStore:
     if isinstance(checkpoint, str):
       raise _damage_error(path, checkpoint)
     if checkpoint.notes != json.loads(json.dumps(notes)):
-      _write_manifest(path, notes, checkpoint.files)
+      checkpoint_files.write_manifest(path, notes, checkpoint.files)
 
   @contextlib.contextmanager
   def _discarded_on_failure(self, path: epath.Path) -> Iterator[None]:
@@ -319,7 +287,7 @@ class CheckpointStore:
 
   def _complete(self, path: epath.Path, notes: dict[str, Any]) -> None:
     """Completes a checkpoint; removes the oldest ones and incomplete ones."""
-    _write_manifest(path, notes, storage.digests(path))
+    checkpoint_files.write_manifest(path, notes, storage.digests(path))
     complete = self._complete_paths()
     for old in complete[: -self._keep]:
       _remove(old)
@@ -343,30 +311,6 @@ class CheckpointStore:
     return sorted(self._directory.iterdir(), key=lambda path: path.name)
 
 
-def leaves_by_path(tree: PyTree) -> dict[str, Any]:
-  """Returns the leaves by their dotted path, in the order of the tree.
-
-  >>> leaves_by_path({'b': {'c': 1}, 'a': 2})
-  {'a': 2, 'b.c': 1}
-  """
-  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return {
-    jax.tree_util.keystr(path, simple=True, separator='.'): leaf
-    for path, leaf in leaves
-  }
-
-
-def _multiprocess_options() -> dict[str, Any]:
-  """Makes Orbax synchronise processes without their devices, which may be busy."""
-  if jax.process_count() == 1:
-    return {}
-  return {
-    'multiprocessing_options': ocp.options.MultiprocessingOptions(
-      primary_host=0, active_processes=set(range(jax.process_count()))
-    )
-  }
-
-
 def to_host(tree: PyTree) -> PyTree:
   """Converts device arrays to numpy arrays."""
   return jax.tree.map(np.asarray, jax.device_get(tree))
@@ -380,107 +324,12 @@ def _remove(directory: epath.Path) -> None:
     storage.remove(directory)
 
 
-def _return_freed_memory() -> None:
-  """Returns freed memory to the system, where the C library can.
-
-  Each save allocates from many threads of Orbax, whose freed memory glibc keeps
-  in as many arenas: about 1 MB more in use per save.
-  """
-  with contextlib.suppress(OSError, AttributeError):
-    ctypes.CDLL(None).malloc_trim(0)
-
-
-def _write_manifest(
-  path: epath.Path, notes: Mapping[str, Any], files: Mapping[str, str]
-) -> None:
-  """Writes a checkpoint's manifest atomically."""
-  content = {'notes': notes, 'files': files, 'position': int(path.name)}
-  digest = _digest(json.dumps(content).encode())
-  storage.write_atomically(
-    path / MANIFEST, json.dumps(content | {'digest': digest}, indent=1)
-  )
-
-
 def _read(path: epath.Path) -> Checkpoint | str:
-  """Reads a checkpoint's manifest; returns what is damaged if it is."""
-  try:
-    manifest = json.loads((path / MANIFEST).read_bytes())
-    content = {name: manifest[name] for name in ('notes', 'files')}
-    digest = manifest['digest']
-  except (FileNotFoundError, ValueError, KeyError, TypeError):
-    return f'{MANIFEST} cannot be read'
-  except OSError:
-    if storage.is_bucket(path):
-      raise
-    return f'{MANIFEST} cannot be read'
-  if 'position' in manifest:
-    content['position'] = manifest['position']
-  if digest != _digest(json.dumps(content).encode()):
-    return f'{MANIFEST} is not what was written'
-  position = content.pop('position', int(path.name))
-  if position != int(path.name):
-    return f'{MANIFEST} is that of {position:08d}'
-  return Checkpoint(path=path, position=position, **content)
-
-
-def _differing_file(
-  path: epath.Path, names: Sequence[str], expected: Mapping[str, str]
-) -> str | None:
-  """Describes the first of some files that is not as expected."""
-  try:
-    found = storage.digests(path, names)
-  except OSError as error:
-    if storage.is_bucket(path):
-      raise
-    return f'{error.filename} cannot be read ({error.strerror})'
-  for name in names:
-    if name not in found:
-      return f'{name} is missing'
-    if found[name] != expected[name]:
-      return f'{name} is not what was written'
-  return None
-
-
-def _write_arrays(path: epath.Path, arrays: PyTree) -> None:
-  """Writes arrays with Orbax, each process its own shards."""
-  try:
-    with (
-      _without_repeated_errors(),
-      ocp.StandardCheckpointer(**_multiprocess_options()) as checkpointer,
-    ):
-      checkpointer.save(path, leaves_by_path(arrays))
-  except Exception as error:
-    if distributed.is_peer_loss(error):
-      raise
-    with storage.writing(path):
-      raise
-
-
-@contextlib.contextmanager
-def _without_repeated_errors() -> Iterator[None]:
-  """Hides the tracebacks that Orbax prints of an error that it also raises.
-
-  Its threads log each failed file, and TensorStore reports writes that end after
-  the first error has closed their event loop. They may do so after the context,
-  which therefore ends only without an error.
-  """
-  if os.environ.get('COVRL_TRACEBACK'):
-    yield
-    return
-  logger, hook = logging.getLogger('absl'), sys.unraisablehook
-
-  def is_own(record: logging.LogRecord) -> bool:
-    return f'{os.sep}orbax{os.sep}' not in record.pathname
-
-  def report(raised: Any) -> None:
-    if str(raised.exc_value) != 'Event loop is closed':
-      hook(raised)
-
-  logger.addFilter(is_own)
-  sys.unraisablehook = report
-  yield
-  sys.unraisablehook = hook
-  logger.removeFilter(is_own)
+  """Reads a checkpoint; returns a description if its manifest is damaged."""
+  manifest = checkpoint_files.read_manifest(path)
+  if isinstance(manifest, str):
+    return manifest
+  return Checkpoint(path=path, **manifest)
 
 
 def _first_of_processes(what: str | None) -> str | None:
@@ -495,7 +344,3 @@ def _damage_error(directory: epath.Path, what: str) -> CheckpointError:
     f'the checkpoint {directory} is damaged: {what}; remove the directory to '
     'use the one before'
   )
-
-
-def _digest(content: bytes) -> str:
-  return hashlib.sha256(content).hexdigest()

@@ -34,7 +34,8 @@ from covrl.config import (
 )
 from covrl.parallel import distributed
 from covrl.run import lock
-from covrl.run.checkpoint import MANIFEST, NO_RESTART, CheckpointError
+from covrl.run.checkpoint import NO_RESTART, CheckpointError
+from covrl.run.checkpoint_files import MANIFEST
 from covrl.run.trust import check_owner
 from covrl.storage.append_log import read_log
 

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of a checkpoint: arrays that Orbax writes, and a manifest.
+
+The manifest is written last. It has the size and digest of every file, the JSON
+metadata and a digest of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypedDict
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from jaxtyping import PyTree
+
+from covrl import storage
+from covrl.parallel import distributed
+
+MANIFEST = 'manifest.json'
+_ARRAYS = 'arrays'
+
+ShapeCheck = Callable[[Mapping[str, Any], Mapping[str, Any]], None]
+
+
+class Manifest(TypedDict):
+  """Content of a manifest, without its own digest.
+
+  Attributes:
+    position: number of optimiser updates before the checkpoint.
+    notes: JSON metadata.
+    files: size and digest of every file, by its path below the directory.
+  """
+
+  position: int
+  notes: dict[str, Any]
+  files: dict[str, str]
+
+
+def leaves_by_path(tree: PyTree) -> dict[str, Any]:
+  """Returns the leaves by their dotted path, in the order of the tree.
+
+  >>> leaves_by_path({'b': {'c': 1}, 'a': 2})
+  {'a': 2, 'b.c': 1}
+  """
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='.'): leaf
+    for path, leaf in leaves
+  }
+
+
+def write_arrays(path: epath.Path, arrays: PyTree) -> None:
+  """Writes the arrays of a checkpoint, each process its own shards."""
+  try:
+    with (
+      _without_repeated_errors(),
+      ocp.StandardCheckpointer(**_multiprocess_options()) as checkpointer,
+    ):
+      checkpointer.save(path / _ARRAYS, leaves_by_path(arrays))
+  except Exception as error:
+    if distributed.is_peer_loss(error):
+      raise
+    with storage.writing(path / _ARRAYS):
+      raise
+
+
+def read_arrays(path: epath.Path, like: PyTree, check: ShapeCheck) -> PyTree:
+  """Reads all arrays of a checkpoint into a tree like `like`.
+
+  Args:
+    path: the checkpoint's directory.
+    like: arrays or `jax.ShapeDtypeStruct` with the wanted shardings.
+    check: called with the wanted and the saved arrays by path, before reading.
+  """
+  wanted = leaves_by_path(like)
+  with ocp.StandardCheckpointer(**_multiprocess_options()) as checkpointer:
+    check(wanted, dict(checkpointer.metadata(path / _ARRAYS).item_metadata))
+    restored = checkpointer.restore(path / _ARRAYS, wanted)
+  leaves = [restored[name] for name in wanted]
+  return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def read_subtree(
+  path: epath.Path, prefix: str, like: PyTree, check: ShapeCheck
+) -> PyTree:
+  """Reads the arrays of one subtree; see `read_arrays`.
+
+  Args:
+    path: the checkpoint's directory.
+    prefix: dotted path of the subtree.
+    like: shapes and shardings of the subtree.
+    check: see `read_arrays`.
+  """
+  wanted = leaves_by_path(like)
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    saved = dict(checkpointer.metadata(path / _ARRAYS).item_metadata)
+    subtree = {
+      name.removeprefix(f'{prefix}.'): leaf
+      for name, leaf in saved.items()
+      if name.startswith(f'{prefix}.')
+    }
+    check(wanted, subtree)
+    restored = checkpointer.restore(
+      path / _ARRAYS,
+      args=ocp.args.PyTreeRestore(
+        item={f'{prefix}.{name}': leaf for name, leaf in wanted.items()},
+        restore_args={
+          f'{prefix}.{name}': ocp.ArrayRestoreArgs(
+            sharding=leaf.sharding, dtype=leaf.dtype
+          )
+          for name, leaf in wanted.items()
+        },
+        partial_restore=True,
+      ),
+    )
+  leaves = [restored[f'{prefix}.{name}'] for name in wanted]
+  return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def write_manifest(
+  path: epath.Path, notes: Mapping[str, Any], files: Mapping[str, str]
+) -> None:
+  """Writes a checkpoint's manifest atomically."""
+  content = {'notes': notes, 'files': files, 'position': int(path.name)}
+  digest = _digest(json.dumps(content).encode())
+  storage.write_atomically(
+    path / MANIFEST, json.dumps(content | {'digest': digest}, indent=1)
+  )
+
+
+def read_manifest(path: epath.Path) -> Manifest | str:
+  """Reads a checkpoint's manifest; returns a description if it is damaged."""
+  try:
+    manifest = json.loads((path / MANIFEST).read_bytes())
+    content = {name: manifest[name] for name in ('notes', 'files')}
+    digest = manifest['digest']
+  except (FileNotFoundError, ValueError, KeyError, TypeError):
+    return f'{MANIFEST} cannot be read'
+  except OSError:
+    if storage.is_bucket(path):
+      raise
+    return f'{MANIFEST} cannot be read'
+  if 'position' in manifest:
+    content['position'] = manifest['position']
+  if digest != _digest(json.dumps(content).encode()):
+    return f'{MANIFEST} is not what was written'
+  position = content.pop('position', int(path.name))
+  if position != int(path.name):
+    return f'{MANIFEST} is that of {position:08d}'
+  return Manifest(position=position, **content)
+
+
+def differing_file(
+  path: epath.Path, names: Sequence[str], expected: Mapping[str, str]
+) -> str | None:
+  """Describes the first of some files that is not as expected."""
+  try:
+    found = storage.digests(path, names)
+  except OSError as error:
+    if storage.is_bucket(path):
+      raise
+    return f'{error.filename} cannot be read ({error.strerror})'
+  for name in names:
+    if name not in found:
+      return f'{name} is missing'
+    if found[name] != expected[name]:
+      return f'{name} is not what was written'
+  return None
+
+
+def return_freed_memory() -> None:
+  """Returns freed memory to the system, where the C library can.
+
+  Each save allocates from many threads of Orbax, whose freed memory glibc keeps
+  in as many arenas: about 1 MB more in use per save.
+  """
+  with contextlib.suppress(OSError, AttributeError):
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def _multiprocess_options() -> dict[str, Any]:
+  """Makes Orbax synchronise processes without their devices, which may be busy."""
+  if jax.process_count() == 1:
+    return {}
+  return {
+    'multiprocessing_options': ocp.options.MultiprocessingOptions(
+      primary_host=0, active_processes=set(range(jax.process_count()))
+    )
+  }
+
+
+@contextlib.contextmanager
+def _without_repeated_errors() -> Iterator[None]:
+  """Hides the tracebacks that Orbax prints of an error that it also raises.
+
+  Its threads log each failed file, and TensorStore reports writes that end after
+  the first error has closed their event loop. They may do so after the context,
+  which therefore ends only without an error.
+  """
+  if os.environ.get('COVRL_TRACEBACK'):
+    yield
+    return
+  logger, hook = logging.getLogger('absl'), sys.unraisablehook
+
+  def is_own(record: logging.LogRecord) -> bool:
+    return f'{os.sep}orbax{os.sep}' not in record.pathname
+
+  def report(raised: Any) -> None:
+    if str(raised.exc_value) != 'Event loop is closed':
+      hook(raised)
+
+  logger.addFilter(is_own)
+  sys.unraisablehook = report
+  yield
+  sys.unraisablehook = hook
+  logger.removeFilter(is_own)
+
+
+def _digest(content: bytes) -> str:
+  return hashlib.sha256(content).hexdigest()
