@@ -93,12 +93,9 @@ def test_responses_do_not_depend_on_other_suites_or_batch_sizes(parts):
   whole = evaluate(parts, SUITES).results
   alone = evaluate(parts, SUITES[2:3], prompts_per_batch=8).results[0]
   assert alone.responses == whole[2].responses
-  for at_once, group in ((3, 4), (16, 2), (8, 1)):
-    others = evaluate(
-      parts, SUITES, prompts_per_batch=at_once, group_size=group
-    ).results
-    for ours, theirs in zip(whole, others, strict=True):
-      assert ours.responses == theirs.responses
+  others = evaluate(parts, SUITES, prompts_per_batch=3, group_size=2).results
+  for ours, theirs in zip(whole, others, strict=True):
+    assert ours.responses == theirs.responses
 
 
 def test_samples_differ_within_and_between_suites(parts):
