@@ -310,6 +310,8 @@ class TokenBatch:
     sequence_ids: index within the run of each target's sequence.
     ref_logprobs: log-probability of each target under the reference policy, in
       nats; `None` in a run without one.
+    credit: per-token inputs of the losses of second networks, such as a
+      critic's returns, by name; empty in a run without them.
   """
 
   tokens: Int[Array, 'B T']
@@ -325,6 +327,9 @@ class TokenBatch:
   sampler_logprobs: Float[Array, 'B T']
   sequence_ids: Int[Array, 'B T']
   ref_logprobs: Float[Array, 'B T'] | None = None
+  credit: dict[str, Float[Array, 'B T']] = dataclasses.field(
+    default_factory=dict
+  )
 
 
 class Measurements(NamedTuple):
@@ -349,6 +354,20 @@ class Measurements(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkState:
+  """State of a second network, all of whose parameters are trained.
+
+  Attributes:
+    params: the parameters of the network.
+    opt_state: state of the parameter chain of the network.
+  """
+
+  params: PyTree
+  opt_state: PyTree
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainState:
   """Parameters and states that an optimiser update reads and writes.
 
@@ -359,6 +378,8 @@ class TrainState:
     token_state: state of the token chain; scalars only.
     step: optimiser updates attempted, int32; a skipped update counts.
     measured: measurements of the last update.
+    networks: states of second networks, such as a critic, by name.
+    estimator_state: state of the estimator of advantages; scalars only.
   """
 
   trainable: PyTree
@@ -367,3 +388,9 @@ class TrainState:
   token_state: PyTree
   step: Int[Array, '']
   measured: Measurements
+  networks: dict[str, NetworkState] = dataclasses.field(default_factory=dict)
+  estimator_state: PyTree = ()
+
+  def of_policy(self) -> TrainState:
+    """Returns the state without that of second networks."""
+    return dataclasses.replace(self, networks={}, estimator_state=())

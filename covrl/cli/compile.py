@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
   """Compiles the programs and prints the report."""
   from covrl import config
-  from covrl.compile import NAMES, compile_recipe
+  from covrl.compile import compile_recipe
   from covrl.parallel import topologies
   from covrl.run.progress import Progress
 
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
       recipe,
       topology,
       num_slices=arguments.num_slices,
-      names=tuple(names.split(',')) if names else NAMES,
+      names=names.split(',') if names else None,
       on_program=lambda name, number, total: progress.stage(
         f'compiling {name} ({number} of {total})'
       ),

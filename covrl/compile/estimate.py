@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ from covrl.models import ModelConfig, Policy
 from covrl.parallel import sharding
 from covrl.parallel.topologies import AnyTopology
 from covrl.train.compiled import Algorithm, CompiledPrograms
+from covrl.train.networks.init import network_model
 
 # Assumed shares of a chip's peak that good programs reach.
 FLOPS_SHARE = 0.4
@@ -48,25 +50,31 @@ class StateMemory:
     params: trained parameters.
     frozen: parameters that are not trained, such as the reference policy's.
     optimizer: state of the parameter chain.
-    gradients: float32 gradients of an update.
+    networks: parameters and optimiser state of second networks.
+    gradients: float32 gradients of an update, of the largest network.
     cache: KV cache of an iteration's responses at full length.
   """
 
   params: int
   frozen: int
   optimizer: int
+  networks: int
   gradients: int
   cache: int
 
   @property
   def training(self) -> int:
     """Bytes during an update."""
-    return self.params + self.frozen + self.optimizer + self.gradients
+    return self._state + self.gradients
 
   @property
   def sampling(self) -> int:
     """Bytes during decoding."""
-    return self.params + self.frozen + self.optimizer + self.cache
+    return self._state + self.cache
+
+  @property
+  def _state(self) -> int:
+    return self.params + self.frozen + self.optimizer + self.networks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,9 +107,23 @@ def state_memory(recipe: Recipe, policy: Policy) -> StateMemory:
     params=_size(state.trainable),
     frozen=_size(state.frozen),
     optimizer=_size(state.opt_state),
-    gradients=4 * policy.num_params,
+    networks=_size(state.networks),
+    gradients=4
+    * max(
+      policy.num_params,
+      *(model.num_params for model in network_models(recipe, policy)),
+      0,
+    ),
     cache=_cache_bytes(config, policy.config),
   )
+
+
+def network_models(recipe: Recipe, policy: Policy) -> list[Policy]:
+  """Returns the models of a recipe's second networks."""
+  networks = recipe.networks(recipe.config)
+  return [
+    network_model(name, network, policy) for name, network in networks.items()
+  ]
 
 
 def iteration_time(
@@ -110,11 +132,21 @@ def iteration_time(
   memory: StateMemory,
   topology: AnyTopology,
   num_slices: int,
+  networks: Sequence[Policy] = (),
 ) -> IterationTime:
   """Estimates the seconds of an iteration from a chip's peak rates.
 
   Scoring and training take the model's FLOPs (`covrl.compile.model_cost`); each
   decoding step reads the weights once and, on average, half of the KV cache.
+
+  Args:
+    config: the run's configuration.
+    policy: the policy.
+    memory: see `state_memory`.
+    topology: the chips.
+    num_slices: number of slices.
+    networks: models of second networks, each of which scores an iteration's
+      tokens once and is trained on them; see `network_models`.
   """
   chips = topology.chips * num_slices
   rate = topology.chip.flops * chips * FLOPS_SHARE
@@ -125,8 +157,16 @@ def iteration_time(
   steps = config.rollout.max_response_length * config.rollout.max_draws
   return IterationTime(
     sampling=steps * step,
-    scoring=config.scoring_passes * scoring / rate,
-    training=update_flops(policy.config, sequences, width) / rate,
+    scoring=(
+      config.scoring_passes * scoring
+      + sum(scoring_flops(each.config, sequences, width) for each in networks)
+    )
+    / rate,
+    training=sum(
+      update_flops(each.config, sequences, width)
+      for each in (policy, *networks)
+    )
+    / rate,
   )
 
 
@@ -164,19 +204,22 @@ def read_compiled(
     ConfigError: if the file is not such an output, or describes another recipe
       or topology.
   """
+  stages = dict(_STAGES)
+  for name in recipe.networks(recipe.config):
+    stages |= {f'{name}_step': 'training', f'{name}_score': 'scoring'}
   try:
     found = json.loads(file.read_text())
     programs: dict[str, dict[str, Any]] = found['programs']
     described = found['recipe'], found['topology'], found['num_slices']
-    missing = [name for name in _STAGES if name not in programs]
+    missing = [name for name in stages if name not in programs]
     fullest = max(programs, key=lambda name: programs[name]['hbm_bytes'])
-    seconds = dict.fromkeys(_STAGES.values(), 0.0)
-    for name in _STAGES.keys() & programs.keys():
+    seconds = dict.fromkeys(stages.values(), 0.0)
+    for name in stages.keys() & programs.keys():
       each = programs[name]
       # Unknown for a program that does not fit.
       bound = each['roofline_seconds']
       bound = math.nan if bound is None else bound * each['calls']
-      seconds[_STAGES[name]] += bound
+      seconds[stages[name]] += bound
     compiled = CompiledEstimate(
       fits=bool(found['fits']),
       fullest=fullest,
@@ -192,7 +235,7 @@ def read_compiled(
   if described != required or missing:
     raise ConfigError(
       f'--compiled must describe {required[0]} on {required[2]} × {required[1]},'
-      f' with the programs {", ".join(_STAGES)}; {file} describes'
+      f' with the programs {", ".join(stages)}; {file} describes'
       f' {described[0]} on {described[2]} × {described[1]}, with'
       f' {", ".join(programs)}'
     )

@@ -38,7 +38,8 @@ def scoring_flops(config: ModelConfig, rows: int, width: int) -> float:
 def _matmul_flops(config: ModelConfig, tokens: int) -> float:
   """Returns the FLOPs of all matrix products of a forward pass."""
   parameters = layer_parameters(config) * config.num_layers
-  return 2.0 * tokens * (parameters + config.model_dim * config.vocab_size)
+  outputs = 1 if config.value_head else config.vocab_size
+  return 2.0 * tokens * (parameters + config.model_dim * outputs)
 
 
 def prefill_flops(config: ModelConfig, rows: int, width: int) -> float:

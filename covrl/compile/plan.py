@@ -20,6 +20,7 @@ from covrl.compile.estimate import (
   IterationTime,
   StateMemory,
   iteration_time,
+  network_models,
   read_compiled,
   state_memory,
   tokens_read,
@@ -68,6 +69,9 @@ def plan(
   yield f'{recipe.name}: {policy.num_params:,} parameters'
   yield from _sizes(config)
   yield from _examples(config, task)
+  networks = network_models(recipe, policy)
+  for name, model in zip(recipe.networks(config), networks, strict=True):
+    yield f'{name}: {model.num_params:,} parameters, trained beside the policy'
   memory = state_memory(recipe, policy)
   yield from _state(memory, topology, num_slices)
   if topology is None:
@@ -96,7 +100,9 @@ def plan(
       f'{bytes_text(most)} of {bytes_text(topology.chip.hbm)} per chip, if the mesh'
       ' shards everything'
     )
-    seconds = iteration_time(config, policy, memory, topology, num_slices)
+    seconds = iteration_time(
+      config, policy, memory, topology, num_slices, networks
+    )
     how = (
       f'at {FLOPS_SHARE:.0%} of the peak FLOP/s and {BANDWIDTH_SHARE:.0%} of the '
       'bandwidth'

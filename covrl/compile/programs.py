@@ -8,9 +8,10 @@ weights are read, nothing is executed, and no TPU or GPU is needed.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -39,6 +40,7 @@ from covrl.train.state_sharding import check_mesh, rollout_mesh
 from covrl.types import TokenBatch
 
 NAMES = ('train_step', 'score', 'prefill', 'decode')
+"""Programs of every recipe; each second network adds `NAME_step` and `NAME_score`."""
 
 
 def compile_recipe(
@@ -46,7 +48,7 @@ def compile_recipe(
   topology: AnyTopology,
   *,
   num_slices: int = 1,
-  names: tuple[str, ...] = NAMES,
+  names: Sequence[str] | None = None,
   on_program: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Report:
   """Compiles a recipe's programs and estimates their cost.
@@ -55,7 +57,7 @@ def compile_recipe(
     recipe: a recipe with overrides applied.
     topology: a TPU slice, or GPUs of hosts.
     num_slices: number of slices.
-    names: programs to compile, among `NAMES`.
+    names: programs to compile; all by default.
     on_program: called before each compilation with the names of its programs,
       its number, from 1, and the number of compilations.
 
@@ -64,9 +66,10 @@ def compile_recipe(
       be sharded over the chips, or a program has matrix products of a type that
       a GPU lacks.
   """
-  for name in names:
-    if name not in NAMES:
-      raise ValueError(f'programs must be among {NAMES}, got {name!r}')
+  known = program_names(recipe)
+  for name in names or ():
+    if name not in known:
+      raise ValueError(f'programs must be among {known}, got {name!r}')
   devices = topologies.compile_only_devices(topology, num_slices)
   config = recipe.config
   mesh = sharding.make_mesh(dataclasses.asdict(config.mesh), devices)
@@ -100,13 +103,22 @@ def compile_recipe(
     programs={},
   )
   with topologies.no_compilation_cache():
+    wanted = set(known if names is None else names)
     groups = [
-      group for group in _GROUPS if not {*names}.isdisjoint(group.names)
+      group
+      for group in (*_GROUPS, *_network_groups(work.programs.networks.names))
+      if not wanted.isdisjoint(group.names)
     ]
     for number, group in enumerate(groups, 1):
       on_program(' and '.join(group.names), number, len(groups))
       report.programs.update(group.run(work))
   return report
+
+
+def program_names(recipe: Recipe) -> tuple[str, ...]:
+  """Returns the names of all programs of a recipe."""
+  networks = _network_groups(recipe.networks(recipe.config))
+  return (*NAMES, *(name for group in networks for name in group.names))
 
 
 class _SpecialTokens(NamedTuple):
@@ -153,12 +165,12 @@ def _train_step(work: _Workload) -> dict[str, Program]:
   config = work.recipe.config
   rows, width = config.train.sequences_per_update, row_width(config)
   compiled = _compile(work, work.programs.trace_update(_batch(work)))
-  # The reference policy, if there is one, stays in memory meanwhile.
+  # The reference policy and second networks stay in memory meanwhile.
   state = without_base(work.programs.abstract_state())
-  frozen = _bytes_on_chip(state.frozen)
+  unread = _bytes_on_chip((state.frozen, state.networks))
   needed = model_cost.update_flops(work.policy.config, rows, width)
   calls = config.updates_per_iteration
-  return {'train_step': _program(work, compiled, needed, frozen, calls=calls)}
+  return {'train_step': _program(work, compiled, needed, unread, calls=calls)}
 
 
 def _score(work: _Workload) -> dict[str, Program]:
@@ -223,6 +235,44 @@ _GROUPS = (
   _Group(('score',), _score),
   _Group(('prefill', 'decode'), _sample),
 )
+
+
+def _network_groups(names: Iterable[str]) -> list[_Group]:
+  """The programs of second networks."""
+  return [
+    _Group(
+      (f'{name}_step', f'{name}_score'),
+      functools.partial(_network_programs, name=name),
+    )
+    for name in names
+  ]
+
+
+def _network_programs(work: _Workload, name: str) -> dict[str, Program]:
+  """The update and the scoring of a second network."""
+  config, networks = work.recipe.config, work.programs.networks
+  rows, width = config.train.sequences_per_update, row_width(config)
+  model, batch = networks.model(name).config, _batch(work)
+  state = work.programs.abstract_state()
+  own = state.networks[name]
+  # All that the programs do not read stays in memory meanwhile.
+  others = _bytes_on_chip(state) - _bytes_on_chip(own)
+  return {
+    f'{name}_step': _program(
+      work,
+      _compile(work, networks.trace_update(name, batch, rows)),
+      model_cost.update_flops(model, rows, width),
+      others,
+      calls=config.updates_per_iteration,
+    ),
+    f'{name}_score': _program(
+      work,
+      _compile(work, networks.trace_score(name, batch)),
+      model_cost.scoring_flops(model, config.sequences_per_iteration, width),
+      others + _bytes_on_chip(own.opt_state),
+      calls=1,
+    ),
+  }
 
 
 class _Compiled(NamedTuple):
@@ -352,13 +402,14 @@ def _batch(work: _Workload) -> TokenBatch:
     config.sequences_per_iteration,
     row_width(config),
     reference=config.train.keep_reference,
+    credit=work.programs.networks.credit,
   )
 
 
 def _unread_state_bytes(work: _Workload) -> int:
   """Returns the bytes per chip of training state other than parameters."""
   state = without_base(work.programs.abstract_state())
-  return _bytes_on_chip((state.frozen, state.opt_state))
+  return _bytes_on_chip((state.frozen, state.opt_state, state.networks))
 
 
 def _bytes_on_chip(tree: PyTree) -> int:

@@ -18,6 +18,7 @@ Variants are made by `dataclasses.replace`:
     )
 """
 
+from covrl.config.critic import CriticConfig as CriticConfig
 from covrl.config.errors import ConfigError as ConfigError
 from covrl.config.fields import CheckpointConfig as CheckpointConfig
 from covrl.config.fields import Config as Config
@@ -34,6 +35,7 @@ from covrl.config.help import field_help as field_help
 from covrl.config.loading import load as load
 from covrl.config.loading import recipes as recipes
 from covrl.config.loading import restore as restore
+from covrl.config.mazes import MazeConfig as MazeConfig
 from covrl.config.problems import CountdownConfig as CountdownConfig
 from covrl.config.problems import DataConfig as DataConfig
 from covrl.config.problems import EvaluateConfig as EvaluateConfig

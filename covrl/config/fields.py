@@ -19,6 +19,7 @@ from covrl.config.bounds import (
   PositiveShare,
   Share,
 )
+from covrl.config.critic import CriticConfig
 from covrl.config.errors import ConfigError
 from covrl.config.problems import (
   CountdownConfig,
@@ -267,6 +268,7 @@ class Config:
   data: DataConfig = field(default_factory=DataConfig)
   rollout: RolloutConfig = field(default_factory=RolloutConfig)
   train: TrainConfig = field(default_factory=TrainConfig)
+  critic: CriticConfig = field(default_factory=CriticConfig)
   lora: LoraConfig = field(default_factory=LoraConfig)
   entropy: EntropyConfig = field(default_factory=EntropyConfig)
   warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)

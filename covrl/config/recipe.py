@@ -41,6 +41,11 @@ class Recipe:
     token_tx: config -> token chain, such as `covrl.kl_cov`.
     tx: config -> parameter chain, any optax transformation.
     warm_start_tx: config -> parameter chain of the supervised warm start.
+    networks: config -> second networks by name, such as a critic; see
+      `covrl.train.networks`.
+    estimator: config -> `covrl.train.networks.Estimator` of advantages per
+      token from rewards and the networks' outputs, in place of `advantages`;
+      `None` without one.
     name: file and function, `countdown:kl_cov`; set by `load`.
     sources: text of the recipe's file and of the neighbours that it imports, by
       file name; set by `load`.
@@ -54,6 +59,8 @@ class Recipe:
   token_tx: Callable[[Config], Any]
   tx: Callable[[Config], Any]
   warm_start_tx: Callable[[Config], Any]
+  networks: Callable[[Config], Mapping[str, Any]] = lambda config: {}
+  estimator: Callable[[Config], Any] = lambda config: None
   name: str = ''
   sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
 

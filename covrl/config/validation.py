@@ -18,17 +18,14 @@ def check(config: Config) -> None:
   for name, field in fields_by_name().items():
     field.check(values[name])
   config.task.check()
+  config.maze.check()
   _check_batches(config)
   if config.train.reset_reference_every and not config.train.keep_reference:
     raise ConfigError(
       'train.reset_reference_every needs train.keep_reference, got '
       f'{config.train.reset_reference_every} without it'
     )
-  if config.evaluate.problems > config.task.held_out:
-    raise ConfigError(
-      'evaluate.problems must be at most task.held_out, got '
-      f'{config.evaluate.problems} of {config.task.held_out}'
-    )
+  _check_critic(config)
   if config.data.min_pass_rate > config.data.max_pass_rate:
     raise ConfigError(
       'data.min_pass_rate must be at most data.max_pass_rate, got '
@@ -62,4 +59,29 @@ def _check_batches(config: Config) -> None:
     raise ConfigError(
       'train.packed_rows must be at most train.sequences_per_update, got '
       f'{train.packed_rows} of {train.sequences_per_update}'
+    )
+
+
+def _check_critic(config: Config) -> None:
+  """Checks that the fields of the critic do not conflict."""
+  critic = config.critic
+  if critic.kl_coefficient and not config.train.keep_reference:
+    raise ConfigError(
+      'critic.kl_coefficient needs train.keep_reference, got '
+      f'{critic.kl_coefficient:g} without it'
+    )
+  if critic.kl_target and not critic.kl_coefficient:
+    raise ConfigError(
+      'critic.kl_target needs a critic.kl_coefficient above 0 to adapt, got '
+      f'{critic.kl_target:g} and 0'
+    )
+  if critic.length_decay and critic.trace_decay != 1:
+    raise ConfigError(
+      'critic.trace_decay must be 1 with critic.length_decay, which takes its '
+      f'place, got {critic.trace_decay:g} and {critic.length_decay:g}'
+    )
+  if critic.warm_up > config.total_updates:
+    raise ConfigError(
+      f'critic.warm_up must be at most {config.total_updates}, the updates of the'
+      f' run, got {critic.warm_up}'
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -32,13 +32,16 @@ from covrl.train.forward import (
   mean_entropy,
   row_context,
 )
-from covrl.train.rollout_batch import Advantages
+from covrl.train.networks.estimator import Estimator
+from covrl.train.networks.network import Network
+from covrl.train.networks.programs import Networks
+from covrl.train.rollout_batch import Advantages, RolloutBatch
 from covrl.train.state_sharding import (
   abstract_opt_state,
   replicated_like,
   shardings,
 )
-from covrl.train.step import Loss, StepSettings, make_train_step
+from covrl.train.step import Loss, StepSettings, hold, make_train_step
 from covrl.types import (
   Measurements,
   TokenBatch,
@@ -57,12 +60,17 @@ class Algorithm:
     token_tx: the token chain.
     tx: the parameter chain.
     advantages: maps rewards `[S]` and group ids `[S]` to advantages `[S]`.
+    networks: second networks by name.
+    estimator: estimates advantages per token, in place of `advantages`; `None`
+      without one.
   """
 
   loss: Loss
   token_tx: optax.GradientTransformation
   tx: optax.GradientTransformation
   advantages: Advantages
+  networks: Mapping[str, Network] = dataclasses.field(default_factory=dict)
+  estimator: Estimator | None = None
 
   @classmethod
   def from_recipe(cls, recipe: Recipe) -> Algorithm:
@@ -73,6 +81,8 @@ class Algorithm:
       token_tx=recipe.token_tx(config),
       tx=recipe.tx(config),
       advantages=recipe.advantages(config),
+      networks=recipe.networks(config),
+      estimator=recipe.estimator(config),
     )
 
 
@@ -117,7 +127,10 @@ class CompiledPrograms:
       balance=config.train.balance,
       offload_optimizer=config.train.offload_optimizer,
     )
-    self._state_shardings = shardings(self.abstract_state())
+    self.networks = Networks(
+      policy, algorithm.networks, algorithm.estimator, config, mesh, settings
+    )
+    self._state_shardings = shardings(self.abstract_state().of_policy())
 
     def jit_update(settings: StepSettings) -> Any:
       return jax.jit(
@@ -144,6 +157,10 @@ class CompiledPrograms:
     self._entropy_change = jax.jit(
       make_entropy_change(policy, temperature, micro_batches, first_column)
     )
+    self._warm_up = config.critic.warm_up
+    self._hold = jax.jit(
+      hold, donate_argnums=0, out_shardings=sharding.replicated(mesh)
+    )
     self._copy = jax.jit(
       lambda params: jax.tree.map(jnp.copy, params),
       out_shardings=self._state_shardings.trainable,
@@ -155,6 +172,7 @@ class CompiledPrograms:
     """Returns shapes and shardings of the training state."""
     params = self._policy.abstract_params(self._mesh)
     trainable, base = self._policy.split(params)
+    networks, estimator_state = self.networks.abstract_state()
     shapes = jax.eval_shape(self._initial_state, trainable)
     return dataclasses.replace(
       jax.tree.map(lambda leaf: replicated_like(leaf, self._mesh), shapes),
@@ -166,6 +184,8 @@ class CompiledPrograms:
         self._mesh,
         offload=self._config.train.offload_optimizer,
       ),
+      networks=networks,
+      estimator_state=estimator_state,
     )
 
   def init_state(self, params: PyTree) -> TrainState:
@@ -174,7 +194,13 @@ class CompiledPrograms:
     out_shardings = without_base(self._state_shardings)
     init = jax.jit(self._initial_state, out_shardings=out_shardings)
     state = init(trainable)
-    return dataclasses.replace(state, frozen=state.frozen | base)
+    networks, estimator_state = self.networks.init(params)
+    return dataclasses.replace(
+      state,
+      frozen=state.frozen | base,
+      networks=networks,
+      estimator_state=estimator_state,
+    )
 
   def params(self, state: TrainState) -> PyTree:
     """Returns all parameters of the policy."""
@@ -196,7 +222,7 @@ class CompiledPrograms:
     Raises:
       ValueError: the loss or a gradient transformation is invalid.
     """
-    state, key = self.abstract_state(), abstract_key()
+    state, key = self.abstract_state().of_policy(), abstract_key()
     count = count or self._config.train.sequences_per_update
     rows = jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype),
@@ -223,14 +249,19 @@ class CompiledPrograms:
       batch: rows of an iteration, such as padding.
     """
     train, logging = self._config.train, self._config.logging
-    for count in sorted({train.sequences_per_update, train.packed_rows} - {0}):
+    row_counts = {train.sequences_per_update, train.packed_rows} - {0}
+    self.networks.compile(batch, row_counts)
+    for count in sorted(row_counts):
       traced = self.trace_update(batch, count)
       self._compiled_updates[count] = traced.lower().compile()
     self._compiled_score = self.trace_score(batch).lower().compile()
     rows, sequences = self._update_rows(batch), len(batch.tokens)
-    self.advantages(
-      np.zeros(sequences, np.float32), np.zeros(sequences, np.int32)
-    )
+    if not self.networks.estimates_advantages:
+      self.advantages(
+        np.zeros(sequences, np.float32), np.zeros(sequences, np.int32)
+      )
+    if self._warm_up:
+      self._hold(jnp.copy(state.step), self._shard(rows))
     if logging.samples:
       self.explain_selection(state, rows, jax.random.key(0))
     if logging.entropy_change_every or train.reset_reference_every:
@@ -242,6 +273,9 @@ class CompiledPrograms:
     self, state: TrainState, rows: TokenBatch, first: bool, key: Key[Array, '']
   ) -> tuple[TrainState, dict[str, Any]]:
     """Makes one optimiser update; donates the buffers of `state`.
+
+    First the second networks are updated, then the policy, which is fixed while
+    a critic warms up.
 
     Args:
       state: the training state.
@@ -256,6 +290,25 @@ class CompiledPrograms:
     count = self._config.train.packed_rows
     if count:
       rows = pack_if_fit(rows, length=rows.tokens.shape[1], count=count)
+    networks, readings = self.networks.update(state.networks, rows)
+    estimator_state, state = state.estimator_state, state.of_policy()
+    new_state, metrics = self._update_policy(state, rows, first, key)
+    new_state = dataclasses.replace(
+      new_state, networks=networks, estimator_state=estimator_state
+    )
+    return new_state, metrics | readings
+
+  def _update_policy(
+    self, state: TrainState, rows: TokenBatch, first: bool, key: Key[Array, '']
+  ) -> tuple[TrainState, dict[str, Any]]:
+    """Updates the policy, or advances the step of a fixed one."""
+    if self._warm_up:
+      made = int(state.step)
+      if made < self._warm_up:
+        step, metrics = self._hold(state.step, self._shard(rows))
+        return dataclasses.replace(state, step=step), metrics
+      # The policy is still the one that sampled.
+      first = first or made == self._warm_up
     rows_count = len(rows.tokens)
     run = self._compiled_updates.get(rows_count) or self._update_of(rows_count)
     with self._use_mesh():
@@ -267,6 +320,15 @@ class CompiledPrograms:
     run = self._compiled_score or self._score
     with self._use_mesh():
       return run(params, self._shard(batch))
+
+  def assign_credit(
+    self, state: TrainState, rollout: RolloutBatch
+  ) -> tuple[TrainState, RolloutBatch]:
+    """Estimates advantages per token before an iteration's first update.
+
+    State and data are unchanged in a run without an estimator.
+    """
+    return self.networks.assign_credit(state, rollout)
 
   def advantages(self, rewards: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Returns the advantages `[S]` of an iteration's sequences."""
@@ -333,7 +395,8 @@ class CompiledPrograms:
     return sharding.use_mesh(self._mesh, sharding.TRAIN_RULES)
 
   def _abstract(self, batch: TokenBatch) -> TokenBatch:
-    """Returns shapes and shardings of rows."""
+    """Returns shapes and shardings of rows, as the policy's programs get them."""
+    batch = dataclasses.replace(batch, credit={})
     return jax.tree.map(
       lambda leaf, leaf_sharding: jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=leaf_sharding
@@ -347,6 +410,7 @@ class CompiledPrograms:
     return jax.tree.map(lambda x: x[:count], batch)
 
   def _shard(self, batch: TokenBatch) -> TokenBatch:
+    batch = dataclasses.replace(batch, credit={})
     return sharding.shard_batch(batch, self._mesh)
 
   def _initial_state(self, trainable: PyTree) -> TrainState:

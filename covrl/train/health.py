@@ -22,7 +22,8 @@ class UpdateHealth:
 
   Attributes:
     made: number of updates so far.
-    skipped: updates skipped because a number was not finite.
+    skipped: updates that a network, the policy or another one, has skipped
+      because a number was not finite.
     skipped_in_a_row: the latest of these, without others in between.
     without_tokens: updates without a token to train on.
   """
@@ -49,13 +50,16 @@ class UpdateHealth:
     if metrics['tokens'] == 0:
       self.without_tokens += 1
       warn(f'{where} has no token to train on and changes nothing')
-    if not metrics['skipped']:
+    skipping = _skipping_networks(metrics)
+    if not skipping:
       self.skipped_in_a_row = 0
       return
     self.skipped += 1
     self.skipped_in_a_row += 1
     if self.skipped_in_a_row == 1:
-      warn(f'{where} is skipped: {_cause(metrics)}')
+      for network in skipping:
+        of = f' of the {network}' if network else ''
+        warn(f'{where} is skipped{of}: {_cause(metrics, network)}')
 
   def check(self, limit: int, *, is_end: bool = False) -> None:
     """Raises an error if the run does not train any more.
@@ -86,12 +90,23 @@ class UpdateHealth:
     return {name: float(count) for name, count in counts.items() if count}
 
 
-def _cause(metrics: Mapping[str, float]) -> str:
-  """Returns which number of a skipped update is not finite."""
+def _skipping_networks(metrics: Mapping[str, float]) -> list[str]:
+  """Names of the networks that skip an update; that of the policy is empty."""
+  return [
+    name.rpartition('/')[0]
+    for name, skipped in metrics.items()
+    if name.rpartition('/')[2] == 'skipped' and skipped
+  ]
+
+
+def _cause(metrics: Mapping[str, float], network: str) -> str:
+  """Returns which number of an update that a network skips is not finite."""
+  prefix = f'{network}/' if network else ''
   for name, described in (
     ('loss', 'its loss'),
     ('gradient_norm', "its gradient's norm"),
   ):
-    if not math.isfinite(metrics[name]):
-      return f'{described} is {metrics[name]:g}'
+    value = metrics[prefix + name]
+    if not math.isfinite(value):
+      return f'{described} is {value:g}'
   return 'its parameters would not be finite'

@@ -218,12 +218,16 @@ def train(
           state = _update_reference(run, config, position, state)
           profiler.before_step(position.updates_made(config))
           rollout = run.collector.collect(position.iteration, state)
-          _log_samples(run, config, position, state, rollout, directory)
           rollout_seconds = time.monotonic() - started
 
         # Update.
         assert rollout is not None
         stop.begin_update()
+        if position.update == 0:
+          started = time.monotonic()
+          state, rollout = run.programs.assign_credit(state, rollout)
+          _log_samples(run, config, position, state, rollout, directory)
+          rollout_seconds += time.monotonic() - started
         profiler.before_step(position.updates_made(config))
         state, metrics = _update(run, config, position, state, rollout)
         metrics['seconds'] += rollout_seconds

@@ -34,12 +34,15 @@ class RolloutBatch:
       that do not count) until an update normalises them.
     order: row indices in the order in which the updates take them.
     rewards: total reward of each sequence.
+    groups: id of each sequence's group, the others of which its reward is
+      compared with.
     metrics: metrics of the rollouts, logged with every update.
   """
 
   batch: TokenBatch
   order: Int[np.ndarray, ' S']
   rewards: Float[np.ndarray, ' S']
+  groups: Int[np.ndarray, ' S']
   metrics: dict[str, float]
 
   def update_rows(self, update: int, size: int) -> TokenBatch:
@@ -54,7 +57,12 @@ class RolloutBatch:
 
   def arrays(self) -> dict[str, Any]:
     """Returns the arrays that a checkpoint stores."""
-    return {'batch': self.batch, 'order': self.order, 'rewards': self.rewards}
+    return {
+      'batch': self.batch,
+      'order': self.order,
+      'rewards': self.rewards,
+      'groups': self.groups,
+    }
 
 
 def to_token_batch(rollouts: Rollouts) -> TokenBatch:
@@ -147,6 +155,7 @@ def make_rollout_batch(
     batch=complete,
     order=generator.permutation(len(rewards)).astype(np.int32),
     rewards=rewards,
+    groups=baseline_groups(rollouts),
     metrics=metrics,
   )
 
@@ -250,24 +259,30 @@ def _mean(values: Float[np.ndarray, ' n']) -> float:
   return float(values.mean()) if values.size else math.nan
 
 
-def padding_batch(count: int, width: int, *, reference: bool) -> RolloutBatch:
+def padding_batch(
+  count: int, width: int, *, reference: bool, credit: Sequence[str] = ()
+) -> RolloutBatch:
   """Returns a batch of zeros with the shapes of an iteration's data.
 
   Args:
     count: number of sequences.
     width: tokens per row.
     reference: whether it has log-probabilities of a reference policy.
+    credit: names of the entries of `TokenBatch.credit`.
   """
-  shapes = abstract_batch(count, width, reference=reference)
+  shapes = abstract_batch(count, width, reference=reference, credit=credit)
   return RolloutBatch(
     batch=jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes),
     order=np.arange(count, dtype=np.int32),
     rewards=np.zeros(count, np.float32),
+    groups=np.arange(count, dtype=np.int32),
     metrics={},
   )
 
 
-def abstract_batch(count: int, width: int, *, reference: bool) -> TokenBatch:
+def abstract_batch(
+  count: int, width: int, *, reference: bool, credit: Sequence[str] = ()
+) -> TokenBatch:
   """Returns the shapes of an iteration's rows; see `padding_batch`."""
 
   def rows(dtype: Any) -> Any:
@@ -288,6 +303,7 @@ def abstract_batch(count: int, width: int, *, reference: bool) -> TokenBatch:
     sampler_logprobs=floats,
     sequence_ids=integers,
     ref_logprobs=floats if reference else None,
+    credit={name: floats for name in credit},
   )
 
 

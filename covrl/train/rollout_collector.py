@@ -138,9 +138,11 @@ class RolloutCollector:
     metrics |= outcomes | {'draws': float(len(draws))}
     if max_draws > 1:
       rollouts, batch, scored = self._select_groups((rollouts, batch, scored))
-    advantages = self._programs.advantages(
-      np.asarray(rollouts.rewards[TOTAL]), baseline_groups(rollouts)
-    )
+    rewards = np.asarray(rollouts.rewards[TOTAL])
+    advantages = np.zeros_like(rewards)
+    if not self._programs.networks.estimates_advantages:
+      groups = baseline_groups(rollouts)
+      advantages = self._programs.advantages(rewards, groups)
     return make_rollout_batch(
       rollouts,
       batch,
@@ -157,6 +159,7 @@ class RolloutCollector:
       self._config.sequences_per_iteration,
       row_width(self._config),
       reference=self._config.train.keep_reference,
+      credit=self._programs.networks.credit,
     )
 
   def close(self) -> None:

@@ -18,9 +18,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Key, PyTree
+from jaxtyping import Array, Bool, Int, Key, PyTree
 
-from covrl.entropy import DecisionCache, exact_quantile, selection_sources
+from covrl.entropy import (
+  DecisionCache,
+  exact_mean,
+  exact_quantile,
+  selection_sources,
+)
 from covrl.entropy.base import update_signal
 from covrl.models import Policy, Routing, load_balance
 from covrl.objectives import WeightMode
@@ -177,7 +182,7 @@ def make_train_step(
       )
       (gradients,) = pull_back((edited, balance_cotangent))
       gradients = jax.tree.map(
-        lambda g: g.astype(_accumulator_dtype(g)), gradients
+        lambda g: g.astype(accumulator_dtype(g)), gradients
       )
       return (gradients, value, found.routing), metrics.PerTokenValues(
         stats=stats,
@@ -195,7 +200,7 @@ def make_train_step(
     measured = _measure(state.measured, batch, tokens.stats, first)
     has_tokens = jnp.any(batch.loss_mask)
     if settings.offload_optimizer:
-      state = dataclasses.replace(state, opt_state=_to_device(state.opt_state))
+      state = dataclasses.replace(state, opt_state=to_device(state.opt_state))
     new_state, finite = _apply(
       tx, state, gradients, token_state, measured, has_tokens
     )
@@ -354,6 +359,29 @@ def _apply(
   )
 
 
+def hold(
+  step: Int[Array, ''], batch: TokenBatch
+) -> tuple[Int[Array, ''], Metrics]:
+  """Advances the step of a policy that is fixed.
+
+  Args:
+    step: optimiser updates so far.
+    batch: rows of an optimiser batch, with the policy's statistics.
+
+  Returns:
+    The next step, and the metrics that an update without a loss has.
+  """
+  tokens = jnp.sum(batch.loss_mask, dtype=jnp.float32)
+  return step + 1, {
+    'entropy': exact_mean(batch.old_entropy, batch.loss_mask),
+    'tokens': tokens,
+    'loss': jnp.full((), jnp.nan),
+    'gradient_norm': jnp.full((), jnp.nan),
+    'skipped': jnp.zeros(()),
+    'policy_fixed': jnp.ones(()),
+  }
+
+
 def all_finite(tree: PyTree) -> Bool[Array, '']:
   """Whether every float of a tree of arrays is finite."""
   flags = [
@@ -364,13 +392,13 @@ def all_finite(tree: PyTree) -> Bool[Array, '']:
   return jnp.all(jnp.stack(flags)) if flags else jnp.asarray(True)
 
 
-def _to_device(opt_state: PyTree) -> PyTree:
+def to_device(opt_state: PyTree) -> PyTree:
   """Copies an offloaded optimiser state from host to device memory."""
   return jax.tree.map(
     lambda leaf: jax.device_put(leaf, jax.memory.Space.Device), opt_state
   )
 
 
-def _accumulator_dtype(array: Array) -> jnp.dtype:
+def accumulator_dtype(array: Array) -> jnp.dtype:
   """The dtype in which gradients are summed: at least float32."""
   return jnp.promote_types(array.dtype, jnp.float32)

@@ -47,6 +47,7 @@ NAMES = {
       'clip_cov',
       'kl_cov',
       'kl_cov_annealed',
+      'ppo',
     )
   ),
   'qwen2_5_32b_grpo',
@@ -143,7 +144,8 @@ def test_published_settings(name):
       'train.learning_rate': 1e-6,
     }
   else:
-    assert fields['rollout.max_draws'] == 10
+    draws = 1 if name.endswith('ppo') else 10
+    assert fields['rollout.max_draws'] == draws
   for field, value in {**published, **ours}.items():
     assert fields[field] == value, field
 

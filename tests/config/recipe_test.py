@@ -26,7 +26,11 @@ FIELDS = {
   'countdown:clip_cov': {'train.low', 'train.high'},
   'countdown:entropy_bonus': {'entropy.coefficient'},
   'countdown:kl_cov_beta0': {'entropy.coefficient'},
+  'countdown:ppo': {'critic.learning_rate', 'critic.warm_up'},
 }
+
+# Recipes without a row in the table of results.
+NOT_IN_THE_STUDY = {'countdown:ppo'}
 
 
 @pytest.fixture
@@ -58,7 +62,7 @@ def refused(*arguments):
 
 def test_recipes_are_listed_with_their_first_docstring_line():
   listed = dict(recipes())
-  assert len(COUNTDOWN) == 8
+  assert len(COUNTDOWN) == 9
   assert listed['countdown:grpo'] == "GRPO: PPO's clip and no entropy control."
   assert all(summary.endswith('.') for summary in listed.values())
 
@@ -277,7 +281,9 @@ def test_recipes_with_the_same_fields_are_different_runs():
   assert ours.identity != theirs.identity
 
 
-@pytest.mark.parametrize('spec', COUNTDOWN)
+@pytest.mark.parametrize(
+  'spec', [spec for spec in COUNTDOWN if spec not in NOT_IN_THE_STUDY]
+)
 def test_docstrings_of_countdown_recipes_agree_with_the_results(spec):
   name = spec.partition(':')[2]
   text = inspect.getdoc(getattr(countdown, name)) or ''

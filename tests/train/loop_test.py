@@ -101,6 +101,9 @@ class Programs:
   def copy(self, tree):
     return tree
 
+  def assign_credit(self, state, rollout):
+    return state, rollout
+
   def update(self, state, rows, is_first, key):
     del is_first, key
     self.at('update')
@@ -139,6 +142,7 @@ class Collector:
       batch=rows.astype(np.float32),
       order=np.arange(32),
       rewards=np.zeros(32, np.float32),
+      groups=np.arange(32),
       metrics={},
     )
 

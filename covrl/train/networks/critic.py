@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PPO's critic, and advantages estimated from its values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from covrl.config import Config
+from covrl.objectives import (
+  adapt_coefficient,
+  clipped_value_loss,
+  explained_variance,
+  gae,
+  length_adaptive_decay,
+  token_rewards,
+  whiten,
+)
+from covrl.statistics.exact import count, exact_mean
+from covrl.train.networks.estimator import Credit, CreditInputs, Estimator
+from covrl.train.networks.network import Network
+from covrl.types import Scalar, TokenBatch
+
+CRITIC = 'critic'
+
+
+def critic(
+  config: Config, tx: optax.GradientTransformation | None = None
+) -> Network:
+  """A critic with the settings of `config.critic`, for `Recipe.networks`.
+
+  Args:
+    config: the run's configuration.
+    tx: its parameter chain; AdamW with `critic.learning_rate`,
+      `critic.weight_decay` and `critic.max_gradient_norm` by default.
+  """
+  settings = config.critic
+  if tx is None:
+    tx = optax.chain(
+      optax.clip_by_global_norm(settings.max_gradient_norm),
+      optax.adamw(
+        settings.learning_rate,
+        b2=0.999,
+        weight_decay=settings.weight_decay,
+      ),
+    )
+
+  def loss(
+    values: Float[Array, 'B T'], rows: TokenBatch
+  ) -> tuple[Scalar, dict[str, Any]]:
+    value, aux = clipped_value_loss(
+      values,
+      old_values=rows.credit['old_values'],
+      returns=rows.credit['returns'],
+      weights=rows.weights,
+      clip=settings.clip or None,
+    )
+    return value, {'clipped': aux.clipped}
+
+  def metrics(
+    values: Float[Array, 'B T'], rows: TokenBatch, found: dict[str, Any]
+  ) -> dict[str, Scalar]:
+    mask, returns = rows.loss_mask, rows.credit['returns']
+    return {
+      'explained_variance': explained_variance(values, returns, mask),
+      'clip_fraction': count(found['clipped'] & mask) / count(mask),
+      'value': exact_mean(values, mask),
+      'return': exact_mean(returns, mask),
+    }
+
+  return Network(
+    output='values', loss=loss, metrics=metrics, tx=tx, initial=settings.initial
+  )
+
+
+def critic_advantages(config: Config, network: str = CRITIC) -> Estimator:
+  """Generalised advantages with the settings of `config.critic`.
+
+  The reward of a response, clipped, is at its last token; every token may have a
+  KL penalty. Advantages are whitened over the tokens of each update; returns,
+  the critic's targets, come from advantages before that.
+
+  Args:
+    config: the run's configuration.
+    network: name of the critic in `Recipe.networks`.
+  """
+  settings, updates = config.critic, config.updates_per_iteration
+  has_penalty = settings.kl_coefficient > 0
+
+  def init() -> dict[str, Scalar]:
+    return {'kl_coefficient': jnp.float32(settings.kl_coefficient)}
+
+  def estimate(
+    state: dict[str, Scalar], inputs: CreditInputs
+  ) -> tuple[Credit, dict[str, Scalar]]:
+    rows, mask = inputs.rows, inputs.rows.loss_mask
+    log_ratio = None
+    if has_penalty and rows.ref_logprobs is not None:
+      log_ratio = rows.old_logprobs - rows.ref_logprobs
+    rewards = token_rewards(
+      inputs.rewards,
+      mask,
+      clip=settings.reward_clip or None,
+      log_ratio=log_ratio,
+      coefficient=state['kl_coefficient'],
+      kind=settings.kl,
+    )
+    values = inputs.outputs[network]
+    decay: Any = settings.trace_decay
+    if settings.length_decay > 0:
+      decay = length_adaptive_decay(mask, settings.length_decay)
+    advantages, returns = gae(
+      rewards.rewards,
+      values,
+      mask,
+      discount=settings.discount,
+      trace_decay=decay,
+      critic_trace_decay=settings.critic_trace_decay,
+      standardise=False,
+    )
+    metrics = {
+      'advantage': exact_mean(advantages, mask),
+      'clipped_rewards': jnp.mean(rewards.clipped, dtype=jnp.float32),
+    }
+    if settings.whiten:
+      advantages = _whiten_updates(advantages, mask, inputs.update_ids, updates)
+    if has_penalty:
+      metrics |= {
+        'kl_to_reference': rewards.divergence,
+        'kl_coefficient': state['kl_coefficient'],
+      }
+      if settings.kl_target > 0:
+        state = {
+          'kl_coefficient': adapt_coefficient(
+            state['kl_coefficient'],
+            rewards.divergence,
+            target=settings.kl_target,
+            horizon=settings.kl_horizon,
+            sequences=float(mask.shape[0]),
+          )
+        }
+    credit = {'old_values': jnp.where(mask, values, 0), 'returns': returns}
+    return Credit(advantages, credit, metrics), state
+
+  return Estimator(
+    init=init,
+    estimate=estimate,
+    networks=(network,),
+    credit=('old_values', 'returns'),
+    reads_reference=has_penalty,
+  )
+
+
+def _whiten_updates(
+  advantages: Float[Array, 'S T'],
+  mask: Bool[Array, 'S T'],
+  update_ids: Int[Array, ' S'],
+  updates: int,
+) -> Float[Array, 'S T']:
+  """Whitens advantages over the tokens of each optimiser batch."""
+
+  def add(index: Int[Array, ''], total: Array) -> Array:
+    taken = mask & (update_ids == index)[:, None]
+    return jnp.where(taken, whiten(advantages, taken), total)
+
+  return jax.lax.fori_loop(0, updates, add, jnp.zeros_like(advantages))

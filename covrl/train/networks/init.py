@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models of second networks, and their parameters at the start of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from covrl.config import Config, ConfigError
+from covrl.models import Policy, add_value_head, value_config
+from covrl.pretrained import load_params, load_policy
+from covrl.train.networks.network import POLICY, RANDOM, Network
+from covrl.train.rollout_batch import INIT_STREAM
+from covrl.train.state_sharding import shardings
+
+
+def network_model(name: str, network: Network, policy: Policy) -> Policy:
+  """Returns a network's model; all of its parameters are trained.
+
+  Args:
+    name: the network's name, for errors.
+    network: the network.
+    policy: the policy beside which it is trained.
+
+  Raises:
+    ConfigError: its vocabulary is not the policy's.
+    ValueError: the pretrained model cannot be read.
+  """
+  config = policy.config
+  if network.initial not in (POLICY, RANDOM):
+    config = load_policy(network.initial, config.dtype).config
+    if config.vocab_size != policy.config.vocab_size:
+      raise ConfigError(
+        f'the network {name!r} must have the vocabulary of the policy, '
+        f'{policy.config.vocab_size} tokens, got {config.vocab_size} in '
+        f'{network.initial}'
+      )
+  stored = policy.config.param_dtype
+  if policy.config.lora is not None:
+    # A frozen base may be narrow, parameters that are trained may not.
+    stored = jnp.promote_types(stored, jnp.float32)
+  config = dataclasses.replace(
+    config, lora=None, param_dtype=stored, remat=policy.config.remat
+  )
+  return Policy(value_config(config) if network.output == 'values' else config)
+
+
+def initial_params(
+  initial: str,
+  model: Policy,
+  policy: Policy,
+  params: PyTree,
+  config: Config,
+  mesh: Mesh,
+  index: int,
+) -> PyTree:
+  """Returns a network's parameters at the start of a run.
+
+  Args:
+    initial: see `Network.initial`.
+    model: the network's model.
+    policy: the policy.
+    params: all parameters of the policy at the start of the run; not donated.
+    config: the run's configuration.
+    mesh: the mesh of the training state.
+    index: number of the network, for its random parameters.
+  """
+  if initial == RANDOM:
+    key = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
+    return model.init(jax.random.fold_in(key, 1 + index), mesh)
+  if initial == POLICY:
+    base = policy.merge(params)
+  else:
+    loaded = load_policy(initial, model.config.dtype)
+    base = loaded.merge(load_params(initial, loaded, mesh))
+  dtype: Any = model.config.param_dtype
+
+  def make(base: PyTree) -> PyTree:
+    own = jax.tree.map(lambda leaf: jnp.array(leaf, dtype), base)
+    return add_value_head(own, model.config) if model.config.value_head else own
+
+  out = shardings(model.abstract_params(mesh))
+  return jax.jit(make, out_shardings=out)(base)

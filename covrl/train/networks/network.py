@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Second networks of a run: their kind, start, loss and parameter chain."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from covrl.models import Policy
+from covrl.objectives import WeightMode
+from covrl.train.forward import policy_stats
+from covrl.types import Scalar, TokenBatch
+
+Output = Literal['values', 'logprobs']
+PerToken = dict[str, Float[Array, 'B T']]
+
+POLICY, RANDOM = 'policy', 'random'
+"""Starts of a network other than a pretrained model."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Network:
+  """A network that is trained beside the policy, such as a critic.
+
+  It reads the same rows as the policy, on the same mesh, and computes one number
+  per token. An `Estimator` turns the numbers into advantages.
+
+  Attributes:
+    output: the number: 'values', a scalar from the hidden state before the
+      token, or 'logprobs', the log-probability of the token, in nats.
+    loss: `(output [B, T], rows) -> (Σ weights · loss, per-token results)`, with
+      the rows' `weights` and the estimator's `credit`.
+    metrics: `(output, rows, per-token results) -> scalars`, over all rows of an
+      update.
+    tx: the parameter chain.
+    initial: 'policy' for the policy's parameters at the start of the run,
+      'random', or a pretrained model: a directory or a name on the Hugging Face
+      hub.
+    weights: aggregation of the loss; see `covrl.token_weights`.
+
+  Raises:
+    ValueError: the output is unknown, or the start is empty.
+  """
+
+  output: Output
+  loss: Callable[
+    [Float[Array, 'B T'], TokenBatch], tuple[Scalar, dict[str, Any]]
+  ]
+  metrics: Callable[
+    [Float[Array, 'B T'], TokenBatch, dict[str, Any]], dict[str, Scalar]
+  ]
+  tx: optax.GradientTransformation
+  initial: str = POLICY
+  weights: WeightMode = 'token-mean'
+
+  def __post_init__(self) -> None:
+    if self.output not in get_args(Output):
+      raise ValueError(
+        f'output must be one of {get_args(Output)}, got {self.output!r}'
+      )
+    if not self.initial:
+      raise ValueError(
+        "initial must be 'policy', 'random' or a pretrained model, got an empty"
+        ' text'
+      )
+
+
+def network_output(
+  output: Output,
+  model: Policy,
+  params: PyTree,
+  rows: TokenBatch,
+  temperature: float,
+  first_column: int,
+) -> Float[Array, 'B T']:
+  """Runs a network on rows of tokens.
+
+  Args:
+    output: see `Network`.
+    model: the model of the network.
+    params: the parameters.
+    rows: rows of tokens.
+    temperature: sampling temperature of log-probabilities.
+    first_column: see `covrl.train.forward.forward`.
+  """
+  if output == 'logprobs':
+    stats, _ = policy_stats(model, params, rows, temperature, first_column)
+    return stats.logprobs
+  hidden = model.hidden(
+    params,
+    rows.tokens,
+    positions=rows.positions,
+    segment_ids=rows.segment_ids,
+  )
+  return model.values(params, hidden)

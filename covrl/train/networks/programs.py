@@ -1,0 +1,385 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiled programs of a run's second networks on the policy's mesh."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, PyTree
+
+from covrl.config import Config
+from covrl.models import Policy
+from covrl.parallel import distributed, sharding
+from covrl.train.forward import Metrics
+from covrl.train.networks.checks import check_networks
+from covrl.train.networks.estimator import Credit, CreditInputs, Estimator
+from covrl.train.networks.init import initial_params, network_model
+from covrl.train.networks.network import Network
+from covrl.train.networks.step import make_network_score, make_network_step
+from covrl.train.rollout_batch import RolloutBatch
+from covrl.train.state_sharding import (
+  abstract_opt_state,
+  check_mesh,
+  replicated_like,
+  shardings,
+)
+from covrl.train.step import StepSettings
+from covrl.types import NetworkState, TokenBatch, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkPrograms:
+  """The model of a network and its jitted programs.
+
+  Attributes:
+    network: the network.
+    model: the model of the network.
+    score: `(params, rows [S, T]) -> output [S, T]`.
+    update: `(state, rows [B, T]) -> (state, metrics)`; donates the state.
+    update_packed: the same for packed rows.
+  """
+
+  network: Network
+  model: Policy
+  score: Any
+  update: Any
+  update_packed: Any
+
+
+class Networks:
+  """The second networks of a run, and the estimator that reads them."""
+
+  def __init__(
+    self,
+    policy: Policy,
+    networks: Mapping[str, Network],
+    estimator: Estimator | None,
+    config: Config,
+    mesh: Mesh,
+    settings: StepSettings,
+  ) -> None:
+    """Jits the programs.
+
+    Args:
+      policy: the policy beside which the networks are trained.
+      networks: the networks by name.
+      estimator: estimates advantages per token; `None` without one.
+      config: the run's configuration.
+      mesh: the mesh of the training state.
+      settings: static settings of the policy's update of padded rows.
+
+    Raises:
+      ConfigError: a network does not fit the policy or the mesh.
+    """
+    check_networks(networks, estimator, config)
+    self._policy = policy
+    self._estimator = estimator
+    self._config = config
+    self._mesh = mesh
+    self._all = {
+      name: self._programs(name, network, settings)
+      for name, network in networks.items()
+    }
+    self._estimate = None
+    if estimator is not None:
+      self._estimate = jax.jit(
+        estimator.estimate, out_shardings=sharding.replicated(mesh)
+      )
+    self._compiled: dict[tuple[str, int], Callable[..., Any]] = {}
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """Names of the networks."""
+    return tuple(self._all)
+
+  @property
+  def credit(self) -> tuple[str, ...]:
+    """Names of the entries of `TokenBatch.credit`."""
+    return () if self._estimator is None else self._estimator.credit
+
+  @property
+  def estimates_advantages(self) -> bool:
+    """Whether an estimator takes the place of response-level advantages."""
+    return self._estimator is not None
+
+  def model(self, name: str) -> Policy:
+    """Returns the model of a network."""
+    return self._all[name].model
+
+  def abstract_state(self) -> tuple[dict[str, NetworkState], PyTree]:
+    """Returns shapes and shardings of the networks' and estimator's state."""
+    states = {name: self._abstract_state(name) for name in self._all}
+    if self._estimator is None:
+      return states, ()
+    estimator_state = jax.tree.map(
+      lambda leaf: replicated_like(leaf, self._mesh),
+      jax.eval_shape(self._estimator.init),
+    )
+    return states, estimator_state
+
+  def init(self, params: PyTree) -> tuple[dict[str, NetworkState], PyTree]:
+    """Returns the initial state of networks and estimator.
+
+    Args:
+      params: all parameters of the policy at the start of the run.
+    """
+    states = {}
+    for index, (name, each) in enumerate(self._all.items()):
+      own = initial_params(
+        each.network.initial,
+        each.model,
+        self._policy,
+        params,
+        self._config,
+        self._mesh,
+        index,
+      )
+      abstract = self._abstract_state(name)
+      init = jax.jit(
+        each.network.tx.init, out_shardings=shardings(abstract.opt_state)
+      )
+      states[name] = NetworkState(params=own, opt_state=init(own))
+    if self._estimator is None:
+      return states, ()
+    replicated = sharding.replicated(self._mesh)
+    return states, jax.jit(self._estimator.init, out_shardings=replicated)()
+
+  def assign_credit(
+    self, state: TrainState, rollout: RolloutBatch
+  ) -> tuple[TrainState, RolloutBatch]:
+    """Estimates the advantages of an iteration, before its first update.
+
+    Args:
+      state: the training state.
+      rollout: the iteration's data.
+
+    Returns:
+      The state with the estimator's next state, and the data with advantages,
+      `credit` and metrics; both unchanged without an estimator.
+    """
+    if self._estimate is None:
+      return state, rollout
+    began = time.monotonic()
+    rows = sharding.shard_batch(rollout.batch, self._mesh)
+    count = len(rollout.order)
+    with self._use_mesh():
+      outputs = {
+        name: self._run(('score ' + name, count), each.score)(
+          state.networks[name].params, rows
+        )
+        for name, each in self._all.items()
+      }
+      inputs = self._inputs(rollout, rows, outputs)
+      run = self._run(('estimate', count), self._estimate)
+      found: Credit
+      found, estimator_state = run(state.estimator_state, inputs)
+    host: Credit = distributed.fetch(found)
+    metrics = {name: float(value) for name, value in host.metrics.items()}
+    batch = dataclasses.replace(
+      rollout.batch, advantages=host.advantages, credit=host.credit
+    )
+    metrics['time/credit'] = time.monotonic() - began
+    return (
+      dataclasses.replace(state, estimator_state=estimator_state),
+      dataclasses.replace(
+        rollout, batch=batch, metrics=rollout.metrics | metrics
+      ),
+    )
+
+  def update(
+    self, states: Mapping[str, NetworkState], rows: TokenBatch
+  ) -> tuple[dict[str, NetworkState], Metrics]:
+    """Updates all networks on the rows of an update; donates their state.
+
+    Args:
+      states: the states by name.
+      rows: the rows, host arrays, padded or packed.
+
+    Returns:
+      The new states, and metrics `NAME/METRIC` as device scalars.
+    """
+    if not self._all:
+      return {}, {}
+    sharded = sharding.shard_batch(rows, self._mesh)
+    new, readings, count = {}, {}, len(rows.tokens)
+    with self._use_mesh():
+      for name in self._all:
+        run = self._run(('update ' + name, count), self._update_of(name, count))
+        new[name], found = run(states[name], sharded)
+        readings |= {f'{name}/{metric}': x for metric, x in found.items()}
+    return new, readings
+
+  def compile(self, batch: TokenBatch, row_counts: set[int]) -> None:
+    """Compiles all programs.
+
+    Args:
+      batch: rows of an iteration, such as padding.
+      row_counts: numbers of rows of an update.
+    """
+    count = len(batch.tokens)
+    traced = {
+      ('score ' + name, count): self.trace_score(name, batch)
+      for name in self._all
+    }
+    for rows in row_counts:
+      for name in self._all:
+        traced['update ' + name, rows] = self.trace_update(name, batch, rows)
+    if self._estimate is not None:
+      traced['estimate', count] = self.trace_estimate(batch)
+    self._compiled = {
+      key: each.lower().compile() for key, each in traced.items()
+    }
+
+  def trace_update(
+    self, name: str, batch: TokenBatch, count: int
+  ) -> jax.stages.Traced:
+    """Traces a network's update.
+
+    Args:
+      name: the network.
+      batch: rows of an iteration, arrays or shapes.
+      count: rows per update.
+    """
+    rows = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype),
+      batch,
+    )
+    with self._use_mesh():
+      return self._update_of(name, count).trace(
+        self._abstract_state(name), self._abstract(rows)
+      )
+
+  def trace_score(self, name: str, batch: TokenBatch) -> jax.stages.Traced:
+    """Traces the scoring of an iteration's rows, arrays or shapes."""
+    # Rows are scored before they have credit.
+    batch = dataclasses.replace(batch, credit={})
+    with self._use_mesh():
+      return self._all[name].score.trace(
+        self._abstract_state(name).params, self._abstract(batch)
+      )
+
+  def trace_estimate(self, batch: TokenBatch) -> jax.stages.Traced:
+    """Traces the estimator on an iteration's rows, arrays or shapes.
+
+    Raises:
+      TypeError: there is no estimator.
+      ValueError: the estimator is invalid.
+    """
+    if self._estimate is None:
+      raise TypeError('trace_estimate needs an estimator, got None')
+    batch = dataclasses.replace(batch, credit={})
+    count, width = batch.tokens.shape
+
+    per_token: Any = jax.ShapeDtypeStruct((count, width), np.float32)
+
+    def per_sequence(dtype: Any) -> Any:
+      return jax.ShapeDtypeStruct((count,), dtype)
+
+    inputs = CreditInputs(
+      rows=batch,
+      rewards=per_sequence(np.float32),
+      group_ids=per_sequence(np.int32),
+      update_ids=per_sequence(np.int32),
+      outputs=dict.fromkeys(self._all, per_token),
+    )
+    _, state = self.abstract_state()
+    with self._use_mesh():
+      return self._estimate.trace(state, self._abstract(inputs))
+
+  def _programs(
+    self, name: str, network: Network, settings: StepSettings
+  ) -> NetworkPrograms:
+    """Jits the programs of one network."""
+    config, mesh = self._config, self._mesh
+    model = network_model(name, network, self._policy)
+    check_mesh(config, model.config, mesh)
+    score_batches = config.updates_per_iteration * settings.micro_batches
+    params = model.abstract_params(mesh)
+    state = NetworkState(
+      params=params,
+      opt_state=abstract_opt_state(
+        network.tx, params, mesh, offload=settings.offload_optimizer
+      ),
+    )
+    out = (shardings(state), sharding.replicated(mesh))
+
+    def jit_update(settings: StepSettings) -> Any:
+      step = make_network_step(network, model, settings)
+      return jax.jit(step, donate_argnums=0, out_shardings=out)
+
+    rows = sharding.named_sharding(
+      mesh, ('batch', 'sequence'), sharding.TRAIN_RULES
+    )
+    return NetworkPrograms(
+      network=network,
+      model=model,
+      score=jax.jit(
+        make_network_score(network, model, settings, score_batches),
+        out_shardings=rows,
+      ),
+      update=jit_update(settings),
+      # Packed rows have responses in any column.
+      update_packed=jit_update(dataclasses.replace(settings, first_column=0)),
+    )
+
+  def _abstract_state(self, name: str) -> NetworkState:
+    each = self._all[name]
+    params = each.model.abstract_params(self._mesh)
+    opt_state = abstract_opt_state(
+      each.network.tx,
+      params,
+      self._mesh,
+      offload=self._config.train.offload_optimizer,
+    )
+    return NetworkState(params=params, opt_state=opt_state)
+
+  def _inputs(
+    self,
+    rollout: RolloutBatch,
+    rows: TokenBatch,
+    outputs: dict[str, Float[Array, 'S T']],
+  ) -> CreditInputs:
+    """Returns the estimator's inputs, sharded over the mesh."""
+    count = len(rollout.order)
+    update_ids = np.empty(count, np.int32)
+    size = self._config.train.sequences_per_update
+    update_ids[rollout.order] = np.arange(count) // size
+    rewards, group_ids, update_ids = sharding.shard_batch(
+      (np.float32(rollout.rewards), np.int32(rollout.groups), update_ids),
+      self._mesh,
+    )
+    return CreditInputs(
+      rows=rows,
+      rewards=rewards,
+      group_ids=group_ids,
+      update_ids=update_ids,
+      outputs=outputs,
+    )
+
+  def _update_of(self, name: str, count: int) -> Any:
+    """Returns the jitted update of `count` rows."""
+    each, packed = self._all[name], self._config.train.packed_rows
+    return each.update_packed if count == packed else each.update
+
+  def _run(self, key: tuple[str, int], jitted: Any) -> Callable[..., Any]:
+    return self._compiled.get(key) or jitted
+
+  def _use_mesh(self) -> contextlib.AbstractContextManager[None]:
+    return sharding.use_mesh(self._mesh, sharding.TRAIN_RULES)
+
+  def _abstract(self, rows: PyTree) -> PyTree:
+    """Returns shapes and shardings of rows."""
+    return jax.tree.map(
+      lambda leaf, at: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=at
+      ),
+      rows,
+      sharding.batch_shardings(rows, self._mesh),
+    )
