@@ -156,7 +156,7 @@ def _sample_pretrained(
   from covrl.parallel import sharding
   from covrl.rollout import Sampling
   from covrl.train.build import make_engine
-  from covrl.train.restore import response_limit, sample_responses
+  from covrl.train.sample import response_limit, sample_responses
 
   tokenizer = pretrained.load_tokenizer(arguments.policy)
   prompt = arguments.prompt

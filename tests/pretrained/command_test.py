@@ -138,7 +138,7 @@ def test_responses_fit_into_the_positions(short, capsys, monkeypatch):
     limits.append(engine.max_response_length)
     return []
 
-  monkeypatch.setattr('covrl.train.restore.sample_responses', sample)
+  monkeypatch.setattr('covrl.train.sample.sample_responses', sample)
   prompt = 'What is 1 + 1?'
   length = len(load_tokenizer(short).encode(prompt))
   main(['sample', str(short), prompt])
