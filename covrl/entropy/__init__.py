@@ -1,23 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Entropy control: selection of tokens, token transforms, methods."""
 
+from covrl.entropy.adaptive_controller import (
+  TargetEntropyState as TargetEntropyState,
+)
+from covrl.entropy.adaptive_controller import target_entropy as target_entropy
 from covrl.entropy.base import update_signal as update_signal
 from covrl.entropy.controllers import AdaptiveBonusState as AdaptiveBonusState
 from covrl.entropy.controllers import DoublingScaleState as DoublingScaleState
+from covrl.entropy.controllers import (
+  ProportionalIntegralState as ProportionalIntegralState,
+)
 from covrl.entropy.controllers import adaptive_bonus as adaptive_bonus
 from covrl.entropy.controllers import doubling_scale as doubling_scale
 from covrl.entropy.controllers import entropy_band as entropy_band
+from covrl.entropy.controllers import (
+  proportional_integral as proportional_integral,
+)
 from covrl.entropy.decisions import DecisionCache as DecisionCache
 from covrl.entropy.decisions import Selection as Selection
 from covrl.entropy.detachment import detach_drain as detach_drain
-from covrl.entropy.feedback import (
-  ProportionalIntegralState as ProportionalIntegralState,
-)
-from covrl.entropy.feedback import TargetEntropyState as TargetEntropyState
-from covrl.entropy.feedback import (
-  proportional_integral as proportional_integral,
-)
-from covrl.entropy.feedback import target_entropy as target_entropy
 from covrl.entropy.inspection import explain as explain
 from covrl.entropy.inspection import selection_sources as selection_sources
 from covrl.entropy.jvp import jvp_score as jvp_score

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Controllers: coefficients that respond to the entropy.
+"""Controllers with fixed rules: coefficients that respond to the entropy.
 
 Each is an `optax.schedules.StatefulSchedule` and may be passed wherever a
 coefficient is accepted. It reads `entropy` from the context, the token-weighted
@@ -8,27 +8,32 @@ only scalars, so that it is saved and restored with the chain. A coefficient of
 0 is never final. An entropy of NaN is an absent reading (a batch without a loss
 token): the controller keeps its state, and its coefficient is that of no error.
 
-Targets and bounds may be schedules of the context's `step`.
+Targets and bounds may be schedules of the context's `step`. An adaptive controller
+is in `covrl.entropy.adaptive_controller`.
 """
 
 import dataclasses
 import math
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
-import jax
 import jax.numpy as jnp
-import optax
-from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from covrl.array_checks import check_number, concrete_number
-from covrl.entropy.base import require
-from covrl.entropy.prediction import NO_PREDICTION, EntropyPrediction
-from covrl.types import Scalar, TokenContext
-
-Setpoint = ArrayLike | optax.Schedule
-Controller = optax.schedules.StatefulSchedule
-State = TypeVar('State')
+from covrl.entropy.controller_base import (
+  Controller,
+  Setpoint,
+  check_bounds,
+  check_positive,
+  check_target,
+  entropy_in,
+  has_reading,
+  is_initializing,
+  keep_without_reading,
+  scalar,
+  setpoint,
+)
+from covrl.types import Scalar
 
 
 def adaptive_bonus(
@@ -160,6 +165,53 @@ def doubling_scale(
   return _DoublingScale(target, initial, minimum, maximum, every)
 
 
+def proportional_integral(
+  target: Setpoint,
+  *,
+  proportional: float = 1.0,
+  integral: float = 0.01,
+  offset: float = 0.0,
+  minimum: float = -math.inf,
+  maximum: float = math.inf,
+) -> Controller:
+  """Proportional-integral controller with fixed gains.
+
+    coefficient = clip(offset + proportional · e + integral · Σe),
+    e = target − H,   the sum including the present error
+
+  The sum does not grow while the coefficient is at the bound that the error
+  would push it beyond.
+
+  Args:
+    target: entropy to keep, in nats.
+    proportional: gain on the error; negative for a coefficient that lowers
+      entropy.
+    integral: gain on the sum of errors.
+    offset: coefficient at zero error.
+    minimum: least coefficient.
+    maximum: greatest coefficient.
+
+  Raises:
+    ValueError: if a number is outside its range.
+
+  References:
+    Yang et al., `EntroPIC: Towards Stable Long-Term Training of LLMs via
+    Entropy Stabilization with Proportional-Integral Control
+    <https://arxiv.org/abs/2511.15248>`_, 2025.
+
+  >>> controller = proportional_integral(0.5, offset=1.0)
+  >>> float(controller(controller.init(), entropy=jnp.array(0.25)))
+  1.252500057220459
+  """
+  check_target(target, 'target')
+  for name, gain in (('proportional', proportional), ('integral', integral)):
+    check_number(name, gain, -math.inf)
+  check_bounds(minimum, maximum, offset, 'offset')
+  return _ProportionalIntegral(
+    target, proportional, integral, offset, minimum, maximum
+  )
+
+
 class AdaptiveBonusState(NamedTuple):
   """State of `adaptive_bonus`.
 
@@ -182,6 +234,16 @@ class DoublingScaleState(NamedTuple):
   updates: Int[Array, '']
 
 
+class ProportionalIntegralState(NamedTuple):
+  """State of `proportional_integral`.
+
+  Attributes:
+    total: sum of errors, in nats.
+  """
+
+  total: Scalar
+
+
 @dataclasses.dataclass(frozen=True)
 class _AdaptiveBonus:
   target: Setpoint
@@ -199,7 +261,7 @@ class _AdaptiveBonus:
     error = setpoint(self.target, context) - entropy_in(context)
     moved = state.coefficient + self.increment * jnp.sign(error)
     moved = jnp.clip(moved, self.minimum, self.maximum)
-    return held_without_reading(AdaptiveBonusState(moved), state, context)
+    return keep_without_reading(AdaptiveBonusState(moved), state, context)
 
   def __call__(self, state: AdaptiveBonusState, **context: Any) -> Scalar:
     if is_initializing(context):
@@ -254,7 +316,7 @@ class _DoublingScale:
     due = (updates % self.every == 0) & (direction != 0)
     moved = self._moved(state.scale, direction)
     scale = jnp.where(due, moved, state.scale)
-    return held_without_reading(
+    return keep_without_reading(
       DoublingScaleState(scale, updates), state, context
     )
 
@@ -273,82 +335,42 @@ class _DoublingScale:
     return jnp.where(is_helping, doubled, halved)
 
 
-def scalar(value: float) -> Scalar:
-  """A number as a scalar of the states' dtype."""
-  return jnp.asarray(value, jnp.result_type(float))
+@dataclasses.dataclass(frozen=True)
+class _ProportionalIntegral:
+  target: Setpoint
+  proportional: float
+  integral: float
+  offset: float
+  minimum: float
+  maximum: float
 
+  def init(self) -> ProportionalIntegralState:
+    return ProportionalIntegralState(total=scalar(0.0))
 
-def entropy_in(context: dict[str, Any]) -> Scalar:
-  """The context's `entropy`, in the states' dtype."""
-  entropy = require(cast(TokenContext, context), 'entropy', 'a controller')
-  return jnp.asarray(entropy, jnp.result_type(float))
-
-
-def has_reading(context: dict[str, Any]) -> Bool[Array, '']:
-  """Whether the context's `entropy` is a reading: it is finite."""
-  return jnp.isfinite(entropy_in(context))
-
-
-def held_without_reading(
-  moved: State, state: State, context: dict[str, Any]
-) -> State:
-  """The next state, or the present one if there is no reading."""
-  known = has_reading(context)
-  return jax.tree.map(lambda new, old: jnp.where(known, new, old), moved, state)
-
-
-def setpoint(
-  value: Setpoint, context: dict[str, Any], *, later: float = 0.0
-) -> Scalar:
-  """A set point at the current step, or `later` updates ahead."""
-  if callable(value):
-    step = require(cast(TokenContext, context), 'step', 'a schedule')
-    value = value(step + round(later))
-  return jnp.asarray(value, jnp.result_type(float))
-
-
-def prediction_in(context: dict[str, Any]) -> EntropyPrediction:
-  """The context's prediction of the coefficient's effect."""
-  predict = context.get('entropy_prediction')
-  return NO_PREDICTION if predict is None else predict()
-
-
-def is_initializing(context: dict[str, Any]) -> bool:
-  """Whether the call is `optax.inject_hyperparams`' first, without a context."""
-  return not context
-
-
-def check_target(value: Setpoint, name: str) -> None:
-  """Refuses a target entropy that is negative or not finite."""
-  number = concrete_number(value, name)
-  if number is not None and not 0 <= number < math.inf:
-    raise ValueError(
-      f'{name} is an entropy and must be finite and at least 0, got {number:g}'
+  def update(
+    self, state: ProportionalIntegralState, **context: Any
+  ) -> ProportionalIntegralState:
+    error = setpoint(self.target, context) - entropy_in(context)
+    wanted = self._wanted(state.total, error)
+    push = self.integral * error
+    is_saturated = ((wanted > self.maximum) & (push > 0)) | (
+      (wanted < self.minimum) & (push < 0)
+    )
+    moved = state.total + jnp.where(is_saturated, 0, error)
+    return keep_without_reading(
+      ProportionalIntegralState(moved), state, context
     )
 
+  def __call__(
+    self, state: ProportionalIntegralState, **context: Any
+  ) -> Scalar:
+    error = scalar(0.0)
+    if not is_initializing(context):
+      error = setpoint(self.target, context) - entropy_in(context)
+      error = jnp.where(has_reading(context), error, 0)
+    wanted = self._wanted(state.total, error)
+    return jnp.clip(wanted, self.minimum, self.maximum)
 
-def check_positive(value: float, name: str) -> None:
-  """Refuses a number that is not finite and above 0."""
-  concrete_number(value, name, allow_schedule=False)
-  if not 0 < value < math.inf:
-    raise ValueError(f'{name} must be finite and above 0, got {value:g}')
-
-
-def check_bounds(
-  minimum: float, maximum: float, start: float, name: str = 'initial'
-) -> None:
-  """Refuses bounds out of order and a start value outside them."""
-  for each, value in (
-    ('minimum', minimum),
-    ('maximum', maximum),
-    (name, start),
-  ):
-    concrete_number(value, each, allow_schedule=False)
-  if not minimum < maximum:
-    raise ValueError(
-      f'minimum must be below maximum, got {minimum:g} and {maximum:g}'
-    )
-  if not minimum <= start <= maximum:
-    raise ValueError(
-      f'{name} must lie in [{minimum:g}, {maximum:g}], got {start:g}'
-    )
+  def _wanted(self, total: Scalar, error: Scalar) -> Scalar:
+    proportional = self.proportional * error
+    return self.offset + proportional + self.integral * (total + error)

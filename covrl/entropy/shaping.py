@@ -24,8 +24,8 @@ from covrl.entropy.base import (
   require,
   with_coefficient,
 )
-from covrl.entropy.controllers import Setpoint, entropy_band
-from covrl.entropy.feedback import proportional_integral
+from covrl.entropy.controller_base import Setpoint
+from covrl.entropy.controllers import entropy_band, proportional_integral
 from covrl.entropy.methods import TokenTransformation
 from covrl.types import TokenContext, TokenStats
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Feedback controllers: an adaptive one, and one with fixed gains.
+"""Adaptive controller: follows a target with a model of the entropy's change.
 
-Like those of `covrl.entropy.controllers`, they may be passed wherever a
-coefficient is accepted.
+Like those of `covrl.entropy.controllers`, it may be passed wherever a coefficient
+is accepted.
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from covrl.array_checks import check_number, concrete_number
-from covrl.entropy.controllers import (
+from covrl.array_checks import concrete_number
+from covrl.entropy.controller_base import (
   Controller,
   Setpoint,
   check_bounds,
@@ -22,15 +22,14 @@ from covrl.entropy.controllers import (
   check_target,
   entropy_in,
   has_reading,
-  held_without_reading,
   is_initializing,
+  keep_without_reading,
   prediction_in,
   scalar,
   setpoint,
 )
 from covrl.types import Scalar
 
-# Constants of `target_entropy`.
 # The estimated slope stays within this factor of the initial guess.
 _SLOPE_RANGE = 1e3
 # Prior variances of the drift (squared nats) and of the slope's logarithm.
@@ -131,53 +130,6 @@ def target_entropy(
   return _TargetEntropy(target, horizon, momentum, slope, minimum, maximum)
 
 
-def proportional_integral(
-  target: Setpoint,
-  *,
-  proportional: float = 1.0,
-  integral: float = 0.01,
-  offset: float = 0.0,
-  minimum: float = -math.inf,
-  maximum: float = math.inf,
-) -> Controller:
-  """Proportional-integral controller with fixed gains.
-
-    coefficient = clip(offset + proportional · e + integral · Σe),
-    e = target − H,   the sum including the present error
-
-  The sum does not grow while the coefficient is at the bound that the error
-  would push it beyond.
-
-  Args:
-    target: entropy to keep, in nats.
-    proportional: gain on the error; negative for a coefficient that lowers
-      entropy.
-    integral: gain on the sum of errors.
-    offset: coefficient at zero error.
-    minimum: least coefficient.
-    maximum: greatest coefficient.
-
-  Raises:
-    ValueError: if a number is outside its range.
-
-  References:
-    Yang et al., `EntroPIC: Towards Stable Long-Term Training of LLMs via
-    Entropy Stabilization with Proportional-Integral Control
-    <https://arxiv.org/abs/2511.15248>`_, 2025.
-
-  >>> controller = proportional_integral(0.5, offset=1.0)
-  >>> float(controller(controller.init(), entropy=jnp.array(0.25)))
-  1.252500057220459
-  """
-  check_target(target, 'target')
-  for name, gain in (('proportional', proportional), ('integral', integral)):
-    check_number(name, gain, -math.inf)
-  check_bounds(minimum, maximum, offset, 'offset')
-  return _ProportionalIntegral(
-    target, proportional, integral, offset, minimum, maximum
-  )
-
-
 class TargetEntropyState(NamedTuple):
   """State of `target_entropy`.
 
@@ -215,16 +167,6 @@ class _Observation(NamedTuple):
   change: Scalar
   entropy: Scalar
   bias: Scalar
-
-
-class ProportionalIntegralState(NamedTuple):
-  """State of `proportional_integral`.
-
-  Attributes:
-    total: sum of errors, in nats.
-  """
-
-  total: Scalar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,7 +213,7 @@ class _TargetEntropy:
       predicted=state.predicted + rate * (predicted - state.predicted),
       previous_predicted=state.predicted,
     )
-    return held_without_reading(moved, state, context)
+    return keep_without_reading(moved, state, context)
 
   def __call__(self, state: TargetEntropyState, **context: Any) -> Scalar:
     if is_initializing(context):
@@ -358,44 +300,3 @@ class _TargetEntropy:
       covariance=state.covariance - of_drift * of_slope / total,
       noise=state.noise + (innovation**2 - state.noise) / self.horizon,
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class _ProportionalIntegral:
-  target: Setpoint
-  proportional: float
-  integral: float
-  offset: float
-  minimum: float
-  maximum: float
-
-  def init(self) -> ProportionalIntegralState:
-    return ProportionalIntegralState(total=scalar(0.0))
-
-  def update(
-    self, state: ProportionalIntegralState, **context: Any
-  ) -> ProportionalIntegralState:
-    error = setpoint(self.target, context) - entropy_in(context)
-    wanted = self._wanted(state.total, error)
-    push = self.integral * error
-    is_saturated = ((wanted > self.maximum) & (push > 0)) | (
-      (wanted < self.minimum) & (push < 0)
-    )
-    moved = state.total + jnp.where(is_saturated, 0, error)
-    return held_without_reading(
-      ProportionalIntegralState(moved), state, context
-    )
-
-  def __call__(
-    self, state: ProportionalIntegralState, **context: Any
-  ) -> Scalar:
-    error = scalar(0.0)
-    if not is_initializing(context):
-      error = setpoint(self.target, context) - entropy_in(context)
-      error = jnp.where(has_reading(context), error, 0)
-    wanted = self._wanted(state.total, error)
-    return jnp.clip(wanted, self.minimum, self.maximum)
-
-  def _wanted(self, total: Scalar, error: Scalar) -> Scalar:
-    proportional = self.proportional * error
-    return self.offset + proportional + self.integral * (total + error)

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Base of all controllers: readings, targets that follow a schedule, checks."""
+
+import math
+from typing import Any, TypeVar, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool
+
+from covrl.array_checks import concrete_number
+from covrl.entropy.base import require
+from covrl.entropy.prediction import NO_PREDICTION, EntropyPrediction
+from covrl.types import Scalar, TokenContext
+
+Setpoint = ArrayLike | optax.Schedule
+Controller = optax.schedules.StatefulSchedule
+State = TypeVar('State')
+
+
+def scalar(value: float) -> Scalar:
+  """A number as a scalar of the states' dtype."""
+  return jnp.asarray(value, jnp.result_type(float))
+
+
+def entropy_in(context: dict[str, Any]) -> Scalar:
+  """The context's `entropy`, in the states' dtype."""
+  entropy = require(cast(TokenContext, context), 'entropy', 'a controller')
+  return jnp.asarray(entropy, jnp.result_type(float))
+
+
+def has_reading(context: dict[str, Any]) -> Bool[Array, '']:
+  """Whether the context's `entropy` is a reading: it is finite."""
+  return jnp.isfinite(entropy_in(context))
+
+
+def keep_without_reading(
+  moved: State, state: State, context: dict[str, Any]
+) -> State:
+  """The next state, or the present one if there is no reading."""
+  known = has_reading(context)
+  return jax.tree.map(lambda new, old: jnp.where(known, new, old), moved, state)
+
+
+def setpoint(
+  value: Setpoint, context: dict[str, Any], *, later: float = 0.0
+) -> Scalar:
+  """A set point at the current step, or `later` updates ahead."""
+  if callable(value):
+    step = require(cast(TokenContext, context), 'step', 'a schedule')
+    value = value(step + round(later))
+  return jnp.asarray(value, jnp.result_type(float))
+
+
+def prediction_in(context: dict[str, Any]) -> EntropyPrediction:
+  """The context's prediction of the coefficient's effect."""
+  predict = context.get('entropy_prediction')
+  return NO_PREDICTION if predict is None else predict()
+
+
+def is_initializing(context: dict[str, Any]) -> bool:
+  """Whether the call is `optax.inject_hyperparams`' first, without a context."""
+  return not context
+
+
+def check_target(value: Setpoint, name: str) -> None:
+  """Refuses a target entropy that is negative or not finite."""
+  number = concrete_number(value, name)
+  if number is not None and not 0 <= number < math.inf:
+    raise ValueError(
+      f'{name} is an entropy and must be finite and at least 0, got {number:g}'
+    )
+
+
+def check_positive(value: float, name: str) -> None:
+  """Refuses a number that is not finite and above 0."""
+  concrete_number(value, name, allow_schedule=False)
+  if not 0 < value < math.inf:
+    raise ValueError(f'{name} must be finite and above 0, got {value:g}')
+
+
+def check_bounds(
+  minimum: float, maximum: float, start: float, name: str = 'initial'
+) -> None:
+  """Refuses bounds out of order and a start value outside them."""
+  for each, value in (
+    ('minimum', minimum),
+    ('maximum', maximum),
+    (name, start),
+  ):
+    concrete_number(value, each, allow_schedule=False)
+  if not minimum < maximum:
+    raise ValueError(
+      f'minimum must be below maximum, got {minimum:g} and {maximum:g}'
+    )
+  if not minimum <= start <= maximum:
+    raise ValueError(
+      f'{name} must lie in [{minimum:g}, {maximum:g}], got {start:g}'
+    )
