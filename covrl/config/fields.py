@@ -21,6 +21,7 @@ from covrl.config.bounds import (
 )
 from covrl.config.critic import CriticConfig
 from covrl.config.errors import ConfigError
+from covrl.config.mazes import MazeConfig
 from covrl.config.problems import (
   CountdownConfig,
   DataConfig,
@@ -265,6 +266,7 @@ class Config:
   pretrained: str = ''
   mesh: MeshConfig = field(default_factory=MeshConfig)
   task: CountdownConfig = field(default_factory=CountdownConfig)
+  maze: MazeConfig = field(default_factory=MazeConfig)
   data: DataConfig = field(default_factory=DataConfig)
   rollout: RolloutConfig = field(default_factory=RolloutConfig)
   train: TrainConfig = field(default_factory=TrainConfig)

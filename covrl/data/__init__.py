@@ -21,6 +21,11 @@ from covrl.data.filters import FilteredSource as FilteredSource
 from covrl.data.filters import ProblemFilter as ProblemFilter
 from covrl.data.filters import filter_sources as filter_sources
 from covrl.data.json_tokenizer import JsonTokenizer as JsonTokenizer
+from covrl.data.mazes import ExploredMazeSource as ExploredMazeSource
+from covrl.data.mazes import MazeSource as MazeSource
+from covrl.data.mazes import held_out_mazes as held_out_mazes
+from covrl.data.mazes import maze_tokenizer as maze_tokenizer
+from covrl.data.mazes import solve_maze as solve_maze
 from covrl.data.packing import TokenRows as TokenRows
 from covrl.data.packing import pack_if_fit as pack_if_fit
 from covrl.data.packing import pack_rows as pack_rows

@@ -21,12 +21,15 @@ from typing import Any
 from covrl.config import CountdownConfig
 from covrl.data._arithmetic import random_expression
 from covrl.data.countdown_source import (
+  countdown_problem,
+  problem_key,
+  vocabulary,
+)
+from covrl.data.generated import (
   MAX_REDRAWS,
   GeneratedSource,
-  countdown_problem,
+  HeldOut,
   first_seed,
-  held_out_problems,
-  vocabulary,
 )
 from covrl.data.problems import Problem
 from covrl.data.sentencepiece_tokenizer import (
@@ -50,20 +53,16 @@ def countdown_tokenizer(config: CountdownConfig) -> SentencePieceTokenizer:
   return train_sentencepiece(vocabulary(config))
 
 
-def held_out(config: CountdownConfig) -> tuple[Problem, ...]:
-  """Generates the evaluation problems; see `held_out_problems`.
-
-  Generating them takes about 5 ms each, once per process.
-  """
-  return held_out_problems(_held_out_draws, config)
-
-
 def _held_out_draws(config: CountdownConfig) -> Iterator[Problem]:
-  seed = first_seed('held_out', 0)
+  seed = first_seed('countdown held_out', 0)
   return (_generate(config, seed, n) for n in itertools.count())
 
 
-class CountdownSource(GeneratedSource):
+held_out = HeldOut[CountdownConfig](draws=_held_out_draws, key=problem_key)
+"""Generates the evaluation problems, in about 5 ms each; see `HeldOut`."""
+
+
+class CountdownSource(GeneratedSource[CountdownConfig]):
   """Training problems from reasoning-gym's generator, without held-out ones.
 
   Generating a problem takes some milliseconds; the first also generates the
@@ -71,8 +70,8 @@ class CountdownSource(GeneratedSource):
   """
 
   names = (NAME,)
-  seed_name = 'train'
-  held_out_draws = _held_out_draws
+  seed_name = 'countdown train'
+  excluded = held_out
 
   @property
   def generator(self) -> str:
@@ -86,7 +85,7 @@ class CountdownSource(GeneratedSource):
       yield _generate(self._config, self._seed, position)
 
 
-class SolvedCountdownSource(GeneratedSource):
+class SolvedCountdownSource(GeneratedSource[CountdownConfig]):
   """Problems with solutions for the warm start, without held-out ones.
 
   Random numbers are joined from left to right by random operators, divisions
@@ -98,8 +97,8 @@ class SolvedCountdownSource(GeneratedSource):
   """
 
   names = (NAME,)
-  seed_name = 'solved'
-  held_out_draws = _held_out_draws
+  seed_name = 'countdown solved'
+  excluded = held_out
 
   @property
   def generator(self) -> str:

@@ -17,13 +17,16 @@ from collections.abc import Iterator
 
 from covrl.config import CountdownConfig
 from covrl.data.countdown_source import (
+  countdown_problem,
+  problem_key,
+  vocabulary,
+)
+from covrl.data.generated import (
   MAX_REDRAWS,
   GeneratedSource,
-  countdown_problem,
+  HeldOut,
   first_seed,
-  held_out_problems,
   too_few_problems,
-  vocabulary,
 )
 from covrl.data.problems import Problem
 from covrl.data.sentencepiece_tokenizer import (
@@ -44,18 +47,19 @@ def steps_tokenizer(config: CountdownConfig) -> SentencePieceTokenizer:
   return train_sentencepiece([*vocabulary(config), ','])
 
 
-def held_out_steps(config: CountdownConfig) -> tuple[Problem, ...]:
-  """Generates the evaluation problems; see `held_out_problems`."""
-  return held_out_problems(_held_out_draws, config)
-
-
 def _held_out_draws(config: CountdownConfig) -> Iterator[Problem]:
-  rng = random.Random(first_seed('steps, held out', 0))
+  rng = random.Random(first_seed('countdown steps, held out', 0))
   while True:
     yield dataclasses.replace(_draw(rng, config), solution=None)
 
 
-class SolvedCountdownStepsSource(GeneratedSource):
+held_out_steps = HeldOut[CountdownConfig](
+  draws=_held_out_draws, key=problem_key
+)
+"""Generates the evaluation problems; see `HeldOut`."""
+
+
+class SolvedCountdownStepsSource(GeneratedSource[CountdownConfig]):
   """Problems with solutions for the warm start, without held-out ones.
 
   They are distributed as those of `CountdownStepsSource`.
@@ -65,8 +69,8 @@ class SolvedCountdownStepsSource(GeneratedSource):
   """
 
   names = (NAME,)
-  seed_name = 'steps, solved'
-  held_out_draws = _held_out_draws
+  seed_name = 'countdown steps, solved'
+  excluded = held_out_steps
 
   @property
   def generator(self) -> str:
@@ -87,7 +91,7 @@ class CountdownStepsSource(SolvedCountdownStepsSource):
   '10 13 14 = 17 :'
   """
 
-  seed_name = 'steps, train'
+  seed_name = 'countdown steps, train'
 
   @property
   def generator(self) -> str:

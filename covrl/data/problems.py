@@ -18,7 +18,8 @@ class Problem:
     reference: the scorer's input, JSON-serialisable: an answer, tests or other
       metadata.
     source: name of the source that the problem is from.
-    solution: a correct response for supervised training, if known.
+    solution: a response for supervised training, if there is one; a correct one
+      unless the task says otherwise.
     messages: the conversation that `prompt` is the last user message of, if
       the source holds conversations.
     kind: selects the scorer, for example `math` or `code`.

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
   # Type checkers do not follow the change of `__path__` below.
   from configs import countdown as countdown
   from configs import countdown_steps as countdown_steps
+  from configs import mazes as mazes
   from configs import reasoning as reasoning
 
 DIRECTORY = pathlib.Path(__file__).parent

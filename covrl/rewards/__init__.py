@@ -41,6 +41,8 @@ from covrl.rewards.countdown_steps import (
 from covrl.rewards.math import grade_math as grade_math
 from covrl.rewards.math import math_reward as math_reward
 from covrl.rewards.math import score_math as score_math
+from covrl.rewards.mazes import MAZE_EXAMPLE as MAZE_EXAMPLE
+from covrl.rewards.mazes import score_maze as score_maze
 from covrl.rewards.outcome import Outcome as Outcome
 from covrl.rewards.outcome import Status as Status
 from covrl.rewards.pool import RewardPool as RewardPool

@@ -7,7 +7,12 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
-from covrl.config import CountdownConfig, EvaluateConfig
+from covrl.config import (
+  ConfigError,
+  CountdownConfig,
+  EvaluateConfig,
+  MazeConfig,
+)
 from covrl.data import Problem, ProblemSource, Suite, Tokenizer
 from covrl.rewards import RewardPart
 
@@ -23,7 +28,8 @@ class Task:
   Attributes:
     tokenizer: the policy's tokenizer.
     train: problems to sample responses to.
-    solved: problems with solutions, for the warm start; `None` without any.
+    solved: problems with responses to imitate in the warm start; `None` without
+      any.
     held_out: problems for evaluation, in neither `train` nor `solved`.
     rewards: the parts of a response's reward; see `covrl.rewards`.
     suites: evaluation suites, besides `held_out`.
@@ -57,7 +63,11 @@ class Task:
     )
 
   def evaluation(self, config: EvaluateConfig) -> list[Suite]:
-    """Returns the suites to evaluate; held-out problems come first, unnamed."""
+    """Returns the suites to evaluate; held-out problems come first, unnamed.
+
+    Raises:
+      ConfigError: more held-out problems are to be evaluated than there are.
+    """
     suites = [
       suite.with_overrides(
         problems=config.suite_problems or None,
@@ -69,6 +79,11 @@ class Task:
       for suite in self.suites
     ]
     if self.held_out:
+      if config.problems > len(self.held_out):
+        raise ConfigError(
+          f'evaluate.problems must be at most {len(self.held_out)}, the held-out'
+          f' problems of the task, got {config.problems}'
+        )
       held_out = Suite(
         name='',
         problems=self.held_out[: config.problems],
@@ -126,6 +141,30 @@ def countdown_steps_task(config: CountdownConfig) -> Task:
         example=COUNTDOWN_STEPS_EXAMPLE,
       )
     ],
+  )
+
+
+def maze_task(config: MazeConfig) -> Task:
+  """Mazes: write a path from start to goal, cell by cell.
+
+  The warm start imitates an explorer whose walks often do not reach the goal.
+  """
+  from covrl.data import (
+    ExploredMazeSource,
+    MazeSource,
+    held_out_mazes,
+    maze_tokenizer,
+    solve_maze,
+  )
+  from covrl.rewards import MAZE_EXAMPLE, Reward, score_maze
+
+  return Task(
+    tokenizer=maze_tokenizer(config),
+    train=MazeSource(config),
+    solved=ExploredMazeSource(config),
+    held_out=held_out_mazes(config),
+    rewards=[Reward(name='path', score=score_maze, example=MAZE_EXAMPLE)],
+    reference_response=solve_maze,
   )
 
 

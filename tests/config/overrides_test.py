@@ -217,8 +217,9 @@ def test_value_of_another_type(override, type_name):
       'got 128 and 3; nearest possible: train.micro_batches = 2 or 4',
     ),
     (
-      {'evaluate.problems': 2000},
-      'evaluate.problems must be at most task.held_out, got 2000 of 1024',
+      {'maze.max_steps': 4},
+      'Mazes need 1 <= min_distance <= max_steps, got min_distance=5 and '
+      'max_steps=4.',
     ),
     ({'train.iterations': 0}, 'train.iterations must be at least 1, got 0'),
     ({'checkpoint.keep': 0}, 'checkpoint.keep must be at least 1, got 0'),

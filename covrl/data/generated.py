@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sources of generated problems, and the problems held out for evaluation.
+
+Each set of problems has a random seed of its own. Training problems are redrawn
+if they are among the held-out ones.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, ClassVar, Generic, TypeVar
+
+from covrl.config import CountdownConfig, MazeConfig
+from covrl.data.fingerprints import text_fingerprint
+from covrl.data.problems import Problem
+
+MAX_REDRAWS = 100
+
+GeneratorConfig = TypeVar('GeneratorConfig', CountdownConfig, MazeConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut(Generic[GeneratorConfig]):
+  """The problems of a task that are held out for evaluation.
+
+  They do not depend on `config.seed` and `config.size`, and are generated once
+  per process and bounds.
+
+  Attributes:
+    draws: draws problems one after the other, without end.
+    key: returns a problem's identity; problems with equal keys are the same.
+  """
+
+  draws: Callable[[GeneratorConfig], Iterator[Problem]]
+  key: Callable[[Problem], Hashable]
+
+  def __call__(self, config: GeneratorConfig) -> tuple[Problem, ...]:
+    """Generates distinct problems.
+
+    Args:
+      config: bounds and number of the problems.
+
+    Returns:
+      `config.held_out` problems.
+
+    Raises:
+      ValueError: the bounds allow too few distinct problems.
+    """
+    return _problems(self, type(config), **_bounds(config))
+
+  def keys(self, config: GeneratorConfig) -> frozenset[Hashable]:
+    """Returns the keys of the problems."""
+    return _keys(self, type(config), **_bounds(config))
+
+
+@functools.lru_cache(maxsize=8)
+def _problems(
+  held_out: HeldOut[Any], kind: type[Any], /, **bounds: int
+) -> tuple[Problem, ...]:
+  config = kind(**bounds)
+  kept: dict[Hashable, Problem] = {}
+  problems = held_out.draws(config)
+  remaining = 10 * config.held_out + MAX_REDRAWS
+  while len(kept) < config.held_out:
+    if not remaining:
+      raise too_few_problems(config)
+    remaining -= 1
+    problem = next(problems)
+    kept.setdefault(held_out.key(problem), problem)
+  return tuple(kept.values())
+
+
+@functools.lru_cache(maxsize=16)
+def _keys(
+  held_out: HeldOut[Any], kind: type[Any], /, **bounds: int
+) -> frozenset[Hashable]:
+  return frozenset(map(held_out.key, _problems(held_out, kind, **bounds)))
+
+
+def _bounds(config: CountdownConfig | MazeConfig) -> dict[str, int]:
+  """Returns the fields that held-out problems depend on, the others fixed."""
+  return dataclasses.asdict(dataclasses.replace(config, seed=0, size=1))
+
+
+class GeneratedSource(abc.ABC, Generic[GeneratorConfig]):
+  """Generated problems, without held-out ones.
+
+  A problem depends on the seed and its index alone.
+
+  Args:
+    config: bounds, seed and number of the problems.
+
+  Attributes:
+    names: name of the task.
+    seed_name: name of the set, from which its seed is derived.
+    excluded: the held-out problems, which the source leaves out.
+  """
+
+  names: ClassVar[tuple[str, ...]]
+  seed_name: ClassVar[str]
+  excluded: ClassVar[HeldOut[Any]]
+
+  def __init__(self, config: GeneratorConfig) -> None:
+    self._config = dataclasses.replace(config)
+    self._seed = first_seed(self.seed_name, config.seed)
+
+  @property
+  @abc.abstractmethod
+  def generator(self) -> str:
+    """Name of the set's generator, with its version if it can change."""
+
+  @abc.abstractmethod
+  def draws(self, index: int) -> Iterator[Problem]:
+    """Draws candidates for a problem, of which the first usable one is taken."""
+
+  @property
+  def fingerprint(self) -> str:
+    """Digest of what the problems depend on."""
+    return text_fingerprint(self.generator, repr(self._config))
+
+  def __len__(self) -> int:
+    return self._config.size
+
+  def __getitem__(self, index: int) -> Problem:
+    if not 0 <= index < len(self):
+      raise IndexError(
+        f'{self.generator} has problems 0 to {len(self) - 1}, got {index}.'
+      )
+    key, excluded = self.excluded.key, self.excluded.keys(self._config)
+    for problem in self.draws(index):
+      if key(problem) not in excluded:
+        return problem
+    raise too_few_problems(self._config)
+
+
+def first_seed(name: str, seed: int) -> int:
+  """First of the consecutive seeds of a problem set, far from other sets."""
+  digest = hashlib.sha256(f'{name} {seed}'.encode()).digest()
+  return int.from_bytes(digest[:16], 'big')
+
+
+def too_few_problems(config: CountdownConfig | MazeConfig) -> ValueError:
+  """Error of bounds that allow too few distinct problems."""
+  return ValueError(
+    'The bounds allow too few distinct problems beside'
+    f' {config.held_out} held-out ones: {config}.'
+  )
