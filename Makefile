@@ -46,7 +46,7 @@ pytest: setup
 docs: setup
 	$(BIN)/python tests/make_docs.py build/docs
 
-# Every Countdown recipe with three seeds: an hour or two.
+# Every Countdown recipe with three seeds: about an hour.
 study: setup
 	$(BIN)/python tests/benchmarks/study.py
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks the claims of the entropy-control paper numerically.
 
-Prints one row per claim: whether it holds as printed, the measured figures and
-their tolerances. The exit status is 1 if a result differs from the recorded
+Prints one row per check, with the measured value and its tolerance, and one
+verdict per claim. The exit status is 1 if a result differs from the recorded
 one. Examples:
 
   covrl theory --workdir=runs/theory
