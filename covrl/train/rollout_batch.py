@@ -289,6 +289,7 @@ def abstract_batch(
     return jax.ShapeDtypeStruct((count, width), dtype)
 
   integers, floats, flags = rows(np.int32), rows(np.float32), rows(bool)
+  named: dict[str, Any] = dict.fromkeys(credit, floats)
   return TokenBatch(
     tokens=integers,
     targets=integers,
@@ -303,7 +304,7 @@ def abstract_batch(
     sampler_logprobs=floats,
     sequence_ids=integers,
     ref_logprobs=floats if reference else None,
-    credit={name: floats for name in credit},
+    credit=named,
   )
 
 

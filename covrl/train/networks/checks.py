@@ -41,13 +41,13 @@ def check_networks(networks: Any, estimator: Any, config: Config) -> None:
   read = () if estimator is None else estimator.networks
   if missing := [name for name in read if name not in networks]:
     raise ConfigError(
-      f"the recipe's estimator reads the network {missing[0]!r}, but the recipe's"
-      f' networks are {_listed(networks)}'
+      f"the recipe's estimator reads the network {missing[0]!r}, which must be"
+      f" among the recipe's networks, got {_listed(networks)}"
     )
   if unread := [name for name in networks if name not in read]:
     raise ConfigError(
-      f"the recipe's network {unread[0]!r} must be read by its estimator, which"
-      f' reads {_listed(read)}'
+      f"the recipe's network {unread[0]!r} must be among those that its estimator"
+      f' reads, got {_listed(read)}'
     )
   if estimator is None:
     _refuse_critic_fields(config)

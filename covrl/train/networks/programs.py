@@ -277,7 +277,8 @@ class Networks:
     batch = dataclasses.replace(batch, credit={})
     count, width = batch.tokens.shape
 
-    per_token: Any = jax.ShapeDtypeStruct((count, width), np.float32)
+    per_token = jax.ShapeDtypeStruct((count, width), np.float32)
+    outputs: dict[str, Any] = dict.fromkeys(self._all, per_token)
 
     def per_sequence(dtype: Any) -> Any:
       return jax.ShapeDtypeStruct((count,), dtype)
@@ -287,7 +288,7 @@ class Networks:
       rewards=per_sequence(np.float32),
       group_ids=per_sequence(np.int32),
       update_ids=per_sequence(np.int32),
-      outputs=dict.fromkeys(self._all, per_token),
+      outputs=outputs,
     )
     _, state = self.abstract_state()
     with self._use_mesh():

@@ -4,7 +4,6 @@
 import dataclasses
 import os
 import signal
-from collections.abc import Callable, Mapping
 from typing import Any
 from unittest import mock
 
@@ -14,15 +13,18 @@ from train import toy
 from covrl.config import Config, Recipe
 from covrl.train import Task
 from covrl.train.compiled import CompiledPrograms
-from covrl.train.networks import critic, critic_advantages
+from covrl.train.networks import Network, critic, critic_advantages
+
+# The step at which the process is killed, between the updates of both networks.
+KILL_AT = 'TOY_PPO_KILL_AT'
 
 
 def ppo() -> Recipe:
-  """PPO with one epoch of two updates, a KL penalty that adapts and packing."""
+  """PPO with two updates, a warm-up and a KL penalty that adapts."""
   recipe = toy.recipe(
     task=_task,
     token_tx=lambda config: optax.identity(),
-    networks=lambda config: {'critic': critic(config)},
+    networks=_networks,
     estimator=critic_advantages,
   )
   config = recipe.config
@@ -34,46 +36,33 @@ def ppo() -> Recipe:
   config.train.keep_reference = True
   config.train.sequences_per_update = 16
   config.train.iterations = 3
-  config.train.packed_rows = 12
   config.warm_start.steps = 8
   config.logging.samples_every = 100
   config.logging.entropy_change_every = 0
   return recipe
 
 
-def killed_between_updates() -> Recipe:
-  """The same; the process is killed between the two networks' fourth updates."""
-  recipe = ppo()
-  return dataclasses.replace(
-    recipe, networks=_after(recipe.networks, _kill_at_update(3))
-  )
+def no_critic() -> Recipe:
+  """An estimator that reads a critic which the recipe lacks."""
+  return dataclasses.replace(ppo(), networks=lambda config: {})
 
 
-def _after(
-  networks: Callable[[Config], Mapping[str, Any]], patch: Callable[[], None]
-) -> Callable[[Config], Mapping[str, Any]]:
-  def build(config: Config) -> Mapping[str, Any]:
-    patch()
-    return networks(config)
-
-  return build
+def _networks(config: Config) -> dict[str, Network]:
+  if KILL_AT in os.environ:
+    _kill_at(int(os.environ[KILL_AT]))
+  return {'critic': critic(config)}
 
 
-def _kill_at_update(number: int) -> Callable[[], None]:
+def _kill_at(step: int) -> None:
   """Kills the process where the critic is updated and the policy is not yet."""
+  update = CompiledPrograms._update_policy
 
-  def patch() -> None:
-    made, update = [0], CompiledPrograms._update_policy
+  def kill(self: Any, state: Any, *args: Any) -> Any:
+    if int(state.step) == step:
+      os.kill(os.getpid(), signal.SIGKILL)
+    return update(self, state, *args)
 
-    def kill(*args: Any) -> Any:
-      if made[0] == number:
-        os.kill(os.getpid(), signal.SIGKILL)
-      made[0] += 1
-      return update(*args)
-
-    mock.patch.object(CompiledPrograms, '_update_policy', kill).start()
-
-  return patch
+  mock.patch.object(CompiledPrograms, '_update_policy', kill).start()
 
 
 def _task(config: Config) -> Task:

@@ -1,0 +1,384 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Advantages of a critic, its start, its fields, and runs with it."""
+
+import dataclasses
+import signal
+import subprocess
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from pretrained.fixtures import MODELS
+from train import process, runs
+from train.resume_test import arrays
+from train.updates import SEQUENCES, WIDTH, padded
+
+from covrl.cli import main
+from covrl.config import Config, ConfigError, check
+from covrl.models import Lora, Policy, tiny
+from covrl.parallel import sharding
+from covrl.pretrained import load_pretrained
+from covrl.train.health import UpdateHealth
+from covrl.train.networks import CreditInputs, critic, critic_advantages
+from covrl.train.networks.checks import check_networks
+from covrl.train.networks.init import initial_params, network_model
+from covrl.train.step import hold
+
+UPDATES = 4
+
+
+def configured(**fields):
+  config = Config()
+  config.rollout.prompts_per_iteration = SEQUENCES // 4
+  config.rollout.responses_per_prompt = 4
+  config.train.sequences_per_update = SEQUENCES // UPDATES
+  for name, value in fields.items():
+    setattr(config.critic, name, value)
+  return config
+
+
+def inputs(**changes: Any) -> Any:
+  """Rows of four updates with rewards, values and a reference policy."""
+  rng = np.random.default_rng(4)
+  old, ref, values = rng.normal(size=(3, SEQUENCES, WIDTH)).astype(np.float32)
+  rows = dataclasses.replace(padded(), old_logprobs=old, ref_logprobs=ref)
+  given: dict[str, Any] = {
+    'rows': rows,
+    'rewards': (rng.random(SEQUENCES) < 0.4).astype(np.float32),
+    'group_ids': np.arange(SEQUENCES, dtype=np.int32) // 4,
+    'update_ids': rng.permutation(SEQUENCES).astype(np.int32) % UPDATES,
+    'outputs': {'critic': values},
+  }
+  return CreditInputs(**given | changes)
+
+
+def estimated(given, **fields):
+  """Credit and next state of an estimate, as NumPy arrays."""
+  estimator = critic_advantages(configured(**fields))
+  run = jax.jit(estimator.estimate)
+  return jax.device_get(run(estimator.init(), given))
+
+
+def test_advantages_are_whitened_over_each_update_and_returns_are_not():
+  given = inputs()
+  mask, values = given.rows.loss_mask, given.outputs['critic']
+  (advantages, credit, metrics), state = estimated(given)
+  # With γ = λ = 1 the return is the reward, at every token.
+  returns = np.where(mask, given.rewards[:, None], 0)
+  np.testing.assert_allclose(credit['returns'], returns, atol=1e-5)
+  np.testing.assert_array_equal(credit['old_values'], np.where(mask, values, 0))
+  wanted = np.zeros_like(returns)
+  for update in range(UPDATES):
+    taken = mask & (given.update_ids == update)[:, None]
+    plain = (returns - values)[taken]
+    wanted[taken] = (plain - plain.mean()) / plain.std(ddof=1)
+  np.testing.assert_allclose(advantages, wanted, atol=1e-4)
+  mean = (returns - values)[mask].mean()
+  assert metrics['advantage'] == pytest.approx(mean, rel=1e-4)
+  assert state == {'kl_coefficient': 0.0}
+
+
+def test_penalties_rewards_and_coefficients():
+  given = inputs()
+  mask, rows = given.rows.loss_mask, given.rows
+  (advantages, credit, metrics), state = estimated(
+    given._replace(rewards=given.rewards * 20),
+    whiten=False,
+    reward_clip=5.0,
+    kl='k2',
+    kl_coefficient=0.1,
+    kl_target=0.5,
+    kl_horizon=1000.0,
+  )
+  penalties = np.where(mask, (rows.old_logprobs - rows.ref_logprobs) ** 2, 0)
+  to_go = np.cumsum(penalties[:, ::-1] / 2, axis=1)[:, ::-1]
+  returns = np.where(mask, 5 * given.rewards[:, None] - 0.1 * to_go, 0)
+  np.testing.assert_allclose(credit['returns'], returns, atol=1e-4)
+  plain = np.where(mask, returns - given.outputs['critic'], 0)
+  np.testing.assert_allclose(advantages, plain, atol=1e-4)
+  found = (penalties[mask] / 2).mean()
+  assert metrics['kl_to_reference'] == pytest.approx(found, rel=1e-4)
+  assert metrics['clipped_rewards'] == given.rewards.mean()
+  # The divergence is above its target by more than 20 %.
+  grown = 0.1 * (1 + 0.2 * SEQUENCES / 1000)
+  assert state['kl_coefficient'] == pytest.approx(grown, rel=1e-5)
+
+
+def test_length_adaptive_decay_is_the_policys_alone():
+  given = inputs()
+  mask = given.rows.loss_mask
+  lengths = mask.sum(axis=1)
+  (advantages, credit, _), _ = estimated(given, whiten=False, length_decay=0.5)
+  returns = np.where(mask, given.rewards[:, None], 0)
+  np.testing.assert_allclose(credit['returns'], returns, atol=1e-5)
+  # λ = 0 for up to two tokens: the difference of neighbouring values.
+  row = int(np.argwhere(lengths == 2)[0, 0])
+  first, last = np.flatnonzero(mask[row])
+  values = given.outputs['critic'][row]
+  wanted = values[last] - values[first]
+  assert advantages[row, first] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_equal_rewards_and_values_give_advantages_of_zero():
+  given = inputs(
+    rewards=np.ones(SEQUENCES, np.float32),
+    outputs={'critic': np.zeros((SEQUENCES, WIDTH), np.float32)},
+  )
+  (advantages, credit, metrics), _ = estimated(given)
+  assert not advantages.any()
+  assert (credit['returns'] == given.rows.loss_mask).all()
+  assert metrics['advantage'] == 1
+
+
+def test_an_empty_batch_has_no_advantages_and_no_readings():
+  rows = padded()
+  empty = np.zeros_like(rows.loss_mask)
+  given = inputs(
+    rows=dataclasses.replace(rows, loss_mask=empty),
+    rewards=np.full(SEQUENCES, np.nan, np.float32),
+  )
+  (advantages, credit, metrics), _ = estimated(given)
+  assert not advantages.any()
+  assert not credit['returns'].any()
+  assert np.isnan(metrics['advantage'])
+
+
+def test_nan_values_spoil_the_update_that_has_them_and_no_other():
+  values = np.array(inputs().outputs['critic'])
+  row, column = np.argwhere(inputs().rows.loss_mask)[30]
+  values[row, column] = np.nan
+  given = inputs(outputs={'critic': values})
+  (advantages, _, metrics), _ = estimated(given)
+  mask = given.rows.loss_mask
+  hit = mask & (given.update_ids == given.update_ids[row])[:, None]
+  assert np.isnan(advantages[hit]).all()
+  assert np.isfinite(advantages[~hit]).all()
+  assert np.isnan(metrics['advantage'])
+
+
+@pytest.mark.parametrize(
+  ('fields', 'sentence'),
+  [
+    ({'discount': 1.5}, r'critic\.discount must lie in \[0, 1\], got 1\.5'),
+    ({'trace_decay': -0.1}, r'critic\.trace_decay must lie in \[0, 1\]'),
+    (
+      {'critic_trace_decay': 2.0},
+      r'critic\.critic_trace_decay must lie in \[0, 1\], got 2',
+    ),
+    ({'clip': -1.0}, r'critic\.clip must be at least 0, got -1'),
+    (
+      {'kl_coefficient': 0.1},
+      r'critic\.kl_coefficient needs train\.keep_reference, got 0\.1 without it',
+    ),
+    ({'kl_target': 0.1}, r'critic\.kl_target needs a critic\.kl_coefficient'),
+    (
+      {'length_decay': 0.05, 'trace_decay': 0.95},
+      r'critic\.trace_decay must be 1 with critic\.length_decay',
+    ),
+    ({'warm_up': 10**6}, r'critic\.warm_up must be at most 120, the updates'),
+    ({'kl': 'k4'}, r"critic\.kl must be one of .*, got 'k4'"),
+  ],
+)
+def test_refuses_fields(fields, sentence):
+  with pytest.raises(ConfigError, match=sentence):
+    check(configured(**fields))
+
+
+def test_refuses_a_critic_without_an_estimator_and_the_reverse():
+  config = configured()
+  made: dict[str, Any] = {'critic': critic(config)}
+  estimator = critic_advantages(config)
+  check_networks(made, estimator, config)
+  check_networks({}, None, config)
+  for networks, other, sentence in (
+    (
+      {},
+      estimator,
+      "reads the network 'critic', which must be among .*, got none",
+    ),
+    (
+      made,
+      None,
+      "network 'critic' must be among those that its estimator.*got none",
+    ),
+    ({'a/b': made['critic']}, None, "must be an identifier, got 'a/b'"),
+    ({'critic': 1}, estimator, r"must map names to Network objects, got {'"),
+    (made, 'gae', "must be an Estimator or None, got 'gae'"),
+  ):
+    with pytest.raises(ConfigError, match=sentence):
+      check_networks(networks, other, config)
+  with pytest.raises(
+    ConfigError, match=r'critic\.warm_up needs a recipe with a critic.*got 5'
+  ):
+    check_networks({}, None, configured(warm_up=5))
+  penalised = configured(kl_coefficient=0.1)
+  with pytest.raises(ConfigError, match=r'needs train\.keep_reference'):
+    check_networks(made, critic_advantages(penalised), penalised)
+
+
+def test_a_recipe_that_lacks_its_critic_is_refused_before_anything(
+  capsys, tmp_path
+):
+  recipe = process.RECIPES / 'toy_ppo.py'
+  with pytest.raises(SystemExit):
+    main(['train', f'--config={recipe}:no_critic', f'--workdir={tmp_path}/run'])
+  said = capsys.readouterr().err
+  assert "must be among the recipe's networks, got none" in said
+  assert not (tmp_path / 'run' / 'config.json').exists()
+
+
+POLICY = Policy(dataclasses.replace(tiny(16), tied_embeddings=False))
+
+
+def started(initial, policy, params, mesh):
+  config = configured(initial=initial)
+  model = network_model('critic', critic(config), policy)
+  return model, initial_params(initial, model, policy, params, config, mesh, 0)
+
+
+def assert_same(got, wanted):
+  assert jax.tree.structure(got) == jax.tree.structure(wanted)
+  jax.tree.map(np.testing.assert_array_equal, got, wanted)
+
+
+def test_a_critic_starts_as_the_policy_or_at_random():
+  mesh = sharding.make_mesh((2, 4))
+  params = POLICY.init(jax.random.key(0), mesh)
+  model, own = started('policy', POLICY, params, mesh)
+  head = own.pop('value_head')
+  assert not any(leaf.any() for leaf in head.values())
+  assert_same(own, {name: params[name] for name in params if name != 'head'})
+  # Copies, which the updates of the policy do not donate.
+  pointers = [
+    leaf.addressable_data(0).unsafe_buffer_pointer()
+    for tree in (own['layers'], params['layers'])
+    for leaf in jax.tree.leaves(tree)
+  ]
+  assert len(set(pointers)) == len(pointers)
+  _, other = started('random', POLICY, params, mesh)
+  assert np.abs(other['embedding'] - params['embedding']).max() > 0.01
+  assert jax.tree.structure(other) == jax.tree.structure(
+    model.abstract_params()
+  )
+
+
+def test_a_critic_of_an_adapted_policy_has_its_merged_parameters():
+  lora = Lora(rank=2, alpha=4.0)
+  policy = Policy(
+    dataclasses.replace(
+      tiny(16), lora=lora, dtype='bfloat16', param_dtype='bfloat16'
+    )
+  )
+  mesh = sharding.make_mesh((8,))
+  params = policy.init(jax.random.key(0), mesh)
+  model, own = started('policy', policy, params, mesh)
+  assert model.config.lora is None
+  assert model.config.param_dtype == 'float32'
+  assert {leaf.dtype for leaf in jax.tree.leaves(own)} == {jnp.dtype('float32')}
+  del own['value_head']
+  merged = policy.merge(params)
+  assert_same(own, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), merged))
+
+
+def test_a_critic_starts_as_a_pretrained_model():
+  mesh = sharding.make_mesh((8,))
+  directory = str(MODELS / 'qwen2')
+  policy, params = load_pretrained(directory, mesh, 'float32')
+  model, own = started(directory, policy, params, mesh)
+  del own['value_head']
+  assert_same(own, {name: params[name] for name in params if name != 'head'})
+  assert model.config.value_head
+  with pytest.raises(
+    ConfigError,
+    match=rf"'critic' must have the vocabulary of the policy, 16 tokens, got"
+    rf' {policy.config.vocab_size} in ',
+  ):
+    started(directory, POLICY, None, mesh)
+
+
+def test_a_fixed_policy_has_entropy_and_tokens_and_no_loss():
+  rows = padded()
+  step, readings = jax.device_get(jax.jit(hold)(jnp.int32(4), rows))
+  assert step == 5
+  mask = rows.loss_mask
+  assert readings['tokens'] == mask.sum()
+  assert readings['entropy'] == pytest.approx(
+    rows.old_entropy[mask].mean(), rel=1e-5
+  )
+  assert readings['skipped'] == 0
+  assert np.isnan(readings['loss'])
+
+
+def test_health_counts_updates_that_the_critic_skips():
+  health, said = UpdateHealth(), []
+  metrics = {
+    'tokens': 3.0,
+    'skipped': 0.0,
+    'loss': 0.1,
+    'gradient_norm': 1.0,
+    'critic/skipped': 1.0,
+    'critic/loss': np.nan,
+    'critic/gradient_norm': np.nan,
+  }
+  health.count(metrics, 'update 2 of iteration 1', said.append)
+  assert said == [
+    'update 2 of iteration 1 is skipped of the critic: its loss is nan'
+  ]
+  assert (health.skipped, health.skipped_in_a_row) == (1, 1)
+  health.count(metrics | {'critic/skipped': 0.0}, 'the next', said.append)
+  assert (health.skipped, health.skipped_in_a_row) == (1, 0)
+
+
+@pytest.fixture(scope='session')
+def finished(tmp_path_factory):
+  return runs.finished_run(tmp_path_factory, 'toy_ppo:ppo')
+
+
+def test_a_run_logs_its_critic_and_fixes_the_policy_at_first(finished):
+  lines = process.lines(finished, 'train')
+  assert len(lines) == 6
+  assert ['policy_fixed' in line for line in lines] == [True] * 3 + [False] * 3
+  for line in lines:
+    assert line['skipped'] == line['critic/skipped'] == 0
+    assert line['critic/loss'] > 0
+    assert line['critic/explained_variance'] < 1
+    assert 0 <= line['critic/clip_fraction'] <= 1
+    assert line['seconds'] >= line['time/credit'] or line['step'] % 2 == 0
+  # The policy is the reference until its first update.
+  assert [line['kl_to_reference'] == 0 for line in lines[::2]] == [
+    True,
+    True,
+    False,
+  ]
+  assert lines[3]['log_ratio_abs'] == 0
+  assert lines[5]['log_ratio_abs'] > 0
+  coefficients = [line['kl_coefficient'] for line in lines[::2]]
+  np.testing.assert_allclose(coefficients, [0.05, 0.045, 0.0405], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_killed_between_the_updates_of_both_networks_resumes_bit_for_bit(
+  finished, tmp_path
+):
+  workdir = tmp_path / 'run'
+  killed = subprocess.run(
+    process.arguments('toy_ppo:ppo', workdir),
+    env=process.ENVIRONMENT | {'TOY_PPO_KILL_AT': '4'},
+    capture_output=True,
+    text=True,
+    timeout=600,
+  )
+  assert killed.returncode == -signal.SIGKILL, killed.stderr
+  assert len(process.lines(workdir, 'train')) == 4
+  process.train('toy_ppo:ppo', workdir)
+  saved, ours = arrays(workdir)
+  expected, theirs = arrays(finished)
+  assert saved.position == expected.position == 6
+  assert ours.keys() == theirs.keys()
+  names = [name for name in ours if name.startswith('state.networks.critic.')]
+  assert any('opt_state' in name for name in names)
+  for name, leaf in theirs.items():
+    assert np.asarray(ours[name]).tobytes() == np.asarray(leaf).tobytes(), name
+  runs.assert_same_metrics(workdir, finished)

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Updates of second networks: formulas, invariances, what is not finite."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from fast_compilation import QUICK
+from train.updates import (
+  POLICY,
+  SEQUENCES,
+  WIDTH,
+  padded,
+  parameters,
+)
+
+from covrl.config import Config
+from covrl.data.packing import pack_rows
+from covrl.models import Policy, add_value_head, value_config
+from covrl.objectives.segments import sequence_sums
+from covrl.parallel import sharding
+from covrl.train.networks import Network, critic
+from covrl.train.networks.network import network_output
+from covrl.train.networks.step import make_network_step
+from covrl.train.state_sharding import abstract_opt_state, shardings
+from covrl.train.step import StepSettings
+from covrl.types import NetworkState
+
+CRITIC = Policy(value_config(POLICY.config))
+# The gradient itself, then Adam with an ε far above rounding.
+TX = optax.chain(optax.trace(decay=0.0), optax.adam(1e-2, eps=1e-4))
+
+
+def credited(batch):
+  """Rows with targets for a critic and outcomes for a reward model."""
+  rng = np.random.default_rng(5)
+  old, returns = rng.normal(size=(2, *batch.tokens.shape)).astype(np.float32)
+  labels = np.repeat(rng.random((SEQUENCES, 1)) < 0.5, WIDTH, axis=1)
+  credit = {'old_values': old, 'returns': returns, 'labels': labels}
+  return dataclasses.replace(
+    batch, credit={k: np.float32(v) for k, v in credit.items()}
+  )
+
+
+def critic_network():
+  return critic(Config(), TX)
+
+
+def reward_model():
+  """Cross-entropy of σ(Σ log π) and an outcome, on each last token (PRIME)."""
+
+  def loss(logprobs, rows):
+    mask = rows.loss_mask
+    total = sequence_sums(jnp.where(mask, logprobs, 0), rows.segment_ids)
+    is_last = mask & ~jnp.pad(mask, ((0, 0), (0, 1)))[:, 1:]
+    losses = optax.sigmoid_binary_cross_entropy(
+      0.05 * total, rows.credit['labels']
+    )
+    losses = jnp.where(is_last, losses, 0)
+    return jnp.sum(rows.weights * losses), {'losses': losses}
+
+  return Network(
+    output='logprobs',
+    loss=loss,
+    metrics=lambda output, rows, found: {'total': jnp.sum(found['losses'])},
+    tx=TX,
+    weights='sequence-mean-token-sum',
+  )
+
+
+NETWORKS = {
+  'critic': (critic_network, CRITIC),
+  'reward_model': (reward_model, POLICY),
+}
+
+
+@functools.cache
+def initial(kind):
+  """Parameters of a network, with a head that is not 0."""
+  params = parameters()
+  if kind == 'critic':
+    params = add_value_head(params, CRITIC.config)
+    weight = np.random.default_rng(2).normal(size=32).astype(np.float32)
+    params['value_head']['weight'] = jnp.asarray(weight)
+  return jax.tree.map(np.asarray, params)
+
+
+@functools.cache
+def program(kind, shape, micro_batches):
+  make, model = NETWORKS[kind]
+  network, mesh = make(), sharding.make_mesh(shape)
+  settings = StepSettings(temperature=0.8, micro_batches=micro_batches)
+  params = model.abstract_params(mesh)
+  opt_state = abstract_opt_state(network.tx, params, mesh)
+  out = shardings(NetworkState(params=params, opt_state=opt_state))
+  run = jax.jit(
+    make_network_step(network, model, settings),
+    out_shardings=(out, sharding.replicated(mesh)),
+    compiler_options=QUICK,
+  )
+  return run, mesh, out
+
+
+def update(kind, batch, shape=(8,), micro_batches=1, params=None):
+  """The state before and after one update, and its metrics."""
+  run, mesh, out = program(kind, shape, micro_batches)
+  params = initial(kind) if params is None else params
+  state = NetworkState(params=params, opt_state=TX.init(params))
+  with sharding.use_mesh(mesh, sharding.TRAIN_RULES):
+    done = run(jax.device_put(state, out), sharding.shard_batch(batch, mesh))
+  return state, *jax.device_get(done)
+
+
+@pytest.mark.parametrize('kind', NETWORKS)
+def test_meshes_micro_batches_and_packing_do_not_matter(kind):
+  batch = credited(padded())
+  _, state, readings = update(kind, batch)
+  packed = pack_rows(batch, length=WIDTH, count=SEQUENCES // 2)
+  for rows, shape, count in (
+    (batch, (2, 2, 2), 4),
+    (packed, (2, 1, 1, 1, 4), 1),
+  ):
+    _, other, figures = update(kind, rows, shape, count)
+    assert_close(other.params, state.params, 1e-4)
+    assert_close(figures, readings, 1e-4)
+  assert readings['skipped'] == 0
+  moved = jax.tree.map(
+    lambda a, b: np.abs(a - b).max(), state.params, initial(kind)
+  )
+  assert min(jax.tree.leaves(moved)) > 1e-3
+
+
+def test_critic_metrics_against_numpy():
+  batch = credited(padded())
+  mask, credit = batch.loss_mask, batch.credit
+  _, _, readings = update('critic', batch)
+  values = np.asarray(
+    jax.jit(
+      lambda params, rows: network_output('values', CRITIC, params, rows, 1, 0)
+    )(initial('critic'), padded())
+  )
+  near = np.clip(values, credit['old_values'] - 0.5, credit['old_values'] + 0.5)
+  losses = [(x - credit['returns']) ** 2 / 2 for x in (values, near)]
+  wanted = {
+    'loss': np.maximum(*losses)[mask].mean(),
+    'clip_fraction': (losses[1] > losses[0])[mask].mean(),
+    'explained_variance': 1
+    - np.var((credit['returns'] - values)[mask])
+    / np.var(credit['returns'][mask]),
+    'value': values[mask].mean(),
+    'return': credit['returns'][mask].mean(),
+  }
+  for name, value in wanted.items():
+    assert readings[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_a_critic_with_targets_that_are_not_finite_is_kept_and_counted(bad):
+  batch = credited(padded())
+  row, column = np.argwhere(batch.loss_mask)[7]
+  batch.credit['returns'][row, column] = bad
+  before, after, readings = update('critic', batch)
+  assert readings['skipped'] == 1
+  assert not np.isfinite(readings['loss'])
+  assert np.isnan(readings['explained_variance'])
+  assert_same_bits(after, before)
+
+
+def test_a_critic_with_nan_parameters_is_kept_and_counted():
+  params: Any = jax.tree.map(np.array, initial('critic'))
+  params['value_head']['bias'][...] = np.nan
+  before, after, readings = update('critic', credited(padded()), params=params)
+  assert readings['skipped'] == 1
+  assert np.isnan(readings['value'])
+  assert_same_bits(after, before)
+
+
+def test_a_batch_without_tokens_changes_nothing_and_has_no_readings():
+  batch = credited(padded())
+  empty = np.zeros_like(batch.loss_mask)
+  before, after, readings = update(
+    'critic', dataclasses.replace(batch, loss_mask=empty)
+  )
+  assert readings.pop('skipped') == 0
+  assert all(np.isnan(value) for value in readings.values()), readings
+  assert_same_bits(after, before)
+
+
+def test_refuses_unknown_outputs_and_empty_starts():
+  network = critic_network()
+  with pytest.raises(
+    ValueError, match=r"output must be one of .*, got 'logits'"
+  ):
+    dataclasses.replace(network, output='logits')
+  with pytest.raises(
+    ValueError, match=r'initial must be .*, got an empty text'
+  ):
+    dataclasses.replace(network, initial='')
+
+
+def assert_close(got, wanted, tolerance):
+  for ours, theirs in zip(*map(jax.tree.leaves, (got, wanted)), strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+def assert_same_bits(got, wanted):
+  for ours, theirs in zip(*map(jax.tree.leaves, (got, wanted)), strict=True):
+    assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
