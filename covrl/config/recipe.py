@@ -36,7 +36,8 @@ class Recipe:
     task: config -> `covrl.tasks.task.Task`.
     model: config, vocabulary size -> `covrl.models.ModelConfig`.
     advantages: config -> function of rewards and group ids, both `[S]`, to
-      advantages.
+      advantages `[S]`; a function with a further argument `mask`, the response
+      tokens `[S, T]`, may return advantages `[S, T]`.
     loss: config -> policy loss, such as `covrl.clipped_surrogate`.
     token_tx: config -> token chain, such as `covrl.kl_cov`.
     tx: config -> parameter chain, any optax transformation.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
   # Type checkers do not follow the change of `__path__` below.
+  from configs import algorithms as algorithms
   from configs import countdown as countdown
   from configs import countdown_steps as countdown_steps
   from configs import mazes as mazes

@@ -35,7 +35,11 @@ from covrl.train.forward import (
 from covrl.train.networks.estimator import Estimator
 from covrl.train.networks.network import Network
 from covrl.train.networks.programs import Networks
-from covrl.train.rollout_batch import Advantages, RolloutBatch
+from covrl.train.rollout_batch import (
+  Advantages,
+  RolloutBatch,
+  token_advantages,
+)
 from covrl.train.state_sharding import (
   abstract_opt_state,
   replicated_like,
@@ -59,7 +63,7 @@ class Algorithm:
     loss: the policy loss.
     token_tx: the token chain.
     tx: the parameter chain.
-    advantages: maps rewards `[S]` and group ids `[S]` to advantages `[S]`.
+    advantages: see `covrl.train.rollout_batch.Advantages`.
     networks: second networks by name.
     estimator: estimates advantages per token, in place of `advantages`; `None`
       without one.
@@ -124,6 +128,7 @@ class CompiledPrograms:
       first_column=prompt_width(config.rollout.max_prompt_length) - 1,
       micro_batches=config.train.micro_batches,
       weights=config.train.weights,
+      max_length=config.rollout.max_response_length,
       balance=config.train.balance,
       offload_optimizer=config.train.offload_optimizer,
     )
@@ -152,7 +157,7 @@ class CompiledPrograms:
     self._score = jax.jit(
       make_score_step(policy, temperature, score_batches, first_column)
     )
-    self._advantages = jax.jit(algorithm.advantages)
+    self._advantages = jax.jit(token_advantages(algorithm.advantages))
     self._explain_selection = jax.jit(self._explain)
     self._entropy_change = jax.jit(
       make_entropy_change(policy, temperature, micro_batches, first_column)
@@ -258,7 +263,9 @@ class CompiledPrograms:
     rows, sequences = self._update_rows(batch), len(batch.tokens)
     if not self.networks.estimates_advantages:
       self.advantages(
-        np.zeros(sequences, np.float32), np.zeros(sequences, np.int32)
+        np.zeros(sequences, np.float32),
+        np.zeros(sequences, np.int32),
+        np.asarray(batch.loss_mask),
       )
     if self._warm_up:
       self._hold(jnp.copy(state.step), self._shard(rows))
@@ -330,9 +337,11 @@ class CompiledPrograms:
     """
     return self.networks.assign_credit(state, rollout)
 
-  def advantages(self, rewards: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Returns the advantages `[S]` of an iteration's sequences."""
-    return np.asarray(self._advantages(rewards, groups))
+  def advantages(
+    self, rewards: np.ndarray, groups: np.ndarray, mask: np.ndarray
+  ) -> np.ndarray:
+    """Returns the advantages `[S, T]` of an iteration's tokens."""
+    return np.asarray(self._advantages(rewards, groups, mask))
 
   def explain_selection(
     self, state: TrainState, rows: TokenBatch, key: Key[Array, '']
@@ -435,7 +444,11 @@ class CompiledPrograms:
     rows: TokenBatch,
     key: Key[Array, ''],
   ) -> tuple[Selection, Array]:
-    rows = apply_token_weights(rows, self._config.train.weights)
+    rows = apply_token_weights(
+      rows,
+      self._config.train.weights,
+      self._config.rollout.max_response_length,
+    )
     stats = TokenStats(logprobs=rows.old_logprobs, entropy=rows.old_entropy)
     context = row_context(rows, stats, rows.old_moments, jnp.asarray(True))
     context |= TokenContext(

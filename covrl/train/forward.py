@@ -43,14 +43,19 @@ class ForwardOutputs(NamedTuple):
   routing: Routing | None
 
 
-def apply_token_weights(batch: TokenBatch, mode: WeightMode) -> TokenBatch:
+def apply_token_weights(
+  batch: TokenBatch, mode: WeightMode, max_length: int
+) -> TokenBatch:
   """Multiplies the batch's weights by those of an aggregation mode.
 
   Args:
     batch: rows of an optimiser batch.
     mode: see `token_weights`.
+    max_length: longest response in tokens, by which 'constant-length' divides.
   """
-  weights = token_weights(batch.loss_mask, mode, segment_ids=batch.segment_ids)
+  weights = token_weights(
+    batch.loss_mask, mode, segment_ids=batch.segment_ids, length=max_length
+  )
   return dataclasses.replace(batch, weights=batch.weights * weights)
 
 

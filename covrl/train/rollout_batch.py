@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
@@ -20,9 +22,9 @@ from covrl.types import Rollouts, TokenBatch, TokenMoments
 # Folded into the key of the run's seed: independent random streams.
 ROLLOUT_STREAM, TRAIN_STREAM, EVALUATE_STREAM, INIT_STREAM = range(4)
 
-Advantages = Callable[
-  [Float[Array, ' S'], Int[Array, ' S']], Float[Array, ' S']
-]
+# `(rewards, group_ids) -> advantages`, one per response; or, with the response
+# tokens as a third argument `mask`, one per token.
+Advantages = Callable[..., Float[Array, ' S'] | Float[Array, 'S T']]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,7 +121,7 @@ def baseline_groups(rollouts: Rollouts) -> Int[np.ndarray, ' S']:
 def make_rollout_batch(
   rollouts: Rollouts,
   batch: TokenBatch,
-  advantages: Float[np.ndarray, ' S'],
+  advantages: Float[np.ndarray, ' S'] | Float[np.ndarray, 'S T'],
   scored: PolicyStats,
   *,
   seed: int,
@@ -132,7 +134,7 @@ def make_rollout_batch(
     rollouts: rollouts with rewards.
     batch: the same sequences, from `to_token_batch`; the `loss_mask` is
       replaced by the one after scoring.
-    advantages: advantage of each sequence.
+    advantages: advantage of each sequence or token.
     scored: the trainer's statistics of the rows before the first update.
     seed: the run's seed.
     iteration: index of the iteration.
@@ -144,7 +146,7 @@ def make_rollout_batch(
     batch,
     loss_mask=loss_mask,
     weights=loss_mask.astype(np.float32),
-    advantages=np.where(loss_mask, advantages[:, None], 0),
+    advantages=np.where(loss_mask, _per_token(advantages), 0),
     old_logprobs=stats.logprobs,
     old_entropy=stats.entropy,
     old_moments=moments,
@@ -158,6 +160,33 @@ def make_rollout_batch(
     groups=baseline_groups(rollouts),
     metrics=metrics,
   )
+
+
+def token_advantages(
+  advantages: Advantages,
+) -> Callable[[Array, Array, Array], Float[Array, 'S T']]:
+  """Returns a function of rewards, group ids and mask to advantages of tokens.
+
+  Args:
+    advantages: a function that may take the mask; see `Advantages`.
+  """
+  reads_mask = 'mask' in inspect.signature(advantages).parameters
+
+  def per_token(
+    rewards: Float[Array, ' S'],
+    group_ids: Int[Array, ' S'],
+    mask: Bool[Array, 'S T'],
+  ) -> Float[Array, 'S T']:
+    more = {'mask': mask} if reads_mask else {}
+    found = _per_token(advantages(rewards, group_ids, **more))
+    return jnp.where(mask, found, 0)
+
+  return per_token
+
+
+def _per_token(advantages: Any) -> Any:
+  """Adds an axis of tokens to advantages of responses."""
+  return advantages if advantages.ndim == 2 else advantages[:, None]
 
 
 def informative_groups(

@@ -29,6 +29,7 @@ from covrl.train.rollout_batch import (
   make_rollout_batch,
   padding_batch,
   rollout_metrics,
+  shift_left,
   to_token_batch,
 )
 from covrl.types import Rollouts, TokenBatch, TrainState
@@ -141,8 +142,9 @@ class RolloutCollector:
     rewards = np.asarray(rollouts.rewards[TOTAL])
     advantages = np.zeros_like(rewards)
     if not self._programs.networks.estimates_advantages:
-      groups = baseline_groups(rollouts)
-      advantages = self._programs.advantages(rewards, groups)
+      advantages = self._programs.advantages(
+        rewards, baseline_groups(rollouts), shift_left(rollouts.loss_mask)
+      )
     return make_rollout_batch(
       rollouts,
       batch,

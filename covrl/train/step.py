@@ -70,6 +70,7 @@ class StepSettings:
       whose statistics are not computed.
     micro_batches: number of micro-batches of an optimiser batch.
     weights: aggregation; see `token_weights`.
+    max_length: longest response in tokens, by which 'constant-length' divides.
     balance: coefficient of the load-balancing loss of a mixture of experts; with
       several micro-batches any but 0 costs one more forward, which a chain that
       selects on current statistics shares.
@@ -81,6 +82,7 @@ class StepSettings:
   first_column: int = 0
   micro_batches: int = 1
   weights: WeightMode = 'token-mean'
+  max_length: int = 1
   balance: float = 0.0
   offload_optimizer: bool = False
 
@@ -125,7 +127,7 @@ def make_train_step(
         policy, params, rows, settings.temperature, settings.first_column
       )
 
-    batch = apply_token_weights(batch, settings.weights)
+    batch = apply_token_weights(batch, settings.weights, settings.max_length)
     shared = _shared_context(state, batch, first, key)
     old = (
       TokenStats(logprobs=batch.old_logprobs, entropy=batch.old_entropy),

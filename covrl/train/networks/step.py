@@ -46,7 +46,7 @@ def make_network_step(
   def update(
     state: NetworkState, batch: TokenBatch
   ) -> tuple[NetworkState, Metrics]:
-    batch = apply_token_weights(batch, network.weights)
+    batch = apply_token_weights(batch, network.weights, settings.max_length)
 
     def loss(
       params: PyTree, rows: TokenBatch
