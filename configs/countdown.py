@@ -52,7 +52,7 @@ def grpo_no_clip() -> Recipe:
 
   Run: covrl train --config=countdown:grpo_no_clip --workdir=runs/grpo_no_clip
   Hardware: two CPU cores, seven minutes.
-  Expect: a control that shows what KL-Cov owes to the missing clip.
+  Expect: a control that shows the effect of the missing clip alone.
   """
   return dataclasses.replace(
     grpo(),

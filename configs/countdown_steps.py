@@ -48,7 +48,7 @@ def grpo_no_clip() -> Recipe:
 
   Run: covrl train --config=countdown_steps:grpo_no_clip --workdir=runs/steps_grpo_no_clip
   Hardware: two CPU cores, six minutes.
-  Expect: a control that shows what KL-Cov owes to the missing clip.
+  Expect: a control that shows the effect of the missing clip alone.
   """
   return dataclasses.replace(grpo(), loss=countdown.grpo_no_clip().loss)
 

@@ -36,7 +36,7 @@ def grpo() -> Recipe:
   config.rollout.max_response_length = 9
   config.entropy.fraction = 0.02
   config.train.learning_rate = 4e-4
-  config.train.iterations = 120
+  config.train.iterations = config.train.schedule_iterations = 120
   return dataclasses.replace(
     base, task=lambda config: maze_task(config.maze), model=_model
   )
@@ -47,7 +47,7 @@ def grpo_no_clip() -> Recipe:
 
   Run: covrl train --config=mazes:grpo_no_clip --workdir=runs/mazes_grpo_no_clip
   Hardware: two CPU cores, five minutes.
-  Expect: a control that shows what KL-Cov owes to the missing clip.
+  Expect: a control that shows the effect of the missing clip alone.
   """
   return dataclasses.replace(grpo(), loss=countdown.grpo_no_clip().loss)
 

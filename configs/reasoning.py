@@ -50,7 +50,7 @@ def qwen2_5_7b_grpo_no_clip() -> Recipe:
 
   Run: covrl train --config=reasoning:qwen2_5_7b_grpo_no_clip --workdir=runs/qwen2_5_7b_grpo_no_clip
   Hardware: 32 chips of TPU v5p (2x4x4).
-  Expect: a control that shows what KL-Cov owes to the missing clip.
+  Expect: a control that shows the effect of the missing clip alone.
   Source: none; the loss is that of KL-Cov in [1].
   """
   return dataclasses.replace(qwen2_5_7b_grpo(), loss=_unclipped)

@@ -21,7 +21,7 @@ from launch.job import Job, LaunchError
 from launch.shell import Shell
 from launch.slices import Slice, find_slice
 
-# Exit statuses that end a run. Kubernetes knows lists of statuses, not ranges.
+# Exit statuses that end a run. Kubernetes takes lists of statuses, not ranges.
 # A shell's 126 and 127 stand for a command that cannot be started.
 _FINAL = (*(int(e) for e in Exit if e and not means_restart(e)), 126, 127)
 # Seconds that a pod has to save a checkpoint after SIGTERM.

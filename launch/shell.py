@@ -16,7 +16,7 @@ from typing import IO
 
 from launch.job import LaunchError
 
-# Seconds after which `gcloud` or `kubectl` is given up.
+# Seconds after which `gcloud` or `kubectl` is killed.
 _TIMEOUT = 300.0
 
 

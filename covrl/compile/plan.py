@@ -59,7 +59,7 @@ def plan(
     RuntimeError: if scoring workers cannot be started.
   """
   if num_slices < 1:
-    raise ConfigError(f'--num-slices must be at least 1, got {num_slices}')
+    raise ConfigError(f'--num_slices must be at least 1, got {num_slices}')
   config = recipe.config
   found = None
   if compiled is not None and topology is not None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """TPU generations and slices by name, with their specifications.
 
-`find_topology` and `compile_only_devices` know GPUs, too, of
+`find_topology` and `compile_only_devices` take GPUs, too, of
 `covrl.parallel.gpus`. A slice is named by its chips, `v5p:4x4x4`, or by Google's name. Google names
 v5p slices by their TensorCores, two per chip, and v5e and v6e slices by their
 chips: v5p-128 and v6e-64 have 64 chips each. `v5e-8` is short for Google's

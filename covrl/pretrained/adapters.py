@@ -188,8 +188,8 @@ def save_adapters(
     raise ValueError('a policy with adapters is required, got one without')
   if not isinstance(policy, PretrainedPolicy) or not policy.origin:
     raise ValueError(
-      'adapters alone can be written of a pretrained model only, got a policy'
-      ' that was made here; write it without --adapter'
+      'adapters alone can be written for a pretrained model only, got a policy'
+      ' without one; write it without --adapter'
     )
   _, adapters = split_adapters(params)
   family = find_family(_base_config_fields(policy), 'config.json')

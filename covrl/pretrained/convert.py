@@ -100,8 +100,8 @@ def as_pretrained(
     own = JsonTokenizer(tokenizer.to_bytes(), end_tokens=tokenizer.end_ids)
     if own.bos_id != tokenizer.bos_id:
       raise ValueError(
-        'a tokenizer whose file determines the BOS token is required of a'
-        f' policy that was made here, got the BOS token {tokenizer.bos_id} and'
+        'a policy without a pretrained model needs a tokenizer whose file'
+        f' determines the BOS token, got the BOS token {tokenizer.bos_id} and'
         f' a file that adds {"none" if own.bos_id is None else own.bos_id}'
       )
   generation_config = {

@@ -199,7 +199,7 @@ def _end_tokens(
     return list(dict.fromkeys(ids))
   if 'eos_token' not in special:
     raise ValueError(
-      f'{directory} must say what ends a response: an eos_token_id in'
+      f'{directory} must name the token that ends a response: an eos_token_id in'
       ' generation_config.json or an eos_token in tokenizer_config.json'
     )
   return [special['eos_token']]

@@ -184,7 +184,7 @@ class RewardPool:
     try:
       worker.ensure_ready()
       while (item := self._queue.get()) is not None and not self._failure:
-        # A worker that died while idle is not blamed on this response.
+        # The end of an idle worker does not count as a crash of this response.
         worker.ensure_ready()
         self._record(item, _outcome(worker.score(*item.arguments)))
         worker.ensure_ready()

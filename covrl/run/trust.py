@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks whose code a run directory holds before it is executed."""
+"""Checks who may have written the recipe of a run before it is executed."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from covrl.compile import model_cost
 from covrl.compile.estimate import (
   IterationTime,
   iteration_time,
+  network_models,
   state_memory,
 )
 from covrl.compile.plan import plan
@@ -21,6 +22,7 @@ from covrl.config import ConfigError, load
 from covrl.data import ListSource, Problem
 from covrl.models import Policy
 from covrl.parallel import topologies
+from covrl.train.networks import critic, critic_advantages
 
 RECIPE = RECIPES / 'toy_solved.py'
 
@@ -72,6 +74,56 @@ def test_iteration_time(recipe, policy):
     sum(dataclasses.asdict(seconds).values())
   )
   assert isinstance(seconds, IterationTime)
+
+
+def test_counts_a_critic(recipe):
+  alone = recipe
+  recipe = dataclasses.replace(
+    alone,
+    networks=lambda config: {'critic': critic(config)},
+    estimator=critic_advantages,
+  )
+  task = recipe.task(recipe.config)
+  policy = Policy(recipe.model(recipe.config, task.tokenizer.vocab_size))
+  memory, without = state_memory(recipe, policy), state_memory(alone, policy)
+  (model_of_critic,) = network_models(recipe, policy)
+  # A head of one column and a bias in place of nothing: embeddings are tied.
+  assert (
+    model_of_critic.num_params
+    == policy.num_params + policy.config.model_dim + 1
+  )
+  # Parameters and Adam's two moments.
+  assert memory.networks == pytest.approx(
+    12 * model_of_critic.num_params, abs=64
+  )
+  assert without.networks == 0
+  assert memory.gradients == 4 * model_of_critic.num_params
+  assert memory.training - without.training == memory.networks + 4 * (
+    model_of_critic.num_params - policy.num_params
+  )
+  assert memory.sampling - without.sampling == memory.networks
+  slice_ = topologies.find_topology('v5p-8')
+  seconds, less = (
+    iteration_time(recipe.config, policy, memory, slice_, 1, networks)
+    for networks in ([model_of_critic], [])
+  )
+  # Four passes more, without the unembedding's columns but one.
+  sequences, model = (
+    recipe.config.sequences_per_iteration,
+    model_of_critic.config,
+  )
+  width = 9
+  matrices = model_cost.layer_parameters(model) * model.num_layers
+  products = 2 * sequences * width * (matrices + model.model_dim)
+  attention = sequences * model_cost.attention_flops(model, width)
+  passed = (products + attention) / (4 * 459e12 * 0.4)
+  assert seconds.scoring - less.scoring == pytest.approx(passed)
+  assert seconds.training - less.training == pytest.approx(3 * passed)
+  said = '\n'.join(plan(recipe, slice_))
+  assert (
+    f'critic: {model_of_critic.num_params:,} parameters, trained beside' in said
+  )
+  assert '  networks ' in said
 
 
 def test_prints_sizes_prompts_and_memory(capsys):
@@ -248,7 +300,7 @@ def test_uses_references_of_problems_without_solutions(recipe):
   ('arguments', 'message'),
   [
     (['--topology=h100'], 'topology must be one of'),
-    (['--num-slices=0'], '--num-slices must be at least 1'),
+    (['--num-slices=0'], '--num_slices must be at least 1'),
     (['--config.train.iteratons=3'], 'did you mean train.iterations'),
   ],
 )

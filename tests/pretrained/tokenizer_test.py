@@ -225,7 +225,9 @@ def test_names_missing_files(tmp_path):
   with pytest.raises(ValueError, match=r'tokenizer\.json or tokenizer\.model'):
     load_tokenizer(copy)
   (copy / 'config.json').unlink()
-  with pytest.raises(ValueError, match='must say what ends a response'):
+  with pytest.raises(
+    ValueError, match='must name the token that ends a response'
+  ):
     load_tokenizer(copy)
 
 

@@ -212,7 +212,7 @@ def test_refill_and_cancellation_change_no_bit():
     np.testing.assert_array_equal(getattr(whole, name)[rows], values)
 
 
-def test_idle_slots_are_given_up(monkeypatch):
+def test_number_of_slots_is_reduced_when_slots_are_idle(monkeypatch):
   monkeypatch.setattr(layout_module, 'MIN_SLOTS', 2)
   engine, sizes = make_engine(segment=2), []
   run = engine._run
@@ -357,7 +357,7 @@ def test_sampling_parameters_never_recompile(compilations):
 
 @pytest.mark.parametrize('devices', [0, 4])
 def test_nothing_is_compiled_after_warm_up(devices, compilations, monkeypatch):
-  """Also not when slots are given up, or for keys of an iteration."""
+  """Also when the number of slots is reduced, and for keys of an iteration."""
   slots = PROMPTS * GROUP // max(devices, 1)
   monkeypatch.setattr(layout_module, 'MIN_SLOTS', slots // 2)
   mesh = make_mesh((devices,), jax.devices()[:devices]) if devices else None

@@ -100,7 +100,7 @@ def test_the_load_balancing_loss_is_added_to_the_gradient():
     jax.tree.map(lambda leaf: BALANCE * leaf, wanted),
   )
   # What is reported does not depend on the coefficient, and is not part of the
-  # loss. Padding is sent nowhere.
+  # loss. Padding is routed to no expert.
   assert readings['loss'] == figures['loss']
   assert int(routing.tokens[0]) == int((rows.segment_ids > 0).sum())
   counts = np.asarray(routing.counts)

@@ -2,7 +2,7 @@
 """Seccomp filter of judged programs: an allow-list of system calls.
 
 The filter is compiled by libseccomp (from Debian's or Ubuntu's packages), which
-knows the system call numbers of each architecture. It is called through ctypes,
+has the system call numbers of each architecture. It is called through ctypes,
 since its Python wrapper has had no release since 2021.
 
 System calls that are not listed fail with ENOSYS, as on a kernel without them,
