@@ -299,7 +299,7 @@ def test_uses_references_of_problems_without_solutions(recipe):
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    (['--topology=h100'], 'topology must be one of'),
+    (['--topology=h100'], 'topology of GPUs must be one of'),
     (['--num-slices=0'], '--num_slices must be at least 1'),
     (['--config.train.iteratons=3'], 'did you mean train.iterations'),
   ],
