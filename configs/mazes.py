@@ -36,7 +36,7 @@ def grpo() -> Recipe:
   config.rollout.max_response_length = 9
   config.entropy.fraction = 0.02
   config.train.learning_rate = 4e-4
-  config.train.iterations = config.train.schedule_iterations = 120
+  config.train.schedule_iterations = config.train.iterations = 120
   return dataclasses.replace(
     base, task=lambda config: maze_task(config.maze), model=_model
   )

@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Problem sources, tokenizers, prompt formats and the Grain pipeline."""
 
+from covrl.data.arithmetic import ArithmeticSource as ArithmeticSource
+from covrl.data.arithmetic import (
+  SolvedArithmeticSource as SolvedArithmeticSource,
+)
+from covrl.data.arithmetic import held_out_arithmetic as held_out_arithmetic
 from covrl.data.chat import ChatTemplate as ChatTemplate
 from covrl.data.columns import Row as Row
 from covrl.data.countdown import CountdownConfig as CountdownConfig
@@ -23,6 +28,7 @@ from covrl.data.filters import filter_sources as filter_sources
 from covrl.data.json_tokenizer import JsonTokenizer as JsonTokenizer
 from covrl.data.mazes import ExploredMazeSource as ExploredMazeSource
 from covrl.data.mazes import MazeSource as MazeSource
+from covrl.data.mazes import column_name as column_name
 from covrl.data.mazes import held_out_mazes as held_out_mazes
 from covrl.data.mazes import maze_tokenizer as maze_tokenizer
 from covrl.data.mazes import solve_maze as solve_maze

@@ -82,6 +82,15 @@ def maze_tokenizer(config: MazeConfig) -> SentencePieceTokenizer:
   return train_sentencepiece([*cells, 'from', 'to', 'walls', ':'])
 
 
+def column_name(column: int) -> str:
+  """Letter of a column.
+
+  >>> column_name(1)
+  'b'
+  """
+  return chr(ord('a') + column)
+
+
 def cell_name(cell: Cell) -> str:
   """Name of a cell.
 
@@ -89,7 +98,7 @@ def cell_name(cell: Cell) -> str:
   'b4'
   """
   column, row = cell
-  return f'{chr(ord("a") + column)}{row + 1}'
+  return f'{column_name(column)}{row + 1}'
 
 
 def cell_at(name: str) -> Cell:

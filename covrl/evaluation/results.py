@@ -24,6 +24,8 @@ from covrl.evaluation.metrics import (
 )
 
 HELD_OUT = 'held_out'
+# Problems of each suite whose greedy responses a run's evaluations keep.
+EXAMPLES = 8
 """Name of the files of held-out problems, whose suite has no name."""
 
 Metrics: TypeAlias = dict[str, Float[np.ndarray, ' N']]
@@ -96,11 +98,14 @@ class SuiteResult:
     low, high = both
     return low, high
 
-  def lines(self, *, responses: bool) -> Iterator[dict[str, Any]]:
+  def lines(
+    self, *, responses: bool, examples: int = 0
+  ) -> Iterator[dict[str, Any]]:
     """Yields one JSON object per problem; unscored responses are null.
 
     Args:
-      responses: whether to include the responses' texts.
+      responses: whether to include the texts of all responses.
+      examples: number of problems with the text of the greedy response.
     """
     for index, problem in enumerate(self.suite.problems):
       line: dict[str, Any] = {
@@ -116,6 +121,8 @@ class SuiteResult:
         if isinstance(problem.reference, str):
           line['reference'] = problem.reference
         line['responses'] = list(self.responses[index])
+      if index < examples:
+        line['response'] = self.responses[index][0]
       yield line
 
 
@@ -200,10 +207,10 @@ class Evaluation:
         pooled.setdefault(name, []).append(column)
     return pooled | named
 
-  def lines(self, *, responses: bool = False) -> Iterator[dict[str, Any]]:
-    """Yields one JSON object per problem; see `SuiteResult.lines`."""
+  def lines(self) -> Iterator[dict[str, Any]]:
+    """Yields one JSON object per problem, the first with a greedy response."""
     for result in self.results:
-      yield from result.lines(responses=responses)
+      yield from result.lines(responses=False, examples=EXAMPLES)
 
 
 def _estimate(suites: Sequence[Float[np.ndarray, ' N']]) -> Estimate:

@@ -227,6 +227,28 @@ class RunData:
     lines = list(read_objects(self.path / name, name, self.unreadable))
     return [short_text(line.get('text') or '', 500) for _, line in lines[-20:]]
 
+  @functools.cached_property
+  def task_description(self) -> str:
+    """Description of the task; empty if the run has none."""
+    content = read_json(self.path / 'task.json', 'task.json', self.unreadable)
+    return short_text(content.get('description') or '', 2_000)
+
+  def examples_at(self, iteration: float | None) -> dict[str, dict[str, Any]]:
+    """Results with a greedy response of an evaluation's own problems, by prompt.
+
+    Unreadable lines are counted by `results_at`.
+    """
+    if iteration is None:
+      return {}
+    name = f'iteration_{int(iteration):06d}.jsonl'
+    path = self.path / 'evaluation' / name
+    found = {}
+    for _, record in read_objects(path, f'evaluation/{name}', self.unreadable):
+      prompt, response = record.get('prompt'), record.get('response')
+      if isinstance(prompt, str) and isinstance(response, str):
+        found.setdefault(prompt, record)
+    return found
+
   def samples(self, file: epath.Path) -> dict[str, Any]:
     """Content of a file of saved samples, without unreadable samples."""
     name = f'rollouts/{file.name}'

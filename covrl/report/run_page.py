@@ -11,7 +11,13 @@ import numpy as np
 from etils import epath
 
 from covrl import storage
-from covrl.report import formats, health_figures, run_figures, samples
+from covrl.report import (
+  examples,
+  formats,
+  health_figures,
+  run_figures,
+  samples,
+)
 from covrl.report.evaluation_table import evaluation_table
 from covrl.report.predictors import predictors
 from covrl.report.reading import flatten_config, short_text
@@ -46,6 +52,8 @@ def write_report(
     'run.html.j2',
     name=run.path.name,
     facts=_facts(run),
+    description=run.task_description,
+    examples=examples.example_table(run),
     warnings=[*run.notices, *health_warnings(run)],
     summary=summarize(run),
     main=run_figures.main_figures(run),

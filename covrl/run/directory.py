@@ -3,7 +3,7 @@
 
 config.json      the resolved configuration and the run's identity
 recipe/          a copy of the recipe file
-task.json        notes on the problems: their number, how they are graded
+task.json        description of the problems and notes on them
 notices.jsonl    warnings that concern the results, such as damaged files
 metrics.jsonl    one JSON object per line; in a bucket in parts, metrics/
 rollouts/        logged samples

@@ -42,6 +42,8 @@ class Task:
     checked_sources: problems whose reference responses are graded before a run,
       to find wrong references.
     notes: remarks on the problems, one sentence each.
+    description: the problems and the reward, for readers of the report; empty for
+      none.
   """
 
   tokenizer: Tokenizer
@@ -54,6 +56,7 @@ class Task:
   reference_response: Callable[[Problem], str | None] = lambda p: p.solution
   checked_sources: Sequence[ProblemSource] = ()
   notes: Sequence[str] = ()
+  description: str = ''
 
   @property
   def sources(self) -> tuple[str, ...]:
@@ -112,6 +115,11 @@ def countdown_task(config: CountdownConfig) -> Task:
     rewards=[
       Reward(name='countdown', score=score_countdown, example=COUNTDOWN_EXAMPLE)
     ],
+    description=(
+      'The prompt names numbers and a target. The response is an expression of all'
+      ' numbers, each once, with + - * / and parentheses. The reward is 1 if its'
+      ' value is the target, else 0.'
+    ),
   )
 
 
@@ -141,6 +149,11 @@ def countdown_steps_task(config: CountdownConfig) -> Task:
         example=COUNTDOWN_STEPS_EXAMPLE,
       )
     ],
+    description=(
+      'The prompt names numbers and a target. The response writes steps that take'
+      ' two numbers each and put the result in their place. The reward is 1 if'
+      ' every step is right and only the target is left in the end, else 0.'
+    ),
   )
 
 
@@ -152,6 +165,7 @@ def maze_task(config: MazeConfig) -> Task:
   from covrl.data import (
     ExploredMazeSource,
     MazeSource,
+    column_name,
     held_out_mazes,
     maze_tokenizer,
     solve_maze,
@@ -165,6 +179,16 @@ def maze_task(config: MazeConfig) -> Task:
     held_out=held_out_mazes(config),
     rewards=[Reward(name='path', score=score_maze, example=MAZE_EXAMPLE)],
     reference_response=solve_maze,
+    description=(
+      f'A maze of {config.side} × {config.side} cells, columns a to'
+      f' {column_name(config.side - 1)} and rows 1 to {config.side}. The prompt'
+      ' names start, goal and the cells that are walls; the response writes a'
+      ' path, cell by cell. The reward is 1 if every step leads to a free cell'
+      ' beside, above or below the one before and the last cell is the goal, after'
+      f' at most {config.max_steps} steps, else 0. The warm start imitates an'
+      ' explorer that sees only the cells around it and often does not reach the'
+      ' goal.'
+    ),
   )
 
 

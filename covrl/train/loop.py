@@ -143,8 +143,12 @@ def train(
     directory.claim(recipe)
     if note := schedule_note(config):
       warn(note)
-    if run.task.notes:
-      directory.write_json('task.json', {'notes': list(run.task.notes)})
+    if run.task.notes or run.task.description:
+      about = {
+        'description': run.task.description,
+        'notes': list(run.task.notes),
+      }
+      directory.write_json('task.json', about)
     directory.write_bytes('tokenizer.model', run.task.tokenizer.to_bytes())
     writer = MetricsWriter(
       directory.metrics,

@@ -6,7 +6,7 @@ import inspect
 import pytest
 
 from configs import mazes
-from covrl.config import ConfigError, flatten, load, recipes
+from covrl.config import ConfigError, MazeConfig, flatten, load, recipes
 from covrl.data import ExploredMazeSource
 from covrl.models import Policy
 from covrl.rewards import score_maze
@@ -95,3 +95,9 @@ def test_refuses_more_evaluations_than_held_out_mazes():
 def test_refuses_impossible_mazes(override, message):
   with pytest.raises(ConfigError, match=message):
     load('mazes:grpo', [f'--config.{override}'])
+
+
+def test_the_description_states_the_bounds():
+  description = maze_task(MazeConfig(side=6, max_steps=11)).description
+  assert '6 × 6 cells, columns a to f and rows 1 to 6' in description
+  assert 'at most 11 steps' in description

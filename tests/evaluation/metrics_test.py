@@ -231,3 +231,10 @@ def test_one_line_per_problem():
   }
   (short,) = voted.lines(responses=False)
   assert set(line) - set(short) == {'reference', 'responses'}
+
+
+def test_the_lines_of_a_run_keep_a_few_greedy_responses():
+  many = result('', [1, 0] * 10, [[]] * 20)
+  lines = list(Evaluation(results=(many,), entropy=0.0).lines())
+  assert [line.get('response') for line in lines] == ['r'] * 8 + [None] * 12
+  assert not any('responses' in line for line in lines)

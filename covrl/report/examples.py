@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Greedy responses to the same held-out problems, before and after training."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from covrl.report.reading import finite_number, short_text
+from covrl.report.run_data import RunData
+
+_COUNT = 8
+_CHARACTERS = 600
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+  """A greedy response.
+
+  Attributes:
+    text: the response.
+    right: whether it is correct; `None` without a score.
+  """
+
+  text: str
+  right: bool | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """A held-out problem with two responses.
+
+  Attributes:
+    prompt: text of the prompt.
+    before: response at the first evaluation.
+    after: response at the last evaluation.
+  """
+
+  prompt: str
+  before: Answer
+  after: Answer
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleTable:
+  """Examples, and the iterations of their evaluations.
+
+  Attributes:
+    first: iteration of the first evaluation, as text.
+    last: iteration of the last evaluation, as text.
+    examples: the first problems of the held-out ones.
+  """
+
+  first: str
+  last: str
+  examples: Sequence[Example]
+
+
+def example_table(run: RunData) -> ExampleTable | None:
+  """Table of examples; `None` without two evaluations that have responses."""
+  if len(run.evals) < 2:
+    return None
+  first, last = (run.evals.value_at(n, 'iteration') for n in (0, -1))
+  before, after = run.examples_at(first), run.examples_at(last)
+  examples = [
+    Example(short_text(prompt, _CHARACTERS), _answer(record), _answer(other))
+    for prompt, record in before.items()
+    if (other := after.get(prompt)) is not None
+  ]
+  if not examples or first is None or last is None:
+    return None
+  return ExampleTable(f'{first:,.0f}', f'{last:,.0f}', examples[:_COUNT])
+
+
+def _answer(record: Mapping[str, Any]) -> Answer:
+  score = finite_number(record.get('greedy'))
+  right = None if score is None else score > 0
+  return Answer(short_text(record['response'], _CHARACTERS), right)
