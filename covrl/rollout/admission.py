@@ -128,7 +128,7 @@ class Rows:
     """An admission without any request, to be filled in place."""
     count = self.shards * self._batch
 
-    def rows(value: float, dtype: type, *shape: int) -> Any:
+    def rows(value: int, dtype: type, *shape: int) -> Any:
       return np.full((count, *shape), value, dtype)
 
     return Admission(
