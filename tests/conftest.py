@@ -32,8 +32,9 @@ from jaxtyping import install_import_hook
 
 pytest_plugins = ['golden_vectors']
 
-# Needs Tunix, in an environment of its own; run by hand.
-collect_ignore = ['examples/grpo_tunix.py']
+# Not searched for doctests: the first needs Tunix, in an environment of its own,
+# and is run by hand; the second trains when it is imported.
+collect_ignore = ['examples/grpo_tunix.py', 'examples/tutorial.py']
 
 ROOT = pathlib.Path(__file__).parents[1]
 
