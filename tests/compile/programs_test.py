@@ -147,6 +147,38 @@ def test_decoding_reads_weights_and_cache_once(small):
 
 
 @needs_libtpu
+@pytest.mark.slow
+def test_programs_of_a_critic():
+  recipe = config.load(str(RECIPE.with_name('small_ppo.py')))
+  names = ('critic_step', 'critic_score')
+  assert programs.program_names(recipe) == (*NAMES, *names)
+  assert programs.program_names(config.load(str(RECIPE))) == NAMES
+  with pytest.raises(ValueError, match=r"must be among .*, got 'actor_step'"):
+    compile_recipe(
+      recipe, topologies.find_topology('v5e:2x4'), names=('actor_step',)
+    )
+  jax.config.update('jax_optimization_level', 'O0')
+  try:
+    report = compile_recipe(
+      recipe, topologies.find_topology('v5e:2x4'), names=('critic_step',)
+    )
+  finally:
+    jax.config.update('jax_optimization_level', 'UNKNOWN')
+  step, score = (report.programs[name] for name in names)
+  # Parameters and two moments of policy and critic, in float32: two replicas,
+  # each on four chips. The critic has no unembedding.
+  policy = 12 * report.parameters / 4
+  critic = 12 * (report.parameters - 512 * 4096) / 4
+  for program, own, others in ((step, 3, 0), (score, 1, 2)):
+    assert program.memory is not None
+    unread = policy + critic * others / 3
+    assert program.memory.unread_state == pytest.approx(unread, rel=0.05)
+    assert program.memory.arguments > own * critic / 3
+  assert step.model_flops == pytest.approx(3 * score.model_flops)
+  assert (step.calls, score.calls) == (1, 1)
+
+
+@needs_libtpu
 def test_parameters_sharded_over_every_chip():
   """The default mesh reduce-scatters all large gradients, too."""
   report = compiled(

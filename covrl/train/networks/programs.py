@@ -41,6 +41,7 @@ class NetworkPrograms:
   Attributes:
     network: the network.
     model: the model of the network.
+    state: shapes and shardings of its state.
     score: `(params, rows [S, T]) -> output [S, T]`.
     update: `(state, rows [B, T]) -> (state, metrics)`; donates the state.
     update_packed: the same for packed rows.
@@ -48,6 +49,7 @@ class NetworkPrograms:
 
   network: Network
   model: Policy
+  state: NetworkState
   score: Any
   update: Any
   update_packed: Any
@@ -115,7 +117,7 @@ class Networks:
 
   def abstract_state(self) -> tuple[dict[str, NetworkState], PyTree]:
     """Returns shapes and shardings of the networks' and estimator's state."""
-    states = {name: self._abstract_state(name) for name in self._all}
+    states = {name: each.state for name, each in self._all.items()}
     if self._estimator is None:
       return states, ()
     estimator_state = jax.tree.map(
@@ -141,9 +143,8 @@ class Networks:
         self._mesh,
         index,
       )
-      abstract = self._abstract_state(name)
       init = jax.jit(
-        each.network.tx.init, out_shardings=shardings(abstract.opt_state)
+        each.network.tx.init, out_shardings=shardings(each.state.opt_state)
       )
       states[name] = NetworkState(params=own, opt_state=init(own))
     if self._estimator is None:
@@ -253,17 +254,16 @@ class Networks:
     )
     with self._use_mesh():
       return self._update_of(name, count).trace(
-        self._abstract_state(name), self._abstract(rows)
+        self._all[name].state, self._abstract(rows)
       )
 
   def trace_score(self, name: str, batch: TokenBatch) -> jax.stages.Traced:
     """Traces the scoring of an iteration's rows, arrays or shapes."""
     # Rows are scored before they have credit.
     batch = dataclasses.replace(batch, credit={})
+    each = self._all[name]
     with self._use_mesh():
-      return self._all[name].score.trace(
-        self._abstract_state(name).params, self._abstract(batch)
-      )
+      return each.score.trace(each.state.params, self._abstract(batch))
 
   def trace_estimate(self, batch: TokenBatch) -> jax.stages.Traced:
     """Traces the estimator on an iteration's rows, arrays or shapes.
@@ -321,6 +321,7 @@ class Networks:
     return NetworkPrograms(
       network=network,
       model=model,
+      state=state,
       score=jax.jit(
         make_network_score(network, model, settings, score_batches),
         out_shardings=rows,
@@ -329,17 +330,6 @@ class Networks:
       # Packed rows have responses in any column.
       update_packed=jit_update(dataclasses.replace(settings, first_column=0)),
     )
-
-  def _abstract_state(self, name: str) -> NetworkState:
-    each = self._all[name]
-    params = each.model.abstract_params(self._mesh)
-    opt_state = abstract_opt_state(
-      each.network.tx,
-      params,
-      self._mesh,
-      offload=self._config.train.offload_optimizer,
-    )
-    return NetworkState(params=params, opt_state=opt_state)
 
   def _inputs(
     self,
