@@ -201,7 +201,7 @@ class Module:
     if stated:
       return int(stated[1])
     condition = self.computations[loop.attribute('condition') or '']
-    bound = _bound(condition)
+    bound = self._bound(condition)
     if bound is None:
       return None
     counter, most = bound
@@ -211,6 +211,24 @@ class Module:
     body = self.computations[loop.attribute('body') or '']
     step = self._step(body, _part(body, body.root.name, counter))
     return None if step is None else -((int(start.argument) - most) // step)
+
+  def _bound(self, condition: Computation) -> tuple[int, int] | None:
+    """Returns the tuple index of a loop's counter and its upper bound.
+
+    On GPUs the comparison may be a fusion of its own.
+    """
+    fusion, test, inside = None, condition.root, condition
+    if test.opcode == 'fusion':
+      fusion, (inside,) = test, self.called(test)
+      test = inside.root
+    if test.opcode != 'compare' or 'direction=LT' not in test.text:
+      return None
+    counter, most = inside.operands(test)
+    if fusion is not None and counter.opcode == 'parameter':
+      counter = condition.instructions[fusion.operands[counter.index]]
+    if counter.opcode != 'get-tuple-element' or most.opcode != 'constant':
+      return None
+    return counter.index, int(most.argument)
 
   def _step(
     self, computation: Computation, counted: Instruction | None
@@ -227,17 +245,6 @@ class Module:
       if each.opcode == 'constant'
     ]
     return steps[0] if len(steps) == 1 and steps[0] > 0 else None
-
-
-def _bound(condition: Computation) -> tuple[int, int] | None:
-  """Returns the tuple index of a loop's counter and its upper bound."""
-  test = condition.root
-  if test.opcode != 'compare' or 'direction=LT' not in test.text:
-    return None
-  counter, most = condition.operands(test)
-  if counter.opcode != 'get-tuple-element' or most.opcode != 'constant':
-    return None
-  return counter.index, int(most.argument)
 
 
 def _part(

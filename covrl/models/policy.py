@@ -211,9 +211,21 @@ class Policy:
     *,
     positions: Int[Array, 'B T'],
     segment_ids: Int[Array, 'B T'],
+    one_sequence: bool = False,
   ) -> tuple[Float[Array, 'B T D'], Routing | None]:
-    """Like `hidden`, with routing statistics if there are experts."""
-    return self._module(params)(tokens, positions, segment_ids)
+    """Like `hidden`, with routing statistics if there are experts.
+
+    Args:
+      params: parameters, see `init`.
+      tokens: rows of one or several sequences.
+      positions: index within the sequence, from 0.
+      segment_ids: index of the sequence within the row, from 1; 0 is padding.
+      one_sequence: whether no row has several sequences; GPUs then need no
+        attention mask in memory.
+    """
+    return self._module(params)(
+      tokens, positions, segment_ids, one_sequence=one_sequence
+    )
 
   def unembedding(self, params: PyTree) -> Float[Array, 'D V']:
     """The matrix that turns hidden states into logits, in `config.dtype`."""

@@ -14,10 +14,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree
 
 from covrl.models import flash, remat
-from covrl.models.attention import Attention, AttentionMask, LayerKeys
+from covrl.models.attention import (
+  Attention,
+  AttentionMask,
+  LayerKeys,
+  uses_lengths,
+)
 from covrl.models.cache import DecodeCache, PromptCache
 from covrl.models.config import ModelConfig
 from covrl.models.decode_attention import CachedTokens, list_prompts
@@ -63,6 +68,8 @@ class LayerOptions(NamedTuple):
       return mask
     if mask.cached is not None:
       return mask._replace(cached=mask.cached._replace(window=self.window))
+    if mask.lengths is not None:
+      return mask
     if mask.mask is None:
       return mask._replace(window=self.window)
     if distance is None:
@@ -155,13 +162,32 @@ class Transformer(nnx.Module):
     tokens: Int[Array, 'B T'],
     positions: Int[Array, 'B T'],
     segment_ids: Int[Array, 'B T'],
+    *,
+    one_sequence: bool = False,
   ) -> tuple[Float[Array, 'B T D'], Routing | None]:
     """Hidden states of whole rows, and routing statistics of real tokens.
 
     The routing statistics are `None` without experts.
+
+    Args:
+      tokens: rows of one or several sequences.
+      positions: index within the sequence, from 0.
+      segment_ids: index of the sequence within the row, from 1; 0 is padding.
+      one_sequence: whether no row has several sequences; padding may be on both
+        sides.
     """
     graphdef, layers = nnx.split(self.layers)
-    all_layers, real = segment_mask(segment_ids, self.config), segment_ids > 0
+    start = None
+    if one_sequence and uses_lengths(self.config):
+      start = jnp.argmax(segment_ids > 0, axis=1)
+      tokens, positions, segment_ids = (
+        roll_rows(x, -start) for x in (tokens, positions, segment_ids)
+      )
+      lengths = jnp.sum(segment_ids > 0, axis=1, dtype=jnp.int32)
+      all_layers = AttentionMask(lengths=lengths)
+    else:
+      all_layers = segment_mask(segment_ids, self.config)
+    real = segment_ids > 0
     distance = _distances(tokens.shape[1])
 
     def run_layer(
@@ -178,7 +204,8 @@ class Transformer(nnx.Module):
     run_layer = remat.with_remat(run_layer, self.config.remat)
     each = (layers, LayerOptions.stacked(self.config))
     x, routing = self._scan_layers(run_layer, self._embed(tokens), each)
-    return self.final_norm(x), routing
+    x = self.final_norm(x)
+    return (x if start is None else roll_rows(x, start)), routing
 
   def prefill(
     self,
@@ -266,6 +293,34 @@ class Transformer(nnx.Module):
     if self.config.scaled_embeddings:
       x = x * jnp.asarray(self.config.model_dim**0.5, x.dtype)
     return constrain(x, 'batch', 'sequence', 'embed')
+
+
+@jax.custom_vjp
+def roll_rows(
+  x: Num[Array, 'B T ...'], shift: Int[Array, ' B']
+) -> Num[Array, 'B T ...']:
+  """Rolls each row to the right by a number of tokens of its own.
+
+  >>> roll_rows(jnp.array([[1, 2, 3], [4, 5, 6]]), jnp.array([1, -1])).tolist()
+  [[3, 1, 2], [5, 6, 4]]
+  """
+  return jax.vmap(lambda row, by: jnp.roll(row, by, axis=0))(x, shift)
+
+
+def _roll_forward(
+  x: Num[Array, 'B T ...'], shift: Int[Array, ' B']
+) -> tuple[Num[Array, 'B T ...'], Int[Array, ' B']]:
+  return roll_rows(x, shift), shift
+
+
+def _roll_backward(
+  shift: Int[Array, ' B'], cotangent: Num[Array, 'B T ...']
+) -> tuple[Num[Array, 'B T ...'], None]:
+  # Autodiff would scatter and add.
+  return roll_rows(cotangent, -shift), None
+
+
+roll_rows.defvjp(_roll_forward, _roll_backward)
 
 
 def segment_mask(

@@ -87,12 +87,14 @@ def forward(
     temperature: sampling temperature of the statistics.
     first_column: statistics of the columns before it are 0 and not computed:
       they predict tokens of prompts. Ignored if tokens are split over a mesh.
+      Above 0, every row must be one sequence.
   """
   hidden, routing = policy.hidden_and_routing(
     params,
     rows.tokens,
     positions=rows.positions,
     segment_ids=rows.segment_ids,
+    one_sequence=first_column > 0,
   )
   mesh = jax.sharding.get_abstract_mesh()
   if dict(mesh.shape).get('context', 1) > 1:

@@ -3,7 +3,7 @@
 
 import pytest
 
-from covrl.compile.collectives import collectives_in, groups_of
+from covrl.compile.collectives import collectives_in, groups_of, results
 from covrl.compile.cost import SEARCH_TRIPS, cost_of
 from covrl.compile.hlo import Shape, parse, shapes_of
 from covrl.compile.kernels import blocks, kernel_of
@@ -108,6 +108,25 @@ def test_loop_of_unknown_length_is_reported():
   assert cost.flops == pytest.approx(
     SEARCH_TRIPS * 2 * 16 * 256 * 512, rel=1e-3
   )
+
+
+def test_trip_count_of_a_condition_that_is_a_fusion():
+  """As on GPUs."""
+  text = LOOP.replace('LIMIT', '3').replace(
+    'pred[]{:T(512)} compare(%i, %most), direction=LT',
+    'pred[]{:T(512)} fusion(%i), kind=kLoop, calls=%less',
+  )
+  module = parse(
+    text
+    + """
+%less (j: s32[]) -> pred[] {
+  %most.1 = s32[]{:T(128)} constant(3)
+  %j = s32[]{:T(128)} parameter(0)
+  ROOT %k = pred[]{:T(512)} compare(%j, %most.1), direction=LT
+}
+"""
+  )
+  assert module.trips(module.entry.instructions['loop'], module.entry) == 3
 
 
 CONDITIONAL = """HloModule chosen, is_scheduled=true
@@ -378,3 +397,150 @@ def test_visible_blocks_of_a_window():
       if q - k < window
     }
     assert blocks(512, 128, window) == len(seen)
+
+
+def gpu_lines(*instructions):
+  body = '\n'.join(f'  {line}' for line in instructions)
+  return parse(f'ENTRY %main (x: f32[]) -> f32[] {{\n{body}\n}}', 'gpu')
+
+
+@pytest.mark.parametrize(
+  ('operation', 'kind', 'sent'),
+  [
+    (
+      '((f32[8], s32[8]), (f32[32], s32[32])) all-gather-start(%x, %y), '
+      'replica_groups=[2,4]<=[8], dimensions={0}',
+      'all-gather',
+      2 * 96,
+    ),
+    (
+      '((f32[8]), f32[2]) reduce-scatter-start(%x), replica_groups=[2,4]<=[8], '
+      'dimensions={0}',
+      'reduce-scatter',
+      24,
+    ),
+    (
+      '((f32[8]), f32[8]) all-to-all-start(%x), replica_groups=[2,4]<=[8]',
+      'all-to-all',
+      24,
+    ),
+    (
+      'f32[8] all-reduce-start(%x), replica_groups=[2,4]<=[8]',
+      'all-reduce',
+      48,
+    ),
+  ],
+)
+def test_asynchronous_collectives_of_gpus(operation, kind, sent):
+  module = gpu_lines(
+    '%x = f32[8]{0} parameter(0)',
+    '%y = s32[8]{0} parameter(1)',
+    f'%started = {operation}',
+    f'ROOT %done = f32[8]{{0}} {kind}-done(%started)',
+  )
+  cost = cost_of(module)
+  [(found, times)] = cost.collectives
+  assert (found.kind, found.sent, times) == (kind, sent, 1)
+  assert cost.flops == 0
+  # Read and written once each; waiting for the end moves nothing.
+  first = module.entry.instructions['started']
+  read = 4 * 8 * len(first.operands)
+  assert cost.bytes == read + sum(s.size for s in results(first))
+
+
+def attention(target, mask, kv='bf16[3,256,2,64]'):
+  return gpu_lines(
+    '%q = bf16[3,256,4,64] parameter(0)',
+    f'%k = {kv} parameter(1)',
+    '%v = bf16[3,256,2,64] parameter(2)',
+    'ROOT %o = (bf16[3,4,256,64], u8[0]) custom-call(%q, %k, %v), '
+    f'custom_call_target="{target}", backend_config={{"intermediate_tensor_shape'
+    '": {"element_type": "BF16", "dimensions": ["3", "4", "256", "256"], '
+    '"tuple_shapes": []}, "sliding_window_length": 0, '
+    f'"mask_type": "{mask}"}}',
+  )
+
+
+@pytest.mark.parametrize(
+  ('target', 'products'),
+  [
+    ('__cudnn$fmhaSoftmax', 2),
+    ('__cudnn$fmhaScaleBiasSoftmax', 2),
+    ('__cudnn$fmhaSoftmaxBackward', 5),
+  ],
+)
+@pytest.mark.parametrize(
+  ('mask', 'blocks_'), [('NO_MASK', 4), ('CAUSAL', 3), ('PADDING_CAUSAL', 3)]
+)
+def test_cudnn_attention_counts_visible_blocks(target, products, mask, blocks_):
+  cost = cost_of(attention(target, mask))
+  pairs = blocks_ * 128 * 128
+  assert cost.flops == 2 * products * 3 * 4 * pairs * 64
+  assert cost.products == {('cuDNN attention', 'bf16'): cost.flops}
+  # Queries, keys, values and the result; no scores.
+  assert cost.bytes == 2 * 3 * 256 * 64 * (4 + 2 + 2 + 4)
+
+
+def test_cublas_products():
+  cost = cost_of(
+    gpu_lines(
+      '%x = bf16[5,16,32] parameter(0)',
+      '%y = bf16[5,64,32] parameter(1)',
+      'ROOT %z = (f32[5,16,64], s8[4096]) custom-call(%x, %y), '
+      'custom_call_target="__cublas$lt$matmul", backend_config={"gemm_backend_'
+      'config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["2"],'
+      '"rhs_contracting_dimensions":["2"],"lhs_batch_dimensions":["0"],'
+      '"rhs_batch_dimensions":["0"]}}}',
+    )
+  )
+  assert cost.flops == 2 * 5 * 16 * 64 * 32
+  assert cost.products == {('cuBLAS', 'bf16'): cost.flops}
+
+
+@pytest.mark.parametrize(
+  ('kind', 'precision', 'kernel', 'named'),
+  [
+    ('bf16', '', '__triton_nested_gemm_fusion', ('Triton', 'bf16')),
+    ('f32', '', '__triton', ('Triton', 'f32')),
+    (
+      'f32',
+      ', operand_precision={highest,highest}',
+      '__triton',
+      ('Triton', 'f32 highest'),
+    ),
+    ('f32', '', 'other', ('loops', 'f32')),
+  ],
+)
+def test_products_are_named_by_kernel_and_type(kind, precision, kernel, named):
+  module = parse(
+    f"""
+%product (x: {kind}[16,32], w: {kind}[32,8]) -> f32[16,8] {{
+  %x = {kind}[16,32]{{1,0}} parameter(0)
+  %w = {kind}[32,8]{{1,0}} parameter(1)
+  ROOT %y = f32[16,8]{{1,0}} dot(%x, %w), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}{precision}
+}}
+ENTRY %main (x: {kind}[16,32], w: {kind}[32,8]) -> f32[16,8] {{
+  %x = {kind}[16,32]{{1,0}} parameter(0)
+  %w = {kind}[32,8]{{1,0}} parameter(1)
+  ROOT %z = f32[16,8]{{1,0}} fusion(%x, %w), kind=kCustom, calls=%product, backend_config={{"fusion_backend_config":{{"kind":"{kernel}"}}}}
+}}
+""",
+    'gpu',
+  )
+  assert cost_of(module).products == {named: 2 * 16 * 32 * 8}
+
+
+def test_kernels_of_unknown_cost_are_named_on_gpus():
+  cost = cost_of(
+    gpu_lines(
+      '%x = f32[8]{0} parameter(0)',
+      'ROOT %mine.2 = f32[8]{0} custom-call(%x), '
+      'custom_call_target="__gpu$xla.gpu.triton"',
+    )
+  )
+  assert cost.unknown == {'mine'}
+
+
+def test_registered_memory_of_gpus_is_device_memory():
+  assert next(shapes_of('f32[2]{0:S(1)}', 'gpu')).space == 'hbm'
+  assert next(shapes_of('f32[2]{0:S(5)}', 'gpu')).space == 'host'

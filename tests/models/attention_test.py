@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention against numpy loops, and rotary embeddings against complex numbers."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from covrl.models import attention, rope
+from covrl.models import attention, rope, tiny
 
 attend = jax.jit(attention.attend)
 rotate = jax.jit(rope.rotate, static_argnames='magnitude')
@@ -60,6 +62,40 @@ def test_attention_matches_a_loop_over_heads():
   np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+@pytest.mark.parametrize('length', [1, 5, 12, 70])
+def test_blocks_of_queries_change_nothing(length, monkeypatch):
+  monkeypatch.setattr(attention, '_MIN_BLOCK', 4)
+  q = draw(0, 2, length, 4, 8)
+  k, v = (draw(seed, 2, 2, length, 8) for seed in (1, 2))
+  segments = jnp.array(
+    [[1] * length, [1] * (length // 2) + [2] * (-(-length // 2))]
+  )
+  mask = jnp.tril(segments[:, :, None] == segments[:, None, :])
+
+  def run(function):
+    def loss(q, k, v):
+      return jnp.sum(jnp.sin(function(q, k, v, mask, scale=0.5, cap=3.0)))
+
+    return jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(q, k, v)
+
+  got, want = run(attention.attend_causal), run(attention.attend)
+  for ours, theirs in zip(
+    jax.tree.leaves(got), jax.tree.leaves(want), strict=True
+  ):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_blocks_leave_out_products_with_later_keys():
+  q, kv = draw(0, 1, 512, 2, 8), draw(1, 1, 1, 512, 8)
+  mask = jnp.tril(jnp.ones((1, 512, 512), bool))
+
+  def flops(function):
+    compiled = jax.jit(function).lower(q, kv, kv, mask).compile()
+    return (compiled.cost_analysis() or {})['flops']
+
+  assert flops(attention.attend_causal) < 0.6 * flops(attention.attend)
+
+
 def test_query_without_allowed_keys_is_finite():
   q, kv = draw(0, 1, 1, 2, 4), draw(1, 1, 1, 3, 4)
   no_keys = jnp.zeros((1, 1, 3), bool)
@@ -80,3 +116,34 @@ def test_softmax_is_float32_for_narrow_inputs():
   got = attend(q, kv, kv, mask)
   assert got.dtype == jnp.bfloat16
   np.testing.assert_allclose(got.astype(jnp.float32), want, atol=0.03)
+
+
+@pytest.mark.parametrize('window', [0, 3])
+def test_attention_of_sequences_matches_that_with_a_mask(window):
+  """Without a mask in memory: the same results, derivatives, and no NaN."""
+  config = dataclasses.replace(
+    tiny(16), num_heads=4, num_kv_heads=2, head_dim=8, windows=(window,) * 2
+  )
+  lengths = jnp.array([7, 0, 4])
+  arrays = [draw(seed, 3, 7, heads, 8) for seed, heads in enumerate((4, 2, 2))]
+  real = (jnp.arange(7) < lengths[:, None])[..., None, None]
+  distance = jnp.arange(7)[:, None] - jnp.arange(7)
+  mask = (distance >= 0) & (distance < (window or 7))
+  mask = mask & real[:, None, :, 0, 0]
+
+  def with_mask(q, k, v):
+    mixed = attention.attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask)
+    return jnp.where(real, mixed, 0)
+
+  def with_lengths(q, k, v):
+    return attention.attend_sequences(
+      q, k, v, lengths, config, implementation='xla'
+    )
+
+  weights = draw(9, 3, 7, 4, 8)
+  found = []
+  for attend in (with_lengths, with_mask):
+    value, pull_back = jax.vjp(attend, *arrays)
+    found.append((value, *pull_back(weights)))
+  for got, want in zip(*found, strict=True):
+    np.testing.assert_allclose(got, want, atol=1e-5)

@@ -2,6 +2,7 @@
 """Transformer: padding, packing, causality, KV cache, rematerialisation."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from covrl.models import Policy, tiny
+from covrl.models import Policy, attention, tiny, transformer
 from covrl.models.attention import AttentionMask
 from covrl.models.cache import DecodeCache
 from covrl.models.remat import REMAT_POLICIES
@@ -149,3 +150,58 @@ def test_every_parameter_has_a_gradient_and_remat_changes_none():
     layers = np.asarray(leaf if 'layers' in str(path) else leaf[None])
     for layer in layers:
       assert np.mean(layer != 0) > 0.99, path
+
+
+def test_rows_of_one_sequence_need_no_mask(monkeypatch):
+  """As on GPUs: rows are rolled to begin in the first column, and back."""
+  monkeypatch.setattr(
+    attention,
+    'attend_sequences',
+    functools.partial(attention.attend_sequences, implementation='xla'),
+  )
+  tokens = draw_tokens(3, 3, 9)
+  # Padding on the left, on both sides, and nothing else.
+  start, end = jnp.array([[3], [2], [0]]), jnp.array([[9], [7], [0]])
+  column = jnp.arange(9)
+  real = (column >= start) & (column < end)
+  rows = {
+    'positions': jnp.maximum(column - start, 0),
+    'segment_ids': real.astype(jnp.int32),
+  }
+  weights = jax.random.normal(jax.random.key(1), (3, 9, CONFIG.model_dim))
+
+  def value(params, uses_lengths):
+    monkeypatch.setattr(transformer, 'uses_lengths', lambda _: uses_lengths)
+    hidden, _ = POLICY.hidden_and_routing(
+      params, tokens, one_sequence=True, **rows
+    )
+    return jnp.sum(jnp.where(real[..., None], hidden * weights, 0)), hidden
+
+  (_, want), wanted = jax.value_and_grad(value, has_aux=True)(PARAMS, False)
+  (_, got), gradient = jax.value_and_grad(value, has_aux=True)(PARAMS, True)
+  np.testing.assert_allclose(got[real], want[real], atol=1e-5)
+  assert np.all(np.isfinite(got))
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), gradient, wanted
+  )
+
+
+def test_gpus_compute_rows_of_one_sequence_without_a_mask():
+  """The choice, by platform, type and window; nothing is executed."""
+  mesh = jax.sharding.AbstractMesh(
+    (1,),
+    ('data',),
+    abstract_device=jax.sharding.AbstractDevice('NVIDIA H100', None, 'gpu'),
+  )
+  narrow = dataclasses.replace(CONFIG, dtype='bfloat16', head_dim=64)
+  assert not attention.uses_lengths(narrow)
+  with jax.sharding.use_abstract_mesh(mesh):
+    assert attention.uses_lengths(narrow)
+    assert not attention.uses_lengths(CONFIG)
+    windows = tuple(range(CONFIG.num_layers))
+    assert not attention.uses_lengths(
+      dataclasses.replace(narrow, windows=windows)
+    )
+    assert attention.uses_lengths(
+      dataclasses.replace(narrow, windows=(4,) * CONFIG.num_layers)
+    )
