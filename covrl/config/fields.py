@@ -292,6 +292,27 @@ class Config:
     return self.sequences_per_iteration // self.train.sequences_per_update
 
   @property
+  def scores_rollouts(self) -> bool:
+    """Whether sampled tokens are scored before the updates.
+
+    A rollout's only update computes the same statistics itself. Groups that are
+    drawn and not trained on are scored for the rollout's metrics. A KL penalty
+    in the reward reads them before, and a critic's warm-up has no such update.
+    """
+    return (
+      self.updates_per_iteration > 1
+      or self.rollout.max_draws > 1
+      or self.critic.kl_coefficient > 0
+      or self.critic.warm_up > 0
+    )
+
+  @property
+  def scoring_passes(self) -> int:
+    """Forward passes over an iteration's sequences, outside of updates."""
+    policies = int(self.scores_rollouts) + int(self.train.keep_reference)
+    return policies * self.rollout.max_draws
+
+  @property
   def total_updates(self) -> int:
     """Number of optimiser updates of the whole run; grows if it is extended."""
     return self.train.iterations * self.updates_per_iteration

@@ -129,6 +129,7 @@ class CompiledPrograms:
       micro_batches=config.train.micro_batches,
       weights=config.train.weights,
       max_length=config.rollout.max_response_length,
+      has_old=config.scores_rollouts,
       balance=config.train.balance,
       offload_optimizer=config.train.offload_optimizer,
     )
@@ -191,6 +192,15 @@ class CompiledPrograms:
       ),
       networks=networks,
       estimator_state=estimator_state,
+    )
+
+  @property
+  def uses_score(self) -> bool:
+    """Whether the run scores an iteration's rows outside of updates."""
+    return bool(
+      self._config.scores_rollouts
+      or self._config.train.keep_reference
+      or self._config.logging.samples
     )
 
   def init_state(self, params: PyTree) -> TrainState:
@@ -259,7 +269,8 @@ class CompiledPrograms:
     for count in sorted(row_counts):
       traced = self.trace_update(batch, count)
       self._compiled_updates[count] = traced.lower().compile()
-    self._compiled_score = self.trace_score(batch).lower().compile()
+    if self.uses_score:
+      self._compiled_score = self.trace_score(batch).lower().compile()
     rows, sequences = self._update_rows(batch), len(batch.tokens)
     if not self.networks.estimates_advantages:
       self.advantages(

@@ -59,6 +59,22 @@ def apply_token_weights(
   return dataclasses.replace(batch, weights=batch.weights * weights)
 
 
+def with_old_stats(batch: TokenBatch, scored: PolicyStats) -> TokenBatch:
+  """Replaces the statistics from before the rollout's first update.
+
+  Args:
+    batch: rows of tokens.
+    scored: statistics and moments of the policy at the same tokens.
+  """
+  stats, moments = scored
+  return dataclasses.replace(
+    batch,
+    old_logprobs=stats.logprobs,
+    old_entropy=stats.entropy,
+    old_moments=moments,
+  )
+
+
 def policy_stats(
   policy: Policy,
   params: PyTree,

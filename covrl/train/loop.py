@@ -27,6 +27,7 @@ from covrl.run.progress import Progress
 from covrl.run.watchdog import Watchdog
 from covrl.storage import StorageError
 from covrl.train.build import Components, build
+from covrl.train.forward import with_old_stats
 from covrl.train.inputs import check_inputs, input_fingerprints
 from covrl.train.logged_samples import sample_records
 from covrl.train.resume import (
@@ -340,6 +341,11 @@ def _log_samples(
   if not logging.samples or position.iteration % logging.samples_every:
     return
   rows = rollout.update_rows(0, size)
+  if not config.scores_rollouts:
+    scored = distributed.run_on_devices(
+      run.programs.score, run.programs.params(state), rows
+    )
+    rows = with_old_stats(rows, scored)
   selection, covariance = distributed.run_on_devices(
     run.programs.explain_selection, state, rows, run.train_key
   )

@@ -120,6 +120,31 @@ def update_metrics(
   )
 
 
+def sampler_metrics(batch: TokenBatch) -> dict[str, Scalar]:
+  """Differences between the sampler and the trainer before an update.
+
+  In nats, over the tokens of the loss; NaN without any. The quantiles are those
+  of π_trainer / π_sampler.
+
+  Args:
+    batch: rows with the trainer's statistics.
+  """
+  mask = batch.loss_mask
+  log_ratio = batch.old_logprobs - batch.sampler_logprobs
+  gap = jnp.where(mask, jnp.abs(log_ratio), 0)
+  quantiles = jax.vmap(lambda q: exact_quantile(log_ratio, mask, q))(
+    jnp.asarray(QUANTILES)
+  )
+  return {
+    'sampler_gap': exact_mean(gap, mask),
+    'sampler_gap_max': jnp.where(jnp.any(mask), jnp.max(gap), jnp.nan),
+    'rollout_entropy': exact_mean(batch.old_entropy, mask),
+  } | {
+    f'importance_weight/{quantile:g}': jnp.exp(value)
+    for quantile, value in zip(QUANTILES, quantiles, strict=True)
+  }
+
+
 def routing_metrics(routing: Routing) -> dict[str, Scalar]:
   """Metrics of the routing of an update's tokens to experts, over all layers.
 

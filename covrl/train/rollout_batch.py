@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from covrl.rewards import TOTAL
-from covrl.train.forward import PolicyStats
+from covrl.train.forward import PolicyStats, with_old_stats
 from covrl.train.metrics import QUANTILES
 from covrl.types import Rollouts, TokenBatch, TokenMoments
 
@@ -122,7 +122,7 @@ def make_rollout_batch(
   rollouts: Rollouts,
   batch: TokenBatch,
   advantages: Float[np.ndarray, ' S'] | Float[np.ndarray, 'S T'],
-  scored: PolicyStats,
+  scored: PolicyStats | None,
   *,
   seed: int,
   iteration: int,
@@ -135,22 +135,21 @@ def make_rollout_batch(
     batch: the same sequences, from `to_token_batch`; the `loss_mask` is
       replaced by the one after scoring.
     advantages: advantage of each sequence or token.
-    scored: the trainer's statistics of the rows before the first update.
+    scored: the trainer's statistics of the rows before the first update, if it
+      reads them.
     seed: the run's seed.
     iteration: index of the iteration.
     metrics: see `RolloutBatch`.
   """
   loss_mask = shift_left(rollouts.loss_mask)
-  stats, moments = scored
   complete = dataclasses.replace(
     batch,
     loss_mask=loss_mask,
     weights=loss_mask.astype(np.float32),
     advantages=np.where(loss_mask, _per_token(advantages), 0),
-    old_logprobs=stats.logprobs,
-    old_entropy=stats.entropy,
-    old_moments=moments,
   )
+  if scored is not None:
+    complete = with_old_stats(complete, scored)
   rewards = np.asarray(rollouts.rewards[TOTAL])
   generator = np.random.default_rng([seed, TRAIN_STREAM, iteration])
   return RolloutBatch(
@@ -208,7 +207,7 @@ def informative_groups(
 
 
 def rollout_metrics(
-  rollouts: Rollouts, scored: PolicyStats, *, sources: Sequence[str]
+  rollouts: Rollouts, scored: PolicyStats | None, *, sources: Sequence[str]
 ) -> dict[str, float]:
   """Returns metrics of all sampled responses, trained on or not.
 
@@ -218,22 +217,32 @@ def rollout_metrics(
   Args:
     rollouts: rollouts with rewards; responses without a score are left out of
       mean rewards.
-    scored: the trainer's statistics of the same tokens.
+    scored: the trainer's statistics of the same tokens; without them the update
+      measures the sampler, see `covrl.train.metrics.sampler_metrics`.
     sources: names of the data sources, in the order of `source_ids`.
   """
   mask = shift_left(rollouts.loss_mask)
-  stats, _ = scored
-  log_ratio = (stats.logprobs - shift_left(rollouts.sampler_logprobs))[mask]
-  gap = np.abs(log_ratio)
   truncated = float(np.mean(rollouts.truncated))
   return {
     **_reward_metrics(rollouts, sources),
-    'sampler_gap': _mean(gap),
-    'sampler_gap_max': float(gap.max()) if gap.size else math.nan,
-    'rollout_entropy': _mean(np.asarray(stats.entropy)[mask]),
+    **({} if scored is None else _sampler_metrics(rollouts, scored, mask)),
     'response_length': float(mask.sum(axis=1).mean()),
     'truncated_fraction': truncated,
     'end_fraction': 1.0 - truncated,
+  }
+
+
+def _sampler_metrics(
+  rollouts: Rollouts, scored: PolicyStats, mask: Bool[np.ndarray, 'S T']
+) -> dict[str, float]:
+  """Returns differences between sampler and trainer, and the entropy."""
+  stats, _ = scored
+  log_ratio = (stats.logprobs - shift_left(rollouts.sampler_logprobs))[mask]
+  gap = np.abs(log_ratio)
+  return {
+    'sampler_gap': _mean(gap),
+    'sampler_gap_max': float(gap.max()) if gap.size else math.nan,
+    'rollout_entropy': _mean(np.asarray(stats.entropy)[mask]),
     **{
       f'importance_weight/{quantile:g}': float(
         np.exp(np.quantile(log_ratio, quantile)) if log_ratio.size else np.nan

@@ -34,7 +34,7 @@ from covrl.train.rollout_batch import (
 )
 from covrl.types import Rollouts, TokenBatch, TrainState
 
-Draw = tuple[Rollouts, TokenBatch, PolicyStats]
+Draw = tuple[Rollouts, TokenBatch, PolicyStats | None]
 
 
 class RolloutCollector:
@@ -196,7 +196,9 @@ class RolloutCollector:
     timer.lap('sample')
     # The device scores the tokens while workers score the responses.
     batch = to_token_batch(pending.rollouts)
-    scored = distributed.run_on_devices(self._programs.score, params, batch)
+    scored = None
+    if self._config.scores_rollouts:
+      scored = distributed.run_on_devices(self._programs.score, params, batch)
     if self._config.train.keep_reference:
       stats, _ = distributed.run_on_devices(
         self._programs.score, self._programs.reference(state), batch

@@ -38,6 +38,7 @@ from covrl.train.forward import (
   forward,
   mean_entropy,
   row_context,
+  with_old_stats,
 )
 from covrl.train.microbatch import over_micro_batches
 from covrl.types import (
@@ -50,6 +51,10 @@ from covrl.types import (
 )
 
 Loss = Callable[..., tuple[Scalar, Any]]
+# Outputs, pull-back of their cotangents, and what is not differentiated.
+Differentiated = tuple[
+  tuple[TokenStats, Scalar | None], Callable[..., Any], ForwardOutputs
+]
 TrainStep = Callable[
   [TrainState, TokenBatch, Bool[Array, ''], Key[Array, '']],
   tuple[TrainState, Metrics],
@@ -71,6 +76,9 @@ class StepSettings:
     micro_batches: number of micro-batches of an optimiser batch.
     weights: aggregation; see `token_weights`.
     max_length: longest response in tokens, by which 'constant-length' divides.
+    has_old: whether rows hold the policy's statistics from before the rollout's
+      first update. If not, every update is its rollout's only one, and its own
+      statistics take their place.
     balance: coefficient of the load-balancing loss of a mixture of experts; with
       several micro-batches any but 0 costs one more forward, which a chain that
       selects on current statistics shares.
@@ -83,6 +91,7 @@ class StepSettings:
   micro_batches: int = 1
   weights: WeightMode = 'token-mean'
   max_length: int = 1
+  has_old: bool = True
   balance: float = 0.0
   offload_optimizer: bool = False
 
@@ -127,23 +136,47 @@ def make_train_step(
         policy, params, rows, settings.temperature, settings.first_column
       )
 
+    def differentiate(
+      rows: TokenBatch, routing_sums: Routing | None
+    ) -> Differentiated:
+      def run(
+        trainable: PyTree,
+      ) -> tuple[tuple[TokenStats, Scalar | None], ForwardOutputs]:
+        found, balance = run_forward(trainable, rows), None
+        if is_balanced and found.routing is not None:
+          sums = routing_sums or found.routing
+          balance = load_balance(found.routing.mass, sums)
+        return (found.stats, balance), found
+
+      return jax.vjp(run, state.trainable, has_aux=True)
+
     batch = apply_token_weights(batch, settings.weights, settings.max_length)
-    shared = _shared_context(state, batch, first, key)
-    old = (
-      TokenStats(logprobs=batch.old_logprobs, entropy=batch.old_entropy),
-      batch.old_moments,
+    if not settings.has_old:
+      first = jnp.asarray(True)
+    is_current = not settings.has_old or _selects_on_current(
+      token_tx,
+      state.token_state,
+      batch,
+      _old_stats(batch),
+      _shared_context(state, batch, first, key),
     )
-    is_current = _selects_on_current(
-      token_tx, state.token_state, batch, old, shared
-    )
-    statistics, routing_sums = old, None
-    if is_current or (is_balanced and settings.micro_batches > 1):
+    # A single micro-batch is differentiated once, before the decisions.
+    whole, routing_sums, current = None, None, None
+    if settings.micro_batches == 1:
+      whole = differentiate(batch, None)
+      current = whole[2].stats, whole[2].moments
+    elif is_current or is_balanced:
       routing_sums, current = over_micro_batches(
         lambda rows: _routing_and_stats(run_forward(state.trainable, rows)),
         batch,
         settings.micro_batches,
       )
-      statistics = current if is_current else old
+    if current is not None and not settings.has_old:
+      batch = with_old_stats(batch, current)
+    statistics = _old_stats(batch)
+    if current is not None and is_current:
+      statistics = current
+    shared = _shared_context(state, batch, first, key)
     is_own = first if is_current else jnp.asarray(False)
     context = row_context(batch, *statistics, is_own) | shared
     decisions, token_state = _decide(
@@ -157,18 +190,8 @@ def make_train_step(
       metrics.PerTokenValues,
     ]:
       rows, recorded = inputs
-
-      def differentiated(
-        trainable: PyTree,
-      ) -> tuple[tuple[TokenStats, Scalar | None], ForwardOutputs]:
-        found, balance = run_forward(trainable, rows), None
-        if is_balanced and found.routing is not None:
-          sums = routing_sums or found.routing
-          balance = load_balance(found.routing.mass, sums)
-        return (found.stats, balance), found
-
-      (stats, balance), pull_back, found = jax.vjp(
-        differentiated, state.trainable, has_aux=True
+      (stats, balance), pull_back, found = whole or differentiate(
+        rows, routing_sums
       )
       context = row_context(rows, stats, found.moments, first) | shared
       (value, aux), signal = jax.value_and_grad(loss, has_aux=True)(
@@ -216,11 +239,19 @@ def make_train_step(
       'log_ratio_noise': new_state.measured.log_ratio_noise,
       'entropy_moved': measured.entropy_moved,
     }
+    if not settings.has_old:
+      readings |= metrics.sampler_metrics(batch)
     if routing is not None:
       readings |= metrics.routing_metrics(routing)
     return new_state, readings
 
   return update
+
+
+def _old_stats(batch: TokenBatch) -> PolicyStats:
+  """Statistics of the policy before the rollout's first update."""
+  stats = TokenStats(logprobs=batch.old_logprobs, entropy=batch.old_entropy)
+  return stats, batch.old_moments
 
 
 def _selects_on_current(

@@ -17,6 +17,7 @@ from train.updates import (
   padded,
   parameters,
   run,
+  score,
   scored,
   update,
 )
@@ -24,7 +25,9 @@ from train.updates import (
 import covrl
 from covrl.data import pack_rows
 from covrl.entropy import TokenMaskedState
+from covrl.train.forward import with_old_stats
 from covrl.train.microbatch import join_rows, split_rows
+from covrl.types import TokenMoments
 
 # Coefficients and fractions are traced, so that all methods share a program.
 METHODS = {
@@ -163,6 +166,54 @@ def test_first_update_has_ratio_one_and_no_penalty(micro_batches):
   assert later[1]['log_ratio_abs'] > 0.01
   assert later[1]['penalty_share'] > 0.01
   assert later[0].measured.log_ratio_noise == np.float32(1e-6)
+
+
+@pytest.mark.parametrize('micro_batches', [1, 2])
+def test_the_only_update_of_a_rollout_needs_no_scores(micro_batches):
+  batch, state = padded(), fresh_state('few', held=0.3, beta=1.0, bonus=0.1)
+  scored_batch = with_old_stats(batch, score(parameters(), batch))
+  expected, metrics = update(
+    (8,), 1, scored_batch, state, first=True, chain='few'
+  )
+  unknown = np.full_like(batch.old_logprobs, np.nan)
+  moments = TokenMoments(
+    square=unknown, square_log=unknown, square_log_square=unknown
+  )
+  unscored_batch = dataclasses.replace(
+    batch, old_logprobs=unknown, old_entropy=unknown, old_moments=moments
+  )
+  updated, measured = update(
+    (8,),
+    micro_batches,
+    unscored_batch,
+    state,
+    chain='few',
+    has_old=False,
+  )
+  for ours, theirs in zip(
+    gradients(updated), gradients(expected), strict=True
+  ):
+    np.testing.assert_allclose(
+      ours, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max()
+    )
+  mask = batch.loss_mask
+  ratio = (scored_batch.old_logprobs - batch.sampler_logprobs)[mask]
+  assert measured['selected'] == metrics['selected'] > 0
+  np.testing.assert_allclose(
+    [
+      measured['sampler_gap'],
+      measured['sampler_gap_max'],
+      measured['rollout_entropy'],
+      measured['importance_weight/0.5'],
+    ],
+    [
+      np.abs(ratio).mean(),
+      np.abs(ratio).max(),
+      scored_batch.old_entropy[mask].mean(),
+      np.exp(np.quantile(ratio, 0.5, method='inverted_cdf')),
+    ],
+    rtol=1e-4,
+  )
 
 
 def test_logs_entropy_change_by_earlier_updates():

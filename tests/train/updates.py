@@ -103,12 +103,15 @@ TX = optax.chain(optax.trace(decay=0.0), optax.adam(1e-2, eps=1e-5))
 
 
 @functools.cache
-def program(shape, micro_batches, chain='everything', offload=False):
+def program(
+  shape, micro_batches, chain='everything', offload=False, has_old=True
+):
   """A compiled update, its mesh, and the shardings of its state."""
   settings = StepSettings(
     temperature=0.8,
     micro_batches=micro_batches,
     weights='sequence-mean-token-mean',
+    has_old=has_old,
     offload_optimizer=offload,
   )
   loss = functools.partial(covrl.clipped_surrogate, low=0.2, high=0.2)
@@ -217,10 +220,19 @@ def fresh_state(chain='everything', **hyperparameters) -> TrainState:
 
 
 def update(
-  shape, micro_batches, batch, state, *, first=False, chain='everything'
+  shape,
+  micro_batches,
+  batch,
+  state,
+  *,
+  first=False,
+  chain='everything',
+  has_old=True,
 ):
   """The state after one update, and its metrics."""
-  step, mesh, state_shardings = program(shape, micro_batches, chain)
+  step, mesh, state_shardings = program(
+    shape, micro_batches, chain, has_old=has_old
+  )
   with sharding.use_mesh(mesh, sharding.TRAIN_RULES):
     return jax.device_get(
       step(
