@@ -27,7 +27,7 @@ def grpo() -> Recipe:
   base = countdown.grpo()
   config = base.config
   config.evaluate.problems = 512
-  config.evaluate.every = 30
+  config.evaluate.every = 40
   config.warm_start.steps, config.warm_start.batch_size = 1500, 64
   config.warm_start.learning_rate = 5e-3
   config.rollout.prompts_per_iteration = 32
@@ -36,7 +36,7 @@ def grpo() -> Recipe:
   config.rollout.max_response_length = 9
   config.entropy.fraction = 0.02
   config.train.learning_rate = 4e-4
-  config.train.schedule_iterations = config.train.iterations = 120
+  config.train.schedule_iterations = config.train.iterations = 160
   return dataclasses.replace(
     base, task=lambda config: maze_task(config.maze), model=_model
   )

@@ -234,20 +234,24 @@ def maze_problem(
   )
 
 
+def maze_of(problem: Problem) -> Maze:
+  """Maze of a problem."""
+  reference = problem.reference
+  return Maze(
+    side=reference['side'],
+    walls=frozenset(map(cell_at, reference['walls'])),
+    start=cell_at(reference['start']),
+    goal=cell_at(reference['goal']),
+  )
+
+
 def solve_maze(problem: Problem) -> str | None:
   """A shortest path as response; `None` if the goal cannot be reached.
 
   >>> solve_maze(maze_problem(Maze(2, frozenset(), (0, 0), (0, 1)), max_steps=1))
   'a2'
   """
-  reference = problem.reference
-  maze = Maze(
-    side=reference['side'],
-    walls=frozenset(map(cell_at, reference['walls'])),
-    start=cell_at(reference['start']),
-    goal=cell_at(reference['goal']),
-  )
-  path = shortest_path(maze)
+  path = shortest_path(maze_of(problem))
   return None if path is None else path_text(path)
 
 

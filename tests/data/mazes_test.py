@@ -25,6 +25,7 @@ from covrl.data.mazes import (
   cell_name,
   distances,
   explorer_walk,
+  maze_of,
   maze_problem,
   random_maze,
   shortest_path,
@@ -93,6 +94,7 @@ def test_mazes_are_within_the_bounds(kind):
 def test_prompts_name_start_goal_and_walls():
   maze = Maze(5, frozenset({(3, 0), (1, 2)}), (0, 0), (4, 4))
   problem = maze_problem(maze, 8)
+  assert maze_of(problem) == maze
   assert problem.prompt == 'from a1 to e5 walls b3 d1 :'
   assert problem.reference == {
     'side': 5,
