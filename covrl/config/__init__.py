@@ -18,6 +18,7 @@ Variants are made by `dataclasses.replace`:
     )
 """
 
+from covrl.config.arithmetic import ArithmeticConfig as ArithmeticConfig
 from covrl.config.critic import CriticConfig as CriticConfig
 from covrl.config.errors import ConfigError as ConfigError
 from covrl.config.fields import CheckpointConfig as CheckpointConfig

@@ -8,6 +8,7 @@ import dataclasses
 from dataclasses import field
 from typing import Annotated, Literal
 
+from covrl.config.arithmetic import ArithmeticConfig
 from covrl.config.bounds import (
   AxisSize,
   Bounds,
@@ -267,6 +268,7 @@ class Config:
   mesh: MeshConfig = field(default_factory=MeshConfig)
   task: CountdownConfig = field(default_factory=CountdownConfig)
   maze: MazeConfig = field(default_factory=MazeConfig)
+  arithmetic: ArithmeticConfig = field(default_factory=ArithmeticConfig)
   data: DataConfig = field(default_factory=DataConfig)
   rollout: RolloutConfig = field(default_factory=RolloutConfig)
   train: TrainConfig = field(default_factory=TrainConfig)

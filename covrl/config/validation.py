@@ -19,6 +19,7 @@ def check(config: Config) -> None:
     field.check(values[name])
   config.task.check()
   config.maze.check()
+  config.arithmetic.check()
   _check_batches(config)
   if config.train.reset_reference_every and not config.train.keep_reference:
     raise ConfigError(

@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Problem sources, tokenizers, prompt formats and the Grain pipeline."""
 
+from covrl.data.arithmetic import ArithmeticSource as ArithmeticSource
+from covrl.data.arithmetic import (
+  SolvedArithmeticSource as SolvedArithmeticSource,
+)
+from covrl.data.arithmetic import held_out_arithmetic as held_out_arithmetic
 from covrl.data.chat import ChatTemplate as ChatTemplate
 from covrl.data.columns import Row as Row
 from covrl.data.countdown import CountdownConfig as CountdownConfig

@@ -14,13 +14,15 @@ import hashlib
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, ClassVar, Generic, TypeVar
 
-from covrl.config import CountdownConfig, MazeConfig
+from covrl.config import ArithmeticConfig, CountdownConfig, MazeConfig
 from covrl.data.fingerprints import text_fingerprint
 from covrl.data.problems import Problem
 
 MAX_REDRAWS = 100
 
-GeneratorConfig = TypeVar('GeneratorConfig', CountdownConfig, MazeConfig)
+GeneratorConfig = TypeVar(
+  'GeneratorConfig', ArithmeticConfig, CountdownConfig, MazeConfig
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +83,7 @@ def _keys(
   return frozenset(map(held_out.key, _problems(held_out, kind, **bounds)))
 
 
-def _bounds(config: CountdownConfig | MazeConfig) -> dict[str, int]:
+def _bounds(config: GeneratorConfig) -> dict[str, int]:
   """Returns the fields that held-out problems depend on, the others fixed."""
   return dataclasses.asdict(dataclasses.replace(config, seed=0, size=1))
 
@@ -143,7 +145,7 @@ def first_seed(name: str, seed: int) -> int:
   return int.from_bytes(digest[:16], 'big')
 
 
-def too_few_problems(config: CountdownConfig | MazeConfig) -> ValueError:
+def too_few_problems(config: GeneratorConfig) -> ValueError:
   """Error of bounds that allow too few distinct problems."""
   return ValueError(
     'The bounds allow too few distinct problems beside'

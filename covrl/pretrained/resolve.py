@@ -14,6 +14,7 @@ from covrl.pretrained.json_files import (
   read_bytes,
 )
 from covrl.pretrained.json_files import read_json as read_json
+from covrl.pretrained.packages import is_in_package, package_path
 
 CONFIG_FILES = (
   'config.json',
@@ -35,12 +36,15 @@ def resolve(directory: epath.PathLike) -> epath.Path:
   Args:
     directory: a local path, a path in a bucket, or `owner/name` of a model if
       no such path exists; or the path of a GGUF file, for which a temporary
-      directory is made.
+      directory is made; or either in a Python package, see `package_path`.
 
   Raises:
     ValueError: the directory does not exist, and is not the name of a model
-      that can be downloaded; or the GGUF file is malformed or not supported.
+      that can be downloaded; or the GGUF file is malformed or not supported; or
+      the Python package is not installed.
   """
+  if is_in_package(directory):
+    directory = package_path(directory)
   path = storage.as_path(directory)
   if is_gguf(path):
     return gguf_directory(path)

@@ -63,15 +63,13 @@ def text_task(config: Config) -> Task:
       ' an empty field pretrained'
     )
   tokenizer = load_tokenizer(config.pretrained)
-  prompt_format = _prompt_format(config)
+  formatted = prompt_format(config)
   bare = load_suites(config.evaluate.suites, config.evaluate.suite_directory)
   prompted_suites = [
-    dataclasses.replace(
-      suite, problems=list(map(prompt_format, suite.problems))
-    )
+    dataclasses.replace(suite, problems=list(map(formatted, suite.problems)))
     for suite in bare
   ]
-  train, kinds, notes = _training(config, prompt_format, tokenizer, bare)
+  train, kinds, notes = _training(config, formatted, tokenizer, bare)
   for suite in prompted_suites:
     _merge_kinds(kinds, {p.source: p.kind for p in suite.problems}, suite.name)
     notes.append(
@@ -95,8 +93,14 @@ def text_task(config: Config) -> Task:
   )
 
 
-def _prompt_format(config: Config) -> PromptFormat:
-  """Returns the format of the prompts."""
+def prompt_format(config: Config) -> PromptFormat:
+  """Returns the format of prompts: `data.template` or the model's chat template.
+
+  Raises:
+    ConfigError: variables of the chat template are not a JSON object, or have no
+      effect.
+    ValueError: the model or its chat template cannot be read.
+  """
   data = config.data
   instructions = {
     'math': data.math_instruction,

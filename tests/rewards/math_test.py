@@ -148,6 +148,18 @@ def test_refuses_invalid_references():
     ('boxed', r'\framebox[2cm][c]{2}', '2'),
     ('boxed', r'\boxedanswer{2}', None),
     ('boxed', r'\boxed $', None),
+    # The last number, whatever is around it.
+    ('number', ' 86', '86'),
+    ('number', '37 + 49 = 86.', '86'),
+    ('number', ' 86\n\nThis is a', '86'),
+    ('number', ' 86\n\nThis is 1', '1'),
+    ('number', '12 - 50 = -38', '-38'),
+    ('number', '39 + 49 - 50 =', '50'),
+    ('number', '50-12', '12'),
+    ('number', '(-3)', '-3'),
+    ('number', 'about 1,234.50, then', '1,234.50'),
+    ('number', 'no number', None),
+    ('number', '', None),
   ],
 )
 def test_extracts_the_answer(rule, response, answer):
@@ -163,6 +175,7 @@ def test_extracts_from_long_responses_quickly():
     'bare brackets': r'\boxed\left(' * 200_000,
     'displays': 'answer: \\[\n' * 200_000,
     'hashes': '#### ' * 500_000,
+    'numbers': '1,' * 100_000 + '- ' * 100_000,
     'colons': 'answer:' * 400_000,
     'spaces': r'\boxed{' + ' ' * 2_000_000 + '7}',
   }

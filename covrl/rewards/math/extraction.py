@@ -37,6 +37,8 @@ _TWO_ARGUMENTS = {
 _TOKEN = re.compile(r'\s*(?:\\[a-zA-Z]+|[a-zA-Z0-9])')
 _OPTIONAL = re.compile(r'\[[^\[\]{}]*\]')
 _FINAL = re.compile(r'####[*_\s]*([^\n]*)')
+# A minus sign counts where no operand is before it.
+_PLAIN_NUMBER = re.compile(r'(?:(?<![^\s=:($])[-−])?\d+(?:[.,]\d+)*')
 _ANSWER = re.compile(r'(?i)answer[*_ \t]*[:：][*_}\s]*([^\n]*)')
 # An answer that begins on a line and ends on another one.
 _ENVIRONMENT = r'\{(?:equation|align|gather|multline|displaymath|math)\*?\}'
@@ -139,10 +141,26 @@ def after_answer(text: str) -> str | None:
   return _after_last(_ANSWER, text)
 
 
+def last_number(text: str) -> str | None:
+  """Returns the last number of a text, whatever follows it.
+
+  Numbers are integers and decimals; of a fraction or a range it is the last
+  part.
+
+  >>> last_number('37 + 49 = 86, 86 - 90 = -4.'), last_number('none')
+  ('-4', None)
+  """
+  last = None
+  for match in _PLAIN_NUMBER.finditer(text):
+    last = match
+  return last and last.group()
+
+
 RULES: Mapping[str, Callable[[str], str | None]] = {
   'boxed': last_box,
   'gsm8k': after_hashes,
   'dapo': after_answer,
+  'number': last_number,
 }
 """Extraction rules by name."""
 
