@@ -29,18 +29,16 @@ TPU: Mapping[str, str] = {
   'xla_tpu_data_parallel_opt_different_sized_ops': 'true',
 }
 
-# Flags of XLA, in XLA_FLAGS. `xla_gpu_enable_while_loop_double_buffering` is not
-# among them: it unrolls every loop by two, so that two micro-batches and two
-# chunks of the vocabulary are in memory at once (for Qwen2.5-0.5B on eight H100,
-# 17.6 instead of 9.1 GiB of temporaries).
+# Flags of XLA, in XLA_FLAGS. Two kinds are not among them, since two micro-batches
+# are then in memory at once (temporaries of Qwen2.5-0.5B on eight H100, 9.0 GiB
+# without both): `xla_gpu_enable_while_loop_double_buffering`, which unrolls every
+# loop by two (17.6 GiB), and pipelined collectives, which take the last trip out of
+# loops (`xla_gpu_enable_pipelined_all_gather` alone: 14.8 GiB). Where that fits,
+# XLA_FLAGS=--xla_gpu_enable_pipelined_all_gather=true gathers a layer's parameters
+# during the layer before, which is worth most between hosts.
 GPU: Mapping[str, str] = {
   # Collectives start as early and end as late as possible.
   'xla_gpu_enable_latency_hiding_scheduler': 'true',
-  # Loops over layers gather the next layer's parameters during this one, and
-  # sum the last one's gradients.
-  'xla_gpu_enable_pipelined_all_gather': 'true',
-  'xla_gpu_enable_pipelined_reduce_scatter': 'true',
-  'xla_gpu_enable_pipelined_all_reduce': 'true',
   # Kernels between collectives are launched as one CUDA graph: a decoding step
   # is hundreds of short ones. Collectives and loops are launched one by one.
   'xla_gpu_enable_command_buffer': 'FUSION,CUBLAS,CUBLASLT,CUDNN',
@@ -88,9 +86,10 @@ def apply(
 ) -> None:
   """Adds a platform's flags and variables to those set in the environment.
 
-  >>> environment = {'XLA_FLAGS': '--xla_gpu_enable_pipelined_all_gather=false'}
+  >>> flag = 'xla_gpu_enable_latency_hiding_scheduler'
+  >>> environment = {'XLA_FLAGS': f'--{flag}=false'}
   >>> apply('gpu', environment)
-  >>> environment['XLA_FLAGS'].count('pipelined_all_gather')
+  >>> environment['XLA_FLAGS'].count(flag)
   1
   """
   variable, flags = _FLAGS[platform]

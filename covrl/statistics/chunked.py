@@ -62,6 +62,7 @@ def cotangents(
   soft_cap: int | float | None,
   dtypes: tuple[jnp.dtype, jnp.dtype],
   size: int,
+  on_gpu: bool = False,
 ) -> Cotangents:
   """Cotangents of hidden states and unembedding, in the given dtypes.
 
@@ -71,8 +72,11 @@ def cotangents(
     soft_cap: bound of |logits|, or `None`.
     dtypes: of the two results.
     size: columns per chunk.
+    on_gpu: whether to multiply the logits' cotangent in the type of the other
+      factor.
   """
   wide = statistics_dtype(inputs.hidden, inputs.unembedding)
+  narrow = jnp.result_type(inputs.hidden, inputs.unembedding)
   multiply = functools.partial(
     jnp.einsum,
     precision=matmul_precision(inputs.hidden, inputs.unembedding),
@@ -83,6 +87,10 @@ def cotangents(
     hidden, columns = state
     first, chunk = _chunk(inputs, index, size)
     logits = logit_cotangent(chunk, residuals, soft_cap)
+    if on_gpu:
+      # As on TPUs: mixed with float32, bfloat16 factors would be multiplied in
+      # TF32, at half the rate.
+      logits = logits.astype(narrow)
     hidden += multiply('nv,dv->nd', logits, chunk.unembedding)
     new = multiply('nd,nv->dv', inputs.hidden, logits).astype(columns.dtype)
     columns = jax.lax.dynamic_update_slice_in_dim(columns, new, first, axis=1)

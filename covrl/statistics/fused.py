@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax import P
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from covrl.parallel import sharding
 from covrl.statistics import chunked, kernel
 from covrl.statistics.reference import Normaliser, statistics_dtype
 from covrl.statistics.sharded import Partition
@@ -124,6 +125,7 @@ def _backward(
   partition = options.partition
   operands, normaliser = residuals
   signal, _ = cotangents
+  on_gpu = sharding.platform() == 'gpu'
 
   def on_device(
     operands: Operands, residuals: Residuals
@@ -138,7 +140,12 @@ def _backward(
     static = {'soft_cap': options.soft_cap, 'dtypes': dtypes}
     hidden_cotangent, unembedding_cotangent = _dispatch(
       options,
-      functools.partial(chunked.cotangents, size=options.chunk_size, **static),
+      functools.partial(
+        chunked.cotangents,
+        size=options.chunk_size,
+        on_gpu=on_gpu,
+        **static,
+      ),
       functools.partial(kernel.cotangents, **static),
       _local_inputs(operands, partition),
       jax.tree.map(lambda x: x.reshape(-1, 1), residuals),
