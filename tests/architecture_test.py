@@ -26,7 +26,7 @@ LAYERS = (
   ('entropy', 'pretrained', 'rollout'),
   ('tasks', 'evaluation', 'run'),
   ('train', 'theory'),
-  ('report', 'compile'),
+  ('report', 'compile', 'serve'),
   ('cli',),
 )
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -28,6 +28,7 @@ from covrl.cli import (
   recipes,
   report,
   sample,
+  serve,
   theory,
   train,
 )
@@ -53,6 +54,7 @@ _COMMANDS = {
   'train': train,
   'evaluate': evaluate,
   'sample': sample,
+  'serve': serve,
   'convert': convert,
   'report': report,
   'theory': theory,

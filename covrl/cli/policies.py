@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distinguishes run directories from pretrained models."""
+"""Runs and pretrained models as policies: what they are, and their prompts."""
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+  from covrl.config import Config
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +46,37 @@ def refuse_unused(
     value = getattr(arguments, name)
     if value not in (None, ''):
       raise ValueError(f'--{name} needs {use}, got {value!r} without')
+
+
+def prompt_format(
+  arguments: argparse.Namespace, config: Config
+) -> Callable[[str], str]:
+  """Returns a function that formats a prompt as `--chat` says.
+
+  Args:
+    arguments: the parsed options `policy`, `chat` and `template_variables`.
+    config: configuration of the run, or one that names the pretrained model.
+
+  Raises:
+    ValueError: `--chat` is given, and the policy has no chat template.
+  """
+  if not arguments.chat:
+    return lambda prompt: prompt
+  if not config.pretrained or config.data.template:
+    raise ValueError(
+      f'--chat needs a chat template, the prompts of {arguments.policy} have'
+      f' the format of {"data.template" if config.pretrained else "its task"}'
+    )
+  from covrl import pretrained
+  from covrl.tasks.text import parse_template_variables
+
+  template = pretrained.load_chat_template(config.pretrained)
+  variables = parse_template_variables(
+    arguments.template_variables or config.data.template_variables
+  )
+  return lambda prompt: template.render(
+    [{'role': 'user', 'content': prompt}], **variables
+  )
 
 
 def is_run(directory: str) -> bool:

@@ -1,11 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samples responses to a prompt from a run or a pretrained model.
+"""Samples responses to a prompt, or a file of prompts, from a run or a model.
 
 Prints one response per line after its log-probability under the policy, the sum
 of log p over the response's tokens, in nats. Examples:
 
   covrl sample runs/kl_cov "3 7 2 = 42 :"
   covrl sample Qwen/Qwen2.5-0.5B-Instruct "What is 17 * 23?" --chat
+  covrl sample runs/kl_cov --file=prompts.jsonl --output=responses.jsonl
+
+A line of --file is a JSON object with a prompt, and may have options that
+replace those of the command: n, max_tokens, temperature, top_p, top_k, min_p,
+seed, stop (texts that end a response), stop_token_ids, and an id that is repeated
+in the output. Responses have log-probabilities at temperature 1, and under the
+distribution that they were sampled from. A line that is refused has an error in
+the output.
 """
 
 from __future__ import annotations
@@ -13,11 +21,12 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from covrl.cli import devices
+from covrl.cli import devices, sample_file
 from covrl.cli.policies import (
   add_template_variables,
   add_trust,
   is_run,
+  prompt_format,
   refuse_unused,
 )
 
@@ -33,14 +42,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="a run's directory, or a pretrained model's directory or name",
   )
   parser.add_argument(
-    'prompt', metavar='PROMPT', help="prompt, in the notation of the run's task"
+    'prompt',
+    nargs='?',
+    metavar='PROMPT',
+    help="prompt, in the notation of the run's task",
+  )
+  parser.add_argument(
+    '--file',
+    metavar='FILE',
+    help='file of prompts instead of PROMPT, a JSON object per line',
+  )
+  parser.add_argument(
+    '--output',
+    metavar='FILE',
+    help='new file for the responses to --file, a JSON object per line (default: '
+    'standard output)',
   )
   parser.add_argument(
     '--count',
     type=int,
     default=4,
     metavar='N',
-    help='number of responses (default: %(default)s)',
+    help='number of responses to a prompt (default: %(default)s)',
   )
   parser.add_argument(
     '--temperature',
@@ -63,6 +86,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='number of tokens to sample from, 0 for all (default: %(default)s)',
   )
   parser.add_argument(
+    '--min_p',
+    type=float,
+    default=0.0,
+    metavar='P',
+    help="least probability of a token, relative to the likeliest token's, 0 for "
+    'all (default: %(default)g)',
+  )
+  parser.add_argument(
     '--seed', type=int, default=0, help='random seed (default: %(default)s)'
   )
   add_trust(parser)
@@ -80,16 +111,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="tokens per response (default: the run's; of a model 256, or what its "
     'positions leave)',
   )
+  parser.add_argument(
+    '--max_prompt_length',
+    type=int,
+    metavar='N',
+    help="tokens of a prompt of --file (default: the run's; of a model 2048, or "
+    'what its positions leave)',
+  )
+  parser.add_argument(
+    '--slots',
+    type=int,
+    metavar='N',
+    help='responses to --file that are decoded together (default: 16)',
+  )
 
 
 def run(arguments: argparse.Namespace) -> None:
   """Prints the responses."""
   from covrl.run.progress import Progress
 
-  devices.set_xla_flags()
-  devices.use_compilation_cache()
+  if (arguments.prompt is None) == (arguments.file is None):
+    given = 'neither' if arguments.file is None else 'both'
+    raise ValueError(f'covrl sample needs PROMPT or --file, got {given}')
+  if arguments.file is None:
+    unused = ['output', 'max_prompt_length', 'slots']
+    refuse_unused(arguments, unused, '--file')
   if not arguments.chat:
     refuse_unused(arguments, ['template_variables'], '--chat')
+  devices.set_xla_flags()
+  devices.use_compilation_cache()
+  if arguments.file is not None:
+    sample_file.run(arguments)
+    return
   with Progress() as progress:
     progress.stage('loading the policy')
     if is_run(arguments.policy):
@@ -107,43 +160,18 @@ def _sample_run(
   from covrl.train.restore import open_run
 
   with open_run(arguments.policy, trust=arguments.trust) as opened:
-    config, prompt = opened.config, arguments.prompt
-    if arguments.chat:
-      if not config.pretrained or config.data.template:
-        raise ValueError(
-          f'--chat needs a chat template, the prompts of {arguments.policy} have'
-          f' the format of {"data.template" if config.pretrained else "its task"}'
-        )
-      variables = arguments.template_variables or config.data.template_variables
-      prompt = _chat_prompt(config.pretrained, prompt, variables)
+    render = prompt_format(arguments, opened.config)
     progress.stage('sampling')
     return opened.sample(
-      prompt,
+      render(arguments.prompt),
       count=arguments.count,
       temperature=arguments.temperature,
       top_p=arguments.top_p,
       top_k=arguments.top_k,
+      min_p=arguments.min_p,
       seed=arguments.seed,
       max_length=arguments.max_length,
     )
-
-
-def _chat_prompt(model: str, message: str, variables: str) -> str:
-  """Formats a user's message with the chat template of a pretrained model.
-
-  Args:
-    model: directory or name of the model.
-    message: the message.
-    variables: variables of the template as JSON, or empty.
-  """
-  from covrl import pretrained
-  from covrl.tasks.text import parse_template_variables
-
-  template = pretrained.load_chat_template(model)
-  return template.render(
-    [{'role': 'user', 'content': message}],
-    **parse_template_variables(variables),
-  )
 
 
 def _sample_pretrained(
@@ -159,13 +187,10 @@ def _sample_pretrained(
   from covrl.train.sample import response_limit, sample_responses
 
   tokenizer = pretrained.load_tokenizer(arguments.policy)
-  prompt = arguments.prompt
-  if arguments.chat:
-    prompt = _chat_prompt(
-      arguments.policy, prompt, arguments.template_variables
-    )
+  config = Config(pretrained=arguments.policy)
+  prompt = prompt_format(arguments, config)(arguments.prompt)
   prompted = Problem(prompt=prompt, reference=None, source='prompt')
-  config, mesh = Config(), sharding.make_mesh()
+  mesh = sharding.make_mesh()
   config.rollout.max_response_length = response_limit(
     arguments.policy, prompt, tokenizer, arguments.max_length
   )
@@ -179,7 +204,7 @@ def _sample_pretrained(
     max_prompt_length=max(len(prompt_ids(prompted, tokenizer)), 1),
     count=arguments.count,
     sampling=Sampling.make(
-      arguments.temperature, arguments.top_p, arguments.top_k
+      arguments.temperature, arguments.top_p, arguments.top_k, arguments.min_p
     ),
     seed=arguments.seed,
   )

@@ -131,8 +131,8 @@ class RequestEngine:
 
   @property
   def running(self) -> int:
-    """Requests with a row on the device."""
-    return len(self._rows)
+    """Requests with a row on the device that are not cancelled."""
+    return len(self._rows) - len(self._cancelled)
 
   def submit(self, request: Request) -> int:
     """Adds a request.
@@ -218,14 +218,13 @@ class RequestEngine:
 
   def _remove_cancelled(self) -> None:
     """Removes cancelled requests from the device."""
-    cancelled = [at for at in self._cancelled if self._rows.get(*at)]
-    self._cancelled.clear()
-    if not cancelled:
+    if not self._cancelled:
       return
     mask = np.zeros((self._shards, self._rows.sizes.requests), bool)
-    for at in cancelled:
+    for at in self._cancelled:
       mask[at] = True
       self._rows.release(at)
+    self._cancelled.clear()
     self._state = self._cancel(self._state, mask.reshape(-1))
 
   def _warm_up(self) -> None:

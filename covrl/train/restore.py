@@ -118,6 +118,7 @@ class OpenedRun:
     top_p: float,
     top_k: int,
     seed: int,
+    min_p: float = 0.0,
     max_length: int | None = None,
   ) -> list[tuple[str, float]]:
     """Samples responses to one prompt; see `sample_responses`.
@@ -129,6 +130,7 @@ class OpenedRun:
       top_p: probability mass to sample from.
       top_k: number of tokens to sample from, 0 for all.
       seed: seed of the samples.
+      min_p: least relative probability of a token, 0 for all.
       max_length: tokens of a response, at most; the configuration's number by
         default.
 
@@ -148,7 +150,7 @@ class OpenedRun:
       prompt,
       max_prompt_length=self.config.rollout.max_prompt_length,
       count=count,
-      sampling=Sampling.make(temperature, top_p, top_k),
+      sampling=Sampling.make(temperature, top_p, top_k, min_p),
       seed=seed,
     )
 
@@ -291,8 +293,8 @@ def open_model(
   """
   config = _with_suites(Config(pretrained=directory), suites)
   rollout = config.rollout
-  rollout.max_prompt_length, rollout.max_response_length = _lengths(
-    directory, lengths
+  rollout.max_prompt_length, rollout.max_response_length = model_lengths(
+    directory, lengths, (_PROMPT_LENGTH, _RESPONSE_LENGTH)
   )
   config.rollout.prompts_per_iteration = prompts_per_batch
   config.data.template_variables = template_variables
@@ -310,10 +312,18 @@ def open_model(
   )
 
 
-def _lengths(
-  directory: str, given: tuple[int | None, int | None]
+def model_lengths(
+  directory: str,
+  given: tuple[int | None, int | None],
+  defaults: tuple[int, int],
 ) -> tuple[int, int]:
-  """Returns the maximal lengths of prompts and responses; see `open_model`.
+  """Returns the maximal lengths of prompts and of responses, in tokens.
+
+  Args:
+    directory: the pretrained model; empty without any, which sets no limit.
+    given: the lengths, `None` unless given.
+    defaults: lengths that are not given, or less if the model has fewer
+      positions.
 
   Raises:
     ValueError: a given length is below 1 or exceeds the model's positions.
@@ -325,15 +335,15 @@ def _lengths(
   for name, number in stated.items():
     if number < 1:
       raise ValueError(f'{name} must be at least 1, got {number}')
-  positions = max_positions(directory)
+  positions = max_positions(directory) if directory else None
   prompt, response = given
   if positions is None:
-    return prompt or _PROMPT_LENGTH, response or _RESPONSE_LENGTH
+    return prompt or defaults[0], response or defaults[1]
   if prompt is None:
     left = positions // 2 if response is None else positions - response
-    prompt = max(1, min(_PROMPT_LENGTH, left))
+    prompt = max(1, min(defaults[0], left))
   if response is None:
-    response = max(1, min(_RESPONSE_LENGTH, positions - prompt))
+    response = max(1, min(defaults[1], positions - prompt))
   if prompt + response > positions:
     limit = f'at most {positions}' if len(stated) > 1 else f'below {positions}'
     raise ValueError(

@@ -166,7 +166,8 @@ def test_responses_fit_into_the_positions(short, capsys, monkeypatch):
   ],
 )
 def test_default_lengths_fit_into_the_positions(short, given, lengths):
-  assert restore._lengths(str(short), given) == lengths
+  found = restore.model_lengths(str(short), given, (2048, 8192))
+  assert found == lengths
 
 
 @pytest.mark.parametrize(
@@ -186,7 +187,7 @@ def test_default_lengths_fit_into_the_positions(short, given, lengths):
 )
 def test_given_lengths_must_fit_into_the_positions(short, given, message):
   with pytest.raises(ValueError, match=message):
-    restore._lengths(str(short), given)
+    restore.model_lengths(str(short), given, (2048, 8192))
 
 
 def test_a_recipe_must_fit_into_the_positions(short):

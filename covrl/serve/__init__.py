@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Server and batch sampling: requests with options of their own, and their text.
+
+`covrl.serve.app` needs the packages of `covrl[serve]`.
+"""
+
+from covrl.serve.batch import sample_lines as sample_lines
+from covrl.serve.metrics import Metrics as Metrics
+from covrl.serve.policy import ServedPolicy as ServedPolicy
+from covrl.serve.policy import load_model as load_model
+from covrl.serve.policy import load_run as load_run
+from covrl.serve.worker import Worker as Worker

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Samples responses to the prompts of a file, with options per line."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from covrl.data import Tokenizer
+from covrl.data.columns import type_name
+from covrl.rollout import RequestEngine
+from covrl.serve.choices import Choice
+from covrl.serve.fields import parse_completion
+from covrl.serve.text import ResponseText
+
+# Fields that have no meaning in a file.
+_ONLY_SERVED = ('logprobs', 'model', 'stream', 'stream_options', 'user')
+# Lines in memory, per slot of the engine.
+_LINES_PER_SLOT = 16
+
+
+def sample_lines(
+  engine: RequestEngine,
+  tokenizer: Tokenizer,
+  lines: Iterable[bytes],
+  *,
+  defaults: Mapping[str, Any],
+  seed: int,
+  render: Callable[[str], str] = lambda prompt: prompt,
+) -> Iterator[dict[str, Any]]:
+  """Samples responses to prompts, a JSON object per line.
+
+  A line has a `prompt` and the options of `covrl serve`, and may have an `id`
+  that is repeated in the result. The seed of a line without one is derived from
+  `seed` and the number of the line. An invalid line has an `error` as its
+  result, and the others are sampled. Only a part of the lines is in memory.
+
+  Args:
+    engine: an engine without other requests.
+    tokenizer: the policy's tokenizer.
+    lines: lines of JSON; empty ones are skipped.
+    defaults: options of lines that do not have them.
+    seed: seed of the file.
+    render: formats a prompt that is text.
+
+  Yields:
+    A result per line, in order.
+  """
+  numbered = (
+    (number, line) for number, line in enumerate(lines, 1) if line.strip()
+  )
+  batch = _Batch(engine, tokenizer, defaults, seed, render)
+  while True:
+    while len(batch.lines) < _LINES_PER_SLOT * engine.slots:
+      entry = next(numbered, None)
+      if entry is None:
+        break
+      batch.add(*entry)
+    if not batch.lines:
+      return
+    if batch.choices:
+      batch.step()
+    while batch.lines and batch.lines[0].is_finished:
+      yield batch.lines.popleft().result()
+
+
+@dataclasses.dataclass
+class _Line:
+  """A line and its responses so far."""
+
+  head: dict[str, Any]
+  error: str = ''
+  choices: list[Choice] = dataclasses.field(default_factory=list)
+
+  @property
+  def is_finished(self) -> bool:
+    return all(choice.finish_reason is not None for choice in self.choices)
+
+  def result(self) -> dict[str, Any]:
+    """The line's result."""
+    if self.error:
+      return {**self.head, 'error': self.error}
+    responses = [
+      {
+        'text': choice.text,
+        'finish_reason': choice.finish_reason,
+        'tokens': len(choice.tokens),
+        'logprob': sum(choice.policy_logprobs),
+        'sampling_logprob': sum(choice.sampling_logprobs),
+      }
+      for choice in self.choices
+    ]
+    return {**self.head, 'responses': responses}
+
+
+class _Batch:
+  """The lines that are being sampled."""
+
+  def __init__(
+    self,
+    engine: RequestEngine,
+    tokenizer: Tokenizer,
+    defaults: Mapping[str, Any],
+    seed: int,
+    render: Callable[[str], str],
+  ) -> None:
+    self.lines: collections.deque[_Line] = collections.deque()
+    self.choices: dict[int, tuple[Choice, ResponseText]] = {}
+    self._engine, self._tokenizer = engine, tokenizer
+    self._defaults, self._seed, self._render = defaults, seed, render
+
+  def add(self, number: int, text: bytes) -> None:
+    """Submits the requests of a line."""
+    line = _Line({'line': number})
+    self.lines.append(line)
+    try:
+      self._submit(line, number, text)
+    except ValueError as error:
+      line.error = str(error)
+
+  def _submit(self, line: _Line, number: int, text: bytes) -> None:
+    try:
+      fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
+      raise ValueError(f'a line must be JSON, got {str(error)[:200]}') from None
+    if not isinstance(fields, dict):
+      raise ValueError(f'a line must be an object, got {type_name(fields)}')
+    if 'id' in fields:
+      line.head['id'] = fields.pop('id')
+    for name in _ONLY_SERVED:
+      if name in fields:
+        raise ValueError(f'{name} is a field of covrl serve, and not of files')
+    prompt = fields.get('prompt')
+    line.head['prompt'] = prompt
+    if isinstance(prompt, str):
+      fields['prompt'] = self._render(prompt)
+    own = np.random.SeedSequence([self._seed, number]).generate_state(1)[0]
+    completion = parse_completion(
+      {**self._defaults, 'seed': int(own), **fields}, self._tokenizer
+    )
+    if completion.prompts != 1:
+      raise ValueError(f'a line must have one prompt, got {completion.prompts}')
+    for request in completion.requests:
+      request.check(self._engine.limits)
+    line.head['seed'] = completion.seed
+    for index, request in enumerate(completion.requests):
+      choice = Choice(index, self._tokenizer)
+      line.choices.append(choice)
+      response = ResponseText(self._tokenizer, completion.stop)
+      self.choices[self._engine.submit(request)] = choice, response
+
+  def step(self) -> None:
+    """Samples a segment."""
+    for number, new in self._engine.step().items():
+      choice, response = self.choices[number]
+      delta = response.append(new)
+      choice.add(delta)
+      if delta.finish_reason is not None:
+        del self.choices[number]
+        if new.finish_reason is None:
+          self._engine.cancel(number)

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Choices of a completion in OpenAI's form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from covrl.data import Tokenizer
+from covrl.serve.text import Delta
+
+
+class Choice:
+  """A response, collected from its parts.
+
+  Attributes:
+    index: index of the choice.
+    tokens: sampled tokens.
+    text: the text.
+    finish_reason: see `Delta`.
+  """
+
+  def __init__(self, index: int, tokenizer: Tokenizer) -> None:
+    self.index, self.tokens, self.text = index, list[int](), ''
+    self.finish_reason: str | None = None
+    self._tokenizer = tokenizer
+    self._parts: list[Delta] = []
+
+  def add(self, delta: Delta) -> None:
+    """Adds what is new."""
+    self.tokens += delta.tokens
+    self.text += delta.text
+    self.finish_reason = delta.finish_reason
+    self._parts.append(delta._replace(text='', tokens=[]))
+
+  @property
+  def policy_logprobs(self) -> list[float]:
+    """Log-probabilities of the tokens at temperature 1, in nats."""
+    return [x for part in self._parts for x in part.policy_logprobs]
+
+  @property
+  def sampling_logprobs(self) -> list[float]:
+    """The same under the distribution that the tokens were sampled from."""
+    return [x for part in self._parts for x in part.sampling_logprobs]
+
+  def whole(self, *, logprobs: bool) -> dict[str, Any]:
+    """The whole choice."""
+    return self.of_delta(
+      Delta(
+        text=self.text,
+        tokens=self.tokens,
+        policy_logprobs=self.policy_logprobs,
+        sampling_logprobs=self.sampling_logprobs,
+        offsets=[x for part in self._parts for x in part.offsets],
+        finish_reason=None,
+      ),
+      logprobs=logprobs,
+    )
+
+  def of_delta(self, delta: Delta, *, logprobs: bool) -> dict[str, Any]:
+    """A part of the choice, with the finish reason if it is the last."""
+    return {
+      'index': self.index,
+      'text': delta.text,
+      'logprobs': self._logprobs(delta) if logprobs else None,
+      'finish_reason': self.finish_reason,
+    }
+
+  def _logprobs(self, delta: Delta) -> dict[str, Any]:
+    return {
+      'tokens': [self._tokenizer.decode([token]) for token in delta.tokens],
+      'token_logprobs': delta.policy_logprobs,
+      'top_logprobs': None,
+      'text_offset': delta.offsets,
+      'token_ids': delta.tokens,
+      'sampling_logprobs': delta.sampling_logprobs,
+    }

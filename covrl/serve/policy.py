@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policies to serve: runs and pretrained models, and their engines."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from covrl.config import Config
+from covrl.data import Tokenizer, check_tokenizer
+from covrl.models import Policy
+from covrl.parallel import sharding
+from covrl.pretrained import load_pretrained, load_tokenizer
+from covrl.rollout import RequestEngine
+from covrl.train.restore import model_lengths, open_run
+from covrl.train.state_sharding import rollout_mesh
+
+# Lengths of a pretrained model's prompts and responses, in tokens.
+DEFAULT_LENGTHS = (2048, 1024)
+
+Lengths = tuple[int | None, int | None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServedPolicy:
+  """A policy with what is needed to sample from it.
+
+  Attributes:
+    config: configuration of the run, or one that names the pretrained model.
+    policy: the model.
+    params: all parameters of the policy.
+    mesh: mesh of the engine.
+    tokenizer: the policy's tokenizer.
+    max_prompt_length: tokens of a prompt, at most.
+    max_response_length: tokens of a response, at most.
+  """
+
+  config: Config
+  policy: Policy
+  params: PyTree
+  mesh: Mesh
+  tokenizer: Tokenizer
+  max_prompt_length: int
+  max_response_length: int
+
+  def engine(self, *, slots: int, segment: int) -> RequestEngine:
+    """Creates the engine, and compiles its programs; see `RequestEngine`."""
+    return RequestEngine(
+      self.policy,
+      self.params,
+      self.mesh,
+      end_ids=self.tokenizer.end_ids,
+      pad_id=self.tokenizer.pad_id,
+      max_prompt_length=self.max_prompt_length,
+      max_response_length=self.max_response_length,
+      slots=slots,
+      segment=segment,
+    )
+
+
+def load_run(
+  workdir: str, lengths: Lengths = (None, None), *, trust: bool = False
+) -> ServedPolicy:
+  """Loads the policy of a run's latest checkpoint; see `open_run`.
+
+  Args:
+    workdir: the run directory.
+    lengths: tokens of a prompt and of a response, at most; by default those of
+      the run.
+    trust: whether to execute a recipe that another user may have written.
+
+  Raises:
+    ValueError: a length is below 1, or they exceed the positions of the
+      pretrained model that the run began with.
+  """
+  with open_run(workdir, trust=trust) as opened:
+    prompt, response = _run_lengths(opened.config, lengths)
+    return ServedPolicy(
+      config=opened.config,
+      policy=opened.policy,
+      params=opened.params,
+      mesh=rollout_mesh(opened.mesh, opened.config.rollout.tensor),
+      tokenizer=opened.task.tokenizer,
+      max_prompt_length=prompt,
+      max_response_length=response,
+    )
+
+
+def load_model(
+  directory: str,
+  lengths: Lengths = (None, None),
+  defaults: tuple[int, int] = DEFAULT_LENGTHS,
+) -> ServedPolicy:
+  """Loads a pretrained model.
+
+  Args:
+    directory: directory or name of the model.
+    lengths: tokens of a prompt and of a response, at most.
+    defaults: lengths that are not given, or less if the model has fewer
+      positions.
+
+  Raises:
+    ValueError: the directory is not a pretrained model, or the lengths exceed
+      its positions.
+  """
+  prompt, response = model_lengths(directory, lengths, defaults)
+  tokenizer, mesh = load_tokenizer(directory), sharding.make_mesh()
+  policy, params = load_pretrained(directory, mesh)
+  check_tokenizer(tokenizer, policy.config.vocab_size)
+  return ServedPolicy(
+    config=Config(pretrained=directory),
+    policy=policy,
+    params=params,
+    mesh=mesh,
+    tokenizer=tokenizer,
+    max_prompt_length=prompt,
+    max_response_length=response,
+  )
+
+
+def _run_lengths(config: Config, given: Lengths) -> tuple[int, int]:
+  """Lengths that are given, or else those of a run."""
+  rollout = config.rollout
+  own = rollout.max_prompt_length, rollout.max_response_length
+  prompt, response = (
+    length if n is None else n for n, length in zip(given, own, strict=True)
+  )
+  return model_lengths(config.pretrained, (prompt, response), own)

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the HTTP server of an engine."""
+
+from __future__ import annotations
+
+import pathlib
+import socket
+import sys
+from typing import NamedTuple
+
+import uvicorn
+
+from covrl.data import Tokenizer
+from covrl.rollout import RequestEngine
+from covrl.serve.app import is_loopback, make_app
+from covrl.serve.metrics import Metrics
+from covrl.serve.worker import Worker
+
+_MIN_TOKEN_LENGTH = 16
+
+
+class Address(NamedTuple):
+  """Host and port to listen on."""
+
+  host: str
+  port: int
+
+  def check(self, token: str | None) -> None:
+    """Checks that others can reach the server only with a token.
+
+    Raises:
+      ValueError: there is no token for an address other than loopback, or the
+        port is out of range.
+    """
+    if not 0 <= self.port < 2**16:
+      raise ValueError(f'--port must lie in [0, 65536), got {self.port}')
+    if token is None and not is_loopback(self.host):
+      raise ValueError(
+        f'--host={self.host} can be reached by others and needs --token_file;'
+        ' without a token the host must be a loopback address'
+      )
+
+
+def read_token(file: str | None) -> str | None:
+  """Reads a token from a file.
+
+  Raises:
+    ValueError: the file cannot be read, or is not one line of at least 16
+      printable ASCII characters without spaces.
+  """
+  if file is None:
+    return None
+  try:
+    token = pathlib.Path(file).read_text('ascii').strip()
+  except (OSError, UnicodeDecodeError) as error:
+    raise ValueError(f'--token_file must be a text file, got {error}') from None
+  if len(token) < _MIN_TOKEN_LENGTH or not token.isprintable() or ' ' in token:
+    raise ValueError(
+      f'{file} must have one line of at least {_MIN_TOKEN_LENGTH} printable'
+      f' characters without spaces, got {len(token)} characters'
+    )
+  return token
+
+
+def serve(
+  engine: RequestEngine,
+  tokenizer: Tokenizer,
+  address: Address,
+  *,
+  token: str | None,
+  model: str,
+  max_waiting: int,
+) -> None:
+  """Serves until a signal ends it, or the engine fails.
+
+  Args:
+    engine: samples the responses.
+    tokenizer: the policy's tokenizer.
+    address: host and port of the socket.
+    token: see `make_app`.
+    model: name of the model in requests.
+    max_waiting: see `Worker`.
+
+  Raises:
+    ValueError: the address is not allowed, see `Address.check`.
+    BaseException: the error of the engine.
+  """
+  address.check(token)
+  metrics, failures = Metrics(), list[BaseException]()
+
+  def on_failure(error: BaseException) -> None:
+    failures.append(error)
+    server.should_exit = True
+
+  worker = Worker(
+    engine,
+    tokenizer,
+    max_waiting=max_waiting,
+    metrics=metrics,
+    on_failure=on_failure,
+  )
+  app = make_app(worker, tokenizer, metrics, model=model, token=token)
+  server = uvicorn.Server(
+    uvicorn.Config(
+      app,
+      log_level='warning',
+      access_log=False,
+      server_header=False,
+      timeout_graceful_shutdown=5,
+    )
+  )
+  with _listen(address) as listener:
+    host, port = listener.getsockname()[:2]
+    name = f'[{host}]' if ':' in host else host
+    print(f'listening on http://{name}:{port}', file=sys.stderr, flush=True)
+    server.run([listener])
+  if failures:
+    raise failures[0]
+
+
+def _listen(address: Address) -> socket.socket:
+  """Opens the socket."""
+  family = socket.AF_INET6 if ':' in address.host else socket.AF_INET
+  try:
+    return socket.create_server(address, family=family, backlog=2048)
+  except OSError as error:
+    raise ValueError(
+      f'--host and --port must be an address to listen on, got {address.host}'
+      f' and {address.port}: {error}'
+    ) from None

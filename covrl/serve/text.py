@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text of responses while they are sampled, and the strings that stop them."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from covrl.data import Tokenizer
+from covrl.rollout import NewTokens
+
+# How tokenizers decode bytes that are not valid UTF-8, yet or at all.
+_INVALID = '\ufffd'
+# Tokens of text that is known, decoded again with what follows them.
+_CONTEXT = 8
+# Tokens that are tried as the text around a stop string.
+_MAX_PROBES = 1000
+
+
+class IncrementalText:
+  """Text of a growing sequence of tokens.
+
+  The text only grows: characters of which some bytes are missing are held back.
+  It equals the decoded sequence, however the tokens arrive, unless the sequence
+  has bytes that are not UTF-8.
+
+  Attributes:
+    text: the text so far.
+  """
+
+  def __init__(self, tokenizer: Tokenizer) -> None:
+    self.text = ''
+    self._tokenizer = tokenizer
+    # Recent tokens, the number of those whose text is known, and their text.
+    self._ids: list[int] = []
+    self._known, self._prefix = 0, ''
+
+  def append(self, ids: Sequence[int]) -> None:
+    """Appends tokens."""
+    self._ids += ids
+    whole = self._tokenizer.decode(self._ids)
+    if whole.startswith(self._prefix) and not whole.endswith(_INVALID):
+      self.text += whole[len(self._prefix) :]
+      self._known, self._prefix = len(self._ids), whole
+      self._forget()
+
+  def finish(self) -> None:
+    """Adds what was held back."""
+    whole = self._tokenizer.decode(self._ids)
+    if whole.startswith(self._prefix):
+      self.text += whole[len(self._prefix) :]
+    else:
+      self.text += self._tokenizer.decode(self._ids[self._known :])
+    self._known, self._prefix = len(self._ids), whole
+
+  def _forget(self) -> None:
+    """Drops all but the last tokens if that does not change their text."""
+    if len(self._ids) < 4 * _CONTEXT:
+      return
+    ids = self._ids[-_CONTEXT:]
+    prefix = self._tokenizer.decode(ids)
+    is_same = self._prefix.endswith(prefix) and prefix.strip()
+    if is_same and _INVALID not in prefix:
+      self._ids, self._known, self._prefix = ids, len(ids), prefix
+
+
+class Delta(NamedTuple):
+  """New part of a response.
+
+  Attributes:
+    text: new text; the end of the text may be held back while it may belong to
+      a stop string.
+    tokens: new tokens.
+    policy_logprobs: log-probabilities of the tokens at temperature 1, in nats.
+    sampling_logprobs: the same under the distribution that they were sampled
+      from.
+    offsets: length of the text before each token, in characters.
+    finish_reason: `'stop'` after a stop string or an end token, `'length'` at
+      the length limit; `None` if the response goes on.
+  """
+
+  text: str
+  tokens: list[int]
+  policy_logprobs: list[float]
+  sampling_logprobs: list[float]
+  offsets: list[int]
+  finish_reason: Literal['stop', 'length'] | None
+
+
+class ResponseText:
+  """Turns the tokens of a response into text, and finds stop strings in it.
+
+  A response ends with the token that completes a stop string, exactly as if the
+  text were searched after every token; tokens sampled beyond are dropped. The
+  text ends before the stop string, and before a token that ends the response.
+  """
+
+  def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+    self._text = IncrementalText(tokenizer)
+    self._stop = tuple(stop)
+    self._emitted = self._searched = 0
+
+  def append(self, new: NewTokens) -> Delta:
+    """Adds tokens that were sampled.
+
+    Nothing may be added once a delta has a finish reason.
+    """
+    offsets: list[int] = []
+    for i, token in enumerate(new.tokens):
+      offsets.append(len(self._text.text))
+      is_last = i + 1 == len(new.tokens)
+      reason = new.finish_reason if is_last else None
+      if reason != 'stop':
+        self._text.append([token])
+      if reason is not None:
+        self._text.finish()
+      found = self._find_stop()
+      if found is not None:
+        return self._delta(new, i + 1, offsets, found, 'stop')
+    end = len(self._text.text)
+    if new.finish_reason is None:
+      end -= self._held()
+    return self._delta(new, len(offsets), offsets, end, new.finish_reason)
+
+  def _delta(
+    self,
+    new: NewTokens,
+    count: int,
+    offsets: list[int],
+    end: int,
+    reason: Literal['stop', 'length'] | None,
+  ) -> Delta:
+    text = self._text.text[self._emitted : end]
+    self._emitted = max(self._emitted, end)
+    return Delta(
+      text,
+      new.tokens[:count],
+      new.policy_logprobs[:count],
+      new.sampling_logprobs[:count],
+      offsets,
+      reason,
+    )
+
+  def _find_stop(self) -> int | None:
+    """Index of the first stop string, if there is any in the text."""
+    if not self._stop:
+      return None
+    text = self._text.text
+    longest = max(map(len, self._stop))
+    start = max(0, self._searched - longest + 1)
+    self._searched = len(text)
+    found = [text.find(stop, start) for stop in self._stop]
+    return min((at for at in found if at >= 0), default=None)
+
+  def _held(self) -> int:
+    """Length of the end of the text that may be the beginning of a stop string."""
+    text = self._text.text
+    return max(
+      (
+        length
+        for stop in self._stop
+        for length in range(1, len(stop))
+        if text.endswith(stop[:length])
+      ),
+      default=0,
+    )
+
+
+def check_stop_string(tokenizer: Tokenizer, stop: str) -> None:
+  """Checks that a stop string can occur in decoded text.
+
+  Raises:
+    ValueError: it is empty, or no tokens decode to it.
+  """
+  if not stop:
+    raise ValueError("stop strings must not be empty, got ''")
+  around = ('', *_plain_text(tokenizer))
+  for before, after in itertools.product(around, around):
+    try:
+      ids = tokenizer.encode(before + stop + after)
+    except ValueError:
+      # Words outside the vocabulary.
+      continue
+    if stop in tokenizer.decode(ids):
+      return
+  raise ValueError(
+    f'stop strings must be text that tokens decode to, got {stop!r}; special'
+    ' tokens go into stop_token_ids'
+  )
+
+
+@functools.lru_cache(maxsize=4)
+def _plain_text(tokenizer: Tokenizer) -> tuple[str, ...]:
+  """Text of one ordinary token, if there is any."""
+  for token in range(min(tokenizer.vocab_size, _MAX_PROBES)):
+    text = tokenizer.decode([token])
+    if text.isalnum():
+      return (text,)
+  return ()

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`covrl sample --file` and `covrl serve`: files, refusals, a real server."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+
+import jax
+import pytest
+from serve.conftest import GOLDEN, POLICY, TOKENIZER
+
+from covrl.cli import main
+from covrl.pretrained import save_pretrained
+from covrl.serve import load_model, sample_lines
+from covrl.serve.server import Address, read_token
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+  """A random model with a tokenizer and a chat template."""
+  directory = tmp_path_factory.mktemp('pretrained') / 'model'
+  save_pretrained(directory, POLICY, POLICY.init(jax.random.key(0)))
+  for file in (GOLDEN / 'bytes').iterdir():
+    if file.name not in ('config.json', 'golden.json'):
+      (directory / file.name).write_bytes(file.read_bytes())
+  return directory
+
+
+def sample(engine, lines, **options):
+  """Results of lines, which are objects or bytes."""
+  lines = [x if isinstance(x, bytes) else json.dumps(x).encode() for x in lines]
+  settings = {'defaults': {'max_tokens': 8}, 'seed': 0, **options}
+  return list(sample_lines(engine, TOKENIZER, lines, **settings))
+
+
+def test_lines_are_sampled_in_order_with_their_options(engine):
+  lines = [
+    {'prompt': 'ab', 'id': 'first', 'n': 3},
+    b'\n',
+    {'prompt': 'ab', 'max_tokens': 2, 'temperature': 0},
+    {'prompt': 'ab'},
+    {'prompt': [5, 6], 'seed': 7},
+  ]
+  first, greedy, other, ids = found = sample(engine, lines)
+  assert [x['line'] for x in found] == [1, 3, 4, 5]
+  assert first['id'] == 'first'
+  assert len(first['responses']) == 3
+  assert 1 <= greedy['responses'][0]['tokens'] <= 2
+  assert len({first['seed'], greedy['seed'], other['seed'], ids['seed']}) == 4
+  assert (ids['seed'], ids['prompt']) == (7, [5, 6])
+  for result in found:
+    for response in result['responses']:
+      assert response['logprob'] <= 0
+      assert response['finish_reason'] in ('stop', 'length')
+  # A line does not depend on others, and its seed repeats it.
+  again = sample(engine, [{'prompt': 'ab', 'seed': other['seed']}], seed=3)
+  assert again[0]['responses'] == other['responses']
+  assert sample(engine, lines) == found
+  assert sample(engine, lines, seed=1) != found
+
+
+def test_invalid_lines_have_an_error_and_the_others_are_sampled(engine):
+  lines = [
+    {'prompt': 'a' * 99},
+    {'prompt': 'ab'},
+    b'{',
+    b'\xff',
+    [1],
+    {'prompt': 'ab', 'stream': True},
+    {'prompt': ['a', 'b']},
+    {'prompt': 'ab', 'top_p': 0, 'id': 9},
+    {'prompt': 'ab', 'maxtokens': 1},
+    {'prompt': 'ab'},
+  ]
+  found = sample(engine, lines)
+  assert [('error' in x) for x in found] == [True, False, *[True] * 7, False]
+  assert found[7]['id'] == 9
+  for at, sentence in (
+    (0, 'the prompt must have 1 to 16 tokens'),
+    (2, 'a line must be JSON'),
+    (4, 'a line must be an object'),
+    (5, 'stream is a field of covrl serve'),
+    (6, 'a line must have one prompt, got 2'),
+    (7, 'top_p must lie in (0, 1], got 0'),
+    (8, 'did you mean max_tokens?'),
+  ):
+    assert sentence in found[at]['error']
+
+
+def test_only_a_part_of_a_file_is_in_memory(engine):
+  """Many lines, of which the first is the longest."""
+  read = []
+
+  def lines():
+    for i in range(300):
+      read.append(i)
+      tokens = 24 if i == 0 else 1 + i % 4
+      yield json.dumps({'prompt': 'ab', 'max_tokens': tokens}).encode()
+
+  results = sample_lines(engine, TOKENIZER, lines(), defaults={}, seed=0)
+  count = 0
+  for count, result in enumerate(results, 1):
+    assert result['line'] == count
+    assert len(read) - count <= 64
+  assert count == 300
+
+
+def run(*arguments):
+  main([str(argument) for argument in arguments])
+
+
+def refused(capsys, *arguments):
+  with pytest.raises(SystemExit) as ended:
+    run(*arguments)
+  assert ended.value.code == 2
+  return capsys.readouterr().err.splitlines()[-1].removeprefix('covrl: ')
+
+
+def test_sample_writes_a_line_per_line(model, tmp_path, capsys):
+  file, output = tmp_path / 'prompts.jsonl', tmp_path / 'responses.jsonl'
+  file.write_text('{"prompt": "ab"}\n{"prompt": "c", "n": 1}\n{"prompt": 1}\n')
+  options = (f'--file={file}', '--count=2', '--max_length=4', '--slots=2')
+  error = refused(
+    capsys,
+    *('sample', model, *options, f'--output={output}'),
+    *('--max_prompt_length=8', '--min_p=0.1'),
+  )
+  assert error.startswith(
+    f'the lines of {file} must be valid requests, got 1 of'
+  )
+  assert 'line 3: prompt must be text' in error
+  found = [json.loads(line) for line in output.read_text().splitlines()]
+  assert [len(x.get('responses', ())) for x in found] == [2, 1, 0]
+  error = refused(capsys, 'sample', model, *options, f'--output={output}')
+  assert error == f'--output must be a new file, {output} exists'
+
+
+@pytest.mark.parametrize(
+  ('options', 'sentence'),
+  [
+    ((), 'covrl sample needs PROMPT or --file, got neither'),
+    (('ab', '--file=x'), 'covrl sample needs PROMPT or --file, got both'),
+    (('ab', '--output=x'), "--output needs --file, got 'x' without"),
+    (('--file=/nowhere',), '--file must be a file, got /nowhere'),
+    (('--file={}', '--top_p=2'), 'top_p must lie in (0, 1], got 2.0'),
+    (('--file={}', '--seed=-1'), '--seed must be at least 0, got -1'),
+    (('--file={}', '--max_length=0'), '--max_length must be at least 1, got 0'),
+  ],
+)
+def test_sample_refuses_options_that_do_not_fit(
+  model, tmp_path, capsys, options, sentence
+):
+  file = tmp_path / 'prompts.jsonl'
+  file.write_text('{"prompt": "ab"}\n')
+  options = [option.format(file) for option in options]
+  assert refused(capsys, 'sample', model, *options) == sentence
+
+
+@pytest.mark.parametrize(
+  ('options', 'sentence'),
+  [
+    (('--host=0.0.0.0',), '--host=0.0.0.0 can be reached by others and needs'),
+    (('--port=70000',), '--port must lie in [0, 65536), got 70000'),
+    (('--token_file=/nowhere',), '--token_file must be a text file, got'),
+  ],
+)
+def test_serve_refuses_addresses_without_a_token(
+  model, capsys, options, sentence
+):
+  assert sentence in refused(capsys, 'serve', model, *options)
+
+
+def test_tokens_are_one_line(tmp_path):
+  file = tmp_path / 'token'
+  file.write_text('0123456789abcdef\n')
+  token = read_token(str(file))
+  assert token == '0123456789abcdef'
+  Address('0.0.0.0', 1).check(token)
+  for text in (
+    '',
+    'short',
+    '0123456789 abcdef',
+    '0123456789\nabcdef',
+    'é' * 20,
+  ):
+    file.write_text(text)
+    with pytest.raises(ValueError, match='must '):
+      read_token(str(file))
+
+
+def test_lengths_are_those_of_the_model(model):
+  served = load_model(str(model), (12, None), (99, 7))
+  assert (served.max_prompt_length, served.max_response_length) == (12, 7)
+  with pytest.raises(ValueError, match='--max_length must be at least 1'):
+    load_model(str(model), (None, 0))
+
+
+@pytest.mark.slow
+def test_a_real_server_answers_and_ends(model):
+  command = (
+    *(sys.executable, '-m', 'covrl.cli', 'serve', model, '--port=0'),
+    *('--slots=2', '--max_length=8', '--max_prompt_length=8'),
+  )
+  with subprocess.Popen(
+    [str(x) for x in command],
+    stderr=subprocess.PIPE,
+    text=True,
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+  ) as process:
+    assert process.stderr is not None
+    lines = (line.strip() for line in process.stderr)
+    line = next(line for line in lines if line.startswith('listening on '))
+    url = line.removeprefix('listening on ')
+    request = urllib.request.Request(
+      f'{url}/v1/completions',
+      json.dumps({'prompt': 'ab', 'max_tokens': 9}).encode(),
+      {'Content-Type': 'application/json'},
+    )
+    with pytest.raises(urllib.error.HTTPError) as error:
+      urllib.request.urlopen(request)
+    assert b'max_tokens must lie in [1, 8], got 9' in error.value.read()
+    body = json.dumps({'prompt': 'ab', 'seed': 1}).encode()
+    request.data = body
+    with urllib.request.urlopen(request) as answer:
+      assert len(json.load(answer)['choices']) == 1
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Completion requests: defaults, prompts, and fields that are refused."""
+
+import pytest
+from serve.conftest import TOKENIZER
+
+from covrl.serve.fields import parse_completion
+
+
+def parse(**fields):
+  return parse_completion({'prompt': 'ab', **fields}, TOKENIZER)
+
+
+def test_defaults_are_those_of_the_interface():
+  completion = parse()
+  (request,) = completion.requests
+  assert request.prompt == tuple(TOKENIZER.encode('ab'))
+  assert (request.max_tokens, request.temperature, request.top_p) == (16, 1, 1)
+  assert (request.top_k, request.min_p, request.stop_ids) == (0, 0, ())
+  assert request.seed == completion.seed
+  assert not any((completion.stream, completion.logprobs, completion.stop))
+  assert parse().seed != completion.seed
+
+
+def test_null_is_the_default():
+  names = ('n', 'seed', 'stop', 'top_k', 'logprobs', 'stream', 'suffix', 'echo')
+  assert len(parse(**dict.fromkeys(names)).requests) == 1
+
+
+@pytest.mark.parametrize(
+  ('prompt', 'count'),
+  [('a', 1), ([5, 6], 1), (['a', 'b'], 2), ([[5, 6], 'a', [7]], 3)],
+)
+def test_prompts_are_texts_or_tokens(prompt, count):
+  completion = parse(prompt=prompt, n=2, seed=7)
+  assert completion.prompts == count
+  members = [request.member for request in completion.requests]
+  assert members == [0, 1] * count
+  assert {request.seed for request in completion.requests} == {7}
+
+
+@pytest.mark.parametrize(
+  ('fields', 'sentence'),
+  [
+    (
+      {'temprature': 1},
+      "unknown field 'temprature', did you mean temperature?",
+    ),
+    ({'best_of': 2}, 'best_of is not supported, got 2'),
+    ({'logit_bias': {'1': 2}}, 'logit_bias is not supported'),
+    ({'echo': True}, 'echo is not supported, got True'),
+    ({'prompt': None}, 'prompt must be text, .* got nothing'),
+    ({'prompt': []}, 'prompt must be text, .* got an empty list'),
+    ({'prompt': [1.5]}, 'prompt must be text, .* got a list with'),
+    ({'prompt': [True]}, 'prompt must be text, .* got a list with'),
+    ({'prompt': '\ud800'}, 'Unicode'),
+    ({'n': 0}, 'n must be at least 1, .* got n = 0'),
+    ({'n': 1025}, 'prompts × n at most 1024, got n = 1025'),
+    ({'n': True}, 'n must be an integer, got True'),
+    ({'n': 1.0}, 'n must be an integer, got 1.0'),
+    ({'max_tokens': '5'}, "max_tokens must be an integer, got '5'"),
+    ({'temperature': '1'}, "temperature must be a finite number, got '1'"),
+    ({'temperature': float('nan')}, 'temperature must be a finite number'),
+    ({'top_p': float('inf')}, 'top_p must be a finite number, got inf'),
+    ({'min_p': 10**400}, 'min_p must be a finite number, got'),
+    ({'stop': ['a', 1]}, 'stop must be text or a list of texts'),
+    ({'stop': ''}, "stop strings must not be empty, got ''"),
+    ({'stop': '<|im_end|>'}, 'special tokens go into stop_token_ids'),
+    ({'stop': ['a'] * 17}, 'stop must have at most 16 strings, got 17'),
+    ({'stop_token_ids': 3}, 'stop_token_ids must be a list of token ids'),
+    ({'logprobs': 5}, 'logprobs must be 0, .* got 5'),
+    ({'stream': 1}, 'stream must be true or false, got 1'),
+    ({'stream_options': {}}, 'stream_options needs "stream": true'),
+    (
+      {'stream': True, 'stream_options': {'x': 1}},
+      'stream_options must be an object with include_usage',
+    ),
+    ({'model': 3}, 'model must be text, got 3'),
+    ({'user': 3}, 'user must be text, got 3'),
+  ],
+)
+def test_invalid_fields_are_refused(fields, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    parse(**fields)
+
+
+def test_requests_must_be_objects():
+  with pytest.raises(ValueError, match='a request must be a JSON object'):
+    parse_completion([1], TOKENIZER)
