@@ -13,3 +13,4 @@ from covrl.objectives import gspo as gspo
 from covrl.objectives import policy_gradient as policy_gradient
 from covrl.objectives import sapo as sapo
 from covrl.objectives import token_weights as token_weights
+from covrl.objectives import vespo as vespo

@@ -34,6 +34,10 @@ from covrl.entropy.off_policy import (
 )
 from covrl.entropy.prediction import EntropyPrediction as EntropyPrediction
 from covrl.entropy.prediction import entropy_change as entropy_change
+from covrl.entropy.rejection import decoupled_ppo as decoupled_ppo
+from covrl.entropy.rejection import entropy_ratio_clip as entropy_ratio_clip
+from covrl.entropy.rejection import icepop as icepop
+from covrl.entropy.rejection import reject_sequences as reject_sequences
 from covrl.entropy.relative import forking_tokens as forking_tokens
 from covrl.entropy.relative import steer as steer
 from covrl.entropy.scores import definition_score as definition_score

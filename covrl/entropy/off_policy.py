@@ -46,7 +46,7 @@ def truncated_importance_weights(
 
   The weight belongs to the policy gradient: put this first in the chain, or it
   scales penalties too. Tokens of weight 0 stay in the denominator. `cap=2` truncates
-  as published; `beyond='mask'` with `floor=0.5, cap=5` is IcePop.
+  as published; see also `icepop` and `decoupled_ppo`.
 
   Args:
     cap: largest weight.

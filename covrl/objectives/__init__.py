@@ -38,6 +38,11 @@ from covrl.objectives.returns import remax as remax
 from covrl.objectives.returns import whiten as whiten
 from covrl.objectives.sequence_losses import geo_mean as geo_mean
 from covrl.objectives.sequence_losses import gspo as gspo
+from covrl.objectives.sequence_losses import vespo as vespo
+from covrl.objectives.success_rates import max_likelihood as max_likelihood
+from covrl.objectives.success_rates import (
+  quantile_relative as quantile_relative,
+)
 from covrl.objectives.token_rewards import (
   adapt_coefficient as adapt_coefficient,
 )

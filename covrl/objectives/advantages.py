@@ -63,14 +63,10 @@ def group_relative(
   if scale not in ('std', None):
     raise ValueError(f"scale must be 'std' or None, got {scale!r}")
   check_number('eps', eps, 0)
-  same, size = _groups(rewards, group_ids)
   centred = centre(rewards, group_ids, singleton=singleton)
   if scale is None:
     return centred
-  squares = jnp.sum(jnp.where(same, centred[None, :] ** 2, 0), axis=1)
-  variance = squares / jnp.maximum(size - 1, 1).astype(centred.dtype)
-  deviation = jnp.where(size > 1, jnp.sqrt(variance), 1)
-  return centred / (deviation + eps)
+  return centred / (deviation(centred, group_ids) + eps)
 
 
 def leave_one_out(
@@ -102,7 +98,7 @@ def leave_one_out(
     Ahmadian et al., Back to Basics: Revisiting REINFORCE Style Optimization for
     Learning from Human Feedback in LLMs, arXiv:2402.14740, eq. 6.
   """
-  _, size = _groups(rewards, group_ids)
+  _, size = same_group(rewards, group_ids)
   centred = centre(rewards, group_ids, singleton=singleton)
   others = jnp.maximum(size - 1, 1).astype(centred.dtype)
   return centred * (size.astype(centred.dtype) / others)
@@ -133,9 +129,9 @@ def opo(
     Hao et al., On-Policy RL with Optimal Reward Baseline, arXiv:2505.23585,
     section 3.
   """
-  same, size = _groups(rewards, group_ids)
+  same, size = same_group(rewards, group_ids)
   check_array('lengths', lengths, 'int', 'S', rewards.shape)
-  rewards = _widen(rewards)
+  rewards = widen(rewards)
   lengths = lengths.astype(rewards.dtype)
   total = jnp.sum(jnp.where(same, lengths[None, :], 0), axis=1)
   gaps = rewards[:, None] - rewards[None, :]
@@ -188,8 +184,8 @@ def pass_at_k(
   if k < 1:
     raise ValueError(f'k must be at least 1, got {k}')
   check_number('threshold', threshold, -math.inf)
-  same, size = _groups(rewards, group_ids)
-  dtype = _widen(rewards).dtype
+  same, size = same_group(rewards, group_ids)
+  dtype = widen(rewards).dtype
   # A reward of NaN is neither a success nor a failure.
   unknown = jnp.any(same & jnp.isnan(rewards)[None, :], axis=1)
   success = rewards > threshold
@@ -235,9 +231,9 @@ def unlikeliness(
     He et al., Rewarding the Unlikely, arXiv:2506.02355, section 4.
   """
   check_number('coefficient', coefficient, 0, 1)
-  same, size = _groups(rewards, group_ids)
+  same, size = same_group(rewards, group_ids)
   check_array('logprobs', logprobs, 'real', 'S', rewards.shape)
-  rewards = _widen(rewards)
+  rewards = widen(rewards)
   rarer = same & (logprobs[None, :] < logprobs[:, None])
   rank = jnp.sum(rarer, axis=1, dtype=jnp.int32).astype(rewards.dtype)
   # A likelihood of NaN has no rank, and neither have those it is compared with.
@@ -266,8 +262,8 @@ def centre(
   """
   if singleton not in ('reward', 'zero'):
     raise ValueError(f"singleton must be 'reward' or 'zero', got {singleton!r}")
-  same, size = _groups(rewards, group_ids)
-  rewards = _widen(rewards)
+  same, size = same_group(rewards, group_ids)
+  rewards = widen(rewards)
   gaps = jnp.where(same, rewards[:, None] - rewards[None, :], 0)
   centred = jnp.sum(gaps, axis=1) / size.astype(rewards.dtype)
   if singleton == 'zero':
@@ -275,7 +271,22 @@ def centre(
   return jnp.where(size > 1, centred, rewards)
 
 
-def _groups(
+def deviation(
+  centred: Float[Array, ' S'], group_ids: Int[Array, ' S']
+) -> Float[Array, ' S']:
+  """Unbiased standard deviation of each response's group; 1 if it is alone.
+
+  Args:
+    centred: rewards minus their group's mean.
+    group_ids: responses to the same prompt share an id.
+  """
+  same, size = same_group(centred, group_ids)
+  squares = jnp.sum(jnp.where(same, centred[None, :] ** 2, 0), axis=1)
+  variance = squares / jnp.maximum(size - 1, 1).astype(centred.dtype)
+  return jnp.where(size > 1, jnp.sqrt(variance), 1)
+
+
+def same_group(
   rewards: Any, group_ids: Any
 ) -> tuple[Bool[Array, 'S S'], Int[Array, ' S']]:
   """Pairs of responses that share a group, and the size of each's group.
@@ -290,7 +301,7 @@ def _groups(
   return same, jnp.sum(same, axis=1, dtype=jnp.int32)
 
 
-def _widen(x: Float[Array, ' S']) -> Float[Array, ' S']:
+def widen(x: Float[Array, ' S']) -> Float[Array, ' S']:
   """Casts to float32 if narrower."""
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 

@@ -137,6 +137,68 @@ def geo_mean(
   )
 
 
+def vespo(
+  stats: TokenStats,
+  *,
+  positive_shape: Number = 2.0,
+  positive_rate: Number = 3.0,
+  negative_shape: Number = 3.0,
+  negative_rate: Number = 2.0,
+  max_log_ratio: Number = 20.0,
+  **context: Unpack[TokenContext],
+) -> tuple[Scalar, LossAux]:
+  """REINFORCE with a soft weight of each sequence's whole ratio (VESPO).
+
+    loss = −A · sg(φ(w)) · log π,    w = product of the sequence's ratios,
+    φ(w) = w^k · exp(λ (1 − w))
+
+  φ is 1 at w = 1 and falls to 0 for sequences that have become unlikely or too
+  likely, without a clip and without a mean over the length.
+
+  Args:
+    stats: statistics of the policy.
+    positive_shape: k where A ≥ 0.
+    positive_rate: λ where A ≥ 0.
+    negative_shape: k where A < 0.
+    negative_rate: λ where A < 0; larger fades sooner above w = 1.
+    max_log_ratio: bound of the log ratios of tokens and of |log w|, in nats.
+    **context: reads `advantages`, `old_logprobs`, `weights`, `segment_ids`.
+      Public code has the weights 'token-mean'.
+
+  Returns:
+    The loss and its auxiliary output, in which `ratio` is w and no token is
+    clipped.
+
+  Raises:
+    ValueError: if an option is negative.
+
+  References:
+    VESPO: Variational Sequence-Level Soft Policy Optimization,
+    arXiv:2602.10693; defaults of TRL.
+  """
+  check_range('positive_shape', positive_shape, 0, math.inf)
+  check_range('positive_rate', positive_rate, 0, math.inf)
+  check_range('negative_shape', negative_shape, 0, math.inf)
+  check_range('negative_rate', negative_rate, 0, math.inf)
+  check_range('max_log_ratio', max_log_ratio, 0, math.inf)
+  inputs = loss_inputs(stats, context, 'vespo')
+  fixed = jax.lax.stop_gradient(inputs.log_ratio)
+  bounds = -max_log_ratio, max_log_ratio
+  total = sequence_sums(jnp.clip(fixed, *bounds), inputs.segment_ids)
+  total = jnp.clip(total, *bounds)
+  ratio, rises = jnp.exp(total), inputs.advantages >= 0
+  shape = jnp.where(rises, positive_shape, negative_shape)
+  rate = jnp.where(rises, positive_rate, negative_rate)
+  score_weight = inputs.advantages * jnp.exp(shape * total + rate * (1 - ratio))
+  return weighted_loss(
+    inputs,
+    -score_weight * inputs.logprobs,
+    ratio=ratio,
+    score_weight=score_weight,
+    clipped=jnp.zeros_like(inputs.active),
+  )
+
+
 def _sequence_mean(
   values: Float[Array, 'B T'], inputs: LossInputs, epsilon: float = 0.0
 ) -> Float[Array, 'B T']:

@@ -31,6 +31,11 @@ FIELDS = {
     'train.high': 4e-4,
     'train.weights': 'sequence-mean-token-mean',
   },
+  'luspo': {
+    'train.low': 3e-4,
+    'train.high': 4e-4,
+    'train.weights': 'sequence-mean-token-sum',
+  },
   'cispo': {'train.low': 1.0, 'train.high': 4.0},
 }
 REWARDS = jnp.array([1.0, 0.0, 0.0, 1.0, 0.0, 0.0])

@@ -30,6 +30,7 @@ LOSSES = (
   'dppo',
   'gspo',
   'geo_mean',
+  'vespo',
 )
 
 

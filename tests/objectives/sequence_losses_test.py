@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from covrl.objectives import geo_mean, gspo
+from covrl.objectives import geo_mean, gspo, token_weights, vespo
 from covrl.parallel.sharding import make_mesh, shard_batch
 from covrl.types import TokenStats
 
@@ -16,6 +16,7 @@ LOSSES = {
   'token': functools.partial(gspo, low=0.2, high=0.2),
   'sequence': functools.partial(gspo, low=0.2, high=0.2, form='sequence'),
   'geo_mean': functools.partial(geo_mean, low=0.3, high=0.3),
+  'vespo': vespo,
 }
 LENGTHS = (3, 5, 1, 4, 2, 6, 3)
 
@@ -120,16 +121,42 @@ def expected_geo_mean(found):
   return total
 
 
+def vespo_weights(new, old, advantages, on):
+  """A · φ(w) of each token, with the published shapes and rates."""
+  log_w = np.sum((new - old)[on])
+  shape = np.where(advantages >= 0, 2.0, 3.0)
+  rate = np.where(advantages >= 0, 3.0, 2.0)
+  return advantages * np.exp(shape * log_w + rate - rate * np.exp(log_w))
+
+
+def expected_vespo(found):
+  total = 0.0
+  for new, old, advantages, weights in found:
+    on = weights > 0
+    factor = vespo_weights(new, old, advantages, on)
+    total -= np.sum((weights * factor * new)[on])
+  return total
+
+
+FORMULAS = {'geo_mean': expected_geo_mean, 'vespo': expected_vespo}
+
+
 @pytest.mark.parametrize('seed', range(3))
 @pytest.mark.parametrize('name', LOSSES)
 def test_formula(name, seed, x64):
   found = sequences(seed)
   logprobs, context, slices = lay_out(found, PADDED)
   value, _, signal = run(LOSSES[name], logprobs, context)
-  formula = expected_geo_mean if name == 'geo_mean' else expected_gspo
+  formula = FORMULAS.get(name, expected_gspo)
   np.testing.assert_allclose(value, formula(found), rtol=1e-7)
   if name == 'token':
     # By design not the derivative of the formula; see the golden test.
+    return
+  if name == 'vespo':
+    # Its weight is a constant.
+    for i, (new, old, advantages, weights) in enumerate(found):
+      factor = vespo_weights(new, old, advantages, weights > 0)
+      np.testing.assert_allclose(signal[slices[i]], -weights * factor)
     return
   for i, where in slices.items():
     for t in range(LENGTHS[i]):
@@ -156,3 +183,48 @@ def test_mesh_gives_the_same_without_all_gather(name):
   assert program is not None
   assert 'all-gather' not in program
   assert 'all-to-all' not in program
+
+
+def test_vespo_fades_on_both_sides_and_stays_finite():
+  def weight(log_ratio, advantage):
+    stats = TokenStats(
+      logprobs=jnp.full((1, 1), log_ratio - 9.0), entropy=jnp.zeros((1, 1))
+    )
+    _, aux = vespo(
+      stats,
+      advantages=jnp.full((1, 1), advantage),
+      old_logprobs=jnp.full((1, 1), -9.0),
+      weights=jnp.ones((1, 1)),
+    )
+    return float(aux.score_weight[0, 0])
+
+  assert weight(0.0, 1.0) == 1.0
+  assert weight(0.0, -1.0) == -1.0
+  for advantage in (1.0, -1.0):
+    for log_ratio in (-9.0, 8.0, 50.0):
+      assert abs(weight(log_ratio, advantage)) < 1e-6
+
+
+def test_gspo_with_sums_over_tokens_is_luspo():
+  """Each sequence's clipped loss, times its length, averaged over sequences."""
+  rng = np.random.default_rng(3)
+  lengths = np.array([2, 4, 1])
+  mask = np.arange(4) < lengths[:, None]
+  old = -rng.exponential(size=mask.shape)
+  log_ratio = 0.3 * rng.normal(size=mask.shape)
+  advantages = np.array([1.0, -0.5, 2.0])
+  means = np.array([log_ratio[i, :n].mean() for i, n in enumerate(lengths)])
+  ratio = np.exp(means)
+  clipped = np.clip(ratio, 0.9, 1.1)
+  losses = -np.minimum(advantages * ratio, advantages * clipped)
+  value, _ = gspo(
+    TokenStats(
+      logprobs=jnp.asarray(old + log_ratio), entropy=jnp.zeros(mask.shape)
+    ),
+    low=0.1,
+    high=0.1,
+    advantages=jnp.asarray(np.where(mask, advantages[:, None], 0)),
+    old_logprobs=jnp.asarray(old),
+    weights=token_weights(jnp.asarray(mask), 'sequence-mean-token-sum'),
+  )
+  np.testing.assert_allclose(value, np.mean(losses * lengths), rtol=1e-5)
