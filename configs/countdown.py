@@ -178,8 +178,9 @@ def ppo() -> Recipe:
 
   Run: covrl train --config=countdown:ppo --workdir=runs/ppo
   Hardware: two CPU cores, nine minutes.
-  Expect: the critic explains little of the returns' variance at first; entropy
-  falls as GRPO's does.
+  Expect: entropy falls from the policy's first update on; after five iterations
+  the critic explains about a tenth of the returns' variance. One short run; not
+  compared over seeds yet.
   """
   recipe = grpo()
   # The critic is as small as the policy, and learns from the first rollout on.
