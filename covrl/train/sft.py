@@ -37,7 +37,16 @@ from covrl.train.step import all_finite
 from covrl.types import Scalar
 
 # Fields in which two runs must agree to share a warm start.
-SHARED_FIELDS = ('seed', 'task.', 'maze.', 'warm_start.', 'rollout.max_')
+SHARED_FIELDS = (
+  'seed',
+  'pretrained',
+  'task.',
+  'maze.',
+  'arithmetic.',
+  'data.template',
+  'warm_start.',
+  'rollout.max_',
+)
 
 
 @jax.tree_util.register_dataclass
