@@ -13,9 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from covrl.config import Config, EvaluateConfig, Recipe, load
-from covrl.data import (
-  check_tokenizer,
-)
+from covrl.data import check_tokenizer, prompt_ids
 from covrl.evaluation.evaluator import OnProgress
 from covrl.evaluation.results import Evaluation
 from covrl.models import Policy
@@ -300,6 +298,15 @@ def open_model(
   config.data.template_variables = template_variables
   mesh = sharding.make_mesh(dataclasses.asdict(config.mesh))
   task = text_task(config)
+  # Prompts are padded to this length, and padding is computed like a prompt.
+  rollout.max_prompt_length = min(
+    rollout.max_prompt_length,
+    max(
+      len(prompt_ids(problem, task.tokenizer))
+      for suite in task.suites
+      for problem in suite.problems
+    ),
+  )
   policy, params = load_pretrained(directory, mesh)
   check_tokenizer(task.tokenizer, policy.config.vocab_size)
   yield OpenedRun(

@@ -22,6 +22,8 @@ import covrl
 from configs import reasoning
 from covrl.cli import main
 from covrl.config import flatten, load, recipes
+from covrl.data import prompt_ids
+from covrl.train.restore import SuiteChoice, open_model
 
 ROOT = pathlib.Path(__file__).parents[2]
 DATA = ROOT / 'tests' / 'golden' / 'data'
@@ -280,6 +282,19 @@ def test_evaluates_a_run_on_other_suites(trained, capsys):
   assert 0 <= low <= value <= high <= 1
   (line, _) = (trained / 'evaluation' / 'amc.jsonl').read_text().splitlines()
   assert len(json.loads(line)['responses']) == 3
+
+
+def test_prompts_of_an_evaluation_are_padded_to_the_longest(model):
+  suites = SuiteChoice('aime25', str(DATA / 'suites'))
+  with open_model(
+    str(model), suites, lengths=(2048, 4), prompts_per_batch=8
+  ) as opened:
+    (suite,) = opened.task.suites
+    longest = max(
+      len(prompt_ids(problem, opened.task.tokenizer))
+      for problem in suite.problems
+    )
+    assert opened.config.rollout.max_prompt_length == longest < 320
 
 
 def test_evaluates_a_pretrained_model_without_a_recipe(model, tmp_path, capsys):
