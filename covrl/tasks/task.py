@@ -65,12 +65,21 @@ class Task:
       self.train.names, self.held_out, *(s.problems for s in self.suites)
     )
 
-  def evaluation(self, config: EvaluateConfig) -> list[Suite]:
-    """Returns the suites to evaluate; held-out problems come first, unnamed.
+  def check_evaluation(self, config: EvaluateConfig) -> None:
+    """Checks that a run can evaluate as many held-out problems as it states.
 
     Raises:
-      ConfigError: more held-out problems are to be evaluated than there are.
+      ConfigError: the task has held-out problems, but fewer.
     """
+    count = len(self.held_out)
+    if 0 < count < config.problems:
+      raise ConfigError(
+        f'evaluate.problems must be at most {count}, the held-out problems of the'
+        f' task, got {config.problems}'
+      )
+
+  def evaluation(self, config: EvaluateConfig) -> list[Suite]:
+    """Returns the suites to evaluate; held-out problems come first, unnamed."""
     suites = [
       suite.with_overrides(
         problems=config.suite_problems or None,
@@ -82,11 +91,6 @@ class Task:
       for suite in self.suites
     ]
     if self.held_out:
-      if config.problems > len(self.held_out):
-        raise ConfigError(
-          f'evaluate.problems must be at most {len(self.held_out)}, the held-out'
-          f' problems of the task, got {config.problems}'
-        )
       held_out = Suite(
         name='',
         problems=self.held_out[: config.problems],

@@ -92,6 +92,7 @@ def build(
   config = recipe.config
   mesh = sharding.make_mesh(dataclasses.asdict(config.mesh), jax.devices())
   task: Task = recipe.task(config)
+  task.check_evaluation(config.evaluate)
   for text in task.notes:
     note(text)
   if len(task.train) == 0:
