@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """GKE: a JobSet with one job per slice and one pod per host, or XPK's command.
 
+Hosts of GPUs form one job, with one process per host.
+
 Kubernetes restarts the run: a pod that fails ends the whole set, which then
 starts again. The statuses by which covrl excludes a restart, and those of a
 command that cannot be started, fail the set at once.
@@ -17,21 +19,26 @@ from typing import Any
 import yaml
 
 from covrl.exit_codes import RESTARTED, Exit, means_restart
+from covrl.parallel.xla_flags import NCCL_ENVIRONMENT
 from launch.job import Job, LaunchError
 from launch.shell import Shell
-from launch.slices import Slice, find_slice
+from launch.slices import GpuHosts, Slice, find_machines
 
 # Exit statuses that end a run. Kubernetes takes lists of statuses, not ranges.
 # A shell's 126 and 127 stand for a command that cannot be started.
 _FINAL = (*(int(e) for e in Exit if e and not means_restart(e)), 126, 127)
 # Seconds that a pod has to save a checkpoint after SIGTERM.
 _GRACE = 300
+# Port of process 0 on GPUs; TPUs find one another.
+_PORT = 8476
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the options of `launch gke`."""
   parser.add_argument(
-    '--type', required=True, help='accelerator type, such as v5p-64'
+    '--type',
+    required=True,
+    help='accelerator type, such as v5p-64, or GPUs, such as h100:4x8',
   )
   parser.add_argument(
     '--image', required=True, help='container image with covrl installed'
@@ -53,16 +60,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(job: Job, options: argparse.Namespace, shell: Shell) -> int:
   """Submits the job and returns the exit status of the submission."""
-  slice_ = find_slice(options.type)
+  machines = find_machines(options.type)
   if options.num_slices < 1:
     raise LaunchError(
       f'--num-slices must be at least 1, got {options.num_slices}'
     )
-  job.check_shared(slice_.hosts * options.num_slices)
-  if options.xpk:
-    shell.print(shell.check_output(_xpk(job, options, slice_)).rstrip())
+  job.check_shared(machines.hosts * options.num_slices)
+  if isinstance(machines, GpuHosts):
+    if options.xpk or options.num_slices > 1:
+      option = '--xpk' if options.xpk else '--num-slices'
+      raise LaunchError(f'{option} is for TPUs, got --type={options.type}')
+  elif options.xpk:
+    shell.print(shell.check_output(_xpk(job, options, machines)).rstrip())
     return 0
-  manifest = yaml.safe_dump(job_set(job, options, slice_), sort_keys=False)
+  manifest = yaml.safe_dump(job_set(job, options, machines), sort_keys=False)
   shell.show(f'{job.name}.yaml', manifest)
   with tempfile.TemporaryDirectory(prefix='covrl-') as folder:
     file = pathlib.Path(folder) / f'{job.name}.yaml'
@@ -75,26 +86,46 @@ def run(job: Job, options: argparse.Namespace, shell: Shell) -> int:
 
 
 def job_set(
-  job: Job, options: argparse.Namespace, slice_: Slice
+  job: Job, options: argparse.Namespace, machines: Slice | GpuHosts
 ) -> dict[str, Any]:
-  """Returns the JobSet manifest."""
-  selector = {
-    'cloud.google.com/gke-tpu-accelerator': slice_.gke,
-    'cloud.google.com/gke-tpu-topology': slice_.shape,
-  }
+  """Returns the JobSet manifest: a pod, and a process, per host."""
+  arguments = list(_literal(job.arguments))
+  environment = dict(job.environment)
+  annotations: dict[str, str] = {}
+  if isinstance(machines, GpuHosts):
+    selector = {'cloud.google.com/gke-accelerator': machines.gke}
+    chips = {'nvidia.com/gpu': machines.topology.per_host}
+    environment = {**NCCL_ENVIRONMENT, **environment}
+    if machines.hosts > 1:
+      # The first pod's name in the JobSet's network. Kubernetes fills in the
+      # index of the pod.
+      arguments += [
+        f'--coordinator={job.name}-host-0-0.{job.name}:{_PORT}',
+        f'--num_processes={machines.hosts}',
+        '--process_id=$(JOB_COMPLETION_INDEX)',
+      ]
+  else:
+    selector = {
+      'cloud.google.com/gke-tpu-accelerator': machines.gke,
+      'cloud.google.com/gke-tpu-topology': machines.shape,
+    }
+    chips = {'google.com/tpu': machines.chips_per_host}
+    # A slice is a node pool, and no slice is divided.
+    annotations['alpha.jobset.sigs.k8s.io/exclusive-topology'] = (
+      'cloud.google.com/gke-nodepool'
+    )
   if options.spot:
     selector['cloud.google.com/gke-spot'] = 'true'
-  chips = {'google.com/tpu': slice_.chips_per_host}
   container = {
     'name': 'covrl',
     'image': options.image,
     # Without a shell, so that arguments are passed unchanged and SIGTERM reaches
     # the program.
-    'command': ['covrl', 'train', *_literal(job.arguments)],
+    'command': ['covrl', 'train', *arguments],
     'env': [
       *(
         {'name': name, 'value': _literal([value])[0]}
-        for name, value in job.environment.items()
+        for name, value in environment.items()
       ),
       *(
         {
@@ -112,6 +143,10 @@ def job_set(
     'nodeSelector': selector,
     'containers': [container],
   }
+  if isinstance(machines, GpuHosts):
+    # NCCL's shared memory; Kubernetes gives 64 MiB.
+    container['volumeMounts'] = [{'name': 'shm', 'mountPath': '/dev/shm'}]
+    pod['volumes'] = [{'name': 'shm', 'emptyDir': {'medium': 'Memory'}}]
   if options.service_account:
     pod['serviceAccountName'] = options.service_account
   if options.spot:
@@ -126,12 +161,9 @@ def job_set(
   metadata: dict[str, Any] = {
     'name': job.name,
     'namespace': options.namespace,
-    'annotations': {
-      'alpha.jobset.sigs.k8s.io/exclusive-topology': (
-        'cloud.google.com/gke-nodepool'
-      )
-    },
   }
+  if annotations:
+    metadata['annotations'] = annotations
   if options.queue:
     metadata['labels'] = {'kueue.x-k8s.io/queue-name': options.queue}
   return {
@@ -150,12 +182,12 @@ def job_set(
       },
       'replicatedJobs': [
         {
-          'name': 'slice',
+          'name': 'host' if isinstance(machines, GpuHosts) else 'slice',
           'replicas': options.num_slices,
           'template': {
             'spec': {
-              'parallelism': slice_.hosts,
-              'completions': slice_.hosts,
+              'parallelism': machines.hosts,
+              'completions': machines.hosts,
               'backoffLimit': 0,
               'podFailurePolicy': {
                 'rules': [

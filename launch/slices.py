@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cloud attributes of TPU slices: hosts, GKE labels and runtime versions."""
+"""Cloud attributes of TPU slices and hosts of GPUs: GKE labels, runtimes."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from covrl.parallel import topologies
+from covrl.parallel import gpus, topologies
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,6 +79,47 @@ class Slice:
   def hosts(self) -> int:
     """Number of hosts, each with one process of the run."""
     return self.topology.chips // self.chips_per_host
+
+
+_GKE_GPUS = {
+  'a100': 'nvidia-a100-80gb',
+  'h100': 'nvidia-h100-80gb',
+  'h200': 'nvidia-h200-141gb',
+  'b200': 'nvidia-b200',
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GpuHosts:
+  """Hosts of GPUs, each with one process of the run.
+
+  >>> find_machines('h100:4x8').hosts, find_machines('h100:4x8').gke
+  (4, 'nvidia-h100-80gb')
+  """
+
+  topology: gpus.GpuTopology
+
+  @property
+  def gke(self) -> str:
+    """GKE's label of the accelerator."""
+    return _GKE_GPUS[self.topology.chip.name]
+
+  @property
+  def hosts(self) -> int:
+    """Number of hosts."""
+    return self.topology.hosts
+
+
+def find_machines(name: str) -> Slice | GpuHosts:
+  """Looks up a slice of TPUs, or hosts of GPUs (`h100:4x8`).
+
+  Raises:
+    ValueError: if the name is unknown; the message lists the known ones.
+  """
+  topology = topologies.find_topology(name)
+  if isinstance(topology, gpus.GpuTopology):
+    return GpuHosts(topology=topology)
+  return Slice(topology=topology)
 
 
 def find_slice(name: str) -> Slice:

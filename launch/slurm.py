@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slurm: a batch script that requeues itself, with one process per GPU."""
+"""Slurm: a batch script that requeues itself, with one process per node.
+
+Every process compiles the programs, scores its own responses and keeps whole
+arrays of the batch in host memory: eight per node would do all of that eight
+times. NCCL connects the GPUs of a process as it connects those of several.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,7 @@ import re
 import tempfile
 
 from covrl.exit_codes import RESTARTED
+from covrl.parallel.xla_flags import NCCL_ENVIRONMENT
 from launch.job import Job, LaunchError, render
 from launch.shell import Shell
 
@@ -71,7 +77,6 @@ def batch_script(job: Job, options: argparse.Namespace) -> str:
     'slurm.sh.j2',
     name=job.name,
     nodes=options.nodes,
-    tasks=options.gpus_per_node,
     gpus=options.gpus_per_node,
     cpus=options.cpus_per_task,
     time=options.time,
@@ -80,6 +85,8 @@ def batch_script(job: Job, options: argparse.Namespace) -> str:
     notice=options.notice,
     covrl=options.covrl,
     arguments=job.arguments,
+    # Of the cluster or the user, where they set it.
+    defaults=NCCL_ENVIRONMENT,
     environment=job.environment,
     restarts=job.restarts,
     restarted=[int(code) for code in RESTARTED],

@@ -23,7 +23,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any, NoReturn, TypeVar
 
@@ -106,11 +106,13 @@ def initialize(
   # only, so programs must run one after the other.
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   jax.config.update('jax_cpu_enable_async_dispatch', False)
+  gpus = None if coordinator else _slurm_gpus(os.environ)
   try:
     jax.distributed.initialize(
       coordinator,
       num_processes,
       process_id,
+      local_device_ids=gpus,
       initialization_timeout=_INITIALIZATION,
       heartbeat_timeout_seconds=heartbeat,
       shutdown_timeout_seconds=_SHUTDOWN,
@@ -121,6 +123,36 @@ def initialize(
       'the other processes cannot be reached '
       f'({coordinator or "addresses found by JAX"}): {first}'
     ) from error
+
+
+def _slurm_gpus(environment: Mapping[str, str]) -> list[int] | None:
+  """Returns the GPUs of this process of a Slurm step; `None` elsewhere.
+
+  JAX would give each process one GPU, however many processes a node has.
+
+  Raises:
+    ValueError: if the GPUs of a node cannot be divided among its processes.
+
+  >>> step = {'SLURM_STEP_NODELIST': 'n[1-4]', 'SLURM_LOCALID': '0'}
+  >>> step |= {'SLURM_STEP_TASKS_PER_NODE': '1(x4)', 'SLURM_GPUS_ON_NODE': '8'}
+  >>> _slurm_gpus(step)
+  [0, 1, 2, 3, 4, 5, 6, 7]
+  """
+  tasks = re.match(r'\d+', environment.get('SLURM_STEP_TASKS_PER_NODE', ''))
+  gpus = environment.get('SLURM_GPUS_ON_NODE', '')
+  if 'SLURM_STEP_NODELIST' not in environment or tasks is None:
+    return None
+  if not gpus.isdigit():
+    return None
+  count, processes = int(gpus), int(tasks[0])
+  if count % processes:
+    raise ValueError(
+      f'the {count} GPUs of a node must be divided evenly among its processes, '
+      f'got {processes}'
+    )
+  each = count // processes
+  first = int(environment.get('SLURM_LOCALID', '0')) * each
+  return list(range(first, first + each))
 
 
 def in_cluster() -> bool:

@@ -43,15 +43,18 @@ GPU: Mapping[str, str] = {
   # is hundreds of short ones. Collectives and loops are launched one by one.
   'xla_gpu_enable_command_buffer': 'FUSION,CUBLAS,CUBLASLT,CUDNN',
 }
-# Environment variables of JAX, CUDA and NCCL.
-GPU_ENVIRONMENT: Mapping[str, str] = {
-  # Share of the memory that JAX reserves, instead of 75 %.
-  'XLA_CLIENT_MEM_FRACTION': str(MEMORY_SHARE),
+# Environment variables of CUDA and NCCL, which launchers set, too.
+NCCL_ENVIRONMENT: Mapping[str, str] = {
   # Kernels reach a GPU in the order in which they are launched, so that a
   # collective starts before the products that it overlaps.
   'CUDA_DEVICE_MAX_CONNECTIONS': '1',
   # NCCL reports why a connection failed.
   'NCCL_DEBUG': 'WARN',
+}
+GPU_ENVIRONMENT: Mapping[str, str] = {
+  # Share of the memory that JAX reserves, instead of 75 %.
+  'XLA_CLIENT_MEM_FRACTION': str(MEMORY_SHARE),
+  **NCCL_ENVIRONMENT,
 }
 # The older name of a variable; JAX refuses both at once.
 _OLDER = {'XLA_CLIENT_MEM_FRACTION': 'XLA_PYTHON_CLIENT_MEM_FRACTION'}

@@ -53,6 +53,16 @@ _LLAMA_7B: Mapping[str, Any] = {
 KNOWN_MODELS: Mapping[str, Mapping[str, Any]] = {
   'Qwen/Qwen2.5-0.5B': _QWEN2_5_0_5B,
   'Qwen/Qwen2.5-0.5B-Instruct': _QWEN2_5_0_5B,
+  'Qwen/Qwen2.5-1.5B': {
+    **_QWEN2,
+    'vocab_size': 151936,
+    'hidden_size': 1536,
+    'intermediate_size': 8960,
+    'num_hidden_layers': 28,
+    'num_attention_heads': 12,
+    'num_key_value_heads': 2,
+    'tie_word_embeddings': True,
+  },
   'Qwen/Qwen2.5-7B': {
     **_QWEN2_5,
     'hidden_size': 3584,

@@ -312,6 +312,7 @@ def test_reports_bad_input_in_one_sentence(
   ('name', 'parameters'),
   [
     ('Qwen/Qwen2.5-0.5B', 494_032_768),
+    ('Qwen/Qwen2.5-1.5B', 1_543_714_304),
     ('Qwen/Qwen2.5-7B', 7_615_616_512),
     ('Qwen/Qwen2.5-32B', 32_763_876_352),
     ('Qwen/Qwen2.5-72B', 72_706_203_648),

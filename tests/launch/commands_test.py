@@ -41,6 +41,11 @@ CASES = {
     *('--num-slices=2', '--spot', '--queue=q', '--service-account=sa'),
     *('--env=NOTE=$(HOME) yes', '--secret=WANDB=wandb-secret'),
   ],
+  'gke_gpus': [
+    *('gke', '--name=kl-cov', '--type=h100:4x8', '--image=eu/covrl:1'),
+    *('--spot', '--env=NCCL_DEBUG=INFO'),
+  ],
+  'gke_gpu': ['gke', '--name=kl-cov', '--type=a100:1', '--image=eu/covrl:1'],
   'xpk': [
     *('gke', '--xpk', '--name=kl-cov', '--type=v5e-16', '--image=eu/covrl:1'),
     *('--cluster=c', '--project=p', '--zone=z', '--env=A=b c'),
@@ -100,6 +105,21 @@ def test_scripts_pass_shellcheck(name, tmp_path):
       check=False,
     )
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['--xpk'], '--xpk is for TPUs, got --type=h100:4x8'),
+    (['--num-slices=2'], '--num-slices is for TPUs, got --type=h100:4x8'),
+    (['--type=h100:3'], 'the topology of GPUs must be one of a100, h100'),
+  ],
+)
+def test_reports_bad_input_for_gpus_in_one_sentence(capsys, arguments, message):
+  assert main([*CASES['gke_gpus'], *arguments, '--dry-run', *RUN]) == 2
+  error = capsys.readouterr().err
+  assert message in error
+  assert error.count('\n') == 1
 
 
 TEXTS = st.lists(
