@@ -113,9 +113,17 @@ def test_prompts_lead_to_the_answer(model):
   extractor = task.answer_extractor(problem)
   assert extractor is not None
   assert extractor(' 27\n') == extract(' 27\n', 'number') == '27'
-  assert len(task.evaluation(recipe.config.evaluate)[0].problems) == 256
+  assert len(task.held_out) == recipe.config.evaluate.problems == 256
   held_out = {each.prompt for each in task.held_out}
   assert not held_out & {task.train[n].prompt for n in range(500)}
+
+
+def test_training_has_problems_of_two_terms_left(model):
+  # Held-out problems are distinct, and only 420 problems have two terms.
+  recipe = load('smollm:arithmetic', overrides(model))
+  train = recipe.task(recipe.config).train
+  short = sum(train[n].prompt.count(' ') == 3 for n in range(400))
+  assert 140 < short < 200
 
 
 def test_prompts_take_the_chat_template_without_a_template(model):
