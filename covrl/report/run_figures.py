@@ -107,8 +107,9 @@ def _accuracy(run: RunData) -> Figure:
   return Figure(
     key='accuracy',
     title='Held-out problems solved',
-    caption='Bars: 95 % intervals over problems. pass@k counts problems that at '
-    'least one of k samples solves.',
+    caption='greedy: the likeliest tokens; mean@k: share of k sampled responses '
+    'that are correct; pass@k: problems that at least one of them solves. Bars: '
+    '95 % intervals over problems.',
     y_label='problems solved, %',
     series=series,
     unit='%',

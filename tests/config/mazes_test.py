@@ -2,6 +2,8 @@
 """Tests of the recipes for mazes."""
 
 import inspect
+import pathlib
+import re
 
 import pytest
 
@@ -81,7 +83,7 @@ def test_refuses_more_evaluations_than_held_out_mazes():
     'got 9'
   )
   with pytest.raises(ConfigError, match=message):
-    maze_task(config.maze).evaluation(config.evaluate)
+    maze_task(config.maze).check_evaluation(config.evaluate)
 
 
 @pytest.mark.parametrize(
@@ -101,3 +103,20 @@ def test_the_description_states_the_bounds():
   description = maze_task(MazeConfig(side=6, max_steps=11)).description
   assert '6 × 6 cells, columns a to f and rows 1 to 6' in description
   assert 'at most 11 steps' in description
+
+
+@pytest.mark.parametrize('name', ['kl_cov'])
+def test_docstrings_agree_with_the_table_of_results(name):
+  doc = inspect.getdoc(getattr(mazes, name)) or ''
+  stated = re.findall(r'\d\.\d{3}|\d{2}\.\d', doc.partition('Expect')[2])
+  configs = pathlib.Path(mazes.__file__).parent
+  table = (configs / 'results' / 'mazes.md').read_text()
+  rows = [
+    row
+    for row in table.splitlines()
+    if row.startswith(('| warm start', f'| `{name}`'))
+  ]
+  assert len(rows) == 2
+  assert len(stated) == 8
+  assert all(number in ' '.join(rows) for number in stated)
+  assert table in (configs.parent / 'README.md').read_text()

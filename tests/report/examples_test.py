@@ -60,7 +60,7 @@ def test_first_and_last_responses_are_beside_each_other(make_run):
 def test_runs_without_responses_have_no_such_part(make_run):
   page = read(write_report(make_run()))
   assert HEADING not in page.text
-  assert 'Task.' not in page.text
+  assert 'Task' not in page.words
 
 
 def test_invalid_responses_are_left_out_and_unscored_ones_have_no_mark(
@@ -90,7 +90,7 @@ def test_the_description_of_the_task_is_on_the_page(make_run):
   workdir = make_run()
   about = {'description': 'Sums of <two> numbers.', 'notes': []}
   (workdir / 'task.json').write_text(json.dumps(about))
-  assert 'Task. Sums of <two> numbers.' in read(write_report(workdir)).text
+  assert 'Task Sums of <two> numbers.' in read(write_report(workdir)).text
   (workdir / 'task.json').write_text('{"description": ')
   page = read(write_report(workdir))
   assert 'task.json is unreadable and was skipped.' in page.text
