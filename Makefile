@@ -14,7 +14,7 @@ SMOLLM_RUNS ?= runs/smollm
 SMOLLM_ARMS = grpo kl_cov entropy_bonus
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --max-worker-restart=0
 
-.PHONY: train test test-all setup lint types pytest docs study study-mazes smollm smollm-study clean
+.PHONY: train test test-all test-gpu-compile setup lint types pytest docs study study-mazes smollm smollm-study clean
 
 train: setup
 	$(BIN)/covrl train --config=mazes:kl_cov --workdir=$(RUN)
@@ -23,6 +23,16 @@ test: lint types pytest
 
 test-all: lint types
 	$(PYTEST)
+
+# Programs compiled for GPUs that are not there, in an environment of their own:
+# the compiler joins every process that can import it.
+test-gpu-compile: $(VENV)-gpu/.ready
+	$(VENV)-gpu/bin/python -m pytest tests/compile/gpu_test.py
+
+$(VENV)-gpu/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-gpu
+	$(VENV)-gpu/bin/python -m pip install --quiet -e '.[dev,gpu-compile]'
+	@touch $@
 
 setup: $(VENV)/.ready
 

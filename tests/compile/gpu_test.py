@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An update compiled by XLA's GPU compiler for GPUs that are not there.
+
+In a process of its own: the compiler's plugin joins every later computation of
+a process that has loaded it.
+"""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from covrl.compile.programs import check_products
+from covrl.parallel import gpus
+from covrl.parallel.gpus import find_gpus
+
+ROOT = pathlib.Path(__file__).parents[2]
+RECIPE = pathlib.Path(__file__).parent / 'recipes' / 'small.py'
+
+
+def missing():
+  """Reason why nothing can be compiled for GPUs here; `None` if it can."""
+  try:
+    gpus.check_compiler(gpus._installed())
+  except ValueError as error:
+    return str(error)
+  return None
+
+
+@pytest.fixture(scope='module')
+def report():
+  reason = missing()
+  if reason:
+    pytest.skip(reason)
+  arguments = [
+    f'--config={RECIPE}',
+    '--topology=h100:4',
+    '--programs=train_step',
+    '--config.mesh.data=1',
+    '--config.mesh.fsdp=4',
+    '--config.mesh.tensor=1',
+    '--json',
+  ]
+  path = os.pathsep.join([str(ROOT / 'tests'), str(ROOT)])
+  done = subprocess.run(
+    [sys.executable, '-m', 'covrl.cli', 'compile', *arguments],
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': path},
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=600,
+  )
+  assert done.returncode == 0, done.stderr
+  return json.loads(done.stdout)['programs']['train_step']
+
+
+def test_gradients_leave_by_reduce_scatter_over_nvlink(report):
+  sent = {}
+  for each in report['collectives']:
+    assert each['network'] == 'nvlink'
+    sent[each['kind']] = sent.get(each['kind'], 0) + each['bytes']
+  assert sent['all-reduce'] < 0.1 * sent['reduce-scatter']
+
+
+def test_attention_is_cudnns_and_products_are_of_bfloat16(report):
+  by_type = {}
+  for each in report['products']:
+    by_type[each['type']] = by_type.get(each['type'], 0) + each['flops']
+  assert by_type['bf16'] > 0.99 * sum(by_type.values())
+  assert 'cuDNN attention' in {each['kernel'] for each in report['products']}
+  assert report['uncounted_kernels'] == []
+
+
+def test_operations_and_memory(report):
+  # A third more for logits that the backward pass computes again, and the layers
+  # that `remat='cheap'` does.
+  assert 1 < report['flops'] / report['model_flops'] < 1.5
+  assert report['fits'] is True
+  # Parameters and two moments, in float32 over four GPUs: donated, so that no
+  # second copy is in memory.
+  state = 3 * 4 * 8_653_312 / 4
+  assert report['hbm']['arguments'] == pytest.approx(state, rel=0.05)
+  assert report['hbm']['outputs'] < 0.01 * state
+  # Less than the logits of a micro-batch of two rows per GPU, in float32.
+  assert report['hbm']['temporaries'] < 0.9 * 2**30
+
+
+def test_products_that_a_gpu_lacks_are_refused():
+  lowered = (
+    '%1 = stablehlo.dot_general %a, %b, contracting_dims = [1] x [0] : '
+    '(tensor<8x8xf8E4M3FN>, tensor<8x8xf8E4M3FN>) -> tensor<8x8xf32>'
+  )
+  with pytest.raises(
+    ValueError, match=re.escape('a100 has none of 8-bit floats, got f8E4M3FN')
+  ):
+    check_products(lowered, find_gpus('a100:8').chip)
+  check_products(lowered.replace('f8E4M3FN', 'bf16'), find_gpus('a100:8').chip)
