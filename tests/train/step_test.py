@@ -175,7 +175,7 @@ def test_the_only_update_of_a_rollout_needs_no_scores(micro_batches):
   expected, metrics = update(
     (8,), 1, scored_batch, state, first=True, chain='few'
   )
-  unknown = np.full_like(batch.old_logprobs, np.nan)
+  unknown = jnp.full_like(batch.old_logprobs, jnp.nan)
   moments = TokenMoments(
     square=unknown, square_log=unknown, square_log_square=unknown
   )
@@ -190,9 +190,7 @@ def test_the_only_update_of_a_rollout_needs_no_scores(micro_batches):
     chain='few',
     has_old=False,
   )
-  for ours, theirs in zip(
-    gradients(updated), gradients(expected), strict=True
-  ):
+  for ours, theirs in zip(gradients(updated), gradients(expected), strict=True):
     np.testing.assert_allclose(
       ours, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max()
     )
