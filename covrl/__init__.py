@@ -28,18 +28,22 @@ if TYPE_CHECKING:
   from covrl.entropy import as_loss as as_loss
   from covrl.entropy import ce_gppo as ce_gppo
   from covrl.entropy import clip_cov as clip_cov
+  from covrl.entropy import decoupled_ppo as decoupled_ppo
   from covrl.entropy import detach_drain as detach_drain
   from covrl.entropy import entrocraft as entrocraft
   from covrl.entropy import entropic as entropic
   from covrl.entropy import entropy_bonus as entropy_bonus
   from covrl.entropy import entropy_change as entropy_change
+  from covrl.entropy import entropy_ratio_clip as entropy_ratio_clip
   from covrl.entropy import entropy_shaped as entropy_shaped
   from covrl.entropy import exact_score as exact_score
   from covrl.entropy import explain as explain
   from covrl.entropy import forking_tokens as forking_tokens
+  from covrl.entropy import icepop as icepop
   from covrl.entropy import jvp_score as jvp_score
   from covrl.entropy import kl_cov as kl_cov
   from covrl.entropy import kl_to_reference as kl_to_reference
+  from covrl.entropy import reject_sequences as reject_sequences
   from covrl.entropy import repo as repo
   from covrl.entropy import sample_weights as sample_weights
   from covrl.entropy import select_random as select_random

@@ -6,7 +6,7 @@ seed differ only by their recipe. Each run is a process on one core; as many run
 at once as there are cores. Finished runs are not repeated.
 
 Writes a table, a figure and a comparison page to `configs/results/`, and the
-table to the README.
+table to `configs/README.md`.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def write_results(runs: pathlib.Path, seeds: list[int]) -> None:
   (results / 'countdown.md').write_text(f'{table}\n')
   (results / 'countdown.svg').write_text(comparison_svg(finished))
   write_comparison(finished, str(results / 'countdown.html'))
-  readme = ROOT / 'README.md'
+  readme = ROOT / 'configs/README.md'
   begin, end = '<!-- study -->\n', '<!-- end of study -->\n'
   text = readme.read_text()
   if begin in text and end in text:
