@@ -112,7 +112,7 @@ def write_results(runs: pathlib.Path, seeds: list[int]) -> None:
       rows.append(row(name, evaluations))
   note = (
     f'{PROBLEMS} held-out mazes; mean over seeds ± half width of the 95 % t interval, and'
-    ' in parentheses each seed. Entropy in nats per token.'
+    ' in parentheses each seed (no interval for less than three). Entropy in nats per token.'
   )
   table = '\n'.join([*rows, '', note, ''])
   (ROOT / 'configs' / 'results' / 'mazes.md').write_text(table)
@@ -164,6 +164,8 @@ def cell(values: np.ndarray, digits: int) -> str:
   if len(values) == 1:
     return each
   mean = student_mean(values)
+  if len(values) == 2:  # Too few for an interval.
+    return f'{mean.value:.{digits}f} ({each})'
   assert mean.low is not None
   half = mean.value - mean.low
   return f'{mean.value:.{digits}f} ± {half:.{digits}f} ({each})'
