@@ -103,7 +103,7 @@ def test_refuses_invalid_references():
     grade_math(r'\boxed{7}', ' ')
   with pytest.raises(ValueError, match='must be a text or a number, got None'):
     grade_math(r'\boxed{7}', nothing)
-  with pytest.raises(ValueError, match="boxed, gsm8k, dapo, got 'box'"):
+  with pytest.raises(ValueError, match="boxed, gsm8k, dapo, number, got 'box'"):
     grade_math(r'\boxed{7}', '7', rule='box')
 
 

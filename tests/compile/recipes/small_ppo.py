@@ -2,15 +2,17 @@
 """The model of `small.py` with a critic beside it."""
 
 import dataclasses
+import pathlib
 
-import small
-
+from covrl import config
 from covrl.train.networks import critic, critic_advantages
+
+SMALL = str(pathlib.Path(__file__).with_name('small.py'))
 
 
 def ppo():
   return dataclasses.replace(
-    small.small(),
+    config.load(SMALL),
     networks=lambda config: {'critic': critic(config)},
     estimator=critic_advantages,
   )
