@@ -32,7 +32,7 @@ def arithmetic() -> Recipe:
   # the equation.
   config.data.template = '<|im_start|>assistant\n{question} ='
   config.arithmetic.max_value = 20
-  # There are but 420 problems of two terms, most of which shall be trained on.
+  # There are but 420 problems of two terms; most of them are for training.
   config.arithmetic.held_out = 256
   config.lora.rank = 16
   config.rollout.prompts_per_iteration = 16
