@@ -10,10 +10,9 @@ those of `countdown.py`.
 
 import dataclasses
 
-import covrl
 from covrl.config import Config, Recipe
 from covrl.models import ModelConfig
-from covrl.recipes import countdown
+from covrl.recipes import countdown, countdown_steps
 from covrl.tasks import maze_task
 
 
@@ -61,12 +60,7 @@ def kl_cov() -> Recipe:
   and pass@8 from 69.5 to 76.7 %; entropy falls from 0.432 to 0.260 nats.
   """
   return dataclasses.replace(
-    grpo_no_clip(),
-    token_tx=lambda config: covrl.kl_cov(
-      fraction=config.entropy.fraction,
-      coefficient=config.entropy.coefficient,
-      selection_source=config.entropy.selection_source,
-    ),
+    grpo_no_clip(), token_tx=countdown_steps.kl_cov().token_tx
   )
 
 

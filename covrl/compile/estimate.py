@@ -27,7 +27,8 @@ from covrl.config import Config, ConfigError, Recipe
 from covrl.models import ModelConfig, Policy
 from covrl.parallel import sharding
 from covrl.parallel.topologies import AnyTopology
-from covrl.train.compiled import Algorithm, CompiledPrograms
+from covrl.train.algorithm import Algorithm
+from covrl.train.compiled import CompiledPrograms
 from covrl.train.networks.init import network_model
 
 # Assumed shares of a chip's peak that good programs reach.

@@ -32,7 +32,8 @@ from covrl.parallel.topologies import AnyTopology
 from covrl.pretrained.known_models import known_model_directory
 from covrl.rollout import SamplingEngine
 from covrl.rollout.sampling import TRUNCATION
-from covrl.train.compiled import Algorithm, CompiledPrograms, without_base
+from covrl.train.algorithm import Algorithm
+from covrl.train.compiled import CompiledPrograms, without_base
 from covrl.train.init import make_policy, make_policy_of_size
 from covrl.train.rollout_batch import abstract_batch
 from covrl.train.rollout_collector import row_width

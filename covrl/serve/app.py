@@ -10,8 +10,7 @@ import ipaddress
 import json
 import time
 import urllib.parse
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from starlette.applications import Starlette
@@ -27,7 +26,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from covrl.data import Tokenizer
-from covrl.serve.choices import Choice
+from covrl.serve.answer import Answer, Updates
 from covrl.serve.fields import (
   DEFAULT_TOKENS,
   Completion,
@@ -51,8 +50,6 @@ _ERROR_TYPES = {
   404: 'not_found_error',
   429: 'rate_limit_error',
 }
-
-_Updates = asyncio.Queue[tuple[int, Delta | Exception]]
 
 
 def make_app(
@@ -151,7 +148,7 @@ class _Server:
       return self._error(
         404, f'model must be {self._model!r}, got {completion.model!r}'
       )
-    updates: _Updates = asyncio.Queue()
+    updates: Updates = asyncio.Queue()
     try:
       submission = self._submit(completion, updates)
     except ValueError as error:
@@ -160,7 +157,7 @@ class _Server:
       return self._error(429, str(error))
     except WorkerStoppedError as error:
       return self._error(503, str(error))
-    answer = _Answer(completion, self._tokenizer, self._model)
+    answer = Answer(completion, self._tokenizer, self._model)
     if completion.stream:
       self._count(200)
       return _EventStream(
@@ -168,7 +165,7 @@ class _Server:
       )
     return await self._whole(request, answer, submission, updates)
 
-  def _submit(self, completion: Completion, updates: _Updates) -> Submission:
+  def _submit(self, completion: Completion, updates: Updates) -> Submission:
     loop = asyncio.get_running_loop()
 
     def on_delta(index: int, delta: Delta | Exception) -> None:
@@ -181,9 +178,9 @@ class _Server:
   async def _whole(
     self,
     request: Request,
-    answer: _Answer,
+    answer: Answer,
     submission: Submission,
-    updates: _Updates,
+    updates: Updates,
   ) -> Response:
     """Waits for all choices, or for the client to disconnect."""
     finished = asyncio.ensure_future(answer.finish(updates))
@@ -204,7 +201,7 @@ class _Server:
     return JSONResponse(answer.body())
 
   async def _events(
-    self, answer: _Answer, updates: _Updates
+    self, answer: Answer, updates: Updates
   ) -> AsyncIterator[str]:
     """Yields server-sent events."""
     while not answer.is_finished:
@@ -274,74 +271,6 @@ class _EventStream(StreamingResponse):
       await super().__call__(scope, receive, send)
     finally:
       self._on_end()
-
-
-class _Answer:
-  """The choices of a completion, and OpenAI's form of them."""
-
-  def __init__(
-    self, completion: Completion, tokenizer: Tokenizer, model: str
-  ) -> None:
-    self.completion = completion
-    self._choices = [
-      Choice(index, tokenizer) for index in range(len(completion.requests))
-    ]
-    self._unfinished = len(self._choices)
-    self._head = {
-      'id': f'cmpl-{uuid.uuid4().hex}',
-      'object': 'text_completion',
-      'created': int(time.time()),
-      'model': model,
-      'seed': completion.seed,
-    }
-
-  @property
-  def is_finished(self) -> bool:
-    """Whether all choices are finished."""
-    return not self._unfinished
-
-  def add(self, index: int, delta: Delta) -> dict[str, Any]:
-    """Adds what is new in a choice; returns it in OpenAI's form."""
-    choice = self._choices[index]
-    choice.add(delta)
-    self._unfinished -= delta.finish_reason is not None
-    return choice.of_delta(delta, logprobs=self.completion.logprobs)
-
-  async def finish(self, updates: _Updates) -> None:
-    """Waits for all choices.
-
-    Raises:
-      WorkerStoppedError: the engine has ended.
-    """
-    while not self.is_finished:
-      index, delta = await updates.get()
-      if isinstance(delta, Exception):
-        raise delta
-      self.add(index, delta)
-
-  def body(self) -> dict[str, Any]:
-    """The whole answer."""
-    logprobs = self.completion.logprobs
-    choices = [choice.whole(logprobs=logprobs) for choice in self._choices]
-    return {**self._head, 'choices': choices, 'usage': self._usage()}
-
-  def chunk(
-    self, choices: Sequence[dict[str, Any]], *, usage: bool = False
-  ) -> dict[str, Any]:
-    """A part of a streamed answer."""
-    chunk: dict[str, Any] = {**self._head, 'choices': choices}
-    if self.completion.include_usage:
-      chunk['usage'] = self._usage() if usage else None
-    return chunk
-
-  def _usage(self) -> dict[str, int]:
-    prompt = self.completion.prompt_tokens
-    sampled = sum(len(choice.tokens) for choice in self._choices)
-    return {
-      'prompt_tokens': prompt,
-      'completion_tokens': sampled,
-      'total_tokens': prompt + sampled,
-    }
 
 
 class _RefusedBodyError(ValueError):

@@ -23,7 +23,8 @@ from covrl.run.checkpoint import Checkpoint
 from covrl.run.consistency import check_problems
 from covrl.tasks.task import Task
 from covrl.tasks.verify import check_references, check_scores
-from covrl.train.compiled import Algorithm, CompiledPrograms
+from covrl.train.algorithm import Algorithm
+from covrl.train.compiled import CompiledPrograms
 from covrl.train.init import make_policy
 from covrl.train.rollout_batch import (
   EVALUATE_STREAM,

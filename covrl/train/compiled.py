@@ -5,38 +5,29 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Key, PyTree
 
-from covrl.config import Config, Recipe
+from covrl.config import Config
 from covrl.data.packing import pack_if_fit, prompt_width
-from covrl.entropy import (
-  Selection,
-  explain,
-  token_covariance,
-)
+from covrl.entropy import Selection
 from covrl.models import Policy
 from covrl.parallel import sharding
+from covrl.train.algorithm import Algorithm
 from covrl.train.forward import (
   PolicyStats,
-  apply_token_weights,
   make_entropy_change,
   make_score_step,
-  mean_entropy,
-  row_context,
 )
-from covrl.train.networks.estimator import Estimator
-from covrl.train.networks.network import Network
+from covrl.train.logged_samples import make_explain_selection
 from covrl.train.networks.programs import Networks
 from covrl.train.rollout_batch import (
-  Advantages,
   RolloutBatch,
   token_advantages,
 )
@@ -45,49 +36,13 @@ from covrl.train.state_sharding import (
   replicated_like,
   shardings,
 )
-from covrl.train.step import Loss, StepSettings, hold, make_train_step
+from covrl.train.step import StepSettings, hold, make_train_step
 from covrl.types import (
   Measurements,
   TokenBatch,
-  TokenContext,
   TokenStats,
   TrainState,
 )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Algorithm:
-  """The functions and gradient transformations of a recipe.
-
-  Attributes:
-    loss: the policy loss.
-    token_tx: the token chain.
-    tx: the parameter chain.
-    advantages: see `covrl.train.rollout_batch.Advantages`.
-    networks: second networks by name.
-    estimator: estimates advantages per token, in place of `advantages`; `None`
-      without one.
-  """
-
-  loss: Loss
-  token_tx: optax.GradientTransformation
-  tx: optax.GradientTransformation
-  advantages: Advantages
-  networks: Mapping[str, Network] = dataclasses.field(default_factory=dict)
-  estimator: Estimator | None = None
-
-  @classmethod
-  def from_recipe(cls, recipe: Recipe) -> Algorithm:
-    """Builds the algorithm of a recipe."""
-    config = recipe.config
-    return cls(
-      loss=recipe.loss(config),
-      token_tx=recipe.token_tx(config),
-      tx=recipe.tx(config),
-      advantages=recipe.advantages(config),
-      networks=recipe.networks(config),
-      estimator=recipe.estimator(config),
-    )
 
 
 def abstract_key() -> Key[Array, '']:
@@ -159,7 +114,7 @@ class CompiledPrograms:
       make_score_step(policy, temperature, score_batches, first_column)
     )
     self._advantages = jax.jit(token_advantages(algorithm.advantages))
-    self._explain_selection = jax.jit(self._explain)
+    self._explain_selection = jax.jit(make_explain_selection(algorithm, config))
     self._entropy_change = jax.jit(
       make_entropy_change(policy, temperature, micro_batches, first_column)
     )
@@ -447,37 +402,3 @@ class CompiledPrograms:
     if not self._config.train.keep_reference:
       return {}
     return {'reference': jax.tree.map(jnp.copy, trainable)}
-
-  def _explain(
-    self,
-    token_state: PyTree,
-    step: Array,
-    rows: TokenBatch,
-    key: Key[Array, ''],
-  ) -> tuple[Selection, Array]:
-    rows = apply_token_weights(
-      rows,
-      self._config.train.weights,
-      self._config.rollout.max_response_length,
-    )
-    stats = TokenStats(logprobs=rows.old_logprobs, entropy=rows.old_entropy)
-    context = row_context(rows, stats, rows.old_moments, jnp.asarray(True))
-    context |= TokenContext(
-      score_weight=rows.advantages,
-      step=step,
-      key=key,
-      entropy=mean_entropy(rows, rows.old_entropy),
-    )
-    covariance = token_covariance(
-      rows.old_logprobs, rows.advantages, rows.loss_mask
-    )
-    signal, _ = jax.grad(self._algorithm.loss, has_aux=True)(stats, **context)
-    selections = explain(
-      self._algorithm.token_tx,
-      stats,
-      signal=signal,
-      token_state=token_state,
-      **context,
-    )
-    empty = Selection.of_mask(jnp.zeros_like(rows.loss_mask))
-    return (selections[0] if selections else empty), covariance

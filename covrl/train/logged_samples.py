@@ -3,13 +3,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
+from covrl.config import Config
 from covrl.data import Tokenizer
-from covrl.types import TokenBatch
+from covrl.entropy import Selection, explain, token_covariance
+from covrl.train.algorithm import Algorithm
+from covrl.train.forward import (
+  apply_token_weights,
+  mean_entropy,
+  row_context,
+)
+from covrl.types import TokenBatch, TokenContext, TokenStats
 
 
 def sample_records(
@@ -69,3 +80,48 @@ def _token(tokenizer: Tokenizer, token: int) -> str:
 
 def _rounded(values: Float[np.ndarray, ' n']) -> list[float]:
   return [round(float(value), 5) for value in values]
+
+
+def make_explain_selection(
+  algorithm: Algorithm, config: Config
+) -> Callable[..., tuple[Selection, Array]]:
+  """Builds the program that shows which tokens an update selects.
+
+  Args:
+    algorithm: the loss and the token chain.
+    config: the run's configuration.
+
+  Returns:
+    `(token_state, step, rows, key) -> (first selection, covariances [B, T])`,
+    of rows with statistics from before the rollout's first update.
+  """
+
+  def explain_selection(
+    token_state: PyTree, step: Array, rows: TokenBatch, key: Key[Array, '']
+  ) -> tuple[Selection, Array]:
+    rows = apply_token_weights(
+      rows, config.train.weights, config.rollout.max_response_length
+    )
+    stats = TokenStats(logprobs=rows.old_logprobs, entropy=rows.old_entropy)
+    context = row_context(rows, stats, rows.old_moments, jnp.asarray(True))
+    context |= TokenContext(
+      score_weight=rows.advantages,
+      step=step,
+      key=key,
+      entropy=mean_entropy(rows, rows.old_entropy),
+    )
+    covariance = token_covariance(
+      rows.old_logprobs, rows.advantages, rows.loss_mask
+    )
+    signal, _ = jax.grad(algorithm.loss, has_aux=True)(stats, **context)
+    selections = explain(
+      algorithm.token_tx,
+      stats,
+      signal=signal,
+      token_state=token_state,
+      **context,
+    )
+    empty = Selection.of_mask(jnp.zeros_like(rows.loss_mask))
+    return (selections[0] if selections else empty), covariance
+
+  return explain_selection

@@ -14,7 +14,8 @@ from covrl.config import ConfigError, check
 from covrl.data.packing import prompt_width
 from covrl.models import Policy, tiny
 from covrl.parallel import sharding
-from covrl.train.compiled import Algorithm, CompiledPrograms
+from covrl.train.algorithm import Algorithm
+from covrl.train.compiled import CompiledPrograms
 
 WIDTH = prompt_width(toy.get_config().rollout.max_prompt_length) + RESPONSE
 
