@@ -106,6 +106,13 @@ def test_penalties_rewards_and_coefficients():
   assert state['kl_coefficient'] == pytest.approx(grown, rel=1e-5)
 
 
+def test_a_penalty_without_a_reference_is_refused():
+  given = inputs()
+  rows = dataclasses.replace(given.rows, ref_logprobs=None)
+  with pytest.raises(ValueError, match='needs rows with ref_logprobs'):
+    estimated(given._replace(rows=rows), kl_coefficient=0.5)
+
+
 def test_length_adaptive_decay_is_the_policys_alone():
   given = inputs()
   mask = given.rows.loss_mask

@@ -99,7 +99,11 @@ def critic_advantages(config: Config, network: str = CRITIC) -> Estimator:
   ) -> tuple[Credit, dict[str, Scalar]]:
     rows, mask = inputs.rows, inputs.rows.loss_mask
     log_ratio = None
-    if has_penalty and rows.ref_logprobs is not None:
+    if has_penalty:
+      if rows.ref_logprobs is None:
+        raise ValueError(
+          'critic.kl_coefficient above 0 needs rows with ref_logprobs, got None'
+        )
       log_ratio = rows.old_logprobs - rows.ref_logprobs
     rewards = token_rewards(
       inputs.rewards,
