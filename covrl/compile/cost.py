@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from covrl.compile.collectives import (
   OPCODES,
@@ -22,8 +24,8 @@ from covrl.compile.gpu_kernels import gpu_kernel, kernel_names
 from covrl.compile.hlo import Computation, Instruction, Module, Shape
 from covrl.compile.kernels import kernel_of
 
-# Trip count assumed for loops whose trip count depends on data. Outside of the
-# sampler these are bisections over the bits of a float.
+# Trip count of loops whose trip count depends on data and that state none in their
+# scope, `about_N_trips`: bisections over the bits of a float.
 SEARCH_TRIPS = 32
 
 _FREE = frozenset(
@@ -76,6 +78,22 @@ _UNCOUNTED = _FREE | {
 }
 
 
+class Scopes(NamedTuple):
+  """JAX scopes that are counted in a way of their own.
+
+  Attributes:
+    unused: options that are off; of conditionals in them, the cheapest branch
+      counts.
+    omitted: parts that do not count.
+  """
+
+  unused: frozenset[str] = frozenset()
+  omitted: frozenset[str] = frozenset()
+
+
+_EVERYTHING = Scopes()
+
+
 @dataclasses.dataclass(kw_only=True)
 class Cost:
   """The cost of a program, or of a part of it, on one chip.
@@ -86,7 +104,8 @@ class Cost:
     host_bytes: traffic to and from host memory.
     collectives: collectives with their numbers of executions.
     unknown: names of kernels of unknown cost.
-    searches: number of loops whose trip count depends on data.
+    searches: number of loops whose trip count depends on data and is stated
+      nowhere.
     products: operations of matrix products on GPUs, by kernel and type of the
       factors.
   """
@@ -119,7 +138,7 @@ def cost_of(
   module: Module,
   computation: Computation | None = None,
   *,
-  unused: frozenset[str] = frozenset(),
+  scopes: Scopes = _EVERYTHING,
 ) -> Cost:
   """Returns the cost of a computation, including all that it calls.
 
@@ -128,24 +147,25 @@ def cost_of(
   Args:
     module: the program.
     computation: a part of the program; the entry computation if absent.
-    unused: JAX scopes of options that are off; of conditionals in them, the
-      cheapest branch counts.
+    scopes: parts that do not count.
   """
   computation = computation or module.entry
   total = Cost()
   for each in computation.instructions.values():
+    if not scopes.omitted.isdisjoint(each.scope.split('/')):
+      continue
     if each.opcode == 'while':
-      _add_loop(total, module, computation, each, unused)
+      _add_loop(total, module, computation, each, scopes)
     elif each.opcode == 'conditional':
       branches = sorted(
-        (cost_of(module, c, unused=unused) for c in module.called(each)),
+        (cost_of(module, c, scopes=scopes) for c in module.called(each)),
         key=lambda cost: (cost.bytes, cost.flops),
       )
-      is_unused = not unused.isdisjoint(each.scope.split('/'))
+      is_unused = not scopes.unused.isdisjoint(each.scope.split('/'))
       total.add(branches[0 if is_unused else -1])
     elif each.opcode == 'call':
       for called in module.called(each):
-        total.add(cost_of(module, called, unused=unused))
+        total.add(cost_of(module, called, scopes=scopes))
     else:
       total.add(_cost_of_one(module, computation, each))
   return total
@@ -156,14 +176,16 @@ def _add_loop(
   module: Module,
   around: Computation,
   loop: Instruction,
-  unused: frozenset[str],
+  scopes: Scopes,
 ) -> None:
   """Adds the cost of all trips of a loop."""
   trips = module.trips(loop, around)
   if trips is None:
-    trips, total.searches = SEARCH_TRIPS, total.searches + 1
+    stated = re.search(r'about_(\d+)_trips/while$', loop.scope)
+    trips = int(stated[1]) if stated else SEARCH_TRIPS
+    total.searches += stated is None
   body = module.computations[loop.attribute('body') or '']
-  total.add(cost_of(module, body, unused=unused), trips)
+  total.add(cost_of(module, body, scopes=scopes), trips)
 
 
 def _cost_of_one(
@@ -304,6 +326,8 @@ def _traffic(
   if each.opcode == 'dynamic-update-slice':
     update = computation.instructions[each.operands[1]].shapes[0]
     moved = [update, update._replace(space=each.shapes[0].space)]
+  elif each.opcode == 'scatter' and module.platform == 'gpu':
+    moved = [*_scattered(computation, each)]
   elif each.opcode in ('dynamic-slice', 'slice', 'gather'):
     source = computation.instructions[each.operands[0]].shapes[0]
     moved = [each.shapes[0], each.shapes[0]._replace(space=source.space)]
@@ -320,6 +344,12 @@ def _traffic(
   hbm = sum(shape.padded_size for shape in moved if shape.space == 'hbm')
   host = sum(shape.padded_size for shape in moved if shape.space == 'host')
   return float(hbm), float(host)
+
+
+def _scattered(computation: Computation, each: Instruction) -> Iterator[Shape]:
+  """Yields what a scatter in place moves: indices, and each update twice."""
+  _, indices, updates = (x.shapes[0] for x in computation.operands(each))
+  yield from (indices, updates, updates)
 
 
 def _read(
@@ -357,6 +387,8 @@ def _read_of(
       parts.append(user.shapes[0])
     elif user.opcode == 'dynamic-update-slice' and first:
       continue  # Updated in place.
+    elif user.opcode == 'scatter' and first and module.platform == 'gpu':
+      continue  # Updated in place, and read where it is.
     elif user.opcode in ('bitcast', 'reshape'):
       found = _read_of(module, computation, user)
       if found is None:
@@ -404,6 +436,10 @@ def _update_of(
   if root.opcode == 'dynamic-update-slice':
     update = computation.instructions[root.operands[1]].shapes[0]
     return update._replace(space=shape.space)
+  if root.opcode == 'scatter' and module.platform == 'gpu':
+    operand, *_, update = computation.operands(root)
+    if operand.opcode == 'parameter':
+      return update.shapes[0]._replace(space=shape.space)
   if root.opcode == 'fusion':
     called = next(module.called(root))
     inner = called.root

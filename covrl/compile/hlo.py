@@ -337,7 +337,7 @@ def _closing(line: str, start: int) -> int:
     depth += 1 if found[0] == '(' else -1
     if depth == 0:
       return found.start()
-  raise ValueError(f'a closed parenthesis is required, got {line[start:]!r}')
+  raise ValueError(f'HLO must close its parentheses, got {line[start:]!r}')
 
 
 def shapes_of(text: str, platform: Platform = 'tpu') -> Iterator[Shape]:

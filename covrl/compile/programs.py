@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from covrl.compile import model_cost
-from covrl.compile.cost import cost_of
+from covrl.compile.cost import Scopes, cost_of
 from covrl.compile.hlo import Instruction, Module, parse
 from covrl.compile.network import Network
 from covrl.compile.report import Memory, Program, Report
@@ -371,7 +371,7 @@ def _program(
   if module is not None and memory is not None:
     memory = memory._replace(unread_state=unread_state)
     body = module.computations[only.attribute('body') or ''] if only else None
-    cost = cost_of(module, body, unused=unused)
+    cost = cost_of(module, body, scopes=Scopes(unused))
   return Program(
     memory=memory,
     needed=compiled.needed + unread_state,
@@ -404,6 +404,7 @@ def _batch(work: _Workload) -> TokenBatch:
     row_width(config),
     reference=config.train.keep_reference,
     credit=work.programs.networks.credit,
+    filtered=work.programs.reads_filtered,
   )
 
 

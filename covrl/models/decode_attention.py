@@ -36,6 +36,9 @@ from covrl.parallel import sharding
 TILE_ROWS = 8
 # Slots of all rows that are read per step, without the kernel.
 BLOCK_SLOTS = 64
+# JAX scope of attention to the responses' own tokens, for `covrl.compile`, which
+# also takes from scopes how often loops run whose trip count depends on data.
+RESPONSES = 'responses'
 
 
 class PromptReads(NamedTuple):
@@ -189,10 +192,13 @@ def _attend_local(
   )
   if layout.kernel:
     state = _attend_prompt_blocks(layout, grouped, state, cached)
-    state = _attend_response_blocks(layout, grouped, state, cached)
   else:
     state = _attend_prompts(layout, grouped, state, cached)
-    state = _attend_responses(layout, grouped, state, cached)
+  with jax.named_scope(RESPONSES):
+    if layout.kernel:
+      state = _attend_response_blocks(layout, grouped, state, cached)
+    else:
+      state = _attend_responses(layout, grouped, state, cached)
   return state.result().astype(queries.dtype).reshape(queries.shape)
 
 
@@ -238,7 +244,9 @@ def _attend_prompts(
     return jax.tree.map(lambda x, new: x.at[tile].set(new), state, part)
 
   state = OnlineSoftmax(*(to_tiles(x) for x in state))
-  state = jax.lax.fori_loop(0, reads.length[0], read, state)
+  # Each prompt once; more often where several tiles continue it.
+  with jax.named_scope(f'about_{min(cache.prompts.keys.shape[1], rows)}_trips'):
+    state = jax.lax.fori_loop(0, reads.length[0], read, state)
   return OnlineSoftmax(*(from_tiles(x) for x in state))
 
 
@@ -282,7 +290,8 @@ def _attend_responses(
     return state.add(scores, at_block(cache.values))
 
   last = (jnp.max(length) + size - 1) // size
-  return jax.lax.fori_loop(0, last, read, state)
+  with jax.named_scope(f'about_{-(-slots // size)}_trips'):
+    return jax.lax.fori_loop(0, last, read, state)
 
 
 def _attend_prompt_blocks(

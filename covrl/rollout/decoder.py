@@ -32,6 +32,7 @@ from covrl.rollout.slots import (
   Requests,
   State,
   enqueue,
+  in_order,
   refill,
   replace_prompts,
   set_rows,
@@ -153,7 +154,7 @@ class SlotDecoder:
 
     unfinished = exists & ~self._ends(step, options)
     unfinished = unfinished.reshape(shards, -1)
-    queue = jnp.argsort(~unfinished, axis=1, stable=True).astype(jnp.int32)
+    queue = in_order(unfinished)
     waiting = jnp.sum(unfinished, axis=1, dtype=jnp.int32)
     prompt = repeat_rows(jnp.arange(count, dtype=jnp.int32), group_size)
     state = State(

@@ -142,7 +142,7 @@ class State(NamedTuple):
 def shrink(state: State, *, slots: int) -> SlotArrays:
   """Keeps `slots` slots of each shard; the others must be idle."""
   live = state.live.reshape(state.shards, -1)
-  kept = jnp.argsort(~live, axis=1, stable=True)[:, :slots]
+  kept = in_order(live)[:, :slots]
   arrays = state.slot_arrays
   return SlotArrays(
     *(take_rows(x, kept, axis=1 if x.ndim > 1 else 0) for x in arrays)
@@ -212,7 +212,7 @@ def cancel(state: State, cancelled: Bool[Array, ' R']) -> State:
   is_cancelled = take(cancelled, queue.reshape(-1), shards).reshape(at.shape)
   is_waiting = jnp.arange(size) < (requests.waiting - state.taken)[:, None]
   kept = is_waiting & ~is_cancelled
-  order = jnp.argsort(~kept, axis=1, stable=True)
+  order = in_order(kept)
   state = state._replace(
     requests=requests._replace(
       queue=jnp.take_along_axis(queue, order, axis=1),
@@ -222,6 +222,26 @@ def cancel(state: State, cancelled: Bool[Array, ' R']) -> State:
     taken=jnp.zeros_like(state.taken),
   )
   return refill(state, ~state.live)
+
+
+def in_order(first: Bool[Array, 'n M']) -> Int[Array, 'n M']:
+  """Indices of each row: those in `first`, then the others, both in order.
+
+  A sum over the row in place of a sort.
+
+  >>> in_order(jnp.array([[False, True, False, True]])).tolist()
+  [[1, 3, 0, 2]]
+  """
+  before = jnp.cumsum(first, axis=1, dtype=jnp.int32)
+  index = jnp.arange(first.shape[1], dtype=jnp.int32)
+  place = jnp.where(first, before - 1, before[:, -1:] + index - before)
+  return jax.vmap(
+    lambda place: (
+      jnp.zeros_like(place)
+      .at[place]
+      .set(index, unique_indices=True, mode='promise_in_bounds')
+    )
+  )(place)
 
 
 def take(

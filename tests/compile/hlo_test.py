@@ -4,7 +4,7 @@
 import pytest
 
 from covrl.compile.collectives import collectives_in, groups_of, results
-from covrl.compile.cost import SEARCH_TRIPS, cost_of
+from covrl.compile.cost import SEARCH_TRIPS, Scopes, cost_of
 from covrl.compile.hlo import Shape, parse, shapes_of
 from covrl.compile.kernels import blocks, kernel_of
 
@@ -110,6 +110,25 @@ def test_loop_of_unknown_length_is_reported():
   )
 
 
+def test_trip_count_that_the_scope_states():
+  """Of the innermost scope, and only of the loop itself."""
+  text = LOOP.replace('LIMIT', '3').replace('direction=LT', 'direction=NE')
+  stated = (
+    '), metadata={op_name="jit(f)/about_7_trips/about_5_trips/while"}, cond'
+  )
+  cost = cost_of(parse(text.replace('), cond', stated)))
+  assert cost.searches == 0
+  assert cost.flops == pytest.approx(5 * 2 * 16 * 256 * 512, rel=1e-3)
+  outside = stated.replace('about_5_trips', 'layers')
+  assert cost_of(parse(text.replace('), cond', outside))).searches == 1
+
+
+def test_omitted_scopes_do_not_count():
+  text = CONDITIONAL.replace('/option/', '/responses/option/')
+  scopes = Scopes(omitted=frozenset(['responses']))
+  assert cost_of(parse(text), scopes=scopes).flops == 0
+
+
 def test_trip_count_of_a_condition_that_is_a_fusion():
   """As on GPUs."""
   text = LOOP.replace('LIMIT', '3').replace(
@@ -151,11 +170,12 @@ ENTRY %main (p: pred[], x: f32[8,128]) -> f32[8,128] {
 def test_of_a_conditional_the_most_expensive_branch_counts():
   module = parse(CONDITIONAL)
   assert cost_of(module).flops == 8 * 128
-  assert cost_of(module, unused=frozenset(['opt'])).flops == 8 * 128
+  assert cost_of(module, scopes=Scopes(frozenset(['opt']))).flops == 8 * 128
 
 
 def test_of_an_unused_option_the_cheapest_branch_counts():
-  cost = cost_of(parse(CONDITIONAL), unused=frozenset(['option']))
+  scopes = Scopes(unused=frozenset(['option']))
+  cost = cost_of(parse(CONDITIONAL), scopes=scopes)
   assert cost.flops == 0
 
 
@@ -402,6 +422,31 @@ def test_visible_blocks_of_a_window():
 def gpu_lines(*instructions):
   body = '\n'.join(f'  {line}' for line in instructions)
   return parse(f'ENTRY %main (x: f32[]) -> f32[] {{\n{body}\n}}', 'gpu')
+
+
+@pytest.mark.parametrize('operand', ['%a', '%z'])
+def test_scatter_in_place_moves_the_updates_only(operand):
+  """On GPUs; unless the fusion makes the array that it writes to."""
+  text = f"""
+%fused (a: f32[1000,64], i: s32[8,1], b: f32[8,64]) -> f32[1000,64] {{
+  %a = f32[1000,64]{{1,0}} parameter(0)
+  %i = s32[8,1]{{1,0}} parameter(1)
+  %b = f32[8,64]{{1,0}} parameter(2)
+  %zero = f32[] constant(0)
+  %z = f32[1000,64]{{1,0}} broadcast(%zero)
+  ROOT %s = f32[1000,64]{{1,0}} scatter({operand}, %i, %b), to_apply=%last
+}}
+
+ENTRY %main (x: f32[1000,64], j: s32[8,1], y: f32[8,64]) -> f32[1000,64] {{
+  %x = f32[1000,64]{{1,0}} parameter(0)
+  %j = s32[8,1]{{1,0}} parameter(1)
+  %y = f32[8,64]{{1,0}} parameter(2)
+  ROOT %f = f32[1000,64]{{1,0}} fusion(%x, %j, %y), kind=kInput, calls=%fused
+}}
+"""
+  updates, whole = 4 * 8 * 64, 4 * 1000 * 64
+  written = updates if operand == '%a' else whole
+  assert cost_of(parse(text, 'gpu')).bytes == 4 * 8 + updates + written
 
 
 @pytest.mark.parametrize(
