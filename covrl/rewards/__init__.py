@@ -60,3 +60,4 @@ from covrl.rewards.sandbox import judge_code as judge_code
 from covrl.rewards.scoring import PendingScores as PendingScores
 from covrl.rewards.scoring import Scores as Scores
 from covrl.rewards.scoring import Scoring as Scoring
+from covrl.rewards.scoring import ScoringCall as ScoringCall

@@ -97,7 +97,7 @@ class RewardPool:
     )
     self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
     self._lock = threading.Lock()
-    self._calls: set[_Call] = set()
+    self._calls: set[PoolCall] = set()
     self._failure = ''
     self._workers = [WorkerProcess(settings) for _ in range(workers)]
     self._threads = [
@@ -150,21 +150,57 @@ class RewardPool:
         'As many references as responses are required, got'
         f' {len(references)} for {len(responses)}.'
       )
-    call = _Call(len(responses))
-    items: dict[tuple[str, str], _Item] = {}
+    call = self.open(len(responses))
     for index, pair in enumerate(zip(responses, references, strict=True)):
-      key = pair[0], json.dumps(pair[1], sort_keys=True)
-      items.setdefault(key, _Item(call, pair)).indices.append(index)
+      self.add(call, index, *pair)
+    return call.future
+
+  def open(self, size: int) -> PoolCall:
+    """Starts a call whose responses are added one by one.
+
+    Args:
+      size: number of responses that will be added.
+
+    Raises:
+      RuntimeError: if the pool is closed or could not start a worker.
+    """
+    call = PoolCall(size)
     call.future.set_running_or_notify_cancel()
-    if not items:
-      call.future.set_result([])
     with self._lock:
       self._check()
-      if items:
+      if size:
         self._calls.add(call)
-    for item in items.values():
+      else:
+        call.future.set_result([])
+    return call
+
+  def add(
+    self, call: PoolCall, index: int, response: str, reference: Any
+  ) -> None:
+    """Starts scoring a response, unless the call has an equal one.
+
+    Args:
+      call: a call of this pool.
+      index: index of the response in the call.
+      response: the policy's response.
+      reference: the scorer's second argument, JSON-serialisable.
+
+    Raises:
+      RuntimeError: if the pool is closed or could not start a worker.
+    """
+    key = response, json.dumps(reference, sort_keys=True)
+    with self._lock:
+      self._check()
+      item = call.items.get(key)
+      is_new = item is None
+      if item is None:
+        item = call.items[key] = _Item(call, (response, reference))
+      item.indices.append(index)
+      done = item.outcome is not None and self._is_done(call, item)
+    if is_new:
       self._queue.put(item)
-    return call.future
+    if done:
+      call.finish()
 
   def close(self) -> None:
     """Kills the workers; responses not scored by now never are."""
@@ -194,15 +230,21 @@ class RewardPool:
       worker.stop()
 
   def _record(self, item: _Item, outcome: Outcome) -> None:
-    call = item.call
     with self._lock:
-      for index in item.indices:
-        call.outcomes[index] = outcome
-      done = len(call.outcomes) == call.size and call in self._calls
-      if done:
-        self._calls.remove(call)
+      item.outcome = outcome
+      done = self._is_done(item.call, item)
     if done:
-      call.future.set_result([call.outcomes[i] for i in range(call.size)])
+      item.call.finish()
+
+  def _is_done(self, call: PoolCall, item: _Item) -> bool:
+    """Records an item's outcome; returns whether it was the call's last."""
+    assert item.outcome is not None
+    for index in item.indices:
+      call.outcomes[index] = item.outcome
+    done = len(call.outcomes) == call.size and call in self._calls
+    if done:
+      self._calls.remove(call)
+    return done
 
   def _fail(self, reason: str) -> None:
     """Fails the pool: pending and future calls raise `reason`."""
@@ -218,21 +260,37 @@ class RewardPool:
 
 
 @dataclasses.dataclass(eq=False)
-class _Call:
-  """One call of `submit`, with the outcomes so far, by index."""
+class PoolCall:
+  """Responses that are scored together, equal ones once.
+
+  Attributes:
+    size: number of responses.
+    outcomes: outcomes so far, by index.
+    items: the distinct pairs of response and reference so far.
+    future: the outcomes of all responses, in order.
+  """
 
   size: int
   outcomes: dict[int, Outcome] = dataclasses.field(default_factory=dict)
+  items: dict[tuple[str, str], _Item] = dataclasses.field(default_factory=dict)
   future: Future[list[Outcome]] = dataclasses.field(default_factory=Future)
+
+  def finish(self) -> None:
+    """Completes the future; all outcomes are known."""
+    self.future.set_result([self.outcomes[i] for i in range(self.size)])
 
 
 @dataclasses.dataclass(eq=False)
 class _Item:
-  """A response and its reference, with the indices of all equal ones of the call."""
+  """A response and its reference, with the indices of all equal ones of the call.
 
-  call: _Call
+  The outcome is `None` until it is known.
+  """
+
+  call: PoolCall
   arguments: tuple[str, Any]
   indices: list[int] = dataclasses.field(default_factory=list)
+  outcome: Outcome | None = None
 
 
 def _outcome(reply: Reply) -> Outcome:

@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -139,6 +139,41 @@ class PendingScores:
     return Scores(self.rewards, outcomes)
 
 
+# `(index, response, reference, length)`: starts scoring one response.
+_AddResponse = Callable[[int, str, Any, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoringCall:
+  """Responses that are scored as they are added.
+
+  Attributes:
+    scores: their pending scores; complete once every response is added.
+    references: the reference of each response.
+    parts: for each reward part, its index of each response that it applies to,
+      and the function that starts scoring one.
+  """
+
+  scores: PendingScores
+  references: Sequence[Any]
+  parts: Sequence[tuple[Mapping[int, int], _AddResponse]]
+
+  def add(self, index: int, response: str, length: int) -> None:
+    """Starts scoring a response.
+
+    Args:
+      index: index of the response in the call; each is added once.
+      response: the policy's response.
+      length: its length in tokens.
+
+    Raises:
+      RuntimeError: if a pool is closed or could not start a worker.
+    """
+    for indices, add in self.parts:
+      if index in indices:
+        add(indices[index], response, self.references[index], length)
+
+
 class Scoring:
   """All rewards of a task, and the worker processes that compute them.
 
@@ -242,8 +277,33 @@ class Scoring:
         f'got {len(references)}, {len(sources)} and {len(lengths)} for'
         f' {len(responses)}.'
       )
-    rewards = [part for part in self.rewards if shaping or not part.shaping]
+    call = self.open(references, sources=sources, shaping=shaping)
+    for index, (response, length) in enumerate(
+      zip(responses, lengths, strict=True)
+    ):
+      call.add(index, response, length)
+    return call.scores
+
+  def open(
+    self,
+    references: Sequence[Any],
+    *,
+    sources: Sequence[str],
+    shaping: bool = True,
+  ) -> ScoringCall:
+    """Starts a call whose responses are added one by one, in any order.
+
+    Args:
+      references: the reference of each response, JSON-serialisable.
+      sources: name of the data source of each.
+      shaping: whether to compute the parts used in training only, too.
+
+    Raises:
+      RuntimeError: if a pool is closed or could not start a worker.
+    """
+    parts: list[tuple[dict[int, int], _AddResponse]] = []
     futures: dict[str, tuple[Sequence[int], Future[list[Outcome]]]] = {}
+    rewards = [part for part in self.rewards if shaping or not part.shaping]
     for part in rewards:
       indices = [
         index
@@ -251,24 +311,51 @@ class Scoring:
         if not part.sources or source in part.sources
       ]
       if isinstance(part, Overlong):
-        done: Future[list[Outcome]] = Future()
-        scores = (part(lengths[index]) for index in indices)
-        done.set_result([Outcome(score, Status.SCORED) for score in scores])
-        futures[part.name] = indices, done
+        add, future = _length_scores(part, len(indices))
       else:
-        futures[part.name] = (
-          indices,
-          self._pools[part.name].submit(
-            [responses[index] for index in indices],
-            [references[index] for index in indices],
-          ),
-        )
-    return PendingScores(tuple(rewards), len(responses), futures)
+        add, future = _pool_scores(self._pools[part.name], len(indices))
+      futures[part.name] = indices, future
+      parts.append(({index: at for at, index in enumerate(indices)}, add))
+    scores = PendingScores(tuple(rewards), len(references), futures)
+    return ScoringCall(scores, tuple(references), parts)
 
   def close(self) -> None:
     """Kills the workers; responses not scored by now never are."""
     for pool in self._pools.values():
       pool.close()
+
+
+def _pool_scores(
+  pool: RewardPool, size: int
+) -> tuple[_AddResponse, Future[list[Outcome]]]:
+  """Opens a call of a pool."""
+  call = pool.open(size)
+
+  def add(index: int, response: str, reference: Any, length: int) -> None:
+    del length
+    pool.add(call, index, response, reference)
+
+  return add, call.future
+
+
+def _length_scores(
+  part: Overlong, size: int
+) -> tuple[_AddResponse, Future[list[Outcome]]]:
+  """Scores that depend on the length, known as soon as it is."""
+  future: Future[list[Outcome]] = Future()
+  found: dict[int, Outcome] = {}
+
+  def finish() -> None:
+    if len(found) == size:
+      future.set_result([found[index] for index in range(size)])
+
+  def add(index: int, response: str, reference: Any, length: int) -> None:
+    del response, reference
+    found[index] = Outcome(part(length), Status.SCORED)
+    finish()
+
+  finish()
+  return add, future
 
 
 def _check(rewards: Sequence[RewardPart], sources: Sequence[str]) -> None:

@@ -24,6 +24,12 @@ from covrl.models.cache import DecodeCache
 from covrl.models.policy import Policy
 from covrl.parallel import distributed, sharding
 from covrl.rollout.decoder import SlotDecoder, check_at_least
+from covrl.rollout.finished import (
+  FinishedResponses,
+  OnResponse,
+  SlotTokens,
+  first_tokens,
+)
 from covrl.rollout.layout import (
   Layout,
   constrain_state,
@@ -53,6 +59,18 @@ class TracedPrograms(NamedTuple):
   start: jax.stages.Traced
   run: jax.stages.Traced
   cache: DecodeCache
+
+
+class Report(NamedTuple):
+  """Results of a program that the host reads.
+
+  Attributes:
+    status: largest numbers of live slots and of waiting requests of a shard.
+    tokens: the new tokens.
+  """
+
+  status: Int[Array, ' 2']
+  tokens: SlotTokens
 
 
 class SamplingEngine:
@@ -118,6 +136,7 @@ class SamplingEngine:
     sequence_ids: Int[HostArray, ' S'],
     sampling: Sampling,
     on_progress: Callable[[int], object] = lambda finished: None,
+    on_response: OnResponse | None = None,
   ) -> Samples:
     """Samples `group_size` responses to each prompt.
 
@@ -133,6 +152,8 @@ class SamplingEngine:
       sampling: temperature and truncation.
       on_progress: called after each segment with the number of responses that
         are finished at least.
+      on_response: called with row and tokens of each response once it is
+        finished, while the device decodes the next segment.
 
     Returns:
       Rows in the order of the prompts, split over the mesh if its size divides
@@ -150,21 +171,32 @@ class SamplingEngine:
         f'got shape {sequence_ids.shape}'
       )
     layout = self._layout(len(prompts), group_size)
+    found = None
+    if on_response is not None:
+      exists = np.asarray(prompt_mask).any(axis=1).repeat(group_size)
+      found = FinishedResponses(
+        exists, self.end_ids, self.max_response_length, layout.shards
+      )
     with self._use_mesh():
-      params, state, status = self._begin(
+      params, state, report = self._begin(
         params, prompts, prompt_mask, key, sequence_ids, sampling, layout
       )
-      slots = layout.slots[0]
-      while True:
-        live, waiting = _read(status)
+      slots, is_finished = layout.slots[0], False
+      while not is_finished:
+        live, waiting = _read(report.status)
         on_progress(count - layout.shards * (live + waiting))
-        if live + waiting == 0:
-          return state.samples
-        needed = min(size for size in layout.slots if size >= live)
-        if waiting == 0 and needed < slots:
-          slots = needed
-          state = state.with_slots(self._shrink(state, layout, slots))
-        state, status = self._run(params, state, layout)
+        tokens, is_finished = report.tokens, live + waiting == 0
+        if not is_finished:
+          needed = min(size for size in layout.slots if size >= live)
+          if waiting == 0 and needed < slots:
+            slots = needed
+            state = state.with_slots(self._shrink(state, layout, slots))
+          state, report = self._run(params, state, layout)
+        # The device decodes the next segment meanwhile.
+        if found is not None and on_response is not None:
+          for row, response in found.add(tokens):
+            on_response(row, response)
+      return state.samples
 
   def warm_up(
     self, params: PyTree, shape: tuple[int, int], *, group_size: int
@@ -256,10 +288,10 @@ class SamplingEngine:
     sequence_ids: Int[HostArray, ' S'],
     sampling: Sampling,
     layout: Layout,
-  ) -> tuple[PyTree, State, Int[Array, ' 2']]:
+  ) -> tuple[PyTree, State, Report]:
     """Places the arguments of `sample` and runs the first program."""
     params = self._placed(params)
-    state, status = self._start(
+    state, report = self._start(
       params,
       self._put(np.repeat(prompts, layout.copies, axis=0)),
       self._put(np.repeat(prompt_mask, layout.copies, axis=0)),
@@ -268,44 +300,48 @@ class SamplingEngine:
       sampling,
       layout=layout,
     )
-    return params, state, status
+    return params, state, report
 
   def _start_state(
     self, *arguments: Any, layout: Layout
-  ) -> tuple[State, Int[Array, ' 2']]:
+  ) -> tuple[State, Report]:
     """The program before the first segment."""
     state = self._decoder.start(
       *arguments, shards=layout.shards, slots=layout.slots[0]
     )
-    return self._constrained(state, layout)
+    return self._constrained(state, layout, first_tokens(state))
 
   def _run_segment(
     self, params: PyTree, state: State, layout: Layout
-  ) -> tuple[State, Int[Array, ' 2']]:
+  ) -> tuple[State, Report]:
     """The program of one segment."""
     # The steps do not read the responses but for first tokens.
     samples = state.samples
     state, steps = self._decoder.run(params, state, steps=self.segment)
     state = state._replace(samples=record(samples, steps, state.shards))
-    return self._constrained(state, layout)
+    tokens = SlotTokens(steps.request, steps.position, steps.token)
+    return self._constrained(state, layout, tokens)
 
   def _shrink_slots(
     self, state: State, layout: Layout, slots: int
   ) -> SlotArrays:
     """The program that reduces the number of slots."""
     arrays = shrink(state, slots=slots)
-    shrunk, _ = self._constrained(state.with_slots(arrays), layout)
+    shrunk = self._constrain(state.with_slots(arrays), layout)
     return shrunk.slot_arrays
 
   def _constrained(
-    self, state: State, layout: Layout
-  ) -> tuple[State, Int[Array, ' 2']]:
-    """The state with its shardings, and its status on every device."""
-    status = state.status()
+    self, state: State, layout: Layout, tokens: SlotTokens
+  ) -> tuple[State, Report]:
+    """The state with its shardings, and the report on every device."""
+    report = Report(state.status(), tokens)
     if self.mesh is None:
-      return state, status
-    state = constrain_state(self.mesh, state, layout.shards)
-    return state, jax.lax.with_sharding_constraint(status, P())
+      return state, report
+    state = self._constrain(state, layout)
+    return state, jax.lax.with_sharding_constraint(report, P())
+
+  def _constrain(self, state: State, layout: Layout) -> State:
+    return constrain_state(self.mesh, state, layout.shards)
 
   def _layout(self, count: int, group_size: int) -> Layout:
     """Division of the requests of `count` prompts over the mesh."""

@@ -9,12 +9,12 @@ scoring failed is masked out of the loss; it does not get a reward of 0.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
-import jax
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from covrl.data import PromptBatch, Tokenizer
+from covrl.data import Problem, PromptBatch, Tokenizer
 from covrl.parallel import distributed
 from covrl.rewards import TOTAL, PendingScores, Scoring
 from covrl.rewards.outcome import MAX_SCORE
@@ -131,6 +131,11 @@ def collect(
   )
   count = len(tokens) * group_size
   ids = (first_sequence + np.arange(count)).astype(np.int32)
+  own = distributed.process_slice(count)
+  problems = [
+    problem for problem in prompts.problems for _ in range(group_size)
+  ]
+  responses = ResponseScoring(tokenizer, scoring, problems, own.start)
   samples: Samples = distributed.run_on_devices(
     engine.sample,
     params,
@@ -140,12 +145,8 @@ def collect(
     key=key,
     sequence_ids=ids,
     sampling=sampling,
+    on_response=responses.add,
   )
-  own = distributed.process_slice(count)
-  responses = decode(tokenizer, jax.tree.map(lambda rows: rows[own], samples))
-  problems = [
-    problem for problem in prompts.problems for _ in range(group_size)
-  ]
   rows = to_rollout_rows(tokens, mask, samples, group_size)
   rows |= {
     'sequence_ids': ids,
@@ -155,14 +156,56 @@ def collect(
   }
   return PendingRollouts(
     rollouts=Rollouts(**rows, rewards={}),
-    responses=responses,
-    scores=scoring.submit(
-      responses,
+    responses=tuple(responses.texts),
+    scores=responses.scores,
+  )
+
+
+class ResponseScoring:
+  """Decodes and submits responses as they end, while others are sampled.
+
+  Attributes:
+    texts: the responses of this process, decoded without special tokens.
+  """
+
+  def __init__(
+    self,
+    tokenizer: Tokenizer,
+    scoring: Scoring,
+    problems: Sequence[Problem],
+    first: int,
+  ) -> None:
+    """Opens a call of the scoring.
+
+    Args:
+      tokenizer: decodes the responses.
+      scoring: reward functions and their worker pool.
+      problems: the problem of each response of this process.
+      first: row of the first of them among those of all processes.
+    """
+    self._tokenizer, self._first = tokenizer, first
+    self.texts = [''] * len(problems)
+    self._call = scoring.open(
       [problem.reference for problem in problems],
       sources=[problem.source for problem in problems],
-      lengths=samples.response_mask[own].sum(axis=1).tolist(),
-    ),
-  )
+    )
+
+  @property
+  def scores(self) -> PendingScores:
+    """The scores; complete once all responses are added."""
+    return self._call.scores
+
+  def add(self, row: int, tokens: list[int]) -> None:
+    """Decodes and submits a response, unless it is another process's.
+
+    Args:
+      row: row of the response among those of all processes.
+      tokens: token ids, with the end-of-sequence token.
+    """
+    index = row - self._first
+    if 0 <= index < len(self.texts):
+      self.texts[index] = self._tokenizer.decode(tokens)
+      self._call.add(index, self.texts[index], len(tokens))
 
 
 def decode(tokenizer: Tokenizer, samples: Samples) -> tuple[str, ...]:

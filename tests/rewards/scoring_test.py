@@ -233,3 +233,33 @@ def test_refuses_arguments_of_different_lengths():
     pytest.raises(ValueError, match='got 1, 2 and 2 for 2'),
   ):
     scoring.submit(rows, ['1'], sources=['s', 's'], lengths=[1, 1])
+
+
+def test_responses_are_scored_as_they_are_added():
+  """In any order, equal ones once, and not before all are known."""
+  parts = [
+    Reward(name='length', score=scorers.length, sources=('a',)),
+    Overlong(max_length=10, buffer=5),
+    Reward(name='other', score=scorers.length, sources=('b',)),
+  ]
+  rows = [
+    ('xy', 'ab', 'a', 2),
+    ('', 'ab', 'b', 9),
+    ('xy', 'ab', 'a', 2),
+    ('z', 'ab', 'a', 10),
+  ]
+  responses, references, sources, lengths = zip(*rows, strict=True)
+  with Scoring(parts, sources=('a', 'b'), workers=1, timeout=60.0) as scoring:
+    call = scoring.open(references, sources=sources)
+    for index in (3, 0, 1):
+      call.add(index, responses[index], lengths[index])
+      assert not call.scores.is_done
+    pool = call.scores.futures['length'][1]
+    call.add(2, responses[2], lengths[2])
+    added = call.scores.result()
+    assert pool.done()
+    whole = scoring.submit(
+      responses, references, sources=sources, lengths=lengths
+    ).result()
+  assert added == whole
+  assert added.totals()[0] == added.totals()[2]

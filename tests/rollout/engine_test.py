@@ -46,6 +46,7 @@ def sample(
   rows: list[int] | slice = ALL,
   ids=None,
   params=PARAMS,
+  on_response=None,
   **make,
 ):
   prompts, mask = make_prompts()
@@ -59,6 +60,7 @@ def sample(
     key=KEY,
     sequence_ids=ids,
     sampling=Sampling.make(**make),
+    on_response=on_response,
   )
 
 
@@ -231,8 +233,54 @@ def test_number_of_slots_is_reduced_when_slots_are_idle(monkeypatch):
 
 def test_slots_are_refilled_within_shards_of_a_mesh():
   engine = make_engine(make_mesh((4,), jax.devices()[:4]), slots=8, segment=3)
-  params = params_on(engine.mesh)
-  assert_same(host(sample(engine, params=params)), host(sample()), atol=1e-5)
+  params, found = params_on(engine.mesh), Responses()
+  samples = host(sample(engine, params=params, on_response=found))
+  assert_same(samples, host(sample()), atol=1e-5)
+  found.assert_are(samples)
+
+
+class Responses(dict):
+  """Receives finished responses, each once."""
+
+  def __call__(self, row, tokens):
+    assert row not in self
+    self[row] = tokens
+
+  def assert_are(self, samples):
+    mask = samples.response_mask
+    rows = np.flatnonzero(mask.any(axis=1)).tolist()
+    assert self == {
+      row: samples.response_tokens[row][mask[row]].tolist() for row in rows
+    }
+
+
+def test_finished_responses_are_handed_over_while_others_are_sampled():
+  engine, seen = make_engine(slots=8, segment=2), []
+  run = engine._run
+
+  def counted(*arguments):
+    seen.append(len(found))
+    return run(*arguments)
+
+  engine._run = counted
+  found = Responses()
+  prompts, mask = make_prompts()
+  mask[3] = False
+  samples = engine.sample(
+    PARAMS,
+    prompts,
+    mask,
+    group_size=GROUP,
+    key=KEY,
+    sequence_ids=IDS,
+    sampling=Sampling.make(),
+    on_response=found,
+  )
+  found.assert_are(host(samples))
+  assert len(found) == (PROMPTS - 1) * GROUP
+  # Those that the first token ends come after the second call has begun.
+  assert seen[0] == 0
+  assert 0 < seen[1] < seen[-1] < len(found)
 
 
 @pytest.mark.slow

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finished responses, found on the host while the device decodes others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from covrl.rollout.slots import State
+
+# Receives row and tokens of a finished response.
+OnResponse = Callable[[int, list[int]], object]
+
+
+class SlotTokens(NamedTuple):
+  """New tokens of one call of a program, by step and slot.
+
+  Attributes:
+    request: the slot's request within its shard; out of range if it has none.
+    position: index of the token in the response.
+    token: the token.
+  """
+
+  request: Int[Array, 'N S']
+  position: Int[Array, 'N S']
+  token: Int[Array, 'N S']
+
+
+def first_tokens(state: State) -> SlotTokens:
+  """The first tokens of all requests, as those of a step with a slot each."""
+  token = state.samples.response_tokens[:, :1].T
+  own = jnp.arange(token.size, dtype=jnp.int32) % (token.size // state.shards)
+  return SlotTokens(own[None], jnp.zeros_like(token), token)
+
+
+class FinishedResponses:
+  """Joins the tokens of each request until its response is finished.
+
+  Args:
+    exists: whether each row has a request; others have no tokens.
+    end_ids: tokens that end a response.
+    max_length: maximum number of tokens of a response.
+    shards: number of equal parts of rows and slots.
+  """
+
+  def __init__(
+    self,
+    exists: Bool[np.ndarray, ' R'],
+    end_ids: Sequence[int],
+    max_length: int,
+    shards: int,
+  ) -> None:
+    self._exists, self._end_ids, self._shards = exists, list(end_ids), shards
+    self._tokens = np.zeros((len(exists), max_length), np.int32)
+
+  def add(self, new: SlotTokens) -> Iterator[tuple[int, list[int]]]:
+    """Adds new tokens; yields rows and tokens of responses that they end."""
+    new = jax.device_get(new)
+    count, max_length = self._tokens.shape
+    own, slots = count // self._shards, new.token.shape[1]
+    shard = np.arange(slots) // (slots // self._shards)
+    row = np.minimum(new.request, own - 1) + shard * own
+    has_token = (new.request < own) & self._exists[row]
+    self._tokens[row[has_token], new.position[has_token]] = new.token[has_token]
+    is_end = np.isin(new.token, self._end_ids)
+    ended = has_token & (is_end | (new.position + 1 == max_length))
+    for at in zip(*np.nonzero(ended), strict=True):
+      tokens = self._tokens[row[at], : new.position[at] + 1]
+      yield int(row[at]), tokens.tolist()
