@@ -10,6 +10,7 @@ from covrl.objectives import divergence_gradient as divergence_gradient
 from covrl.objectives import dppo as dppo
 from covrl.objectives import geo_mean as geo_mean
 from covrl.objectives import gspo as gspo
+from covrl.objectives import outcome_cross_entropy as outcome_cross_entropy
 from covrl.objectives import policy_gradient as policy_gradient
 from covrl.objectives import sapo as sapo
 from covrl.objectives import token_weights as token_weights

@@ -4,8 +4,9 @@
 `advantages` (per response), `returns` and `gae` (per token) turn rewards into
 advantages, `token_rewards` places rewards and penalties on tokens, `weights`
 turns masks into token weights, and `losses` and `sequence_losses` combine both
-with the policy's statistics. `value_losses` train a critic. All are independent
-of networks and of the batch's layout.
+with the policy's statistics. `value_losses` train a critic, `process_rewards`
+and `outcome_scores` are those of a process reward model. All are independent of
+networks and of the batch's layout.
 """
 
 from covrl.objectives.advantages import group_relative as group_relative
@@ -29,6 +30,24 @@ from covrl.objectives.losses import clipped_surrogate as clipped_surrogate
 from covrl.objectives.losses import dppo as dppo
 from covrl.objectives.losses import policy_gradient as policy_gradient
 from covrl.objectives.losses import sapo as sapo
+from covrl.objectives.outcome_scores import OutcomeAux as OutcomeAux
+from covrl.objectives.outcome_scores import (
+  calibration_error as calibration_error,
+)
+from covrl.objectives.outcome_scores import (
+  outcome_cross_entropy as outcome_cross_entropy,
+)
+from covrl.objectives.outcome_scores import pair_accuracy as pair_accuracy
+from covrl.objectives.process_rewards import PrimeForm as PrimeForm
+from covrl.objectives.process_rewards import (
+  ProcessAdvantages as ProcessAdvantages,
+)
+from covrl.objectives.process_rewards import (
+  implicit_rewards as implicit_rewards,
+)
+from covrl.objectives.process_rewards import (
+  process_advantages as process_advantages,
+)
 from covrl.objectives.returns import discounted_returns as discounted_returns
 from covrl.objectives.returns import reinforce_plus_plus as reinforce_plus_plus
 from covrl.objectives.returns import (

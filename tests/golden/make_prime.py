@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes prime.npz: advantages and losses of PRIME, by loops over numbers.
+
+  python tests/golden/make_prime.py
+
+Written from the published formulas with NumPy in float64, one response and one
+token after the other, and without code of covrl. Entries are named
+`in/NAME` and `out/FORM/NORMALISED/NAME`.
+"""
+
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+
+GROUPS, SIZE, WIDTH = 3, 4, 9
+BETA, PROCESS, OUTCOME = 0.05, 5.0, 5.0
+
+
+def main() -> None:
+  """Writes the file."""
+  rng = np.random.default_rng(9)
+  count = GROUPS * SIZE
+  logprobs = -rng.exponential(1.0, (count, WIDTH))
+  reference = -rng.exponential(1.0, (count, WIDTH))
+  starts = rng.integers(0, 3, count)
+  ends = starts + rng.integers(1, WIDTH - 2, count)
+  outcomes = (rng.random(count) < 0.5).astype(float)
+  groups = rng.permutation(np.repeat(np.arange(GROUPS), SIZE))
+  outcomes[groups == 1] = 1.0
+  columns = np.arange(WIDTH)
+  mask = (columns >= starts[:, None]) & (columns < ends[:, None])
+  mask[0, starts[0] + 1] = ends[0] - starts[0] <= 2  # a tool's token
+  saved: dict[str, Any] = {
+    'in/logprobs': logprobs,
+    'in/ref_logprobs': reference,
+    'in/mask': mask,
+    'in/outcomes': outcomes,
+    'in/group_ids': groups,
+  }
+  responses = [[int(t) for t in np.flatnonzero(row)] for row in mask]
+  gaps = [
+    [float(logprobs[i, t] - reference[i, t]) for t in tokens]
+    for i, tokens in enumerate(responses)
+  ]
+  for form in ('paper', 'code'):
+    for normalised in (False, True):
+      found = advantages(gaps, outcomes, groups, form, normalised)
+      for name, lists in (
+        ('advantages', found),
+        ('standardised', standardised(found)),
+      ):
+        full = np.zeros((count, WIDTH))
+        for i, tokens in enumerate(responses):
+          full[i, tokens] = lists[i]
+        saved[f'out/{form}/{normalised}/{name}'] = full
+  saved['out/loss'] = np.array(cross_entropy(gaps, outcomes))
+  saved['out/pair_accuracy'] = np.array(ordered_pairs(gaps, outcomes, groups))
+  file: Any = pathlib.Path(__file__).parent / 'prime.npz'
+  np.savez_compressed(file, **saved)
+
+
+def advantages(gaps, outcomes, groups, form, normalised):
+  """Advantages of all tokens, as lists."""
+  rewards = [[BETA * gap for gap in each] for each in gaps]
+  if form == 'code':
+    for each in rewards:
+      each[-1] = 0.0
+  if normalised:
+    largest = max(
+      abs(sum(each[t:])) for each in rewards for t in range(len(each))
+    )
+    rewards = [[r / (largest + 1e-6) for r in each] for each in rewards]
+  means = [sum(each) / len(each) for each in rewards]
+  result = []
+  for i, each in enumerate(rewards):
+    members = [j for j in range(len(rewards)) if groups[j] == groups[i]]
+    others = [j for j in members if j != i]
+    n = len(members)
+    if form == 'paper':
+      baseline = sum(means[j] for j in others) / (n - 1)
+      process = [r - baseline for r in each]
+    else:
+      total = sum(means[j] for j in members)
+      process = [r * n / (n - 1) - total / (n - 1) for r in each]
+    outcome = outcomes[i] - sum(outcomes[j] for j in others) / (n - 1)
+    tokens = []
+    for t in range(len(each)):
+      to_go = sum(PROCESS * r for r in process[t:])
+      tokens.append(to_go + OUTCOME * outcome)
+    result.append(tokens)
+  return result
+
+
+def standardised(lists):
+  """Values minus their mean, over their unbiased standard deviation."""
+  values = [x for each in lists for x in each]
+  mean = sum(values) / len(values)
+  variance = sum((x - mean) ** 2 for x in values) / (len(values) - 1)
+  return [
+    [(x - mean) / math.sqrt(variance + 1e-8) for x in each] for each in lists
+  ]
+
+
+def cross_entropy(gaps, outcomes):
+  """Mean cross-entropy of the outcomes, in nats."""
+  losses = []
+  for each, outcome in zip(gaps, outcomes, strict=True):
+    probability = 1 / (1 + math.exp(-BETA * sum(each)))
+    losses.append(-math.log(probability if outcome else 1 - probability))
+  return sum(losses) / len(losses)
+
+
+def ordered_pairs(gaps, outcomes, groups):
+  """Share of pairs of a right and a wrong response that Σ gaps orders."""
+  marks = [
+    sum(gaps[i]) > sum(gaps[j])
+    for i in range(len(gaps))
+    for j in range(len(gaps))
+    if groups[i] == groups[j] and outcomes[i] > outcomes[j]
+  ]
+  return sum(marks) / len(marks)
+
+
+if __name__ == '__main__':
+  main()

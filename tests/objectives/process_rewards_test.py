@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Process rewards against formulas worked here and an independent script."""
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from covrl.objectives import (
+  calibration_error,
+  implicit_rewards,
+  outcome_cross_entropy,
+  pair_accuracy,
+  process_advantages,
+)
+
+ROWS, WIDTH = 12, 9
+GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'prime.npz'
+
+
+@pytest.fixture(scope='module', name='golden')
+def load_golden():
+  with np.load(GOLDEN) as file:
+    return dict(file)
+
+
+@jax.jit
+def _all_forms(process, outcomes, ids, mask, **numbers):
+  """Advantages by form, normalisation and standardisation: compiled once."""
+  return {
+    (form, normalise, standardise): process_advantages(
+      process,
+      outcomes,
+      ids,
+      mask,
+      form=form,
+      normalise=normalise,
+      standardise=standardise,
+      **numbers,
+    )
+    for form in ('paper', 'code')
+    for normalise in (False, True)
+    for standardise in (False, True)
+  }
+
+
+def advantages(
+  process,
+  outcomes,
+  ids,
+  mask,
+  form,
+  *,
+  normalise=True,
+  standardise=True,
+  **more,
+):
+  """Advantages and scale of a few responses, padded with empty ones."""
+  process, mask = np.asarray(process, np.float32), np.asarray(mask)
+  count, width = mask.shape
+  fill = (0, ROWS - count)
+  numbers = {
+    'process_coefficient': 1.0,
+    'outcome_coefficient': 1.0,
+    'discount': 1.0,
+  }
+  found = _all_forms(
+    np.pad(process, (fill, (0, WIDTH - width))),
+    np.pad(np.asarray(outcomes, np.float32), fill),
+    np.r_[np.asarray(ids), -1 - np.arange(ROWS - count)].astype(np.int32),
+    np.pad(mask, (fill, (0, WIDTH - width))),
+    **numbers | more,
+  )
+  both = jax.device_get(found[form, normalise, standardise])
+  return both.advantages[:count, :width], both.scale
+
+
+def given(golden, name):
+  x = golden[f'in/{name}']
+  return jnp.asarray(np.float32(x) if x.dtype == np.float64 else x)
+
+
+@pytest.mark.parametrize('form', ['paper', 'code'])
+@pytest.mark.parametrize('normalise', [False, True])
+def test_advantages_equal_those_of_the_independent_script(
+  golden, form, normalise
+):
+  mask = given(golden, 'mask')
+  # Entries off the mask are never read.
+  spoilt = np.where(mask, given(golden, 'logprobs'), np.nan)
+  process = implicit_rewards(
+    jnp.asarray(spoilt), given(golden, 'ref_logprobs'), mask
+  )
+  for name, standardise in (('advantages', False), ('standardised', True)):
+    found, _ = advantages(
+      process,
+      given(golden, 'outcomes'),
+      given(golden, 'group_ids'),
+      mask,
+      form,
+      normalise=normalise,
+      standardise=standardise,
+      process_coefficient=5.0,
+      outcome_coefficient=5.0,
+    )
+    wanted = golden[f'out/{form}/{normalise}/{name}']
+    np.testing.assert_allclose(found, wanted, atol=3e-5)
+
+
+def plain(process, outcomes, ids, mask, form, **more):
+  """Advantages that are neither normalised nor standardised, as lists."""
+  found, _ = advantages(
+    process,
+    outcomes,
+    ids,
+    mask,
+    form,
+    normalise=False,
+    standardise=False,
+    **more,
+  )
+  return found.tolist()
+
+
+def test_both_forms_worked_by_hand():
+  # Two responses to a prompt, of two tokens and one; the second is right.
+  given = [[1.0, 3.0], [4.0, 9.0]], [0, 1], [5, 5], [[True] * 2, [True, False]]
+  # Means 2 and 4; baselines 4 and 2; outcomes −1 and 1.
+  assert plain(*given, 'paper') == [[-3 - 1 - 1, -1 - 1], [2 + 1, 0]]
+  assert plain(*given, 'paper', discount=0.5) == [[-4.5, -2], [3, 0]]
+  assert plain(*given, 'paper', outcome_coefficient=0.0) == [[-4, -1], [2, 0]]
+  # Without the last tokens: rewards (1, 0) and (0), means ½ and 0, and
+  # 2 r − ½ each: (1½, −½) and (−½); outcomes at the last token.
+  assert plain(*given, 'code') == [[1.5 - 0.5 - 1, -0.5 - 1], [-0.5 + 1, 0]]
+  assert plain(*given, 'code', process_coefficient=2.0) == [
+    [3 - 1 - 1, -1 - 1],
+    [-1 + 1, 0],
+  ]
+
+
+def test_forms_differ_by_a_multiple_of_the_deviation_from_the_mean():
+  process = np.random.default_rng(0).normal(size=(8, 6))
+  process[:, -1] = 0  # the process reward that one of them drops
+  given = process, np.zeros(8), np.arange(8) // 4, np.ones((8, 6), bool)
+  difference = np.subtract(plain(*given, 'code'), plain(*given, 'paper'))
+  deviation = process - process.mean(axis=1, keepdims=True)
+  to_go = np.cumsum(deviation[:, ::-1], axis=1)[:, ::-1]
+  np.testing.assert_allclose(difference, to_go / 3, atol=1e-5)
+
+
+def test_the_scale_is_that_of_the_whole_batch():
+  # Each response is alone in its group, with baselines of 0.
+  found, scale = advantages(
+    [[0.5, -2.0], [0.25, 0.25], [1.0, 0.0]],
+    np.zeros(3),
+    np.arange(3),
+    np.ones((3, 2), bool),
+    'paper',
+    standardise=False,
+  )
+  assert scale == 2
+  to_go = np.array([[-1.5, -2.0], [0.5, 0.25], [1.0, 0.0]])
+  np.testing.assert_allclose(found, to_go / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize('form', ['paper', 'code'])
+def test_order_of_responses_does_not_matter(golden, form):
+  mask = np.asarray(given(golden, 'mask'))
+  process = np.where(mask, golden['in/logprobs'] - golden['in/ref_logprobs'], 0)
+  outcomes, ids = golden['in/outcomes'], golden['in/group_ids']
+  order = np.random.default_rng(1).permutation(len(mask))
+  first, scale = advantages(process, outcomes, ids, mask, form)
+  moved, other = advantages(
+    process[order], outcomes[order], ids[order], mask[order], form
+  )
+  assert scale == other
+  np.testing.assert_allclose(moved, first[order], atol=2e-6)
+
+
+@pytest.mark.parametrize('form', ['paper', 'code'])
+def test_equal_outcomes_leave_the_process_rewards(form):
+  process = [[1.0, 2.0, 0.0], [3.0, 4.0, 0.0]]
+  mask, ids = np.ones((2, 3), bool), np.zeros(2)
+  some, none = (
+    advantages(process, np.full(2, outcome), ids, mask, form)[0]
+    for outcome in (1.0, 0.0)
+  )
+  assert np.abs(some).min() > 0
+  np.testing.assert_array_equal(some, none)
+  # Equal outcomes and equal process rewards: exactly nothing.
+  equal, scale = advantages(np.zeros((2, 3)), np.ones(2), ids, mask, form)
+  assert not equal.any()
+  assert scale == 0
+
+
+@pytest.mark.parametrize('form', ['paper', 'code'])
+def test_a_response_alone_in_its_group_keeps_its_rewards(form):
+  given = [[1.0, 2.0, 5.0]], [1.0], [3], np.ones((1, 3), bool)
+  to_go = {'paper': [8, 7, 5], 'code': [3, 2, 0]}[form]
+  assert plain(*given, form) == [[x + 1 for x in to_go]]
+
+
+def test_numbers_that_are_not_finite_are_never_a_zero():
+  mask, ids = np.ones((3, 2), bool), [0, 0, 1]
+  for bad in (np.nan, np.inf, -np.inf):
+    process = [[1.0, bad], [3.0, 4.0], [1.0, 1.0]]
+    found, scale = advantages(process, np.ones(3), ids, mask, 'paper')
+    assert np.isnan(found).all()
+    assert np.isnan(scale)
+  outcomes, ones = [1.0, np.nan, 1.0], np.ones((3, 2))
+  found, _ = advantages(ones, outcomes, ids, mask, 'code', standardise=False)
+  assert np.isnan(found[:2]).all()
+  assert np.isfinite(found[2]).all()
+  # A response without tokens has no outcome.
+  empty = mask.copy()
+  empty[1] = False
+  found, _ = advantages(ones, outcomes, ids, empty, 'code')
+  assert np.isfinite(found).all()
+  assert not found[1].any()
+  found, scale = advantages(ones, outcomes, ids, np.zeros_like(mask), 'code')
+  assert not found.any()
+  assert scale == 0
+
+
+def test_loss_and_gradient(golden):
+  mask = golden['in/mask']
+  lengths = mask.sum(axis=1, keepdims=True)
+  options = {
+    'ref_logprobs': np.float32(golden['in/ref_logprobs']),
+    'labels': np.repeat(np.float32(golden['in/outcomes'])[:, None], WIDTH, 1),
+    'mask': mask,
+    'weights': np.float32(mask / (lengths * len(mask))),
+  }
+  logprobs = np.float32(golden['in/logprobs'])
+  run = jax.jit(jax.value_and_grad(outcome_cross_entropy, has_aux=True))
+  (value, aux), gradient = run(np.where(mask, logprobs, np.nan), **options)
+  np.testing.assert_allclose(value, golden['out/loss'], rtol=1e-5)
+  gap = np.where(mask, logprobs - options['ref_logprobs'], 0)
+  scores = 0.05 * gap.sum(axis=1, keepdims=True)
+  np.testing.assert_allclose(
+    aux.scores, np.broadcast_to(scores, gap.shape), atol=1e-6
+  )
+  slope = 0.05 * (1 / (1 + np.exp(-scores)) - options['labels']) / len(mask)
+  np.testing.assert_allclose(
+    gradient, np.where(mask, slope, 0), rtol=1e-4, atol=1e-8
+  )
+  packed = {name: x.reshape(6, -1) for name, x in options.items()}
+  ids = np.tile(np.repeat(np.array([1, 2], np.int32), WIDTH), (6, 1))
+  (other, _), _ = run(logprobs.reshape(6, -1), segment_ids=ids, **packed)
+  np.testing.assert_allclose(other, value, rtol=1e-6)
+
+
+def test_pair_accuracy(golden):
+  run = jax.jit(pair_accuracy)
+  ids = golden['in/group_ids'].astype(np.int32)
+  labels = golden['in/outcomes'] > 0.5
+  gap = golden['in/logprobs'] - golden['in/ref_logprobs']
+  scores = np.float32(np.where(golden['in/mask'], gap, 0).sum(axis=1))
+  found = run(scores, labels, ids)
+  assert found == pytest.approx(golden['out/pair_accuracy'], rel=1e-6)
+  assert run(np.zeros_like(scores), labels, ids) == 0.5
+  assert np.isnan(run(scores, np.ones_like(labels), ids))
+  # Responses of a group of equal outcomes are in no pair.
+  unequal = [len(set(labels[ids == group])) == 2 for group in ids]
+  assert 0 < sum(unequal) < 12
+  for row, in_a_pair in enumerate(unequal):
+    spoilt = np.where(np.arange(12) == row, np.float32(np.nan), scores)
+    assert np.isnan(run(spoilt, labels, ids)) == in_a_pair
+
+
+def test_calibration_error():
+  run = jax.jit(calibration_error)
+  probabilities = np.float32([0.1, 0.15, 0.9, 1.0, 0.5, np.nan])
+  labels = np.array([False, True, True, True, True, True])
+  mask = np.isfinite(probabilities)
+  # Bins: {0.1, 0.15}, {0.5} and {0.9, 1.0}.
+  wanted = (abs(0.25 - 1) + 0.5 + 0.1) / 5
+  found = run(probabilities, labels, mask)
+  assert found == pytest.approx(wanted, rel=1e-5)
+  assert np.isnan(run(probabilities, labels, np.zeros_like(mask)))
+  assert np.isnan(run(probabilities, labels, np.ones_like(mask)))
+
+
+def test_refuses_options():
+  ones, ids = jnp.ones((2, 3)), jnp.zeros(2, int)
+  mask, outcomes = jnp.ones((2, 3), bool), jnp.ones(2)
+  for coefficient in (0.0, -0.05):
+    with pytest.raises(ValueError, match='coefficient must be positive, got'):
+      implicit_rewards(ones, ones, mask, coefficient=coefficient)
+    with pytest.raises(ValueError, match='coefficient must be positive, got'):
+      outcome_cross_entropy(
+        ones,
+        ref_logprobs=ones,
+        labels=ones,
+        mask=mask,
+        weights=ones,
+        coefficient=coefficient,
+      )
+  form: Any = 'verl'
+  with pytest.raises(ValueError, match=r"form must be one of .*, got 'verl'"):
+    process_advantages(ones, outcomes, ids, mask, form=form)
+  with pytest.raises(ValueError, match=r'outcomes must be \[S\] = \(2,\)'):
+    process_advantages(ones, jnp.ones(3), ids, mask)
