@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the study and writes its results (`make study`, `make study-quick`)."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from collections.abc import Iterator
+
+import jax
+
+from .driver import PUSHED, SEEDS, Run, Study, pushed_runs, tuning_runs
+from .tasks import TASKS
+
+
+def main() -> None:
+  """Makes the missing runs, then writes the results of all finished ones."""
+  parser = argparse.ArgumentParser(
+    prog='python -m benchmarks.study', description=__doc__
+  )
+  parser.add_argument('--tasks', nargs='+', choices=TASKS, default=[*TASKS])
+  parser.add_argument('--seeds', type=int, nargs='+', default=SEEDS)
+  parser.add_argument(
+    '--runs', type=pathlib.Path, default=pathlib.Path('runs/study')
+  )
+  parser.add_argument(
+    '--parts',
+    nargs='+',
+    choices=('tuning', 'arms', 'pushed'),
+    default=['tuning', 'arms', 'pushed'],
+  )
+  parser.add_argument(
+    '--only_write',
+    action='store_true',
+    help='only write the results of finished runs',
+  )
+  parser.add_argument(
+    '--quick',
+    action='store_true',
+    help='one seed, first values in place of tuning, three settings of D5',
+  )
+  arguments = parser.parse_args()
+  if arguments.quick:
+    arguments.seeds = arguments.seeds[:1]
+  study = Study(arguments.runs, lambda text: print(text, flush=True))
+  if not arguments.only_write:
+    cache = arguments.runs / 'xla'
+    cache.mkdir(parents=True, exist_ok=True)
+    jax.config.update('jax_compilation_cache_dir', str(cache.resolve()))
+    for run in planned(study, arguments):
+      study.make(run)
+
+
+def planned(study: Study, arguments: argparse.Namespace) -> Iterator[Run]:
+  """All runs in order: the arms of a seed stand together."""
+  for name in arguments.tasks:
+    if 'tuning' in arguments.parts and not arguments.quick:
+      yield from tuning_runs(name)
+    if 'arms' in arguments.parts:
+      for seed in arguments.seeds:
+        for arm in study.arms(name, quick=arguments.quick):
+          yield Run(task=name, arm=arm, seed=seed)
+  if 'pushed' in arguments.parts:
+    arms = study.arms(PUSHED, quick=arguments.quick)
+    yield from pushed_runs(arms, arguments.seeds, quick=arguments.quick)
+
+
+if __name__ == '__main__':
+  main()

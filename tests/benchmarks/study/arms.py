@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The study's arms: settings of one loss and one token chain.
+
+The settings are arrays, so that all arms run the same compiled update. A test
+compares it with the chains that recipes would use.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+import covrl
+from covrl.selectors import random_tokens, top_score
+
+Ranking = Literal['batch', 'exact', 'random']
+RANKINGS: tuple[Ranking, ...] = ('batch', 'exact', 'random')
+UNCLIPPED = 1e9
+
+
+class Knobs(NamedTuple):
+  """Settings of the loss and of the token chain, numbers or scalar arrays.
+
+  Attributes:
+    low: clip range below 1.
+    high: clip range above 1.
+    bonus: coefficient of the entropy bonus at step 0.
+    target: target entropy, in nats, of a controlled bonus; negative for the
+      coefficient above.
+    penalty: coefficient of the divergence penalty at step 0.
+    fraction: share of the tokens that the penalty acts on.
+    ranking: index in `RANKINGS`, how these tokens are chosen.
+    detached: share of the tokens whose gradient Clip-Cov removes.
+    annealed: 1 if both coefficients fall to 0 along a line, else 0.
+    updates: updates of the run, the length of that line.
+  """
+
+  low: ArrayLike = 0.2
+  high: ArrayLike = 0.2
+  bonus: ArrayLike = 0.0
+  target: ArrayLike = -1.0
+  penalty: ArrayLike = 0.0
+  fraction: ArrayLike = 0.02
+  ranking: ArrayLike = 0
+  detached: ArrayLike = 0.0
+  annealed: ArrayLike = 0.0
+  updates: ArrayLike = 1.0
+
+  def line(self, start: ArrayLike, step: ArrayLike) -> jax.Array:
+    """A coefficient at a step: constant, or falling to 0."""
+    done = jnp.clip(jnp.asarray(step) / self.updates, 0, 1)
+    return jnp.asarray(start) * (1 - self.annealed * done)
+
+  def loss(self) -> Any:
+    """The policy loss."""
+    return functools.partial(
+      covrl.clipped_surrogate, low=self.low, high=self.high
+    )
+
+  def token_tx(self) -> optax.GradientTransformation:
+    """The token chain: a penalty and Clip-Cov on selected tokens, a bonus."""
+    ranked = [
+      top_score(self.fraction, score='batch'),
+      top_score(self.fraction, score='exact'),
+      random_tokens(self.fraction),
+    ]
+
+    def select(stats: Any, **context: Any) -> Any:
+      found = [selector(stats, **context) for selector in ranked]
+      chosen = jnp.asarray(self.ranking, jnp.int32)
+      return jax.tree.map(
+        lambda *each: jnp.choose(chosen, each, mode='clip'), *found
+      )
+
+    return optax.chain(
+      covrl.token_masked(
+        covrl.add_divergence_penalty(
+          lambda step: self.line(self.penalty, step)
+        ),
+        select,
+      ),
+      covrl.clip_cov(self.detached, low=0.1, high=5.0),
+      covrl.entropy_bonus(_Bonus(self)),
+    )
+
+
+class _Bonus(NamedTuple):
+  """Coefficient of the bonus: along a line, or controlled to a target."""
+
+  knobs: Knobs
+
+  @property
+  def _controller(self) -> Any:
+    return covrl.target_entropy(jnp.maximum(self.knobs.target, 0.0))
+
+  def init(self) -> Any:
+    """State of the controller."""
+    return self._controller.init()
+
+  def update(self, state: Any, **context: Any) -> Any:
+    """The controller's next state."""
+    return self._controller.update(state, **context)
+
+  def __call__(self, state: Any, **context: Any) -> Any:
+    """The coefficient at the context's step."""
+    return jnp.where(
+      jnp.asarray(self.knobs.target) >= 0,
+      self._controller(state, **context),
+      self.knobs.line(self.knobs.bonus, context['step']),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arm:
+  """One way to train.
+
+  Attributes:
+    name: name in tables and directories.
+    knobs: the settings.
+    tuned: setting that is chosen on other seeds, empty for none.
+    choices: its values.
+  """
+
+  name: str
+  knobs: Knobs
+  tuned: str = ''
+  choices: tuple[float, ...] = ()
+
+  def with_value(self, value: float) -> Arm:
+    """The same arm with another value of its tuned setting."""
+    knobs = self.knobs._replace(**{self.tuned: value})
+    return dataclasses.replace(self, knobs=knobs)
+
+
+_ALPHAS = (1e-4, 1e-3, 5e-3, 1e-2)
+_PENALTIES = (1.0, 3.0, 10.0)
+_FREE = Knobs(low=1.0, high=UNCLIPPED)
+
+
+def _penalised(name: str, ranking: Ranking, *, annealed: bool = False) -> Arm:
+  """KL-Cov's penalty on tokens that are chosen by a ranking."""
+  knobs = _FREE._replace(
+    penalty=math.nan,
+    ranking=RANKINGS.index(ranking),
+    annealed=float(annealed),
+  )
+  return Arm(name=name, knobs=knobs, tuned='penalty', choices=_PENALTIES)
+
+
+ARMS = {
+  arm.name: arm
+  for arm in (
+    Arm(name='grpo', knobs=Knobs()),
+    Arm(name='no_clip', knobs=_FREE),
+    Arm(name='clip_higher', knobs=Knobs(high=0.28)),
+    *(Arm(name=f'bonus_{a:g}', knobs=Knobs(bonus=a)) for a in _ALPHAS),
+    Arm(
+      name='bonus_annealed',
+      knobs=Knobs(bonus=math.nan, annealed=1.0),
+      tuned='bonus',
+      choices=(0.01, 0.03, 0.1),
+    ),
+    Arm(
+      name='target_entropy',
+      knobs=Knobs(target=math.nan),
+      tuned='target',
+      choices=(0.05, 0.1, 0.2),
+    ),
+    Arm(
+      name='clip_cov',
+      knobs=Knobs(low=1.0, high=1.0, detached=math.nan),
+      tuned='detached',
+      choices=(0.002, 0.01, 0.05),
+    ),
+    _penalised('kl_cov', 'batch'),
+    _penalised('kl_cov_annealed', 'batch', annealed=True),
+    _penalised('exact_score', 'exact'),
+    _penalised('random_k', 'random'),
+    Arm(name='kl_cov_beta0', knobs=_FREE._replace(penalty=0.0)),
+  )
+}
+"""All arms, in the order of the tables. A tuned setting is NaN until it is set."""

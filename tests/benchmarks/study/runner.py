@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run of the study: warm start, iterations, exact measurements.
+
+The updates are those of `covrl.train` (`make_train_step` with a recipe's loss and
+token chain), with the same metrics. Sampling and rewards are local: whole programs
+are shared by all runs of a process, so that a run takes seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import PyTree
+
+import covrl
+from covrl.models import ModelConfig, Policy
+from covrl.statistics import token_stats
+from covrl.train.forward import make_score_step, mean_entropy, with_old_stats
+from covrl.train.step import StepSettings, make_train_step
+from covrl.types import (
+  Measurements,
+  TokenBatch,
+  TokenMoments,
+  TokenStats,
+  TrainState,
+)
+
+from .arms import Arm, Knobs
+from .tasks import END, PAD, PROMPT, RESPONSE, VOCABULARY, StudyTask
+
+WIDTH = PROMPT + RESPONSE
+PROMPTS, GROUP, MINI_BATCHES = 16, 8, 2
+SEQUENCES = PROMPTS * GROUP
+SCORED = 128  # rows of a scoring program
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+  """Settings that all arms of a comparison share.
+
+  Attributes:
+    width: width of the policy; 32 has 22 thousand parameters.
+    learning_rate: Adam's learning rate.
+    passes: passes over a rollout, of two updates each.
+  """
+
+  width: int = 32
+  learning_rate: float = 2e-3
+  passes: int = 2
+
+
+def policy_of(width: int) -> Policy:
+  """The study's policy: two layers."""
+  return Policy(
+    ModelConfig(
+      vocab_size=VOCABULARY,
+      num_layers=2,
+      model_dim=width,
+      num_heads=2,
+      num_kv_heads=2,
+      head_dim=width // 2,
+      hidden_dim=2 * width,
+    )
+  )
+
+
+@functools.cache
+def _programs(width: int) -> dict[str, Any]:
+  """Programs that do not depend on the arm."""
+  policy = policy_of(width)
+  positions = jnp.broadcast_to(jnp.arange(WIDTH), (SEQUENCES, WIDTH))
+
+  def sample(params: PyTree, prompts: Any, key: Any) -> Any:
+    """Responses, log-probabilities included in the later score."""
+    rows = jnp.repeat(prompts, GROUP, axis=0)
+    tokens = jnp.concatenate(
+      [rows, jnp.zeros((SEQUENCES, RESPONSE), rows.dtype)], axis=1
+    )
+
+    def step(index: Any, carry: Any) -> Any:
+      tokens, ended = carry
+      hidden = policy.hidden(
+        params,
+        tokens,
+        positions=positions,
+        segment_ids=jnp.ones_like(tokens),
+      )
+      last = jax.lax.dynamic_index_in_dim(
+        hidden, PROMPT - 1 + index, 1, keepdims=False
+      )
+      logits = policy.project(params, last)
+      drawn = jax.random.categorical(jax.random.fold_in(key, index), logits)
+      drawn = jnp.where(ended, PAD, drawn)
+      tokens = tokens.at[:, PROMPT + index].set(drawn)
+      return tokens, ended | (drawn == END)
+
+    ended = jnp.zeros(SEQUENCES, bool)
+    return jax.lax.fori_loop(0, RESPONSE, step, (tokens, ended))[0]
+
+  def imitate(state: Any, tokens: Any) -> Any:
+    params, opt_state = state
+    batch = to_batch(tokens)
+
+    def loss(params: PyTree) -> Any:
+      hidden = policy.hidden(
+        params,
+        batch.tokens,
+        positions=batch.positions,
+        segment_ids=batch.segment_ids,
+      )
+      stats = token_stats(hidden, policy.unembedding(params), batch.targets)
+      mask = batch.loss_mask
+      return -jnp.sum(jnp.where(mask, stats.logprobs, 0)) / jnp.sum(mask)
+
+    gradients = jax.grad(loss)(params)
+    updates, opt_state = _imitation_tx().update(gradients, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+  score = make_score_step(policy, 1.0, 1, PROMPT - 1)
+
+  def rollout(params: PyTree, prompts: Any, key: Any) -> Any:
+    """Responses with the policy's statistics, and their mean entropy."""
+    tokens = sample(params, prompts, key)
+    batch = to_batch(tokens)
+    batch = with_old_stats(batch, score(params, batch))
+    return tokens, batch, mean_entropy(batch, batch.old_entropy)
+
+  def probabilities(params: PyTree, tokens: Any) -> Any:
+    """Probabilities of whole responses, and entropies per token."""
+    batch = to_batch(tokens)
+    stats, _ = score(params, batch)
+    mask = batch.loss_mask
+    return jnp.exp(jnp.sum(jnp.where(mask, stats.logprobs, 0), axis=1))
+
+  return {
+    'imitate': jax.jit(imitate, donate_argnums=0),
+    'rollout': jax.jit(rollout),
+    'probabilities': jax.jit(probabilities),
+  }
+
+
+def to_batch(tokens: Any) -> TokenBatch:
+  """Rows of prompts and responses as training data without statistics."""
+  count = tokens.shape[0]
+  shifted = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
+  columns = jnp.arange(WIDTH)
+  is_response = (columns >= PROMPT - 1) & (columns < WIDTH - 1)
+  mask = is_response & (shifted != PAD)
+  zeros = jnp.zeros((count, WIDTH))
+  return TokenBatch(
+    tokens=tokens,
+    targets=shifted,
+    positions=jnp.broadcast_to(columns, (count, WIDTH)),
+    segment_ids=jnp.ones((count, WIDTH), jnp.int32),
+    loss_mask=mask,
+    weights=mask.astype(jnp.float32),
+    advantages=zeros,
+    old_logprobs=zeros,
+    old_entropy=zeros,
+    old_moments=TokenMoments(
+      square=zeros, square_log=zeros, square_log_square=zeros
+    ),
+    sampler_logprobs=zeros,
+    sequence_ids=jnp.broadcast_to(jnp.arange(count)[:, None], (count, WIDTH)),
+  )
+
+
+def _imitation_tx() -> optax.GradientTransformation:
+  return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(5e-3))
+
+
+def _tx() -> optax.GradientTransformation:
+  """The parameter chain; its learning rate is state."""
+  return optax.chain(
+    optax.clip_by_global_norm(1.0),
+    optax.inject_hyperparams(optax.adam)(learning_rate=1e-3, b2=0.95),
+  )
+
+
+@jax.jit
+def _token_state(knobs: Knobs) -> Any:
+  """Initial state of the token chain."""
+  return knobs.token_tx().init(TokenStats.template())
+
+
+@functools.cache
+def _updates(width: int) -> Any:
+  """The compiled program that makes all updates on a rollout, of every arm."""
+  groups = jnp.repeat(jnp.arange(PROMPTS), GROUP)
+  settings = StepSettings(first_column=PROMPT - 1, max_length=RESPONSE)
+
+  def run(
+    state: Any, batch: Any, rewards: Any, orders: Any, key: Any, knobs: Knobs
+  ) -> Any:
+    step = make_train_step(
+      policy_of(width), knobs.loss(), knobs.token_tx(), _tx(), settings
+    )
+    advantages = covrl.group_relative(rewards, groups)
+    batch = dataclasses.replace(
+      batch, advantages=jnp.where(batch.loss_mask, advantages[:, None], 0.0)
+    )
+
+    def one(state: Any, inputs: Any) -> Any:
+      chosen, first = inputs
+      part = jax.tree.map(lambda leaf: leaf[chosen], batch)
+      return step(state, part, first, key)
+
+    first = jnp.arange(len(orders)) == 0
+    return jax.lax.scan(one, state, (orders, first))
+
+  return jax.jit(run)
+
+
+def warm_start(task: StudyTask, seed: int, width: int) -> PyTree:
+  """Parameters after supervised training, the same for all arms of a seed."""
+  rng = np.random.default_rng([seed, 1])
+  params = policy_of(width).init(jax.random.key(seed))
+  state = params, _imitation_tx().init(params)
+  imitate = _programs(width)['imitate']
+  for _ in range(task.warm_start):
+    prompts, rows = task.demonstrate(rng, SEQUENCES)
+    state = imitate(state, np.concatenate([prompts, rows], 1).astype(np.int32))
+  return state[0]
+
+
+def evaluate(
+  task: StudyTask, params: PyTree, phase: int, width: int
+) -> dict[str, float]:
+  """The task's exact measurements."""
+  prompts, rows = task.probes
+  tokens = np.concatenate([prompts, rows], axis=1).astype(np.int32)
+  count = len(tokens)
+  padded = np.resize(tokens, (-(-count // SCORED) * SCORED, WIDTH))
+  run = _programs(width)['probabilities']
+  found = [
+    run(params, padded[i : i + SCORED]) for i in range(0, len(padded), SCORED)
+  ]
+  return task.measure(np.concatenate(found)[:count], phase)
+
+
+def train(
+  task: StudyTask, arm: Arm, seed: int, setting: Setting, params: PyTree
+) -> list[dict[str, Any]]:
+  """Trains; returns the lines of `metrics.jsonl`."""
+  programs, update = _programs(setting.width), _updates(setting.width)
+  iterations, tx = sum(task.phases), _tx()
+  per_iteration = setting.passes * MINI_BATCHES
+  knobs = Knobs(*map(np.float32, arm.knobs))._replace(
+    updates=np.float32(iterations * per_iteration)
+  )
+  state = TrainState(
+    trainable=jax.tree.map(jnp.copy, params),
+    frozen={},
+    opt_state=optax.tree.set(
+      tx.init(params), learning_rate=jnp.asarray(setting.learning_rate)
+    ),
+    token_state=_token_state(knobs),
+    step=jnp.zeros((), jnp.int32),
+    measured=Measurements.initial(),
+  )
+  rng, key = np.random.default_rng([seed, 2]), jax.random.key(seed)
+  lines: list[dict[str, Any]] = []
+  ends = np.cumsum(task.phases)
+  for iteration in range(iterations + 1):
+    phase = min(
+      int(np.searchsorted(ends, iteration, side='right')), len(ends) - 1
+    )
+    if iteration % task.every == 0 or iteration in ends:
+      found = evaluate(task, state.trainable, phase, setting.width)
+      lines.append(
+        {'phase': 'eval', 'iteration': iteration, 'rule': phase} | found
+      )
+    if iteration == iterations:
+      break
+    prompts = task.draw(rng, PROMPTS).astype(np.int32)
+    sample_key = jax.random.fold_in(key, iteration)
+    tokens, batch, entropy = programs['rollout'](
+      state.trainable, prompts, sample_key
+    )
+    rows = np.asarray(tokens)
+    rewards = task.score(rows[:, :PROMPT], rows[:, PROMPT:], phase)
+    orders = [rng.permutation(SEQUENCES) for _ in range(setting.passes)]
+    state, metrics = update(
+      state,
+      batch,
+      rewards.astype(np.float32),
+      np.reshape(orders, (per_iteration, -1)).astype(np.int32),
+      key,
+      knobs,
+    )
+    spread = np.ptp(rewards.reshape(PROMPTS, GROUP), axis=1)
+    rollout = {
+      'reward': float(rewards.mean()),
+      'equal_reward_groups': float(np.mean(spread == 0)),
+      'response_length': float((rows[:, PROMPT:] != PAD).sum(1).mean()),
+      'end_fraction': float((rows == END).any(1).mean()),
+      'rollout_entropy': float(entropy),
+    }
+    values = {name: np.asarray(x).tolist() for name, x in metrics.items()}
+    for number in range(per_iteration):
+      step = iteration * per_iteration + number + 1
+      of_update = {name: column[number] for name, column in values.items()}
+      place = {'phase': 'train', 'iteration': iteration, 'step': step}
+      lines.append(place | rollout | of_update)
+  return lines
