@@ -4,6 +4,7 @@
 #   make smollm     a language model of 135M parameters learns arithmetic
 #   make smollm-study  GRPO, KL-Cov and entropy bonus on the same
 #   make study      every Countdown recipe with three seeds
+#   make study-algorithms  GRPO, PPO and PRIME with three seeds, and other algorithms
 #   make study-mazes  make train with three seeds, beside GRPO and supervised steps
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -14,7 +15,7 @@ SMOLLM_RUNS ?= runs/smollm
 SMOLLM_ARMS = grpo kl_cov entropy_bonus
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --max-worker-restart=0
 
-.PHONY: train test test-all test-gpu-compile setup lint types pytest docs study study-mazes smollm smollm-study clean
+.PHONY: train test test-all test-gpu-compile setup lint types pytest docs study study-algorithms study-mazes smollm smollm-study clean
 
 train: setup
 	$(BIN)/covrl train --config=mazes:kl_cov --workdir=$(RUN)
@@ -64,6 +65,10 @@ docs: setup
 # Every Countdown recipe with three seeds: about an hour.
 study: setup
 	$(BIN)/python tests/benchmarks/study.py
+
+# GRPO, PPO and PRIME with three seeds, other algorithms with one: about an hour.
+study-algorithms: setup
+	$(BIN)/python tests/benchmarks/algorithms_study.py
 
 # What reinforcement learning adds to supervised steps: about half an hour.
 study-mazes: setup

@@ -16,6 +16,7 @@ scripts select within each micro-batch of each device, to which
 
 [1] Cui et al., The Entropy Mechanism of Reinforcement Learning for Reasoning
 Language Models, arXiv:2505.22617.
+[2] Cui et al., Process Reinforcement through Implicit Rewards, arXiv:2502.01456.
 """
 
 import dataclasses
@@ -29,7 +30,12 @@ from covrl.config import Config, Recipe
 from covrl.models import ModelConfig
 from covrl.pretrained import load_policy
 from covrl.tasks.text import text_task
-from covrl.train.networks import critic, critic_advantages
+from covrl.train.networks import (
+  critic,
+  critic_advantages,
+  prime_advantages,
+  process_reward_model,
+)
 from covrl.types import Scope
 
 
@@ -157,6 +163,83 @@ def qwen2_5_7b_ppo() -> Recipe:
     networks=lambda config: {'critic': critic(config)},
     estimator=critic_advantages,
   )
+
+
+def qwen2_5_7b_rloo() -> Recipe:
+  """RLOO on Qwen2.5-7B: rewards minus the mean of the group's other responses.
+
+  Run: covrl train --config=reasoning:qwen2_5_7b_rloo --workdir=runs/qwen2_5_7b_rloo
+  Hardware: 32 chips of TPU v5p (2x4x4).
+  Expect: as GRPO; no figures are published for these settings.
+  Source: Ahmadian et al., Back to Basics, arXiv:2402.14740; otherwise [1].
+  """
+  return dataclasses.replace(
+    qwen2_5_7b_grpo(), advantages=lambda config: covrl.leave_one_out
+  )
+
+
+def qwen2_5_7b_rloo_kl_cov() -> Recipe:
+  """RLOO on Qwen2.5-7B with the loss and the penalty of KL-Cov.
+
+  Run: covrl train --config=reasoning:qwen2_5_7b_rloo_kl_cov --workdir=runs/qwen2_5_7b_rloo_kl_cov
+  Hardware: 32 chips of TPU v5p (2x4x4).
+  Expect: entropy above RLOO's; no figures are published.
+  Source: as `qwen2_5_7b_rloo`; KL-Cov as in [1].
+  """
+  return dataclasses.replace(
+    qwen2_5_7b_rloo(), loss=_unclipped, token_tx=_kl_cov
+  )
+
+
+def qwen2_5_7b_prime() -> Recipe:
+  """PRIME on Qwen2.5-7B: rewards of tokens from an implicit reward model.
+
+  256 prompts × 4 responses of up to 3,072 tokens in one update; prompts of which
+  fewer than a fifth or more than four fifths of the responses are right are
+  drawn again, up to four times.
+
+  Run: covrl train --config=reasoning:qwen2_5_7b_prime --workdir=runs/qwen2_5_7b_prime
+  Hardware: 32 chips of TPU v5p (2x4x4).
+  Expect: no figures are published for this model; the authors begin with a model
+  that they have fine-tuned.
+  Source: [2] and its scripts; what they do not say is of [1].
+  """
+  recipe = qwen2_5_7b_grpo()
+  config = recipe.config
+  # The numbers of `prime` are defaults.
+  config.train.keep_reference = True
+  config.rollout.responses_per_prompt = 4
+  config.rollout.max_prompt_length = 1024
+  config.rollout.max_response_length = 3072
+  config.rollout.max_draws = 4
+  config.rollout.min_accuracy = 0.2
+  config.rollout.max_accuracy = 0.8
+  config.rollout.drop_truncated = True
+  config.rollout.fill_groups = True
+  config.train.sequences_per_update = config.sequences_per_iteration
+  config.train.micro_batches = 16
+  return dataclasses.replace(
+    recipe,
+    networks=lambda config: {'prm': process_reward_model(config)},
+    estimator=prime_advantages,
+  )
+
+
+def qwen2_5_7b_prime_kl_cov() -> Recipe:
+  """PRIME on Qwen2.5-7B with the loss and the penalty of KL-Cov.
+
+  An iteration has four updates: the penalty has no gradient in the first.
+
+  Run: covrl train --config=reasoning:qwen2_5_7b_prime_kl_cov --workdir=runs/qwen2_5_7b_prime_kl_cov
+  Hardware: 32 chips of TPU v5p (2x4x4).
+  Expect: entropy above PRIME's; no figures are published.
+  Source: as `qwen2_5_7b_prime`; KL-Cov and the size of an update as in [1].
+  """
+  recipe = qwen2_5_7b_prime()
+  train, published = recipe.config.train, qwen2_5_7b_kl_cov().config.train
+  train.sequences_per_update = published.sequences_per_update
+  train.micro_batches = 4
+  return dataclasses.replace(recipe, loss=_unclipped, token_tx=_kl_cov)
 
 
 def qwen2_5_32b_grpo() -> Recipe:

@@ -23,6 +23,7 @@ from covrl.config.bounds import (
 from covrl.config.critic import CriticConfig
 from covrl.config.errors import ConfigError
 from covrl.config.mazes import MazeConfig
+from covrl.config.prime import PrimeConfig
 from covrl.config.problems import (
   CountdownConfig,
   DataConfig,
@@ -74,8 +75,16 @@ class RolloutConfig:
     segment: tokens of each response that one compiled call decodes; after it
       the host drops slots that are no longer needed.
     max_draws: draws of prompts per iteration, at most, until
-      `prompts_per_iteration` groups have unequal rewards (dynamic sampling); 1
-      trains on all groups of a single draw.
+      `prompts_per_iteration` groups have unequal rewards (dynamic sampling) and
+      pass the filters below; 1 and no filter train on all groups of a single
+      draw.
+    min_accuracy: least share of right responses, those with a reward above 0.5,
+      of a group to train on.
+    max_accuracy: largest share of right responses of a group to train on.
+    drop_truncated: whether groups with a response that the length limit ended
+      are not trained on.
+    fill_groups: whether other groups fill up an iteration in which too few pass
+      the filters; else those that are missing are masked out.
   """
 
   prompts_per_iteration: Positive = 64
@@ -92,6 +101,10 @@ class RolloutConfig:
   slots: NonNegative = 0
   segment: Positive = 16
   max_draws: Positive = 1
+  min_accuracy: Share = 0.0
+  max_accuracy: Share = 1.0
+  drop_truncated: bool = False
+  fill_groups: bool = False
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -273,6 +286,7 @@ class Config:
   rollout: RolloutConfig = field(default_factory=RolloutConfig)
   train: TrainConfig = field(default_factory=TrainConfig)
   critic: CriticConfig = field(default_factory=CriticConfig)
+  prime: PrimeConfig = field(default_factory=PrimeConfig)
   lora: LoraConfig = field(default_factory=LoraConfig)
   entropy: EntropyConfig = field(default_factory=EntropyConfig)
   warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
@@ -299,13 +313,15 @@ class Config:
 
     A rollout's only update computes the same statistics itself. Groups that are
     drawn and not trained on are scored for the rollout's metrics. A KL penalty
-    in the reward reads them before, and a critic's warm-up has no such update.
+    in the reward and process rewards relative to the policy read them before,
+    and a critic's warm-up has no such update.
     """
     return (
       self.updates_per_iteration > 1
       or self.rollout.max_draws > 1
       or self.critic.kl_coefficient > 0
       or self.critic.warm_up > 0
+      or self.prime.reference == 'old'
     )
 
   @property

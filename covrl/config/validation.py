@@ -26,6 +26,7 @@ def check(config: Config) -> None:
       'train.reset_reference_every needs train.keep_reference, got '
       f'{config.train.reset_reference_every} without it'
     )
+  _check_filters(config)
   _check_critic(config)
   if config.data.min_pass_rate > config.data.max_pass_rate:
     raise ConfigError(
@@ -60,6 +61,36 @@ def _check_batches(config: Config) -> None:
     raise ConfigError(
       'train.packed_rows must be at most train.sequences_per_update, got '
       f'{train.packed_rows} of {train.sequences_per_update}'
+    )
+
+
+def _check_filters(config: Config) -> None:
+  """Checks that groups of responses can pass the filters of the rollout."""
+  rollout = config.rollout
+  low, high = rollout.min_accuracy, rollout.max_accuracy
+  size = rollout.responses_per_prompt
+  has_filter = rollout.drop_truncated or (low, high) != (0, 1)
+  if low > high:
+    raise ConfigError(
+      'rollout.min_accuracy must be at most rollout.max_accuracy, got '
+      f'{low:g} and {high:g}'
+    )
+  if not any(low <= right / size <= high for right in range(size + 1)):
+    raise ConfigError(
+      f'a share of the {size} responses to a prompt'
+      ' (rollout.responses_per_prompt) must lie in [rollout.min_accuracy,'
+      f' rollout.max_accuracy], got [{low:g}, {high:g}]'
+    )
+  if size == 1 and (has_filter or rollout.max_draws > 1):
+    raise ConfigError(
+      'rollout.responses_per_prompt must be at least 2 to choose groups of'
+      ' unequal reward (rollout.max_draws, min_accuracy, max_accuracy,'
+      ' drop_truncated), got 1'
+    )
+  if rollout.fill_groups and not (has_filter or rollout.max_draws > 1):
+    raise ConfigError(
+      'rollout.fill_groups needs rollout.max_draws above 1 or a filter, got'
+      ' neither'
     )
 
 

@@ -17,6 +17,8 @@ _NAME = re.compile(r'[a-z][a-z0-9_]*')
 MAX_WEIGHT = 1e6
 TOTAL = 'score'
 """Name of the weighted sum of all parts."""
+RIGHT_ABOVE = 0.5
+"""A response is right if its total reward is above this."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

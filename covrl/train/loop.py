@@ -392,7 +392,7 @@ def _update(
     'time/update': seconds,
     'tokens_per_second': metrics['tokens'] / seconds,
   }
-  return state, metrics | rollout.metrics | timing
+  return state, metrics | rollout.metrics_of(position.update) | timing
 
 
 def _to_floats(metrics: dict[str, Any]) -> dict[str, float]:

@@ -88,6 +88,7 @@ def save_run(
   if rollout is not None:
     arrays['rollout'] = rollout.arrays()
     notes['rollout_metrics'] = rollout.metrics
+    notes['update_metrics'] = list(rollout.update_metrics)
   updates = position.updates_made(config)
   if store.position == updates:
     # Replacing the arrays of the only checkpoint would risk its loss.
@@ -223,7 +224,9 @@ def _restore(
   rollout = None
   if position.update > 0:
     rollout = RolloutBatch(
-      **to_host(arrays['rollout']), metrics=notes['rollout_metrics']
+      **to_host(arrays['rollout']),
+      metrics=notes['rollout_metrics'],
+      update_metrics=notes.get('update_metrics', ()),
     )
   return position, arrays['state'], rollout
 

@@ -39,6 +39,8 @@ class RolloutBatch:
     groups: id of each sequence's group, the others of which its reward is
       compared with.
     metrics: metrics of the rollouts, logged with every update.
+    update_metrics: metrics of each update that are known before it, those of
+      networks that are updated before the rows are scored; or empty.
   """
 
   batch: TokenBatch
@@ -46,6 +48,12 @@ class RolloutBatch:
   rewards: Float[np.ndarray, ' S']
   groups: Int[np.ndarray, ' S']
   metrics: dict[str, float]
+  update_metrics: Sequence[dict[str, float]] = ()
+
+  def metrics_of(self, update: int) -> dict[str, float]:
+    """Returns the metrics that are logged with an update of the iteration."""
+    own = self.update_metrics[update] if self.update_metrics else {}
+    return self.metrics | own
 
   def update_rows(self, update: int, size: int) -> TokenBatch:
     """Returns the rows of one update.
@@ -186,24 +194,6 @@ def token_advantages(
 def _per_token(advantages: Any) -> Any:
   """Adds an axis of tokens to advantages of responses."""
   return advantages if advantages.ndim == 2 else advantages[:, None]
-
-
-def informative_groups(
-  rollouts: Rollouts, group_size: int
-) -> Bool[np.ndarray, ' P']:
-  """Returns a mask of the groups whose scored responses differ in reward.
-
-  All other groups have zero group-relative advantages and no gradient.
-
-  Args:
-    rollouts: rollouts with rewards, groups in order.
-    group_size: responses per prompt.
-  """
-  rewards = np.asarray(rollouts.rewards[TOTAL]).reshape(-1, group_size)
-  scored = np.any(rollouts.loss_mask, axis=1).reshape(rewards.shape)
-  most = np.max(rewards, axis=1, where=scored, initial=-np.inf)
-  least = np.min(rewards, axis=1, where=scored, initial=np.inf)
-  return most > least
 
 
 def rollout_metrics(

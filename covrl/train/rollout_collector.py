@@ -22,10 +22,10 @@ from covrl.rollout.score import ScoredRollouts, collect
 from covrl.tasks.task import Task
 from covrl.train.compiled import CompiledPrograms
 from covrl.train.forward import PolicyStats
+from covrl.train.group_filter import ChosenGroups, GroupFilter
 from covrl.train.rollout_batch import (
   RolloutBatch,
   baseline_groups,
-  informative_groups,
   make_rollout_batch,
   padding_batch,
   rollout_metrics,
@@ -65,6 +65,7 @@ class RolloutCollector:
     self._programs = programs
     self._tokenizer = task.tokenizer
     self._sources = task.train.names
+    self._filter = GroupFilter.from_config(config)
     self._key = key
     rollout = config.rollout
     self._sampling = Sampling.make(
@@ -108,16 +109,17 @@ class RolloutCollector:
   def collect(self, iteration: int, state: TrainState) -> RolloutBatch:
     """Samples, scores and assembles an iteration's training data.
 
-    With `rollout.max_draws` above 1, prompts are drawn until enough groups have
-    responses of different rewards or the draws are used up; groups that are
-    still missing are masked out.
+    With `rollout.max_draws` above 1, prompts are drawn until enough groups pass
+    the filters (`GroupFilter`) or the draws are used up; groups that are still
+    missing are masked out, or others fill up.
 
     Args:
       iteration: index of the iteration.
       state: the training state, with the policy to sample from.
 
     Raises:
-      RuntimeError: scoring failed for more responses than allowed.
+      RuntimeError: scoring failed for more responses than allowed, or no group
+        passes the filters.
     """
     config, timer = self._config, _Timer()
     max_draws = config.rollout.max_draws
@@ -129,7 +131,8 @@ class RolloutCollector:
       )
       draws.append(draw)
       results.append(result)
-      if self._count_informative(draws) >= config.rollout.prompts_per_iteration:
+      passed = sum(self._filter.passes(each).sum() for each, _, _ in draws)
+      if passed >= config.rollout.prompts_per_iteration:
         break
     outcomes = outcome_metrics(
       results, iteration, max_failures=config.rewards.max_failures
@@ -137,8 +140,10 @@ class RolloutCollector:
     rollouts, batch, scored = _concatenate(draws)
     metrics = rollout_metrics(rollouts, scored, sources=self._sources)
     metrics |= outcomes | {'draws': float(len(draws))}
-    if max_draws > 1:
-      rollouts, batch, scored = self._select_groups((rollouts, batch, scored))
+    if self._filter.is_active:
+      chosen = self._filter.choose(rollouts, iteration)
+      metrics |= chosen.metrics
+      rollouts, batch, scored = _take((rollouts, batch, scored), chosen)
     rewards = np.asarray(rollouts.rewards[TOTAL])
     advantages = np.zeros_like(rewards)
     if not self._programs.networks.estimates_advantages:
@@ -209,28 +214,6 @@ class RolloutCollector:
     timer.lap('rewards')
     return (result.rollouts, batch, scored), result
 
-  def _count_informative(self, draws: list[Draw]) -> int:
-    """Counts the groups whose responses have different rewards."""
-    size = self._config.rollout.responses_per_prompt
-    return sum(
-      int(informative_groups(rollouts, size).sum()) for rollouts, _, _ in draws
-    )
-
-  def _select_groups(self, draw: Draw) -> Draw:
-    """Selects the groups to train on: informative ones first, others masked."""
-    rollout = self._config.rollout
-    informative = informative_groups(draw[0], rollout.responses_per_prompt)
-    groups = np.argsort(~informative, kind='stable')
-    groups = np.sort(groups[: rollout.prompts_per_iteration])
-    members = np.arange(rollout.responses_per_prompt)
-    rows = groups[:, None] * rollout.responses_per_prompt + members
-    rollouts, batch, scored = jax.tree.map(lambda x: x[rows.ravel()], draw)
-    kept = informative[groups].repeat(rollout.responses_per_prompt)
-    rollouts = dataclasses.replace(
-      rollouts, loss_mask=rollouts.loss_mask & kept[:, None]
-    )
-    return rollouts, batch, scored
-
 
 def row_width(config: Config) -> int:
   """Returns the tokens per row: those of a prompt and of a response."""
@@ -271,6 +254,13 @@ def outcome_metrics(
 
 def _concatenate(draws: list[Draw]) -> Draw:
   return jax.tree.map(lambda *parts: np.concatenate(parts), *draws)
+
+
+def _take(draw: Draw, chosen: ChosenGroups) -> Draw:
+  """Returns the responses of the chosen groups, the others of them masked."""
+  rollouts, batch, scored = jax.tree.map(lambda x: x[chosen.rows], draw)
+  loss_mask = rollouts.loss_mask & chosen.kept[:, None]
+  return dataclasses.replace(rollouts, loss_mask=loss_mask), batch, scored
 
 
 class _Timer:

@@ -11,21 +11,18 @@ Writes a table to `configs/results/mazes.md` and to the README.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import pathlib
 import random
-import subprocess
-import sys
 
 import numpy as np
+from recipe_runs import ROOT, evaluations, train, write_section
 
 from covrl.config import MazeConfig
 from covrl.data import held_out_mazes
 from covrl.data.mazes import explorer_walk, maze_of
 from covrl.evaluation.intervals import student_mean
 
-ROOT = pathlib.Path(__file__).parents[2]
 PROBLEMS = 512
 METRICS = ('greedy', 'mean@8', 'pass@8')
 # Their processor time is that of the warm start and 160 iterations.
@@ -61,38 +58,22 @@ def main() -> None:
 def train_all(runs: pathlib.Path, seed: int) -> None:
   """Trains a seed's policies; the recipes share a warm start."""
   kl_cov = runs / f'kl_cov_{seed}'
-  train(kl_cov, 'kl_cov', f'seed={seed}')
+  train('mazes:kl_cov', kl_cov, [f'seed={seed}'])
   train(
+    'mazes:grpo',
     runs / f'supervised_{seed}',
-    'grpo',
-    f'seed={seed}',
-    f'warm_start.steps={SUPERVISED_STEPS}',
-    'train.iterations=1',
-    'train.schedule_iterations=1',
+    [
+      f'seed={seed}',
+      f'warm_start.steps={SUPERVISED_STEPS}',
+      'train.iterations=1',
+      'train.schedule_iterations=1',
+    ],
   )
   train(
+    'mazes:grpo',
     runs / f'grpo_{seed}',
-    'grpo',
-    f'seed={seed}',
-    f'warm_start.from_run={kl_cov}',
+    [f'seed={seed}', f'warm_start.from_run={kl_cov}'],
   )
-
-
-def train(workdir: pathlib.Path, recipe: str, *overrides: str) -> None:
-  """Trains in a new process; a finished run ends at once."""
-  print(workdir, flush=True)
-  command = [
-    sys.executable,
-    '-m',
-    'covrl.cli',
-    'train',
-    f'--config=mazes:{recipe}',
-    f'--workdir={workdir}',
-    *(f'--config.{override}' for override in overrides),
-  ]
-  workdir.parent.mkdir(parents=True, exist_ok=True)
-  with workdir.with_suffix('.log').open('a') as log:
-    subprocess.run(command, check=True, stdout=log, stderr=log)
 
 
 def write_results(runs: pathlib.Path, seeds: list[int]) -> None:
@@ -103,25 +84,20 @@ def write_results(runs: pathlib.Path, seeds: list[int]) -> None:
   ]
   rows.append(explorer_row(seeds))
   for name, (run, index) in ARMS.items():
-    evaluations = [
+    found_at = [
       found[index]
       for seed in seeds
-      if (found := evaluations_of(runs / f'{run}_{seed}'))
+      if (found := evaluations(runs / f'{run}_{seed}'))
     ]
-    if evaluations:
-      rows.append(row(name, evaluations))
+    if found_at:
+      rows.append(row(name, found_at))
   note = (
     f'{PROBLEMS} held-out mazes; mean over seeds ± half width of the 95 % t interval, and'
     ' in parentheses each seed (no interval for less than three). Entropy in nats per token.'
   )
   table = '\n'.join([*rows, '', note, ''])
   (ROOT / 'configs' / 'results' / 'mazes.md').write_text(table)
-  readme = ROOT / 'README.md'
-  begin, end = '<!-- mazes -->\n', '<!-- end of mazes -->\n'
-  text = readme.read_text()
-  if begin in text and end in text:
-    head, rest = text.split(begin)
-    readme.write_text(head + begin + table + end + rest.split(end)[1])
+  write_section(ROOT / 'README.md', 'mazes', table)
   print(table)
 
 
@@ -148,14 +124,14 @@ def explorer_row(seeds: list[int]) -> str:
   return f'| explorer | {len(seeds)} | – | {" | ".join(figures)} | – |'
 
 
-def row(name: str, evaluations: list[dict[str, float]]) -> str:
+def row(name: str, found: list[dict[str, float]]) -> str:
   """Row of the table."""
   cells = [
-    cell(100 * np.array([line[metric] for line in evaluations]), 1)
+    cell(100 * np.array([line[metric] for line in found]), 1)
     for metric in METRICS
   ]
-  cells.append(cell(np.array([line['entropy'] for line in evaluations]), 3))
-  return f'| {name} | {len(evaluations)} | {" | ".join(cells)} |'
+  cells.append(cell(np.array([line['entropy'] for line in found]), 3))
+  return f'| {name} | {len(found)} | {" | ".join(cells)} |'
 
 
 def cell(values: np.ndarray, digits: int) -> str:
@@ -169,20 +145,6 @@ def cell(values: np.ndarray, digits: int) -> str:
   assert mean.low is not None
   half = mean.value - mean.low
   return f'{mean.value:.{digits}f} ± {half:.{digits}f} ({each})'
-
-
-def evaluations_of(workdir: pathlib.Path) -> list[dict[str, float]]:
-  """Evaluations of a finished run; empty if it is missing or unfinished."""
-  file = workdir / 'metrics.jsonl'
-  if not file.is_file():
-    return []
-  config = json.loads((workdir / 'config.json').read_text())['config']
-  lines = map(json.loads, file.read_text().splitlines())
-  found = [line for line in lines if line['phase'] == 'eval']
-  is_finished = (
-    bool(found) and found[-1]['iteration'] == config['train']['iterations']
-  )
-  return found if is_finished else []
 
 
 if __name__ == '__main__':

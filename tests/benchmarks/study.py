@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains every Countdown recipe with three seeds (`make study`, about an hour).
+"""Trains every Countdown recipe with three seeds (`make study-countdown`, about an hour).
 
 The warm start is trained once per seed and shared, so that runs with the same
 seed differ only by their recipe. Each run is a process on one core; as many run
@@ -16,12 +16,11 @@ import concurrent.futures
 import os
 import pathlib
 import queue
-import subprocess
-import sys
+
+from recipe_runs import ROOT, train, write_section
 
 from covrl.report import comparison_svg, comparison_table, write_comparison
 
-ROOT = pathlib.Path(__file__).parents[2]
 RECIPES = (
   'grpo',
   'entropy_bonus',
@@ -37,7 +36,7 @@ def main() -> None:
   """Runs the missing runs, then writes the results."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-  parser.add_argument('--runs', type=pathlib.Path, default='runs/study')
+  parser.add_argument('--runs', type=pathlib.Path, default='runs/countdown')
   parser.add_argument('--jobs', type=int, default=os.cpu_count() or 1)
   parser.add_argument(
     '--only_write',
@@ -61,7 +60,7 @@ def run_all(runs: pathlib.Path, seeds: list[int], jobs: int) -> None:
   def run(recipe: str, workdir: pathlib.Path, *overrides: str) -> None:
     core = cores.get()
     try:
-      train(recipe, workdir, core, overrides)
+      train(f'countdown:{recipe}', workdir, overrides, core)
     finally:
       cores.put(core)
 
@@ -71,9 +70,9 @@ def run_all(runs: pathlib.Path, seeds: list[int], jobs: int) -> None:
         run,
         'grpo',
         warm_start(runs, seed),
-        f'--config.seed={seed}',
-        '--config.train.iterations=1',
-        '--config.evaluate.problems=64',
+        f'seed={seed}',
+        'train.iterations=1',
+        'evaluate.problems=64',
       )
       for seed in seeds
     }
@@ -84,8 +83,8 @@ def run_all(runs: pathlib.Path, seeds: list[int], jobs: int) -> None:
         run,
         recipe,
         runs / f'{recipe}_{seed}',
-        f'--config.seed={seed}',
-        f'--config.warm_start.from_run={warm_start(runs, seed)}',
+        f'seed={seed}',
+        f'warm_start.from_run={warm_start(runs, seed)}',
       )
       for seed in seeds
       for recipe in RECIPES
@@ -108,37 +107,6 @@ def warm_start(runs: pathlib.Path, seed: int) -> pathlib.Path:
   return runs / f'warm_start_{seed}'
 
 
-def train(
-  recipe: str, workdir: pathlib.Path, core: int, overrides: tuple[str, ...]
-) -> None:
-  """Trains in a new process whose output goes to a log file."""
-  workdir.parent.mkdir(parents=True, exist_ok=True)
-  command = [
-    sys.executable,
-    '-m',
-    'covrl.cli',
-    'train',
-    f'--config=countdown:{recipe}',
-    f'--workdir={workdir}',
-    *overrides,
-  ]
-
-  def pin_to_core() -> None:
-    if hasattr(os, 'sched_setaffinity'):
-      os.sched_setaffinity(0, {core})
-
-  if (
-    not overrides[-1].startswith('--config.warm_start')
-    and (workdir / 'warm_start').is_dir()
-  ):
-    return
-  print(f'{recipe}: {workdir.name}', flush=True)
-  with workdir.with_suffix('.log').open('w') as log:
-    subprocess.run(
-      command, check=True, stdout=log, stderr=log, preexec_fn=pin_to_core
-    )
-
-
 def write_results(runs: pathlib.Path, seeds: list[int]) -> None:
   """Writes table, figure and page of the finished runs."""
   finished = [
@@ -153,12 +121,7 @@ def write_results(runs: pathlib.Path, seeds: list[int]) -> None:
   (results / 'countdown.md').write_text(f'{table}\n')
   (results / 'countdown.svg').write_text(comparison_svg(finished))
   write_comparison(finished, str(results / 'countdown.html'))
-  readme = ROOT / 'configs/README.md'
-  begin, end = '<!-- study -->\n', '<!-- end of study -->\n'
-  text = readme.read_text()
-  if begin in text and end in text:
-    head, rest = text.split(begin)
-    readme.write_text(head + begin + f'{table}\n' + end + rest.split(end)[1])
+  write_section(ROOT / 'configs' / 'README.md', 'study', f'{table}\n')
   print(table)
 
 

@@ -50,6 +50,10 @@ NAMES = {
       'kl_cov',
       'kl_cov_annealed',
       'ppo',
+      'rloo',
+      'rloo_kl_cov',
+      'prime',
+      'prime_kl_cov',
     )
   ),
   'qwen2_5_32b_grpo',
@@ -59,6 +63,23 @@ NAMES = {
   'llama3_1_8b_kl_cov',
   'mistral_7b_kl_cov',
   'deepseek_math_7b_kl_cov',
+}
+# Settings of PRIME's scripts that are not those of the others.
+PRIME: dict[str, object] = {
+  'prime.coefficient': 0.05,
+  'prime.learning_rate': 1e-6,
+  'prime.weight_decay': 0.0,
+  'prime.max_gradient_norm': 10.0,
+  'prime.update': 'after',
+  'prime.form': 'code',
+  'prime.process_coefficient': 5.0,
+  'prime.outcome_coefficient': 5.0,
+  'rollout.responses_per_prompt': 4,
+  'rollout.max_prompt_length': 1024,
+  'rollout.max_response_length': 3072,
+  'rollout.max_draws': 4,
+  'rollout.min_accuracy': 0.2,
+  'rollout.max_accuracy': 0.8,
 }
 each_recipe = pytest.mark.parametrize('name', sorted(NAMES | EXACT))
 
@@ -111,7 +132,10 @@ def test_every_function_builds(name, model):
   policy = recipe.model(config, task.tokenizer.vocab_size)
   assert (policy.vocab_size, policy.num_layers) == (320, 2)
   assert (policy.dtype, policy.param_dtype) == ('bfloat16', 'float32')
-  assert recipe.advantages(config) is covrl.group_relative
+  rloo = name.startswith('qwen2_5_7b_rloo')
+  assert recipe.advantages(config) is (
+    covrl.leave_one_out if rloo else covrl.group_relative
+  )
   assert callable(recipe.loss(config))
   recipe.token_tx(config).init(covrl.TokenStats.template())
   params = {'w': jnp.ones(3)}
@@ -145,6 +169,10 @@ def test_published_settings(name):
       'train.sequences_per_update': 128,
       'train.learning_rate': 1e-6,
     }
+  elif '_prime' in name:
+    ours |= PRIME
+    if name.endswith('prime'):
+      ours['train.sequences_per_update'] = 1024
   else:
     draws = 1 if name.endswith('ppo') else 10
     assert fields['rollout.max_draws'] == draws

@@ -21,16 +21,32 @@ CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 KL_COV = 'countdown:kl_cov'
 COUNTDOWN = [spec for spec, _ in recipes() if spec.startswith('countdown:')]
 
+PRIME = {
+  'prime.learning_rate',
+  'prime.update',
+  'train.keep_reference',
+  'rollout.max_draws',
+  'rollout.min_accuracy',
+  'rollout.max_accuracy',
+  'rollout.drop_truncated',
+  'rollout.fill_groups',
+}
 # Fields that a recipe changes, besides its loss and token chain.
 FIELDS = {
   'countdown:clip_cov': {'train.low', 'train.high'},
   'countdown:entropy_bonus': {'entropy.coefficient'},
   'countdown:kl_cov_beta0': {'entropy.coefficient'},
   'countdown:ppo': {'critic.learning_rate', 'critic.warm_up'},
+  'countdown:prime': PRIME,
+  'countdown:prime_kl_cov': PRIME,
 }
 
 # Recipes without a row in the table of results.
-NOT_IN_THE_STUDY = {'countdown:ppo'}
+NOT_IN_THE_STUDY = {
+  'countdown:ppo',
+  'countdown:prime',
+  'countdown:prime_kl_cov',
+}
 
 
 @pytest.fixture
@@ -62,7 +78,7 @@ def refused(*arguments):
 
 def test_recipes_are_listed_with_their_first_docstring_line():
   listed = dict(recipes())
-  assert len(COUNTDOWN) == 9
+  assert len(COUNTDOWN) == 11
   assert listed['countdown:grpo'] == "GRPO: PPO's clip and no entropy control."
   assert all(summary.endswith('.') for summary in listed.values())
 

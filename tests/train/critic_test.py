@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from pretrained.fixtures import MODELS
 from train import process, runs
+from train.between_updates import KILL_AT
 from train.resume_test import arrays
 from train.updates import SEQUENCES, WIDTH, padded
 
@@ -372,7 +373,7 @@ def test_a_run_killed_between_the_updates_of_both_networks_resumes_bit_for_bit(
   workdir = tmp_path / 'run'
   killed = subprocess.run(
     process.arguments('toy_ppo:ppo', workdir),
-    env=process.ENVIRONMENT | {'TOY_PPO_KILL_AT': '4'},
+    env=process.ENVIRONMENT | {KILL_AT: '4'},
     capture_output=True,
     text=True,
     timeout=600,

@@ -17,14 +17,14 @@ from train.updates import (
   WIDTH,
   padded,
   parameters,
+  scored,
 )
 
 from covrl.config import Config
 from covrl.data.packing import pack_rows
-from covrl.models import Policy, add_value_head, value_config
-from covrl.objectives.segments import sequence_sums
+from covrl.models import Policy, add_value_head, transformer, value_config
 from covrl.parallel import sharding
-from covrl.train.networks import Network, critic
+from covrl.train.networks import critic, process_reward_model
 from covrl.train.networks.network import network_output
 from covrl.train.networks.step import make_network_step
 from covrl.train.state_sharding import abstract_opt_state, shardings
@@ -52,25 +52,10 @@ def critic_network():
 
 
 def reward_model():
-  """Cross-entropy of σ(Σ log π) and an outcome, on each last token (PRIME)."""
-
-  def loss(logprobs, rows):
-    mask = rows.loss_mask
-    total = sequence_sums(jnp.where(mask, logprobs, 0), rows.segment_ids)
-    is_last = mask & ~jnp.pad(mask, ((0, 0), (0, 1)))[:, 1:]
-    losses = optax.sigmoid_binary_cross_entropy(
-      0.05 * total, rows.credit['labels']
-    )
-    losses = jnp.where(is_last, losses, 0)
-    return jnp.sum(rows.weights * losses), {'losses': losses}
-
-  return Network(
-    output='logprobs',
-    loss=loss,
-    metrics=lambda output, rows, found: {'total': jnp.sum(found['losses'])},
-    tx=TX,
-    weights='sequence-mean-token-sum',
-  )
+  config = Config()
+  # The rows have no log-probabilities of a reference policy.
+  config.prime.reference = 'old'
+  return process_reward_model(config, TX)
 
 
 NETWORKS = {
@@ -159,6 +144,36 @@ def test_critic_metrics_against_numpy():
     assert readings[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
 
+def test_reward_model_metrics_against_numpy():
+  batch = credited(padded())
+  mask, labels = batch.loss_mask, batch.credit['labels']
+  _, _, readings = update('reward_model', batch)
+  logprobs = scored(initial('reward_model')).logprobs
+  gap = np.where(mask, logprobs - batch.old_logprobs, 0)
+  scores, right = 0.05 * gap.sum(axis=1), labels.max(axis=1) > 0
+  chances = 1 / (1 + np.exp(-scores))
+  wanted = {
+    'loss': -np.log(np.where(right, chances, 1 - chances)).mean(),
+    'accuracy': ((scores > 0) == right).mean(),
+    'probability': chances.mean(),
+    'label': right.mean(),
+  }
+  for name, value in wanted.items():
+    assert readings[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+def test_a_reward_model_with_nan_parameters_is_kept_and_counted():
+  params: Any = jax.tree.map(np.array, initial('reward_model'))
+  params['embedding'][3] = np.nan
+  before, after, readings = update(
+    'reward_model', credited(padded()), params=params
+  )
+  assert readings['skipped'] == 1
+  for name in ('loss', 'accuracy', 'probability'):
+    assert np.isnan(readings[name]), name
+  assert_same_bits(after, before)
+
+
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
 def test_a_critic_with_targets_that_are_not_finite_is_kept_and_counted(bad):
   batch = credited(padded())
@@ -189,6 +204,28 @@ def test_a_batch_without_tokens_changes_nothing_and_has_no_readings():
   assert readings.pop('skipped') == 0
   assert all(np.isnan(value) for value in readings.values()), readings
   assert_same_bits(after, before)
+
+
+@pytest.mark.parametrize('first_column', [0, 3])
+def test_a_critic_needs_no_mask_of_rows_of_one_sequence(
+  first_column, monkeypatch
+):
+  """Nor twice the operations, where cuDNN skips what causality masks."""
+  seen = []
+
+  def uses_lengths(config):
+    seen.append(config)
+    return False
+
+  monkeypatch.setattr(transformer, 'uses_lengths', uses_lengths)
+  jax.eval_shape(
+    lambda params, rows: network_output(
+      'values', CRITIC, params, rows, 1.0, first_column
+    ),
+    CRITIC.abstract_params(),
+    padded(),
+  )
+  assert bool(seen) == (first_column > 0)
 
 
 def test_refuses_unknown_outputs_and_empty_starts():

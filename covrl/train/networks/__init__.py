@@ -6,6 +6,9 @@ into advantages:
 
   networks=lambda config: {'critic': critic(config)},
   estimator=critic_advantages,
+
+or, with a process reward model, `{'prm': process_reward_model(config)}` and
+`prime_advantages`.
 """
 
 from covrl.train.networks.critic import critic as critic
@@ -14,3 +17,7 @@ from covrl.train.networks.estimator import Credit as Credit
 from covrl.train.networks.estimator import CreditInputs as CreditInputs
 from covrl.train.networks.estimator import Estimator as Estimator
 from covrl.train.networks.network import Network as Network
+from covrl.train.networks.prime import prime_advantages as prime_advantages
+from covrl.train.networks.prime import (
+  process_reward_model as process_reward_model,
+)

@@ -6,9 +6,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from covrl.config import Config, ConfigError, CriticConfig, flatten
+from covrl.config import Config, ConfigError, flatten
 from covrl.train.networks.estimator import Estimator
 from covrl.train.networks.network import Network
+
+# Config sections of networks: the network, and a recipe that has one.
+_SECTIONS = {
+  'critic': ('critic', 'countdown:ppo'),
+  'prime': ('process reward model', 'countdown:prime'),
+}
 
 
 def check_networks(networks: Any, estimator: Any, config: Config) -> None:
@@ -49,24 +55,46 @@ def check_networks(networks: Any, estimator: Any, config: Config) -> None:
       f"the recipe's network {unread[0]!r} must be among those that its estimator"
       f' reads, got {_listed(read)}'
     )
+  wanted = None if estimator is None else estimator.output
+  for name, network in networks.items():
+    if wanted not in (None, network.output):
+      raise ConfigError(
+        f"the recipe's estimator reads {wanted} of the network {name!r}, got a"
+        f' network whose output is {network.output}'
+      )
+  early = [name for name, each in networks.items() if each.update == 'before']
+  if early and estimator is not None and estimator.targets is None:
+    raise ConfigError(
+      f"the recipe's network {early[0]!r} is updated before it is scored, which"
+      ' needs an estimator with targets, got None'
+    )
+  _refuse_unread_fields(config, () if estimator is None else estimator.settings)
   if estimator is None:
-    _refuse_critic_fields(config)
-  elif estimator.reads_reference and not config.train.keep_reference:
+    return
+  if estimator.reads_reference and not config.train.keep_reference:
     raise ConfigError(
       "the recipe's estimator reads the reference policy, which needs"
       ' train.keep_reference, got false'
     )
 
 
-def _refuse_critic_fields(config: Config) -> None:
-  """Refuses fields of a critic in a recipe without one."""
-  defaults = flatten(CriticConfig())
-  for name, value in flatten(config.critic).items():
-    if value != defaults[name]:
-      raise ConfigError(
-        f'critic.{name} needs a recipe with a critic, such as countdown:ppo, got '
-        f'{value!r} in one without'
-      )
+def _refuse_unread_fields(config: Config, read: tuple[str, ...]) -> None:
+  """Refuses fields of networks that the recipe lacks.
+
+  Args:
+    config: the run's configuration.
+    read: names of the sections that the recipe's estimator reads.
+  """
+  defaults = flatten(Config())
+  for section, (network, example) in _SECTIONS.items():
+    if section in read:
+      continue
+    for name, value in flatten(config).items():
+      if name.startswith(f'{section}.') and value != defaults[name]:
+        raise ConfigError(
+          f'{name} needs a recipe with a {network}, such as {example}, got '
+          f'{value!r} in one without'
+        )
 
 
 def _listed(names: Any) -> str:

@@ -154,8 +154,10 @@ def critic_advantages(config: Config, network: str = CRITIC) -> Estimator:
     init=init,
     estimate=estimate,
     networks=(network,),
+    output='values',
     credit=('old_values', 'returns'),
     reads_reference=has_penalty,
+    settings=('critic',),
   )
 
 

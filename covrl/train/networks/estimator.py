@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -22,7 +22,8 @@ class CreditInputs(NamedTuple):
       is empty, it may be NaN.
     group_ids: sequences of the same prompt share an id.
     update_ids: index of the iteration's update that trains on each sequence.
-    outputs: each network's number per token, before its updates.
+    outputs: each network's number per token, as it is scored: before its
+      updates, or after those of a network that is updated before.
   """
 
   rows: TokenBatch
@@ -54,13 +55,22 @@ class Estimator:
     init: `() -> state`; scalars that are saved with the run.
     estimate: `(state, inputs) -> (credit, next state)`, a pure function.
     networks: names of the networks whose outputs it reads.
+    output: the output that these must have; see `Network.output`.
     credit: names of the entries of `Credit.credit`.
-    reads_reference: whether it reads the reference policy's log-probabilities
-      and the policy's own.
+    reads_reference: whether it, or a network's loss, reads the reference
+      policy's log-probabilities and the policy's own.
+    targets: `inputs -> credit`, all entries of `credit` without any output, for
+      networks that are updated before they are scored; `None` without such.
+    settings: names of the config sections that it and its networks read.
   """
 
   init: Callable[[], PyTree]
   estimate: Callable[[PyTree, CreditInputs], tuple[Credit, PyTree]]
   networks: tuple[str, ...] = ()
+  output: Literal['values', 'logprobs'] | None = None
   credit: tuple[str, ...] = ()
   reads_reference: bool = False
+  targets: Callable[[CreditInputs], dict[str, Float[Array, 'S T']]] | None = (
+    None
+  )
+  settings: tuple[str, ...] = ()

@@ -16,6 +16,7 @@ from covrl.train.forward import policy_stats
 from covrl.types import Scalar, TokenBatch
 
 Output = Literal['values', 'logprobs']
+UpdateOrder = Literal['before', 'after']
 PerToken = dict[str, Float[Array, 'B T']]
 
 POLICY, RANDOM = 'policy', 'random'
@@ -41,9 +42,12 @@ class Network:
       'random', or a pretrained model: a directory or a name on the Hugging Face
       hub.
     weights: aggregation of the loss; see `covrl.token_weights`.
+    update: whether an iteration's updates of the network are made before its
+      rows are scored, with the estimator's `targets` for credit, or each with
+      the policy's update on the same rows.
 
   Raises:
-    ValueError: the output is unknown, or the start is empty.
+    ValueError: an option is unknown, or the start is empty.
   """
 
   output: Output
@@ -56,11 +60,16 @@ class Network:
   tx: optax.GradientTransformation
   initial: str = POLICY
   weights: WeightMode = 'token-mean'
+  update: UpdateOrder = 'after'
 
   def __post_init__(self) -> None:
     if self.output not in get_args(Output):
       raise ValueError(
         f'output must be one of {get_args(Output)}, got {self.output!r}'
+      )
+    if self.update not in get_args(UpdateOrder):
+      raise ValueError(
+        f'update must be one of {get_args(UpdateOrder)}, got {self.update!r}'
       )
     if not self.initial:
       raise ValueError(
@@ -90,10 +99,11 @@ def network_output(
   if output == 'logprobs':
     stats, _ = policy_stats(model, params, rows, temperature, first_column)
     return stats.logprobs
-  hidden = model.hidden(
+  hidden, _ = model.hidden_and_routing(
     params,
     rows.tokens,
     positions=rows.positions,
     segment_ids=rows.segment_ids,
+    one_sequence=first_column > 0,
   )
   return model.values(params, hidden)

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
 from covrl.config import Config
+from covrl.data.packing import pack_if_fit
 from covrl.models import Policy
 from covrl.parallel import distributed, sharding
 from covrl.train.forward import Metrics
@@ -89,8 +90,15 @@ class Networks:
       name: self._programs(name, network, settings)
       for name, network in networks.items()
     }
-    self._estimate = None
+    self._early = [
+      name for name, each in networks.items() if each.update == 'before'
+    ]
+    self._estimate = self._targets = None
     if estimator is not None:
+      if estimator.targets is not None and self._early:
+        self._targets = jax.jit(
+          estimator.targets, out_shardings=sharding.replicated(mesh)
+        )
       self._estimate = jax.jit(
         estimator.estimate, out_shardings=sharding.replicated(mesh)
       )
@@ -157,6 +165,9 @@ class Networks:
   ) -> tuple[TrainState, RolloutBatch]:
     """Estimates the advantages of an iteration, before its first update.
 
+    Makes the iteration's updates of networks that are updated before they are
+    scored; donates their state.
+
     Args:
       state: the training state.
       rollout: the iteration's data.
@@ -168,7 +179,10 @@ class Networks:
     if self._estimate is None:
       return state, rollout
     began = time.monotonic()
-    rows = sharding.shard_batch(rollout.batch, self._mesh)
+    if self._targets is not None:
+      state, rollout = self._update_early(state, rollout)
+    plain = dataclasses.replace(rollout.batch, credit={})
+    rows = sharding.shard_batch(plain, self._mesh)
     count = len(rollout.order)
     with self._use_mesh():
       outputs = {
@@ -197,21 +211,62 @@ class Networks:
   def update(
     self, states: Mapping[str, NetworkState], rows: TokenBatch
   ) -> tuple[dict[str, NetworkState], Metrics]:
-    """Updates all networks on the rows of an update; donates their state.
+    """Updates networks on the rows of a policy's update; donates their state.
 
     Args:
       states: the states by name.
       rows: the rows, host arrays, padded or packed.
 
     Returns:
-      The new states, and metrics `NAME/METRIC` as device scalars.
+      The new states, and metrics `NAME/METRIC` as device scalars; without those
+      of networks that are updated before they are scored, whose states remain.
     """
-    if not self._all:
-      return {}, {}
-    sharded = sharding.shard_batch(rows, self._mesh)
-    new, readings, count = {}, {}, len(rows.tokens)
+    late = [name for name in self._all if name not in self._early]
+    new, readings = self._update(late, states, rows)
+    return {**states, **new}, readings
+
+  def _update_early(
+    self, state: TrainState, rollout: RolloutBatch
+  ) -> tuple[TrainState, RolloutBatch]:
+    """Makes the updates of an iteration that precede its scoring."""
+    rows = sharding.shard_batch(rollout.batch, self._mesh)
+    inputs, count = self._inputs(rollout, rows, {}), len(rollout.order)
+    run = self._run(('targets', count), self._targets)
     with self._use_mesh():
-      for name in self._all:
+      credit: Any = distributed.fetch(run(inputs))
+    rollout = dataclasses.replace(
+      rollout, batch=dataclasses.replace(rollout.batch, credit=credit)
+    )
+    train, states = self._config.train, state.networks
+    found: list[dict[str, float]] = []
+    for update in range(self._config.updates_per_iteration):
+      taken = rollout.update_rows(update, train.sequences_per_update)
+      if train.packed_rows:
+        length = taken.tokens.shape[1]
+        taken = pack_if_fit(taken, length=length, count=train.packed_rows)
+      new, readings = self._update(self._early, states, taken)
+      states = {**states, **new}
+      fetched = distributed.fetch(readings)
+      found.append({name: float(value) for name, value in fetched.items()})
+    return (
+      dataclasses.replace(state, networks=states),
+      dataclasses.replace(rollout, update_metrics=found),
+    )
+
+  def _update(
+    self,
+    names: list[str],
+    states: Mapping[str, NetworkState],
+    rows: TokenBatch,
+  ) -> tuple[dict[str, NetworkState], Metrics]:
+    """Updates networks on some rows."""
+    new: dict[str, NetworkState] = {}
+    readings: Metrics = {}
+    if not names:
+      return new, readings
+    sharded, count = sharding.shard_batch(rows, self._mesh), len(rows.tokens)
+    with self._use_mesh():
+      for name in names:
         run = self._run(('update ' + name, count), self._update_of(name, count))
         new[name], found = run(states[name], sharded)
         readings |= {f'{name}/{metric}': x for metric, x in found.items()}
@@ -234,6 +289,10 @@ class Networks:
         traced['update ' + name, rows] = self.trace_update(name, batch, rows)
     if self._estimate is not None:
       traced['estimate', count] = self.trace_estimate(batch)
+    if self._targets is not None:
+      inputs = self._abstract_inputs(batch, {})
+      with self._use_mesh():
+        traced['targets', count] = self._targets.trace(inputs)
     self._compiled = {
       key: each.lower().compile() for key, each in traced.items()
     }
@@ -274,25 +333,29 @@ class Networks:
     """
     if self._estimate is None:
       raise TypeError('trace_estimate needs an estimator, got None')
-    batch = dataclasses.replace(batch, credit={})
-    count, width = batch.tokens.shape
-
-    per_token = jax.ShapeDtypeStruct((count, width), np.float32)
+    per_token = jax.ShapeDtypeStruct(batch.tokens.shape, np.float32)
     outputs: dict[str, Any] = dict.fromkeys(self._all, per_token)
+    _, state = self.abstract_state()
+    with self._use_mesh():
+      return self._estimate.trace(state, self._abstract_inputs(batch, outputs))
+
+  def _abstract_inputs(
+    self, batch: TokenBatch, outputs: dict[str, Any]
+  ) -> CreditInputs:
+    """Returns shapes and shardings of the estimator's inputs."""
+    count = len(batch.tokens)
 
     def per_sequence(dtype: Any) -> Any:
       return jax.ShapeDtypeStruct((count,), dtype)
 
     inputs = CreditInputs(
-      rows=batch,
+      rows=dataclasses.replace(batch, credit={}),
       rewards=per_sequence(np.float32),
       group_ids=per_sequence(np.int32),
       update_ids=per_sequence(np.int32),
       outputs=outputs,
     )
-    _, state = self.abstract_state()
-    with self._use_mesh():
-      return self._estimate.trace(state, self._abstract(inputs))
+    return self._abstract(inputs)
 
   def _programs(
     self, name: str, network: Network, settings: StepSettings

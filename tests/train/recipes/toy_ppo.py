@@ -2,21 +2,13 @@
 """The toy task with a critic."""
 
 import dataclasses
-import os
-import signal
-from typing import Any
-from unittest import mock
 
 import optax
-from train import toy
+from train import between_updates, toy
 
 from covrl.config import Config, Recipe
 from covrl.train import Task
-from covrl.train.compiled import CompiledPrograms
 from covrl.train.networks import Network, critic, critic_advantages
-
-# The step at which the process is killed, between the updates of both networks.
-KILL_AT = 'TOY_PPO_KILL_AT'
 
 
 def ppo() -> Recipe:
@@ -48,21 +40,8 @@ def no_critic() -> Recipe:
 
 
 def _networks(config: Config) -> dict[str, Network]:
-  if KILL_AT in os.environ:
-    _kill_at(int(os.environ[KILL_AT]))
+  between_updates.kill_if_asked()
   return {'critic': critic(config)}
-
-
-def _kill_at(step: int) -> None:
-  """Kills the process where the critic is updated and the policy is not yet."""
-  update = CompiledPrograms._update_policy
-
-  def kill(self: Any, state: Any, *args: Any) -> Any:
-    if int(state.step) == step:
-      os.kill(os.getpid(), signal.SIGKILL)
-    return update(self, state, *args)
-
-  mock.patch.object(CompiledPrograms, '_update_policy', kill).start()
 
 
 def _task(config: Config) -> Task:

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PRIME's process reward model, and advantages from its implicit rewards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from covrl.config import Config
+from covrl.objectives import (
+  calibration_error,
+  implicit_rewards,
+  outcome_cross_entropy,
+  pair_accuracy,
+  process_advantages,
+)
+from covrl.rewards import RIGHT_ABOVE
+from covrl.statistics.exact import exact_mean, exact_sum
+from covrl.train.networks.estimator import Credit, CreditInputs, Estimator
+from covrl.train.networks.network import Network
+from covrl.types import Scalar, TokenBatch
+
+PRM = 'prm'
+
+
+def process_reward_model(
+  config: Config, tx: optax.GradientTransformation | None = None
+) -> Network:
+  """A process reward model with the settings of `config.prime`.
+
+  A language model that learns which responses are right: their log-probability
+  relative to a reference is the logit of that. A response is right if its reward
+  is above 0.5. Its metrics are means over responses, before the update.
+
+  Args:
+    config: the run's configuration.
+    tx: its parameter chain; AdamW with `prime.learning_rate`,
+      `prime.weight_decay` and `prime.max_gradient_norm` by default.
+  """
+  settings = config.prime
+  if tx is None:
+    tx = optax.chain(
+      optax.clip_by_global_norm(settings.max_gradient_norm),
+      optax.adamw(
+        settings.learning_rate,
+        b2=0.999,
+        weight_decay=settings.weight_decay,
+      ),
+    )
+
+  def loss(
+    logprobs: Float[Array, 'B T'], rows: TokenBatch
+  ) -> tuple[Scalar, dict[str, Any]]:
+    value, aux = outcome_cross_entropy(
+      logprobs,
+      ref_logprobs=_reference(rows, config),
+      labels=rows.credit['labels'],
+      mask=rows.loss_mask,
+      weights=rows.weights,
+      segment_ids=rows.segment_ids,
+      coefficient=settings.coefficient,
+    )
+    return value, {'scores': aux.scores}
+
+  def metrics(
+    logprobs: Float[Array, 'B T'], rows: TokenBatch, found: dict[str, Any]
+  ) -> dict[str, Scalar]:
+    del logprobs
+    scores, labels = found['scores'], rows.credit['labels']
+    total = exact_sum(rows.weights, rows.loss_mask)
+
+    def mean(values: Float[Array, 'B T']) -> Scalar:
+      return exact_sum(rows.weights * values, rows.loss_mask) / total
+
+    is_known = jnp.where(jnp.isnan(scores), jnp.nan, 1)
+    right = (scores > 0) == (labels > 0)
+    return {
+      'accuracy': mean(right * is_known),
+      'probability': mean(jax.nn.sigmoid(scores)),
+      'label': mean(labels),
+    }
+
+  return Network(
+    output='logprobs',
+    loss=loss,
+    metrics=metrics,
+    tx=tx,
+    initial=settings.initial,
+    weights='sequence-mean-token-mean',
+    update=settings.update,
+  )
+
+
+def prime_advantages(config: Config, network: str = PRM) -> Estimator:
+  """Advantages of process rewards and outcomes, with settings of `config.prime`.
+
+  They are normalised and standardised over all responses of the iteration. An
+  iteration in which a process reward is not finite has advantages of NaN: its
+  updates are skipped and counted. One in which all rewards are equal learns from
+  process rewards alone.
+
+  Pair accuracy and calibration are those of the model that computes the process
+  rewards: with `prime.update=before` it has been trained on the same responses.
+
+  Args:
+    config: the run's configuration.
+    network: name of the process reward model in `Recipe.networks`.
+  """
+  settings = config.prime
+
+  def targets(inputs: CreditInputs) -> dict[str, Float[Array, 'S T']]:
+    mask = inputs.rows.loss_mask
+    right = mask & (inputs.rewards > RIGHT_ABOVE)[:, None]
+    return {'labels': right.astype(jnp.float32)}
+
+  def estimate(
+    state: tuple[()], inputs: CreditInputs
+  ) -> tuple[Credit, tuple[()]]:
+    rows, mask = inputs.rows, inputs.rows.loss_mask
+    process = implicit_rewards(
+      inputs.outputs[network],
+      _reference(rows, config),
+      mask,
+      coefficient=settings.coefficient,
+    )
+    found = process_advantages(
+      process,
+      inputs.rewards,
+      inputs.group_ids,
+      mask,
+      form=settings.form,
+      normalise=settings.normalise,
+      standardise=settings.whiten,
+      process_coefficient=settings.process_coefficient,
+      outcome_coefficient=settings.outcome_coefficient,
+    )
+    is_scored = jnp.any(mask, axis=1)
+    scores = jnp.sum(process, axis=1)
+    right = is_scored & (inputs.rewards > RIGHT_ABOVE)
+    metrics = {
+      'pair_accuracy': pair_accuracy(scores, right, inputs.group_ids),
+      'calibration_error': calibration_error(
+        jax.nn.sigmoid(scores), right, is_scored
+      ),
+      'reward': exact_mean(scores, is_scored),
+      'scale': found.scale,
+    }
+    return (
+      Credit(
+        found.advantages,
+        targets(inputs),
+        {f'{network}/{name}': value for name, value in metrics.items()},
+      ),
+      state,
+    )
+
+  return Estimator(
+    init=lambda: (),
+    estimate=estimate,
+    networks=(network,),
+    output='logprobs',
+    credit=('labels',),
+    reads_reference=settings.reference == 'frozen',
+    targets=targets,
+    settings=('prime',),
+  )
+
+
+def _reference(rows: TokenBatch, config: Config) -> Float[Array, 'B T']:
+  """Log-probabilities that process rewards are relative to."""
+  if config.prime.reference == 'old':
+    return rows.old_logprobs
+  if rows.ref_logprobs is None:
+    raise ValueError(
+      'prime.reference = frozen needs rows with ref_logprobs, got None'
+    )
+  return rows.ref_logprobs

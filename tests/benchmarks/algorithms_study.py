@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compares PPO, PRIME and GRPO on Countdown, and other published algorithms.
+
+`countdown:grpo`, `ppo` and `prime` are trained with three seeds, the recipes of
+`configs/algorithms.py` with the first of them (`make study-algorithms`). Runs
+with the same seed share a warm start. Runs are short so that one takes a few
+minutes of a core: see `SHORT`. What is finished is not repeated.
+
+Writes the table to `configs/README.md`, the curves to
+`configs/results/algorithms.svg`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+
+from recipe_runs import ROOT, evaluations, train, write_section
+
+from covrl.config import recipes
+from covrl.report import comparison_svg, comparison_table
+
+COMPARED = ('countdown:grpo', 'countdown:ppo', 'countdown:prime')
+OTHERS = tuple(spec for spec, _ in recipes() if spec.startswith('algorithms:'))
+# A third of the iterations of the recipes, with half of their prompts.
+SHORT = {
+  'train.iterations': 10,
+  'train.schedule_iterations': 10,
+  'rollout.prompts_per_iteration': 32,
+  'train.sequences_per_update': 64,
+  'warm_start.steps': 400,
+  'evaluate.problems': 128,
+  'evaluate.every': 5,
+  'logging.samples': 0,
+  'logging.entropy_change_every': 0,
+  'logging.tensorboard': 'false',
+}
+
+
+def main() -> None:
+  """Runs the missing runs, then writes the results."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+  parser.add_argument('--runs', type=pathlib.Path, default='runs/algorithms')
+  parser.add_argument(
+    '--set',
+    nargs='*',
+    default=[],
+    metavar='FIELD=VALUE',
+    help='fields of every run, in place of the short settings',
+  )
+  parser.add_argument('--core', type=int, help='core to run on; all by default')
+  parser.add_argument(
+    '--only_write',
+    action='store_true',
+    help='only write the results of finished runs',
+  )
+  arguments = parser.parse_args()
+  os.chdir(ROOT)
+  runs: pathlib.Path = arguments.runs
+  fields = SHORT | dict(each.split('=', 1) for each in arguments.set)
+  if not arguments.only_write:
+    run_all(runs, arguments.seeds, fields, arguments.core)
+  write_results(runs, arguments.seeds)
+
+
+def run_all(
+  runs: pathlib.Path,
+  seeds: list[int],
+  fields: dict[str, object],
+  core: int | None,
+) -> None:
+  """Runs all recipes, seed by seed; the first seed's other algorithms last."""
+  os.environ.setdefault(
+    'JAX_COMPILATION_CACHE_DIR', str(runs.absolute() / 'compilation_cache')
+  )
+  jobs = [(spec, seed) for seed in seeds for spec in COMPARED]
+  jobs += [(spec, seeds[0]) for spec in OTHERS]
+  for spec, seed in jobs:
+    overrides = [f'{name}={value}' for name, value in fields.items()]
+    overrides.append(f'seed={seed}')
+    first = run_directory(runs, COMPARED[0], seed)
+    if spec != COMPARED[0]:
+      overrides.append(f'warm_start.from_run={first}')
+    train(spec, run_directory(runs, spec, seed), overrides, core)
+
+
+def run_directory(runs: pathlib.Path, spec: str, seed: int) -> pathlib.Path:
+  """Run directory of a recipe and a seed."""
+  return runs / f'{spec.partition(":")[2]}_{seed}'
+
+
+def write_results(runs: pathlib.Path, seeds: list[int]) -> None:
+  """Writes table and figure of the finished runs, and names the missing ones."""
+  finished: dict[str, list[str]] = {}
+  missing: list[str] = []
+  for spec in (*COMPARED, *OTHERS):
+    for seed in seeds if spec in COMPARED else seeds[:1]:
+      workdir = run_directory(runs, spec, seed)
+      if evaluations(workdir):
+        finished.setdefault(spec, []).append(str(workdir))
+      else:
+        missing.append(f'`{spec}` with seed {seed}')
+  if not finished:
+    raise SystemExit(f'no run in {runs} is finished')
+  everything = [workdir for each in finished.values() for workdir in each]
+  text = f'{comparison_table(everything)}\n{settings(everything[0])}\n'
+  if missing:
+    text += f'\nMissing: {", ".join(missing)}.\n'
+  write_section(ROOT / 'configs' / 'README.md', 'algorithms', text)
+  compared = [w for spec in COMPARED for w in finished.get(spec, [])]
+  figure = ROOT / 'configs' / 'results' / 'algorithms.svg'
+  figure.write_text(comparison_svg(compared or everything))
+  print(text)
+
+
+def settings(workdir: str) -> str:
+  """The settings of a run in one sentence."""
+  file = pathlib.Path(workdir, 'config.json')
+  config = json.loads(file.read_text())['config']
+  rollout, train_fields = config['rollout'], config['train']
+  return (
+    f'{train_fields["iterations"]} iterations of'
+    f' {rollout["prompts_per_iteration"]} prompts ×'
+    f' {rollout["responses_per_prompt"]} responses in updates of'
+    f' {train_fields["sequences_per_update"]}, after'
+    f' {config["warm_start"]["steps"]} steps of warm start;'
+    f' {config["evaluate"]["problems"]} held-out problems.'
+  )
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs of recipes for studies: each a process, none repeated once finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Sequence
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def train(
+  recipe: str,
+  workdir: pathlib.Path,
+  overrides: Sequence[str] = (),
+  core: int | None = None,
+) -> None:
+  """Trains in a new process whose output goes to a log file beside the run.
+
+  An unfinished run is resumed, and a finished one is not started.
+
+  Args:
+    recipe: file and function, `countdown:grpo`.
+    workdir: the run directory.
+    overrides: config fields, `train.iterations=8`.
+    core: core to run on; `None` for all.
+  """
+  if evaluations(workdir):
+    return
+  print(workdir, flush=True)
+  workdir.parent.mkdir(parents=True, exist_ok=True)
+  command = [
+    sys.executable,
+    '-m',
+    'covrl.cli',
+    'train',
+    f'--config={recipe}',
+    f'--workdir={workdir}',
+    *(f'--config.{override}' for override in overrides),
+  ]
+
+  def pin_to_core() -> None:
+    if core is not None and hasattr(os, 'sched_setaffinity'):
+      os.sched_setaffinity(0, {core})
+
+  with workdir.with_suffix('.log').open('a') as log:
+    subprocess.run(
+      command, check=True, stdout=log, stderr=log, preexec_fn=pin_to_core
+    )
+
+
+def evaluations(workdir: pathlib.Path) -> list[dict[str, float]]:
+  """Evaluations of a finished run; empty if it is missing or unfinished."""
+  file = workdir / 'metrics.jsonl'
+  if not file.is_file():
+    return []
+  config = json.loads((workdir / 'config.json').read_text())['config']
+  lines = map(json.loads, file.read_text().splitlines())
+  found = [line for line in lines if line['phase'] == 'eval']
+  is_finished = (
+    bool(found) and found[-1]['iteration'] == config['train']['iterations']
+  )
+  return found if is_finished else []
+
+
+def write_section(file: pathlib.Path, name: str, text: str) -> None:
+  """Replaces the text between `<!-- NAME -->` and `<!-- end of NAME -->`.
+
+  A file without these lines stays as it is.
+  """
+  begin, end = f'<!-- {name} -->\n', f'<!-- end of {name} -->\n'
+  now = file.read_text()
+  if begin in now and end in now:
+    head, rest = now.split(begin)
+    file.write_text(head + begin + text + end + rest.split(end)[1])

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kills the process between the updates of a second network and the policy."""
+
+import os
+import signal
+from typing import Any
+from unittest import mock
+
+from covrl.train.compiled import CompiledPrograms
+
+# The step at which the process is killed; recipes of tests read it.
+KILL_AT = 'TOY_KILL_AT'
+
+
+def kill_if_asked() -> None:
+  """Kills the process where the network is updated and the policy is not yet."""
+  if KILL_AT not in os.environ:
+    return
+  step, update = int(os.environ[KILL_AT]), CompiledPrograms._update_policy
+
+  def kill(self: Any, state: Any, *args: Any) -> Any:
+    if int(state.step) == step:
+      os.kill(os.getpid(), signal.SIGKILL)
+    return update(self, state, *args)
+
+  mock.patch.object(CompiledPrograms, '_update_policy', kill).start()

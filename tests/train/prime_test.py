@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Advantages of a process reward model, its checks, and runs with it."""
+
+import dataclasses
+import signal
+import subprocess
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from pretrained.fixtures import MODELS
+from train import process, runs
+from train.between_updates import KILL_AT
+from train.resume_test import arrays
+from train.updates import POLICY, SEQUENCES, WIDTH, padded
+
+from covrl.cli import main
+from covrl.config import Config, ConfigError, check
+from covrl.objectives import implicit_rewards, process_advantages
+from covrl.train.networks import (
+  CreditInputs,
+  critic,
+  prime_advantages,
+  process_reward_model,
+)
+from covrl.train.networks.checks import check_networks
+from covrl.train.networks.init import network_model
+
+SIZE = 4
+
+
+def configured(**fields):
+  config = Config()
+  for name, value in fields.items():
+    setattr(config.prime, name, value)
+  return config
+
+
+def inputs(**changes: Any) -> Any:
+  """Rows of 16 groups with rewards, log-probabilities and a reference."""
+  rng = np.random.default_rng(4)
+  output, ref = -rng.exponential(size=(2, SEQUENCES, WIDTH)).astype(np.float32)
+  given: dict[str, Any] = {
+    'rows': dataclasses.replace(padded(), ref_logprobs=ref),
+    'rewards': (rng.random(SEQUENCES) < 0.4).astype(np.float32),
+    'group_ids': np.arange(SEQUENCES, dtype=np.int32) // SIZE,
+    'update_ids': np.zeros(SEQUENCES, np.int32),
+    'outputs': {'prm': output},
+  }
+  return CreditInputs(**given | changes)
+
+
+_jitted: dict[str, Any] = {}
+
+
+def estimated(given, reference='frozen'):
+  """Credit of an estimate, as NumPy arrays; compiled once per reference."""
+  if reference not in _jitted:
+    estimator = prime_advantages(configured(reference=reference))
+    _jitted[reference] = jax.jit(estimator.estimate)
+  credit, state = jax.device_get(_jitted[reference]((), given))
+  assert state == ()
+  return credit
+
+
+@jax.jit
+def _advantages(output, ref, rewards, ids, mask):
+  process = implicit_rewards(output, ref, mask)
+  return process_advantages(
+    process,
+    rewards,
+    ids,
+    mask,
+    process_coefficient=5.0,
+    outcome_coefficient=5.0,
+  )
+
+
+@pytest.mark.parametrize('reference', ['frozen', 'old'])
+def test_advantages_and_readings(reference):
+  given = inputs()
+  rows, mask = given.rows, given.rows.loss_mask
+  advantages, credit, metrics = estimated(given, reference)
+  ref = rows.ref_logprobs if reference == 'frozen' else rows.old_logprobs
+
+  found, scale = jax.device_get(
+    _advantages(given.outputs['prm'], ref, given.rewards, given.group_ids, mask)
+  )
+  np.testing.assert_allclose(advantages, found, atol=1e-5)
+  assert metrics['prm/scale'] == pytest.approx(scale, rel=1e-6)
+  right = given.rewards > 0.5
+  np.testing.assert_array_equal(credit['labels'], mask & right[:, None])
+  scores = 0.05 * np.where(mask, given.outputs['prm'] - ref, 0).sum(axis=1)
+  assert metrics['prm/reward'] == pytest.approx(scores.mean(), rel=1e-4)
+  same = given.group_ids[:, None] == given.group_ids
+  pairs = same & right[:, None] & ~right
+  ordered = (scores[:, None] > scores)[pairs].mean()
+  assert metrics['prm/pair_accuracy'] == pytest.approx(ordered, rel=1e-5)
+  chances = 1 / (1 + np.exp(-scores))
+  bins = (chances * 10).astype(int)
+  error = sum(abs((chances - right)[bins == b].sum()) for b in range(10))
+  assert metrics['prm/calibration_error'] == pytest.approx(
+    error / SEQUENCES, rel=1e-4
+  )
+
+
+def test_equal_rewards_have_no_pairs_and_process_rewards_alone():
+  given = inputs(rewards=np.ones(SEQUENCES, np.float32))
+  advantages, credit, metrics = estimated(given)
+  mask = given.rows.loss_mask
+  assert np.abs(advantages[mask]).max() > 0.1
+  assert (credit['labels'] == mask).all()
+  assert np.isnan(metrics['prm/pair_accuracy'])
+  # A model that equals its reference has nothing to say.
+  same = inputs(
+    rewards=np.zeros(SEQUENCES, np.float32),
+    outputs={'prm': given.rows.ref_logprobs},
+  )
+  advantages, _, metrics = estimated(same)
+  assert not advantages.any()
+  assert metrics['prm/scale'] == metrics['prm/reward'] == 0
+
+
+def test_an_empty_batch_has_no_advantages_and_no_readings():
+  rows = inputs().rows
+  empty = dataclasses.replace(rows, loss_mask=np.zeros_like(rows.loss_mask))
+  given = inputs(rows=empty, rewards=np.full(SEQUENCES, np.nan, np.float32))
+  advantages, credit, metrics = estimated(given)
+  assert not advantages.any()
+  assert not credit['labels'].any()
+  for name in ('pair_accuracy', 'calibration_error', 'reward'):
+    assert np.isnan(metrics[f'prm/{name}']), name
+
+
+def test_responses_without_a_score_leave_the_others_as_they_are():
+  given = inputs()
+  mask = given.rows.loss_mask.copy()
+  mask[5] = False
+  rewards, ids = given.rewards.copy(), given.group_ids.copy()
+  rewards[5], ids[5] = np.nan, -6
+  masked = dataclasses.replace(given.rows, loss_mask=mask)
+  advantages, _, metrics = estimated(
+    given._replace(rows=masked, rewards=rewards, group_ids=ids)
+  )
+  assert np.isfinite(advantages).all()
+  assert not advantages[5].any()
+  assert np.isfinite(list(metrics.values())).all()
+
+
+def test_numbers_that_are_not_finite_spoil_the_iteration_and_are_shown():
+  given = inputs()
+  row, column = np.argwhere(given.rows.loss_mask)[30]
+  for bad in (np.nan, -np.inf):
+    output = given.outputs['prm'].copy()
+    output[row, column] = bad
+    advantages, _, metrics = estimated(given._replace(outputs={'prm': output}))
+    assert np.isnan(advantages[given.rows.loss_mask]).all()
+    for name in ('calibration_error', 'reward', 'scale'):
+      # A probability of 0 is a number.
+      is_known = name == 'calibration_error' and np.isinf(bad)
+      assert np.isnan(metrics[f'prm/{name}']) == (not is_known), name
+
+
+@pytest.mark.parametrize(
+  ('fields', 'sentence'),
+  [
+    ({'coefficient': 0.0}, r'prime\.coefficient must be above 0, got 0'),
+    ({'coefficient': -0.05}, r'prime\.coefficient must be above 0, got -0\.05'),
+    ({'form': 'verl'}, r"prime\.form must be one of .*, got 'verl'"),
+    ({'reference': 'x'}, r"prime\.reference must be one of .*, got 'x'"),
+    ({'update': 'x'}, r"prime\.update must be one of .*, got 'x'"),
+    ({'outcome_coefficient': -1.0}, r'prime\.outcome_coefficient must be at'),
+  ],
+)
+def test_refuses_fields(fields, sentence):
+  with pytest.raises(ConfigError, match=sentence):
+    check(configured(**fields))
+
+
+def test_refuses_networks_and_fields_that_do_not_belong_together():
+  config = configured()
+  config.train.keep_reference = True
+  made: dict[str, Any] = {'prm': process_reward_model(config)}
+  estimator = prime_advantages(config)
+  check_networks(made, estimator, config)
+  early = {'prm': process_reward_model(configured(update='before'))}
+  check_networks(early, estimator, config)
+  for networks, other, sentence in (
+    ({}, estimator, "reads the network 'prm', which must be among .* got none"),
+    (made, None, "network 'prm' must be among those that its estimator"),
+    (
+      {'prm': critic(config)},
+      estimator,
+      "reads logprobs of the network 'prm', got a network whose output is values",
+    ),
+    (
+      early,
+      dataclasses.replace(estimator, targets=None),
+      "'prm' is updated before it is scored, which needs an estimator with"
+      ' targets, got None',
+    ),
+  ):
+    with pytest.raises(ConfigError, match=sentence):
+      check_networks(networks, other, config)
+  config.train.keep_reference = False
+  with pytest.raises(ConfigError, match=r'needs train\.keep_reference'):
+    check_networks(made, estimator, config)
+  # The policy's own log-probabilities need none, and are scored.
+  own = configured(reference='old')
+  assert own.scores_rollouts
+  check_networks(made, prime_advantages(own), own)
+  with pytest.raises(
+    ConfigError,
+    match=r'prime\.coefficient needs a recipe with a process reward model, such'
+    r' as countdown:prime, got 0\.1 in one without',
+  ):
+    check_networks({}, None, configured(coefficient=0.1))
+  own.critic.clip = 0.1
+  with pytest.raises(
+    ConfigError, match=r'critic\.clip needs a recipe with a critic'
+  ):
+    check_networks(made, prime_advantages(own), own)
+  with pytest.raises(ValueError, match=r"update must be one of .*, got 'now'"):
+    dataclasses.replace(critic(config), update='now')
+
+
+def test_a_frozen_reference_that_is_missing_is_refused():
+  given = inputs(rows=padded())
+  estimator = prime_advantages(configured())
+  with pytest.raises(
+    ValueError, match='needs rows with ref_logprobs, got None'
+  ):
+    jax.eval_shape(estimator.estimate, (), given)
+
+
+def test_a_model_of_another_vocabulary_is_refused():
+  config = configured(initial=str(MODELS / 'qwen2'))
+  with pytest.raises(
+    ConfigError,
+    match=r"network 'prm' must have the vocabulary of the policy, 16 tokens, got",
+  ):
+    network_model('prm', process_reward_model(config), POLICY)
+
+
+def test_a_recipe_that_lacks_its_model_is_refused_before_anything(
+  capsys, tmp_path
+):
+  recipe = process.RECIPES / 'toy_prime.py'
+  with pytest.raises(SystemExit):
+    main(['train', f'--config={recipe}:no_model', f'--workdir={tmp_path}/run'])
+  said = capsys.readouterr().err
+  assert "must be among the recipe's networks, got none" in said
+  assert not (tmp_path / 'run' / 'config.json').exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['prime', 'before'])
+def test_a_run_logs_its_model_and_resumes_bit_for_bit(
+  name, tmp_path, tmp_path_factory
+):
+  """Also one that is killed between the updates of both networks."""
+  finished = runs.finished_run(tmp_path_factory, f'toy_prime:{name}')
+  lines = process.lines(finished, 'train')
+  assert len(lines) == 6
+  for line in lines:
+    assert line['skipped'] == line['prm/skipped'] == 0
+    assert 0 < line['prm/loss'] < 2
+    assert 0 <= line['prm/accuracy'] <= 1
+    assert 0 <= line['prm/calibration_error'] <= 1
+    passed = line['groups/passed']
+    assert line['groups/filled'] == max(0, 8 - passed)
+    assert line['groups/drawn'] == 8 * line['draws']
+  # Before its first update the model equals its reference.
+  assert lines[0]['prm/probability'] == pytest.approx(0.5, abs=1e-4)
+  assert lines[0]['prm/loss'] == pytest.approx(np.log(2), abs=1e-4)
+  assert (lines[0]['prm/scale'] < 1e-5) == (name == 'prime')
+
+  workdir = tmp_path / 'run'
+  killed = subprocess.run(
+    process.arguments(f'toy_prime:{name}', workdir),
+    env=process.ENVIRONMENT | {KILL_AT: '3'},
+    capture_output=True,
+    text=True,
+    timeout=600,
+  )
+  assert killed.returncode == -signal.SIGKILL, killed.stderr
+  assert len(process.lines(workdir, 'train')) == 3
+  process.train(f'toy_prime:{name}', workdir)
+  saved, ours = arrays(workdir)
+  expected, theirs = arrays(finished)
+  assert saved.position == expected.position == 6
+  assert ours.keys() == theirs.keys()
+  names = [name for name in ours if name.startswith('state.networks.prm.')]
+  assert any('opt_state' in name for name in names)
+  for name, leaf in theirs.items():
+    assert np.asarray(ours[name]).tobytes() == np.asarray(leaf).tobytes(), name
+  runs.assert_same_metrics(workdir, finished)
