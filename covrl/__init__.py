@@ -25,6 +25,7 @@ if TYPE_CHECKING:
   from covrl.entropy import adaptive_bonus as adaptive_bonus
   from covrl.entropy import add_divergence_penalty as add_divergence_penalty
   from covrl.entropy import add_entropy_bonus as add_entropy_bonus
+  from covrl.entropy import aent as aent
   from covrl.entropy import as_loss as as_loss
   from covrl.entropy import ce_gppo as ce_gppo
   from covrl.entropy import clip_cov as clip_cov
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
   from covrl.entropy import jvp_score as jvp_score
   from covrl.entropy import kl_cov as kl_cov
   from covrl.entropy import kl_to_reference as kl_to_reference
+  from covrl.entropy import lp_reg as lp_reg
   from covrl.entropy import reject_sequences as reject_sequences
   from covrl.entropy import repo as repo
   from covrl.entropy import sample_weights as sample_weights
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
   from covrl.objectives import token_weights as token_weights
   from covrl.pretrained import load_pretrained as load_pretrained
   from covrl.pretrained import save_pretrained as save_pretrained
+  from covrl.statistics import Truncation as Truncation
   from covrl.statistics import token_stats as token_stats
   from covrl.statistics import (
     token_stats_from_logits as token_stats_from_logits,

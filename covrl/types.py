@@ -46,11 +46,14 @@ class TokenStats:
     logprobs: log π(a), in nats.
     entropy: H(π), in nats.
     divergence: full KL(π_old ‖ π), in nats; `None` if it was not computed.
+    top_entropy: entropy of the policy renormalised on the likely part of the
+      vocabulary, in nats; `None` if it was not computed.
   """
 
   logprobs: Float[Array, 'B T']
   entropy: Float[Array, 'B T']
   divergence: Float[Array, 'B T'] | None = None
+  top_entropy: Float[Array, 'B T'] | None = None
 
   @classmethod
   def template(cls) -> Any:
@@ -69,17 +72,20 @@ class TokenStats:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenMoments:
-  """Sums over the vocabulary that exact scores need; never differentiated.
+  """Sums over the vocabulary that some methods need; never differentiated.
 
   Attributes:
     square: Σ π².
     square_log: Σ π² log π.
     square_log_square: Σ π² log² π.
+    filtered_logprobs: log-probability of the token after a filter by min-p, in
+      nats, −∞ if the filter removes it; `None` if it was not computed.
   """
 
   square: Float[Array, 'B T']
   square_log: Float[Array, 'B T']
   square_log_square: Float[Array, 'B T']
+  filtered_logprobs: Float[Array, 'B T'] | None = None
 
 
 class TokenContext(TypedDict, total=False):
@@ -197,7 +203,7 @@ def check_stats(
     raise TypeError(
       f'{name} of {where} must be a TokenStats, got {type(stats).__name__}'
     )
-  for leaf in ('logprobs', 'entropy', 'divergence'):
+  for leaf in ('logprobs', 'entropy', 'divergence', 'top_entropy'):
     value = getattr(stats, leaf)
     if value is not None:
       shape = check_array(f'{name}.{leaf}', value, 'real', 'B T', shape)
@@ -246,9 +252,10 @@ def check_context(
     elif entry in _SCALARS:
       check_array(entry, value, _SCALARS[entry], '')
     elif entry in _MOMENTS:
-      for name in ('square', 'square_log', 'square_log_square'):
-        moment = getattr(value, name)
-        check_array(f'{entry}.{name}', moment, 'real', 'B T', shape)
+      for field in dataclasses.fields(TokenMoments):
+        moment = getattr(value, field.name)
+        if moment is not None or field.default is dataclasses.MISSING:
+          check_array(f'{entry}.{field.name}', moment, 'real', 'B T', shape)
 
 
 @jax.tree_util.register_dataclass

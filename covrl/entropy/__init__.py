@@ -21,7 +21,10 @@ from covrl.entropy.decisions import DecisionCache as DecisionCache
 from covrl.entropy.decisions import Selection as Selection
 from covrl.entropy.detachment import detach_drain as detach_drain
 from covrl.entropy.inspection import explain as explain
+from covrl.entropy.inspection import required_truncation as required_truncation
 from covrl.entropy.inspection import selection_sources as selection_sources
+from covrl.entropy.likely_tokens import aent as aent
+from covrl.entropy.likely_tokens import lp_reg as lp_reg
 from covrl.entropy.jvp import jvp_score as jvp_score
 from covrl.entropy.loss import as_loss as as_loss
 from covrl.entropy.methods import clip_cov as clip_cov
@@ -50,6 +53,7 @@ from covrl.entropy.selection import select_top as select_top
 from covrl.entropy.selectors import all_but as all_but
 from covrl.entropy.selectors import random_in_band as random_in_band
 from covrl.entropy.selectors import random_tokens as random_tokens
+from covrl.entropy.selectors import rarest_negative as rarest_negative
 from covrl.entropy.selectors import top_entropy as top_entropy
 from covrl.entropy.selectors import top_score as top_score
 from covrl.entropy.shaping import entrocraft as entrocraft

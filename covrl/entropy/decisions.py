@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar, cast, get_args
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from covrl.statistics import Truncation
 from covrl.types import Scalar, Scope, SelectionSource
 
 Decision = TypeVar('Decision')
@@ -75,6 +76,7 @@ class DecisionCache:
     local: decisions of scope `'micro_batch'` by key. They are taken anew in
       each micro-batch; to report on the optimiser batch, add them up.
     sources: statistics that the chain's selectors read.
+    truncations: truncated policies whose statistics the chain reads.
 
   >>> recorded = DecisionCache()
   >>> with recorded.transform('kl_cov'):
@@ -92,6 +94,7 @@ class DecisionCache:
     self.decisions: dict[str, Any] = dict(recorded or {})
     self.local: dict[str, Any] = {}
     self.sources: set[SelectionSource] = set()
+    self.truncations: set[Truncation] = set()
     self._is_replay = recorded is not None
     self._selections: dict[str, Selection] = {}
     self._path: tuple[str, ...] = ()

@@ -22,13 +22,12 @@ from covrl.entropy.prediction import (
   entropy_change,
   token_sum,
 )
-from covrl.entropy.search import float_key
 from covrl.entropy.transforms import (
   SelectionSummary,
   empty_summary,
   summarize,
 )
-from covrl.statistics.exact import count, exact_sum
+from covrl.statistics.exact import count, exact_sum, float_key
 from covrl.types import TokenContext, TokenStats
 
 

@@ -10,7 +10,13 @@ from jaxtyping import PyTree
 
 from covrl.entropy.base import check_token_chain, update_signal
 from covrl.entropy.decisions import DecisionCache, Selection
-from covrl.types import SelectionSource, TokenContext, TokenStats
+from covrl.statistics import Truncation
+from covrl.types import (
+  SelectionSource,
+  TokenContext,
+  TokenMoments,
+  TokenStats,
+)
 
 
 def explain(
@@ -79,6 +85,79 @@ def selection_sources(
 
   jax.eval_shape(trace, stats, token_state, context)
   return frozenset(sources)
+
+
+def required_truncation(token_tx: optax.GradientTransformation) -> Truncation:
+  """Determines the truncated policies whose statistics a token chain reads.
+
+  The chain is traced on a single token and not computed.
+
+  Args:
+    token_tx: a token chain.
+
+  Raises:
+    ValueError: if two of its transforms need different truncations.
+
+  >>> import covrl
+  >>> required_truncation(optax.chain(covrl.lp_reg(), covrl.kl_cov()))
+  Truncation(min_p=0.02, removed=None)
+  """
+  found: set[Truncation] = set()
+
+  def trace(stats: TokenStats, context: TokenContext) -> None:
+    found.update(_run(token_tx, stats, None, None, context).truncations)
+
+  jax.eval_shape(trace, *_single_token())
+  return Truncation(
+    min_p=_only('min_p', {each.min_p for each in found}),
+    removed=_only('removed', {each.removed for each in found}),
+  )
+
+
+def _only(name: str, numbers: set[float | None]) -> float | None:
+  """The only number of a set, `None` without one."""
+  known = sorted(number for number in numbers if number is not None)
+  if len(known) > 1:
+    raise ValueError(
+      f'the transforms of a token chain must have the same {name}, got '
+      f'{known[0]:g} and {known[1]:g}'
+    )
+  return known[0] if known else None
+
+
+def _single_token() -> tuple[TokenStats, TokenContext]:
+  """Statistics and the whole context of one token."""
+  real, whole = jnp.ones((1, 1)), jnp.ones((1, 1), jnp.int32)
+  number, flag = jnp.ones(()), jnp.ones((1, 1), bool)
+  moments = TokenMoments(
+    square=real,
+    square_log=real,
+    square_log_square=real,
+    filtered_logprobs=real,
+  )
+  return TokenStats(
+    logprobs=real, entropy=real, divergence=real, top_entropy=real
+  ), TokenContext(
+    advantages=real,
+    old_logprobs=real,
+    old_entropy=real,
+    old_moments=moments,
+    mask=flag,
+    weights=real,
+    segment_ids=whole,
+    sequence_ids=whole,
+    positions=whole,
+    step=whole[0, 0],
+    key=jax.random.key(0),
+    moments=moments,
+    sampler_logprobs=real,
+    ref_logprobs=real,
+    entropy=number,
+    score_weight=real,
+    clipped=flag,
+    entropy_change=number,
+    log_ratio_noise=number,
+  )
 
 
 def _run(

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Int, PyTree
 
 from covrl.statistics.exact import extremes, sum_each
 
@@ -150,19 +150,6 @@ def kth_largest(
     )
 
   return jax.lax.while_loop(undecided, narrow, start)
-
-
-def float_key(values: Float[Array, '*shape']) -> Int[Array, '*shape']:
-  """Maps floats to integers of the same order; both zeros map to 0.
-
-  >>> float_key(jnp.array([-1.0, -0.0, 0.0, 1e-45])).tolist()
-  [-1065353216, 0, 0, 1]
-  """
-  values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
-  signed = jnp.dtype(f'int{values.dtype.itemsize * 8}')
-  pattern = jax.lax.bitcast_convert_type(values, signed)
-  # A negative float's pattern is a sign bit and its magnitude.
-  return jnp.where(pattern < 0, jnp.iinfo(signed).min - pattern, pattern)
 
 
 def _tied_candidates(

@@ -18,12 +18,11 @@ from covrl.array_checks import check_array, check_number
 from covrl.entropy.base import check_minimum
 from covrl.entropy.search import (
   RankedTokens,
-  float_key,
   full_interval,
   kth_largest,
   largest,
 )
-from covrl.statistics.exact import check_mask, count, sum_each
+from covrl.statistics.exact import check_mask, count, float_key, sum_each
 from covrl.types import Scalar
 
 Identity = Int[Array, 'B T'] | None

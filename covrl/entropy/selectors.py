@@ -197,6 +197,48 @@ def random_tokens(
   return select
 
 
+def rarest_negative(
+  fraction: Fraction,
+  *,
+  minimum: ArrayLike = 0,
+  selection_source: SelectionSource = 'old',
+  allow_large: bool = False,
+) -> Callable[..., Selection]:
+  """Selects the least likely of the tokens with a negative advantage.
+
+  Args:
+    fraction: share of the optimiser batch's tokens of negative advantage.
+    minimum: as in `top_score`.
+    selection_source: as in `top_score`.
+    allow_large: as in `top_score`.
+  """
+  check_fraction(fraction, allow_large=allow_large)
+  check_minimum(minimum)
+  _check_options('batch', selection_source)
+
+  def select(stats: TokenStats, **context: Unpack[TokenContext]) -> Selection:
+    inputs = _inputs(stats, context, 'batch', selection_source)
+    logprobs = stats.logprobs
+    if selection_source == 'old':
+      logprobs = require(context, 'old_logprobs', 'selection_source="old"')
+    is_negative = require(context, 'advantages', 'selection') < 0
+    valid = inputs.valid & is_negative
+    scores = jnp.where(valid, -logprobs, 0)
+    inputs = inputs._replace(valid=valid, scores=scores)
+    share, clamped = _fraction_now(fraction, context, allow_large)
+    mask = select_top(
+      scores,
+      valid,
+      fraction=share,
+      sequence_ids=context.get('sequence_ids'),
+      positions=context.get('positions'),
+      minimum=minimum,
+    )
+    return _selection(mask, scores, inputs, valid, share, minimum, clamped)
+
+  return select
+
+
 class _SelectorInputs(NamedTuple):
   """Scores of tokens, and the tokens that may be selected."""
 

@@ -130,6 +130,19 @@ def exact_mean(
   return total / count(mask).astype(total.dtype)
 
 
+def float_key(values: Float[Array, '*shape']) -> Int[Array, '*shape']:
+  """Maps floats to integers of the same order; both zeros map to 0.
+
+  >>> float_key(jnp.array([-1.0, -0.0, 0.0, 1e-45])).tolist()
+  [-1065353216, 0, 0, 1]
+  """
+  values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+  signed = jnp.dtype(f'int{values.dtype.itemsize * 8}')
+  pattern = jax.lax.bitcast_convert_type(values, signed)
+  # A negative float's pattern is a sign bit and its magnitude.
+  return jnp.where(pattern < 0, jnp.iinfo(signed).min - pattern, pattern)
+
+
 def check_mask(mask: object, values: Any) -> None:
   """Refuses a mask that is not of bools, or not of the shape of the values."""
   check_array('mask', mask, 'bool', '...', jnp.shape(values))

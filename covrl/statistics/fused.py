@@ -90,7 +90,7 @@ def _forward(
   partition = options.partition
 
   def on_device(operands: Operands) -> tuple[Outputs, Normaliser]:
-    inputs = _local_inputs(operands, partition)
+    inputs = local_inputs(operands, partition)
     sums = _dispatch(
       options,
       functools.partial(
@@ -110,8 +110,8 @@ def _forward(
       ((stats, moments), normaliser),
     )
 
-  outputs, normaliser = _shard_map(
-    on_device, partition, (_operand_specs(partition),), partition.token_spec
+  outputs, normaliser = map_shards(
+    on_device, partition, (operand_specs(partition),), partition.token_spec
   )(operands)
   return outputs, (operands, normaliser)
 
@@ -147,7 +147,7 @@ def _backward(
         **static,
       ),
       functools.partial(kernel.cotangents, **static),
-      _local_inputs(operands, partition),
+      local_inputs(operands, partition),
       jax.tree.map(lambda x: x.reshape(-1, 1), residuals),
     )
     hidden_cotangent = partition.sum_over_columns(hidden_cotangent)
@@ -158,10 +158,10 @@ def _backward(
     )
 
   tokens = partition.token_spec
-  hidden_cotangent, unembedding_cotangent = _shard_map(
+  hidden_cotangent, unembedding_cotangent = map_shards(
     on_device,
     partition,
-    (_operand_specs(partition), tokens),
+    (operand_specs(partition), tokens),
     (
       P(*tokens, None),
       P(partition.width_axes or None, partition.vocabulary_axes or None),
@@ -196,7 +196,7 @@ def _dispatch(
   )
 
 
-def _shard_map(
+def map_shards(
   function: Callable[..., Result],
   partition: Partition,
   in_specs: PyTree,
@@ -214,7 +214,7 @@ def _shard_map(
   )
 
 
-def _operand_specs(partition: Partition) -> Operands:
+def operand_specs(partition: Partition) -> Operands:
   """Partition specs of the operands."""
   vocabulary = partition.vocabulary_axes or None
   token_rows = P(*partition.token_spec, None)
@@ -228,7 +228,7 @@ def _operand_specs(partition: Partition) -> Operands:
   return Operands(**specs)
 
 
-def _local_inputs(operands: Operands, partition: Partition) -> Inputs:
+def local_inputs(operands: Operands, partition: Partition) -> Inputs:
   """One device's operands as a list of tokens, targets relative to its columns."""
   width, columns = operands.unembedding.shape
   targets = operands.targets - partition.first_column(columns)

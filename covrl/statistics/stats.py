@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal, get_args, overload
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from covrl.array_checks import check_array, check_number
+from covrl.statistics import truncated
 from covrl.statistics.fused import (
   Implementation,
   Operands,
@@ -29,6 +31,7 @@ from covrl.statistics.reference import (
 )
 from covrl.statistics.sharded import Partition, partition_of
 from covrl.statistics.tiling import LANES
+from covrl.statistics.truncated import NO_TRUNCATION, Truncation
 from covrl.types import TokenMoments, TokenStats
 
 # Up to this many logits, over all devices, are kept as one array. Beyond,
@@ -49,6 +52,7 @@ def token_stats(
   temperature: Temperature = 1.0,
   soft_cap: int | float | None = None,
   moments: Literal[False] = False,
+  truncation: Truncation = NO_TRUNCATION,
   chunk_size: int | None = None,
   implementation: Implementation | None = None,
 ) -> TokenStats: ...
@@ -63,6 +67,7 @@ def token_stats(
   temperature: Temperature = 1.0,
   soft_cap: int | float | None = None,
   moments: Literal[True],
+  truncation: Truncation = NO_TRUNCATION,
   chunk_size: int | None = None,
   implementation: Implementation | None = None,
 ) -> tuple[TokenStats, TokenMoments]: ...
@@ -76,6 +81,7 @@ def token_stats(
   temperature: Temperature = 1.0,
   soft_cap: int | float | None = None,
   moments: bool = False,
+  truncation: Truncation = NO_TRUNCATION,
   chunk_size: int | None = None,
   implementation: Implementation | None = None,
 ) -> TokenStats | tuple[TokenStats, TokenMoments]:
@@ -106,6 +112,11 @@ def token_stats(
       autodiff.
     soft_cap: bound of |z|; `None` does not bound it.
     moments: whether to return Σ π², Σ π² log π and Σ π² log² π as well.
+    truncation: truncations of the policy of which the statistics have the
+      entropy (`top_entropy`) and the moments the log-probability of the target
+      (`filtered_logprobs`). They are computed by XLA, whatever the
+      implementation of the others, from the whole logits of a few tokens at a
+      time; see `covrl.statistics.truncated`.
     chunk_size: columns of the vocabulary per chunk, which selects `'chunked'`;
       `None` cuts those of a device into 64 chunks.
     implementation: `'pallas'` or `'chunked'`; `None` chooses by size and
@@ -118,7 +129,8 @@ def token_stats(
   Raises:
     TypeError: if an argument is of another type, such as targets of floats.
     ValueError: if shapes differ, a target is outside the vocabulary, a number
-      is not finite and positive, or the implementation is unknown.
+      is not finite and positive, the implementation is unknown, or min-p is
+      asked for without moments.
 
   >>> hidden, unembedding = jnp.ones((2, 3, 4)), jnp.zeros((4, 8))
   >>> stats = token_stats(hidden, unembedding, jnp.zeros((2, 3), int))
@@ -131,6 +143,12 @@ def token_stats(
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(
       f'implementation must be one of {IMPLEMENTATIONS}, got {implementation!r}'
+    )
+  truncation.check()
+  if truncation.min_p is not None and not moments:
+    raise ValueError(
+      'truncation.min_p needs moments=True, which hold its log-probabilities, '
+      'got moments=False'
     )
   _check_arrays(hidden, unembedding, targets)
   check_temperature(temperature, targets.shape)
@@ -160,6 +178,10 @@ def token_stats(
     )
     stats, token_moments = fused_stats(operands, options)
   stats = nan_outside_vocabulary(stats, targets, unembedding.shape[-1])
+  if any(number is not None for number in truncation):
+    stats, token_moments = _with_truncated(
+      stats, token_moments, operands, soft_cap, truncation
+    )
   return stats if token_moments is None else (stats, token_moments)
 
 
@@ -190,6 +212,30 @@ def _whole_stats(
   return stats, moments_from_normaliser(
     scaled, softmax_normaliser(scaled)
   ) if moments else None
+
+
+def _with_truncated(
+  stats: TokenStats,
+  token_moments: TokenMoments | None,
+  operands: Operands,
+  soft_cap: int | float | None,
+  truncation: Truncation,
+) -> tuple[TokenStats, TokenMoments | None]:
+  """Adds the statistics of truncated policies."""
+  partition = partition_of(operands.unembedding, operands.targets)
+
+  def options(number: float) -> truncated.Options:
+    return truncated.Options(soft_cap, partition, number)
+
+  if truncation.removed is not None:
+    entropy = truncated.top_entropy(operands, options(truncation.removed))
+    stats = dataclasses.replace(stats, top_entropy=entropy)
+  if truncation.min_p is not None and token_moments is not None:
+    logprobs = truncated.filtered_logprobs(operands, options(truncation.min_p))
+    token_moments = dataclasses.replace(
+      token_moments, filtered_logprobs=logprobs
+    )
+  return stats, token_moments
 
 
 def _chunk_size(

@@ -16,7 +16,7 @@ from jaxtyping import Array, Key, PyTree
 
 from covrl.config import Config
 from covrl.data.packing import pack_if_fit, prompt_width
-from covrl.entropy import Selection
+from covrl.entropy import Selection, required_truncation
 from covrl.models import Policy
 from covrl.parallel import sharding
 from covrl.train.algorithm import Algorithm
@@ -77,6 +77,7 @@ class CompiledPrograms:
     self._algorithm = algorithm
     self._config = config
     self._mesh = mesh
+    self.truncation = required_truncation(algorithm.token_tx)
     settings = StepSettings(
       temperature=config.rollout.temperature,
       # The last column of a prompt predicts the first token of a response.
@@ -87,6 +88,7 @@ class CompiledPrograms:
       has_old=config.scores_rollouts,
       balance=config.train.balance,
       offload_optimizer=config.train.offload_optimizer,
+      truncation=self.truncation,
     )
     self.networks = Networks(
       policy, algorithm.networks, algorithm.estimator, config, mesh, settings
@@ -111,7 +113,13 @@ class CompiledPrograms:
     first_column = settings.first_column
     score_batches = config.updates_per_iteration * micro_batches
     self._score = jax.jit(
-      make_score_step(policy, temperature, score_batches, first_column)
+      make_score_step(
+        policy,
+        temperature,
+        score_batches,
+        first_column,
+        self.truncation.min_p,
+      )
     )
     self._advantages = jax.jit(token_advantages(algorithm.advantages))
     self._explain_selection = jax.jit(make_explain_selection(algorithm, config))
@@ -157,6 +165,14 @@ class CompiledPrograms:
       or self._config.train.keep_reference
       or self._config.logging.samples
     )
+
+  @property
+  def reads_filtered(self) -> bool:
+    """Whether scored rows have log-probabilities after a filter by min-p.
+
+    A rollout's only update computes them itself.
+    """
+    return self.truncation.min_p is not None and self._config.scores_rollouts
 
   def init_state(self, params: PyTree) -> TrainState:
     """Returns the initial training state for all parameters of the policy."""
@@ -236,7 +252,7 @@ class CompiledPrograms:
     if self._warm_up:
       self._hold(jnp.copy(state.step), self._shard(rows))
     if logging.samples:
-      self.explain_selection(state, rows, jax.random.key(0))
+      self.explain_selection(state, self._scored(rows), jax.random.key(0))
     if logging.entropy_change_every or train.reset_reference_every:
       before = self.copy(state.trainable)
       if logging.entropy_change_every:
@@ -383,6 +399,15 @@ class CompiledPrograms:
   def _update_rows(self, batch: TokenBatch) -> TokenBatch:
     count = self._config.train.sequences_per_update
     return jax.tree.map(lambda x: x[:count], batch)
+
+  def _scored(self, rows: TokenBatch) -> TokenBatch:
+    """Adds the entries to rows of zeros that scored rows have."""
+    if self.truncation.min_p is None:
+      return rows
+    moments = dataclasses.replace(
+      rows.old_moments, filtered_logprobs=np.zeros_like(rows.old_logprobs)
+    )
+    return dataclasses.replace(rows, old_moments=moments)
 
   def _shard(self, batch: TokenBatch) -> TokenBatch:
     batch = dataclasses.replace(batch, credit={})

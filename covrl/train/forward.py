@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from covrl.models import Policy, Routing
 from covrl.objectives import WeightMode, token_weights
-from covrl.statistics import token_stats
+from covrl.statistics import NO_TRUNCATION, Truncation, token_stats
 from covrl.statistics.exact import count, exact_sum
 from covrl.train.microbatch import over_micro_batches
 from covrl.types import (
@@ -75,15 +75,32 @@ def with_old_stats(batch: TokenBatch, scored: PolicyStats) -> TokenBatch:
   )
 
 
+def old_stats(batch: TokenBatch, truncation: Truncation) -> PolicyStats:
+  """Statistics of the policy before the rollout's first update.
+
+  The entropy of a truncated policy, which no decision may read, is NaN.
+  """
+  unknown = None
+  if truncation.removed is not None:
+    unknown = jnp.full_like(batch.old_entropy, jnp.nan)
+  stats = TokenStats(
+    logprobs=batch.old_logprobs,
+    entropy=batch.old_entropy,
+    top_entropy=unknown,
+  )
+  return stats, batch.old_moments
+
+
 def policy_stats(
   policy: Policy,
   params: PyTree,
   rows: TokenBatch,
   temperature: float,
   first_column: int,
+  truncation: Truncation = NO_TRUNCATION,
 ) -> PolicyStats:
   """Per-token statistics and moments of the policy; see `forward`."""
-  found = forward(policy, params, rows, temperature, first_column)
+  found = forward(policy, params, rows, temperature, first_column, truncation)
   return found.stats, found.moments
 
 
@@ -93,6 +110,7 @@ def forward(
   rows: TokenBatch,
   temperature: float,
   first_column: int,
+  truncation: Truncation = NO_TRUNCATION,
 ) -> ForwardOutputs:
   """Runs the policy on rows of tokens, for all that an update reads of it.
 
@@ -104,6 +122,7 @@ def forward(
     first_column: statistics of the columns before it are 0 and not computed:
       they predict tokens of prompts. Ignored if tokens are split over a mesh.
       Above 0, every row must be one sequence.
+    truncation: truncations whose statistics are computed as well.
   """
   hidden, routing = policy.hidden_and_routing(
     params,
@@ -122,6 +141,7 @@ def forward(
     temperature=temperature,
     soft_cap=policy.config.logit_soft_cap,
     moments=True,
+    truncation=truncation,
   )
   padding = ((0, 0), (first_column, 0))
   stats, moments = jax.tree.map(lambda x: jnp.pad(x, padding), found)
@@ -174,7 +194,11 @@ def mean_entropy(
 
 
 def make_score_step(
-  policy: Policy, temperature: float, micro_batches: int, first_column: int = 0
+  policy: Policy,
+  temperature: float,
+  micro_batches: int,
+  first_column: int = 0,
+  min_p: float | None = None,
 ) -> Callable[[PyTree, TokenBatch], PolicyStats]:
   """Builds the program that scores an iteration's tokens before its updates.
 
@@ -183,14 +207,18 @@ def make_score_step(
     temperature: sampling temperature of the statistics.
     micro_batches: micro-batches of all rows of the iteration.
     first_column: see `forward`.
+    min_p: filter whose log-probabilities the moments have, if any.
 
   Returns:
     `(params, batch) -> (stats, moments)`.
   """
+  truncation = Truncation(min_p=min_p)
 
   def score(params: PyTree, batch: TokenBatch) -> PolicyStats:
     def run(rows: TokenBatch) -> tuple[tuple[()], PolicyStats]:
-      return (), policy_stats(policy, params, rows, temperature, first_column)
+      return (), policy_stats(
+        policy, params, rows, temperature, first_column, truncation
+      )
 
     return over_micro_batches(run, batch, micro_batches)[1]
 

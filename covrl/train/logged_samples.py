@@ -13,14 +13,20 @@ from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from covrl.config import Config
 from covrl.data import Tokenizer
-from covrl.entropy import Selection, explain, token_covariance
+from covrl.entropy import (
+  Selection,
+  explain,
+  required_truncation,
+  token_covariance,
+)
 from covrl.train.algorithm import Algorithm
 from covrl.train.forward import (
   apply_token_weights,
   mean_entropy,
+  old_stats,
   row_context,
 )
-from covrl.types import TokenBatch, TokenContext, TokenStats
+from covrl.types import TokenBatch, TokenContext
 
 
 def sample_records(
@@ -96,14 +102,16 @@ def make_explain_selection(
     of rows with statistics from before the rollout's first update.
   """
 
+  truncation = required_truncation(algorithm.token_tx)
+
   def explain_selection(
     token_state: PyTree, step: Array, rows: TokenBatch, key: Key[Array, '']
   ) -> tuple[Selection, Array]:
     rows = apply_token_weights(
       rows, config.train.weights, config.rollout.max_response_length
     )
-    stats = TokenStats(logprobs=rows.old_logprobs, entropy=rows.old_entropy)
-    context = row_context(rows, stats, rows.old_moments, jnp.asarray(True))
+    stats, moments = old_stats(rows, truncation)
+    context = row_context(rows, stats, moments, jnp.asarray(True))
     context |= TokenContext(
       score_weight=rows.advantages,
       step=step,

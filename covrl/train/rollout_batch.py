@@ -288,7 +288,12 @@ def _mean(values: Float[np.ndarray, ' n']) -> float:
 
 
 def padding_batch(
-  count: int, width: int, *, reference: bool, credit: Sequence[str] = ()
+  count: int,
+  width: int,
+  *,
+  reference: bool,
+  credit: Sequence[str] = (),
+  filtered: bool = False,
 ) -> RolloutBatch:
   """Returns a batch of zeros with the shapes of an iteration's data.
 
@@ -297,8 +302,11 @@ def padding_batch(
     width: tokens per row.
     reference: whether it has log-probabilities of a reference policy.
     credit: names of the entries of `TokenBatch.credit`.
+    filtered: whether it has log-probabilities of the policy filtered by min-p.
   """
-  shapes = abstract_batch(count, width, reference=reference, credit=credit)
+  shapes = abstract_batch(
+    count, width, reference=reference, credit=credit, filtered=filtered
+  )
   return RolloutBatch(
     batch=jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes),
     order=np.arange(count, dtype=np.int32),
@@ -309,7 +317,12 @@ def padding_batch(
 
 
 def abstract_batch(
-  count: int, width: int, *, reference: bool, credit: Sequence[str] = ()
+  count: int,
+  width: int,
+  *,
+  reference: bool,
+  credit: Sequence[str] = (),
+  filtered: bool = False,
 ) -> TokenBatch:
   """Returns the shapes of an iteration's rows; see `padding_batch`."""
 
@@ -328,7 +341,9 @@ def abstract_batch(
     advantages=floats,
     old_logprobs=floats,
     old_entropy=floats,
-    old_moments=_equal_moments(floats),
+    old_moments=dataclasses.replace(
+      _equal_moments(floats), filtered_logprobs=floats if filtered else None
+    ),
     sampler_logprobs=floats,
     sequence_ids=integers,
     ref_logprobs=floats if reference else None,

@@ -167,6 +167,7 @@ class RolloutCollector:
       row_width(self._config),
       reference=self._config.train.keep_reference,
       credit=self._programs.networks.credit,
+      filtered=self._programs.reads_filtered,
     )
 
   def close(self) -> None:

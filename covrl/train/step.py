@@ -29,6 +29,7 @@ from covrl.entropy import (
 from covrl.entropy.base import update_signal
 from covrl.models import Policy, Routing, load_balance
 from covrl.objectives import WeightMode
+from covrl.statistics import NO_TRUNCATION, Truncation
 from covrl.train import metrics
 from covrl.train.forward import (
   ForwardOutputs,
@@ -37,6 +38,7 @@ from covrl.train.forward import (
   apply_token_weights,
   forward,
   mean_entropy,
+  old_stats,
   row_context,
   with_old_stats,
 )
@@ -84,6 +86,7 @@ class StepSettings:
       selects on current statistics shares.
     offload_optimizer: whether the parameter chain's state is in host memory and
       is copied to the device for the update.
+    truncation: truncated policies whose statistics the token chain reads.
   """
 
   temperature: float = 1.0
@@ -94,6 +97,7 @@ class StepSettings:
   has_old: bool = True
   balance: float = 0.0
   offload_optimizer: bool = False
+  truncation: Truncation = NO_TRUNCATION
 
 
 def make_train_step(
@@ -133,7 +137,12 @@ def make_train_step(
     def run_forward(trainable: PyTree, rows: TokenBatch) -> ForwardOutputs:
       params = policy.join(trainable, state.frozen)
       return forward(
-        policy, params, rows, settings.temperature, settings.first_column
+        policy,
+        params,
+        rows,
+        settings.temperature,
+        settings.first_column,
+        settings.truncation,
       )
 
     def differentiate(
@@ -157,7 +166,7 @@ def make_train_step(
       token_tx,
       state.token_state,
       batch,
-      _old_stats(batch),
+      old_stats(batch, settings.truncation),
       _shared_context(state, batch, first, key),
     )
     # A single micro-batch is differentiated once, before the decisions.
@@ -173,7 +182,7 @@ def make_train_step(
       )
     if current is not None and not settings.has_old:
       batch = with_old_stats(batch, current)
-    statistics = _old_stats(batch)
+    statistics = old_stats(batch, settings.truncation)
     if current is not None and is_current:
       statistics = current
     shared = _shared_context(state, batch, first, key)
@@ -246,12 +255,6 @@ def make_train_step(
     return new_state, readings
 
   return update
-
-
-def _old_stats(batch: TokenBatch) -> PolicyStats:
-  """Statistics of the policy before the rollout's first update."""
-  stats = TokenStats(logprobs=batch.old_logprobs, entropy=batch.old_entropy)
-  return stats, batch.old_moments
 
 
 def _selects_on_current(

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from covrl import select_top
-from covrl.entropy.search import RankedTokens, float_key, largest
-from covrl.statistics.exact import extremes, sum_each
+from covrl.entropy.search import RankedTokens, largest
+from covrl.statistics.exact import extremes, float_key, sum_each
 
 LIMITS = np.iinfo(np.int32)
 # The ends of the range, where trial keys overflow, and runs of equal keys.

@@ -12,6 +12,7 @@ from train.updates import (
   PROGRAMS,
   SEQUENCES,
   WIDTH,
+  drifted,
   fingerprint_of,
   fresh_state,
   padded,
@@ -37,6 +38,20 @@ METHODS = {
   'everything': {'clipped': 0.02, 'held': 0.04, 'beta': 0.5, 'bonus': 0.1},
   'controllers': {'target': 4.0},
   'none': {},
+}
+
+
+# Methods in front of Clip-Cov, KL-Cov and a bonus that a controller sets, in
+# another program, whose loss has VESPO and LUSPO in it.
+COMPOSED = {'clipped': 0.02, 'held': 0.04, 'beta': 0.5, 'target': 3.0}
+RECENT = {
+  'losses alone': {},
+  'icepop': {'icepop': 1.0},
+  'decoupled_ppo': {'decoupled': 1.0},
+  'reject_sequences': {'rejected': 1.0},
+  'entropy_ratio_clip': {'bounded': 1.0},
+  'lp_reg': {'rare': 1.0},
+  'aent': {'likely': 0.5},
 }
 
 
@@ -102,6 +117,81 @@ def test_methods_change_the_gradient():
       for ours, theirs in zip(edited, plain, strict=True)
     )
     assert change > 1e-3, method
+
+
+def run_recent(program, batch, method, **others):
+  options = RECENT[method] | COMPOSED | others
+  shape, micro_batches = program
+  return run(shape, micro_batches, batch, chain='recent', **options)
+
+
+@pytest.mark.parametrize('method', RECENT)
+def test_layout_does_not_matter_to_composed_methods(method):
+  """On one mesh and another, in micro-batches, packed, and in another order."""
+  batch = drifted()
+  wanted = run_recent(PROGRAMS[0], batch, method)
+  count, _ = selected(wanted[0])
+  assert count == int(batch.loss_mask.sum() * COMPOSED['held'])
+  order = np.random.default_rng(2).permutation(SEQUENCES)
+  packed = pack_rows(batch, length=WIDTH, count=SEQUENCES)
+  for program, rows in (
+    (PROGRAMS[2], batch),
+    (PROGRAMS[0], packed),
+    (PROGRAMS[0], jax.tree.map(lambda leaf: leaf[order], batch)),
+  ):
+    got = run_recent(program, rows, method)
+    assert_same_update(got, wanted)
+    assert selected(got[0]) == selected(wanted[0])
+
+
+def test_composed_methods_change_the_gradient():
+  plain = gradients(run_recent(PROGRAMS[0], drifted(), 'losses alone')[0])
+  scale = max(np.abs(leaf).max() for leaf in plain)
+  for method in [*RECENT][1:]:
+    edited = gradients(run_recent(PROGRAMS[0], drifted(), method)[0])
+    change = max(
+      np.abs(ours - theirs).max()
+      for ours, theirs in zip(edited, plain, strict=True)
+    )
+    assert change > 1e-3 * scale, method
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', RECENT)
+@pytest.mark.parametrize('off', ['clipped', 'held', 'target', 'all'])
+def test_every_mesh_and_composition(method, off):
+  alone = {'clipped': 0.0, 'held': 0.0, 'beta': 0.0, 'target': 0.0}
+  changes = alone if off == 'all' else {off: 0.0}
+  packed = pack_rows(drifted(), length=WIDTH, count=SEQUENCES)
+  wanted = run_recent(PROGRAMS[0], drifted(), method, **changes)
+  for program in PROGRAMS:
+    for rows in (drifted(), packed):
+      got = run_recent(program, rows, method, **changes)
+      assert_same_update(got, wanted)
+      assert selected(got[0]) == selected(wanted[0])
+
+
+@pytest.mark.parametrize(
+  'estimator',
+  [
+    covrl.advantages.max_likelihood,
+    covrl.advantages.quantile_relative,
+  ],
+)
+def test_advantages_do_not_depend_on_the_order_of_rows(estimator):
+  """Their groups are of rewards alone; updates read the result per token."""
+  rng = np.random.default_rng(3)
+  groups = np.repeat(np.arange(SEQUENCES // 8), 8)
+  rewards = rng.integers(0, 2, SEQUENCES).astype(np.float32)
+  order = rng.permutation(SEQUENCES)
+  estimate = jax.jit(estimator)
+  np.testing.assert_array_equal(
+    np.asarray(estimate(rewards, groups))[order],
+    estimate(rewards[order], groups[order]),
+  )
+  advantages = np.asarray(estimate(rewards, groups))
+  assert np.isfinite(advantages).all()
+  assert advantages.std() > 0.1
 
 
 @pytest.mark.parametrize('method', ['everything', 'clip_cov'])

@@ -13,9 +13,15 @@ import optax
 from fast_compilation import QUICK
 
 import covrl
-from covrl.entropy import Selection, add_divergence_penalty, top_score
+from covrl.entropy import (
+  Selection,
+  add_divergence_penalty,
+  required_truncation,
+  top_score,
+)
 from covrl.models import Policy, tiny
 from covrl.parallel import sharding
+from covrl.statistics import Truncation
 from covrl.train.forward import policy_stats
 from covrl.train.state_sharding import (
   abstract_opt_state,
@@ -37,6 +43,10 @@ PROGRAMS: list[tuple[tuple[int, ...], int]] = [
   ((2, 2, 2), 4),
   ((8,), 8),
 ]
+
+
+# Least probability of a token of Lp-Reg's proxy, relative to the likeliest.
+MIN_P = 0.02
 
 
 def fingerprinted(selector):
@@ -66,8 +76,48 @@ def kl_cov(held, beta, source):
   )
 
 
+def switched(on, inner):
+  """A token transform that acts where `on`, a traced number, is not 0."""
+
+  def update(updates, state, params=None, **context):
+    edited, state = inner.update(updates, state, params, **context)
+    return jax.tree.map(
+      lambda new, old: jnp.where(on != 0, new, old), edited, updates
+    ), state
+
+  return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def recent(
+  icepop,
+  decoupled,
+  rejected,
+  bounded,
+  rare,
+  likely,
+  clipped,
+  held,
+  beta,
+  target,
+):
+  """Methods that are switched on, in front of three that always act."""
+  return optax.chain(
+    switched(icepop, covrl.icepop()),
+    switched(decoupled, covrl.decoupled_ppo(1.3)),
+    switched(rejected, covrl.reject_sequences(0.03)),
+    switched(bounded, covrl.entropy_ratio_clip()),
+    covrl.lp_reg(0.05, rare, min_p=MIN_P),
+    covrl.aent(likely),
+    covrl.clip_cov(clipped, low=0.05),
+    kl_cov(held, beta, 'old'),
+    covrl.entropy_bonus(
+      covrl.controllers.proportional_integral(target, minimum=0.0)
+    ),
+  )
+
+
 def make_token_tx(chain):
-  """One of three chains: `everything`, or one that compiles faster."""
+  """One of four chains; `everything` and `recent` compile slowly."""
 
   def everything(clipped, held, beta, bonus, target):
     return optax.chain(
@@ -85,8 +135,15 @@ def make_token_tx(chain):
   def current(held, beta):
     return optax.chain(kl_cov(held, beta, 'current'))
 
-  made = {'everything': everything, 'few': few, 'current': current}[chain]
+  made = {
+    'everything': everything,
+    'few': few,
+    'current': current,
+    'recent': recent,
+  }[chain]
   off = {
+    **dict.fromkeys(('icepop', 'decoupled', 'rejected', 'bounded'), 0.0),
+    **dict.fromkeys(('rare', 'likely'), 0.0),
     'clipped': 0.01,
     'held': 0.01,
     'beta': 0.0,
@@ -95,6 +152,17 @@ def make_token_tx(chain):
   }
   known = inspect.signature(made).parameters
   return optax.inject_hyperparams(made)(**{name: off[name] for name in known})
+
+
+CLIPPED = functools.partial(covrl.clipped_surrogate, low=0.2, high=0.2)
+
+
+def several_losses(stats, **context):
+  """The mean of a clipped loss, VESPO and GSPO, so that all share a program."""
+  value, aux = CLIPPED(stats, **context)
+  others = covrl.losses.vespo(stats, **context)[0]
+  others += covrl.gspo(stats, form='sequence', **context)[0]
+  return (value + others) / 3, aux
 
 
 # The first state is the gradient itself. Adam's default ε, 1e-8, would turn a
@@ -110,12 +178,19 @@ def program(
   settings = StepSettings(
     temperature=0.8,
     micro_batches=micro_batches,
-    weights='sequence-mean-token-mean',
+    # With token sums and `gspo`, LUSPO.
+    weights='sequence-mean-token-sum'
+    if chain == 'recent'
+    else 'sequence-mean-token-mean',
     has_old=has_old,
     offload_optimizer=offload,
   )
-  loss = functools.partial(covrl.clipped_surrogate, low=0.2, high=0.2)
-  step = make_train_step(POLICY, loss, make_token_tx(chain), TX, settings)
+  token_tx = make_token_tx(chain)
+  settings = dataclasses.replace(
+    settings, truncation=required_truncation(token_tx)
+  )
+  loss = several_losses if chain == 'recent' else CLIPPED
+  step = make_train_step(POLICY, loss, token_tx, TX, settings)
   mesh = sharding.make_mesh(shape)
   params = POLICY.abstract_params(mesh)
   abstract = jax.tree.map(
@@ -196,6 +271,35 @@ def padded() -> TokenBatch:
     old_logprobs=np.float32(np.minimum(stats.logprobs + drift, 0)),
     old_entropy=stats.entropy,
     old_moments=moments,
+  )
+
+
+@functools.cache
+def drifted() -> TokenBatch:
+  """The padded rows, sampled by another policy, with a proxy for Lp-Reg."""
+  rng = np.random.default_rng(4)
+  batch = padded()
+  shape = batch.old_logprobs.shape
+  truncation = Truncation(min_p=MIN_P)
+  _, moments = jax.jit(
+    lambda params, rows: policy_stats(POLICY, params, rows, 0.8, 0, truncation),
+    compiler_options=QUICK,
+  )(parameters(), batch)
+  # By sequence, so that some of them are rejected.
+  spread = rng.uniform(0.05, 0.6, (SEQUENCES, 1))
+  gap = np.float32(spread * rng.normal(size=shape))
+  proxy, drift = (
+    np.asarray(moments.filtered_logprobs),
+    rng.normal(0, 0.3, shape),
+  )
+  ratio = np.float32(np.exp(rng.normal(0, 0.05, shape)))
+  return dataclasses.replace(
+    batch,
+    sampler_logprobs=batch.old_logprobs - gap,
+    old_entropy=batch.old_entropy * ratio,
+    old_moments=dataclasses.replace(
+      jax.device_get(moments), filtered_logprobs=np.float32(proxy + drift)
+    ),
   )
 
 
