@@ -6,11 +6,13 @@ from covrl.entropy.adaptive_controller import (
 )
 from covrl.entropy.adaptive_controller import target_entropy as target_entropy
 from covrl.entropy.base import update_signal as update_signal
+from covrl.entropy.controllers import AdaptiveBandState as AdaptiveBandState
 from covrl.entropy.controllers import AdaptiveBonusState as AdaptiveBonusState
 from covrl.entropy.controllers import DoublingScaleState as DoublingScaleState
 from covrl.entropy.controllers import (
   ProportionalIntegralState as ProportionalIntegralState,
 )
+from covrl.entropy.controllers import adaptive_band as adaptive_band
 from covrl.entropy.controllers import adaptive_bonus as adaptive_bonus
 from covrl.entropy.controllers import doubling_scale as doubling_scale
 from covrl.entropy.controllers import entropy_band as entropy_band

@@ -18,6 +18,7 @@ from covrl.parallel import sharding
 
 ALL = jnp.ones((2, 4), bool)
 CONTROLLERS = {
+  'adaptive_band': covrl.controllers.adaptive_band(),
   'adaptive_bonus': covrl.adaptive_bonus(0.5, 0.01, initial=0.002),
   'doubling_scale': covrl.controllers.doubling_scale(0.5),
   'entropy_band': covrl.controllers.entropy_band(

@@ -82,6 +82,22 @@ def test_doubling_scale_follows_its_rule():
   assert set(np.sign(values)) == {-1, 1}
 
 
+def test_adaptive_band_follows_its_rule():
+  """c − rate · the distance from the band, as AEnt's implementation has it."""
+  controller = covrl.controllers.adaptive_band(
+    0.4, 0.6, rate=0.1, minimum=0.01, maximum=0.05, initial=0.02
+  )
+  readings = [0.5, 0.2, 0.3, 0.1, 0.7, 2.0]
+  values, _ = replay(controller, readings)
+  wanted = [0.02]
+  for entropy in readings[:-1]:
+    step = 0.1 * (min(0, entropy - 0.4) + max(0, entropy - 0.6))
+    wanted.append(min(max(wanted[-1] - step, 0.01), 0.05))
+  np.testing.assert_allclose(values, wanted, rtol=1e-5)
+  shipped = covrl.controllers.adaptive_band()
+  assert float(shipped(shipped.init())) == pytest.approx(1e-3)
+
+
 def test_entropy_band_with_an_annealed_edge():
   controller = covrl.controllers.entropy_band(
     optax.linear_schedule(0.4, 0.0, 4), 0.6, below=0.1, within=0.2, above=0.3
@@ -98,6 +114,7 @@ def test_adaptive_bonus_keeps_the_target_in_a_closed_loop():
 
 
 CONTROLLERS = {
+  'adaptive_band': covrl.controllers.adaptive_band(0.45, 0.55),
   'adaptive_bonus': covrl.adaptive_bonus(0.5, 0.01),
   'doubling_scale': covrl.controllers.doubling_scale(0.5),
   'entropy_band': covrl.controllers.entropy_band(0.4, 0.6, below=0.01),
@@ -198,6 +215,8 @@ def test_refuses_numbers_outside_their_range():
       lambda: covrl.controllers.proportional_integral(0.5, minimum=1.0),
       'offset must lie in',
     ),
+    (lambda: covrl.controllers.adaptive_band(0.5, 0.4), 'got low=0.5 and high'),
+    (lambda: covrl.controllers.adaptive_band(rate=0.0), 'rate must be finite'),
     (
       lambda: covrl.controllers.entropy_band(0.5, 0.5, below=1.0),
       'got low=0.5 and high=0.5',
