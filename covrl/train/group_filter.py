@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -88,16 +88,14 @@ class GroupFilter:
     known = scored.sum(axis=1)
     right = (scored & (rewards > RIGHT_ABOVE)).sum(axis=1)
     accuracy = right / np.maximum(known, 1)
-    truncated = (
-      np.asarray(rollouts.truncated).reshape(rewards.shape).any(axis=1)
-    )
-    is_known = known > 0
+    truncated = np.asarray(rollouts.truncated).reshape(rewards.shape)
+    is_known: Any = known > 0
     return {
       'unscored': ~is_known,
       'equal_reward': is_known & ~informative_groups(rollouts, size),
       'below_accuracy': is_known & (accuracy < self.min_accuracy),
       'above_accuracy': is_known & (accuracy > self.max_accuracy),
-      'truncated': truncated & self.drop_truncated,
+      'truncated': np.any(truncated & self.drop_truncated, axis=1),
     }
 
   def passes(self, rollouts: Rollouts) -> Bool[np.ndarray, ' P']:

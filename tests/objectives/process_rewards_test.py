@@ -230,7 +230,9 @@ def test_loss_and_gradient(golden):
   lengths = mask.sum(axis=1, keepdims=True)
   options = {
     'ref_logprobs': np.float32(golden['in/ref_logprobs']),
-    'labels': np.repeat(np.float32(golden['in/outcomes'])[:, None], WIDTH, 1),
+    'labels': np.repeat(
+      golden['in/outcomes'].astype(np.float32)[:, None], WIDTH, 1
+    ),
     'mask': mask,
     'weights': np.float32(mask / (lengths * len(mask))),
   }
@@ -273,7 +275,7 @@ def test_pair_accuracy(golden):
 
 def test_calibration_error():
   run = jax.jit(calibration_error)
-  probabilities = np.float32([0.1, 0.15, 0.9, 1.0, 0.5, np.nan])
+  probabilities = np.array([0.1, 0.15, 0.9, 1, 0.5, np.nan], np.float32)
   labels = np.array([False, True, True, True, True, True])
   mask = np.isfinite(probabilities)
   # Bins: {0.1, 0.15}, {0.5} and {0.9, 1.0}.

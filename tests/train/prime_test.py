@@ -255,9 +255,9 @@ def test_a_recipe_that_lacks_its_model_is_refused_before_anything(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['prime', 'before'])
+@pytest.mark.parametrize(('name', 'step'), [('prime', 3), ('before', 2)])
 def test_a_run_logs_its_model_and_resumes_bit_for_bit(
-  name, tmp_path, tmp_path_factory
+  name, step, tmp_path, tmp_path_factory
 ):
   """Also one that is killed between the updates of both networks."""
   finished = runs.finished_run(tmp_path_factory, f'toy_prime:{name}')
@@ -279,13 +279,13 @@ def test_a_run_logs_its_model_and_resumes_bit_for_bit(
   workdir = tmp_path / 'run'
   killed = subprocess.run(
     process.arguments(f'toy_prime:{name}', workdir),
-    env=process.ENVIRONMENT | {KILL_AT: '3'},
+    env=process.ENVIRONMENT | {KILL_AT: str(step)},
     capture_output=True,
     text=True,
     timeout=600,
   )
   assert killed.returncode == -signal.SIGKILL, killed.stderr
-  assert len(process.lines(workdir, 'train')) == 3
+  assert len(process.lines(workdir, 'train')) == step
   process.train(f'toy_prime:{name}', workdir)
   saved, ours = arrays(workdir)
   expected, theirs = arrays(finished)
