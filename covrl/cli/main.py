@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib.metadata
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -35,6 +34,7 @@ from covrl.cli import (
 from covrl.cli.errors import report_error
 from covrl.cli.options import config_help
 from covrl.exit_codes import Exit
+from covrl.run import streams
 
 _DESCRIPTION = """\
 Entropy control for reinforcement learning of language models.
@@ -65,6 +65,7 @@ _TAKE_OVERRIDES = ('plan', 'compile', 'train')
 def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command in `argv`; the console script's entry point."""
   argv = [_underscored(a) for a in (sys.argv[1:] if argv is None else argv)]
+  streams.prepare()
   try:
     arguments = _parse(argv)
     arguments.run(arguments)
@@ -73,14 +74,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     print('covrl: interrupted', file=sys.stderr)
     raise SystemExit(Exit.INTERRUPTED) from None
   except BrokenPipeError:
-    # The reader of the output has ended, as in `covrl recipes | head`. Python
-    # would flush the closed pipe once more when it exits.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    # The reader of the output has ended, as in `covrl recipes | head`.
+    streams.discard_results()
     raise SystemExit(Exit.FAILED) from None
   except Exception as error:
     status = report_error(error)
     if status is None:
       raise
+    if status == Exit.STORAGE:
+      streams.discard_results()
     raise SystemExit(status) from None
 
 

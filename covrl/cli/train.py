@@ -84,7 +84,10 @@ def run(arguments: argparse.Namespace) -> None:
   """Trains in this process, or in a supervised child of it."""
   from covrl import config
   from covrl.parallel import distributed, supervisor
+  from covrl.run import streams
 
+  # Standard output has what recipes print, and no result.
+  sys.stdout = streams.messages(sys.stdout)
   devices.set_xla_flags()
   recipe = config.load(arguments.config, arguments.overrides)
   if arguments.coordinator or distributed.in_cluster():

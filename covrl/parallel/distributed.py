@@ -320,8 +320,9 @@ def exit_process(status: int, *, orderly: bool) -> NoReturn:
   if orderly:
     with contextlib.suppress(Exception):
       jax.distributed.shutdown()
-  sys.stdout.flush()
-  sys.stderr.flush()
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(OSError):
+      stream.flush()
   os._exit(status)
 
 

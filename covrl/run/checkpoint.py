@@ -120,16 +120,24 @@ class CheckpointStore:
   Args:
     directory: the parent of all checkpoints; created when needed.
     keep: number of checkpoints to keep.
+    before_write: called before anything is written, by process 0 only; raises
+      where the run must not write.
 
   Attributes:
     position: position of the checkpoint that `latest` has returned or `save`
       has written last.
   """
 
-  def __init__(self, directory: epath.PathLike, keep: int) -> None:
+  def __init__(
+    self,
+    directory: epath.PathLike,
+    keep: int,
+    before_write: Callable[[], object] = lambda: None,
+  ) -> None:
     # Orbax requires absolute paths.
     self._directory = storage.absolute(storage.as_path(directory))
     self._keep = keep
+    self._before_write = before_write
     self._saves = 0
     self.position: int | None = None
 
@@ -241,6 +249,7 @@ class CheckpointStore:
     barrier_id = f'{path}/{self._saves}'
     with self._discarded_on_failure(path):
       if distributed.is_first():
+        self._before_write()
         with storage.writing(path):
           _remove(path)
           if not storage.is_bucket(path):
@@ -267,6 +276,7 @@ class CheckpointStore:
     """
     if not distributed.is_first():
       return
+    self._before_write()
     path = self._directory / f'{self.position:08d}'
     checkpoint = _read(path)
     if isinstance(checkpoint, str):

@@ -53,6 +53,7 @@ class RunDirectory:
   def __init__(self, path: epath.PathLike, *, writes: bool = True) -> None:
     self.path = storage.as_path(path)
     self.writes = writes
+    self._lock: lock.Lock | None = None
 
   @property
   def metrics(self) -> epath.Path:
@@ -66,21 +67,19 @@ class RunDirectory:
 
   def write_json(self, name: str, content: Mapping[str, Any]) -> None:
     """Writes a JSON file below the directory, atomically."""
-    if not self.writes:
-      return
-    storage.write_atomically(self.path / name, json.dumps(content))
+    if self.writes:
+      self._write(name, json.dumps(content))
 
   def write_jsonl(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
     """Writes a file of JSON objects, one per line, atomically."""
-    if not self.writes:
-      return
-    text = ''.join(f'{json.dumps(line)}\n' for line in lines)
-    storage.write_atomically(self.path / name, text)
+    if self.writes:
+      text = ''.join(f'{json.dumps(line)}\n' for line in lines)
+      self._write(name, text)
 
   def write_bytes(self, name: str, content: bytes) -> None:
     """Writes a file in the directory, atomically."""
     if self.writes:
-      storage.write_atomically(self.path / name, content)
+      self._write(name, content)
 
   def add_notice(self, text: str) -> None:
     """Records a warning that the report shows, once."""
@@ -91,7 +90,7 @@ class RunDirectory:
     if json.dumps(text) not in before:
       now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
       line = json.dumps({'time': now, 'text': text})
-      storage.write_atomically(file, f'{before}{line}\n')
+      self._write(_NOTICES, f'{before}{line}\n')
 
   def read_config(self) -> dict[str, Any]:
     """Returns the content of `config.json`; see `Recipe.as_json`.
@@ -200,7 +199,7 @@ class RunDirectory:
     # First the file by which a directory is recognised as a run directory.
     self.write_json('config.json', recipe.as_json())
     for name, text in recipe.sources.items():
-      storage.write_atomically(self.path / 'recipe' / name, text)
+      self._write(f'recipe/{name}', text)
 
   def recipe(self, *, trust: bool = False) -> Recipe:
     """Loads the run's recipe: executes the copy in the directory.
@@ -231,9 +230,26 @@ class RunDirectory:
       distributed.barrier('covrl/locked')
       yield
       return
-    with lock.acquire(self.path):
+    with lock.acquire(self.path) as self._lock:
       distributed.barrier('covrl/locked')
-      yield
+      try:
+        yield
+      finally:
+        self._lock = None
+
+  def check_lock(self) -> None:
+    """Checks that the directory that was locked is still there, and this run's.
+
+    Raises:
+      ConfigError: another run has locked it.
+      StorageError: it was moved, removed or replaced.
+    """
+    if self._lock is not None:
+      self._lock.check()
+
+  def _write(self, name: str, content: str | bytes) -> None:
+    self.check_lock()
+    storage.write_atomically(self.path / name, content)
 
   def _file_names(self) -> list[str]:
     if not self.path.is_dir():

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import json
 import os
+import pathlib
 import socket
 import sys
 import threading
 import time
 import uuid
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from etils import epath
 
@@ -33,7 +35,19 @@ _RENEWAL_INTERVAL = 20.0
 _EXPIRY = 90.0
 
 
-def acquire(directory: epath.Path) -> contextlib.AbstractContextManager[None]:
+class Lock(Protocol):
+  """An exclusive use of a run directory."""
+
+  def check(self) -> None:
+    """Checks that the directory is still this process's.
+
+    Raises:
+      ConfigError: another process has locked it.
+      StorageError: it was moved, removed or replaced.
+    """
+
+
+def acquire(directory: epath.Path) -> contextlib.AbstractContextManager[Lock]:
   """Locks a directory within a context; creates it if absent.
 
   Raises:
@@ -44,23 +58,89 @@ def acquire(directory: epath.Path) -> contextlib.AbstractContextManager[None]:
     return _lease(directory / NAME)
   with storage.writing(directory):
     directory.mkdir(parents=True, exist_ok=True)
-  return _file_lock(directory / NAME)
+  return _file_lock(pathlib.Path(directory))
 
 
 @contextlib.contextmanager
-def _file_lock(file: epath.Path) -> Iterator[None]:
-  with storage.writing(file):
-    stream = file.open('w')
-  with stream as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-      raise _in_use_error(file) from None
-    yield
+def _file_lock(directory: pathlib.Path) -> Iterator[Lock]:
+  lock = _FileLock(directory)
+  try:
+    yield lock
+  finally:
+    lock.close()
+
+
+class _FileLock:
+  """A locked file in a local directory."""
+
+  def __init__(self, directory: pathlib.Path) -> None:
+    self._file = directory / NAME
+    with storage.writing(directory):
+      self._directory = os.stat(directory)
+    self._stream = self._acquire()
+
+  def check(self) -> None:
+    """See `Lock.check`; a file that was removed is created again."""
+    directory = self._file.parent
+    with storage.writing(directory):
+      if not _is_same(directory, self._directory):
+        raise storage.StorageError(
+          f'{directory} cannot be written: it was {self._fate()} while the run'
+          ' used it'
+        )
+      if not _is_same(self._file, os.fstat(self._stream.fileno())):
+        stream = self._acquire()
+        self._stream.close()
+        self._stream = stream
+
+  def close(self) -> None:
+    """Unlocks the directory."""
+    self._stream.close()
+
+  def _fate(self) -> str:
+    """Returns what happened to the directory, as a participle."""
+    with contextlib.suppress(OSError):
+      file = os.readlink(f'/proc/self/fd/{self._stream.fileno()}')
+      place = pathlib.Path(file).parent
+      if _is_same(place, self._directory):
+        return f'moved to {place}'
+    return 'removed or replaced'
+
+  def _acquire(self) -> io.FileIO:
+    while True:
+      with storage.writing(self._file):
+        stream = self._file.open('ab', buffering=0)
+        try:
+          fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+          stream.close()
+          raise _in_use_error(self._file) from None
+        except BaseException:
+          stream.close()
+          raise
+      # The file may have been removed before it was locked.
+      if _is_same(self._file, os.fstat(stream.fileno())):
+        return stream
+      stream.close()
+
+
+def _is_same(path: pathlib.Path, status: os.stat_result) -> bool:
+  """Returns whether a path is that of a file with a given status."""
+  try:
+    return os.path.samestat(os.stat(path), status)
+  except FileNotFoundError:
+    return False
+
+
+class _Lease:
+  """A lease; a thread renews it, and ends the process when it is lost."""
+
+  def check(self) -> None:
+    """See `Lock.check`."""
 
 
 @contextlib.contextmanager
-def _lease(file: epath.Path) -> Iterator[None]:
+def _lease(file: epath.Path) -> Iterator[Lock]:
   own_id = f'{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex}'
   _acquire_lease(file, own_id)
   closed = threading.Event()
@@ -69,7 +149,7 @@ def _lease(file: epath.Path) -> Iterator[None]:
   )
   thread.start()
   try:
-    yield
+    yield _Lease()
   finally:
     closed.set()
     thread.join(_EXPIRY)
@@ -118,13 +198,15 @@ def _renew_lease(
         return
       if storage.create_object(file, _lease_text(own_id, renewals)):
         continue
-      print(
-        f'covrl: another run has taken {file.parent}: this one did not renew '
-        f'its lease for {_EXPIRY:g} s',
-        file=sys.stderr,
-        flush=True,
-      )
-      os._exit(Exit.REFUSED)
+      try:
+        print(
+          f'covrl: another run has taken {file.parent}: this one did not renew '
+          f'its lease for {_EXPIRY:g} s',
+          file=sys.stderr,
+          flush=True,
+        )
+      finally:
+        os._exit(Exit.REFUSED)
 
 
 def _lease_text(own_id: str, renewals: int) -> str:
@@ -140,7 +222,7 @@ def _owner(file: epath.Path) -> str | None:
     return None
 
 
-def _in_use_error(file: epath.Path) -> ConfigError:
+def _in_use_error(file: os.PathLike[str]) -> ConfigError:
   return ConfigError(
-    f'{file.parent} is in use by another process; use another --workdir'
+    f'{os.path.dirname(file)} is in use by another process; use another --workdir'
   )

@@ -48,6 +48,7 @@ class MetricsWriter:
     saved: MetricsState | None = None,
     note: Callable[[str], object] = lambda text: None,
     enabled: bool = True,
+    before_write: Callable[[], object] = lambda: None,
   ) -> None:
     """Opens the file.
 
@@ -59,7 +60,10 @@ class MetricsWriter:
         later is discarded. Files that differ are set aside.
       note: receives a sentence for each such file.
       enabled: whether to write anything; only process 0 does.
+      before_write: called before a line is written; raises where the run must
+        not write.
     """
+    self._before_write = before_write
     self._sinks: list[Any] = []
     self._log: AppendLog | None = None
     self._events: EventFiles | None = None
@@ -82,7 +86,7 @@ class MetricsWriter:
       self._sinks.append(_WeightsAndBiases(logging.wandb_project, name))
 
   def sync(self) -> MetricsState:
-    """Writes everything such that a power cut leaves it.
+    """Forces lines and events to the disk, where a power cut leaves them.
 
     Returns:
       The state to resume the metrics at.
@@ -113,6 +117,7 @@ class MetricsWriter:
       return
     line = {'step': step, 'iteration': iteration, 'phase': phase}
     line |= {name: _to_json(value) for name, value in values.items()}
+    self._before_write()
     self._log.write(json.dumps(line))
     self._last_steps[phase] = step
     for sink in self._sinks:

@@ -8,17 +8,18 @@ note, and at most one every `interval` seconds while a stage advances.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, TextIO, cast
 
 import rich.console
 import rich.progress
 import rich.text
+
+from covrl.run import streams
 
 # Metrics that are displayed: label and format.
 _METRICS: Mapping[str, tuple[str, str]] = {
@@ -75,6 +76,9 @@ class Progress:
     self._console = console or rich.console.Console(
       stderr=True, highlight=False
     )
+    # A log on a full disk, a closed pipe (`covrl train 2>&1 | head`) or terminal
+    # must not end the run.
+    self._console.file = streams.messages(cast(TextIO, self._console.file))
     self._interval = interval
     self._clock = clock
     self._enabled = enabled
@@ -204,9 +208,7 @@ class Progress:
 
   def _print(self, text: str) -> None:
     if self._enabled:
-      # A closed pipe (`covrl train 2>&1 | head`) must not end the run.
-      with contextlib.suppress(BrokenPipeError):
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+      self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 class _Display(rich.progress.Progress):

@@ -5,18 +5,25 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import signal
 import sys
 import threading
 import time
-from typing import Self
+from typing import NoReturn, Self
 
 from covrl.exit_codes import Exit
+
+# Seconds in which the stacks of all threads are written.
+_DUMP_SECONDS = 1.0
 
 
 class Watchdog:
   """Ends the process with `Exit.STALLED` if `beat` is not called in time.
 
-  The stacks of all threads are written to standard error first.
+  The stacks of all threads are written to standard error first. While native
+  code holds the interpreter, which no exit status can be given, the process ends
+  by SIGALRM after twice the time. Time for which the process was stopped (Ctrl-Z)
+  or the machine slept does not count towards the first limit.
 
   Args:
     limit: seconds between two calls of `beat`, at most; 0 disables it.
@@ -46,27 +53,47 @@ class Watchdog:
     self._closed.set()
     if self._limit:
       faulthandler.cancel_dump_traceback_later()
+      if self._ends_by_alarm():
+        signal.setitimer(signal.ITIMER_REAL, 0)
       self._thread.join()
 
   def beat(self) -> None:
     """Records progress."""
     self._last_beat = time.monotonic()
     if self._limit and not self._closed.is_set():
-      # The watchdog's thread cannot run while native code holds the GIL; this
-      # timer can.
-      faulthandler.dump_traceback_later(
-        2 * self._limit, exit=True, file=self._output
-      )
+      # The watchdog's thread cannot run while native code holds the GIL; these
+      # timers can.
+      faulthandler.dump_traceback_later(2 * self._limit, file=self._output)
+      if self._ends_by_alarm():
+        signal.setitimer(signal.ITIMER_REAL, 2 * self._limit + _DUMP_SECONDS)
+
+  def _ends_by_alarm(self) -> bool:
+    """Returns whether SIGALRM is free, and ends the process."""
+    return signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
 
   def _watch(self) -> None:
-    while not self._closed.wait(min(self._limit / 4, 10.0)):
-      idle = time.monotonic() - self._last_beat
+    interval = min(self._limit / 4, 10.0)
+    stopped, last = 0.0, time.monotonic()
+    beat = self._last_beat
+    while not self._closed.wait(interval):
+      now = time.monotonic()
+      if beat != self._last_beat:
+        beat, stopped = self._last_beat, 0.0
+      stopped += max(now - last - 2 * interval, 0.0)
+      last = now
+      idle = now - beat - stopped
       if idle > self._limit:
-        print(
-          f'covrl: no progress for {idle:.0f} s (--stall_after='
-          f'{self._limit:g}); the stacks of all threads:',
-          file=self._output,
-          flush=True,
-        )
-        faulthandler.dump_traceback(file=self._output, all_threads=True)
-        os._exit(Exit.STALLED)
+        self._end(idle)
+
+  def _end(self, idle: float) -> NoReturn:
+    """Ends the process, even if nothing can be written."""
+    try:
+      print(
+        f'covrl: no progress for {idle:.0f} s (--stall_after='
+        f'{self._limit:g}); the stacks of all threads:',
+        file=self._output,
+        flush=True,
+      )
+      faulthandler.dump_traceback(file=self._output, all_threads=True)
+    finally:
+      os._exit(Exit.STALLED)

@@ -40,10 +40,18 @@ class LogPosition(TypedDict):
 class AppendLog:
   """A log that is open for appending; see `open_log`."""
 
-  def __init__(self, stored: _Stored, content: bytes) -> None:
-    self._stored = stored
-    self._digest = hashlib.sha256(content)
-    self._size, self._lines = len(content), content.count(b'\n')
+  def __init__(
+    self,
+    file: epath.Path,
+    is_usable: Callable[[bytes], bool],
+    note: Callable[[str], object],
+  ) -> None:
+    self._path, self._is_usable, self._note = file, is_usable, note
+    self._stored = (
+      _BucketFile(file) if storage.is_bucket(file) else _LocalFile(file)
+    )
+    self._digest = hashlib.sha256()
+    self._size, self._lines = 0, 0
 
   def write(self, line: str) -> None:
     """Appends a line.
@@ -53,6 +61,7 @@ class AppendLog:
     Raises:
       StorageError: it cannot be written.
     """
+    self._require_intact()
     data = f'{line}\n'.encode()
     self._stored.append(data)
     self._digest.update(data)
@@ -63,21 +72,74 @@ class AppendLog:
     self._stored.flush()
 
   def sync(self) -> LogPosition:
-    """Writes all lines such that a power cut leaves them.
+    """Forces all lines to the disk, where a power cut leaves them.
 
     Returns:
       The position to resume the log at.
     """
+    self._require_intact()
     self._stored.sync()
+    return self._position()
+
+  def close(self) -> None:
+    """Writes buffered lines and closes the log."""
+    self._stored.close()
+
+  def resume(self, content: bytes, position: LogPosition) -> None:
+    """Goes on after a position.
+
+    Args:
+      content: what is left of the log. If it does not begin with what the
+        position describes, the file is copied to another name, and the log goes
+        on after its usable lines.
+      position: the position to truncate the log at.
+    """
+    kept = content[: position['size']]
+    if not _is_at(position, kept):
+      kept = _usable_lines(content, position, self._is_usable)
+      used = kept.count(b'\n')
+      text = (
+        f'{self._path} {_damage(content, position)}: {used:,} of'
+        f' {position["lines"]:,} lines are used'
+      )
+      if content:
+        text += f'; the file is kept as {self._copy(content)}'
+      self._note(text)
+    self.reset(kept)
+
+  def content(self) -> bytes:
+    """Returns what is stored."""
+    return self._stored.read()
+
+  def reset(self, content: bytes) -> None:
+    """Goes on after `content`, which replaces what is stored."""
+    self._stored.reset(content)
+    self._digest = hashlib.sha256(content)
+    self._size, self._lines = len(content), content.count(b'\n')
+
+  def _require_intact(self) -> None:
+    """Restores a log that another program has moved, replaced or cut."""
+    if self._stored.is_intact():
+      return
+    content, other = self._stored.reopen()
+    text = f'{self._path} was moved, replaced or changed by another program'
+    if other:
+      text += f'; what it had is kept as {self._copy(other)}'
+    self._note(text)
+    self.resume(content, self._position())
+
+  def _position(self) -> LogPosition:
     return {
       'size': self._size,
       'lines': self._lines,
       'sha256': self._digest.hexdigest(),
     }
 
-  def close(self) -> None:
-    """Writes buffered lines and closes the log."""
-    self._stored.close()
+  def _copy(self, content: bytes) -> str:
+    """Writes content under another name, which is returned."""
+    copy = storage.numbered_sibling(self._path, 'damaged')
+    storage.write_atomically(copy, content)
+    return copy.name
 
 
 def open_log(
@@ -100,25 +162,12 @@ def open_log(
   Raises:
     StorageError: the log cannot be written.
   """
-  stored = _BucketFile(file) if storage.is_bucket(file) else _LocalFile(file)
-  content = stored.read()
-  kept = b''
-  if position is not None:
-    kept = content[: position['size']]
-    if not _is_at(position, kept):
-      kept = _usable_lines(content, position, is_usable)
-      used = kept.count(b'\n')
-      text = (
-        f'{file} {_damage(content, position)}: {used:,} of'
-        f' {position["lines"]:,} lines are used'
-      )
-      if content:
-        copy = storage.numbered_sibling(file, 'damaged')
-        storage.write_atomically(copy, content)
-        text += f'; the file is kept as {copy.name}'
-      note(text)
-  stored.reset(kept)
-  return AppendLog(stored, kept)
+  log = AppendLog(file, is_usable, note)
+  if position is None:
+    log.reset(b'')
+  else:
+    log.resume(log.content(), position)
+  return log
 
 
 def read_log(file: epath.Path, errors: str = 'strict') -> str | None:
@@ -146,13 +195,35 @@ class AppendFile:
     self._path = path
     with storage.writing(path):
       path.parent.mkdir(parents=True, exist_ok=True)
-      self._stream = path.open('ab', buffering=0)
+      self._stream = path.open('a+b', buffering=0)
       storage.sync_directory(path.parent)
+      self._size = os.fstat(self._stream.fileno()).st_size
 
   def append(self, data: bytes) -> None:
     """Appends bytes."""
     with storage.writing(self._path):
       storage.write_all(self._stream, data)
+    self._size += len(data)
+
+  def truncate(self, size: int) -> None:
+    """Discards the bytes after the first `size`."""
+    with storage.writing(self._path):
+      self._stream.truncate(size)
+    self._size = size
+
+  def is_intact(self) -> bool:
+    """Returns whether the path still names this file, of the size it should have."""
+    status = os.fstat(self._stream.fileno())
+    try:
+      is_here = os.path.samestat(os.stat(self._path), status)
+    except FileNotFoundError:
+      is_here = False
+    return is_here and status.st_size == self._size
+
+  def read(self) -> bytes:
+    """Reads the file, local or in a bucket."""
+    self._stream.seek(0)
+    return self._stream.readall()
 
   def sync(self) -> None:
     """Waits until the disk has all bytes."""
@@ -171,6 +242,10 @@ class _Stored(Protocol):
   def read(self) -> bytes: ...
 
   def reset(self, content: bytes) -> None: ...
+
+  def is_intact(self) -> bool: ...
+
+  def reopen(self) -> tuple[bytes, bytes]: ...
 
   def append(self, data: bytes) -> None: ...
 
@@ -193,12 +268,20 @@ class _LocalFile:
 
   def reset(self, content: bytes) -> None:
     if self.read().startswith(content):
-      self._open()
-      with storage.writing(self._path):
-        os.truncate(self._path, len(content))
+      self._open().truncate(len(content))
     else:
       storage.write_atomically(epath.Path(self._path), content)
       self._open()
+
+  def is_intact(self) -> bool:
+    return self._open().is_intact()
+
+  def reopen(self) -> tuple[bytes, bytes]:
+    """Closes the file; returns its content, and that of another in its place."""
+    file, self._file = self._open(), None
+    content, other = file.read(), self.read()
+    file.close()
+    return content, b'' if other == content else other
 
   def append(self, data: bytes) -> None:
     self._open().append(data)
@@ -248,6 +331,12 @@ class _BucketFile:
       if len(self._text) > _MAX_PART_SIZE:
         self.flush()
     self.flush()
+
+  def is_intact(self) -> bool:
+    return True
+
+  def reopen(self) -> tuple[bytes, bytes]:
+    return self.read(), b''
 
   def append(self, data: bytes) -> None:
     self._text += data

@@ -28,6 +28,14 @@ _CAUSES = {
     errno.EMFILE,
     errno.ENFILE,
     errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOLCK,
+    errno.ENOTCONN,
+    errno.ENOTSUP,
+    errno.EBUSY,
+    errno.ENXIO,
+    errno.ETIMEDOUT,
+    errno.EREMOTEIO,
   )
 }
 # Libraries written in C++ report the same errors as text.

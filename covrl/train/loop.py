@@ -99,7 +99,9 @@ def train(
   config, options = recipe.config, options or TrainOptions()
   check_processes(recipe, workdir)
   directory = RunDirectory(workdir, writes=distributed.is_first())
-  store = CheckpointStore(directory.checkpoints, config.checkpoint.keep)
+  store = CheckpointStore(
+    directory.checkpoints, config.checkpoint.keep, directory.check_lock
+  )
   stop, watchdog = StopSignal(), Watchdog(options.stall_after)
   with (
     watchdog,
@@ -158,10 +160,12 @@ def train(
       saved=saved_metrics(resumed),
       note=warn,
       enabled=directory.writes,
+      before_write=directory.check_lock,
     )
 
     def report() -> None:
       if write_report is not None and directory.writes:
+        directory.check_lock()
         writer.flush()
         write_report(directory.path)
 

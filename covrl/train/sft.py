@@ -343,4 +343,6 @@ def warm_start_store(directory: RunDirectory) -> CheckpointStore:
 
   At its end it holds the parameters, before that the whole state.
   """
-  return CheckpointStore(directory.path / 'warm_start', keep=1)
+  return CheckpointStore(
+    directory.path / 'warm_start', keep=1, before_write=directory.check_lock
+  )

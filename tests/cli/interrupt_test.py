@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ctrl-C ends a command with one line; `covrl train` saves its run instead."""
+"""Ctrl-C, and standard streams that are closed, full or without a reader."""
 
 import os
 import signal
@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from train.process import ENVIRONMENT
 
 from covrl import config
 from covrl.cli import main
@@ -54,3 +55,49 @@ def test_closed_output_ends_without_a_traceback():
   )
   os.close(writer)
   assert (done.returncode, done.stderr) == (1, '')
+
+
+@pytest.mark.parametrize(
+  ('shell', 'status', 'said'),
+  [
+    ('covrl recipes >/dev/full', 45, 'standard output cannot be written: no'),
+    ('covrl recipes nonsense 2>&-', 2, None),
+    ('covrl recipes nonsense 2>/dev/full', 2, None),
+    ('covrl recipes nonsense >&- 2>&-', 2, None),
+    # The status of the first command of a pipe.
+    ('covrl report . 2>&1 | true; exit ${PIPESTATUS[0]}', 2, None),
+  ],
+)
+def test_streams_do_not_change_the_status(tmp_path, shell, status, said):
+  done = subprocess.run(
+    [
+      'bash',
+      '-c',
+      f'covrl() {{ {sys.executable} -m covrl.cli "$@"; }}; {shell}',
+    ],
+    cwd=tmp_path,
+    env=ENVIRONMENT,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == status, done
+  if said is not None:
+    assert done.stderr.startswith(f'covrl: {said}')
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_no_file_gets_the_descriptor_of_a_closed_stream(tmp_path):
+  script = (
+    'import os\n'
+    'from covrl.run import streams\n'
+    'streams.prepare()\n'
+    'with open("a", "w") as file:\n'
+    '  assert file.fileno() > 2\n'
+    'print("a", flush=True)\n'
+  )
+  subprocess.run(
+    ['bash', '-c', f"{sys.executable} -c '{script}' <&- >&- 2>&-"],
+    cwd=tmp_path,
+    env=ENVIRONMENT,
+    check=True,
+  )

@@ -6,13 +6,15 @@ import fcntl
 import json
 import os
 import pathlib
+import shutil
 
+import numpy as np
 import pytest
 
 from covrl import storage
 from covrl.config import Config, ConfigError, Recipe
 from covrl.pretrained.atomic_dir import atomic_directory
-from covrl.run.checkpoint import CheckpointError
+from covrl.run.checkpoint import CheckpointError, CheckpointStore
 from covrl.run.directory import RunDirectory
 from covrl.storage import StorageError, first_storage_error, paths
 
@@ -181,10 +183,13 @@ def test_the_first_failed_write_is_the_one_reported():
 
 
 def test_other_errors_are_not_failed_writes(tmp_path):
-  for error in (ValueError('a'), FileNotFoundError(errno.ENOENT, 'none')):
-    with pytest.raises(type(error)) as told, storage.writing(tmp_path):
-      raise error
-    assert told.value is error
+  error = ValueError('a')
+  with (
+    pytest.raises(ValueError, match=r'^a$') as told,
+    storage.writing(tmp_path),
+  ):
+    raise error
+  assert told.value is error
 
 
 def test_errors_of_libraries_that_name_the_cause_are_failed_writes(tmp_path):
@@ -217,3 +222,72 @@ def test_a_directory_in_use_is_not_a_failed_write(tmp_path):
       RunDirectory(tmp_path).locked(),
     ):
       pass
+
+
+@pytest.mark.parametrize(
+  ('change', 'said'),
+  [
+    (lambda path: path.rename(path.with_name('b')), 'was moved to .*/b while'),
+    (shutil.rmtree, 'was removed or replaced while'),
+    (
+      lambda path: (path.rename(path.with_name('b')), path.mkdir()),
+      'was moved to .*/b while',
+    ),
+  ],
+)
+def test_a_directory_that_moves_is_never_written_at_its_old_place(
+  tmp_path, recipe, change, said
+):
+  directory = RunDirectory(tmp_path / 'run')
+  store = CheckpointStore(directory.checkpoints, 1, directory.check_lock)
+  with directory.locked():
+    directory.claim(recipe)
+    change(tmp_path / 'run')
+    for write in (
+      lambda: directory.write_json('task.json', {}),
+      lambda: directory.add_notice('a'),
+      lambda: store.save(1, {'a': np.zeros(1)}, {}),
+    ):
+      with pytest.raises(StorageError, match=said):
+        write()
+  assert [x for x in (tmp_path / 'run').rglob('*') if x.is_file()] == []
+
+
+def test_a_run_by_a_link_stops_when_the_link_names_another_directory(tmp_path):
+  link = tmp_path / 'latest'
+  for name in ('a', 'b'):
+    (tmp_path / name).mkdir()
+  link.symlink_to('a')
+  directory = RunDirectory(link)
+  with directory.locked():
+    with pytest.raises(ConfigError, match='is in use'):
+      RunDirectory(tmp_path / 'a').locked().__enter__()
+    link.unlink()
+    link.symlink_to('b')
+    with pytest.raises(StorageError, match=r'moved to .*/a while'):
+      directory.write_json('task.json', {})
+
+
+def test_a_removed_lock_is_acquired_again(tmp_path):
+  first, second = RunDirectory(tmp_path), RunDirectory(tmp_path)
+  with first.locked():
+    (tmp_path / '.lock').unlink()
+    first.check_lock()
+    with pytest.raises(ConfigError, match='is in use'):
+      second.locked().__enter__()
+    (tmp_path / '.lock').unlink()
+    with second.locked():
+      with pytest.raises(ConfigError, match='is in use'):
+        first.write_json('task.json', {})
+      second.write_json('task.json', {})
+
+
+def test_a_file_system_without_locks_is_not_a_directory_in_use(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(fcntl, 'flock', failing(errno.ENOLCK))
+  with (
+    pytest.raises(StorageError, match='lock cannot be written: no locks'),
+    RunDirectory(tmp_path).locked(),
+  ):
+    pass

@@ -229,3 +229,39 @@ def test_a_full_disk_is_an_error_of_the_write_that_meets_it(
 
 def fail(*_):
   raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def put_away(file):
+  file.rename(file.with_suffix('.old'))
+
+
+def replace(file):
+  put_away(file)
+  file.write_text('{"other": 1}\n')
+
+
+@pytest.mark.parametrize(
+  ('change', 'used'),
+  [(put_away, 2), (replace, 2), (lambda file: os.truncate(file, 0), 0)],
+)
+def test_a_file_that_another_program_changes_is_restored(
+  tmp_path, change, used
+):
+  """Log rotation moves a file, or copies and cuts it."""
+  notes, file = [], tmp_path / 'metrics.jsonl'
+  writer = open_writer(tmp_path, notes=notes)
+  for step in (1, 2):
+    writer.write(step=step, iteration=0, phase='train', loss=1.0)
+  change(file)
+  writer.write(step=3, iteration=0, phase='train', loss=1.0)
+  saved = writer.sync()
+  change(file)
+  assert (writer.sync()['log'] == saved['log']) == (used == 2)
+  writer.close()
+  steps = [json.loads(line)['step'] for line in file.read_text().splitlines()]
+  assert steps == [1, 2, 3][: used + 1 if used else 0]
+  assert 'was moved, replaced or changed by another program' in notes[0]
+  if change is replace:
+    assert (
+      (tmp_path / 'metrics.damaged_1.jsonl').read_text().startswith('{"other"')
+    )

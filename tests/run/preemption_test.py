@@ -15,7 +15,7 @@ from train import runs
 from train.process import ENVIRONMENT, arguments, lines, train
 from train.runs import SMALL
 
-from covrl.exit_codes import Exit
+from covrl.exit_codes import Exit, means_restart
 from covrl.run import maintenance, preemption
 from covrl.run.preemption import Stopped, StopSignal
 from covrl.run.profiler import Profiler
@@ -221,6 +221,42 @@ def test_watchdog_dumps_all_stacks_and_exits():
   assert 'no progress for' in done.stderr
   assert 'in sleeper' in done.stderr
   assert 'in <module>' in done.stderr
+
+
+def watched(script):
+  """Runs statements under a watchdog of 0.4 s."""
+  return subprocess.run(
+    [
+      *(sys.executable, '-c'),
+      'import ctypes, os, signal, sys, time\n'
+      'from covrl.run.watchdog import Watchdog\n'
+      f'with Watchdog(0.4) as dog:\n  {script}\n',
+    ],
+    capture_output=True,
+    text=True,
+    timeout=300,
+    env=ENVIRONMENT,
+  )
+
+
+def test_watchdog_ends_a_process_whose_native_code_hangs():
+  done = watched('ctypes.PyDLL(None).sleep(600)')
+  assert done.returncode == -signal.SIGALRM
+  assert means_restart(done.returncode)
+  assert 'in <module>' in done.stderr
+
+
+def test_watchdog_exits_where_its_message_cannot_be_written():
+  done = watched('os.close(2); time.sleep(600)')
+  assert done.returncode == Exit.STALLED
+
+
+def test_the_time_for_which_a_process_was_stopped_does_not_count():
+  done = watched(
+    'os.system(f"(sleep 0.6; kill -CONT {os.getpid()}) &");'
+    ' os.kill(os.getpid(), signal.SIGSTOP); time.sleep(0.05)'
+  )
+  assert (done.returncode, done.stderr) == (0, '')
 
 
 def test_refuses_invalid_limits_and_ranges():

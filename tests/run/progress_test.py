@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 
 import pytest
@@ -215,3 +216,27 @@ def test_exceptions_pass_through_and_end_the_display(terminal):
     fail()
   assert '7/60' in stream.getvalue()
   assert 'reward nan' in stream.getvalue()
+
+
+class Full(io.StringIO):
+  """A stream that cannot be written, as a file on a full disk."""
+
+  def write(self, text: str) -> int:
+    raise OSError(errno.ENOSPC, 'full')
+
+
+class Closed(Full):
+  """A pipe without a reader."""
+
+  def write(self, text: str) -> int:
+    raise BrokenPipeError
+
+
+@pytest.mark.parametrize('stream', [Full(), Closed()])
+@pytest.mark.parametrize('terminal', [False, True])
+def test_messages_that_cannot_be_written_change_nothing(stream, terminal):
+  console = rich.console.Console(file=stream, force_terminal=terminal)
+  with Progress(console) as progress:
+    progress.stage('train', 2)
+    progress.update(1)
+    progress.note('note')

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Standard streams that are closed, full, or pipes without a reader.
+
+A message that cannot be written does not end a command; a result that cannot be
+written does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO, cast
+
+
+def prepare() -> None:
+  """Makes this process's standard streams fit for a command.
+
+  Closed ones are opened at the null device: otherwise the next file would get
+  their descriptor, and libraries would write messages into it. Standard error
+  drops what it cannot write, see `messages`; standard output raises
+  `StorageError`.
+  """
+  for number in range(3):
+    try:
+      os.fstat(number)
+    except OSError:
+      os.open(os.devnull, os.O_RDWR)
+  if sys.stdout is None:
+    sys.stdout = _open(1)
+  if sys.stderr is None:
+    sys.stderr = _open(2)
+  if not isinstance(sys.stdout, _Results):
+    sys.stdout = cast(TextIO, _Results(sys.stdout))
+  sys.stderr = messages(sys.stderr)
+
+
+def messages(stream: TextIO) -> TextIO:
+  """Returns a stream that drops what another one cannot write."""
+  if isinstance(stream, _Messages):
+    return stream
+  return cast(TextIO, _Messages(stream))
+
+
+def discard_results() -> None:
+  """Discards what standard output holds, which Python would write at exit."""
+  with contextlib.suppress(OSError, ValueError):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _open(number: int) -> TextIO:
+  """Opens a descriptor for writing text."""
+  file = io.FileIO(number, 'w', closefd=False)
+  return io.TextIOWrapper(io.BufferedWriter(file))
+
+
+class _Wrapper:
+  """A text stream whose errors of writing are treated.
+
+  Args:
+    stream: stream to write to.
+  """
+
+  def __init__(self, stream: TextIO) -> None:
+    self._stream = stream
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._stream, name)
+
+  def write(self, text: str) -> int:
+    """Writes a text; returns its length."""
+    with self._treated():
+      self._stream.write(text)
+    return len(text)
+
+  def flush(self) -> None:
+    """Writes what is buffered."""
+    with self._treated():
+      self._stream.flush()
+
+  def _treated(self) -> contextlib.AbstractContextManager[None]:
+    raise NotImplementedError
+
+
+class _Messages(_Wrapper):
+  """A stream of messages, which are dropped where they cannot be written."""
+
+  def _treated(self) -> contextlib.AbstractContextManager[None]:
+    return contextlib.suppress(OSError, ValueError)
+
+
+class _Results(_Wrapper):
+  """A stream of results; a pipe without a reader raises `BrokenPipeError`."""
+
+  @contextlib.contextmanager
+  def _treated(self) -> Iterator[None]:
+    try:
+      yield
+    except OSError:
+      from covrl import storage
+
+      with storage.writing('standard output'):
+        raise
