@@ -2,8 +2,8 @@
 """Compiles a recipe's programs for TPUs or GPUs and reports memory and cost.
 
 Neither needs to be attached. The report lists, for each program, memory,
-operations, bytes and collectives, and estimates the least time it can take.
-Examples:
+operations, bytes and collectives, and estimates the least time it can take. The
+exit status is 1 if a program does not fit into a chip's memory. Examples:
 
   covrl compile --config=countdown:kl_cov --topology=v5e:2x4
   covrl compile --config=reasoning:qwen2_5_7b_kl_cov --topology=v5p:4x4x4 --json
@@ -16,6 +16,7 @@ import argparse
 import json
 
 from covrl.cli import devices, options
+from covrl.exit_codes import Exit
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,3 +58,5 @@ def run(arguments: argparse.Namespace) -> None:
     print(json.dumps(report.as_json()))
   else:
     print('\n'.join(report.lines()))
+  if not report.fits:
+    raise SystemExit(Exit.FAILED)

@@ -91,7 +91,7 @@ class Scopes(NamedTuple):
   omitted: frozenset[str] = frozenset()
 
 
-_EVERYTHING = Scopes()
+EVERYTHING = Scopes()
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -138,7 +138,7 @@ def cost_of(
   module: Module,
   computation: Computation | None = None,
   *,
-  scopes: Scopes = _EVERYTHING,
+  scopes: Scopes = EVERYTHING,
 ) -> Cost:
   """Returns the cost of a computation, including all that it calls.
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from covrl.compile.cost import Cost
 from covrl.compile.network import Network
+from covrl.compile.sampling_time import Decoded
 from covrl.compile.units import bytes_text, time_text, traffic_text
 from covrl.parallel.gpus import GpuTopology
 from covrl.parallel.topologies import AnyTopology
@@ -57,6 +58,7 @@ class Program:
     model_flops: FLOPs that the model requires.
     ideal_bytes: bytes that a decoding step must read: weights and full KV
       cache; `None` for other programs.
+    sampled: estimates for an iteration's decoding; empty for other programs.
     network: links of the mesh that it was compiled for.
     calls: maximal number of calls per iteration.
   """
@@ -66,6 +68,7 @@ class Program:
   cost: Cost | None
   model_flops: float
   ideal_bytes: float | None = None
+  sampled: tuple[Decoded, ...] = ()
   network: Network
   calls: int = 1
 
@@ -114,6 +117,10 @@ class Program:
     """Returns the MFU (model FLOPs utilisation) at the roofline time."""
     _, seconds = self.roofline()
     return self.model_flops / (seconds * self.network.topology.chip.flops)
+
+  def speed(self, decoded: Decoded) -> float:
+    """Returns the tokens per second and chip of an iteration's decoding."""
+    return decoded.tokens / (decoded.seconds * len(self.network.devices))
 
   def exchanged(self) -> list[dict[str, Any]]:
     """Returns collectives by kind, group size and network, by bytes sent."""
@@ -168,6 +175,10 @@ class Program:
     }
     if self.ideal_bytes is not None:
       described['ideal_bytes'] = self.ideal_bytes
+      described['sampled'] = [
+        {**each._asdict(), 'tokens_per_second_and_chip': self.speed(each)}
+        for each in self.sampled
+      ]
     if self.cost.products:
       described['products'] = [
         {'kernel': kernel, 'type': kind, 'flops': flops}
@@ -293,6 +304,12 @@ def _lines(name: str, program: Program, unit: str) -> Iterator[str]:
     f'  at least {time_text(seconds)}, bound by {bound} ({times}); MFU at most '
     f'{program.ceiling():.0%}; an estimate'
   )
+  for each in program.sampled:
+    yield (
+      f'  {each.lengths} lengths, mean {each.mean:,.0f}: an iteration in at '
+      f'least {time_text(each.seconds)}, {program.speed(each):,.0f} tokens/s '
+      f'per {unit}; an estimate'
+    )
   if program.cost.unknown:
     yield f'  operations not counted: {", ".join(sorted(program.cost.unknown))}'
 

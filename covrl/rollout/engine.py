@@ -42,7 +42,12 @@ from covrl.rollout.placement import (
   placer,
   reshards_by_layer,
 )
-from covrl.rollout.samples import HostArray, Samples, record
+from covrl.rollout.samples import (
+  HostArray,
+  Samples,
+  empty_samples,
+  record,
+)
 from covrl.rollout.sampling import Sampling
 from covrl.rollout.slots import SlotArrays, State, shrink
 
@@ -54,11 +59,13 @@ class TracedPrograms(NamedTuple):
     start: prefill and first tokens; parameters are gathered in it.
     run: one segment of decoding.
     cache: shapes and shardings of the KV cache.
+    layout: division into shards and slots.
   """
 
   start: jax.stages.Traced
   run: jax.stages.Traced
   cache: DecodeCache
+  layout: Layout
 
 
 class Report(NamedTuple):
@@ -137,6 +144,8 @@ class SamplingEngine:
     sampling: Sampling,
     on_progress: Callable[[int], object] = lambda finished: None,
     on_response: OnResponse | None = None,
+    carried: Samples | None = None,
+    is_enough: Callable[[], bool] = lambda: False,
   ) -> Samples:
     """Samples `group_size` responses to each prompt.
 
@@ -154,6 +163,11 @@ class SamplingEngine:
         are finished at least.
       on_response: called with row and tokens of each response once it is
         finished, while the device decodes the next segment.
+      carried: responses of an earlier call with `is_enough`, in the same rows,
+        to go on with; rows without tokens begin. Their tokens are processed
+        again, with the given parameters.
+      is_enough: called after `on_response`; the rest stays unfinished if it
+        returns true.
 
     Returns:
       Rows in the order of the prompts, split over the mesh if its size divides
@@ -175,11 +189,18 @@ class SamplingEngine:
     if on_response is not None:
       exists = np.asarray(prompt_mask).any(axis=1).repeat(group_size)
       found = FinishedResponses(
-        exists, self.end_ids, self.max_response_length, layout.shards
+        exists, self.end_ids, self.max_response_length, layout.shards, carried
       )
     with self._use_mesh():
       params, state, report = self._begin(
-        params, prompts, prompt_mask, key, sequence_ids, sampling, layout
+        params,
+        prompts,
+        prompt_mask,
+        key,
+        sequence_ids,
+        sampling,
+        carried,
+        layout,
       )
       slots, is_finished = layout.slots[0], False
       while not is_finished:
@@ -196,10 +217,16 @@ class SamplingEngine:
         if found is not None and on_response is not None:
           for row, response in found.add(tokens):
             on_response(row, response)
+        is_finished = is_finished or is_enough()
       return state.samples
 
   def warm_up(
-    self, params: PyTree, shape: tuple[int, int], *, group_size: int
+    self,
+    params: PyTree,
+    shape: tuple[int, int],
+    *,
+    group_size: int,
+    carries: bool = False,
   ) -> None:
     """Compiles and runs all programs of `sample` once, on padding.
 
@@ -207,10 +234,20 @@ class SamplingEngine:
       params: parameters of the policy.
       shape: number of prompts and their padded length in tokens.
       group_size: responses per prompt.
+      carries: whether `carried` will be given.
     """
     layout, sampling = self._layout(shape[0], group_size), Sampling.make()
     # Created outside the mesh, like the arguments of `sample`.
     key = jax.random.key(0)
+    carried = None
+    if carries:
+      carried = jax.device_get(
+        empty_samples(
+          (shape[0] * group_size, self.max_response_length),
+          self.pad_id,
+          self.policy.config.stats_dtype,
+        )
+      )
     with self._use_mesh():
       params, state, _ = self._begin(
         params,
@@ -219,6 +256,7 @@ class SamplingEngine:
         key,
         np.arange(shape[0] * group_size, dtype=np.int32),
         sampling,
+        carried,
         layout,
       )
       for slots in layout.slots:
@@ -277,6 +315,7 @@ class SamplingEngine:
         start=started,
         run=self._run.trace(placed, state, layout),
         cache=state.cache,
+        layout=layout,
       )
 
   def _begin(
@@ -287,6 +326,7 @@ class SamplingEngine:
     key: Key[Array, ''],
     sequence_ids: Int[HostArray, ' S'],
     sampling: Sampling,
+    carried: Samples | None,
     layout: Layout,
   ) -> tuple[PyTree, State, Report]:
     """Places the arguments of `sample` and runs the first program."""
@@ -298,6 +338,7 @@ class SamplingEngine:
       key,
       self._put(sequence_ids),
       sampling,
+      *([] if carried is None else [jax.tree.map(self._put, carried)]),
       layout=layout,
     )
     return params, state, report

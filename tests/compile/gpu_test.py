@@ -14,7 +14,7 @@ import sys
 
 import pytest
 
-from covrl.compile.programs import check_products
+from covrl.compile.compiling import check_products
 from covrl.parallel import gpus
 from covrl.parallel.gpus import find_gpus
 

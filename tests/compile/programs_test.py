@@ -14,7 +14,7 @@ import pytest
 
 from covrl import config
 from covrl.cli import main
-from covrl.compile import NAMES, compile_recipe, programs
+from covrl.compile import NAMES, compile_recipe, compiling, programs
 from covrl.compile.hlo import parse
 from covrl.parallel import topologies
 from covrl.pretrained import load_policy
@@ -56,7 +56,7 @@ def remembered():
     return made[-1][1]
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(programs, 'parse', remember)
+    patch.setattr(compiling, 'parse', remember)
     yield made
 
 

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sampler's programs: prefill, and decoding of one token of every slot."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from covrl.compile import model_cost
+from covrl.compile.compiling import (
+  Compiled,
+  Workload,
+  bytes_on_chip,
+  compile_program,
+  describe,
+  unread_state_bytes,
+)
+from covrl.compile.cost import Scopes, cost_of
+from covrl.compile.hlo import Instruction, Module
+from covrl.compile.report import Program
+from covrl.compile.sampling_time import Decoded, Step, decoded
+from covrl.data.packing import prompt_width
+from covrl.models.decode_attention import RESPONSES, uses_kernel
+from covrl.parallel import sharding
+from covrl.rollout.sampling import TRUNCATION
+
+
+def prefill(work: Workload) -> dict[str, Program]:
+  """All prompts, and the first tokens of their responses."""
+  rollout = work.recipe.config.rollout
+  width = prompt_width(rollout.max_prompt_length)
+  return {
+    'prefill': describe(
+      work,
+      compile_program(work, work.sampler.start),
+      model_cost.prefill_flops(
+        work.policy.config, rollout.prompts_per_iteration, width
+      ),
+      unread_state_bytes(work),
+      calls=rollout.max_draws,
+      scopes=_scopes(work),
+    )
+  }
+
+
+def decode(work: Workload) -> dict[str, Program]:
+  """One token of every slot, with a full cache."""
+  config = work.recipe.config
+  rollout, model = config.rollout, work.policy.config
+  width = prompt_width(rollout.max_prompt_length)
+  tokens = width + rollout.max_response_length - 1
+  segment = compile_program(work, work.sampler.run)
+  loop = _token_loop(segment.module) if segment.module else None
+  rows = work.sampler.cache.length.shape[0]
+  program = describe(
+    work,
+    segment,
+    model_cost.decode_flops(model, rows, tokens),
+    unread_state_bytes(work),
+    calls=rollout.max_draws * (rollout.max_response_length - 1),
+    only=loop,
+    scopes=_scopes(work),
+  )
+  cache = work.sampler.cache
+  keys = (cache.keys, cache.values, cache.prompts.keys, cache.prompts.values)
+  program = dataclasses.replace(
+    program, ideal_bytes=_weights(work) + bytes_on_chip(keys)
+  )
+  sampled = _sampled(work, segment, loop, program)
+  return {'decode': dataclasses.replace(program, sampled=sampled)}
+
+
+def _scopes(work: Workload) -> Scopes:
+  rollout = work.recipe.config.rollout
+  truncates = rollout.top_p < 1 or rollout.top_k > 0 or rollout.min_p > 0
+  return Scopes(unused=frozenset() if truncates else frozenset([TRUNCATION]))
+
+
+def _sampled(
+  work: Workload, segment: Compiled, loop: Instruction | None, program: Program
+) -> tuple[Decoded, ...]:
+  """Estimates the time of an iteration's decoding; empty if it does not fit."""
+  if segment.module is None or loop is None or program.cost is None:
+    return ()
+  body = segment.module.computations[loop.attribute('body') or '']
+  scopes = _scopes(work)._replace(omitted=frozenset([RESPONSES]))
+  others = cost_of(segment.module, body, scopes=scopes)
+  config, cache = work.recipe.config, work.sampler.cache
+  mesh = work.engine.mesh
+  with sharding.use_mesh(mesh, sharding.ROLLOUT_RULES):
+    by_row = uses_kernel(work.policy.config)
+  busy = program.seconds()
+  step = Step(
+    bytes=program.cost.bytes,
+    own_bytes=program.cost.bytes - others.bytes,
+    bandwidth=work.network.topology.chip.bandwidth,
+    seconds=max(time for unit, time in busy.items() if unit != 'hbm'),
+    limit=cache.keys.shape[3],
+    by_row=by_row,
+  )
+  return decoded(step, work.sampler.layout, config.sequences_per_iteration)
+
+
+def _token_loop(module: Module) -> Instruction:
+  """Returns the sampler's loop over tokens, which contains loops over layers."""
+  loops = [
+    each
+    for each in module.entry.instructions.values()
+    if each.opcode == 'while'
+  ]
+  return max(
+    loops,
+    key=lambda each: (
+      cost_of(module, module.computations[each.attribute('body') or '']).bytes
+    ),
+  )
+
+
+def _weights(work: Workload) -> float:
+  """Returns the bytes per chip of the weights that a decoding step reads."""
+  policy, mesh = work.policy, work.engine.mesh
+  assert mesh is not None
+
+  def on_chip(leaf: Any, axes: tuple[str, ...]) -> int:
+    shards = sharding.fitted_sharding(
+      mesh, axes, leaf.shape, sharding.ROLLOUT_RULES
+    )
+    return math.prod(shards.shard_shape(leaf.shape))
+
+  params = policy.abstract_params()
+  sizes = jax.tree.map(on_chip, params, policy.axes)
+  if not policy.config.tied_embeddings:
+    sizes['embedding'] = 0
+  total = sum(jax.tree.leaves(sizes))
+  return float(total * jnp.dtype(policy.config.dtype).itemsize)

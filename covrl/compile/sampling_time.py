@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time of decoding an iteration's responses: an estimate.
+
+The slots are simulated for given lengths of responses, and every step takes its
+roofline time with the tokens that are in the cache then.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from covrl.rollout.layout import Layout
+
+
+class Step(NamedTuple):
+  """Cost of a decoding step on one chip.
+
+  Attributes:
+    bytes: traffic of a step with a full cache.
+    own_bytes: the part of it that reads the responses' own tokens.
+    bandwidth: bytes per second.
+    seconds: least time of a step, whatever it reads: the busiest other unit.
+    limit: tokens of a response in a full cache.
+    by_row: whether each row is read as far as it reaches; else all rows as far
+      as the longest of them.
+  """
+
+  bytes: float
+  own_bytes: float
+  bandwidth: float
+  seconds: float
+  limit: int
+  by_row: bool
+
+
+class Decoded(NamedTuple):
+  """Estimate for one distribution of lengths.
+
+  Attributes:
+    lengths: name of the distribution.
+    mean: mean number of tokens of a response.
+    steps: decoding steps.
+    seconds: time of all steps.
+    tokens: tokens of all responses.
+  """
+
+  lengths: str
+  mean: float
+  steps: int
+  seconds: float
+  tokens: int
+
+
+class Occupancy(NamedTuple):
+  """What the slots hold at each step, on the shard where it is most.
+
+  Attributes:
+    live: slots that hold a response.
+    tokens: tokens of their responses, the one being decoded included.
+    longest: tokens of the longest of them.
+  """
+
+  live: Int[np.ndarray, ' T']
+  tokens: Int[np.ndarray, ' T']
+  longest: Int[np.ndarray, ' T']
+
+
+def decoded(step: Step, layout: Layout, count: int) -> tuple[Decoded, ...]:
+  """Estimates the time of an iteration's decoding for three kinds of lengths.
+
+  Args:
+    step: cost of a step.
+    layout: the division into shards and slots.
+    count: number of responses.
+  """
+  found: list[Decoded] = []
+  for name, lengths in typical_lengths(step.limit + 1, count).items():
+    taken = step_seconds(step, layout, occupancy(lengths, layout))
+    found.append(
+      Decoded(
+        lengths=name,
+        mean=float(lengths.mean()),
+        steps=len(taken),
+        seconds=float(taken.sum()),
+        tokens=int(lengths.sum()),
+      )
+    )
+  return tuple(found)
+
+
+def typical_lengths(limit: int, count: int) -> dict[str, Int[np.ndarray, ' R']]:
+  """Returns lengths of responses: full, uniform, and geometric.
+
+  >>> lengths = typical_lengths(8192, 2048)
+  >>> [round(each.mean(), -3).item() for each in lengths.values()]
+  [8000.0, 4000.0, 2000.0]
+  """
+  draw = np.random.default_rng(0)
+  return {
+    'full': np.full(count, limit),
+    'uniform': draw.integers(1, limit + 1, count),
+    # Of mean limit / 4, before the limit cuts it.
+    'geometric': np.minimum(draw.geometric(min(4 / limit, 1), count), limit),
+  }
+
+
+def occupancy(lengths: Int[np.ndarray, ' R'], layout: Layout) -> Occupancy:
+  """Simulates slots that are refilled from a queue, in every shard.
+
+  The first token of a response comes from its prompt and takes no step.
+
+  >>> layout = Layout(copies=1, shards=1, slots=(2,))
+  >>> [each.tolist() for each in occupancy(np.array([4, 2, 3, 1]), layout)]
+  [[2, 2, 2], [2, 3, 5], [1, 2, 3]]
+  """
+  shards = [
+    _of_shard(own, layout.slots[0])
+    for own in lengths.reshape(layout.shards, -1)
+  ]
+  steps = max(len(each.live) for each in shards)
+  return Occupancy(
+    *(
+      np.max([np.pad(x, (0, steps - len(x))) for x in arrays], axis=0)
+      for arrays in zip(*shards, strict=True)
+    )
+  )
+
+
+def _of_shard(lengths: Int[np.ndarray, ' R'], slots: int) -> Occupancy:
+  """The occupancy of one shard."""
+  steps = lengths[lengths > 1] - 1
+  free, starts = [0] * slots, np.zeros_like(steps)
+  for number, count in enumerate(steps):
+    starts[number] = heapq.heappop(free)
+    heapq.heappush(free, int(starts[number] + count))
+  total = max(free)
+  live, tokens, longest = (np.zeros(total, np.int64) for _ in range(3))
+  for start, count in zip(starts, steps, strict=True):
+    at, grown = slice(start, start + count), np.arange(1, count + 1)
+    live[at] += 1
+    tokens[at] += grown
+    longest[at] = np.maximum(longest[at], grown)
+  return Occupancy(live, tokens, longest)
+
+
+def step_seconds(
+  step: Step, layout: Layout, load: Occupancy
+) -> Float[np.ndarray, ' T']:
+  """Returns the roofline time of each step, in seconds."""
+  most = layout.slots[0]
+  if step.by_row:
+    read = load.tokens
+  else:
+    # The number of slots is reduced at the end.
+    sizes = np.sort(layout.slots)
+    read = sizes[np.searchsorted(sizes, load.live)] * load.longest
+  fixed = step.bytes - step.own_bytes
+  moved = fixed + step.own_bytes * read / (most * step.limit)
+  return np.maximum(moved / step.bandwidth, step.seconds)
