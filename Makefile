@@ -3,7 +3,9 @@
 #   make docs       API reference in build/docs, readable offline
 #   make smollm     a language model of 135M parameters learns arithmetic
 #   make smollm-study  GRPO, KL-Cov and entropy bonus on the same
-#   make study      every Countdown recipe with three seeds
+#   make study      entropy control on tasks whose needed action becomes rare (hours, resumed)
+#   make study-quick  one seed of each
+#   make study-countdown  every Countdown recipe with three seeds
 #   make study-algorithms  GRPO, PPO and PRIME with three seeds, and other algorithms
 #   make study-mazes  make train with three seeds, beside GRPO and supervised steps
 SHELL := /bin/bash
@@ -15,7 +17,7 @@ SMOLLM_RUNS ?= runs/smollm
 SMOLLM_ARMS = grpo kl_cov entropy_bonus
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --max-worker-restart=0
 
-.PHONY: train test test-all test-gpu-compile setup lint types pytest docs study study-algorithms study-mazes smollm smollm-study clean
+.PHONY: train test test-all test-gpu-compile setup lint types pytest docs study study-quick study-countdown study-algorithms study-mazes smollm smollm-study clean
 
 train: setup
 	$(BIN)/covrl train --config=mazes:kl_cov --workdir=$(RUN)
@@ -62,8 +64,15 @@ pytest: setup
 docs: setup
 	$(BIN)/python tests/make_docs.py build/docs
 
-# Every Countdown recipe with three seeds: about an hour.
+# Where entropy control matters: all tasks, arms and seeds on one core.
 study: setup
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.study
+
+study-quick: setup
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.study --quick --runs=runs/study_quick
+
+# Every Countdown recipe with three seeds: about an hour.
+study-countdown: setup
 	$(BIN)/python tests/benchmarks/study.py
 
 # GRPO, PPO and PRIME with three seeds, other algorithms with one: about an hour.

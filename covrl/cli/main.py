@@ -21,6 +21,7 @@ from typing import NoReturn
 
 from covrl.cli import compile as compile_command
 from covrl.cli import (
+  advise,
   convert,
   evaluate,
   plan,
@@ -57,6 +58,7 @@ _COMMANDS = {
   'serve': serve,
   'convert': convert,
   'report': report,
+  'advise': advise,
   'theory': theory,
 }
 _TAKE_OVERRIDES = ('plan', 'compile', 'train')

@@ -7,6 +7,8 @@ tooltips, and `macros.html.j2` draws the figures.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 from etils import epath
 
@@ -18,12 +20,13 @@ from covrl.report import (
   run_figures,
   samples,
 )
+from covrl.report.advice import advice_text
 from covrl.report.evaluation_table import evaluation_table
 from covrl.report.predictors import predictors
 from covrl.report.reading import flatten_config, short_text
 from covrl.report.rendering import render, write_page
 from covrl.report.run_data import RunData, load_run
-from covrl.report.summary import health_warnings, summarize
+from covrl.report.summary import Finding, Summary, health_warnings, summarize
 
 # Characters of the configuration file.
 _SOURCE = 100_000
@@ -55,7 +58,7 @@ def write_report(
     description=run.task_description,
     examples=examples.example_table(run),
     warnings=[*run.notices, *health_warnings(run)],
-    summary=summarize(run),
+    summary=_summary(run),
     main=run_figures.main_figures(run),
     health=health_figures.health_figures(run),
     warm_start=run_figures.warm_start_figures(run),
@@ -73,6 +76,16 @@ def write_report(
   )
   file = run.path / 'report.html' if output is None else storage.as_path(output)
   return write_page(file, page)
+
+
+def _summary(run: RunData) -> Summary:
+  """The summary, with a recommendation for the next run where there is one."""
+  summary = summarize(run)
+  text = advice_text(run)
+  if not text:
+    return summary
+  advice = Finding('Advice for the next run', text)
+  return dataclasses.replace(summary, findings=[*summary.findings, advice])
 
 
 def _facts(run: RunData) -> list[str]:

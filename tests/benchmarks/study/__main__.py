@@ -9,8 +9,17 @@ from collections.abc import Iterator
 
 import jax
 
-from .driver import PUSHED, SEEDS, Run, Study, pushed_runs, tuning_runs
+from .driver import (
+  PUSHED,
+  SEEDS,
+  Run,
+  Study,
+  advised_from,
+  pushed_runs,
+  tuning_runs,
+)
 from .tasks import TASKS
+from .writing import write_page, write_results
 
 
 def main() -> None:
@@ -37,18 +46,26 @@ def main() -> None:
   parser.add_argument(
     '--quick',
     action='store_true',
-    help='one seed, first values in place of tuning, three settings of D5',
+    help='one seed, first values in place of tuning, two learning rates of D5',
   )
   arguments = parser.parse_args()
   if arguments.quick:
     arguments.seeds = arguments.seeds[:1]
-  study = Study(arguments.runs, lambda text: print(text, flush=True))
+  study = Study(
+    arguments.runs,
+    lambda text: print(text, flush=True),
+    quick=arguments.quick,
+  )
   if not arguments.only_write:
     cache = arguments.runs / 'xla'
     cache.mkdir(parents=True, exist_ok=True)
     jax.config.update('jax_compilation_cache_dir', str(cache.resolve()))
     for run in planned(study, arguments):
       study.make(run)
+  if arguments.quick:
+    print(write_page(study, arguments.runs))
+  else:
+    write_results(study)
 
 
 def planned(study: Study, arguments: argparse.Namespace) -> Iterator[Run]:
@@ -57,11 +74,12 @@ def planned(study: Study, arguments: argparse.Namespace) -> Iterator[Run]:
     if 'tuning' in arguments.parts and not arguments.quick:
       yield from tuning_runs(name)
     if 'arms' in arguments.parts:
+      yield advised_from(name)
       for seed in arguments.seeds:
-        for arm in study.arms(name, quick=arguments.quick):
+        for arm in study.arms(name):
           yield Run(task=name, arm=arm, seed=seed)
   if 'pushed' in arguments.parts:
-    arms = study.arms(PUSHED, quick=arguments.quick)
+    arms = study.arms(PUSHED)
     yield from pushed_runs(arms, arguments.seeds, quick=arguments.quick)
 
 

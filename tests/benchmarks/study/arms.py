@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
 
 import covrl
 from covrl.selectors import random_tokens, top_score
@@ -42,18 +41,18 @@ class Knobs(NamedTuple):
     updates: updates of the run, the length of that line.
   """
 
-  low: ArrayLike = 0.2
-  high: ArrayLike = 0.2
-  bonus: ArrayLike = 0.0
-  target: ArrayLike = -1.0
-  penalty: ArrayLike = 0.0
-  fraction: ArrayLike = 0.02
-  ranking: ArrayLike = 0
-  detached: ArrayLike = 0.0
-  annealed: ArrayLike = 0.0
-  updates: ArrayLike = 1.0
+  low: Any = 0.2
+  high: Any = 0.2
+  bonus: Any = 0.0
+  target: Any = -1.0
+  penalty: Any = 0.0
+  fraction: Any = 0.02
+  ranking: Any = 0
+  detached: Any = 0.0
+  annealed: Any = 0.0
+  updates: Any = 1.0
 
-  def line(self, start: ArrayLike, step: ArrayLike) -> jax.Array:
+  def line(self, start: Any, step: Any) -> jax.Array:
     """A coefficient at a step: constant, or falling to 0."""
     done = jnp.clip(jnp.asarray(step) / self.updates, 0, 1)
     return jnp.asarray(start) * (1 - self.annealed * done)
@@ -125,7 +124,7 @@ class Arm:
     name: name in tables and directories.
     knobs: the settings.
     tuned: setting that is chosen on other seeds, empty for none.
-    choices: its values.
+    choices: the values to choose from.
   """
 
   name: str

@@ -16,8 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from covrl.report.advice import Advice, advise, read
+from covrl.report.run_data import load_run
+
 from . import runner
-from .arms import ARMS, Arm
+from .arms import ARMS, Arm, Knobs
 from .runner import Setting
 from .tasks import TASKS, StudyTask
 
@@ -29,17 +32,29 @@ RATES = (0.5, 1.0, 2.0, 4.0)
 PASSES = (1, 2, 4)
 PUSHED = 'many_solutions'
 
+ADVISED = 'advised'
+
 Lines = list[dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-  """One run: a task, an arm, a seed, and what the arms of a task share."""
+  """One run.
+
+  Attributes:
+    task: name of the task.
+    arm: the arm.
+    seed: seed of the warm start, the prompts and the samples.
+    setting: what the arms of a comparison share.
+    group: name of the comparison, a part of the path; empty for the main one.
+  """
 
   task: str
   arm: Arm
   seed: int
-  setting: Setting = Setting(learning_rate=LEARNING_RATE)
+  setting: Setting = dataclasses.field(
+    default_factory=lambda: Setting(learning_rate=LEARNING_RATE)
+  )
   group: str = ''
 
   def path(self, runs: pathlib.Path) -> pathlib.Path:
@@ -55,14 +70,21 @@ class Study:
   Attributes:
     runs: directory of all runs.
     note: receives a line for each run that is made.
+    quick: whether arms take their first value instead of the best one.
   """
 
   def __init__(
-    self, runs: pathlib.Path, note: Callable[[str], object] = print
+    self,
+    runs: pathlib.Path,
+    note: Callable[[str], object] = print,
+    *,
+    quick: bool = False,
   ) -> None:
     self.runs = runs
     self.note = note
+    self.quick = quick
     self._tasks: dict[str, StudyTask] = {}
+    self._read: dict[pathlib.Path, Lines] = {}
     self._warm: tuple[object, Any] = (None, None)
 
   def task(self, name: str) -> StudyTask:
@@ -107,10 +129,14 @@ class Study:
   def finished(self, run: Run) -> Lines | None:
     """The metrics of a finished run, else `None`."""
     folder = run.path(self.runs)
-    return read_lines(folder) if (folder / 'metrics.jsonl').is_file() else None
+    if folder not in self._read and (folder / 'metrics.jsonl').is_file():
+      self._read[folder] = read_lines(folder)
+    return self._read.get(folder)
 
   def chosen(self, name: str) -> dict[str, float]:
     """The best value of each tuned arm on the tuning seeds, if all are there."""
+    if self.quick:
+      return {arm.name: arm.choices[0] for arm in ARMS.values() if arm.tuned}
     task, best = self.task(name), {}
     for arm in ARMS.values():
       scores = []
@@ -129,20 +155,27 @@ class Study:
         best[arm.name] = max(scores)[1]
     return best
 
-  def arms(self, name: str, *, quick: bool = False) -> list[Arm]:
-    """All arms with their chosen values; those that are not tuned yet lack.
+  def advised(self, name: str) -> Arm | None:
+    """The arm that `covrl advise` recommends after a tuning seed's GRPO run."""
+    folder = advised_from(name).path(self.runs)
+    if not (folder / 'metrics.jsonl').is_file():
+      return None
+    return arm_of(advise(read(load_run(folder))))
 
-    Args:
-      name: name of the task.
-      quick: whether to take each arm's first value instead.
+  def arms(self, name: str) -> list[Arm]:
+    """All arms with their chosen values, and the advised one.
+
+    Arms that are not tuned yet lack, and the advised one before its run.
     """
     best = self.chosen(name)
-    if quick:
-      best = {arm.name: arm.choices[0] for arm in ARMS.values() if arm.tuned}
+    advised = self.advised(name)
     return [
-      arm.with_value(best[arm.name]) if arm.tuned else arm
-      for arm in ARMS.values()
-      if not arm.tuned or arm.name in best
+      *(
+        arm.with_value(best[arm.name]) if arm.tuned else arm
+        for arm in ARMS.values()
+        if not arm.tuned or arm.name in best
+      ),
+      *([advised] if advised else []),
     ]
 
 
@@ -150,6 +183,34 @@ def read_lines(folder: pathlib.Path) -> Lines:
   """Lines of a run's metrics."""
   text = (folder / 'metrics.jsonl').read_text()
   return [json.loads(line) for line in text.splitlines()]
+
+
+def advised_from(name: str) -> Run:
+  """The run that the advice for a task is from."""
+  return Run(task=name, arm=ARMS['grpo'], seed=TUNING_SEEDS[0], group='tuning')
+
+
+def arm_of(advice: Advice) -> Arm:
+  """The arm that follows an advice.
+
+  Raises:
+    ValueError: Clip-Cov is advised, whose bounds the arms have fixed; it is
+      advised for runs of one update per rollout, which the study has none of.
+  """
+  match advice.method:
+    case 'none':
+      knobs = ARMS['grpo'].knobs
+    case 'target_entropy':
+      knobs = Knobs(target=advice.target)
+    case 'kl_cov':
+      knobs = ARMS['kl_cov_beta0'].knobs._replace(
+        penalty=advice.coefficient,
+        fraction=advice.fraction,
+        annealed=float(advice.annealed),
+      )
+    case 'clip_cov':
+      raise ValueError('an arm cannot take the bounds of an advised Clip-Cov')
+  return Arm(name=ADVISED, knobs=knobs)
 
 
 def tuning_runs(name: str) -> Iterator[Run]:

@@ -257,7 +257,7 @@ def paths(start: Cell, goal: Cell, wall: Cell, most: int) -> list[list[Cell]]:
 
 def _grid() -> dict[tuple[int, ...], list[list[int]]]:
   """Responses that solve each prompt: goals in three to five steps."""
-  cells = list(itertools.product(range(SIDE), repeat=2))
+  cells: list[Cell] = list(itertools.product(range(SIDE), range(SIDE)))
   solved = {}
   for start, goal, wall in itertools.permutations(cells, 3):
     distance = abs(start[0] - goal[0]) + abs(start[1] - goal[1])

@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Advice on entropy control from a run's metrics.
+
+The guidelines of section VIII.D of arXiv:2604.09676 as rules, with what covrl has
+measured where it contradicts them: the published covariance of a few tokens lies
+far above five times the mean, a bonus does not restore the entropy of a policy
+that is nearly deterministic, and an annealed coefficient leaves no control at the
+end. Every recommendation states the figures that it follows from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from covrl.report import formats
+from covrl.report.phase_metrics import PhaseMetrics
+from covrl.report.run_data import RunData
+
+Method = Literal['none', 'target_entropy', 'kl_cov', 'clip_cov']
+
+WIDEST_TAIL = 0.02
+TAILS = (0.0002, 0.002, WIDEST_TAIL)
+"""Top shares of tokens; small ones hold no token of an update of few tokens."""
+
+REQUIRED = (
+  'entropy',
+  'covariance',
+  f'covariance_top/{WIDEST_TAIL:g}',
+  'covariance_quantile/0.99',
+  'tokens',
+  'reward',
+  'equal_reward_groups',
+)
+"""Metrics of updates that the adviser reads, besides `iteration`."""
+
+MIN_ITERATIONS = 5
+SMALL_LOSS = 0.2  # share of the entropy below whose loss no control is advised
+SPARSE = 0.25  # share of all positive covariance in the top 2 % of tokens
+SATURATED = 0.9  # share of groups with equal rewards
+MIN_SELECTED = 4  # tokens per update
+MAX_FRACTION = 0.05
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Readings:
+  """Figures of a run that the advice depends on.
+
+  Attributes:
+    iterations: iterations with updates.
+    updates_per_iteration: updates on each rollout.
+    tokens: response tokens per update, mean.
+    entropy_start: entropy of the first tenth of the iterations, nats per token.
+    entropy_end: entropy of the last tenth.
+    halving: iterations until the entropy was half of that at the start; `None` if
+      it never was.
+    covariance: mean covariance over the first third of the iterations.
+    tails: mean covariance of the top tokens over the same, by their share, as far
+      as an update has so many tokens.
+    high_quantile: the .99 quantile of the covariance over the same.
+    equal_groups: share of groups with equal rewards in the last tenth.
+    reward: mean reward in the last tenth.
+  """
+
+  iterations: int
+  updates_per_iteration: float
+  tokens: float
+  entropy_start: float
+  entropy_end: float
+  halving: float | None
+  covariance: float
+  tails: dict[float, float]
+  high_quantile: float
+  equal_groups: float
+  reward: float
+
+  @property
+  def lost(self) -> float:
+    """Share of the entropy that was lost."""
+    return 1 - self.entropy_end / self.entropy_start
+
+  @property
+  def tail_share(self) -> float:
+    """Share of the covariance that the top 2 % of the tokens hold, at most 1.
+
+    1 where the mean is not positive: without its tail, the covariance would
+    raise the entropy.
+    """
+    tail = WIDEST_TAIL * self.tails[WIDEST_TAIL]
+    if tail <= 0:
+      return 0.0
+    return 1.0 if self.covariance <= tail else tail / self.covariance
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Advice:
+  """A recommendation.
+
+  Attributes:
+    method: entropy control; 'none' keeps the run's loss.
+    fraction: share of the tokens of an update, k; 0 without a selection.
+    coefficient: coefficient of KL-Cov's penalty, β; 0 without one.
+    low: Clip-Cov's lower bound of the covariance; 0 without it.
+    high: Clip-Cov's upper bound.
+    target: target entropy in nats; 0 without one.
+    annealed: whether the coefficient falls to 0 along a line.
+    reasons: sentences with the figures that led to it.
+  """
+
+  method: Method
+  fraction: float = 0.0
+  coefficient: float = 0.0
+  low: float = 0.0
+  high: float = 0.0
+  target: float = 0.0
+  annealed: bool = False
+  reasons: Sequence[str] = ()
+
+  @property
+  def recommendation(self) -> str:
+    """The recommendation in one line."""
+    schedule = 'annealed to 0' if self.annealed else 'constant'
+    match self.method:
+      case 'none':
+        return 'no entropy control; keep the loss and its clip'
+      case 'target_entropy':
+        return (
+          'an entropy bonus that a controller sets:'
+          f' target_entropy({formats.number(self.target)})'
+        )
+      case 'kl_cov':
+        return (
+          f'KL-Cov without a clip: k = {self.fraction:.2g}, β ='
+          f' {self.coefficient:g}, {schedule}'
+        )
+      case 'clip_cov':
+        return (
+          f'Clip-Cov: k = {self.fraction:.2g}, covariances between'
+          f' {formats.number(self.low)} and {formats.number(self.high)}'
+        )
+
+
+def read(run: RunData) -> Readings:
+  """Reads the figures that the advice depends on.
+
+  Raises:
+    ValueError: metrics are missing, or the run has fewer than five iterations
+      with updates.
+  """
+  train = run.train
+  missing = [name for name in REQUIRED if not train.has(name)]
+  if missing:
+    raise ValueError(
+      f'advice on {run.path.name} needs metrics of updates that it lacks:'
+      f' {formats.join_words(missing)}'
+    )
+  entropy = train.curve('entropy')
+  count = entropy.x.size
+  if count < MIN_ITERATIONS:
+    raise ValueError(
+      f'advice needs {MIN_ITERATIONS} iterations with updates, {run.path.name}'
+      f' has {count}'
+    )
+  tenth, third = max(1, count // 10), max(1, count // 3)
+  start = float(entropy.y[:tenth].mean())
+  if start <= 0:
+    raise ValueError(
+      f'advice needs a policy with entropy at the start, {run.path.name} has'
+      f' {start:g} nats'
+    )
+  halved = entropy.x[entropy.y <= start / 2]
+
+  def early(name: str) -> float:
+    return float(train.curve(name).y[:third].mean())
+
+  def late(name: str) -> float:
+    return float(train.curve(name).y[-tenth:].mean())
+
+  return Readings(
+    iterations=count,
+    updates_per_iteration=_updates_per_iteration(train),
+    tokens=train.mean('tokens') or 0.0,
+    entropy_start=start,
+    entropy_end=late('entropy'),
+    halving=float(halved[0] - entropy.x[0]) if halved.size else None,
+    covariance=early('covariance'),
+    tails={
+      share: early(f'covariance_top/{share:g}')
+      for share in TAILS
+      if train.has(f'covariance_top/{share:g}')
+    },
+    high_quantile=early('covariance_quantile/0.99'),
+    equal_groups=late('equal_reward_groups'),
+    reward=late('reward'),
+  )
+
+
+def advise(readings: Readings) -> Advice:
+  """Recommends method, share of tokens, bounds and schedule."""
+  lost = (
+    f'entropy went from {formats.number(readings.entropy_start)} to'
+    f' {formats.number(readings.entropy_end)} nats per token in'
+    f' {readings.iterations:,} iterations'
+  )
+  if readings.lost < SMALL_LOSS:
+    return Advice(
+      method='none',
+      reasons=[
+        f'{lost}: less than {SMALL_LOSS:.0%} is lost, there is no collapse'
+      ],
+    )
+  reasons = [f'{lost}: {readings.lost:.0%} is lost']
+  if readings.halving is not None:
+    reasons.append(f'half of it after {readings.halving:,.0f} iterations')
+  if readings.tail_share < SPARSE:
+    reasons.append(
+      f'the top 2 % of the tokens hold {readings.tail_share:.0%} of the covariance,'
+      f' less than {SPARSE:.0%}: a few tokens do not decide, so all are controlled'
+    )
+    return Advice(
+      method='target_entropy',
+      target=readings.entropy_start / 2,
+      reasons=[*reasons, 'the target is half of the entropy at the start'],
+    )
+  reasons.append(
+    f'the top 2 % of the tokens hold {readings.tail_share:.0%} of the covariance'
+  )
+  fraction, text = _fraction(readings)
+  reasons.append(text)
+  if readings.updates_per_iteration < 1.5:
+    smallest = min(readings.tails)
+    low, high = readings.high_quantile, readings.tails[smallest]
+    return Advice(
+      method='clip_cov',
+      fraction=fraction,
+      low=min(low, high),
+      high=max(low, high),
+      reasons=[
+        *reasons,
+        "with one update per rollout KL-Cov's penalty has no gradient",
+        'the bounds are the .99 quantile of the covariance and the mean of its'
+        f' top {smallest:.2%}; 1 to 5 times the mean would be'
+        f' {formats.number(readings.covariance)} to'
+        f' {formats.number(5 * readings.covariance)}, where ordinary tokens are',
+      ],
+    )
+  is_saturated = readings.equal_groups >= SATURATED
+  rewards = (
+    f'{readings.equal_groups:.0%} of the groups have equal rewards at the end'
+  )
+  reasons.append(
+    f'{rewards}: nothing is left to explore, β may fall to 0'
+    if is_saturated and readings.reward > 0.5
+    else f'{rewards}: exploration is needed to the end, β stays'
+  )
+  coefficient, text = _coefficient(readings)
+  return Advice(
+    method='kl_cov',
+    fraction=fraction,
+    coefficient=coefficient,
+    annealed=is_saturated and readings.reward > 0.5,
+    reasons=[*reasons, text],
+  )
+
+
+def advice_text(run: RunData) -> str:
+  """Recommendation and reasons as one text; empty if metrics are missing."""
+  try:
+    found = advise(read(run))
+  except ValueError:
+    return ''
+  return f'{found.recommendation}. Because {"; ".join(found.reasons)}.'
+
+
+def _fraction(readings: Readings) -> tuple[float, str]:
+  """The smallest logged share of tokens that holds half of the tail."""
+  tails = readings.tails
+  wanted = WIDEST_TAIL * tails[WIDEST_TAIL] / 2
+  share = min(share for share in tails if share * tails[share] >= wanted)
+  fewest = MIN_SELECTED / max(readings.tokens, 1.0)
+  fraction = min(max(share, fewest), MAX_FRACTION)
+  text = f'the top {share:.2g} of the tokens hold half of that'
+  if fraction != share:
+    text += (
+      f'; k is {fraction:.2g}, {MIN_SELECTED} of the {readings.tokens:,.0f} tokens'
+      f' of an update but at most {MAX_FRACTION:g}'
+    )
+  return fraction, text
+
+
+def _coefficient(readings: Readings) -> tuple[float, str]:
+  """KL-Cov's coefficient: larger where entropy falls fast."""
+  is_fast = (
+    readings.halving is not None and readings.halving <= readings.iterations / 5
+  )
+  if is_fast:
+    return 3.0, 'entropy halves within a fifth of the run: β = 3'
+  return 1.0, 'entropy falls slowly: β = 1, as published'
+
+
+def _updates_per_iteration(train: PhaseMetrics) -> float:
+  iterations = train.column('iteration')
+  return len(train) / max(
+    1, np.unique(iterations[np.isfinite(iterations)]).size
+  )

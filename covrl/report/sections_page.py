@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pages of a study: sections of text, a table and figures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from etils import epath
+
+from covrl import storage
+from covrl.report.chart import Figure, FigureLayout
+from covrl.report.comparison_figures import legend_entries
+from covrl.report.rendering import render, write_page
+from covrl.report.series import lay_out_all
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PageSection:
+  """One section of a page.
+
+  Attributes:
+    title: heading.
+    texts: paragraphs.
+    columns: titles of the table's columns.
+    rows: cells of the table.
+    is_numeric: whether all columns but the first hold numbers.
+    drawn: figures; those without points are left out.
+  """
+
+  title: str
+  texts: Sequence[str] = ()
+  columns: Sequence[str] = ()
+  rows: Sequence[Sequence[str]] = ()
+  is_numeric: bool = True
+  drawn: Sequence[Figure] = ()
+
+  @property
+  def figures(self) -> list[FigureLayout]:
+    """The figures, laid out."""
+    return lay_out_all(self.drawn)
+
+  def markdown(self) -> str:
+    """The table as Markdown."""
+    rule = '---:' if self.is_numeric else '---'
+    lines = [self.columns, ['---', *[rule] * (len(self.columns) - 1)]]
+    return ''.join(f'| {" | ".join(row)} |\n' for row in [*lines, *self.rows])
+
+
+def write_sections(
+  output: epath.PathLike,
+  *,
+  title: str,
+  facts: Sequence[str],
+  headlines: Sequence[str],
+  sections: Sequence[PageSection],
+) -> epath.Path:
+  """Writes a page of sections.
+
+  Args:
+    output: path of the page.
+    title: title of the page.
+    facts: short facts below the title.
+    headlines: sentences of the summary.
+    sections: the sections in order.
+
+  Returns:
+    Path of the page.
+  """
+  page = render(
+    'sections.html.j2',
+    title=title,
+    facts=facts,
+    headlines=headlines,
+    sections=sections,
+  )
+  return write_page(storage.as_path(output), page)
+
+
+def two_panels_svg(figures: Sequence[Figure]) -> str:
+  """A standalone SVG of two figures with the same series, and one legend.
+
+  Raises:
+    ValueError: there are no two figures with points.
+  """
+  panels = lay_out_all(figures, (430, 290))
+  if len(panels) != 2:
+    raise ValueError(
+      f'a picture needs two figures with points, got {len(panels)}'
+    )
+  names = [series.name for series in panels[0].figure.series]
+  return render(
+    'comparison.svg.j2', panels=panels, legend=legend_entries(names, 860)
+  )

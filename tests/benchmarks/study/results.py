@@ -1,0 +1,361 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables and figures of the finished runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from covrl.evaluation.intervals import Estimate, student_mean
+from covrl.report import formats
+from covrl.report.chart import Figure, Series
+from covrl.report.sections_page import PageSection
+
+from . import tabular
+from .arms import ARMS
+from .driver import (
+  ADVISED,
+  PASSES,
+  PUSHED,
+  RATES,
+  SEEDS,
+  Lines,
+  Run,
+  Study,
+  evaluations,
+  primary,
+  pushed_runs,
+  updates,
+)
+from .tasks import DEPTHS, TASKS, StudyTask
+
+BASELINE = 'grpo'
+SHOWN = (
+  'grpo',
+  'clip_higher',
+  'bonus_0.01',
+  'target_entropy',
+  'kl_cov',
+  'random_k',
+)
+"""Arms in the figures; tables have all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+  """A column of a task's table.
+
+  Attributes:
+    title: title of the column.
+    value: metrics of a run -> a number.
+    digits: digits after the point.
+    scale: factor of the number.
+  """
+
+  title: str
+  value: Callable[[Lines], float]
+  digits: int = 1
+  scale: float = 1.0
+
+
+def last(
+  name: str, digits: int = 1, scale: float = 100.0, title: str = ''
+) -> Column:
+  """A column of the last evaluation."""
+  return Column(
+    title or name, lambda lines: evaluations(lines)[-1][name], digits, scale
+  )
+
+
+def entropy_at_end(lines: Lines) -> float:
+  """Mean entropy of the last five iterations' updates, in nats per token."""
+  found = updates(lines)
+  count = found[-1]['iteration'] - 4
+  return float(
+    np.mean([x['entropy'] for x in found if x['iteration'] >= count])
+  )
+
+
+def at_switch(name: str) -> Callable[[Lines], float]:
+  """A metric where the rule changes, of evaluation or of the update before."""
+
+  def value(lines: Lines) -> float:
+    change = next(x for x in evaluations(lines) if x['rule'] == 1)
+    if name in change:
+      return change[name]
+    before = [
+      x for x in updates(lines) if x['iteration'] == change['iteration'] - 1
+    ]
+    return before[-1][name]
+
+  return value
+
+
+ENTROPY = Column('entropy at the end, nats', entropy_at_end, 3)
+COLUMNS: Mapping[str, Sequence[Column]] = {
+  'changed_rule': (
+    Column(
+      'reached, % of seeds',
+      lambda x: evaluations(x)[-1]['new_rule'] >= 0.5,
+      0,
+      100.0,
+    ),
+    Column('old rule at the change, %', at_switch('habit'), 1, 100.0),
+    Column('new rule at the change, %', at_switch('new_rule'), 3, 100.0),
+    Column('entropy at the change, nats', at_switch('entropy'), 3),
+    last('new_rule', title='new rule at the end, %'),
+  ),
+  'lock': (
+    *(last(f'left/{d}', 0, title=f'depth {d}, %') for d in DEPTHS),
+    ENTROPY,
+  ),
+  'many_solutions': (
+    last('accuracy', title='pass@1, %'),
+    last('pass64', title='pass@64, %'),
+    ENTROPY,
+  ),
+  'out_of_distribution': (
+    last('habitual', title='usual goals, %'),
+    last('unusual_pass64', title='other goals, pass@64, %'),
+    last('distinct', 2, 1.0, title='distinct solutions'),
+    ENTROPY,
+  ),
+}
+PRIMARY: Mapping[str, Column] = {
+  'changed_rule': Column('updates to ½', lambda x: 0.0, 0),
+  'lock': Column('left the distractor, %', lambda x: 0.0, 1, 100.0),
+  'many_solutions': Column('distinct solutions', lambda x: 0.0, 2),
+  'out_of_distribution': Column(
+    'other goals, pass@1, %', lambda x: 0.0, 1, 100.0
+  ),
+}
+"""Title, digits and scale of each task's primary metric."""
+
+Found = dict[str, dict[int, Lines]]
+
+
+def finished(study: Study, name: str, seeds: Sequence[int] = SEEDS) -> Found:
+  """Metrics of the finished runs of a task, by arm and seed."""
+  found: Found = {}
+  arms = {arm.name: arm for arm in study.arms(name)}
+  for arm_name in (*ARMS, ADVISED):
+    found[arm_name] = {}
+    if arm_name in arms:
+      for seed in seeds:
+        lines = study.finished(Run(task=name, arm=arms[arm_name], seed=seed))
+        if lines:
+          found[arm_name][seed] = lines
+  return found
+
+
+def interval(values: Sequence[float]) -> Estimate | None:
+  """Mean over seeds with its interval; `None` without values."""
+  return student_mean(np.array(values, float)) if values else None
+
+
+def text(
+  estimate: Estimate | None, column: Column, *, signed: bool = False
+) -> str:
+  """Mean ± half width of the interval."""
+  if estimate is None:
+    return '–'
+  form = formats.signed if signed else formats.fixed
+  number = form(column.scale * estimate.value, column.digits)
+  half = formats.half_width(estimate, scale=column.scale, digits=column.digits)
+  return f'{number}{half}'
+
+
+def differences(
+  task: StudyTask, found: Found, arm: str, baseline: str = BASELINE
+) -> Estimate | None:
+  """Difference of the primary metric to the baseline, paired by seed."""
+  shared = sorted(set(found[arm]) & set(found[baseline]))
+  return interval(
+    [
+      primary(task, found[arm][s]) - primary(task, found[baseline][s])
+      for s in shared
+    ]
+  )
+
+
+def verdict(task: StudyTask, difference: Estimate | None) -> str:
+  """Whether an arm wins, by the protocol."""
+  if difference is None:
+    return ''
+  sign = difference.sign if task.higher_is_better else -difference.sign
+  return {1: 'wins', 0: '', -1: 'loses'}[sign]
+
+
+def task_section(study: Study, name: str) -> PageSection:
+  """Table and curves of one task; every arm has a row."""
+  task, found = study.task(name), finished(study, name)
+  chosen, main = study.chosen(name), PRIMARY[name]
+  rows = []
+  for arm_name in (*ARMS, ADVISED):
+    runs = found[arm_name]
+    difference = (
+      None if arm_name == BASELINE else differences(task, found, arm_name)
+    )
+    value = f' ({chosen[arm_name]:g})' if arm_name in chosen else ''
+    rows.append(
+      [
+        f'`{arm_name}`{value}',
+        str(len(runs)),
+        text(interval([primary(task, x) for x in runs.values()]), main),
+        text(difference, main, signed=True) if difference else '',
+        verdict(task, difference),
+        *(
+          text(interval([float(c.value(x)) for x in runs.values()]), c)
+          for c in COLUMNS[name]
+        ),
+      ]
+    )
+  if not any(found.values()):
+    return PageSection(title=task.title, texts=('Not run yet.',))
+  extra = tabular_texts(task) if name == 'lock' else ()
+  return PageSection(
+    title=task.title,
+    texts=(
+      f'Primary metric: {main.title}; '
+      f'{"more" if task.higher_is_better else "fewer"} is better. Mean over seeds ±'
+      ' half width of the 95 % t interval; Δ is paired by seed with grpo. In'
+      ' parentheses the value chosen on other seeds.',
+      *extra,
+    ),
+    columns=[
+      'arm',
+      'seeds',
+      main.title,
+      'Δ',
+      '',
+      *(c.title for c in COLUMNS[name]),
+    ],
+    rows=rows,
+    drawn=curves(task, found),
+  )
+
+
+def tabular_texts(task: StudyTask) -> list[str]:
+  """Shares of locks that a table of logits solves with GRPO, by depth."""
+  by_step = [
+    f'{", ".join(f"{100 * share:.0f}" for share in shares)} % with step size {step:g}'
+    for step in tabular.STEPS
+    if (
+      shares := [
+        tabular.left_share(depth, sum(task.phases), step) for depth in DEPTHS
+      ]
+    )
+  ]
+  return [
+    'Tabular prediction, GRPO with separate logits for each prompt (the network'
+    ' shares what it learns): depths 1 to 4 are left with a share of'
+    f' {"; ".join(by_step)}.'
+  ]
+
+
+_CURVES = {
+  'changed_rule': (('new_rule', 'Answers by the new rule', '%', 100.0),),
+  'lock': (('left', 'Prompts that leave the distractor', '%', 100.0),),
+  'many_solutions': (
+    ('distinct', 'Distinct solutions in 64 samples', 'solutions', 1.0),
+    ('accuracy', 'Right responses (pass@1)', '%', 100.0),
+  ),
+  'out_of_distribution': (
+    ('unusual', 'Right responses, goals in other directions', '%', 100.0),
+    ('habitual', 'Right responses, goals in the usual directions', '%', 100.0),
+  ),
+}
+
+
+def curves(task: StudyTask, found: Found) -> list[Figure]:
+  """Measurements and entropy over iterations, mean over seeds."""
+  shown = [arm for arm in SHOWN if found[arm]]
+  figures = [
+    Figure(
+      key=f'{task.name}-{name}',
+      title=title,
+      y_label=unit,
+      series=[
+        mean_series(
+          arm, color, [evaluations(x) for x in found[arm].values()], name, scale
+        )
+        for color, arm in enumerate(shown)
+      ],
+      zero=True,
+    )
+    for name, title, unit, scale in _CURVES[task.name]
+  ]
+  figures.append(
+    Figure(
+      key=f'{task.name}-entropy',
+      title='Entropy of sampled responses',
+      y_label='nats per token',
+      series=[
+        mean_series(
+          arm,
+          color,
+          [updates(x) for x in found[arm].values()],
+          'rollout_entropy',
+          1.0,
+        )
+        for color, arm in enumerate(shown)
+      ],
+      zero=True,
+    )
+  )
+  return figures
+
+
+def mean_series(
+  name: str, color: int, runs: Sequence[Lines], field: str, scale: float
+) -> Series:
+  """A curve over iterations, mean over runs, with their range as a band."""
+  by_iteration = [
+    {int(line['iteration']): float(line[field]) for line in run} for run in runs
+  ]
+  x = sorted(set.intersection(*(set(each) for each in by_iteration)))
+  values = scale * np.array([[each[i] for i in x] for each in by_iteration])
+  several = len(runs) > 1
+  return Series(
+    name=name,
+    x=np.array(x, float),
+    y=values.mean(axis=0),
+    low=values.min(axis=0) if several else None,
+    high=values.max(axis=0) if several else None,
+    color=color,
+  )
+
+
+def pushed_section(study: Study) -> PageSection:
+  """D5: pass@1 at the end by learning rate and passes, and the best point."""
+  arms = study.arms(PUSHED)
+  cells: dict[tuple[str, float, int], list[float]] = {}
+  for run in pushed_runs(arms, SEEDS):
+    if lines := study.finished(run):
+      rate = float(run.group.split('_')[1])
+      key = run.arm.name, rate, run.setting.passes
+      cells.setdefault(key, []).append(evaluations(lines)[-1]['accuracy'])
+  column, rows = Column('', lambda x: 0.0, 1, 100.0), []
+  for name in ARMS:
+    places = [cells.get((name, r, p), []) for r in RATES for p in PASSES]
+    if any(places):
+      rows.append([f'`{name}`', *(text(interval(x), column) for x in places)])
+  titles = [f'× {r:g}, {p} pass{"es" * (p > 1)}' for r in RATES for p in PASSES]
+  return PageSection(
+    title='D5, how far it can be pushed',
+    texts=(
+      'pass@1 on held-out prompts at the end of D2, %, by learning rate and passes'
+      ' over a rollout.'
+      if rows
+      else 'Not run yet.',
+    ),
+    columns=['arm', *titles],
+    rows=rows,
+  )
+
+
+def all_sections(study: Study) -> list[PageSection]:
+  """Sections of all tasks."""
+  return [*(task_section(study, name) for name in TASKS), pushed_section(study)]

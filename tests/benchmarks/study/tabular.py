@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The combination lock with a table of logits per prompt, without a network.
+
+Prompts share nothing, so that this is what GRPO does if nothing is learnt from
+one lock for another: a lower bound of what a network can do.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+
+from covrl.theory.categorical import softmax
+
+from .runner import GROUP, PROMPTS
+from .tasks import DEPTHS, KEYS, LOCKS
+
+LOCKS_SIMULATED = 400
+STEPS = (1.0, 3.0, 10.0)
+"""Step sizes of a visit: all updates on a rollout together, in logits."""
+
+
+def left_share(
+  depth: int, iterations: int, step: float, seed: int = 0
+) -> float:
+  """Share of locks whose key has a probability above ½ in the end.
+
+  Quitting or going on starts at ½, and each symbol of a key at 1 / 4. A visit
+  draws a group of responses and moves the logits along the policy gradient with
+  group-relative advantages; each prompt is visited as often as in the study.
+
+  Args:
+    depth: symbols of the key.
+    iterations: iterations of the study's run.
+    step: step size of a visit.
+    seed: seed of the simulation.
+  """
+  rng = np.random.default_rng([seed, depth])
+  root = np.zeros((LOCKS_SIMULATED, 2))
+  symbols = np.zeros((LOCKS_SIMULATED, depth, KEYS))
+  visits = round(iterations * PROMPTS / (LOCKS * len(DEPTHS)))
+  for _ in range(visits):
+    go, pi = softmax(root)[:, 1], softmax(symbols)
+    goes = rng.random((LOCKS_SIMULATED, GROUP)) < go[:, None]
+    # Symbol 0 is right everywhere; only choices after right ones have logits.
+    drawn = np.stack(
+      [_draw(rng, pi[:, level]) for level in range(depth)], axis=2
+    )
+    right = np.cumprod(drawn == 0, axis=2).astype(bool)
+    reached = np.concatenate([np.ones_like(right[..., :1]), right[..., :-1]], 2)
+    reached &= goes[..., None]
+    solved = goes & right[..., -1]
+    rewards = np.where(goes, solved, 0.5)
+    spread = rewards.std(axis=1, keepdims=True)
+    advantages = (rewards - rewards.mean(axis=1, keepdims=True)) / (
+      spread + 1e-6
+    )
+    root += step * _gradient(
+      advantages, goes.astype(int), np.ones_like(goes), softmax(root)
+    )
+    for level in range(depth):
+      symbols[:, level] += step * _gradient(
+        advantages, drawn[..., level], reached[..., level], pi[:, level]
+      )
+  key = softmax(root)[:, 1] * softmax(symbols)[:, :, 0].prod(axis=1)
+  return float((key > 0.5).mean())
+
+
+def _draw(rng: np.random.Generator, pi: Float[np.ndarray, 'n k']) -> np.ndarray:
+  """A group of symbols per lock."""
+  uniform = rng.random((len(pi), GROUP, 1))
+  return (uniform > np.cumsum(pi, axis=1)[:, None, :-1]).sum(axis=2)
+
+
+def _gradient(
+  advantages: Float[np.ndarray, 'n g'],
+  drawn: np.ndarray,
+  reached: np.ndarray,
+  pi: Float[np.ndarray, 'n k'],
+) -> Float[np.ndarray, 'n k']:
+  """Mean over a group of A (e_a − π), where the state was reached."""
+  chosen = np.eye(pi.shape[1])[drawn] - pi[:, None, :]
+  return ((advantages * reached)[..., None] * chosen).mean(axis=1)

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Advice on entropy control from a run's metrics."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from covrl.cli import main
+from covrl.report import write_report
+from covrl.report.advice import MAX_FRACTION, REQUIRED, Readings, advise, read
+from covrl.report.run_data import load_run
+
+COLLAPSE = Readings(
+  iterations=100,
+  updates_per_iteration=4.0,
+  tokens=20_000.0,
+  entropy_start=0.4,
+  entropy_end=0.1,
+  halving=30.0,
+  covariance=0.003,
+  tails={0.0002: 5.654, 0.002: 0.35, 0.02: 0.08},
+  high_quantile=0.2,
+  equal_groups=0.5,
+  reward=0.6,
+)
+
+
+def test_no_collapse_needs_no_control():
+  found = advise(dataclasses.replace(COLLAPSE, entropy_end=0.36))
+  assert found.method == 'none'
+  assert '0.400 to 0.360' in found.reasons[0]
+
+
+def test_covariance_of_a_few_tokens_leads_to_kl_cov():
+  found = advise(COLLAPSE)
+  assert found.method == 'kl_cov'
+  # 0.0002 · 5.654 is more than half of 0.02 · 0.08, the tail's share.
+  assert found.fraction == 0.0002
+  assert found.coefficient == 1.0
+  assert not found.annealed
+
+
+def test_the_fraction_grows_with_the_tail():
+  tails = {0.0002: 1.0, 0.002: 0.5, 0.02: 0.08}
+  found = advise(dataclasses.replace(COLLAPSE, tails=tails))
+  assert found.fraction == 0.002
+
+
+@pytest.mark.parametrize(
+  ('tokens', 'fraction'), [(1000.0, 0.004), (10.0, MAX_FRACTION)]
+)
+def test_a_fraction_selects_several_tokens_of_an_update(tokens, fraction):
+  found = advise(dataclasses.replace(COLLAPSE, tokens=tokens))
+  assert found.fraction == fraction
+  assert 'k is' in ' '.join(found.reasons)
+
+
+def test_a_fast_collapse_has_a_larger_coefficient():
+  assert advise(dataclasses.replace(COLLAPSE, halving=20.0)).coefficient == 3.0
+  assert advise(dataclasses.replace(COLLAPSE, halving=None)).coefficient == 1.0
+
+
+def test_beta_is_annealed_where_nothing_is_left_to_explore():
+  saturated = dataclasses.replace(COLLAPSE, equal_groups=0.95)
+  assert advise(saturated).annealed
+  # Groups that are equal because nothing is solved need exploration most.
+  assert not advise(dataclasses.replace(saturated, reward=0.01)).annealed
+
+
+def test_one_update_per_rollout_leads_to_clip_cov_with_bounds_in_the_tail():
+  found = advise(dataclasses.replace(COLLAPSE, updates_per_iteration=1.0))
+  assert found.method == 'clip_cov'
+  assert (found.low, found.high) == (0.2, 5.654)
+  assert found.low > 5 * COLLAPSE.covariance
+
+
+def test_covariance_of_many_tokens_leads_to_a_controlled_bonus():
+  found = advise(dataclasses.replace(COLLAPSE, covariance=0.05))
+  assert found.method == 'target_entropy'
+  assert found.target == 0.2
+
+
+def test_a_mean_covariance_below_its_tail_counts_as_sparse():
+  assert dataclasses.replace(COLLAPSE, covariance=-0.01).tail_share == 1.0
+  no_tail = {0.0002: -1.0, 0.002: -1.0, 0.02: -1.0}
+  assert dataclasses.replace(COLLAPSE, tails=no_tail).tail_share == 0.0
+
+
+def test_an_update_of_few_tokens_has_no_small_tails(tmp_path):
+  values = {'covariance': 0.001, 'covariance_top/0.02': 0.04, 'tokens': 300.0}
+  run = write_run(tmp_path / 'grpo', np.linspace(1.0, 0.05, 20), values=values)
+  found = read(load_run(run))
+  assert found.tails == {0.02: pytest.approx(0.04)}
+  assert advise(found).fraction == 0.02
+
+
+def write_run(path, entropy, *, updates=2, without=(), values=None):
+  path.mkdir()
+  values = dict.fromkeys(REQUIRED, 0.1) | (values or {})
+  lines = [
+    {'phase': 'train', 'iteration': iteration} | values | {'entropy': float(h)}
+    for iteration, h in enumerate(entropy)
+    for _ in range(updates)
+  ]
+  for line in lines:
+    for name in without:
+      del line[name]
+  text = ''.join(f'{json.dumps(line)}\n' for line in lines)
+  (path / 'metrics.jsonl').write_text(text)
+  return path
+
+
+def test_readings_of_a_run(tmp_path):
+  run = write_run(tmp_path / 'grpo', np.linspace(1.0, 0.05, 20))
+  found = read(load_run(run))
+  assert found.iterations == 20
+  assert found.updates_per_iteration == 2
+  assert found.entropy_start == pytest.approx(0.975)
+  assert found.entropy_end == pytest.approx(0.075)
+  assert found.halving == 11
+
+
+def test_entropy_that_was_never_halved(tmp_path):
+  run = write_run(tmp_path / 'grpo', np.linspace(1.0, 0.7, 20))
+  assert read(load_run(run)).halving is None
+
+
+def test_missing_metrics_are_named(tmp_path):
+  run = write_run(
+    tmp_path / 'grpo', np.ones(9), without=('covariance', 'tokens')
+  )
+  with pytest.raises(ValueError, match='lacks: covariance and tokens'):
+    read(load_run(run))
+
+
+def test_a_short_run_is_refused(tmp_path):
+  run = write_run(tmp_path / 'grpo', np.ones(4))
+  with pytest.raises(ValueError, match=r'needs 5 iterations .* has 4'):
+    read(load_run(run))
+
+
+def test_a_policy_without_entropy_is_refused(tmp_path):
+  run = write_run(tmp_path / 'grpo', np.zeros(9))
+  with pytest.raises(ValueError, match=r'entropy at the start.* has 0 nats'):
+    read(load_run(run))
+
+
+def test_command(tmp_path, capsys):
+  run = write_run(tmp_path / 'grpo', np.linspace(1.0, 0.05, 20))
+  main(['advise', str(run)])
+  out = capsys.readouterr().out
+  assert out.startswith('an entropy bonus that a controller sets')
+  assert '\n- entropy went from 0.975 to 0.0750 nats per token' in out
+
+
+def test_command_names_missing_metrics(tmp_path, capsys):
+  run = write_run(tmp_path / 'grpo', np.ones(9), without=('reward',))
+  with pytest.raises(SystemExit) as stopped:
+    main(['advise', str(run)])
+  assert stopped.value.code == 2
+  assert 'lacks: reward' in capsys.readouterr().err
+
+
+def test_the_report_has_the_recommendation(tmp_path):
+  run = write_run(tmp_path / 'grpo', np.linspace(1.0, 0.05, 20))
+  assert 'target_entropy(0.4' in write_report(run).read_text()
+
+
+def test_a_report_without_the_metrics_has_none(tmp_path):
+  run = write_run(tmp_path / 'grpo', np.ones(9), without=('reward',))
+  assert 'Advice' not in write_report(run).read_text()

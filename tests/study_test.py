@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The study of entropy control: tasks, arms as one program, statistics."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from benchmarks.study import tasks
+from benchmarks.study.arms import ARMS, UNCLIPPED, Knobs
+from benchmarks.study.driver import (
+  Run,
+  Study,
+  arm_of,
+  read_lines,
+  updates_to_half,
+)
+from benchmarks.study.results import differences, verdict
+
+import covrl
+from covrl.report.advice import Advice
+from covrl.types import TokenMoments, TokenStats
+
+TASKS = {name: make() for name, make in tasks.TASKS.items()}
+
+
+@pytest.mark.parametrize('name', [*TASKS])
+def test_all_probed_responses_are_right(name):
+  task = TASKS[name]
+  prompts, rows = task.probes
+  phases = range(len(task.phases))
+  rewards = np.max(
+    [task.score(prompts, rows, phase) for phase in phases], axis=0
+  )
+  assert (rewards == 1).all()
+  assert prompts.shape[1] == tasks.PROMPT
+  assert rows.shape[1] == tasks.RESPONSE
+  assert rows.max() < tasks.VOCABULARY
+
+
+def test_the_rule_changes():
+  task = TASKS['changed_rule']
+  prompts, rows = task.probes
+  forwards, backwards = np.split(np.arange(len(rows)), 2)
+  for phase, right, wrong in (
+    (0, forwards, backwards),
+    (1, backwards, forwards),
+  ):
+    rewards = task.score(prompts, rows, phase)
+    assert (rewards[right] == 1).all()
+    assert (rewards[wrong] == 0).all()
+
+
+def test_the_lock_pays_half_for_quitting():
+  task = TASKS['lock']
+  prompts, _ = task.probes
+  quits = np.tile(tasks.response(tasks.QUIT), (len(prompts), 1))
+  assert (task.score(prompts, quits, 0) == 0.5).all()
+
+
+def test_paths_are_all_solutions():
+  found = tasks.paths((0, 0), (1, 1), (0, 1), 3)
+  assert found == [[(1, 0), (1, 1)]]
+  assert len(tasks.paths((0, 0), (2, 2), (3, 3), 4)) == 6
+
+
+def test_coverage_is_exact():
+  grid = tasks.Grid()
+  prompts = grid.held_out[:1]
+  solutions = len(grid.solutions[tuple(prompts[0].tolist())])
+  found = grid.coverage(prompts, np.full(solutions, 0.5 / solutions))
+  assert found['accuracy'] == pytest.approx(0.5)
+  each = 1 - (1 - 0.5 / solutions) ** 64
+  assert found['distinct'] == pytest.approx(solutions * each)
+
+
+def test_held_out_prompts_are_not_trained_on():
+  grid = tasks.Grid()
+  held_out = set(map(tuple, grid.held_out.tolist()))
+  assert not held_out & set(map(tuple, grid.train.tolist()))
+
+
+PLAIN = {
+  'grpo': (0.2, 0.2, optax.identity()),
+  'no_clip': (None, None, optax.identity()),
+  'clip_higher': (0.2, 0.28, optax.identity()),
+  'bonus_0.01': (0.2, 0.2, covrl.entropy_bonus(0.01)),
+  'target_entropy': (
+    0.2,
+    0.2,
+    covrl.entropy_bonus(covrl.target_entropy(0.1)),
+  ),
+  'clip_cov': (1.0, 1.0, covrl.clip_cov(0.05, low=0.1, high=5.0)),
+  'kl_cov': (None, None, covrl.kl_cov(0.02, 3.0)),
+  'exact_score': (None, None, covrl.kl_cov(0.02, 3.0, score='exact')),
+  'random_k': (
+    None,
+    None,
+    covrl.token_masked(
+      covrl.add_divergence_penalty(3.0),
+      covrl.selectors.random_tokens(0.02),
+    ),
+  ),
+  'kl_cov_beta0': (None, None, optax.identity()),
+}
+VALUES = {'target_entropy': 0.1, 'clip_cov': 0.05}
+
+
+QUICK = ('clip_cov', 'kl_cov')
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+    for name in PLAIN
+  ],
+)
+def test_an_arm_equals_the_loss_and_chain_of_a_recipe(name):
+  low, high, chain = PLAIN[name]
+  loss = functools.partial(covrl.policy_gradient, max_log_ratio=20.0)
+  if low is not None:
+    loss = functools.partial(covrl.clipped_surrogate, low=low, high=high)
+  arm = ARMS[name]
+  knobs = (arm.with_value(VALUES.get(name, 3.0)) if arm.tuned else arm).knobs
+  arrays = Knobs(*map(np.float32, knobs))
+  found = edited_by(arrays)
+  wanted = edited(loss, chain)
+  for got, want in zip(found, wanted, strict=True):
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7)
+  changed = not np.allclose(wanted[0], edited(loss, optax.identity())[0])
+  assert changed == (name in ('clip_cov', 'kl_cov', 'exact_score', 'random_k'))
+
+
+@jax.jit
+def edited_by(knobs):
+  """Cotangents after the settings' loss and chain, compiled once for all."""
+  return edited(knobs.loss(), knobs.token_tx())
+
+
+def edited(loss, chain):
+  """Cotangents of log π and H after a loss and a token chain."""
+  keys = jax.random.split(jax.random.key(0), 4)
+  shape = (16, 16)
+  logprobs = -jnp.abs(jax.random.normal(keys[0], shape))
+  stats = TokenStats(
+    logprobs=logprobs, entropy=jax.random.uniform(keys[1], shape)
+  )
+  moments = TokenMoments(
+    square=jnp.full(shape, 0.3),
+    square_log=jnp.full(shape, -0.2),
+    square_log_square=jnp.full(shape, 0.2),
+  )
+  mask = jnp.ones(shape, bool)
+  context = {
+    'advantages': jax.random.normal(keys[2], shape),
+    'old_logprobs': logprobs + 0.3 * jax.random.normal(keys[3], shape),
+    'old_entropy': stats.entropy,
+    'old_moments': moments,
+    'moments': moments,
+    'mask': mask,
+    'weights': mask / mask.size,
+    'entropy': jnp.mean(stats.entropy),
+    'entropy_change': jnp.asarray(jnp.nan),
+    'log_ratio_noise': jnp.zeros(()),
+    'step': jnp.asarray(1),
+    'key': jax.random.key(1),
+  }
+  (_, aux), signal = jax.value_and_grad(loss, has_aux=True)(stats, **context)
+  state = chain.init(TokenStats.template())
+  update: Any = optax.with_extra_args_support(chain).update
+  signal, _ = update(signal, state, stats, **context, **aux.for_selection)
+  return signal.logprobs, signal.entropy
+
+
+def test_annealed_coefficients_fall_to_0():
+  knobs = Knobs(annealed=1.0, updates=10.0)
+  assert [float(knobs.line(2.0, step)) for step in (0, 5, 10, 20)] == [
+    2,
+    1,
+    0,
+    0,
+  ]
+  assert float(Knobs(updates=10.0).line(2.0, 5)) == 2
+
+
+def lines_of(new_rule):
+  evaluations = [
+    {'phase': 'eval', 'iteration': i, 'rule': int(i >= 4), 'new_rule': value}
+    for i, value in zip(range(0, 12, 2), new_rule, strict=True)
+  ]
+  return evaluations + [
+    {'phase': 'train', 'iteration': i // 4} for i in range(40)
+  ]
+
+
+def test_updates_to_half_counts_from_the_change():
+  assert updates_to_half(lines_of([0.9, 0.5, 0.1, 0.4, 0.6, 0.9])) == 16
+  assert updates_to_half(lines_of([0, 0, 0, 0, 0, 0.1])) == 24
+
+
+def test_a_win_is_an_interval_on_the_better_side():
+  task = TASKS['changed_rule']
+  slow, fast = lines_of([0] * 6), lines_of([0, 0, 0, 1, 1, 1])
+  found = {
+    'grpo': dict.fromkeys(range(3), slow),
+    'kl_cov': dict.fromkeys(range(3), fast),
+  }
+  assert verdict(task, differences(task, found, 'kl_cov')) == 'wins'
+  assert verdict(task, differences(task, found, 'grpo', 'kl_cov')) == 'loses'
+  assert verdict(task, differences(task, found, 'grpo')) == ''
+
+
+def test_finished_runs_are_not_repeated(tmp_path, monkeypatch):
+  made = []
+  study = Study(tmp_path, lambda text: None)
+  monkeypatch.setattr(
+    study, '_train', lambda run: made.append(run) or [{'phase': 'eval'}]
+  )
+  run = Run(task='lock', arm=ARMS['grpo'], seed=0)
+  assert study.make(run) == study.make(run) == read_lines(run.path(tmp_path))
+  assert made == [run]
+
+
+def test_advice_becomes_an_arm():
+  advice = Advice(
+    method='kl_cov', fraction=0.01, coefficient=3.0, annealed=True
+  )
+  knobs = arm_of(advice).knobs
+  assert (knobs.fraction, knobs.penalty, knobs.annealed) == (0.01, 3.0, 1.0)
+  assert (knobs.low, knobs.high) == (1.0, UNCLIPPED)
+  assert arm_of(Advice(method='none')).knobs == Knobs()
+  assert arm_of(Advice(method='target_entropy', target=0.2)).knobs.target == 0.2
+  with pytest.raises(ValueError, match='bounds'):
+    arm_of(Advice(method='clip_cov'))
