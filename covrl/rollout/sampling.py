@@ -21,6 +21,9 @@ from covrl.rollout.truncation import Columns, Threshold, find_threshold
 
 # Tokens per block: a vector register's width, and about √V of most vocabularies.
 BLOCK = 128
+# From this many tokens on, a copy that pads them to whole blocks costs more than
+# all else that drawing a token does.
+_LARGE = 32 * BLOCK
 # Temperatures beyond overflow or lose all logits in float32.
 _COLDEST, _HOTTEST = 1e-6, 1e6
 # JAX scope of the work that only truncation causes.
@@ -247,8 +250,9 @@ def _sample_columns(
 
   # The token within it.
   per_shard = logits.shape[1]
-  first = block // local_blocks * per_shard + block % local_blocks * BLOCK
-  ids = first[:, None] + jnp.arange(BLOCK, dtype=jnp.int32)
+  width = blocks.shape[2]
+  first = block // local_blocks * per_shard + block % local_blocks * width
+  ids = first[:, None] + jnp.arange(width, dtype=jnp.int32)
   is_kept = jnp.where(
     is_greedy[:, None], chosen == peak[:, None], threshold.keeps(chosen, ids)
   )
@@ -283,11 +287,29 @@ def _invert(
 
 
 def _split(x: Array, padding: Any = -jnp.inf) -> Array:
-  """Splits columns `[S, V]` into blocks `[S, N, BLOCK]`, the last one padded."""
+  """Splits columns `[S, V]` into blocks `[S, N, width]`, the last one padded."""
+  width = block_width(x.shape[1])
   padded = jnp.pad(
-    x, ((0, 0), (0, -x.shape[1] % BLOCK)), constant_values=padding
+    x, ((0, 0), (0, -x.shape[1] % width)), constant_values=padding
   )
-  return padded.reshape(x.shape[0], -1, BLOCK)
+  return padded.reshape(x.shape[0], -1, width)
+
+
+def block_width(columns: int) -> int:
+  """Tokens per block: `BLOCK`, or on CPUs a near divisor of many columns.
+
+  A multiple of 16 from half to twice `BLOCK`. Accelerators need `BLOCK`.
+
+  Args:
+    columns: columns of a device.
+
+  >>> block_width(151_936), block_width(152_000), block_width(100)
+  (128, 160, 128)
+  """
+  if columns < _LARGE or sharding.platform() != 'cpu':
+    return BLOCK
+  widths = (BLOCK, *range(2 * BLOCK, BLOCK // 2 - 1, -16))
+  return next((width for width in widths if columns % width == 0), BLOCK)
 
 
 def _join(x: Float[Array, 'S N'], columns: Columns) -> Float[Array, 'S M']:

@@ -231,6 +231,13 @@ def test_frequencies_of_a_vocabulary_of_152_thousand():
   assert statistic < limit
 
 
+def test_large_vocabulary_is_not_padded_in_a_copy():
+  logits, keys = jnp.zeros((4, 152_000)), jax.random.split(jax.random.key(0), 4)
+  program = str(jax.make_jaxpr(sample_token)(logits, keys, Sampling.make()))
+  assert 'f32[4,950,160]' in program
+  assert 'f32[4,152064]' not in program
+
+
 def test_each_row_has_its_own_sampling_parameters():
   logits = jax.random.normal(jax.random.key(1), (4, 300))
   keys = jax.random.split(jax.random.key(2), 4)
