@@ -275,7 +275,8 @@ class Rollouts:
     sequence_ids: unique within the run.
     group_ids: index of the prompt within the run.
     source_ids: index of the prompt's data source.
-    policy_step: optimiser step whose parameters sampled the sequence.
+    policy_step: optimiser step whose parameters sampled each token; 0 off the
+      `loss_mask`.
     truncated: true if the length limit ended the sequence.
     rewards: scores by name.
   """
@@ -289,7 +290,7 @@ class Rollouts:
   sequence_ids: Int[Array, ' S']
   group_ids: Int[Array, ' S']
   source_ids: Int[Array, ' S']
-  policy_step: Int[Array, ' S']
+  policy_step: Int[Array, 'S T']
   truncated: Bool[Array, ' S']
   rewards: dict[str, Float[Array, ' S']]
 

@@ -85,6 +85,14 @@ class RolloutConfig:
       are not trained on.
     fill_groups: whether other groups fill up an iteration in which too few pass
       the filters; else those that are missing are masked out.
+    pipeline: iterations that sampling is ahead of training: 0, or 1 to sample an
+      iteration's responses before the updates of the iteration before, so that
+      they are scored during these. Needs importance weights.
+    carried_groups: groups that may be unfinished when an iteration has its
+      `prompts_per_iteration` complete ones; they go on with newer weights, and
+      so many groups more are sampled together. Needs `pipeline`.
+    max_staleness: iterations between the first token of a carried group and its
+      training, at most; sampling waits for groups that would exceed it.
   """
 
   prompts_per_iteration: Positive = 64
@@ -105,6 +113,9 @@ class RolloutConfig:
   max_accuracy: Share = 1.0
   drop_truncated: bool = False
   fill_groups: bool = False
+  pipeline: Annotated[int, Bounds(0, 1)] = 0
+  carried_groups: NonNegative = 0
+  max_staleness: Annotated[int, Bounds(2)] = 4
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)

@@ -21,6 +21,7 @@ def check(config: Config) -> None:
   config.maze.check()
   config.arithmetic.check()
   _check_batches(config)
+  _check_carried(config)
   if config.train.reset_reference_every and not config.train.keep_reference:
     raise ConfigError(
       'train.reset_reference_every needs train.keep_reference, got '
@@ -91,6 +92,28 @@ def _check_filters(config: Config) -> None:
     raise ConfigError(
       'rollout.fill_groups needs rollout.max_draws above 1 or a filter, got'
       ' neither'
+    )
+
+
+def _check_carried(config: Config) -> None:
+  """Checks that the fields of partial rollouts do not conflict."""
+  rollout = config.rollout
+  if not rollout.carried_groups:
+    return
+  if not rollout.pipeline:
+    raise ConfigError(
+      'rollout.carried_groups needs rollout.pipeline = 1, got'
+      f' {rollout.carried_groups} without it'
+    )
+  if rollout.carried_groups > rollout.prompts_per_iteration:
+    raise ConfigError(
+      'rollout.carried_groups must be at most rollout.prompts_per_iteration, got'
+      f' {rollout.carried_groups} of {rollout.prompts_per_iteration}'
+    )
+  if rollout.max_draws > 1:
+    raise ConfigError(
+      'rollout.carried_groups needs rollout.max_draws = 1, got'
+      f' {rollout.max_draws}'
     )
 
 

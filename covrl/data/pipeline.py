@@ -109,6 +109,10 @@ class _Stream(Generic[Batch], Iterator[Batch]):
     self._next_draw += 1
     return batch
 
+  def draw(self, index: int) -> Batch:
+    """A draw by its index; the position of the stream does not change."""
+    return self._draws[index]
+
   def get_state(self) -> StreamState:
     """The next draw, the seed, and the fingerprint of the problems."""
     return {

@@ -32,6 +32,9 @@ from covrl.entropy.loss import as_loss as as_loss
 from covrl.entropy.methods import clip_cov as clip_cov
 from covrl.entropy.methods import entropy_bonus as entropy_bonus
 from covrl.entropy.methods import kl_cov as kl_cov
+from covrl.entropy.off_policy import (
+  ImportanceWeightState as ImportanceWeightState,
+)
 from covrl.entropy.off_policy import ce_gppo as ce_gppo
 from covrl.entropy.off_policy import kl_to_reference as kl_to_reference
 from covrl.entropy.off_policy import (

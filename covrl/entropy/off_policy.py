@@ -7,7 +7,7 @@ old policy, and a KL penalty to the reference policy.
 
 import dataclasses
 import math
-from typing import Literal, Unpack, get_args
+from typing import Literal, NamedTuple, Unpack, get_args
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,10 @@ Beyond = Literal['truncate', 'mask']
 
 LEVELS = get_args(Level)
 BEYOND = get_args(Beyond)
+
+
+class ImportanceWeightState(NamedTuple):
+  """State of importance weights: empty, it marks a chain that has them."""
 
 
 def truncated_importance_weights(
@@ -103,7 +107,7 @@ def truncated_importance_weights(
       weight = jnp.where((ratio < floor) | (ratio > cap), 0, weight)
     return jnp.where(mask, weight, 1)
 
-  return scale_by_token(name, factor)
+  return scale_by_token(name, factor, lambda _: ImportanceWeightState())
 
 
 def ce_gppo(

@@ -275,13 +275,16 @@ def add_divergence_penalty(
 
 
 def scale_by_token(
-  name: str, factor: Callable[..., Float[Array, 'B T']]
+  name: str,
+  factor: Callable[..., Float[Array, 'B T']],
+  init: Callable[[Any], PyTree] = optax.init_empty_state,
 ) -> optax.GradientTransformationExtraArgs:
   """Multiplies both cotangents by a per-token factor.
 
   Args:
     name: name of the transform, for its errors.
     factor: `(stats, **context) -> [B, T]`; its gradient is not taken.
+    init: returns the state, which updates do not change.
   """
 
   def update(
@@ -296,7 +299,7 @@ def scale_by_token(
     )
     return jax.tree.map(lambda u: (u * by).astype(u.dtype), updates), state
 
-  return token_transform(name, optax.init_empty_state, update)
+  return token_transform(name, init, update)
 
 
 def _add(

@@ -21,6 +21,7 @@ from covrl.models.cache import (
 )
 from covrl.models.policy import Policy
 from covrl.rollout.samples import (
+  Samples,
   Step,
   count_positions,
   empty_samples,
@@ -32,7 +33,7 @@ from covrl.rollout.slots import (
   Requests,
   State,
   enqueue,
-  in_order,
+  first_in_order,
   refill,
   replace_prompts,
   set_rows,
@@ -117,6 +118,7 @@ class SlotDecoder:
     key: Key[Array, ''],
     sequence_ids: Int[Array, ' R'],
     sampling: Sampling,
+    carried: Samples | None = None,
     *,
     shards: int,
     slots: int,
@@ -130,6 +132,8 @@ class SlotDecoder:
       key: PRNG key.
       sequence_ids: one per request.
       sampling: temperature and truncation.
+      carried: responses so far; those without tokens begin. Not more than
+        `slots` of a shard may have several tokens and be unfinished.
       shards: number of shards.
       slots: number of slots of a shard.
     """
@@ -151,10 +155,13 @@ class SlotDecoder:
     local = jnp.arange(requests, dtype=jnp.int32) % (requests // shards)
     step = step._replace(request=jnp.where(exists, local, requests))
     samples = record(samples, step, shards)
-
     unfinished = exists & ~self._ends(step, options)
+    started = jnp.zeros_like(exists)
+    if carried is not None:
+      samples, unfinished, started = self._carry(samples, carried, unfinished)
     unfinished = unfinished.reshape(shards, -1)
-    queue = in_order(unfinished)
+    # Responses with several tokens get the first slots.
+    queue = first_in_order(started.reshape(shards, -1), unfinished)
     waiting = jnp.sum(unfinished, axis=1, dtype=jnp.int32)
     prompt = repeat_rows(jnp.arange(count, dtype=jnp.int32), group_size)
     state = State(
@@ -173,7 +180,78 @@ class SlotDecoder:
       token=jnp.zeros(shards * slots, jnp.int32),
       taken=jnp.zeros(shards, jnp.int32),
     )
-    return refill(state, jnp.ones(shards * slots, bool))
+    state = refill(state, jnp.ones(shards * slots, bool))
+    if carried is None or self.max_length == 1:
+      return state
+    return self._fill_slots(params, state, prompts, prompt_mask, started)
+
+  def _carry(
+    self,
+    samples: Samples,
+    carried: Samples,
+    unfinished: Bool[Array, ' R'],
+  ) -> tuple[Samples, Bool[Array, ' R'], Bool[Array, ' R']]:
+    """Replaces new responses by carried ones.
+
+    Returns:
+      The responses, those that are unfinished, and those of several tokens among
+      these.
+    """
+    length = jnp.sum(carried.response_mask, axis=1)
+    has_tokens = length > 0
+    samples = jax.tree.map(
+      lambda old, new: jnp.where(
+        has_tokens.reshape(-1, *(1,) * (new.ndim - 1)), old, new
+      ).astype(new.dtype),
+      carried,
+      samples,
+    )
+    last = jnp.take_along_axis(
+      carried.response_tokens, jnp.maximum(length - 1, 0)[:, None], axis=1
+    )[:, 0]
+    is_end = jnp.isin(last, jnp.asarray(self.end_ids, jnp.int32))
+    finished = is_end | (length >= self.max_length)
+    unfinished = jnp.where(has_tokens, ~finished, unfinished)
+    return samples, unfinished, unfinished & (length > 1)
+
+  def _fill_slots(
+    self,
+    params: PyTree,
+    state: State,
+    prompts: Int[Array, 'P Tp'],
+    prompt_mask: Bool[Array, 'P Tp'],
+    started: Bool[Array, ' R'],
+  ) -> State:
+    """Processes the tokens of carried responses, with these parameters.
+
+    Their keys and values are those of the parameters that decode the rest.
+    """
+    shards, request, size = state.shards, state.request, self.max_length - 1
+    response = take(state.samples.response_tokens, request, shards)
+    length = jnp.sum(take(state.samples.response_mask, request, shards), axis=1)
+    is_started = state.live & take(started, request, shards)
+    # The last token is not in the cache yet.
+    cached = jnp.where(is_started, length - 1, 0).astype(jnp.int32)
+    tokens, mask = (
+      jnp.concatenate((take(of_prompt, state.cache.prompt, shards), own), 1)
+      for of_prompt, own in (
+        (prompts, response[:, :size]),
+        (prompt_mask, jnp.arange(size) < cached[:, None]),
+      )
+    )
+    _, cache = self.policy.prefill(params, tokens, count_positions(mask), mask)
+    width = prompts.shape[1]
+    last = jnp.take_along_axis(response, cached[:, None], axis=1)[:, 0]
+    return state._replace(
+      cache=state.cache._replace(
+        keys=state.cache.keys.at[..., :size, :].set(cache.keys[..., width:, :]),
+        values=state.cache.values.at[..., :size, :].set(
+          cache.values[..., width:, :]
+        ),
+        length=cached,
+      ),
+      token=jnp.where(is_started, last, state.token),
+    )
 
   def empty(self, params: PyTree, sizes: Sizes, shards: int) -> State:
     """Creates a state without requests, for `admit`.

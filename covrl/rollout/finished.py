@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from covrl.rollout.samples import Samples
 from covrl.rollout.slots import State
 
 # Receives row and tokens of a finished response.
@@ -46,6 +47,7 @@ class FinishedResponses:
     end_ids: tokens that end a response.
     max_length: maximum number of tokens of a response.
     shards: number of equal parts of rows and slots.
+    carried: responses so far, if they go on; see `SamplingEngine.sample`.
   """
 
   def __init__(
@@ -54,9 +56,15 @@ class FinishedResponses:
     end_ids: Sequence[int],
     max_length: int,
     shards: int,
+    carried: Samples | None = None,
   ) -> None:
-    self._exists, self._end_ids, self._shards = exists, list(end_ids), shards
+    self._end_ids, self._shards = list(end_ids), shards
     self._tokens = np.zeros((len(exists), max_length), np.int32)
+    # First tokens are reported for all rows.
+    self._first = exists
+    if carried is not None:
+      self._tokens[:] = np.asarray(carried.response_tokens)
+      self._first = exists & ~np.asarray(carried.response_mask)[:, 0]
 
   def add(self, new: SlotTokens) -> Iterator[tuple[int, list[int]]]:
     """Adds new tokens; yields rows and tokens of responses that they end."""
@@ -65,7 +73,8 @@ class FinishedResponses:
     own, slots = count // self._shards, new.token.shape[1]
     shard = np.arange(slots) // (slots // self._shards)
     row = np.minimum(new.request, own - 1) + shard * own
-    has_token = (new.request < own) & self._exists[row]
+    is_new = (new.position > 0) | self._first[row]
+    has_token = (new.request < own) & is_new
     self._tokens[row[has_token], new.position[has_token]] = new.token[has_token]
     is_end = np.isin(new.token, self._end_ids)
     ended = has_token & (is_end | (new.position + 1 == max_length))

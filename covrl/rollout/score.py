@@ -9,19 +9,42 @@ scoring failed is masked out of the loss; it does not get a reward of 0.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from covrl.data import Problem, PromptBatch, Tokenizer
 from covrl.parallel import distributed
-from covrl.rewards import TOTAL, PendingScores, Scoring
+from covrl.rewards import TOTAL, PendingScores, Scores, Scoring
 from covrl.rewards.outcome import MAX_SCORE
 from covrl.rollout.engine import SamplingEngine
 from covrl.rollout.samples import Samples, to_rollout_rows
 from covrl.rollout.sampling import Sampling
 from covrl.types import Rollouts
+
+
+@dataclasses.dataclass(frozen=True)
+class JoinedScores:
+  """Pending scores of several calls, in order.
+
+  Attributes:
+    calls: the calls; at least one.
+  """
+
+  calls: tuple[PendingScores, ...]
+
+  def result(self) -> Scores:
+    """Waits for all scores."""
+    found = [call.result() for call in self.calls]
+    return Scores(
+      found[0].rewards,
+      {
+        name: [outcome for each in found for outcome in each.outcomes[name]]
+        for name in found[0].outcomes
+      },
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +59,15 @@ class PendingRollouts:
 
   rollouts: Rollouts
   responses: tuple[str, ...]
-  scores: PendingScores
+  scores: PendingScores | JoinedScores
+
+  def arrays(self) -> dict[str, np.ndarray]:
+    """The arrays that a checkpoint stores, for `resubmit`."""
+    return {
+      field.name: np.asarray(getattr(self.rollouts, field.name))
+      for field in dataclasses.fields(Rollouts)
+      if field.name != 'rewards'
+    }
 
   def result(self) -> ScoredRollouts:
     """Waits for the scores; masks out responses whose scoring failed.
@@ -152,10 +183,37 @@ def collect(
     'sequence_ids': ids,
     'group_ids': indices.repeat(group_size).astype(np.int32),
     'source_ids': source_ids.repeat(group_size),
-    'policy_step': np.full(count, step, np.int32),
+    'policy_step': np.where(rows['loss_mask'], step, 0).astype(np.int32),
   }
   return PendingRollouts(
     rollouts=Rollouts(**rows, rewards={}),
+    responses=tuple(responses.texts),
+    scores=responses.scores,
+  )
+
+
+def resubmit(
+  arrays: Mapping[str, Any],
+  problems: Sequence[Problem],
+  scoring: Scoring,
+  tokenizer: Tokenizer,
+) -> PendingRollouts:
+  """Submits the responses of a checkpoint for scoring once more.
+
+  Args:
+    arrays: see `PendingRollouts.arrays`.
+    problems: the problem of each response of this process.
+    scoring: reward functions and their worker pool.
+    tokenizer: decodes the responses.
+  """
+  rollouts = Rollouts(**arrays, rewards={})
+  own = distributed.process_slice(len(rollouts.tokens))
+  responses = ResponseScoring(tokenizer, scoring, problems, own.start)
+  mask = np.asarray(rollouts.loss_mask)
+  for row, tokens in enumerate(np.asarray(rollouts.tokens)):
+    responses.add(row, tokens[mask[row]].tolist())
+  return PendingRollouts(
+    rollouts=rollouts,
     responses=tuple(responses.texts),
     scores=responses.scores,
   )

@@ -244,6 +244,24 @@ def in_order(first: Bool[Array, 'n M']) -> Int[Array, 'n M']:
   )(place)
 
 
+def first_in_order(
+  first: Bool[Array, 'n M'], then: Bool[Array, 'n M']
+) -> Int[Array, 'n M']:
+  """Indices of each row: those in `first`, others in `then`, and the rest.
+
+  Args:
+    first: a part of `then`.
+    then: entries before the rest.
+
+  >>> first_in_order(jnp.array([[False, True]]), jnp.ones((1, 2), bool)).tolist()
+  [[1, 0]]
+  """
+  order = in_order(then)
+  return jnp.take_along_axis(
+    order, in_order(jnp.take_along_axis(first, order, axis=1)), axis=1
+  )
+
+
 def take(
   x: Shaped[Array, 'R ...'], index: Int[Array, ' S'], shards: int
 ) -> Array:

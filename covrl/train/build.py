@@ -13,7 +13,11 @@ from jaxtyping import Array, Key, PyTree
 
 from covrl.config import Config, ConfigError, Recipe
 from covrl.data import Suite, Tokenizer
-from covrl.entropy import DivergencePenaltyState, TokenMaskedState
+from covrl.entropy import (
+  DivergencePenaltyState,
+  ImportanceWeightState,
+  TokenMaskedState,
+)
 from covrl.evaluation.evaluator import Evaluator
 from covrl.models import Policy
 from covrl.parallel import sharding
@@ -246,6 +250,12 @@ def warnings(config: Config, algorithm: Algorithm) -> Iterator[str]:
     yield (
       'with top-p, top-k or min-p the sampler is not the '
       'policy that is trained: importance weights are biased'
+    )
+  if rollout.pipeline and not _contains(token_state, ImportanceWeightState):
+    yield (
+      f'rollout.pipeline = {rollout.pipeline} samples with an older policy, and'
+      ' the token chain has no importance weights: add'
+      ' truncated_importance_weights, icepop or decoupled_ppo'
     )
 
 

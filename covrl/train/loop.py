@@ -185,8 +185,18 @@ def train(
     stop.poll()
 
     def save(state: TrainState, rollout: RolloutBatch | None) -> None:
-      position.prompts = run.collector.position
-      save_run(store, config, position, state, rollout, writer.sync(), inputs)
+      collected = run.collector.state
+      position.prompts = collected.prompts
+      save_run(
+        store,
+        config,
+        position,
+        state,
+        rollout,
+        collected,
+        writer.sync(),
+        inputs,
+      )
 
     # Compile all programs, so that none is compiled later.
     progress.stage('compiling')
@@ -194,13 +204,13 @@ def train(
     stop.poll()
 
     progress.stage('reinforcement learning', iterations)
-    prompts = run.collector.position
+    collected = run.collector.state
     try:
       while True:
         rollout_seconds = 0.0
         if position.update == 0:
           # Save, evaluate, report: a failing evaluation loses no update.
-          prompts = run.collector.position
+          collected = run.collector.state
           is_end = position.iteration >= iterations
           evaluates = is_end or _is_due(
             position.iteration, config.evaluate.every
@@ -270,7 +280,7 @@ def train(
     except Stopped:
       if position.update == 0:
         # An abandoned rollout is drawn again.
-        rollout, run.collector.position = None, prompts
+        rollout, run.collector.state = None, collected
       save(state, rollout)
       raise
     progress.note(f'finished; see {directory.path}')

@@ -25,6 +25,7 @@ from covrl.train.compiled import without_base
 from covrl.train.health import UpdateHealth
 from covrl.train.init import add_adapter_params, initial_base_params
 from covrl.train.rollout_batch import RolloutBatch
+from covrl.train.rollout_collector import CollectorState
 from covrl.train.sft import is_warm_start_finished, warm_start
 from covrl.types import TrainState
 
@@ -62,6 +63,7 @@ def save_run(
   position: RunPosition,
   state: TrainState,
   rollout: RolloutBatch | None,
+  collected: CollectorState,
   metrics: MetricsState,
   inputs: Mapping[str, str],
 ) -> None:
@@ -75,6 +77,7 @@ def save_run(
     position: the position of the run.
     state: the training state.
     rollout: the data of an unfinished iteration.
+    collected: the state of the collector.
     metrics: the metrics so far, see `MetricsWriter.sync`.
     inputs: see `covrl.train.inputs`.
   """
@@ -89,6 +92,11 @@ def save_run(
     arrays['rollout'] = rollout.arrays()
     notes['rollout_metrics'] = rollout.metrics
     notes['update_metrics'] = list(rollout.update_metrics)
+  sampled = {'ahead': collected.ahead, 'carried': collected.carried}
+  arrays |= {
+    n: each.arrays() for n, each in sampled.items() if each is not None
+  }
+  notes['sampled'] = [*(sampled.keys() & arrays.keys())]
   updates = position.updates_made(config)
   if store.position == updates:
     # Replacing the arrays of the only checkpoint would risk its loss.
@@ -215,12 +223,20 @@ def _restore(
   fields = notes['position']
   health = UpdateHealth(**fields['health'])
   position = RunPosition(**fields | {'health': health})
-  if position.prompts is not None:
-    run.collector.position = position.prompts
   like: dict[str, Any] = {'state': without_base(run.programs.abstract_state())}
   if position.update > 0:
     like['rollout'] = run.collector.padding_batch().arrays()
+  sampled = notes.get('sampled', ())
+  if 'ahead' in sampled:
+    like['ahead'] = run.collector.padding_rollouts()
+  if 'carried' in sampled:
+    like['carried'] = run.collector.padding_groups()
   arrays = saved.restore(like)
+  if position.prompts is not None:
+    run.collector.restore(
+      position.prompts,
+      *(to_host(arrays.get(name)) for name in ('ahead', 'carried')),
+    )
   rollout = None
   if position.update > 0:
     rollout = RolloutBatch(

@@ -38,6 +38,8 @@ class RolloutBatch:
     rewards: total reward of each sequence.
     groups: id of each sequence's group, the others of which its reward is
       compared with.
+    policy_step: optimiser step whose parameters sampled each target; 0 off the
+      `loss_mask`.
     metrics: metrics of the rollouts, logged with every update.
     update_metrics: metrics of each update that are known before it, those of
       networks that are updated before the rows are scored; or empty.
@@ -47,6 +49,7 @@ class RolloutBatch:
   order: Int[np.ndarray, ' S']
   rewards: Float[np.ndarray, ' S']
   groups: Int[np.ndarray, ' S']
+  policy_step: Int[np.ndarray, 'S T']
   metrics: dict[str, float]
   update_metrics: Sequence[dict[str, float]] = ()
 
@@ -72,6 +75,7 @@ class RolloutBatch:
       'order': self.order,
       'rewards': self.rewards,
       'groups': self.groups,
+      'policy_step': self.policy_step,
     }
 
 
@@ -165,6 +169,7 @@ def make_rollout_batch(
     order=generator.permutation(len(rewards)).astype(np.int32),
     rewards=rewards,
     groups=baseline_groups(rollouts),
+    policy_step=shift_left(rollouts.policy_step),
     metrics=metrics,
   )
 
@@ -197,7 +202,11 @@ def _per_token(advantages: Any) -> Any:
 
 
 def rollout_metrics(
-  rollouts: Rollouts, scored: PolicyStats | None, *, sources: Sequence[str]
+  rollouts: Rollouts,
+  scored: PolicyStats | None,
+  *,
+  sources: Sequence[str],
+  step: int,
 ) -> dict[str, float]:
   """Returns metrics of all sampled responses, trained on or not.
 
@@ -210,8 +219,11 @@ def rollout_metrics(
     scored: the trainer's statistics of the same tokens; without them the update
       measures the sampler, see `covrl.train.metrics.sampler_metrics`.
     sources: names of the data sources, in the order of `source_ids`.
+    step: optimiser step at the iteration's first update. `staleness` is the
+      number of updates since the parameters that sampled a token.
   """
   mask = shift_left(rollouts.loss_mask)
+  staleness = step - shift_left(rollouts.policy_step)[mask]
   truncated = float(np.mean(rollouts.truncated))
   return {
     **_reward_metrics(rollouts, sources),
@@ -219,6 +231,8 @@ def rollout_metrics(
     'response_length': float(mask.sum(axis=1).mean()),
     'truncated_fraction': truncated,
     'end_fraction': 1.0 - truncated,
+    'staleness': _mean(staleness),
+    'staleness_max': float(staleness.max()) if staleness.size else math.nan,
   }
 
 
@@ -312,8 +326,34 @@ def padding_batch(
     order=np.arange(count, dtype=np.int32),
     rewards=np.zeros(count, np.float32),
     groups=np.arange(count, dtype=np.int32),
+    policy_step=np.zeros((count, width), np.int32),
     metrics={},
   )
+
+
+def padding_rollouts(count: int, width: int) -> dict[str, np.ndarray]:
+  """Returns arrays of zeros like those of `PendingRollouts.arrays`.
+
+  Args:
+    count: number of sequences.
+    width: tokens per row.
+  """
+  integers = np.zeros((count, width), np.int32)
+  floats, flags = integers.astype(np.float32), integers.astype(bool)
+  ids = np.zeros(count, np.int32)
+  return {
+    'tokens': integers,
+    'positions': integers,
+    'attention_mask': flags,
+    'loss_mask': flags,
+    'sampler_logprobs': floats,
+    'behaviour_logprobs': floats,
+    'sequence_ids': ids,
+    'group_ids': ids,
+    'source_ids': ids,
+    'policy_step': integers,
+    'truncated': ids.astype(bool),
+  }
 
 
 def abstract_batch(

@@ -1,33 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Collects an iteration's training data: prompts to scored rollouts."""
+"""Collects an iteration's training data: prompts to scored rollouts.
+
+With `rollout.pipeline`, the next iteration's responses are sampled before those
+of the current one are waited for: workers score them while the policy is
+updated. They are sampled by an older policy, and so are importance weights
+needed.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from covrl.config import Config
-from covrl.data import PromptStream, StreamState
+from covrl.config import Config, ConfigError
+from covrl.data import Problem, PromptStream, StreamState
 from covrl.data.packing import prompt_width
 from covrl.parallel import distributed
 from covrl.rewards import TOTAL, Scoring
 from covrl.rollout import Sampling, SamplingEngine
-from covrl.rollout.score import ScoredRollouts, collect
+from covrl.rollout.score import (
+  PendingRollouts,
+  ScoredRollouts,
+  collect,
+  resubmit,
+)
 from covrl.tasks.task import Task
 from covrl.train.compiled import CompiledPrograms
 from covrl.train.forward import PolicyStats
 from covrl.train.group_filter import ChosenGroups, GroupFilter
+from covrl.train.partial_rollouts import (
+  FREE,
+  GroupsInFlight,
+  PartialRollouts,
+)
 from covrl.train.rollout_batch import (
   RolloutBatch,
   baseline_groups,
   make_rollout_batch,
   padding_batch,
+  padding_rollouts,
   rollout_metrics,
   shift_left,
   to_token_batch,
@@ -35,6 +53,20 @@ from covrl.train.rollout_batch import (
 from covrl.types import Rollouts, TokenBatch, TrainState
 
 Draw = tuple[Rollouts, TokenBatch, PolicyStats | None]
+
+
+class CollectorState(NamedTuple):
+  """State of a collector between iterations.
+
+  Attributes:
+    prompts: position in the stream of prompts.
+    ahead: responses that are sampled for the next iteration, if any.
+    carried: groups that are carried over, if any.
+  """
+
+  prompts: StreamState
+  ahead: PendingRollouts | None
+  carried: GroupsInFlight | None
 
 
 class RolloutCollector:
@@ -58,7 +90,15 @@ class RolloutCollector:
       programs: compute advantages and the trainer's statistics of the tokens.
       config: the run's configuration.
       key: PRNG key of all rollouts.
+
+    Raises:
+      ConfigError: groups are carried over in a run of several processes.
     """
+    if config.rollout.carried_groups and distributed.process_count() > 1:
+      raise ConfigError(
+        'rollout.carried_groups must be 0 with several processes, got'
+        f' {config.rollout.carried_groups} with {distributed.process_count()}'
+      )
     self._config = config
     self._engine = engine
     self._scoring = scoring
@@ -66,6 +106,9 @@ class RolloutCollector:
     self._tokenizer = task.tokenizer
     self._sources = task.train.names
     self._filter = GroupFilter.from_config(config)
+    self._ahead: PendingRollouts | None = None
+    self._carried: GroupsInFlight | None = None
+    self._partial = PartialRollouts(engine, scoring, task.tokenizer, config)
     self._key = key
     rollout = config.rollout
     self._sampling = Sampling.make(
@@ -82,27 +125,59 @@ class RolloutCollector:
     )
 
   @property
-  def position(self) -> StreamState:
-    """The position in the stream of prompts."""
-    return self._prompts.get_state()
+  def state(self) -> CollectorState:
+    """The state between iterations."""
+    prompts = self._prompts.get_state()
+    return CollectorState(prompts, self._ahead, self._carried)
 
-  @position.setter
-  def position(self, state: StreamState) -> None:
-    self._prompts.set_state(state)
+  @state.setter
+  def state(self, state: CollectorState) -> None:
+    self._prompts.set_state(state.prompts)
+    self._ahead, self._carried = state.ahead, state.carried
+
+  def restore(
+    self,
+    prompts: StreamState,
+    ahead: Mapping[str, Any] | None,
+    carried: Mapping[str, Any] | None,
+  ) -> None:
+    """Restores the state of a checkpoint.
+
+    Args:
+      prompts: see `CollectorState`.
+      ahead: see `PendingRollouts.arrays`; their responses are scored again.
+      carried: see `GroupsInFlight.arrays`; so are these.
+    """
+    pending = None
+    if ahead is not None:
+      own = distributed.process_slice(len(ahead['group_ids']))
+      problems = self._problems(ahead['group_ids'][own])
+      pending = resubmit(ahead, problems, self._scoring, self._tokenizer)
+    groups = None
+    if carried is not None:
+      ids = carried['group_ids']
+      known = iter(self._problems(ids[ids != FREE]))
+      places = [None if each == FREE else next(known) for each in ids]
+      groups = self._partial.restore(carried, places)
+    self.state = CollectorState(prompts, pending, groups)
 
   def check_prompts(self) -> None:
     """Draws prompts once, so that unusable ones raise before training."""
-    start = self.position
+    start = self.state
     next(self._prompts)
-    self.position = start
+    self.state = start
 
   def compile(self, params: PyTree) -> None:
     """Compiles the sampler."""
     rollout = self._config.rollout
     self._engine.warm_up(
       params,
-      (rollout.prompts_per_iteration, prompt_width(rollout.max_prompt_length)),
+      (
+        rollout.prompts_per_iteration + rollout.carried_groups,
+        prompt_width(rollout.max_prompt_length),
+      ),
       group_size=rollout.responses_per_prompt,
+      carries=rollout.carried_groups > 0,
     )
     jax.random.fold_in(self._key, 0)
 
@@ -123,12 +198,16 @@ class RolloutCollector:
     """
     config, timer = self._config, _Timer()
     max_draws = config.rollout.max_draws
+    pending = self._ahead or self._sample(iteration, iteration, state, timer)
+    ahead = None
+    if config.rollout.pipeline and iteration + 1 < config.train.iterations:
+      ahead = self._sample(iteration + 1, iteration, state, timer)
     draws: list[Draw] = []
     results: list[ScoredRollouts] = []
     for number in range(max_draws):
-      draw, result = self._draw(
-        iteration, iteration * max_draws + number, state, timer
-      )
+      if number > 0:
+        pending = self._sample(iteration, iteration, state, timer, number)
+      draw, result = self._score(pending, state, timer)
       draws.append(draw)
       results.append(result)
       passed = sum(self._filter.passes(each).sum() for each, _, _ in draws)
@@ -138,7 +217,9 @@ class RolloutCollector:
       results, iteration, max_failures=config.rewards.max_failures
     )
     rollouts, batch, scored = _concatenate(draws)
-    metrics = rollout_metrics(rollouts, scored, sources=self._sources)
+    metrics = rollout_metrics(
+      rollouts, scored, sources=self._sources, step=int(state.step)
+    )
     metrics |= outcomes | {'draws': float(len(draws))}
     if self._filter.is_active:
       chosen = self._filter.choose(rollouts, iteration)
@@ -150,6 +231,7 @@ class RolloutCollector:
       advantages = self._programs.advantages(
         rewards, baseline_groups(rollouts), shift_left(rollouts.loss_mask)
       )
+    self._ahead = ahead
     return make_rollout_batch(
       rollouts,
       batch,
@@ -170,21 +252,65 @@ class RolloutCollector:
       filtered=self._programs.reads_filtered,
     )
 
+  def padding_groups(self) -> dict[str, Any]:
+    """Returns arrays in the shapes of carried groups."""
+    return GroupsInFlight.empty(self._config).arrays()
+
+  def padding_rollouts(self) -> dict[str, np.ndarray]:
+    """Returns arrays in the shapes of responses that are sampled ahead."""
+    return padding_rollouts(
+      self._config.sequences_per_iteration, row_width(self._config)
+    )
+
   def close(self) -> None:
     """Stops the threads that prepare prompts."""
     self._prompts.close()
 
-  def _draw(
-    self, iteration: int, draw: int, state: TrainState, timer: _Timer
-  ) -> tuple[Draw, ScoredRollouts]:
-    """Samples and scores responses to one draw of prompts.
+  def _problems(self, group_ids: Sequence[int]) -> list[Problem]:
+    """Returns this process's problems by their indices in the global order."""
+    size = self._config.rollout.prompts_per_iteration
+    batches = map(
+      self._prompts.draw, sorted({int(i) // size for i in group_ids})
+    )
+    known = {
+      int(index): problem
+      for batch in batches
+      for index, problem in zip(batch.indices, batch.problems, strict=True)
+    }
+    return [known[int(i)] for i in group_ids]
+
+  def _sample(
+    self,
+    iteration: int,
+    now: int,
+    state: TrainState,
+    timer: _Timer,
+    number: int = 0,
+  ) -> PendingRollouts:
+    """Samples responses to one draw of prompts and submits them for scoring.
 
     Args:
-      iteration: index of the iteration, for the PRNG key.
-      draw: index of the draw in the run, for the sequence ids.
+      iteration: index of the iteration that trains on them.
+      now: index of the current iteration.
       state: the training state, with the policy to sample from.
       timer: accumulates the seconds of each phase.
+      number: index of the draw in the iteration.
     """
+    key = jax.random.fold_in(self._key, iteration)
+    if self._config.rollout.carried_groups:
+      pending, self._carried = self._partial.sample(
+        self._carried,
+        self._prompts.__next__,
+        self._programs.params(state),
+        step=int(state.step),
+        now=now,
+        iteration=iteration,
+        key=key,
+        sampling=self._sampling,
+      )
+      timer.lap('sample')
+      return pending
+    draw = iteration * self._config.rollout.max_draws + number
     prompts, params = next(self._prompts), self._programs.params(state)
     timer.lap('prompts')
     pending = collect(
@@ -194,12 +320,25 @@ class RolloutCollector:
       self._scoring,
       self._tokenizer,
       group_size=self._config.rollout.responses_per_prompt,
-      key=jax.random.fold_in(self._key, iteration),
+      key=key,
       first_sequence=draw * self._config.sequences_per_iteration,
       step=int(state.step),
       sampling=self._sampling,
     )
     timer.lap('sample')
+    return pending
+
+  def _score(
+    self, pending: PendingRollouts, state: TrainState, timer: _Timer
+  ) -> tuple[Draw, ScoredRollouts]:
+    """Scores tokens by the policy, and waits for the scores of responses.
+
+    Args:
+      pending: the sampled responses.
+      state: the training state before the iteration's updates.
+      timer: accumulates the seconds of each phase.
+    """
+    params = self._programs.params(state)
     # The device scores the tokens while workers score the responses.
     batch = to_token_batch(pending.rollouts)
     scored = None

@@ -3,6 +3,7 @@
 
 import dataclasses
 import functools
+import itertools
 import re
 import types
 
@@ -46,7 +47,7 @@ def sample(
   rows: list[int] | slice = ALL,
   ids=None,
   params=PARAMS,
-  on_response=None,
+  options=None,
   **make,
 ):
   prompts, mask = make_prompts()
@@ -60,7 +61,7 @@ def sample(
     key=KEY,
     sequence_ids=ids,
     sampling=Sampling.make(**make),
-    on_response=on_response,
+    **(options or {}),
   )
 
 
@@ -77,14 +78,14 @@ def host(samples):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def forward(policy, rows):
+def forward(policy, rows, params=PARAMS):
   hidden = policy.hidden(
-    PARAMS,
+    params,
     rows['tokens'],
     positions=rows['positions'],
     segment_ids=rows['attention_mask'].astype(jnp.int32),
   )
-  return hidden.astype(jnp.float32) @ policy.unembedding(PARAMS)
+  return hidden.astype(jnp.float32) @ policy.unembedding(params)
 
 
 def rescore(samples, temperature, policy=POLICY):
@@ -234,7 +235,8 @@ def test_number_of_slots_is_reduced_when_slots_are_idle(monkeypatch):
 def test_slots_are_refilled_within_shards_of_a_mesh():
   engine = make_engine(make_mesh((4,), jax.devices()[:4]), slots=8, segment=3)
   params, found = params_on(engine.mesh), Responses()
-  samples = host(sample(engine, params=params, on_response=found))
+  options = {'on_response': found}
+  samples = host(sample(engine, params=params, options=options))
   assert_same(samples, host(sample()), atol=1e-5)
   found.assert_are(samples)
 
@@ -281,6 +283,50 @@ def test_finished_responses_are_handed_over_while_others_are_sampled():
   # Those that the first token ends come after the second call has begun.
   assert seen[0] == 0
   assert 0 < seen[1] < seen[-1] < len(found)
+
+
+def stops_after(number):
+  """Stops after some segments, and the one that runs then."""
+  calls = itertools.count()
+  return {'is_enough': lambda: next(calls) >= number}
+
+
+@pytest.mark.parametrize(
+  'shape', [None, pytest.param((4,), marks=pytest.mark.slow)]
+)
+def test_carried_responses_go_on_with_the_given_parameters(shape):
+  """All keys and values are made again, those of responses included."""
+  mesh = shape and make_mesh(shape, jax.devices()[: shape[0]])
+  engine = make_engine(mesh, slots=8, segment=2)
+  params = params_on(mesh) if mesh else PARAMS
+  begun = host(sample(engine, params=params, options=stops_after(1)))
+  assert (begun.response_mask.sum(axis=1) == 1).any()
+  same = sample(engine, params=params, options={'carried': begun})
+  assert_same(host(same), host(sample()), atol=1e-5)
+
+  other, found = jax.tree.map(lambda x: 1.5 * x, params), Responses()
+  options = {'carried': begun, 'on_response': found}
+  ended = host(sample(engine, params=other, options=options))
+  old = begun.response_mask
+  for name in ('response_tokens', 'sampler_logprobs', 'behaviour_logprobs'):
+    np.testing.assert_array_equal(
+      getattr(ended, name)[old], getattr(begun, name)[old]
+    )
+  logits = forward(POLICY, join(ended), jax.device_get(other))
+  logprobs = np.asarray(jax.nn.log_softmax(logits))[:, LENGTH - 1 : -1]
+  tokens = ended.response_tokens[..., None]
+  logprobs = np.take_along_axis(logprobs, tokens, axis=2)[..., 0]
+  new = ended.response_mask & ~old
+  assert (new.any(axis=1) & (old.sum(axis=1) > 2)).any()
+  np.testing.assert_allclose(
+    ended.sampler_logprobs[new], logprobs[new], atol=2e-5
+  )
+  was_finished = old.any(axis=1) & ~new.any(axis=1)
+  assert was_finished.any()
+  assert set(found) == set(np.flatnonzero(~was_finished).tolist())
+  for row, response in found.items():
+    mask = ended.response_mask[row]
+    assert ended.response_tokens[row][mask].tolist() == response
 
 
 @pytest.mark.slow
@@ -453,7 +499,7 @@ def test_rollout_rows_join_prompts_and_responses():
     sequence_ids=jnp.asarray(IDS),
     group_ids=jnp.asarray(IDS // GROUP),
     source_ids=jnp.asarray(IDS * 0),
-    policy_step=jnp.asarray(IDS * 0),
+    policy_step=jnp.zeros((count, LENGTH + LIMIT), jnp.int32),
     rewards={},
   )
   rollouts, samples = jax.device_get(rollouts), host(samples)

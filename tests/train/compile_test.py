@@ -43,7 +43,11 @@ def main(workdir, recipe_file):
 
 @pytest.mark.parametrize(
   'recipe',
-  ['toy_kl_cov.py', pytest.param('toy_ppo.py:ppo', marks=pytest.mark.slow)],
+  [
+    'toy_kl_cov.py',
+    pytest.param('toy_ppo.py:ppo', marks=pytest.mark.slow),
+    pytest.param('toy_off_policy.py:partial', marks=pytest.mark.slow),
+  ],
 )
 def test_no_compilation_after_the_first_step(recipe, tmp_path):
   printed = subprocess.run(

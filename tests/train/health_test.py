@@ -49,7 +49,7 @@ def scored(*scores, weight=1.0):
     sequence_ids=ids,
     group_ids=ids // 2,
     source_ids=np.zeros_like(ids),
-    policy_step=np.zeros_like(ids),
+    policy_step=np.zeros((len(ids), 2), np.int32),
     truncated=truncated,
     rewards={},
   )
@@ -101,7 +101,7 @@ def test_metrics_of_an_iteration_without_scores_are_absent():
   done = scored(math.nan, math.nan)
   zeros = np.zeros((2, 2), np.float32)
   stats: Any = (SimpleNamespace(logprobs=zeros, entropy=zeros), None)
-  metrics = rollout_metrics(done.rollouts, stats, sources=('gsm8k',))
+  metrics = rollout_metrics(done.rollouts, stats, sources=('gsm8k',), step=0)
   present = {'response_length', 'truncated_fraction', 'end_fraction'}
   assert {name for name, x in metrics.items() if not math.isnan(x)} == present
   assert metrics['response_length'] == 0

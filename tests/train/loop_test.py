@@ -19,7 +19,13 @@ from train.process import RECIPES, lines
 from train.runs import without_clock
 
 from covrl import config
-from covrl.data import ListSource, Problem, Suite, train_sentencepiece
+from covrl.data import (
+  ListSource,
+  Problem,
+  StreamState,
+  Suite,
+  train_sentencepiece,
+)
 from covrl.evaluation.evaluator import EvaluationError
 from covrl.evaluation.results import Evaluation, SuiteResult
 from covrl.exit_codes import Exit
@@ -28,6 +34,7 @@ from covrl.run import preemption
 from covrl.run.checkpoint import CheckpointStore
 from covrl.tasks.task import Task
 from covrl.train import Stopped, loop, train
+from covrl.train.rollout_collector import CollectorState
 
 SETTINGS = {
   'train.iterations': 3,
@@ -119,17 +126,22 @@ class Collector:
 
   def __init__(self, at):
     self.at = at
-    self.position = {'draw': 0, 'seed': 0, 'problems': ''}
+    prompts: StreamState = {'draw': 0, 'seed': 0, 'problems': ''}
+    self.state = CollectorState(prompts, None, None)
 
   def collect(self, iteration, state):
     del iteration, state
-    draw = self.position['draw']
-    self.position = self.position | {'draw': draw + 1}
+    draw = self.state.prompts['draw']
+    prompts: Any = self.state.prompts | {'draw': draw + 1}
+    self.restore(prompts, None, None)
     self.at('sampling')
     wait()
     self.at('scoring')
     wait()
     return self._batch(np.random.default_rng(draw).normal(size=(32, 2)))
+
+  def restore(self, prompts, ahead, carried):
+    self.state = CollectorState(prompts, ahead, carried)
 
   def padding_batch(self):
     return self._batch(np.zeros((32, 2)))
@@ -143,6 +155,7 @@ class Collector:
       order=np.arange(32),
       rewards=np.zeros(32, np.float32),
       groups=np.arange(32),
+      policy_step=np.zeros((32, 2), np.int32),
       metrics={},
     )
 

@@ -35,7 +35,7 @@ def rollouts(rewards, scored):
     'sequence_ids': ids,
     'group_ids': ids // 2,
     'source_ids': np.zeros(count, np.int32),
-    'policy_step': np.zeros(count, np.int32),
+    'policy_step': 3 * mask.astype(np.int32),
     'truncated': np.zeros(count, bool),
     'rewards': {'score': np.asarray(rewards, np.float32)},
   }
@@ -166,7 +166,10 @@ def test_masked_responses_do_not_count_in_means():
   assert np.asarray(done.rollouts.rewards['score']).tolist() == [1, 0.5, 0, 1]
   zeros = np.zeros((4, 2), np.float32)
   stats: Any = (SimpleNamespace(logprobs=zeros, entropy=zeros), None)
-  metrics = rollout_metrics(done.rollouts, stats, sources=('gsm8k', 'math'))
+  metrics = rollout_metrics(
+    done.rollouts, stats, sources=('gsm8k', 'math'), step=5
+  )
+  assert metrics['staleness'] == metrics['staleness_max'] == 2
   assert metrics['reward'] == pytest.approx(2.5 / 3)
   assert metrics['reward/maths'] == pytest.approx(2 / 3)
   assert metrics['reward/other'] == 0.5

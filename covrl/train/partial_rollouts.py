@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Partial rollouts: responses that are finished after an update of the policy.
+
+More groups are sampled together than an iteration trains on. Sampling ends when
+enough groups are complete; the others go on in the next iteration, with newer
+parameters. A group is trained on when all of its responses are finished, so that
+its baseline counts all of them, and at the latest after
+`rollout.max_staleness` iterations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Int, Key, PyTree
+
+from covrl.config import Config
+from covrl.data import Problem, PromptBatch, Tokenizer
+from covrl.data.packing import prompt_width
+from covrl.parallel import distributed
+from covrl.rewards import Scoring
+from covrl.rollout import Samples, Sampling, SamplingEngine, to_rollout_rows
+from covrl.rollout.score import (
+  JoinedScores,
+  PendingRollouts,
+  ResponseScoring,
+)
+from covrl.types import Rollouts
+
+# `group_ids` of places without a group.
+FREE = -1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GroupsInFlight:
+  """Groups whose responses are not all finished, or not trained on yet.
+
+  A group stays in its place, and its responses in their rows, until they are
+  trained on.
+
+  Attributes:
+    prompts: token ids of the prompt of each place, padded on the left.
+    prompt_mask: true for real tokens.
+    group_ids: index of the prompt within the run; `FREE` without a group.
+    source_ids: index of the prompt's data source.
+    born: iteration whose policy began the group.
+    samples: the responses so far, those of a group in consecutive rows.
+    policy_step: optimiser step whose parameters sampled each token.
+    calls: the scoring of each group; `None` without a group.
+  """
+
+  prompts: Int[np.ndarray, 'N Tp']
+  prompt_mask: Bool[np.ndarray, 'N Tp']
+  group_ids: Int[np.ndarray, ' N']
+  source_ids: Int[np.ndarray, ' N']
+  born: Int[np.ndarray, ' N']
+  samples: Samples
+  policy_step: Int[np.ndarray, 'R T']
+  calls: tuple[ResponseScoring | None, ...]
+
+  @classmethod
+  def empty(cls, config: Config) -> GroupsInFlight:
+    """Creates places without groups."""
+    rollout = config.rollout
+    places = rollout.prompts_per_iteration + rollout.carried_groups
+    prompts = (places, prompt_width(rollout.max_prompt_length))
+    rows = (
+      places * rollout.responses_per_prompt,
+      rollout.max_response_length,
+    )
+    logprobs: Any = np.zeros(rows, np.float32)
+    tokens: Any = np.zeros(rows, np.int32)
+    flags: Any = np.zeros(rows, bool)
+    return cls(
+      prompts=np.zeros(prompts, np.int32),
+      prompt_mask=np.zeros(prompts, bool),
+      group_ids=np.full(places, FREE, np.int32),
+      source_ids=np.zeros(places, np.int32),
+      born=np.zeros(places, np.int32),
+      samples=Samples(
+        response_tokens=tokens,
+        response_mask=flags,
+        sampler_logprobs=logprobs,
+        behaviour_logprobs=logprobs,
+        truncated=flags[:, 0],
+      ),
+      policy_step=tokens,
+      calls=(None,) * places,
+    )
+
+  @property
+  def group_size(self) -> int:
+    """Responses per group."""
+    return len(self.policy_step) // len(self.group_ids)
+
+  @property
+  def sequence_ids(self) -> Int[np.ndarray, ' R']:
+    """Ids of the responses, unique within the run."""
+    members = np.arange(self.group_size)
+    ids = self.group_ids[:, None] * self.group_size + members
+    return ids.reshape(-1).astype(np.int32)
+
+  def take(
+    self, places: Sequence[int]
+  ) -> tuple[PendingRollouts, GroupsInFlight]:
+    """Removes complete groups.
+
+    Returns:
+      Their responses, and the other groups.
+    """
+    chosen, size = np.sort(np.asarray(places)), self.group_size
+    rows = (chosen[:, None] * size + np.arange(size)).reshape(-1)
+    samples = jax.tree.map(lambda x: np.asarray(x)[rows], self.samples)
+    prompts, prompt_mask = self.prompts[chosen], self.prompt_mask[chosen]
+    calls = [call for at in chosen if (call := self.calls[at]) is not None]
+    padding = np.zeros((len(rows), prompts.shape[1]), np.int32)
+    own: dict[str, Any] = {
+      'sequence_ids': self.sequence_ids[rows],
+      'group_ids': self.group_ids[chosen].repeat(size),
+      'source_ids': self.source_ids[chosen].repeat(size),
+      'policy_step': np.concatenate((padding, self.policy_step[rows]), axis=1),
+    }
+    taken = PendingRollouts(
+      rollouts=Rollouts(
+        **to_rollout_rows(prompts, prompt_mask, samples, size) | own, rewards={}
+      ),
+      responses=tuple(text for call in calls for text in call.texts),
+      scores=JoinedScores(tuple(call.scores for call in calls)),
+    )
+    is_left = np.ones(len(self.group_ids), bool)
+    is_left[chosen] = False
+    keep = is_left.repeat(size)
+    left = dataclasses.replace(
+      self,
+      group_ids=np.where(is_left, self.group_ids, FREE).astype(np.int32),
+      samples=_masked(self.samples, keep),
+      policy_step=self.policy_step * keep[:, None],
+      calls=tuple(
+        call if at else None
+        for call, at in zip(self.calls, is_left, strict=True)
+      ),
+    )
+    return taken, left
+
+  def arrays(self) -> dict[str, Any]:
+    """Returns the arrays that a checkpoint stores."""
+    fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    del fields['calls']
+    return fields | {'samples': self.samples._asdict()}
+
+
+class PartialRollouts:
+  """Samples groups, and carries over those that are not complete.
+
+  Args:
+    engine: the sampling engine.
+    scoring: reward functions and their worker pool.
+    tokenizer: decodes the responses.
+    config: the run's configuration.
+  """
+
+  def __init__(
+    self,
+    engine: SamplingEngine,
+    scoring: Scoring,
+    tokenizer: Tokenizer,
+    config: Config,
+  ) -> None:
+    self._engine, self._scoring = engine, scoring
+    self._tokenizer, self._config = tokenizer, config
+
+  def sample(
+    self,
+    carried: GroupsInFlight | None,
+    draw: Callable[[], PromptBatch],
+    params: PyTree,
+    *,
+    step: int,
+    now: int,
+    iteration: int,
+    key: Key[Array, ''],
+    sampling: Sampling,
+  ) -> tuple[PendingRollouts, GroupsInFlight]:
+    """Samples until an iteration's number of groups are complete.
+
+    Args:
+      carried: groups that were carried over, if any.
+      draw: draws prompts for the places without groups.
+      params: parameters of the policy.
+      step: optimiser step of `params`.
+      now: index of the current iteration.
+      iteration: index of the iteration that trains on the result.
+      key: PRNG key of that iteration.
+      sampling: temperature and truncation.
+
+    Returns:
+      The responses of complete groups, and the other groups.
+    """
+    rollout = self._config.rollout
+    begun = self._begin(
+      carried or GroupsInFlight.empty(self._config), draw, now
+    )
+    old = begun.samples
+    # Unfinished responses of one token begin again.
+    length = np.asarray(old.response_mask).sum(axis=1)
+    old = _masked(old, self.finished(old) | (length > 1))
+    size = len(begun.group_ids)
+    finished = self.finished(old)
+    due = iteration + 1 - begun.born > rollout.max_staleness
+
+    def add(row: int, tokens: list[int]) -> None:
+      call = begun.calls[row // begun.group_size]
+      assert call is not None
+      call.add(row, tokens)
+      finished[row] = True
+
+    def is_enough() -> bool:
+      complete = np.all(finished.reshape(size, -1), axis=1)
+      number = int(complete.sum())
+      return number >= rollout.prompts_per_iteration and bool(
+        complete[due].all()
+      )
+
+    samples: Samples = distributed.run_on_devices(
+      self._engine.sample,
+      params,
+      begun.prompts,
+      begun.prompt_mask,
+      group_size=begun.group_size,
+      key=key,
+      sequence_ids=begun.sequence_ids,
+      sampling=sampling,
+      on_response=add,
+      carried=old,
+      is_enough=is_enough,
+    )
+    # Of the segment that ran when there were enough.
+    for row in np.flatnonzero(self.finished(samples) & ~finished).tolist():
+      add(row, _tokens(samples, row))
+    is_new = samples.response_mask & ~old.response_mask
+    groups = dataclasses.replace(
+      begun,
+      samples=samples,
+      policy_step=np.where(
+        is_new, step, np.where(old.response_mask, begun.policy_step, 0)
+      ).astype(np.int32),
+    )
+    complete = np.all(finished.reshape(size, -1), axis=1)
+    order = sorted(
+      np.flatnonzero(complete).tolist(),
+      key=lambda place: (not due[place], begun.born[place], place),
+    )
+    return groups.take(order[: rollout.prompts_per_iteration])
+
+  def restore(
+    self, arrays: Mapping[str, Any], problems: Sequence[Problem | None]
+  ) -> GroupsInFlight:
+    """Restores the groups of a checkpoint; scores their responses again.
+
+    Args:
+      arrays: see `GroupsInFlight.arrays`.
+      problems: the problem of each place, `None` without a group.
+    """
+    samples = Samples(**arrays['samples'])
+    fields: dict[str, Any] = dict(arrays) | {'samples': samples}
+    groups = GroupsInFlight(**fields, calls=(None,) * len(problems))
+    calls = tuple(
+      None if problem is None else self._open(problem, place)
+      for place, problem in enumerate(problems)
+    )
+    for row in np.flatnonzero(self.finished(samples)).tolist():
+      call = calls[row // groups.group_size]
+      if call is not None:
+        call.add(row, _tokens(samples, row))
+    return dataclasses.replace(groups, calls=calls)
+
+  def finished(self, samples: Samples) -> Bool[np.ndarray, ' R']:
+    """Returns a mask of the responses that are finished."""
+    mask = np.asarray(samples.response_mask)
+    length = mask.sum(axis=1)
+    last = np.asarray(samples.response_tokens)[
+      np.arange(len(mask)), np.maximum(length - 1, 0)
+    ]
+    is_end = np.isin(last, self._engine.end_ids)
+    return (length > 0) & (is_end | (length == mask.shape[1]))
+
+  def _begin(
+    self,
+    groups: GroupsInFlight,
+    draw: Callable[[], PromptBatch],
+    now: int,
+  ) -> GroupsInFlight:
+    """Fills the places without groups with new prompts, in order."""
+    groups = dataclasses.replace(
+      groups,
+      **{
+        name: getattr(groups, name).copy()
+        for name in (
+          'prompts',
+          'prompt_mask',
+          'group_ids',
+          'source_ids',
+          'born',
+        )
+      },
+    )
+    calls, new = list(groups.calls), _prompts(draw)
+    for place in np.flatnonzero(groups.group_ids == FREE).tolist():
+      batch, index = next(new)
+      groups.prompts[place] = batch.tokens[index]
+      groups.prompt_mask[place] = batch.mask[index]
+      groups.group_ids[place] = batch.indices[index]
+      groups.source_ids[place] = batch.source_ids[index]
+      groups.born[place] = now
+      calls[place] = self._open(batch.problems[index], place)
+    return dataclasses.replace(groups, calls=tuple(calls))
+
+  def _open(self, problem: Problem, place: int) -> ResponseScoring:
+    size = self._config.rollout.responses_per_prompt
+    return ResponseScoring(
+      self._tokenizer, self._scoring, [problem] * size, place * size
+    )
+
+
+def _prompts(
+  draw: Callable[[], PromptBatch],
+) -> Iterator[tuple[PromptBatch, int]]:
+  """Yields the prompts of as many draws as are taken."""
+  while True:
+    batch = draw()
+    for index in range(len(batch.problems)):
+      yield batch, index
+
+
+def _masked(samples: Samples, kept: Bool[np.ndarray, ' R']) -> Samples:
+  """Removes the tokens of the other rows."""
+  return jax.tree.map(
+    lambda x: np.where(
+      kept if x.ndim == 1 else kept[:, None], x, x.dtype.type()
+    ),
+    samples,
+  )
+
+
+def _tokens(samples: Samples, row: int) -> list[int]:
+  mask = np.asarray(samples.response_mask)[row]
+  return np.asarray(samples.response_tokens)[row][mask].tolist()
