@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/mazes_kl_cov
 SMOLLM_RUNS ?= runs/smollm
 SMOLLM_ARMS = grpo kl_cov entropy_bonus
-PYTEST = $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --max-worker-restart=0
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 .PHONY: train test test-all test-gpu-compile setup lint types pytest docs study study-quick study-countdown study-algorithms study-mazes smollm smollm-study clean
 

@@ -60,14 +60,10 @@ LONGEST = ('tests/train', 'tests/compile', 'tests/run', 'tests/pretrained')
 
 
 def pytest_collection_modifyitems(items):
-  """Keeps the tests of a file on one worker; the longest files come first."""
+  """Puts the longest files first; `--dist loadfile` keeps each on one worker."""
   items.sort(
     key=lambda item: not str(item.path.relative_to(ROOT)).startswith(LONGEST)
   )
-  for item in items:
-    if item.get_closest_marker('xdist_group') is None:
-      file = item.path.relative_to(ROOT)
-      item.add_marker(pytest.mark.xdist_group(str(file)))
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pytest plugin: CPU time of every test, its child processes included.
 
-  python -m pytest -n 2 --dist loadgroup -p cpu_time --cpu-time=cpu_time.json
+  python -m pytest -n 2 --dist loadfile -p cpu_time --cpu-time=cpu_time.json
 
 The summary gives core minutes per test directory; the file gives seconds per
 test. Time spent on collection and on importing is not included.
