@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Statistics of several runs, grouped by configuration and paired by seed.
 
-The unit of inference is the seed: a level is the mean over a configuration's
+The unit of inference is the seed: a value is the mean over a configuration's
 seeds, and a difference from the baseline (the first configuration) is paired by
 seed, both with Student's t intervals. Differences leave out seeds that the
 baseline lacks. A single seed gives a value without an interval.
@@ -19,8 +19,9 @@ from etils import epath
 
 from covrl.evaluation import intervals
 from covrl.evaluation.intervals import Estimate
+from covrl.report.phase_metrics import Curve
 from covrl.report.reading import flatten_config
-from covrl.report.run_data import Curve, RunData, load_run
+from covrl.report.run_data import RunData, load_run
 
 # Prefixes of fields in which the runs of one configuration may differ: the
 # seed, and fields that do not change results.
@@ -49,7 +50,7 @@ class Group:
   runs: Mapping[int, RunData]
   config: Mapping[str, str]
 
-  def level(self, metric: str) -> Estimate | None:
+  def mean(self, metric: str) -> Estimate | None:
     """Mean over seeds of the final value of a metric."""
     return _over_seeds([final_value(run, metric) for run in self.runs.values()])
 

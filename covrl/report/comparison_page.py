@@ -149,12 +149,12 @@ def comparison_svg(workdirs: Sequence[epath.PathLike]) -> str:
 
 def _titles(comparison: Comparison) -> list[str]:
   """Column titles of the table."""
-  levels = [
+  titles = [
     name if name == 'entropy' else f'{name}, %' for name in comparison.metrics
   ]
   if len(comparison.groups) == 1:
-    return levels
-  return [*levels, *(f'Δ {name}' for name in comparison.metrics[1:])]
+    return titles
+  return [*titles, *(f'Δ {name}' for name in comparison.metrics[1:])]
 
 
 def _rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
@@ -164,7 +164,7 @@ def _rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
   blanks = [''] * (len(_titles(comparison)) - len(first))
   rows = [('warm start', first + blanks)]
   for group in comparison.groups:
-    cells = [_cell(group.level(m), m) for m in metrics]
+    cells = [_cell(group.mean(m), m) for m in metrics]
     if group is baseline:
       cells += blanks
     elif blanks:
@@ -213,10 +213,10 @@ def _statistics(comparison: Comparison) -> str:
 
 
 def _headline(comparison: Comparison) -> str:
-  """Differences in the mean accuracy, or the level of a single group."""
+  """Differences in the mean accuracy, or the mean of a single group."""
   metric, baseline = comparison.metrics[1], comparison.baseline
   if not comparison.differences(metric):
-    return f'{baseline.name}: {metric} {_cell(baseline.level(metric), metric)}.'
+    return f'{baseline.name}: {metric} {_cell(baseline.mean(metric), metric)}.'
   return Markup('{} against {}, in percentage points: {}').format(
     metric, baseline.short, _differences(comparison, metric)
   )

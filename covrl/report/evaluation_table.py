@@ -16,8 +16,9 @@ from jaxtyping import Float
 
 from covrl.evaluation.intervals import Estimate, bootstrap_sets
 from covrl.report import formats
+from covrl.report.problem_results import ProblemId, problem_score
 from covrl.report.published_results import PUBLISHED
-from covrl.report.run_data import ProblemId, RunData, problem_score
+from covrl.report.run_data import RunData
 
 OWN_PROBLEMS = 'held out'
 """Displayed name of a run's own problems, which have no set name."""
@@ -103,9 +104,9 @@ def evaluation_table(
 
   def cells(sets: Sequence[str], size: str, by: str) -> list[str]:
     """Cells of a set, or of the unweighted mean over several sets."""
-    row = [size, by, _level(baseline, sets)]
+    row = [size, by, _mean(baseline, sets)]
     for other in others:
-      row += [_level(other, sets), _difference(other, baseline, sets)]
+      row += [_mean(other, sets), _difference(other, baseline, sets)]
     for reference in published.values():
       mean = reference.mean(sets)
       row.append('–' if mean is None else formats.fixed(mean, 1))
@@ -183,7 +184,7 @@ def _problem_scores(
   }
 
 
-def _level(column: _Column, sets: Sequence[str]) -> str:
+def _mean(column: _Column, sets: Sequence[str]) -> str:
   return _text(
     bootstrap_sets([column.of(name) for name in sets]), formats.fixed
   )

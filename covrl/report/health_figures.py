@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from covrl.report import formats
 from covrl.report.chart import SMALL, Figure, FigureLayout
+from covrl.report.phase_metrics import PhaseMetrics
 from covrl.report.reading import short_text
-from covrl.report.run_data import PhaseMetrics, RunData
+from covrl.report.run_data import RunData
 from covrl.report.series import (
   BLUE,
   GREEN,

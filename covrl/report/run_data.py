@@ -14,19 +14,17 @@ import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
-import numpy as np
 from etils import epath
-from jaxtyping import Float
 
 from covrl import storage
 from covrl.evaluation.results import HELD_OUT
+from covrl.report.phase_metrics import PhaseMetrics, read_metrics
+from covrl.report.problem_results import Problems, read_results
 from covrl.report.reading import (
   Unreadable,
-  finite_number,
   is_count,
-  is_marked_missing,
   read_json,
   read_objects,
   short_text,
@@ -35,102 +33,10 @@ from covrl.report.reading import (
 _SEED = re.compile(r'(^|[-_.])(seed|s)?[-_=]?\d+$')
 
 
-ProblemId: TypeAlias = tuple[str, str]
-"""Evaluation set (empty for the run's own problems), and a key within it."""
-
-Problems: TypeAlias = dict[ProblemId, list[dict[str, Any]]]
-"""Results by problem; several if a set contains a question twice."""
-
 # Files and directories by which a run directory is recognised. A pretrained
 # model also has a config.json, with other fields.
 _RECORDS = ('recipe', 'metrics.jsonl', 'metrics', 'rollouts', 'evaluation')
 _MODEL_FIELDS = ('model_type', 'architectures')
-
-# Fields of metrics that are not numbers.
-_TEXT_FIELDS = ('phase',)
-_MAX_NAMES = 100
-
-
-class Curve(NamedTuple):
-  """A quantity over a run: ascending `x` and finite `y`."""
-
-  x: Float[np.ndarray, ' n']
-  y: Float[np.ndarray, ' n']
-
-  def __bool__(self) -> bool:
-    return self.x.size > 0
-
-
-class PhaseMetrics:
-  """Lines of `metrics.jsonl` of one phase, accessed as columns.
-
-  >>> metrics = PhaseMetrics([
-  ...   {'iteration': 1, 'reward': 0.2}, {'iteration': 2}
-  ... ])
-  >>> metrics.column('reward')
-  array([0.2, nan])
-  """
-
-  def __init__(self, records: Sequence[Mapping[str, Any]] = ()) -> None:
-    self.records = list(records)
-
-  def __len__(self) -> int:
-    return len(self.records)
-
-  def column(self, field: str) -> Float[np.ndarray, ' n']:
-    """The values of a field as floats, NaN where a line has no number."""
-    numbers = (finite_number(record.get(field)) for record in self.records)
-    return np.array([math.nan if n is None else n for n in numbers], float)
-
-  def names(self, prefix: str) -> list[str]:
-    """Names of up to 100 fields with a prefix, in order of appearance."""
-    names = dict.fromkeys(name for r in self.records for name in r)
-    found = [name for name in names if name.startswith(prefix)]
-    return found[:_MAX_NAMES]
-
-  def has(self, field: str) -> bool:
-    """Whether some line has a finite number for the field."""
-    return bool(np.isfinite(self.column(field)).any())
-
-  def curve(self, field: str, over: str = 'iteration') -> Curve:
-    """The mean of a field at each value of another one.
-
-    Each update of an iteration has its own line; the curve has their mean.
-
-    Args:
-      field: field of the y values.
-      over: field of the x values.
-    """
-    x, y = self.column(over), self.column(field)
-    kept = np.isfinite(x) & np.isfinite(y)
-    unique, index = np.unique(x[kept], return_inverse=True)
-    total = np.bincount(index, weights=y[kept], minlength=unique.size)
-    return Curve(unique, total / np.bincount(index, minlength=unique.size))
-
-  def seconds_per_iteration(self, field: str) -> float | None:
-    """Mean seconds per iteration of a time field, `None` without values.
-
-    All lines of an iteration repeat the times of its rollout, and have
-    different times of updates, so distinct numbers are added.
-    """
-    spent: dict[float, set[float]] = {}
-    for iteration, number in zip(
-      self.column('iteration'), self.column(field), strict=True
-    ):
-      if math.isfinite(number):
-        spent.setdefault(iteration, set()).add(number)
-    totals = [sum(numbers) for numbers in spent.values()]
-    return sum(totals) / len(totals) if totals else None
-
-  def mean(self, field: str) -> float | None:
-    """The mean of all finite values of a field, `None` without values."""
-    numbers = self.column(field)
-    finite = numbers[np.isfinite(numbers)]
-    return float(finite.mean()) if finite.size else None
-
-  def value_at(self, index: int, field: str) -> float | None:
-    """The number in a field of one line, `None` if it is missing."""
-    return finite_number(self.records[index].get(field))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,7 +170,7 @@ class RunData:
     if iteration is None:
       return {}
     name = f'iteration_{int(iteration):06d}.jsonl'
-    return self._problems([self.path / 'evaluation' / name])
+    return read_results([self.path / 'evaluation' / name], self.unreadable)
 
   @functools.cached_property
   def latest_results(self) -> Problems:
@@ -272,7 +178,7 @@ class RunData:
     files = _files(self.path / 'evaluation', '*.jsonl')
     own = [file for file in files if file.name.startswith('iteration_')]
     later = [f for f in files if f not in own and not self._is_old(f, own)]
-    return self._problems(later or own[-1:])
+    return read_results(later or own[-1:], self.unreadable)
 
   def _is_old(self, file: epath.Path, own: Sequence[epath.Path]) -> bool:
     """Whether the run has evaluated its held-out problems since a file's."""
@@ -286,35 +192,6 @@ class RunData:
     return not isinstance(iteration, int) or (
       latest.isdecimal() and iteration < int(latest)
     )
-
-  def _problems(self, files: Sequence[epath.Path]) -> Problems:
-    """Results in files by problem, without unreadable lines."""
-    results: Problems = {}
-    for file in files:
-      name = f'evaluation/{file.name}'
-      failures = 0
-      for _, record in read_objects(file, name, self.unreadable):
-        result = _result(record)
-        if result is None:
-          failures += 1
-          continue
-        suite = short_text(record.get('suite') or '', 80)
-        key = short_text(record.get('key') or record.get('prompt'), 10_000)
-        results.setdefault((suite, key), []).append(result)
-      self.unreadable.note(name, 'result', failures)
-    return results
-
-
-def problem_score(problem: Mapping[str, Any], metric: str) -> float | None:
-  """One problem's contribution to an accuracy; `None` if it has no result."""
-  if metric == 'greedy':
-    return problem['greedy']
-  correct = [score for score in problem['correct'] if score is not None]
-  if metric.startswith('mean'):
-    return float(np.mean(correct)) if correct else None
-  # Whether one of k responses is correct is unknown where one is not scored.
-  is_whole = len(correct) == len(problem['correct'])
-  return float(max(correct)) if correct and is_whole else None
 
 
 def load_run(workdir: epath.PathLike) -> RunData:
@@ -347,7 +224,7 @@ def load_run(workdir: epath.PathLike) -> RunData:
     raise FileNotFoundError(
       f'a report needs a run directory, got {str(workdir)!r}, {reason}'
     )
-  records = _metrics(path / 'metrics.jsonl', unreadable)
+  records = read_metrics(path / 'metrics.jsonl', unreadable)
   phases = [record.get('phase') for record in records]
   warm_start = [i for i, phase in enumerate(phases) if phase == 'warm_start']
   warm_end = warm_start[-1] if warm_start else -1
@@ -363,61 +240,10 @@ def load_run(workdir: epath.PathLike) -> RunData:
   )
 
 
-def _metrics(path: epath.Path, unreadable: Unreadable) -> list[dict[str, Any]]:
-  """Readable lines of the metrics.
-
-  Of lines with the same phase and step only the last one is kept.
-  """
-  records: dict[Any, dict[str, Any]] = {}
-  lines = values = 0
-  for number, record in read_objects(path, path.name, unreadable):
-    phase, step = record.get('phase'), record.get('step')
-    counts = (record.get(name) for name in ('step', 'iteration'))
-    if not isinstance(phase, str | None) or not all(
-      is_marked_missing(count) or is_count(count) for count in counts
-    ):
-      lines += 1
-      continue
-    values += sum(
-      finite_number(value) is None and not is_marked_missing(value)
-      for name, value in record.items()
-      if name not in _TEXT_FIELDS
-    )
-    key = (phase, f'line {number}' if is_marked_missing(step) else step)
-    records.pop(key, None)
-    records[key] = record
-  unreadable.note(path.name, 'step or phase', lines)
-  unreadable.note(path.name, 'number', values)
-  return list(records.values())
-
-
 def _is_sample(sample: Any) -> bool:
   """Whether a saved sample has tokens."""
   tokens = sample.get('tokens') if isinstance(sample, Mapping) else None
   return isinstance(tokens, list) and bool(tokens)
-
-
-def _result(record: Mapping[str, Any]) -> dict[str, Any] | None:
-  """Scores of a problem; `None` if the record has invalid ones."""
-  if 'greedy' not in record:
-    return None
-  correct = record.get('correct')
-  if not isinstance(correct, list | None):
-    return None
-  given = [record['greedy'], *(correct or ())]
-  greedy, *scores = map(_score, given)
-  # A response without a score is null, anything else is invalid.
-  if any(
-    found is None and score is not None
-    for found, score in zip((greedy, *scores), given, strict=True)
-  ):
-    return None
-  return {'greedy': greedy, 'correct': scores}
-
-
-def _score(value: Any) -> float | None:
-  """A score as a float; also of true and false."""
-  return float(value) if isinstance(value, bool) else finite_number(value)
 
 
 def _files(folder: epath.Path, pattern: str) -> list[epath.Path]:

@@ -16,7 +16,7 @@ from covrl.report.chart import (
   lay_out,
   smooth,
 )
-from covrl.report.run_data import Curve, PhaseMetrics
+from covrl.report.phase_metrics import Curve, PhaseMetrics
 
 # Indices of the palette in `figure.css`, by Okabe and Ito.
 INK, BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, GREY = range(8)

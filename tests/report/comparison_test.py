@@ -68,7 +68,7 @@ def test_differences_are_paired_by_seed(study, metric):
 def test_levels_are_means_over_seeds(study):
   group = load_comparison(study).groups[1]
   values = np.array([final_value(run, 'pass@8') for run in study[3:]])
-  estimate = group.level('pass@8')
+  estimate = group.mean('pass@8')
   half = T_2 * values.std(ddof=1) / np.sqrt(3)
   assert estimate is not None
   assert estimate.value == pytest.approx(values.mean())

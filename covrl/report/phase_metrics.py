@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lines of `metrics.jsonl` as columns and curves, one table per phase."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+from jaxtyping import Float
+
+from covrl.report.reading import (
+  Unreadable,
+  finite_number,
+  is_count,
+  is_marked_missing,
+  read_objects,
+)
+
+# Fields of metrics that are not numbers.
+_TEXT_FIELDS = ('phase',)
+_MAX_NAMES = 100
+
+
+class Curve(NamedTuple):
+  """A quantity over a run: ascending `x` and finite `y`."""
+
+  x: Float[np.ndarray, ' n']
+  y: Float[np.ndarray, ' n']
+
+  def __bool__(self) -> bool:
+    return self.x.size > 0
+
+
+class PhaseMetrics:
+  """Lines of `metrics.jsonl` of one phase, accessed as columns.
+
+  >>> metrics = PhaseMetrics([
+  ...   {'iteration': 1, 'reward': 0.2}, {'iteration': 2}
+  ... ])
+  >>> metrics.column('reward')
+  array([0.2, nan])
+  """
+
+  def __init__(self, records: Sequence[Mapping[str, Any]] = ()) -> None:
+    self.records = list(records)
+
+  def __len__(self) -> int:
+    return len(self.records)
+
+  def column(self, field: str) -> Float[np.ndarray, ' n']:
+    """The values of a field as floats, NaN where a line has no number."""
+    numbers = (finite_number(record.get(field)) for record in self.records)
+    return np.array([math.nan if n is None else n for n in numbers], float)
+
+  def names(self, prefix: str) -> list[str]:
+    """Names of up to 100 fields with a prefix, in order of appearance."""
+    names = dict.fromkeys(name for r in self.records for name in r)
+    found = [name for name in names if name.startswith(prefix)]
+    return found[:_MAX_NAMES]
+
+  def has(self, field: str) -> bool:
+    """Whether some line has a finite number for the field."""
+    return bool(np.isfinite(self.column(field)).any())
+
+  def curve(self, field: str, over: str = 'iteration') -> Curve:
+    """The mean of a field at each value of another one.
+
+    Each update of an iteration has its own line; the curve has their mean.
+
+    Args:
+      field: field of the y values.
+      over: field of the x values.
+    """
+    x, y = self.column(over), self.column(field)
+    kept = np.isfinite(x) & np.isfinite(y)
+    unique, index = np.unique(x[kept], return_inverse=True)
+    total = np.bincount(index, weights=y[kept], minlength=unique.size)
+    return Curve(unique, total / np.bincount(index, minlength=unique.size))
+
+  def seconds_per_iteration(self, field: str) -> float | None:
+    """Mean seconds per iteration of a time field, `None` without values.
+
+    All lines of an iteration repeat the times of its rollout, and have
+    different times of updates, so distinct numbers are added.
+    """
+    spent: dict[float, set[float]] = {}
+    for iteration, number in zip(
+      self.column('iteration'), self.column(field), strict=True
+    ):
+      if math.isfinite(number):
+        spent.setdefault(iteration, set()).add(number)
+    totals = [sum(numbers) for numbers in spent.values()]
+    return sum(totals) / len(totals) if totals else None
+
+  def mean(self, field: str) -> float | None:
+    """The mean of all finite values of a field, `None` without values."""
+    numbers = self.column(field)
+    finite = numbers[np.isfinite(numbers)]
+    return float(finite.mean()) if finite.size else None
+
+  def value_at(self, index: int, field: str) -> float | None:
+    """The number in a field of one line, `None` if it is missing."""
+    return finite_number(self.records[index].get(field))
+
+
+def read_metrics(
+  path: epath.Path, unreadable: Unreadable
+) -> list[dict[str, Any]]:
+  """Reads the lines of a file of metrics that are readable.
+
+  Of lines with the same phase and step only the last one is kept.
+
+  Args:
+    path: the file, which may be missing.
+    unreadable: gets the numbers of unreadable lines and values.
+  """
+  records: dict[Any, dict[str, Any]] = {}
+  lines = values = 0
+  for number, record in read_objects(path, path.name, unreadable):
+    phase, step = record.get('phase'), record.get('step')
+    counts = (record.get(name) for name in ('step', 'iteration'))
+    if not isinstance(phase, str | None) or not all(
+      is_marked_missing(count) or is_count(count) for count in counts
+    ):
+      lines += 1
+      continue
+    values += sum(
+      finite_number(value) is None and not is_marked_missing(value)
+      for name, value in record.items()
+      if name not in _TEXT_FIELDS
+    )
+    key = (phase, f'line {number}' if is_marked_missing(step) else step)
+    records.pop(key, None)
+    records[key] = record
+  unreadable.note(path.name, 'step or phase', lines)
+  unreadable.note(path.name, 'number', values)
+  return list(records.values())
