@@ -165,7 +165,7 @@ def _git(root: pathlib.Path, *arguments: str) -> str:
       check=False,
     )
   except FileNotFoundError:
-    raise LaunchError('git is required but not installed') from None
+    raise LaunchError('launching needs git, which is not installed') from None
   if done.returncode:
     reason = ' '.join(done.stderr.split())
     raise LaunchError(

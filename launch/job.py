@@ -62,7 +62,7 @@ class Job:
     for name in (*self.environment, *self.secrets):
       if not _VARIABLE.fullmatch(name):
         raise LaunchError(
-          f'the name of an environment variable is required, got {name!r}'
+          f'the name of an environment variable must be an identifier, got {name!r}'
         )
     for name in self.environment:
       if _SECRET.search(name):

@@ -4,8 +4,10 @@
   python tests/check_prose.py [FILE_OR_DIRECTORY ...]
 
 A docstring begins with a noun phrase or a verb; errors say "is not a
-directory", not "is no directory"; programs are not described as people. There
-is no list of exceptions: rephrase the text, or change a pattern here.
+directory", not "is no directory"; programs are not described as people. An
+error's message is one clause, "… must …, got …", in lower case and without a
+full stop. There is no list of exceptions: rephrase the text, or change a pattern
+here.
 """
 
 from __future__ import annotations
@@ -52,6 +54,15 @@ _EMPTY_DESCRIPTION = re.compile(
   re.MULTILINE,
 )
 
+# Messages of errors in another form than "… must …, got …".
+_MESSAGES = {
+  r'^(A|An|The|At|As|Each|Every|All|No|There|This|Expected|Invalid)\b': 'begin in lower case',
+  r'\.$': 'end without a full stop',
+  r'(is|are|was|were) required, (but )?got': '… must …, got …',
+  r'^(expected|invalid)\b': '… must …, got …',
+  r'^[^ ]*: (must|cannot|needs?)\b': '… must …, without a colon',
+}
+
 
 def check(file: pathlib.Path) -> Iterator[str]:
   """Yields one line `FILE:LINE: message` per phrase to rewrite."""
@@ -62,6 +73,11 @@ def check(file: pathlib.Path) -> Iterator[str]:
       yield f'{file}:{line}: docstring must open with a noun or verb: {first!r}'
     for match in _EMPTY_DESCRIPTION.finditer(docstring):
       yield f'{file}:{line}: says nothing: {match.group().strip()!r}'
+  # Tests also raise errors in the words of other libraries.
+  for line, message in [] if 'tests' in file.parts else _messages(text):
+    for pattern, instead in _MESSAGES.items():
+      if re.search(pattern, message):
+        yield f'{file}:{line}: error {message!r}, write: {instead}'
   for line, prose in _prose(text):
     for pattern, instead in _PHRASES.items():
       if match := re.search(pattern, prose):
@@ -74,6 +90,25 @@ def _docstrings(text: str) -> Iterator[tuple[int, str]]:
   for node in ast.walk(ast.parse(text)):
     if isinstance(node, kinds) and (docstring := ast.get_docstring(node)):
       yield getattr(node, 'lineno', 1), docstring
+
+
+def _messages(text: str) -> Iterator[tuple[int, str]]:
+  """Messages of the errors that are raised, `{}` for every value in them."""
+  for node in ast.walk(ast.parse(text)):
+    if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+      for argument in node.exc.args[:1]:
+        if isinstance(argument, ast.JoinedStr):
+          parts = argument.values
+        else:
+          parts = [argument]
+        if all(isinstance(p, ast.Constant | ast.FormattedValue) for p in parts):
+          yield (
+            node.lineno,
+            ''.join(
+              str(part.value) if isinstance(part, ast.Constant) else '{}'
+              for part in parts
+            ),
+          )
 
 
 def _prose(text: str) -> Iterator[tuple[int, str]]:

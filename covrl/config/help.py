@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Help text of all config fields."""
 
+import re
 import textwrap
 from typing import Any
 
@@ -36,7 +37,10 @@ def _section(section: Section, values: dict[str, Any]) -> str:
 def _field(field: Field, value: object) -> str:
   limits = f', {field.bounds}' if field.bounds else ''
   kind = ' | '.join(each or "''" for each in field.choices)
-  meaning = f'{field.meaning[0].upper()}{field.meaning[1:]}'
+  meaning = field.meaning
+  # Symbols such as γ and k mean something else in upper case.
+  if len(re.split(r'\W', meaning, maxsplit=1)[0]) > 1:
+    meaning = f'{meaning[0].upper()}{meaning[1:]}'
   text = textwrap.fill(
     f'{meaning} ({kind or field.type_name}{limits})',
     width=_WIDTH,

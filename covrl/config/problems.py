@@ -59,15 +59,15 @@ class CountdownConfig:
       if not 1 <= getattr(self, low) <= getattr(self, high):
         raise ConfigError(
           f'Countdown needs 1 <= {low} <= {high}, got'
-          f' {low}={getattr(self, low)} and {high}={getattr(self, high)}.'
+          f' {low}={getattr(self, low)} and {high}={getattr(self, high)}'
         )
     if self.min_numbers < 2:
       raise ConfigError(
-        f'Countdown needs min_numbers >= 2, got {self.min_numbers}.'
+        f'Countdown needs min_numbers >= 2, got {self.min_numbers}'
       )
     if not 0 < self.size < 1 << 31:
       raise ConfigError(
-        f'Countdown needs 0 < size < 2**31, got size={self.size}.'
+        f'Countdown needs 0 < size < 2**31, got size={self.size}'
       )
 
 

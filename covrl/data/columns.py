@@ -27,7 +27,7 @@ class Row:
   (3, False)
   >>> row.text('answer', 'solution')
   Traceback (most recent call last):
-  ValueError: Row 1 of sums.jsonl must have the column 'answer' or 'solution', got 'prompt', 'extra'.
+  ValueError: row 1 of sums.jsonl must have the column 'answer' or 'solution', got 'prompt', 'extra'
 
   Args:
     columns: the parsed row, a mapping from column names to values.
@@ -41,8 +41,8 @@ class Row:
     self.location = location
     if not isinstance(columns, Mapping):
       raise ValueError(
-        f'{self._capitalised_location} must be an object with named columns,'
-        f' got {type_name(columns)}.'
+        f'{self.location} must be an object with named columns,'
+        f' got {type_name(columns)}'
       )
     self.columns = columns
 
@@ -70,9 +70,9 @@ class Row:
       if self._is_null(name):
         raise self.error(name, 'hold something')
     raise ValueError(
-      f'{self._capitalised_location} must have the column'
+      f'{self.location} must have the column'
       f' {" or ".join(map(repr, names))},'
-      f' got {", ".join(map(repr, self.columns)) or "none"}.'
+      f' got {", ".join(map(repr, self.columns)) or "none"}'
     )
 
   def text(self, *names: str) -> str:
@@ -113,7 +113,7 @@ class Row:
 
     Args:
       name: the column.
-      requirement: completes "Column … must"; for example `'hold text'`.
+      requirement: completes "column … must"; for example `'hold text'`.
     """
     value = self.value(name)
     shown = type_name(value)
@@ -121,17 +121,13 @@ class Row:
       text = str(value)
       shown = repr(text if len(text) <= 40 else f'{text[:40]}…')
     return ValueError(
-      f'Column {name!r} of {self.location} must {requirement}, got {shown}.'
+      f'column {name!r} of {self.location} must {requirement}, got {shown}'
     )
 
   def _is_null(self, name: str) -> bool:
     outer, _, inner = name.rpartition('.')
     parent = self.value(outer) if outer else self.columns
     return isinstance(parent, Mapping) and inner in parent
-
-  @property
-  def _capitalised_location(self) -> str:
-    return f'{self.location[0].upper()}{self.location[1:]}'
 
 
 def type_name(value: Any) -> str:

@@ -39,7 +39,7 @@ class NgramIndex:
     self, sets: Mapping[str, Sequence[Problem]], *, words: int = 13
   ) -> None:
     if words < 1:
-      raise ValueError(f'n-grams must have at least 1 word, got {words}.')
+      raise ValueError(f'n-grams must have at least 1 word, got {words}')
     self._words = words
     self._sets: dict[int, str] = {}
     for name, problems in sets.items():

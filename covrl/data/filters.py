@@ -50,8 +50,8 @@ class ProblemFilter:
   def __post_init__(self) -> None:
     if not 0 <= self.min_pass_rate <= self.max_pass_rate <= 1:
       raise ValueError(
-        'Pass rates must be bounded by 0 <= min_pass_rate <= max_pass_rate <='
-        f' 1, got {self.min_pass_rate:g} and {self.max_pass_rate:g}.'
+        'pass rates must be bounded by 0 <= min_pass_rate <= max_pass_rate <='
+        f' 1, got {self.min_pass_rate:g} and {self.max_pass_rate:g}'
       )
 
   def drop_reason(self, problem: Problem) -> str | None:
@@ -150,8 +150,8 @@ def _filter_source(
   filtered = FilteredSource(subset, len(source), dropped, examples)
   if not kept:
     raise ValueError(
-      f'A source with at least one problem to use is required, got'
-      f' {", ".join(source.names)}: {filtered}.'
+      'a source must have at least one problem to use, got'
+      f' {", ".join(source.names)}: {filtered}'
     )
   return filtered
 

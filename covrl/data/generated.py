@@ -129,9 +129,7 @@ class GeneratedSource(abc.ABC, Generic[GeneratorConfig]):
 
   def __getitem__(self, index: int) -> Problem:
     if not 0 <= index < len(self):
-      raise IndexError(
-        f'{self.generator} has problems 0 to {len(self) - 1}, got {index}.'
-      )
+      raise IndexError(f'index must lie in [0, {len(self)}), got {index}')
     key, excluded = self.excluded.key, self.excluded.keys(self._config)
     for problem in self.draws(index):
       if key(problem) not in excluded:
@@ -148,6 +146,6 @@ def first_seed(name: str, seed: int) -> int:
 def too_few_problems(config: GeneratorConfig) -> ValueError:
   """Error of bounds that allow too few distinct problems."""
   return ValueError(
-    'The bounds allow too few distinct problems beside'
-    f' {config.held_out} held-out ones: {config}.'
+    'the bounds must allow more distinct problems beside the'
+    f' {config.held_out} held-out ones, got {config}'
   )

@@ -57,7 +57,7 @@ class JsonTokenizer:
     self._add_special(special_tokens)
     self._vocab_size = self._check_size(vocab_size)
     if not end_tokens:
-      raise ValueError('At least one end token is required, got none.')
+      raise ValueError('end_tokens must name at least one token, got none')
     self._end_ids = tuple(map(self._id, end_tokens))
     self._bos_id = (
       self._own_bos_id() if bos_token is None else self._id(bos_token)
@@ -135,8 +135,8 @@ class JsonTokenizer:
       found = self._tokenizer.token_to_id(token)
     if found is None:
       raise ValueError(
-        f'A tokenizer with the token {token!r} was required, got one of'
-        f' {self.vocab_size} tokens without it.'
+        f'a tokenizer must have the token {token!r}, got one of'
+        f' {self.vocab_size} tokens without it'
       )
     return found
 
@@ -164,8 +164,8 @@ class JsonTokenizer:
       begin = encoding.ids[: is_added.index(0)]
       if len(begin) > 1:
         raise ValueError(
-          'A tokenizer that puts at most one token before a text was required,'
-          f' got one that puts {begin}.'
+          'a tokenizer must put at most one token before a text,'
+          f' got one that puts {begin}'
         )
       return begin[0] if begin else None
     return None
@@ -184,8 +184,8 @@ class JsonTokenizer:
     ]
     if beyond or own < _MIN_USED_FRACTION * vocab_size:
       raise ValueError(
-        f"A tokenizer of the model's {vocab_size} tokens was required, of"
-        f' which a few may be unused, got one of {own}.'
+        f"a tokenizer must have the model's {vocab_size} tokens, a few of"
+        f' them unused, got {own}'
       )
     return vocab_size
 
@@ -201,7 +201,7 @@ def _parse(file: bytes) -> Any:
     if isinstance(error, KeyboardInterrupt | SystemExit):
       raise
     raise ValueError(
-      f'A tokenizer.json was required, got {len(file)} other bytes.'
+      f'file must be a tokenizer.json, got {len(file)} other bytes'
     ) from error
   tokenizer.no_truncation()
   tokenizer.no_padding()

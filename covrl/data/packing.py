@@ -63,7 +63,7 @@ def prompt_ids(problem: Problem, tokenizer: Tokenizer) -> list[int]:
     ValueError: the prompt is not valid Unicode, or has words outside the
       vocabulary.
   """
-  check_unicode(problem.prompt, 'The prompt', problem.location)
+  check_unicode(problem.prompt, 'the prompt', problem.location)
   ids = tokenizer.encode(problem.prompt)
   bos = tokenizer.bos_id
   if bos is None or ids[:1] == [bos]:
@@ -105,8 +105,8 @@ def prompt_rows(
     if len(ids) > max_length:
       index = row if indices is None else indices[row]
       raise ValueError(
-        f'A prompt may have {max_length} tokens, got {len(ids)} in problem'
-        f' {index} of source {problem.source!r}.'
+        f'a prompt must have at most {max_length} tokens, got {len(ids)} in problem'
+        f' {index} of source {problem.source!r}'
       )
     tokens[row, width - len(ids) :] = ids
     mask[row, width - len(ids) :] = True
@@ -149,8 +149,8 @@ def token_rows(
     length = len(ids) - 1
     if length > max_length:
       raise ValueError(
-        f'A prompt and its solution may have {max_length} tokens, got'
-        f' {length} in {_name(problem)}.'
+        f'a prompt and its solution must have at most {max_length} tokens, got'
+        f' {length} in {_name(problem)}'
       )
     tokens[row, :length] = ids[:-1]
     targets[row, :length] = ids[1:]
@@ -192,7 +192,7 @@ def pack_rows(rows: RowsT, *, length: int, count: int | None = None) -> RowsT:
   if count is not None and needed > count:
     raise ValueError(
       f'{len(sequences)} sequences need {needed} rows of {length} tokens,'
-      f' got {count}.'
+      f' got {count}'
     )
   shape = needed if count is None else count, length
   return _copy_to_slots(rows, sequences, slots, shape)
@@ -275,7 +275,7 @@ def _first_fit(lengths: Sequence[int], width: int) -> list[_Slot]:
   for length in lengths:
     if length > width:
       raise ValueError(
-        f'A sequence to pack may have {width} tokens, got {length}.'
+        f'a sequence to pack must have at most {width} tokens, got {length}'
       )
     row = next(
       (row for row, taken in enumerate(used) if taken + length <= width),
@@ -293,10 +293,9 @@ def _first_fit(lengths: Sequence[int], width: int) -> list[_Slot]:
 def _response_ids(problem: Problem, tokenizer: Tokenizer) -> list[int]:
   if problem.solution is None:
     raise ValueError(
-      f'Problems with a solution are required, got {_name(problem)} without'
-      ' one.'
+      f'a problem must have a solution, got {_name(problem)} without one'
     )
-  check_unicode(problem.solution, 'The solution', problem.location)
+  check_unicode(problem.solution, 'the solution', problem.location)
   return [*tokenizer.encode(problem.solution), tokenizer.end_ids[0]]
 
 

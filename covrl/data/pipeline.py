@@ -130,16 +130,16 @@ class _Stream(Generic[Batch], Iterator[Batch]):
     """
     if state['seed'] != self._seed:
       raise ValueError(
-        f'The state of a stream with seed {self._seed} is required, got one'
-        f' with seed {state["seed"]}.'
+        f'the state must be of a stream with seed {self._seed}, got one'
+        f' with seed {state["seed"]}'
       )
     if state['problems'] != self._fingerprint:
       raise ValueError(
-        'The state of a stream over the same problems is required, got one'
-        ' over others: the files of problems have changed since.'
+        'the state must be of a stream over the same problems, got one'
+        ' over others: the files of problems have changed since'
       )
     if state['draw'] < 0:
-      raise ValueError(f'draw must be at least 0, got {state["draw"]}.')
+      raise ValueError(f'draw must be at least 0, got {state["draw"]}')
     self.close()
     self._next_draw = int(state['draw'])
 

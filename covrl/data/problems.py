@@ -57,15 +57,15 @@ def check_unicode(text: str, name: str, location: str = '') -> None:
 
   Args:
     text: the text.
-    name: name of the text in the message, such as `The prompt`.
+    name: name of the text in the message, such as `the prompt`.
     location: file and row, for the message; empty if unknown.
 
   Raises:
     ValueError: the text has a lone surrogate.
 
-  >>> check_unicode('x\\ud800', 'The prompt', 'row 3 of a.jsonl')
+  >>> check_unicode('x\\ud800', 'the prompt', 'row 3 of a.jsonl')
   Traceback (most recent call last):
-  ValueError: The prompt of row 3 of a.jsonl must be valid Unicode, got the lone surrogate '\\ud800'.
+  ValueError: the prompt of row 3 of a.jsonl must be valid Unicode, got the lone surrogate '\\ud800'
   """
   try:
     text.encode()
@@ -73,7 +73,7 @@ def check_unicode(text: str, name: str, location: str = '') -> None:
     owner = f' of {location}' if location else ''
     raise ValueError(
       f'{name}{owner} must be valid Unicode, got the lone surrogate'
-      f' {text[error.start]!r}.'
+      f' {text[error.start]!r}'
     ) from None
 
 

@@ -52,7 +52,7 @@ class PromptFormat:
   def __post_init__(self) -> None:
     if QUESTION not in self.text:
       raise ValueError(
-        f'A template of prompts must have {QUESTION} in it, got {self.text!r}.'
+        f'a template of prompts must have {QUESTION} in it, got {self.text!r}'
       )
 
   @property

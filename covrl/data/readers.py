@@ -67,8 +67,8 @@ def open_records(name: epath.PathLike) -> Records:
     if re.fullmatch(rf'.*{re.escape(suffix)}(-\d+-of-\d+)?', str(name)):
       return reader(name)
   raise ValueError(
-    f'A file of problems must be one of {", ".join(_READERS)} or'
-    f' {TFDS}NAME/SPLIT, got {name}.'
+    f'a file of problems must be one of {", ".join(_READERS)} or'
+    f' {TFDS}NAME/SPLIT, got {name}'
   )
 
 
@@ -123,7 +123,7 @@ class ParquetRecords(Records):
       self._table: Any = pyarrow.parquet.read_table(reader)
     except (pyarrow.ArrowException, OSError, MemoryError) as error:
       raise ValueError(
-        f'{file} must be a Parquet file, got: {_first_sentence(error)}.'
+        f'{file} must be a Parquet file, got: {_first_sentence(error)}'
       ) from None
     _require_rows(self)
 
@@ -136,8 +136,7 @@ class ParquetRecords(Records):
     except (ValueError, OverflowError) as error:
       # Values are not checked when a file is opened: text may not be UTF-8.
       raise ValueError(
-        f'{_capitalised(self.location(index))} must hold valid values, got:'
-        f' {error}.'
+        f'{self.location(index)} must hold valid values, got: {error}'
       ) from None
 
   def __iter__(self) -> Iterator[Any]:
@@ -173,7 +172,7 @@ class ArrayRecordRecords(Records):
       )
     except RuntimeError as error:
       raise ValueError(
-        f'{file} must be an ArrayRecord file, got: {_first_sentence(error)}.'
+        f'{file} must be an ArrayRecord file, got: {_first_sentence(error)}'
       ) from None
     _require_rows(self)
 
@@ -185,8 +184,8 @@ class ArrayRecordRecords(Records):
       record = self._records[index]
     except RuntimeError as error:
       raise ValueError(
-        f'{_capitalised(self.location(index))} must be a record that can be'
-        f' read, got: {_first_sentence(error)}.'
+        f'{self.location(index)} must be a record that can be'
+        f' read, got: {_first_sentence(error)}'
       ) from None
     return _parse_json(record, self.location(index))
 
@@ -217,12 +216,11 @@ class TfdsRecords(Records):
     except tfds.core.DatasetNotFoundError as error:
       folder = 'the default folder' if data_dir is None else str(data_dir)
       raise ValueError(
-        f'A prepared TFDS dataset is required, got {name!r}, which is not in'
-        f' {folder}.'
+        f'a TFDS dataset must be prepared, got {name!r}, which is not in {folder}'
       ) from error
     except (ParseError, ValueError) as error:
       raise ValueError(
-        f'A prepared TFDS dataset is required, got {name!r}: {_first_sentence(error)}.'
+        f'a TFDS dataset must be prepared, got {name!r}: {_first_sentence(error)}'
       ) from None
     # TFDS cannot make a data source of an empty split.
     self._records: Any = ()
@@ -231,7 +229,7 @@ class TfdsRecords(Records):
         self._records = builder.as_data_source(split=split)
     except (KeyError, ValueError) as error:
       raise ValueError(
-        f'{self.file} must be a split of the dataset, got: {_first_sentence(error)}.'
+        f'{self.file} must be a split of the dataset, got: {_first_sentence(error)}'
       ) from None
     _require_rows(self)
 
@@ -243,8 +241,7 @@ class TfdsRecords(Records):
       return _to_json_types(self._records[index])
     except UnicodeDecodeError as error:
       raise ValueError(
-        f'{_capitalised(self.location(index))} must hold text in UTF-8, got:'
-        f' {error}.'
+        f'{self.location(index)} must hold text in UTF-8, got: {error}'
       ) from None
 
 
@@ -260,17 +257,14 @@ def _require_file(path: epath.PathLike) -> epath.Path:
   # `epath` takes pipes and devices for files, which never end.
   is_local = not storage.is_bucket(path)
   if not (pathlib.Path(path) if is_local else path).is_file():
-    raise ValueError(
-      f'A file of problems is required, got {path}, which is not a file.'
-    )
+    raise ValueError(f'{path} must be a file of problems, and is not a file')
   return path
 
 
 def _require_rows(records: Records) -> None:
   if len(records) == 0:
     raise ValueError(
-      'A file with at least one problem is required, got'
-      f' {records.file}, which is empty.'
+      f'{records.file} must hold at least one problem, and is empty'
     )
 
 
@@ -279,8 +273,7 @@ def _read(file: epath.Path) -> bytes:
     return file.read_bytes()
   except OSError as error:
     raise ValueError(
-      f'A file of problems that can be read is required, got {file}:'
-      f' {error.strerror or error}.'
+      f'{file} must be a file that can be read, got: {error.strerror or error}'
     ) from None
 
 
@@ -298,12 +291,11 @@ def _parse_json(text: bytes, location: str) -> Any:
     value = json.loads(text, object_pairs_hook=unique)
   except (ValueError, RecursionError) as error:
     raise ValueError(
-      f'{_capitalised(location)} must be a JSON object, got {text[:40]!r}.'
+      f'{location} must be a JSON object, got {text[:40]!r}'
     ) from error
   if repeated:
     raise ValueError(
-      f'{_capitalised(location)} must have every name once, got'
-      f' {repeated[0]!r} twice.'
+      f'{location} must have every name once, got {repeated[0]!r} twice'
     )
   return value
 
@@ -311,10 +303,6 @@ def _parse_json(text: bytes, location: str) -> Any:
 def _first_sentence(error: BaseException) -> str:
   """The first sentence of an error, as one line without a full stop."""
   return ' '.join(str(error).split()).partition('. ')[0].removesuffix('.')
-
-
-def _capitalised(location: str) -> str:
-  return f'{location[0].upper()}{location[1:]}'
 
 
 def _to_json_types(value: Any) -> Any:

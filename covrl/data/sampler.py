@@ -126,8 +126,8 @@ def _epochs(
 
   if len(source) == 0:
     raise ValueError(
-      'A source with at least one problem is required, got an empty one'
-      f' ({", ".join(source.names)}).'
+      'a source must have at least one problem, got an empty one'
+      f' ({", ".join(source.names)})'
     )
   epoch = grain.MapDataset.source(_IndexedSource(source)).seed(seed)
   return (epoch.shuffle() if shuffle else epoch).repeat()
@@ -143,12 +143,12 @@ def process_rows(
   """
   if not 0 <= process_index < process_count:
     raise ValueError(
-      f'process_index must lie in [0, {process_count}), got {process_index}.'
+      f'process_index must lie in [0, {process_count}), got {process_index}'
     )
   if draw_size <= 0 or draw_size % process_count:
     raise ValueError(
-      f'A draw must be a positive multiple of the {process_count} processes'
-      f' that share it, got {draw_size}.'
+      f'a draw must be a positive multiple of the {process_count} processes'
+      f' that share it, got {draw_size}'
     )
   share = draw_size // process_count
   return range(process_index * share, (process_index + 1) * share)

@@ -42,12 +42,12 @@ class SentencePieceTokenizer:
       self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError as error:
       raise ValueError(
-        f'A sentencepiece model was required, got {len(model)} other bytes.'
+        f'model must be a sentencepiece model, got {len(model)} other bytes'
       ) from error
     if self._processor.eos_id() < 0:
       raise ValueError(
-        'A tokenizer with an end-of-sequence token was required, got a'
-        ' sentencepiece model without one.'
+        'a sentencepiece model must have an end-of-sequence token, got one'
+        ' without it'
       )
     ids = tuple(map(self._id, end_ids))
     self._end_ids = ids or (self._processor.eos_id(),)
@@ -105,8 +105,8 @@ class SentencePieceTokenizer:
       ids += self._processor.encode(part) if token is None else (token,)
     if self._processor.unk_id() in ids:
       raise ValueError(
-        "A text of the tokenizer's vocabulary was required, got"
-        f' {_abbreviate(text)}, which has other words.'
+        "a text must be of the tokenizer's vocabulary, got"
+        f' {_abbreviate(text)}, which has other words'
       )
     return ids
 
@@ -130,13 +130,13 @@ class SentencePieceTokenizer:
       found = self._processor.piece_to_id(token)
       if found == self._processor.unk_id():
         raise ValueError(
-          f'A sentencepiece model with the token {token!r} was required, got'
-          ' one without it.'
+          f'a sentencepiece model must have the token {token!r}, got one'
+          ' without it'
         )
       return found
     if not 0 <= token < self.vocab_size:
       raise ValueError(
-        f'end_ids must lie in [0, {self.vocab_size}), got {token}.'
+        f'end_ids must lie in [0, {self.vocab_size}), got {token}'
       )
     return token
 
@@ -169,14 +169,12 @@ def train_sentencepiece(
   texts = list(texts)
   words = {word for text in texts for word in text.split()}
   if not words:
-    raise ValueError(
-      'Texts to train a tokenizer on are required, got no words.'
-    )
+    raise ValueError('texts to train a tokenizer on must have words, got none')
   if vocab_size is None:
     if model_type != 'word':
       raise ValueError(
-        f'A {model_type} model needs a vocab_size; only a word model can'
-        ' do without.'
+        f'a {model_type} model needs a vocab_size; only a word model can'
+        ' do without'
       )
     vocab_size = len(words) + 4
   model = io.BytesIO()

@@ -85,7 +85,7 @@ class FileSource:
         kinds,
         problem.source,
         (problem.kind, row.location),
-        f'The source {problem.source!r} must be of one kind of problems, which'
+        f'the source {problem.source!r} must be of one kind of problems, which'
         " a column 'data_source' may tell apart",
       )
       columns = self.schema.columns(row)
@@ -94,14 +94,14 @@ class FileSource:
           parts,
           part,
           (repr(column), row.location),
-          f'The {part} of a file must be in one column',
+          f'the {part} of a file must be in one column',
         )
       for column in columns:
         _check_consistent(
           types,
           column,
           (type_name(row.value(column)), row.location),
-          f'Column {column!r} must hold the same type throughout',
+          f'column {column!r} must hold the same type throughout',
         )
     return {name: kind for name, (kind, _) in kinds.items()}
 
@@ -123,7 +123,7 @@ def _check_consistent(
   first, location = seen.setdefault(name, found)
   if first != found[0]:
     raise ValueError(
-      f'{requirement}, got {first} in {location} and {found[0]} in {found[1]}.'
+      f'{requirement}, got {first} in {location} and {found[0]} in {found[1]}'
     )
 
 
@@ -209,7 +209,7 @@ class ConcatenatedSource:
       if 0 <= index - start < len(source):
         return source[index - start]
       start += len(source)
-    raise IndexError(f'There are problems 0 to {start - 1}, got {index}.')
+    raise IndexError(f'index must lie in [0, {start}), got {index}')
 
 
 class MixtureSource(ConcatenatedSource):
@@ -236,7 +236,7 @@ class MixtureSource(ConcatenatedSource):
       w > 0 and math.isfinite(w) for w in weights
     ):
       raise ValueError(
-        f'A mixture of {len(sources)} sources needs as many positive weights,'
-        f' got {list(weights)}.'
+        f'a mixture of {len(sources)} sources needs as many positive weights,'
+        f' got {list(weights)}'
       )
     self.weights = tuple(map(float, weights))

@@ -120,8 +120,8 @@ def _load(name: str, directory: epath.Path) -> Suite:
     name = files[0].stem
     if name == 'held_out' or name.startswith('iteration_'):
       raise ValueError(
-        'The file of an evaluation set must not be named held_out or'
-        f' iteration_…, as results of runs are, got {files[0]}.'
+        'the file of an evaluation set must not be named held_out or'
+        f' iteration_…, as results of runs are, got {files[0]}'
       )
   else:
     raise ValueError(_unknown_suite(name))
@@ -148,9 +148,9 @@ def _suite_files(name: str, directory: epath.Path) -> list[epath.Path]:
     files = [file for file in files if file.name.startswith('test')] or files
   if not files:
     raise ValueError(
-      f'The evaluation set {name} must be in {directory}, as {name}.jsonl,'
+      f'the evaluation set {name} must be in {directory}, as {name}.jsonl,'
       f' .parquet or .array_record, or in a folder {name}, and is not; nothing'
-      ' is downloaded.'
+      ' is downloaded'
     )
   return files
 

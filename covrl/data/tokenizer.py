@@ -69,6 +69,6 @@ def check_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> None:
   """
   if tokenizer.vocab_size != vocab_size:
     raise ValueError(
-      f"The tokenizer must have the policy's {vocab_size} tokens, got one"
-      f' of {tokenizer.vocab_size} (SHA-256 {tokenizer.fingerprint[:12]}…).'
+      f"the tokenizer must have the policy's {vocab_size} tokens, got one"
+      f' of {tokenizer.vocab_size} (SHA-256 {tokenizer.fingerprint[:12]}…)'
     )

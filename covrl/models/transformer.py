@@ -299,7 +299,7 @@ class Transformer(nnx.Module):
 def roll_rows(
   x: Num[Array, 'B T ...'], shift: Int[Array, ' B']
 ) -> Num[Array, 'B T ...']:
-  """Rolls each row to the right by a number of tokens of its own.
+  """Rolls each row to the right by its own number of tokens.
 
   >>> roll_rows(jnp.array([[1, 2, 3], [4, 5, 6]]), jnp.array([1, -1])).tolist()
   [[3, 1, 2], [5, 6, 4]]

@@ -61,7 +61,7 @@ def _sums_forward(
 def _sums_backward(
   ids: Int[Array, 'B T'], signal: Shaped[Array, 'B T']
 ) -> tuple[None, Shaped[Array, 'B T']]:
-  """Sums over sequences are a symmetric linear map: its own transpose."""
+  """Backward pass of the sums over sequences: a symmetric map, so the sums again."""
   return None, _sums_by_id(ids, signal)
 
 

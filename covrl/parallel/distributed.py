@@ -86,7 +86,7 @@ def initialize(
   if any(each is not None for each in given):
     if None in given:
       raise ValueError(
-        '--coordinator, --num_processes and --process_id are required together,'
+        '--coordinator, --num_processes and --process_id must be given together,'
         f' got {coordinator!r}, {num_processes} and {process_id}'
       )
     assert num_processes is not None

@@ -80,7 +80,7 @@ def base_model_directory(directory: epath.PathLike) -> epath.Path:
   base = fields.get('base_model_name_or_path')
   if not base or not isinstance(base, str):
     raise ValueError(
-      f'{file}: must name its model as base_model_name_or_path, got {str(base)[:80]!r}'
+      f'{file} must name its model as base_model_name_or_path, got {str(base)[:80]!r}'
     )
   return resolve(base)
 
@@ -114,7 +114,7 @@ def lora_config(directory: epath.PathLike) -> Lora | None:
   ]
   if not targets:
     raise ValueError(
-      f'{directory / _WEIGHTS}.safetensors: must hold adapters of some of'
+      f'{directory / _WEIGHTS}.safetensors must hold adapters of some of'
       f' {sorted(tensor.name.format(0) for tensor in names.values())}, got'
       f' {sorted(stored)}'
     )
@@ -142,7 +142,7 @@ def _check_supported(fields: Mapping[str, Any], file: str) -> None:
       )
   for name in ('r', 'lora_alpha'):
     if fields.get(name) is None:
-      raise ValueError(f'{file}: must state {name}, and does not')
+      raise ValueError(f'{file} must state {name}, and does not')
 
 
 def load_adapters(
@@ -185,11 +185,11 @@ def save_adapters(
   """
   lora = policy.config.lora
   if lora is None:
-    raise ValueError('a policy with adapters is required, got one without')
+    raise ValueError('the policy must have adapters, got one without')
   if not isinstance(policy, PretrainedPolicy) or not policy.origin:
     raise ValueError(
-      'adapters alone can be written for a pretrained model only, got a policy'
-      ' without one; write it without --adapter'
+      '--adapter needs a policy of a pretrained model, got one without; write'
+      ' it without --adapter'
     )
   _, adapters = split_adapters(params)
   family = find_family(_base_config_fields(policy), 'config.json')

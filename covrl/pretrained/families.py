@@ -126,7 +126,7 @@ def config_fields(config: ModelConfig) -> dict[str, Any]:
     ):
       return fields
   raise ValueError(
-    f'a model that one of the families can describe is required, got {config}'
+    f'a model must be one that a family can describe, got {config}'
   )
 
 

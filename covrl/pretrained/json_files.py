@@ -27,7 +27,7 @@ def read_json(file: epath.Path) -> tuple[Mapping[str, Any], str]:
   """
   if not file.exists():
     raise ValueError(f'{file.parent} must hold {file.name}, and does not')
-  return parse_json(read_bytes(file, MAX_JSON_BYTES), f'{file}:'), str(file)
+  return parse_json(read_bytes(file, MAX_JSON_BYTES), str(file)), str(file)
 
 
 def is_regular_file(file: epath.Path) -> bool:
@@ -47,11 +47,11 @@ def open_regular_file(file: epath.Path) -> BinaryIO:
   try:
     if not is_regular_file(file):
       wanted = 'a regular file' if file.exists() else 'there'
-      raise ValueError(f'{file}: must be {wanted}, and is not')
+      raise ValueError(f'{file} must be {wanted}, and is not')
     return storage.open_binary(file)
   except OSError as error:
     reason = error.strerror or type(error).__name__
-    raise ValueError(f'{str(file)[:200]}: cannot be read: {reason}') from None
+    raise ValueError(f'{str(file)[:200]} cannot be read: {reason}') from None
 
 
 def read_bytes(file: epath.Path, limit: int) -> bytes:
@@ -63,7 +63,7 @@ def read_bytes(file: epath.Path, limit: int) -> bytes:
   with open_regular_file(file) as stream:
     size = storage.file_size(file)
     if size > limit:
-      raise ValueError(f'{file}: must have at most {limit} bytes, got {size}')
+      raise ValueError(f'{file} must have at most {limit} bytes, got {size}')
     return stream.read(size)
 
 

@@ -141,7 +141,7 @@ def load_params(
   found = lora_config(directory)
   if policy.config.lora != found:
     raise ValueError(
-      f'{directory}: must have the adapters of the policy,'
+      f'{directory} must have the adapters of the policy,'
       f' {policy.config.lora}, got {found}'
     )
   model = base_model_directory(directory)

@@ -68,7 +68,9 @@ def _check_no_others(
   """Checks that the checkpoint has no unknown tensors."""
   for name, file in tensors.files.items():
     if name not in known:
-      raise ValueError(f'{file}: holds {name}, which no {owner} has')
+      raise ValueError(
+        f'{file} must hold tensors of a {owner} alone, got {name}'
+      )
 
 
 def _load_param(param: MappedParam, tensors: Tensors) -> Array:

@@ -53,12 +53,12 @@ def resolve(directory: epath.PathLike) -> epath.Path:
       return path
   except OSError as error:
     raise ValueError(
-      f'{str(path)[:200]}: cannot be read: {error.strerror}'
+      f'{str(path)[:200]} cannot be read: {error.strerror}'
     ) from None
   if not re.fullmatch(r'[\w.-]+/[\w.-]+', str(directory)):
     raise ValueError(
-      'a directory, a .gguf file or the name of a model (owner/name) is'
-      f' required, got {str(directory)[:200]!r}'
+      'a model must be a directory, a .gguf file or a name (owner/name),'
+      f' got {str(directory)[:200]!r}'
     )
   from huggingface_hub import snapshot_download
   from huggingface_hub.errors import HfHubHTTPError

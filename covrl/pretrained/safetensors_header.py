@@ -62,19 +62,19 @@ def read_header(file: epath.Path) -> dict[str, FileTensor]:
     size = int.from_bytes(stream.read(8), 'little')
     if file_size < 8 or size > file_size - 8:
       raise ValueError(
-        f'{file}: must have a header of {size} bytes after the first 8, got'
+        f'{file} must have a header of {size} bytes after the first 8, got'
         f' {file_size} bytes in all'
       )
     if size > MAX_JSON_BYTES:
       raise ValueError(
-        f'{file}: must have a header of at most {MAX_JSON_BYTES} bytes, got'
+        f'{file} must have a header of at most {MAX_JSON_BYTES} bytes, got'
         f' {size}'
       )
     header = dict(parse_json(stream.read(size), f'{file}: the header'))
   header.pop('__metadata__', None)
   if len(header) > MAX_TENSORS:
     raise ValueError(
-      f'{file}: must hold at most {MAX_TENSORS} tensors, got {len(header)}'
+      f'{file} must hold at most {MAX_TENSORS} tensors, got {len(header)}'
     )
   entries = {
     name: _check_entry(f'{file}: {name}', entry)
@@ -123,7 +123,7 @@ def _check_entry(owner: str, entry: Any) -> _Entry:
   wanted = math.prod(shape) * DTYPES[dtype].itemsize
   if end - begin != wanted:
     raise ValueError(
-      f'{owner}: must have {wanted} bytes, as its shape {tuple(shape)} and'
+      f'{owner} must have {wanted} bytes, as its shape {tuple(shape)} and'
       f' dtype {dtype} need, got data_offsets {offsets}'
     )
   return _Entry(tuple(shape), DTYPES[dtype], begin, end)
@@ -147,7 +147,7 @@ def _check_positions(
   if data_size != size:
     start = storage.file_size(file) - data_size
     raise ValueError(
-      f'{file}: must have {start + size} bytes, {last or "none"} being the last'
+      f'{file} must have {start + size} bytes, {last or "none"} being the last'
       f' of its tensors, got {start + data_size}'
     )
   if order and entries[order[0]].begin:

@@ -141,13 +141,13 @@ class SafetensorsFiles(Tensors):
       for tensor, entry in read_header(file).items():
         if tensor in files:
           raise ValueError(
-            f'{file}: must not hold {tensor}, which {files[tensor]} holds'
+            f'{file} must not hold {tensor}, which {files[tensor]} holds'
           )
         files[tensor], self._tensors[tensor] = file, entry
     for tensor, each in indexed.items():
       if tensor and files.get(tensor) != directory / each:
         raise ValueError(
-          f'{directory / each}: must hold {tensor}, as {_index_name(name)} says,'
+          f'{directory / each} must hold {tensor}, as {_index_name(name)} states,'
           ' and does not'
         )
     self.files = files
@@ -216,7 +216,7 @@ def _indexed_files(directory: epath.Path, name: str) -> dict[str, str]:
     )
   files = read_json(index)[0].get('weight_map')
   if not isinstance(files, dict) or not files:
-    raise ValueError(f'{index}: must have a weight_map of tensors, got none')
+    raise ValueError(f'{index} must have a weight_map of tensors, got none')
   for tensor, file in files.items():
     if not isinstance(file, str) or not re.fullmatch(
       r'[^/\\\x00]{1,200}\.safetensors', file

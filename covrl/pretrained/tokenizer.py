@@ -88,7 +88,7 @@ def load_chat_template(directory: epath.PathLike) -> ChatTemplate:
     try:
       source = read_bytes(file, MAX_JSON_BYTES).decode()
     except UnicodeDecodeError as error:
-      raise ValueError(f'{file}: must be UTF-8, got {error.reason}') from None
+      raise ValueError(f'{file} must be UTF-8, got {error.reason}') from None
   else:
     file = directory / 'tokenizer_config.json'
     source = _stated_template(directory)
@@ -131,7 +131,7 @@ def _open_tokenizer(
     raise ValueError(f'{file}: {error}') from None
   if vocab_size not in (None, tokenizer.vocab_size):
     raise ValueError(
-      f"{file}: must have the model's {vocab_size} tokens, got"
+      f"{file} must have the model's {vocab_size} tokens, got"
       f' {tokenizer.vocab_size}'
     )
   return tokenizer
@@ -168,7 +168,7 @@ def _stated_template(directory: epath.Path) -> str:
     source = templates.get('default')
   if source is None:
     raise ValueError(
-      f'{file}: must have a chat_template for conversations, and has none'
+      f'{file} must have a chat_template for conversations, and has none'
     )
   if not isinstance(source, str):
     raise ValueError(

@@ -95,7 +95,9 @@ def _value(node: ast.expr) -> Fraction:
     case ast.BinOp(left=left, op=ast.Div(), right=right):
       return _value(left) / _value(right)
     case _:
-      raise ValueError(f'Plain arithmetic is required, got {ast.dump(node)}.')
+      raise ValueError(
+        f'an expression must be plain arithmetic, got {ast.dump(node)}'
+      )
 
 
 @functools.cache

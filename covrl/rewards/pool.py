@@ -34,8 +34,8 @@ from covrl.rewards.outcome import Outcome, Status
 from covrl.rewards.reward import ScoreFunction
 
 _FORM = (
-  'A score function that workers can import is required, one at the top of the'
-  ' recipe, of a file beside it or of an installed module'
+  'a score function must be one that workers can import, at the top of the'
+  ' recipe, in a file beside it or in an installed module'
 )
 
 
@@ -84,7 +84,7 @@ class RewardPool:
       ('start_timeout', start_timeout),
     ):
       if value <= 0:
-        raise ValueError(f'{name} must be positive, got {value}.')
+        raise ValueError(f'{name} must be positive, got {value}')
     self._start_timeout = start_timeout
     settings = WorkerSettings(
       score_fn=_importable(score_fn),
@@ -147,8 +147,8 @@ class RewardPool:
     """
     if len(responses) != len(references):
       raise ValueError(
-        'As many references as responses are required, got'
-        f' {len(references)} for {len(responses)}.'
+        'references must be as many as responses, got'
+        f' {len(references)} for {len(responses)}'
       )
     call = self.open(len(responses))
     for index, pair in enumerate(zip(responses, references, strict=True)):
@@ -204,7 +204,7 @@ class RewardPool:
 
   def close(self) -> None:
     """Kills the workers; responses not scored by now never are."""
-    self._fail('The reward pool is closed.')
+    self._fail('the reward pool is closed')
     for worker in self._workers:
       worker.close()
     for thread in self._threads:
@@ -225,7 +225,7 @@ class RewardPool:
         self._record(item, _outcome(worker.score(*item.arguments)))
         worker.ensure_ready()
     except Exception as error:
-      self._fail(f'A reward worker could not be started: {error}.')
+      self._fail(f'a reward worker could not be started: {error}')
     finally:
       worker.stop()
 
@@ -304,15 +304,15 @@ def _importable(score_fn: ScoreFunction | str) -> bytes:
   if isinstance(score_fn, str):
     if not SCORE_FUNCTION.fullmatch(score_fn):
       raise ValueError(
-        'The name of a score function must have the form module:function, got'
-        f' {score_fn!r}.'
+        'the name of a score function must have the form module:function, got'
+        f' {score_fn!r}'
       )
     return pickle.dumps(score_fn)
   _check_arguments(score_fn)
   try:
     reference = _pickled(score_fn)
   except (pickle.PicklingError, AttributeError, TypeError) as error:
-    raise ValueError(f'{_FORM}, got {score_fn!r}: {error}.') from None
+    raise ValueError(f'{_FORM}, got {score_fn!r}: {error}') from None
   return reference
 
 
@@ -348,12 +348,12 @@ def _check_arguments(score_fn: ScoreFunction) -> None:
     # A built-in function without a signature, or not a function.
     if callable(score_fn):
       return
-    raise ValueError(f'{_FORM}, got {score_fn!r}.') from None
+    raise ValueError(f'{_FORM}, got {score_fn!r}') from None
   try:
     signature.bind('', None)
   except TypeError:
     name = getattr(score_fn, '__name__', repr(score_fn))
     raise ValueError(
-      'A score function must take a response and a reference, (response,'
-      f' reference) -> number, got {name}{signature}.'
+      'a score function must take a response and a reference, (response,'
+      f' reference) -> number, got {name}{signature}'
     ) from None

@@ -79,7 +79,7 @@ class Overlong:
 
   @property
   def shaping(self) -> bool:
-    """Whether it is left out of evaluations: always."""
+    """Whether evaluations leave the reward out: always true."""
     return True
 
   def __call__(self, length: int) -> float:
@@ -116,8 +116,8 @@ def overlong_penalty(length: int, *, max_length: int, buffer: int) -> float:
   """
   if not 1 <= buffer <= max_length:
     raise ValueError(
-      'The buffer of overlong responses must lie in [1, max_length], got'
-      f' {buffer} of {max_length}.'
+      'the buffer of overlong responses must lie in [1, max_length], got'
+      f' {buffer} of {max_length}'
     )
   return min(0.0, max(-1.0, (max_length - buffer - length) / buffer))
 
@@ -148,7 +148,7 @@ def format_reward(
     re.compile(pattern)
   except re.error as error:
     raise ValueError(
-      f'A format needs a regular expression, got {pattern!r}: {error}.'
+      f'a format needs a regular expression, got {pattern!r}: {error}'
     ) from None
   return Reward(
     name=name,
@@ -169,14 +169,14 @@ def score_format(response: str, reference: Any, *, pattern: str) -> float:
 def _check_weight(name: str, weight: float) -> None:
   if not abs(weight) <= MAX_WEIGHT:
     raise ValueError(
-      f'The weight of the reward {name!r} must be of magnitude {MAX_WEIGHT:g} or'
-      f' less, got {weight:g}.'
+      f'the weight of the reward {name!r} must be of magnitude {MAX_WEIGHT:g} or'
+      f' less, got {weight:g}'
     )
 
 
 def _check_name(name: str) -> None:
   if not _NAME.fullmatch(name) or name == TOTAL:
     raise ValueError(
-      f'The name of a reward must be a lower-case word other than {TOTAL!r},'
-      f' got {name!r}.'
+      f'the name of a reward must be a lower-case word other than {TOTAL!r},'
+      f' got {name!r}'
     )

@@ -273,9 +273,9 @@ class Scoring:
     """
     if not len(responses) == len(references) == len(sources) == len(lengths):
       raise ValueError(
-        'As many references, sources and lengths as responses are required, '
+        'references, sources and lengths must be as many as responses, '
         f'got {len(references)}, {len(sources)} and {len(lengths)} for'
-        f' {len(responses)}.'
+        f' {len(responses)}'
       )
     call = self.open(references, sources=sources, shaping=shaping)
     for index, (response, length) in enumerate(
@@ -341,7 +341,7 @@ def _pool_scores(
 def _length_scores(
   part: Overlong, size: int
 ) -> tuple[_AddResponse, Future[list[Outcome]]]:
-  """Scores that depend on the length, known as soon as it is."""
+  """Scores that depend on the response's length alone."""
   future: Future[list[Outcome]] = Future()
   found: dict[int, Outcome] = {}
 
@@ -362,20 +362,20 @@ def _check(rewards: Sequence[RewardPart], sources: Sequence[str]) -> None:
   names = [part.name for part in rewards]
   for name, count in Counter(names).items():
     if count > 1:
-      raise ValueError(f'Rewards need different names, {count} are {name!r}.')
+      raise ValueError(f'rewards need different names, {count} are {name!r}')
   for part in rewards:
     for source in part.sources:
       if source not in sources:
         near = difflib.get_close_matches(source, sources, n=1)
-        hint = f'; did you mean {near[0]!r}?' if near else '.'
+        hint = f'; did you mean {near[0]!r}?' if near else ''
         raise ValueError(
-          f'The reward {part.name!r} is for the source {source!r}, the sources'
-          f' are {", ".join(map(repr, sources))}{hint}'
+          f'the source of the reward {part.name!r} must be one of'
+          f' {", ".join(map(repr, sources))}, got {source!r}{hint}'
         )
   judged = [part for part in rewards if not part.shaping and part.weight]
   for source in sources:
     if not any(not p.sources or source in p.sources for p in judged):
       raise ValueError(
-        'Every source needs a reward that grades its answers (without shaping,'
-        f' with a weight other than 0), {source!r} lacks one.'
+        'every source needs a reward that grades its answers (without shaping,'
+        f' with a weight other than 0), {source!r} has none'
       )

@@ -125,7 +125,7 @@ class Rows:
       self._free_prompts[row.shard].append(row.prompt)
 
   def none(self, width: int) -> Admission:
-    """An admission without any request, to be filled in place."""
+    """An admission without requests, to be filled in place."""
     count = self.shards * self._batch
 
     def rows(value: int, dtype: type, *shape: int) -> Any:

@@ -82,7 +82,7 @@ class EventFiles:
       storage.upload(self._local_directory, self._directory)
 
   def sync(self) -> None:
-    """Writes all events such that a power cut leaves them."""
+    """Forces all events to the disk, where a power cut leaves them."""
     for file in self._files.values():
       file.sync()
     self.flush()

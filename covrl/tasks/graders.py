@@ -74,8 +74,8 @@ def make_rewards(
       )
     else:
       raise ValueError(
-        f'Problems must be of a kind that can be graded ({", ".join(_EXTRACTION_RULES)},'
-        f' code), those of {", ".join(names)} are {kind!r}.'
+        f'problems must be of a kind that can be graded ({", ".join(_EXTRACTION_RULES)},'
+        f' code), those of {", ".join(names)} are {kind!r}'
       )
   return rewards, notes
 

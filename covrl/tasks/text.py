@@ -290,6 +290,6 @@ def _merge_kinds(
   for source, kind in others.items():
     if kinds.setdefault(source, kind) != kind:
       raise ValueError(
-        f'The source {source!r} must be of one kind of problems, got'
-        f' {kinds[source]} before and {kind} in {file}.'
+        f'the source {source!r} must be of one kind of problems, got'
+        f' {kinds[source]} before and {kind} in {file}'
       )

@@ -7,7 +7,6 @@ references are counted and reported; too many of them are an error.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -24,59 +23,6 @@ _EXAMPLES = 3
 _BATCH = 4096
 # Problems among which one of each source is looked for.
 _TRIED = 16
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Preview:
-  """A problem's prompt, and the reward of its reference response.
-
-  Attributes:
-    prompt: the prompt, chat template included.
-    source: name of the data source.
-    location: location of the problem in the source.
-    response: a correct response; `None` if unknown.
-    reward: total reward of the response, which should be the maximum.
-    parts: reward of the response by the name of each part.
-  """
-
-  prompt: str
-  source: str
-  location: str
-  response: str | None
-  reward: float | None
-  parts: dict[str, float]
-
-
-def preview(task: Task, scoring: Scoring, *, count: int = 3) -> list[Preview]:
-  """Returns the first training problems with the reward of their references.
-
-  Args:
-    task: problems and rewards.
-    scoring: the task's scoring workers.
-    count: number of problems.
-
-  Raises:
-    RuntimeError: the scoring workers are unavailable.
-  """
-  size = min(count, len(task.train))
-  problems = [task.train[index] for index in range(size)]
-  known = [p for p in problems if task.reference_response(p) is not None]
-  scores = iter(_totals_and_parts(_scores(task, scoring, known)))
-  previews = []
-  for problem in problems:
-    response = task.reference_response(problem)
-    reward, parts = (None, {}) if response is None else next(scores)
-    previews.append(
-      Preview(
-        prompt=problem.prompt,
-        source=problem.source,
-        location=problem.location,
-        response=response,
-        reward=reward,
-        parts=parts,
-      )
-    )
-  return previews
 
 
 def check_references(
@@ -215,21 +161,6 @@ def _scores(
     sources=[problem.source for problem in problems],
     lengths=[1] * len(problems),
   ).result()
-
-
-def _totals_and_parts(scores: Scores) -> list[tuple[float, dict[str, float]]]:
-  """Returns total and parts of each response's reward."""
-  return [
-    (
-      total,
-      {
-        name: outcome.score
-        for name, outcomes in scores.outcomes.items()
-        if (outcome := outcomes[row]) is not None
-      },
-    )
-    for row, total in enumerate(scores.totals())
-  ]
 
 
 def _details(scores: Scores, count: int) -> list[str]:

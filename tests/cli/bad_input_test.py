@@ -57,7 +57,10 @@ def test_argument_that_is_not_an_override(refuse_training):
     ('train.low=2', 'low must lie in [0, 1], got 2'),
     ('entropy.fraction=0.2', 'fraction must lie in (0, 0.05], got 0.2'),
     ('entropy.selection_source=new', 'selection_source must be one of'),
-    ('rollout.max_prompt_length=3', 'A prompt may have 3 tokens, got 5'),
+    (
+      'rollout.max_prompt_length=3',
+      'a prompt must have at most 3 tokens, got 5',
+    ),
     ('warm_start.from_run=/nowhere', '/nowhere is not a run directory'),
   ],
 )
@@ -102,7 +105,7 @@ def test_prompt_that_is_too_long(refuse_training, changed, field):
   )
   # The begin token counts.
   assert error == (
-    "A prompt may have 6 tokens, got 8 in problem 0 of source 'long'."
+    "a prompt must have at most 6 tokens, got 8 in problem 0 of source 'long'."
   )
 
 
@@ -118,7 +121,7 @@ def test_tokenizer_with_another_vocabulary_than_the_policy(
         return toy.recipe(model=model)
     """)
   )
-  assert "The tokenizer must have the policy's 16 tokens, got one of 15" in (
+  assert "the tokenizer must have the policy's 16 tokens, got one of 15" in (
     error
   )
 

@@ -219,7 +219,7 @@ def test_value_of_another_type(override, type_name):
     (
       {'maze.max_steps': 4},
       'Mazes need 1 <= min_distance <= max_steps, got min_distance=5 and '
-      'max_steps=4.',
+      'max_steps=4',
     ),
     ({'train.iterations': 0}, 'train.iterations must be at least 1, got 0'),
     ({'checkpoint.keep': 0}, 'checkpoint.keep must be at least 1, got 0'),
@@ -237,7 +237,7 @@ def test_value_of_another_type(override, type_name):
     (
       {'task.min_numbers': 5},
       'Countdown needs 1 <= min_numbers <= max_numbers, got min_numbers=5 and '
-      'max_numbers=4.',
+      'max_numbers=4',
     ),
     (
       {'data.min_pass_rate': 0.5, 'data.max_pass_rate': 0.25},
@@ -354,6 +354,10 @@ def test_help_shows_values_types_and_bounds():
   assert '(a number, in (0, 1])' in ' '.join(text.split())
   assert '(old | current)' in ' '.join(text.split())
   assert '--config.logging.tensorboard=true\n' in text
+  # Sentences begin with capitals, symbols keep their case.
+  assert '\n      Seed of all random numbers.' in text
+  assert '\n      γ, discount of rewards' in text
+  assert '\n      k, responses per held-out problem' in text
   # Lines of values may be longer than the terminal is wide.
   prose = [line for line in text.splitlines() if '--config.' not in line]
   assert max(map(len, prose)) <= 80

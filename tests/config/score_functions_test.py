@@ -204,12 +204,12 @@ def test_names_that_are_refused(name, message, recipe_file):
       'lambda response: 1.0',
       r'must take a response and a reference, \(response,',
     ),
-    ('3', 'is required, one at the top of the recipe, of a file beside it'),
+    ('3', 'must be one that workers can import, at the top of the recipe'),
     ("'own'", 'must have the form module:function'),
     ('lambda *, response: 1.0', 'must take a response and a reference'),
     (
       'functools.partial(own, key=(n for n in []))',
-      'is required, one at the top',
+      'must be one that workers can import',
     ),
   ],
 )

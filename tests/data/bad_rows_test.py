@@ -53,7 +53,7 @@ def error_of(tmp_path, *lines, schema=None):
 def test_numbers_that_are_not_finite_are_no_answers(value, row, tmp_path):
   rows = row | {'answer': 1.0}, row | {'answer': value}
   message = error_of(tmp_path, *rows)
-  assert "Column 'answer'" in message
+  assert "column 'answer'" in message
   assert f"must hold text or a finite number, got '{value}'" in message
 
 
@@ -79,8 +79,8 @@ def test_missing_numbers_of_data_frames_are_no_answers(tmp_path):
   with pytest.raises(ValueError) as caught:
     FileSource(file)
   assert str(caught.value) == (
-    f"Column 'answer' of row 1 of {file} must hold text or a finite number,"
-    " got 'nan'."
+    f"column 'answer' of row 1 of {file} must hold text or a finite number,"
+    " got 'nan'"
   )
 
 
@@ -99,7 +99,7 @@ def test_a_solution_does_not_stand_in_for_a_missing_answer(tmp_path):
   row = GOOD | {'solution': 'We add.'}
   message = error_of(tmp_path, row, row | {'answer': None})
   assert message.startswith(
-    "The answers of a file must be in one column, got 'answer' in row 1"
+    "the answers of a file must be in one column, got 'answer' in row 1"
   )
   other = {'problem': 'q', 'question': None, 'answer': '1'}
   assert 'questions of a file' in error_of(tmp_path, GOOD, other)
@@ -117,7 +117,7 @@ def test_a_solution_does_not_stand_in_for_a_missing_answer(tmp_path):
 def test_lone_surrogates_are_named_by_row(row, tmp_path):
   (column,) = row
   message = error_of(tmp_path, GOOD, GOOD | row)
-  assert message.startswith(f'Column {column!r} of row 2 of ')
+  assert message.startswith(f'column {column!r} of row 2 of ')
   assert 'valid Unicode without the lone surrogate' in message
 
 
@@ -126,7 +126,7 @@ def test_lone_surrogates_in_messages_and_bytes(tmp_path):
   assert 'Unicode' in error_of(tmp_path, VERL, VERL | {'prompt': messages})
   line = b'{"question": "\xed\xa0\x80", "answer": "1"}'
   assert 'Unicode' in error_of(tmp_path, GOOD, line)
-  with pytest.raises(ValueError, match='The prompt must be valid Unicode'):
+  with pytest.raises(ValueError, match='the prompt must be valid Unicode'):
     next(
       PromptStream(
         ListSource([Problem(prompt='\udc80', reference='', source='s')]),
@@ -213,7 +213,7 @@ def test_text_of_parquet_files_is_utf8(tmp_path):
   pyarrow.parquet.write_table(
     pyarrow.table({'question': texts, 'answer': answers}), file
   )
-  with pytest.raises(ValueError, match=r'^Row 1500 of .* must hold valid') as e:
+  with pytest.raises(ValueError, match=r'^row 1500 of .* must hold valid') as e:
     FileSource(file)
   assert '\n' not in str(e.value)
   assert open_records(file)[0] == GOOD
@@ -226,7 +226,7 @@ def test_pipes_and_directories_are_no_files(suffix, tmp_path):
   folder = tmp_path / f'b.{suffix}'
   folder.mkdir()
   for path in (pipe, folder):
-    with pytest.raises(ValueError, match=f'{path}, which is not a file'):
+    with pytest.raises(ValueError, match=f'{path} must be a file of problems'):
       FileSource(path)
 
 

@@ -148,7 +148,7 @@ def test_finds_every_ngram(words, start, upper):
 
 
 def test_refuses_a_source_without_kept_problems():
-  with pytest.raises(ValueError, match='to use is required, got s: 0 of 1'):
+  with pytest.raises(ValueError, match='to use, got s: 0 of 1'):
     filter_sources(
       [source('abc')],
       ProblemFilter(prompt_length=lambda p: 9, max_prompt_length=2),

@@ -95,7 +95,9 @@ def test_tokenizers_without_a_bos_token():
 def test_refuses_missing_and_long_solutions():
   with pytest.raises(ValueError, match="'1 :' of source 'sums' without one"):
     token_rows([problem('1 :', None)], TOKENIZER, 8)
-  with pytest.raises(ValueError, match="may have 4 tokens, got 5 in '1 2 :'"):
+  with pytest.raises(
+    ValueError, match="must have at most 4 tokens, got 5 in '1 2 :'"
+  ):
     token_rows([problem('1 2 :', '3')], TOKENIZER, 4)
   assert token_rows([problem('1 2 :', '3')], TOKENIZER, 5).tokens.shape == (
     1,
@@ -184,7 +186,7 @@ def test_refuses_sequences_that_do_not_fit():
     ValueError, match='4 sequences need 2 rows of 5 tokens, got 1'
   ):
     pack_rows(rows, length=5, count=1)
-  with pytest.raises(ValueError, match='may have 3 tokens, got 4'):
+  with pytest.raises(ValueError, match='must have at most 3 tokens, got 4'):
     pack_rows(rows, length=3)
 
 

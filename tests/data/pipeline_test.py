@@ -239,7 +239,7 @@ def test_refuses_long_prompts(prefetch):
     for length in (1, 4, 5, 2)
   ]
   prompts = stream(ListSource(problems), shuffle=False, prefetch=prefetch)
-  message = "may have 5 tokens, got 6 in problem 2 of source 'web'"
+  message = "must have at most 5 tokens, got 6 in problem 2 of source 'web'"
   with pytest.raises(ValueError, match=message):
     next(prompts)
   prompts.close()
@@ -253,7 +253,7 @@ def test_refuses_invalid_streams_and_states():
   with pytest.raises(ValueError, match=r'lie in \[0, 2\), got 2'):
     stream(process_index=2, process_count=2)
   with pytest.raises(
-    ValueError, match='seed 3 is required, got one with seed 4'
+    ValueError, match='of a stream with seed 3, got one with seed 4'
   ):
     stream().set_state({'draw': 1, 'seed': 4, 'problems': ''})
   with pytest.raises(ValueError, match='draw must be at least 0, got -1'):

@@ -198,8 +198,8 @@ def test_formats_numbers(answer, text, tmp_path):
 def test_refuses_rows_of_another_schema_than_the_first(tmp_path):
   rows = {'question': 'q', 'answer': '#### 1'}, {'question': 'q', 'answer': '1'}
   assert error_of(*rows, tmp_path=tmp_path) == (
-    "Column 'answer' of row 2 of FILE must have the final answer after"
-    " '####', got '1'."
+    "column 'answer' of row 2 of FILE must have the final answer after"
+    " '####', got '1'"
   )
 
 
@@ -207,46 +207,46 @@ BROKEN = {
   'a missing column': (
     {'problem': 'q', 'answer': '1'},
     {'problem': 'q'},
-    "Row 2 of FILE must have the column 'answer' or 'solution', got 'problem'.",
+    "row 2 of FILE must have the column 'answer' or 'solution', got 'problem'",
   ),
   'a null': (
     {'problem': 'q', 'answer': '1'},
     {'problem': 'q', 'answer': None},
-    "Column 'answer' of row 2 of FILE must hold something, got nothing.",
+    "column 'answer' of row 2 of FILE must hold something, got nothing",
   ),
   'an empty question': (
     {'problem': 'q', 'answer': '1'},
     {'problem': ' ', 'answer': '1'},
-    "Column 'problem' of row 2 of FILE must hold some text, got ' '.",
+    "column 'problem' of row 2 of FILE must hold some text, got ' '",
   ),
   'an answer that is a list': (
     {'problem': 'q', 'answer': '1'},
     {'problem': 'q', 'answer': ['1']},
-    "Column 'answer' of row 2 of FILE must hold text or a number, got a list.",
+    "column 'answer' of row 2 of FILE must hold text or a number, got a list",
   ),
   'an open box': (
     {'problem': 'q', 'solution': '\\boxed{1}'},
     {'problem': 'q', 'solution': '\\boxed{1'},
-    "Column 'solution' of row 2 of FILE must have the final answer in a"
-    " balanced \\boxed{}, got '\\\\boxed{1'.",
+    "column 'solution' of row 2 of FILE must have the final answer in a"
+    " balanced \\boxed{}, got '\\\\boxed{1'",
   ),
   'a pass rate in percent': (
     {'problem': 'q', 'answer': '1', 'pass_rate': 1},
     {'problem': 'q', 'answer': '1', 'pass_rate': 75},
-    "Column 'pass_rate' of row 2 of FILE must be a fraction from 0 to 1,"
-    " got '75'.",
+    "column 'pass_rate' of row 2 of FILE must be a fraction from 0 to 1,"
+    " got '75'",
   ),
   'a conversation without a user': (
     {'prompt': [{'role': 'user', 'content': 'q'}], 'answer': '1'},
     {'prompt': [{'role': 'system', 'content': 'q'}], 'answer': '1'},
-    "Column 'prompt' of row 2 of FILE must be a conversation with a message of"
-    ' the user, got a list.',
+    "column 'prompt' of row 2 of FILE must be a conversation with a message of"
+    ' the user, got a list',
   ),
   'a message without content': (
     {'prompt': [{'role': 'user', 'content': 'q'}], 'answer': '1'},
     {'prompt': [{'role': 'user'}], 'answer': '1'},
-    "Column 'prompt' of row 2 of FILE must be messages that each have a role"
-    ' and a content of text, got a list.',
+    "column 'prompt' of row 2 of FILE must be messages that each have a role"
+    ' and a content of text, got a list',
   ),
 }
 
@@ -289,16 +289,16 @@ def test_refuses_invalid_code_tests(truth, tmp_path):
     'reward_model': {'ground_truth': truth},
   }
   assert error_of(row, tmp_path=tmp_path) == (
-    "Column 'reward_model.ground_truth' of row 1 of FILE must be JSON with as"
-    f" many 'inputs' as 'outputs', at least one, got {truth!r}."
+    "column 'reward_model.ground_truth' of row 1 of FILE must be JSON with as"
+    f" many 'inputs' as 'outputs', at least one, got {truth!r}"
   )
 
 
 def test_refuses_unknown_columns(tmp_path):
   message = error_of({'instruction': 'q', 'output': 'a'}, tmp_path=tmp_path)
   assert re.fullmatch(
-    r'Row 1 of FILE must have columns of a known layout \(Eurus.*, plain\),'
-    r" such as 'question' and 'answer', got 'instruction', 'output'\.",
+    r'row 1 of FILE must have columns of a known layout \(Eurus.*, plain\),'
+    r" such as 'question' and 'answer', got 'instruction', 'output'",
     message,
   )
 

@@ -142,8 +142,8 @@ def test_refuses_a_missing_column(kind, tmp_path):
   with pytest.raises(ValueError) as caught:
     FileSource(path, schema=custom_schema('prompt', 'answr'))
   assert str(caught.value) == (
-    f"Row {first} of {path} must have the column 'answr', got 'prompt',"
-    " 'answer', 'why'."
+    f"row {first} of {path} must have the column 'answr', got 'prompt',"
+    " 'answer', 'why'"
   )
 
 
@@ -153,8 +153,8 @@ def test_refuses_columns_of_mixed_types(kind, tmp_path):
   with pytest.raises(ValueError) as caught:
     FileSource(path)
   assert str(caught.value) == (
-    f"Column 'answer' must hold the same type throughout, got text in row"
-    f' {first} of {path} and a number in row {first + 5} of {path}.'
+    f"column 'answer' must hold the same type throughout, got text in row"
+    f' {first} of {path} and a number in row {first + 5} of {path}'
   )
 
 
@@ -174,9 +174,9 @@ def test_refuses_a_source_of_mixed_kinds(tmp_path):
   with pytest.raises(ValueError) as caught:
     FileSource(path)
   assert str(caught.value) == (
-    "The source 'mixed' must be of one kind of problems, which a column"
+    "the source 'mixed' must be of one kind of problems, which a column"
     f" 'data_source' may tell apart, got math in row 1 of {path} and code in"
-    f' row 2 of {path}.'
+    f' row 2 of {path}'
   )
 
 
@@ -192,26 +192,26 @@ def test_custom_schemas(tmp_path):
 def test_jsonl_errors_give_line_numbers_from_1(tmp_path):
   path = tmp_path / 'a.jsonl'
   path.write_text('{"prompt": "p", "answer": 1}\n\n{"prompt": "p"')
-  with pytest.raises(ValueError, match=r'Row 3 of .*a\.jsonl must be a JSON'):
+  with pytest.raises(ValueError, match=r'row 3 of .*a\.jsonl must be a JSON'):
     FileSource(path)
   path.write_text('[1]\n')
-  with pytest.raises(ValueError, match=r'Row 1 .* named columns, got a list'):
+  with pytest.raises(ValueError, match=r'row 1 .* named columns, got a list'):
     FileSource(path)
   path.write_bytes(b'{"prompt": "\xff"}\n')
-  with pytest.raises(ValueError, match=r'Row 1 of .*a\.jsonl must be a JSON'):
+  with pytest.raises(ValueError, match=r'row 1 of .*a\.jsonl must be a JSON'):
     FileSource(path)
 
 
 def test_refuses_missing_and_empty_files(tmp_path):
   for name in ('a.jsonl', 'a.parquet', 'a.array_record'):
-    with pytest.raises(ValueError, match=rf'{name}, which is not a file'):
+    with pytest.raises(ValueError, match=rf'{name} must be a file of problems'):
       open_records(tmp_path / name)
   (tmp_path / 'a.jsonl').write_text('\n\n')
   write_array_record(tmp_path / 'a.array_record', [])
   empty = pyarrow.table({'prompt': pyarrow.array([], pyarrow.string())})
   pyarrow.parquet.write_table(empty, tmp_path / 'a.parquet')
   for name in ('a.jsonl', 'a.parquet', 'a.array_record'):
-    with pytest.raises(ValueError, match=rf'{name}, which is empty'):
+    with pytest.raises(ValueError, match=rf'{name} must hold .*, and is empty'):
       open_records(tmp_path / name)
 
 
@@ -227,7 +227,7 @@ def test_refuses_files_of_another_kind(tmp_path):
   path = write_array_record(
     tmp_path / 'a.array_record', [b'{"prompt": "p", "answer": 1}', b'?']
   )
-  with pytest.raises(ValueError, match=r"Row 1 of .* JSON object, got b'\?'"):
+  with pytest.raises(ValueError, match=r"row 1 of .* JSON object, got b'\?'"):
     FileSource(path)
 
 
@@ -259,7 +259,7 @@ def test_reads_tfds(tfds_folder):
 def test_refuses_invalid_tfds_datasets(tfds_folder, tmp_path):
   records = TfdsRecords('sums', split='train', data_dir=tfds_folder)
   schema = custom_schema('question', 'answr')
-  with pytest.raises(ValueError, match=r"Row 0 of tfds:sums/train .*'answr'"):
+  with pytest.raises(ValueError, match=r"row 0 of tfds:sums/train .*'answr'"):
     FileSource(records, schema=schema)
   with pytest.raises(ValueError, match="got 'products', which is not in"):
     TfdsRecords('products', split='train', data_dir=tmp_path)
@@ -267,7 +267,9 @@ def test_refuses_invalid_tfds_datasets(tfds_folder, tmp_path):
     open_records('tfds:products/train')
   with pytest.raises(ValueError, match="Unknown split 'test'"):
     TfdsRecords('sums', split='test', data_dir=tfds_folder)
-  with pytest.raises(ValueError, match='which is empty'):
+  with pytest.raises(
+    ValueError, match='must hold at least one problem, and is empty'
+  ):
     TfdsRecords('sums', split='train[:0]', data_dir=tfds_folder)
 
 
@@ -299,7 +301,9 @@ def test_refuses_splits_that_a_tfds_dataset_does_not_have(split, tfds_folder):
 
 def test_refuses_damaged_tfds_datasets(tfds_folder):
   (tfds_folder / 'sums' / '1.0.0' / 'dataset_info.json').write_text('{')
-  with pytest.raises(ValueError, match=r"^A prepared .* got 'sums': Failed"):
+  with pytest.raises(
+    ValueError, match=r"^a TFDS dataset must be prepared, got 'sums': Failed"
+  ):
     TfdsRecords('sums', split='train', data_dir=tfds_folder)
 
 
@@ -318,7 +322,7 @@ def test_concatenated_sources_keep_their_names():
   assert prompts == ['a0', 'a1', 'a2', 'b0', 'b1', 'b2']
   assert source.names == ('a', 'b')
   for index in (-1, 6):
-    with pytest.raises(IndexError, match='0 to 5'):
+    with pytest.raises(IndexError, match=r'must lie in \[0, 6\)'):
       source[index]
 
 

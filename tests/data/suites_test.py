@@ -75,7 +75,7 @@ def test_refuses_unknown_suites():
 
 def test_refuses_suites_without_files(tmp_path):
   assert error_of('math500', tmp_path) == (
-    f'The evaluation set math500 must be in {tmp_path}, as math500.jsonl,'
+    f'the evaluation set math500 must be in {tmp_path}, as math500.jsonl,'
     ' .parquet or .array_record, or in a folder math500, and is not; nothing is'
-    ' downloaded.'
+    ' downloaded'
   )

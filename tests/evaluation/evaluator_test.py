@@ -225,7 +225,7 @@ def test_equal_answers_have_one_vote_however_they_are_written(
 def test_refuses_a_prompt_that_is_too_long(parts):
   task, engine, scoring, _ = parts
   long = dataclasses.replace(PROBLEMS[0], prompt='1 2 3 4 5 6 7 :')
-  with pytest.raises(ValueError, match='may have 6 tokens, got 9'):
+  with pytest.raises(ValueError, match='must have at most 6 tokens, got 9'):
     Evaluator(
       engine,
       scoring,

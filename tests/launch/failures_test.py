@@ -178,7 +178,7 @@ def test_names_a_missing_program(monkeypatch, tmp_path, capsys):
   monkeypatch.setenv('PATH', str(tmp_path))
   slurm = ['slurm', '--name=a', '--nodes=1', '--gpus-per-node=1']
   assert launch(slurm)[0] == 2
-  assert 'sbatch is required but not installed' in capsys.readouterr().err
+  assert 'sbatch must be installed, and is not' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -230,7 +230,7 @@ def test_refuses_to_overwrite(tmp_path):
 def test_refuses_unsupported_settings(tmp_path):
   policy = Policy(dataclasses.replace(tiny(16), logit_soft_cap=3.0))
   params = policy.init(jax.random.key(0))
-  with pytest.raises(ValueError, match='one of the families can describe'):
+  with pytest.raises(ValueError, match='one that a family can describe'):
     save_pretrained(tmp_path / 'out', policy, params)
 
 
@@ -265,7 +265,7 @@ def test_refuses_unsupported_settings(tmp_path):
     ),
     (
       {'num_hidden_layers': 1},
-      r'model\.safetensors: holds model\.layers\.1\.\S+, which no Mistral',
+      r'model\.safetensors must hold tensors of a Mistral.* got model\.layers\.1',
     ),
   ],
 )
@@ -288,7 +288,7 @@ def test_names_a_missing_field(tmp_path):
 def test_names_a_missing_shard(tmp_path):
   directory = copy_of('llama3', tmp_path)
   (directory / 'model-00002-of-00002.safetensors').unlink()
-  with pytest.raises(ValueError, match=r'00002-of-00002\S+: must be there'):
+  with pytest.raises(ValueError, match=r'00002-of-00002\S+ must be there'):
     load_pretrained(directory)
 
 
@@ -297,11 +297,11 @@ def test_names_a_truncated_file(tmp_path):
   file = directory / 'model.safetensors'
   size = file.stat().st_size
   file.write_bytes(file.read_bytes()[:-100])
-  message = rf'model\.safetensors: must have {size} bytes, .*got {size - 100}'
+  message = rf'model\.safetensors must have {size} bytes, .*got {size - 100}'
   with pytest.raises(ValueError, match=message):
     load_pretrained(directory)
   file.write_bytes(b'123')
-  with pytest.raises(ValueError, match=r'model\.safetensors: must have a head'):
+  with pytest.raises(ValueError, match=r'model\.safetensors must have a head'):
     load_pretrained(directory)
   file.write_bytes((4).to_bytes(8, 'little') + b'{{{{')
   with pytest.raises(ValueError, match='the header must be JSON'):
@@ -322,7 +322,7 @@ def test_names_an_invalid_index(tmp_path):
     ('{"weight_map": {"a": "/b.safetensors"}}', '.*of the same directory'),
   ):
     index.write_text(text)
-    with pytest.raises(ValueError, match=rf'index\.json: {message}'):
+    with pytest.raises(ValueError, match=rf'index\.json:? {message}'):
       load_pretrained(directory)
 
 
@@ -339,10 +339,12 @@ def test_refuses_invalid_tensors(tmp_path):
 def test_refuses_empty_directories_and_unknown_names(tmp_path):
   with pytest.raises(ValueError, match=r'must hold config\.json, and does not'):
     load_pretrained(tmp_path)
-  with pytest.raises(ValueError, match=r"name of a model .*got 'no such/a/b'"):
+  with pytest.raises(
+    ValueError, match=r"name \(owner/name\), got 'no such/a/b'"
+  ):
     load_pretrained('no such/a/b')
   (tmp_path / 'config.json').write_text('{')
-  with pytest.raises(ValueError, match=r'config\.json: must be JSON'):
+  with pytest.raises(ValueError, match=r'config\.json must be JSON'):
     load_pretrained(tmp_path)
   copy = copy_of('qwen2', tmp_path)
   (copy / 'model.safetensors').unlink()

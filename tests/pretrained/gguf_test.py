@@ -384,7 +384,7 @@ def test_names_unsupported_fields(change, message, tmp_path):
 def test_names_tensors_that_no_model_has(tmp_path):
   file = changed(tmp_path, tensors={'blk.0.ssm': np.ones((2, 2), np.float32)})
   with pytest.raises(
-    ValueError, match=r'gguf: holds blk\.0\.ssm, which no Lla'
+    ValueError, match=r'gguf must hold tensors of a Lla.* got blk\.0\.ssm'
   ):
     load_pretrained(file)
 
@@ -463,7 +463,7 @@ def tensor_bytes(name=b'w', sizes=(32,), kind=0, offset=0):
     ),
     (
       header_bytes(2 * (text_bytes(b'a.b') + bytes(5)), (0, 2)),
-      r'holds the field a\.b twice',
+      r'must hold the field a\.b once',
     ),
     (header_bytes(tensor_bytes(sizes=()), (1, 0)), 'w must have 1 to 4 axes'),
     (header_bytes(tensor_bytes(sizes=(0,)), (1, 0)), 'w must have axes of 1'),
@@ -492,7 +492,7 @@ def tensor_bytes(name=b'w', sizes=(32,), kind=0, offset=0):
     ),
     (
       header_bytes(2 * tensor_bytes() + bytes(500), (2, 0)),
-      'holds w twice',
+      'must hold w once',
     ),
     (
       header_bytes(
@@ -505,7 +505,7 @@ def tensor_bytes(name=b'w', sizes=(32,), kind=0, offset=0):
 def test_refuses_malformed_headers(content, message, tmp_path):
   file = tmp_path / 'm.gguf'
   file.write_bytes(content)
-  with pytest.raises(ValueError, match=rf'm\.gguf: .*{message}'):
+  with pytest.raises(ValueError, match=rf'm\.gguf.*{message}'):
     load_policy(file)
 
 
@@ -514,18 +514,16 @@ def test_refuses_truncated_files_at_every_length(tmp_path):
   file = tmp_path / 'm.gguf'
   for size in range(0, len(content), 1997):
     file.write_bytes(content[:size])
-    with pytest.raises(
-      ValueError, match=r'm\.gguf: must have \d+ bytes or mor'
-    ):
+    with pytest.raises(ValueError, match=r'm\.gguf must have \d+ bytes or mor'):
       read_header(as_path(file))
 
 
 def test_names_missing_files(tmp_path, capsys):
-  with pytest.raises(ValueError, match=r'a\.gguf: must be there, and is not'):
+  with pytest.raises(ValueError, match=r'a\.gguf must be there, and is not'):
     load_policy(tmp_path / 'a.gguf')
   with pytest.raises(SystemExit):
     main(['convert', str(tmp_path / 'a.gguf'), str(tmp_path / 'out')])
-  assert 'a.gguf: must be there, and is not' in capsys.readouterr().err
+  assert 'a.gguf must be there, and is not' in capsys.readouterr().err
 
 
 def test_needs_the_library(tmp_path, monkeypatch):

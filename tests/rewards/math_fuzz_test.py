@@ -72,7 +72,7 @@ def check_random_texts(seed: int, count: int) -> None:
     for response in (one, boxed.get(rule, f'Answer: {one}')):
       outcome = outcome_of(response, other, rule)
       if isinstance(outcome, str):
-        assert outcome.startswith('A reference answer must be')
+        assert outcome.startswith('a reference answer must be')
         assert '\n' not in outcome
       else:
         assert outcome.is_judged

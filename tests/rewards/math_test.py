@@ -256,7 +256,7 @@ def test_answers_that_take_too_long_score_zero_with_a_status(
 def test_workers_that_cannot_start_give_no_score(monkeypatch):
   class Pool:
     def submit(self, *_):
-      raise RuntimeError('A reward worker could not be started: no memory.')
+      raise RuntimeError('a reward worker could not be started: no memory')
 
   monkeypatch.setattr(grading._Workers, '_pool', Pool())
   outcome = grade_math(r'\boxed{x \ge 0}', '[0,1]')

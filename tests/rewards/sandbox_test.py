@@ -77,17 +77,17 @@ def test_works_in_a_plain_script(tmp_path):
 @pytest.mark.parametrize(
   ('tests', 'sentence'),
   [
-    ([], 'At least one test is required, got none'),
-    ([*SUM, {'stdin': '1'}], "Test 1: .* is required, got {'stdin': '1'}"),
-    ([{'stdin': 1, 'stdout': ''}], 'Test 0'),
-    ([{'stdin': '', 'stdout': '', 'more': 1}], 'Test 0'),
-    ([{'call': 'f', 'args': 3, 'result': 3}], 'Test 0'),
+    ([], 'tests must hold at least one test, got none'),
+    ([*SUM, {'stdin': '1'}], "test 1 must be .*, got {'stdin': '1'}"),
+    ([{'stdin': 1, 'stdout': ''}], 'test 0'),
+    ([{'stdin': '', 'stdout': '', 'more': 1}], 'test 0'),
+    ([{'call': 'f', 'args': 3, 'result': 3}], 'test 0'),
     ([{'call': 'f', 'args': [{1}], 'result': 3}], 'set is not JSON'),
-    ([{'call': 'f', 'args': [], 'result': 10**5000}], 'Test 0'),
-    ([{'asserts': 'assert True', 'entry': 3}], 'Test 0'),
-    (['assert True'], 'Test 0'),
-    ('assert True', "A list of tests is required, got 'assert True'"),
-    (7, 'A list of tests is required, got 7'),
+    ([{'call': 'f', 'args': [], 'result': 10**5000}], 'test 0'),
+    ([{'asserts': 'assert True', 'entry': 3}], 'test 0'),
+    (['assert True'], 'test 0'),
+    ('assert True', "tests must be a list, got 'assert True'"),
+    (7, 'tests must be a list, got 7'),
   ],
 )
 def test_refuses_tests_of_unknown_format(judge, tests, sentence):
@@ -103,7 +103,7 @@ def test_refuses_values_nested_too_deeply(judge):
     {'call': 'f', 'args': [deep], 'result': 1},
     {'call': 'f', 'args': [], 'result': deep},
   ):
-    with pytest.raises(ValueError, match='Test 0: args and result'):
+    with pytest.raises(ValueError, match='test 0: args and result'):
       judge_code(ADD, [test], judge=judge)
 
 
@@ -404,7 +404,7 @@ def test_reports_a_missing_judge(monkeypatch):
   outcome = judge_code(ADD, SUM)
   assert outcome.status is Status.INFRASTRUCTURE
   assert math.isnan(outcome.score)
-  assert 'a sandbox for programs is required' in outcome.detail
+  assert 'programs need a sandbox' in outcome.detail
 
 
 def test_sandbox_that_does_not_start_gives_no_score(judge, monkeypatch):
@@ -426,7 +426,7 @@ def test_sandbox_that_does_not_start_gives_no_score(judge, monkeypatch):
   ('arguments', 'sentence'),
   [
     ({'level': 'docker'}, "level must be one of .* got 'docker'"),
-    ({'level': 'remote'}, 'a url is required'),
+    ({'level': 'remote'}, 'needs a url'),
     ({'memory_limit': 0}, 'memory_limit must be positive, got 0'),
     ({'processes': -1}, 'processes must be positive'),
     ({'workers': 0}, 'workers must be positive'),

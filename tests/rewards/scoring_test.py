@@ -185,17 +185,16 @@ def test_math_reward_with_each_rule(rule):
     ([LENGTH, LENGTH], "different names, 2 are 'length'"),
     (
       [Reward(name='x', score=scorers.echo, sources=('maths',))],
-      "is for the source 'maths', the sources are 'math', 'code'; did you mean"
-      " 'math'",
+      "must be one of 'math', 'code', got 'maths'; did you mean 'math'",
     ),
     (
       [Reward(name='x', score=scorers.echo, sources=('math',))],
-      "'code' lacks one",
+      "'code' has none",
     ),
-    ([format_reward('.*')], "grades its answers.*'math' lacks one"),
+    ([format_reward('.*')], "grades its answers.*'math' has none"),
     (
       [Reward(name='x', score=scorers.echo, weight=0.0)],
-      "a weight other than 0.*'math' lacks one",
+      "a weight other than 0.*'math' has none",
     ),
   ],
 )

@@ -270,7 +270,7 @@ def test_samples_and_evaluates_a_run(capsys, uninterrupted, tmp_path):
     capsys, 'evaluate', str(uninterrupted), '--suite_directory=x'
   )
   error = refused(capsys, 'sample', str(uninterrupted), '4 7 2 4 7 2 :')
-  assert 'may have 6 tokens' in error
+  assert 'must have at most 6 tokens' in error
   assert 'not a run directory' in refused(
     capsys, 'sample', str(uninterrupted.parent), '1'
   )

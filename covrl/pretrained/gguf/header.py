@@ -84,7 +84,7 @@ def read_header(file: epath.Path) -> tuple[Metadata, dict[str, GgufTensor]]:
   with open_regular_file(file) as stream:
     cursor = _Cursor(stream, file, storage.file_size(file))
     if cursor.take(4, 'the first four bytes') != _MAGIC:
-      raise ValueError(f'{file}: must be a GGUF file, got another')
+      raise ValueError(f'{file} must be a GGUF file, got another')
     version = cursor.number('<I', 'version')
     if version not in _VERSIONS:
       raise ValueError(
@@ -115,7 +115,7 @@ class _Cursor:
     """Reads `count` bytes; `owner` is what they are, for errors."""
     if self.position + count > self.size:
       raise ValueError(
-        f'{self.file}: must have {self.position + count} bytes or more, for'
+        f'{self.file} must have {self.position + count} bytes or more, for'
         f' {owner}, got {self.size}'
       )
     if self.position + count > _MAX_HEADER_BYTES:
@@ -156,7 +156,9 @@ def _read_fields(cursor: _Cursor, count: int) -> dict[str, Any]:
   for number in range(count):
     name = cursor.text(f'the name of field {number}')
     if name in fields:
-      raise ValueError(f'{cursor.file}: holds the field {name[:80]} twice')
+      raise ValueError(
+        f'{cursor.file} must hold the field {name[:80]} once, got it twice'
+      )
     code = cursor.number('<I', name)
     fields[name] = _read_value(cursor, name[:80], code)
   return fields
@@ -226,7 +228,7 @@ def _positioned(
   tensors: dict[str, GgufTensor] = {}
   for info in infos:
     if info.name in tensors:
-      raise ValueError(f'{file}: holds {info.name[:80]} twice')
+      raise ValueError(f'{file} must hold {info.name[:80]} once, got it twice')
     if info.offset % alignment:
       raise ValueError(
         f'{file}: {info.name[:80]} must begin at a multiple of {alignment}, got'
@@ -238,7 +240,7 @@ def _positioned(
     end = tensors[name].start + tensors[name].size
     if end > size:
       raise ValueError(
-        f'{file}: must have {end} bytes or more, for {name[:80]}, got {size}'
+        f'{file} must have {end} bytes or more, for {name[:80]}, got {size}'
       )
   for name, after in itertools.pairwise(order):
     end = tensors[name].start + tensors[name].size

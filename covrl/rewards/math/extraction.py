@@ -180,7 +180,7 @@ def extract(response: str, rule: str = 'boxed') -> str | None:
   """
   if rule not in RULES:
     raise ValueError(
-      f'The rule of an answer must be one of {", ".join(RULES)}, got {rule!r}.'
+      f'the rule of an answer must be one of {", ".join(RULES)}, got {rule!r}'
     )
   answer = RULES[rule](response[-MAX_LENGTH:])
   return answer.strip() or None if answer else None
@@ -203,7 +203,7 @@ def reference_answer(reference: str | int | float) -> str:
   answer = (text if marked is None else marked).strip()
   if not answer or not isinstance(reference, str | int | float):
     raise ValueError(
-      f'A reference answer must be a text or a number, got {reference!r}.'
+      f'a reference answer must be a text or a number, got {reference!r}'
     )
   return answer
 

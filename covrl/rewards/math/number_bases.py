@@ -32,7 +32,7 @@ _LAST_NAME = re.compile(_NAME)
 
 
 def mark_bases(text: str) -> str:
-  r"""Marks numbers with a base by a command of its own.
+  r"""Writes numbers with a base by a TeX command that the parser reads.
 
   >>> mark_bases(r'1011_{\text{two}}')
   '\\based{1011}{2}'

@@ -44,7 +44,7 @@ def find_launcher(
     JudgeError: if no backend works; the message says why.
   """
   if sys.platform != 'linux':
-    raise JudgeError(f'Linux is required for sandboxes, got {sys.platform}')
+    raise JudgeError(f'sandboxes need Linux, got {sys.platform}')
   try:
     for launcher in _candidates(level, limits, packages):
       reason = _failure(launcher, limits)
@@ -53,8 +53,8 @@ def find_launcher(
       reasons.append(f'{launcher.level}: {reason}')
   except OSError as error:
     reasons.append(str(error))
-  wanted = 'a sandbox for programs' if level is None else f'level {level}'
-  raise JudgeError(f'{wanted} is required, got none: {"; ".join(reasons)}')
+  wanted = 'a sandbox' if level is None else f'a sandbox of level {level}'
+  raise JudgeError(f'programs need {wanted}, got none: {"; ".join(reasons)}')
 
 
 def _candidates(

@@ -76,13 +76,6 @@ def output_difference(
   )
 
 
-def same_output(
-  printed: bytes, expected: bytes, tolerance: float | None = None
-) -> bool:
-  """Returns whether printed output matches; see `output_difference`."""
-  return output_difference(printed, expected, tolerance) is None
-
-
 def same_value(
   value: Any, expected: Any, tolerance: float | None = None
 ) -> bool:

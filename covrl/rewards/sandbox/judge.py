@@ -67,7 +67,7 @@ class Judge:
     packages: Sequence[str] | None = None,
   ) -> None:
     if level is not None and level not in LEVELS:
-      raise ValueError(f'level must be one of {LEVELS}, got {level!r}.')
+      raise ValueError(f'level must be one of {LEVELS}, got {level!r}')
     processors = _processors()
     workers = len(processors) if workers is None else workers
     for name, value in (
@@ -76,7 +76,7 @@ class Judge:
       ('workers', workers),
     ):
       if value <= 0:
-        raise ValueError(f'{name} must be positive, got {value}.')
+        raise ValueError(f'{name} must be positive, got {value}')
     self._limits = Limits(memory=memory_limit, processes=processes)
     self._url = url
     self.reasons: list[str] = []
@@ -99,7 +99,7 @@ class Judge:
     """Judges a program by its tests; see `judge_code`."""
     parsed = parse_tests(tests)
     if not (time_limit > 0 and math.isfinite(time_limit)):
-      raise ValueError(f'time_limit must be positive, got {time_limit}.')
+      raise ValueError(f'time_limit must be positive, got {time_limit}')
     source = find_program(program, parsed)
     if source is None:
       return Outcome(0.0, Status.UNPARSABLE, 'the response contains no program')
@@ -115,7 +115,7 @@ class Judge:
   ) -> Launcher | None:
     """Returns the launcher of local sandboxes; `None` for a remote server."""
     if level == 'remote' and url is None:
-      raise ValueError('a url is required of level remote, got none.')
+      raise ValueError("level 'remote' needs a url, got None")
     if level == 'remote':
       return None
     try:

@@ -60,6 +60,6 @@ def _check_readable(paths: Iterable[str]) -> None:
     for parent in pathlib.PurePath(path).parents:
       if not os.stat(parent).st_mode & stat.S_IXOTH:
         raise OSError(
-          'an interpreter and packages that every user can read are required,'
+          'interpreter and packages must be readable by every user,'
           f' got {path}, since only its owner can enter {parent}'
         )

@@ -13,7 +13,7 @@ from covrl.rewards.sandbox.packages import Package
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Launcher:
-  """A sandbox backend of this machine. The defaults contain nothing.
+  """A sandbox backend of this machine; the defaults are without containment.
 
   Attributes:
     level: name of the backend.

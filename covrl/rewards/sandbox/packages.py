@@ -48,7 +48,7 @@ def find_packages(names: Sequence[str] | None) -> tuple[Package, ...]:
     if package is None:
       raise ValueError(
         'packages for programs must be installed in the environment of the'
-        f' trainer, got {name!r}.'
+        f' trainer, got {name!r}'
       )
     found.append(package)
   return tuple(found)

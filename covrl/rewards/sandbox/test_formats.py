@@ -72,9 +72,9 @@ def parse_tests(tests: Sequence[Mapping[str, Any]]) -> list[Test]:
       says which.
   """
   if isinstance(tests, str) or not isinstance(tests, Sequence):
-    raise ValueError(f'A list of tests is required, got {tests!r:.200}.')
+    raise ValueError(f'tests must be a list, got {tests!r:.200}')
   if not tests:
-    raise ValueError('At least one test is required, got none.')
+    raise ValueError('tests must hold at least one test, got none')
   return [_parse(index, test) for index, test in enumerate(tests)]
 
 
@@ -104,15 +104,14 @@ def _parse(index: int, test: Mapping[str, Any]) -> Test:
         return CallTest(name, packed, value, len(text), tolerance)
       except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(
-          f'Test {index}: args and result that JSON can hold are required,'
-          f' got some that it cannot: {error}.'
+          f'test {index}: args and result must be values of JSON, got: {error}'
         ) from None
     case {'asserts': str(source), **rest} if not set(rest) - {'entry'}:
       entry = rest.get('entry')
       if entry is None or isinstance(entry, str):
         return SuiteTest(source, entry)
   given = dict(test) if isinstance(test, Mapping) else test
-  raise ValueError(f'Test {index}: {_FORMATS} is required, got {given!r:.200}.')
+  raise ValueError(f'test {index} must be {_FORMATS}, got {given!r:.200}')
 
 
 def _tolerance(index: int, fields: Mapping[str, Any]) -> float | None:
@@ -123,8 +122,8 @@ def _tolerance(index: int, fields: Mapping[str, Any]) -> float | None:
   is_number = isinstance(value, int | float) and not isinstance(value, bool)
   if not is_number or not (value >= 0 and math.isfinite(value)):
     raise ValueError(
-      f'Test {index}: tolerance must be a finite number of at least 0, got'
-      f' {value!r:.100}.'
+      f'test {index}: tolerance must be a finite number of at least 0, got'
+      f' {value!r:.100}'
     )
   return float(value)
 
