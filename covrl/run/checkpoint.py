@@ -139,6 +139,8 @@ class CheckpointStore:
     self._keep = keep
     self._before_write = before_write
     self._saves = 0
+    self._warn: Callable[[str], object] = lambda text: None
+    self._unremoved: set[str] = set()
     self.position: int | None = None
 
   def latest(self) -> Checkpoint | None:
@@ -171,12 +173,14 @@ class CheckpointStore:
 
     Args:
       strict: whether to refuse a damaged checkpoint instead.
-      warn: receives a sentence for each damaged checkpoint.
+      warn: receives a sentence for each damaged checkpoint, and later for each
+        old one that cannot be removed.
 
     Raises:
       CheckpointError: all checkpoints are damaged, or the newest one if
         `strict`, or only checkpoints that were set aside are left.
     """
+    self._warn = warn
     damaged: list[tuple[epath.Path, str]] = []
     names = [path.name for path in self._complete_paths()]
     if distributed.process_count() > 1:
@@ -299,11 +303,19 @@ class CheckpointStore:
     """Completes a checkpoint; removes the oldest ones and incomplete ones."""
     checkpoint_files.write_manifest(path, notes, storage.digests(path))
     complete = self._complete_paths()
-    for old in complete[: -self._keep]:
-      _remove(old)
-    for incomplete in self._named_paths():
-      if incomplete not in complete:
-        _remove(incomplete)
+    kept = complete[-self._keep :]
+    for old in self._named_paths():
+      if old not in kept:
+        self._remove_or_warn(old)
+
+  def _remove_or_warn(self, path: epath.Path) -> None:
+    """Removes a checkpoint; warns once if it cannot, since the newest is whole."""
+    try:
+      _remove(path)
+    except storage.StorageError as error:
+      if path.name not in self._unremoved:
+        self._unremoved.add(path.name)
+        self._warn(f'an old checkpoint cannot be removed: {error}')
 
   def _complete_paths(self) -> list[epath.Path]:
     """Returns the complete checkpoints, in the order of their positions."""
@@ -328,10 +340,11 @@ def to_host(tree: PyTree) -> PyTree:
 
 def _remove(directory: epath.Path) -> None:
   """Removes a complete or incomplete checkpoint."""
-  if directory.exists():
-    # First the manifest, so that an interrupted removal leaves no checkpoint.
-    (directory / MANIFEST).unlink(missing_ok=True)
-    storage.remove(directory)
+  with storage.writing(directory):
+    if directory.exists():
+      # First the manifest, so that an interrupted removal leaves no checkpoint.
+      (directory / MANIFEST).unlink(missing_ok=True)
+      storage.remove(directory)
 
 
 def _read(path: epath.Path) -> Checkpoint | str:

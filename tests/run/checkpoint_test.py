@@ -2,6 +2,7 @@
 """Checkpoints are atomic and exact, and damage is detected."""
 
 import contextlib
+import errno
 import json
 import resource
 import shutil
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
 
 import covrl
 from covrl.parallel import sharding
@@ -417,3 +419,24 @@ def test_a_completed_checkpoint_removes_incomplete_ones(stored):
     '00000008',
     '00000012',
   ]
+
+
+@pytest.mark.parametrize('name', ['unlink', 'rmtree'])
+def test_an_old_checkpoint_that_cannot_be_removed_ends_no_run(
+  stored, monkeypatch, name
+):
+  store, said = CheckpointStore(stored, keep=1), []
+  assert store.newest_whole(warn=said.append) is not None
+
+  def fail(*_, **__):
+    raise PermissionError(errno.EACCES, 'no')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(type(epath.Path(stored)), name, fail)
+    for position in (12, 13):
+      store.save(position, {'x': np.zeros(2)}, {})
+  assert all('cannot be removed: ' in text for text in said)
+  assert len(set(said)) == len(said) > 0
+  assert latest(store).position == 13
+  store.save(14, {'x': np.zeros(2)}, {})
+  assert [path.name for path in stored.iterdir()] == ['00000014']
