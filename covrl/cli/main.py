@@ -19,7 +19,6 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from covrl.cli import compile as compile_command
 from covrl.cli import (
   advise,
   convert,
@@ -32,6 +31,7 @@ from covrl.cli import (
   theory,
   train,
 )
+from covrl.cli import compile as compile_command
 from covrl.cli.errors import report_error
 from covrl.cli.options import config_help
 from covrl.exit_codes import Exit

@@ -56,7 +56,7 @@ class Decoded(NamedTuple):
 
 
 class Occupancy(NamedTuple):
-  """What the slots hold at each step, on the shard where it is most.
+  """Contents of the slots at each step, on the shard where they are most.
 
   Attributes:
     live: slots that hold a response.
