@@ -184,8 +184,8 @@ def ppo() -> Recipe:
   Run: covrl train --config=countdown:ppo --workdir=runs/ppo
   Hardware: two CPU cores, nine minutes.
   Expect: entropy falls from the policy's first update on; after five iterations
-  the critic explains about a tenth of the returns' variance. One short run; not
-  compared over seeds yet.
+  the critic explains about a tenth of the returns' variance. A comparison with
+  `grpo` and `prime`: `make study-algorithms`.
   """
   recipe = grpo()
   # The critic is as small as the policy, and learns from the first rollout on.

@@ -45,7 +45,8 @@ SHARED_FIELDS = (
   'arithmetic.',
   'data.template',
   'warm_start.',
-  'rollout.max_',
+  'rollout.max_prompt_length',
+  'rollout.max_response_length',
 )
 
 

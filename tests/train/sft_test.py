@@ -169,7 +169,14 @@ def test_an_unfinished_warm_start_is_not_shared(tmp_path):
   config = toy.get_config()
   config.warm_start.steps = STEPS
   config.warm_start.from_run = str(tmp_path)
+  # Draws and filters of groups do not matter to a warm start.
+  config.rollout.max_draws, config.rollout.max_accuracy = 3, 0.5
   with pytest.raises(ConfigError, match='has not finished a warm start'):
+    sft.shared_warm_start(config, TASK)
+  config.rollout.max_response_length = 5
+  with pytest.raises(
+    ConfigError, match=r'has rollout\.max_response_length=4 and not 5'
+  ):
     sft.shared_warm_start(config, TASK)
 
 
