@@ -7,7 +7,7 @@ import argparse
 import pathlib
 from collections.abc import Iterator
 
-import jax
+from covrl.cli import devices
 
 from .driver import (
   PUSHED,
@@ -57,9 +57,8 @@ def main() -> None:
     quick=arguments.quick,
   )
   if not arguments.only_write:
-    cache = arguments.runs / 'xla'
-    cache.mkdir(parents=True, exist_ok=True)
-    jax.config.update('jax_compilation_cache_dir', str(cache.resolve()))
+    devices.set_xla_flags()
+    devices.use_compilation_cache()
     for run in planned(study, arguments):
       study.make(run)
   if arguments.quick:

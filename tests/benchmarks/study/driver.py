@@ -31,6 +31,7 @@ LEARNING_RATE = 1e-3
 RATES = (0.5, 1.0, 2.0, 4.0)
 PASSES = (1, 2, 4)
 PUSHED = 'many_solutions'
+TUNED_FIRST = 'changed_rule'
 
 ADVISED = 'advised'
 
@@ -134,10 +135,15 @@ class Study:
     return self._read.get(folder)
 
   def chosen(self, name: str) -> dict[str, float]:
-    """The best value of each tuned arm on the tuning seeds, if all are there."""
+    """The best value of each tuned arm on the tuning seeds.
+
+    Where runs of the task's own tuning are missing, the value chosen on the first
+    task; none without either.
+    """
     if self.quick:
       return {arm.name: arm.choices[0] for arm in ARMS.values() if arm.tuned}
-    task, best = self.task(name), {}
+    task = self.task(name)
+    best = {} if name == TUNED_FIRST else self.chosen(TUNED_FIRST)
     for arm in ARMS.values():
       scores = []
       for choice in arm.choices:
@@ -165,18 +171,18 @@ class Study:
   def arms(self, name: str) -> list[Arm]:
     """All arms with their chosen values, and the advised one.
 
-    Arms that are not tuned yet lack, and the advised one before its run.
+    Arms that are not tuned yet lack, and the advised one before the run that it
+    is from, or if it is one of the others.
     """
     best = self.chosen(name)
-    advised = self.advised(name)
-    return [
-      *(
-        arm.with_value(best[arm.name]) if arm.tuned else arm
-        for arm in ARMS.values()
-        if not arm.tuned or arm.name in best
-      ),
-      *([advised] if advised else []),
+    arms = [
+      arm.with_value(best[arm.name]) if arm.tuned else arm
+      for arm in ARMS.values()
+      if not arm.tuned or arm.name in best
     ]
+    advised = self.advised(name)
+    is_new = advised and advised.knobs not in [arm.knobs for arm in arms]
+    return [*arms, advised] if advised and is_new else arms
 
 
 def read_lines(folder: pathlib.Path) -> Lines:

@@ -27,6 +27,7 @@ from .driver import (
   evaluations,
   primary,
   pushed_runs,
+  tuning_runs,
   updates,
 )
 from .tasks import DEPTHS, TASKS, StudyTask
@@ -52,12 +53,14 @@ class Column:
     value: metrics of a run -> a number.
     digits: digits after the point.
     scale: factor of the number.
+    has_interval: whether the mean is shown with its interval.
   """
 
   title: str
   value: Callable[[Lines], float]
   digits: int = 1
   scale: float = 1.0
+  has_interval: bool = True
 
 
 def last(
@@ -101,6 +104,7 @@ COLUMNS: Mapping[str, Sequence[Column]] = {
       lambda x: evaluations(x)[-1]['new_rule'] >= 0.5,
       0,
       100.0,
+      has_interval=False,
     ),
     Column('old rule at the change, %', at_switch('habit'), 1, 100.0),
     Column('new rule at the change, %', at_switch('new_rule'), 3, 100.0),
@@ -147,6 +151,10 @@ def finished(study: Study, name: str, seeds: Sequence[int] = SEEDS) -> Found:
         lines = study.finished(Run(task=name, arm=arms[arm_name], seed=seed))
         if lines:
           found[arm_name][seed] = lines
+  advised = study.advised(name)
+  for arm in arms.values():
+    if advised and arm.knobs == advised.knobs:
+      found[ADVISED] = found[arm.name]
   return found
 
 
@@ -163,6 +171,8 @@ def text(
     return '–'
   form = formats.signed if signed else formats.fixed
   number = form(column.scale * estimate.value, column.digits)
+  if not column.has_interval:
+    return number
   half = formats.half_width(estimate, scale=column.scale, digits=column.digits)
   return f'{number}{half}'
 
@@ -213,7 +223,11 @@ def task_section(study: Study, name: str) -> PageSection:
       ]
     )
   if not any(found.values()):
-    return PageSection(title=task.title, texts=('Not run yet.',))
+    texts = [
+      tuning_text(study, name),
+      *(tabular_texts(task) if name == 'lock' else ()),
+    ]
+    return PageSection(title=task.title, texts=texts)
   extra = tabular_texts(task) if name == 'lock' else ()
   return PageSection(
     title=task.title,
@@ -221,7 +235,8 @@ def task_section(study: Study, name: str) -> PageSection:
       f'Primary metric: {main.title}; '
       f'{"more" if task.higher_is_better else "fewer"} is better. Mean over seeds ±'
       ' half width of the 95 % t interval; Δ is paired by seed with grpo. In'
-      ' parentheses the value chosen on other seeds.',
+      ' parentheses the value chosen on other seeds (on those of D1 where the task has'
+      ' no tuning of its own).',
       *extra,
     ),
     columns=[
@@ -234,6 +249,21 @@ def task_section(study: Study, name: str) -> PageSection:
     ],
     rows=rows,
     drawn=curves(task, found),
+  )
+
+
+def tuning_text(study: Study, name: str) -> str:
+  """Progress of the tuning runs, for a task whose arms have not been run."""
+  task, main = study.task(name), PRIMARY[name]
+  found = [study.finished(run) for run in tuning_runs(name)]
+  values = [primary(task, lines) for lines in found if lines]
+  if not values:
+    return 'Not run yet.'
+  best = max(values) if task.higher_is_better else min(values)
+  return (
+    f'The arms have not been run on the seeds of the study. {main.title}, best of'
+    f' {len(values)} tuning runs (of {len(found)}):'
+    f' {formats.fixed(main.scale * best, main.digits)}.'
   )
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 
 from covrl.report.chart import Figure
@@ -15,6 +16,7 @@ from covrl.report.sections_page import (
 from .claims import claims_section
 from .driver import Study
 from .results import (
+  SHOWN,
   all_sections,
   curves,
   differences,
@@ -102,11 +104,29 @@ def _names(arms: list[str]) -> str:
 
 
 def picture(study: Study) -> list[Figure]:
-  """The figures of the picture, as far as their tasks have runs."""
+  """The figures of the picture, without bands, as far as there are runs."""
+  name = 'changed_rule'
+  found = finished(study, name)
+  if not all(found[arm] for arm in SHOWN):
+    return []
+  shared = set.intersection(*(set(found[arm]) for arm in SHOWN))
   found = {
-    figure.key: figure
-    for name in TASKS
-    for figure in curves(study.task(name), finished(study, name))
-    if figure.series
+    arm: {seed: lines for seed, lines in runs.items() if seed in shared}
+    for arm, runs in found.items()
   }
-  return [found[key] for key in PICTURE if key in found]
+  task = study.task(name)
+  figures = {figure.key: figure for figure in curves(task, found)}
+  new_rule, entropy = (_without_bands(figures[key]) for key in PICTURE)
+  change = f'it changes at iteration {task.phases[0]}'
+  return [
+    dataclasses.replace(new_rule, title=f'Right by the new rule; {change}'),
+    dataclasses.replace(entropy, log=True, zero=False),
+  ]
+
+
+def _without_bands(figure: Figure) -> Figure:
+  """A figure with its curves alone."""
+  series = [
+    dataclasses.replace(each, low=None, high=None) for each in figure.series
+  ]
+  return dataclasses.replace(figure, series=series)
