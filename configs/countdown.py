@@ -154,12 +154,11 @@ def random_k() -> Recipe:
 def target_entropy() -> Recipe:
   """GRPO whose entropy follows a schedule, by a bonus that a controller sets.
 
-  The controller learns online how much the bonus moves the entropy.
-
   Run: covrl train --config=countdown:target_entropy --workdir=runs/target_entropy
   Hardware: two CPU cores, seven minutes.
-  Expect: entropy falls along a straight line from `entropy.initial_target` to
-  `entropy.target`, where GRPO's falls to 0.22 nats within ten iterations.
+  Expect: entropy near a straight line from `entropy.initial_target` to
+  `entropy.target`, where GRPO's falls to 0.22 nats within ten iterations. The
+  controller was compared with others on a smaller task, `tests/benchmarks`.
   """
   recipe = grpo()
   recipe.config.entropy.initial_target = 0.40
@@ -167,12 +166,14 @@ def target_entropy() -> Recipe:
   return dataclasses.replace(
     recipe,
     token_tx=lambda config: covrl.entropy_bonus(
-      covrl.target_entropy(
+      covrl.adaptive_bonus(
         optax.linear_schedule(
           config.entropy.initial_target,
           config.entropy.target,
           config.schedule_updates,
-        )
+        ),
+        increment=5e-3,
+        maximum=1.0,
       )
     ),
   )

@@ -1,10 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Entropy control: selection of tokens, token transforms, methods."""
 
-from covrl.entropy.adaptive_controller import (
-  TargetEntropyState as TargetEntropyState,
-)
-from covrl.entropy.adaptive_controller import target_entropy as target_entropy
 from covrl.entropy.base import update_signal as update_signal
 from covrl.entropy.controllers import AdaptiveBandState as AdaptiveBandState
 from covrl.entropy.controllers import AdaptiveBonusState as AdaptiveBonusState
@@ -25,9 +21,9 @@ from covrl.entropy.detachment import detach_drain as detach_drain
 from covrl.entropy.inspection import explain as explain
 from covrl.entropy.inspection import required_truncation as required_truncation
 from covrl.entropy.inspection import selection_sources as selection_sources
+from covrl.entropy.jvp import jvp_score as jvp_score
 from covrl.entropy.likely_tokens import aent as aent
 from covrl.entropy.likely_tokens import lp_reg as lp_reg
-from covrl.entropy.jvp import jvp_score as jvp_score
 from covrl.entropy.loss import as_loss as as_loss
 from covrl.entropy.methods import clip_cov as clip_cov
 from covrl.entropy.methods import entropy_bonus as entropy_bonus
@@ -66,6 +62,7 @@ from covrl.entropy.shaping import entropic as entropic
 from covrl.entropy.shaping import entropy_shaped as entropy_shaped
 from covrl.entropy.shaping import repo as repo
 from covrl.entropy.shaping import sample_weights as sample_weights
+from covrl.entropy.target_controller import target_entropy as target_entropy
 from covrl.entropy.transforms import (
   DivergencePenaltyState as DivergencePenaltyState,
 )

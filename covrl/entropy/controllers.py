@@ -8,8 +8,8 @@ only scalars, so that it is saved and restored with the chain. A coefficient of
 0 is never final. An entropy of NaN is an absent reading (a batch without a loss
 token): the controller keeps its state, and its coefficient is that of no error.
 
-Targets and bounds may be schedules of the context's `step`. An adaptive controller
-is in `covrl.entropy.adaptive_controller`.
+Targets and bounds may be schedules of the context's `step`. One that predicts
+is in `covrl.entropy.target_controller`.
 """
 
 import dataclasses

@@ -70,7 +70,7 @@ def kl_cov(
     fraction: share of the optimiser batch's response tokens, in (0, 0.05].
     coefficient: weight of the penalty; a number, schedule or controller. A
       `target_entropy` predicts the penalty's effect from current statistics;
-      at old ones the penalty is 0, and it learns the effect instead.
+      at old ones the penalty is 0, and a unit counts as an effect of 1.
     divergence: see `add_divergence_penalty`.
     score: see `top_score`.
     signed: see `top_score`.

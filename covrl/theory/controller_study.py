@@ -2,9 +2,9 @@
 """Experiment: how closely entropy controllers follow a target in bandits.
 
 The target falls linearly to 1.2 nats below the initial entropy and stays there.
-Without control, policy gradient falls well below it. Three of covrl's
-controllers set the coefficient of an entropy bonus by feedback. Two methods
-predict instead: an update lowers entropy by η times the mean of c*, which gives
+Without control, policy gradient falls well below it. Two of covrl's controllers
+set the coefficient of an entropy bonus by feedback, `target_entropy` by its
+first-order formula. Two methods predict without a horizon: an update lowers entropy by η times the mean of c*, which gives
 the coefficient of the bonus that compensates for it, or the tokens to detach:
 the shortest prefix in descending c*, the last of them in part.
 """
@@ -113,7 +113,7 @@ def _chain(name: str, target: Float[Array, ' t']) -> Any:
       )
     case 'target_entropy':
       controller = covrl.target_entropy(
-        target_at, horizon=4.0, momentum=0.0, maximum=5.0
+        target_at, horizon=4.0, maximum=5.0
       )
     case 'bonus by c*':
       return predictive_control(target_at, add_restoring_bonus)

@@ -204,10 +204,6 @@ def test_refuses_numbers_outside_their_range():
     (lambda: covrl.target_entropy(0.5, horizon=0.5), 'horizon must be finite'),
     (lambda: covrl.target_entropy(0.5, slope=-1.0), 'slope must be finite and'),
     (
-      lambda: covrl.target_entropy(0.5, momentum=1.0),
-      r'momentum must lie in \[0',
-    ),
-    (
       lambda: covrl.controllers.proportional_integral(0.5, integral=math.nan),
       'integral must be finite',
     ),

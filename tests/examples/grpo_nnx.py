@@ -48,7 +48,9 @@ class Policy(nnx.Module):
     return covrl.token_stats(states, kernel, tokens, moments=True)
 
 
-token_tx = covrl.entropy_bonus(covrl.target_entropy(TARGET))
+token_tx = covrl.entropy_bonus(
+  covrl.adaptive_bonus(TARGET, increment=5e-3, maximum=1.0)
+)
 controlled = covrl.as_loss(covrl.policy_gradient, token_tx)
 
 
