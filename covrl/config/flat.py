@@ -5,28 +5,68 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from covrl.config.errors import ConfigError
 from covrl.config.fields import Config
 
 
 def from_dict(fields: Mapping[str, Any]) -> Config:
   """Returns a `Config` from nested plain values, as in `config.json`.
 
-  Fields that are missing have their defaults.
+  Fields that are missing have their defaults; unknown ones are left out, see
+  `unknown_fields`.
+
+  Raises:
+    ConfigError: a value is of another type than the field.
   """
 
-  def build(default: Any, values: Mapping[str, Any]) -> Any:
-    return dataclasses.replace(
-      default,
-      **{
-        name: build(getattr(default, name), value)
-        if dataclasses.is_dataclass(getattr(default, name))
+  def build(default: Any, values: Mapping[str, Any], prefix: str = '') -> Any:
+    changes = {}
+    for name, value in values.items():
+      before = getattr(default, name, None)
+      if not hasattr(default, name):
+        continue
+      _check_type(f'{prefix}{name}', before, value)
+      changes[name] = (
+        build(before, value, f'{prefix}{name}.')
+        if dataclasses.is_dataclass(before)
         else value
-        for name, value in values.items()
-        if hasattr(default, name)
-      },
-    )
+      )
+    return dataclasses.replace(default, **changes)
 
   return build(Config(), fields)
+
+
+def unknown_fields(fields: Mapping[str, Any]) -> list[str]:
+  """Returns the dotted names of saved fields that `Config` does not have.
+
+  >>> unknown_fields({'seed': 1, 'train': {'later': 2}})
+  ['train.later']
+  """
+
+  def names(default: Any, values: Mapping[str, Any], prefix: str) -> list[str]:
+    found: list[str] = []
+    for name, value in values.items():
+      if not hasattr(default, name):
+        found.append(f'{prefix}{name}')
+      elif dataclasses.is_dataclass(getattr(default, name)):
+        found += names(getattr(default, name), value, f'{prefix}{name}.')
+    return found
+
+  return names(Config(), fields, '')
+
+
+def _check_type(name: str, default: Any, value: Any) -> None:
+  """Refuses a saved value that cannot be one of the field's."""
+  kind = Mapping if dataclasses.is_dataclass(default) else type(default)
+  # A float without a fraction may be saved as an integer; a bool is one, too.
+  allowed = (int, float) if kind is float else kind
+  if not isinstance(value, allowed) or (
+    isinstance(value, bool) and kind is not bool
+  ):
+    required = 'object' if kind is Mapping else kind.__name__
+    raise ConfigError(
+      f'{name} must have a value of type {required}, got {str(value)[:50]!r}'
+    )
 
 
 def flatten(config: Any, prefix: str = '') -> dict[str, Any]:

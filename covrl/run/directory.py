@@ -104,9 +104,20 @@ class RunDirectory:
         f'{self.path} is not a run directory: it has no config.json'
       )
     try:
-      return json.loads(file.read_text())
-    except ValueError:
+      saved = json.loads(file.read_text())
+    except (ValueError, RecursionError):
       raise ConfigError(f'{file} is damaged: it is not valid JSON') from None
+    for name, kind in (('name', str), ('config', dict), ('identity', str)):
+      if not isinstance(saved, dict) or not isinstance(saved.get(name), kind):
+        raise ConfigError(
+          f'{file} is damaged: it must be an object with {name!r}'
+          f' ({kind.__name__})'
+        )
+    try:
+      from_dict(saved['config'])
+    except ConfigError as error:
+      raise ConfigError(f'{file} is damaged: {error}') from None
+    return saved
 
   def check(self, recipe: Recipe) -> None:
     """Checks that the directory is empty or holds a run of this recipe.

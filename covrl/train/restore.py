@@ -12,7 +12,13 @@ from collections.abc import Callable, Iterator
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from covrl.config import Config, EvaluateConfig, Recipe, load
+from covrl.config import (
+  Config,
+  EvaluateConfig,
+  Recipe,
+  load,
+  unknown_fields,
+)
 from covrl.data import check_tokenizer, prompt_ids
 from covrl.evaluation.evaluator import OnProgress
 from covrl.evaluation.results import Evaluation
@@ -215,6 +221,11 @@ def open_run(
     f'covrl: executed the recipe in {directory.path / "recipe"}'
     f' ({", ".join(sorted(recipe.sources))})'
   )
+  if unknown := unknown_fields(directory.read_config()['config']):
+    _print_warning(
+      f'covrl: warning: {workdir} was written by another version of covrl; this'
+      f' one does not know {", ".join(unknown)} and ignores it'
+    )
   saved = CheckpointStore(directory.checkpoints, keep=1).latest()
   if saved is None:
     raise CheckpointError(f'{workdir} has no finished checkpoint yet')

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run directories: traces of training, files left behind, failed writes."""
 
+import dataclasses
 import errno
 import fcntl
 import json
@@ -12,7 +13,13 @@ import numpy as np
 import pytest
 
 from covrl import storage
-from covrl.config import Config, ConfigError, Recipe
+from covrl.config import (
+  Config,
+  ConfigError,
+  Recipe,
+  from_dict,
+  unknown_fields,
+)
 from covrl.pretrained.atomic_dir import atomic_directory
 from covrl.run.checkpoint import CheckpointError, CheckpointStore
 from covrl.run.directory import RunDirectory
@@ -291,3 +298,42 @@ def test_a_file_system_without_locks_is_not_a_directory_in_use(
     RunDirectory(tmp_path).locked(),
   ):
     pass
+
+
+@pytest.mark.parametrize(
+  ('change', 'said'),
+  [
+    (lambda saved: [], "must be an object with 'name'"),
+    (lambda saved: None, "must be an object with 'name'"),
+    (lambda saved: saved | {'name': 3}, "must be an object with 'name' (str)"),
+    (lambda saved: saved | {'config': None}, "with 'config' (dict)"),
+    (lambda saved: saved | {'identity': None}, "with 'identity' (str)"),
+    (
+      lambda saved: saved | {'config': {'train': []}},
+      'train must have a value',
+    ),
+    (
+      lambda saved: saved | {'config': {'train': {'iterations': 'x'}}},
+      "train.iterations must have a value of type int, got 'x'",
+    ),
+    (
+      lambda saved: saved | {'config': {'train': {'iterations': True}}},
+      'train.iterations must have a value of type int',
+    ),
+  ],
+)
+def test_a_damaged_configuration_is_named(directory, recipe, change, said):
+  file = pathlib.Path(directory.path / 'config.json')
+  file.write_text(json.dumps(change(json.loads(file.read_text()))))
+  for use in (directory.read_config, lambda: directory.check(recipe)):
+    with pytest.raises(ConfigError) as told:
+      use()
+    assert str(told.value).startswith(f'{file} is damaged: ')
+    assert said in str(told.value)
+
+
+def test_fields_of_another_version_are_named():
+  saved = dataclasses.asdict(Config())
+  saved |= {'later': 1, 'train': saved['train'] | {'later': {}}}
+  assert sorted(unknown_fields(saved)) == ['later', 'train.later']
+  assert from_dict(saved) == Config()
