@@ -25,21 +25,9 @@ def replay(controller, entropies):
 
 
 def closed_loop(
-  controller,
-  slope,
-  *,
-  updates,
-  drift=-0.004,
-  start=0.9,
-  every=1,
-  momentum=0.0,
-  missed=None,
-  noise=0.005,
+  controller, slope, *, updates, drift=-0.004, start=0.9, noise=0.005
 ):
   """Entropy under a controller: it drifts down, the coefficient raises it.
-
-  Readings are noisy, and renewed only every so many updates, as within an
-  iteration.
 
   Args:
     controller: controller of the coefficient.
@@ -47,10 +35,6 @@ def closed_loop(
     updates: number of updates.
     drift: change without a coefficient, nats per update.
     start: initial entropy, nats.
-    every: updates between new readings.
-    momentum: momentum of the optimiser, which averages coefficients like Adam.
-    missed: bias of the measured changes, nats; `None` passes no
-      `entropy_change`.
     noise: standard deviation of readings, nats.
 
   Returns:
@@ -59,22 +43,15 @@ def closed_loop(
   errors = noise * np.random.default_rng(1).normal(size=updates)
 
   def advance(carry, reading):
-    entropy, shown, change, before, average, state = carry
+    entropy, state = carry
     step, error = reading
-    shown = jnp.where(step % every == 0, entropy, shown)
-    context = {'entropy': shown + error, 'step': step}
-    if missed is not None:
-      context['entropy_change'] = before - missed
+    context = {'entropy': entropy + error, 'step': step}
     value = controller(state, **context)
     state = controller.update(state, **context)
-    pace = (1 - momentum) / (1 - momentum ** (step + 1))
-    average += pace * (value - average)
-    moved = jnp.maximum(entropy + drift + slope * average, 0.0)
-    carry = moved, shown, moved - entropy, change, average, state
-    return carry, (moved, value)
+    moved = jnp.maximum(entropy + drift + slope * value, 0.0)
+    return (moved, state), (moved, value)
 
-  start, unknown, zero = (jnp.asarray(x) for x in (start, jnp.nan, 0.0))
-  first = start, start, unknown, unknown, zero, controller.init()
+  first = jnp.asarray(start), controller.init()
   readings = (jnp.arange(updates), jnp.asarray(errors))
-  (*_, state), (entropy, value) = jax.lax.scan(advance, first, readings)
+  (_, state), (entropy, value) = jax.lax.scan(advance, first, readings)
   return np.asarray(entropy), np.asarray(value), state
