@@ -116,10 +116,31 @@ def attend(
   )
   scores = soft_cap(scores * (scale or head_dim**-0.5), cap)
   scores = jnp.where(allowed, scores, jnp.finfo(dtype).min)
-  attention = jax.nn.softmax(scores, axis=-1).astype(queries.dtype)
-  mixed = jnp.einsum('bkqc,bkch->bkqh', attention, values)
+  mixed = _mix(scores, values).astype(queries.dtype)
   mixed = mixed.reshape(batch, kv_heads, groups, length, head_dim)
   return mixed.transpose(0, 3, 1, 2, 4).reshape(queries.shape)
+
+
+def _mix(
+  scores: Float[Array, 'B K Q C'], values: Float[Array, 'B K C h']
+) -> Float[Array, 'B K Q h']:
+  """Computes softmax(scores) @ values, in the dtype of the scores.
+
+  Products are divided by the sums of the exponentials, rather than these before
+  the product: neither pass goes over the scores one more time, since
+
+    y = Σ e v / Σ e,   dscore_c = e_c (dy · v_c − dy · y) / Σ e.
+  """
+  peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+  mass = jnp.exp(scores - peak)
+  total = jnp.sum(mass, axis=-1, keepdims=True)
+  product = jnp.einsum(
+    'bkqc,bkch->bkqh',
+    mass.astype(values.dtype),
+    values,
+    preferred_element_type=scores.dtype,
+  )
+  return product / total
 
 
 def attend_causal(

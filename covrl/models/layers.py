@@ -114,8 +114,35 @@ def linear(
     adapter: the matrix's adapter, or `None`.
     inputs: number of the matrix's leading axes that are summed over.
   """
-  result = jnp.tensordot(x, weight[...].astype(x.dtype), axes=inputs)
+  result = multiply(x, weight[...].astype(x.dtype), inputs)
   return result if adapter is None else result + adapter(x)
+
+
+def multiply(
+  x: Float[Array, 'B T ...'], matrix: Float[Array, '...'], inputs: int
+) -> Float[Array, 'B T ...']:
+  """Multiplies inputs with a matrix of several axes.
+
+  On one CPU tokens are rows of one axis: the gradient of a matrix is a sum over
+  tokens, before which XLA copies and transposes both factors if it is a sum over
+  two axes. A mesh may split the two axes.
+
+  Args:
+    x: inputs.
+    matrix: the matrix.
+    inputs: number of the matrix's leading axes that are summed over.
+  """
+  if sharding.platform() != 'cpu' or _splits_arrays():
+    return jnp.tensordot(x, matrix, axes=inputs)
+  rows = x.reshape(-1, math.prod(x.shape[-inputs:]))
+  product = rows @ matrix.reshape(rows.shape[1], -1)
+  return product.reshape(*x.shape[:-inputs], *matrix.shape[inputs:])
+
+
+def _splits_arrays() -> bool:
+  """Whether the current mesh has several devices."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return not mesh.empty and mesh.size > 1
 
 
 def output_std(fan_in: int, config: ModelConfig) -> float:
@@ -206,9 +233,28 @@ class GatedMLP(nnx.Module):
     """Applies the layer to each token."""
     gate = checkpoint_name(linear(x, self.gate, self.gate_adapter), 'gate')
     up = checkpoint_name(linear(x, self.up, self.up_adapter), 'up')
-    gated = activate(gate, self.config.activation)
-    hidden = constrain(gated * up, 'batch', 'sequence', 'mlp')
+    hidden = apply_gate(gate, up, self.config.activation)
+    hidden = constrain(hidden, 'batch', 'sequence', 'mlp')
     return linear(hidden, self.down, self.down_adapter)
+
+
+def apply_gate(
+  gate: Float[Array, '*B F'], up: Float[Array, '*B F'], activation: Activation
+) -> Float[Array, '*B F']:
+  """Computes activation(gate) ⊙ up.
+
+  On CPUs the backward pass computes the activation again: to write and to read
+  arrays of its intermediate values costs more. Accelerators have `remat`.
+  """
+
+  def gated(
+    gate: Float[Array, '*B F'], up: Float[Array, '*B F']
+  ) -> Float[Array, '*B F']:
+    return activate(gate, activation) * up
+
+  if sharding.platform() == 'cpu':
+    gated = jax.checkpoint(gated)
+  return gated(gate, up)
 
 
 def activate(

@@ -5,7 +5,8 @@ A block's input is always saved. The policies, with the numbers saved per token
 beyond it, for model width D, query heads × head width A, key heads × head width
 K and feed-forward width F:
 
-  nothing     recomputes nothing: saves all that the derivative reads
+  nothing     recomputes nothing: saves all that the derivative reads (on CPUs,
+              without the gate's activation)
   cheap       recomputes all but matrix products: saves D + 2 A + 2 K + 2 F
   gate        like cheap, and recomputes the gate's product: saves F less
   mlp         recomputes the feed-forward layer: saves D + 2 A + 2 K
