@@ -105,7 +105,7 @@ def test_prompt_that_is_too_long(refuse_training, changed, field):
   )
   # The begin token counts.
   assert error == (
-    "a prompt must have at most 6 tokens, got 8 in problem 0 of source 'long'."
+    "a prompt must have at most 6 tokens, got 8 in problem 0 of source 'long'"
   )
 
 

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sandbox backends besides bubblewrap: Landlock, a server, and none."""
+
+import contextlib
+import http.server
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+from rewards.leftovers import leftovers
+
+from covrl.rewards import Judge, Status
+from covrl.rewards.sandbox import interpreter
+from covrl.rewards.sandbox import landlock as landlock_backend
+from covrl.rewards.sandbox.limits import Limits
+from covrl.rewards.sandbox.session import Session
+from covrl.rewards.sandbox.test_formats import PrintTest
+
+ADD = 'print(sum(map(int, input().split())))'
+SUM = [{'stdin': '3 4', 'stdout': '7'}]
+
+
+@pytest.fixture(scope='module')
+def landlock():
+  # Root stays root: its interpreter may be in a directory that other users cannot
+  # read, and Landlock restricts root, too.
+  launcher = landlock_backend.Landlock(
+    interpreter=interpreter.find_interpreter(), give_up_root=False
+  )
+
+  def check(program: str, seconds: float = 4.0):
+    source = textwrap.dedent(program).encode()
+    with Session(launcher, Limits(), source, seconds) as session:
+      return session.check(PrintTest(b'3 4', b'7'))
+
+  return check
+
+
+def test_landlock_runs_honest_programs(landlock):
+  assert landlock(ADD).status is Status.SCORED
+  assert landlock('import json, re\n' + ADD).status is Status.SCORED
+  threads = """
+    import threading
+    thread = threading.Thread(target=lambda: print(7))
+    thread.start()
+    """
+  assert landlock(threads).status is Status.SCORED
+
+
+def test_landlock_contains_hostile_programs(landlock, tmp_path):
+  secret = tmp_path / 'secret'
+  secret.write_text('7')
+  refused = {
+    f'print(open({str(secret)!r}).read())': 'PermissionError',
+    "print(open('/proc/self/environ').read())": 'PermissionError',
+    "open('/tmp/7', 'w')": 'PermissionError',
+    'import socket; socket.socket()': 'OSError: [Errno 38]',
+    f'import os; os.kill({os.getpid()}, 0)': 'OSError: [Errno 38]',
+    'import os; os.fork()': 'OSError: [Errno 38]',
+    'import os; os.setsid()': 'OSError: [Errno 38]',
+    "import os; os.execv('/bin/true', ['true'])": 'OSError: [Errno 38]',
+  }
+  for program, reason in refused.items():
+    outcome = landlock(program)
+    assert outcome.status is Status.CRASH
+    assert reason in outcome.detail, (program, outcome)
+  before = leftovers()
+  assert landlock('while True: pass', 0.5).status is Status.TIMEOUT
+  assert leftovers() == before
+
+
+@pytest.fixture
+def server():
+  """A server with SandboxFusion's interface that uses the local sandbox."""
+  asked = []
+
+  class Handler(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+      size = int(self.headers['Content-Length'])
+      question = json.loads(self.rfile.read(size))
+      asked.append((self.path, question))
+      ended = None
+      with contextlib.suppress(subprocess.TimeoutExpired):
+        ended = subprocess.run(
+          [sys.executable, '-I', '-S', '-c', question['code']],
+          input=question['stdin'],
+          capture_output=True,
+          text=True,
+          check=False,
+          timeout=question['run_timeout'],
+        )
+      run = {'status': 'TimeLimitExceeded', 'stdout': '', 'return_code': None}
+      if ended is not None:
+        run = {
+          'status': 'Finished',
+          'stdout': ended.stdout,
+          'return_code': ended.returncode,
+        }
+      status = 'Success' if ended and not ended.returncode else 'Failed'
+      answer = json.dumps({'status': status, 'run_result': run}).encode()
+      self.send_response(200)
+      self.end_headers()
+      self.wfile.write(answer)
+
+    def log_message(self, format, *args):
+      del format, args
+
+  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server:
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f'http://127.0.0.1:{server.server_port}', asked
+    server.shutdown()
+    thread.join()
+
+
+def test_remote_server_runs_programs(server):
+  url, asked = server
+  judge = Judge(level='remote', url=url)
+  assert judge.level == 'remote'
+  call = [{'call': 'add', 'args': [3, 4], 'result': 7}]
+  assert judge.judge(ADD, SUM, time_limit=20.0).status is Status.SCORED
+  assert judge.judge('print(8)', SUM, time_limit=20.0).status is Status.WRONG
+  assert judge.judge('1 / 0', SUM, time_limit=20.0).status is Status.CRASH
+  spin = judge.judge('while True: pass', SUM, time_limit=0.5)
+  assert spin.status is Status.TIMEOUT
+  add = judge.judge('def add(a, b): return a + b', call, time_limit=20.0)
+  assert add.status is Status.SCORED, add
+  lie = judge.judge('def add(a, b): return True', call, time_limit=20.0)
+  assert lie.status is Status.WRONG
+  no_program = judge.judge('def add(', call, time_limit=20.0)
+  assert no_program.status is Status.UNPARSABLE
+  suite = judge.judge('x = 1', [{'asserts': 'assert x == 1'}])
+  assert suite.status is Status.INFRASTRUCTURE
+  assert {path for path, _ in asked} == {'/run_code'}
+  # The expected result is not sent to the server.
+  assert set(asked[0][1]) == {
+    'code',
+    'language',
+    'stdin',
+    'run_timeout',
+    'memory_limit_MB',
+  }
+
+
+def test_unreachable_server_gives_no_score():
+  judge = Judge(level='remote', url='http://127.0.0.1:9')
+  outcome = judge.judge(ADD, SUM)
+  assert outcome.status is Status.INFRASTRUCTURE
+  assert math.isnan(outcome.score)
+  assert 'http://127.0.0.1:9/run_code did not answer' in outcome.detail
+
+
+def test_runs_unsandboxed_only_on_request():
+  judge = Judge(level='unsandboxed')
+  assert judge.level == 'unsandboxed'
+  assert judge.judge(ADD, SUM).status is Status.SCORED
+  before = leftovers()
+  spin = judge.judge('while True: pass', SUM, time_limit=0.5)
+  assert spin.status is Status.TIMEOUT
+  assert leftovers() == before
+
+
+def test_unsandboxed_programs_leave_no_processes_behind(tmp_path):
+  judge = Judge(level='unsandboxed')
+  program = """
+    import os, time
+    for _ in range(3):
+      if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+          open(f'FOLDER/{os.getpid()}', 'w').close()
+          time.sleep(3600)
+        os._exit(0)
+    for _ in range(3): os.wait()
+    time.sleep(0.2)
+    """
+  program = textwrap.dedent(program).replace('FOLDER', str(tmp_path))
+  for ending in ('', 'while True: pass', 'os._exit(1)'):
+    tests = [{'stdin': '', 'stdout': 'number'}] * 2
+    outcome = judge.judge(
+      program + ending, tests, time_limit=1.0, pass_rate=True
+    )
+    assert outcome.score == 0.0
+  left = {int(file.name) for file in tmp_path.iterdir()}
+  assert len(left) >= 3
+  deadline = time.monotonic() + 5.0
+  while _running(left) and time.monotonic() < deadline:
+    time.sleep(0.05)
+  assert not _running(left)
+
+
+def _running(pids: set[int]) -> list[int]:
+  """Returns those processes that run, as long as none takes their numbers."""
+  found = []
+  for pid in pids:
+    with contextlib.suppress(OSError):
+      if pathlib.Path(f'/proc/{pid}/cmdline').read_bytes():
+        found.append(pid)
+  return found
