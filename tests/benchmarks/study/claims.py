@@ -145,6 +145,8 @@ def _sensitivity(study: Study, found: Mapping[str, Found]) -> Row:
   parts, narrow = [], []
   for name, arms in found.items():
     task = study.task(name)
+    if len(arms['grpo']) < 2:  # no interval, no verdict
+      continue
     signs = [
       verdict(task, differences(task, arms, alpha)) or 'as GRPO'
       for alpha in ALPHAS
