@@ -298,7 +298,8 @@ def test_a_run_with_nan_parameters_ends_with_one_sentence(tmp_path, recipe):
 def test_resources_are_flat_over_many_iterations(tmp_path):
   """Descriptors, threads and children do not grow after the first 50.
 
-  Memory grows by less than 20 kB per update. Evaluations are left out: their reports read all metrics, which grow.
+  Memory grows by less than 20 kB per update. Evaluations are left out: their
+  reports read all metrics, which grow.
   """
   settings = SMALL | {
     'train__iterations': 300,
