@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Seconds per iteration with a slow reward, with and without `rollout.pipeline`.
+
+`PYTHONPATH=tests:tests/benchmarks python tests/benchmarks/overlap.py` trains the toy task on all
+cores. One worker scores the responses and sleeps half a second per iteration of
+them. Blocks of iterations without and with the pipeline alternate; printed are
+the medians over blocks, in Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import time
+from typing import Any
+
+import optax
+from train import toy
+
+import covrl
+from covrl.config import Config, Recipe
+from covrl.rewards import Reward
+from covrl.tasks.task import Task
+from covrl.train.build import Components, build
+from covrl.types import TrainState
+
+PROMPTS, GROUP, SLEEP = 16, 4, 0.5
+
+
+def slowly(response: str, reference: Any) -> float:
+  """Scores the length after a delay."""
+  del reference
+  time.sleep(SLEEP / (PROMPTS * GROUP))
+  return float(len(response))
+
+
+def recipe(pipeline: int) -> Recipe:
+  """The toy task with longer responses."""
+  made = toy.recipe(
+    task=_task,
+    token_tx=lambda config: covrl.icepop(),
+    tx=lambda config: optax.adam(config.train.learning_rate),
+  )
+  config = made.config
+  config.rollout.pipeline = pipeline
+  config.rollout.prompts_per_iteration = PROMPTS
+  config.rollout.responses_per_prompt = GROUP
+  config.rollout.max_response_length = 128
+  config.train.sequences_per_update = PROMPTS * GROUP
+  config.train.iterations = 10**6
+  config.train.learning_rate = 1e-4
+  config.logging.samples = config.logging.entropy_change_every = 0
+  return made
+
+
+def _task(config: Config) -> Task:
+  reward = Reward(name='slow', score='overlap:slowly', example=('1', [1]))
+  return dataclasses.replace(
+    toy.make_task(config), rewards=[reward], held_out=[]
+  )
+
+
+class Trainer:
+  """A run whose iterations are timed.
+
+  Attributes:
+    seconds: seconds per iteration of each block.
+    waits: seconds per iteration that were spent waiting for scores.
+  """
+
+  def __init__(self, pipeline: int) -> None:
+    self._run: Components = build(recipe(pipeline), None, print)
+    params = self._run.policy.init(self._run.init_key, self._run.mesh)
+    self._state: TrainState = self._run.programs.init_state(params)
+    self._run.compile(self._state)
+    self._iteration = 0
+    self.seconds: list[float] = []
+    self.waits: list[float] = []
+
+  def train(self, iterations: int) -> None:
+    """Trains, and records one block."""
+    began, wait = time.perf_counter(), 0.0
+    for _ in range(iterations):
+      rollout = self._run.collector.collect(self._iteration, self._state)
+      wait += rollout.metrics['time/rewards']
+      rows = rollout.update_rows(0, PROMPTS * GROUP)
+      self._state, metrics = self._run.programs.update(
+        self._state, rows, True, self._run.train_key
+      )
+      float(metrics['loss'])
+      self._iteration += 1
+    self.seconds.append((time.perf_counter() - began) / iterations)
+    self.waits.append(wait / iterations)
+
+  def close(self) -> None:
+    """Ends the workers."""
+    self._run.collector.close()
+    self._run.scoring.close()
+
+
+def main() -> None:
+  """Measures and prints."""
+  parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
+  parser.add_argument('--blocks', type=int, default=5)
+  parser.add_argument('--iterations', type=int, default=5)
+  options = parser.parse_args()
+  trainers = [Trainer(pipeline) for pipeline in (0, 1)]
+  for trainer in trainers:
+    trainer.train(2)
+    trainer.seconds.clear()
+    trainer.waits.clear()
+  for _ in range(options.blocks):
+    for trainer in trainers:
+      trainer.train(options.iterations)
+  print('| rollout.pipeline | seconds per iteration | of these for scores |')
+  print('|---:|---:|---:|')
+  for pipeline, trainer in enumerate(trainers):
+    seconds, wait = map(statistics.median, (trainer.seconds, trainer.waits))
+    print(f'| {pipeline} | {seconds:.2f} | {wait:.2f} |')
+    trainer.close()
+
+
+if __name__ == '__main__':
+  main()
