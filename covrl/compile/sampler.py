@@ -19,7 +19,7 @@ from covrl.compile.compiling import (
   describe,
   unread_state_bytes,
 )
-from covrl.compile.cost import Scopes, cost_of
+from covrl.compile.cost import Cost, Scopes, cost_of
 from covrl.compile.hlo import Instruction, Module
 from covrl.compile.report import Program
 from covrl.compile.sampling_time import Decoded, Step, decoded
@@ -30,19 +30,43 @@ from covrl.rollout.sampling import TRUNCATION
 
 
 def prefill(work: Workload) -> dict[str, Program]:
-  """All prompts, and the first tokens of their responses."""
+  """All prompts, and the first tokens of their responses.
+
+  Where the sampler has a mesh or a type of its own, moving the parameters there
+  is a program before it, of which the costs are added; the memory is that of
+  the larger of the two.
+  """
   rollout = work.recipe.config.rollout
   width = prompt_width(rollout.max_prompt_length)
+  started = describe(
+    work,
+    compile_program(work, work.sampler.start),
+    model_cost.prefill_flops(
+      work.policy.config, rollout.prompts_per_iteration, width
+    ),
+    _unread_bytes(work),
+    calls=rollout.max_draws,
+    scopes=_scopes(work),
+  )
+  if work.sampler.place is None:
+    return {'prefill': started}
+  placed = describe(
+    work,
+    compile_program(work, work.sampler.place),
+    0.0,
+    unread_state_bytes(work),
+    calls=rollout.max_draws,
+  )
+  larger = max(started, placed, key=lambda program: program.needed)
+  cost = None
+  if started.cost is not None and placed.cost is not None:
+    cost = Cost()
+    cost.add(placed.cost)
+    cost.add(started.cost)
+  memory = larger.memory
   return {
-    'prefill': describe(
-      work,
-      compile_program(work, work.sampler.start),
-      model_cost.prefill_flops(
-        work.policy.config, rollout.prompts_per_iteration, width
-      ),
-      unread_state_bytes(work),
-      calls=rollout.max_draws,
-      scopes=_scopes(work),
+    'prefill': dataclasses.replace(
+      started, needed=larger.needed, memory=memory, cost=cost
     )
   }
 
@@ -60,7 +84,7 @@ def decode(work: Workload) -> dict[str, Program]:
     work,
     segment,
     model_cost.decode_flops(model, rows, tokens),
-    unread_state_bytes(work),
+    _unread_bytes(work),
     calls=rollout.max_draws * (rollout.max_response_length - 1),
     only=loop,
     scopes=_scopes(work),
@@ -72,6 +96,15 @@ def decode(work: Workload) -> dict[str, Program]:
   )
   sampled = _sampled(work, segment, loop, program)
   return {'decode': dataclasses.replace(program, sampled=sampled)}
+
+
+def _unread_bytes(work: Workload) -> int:
+  """Bytes of state that decoding does not read: the trainer's own parameters."""
+  unread = unread_state_bytes(work)
+  if work.sampler.place is None:
+    return unread
+  params = work.programs.params(work.programs.abstract_state())
+  return unread + bytes_on_chip(params)
 
 
 def _scopes(work: Workload) -> Scopes:
@@ -89,7 +122,7 @@ def _sampled(
   body = segment.module.computations[loop.attribute('body') or '']
   scopes = _scopes(work)._replace(omitted=frozenset([RESPONSES]))
   others = cost_of(segment.module, body, scopes=scopes)
-  config, cache = work.recipe.config, work.sampler.cache
+  config = work.recipe.config
   mesh = work.engine.mesh
   with sharding.use_mesh(mesh, sharding.ROLLOUT_RULES):
     by_row = uses_kernel(work.policy.config)
@@ -99,7 +132,7 @@ def _sampled(
     own_bytes=program.cost.bytes - others.bytes,
     bandwidth=work.network.topology.chip.bandwidth,
     seconds=max(time for unit, time in busy.items() if unit != 'hbm'),
-    limit=cache.keys.shape[3],
+    limit=config.rollout.max_response_length - 1,
     by_row=by_row,
   )
   return decoded(step, work.sampler.layout, config.sequences_per_iteration)

@@ -38,9 +38,8 @@ from covrl.rollout.layout import (
 )
 from covrl.rollout.placement import (
   param_specs,
-  place,
   placer,
-  reshards_by_layer,
+  trace_placement,
 )
 from covrl.rollout.samples import (
   HostArray,
@@ -56,12 +55,15 @@ class TracedPrograms(NamedTuple):
   """The engine's programs, traced without arrays.
 
   Attributes:
-    start: prefill and first tokens; parameters are gathered in it.
+    place: moves parameters to the sampler's mesh and type; `None` if they are
+      there.
+    start: prefill and first tokens.
     run: one segment of decoding.
     cache: shapes and shardings of the KV cache.
     layout: division into shards and slots.
   """
 
+  place: jax.stages.Traced | None
   start: jax.stages.Traced
   run: jax.stages.Traced
   cache: DecodeCache
@@ -285,33 +287,32 @@ class SamplingEngine:
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     sampling = jax.eval_shape(Sampling.make)
-    by_layer = reshards_by_layer(params, self.mesh)
     prompts = (count * layout.copies, width)
-
-    def start(params: PyTree, *arguments: Any) -> Any:
-      placed = place(self.policy, params, reshard_by_layer=by_layer)
-      return placed, *self._start_state(placed, *arguments, layout=layout)
 
     def like(leaf: Any, spec: P) -> jax.ShapeDtypeStruct:
       sharded = None if self.mesh is None else NamedSharding(self.mesh, spec)
       return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharded)
 
     with self._use_mesh():
-      started = jax.jit(start).trace(
-        params,
+      placed = jax.tree.map(
+        like,
+        jax.eval_shape(self.policy.compute_params, params),
+        param_specs(self.policy, params, self.mesh),
+      )
+      started = self._start.trace(
+        placed,
         rows(prompts, jnp.int32),
         rows(prompts, bool),
         key,
         rows((count * group_size,), jnp.int32),
         sampling,
+        layout=layout,
       )
-      placed, state, _ = started.out_info
-      placed = jax.tree.map(
-        like, placed, param_specs(self.policy, params, self.mesh)
-      )
+      state, _ = started.out_info
       specs = state_specs(self.mesh, state, layout.shards)
       state = jax.tree.map(like, state, specs)
       return TracedPrograms(
+        place=trace_placement(self.policy, params, self.mesh),
         start=started,
         run=self._run.trace(placed, state, layout),
         cache=state.cache,

@@ -38,16 +38,46 @@ def placer(policy: Policy, mesh: Mesh | None) -> Callable[[PyTree], PyTree]:
   Parameters that have these dtypes and shardings are not copied. The function
   is to be called with the mesh in use.
   """
-  program = jax.jit(
-    functools.partial(place, policy), static_argnames='reshard_by_layer'
-  )
+  programs: dict[bool, jax.stages.Wrapped] = {}
 
   def placed(params: PyTree) -> PyTree:
     if is_placed(policy, params, mesh):
       return params
-    return program(params, reshard_by_layer=reshards_by_layer(params, mesh))
+    by_layer = reshards_by_layer(params, mesh)
+    if by_layer not in programs:
+      programs[by_layer] = _program(policy, params, mesh)
+    return programs[by_layer](params)
 
   return placed
+
+
+def trace_placement(
+  policy: Policy, params: PyTree, mesh: Mesh | None
+) -> jax.stages.Traced | None:
+  """Traces the program of `placer`, from shapes; `None` if it has nothing to do."""
+  if is_placed(policy, params, mesh):
+    return None
+  return _program(policy, params, mesh).trace(params)
+
+
+def _program(
+  policy: Policy, params: PyTree, mesh: Mesh | None
+) -> jax.stages.Wrapped:
+  """The program that places parameters with the shardings of `params`.
+
+  Its results' shardings are stated: with parameters of another mesh, XLA would
+  read the sampler's constraints as that mesh's.
+  """
+  by_layer = reshards_by_layer(params, mesh)
+  shardings = None
+  if mesh is not None:
+    shardings = jax.tree.map(
+      functools.partial(NamedSharding, mesh), param_specs(policy, params, mesh)
+    )
+  return jax.jit(
+    functools.partial(place, policy, reshard_by_layer=by_layer),
+    out_shardings=shardings,
+  )
 
 
 def is_placed(policy: Policy, params: PyTree, mesh: Mesh | None) -> bool:

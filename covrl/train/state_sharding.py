@@ -11,7 +11,6 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import PyTree
@@ -19,7 +18,6 @@ from jaxtyping import PyTree
 from covrl.config import Config, ConfigError
 from covrl.config.divisors import divisors, hint, multiples, nearest
 from covrl.models import ModelConfig
-from covrl.models.attention import cudnn_supports
 from covrl.parallel import sharding
 
 
@@ -37,26 +35,6 @@ def rollout_mesh(mesh: Mesh, tensor: int) -> Mesh:
   return sharding.reshape_mesh(mesh, sizes)
 
 
-def _check_sampler(
-  config: Config, model: ModelConfig, mesh: Mesh | AbstractMesh
-) -> None:
-  """Refuses a mesh of the sampler's own if its prompts use cuDNN's attention.
-
-  JAX lowers that for a program with one mesh only, and the program that moves
-  parameters to the sampler and reads prompts has both.
-  """
-  tensor, own = mesh.shape['tensor'], config.rollout.tensor
-  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-    fused = cudnn_supports(
-      jnp.dtype(model.dtype), model.head_dim, model.attention_soft_cap
-    )
-  if fused and own not in (0, tensor):
-    raise ConfigError(
-      f'rollout.tensor must be 0 or mesh.tensor ({tensor}) on GPUs, where '
-      f'attention needs one mesh per program, got {own}'
-    )
-
-
 def check_mesh(
   config: Config, model: ModelConfig, mesh: Mesh | AbstractMesh
 ) -> None:
@@ -66,14 +44,12 @@ def check_mesh(
   replicated.
 
   Raises:
-    ConfigError: a size is not a multiple of its mesh axes, or the sampler has a
-      mesh of its own where cuDNN computes attention.
+    ConfigError: a size is not a multiple of its mesh axes.
   """
   axes = dict(mesh.shape)
   tensor, context = axes['tensor'], axes['context']
   experts = model.experts.count if model.experts else axes['expert']
   _check_rows(config, axes['data'] * axes['fsdp'] * axes['expert'])
-  _check_sampler(config, model, mesh)
   for name, size, divisor_name, divisor in (
     ('the number of experts', experts, 'mesh.expert', axes['expert']),
     (

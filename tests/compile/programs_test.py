@@ -15,6 +15,7 @@ import pytest
 from covrl import config
 from covrl.cli import main
 from covrl.compile import NAMES, compile_recipe, compiling, programs
+from covrl.compile.collectives import OPCODES
 from covrl.compile.hlo import parse
 from covrl.parallel import topologies
 from covrl.pretrained import load_policy
@@ -26,6 +27,7 @@ from covrl.pretrained.known_models import (
 RECIPE = pathlib.Path(__file__).parent / 'recipes' / 'small.py'
 ROOT = pathlib.Path(__file__).parents[2]
 CACHE = ROOT / '.jax_cache'
+OF_64_CHIPS = ['--config.mesh.data=4', '--config.mesh.fsdp=16']
 
 needs_libtpu = pytest.mark.skipif(
   sys.platform != 'linux' or platform.machine() != 'x86_64',
@@ -44,6 +46,15 @@ def compiled(topology, *overrides, level='O0', **settings):
     )
   finally:
     jax.config.update('jax_optimization_level', 'UNKNOWN')
+
+
+def collectives_of(module):
+  return [
+    each
+    for computation in module.computations.values()
+    for each in computation.instructions.values()
+    if each.opcode in OPCODES
+  ]
 
 
 @pytest.fixture(scope='module')
@@ -98,7 +109,8 @@ def test_text_report(small):
   )
   assert lines[-1].startswith('It fits: ')
   text = '\n'.join(lines)
-  assert text.count('an estimate') == len(NAMES)
+  # And three for the lengths of responses.
+  assert text.count('an estimate') == len(NAMES) + 3
   assert 'bound by' in text
   assert 'reduce-scatter' in text
 
@@ -144,6 +156,59 @@ def test_decoding_reads_weights_and_cache_once(small):
   least = 2 * 2 * (4 * 383 + 2 * 128) * 128 * 2 + 512 * 4096 // 2 * 2
   assert least < decode.cost.bytes < 1.15 * least
   assert decode.cost.bytes < 1.15 * decode.ideal_bytes
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_large_cache_is_read_once_and_not_copied(remembered):
+  """7B on 64 chips, whose cache was copied four times a token."""
+  report = compile_recipe(
+    config.load('reasoning:qwen2_5_7b_kl_cov', OF_64_CHIPS),
+    topologies.find_topology('v5p:4x4x4'),
+    names=('decode',),
+  )
+  decode = report.programs['decode']
+  assert decode.cost is not None
+  assert decode.memory is not None
+  assert decode.ideal_bytes is not None
+  assert decode.cost.bytes < 1.1 * decode.ideal_bytes
+  assert decode.memory.temporaries < 2**30
+  # 128 rows a chip, one head, 8,191 slots and a whole tile.
+  cache = (28, 128, 1, 8192, 128)
+  (_, module) = remembered[-1]
+  for computation in module.computations.values():
+    for each in computation.instructions.values():
+      if each.opcode in ('copy', 'copy-start', 'transpose'):
+        assert each.shapes[0].dims != cache, each
+
+
+@needs_libtpu
+def test_no_token_waits_for_a_predicate_of_all_chips(small):
+  report, modules = small
+  assert report.programs['decode'].cost is not None
+  kinds = {
+    shape.kind
+    for each in collectives_of(modules['decode'])
+    for shape in each.shapes
+    if shape.elements
+  }
+  assert 'pred' not in kinds
+
+
+@needs_libtpu
+def test_prompts_are_cached_once_per_group(small):
+  """Eight prompts of 128 tokens, and sixteen responses."""
+  report, modules = small
+  assert report.programs['prefill'].fits
+  shapes = {
+    shape.dims
+    for each in modules['decode'].entry.instructions.values()
+    if each.opcode == 'parameter'
+    for shape in each.shapes
+    if len(shape.dims) == 5
+  }
+  # Layers × rows per chip × heads × slots × width.
+  assert shapes == {(2, 2, 1, 128, 128), (2, 4, 1, 383, 128)}
 
 
 @needs_libtpu

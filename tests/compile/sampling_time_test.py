@@ -61,9 +61,7 @@ def test_rows_are_read_as_far_as_they_reach_or_as_the_longest(by_row, seconds):
 def test_fewer_slots_read_less_at_the_end():
   load = Occupancy(*(np.array([n]) for n in (2, 12, 9)))
   step = STEP._replace(by_row=False)
-  assert step_seconds(step, LAYOUT, load) == pytest.approx(
-    [1 + 4 * 2 * 9 / 40]
-  )
+  assert step_seconds(step, LAYOUT, load) == pytest.approx([1 + 4 * 2 * 9 / 40])
 
 
 def test_no_step_is_faster_than_the_other_units():

@@ -1,10 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """KV cache: repeated rows, shared prompts, appended tokens."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from covrl.models.cache import DecodeCache, PromptCache, repeat_rows
+from covrl.models.cache import (
+  DecodeCache,
+  PromptCache,
+  repeat_rows,
+  write_slots,
+  write_slots_in_turn,
+)
 
 
 def draw(*shape):
@@ -44,3 +51,15 @@ def test_append_writes_one_slot_of_live_rows_in_every_layer():
   np.testing.assert_array_equal(after.values, 2 * want)
   assert after.length.tolist() == [1, 1, 3, 4]
   assert after.position().tolist() == [6, 5, 7, 6]
+
+
+def test_slots_written_in_turn_are_those_of_a_scatter():
+  """As on TPUs; the last two rows have no slot left."""
+  draw = np.random.default_rng(0)
+  cache = jnp.asarray(draw.normal(size=(2, 4, 1, 5, 8)), jnp.float32)
+  new = jnp.asarray(draw.normal(size=(2, 4, 1, 8)), jnp.float32)
+  slot = jnp.array([3, 0, 5, 7])
+  in_turn = jax.jit(write_slots_in_turn)(cache, new, slot)
+  np.testing.assert_array_equal(in_turn, write_slots(cache, new, slot))
+  np.testing.assert_array_equal(in_turn[:, 0, :, 3], new[:, 0])
+  np.testing.assert_array_equal(in_turn[:, 2:], cache[:, 2:])
