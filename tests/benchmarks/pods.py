@@ -115,13 +115,17 @@ def compiled(
   print('covrl', *arguments, flush=True)
   if kept is not None and kept.exists():
     return json.loads(kept.read_text())
-  output = subprocess.run(
+  done = subprocess.run(
     [sys.executable, '-m', 'covrl.cli', *arguments, '--json'],
     cwd=ROOT,
-    check=True,
+    check=False,
     stdout=subprocess.PIPE,
     text=True,
-  ).stdout
+  )
+  output = done.stdout
+  # Status 1 with an output: a program does not fit.
+  if done.returncode and not output:
+    done.check_returncode()
   if kept is not None:
     kept.write_text(output)
   return json.loads(output)
