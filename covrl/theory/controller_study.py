@@ -112,9 +112,7 @@ def _chain(name: str, target: Float[Array, ' t']) -> Any:
         target_at, proportional=3.0, integral=0.3, minimum=0.0, maximum=5.0
       )
     case 'target_entropy':
-      controller = covrl.target_entropy(
-        target_at, horizon=4.0, maximum=5.0
-      )
+      controller = covrl.target_entropy(target_at, horizon=4.0, maximum=5.0)
     case 'bonus by c*':
       return predictive_control(target_at, add_restoring_bonus)
     case _:
