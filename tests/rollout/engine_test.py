@@ -256,7 +256,9 @@ class Responses(dict):
     }
 
 
-def test_finished_responses_are_handed_over_while_others_are_sampled():
+def test_finished_responses_are_handed_over_while_others_are_sampled(
+  monkeypatch,
+):
   engine, seen = make_engine(slots=8, segment=2), []
   run = engine._run
 
@@ -264,7 +266,7 @@ def test_finished_responses_are_handed_over_while_others_are_sampled():
     seen.append(len(found))
     return run(*arguments)
 
-  engine._run = counted
+  monkeypatch.setattr(engine, '_run', counted)
   found = Responses()
   prompts, mask = make_prompts()
   mask[3] = False

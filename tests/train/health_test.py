@@ -39,6 +39,7 @@ def scored(*scores, weight=1.0):
   ids: Any = np.arange(count, dtype=np.int32)
   mask: Any = np.ones((count, 2), bool)
   truncated: Any = np.zeros(count, bool)
+  policy_step: Any = np.zeros((count, 2), np.int32)
   rows = Rollouts(
     tokens=zeros.astype(np.int32),
     positions=zeros.astype(np.int32),
@@ -49,7 +50,7 @@ def scored(*scores, weight=1.0):
     sequence_ids=ids,
     group_ids=ids // 2,
     source_ids=np.zeros_like(ids),
-    policy_step=np.zeros((len(ids), 2), np.int32),
+    policy_step=policy_step,
     truncated=truncated,
     rewards={},
   )
