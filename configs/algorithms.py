@@ -31,7 +31,7 @@ def dapo() -> Recipe:
 
   Run: covrl train --config=algorithms:dapo --workdir=runs/dapo
   Hardware: two CPU cores, nine minutes.
-  Expect: a comparison with `countdown:grpo`; not measured yet.
+  Expect: a comparison with `countdown:grpo`: `make study-algorithms`.
   Source: Yu et al., DAPO, arXiv:2503.14476.
   """
   recipe = countdown.grpo()
@@ -48,7 +48,7 @@ def dr_grpo() -> Recipe:
 
   Run: covrl train --config=algorithms:dr_grpo --workdir=runs/dr_grpo
   Hardware: two CPU cores, seven minutes.
-  Expect: a comparison with `countdown:grpo`; not measured yet.
+  Expect: a comparison with `countdown:grpo`: `make study-algorithms`.
   Source: Liu et al., Understanding R1-Zero-Like Training, arXiv:2503.20783.
   """
   recipe = countdown.grpo()
@@ -68,7 +68,7 @@ def reinforce_plus_plus() -> Recipe:
 
   Run: covrl train --config=algorithms:reinforce_plus_plus --workdir=runs/reinforce_plus_plus
   Hardware: two CPU cores, seven minutes.
-  Expect: a comparison with `countdown:grpo`; not measured yet.
+  Expect: a comparison with `countdown:grpo`: `make study-algorithms`.
   Source: Hu et al., REINFORCE++, arXiv:2501.03262, without its KL penalty.
   """
   return dataclasses.replace(
@@ -81,7 +81,7 @@ def rloo() -> Recipe:
 
   Run: covrl train --config=algorithms:rloo --workdir=runs/rloo
   Hardware: two CPU cores, seven minutes.
-  Expect: a comparison with `countdown:grpo`; not measured yet.
+  Expect: a comparison with `countdown:grpo`: `make study-algorithms`.
   Source: Ahmadian et al., Back to Basics, arXiv:2402.14740; with PPO's clip, as
   public trainers have it for more than one update of a rollout.
   """
@@ -97,7 +97,7 @@ def gspo() -> Recipe:
 
   Run: covrl train --config=algorithms:gspo --workdir=runs/gspo
   Hardware: two CPU cores, seven minutes.
-  Expect: a comparison with `countdown:grpo`; not measured yet.
+  Expect: a comparison with `countdown:grpo`: `make study-algorithms`.
   Source: Zheng et al., Group Sequence Policy Optimization, arXiv:2507.18071.
   """
   recipe = countdown.grpo()
@@ -119,7 +119,7 @@ def luspo() -> Recipe:
 
   Run: covrl train --config=algorithms:luspo --workdir=runs/luspo
   Hardware: two CPU cores, seven minutes.
-  Expect: a comparison with `gspo`; not measured yet.
+  Expect: a comparison with `gspo`: `make study-algorithms`.
   Source: TRL's `loss_type='luspo'` (Length-Unbiased Sequence Policy
   Optimization), with the clip range of `gspo`.
   """
@@ -135,7 +135,7 @@ def cispo() -> Recipe:
 
   Run: covrl train --config=algorithms:cispo --workdir=runs/cispo
   Hardware: two CPU cores, seven minutes.
-  Expect: a comparison with `countdown:grpo`; not measured yet.
+  Expect: a comparison with `countdown:grpo`: `make study-algorithms`.
   Source: MiniMax, MiniMax-M1, arXiv:2506.13585.
   """
   recipe = countdown.grpo()

@@ -18,6 +18,7 @@ from train.updates import POLICY, SEQUENCES, WIDTH, padded
 from covrl.cli import main
 from covrl.config import Config, ConfigError, check
 from covrl.objectives import implicit_rewards, process_advantages
+from covrl.parallel import sharding
 from covrl.train.networks import (
   CreditInputs,
   critic,
@@ -103,6 +104,24 @@ def test_advantages_and_readings(reference):
   assert metrics['prm/calibration_error'] == pytest.approx(
     error / SEQUENCES, rel=1e-4
   )
+
+
+def test_meshes_do_not_matter():
+  given = inputs()
+  wanted, _, readings = estimated(given)
+  mesh = sharding.make_mesh((2, 2, 2))
+  run = jax.jit(
+    prime_advantages(configured()).estimate,
+    out_shardings=sharding.replicated(mesh),
+  )
+  with sharding.use_mesh(mesh, sharding.TRAIN_RULES):
+    (advantages, _, metrics), _ = jax.device_get(
+      run((), sharding.shard_batch(given, mesh))
+    )
+  np.testing.assert_allclose(advantages, wanted, atol=2e-5)
+  for name, value in readings.items():
+    assert metrics[name] == pytest.approx(value, rel=1e-5), name
+  assert metrics['prm/scale'] == readings['prm/scale']
 
 
 def test_equal_rewards_have_no_pairs_and_process_rewards_alone():
