@@ -33,7 +33,7 @@ class Exit(enum.IntEnum):
       parameters were not finite; one sentence on standard error.
     INTERRUPTED: Ctrl-C ended a command that has nothing to save, such as a run
       before its first checkpoint.
-    TERMINATED: SIGTERM did.
+    TERMINATED: SIGTERM or SIGHUP did.
   """
 
   FINISHED = 0

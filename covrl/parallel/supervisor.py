@@ -41,7 +41,7 @@ def die_with_parent() -> None:
 def supervise(command: Sequence[str]) -> int:
   """Runs a command as a child process and returns its exit status.
 
-  SIGTERM and SIGINT are forwarded. Standard error is forwarded, too, except for
+  SIGTERM, SIGINT and, unless it is ignored, SIGHUP are forwarded. Standard error is forwarded, too, except for
   JAX's messages about a lost peer (with COVRL_TRACEBACK set, those as well).
   """
   child = subprocess.Popen(
@@ -51,7 +51,9 @@ def supervise(command: Sequence[str]) -> int:
     text=True,
     errors='replace',
   )
-  kinds = (signal.SIGTERM, signal.SIGINT)
+  kinds = [signal.SIGTERM, signal.SIGINT]
+  if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+    kinds.append(signal.SIGHUP)
   before = {
     kind: signal.signal(kind, lambda number, _: child.send_signal(number))
     for kind in kinds

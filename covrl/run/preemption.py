@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stops a run on a signal: all processes after the same update, and soon.
 
-A process that receives SIGTERM, SIGINT or a maintenance notice publishes how
-many updates it has begun; every other process then publishes its own number.
-All of them stop after the largest number, because an update needs all
-processes. Rollouts and evaluations change no state, so they are abandoned.
-Only the start of an update waits for the other processes' numbers.
+A process that receives SIGTERM, SIGINT, SIGHUP (its terminal was closed; ignored
+under nohup) or a maintenance notice publishes how many updates it has begun;
+every other process then publishes its own number. All of them stop after the
+largest number, because an update needs all processes. Rollouts and evaluations
+change no state, so they are abandoned. Only the start of an update waits for the
+other processes' numbers.
 
 A repeated signal changes nothing, so that it does not interrupt the final save;
 the third one within five seconds ends the process at once.
@@ -31,7 +32,7 @@ import jax
 
 from covrl.exit_codes import Exit
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Seconds between two reads of the other processes' numbers.
 _INTERVAL = 0.5
 _PREFIX = 'covrl/stop/'
@@ -96,9 +97,9 @@ class StopSignal:
 
   @contextlib.contextmanager
   def handle_signals(self, *, ends_process: bool = False) -> Iterator[None]:
-    """Turns SIGTERM and SIGINT into requests to stop, within the context.
+    """Turns SIGTERM, SIGINT and SIGHUP into requests to stop, within the context.
 
-    A repeated signal is ignored. The third within five seconds ends the process,
+    SIGHUP remains ignored where it is, as under nohup. A repeated signal is ignored. The third within five seconds ends the process,
     even while native code runs.
 
     Args:
@@ -121,6 +122,10 @@ class StopSignal:
       previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
       stack.callback(signal.set_wakeup_fd, previous)
       for number in SIGNALS:
+        if (
+          number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
+        ):
+          continue
         handler = signal.signal(number, self._receive)
         stack.callback(signal.signal, number, handler)
       try:

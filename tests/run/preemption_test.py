@@ -95,7 +95,7 @@ def test_waiting_for_other_processes_times_out(store):
     stop.begin_update()
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('number', preemption.SIGNALS)
 def test_signals_are_requests_to_stop(number):
   before = signal.getsignal(number)
   stop = StopSignal()
@@ -113,9 +113,21 @@ def test_signals_are_requests_to_stop(number):
     os.kill(os.getpid(), each)
   preemption.restore_handlers()
   assert signal.getsignal(number) == before
-  assert stopped.value.exit_status == 128 + number
+  shown = signal.SIGTERM if number == signal.SIGHUP else number
+  assert stopped.value.exit_status == 128 + shown
   stopped.value.is_resumable = True
   assert stopped.value.exit_status == Exit.RESTART
+
+
+def test_a_closed_terminal_is_ignored_under_nohup():
+  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  try:
+    stop = StopSignal()
+    with stop.handle_signals():
+      os.kill(os.getpid(), signal.SIGHUP)
+      stop.poll()
+  finally:
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize(
