@@ -241,7 +241,7 @@ def read_into(file: epath.Path, begin: int, array: np.ndarray) -> None:
       read = stream.readinto(wanted[filled : filled + _BLOCK])
       if not read:
         raise ValueError(
-          f'{file}: must have {begin + len(wanted)} bytes, got {begin + filled}'
+          f'{file} must have {begin + len(wanted)} bytes, got {begin + filled}'
         )
       filled += read
 
