@@ -42,5 +42,5 @@ def test_refuses_a_target_that_no_steps_reach():
   unreachable = CountdownConfig(
     max_value=2, min_target=99, max_target=99, held_out=1
   )
-  with pytest.raises(ValueError, match='too few distinct problems'):
+  with pytest.raises(ValueError, match='must allow more distinct problems'):
     held_out_steps(unreachable)

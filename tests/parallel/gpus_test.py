@@ -1,20 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Topologies of GPUs: names, the table of devices, and what is installed."""
 
-import dataclasses
 import types
 
-import jax
 import pytest
 
 from covrl.compile.collectives import Collective
 from covrl.compile.network import Network
-from covrl.config import Config, ConfigError
-from covrl.models import tiny
 from covrl.parallel import gpus, sharding, topologies
 from covrl.parallel.gpus import GPUS, GpuTopology, check_compiler, find_gpus
 from covrl.parallel.topologies import compile_only_devices, find_topology
-from covrl.train.state_sharding import check_mesh
 
 INSTALLED = {
   'jaxlib': '0.10.2',
@@ -192,27 +187,3 @@ def test_tpu_links_are_as_before():
   across = gather._replace(network='dcn')
   assert network.link(across) == 'dcn'
   assert topologies.find_topology('v5p-8').platform == 'tpu'
-
-
-def test_the_sampler_has_the_trainers_mesh_where_cudnn_attends():
-  """JAX does not lower cuDNN's attention in a program with two meshes."""
-  device = jax.sharding.AbstractDevice('NVIDIA H100', None, 'gpu')
-  mesh = jax.sharding.AbstractMesh(
-    (1, 8, 1, 1, 1), sharding.MESH_AXES, abstract_device=device
-  )
-  config = Config()
-  config.rollout.prompts_per_iteration = config.train.sequences_per_update = 8
-  config.rollout.responses_per_prompt = config.train.micro_batches = 1
-  model = dataclasses.replace(
-    tiny(16), dtype='bfloat16', model_dim=64, head_dim=64
-  )
-  config.rollout.tensor = 4
-  with pytest.raises(
-    ConfigError, match=r'must be 0 or mesh.tensor \(1\) on GPUs, .* got 4'
-  ):
-    check_mesh(config, model, mesh)
-  # Other attention is lowered with two meshes, too.
-  check_mesh(config, dataclasses.replace(model, dtype='float32'), mesh)
-  for tensor in (0, 1):
-    config.rollout.tensor = tensor
-    check_mesh(config, model, mesh)

@@ -56,7 +56,8 @@ def run(*case, temperature: Any = 1.0, soft_cap=None):
   with small_blocks_interpreted():
     each = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), SHAPE)
     out, back = compiled(*case, each, soft_cap)
-  out.pop('divergence')
+  # Statistics that were not asked for.
+  out = {name: value for name, value in out.items() if value is not None}
   return out | dict(zip(('hidden', 'unembedding'), back, strict=True))
 
 

@@ -348,7 +348,7 @@ def test_reads_problems_from_a_bucket(objects, tmp_path):
     records = open_records(f'gs://bucket/data/{name}')
     assert list(records) == rows
     assert records.file == f'gs://bucket/data/{name}'
-  with pytest.raises(ValueError, match=r'got gs://bucket/data/none\.jsonl'):
+  with pytest.raises(ValueError, match=r'none\.jsonl must be a file of'):
     open_records('gs://bucket/data/none.jsonl')
 
 

@@ -162,9 +162,8 @@ def test_an_unfinished_warm_start_is_not_shared(tmp_path):
 
   with pytest.raises(Stopped):
     run(tmp_path, at)
-  recipe: Any = types.SimpleNamespace(
-    as_json=lambda: {'config': dataclasses.asdict(CONFIG)}, sources={}
-  )
+  saved = {'name': 'toy', 'config': dataclasses.asdict(CONFIG), 'identity': ''}
+  recipe: Any = types.SimpleNamespace(as_json=lambda: saved, sources={})
   RunDirectory(tmp_path).claim(recipe)
   config = toy.get_config()
   config.warm_start.steps = STEPS
