@@ -96,7 +96,10 @@ def test_waiting_for_other_processes_times_out(store):
 
 
 @pytest.mark.parametrize('number', preemption.SIGNALS)
-def test_signals_are_requests_to_stop(number):
+def test_signals_are_requests_to_stop(number, request):
+  # Tests that run under nohup, or in the background of a shell, inherit SIG_IGN.
+  inherited = signal.signal(number, signal.SIG_DFL)
+  request.addfinalizer(lambda: signal.signal(number, inherited))
   before = signal.getsignal(number)
   stop = StopSignal()
   with stop.handle_signals():
