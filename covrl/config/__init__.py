@@ -38,6 +38,7 @@ from covrl.config.loading import load as load
 from covrl.config.loading import recipes as recipes
 from covrl.config.loading import restore as restore
 from covrl.config.mazes import MazeConfig as MazeConfig
+from covrl.config.prime import PrimeConfig as PrimeConfig
 from covrl.config.problems import CountdownConfig as CountdownConfig
 from covrl.config.problems import DataConfig as DataConfig
 from covrl.config.problems import EvaluateConfig as EvaluateConfig

@@ -182,7 +182,7 @@ def read(run: RunData) -> Readings:
   return Readings(
     iterations=count,
     updates_per_iteration=_updates_per_iteration(train),
-    tokens=train.mean('tokens') or 0.0,
+    tokens=float(train.curve('tokens').y.mean()),
     entropy_start=start,
     entropy_end=late('entropy'),
     halving=float(halved[0] - entropy.x[0]) if halved.size else None,

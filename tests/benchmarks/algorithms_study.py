@@ -12,12 +12,11 @@ Writes the table to `configs/README.md`, the curves to
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import pathlib
 
-from recipe_runs import ROOT, evaluations, train, write_section
+from recipe_runs import ROOT, evaluations, study_parser, train, write_section
 
 from covrl.config import recipes
 from covrl.report import comparison_svg, comparison_table
@@ -41,9 +40,7 @@ SHORT = {
 
 def main() -> None:
   """Runs the missing runs, then writes the results."""
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-  parser.add_argument('--runs', type=pathlib.Path, default='runs/algorithms')
+  parser = study_parser(__doc__, 'runs/algorithms')
   parser.add_argument(
     '--set',
     nargs='*',
@@ -52,11 +49,6 @@ def main() -> None:
     help='fields of every run, in place of the short settings',
   )
   parser.add_argument('--core', type=int, help='core to run on; all by default')
-  parser.add_argument(
-    '--only_write',
-    action='store_true',
-    help='only write the results of finished runs',
-  )
   arguments = parser.parse_args()
   os.chdir(ROOT)
   runs: pathlib.Path = arguments.runs

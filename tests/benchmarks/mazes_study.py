@@ -10,13 +10,12 @@ Writes a table to `configs/results/mazes.md` and to the README.
 
 from __future__ import annotations
 
-import argparse
 import os
 import pathlib
 import random
 
 import numpy as np
-from recipe_runs import ROOT, evaluations, train, write_section
+from recipe_runs import ROOT, evaluations, study_parser, train, write_section
 
 from covrl.config import MazeConfig
 from covrl.data import held_out_mazes
@@ -38,14 +37,7 @@ ARMS = {
 
 def main() -> None:
   """Runs the missing runs, then writes the results."""
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-  parser.add_argument('--runs', type=pathlib.Path, default='runs/mazes')
-  parser.add_argument(
-    '--only_write',
-    action='store_true',
-    help='only write the results of finished runs',
-  )
+  parser = study_parser(__doc__, 'runs/mazes')
   arguments = parser.parse_args()
   os.chdir(ROOT)
   runs: pathlib.Path = arguments.runs

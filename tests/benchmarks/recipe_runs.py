@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pathlib
@@ -11,6 +12,24 @@ import sys
 from collections.abc import Sequence
 
 ROOT = pathlib.Path(__file__).parents[2]
+
+
+def study_parser(description: str | None, runs: str) -> argparse.ArgumentParser:
+  """A parser with the options of all studies.
+
+  Args:
+    description: docstring of the study.
+    runs: default directory of its runs.
+  """
+  parser = argparse.ArgumentParser(description=description)
+  parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+  parser.add_argument('--runs', type=pathlib.Path, default=pathlib.Path(runs))
+  parser.add_argument(
+    '--only_write',
+    action='store_true',
+    help='only write the results of finished runs',
+  )
+  return parser
 
 
 def train(

@@ -11,13 +11,12 @@ table to `configs/README.md`.
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import os
 import pathlib
 import queue
 
-from recipe_runs import ROOT, train, write_section
+from recipe_runs import ROOT, study_parser, train, write_section
 
 from covrl.report import comparison_svg, comparison_table, write_comparison
 
@@ -34,15 +33,8 @@ RECIPES = (
 
 def main() -> None:
   """Runs the missing runs, then writes the results."""
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-  parser.add_argument('--runs', type=pathlib.Path, default='runs/countdown')
+  parser = study_parser(__doc__, 'runs/countdown')
   parser.add_argument('--jobs', type=int, default=os.cpu_count() or 1)
-  parser.add_argument(
-    '--only_write',
-    action='store_true',
-    help='only write the results of finished runs',
-  )
   arguments = parser.parse_args()
   os.chdir(ROOT)
   runs: pathlib.Path = arguments.runs

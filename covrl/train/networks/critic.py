@@ -22,7 +22,7 @@ from covrl.objectives import (
 )
 from covrl.statistics.exact import count, exact_mean
 from covrl.train.networks.estimator import Credit, CreditInputs, Estimator
-from covrl.train.networks.network import Network
+from covrl.train.networks.network import Network, network_tx
 from covrl.types import Scalar, TokenBatch
 
 CRITIC = 'critic'
@@ -39,15 +39,7 @@ def critic(
       `critic.weight_decay` and `critic.max_gradient_norm` by default.
   """
   settings = config.critic
-  if tx is None:
-    tx = optax.chain(
-      optax.clip_by_global_norm(settings.max_gradient_norm),
-      optax.adamw(
-        settings.learning_rate,
-        b2=0.999,
-        weight_decay=settings.weight_decay,
-      ),
-    )
+  tx = tx or network_tx(settings)
 
   def loss(
     values: Float[Array, 'B T'], rows: TokenBatch

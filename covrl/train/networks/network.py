@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import optax
 from jaxtyping import Array, Float, PyTree
 
+from covrl.config import CriticConfig, PrimeConfig
 from covrl.models import Policy
 from covrl.objectives import WeightMode
 from covrl.train.forward import policy_stats
@@ -76,6 +77,18 @@ class Network:
         "initial must be 'policy', 'random' or a pretrained model, got an empty"
         ' text'
       )
+
+
+def network_tx(
+  settings: CriticConfig | PrimeConfig,
+) -> optax.GradientTransformation:
+  """The default parameter chain of a network: gradient clipping, then AdamW."""
+  return optax.chain(
+    optax.clip_by_global_norm(settings.max_gradient_norm),
+    optax.adamw(
+      settings.learning_rate, b2=0.999, weight_decay=settings.weight_decay
+    ),
+  )
 
 
 def network_output(

@@ -21,7 +21,7 @@ from covrl.objectives import (
 from covrl.rewards import RIGHT_ABOVE
 from covrl.statistics.exact import exact_mean, exact_sum
 from covrl.train.networks.estimator import Credit, CreditInputs, Estimator
-from covrl.train.networks.network import Network
+from covrl.train.networks.network import Network, network_tx
 from covrl.types import Scalar, TokenBatch
 
 PRM = 'prm'
@@ -42,15 +42,7 @@ def process_reward_model(
       `prime.weight_decay` and `prime.max_gradient_norm` by default.
   """
   settings = config.prime
-  if tx is None:
-    tx = optax.chain(
-      optax.clip_by_global_norm(settings.max_gradient_norm),
-      optax.adamw(
-        settings.learning_rate,
-        b2=0.999,
-        weight_decay=settings.weight_decay,
-      ),
-    )
+  tx = tx or network_tx(settings)
 
   def loss(
     logprobs: Float[Array, 'B T'], rows: TokenBatch

@@ -303,6 +303,13 @@ class Grid:
       np.float32,
     )
 
+  def random_solutions(
+    self, rng: np.random.Generator, prompts: Prompts
+  ) -> Rows:
+    """A solution of each prompt, chosen at random."""
+    answers = [self.solutions[tuple(prompt)] for prompt in prompts.tolist()]
+    return np.array([each[rng.integers(len(each))] for each in answers])
+
   def probes(self, prompts: Prompts) -> tuple[Prompts, Rows]:
     """All pairs of a prompt and a solution."""
     pairs = [
@@ -336,11 +343,7 @@ def many_solutions(iterations: int = 60) -> StudyTask:
 
   def demonstrate(rng: np.random.Generator, count: int) -> tuple[Prompts, Rows]:
     prompts = draw(rng, count)
-    rows = []
-    for prompt in prompts.tolist():
-      answers = grid.solutions[tuple(prompt)]
-      rows.append(answers[rng.integers(len(answers))])
-    return prompts, np.array(rows)
+    return prompts, grid.random_solutions(rng, prompts)
 
   def measure(found: Float[np.ndarray, ' m'], phase: int) -> Measured:
     del phase
@@ -374,11 +377,7 @@ def out_of_distribution(iterations: int = 40) -> StudyTask:
 
   def demonstrate(rng: np.random.Generator, count: int) -> tuple[Prompts, Rows]:
     prompts = grid.train[rng.choice(len(grid.train), size=count, p=skewed)]
-    rows = []
-    for prompt in prompts.tolist():
-      answers = grid.solutions[tuple(prompt)]
-      rows.append(answers[rng.integers(len(answers))])
-    return prompts, np.array(rows)
+    return prompts, grid.random_solutions(rng, prompts)
 
   unusual = ~grid.is_habitual(grid.held_out)
 
