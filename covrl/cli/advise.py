@@ -11,6 +11,7 @@ led to it. Example:
 from __future__ import annotations
 
 import argparse
+import sys
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +24,10 @@ def run(arguments: argparse.Namespace) -> None:
   from covrl.report import advice
   from covrl.report.run_data import load_run
 
-  found = advice.advise(advice.read(load_run(arguments.workdir)))
+  data = load_run(arguments.workdir)
+  found = advice.advise(advice.read(data))
+  for sentence in data.unreadable.sentences():
+    print(f'covrl: {sentence}', file=sys.stderr)
   print(found.recommendation)
   for reason in found.reasons:
     print(f'- {reason}')

@@ -11,10 +11,13 @@ end. Every recommendation states the figures that it follows from.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Float
 
 from covrl.report import formats
 from covrl.report.phase_metrics import PhaseMetrics
@@ -40,6 +43,7 @@ REQUIRED = (
 MIN_ITERATIONS = 5
 SMALL_LOSS = 0.2  # share of the entropy below whose loss no control is advised
 SPARSE = 0.25  # share of all positive covariance in the top 2 % of tokens
+MOST_MISSING = 0.1  # share of the iterations that may lack a metric
 SATURATED = 0.9  # share of groups with equal rewards
 MIN_SELECTED = 4  # tokens per update
 MAX_FRACTION = 0.05
@@ -49,8 +53,12 @@ MAX_FRACTION = 0.05
 class Readings:
   """Figures of a run that the advice depends on.
 
+  Those of a part of the run are means over the iterations that have all metrics.
+
   Attributes:
     iterations: iterations with updates.
+    planned: iterations that the run is to make; `None` if unknown, or if they
+      are finished.
     updates_per_iteration: updates on each rollout.
     tokens: response tokens per update, mean.
     entropy_start: entropy of the first tenth of the iterations, nats per token.
@@ -66,6 +74,7 @@ class Readings:
   """
 
   iterations: int
+  planned: int | None = None
   updates_per_iteration: float
   tokens: float
   entropy_start: float
@@ -100,11 +109,11 @@ class Advice:
   """A recommendation.
 
   Attributes:
-    method: entropy control; 'none' keeps the run's loss.
+    method: entropy control; 'none' keeps the run's loss and token chain.
     fraction: share of the tokens of an update, k; 0 without a selection.
     coefficient: coefficient of KL-Cov's penalty, β; 0 without one.
     low: Clip-Cov's lower bound of the covariance; 0 without it.
-    high: Clip-Cov's upper bound.
+    high: Clip-Cov's upper bound; infinite for none.
     target: target entropy in nats; 0 without one.
     annealed: whether the coefficient falls to 0 along a line.
     reasons: sentences with the figures that led to it.
@@ -125,7 +134,7 @@ class Advice:
     schedule = 'annealed to 0' if self.annealed else 'constant'
     match self.method:
       case 'none':
-        return 'no entropy control; keep the loss and its clip'
+        return 'no change: keep the loss and the token chain'
       case 'target_entropy':
         return (
           'an entropy bonus that a controller sets:'
@@ -137,61 +146,80 @@ class Advice:
           f' {self.coefficient:g}, {schedule}'
         )
       case 'clip_cov':
-        return (
-          f'Clip-Cov: k = {self.fraction:.2g}, covariances between'
-          f' {formats.number(self.low)} and {formats.number(self.high)}'
-        )
+        bounds = f'above {formats.number(self.low)}'
+        if math.isfinite(self.high):
+          bounds += f' and below {formats.number(self.high)}'
+        return f'Clip-Cov: k = {self.fraction:.2g}, covariances {bounds}'
 
 
 def read(run: RunData) -> Readings:
   """Reads the figures that the advice depends on.
 
   Raises:
-    ValueError: metrics are missing, or the run has fewer than five iterations
-      with updates.
+    ValueError: metrics are missing, in the whole run or in more than a tenth of
+      its iterations, the run has fewer than five iterations with updates, or it
+      has no tokens or no entropy to lose.
   """
-  train = run.train
-  missing = [name for name in REQUIRED if not train.has(name)]
+  train, name = run.train, run.path.name
+  missing = [metric for metric in REQUIRED if not train.has(metric)]
   if missing:
     raise ValueError(
-      f'advice on {run.path.name} needs metrics of updates that it lacks:'
+      f'advice on {name} needs metrics of updates that it lacks:'
       f' {formats.join_words(missing)}'
     )
-  entropy = train.curve('entropy')
-  count = entropy.x.size
+  iterations = np.unique(train.column('iteration'))
+  iterations = iterations[np.isfinite(iterations)]
+  count = iterations.size
   if count < MIN_ITERATIONS:
     raise ValueError(
-      f'advice needs {MIN_ITERATIONS} iterations with updates, {run.path.name}'
-      f' has {count}'
+      f'advice needs {MIN_ITERATIONS} iterations with updates, {name} has {count}'
     )
-  tenth, third = max(1, count // 10), max(1, count // 3)
-  start = float(entropy.y[:tenth].mean())
+  for metric in REQUIRED:
+    absent = count - train.curve(metric).x.size
+    if absent > MOST_MISSING * count:
+      raise ValueError(
+        f'advice on {name} needs {metric} in {1 - MOST_MISSING:.0%} of the'
+        f' iterations, it is missing in {absent} of {count}'
+      )
+  tails = [share for share in TAILS if train.has(f'covariance_top/{share:g}')]
+  metrics = {*REQUIRED, *(f'covariance_top/{share:g}' for share in tails)}
+  common = functools.reduce(
+    np.intersect1d, (train.curve(metric).x for metric in metrics)
+  )
+
+  def values(metric: str) -> Float[np.ndarray, ' n']:
+    curve = train.curve(metric)
+    return curve.y[np.isin(curve.x, common)]
+
+  def early(metric: str) -> float:
+    return float(values(metric)[: max(1, common.size // 3)].mean())
+
+  def late(metric: str) -> float:
+    return float(values(metric)[-tenth:].mean())
+
+  tenth = max(1, common.size // 10)
+  entropy, tokens = values('entropy'), float(values('tokens').mean())
+  start = float(entropy[:tenth].mean())
   if start <= 0:
     raise ValueError(
-      f'advice needs a policy with entropy at the start, {run.path.name} has'
+      f'advice needs a policy with entropy at the start, {name} has'
       f' {start:g} nats'
     )
-  halved = entropy.x[entropy.y <= start / 2]
-
-  def early(name: str) -> float:
-    return float(train.curve(name).y[:third].mean())
-
-  def late(name: str) -> float:
-    return float(train.curve(name).y[-tenth:].mean())
-
+  if tokens < 1:
+    raise ValueError(
+      f'advice needs updates of at least one token, {name} has {tokens:g}'
+    )
+  halved = common[entropy <= start / 2]
   return Readings(
     iterations=count,
+    planned=None if run.finished else run.iterations[1],
     updates_per_iteration=_updates_per_iteration(train),
-    tokens=float(train.curve('tokens').y.mean()),
+    tokens=tokens,
     entropy_start=start,
     entropy_end=late('entropy'),
-    halving=float(halved[0] - entropy.x[0]) if halved.size else None,
+    halving=float(halved[0] - common[0]) if halved.size else None,
     covariance=early('covariance'),
-    tails={
-      share: early(f'covariance_top/{share:g}')
-      for share in TAILS
-      if train.has(f'covariance_top/{share:g}')
-    },
+    tails={share: early(f'covariance_top/{share:g}') for share in tails},
     high_quantile=early('covariance_quantile/0.99'),
     equal_groups=late('equal_reward_groups'),
     reward=late('reward'),
@@ -205,12 +233,16 @@ def advise(readings: Readings) -> Advice:
     f' {formats.number(readings.entropy_end)} nats per token in'
     f' {readings.iterations:,} iterations'
   )
+  if readings.planned is not None:
+    lost += f' of {readings.planned:,}, the run is not finished'
   if readings.lost < SMALL_LOSS:
+    change = (
+      f'less than {SMALL_LOSS:.0%} is lost'
+      if readings.lost > -SMALL_LOSS
+      else f'it rose by {-readings.lost:.0%}'
+    )
     return Advice(
-      method='none',
-      reasons=[
-        f'{lost}: less than {SMALL_LOSS:.0%} is lost, there is no collapse'
-      ],
+      method='none', reasons=[f'{lost}: {change}, there is no collapse']
     )
   reasons = [f'{lost}: {readings.lost:.0%} is lost']
   if readings.halving is not None:
@@ -231,20 +263,16 @@ def advise(readings: Readings) -> Advice:
   fraction, text = _fraction(readings)
   reasons.append(text)
   if readings.updates_per_iteration < 1.5:
-    smallest = min(readings.tails)
-    low, high = readings.high_quantile, readings.tails[smallest]
+    low, high, text = _bounds(readings)
     return Advice(
       method='clip_cov',
       fraction=fraction,
-      low=min(low, high),
-      high=max(low, high),
+      low=low,
+      high=high,
       reasons=[
         *reasons,
         "with one update per rollout KL-Cov's penalty has no gradient",
-        'the bounds are the .99 quantile of the covariance and the mean of its'
-        f' top {smallest:.2%}; 1 to 5 times the mean would be'
-        f' {formats.number(readings.covariance)} to'
-        f' {formats.number(5 * readings.covariance)}, where ordinary tokens are',
+        text,
       ],
     )
   is_saturated = readings.equal_groups >= SATURATED
@@ -289,6 +317,25 @@ def _fraction(readings: Readings) -> tuple[float, str]:
       f' of an update but at most {MAX_FRACTION:g}'
     )
   return fraction, text
+
+
+def _bounds(readings: Readings) -> tuple[float, float, str]:
+  """Clip-Cov's bounds: the tail, without tokens far out in it."""
+  low, smallest = max(readings.high_quantile, 0.0), min(readings.tails)
+  high = readings.tails[smallest]
+  text = 'the lower bound is the .99 quantile of the covariance'
+  if smallest < WIDEST_TAIL and high > low:
+    text += f', the upper one the mean of its top {smallest:.2%}'
+  else:
+    high = math.inf
+    text += ', and no smaller share than the top 2 % is known for an upper one'
+  return (
+    low,
+    high,
+    f'{text}; 1 to 5 times the mean, as published, would be'
+    f' {formats.number(readings.covariance)} to'
+    f' {formats.number(5 * readings.covariance)}, where ordinary tokens are',
+  )
 
 
 def _coefficient(readings: Readings) -> tuple[float, str]:

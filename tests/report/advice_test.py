@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+import covrl
 from covrl.cli import main
 from covrl.report import write_report
 from covrl.report.advice import MAX_FRACTION, REQUIRED, Readings, advise, read
@@ -76,6 +77,38 @@ def test_one_update_per_rollout_leads_to_clip_cov_with_bounds_in_the_tail():
   assert found.low > 5 * COLLAPSE.covariance
 
 
+@pytest.mark.parametrize(
+  'case',
+  [
+    {'tails': {0.02: 0.08}},  # a mean above which half of the tail lies
+    {'high_quantile': 6.0},
+    {'high_quantile': 5.654},
+  ],
+)
+def test_bounds_that_the_run_does_not_show_are_left_out(case):
+  found = advise(
+    dataclasses.replace(COLLAPSE, updates_per_iteration=1.0, **case)
+  )
+  assert found.high == np.inf
+  assert 'below' not in found.recommendation
+  covrl.clip_cov(found.fraction, found.low, found.high)
+
+
+def test_the_lower_bound_excludes_negative_covariances():
+  found = advise(
+    dataclasses.replace(COLLAPSE, updates_per_iteration=1.0, high_quantile=-0.5)
+  )
+  assert found.low == 0
+
+
+def test_an_unfinished_run_and_a_rise_are_said():
+  found = advise(dataclasses.replace(COLLAPSE, planned=500))
+  assert '100 iterations of 500, the run is not finished' in found.reasons[0]
+  found = advise(dataclasses.replace(COLLAPSE, entropy_end=0.8))
+  assert found.method == 'none'
+  assert 'rose by 100%' in found.reasons[0]
+
+
 def test_covariance_of_many_tokens_leads_to_a_controlled_bonus():
   found = advise(dataclasses.replace(COLLAPSE, covariance=0.05))
   assert found.method == 'target_entropy'
@@ -98,7 +131,7 @@ def test_an_update_of_few_tokens_has_no_small_tails(tmp_path):
 
 def write_run(path, entropy, *, updates=2, without=(), values=None):
   path.mkdir()
-  values = dict.fromkeys(REQUIRED, 0.1) | (values or {})
+  values = dict.fromkeys(REQUIRED, 0.1) | {'tokens': 20.0} | (values or {})
   lines = [
     {'phase': 'train', 'iteration': iteration} | values | {'entropy': float(h)}
     for iteration, h in enumerate(entropy)
@@ -135,6 +168,32 @@ def test_missing_metrics_are_named(tmp_path):
     read(load_run(run))
 
 
+@pytest.mark.parametrize('gone', [slice(0, 6), slice(14, 20)])
+@pytest.mark.parametrize('name', ['entropy', 'reward'])
+def test_metrics_that_are_missing_in_a_part_of_the_run_are_named(
+  tmp_path, name, gone
+):
+  run = write_run(tmp_path / 'grpo', np.linspace(1.0, 0.05, 20))
+  lines = [
+    json.loads(line)
+    for line in (run / 'metrics.jsonl').read_text().splitlines()
+  ]
+  for line in lines:
+    if line['iteration'] in range(20)[gone]:
+      line[name] = None
+  text = ''.join(f'{json.dumps(line)}\n' for line in lines)
+  (run / 'metrics.jsonl').write_text(text)
+  with pytest.raises(ValueError, match=f'needs {name} in 90% .* 6 of 20'):
+    read(load_run(run))
+
+
+def test_updates_without_tokens_are_refused(tmp_path):
+  values = {'tokens': 0.0}
+  run = write_run(tmp_path / 'grpo', np.linspace(1, 0.05, 9), values=values)
+  with pytest.raises(ValueError, match='at least one token, grpo has 0'):
+    read(load_run(run))
+
+
 def test_a_short_run_is_refused(tmp_path):
   run = write_run(tmp_path / 'grpo', np.ones(4))
   with pytest.raises(ValueError, match=r'needs 5 iterations .* has 4'):
@@ -153,6 +212,14 @@ def test_command(tmp_path, capsys):
   out = capsys.readouterr().out
   assert out.startswith('an entropy bonus that a controller sets')
   assert '\n- entropy went from 0.975 to 0.0750 nats per token' in out
+
+
+def test_command_names_unreadable_lines(tmp_path, capsys):
+  run = write_run(tmp_path / 'grpo', np.linspace(1.0, 0.05, 20))
+  with (run / 'metrics.jsonl').open('a') as file:
+    file.write('{"phase": \n')
+  main(['advise', str(run)])
+  assert '1 unreadable line of metrics.jsonl' in capsys.readouterr().err
 
 
 def test_command_names_missing_metrics(tmp_path, capsys):
