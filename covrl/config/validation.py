@@ -29,6 +29,7 @@ def check(config: Config) -> None:
     )
   _check_filters(config)
   _check_critic(config)
+  _check_prime(config)
   if config.data.min_pass_rate > config.data.max_pass_rate:
     raise ConfigError(
       'data.min_pass_rate must be at most data.max_pass_rate, got '
@@ -78,9 +79,8 @@ def _check_filters(config: Config) -> None:
     )
   if not any(low <= right / size <= high for right in range(size + 1)):
     raise ConfigError(
-      f'a share of the {size} responses to a prompt'
-      ' (rollout.responses_per_prompt) must lie in [rollout.min_accuracy,'
-      f' rollout.max_accuracy], got [{low:g}, {high:g}]'
+      'rollout.min_accuracy to rollout.max_accuracy must contain a multiple of'
+      f' 1/{size} (rollout.responses_per_prompt), got {low:g} to {high:g}'
     )
   if size == 1 and (has_filter or rollout.max_draws > 1):
     raise ConfigError(
@@ -114,6 +114,16 @@ def _check_carried(config: Config) -> None:
     raise ConfigError(
       'rollout.carried_groups needs rollout.max_draws = 1, got'
       f' {rollout.max_draws}'
+    )
+
+
+def _check_prime(config: Config) -> None:
+  """Checks that advantages have a part."""
+  prime = config.prime
+  if not prime.process_coefficient and not prime.outcome_coefficient:
+    raise ConfigError(
+      'prime.process_coefficient or prime.outcome_coefficient must be above 0,'
+      ' got 0 and 0'
     )
 
 

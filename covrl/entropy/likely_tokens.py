@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from covrl.array_checks import check_number
 from covrl.entropy.base import (
   Coefficient,
   Fraction,
@@ -103,7 +104,8 @@ def lp_reg(
   check_coefficient(coefficient)
   if proxy not in ('old', 'current'):
     raise ValueError(f"proxy must be 'old' or 'current', got {proxy!r}")
-  truncation = Truncation(min_p=min_p).check()
+  check_number('min_p', min_p, 0, 1, is_open=True)
+  truncation = Truncation(min_p=min_p)
   entry = 'old_moments' if proxy == 'old' else 'moments'
 
   def edit(
@@ -181,6 +183,7 @@ def aent(
   Array([[0.5, 0.5]], dtype=float32)
   """
   check_coefficient(coefficient)
+  check_number('removed', removed, 0, 1, is_open=True)
   truncation = Truncation(removed=removed).check()
 
   def edit(

@@ -50,7 +50,8 @@ def outcome_cross_entropy(
   Args:
     logprobs: log π_φ of each token, in nats.
     ref_logprobs: log π_ref of each token, in nats; not differentiated.
-    labels: o, the outcome of the token's response, in [0, 1].
+    labels: o, the outcome of the token's response, in [0, 1]; NaN and others
+      make its loss NaN.
     mask: true for response tokens; entries off the mask may be NaN.
     weights: weight of each token.
     segment_ids: index of the sequence within the row; `None` where a row is one
@@ -92,7 +93,10 @@ def outcome_cross_entropy(
 
   gap = keep(logprobs) - jax.lax.stop_gradient(keep(ref_logprobs))
   scores = coefficient * sequence_sums(gap, segment_ids)
-  losses = keep(jax.nn.softplus(scores) - keep(labels) * scores)
+  outcomes = keep(labels)
+  is_known = (outcomes >= 0) & (outcomes <= 1)
+  losses = keep(jax.nn.softplus(scores) - outcomes * scores)
+  losses = jnp.where(is_known, losses, jnp.nan)
   value = jnp.sum(keep(weights) * losses)
   return value, jax.lax.stop_gradient(OutcomeAux(losses, scores))
 
@@ -120,6 +124,7 @@ def pair_accuracy(
   >>> pair_accuracy(jnp.array([0.5, 0.1, 0.9]), labels, ids).item()
   0.5
   """
+  check_array('scores', scores, 'real', 'S')
   same, _ = same_group(scores, group_ids)
   check_array('labels', labels, 'bool', 'S', scores.shape)
   pairs = same & labels[:, None] & ~labels[None, :]
@@ -151,8 +156,8 @@ def calibration_error(
     bins: number of bins.
 
   Returns:
-    The error, in [0, 1]; NaN without responses, and if a probability is not
-    finite.
+    The error, in [0, 1]; NaN without responses, and if a probability does not
+    lie in [0, 1].
 
   >>> labels = jnp.array([True, False])
   >>> calibration_error(jnp.array([0.75, 0.25]), labels, labels | ~labels).item()
@@ -164,9 +169,12 @@ def calibration_error(
   shape = check_array('mask', mask, 'bool', 'S')
   check_array('probabilities', probabilities, 'real', 'S', shape)
   check_array('labels', labels, 'bool', 'S', shape)
-  check_number('bins', bins, 1)
+  if not isinstance(bins, int) or bins < 1:
+    raise ValueError(f'bins must be a positive integer, got {bins!r}')
   gaps = probabilities - labels.astype(probabilities.dtype)
-  taken = jnp.where(jnp.isfinite(probabilities), probabilities, 0)
+  is_known = (probabilities >= 0) & (probabilities <= 1)
+  gaps = jnp.where(is_known, gaps, jnp.nan)
+  taken = jnp.where(is_known, probabilities, 0)
   indices = jnp.clip(jnp.floor(taken * bins), 0, bins - 1).astype(jnp.int32)
   errors = jax.vmap(
     lambda index: jnp.abs(exact_sum(gaps, mask & (indices == index)))

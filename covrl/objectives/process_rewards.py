@@ -142,7 +142,8 @@ def process_advantages(
   outcomes = jnp.where(jnp.any(mask, axis=1), outcomes.astype(dtype), 0)
   last = _is_last(mask)
   if form == 'code':
-    process = jnp.where(last, 0, process)
+    # A number; what is not one stays, and makes everything NaN.
+    process = jnp.where(last & jnp.isfinite(process), 0, process)
   scale = _largest(_returns(process, mask, 1.0), mask)
   if normalise:
     divisor = jnp.where(jnp.isfinite(scale), scale + _SCALE_EPSILON, jnp.nan)

@@ -170,8 +170,8 @@ def whiten(
   centred = jnp.where(mask, values - mean, 0)
   variance = exact_sum(centred**2, mask) / (tokens + COUNT_EPSILON)
   unbiased = variance * tokens / jnp.maximum(tokens - 1, 1)
-  largest = jnp.max(jnp.where(mask, values, -jnp.inf))
-  smallest = jnp.min(jnp.where(mask, values, jnp.inf))
+  largest = jnp.max(jnp.where(mask, values, -jnp.inf), initial=-jnp.inf)
+  smallest = jnp.min(jnp.where(mask, values, jnp.inf), initial=jnp.inf)
   # The mean of equal values is theirs up to rounding, which must not be scaled.
   equal = (largest == smallest) & jnp.isfinite(largest)
   white = centred * jax.lax.rsqrt(unbiased + VARIANCE_EPSILON)

@@ -144,6 +144,8 @@ def token_stats(
     raise ValueError(
       f'implementation must be one of {IMPLEMENTATIONS}, got {implementation!r}'
     )
+  if not isinstance(truncation, Truncation):
+    raise TypeError(f'truncation must be a Truncation, got {truncation!r}')
   truncation.check()
   if truncation.min_p is not None and not moments:
     raise ValueError(

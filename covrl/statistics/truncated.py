@@ -125,7 +125,8 @@ def filtered_logprobs(
       target = _sum(jnp.where(tile.is_target & possible, x, 0), partition)
       is_kept = _sum((tile.is_target & kept).astype(jnp.int32), partition) > 0
       # NaN, and a target that is not in the vocabulary, are not −∞.
-      unknown = jnp.isnan(sums) | jnp.isnan(target)
+      # Nor are those of a position without a possible token.
+      unknown = (sums == 0) | jnp.isnan(sums) | jnp.isnan(target)
       found = jnp.where(is_kept, target - jnp.log(sums), -jnp.inf)
       return jnp.where(unknown, jnp.nan, found)
 

@@ -210,6 +210,10 @@ def test_numbers_that_are_not_finite_are_never_a_zero():
     found, scale = advantages(process, np.ones(3), ids, mask, 'paper')
     assert np.isnan(found).all()
     assert np.isnan(scale)
+    # The form of the code leaves out the last token's reward, not its fault.
+    found, scale = advantages(process, np.ones(3), ids, mask, 'code')
+    assert np.isnan(found).all()
+    assert np.isnan(scale)
   outcomes, ones = [1.0, np.nan, 1.0], np.ones((3, 2))
   found, _ = advantages(ones, outcomes, ids, mask, 'code', standardise=False)
   assert np.isnan(found[:2]).all()
@@ -223,6 +227,24 @@ def test_numbers_that_are_not_finite_are_never_a_zero():
   found, scale = advantages(ones, outcomes, ids, np.zeros_like(mask), 'code')
   assert not found.any()
   assert scale == 0
+
+
+@pytest.mark.parametrize('shape', [(0, 2), (2, 0)])
+def test_batches_without_tokens(shape):
+  empty, ids = jnp.zeros(shape), jnp.zeros(shape[0], int)
+  outcomes = jnp.ones(shape[0])
+  found = process_advantages(empty, outcomes, ids, jnp.zeros(shape, bool))
+  assert found.advantages.shape == shape
+  assert found.scale == 0
+
+
+@pytest.mark.parametrize('label', [-1.0, 2.0, np.nan])
+def test_labels_that_are_no_probabilities_have_no_loss(label):
+  ones, mask = jnp.ones((1, 2)), jnp.ones((1, 2), bool)
+  value, _ = outcome_cross_entropy(
+    ones, ref_logprobs=ones, labels=label * ones, mask=mask, weights=ones
+  )
+  assert np.isnan(value)
 
 
 def test_loss_and_gradient(golden):
@@ -284,6 +306,13 @@ def test_calibration_error():
   assert found == pytest.approx(wanted, rel=1e-5)
   assert np.isnan(run(probabilities, labels, np.zeros_like(mask)))
   assert np.isnan(run(probabilities, labels, np.ones_like(mask)))
+  for impossible in (-0.5, 1.5):
+    spoilt = np.where(mask, probabilities, np.float32(impossible))
+    assert np.isnan(run(spoilt, labels, np.ones_like(mask)))
+  with pytest.raises(ValueError, match=r'bins must be a positive .* got 0'):
+    calibration_error(
+      jnp.asarray(probabilities), jnp.asarray(labels), jnp.asarray(mask), bins=0
+    )
 
 
 def test_refuses_options():

@@ -175,6 +175,19 @@ def test_refuses_numbers_out_of_range(truncation, words):
     token_stats(*problem()[:3], moments=True, truncation=truncation)
 
 
+def test_positions_without_a_possible_token_have_no_statistics():
+  hidden, unembedding, targets, _ = problem(length=2)
+  stats, moments = token_stats(
+    hidden,
+    jnp.full_like(unembedding, -jnp.inf),
+    targets,
+    moments=True,
+    truncation=BOTH,
+  )
+  assert np.isnan(np.asarray(stats.top_entropy)).all()
+  assert np.isnan(np.asarray(moments.filtered_logprobs)).all()
+
+
 def test_min_p_needs_moments():
   with pytest.raises(ValueError, match='min_p needs moments=True'):
     token_stats(*problem()[:3], truncation=Truncation(min_p=0.1))

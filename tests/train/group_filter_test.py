@@ -121,7 +121,7 @@ def test_filters_that_leave_nothing_end_with_counts():
     ),
     (
       {'min_accuracy': 0.3, 'max_accuracy': 0.4},
-      r'a share of the 4 responses .* must lie in .* got \[0\.3, 0\.4\]',
+      r'must contain a multiple of 1/4 .* got 0\.3 to 0\.4',
     ),
     ({'max_accuracy': 1.5}, r'rollout\.max_accuracy must lie in \[0, 1\]'),
     (

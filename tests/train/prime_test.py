@@ -189,6 +189,10 @@ def test_numbers_that_are_not_finite_spoil_the_iteration_and_are_shown():
     ({'form': 'verl'}, r"prime\.form must be one of .*, got 'verl'"),
     ({'reference': 'x'}, r"prime\.reference must be one of .*, got 'x'"),
     ({'update': 'x'}, r"prime\.update must be one of .*, got 'x'"),
+    (
+      {'process_coefficient': 0.0, 'outcome_coefficient': 0.0},
+      r'prime\.outcome_coefficient must be above 0, got 0 and 0',
+    ),
     ({'outcome_coefficient': -1.0}, r'prime\.outcome_coefficient must be at'),
   ],
 )
