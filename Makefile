@@ -73,7 +73,7 @@ study-quick: setup
 
 # Every Countdown recipe with three seeds: about an hour.
 study-countdown: setup
-	$(BIN)/python tests/benchmarks/study.py
+	$(BIN)/python tests/benchmarks/countdown_study.py
 
 # GRPO, PPO and PRIME with three seeds, other algorithms with one: about an hour.
 study-algorithms: setup

@@ -233,6 +233,8 @@ def test_advice_becomes_an_arm():
   assert (knobs.fraction, knobs.penalty, knobs.annealed) == (0.01, 3.0, 1.0)
   assert (knobs.low, knobs.high) == (1.0, UNCLIPPED)
   assert arm_of(Advice(method='none')).knobs == Knobs()
-  assert arm_of(Advice(method='target_entropy', target=0.2)).knobs.target == 0.2
+  assert (
+    arm_of(Advice(method='controlled_bonus', target=0.2)).knobs.target == 0.2
+  )
   with pytest.raises(ValueError, match='bounds'):
     arm_of(Advice(method='clip_cov'))

@@ -33,6 +33,8 @@ from covrl.parallel.topologies import AnyTopology
 from covrl.rewards import Scoring
 from covrl.tasks.verify import check_scores
 from covrl.train import Task
+from covrl.train.algorithm import Algorithm
+from covrl.train.build import warnings
 from covrl.train.init import make_policy
 from covrl.train.state_sharding import check_mesh
 
@@ -68,6 +70,8 @@ def plan(
   policy = make_policy(recipe, task.tokenizer)
   yield f'{recipe.name}: {policy.num_params:,} parameters'
   yield from _sizes(config)
+  for text in warnings(config, Algorithm.from_recipe(recipe)):
+    yield f'warning: {text}'
   yield from _examples(config, task)
   networks = network_models(recipe, policy)
   for name, model in zip(recipe.networks(config), networks, strict=True):
@@ -146,9 +150,12 @@ def _sizes(config: Config) -> Iterator[str]:
     f'{rollout.responses_per_prompt:,} responses, '
     f'{config.updates_per_iteration:,} updates each of '
     f'{config.train.sequences_per_update:,} sequences in '
-    f'{config.train.micro_batches:,} micro-batches; {config.total_updates:,}'
-    ' updates'
+    f'{config.train.micro_batches:,}'
+    f' micro-batch{"es" * (config.train.micro_batches > 1)};'
+    f' {config.total_updates:,} updates'
   )
+  if rollout.max_draws > 1:
+    yield f'up to {rollout.max_draws:,} draws of so many prompts per iteration'
   yield (
     f'an update: at most {config.train.sequences_per_update * tokens_read(config):,}'
     f' tokens, {response:,} of them in responses (up to '

@@ -83,14 +83,15 @@ class RolloutConfig:
     max_accuracy: largest share of right responses of a group to train on.
     drop_truncated: whether groups with a response that the length limit ended
       are not trained on.
-    fill_groups: whether other groups fill up an iteration in which too few pass
-      the filters; else those that are missing are masked out.
+    fill_groups: where too few groups pass the filters, whether others take the
+      empty places; otherwise these are masked out.
     pipeline: iterations that sampling is ahead of training: 0, or 1 to sample an
       iteration's responses before the updates of the iteration before, so that
       they are scored during these. Needs importance weights.
-    carried_groups: groups that may be unfinished when an iteration has its
-      `prompts_per_iteration` complete ones; they go on with newer weights, and
-      so many groups more are sampled together. Needs `pipeline`.
+    carried_groups: groups that are sampled beyond `prompts_per_iteration`, at
+      most so many; those that are unfinished when enough are complete go on in
+      the next iteration with newer weights. Needs `pipeline` 1, `max_draws` 1
+      and one process.
     max_staleness: iterations between the first token of a carried group and its
       training, at most; sampling waits for groups that would exceed it.
   """

@@ -23,7 +23,7 @@ from covrl.report import formats
 from covrl.report.phase_metrics import PhaseMetrics
 from covrl.report.run_data import RunData
 
-Method = Literal['none', 'target_entropy', 'kl_cov', 'clip_cov']
+Method = Literal['none', 'controlled_bonus', 'kl_cov', 'clip_cov']
 
 WIDEST_TAIL = 0.02
 TAILS = (0.0002, 0.002, WIDEST_TAIL)
@@ -135,10 +135,10 @@ class Advice:
     match self.method:
       case 'none':
         return 'no change: keep the loss and the token chain'
-      case 'target_entropy':
+      case 'controlled_bonus':
         return (
           'an entropy bonus that a controller sets:'
-          f' target_entropy({formats.number(self.target)})'
+          f' adaptive_bonus({formats.number(self.target)})'
         )
       case 'kl_cov':
         return (
@@ -253,7 +253,7 @@ def advise(readings: Readings) -> Advice:
       f' less than {SPARSE:.0%}: a few tokens do not decide, so all are controlled'
     )
     return Advice(
-      method='target_entropy',
+      method='controlled_bonus',
       target=readings.entropy_start / 2,
       reasons=[*reasons, 'the target is half of the entropy at the start'],
     )
@@ -310,7 +310,11 @@ def _fraction(readings: Readings) -> tuple[float, str]:
   share = min(share for share in tails if share * tails[share] >= wanted)
   fewest = MIN_SELECTED / max(readings.tokens, 1.0)
   fraction = min(max(share, fewest), MAX_FRACTION)
-  text = f'the top {share:.2g} of the tokens hold half of that'
+  text = (
+    f'the top {share:.2%} of the tokens hold half of that'
+    if share < WIDEST_TAIL
+    else 'no smaller share that is logged holds half of that'
+  )
   if fraction != share:
     text += (
       f'; k is {fraction:.2g}, {MIN_SELECTED} of the {readings.tokens:,.0f} tokens'
@@ -345,7 +349,10 @@ def _coefficient(readings: Readings) -> tuple[float, str]:
   )
   if is_fast:
     return 3.0, 'entropy halves within a fifth of the run: β = 3'
-  return 1.0, 'entropy falls slowly: β = 1, as published'
+  return (
+    1.0,
+    'entropy did not halve within a fifth of the run: β = 1, as published',
+  )
 
 
 def _updates_per_iteration(train: PhaseMetrics) -> float:

@@ -111,7 +111,7 @@ def test_an_unfinished_run_and_a_rise_are_said():
 
 def test_covariance_of_many_tokens_leads_to_a_controlled_bonus():
   found = advise(dataclasses.replace(COLLAPSE, covariance=0.05))
-  assert found.method == 'target_entropy'
+  assert found.method == 'controlled_bonus'
   assert found.target == 0.2
 
 
@@ -232,7 +232,7 @@ def test_command_names_missing_metrics(tmp_path, capsys):
 
 def test_the_report_has_the_recommendation(tmp_path):
   run = write_run(tmp_path / 'grpo', np.linspace(1.0, 0.05, 20))
-  assert 'target_entropy(0.4' in write_report(run).read_text()
+  assert 'adaptive_bonus(0.4' in write_report(run).read_text()
 
 
 def test_a_report_without_the_metrics_has_none(tmp_path):

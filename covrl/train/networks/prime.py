@@ -32,8 +32,9 @@ def process_reward_model(
 ) -> Network:
   """A process reward model with the settings of `config.prime`.
 
-  A language model that learns which responses are right: their log-probability
-  relative to a reference is the logit of that. A response is right if its reward
+  A language model that learns which responses are right: β times their
+  log-probability relative to a reference is the logit of that. A response is
+  right if its reward
   is above 0.5. Its metrics are means over responses, before the update.
 
   Args:

@@ -33,7 +33,7 @@ def claims_section(study: Study) -> PageSection:
     _annealed(study, found),
     [
       'The gain of covariance methods grows with the size of the model',
-      'not run: every width is compiled anew, and one width took the time that there was',
+      'not run: only one size has been trained',
       'open',
     ],
     _law(found),

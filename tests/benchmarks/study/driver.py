@@ -206,7 +206,7 @@ def arm_of(advice: Advice) -> Arm:
   match advice.method:
     case 'none':
       knobs = ARMS['grpo'].knobs
-    case 'target_entropy':
+    case 'controlled_bonus':  # the study's controller is target_entropy
       knobs = Knobs(target=advice.target)
     case 'kl_cov':
       knobs = ARMS['kl_cov_beta0'].knobs._replace(

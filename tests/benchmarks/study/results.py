@@ -261,8 +261,8 @@ def tuning_text(study: Study, name: str) -> str:
     return 'Not run yet.'
   best = max(values) if task.higher_is_better else min(values)
   return (
-    f'The arms have not been run on the seeds of the study. {main.title}, best of'
-    f' {len(values)} tuning runs (of {len(found)}):'
+    'The arms have not been run on the seeds of the study. Best of'
+    f' {len(values)} tuning runs (of {len(found)}), {main.title}:'
     f' {formats.fixed(main.scale * best, main.digits)}.'
   )
 
