@@ -71,6 +71,7 @@ class Readings:
     high_quantile: the .99 quantile of the covariance over the same.
     equal_groups: share of groups with equal rewards in the last tenth.
     reward: mean reward in the last tenth.
+    selected: tokens that the run's own token chain selected per update, mean.
   """
 
   iterations: int
@@ -85,6 +86,7 @@ class Readings:
   high_quantile: float
   equal_groups: float
   reward: float
+  selected: float = 0.0
 
   @property
   def lost(self) -> float:
@@ -223,6 +225,7 @@ def read(run: RunData) -> Readings:
     high_quantile=early('covariance_quantile/0.99'),
     equal_groups=late('equal_reward_groups'),
     reward=late('reward'),
+    selected=train.mean('selected') or 0.0,  # absent without a selection
   )
 
 
@@ -235,6 +238,11 @@ def advise(readings: Readings) -> Advice:
   )
   if readings.planned is not None:
     lost += f' of {readings.planned:,}, the run is not finished'
+  if readings.selected > 0:
+    lost += (
+      f', with control of {readings.selected:,.0f} of {readings.tokens:,.0f} tokens'
+      ' per update by the token chain'
+    )
   if readings.lost < SMALL_LOSS:
     change = (
       f'less than {SMALL_LOSS:.0%} is lost'

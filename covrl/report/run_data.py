@@ -222,7 +222,7 @@ def load_run(workdir: epath.PathLike) -> RunData:
       else 'which does not exist'
     )
     raise FileNotFoundError(
-      f'a report needs a run directory, got {str(workdir)!r}, {reason}'
+      f'DIRECTORY must be a run directory, got {str(workdir)!r}, {reason}'
     )
   records = read_metrics(path / 'metrics.jsonl', unreadable)
   phases = [record.get('phase') for record in records]

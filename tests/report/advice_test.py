@@ -109,6 +109,12 @@ def test_an_unfinished_run_and_a_rise_are_said():
   assert 'rose by 100%' in found.reasons[0]
 
 
+def test_the_control_of_the_run_is_said():
+  found = advise(dataclasses.replace(COLLAPSE, selected=400.0))
+  assert 'control of 400 of 20,000 tokens per update' in found.reasons[0]
+  assert not any('control of' in reason for reason in advise(COLLAPSE).reasons)
+
+
 def test_covariance_of_many_tokens_leads_to_a_controlled_bonus():
   found = advise(dataclasses.replace(COLLAPSE, covariance=0.05))
   assert found.method == 'controlled_bonus'

@@ -205,7 +205,7 @@ def test_directory_that_is_not_of_a_run_is_refused(
       main(['report', *map(str, arguments)])
     assert ended.value.code == 2
     assert capsys.readouterr().err == (
-      f'covrl: a report needs a run directory, got {str(path)!r}, {reason}\n'
+      f'covrl: DIRECTORY must be a run directory, got {str(path)!r}, {reason}\n'
     )
   assert sorted(tmp_path.rglob('*')) == before
 
