@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ahead-of-time compilation for TPUs, and estimates of memory and time."""
+"""Ahead-of-time compilation for TPUs and GPUs, and estimates of memory and time."""
 
 from covrl.compile.programs import NAMES as NAMES
 from covrl.compile.programs import compile_recipe as compile_recipe

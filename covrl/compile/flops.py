@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arithmetic operations of instructions, those of matrix products by their shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from covrl.compile.collectives import OPCODES
+from covrl.compile.hlo import Computation, Instruction, Module
+from covrl.compile.traffic import FREE
+
+_UNCOUNTED = FREE | {
+  'copy',
+  'reshape',
+  'transpose',
+  'broadcast',
+  'slice',
+  'dynamic-slice',
+  'dynamic-update-slice',
+  'concatenate',
+  'pad',
+  'reverse',
+  'iota',
+  'gather',
+  'custom-call',
+  'copy-start',
+  'copy-done',
+  'convert',
+  'fusion',
+  'async-start',
+  'async-update',
+  'async-done',
+  'rng-bit-generator',
+  'sort',
+  'send',
+  'send-done',
+  'recv',
+  'recv-done',
+  *OPCODES,
+  *(each.replace('-start', '-done') for each in OPCODES),
+}
+
+
+def flops_of(
+  module: Module, computation: Computation, each: Instruction
+) -> float:
+  """Returns the FLOPs of an instruction and of its fused computation."""
+  if each.opcode in ('fusion', 'async-start'):
+    return sum(
+      flops_of(module, called, inner)
+      for called in module.called(each)
+      for inner in called.instructions.values()
+    )
+  if each.opcode == 'convolution':
+    return _flops_of_convolution(computation, each)
+  if each.opcode == 'dot':
+    return _flops_of_dot(computation, each)
+  if each.opcode in ('reduce', 'reduce-window', 'scatter'):
+    first = next(computation.operands(each), None)
+    read = first.shapes[0].elements if first else 0
+    return float(max(read, each.shapes[0].elements))
+  if each.opcode in _UNCOUNTED:
+    return 0.0
+  return float(each.shapes[0].elements) if each.shapes else 0.0
+
+
+def _flops_of_dot(computation: Computation, dot: Instruction) -> float:
+  """Returns 2 × result elements × contracted size."""
+  left = computation.instructions[dot.operands[0]].shapes[0]
+  axes = dot.text.split('lhs_contracting_dims={')[1].split('}')[0]
+  summed = [left.dims[int(axis)] for axis in axes.split(',') if axis]
+  return 2.0 * dot.shapes[0].elements * math.prod(summed)
+
+
+def _flops_of_convolution(computation: Computation, each: Instruction) -> float:
+  """Returns 2 × multiplications, without those by padding and dilation gaps.
+
+  TPU programs express matrix products as convolutions, with batch axes as
+  spatial ones.
+  """
+  left, right = (
+    computation.instructions[name].shapes[0] for name in each.operands[:2]
+  )
+  labels = each.attribute('dim_labels') or ''
+  into, rest = labels.split('_')
+  kernel, out = rest.split('->')
+  result = each.shapes[0]
+  batch = result.dims[out.index('b')]
+  features = result.dims[out.index('f')]
+  summed = right.dims[kernel.index('i')]
+  window = _Window.of(each.text)
+  positions = 1
+  for axis in range(sum(label.isdigit() for label in out)):
+    positions *= window.valid(
+      axis,
+      left.dims[into.index(str(axis))],
+      right.dims[kernel.index(str(axis))],
+      result.dims[out.index(str(axis))],
+    )
+  return 2.0 * batch * features * summed * positions / window.batch_groups
+
+
+@dataclasses.dataclass(frozen=True)
+class _Window:
+  """The window of a convolution, per spatial axis."""
+
+  fields: dict[str, list[str]]
+  batch_groups: int
+
+  @classmethod
+  def of(cls, text: str) -> _Window:
+    """Parses `window={size=4x7 pad=3_3x6_6 …}`."""
+    inside = (
+      text.split('window={')[1].split('}')[0] if 'window={' in text else ''
+    )
+    fields = dict(part.split('=') for part in inside.split())
+    groups = text.split('batch_group_count=')
+    count = groups[1].split(',')[0] if len(groups) > 1 else '1'
+    return cls({k: v.split('x') for k, v in fields.items()}, int(count))
+
+  def _get(self, name: str, axis: int, default: str) -> str:
+    values = self.fields.get(name)
+    return default if values is None else values[axis]
+
+  def valid(self, axis: int, size: int, kernel: int, results: int) -> int:
+    """Counts pairs of output and kernel positions that meet an input."""
+    stride = int(self._get('stride', axis, '1'))
+    low = int(self._get('pad', axis, '0_0').split('_')[0])
+    gap = int(self._get('lhs_dilate', axis, '1'))
+    spread = int(self._get('rhs_dilate', axis, '1'))
+    count = 0
+    for position in range(kernel):
+      # Output r reads dilated input position r·stride + offset.
+      offset = position * spread - low
+      if stride == 1 and gap == 1:
+        count += max(min(results, size - offset) - max(0, -offset), 0)
+        continue
+      for result in range(results):
+        at = result * stride + offset
+        count += at % gap == 0 and 0 <= at // gap < size
+    return count

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory traffic of instructions: bytes to and from HBM and host memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from covrl.compile.collectives import OPCODES, results
+from covrl.compile.hlo import Computation, Instruction, Module, Shape
+
+# Instructions without cost of their own.
+FREE = frozenset(
+  (
+    'parameter',
+    'constant',
+    'tuple',
+    'get-tuple-element',
+    'bitcast',
+    'after-all',
+    'partition-id',
+    'replica-id',
+    'opt-barrier',
+    'while',
+    'conditional',
+    'call',
+  )
+)
+
+
+def traffic_of(
+  module: Module, computation: Computation, each: Instruction
+) -> tuple[float, float]:
+  """Returns the bytes to and from HBM, and to and from the host."""
+  if each.opcode in FREE or each.opcode.endswith(('-done', '-update')):
+    return 0.0, 0.0
+  if 'custom_call_target="AllocateBuffer"' in each.text:
+    return 0.0, 0.0
+  moved = [*_read(module, computation, each), *_written(module, each)]
+  if module.platform == 'gpu' and each.opcode in OPCODES:
+    moved = [*_read(module, computation, each), *results(each)]
+  if each.opcode == 'dynamic-update-slice':
+    update = computation.instructions[each.operands[1]].shapes[0]
+    moved = [update, update._replace(space=each.shapes[0].space)]
+  elif each.opcode == 'scatter' and module.platform == 'gpu':
+    moved = [*_scattered(computation, each)]
+  elif each.opcode in ('dynamic-slice', 'slice', 'gather'):
+    source = computation.instructions[each.operands[0]].shapes[0]
+    moved = [each.shapes[0], each.shapes[0]._replace(space=source.space)]
+  elif each.opcode in ('send', 'recv'):
+    moved = [each.shapes[0]]
+  elif each.opcode in ('copy-start', 'async-start', 'slice-start'):
+    # The tuple holds destination, source and a semaphore.
+    target, source, *rest = each.shapes
+    if each.opcode == 'copy-start':
+      moved = [target, source]
+    else:
+      moved = [[target, source, *rest][-2] if rest else target]
+      moved = [moved[0], moved[0]._replace(space=target.space)]
+  hbm = sum(shape.padded_size for shape in moved if shape.space == 'hbm')
+  host = sum(shape.padded_size for shape in moved if shape.space == 'host')
+  return float(hbm), float(host)
+
+
+def _scattered(computation: Computation, each: Instruction) -> Iterator[Shape]:
+  """Yields what a scatter in place moves: indices, and each update twice."""
+  _, indices, updates = (x.shapes[0] for x in computation.operands(each))
+  yield from (indices, updates, updates)
+
+
+def _read(
+  module: Module, computation: Computation, each: Instruction
+) -> Iterator[Shape]:
+  """Yields the arrays, or slices of them, that an instruction reads."""
+  for number, operand in enumerate(computation.operands(each)):
+    if len(operand.shapes) != 1:
+      continue
+    shape = operand.shapes[0]
+    if each.opcode == 'fusion':
+      called = next(module.called(each))
+      parts = _read_of_parameter(module, called, number)
+      if parts is not None:
+        yield from (part._replace(space=shape.space) for part in parts)
+        continue
+    yield shape
+
+
+def _read_of_parameter(
+  module: Module, computation: Computation, number: int
+) -> list[Shape] | None:
+  """Returns the slices of a fusion's parameter that are read, if not all."""
+  return _read_of(module, computation, computation.parameters[number])
+
+
+def _read_of(
+  module: Module, computation: Computation, value: Instruction
+) -> list[Shape] | None:
+  """Returns the slices of a fused value that are read; `None` for all of it."""
+  parts: list[Shape] = []
+  for user in computation.users.get(value.name, []):
+    first = user.operands[0] == value.name
+    if user.opcode in ('dynamic-slice', 'slice', 'gather') and first:
+      parts.append(user.shapes[0])
+    elif user.opcode == 'dynamic-update-slice' and first:
+      continue  # Updated in place.
+    elif user.opcode == 'scatter' and first and module.platform == 'gpu':
+      continue  # Updated in place, and read where it is.
+    elif user.opcode in ('bitcast', 'reshape'):
+      found = _read_of(module, computation, user)
+      if found is None:
+        return None
+      parts += found
+    elif user.opcode == 'fusion':
+      called = next(module.called(user))
+      for number, name in enumerate(user.operands):
+        if name != value.name:
+          continue
+        found = _read_of_parameter(module, called, number)
+        if found is None:
+          return None
+        parts += found
+    else:
+      return None
+  whole = value.shapes[0].padded_size
+  return parts if sum(part.padded_size for part in parts) < whole else None
+
+
+def _written(module: Module, each: Instruction) -> Iterator[Shape]:
+  """Yields the arrays that an instruction writes, with their memory spaces."""
+  if each.opcode != 'fusion':
+    yield from each.shapes
+    return
+  called = next(module.called(each))
+  roots = _results(called, called.root)
+  for shape, root in zip(each.shapes, roots, strict=False):
+    yield _update_of(module, called, root, shape)
+
+
+def _results(computation: Computation, root: Instruction) -> list[Instruction]:
+  """Returns the instructions that produce each part of a result."""
+  if root.opcode != 'tuple':
+    return [root]
+  return [computation.instructions[name] for name in root.operands]
+
+
+def _update_of(
+  module: Module, computation: Computation, root: Instruction, shape: Shape
+) -> Shape:
+  """Returns the written part of a fusion's result: the update, if in place."""
+  while root.opcode in ('bitcast', 'reshape') and root.operands:
+    root = computation.instructions[root.operands[0]]
+  if root.opcode == 'dynamic-update-slice':
+    update = computation.instructions[root.operands[1]].shapes[0]
+    return update._replace(space=shape.space)
+  if root.opcode == 'scatter' and module.platform == 'gpu':
+    operand, *_, update = computation.operands(root)
+    if operand.opcode == 'parameter':
+      return update.shapes[0]._replace(space=shape.space)
+  if root.opcode == 'fusion':
+    called = next(module.called(root))
+    inner = called.root
+    if inner.opcode != 'tuple':
+      return _update_of(module, called, inner, shape)
+  return shape
