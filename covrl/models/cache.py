@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import P
 from jax.experimental.layout import Layout, with_layout_constraint
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
 from covrl.models.layers import constrain
 from covrl.parallel import sharding
@@ -52,11 +52,14 @@ class PromptCache(NamedTuple):
     keys: keys with rotary embeddings.
     values: values of the same tokens.
     lengths: number of tokens of each prompt; they are in the last slots.
+    experts: experts that each token was routed to, see `ExpertRecord`; `None`
+      unless they were asked for.
   """
 
   keys: Float[Array, 'L P K C h']
   values: Float[Array, 'L P K C h']
   lengths: Int[Array, ' P']
+  experts: UInt[Array, 'P C L k'] | None = None
 
 
 class DecodeCache(NamedTuple):
@@ -69,6 +72,8 @@ class DecodeCache(NamedTuple):
     keys: keys of the responses' tokens; slot `t` holds token `t`.
     values: values of the same tokens.
     length: number of tokens of each row in the cache.
+    experts: experts that each row's last token was routed to, see
+      `ExpertRecord`; `None` unless they were asked for.
   """
 
   prompts: PromptCache
@@ -76,6 +81,7 @@ class DecodeCache(NamedTuple):
   keys: Float[Array, 'L S K C h']
   values: Float[Array, 'L S K C h']
   length: Int[Array, ' S']
+  experts: UInt[Array, 'S L k'] | None = None
 
   @classmethod
   def empty(

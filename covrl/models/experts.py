@@ -20,15 +20,64 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt
 
 from covrl.models.cache import repeat_rows
 from covrl.models.config import Activation, ModelConfig
 from covrl.models.layers import activate, normal_param, output_std
 from covrl.parallel import sharding
 from covrl.types import Scalar
+
+
+class ExpertRecord(NamedTuple):
+  """Form of the experts that tokens were routed to, as they are recorded.
+
+  An entry is the expert's index plus 1; 0 was not recorded.
+
+  Attributes:
+    layers: number of layers.
+    per_token: number of experts of each token.
+    dtype: unsigned integers of as few bytes as the number of experts needs.
+  """
+
+  layers: int
+  per_token: int
+  dtype: str
+
+  @classmethod
+  def of(cls, config: ModelConfig) -> ExpertRecord:
+    """The form for a model.
+
+    Raises:
+      ValueError: the model has no experts.
+
+    >>> from covrl.models import Experts, tiny
+    >>> config = dataclasses.replace(tiny(16), experts=Experts(count=8, per_token=2))
+    >>> ExpertRecord.of(config).shape(4, 16), ExpertRecord.of(config).dtype
+    ((4, 16, 2, 2), 'uint8')
+    """
+    if config.experts is None:
+      raise ValueError(
+        'routing replay needs a model with experts, got one without'
+      )
+    dtype = 'uint8' if config.experts.count < 2**8 else 'uint16'
+    return cls(config.num_layers, config.experts.per_token, dtype)
+
+  def shape(self, *tokens: int) -> tuple[int, ...]:
+    """Shape of the record of tokens, such as rows and columns."""
+    return *tokens, self.layers, self.per_token
+
+  def empty(self, *tokens: int) -> np.ndarray:
+    """A record of tokens none of which was recorded."""
+    return np.zeros(self.shape(*tokens), self.dtype)
+
+  @property
+  def bytes_per_token(self) -> int:
+    """Bytes of the record of one token."""
+    return self.layers * self.per_token * np.dtype(self.dtype).itemsize
 
 
 class Routing(NamedTuple):
@@ -100,11 +149,15 @@ class RoutedMLP(nnx.Module):
 
       p = softmax(x W_router),    y = Σ_e p_e expert_e(x) over the k likeliest
 
-  With `Experts.normalised`, p is divided by its sum over these k.
+  With `Experts.normalised`, p is divided by its sum over these k. With routing
+  replay the k experts are those that the sampler recorded, whatever the router
+  prefers, and p is that of the router: it is trained as ever.
 
   References:
     Shazeer et al., "Outrageously Large Neural Networks: The Sparsely-Gated
     Mixture-of-Experts Layer", arXiv:1701.06538.
+    Ma et al., "Stabilizing MoE Reinforcement Learning by Aligning Training and
+    Inference Routers", arXiv:2510.11370 (routing replay).
   """
 
   def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
@@ -133,17 +186,23 @@ class RoutedMLP(nnx.Module):
     )
 
   def __call__(
-    self, x: Float[Array, 'B T D'], real: Bool[Array, 'B T'] | None
-  ) -> tuple[Float[Array, 'B T D'], Routing | None]:
+    self,
+    x: Float[Array, 'B T D'],
+    real: Bool[Array, 'B T'] | None,
+    recorded: UInt[Array, 'B T k'] | None = None,
+  ) -> tuple[Float[Array, 'B T D'], Routing | None, UInt[Array, 'B T k']]:
     """Applies the layer to each token.
 
     Args:
       x: normalised residual stream.
       real: true for tokens to compute routing statistics of; `None` computes
         none.
+      recorded: experts to route each token to, see `ExpertRecord`; those that
+        were not recorded, and all if `None`, are the router's likeliest.
 
     Returns:
-      The term to add to the residual stream, and the statistics or `None`.
+      The term to add to the residual stream, the statistics or `None`, and the
+      record of the experts.
     """
     wide = self.config.stats_dtype
     logits = jnp.einsum(
@@ -154,6 +213,10 @@ class RoutedMLP(nnx.Module):
     )
     probabilities = jax.nn.softmax(logits, axis=-1)
     shares, chosen = jax.lax.top_k(probabilities, self.experts.per_token)
+    if recorded is not None:
+      given = recorded.astype(chosen.dtype) - 1
+      chosen = jnp.where(given < 0, chosen, given)
+      shares = jnp.take_along_axis(probabilities, chosen, axis=-1)
     if self.experts.normalised:
       shares = shares / jnp.sum(shares, axis=-1, keepdims=True)
     weights = (
@@ -162,9 +225,10 @@ class RoutedMLP(nnx.Module):
     y = mix_experts(
       x, chosen, shares, *weights, activation=self.config.activation
     )
+    record = (chosen + 1).astype(ExpertRecord.of(self.config).dtype)
     if real is None:
-      return y, None
-    return y, Routing.from_choices(probabilities, chosen, real)
+      return y, None, record
+    return y, Routing.from_choices(probabilities, chosen, real), record
 
 
 def mix_experts(

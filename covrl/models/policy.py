@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt
 
 from covrl.models.cache import DecodeCache, PromptCache
 from covrl.models.config import ModelConfig
@@ -212,6 +212,7 @@ class Policy:
     positions: Int[Array, 'B T'],
     segment_ids: Int[Array, 'B T'],
     one_sequence: bool = False,
+    recorded: UInt[Array, 'B T L k'] | None = None,
   ) -> tuple[Float[Array, 'B T D'], Routing | None]:
     """Like `hidden`, with routing statistics if there are experts.
 
@@ -222,9 +223,16 @@ class Policy:
       segment_ids: index of the sequence within the row, from 1; 0 is padding.
       one_sequence: whether no row has several sequences; GPUs then need no
         attention mask in memory.
+      recorded: experts to route each token to, see
+        `covrl.models.experts.ExpertRecord`; those that were not recorded, and
+        all if `None`, are the router's likeliest.
     """
     return self._module(params)(
-      tokens, positions, segment_ids, one_sequence=one_sequence
+      tokens,
+      positions,
+      segment_ids,
+      one_sequence=one_sequence,
+      recorded=recorded,
     )
 
   def unembedding(self, params: PyTree) -> Float[Array, 'D V']:
@@ -298,6 +306,8 @@ class Policy:
     tokens: Int[Array, 'P T'],
     positions: Int[Array, 'P T'],
     mask: Bool[Array, 'P T'],
+    *,
+    record_experts: bool = False,
   ) -> tuple[Float[Array, 'P D'], PromptCache]:
     """Prefill: processes prompts that are padded on the left.
 
@@ -306,11 +316,14 @@ class Policy:
       tokens: prompts, their last tokens in the last column.
       positions: index within the prompt, from 0 at its first real token.
       mask: true for real tokens.
+      record_experts: whether the cache has the experts of the tokens.
 
     Returns:
       The hidden state at the last token, and the cache of the prompts.
     """
-    return self._module(params).prefill(tokens, positions, mask)
+    return self._module(params).prefill(
+      tokens, positions, mask, record_experts=record_experts
+    )
 
   def decode(
     self,
@@ -318,6 +331,8 @@ class Policy:
     token: Int[Array, ' S'],
     cache: DecodeCache,
     live: Bool[Array, ' S'] | None = None,
+    *,
+    record_experts: bool = False,
   ) -> tuple[Float[Array, 'S D'], DecodeCache]:
     """Decodes: processes one more token of each row.
 
@@ -327,12 +342,15 @@ class Policy:
       cache: keys and values of the tokens before.
       live: rows to compute; the states of others are meaningless, and their
         cache is unchanged. `None` computes all.
+      record_experts: whether the cache has the experts of the token.
 
     Returns:
       The hidden state at the token, and the cache with the token in it.
     """
     live = jnp.ones(token.shape, bool) if live is None else live
-    return self._module(params).decode(token, cache, live)
+    return self._module(params).decode(
+      token, cache, live, record_experts=record_experts
+    )
 
   def _module(self, params: PyTree) -> Transformer:
     """The modules with the given parameters."""

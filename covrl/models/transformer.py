@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree, UInt
 
 from covrl.models import flash, remat
 from covrl.models.attention import (
@@ -77,6 +77,23 @@ class LayerOptions(NamedTuple):
     return mask._replace(mask=mask.mask & (distance < self.window))
 
 
+class BlockOutputs(NamedTuple):
+  """Outputs of a block.
+
+  Attributes:
+    x: residual stream.
+    keys: the tokens' keys and values.
+    routing: routing statistics, if they were asked for and there are experts.
+    record: record of the tokens' experts, see `ExpertRecord`; `None` without
+      experts.
+  """
+
+  x: Float[Array, 'B T D']
+  keys: LayerKeys
+  routing: Routing | None
+  record: UInt[Array, 'B T k'] | None
+
+
 class Block(nnx.Module):
   """Attention and feed-forward layers, each pre-normed and residual."""
 
@@ -101,7 +118,8 @@ class Block(nnx.Module):
     mask: AttentionMask,
     frequencies: Float[Array, ' pairs'],
     real: Bool[Array, 'B T'] | None = None,
-  ) -> tuple[Float[Array, 'B T D'], LayerKeys, Routing | None]:
+    recorded: UInt[Array, 'B T k'] | None = None,
+  ) -> BlockOutputs:
     """Applies the block to the residual stream.
 
     Args:
@@ -111,10 +129,7 @@ class Block(nnx.Module):
       frequencies: rotary frequencies, in radians per position.
       real: true for tokens that are not padding; with it, routing statistics
         of these tokens are computed if there are experts.
-
-    Returns:
-      The stream, the tokens' keys and values, and the routing statistics or
-      `None`.
+      recorded: experts to route each token to; see `RoutedMLP`.
     """
     attended, keys = self.attention(
       self.attention_norm(x), positions, mask, frequencies
@@ -123,15 +138,15 @@ class Block(nnx.Module):
       attended = self.attention_post_norm(attended)
     x = constrain(x + attended, 'batch', 'sequence', 'embed')
     x = checkpoint_name(x, 'mixed')
-    normed, routing = self.mlp_norm(x), None
+    normed, routing, record = self.mlp_norm(x), None, None
     if isinstance(self.mlp, RoutedMLP):
-      output, routing = self.mlp(normed, real)
+      output, routing, record = self.mlp(normed, real, recorded)
     else:
       output = self.mlp(normed)
     if self.mlp_post_norm is not None:
       output = self.mlp_post_norm(output)
     x = constrain(x + output, 'batch', 'sequence', 'embed')
-    return x, keys, routing
+    return BlockOutputs(x, keys, routing, record)
 
 
 class Transformer(nnx.Module):
@@ -164,6 +179,7 @@ class Transformer(nnx.Module):
     segment_ids: Int[Array, 'B T'],
     *,
     one_sequence: bool = False,
+    recorded: UInt[Array, 'B T L k'] | None = None,
   ) -> tuple[Float[Array, 'B T D'], Routing | None]:
     """Hidden states of whole rows, and routing statistics of real tokens.
 
@@ -175,6 +191,7 @@ class Transformer(nnx.Module):
       segment_ids: index of the sequence within the row, from 1; 0 is padding.
       one_sequence: whether no row has several sequences; padding may be on both
         sides.
+      recorded: experts to route each token to; see `RoutedMLP`.
     """
     graphdef, layers = nnx.split(self.layers)
     start = None
@@ -183,6 +200,8 @@ class Transformer(nnx.Module):
       tokens, positions, segment_ids = (
         roll_rows(x, -start) for x in (tokens, positions, segment_ids)
       )
+      if recorded is not None:
+        recorded = roll_rows(recorded, -start)
       lengths = jnp.sum(segment_ids > 0, axis=1, dtype=jnp.int32)
       all_layers = AttentionMask(lengths=lengths)
     else:
@@ -191,18 +210,21 @@ class Transformer(nnx.Module):
     distance = _distances(tokens.shape[1])
 
     def run_layer(
-      x: Float[Array, 'B T D'], each: tuple[PyTree, LayerOptions]
+      x: Float[Array, 'B T D'], each: tuple[PyTree, LayerOptions, PyTree]
     ) -> tuple[Float[Array, 'B T D'], Routing | None]:
-      layer, options = each
+      layer, options, given = each
       block, mask = (
         nnx.merge(graphdef, layer),
         options.apply_window(all_layers, distance),
       )
-      x, _, routing = block(x, positions, mask, options.frequencies, real=real)
-      return x, routing
+      found = block(
+        x, positions, mask, options.frequencies, real=real, recorded=given
+      )
+      return found.x, found.routing
 
     run_layer = remat.with_remat(run_layer, self.config.remat)
-    each = (layers, LayerOptions.stacked(self.config))
+    by_layer = None if recorded is None else jnp.moveaxis(recorded, 2, 0)
+    each = (layers, LayerOptions.stacked(self.config), by_layer)
     x, routing = self._scan_layers(run_layer, self._embed(tokens), each)
     x = self.final_norm(x)
     return (x if start is None else roll_rows(x, start)), routing
@@ -212,6 +234,8 @@ class Transformer(nnx.Module):
     tokens: Int[Array, 'P T'],
     positions: Int[Array, 'P T'],
     mask: Bool[Array, 'P T'],
+    *,
+    record_experts: bool = False,
   ) -> tuple[Float[Array, 'P D'], PromptCache]:
     """Prefill: the last hidden state of prompts, and their cache."""
     graphdef, layers = nnx.split(self.layers)
@@ -221,25 +245,31 @@ class Transformer(nnx.Module):
 
     def run_layer(
       x: Float[Array, 'P T D'], each: tuple[PyTree, LayerOptions]
-    ) -> tuple[Float[Array, 'P T D'], LayerKeys]:
+    ) -> tuple[Float[Array, 'P T D'], tuple[LayerKeys, Array | None]]:
       layer, options = each
       block, mask = (
         nnx.merge(graphdef, layer),
         options.apply_window(all_layers, distance),
       )
-      x, keys, _ = block(x, positions, mask, options.frequencies)
-      return x, keys
+      found = block(x, positions, mask, options.frequencies)
+      return found.x, (found.keys, found.record if record_experts else None)
 
     each = (layers, LayerOptions.stacked(self.config))
-    x, (keys, values) = self._scan_layers(run_layer, self._embed(tokens), each)
-    lengths = jnp.sum(mask, axis=1, dtype=jnp.int32)
-    return self.final_norm(x[:, -1]), PromptCache(keys, values, lengths)
+    x, (keys, record) = self._scan_layers(run_layer, self._embed(tokens), each)
+    cache = PromptCache(
+      *keys,
+      lengths=jnp.sum(mask, axis=1, dtype=jnp.int32),
+      experts=_by_token(record),
+    )
+    return self.final_norm(x[:, -1]), cache
 
   def decode(
     self,
     token: Int[Array, ' S'],
     cache: DecodeCache,
     live: Bool[Array, ' S'],
+    *,
+    record_experts: bool = False,
   ) -> tuple[Float[Array, 'S D'], DecodeCache]:
     """Decodes one more token of every live row."""
     graphdef, layers = nnx.split(self.layers)
@@ -255,19 +285,22 @@ class Transformer(nnx.Module):
     def run_layer(
       x: Float[Array, 'S 1 D'],
       each: tuple[Int[Array, ''], PyTree, LayerOptions],
-    ) -> tuple[Float[Array, 'S 1 D'], LayerKeys]:
+    ) -> tuple[Float[Array, 'S 1 D'], tuple[LayerKeys, Array | None]]:
       index, layer, options = each
       mask = AttentionMask(cached=cached._replace(layer=index))
       mask = options.apply_window(mask, None)
       block = nnx.merge(graphdef, layer)
-      x, keys, _ = block(x, positions, mask, options.frequencies)
-      return x, keys
+      found = block(x, positions, mask, options.frequencies)
+      return found.x, (found.keys, found.record if record_experts else None)
 
     start = self._embed(token[:, None])
     indices = jnp.arange(self.config.num_layers, dtype=jnp.int32)
     each = (indices, layers, LayerOptions.stacked(self.config))
-    x, (keys, values) = jax.lax.scan(run_layer, start, each)
+    x, ((keys, values), record) = jax.lax.scan(run_layer, start, each)
     cache = cache.append(keys[:, :, :, 0], values[:, :, :, 0], live)
+    record = _by_token(record)
+    if record is not None:
+      cache = cache._replace(experts=record[:, 0])
     return self.final_norm(x[:, 0]), cache
 
   def _scan_layers(
@@ -293,6 +326,13 @@ class Transformer(nnx.Module):
     if self.config.scaled_embeddings:
       x = x * jnp.asarray(self.config.model_dim**0.5, x.dtype)
     return constrain(x, 'batch', 'sequence', 'embed')
+
+
+def _by_token(
+  record: UInt[Array, 'L B T k'] | None,
+) -> UInt[Array, 'B T L k'] | None:
+  """Moves the axis of layers of a record of experts behind the tokens."""
+  return None if record is None else jnp.moveaxis(record, 0, 2)
 
 
 @jax.custom_vjp

@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fast_compilation import QUICK
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from covrl.models import Experts, Lora, Policy, Routing, load_balance, tiny
 from covrl.models.cache import DecodeCache
-from covrl.models.experts import mix_experts
+from covrl.models.experts import ExpertRecord, RoutedMLP, mix_experts
 from covrl.parallel.sharding import TRAIN_RULES, fitted_sharding, make_mesh
 
 ROWS, LENGTH, DIM, HIDDEN, EXPERTS, CHOSEN = 8, 3, 4, 8, 4, 2
@@ -211,7 +213,96 @@ def test_remat_changes_no_gradient_on_a_mesh():
     )
 
 
+def replayed(policy, params, tokens, record, **options):
+  """Hidden states of whole rows whose experts are given."""
+  rows = {
+    'positions': jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape),
+    'segment_ids': jnp.ones_like(tokens),
+  }
+  run = jax.jit(
+    policy.hidden_and_routing,
+    static_argnames='one_sequence',
+    compiler_options=QUICK,
+  )
+  return run(params, tokens, **rows | options, recorded=record)
+
+
+def test_given_experts_take_the_place_of_the_likeliest():
+  experts = Experts(count=4, per_token=2)
+  policy = Policy(dataclasses.replace(tiny(16), experts=experts))
+  params, other = (policy.init(jax.random.key(seed)) for seed in (0, 1))
+  form = ExpertRecord.of(policy.config)
+  tokens = jnp.asarray(np.random.default_rng(1).integers(0, 16, (3, 6)))
+  positions = jnp.broadcast_to(jnp.arange(5), (3, 5))
+  record, decode = (
+    jax.jit(functools.partial(run, record_experts=True), compiler_options=QUICK)
+    for run in (policy.prefill, policy.decode)
+  )
+  mask = jnp.ones((3, 5), bool)
+  _, prompts = record(other, tokens[:, :5], positions, mask)
+  known = prompts.experts
+  assert known.shape == form.shape(3, 5)
+  assert known.dtype == form.dtype
+  cache = DecodeCache.empty(prompts._replace(experts=None), jnp.arange(3), 1)
+  _, cache = decode(other, tokens[:, 5], cache)
+  known = jnp.concatenate((known, cache.experts[:, None]), axis=1)
+  # A policy's own experts, and none, give what it computes itself.
+  plain, _ = replayed(policy, other, tokens, None)
+  for own in (known, form.empty(3, 6)):
+    got, _ = replayed(policy, other, tokens, own)
+    np.testing.assert_allclose(got, plain, atol=1e-6)
+  # Another's experts are those that count, and are not its own.
+  got, routing = replayed(policy, params, tokens, known)
+  wanted = np.stack(
+    [
+      np.bincount(np.ravel(known[:, :, layer]) - 1, minlength=4)
+      for layer in range(2)
+    ]
+  )
+  np.testing.assert_array_equal(routing.counts, wanted)
+  own, routing = replayed(policy, params, tokens, None)
+  assert (routing.counts != wanted).any()
+  assert np.abs(got - own).max() > 1e-3
+  # Rows that are rolled for a kernel, and padding that was not recorded.
+  wide = jnp.pad(tokens, ((0, 0), (2, 0)))
+  rows = {
+    'positions': jnp.maximum(jnp.arange(8) - 2, 0) * jnp.ones_like(wide),
+    'segment_ids': (jnp.arange(8) >= 2) * jnp.ones_like(wide),
+    'one_sequence': True,
+  }
+  padded, _ = replayed(
+    policy,
+    params,
+    wide,
+    jnp.pad(known, ((0, 0), (2, 0), (0, 0), (0, 0))),
+    **rows,
+  )
+  np.testing.assert_allclose(padded[:, 2:], got, atol=1e-5)
+
+
+@pytest.mark.parametrize('normalised', [True, False])
+def test_gates_of_given_experts_are_those_of_the_router(normalised):
+  experts = Experts(count=4, per_token=2, normalised=normalised)
+  config = dataclasses.replace(tiny(16), experts=experts)
+  layer = RoutedMLP(config, rngs=nnx.Rngs(0))
+  rng = np.random.default_rng(2)
+  x = jnp.asarray(rng.normal(size=(2, 3, config.model_dim)), jnp.float32)
+  given = np.argsort(rng.random((2, 3, 4)), axis=-1)[..., :2]
+  got, _, record = layer(x, None, jnp.asarray(given + 1, jnp.uint8))
+  np.testing.assert_array_equal(record, given + 1)
+  logits = np.asarray(x) @ np.asarray(layer.router[...])
+  gates = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+  gates = np.take_along_axis(gates, given, axis=-1)
+  if normalised:
+    gates = gates / gates.sum(-1, keepdims=True)
+  weights = (np.asarray(w[...]) for w in (layer.gate, layer.up, layer.down))
+  wanted = loop_over_tokens(np.asarray(x), given, gates, *weights)
+  np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
 def test_refuses_invalid_options():
+  with pytest.raises(ValueError, match='needs a model with experts'):
+    ExpertRecord.of(tiny(16))
   with pytest.raises(ValueError, match=r'must be 1 to 4, .* got 5'):
     Experts(count=4, per_token=5)
   experts = Experts(count=4, per_token=2)
