@@ -202,6 +202,14 @@ class RewardPool:
     if done:
       call.finish()
 
+  def cancel(self, call: PoolCall) -> None:
+    """Drops a call: responses that no worker has begun never are scored.
+
+    Its future never completes, unless it has by now.
+    """
+    with self._lock:
+      self._calls.discard(call)
+
   def close(self) -> None:
     """Kills the workers; responses not scored by now never are."""
     self._fail('the reward pool is closed')
@@ -220,6 +228,8 @@ class RewardPool:
     try:
       worker.ensure_ready()
       while (item := self._queue.get()) is not None and not self._failure:
+        if item.call not in self._calls:
+          continue
         # The end of an idle worker does not count as a crash of this response.
         worker.ensure_ready()
         self._record(item, _outcome(worker.score(*item.arguments)))

@@ -13,7 +13,7 @@ from typing import Any
 
 from covrl.rewards._worker_process import isolation
 from covrl.rewards.outcome import Outcome, Status
-from covrl.rewards.pool import RewardPool
+from covrl.rewards.pool import PoolCall, RewardPool
 from covrl.rewards.reward import Overlong, Reward, RewardPart
 
 
@@ -143,6 +143,10 @@ class PendingScores:
 _AddResponse = Callable[[int, str, Any, int], None]
 
 
+def _no_op() -> None:
+  """No-op: nothing has to be cancelled."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ScoringCall:
   """Responses that are scored as they are added.
@@ -152,11 +156,14 @@ class ScoringCall:
     references: the reference of each response.
     parts: for each reward part, its index of each response that it applies to,
       and the function that starts scoring one.
+    cancel: drops the call; responses that are not being scored never are, and
+      the scores never complete.
   """
 
   scores: PendingScores
   references: Sequence[Any]
   parts: Sequence[tuple[Mapping[int, int], _AddResponse]]
+  cancel: Callable[[], None] = _no_op
 
   def add(self, index: int, response: str, length: int) -> None:
     """Starts scoring a response.
@@ -302,6 +309,7 @@ class Scoring:
       RuntimeError: if a pool is closed or could not start a worker.
     """
     parts: list[tuple[dict[int, int], _AddResponse]] = []
+    opened: list[tuple[RewardPool, PoolCall]] = []
     futures: dict[str, tuple[Sequence[int], Future[list[Outcome]]]] = {}
     rewards = [part for part in self.rewards if shaping or not part.shaping]
     for part in rewards:
@@ -313,11 +321,19 @@ class Scoring:
       if isinstance(part, Overlong):
         add, future = _length_scores(part, len(indices))
       else:
-        add, future = _pool_scores(self._pools[part.name], len(indices))
+        pool = self._pools[part.name]
+        call = pool.open(len(indices))
+        add, future = _pool_scores(pool, call), call.future
+        opened.append((pool, call))
       futures[part.name] = indices, future
       parts.append(({index: at for at, index in enumerate(indices)}, add))
     scores = PendingScores(tuple(rewards), len(references), futures)
-    return ScoringCall(scores, tuple(references), parts)
+
+    def cancel() -> None:
+      for pool, call in opened:
+        pool.cancel(call)
+
+    return ScoringCall(scores, tuple(references), parts, cancel)
 
   def close(self) -> None:
     """Kills the workers; responses not scored by now never are."""
@@ -325,17 +341,14 @@ class Scoring:
       pool.close()
 
 
-def _pool_scores(
-  pool: RewardPool, size: int
-) -> tuple[_AddResponse, Future[list[Outcome]]]:
-  """Opens a call of a pool."""
-  call = pool.open(size)
+def _pool_scores(pool: RewardPool, call: PoolCall) -> _AddResponse:
+  """Returns the function that adds a response to a call of a pool."""
 
   def add(index: int, response: str, reference: Any, length: int) -> None:
     del length
     pool.add(call, index, response, reference)
 
-  return add, call.future
+  return add
 
 
 def _length_scores(

@@ -2,6 +2,7 @@
 """Rollouts: the sampling engine, token sampling, and scoring of responses."""
 
 from covrl.rollout.engine import SamplingEngine as SamplingEngine
+from covrl.rollout.group_engine import GroupEngine as GroupEngine
 from covrl.rollout.request_engine import RequestEngine as RequestEngine
 from covrl.rollout.requests import NewTokens as NewTokens
 from covrl.rollout.requests import Request as Request

@@ -44,6 +44,8 @@ from covrl.rollout.slots import (
 class Admission(NamedTuple):
   """Prompts and requests that are admitted together, split into shards.
 
+  The arrays of prompts and those of requests may differ in length.
+
   Attributes:
     prompts: token ids, padded on the left.
     prompt_mask: true for real tokens.
@@ -58,10 +60,10 @@ class Admission(NamedTuple):
   prompts: Int[Array, 'A W']
   prompt_mask: Bool[Array, 'A W']
   prompt: Int[Array, ' A']
-  request: Int[Array, ' A']
-  source: Int[Array, ' A']
-  seed: UInt[Array, ' A']
-  member: Int[Array, ' A']
+  request: Int[Array, ' B']
+  source: Int[Array, ' B']
+  seed: UInt[Array, ' B']
+  member: Int[Array, ' B']
   options: RequestOptions
 
 
@@ -291,14 +293,20 @@ class SlotDecoder:
     )
 
   def admit(
-    self, params: PyTree, state: State, new: Admission
+    self,
+    params: PyTree,
+    state: State,
+    new: Admission,
+    key: Key[Array, ''] | None = None,
   ) -> tuple[State, Step]:
     """Processes new prompts, samples first tokens, and fills idle slots.
 
     Args:
       params: parameters of the policy.
       state: rows of the new prompts and requests are not in use in it.
-      new: the prompts and requests.
+      new: the prompts and requests; options that are scalars of the state remain.
+      key: PRNG key that all requests' `member` is folded into, in place of one
+        of their `seed`.
 
     Returns:
       The state, and the first token of each new request.
@@ -308,7 +316,9 @@ class SlotDecoder:
       params, new.prompts, count_positions(new.prompt_mask), new.prompt_mask
     )
     keys = jax.vmap(
-      lambda seed, member: jax.random.fold_in(jax.random.key(seed), member)
+      lambda seed, member: jax.random.fold_in(
+        jax.random.key(seed) if key is None else key, member
+      )
     )(new.seed, new.member)
     logits = self.policy.project(params, take(hidden, new.source, shards))
     step = self._sample(
@@ -321,7 +331,11 @@ class SlotDecoder:
     requests = old._replace(
       keys=put(old.keys, keys),
       prompt=put(old.prompt, take(new.prompt, new.source, shards)),
-      options=jax.tree.map(put, old.options, new.options),
+      options=jax.tree.map(
+        lambda rows, values: put(rows, values) if rows.ndim else rows,
+        old.options,
+        new.options,
+      ),
     )
     state = state._replace(
       requests=requests,

@@ -98,6 +98,14 @@ def constrain_state(mesh: Mesh | None, state: State, shards: int) -> State:
   return jax.tree.map(jax.lax.with_sharding_constraint, state, specs)
 
 
+def count_shards(mesh: Mesh | None) -> int:
+  """Number of parts that a mesh splits any number of rows into."""
+  if mesh is None:
+    return 1
+  axes = sharding.mesh_axes_of(sharding.ROLLOUT_RULES['batch'])
+  return math.prod(mesh.shape[name] for name in axes)
+
+
 def row_axes(mesh: Mesh, count: int) -> tuple[str, ...]:
   """Mesh axes that split `count` rows."""
   spec = sharding.fitted_spec(

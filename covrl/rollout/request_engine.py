@@ -10,7 +10,6 @@ requests and removes cancelled ones. All programs have fixed shapes.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -28,7 +27,7 @@ from covrl.rollout.decoder import (
   SlotDecoder,
   check_at_least,
 )
-from covrl.rollout.layout import constrain_state
+from covrl.rollout.layout import constrain_state, count_shards
 from covrl.rollout.placement import placer
 from covrl.rollout.requests import Limits, NewTokens, Request
 from covrl.rollout.samples import Step
@@ -90,7 +89,7 @@ class RequestEngine:
       1, max_prompt_length=max_prompt_length, slots=slots, segment=segment
     )
     check_at_least(0, max_stop_ids=max_stop_ids)
-    self._mesh, self._shards = mesh, _count_shards(mesh)
+    self._mesh, self._shards = mesh, count_shards(mesh)
     self.segment = min(segment, max(max_response_length - 1, 1))
     self.limits = Limits(
       policy.config.vocab_size,
@@ -269,11 +268,3 @@ class RequestEngine:
 
   def _use_mesh(self) -> contextlib.AbstractContextManager[object]:
     return sharding.use_mesh(self._mesh, sharding.ROLLOUT_RULES)
-
-
-def _count_shards(mesh: Mesh | None) -> int:
-  """Number of parts that a mesh splits rows into."""
-  if mesh is None:
-    return 1
-  axes = sharding.mesh_axes_of(sharding.ROLLOUT_RULES['batch'])
-  return math.prod(mesh.shape[name] for name in axes)

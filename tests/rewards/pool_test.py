@@ -111,6 +111,17 @@ def test_scores_equal_responses_once(scorers, tmp_path):
   assert sorted(calls) == ['a', 'a', 'b']
 
 
+def test_cancelled_responses_are_not_scored(scorers, tmp_path):
+  path = str(tmp_path / 'calls')
+  with RewardPool(scorers.mark, workers=1) as pool:
+    call = pool.open(2)
+    pool.cancel(call)
+    pool.add(call, 0, 'dropped', path)
+    pool.submit(['begun'], [path]).result()
+    assert not call.future.done()
+  assert pathlib.Path(path).read_text().split() == ['begun']
+
+
 def test_replaces_a_worker_that_dies_idle(scorers):
   before = children()
   with RewardPool(scorers.echo, workers=1) as pool:

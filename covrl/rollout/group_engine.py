@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engine for groups of responses to prompts that are added while it decodes.
+
+Dynamic sampling needs it: how many prompts an iteration needs is known only when
+responses to the first are scored. Between two segments of decoding the host
+reads the new tokens and adds prompts where slots are free.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import P
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Int, Key, PyTree
+
+from covrl.models.policy import Policy
+from covrl.parallel import distributed, sharding
+from covrl.rollout.decoder import (
+  Admission,
+  Sizes,
+  SlotDecoder,
+  check_at_least,
+)
+from covrl.rollout.group_rows import GroupResponse, GroupRows
+from covrl.rollout.layout import constrain_state, count_shards
+from covrl.rollout.placement import placer
+from covrl.rollout.samples import Step
+from covrl.rollout.sampling import Sampling
+from covrl.rollout.slots import RequestOptions, State
+
+# Prompts of a shard that are processed together.
+ADMITTED = 4
+
+
+class _Running(NamedTuple):
+  """Arguments of the programs that remain between `begin` and `end`.
+
+  Attributes:
+    params: the policy's parameters, placed.
+    key: PRNG key of the iteration.
+    options: sampling and limit of all requests.
+  """
+
+  params: PyTree
+  key: Key[Array, '']
+  options: RequestOptions
+
+
+class GroupEngine:
+  """Samples groups of responses; prompts are added between segments.
+
+  A response depends on its prompt, the key and its sequence id, and not on when
+  it was added or on other responses, to the bit; it is that of `SamplingEngine`
+  up to rounding. The number of slots is constant for that.
+
+  Usage: `begin`, then in turn `read`, `add` while there is `room`, and `run`,
+  until the caller has enough; `end` frees the memory.
+
+  Attributes:
+    group_size: responses per prompt.
+    slots: responses that are decoded together.
+    segment: tokens of each response that `run` samples, at most.
+  """
+
+  def __init__(
+    self,
+    policy: Policy,
+    mesh: Mesh | None = None,
+    *,
+    end_ids: Sequence[int],
+    pad_id: int,
+    prompts: int,
+    prompt_width: int,
+    max_response_length: int,
+    group_size: int,
+    slots: int = 0,
+    segment: int = 16,
+  ) -> None:
+    """Jits the programs.
+
+    Args:
+      policy: the model to sample from.
+      mesh: mesh over which rows are split; `None` is the default device.
+      end_ids: tokens that end a response.
+      pad_id: token that fills rows.
+      prompts: prompts whose keys and values are in memory, but for a few that
+        wait for a slot.
+      prompt_width: padded length of a prompt, in tokens.
+      max_response_length: tokens of a response, at most.
+      group_size: responses per prompt.
+      slots: responses that are decoded together, rounded up to a multiple of
+        the devices that split rows; 0 for those of `prompts` prompts.
+      segment: tokens of each response that one compiled call decodes.
+
+    Raises:
+      ValueError: if an id is not in the vocabulary, or a number is too small.
+    """
+    check_at_least(
+      1,
+      prompts=prompts,
+      prompt_width=prompt_width,
+      group_size=group_size,
+      segment=segment,
+    )
+    check_at_least(0, slots=slots)
+    self._mesh, self._shards = mesh, count_shards(mesh)
+    self.group_size = group_size
+    self.segment = min(segment, max(max_response_length - 1, 1))
+    self._decoder = SlotDecoder(
+      policy, tuple(end_ids), pad_id, max_response_length
+    )
+    own = -(-(slots or prompts * group_size) // self._shards)
+    self.slots = own * self._shards
+    in_memory = max(-(-prompts // self._shards), -(-own // group_size))
+    self._batch = min(ADMITTED, in_memory)
+    in_memory += self._batch
+    self._sizes = Sizes(
+      prompts=in_memory,
+      width=prompt_width,
+      requests=in_memory * group_size,
+      slots=own,
+      stop_ids=0,
+    )
+    self._rows = self._no_rows()
+    self._placed = placer(policy, mesh)
+    self._empty = jax.jit(self._empty_state)
+    self._admit = jax.jit(self._admit_requests, donate_argnums=1)
+    self._run = jax.jit(self._run_segment, donate_argnums=1)
+    self._running: _Running | None = None
+    self._state: State | None = None
+    self._tokens: Any = []
+
+  def warm_up(self, params: PyTree) -> None:
+    """Compiles and runs all programs once, on padding.
+
+    Args:
+      params: parameters of the policy.
+    """
+    # Created outside the mesh, like the arguments of `begin`.
+    self.begin(params, key=jax.random.key(0), sampling=Sampling.make())
+    self._dispatch([self._none()], decodes=True)
+    self.end()
+
+  def begin(
+    self, params: PyTree, *, key: Key[Array, ''], sampling: Sampling
+  ) -> None:
+    """Starts without prompts.
+
+    Args:
+      params: parameters of the policy.
+      key: PRNG key of the iteration. Token `t` of a sequence is drawn with
+        `fold_in(fold_in(key, sequence_id), t)`.
+      sampling: temperature and truncation.
+    """
+    self._rows, self._tokens = self._no_rows(), []
+    limit = jnp.asarray(self._decoder.max_length, jnp.int32)
+    options = RequestOptions(sampling, limit, None)
+    with self._use_mesh():
+      placed = self._placed(params)
+      self._state = self._empty(placed, options)
+    self._running = _Running(placed, key, options)
+
+  def end(self) -> None:
+    """Drops all requests and the cache."""
+    self._running = self._state = None
+    self._rows, self._tokens = self._no_rows(), []
+
+  @property
+  def has_room(self) -> bool:
+    """Whether a group can be added that will not wait long for slots."""
+    return self._rows.choose() is not None
+
+  @property
+  def is_busy(self) -> bool:
+    """Whether responses are unfinished."""
+    return self._rows.unfinished > 0
+
+  def add(
+    self,
+    number: int,
+    prompt: Int[np.ndarray, ' W'],
+    prompt_mask: Bool[np.ndarray, ' W'],
+    sequence_ids: Int[np.ndarray, ' G'],
+  ) -> None:
+    """Adds a group; its prompt is processed by the next `run`.
+
+    Args:
+      number: number of the group, unique since `begin`.
+      prompt: token ids, padded on the left.
+      prompt_mask: true for real tokens; at least one is.
+      sequence_ids: one per response, unique within the iteration.
+
+    Raises:
+      ValueError: the prompt has no token.
+      RuntimeError: there is no room.
+    """
+    if not prompt_mask.any():
+      raise ValueError(
+        f'the prompt of group {number} must have at least one token, got 0'
+      )
+    self._rows.add(number, prompt, prompt_mask, sequence_ids)
+
+  def run(self) -> None:
+    """Starts processing new prompts, and one segment of decoding.
+
+    Does nothing if all responses are finished.
+    """
+    admissions = []
+    while (new := self._rows.admit(self._none())) is not None:
+      admissions.append(new)
+    if not admissions and not self.is_busy:
+      return
+    decodes = self._decoder.max_length > 1
+
+    def start() -> list[Step]:
+      return self._dispatch(admissions, decodes=decodes)
+
+    if distributed.process_count() == 1:
+      self._tokens += start()
+    else:
+      self._tokens += distributed.run_on_devices(start)
+
+  def read(self) -> list[GroupResponse]:
+    """Waits for the tokens of `run`.
+
+    Returns:
+      The responses that they end.
+    """
+    tokens, self._tokens = self._tokens, []
+    if distributed.process_count() == 1:
+      tokens = distributed.fetch(tokens)
+    return [each for step in tokens for each in self._rows.record(step)]
+
+  def _dispatch(
+    self, admissions: Sequence[Admission], *, decodes: bool
+  ) -> list[Step]:
+    """Runs programs on the device; returns their tokens."""
+    if self._running is None or self._state is None:
+      raise RuntimeError('begin must be called before run')
+    params, key, options = self._running
+    found = []
+    with self._use_mesh():
+      for new in admissions:
+        self._state, step = self._admit(
+          params, self._state, new._replace(options=options), key
+        )
+        found.append(step)
+      if decodes:
+        self._state, step = self._run(params, self._state)
+        found.append(step)
+    return found
+
+  def _no_rows(self) -> GroupRows:
+    return GroupRows(
+      self._sizes,
+      self._shards,
+      group_size=self.group_size,
+      batch=self._batch,
+      end_ids=self._decoder.end_ids,
+      pad_id=self._decoder.pad_id,
+      max_length=self._decoder.max_length,
+      dtype=self._decoder.policy.config.stats_dtype,
+    )
+
+  def _none(self) -> Any:
+    """An admission without prompts, to be filled in place."""
+    prompts = self._shards * self._batch
+    requests = prompts * self.group_size
+
+    def rows(value: int, dtype: type, *shape: int) -> np.ndarray:
+      return np.full(shape, value, dtype)
+
+    width = self._sizes.width
+    arrays: dict[str, Any] = {
+      'prompts': rows(self._decoder.pad_id, np.int32, prompts, width),
+      'prompt_mask': rows(0, bool, prompts, width),
+      'prompt': rows(self._sizes.prompts, np.int32, prompts),
+      'request': rows(self._sizes.requests, np.int32, requests),
+      'source': rows(0, np.int32, requests),
+      'seed': rows(0, np.uint32, requests),
+      'member': rows(0, np.int32, requests),
+      'options': None,
+    }
+    return Admission(**arrays)
+
+  def _empty_state(self, params: PyTree, options: RequestOptions) -> State:
+    """The program that creates the caches."""
+    state = self._decoder.empty(params, self._sizes, self._shards)
+    requests = state.requests._replace(options=options)
+    return self._constrained(state._replace(requests=requests))
+
+  def _admit_requests(
+    self, params: PyTree, state: State, new: Admission, key: Key[Array, '']
+  ) -> tuple[State, Step]:
+    """The program that processes prompts."""
+    state, step = self._decoder.admit(params, state, new, key)
+    return self._constrained(state), self._replicated(step)
+
+  def _run_segment(self, params: PyTree, state: State) -> tuple[State, Step]:
+    """The program of one segment."""
+    state, step = self._decoder.run(params, state, steps=self.segment)
+    return self._constrained(state), self._replicated(step)
+
+  def _constrained(self, state: State) -> State:
+    return constrain_state(self._mesh, state, self._shards)
+
+  def _replicated(self, step: Step) -> Step:
+    if self._mesh is None:
+      return step
+    return jax.lax.with_sharding_constraint(step, P())
+
+  def _use_mesh(self) -> contextlib.AbstractContextManager[object]:
+    return sharding.use_mesh(self._mesh, sharding.ROLLOUT_RULES)

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows on the device for groups of responses, and their tokens on the host."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from covrl.rollout.decoder import Sizes
+from covrl.rollout.samples import Samples, Step
+
+
+class GroupResponse(NamedTuple):
+  """A finished response.
+
+  Attributes:
+    number: number of its group.
+    member: index of the response in the group.
+    tokens: the tokens, including one that ends the response.
+    samples: all responses of the group, if this was the last of them.
+  """
+
+  number: int
+  member: int
+  tokens: list[int]
+  samples: Samples | None
+
+
+class GroupRows:
+  """Places for groups: a row for the prompt, and one for each response.
+
+  Row `place · group_size + member` of a shard is that of a response.
+
+  Args:
+    sizes: sizes of a shard.
+    shards: number of shards.
+    group_size: responses per prompt.
+    batch: prompts of a shard that are processed together, at most.
+    end_ids: tokens that end a response.
+    pad_id: token that fills rows.
+    max_length: tokens of a response, at most.
+    dtype: of the log-probabilities.
+  """
+
+  def __init__(
+    self,
+    sizes: Sizes,
+    shards: int,
+    *,
+    group_size: int,
+    batch: int,
+    end_ids: Sequence[int],
+    pad_id: int,
+    max_length: int,
+    dtype: Any,
+  ) -> None:
+    self._sizes, self._size, self._batch = sizes, group_size, batch
+    self._end_ids, self._pad_id = list(end_ids), pad_id
+    self._free = [list(range(sizes.prompts))[::-1] for _ in range(shards)]
+    self._unfinished = [0] * shards
+    self._new: list[deque[_New]] = [deque() for _ in range(shards)]
+    self._numbers = np.full((shards, sizes.prompts), -1)
+    rows = (shards, sizes.requests)
+    self._length = np.zeros(rows, np.int32)
+    self._is_finished, self._truncated = (
+      np.zeros(rows, bool),
+      np.zeros(rows, bool),
+    )
+    self._tokens = np.full((*rows, max_length), pad_id, np.int32)
+    self._sampler = np.zeros((*rows, max_length), dtype)
+    self._behaviour = np.zeros((*rows, max_length), dtype)
+
+  @property
+  def unfinished(self) -> int:
+    """Responses that are not finished."""
+    return sum(self._unfinished)
+
+  def choose(self) -> int | None:
+    """The shard for the next group; `None` without room.
+
+    It has a free place, and not more waiting responses than new prompts of one
+    program have: those keep its slots busy for a segment.
+    """
+    most = self._sizes.slots + (self._batch - 1) * self._size
+    return min(
+      (
+        shard
+        for shard, free in enumerate(self._free)
+        if free and self._unfinished[shard] <= most
+      ),
+      key=lambda shard: (self._unfinished[shard], shard),
+      default=None,
+    )
+
+  def add(
+    self,
+    number: int,
+    prompt: Int[np.ndarray, ' W'],
+    prompt_mask: Bool[np.ndarray, ' W'],
+    sequence_ids: Int[np.ndarray, ' G'],
+  ) -> None:
+    """Gives a place to a group; see `GroupEngine.add`."""
+    shard = self.choose()
+    if shard is None:
+      raise RuntimeError('a group must not be added without room')
+    place = self._free[shard].pop()
+    self._numbers[shard, place] = number
+    self._unfinished[shard] += self._size
+    rows = slice(place * self._size, (place + 1) * self._size)
+    self._length[shard, rows] = 0
+    self._is_finished[shard, rows] = self._truncated[shard, rows] = False
+    self._tokens[shard, rows] = self._pad_id
+    self._sampler[shard, rows] = self._behaviour[shard, rows] = 0
+    self._new[shard].append(_New(place, prompt, prompt_mask, sequence_ids))
+
+  def admit(self, new: Any) -> Any | None:
+    """Fills an admission with groups whose prompts are not processed yet.
+
+    Args:
+      new: an admission without prompts, whose arrays are filled.
+
+    Returns:
+      The admission; `None` without such groups.
+    """
+    if not any(self._new):
+      return None
+    members = np.arange(self._size)
+    for shard, waiting in enumerate(self._new):
+      for index in range(min(self._batch, len(waiting))):
+        each, at = waiting.popleft(), shard * self._batch + index
+        rows = slice(at * self._size, (at + 1) * self._size)
+        new.prompts[at], new.prompt_mask[at] = each.prompt, each.prompt_mask
+        new.prompt[at] = each.place
+        new.request[rows] = each.place * self._size + members
+        new.source[rows] = index
+        new.member[rows] = each.sequence_ids
+    return new
+
+  def record(self, step: Step) -> Iterator[GroupResponse]:
+    """Records new tokens; yields the responses that they end."""
+    request = np.atleast_2d(step.request)
+    count = request.shape[1] // len(self._free)
+    index, slot = np.nonzero(request < self._sizes.requests)
+
+    def found(x: Any) -> np.ndarray:
+      return np.atleast_2d(x)[index, slot]
+
+    shard, row = slot // count, found(step.request)
+    position, token = found(step.position), found(step.token)
+    at = shard, row, position
+    self._tokens[at] = token
+    self._sampler[at] = found(step.sampler_logprob)
+    self._behaviour[at] = found(step.behaviour_logprob)
+    truncated = found(step.truncated)
+    is_last = position + 1 == self._tokens.shape[2]
+    ended = np.isin(token, self._end_ids) | is_last
+    at = shard[ended], row[ended]
+    self._length[at], self._truncated[at] = (
+      position[ended] + 1,
+      truncated[ended],
+    )
+    for each in zip(*at, strict=True):
+      yield self._finish(*map(int, each))
+
+  def _finish(self, shard: int, row: int) -> GroupResponse:
+    """Ends a response; frees the place of its group after the last."""
+    place, member = divmod(row, self._size)
+    number = int(self._numbers[shard, place])
+    self._is_finished[shard, row] = True
+    self._unfinished[shard] -= 1
+    length = self._length[shard, row]
+    tokens = self._tokens[shard, row, :length].tolist()
+    rows = slice(place * self._size, (place + 1) * self._size)
+    if not self._is_finished[shard, rows].all():
+      return GroupResponse(number, member, tokens, None)
+    self._free[shard].append(place)
+    columns = np.arange(self._tokens.shape[2])
+    arrays: dict[str, Any] = {
+      'response_tokens': self._tokens[shard, rows].copy(),
+      'response_mask': columns < self._length[shard, rows, None],
+      'sampler_logprobs': self._sampler[shard, rows].copy(),
+      'behaviour_logprobs': self._behaviour[shard, rows].copy(),
+      'truncated': self._truncated[shard, rows].copy(),
+    }
+    return GroupResponse(number, member, tokens, Samples(**arrays))
+
+
+class _New(NamedTuple):
+  """A group whose prompt is not processed yet."""
+
+  place: int
+  prompt: Int[np.ndarray, ' W']
+  prompt_mask: Bool[np.ndarray, ' W']
+  sequence_ids: Int[np.ndarray, ' G']

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Groups that are added while the engine decodes: exactness, rows, limits."""
+
+import jax
+import numpy as np
+import pytest
+
+from covrl.models import Policy, tiny
+from covrl.parallel.sharding import make_mesh
+from covrl.rollout import GroupEngine, Sampling, SamplingEngine
+
+VOCAB, COUNT, WIDTH, GROUP, LIMIT, END = 16, 9, 8, 3, 10, (3, 5)
+POLICY = Policy(tiny(VOCAB))
+PARAMS = POLICY.init(jax.random.key(0))
+KEY = jax.random.key(7)
+SETTINGS = {'end_ids': END, 'pad_id': 0, 'max_response_length': LIMIT}
+SAMPLING = {'temperature': 0.9, 'top_k': 12}
+
+
+def make_engine(mesh=None, **changes):
+  own = {'prompts': 4, 'prompt_width': WIDTH, 'group_size': GROUP, 'segment': 3}
+  return GroupEngine(POLICY, mesh, **{**SETTINGS, **own, **changes})
+
+
+def make_prompts():
+  draw = np.random.default_rng(0)
+  prompts = draw.integers(0, VOCAB, (COUNT, WIDTH)).astype(np.int32)
+  lengths = 1 + draw.integers(0, WIDTH, (COUNT, 1))
+  return prompts, np.arange(WIDTH) >= WIDTH - lengths
+
+
+PROMPTS, MASK = make_prompts()
+IDS = 100 + np.arange(COUNT * GROUP, dtype=np.int32)
+
+
+def run(engine, order, params=PARAMS, at_once=COUNT, **sampling):
+  """Samples groups in an order of their prompts; returns those by number."""
+  engine.begin(
+    params, key=KEY, sampling=Sampling.make(**(sampling or SAMPLING))
+  )
+  numbers = list(order)
+  waiting, found, ended = list(numbers), {}, set()
+  while waiting or engine.is_busy:
+    for each in engine.read():
+      assert (each.number, each.member) not in ended
+      ended.add((each.number, each.member))
+      if each.samples is not None:
+        found[each.number] = each.samples
+        row = each.samples.response_tokens[each.member]
+        mask = each.samples.response_mask[each.member]
+        assert row[mask].tolist() == each.tokens
+    for _ in range(at_once):
+      if waiting and engine.has_room:
+        i = waiting.pop(0)
+        ids = IDS[i * GROUP : (i + 1) * GROUP]
+        engine.add(i, PROMPTS[i], MASK[i], ids)
+    engine.run()
+  assert engine.read() == []
+  assert len(ended) == len(numbers) * GROUP
+  engine.end()
+  return found
+
+
+@pytest.fixture(scope='module')
+def engine():
+  # Less slots than responses of two groups.
+  engine = make_engine(slots=5)
+  engine.warm_up(PARAMS)
+  return engine
+
+
+@pytest.fixture(scope='module')
+def whole():
+  """The responses of the engine of fixed batches."""
+  fixed = SamplingEngine(POLICY, **SETTINGS)
+  return jax.device_get(
+    fixed.sample(
+      PARAMS,
+      PROMPTS,
+      MASK,
+      group_size=GROUP,
+      key=KEY,
+      sequence_ids=IDS,
+      sampling=Sampling.make(**SAMPLING),
+    )
+  )
+
+
+def assert_close(found, whole):
+  """Asserts that groups have the responses of a fixed batch."""
+  for number, samples in found.items():
+    rows = slice(number * GROUP, (number + 1) * GROUP)
+    for name, ours in samples._asdict().items():
+      theirs = getattr(whole, name)[rows]
+      if ours.dtype == np.float32:
+        np.testing.assert_allclose(ours, theirs, atol=1e-6, rtol=1e-6)
+      else:
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_nothing_is_compiled_after_the_warm_up(engine):
+  compiled = []
+
+  def listen(event, duration_secs, **kwargs):
+    del duration_secs, kwargs
+    if event.endswith('backend_compile_duration'):
+      compiled.append(event)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  run(engine, (1, 8, 4))
+  assert not compiled
+
+
+def test_when_a_group_is_added_changes_no_bit_of_it(engine, whole):
+  together = run(engine, range(COUNT))
+  assert_close(together, whole)
+  one_by_one = run(engine, reversed(range(COUNT)), at_once=1)
+  assert together.keys() == one_by_one.keys()
+  for number, samples in together.items():
+    jax.tree.map(np.testing.assert_array_equal, samples, one_by_one[number])
+  # Some of the groups alone.
+  for number, samples in run(engine, (6, 2)).items():
+    jax.tree.map(np.testing.assert_array_equal, samples, together[number])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('slots', [0, 2])
+def test_any_number_of_slots_gives_the_same_responses(whole, slots):
+  assert_close(run(make_engine(slots=slots), range(COUNT)), whole)
+
+
+@pytest.mark.slow
+def test_groups_are_split_over_a_mesh(whole):
+  mesh = make_mesh({'data': 2, 'fsdp': 1, 'tensor': 2}, jax.devices()[:4])
+  shardings = jax.tree.map(
+    lambda leaf: leaf.sharding, POLICY.abstract_params(mesh)
+  )
+  engine = make_engine(mesh, slots=5)
+  assert engine.slots == 6
+  found = run(engine, range(COUNT), jax.device_put(PARAMS, shardings))
+  assert_close(found, whole)
+
+
+def test_refuses_prompts_without_tokens_or_without_room(engine):
+  engine.begin(PARAMS, key=KEY, sampling=Sampling.make())
+  with pytest.raises(ValueError, match='group 4 must have at least one token'):
+    engine.add(4, PROMPTS[0], np.zeros(WIDTH, bool), IDS[:GROUP])
+  number = 0
+  while engine.has_room:
+    engine.add(number, PROMPTS[0], MASK[0], IDS[:GROUP])
+    number += 1
+  with pytest.raises(RuntimeError, match='must not be added without room'):
+    engine.add(number, PROMPTS[0], MASK[0], IDS[:GROUP])
+  engine.end()
+  with pytest.raises(RuntimeError, match='begin must be called before run'):
+    engine._dispatch([], decodes=True)
