@@ -2,14 +2,17 @@
 """Main script of a reward pool's worker process; never imported.
 
 It receives the import path and the function to call, reports when it is ready, and
-scores one (response, reference) after the other until its connection is closed.
+scores one (number, response, reference) after the other until its connection is
+closed. Replies are lines of JSON: `[number, status, score, detail]`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import numbers
+import os
 import pathlib
 import pickle
 import signal
@@ -17,6 +20,14 @@ import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
+
+# Characters of a text in a reply, at most.
+_MAX_TEXT = 2_000
+# Those of `covrl.rewards.Status`, whose module is not imported here.
+_STATUSES = (
+  *('scored', 'wrong', 'unparsable', 'timeout', 'crash', 'invalid'),
+  'infrastructure',
+)
 
 
 def main() -> None:
@@ -34,17 +45,23 @@ def _serve(connection: Connection) -> None:
   try:
     score_fn = _prepare(settings)
   except BaseException as error:
-    connection.send((False, f'{type(error).__name__}: {error}'))
+    _send(connection, False, _described(error))
     return
-  connection.send((True, ''))
+  _send(connection, True, '')
   while True:
-    response, reference = connection.recv()
+    number, response, reference = connection.recv()
     # The pool kills a worker that hangs; if the pool is gone, the alarm does, even
     # inside a C function.
     signal.setitimer(signal.ITIMER_REAL, 2 * settings['timeout'] + 1)
-    reply = _score(score_fn, response, reference)
+    status, score, detail = _score(score_fn, response, reference)
     signal.setitimer(signal.ITIMER_REAL, 0)
-    connection.send(reply)
+    _send(connection, number, status, score, _cut(detail))
+
+
+def _send(connection: Connection, *fields: object) -> None:
+  data = json.dumps(fields).encode() + b'\n'
+  while data:
+    data = data[os.write(connection.fileno(), data) :]
 
 
 def _prepare(settings: dict[str, Any]) -> Callable[[str, Any], Any]:
@@ -77,16 +94,62 @@ def _score(
   """Returns status, score, and a reason if the score is missing."""
   try:
     score: Any = score_fn(response, reference)
-    # Recognised by its class name, since its module may not be loaded here.
-    if type(score).__name__ == 'Outcome':
-      return score.status.value, float(score.score), score.detail
   except BaseException as error:
-    return 'crash', float('nan'), f'{type(error).__name__}: {error}'
-  if isinstance(score, numbers.Real):
-    value = float(score)
-    if abs(value) < float('inf'):
-      return 'scored', value, ''
-  return 'invalid', float('nan'), f'the scorer returned {score!r}'
+    return 'crash', float('nan'), _described(error)
+  # Recognised by its class name, since its module may not be loaded here.
+  if type(score).__name__ == 'Outcome':
+    return _of_outcome(score)
+  number = _number(score)
+  if number is not None and abs(number) < float('inf'):
+    return 'scored', number, ''
+  return 'invalid', float('nan'), f'the scorer returned {_shown(score)}'
+
+
+def _of_outcome(outcome: Any) -> tuple[str, float, str]:
+  """Returns the fields of an outcome; `invalid` where they cannot be used."""
+  status = getattr(getattr(outcome, 'status', None), 'value', None)
+  given = getattr(outcome, 'score', None)
+  score = _number(given)
+  if not isinstance(status, str) or status not in _STATUSES:
+    wrong = f'status {_shown(status)}'
+  elif score is None:
+    wrong = f'score {_shown(given)}'
+  else:
+    detail = getattr(outcome, 'detail', '')
+    return status, score, detail if isinstance(detail, str) else _shown(detail)
+  reason = f'the scorer returned an Outcome with {wrong}'
+  return 'invalid', float('nan'), reason
+
+
+def _number(value: Any) -> float | None:
+  """Returns the value of a number or a scalar of an array library, else `None`."""
+  try:
+    if not isinstance(value, numbers.Real):
+      # Booleans of numpy, and arrays of one element.
+      value = value.item()
+    return float(value) if isinstance(value, numbers.Real) else None
+  except Exception:
+    return None
+
+
+def _described(error: BaseException) -> str:
+  """Returns the type and the text of an error, which may have none."""
+  with contextlib.suppress(Exception):
+    return _cut(f'{type(error).__name__}: {error}')
+  return type(error).__name__
+
+
+def _shown(value: object) -> str:
+  """Returns an object as text, or its type if it has none."""
+  with contextlib.suppress(Exception):
+    return _cut(repr(value))
+  return f'an object of {type(value).__name__}'
+
+
+def _cut(text: str) -> str:
+  if len(text) <= _MAX_TEXT:
+    return text
+  return f'{text[:_MAX_TEXT]} … ({len(text):,} characters)'
 
 
 def _limit_memory(limit: int) -> None:

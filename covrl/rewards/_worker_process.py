@@ -13,8 +13,10 @@ import socket
 import subprocess
 import sys
 import threading
-from multiprocessing.connection import Connection
 from typing import Any
+
+from covrl.rewards._worker_channel import ReplyError, WorkerChannel
+from covrl.rewards.outcome import Status
 
 ENVIRONMENT = (
   'HOME',
@@ -38,6 +40,8 @@ _SCRIPT = pathlib.Path(__file__).with_name('_worker_main.py')
 
 Reply = tuple[str, float, str]
 """Status, score, and a sentence if the score is missing."""
+
+_STATUSES = tuple(status.value for status in Status)
 
 
 class StartError(Exception):
@@ -116,7 +120,8 @@ class WorkerProcess:
     self._lock = threading.Lock()
     self._closed = False
     self._process: subprocess.Popen[bytes] | None = None
-    self._connection: Connection | None = None
+    self._channel: WorkerChannel | None = None
+    self._requests = 0
     self._lifeline: int | None = None
 
   def ensure_ready(self) -> None:
@@ -138,26 +143,45 @@ class WorkerProcess:
 
   def score(self, response: str, reference: Any) -> Reply:
     """Scores a response; reports a timeout or crash of the worker."""
-    connection = self._connection
-    if connection is None:
+    channel = self._channel
+    if channel is None:
       raise StartError('it was never started')
+    self._requests += 1
     try:
-      connection.send((response, reference))
-      if connection.poll(self._settings.timeout):
-        return connection.recv()
+      channel.send((self._requests, response, reference))
+      return self._checked(channel.receive(self._settings.timeout))
+    except TimeoutError:
+      self.stop()
+      seconds = f'{self._settings.timeout:g} s'
+      return 'timeout', float('nan'), f'no score after {seconds}'
+    except ReplyError:
+      self.stop()
+      reason = 'the worker sent a malformed reply: has the scorer written to its connection?'
     except (EOFError, OSError):
-      code = self.stop()
-      return 'crash', float('nan'), f'the worker ended with exit code {code}'
-    self.stop()
-    seconds = f'{self._settings.timeout:g} s'
-    return 'timeout', float('nan'), f'no score after {seconds}'
+      reason = f'the worker ended with exit code {self.stop()}'
+    return 'crash', float('nan'), reason
+
+  def _checked(self, reply: list[Any]) -> Reply:
+    """Returns the reply to the latest request.
+
+    Raises:
+      ReplyError: it is malformed, or the reply to another request.
+    """
+    match reply:
+      case [self._requests, str(status), float(score), str(detail)] if (
+        status in _STATUSES
+      ):
+        # Halves of surrogate pairs cannot be written to files.
+        text = detail.encode(errors='backslashreplace').decode()
+        return status, score, text
+    raise ReplyError
 
   def stop(self) -> int | None:
     """Ends the process, if any, and returns its exit code."""
     process, self._process = self._process, None
-    connection, self._connection = self._connection, None
-    if connection is not None:
-      connection.close()
+    channel, self._channel = self._channel, None
+    if channel is not None:
+      channel.close()
     if process is None:
       return None
     # Collects the exit code of a process that ended; kills any other, and all
@@ -187,7 +211,7 @@ class WorkerProcess:
 
   def _start(self) -> None:
     near, theirs = socket.socketpair()
-    ours = self._connection = Connection(near.detach())
+    ours = self._channel = WorkerChannel(near, self._settings.timeout)
     with theirs, self._lock:
       if self._closed:
         raise StartError('the pool is closed')
@@ -199,15 +223,21 @@ class WorkerProcess:
         os.close(read_end)
     try:
       ours.send(self._message())
-      if not ours.poll(self._settings.start_timeout):
-        seconds = f'{self._settings.start_timeout:g} s'
-        raise StartError(f'it was not ready after {seconds}')
-      ready, reason = ours.recv()
+      reply = ours.receive(self._settings.start_timeout)
+    except TimeoutError:
+      seconds = f'{self._settings.start_timeout:g} s'
+      raise StartError(f'it was not ready after {seconds}') from None
+    except ReplyError:
+      raise StartError('it sent a malformed reply') from None
     except (EOFError, OSError) as error:
       code = self.stop()
       raise StartError(f'it ended with exit code {code}') from error
-    if not ready:
-      raise StartError(reason)
+    match reply:
+      case [True, _]:
+        return
+      case [False, str(reason)]:
+        raise StartError(reason)
+    raise StartError('it sent a malformed reply')
 
   def _message(self) -> dict[str, Any]:
     return {

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Odd results of a scorer cost its own response, are named, and nothing else."""
+
+import math
+import pathlib
+import time
+
+import pytest
+
+from covrl.rewards import Outcome, RewardPool, Status, _worker_main
+
+HERE = pathlib.Path(__file__).parent
+INVALID, CRASH = Status.INVALID, Status.CRASH
+
+
+@pytest.fixture(scope='module')
+def pool():
+  with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(str(HERE))
+    import odd_scorers
+
+    with RewardPool(odd_scorers.score, workers=1, timeout=1.0) as opened:
+      opened.warm_up()
+      yield opened
+
+
+def ask(pool, *responses, reference=None):
+  references = [reference] * len(responses)
+  return pool.submit(list(responses), references).result(timeout=60)
+
+
+@pytest.mark.parametrize(
+  ('response', 'score'),
+  [('float32', 0.5), ('int64', 2.0), ('bool_', 1.0), ('array', 0.25)],
+)
+def test_scalars_of_numpy_are_numbers(pool, response, score):
+  assert ask(pool, response) == [Outcome(score, Status.SCORED)]
+
+
+@pytest.mark.parametrize(
+  ('response', 'status', 'detail'),
+  [
+    ('arrays', INVALID, 'the scorer returned array([0.25, 0.5 ])'),
+    ('text', INVALID, "the scorer returned '1.0'"),
+    ('list', INVALID, 'the scorer returned [1.0]'),
+    ('generator', INVALID, 'the scorer returned <generator'),
+    ('dict', INVALID, 'the scorer returned {0: 0, 1: 0'),
+    ('huge', INVALID, 'the scorer returned 1000000'),
+    ('complex', INVALID, 'the scorer returned 1j'),
+    ('no text', INVALID, 'the scorer returned an object of NoText'),
+    ('unprintable', CRASH, 'UnprintableError'),
+    ('surrogate', CRASH, 'ValueError: \\ud800'),
+    ('long', CRASH, 'ValueError: xxxx'),
+    ('exit', CRASH, 'SystemExit: 3'),
+    ('status', INVALID, "the scorer returned an Outcome with status 'fine'"),
+    ('no status', INVALID, 'the scorer returned an Outcome with status None'),
+    ('score', INVALID, "the scorer returned an Outcome with score 'one'"),
+    ('nothing', INVALID, 'the scorer returned an Outcome with score None'),
+  ],
+)
+def test_what_is_no_number_is_named(pool, response, status, detail):
+  outcome, after = ask(pool, response, '3')
+  assert (outcome.status, math.isnan(outcome.score)) == (status, True)
+  assert outcome.detail.startswith(detail), outcome.detail
+  assert len(outcome.detail) <= 2_100
+  outcome.detail.encode()
+  assert after == Outcome(3.0, Status.SCORED)
+
+
+def test_details_are_texts_of_limited_length(pool, tmp_path):
+  assert ask(pool, 'detail')[0].detail == "{'a': 1}"
+  (outcome,) = ask(pool, 'long detail')
+  assert (outcome.score, len(outcome.detail) <= 2_100) == (1.0, True)
+  marker = tmp_path / 'executed'
+  (outcome,) = ask(pool, 'code', reference=str(marker))
+  assert 'Unpickled' in outcome.detail
+  assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+  'response',
+  [
+    *('half', 'noise', 'forged', 'forged line', 'deep', 'much'),
+    *('close', 'shutdown', 'fork', 'stop later'),
+  ],
+)
+def test_a_broken_channel_costs_one_response(pool, response):
+  """A worker that writes to it itself is replaced, and scores stay in order."""
+  began = time.monotonic()
+  first, *others = ask(pool, response, '2', '3', '4')
+  assert time.monotonic() - began < 20.0
+  assert first.status in (CRASH, Status.TIMEOUT, Status.SCORED)
+  assert first.score == 1.0 or first.detail
+  lost = [outcome for outcome in others if not outcome.is_judged]
+  assert len(lost) + (not first.is_judged) <= 1, (first, others)
+  for outcome, score in zip(others, (2.0, 3.0, 4.0), strict=True):
+    assert outcome.detail if outcome in lost else outcome.score == score
+  assert ask(pool, '5') == [Outcome(5.0, Status.SCORED)]
+
+
+def test_the_trainer_executes_nothing_that_a_worker_sends(pool, tmp_path):
+  marker = tmp_path / 'executed'
+  outcome, after = ask(pool, 'forged code', '2', reference=str(marker))
+  assert not marker.exists()
+  assert not outcome.is_judged
+  assert after.score == 2.0
+
+
+def test_output_of_scorers_goes_nowhere(pool, capfd):
+  assert ask(pool, 'print') == [Outcome(1.0, Status.SCORED)]
+  assert capfd.readouterr() == ('', '')
+
+
+def test_workers_know_every_status():
+  assert list(_worker_main._STATUSES) == [status.value for status in Status]
