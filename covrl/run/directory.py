@@ -18,28 +18,28 @@ import contextlib
 import datetime
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
 
 from covrl import storage
-from covrl.config import (
-  RESUMABLE,
-  ConfigError,
-  Recipe,
-  flatten,
-  from_dict,
-  restore,
-)
+from covrl.config import ConfigError, Recipe, from_dict, restore
 from covrl.parallel import distributed
 from covrl.run import lock
-from covrl.run.checkpoint import NO_RESTART, CheckpointError
+from covrl.run.checkpoint import (
+  NO_RESTART,
+  CheckpointError,
+  CheckpointStore,
+)
 from covrl.run.checkpoint_files import MANIFEST
+from covrl.run.config_difference import difference, edit_of
 from covrl.run.trust import check_owner
 from covrl.storage.append_log import read_log
 
-_NOTICES = 'notices.jsonl'
+_CONFIG, _NOTICES = 'config.json', 'notices.jsonl'
+RECIPE = 'recipe'
+"""Name of the recipe's identity among the inputs that a checkpoint names."""
 
 
 class RunDirectory:
@@ -54,6 +54,8 @@ class RunDirectory:
     self.path = storage.as_path(path)
     self.writes = writes
     self._lock: lock.Lock | None = None
+    self._claimed: dict[str, bytes] = {}
+    self._warn: Callable[[str], object] = lambda text: None
 
   @property
   def metrics(self) -> epath.Path:
@@ -98,7 +100,7 @@ class RunDirectory:
     Raises:
       ConfigError: the directory has no readable `config.json`.
     """
-    file = self.path / 'config.json'
+    file = self.path / _CONFIG
     if not file.is_file():
       raise ConfigError(
         f'{self.path} is not a run directory: it has no config.json'
@@ -122,7 +124,8 @@ class RunDirectory:
   def check(self, recipe: Recipe) -> None:
     """Checks that the directory is empty or holds a run of this recipe.
 
-    A run of another recipe that has nothing to resume from may be replaced.
+    A run of another recipe that has nothing to resume from may be replaced. If
+    `config.json` is missing, damaged or edited, the newest checkpoint tells.
 
     Raises:
       ConfigError: the directory holds a run of another configuration (the
@@ -136,14 +139,21 @@ class RunDirectory:
       folder = self.path / name
       if folder.exists() and not folder.is_dir():
         raise ConfigError(f'{folder} must be a directory, it is a file')
-    if (self.path / 'config.json').exists():
+    try:
+      self._check_config(recipe)
+    except ConfigError:
+      if self._recorded_identity() != recipe.identity:
+        raise
+
+  def _check_config(self, recipe: Recipe) -> None:
+    if (self.path / _CONFIG).exists():
       saved = self.read_config()
       if saved['identity'] != recipe.identity and (
         self.has_checkpoint() or any(self._traces_of_training())
       ):
         raise ConfigError(
           f"{self.path} holds another configuration's run "
-          f'({_difference(saved, recipe)}); use another --workdir'
+          f'({difference(saved, recipe)}); use another --workdir'
         )
     elif any(
       name not in (lock.NAME, _NOTICES) and not storage.is_temporary(name)
@@ -153,6 +163,14 @@ class RunDirectory:
         f'--workdir must be a run directory or empty, {self.path} holds '
         'other files'
       )
+
+  def _recorded_identity(self) -> str | None:
+    """Returns the identity of the recipe that the newest checkpoint names."""
+    for folder in (self.checkpoints, self.path / 'warm_start'):
+      with contextlib.suppress(CheckpointError):
+        if saved := CheckpointStore(folder, keep=1).latest():
+          return saved.notes.get('inputs', {}).get(RECIPE)
+    return None
 
   def refuse_restart(self) -> None:
     """Refuses to start a run from the beginning that has trained before.
@@ -194,13 +212,28 @@ class RunDirectory:
       for entry in folder.iterdir()
     )
 
-  def claim(self, recipe: Recipe) -> None:
-    """Writes the recipe to the directory; see `check`."""
+  def claim(
+    self, recipe: Recipe, warn: Callable[[str], object] = lambda text: None
+  ) -> None:
+    """Writes the recipe to the directory; see `check`.
+
+    Args:
+      recipe: the recipe.
+      warn: receives a sentence for every file of the recipe that another program
+        has changed, now or later; see `check_files`.
+    """
     if not self.writes:
       return
-    if (self.path / 'config.json').exists() and (
-      self.read_config()['identity'] != recipe.identity
-    ):
+    self._warn = warn
+    content = json.dumps(recipe.as_json()).encode()
+    try:
+      saved = self.read_config()
+    except ConfigError:
+      saved = None
+    if self._recorded_identity() == recipe.identity:
+      if what := edit_of(saved, recipe):
+        self._restore(_CONFIG, content, what)
+    elif saved is not None and saved['identity'] != recipe.identity:
       # The leftovers of a run without progress; metrics are overwritten.
       for name in ('checkpoints', 'warm_start', 'recipe', 'tb'):
         storage.remove(self.path / name)
@@ -208,9 +241,46 @@ class RunDirectory:
         with storage.writing(self.path / name):
           (self.path / name).unlink(missing_ok=True)
     # First the file by which a directory is recognised as a run directory.
-    self.write_json('config.json', recipe.as_json())
-    for name, text in recipe.sources.items():
-      self._write(f'recipe/{name}', text)
+    self._claimed = {_CONFIG: content} | {
+      f'recipe/{name}': text.encode() for name, text in recipe.sources.items()
+    }
+    for name, written in self._claimed.items():
+      self._write(name, written)
+
+  def check_files(self) -> None:
+    """Checks the lock, and restores the files of the recipe.
+
+    One that another program has changed is kept under another name.
+
+    Raises:
+      ConfigError: another run has locked the directory.
+      StorageError: it was moved, removed or replaced, or a file cannot be
+        restored.
+    """
+    self.check_lock()
+    for name, content in self._claimed.items():
+      file = self.path / name
+      with storage.writing(file):
+        found = file.read_bytes() if file.is_file() else None
+      if found != content:
+        self._restore(name, content, 'was changed while the run used it')
+
+  def _restore(self, name: str, content: bytes, what: str) -> None:
+    """Writes a file again that another program has changed or removed."""
+    file = self.path / name
+    with storage.writing(file):
+      found = file.read_bytes() if file.is_file() else None
+    if found is None:
+      self._warn(f'{file} was removed; it is written again')
+    else:
+      copy = self.path / name.replace('/', '_')
+      copy = storage.numbered_sibling(copy, 'changed')
+      storage.write_atomically(copy, found)
+      self._warn(
+        f'{file} {what}; it is written again, what it had is kept as'
+        f' {copy.name}'
+      )
+    self._write(name, content)
 
   def recipe(self, *, trust: bool = False) -> Recipe:
     """Loads the run's recipe: executes the copy in the directory.
@@ -266,14 +336,3 @@ class RunDirectory:
     if not self.path.is_dir():
       return []
     return [entry.name for entry in self.path.iterdir()]
-
-
-def _difference(saved: dict[str, Any], recipe: Recipe) -> str:
-  """Describes the first difference between a saved and a given recipe."""
-  if saved['name'] != recipe.name:
-    return f'of {saved["name"]}, and not of {recipe.name}'
-  saved_fields = flatten(from_dict(saved['config']))
-  for name, value in flatten(recipe.config).items():
-    if saved_fields[name] != value and not name.startswith(RESUMABLE):
-      return f'{name} is {saved_fields[name]!r} there and {value!r} here'
-  return 'the config file has changed since'

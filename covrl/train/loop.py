@@ -19,7 +19,7 @@ from covrl.parallel import distributed
 from covrl.run import maintenance
 from covrl.run.checkpoint import CheckpointStore
 from covrl.run.consistency import check_processes
-from covrl.run.directory import RunDirectory
+from covrl.run.directory import RECIPE, RunDirectory
 from covrl.run.metrics_writer import MetricsWriter
 from covrl.run.preemption import Stopped, StopSignal
 from covrl.run.profiler import Profiler
@@ -100,7 +100,7 @@ def train(
   check_processes(recipe, workdir)
   directory = RunDirectory(workdir, writes=distributed.is_first())
   store = CheckpointStore(
-    directory.checkpoints, config.checkpoint.keep, directory.check_lock
+    directory.checkpoints, config.checkpoint.keep, directory.check_files
   )
   stop, watchdog = StopSignal(), Watchdog(options.stall_after)
   with (
@@ -142,8 +142,9 @@ def train(
     inputs = input_fingerprints(
       config, run.task, run.policy, run.shared_warm_start
     )
+    inputs[RECIPE] = recipe.identity
     check_inputs(config, inputs, resumed, warn)
-    directory.claim(recipe)
+    directory.claim(recipe, warn)
     if note := schedule_note(config):
       warn(note)
     if run.task.notes or run.task.description:

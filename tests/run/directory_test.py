@@ -22,7 +22,7 @@ from covrl.config import (
 )
 from covrl.pretrained.atomic_dir import atomic_directory
 from covrl.run.checkpoint import CheckpointError, CheckpointStore
-from covrl.run.directory import RunDirectory
+from covrl.run.directory import RECIPE, RunDirectory
 from covrl.storage import StorageError, first_storage_error, paths
 
 
@@ -330,6 +330,93 @@ def test_a_damaged_configuration_is_named(directory, recipe, change, said):
       use()
     assert str(told.value).startswith(f'{file} is damaged: ')
     assert said in str(told.value)
+
+
+def edit(content):
+  """Edits a field that is not resumable."""
+  saved = json.loads(content)
+  saved['config']['seed'] += 1
+  return json.dumps(saved).encode()
+
+
+CHANGES = [
+  (lambda content: None, 'was removed'),
+  (lambda content: b'', 'is damaged'),
+  (lambda content: content[:100], 'is damaged'),
+  (edit, 'was changed (seed is 1 there and 0 here)'),
+  (
+    lambda content: json.dumps(json.loads(content) | {'identity': ''}).encode(),
+    'was changed (the config file has changed since)',
+  ),
+]
+
+
+def change(file, changed):
+  """Replaces the content of a file, or removes it; returns what it had."""
+  before = file.read_bytes()
+  after = changed(before)
+  file.unlink()
+  if after is not None:
+    file.write_bytes(after)
+  return before, after
+
+
+@pytest.mark.parametrize(('changed', 'said'), CHANGES)
+def test_a_configuration_that_was_changed_since_a_checkpoint_is_restored(
+  directory, recipe, changed, said
+):
+  """The checkpoint tells whose run it is."""
+  store = CheckpointStore(directory.checkpoints, keep=1)
+  inputs = {RECIPE: recipe.identity}
+  store.save(3, {'x': np.zeros(2)}, {'inputs': inputs, 'iteration': 3})
+  file = pathlib.Path(directory.path / 'config.json')
+  before, after = change(file, changed)
+  other = dataclasses.replace(recipe, name='recipe:other')
+  with pytest.raises(ConfigError):
+    RunDirectory(directory.path).check(other)
+
+  resumed, told = RunDirectory(directory.path), []
+  resumed.check(recipe)
+  resumed.claim(recipe, told.append)
+  assert file.read_bytes() == before
+  (text,) = told
+  assert text.startswith(f'{file} {said}; it is written again'), text
+  copies = [path.read_bytes() for path in file.parent.glob('config.changed_*')]
+  assert copies == ([] if after is None else [after])
+  assert (directory.checkpoints / '00000003').is_dir()
+  RunDirectory(directory.path).claim(recipe, told.append)
+  assert len(told) == 1
+
+
+@pytest.mark.parametrize(('changed', 'said'), CHANGES[:2])
+@pytest.mark.parametrize('name', ['config.json', 'recipe/recipe.py'])
+def test_files_that_are_changed_during_a_run_are_restored(
+  directory, recipe, name, changed, said
+):
+  recipe = dataclasses.replace(recipe, sources={'recipe.py': '# Text.'})
+  told = []
+  directory.claim(recipe, told.append)
+  directory.check_files()
+  assert told == []
+  file = pathlib.Path(directory.path / name)
+  before, _ = change(file, changed)
+  directory.check_files()
+  directory.check_files()
+  assert file.read_bytes() == before
+  assert len(told) == 1
+  assert str(file) in told[0]
+  assert 'it is written again' in told[0]
+
+
+def test_a_run_of_another_version_is_named_as_that(directory, recipe):
+  file = pathlib.Path(directory.path / 'config.json')
+  saved = json.loads(file.read_text()) | {'identity': 'other'}
+  del saved['config']['rollout']['max_draws']
+  file.write_text(json.dumps(saved))
+  (directory.path / 'rollouts').mkdir()
+  (directory.path / 'rollouts' / 'iteration_000000.json').write_text('')
+  with pytest.raises(ConfigError, match='of another version of covrl, without'):
+    directory.check(recipe)
 
 
 def test_fields_of_another_version_are_named():

@@ -99,8 +99,10 @@ def test_a_run_outlasts_a_full_disk_and_damaged_files(
   assert status == Exit.REFUSED
   (told,) = sentences(said)
   assert f'{newest} is damaged' in told
+  (workdir / 'config.json').unlink()
   status, said = run(workdir)
   assert status == 0, said
+  assert f'warning: {workdir / "config.json"} was removed' in said
   assert f'warning: the checkpoint {newest} is damaged' in said
   assert (newest.parent / f'{newest.name}.damaged_1').is_dir()
   assert f'{newest} is damaged' in (workdir / 'report.html').read_text()

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Differences between the saved description of a recipe and a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from covrl.config import RESUMABLE, Recipe, flatten, from_dict, unknown_fields
+
+_SOURCES = 'the config file has changed since'
+
+
+def difference(saved: Mapping[str, Any], recipe: Recipe) -> str:
+  """Describes the first difference that makes two recipes other ones.
+
+  Args:
+    saved: the content of a valid `config.json`.
+    recipe: the recipe to compare it with.
+  """
+  if saved['name'] != recipe.name:
+    return f'of {saved["name"]}, and not of {recipe.name}'
+  before, fields = flatten(from_dict(saved['config'])), flatten(recipe.config)
+  for name, value in fields.items():
+    if before[name] != value and not name.startswith(RESUMABLE):
+      return f'{name} is {before[name]!r} there and {value!r} here'
+  for word, names in (
+    ('with', unknown_fields(saved['config'])),
+    ('without', sorted(fields.keys() - _names(saved['config']))),
+  ):
+    if names:
+      return f'of another version of covrl, {word} {", ".join(names)}'
+  return _SOURCES
+
+
+def edit_of(saved: Mapping[str, Any] | None, recipe: Recipe) -> str:
+  """Describes how a recipe's own description was edited; empty if it was not.
+
+  Args:
+    saved: the content of `config.json`; `None` if it is not valid.
+    recipe: the recipe that it described.
+  """
+  if saved is None:
+    return 'is damaged'
+  found = difference(saved, recipe)
+  if saved['identity'] == recipe.identity and found == _SOURCES:
+    return ''
+  return f'was changed ({found})'
+
+
+def _names(values: Mapping[str, Any], prefix: str = '') -> set[str]:
+  """Returns the dotted names of the values of nested mappings."""
+  names: set[str] = set()
+  for name, value in values.items():
+    if isinstance(value, Mapping):
+      names |= _names(value, f'{prefix}{name}.')
+    else:
+      names.add(f'{prefix}{name}')
+  return names
