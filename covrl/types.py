@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt
 
 from covrl.array_checks import Kind, check_array
 
@@ -279,6 +279,8 @@ class Rollouts:
       `loss_mask`.
     truncated: true if the length limit ended the sequence.
     rewards: scores by name.
+    experts: experts that the sampler routed each token to, see
+      `covrl.models.experts.ExpertRecord`; `None` without routing replay.
   """
 
   tokens: Int[Array, 'S T']
@@ -293,6 +295,7 @@ class Rollouts:
   policy_step: Int[Array, 'S T']
   truncated: Bool[Array, ' S']
   rewards: dict[str, Float[Array, ' S']]
+  experts: UInt[Array, 'S T L k'] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -320,6 +323,8 @@ class TokenBatch:
       nats; `None` in a run without one.
     credit: per-token inputs of the losses of second networks, such as a
       critic's returns, by name; empty in a run without them.
+    experts: experts to route each input to, see
+      `covrl.models.experts.ExpertRecord`; `None` without routing replay.
   """
 
   tokens: Int[Array, 'B T']
@@ -338,6 +343,7 @@ class TokenBatch:
   credit: dict[str, Float[Array, 'B T']] = dataclasses.field(
     default_factory=dict
   )
+  experts: UInt[Array, 'B T L k'] | None = None
 
 
 class Measurements(NamedTuple):

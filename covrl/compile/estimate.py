@@ -24,12 +24,13 @@ from covrl.compile.model_cost import (
   update_flops,
 )
 from covrl.config import Config, ConfigError, Recipe
-from covrl.models import ModelConfig, Policy
+from covrl.models import ExpertRecord, ModelConfig, Policy
 from covrl.parallel import sharding
 from covrl.parallel.topologies import AnyTopology
 from covrl.train.algorithm import Algorithm
 from covrl.train.compiled import CompiledPrograms
 from covrl.train.networks.init import network_model
+from covrl.train.rollout_collector import row_width
 
 # Assumed shares of a chip's peak that good programs reach.
 FLOPS_SHARE = 0.4
@@ -54,6 +55,8 @@ class StateMemory:
     networks: parameters and optimiser state of second networks.
     gradients: float32 gradients of an update, of the largest network.
     cache: KV cache of an iteration's responses at full length.
+    experts: experts of an iteration's tokens, recorded by the sampler and
+      replayed by the trainer; 0 without routing replay.
   """
 
   params: int
@@ -62,6 +65,7 @@ class StateMemory:
   networks: int
   gradients: int
   cache: int
+  experts: int
 
   @property
   def training(self) -> int:
@@ -75,7 +79,9 @@ class StateMemory:
 
   @property
   def _state(self) -> int:
-    return self.params + self.frozen + self.optimizer + self.networks
+    return (
+      self.params + self.frozen + self.optimizer + self.networks + self.experts
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,6 +122,7 @@ def state_memory(recipe: Recipe, policy: Policy) -> StateMemory:
       0,
     ),
     cache=_cache_bytes(config, policy.config),
+    experts=_record_bytes(config, policy.config),
   )
 
 
@@ -255,6 +262,14 @@ def _cache_bytes(config: Config, model: ModelConfig) -> int:
     model, config.sequences_per_iteration, tokens_read(config)
   )
   return 2 * math.prod(shape) * jax.numpy.dtype(model.dtype).itemsize
+
+
+def _record_bytes(config: Config, model: ModelConfig) -> int:
+  """Returns the bytes of the experts of an iteration's tokens, if replayed."""
+  if not config.train.routing_replay:
+    return 0
+  tokens = config.sequences_per_iteration * row_width(config)
+  return tokens * ExpertRecord.of(model).bytes_per_token
 
 
 def _size(tree: PyTree) -> int:

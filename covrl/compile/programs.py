@@ -82,6 +82,7 @@ def compile_recipe(
     max_response_length=config.rollout.max_response_length,
     slots=config.rollout.slots,
     segment=config.rollout.segment,
+    record_experts=config.train.routing_replay,
   )
   work = Workload(
     recipe=recipe,
@@ -230,4 +231,5 @@ def _batch(work: Workload) -> TokenBatch:
     reference=config.train.keep_reference,
     credit=work.programs.networks.credit,
     filtered=work.programs.reads_filtered,
+    experts=work.engine.experts,
   )

@@ -142,6 +142,9 @@ class TrainConfig:
     low: PPO's clip range below 1.
     high: PPO's clip range above 1.
     balance: coefficient of the load-balancing loss of a mixture of experts.
+    routing_replay: whether the trainer routes each token to the experts that the
+      sampler chose for it, with the gates of its own router (R3,
+      arXiv:2510.11370); the model must be a mixture of experts.
     max_skipped_updates: number of updates in a row that are skipped, because a
       gradient or an updated parameter is not finite, at which the run ends.
     keep_reference: whether to keep the policy after the warm start as the
@@ -171,6 +174,7 @@ class TrainConfig:
   low: Share = 0.2
   high: NonNegativeFloat = 0.2
   balance: NonNegativeFloat = 0.0
+  routing_replay: bool = False
   max_skipped_updates: Positive = 10
   keep_reference: bool = False
   reset_reference_every: NonNegative = 0

@@ -174,7 +174,7 @@ def pack_rows(rows: RowsT, *, length: int, count: int | None = None) -> RowsT:
   arrays.
 
   Args:
-    rows: any dataclass of `[B, T]` arrays, or pytrees of them, with
+    rows: any dataclass of `[B, T, …]` arrays, or pytrees of them, with
       `segment_ids`: `TokenRows`, `TokenBatch`. Padding may be on either side.
     length: width of the packed rows, in tokens.
     count: number of packed rows, the last of which may be empty; as few as
@@ -236,7 +236,7 @@ def _copy_to_slots(
 
   def pack(array: Any) -> np.ndarray:
     array = np.asarray(array)
-    out = np.zeros(shape, array.dtype)
+    out = np.zeros((*shape, *array.shape[2:]), array.dtype)
     for source, destination, _ in moves:
       out[destination] = array[source]
     return out

@@ -7,6 +7,7 @@ from covrl.models.config import Experts as Experts
 from covrl.models.config import ModelConfig as ModelConfig
 from covrl.models.config import countdown as countdown
 from covrl.models.config import tiny as tiny
+from covrl.models.experts import ExpertRecord as ExpertRecord
 from covrl.models.experts import Routing as Routing
 from covrl.models.experts import load_balance as load_balance
 from covrl.models.lora import Lora as Lora

@@ -19,6 +19,7 @@ from covrl.models.cache import (
   PromptCache,
   repeat_rows,
 )
+from covrl.models.experts import ExpertRecord
 from covrl.models.policy import Policy
 from covrl.rollout.samples import (
   Samples,
@@ -95,6 +96,8 @@ class SlotDecoder:
     pad_id: token that fills the rest of a row.
     max_length: maximum number of tokens of a response.
     policy_logprobs: whether to compute `Step.policy_logprob`.
+    experts: form of the experts to record, for routing replay; `None` records
+      none.
   """
 
   policy: Policy
@@ -102,6 +105,7 @@ class SlotDecoder:
   pad_id: int
   max_length: int
   policy_logprobs: bool = False
+  experts: ExpertRecord | None = None
 
   def __post_init__(self) -> None:
     vocab_size = self.policy.config.vocab_size
@@ -140,8 +144,14 @@ class SlotDecoder:
       slots: number of slots of a shard.
     """
     hidden, cache = self.policy.prefill(
-      params, prompts, count_positions(prompt_mask), prompt_mask
+      params,
+      prompts,
+      count_positions(prompt_mask),
+      prompt_mask,
+      record_experts=self.experts is not None,
     )
+    experts = self._of_prompts(cache.experts, prompt_mask)
+    cache = cache._replace(experts=None)
     count, requests = prompts.shape[0], sequence_ids.shape[0]
     group_size = requests // count
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, sequence_ids)
@@ -152,7 +162,10 @@ class SlotDecoder:
     # Prompts without a token have no responses.
     exists = repeat_rows(cache.lengths > 0, group_size)
     samples = empty_samples(
-      (requests, self.max_length), self.pad_id, self.policy.config.stats_dtype
+      (requests, self.max_length),
+      self.pad_id,
+      self.policy.config.stats_dtype,
+      None if experts is None else repeat_rows(experts, group_size),
     )
     local = jnp.arange(requests, dtype=jnp.int32) % (requests // shards)
     step = step._replace(request=jnp.where(exists, local, requests))
@@ -186,6 +199,17 @@ class SlotDecoder:
     if carried is None or self.max_length == 1:
       return state
     return self._fill_slots(params, state, prompts, prompt_mask, started)
+
+  def _of_prompts(
+    self,
+    experts: UInt[Array, 'P Tp L k'] | None,
+    prompt_mask: Bool[Array, 'P Tp'],
+  ) -> UInt[Array, 'P T L k'] | None:
+    """The record of prompts, without padding and with space for a response."""
+    if experts is None:
+      return None
+    experts = jnp.where(prompt_mask[..., None, None], experts, 0)
+    return jnp.pad(experts, ((0, 0), (0, self.max_length), (0, 0), (0, 0)))
 
   def _carry(
     self,
@@ -395,7 +419,14 @@ class SlotDecoder:
   def _step(self, params: PyTree, state: State) -> tuple[State, Step]:
     """Decodes one token in every slot, and refills slots that end."""
     live, options = state.live, state.slot_options()
-    hidden, cache = self.policy.decode(params, state.token, state.cache, live)
+    hidden, cache = self.policy.decode(
+      params,
+      state.token,
+      state.cache,
+      live,
+      record_experts=self.experts is not None,
+    )
+    experts, cache = cache.experts, cache._replace(experts=None)
     logits = self.policy.project(params, hidden)
     keys = take(state.requests.keys, state.request, state.shards)
     step = self._sample(
@@ -405,7 +436,7 @@ class SlotDecoder:
       jnp.where(live, state.request, state.requests.prompt.shape[0]),
       options,
     )
-    step = step._replace(truncated=live & step.truncated)
+    step = step._replace(truncated=live & step.truncated, experts=experts)
     ended = ~live | self._ends(step, options)
     state = state._replace(
       cache=cache, token=jnp.where(live, step.token, state.token)

@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Int, Key, PyTree
 
 from covrl.models.cache import DecodeCache
+from covrl.models.experts import ExpertRecord
 from covrl.models.policy import Policy
 from covrl.parallel import distributed, sharding
 from covrl.rollout.decoder import SlotDecoder, check_at_least
@@ -99,6 +100,8 @@ class SamplingEngine:
     max_response_length: maximum number of tokens of a response.
     slots: responses that are decoded together, at most; 0 for all.
     segment: tokens of each response that one compiled call decodes.
+    experts: form of the experts that are recorded with the responses, for
+      routing replay; `None` if they are not.
   """
 
   def __init__(
@@ -111,11 +114,13 @@ class SamplingEngine:
     max_response_length: int,
     slots: int = 0,
     segment: int = 16,
+    record_experts: bool = False,
   ) -> None:
-    """Checks the arguments.
+    """Checks the arguments; see the attributes.
 
     Raises:
-      ValueError: if an id is not in the vocabulary, or a number is too small.
+      ValueError: if an id is not in the vocabulary, a number is too small, or
+        the model has no experts to record.
     """
     check_at_least(0, slots=slots)
     check_at_least(1, segment=segment)
@@ -126,8 +131,13 @@ class SamplingEngine:
     self.max_response_length = max_response_length
     self.slots = slots
     self.segment = min(segment, max(max_response_length - 1, 1))
+    self.experts = ExpertRecord.of(policy.config) if record_experts else None
     self._decoder = SlotDecoder(
-      policy, self.end_ids, pad_id, max_response_length
+      policy,
+      self.end_ids,
+      pad_id,
+      max_response_length,
+      experts=self.experts,
     )
     self._start = jax.jit(self._start_state, static_argnames='layout')
     self._run = jax.jit(self._run_segment, static_argnums=2, donate_argnums=1)
@@ -243,11 +253,14 @@ class SamplingEngine:
     key = jax.random.key(0)
     carried = None
     if carries:
+      rows, width = shape[0] * group_size, shape[1] + self.max_response_length
+      form = self.experts
       carried = jax.device_get(
         empty_samples(
-          (shape[0] * group_size, self.max_response_length),
+          (rows, self.max_response_length),
           self.pad_id,
           self.policy.config.stats_dtype,
+          None if form is None else jnp.asarray(form.empty(rows, width)),
         )
       )
     with self._use_mesh():

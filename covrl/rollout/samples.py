@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
 HostArray: TypeAlias = Array | np.ndarray
 
@@ -24,6 +24,9 @@ class Samples(NamedTuple):
       temperature applied, before truncation; 0 off the mask.
     behaviour_logprobs: the same after top-k and top-p.
     truncated: true where the length limit ended the response.
+    experts: experts that each token of prompt and response was routed to, see
+      `covrl.models.experts.ExpertRecord`, for routing replay; `None` unless they
+      are recorded. The last token of a response is not routed.
   """
 
   response_tokens: Int[Array, 'S R']
@@ -31,6 +34,7 @@ class Samples(NamedTuple):
   sampler_logprobs: Float[Array, 'S R']
   behaviour_logprobs: Float[Array, 'S R']
   truncated: Bool[Array, ' S']
+  experts: UInt[Array, 'S T L k'] | None = None
 
 
 class Step(NamedTuple):
@@ -45,6 +49,8 @@ class Step(NamedTuple):
     policy_logprob: the same at temperature 1 and before truncation; `None`
       unless the decoder computes it.
     truncated: whether the length limit ended the response here.
+    experts: experts that the token before was routed to; `None` unless they are
+      recorded.
   """
 
   request: Int[Array, '*N S']
@@ -54,10 +60,14 @@ class Step(NamedTuple):
   behaviour_logprob: Float[Array, '*N S']
   policy_logprob: Float[Array, '*N S'] | None
   truncated: Bool[Array, '*N S']
+  experts: UInt[Array, '*N S L k'] | None = None
 
 
 def empty_samples(
-  shape: tuple[int, int], pad_id: int, dtype: jnp.dtype
+  shape: tuple[int, int],
+  pad_id: int,
+  dtype: jnp.dtype,
+  experts: Array | None = None,
 ) -> Samples:
   """Creates samples without any token.
 
@@ -65,6 +75,7 @@ def empty_samples(
     shape: numbers of rows and of response tokens.
     pad_id: token that fills the rows.
     dtype: of the log-probabilities.
+    experts: see `Samples`.
   """
   return Samples(
     response_tokens=jnp.full(shape, pad_id, jnp.int32),
@@ -72,6 +83,7 @@ def empty_samples(
     sampler_logprobs=jnp.zeros(shape, dtype),
     behaviour_logprobs=jnp.zeros(shape, dtype),
     truncated=jnp.zeros(shape[:1], bool),
+    experts=experts,
   )
 
 
@@ -79,8 +91,9 @@ def record(samples: Samples, step: Step, shards: int) -> Samples:
   """Writes sampled tokens into the responses of their requests."""
 
   def by_shard(x: Shaped[Array, '...']) -> Array:
-    x = x.reshape(-1, shards, x.shape[-1] // shards)
-    return x.swapaxes(0, 1).reshape(shards, -1)
+    axes, rest = step.request.ndim, x.shape[step.request.ndim :]
+    x = x.reshape(-1, shards, x.shape[axes - 1] // shards, *rest)
+    return x.swapaxes(0, 1).reshape(shards, -1, *rest)
 
   request, index = by_shard(step.request), by_shard(step.position)
 
@@ -98,6 +111,10 @@ def record(samples: Samples, step: Step, shards: int) -> Samples:
   flags = jax.vmap(lambda rows, at: rows.at[at].set(True, mode='drop'))(
     flags, out
   )
+  experts = samples.experts
+  if experts is not None and step.experts is not None:
+    prompt = experts.shape[1] - samples.response_tokens.shape[1]
+    experts = write(experts, by_shard(step.experts), prompt + index - 1)
   return Samples(
     response_tokens=write(samples.response_tokens, by_shard(step.token), index),
     response_mask=write(samples.response_mask, jnp.ones_like(truncated), index),
@@ -108,6 +125,7 @@ def record(samples: Samples, step: Step, shards: int) -> Samples:
       samples.behaviour_logprobs, by_shard(step.behaviour_logprob), index
     ),
     truncated=flags.reshape(-1),
+    experts=experts,
   )
 
 
@@ -146,6 +164,7 @@ def to_rollout_rows(
     'sampler_logprobs': join(no_logprobs, samples.sampler_logprobs),
     'behaviour_logprobs': join(no_logprobs, samples.behaviour_logprobs),
     'truncated': np.asarray(samples.truncated),
+    'experts': None if samples.experts is None else np.asarray(samples.experts),
   }
 
 

@@ -38,13 +38,7 @@ class JoinedScores:
   def result(self) -> Scores:
     """Waits for all scores."""
     found = [call.result() for call in self.calls]
-    return Scores(
-      found[0].rewards,
-      {
-        name: [outcome for each in found for outcome in each.outcomes[name]]
-        for name in found[0].outcomes
-      },
-    )
+    return Scores.join(found[0].rewards, found)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,43 +57,20 @@ class PendingRollouts:
 
   def arrays(self) -> dict[str, np.ndarray]:
     """The arrays that a checkpoint stores, for `resubmit`."""
-    return {
-      field.name: np.asarray(getattr(self.rollouts, field.name))
+    fields = {
+      field.name: getattr(self.rollouts, field.name)
       for field in dataclasses.fields(Rollouts)
       if field.name != 'rewards'
     }
+    return {
+      name: np.asarray(array)
+      for name, array in fields.items()
+      if array is not None
+    }
 
   def result(self) -> ScoredRollouts:
-    """Waits for the scores; masks out responses whose scoring failed.
-
-    A total beyond `MAX_SCORE` counts as failed: its advantage would not be
-    finite in float32.
-    """
-    scores = self.scores.result().gather()
-    totals = np.array(scores.totals())
-    too_large = np.abs(totals) > MAX_SCORE
-    failed = np.isnan(totals) | too_large
-    rewards = {TOTAL: np.where(failed, 0, totals).astype(np.float32)}
-    for name, outcomes in scores.outcomes.items():
-      rewards[name] = np.array(
-        [np.nan if o is None else o.score for o in outcomes], np.float32
-      )
-    return ScoredRollouts(
-      rollouts=dataclasses.replace(
-        self.rollouts,
-        rewards=rewards,
-        loss_mask=self.rollouts.loss_mask & ~failed[:, None],
-      ),
-      counts=scores.counts(),
-      failures=[
-        *scores.failures(),
-        *(
-          f'the sum of all rewards must be of magnitude {MAX_SCORE:g} or less, '
-          f'got {total:g}'
-          for total in totals[too_large]
-        ),
-      ],
-    )
+    """Waits for the scores; see `score_rollouts`."""
+    return score_rollouts(self.rollouts, self.scores.result().gather())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,6 +93,42 @@ class ScoredRollouts:
   def masked(self) -> int:
     """Number of sequences without any token in the loss mask."""
     return int(np.sum(~np.any(self.rollouts.loss_mask, axis=1)))
+
+
+def score_rollouts(rollouts: Rollouts, scores: Scores) -> ScoredRollouts:
+  """Adds rewards, and masks out responses whose scoring failed.
+
+  A total beyond `MAX_SCORE` counts as failed: its advantage would not be finite
+  in float32.
+
+  Args:
+    rollouts: rollouts without `rewards`.
+    scores: scores of all of them.
+  """
+  totals = np.array(scores.totals())
+  too_large = np.abs(totals) > MAX_SCORE
+  failed = np.isnan(totals) | too_large
+  rewards = {TOTAL: np.where(failed, 0, totals).astype(np.float32)}
+  for name, outcomes in scores.outcomes.items():
+    rewards[name] = np.array(
+      [np.nan if o is None else o.score for o in outcomes], np.float32
+    )
+  return ScoredRollouts(
+    rollouts=dataclasses.replace(
+      rollouts,
+      rewards=rewards,
+      loss_mask=rollouts.loss_mask & ~failed[:, None],
+    ),
+    counts=scores.counts(),
+    failures=[
+      *scores.failures(),
+      *(
+        f'the sum of all rewards must be of magnitude {MAX_SCORE:g} or less, '
+        f'got {total:g}'
+        for total in totals[too_large]
+      ),
+    ],
+  )
 
 
 def collect(
@@ -264,6 +271,10 @@ class ResponseScoring:
     if 0 <= index < len(self.texts):
       self.texts[index] = self._tokenizer.decode(tokens)
       self._call.add(index, self.texts[index], len(tokens))
+
+  def cancel(self) -> None:
+    """Drops the call; its scores are not needed."""
+    self._call.cancel()
 
 
 def decode(tokenizer: Tokenizer, samples: Samples) -> tuple[str, ...]:

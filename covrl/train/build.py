@@ -123,7 +123,13 @@ def build(
     )
   for text in warnings(config, algorithm):
     note(f'warning: {text}')
-  engine = make_engine(config, policy, task.tokenizer, mesh)
+  engine = make_engine(
+    config,
+    policy,
+    task.tokenizer,
+    mesh,
+    record_experts=config.train.routing_replay,
+  )
   scoring = make_scoring(config, task, note)
   collector = RolloutCollector(
     task, engine, scoring, programs, config, stream_key(config, ROLLOUT_STREAM)
@@ -157,7 +163,12 @@ def stream_key(config: Config, stream: int) -> Key[Array, '']:
 
 
 def make_engine(
-  config: Config, policy: Policy, tokenizer: Tokenizer, mesh: Mesh
+  config: Config,
+  policy: Policy,
+  tokenizer: Tokenizer,
+  mesh: Mesh,
+  *,
+  record_experts: bool = False,
 ) -> SamplingEngine:
   """Returns the sampler of a policy whose parameters are on `mesh`."""
   return SamplingEngine(
@@ -168,6 +179,7 @@ def make_engine(
     max_response_length=config.rollout.max_response_length,
     slots=config.rollout.slots,
     segment=config.rollout.segment,
+    record_experts=record_experts,
   )
 
 

@@ -114,6 +114,8 @@ def forward(
 ) -> ForwardOutputs:
   """Runs the policy on rows of tokens, for all that an update reads of it.
 
+  Tokens are routed to the rows' `experts`, if there are any.
+
   Args:
     policy: the policy.
     params: parameters of the policy, adapters included.
@@ -130,6 +132,7 @@ def forward(
     positions=rows.positions,
     segment_ids=rows.segment_ids,
     one_sequence=first_column > 0,
+    recorded=rows.experts,
   )
   mesh = jax.sharding.get_abstract_mesh()
   if dict(mesh.shape).get('context', 1) > 1:

@@ -25,8 +25,9 @@ def make_policy(recipe: Recipe, tokenizer: Tokenizer) -> Policy:
   """Returns a recipe's policy for a task's tokenizer.
 
   Raises:
-    ConfigError: adapters are configured twice, or prompts and responses are
-      longer than the pretrained model allows.
+    ConfigError: adapters are configured twice, prompts and responses are longer
+      than the pretrained model allows, or experts are to be replayed and the
+      model has none.
     ValueError: the tokenizer does not belong to the model.
   """
   policy = make_policy_of_size(recipe, tokenizer.vocab_size)
@@ -42,11 +43,16 @@ def make_policy_of_size(recipe: Recipe, vocab_size: int) -> Policy:
     vocab_size: number of tokens, for models that are not pretrained.
 
   Raises:
-    ConfigError: adapters are configured twice, or prompts and responses are
-      longer than the pretrained model allows.
+    ConfigError: adapters are configured twice, prompts and responses are longer
+      than the pretrained model allows, or experts are to be replayed and the
+      model has none.
   """
   model = recipe.model(recipe.config, vocab_size)
   check_lengths(recipe.config)
+  if recipe.config.train.routing_replay and model.experts is None:
+    raise ConfigError(
+      'train.routing_replay needs a model with experts, got one without'
+    )
   model = dataclasses.replace(model, remat=recipe.config.train.remat)
   return Policy(with_adapters(model, recipe.config))
 

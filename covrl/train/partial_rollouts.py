@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Int, Key, PyTree
 from covrl.config import Config
 from covrl.data import Problem, PromptBatch, Tokenizer
 from covrl.data.packing import prompt_width
+from covrl.models import ExpertRecord
 from covrl.parallel import distributed
 from covrl.rewards import Scoring
 from covrl.rollout import Samples, Sampling, SamplingEngine, to_rollout_rows
@@ -63,8 +64,15 @@ class GroupsInFlight:
   calls: tuple[ResponseScoring | None, ...]
 
   @classmethod
-  def empty(cls, config: Config) -> GroupsInFlight:
-    """Creates places without groups."""
+  def empty(
+    cls, config: Config, experts: ExpertRecord | None = None
+  ) -> GroupsInFlight:
+    """Creates places without groups.
+
+    Args:
+      config: the run's configuration.
+      experts: form of the experts that are recorded, if they are.
+    """
     rollout = config.rollout
     places = rollout.prompts_per_iteration + rollout.carried_groups
     prompts = (places, prompt_width(rollout.max_prompt_length))
@@ -75,6 +83,9 @@ class GroupsInFlight:
     logprobs: Any = np.zeros(rows, np.float32)
     tokens: Any = np.zeros(rows, np.int32)
     flags: Any = np.zeros(rows, bool)
+    recorded: Any = None
+    if experts is not None:
+      recorded = experts.empty(rows[0], prompts[1] + rows[1])
     return cls(
       prompts=np.zeros(prompts, np.int32),
       prompt_mask=np.zeros(prompts, bool),
@@ -87,6 +98,7 @@ class GroupsInFlight:
         sampler_logprobs=logprobs,
         behaviour_logprobs=logprobs,
         truncated=flags[:, 0],
+        experts=recorded,
       ),
       policy_step=tokens,
       calls=(None,) * places,
@@ -150,7 +162,9 @@ class GroupsInFlight:
     """Returns the arrays that a checkpoint stores."""
     fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
     del fields['calls']
-    return fields | {'samples': self.samples._asdict()}
+    samples = self.samples._asdict()
+    stored = {n: each for n, each in samples.items() if each is not None}
+    return fields | {'samples': stored}
 
 
 class PartialRollouts:
@@ -201,9 +215,7 @@ class PartialRollouts:
       The responses of complete groups, and the other groups.
     """
     rollout = self._config.rollout
-    begun = self._begin(
-      carried or GroupsInFlight.empty(self._config), draw, now
-    )
+    begun = self._begin(carried or self.empty(), draw, now)
     old = begun.samples
     # Unfinished responses of one token begin again.
     length = np.asarray(old.response_mask).sum(axis=1)
@@ -278,6 +290,10 @@ class PartialRollouts:
         call.add(row, _tokens(samples, row))
     return dataclasses.replace(groups, calls=calls)
 
+  def empty(self) -> GroupsInFlight:
+    """Returns places without groups."""
+    return GroupsInFlight.empty(self._config, self._engine.experts)
+
   def finished(self, samples: Samples) -> Bool[np.ndarray, ' R']:
     """Returns a mask of the responses that are finished."""
     mask = np.asarray(samples.response_mask)
@@ -340,7 +356,7 @@ def _masked(samples: Samples, kept: Bool[np.ndarray, ' R']) -> Samples:
   """Removes the tokens of the other rows."""
   return jax.tree.map(
     lambda x: np.where(
-      kept if x.ndim == 1 else kept[:, None], x, x.dtype.type()
+      kept.reshape(-1, *(1,) * (x.ndim - 1)), x, x.dtype.type()
     ),
     samples,
   )

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from covrl.models import ExpertRecord
 from covrl.rewards import TOTAL
 from covrl.train.forward import PolicyStats, with_old_stats
 from covrl.train.metrics import QUANTILES
@@ -106,6 +107,7 @@ def to_token_batch(rollouts: Rollouts) -> TokenBatch:
     old_moments=_equal_moments(zeros),
     sampler_logprobs=sampler_logprobs,
     sequence_ids=sequence_ids,
+    experts=rollouts.experts,
   )
 
 
@@ -308,6 +310,7 @@ def padding_batch(
   reference: bool,
   credit: Sequence[str] = (),
   filtered: bool = False,
+  experts: ExpertRecord | None = None,
 ) -> RolloutBatch:
   """Returns a batch of zeros with the shapes of an iteration's data.
 
@@ -317,9 +320,15 @@ def padding_batch(
     reference: whether it has log-probabilities of a reference policy.
     credit: names of the entries of `TokenBatch.credit`.
     filtered: whether it has log-probabilities of the policy filtered by min-p.
+    experts: form of the experts that are replayed, if they are.
   """
   shapes = abstract_batch(
-    count, width, reference=reference, credit=credit, filtered=filtered
+    count,
+    width,
+    reference=reference,
+    credit=credit,
+    filtered=filtered,
+    experts=experts,
   )
   return RolloutBatch(
     batch=jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes),
@@ -331,17 +340,21 @@ def padding_batch(
   )
 
 
-def padding_rollouts(count: int, width: int) -> dict[str, np.ndarray]:
+def padding_rollouts(
+  count: int, width: int, experts: ExpertRecord | None = None
+) -> dict[str, np.ndarray]:
   """Returns arrays of zeros like those of `PendingRollouts.arrays`.
 
   Args:
     count: number of sequences.
     width: tokens per row.
+    experts: form of the experts that are recorded, if they are.
   """
   integers = np.zeros((count, width), np.int32)
   floats, flags = integers.astype(np.float32), integers.astype(bool)
   ids = np.zeros(count, np.int32)
-  return {
+  recorded = {} if experts is None else {'experts': experts.empty(count, width)}
+  return recorded | {
     'tokens': integers,
     'positions': integers,
     'attention_mask': flags,
@@ -363,6 +376,7 @@ def abstract_batch(
   reference: bool,
   credit: Sequence[str] = (),
   filtered: bool = False,
+  experts: ExpertRecord | None = None,
 ) -> TokenBatch:
   """Returns the shapes of an iteration's rows; see `padding_batch`."""
 
@@ -371,6 +385,9 @@ def abstract_batch(
 
   integers, floats, flags = rows(np.int32), rows(np.float32), rows(bool)
   named: dict[str, Any] = dict.fromkeys(credit, floats)
+  recorded: Any = None
+  if experts is not None:
+    recorded = jax.ShapeDtypeStruct(experts.shape(count, width), experts.dtype)
   return TokenBatch(
     tokens=integers,
     targets=integers,
@@ -388,6 +405,7 @@ def abstract_batch(
     sequence_ids=integers,
     ref_logprobs=floats if reference else None,
     credit=named,
+    experts=recorded,
   )
 
 

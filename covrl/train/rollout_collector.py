@@ -250,16 +250,19 @@ class RolloutCollector:
       reference=self._config.train.keep_reference,
       credit=self._programs.networks.credit,
       filtered=self._programs.reads_filtered,
+      experts=self._engine.experts,
     )
 
   def padding_groups(self) -> dict[str, Any]:
     """Returns arrays in the shapes of carried groups."""
-    return GroupsInFlight.empty(self._config).arrays()
+    return self._partial.empty().arrays()
 
   def padding_rollouts(self) -> dict[str, np.ndarray]:
     """Returns arrays in the shapes of responses that are sampled ahead."""
     return padding_rollouts(
-      self._config.sequences_per_iteration, row_width(self._config)
+      self._config.sequences_per_iteration,
+      row_width(self._config),
+      self._engine.experts,
     )
 
   def close(self) -> None:
@@ -345,8 +348,12 @@ class RolloutCollector:
     if self._config.scores_rollouts:
       scored = distributed.run_on_devices(self._programs.score, params, batch)
     if self._config.train.keep_reference:
+      # The reference policy routes tokens itself.
+      blank = jax.tree.map(np.zeros_like, batch.experts)
       stats, _ = distributed.run_on_devices(
-        self._programs.score, self._programs.reference(state), batch
+        self._programs.score,
+        self._programs.reference(state),
+        dataclasses.replace(batch, experts=blank),
       )
       batch = dataclasses.replace(batch, ref_logprobs=stats.logprobs)
     timer.lap('score')

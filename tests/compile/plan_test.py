@@ -20,8 +20,9 @@ from covrl.compile.plan import plan
 from covrl.compile.units import time_text
 from covrl.config import ConfigError, load
 from covrl.data import ListSource, Problem
-from covrl.models import Policy
+from covrl.models import Experts, Policy
 from covrl.parallel import topologies
+from covrl.train.init import make_policy_of_size
 from covrl.train.networks import critic, critic_advantages
 
 RECIPE = RECIPES / 'toy_solved.py'
@@ -48,6 +49,33 @@ def test_state_memory(recipe, policy):
   model = policy.config
   token = model.num_layers * model.num_kv_heads * model.head_dim * 2 * 4
   assert memory.cache == 32 * 9 * token
+  assert memory.experts == 0
+
+
+def test_memory_of_recorded_experts(recipe):
+  experts = Experts(count=8, per_token=2)
+  config = dataclasses.replace(
+    recipe.config,
+    train=dataclasses.replace(recipe.config.train, routing_replay=True),
+  )
+  routed = dataclasses.replace(
+    recipe,
+    config=config,
+    model=lambda config, vocab_size: dataclasses.replace(
+      recipe.model(config, vocab_size), experts=experts
+    ),
+  )
+  # 32 rows of 8 + 4 tokens, two layers, two experts, a byte each.
+  memory = state_memory(routed, make_policy_of_size(routed, 16))
+  assert memory.experts == 32 * 12 * 2 * 2
+  plain = dataclasses.replace(
+    routed,
+    config=dataclasses.replace(
+      config, train=dataclasses.replace(config.train, routing_replay=False)
+    ),
+  )
+  without = state_memory(plain, make_policy_of_size(plain, 16))
+  assert memory.training - without.training == memory.experts
 
 
 def test_iteration_time(recipe, policy):

@@ -12,7 +12,7 @@ from fast_compilation import QUICK
 from train.updates import padded
 
 import covrl
-from covrl.models import Experts, Policy, load_balance, tiny
+from covrl.models import ExpertRecord, Experts, Policy, load_balance, tiny
 from covrl.parallel import sharding
 from covrl.train.step import StepSettings, make_train_step
 from covrl.types import Measurements, TrainState
@@ -24,6 +24,16 @@ POLICY = Policy(
 # The state is the gradient itself.
 TX = optax.chain(optax.trace(decay=0.0), optax.sgd(0.1))
 CHAIN = covrl.entropy_bonus(0.01)
+
+
+def rows():
+  """Rows of which every other token has recorded experts."""
+  batch, rng = padded(), np.random.default_rng(5)
+  form = ExpertRecord.of(POLICY.config)
+  experts = np.argsort(rng.random((*batch.tokens.shape, 2, 4)), axis=-1)
+  experts = (experts[..., :2] + 1).astype(form.dtype)
+  experts[:, ::2] = 0
+  return dataclasses.replace(batch, experts=experts)
 
 
 @functools.cache
@@ -50,7 +60,7 @@ def update(shape, micro_batches, balance):
   with jax.set_mesh(mesh):
     state, readings = run(
       state,
-      sharding.shard_batch(padded(), mesh),
+      sharding.shard_batch(rows(), mesh),
       np.asarray(True),
       jax.random.key(3),
     )
@@ -80,14 +90,15 @@ def test_meshes_and_micro_batches_do_not_matter():
 def test_the_load_balancing_loss_is_added_to_the_gradient():
   plain, readings = update((8,), 1, 0.0)
   balanced, figures = update((8,), 1, BALANCE)
-  rows = jax.tree.map(jnp.asarray, padded())
+  batch = jax.tree.map(jnp.asarray, rows())
 
   def balance(params):
     _, routing = POLICY.hidden_and_routing(
       params,
-      rows.tokens,
-      positions=rows.positions,
-      segment_ids=rows.segment_ids,
+      batch.tokens,
+      positions=batch.positions,
+      segment_ids=batch.segment_ids,
+      recorded=batch.experts,
     )
     assert routing is not None
     return load_balance(routing.mass, routing), routing
@@ -102,7 +113,7 @@ def test_the_load_balancing_loss_is_added_to_the_gradient():
   # What is reported does not depend on the coefficient, and is not part of the
   # loss. Padding is routed to no expert.
   assert readings['loss'] == figures['loss']
-  assert int(routing.tokens[0]) == int((rows.segment_ids > 0).sum())
+  assert int(routing.tokens[0]) == int((batch.segment_ids > 0).sum())
   counts = np.asarray(routing.counts)
   assert (counts.sum(axis=1) == 2 * np.asarray(routing.tokens)).all()
   for found in (readings, figures):

@@ -109,6 +109,8 @@ def network_output(
     temperature: sampling temperature of log-probabilities.
     first_column: see `covrl.train.forward.forward`.
   """
+  # A network other than the policy routes tokens itself.
+  rows = dataclasses.replace(rows, experts=None)
   if output == 'logprobs':
     stats, _ = policy_stats(model, params, rows, temperature, first_column)
     return stats.logprobs

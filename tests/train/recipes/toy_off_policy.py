@@ -8,6 +8,7 @@ from train import toy
 
 import covrl
 from covrl.config import Config, Recipe
+from covrl.models import Experts, ModelConfig, tiny
 from covrl.train import Task
 
 
@@ -34,6 +35,21 @@ def partial() -> Recipe:
   recipe = pipelined()
   recipe.config.rollout.carried_groups = 4
   return recipe
+
+
+def partial_replay() -> Recipe:
+  """The same with a mixture of experts and routing replay, packed."""
+  recipe = dataclasses.replace(partial(), model=_model)
+  recipe.config.train.routing_replay = True
+  recipe.config.train.packed_rows = 14
+  return recipe
+
+
+def _model(config: Config, vocab_size: int) -> ModelConfig:
+  del config
+  return dataclasses.replace(
+    tiny(vocab_size), experts=Experts(count=4, per_token=2)
+  )
 
 
 def _task(config: Config) -> Task:

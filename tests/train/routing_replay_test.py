@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Routing replay: the trainer uses the experts that the sampler recorded."""
+
+import dataclasses
+import functools
+import itertools
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from fast_compilation import QUICK
+from train import toy
+
+from covrl.config import ConfigError
+from covrl.data.packing import pack_rows
+from covrl.models import ExpertRecord, Experts, Policy, tiny
+from covrl.parallel.sharding import make_mesh
+from covrl.rollout import Sampling, SamplingEngine, to_rollout_rows
+from covrl.train.forward import forward
+from covrl.train.init import make_policy_of_size
+from covrl.train.rollout_batch import shift_left, to_token_batch
+from covrl.types import Rollouts
+
+PROMPTS, WIDTH, GROUP, LIMIT, END = 4, 6, 4, 8, (3, 5)
+POLICY = Policy(
+  dataclasses.replace(tiny(16), experts=Experts(count=4, per_token=2))
+)
+FORM = ExpertRecord.of(POLICY.config)
+PARAMS = POLICY.init(jax.random.key(0))
+IDS = np.arange(PROMPTS * GROUP, dtype=np.int32)
+
+
+def make_engine(mesh=None, **changes):
+  return SamplingEngine(
+    POLICY,
+    mesh,
+    end_ids=END,
+    pad_id=0,
+    max_response_length=LIMIT,
+    record_experts=True,
+    **{'slots': 8, 'segment': 2} | changes,
+  )
+
+
+ENGINE = make_engine()
+
+
+def make_prompts():
+  rng = np.random.default_rng(0)
+  prompts = rng.integers(0, 16, (PROMPTS, WIDTH)).astype(np.int32)
+  lengths = 1 + rng.integers(0, WIDTH, (PROMPTS, 1))
+  return prompts, np.arange(WIDTH) >= WIDTH - lengths
+
+
+def sample(params, engine=ENGINE, **options):
+  return jax.device_get(
+    engine.sample(
+      params,
+      *make_prompts(),
+      group_size=GROUP,
+      key=jax.random.key(7),
+      sequence_ids=IDS,
+      sampling=Sampling.make(),
+      **options,
+    )
+  )
+
+
+def batch_of(samples) -> Any:
+  """An iteration's rows of tokens."""
+  rows = to_rollout_rows(*make_prompts(), samples, GROUP)
+  zeros = np.zeros_like(IDS)
+  rows |= {'sequence_ids': IDS, 'group_ids': zeros, 'source_ids': zeros}
+  step: Any = np.zeros_like(rows['tokens'])
+  return to_token_batch(Rollouts(**rows, policy_step=step, rewards={}))
+
+
+@functools.cache
+def by_itself():
+  return batch_of(sample(PARAMS))
+
+
+@functools.partial(jax.jit, compiler_options=QUICK)
+def run(params, rows):
+  return forward(POLICY, params, rows, 1.0, 0)
+
+
+@functools.partial(jax.jit, compiler_options=QUICK)
+def own_experts(params, rows):
+  """Experts that a policy chooses for the tokens of whole rows."""
+  mask = rows.segment_ids > 0
+  _, cache = POLICY.prefill(
+    params, rows.tokens, rows.positions, mask, record_experts=True
+  )
+  return cache.experts
+
+
+def logprobs(params, rows):
+  return np.asarray(run(params, rows).stats.logprobs)
+
+
+def routed(rows):
+  """Tokens that the sampler routes: all but the last of a response."""
+  real = rows.segment_ids > 0
+  return real & shift_left(real)
+
+
+def perturbed(params):
+  """Parameters with other routers."""
+  rng = np.random.default_rng(3)
+  router = params['layers']['mlp']['router']
+  noise = rng.normal(0, 0.1, router.shape).astype(np.float32)
+  mlp = params['layers']['mlp'] | {'router': router + noise}
+  return params | {'layers': params['layers'] | {'mlp': mlp}}
+
+
+def test_sampler_records_the_experts_of_each_token():
+  rows = by_itself()
+  assert rows.experts.shape == FORM.shape(*rows.tokens.shape)
+  known = routed(rows)
+  np.testing.assert_array_equal((rows.experts > 0).all((2, 3)), known)
+  np.testing.assert_array_equal((rows.experts == 0).all((2, 3)), ~known)
+  found = np.asarray(own_experts(PARAMS, rows))
+  np.testing.assert_array_equal(
+    np.sort(rows.experts[known]), np.sort(found[known])
+  )
+
+
+def test_equal_weights_give_equal_log_probabilities():
+  rows = by_itself()
+  plain = logprobs(PARAMS, dataclasses.replace(rows, experts=None))
+  mask = rows.loss_mask
+  replayed = logprobs(PARAMS, rows)
+  np.testing.assert_allclose(replayed[mask], plain[mask], atol=1e-6)
+  np.testing.assert_allclose(
+    replayed[mask], rows.sampler_logprobs[mask], atol=1e-5
+  )
+
+
+def test_trainer_uses_the_experts_of_a_sampler_with_other_weights():
+  rows = batch_of(sample(perturbed(PARAMS)))
+  known = routed(rows)
+  found = np.asarray(own_experts(PARAMS, rows))
+  assert (np.sort(found[known]) != np.sort(rows.experts[known])).any()
+  counts = np.asarray(run(PARAMS, rows).routing.counts)
+  real = int((rows.segment_ids > 0).sum())
+  for layer, found in enumerate(counts):
+    own = np.ravel(rows.experts[known][:, layer]) - 1
+    rest = found - np.bincount(own, minlength=4)
+    # Only the last token of a response is routed by the trainer itself.
+    assert (rest >= 0).all()
+    assert rest.sum() == 2 * (real - known.sum())
+  # That is what it is for: the gap to the sampler is smaller.
+  mask = rows.loss_mask
+  gaps = [
+    np.abs(logprobs(PARAMS, each) - rows.sampler_logprobs)[mask].mean()
+    for each in (rows, dataclasses.replace(rows, experts=None))
+  ]
+  assert gaps[0] < 0.7 * gaps[1]
+
+
+def test_packed_rows_are_routed_alike():
+  rows = batch_of(sample(perturbed(PARAMS)))
+  packed = pack_rows(rows, length=2 * (WIDTH + LIMIT))
+  assert len(packed.tokens) < len(rows.tokens)
+
+  def by_token(each):
+    mask = np.asarray(each.loss_mask)
+    order = np.lexsort((each.positions[mask], each.sequence_ids[mask]))
+    return logprobs(PARAMS, each)[mask][order]
+
+  np.testing.assert_allclose(by_token(packed), by_token(rows), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_rows_on_a_mesh_record_the_same():
+  mesh = make_mesh((2,), jax.devices()[:2])
+  shardings = jax.tree.map(
+    lambda leaf: leaf.sharding, POLICY.abstract_params(mesh)
+  )
+  got = sample(jax.device_put(PARAMS, shardings), make_engine(mesh))
+  np.testing.assert_array_equal(got.experts, sample(PARAMS).experts)
+
+
+def test_carried_tokens_keep_their_experts():
+  calls, other = itertools.count(), perturbed(PARAMS)
+  begun = sample(PARAMS, is_enough=lambda: next(calls) >= 1)
+  ended = sample(other, carried=begun)
+  rows, old = batch_of(ended), batch_of(begun)
+  known = routed(old)
+  new = routed(rows) & ~known
+  assert known[:, WIDTH:].any()
+  assert new[:, WIDTH:].any()
+  np.testing.assert_array_equal(rows.experts[known], old.experts[known])
+  # Others are routed by the newer weights, which also process the tokens before.
+  found = np.asarray(own_experts(other, rows))
+  np.testing.assert_array_equal(np.sort(rows.experts[new]), np.sort(found[new]))
+
+
+def test_refuses_a_model_without_experts():
+  recipe = toy.recipe()
+  recipe.config.train.routing_replay = True
+  with pytest.raises(ConfigError, match='needs a model with experts, got'):
+    make_policy_of_size(recipe, 16)
+  with pytest.raises(ValueError, match='needs a model with experts, got'):
+    SamplingEngine(
+      Policy(tiny(16)),
+      end_ids=END,
+      pad_id=0,
+      max_response_length=LIMIT,
+      record_experts=True,
+    )
