@@ -18,7 +18,14 @@ from benchmarks.study.driver import (
   read_lines,
   updates_to_half,
 )
+from benchmarks.study.pushed import (
+  best_cell,
+  ends_at_equal_time,
+  rises,
+  slope_by_size,
+)
 from benchmarks.study.results import differences, verdict
+from benchmarks.study.runner import parameters_of
 
 import covrl
 from covrl.report.advice import Advice
@@ -212,6 +219,44 @@ def test_a_win_is_an_interval_on_the_better_side():
   assert verdict(task, differences(task, found, 'kl_cov')) == 'wins'
   assert verdict(task, differences(task, found, 'grpo', 'kl_cov')) == 'loses'
   assert verdict(task, differences(task, found, 'grpo')) == ''
+
+
+def accuracies(*values):
+  return [
+    {'phase': 'eval', 'iteration': 5 * i, 'rule': 0, 'accuracy': value}
+    for i, value in enumerate(values)
+  ]
+
+
+def test_settings_are_compared_at_equal_time():
+  lines = accuracies(0.1, 0.2, 0.3, 0.4)
+  ends = ends_at_equal_time({2: 2.9, 1: 2.0}, lines)
+  assert ends == {1: 15, 2: 10}
+  found = {
+    ('kl_cov', (1.0, 1)): dict.fromkeys(range(2), lines),
+    ('kl_cov', (1.0, 2)): dict.fromkeys(
+      range(2), accuracies(0.1, 0.2, 0.35, 0.9)
+    ),
+    ('kl_cov', (2.0, 1)): {0: accuracies(1, 1, 1, 1)},  # one seed of two
+  }
+  assert best_cell('kl_cov', found, ends) == ((1.0, 1), {0: 0.4, 1: 0.4})
+  assert best_cell('grpo', found, ends) == (None, {})
+
+
+def test_a_rise_is_an_interval_above_the_warm_start():
+  up, down = accuracies(0.1, 0.3), accuracies(0.1, 0.05)
+  assert rises({0: up, 1: up, 2: up})
+  assert not rises({0: up, 1: down, 2: down})
+  assert not rises({0: up})
+
+
+def test_the_slope_over_the_size_is_per_factor_of_ten():
+  tens = np.log10(parameters_of(64) / parameters_of(32))
+  by_width = {32: {0: 1.0, 1: 1.0}, 64: {0: 1.0 + tens, 1: 1.0 + 3 * tens}}
+  slope = slope_by_size(by_width)
+  assert slope is not None
+  assert slope.value == pytest.approx(2.0)
+  assert slope_by_size({32: {0: 1.0}}) is None
 
 
 def test_finished_runs_are_not_repeated(tmp_path, monkeypatch):

@@ -317,7 +317,8 @@ def _fraction(readings: Readings) -> tuple[float, str]:
   wanted = WIDEST_TAIL * tails[WIDEST_TAIL] / 2
   share = min(share for share in tails if share * tails[share] >= wanted)
   fewest = MIN_SELECTED / max(readings.tokens, 1.0)
-  fraction = min(max(share, fewest), MAX_FRACTION)
+  # As it is written below: two digits are more than the figures carry.
+  fraction = float(f'{min(max(share, fewest), MAX_FRACTION):.2g}')
   text = (
     f'the top {share:.2%} of the tokens hold half of that'
     if share < WIDEST_TAIL

@@ -16,6 +16,7 @@ from .driver import (
   Study,
   advised_from,
   pushed_runs,
+  sized_runs,
   tuning_runs,
 )
 from .tasks import TASKS
@@ -35,8 +36,8 @@ def main() -> None:
   parser.add_argument(
     '--parts',
     nargs='+',
-    choices=('tuning', 'arms', 'pushed'),
-    default=['tuning', 'arms', 'pushed'],
+    choices=('tuning', 'arms', 'pushed', 'sizes'),
+    default=['tuning', 'arms', 'pushed', 'sizes'],
   )
   parser.add_argument(
     '--only_write',
@@ -80,6 +81,8 @@ def planned(study: Study, arguments: argparse.Namespace) -> Iterator[Run]:
   if 'pushed' in arguments.parts:
     arms = study.arms(PUSHED)
     yield from pushed_runs(arms, arguments.seeds, quick=arguments.quick)
+  if 'sizes' in arguments.parts and not arguments.quick:
+    yield from sized_runs(study.arms(PUSHED), arguments.seeds)
 
 
 if __name__ == '__main__':

@@ -3,17 +3,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from covrl.evaluation.intervals import Estimate, student_mean
-from covrl.evaluation.reward_law import reward_law
 from covrl.report import formats
 from covrl.report.sections_page import PageSection
 
-from .driver import Lines, Study, evaluations, primary, updates
+from .driver import Lines, Study, by_iteration, fit_law, primary
+from .pushed import size_rows
 from .results import Found, differences, entropy_at_end, finished, verdict
 from .tasks import TASKS
 
@@ -31,17 +30,13 @@ def claims_section(study: Study) -> PageSection:
     _late_entropy(found),
     _sensitivity(study, found),
     _annealed(study, found),
-    [
-      'The gain of covariance methods grows with the size of the model',
-      'not run: only one size has been trained',
-      'open',
-    ],
+    *size_rows(study),
     _law(found),
   ]
   return PageSection(
     title='Section VIII of the comparison paper, run here',
     texts=(
-      'Policies of 0.02 million parameters on the tasks above; the paper reports runs'
+      'Policies of 0.02 million parameters on the tasks above, if no size is named; the paper reports runs'
       ' of 0.5 to 32 billion parameters from another paper. Mean over seeds ± half'
       ' width of the 95 % t interval. D1 is measured before the rule changes, where a'
       ' claim is about a course.',
@@ -50,16 +45,6 @@ def claims_section(study: Study) -> PageSection:
     is_numeric=False,
     rows=rows,
   )
-
-
-def by_iteration(lines: Lines, field: str) -> np.ndarray:
-  """Mean of a field over the updates of each iteration, before a rule changes."""
-  changes = [x['iteration'] for x in evaluations(lines) if x['rule'] > 0]
-  end = min(changes, default=math.inf)
-  found = [line for line in updates(lines) if line['iteration'] < end]
-  number = np.array([line['iteration'] for line in found])
-  values = np.array([line[field] for line in found], float)
-  return np.array([np.nanmean(values[number == i]) for i in np.unique(number)])
 
 
 def _text(estimate: Estimate, digits: int = 2, scale: float = 1.0) -> str:
@@ -189,9 +174,8 @@ def _annealed(study: Study, found: Mapping[str, Found]) -> Row:
 
 def law_figures(lines: Lines) -> tuple[float, float]:
   """R² of R = −a e^H + b, and the error of its forecast from the first third."""
-  entropy = by_iteration(lines, 'rollout_entropy')
-  law = reward_law(entropy, by_iteration(lines, 'reward'), resamples=20)
-  return law.exponential.r_squared, abs(law.exponential.error)
+  fit = fit_law(lines)
+  return fit.r_squared, abs(fit.error)
 
 
 def _law(found: Mapping[str, Found]) -> Row:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,22 +17,29 @@ from typing import Any
 
 import numpy as np
 
+from covrl.evaluation.reward_law import Fit, reward_law
 from covrl.report.advice import Advice, advise, read
 from covrl.report.run_data import load_run
 
 from . import runner
 from .arms import ARMS, Arm, Knobs
 from .runner import Setting
-from .tasks import TASKS, StudyTask
+from .tasks import ALL_TASKS, TASKS, StudyTask
 
 TUNING_SEEDS = (100, 101)
-SEEDS = (0, 1, 2, 3, 4)
+SEEDS = tuple(range(10))
+FEW_SEEDS = SEEDS[:5]  # of D5 and of other sizes
 LEARNING_RATE = 1e-3
 # D5: factors of the learning rate, and passes over a rollout.
 RATES = (0.5, 1.0, 2.0, 4.0)
 PASSES = (1, 2, 4)
-PUSHED = 'many_solutions'
-TUNED_FIRST = 'changed_rule'
+PUSHED = 'pushed'
+# Widths of the policies of 0.1, 0.3, 1.3 and 3 million parameters, and the arms.
+BASE_WIDTH, WIDTHS = 32, (32, 64, 128, 256, 384)
+SIZED_ARMS = ('grpo', 'kl_cov')
+SIZED_TASKS = ('changed_rule', PUSHED)
+TUNED_ON = {name: name for name in TASKS} | {PUSHED: 'many_solutions'}
+"""The task whose tuning an arm of a task has."""
 
 ADVISED = 'advised'
 
@@ -91,7 +99,7 @@ class Study:
   def task(self, name: str) -> StudyTask:
     """A task by name."""
     if name not in self._tasks:
-      self._tasks[name] = TASKS[name]()
+      self._tasks[name] = ALL_TASKS[name]()
     return self._tasks[name]
 
   def make(self, run: Run) -> Lines:
@@ -134,16 +142,20 @@ class Study:
       self._read[folder] = read_lines(folder)
     return self._read.get(folder)
 
+  def core_seconds(self, run: Run) -> float:
+    """Processor time of a finished run."""
+    config = (run.path(self.runs) / 'config.json').read_text()
+    return float(json.loads(config)['core_seconds'])
+
   def chosen(self, name: str) -> dict[str, float]:
     """The best value of each tuned arm on the tuning seeds.
 
-    Where runs of the task's own tuning are missing, the value chosen on the first
-    task; none without either.
+    Arms whose tuning is not finished lack.
     """
     if self.quick:
       return {arm.name: arm.choices[0] for arm in ARMS.values() if arm.tuned}
-    task = self.task(name)
-    best = {} if name == TUNED_FIRST else self.chosen(TUNED_FIRST)
+    name = TUNED_ON[name]
+    task, best = self.task(name), {}
     for arm in ARMS.values():
       scores = []
       for choice in arm.choices:
@@ -153,10 +165,9 @@ class Study:
           )
           for s in TUNING_SEEDS
         ]
-        values = [primary(task, lines) for lines in found if lines]
+        values = [tuning_score(task, lines) for lines in found if lines]
         if len(values) == len(TUNING_SEEDS):
-          sign = 1 if task.higher_is_better else -1
-          scores.append((sign * float(np.mean(values)), choice))
+          scores.append((float(np.mean(values)), choice))
       if arm.tuned and len(scores) == len(arm.choices):
         best[arm.name] = max(scores)[1]
     return best
@@ -239,7 +250,7 @@ def pushed_runs(
     seeds: the seeds.
     quick: whether to take only every other learning rate, with two passes.
   """
-  for seed in seeds:
+  for seed in sorted(set(seeds) & set(FEW_SEEDS)):
     for rate in RATES[1::2] if quick else RATES:
       for passes in PASSES[1:2] if quick else PASSES:
         setting = Setting(learning_rate=LEARNING_RATE * rate, passes=passes)
@@ -253,6 +264,28 @@ def pushed_runs(
           )
 
 
+def sized_runs(arms: Sequence[Arm], seeds: Sequence[int]) -> Iterator[Run]:
+  """Policies of several sizes; the learning rate falls as 1 / width.
+
+  Args:
+    arms: the arms, of which two are run.
+    seeds: the seeds.
+  """
+  for width in WIDTHS:
+    for seed in sorted(set(seeds) & set(FEW_SEEDS)):
+      for task in SIZED_TASKS:
+        for arm in arms:
+          if arm.name in SIZED_ARMS:
+            rate = LEARNING_RATE * BASE_WIDTH / width
+            yield Run(
+              task=task,
+              arm=arm,
+              seed=seed,
+              setting=Setting(width=width, learning_rate=rate),
+              group=f'width_{width}',
+            )
+
+
 def evaluations(lines: Lines) -> Lines:
   """The exact measurements of a run."""
   return [line for line in lines if line['phase'] == 'eval']
@@ -263,12 +296,36 @@ def updates(lines: Lines) -> Lines:
   return [line for line in lines if line['phase'] == 'train']
 
 
+def by_iteration(lines: Lines, field: str) -> np.ndarray:
+  """Mean of a field over the updates of each iteration, before a rule changes."""
+  changes = [x['iteration'] for x in evaluations(lines) if x['rule'] > 0]
+  end = min(changes, default=math.inf)
+  found = [line for line in updates(lines) if line['iteration'] < end]
+  number = np.array([line['iteration'] for line in found])
+  values = np.array([line[field] for line in found], float)
+  return np.array([np.nanmean(values[number == i]) for i in np.unique(number)])
+
+
+def fit_law(lines: Lines) -> Fit:
+  """The law R = −a e^H + b of a run."""
+  entropy = by_iteration(lines, 'rollout_entropy')
+  law = reward_law(entropy, by_iteration(lines, 'reward'), resamples=20)
+  return law.exponential
+
+
 def primary(task: StudyTask, lines: Lines) -> float:
   """The primary metric of a run."""
   found = evaluations(lines)
   if task.metric == 'updates_to_half':
     return updates_to_half(lines)
   return found[-1][task.metric]
+
+
+def tuning_score(task: StudyTask, lines: Lines) -> float:
+  """Figure that tuning maximises: the task's metric for it, or the primary one."""
+  if task.tuned_by:
+    return evaluations(lines)[-1][task.tuned_by]
+  return primary(task, lines) * (1 if task.higher_is_better else -1)
 
 
 def updates_to_half(lines: Lines) -> float:

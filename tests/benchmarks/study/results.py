@@ -14,19 +14,15 @@ from covrl.report.chart import Figure, Series
 from covrl.report.sections_page import PageSection
 
 from . import tabular
-from .arms import ARMS
+from .arms import ARMS, Arm
 from .driver import (
   ADVISED,
-  PASSES,
-  PUSHED,
-  RATES,
   SEEDS,
   Lines,
   Run,
   Study,
   evaluations,
   primary,
-  pushed_runs,
   tuning_runs,
   updates,
 )
@@ -45,22 +41,33 @@ SHOWN = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Column:
-  """A column of a task's table.
+class Form:
+  """The form of a figure in tables.
 
   Attributes:
-    title: title of the column.
-    value: metrics of a run -> a number.
+    title: title of its column.
     digits: digits after the point.
     scale: factor of the number.
     has_interval: whether the mean is shown with its interval.
   """
 
   title: str
-  value: Callable[[Lines], float]
   digits: int = 1
   scale: float = 1.0
   has_interval: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+  """A column of a task's table.
+
+  Attributes:
+    form: title and form of the figure.
+    value: metrics of a run -> the figure.
+  """
+
+  form: Form
+  value: Callable[[Lines], float]
 
 
 def last(
@@ -68,8 +75,13 @@ def last(
 ) -> Column:
   """A column of the last evaluation."""
   return Column(
-    title or name, lambda lines: evaluations(lines)[-1][name], digits, scale
+    Form(title or name, digits, scale), lambda lines: at_end(lines, name)
   )
+
+
+def at_end(lines: Lines, name: str) -> float:
+  """A metric of the last evaluation."""
+  return float(evaluations(lines)[-1][name])
 
 
 def entropy_at_end(lines: Lines) -> float:
@@ -96,19 +108,17 @@ def at_switch(name: str) -> Callable[[Lines], float]:
   return value
 
 
-ENTROPY = Column('entropy at the end, nats', entropy_at_end, 3)
+ENTROPY = Column(Form('entropy at the end, nats', 3), entropy_at_end)
+PERCENT = Form('%', 1, 100.0)
 COLUMNS: Mapping[str, Sequence[Column]] = {
   'changed_rule': (
     Column(
-      'reached, % of seeds',
-      lambda x: evaluations(x)[-1]['new_rule'] >= 0.5,
-      0,
-      100.0,
-      has_interval=False,
+      Form('reached, % of seeds', 0, 100.0, has_interval=False),
+      lambda lines: at_end(lines, 'new_rule') >= 0.5,
     ),
-    Column('old rule at the change, %', at_switch('habit'), 1, 100.0),
-    Column('new rule at the change, %', at_switch('new_rule'), 3, 100.0),
-    Column('entropy at the change, nats', at_switch('entropy'), 3),
+    Column(Form('old rule at the change, %', 1, 100.0), at_switch('habit')),
+    Column(Form('new rule at the change, %', 3, 100.0), at_switch('new_rule')),
+    Column(Form('entropy at the change, nats', 3), at_switch('entropy')),
     last('new_rule', title='new rule at the end, %'),
   ),
   'lock': (
@@ -127,15 +137,13 @@ COLUMNS: Mapping[str, Sequence[Column]] = {
     ENTROPY,
   ),
 }
-PRIMARY: Mapping[str, Column] = {
-  'changed_rule': Column('updates to ½', lambda x: 0.0, 0),
-  'lock': Column('left the distractor, %', lambda x: 0.0, 1, 100.0),
-  'many_solutions': Column('distinct solutions', lambda x: 0.0, 2),
-  'out_of_distribution': Column(
-    'other goals, pass@1, %', lambda x: 0.0, 1, 100.0
-  ),
+PRIMARY: Mapping[str, Form] = {
+  'changed_rule': Form('updates to ½', 0),
+  'lock': Form('left the distractor, %', 1, 100.0),
+  'many_solutions': Form('distinct solutions', 2),
+  'out_of_distribution': Form('other goals, pass@1, %', 1, 100.0),
 }
-"""Title, digits and scale of each task's primary metric."""
+"""Form of each task's primary metric."""
 
 Found = dict[str, dict[int, Lines]]
 
@@ -151,11 +159,34 @@ def finished(study: Study, name: str, seeds: Sequence[int] = SEEDS) -> Found:
         lines = study.finished(Run(task=name, arm=arms[arm_name], seed=seed))
         if lines:
           found[arm_name][seed] = lines
-  advised = study.advised(name)
-  for arm in arms.values():
-    if advised and arm.knobs == advised.knobs:
-      found[ADVISED] = found[arm.name]
   return found
+
+
+def advice_text(study: Study, name: str) -> str:
+  """The recommendation of `covrl advise` for a task, and which arm that is."""
+  advised = study.advised(name)
+  if advised is None:
+    return ''
+  same = [arm.name for arm in study.arms(name) if arm.knobs == advised.knobs]
+  which = 'the arm `advised`' if ADVISED in same else f'the arm `{same[0]}`'
+  return (
+    f'After a GRPO run with a tuning seed, `covrl advise` recommends'
+    f' {advised_title(advised)}: {which}.'
+  )
+
+
+def advised_title(arm: Arm) -> str:
+  """An advised arm in words."""
+  knobs = arm.knobs
+  if knobs.target >= 0:
+    return f'a bonus controlled to {knobs.target:g} nats'
+  if knobs.penalty > 0:
+    annealed = ', annealed' if knobs.annealed else ''
+    return (
+      f'KL-Cov on {100 * knobs.fraction:.2g} % of the tokens with coefficient'
+      f' {knobs.penalty:g}{annealed}'
+    )
+  return 'no control'
 
 
 def interval(values: Sequence[float]) -> Estimate | None:
@@ -163,17 +194,15 @@ def interval(values: Sequence[float]) -> Estimate | None:
   return student_mean(np.array(values, float)) if values else None
 
 
-def text(
-  estimate: Estimate | None, column: Column, *, signed: bool = False
-) -> str:
+def text(estimate: Estimate | None, form: Form, *, signed: bool = False) -> str:
   """Mean ± half width of the interval."""
   if estimate is None:
     return '–'
-  form = formats.signed if signed else formats.fixed
-  number = form(column.scale * estimate.value, column.digits)
-  if not column.has_interval:
+  write = formats.signed if signed else formats.fixed
+  number = write(form.scale * estimate.value, form.digits)
+  if not form.has_interval:
     return number
-  half = formats.half_width(estimate, scale=column.scale, digits=column.digits)
+  half = formats.half_width(estimate, scale=form.scale, digits=form.digits)
   return f'{number}{half}'
 
 
@@ -203,7 +232,7 @@ def task_section(study: Study, name: str) -> PageSection:
   task, found = study.task(name), finished(study, name)
   chosen, main = study.chosen(name), PRIMARY[name]
   rows = []
-  for arm_name in (*ARMS, ADVISED):
+  for arm_name in shown_arms(study, name):
     runs = found[arm_name]
     difference = (
       None if arm_name == BASELINE else differences(task, found, arm_name)
@@ -217,7 +246,7 @@ def task_section(study: Study, name: str) -> PageSection:
         text(difference, main, signed=True) if difference else '',
         verdict(task, difference),
         *(
-          text(interval([float(c.value(x)) for x in runs.values()]), c)
+          text(interval([float(c.value(x)) for x in runs.values()]), c.form)
           for c in COLUMNS[name]
         ),
       ]
@@ -235,8 +264,8 @@ def task_section(study: Study, name: str) -> PageSection:
       f'Primary metric: {main.title}; '
       f'{"more" if task.higher_is_better else "fewer"} is better. Mean over seeds ±'
       ' half width of the 95 % t interval; Δ is paired by seed with grpo. In'
-      ' parentheses the value chosen on other seeds (on those of D1 where the task has'
-      ' no tuning of its own).',
+      ' parentheses the value chosen on other seeds.',
+      *filter(None, [advice_text(study, name)]),
       *extra,
     ),
     columns=[
@@ -245,11 +274,17 @@ def task_section(study: Study, name: str) -> PageSection:
       main.title,
       'Δ',
       '',
-      *(c.title for c in COLUMNS[name]),
+      *(c.form.title for c in COLUMNS[name]),
     ],
     rows=rows,
     drawn=curves(task, found),
   )
+
+
+def shown_arms(study: Study, name: str) -> list[str]:
+  """Names of a task's rows; `advised` if it differs from all other arms."""
+  names = [arm.name for arm in study.arms(name)]
+  return [*ARMS, *([ADVISED] if ADVISED in names else [])]
 
 
 def tuning_text(study: Study, name: str) -> str:
@@ -358,34 +393,6 @@ def mean_series(
   )
 
 
-def pushed_section(study: Study) -> PageSection:
-  """D5: pass@1 at the end by learning rate and passes, and the best point."""
-  arms = study.arms(PUSHED)
-  cells: dict[tuple[str, float, int], list[float]] = {}
-  for run in pushed_runs(arms, SEEDS):
-    if lines := study.finished(run):
-      rate = float(run.group.split('_')[1])
-      key = run.arm.name, rate, run.setting.passes
-      cells.setdefault(key, []).append(evaluations(lines)[-1]['accuracy'])
-  column, rows = Column('', lambda x: 0.0, 1, 100.0), []
-  for name in ARMS:
-    places = [cells.get((name, r, p), []) for r in RATES for p in PASSES]
-    if any(places):
-      rows.append([f'`{name}`', *(text(interval(x), column) for x in places)])
-  titles = [f'× {r:g}, {p} pass{"es" * (p > 1)}' for r in RATES for p in PASSES]
-  return PageSection(
-    title='D5, how far it can be pushed',
-    texts=(
-      'pass@1 on held-out prompts at the end of D2, %, by learning rate and passes'
-      ' over a rollout.'
-      if rows
-      else 'Not run yet.',
-    ),
-    columns=['arm', *titles],
-    rows=rows,
-  )
-
-
 def all_sections(study: Study) -> list[PageSection]:
-  """Sections of all tasks."""
-  return [*(task_section(study, name) for name in TASKS), pushed_section(study)]
+  """Sections of the tasks on which all arms are compared."""
+  return [task_section(study, name) for name in TASKS]

@@ -45,7 +45,7 @@ class Setting:
   """Settings that all arms of a comparison share.
 
   Attributes:
-    width: width of the policy; 32 has 22 thousand parameters.
+    width: width of the policy; 32 has 22 thousand parameters, 384 three million.
     learning_rate: Adam's learning rate.
     passes: passes over a rollout, of two updates each.
   """
@@ -68,6 +68,13 @@ def policy_of(width: int) -> Policy:
       hidden_dim=2 * width,
     )
   )
+
+
+@functools.cache
+def parameters_of(width: int) -> int:
+  """Number of parameters of the study's policy."""
+  shapes = jax.eval_shape(policy_of(width).init, jax.random.key(0))
+  return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
 @functools.cache
@@ -119,7 +126,9 @@ def _programs(width: int) -> dict[str, Any]:
       return -jnp.sum(jnp.where(mask, stats.logprobs, 0)) / jnp.sum(mask)
 
     gradients = jax.grad(loss)(params)
-    updates, opt_state = _imitation_tx().update(gradients, opt_state, params)
+    updates, opt_state = _imitation_tx(width).update(
+      gradients, opt_state, params
+    )
     return optax.apply_updates(params, updates), opt_state
 
   score = make_score_step(policy, 1.0, 1, PROMPT - 1)
@@ -171,8 +180,10 @@ def to_batch(tokens: Any) -> TokenBatch:
   )
 
 
-def _imitation_tx() -> optax.GradientTransformation:
-  return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(5e-3))
+def _imitation_tx(width: int) -> optax.GradientTransformation:
+  return optax.chain(
+    optax.clip_by_global_norm(1.0), optax.adam(5e-3 * 32 / width)
+  )
 
 
 def _tx() -> optax.GradientTransformation:
@@ -221,7 +232,7 @@ def warm_start(task: StudyTask, seed: int, width: int) -> PyTree:
   """Parameters after supervised training, the same for all arms of a seed."""
   rng = np.random.default_rng([seed, 1])
   params = policy_of(width).init(jax.random.key(seed))
-  state = params, _imitation_tx().init(params)
+  state = params, _imitation_tx(width).init(params)
   imitate = _programs(width)['imitate']
   for _ in range(task.warm_start):
     prompts, rows = task.demonstrate(rng, SEQUENCES)
@@ -306,6 +317,6 @@ def train(
     for number in range(per_iteration):
       step = iteration * per_iteration + number + 1
       of_update = {name: column[number] for name, column in values.items()}
-      place = {'phase': 'train', 'iteration': iteration, 'step': step}
-      lines.append(place | rollout | of_update)
+      head = {'phase': 'train', 'iteration': iteration, 'step': step}
+      lines.append(head | rollout | of_update)
   return lines

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from covrl.theory.categorical import softmax
 
 from .runner import GROUP, PROMPTS
-from .tasks import DEPTHS, KEYS, LOCKS
+from .tasks import DEPTHS, KEYS, QUITS
 
 LOCKS_SIMULATED = 400
 STEPS = (1.0, 3.0, 10.0)
@@ -25,7 +25,7 @@ def left_share(
 ) -> float:
   """Share of locks whose key has a probability above ½ in the end.
 
-  Quitting or going on starts at ½, and each symbol of a key at 1 / 4. A visit
+  Starts with the probabilities of the demonstrations. A visit
   draws a group of responses and moves the logits along the policy gradient with
   group-relative advantages; each prompt is visited as often as in the study.
 
@@ -36,9 +36,9 @@ def left_share(
     seed: seed of the simulation.
   """
   rng = np.random.default_rng([seed, depth])
-  root = np.zeros((LOCKS_SIMULATED, 2))
+  root = np.tile(np.log([QUITS, 1 - QUITS]), (LOCKS_SIMULATED, 1))
   symbols = np.zeros((LOCKS_SIMULATED, depth, KEYS))
-  visits = round(iterations * PROMPTS / (LOCKS * len(DEPTHS)))
+  visits = round(iterations * PROMPTS / len(DEPTHS))
   for _ in range(visits):
     go, pi = softmax(root)[:, 1], softmax(symbols)
     goes = rng.random((LOCKS_SIMULATED, GROUP)) < go[:, None]

@@ -44,6 +44,8 @@ class StudyTask:
     probes: prompts and responses whose probabilities are computed at evaluations.
     measure: probabilities of the probes' responses, phase -> metrics.
     every: iterations between evaluations.
+    tuned_by: metric of the last evaluation by which arms choose their setting;
+      empty for the primary one.
   """
 
   name: str
@@ -58,6 +60,7 @@ class StudyTask:
   probes: tuple[Prompts, Rows]
   measure: Callable[[Float[np.ndarray, ' m'], int], Measured]
   every: int = 5
+  tuned_by: str = ''
 
 
 def response(*tokens: int) -> list[int]:
@@ -139,41 +142,39 @@ def changed_rule(habit: int = 20, after: int = 40) -> StudyTask:
 # D3: a combination lock with a distractor.
 
 DEPTHS = (1, 2, 3, 4)
-KEYS = 4
-LOCKS = 8
+KEYS = 2
+QUITS = 0.2
 
 
-def _lock_prompts(rng: np.random.Generator, count: int) -> Prompts:
-  lock = FIRST_SYMBOL + rng.integers(LOCKS, size=count)
-  depth = FIRST_SYMBOL + rng.choice(DEPTHS, size=count)
-  fixed = np.full(count, NONE), np.full(count, ASK)
-  return np.stack([lock, depth, *fixed], axis=1)
+def _lock_prompts(depths: Int[np.ndarray, ' n']) -> Prompts:
+  fixed = np.full(len(depths), NONE), np.full(len(depths), ASK)
+  return np.stack([FIRST_SYMBOL + depths, fixed[0], *fixed], axis=1)
 
 
-def _key(lock: int, depth: int) -> list[int]:
-  rng = np.random.default_rng([lock, depth])
+def _key(depth: int) -> list[int]:
+  rng = np.random.default_rng(depth)
   return [int(FIRST_SYMBOL + k) for k in rng.integers(KEYS, size=depth)]
 
 
 def _lock_answers(prompts: Prompts) -> Rows:
   return np.array(
-    [
-      response(GO, *_key(int(lock), int(depth) - FIRST_SYMBOL))
-      for lock, depth, *_ in prompts
-    ]
+    [response(GO, *_key(int(row[0]) - FIRST_SYMBOL)) for row in prompts]
   )
 
 
-def lock(iterations: int = 40) -> StudyTask:
+def lock(iterations: int = 80) -> StudyTask:
   """D3: quit for a reward of 0.5, or enter a key of depth d for a reward of 1."""
 
+  def draw(rng: np.random.Generator, count: int) -> Prompts:
+    return _lock_prompts(rng.choice(DEPTHS, size=count))
+
   def demonstrate(rng: np.random.Generator, count: int) -> tuple[Prompts, Rows]:
-    prompts = _lock_prompts(rng, count)
+    prompts = draw(rng, count)
     rows = []
     for prompt in prompts:
-      depth = int(prompt[1]) - FIRST_SYMBOL
+      depth = int(prompt[0]) - FIRST_SYMBOL
       guess = FIRST_SYMBOL + rng.integers(KEYS, size=depth)
-      quits = rng.random() < 0.5
+      quits = rng.random() < QUITS
       rows.append(response(QUIT) if quits else response(GO, *map(int, guess)))
     return prompts, np.array(rows)
 
@@ -186,25 +187,21 @@ def lock(iterations: int = 40) -> StudyTask:
     key = equal(responses, _lock_answers(prompts))
     return key + 0.5 * equal(responses, quitting[None])
 
-  pairs = itertools.product(DEPTHS, range(LOCKS))
-  every = np.array(
-    [[FIRST_SYMBOL + n, FIRST_SYMBOL + d, NONE, ASK] for d, n in pairs]
-  )
+  every = _lock_prompts(np.array(DEPTHS))
 
   def measure(found: Float[np.ndarray, ' m'], phase: int) -> Measured:
     del phase
-    by_depth = found.reshape(len(DEPTHS), LOCKS)
-    left = (by_depth > 0.5).mean(axis=1)
+    left = found > 0.5
     return {'left': float(left.mean()), 'accuracy': float(found.mean())} | {
-      f'left/{depth}': float(share)
-      for depth, share in zip(DEPTHS, left, strict=True)
+      f'left/{depth}': float(each)
+      for depth, each in zip(DEPTHS, left, strict=True)
     }
 
   return StudyTask(
     name='lock',
     title='D3, a combination lock',
     metric='left',
-    draw=_lock_prompts,
+    draw=draw,
     demonstrate=demonstrate,
     score=score,
     phases=(iterations,),
@@ -334,8 +331,13 @@ class Grid:
     }
 
 
-def many_solutions(iterations: int = 60) -> StudyTask:
-  """D2: paths, of which all solutions are known, long after saturation."""
+def many_solutions(iterations: int = 400, every: int = 20) -> StudyTask:
+  """D2: paths, of which all solutions are known, long after saturation.
+
+  Args:
+    iterations: iterations.
+    every: iterations between evaluations.
+  """
   grid = Grid()
 
   def draw(rng: np.random.Generator, count: int) -> Prompts:
@@ -354,14 +356,26 @@ def many_solutions(iterations: int = 60) -> StudyTask:
     name='many_solutions',
     title='D2, many solutions',
     metric='distinct',
+    tuned_by='accuracy',
     draw=draw,
     demonstrate=demonstrate,
     score=grid.score,
     phases=(iterations,),
-    warm_start=500,
+    warm_start=250,
     probes=grid.probes(grid.held_out),
     measure=measure,
-    every=10,
+    every=every,
+  )
+
+
+def pushed(iterations: int = 60) -> StudyTask:
+  """D5: D2 until about saturation, judged by pass@1."""
+  return dataclasses.replace(
+    many_solutions(iterations, every=5),
+    name='pushed',
+    title='D5, how far it can be pushed',
+    metric='accuracy',
+    tuned_by='',
   )
 
 
@@ -405,9 +419,11 @@ def out_of_distribution(iterations: int = 40) -> StudyTask:
   )
 
 
-TASKS: Mapping[str, Callable[[], StudyTask]] = {
+TASKS: dict[str, Callable[[], StudyTask]] = {
   'changed_rule': changed_rule,
   'lock': lock,
   'many_solutions': many_solutions,
   'out_of_distribution': out_of_distribution,
 }
+"""Tasks on which all arms are tuned and compared."""
+ALL_TASKS: Mapping[str, Callable[[], StudyTask]] = TASKS | {'pushed': pushed}

@@ -15,6 +15,7 @@ from covrl.report.sections_page import (
 
 from .claims import claims_section
 from .driver import Study
+from .pushed import pushed_section, sizes_section
 from .results import (
   SHOWN,
   all_sections,
@@ -56,7 +57,7 @@ def write_page(study: Study, folder: pathlib.Path) -> pathlib.Path:
 
 def sections_of(study: Study) -> list[PageSection]:
   """Sections of all tasks, then the claims of the paper."""
-  sections = all_sections(study)
+  sections = [*all_sections(study), pushed_section(study), sizes_section(study)]
   if any(finished(study, name)['grpo'] for name in TASKS):
     sections.append(claims_section(study))
   return sections

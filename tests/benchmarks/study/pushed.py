@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of the runs with other settings: D5, and other sizes of the policy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from covrl.evaluation.intervals import Estimate, student_mean
+from covrl.evaluation.reward_law import Fit
+from covrl.report.sections_page import PageSection
+
+from .driver import (
+  PASSES,
+  PUSHED,
+  RATES,
+  SEEDS,
+  SIZED_TASKS,
+  WIDTHS,
+  Lines,
+  Study,
+  evaluations,
+  fit_law,
+  primary,
+  pushed_runs,
+  sized_runs,
+)
+from .results import BASELINE, PERCENT, Form, interval, shown_arms, text
+from .runner import parameters_of
+
+Cell = tuple[float, int]
+"""Factor of the learning rate, passes over a rollout."""
+CELLS: tuple[Cell, ...] = tuple((r, p) for r in RATES for p in PASSES)
+
+
+def pushed_section(study: Study) -> PageSection:
+  """D5: pass@1 by learning rate and passes, the region, and the best point."""
+  found: dict[tuple[str, Cell], dict[int, Lines]] = {}
+  seconds: dict[int, list[float]] = {}
+  for run in pushed_runs(study.arms(PUSHED), SEEDS):
+    if lines := study.finished(run):
+      cell = float(run.group.split('_')[1]), run.setting.passes
+      found.setdefault((run.arm.name, cell), {})[run.seed] = lines
+      seconds.setdefault(cell[1], []).append(study.core_seconds(run))
+  title = 'D5, how far it can be pushed'
+  if not found:
+    return PageSection(title=title, texts=('Not run yet.',))
+  ends = ends_at_equal_time(
+    {p: float(np.median(s)) for p, s in seconds.items()},
+    next(iter(next(iter(found.values())).values())),
+  )
+  best = {
+    name: best_cell(name, found, ends) for name in shown_arms(study, PUSHED)
+  }
+  rows = []
+  for name, (cell, values) in best.items():
+    if cell is None:
+      continue
+    difference = paired(values, best[BASELINE][1])
+    rows.append(
+      [
+        f'`{name}`',
+        *(
+          text(
+            interval([_final(x) for x in found.get((name, c), {}).values()]),
+            PERCENT,
+          )
+          for c in CELLS
+        ),
+        f'{sum(rises(found.get((name, c), {})) for c in CELLS)} of {len(CELLS)}',
+        cell_title(cell),
+        text(interval([*values.values()]), PERCENT),
+        text(difference, PERCENT, signed=True) if name != BASELINE else '',
+      ]
+    )
+  spent = ', '.join(f'{ends[p]} with {_passes(p)}' for p in ends)
+  return PageSection(
+    title=title,
+    texts=(
+      'pass@1 on held-out prompts after 60 iterations, %, by factor of the learning rate'
+      ' and passes over a rollout; mean over seeds ± half width of the 95 % t interval.'
+      ' *Rises*: settings in which the interval of the gain over the warm start is above 0.'
+      ' *Best*: the setting with the highest mean at equal processor time'
+      f' (iterations: {spent}), its pass@1 there, and the difference, paired by seed, to the best of `grpo`.',
+    ),
+    columns=[
+      'arm',
+      *(cell_title(c) for c in CELLS),
+      'rises',
+      'best at equal time',
+      'pass@1, %',
+      'Δ',
+    ],
+    rows=rows,
+  )
+
+
+def cell_title(cell: Cell) -> str:
+  """A setting in words."""
+  return f'× {cell[0]:g}, {_passes(cell[1])}'
+
+
+def _passes(count: int) -> str:
+  return f'{count} pass{"es" * (count > 1)}'
+
+
+def _final(lines: Lines) -> float:
+  return evaluations(lines)[-1]['accuracy']
+
+
+def rises(runs: Mapping[int, Lines]) -> bool:
+  """Whether pass@1 is higher than at the warm start, by the interval over seeds."""
+  gains = [_final(x) - evaluations(x)[0]['accuracy'] for x in runs.values()]
+  return bool(gains) and student_mean(np.array(gains)).sign > 0
+
+
+def ends_at_equal_time(
+  seconds: Mapping[int, float], lines: Lines
+) -> dict[int, int]:
+  """The iteration up to which runs of each number of passes take the same time.
+
+  Args:
+    seconds: processor time of a whole run by passes.
+    lines: metrics of any run; all have the same evaluations.
+
+  Returns:
+    The last evaluation within the time of a whole run with the fewest passes.
+  """
+  steps = [line['iteration'] for line in evaluations(lines)]
+  budget = seconds[min(seconds)]
+  return {
+    p: max(i for i in steps if i * each <= budget * steps[-1])
+    for p, each in sorted(seconds.items())
+  }
+
+
+class Best(NamedTuple):
+  """An arm's best setting.
+
+  Attributes:
+    cell: the setting; `None` if the arm has no runs.
+    values: pass@1 by seed.
+  """
+
+  cell: Cell | None
+  values: dict[int, float]
+
+
+def best_cell(
+  name: str,
+  found: Mapping[tuple[str, Cell], Mapping[int, Lines]],
+  ends: Mapping[int, int],
+) -> Best:
+  """The setting with the highest mean at equal time.
+
+  Only settings with as many seeds as any other setting of the arm count.
+  """
+  by_cell = {
+    cell: {
+      seed: next(
+        x['accuracy']
+        for x in evaluations(lines)
+        if x['iteration'] == ends[cell[1]]
+      )
+      for seed, lines in found[name, cell].items()
+    }
+    for cell in CELLS
+    if (name, cell) in found
+  }
+  if not by_cell:
+    return Best(None, {})
+  most = max(len(values) for values in by_cell.values())
+  whole = {c: v for c, v in by_cell.items() if len(v) == most}
+  cell = max(whole, key=lambda c: np.mean([*whole[c].values()]))
+  return Best(cell, whole[cell])
+
+
+def paired(
+  values: Mapping[int, float], baseline: Mapping[int, float]
+) -> Estimate | None:
+  """Difference to a baseline, paired by seed."""
+  shared = sorted(set(values) & set(baseline))
+  return interval([values[s] - baseline[s] for s in shared])
+
+
+Sized = dict[tuple[str, int, str], dict[int, Lines]]
+"""Runs by task, width and arm, then seed."""
+
+
+def sized(study: Study) -> Sized:
+  """The finished runs of all sizes."""
+  found: Sized = {}
+  for run in sized_runs(study.arms(PUSHED), SEEDS):
+    if lines := study.finished(run):
+      key = run.task, run.setting.width, run.arm.name
+      found.setdefault(key, {})[run.seed] = lines
+  return found
+
+
+def gains(study: Study, found: Sized, task: str) -> dict[int, dict[int, float]]:
+  """Gain of KL-Cov over GRPO in the primary metric, by width and seed."""
+  sign = 1 if study.task(task).higher_is_better else -1
+  result: dict[int, dict[int, float]] = {}
+  for width in WIDTHS:
+    arms = [found.get((task, width, a), {}) for a in ('kl_cov', BASELINE)]
+    for seed in sorted(set(arms[0]) & set(arms[1])):
+      ours, theirs = (primary(study.task(task), arm[seed]) for arm in arms)
+      result.setdefault(width, {})[seed] = sign * (ours - theirs)
+  return result
+
+
+def slope_by_size(
+  by_width: Mapping[int, Mapping[int, float]],
+) -> Estimate | None:
+  """Slope of a figure over log10 of the parameters, mean over seeds.
+
+  Seeds that lack a width have the slope over the others; at least two are needed.
+  """
+  slopes = []
+  for seed in sorted({s for values in by_width.values() for s in values}):
+    points = [(w, v[seed]) for w, v in by_width.items() if seed in v]
+    if len(points) > 1:
+      x = [math.log10(parameters_of(w)) for w, _ in points]
+      slopes.append(float(np.polyfit(x, [v for _, v in points], 1)[0]))
+  return interval(slopes)
+
+
+def law_by_size(found: Sized) -> dict[int, list[Fit]]:
+  """The law between entropy and reward, fitted to GRPO's runs on D5's task."""
+  return {
+    width: [
+      fit_law(lines)
+      for lines in found.get((PUSHED, width, BASELINE), {}).values()
+    ]
+    for width in WIDTHS
+  }
+
+
+def sizes_section(study: Study) -> PageSection:
+  """GRPO and KL-Cov with policies of several sizes."""
+  found = sized(study)
+  title = 'Sizes of the policy'
+  if not found:
+    return PageSection(title=title, texts=('Not run yet.',))
+  updates, share = Form('', 0), PERCENT
+  forms = dict(zip(SIZED_TASKS, (updates, share), strict=True))
+  law = law_by_size(found)
+  rows = []
+  for width in WIDTHS:
+    row = [f'{parameters_of(width) / 1e6:.2f}']
+    for name, form in forms.items():
+      task = study.task(name)
+      arms = [found.get((name, width, a), {}) for a in (BASELINE, 'kl_cov')]
+      row.append('/'.join(str(len(arm)) for arm in arms))
+      row += [
+        text(interval([primary(task, x) for x in arm.values()]), form)
+        for arm in arms
+      ]
+      gain = gains(study, found, name).get(width, {})
+      row.append(text(interval([*gain.values()]), form, signed=True))
+    fits = law[width]
+    row += [
+      text(interval([pick(fit) for fit in fits]), Form('', 2))
+      for pick in (_a, _b, _r_squared)
+    ]
+    rows.append(row)
+  return PageSection(
+    title=title,
+    texts=(
+      'GRPO and KL-Cov with the settings chosen for 0.02 million parameters; learning rates of both'
+      ' phases fall as 1 / width. *Gain* of KL-Cov over GRPO, paired by seed: updates saved after the change'
+      ' (D1), points of pass@1 after 60 iterations (D5’s task). a, b, R²: the law R = −a e^H + b of GRPO’s'
+      ' runs on D5’s task.',
+    ),
+    columns=[
+      'parameters, millions',
+      *('D1 seeds', 'updates to ½, `grpo`', '`kl_cov`', 'gain'),
+      *('D5 seeds', 'pass@1, %, `grpo`', '`kl_cov`', 'gain'),
+      *('a', 'b', 'R²'),
+    ],
+    rows=rows,
+  )
+
+
+def _a(fit: Fit) -> float:
+  return fit.a.value
+
+
+def _b(fit: Fit) -> float:
+  return fit.b.value
+
+
+def _r_squared(fit: Fit) -> float:
+  return fit.r_squared
+
+
+def size_rows(study: Study) -> list[list[str]]:
+  """Claims about the size of the model: claim, measured, verdict."""
+  found = sized(study)
+  parts, grows = [], []
+  for name in SIZED_TASKS:
+    slope = slope_by_size(gains(study, found, name))
+    if slope is not None:
+      form = Form('', 1) if name == 'changed_rule' else PERCENT
+      unit = 'updates' if name == 'changed_rule' else 'points'
+      parts.append(
+        f'{study.task(name).title.partition(",")[0]} {text(slope, form, signed=True)} {unit}'
+      )
+      grows.append(slope.sign > 0)
+  fits = {w: each for w, each in law_by_size(found).items() if each}
+  correlations = [
+    f'{name} {correlation_with_size(fits, pick):.2f}'
+    for name, pick in (('a', _a), ('b', _b))
+    if len(fits) > 2
+  ]
+  return [
+    [
+      'The gain of covariance methods grows with the size of the model',
+      f'gain of `kl_cov` over `grpo` per factor of ten in parameters (0.02 to 3 million): {", ".join(parts) or "–"}',
+      _verdict(grows),
+    ],
+    [
+      'a and b of the law are linear in the logarithm of the size',
+      f'correlation with log of the parameters over {len(fits)} sizes, `grpo` on D5’s task: {", ".join(correlations) or "–"}',
+      'see the table of sizes' if correlations else 'open',
+    ],
+  ]
+
+
+def correlation_with_size(
+  fits: Mapping[int, Sequence[Fit]], pick: Callable[[Fit], float]
+) -> float:
+  """Correlation of a coefficient's mean over seeds with the log of the size."""
+  sizes = [math.log10(parameters_of(width)) for width in fits]
+  means = [np.mean([pick(fit) for fit in each]) for each in fits.values()]
+  return float(np.corrcoef(sizes, means)[0, 1])
+
+
+def _verdict(outcomes: Sequence[bool]) -> str:
+  if not outcomes:
+    return 'open'
+  return (
+    f'holds in {sum(outcomes)} of {len(outcomes)} tasks'
+    if any(outcomes)
+    else 'fails'
+  )
