@@ -11,7 +11,8 @@ of log p over the response's tokens, in nats. Examples:
 A line of --file is a JSON object with a prompt, and may have options that
 replace those of the command: n, max_tokens, temperature, top_p, top_k, min_p,
 seed, stop (texts that end a response), stop_token_ids, and an id that is repeated
-in the output. Responses have log-probabilities at temperature 1, and under the
+in the output. An interrupted command has written the first lines; with --resume
+and otherwise the same options it goes on to the same output. Responses have log-probabilities at temperature 1, and under the
 distribution that they were sampled from. A line that is refused has an error in
 the output.
 """
@@ -57,6 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar='FILE',
     help='new file for the responses to --file, a JSON object per line (default: '
     'standard output)',
+  )
+  parser.add_argument(
+    '--resume',
+    action='store_true',
+    default=None,
+    help='go on after the lines that --output has, instead of refusing it',
   )
   parser.add_argument(
     '--count',
@@ -134,7 +141,7 @@ def run(arguments: argparse.Namespace) -> None:
     given = 'neither' if arguments.file is None else 'both'
     raise ValueError(f'covrl sample needs PROMPT or --file, got {given}')
   if arguments.file is None:
-    unused = ['output', 'max_prompt_length', 'slots']
+    unused = ['output', 'resume', 'max_prompt_length', 'slots']
     refuse_unused(arguments, unused, '--file')
   if not arguments.chat:
     refuse_unused(arguments, ['template_variables'], '--chat')

@@ -7,7 +7,8 @@ import argparse
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from covrl.cli.policies import is_run, prompt_format
@@ -40,13 +41,18 @@ def run(arguments: argparse.Namespace) -> None:
   )
   if arguments.seed < 0:
     raise ValueError(f'--seed must be at least 0, got {arguments.seed}')
-  output = None
+  output, tally = None, _Tally()
   if arguments.output is not None:
     output = storage.as_path(arguments.output)
-    if output.exists():
+    if arguments.resume:
+      tally = _finished_lines(file, output)
+    elif output.exists():
       raise ValueError(
-        f'--output must be a new file, {arguments.output} exists'
+        f'--output must be a new file, {arguments.output} exists; --resume goes'
+        ' on with what an interrupted command has written'
       )
+  elif arguments.resume:
+    raise ValueError('--resume needs --output')
   with Progress() as progress:
     progress.stage('loading the policy')
     lengths = arguments.max_prompt_length, arguments.max_length
@@ -73,18 +79,28 @@ def run(arguments: argparse.Namespace) -> None:
         },
         seed=arguments.seed,
         render=render,
+        after=tally.last,
       )
-      tally = _write(results, write)
+      _write(results, write, tally)
   tally.check(arguments.file)
 
 
 @dataclasses.dataclass
 class _Tally:
-  """Numbers of lines, and the first error."""
+  """Numbers of lines, the number of the last one, and the first error."""
 
   lines: int = 0
   refused: int = 0
+  last: int = 0
   first: str = ''
+
+  def add(self, result: Mapping[str, Any]) -> None:
+    """Counts a result."""
+    self.lines += 1
+    self.last = result['line']
+    if 'error' in result:
+      self.refused += 1
+      self.first = self.first or f'line {result["line"]}: {result["error"]}'
 
   def check(self, file: str) -> None:
     """Raises `ValueError` if lines were refused."""
@@ -96,22 +112,71 @@ class _Tally:
 
 
 def _write(
-  results: Iterable[dict[str, Any]], write: Callable[[str], object]
-) -> _Tally:
+  results: Iterable[dict[str, Any]],
+  write: Callable[[str], object],
+  tally: _Tally,
+) -> None:
   """Writes a line per result."""
-  tally = _Tally()
   for result in results:
-    write(json.dumps(result, ensure_ascii=False) + '\n')
-    tally.lines += 1
-    if 'error' in result:
-      tally.refused += 1
-      tally.first = tally.first or f'line {result["line"]}: {result["error"]}'
+    text = json.dumps(result, ensure_ascii=False)
+    # Halves of surrogate pairs become escapes, as JSON has them.
+    write(text.encode(errors='backslashreplace').decode() + '\n')
+    tally.add(result)
+
+
+def _finished_lines(file: epath.Path, output: epath.Path) -> _Tally:
+  """Counts what an interrupted command has written; removes an unfinished line.
+
+  Raises:
+    ValueError: the output is not that of the first lines of the file.
+    StorageError: the unfinished line cannot be removed.
+  """
+  from covrl import storage
+
+  tally, size = _Tally(), 0
+  if storage.is_bucket(output):
+    raise ValueError(f'--resume needs a local --output, got {output}')
+  if not output.exists():
+    return tally
+  with storage.open_binary(file) as lines, storage.open_binary(output) as done:
+    expected = (entry for entry in enumerate(lines, 1) if entry[1].strip())
+    for at, text in enumerate(done, 1):
+      if not text.endswith(b'\n'):
+        break
+      number, line = next(expected, (0, b''))
+      result = _parsed(text)
+      if not isinstance(result, dict) or (
+        result.get('line'),
+        result.get('prompt'),
+      ) != (number, _prompt(line)):
+        raise ValueError(
+          f'--output must have results of the first lines of {file}, line {at} of'
+          f' {output} is of another one'
+        )
+      tally.add(result)
+      size += len(text)
+  with storage.writing(output):
+    os.truncate(output, size)
   return tally
+
+
+def _prompt(line: bytes) -> Any:
+  """Returns the prompt of a line; `None` without one."""
+  fields = _parsed(line)
+  return fields.get('prompt') if isinstance(fields, dict) else None
+
+
+def _parsed(line: bytes) -> Any:
+  """Returns a line's content; `None` if it is not JSON."""
+  try:
+    return json.loads(line)
+  except (ValueError, RecursionError):
+    return None
 
 
 @contextlib.contextmanager
 def _output(path: epath.Path | None) -> Iterator[Callable[[str], object]]:
-  """Opens the output; yields a function that writes a line to it.
+  """Opens the output; yields a function that appends a line to it.
 
   Raises:
     StorageError: the file cannot be written.
@@ -122,7 +187,7 @@ def _output(path: epath.Path | None) -> Iterator[Callable[[str], object]]:
     yield lambda line: print(line, end='', flush=True)
     return
   with storage.writing(path):
-    stream = path.open('w')
+    stream = path.open('a' if path.exists() else 'w', encoding='utf-8')
 
   def write(line: str) -> None:
     with storage.writing(path):

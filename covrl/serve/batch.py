@@ -32,6 +32,7 @@ def sample_lines(
   defaults: Mapping[str, Any],
   seed: int,
   render: Callable[[str], str] = lambda prompt: prompt,
+  after: int = 0,
 ) -> Iterator[dict[str, Any]]:
   """Samples responses to prompts, a JSON object per line.
 
@@ -47,12 +48,16 @@ def sample_lines(
     defaults: options of lines that do not have them.
     seed: seed of the file.
     render: formats a prompt that is text.
+    after: number of a line; it and those before it are skipped. The results of
+      the others are the same.
 
   Yields:
     A result per line, in order.
   """
   numbered = (
-    (number, line) for number, line in enumerate(lines, 1) if line.strip()
+    (number, line)
+    for number, line in enumerate(lines, 1)
+    if number > after and line.strip()
   )
   batch = _Batch(engine, tokenizer, defaults, seed, render)
   while True:

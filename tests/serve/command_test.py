@@ -11,9 +11,10 @@ import urllib.request
 
 import jax
 import pytest
+from etils import epath
 from serve.conftest import GOLDEN, POLICY, TOKENIZER
 
-from covrl.cli import main
+from covrl.cli import main, sample_file
 from covrl.pretrained import save_pretrained
 from covrl.serve import load_model, sample_lines
 from covrl.serve.server import Address, read_token
@@ -60,6 +61,7 @@ def test_lines_are_sampled_in_order_with_their_options(engine):
   again = sample(engine, [{'prompt': 'ab', 'seed': other['seed']}], seed=3)
   assert again[0]['responses'] == other['responses']
   assert sample(engine, lines) == found
+  assert sample(engine, lines, after=3) == found[2:]
   assert sample(engine, lines, seed=1) != found
 
 
@@ -122,7 +124,9 @@ def refused(capsys, *arguments):
 
 def test_sample_writes_a_line_per_line(model, tmp_path, capsys):
   file, output = tmp_path / 'prompts.jsonl', tmp_path / 'responses.jsonl'
-  file.write_text('{"prompt": "ab"}\n{"prompt": "c", "n": 1}\n{"prompt": 1}\n')
+  file.write_text(
+    '{"prompt": "ab"}\n{"prompt": "c", "n": 1}\n{"prompt": "\\ud800"}\n'
+  )
   options = (f'--file={file}', '--count=2', '--max_length=4', '--slots=2')
   error = refused(
     capsys,
@@ -132,11 +136,45 @@ def test_sample_writes_a_line_per_line(model, tmp_path, capsys):
   assert error.startswith(
     f'the lines of {file} must be valid requests, got 1 of'
   )
-  assert 'line 3: prompt must be text' in error
+  assert 'line 3: ' in error
   found = [json.loads(line) for line in output.read_text().splitlines()]
   assert [len(x.get('responses', ())) for x in found] == [2, 1, 0]
-  error = refused(capsys, 'sample', model, *options, f'--output={output}')
-  assert error == f'--output must be a new file, {output} exists'
+  options = (*options, f'--output={output}')
+  error = refused(capsys, 'sample', model, *options)
+  assert error.startswith(f'--output must be a new file, {output} exists')
+  # Interrupted in its third line, it becomes what it would have been.
+  whole = output.read_bytes()
+  output.write_bytes(whole[:-10])
+  options = (*options, '--max_prompt_length=8', '--min_p=0.1', '--resume')
+  assert 'got 1 of 3' in refused(capsys, 'sample', model, *options)
+  assert output.read_bytes() == whole
+
+
+def test_an_interrupted_output_is_cut_to_its_finished_lines(tmp_path):
+  file, output = tmp_path / 'prompts.jsonl', tmp_path / 'responses.jsonl'
+  file.write_text('{"prompt": "ab"}\n\n{\n{"prompt": [1]}\n{"prompt": "c"}\n')
+  results = [
+    {'line': 1, 'prompt': 'ab', 'responses': []},
+    {'line': 3, 'error': 'a line must be JSON'},
+    {'line': 4, 'prompt': [1], 'responses': []},
+  ]
+  whole = [json.dumps(result).encode() + b'\n' for result in results]
+
+  def finished():
+    tally = sample_file._finished_lines(epath.Path(file), epath.Path(output))
+    return tally.lines, tally.refused, tally.last
+
+  assert finished() == (0, 0, 0)
+  for rest in (b'', b'{', b'{"line": 5, "prompt": "c"}'):
+    output.write_bytes(b''.join(whole) + rest)
+    assert finished() == (3, 1, 4)
+    assert output.read_bytes() == b''.join(whole)
+  for other in (b'\n', b'[]\n', b'{"line": 4, "prompt": [2]}\n', whole[0]):
+    output.write_bytes(b''.join(whole[:2]) + other)
+    with pytest.raises(ValueError, match='line 3 of .* is of another one'):
+      finished()
+  with pytest.raises(ValueError, match='--resume needs a local --output'):
+    sample_file._finished_lines(epath.Path(file), epath.Path('gs://a/b'))
 
 
 @pytest.mark.parametrize(
@@ -145,6 +183,8 @@ def test_sample_writes_a_line_per_line(model, tmp_path, capsys):
     ((), 'covrl sample needs PROMPT or --file, got neither'),
     (('ab', '--file=x'), 'covrl sample needs PROMPT or --file, got both'),
     (('ab', '--output=x'), "--output needs --file, got 'x' without"),
+    (('ab', '--resume'), '--resume needs --file, got True without'),
+    (('--file={}', '--resume'), '--resume needs --output'),
     (('--file=/nowhere',), '--file must be a file, got /nowhere'),
     (('--file={}', '--top_p=2'), 'top_p must lie in (0, 1], got 2.0'),
     (('--file={}', '--seed=-1'), '--seed must be at least 0, got -1'),
