@@ -156,6 +156,8 @@ def _sizes(config: Config) -> Iterator[str]:
   )
   if rollout.max_draws > 1:
     yield f'up to {rollout.max_draws:,} draws of so many prompts per iteration'
+    if rollout.admission == 'slots':
+      yield 'prompts of further draws only as far as needed, one by one'
   yield (
     f'an update: at most {config.train.sequences_per_update * tokens_read(config):,}'
     f' tokens, {response:,} of them in responses (up to '

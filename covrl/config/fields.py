@@ -78,6 +78,10 @@ class RolloutConfig:
       `prompts_per_iteration` groups have unequal rewards (dynamic sampling) and
       pass the filters below; 1 and no filter train on all groups of a single
       draw.
+    admission: with several draws, when their prompts are begun: a whole draw
+      once the draw before it is scored ('draws'), or each prompt as soon as
+      slots are free ('slots'), until enough groups pass. The groups to train
+      on are the same. 'slots' needs `max_draws` above 1 and `pipeline` 0.
     min_accuracy: least share of right responses, those with a reward above 0.5,
       of a group to train on.
     max_accuracy: largest share of right responses of a group to train on.
@@ -110,6 +114,7 @@ class RolloutConfig:
   slots: NonNegative = 0
   segment: Positive = 16
   max_draws: Positive = 1
+  admission: Literal['draws', 'slots'] = 'draws'
   min_accuracy: Share = 0.0
   max_accuracy: Share = 1.0
   drop_truncated: bool = False
@@ -327,14 +332,14 @@ class Config:
   def scores_rollouts(self) -> bool:
     """Whether sampled tokens are scored before the updates.
 
-    A rollout's only update computes the same statistics itself. Groups that are
-    drawn and not trained on are scored for the rollout's metrics. A KL penalty
-    in the reward and process rewards relative to the policy read them before,
-    and a critic's warm-up has no such update.
+    A rollout's only update computes the same statistics itself. Groups of whole
+    draws that are not trained on are scored for the rollout's metrics. A KL
+    penalty in the reward and process rewards relative to the policy read them
+    before, and a critic's warm-up has no such update.
     """
     return (
       self.updates_per_iteration > 1
-      or self.rollout.max_draws > 1
+      or self._scored_draws > 1
       or self.critic.kl_coefficient > 0
       or self.critic.warm_up > 0
       or self.prime.reference == 'old'
@@ -344,7 +349,13 @@ class Config:
   def scoring_passes(self) -> int:
     """Forward passes over an iteration's sequences, outside of updates."""
     policies = int(self.scores_rollouts) + int(self.train.keep_reference)
-    return policies * self.rollout.max_draws
+    return policies * self._scored_draws
+
+  @property
+  def _scored_draws(self) -> int:
+    """Draws whose tokens are scored; by free slots only the groups to train on."""
+    rollout = self.rollout
+    return rollout.max_draws if rollout.admission == 'draws' else 1
 
   @property
   def total_updates(self) -> int:

@@ -21,6 +21,7 @@ def check(config: Config) -> None:
   config.maze.check()
   config.arithmetic.check()
   _check_batches(config)
+  _check_admission(config)
   _check_carried(config)
   if config.train.reset_reference_every and not config.train.keep_reference:
     raise ConfigError(
@@ -92,6 +93,27 @@ def _check_filters(config: Config) -> None:
     raise ConfigError(
       'rollout.fill_groups needs rollout.max_draws above 1 or a filter, got'
       ' neither'
+    )
+
+
+def _check_admission(config: Config) -> None:
+  """Checks that prompts can be admitted by free slots."""
+  rollout = config.rollout
+  if rollout.admission == 'draws':
+    return
+  if rollout.max_draws == 1:
+    raise ConfigError(
+      "rollout.admission = 'slots' needs rollout.max_draws above 1, got 1"
+    )
+  if rollout.pipeline:
+    raise ConfigError(
+      "rollout.admission = 'slots' needs rollout.pipeline = 0, since scores"
+      f' decide how many prompts are sampled; got {rollout.pipeline}'
+    )
+  if config.train.routing_replay:
+    raise ConfigError(
+      "rollout.admission = 'slots' does not record experts, it must be 'draws'"
+      " with train.routing_replay, got 'slots'"
     )
 
 

@@ -29,6 +29,24 @@ class Scores:
   rewards: tuple[RewardPart, ...]
   outcomes: Mapping[str, Sequence[Outcome | None]]
 
+  @classmethod
+  def join(
+    cls, rewards: Sequence[RewardPart], found: Sequence[Scores]
+  ) -> Scores:
+    """Joins scores of several calls, in order.
+
+    Args:
+      rewards: the reward parts of all of them.
+      found: the scores.
+    """
+    return cls(
+      tuple(rewards),
+      {
+        part.name: [o for each in found for o in each.outcomes[part.name]]
+        for part in rewards
+      },
+    )
+
   def totals(self) -> list[float]:
     """Returns weighted sums of all parts; NaN where one has no score."""
     return self._sums(self.rewards)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Key, PyTree
 
 from covrl.config import Config, ConfigError, Recipe
 from covrl.data import Suite, Tokenizer
+from covrl.data.packing import prompt_width
 from covrl.entropy import (
   DivergencePenaltyState,
   ImportanceWeightState,
@@ -22,7 +23,7 @@ from covrl.evaluation.evaluator import Evaluator
 from covrl.models import Policy
 from covrl.parallel import sharding
 from covrl.rewards import Scoring
-from covrl.rollout import SamplingEngine
+from covrl.rollout import GroupEngine, SamplingEngine
 from covrl.run.checkpoint import Checkpoint
 from covrl.run.consistency import check_problems
 from covrl.tasks.task import Task
@@ -131,8 +132,17 @@ def build(
     record_experts=config.train.routing_replay,
   )
   scoring = make_scoring(config, task, note)
+  group_engine = None
+  if config.rollout.admission == 'slots':
+    group_engine = make_group_engine(config, policy, task.tokenizer, mesh)
   collector = RolloutCollector(
-    task, engine, scoring, programs, config, stream_key(config, ROLLOUT_STREAM)
+    task,
+    engine,
+    scoring,
+    programs,
+    config,
+    stream_key(config, ROLLOUT_STREAM),
+    group_engine,
   )
   # An invalid algorithm or prompt fails here rather than in the first update.
   programs.trace_update(collector.padding_batch().batch)
@@ -180,6 +190,25 @@ def make_engine(
     slots=config.rollout.slots,
     segment=config.rollout.segment,
     record_experts=record_experts,
+  )
+
+
+def make_group_engine(
+  config: Config, policy: Policy, tokenizer: Tokenizer, mesh: Mesh
+) -> GroupEngine:
+  """Returns the sampler to which prompts are added as slots are free."""
+  rollout = config.rollout
+  return GroupEngine(
+    policy,
+    rollout_mesh(mesh, rollout.tensor),
+    end_ids=tokenizer.end_ids,
+    pad_id=tokenizer.pad_id,
+    prompts=rollout.prompts_per_iteration,
+    prompt_width=prompt_width(rollout.max_prompt_length),
+    max_response_length=rollout.max_response_length,
+    group_size=rollout.responses_per_prompt,
+    slots=rollout.slots,
+    segment=rollout.segment,
   )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +16,6 @@ from jaxtyping import Array, Bool, Float, Int
 from covrl.models import ExpertRecord
 from covrl.rewards import TOTAL
 from covrl.train.forward import PolicyStats, with_old_stats
-from covrl.train.metrics import QUANTILES
 from covrl.types import Rollouts, TokenBatch, TokenMoments
 
 # Folded into the key of the run's seed: independent random streams.
@@ -201,106 +199,6 @@ def token_advantages(
 def _per_token(advantages: Any) -> Any:
   """Adds an axis of tokens to advantages of responses."""
   return advantages if advantages.ndim == 2 else advantages[:, None]
-
-
-def rollout_metrics(
-  rollouts: Rollouts,
-  scored: PolicyStats | None,
-  *,
-  sources: Sequence[str],
-  step: int,
-) -> dict[str, float]:
-  """Returns metrics of all sampled responses, trained on or not.
-
-  What does not exist is NaN: means over responses or tokens of which there are
-  none.
-
-  Args:
-    rollouts: rollouts with rewards; responses without a score are left out of
-      mean rewards.
-    scored: the trainer's statistics of the same tokens; without them the update
-      measures the sampler, see `covrl.train.metrics.sampler_metrics`.
-    sources: names of the data sources, in the order of `source_ids`.
-    step: optimiser step at the iteration's first update. `staleness` is the
-      number of updates since the parameters that sampled a token.
-  """
-  mask = shift_left(rollouts.loss_mask)
-  staleness = step - shift_left(rollouts.policy_step)[mask]
-  truncated = float(np.mean(rollouts.truncated))
-  return {
-    **_reward_metrics(rollouts, sources),
-    **({} if scored is None else _sampler_metrics(rollouts, scored, mask)),
-    'response_length': float(mask.sum(axis=1).mean()),
-    'truncated_fraction': truncated,
-    'end_fraction': 1.0 - truncated,
-    'staleness': _mean(staleness),
-    'staleness_max': float(staleness.max()) if staleness.size else math.nan,
-  }
-
-
-def _sampler_metrics(
-  rollouts: Rollouts, scored: PolicyStats, mask: Bool[np.ndarray, 'S T']
-) -> dict[str, float]:
-  """Returns differences between sampler and trainer, and the entropy."""
-  stats, _ = scored
-  log_ratio = (stats.logprobs - shift_left(rollouts.sampler_logprobs))[mask]
-  gap = np.abs(log_ratio)
-  return {
-    'sampler_gap': _mean(gap),
-    'sampler_gap_max': float(gap.max()) if gap.size else math.nan,
-    'rollout_entropy': _mean(np.asarray(stats.entropy)[mask]),
-    **{
-      f'importance_weight/{quantile:g}': float(
-        np.exp(np.quantile(log_ratio, quantile)) if log_ratio.size else np.nan
-      )
-      for quantile in QUANTILES
-    },
-  }
-
-
-def _reward_metrics(
-  rollouts: Rollouts, sources: Sequence[str]
-) -> dict[str, float]:
-  """Returns mean rewards: the total, its parts, and both by source."""
-  scored = np.any(rollouts.loss_mask, axis=1)
-  total = np.where(scored, np.asarray(rollouts.rewards[TOTAL]), np.nan)
-  parts = {
-    name: np.asarray(values)
-    for name, values in rollouts.rewards.items()
-    if name != TOTAL
-  }
-  rows_of_source = {
-    name: np.asarray(rollouts.source_ids) == source_id
-    for source_id, name in enumerate(sources)
-  }
-  groups = np.asarray(rollouts.group_ids)[scored]
-  equal = [np.ptp(total[scored][groups == g]) == 0 for g in np.unique(groups)]
-  return {
-    'reward': _known_mean(total),
-    'equal_reward_groups': float(np.mean(equal)) if equal else math.nan,
-    **{f'reward/{name}': _known_mean(values) for name, values in parts.items()},
-    **{
-      f'reward_of_source/{source}': _known_mean(total[rows])
-      for source, rows in rows_of_source.items()
-      if rows.any()
-    },
-    **{
-      f'reward/{name}/{source}': _known_mean(values[rows])
-      for name, values in parts.items()
-      for source, rows in rows_of_source.items()
-      if len(sources) > 1 and not np.all(np.isnan(values[rows]))
-    },
-  }
-
-
-def _known_mean(values: Float[np.ndarray, ' n']) -> float:
-  """Returns the mean of the entries that are not NaN; NaN without any."""
-  return _mean(values[~np.isnan(values)])
-
-
-def _mean(values: Float[np.ndarray, ' n']) -> float:
-  """Returns the mean; NaN without values."""
-  return float(values.mean()) if values.size else math.nan
 
 
 def padding_batch(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,7 +23,7 @@ from covrl.data import Problem, PromptStream, StreamState
 from covrl.data.packing import prompt_width
 from covrl.parallel import distributed
 from covrl.rewards import TOTAL, Scoring
-from covrl.rollout import Sampling, SamplingEngine
+from covrl.rollout import GroupEngine, Sampling, SamplingEngine
 from covrl.rollout.score import (
   PendingRollouts,
   ScoredRollouts,
@@ -33,6 +32,7 @@ from covrl.rollout.score import (
 )
 from covrl.tasks.task import Task
 from covrl.train.compiled import CompiledPrograms
+from covrl.train.dynamic_sampling import DynamicSampling
 from covrl.train.forward import PolicyStats
 from covrl.train.group_filter import ChosenGroups, GroupFilter
 from covrl.train.partial_rollouts import (
@@ -46,9 +46,13 @@ from covrl.train.rollout_batch import (
   make_rollout_batch,
   padding_batch,
   padding_rollouts,
-  rollout_metrics,
   shift_left,
   to_token_batch,
+)
+from covrl.train.rollout_metrics import (
+  outcome_metrics,
+  rollout_metrics,
+  scored_metrics,
 )
 from covrl.types import Rollouts, TokenBatch, TrainState
 
@@ -80,6 +84,7 @@ class RolloutCollector:
     programs: CompiledPrograms,
     config: Config,
     key: Key[Array, ''],
+    group_engine: GroupEngine | None = None,
   ) -> None:
     """Opens the stream of prompts.
 
@@ -90,6 +95,8 @@ class RolloutCollector:
       programs: compute advantages and the trainer's statistics of the tokens.
       config: the run's configuration.
       key: PRNG key of all rollouts.
+      group_engine: samples responses in place of `engine`, if prompts are
+        admitted by free slots.
 
     Raises:
       ConfigError: groups are carried over in a run of several processes.
@@ -109,6 +116,11 @@ class RolloutCollector:
     self._ahead: PendingRollouts | None = None
     self._carried: GroupsInFlight | None = None
     self._partial = PartialRollouts(engine, scoring, task.tokenizer, config)
+    self._group_engine, self._dynamic = group_engine, None
+    if group_engine is not None:
+      self._dynamic = DynamicSampling(
+        group_engine, scoring, task.tokenizer, config
+      )
     self._key = key
     rollout = config.rollout
     self._sampling = Sampling.make(
@@ -170,6 +182,10 @@ class RolloutCollector:
   def compile(self, params: PyTree) -> None:
     """Compiles the sampler."""
     rollout = self._config.rollout
+    jax.random.fold_in(self._key, 0)
+    if self._group_engine is not None:
+      self._group_engine.warm_up(params)
+      return
     self._engine.warm_up(
       params,
       (
@@ -179,7 +195,6 @@ class RolloutCollector:
       group_size=rollout.responses_per_prompt,
       carries=rollout.carried_groups > 0,
     )
-    jax.random.fold_in(self._key, 0)
 
   def collect(self, iteration: int, state: TrainState) -> RolloutBatch:
     """Samples, scores and assembles an iteration's training data.
@@ -197,34 +212,17 @@ class RolloutCollector:
         passes the filters.
     """
     config, timer = self._config, _Timer()
-    max_draws = config.rollout.max_draws
-    pending = self._ahead or self._sample(iteration, iteration, state, timer)
     ahead = None
-    if config.rollout.pipeline and iteration + 1 < config.train.iterations:
-      ahead = self._sample(iteration + 1, iteration, state, timer)
-    draws: list[Draw] = []
-    results: list[ScoredRollouts] = []
-    for number in range(max_draws):
-      if number > 0:
-        pending = self._sample(iteration, iteration, state, timer, number)
-      draw, result = self._score(pending, state, timer)
-      draws.append(draw)
-      results.append(result)
-      passed = sum(self._filter.passes(each).sum() for each, _, _ in draws)
-      if passed >= config.rollout.prompts_per_iteration:
-        break
-    outcomes = outcome_metrics(
-      results, iteration, max_failures=config.rewards.max_failures
-    )
-    rollouts, batch, scored = _concatenate(draws)
-    metrics = rollout_metrics(
-      rollouts, scored, sources=self._sources, step=int(state.step)
-    )
-    metrics |= outcomes | {'draws': float(len(draws))}
-    if self._filter.is_active:
-      chosen = self._filter.choose(rollouts, iteration)
-      metrics |= chosen.metrics
-      rollouts, batch, scored = _take((rollouts, batch, scored), chosen)
+    if self._dynamic is not None:
+      draw, metrics = self._draw_by_slots(
+        self._dynamic, iteration, state, timer
+      )
+    else:
+      pending = self._ahead or self._sample(iteration, iteration, state, timer)
+      if config.rollout.pipeline and iteration + 1 < config.train.iterations:
+        ahead = self._sample(iteration + 1, iteration, state, timer)
+      draw, metrics = self._draw(pending, iteration, state, timer)
+    rollouts, batch, scored = draw
     rewards = np.asarray(rollouts.rewards[TOTAL])
     advantages = np.zeros_like(rewards)
     if not self._programs.networks.estimates_advantages:
@@ -241,6 +239,89 @@ class RolloutCollector:
       iteration=iteration,
       metrics=metrics | timer.seconds,
     )
+
+  def _draw(
+    self,
+    pending: PendingRollouts,
+    iteration: int,
+    state: TrainState,
+    timer: _Timer,
+  ) -> tuple[Draw, dict[str, float]]:
+    """Draws whole batches of prompts until enough groups pass the filters.
+
+    Args:
+      pending: responses to the first draw.
+      iteration: index of the iteration.
+      state: the training state, with the policy to sample from.
+      timer: accumulates the seconds of each phase.
+
+    Returns:
+      The groups to train on, and the metrics of all.
+    """
+    rollout = self._config.rollout
+    draws: list[Draw] = []
+    results: list[ScoredRollouts] = []
+    for number in range(rollout.max_draws):
+      if number > 0:
+        pending = self._sample(iteration, iteration, state, timer, number)
+      draw, result = self._score(pending, state, timer)
+      draws.append(draw)
+      results.append(result)
+      passed = sum(self._filter.passes(each).sum() for each, _, _ in draws)
+      if passed >= rollout.prompts_per_iteration:
+        break
+    outcomes = outcome_metrics(
+      results, iteration, max_failures=self._config.rewards.max_failures
+    )
+    rollouts, batch, scored = _concatenate(draws)
+    metrics = rollout_metrics(
+      rollouts, scored, sources=self._sources, step=int(state.step)
+    )
+    metrics |= outcomes | {'draws': float(len(draws))}
+    if not self._filter.is_active:
+      return (rollouts, batch, scored), metrics
+    chosen = self._filter.choose(rollouts, iteration)
+    batch, scored = jax.tree.map(lambda x: x[chosen.rows], (batch, scored))
+    return (_take(rollouts, chosen), batch, scored), metrics | chosen.metrics
+
+  def _draw_by_slots(
+    self,
+    dynamic: DynamicSampling,
+    iteration: int,
+    state: TrainState,
+    timer: _Timer,
+  ) -> tuple[Draw, dict[str, float]]:
+    """Draws prompts as slots are free until enough groups pass the filters.
+
+    Returns:
+      The groups to train on, and the metrics of these and those before them.
+    """
+    config = self._config
+    drawn = dynamic.sample(
+      self._prompts,
+      self._programs.params(state),
+      step=int(state.step),
+      first_sequence=iteration
+      * config.rollout.max_draws
+      * config.sequences_per_iteration,
+      key=jax.random.fold_in(self._key, iteration),
+      sampling=self._sampling,
+    )
+    timer.lap('sample')
+    rollouts = drawn.result.rollouts
+    metrics = outcome_metrics(
+      [drawn.result], iteration, max_failures=config.rewards.max_failures
+    )
+    metrics |= {'draws': float(drawn.draws)} | rollout_metrics(
+      rollouts, None, sources=self._sources, step=int(state.step)
+    )
+    chosen = self._filter.choose(rollouts, iteration)
+    rollouts = _take(rollouts, chosen)
+    batch, scored = self._score_tokens(rollouts, state)
+    timer.lap('score')
+    if scored is not None:
+      metrics |= scored_metrics(rollouts, scored)
+    return (rollouts, batch, scored), metrics | chosen.metrics
 
   def padding_batch(self) -> RolloutBatch:
     """Returns a batch of padding in the shapes of the run's data."""
@@ -341,10 +422,19 @@ class RolloutCollector:
       state: the training state before the iteration's updates.
       timer: accumulates the seconds of each phase.
     """
-    params = self._programs.params(state)
     # The device scores the tokens while workers score the responses.
-    batch = to_token_batch(pending.rollouts)
-    scored = None
+    batch, scored = self._score_tokens(pending.rollouts, state)
+    timer.lap('score')
+    result = pending.result()
+    timer.lap('rewards')
+    return (result.rollouts, batch, scored), result
+
+  def _score_tokens(
+    self, rollouts: Rollouts, state: TrainState
+  ) -> tuple[TokenBatch, PolicyStats | None]:
+    """Scores tokens by the policy and the reference, where they are read."""
+    params = self._programs.params(state)
+    batch, scored = to_token_batch(rollouts), None
     if self._config.scores_rollouts:
       scored = distributed.run_on_devices(self._programs.score, params, batch)
     if self._config.train.keep_reference:
@@ -356,10 +446,7 @@ class RolloutCollector:
         dataclasses.replace(batch, experts=blank),
       )
       batch = dataclasses.replace(batch, ref_logprobs=stats.logprobs)
-    timer.lap('score')
-    result = pending.result()
-    timer.lap('rewards')
-    return (result.rollouts, batch, scored), result
+    return batch, scored
 
 
 def row_width(config: Config) -> int:
@@ -368,46 +455,15 @@ def row_width(config: Config) -> int:
   return prompt_width(rollout.max_prompt_length) + rollout.max_response_length
 
 
-def outcome_metrics(
-  results: Sequence[ScoredRollouts], iteration: int, *, max_failures: float
-) -> dict[str, float]:
-  """Counts the scoring outcomes of an iteration.
-
-  Args:
-    results: scored rollouts of the iteration's draws.
-    iteration: index of the iteration, for the error.
-    max_failures: fraction of responses that may remain without a score.
-
-  Raises:
-    RuntimeError: more responses are without a score; the message gives the most
-      frequent reason.
-  """
-  sizes = [len(result.rollouts.loss_mask) for result in results]
-  failed = sum(result.masked for result in results) / sum(sizes)
-  if failed > max_failures:
-    reasons = Counter(r for result in results for r in result.failures)
-    raise RuntimeError(
-      f'at most {max_failures:.0%} of the responses may fail to be scored '
-      f'(rewards.max_failures), {failed:.0%} did in iteration {iteration}, most '
-      f'often so: {reasons.most_common(1)[0][0]}'
-    )
-  counts: Counter[str] = Counter()
-  for result in results:
-    counts.update(result.counts)
-  return {'reward_failures': failed} | {
-    f'outcomes/{name}': float(count) for name, count in counts.items()
-  }
-
-
 def _concatenate(draws: list[Draw]) -> Draw:
   return jax.tree.map(lambda *parts: np.concatenate(parts), *draws)
 
 
-def _take(draw: Draw, chosen: ChosenGroups) -> Draw:
+def _take(rollouts: Rollouts, chosen: ChosenGroups) -> Rollouts:
   """Returns the responses of the chosen groups, the others of them masked."""
-  rollouts, batch, scored = jax.tree.map(lambda x: x[chosen.rows], draw)
+  rollouts = jax.tree.map(lambda x: x[chosen.rows], rollouts)
   loss_mask = rollouts.loss_mask & chosen.kept[:, None]
-  return dataclasses.replace(rollouts, loss_mask=loss_mask), batch, scored
+  return dataclasses.replace(rollouts, loss_mask=loss_mask)
 
 
 class _Timer:

@@ -28,7 +28,7 @@ from covrl.rewards.scoring import PendingScores
 from covrl.rollout.score import PendingRollouts
 from covrl.train import step
 from covrl.train.health import DivergedError, UpdateHealth
-from covrl.train.rollout_batch import rollout_metrics
+from covrl.train.rollout_metrics import rollout_metrics
 from covrl.types import Measurements, Rollouts, TrainState
 
 

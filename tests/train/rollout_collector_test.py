@@ -13,8 +13,7 @@ from train import process
 from covrl.rewards import Outcome, PendingScores, Reward, Status
 from covrl.rollout.score import PendingRollouts, ScoredRollouts
 from covrl.train.group_filter import informative_groups
-from covrl.train.rollout_batch import rollout_metrics
-from covrl.train.rollout_collector import outcome_metrics
+from covrl.train.rollout_metrics import outcome_metrics, rollout_metrics
 from covrl.types import Rollouts
 
 

@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dynamic sampling by free slots: prompts are added until enough groups pass.
+
+An iteration trains on the first groups that pass the filters, in the order of the
+prompts. That order, and neither the time at which a response ends nor the speed
+of the scores, decides: the same seed gives the same groups, those of whole draws.
+Only how many prompts are begun beyond the last of these groups depends on the
+time; such groups are dropped, neither finished nor scored, and the stream of
+prompts goes on as if they had not been begun.
+
+Slots do not wait for scores: prompts are added while the groups that have passed,
+and the expected part of those without scores, are too few. Sampling ends when
+the scores of all groups up to the last one to train on are known; scores of
+later groups are not waited for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Int, Key, PyTree
+
+from covrl.config import Config
+from covrl.data import Problem, PromptBatch, PromptStream, Tokenizer
+from covrl.parallel import distributed
+from covrl.rewards import Scores, Scoring
+from covrl.rollout import GroupEngine, Samples, Sampling, to_rollout_rows
+from covrl.rollout.score import (
+  ResponseScoring,
+  ScoredRollouts,
+  score_rollouts,
+)
+from covrl.train.group_filter import GroupFilter
+from covrl.types import Rollouts
+
+# Entries of the exchanged array of verdicts.
+_UNKNOWN, _FAILED, _PASSED = -1, 0, 1
+
+
+class Drawn(NamedTuple):
+  """Groups up to the last one to train on, in the order of their prompts.
+
+  Attributes:
+    result: their responses and scores.
+    draws: number of draws of prompts that contain them.
+  """
+
+  result: ScoredRollouts
+  draws: int
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Group:
+  """A group that has been begun.
+
+  Attributes:
+    prompt: token ids, padded on the left.
+    prompt_mask: true for real tokens.
+    group_id: index of the prompt within the run.
+    source_id: index of the prompt's data source.
+    sequence_ids: ids of the responses.
+    owner: index of the process that scores the responses.
+    problem: the problem, in that process.
+    call: the scoring, in the same process, once the group is begun.
+    samples: the responses, once all are finished.
+    scores: their scores, once known, in the same process.
+    passes: whether the group passes the filters, once known.
+  """
+
+  prompt: Int[np.ndarray, ' W']
+  prompt_mask: Bool[np.ndarray, ' W']
+  group_id: int
+  source_id: int
+  sequence_ids: Int[np.ndarray, ' G']
+  owner: int
+  problem: Problem | None
+  call: ResponseScoring | None = None
+  samples: Samples | None = None
+  scores: Scores | None = None
+  passes: bool | None = None
+
+
+class DynamicSampling:
+  """Samples groups until enough of them pass the filters.
+
+  Args:
+    engine: samples groups.
+    scoring: reward functions and their worker pool.
+    tokenizer: decodes the responses.
+    config: the run's configuration.
+  """
+
+  def __init__(
+    self,
+    engine: GroupEngine,
+    scoring: Scoring,
+    tokenizer: Tokenizer,
+    config: Config,
+  ) -> None:
+    self._engine, self._scoring = engine, scoring
+    self._tokenizer, self._config = tokenizer, config
+    self._filter = GroupFilter.from_config(config)
+    rollout = config.rollout
+    self._wanted = rollout.prompts_per_iteration
+    self._limit = rollout.max_draws * self._wanted
+
+  def sample(
+    self,
+    prompts: PromptStream,
+    params: PyTree,
+    *,
+    step: int,
+    first_sequence: int,
+    key: Key[Array, ''],
+    sampling: Sampling,
+  ) -> Drawn:
+    """Samples and scores the groups of an iteration.
+
+    Args:
+      prompts: the stream of prompts; afterwards behind the draws of the result.
+      params: parameters of the policy.
+      step: optimiser step of `params`.
+      first_sequence: sequence id of the first response.
+      key: PRNG key of the iteration.
+      sampling: temperature and truncation.
+    """
+    start, groups = prompts.get_state(), list[_Group]()
+    try:
+      self._engine.begin(params, key=key, sampling=sampling)
+      end = self._sample(prompts, groups, first_sequence)
+      draws = -(-end // self._wanted)
+      if prompts.get_state()['draw'] != start['draw'] + draws:
+        prompts.set_state({**start, 'draw': start['draw'] + draws})
+      return Drawn(self._result(groups[:end], step), draws)
+    finally:
+      self._engine.end()
+      for group in groups:
+        if group.call is not None and group.scores is None:
+          group.call.cancel()
+
+  def _sample(
+    self, prompts: PromptStream, groups: list[_Group], first_sequence: int
+  ) -> int:
+    """Begins groups, in order, until enough pass; returns how many that takes."""
+    engine, waiting = self._engine, list[_Group]()
+    began = idle_since = time.monotonic()
+    cycle, is_late = 0.0, False
+    while True:
+      finished = engine.read()
+      for each in finished:
+        if each.samples is not None:
+          groups[each.number].samples = each.samples
+      is_late = self._exchange(groups, is_late)
+      end = self._end(groups)
+      if end is not None:
+        return end
+      while (
+        len(groups) < self._limit
+        and engine.has_room
+        and (is_late or self._needs_more(groups))
+      ):
+        if not waiting:
+          waiting = self._draw(prompts, len(groups), first_sequence)
+        groups.append(waiting.pop(0))
+        self._begin(groups[-1], len(groups) - 1)
+      engine.run()
+      # The device decodes the next segment meanwhile.
+      for each in finished:
+        call = groups[each.number].call
+        if call is not None:
+          call.add(each.member, each.tokens)
+      now = time.monotonic()
+      if engine.is_busy:
+        cycle, began, idle_since = now - began, now, now
+      else:
+        self._wait_for_scores(groups)
+        is_late = time.monotonic() - idle_since > cycle
+        if is_late:
+          idle_since = time.monotonic()
+
+  def _draw(
+    self, prompts: PromptStream, number: int, first_sequence: int
+  ) -> list[_Group]:
+    """Returns the groups of the next draw of prompts.
+
+    Args:
+      prompts: the stream of prompts.
+      number: number of groups that the iteration has begun before.
+      first_sequence: sequence id of the iteration's first response.
+    """
+    batch: PromptBatch = next(prompts)
+    tokens, mask, indices, source_ids = distributed.gather_rows(
+      (batch.tokens, batch.mask, batch.indices, batch.source_ids)
+    )
+    size, share = self._engine.group_size, len(batch.problems)
+    own = jax.process_index() * share
+    members = np.arange(size, dtype=np.int32)
+    return [
+      _Group(
+        prompt=tokens[at],
+        prompt_mask=mask[at],
+        group_id=int(indices[at]),
+        source_id=int(source_ids[at]),
+        sequence_ids=first_sequence + (number + at) * size + members,
+        owner=at // share,
+        problem=batch.problems[at - own] if 0 <= at - own < share else None,
+      )
+      for at in range(len(tokens))
+    ]
+
+  def _begin(self, group: _Group, number: int) -> None:
+    """Adds a group to the engine, and opens its scoring."""
+    self._engine.add(
+      number, group.prompt, group.prompt_mask, group.sequence_ids
+    )
+    if group.problem is not None:
+      problems = [group.problem] * self._engine.group_size
+      group.call = ResponseScoring(self._tokenizer, self._scoring, problems, 0)
+
+  def _exchange(self, groups: Sequence[_Group], is_late: bool) -> bool:
+    """Makes all processes know which groups pass, as far as scores are known.
+
+    Returns:
+      `is_late` of process 0.
+    """
+    for group in groups:
+      call, samples = group.call, group.samples
+      if call is None or samples is None or group.passes is not None:
+        continue
+      if call.scores.is_done:
+        group.scores = call.scores.result()
+        found = score_rollouts(self._rollouts([group], 0), group.scores)
+        group.passes = bool(self._filter.passes(found.rollouts)[0])
+    verdicts = np.full((1, self._limit + 1), _UNKNOWN, np.int8)
+    known = {False: _FAILED, True: _PASSED, None: _UNKNOWN}
+    verdicts[0, : len(groups)] = [known[group.passes] for group in groups]
+    verdicts[0, -1] = is_late
+    found = np.asarray(distributed.gather_rows(verdicts))
+    for group, verdict in zip(groups, found.max(axis=0), strict=False):
+      group.passes = None if verdict == _UNKNOWN else verdict == _PASSED
+    return bool(found[0, -1])
+
+  def _end(self, groups: Sequence[_Group]) -> int | None:
+    """Number of groups up to the last one to train on; `None` if unknown."""
+    passed = 0
+    for index, group in enumerate(groups):
+      if group.passes is None:
+        return None
+      passed += group.passes
+      if passed == self._wanted:
+        return index + 1
+    return self._limit if len(groups) == self._limit else None
+
+  def _needs_more(self, groups: Sequence[_Group]) -> bool:
+    """Whether too few of the groups that are begun are expected to pass.
+
+    Those without scores count by the share that has passed so far; one that
+    passes is added to these, since the first few say little.
+    """
+    known = [group.passes for group in groups if group.passes is not None]
+    share = (sum(known) + 1) / (len(known) + 1)
+    unknown = len(groups) - len(known)
+    return sum(known) + share * unknown < self._wanted
+
+  def _wait_for_scores(self, groups: Sequence[_Group]) -> None:
+    """Waits until another group of this process is scored, or a moment."""
+    pending = [
+      group.call.scores
+      for group in groups
+      if group.call is not None and group.passes is None
+    ]
+    until = time.monotonic() + 0.02
+    distributed.wait_until(
+      lambda: (
+        any(scores.is_done for scores in pending) or time.monotonic() > until
+      )
+    )
+
+  def _rollouts(self, groups: Sequence[_Group], step: int) -> Rollouts:
+    """Joins finished groups into whole sequences without rewards."""
+    samples: list[Any] = [group.samples for group in groups]
+    size = self._engine.group_size
+    rows = to_rollout_rows(
+      np.stack([group.prompt for group in groups]),
+      np.stack([group.prompt_mask for group in groups]),
+      jax.tree.map(lambda *parts: np.concatenate(parts), *samples),
+      size,
+    )
+
+    def ids(name: str) -> np.ndarray:
+      each = [getattr(group, name) for group in groups]
+      return np.array(each, np.int32).repeat(size)
+
+    own: dict[str, Any] = {
+      'sequence_ids': np.concatenate([g.sequence_ids for g in groups]),
+      'group_ids': ids('group_id'),
+      'source_ids': ids('source_id'),
+      'policy_step': np.where(rows['loss_mask'], step, 0).astype(np.int32),
+    }
+    return Rollouts(**rows | own, rewards={})
+
+  def _result(self, groups: Sequence[_Group], step: int) -> ScoredRollouts:
+    """Joins groups whose scores are known, and their scores of all processes."""
+    size = self._engine.group_size
+    own = [group.scores for group in groups if group.scores is not None]
+    gathered = Scores.join(self._scoring.rewards, own).gather()
+    # Scores are in the order of the processes, groups in that of the prompts.
+    owners = np.array([group.owner for group in groups])
+    place = np.argsort(np.argsort(owners, kind='stable'))
+    rows = (place[:, None] * size + np.arange(size)).reshape(-1).tolist()
+    scores = Scores(
+      gathered.rewards,
+      {
+        name: [outcomes[row] for row in rows]
+        for name, outcomes in gathered.outcomes.items()
+      },
+    )
+    return score_rollouts(self._rollouts(groups, step), scores)

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts that are added as slots are free, until enough groups pass."""
+
+import functools
+import threading
+import time
+import types
+from concurrent.futures import Future
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from train import process, processes_test, runs, toy
+
+from covrl.config import Config, ConfigError
+from covrl.config.validation import check
+from covrl.data.packing import prompt_width
+from covrl.models import Policy, tiny
+from covrl.rewards import (
+  Outcome,
+  PendingScores,
+  Reward,
+  Scoring,
+  ScoringCall,
+  Status,
+)
+from covrl.rollout import GroupEngine, SamplingEngine
+from covrl.train.rollout_collector import RolloutCollector
+from covrl.types import TokenMoments, TokenStats
+
+PROMPTS, GROUP, DRAWS = 4, 2, 4
+PART = Reward(name='odd', score='a:b')
+
+
+class OddLengths(Scoring):
+  """Scores responses by whether their length is odd, without workers.
+
+  Args:
+    delay: returns the seconds after which the n-th call is scored.
+
+  Attributes:
+    begun: number of groups whose scoring was opened.
+    cancelled: number of groups whose scoring was cancelled.
+  """
+
+  def __init__(self, delay=None):
+    self.rewards = (PART,)
+    self.begun = self.cancelled = 0
+    self._delay = delay
+
+  def open(self, references, *, sources, shaping=True):
+    del sources, shaping
+    number = self.begun
+    self.begun += len(references) // GROUP
+    found: dict[int, Outcome] = {}
+    future: Future[list[Outcome]] = Future()
+
+    def add(index, response, reference, length):
+      del response, reference
+      found[index] = Outcome(float(length % 2), Status.SCORED)
+      if len(found) < len(references):
+        return
+      outcomes = [found[i] for i in sorted(found)]
+      if self._delay is None:
+        future.set_result(outcomes)
+      else:
+        threading.Timer(
+          self._delay(number), future.set_result, [outcomes]
+        ).start()
+
+    def cancel():
+      self.cancelled += 1
+
+    every = range(len(references))
+    scores = PendingScores((PART,), len(every), {'odd': (every, future)})
+    parts = [({i: i for i in every}, add)]
+    return ScoringCall(scores, references, parts, cancel)
+
+
+class Programs:
+  """The programs that a run with one update per iteration needs."""
+
+  networks = types.SimpleNamespace(estimates_advantages=False)
+
+  def params(self, state):
+    return state.params
+
+  def score(self, params, batch):
+    del params
+    zeros = jnp.zeros(batch.tokens.shape)
+    moments = TokenMoments(
+      square=zeros, square_log=zeros, square_log_square=zeros
+    )
+    return TokenStats(logprobs=zeros, entropy=zeros), moments
+
+  def advantages(self, rewards, groups, mask):
+    del groups
+    return rewards[:, None] * mask
+
+
+def make_config(**rollout: Any) -> Config:
+  config = toy.get_config()
+  config.rollout.prompts_per_iteration = PROMPTS
+  config.rollout.responses_per_prompt = GROUP
+  config.rollout.max_draws = DRAWS
+  config.rollout.max_response_length = 8
+  config.rollout.segment = 2
+  config.rollout.slots = 6
+  config.train.sequences_per_update = PROMPTS * GROUP
+  for name, value in rollout.items():
+    setattr(config.rollout, name, value)
+  return config
+
+
+TASK = toy.make_task(make_config())
+POLICY = Policy(tiny(TASK.tokenizer.vocab_size))
+
+
+@functools.cache
+def engines():
+  rollout, tokenizer = make_config().rollout, TASK.tokenizer
+  settings: dict[str, Any] = {
+    'end_ids': tokenizer.end_ids,
+    'pad_id': tokenizer.pad_id,
+    'max_response_length': rollout.max_response_length,
+    'slots': rollout.slots,
+    'segment': rollout.segment,
+  }
+  return SamplingEngine(POLICY, **settings), GroupEngine(
+    POLICY,
+    prompts=PROMPTS,
+    prompt_width=prompt_width(rollout.max_prompt_length),
+    group_size=GROUP,
+    **settings,
+  )
+
+
+@functools.cache
+def state(step) -> Any:
+  """The policy after some updates."""
+  params = POLICY.init(jax.random.key(step))
+  return types.SimpleNamespace(params=params, step=jnp.asarray(step))
+
+
+def make_collector(scoring, **rollout):
+  config = make_config(**rollout)
+  engine, group_engine = engines()
+  programs: Any = Programs()
+  by_slots = config.rollout.admission == 'slots'
+  return RolloutCollector(
+    TASK,
+    engine,
+    scoring,
+    programs,
+    config,
+    jax.random.key(1),
+    group_engine if by_slots else None,
+  )
+
+
+def collect(scoring, iterations=3, **rollout):
+  """Returns the data of some iterations, and the draws after each."""
+  collector, found = make_collector(scoring, **rollout), []
+  for k in range(iterations):
+    batch = collector.collect(k, state(k))
+    found.append((batch, collector.state.prompts['draw']))
+  collector.close()
+  return found
+
+
+SLOTS = {'admission': 'slots'}
+# The policy of the run has few groups of unequal reward with this seed.
+FILTERS = [{}, {'fill_groups': True, 'max_draws': 2}]
+
+
+def assert_close(ours, theirs):
+  """Asserts equality up to rounding, the trainer's statistics aside."""
+  ours, theirs = ours.arrays(), theirs.arrays()
+  for name in ('old_logprobs', 'old_entropy', 'old_moments'):
+    object.__setattr__(ours['batch'], name, None)
+    object.__setattr__(theirs['batch'], name, None)
+  for a, b in zip(*map(jax.tree.leaves, (ours, theirs)), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize('rollout', FILTERS)
+def test_trains_on_the_groups_of_whole_draws(rollout):
+  whole, slots = OddLengths(), OddLengths()
+  by_draws = collect(whole, **rollout)
+  by_slots = collect(slots, **SLOTS, **rollout)
+  for (ours, draw), (theirs, other) in zip(by_slots, by_draws, strict=True):
+    assert_close(ours, theirs)
+    assert draw == other
+    for name in ('draws', 'groups/filled', 'groups/masked'):
+      assert ours.metrics[name] == theirs.metrics[name]
+    passed = ours.metrics['groups/passed']
+    assert passed == min(PROMPTS, theirs.metrics['groups/passed'])
+    assert ours.metrics['groups/drawn'] <= theirs.metrics['groups/drawn']
+  assert max(batch.metrics['draws'] for batch, _ in by_draws) > 1
+  # Groups that are begun in vain are cancelled.
+  drawn = sum(int(batch.metrics['groups/drawn']) for batch, _ in by_slots)
+  assert slots.cancelled == slots.begun - drawn
+
+
+def assert_same(ours, theirs):
+  for (a, draw), (b, other) in zip(ours, theirs, strict=True):
+    assert draw == other
+    jax.tree.map(np.testing.assert_array_equal, a.arrays(), b.arrays())
+    assert runs.without_clock(a.metrics) == runs.without_clock(b.metrics)
+
+
+def test_the_speed_of_scores_changes_no_bit():
+  want = collect(OddLengths(), **SLOTS)
+  draw = np.random.default_rng(0)
+  slow = draw.exponential(0.02, 1000)
+  assert_same(collect(OddLengths(slow.__getitem__), **SLOTS), want)
+
+
+def test_sampling_goes_on_while_scores_are_waited_for():
+  # The first group's score comes last, and would hold up whole draws.
+  late = OddLengths(lambda number: 0.5 if number == 0 else 0.0)
+  want = collect(OddLengths(), 1, **SLOTS)
+  found = collect(late, 1, **SLOTS)
+  assert_same(found, want)
+  assert late.begun == PROMPTS * DRAWS
+
+
+def test_scores_after_the_last_group_are_not_waited_for():
+  fast = OddLengths()
+  want = collect(fast, 1, **SLOTS)
+  needed = int(want[0][0].metrics['groups/drawn'])
+  assert needed < PROMPTS * DRAWS
+  never = OddLengths(lambda number: 3600.0 if number >= needed else 0.0)
+  assert_same(collect(never, 1, **SLOTS), want)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'sentence'),
+  [
+    ({'max_draws': 1}, r'needs rollout\.max_draws above 1, got 1'),
+    ({'pipeline': 1}, r'needs rollout\.pipeline = 0, .* got 1'),
+  ],
+)
+def test_refuses_fields_that_conflict(fields, sentence):
+  check(make_config(**SLOTS))
+  with pytest.raises(ConfigError, match=sentence):
+    check(make_config(**SLOTS | fields))
+
+
+def test_only_the_groups_to_train_on_are_scored_by_the_policy():
+  config = make_config(**SLOTS)
+  assert not config.scores_rollouts
+  config.train.sequences_per_update //= 2
+  assert config.scores_rollouts
+  assert config.scoring_passes == 1
+  config.rollout.admission = 'draws'
+  assert config.scoring_passes == DRAWS
+
+
+RUN = {
+  **runs.SMALL,
+  'rollout__max_draws': 3,
+  'rollout__admission': 'slots',
+  'rollout__segment': 1,
+  'rollout__slots': 12,
+}
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_goes_on_as_if_it_was_not(tmp_path):
+  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+  settings = RUN | {'train__iterations': 4}
+  trained = process.train('toy_kl_cov', whole, **settings)
+  assert max(x['draws'] for x in trained if x['phase'] == 'train') > 1
+  for step in (3, 6):
+    started = process.start('toy_kl_cov', killed, **settings)
+    while not any(x['step'] >= step for x in process.lines(killed, 'train')):
+      assert started.poll() is None, 'the run ended by itself'
+      time.sleep(0.005)
+    started.kill()
+    started.communicate()
+  process.train('toy_kl_cov', killed, **settings)
+  runs.assert_same_metrics(killed, whole)
+
+
+@pytest.mark.slow
+def test_several_processes_choose_the_same_groups(tmp_path):
+  alone, together = tmp_path / 'alone', tmp_path / 'together'
+  process.train('toy_kl_cov', alone, **RUN)
+  started = processes_test.start(together, 2, **RUN)
+  codes, said = processes_test.end(started)
+  assert codes == [0, 0], said
+  processes_test.assert_same_run(together, alone)
