@@ -62,7 +62,7 @@ def dr_grpo() -> Recipe:
 
 
 def reinforce_plus_plus() -> Recipe:
-  """REINFORCE++: rewards standardised over the tokens of the whole batch.
+  """REINFORCE++: rewards whitened over the tokens of the whole batch.
 
   There is no baseline of a prompt.
 
@@ -72,7 +72,7 @@ def reinforce_plus_plus() -> Recipe:
   Source: Hu et al., REINFORCE++, arXiv:2501.03262, without its KL penalty.
   """
   return dataclasses.replace(
-    countdown.grpo(), advantages=lambda config: _standardised_rewards
+    countdown.grpo(), advantages=lambda config: _whitened_rewards
   )
 
 
@@ -157,7 +157,7 @@ def _task_with_length_penalty(config: Config) -> Task:
   return dataclasses.replace(task, rewards=[*task.rewards, penalty])
 
 
-def _standardised_rewards(
+def _whitened_rewards(
   rewards: Float[Array, ' S'],
   group_ids: Int[Array, ' S'],
   mask: Bool[Array, 'S T'],

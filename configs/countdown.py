@@ -151,14 +151,15 @@ def random_k() -> Recipe:
   )
 
 
-def target_entropy() -> Recipe:
-  """GRPO whose entropy follows a schedule, by a bonus that a controller sets.
+def adaptive_bonus() -> Recipe:
+  """GRPO whose entropy follows a schedule, by a bonus that adapts.
 
-  Run: covrl train --config=countdown:target_entropy --workdir=runs/target_entropy
+  Run: covrl train --config=countdown:adaptive_bonus --workdir=runs/adaptive_bonus
   Hardware: two CPU cores, seven minutes.
   Expect: entropy near a straight line from `entropy.initial_target` to
   `entropy.target`, where GRPO's falls to 0.22 nats within ten iterations. The
-  controller was compared with others on a smaller task, `tests/benchmarks`.
+  controller, `covrl.controllers.adaptive_bonus`, was compared with others on a
+  smaller task, `tests/benchmarks`.
   """
   recipe = grpo()
   recipe.config.entropy.initial_target = 0.40

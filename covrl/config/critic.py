@@ -33,7 +33,8 @@ class CriticConfig:
     length_decay: α; above 0, λ of the policy's advantages is 1 − 1/(α · length)
       of the response instead (VAPO, 0.05).
     critic_trace_decay: λ of the returns that the critic learns.
-    whiten: whether advantages are standardised over the tokens of an update.
+    whiten: whether advantages are whitened over the tokens of an update, to mean
+      0 and variance 1.
     reward_clip: bound of the magnitude of a response's reward; 0 for none.
     kl: estimator of the divergence from the reference policy in the reward; see
       `covrl.losses.divergence`.

@@ -11,6 +11,9 @@ from covrl.config.bounds import LearningRate, NonNegativeFloat, PositiveFloat
 class PrimeConfig:
   """PRIME's process reward model and advantages, for recipes that have one.
 
+  The model learns whether the reward is above 0.5. Outcomes in the advantages are
+  the rewards as they are, penalties included.
+
   Attributes:
     initial: the process reward model's start: policy for the policy's
       parameters, random, or a pretrained model (a directory or a name on the
@@ -28,8 +31,10 @@ class PrimeConfig:
       the authors' code; see `covrl.advantages.process_advantages`.
     normalise: whether process rewards are divided by their largest return in the
       iteration.
-    whiten: whether advantages are standardised over the iteration's tokens.
-    process_coefficient: weight of process rewards in the advantages.
+    whiten: whether advantages are whitened over the iteration's tokens, to mean 0
+      and variance 1.
+    process_coefficient: weight of process rewards in the advantages; 5 as in the
+      authors' code. Whitening cancels a factor that both weights have in common.
     outcome_coefficient: weight of outcomes in the advantages.
   """
 

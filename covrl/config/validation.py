@@ -78,16 +78,18 @@ def _check_filters(config: Config) -> None:
       'rollout.min_accuracy must be at most rollout.max_accuracy, got '
       f'{low:g} and {high:g}'
     )
-  if not any(low <= right / size <= high for right in range(size + 1)):
-    raise ConfigError(
-      'rollout.min_accuracy to rollout.max_accuracy must contain a multiple of'
-      f' 1/{size} (rollout.responses_per_prompt), got {low:g} to {high:g}'
-    )
   if size == 1 and (has_filter or rollout.max_draws > 1):
     raise ConfigError(
       'rollout.responses_per_prompt must be at least 2 to choose groups of'
       ' unequal reward (rollout.max_draws, min_accuracy, max_accuracy,'
       ' drop_truncated), got 1'
+    )
+  # All responses of a group right, or none, is no reason to prefer one of them.
+  if size > 1 and not any(low <= n / size <= high for n in range(1, size)):
+    raise ConfigError(
+      'rollout.min_accuracy to rollout.max_accuracy must contain a multiple of'
+      f' 1/{size} (rollout.responses_per_prompt) between 0 and 1, got {low:g} to'
+      f' {high:g}'
     )
   if rollout.fill_groups and not (has_filter or rollout.max_draws > 1):
     raise ConfigError(

@@ -27,12 +27,15 @@ class Estimate:
     low: lower end of the interval; `None` without an interval.
     high: upper end of the interval; `None` without an interval.
     kind: description of the interval.
+    values: the values that it is the mean of, if they are too few for an
+      interval; else empty.
   """
 
   value: float
   low: float | None = None
   high: float | None = None
   kind: str = 'no interval'
+  values: tuple[float, ...] = ()
 
   @property
   def sign(self) -> int:

@@ -30,7 +30,7 @@ def group_relative(
   eps: Number = 1e-6,
   singleton: Singleton = 'reward',
 ) -> Float[Array, ' S']:
-  """Reward minus the mean of the group, standardised or not (GRPO, Dr. GRPO).
+  """Reward minus the group's mean, over its deviation or not (GRPO, Dr. GRPO).
 
     A_i = (r_i − mean) / (std + eps)        scale='std', GRPO
     A_i =  r_i − mean                       scale=None, Dr. GRPO
@@ -151,7 +151,7 @@ def pass_at_k(
 
   In a group of n responses, m of them failures, every subset of size k scores 1
   if it contains a success and 0 otherwise. The advantage of a response is the
-  mean standardised score of the subsets that contain it:
+  mean whitened score of the subsets that contain it:
 
     R = 1 − C(m, k)/C(n, k),    σ = √(R (1 − R))
     A = (1 − R)/σ                              for a success

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from covrl.array_checks import check_array, check_number
+from covrl.objectives import returns as returns_module
 from covrl.objectives.base import Number
-from covrl.objectives.returns import check_tokens, whiten
+from covrl.objectives.returns import check_tokens
 
 
 def gae(
@@ -24,7 +25,7 @@ def gae(
   discount: Number = 1.0,
   trace_decay: Number | Float[Array, ' S'] = 1.0,
   critic_trace_decay: Number | None = None,
-  standardise: bool = True,
+  whiten: bool = True,
 ) -> tuple[Float[Array, 'S T'], Float[Array, 'S T']]:
   """Generalised advantage estimates, and the critic's target returns.
 
@@ -41,8 +42,8 @@ def gae(
     trace_decay: λ, one number or one per sequence; 1 uses rewards only, 0
       bootstraps from the next value.
     critic_trace_decay: λ of the returns; `None` for `trace_decay`.
-    standardise: whether advantages are shifted and scaled to mean 0 and
-      variance 1 over the batch's tokens; returns never are.
+    whiten: whether advantages are whitened over the batch's tokens, see
+      `covrl.objectives.whiten`; returns never are.
 
   Returns:
     Advantage and return of each token; both 0 off the mask.
@@ -52,7 +53,7 @@ def gae(
 
   >>> rewards, values = jnp.array([[0.0, 1.0]]), jnp.array([[0.25, 0.5]])
   >>> mask = jnp.array([[True, True]])
-  >>> advantages, returns = gae(rewards, values, mask, standardise=False)
+  >>> advantages, returns = gae(rewards, values, mask, whiten=False)
   >>> advantages.tolist(), returns.tolist()
   ([[0.75, 0.5]], [[1.0, 1.0]])
 
@@ -81,8 +82,8 @@ def gae(
   if critic_trace_decay is not None:
     towards = estimate(critic_trace_decay)
   returns = jnp.where(mask, towards + values, 0)
-  if standardise:
-    advantages = whiten(advantages, mask)
+  if whiten:
+    advantages = returns_module.whiten(advantages, mask)
   return advantages, returns
 
 

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from covrl.array_checks import check_array, check_number
+from covrl.objectives import returns
 from covrl.objectives.advantages import leave_one_out, same_group
 from covrl.objectives.base import Number
 from covrl.objectives.gae import gae
-from covrl.objectives.returns import check_tokens, whiten
+from covrl.objectives.returns import check_tokens
 from covrl.types import Scalar
 
 # Combination of process rewards and outcomes.
@@ -84,9 +85,9 @@ def process_advantages(
   *,
   form: PrimeForm = 'code',
   normalise: bool = True,
-  standardise: bool = True,
-  process_coefficient: Number = 1.0,
-  outcome_coefficient: Number = 1.0,
+  whiten: bool = True,
+  process_coefficient: Number = 5.0,
+  outcome_coefficient: Number = 5.0,
   discount: Number = 1.0,
 ) -> ProcessAdvantages:
   """Leave-one-out advantages of process rewards and outcomes (PRIME).
@@ -115,12 +116,12 @@ def process_advantages(
       group has baselines of 0.
     mask: true for response tokens.
     form: which of the formulas above.
-    normalise: whether process rewards are normalised.
-    standardise: whether advantages are shifted and scaled to mean 0 and variance
-      1 over the batch's tokens, as in the code.
-    process_coefficient: c_p; 5 in the code, like the other one, which
-      standardisation cancels.
-    outcome_coefficient: c_o.
+    normalise: whether process rewards are divided by that magnitude.
+    whiten: whether advantages are whitened over the batch's tokens, see
+      `covrl.objectives.whiten`, as in the code.
+    process_coefficient: c_p; 5 as in the code. Whitening cancels a factor that
+      it has in common with c_o.
+    outcome_coefficient: c_o; 5 as in the code.
     discount: γ.
 
   Raises:
@@ -155,8 +156,8 @@ def process_advantages(
   advantages = _returns(rewards, mask, discount)
   if form == 'paper':
     advantages += jnp.where(mask, outcome[:, None], 0)
-  if standardise:
-    advantages = whiten(advantages, mask)
+  if whiten:
+    advantages = returns.whiten(advantages, mask)
   return ProcessAdvantages(
     advantages, jnp.where(jnp.isfinite(scale), scale, jnp.nan)
   )
@@ -189,10 +190,10 @@ def _returns(
   rewards: Float[Array, 'S T'], mask: Bool[Array, 'S T'], discount: Number
 ) -> Float[Array, 'S T']:
   """Discounted sums of the rewards from each token of the mask on."""
-  returns, _ = gae(
-    rewards, jnp.zeros_like(rewards), mask, discount=discount, standardise=False
+  found, _ = gae(
+    rewards, jnp.zeros_like(rewards), mask, discount=discount, whiten=False
   )
-  return returns
+  return found
 
 
 def _largest(values: Float[Array, 'S T'], mask: Bool[Array, 'S T']) -> Scalar:

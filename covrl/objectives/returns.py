@@ -27,7 +27,7 @@ def reinforce_plus_plus(
   *,
   discount: Number = 1.0,
 ) -> Float[Array, 'S T']:
-  """Discounted returns, standardised over the batch's tokens (REINFORCE++).
+  """Discounted returns, whitened over the batch's tokens (REINFORCE++).
 
     A = (G − mean G) / std G,    G_t = r_t + γ G_{t+1}
 
@@ -52,7 +52,7 @@ def reinforce_plus_plus_baseline(
   group_ids: Int[Array, ' S'],
   mask: Bool[Array, 'S T'],
 ) -> Float[Array, 'S T']:
-  """Rewards minus their group's mean, standardised over the batch's tokens.
+  """Rewards minus their group's mean, whitened over the batch's tokens.
 
   Args:
     rewards: one per response.
@@ -149,17 +149,17 @@ def discounted_returns(
 def whiten(
   values: Float[Array, 'S T'], mask: Bool[Array, 'S T']
 ) -> Float[Array, 'S T']:
-  """Standardises values to mean 0 and (unbiased) variance 1 over the mask.
+  """Whitens values: mean 0 and (unbiased) variance 1 over the mask.
 
   Sums are exact: mean and variance have the same bits in every order of the
   rows, in every layout and on every mesh.
 
   Args:
     values: one per token; entries off the mask may be NaN.
-    mask: true for the tokens to standardise over.
+    mask: true for the tokens to whiten over.
 
   Returns:
-    The standardised values; 0 off the mask, and everywhere if all values are
+    The whitened values; 0 off the mask, and everywhere if all values are
     equal; NaN on the mask if a value there is not finite.
   """
   check_tokens('values', values, mask)

@@ -67,7 +67,7 @@ def quantile_relative(
   quantile: Number = 0.4,
   eps: Number = 1e-6,
 ) -> Float[Array, ' S']:
-  """Reward minus a quantile of the group, standardised (QAE).
+  """Reward minus a quantile of the group, over its deviation (QAE).
 
     A_i = (r_i − Q) / (std + eps),    Q the smallest reward that at least
                                       `quantile` of the group do not exceed

@@ -194,9 +194,16 @@ def differing_fields(group: Group, other: Group) -> dict[str, str]:
 
 
 def _over_seeds(values: Sequence[float | None]) -> Estimate | None:
-  """Mean over the known values, one per seed."""
+  """Mean over the known values, one per seed; two are too few for an interval."""
   known = [value for value in values if value is not None]
-  return intervals.student_mean(np.array(known)) if known else None
+  if not known:
+    return None
+  estimate = intervals.student_mean(np.array(known))
+  if len(known) != 2:
+    return estimate
+  return intervals.Estimate(
+    estimate.value, kind='two seeds, no interval', values=tuple(known)
+  )
 
 
 def _ends(run: RunData, metric: str) -> tuple[float | None, float | None]:

@@ -181,11 +181,14 @@ def _cell(
   metric: str,
   number_format: Callable[[float, int], str] = formats.fixed,
 ) -> str:
-  """An estimate with half the width of its interval."""
+  """An estimate with half the width of its interval, or with its values."""
   if estimate is None:
     return '–'
   scale, digits = display_scale(metric)
   text = number_format(scale * estimate.value, digits)
+  if estimate.values:
+    each = (number_format(scale * x, digits) for x in estimate.values)
+    return f'{text} ({", ".join(each)})'
   half = formats.half_width(estimate, scale=scale, digits=digits)
   return f'{text}{half}'
 
@@ -196,10 +199,15 @@ def _statistics(comparison: Comparison) -> str:
   fewest, most = min(counts), max(counts)
   seeds = f'{most} seeds' if fewest == most else f'{fewest} to {most} seeds'
   text = f'Last evaluation, mean over {"one seed" if most == 1 else seeds}; '
-  if most > 1:
-    text += '± half width of the 95 % t interval over seeds'
-  else:
+  if most == 1:
     text += 'one seed has no interval'
+  else:
+    parts = ['± half width of the 95 % t interval over seeds'] * (most > 2)
+    if 2 in counts:
+      parts.append(
+        'in parentheses the values of two seeds, without an interval'
+      )
+    text += '; '.join(parts)
   text += '. Entropy in nats per token.'
   unfinished = [
     f'{group.name} with seed {seed}'

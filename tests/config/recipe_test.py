@@ -308,4 +308,4 @@ def test_docstrings_of_countdown_recipes_agree_with_the_results(spec):
   known = [r for r in rows if r.startswith(('| warm', f'| countdown_{name} |'))]
   stated = re.findall(r'\d\.\d{3}|\d{2}\.\d', text.partition('Expect')[2])
   assert all(number in ' '.join(known) for number in stated)
-  assert stated or name in ('grpo_no_clip', 'kl_cov_beta0', 'target_entropy')
+  assert stated or name in ('grpo_no_clip', 'kl_cov_beta0', 'adaptive_bonus')

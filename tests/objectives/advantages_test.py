@@ -181,7 +181,7 @@ def test_pass_at_k(k, successes):
   assert actual[9] == 0
 
 
-def test_pass_at_one_is_the_standardised_reward():
+def test_pass_at_one_is_the_whitened_reward():
   rewards, ids = jnp.array([1.0, 0, 0, 1, 0]), jnp.zeros(5, jnp.int32)
   expected = (rewards - 0.4) / jnp.std(rewards)
   np.testing.assert_allclose(pass_at_k(rewards, ids, k=1), expected, rtol=1e-6)

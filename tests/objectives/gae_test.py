@@ -25,7 +25,7 @@ def estimate(rewards, values, mask, discount, decay, critic_decay):
     discount=discount,
     trace_decay=decay,
     critic_trace_decay=critic_decay,
-    standardise=False,
+    whiten=False,
   )
 
 
@@ -74,7 +74,7 @@ def test_equals_direct_sums(rewards, values, mask, discount, decay, other):
 def test_the_defaults_are_returns_minus_values():
   rewards = jnp.array([[0.0, 0.5, 2.0]])
   values, mask = jnp.array([[0.5, 1.0, 1.5]]), jnp.ones((1, 3), bool)
-  advantages, returns = gae(rewards, values, mask, standardise=False)
+  advantages, returns = gae(rewards, values, mask, whiten=False)
   np.testing.assert_allclose(returns, [[2.5, 2.5, 2.0]])
   np.testing.assert_allclose(advantages, [[2.0, 1.5, 0.5]])
 
@@ -90,7 +90,7 @@ def test_worked_example_of_two_decays():
     mask,
     trace_decay=0.0,
     critic_trace_decay=1.0,
-    standardise=False,
+    whiten=False,
   )
   np.testing.assert_allclose(advantages, [[0.4, 0, 0.1, 0.3]], rtol=1e-6)
   np.testing.assert_allclose(returns, [[1, 0, 1, 1]], rtol=1e-6)

@@ -31,19 +31,19 @@ def load_golden():
 def _all_forms(process, outcomes, ids, mask, **numbers):
   """Advantages by form, normalisation and standardisation: compiled once."""
   return {
-    (form, normalise, standardise): process_advantages(
+    (form, normalise, whiten): process_advantages(
       process,
       outcomes,
       ids,
       mask,
       form=form,
       normalise=normalise,
-      standardise=standardise,
+      whiten=whiten,
       **numbers,
     )
     for form in ('paper', 'code')
     for normalise in (False, True)
-    for standardise in (False, True)
+    for whiten in (False, True)
   }
 
 
@@ -55,7 +55,7 @@ def advantages(
   form,
   *,
   normalise=True,
-  standardise=True,
+  whiten=True,
   **more,
 ):
   """Advantages and scale of a few responses, padded with empty ones."""
@@ -74,7 +74,7 @@ def advantages(
     np.pad(mask, (fill, (0, WIDTH - width))),
     **numbers | more,
   )
-  both = jax.device_get(found[form, normalise, standardise])
+  both = jax.device_get(found[form, normalise, whiten])
   return both.advantages[:count, :width], both.scale
 
 
@@ -94,7 +94,7 @@ def test_advantages_equal_those_of_the_independent_script(
   process = implicit_rewards(
     jnp.asarray(spoilt), given(golden, 'ref_logprobs'), mask
   )
-  for name, standardise in (('advantages', False), ('standardised', True)):
+  for name, whiten in (('advantages', False), ('standardised', True)):
     found, _ = advantages(
       process,
       given(golden, 'outcomes'),
@@ -102,7 +102,7 @@ def test_advantages_equal_those_of_the_independent_script(
       mask,
       form,
       normalise=normalise,
-      standardise=standardise,
+      whiten=whiten,
       process_coefficient=5.0,
       outcome_coefficient=5.0,
     )
@@ -111,7 +111,7 @@ def test_advantages_equal_those_of_the_independent_script(
 
 
 def plain(process, outcomes, ids, mask, form, **more):
-  """Advantages that are neither normalised nor standardised, as lists."""
+  """Advantages that are neither normalised nor whitened, as lists."""
   found, _ = advantages(
     process,
     outcomes,
@@ -119,7 +119,7 @@ def plain(process, outcomes, ids, mask, form, **more):
     mask,
     form,
     normalise=False,
-    standardise=False,
+    whiten=False,
     **more,
   )
   return found.tolist()
@@ -159,7 +159,7 @@ def test_the_scale_is_that_of_the_whole_batch():
     np.arange(3),
     np.ones((3, 2), bool),
     'paper',
-    standardise=False,
+    whiten=False,
   )
   assert scale == 2
   to_go = np.array([[-1.5, -2.0], [0.5, 0.25], [1.0, 0.0]])
@@ -215,7 +215,7 @@ def test_numbers_that_are_not_finite_are_never_a_zero():
     assert np.isnan(found).all()
     assert np.isnan(scale)
   outcomes, ones = [1.0, np.nan, 1.0], np.ones((3, 2))
-  found, _ = advantages(ones, outcomes, ids, mask, 'code', standardise=False)
+  found, _ = advantages(ones, outcomes, ids, mask, 'code', whiten=False)
   assert np.isnan(found[:2]).all()
   assert np.isfinite(found[2]).all()
   # A response without tokens has no outcome.

@@ -99,7 +99,7 @@ def test_gae_skips_tokens_off_the_mask(x64):
   rewards, values = rng.normal(size=(2, 1, 7))
   mask = np.array([[False, True, True, False, False, True, False]])
   on = mask[0]
-  options = {'discount': 0.9, 'trace_decay': 0.8, 'standardise': False}
+  options = {'discount': 0.9, 'trace_decay': 0.8, 'whiten': False}
   advantages, returns = gae(
     *map(jnp.asarray, (rewards, values, mask)), **options
   )
@@ -117,9 +117,7 @@ def test_gae_skips_tokens_off_the_mask(x64):
 def test_gae_with_trace_decay_one_is_return_minus_value():
   rewards, values = jnp.array([[0.0, 0.0, 2.0]]), jnp.array([[0.5, 1.0, 1.5]])
   mask = jnp.ones((1, 3), bool)
-  advantages, returns = gae(
-    rewards, values, mask, trace_decay=1, standardise=False
-  )
+  advantages, returns = gae(rewards, values, mask, trace_decay=1, whiten=False)
   np.testing.assert_allclose(advantages, 2 - values)
   np.testing.assert_allclose(returns, [[2, 2, 2]])
 

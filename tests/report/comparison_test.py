@@ -86,7 +86,22 @@ def test_differences_leave_out_seeds_that_the_baseline_lacks(study):
   )
   assert estimate is not None
   assert estimate.value == pytest.approx(expected)
-  assert 'over 2 seeds' in estimate.kind
+  assert estimate.kind == 'two seeds, no interval'
+
+
+def test_two_seeds_show_their_values_without_an_interval(study, tmp_path):
+  runs = [*study[:2], *study[4:]]
+  table = comparison_table(runs)
+  values = [100 * final_value(run, 'mean@8') for run in study[:2]]
+  cell = f'{np.mean(values):.1f} ({values[0]:.1f}, {values[1]:.1f})'
+  assert f'| {cell} |' in table
+  assert '±' not in table
+  assert 'in parentheses the values of two seeds' in table
+  page = write_comparison(runs, tmp_path / 'page.html').read_text()
+  assert cell in page
+  table = comparison_table([*study[:2], *study[3:]])
+  assert '± half width' in table
+  assert 'in parentheses the values of two seeds' in table
 
 
 def test_unpaired_seeds_give_no_difference(study):

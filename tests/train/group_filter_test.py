@@ -120,6 +120,14 @@ def test_filters_that_leave_nothing_end_with_counts():
       r'rollout\.min_accuracy must be at most rollout\.max_accuracy, got 0\.8',
     ),
     (
+      {'max_accuracy': 0.0},
+      r'must contain a multiple of 1/4 .* between 0 and 1, got 0 to 0',
+    ),
+    (
+      {'min_accuracy': 0.9},
+      r'must contain a multiple of 1/4 .* between 0 and 1, got 0\.9 to 1',
+    ),
+    (
       {'min_accuracy': 0.3, 'max_accuracy': 0.4},
       r'must contain a multiple of 1/4 .* got 0\.3 to 0\.4',
     ),

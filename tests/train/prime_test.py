@@ -89,19 +89,21 @@ def test_advantages_and_readings(reference):
     _advantages(given.outputs['prm'], ref, given.rewards, given.group_ids, mask)
   )
   np.testing.assert_allclose(advantages, found, atol=1e-5)
-  assert metrics['prm/scale'] == pytest.approx(scale, rel=1e-6)
+  assert metrics['prm/scoring/scale'] == pytest.approx(scale, rel=1e-6)
   right = given.rewards > 0.5
   np.testing.assert_array_equal(credit['labels'], mask & right[:, None])
   scores = 0.05 * np.where(mask, given.outputs['prm'] - ref, 0).sum(axis=1)
-  assert metrics['prm/reward'] == pytest.approx(scores.mean(), rel=1e-4)
+  assert metrics['prm/scoring/reward'] == pytest.approx(scores.mean(), rel=1e-4)
   same = given.group_ids[:, None] == given.group_ids
   pairs = same & right[:, None] & ~right
   ordered = (scores[:, None] > scores)[pairs].mean()
-  assert metrics['prm/pair_accuracy'] == pytest.approx(ordered, rel=1e-5)
+  assert metrics['prm/scoring/pair_accuracy'] == pytest.approx(
+    ordered, rel=1e-5
+  )
   chances = 1 / (1 + np.exp(-scores))
   bins = (chances * 10).astype(int)
   error = sum(abs((chances - right)[bins == b].sum()) for b in range(10))
-  assert metrics['prm/calibration_error'] == pytest.approx(
+  assert metrics['prm/scoring/calibration_error'] == pytest.approx(
     error / SEQUENCES, rel=1e-4
   )
 
@@ -121,7 +123,7 @@ def test_meshes_do_not_matter():
   np.testing.assert_allclose(advantages, wanted, atol=2e-5)
   for name, value in readings.items():
     assert metrics[name] == pytest.approx(value, rel=1e-5), name
-  assert metrics['prm/scale'] == readings['prm/scale']
+  assert metrics['prm/scoring/scale'] == readings['prm/scoring/scale']
 
 
 def test_equal_rewards_have_no_pairs_and_process_rewards_alone():
@@ -130,7 +132,7 @@ def test_equal_rewards_have_no_pairs_and_process_rewards_alone():
   mask = given.rows.loss_mask
   assert np.abs(advantages[mask]).max() > 0.1
   assert (credit['labels'] == mask).all()
-  assert np.isnan(metrics['prm/pair_accuracy'])
+  assert np.isnan(metrics['prm/scoring/pair_accuracy'])
   # A model that equals its reference has nothing to say.
   same = inputs(
     rewards=np.zeros(SEQUENCES, np.float32),
@@ -138,7 +140,7 @@ def test_equal_rewards_have_no_pairs_and_process_rewards_alone():
   )
   advantages, _, metrics = estimated(same)
   assert not advantages.any()
-  assert metrics['prm/scale'] == metrics['prm/reward'] == 0
+  assert metrics['prm/scoring/scale'] == metrics['prm/scoring/reward'] == 0
 
 
 def test_an_empty_batch_has_no_advantages_and_no_readings():
@@ -149,7 +151,7 @@ def test_an_empty_batch_has_no_advantages_and_no_readings():
   assert not advantages.any()
   assert not credit['labels'].any()
   for name in ('pair_accuracy', 'calibration_error', 'reward'):
-    assert np.isnan(metrics[f'prm/{name}']), name
+    assert np.isnan(metrics[f'prm/scoring/{name}']), name
 
 
 def test_responses_without_a_score_leave_the_others_as_they_are():
@@ -178,7 +180,7 @@ def test_numbers_that_are_not_finite_spoil_the_iteration_and_are_shown():
     for name in ('calibration_error', 'reward', 'scale'):
       # A probability of 0 is a number.
       is_known = name == 'calibration_error' and np.isinf(bad)
-      assert np.isnan(metrics[f'prm/{name}']) == (not is_known), name
+      assert np.isnan(metrics[f'prm/scoring/{name}']) == (not is_known), name
 
 
 @pytest.mark.parametrize(
@@ -289,15 +291,17 @@ def test_a_run_logs_its_model_and_resumes_bit_for_bit(
   for line in lines:
     assert line['skipped'] == line['prm/skipped'] == 0
     assert 0 < line['prm/loss'] < 2
-    assert 0 <= line['prm/accuracy'] <= 1
-    assert 0 <= line['prm/calibration_error'] <= 1
+    assert 0 <= line['prm/before_update/accuracy'] <= 1
+    assert 0 <= line['prm/scoring/calibration_error'] <= 1
     passed = line['groups/passed']
     assert line['groups/filled'] == max(0, 8 - passed)
     assert line['groups/drawn'] == 8 * line['draws']
   # Before its first update the model equals its reference.
-  assert lines[0]['prm/probability'] == pytest.approx(0.5, abs=1e-4)
+  assert lines[0]['prm/before_update/probability'] == pytest.approx(
+    0.5, abs=1e-4
+  )
   assert lines[0]['prm/loss'] == pytest.approx(np.log(2), abs=1e-4)
-  assert (lines[0]['prm/scale'] < 1e-5) == (name == 'prime')
+  assert (lines[0]['prm/scoring/scale'] < 1e-5) == (name == 'prime')
 
   workdir = tmp_path / 'run'
   killed = subprocess.run(

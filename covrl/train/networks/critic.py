@@ -116,7 +116,7 @@ def critic_advantages(config: Config, network: str = CRITIC) -> Estimator:
       discount=settings.discount,
       trace_decay=decay,
       critic_trace_decay=settings.critic_trace_decay,
-      standardise=False,
+      whiten=False,
     )
     metrics = {
       'advantage': exact_mean(advantages, mask),

@@ -34,8 +34,13 @@ def process_reward_model(
 
   A language model that learns which responses are right: β times their
   log-probability relative to a reference is the logit of that. A response is
-  right if its reward
-  is above 0.5. Its metrics are means over responses, before the update.
+  right if its reward is above 0.5.
+
+  Metrics of an update, `NAME/before_update/…`, are means over its responses with
+  the parameters before it, which have not learned from these responses unless an
+  earlier update of the iteration was made on them: the share that is told right
+  from wrong (`accuracy`), the mean probability of being right (`probability`),
+  and the share of right responses (`label`).
 
   Args:
     config: the run's configuration.
@@ -72,9 +77,9 @@ def process_reward_model(
     is_known = jnp.where(jnp.isnan(scores), jnp.nan, 1)
     right = (scores > 0) == (labels > 0)
     return {
-      'accuracy': mean(right * is_known),
-      'probability': mean(jax.nn.sigmoid(scores)),
-      'label': mean(labels),
+      'before_update/accuracy': mean(right * is_known),
+      'before_update/probability': mean(jax.nn.sigmoid(scores)),
+      'before_update/label': mean(labels),
     }
 
   return Network(
@@ -91,13 +96,20 @@ def process_reward_model(
 def prime_advantages(config: Config, network: str = PRM) -> Estimator:
   """Advantages of process rewards and outcomes, with settings of `config.prime`.
 
-  They are normalised and standardised over all responses of the iteration. An
-  iteration in which a process reward is not finite has advantages of NaN: its
-  updates are skipped and counted. One in which all rewards are equal learns from
-  process rewards alone.
+  Process rewards are normalised, and advantages whitened, over all responses of
+  the iteration. An iteration in which a process reward is not finite has
+  advantages of NaN: its updates are skipped and counted. One in which all rewards
+  are equal learns from process rewards alone.
 
-  Pair accuracy and calibration are those of the model that computes the process
-  rewards: with `prime.update=before` it has been trained on the same responses.
+  Outcomes in the advantages are the rewards as they are, of any size and with
+  penalties, of length for example; the model learns only whether they are above
+  0.5.
+
+  Metrics `NAME/scoring/…` are of the model that computes the process rewards of the
+  iteration: with `prime.update=before` it has been trained on the same responses
+  just before, with `'after'` it has not seen them. They are the share of
+  `covrl.objectives.pair_accuracy`, the `calibration_error`, the mean sum of process
+  rewards of a response (`reward`), and the largest return (`scale`).
 
   Args:
     config: the run's configuration.
@@ -127,7 +139,7 @@ def prime_advantages(config: Config, network: str = PRM) -> Estimator:
       mask,
       form=settings.form,
       normalise=settings.normalise,
-      standardise=settings.whiten,
+      whiten=settings.whiten,
       process_coefficient=settings.process_coefficient,
       outcome_coefficient=settings.outcome_coefficient,
     )
@@ -146,7 +158,7 @@ def prime_advantages(config: Config, network: str = PRM) -> Estimator:
       Credit(
         found.advantages,
         targets(inputs),
-        {f'{network}/{name}': value for name, value in metrics.items()},
+        {f'{network}/scoring/{name}': each for name, each in metrics.items()},
       ),
       state,
     )
