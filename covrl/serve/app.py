@@ -31,6 +31,7 @@ from covrl.serve.fields import (
   DEFAULT_TOKENS,
   Completion,
   parse_completion,
+  parse_json,
 )
 from covrl.serve.metrics import CONTENT_TYPE, Metrics
 from covrl.serve.text import Delta
@@ -42,6 +43,8 @@ from covrl.serve.worker import (
 )
 
 MAX_BODY_BYTES = 8 * 2**20
+BODY_SECONDS = 60.0
+"""Seconds in which the body of a request must arrive."""
 # Seconds after which a refused client may try again.
 _RETRY_AFTER = '1'
 _ERROR_TYPES = {
@@ -294,20 +297,24 @@ async def _read_json(request: Request) -> object:
     )
   body = bytearray()
   try:
-    async for part in request.stream():
-      body += part
-      if len(body) > MAX_BODY_BYTES:
-        raise _RefusedBodyError(
-          413, f'a request must have at most {MAX_BODY_BYTES} bytes, got more'
-        )
+    async with asyncio.timeout(BODY_SECONDS):
+      async for part in request.stream():
+        body += part
+        if len(body) > MAX_BODY_BYTES:
+          raise _RefusedBodyError(
+            413, f'a request must have at most {MAX_BODY_BYTES} bytes, got more'
+          )
   except ClientDisconnect:
     raise _RefusedBodyError(499, 'the client has disconnected') from None
-  try:
-    return json.loads(body)
-  except (ValueError, RecursionError) as error:
+  except TimeoutError:
     raise _RefusedBodyError(
-      400, f'a request must be JSON, got {str(error)[:200]}'
+      408,
+      f'a request must arrive within {BODY_SECONDS:g} s, got {len(body)} bytes',
     ) from None
+  except asyncio.CancelledError:
+    # The server does not wait for slow clients at its end.
+    raise _RefusedBodyError(503, 'the server ends') from None
+  return parse_json(body, 'a request')
 
 
 async def _wait_for_disconnect(request: Request) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from covrl.data import Tokenizer
 from covrl.data.columns import type_name
 from covrl.rollout import RequestEngine
 from covrl.serve.choices import Choice
-from covrl.serve.fields import parse_completion
+from covrl.serve.fields import parse_completion, parse_json
 from covrl.serve.text import ResponseText
 
 # Fields that have no meaning in a file.
@@ -129,10 +128,7 @@ class _Batch:
       line.error = str(error)
 
   def _submit(self, line: _Line, number: int, text: bytes) -> None:
-    try:
-      fields = json.loads(text)
-    except (ValueError, RecursionError) as error:
-      raise ValueError(f'a line must be JSON, got {str(error)[:200]}') from None
+    fields = parse_json(text, 'a line')
     if not isinstance(fields, dict):
       raise ValueError(f'a line must be an object, got {type_name(fields)}')
     if 'id' in fields:

@@ -14,7 +14,8 @@ from covrl.models import Policy
 from covrl.parallel import sharding
 from covrl.pretrained import load_pretrained, load_tokenizer
 from covrl.rollout import RequestEngine
-from covrl.train.restore import model_lengths, open_run
+from covrl.train.model_lengths import model_lengths
+from covrl.train.restore import open_run
 from covrl.train.state_sharding import rollout_mesh
 
 # Lengths of a pretrained model's prompts and responses, in tokens.

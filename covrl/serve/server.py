@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pathlib
 import socket
 import sys
@@ -62,6 +63,19 @@ def read_token(file: str | None) -> str | None:
   return token
 
 
+class _Server(uvicorn.Server):
+  """A server that answers pending requests with an error when it ends."""
+
+  def __init__(self, worker: Worker, config: uvicorn.Config) -> None:
+    super().__init__(config)
+    self._worker = worker
+
+  async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+    """Ends the engine first, so that no client waits for it."""
+    await asyncio.to_thread(self._worker.stop)
+    await super().shutdown(sockets)
+
+
 def serve(
   engine: RequestEngine,
   tokenizer: Tokenizer,
@@ -100,14 +114,15 @@ def serve(
     on_failure=on_failure,
   )
   app = make_app(worker, tokenizer, metrics, model=model, token=token)
-  server = uvicorn.Server(
+  server = _Server(
+    worker,
     uvicorn.Config(
       app,
       log_level='warning',
       access_log=False,
       server_header=False,
       timeout_graceful_shutdown=5,
-    )
+    ),
   )
   with _listen(address) as listener:
     host, port = listener.getsockname()[:2]

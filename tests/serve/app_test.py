@@ -8,6 +8,7 @@ import pytest
 from serve.asgi import complete, request, running
 from serve.conftest import TOKENIZER
 
+from covrl.serve import app as serve_app
 from covrl.serve.app import make_app
 from covrl.serve.metrics import Metrics
 from covrl.serve.worker import Worker
@@ -217,6 +218,7 @@ def test_invalid_requests_get_one_sentence_and_the_server_goes_on(engine):
       (b'[' * 100_000, (), 400, 'a request must be JSON, got'),
       (b'[]', (), 400, 'a request must be a JSON object, got'),
       (b'\xff', (), 400, 'a request must be JSON, got'),
+      (b'{"n": 1, "n": 2}', (), 400, "every name once, got 'n' twice"),
       (b' ' * 9_000_000, (), 413, 'a request must have at most 8388608 bytes'),
       (b'{}', (('content-type', 'text/plain'),), 415, 'the content type must'),
       (b'{}', (('host', 'evil.example'),), 403, 'a loopback name, got'),
@@ -229,6 +231,33 @@ def test_invalid_requests_get_one_sentence_and_the_server_goes_on(engine):
     assert (answer.status, 'GET /v1/complete' in answer.error) == (404, True)
     answer = await request(server.app, 'GET', '/v1/completions')
     assert answer.status == 405
+    assert (await complete(server.app, **GREEDY)).status == 200
+
+  serve(engine, scenario)
+
+
+def test_bodies_that_arrive_too_slowly_are_refused(engine, monkeypatch):
+  """A client that sends half a request, and one that does so at the end."""
+  monkeypatch.setattr(serve_app, 'BODY_SECONDS', 0.2)
+
+  async def scenario(server):
+    answer = await request(
+      server.app, 'POST', '/v1/completions', body=b'{"n"', rest=asyncio.Event()
+    )
+    assert (answer.status, answer.error) == (
+      408,
+      'a request must arrive within 0.2 s, got 4 bytes',
+    )
+    monkeypatch.setattr(serve_app, 'BODY_SECONDS', 60.0)
+    task = asyncio.create_task(
+      request(
+        server.app, 'POST', '/v1/completions', body=b'{', rest=asyncio.Event()
+      )
+    )
+    await asyncio.sleep(0.05)
+    task.cancel()
+    answer = await task
+    assert (answer.status, answer.error) == (503, 'the server ends')
     assert (await complete(server.app, **GREEDY)).status == 200
 
   serve(engine, scenario)

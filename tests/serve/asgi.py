@@ -49,7 +49,7 @@ async def running(app):
 
 
 async def request(
-  app, method, path, *, body: object = b'', headers=(), leave=None
+  app, method, path, *, body: object = b'', headers=(), leave=None, rest=None
 ):
   """Sends a request.
 
@@ -60,6 +60,7 @@ async def request(
     body: bytes, or what is sent as JSON.
     headers: pairs that replace the usual ones.
     leave: an event at which the client disconnects.
+    rest: an event at which the rest of the body is sent; at once without it.
   """
   data = body if isinstance(body, bytes) else json.dumps(body).encode()
   usual = {'host': 'localhost:8000', 'content-type': 'application/json'}
@@ -70,7 +71,10 @@ async def request(
   async def receive():
     if not has_body.is_set():
       has_body.set()
-      return {'type': 'http.request', 'body': data, 'more_body': False}
+      return {'type': 'http.request', 'body': data, 'more_body': bool(rest)}
+    if rest is not None:
+      await rest.wait()
+      return {'type': 'http.request', 'body': b'', 'more_body': False}
     await gone.wait()
     return {'type': 'http.disconnect'}
 
