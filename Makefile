@@ -1,5 +1,5 @@
 # The two commands: `make train` and `make test`. Both build .venv first.
-#   make test-all   all tests, the slow ones included
+#   make test-all   all tests, the slow ones included, and those of the GPU compiler
 #   make docs       API reference in build/docs, readable offline
 #   make smollm     a language model of 135M parameters learns arithmetic
 #   make smollm-study  GRPO, KL-Cov and entropy bonus on the same
@@ -24,17 +24,24 @@ train: setup
 
 test: lint types pytest
 
-test-all: lint types
+# The GPU compiler is for Linux only.
+test-all: lint types $(if $(filter Linux,$(shell uname -s)),test-gpu-compile)
 	$(PYTEST)
 
 # Programs compiled for GPUs that are not there, in an environment of their own:
-# the compiler joins every process that can import it.
+# the compiler joins every process that can import it. Not part of `make test`: the
+# environment takes minutes.
 test-gpu-compile: $(VENV)-gpu/.ready
 	$(VENV)-gpu/bin/python -m pytest tests/compile/gpu_test.py
 
 $(VENV)-gpu/.ready: pyproject.toml
-	$(PYTHON) -m venv $(VENV)-gpu
-	$(VENV)-gpu/bin/python -m pip install --quiet -e '.[dev,gpu-compile]'
+	@if command -v uv >/dev/null 2>&1; then \
+	  uv venv --quiet --allow-existing --python $(PYTHON) $(VENV)-gpu && \
+	  uv pip install --quiet --python $(VENV)-gpu/bin/python -e '.[dev,gpu-compile]'; \
+	else \
+	  $(PYTHON) -m venv $(VENV)-gpu && \
+	  $(VENV)-gpu/bin/python -m pip install --quiet -e '.[dev,gpu-compile]'; \
+	fi
 	@touch $@
 
 setup: $(VENV)/.ready

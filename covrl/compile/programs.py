@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from covrl.compile import model_cost, sampler
 from covrl.compile.compiling import (
@@ -46,6 +46,7 @@ def compile_recipe(
   *,
   num_slices: int = 1,
   names: Sequence[str] | None = None,
+  devices: Sequence[Any] | None = None,
   on_program: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Report:
   """Compiles a recipe's programs and estimates their cost.
@@ -55,6 +56,8 @@ def compile_recipe(
     topology: a TPU slice, or GPUs of hosts.
     num_slices: number of slices.
     names: programs to compile; all by default.
+    devices: devices to compile for instead of the topology's, as many; with
+      those of a CPU, XLA's CPU compiler is compared with counts by hand.
     on_program: called before each compilation with the names of its programs,
       its number, from 1, and the number of compilations.
 
@@ -67,7 +70,8 @@ def compile_recipe(
   for name in names or ():
     if name not in known:
       raise ValueError(f'programs must be among {known}, got {name!r}')
-  devices = topologies.compile_only_devices(topology, num_slices)
+  if devices is None:
+    devices = topologies.compile_only_devices(topology, num_slices)
   config = recipe.config
   mesh = sharding.make_mesh(dataclasses.asdict(config.mesh), devices)
   policy, special_tokens = _policy(recipe)

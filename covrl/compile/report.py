@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from covrl.compile import accuracy
 from covrl.compile.cost import Cost
 from covrl.compile.network import Network
 from covrl.compile.sampling_time import Decoded
@@ -229,6 +230,7 @@ class Report:
       'programs': {
         name: program.as_json() for name, program in self.programs.items()
       },
+      'estimates_against_measurements_on_cpus': accuracy.as_json(),
     }
 
   def lines(self) -> Iterator[str]:
@@ -244,6 +246,8 @@ class Report:
     for name, program in self.programs.items():
       yield ''
       yield from _lines(name, program, self._unit)
+    yield ''
+    yield from accuracy.lines(self.topology.chip.kind)
     yield ''
     yield self._verdict()
 

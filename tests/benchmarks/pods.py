@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory, operations and traffic of recipes on TPU slices, by XLA's compiler.
+"""Memory, operations and traffic of recipes on TPUs and GPUs, by XLA's compiler.
 
   python tests/benchmarks/pods.py [--only=TEXT] [--json=DIRECTORY]
 
 Every line runs one `covrl compile --json`, which takes minutes and is printed
-before its figures. With `--json` the outputs are kept and reused.
+before its figures. With `--json` the outputs are kept and reused. Lines on GPUs
+need the environment of `make test-gpu-compile`: `.venv-gpu/bin/python`.
 """
 
 from __future__ import annotations
@@ -18,21 +19,25 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEP = '--programs=train_step'
+# Scoring needs a fraction of the memory of an update.
+MOST = '--programs=train_step,prefill,decode'
+WITH_CRITIC = '--programs=train_step,critic_step,prefill,decode'
 FOUR = '--config.train.micro_batches=4'
+ALL_FSDP = ('--config.mesh.data=1', '--config.mesh.fsdp=8')
 OF_64 = ('--config.mesh.data=4', '--config.mesh.fsdp=16', FOUR)
 
 # Name, recipe, topology, options arguments.
 RECIPES = [
-  ('0.5B', 'qwen2_5_0_5b_gsm8k', 'v5e:2x4', ()),
+  ('0.5B, 8 chips', 'qwen2_5_0_5b_gsm8k', 'v5e:2x4', ()),
   (
-    '7B',
+    '7B, 64 v6e',
     'qwen2_5_7b_kl_cov',
     'v6e:8x8',
     ('--config.mesh.data=2', FOUR, '--config.train.remat=mlp'),
   ),
   ('7B, 32 chips', 'qwen2_5_7b_kl_cov', 'v5p:2x4x4', ()),
   ('7B, 64 chips', 'qwen2_5_7b_kl_cov', 'v5p:4x4x4', OF_64),
-  ('32B', 'qwen2_5_32b_kl_cov', 'v5p:4x4x8', ()),
+  ('32B, 128 chips', 'qwen2_5_32b_kl_cov', 'v5p:4x4x8', ()),
   (
     '32B, two slices',
     'qwen2_5_32b_kl_cov',
@@ -44,6 +49,72 @@ RECIPES = [
     ),
   ),
   ('72B', 'qwen2_5_72b_kl_cov', 'v5p:8x8x8', ()),
+  ('7B PPO, 32 chips', 'qwen2_5_7b_ppo', 'v5p:2x4x4', (WITH_CRITIC,)),
+]
+
+
+def of_7b(micro_batches: int) -> tuple[str, ...]:
+  """Arguments of 7B with the published batch on eight GPUs."""
+  return (
+    *ALL_FSDP,
+    f'--config.train.micro_batches={micro_batches}',
+    '--config.rollout.slots=512',
+    '--config.rollout.tensor=1',
+  )
+
+
+GPUS = [
+  (
+    '0.5B, one H100',
+    'qwen2_5_0_5b_gsm8k',
+    'h100:1',
+    ('--config.train.micro_batches=8',),
+  ),
+  ('0.5B, 8 H100', 'qwen2_5_0_5b_gsm8k', 'h100:8', ALL_FSDP),
+  (
+    '1.5B, one H100',
+    'qwen2_5_0_5b_gsm8k',
+    'h100:1',
+    (
+      '--config.pretrained=Qwen/Qwen2.5-1.5B',
+      '--config.train.micro_batches=16',
+    ),
+  ),
+  ('7B, 8 H100', 'qwen2_5_7b_kl_cov', 'h100:8', of_7b(32)),
+  ('7B, 8 A100', 'qwen2_5_7b_kl_cov', 'a100:8', of_7b(32)),
+  ('7B, 8 H200', 'qwen2_5_7b_kl_cov', 'h200:8', of_7b(16)),
+  ('7B, 8 B200', 'qwen2_5_7b_kl_cov', 'b200:8', of_7b(16)),
+  (
+    '7B with adapters, one H100',
+    'qwen2_5_7b_kl_cov',
+    'h100:1',
+    (
+      '--config.lora.rank=16',
+      '--config.train.micro_batches=256',
+      '--config.rollout.prompts_per_iteration=64',
+      '--config.rollout.slots=32',
+      '--config.rollout.tensor=1',
+    ),
+  ),
+  (
+    '32B, 4 × 8 H100',
+    'qwen2_5_32b_kl_cov',
+    'h100:4x8',
+    (
+      '--config.mesh.data=1',
+      '--config.mesh.fsdp=16',
+      '--config.mesh.tensor=2',
+      '--config.train.micro_batches=16',
+      '--config.rollout.slots=512',
+      '--config.rollout.tensor=8',
+    ),
+  ),
+  (
+    '7B PPO, 8 H100',
+    'qwen2_5_7b_ppo',
+    'h100:8',
+    (*of_7b(32), WITH_CRITIC),
+  ),
 ]
 
 
@@ -80,7 +151,18 @@ SCALING = [
 ]
 OTHERS = [
   (
-    'ten times the batch',
+    'ten times the batch, 8 H100',
+    'qwen2_5_7b_kl_cov',
+    'h100:8',
+    (
+      STEP,
+      *of_7b(32),
+      '--config.train.sequences_per_update=2560',
+      '--config.rollout.prompts_per_iteration=320',
+    ),
+  ),
+  (
+    'ten times the batch, 64 chips',
     'qwen2_5_7b_kl_cov',
     'v5p:4x4x4',
     (
@@ -106,6 +188,8 @@ def compiled(
   kept: pathlib.Path | None,
 ) -> dict[str, Any]:
   """Returns the output of `covrl compile --json`."""
+  if not any(each.startswith('--programs=') for each in options):
+    options = (*options, MOST)
   arguments = [
     'compile',
     f'--config=reasoning:{recipe}',
@@ -135,31 +219,37 @@ def row(name: str, output: dict[str, Any]) -> str:
   """A line of the table, from the output of `covrl compile --json`."""
   programs = output['programs']
   step = programs['train_step']
-  full = max(programs, key=lambda each: programs[each]['hbm_bytes'])
-  share = programs[full]['hbm_bytes'] / programs[full]['hbm_limit_bytes']
+  full = max(programs.values(), key=lambda each: each['hbm_bytes'])
+  (largest,) = (each for each in programs if programs[each] is full)
+  needed, limit = full['hbm_bytes'], full['hbm_limit_bytes']
   cells = [
     name,
-    f'{output["chips"]} × {output["topology"]}',
-    f'{step["hbm_bytes"] / 2**30:.1f} GiB',
-    f'{share:.0%} ({full})' + ('' if output['fits'] else ', does not fit'),
+    output['topology'],
+    f'{needed / 2**30:.1f} of {limit / 2**30:.1f} GiB, {needed / limit:.0%} '
+    f'({largest})' + ('' if output['fits'] else ', does not fit'),
   ]
-  if step['flops'] is None:
-    return ' | '.join(cells)
-  sent = {'ici': 0.0, 'dcn': 0.0}
+  if step['flops'] is not None:
+    cells += [
+      f'{step["flops"] / step["model_flops"]:.2f}',
+      ', '.join(
+        f'{sum(sent) / 1e9:,.3g} {network}'
+        for network, sent in _sent(step).items()
+      ),
+      f'{step["roofline_seconds"]:.3g} s, {step["bound"]}',
+      f'{step["mfu_ceiling"]:.0%}',
+    ]
+  decode = programs.get('decode')
+  if decode is not None and decode['bytes']:
+    cells.append(f'{decode["bytes"] / decode["ideal_bytes"]:.2f}')
+  return f'| {" | ".join(cells)} |'
+
+
+def _sent(step: dict[str, Any]) -> dict[str, list[float]]:
+  """Bytes that a chip sends by kind of link."""
+  sent: dict[str, list[float]] = {}
   for each in step['collectives']:
-    sent[each['network']] += each['bytes'] / 1e9
-  cells += [
-    f'{step["flops"]:.3g}',
-    f'{step["flops"] / step["model_flops"]:.2f}',
-    f'{sent["ici"]:.1f}' + (f' + {sent["dcn"]:.2f}' if sent['dcn'] else ''),
-    f'{step["roofline_seconds"]:.1f} s, {step["bound"]}',
-    f'{step["mfu_ceiling"]:.0%}',
-  ]
-  if 'decode' in programs:
-    decode = programs['decode']
-    if decode['bytes']:
-      cells.append(f'{decode["bytes"] / decode["ideal_bytes"]:.2f}')
-  return ' | '.join(cells)
+    sent.setdefault(each['network'], []).append(each['bytes'])
+  return sent
 
 
 def main() -> None:
@@ -169,7 +259,7 @@ def main() -> None:
   parser.add_argument('--json', type=pathlib.Path)
   given = parser.parse_args()
   lines = []
-  for name, recipe, topology, options in [*RECIPES, *SCALING, *OTHERS]:
+  for name, recipe, topology, options in [*RECIPES, *GPUS, *SCALING, *OTHERS]:
     if given.only not in name:
       continue
     kept = given.json and given.json / f'{name.replace(" ", "_")}.json'
@@ -181,10 +271,11 @@ def main() -> None:
         print('   ', each)
   print()
   print(
-    'recipe | chips | step, HBM per chip | fullest | step, FLOPs per chip | '
-    "of the model's own | GB sent per chip | at least | MFU at most | "
-    'decode traffic of the least'
+    '| Qwen2.5 | chips | memory of the largest program | operations of an '
+    "update, relative to the model's | GB sent per chip | roofline time of an "
+    'update | MFU at most | decode traffic, relative to the minimum |'
   )
+  print('|---|---|---:|---:|---:|---:|---:|---:|')
   print('\n'.join(lines))
 
 

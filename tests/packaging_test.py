@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Extras for GPUs: one range of versions of JAX, and they resolve."""
+
+import pathlib
+import re
+import shutil
+import subprocess
+import tomllib
+
+import pytest
+
+PYPROJECT = pathlib.Path(__file__).parents[1] / 'pyproject.toml'
+
+
+def project():
+  return tomllib.loads(PYPROJECT.read_text())['project']
+
+
+@pytest.mark.parametrize('extra', ['tpu', 'gpu', 'gpu-compile'])
+def test_extras_take_the_versions_of_jax_that_covrl_does(extra):
+  (own,) = [x for x in project()['dependencies'] if x.startswith('jax>')]
+  (taken,) = [
+    x for x in project()['optional-dependencies'][extra] if x.startswith('jax[')
+  ]
+  assert re.sub(r'\[.*\]', '', taken) == own
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+  shutil.which('uv') is None,
+  reason='uv, which resolves without downloading wheels, is not on the PATH',
+)
+@pytest.mark.parametrize('python', ['3.11', '3.12', '3.13'])
+@pytest.mark.parametrize('extra', ['gpu', 'gpu-compile'])
+def test_extras_for_gpus_resolve(extra, python):
+  """Needs a package index; plugin and jaxlib have one version."""
+  done = subprocess.run(
+    [
+      *('uv', 'pip', 'compile', '--quiet', '--no-header', '--no-annotate'),
+      *('--python-version', python, '--python-platform', 'linux'),
+      *('--extra', extra, str(PYPROJECT)),
+    ],
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stderr
+  found = dict(
+    line.split(' ')[0].split('==')
+    for line in done.stdout.splitlines()
+    if '==' in line
+  )
+  assert found['jax-cuda12-plugin'] == found['jax-cuda12-pjrt']
+  assert found['jax-cuda12-plugin'] == found['jaxlib']
+  assert int(found['nvidia-cudnn-cu12'].split('.')[0]) == 9
