@@ -42,7 +42,7 @@ REQUIRED = (
 
 MIN_ITERATIONS = 5
 SMALL_LOSS = 0.2  # share of the entropy below whose loss no control is advised
-SPARSE = 0.25  # share of all positive covariance in the top 2 % of tokens
+SPARSE = 0.25  # share of all positive covariance in the top 2\u202f% of tokens
 MOST_MISSING = 0.1  # share of the iterations that may lack a metric
 SATURATED = 0.9  # share of groups with equal rewards
 MIN_SELECTED = 4  # tokens per update
@@ -95,7 +95,7 @@ class Readings:
 
   @property
   def tail_share(self) -> float:
-    """Share of the covariance that the top 2 % of the tokens hold, at most 1.
+    """Share of the covariance that the top 2\u202f% of the tokens hold, at most 1.
 
     1 where the mean is not positive: without its tail, the covariance would
     raise the entropy.
@@ -180,7 +180,7 @@ def read(run: RunData) -> Readings:
     absent = count - train.curve(metric).x.size
     if absent > MOST_MISSING * count:
       raise ValueError(
-        f'advice on {name} needs {metric} in {1 - MOST_MISSING:.0%} of the'
+        f'advice on {name} needs {metric} in {formats.percent(1 - MOST_MISSING, 0)} of the'
         f' iterations, it is missing in {absent} of {count}'
       )
   tails = [share for share in TAILS if train.has(f'covariance_top/{share:g}')]
@@ -245,20 +245,20 @@ def advise(readings: Readings) -> Advice:
     )
   if readings.lost < SMALL_LOSS:
     change = (
-      f'less than {SMALL_LOSS:.0%} is lost'
+      f'less than {formats.percent(SMALL_LOSS, 0)} is lost'
       if readings.lost > -SMALL_LOSS
-      else f'it rose by {-readings.lost:.0%}'
+      else f'it rose by {formats.percent(-readings.lost, 0)}'
     )
     return Advice(
       method='none', reasons=[f'{lost}: {change}, there is no collapse']
     )
-  reasons = [f'{lost}: {readings.lost:.0%} is lost']
+  reasons = [f'{lost}: {formats.percent(readings.lost, 0)} is lost']
   if readings.halving is not None:
     reasons.append(f'half of it after {readings.halving:,.0f} iterations')
   if readings.tail_share < SPARSE:
     reasons.append(
-      f'the top 2 % of the tokens hold {readings.tail_share:.0%} of the covariance,'
-      f' less than {SPARSE:.0%}: a few tokens do not decide, so all are controlled'
+      f'the top 2\u202f% of the tokens hold {formats.percent(readings.tail_share, 0)} of the covariance,'
+      f' less than {formats.percent(SPARSE, 0)}: a few tokens do not decide, so all are controlled'
     )
     return Advice(
       method='controlled_bonus',
@@ -266,7 +266,7 @@ def advise(readings: Readings) -> Advice:
       reasons=[*reasons, 'the target is half of the entropy at the start'],
     )
   reasons.append(
-    f'the top 2 % of the tokens hold {readings.tail_share:.0%} of the covariance'
+    f'the top 2\u202f% of the tokens hold {formats.percent(readings.tail_share, 0)} of the covariance'
   )
   fraction, text = _fraction(readings)
   reasons.append(text)
@@ -284,9 +284,7 @@ def advise(readings: Readings) -> Advice:
       ],
     )
   is_saturated = readings.equal_groups >= SATURATED
-  rewards = (
-    f'{readings.equal_groups:.0%} of the groups have equal rewards at the end'
-  )
+  rewards = f'{formats.percent(readings.equal_groups, 0)} of the groups have equal rewards at the end'
   reasons.append(
     f'{rewards}: nothing is left to explore, β may fall to 0'
     if is_saturated and readings.reward > 0.5
@@ -320,7 +318,7 @@ def _fraction(readings: Readings) -> tuple[float, str]:
   # As it is written below: two digits are more than the figures carry.
   fraction = float(f'{min(max(share, fewest), MAX_FRACTION):.2g}')
   text = (
-    f'the top {share:.2%} of the tokens hold half of that'
+    f'the top {formats.percent(share, 2)} of the tokens hold half of that'
     if share < WIDEST_TAIL
     else 'no smaller share that is logged holds half of that'
   )
@@ -338,7 +336,9 @@ def _bounds(readings: Readings) -> tuple[float, float, str]:
   high = readings.tails[smallest]
   text = 'the lower bound is the .99 quantile of the covariance'
   if smallest < WIDEST_TAIL and high > low:
-    text += f', the upper one the mean of its top {smallest:.2%}'
+    text += (
+      f', the upper one the mean of its top {formats.percent(smallest, 2)}'
+    )
   else:
     high = math.inf
     text += ', and no smaller share than the top 2 % is known for an upper one'

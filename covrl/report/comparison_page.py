@@ -143,6 +143,7 @@ def comparison_svg(workdirs: Sequence[epath.PathLike]) -> str:
   return render(
     'comparison.svg.j2',
     panels=panels,
+    pitch=440,
     legend=legend_entries([group.short for group in comparison.groups], 860),
   )
 

@@ -14,6 +14,8 @@ from covrl.report.comparison_figures import legend_entries
 from covrl.report.rendering import render, write_page
 from covrl.report.series import lay_out_all
 
+_SVG_WIDTH = 880
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PageSection:
@@ -77,18 +79,23 @@ def write_sections(
   return write_page(storage.as_path(output), page)
 
 
-def two_panels_svg(figures: Sequence[Figure]) -> str:
-  """A standalone SVG of two figures with the same series, and one legend.
+def panels_svg(figures: Sequence[Figure]) -> str:
+  """A standalone SVG of figures side by side with the same series, one legend.
 
   Raises:
-    ValueError: there are no two figures with points.
+    ValueError: a figure has no points, or there are no figures.
   """
-  panels = lay_out_all(figures, (430, 290))
-  if len(panels) != 2:
+  pitch = _SVG_WIDTH // max(1, len(figures))
+  panels = lay_out_all(figures, (pitch - 10, 290))
+  if not panels or len(panels) != len(figures):
     raise ValueError(
-      f'a picture needs two figures with points, got {len(panels)}'
+      'a picture must have one figure or more, each with points, got'
+      f' {len(figures)}, {len(panels)} with points'
     )
   names = [series.name for series in panels[0].figure.series]
   return render(
-    'comparison.svg.j2', panels=panels, legend=legend_entries(names, 860)
+    'comparison.svg.j2',
+    panels=panels,
+    pitch=pitch,
+    legend=legend_entries(names, _SVG_WIDTH - 20),
   )

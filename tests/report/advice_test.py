@@ -106,7 +106,7 @@ def test_an_unfinished_run_and_a_rise_are_said():
   assert '100 iterations of 500, the run is not finished' in found.reasons[0]
   found = advise(dataclasses.replace(COLLAPSE, entropy_end=0.8))
   assert found.method == 'none'
-  assert 'rose by 100%' in found.reasons[0]
+  assert 'rose by 100\u202f%' in found.reasons[0]
 
 
 def test_the_control_of_the_run_is_said():
@@ -189,7 +189,7 @@ def test_metrics_that_are_missing_in_a_part_of_the_run_are_named(
       line[name] = None
   text = ''.join(f'{json.dumps(line)}\n' for line in lines)
   (run / 'metrics.jsonl').write_text(text)
-  with pytest.raises(ValueError, match=f'needs {name} in 90% .* 6 of 20'):
+  with pytest.raises(ValueError, match=f'needs {name} in 90\u202f% .* 6 of 20'):
     read(load_run(run))
 
 

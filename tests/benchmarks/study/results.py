@@ -326,6 +326,7 @@ _CURVES = {
   'many_solutions': (
     ('distinct', 'Distinct solutions in 64 samples', 'solutions', 1.0),
     ('accuracy', 'Right responses (pass@1)', '%', 100.0),
+    ('pass64', 'Solved within 64 samples', '%', 100.0),
   ),
   'out_of_distribution': (
     ('unusual', 'Right responses, goals in other directions', '%', 100.0),
@@ -338,18 +339,7 @@ def curves(task: StudyTask, found: Found) -> list[Figure]:
   """Measurements and entropy over iterations, mean over seeds."""
   shown = [arm for arm in SHOWN if found[arm]]
   figures = [
-    Figure(
-      key=f'{task.name}-{name}',
-      title=title,
-      y_label=unit,
-      series=[
-        mean_series(
-          arm, color, [evaluations(x) for x in found[arm].values()], name, scale
-        )
-        for color, arm in enumerate(shown)
-      ],
-      zero=True,
-    )
+    metric_figure(task, found, name, unit, title, scale)
     for name, title, unit, scale in _CURVES[task.name]
   ]
   figures.append(
@@ -371,6 +361,30 @@ def curves(task: StudyTask, found: Found) -> list[Figure]:
     )
   )
   return figures
+
+
+def metric_figure(
+  task: StudyTask,
+  found: Found,
+  name: str,
+  unit: str,
+  title: str,
+  scale: float,
+) -> Figure:
+  """A metric of the evaluations over iterations, mean over seeds."""
+  return Figure(
+    key=f'{task.name}-{name}',
+    title=title,
+    y_label=unit,
+    series=[
+      mean_series(
+        arm, color, [evaluations(x) for x in found[arm].values()], name, scale
+      )
+      for color, arm in enumerate(SHOWN)
+      if found[arm]
+    ],
+    zero=True,
+  )
 
 
 def mean_series(

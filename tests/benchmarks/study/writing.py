@@ -9,7 +9,7 @@ import pathlib
 from covrl.report.chart import Figure
 from covrl.report.sections_page import (
   PageSection,
-  two_panels_svg,
+  panels_svg,
   write_sections,
 )
 
@@ -19,9 +19,9 @@ from .pushed import pushed_section, sizes_section
 from .results import (
   SHOWN,
   all_sections,
-  curves,
   differences,
   finished,
+  metric_figure,
   verdict,
 )
 from .tasks import TASKS
@@ -29,8 +29,12 @@ from .tasks import TASKS
 HERE = pathlib.Path(__file__).parent
 RESULTS = HERE.parents[2] / 'configs' / 'results'
 BEGIN, END = '<!-- study -->\n', '<!-- end of study -->\n'
-PICTURE = ('changed_rule-new_rule', 'changed_rule-entropy')
-"""Figures of the picture: what control buys, and that entropy alone does not."""
+PICTURE = (
+  ('changed_rule', 'new_rule', '%', 'D1: right by the rule from 20 on', 100.0),
+  ('many_solutions', 'distinct', '', 'D2: distinct solutions in 64', 1.0),
+  ('many_solutions', 'accuracy', '%', 'D2: right (pass@1)', 100.0),
+)
+"""Task, metric, unit, title and scale of the picture's panels."""
 
 
 def write_results(study: Study) -> None:
@@ -38,8 +42,8 @@ def write_results(study: Study) -> None:
   write_page(study, RESULTS)
   write_readme(headline(study), sections_of(study))
   figures = picture(study)
-  if len(figures) == len(PICTURE):
-    (RESULTS / 'entropy_control.svg').write_text(two_panels_svg(figures))
+  if figures:
+    (RESULTS / 'entropy_control.svg').write_text(panels_svg(figures))
 
 
 def write_page(study: Study, folder: pathlib.Path) -> pathlib.Path:
@@ -105,24 +109,20 @@ def _names(arms: list[str]) -> str:
 
 
 def picture(study: Study) -> list[Figure]:
-  """The figures of the picture, without bands, as far as there are runs."""
-  name = 'changed_rule'
-  found = finished(study, name)
-  if not all(found[arm] for arm in SHOWN):
-    return []
-  shared = set.intersection(*(set(found[arm]) for arm in SHOWN))
-  found = {
-    arm: {seed: lines for seed, lines in runs.items() if seed in shared}
-    for arm, runs in found.items()
-  }
-  task = study.task(name)
-  figures = {figure.key: figure for figure in curves(task, found)}
-  new_rule, entropy = (_without_bands(figures[key]) for key in PICTURE)
-  change = f'it changes at iteration {task.phases[0]}'
-  return [
-    dataclasses.replace(new_rule, title=f'Right by the new rule; {change}'),
-    dataclasses.replace(entropy, log=True, zero=False),
-  ]
+  """The panels of the picture, without bands; empty while an arm lacks."""
+  panels = []
+  for name, metric, unit, title, scale in PICTURE:
+    found = finished(study, name)
+    if not all(found[arm] for arm in SHOWN):
+      return []
+    shared = set.intersection(*(set(found[arm]) for arm in SHOWN))
+    found = {
+      arm: {seed: lines for seed, lines in runs.items() if seed in shared}
+      for arm, runs in found.items()
+    }
+    figure = metric_figure(study.task(name), found, metric, unit, title, scale)
+    panels.append(_without_bands(figure))
+  return panels
 
 
 def _without_bands(figure: Figure) -> Figure:
