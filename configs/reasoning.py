@@ -20,22 +20,24 @@ Language Models, arXiv:2505.22617.
 """
 
 import dataclasses
-import functools
-from typing import Any
 
 import optax
 
 import covrl
-from covrl.config import Config, Recipe
-from covrl.models import ModelConfig
-from covrl.pretrained import load_policy
-from covrl.tasks.text import text_task
-from covrl.train.networks import (
-  critic,
-  critic_advantages,
-  prime_advantages,
-  process_reward_model,
+from covrl.config import Recipe
+from covrl.recipes.reasoning_parts import (
+  as_published,
+  published_clip_cov,
+  published_kl_cov,
+  recipe_7b,
+  recipe_32b,
+  unclipped,
+  with_clip_cov,
+  with_kl_cov,
+  with_model,
+  with_prime,
 )
+from covrl.train.networks import critic, critic_advantages
 from covrl.types import Scope
 
 
@@ -48,7 +50,7 @@ def qwen2_5_7b_grpo() -> Recipe:
   2024 21.2, MATH500 78.8, mean of the seven suites 38.6 as printed (39.1).
   Source: [1], table 2 and its scripts.
   """
-  return _recipe_7b('Qwen/Qwen2.5-7B')
+  return recipe_7b('Qwen/Qwen2.5-7B')
 
 
 def qwen2_5_7b_grpo_no_clip() -> Recipe:
@@ -59,7 +61,7 @@ def qwen2_5_7b_grpo_no_clip() -> Recipe:
   Expect: a control that shows the effect of the missing clip alone.
   Source: none; the loss is that of KL-Cov in [1].
   """
-  return dataclasses.replace(qwen2_5_7b_grpo(), loss=_unclipped)
+  return dataclasses.replace(qwen2_5_7b_grpo(), loss=unclipped)
 
 
 def qwen2_5_7b_clip_higher() -> Recipe:
@@ -102,12 +104,7 @@ def qwen2_5_7b_clip_cov() -> Recipe:
   seven suites 40.4 as printed (41.7).
   Source: [1], table 2 and its scripts.
   """
-  recipe = qwen2_5_7b_grpo()
-  recipe.config.train.low = recipe.config.train.high = (
-    1.0  # PPO's range: [0, 2]
-  )
-  recipe.config.entropy.fraction = 2e-4
-  return dataclasses.replace(recipe, token_tx=_clip_cov)
+  return with_clip_cov(qwen2_5_7b_grpo())
 
 
 def qwen2_5_7b_kl_cov() -> Recipe:
@@ -119,9 +116,7 @@ def qwen2_5_7b_kl_cov() -> Recipe:
   80.8, mean of the seven suites 40.6 as printed (41.1).
   Source: [1], table 2 and its scripts.
   """
-  return dataclasses.replace(
-    qwen2_5_7b_grpo(), loss=_unclipped, token_tx=_kl_cov
-  )
+  return with_kl_cov(qwen2_5_7b_grpo())
 
 
 def qwen2_5_7b_kl_cov_annealed() -> Recipe:
@@ -186,9 +181,7 @@ def qwen2_5_7b_rloo_kl_cov() -> Recipe:
   Expect: entropy above RLOO's; no figures are published.
   Source: as `qwen2_5_7b_rloo`; KL-Cov as in [1].
   """
-  return dataclasses.replace(
-    qwen2_5_7b_rloo(), loss=_unclipped, token_tx=_kl_cov
-  )
+  return with_kl_cov(qwen2_5_7b_rloo())
 
 
 def qwen2_5_7b_prime() -> Recipe:
@@ -204,25 +197,7 @@ def qwen2_5_7b_prime() -> Recipe:
   that they have fine-tuned.
   Source: [2] and its scripts; what they do not say is of [1].
   """
-  recipe = qwen2_5_7b_grpo()
-  config = recipe.config
-  # The numbers of `prime` are defaults.
-  config.train.keep_reference = True
-  config.rollout.responses_per_prompt = 4
-  config.rollout.max_prompt_length = 1024
-  config.rollout.max_response_length = 3072
-  config.rollout.max_draws = 4
-  config.rollout.min_accuracy = 0.2
-  config.rollout.max_accuracy = 0.8
-  config.rollout.drop_truncated = True
-  config.rollout.fill_groups = True
-  config.train.sequences_per_update = config.sequences_per_iteration
-  config.train.micro_batches = 16
-  return dataclasses.replace(
-    recipe,
-    networks=lambda config: {'prm': process_reward_model(config)},
-    estimator=prime_advantages,
-  )
+  return with_prime(qwen2_5_7b_grpo())
 
 
 def qwen2_5_7b_prime_kl_cov() -> Recipe:
@@ -239,7 +214,7 @@ def qwen2_5_7b_prime_kl_cov() -> Recipe:
   train, published = recipe.config.train, qwen2_5_7b_kl_cov().config.train
   train.sequences_per_update = published.sequences_per_update
   train.micro_batches = 4
-  return dataclasses.replace(recipe, loss=_unclipped, token_tx=_kl_cov)
+  return with_kl_cov(recipe)
 
 
 def qwen2_5_32b_grpo() -> Recipe:
@@ -251,7 +226,7 @@ def qwen2_5_32b_grpo() -> Recipe:
   mean of the seven suites 45.8 as printed (45.2).
   Source: [1], table 2 and its scripts.
   """
-  return _recipe_32b('Qwen/Qwen2.5-32B')
+  return recipe_32b('Qwen/Qwen2.5-32B')
 
 
 def qwen2_5_32b_kl_cov() -> Recipe:
@@ -263,9 +238,7 @@ def qwen2_5_32b_kl_cov() -> Recipe:
   36.8, MATH500 84.6, mean of the seven suites 52.2 as printed (51.6).
   Source: [1], table 2 and its scripts.
   """
-  return dataclasses.replace(
-    qwen2_5_32b_grpo(), loss=_unclipped, token_tx=_kl_cov
-  )
+  return with_kl_cov(qwen2_5_32b_grpo())
 
 
 def qwen2_5_72b_kl_cov() -> Recipe:
@@ -320,9 +293,7 @@ def llama3_1_8b_kl_cov() -> Recipe:
   Expect: entropy above GRPO's; no figures are published for this model.
   Source: [1], its settings for 7B.
   """
-  recipe = qwen2_5_7b_kl_cov()
-  recipe.config.pretrained = 'meta-llama/Llama-3.1-8B-Instruct'
-  return recipe
+  return with_model(qwen2_5_7b_kl_cov(), 'meta-llama/Llama-3.1-8B-Instruct')
 
 
 def mistral_7b_kl_cov() -> Recipe:
@@ -333,9 +304,7 @@ def mistral_7b_kl_cov() -> Recipe:
   Expect: entropy above GRPO's; no figures are published for this model.
   Source: [1], its settings for 7B.
   """
-  recipe = qwen2_5_7b_kl_cov()
-  recipe.config.pretrained = 'mistralai/Mistral-7B-Instruct-v0.3'
-  return recipe
+  return with_model(qwen2_5_7b_kl_cov(), 'mistralai/Mistral-7B-Instruct-v0.3')
 
 
 def deepseek_math_7b_kl_cov() -> Recipe:
@@ -346,8 +315,9 @@ def deepseek_math_7b_kl_cov() -> Recipe:
   Expect: entropy above GRPO's; no figures are published for this model.
   Source: [1], its settings for 7B.
   """
-  recipe = qwen2_5_7b_kl_cov()
-  recipe.config.pretrained = 'deepseek-ai/deepseek-math-7b-instruct'
+  recipe = with_model(
+    qwen2_5_7b_kl_cov(), 'deepseek-ai/deepseek-math-7b-instruct'
+  )
   # Its context is shorter than Qwen2.5's.
   recipe.config.rollout.max_response_length = 2048
   return recipe
@@ -361,7 +331,7 @@ def paper_7b_kl_cov(scope: Scope = 'batch') -> Recipe:
   Expect: as `qwen2_5_7b_kl_cov`.
   Source: [1], table 2 and its scripts.
   """
-  return _as_published(qwen2_5_7b_kl_cov(), _published_kl_cov(scope))
+  return as_published(qwen2_5_7b_kl_cov(), published_kl_cov(scope))
 
 
 def paper_7b_clip_cov(scope: Scope = 'batch') -> Recipe:
@@ -372,7 +342,7 @@ def paper_7b_clip_cov(scope: Scope = 'batch') -> Recipe:
   Expect: as `qwen2_5_7b_clip_cov`.
   Source: [1], table 2 and its scripts.
   """
-  return _as_published(qwen2_5_7b_clip_cov(), _published_clip_cov(scope))
+  return as_published(qwen2_5_7b_clip_cov(), published_clip_cov(scope))
 
 
 def paper_32b_kl_cov(scope: Scope = 'batch') -> Recipe:
@@ -383,7 +353,7 @@ def paper_32b_kl_cov(scope: Scope = 'batch') -> Recipe:
   Expect: as `qwen2_5_32b_kl_cov`.
   Source: [1], table 2 and its scripts.
   """
-  return _as_published(qwen2_5_32b_kl_cov(), _published_kl_cov(scope))
+  return as_published(qwen2_5_32b_kl_cov(), published_kl_cov(scope))
 
 
 def paper_32b_clip_cov(scope: Scope = 'batch') -> Recipe:
@@ -394,9 +364,9 @@ def paper_32b_clip_cov(scope: Scope = 'batch') -> Recipe:
   Expect: AIME 2024 32.3, MATH500 87.0, mean of the seven suites 50.3 as printed.
   Source: [1], table 2 and its scripts.
   """
-  recipe = qwen2_5_32b_grpo()
-  recipe.config.train.low = recipe.config.train.high = 1.0
-  return _as_published(recipe, _published_clip_cov(scope))
+  return as_published(
+    with_clip_cov(qwen2_5_32b_grpo()), published_clip_cov(scope)
+  )
 
 
 def verl_kl_cov(scope: Scope = 'batch') -> Recipe:
@@ -423,130 +393,4 @@ def verl_clip_cov(scope: Scope = 'batch') -> Recipe:
   """
   recipe = paper_32b_clip_cov(scope)
   recipe.config.train.low = recipe.config.train.high = 0.2
-  return recipe
-
-
-def _recipe_7b(pretrained: str) -> Recipe:
-  """GRPO with 256 prompts × 8 responses of up to 8,192 tokens, eight updates."""
-  config = Config()
-  config.pretrained = pretrained
-  config.data.train = 'data/dapo-math-17k.parquet'
-  # Asked as the evaluation suites are, without the instructions of the file.
-  config.data.bare_questions = True
-  config.rollout.prompts_per_iteration = 256
-  config.rollout.responses_per_prompt = 8
-  config.rollout.max_prompt_length = 2048
-  config.rollout.max_response_length = 8192
-  config.rollout.temperature = 1.0
-  config.rollout.top_p = 1.0
-  config.rollout.tensor = 4
-  # Groups of equal reward are redrawn at most ten times.
-  config.rollout.max_draws = 10
-  config.train.schedule_iterations = config.train.iterations = 300
-  config.train.sequences_per_update = 256
-  config.train.micro_batches = 8
-  config.train.remat = 'cheap'
-  config.train.learning_rate = 5e-7
-  config.train.max_gradient_norm = 1.0
-  config.train.weights = 'token-mean'
-  config.entropy.fraction = 2e-3
-  config.entropy.coefficient = 1.0
-  config.entropy.selection_source = 'old'
-  config.warm_start.steps = 0
-  config.evaluate.every = 20
-  config.evaluate.suites = (
-    'math500,aime24,aime25,amc,omni_math,olympiadbench,minerva'
-  )
-  config.checkpoint.every = 5
-  config.rewards.workers = 8
-  return Recipe(
-    config=config,
-    task=text_task,
-    model=_model,
-    advantages=lambda config: covrl.group_relative,
-    loss=lambda config: functools.partial(
-      covrl.clipped_surrogate, low=config.train.low, high=config.train.high
-    ),
-    token_tx=lambda config: optax.identity(),
-    tx=lambda config: optax.chain(
-      optax.clip_by_global_norm(config.train.max_gradient_norm),
-      optax.adamw(config.train.learning_rate, b2=0.999, weight_decay=0.0),
-    ),
-    warm_start_tx=lambda config: optax.adamw(config.warm_start.learning_rate),
-  )
-
-
-def _recipe_32b(pretrained: str) -> Recipe:
-  """GRPO with a tenth of KL-Cov's fraction and twice the learning rate."""
-  recipe = _recipe_7b(pretrained)
-  config = recipe.config
-  # On 128 chips, 64 shards of a width of 5,120: multiples of 16 rows, without
-  # which a TPU's gradients do not leave by reduce-scatter.
-  config.mesh.data = 2
-  config.train.schedule_iterations = config.train.iterations = 140
-  config.train.micro_batches = 2
-  config.train.remat = 'gate'
-  config.train.learning_rate = 1e-6
-  config.entropy.fraction = 2e-4
-  return recipe
-
-
-def _model(config: Config, vocab_size: int) -> ModelConfig:
-  del vocab_size  # the pretrained model has its own
-  model = load_policy(config.pretrained, 'bfloat16').config
-  # At these learning rates bfloat16 parameters would not move.
-  return dataclasses.replace(model, param_dtype='float32')
-
-
-def _unclipped(config: Config) -> Any:
-  del config
-  return functools.partial(covrl.policy_gradient, max_log_ratio=20.0)
-
-
-def _kl_cov(config: Config, **options: Any) -> optax.GradientTransformation:
-  return covrl.kl_cov(
-    fraction=config.entropy.fraction,
-    coefficient=config.entropy.coefficient,
-    selection_source=config.entropy.selection_source,
-    **options,
-  )
-
-
-def _clip_cov(config: Config, **options: Any) -> optax.GradientTransformation:
-  return covrl.clip_cov(
-    fraction=config.entropy.fraction,
-    low=config.entropy.low,
-    high=config.entropy.high,
-    selection_source=config.entropy.selection_source,
-    **options,
-  )
-
-
-def _published_kl_cov(scope: Scope) -> dict[str, Any]:
-  """KL-Cov's functions without covrl's bounds on the ratio and dead zone."""
-  return {
-    'loss': lambda config: covrl.policy_gradient,
-    'token_tx': functools.partial(
-      _kl_cov, scope=scope, minimum=1, dead_zone=0.0
-    ),
-  }
-
-
-def _published_clip_cov(scope: Scope) -> dict[str, Any]:
-  """Clip-Cov's functions without covrl's bound on the ratio."""
-  return {
-    'loss': lambda config: functools.partial(
-      covrl.clipped_surrogate,
-      low=config.train.low,
-      high=config.train.high,
-      max_log_ratio=None,
-    ),
-    'token_tx': functools.partial(_clip_cov, scope=scope, minimum=1),
-  }
-
-
-def _as_published(recipe: Recipe, functions: dict[str, Any]) -> Recipe:
-  """Selects by current statistics, with the functions of a published method."""
-  recipe = dataclasses.replace(recipe, **functions)
-  recipe.config.entropy.selection_source = 'current'
   return recipe

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 from etils import epath
 
 from covrl.compile.estimate import (
@@ -28,6 +29,7 @@ from covrl.compile.estimate import (
 from covrl.compile.units import bytes_text, time_text
 from covrl.config import Config, ConfigError, Recipe
 from covrl.data import Problem, prompt_ids
+from covrl.entropy import TokenMaskedState
 from covrl.parallel import sharding
 from covrl.parallel.topologies import AnyTopology
 from covrl.rewards import Scoring
@@ -37,6 +39,7 @@ from covrl.train.algorithm import Algorithm
 from covrl.train.build import warnings
 from covrl.train.init import make_policy
 from covrl.train.state_sharding import check_mesh
+from covrl.types import TokenStats
 
 _SHOWN = 3
 
@@ -68,15 +71,19 @@ def plan(
     found = read_compiled(compiled, recipe, topology, num_slices)
   task: Task = recipe.task(config)
   policy = make_policy(recipe, task.tokenizer)
+  algorithm = Algorithm.from_recipe(recipe)
+  # Whatever refuses fields comes before the first line.
+  networks = network_models(recipe, policy)
+  memory = state_memory(recipe, policy)
   yield f'{recipe.name}: {policy.num_params:,} parameters'
   yield from _sizes(config)
-  for text in warnings(config, Algorithm.from_recipe(recipe)):
+  if _selects(algorithm):
+    yield _selected(config)
+  for text in warnings(config, algorithm):
     yield f'warning: {text}'
   yield from _examples(config, task)
-  networks = network_models(recipe, policy)
   for name, model in zip(recipe.networks(config), networks, strict=True):
     yield f'{name}: {model.num_params:,} parameters, trained beside the policy'
-  memory = state_memory(recipe, policy)
   yield from _state(memory, topology, num_slices)
   if topology is None:
     yield 'give --topology (such as v5p-64) to see what fits and how long it takes'
@@ -124,6 +131,8 @@ def _state(
   yield f'memory without activations, {where}:'
   for field in dataclasses.fields(memory):
     size = getattr(memory, field.name)
+    if field.name == 'experts' and not size:
+      continue
     yield f'  {field.name:10} {bytes_text(size)}' + (
       f', {bytes_text(size / chips)} per chip' if topology else ''
     )
@@ -163,10 +172,27 @@ def _sizes(config: Config) -> Iterator[str]:
     f' tokens, {response:,} of them in responses (up to '
     f'{rollout.max_prompt_length:,} + {rollout.max_response_length:,})'
   )
-  yield (
+
+
+def _selects(algorithm: Algorithm) -> bool:
+  """Returns whether the token chain selects tokens."""
+  state = algorithm.token_tx.init(TokenStats.template())
+  nodes = jax.tree.leaves(
+    state, is_leaf=lambda node: isinstance(node, TokenMaskedState)
+  )
+  return any(isinstance(node, TokenMaskedState) for node in nodes)
+
+
+def _selected(config: Config) -> str:
+  """Returns a line on the number of tokens that the token chain selects."""
+  rows, limit = (
+    config.train.sequences_per_update,
+    config.rollout.max_response_length,
+  )
+  most = math.floor(config.entropy.fraction * rows * limit)
+  return (
     'tokens that the token chain selects if it uses entropy.fraction = '
-    f'{config.entropy.fraction:g}: at most '
-    f'{math.floor(config.entropy.fraction * response):,}'
+    f'{config.entropy.fraction:g}: at most {most:,}'
   )
 
 

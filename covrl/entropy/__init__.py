@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Entropy control: selection of tokens, token transforms, methods."""
 
+from covrl.entropy.band_controllers import (
+  AdaptiveBandState as AdaptiveBandState,
+)
+from covrl.entropy.band_controllers import adaptive_band as adaptive_band
+from covrl.entropy.band_controllers import entropy_band as entropy_band
 from covrl.entropy.base import update_signal as update_signal
-from covrl.entropy.controllers import AdaptiveBandState as AdaptiveBandState
 from covrl.entropy.controllers import AdaptiveBonusState as AdaptiveBonusState
 from covrl.entropy.controllers import DoublingScaleState as DoublingScaleState
 from covrl.entropy.controllers import (
   ProportionalIntegralState as ProportionalIntegralState,
 )
-from covrl.entropy.controllers import adaptive_band as adaptive_band
 from covrl.entropy.controllers import adaptive_bonus as adaptive_bonus
 from covrl.entropy.controllers import doubling_scale as doubling_scale
-from covrl.entropy.controllers import entropy_band as entropy_band
 from covrl.entropy.controllers import (
   proportional_integral as proportional_integral,
 )

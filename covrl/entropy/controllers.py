@@ -9,17 +9,18 @@ only scalars, so that it is saved and restored with the chain. A coefficient of
 token): the controller keeps its state, and its coefficient is that of no error.
 
 Targets and bounds may be schedules of the context's `step`. One that predicts
-is in `covrl.entropy.target_controller`.
+is in `covrl.entropy.target_controller`, those of bands are in
+`covrl.entropy.band_controllers`.
 """
 
 import dataclasses
 import math
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from covrl.array_checks import check_number, concrete_number
+from covrl.array_checks import check_number
 from covrl.entropy.controller_base import (
   Controller,
   Setpoint,
@@ -76,93 +77,6 @@ def adaptive_bonus(
   check_positive(increment, 'increment')
   check_bounds(minimum, maximum, initial)
   return _AdaptiveBonus(target, increment, minimum, maximum, initial)
-
-
-def entropy_band(
-  low: Setpoint,
-  high: Setpoint,
-  *,
-  below: float,
-  within: float = 0.0,
-  above: float = 0.0,
-) -> Controller:
-  """Three coefficients: below, within and above a band of entropies.
-
-  Args:
-    low: lower edge, in nats.
-    high: upper edge, in nats.
-    below: coefficient where H < low.
-    within: coefficient in the band, edges included.
-    above: coefficient where H > high.
-
-  Raises:
-    ValueError: if the edges are concrete and not in order.
-
-  References:
-    Li et al., `Addressing Performance Saturation for LLM RL via Precise Entropy
-    Curve Control <https://arxiv.org/abs/2604.26326>`_, 2026.
-
-  >>> controller = entropy_band(0.2, 0.4, below=0.01)
-  >>> [float(controller((), entropy=jnp.array(h))) for h in (0.1, 0.3)]
-  [0.009999999776482582, 0.0]
-  """
-  check_target(low, 'low')
-  check_target(high, 'high')
-  for name, value in (
-    ('below', below),
-    ('within', within),
-    ('above', above),
-  ):
-    check_number(name, value, -math.inf)
-  _check_edges(low, high)
-  return _EntropyBand(low, high, below, within, above)
-
-
-def adaptive_band(
-  low: Setpoint = 0.1,
-  high: Setpoint = 0.5,
-  *,
-  rate: float = 1e-3,
-  minimum: float = 1e-5,
-  maximum: float = 1e-2,
-  initial: float = 1e-3,
-) -> Controller:
-  """Moves a coefficient in proportion to the distance from a band of entropies.
-
-    c ← clip(c − rate · (min(0, H − low) + max(0, H − high)), minimum, maximum)
-
-  AEnt's rule, with the defaults of its implementation in AReaL, whose recipe for
-  GSM8K has a band of [0.05, 0.23] and a maximum of 3e-3. It reads H there of the
-  likely part of the vocabulary, and here of the whole.
-
-  Args:
-    low: lower edge, in nats; below it the coefficient rises.
-    high: upper edge, in nats; above it the coefficient falls.
-    rate: change of the coefficient per update and nat.
-    minimum: least coefficient.
-    maximum: greatest coefficient.
-    initial: coefficient at the start.
-
-  Raises:
-    ValueError: if a number is outside its range, or the edges are concrete and
-      not in order.
-
-  References:
-    Shen, `On Entropy Control in LLM-RL Algorithms
-    <https://arxiv.org/abs/2509.03493>`_, 2025; numbers of inclusionAI/AReaL,
-    recipe/AEnt.
-
-  >>> controller = adaptive_band(0.2, 0.4, rate=0.1, maximum=1.0)
-  >>> state = controller.update(controller.init(), entropy=jnp.array(0.1))
-  >>> round(float(controller(state)), 4)
-  0.011
-  """
-  check_target(low, 'low')
-  check_target(high, 'high')
-  _check_edges(low, high)
-  check_positive(rate, 'rate')
-  check_bounds(minimum, maximum, initial)
-  return _AdaptiveBand(low, high, rate, minimum, maximum, initial)
 
 
 def doubling_scale(
@@ -255,25 +169,6 @@ def proportional_integral(
   )
 
 
-def _check_edges(low: Setpoint, high: Setpoint) -> None:
-  """Refuses edges of a band that are concrete and not in order."""
-  edges = concrete_number(low, 'low'), concrete_number(high, 'high')
-  if None not in edges and not cast(float, edges[0]) < cast(float, edges[1]):
-    raise ValueError(
-      f'low must be below high, got low={edges[0]:g} and high={edges[1]:g}'
-    )
-
-
-class AdaptiveBandState(NamedTuple):
-  """State of `adaptive_band`.
-
-  Attributes:
-    coefficient: c.
-  """
-
-  coefficient: Scalar
-
-
 class AdaptiveBonusState(NamedTuple):
   """State of `adaptive_bonus`.
 
@@ -330,58 +225,6 @@ class _AdaptiveBonus:
       return state.coefficient
     is_high = entropy_in(context) > setpoint(self.target, context)
     return jnp.where(is_high, 0, state.coefficient)
-
-
-@dataclasses.dataclass(frozen=True)
-class _AdaptiveBand:
-  low: Setpoint
-  high: Setpoint
-  rate: float
-  minimum: float
-  maximum: float
-  initial: float
-
-  def init(self) -> AdaptiveBandState:
-    return AdaptiveBandState(coefficient=scalar(self.initial))
-
-  def update(
-    self, state: AdaptiveBandState, **context: Any
-  ) -> AdaptiveBandState:
-    entropy = entropy_in(context)
-    below = jnp.minimum(entropy - setpoint(self.low, context), 0)
-    above = jnp.maximum(entropy - setpoint(self.high, context), 0)
-    moved = state.coefficient - self.rate * (below + above)
-    moved = jnp.clip(moved, self.minimum, self.maximum)
-    return keep_without_reading(AdaptiveBandState(moved), state, context)
-
-  def __call__(self, state: AdaptiveBandState, **context: Any) -> Scalar:
-    del context
-    return state.coefficient
-
-
-@dataclasses.dataclass(frozen=True)
-class _EntropyBand:
-  low: Setpoint
-  high: Setpoint
-  below: float
-  within: float
-  above: float
-
-  def init(self) -> tuple[()]:
-    return ()
-
-  def update(self, state: tuple[()], **context: Any) -> tuple[()]:
-    del context
-    return state
-
-  def __call__(self, state: tuple[()], **context: Any) -> Scalar:
-    del state
-    within = scalar(self.within)
-    if is_initializing(context):
-      return within
-    entropy = entropy_in(context)
-    value = jnp.where(entropy < setpoint(self.low, context), self.below, within)
-    return jnp.where(entropy > setpoint(self.high, context), self.above, value)
 
 
 @dataclasses.dataclass(frozen=True)

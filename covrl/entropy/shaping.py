@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from covrl.array_checks import concrete_number
+from covrl.entropy.band_controllers import entropy_band
 from covrl.entropy.base import (
   Coefficient,
   check_coefficient,
@@ -25,7 +26,7 @@ from covrl.entropy.base import (
   with_coefficient,
 )
 from covrl.entropy.controller_base import Setpoint
-from covrl.entropy.controllers import entropy_band, proportional_integral
+from covrl.entropy.controllers import proportional_integral
 from covrl.entropy.methods import TokenTransformation
 from covrl.types import TokenContext, TokenStats
 

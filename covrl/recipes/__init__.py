@@ -19,6 +19,7 @@ if TYPE_CHECKING:
   from configs import countdown_steps as countdown_steps
   from configs import mazes as mazes
   from configs import reasoning as reasoning
+  from configs import reasoning_parts as reasoning_parts
   from configs import smollm as smollm
 
 DIRECTORY = pathlib.Path(__file__).parent

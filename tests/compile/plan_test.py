@@ -2,6 +2,7 @@
 """Plans and estimates: every figure is compared with one worked by hand."""
 
 import dataclasses
+import itertools
 import json
 import re
 
@@ -297,6 +298,20 @@ def test_refuses_output_of_compile_for_another_run(
   error = capsys.readouterr().err
   assert message in error
   assert error.count('\n') == 1
+
+
+def test_counts_selected_tokens_of_chains_that_select(recipe):
+  plain = load(str(RECIPES / 'toy_plain.py'))
+  words = 'tokens that the token chain selects'
+  for each, wanted in ((recipe, 1), (plain, 0)):
+    lines = itertools.takewhile(lambda x: 'prompt (' not in x, plan(each))
+    assert sum(words in line for line in lines) == wanted
+
+
+def test_fields_are_refused_before_the_first_line():
+  prime = load('countdown:prime', ['--config.train.keep_reference=False'])
+  with pytest.raises(ConfigError, match='keep_reference'):
+    next(iter(plan(prime)))
 
 
 def test_refuses_wrong_references():

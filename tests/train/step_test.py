@@ -2,6 +2,7 @@
 """Updates do not depend on mesh, number of micro-batches or layout."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from train.updates import (
 import covrl
 from covrl.data import pack_rows
 from covrl.entropy import TokenMaskedState
+from covrl.parallel import sharding
 from covrl.train.forward import with_old_stats
 from covrl.train.microbatch import join_rows, split_rows
 from covrl.types import TokenMoments
@@ -171,14 +173,24 @@ def test_every_mesh_and_composition(method, off):
       assert selected(got[0]) == selected(wanted[0])
 
 
+def unlikely(rewards, groups):
+  """Advantages of rewards that are scaled down for likely responses."""
+  logprobs = -1 - jnp.cos(7.0 * rewards + 13.0 * groups)
+  scaled = covrl.advantages.unlikeliness(rewards, logprobs, groups)
+  return covrl.advantages.group_relative(scaled, groups)
+
+
 @pytest.mark.parametrize(
   'estimator',
   [
     covrl.advantages.max_likelihood,
+    functools.partial(covrl.advantages.max_likelihood, order=0.75),
     covrl.advantages.quantile_relative,
+    functools.partial(covrl.advantages.pass_at_k, k=3),
+    unlikely,
   ],
 )
-def test_advantages_do_not_depend_on_the_order_of_rows(estimator):
+def test_advantages_do_not_depend_on_the_order_of_rows_or_the_mesh(estimator):
   """Their groups are of rewards alone; updates read the result per token."""
   rng = np.random.default_rng(3)
   groups = np.repeat(np.arange(SEQUENCES // 8), 8)
@@ -192,6 +204,8 @@ def test_advantages_do_not_depend_on_the_order_of_rows(estimator):
   advantages = np.asarray(estimate(rewards, groups))
   assert np.isfinite(advantages).all()
   assert advantages.std() > 0.1
+  placed = sharding.shard_batch((rewards, groups), sharding.make_mesh((4, 2)))
+  np.testing.assert_allclose(estimate(*placed), advantages, rtol=1e-6)
 
 
 @pytest.mark.parametrize('method', ['everything', 'clip_cov'])

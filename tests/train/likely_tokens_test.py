@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs of methods that read truncated policies, from sampling to the update."""
+
+import math
+
+import pytest
+from train import process, runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('packed', [0, 14])
+def test_lp_reg_and_aent_train(packed, tmp_path_factory):
+  """The scored rows have the proxy of Lp-Reg, packed or not."""
+  settings = runs.SMALL | {'train__packed_rows': packed}
+  run = runs.finished_run(tmp_path_factory, 'toy_likely', **settings)
+  lines = process.lines(run, 'train')
+  assert len(lines) == 4
+  for line in lines:
+    assert line['skipped'] == 0
+    assert math.isfinite(line['loss'])
+    assert math.isfinite(line['gradient_norm'])
+  # Lp-Reg selects half of the tokens of negative advantage.
+  assert any(line['selected'] > 0 for line in lines)
