@@ -21,7 +21,7 @@ from covrl.data.packing import prompt_width
 from covrl.models import Policy
 from covrl.parallel.gpus import Gpu
 from covrl.rollout import SamplingEngine
-from covrl.rollout.engine import TracedPrograms
+from covrl.rollout.programs import TracedPrograms
 from covrl.train.compiled import CompiledPrograms, without_base
 
 

@@ -19,7 +19,7 @@ from etils import epath
 from jaxtyping import PyTree
 
 from covrl.compile.model_cost import (
-  cache_shape,
+  cache_bytes,
   scoring_flops,
   update_flops,
 )
@@ -258,10 +258,14 @@ def tokens_read(config: Config) -> int:
 
 def _cache_bytes(config: Config, model: ModelConfig) -> int:
   """Returns the bytes of keys and values of an iteration's responses."""
-  shape = cache_shape(
-    model, config.sequences_per_iteration, tokens_read(config)
+  rollout = config.rollout
+  return cache_bytes(
+    model,
+    config.sequences_per_iteration,
+    rollout.max_prompt_length,
+    rollout.max_response_length - 1,
+    int8=rollout.cache_dtype == 'int8',
   )
-  return 2 * math.prod(shape) * jax.numpy.dtype(model.dtype).itemsize
 
 
 def _record_bytes(config: Config, model: ModelConfig) -> int:

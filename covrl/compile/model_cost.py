@@ -9,7 +9,7 @@ pass takes twice as much again. Recomputation and padding are not included.
 
 from __future__ import annotations
 
-import math
+import jax.numpy as jnp
 
 from covrl.models import ModelConfig
 
@@ -84,20 +84,37 @@ def visible_pairs(length: int, window: int) -> int:
   return near * (near + 1) // 2 + (length - near) * near
 
 
-def cache_shape(
-  config: ModelConfig, rows: int, slots: int, *, tensor_shards: int = 1
-) -> tuple[int, ...]:
-  """Returns the shape of the keys (or values) of `rows` sequences.
+def cache_bytes(
+  config: ModelConfig,
+  rows: int,
+  prompt: int,
+  response: int,
+  *,
+  int8: bool = False,
+) -> int:
+  """Returns the bytes of the keys and values of `rows` sequences.
+
+  Layers whose window is shorter than a response keep a ring of the largest such
+  window in place of the whole response.
 
   Args:
     config: the model.
-    rows: number of sequences.
-    slots: tokens of a sequence.
-    tensor_shards: devices that share one copy of the weights; where there are
-      fewer KV heads, each is stored several times.
+    rows: number of sequences, each with its own copy of the prompt.
+    prompt: tokens of a prompt.
+    response: tokens of a response.
+    int8: whether they are integers, each vector with a scale in float32.
 
-  Returns:
-    Layers × rows × KV heads × slots × head width.
+  >>> import dataclasses
+  >>> from covrl.models import tiny
+  >>> config = dataclasses.replace(tiny(16), windows=(0, 3))
+  >>> cache_bytes(config, 1, 2, 10) == 2 * 2 * 8 * 4 * ((2 + 10) + (2 + 3))
+  True
   """
-  heads = math.lcm(config.num_kv_heads, tensor_shards)
-  return (config.num_layers, rows, heads, slots, config.head_dim)
+  windows = config.windows or (0,) * config.num_layers
+  ring = max((window for window in windows if 0 < window < response), default=0)
+  in_ring = sum(0 < window <= ring for window in windows)
+  whole = config.num_layers - in_ring
+  slots = config.num_layers * prompt + whole * response + in_ring * ring
+  item = jnp.dtype(config.dtype).itemsize
+  vector = config.head_dim + 4 if int8 else config.head_dim * item
+  return 2 * rows * config.num_kv_heads * slots * vector

@@ -27,7 +27,7 @@ from covrl.models import Policy
 from covrl.parallel import sharding, topologies
 from covrl.parallel.topologies import AnyTopology
 from covrl.pretrained.known_models import known_model_directory
-from covrl.rollout import SamplingEngine
+from covrl.rollout import Caching, SamplingEngine
 from covrl.train.algorithm import Algorithm
 from covrl.train.compiled import CompiledPrograms, without_base
 from covrl.train.init import make_policy, make_policy_of_size
@@ -86,6 +86,7 @@ def compile_recipe(
     max_response_length=config.rollout.max_response_length,
     slots=config.rollout.slots,
     segment=config.rollout.segment,
+    caching=Caching.of(config.rollout),
     record_experts=config.train.routing_replay,
   )
   work = Workload(

@@ -90,7 +90,7 @@ def decode(work: Workload) -> dict[str, Program]:
     scopes=_scopes(work),
   )
   cache = work.sampler.cache
-  keys = (cache.keys, cache.values, cache.prompts.keys, cache.prompts.values)
+  keys = [leaf for leaf in jax.tree.leaves(cache) if leaf.ndim >= 4]
   program = dataclasses.replace(
     program, ideal_bytes=_weights(work) + bytes_on_chip(keys)
   )

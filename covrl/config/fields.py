@@ -74,6 +74,11 @@ class RolloutConfig:
       their KV cache; others wait in a queue. 0 for all.
     segment: tokens of each response that one compiled call decodes; after it
       the host drops slots that are no longer needed.
+    prefill_chunk: tokens of each prompt that are processed together, which bounds
+      the memory of a prefill's activations; 0 for whole prompts.
+    cache_dtype: type of the KV cache: the model's, or integers of 8 bits, for
+      which the sampler's probabilities differ from the trainer's. Importance
+      weights correct for it.
     max_draws: draws of prompts per iteration, at most, until
       `prompts_per_iteration` groups have unequal rewards (dynamic sampling) and
       pass the filters below; 1 and no filter train on all groups of a single
@@ -113,6 +118,8 @@ class RolloutConfig:
   tensor: NonNegative = 0
   slots: NonNegative = 0
   segment: Positive = 16
+  prefill_chunk: NonNegative = 0
+  cache_dtype: Literal['model', 'int8'] = 'model'
   max_draws: Positive = 1
   admission: Literal['draws', 'slots'] = 'draws'
   min_accuracy: Share = 0.0

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from covrl.models import flash
 from covrl.models.cache import repeat_rows
+from covrl.models.cached_tokens import CachedTokens
+from covrl.models.chunk_attention import ChunkContext, attend_chunk
 from covrl.models.config import ModelConfig
-from covrl.models.decode_attention import CachedTokens, attend_token
+from covrl.models.cudnn import attend_sequences, cudnn_supports
+from covrl.models.decode_attention import attend_token
 from covrl.models.layers import (
   RMSNorm,
   constrain,
@@ -42,6 +45,7 @@ class AttentionMask(NamedTuple):
     segment_ids: of whole rows, for the kernel of `flash`.
     cached: tokens that a row's one query attends to beside itself; see
       `decode_attention`.
+    chunk: rows that the tokens are a chunk of; see `chunk_attention`.
     window: sliding window of the layer in tokens, for the kernel of `flash`;
       `None` if no layer has one.
     lengths: tokens of each row, for cuDNN: a row is one sequence, which begins
@@ -51,6 +55,7 @@ class AttentionMask(NamedTuple):
   mask: Bool[Array, 'B T C'] | None = None
   segment_ids: Int[Array, 'B T'] | None = None
   cached: CachedTokens | None = None
+  chunk: ChunkContext | None = None
   window: Int[Array, ''] | None = None
   lengths: Int[Array, ' B'] | None = None
 
@@ -183,80 +188,6 @@ def attend_causal(
   return jnp.concatenate(blocks, axis=1)
 
 
-def attend_sequences(
-  queries: Float[Array, 'B T H h'],
-  keys: Float[Array, 'B T K h'],
-  values: Float[Array, 'B T K h'],
-  lengths: Int[Array, ' B'],
-  config: ModelConfig,
-  *,
-  implementation: Literal['cudnn', 'xla'] = 'cudnn',
-) -> Float[Array, 'B T H h']:
-  """Causal attention of rows of one sequence each, without a mask in memory.
-
-  Scores that causality or the ends of the sequences mask are not computed. A
-  mask would be an array of B × T × T, which cuDNN differentiates, too. Padding
-  gets zeros.
-
-  Args:
-    queries: `H` heads.
-    keys: `K` heads, each shared by `H / K` consecutive query heads.
-    values: one per key.
-    lengths: tokens of each row, in its first columns.
-    config: has the scale, and the window of all layers.
-    implementation: `'xla'` is for tests.
-  """
-  real = jnp.arange(queries.shape[1]) < lengths[:, None]
-  real = real[:, :, None, None]
-  # cuDNN leaves padding undefined, in the result and in cotangents.
-  queries, keys, values = (
-    jnp.where(real, x, 0) for x in (queries, keys, values)
-  )
-  window = config.windows[0] if config.windows else 0
-  mixed = jax.nn.dot_product_attention(
-    queries,
-    keys,
-    values,
-    is_causal=True,
-    scale=config.attention_scale or config.head_dim**-0.5,
-    query_seq_lengths=lengths,
-    key_value_seq_lengths=lengths,
-    local_window_size=(window - 1, 0) if window else None,
-    implementation=implementation,
-  )
-  return jnp.where(real, mixed, 0)
-
-
-def uses_lengths(config: ModelConfig) -> bool:
-  """Whether rows of one sequence each use `attend_sequences`.
-
-  Layers must not differ in their windows, nor devices split rows.
-  """
-  mesh = jax.sharding.get_abstract_mesh()
-  whole_rows = dict(mesh.shape).get('context', 1) == 1
-  return (
-    whole_rows
-    and len(set(config.windows)) < 2
-    and cudnn_supports(
-      jnp.dtype(config.dtype), config.head_dim, config.attention_soft_cap
-    )
-  )
-
-
-def cudnn_supports(dtype: jnp.dtype, head_dim: int, cap: float | None) -> bool:
-  """Whether to use cuDNN's fused attention, on GPUs.
-
-  It supports float16 and bfloat16, heads of up to 128 features, and no soft cap.
-  """
-  return (
-    sharding.platform() == 'gpu'
-    and dtype in (jnp.bfloat16, jnp.float16)
-    and head_dim <= 128
-    and head_dim % 8 == 0
-    and cap is None
-  )
-
-
 class Attention(nnx.Module):
   """Grouped-query self-attention.
 
@@ -327,7 +258,7 @@ class Attention(nnx.Module):
       rotate(heads, positions, frequencies, magnitude=config.rope_magnitude)
       for heads in (query, key)
     )
-    copies = _kv_head_copies(config)
+    copies = kv_head_copies(config)
     key, value = (repeat_rows(x, copies, axis=2) for x in (key, value))
     query, key, value = (
       checkpoint_name(_shard_heads(heads), name)
@@ -351,6 +282,8 @@ class Attention(nnx.Module):
         query[:, 0], keys[:, :, 0], values[:, :, 0], mask.cached, config
       )
       return mixed[:, None]
+    if mask.chunk is not None:
+      return attend_chunk(query, keys, values, mask.chunk, config)
     if mask.lengths is not None:
       keys, values = keys.swapaxes(1, 2), values.swapaxes(1, 2)
       mixed = attend_sequences(query, keys, values, mask.lengths, config)
@@ -361,7 +294,7 @@ class Attention(nnx.Module):
       )
     if mask.mask is None:
       raise TypeError(
-        'AttentionMask must have mask, segment_ids, cached or lengths'
+        'AttentionMask must have mask, segment_ids, cached, chunk or lengths'
       )
     mixed = attend_causal(
       query,
@@ -379,7 +312,7 @@ def _shard_heads(heads: Float[Array, 'B T H h']) -> Float[Array, 'B T H h']:
   return constrain(heads, 'batch', 'attended', 'attention_heads', None)
 
 
-def _kv_head_copies(config: ModelConfig) -> int:
+def kv_head_copies(config: ModelConfig) -> int:
   """Number of copies of each key and value head, so that every shard has one.
 
   The least number that lets key heads be split over as many shards as query

@@ -1,30 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """KV cache for decoding: prompts once, and one row per response.
 
-Rows that continue the same prompt share its keys and values. All layers share
-one array; a step writes the new token of every row and layer at once, so that
-XLA updates the array in place.
+Rows that continue the same prompt share its keys and values. Layers share one
+array; a step writes the new token of every row and layer at once, so that XLA
+updates the array in place. Layers with a sliding window have another, a ring of
+as many slots as the largest window.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import P
-from jax.experimental.layout import Layout, with_layout_constraint
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
+from covrl.models.cache_writes import (
+  whole_tiles,
+  write_by_shard,
+  write_slots,
+  written_in_turn,
+)
+from covrl.models.int8 import Int8Vectors, Vectors, as_stored, zeros_stored
 from covrl.models.layers import constrain
 from covrl.parallel import sharding
-
-# Slots of a tile of a TPU's memory, of 16-bit numbers.
-_TILE = 16
-# Bytes of VMEM, into which XLA moves smaller arrays as a whole.
-_VMEM = 2**27
 
 
 def repeat_rows(
@@ -49,17 +51,73 @@ class PromptCache(NamedTuple):
   """Keys and values of prompts, padded on the left.
 
   Attributes:
-    keys: keys with rotary embeddings.
+    keys: keys with rotary embeddings, `[L, P, K, C, h]`.
     values: values of the same tokens.
     lengths: number of tokens of each prompt; they are in the last slots.
     experts: experts that each token was routed to, see `ExpertRecord`; `None`
       unless they were asked for.
   """
 
-  keys: Float[Array, 'L P K C h']
-  values: Float[Array, 'L P K C h']
+  keys: Vectors
+  values: Vectors
   lengths: Int[Array, ' P']
   experts: UInt[Array, 'P C L k'] | None = None
+
+  def as_int8(self) -> PromptCache:
+    """The cache with keys and values as integers."""
+    keys, values = (
+      x if isinstance(x, Int8Vectors) else Int8Vectors.of(x)
+      for x in (self.keys, self.values)
+    )
+    return self._replace(keys=keys, values=values)
+
+  def with_columns(
+    self,
+    keys: Float[Array, 'L P K c h'],
+    values: Float[Array, 'L P K c h'],
+    experts: UInt[Array, 'P c L k'] | None,
+    start: Int[Array, ''],
+  ) -> PromptCache:
+    """Replaces the slots from `start` on."""
+    write = functools.partial(
+      jax.lax.dynamic_update_slice_in_dim, start_index=start
+    )
+    written = self._replace(
+      keys=write(self.keys, keys, axis=3),
+      values=write(self.values, values, axis=3),
+    )
+    if self.experts is None or experts is None:
+      return written
+    return written._replace(experts=write(self.experts, experts, axis=1))
+
+
+class ResponseRing(NamedTuple):
+  """The newest tokens of responses, in the layers with a window.
+
+  Slot `t % R` of `R` slots holds token `t`; a window is not longer than `R`.
+
+  Attributes:
+    keys: keys of the tokens, `[l, S, K, R, h]`.
+    values: values of the same tokens.
+  """
+
+  keys: Vectors
+  values: Vectors
+
+
+class LayerPlace(NamedTuple):
+  """Place of a layer in the arrays of a cache.
+
+  Attributes:
+    layer: index among all layers, in the arrays of prompts.
+    of_kind: index among the layers with, or those without a ring, in the arrays
+      of responses; `None` if no layer has a ring.
+    in_ring: whether the layer has a ring; `None` if none has.
+  """
+
+  layer: Int[Array, '*L']
+  of_kind: Int[Array, '*L'] | None
+  in_ring: Bool[Array, '*L'] | None
 
 
 class DecodeCache(NamedTuple):
@@ -69,23 +127,30 @@ class DecodeCache(NamedTuple):
     prompts: the prompts.
     prompt: index of each row's prompt, among the prompts of the row's shard;
       see `num_shards`.
-    keys: keys of the responses' tokens; slot `t` holds token `t`.
+    keys: keys of the responses' tokens, `[l, S, K, C, h]`, in the layers without
+      a ring; slot `t` holds token `t`.
     values: values of the same tokens.
     length: number of tokens of each row in the cache.
     experts: experts that each row's last token was routed to, see
       `ExpertRecord`; `None` unless they were asked for.
+    ring: keys and values of layers with a window; `None` if none has a ring.
   """
 
   prompts: PromptCache
   prompt: Int[Array, ' S']
-  keys: Float[Array, 'L S K C h']
-  values: Float[Array, 'L S K C h']
+  keys: Vectors
+  values: Vectors
   length: Int[Array, ' S']
   experts: UInt[Array, 'S L k'] | None = None
+  ring: ResponseRing | None = None
 
   @classmethod
   def empty(
-    cls, prompts: PromptCache, prompt: Int[Array, ' S'], slots: int
+    cls,
+    prompts: PromptCache,
+    prompt: Int[Array, ' S'],
+    slots: int,
+    windows: tuple[int, ...] = (),
   ) -> DecodeCache:
     """Creates rows without any token.
 
@@ -93,14 +158,30 @@ class DecodeCache(NamedTuple):
       prompts: the prompts.
       prompt: index of each row's prompt, see `DecodeCache`.
       slots: tokens per row. Large caches on TPUs have a few more, for whole
-        tiles: without, XLA stores them in an order that every segment changes.
+        tiles.
+      windows: sliding window of each layer in tokens, 0 for none. Layers whose
+        window is shorter than a row keep a ring; without `windows`, none does.
     """
     layers, _, heads, _, width = prompts.keys.shape
-    shape = (layers, prompt.shape[0], heads, slots, width)
-    if _written_in_turn(jax.ShapeDtypeStruct(shape, prompts.keys.dtype)):
-      shape = (*shape[:3], -(-slots // _TILE) * _TILE, width)
-    zeros = _shard_heads(jnp.zeros(shape, prompts.keys.dtype))
-    return cls(prompts, prompt, zeros, zeros, jnp.zeros_like(prompt))
+    rows, dtype = prompt.shape[0], prompts.keys.dtype
+
+    def zeros(layers: int, slots: int) -> Vectors:
+      slots = whole_tiles((layers, rows, heads, slots, width), dtype)
+      zeros = zeros_stored((layers, rows, heads, slots, width), prompts.keys)
+      return jax.tree.map(_shard_heads, zeros)
+
+    size = max((w for w in windows if 0 < w < slots), default=0)
+    in_ring = sum(0 < window <= size for window in windows)
+    own = zeros(layers - in_ring, slots)
+    ring = zeros(in_ring, size) if size else None
+    return cls(
+      prompts=prompts,
+      prompt=prompt,
+      keys=own,
+      values=own,
+      length=jnp.zeros_like(prompt),
+      ring=None if ring is None else ResponseRing(ring, ring),
+    )
 
   def position(self) -> Int[Array, ' S']:
     """Index of each row's next token within its sequence."""
@@ -115,6 +196,7 @@ class DecodeCache(NamedTuple):
     keys: Float[Array, 'L S K h'],
     values: Float[Array, 'L S K h'],
     live: Bool[Array, ' S'],
+    windows: tuple[int, ...] = (),
   ) -> DecodeCache:
     """Appends one token to each live row.
 
@@ -122,87 +204,126 @@ class DecodeCache(NamedTuple):
       keys: the tokens' keys in every layer.
       values: the tokens' values.
       live: rows to append to; a row without an empty slot is not changed.
+      windows: see `empty`.
     """
     # Slots beyond the last are dropped.
-    slot = jnp.where(live, self.length, self.keys.shape[3])
-    write = write_slots
-    if _written_in_turn(self.keys):
-      write = functools.partial(_write_by_shard, row_axes(self))
-    return self._replace(
-      keys=write(self.keys, keys, slot),
-      values=write(self.values, values, slot),
-      length=self.length + live,
+    slots = self.keys.shape[3]
+    slot = jnp.where(live, self.length, slots)
+    after = self._replace(length=self.length + live)
+    if self.ring is None:
+      return after._replace(
+        keys=self._write(self.keys, keys, slot),
+        values=self._write(self.values, values, slot),
+      )
+    own, in_ring = self._kinds(windows)
+    size = self.ring.keys.shape[3]
+    at = jnp.where(slot < slots, slot % size, size)
+    return after._replace(
+      keys=self._write(self.keys, keys[own], slot),
+      values=self._write(self.values, values[own], slot),
+      ring=ResponseRing(
+        self._write(self.ring.keys, keys[in_ring], at),
+        self._write(self.ring.values, values[in_ring], at),
+      ),
     )
 
+  def filled(
+    self,
+    keys: Float[Array, 'L S K n h'],
+    values: Float[Array, 'L S K n h'],
+    length: Int[Array, ' S'],
+    windows: tuple[int, ...] = (),
+  ) -> DecodeCache:
+    """Rows whose tokens are the first of those given.
 
-def _written_in_turn(cache: Any) -> bool:
-  """Whether a device's part of a cache is larger than a TPU's VMEM, on TPUs."""
-  mesh = jax.sharding.get_abstract_mesh()
-  shards = 1 if mesh.empty else mesh.size
-  size = math.prod(cache.shape) * cache.dtype.itemsize // shards
-  return sharding.platform() == 'tpu' and size > _VMEM
+    Args:
+      keys: keys of tokens in every layer, as many as a row has slots, at most.
+      values: the tokens' values.
+      length: number of tokens of each row.
+      windows: see `empty`.
+    """
+    count = keys.shape[3]
+
+    def write(stored: Vectors, new: Array) -> Vectors:
+      return jax.tree.map(
+        lambda stored, new: stored.at[:, :, :, :count].set(new),
+        stored,
+        as_stored(new, stored),
+      )
+
+    if self.ring is None:
+      return self._replace(
+        keys=write(self.keys, keys),
+        values=write(self.values, values),
+        length=length,
+      )
+    own, in_ring = self._kinds(windows)
+    size = self.ring.keys.shape[3]
+    token = newest_tokens(length, jnp.arange(size), size)
+    token = jnp.maximum(token, 0)[None, :, None, :, None]
+
+    def turn(new: Array, like: Vectors) -> Vectors:
+      return as_stored(jnp.take_along_axis(new, token, axis=3), like)
+
+    return self._replace(
+      keys=write(self.keys, keys[own]),
+      values=write(self.values, values[own]),
+      length=length,
+      ring=ResponseRing(
+        turn(keys[in_ring], self.ring.keys),
+        turn(values[in_ring], self.ring.values),
+      ),
+    )
+
+  def places(self, windows: tuple[int, ...]) -> LayerPlace:
+    """Place of every layer, stacked to scan over.
+
+    Args:
+      windows: see `empty`.
+    """
+    layers = self.prompts.keys.shape[0]
+    layer = jnp.arange(layers, dtype=jnp.int32)
+    if self.ring is None:
+      return LayerPlace(layer, None, None)
+    of_kind = np.zeros(layers, np.int32)
+    own, in_ring = self._kinds(windows)
+    for kind in (own, in_ring):
+      of_kind[kind] = np.arange(len(kind))
+    has_ring = jnp.zeros(layers, bool).at[in_ring].set(True)
+    return LayerPlace(layer, jnp.asarray(of_kind), has_ring)
+
+  def _kinds(self, windows: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the layers without and with a ring."""
+    assert self.ring is not None
+    count = self.ring.keys.shape[0]
+    # Those of the shortest windows, see `empty`.
+    size = sorted(window for window in windows if window)[count - 1]
+    has_ring = np.array([0 < window <= size for window in windows])
+    return np.flatnonzero(~has_ring), np.flatnonzero(has_ring)
+
+  def _write(
+    self, stored: Vectors, new: Float[Array, 'L S K h'], slot: Int[Array, ' S']
+  ) -> Vectors:
+    """Writes one slot of each row; those beyond the last are dropped."""
+
+    def write(stored: Array, new: Array) -> Array:
+      if written_in_turn(stored):
+        return write_by_shard(row_axes(self), stored, new, slot)
+      return write_slots(stored, new, slot)
+
+    return jax.tree.map(write, stored, as_stored(new, stored))
 
 
-def write_slots(
-  cache: Float[Array, 'L S K C h'],
-  new: Float[Array, 'L S K h'],
-  slot: Int[Array, ' S'],
-) -> Float[Array, 'L S K C h']:
-  """Writes one slot of each row; those beyond the last are dropped."""
-  rows = jnp.arange(slot.shape[0])
-  # Indexed axes come first.
-  return cache.at[:, rows, :, slot].set(
-    new.swapaxes(0, 1), mode='drop', unique_indices=True
-  )
+def newest_tokens(
+  length: Int[Array, ' S'], slot: Int[Array, ' C'], size: int
+) -> Int[Array, 'S C']:
+  """Tokens in slots of rings of `size` slots; negative for empty ones.
 
-
-def write_slots_in_turn(
-  cache: Float[Array, 'L S K C h'],
-  new: Float[Array, 'L S K h'],
-  slot: Int[Array, ' S'],
-) -> Float[Array, 'L S K C h']:
-  """Like `write_slots`, row by row.
-
-  For a scatter into so large an array, XLA's TPU compiler copies all of it to
-  another layout and back.
+  >>> newest_tokens(jnp.array([5]), jnp.arange(3), 3).tolist()
+  [[3, 4, 2]]
   """
-  last = cache.shape[3] - 1
-
-  def write(row: Int[Array, ''], cache: Array) -> Array:
-    at = (0, row, 0, jnp.minimum(slot[row], last), 0)
-    shape = (cache.shape[0], 1, cache.shape[2], 1, cache.shape[4])
-    old = jax.lax.dynamic_slice(cache, at, shape)
-    token = jax.lax.dynamic_slice_in_dim(new, row, 1, axis=1)[:, :, :, None]
-    token = jnp.where(slot[row] <= last, token, old)
-    return _in_order(jax.lax.dynamic_update_slice(cache, token, at))
-
-  return jax.lax.fori_loop(0, slot.shape[0], write, _in_order(cache))
-
-
-def _in_order(cache: Array) -> Array:
-  """Fixes the layout to that of the kernel that reads the cache."""
-  order = Layout(major_to_minor=tuple(range(cache.ndim)))
-  return with_layout_constraint(cache, order)
-
-
-def _write_by_shard(
-  rows: tuple[str, ...], cache: Array, new: Array, slot: Array
-) -> Array:
-  """`write_slots_in_turn` on every device, for its own rows and heads."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
-    return write_slots_in_turn(cache, new, slot)
-  axes = ('layers', None, 'attention_heads', None, 'head_dim')
-  heads = sharding.fitted_spec(
-    mesh, axes, cache.shape, sharding.current_rules()
-  )[2]
-  of_cache, of_row = P(None, rows or None, heads), P(rows or None)
-  return jax.shard_map(
-    write_slots_in_turn,
-    in_specs=(of_cache, of_cache, of_row),
-    out_specs=of_cache,
-    check_vma=False,
-  )(cache, new, slot)
+  last = length[:, None] - 1
+  return last - (last - slot) % size
 
 
 def num_shards(cache: DecodeCache) -> int:
@@ -226,6 +347,9 @@ def row_axes(cache: DecodeCache) -> tuple[str, ...]:
   return sharding.mesh_axes_of(spec[0])
 
 
-def _shard_heads(heads: Float[Array, 'L S K C h']) -> Float[Array, 'L S K C h']:
+def _shard_heads(
+  heads: Shaped[Array, 'L S K C *h'],
+) -> Shaped[Array, 'L S K C *h']:
   """Shards rows and heads as attention does."""
-  return constrain(heads, 'layers', 'batch', 'attention_heads', None, None)
+  axes = ('layers', 'batch', 'attention_heads', None, None)[: heads.ndim]
+  return constrain(heads, *axes)

@@ -12,84 +12,34 @@ the other rows nor on its index.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import P
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from covrl.models.cache import DecodeCache, row_axes
-from covrl.models.config import ModelConfig
-from covrl.models.decode_kernel import (
-  Reads,
-  SlotRange,
-  attend_blocks,
-  block_size,
-  blocks_to_read,
+from covrl.models import decode_on_tpu
+from covrl.models.cache import newest_tokens, row_axes
+from covrl.models.cached_tokens import (
+  CachedTokens,
+  ResponseSlots,
+  lowest_slot,
+  response_slots,
+  rows_per_tile,
 )
+from covrl.models.config import ModelConfig
+from covrl.models.decode_kernel import Layout
+from covrl.models.int8 import score
 from covrl.models.layers import soft_cap
 from covrl.models.online_softmax import OnlineSoftmax
 from covrl.parallel import sharding
 
-# Rows whose queries meet a prompt in one matrix product.
-TILE_ROWS = 8
 # Slots of all rows that are read per step, without the kernel.
 BLOCK_SLOTS = 64
-# JAX scope of attention to the responses' own tokens, for `covrl.compile`, which
+# JAX scopes of attention to the responses' own tokens, for `covrl.compile`, which
 # also takes from scopes how often loops run whose trip count depends on data.
-RESPONSES = 'responses'
-
-
-class PromptReads(NamedTuple):
-  """List of (tile of rows, prompt) pairs to read, by shard of rows.
-
-  Attributes:
-    tile: index of the tile in its shard.
-    prompt: index of a prompt that some live row of the tile continues.
-    length: number of valid entries of each shard.
-  """
-
-  tile: Int[Array, ' S']
-  prompt: Int[Array, ' S']
-  length: Int[Array, ' shards']
-
-
-class CachedTokens(NamedTuple):
-  """The cached tokens that a layer attends to.
-
-  Attributes:
-    cache: the cache, without the new token.
-    live: rows to compute; others get finite, meaningless results.
-    reads: the prompts to read.
-    layer: index of the layer.
-    window: sliding window in tokens; `None` if no layer has one.
-  """
-
-  cache: DecodeCache
-  live: Bool[Array, ' S']
-  reads: PromptReads
-  layer: Int[Array, '']
-  window: Int[Array, ''] | None
-
-
-class _Layout(NamedTuple):
-  """Static description of the computation on one device."""
-
-  scale: float
-  cap: float | None
-  kernel: bool
-  interpret: Any
-
-
-def list_prompts(cache: DecodeCache, live: Bool[Array, ' S']) -> PromptReads:
-  """Lists the prompts that each tile of rows has to read, once per step."""
-  if jax.sharding.get_abstract_mesh().empty:
-    return list_local(cache.prompt, live)
-  axes = P(row_axes(cache) or None)
-  return jax.shard_map(
-    list_local, in_specs=(axes, axes), out_specs=axes, check_vma=False
-  )(cache.prompt, live)
+RESPONSES, RINGS = 'responses', 'rings'
 
 
 def attend_token(
@@ -111,7 +61,7 @@ def attend_token(
     config: has the scale and the soft cap.
     interpret: whether to run the TPU kernel in interpret mode, for tests.
   """
-  layout = _Layout(
+  layout = Layout(
     scale=config.attention_scale or config.head_dim**-0.5,
     cap=config.attention_soft_cap,
     kernel=uses_kernel(config),
@@ -128,7 +78,7 @@ def attend_token(
   )[2]
   of_row, of_head, of_cache = P(rows), P(rows, heads), P(None, rows, heads)
   # Scalars, arrays of rows, and the caches.
-  by_rank = {0: P(), 1: of_row, 5: of_cache}
+  by_rank = {0: P(), 1: of_row, 4: of_cache, 5: of_cache}
   specs = jax.tree.map(lambda leaf: by_rank[leaf.ndim], cached)
   return jax.shard_map(
     attend,
@@ -145,32 +95,8 @@ def uses_kernel(config: ModelConfig) -> bool:
   return sharding.platform() == 'tpu' and narrow
 
 
-def list_local(
-  prompt: Int[Array, ' S'], live: Bool[Array, ' S']
-) -> PromptReads:
-  """Lists the prompts of one shard's tiles."""
-  rows = prompt.shape[0]
-  size = _tile_rows(rows)
-  tiles, alive = prompt.reshape(-1, size), live.reshape(-1, size)
-  # Rows that are the first of their tile with their prompt.
-  same = (tiles[:, :, None] == tiles[:, None, :]) & alive[:, None, :]
-  before = jnp.tril(jnp.ones((size, size), bool), -1)
-  is_first = (alive & ~jnp.any(same & before, axis=2)).reshape(-1)
-  (found,) = jnp.nonzero(is_first, size=rows, fill_value=0)
-  return PromptReads(
-    tile=(found // size).astype(jnp.int32),
-    prompt=prompt[found],
-    length=jnp.sum(is_first, dtype=jnp.int32)[None],
-  )
-
-
-def _tile_rows(rows: int) -> int:
-  """Rows per tile: the largest divisor of `rows` up to `TILE_ROWS`."""
-  return max(n for n in range(1, TILE_ROWS + 1) if rows % n == 0)
-
-
 def _attend_local(
-  layout: _Layout,
+  layout: Layout,
   queries: Float[Array, 'S H h'],
   keys: Float[Array, 'S K h'],
   values: Float[Array, 'S K h'],
@@ -191,19 +117,22 @@ def _attend_local(
     mixed=jnp.broadcast_to(values[:, :, None].astype(dtype), grouped.shape),
   )
   if layout.kernel:
-    state = _attend_prompt_blocks(layout, grouped, state, cached)
+    state = decode_on_tpu.attend_prompts(layout, grouped, state, cached)
   else:
     state = _attend_prompts(layout, grouped, state, cached)
-  with jax.named_scope(RESPONSES):
-    if layout.kernel:
-      state = _attend_response_blocks(layout, grouped, state, cached)
-    else:
-      state = _attend_responses(layout, grouped, state, cached)
+  for part in response_slots(cached):
+    with jax.named_scope(RINGS if part.is_ring else RESPONSES):
+      if layout.kernel:
+        state = decode_on_tpu.attend_responses(
+          layout, grouped, state, cached, part
+        )
+      else:
+        state = _attend_responses(layout, grouped, state, cached, part)
   return state.result().astype(queries.dtype).reshape(queries.shape)
 
 
 def _attend_prompts(
-  layout: _Layout,
+  layout: Layout,
   queries: Float[Array, 'S K g h'],
   state: OnlineSoftmax,
   cached: CachedTokens,
@@ -211,7 +140,7 @@ def _attend_prompts(
   """Adds the prompts to the online softmax, a tile of rows at a time."""
   cache, reads = cached.cache, cached.reads
   rows, kv_heads, groups, _ = queries.shape
-  size, slots = _tile_rows(rows), cache.prompts.keys.shape[3]
+  size, slots = rows_per_tile(rows), cache.prompts.keys.shape[3]
 
   def to_tiles(x: Array) -> Array:
     x = x.reshape(-1, size, *x.shape[1:]).swapaxes(1, 2)
@@ -223,7 +152,7 @@ def _attend_prompts(
 
   tiles = to_tiles(queries)
   first = slots - cache.prompts.lengths
-  lowest = _lowest_slot(cache, cached.window, slots)
+  lowest = lowest_slot(cache, cached.window, slots)
   slot = jnp.arange(slots)
 
   def read(i: Int[Array, ''], state: OnlineSoftmax) -> OnlineSoftmax:
@@ -233,14 +162,15 @@ def _attend_prompts(
     start = jnp.maximum(first[prompt], lowest[at])
     allowed = continues[:, None] & (slot >= start[:, None])
     allowed = jnp.repeat(allowed, groups, axis=0)[None]
-    key = cache.prompts.keys[cached.layer, prompt]
-    value = cache.prompts.values[cached.layer, prompt]
-    part = jax.tree.map(lambda x: x[tile], state)
-    scores = jnp.einsum(
-      'kqh,kch->kqc', tiles[tile], key, preferred_element_type=part.peak.dtype
+    key, value = (
+      jax.tree.map(lambda x: x[cached.layer, prompt], of_all)
+      for of_all in (cache.prompts.keys, cache.prompts.values)
     )
+    part = jax.tree.map(lambda x: x[tile], state)
+    scores = score(tiles[tile], key, part.peak.dtype)
     scores = soft_cap(scores * layout.scale, layout.cap)
-    part = part.add(jnp.where(allowed, scores, -jnp.inf), value)
+    scores = jnp.where(allowed, scores, -jnp.inf)
+    part = part.add(scores, value, queries.dtype)
     return jax.tree.map(lambda x, new: x.at[tile].set(new), state, part)
 
   state = OnlineSoftmax(*(to_tiles(x) for x in state))
@@ -251,144 +181,44 @@ def _attend_prompts(
 
 
 def _attend_responses(
-  layout: _Layout,
+  layout: Layout,
   queries: Float[Array, 'S K g h'],
   state: OnlineSoftmax,
   cached: CachedTokens,
+  part: ResponseSlots,
 ) -> OnlineSoftmax:
   """Adds the responses' tokens, a block of slots of all rows at a time."""
-  cache, window = cached.cache, cached.window
-  slots = cache.keys.shape[3]
+  slots = part.keys.shape[3]
   size = min(BLOCK_SLOTS, slots)
-  length = jnp.where(cached.live, cache.length, 0)
-  lowest = _lowest_slot(cache, window, 0)
+  lowest = lowest_slot(cached.cache, cached.window, 0)
 
   def read(block: Int[Array, ''], state: OnlineSoftmax) -> OnlineSoftmax:
     # The last block of a row may overlap the one before.
     first = jnp.minimum(block * size, slots - size)
 
     def at_block(x: Array) -> Array:
-      start = (cached.layer, 0, 0, first, 0)
+      start = (part.layer, 0, 0, first, *(0,) * (x.ndim - 4))
       return jax.lax.dynamic_slice(
-        x, start, (1, *x.shape[1:3], size, x.shape[4])
+        x, start, (1, *x.shape[1:3], size, *x.shape[4:])
       )[0]
 
     slot = first + jnp.arange(size)
+    token = slot
+    if part.is_ring:
+      token = newest_tokens(cached.cache.length, slot, slots)
     allowed = (
       (slot >= block * size)
-      & (slot < length[:, None])
-      & (slot >= lowest[:, None])
+      & (slot < part.length[:, None])
+      & (token >= lowest[:, None])
     )
-    scores = jnp.einsum(
-      'skgh,skch->skgc',
-      queries,
-      at_block(cache.keys),
-      preferred_element_type=state.peak.dtype,
-    )
+    scores = score(queries, jax.tree.map(at_block, part.keys), state.peak.dtype)
     scores = soft_cap(scores * layout.scale, layout.cap)
     scores = jnp.where(allowed[:, None, None], scores, -jnp.inf)
-    return state.add(scores, at_block(cache.values))
+    values = jax.tree.map(at_block, part.values)
+    return state.add(scores, values, queries.dtype)
 
-  last = (jnp.max(length) + size - 1) // size
-  with jax.named_scope(f'about_{-(-slots // size)}_trips'):
+  last = (jnp.max(part.length) + size - 1) // size
+  # The mean over layers, of which each reads one array.
+  trips = max(round(-(-slots // size) * part.share), 1)
+  with jax.named_scope(f'about_{trips}_trips'):
     return jax.lax.fori_loop(0, last, read, state)
-
-
-def _attend_prompt_blocks(
-  layout: _Layout,
-  queries: Float[Array, 'S K g h'],
-  state: OnlineSoftmax,
-  cached: CachedTokens,
-) -> OnlineSoftmax:
-  """`_attend_prompts` with the TPU kernel."""
-  cache, reads = cached.cache, cached.reads
-  keys, rows = cache.prompts.keys, queries.shape[0]
-  slots, tile_rows = keys.shape[3], _tile_rows(rows)
-  size = block_size(slots, _slot_bytes(keys))
-  first = slots - cache.prompts.lengths
-  start = jnp.maximum(
-    first[cache.prompt], _lowest_slot(cache, cached.window, slots)
-  )
-  start = jnp.where(cached.live, jnp.minimum(start, slots), slots)
-  # The slots that some row of a pair's tile attends to.
-  is_pair = (
-    cache.prompt.reshape(-1, tile_rows)[reads.tile] == reads.prompt[:, None]
-  )
-  of_tile = start.reshape(-1, tile_rows)[reads.tile]
-  lowest = jnp.min(jnp.where(is_pair, of_tile, slots), axis=1)
-  lowest = jnp.where(jnp.arange(rows) < reads.length[0], lowest, slots)
-  ends = jnp.full_like(lowest, slots)
-  blocks = blocks_to_read(SlotRange(lowest, ends), size, slots)
-  return attend_blocks(
-    queries,
-    state,
-    keys,
-    cache.prompts.values,
-    cached.layer,
-    Reads(
-      length=blocks.length,
-      tile=reads.tile[blocks.row],
-      source=reads.prompt[blocks.row],
-      block=blocks.block,
-      of_row=jnp.where(cached.live, cache.prompt, -1),
-      slots=SlotRange(start, ends),
-    ),
-    tile_rows=tile_rows,
-    scale=layout.scale,
-    cap=layout.cap,
-    interpret=layout.interpret,
-  )
-
-
-def _attend_response_blocks(
-  layout: _Layout,
-  queries: Float[Array, 'S K g h'],
-  state: OnlineSoftmax,
-  cached: CachedTokens,
-) -> OnlineSoftmax:
-  """`_attend_responses` with the TPU kernel."""
-  cache, keys = cached.cache, cached.cache.keys
-  slots, row = keys.shape[3], jnp.arange(queries.shape[0], dtype=jnp.int32)
-  end = jnp.where(cached.live, cache.length, 0)
-  start = jnp.minimum(_lowest_slot(cache, cached.window, 0), end)
-  size = block_size(slots, _slot_bytes(keys))
-  blocks = blocks_to_read(SlotRange(start, end), size, slots)
-  return attend_blocks(
-    queries,
-    state,
-    keys,
-    cache.values,
-    cached.layer,
-    Reads(
-      length=blocks.length,
-      tile=blocks.row,
-      source=blocks.row,
-      block=blocks.block,
-      of_row=row,
-      slots=SlotRange(start, end),
-    ),
-    tile_rows=1,
-    scale=layout.scale,
-    cap=layout.cap,
-    interpret=layout.interpret,
-  )
-
-
-def _slot_bytes(keys: Float[Array, 'L N K C h']) -> int:
-  """Bytes of a slot's keys and values in one layer."""
-  return 2 * keys.shape[2] * keys.shape[4] * keys.dtype.itemsize
-
-
-def _lowest_slot(
-  cache: DecodeCache, window: Int[Array, ''] | None, slots: int
-) -> Int[Array, ' S']:
-  """First slot in each row's window, of the prompt or (`slots` 0) response.
-
-  Args:
-    cache: the cache.
-    window: sliding window in tokens.
-    slots: slots of the part that precede the response's first.
-  """
-  if window is None:
-    return jnp.zeros_like(cache.length)
-  return jnp.maximum(slots + cache.length - window + 1, 0)

@@ -18,6 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
+from covrl.models.int8 import Int8Vectors, Vectors
 from covrl.models.layers import soft_cap
 from covrl.models.online_softmax import OnlineSoftmax
 
@@ -29,6 +30,15 @@ Ref: TypeAlias = Any
 STEP_BYTES = 2**19
 # Block sizes are multiples of this number of slots.
 LANES = 128
+
+
+class Layout(NamedTuple):
+  """Static description of the computation on one device."""
+
+  scale: float
+  cap: float | None
+  kernel: bool
+  interpret: Any
 
 
 class SlotRange(NamedTuple):
@@ -80,8 +90,8 @@ class Reads(NamedTuple):
 def attend_blocks(
   queries: Float[Array, 'S K g h'],
   state: OnlineSoftmax,
-  keys: Float[Array, 'L N K C h'],
-  values: Float[Array, 'L N K C h'],
+  keys: Vectors,
+  values: Vectors,
   layer: Int[Array, ''],
   reads: Reads,
   *,
@@ -89,13 +99,14 @@ def attend_blocks(
   scale: float,
   cap: float | None,
   interpret: Any,
+  share: float = 1.0,
 ) -> OnlineSoftmax:
   """Adds blocks of keys to the online softmax of rows, on one device.
 
   Args:
     queries: queries of one token per row, `g` heads for each key head.
     state: the online softmax so far, `[S, K, g]`.
-    keys: keys of all layers and sources.
+    keys: keys of all layers and sources, `[L, N, K, C, h]`.
     values: values of the same tokens.
     layer: index of the layer.
     reads: the blocks to read.
@@ -103,6 +114,7 @@ def attend_blocks(
     scale: scale of the scores.
     cap: soft cap of the scores.
     interpret: whether to run in interpret mode, for tests.
+    share: share of the calls that read anything, for the stated cost.
   """
   rows, kv_heads, groups, width = queries.shape
   tiles, tall = rows // tile_rows, tile_rows * groups
@@ -127,9 +139,22 @@ def attend_blocks(
     del tile
     return layer[0], source[i], 0, block[i], 0
 
+  def at_scale(*arguments: Any) -> tuple[Any, ...]:
+    return at_block(*arguments)[:4]
+
   of_query = pl.BlockSpec((None, kv_heads, tall, width), at_tile)
   of_sum = pl.BlockSpec((None, kv_heads, tall, 1), at_tile)
   of_cache = pl.BlockSpec((None, None, kv_heads, size, width), at_block)
+  of_scale = pl.BlockSpec((None, None, kv_heads, size), at_scale)
+  cached: list[Array] = []
+  of_cached: list[pl.BlockSpec] = []
+  for vectors in (keys, values):
+    if isinstance(vectors, Int8Vectors):
+      cached += [vectors.values, vectors.scale]
+      of_cached += [of_cache, of_scale]
+    else:
+      cached.append(vectors)
+      of_cached.append(of_cache)
   sums = jax.ShapeDtypeStruct((tiles, kv_heads, tall, 1), jnp.float32)
   mixed = jax.ShapeDtypeStruct((tiles, kv_heads, tall, width), jnp.float32)
   before = OnlineSoftmax(*(to_tiles(x) for x in state))
@@ -141,25 +166,23 @@ def attend_blocks(
       groups=groups,
       scale=scale,
       cap=cap,
+      is_int8=isinstance(keys, Int8Vectors),
     ),
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=7,
       grid=(reads.length,),
-      in_specs=[of_query, of_cache, of_cache, of_sum, of_sum, of_query],
+      in_specs=[of_query, *of_cached, of_sum, of_sum, of_query],
       out_specs=(of_sum, of_sum, of_query),
     ),
     out_shape=(sums, sums, mixed),
     compiler_params=pltpu.CompilerParams(dimension_semantics=('arbitrary',)),
     # An upper bound: all slots of one layer.
     cost_estimate=pl.CostEstimate(
-      flops=4 * rows * kv_heads * groups * length * width,
-      transcendentals=rows * kv_heads * groups * length,
-      bytes_accessed=2
-      * keys.shape[1]
-      * kv_heads
-      * length
-      * width
-      * keys.dtype.itemsize,
+      flops=int(share * 4 * rows * kv_heads * groups * length * width),
+      transcendentals=int(share * rows * kv_heads * groups * length),
+      bytes_accessed=int(
+        share * sum(x.size // x.shape[0] * x.dtype.itemsize for x in cached)
+      ),
     ),
     interpret=interpret,
     name='attend_blocks',
@@ -173,8 +196,7 @@ def attend_blocks(
     reads.slots.start,
     reads.slots.end,
     to_tiles(queries),
-    keys,
-    values,
+    *cached,
     *before,
   )
   # Tiles without a block are not written by the kernel.
@@ -197,23 +219,23 @@ def _kernel(
   start: Ref,
   end: Ref,
   query: Ref,
-  keys: Ref,
-  values: Ref,
-  peak_before: Ref,
-  total_before: Ref,
-  mixed_before: Ref,
-  peak: Ref,
-  total: Ref,
-  mixed: Ref,
-  *,
+  *others: Ref,
   size: int,
   tile_rows: int,
   groups: int,
   scale: float,
   cap: float | None,
+  is_int8: bool,
 ) -> None:
   """Kernel of one block: updates the online softmax of a tile."""
   del layer
+  *cached, peak_before, total_before, mixed_before, peak, total, mixed = others
+  key_scale: Ref = None
+  value_scale: Ref = None
+  if is_int8:
+    keys, key_scale, values, value_scale = cached
+  else:
+    keys, values = cached
   step = pl.program_id(0)
   this, owner, first_slot = tile[step], source[step], block[step] * size
 
@@ -240,9 +262,11 @@ def _kernel(
   scores = jnp.einsum(
     'kqh,kch->kqc',
     query[...],
-    keys[...],
+    keys[...].astype(query.dtype),
     preferred_element_type=jnp.float32,
   )
+  if is_int8:
+    scores = scores * key_scale[...][:, None]
   scores = jnp.where(allowed, soft_cap(scores * scale, cap), -jnp.inf)
   new_peak = jnp.maximum(peak[...], jnp.max(scores, axis=2, keepdims=True))
   shrink = jnp.exp(peak[...] - new_peak)
@@ -252,10 +276,15 @@ def _kernel(
   # Slots out of range may hold anything, and 0 · ∞ is NaN.
   columns = first_slot + jax.lax.broadcasted_iota(jnp.int32, (1, size, 1), 1)
   is_valid = (columns >= lowest) & (columns < highest)
+  found = jnp.where(is_valid, values[...].astype(query.dtype), 0)
+  if is_int8:
+    in_row = first_slot + jax.lax.broadcasted_iota(jnp.int32, (1, 1, size), 2)
+    is_valid = (in_row >= lowest) & (in_row < highest)
+    weights = weights * jnp.where(is_valid, value_scale[...][:, None], 0)
   mixed[...] = mixed[...] * shrink + jnp.einsum(
     'kqc,kch->kqh',
-    weights.astype(values.dtype),
-    jnp.where(is_valid, values[...], 0),
+    weights.astype(query.dtype),
+    found,
     preferred_element_type=jnp.float32,
   )
 

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from covrl.models.int8 import Int8Vectors
 
 
 class OnlineSoftmax(NamedTuple):
@@ -27,17 +29,26 @@ class OnlineSoftmax(NamedTuple):
   mixed: Float[Array, '*B Q h']
 
   def add(
-    self, scores: Float[Array, '*B Q C'], values: Float[Array, '*B C h']
+    self,
+    scores: Float[Array, '*B Q C'],
+    values: Float[Array, '*B C h'] | Int8Vectors,
+    dtype: Any = None,
   ) -> OnlineSoftmax:
     """Adds keys; those with a score of −∞ change no bit.
 
     Args:
       scores: score of each query and key.
       values: values of the keys, finite.
+      dtype: type in which integers are multiplied; that of other values is
+        theirs.
     """
     peak = jnp.maximum(self.peak, jnp.max(scores, axis=-1))
     shrink = jnp.exp(self.peak - peak)
     weights = jnp.exp(scores - peak[..., None])
+    total = self.total * shrink + jnp.sum(weights, axis=-1)
+    if isinstance(values, Int8Vectors):
+      weights = weights * values.scale[..., None, :]
+      values = values.values.astype(dtype)
     mixed = jnp.einsum(
       '...qc,...ch->...qh',
       weights.astype(values.dtype),
@@ -46,7 +57,7 @@ class OnlineSoftmax(NamedTuple):
     )
     return OnlineSoftmax(
       peak=peak,
-      total=self.total * shrink + jnp.sum(weights, axis=-1),
+      total=total,
       mixed=self.mixed * shrink[..., None] + mixed,
     )
 

@@ -307,6 +307,7 @@ class Policy:
     positions: Int[Array, 'P T'],
     mask: Bool[Array, 'P T'],
     *,
+    chunk: int = 0,
     record_experts: bool = False,
   ) -> tuple[Float[Array, 'P D'], PromptCache]:
     """Prefill: processes prompts that are padded on the left.
@@ -316,13 +317,15 @@ class Policy:
       tokens: prompts, their last tokens in the last column.
       positions: index within the prompt, from 0 at its first real token.
       mask: true for real tokens.
+      chunk: columns that are processed together, which bounds the memory of
+        activations; 0 for all.
       record_experts: whether the cache has the experts of the tokens.
 
     Returns:
       The hidden state at the last token, and the cache of the prompts.
     """
     return self._module(params).prefill(
-      tokens, positions, mask, record_experts=record_experts
+      tokens, positions, mask, chunk=chunk, record_experts=record_experts
     )
 
   def decode(

@@ -8,145 +8,29 @@ prefill and decoding; they are independent of training and sampling.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree, UInt
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt
 
 from covrl.models import flash, remat
-from covrl.models.attention import (
-  Attention,
-  AttentionMask,
-  LayerKeys,
-  uses_lengths,
-)
-from covrl.models.cache import DecodeCache, PromptCache
+from covrl.models.attention import AttentionMask, LayerKeys, kv_head_copies
+from covrl.models.block import Block, LayerOptions
+from covrl.models.cache import DecodeCache, LayerPlace, PromptCache
+from covrl.models.cached_tokens import CachedTokens, list_prompts
+from covrl.models.chunk_attention import ChunkContext
 from covrl.models.config import ModelConfig
-from covrl.models.decode_attention import CachedTokens, list_prompts
-from covrl.models.experts import RoutedMLP, Routing
-from covrl.models.layers import GatedMLP, RMSNorm, constrain, normal_param
+from covrl.models.cudnn import uses_lengths
+from covrl.models.experts import ExpertRecord, Routing
+from covrl.models.layers import RMSNorm, constrain, normal_param
+from covrl.models.roll import roll_rows
 from covrl.models.value_head import ValueHead
 from covrl.parallel import sharding
 
 # Layers of a model, at most, that are compiled one by one on CPUs.
 UNROLLED_LAYERS = 4
-
-
-class LayerOptions(NamedTuple):
-  """Options that differ between layers, beside their parameters.
-
-  Attributes:
-    frequencies: rotary frequencies, in radians per position.
-    window: sliding window in tokens; `None` if no layer has one.
-  """
-
-  frequencies: Float[Array, '*L pairs']
-  window: Int[Array, '*L'] | None
-
-  @classmethod
-  def stacked(cls, config: ModelConfig) -> LayerOptions:
-    """Options of all layers, stacked to scan over."""
-    windows = None
-    if any(config.windows):
-      unlimited = jnp.iinfo(jnp.int32).max
-      windows = jnp.array([window or unlimited for window in config.windows])
-    return cls(jnp.asarray(config.frequencies, config.stats_dtype), windows)
-
-  def apply_window(
-    self, mask: AttentionMask, distance: Int[Array, 'T T'] | None
-  ) -> AttentionMask:
-    """Restricts the mask of all layers to this layer's window.
-
-    Args:
-      mask: keys that layers without a window attend to.
-      distance: tokens from each key to each query; not read with `cached`.
-    """
-    if self.window is None:
-      return mask
-    if mask.cached is not None:
-      return mask._replace(cached=mask.cached._replace(window=self.window))
-    if mask.lengths is not None:
-      return mask
-    if mask.mask is None:
-      return mask._replace(window=self.window)
-    if distance is None:
-      raise TypeError('a mask of whole rows needs distances, got None')
-    return mask._replace(mask=mask.mask & (distance < self.window))
-
-
-class BlockOutputs(NamedTuple):
-  """Outputs of a block.
-
-  Attributes:
-    x: residual stream.
-    keys: the tokens' keys and values.
-    routing: routing statistics, if they were asked for and there are experts.
-    record: record of the tokens' experts, see `ExpertRecord`; `None` without
-      experts.
-  """
-
-  x: Float[Array, 'B T D']
-  keys: LayerKeys
-  routing: Routing | None
-  record: UInt[Array, 'B T k'] | None
-
-
-class Block(nnx.Module):
-  """Attention and feed-forward layers, each pre-normed and residual."""
-
-  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
-    dim = config.model_dim
-    self.attention_norm = RMSNorm(config, dim, 'embed')
-    self.attention = Attention(config, rngs=rngs)
-    self.mlp_norm = RMSNorm(config, dim, 'embed')
-    self.mlp = (
-      GatedMLP(config, rngs=rngs)
-      if config.experts is None
-      else RoutedMLP(config, rngs=rngs)
-    )
-    post = config.post_norms
-    self.attention_post_norm = RMSNorm(config, dim, 'embed') if post else None
-    self.mlp_post_norm = RMSNorm(config, dim, 'embed') if post else None
-
-  def __call__(
-    self,
-    x: Float[Array, 'B T D'],
-    positions: Int[Array, 'B T'],
-    mask: AttentionMask,
-    frequencies: Float[Array, ' pairs'],
-    real: Bool[Array, 'B T'] | None = None,
-    recorded: UInt[Array, 'B T k'] | None = None,
-  ) -> BlockOutputs:
-    """Applies the block to the residual stream.
-
-    Args:
-      x: residual stream.
-      positions: index of each token within its sequence.
-      mask: keys that each query attends to.
-      frequencies: rotary frequencies, in radians per position.
-      real: true for tokens that are not padding; with it, routing statistics
-        of these tokens are computed if there are experts.
-      recorded: experts to route each token to; see `RoutedMLP`.
-    """
-    attended, keys = self.attention(
-      self.attention_norm(x), positions, mask, frequencies
-    )
-    if self.attention_post_norm is not None:
-      attended = self.attention_post_norm(attended)
-    x = constrain(x + attended, 'batch', 'sequence', 'embed')
-    x = checkpoint_name(x, 'mixed')
-    normed, routing, record = self.mlp_norm(x), None, None
-    if isinstance(self.mlp, RoutedMLP):
-      output, routing, record = self.mlp(normed, real, recorded)
-    else:
-      output = self.mlp(normed)
-    if self.mlp_post_norm is not None:
-      output = self.mlp_post_norm(output)
-    x = constrain(x + output, 'batch', 'sequence', 'embed')
-    return BlockOutputs(x, keys, routing, record)
 
 
 class Transformer(nnx.Module):
@@ -235,9 +119,13 @@ class Transformer(nnx.Module):
     positions: Int[Array, 'P T'],
     mask: Bool[Array, 'P T'],
     *,
+    chunk: int = 0,
     record_experts: bool = False,
   ) -> tuple[Float[Array, 'P D'], PromptCache]:
     """Prefill: the last hidden state of prompts, and their cache."""
+    if 0 < chunk < tokens.shape[1]:
+      rows = tokens, positions, mask
+      return self._prefill_chunks(*rows, chunk, record_experts)
     graphdef, layers = nnx.split(self.layers)
     length = tokens.shape[1]
     all_layers = segment_mask(mask.astype(jnp.int32), self.config)
@@ -263,6 +151,70 @@ class Transformer(nnx.Module):
     )
     return self.final_norm(x[:, -1]), cache
 
+  def _prefill_chunks(
+    self,
+    tokens: Int[Array, 'P T'],
+    positions: Int[Array, 'P T'],
+    mask: Bool[Array, 'P T'],
+    chunk: int,
+    record_experts: bool,
+  ) -> tuple[Float[Array, 'P D'], PromptCache]:
+    """`prefill`, `chunk` columns at a time; the first two may overlap."""
+    graphdef, layers = nnx.split(self.layers)
+    length, options = tokens.shape[1], LayerOptions.stacked(self.config)
+    count = -(-length // chunk)
+
+    def run_chunk(
+      cache: PromptCache, index: Int[Array, '']
+    ) -> tuple[PromptCache, Float[Array, 'P D']]:
+      start = jnp.maximum(length - (count - index) * chunk, 0)
+      token, position = (
+        jax.lax.dynamic_slice_in_dim(x, start, chunk, axis=1)
+        for x in (tokens, positions)
+      )
+
+      def run_layer(
+        x: Float[Array, 'P c D'],
+        each: tuple[PyTree, LayerOptions, LayerKeys],
+      ) -> tuple[Float[Array, 'P c D'], tuple[LayerKeys, Array | None]]:
+        layer, options, before = each
+        block, within = (
+          nnx.merge(graphdef, layer),
+          AttentionMask(
+            chunk=ChunkContext(before.keys, before.values, mask, start)
+          ),
+        )
+        within = options.apply_window(within, None)
+        found = block(x, position, within, options.frequencies)
+        return found.x, (found.keys, found.record if record_experts else None)
+
+      each = (layers, options, LayerKeys(cache.keys, cache.values))
+      x, (new, record) = self._scan_layers(run_layer, self._embed(token), each)
+      cache = cache.with_columns(new.keys, new.values, _by_token(record), start)
+      return cache, x[:, -1]
+
+    empty = self._empty_prompts(mask, record_experts)
+    cache, last = jax.lax.scan(run_chunk, empty, jnp.arange(count))
+    return self.final_norm(last[-1]), cache
+
+  def _empty_prompts(
+    self, mask: Bool[Array, 'P T'], record_experts: bool
+  ) -> PromptCache:
+    """The cache of prompts none of whose tokens is processed."""
+    config, (rows, length) = self.config, mask.shape
+    heads = config.num_kv_heads * kv_head_copies(config)
+    shape = (config.num_layers, rows, heads, length, config.head_dim)
+    experts = None
+    if record_experts and config.experts is not None:
+      form = ExpertRecord.of(config)
+      experts = jnp.zeros(form.shape(rows, length), form.dtype)
+    zeros = constrain(
+      jnp.zeros(shape, config.dtype),
+      *('layers', 'batch', 'attention_heads', None, None),
+    )
+    lengths = jnp.sum(mask, axis=1, dtype=jnp.int32)
+    return PromptCache(zeros, zeros, lengths, experts)
+
   def decode(
     self,
     token: Int[Array, ' S'],
@@ -284,20 +236,20 @@ class Transformer(nnx.Module):
 
     def run_layer(
       x: Float[Array, 'S 1 D'],
-      each: tuple[Int[Array, ''], PyTree, LayerOptions],
+      each: tuple[LayerPlace, PyTree, LayerOptions],
     ) -> tuple[Float[Array, 'S 1 D'], tuple[LayerKeys, Array | None]]:
-      index, layer, options = each
-      mask = AttentionMask(cached=cached._replace(layer=index))
+      place, layer, options = each
+      mask = AttentionMask(cached=cached._replace(**place._asdict()))
       mask = options.apply_window(mask, None)
       block = nnx.merge(graphdef, layer)
       found = block(x, positions, mask, options.frequencies)
       return found.x, (found.keys, found.record if record_experts else None)
 
     start = self._embed(token[:, None])
-    indices = jnp.arange(self.config.num_layers, dtype=jnp.int32)
-    each = (indices, layers, LayerOptions.stacked(self.config))
+    windows = self.config.windows
+    each = (cache.places(windows), layers, LayerOptions.stacked(self.config))
     x, ((keys, values), record) = jax.lax.scan(run_layer, start, each)
-    cache = cache.append(keys[:, :, :, 0], values[:, :, :, 0], live)
+    cache = cache.append(keys[:, :, :, 0], values[:, :, :, 0], live, windows)
     record = _by_token(record)
     if record is not None:
       cache = cache._replace(experts=record[:, 0])
@@ -333,34 +285,6 @@ def _by_token(
 ) -> UInt[Array, 'B T L k'] | None:
   """Moves the axis of layers of a record of experts behind the tokens."""
   return None if record is None else jnp.moveaxis(record, 0, 2)
-
-
-@jax.custom_vjp
-def roll_rows(
-  x: Num[Array, 'B T ...'], shift: Int[Array, ' B']
-) -> Num[Array, 'B T ...']:
-  """Rolls each row to the right by its own number of tokens.
-
-  >>> roll_rows(jnp.array([[1, 2, 3], [4, 5, 6]]), jnp.array([1, -1])).tolist()
-  [[3, 1, 2], [5, 6, 4]]
-  """
-  return jax.vmap(lambda row, by: jnp.roll(row, by, axis=0))(x, shift)
-
-
-def _roll_forward(
-  x: Num[Array, 'B T ...'], shift: Int[Array, ' B']
-) -> tuple[Num[Array, 'B T ...'], Int[Array, ' B']]:
-  return roll_rows(x, shift), shift
-
-
-def _roll_backward(
-  shift: Int[Array, ' B'], cotangent: Num[Array, 'B T ...']
-) -> tuple[Num[Array, 'B T ...'], None]:
-  # Autodiff would scatter and add.
-  return roll_rows(cotangent, -shift), None
-
-
-roll_rows.defvjp(_roll_forward, _roll_backward)
 
 
 def segment_mask(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rollouts: the sampling engine, token sampling, and scoring of responses."""
 
+from covrl.rollout.caching import Caching as Caching
 from covrl.rollout.engine import SamplingEngine as SamplingEngine
 from covrl.rollout.group_engine import GroupEngine as GroupEngine
 from covrl.rollout.request_engine import RequestEngine as RequestEngine

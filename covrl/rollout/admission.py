@@ -6,14 +6,58 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Array, Bool, Int, UInt
 
-from covrl.rollout.decoder import Admission, Sizes
 from covrl.rollout.requests import Request
 from covrl.rollout.sampling import Sampling
 from covrl.rollout.slots import RequestOptions
+
+
+class Admission(NamedTuple):
+  """Prompts and requests that are admitted together, split into shards.
+
+  The arrays of prompts and those of requests may differ in length.
+
+  Attributes:
+    prompts: token ids, padded on the left.
+    prompt_mask: true for real tokens.
+    prompt: row of the cache for each prompt; out of range for no prompt.
+    request: row for each request; out of range for no request.
+    source: index of each request's prompt among the new prompts.
+    seed: seed of each request.
+    member: index of the request among those of the same seed.
+    options: options of each request.
+  """
+
+  prompts: Int[Array, 'A W']
+  prompt_mask: Bool[Array, 'A W']
+  prompt: Int[Array, ' A']
+  request: Int[Array, ' B']
+  source: Int[Array, ' B']
+  seed: UInt[Array, ' B']
+  member: Int[Array, ' B']
+  options: RequestOptions
+
+
+class Sizes(NamedTuple):
+  """Sizes of a state that requests are admitted to, all of one shard.
+
+  Attributes:
+    prompts: rows for prompts.
+    width: tokens of a prompt, at most.
+    requests: rows for requests.
+    slots: number of slots.
+    stop_ids: tokens that end a request besides the decoder's, at most.
+  """
+
+  prompts: int
+  width: int
+  requests: int
+  slots: int
+  stop_ids: int
 
 
 @dataclasses.dataclass

@@ -8,23 +8,22 @@ steps; the steps are the same.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt
 
 from covrl.models.cache import (
-  DecodeCache,
-  PromptCache,
   repeat_rows,
 )
 from covrl.models.experts import ExpertRecord
 from covrl.models.policy import Policy
+from covrl.rollout.admission import Admission, Sizes
+from covrl.rollout.caching import EXACT, Caching
+from covrl.rollout.carried import carry, fill_slots
 from covrl.rollout.samples import (
   Samples,
   Step,
-  count_positions,
   empty_samples,
   record,
 )
@@ -42,50 +41,6 @@ from covrl.rollout.slots import (
 )
 
 
-class Admission(NamedTuple):
-  """Prompts and requests that are admitted together, split into shards.
-
-  The arrays of prompts and those of requests may differ in length.
-
-  Attributes:
-    prompts: token ids, padded on the left.
-    prompt_mask: true for real tokens.
-    prompt: row of the cache for each prompt; out of range for no prompt.
-    request: row for each request; out of range for no request.
-    source: index of each request's prompt among the new prompts.
-    seed: seed of each request.
-    member: index of the request among those of the same seed.
-    options: options of each request.
-  """
-
-  prompts: Int[Array, 'A W']
-  prompt_mask: Bool[Array, 'A W']
-  prompt: Int[Array, ' A']
-  request: Int[Array, ' B']
-  source: Int[Array, ' B']
-  seed: UInt[Array, ' B']
-  member: Int[Array, ' B']
-  options: RequestOptions
-
-
-class Sizes(NamedTuple):
-  """Sizes of a state that requests are admitted to, all of one shard.
-
-  Attributes:
-    prompts: rows for prompts.
-    width: tokens of a prompt, at most.
-    requests: rows for requests.
-    slots: number of slots.
-    stop_ids: tokens that end a request besides the decoder's, at most.
-  """
-
-  prompts: int
-  width: int
-  requests: int
-  slots: int
-  stop_ids: int
-
-
 @dataclasses.dataclass(frozen=True)
 class SlotDecoder:
   """The functions of the engine's programs.
@@ -98,6 +53,7 @@ class SlotDecoder:
     policy_logprobs: whether to compute `Step.policy_logprob`.
     experts: form of the experts to record, for routing replay; `None` records
       none.
+    caching: options of the KV cache and of prefill.
   """
 
   policy: Policy
@@ -106,6 +62,7 @@ class SlotDecoder:
   max_length: int
   policy_logprobs: bool = False
   experts: ExpertRecord | None = None
+  caching: Caching = EXACT
 
   def __post_init__(self) -> None:
     vocab_size = self.policy.config.vocab_size
@@ -143,10 +100,10 @@ class SlotDecoder:
       shards: number of shards.
       slots: number of slots of a shard.
     """
-    hidden, cache = self.policy.prefill(
+    hidden, cache = self.caching.prefill(
+      self.policy,
       params,
       prompts,
-      count_positions(prompt_mask),
       prompt_mask,
       record_experts=self.experts is not None,
     )
@@ -173,7 +130,9 @@ class SlotDecoder:
     unfinished = exists & ~self._ends(step, options)
     started = jnp.zeros_like(exists)
     if carried is not None:
-      samples, unfinished, started = self._carry(samples, carried, unfinished)
+      samples, unfinished, started = carry(
+        samples, carried, unfinished, self.end_ids
+      )
     unfinished = unfinished.reshape(shards, -1)
     # Responses with several tokens get the first slots.
     queue = first_in_order(started.reshape(shards, -1), unfinished)
@@ -188,8 +147,8 @@ class SlotDecoder:
         waiting=waiting,
       ),
       samples=samples,
-      cache=DecodeCache.empty(
-        cache, jnp.zeros(shards * slots, jnp.int32), self.max_length - 1
+      cache=self.caching.empty(
+        self.policy, cache, shards * slots, self.max_length - 1
       ),
       request=jnp.full(shards * slots, queue.shape[1], jnp.int32),
       token=jnp.zeros(shards * slots, jnp.int32),
@@ -198,7 +157,8 @@ class SlotDecoder:
     state = refill(state, jnp.ones(shards * slots, bool))
     if carried is None or self.max_length == 1:
       return state
-    return self._fill_slots(params, state, prompts, prompt_mask, started)
+    rows = prompts, prompt_mask
+    return fill_slots(self.policy, self.caching, params, state, rows, started)
 
   def _of_prompts(
     self,
@@ -211,74 +171,6 @@ class SlotDecoder:
     experts = jnp.where(prompt_mask[..., None, None], experts, 0)
     return jnp.pad(experts, ((0, 0), (0, self.max_length), (0, 0), (0, 0)))
 
-  def _carry(
-    self,
-    samples: Samples,
-    carried: Samples,
-    unfinished: Bool[Array, ' R'],
-  ) -> tuple[Samples, Bool[Array, ' R'], Bool[Array, ' R']]:
-    """Replaces new responses by carried ones.
-
-    Returns:
-      The responses, those that are unfinished, and those of several tokens among
-      these.
-    """
-    length = jnp.sum(carried.response_mask, axis=1)
-    has_tokens = length > 0
-    samples = jax.tree.map(
-      lambda old, new: jnp.where(
-        has_tokens.reshape(-1, *(1,) * (new.ndim - 1)), old, new
-      ).astype(new.dtype),
-      carried,
-      samples,
-    )
-    last = jnp.take_along_axis(
-      carried.response_tokens, jnp.maximum(length - 1, 0)[:, None], axis=1
-    )[:, 0]
-    is_end = jnp.isin(last, jnp.asarray(self.end_ids, jnp.int32))
-    finished = is_end | (length >= self.max_length)
-    unfinished = jnp.where(has_tokens, ~finished, unfinished)
-    return samples, unfinished, unfinished & (length > 1)
-
-  def _fill_slots(
-    self,
-    params: PyTree,
-    state: State,
-    prompts: Int[Array, 'P Tp'],
-    prompt_mask: Bool[Array, 'P Tp'],
-    started: Bool[Array, ' R'],
-  ) -> State:
-    """Processes the tokens of carried responses, with these parameters.
-
-    Their keys and values are those of the parameters that decode the rest.
-    """
-    shards, request, size = state.shards, state.request, self.max_length - 1
-    response = take(state.samples.response_tokens, request, shards)
-    length = jnp.sum(take(state.samples.response_mask, request, shards), axis=1)
-    is_started = state.live & take(started, request, shards)
-    # The last token is not in the cache yet.
-    cached = jnp.where(is_started, length - 1, 0).astype(jnp.int32)
-    tokens, mask = (
-      jnp.concatenate((take(of_prompt, state.cache.prompt, shards), own), 1)
-      for of_prompt, own in (
-        (prompts, response[:, :size]),
-        (prompt_mask, jnp.arange(size) < cached[:, None]),
-      )
-    )
-    _, cache = self.policy.prefill(params, tokens, count_positions(mask), mask)
-    width = prompts.shape[1]
-    last = jnp.take_along_axis(response, cached[:, None], axis=1)[:, 0]
-    return state._replace(
-      cache=state.cache._replace(
-        keys=state.cache.keys.at[..., :size, :].set(cache.keys[..., width:, :]),
-        values=state.cache.values.at[..., :size, :].set(
-          cache.values[..., width:, :]
-        ),
-        length=cached,
-      ),
-      token=jnp.where(is_started, last, state.token),
-    )
-
   def empty(self, params: PyTree, sizes: Sizes, shards: int) -> State:
     """Creates a state without requests, for `admit`.
 
@@ -286,13 +178,8 @@ class SlotDecoder:
     """
     rows, requests = shards * sizes.prompts, shards * sizes.requests
     slots, dtype = shards * sizes.slots, self.policy.config.stats_dtype
-    tokens = jax.ShapeDtypeStruct((rows, sizes.width), jnp.int32)
-    _, cache = jax.eval_shape(
-      lambda params, x: self.policy.prefill(params, x, x, x > 0), params, tokens
-    )
-    cache: PromptCache = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype), cache
-    )
+    shape = rows, sizes.width
+    cache = self.caching.empty_prompts(self.policy, params, shape)
     queue = jnp.zeros((shards, sizes.requests), jnp.int32)
     none = jnp.zeros(shards, jnp.int32)
     return State(
@@ -308,9 +195,7 @@ class SlotDecoder:
         waiting=none,
       ),
       samples=empty_samples((requests, 1), self.pad_id, dtype),
-      cache=DecodeCache.empty(
-        cache, jnp.zeros(slots, jnp.int32), self.max_length - 1
-      ),
+      cache=self.caching.empty(self.policy, cache, slots, self.max_length - 1),
       request=jnp.full(slots, sizes.requests, jnp.int32),
       token=jnp.zeros(slots, jnp.int32),
       taken=none,
@@ -336,8 +221,8 @@ class SlotDecoder:
       The state, and the first token of each new request.
     """
     shards, old = state.shards, state.requests
-    hidden, cache = self.policy.prefill(
-      params, new.prompts, count_positions(new.prompt_mask), new.prompt_mask
+    hidden, cache = self.caching.prefill(
+      self.policy, params, new.prompts, new.prompt_mask
     )
     keys = jax.vmap(
       lambda seed, member: jax.random.fold_in(

@@ -11,76 +11,31 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import P
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, Key, PyTree
 
-from covrl.models.cache import DecodeCache
 from covrl.models.experts import ExpertRecord
 from covrl.models.policy import Policy
 from covrl.parallel import distributed, sharding
+from covrl.rollout.caching import EXACT, Caching
 from covrl.rollout.decoder import SlotDecoder, check_at_least
-from covrl.rollout.finished import (
-  FinishedResponses,
-  OnResponse,
-  SlotTokens,
-  first_tokens,
+from covrl.rollout.finished import FinishedResponses, OnResponse
+from covrl.rollout.layout import Layout, divide
+from covrl.rollout.placement import placer
+from covrl.rollout.programs import (
+  Report,
+  SamplerPrograms,
+  TracedPrograms,
+  row_sharding,
 )
-from covrl.rollout.layout import (
-  Layout,
-  constrain_state,
-  divide,
-  state_specs,
-)
-from covrl.rollout.placement import (
-  param_specs,
-  placer,
-  trace_placement,
-)
-from covrl.rollout.samples import (
-  HostArray,
-  Samples,
-  empty_samples,
-  record,
-)
+from covrl.rollout.samples import HostArray, Samples, empty_samples
 from covrl.rollout.sampling import Sampling
-from covrl.rollout.slots import SlotArrays, State, shrink
-
-
-class TracedPrograms(NamedTuple):
-  """The engine's programs, traced without arrays.
-
-  Attributes:
-    place: moves parameters to the sampler's mesh and type; `None` if they are
-      there.
-    start: prefill and first tokens.
-    run: one segment of decoding.
-    cache: shapes and shardings of the KV cache.
-    layout: division into shards and slots.
-  """
-
-  place: jax.stages.Traced | None
-  start: jax.stages.Traced
-  run: jax.stages.Traced
-  cache: DecodeCache
-  layout: Layout
-
-
-class Report(NamedTuple):
-  """Results of a program that the host reads.
-
-  Attributes:
-    status: largest numbers of live slots and of waiting requests of a shard.
-    tokens: the new tokens.
-  """
-
-  status: Int[Array, ' 2']
-  tokens: SlotTokens
+from covrl.rollout.slots import State
 
 
 class SamplingEngine:
@@ -102,6 +57,7 @@ class SamplingEngine:
     segment: tokens of each response that one compiled call decodes.
     experts: form of the experts that are recorded with the responses, for
       routing replay; `None` if they are not.
+    caching: options of the KV cache and of prefill.
   """
 
   def __init__(
@@ -115,6 +71,7 @@ class SamplingEngine:
     slots: int = 0,
     segment: int = 16,
     record_experts: bool = False,
+    caching: Caching = EXACT,
   ) -> None:
     """Checks the arguments; see the attributes.
 
@@ -132,16 +89,18 @@ class SamplingEngine:
     self.slots = slots
     self.segment = min(segment, max(max_response_length - 1, 1))
     self.experts = ExpertRecord.of(policy.config) if record_experts else None
-    self._decoder = SlotDecoder(
+    self.caching = caching
+    decoder = SlotDecoder(
       policy,
       self.end_ids,
       pad_id,
       max_response_length,
       experts=self.experts,
+      caching=caching,
     )
-    self._start = jax.jit(self._start_state, static_argnames='layout')
-    self._run = jax.jit(self._run_segment, static_argnums=2, donate_argnums=1)
-    self._shrink = jax.jit(self._shrink_slots, static_argnums=(1, 2))
+    self._programs = SamplerPrograms(decoder, mesh, self.segment)
+    self._start, self._run = self._programs.start, self._programs.run
+    self._shrink = self._programs.shrink
     self._placed = placer(policy, mesh)
 
   def sample(
@@ -292,45 +251,8 @@ class SamplingEngine:
       group_size: responses per prompt.
     """
     layout = self._layout(count, group_size)
-
-    def rows(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-      return jax.ShapeDtypeStruct(
-        shape, dtype, sharding=self._row_sharding(shape)
-      )
-
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    sampling = jax.eval_shape(Sampling.make)
-    prompts = (count * layout.copies, width)
-
-    def like(leaf: Any, spec: P) -> jax.ShapeDtypeStruct:
-      sharded = None if self.mesh is None else NamedSharding(self.mesh, spec)
-      return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharded)
-
     with self._use_mesh():
-      placed = jax.tree.map(
-        like,
-        jax.eval_shape(self.policy.compute_params, params),
-        param_specs(self.policy, params, self.mesh),
-      )
-      started = self._start.trace(
-        placed,
-        rows(prompts, jnp.int32),
-        rows(prompts, bool),
-        key,
-        rows((count * group_size,), jnp.int32),
-        sampling,
-        layout=layout,
-      )
-      state, _ = started.out_info
-      specs = state_specs(self.mesh, state, layout.shards)
-      state = jax.tree.map(like, state, specs)
-      return TracedPrograms(
-        place=trace_placement(self.policy, params, self.mesh),
-        start=started,
-        run=self._run.trace(placed, state, layout),
-        cache=state.cache,
-        layout=layout,
-      )
+      return self._programs.trace(params, (count, width), group_size, layout)
 
   def _begin(
     self,
@@ -357,47 +279,6 @@ class SamplingEngine:
     )
     return params, state, report
 
-  def _start_state(
-    self, *arguments: Any, layout: Layout
-  ) -> tuple[State, Report]:
-    """The program before the first segment."""
-    state = self._decoder.start(
-      *arguments, shards=layout.shards, slots=layout.slots[0]
-    )
-    return self._constrained(state, layout, first_tokens(state))
-
-  def _run_segment(
-    self, params: PyTree, state: State, layout: Layout
-  ) -> tuple[State, Report]:
-    """The program of one segment."""
-    # The steps do not read the responses but for first tokens.
-    samples = state.samples
-    state, steps = self._decoder.run(params, state, steps=self.segment)
-    state = state._replace(samples=record(samples, steps, state.shards))
-    tokens = SlotTokens(steps.request, steps.position, steps.token)
-    return self._constrained(state, layout, tokens)
-
-  def _shrink_slots(
-    self, state: State, layout: Layout, slots: int
-  ) -> SlotArrays:
-    """The program that reduces the number of slots."""
-    arrays = shrink(state, slots=slots)
-    shrunk = self._constrain(state.with_slots(arrays), layout)
-    return shrunk.slot_arrays
-
-  def _constrained(
-    self, state: State, layout: Layout, tokens: SlotTokens
-  ) -> tuple[State, Report]:
-    """The state with its shardings, and the report on every device."""
-    report = Report(state.status(), tokens)
-    if self.mesh is None:
-      return state, report
-    state = self._constrain(state, layout)
-    return state, jax.lax.with_sharding_constraint(report, P())
-
-  def _constrain(self, state: State, layout: Layout) -> State:
-    return constrain_state(self.mesh, state, layout.shards)
-
   def _layout(self, count: int, group_size: int) -> Layout:
     """Division of the requests of `count` prompts over the mesh."""
     return divide(
@@ -414,19 +295,10 @@ class SamplingEngine:
 
   def _put(self, rows: HostArray) -> Array:
     """Puts rows on the mesh, split if its size divides their number."""
-    row_sharding = self._row_sharding(rows.shape)
-    if row_sharding is None:
+    split = row_sharding(self.mesh, rows.shape)
+    if split is None:
       return jax.device_put(rows)
-    return distributed.put_global(rows, row_sharding)
-
-  def _row_sharding(self, shape: tuple[int, ...]) -> NamedSharding | None:
-    """Sharding of rows; `None` without a mesh."""
-    if self.mesh is None:
-      return None
-    axes = ('batch', *(None,) * (len(shape) - 1))
-    return sharding.fitted_sharding(
-      self.mesh, axes, shape, sharding.ROLLOUT_RULES
-    )
+    return distributed.put_global(rows, split)
 
 
 def _read(status: Any) -> tuple[int, int]:

@@ -21,12 +21,9 @@ from jaxtyping import Array, Bool, Int, Key, PyTree
 
 from covrl.models.policy import Policy
 from covrl.parallel import distributed, sharding
-from covrl.rollout.decoder import (
-  Admission,
-  Sizes,
-  SlotDecoder,
-  check_at_least,
-)
+from covrl.rollout.admission import Admission, Sizes
+from covrl.rollout.caching import EXACT, Caching
+from covrl.rollout.decoder import SlotDecoder, check_at_least
 from covrl.rollout.group_rows import GroupResponse, GroupRows
 from covrl.rollout.layout import constrain_state, count_shards
 from covrl.rollout.placement import placer
@@ -81,6 +78,7 @@ class GroupEngine:
     group_size: int,
     slots: int = 0,
     segment: int = 16,
+    caching: Caching = EXACT,
   ) -> None:
     """Jits the programs.
 
@@ -97,6 +95,7 @@ class GroupEngine:
       slots: responses that are decoded together, rounded up to a multiple of
         the devices that split rows; 0 for those of `prompts` prompts.
       segment: tokens of each response that one compiled call decodes.
+      caching: options of the KV cache and of prefill.
 
     Raises:
       ValueError: if an id is not in the vocabulary, or a number is too small.
@@ -113,7 +112,7 @@ class GroupEngine:
     self.group_size = group_size
     self.segment = min(segment, max(max_response_length - 1, 1))
     self._decoder = SlotDecoder(
-      policy, tuple(end_ids), pad_id, max_response_length
+      policy, tuple(end_ids), pad_id, max_response_length, caching=caching
     )
     own = -(-(slots or prompts * group_size) // self._shards)
     self.slots = own * self._shards

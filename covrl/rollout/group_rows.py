@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from covrl.rollout.decoder import Sizes
+from covrl.rollout.admission import Sizes
 from covrl.rollout.samples import Samples, Step
 
 

@@ -76,18 +76,19 @@ def state_specs(mesh: Mesh | None, state: State, shards: int) -> State:
   rows = P(row_axes(mesh, shards))
   axes = (None, None, 'attention_heads', None, None)
 
-  def of_cache(keys: Any) -> P:
-    rules = sharding.ROLLOUT_RULES
-    heads = sharding.fitted_spec(mesh, axes, keys.shape, rules)[2]
+  def of(leaf: Any) -> P:
+    if leaf.ndim < 4:
+      return rows if leaf.ndim else P()
+    # Keys and values, and the scales of integers.
+    heads = sharding.fitted_spec(
+      mesh, axes[: leaf.ndim], leaf.shape, sharding.ROLLOUT_RULES
+    )[2]
     return P(None, rows[0], heads)
 
-  specs = jax.tree.map(lambda x: rows if x.ndim else P(), state)
-  cache, prompts = state.cache, state.cache.prompts
-  own, shared = of_cache(cache.keys), of_cache(prompts.keys)
-  shared = prompts._replace(keys=shared, values=shared, lengths=rows)
-  return specs._replace(
-    cache=specs.cache._replace(prompts=shared, keys=own, values=own)
+  specs = jax.tree.map(
+    lambda leaf: rows if leaf.ndim else P(), state._replace(cache=None)
   )
+  return specs._replace(cache=jax.tree.map(of, state.cache))
 
 
 def constrain_state(mesh: Mesh | None, state: State, shards: int) -> State:

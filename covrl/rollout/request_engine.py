@@ -20,13 +20,9 @@ from jaxtyping import Array, Bool, PyTree
 
 from covrl.models.policy import Policy
 from covrl.parallel import sharding
-from covrl.rollout.admission import Rows, WaitingRequests
-from covrl.rollout.decoder import (
-  Admission,
-  Sizes,
-  SlotDecoder,
-  check_at_least,
-)
+from covrl.rollout.admission import Admission, Rows, Sizes, WaitingRequests
+from covrl.rollout.caching import EXACT, Caching
+from covrl.rollout.decoder import SlotDecoder, check_at_least
 from covrl.rollout.layout import constrain_state, count_shards
 from covrl.rollout.placement import placer
 from covrl.rollout.requests import Limits, NewTokens, Request
@@ -66,6 +62,7 @@ class RequestEngine:
     slots: int = 16,
     segment: int = 16,
     max_stop_ids: int = 8,
+    caching: Caching = EXACT,
   ) -> None:
     """Creates the caches, and compiles all programs.
 
@@ -81,6 +78,7 @@ class RequestEngine:
         the devices that split rows.
       segment: tokens of each response that a step samples, at most.
       max_stop_ids: stop ids of a request, at most.
+      caching: options of the KV cache and of prefill.
 
     Raises:
       ValueError: if an id is not in the vocabulary, or a number is too small.
@@ -98,7 +96,12 @@ class RequestEngine:
       max_stop_ids,
     )
     self._decoder = SlotDecoder(
-      policy, tuple(end_ids), pad_id, max_response_length, policy_logprobs=True
+      policy,
+      tuple(end_ids),
+      pad_id,
+      max_response_length,
+      policy_logprobs=True,
+      caching=caching,
     )
     own = -(-slots // self._shards)
     self.slots = own * self._shards

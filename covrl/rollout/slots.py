@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+from jaxtyping import Array, Bool, Int, Key, Shaped
 
-from covrl.models.cache import DecodeCache, PromptCache
+from covrl.models.cache import DecodeCache, PromptCache, ResponseRing
+from covrl.models.int8 import Vectors
 from covrl.rollout.samples import Samples
 from covrl.rollout.sampling import Sampling
 
@@ -58,8 +59,9 @@ class SlotArrays(NamedTuple):
   """The arrays of a state whose sizes are the number of slots; see `State`."""
 
   prompt: Int[Array, ' S']
-  keys: Float[Array, 'L S K C h']
-  values: Float[Array, 'L S K C h']
+  keys: Vectors
+  values: Vectors
+  ring: ResponseRing | None
   length: Int[Array, ' S']
   request: Int[Array, ' S']
   token: Int[Array, ' S']
@@ -115,6 +117,7 @@ class State(NamedTuple):
       prompt=cache.prompt,
       keys=cache.keys,
       values=cache.values,
+      ring=cache.ring,
       length=cache.length,
       request=self.request,
       token=self.token,
@@ -126,6 +129,7 @@ class State(NamedTuple):
       prompt=arrays.prompt,
       keys=arrays.keys,
       values=arrays.values,
+      ring=arrays.ring,
       length=arrays.length,
     )
     return self._replace(
@@ -143,9 +147,9 @@ def shrink(state: State, *, slots: int) -> SlotArrays:
   """Keeps `slots` slots of each shard; the others must be idle."""
   live = state.live.reshape(state.shards, -1)
   kept = in_order(live)[:, :slots]
-  arrays = state.slot_arrays
-  return SlotArrays(
-    *(take_rows(x, kept, axis=1 if x.ndim > 1 else 0) for x in arrays)
+  return jax.tree.map(
+    lambda x: take_rows(x, kept, axis=1 if x.ndim > 1 else 0),
+    state.slot_arrays,
   )
 
 
@@ -332,7 +336,7 @@ def replace_prompts(
     return written.reshape(rows.shape)
 
   return PromptCache(
-    keys=by_shard(cache.keys, new.keys),
-    values=by_shard(cache.values, new.values),
+    keys=jax.tree.map(by_shard, cache.keys, new.keys),
+    values=jax.tree.map(by_shard, cache.values, new.values),
     lengths=set_rows(cache.lengths, index, new.lengths, shards),
   )

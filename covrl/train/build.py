@@ -23,7 +23,7 @@ from covrl.evaluation.evaluator import Evaluator
 from covrl.models import Policy
 from covrl.parallel import sharding
 from covrl.rewards import Scoring
-from covrl.rollout import GroupEngine, SamplingEngine
+from covrl.rollout import Caching, GroupEngine, SamplingEngine
 from covrl.run.checkpoint import Checkpoint
 from covrl.run.consistency import check_problems
 from covrl.tasks.task import Task
@@ -189,6 +189,7 @@ def make_engine(
     max_response_length=config.rollout.max_response_length,
     slots=config.rollout.slots,
     segment=config.rollout.segment,
+    caching=Caching.of(config.rollout),
     record_experts=record_experts,
   )
 
@@ -209,6 +210,7 @@ def make_group_engine(
     group_size=rollout.responses_per_prompt,
     slots=rollout.slots,
     segment=rollout.segment,
+    caching=Caching.of(rollout),
   )
 
 
@@ -291,6 +293,14 @@ def warnings(config: Config, algorithm: Algorithm) -> Iterator[str]:
     yield (
       'with top-p, top-k or min-p the sampler is not the '
       'policy that is trained: importance weights are biased'
+    )
+  if rollout.cache_dtype == 'int8' and not _contains(
+    token_state, ImportanceWeightState
+  ):
+    yield (
+      "rollout.cache_dtype = 'int8' samples with other probabilities than those "
+      'that are trained, and the token chain has no importance weights: add'
+      ' truncated_importance_weights, icepop or decoupled_ppo'
     )
   if rollout.pipeline and not _contains(token_state, ImportanceWeightState):
     yield (

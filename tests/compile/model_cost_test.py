@@ -9,6 +9,7 @@ import pytest
 
 from covrl.compile import model_cost
 from covrl.models import Experts, Lora, Policy, tiny
+from covrl.rollout import Caching
 
 TINY = tiny(16)
 
@@ -54,3 +55,23 @@ def test_frozen_matrices_have_no_weight_gradient():
 def test_decode_flops():
   one = model_cost.decode_flops(TINY, 3, 10)
   assert model_cost.decode_flops(TINY, 3, 11) - one == 3 * 2 * 4 * 4 * 8
+
+
+def test_bytes_of_a_cache_of_rings_and_integers():
+  """The bytes of the arrays that the sampler allocates."""
+  config = dataclasses.replace(TINY, windows=(6, 3), dtype='bfloat16')
+  policy, prompt, response = Policy(config), 5, 9
+  params = jax.eval_shape(policy.init, jax.random.key(0))
+  for int8 in (False, True):
+    caching = Caching(int8=int8)
+
+    def make(params, caching=caching):
+      prompts = caching.empty_prompts(policy, params, (4, prompt))
+      return caching.empty(policy, prompts, 4, response)
+
+    cache = jax.eval_shape(make, params)
+    assert cache.ring is not None
+    leaves = [leaf for leaf in jax.tree.leaves(cache) if leaf.ndim >= 4]
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    got = model_cost.cache_bytes(config, 4, prompt, response, int8=int8)
+    assert got == size

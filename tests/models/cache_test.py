@@ -5,13 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from covrl.models.cache import (
-  DecodeCache,
-  PromptCache,
-  repeat_rows,
-  write_slots,
-  write_slots_in_turn,
-)
+from covrl.models.cache import DecodeCache, PromptCache, repeat_rows
+from covrl.models.cache_writes import write_slots, write_slots_in_turn
+from covrl.models.int8 import Int8Vectors
 
 
 def draw(*shape):
@@ -63,3 +59,73 @@ def test_slots_written_in_turn_are_those_of_a_scatter():
   np.testing.assert_array_equal(in_turn, write_slots(cache, new, slot))
   np.testing.assert_array_equal(in_turn[:, 0, :, 3], new[:, 0])
   np.testing.assert_array_equal(in_turn[:, 2:], cache[:, 2:])
+
+
+def test_layers_with_a_window_keep_the_newest_tokens_only():
+  """Whether appended one by one or filled in at once."""
+  keys = draw(3, 1, 1, 2, 4)
+  prompts = PromptCache(keys, -keys, jnp.array([2]))
+  windows, prompt = (0, 2, 3), jnp.array([0, 0, 0])
+  cache = DecodeCache.empty(prompts, prompt, 5, windows)
+  assert cache.keys.shape == (1, 3, 1, 5, 4)
+  assert cache.ring is not None
+  assert cache.ring.keys.shape == (2, 3, 1, 3, 4)
+  new, lengths = draw(3, 3, 1, 6, 4), jnp.array([6, 5, 1])
+  for token in range(6):
+    of_token = new[:, :, :, token]
+    cache = cache.append(of_token, -of_token, token < lengths, windows)
+  assert cache.length.tolist() == [6, 5, 1]
+  assert cache.ring is not None
+  # The last of six tokens has no slot, with and without a ring.
+  np.testing.assert_array_equal(cache.keys[0, :2], new[0, :2, :, :5])
+  for row in range(2):
+    for slot, token in enumerate((3, 4, 2)):
+      np.testing.assert_array_equal(
+        cache.ring.keys[:, row, :, slot], new[1:, row, :, token]
+      )
+  np.testing.assert_array_equal(cache.ring.values, -cache.ring.keys)
+  np.testing.assert_array_equal(cache.ring.keys[:, 2, :, 0], new[1:, 2, :, 0])
+  assert not np.any(cache.ring.keys[:, 2, :, 1:])
+
+  empty = DecodeCache.empty(prompts, prompt, 5, windows)
+  filled = empty.filled(
+    new[:, :, :, :5], -new[:, :, :, :5], jnp.array([5, 5, 1]), windows
+  )
+  assert filled.ring is not None
+  for row, slots in ((0, 3), (1, 3), (2, 1)):
+    np.testing.assert_array_equal(
+      filled.ring.keys[:, row, :, :slots], cache.ring.keys[:, row, :, :slots]
+    )
+
+
+def test_no_layer_has_a_ring_if_windows_are_as_long_as_responses():
+  keys = draw(2, 1, 1, 2, 4)
+  prompts = PromptCache(keys, -keys, jnp.array([2]))
+  cache = DecodeCache.empty(prompts, jnp.array([0]), 5, (0, 5))
+  assert cache.ring is None
+  assert cache.keys.shape[0] == 2
+
+
+def test_integers_are_within_half_of_a_scale():
+  x = draw(5, 7).at[2].set(0.0)
+  found = Int8Vectors.of(x)
+  error = np.abs(found.values * found.scale[:, None] - x)
+  assert (error <= found.scale[:, None] / 2 * (1 + 1e-6)).all()
+  assert np.abs(found.values).max(axis=1).tolist() == [127, 127, 0, 127, 127]
+
+
+def test_tokens_are_appended_as_integers():
+  cache = make_cache()
+  cache = DecodeCache.empty(cache.prompts.as_int8(), cache.prompt, 3)
+  new = draw(2, 4, 1, 4)
+  after = cache.append(new, 2 * new, jnp.array([True, False, True, True]))
+  want = Int8Vectors.of(new)
+  assert after.keys.values.dtype == jnp.int8
+  for row in (0, 2, 3):
+    np.testing.assert_array_equal(
+      after.keys.values[:, row, :, 0], want.values[:, row]
+    )
+    np.testing.assert_array_equal(
+      after.values.scale[:, row, :, 0], 2 * want.scale[:, row]
+    )
+  assert not np.any(after.keys.scale[:, 1])

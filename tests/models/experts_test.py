@@ -243,6 +243,11 @@ def test_given_experts_take_the_place_of_the_likeliest():
   known = prompts.experts
   assert known.shape == form.shape(3, 5)
   assert known.dtype == form.dtype
+  in_chunks = functools.partial(policy.prefill, chunk=2, record_experts=True)
+  _, chunked = jax.jit(in_chunks, compiler_options=QUICK)(
+    other, tokens[:, :5], positions, mask
+  )
+  np.testing.assert_array_equal(chunked.experts, known)
   cache = DecodeCache.empty(prompts._replace(experts=None), jnp.arange(3), 1)
   _, cache = decode(other, tokens[:, 5], cache)
   known = jnp.concatenate((known, cache.experts[:, None]), axis=1)

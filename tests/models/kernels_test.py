@@ -15,15 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
 
-from covrl.models import Policy, decode_attention, decode_kernel, flash, tiny
+from covrl.models import (
+  Policy,
+  cached_tokens,
+  decode_attention,
+  decode_kernel,
+  flash,
+  tiny,
+)
 from covrl.models.attention import attend
 from covrl.models.cache import DecodeCache, PromptCache
-from covrl.models.decode_attention import (
-  CachedTokens,
-  attend_token,
-  list_prompts,
-)
+from covrl.models.cached_tokens import CachedTokens, list_prompts
+from covrl.models.decode_attention import attend_token
 from covrl.models.decode_kernel import SlotRange, block_size, blocks_to_read
+from covrl.models.int8 import Int8Vectors
 from covrl.parallel import sharding
 
 CONFIG = dataclasses.replace(tiny(16), head_dim=16)
@@ -128,7 +133,16 @@ def test_refuses_keys_split_differently_from_queries():
     )
 
 
-def decode(*, slots=(140, 300), window=None, cap=None, mesh=None, run=None):
+def decode(
+  *,
+  slots=(140, 300),
+  window=None,
+  cap=None,
+  mesh=None,
+  run=None,
+  ring=False,
+  int8=False,
+):
   """Checks decode attention against `attend` over each row's whole sequence.
 
   Sixteen rows continue three prompts in no order; some have ended. Slots that
@@ -161,6 +175,19 @@ def decode(*, slots=(140, 300), window=None, cap=None, mesh=None, run=None):
     values=cached(4, rows, after, in_response),
     length=length,
   )
+  if int8:
+    cache = as_int8(cache)
+  place = {'layer': jnp.asarray(1)}
+  given = cache
+  if ring:
+    assert window is not None
+    windows = (0, window)
+    given = DecodeCache.empty(cache.prompts, cache.prompt, after, windows)
+    given = given.filled(cache.keys, cache.values, length, windows)
+    assert given.ring is not None
+    assert given.ring.keys.shape[3] == window < after
+    assert given.keys.shape[0] == given.ring.keys.shape[0] == 1
+    place |= {'of_kind': jnp.asarray(0), 'in_ring': jnp.asarray(True)}
   if mesh:
     prompt = prompt % 2 + 2 * (np.arange(rows) >= rows // 2)
   queries = draw(5, rows, HEADS, WIDTH)
@@ -172,15 +199,19 @@ def decode(*, slots=(140, 300), window=None, cap=None, mesh=None, run=None):
       cache=cache,
       live=live,
       reads=list_prompts(cache, live),
-      layer=jnp.asarray(1),
       window=None if window is None else jnp.asarray(window),
+      **place,
     )
     return (run or attend_token)(queries, keys, values, tokens, config)
 
   with sharding.use_mesh(mesh, sharding.ROLLOUT_RULES):
-    got = attended(queries, keys, values, cache)
+    got = attended(queries, keys, values, given)
+
+  def exact(x):
+    return x.values * x.scale[..., None] if int8 else x
 
   def whole(prompt_part, response_part, new):
+    prompt_part, response_part = exact(prompt_part), exact(response_part)
     parts = prompt_part[1][prompt], response_part[1], new[:, :, None]
     return jnp.nan_to_num(jnp.concatenate(parts, axis=2))
 
@@ -207,6 +238,14 @@ def decode(*, slots=(140, 300), window=None, cap=None, mesh=None, run=None):
   assert np.isfinite(got).all()
 
 
+def as_int8(cache):
+  return cache._replace(
+    prompts=cache.prompts.as_int8(),
+    keys=Int8Vectors.of(cache.keys),
+    values=Int8Vectors.of(cache.values),
+  )
+
+
 @pytest.fixture
 def kernel(monkeypatch):
   """The kernel in interpret mode, with blocks of 128 slots."""
@@ -217,7 +256,14 @@ def kernel(monkeypatch):
   return functools.partial(attend_token, interpret=pltpu.InterpretParams())
 
 
-SETTINGS = [{}, {'cap': 5.0}, {'window': 60}, {'window': 200}]
+SETTINGS = [
+  {},
+  {'cap': 5.0},
+  {'window': 60},
+  {'window': 200},
+  {'window': 200, 'ring': True},
+  {'int8': True},
+]
 
 
 @pytest.mark.parametrize('setting', SETTINGS)
@@ -236,7 +282,8 @@ def test_decode_attention_on_a_mesh(with_kernel, kernel, monkeypatch):
   if not with_kernel:
     monkeypatch.setattr(decode_attention, 'uses_kernel', lambda _: False)
   mesh = sharding.make_mesh({'data': 2, 'tensor': 2}, jax.devices()[:4])
-  decode(slots=(9, 40), mesh=mesh, run=kernel if with_kernel else None)
+  settings = {'slots': (9, 40), 'window': 16, 'ring': True}
+  decode(**settings, mesh=mesh, run=kernel if with_kernel else None)
 
 
 @settings(deadline=None, max_examples=20)
@@ -254,7 +301,7 @@ def test_prompts_to_read_are_those_of_live_rows(data):
   assert [tile for tile, _ in got[:count]] == sorted(t for t, _ in want)
 
 
-LIST_PROMPTS = jax.jit(decode_attention.list_local)
+LIST_PROMPTS = jax.jit(cached_tokens.list_local)
 LIST_BLOCKS = jax.jit(blocks_to_read, static_argnums=(1, 2))
 
 

@@ -12,7 +12,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from covrl.models import Policy, attention, tiny, transformer
+from covrl.models import Policy, attention, cudnn, tiny, transformer
 from covrl.models.attention import AttentionMask
 from covrl.models.cache import DecodeCache
 from covrl.models.remat import REMAT_POLICIES
@@ -194,14 +194,48 @@ def test_gpus_compute_rows_of_one_sequence_without_a_mask():
     abstract_device=jax.sharding.AbstractDevice('NVIDIA H100', None, 'gpu'),
   )
   narrow = dataclasses.replace(CONFIG, dtype='bfloat16', head_dim=64)
-  assert not attention.uses_lengths(narrow)
+  assert not cudnn.uses_lengths(narrow)
   with jax.sharding.use_abstract_mesh(mesh):
-    assert attention.uses_lengths(narrow)
-    assert not attention.uses_lengths(CONFIG)
+    assert cudnn.uses_lengths(narrow)
+    assert not cudnn.uses_lengths(CONFIG)
     windows = tuple(range(CONFIG.num_layers))
-    assert not attention.uses_lengths(
-      dataclasses.replace(narrow, windows=windows)
-    )
-    assert attention.uses_lengths(
+    assert not cudnn.uses_lengths(dataclasses.replace(narrow, windows=windows))
+    assert cudnn.uses_lengths(
       dataclasses.replace(narrow, windows=(4,) * CONFIG.num_layers)
     )
+
+
+@pytest.mark.parametrize(
+  ('windows', 'chunk'), [((), 5), ((0, 3), 4), ((5, 5), 12)]
+)
+def test_chunked_prefill_equals_that_of_whole_prompts(windows, chunk):
+  """Also with padding on both sides; no chunk divides the width."""
+  policy = Policy(dataclasses.replace(CONFIG, windows=windows))
+  tokens, column = draw_tokens(9, 4, 13), jnp.arange(13)
+  start, end = jnp.array([[0], [4], [12], [3]]), jnp.array([[13]] * 3 + [[9]])
+  mask = (column >= start) & (column < end)
+  rows = tokens, jnp.maximum(column - start, 0), mask
+  prefill = jax.jit(policy.prefill, static_argnames='chunk')
+  want_last, want = prefill(PARAMS, *rows)
+  last, cache = prefill(PARAMS, *rows, chunk=chunk)
+  np.testing.assert_array_equal(cache.lengths, want.lengths)
+  pairs = [(last[:3], want_last[:3])]
+  for got, expected in zip(cache[:2], want[:2], strict=True):
+    real = np.broadcast_to(mask[None, :, None, :, None], got.shape)
+    pairs.append((got[real], expected[real]))
+  for got, expected in pairs:
+    scale = float(np.abs(expected).max())
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6 * scale)
+
+
+def test_chunked_prefill_bounds_the_memory_of_activations():
+  tokens = jnp.zeros((4, 1024), jnp.int32)
+  rows = tokens, tokens, tokens == 0
+
+  def temporaries(chunk):
+    run = functools.partial(POLICY.prefill, chunk=chunk)
+    found = jax.jit(run).lower(PARAMS, *rows).compile().memory_analysis()
+    assert found is not None
+    return found.temp_size_in_bytes
+
+  assert temporaries(64) < temporaries(0) / 4

@@ -384,6 +384,7 @@ def test_a_chain_without_importance_weights_is_named(chain, warned):
     tx=optax.identity(),
     advantages=covrl.group_relative,
   )
-  texts = [*warnings(make_config(pipeline=1), algorithm)]
-  assert sum('no importance weights: add' in text for text in texts) == warned
+  for rollout in ({'pipeline': 1}, {'cache_dtype': 'int8'}):
+    texts = [*warnings(make_config(**rollout), algorithm)]
+    assert sum('no importance weights: add' in text for text in texts) == warned
   assert not any('pipeline' in t for t in warnings(make_config(), algorithm))

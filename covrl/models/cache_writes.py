@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes of one token per row into a KV cache, in place on every platform."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import P
+from jax.experimental.layout import Layout, with_layout_constraint
+from jaxtyping import Array, Int, Shaped
+
+from covrl.parallel import sharding
+
+# Slots of a tile of a TPU's memory, of 16-bit numbers.
+_TILE = 16
+# Bytes of VMEM, into which XLA moves smaller arrays as a whole.
+_VMEM = 2**27
+
+
+def whole_tiles(shape: tuple[int, ...], dtype: Any) -> int:
+  """Slots of a cache, rounded up to whole tiles where it is large, on TPUs.
+
+  Without, XLA stores such a cache in an order that every segment changes.
+
+  Args:
+    shape: shape of the keys, `[L, S, K, C, h]`.
+    dtype: their type.
+  """
+  if not written_in_turn(jax.ShapeDtypeStruct(shape, dtype)):
+    return shape[3]
+  tile = _TILE * max(2 // jnp.dtype(dtype).itemsize, 1)
+  return -(-shape[3] // tile) * tile
+
+
+def written_in_turn(cache: Any) -> bool:
+  """Whether a device's part of a cache is larger than a TPU's VMEM, on TPUs."""
+  mesh = jax.sharding.get_abstract_mesh()
+  shards = 1 if mesh.empty else mesh.size
+  size = math.prod(cache.shape) * cache.dtype.itemsize // shards
+  return sharding.platform() == 'tpu' and size > _VMEM
+
+
+def write_slots(
+  cache: Shaped[Array, 'L S K C *h'],
+  new: Shaped[Array, 'L S K *h'],
+  slot: Int[Array, ' S'],
+) -> Shaped[Array, 'L S K C *h']:
+  """Writes one slot of each row; those beyond the last are dropped."""
+  rows = jnp.arange(slot.shape[0])
+  # Indexed axes come first.
+  return cache.at[:, rows, :, slot].set(
+    new.swapaxes(0, 1), mode='drop', unique_indices=True
+  )
+
+
+def write_slots_in_turn(
+  cache: Shaped[Array, 'L S K C *h'],
+  new: Shaped[Array, 'L S K *h'],
+  slot: Int[Array, ' S'],
+) -> Shaped[Array, 'L S K C *h']:
+  """Like `write_slots`, row by row.
+
+  For a scatter into so large an array, XLA's TPU compiler copies all of it to
+  another layout and back.
+  """
+  last = cache.shape[3] - 1
+
+  def write(row: Int[Array, ''], cache: Array) -> Array:
+    at = (0, row, 0, jnp.minimum(slot[row], last), *(0,) * (cache.ndim - 4))
+    shape = (cache.shape[0], 1, cache.shape[2], 1, *cache.shape[4:])
+    old = jax.lax.dynamic_slice(cache, at, shape)
+    token = jax.lax.dynamic_slice_in_dim(new, row, 1, axis=1)[:, :, :, None]
+    token = jnp.where(slot[row] <= last, token, old)
+    return _in_order(jax.lax.dynamic_update_slice(cache, token, at))
+
+  return jax.lax.fori_loop(0, slot.shape[0], write, _in_order(cache))
+
+
+def _in_order(cache: Array) -> Array:
+  """Fixes the layout to that of the kernel that reads the cache."""
+  order = Layout(major_to_minor=tuple(range(cache.ndim)))
+  return with_layout_constraint(cache, order)
+
+
+def write_by_shard(
+  rows: tuple[str, ...], cache: Array, new: Array, slot: Array
+) -> Array:
+  """`write_slots_in_turn` on every device, for its own rows and heads."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return write_slots_in_turn(cache, new, slot)
+  axes = ('layers', None, 'attention_heads', None, 'head_dim')[: cache.ndim]
+  heads = sharding.fitted_spec(
+    mesh, axes, cache.shape, sharding.current_rules()
+  )[2]
+  of_cache, of_row = P(None, rows or None, heads), P(rows or None)
+  return jax.shard_map(
+    write_slots_in_turn,
+    in_specs=(of_cache, of_cache, of_row),
+    out_specs=of_cache,
+    check_vma=False,
+  )(cache, new, slot)

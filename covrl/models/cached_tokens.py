@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cached tokens that a decoding step attends to, and the prompts to read."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import P
+from jaxtyping import Array, Bool, Int
+
+from covrl.models.cache import DecodeCache, ResponseRing, row_axes
+from covrl.models.int8 import Vectors
+
+# Rows whose queries meet a prompt in one matrix product.
+TILE_ROWS = 8
+
+
+class PromptReads(NamedTuple):
+  """List of (tile of rows, prompt) pairs to read, by shard of rows.
+
+  Attributes:
+    tile: index of the tile in its shard.
+    prompt: index of a prompt that some live row of the tile continues.
+    length: number of valid entries of each shard.
+  """
+
+  tile: Int[Array, ' S']
+  prompt: Int[Array, ' S']
+  length: Int[Array, ' shards']
+
+
+class CachedTokens(NamedTuple):
+  """The cached tokens that a layer attends to.
+
+  Attributes:
+    cache: the cache, without the new token.
+    live: rows to compute; others get finite, meaningless results.
+    reads: the prompts to read.
+    layer: index of the layer.
+    window: sliding window in tokens; `None` if no layer has one.
+    of_kind: index of the layer among those with, or without a ring; `None` if
+      no layer has a ring.
+    in_ring: whether the layer has a ring; `None` if none has.
+  """
+
+  cache: DecodeCache
+  live: Bool[Array, ' S']
+  reads: PromptReads
+  layer: Int[Array, '']
+  window: Int[Array, ''] | None
+  of_kind: Int[Array, ''] | None = None
+  in_ring: Bool[Array, ''] | None = None
+
+
+class ResponseSlots(NamedTuple):
+  """Slots of responses in one array of the cache, for one layer.
+
+  Attributes:
+    keys: keys of the layers that have their tokens here.
+    values: values of the same tokens.
+    layer: index of the layer in these arrays.
+    length: number of slots of each row that hold tokens to attend to; 0 if the
+      layer has its tokens elsewhere.
+    is_ring: whether slots are those of a ring; static.
+    share: share of the layers that have their tokens here; static.
+  """
+
+  keys: Vectors
+  values: Vectors
+  layer: Int[Array, '']
+  length: Int[Array, ' S']
+  is_ring: bool
+  share: float
+
+
+def response_slots(cached: CachedTokens) -> list[ResponseSlots]:
+  """The slots of responses that a layer may attend to, by array.
+
+  A layer has its tokens in one array only: in the others it reads nothing.
+  """
+  cache = cached.cache
+  length = jnp.where(cached.live, cache.length, 0)
+  if cache.ring is None or cached.of_kind is None or cached.in_ring is None:
+    whole = cache.keys, cache.values, cached.layer, length
+    return [ResponseSlots(*whole, is_ring=False, share=1.0)]
+  layers, in_ring = cache.prompts.keys.shape[0], cached.in_ring
+  found: list[ResponseSlots] = []
+  kinds = (ResponseRing(cache.keys, cache.values), False), (cache.ring, True)
+  for (keys, values), is_ring in kinds:
+    count, size = keys.shape[0], keys.shape[3]
+    if count:
+      found.append(
+        ResponseSlots(
+          keys,
+          values,
+          layer=jnp.minimum(cached.of_kind, count - 1),
+          length=jnp.where(in_ring == is_ring, jnp.minimum(length, size), 0),
+          is_ring=is_ring,
+          share=count / layers,
+        )
+      )
+  return found
+
+
+def list_prompts(cache: DecodeCache, live: Bool[Array, ' S']) -> PromptReads:
+  """Lists the prompts that each tile of rows has to read, once per step."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return list_local(cache.prompt, live)
+  axes = P(row_axes(cache) or None)
+  return jax.shard_map(
+    list_local, in_specs=(axes, axes), out_specs=axes, check_vma=False
+  )(cache.prompt, live)
+
+
+def list_local(
+  prompt: Int[Array, ' S'], live: Bool[Array, ' S']
+) -> PromptReads:
+  """Lists the prompts of one shard's tiles."""
+  rows = prompt.shape[0]
+  size = rows_per_tile(rows)
+  tiles, alive = prompt.reshape(-1, size), live.reshape(-1, size)
+  # Rows that are the first of their tile with their prompt.
+  same = (tiles[:, :, None] == tiles[:, None, :]) & alive[:, None, :]
+  before = jnp.tril(jnp.ones((size, size), bool), -1)
+  is_first = (alive & ~jnp.any(same & before, axis=2)).reshape(-1)
+  (found,) = jnp.nonzero(is_first, size=rows, fill_value=0)
+  return PromptReads(
+    tile=(found // size).astype(jnp.int32),
+    prompt=prompt[found],
+    length=jnp.sum(is_first, dtype=jnp.int32)[None],
+  )
+
+
+def rows_per_tile(rows: int) -> int:
+  """Rows per tile: the largest divisor of `rows` up to `TILE_ROWS`."""
+  return max(n for n in range(1, TILE_ROWS + 1) if rows % n == 0)
+
+
+def lowest_slot(
+  cache: DecodeCache, window: Int[Array, ''] | None, slots: int
+) -> Int[Array, ' S']:
+  """First slot in each row's window, of the prompt or (`slots` 0) response.
+
+  Args:
+    cache: the cache.
+    window: sliding window in tokens.
+    slots: slots of the part that precede the response's first.
+  """
+  if window is None:
+    return jnp.zeros_like(cache.length)
+  return jnp.maximum(slots + cache.length - window + 1, 0)

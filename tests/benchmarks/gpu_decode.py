@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory traffic of decode attention as compiled for a GPU that is not there.
+
+  pip install 'covrl[gpu-compile]'
+  PYTHONPATH=. python tests/benchmarks/gpu_decode.py [--topology=h100:1]
+
+Four layers of Qwen2.5-7B's attention over full caches of 64 rows, 2k + 8k tokens,
+whose prompts 16 rows share. Traffic is relative to reading every key and value
+once in bfloat16, prompts once per group. Beside covrl's attention stands cuDNN's
+by `jax.nn.dot_product_attention`, over a cache that has the prompt once per row:
+its normaliser comes in the type of the queries, so that two parts cannot be
+merged in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Any
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+
+import jax
+import jax.numpy as jnp
+
+from covrl.compile.cost import cost_of
+from covrl.compile.hlo import parse
+from covrl.models import tiny
+from covrl.models.cache import DecodeCache, PromptCache
+from covrl.models.cached_tokens import CachedTokens, list_prompts
+from covrl.models.decode_attention import attend_token
+from covrl.models.int8 import Int8Vectors
+from covrl.parallel import sharding, topologies
+
+LAYERS, ROWS, PROMPTS, PROMPT, RESPONSE = 4, 64, 4, 2048, 8192
+HEADS, KV_HEADS, WIDTH = 28, 4, 128
+CONFIG = dataclasses.replace(
+  tiny(16),
+  num_layers=LAYERS,
+  num_heads=HEADS,
+  num_kv_heads=KV_HEADS,
+  head_dim=WIDTH,
+  dtype='bfloat16',
+)
+
+
+def main() -> None:
+  """Prints a table."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--topology', default='h100:1')
+  topology = topologies.find_topology(parser.parse_args().topology)
+  devices = topologies.compile_only_devices(topology, 1)
+  mesh = sharding.make_mesh(None, devices)
+  whole = jax.sharding.NamedSharding(mesh, jax.P())
+
+  def shape(*sizes: int, dtype: Any = jnp.bfloat16) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(sizes, dtype, sharding=whole)
+
+  def integers(keys: jax.ShapeDtypeStruct) -> Any:
+    scale = shape(*keys.shape[:-1], dtype=jnp.float32)
+    return Int8Vectors(shape(*keys.shape, dtype=jnp.int8), scale)
+
+  numbers, own = shape(ROWS, dtype=jnp.int32), shape(ROWS, KV_HEADS, WIDTH)
+  of_prompts = shape(LAYERS, PROMPTS, KV_HEADS, PROMPT, WIDTH)
+  of_rows = shape(LAYERS, ROWS, KV_HEADS, RESPONSE, WIDTH)
+  per_row = shape(LAYERS, ROWS, PROMPT + RESPONSE, KV_HEADS, WIDTH)
+  heads_first = shape(LAYERS, ROWS, KV_HEADS, PROMPT + RESPONSE, WIDTH)
+  lengths = shape(PROMPTS, dtype=jnp.int32)
+  queries = shape(ROWS, HEADS, WIDTH)
+
+  def cache(form: Callable[[jax.ShapeDtypeStruct], Any]) -> DecodeCache:
+    prompts = PromptCache(form(of_prompts), form(of_prompts), lengths)
+    return DecodeCache(prompts, numbers, form(of_rows), form(of_rows), numbers)
+
+  live = shape(ROWS, dtype=bool)
+  programs: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
+    'covrl, bfloat16': (ours, (queries, own, own, cache(lambda x: x), live)),
+    'covrl, int8': (ours, (queries, own, own, cache(integers), live)),
+    'cuDNN, tokens before heads': (
+      cudnn,
+      (queries, per_row, per_row, numbers),
+    ),
+    'cuDNN, heads before tokens': (
+      cudnn_heads_first,
+      (queries, heads_first, heads_first, numbers),
+    ),
+  }
+  tokens = ROWS * RESPONSE + PROMPTS * PROMPT
+  least = 2 * 2 * LAYERS * KV_HEADS * WIDTH * tokens
+  print('| attention, cache | traffic | temporaries, MiB |\n|---|---:|---:|')
+  for name, (attend, arguments) in programs.items():
+    with (
+      topologies.no_compilation_cache(),
+      sharding.use_mesh(mesh, sharding.ROLLOUT_RULES),
+    ):
+      compiled = jax.jit(attend).lower(*arguments).compile()
+    module = parse(compiled.as_text() or '', topology.platform)
+    moved = cost_of(module, module.entry).bytes
+    memory = compiled.memory_analysis()
+    assert memory is not None
+    temporaries = memory.temp_size_in_bytes / 2**20
+    print(f'| {name} | {moved / least:.2f} | {temporaries:,.0f} |', flush=True)
+
+
+def ours(
+  queries: jax.Array,
+  keys: jax.Array,
+  values: jax.Array,
+  cache: DecodeCache,
+  live: jax.Array,
+) -> jax.Array:
+  """covrl's attention, layer after layer."""
+  reads = list_prompts(cache, live)
+
+  def layer(x: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
+    cached = CachedTokens(cache, live, reads, layer=index, window=None)
+    return attend_token(x, keys, values, cached, CONFIG), None
+
+  return jax.lax.scan(layer, queries, jnp.arange(LAYERS, dtype=jnp.int32))[0]
+
+
+def cudnn(
+  queries: jax.Array, keys: jax.Array, values: jax.Array, lengths: jax.Array
+) -> jax.Array:
+  """cuDNN's attention, layer after layer."""
+
+  def layer(
+    x: jax.Array, each: tuple[jax.Array, jax.Array]
+  ) -> tuple[jax.Array, None]:
+    mixed = jax.nn.dot_product_attention(
+      x[:, None],
+      *each,
+      query_seq_lengths=jnp.ones_like(lengths),
+      key_value_seq_lengths=lengths,
+      implementation='cudnn',
+    )
+    return mixed[:, 0], None
+
+  return jax.lax.scan(layer, queries, (keys, values))[0]
+
+
+def cudnn_heads_first(
+  queries: jax.Array, keys: jax.Array, values: jax.Array, lengths: jax.Array
+) -> jax.Array:
+  """`cudnn` over a cache in the order of covrl's."""
+  return cudnn(queries, keys.swapaxes(2, 3), values.swapaxes(2, 3), lengths)
+
+
+if __name__ == '__main__':
+  main()

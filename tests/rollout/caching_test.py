@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of the KV cache: chunked prefill, rings of windows, integers."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from covrl.models import Policy, tiny
+from covrl.models.cache import DecodeCache
+from covrl.parallel.sharding import make_mesh
+from covrl.rollout import Caching, Sampling, SamplingEngine
+
+PROMPTS, WIDTH, GROUP, LIMIT, END = 4, 11, 4, 24, 3
+# Two query heads share a key head; layers differ in their windows.
+POLICY = Policy(dataclasses.replace(tiny(16), windows=(5, 0)))
+PARAMS = POLICY.init(jax.random.key(0))
+DRAW = np.random.default_rng(0)
+TOKENS = DRAW.integers(0, 16, (PROMPTS, WIDTH)).astype(np.int32)
+MASK = np.arange(WIDTH) >= WIDTH - DRAW.integers(1, WIDTH + 1, (PROMPTS, 1))
+
+
+def make_engine(mesh=None, **caching):
+  return SamplingEngine(
+    POLICY,
+    mesh,
+    end_ids=(END,),
+    pad_id=0,
+    max_response_length=LIMIT,
+    slots=8,
+    segment=6,
+    caching=Caching(**caching),
+  )
+
+
+def sample(engine, params=PARAMS, **options):
+  samples = engine.sample(
+    params,
+    TOKENS,
+    MASK,
+    group_size=GROUP,
+    key=jax.random.key(1),
+    sequence_ids=np.arange(PROMPTS * GROUP, dtype=np.int32),
+    sampling=Sampling.make(1.2),
+    **options,
+  )
+  return jax.device_get(samples)
+
+
+@pytest.fixture(scope='module')
+def full():
+  """Responses with a cache of all tokens in every layer."""
+  with pytest.MonkeyPatch.context() as patch:
+    empty = DecodeCache.empty
+    patch.setattr(DecodeCache, 'empty', lambda *a: empty(*a[:3]))
+    return sample(make_engine())
+
+
+def assert_same(got, want, atol):
+  np.testing.assert_array_equal(got.response_tokens, want.response_tokens)
+  np.testing.assert_allclose(
+    got.sampler_logprobs, want.sampler_logprobs, rtol=0, atol=atol
+  )
+
+
+def test_rings_and_chunked_prefill_change_no_token(full):
+  """Slots are refilled, and responses are several windows long."""
+  assert (full.response_mask.sum(axis=1) > 15).sum() > 4
+  engine = make_engine(chunk=4)
+  traced = engine.trace(PARAMS, PROMPTS, WIDTH, group_size=GROUP)
+  assert traced.cache.ring is not None
+  assert traced.cache.ring.keys.shape == (1, 8, 2, 5, 8)
+  assert traced.cache.keys.shape == (1, 8, 2, LIMIT - 1, 8)
+  assert_same(sample(engine), full, atol=2e-6)
+  # Rings of responses that are carried over are filled at once.
+  calls = iter((False, True))
+  begun = sample(engine, is_enough=lambda: next(calls))
+  length = begun.response_mask.sum(axis=1)
+  assert length.max() > 5
+  assert (length < full.response_mask.sum(axis=1)).any()
+  assert_same(sample(engine, carried=begun), full, atol=2e-6)
+
+
+@pytest.mark.slow
+def test_a_mesh_of_rings_and_chunks_samples_the_same(full):
+  mesh = make_mesh({'data': 2, 'tensor': 2}, jax.devices()[:4])
+  shardings = jax.tree.map(
+    lambda leaf: leaf.sharding, POLICY.abstract_params(mesh)
+  )
+  params = jax.device_put(PARAMS, shardings)
+  assert_same(sample(make_engine(mesh, chunk=4), params), full, atol=1e-5)
+  integers = sample(make_engine(int8=True))
+  got = sample(make_engine(mesh, chunk=4, int8=True), params)
+  assert_same(got, integers, atol=1e-4)
+
+
+def test_logprobs_of_integers_are_those_of_the_sampler(full):
+  """They differ from the trainer's, and are those of the tokens drawn."""
+  engine = make_engine(int8=True)
+  traced = engine.trace(PARAMS, PROMPTS, WIDTH, group_size=GROUP)
+  assert traced.cache.ring is not None
+  for keys in (
+    traced.cache.keys,
+    traced.cache.ring.values,
+    traced.cache.prompts.keys,
+  ):
+    assert keys.values.dtype == jnp.int8
+  found = sample(engine)
+  # Up to the first token that differs, both have seen the same tokens.
+  same = np.cumprod(found.response_tokens == full.response_tokens, axis=1)
+  same = (same > 0) & found.response_mask
+  assert same.mean() > 0.2
+  gap = np.abs(found.sampler_logprobs - full.sampler_logprobs)[same]
+  assert 1e-6 < gap.mean() < 0.02
+  # The first token is drawn before the cache is read.
+  np.testing.assert_array_equal(
+    found.sampler_logprobs[:, 0], full.sampler_logprobs[:, 0]
+  )
