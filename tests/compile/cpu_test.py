@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import P
 
-from covrl.compile import model_cost
+from covrl.compile import accuracy, model_cost
 from covrl.compile.cost import cost_of
 from covrl.compile.hlo import parse
 from covrl.models import Policy, tiny
@@ -17,12 +17,46 @@ from covrl.statistics import token_stats
 
 
 def compiled(function, *arguments):
-  """XLA's memory of a compiled program, and costs counted from its text."""
+  """The compiled program, and the costs counted from its text."""
   program = jax.jit(function).lower(*arguments).compile()
-  text, memory = program.as_text(), program.memory_analysis()
+  text = program.as_text()
   assert text is not None
-  assert memory is not None
-  return memory, cost_of(parse(text, 'gpu'))
+  return program, cost_of(parse(text, 'gpu'))
+
+
+def holds(comparison, estimate, reference):
+  """Whether the report's range includes a ratio."""
+  least, most = comparison.least, comparison.most
+  return least <= round(estimate / reference, 2) <= most
+
+
+ROWS, LENGTH = 4, 32
+TOKENS = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32)
+
+
+def scored(config):
+  """Returns the policy and the sum of all log-probabilities as a function."""
+  policy = Policy(config)
+
+  def score(params, tokens):
+    hidden = policy.hidden(
+      params,
+      tokens,
+      positions=jnp.broadcast_to(jnp.arange(LENGTH), tokens.shape),
+      segment_ids=jnp.ones_like(tokens),
+    )
+    unembedding = policy.unembedding(params)
+    return jnp.sum(token_stats(hidden, unembedding, tokens).logprobs)
+
+  return policy, score
+
+
+def products_by_hand(config):
+  """Operations of a forward pass in which causality spares nothing."""
+  pairs = LENGTH * (LENGTH - 1) / 2
+  spared = 4 * config.num_heads * config.head_dim * pairs
+  by_hand = model_cost.scoring_flops(config, ROWS, LENGTH)
+  return by_hand + ROWS * config.num_layers * spared
 
 
 @pytest.mark.parametrize(
@@ -36,30 +70,42 @@ def compiled(function, *arguments):
 def test_operations_of_a_model(changes):
   """Products by hand and those in the program, loops over layers included."""
   config = dataclasses.replace(tiny(512), **changes)
-  policy, rows, width = Policy(config), 4, 32
+  policy, score = scored(config)
+  for function, passes in ((score, 1), (jax.grad(score), 3)):
+    program, cost = compiled(function, policy.abstract_params(), TOKENS)
+    by_hand = passes * products_by_hand(config)
+    assert holds(accuracy.OPERATIONS, sum(cost.products.values()), by_hand)
+    # What is not a product (norms, softmax, rotations) is the rest.
+    assert by_hand < cost.flops < 1.25 * by_hand
+    memory = program.memory_analysis()
+    sizes = [
+      np.prod(x.shape) * 4 for x in jax.tree.leaves(policy.abstract_params())
+    ]
+    arguments = sum(sizes) + 4 * ROWS * LENGTH
+    assert memory.argument_size_in_bytes == arguments
+    assert cost.bytes > memory.argument_size_in_bytes
+    if config.num_layers == 1:
+      # XLA counts loop bodies once; a single layer needs no loop.
+      counted = program.cost_analysis()
+      assert holds(accuracy.ARITHMETIC, cost.flops, counted['flops'])
+      assert holds(accuracy.TRAFFIC, cost.bytes, counted['bytes accessed'])
 
-  def score(params, tokens):
-    ones = jnp.ones_like(tokens)
-    positions = jnp.broadcast_to(jnp.arange(width), tokens.shape)
-    hidden = policy.hidden(
-      params, tokens, positions=positions, segment_ids=ones
+
+def test_rematerialisation_takes_operations_for_memory():
+  config = tiny(512)
+  found = {}
+  for remat in ('nothing', 'everything'):
+    policy, score = scored(
+      dataclasses.replace(config, num_layers=5, model_dim=64, remat=remat)
     )
-    unembedding = policy.unembedding(params)
-    return token_stats(hidden, unembedding, tokens).logprobs
-
-  tokens = jax.ShapeDtypeStruct((rows, width), jnp.int32)
-  memory, cost = compiled(score, policy.abstract_params(), tokens)
-  by_hand = model_cost.scoring_flops(config, rows, width)
-  # All pairs of queries and keys are computed, of which causality allows half.
-  pairs = 4 * config.num_heads * config.head_dim * width * (width - 1) / 2
-  by_hand += rows * config.num_layers * pairs
-  # What is not a product (norms, softmax, rotations) is the rest.
-  assert by_hand < cost.flops < 1.25 * by_hand
-  sizes = [
-    np.prod(x.shape) * 4 for x in jax.tree.leaves(policy.abstract_params())
-  ]
-  assert memory.argument_size_in_bytes == sum(sizes) + 4 * rows * width
-  assert cost.bytes > memory.argument_size_in_bytes
+    program, cost = compiled(jax.grad(score), policy.abstract_params(), TOKENS)
+    again = sum(cost.products.values()) / 3 / products_by_hand(policy.config)
+    found[remat] = again, program.memory_analysis().temp_size_in_bytes
+  products, memory = zip(*found.values(), strict=True)
+  assert products[0] == 1
+  # At most the layers' share of a forward pass.
+  assert 1.1 < products[1] < 4 / 3
+  assert memory[1] < memory[0] / 2
 
 
 def test_bytes_of_collectives_on_eight_devices():
@@ -84,6 +130,11 @@ def test_bytes_of_collectives_on_eight_devices():
   )
   sent = {each.kind: each.sent * times for each, times in cost.collectives}
   whole = 4 * 64 * 128
-  assert sent['all-gather'] == 7 / 8 * whole
-  assert sent['reduce-scatter'] == 7 / 8 * whole
-  assert sent['all-reduce'] == pytest.approx(2 * 7 / 8 * whole / 8)
+  by_hand = {
+    'all-gather': 7 / 8 * whole,
+    'reduce-scatter': 7 / 8 * whole,
+    'all-reduce': 2 * 7 / 8 * whole / 8,
+  }
+  assert sent.keys() == by_hand.keys()
+  for kind, size in sent.items():
+    assert holds(accuracy.COLLECTIVES, size, by_hand[kind])
