@@ -24,7 +24,7 @@ from covrl.evaluation.evaluator import OnProgress
 from covrl.evaluation.results import Evaluation
 from covrl.models import Policy
 from covrl.parallel import sharding
-from covrl.pretrained import load_params, load_pretrained, max_positions
+from covrl.pretrained import load_params, load_pretrained
 from covrl.rollout import Sampling, SamplingEngine
 from covrl.run.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from covrl.run.directory import RunDirectory
@@ -37,6 +37,7 @@ from covrl.train.build import (
   stream_key,
 )
 from covrl.train.init import initial_base_params, make_policy
+from covrl.train.model_lengths import model_lengths
 from covrl.train.rollout_batch import INIT_STREAM
 from covrl.train.sample import response_limit, sample_responses
 from covrl.train.sft import shared_warm_start, warm_start_store
@@ -328,47 +329,6 @@ def open_model(
     params=params,
     mesh=mesh,
   )
-
-
-def model_lengths(
-  directory: str,
-  given: tuple[int | None, int | None],
-  defaults: tuple[int, int],
-) -> tuple[int, int]:
-  """Returns the maximal lengths of prompts and of responses, in tokens.
-
-  Args:
-    directory: the pretrained model; empty without any, which sets no limit.
-    given: the lengths, `None` unless given.
-    defaults: lengths that are not given, or less if the model has fewer
-      positions.
-
-  Raises:
-    ValueError: a given length is below 1 or exceeds the model's positions.
-  """
-  options = dict(
-    zip(('--max_prompt_length', '--max_length'), given, strict=True)
-  )
-  stated = {name: n for name, n in options.items() if n is not None}
-  for name, number in stated.items():
-    if number < 1:
-      raise ValueError(f'{name} must be at least 1, got {number}')
-  positions = max_positions(directory) if directory else None
-  prompt, response = given
-  if positions is None:
-    return prompt or defaults[0], response or defaults[1]
-  if prompt is None:
-    left = positions // 2 if response is None else positions - response
-    prompt = max(1, min(defaults[0], left))
-  if response is None:
-    response = max(1, min(defaults[1], positions - prompt))
-  if prompt + response > positions:
-    limit = f'at most {positions}' if len(stated) > 1 else f'below {positions}'
-    raise ValueError(
-      f'{" + ".join(stated)} must be {limit}, the positions of {directory}'
-      f' (max_position_embeddings), got {" + ".join(map(str, stated.values()))}'
-    )
-  return prompt, response
 
 
 def _with_suites(config: Config, suites: SuiteChoice | None) -> Config:
