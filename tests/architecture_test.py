@@ -90,3 +90,24 @@ def test_training_imports_neither_reports_nor_the_theory_lab(package):
   below_cli = [name for name in LAYER if name not in ('cli', 'report')]
   importers = [s for s, t in edges() if t == package and s in below_cli]
   assert not importers
+
+
+def test_only_time_stamps_are_of_the_clock():
+  """The clock may jump; what waits or measures uses `time.monotonic`."""
+  found = set()
+  for file in (ROOT / 'covrl').rglob('*.py'):
+    for node in ast.walk(ast.parse(file.read_text())):
+      if isinstance(node, ast.Attribute) and node.attr in (
+        *('time', 'time_ns', 'now', 'utcnow', 'today'),
+        *('localtime', 'gmtime', 'CLOCK_REALTIME'),
+      ):
+        module = ast.unparse(node.value)
+        if module in ('time', 'datetime', 'datetime.datetime'):
+          found.add(str(file.relative_to(ROOT / 'covrl')))
+  assert found == {
+    'data/chat/program.py',  # `strftime_now` of chat templates
+    'run/directory.py',  # times of notices
+    'run/event_files.py',  # times of events
+    'serve/answer.py',  # `created` of an answer
+    'serve/app.py',  # `created` of the model
+  }

@@ -44,7 +44,8 @@ def load_arrays(
     owner: description of the model, for errors.
 
   Raises:
-    ValueError: a tensor is missing, has another shape, or is unknown.
+    ValueError: a tensor is missing, has another shape, or is unknown, or a file
+      has changed meanwhile.
   """
   params = list(map_params(abstract_params, names))
   for param in params:
@@ -57,6 +58,7 @@ def load_arrays(
   }
   _check_no_others(tensors, known | set(redundant), owner)
   leaves = [_load_param(param, tensors) for param in params]
+  tensors.check_unchanged()
   return jax.tree.unflatten(jax.tree.structure(abstract_params), leaves)
 
 

@@ -38,6 +38,9 @@ class Tensors(abc.ABC):
   path: epath.Path
   files: Mapping[str, epath.Path]
 
+  def __init__(self) -> None:
+    self._versions: dict[epath.Path, str] = {}
+
   @abc.abstractmethod
   def shape(self, name: str) -> tuple[int, ...]:
     """Shape of a tensor."""
@@ -51,6 +54,24 @@ class Tensors(abc.ABC):
     self, name: str, first: int, last: int
   ) -> Shaped[np.ndarray, '...']:
     """Reads rows `first` to `last - 1` of the leading axis of a tensor."""
+
+  def check_unchanged(self) -> None:
+    """Checks that no file has changed since its header was read.
+
+    Tensors of another file, read at the positions of this one, may be finite.
+
+    Raises:
+      ValueError: a file has changed.
+    """
+    for file, version in self._versions.items():
+      if storage.file_version(file) != version:
+        raise ValueError(
+          f'{file} must stay as it is while it is read, and has changed'
+        )
+
+  def _begin(self, file: epath.Path) -> None:
+    """Notes the version of a file whose header is going to be read."""
+    self._versions[file] = storage.file_version(file)
 
   def check(self, name: str, shape: tuple[int, ...]) -> None:
     """Checks that a tensor exists and has the expected shape.
@@ -133,11 +154,13 @@ class SafetensorsFiles(Tensors):
     Raises:
       ValueError: a file is missing, malformed, or lacks a tensor.
     """
+    super().__init__()
     self.path = directory = storage.as_path(directory)
     files: dict[str, epath.Path] = {}
     self._tensors: dict[str, FileTensor] = {}
     indexed = _indexed_files(directory, name)
     for file in sorted({directory / each for each in indexed.values()}):
+      self._begin(file)
       for tensor, entry in read_header(file).items():
         if tensor in files:
           raise ValueError(

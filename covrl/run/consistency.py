@@ -6,11 +6,13 @@ The run's batch sizes must also be multiples of the number of processes.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import pathlib
 import platform
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -101,10 +103,40 @@ def _compare(what: str, values: Sequence[str], names: Sequence[str]) -> None:
       )
 
 
+def versions() -> dict[str, str]:
+  """Returns the versions of Python, covrl and the libraries that compute."""
+  found = {'python': platform.python_version()}
+  # A checkout of covrl need not be installed.
+  with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+    found['covrl'] = importlib.metadata.version('covrl')
+  return found | {n: importlib.metadata.version(n) for n in _LIBRARIES}
+
+
+def check_versions(
+  notes: Mapping[str, Any] | None, warn: Callable[[str], object]
+) -> None:
+  """Warns if a checkpoint was written by other versions than these.
+
+  Args:
+    notes: metadata of the checkpoint to resume from; `None` without one.
+    warn: receives a sentence about the versions that differ.
+  """
+  before = (notes or {}).get('versions', {})
+  changed = [
+    f'{name} {before[name]} (now {version})'
+    for name, version in versions().items()
+    if before.get(name, version) != version
+  ]
+  if changed:
+    warn(
+      f'the checkpoint was written with {", ".join(changed)}: the resumed run may'
+      ' differ from an uninterrupted one'
+    )
+
+
 def _code_and_versions() -> str:
   """Returns covrl's source text and the versions of Python and libraries."""
   package = pathlib.Path(__file__).parents[1]
   files = sorted(package.rglob('*.py'))
   text = ''.join(file.read_text() for file in files)
-  versions = ' '.join(map(importlib.metadata.version, _LIBRARIES))
-  return f'{platform.python_version()} {versions} {text}'
+  return f'{versions()} {text}'

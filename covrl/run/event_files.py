@@ -21,11 +21,14 @@ from typing import Any
 from etils import epath
 
 from covrl import storage
-from covrl.storage.append_log import AppendFile
+from covrl.storage.log_files import AppendFile
 
 # Bytes before and after the content of a record: its length and checksum, and
 # the content's checksum.
 _HEADER, _FOOTER = 12, 4
+
+_PREFIX = 'events.out.tfevents.'
+_STAMP = re.compile(rf'{re.escape(_PREFIX)}([0-9]+)\.')
 
 
 class EventFiles:
@@ -95,11 +98,12 @@ class EventFiles:
 
   def _open(self, phase: str) -> AppendFile:
     """Begins a file; purges events that are later than the checkpoint."""
-    earlier = len(list((self._directory / phase).glob('*')))
-    name = (
-      f'events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}'
-      f'.{earlier}'
-    )
+    names = [file.name for file in (self._directory / phase).glob('*')]
+    earlier = len(names)
+    # TensorBoard reads files in the order of their names; the clock may go back.
+    stamps = [int(m[1]) for m in map(_STAMP.match, names) if m]
+    stamp = max([int(time.time()), *(known + 1 for known in stamps)])
+    name = f'{_PREFIX}{stamp:010d}.{socket.gethostname()}.{earlier}'
     self._files[phase] = AppendFile(self._local_directory / phase / name)
     self._append(phase, file_version='brain.Event:2')
     if earlier:

@@ -13,20 +13,13 @@ describes is copied to another name and continued after its usable lines.
 from __future__ import annotations
 
 import hashlib
-import os
-import pathlib
-import time
 from collections.abc import Callable
-from typing import Any, Protocol, TypedDict
+from typing import TypedDict
 
 from etils import epath
 
 from covrl import storage
-
-# Bytes after which a new part is begun.
-_MAX_PART_SIZE = 2**18
-# Seconds for which lines are buffered before a part is written.
-_FLUSH_INTERVAL = 30.0
+from covrl.storage.log_files import parts_of, stored_log
 
 
 class LogPosition(TypedDict):
@@ -47,9 +40,7 @@ class AppendLog:
     note: Callable[[str], object],
   ) -> None:
     self._path, self._is_usable, self._note = file, is_usable, note
-    self._stored = (
-      _BucketFile(file) if storage.is_bucket(file) else _LocalFile(file)
-    )
+    self._stored = stored_log(file)
     self._digest = hashlib.sha256()
     self._size, self._lines = 0, 0
 
@@ -177,190 +168,11 @@ def read_log(file: epath.Path, errors: str = 'strict') -> str | None:
     file: path of the log; in a bucket it names the parts.
     errors: treatment of invalid UTF-8, as in `bytes.decode`.
   """
-  parts = _parts(file) if storage.is_bucket(file) else []
+  parts = parts_of(file) if storage.is_bucket(file) else []
   if not parts and not file.exists():
     return None
   parts = parts or [file]
   return b''.join(part.read_bytes() for part in parts).decode(errors=errors)
-
-
-class AppendFile:
-  """A local file that is appended to, without a buffer in this process.
-
-  Args:
-    path: the file; it and its directory are created if absent.
-  """
-
-  def __init__(self, path: pathlib.Path) -> None:
-    self._path = path
-    with storage.writing(path):
-      path.parent.mkdir(parents=True, exist_ok=True)
-      self._stream = path.open('a+b', buffering=0)
-      storage.sync_directory(path.parent)
-      self._size = os.fstat(self._stream.fileno()).st_size
-
-  def append(self, data: bytes) -> None:
-    """Appends bytes."""
-    with storage.writing(self._path):
-      storage.write_all(self._stream, data)
-    self._size += len(data)
-
-  def truncate(self, size: int) -> None:
-    """Discards the bytes after the first `size`."""
-    with storage.writing(self._path):
-      self._stream.truncate(size)
-    self._size = size
-
-  def is_intact(self) -> bool:
-    """Returns whether the path still names this file, of the size it should have."""
-    status = os.fstat(self._stream.fileno())
-    try:
-      is_here = os.path.samestat(os.stat(self._path), status)
-    except FileNotFoundError:
-      is_here = False
-    return is_here and status.st_size == self._size
-
-  def read(self) -> bytes:
-    """Reads the file, local or in a bucket."""
-    self._stream.seek(0)
-    return self._stream.readall()
-
-  def sync(self) -> None:
-    """Waits until the disk has all bytes."""
-    with storage.writing(self._path):
-      os.fsync(self._stream.fileno())
-
-  def close(self) -> None:
-    """Closes the file."""
-    with storage.writing(self._path):
-      self._stream.close()
-
-
-class _Stored(Protocol):
-  """The bytes of a log, on a disk or in a bucket."""
-
-  def read(self) -> bytes: ...
-
-  def reset(self, content: bytes) -> None: ...
-
-  def is_intact(self) -> bool: ...
-
-  def reopen(self) -> tuple[bytes, bytes]: ...
-
-  def append(self, data: bytes) -> None: ...
-
-  def flush(self) -> None: ...
-
-  def sync(self) -> None: ...
-
-  def close(self) -> None: ...
-
-
-class _LocalFile:
-  """A log in one local file."""
-
-  def __init__(self, file: epath.Path) -> None:
-    self._path = pathlib.Path(file)
-    self._file: AppendFile | None = None
-
-  def read(self) -> bytes:
-    return self._path.read_bytes() if self._path.exists() else b''
-
-  def reset(self, content: bytes) -> None:
-    if self.read().startswith(content):
-      self._open().truncate(len(content))
-    else:
-      storage.write_atomically(epath.Path(self._path), content)
-      self._open()
-
-  def is_intact(self) -> bool:
-    return self._open().is_intact()
-
-  def reopen(self) -> tuple[bytes, bytes]:
-    """Closes the file; returns its content, and that of another in its place."""
-    file, self._file = self._open(), None
-    content, other = file.read(), self.read()
-    file.close()
-    return content, b'' if other == content else other
-
-  def append(self, data: bytes) -> None:
-    self._open().append(data)
-
-  def flush(self) -> None:
-    pass
-
-  def sync(self) -> None:
-    self._open().sync()
-
-  def close(self) -> None:
-    self._open().close()
-
-  def _open(self) -> AppendFile:
-    if self._file is None:
-      self._file = AppendFile(self._path)
-    return self._file
-
-
-class _BucketFile:
-  """A log in numbered objects of a bucket."""
-
-  def __init__(self, file: epath.Path) -> None:
-    self._path = file
-    self._number, self._text, self._written = 0, b'', 0
-    self._last = time.monotonic()
-
-  def read(self) -> bytes:
-    return b''.join(part.read_bytes() for part in _parts(self._path))
-
-  def reset(self, content: bytes) -> None:
-    parts, rest = _parts(self._path), content
-    self._number, self._text = 0, b''
-    while parts and rest.startswith(text := parts[0].read_bytes()):
-      self._number, self._text = int(parts.pop(0).stem), text
-      rest = rest[len(text) :]
-    self._written = len(self._text)
-    if self._written and (rest or self._written > _MAX_PART_SIZE):
-      self._begin_part()
-    with storage.writing(self._path.with_suffix('')):
-      # From last to first, so that an interruption leaves a prefix of the log.
-      for part in reversed(parts):
-        if not rest or part != _part(self._path, self._number):
-          part.unlink()
-    for line in rest.splitlines(keepends=True):
-      self._text += line
-      if len(self._text) > _MAX_PART_SIZE:
-        self.flush()
-    self.flush()
-
-  def is_intact(self) -> bool:
-    return True
-
-  def reopen(self) -> tuple[bytes, bytes]:
-    return self.read(), b''
-
-  def append(self, data: bytes) -> None:
-    self._text += data
-    if time.monotonic() - self._last > _FLUSH_INTERVAL:
-      self.flush()
-
-  def flush(self) -> None:
-    self._last = time.monotonic()
-    if len(self._text) != self._written:
-      part = _part(self._path, self._number)
-      with storage.writing(part):
-        part.write_bytes(self._text)
-      self._written = len(self._text)
-    if self._written > _MAX_PART_SIZE:
-      self._begin_part()
-
-  def sync(self) -> None:
-    self.flush()
-
-  def close(self) -> None:
-    self.flush()
-
-  def _begin_part(self) -> None:
-    self._number, self._text, self._written = self._number + 1, b'', 0
 
 
 def _is_at(position: LogPosition, content: bytes) -> bool:
@@ -399,16 +211,3 @@ def _damage(content: bytes, position: LogPosition) -> str:
 
 def _with_unix_line_ends(content: bytes) -> bytes:
   return content.replace(b'\r\n', b'\n')
-
-
-def _part(file: epath.Path, number: int) -> epath.Path:
-  return file.with_suffix('') / f'{number:06d}{file.suffix}'
-
-
-def _parts(file: epath.Path) -> list[epath.Path]:
-  """Returns the existing parts, in order."""
-  folder = file.with_suffix('')
-  if not folder.is_dir():
-    return []
-  parts: list[Any] = [p for p in folder.iterdir() if p.stem.isdecimal()]
-  return sorted(parts, key=lambda part: part.name)

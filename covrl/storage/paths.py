@@ -227,6 +227,24 @@ def file_size(file: epath.Path) -> int:
   return file.stat().length
 
 
+def file_version(file: epath.Path) -> str:
+  """Returns a text that changes when a file is replaced or written to.
+
+  Empty if the file cannot be read.
+  """
+  try:
+    if is_bucket(file):
+      found = file.stat()
+      return f'{found.length}:{found.mtime}'
+    status = os.stat(file)
+  except OSError:
+    return ''
+  return ':'.join(
+    str(getattr(status, f'st_{name}'))
+    for name in ('dev', 'ino', 'size', 'mtime_ns')
+  )
+
+
 def read_into(file: epath.Path, begin: int, array: np.ndarray) -> None:
   """Fills an array with the bytes of a file from offset `begin` on.
 
@@ -241,7 +259,7 @@ def read_into(file: epath.Path, begin: int, array: np.ndarray) -> None:
       read = stream.readinto(wanted[filled : filled + _BLOCK])
       if not read:
         raise ValueError(
-          f'{file} must have {begin + len(wanted)} bytes, got {begin + filled}'
+          f'{file} must have {begin + len(wanted)} bytes, got {file_size(file)}'
         )
       filled += read
 

@@ -17,6 +17,7 @@ from covrl.run.checkpoint import (
   CheckpointStore,
   to_host,
 )
+from covrl.run.consistency import versions
 from covrl.run.metrics_writer import MetricsState, MetricsWriter
 from covrl.run.preemption import StopSignal
 from covrl.run.progress import Progress
@@ -87,6 +88,7 @@ def save_run(
     'position': dataclasses.asdict(position),
     'metrics': metrics,
     'inputs': inputs,
+    'versions': versions(),
   }
   if rollout is not None:
     arrays['rollout'] = rollout.arrays()

@@ -14,6 +14,7 @@ from covrl.pretrained import (
   load_policy,
   load_pretrained,
   save_pretrained,
+  tensors,
 )
 from covrl.pretrained.orbax_cache import save_orbax
 from covrl.pretrained.save import model_files
@@ -149,6 +150,41 @@ def test_names_an_index_that_is_not_read(tmp_path):
   directory = copy_of('llama3', tmp_path)
   rewrite(directory)
   with pytest.warns(UserWarning, match=r'index\.json is not read, since model'):
+    load_pretrained(directory)
+
+
+def replace_file(file, content):
+  """Replaces a file by another one at once, as a download does."""
+  other = file.with_name('other')
+  other.write_bytes(content)
+  os.replace(other, file)
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (lambda file: replace_file(file, file.read_bytes()), 'has changed'),
+    (lambda file: file.write_bytes(file.read_bytes()), 'has changed'),
+    (lambda file: os.truncate(file, 2000), r'must have \d+ bytes, got 2000'),
+    (lambda file: file.unlink(), 'No such file'),
+  ],
+)
+@pytest.mark.parametrize('moment', [1, 5])
+def test_weights_that_change_while_they_are_loaded_are_refused(
+  change, message, moment, tmp_path, monkeypatch
+):
+  """Otherwise a part of the parameters would be those of another file."""
+  directory, calls = copy_of('mistral', tmp_path), []
+  read = tensors.SafetensorsFiles.read_rows
+
+  def read_rows(self, *arguments):
+    calls.append(arguments)
+    if len(calls) == moment:
+      change(directory / 'model.safetensors')
+    return read(self, *arguments)
+
+  monkeypatch.setattr(tensors.SafetensorsFiles, 'read_rows', read_rows)
+  with pytest.raises((ValueError, OSError), match=message):
     load_pretrained(directory)
 
 

@@ -244,6 +244,10 @@ def test_refuses_an_edited_manifest(copied):
       r'matrix must be int32\[8, 16\], got float32\[8, 16\]',
     ),
     (
+      {'matrix': jnp.zeros((8, 16), jnp.bfloat16)},
+      r'matrix must be bfloat16\[8, 16\], got float32\[8, 16\]',
+    ),
+    (
       {'more': np.zeros(3, np.float32)},
       r'more must be float32\[3\], got nothing',
     ),

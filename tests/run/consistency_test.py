@@ -11,7 +11,12 @@ from covrl.config import ConfigError, load
 from covrl.data.sources import SubsetSource
 from covrl.parallel import distributed
 from covrl.run import consistency
-from covrl.run.consistency import check_problems, check_processes
+from covrl.run.consistency import (
+  check_problems,
+  check_processes,
+  check_versions,
+  versions,
+)
 
 
 @pytest.fixture(scope='module')
@@ -124,3 +129,16 @@ def test_refuses_batches_that_do_not_divide(recipe, count, message):
   with pytest.raises(ConfigError, match=message):
     consistency.check_batch_sizes(recipe.config, count)
   consistency.check_batch_sizes(recipe.config, 8)
+
+
+def test_a_checkpoint_of_other_versions_is_reported():
+  told = []
+  here = versions()
+  for notes in (None, {}, {'versions': {}}, {'versions': here}):
+    check_versions(notes, told.append)
+  assert told == []
+  before = here | {'jax': '0.1', 'flax': '0.2', 'later': '1'}
+  check_versions({'versions': before}, told.append)
+  (text,) = told
+  assert f'jax 0.1 (now {here["jax"]}), flax 0.2 (now {here["flax"]}):' in text
+  assert 'may differ from an uninterrupted one' in text

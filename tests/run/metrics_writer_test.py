@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import time
 
 import pytest
 from tensorboardX.proto import event_pb2
@@ -174,6 +175,18 @@ def test_a_copy_never_replaces_an_earlier_one(saved, tmp_path):
   names = sorted(copy.name for copy in tmp_path.glob('metrics.damaged_*'))
   assert names == ['metrics.damaged_1.jsonl', 'metrics.damaged_2.jsonl']
   assert (tmp_path / names[0]).read_text() == '0'
+
+
+def test_events_are_in_order_where_the_clock_goes_back(tmp_path, monkeypatch):
+  saved = None
+  for step, now in enumerate((7200.0, 3600.0, 3600.0, 0.0)):
+    monkeypatch.setattr(time, 'time', lambda now=now: now)
+    writer = open_writer(tmp_path, saved)
+    writer.write(step=step, iteration=0, phase='train', reward=0.0)
+    saved = writer.sync()
+    writer.close()
+  found = events(tmp_path / 'tb' / 'train')
+  assert [e.step for e in found if e.summary.value] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize('bytes_lost', [1, 30, 10**6])

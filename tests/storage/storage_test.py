@@ -27,7 +27,7 @@ from covrl.pretrained.atomic_dir import atomic_directory
 from covrl.run import lock
 from covrl.run.directory import RunDirectory
 from covrl.run.metrics_writer import MetricsWriter
-from covrl.storage import StorageError, append_log
+from covrl.storage import StorageError, log_files
 from covrl.storage.append_log import open_log, read_log
 from covrl.train import CheckpointError, CheckpointStore
 
@@ -142,7 +142,7 @@ def test_writes_a_model_to_a_bucket_atomically(objects):
 @pytest.fixture(params=['disk', 'bucket'])
 def log_file(request, tmp_path, monkeypatch):
   """Returns the path of a log whose parts are small."""
-  monkeypatch.setattr(append_log, '_MAX_PART_SIZE', 16)
+  monkeypatch.setattr(log_files, '_MAX_PART_SIZE', 16)
   if request.param == 'disk':
     return epath.Path(tmp_path) / 'metrics.jsonl'
   request.getfixturevalue('objects')
@@ -210,7 +210,7 @@ def test_a_damaged_log_is_copied_and_goes_on_after_its_usable_lines(
 
 
 def test_parts_are_small_and_a_lost_part_is_noticed(objects, monkeypatch):
-  monkeypatch.setattr(append_log, '_MAX_PART_SIZE', 16)
+  monkeypatch.setattr(log_files, '_MAX_PART_SIZE', 16)
   file = epath.Path(LINES)
   *_, position = write_lines(file)
   parts = objects.names('run/metrics/')
@@ -234,7 +234,7 @@ def test_buffers_lines_in_a_bucket(objects, monkeypatch):
   lines.write('one')
   assert read_log(epath.Path(LINES)) is None
   lines.flush()
-  monkeypatch.setattr(append_log, '_FLUSH_INTERVAL', 0.0)
+  monkeypatch.setattr(log_files, '_FLUSH_INTERVAL', 0.0)
   lines.write('two')
   assert read_log(epath.Path(LINES)) == 'one\ntwo\n'
 

@@ -139,6 +139,38 @@ def test_a_run_keeps_what_is_left_of_its_metrics(tmp_path, tmp_path_factory):
   assert all(line in expected for line in ours)
 
 
+@pytest.mark.parametrize('content', ['truncated', 'noise', 'a file'])
+def test_a_damaged_cache_of_programs_costs_only_time(
+  content, tmp_path, tmp_path_factory
+):
+  """Programs that cannot be read are compiled, and said."""
+  uninterrupted = runs.finished_run(tmp_path_factory, 'toy_kl_cov', **SMALL)
+  cache, workdir = tmp_path / 'cache', tmp_path / 'run'
+  if content == 'a file':
+    cache.touch()
+  else:
+    cache.mkdir()
+    whole = pathlib.Path(process.ENVIRONMENT['JAX_COMPILATION_CACHE_DIR'])
+    for file in whole.glob('*-cache'):
+      with file.open('rb') as stream:
+        data = stream.read(1000)
+      damaged = data if content == 'truncated' else data[::-1]
+      (cache / file.name).write_bytes(damaged)
+  done = subprocess.run(
+    process.arguments('toy_kl_cov', workdir, **SMALL),
+    env=process.ENVIRONMENT | {'JAX_COMPILATION_CACHE_DIR': str(cache)},
+    capture_output=True,
+    text=True,
+    timeout=800,
+  )
+  assert done.returncode == 0, done.stderr
+  assert 'persistent compilation cache' in done.stderr
+  assert sentences(done.stderr) == []
+  runs.assert_same_metrics(workdir, uninterrupted)
+
+
+# Five runs of several processes on few cores.
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize('count', [2, 4])
 def test_processes_outlast_the_faults_of_one(tmp_path, count):
   """Kills one, fills the disk of one, damages the shard of one."""

@@ -3,6 +3,8 @@
 
 import dataclasses
 import functools
+import signal
+import subprocess
 import time
 import types
 from concurrent.futures import Future
@@ -348,6 +350,30 @@ def test_killed_and_resumed_run_equals_the_uninterrupted_one(recipe, tmp_path):
     assert any(each != 2 for each in stale)
   else:
     assert stale == [2] * 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize('recipe', ['pipelined', 'partial'])
+def test_a_run_killed_at_random_moments_equals_the_uninterrupted_one(
+  recipe, tmp_path
+):
+  recipe = f'toy_off_policy:{recipe}'
+  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+  began = time.monotonic()
+  process.train(recipe, whole)
+  seconds = time.monotonic() - began
+  moments = np.random.default_rng()
+  for _ in range(4):
+    running = process.start(recipe, killed)
+    try:
+      running.communicate(timeout=seconds * moments.uniform(0.3, 1.0))
+    except subprocess.TimeoutExpired:
+      running.kill()
+      running.communicate()
+    assert running.returncode in (0, -signal.SIGKILL)
+  process.train(recipe, killed)
+  runs.assert_same_metrics(killed, whole)
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,23 @@ def test_sigterm_stops_all_processes_and_one_process_resumes(alone, tmp_path):
   assert_same_run(workdir, alone)
 
 
+@pytest.mark.slow
+def test_a_closed_terminal_of_one_process_stops_all(tmp_path):
+  workdir = tmp_path / 'stopped'
+  # The test's own process may ignore the signal, and its children would, too.
+  before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+  try:
+    processes = start_endless(workdir)
+  finally:
+    signal.signal(signal.SIGHUP, before)
+  until(workdir, processes, 2)
+  processes[1].send_signal(signal.SIGHUP)
+  codes, said = end(processes)
+  assert codes == [Exit.RESTART] * 2, said
+  position, _ = arrays(workdir)
+  assert max(x['step'] for x in lines(workdir, 'train')) == position >= 2
+
+
 @pytest.mark.parametrize('victim', [0, 1])
 def test_the_loss_of_a_process_ends_the_others(tmp_path, victim):
   workdir = tmp_path / 'killed'

@@ -163,7 +163,9 @@ def test_an_unfinished_warm_start_is_not_shared(tmp_path):
   with pytest.raises(Stopped):
     run(tmp_path, at)
   saved = {'name': 'toy', 'config': dataclasses.asdict(CONFIG), 'identity': ''}
-  recipe: Any = types.SimpleNamespace(as_json=lambda: saved, sources={})
+  recipe: Any = types.SimpleNamespace(
+    as_json=lambda: saved, sources={}, identity=''
+  )
   RunDirectory(tmp_path).claim(recipe)
   config = toy.get_config()
   config.warm_start.steps = STEPS

@@ -77,7 +77,9 @@ class GgufTensors(Tensors):
     Raises:
       ValueError: the file is not a GGUF file, truncated or malformed.
     """
+    super().__init__()
     self.path = file
+    self._begin(file)
     metadata, tensors = read_header(file)
     self._tensors = {
       name: stored
