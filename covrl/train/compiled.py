@@ -25,6 +25,7 @@ from covrl.train.forward import (
   make_entropy_change,
   make_score_step,
 )
+from covrl.train.initial_state import abstract_state, policy_state
 from covrl.train.logged_samples import make_explain_selection
 from covrl.train.networks.programs import Networks
 from covrl.train.rollout_batch import (
@@ -32,15 +33,11 @@ from covrl.train.rollout_batch import (
   token_advantages,
 )
 from covrl.train.state_sharding import (
-  abstract_opt_state,
-  replicated_like,
   shardings,
 )
 from covrl.train.step import StepSettings, hold, make_train_step
 from covrl.types import (
-  Measurements,
   TokenBatch,
-  TokenStats,
   TrainState,
 )
 
@@ -139,22 +136,8 @@ class CompiledPrograms:
 
   def abstract_state(self) -> TrainState:
     """Returns shapes and shardings of the training state."""
-    params = self._policy.abstract_params(self._mesh)
-    trainable, base = self._policy.split(params)
-    networks, estimator_state = self.networks.abstract_state()
-    shapes = jax.eval_shape(self._initial_state, trainable)
-    return dataclasses.replace(
-      jax.tree.map(lambda leaf: replicated_like(leaf, self._mesh), shapes),
-      trainable=trainable,
-      frozen=dict.fromkeys(shapes.frozen, trainable) | base,
-      opt_state=abstract_opt_state(
-        self._algorithm.tx,
-        trainable,
-        self._mesh,
-        offload=self._config.train.offload_optimizer,
-      ),
-      networks=networks,
-      estimator_state=estimator_state,
+    return abstract_state(
+      self._policy, self._algorithm, self._config, self._mesh, self.networks
     )
 
   @property
@@ -178,7 +161,9 @@ class CompiledPrograms:
     """Returns the initial training state for all parameters of the policy."""
     trainable, base = self._policy.split(params)
     out_shardings = without_base(self._state_shardings)
-    init = jax.jit(self._initial_state, out_shardings=out_shardings)
+    init = jax.jit(
+      policy_state(self._algorithm, self._config), out_shardings=out_shardings
+    )
     state = init(trainable)
     networks, estimator_state = self.networks.init(params)
     return dataclasses.replace(
@@ -412,18 +397,3 @@ class CompiledPrograms:
   def _shard(self, batch: TokenBatch) -> TokenBatch:
     batch = dataclasses.replace(batch, credit={})
     return sharding.shard_batch(batch, self._mesh)
-
-  def _initial_state(self, trainable: PyTree) -> TrainState:
-    return TrainState(
-      trainable=trainable,
-      frozen=self._initial_frozen(trainable),
-      opt_state=self._algorithm.tx.init(trainable),
-      token_state=self._algorithm.token_tx.init(TokenStats.template()),
-      step=jnp.zeros((), jnp.int32),
-      measured=Measurements.initial(),
-    )
-
-  def _initial_frozen(self, trainable: PyTree) -> dict[str, PyTree]:
-    if not self._config.train.keep_reference:
-      return {}
-    return {'reference': jax.tree.map(jnp.copy, trainable)}

@@ -8,17 +8,16 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 from etils import epath
 
-from covrl.config import Config, Recipe
-from covrl.evaluation.evaluator import EvaluationError
+from covrl.config import Recipe
 from covrl.parallel import distributed
 from covrl.run import maintenance
 from covrl.run.checkpoint import CheckpointStore
-from covrl.run.consistency import check_processes, check_versions
+from covrl.run.consistency import check_processes
 from covrl.run.directory import RECIPE, RunDirectory
 from covrl.run.metrics_writer import MetricsWriter
 from covrl.run.preemption import Stopped, StopSignal
@@ -26,12 +25,10 @@ from covrl.run.profiler import Profiler
 from covrl.run.progress import Progress
 from covrl.run.watchdog import Watchdog
 from covrl.storage import StorageError
-from covrl.train.build import Components, build
-from covrl.train.forward import with_old_stats
+from covrl.train import stages
+from covrl.train.build import build
 from covrl.train.inputs import check_inputs, input_fingerprints
-from covrl.train.logged_samples import sample_records
 from covrl.train.resume import (
-  RunPosition,
   is_finished,
   save_run,
   saved_metrics,
@@ -144,7 +141,6 @@ def train(
     )
     inputs[RECIPE] = recipe.identity
     check_inputs(config, inputs, resumed, warn)
-    check_versions(resumed and resumed.notes, warn)
     directory.claim(recipe, warn)
     if note := schedule_note(config):
       warn(note)
@@ -214,18 +210,20 @@ def train(
           # Save, evaluate, report: a failing evaluation loses no update.
           collected = run.collector.state
           is_end = position.iteration >= iterations
-          evaluates = is_end or _is_due(
+          evaluates = is_end or stages.is_due(
             position.iteration, config.evaluate.every
           )
           is_new = evaluates and position.evaluated != position.iteration
           if (
             is_end
-            or _is_due(position.iteration, config.checkpoint.every)
+            or stages.is_due(position.iteration, config.checkpoint.every)
             or (is_new and position.iteration > 0)
           ):
             save(state, None)
           if is_new:
-            _evaluate(run, position, state, directory, writer, progress, warn)
+            stages.evaluate(
+              run, position, state, directory, writer, progress, warn
+            )
             position.evaluated = position.iteration
             if store.position == position.updates_made(config):
               save(state, None)
@@ -236,7 +234,7 @@ def train(
 
           # Roll out.
           started = time.monotonic()
-          state = _update_reference(run, config, position, state)
+          state = stages.update_reference(run, config, position, state)
           profiler.before_step(position.updates_made(config))
           rollout = run.collector.collect(position.iteration, state)
           rollout_seconds = time.monotonic() - started
@@ -247,10 +245,10 @@ def train(
         if position.update == 0:
           started = time.monotonic()
           state, rollout = run.programs.assign_credit(state, rollout)
-          _log_samples(run, config, position, state, rollout, directory)
+          stages.log_samples(run, config, position, state, rollout, directory)
           rollout_seconds += time.monotonic() - started
         profiler.before_step(position.updates_made(config))
-        state, metrics = _update(run, config, position, state, rollout)
+        state, metrics = stages.update(run, config, position, state, rollout)
         metrics['seconds'] += rollout_seconds
         position.update += 1
         if math.isfinite(metrics['entropy']):
@@ -277,7 +275,7 @@ def train(
         if position.update == config.updates_per_iteration:
           position.iteration, position.update = position.iteration + 1, 0
           rollout = None
-        elif _is_due(position.update, config.checkpoint.every_updates):
+        elif stages.is_due(position.update, config.checkpoint.every_updates):
           save(state, rollout)
     except Stopped:
       if position.update == 0:
@@ -286,139 +284,6 @@ def train(
       save(state, rollout)
       raise
     progress.note(f'finished; see {directory.path}')
-
-
-def _evaluate(
-  run: Components,
-  position: RunPosition,
-  state: TrainState,
-  directory: RunDirectory,
-  writer: MetricsWriter,
-  progress: Progress,
-  warn: Callable[[str], object],
-) -> None:
-  """Evaluates the policy, if there are problems; writes and shows the results.
-
-  Warns of unscored responses. Too many of them leave no result, and the run goes
-  on.
-  """
-  if run.evaluator is None:
-    return
-  where = f'the evaluation before iteration {position.iteration}'
-  try:
-    evaluation = run.evaluator.evaluate(
-      run.programs.params(state), progress.counter('evaluating')
-    )
-  except EvaluationError as error:
-    warn(f'{where} has no result: {error}')
-    return
-  if evaluation.unscored:
-    warn(
-      f'{evaluation.unscored} responses of {where} could not be scored and are'
-      ' left out'
-    )
-  writer.write(
-    step=int(state.step),
-    iteration=position.iteration,
-    phase='eval',
-    **evaluation.summary(),
-  )
-  directory.write_jsonl(
-    f'evaluation/iteration_{position.iteration:06d}.jsonl', evaluation.lines()
-  )
-  metrics = ', '.join(
-    f'{name} {estimate.value:.3f}'
-    for name, estimate in evaluation.estimates().items()
-    if '/' not in name or name.endswith('/accuracy')
-  )
-  progress.note(f'iteration {position.iteration}: {metrics}')
-
-
-def _update_reference(
-  run: Components, config: Config, position: RunPosition, state: TrainState
-) -> TrainState:
-  """Replaces the reference policy by the current one at its interval."""
-  every = config.train.reset_reference_every
-  if position.iteration > 0 and _is_due(position.iteration, every):
-    return run.programs.reset_reference(state)
-  return state
-
-
-def _log_samples(
-  run: Components,
-  config: Config,
-  position: RunPosition,
-  state: TrainState,
-  rollout: RolloutBatch,
-  directory: RunDirectory,
-) -> None:
-  """Writes some responses of the iteration's first update at intervals."""
-  logging, size = config.logging, config.train.sequences_per_update
-  if not logging.samples or position.iteration % logging.samples_every:
-    return
-  rows = rollout.update_rows(0, size)
-  if not config.scores_rollouts:
-    scored = distributed.run_on_devices(
-      run.programs.score, run.programs.params(state), rows
-    )
-    rows = with_old_stats(rows, scored)
-  selection, covariance = distributed.run_on_devices(
-    run.programs.explain_selection, state, rows, run.train_key
-  )
-  records = sample_records(
-    rows,
-    rollout.rewards[rollout.order[:size]],
-    selection.mask,
-    covariance,
-    run.task.tokenizer,
-    count=logging.samples,
-  )
-  directory.write_json(
-    f'rollouts/iteration_{position.iteration:06d}.json',
-    {'iteration': position.iteration, 'samples': records},
-  )
-
-
-def _update(
-  run: Components,
-  config: Config,
-  position: RunPosition,
-  state: TrainState,
-  rollout: RolloutBatch,
-) -> tuple[TrainState, dict[str, float]]:
-  """Makes one update; returns the new state and the update's metrics."""
-  rows = rollout.update_rows(position.update, config.train.sequences_per_update)
-  measures_change = _is_due(
-    position.updates_made(config), config.logging.entropy_change_every
-  )
-  before = run.programs.copy(state.trainable) if measures_change else None
-  began = time.monotonic()
-  state, device_metrics = run.programs.update(
-    state, rows, position.update == 0, run.train_key
-  )
-  metrics = _to_floats(device_metrics)
-  seconds = time.monotonic() - began
-  if measures_change:
-    change = run.programs.entropy_change(before, state, rows)
-    metrics |= _to_floats(change)
-  if position.entropy is not None:
-    metrics['entropy_drift'] = metrics['entropy'] - position.entropy
-  timing = {
-    'seconds': seconds,
-    'time/update': seconds,
-    'tokens_per_second': metrics['tokens'] / seconds,
-  }
-  return state, metrics | rollout.metrics_of(position.update) | timing
-
-
-def _to_floats(metrics: dict[str, Any]) -> dict[str, float]:
-  fetched = distributed.fetch(metrics)
-  return {name: float(value) for name, value in fetched.items()}
-
-
-def _is_due(count: int, every: int) -> bool:
-  """Returns whether `count` is a multiple of `every`; never for 0."""
-  return every > 0 and count % every == 0
 
 
 @contextlib.contextmanager

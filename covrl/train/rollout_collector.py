@@ -9,9 +9,7 @@ needed.
 
 from __future__ import annotations
 
-import dataclasses
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from covrl.config import Config, ConfigError
-from covrl.data import Problem, PromptStream, StreamState
+from covrl.data import StreamState
 from covrl.data.packing import prompt_width
 from covrl.parallel import distributed
 from covrl.rewards import TOTAL, Scoring
@@ -32,14 +30,23 @@ from covrl.rollout.score import (
 )
 from covrl.tasks.task import Task
 from covrl.train.compiled import CompiledPrograms
+from covrl.train.draws import (
+  Draw,
+  concatenate,
+  problems_of,
+  prompt_stream,
+  score_draw,
+  score_tokens,
+  take,
+)
 from covrl.train.dynamic_sampling import DynamicSampling
-from covrl.train.forward import PolicyStats
-from covrl.train.group_filter import ChosenGroups, GroupFilter
+from covrl.train.group_filter import GroupFilter
 from covrl.train.partial_rollouts import (
   FREE,
   GroupsInFlight,
   PartialRollouts,
 )
+from covrl.train.phase_timer import PhaseTimer
 from covrl.train.rollout_batch import (
   RolloutBatch,
   baseline_groups,
@@ -47,16 +54,13 @@ from covrl.train.rollout_batch import (
   padding_batch,
   padding_rollouts,
   shift_left,
-  to_token_batch,
 )
 from covrl.train.rollout_metrics import (
   outcome_metrics,
   rollout_metrics,
   scored_metrics,
 )
-from covrl.types import Rollouts, TokenBatch, TrainState
-
-Draw = tuple[Rollouts, TokenBatch, PolicyStats | None]
+from covrl.types import TrainState
 
 
 class CollectorState(NamedTuple):
@@ -126,15 +130,7 @@ class RolloutCollector:
     self._sampling = Sampling.make(
       rollout.temperature, rollout.top_p, rollout.top_k, rollout.min_p
     )
-    self._prompts = PromptStream(
-      task.train,
-      seed=config.seed,
-      prompts_per_draw=config.rollout.prompts_per_iteration,
-      tokenizer=task.tokenizer,
-      max_prompt_length=config.rollout.max_prompt_length,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-    )
+    self._prompts = prompt_stream(task, config)
 
   @property
   def state(self) -> CollectorState:
@@ -161,14 +157,15 @@ class RolloutCollector:
       carried: see `GroupsInFlight.arrays`; so are these.
     """
     pending = None
+    size = self._config.rollout.prompts_per_iteration
     if ahead is not None:
       own = distributed.process_slice(len(ahead['group_ids']))
-      problems = self._problems(ahead['group_ids'][own])
+      problems = problems_of(self._prompts, size, ahead['group_ids'][own])
       pending = resubmit(ahead, problems, self._scoring, self._tokenizer)
     groups = None
     if carried is not None:
       ids = carried['group_ids']
-      known = iter(self._problems(ids[ids != FREE]))
+      known = iter(problems_of(self._prompts, size, ids[ids != FREE]))
       places = [None if each == FREE else next(known) for each in ids]
       groups = self._partial.restore(carried, places)
     self.state = CollectorState(prompts, pending, groups)
@@ -211,7 +208,7 @@ class RolloutCollector:
       RuntimeError: scoring failed for more responses than allowed, or no group
         passes the filters.
     """
-    config, timer = self._config, _Timer()
+    config, timer = self._config, PhaseTimer()
     ahead = None
     if self._dynamic is not None:
       draw, metrics = self._draw_by_slots(
@@ -245,7 +242,7 @@ class RolloutCollector:
     pending: PendingRollouts,
     iteration: int,
     state: TrainState,
-    timer: _Timer,
+    timer: PhaseTimer,
   ) -> tuple[Draw, dict[str, float]]:
     """Draws whole batches of prompts until enough groups pass the filters.
 
@@ -264,7 +261,9 @@ class RolloutCollector:
     for number in range(rollout.max_draws):
       if number > 0:
         pending = self._sample(iteration, iteration, state, timer, number)
-      draw, result = self._score(pending, state, timer)
+      draw, result = score_draw(
+        self._programs, self._config, pending, state, timer
+      )
       draws.append(draw)
       results.append(result)
       passed = sum(self._filter.passes(each).sum() for each, _, _ in draws)
@@ -273,7 +272,7 @@ class RolloutCollector:
     outcomes = outcome_metrics(
       results, iteration, max_failures=self._config.rewards.max_failures
     )
-    rollouts, batch, scored = _concatenate(draws)
+    rollouts, batch, scored = concatenate(draws)
     metrics = rollout_metrics(
       rollouts, scored, sources=self._sources, step=int(state.step)
     )
@@ -282,14 +281,14 @@ class RolloutCollector:
       return (rollouts, batch, scored), metrics
     chosen = self._filter.choose(rollouts, iteration)
     batch, scored = jax.tree.map(lambda x: x[chosen.rows], (batch, scored))
-    return (_take(rollouts, chosen), batch, scored), metrics | chosen.metrics
+    return (take(rollouts, chosen), batch, scored), metrics | chosen.metrics
 
   def _draw_by_slots(
     self,
     dynamic: DynamicSampling,
     iteration: int,
     state: TrainState,
-    timer: _Timer,
+    timer: PhaseTimer,
   ) -> tuple[Draw, dict[str, float]]:
     """Draws prompts as slots are free until enough groups pass the filters.
 
@@ -316,8 +315,8 @@ class RolloutCollector:
       rollouts, None, sources=self._sources, step=int(state.step)
     )
     chosen = self._filter.choose(rollouts, iteration)
-    rollouts = _take(rollouts, chosen)
-    batch, scored = self._score_tokens(rollouts, state)
+    rollouts = take(rollouts, chosen)
+    batch, scored = score_tokens(self._programs, config, rollouts, state)
     timer.lap('score')
     if scored is not None:
       metrics |= scored_metrics(rollouts, scored)
@@ -350,25 +349,12 @@ class RolloutCollector:
     """Stops the threads that prepare prompts."""
     self._prompts.close()
 
-  def _problems(self, group_ids: Sequence[int]) -> list[Problem]:
-    """Returns this process's problems by their indices in the global order."""
-    size = self._config.rollout.prompts_per_iteration
-    batches = map(
-      self._prompts.draw, sorted({int(i) // size for i in group_ids})
-    )
-    known = {
-      int(index): problem
-      for batch in batches
-      for index, problem in zip(batch.indices, batch.problems, strict=True)
-    }
-    return [known[int(i)] for i in group_ids]
-
   def _sample(
     self,
     iteration: int,
     now: int,
     state: TrainState,
-    timer: _Timer,
+    timer: PhaseTimer,
     number: int = 0,
   ) -> PendingRollouts:
     """Samples responses to one draw of prompts and submits them for scoring.
@@ -412,73 +398,8 @@ class RolloutCollector:
     timer.lap('sample')
     return pending
 
-  def _score(
-    self, pending: PendingRollouts, state: TrainState, timer: _Timer
-  ) -> tuple[Draw, ScoredRollouts]:
-    """Scores tokens by the policy, and waits for the scores of responses.
-
-    Args:
-      pending: the sampled responses.
-      state: the training state before the iteration's updates.
-      timer: accumulates the seconds of each phase.
-    """
-    # The device scores the tokens while workers score the responses.
-    batch, scored = self._score_tokens(pending.rollouts, state)
-    timer.lap('score')
-    result = pending.result()
-    timer.lap('rewards')
-    return (result.rollouts, batch, scored), result
-
-  def _score_tokens(
-    self, rollouts: Rollouts, state: TrainState
-  ) -> tuple[TokenBatch, PolicyStats | None]:
-    """Scores tokens by the policy and the reference, where they are read."""
-    params = self._programs.params(state)
-    batch, scored = to_token_batch(rollouts), None
-    if self._config.scores_rollouts:
-      scored = distributed.run_on_devices(self._programs.score, params, batch)
-    if self._config.train.keep_reference:
-      # The reference policy routes tokens itself.
-      blank = jax.tree.map(np.zeros_like, batch.experts)
-      stats, _ = distributed.run_on_devices(
-        self._programs.score,
-        self._programs.reference(state),
-        dataclasses.replace(batch, experts=blank),
-      )
-      batch = dataclasses.replace(batch, ref_logprobs=stats.logprobs)
-    return batch, scored
-
 
 def row_width(config: Config) -> int:
   """Returns the tokens per row: those of a prompt and of a response."""
   rollout = config.rollout
   return prompt_width(rollout.max_prompt_length) + rollout.max_response_length
-
-
-def _concatenate(draws: list[Draw]) -> Draw:
-  return jax.tree.map(lambda *parts: np.concatenate(parts), *draws)
-
-
-def _take(rollouts: Rollouts, chosen: ChosenGroups) -> Rollouts:
-  """Returns the responses of the chosen groups, the others of them masked."""
-  rollouts = jax.tree.map(lambda x: x[chosen.rows], rollouts)
-  loss_mask = rollouts.loss_mask & chosen.kept[:, None]
-  return dataclasses.replace(rollouts, loss_mask=loss_mask)
-
-
-class _Timer:
-  """Accumulates the seconds of each phase.
-
-  Attributes:
-    seconds: seconds by metric name, `time/PHASE`.
-  """
-
-  def __init__(self) -> None:
-    self.seconds: dict[str, float] = {}
-    self._last = time.monotonic()
-
-  def lap(self, name: str) -> None:
-    """Ends a phase."""
-    now, name = time.monotonic(), f'time/{name}'
-    self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
-    self._last = now

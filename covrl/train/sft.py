@@ -21,20 +21,19 @@ from covrl.data import StreamState, SupervisedStream
 from covrl.models import Policy
 from covrl.parallel import distributed, sharding
 from covrl.run.checkpoint import Checkpoint, CheckpointStore
-from covrl.run.consistency import versions
 from covrl.run.directory import RunDirectory
 from covrl.run.metrics_writer import MetricsWriter
 from covrl.run.preemption import Stopped, StopSignal
 from covrl.run.progress import Progress
 from covrl.statistics import token_stats
 from covrl.tasks.task import Task
+from covrl.train.apply import all_finite
 from covrl.train.health import DivergedError
 from covrl.train.state_sharding import (
   abstract_opt_state,
   replicated_like,
   shardings,
 )
-from covrl.train.step import all_finite
 from covrl.types import Scalar
 
 # Fields in which two runs must agree to share a warm start.
@@ -218,7 +217,6 @@ def warm_start(
       notes = {
         'metrics': writer.sync(),
         'inputs': inputs,
-        'versions': versions(),
         'stream': stream_state,
       }
       store.save(number, state, notes)

@@ -31,6 +31,11 @@ from covrl.models import Policy, Routing, load_balance
 from covrl.objectives import WeightMode
 from covrl.statistics import NO_TRUNCATION, Truncation
 from covrl.train import metrics
+from covrl.train.apply import (
+  accumulator_dtype,
+  apply_gradients,
+  to_device,
+)
 from covrl.train.forward import (
   ForwardOutputs,
   Metrics,
@@ -235,7 +240,7 @@ def make_train_step(
     has_tokens = jnp.any(batch.loss_mask)
     if settings.offload_optimizer:
       state = dataclasses.replace(state, opt_state=to_device(state.opt_state))
-    new_state, finite = _apply(
+    new_state, finite = apply_gradients(
       tx, state, gradients, token_state, measured, has_tokens
     )
     readings = metrics.update_metrics(batch, tokens, decisions, token_state)
@@ -342,59 +347,6 @@ def _measure(
   )
 
 
-def _apply(
-  tx: optax.GradientTransformation,
-  state: TrainState,
-  gradients: PyTree,
-  token_state: PyTree,
-  measured: Measurements,
-  has_tokens: Bool[Array, ''],
-) -> tuple[TrainState, Scalar]:
-  """Applies the gradients, or keeps the state except for `step`.
-
-  It is kept if a gradient or an updated parameter is not finite, and if the
-  batch has no token to train on: momentum and decay must not move parameters
-  for nothing.
-
-  Returns:
-    The state, and 1 if all numbers are finite, else 0.
-  """
-  norm = optax.tree.norm(gradients)
-  gradients = jax.tree.map(
-    lambda g, p: g.astype(p.dtype), gradients, state.trainable
-  )
-  updates, opt_state = tx.update(gradients, state.opt_state, state.trainable)
-  trainable = optax.apply_updates(state.trainable, updates)
-  finite = jnp.isfinite(norm) & all_finite(trainable)
-  applied = finite & has_tokens
-  updated = (
-    trainable,
-    opt_state,
-    token_state,
-    measured,
-  )
-  kept = (
-    state.trainable,
-    state.opt_state,
-    state.token_state,
-    state.measured,
-  )
-  trainable, opt_state, token_state, measured = jax.tree.map(
-    lambda new, old: jnp.where(applied, new, old), updated, kept
-  )
-  return (
-    dataclasses.replace(
-      state,
-      trainable=trainable,
-      opt_state=opt_state,
-      token_state=token_state,
-      step=state.step + 1,
-      measured=measured,
-    ),
-    finite.astype(jnp.float32),
-  )
-
-
 def hold(
   step: Int[Array, ''], batch: TokenBatch
 ) -> tuple[Int[Array, ''], Metrics]:
@@ -416,25 +368,3 @@ def hold(
     'skipped': jnp.zeros(()),
     'policy_fixed': jnp.ones(()),
   }
-
-
-def all_finite(tree: PyTree) -> Bool[Array, '']:
-  """Whether every float of a tree of arrays is finite."""
-  flags = [
-    jnp.all(jnp.isfinite(leaf))
-    for leaf in jax.tree.leaves(tree)
-    if jnp.issubdtype(leaf.dtype, jnp.inexact)
-  ]
-  return jnp.all(jnp.stack(flags)) if flags else jnp.asarray(True)
-
-
-def to_device(opt_state: PyTree) -> PyTree:
-  """Copies an offloaded optimiser state from host to device memory."""
-  return jax.tree.map(
-    lambda leaf: jax.device_put(leaf, jax.memory.Space.Device), opt_state
-  )
-
-
-def accumulator_dtype(array: Array) -> jnp.dtype:
-  """The dtype in which gradients are summed: at least float32."""
-  return jnp.promote_types(array.dtype, jnp.float32)

@@ -21,39 +21,16 @@ from covrl.parallel import distributed, sharding
 from covrl.train.forward import Metrics
 from covrl.train.networks.checks import check_networks
 from covrl.train.networks.estimator import Credit, CreditInputs, Estimator
-from covrl.train.networks.init import initial_params, network_model
+from covrl.train.networks.init import initial_params
+from covrl.train.networks.jitted import jit_network
 from covrl.train.networks.network import Network
-from covrl.train.networks.step import make_network_score, make_network_step
 from covrl.train.rollout_batch import RolloutBatch
 from covrl.train.state_sharding import (
-  abstract_opt_state,
-  check_mesh,
   replicated_like,
   shardings,
 )
 from covrl.train.step import StepSettings
 from covrl.types import NetworkState, TokenBatch, TrainState
-
-
-@dataclasses.dataclass(frozen=True)
-class NetworkPrograms:
-  """The model of a network and its jitted programs.
-
-  Attributes:
-    network: the network.
-    model: the model of the network.
-    state: shapes and shardings of its state.
-    score: `(params, rows [S, T]) -> output [S, T]`.
-    update: `(state, rows [B, T]) -> (state, metrics)`; donates the state.
-    update_packed: the same for packed rows.
-  """
-
-  network: Network
-  model: Policy
-  state: NetworkState
-  score: Any
-  update: Any
-  update_packed: Any
 
 
 class Networks:
@@ -87,7 +64,7 @@ class Networks:
     self._config = config
     self._mesh = mesh
     self._all = {
-      name: self._programs(name, network, settings)
+      name: jit_network(name, network, policy, config, mesh, settings)
       for name, network in networks.items()
     }
     self._early = [
@@ -356,43 +333,6 @@ class Networks:
       outputs=outputs,
     )
     return self._abstract(inputs)
-
-  def _programs(
-    self, name: str, network: Network, settings: StepSettings
-  ) -> NetworkPrograms:
-    """Jits the programs of one network."""
-    config, mesh = self._config, self._mesh
-    model = network_model(name, network, self._policy)
-    check_mesh(config, model.config, mesh)
-    score_batches = config.updates_per_iteration * settings.micro_batches
-    params = model.abstract_params(mesh)
-    state = NetworkState(
-      params=params,
-      opt_state=abstract_opt_state(
-        network.tx, params, mesh, offload=settings.offload_optimizer
-      ),
-    )
-    out = (shardings(state), sharding.replicated(mesh))
-
-    def jit_update(settings: StepSettings) -> Any:
-      step = make_network_step(network, model, settings)
-      return jax.jit(step, donate_argnums=0, out_shardings=out)
-
-    rows = sharding.named_sharding(
-      mesh, ('batch', 'sequence'), sharding.TRAIN_RULES
-    )
-    return NetworkPrograms(
-      network=network,
-      model=model,
-      state=state,
-      score=jax.jit(
-        make_network_score(network, model, settings, score_batches),
-        out_shardings=rows,
-      ),
-      update=jit_update(settings),
-      # Packed rows have responses in any column.
-      update_packed=jit_update(dataclasses.replace(settings, first_column=0)),
-    )
 
   def _inputs(
     self,

@@ -12,15 +12,11 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from covrl.models import Policy
+from covrl.train.apply import accumulator_dtype, all_finite, to_device
 from covrl.train.forward import Metrics, apply_token_weights
 from covrl.train.microbatch import over_micro_batches
 from covrl.train.networks.network import Network, network_output
-from covrl.train.step import (
-  StepSettings,
-  accumulator_dtype,
-  all_finite,
-  to_device,
-)
+from covrl.train.step import StepSettings
 from covrl.types import NetworkState, Scalar, TokenBatch
 
 NetworkStep = Callable[[NetworkState, TokenBatch], tuple[NetworkState, Metrics]]

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Draws of prompts, their responses, and statistics of their tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from covrl.config import Config
+from covrl.data import Problem, PromptStream
+from covrl.parallel import distributed
+from covrl.rollout.score import PendingRollouts, ScoredRollouts
+from covrl.tasks.task import Task
+from covrl.train.compiled import CompiledPrograms
+from covrl.train.forward import PolicyStats
+from covrl.train.group_filter import ChosenGroups
+from covrl.train.phase_timer import PhaseTimer
+from covrl.train.rollout_batch import to_token_batch
+from covrl.types import Rollouts, TokenBatch, TrainState
+
+Draw = tuple[Rollouts, TokenBatch, PolicyStats | None]
+
+
+def prompt_stream(task: Task, config: Config) -> PromptStream:
+  """Opens this process's stream of training prompts."""
+  return PromptStream(
+    task.train,
+    seed=config.seed,
+    prompts_per_draw=config.rollout.prompts_per_iteration,
+    tokenizer=task.tokenizer,
+    max_prompt_length=config.rollout.max_prompt_length,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+
+
+def problems_of(
+  prompts: PromptStream, size: int, group_ids: Sequence[int]
+) -> list[Problem]:
+  """Returns this process's problems by their indices in the global order.
+
+  Args:
+    prompts: the stream of prompts.
+    size: prompts of a draw, over all processes.
+    group_ids: the indices.
+  """
+  batches = map(prompts.draw, sorted({int(i) // size for i in group_ids}))
+  known = {
+    int(index): problem
+    for batch in batches
+    for index, problem in zip(batch.indices, batch.problems, strict=True)
+  }
+  return [known[int(i)] for i in group_ids]
+
+
+def score_tokens(
+  programs: CompiledPrograms,
+  config: Config,
+  rollouts: Rollouts,
+  state: TrainState,
+) -> tuple[TokenBatch, PolicyStats | None]:
+  """Scores tokens by the policy and the reference, where they are read.
+
+  Args:
+    programs: compute the statistics of the tokens.
+    config: the run's configuration.
+    rollouts: the sampled responses.
+    state: the training state before the iteration's updates.
+  """
+  params = programs.params(state)
+  batch, scored = to_token_batch(rollouts), None
+  if config.scores_rollouts:
+    scored = distributed.run_on_devices(programs.score, params, batch)
+  if config.train.keep_reference:
+    # The reference policy routes tokens itself.
+    blank = jax.tree.map(np.zeros_like, batch.experts)
+    stats, _ = distributed.run_on_devices(
+      programs.score,
+      programs.reference(state),
+      dataclasses.replace(batch, experts=blank),
+    )
+    batch = dataclasses.replace(batch, ref_logprobs=stats.logprobs)
+  return batch, scored
+
+
+def score_draw(
+  programs: CompiledPrograms,
+  config: Config,
+  pending: PendingRollouts,
+  state: TrainState,
+  timer: PhaseTimer,
+) -> tuple[Draw, ScoredRollouts]:
+  """Scores tokens by the policy, and waits for the scores of responses.
+
+  Args:
+    programs: compute the statistics of the tokens.
+    config: the run's configuration.
+    pending: the sampled responses.
+    state: the training state before the iteration's updates.
+    timer: accumulates the seconds of each phase.
+  """
+  # The device scores the tokens while workers score the responses.
+  batch, scored = score_tokens(programs, config, pending.rollouts, state)
+  timer.lap('score')
+  result = pending.result()
+  timer.lap('rewards')
+  return (result.rollouts, batch, scored), result
+
+
+def concatenate(draws: list[Draw]) -> Draw:
+  """Joins draws, in order."""
+  return jax.tree.map(lambda *parts: np.concatenate(parts), *draws)
+
+
+def take(rollouts: Rollouts, chosen: ChosenGroups) -> Rollouts:
+  """Returns the responses of the chosen groups, the others of them masked."""
+  rollouts = jax.tree.map(lambda x: x[chosen.rows], rollouts)
+  loss_mask = rollouts.loss_mask & chosen.kept[:, None]
+  return dataclasses.replace(rollouts, loss_mask=loss_mask)
