@@ -29,7 +29,7 @@ def load_golden():
 
 @jax.jit
 def _all_forms(process, outcomes, ids, mask, **numbers):
-  """Advantages by form, normalisation and standardisation: compiled once."""
+  """Advantages by form, normalisation and whitening: compiled once."""
   return {
     (form, normalise, whiten): process_advantages(
       process,
