@@ -57,10 +57,10 @@ def main() -> None:
   mesh = sharding.make_mesh(None, devices)
   whole = jax.sharding.NamedSharding(mesh, jax.P())
 
-  def shape(*sizes: int, dtype: Any = jnp.bfloat16) -> jax.ShapeDtypeStruct:
+  def shape(*sizes: int, dtype: Any = jnp.bfloat16) -> Any:
     return jax.ShapeDtypeStruct(sizes, dtype, sharding=whole)
 
-  def integers(keys: jax.ShapeDtypeStruct) -> Any:
+  def integers(keys: Any) -> Any:
     scale = shape(*keys.shape[:-1], dtype=jnp.float32)
     return Int8Vectors(shape(*keys.shape, dtype=jnp.int8), scale)
 
@@ -72,7 +72,7 @@ def main() -> None:
   lengths = shape(PROMPTS, dtype=jnp.int32)
   queries = shape(ROWS, HEADS, WIDTH)
 
-  def cache(form: Callable[[jax.ShapeDtypeStruct], Any]) -> DecodeCache:
+  def cache(form: Callable[[Any], Any]) -> DecodeCache:
     prompts = PromptCache(form(of_prompts), form(of_prompts), lengths)
     return DecodeCache(prompts, numbers, form(of_rows), form(of_rows), numbers)
 
