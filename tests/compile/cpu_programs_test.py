@@ -78,6 +78,7 @@ def test_state_is_donated(small):
   """Arguments by hand, and no second copy of the state."""
   report, _ = small
   memory = report.programs['train_step'].memory
+  assert memory is not None
   state = 3 * 4 * PARAMETERS / 8
   ratio = memory.arguments / state
   assert accuracy.STATE.least <= round(ratio, 2) <= accuracy.STATE.most

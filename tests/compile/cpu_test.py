@@ -78,6 +78,7 @@ def test_operations_of_a_model(changes):
     # What is not a product (norms, softmax, rotations) is the rest.
     assert by_hand < cost.flops < 1.25 * by_hand
     memory = program.memory_analysis()
+    assert memory is not None
     sizes = [
       np.prod(x.shape) * 4 for x in jax.tree.leaves(policy.abstract_params())
     ]
@@ -87,6 +88,7 @@ def test_operations_of_a_model(changes):
     if config.num_layers == 1:
       # XLA counts loop bodies once; a single layer needs no loop.
       counted = program.cost_analysis()
+      assert counted is not None
       assert holds(accuracy.ARITHMETIC, cost.flops, counted['flops'])
       assert holds(accuracy.TRAFFIC, cost.bytes, counted['bytes accessed'])
 
@@ -100,7 +102,9 @@ def test_rematerialisation_takes_operations_for_memory():
     )
     program, cost = compiled(jax.grad(score), policy.abstract_params(), TOKENS)
     again = sum(cost.products.values()) / 3 / products_by_hand(policy.config)
-    found[remat] = again, program.memory_analysis().temp_size_in_bytes
+    memory = program.memory_analysis()
+    assert memory is not None
+    found[remat] = again, memory.temp_size_in_bytes
   products, memory = zip(*found.values(), strict=True)
   assert products[0] == 1
   # At most the layers' share of a forward pass.

@@ -4,6 +4,7 @@
 import os
 import pathlib
 import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -100,6 +101,6 @@ def test_products_in_8_bit_floats_on_a_gpu_without_them():
   traced = jax.jit(
     lambda a, b: jnp.dot(a, b, preferred_element_type=jnp.float32)
   ).trace(x, x)
-  work = types.SimpleNamespace(network=Network(find_gpus('a100:8'), []))
+  work: Any = types.SimpleNamespace(network=Network(find_gpus('a100:8'), []))
   with pytest.raises(ValueError, match='a100 has none of 8-bit floats, got f8'):
     compile_program(work, traced)

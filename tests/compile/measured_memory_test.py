@@ -55,7 +55,7 @@ def main(name):
     programs.append(compile_lowered(lowered))
     return programs[-1]
 
-  jax.stages.Lowered.compile = remember
+  pytest.MonkeyPatch().setattr(jax.stages.Lowered, 'compile', remember)
   report = compile_recipe(
     config.load(str(RECIPE), CHANGES),
     topologies.find_topology('h100:1'),
@@ -63,6 +63,7 @@ def main(name):
     devices=jax.devices(),
   )
   memory = report.programs[name].memory
+  assert memory is not None
   (program,) = programs
   arguments, _ = jax.tree.map(one, program.args_info)
   jax.block_until_ready(arguments)
