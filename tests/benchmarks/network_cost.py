@@ -156,7 +156,7 @@ def seconds(run: Callable[[], None]) -> float:
 def measure(spec: str, overrides: list[str], repeats: int) -> str:
   """Row of the table for one recipe."""
   recipe = load(spec, [*OVERRIDES, *overrides])
-  # Sections of a network that there is none of must have their defaults.
+  # Sections of networks that a recipe lacks must have their defaults.
   config = dataclasses.replace(
     recipe.config, critic=CriticConfig(), prime=PrimeConfig()
   )
