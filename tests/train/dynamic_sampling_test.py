@@ -66,9 +66,11 @@ class OddLengths(Scoring):
       if self._delay is None:
         future.set_result(outcomes)
       else:
-        threading.Timer(
-          self._delay(number), future.set_result, [outcomes]
-        ).start()
+        seconds = self._delay(number)
+        args = seconds, future.set_result, [outcomes]
+        timer = threading.Timer(*args)
+        timer.daemon = True
+        timer.start()
 
     def cancel():
       self.cancelled += 1
@@ -170,7 +172,7 @@ def collect(scoring, iterations=3, **rollout):
   return found
 
 
-SLOTS = {'admission': 'slots'}
+SLOTS: dict[str, Any] = {'admission': 'slots'}
 # The policy of the run has few groups of unequal reward with this seed.
 FILTERS = [{}, {'fill_groups': True, 'max_draws': 2}]
 
@@ -219,11 +221,26 @@ def test_the_speed_of_scores_changes_no_bit():
 
 
 def test_sampling_goes_on_while_scores_are_waited_for():
-  # The first group's score comes last, and would hold up whole draws.
-  late = OddLengths(lambda number: 0.5 if number == 0 else 0.0)
+  # The first group's score comes when all groups are begun, and would hold up
+  # whole draws for ever.
+  class Late(OddLengths):
+    def open(self, references, *, sources, shaping=True):
+      call = super().open(references, sources=sources, shaping=shaping)
+      if self.begun > 1:
+        if self.begun == PROMPTS * DRAWS:
+          self.release()
+        return call
+      of_call: Future[list[Outcome]] = Future()
+      every, future = call.scores.futures['odd']
+      self.release = lambda: future.add_done_callback(
+        lambda done: of_call.set_result(done.result())
+      )
+      scores = PendingScores((PART,), len(every), {'odd': (every, of_call)})
+      return ScoringCall(scores, references, call.parts, call.cancel)
+
   want = collect(OddLengths(), 1, **SLOTS)
-  found = collect(late, 1, **SLOTS)
-  assert_same(found, want)
+  late = Late()
+  assert_same(collect(late, 1, **SLOTS), want)
   assert late.begun == PROMPTS * DRAWS
 
 
