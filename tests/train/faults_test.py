@@ -145,24 +145,30 @@ def test_a_damaged_cache_of_programs_costs_only_time(
 ):
   """Programs that cannot be read are compiled, and said."""
   uninterrupted = runs.finished_run(tmp_path_factory, 'toy_kl_cov', **SMALL)
-  cache, workdir = tmp_path / 'cache', tmp_path / 'run'
+  cache = tmp_path / 'cache'
+
+  def train(workdir):
+    return subprocess.run(
+      process.arguments('toy_kl_cov', workdir, **SMALL),
+      env=process.ENVIRONMENT
+      | {
+        'JAX_COMPILATION_CACHE_DIR': str(cache),
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+      },
+      capture_output=True,
+      text=True,
+      timeout=800,
+    )
+
   if content == 'a file':
     cache.touch()
   else:
-    cache.mkdir()
-    whole = pathlib.Path(process.ENVIRONMENT['JAX_COMPILATION_CACHE_DIR'])
-    for file in whole.glob('*-cache'):
-      with file.open('rb') as stream:
-        data = stream.read(1000)
-      damaged = data if content == 'truncated' else data[::-1]
-      (cache / file.name).write_bytes(damaged)
-  done = subprocess.run(
-    process.arguments('toy_kl_cov', workdir, **SMALL),
-    env=process.ENVIRONMENT | {'JAX_COMPILATION_CACHE_DIR': str(cache)},
-    capture_output=True,
-    text=True,
-    timeout=800,
-  )
+    assert train(tmp_path / 'before').returncode == 0
+    for file in cache.glob('*-cache'):
+      data = file.read_bytes()[:1000]
+      file.write_bytes(data if content == 'truncated' else data[::-1])
+  workdir = tmp_path / 'run'
+  done = train(workdir)
   assert done.returncode == 0, done.stderr
   assert 'persistent compilation cache' in done.stderr
   assert sentences(done.stderr) == []
