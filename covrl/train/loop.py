@@ -17,7 +17,7 @@ from covrl.config import Recipe
 from covrl.parallel import distributed
 from covrl.run import maintenance
 from covrl.run.checkpoint import CheckpointStore
-from covrl.run.consistency import check_processes
+from covrl.run.consistency import check_processes, check_versions
 from covrl.run.directory import RECIPE, RunDirectory
 from covrl.run.metrics_writer import MetricsWriter
 from covrl.run.preemption import Stopped, StopSignal
@@ -141,6 +141,7 @@ def train(
     )
     inputs[RECIPE] = recipe.identity
     check_inputs(config, inputs, resumed, warn)
+    check_versions(resumed and resumed.notes, warn)
     directory.claim(recipe, warn)
     if note := schedule_note(config):
       warn(note)

@@ -21,6 +21,7 @@ from covrl.data import StreamState, SupervisedStream
 from covrl.models import Policy
 from covrl.parallel import distributed, sharding
 from covrl.run.checkpoint import Checkpoint, CheckpointStore
+from covrl.run.consistency import versions
 from covrl.run.directory import RunDirectory
 from covrl.run.metrics_writer import MetricsWriter
 from covrl.run.preemption import Stopped, StopSignal
@@ -217,6 +218,7 @@ def warm_start(
       notes = {
         'metrics': writer.sync(),
         'inputs': inputs,
+        'versions': versions(),
         'stream': stream_state,
       }
       store.save(number, state, notes)

@@ -154,9 +154,9 @@ def test_reward_model_metrics_against_numpy():
   chances = 1 / (1 + np.exp(-scores))
   wanted = {
     'loss': -np.log(np.where(right, chances, 1 - chances)).mean(),
-    'accuracy': ((scores > 0) == right).mean(),
-    'probability': chances.mean(),
-    'label': right.mean(),
+    'before_update/accuracy': ((scores > 0) == right).mean(),
+    'before_update/probability': chances.mean(),
+    'before_update/label': right.mean(),
   }
   for name, value in wanted.items():
     assert readings[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
@@ -169,7 +169,7 @@ def test_a_reward_model_with_nan_parameters_is_kept_and_counted():
     'reward_model', credited(padded()), params=params
   )
   assert readings['skipped'] == 1
-  for name in ('loss', 'accuracy', 'probability'):
+  for name in ('loss', 'before_update/accuracy', 'before_update/probability'):
     assert np.isnan(readings[name]), name
   assert_same_bits(after, before)
 
