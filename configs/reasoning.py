@@ -25,18 +25,7 @@ import optax
 
 import covrl
 from covrl.config import Recipe
-from covrl.recipes.reasoning_parts import (
-  as_published,
-  published_clip_cov,
-  published_kl_cov,
-  recipe_7b,
-  recipe_32b,
-  unclipped,
-  with_clip_cov,
-  with_kl_cov,
-  with_model,
-  with_prime,
-)
+from covrl.recipes import reasoning_parts as parts
 from covrl.train.networks import critic, critic_advantages
 from covrl.types import Scope
 
@@ -50,7 +39,7 @@ def qwen2_5_7b_grpo() -> Recipe:
   2024 21.2, MATH500 78.8, mean of the seven suites 38.6 as printed (39.1).
   Source: [1], table 2 and its scripts.
   """
-  return recipe_7b('Qwen/Qwen2.5-7B')
+  return parts.recipe_7b('Qwen/Qwen2.5-7B')
 
 
 def qwen2_5_7b_grpo_no_clip() -> Recipe:
@@ -61,7 +50,7 @@ def qwen2_5_7b_grpo_no_clip() -> Recipe:
   Expect: a control that shows the effect of the missing clip alone.
   Source: none; the loss is that of KL-Cov in [1].
   """
-  return dataclasses.replace(qwen2_5_7b_grpo(), loss=unclipped)
+  return dataclasses.replace(qwen2_5_7b_grpo(), loss=parts.unclipped)
 
 
 def qwen2_5_7b_clip_higher() -> Recipe:
@@ -104,7 +93,7 @@ def qwen2_5_7b_clip_cov() -> Recipe:
   seven suites 40.4 as printed (41.7).
   Source: [1], table 2 and its scripts.
   """
-  return with_clip_cov(qwen2_5_7b_grpo())
+  return parts.with_clip_cov(qwen2_5_7b_grpo())
 
 
 def qwen2_5_7b_kl_cov() -> Recipe:
@@ -116,7 +105,7 @@ def qwen2_5_7b_kl_cov() -> Recipe:
   80.8, mean of the seven suites 40.6 as printed (41.1).
   Source: [1], table 2 and its scripts.
   """
-  return with_kl_cov(qwen2_5_7b_grpo())
+  return parts.with_kl_cov(qwen2_5_7b_grpo())
 
 
 def qwen2_5_7b_kl_cov_annealed() -> Recipe:
@@ -181,7 +170,7 @@ def qwen2_5_7b_rloo_kl_cov() -> Recipe:
   Expect: entropy above RLOO's; no figures are published.
   Source: as `qwen2_5_7b_rloo`; KL-Cov as in [1].
   """
-  return with_kl_cov(qwen2_5_7b_rloo())
+  return parts.with_kl_cov(qwen2_5_7b_rloo())
 
 
 def qwen2_5_7b_prime() -> Recipe:
@@ -197,7 +186,7 @@ def qwen2_5_7b_prime() -> Recipe:
   that they have fine-tuned.
   Source: [2] and its scripts; what they do not say is of [1].
   """
-  return with_prime(qwen2_5_7b_grpo())
+  return parts.with_prime(qwen2_5_7b_grpo())
 
 
 def qwen2_5_7b_prime_kl_cov() -> Recipe:
@@ -214,7 +203,7 @@ def qwen2_5_7b_prime_kl_cov() -> Recipe:
   train, published = recipe.config.train, qwen2_5_7b_kl_cov().config.train
   train.sequences_per_update = published.sequences_per_update
   train.micro_batches = 4
-  return with_kl_cov(recipe)
+  return parts.with_kl_cov(recipe)
 
 
 def qwen2_5_32b_grpo() -> Recipe:
@@ -226,7 +215,7 @@ def qwen2_5_32b_grpo() -> Recipe:
   mean of the seven suites 45.8 as printed (45.2).
   Source: [1], table 2 and its scripts.
   """
-  return recipe_32b('Qwen/Qwen2.5-32B')
+  return parts.recipe_32b('Qwen/Qwen2.5-32B')
 
 
 def qwen2_5_32b_kl_cov() -> Recipe:
@@ -238,7 +227,7 @@ def qwen2_5_32b_kl_cov() -> Recipe:
   36.8, MATH500 84.6, mean of the seven suites 52.2 as printed (51.6).
   Source: [1], table 2 and its scripts.
   """
-  return with_kl_cov(qwen2_5_32b_grpo())
+  return parts.with_kl_cov(qwen2_5_32b_grpo())
 
 
 def qwen2_5_72b_kl_cov() -> Recipe:
@@ -293,7 +282,9 @@ def llama3_1_8b_kl_cov() -> Recipe:
   Expect: entropy above GRPO's; no figures are published for this model.
   Source: [1], its settings for 7B.
   """
-  return with_model(qwen2_5_7b_kl_cov(), 'meta-llama/Llama-3.1-8B-Instruct')
+  return parts.with_model(
+    qwen2_5_7b_kl_cov(), 'meta-llama/Llama-3.1-8B-Instruct'
+  )
 
 
 def mistral_7b_kl_cov() -> Recipe:
@@ -304,7 +295,9 @@ def mistral_7b_kl_cov() -> Recipe:
   Expect: entropy above GRPO's; no figures are published for this model.
   Source: [1], its settings for 7B.
   """
-  return with_model(qwen2_5_7b_kl_cov(), 'mistralai/Mistral-7B-Instruct-v0.3')
+  return parts.with_model(
+    qwen2_5_7b_kl_cov(), 'mistralai/Mistral-7B-Instruct-v0.3'
+  )
 
 
 def deepseek_math_7b_kl_cov() -> Recipe:
@@ -315,7 +308,7 @@ def deepseek_math_7b_kl_cov() -> Recipe:
   Expect: entropy above GRPO's; no figures are published for this model.
   Source: [1], its settings for 7B.
   """
-  recipe = with_model(
+  recipe = parts.with_model(
     qwen2_5_7b_kl_cov(), 'deepseek-ai/deepseek-math-7b-instruct'
   )
   # Its context is shorter than Qwen2.5's.
@@ -331,7 +324,7 @@ def paper_7b_kl_cov(scope: Scope = 'batch') -> Recipe:
   Expect: as `qwen2_5_7b_kl_cov`.
   Source: [1], table 2 and its scripts.
   """
-  return as_published(qwen2_5_7b_kl_cov(), published_kl_cov(scope))
+  return parts.as_published(qwen2_5_7b_kl_cov(), parts.published_kl_cov(scope))
 
 
 def paper_7b_clip_cov(scope: Scope = 'batch') -> Recipe:
@@ -342,7 +335,9 @@ def paper_7b_clip_cov(scope: Scope = 'batch') -> Recipe:
   Expect: as `qwen2_5_7b_clip_cov`.
   Source: [1], table 2 and its scripts.
   """
-  return as_published(qwen2_5_7b_clip_cov(), published_clip_cov(scope))
+  return parts.as_published(
+    qwen2_5_7b_clip_cov(), parts.published_clip_cov(scope)
+  )
 
 
 def paper_32b_kl_cov(scope: Scope = 'batch') -> Recipe:
@@ -353,7 +348,7 @@ def paper_32b_kl_cov(scope: Scope = 'batch') -> Recipe:
   Expect: as `qwen2_5_32b_kl_cov`.
   Source: [1], table 2 and its scripts.
   """
-  return as_published(qwen2_5_32b_kl_cov(), published_kl_cov(scope))
+  return parts.as_published(qwen2_5_32b_kl_cov(), parts.published_kl_cov(scope))
 
 
 def paper_32b_clip_cov(scope: Scope = 'batch') -> Recipe:
@@ -364,8 +359,8 @@ def paper_32b_clip_cov(scope: Scope = 'batch') -> Recipe:
   Expect: AIME 2024 32.3, MATH500 87.0, mean of the seven suites 50.3 as printed.
   Source: [1], table 2 and its scripts.
   """
-  return as_published(
-    with_clip_cov(qwen2_5_32b_grpo()), published_clip_cov(scope)
+  return parts.as_published(
+    parts.with_clip_cov(qwen2_5_32b_grpo()), parts.published_clip_cov(scope)
   )
 
 

@@ -84,7 +84,7 @@ def _check_filters(config: Config) -> None:
       ' unequal reward (rollout.max_draws, min_accuracy, max_accuracy,'
       ' drop_truncated), got 1'
     )
-  # All responses of a group right, or none, is no reason to prefer one of them.
+  # Groups in which all responses are right, or all wrong, prefer none of them.
   if size > 1 and not any(low <= n / size <= high for n in range(1, size)):
     raise ConfigError(
       'rollout.min_accuracy to rollout.max_accuracy must contain a multiple of'

@@ -54,6 +54,7 @@ class ExpertRecord(NamedTuple):
     Raises:
       ValueError: the model has no experts.
 
+    >>> import dataclasses
     >>> from covrl.models import Experts, tiny
     >>> config = dataclasses.replace(tiny(16), experts=Experts(count=8, per_token=2))
     >>> ExpertRecord.of(config).shape(4, 16), ExpertRecord.of(config).dtype

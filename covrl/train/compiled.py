@@ -207,8 +207,9 @@ class CompiledPrograms:
   def trace_score(self, batch: TokenBatch) -> jax.stages.Traced:
     """Traces the scoring of an iteration's rows, arrays or shapes."""
     params = self.params(self.abstract_state())
-    # Rows are scored before they have reference log-probabilities.
-    batch = dataclasses.replace(batch, ref_logprobs=None)
+    # Rows are scored before they have log-probabilities of other policies.
+    moments = dataclasses.replace(batch.old_moments, filtered_logprobs=None)
+    batch = dataclasses.replace(batch, ref_logprobs=None, old_moments=moments)
     with self._use_mesh():
       return self._score.trace(params, self._abstract(batch))
 

@@ -26,7 +26,7 @@ from covrl.exit_codes import Exit, means_restart
 from covrl.rewards import Outcome, Reward, Status
 from covrl.rewards.scoring import PendingScores
 from covrl.rollout.score import PendingRollouts
-from covrl.train import step
+from covrl.train.apply import apply_gradients
 from covrl.train.health import DivergedError, UpdateHealth
 from covrl.train.rollout_metrics import rollout_metrics
 from covrl.types import Measurements, Rollouts, TrainState
@@ -157,7 +157,7 @@ def apply(tx, gradient, params=None):
     step=jnp.zeros((), jnp.int32),
     measured=Measurements.initial(),
   )
-  return step._apply(
+  return apply_gradients(
     tx,
     state,
     {'w': jnp.full(3, gradient)},

@@ -38,7 +38,7 @@ def process_reward_model(
 
   Metrics of an update, `NAME/before_update/…`, are means over its responses with
   the parameters before it, which have not learned from these responses unless an
-  earlier update of the iteration was made on them: the share that is told right
+  earlier update of the iteration was made on them: the share that is classified right
   from wrong (`accuracy`), the mean probability of being right (`probability`),
   and the share of right responses (`label`).
 
