@@ -177,8 +177,13 @@ def test_responses_depend_on_sequence_ids_and_not_on_rows():
   order = [3, 0, 7, 1, 6, 2, 5, 4]
   mixed = host(sample(rows=order))
   rows = np.arange(PROMPTS * GROUP).reshape(PROMPTS, GROUP)[order].reshape(-1)
-  for name, values in mixed._asdict().items():
-    np.testing.assert_array_equal(getattr(whole, name)[rows], values)
+  jax.tree.map(
+    lambda all_rows, values: np.testing.assert_array_equal(
+      all_rows[rows], values
+    ),
+    whole,
+    mixed,
+  )
   part = host(sample(rows=slice(2, 5)))
   np.testing.assert_array_equal(
     whole.response_tokens[2 * GROUP : 5 * GROUP], part.response_tokens
@@ -211,8 +216,13 @@ def test_refill_and_cancellation_change_no_bit():
   order = [3, 0, 7, 1]
   part = host(sample(engine, rows=order))
   rows = np.arange(PROMPTS * GROUP).reshape(PROMPTS, GROUP)[order].reshape(-1)
-  for name, values in part._asdict().items():
-    np.testing.assert_array_equal(getattr(whole, name)[rows], values)
+  jax.tree.map(
+    lambda all_rows, values: np.testing.assert_array_equal(
+      all_rows[rows], values
+    ),
+    whole,
+    part,
+  )
 
 
 def test_number_of_slots_is_reduced_when_slots_are_idle(monkeypatch):

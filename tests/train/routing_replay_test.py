@@ -31,7 +31,7 @@ PARAMS = POLICY.init(jax.random.key(0))
 IDS = np.arange(PROMPTS * GROUP, dtype=np.int32)
 
 
-def make_engine(mesh=None, **changes):
+def make_engine(mesh=None, **changes: Any):
   return SamplingEngine(
     POLICY,
     mesh,
@@ -39,7 +39,7 @@ def make_engine(mesh=None, **changes):
     pad_id=0,
     max_response_length=LIMIT,
     record_experts=True,
-    **{'slots': 8, 'segment': 2} | changes,
+    **{'slots': 8, 'segment': 2, **changes},
   )
 
 
