@@ -51,6 +51,14 @@ def running() -> set[int]:
   return found
 
 
+def wait_until_running(count: int, seconds: float = 10.0) -> int:
+  """Waits for so many marked processes; a program just begun has no marks yet."""
+  deadline = time.monotonic() + seconds
+  while (found := len(running())) < count and time.monotonic() < deadline:
+    time.sleep(0.05)
+  return found
+
+
 def wait_until_gone(seconds: float = 10.0) -> set[int]:
   """Waits for all marked processes to end; returns those that have not."""
   deadline = time.monotonic() + seconds
@@ -71,7 +79,7 @@ def test_children_of_scorers_end_with_the_pool(scorers):
     (outcome,) = pool.submit(['3'], ['mark']).result()
     assert outcome.score == 1.0, outcome
     # Supervisor and worker, too.
-    assert len(running()) >= 6
+    assert wait_until_running(6) >= 6
   assert not wait_until_gone()
 
 
@@ -111,7 +119,7 @@ def test_children_of_scorers_end_with_a_killed_trainer(scorers, tmp_path):
   ) as trainer:
     assert trainer.stdout is not None
     assert trainer.stdout.readline() == b'1.0\n'
-    assert len(running()) >= 10
+    assert wait_until_running(10) >= 10
     trainer.send_signal(signal.SIGKILL)
   assert not wait_until_gone()
 
