@@ -17,8 +17,8 @@ from launch.shell import Shell
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# Names of files in the note on uncommitted changes.
-_NAMED = 5
+# Number of files that the note on uncommitted changes names.
+_MAX_NAMES = 5
 
 
 def with_committed_config(job: Job, shell: Shell, root: pathlib.Path) -> Job:
@@ -42,8 +42,8 @@ def with_committed_config(job: Job, shell: Shell, root: pathlib.Path) -> Job:
     _check_committed(path, root, changed)
   _check_arguments(job, root)
   if changed:
-    more = len(changed) - _NAMED
-    names = ', '.join(changed[:_NAMED]) + f' and {more} more' * (more > 0)
+    more = len(changed) - _MAX_NAMES
+    names = ', '.join(changed[:_MAX_NAMES]) + f' and {more} more' * (more > 0)
     shell.print(f'not committed, so not on the hosts: {names}')
   path, suffix, function = spec.rpartition('.py')
   if suffix:

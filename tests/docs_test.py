@@ -1,13 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The API reference is built without warnings and lists the public names."""
+"""The API reference builds; links and commands of the documentation exist."""
 
 import pathlib
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
+from covrl import config
+from covrl.cli import main
+
+ROOT = pathlib.Path(__file__).parents[1]
 SCRIPT = pathlib.Path(__file__).with_name('make_docs.py')
+PAGES = sorted(
+  page
+  for pattern in (
+    '*.md',
+    'configs/*.md',
+    'launch/*.md',
+    'covrl/**/*.md',
+    'tests/*.md',
+    'tests/benchmarks/**/*.md',
+  )
+  for page in ROOT.glob(pattern)
+)
 
 
 @pytest.mark.slow
@@ -23,3 +41,95 @@ def test_pages_are_built_without_a_warning(tmp_path):
   assert 'id="kl_cov"' in top
   assert 'id="TokenStats"' in top
   assert 'id="cispo"' in (tmp_path / 'covrl' / 'losses.html').read_text()
+
+
+def anchors(page: pathlib.Path) -> set[str]:
+  """Returns the anchors of a page's headings, as GitHub makes them."""
+  text = re.sub(r'^```.*?^```', '', page.read_text(), flags=re.M | re.S)
+  titles = re.findall(r'^#+ (.*)', text, re.MULTILINE)
+  return {re.sub(r'[^\w\- ]', '', t.lower()).replace(' ', '-') for t in titles}
+
+
+@pytest.mark.parametrize(
+  'page', PAGES, ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_links_lead_to_files_and_headings(page):
+  links = re.findall(r'\]\(([^)\s]+)\)', page.read_text())
+  for link in links:
+    if link.startswith(('http://', 'https://')):
+      continue
+    name, _, anchor = link.partition('#')
+    target = page.parent / name if name else page
+    assert target.exists(), link
+    assert not anchor or anchor in anchors(target), link
+
+
+def commands(page: pathlib.Path) -> Iterator[list[str]]:
+  """Yields the words of the commands in a page: in fenced blocks and inline."""
+  text = page.read_text().replace('\\\n', ' ')
+  fence = re.compile(r'^```\w*\n(.*?)^```', re.MULTILINE | re.DOTALL)
+  blocks: list[str] = fence.findall(text)
+  shell = '\n'.join(blocks).splitlines()
+  inline: list[str] = re.findall(r'`([^`\n]+)`', fence.sub('', text))
+  for line in (*shell, *inline):
+    words = line.partition(' #')[0].split()
+    if len(words) > 1 and words[0] in ('covrl', 'make', 'python'):
+      yield words
+
+
+COMMANDS = [command for page in PAGES for command in commands(page)]
+SHIPPED = tuple({f'{name.partition(":")[0]}:' for name, _ in config.recipes()})
+
+
+def test_make_targets_exist():
+  makefile = (ROOT / 'Makefile').read_text()
+  targets = set(re.findall(r'^([\w-]+):', makefile, re.MULTILINE))
+  used = {words[1] for words in COMMANDS if words[0] == 'make'}
+  assert used
+  assert used <= targets
+
+
+def test_scripts_exist():
+  scripts = [
+    word
+    for command in COMMANDS
+    for word in command
+    if word.endswith('.py') and word.startswith(('tests/', 'covrl/'))
+  ]
+  assert scripts
+  assert not [name for name in scripts if not (ROOT / name).is_file()]
+
+
+def test_recipes_and_config_fields_exist(monkeypatch):
+  monkeypatch.chdir(ROOT)
+  checked = 0
+  for command in COMMANDS:
+    specs = [w for w in command if w.startswith('--config=')]
+    overrides = [w for w in command if w.startswith('--config.')]
+    for spec in specs:
+      name = spec.removeprefix('--config=')
+      if name.startswith(('configs/', *SHIPPED)):
+        config.load(name, overrides)
+        checked += 1
+  assert checked
+
+
+def test_options_of_commands_exist(capsys):
+  used = {}
+  for program, *words in COMMANDS:
+    if program == 'covrl' and words and not words[0].startswith('-'):
+      options = (w for w in words[1:] if w.startswith('--'))
+      names = (w.partition('=')[0] for w in options)
+      used.setdefault(words[0], set()).update(
+        name for name in names if not name.startswith('--config.')
+      )
+  assert used
+  for name, options in used.items():
+    with pytest.raises(SystemExit) as ended:
+      main([name, '--help'])
+    assert ended.value.code == 0, name
+    usage = capsys.readouterr().out
+    missing = {
+      o for o in options - {'--help'} if o.replace('-', '_')[2:] not in usage
+    }
+    assert not missing, (name, missing)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds the API reference with pdoc; a warning is an error.
 
-The pages of `covrl` and of its namespaces show what they import from elsewhere.
+The pages of packages and namespaces show what they import from elsewhere.
 pdoc evaluates the annotations of an inherited or generated constructor in a
 module that may lack their names, so they are evaluated here before.
 
@@ -28,6 +28,14 @@ import covrl
 # Modules of covrl, as `__module__` of their members or as themselves.
 _OWN = ('covrl', "<module 'covrl")
 
+# Modules that only re-export public names.
+_NAMESPACES = (
+  'covrl.losses',
+  'covrl.advantages',
+  'covrl.selectors',
+  'covrl.controllers',
+)
+
 
 def main(output: pathlib.Path) -> None:
   """Writes the pages to a directory."""
@@ -45,8 +53,13 @@ def main(output: pathlib.Path) -> None:
         **{name: hints[name] for name in _parameters(kind) if name in hints},
         'return': None,
       }
-  for name in ('', '.losses', '.advantages', '.selectors', '.controllers'):
-    _show_imported(importlib.import_module(f'covrl{name}'))
+  packages = (
+    info.name
+    for info in pkgutil.walk_packages(covrl.__path__, 'covrl.')
+    if info.ispkg
+  )
+  for name in ('covrl', *_NAMESPACES, *packages):
+    _show_imported(importlib.import_module(name))
   pdoc.render.configure(docformat='google', show_source=False)
   with warnings.catch_warnings():
     warnings.simplefilter('error')

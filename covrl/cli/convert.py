@@ -14,16 +14,12 @@ from __future__ import annotations
 import argparse
 
 from covrl.cli import devices
-from covrl.cli.policies import add_trust, is_run
+from covrl.cli.policies import add_policy, add_trust, is_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the options of `covrl convert`."""
-  parser.add_argument(
-    'policy',
-    metavar='POLICY',
-    help="a run's directory, or a pretrained model's directory or name",
-  )
+  add_policy(parser)
   parser.add_argument(
     'target', metavar='TARGET', help='a new directory for the result'
   )

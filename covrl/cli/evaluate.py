@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from covrl.cli import devices
 from covrl.cli.policies import (
+  add_policy,
   add_template_variables,
   add_trust,
   is_run,
@@ -39,11 +40,7 @@ _BATCH = 64
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the options of `covrl evaluate`."""
-  parser.add_argument(
-    'policy',
-    metavar='POLICY',
-    help="a run's directory, or a pretrained model's directory or name",
-  )
+  add_policy(parser)
   parser.add_argument(
     '--samples',
     type=int,

@@ -12,6 +12,15 @@ if TYPE_CHECKING:
   from covrl.config import Config
 
 
+def add_policy(parser: argparse.ArgumentParser) -> None:
+  """Adds `POLICY`, a run or a pretrained model."""
+  parser.add_argument(
+    'policy',
+    metavar='POLICY',
+    help="a run's directory, or a pretrained model's directory or name",
+  )
+
+
 def add_trust(parser: argparse.ArgumentParser) -> None:
   """Adds `--trust`, which allows the code of another user's run."""
   parser.add_argument(

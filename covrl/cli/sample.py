@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from covrl.cli import devices, sample_file
 from covrl.cli.policies import (
+  add_policy,
   add_template_variables,
   add_trust,
   is_run,
@@ -37,11 +38,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the options of `covrl sample`."""
-  parser.add_argument(
-    'policy',
-    metavar='POLICY',
-    help="a run's directory, or a pretrained model's directory or name",
-  )
+  add_policy(parser)
   parser.add_argument(
     'prompt',
     nargs='?',

@@ -19,16 +19,12 @@ import argparse
 import importlib.util
 
 from covrl.cli import devices
-from covrl.cli.policies import add_trust, is_run
+from covrl.cli.policies import add_policy, add_trust, is_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the options of `covrl serve`."""
-  parser.add_argument(
-    'policy',
-    metavar='POLICY',
-    help="a run's directory, or a pretrained model's directory or name",
-  )
+  add_policy(parser)
   parser.add_argument(
     '--host',
     default='127.0.0.1',

@@ -23,7 +23,8 @@ _VMEM = 2**27
 def whole_tiles(shape: tuple[int, ...], dtype: Any) -> int:
   """Slots of a cache, rounded up to whole tiles where it is large, on TPUs.
 
-  Without, XLA stores such a cache in an order that every segment changes.
+  Otherwise XLA stores such a cache in another layout, which every segment
+  converts.
 
   Args:
     shape: shape of the keys, `[L, S, K, C, h]`.

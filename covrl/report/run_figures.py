@@ -24,6 +24,7 @@ from covrl.report.series import (
 from covrl.report.summary import TOKEN_KINDS
 
 _BINS = 24  # bars per figure
+_NORMAL_95 = 1.96  # standard errors in half of a 95 % interval
 
 _KIND_COLORS = dict(
   zip(TOKEN_KINDS, (BLUE, VERMILION, SKY, ORANGE), strict=True)
@@ -88,18 +89,18 @@ def _accuracy(run: RunData) -> Figure:
   colors = zip(run.accuracies, (GREEN, BLUE, PURPLE), strict=True)
   for name, color in reversed(list(colors)):
     curve = run.evals.curve(name)
-    half = dict(zip(*run.evals.curve(f'{name}_stderr'), strict=True))
-    error = 196 * np.array(
-      [half.get(iteration, np.nan) for iteration in curve.x]
+    stderr = dict(zip(*run.evals.curve(f'{name}_stderr'), strict=True))
+    half_width = (100 * _NORMAL_95) * np.array(
+      [stderr.get(iteration, np.nan) for iteration in curve.x]
     )
-    known = bool(half)
+    has_stderr = bool(stderr)
     series.append(
       Series(
         name=name,
         x=curve.x,
         y=100 * curve.y,
-        low=100 * curve.y - np.nan_to_num(error) if known else None,
-        high=100 * curve.y + np.nan_to_num(error) if known else None,
+        low=100 * curve.y - np.nan_to_num(half_width) if has_stderr else None,
+        high=100 * curve.y + np.nan_to_num(half_width) if has_stderr else None,
         color=color,
         kind='points',
       )

@@ -28,8 +28,8 @@ from covrl.pretrained import (
   max_positions,
   save_pretrained,
 )
-from covrl.train import restore
 from covrl.train.init import check_lengths
+from covrl.train.model_lengths import model_lengths
 
 TOKENIZER = (
   pathlib.Path(__file__).parents[1] / 'golden' / 'tokenizers' / 'bytes'
@@ -166,7 +166,7 @@ def test_responses_fit_into_the_positions(short, capsys, monkeypatch):
   ],
 )
 def test_default_lengths_fit_into_the_positions(short, given, lengths):
-  found = restore.model_lengths(str(short), given, (2048, 8192))
+  found = model_lengths(str(short), given, (2048, 8192))
   assert found == lengths
 
 
@@ -187,7 +187,7 @@ def test_default_lengths_fit_into_the_positions(short, given, lengths):
 )
 def test_given_lengths_must_fit_into_the_positions(short, given, message):
   with pytest.raises(ValueError, match=message):
-    restore.model_lengths(str(short), given, (2048, 8192))
+    model_lengths(str(short), given, (2048, 8192))
 
 
 def test_a_recipe_must_fit_into_the_positions(short):
@@ -227,8 +227,10 @@ def test_export_keeps_tokenizer_and_generation_settings(model, tmp_path):
   save_pretrained(tmp_path / 'out', policy, params)
   file = (tmp_path / 'out' / 'tokenizer.json').read_bytes()
   assert JsonTokenizer(file, end_tokens=['<|im_end|>']).end_ids == (302,)
-  about = json.loads((tmp_path / 'out' / 'generation_config.json').read_text())
-  assert about == {'eos_token_id': [302, 300]}
+  settings = json.loads(
+    (tmp_path / 'out' / 'generation_config.json').read_text()
+  )
+  assert settings == {'eos_token_id': [302, 300]}
 
 
 def test_reports_invalid_models_in_one_sentence(tmp_path, capsys, monkeypatch):

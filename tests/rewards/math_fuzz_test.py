@@ -20,8 +20,8 @@ from covrl.rewards.math.math_verify import MathVerifyResult
 # Answers that are meant to exhaust a grader, or to break it.
 ADVERSARIAL = ('hangs', 'injections')
 MAX_BYTES = 1 << 30
-# One in so many pairs across categories.
-ACROSS = 100
+# One of this many pairs across categories is compared.
+PAIRS_PER_SAMPLE = 100
 
 MATCHES = math_battery.FILE.with_name('math_matches.txt')
 
@@ -101,8 +101,8 @@ def reviewed_matches() -> set[frozenset[str]]:
   }
 
 
-class Classes:
-  """Answers, linked by the pairs of the battery that match."""
+class EquivalenceClasses:
+  """Union-find of answers over the pairs of the battery that match."""
 
   def __init__(self) -> None:
     self._parents: dict[str, str] = {}
@@ -118,7 +118,7 @@ class Classes:
         self._parents[self.find(answer)] = self.find(reference)
 
   def find(self, answer: str) -> str:
-    """Returns the answer that stands for all that are linked to one."""
+    """Returns the representative of an answer's class."""
     while self._parents.setdefault(answer, answer) != answer:
       answer = self._parents[answer]
     return answer
@@ -134,7 +134,7 @@ class Classes:
       (
         pair
         for pair in itertools.combinations(answers if across else (), 2)
-        if not zlib.crc32(repr(pair).encode()) % ACROSS
+        if not zlib.crc32(repr(pair).encode()) % PAIRS_PER_SAMPLE
       ),
     )
     for one, other in pairs:
@@ -145,7 +145,7 @@ class Classes:
 
 @pytest.mark.slow
 def test_only_answers_that_the_battery_links_match():
-  pairs = list(Classes().unlinked(across=True))
+  pairs = list(EquivalenceClasses().unlinked(across=True))
   assert len(pairs) > 50_000
   matches = []
   for one, other in pairs:
@@ -156,7 +156,7 @@ def test_only_answers_that_the_battery_links_match():
 
 
 def test_a_sample_of_answers_matches_only_where_the_battery_links_them():
-  pairs = list(Classes().unlinked(across=False))
+  pairs = list(EquivalenceClasses().unlinked(across=False))
   for one, other in random.Random(1).sample(pairs, 1500):
     outcome = grading._quick_outcome(one, other) or compare(one, other)
     assert outcome.score == 0.0, (one, other)

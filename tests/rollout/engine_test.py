@@ -292,7 +292,7 @@ def test_finished_responses_are_handed_over_while_others_are_sampled(
   )
   found.assert_are(host(samples))
   assert len(found) == (PROMPTS - 1) * GROUP
-  # Those that the first token ends come after the second call has begun.
+  # Responses of one token are reported after the second call has begun.
   assert seen[0] == 0
   assert 0 < seen[1] < seen[-1] < len(found)
 
@@ -343,7 +343,7 @@ def test_carried_responses_go_on_with_the_given_parameters(shape):
 
 @pytest.mark.slow
 def test_ten_thousand_requests_through_few_slots():
-  """None is lost, none comes twice; each is what it is alone."""
+  """Every request gets one response, equal to that of a smaller batch."""
   engine = make_engine(slots=64, segment=8)
   draw = np.random.default_rng(3)
   prompts = draw.integers(0, VOCAB, (1250, LENGTH)).astype(np.int32)

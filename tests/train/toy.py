@@ -89,9 +89,9 @@ def problems(sets: list[tuple[int, ...]], name: str = 'toy') -> list[Problem]:
       prompt=f'{_words(order)} :',
       reference=list(order),
       source=name,
-      solution=_words(random.Random(place).sample(order, k=3)),
+      solution=_words(random.Random(index).sample(order, k=3)),
     )
-    for place, order in enumerate(orders)
+    for index, order in enumerate(orders)
   ]
 
 
