@@ -22,8 +22,9 @@ def product_types(dtype):
     stats = token_stats(hidden, unembedding, targets, chunk_size=16)
     return jnp.sum(stats.logprobs)
 
-  arrays = jnp.ones((2, 4, 8), dtype), jnp.ones((8, 32), dtype)
-  text = jax.jit(jax.grad(loss, (0, 1))).lower(*arrays).as_text()
+  arrays = [jax.ShapeDtypeStruct(s, dtype) for s in ((2, 4, 8), (8, 32))]
+  traced = jax.jit(jax.grad(loss, (0, 1))).trace(*arrays)
+  text = traced.lower(lowering_platforms=('cuda',)).as_text()
   lines = [line for line in text.splitlines() if 'dot_general' in line]
   return [line.split(' : ')[1].split(') ->')[0] for line in lines]
 
