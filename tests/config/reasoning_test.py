@@ -4,6 +4,7 @@
 The run trains and evaluates a checkpoint of two layers with reduced sizes.
 """
 
+import inspect
 import json
 import math
 import pathlib
@@ -141,10 +142,10 @@ def test_every_function_builds(name, model):
   params = {'w': jnp.ones(3)}
   recipe.tx(config).init(params)
   recipe.warm_start_tx(config).init(params)
-  doc = getattr(reasoning, name).__doc__ or ''
+  doc = inspect.getdoc(getattr(reasoning, name)) or ''
   assert f'--config=reasoning:{name} --workdir=runs/{name}\n' in doc
   for word in ('Hardware: ', 'Expect: ', 'Source: '):
-    assert f'\n  {word}' in doc
+    assert f'\n{word}' in doc
 
 
 @pytest.mark.parametrize('name', sorted(NAMES))
