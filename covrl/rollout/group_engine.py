@@ -8,27 +8,26 @@ reads the new tokens and adds prompts where slots are free.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import P
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, Key, PyTree
 
 from covrl.models.policy import Policy
-from covrl.parallel import distributed, sharding
+from covrl.parallel import distributed
 from covrl.rollout.admission import Admission, Sizes
 from covrl.rollout.caching import EXACT, Caching
 from covrl.rollout.decoder import SlotDecoder, check_at_least
 from covrl.rollout.group_rows import GroupResponse, GroupRows
-from covrl.rollout.layout import constrain_state, count_shards
+from covrl.rollout.layout import count_shards
 from covrl.rollout.placement import placer
 from covrl.rollout.samples import Step
 from covrl.rollout.sampling import Sampling
+from covrl.rollout.slot_programs import SlotPrograms
 from covrl.rollout.slots import RequestOptions, State
 
 # Prompts of a shard that are processed together.
@@ -108,12 +107,13 @@ class GroupEngine:
       segment=segment,
     )
     check_at_least(0, slots=slots)
-    self._mesh, self._shards = mesh, count_shards(mesh)
+    self._shards = count_shards(mesh)
     self.group_size = group_size
     self.segment = min(segment, max(max_response_length - 1, 1))
     self._decoder = SlotDecoder(
       policy, tuple(end_ids), pad_id, max_response_length, caching=caching
     )
+    self._programs = SlotPrograms(self._decoder, mesh, self.segment)
     own = -(-(slots or prompts * group_size) // self._shards)
     self.slots = own * self._shards
     in_memory = max(-(-prompts // self._shards), -(-own // group_size))
@@ -129,8 +129,6 @@ class GroupEngine:
     self._rows = self._no_rows()
     self._placed = placer(policy, mesh)
     self._empty = jax.jit(self._empty_state)
-    self._admit = jax.jit(self._admit_requests, donate_argnums=1)
-    self._run = jax.jit(self._run_segment, donate_argnums=1)
     self._running: _Running | None = None
     self._state: State | None = None
     self._tokens: Any = []
@@ -160,7 +158,7 @@ class GroupEngine:
     self._rows, self._tokens = self._no_rows(), []
     limit = jnp.asarray(self._decoder.max_length, jnp.int32)
     options = RequestOptions(sampling, limit, None)
-    with self._use_mesh():
+    with self._programs.use_mesh():
       placed = self._placed(params)
       self._state = self._empty(placed, options)
     self._running = _Running(placed, key, options)
@@ -244,14 +242,14 @@ class GroupEngine:
       raise RuntimeError('begin must be called before run')
     params, key, options = self._running
     found = []
-    with self._use_mesh():
+    with self._programs.use_mesh():
       for new in admissions:
-        self._state, step = self._admit(
+        self._state, step = self._programs.admit(
           params, self._state, new._replace(options=options), key
         )
         found.append(step)
       if decodes:
-        self._state, step = self._run(params, self._state)
+        self._state, step = self._programs.run(params, self._state)
         found.append(step)
     return found
 
@@ -292,27 +290,4 @@ class GroupEngine:
     """The program that creates the caches."""
     state = self._decoder.empty(params, self._sizes, self._shards)
     requests = state.requests._replace(options=options)
-    return self._constrained(state._replace(requests=requests))
-
-  def _admit_requests(
-    self, params: PyTree, state: State, new: Admission, key: Key[Array, '']
-  ) -> tuple[State, Step]:
-    """The program that processes prompts."""
-    state, step = self._decoder.admit(params, state, new, key)
-    return self._constrained(state), self._replicated(step)
-
-  def _run_segment(self, params: PyTree, state: State) -> tuple[State, Step]:
-    """The program of one segment."""
-    state, step = self._decoder.run(params, state, steps=self.segment)
-    return self._constrained(state), self._replicated(step)
-
-  def _constrained(self, state: State) -> State:
-    return constrain_state(self._mesh, state, self._shards)
-
-  def _replicated(self, step: Step) -> Step:
-    if self._mesh is None:
-      return step
-    return jax.lax.with_sharding_constraint(step, P())
-
-  def _use_mesh(self) -> contextlib.AbstractContextManager[object]:
-    return sharding.use_mesh(self._mesh, sharding.ROLLOUT_RULES)
+    return self._programs.constrained(state._replace(requests=requests))

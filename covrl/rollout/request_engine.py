@@ -9,24 +9,22 @@ requests and removes cancelled ones. All programs have fixed shapes.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
-from jax import P
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, PyTree
 
 from covrl.models.policy import Policy
-from covrl.parallel import sharding
 from covrl.rollout.admission import Admission, Rows, Sizes, WaitingRequests
 from covrl.rollout.caching import EXACT, Caching
 from covrl.rollout.decoder import SlotDecoder, check_at_least
-from covrl.rollout.layout import constrain_state, count_shards
+from covrl.rollout.layout import count_shards
 from covrl.rollout.placement import placer
 from covrl.rollout.requests import Limits, NewTokens, Request
 from covrl.rollout.samples import Step
+from covrl.rollout.slot_programs import SlotPrograms
 from covrl.rollout.slots import State, cancel
 
 # Widths of the programs that process prompts, below the largest.
@@ -87,7 +85,7 @@ class RequestEngine:
       1, max_prompt_length=max_prompt_length, slots=slots, segment=segment
     )
     check_at_least(0, max_stop_ids=max_stop_ids)
-    self._mesh, self._shards = mesh, count_shards(mesh)
+    self._shards = count_shards(mesh)
     self.segment = min(segment, max(max_response_length - 1, 1))
     self.limits = Limits(
       policy.config.vocab_size,
@@ -103,6 +101,7 @@ class RequestEngine:
       policy_logprobs=True,
       caching=caching,
     )
+    self._programs = SlotPrograms(self._decoder, mesh, self.segment)
     own = -(-slots // self._shards)
     self.slots = own * self._shards
     width = -(-max_prompt_length // 8) * 8
@@ -118,10 +117,8 @@ class RequestEngine:
     self._rows = Rows(sizes, self._shards, batch=ADMITTED, pad_id=pad_id)
     self._cancelled: list[tuple[int, int]] = []
     self._count = 0
-    self._admit = jax.jit(self._admit_requests, donate_argnums=1)
-    self._run = jax.jit(self._run_segment, donate_argnums=1)
     self._cancel = jax.jit(self._cancel_requests, donate_argnums=0)
-    with self._use_mesh():
+    with self._programs.use_mesh():
       self._params = placer(policy, mesh)(params)
       self._state = jax.jit(self._empty_state, static_argnums=1)(params, sizes)
       self._warm_up()
@@ -164,15 +161,17 @@ class RequestEngine:
     Returns:
       New tokens by number of the request, of those that have any.
     """
-    with self._use_mesh():
+    with self._programs.use_mesh():
       self._remove_cancelled()
       admitted: list[tuple[Admission, Step]] = []
       while (new := self._rows.admit(self._waiting)) is not None:
-        self._state, first = self._admit(self._params, self._state, new)
+        self._state, first = self._programs.admit(
+          self._params, self._state, new
+        )
         admitted.append((new, first))
       tokens: Step | None = None
       if self._rows and self.limits.response > 1:
-        self._state, tokens = self._run(self._params, self._state)
+        self._state, tokens = self._programs.run(self._params, self._state)
       firsts, tokens = jax.device_get(([x for _, x in admitted], tokens))
     found: dict[int, NewTokens] = {}
     for (new, _), first in zip(admitted, firsts, strict=True):
@@ -233,41 +232,20 @@ class RequestEngine:
     """Compiles and runs all programs without requests."""
     for width in self._widths:
       none = self._rows.none(width)
-      self._state, _ = self._admit(self._params, self._state, none)
+      self._state, _ = self._programs.admit(self._params, self._state, none)
     if self.limits.response > 1:
-      self._state, _ = self._run(self._params, self._state)
+      self._state, _ = self._programs.run(self._params, self._state)
     none = np.zeros(self._shards * self._rows.sizes.requests, bool)
     self._state = self._cancel(self._state, none)
 
   def _empty_state(self, params: PyTree, sizes: Sizes) -> State:
     """The program that creates the caches."""
-    return self._constrained(self._decoder.empty(params, sizes, self._shards))
-
-  def _admit_requests(
-    self, params: PyTree, state: State, new: Admission
-  ) -> tuple[State, Step]:
-    """The program that processes prompts."""
-    state, step = self._decoder.admit(params, state, new)
-    return self._constrained(state), self._replicated(step)
-
-  def _run_segment(self, params: PyTree, state: State) -> tuple[State, Step]:
-    """The program of one segment."""
-    state, step = self._decoder.run(params, state, steps=self.segment)
-    return self._constrained(state), self._replicated(step)
+    return self._programs.constrained(
+      self._decoder.empty(params, sizes, self._shards)
+    )
 
   def _cancel_requests(
     self, state: State, cancelled: Bool[Array, ' R']
   ) -> State:
     """The program that removes requests."""
-    return self._constrained(cancel(state, cancelled))
-
-  def _constrained(self, state: State) -> State:
-    return constrain_state(self._mesh, state, self._shards)
-
-  def _replicated(self, step: Step) -> Step:
-    if self._mesh is None:
-      return step
-    return jax.lax.with_sharding_constraint(step, P())
-
-  def _use_mesh(self) -> contextlib.AbstractContextManager[object]:
-    return sharding.use_mesh(self._mesh, sharding.ROLLOUT_RULES)
+    return self._programs.constrained(cancel(state, cancelled))
