@@ -157,6 +157,12 @@ class Progress:
     self._on_progress()
     self._print(text)
 
+  def finish(self, text: str) -> None:
+    """Ends the current stage, then prints a line that stays."""
+    self._on_progress()
+    self._end_stage()
+    self._print(text)
+
   def warn(self, text: str) -> None:
     """Prints a warning, a line that stays."""
     self.note(f'warning: {text}')

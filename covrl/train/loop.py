@@ -284,7 +284,7 @@ def train(
         rollout, run.collector.state = None, collected
       save(state, rollout)
       raise
-    progress.note(f'finished; see {directory.path}')
+    progress.finish(f'finished; see {directory.path}')
 
 
 @contextlib.contextmanager

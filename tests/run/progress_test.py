@@ -47,6 +47,19 @@ def test_plain_lines_come_at_intervals_and_include_the_last_step():
   assert lines[-1] == 'train 100/100 · reward 1.000'
 
 
+def test_the_end_comes_after_the_last_step():
+  def run(progress, clock):
+    progress.stage('train', 2)
+    progress.update(2, reward=0.5)
+    progress.finish('finished')
+
+  assert output_of(run).splitlines() == [
+    'train 0/2',
+    'train 2/2 · reward 0.500',
+    'finished',
+  ]
+
+
 def test_plain_lines_for_stages_and_notes_come_at_once():
   def run(progress, clock):
     progress.stage('warm start', 2_000)

@@ -38,9 +38,9 @@ def process_reward_model(
 
   Metrics of an update, `NAME/before_update/…`, are means over its responses with
   the parameters before it, which have not learned from these responses unless an
-  earlier update of the iteration was made on them: the share that is classified right
-  from wrong (`accuracy`), the mean probability of being right (`probability`),
-  and the share of right responses (`label`).
+  earlier update of the iteration was made on them: the share that is classified
+  as right or wrong correctly (`accuracy`), the mean probability of being right
+  (`probability`), and the share of right responses (`label`).
 
   Args:
     config: the run's configuration.
