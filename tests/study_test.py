@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from benchmarks.study import tasks
+from benchmarks.study import tasks, tokens
 from benchmarks.study.arms import ARMS, UNCLIPPED, Knobs
 from benchmarks.study.driver import (
   Run,
@@ -18,6 +18,7 @@ from benchmarks.study.driver import (
   read_lines,
   updates_to_half,
 )
+from benchmarks.study.grid import Grid, paths
 from benchmarks.study.pushed import (
   best_cell,
   ends_at_equal_time,
@@ -43,9 +44,9 @@ def test_all_probed_responses_are_right(name):
     [task.score(prompts, rows, phase) for phase in phases], axis=0
   )
   assert (rewards == 1).all()
-  assert prompts.shape[1] == tasks.PROMPT
-  assert rows.shape[1] == tasks.RESPONSE
-  assert rows.max() < tasks.VOCABULARY
+  assert prompts.shape[1] == tokens.PROMPT
+  assert rows.shape[1] == tokens.RESPONSE
+  assert rows.max() < tokens.VOCABULARY
 
 
 def test_the_rule_changes():
@@ -64,18 +65,18 @@ def test_the_rule_changes():
 def test_the_lock_pays_half_for_quitting():
   task = TASKS['lock']
   prompts, _ = task.probes
-  quits = np.tile(tasks.response(tasks.QUIT), (len(prompts), 1))
+  quits = np.tile(tokens.response(tokens.QUIT), (len(prompts), 1))
   assert (task.score(prompts, quits, 0) == 0.5).all()
 
 
 def test_paths_are_all_solutions():
-  found = tasks.paths((0, 0), (1, 1), (0, 1), 3)
+  found = paths((0, 0), (1, 1), (0, 1), 3)
   assert found == [[(1, 0), (1, 1)]]
-  assert len(tasks.paths((0, 0), (2, 2), (3, 3), 4)) == 6
+  assert len(paths((0, 0), (2, 2), (3, 3), 4)) == 6
 
 
 def test_coverage_is_exact():
-  grid = tasks.Grid()
+  grid = Grid()
   prompts = grid.held_out[:1]
   solutions = len(grid.solutions[tuple(prompts[0].tolist())])
   found = grid.coverage(prompts, np.full(solutions, 0.5 / solutions))
@@ -85,7 +86,7 @@ def test_coverage_is_exact():
 
 
 def test_held_out_prompts_are_not_trained_on():
-  grid = tasks.Grid()
+  grid = Grid()
   held_out = set(map(tuple, grid.held_out.tolist()))
   assert not held_out & set(map(tuple, grid.train.tolist()))
 
@@ -252,11 +253,16 @@ def test_a_rise_is_an_interval_above_the_warm_start():
 
 def test_the_slope_over_the_size_is_per_factor_of_ten():
   tens = np.log10(parameters_of(64) / parameters_of(32))
-  by_width = {32: {0: 1.0, 1: 1.0}, 64: {0: 1.0 + tens, 1: 1.0 + 3 * tens}}
-  slope = slope_by_size(by_width)
+  twice = np.log10(parameters_of(128) / parameters_of(32))
+  by_width = {
+    32: {0: 1.0, 1: 1.0, 2: 1.0},
+    64: {0: 1.0 + tens, 1: 1.0 + 3 * tens, 2: 9.0},
+    128: {0: 1.0 + twice, 1: 1.0 + 3 * twice},
+  }
+  slope = slope_by_size(by_width)  # seed 2 has two sizes
   assert slope is not None
   assert slope.value == pytest.approx(2.0)
-  assert slope_by_size({32: {0: 1.0}}) is None
+  assert slope_by_size({32: {0: 1.0}, 64: {0: 2.0}}) is None
 
 
 def test_finished_runs_are_not_repeated(tmp_path, monkeypatch):

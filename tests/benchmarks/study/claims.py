@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -12,8 +12,15 @@ from covrl.report import formats
 from covrl.report.sections_page import PageSection
 
 from .driver import Lines, Study, by_iteration, fit_law, primary
+from .figures import Found
 from .pushed import size_rows
-from .results import Found, differences, entropy_at_end, finished, verdict
+from .results import (
+  differences,
+  entropy_at_end,
+  finished,
+  judge,
+  verdict,
+)
 from .tasks import TASKS
 
 Row = list[str]
@@ -122,7 +129,7 @@ def _late_entropy(found: Mapping[str, Found]) -> Row:
   return [
     'Covariance methods keep ten times GRPO’s entropy late in training',
     f'entropy of `kl_cov` over that of `grpo` at the end, median over seeds: {", ".join(parts) or "–"}',
-    _judge([r >= 10 for r in ratios]),
+    judge([r >= 10 for r in ratios]),
   ]
 
 
@@ -143,7 +150,7 @@ def _sensitivity(study: Study, found: Mapping[str, Found]) -> Row:
   return [
     'An entropy bonus is sensitive to α: 1e-4 too small, 1e-2 harmful, 5e-3 moderately good',
     f'against `grpo` at α = 1e-4, 1e-3, 5e-3, 1e-2: {"; ".join(parts) or "–"}',
-    _judge(narrow),
+    judge(narrow),
   ]
 
 
@@ -168,7 +175,7 @@ def _annealed(study: Study, found: Mapping[str, Found]) -> Row:
   return [
     'KL-Cov with β annealed from 1 to 0 has the best final result',
     f'rank by the primary metric: {"; ".join(parts) or "–"}',
-    _judge(best),
+    judge(best),
   ]
 
 
@@ -189,15 +196,5 @@ def _law(found: Mapping[str, Found]) -> Row:
     'R = −a e^H + b, which predicts the end of training',
     'R² and the error of the forecast from the first third in points of reward, `grpo`: '
     f'{"; ".join(parts)}',
-    _judge(good),
+    judge(good),
   ]
-
-
-def _judge(outcomes: Sequence[bool]) -> str:
-  if not outcomes:
-    return 'open'
-  return (
-    f'holds in {sum(outcomes)} of {len(outcomes)} tasks'
-    if any(outcomes)
-    else 'fails'
-  )

@@ -28,11 +28,20 @@ from .driver import (
   pushed_runs,
   sized_runs,
 )
-from .results import BASELINE, PERCENT, Form, interval, shown_arms, text
+from .results import (
+  BASELINE,
+  PERCENT,
+  Form,
+  interval,
+  judge,
+  shown_arms,
+  text,
+)
 from .runner import parameters_of
 
 Cell = tuple[float, int]
 """Factor of the learning rate, passes over a rollout."""
+MIN_SIZES = 3  # fewer show no course
 CELLS: tuple[Cell, ...] = tuple((r, p) for r in RATES for p in PASSES)
 
 
@@ -217,12 +226,12 @@ def slope_by_size(
 ) -> Estimate | None:
   """Slope of a figure over log10 of the parameters, mean over seeds.
 
-  Seeds that lack a width have the slope over the others; at least two are needed.
+  Seeds with fewer than three sizes are left out.
   """
   slopes = []
   for seed in sorted({s for values in by_width.values() for s in values}):
     points = [(w, v[seed]) for w, v in by_width.items() if seed in v]
-    if len(points) > 1:
+    if len(points) >= MIN_SIZES:
       x = [math.log10(parameters_of(w)) for w, _ in points]
       slopes.append(float(np.polyfit(x, [v for _, v in points], 1)[0]))
   return interval(slopes)
@@ -302,25 +311,27 @@ def size_rows(study: Study) -> list[list[str]]:
   found = sized(study)
   parts, grows = [], []
   for name in SIZED_TASKS:
-    slope = slope_by_size(gains(study, found, name))
+    by_width = gains(study, found, name)
+    slope = slope_by_size(by_width)
     if slope is not None:
       form = Form('', 1) if name == 'changed_rule' else PERCENT
       unit = 'updates' if name == 'changed_rule' else 'points'
       parts.append(
-        f'{study.task(name).title.partition(",")[0]} {text(slope, form, signed=True)} {unit}'
+        f'{study.task(name).title.partition(",")[0]}, {len(by_width)} sizes: '
+        f'{text(slope, form, signed=True)} {unit}'
       )
       grows.append(slope.sign > 0)
   fits = {w: each for w, each in law_by_size(found).items() if each}
   correlations = [
     f'{name} {correlation_with_size(fits, pick):.2f}'
     for name, pick in (('a', _a), ('b', _b))
-    if len(fits) > 2
+    if len(fits) >= MIN_SIZES
   ]
   return [
     [
       'The gain of covariance methods grows with the size of the model',
-      f'gain of `kl_cov` over `grpo` per factor of ten in parameters (0.02 to 3 million): {", ".join(parts) or "–"}',
-      _verdict(grows),
+      f'gain of `kl_cov` over `grpo` per factor of ten in parameters: {"; ".join(parts) or "–"}',
+      judge(grows),
     ],
     [
       'a and b of the law are linear in the logarithm of the size',
@@ -337,13 +348,3 @@ def correlation_with_size(
   sizes = [math.log10(parameters_of(width)) for width in fits]
   means = [np.mean([pick(fit) for fit in each]) for each in fits.values()]
   return float(np.corrcoef(sizes, means)[0, 1])
-
-
-def _verdict(outcomes: Sequence[bool]) -> str:
-  if not outcomes:
-    return 'open'
-  return (
-    f'holds in {sum(outcomes)} of {len(outcomes)} tasks'
-    if any(outcomes)
-    else 'fails'
-  )

@@ -10,7 +10,6 @@ import numpy as np
 
 from covrl.evaluation.intervals import Estimate, student_mean
 from covrl.report import formats
-from covrl.report.chart import Figure, Series
 from covrl.report.sections_page import PageSection
 
 from . import tabular
@@ -26,18 +25,10 @@ from .driver import (
   tuning_runs,
   updates,
 )
+from .figures import Found, curves
 from .tasks import DEPTHS, TASKS, StudyTask
 
 BASELINE = 'grpo'
-SHOWN = (
-  'grpo',
-  'clip_higher',
-  'bonus_0.01',
-  'target_entropy',
-  'kl_cov',
-  'random_k',
-)
-"""Arms in the figures; tables have all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,8 +136,6 @@ PRIMARY: Mapping[str, Form] = {
 }
 """Form of each task's primary metric."""
 
-Found = dict[str, dict[int, Lines]]
-
 
 def finished(study: Study, name: str, seeds: Sequence[int] = SEEDS) -> Found:
   """Metrics of the finished runs of a task, by arm and seed."""
@@ -225,6 +214,17 @@ def verdict(task: StudyTask, difference: Estimate | None) -> str:
     return ''
   sign = difference.sign if task.higher_is_better else -difference.sign
   return {1: 'wins', 0: '', -1: 'loses'}[sign]
+
+
+def judge(outcomes: Sequence[bool]) -> str:
+  """Verdict on a claim by the tasks on which it holds."""
+  if not outcomes:
+    return 'open'
+  return (
+    f'holds in {sum(outcomes)} of {len(outcomes)} tasks'
+    if any(outcomes)
+    else 'fails'
+  )
 
 
 def task_section(study: Study, name: str) -> PageSection:
@@ -318,93 +318,6 @@ def tabular_texts(task: StudyTask) -> list[str]:
     ' shares what it learns): depths 1 to 4 are left with a share of'
     f' {"; ".join(by_step)}.'
   ]
-
-
-_CURVES = {
-  'changed_rule': (('new_rule', 'Answers by the new rule', '%', 100.0),),
-  'lock': (('left', 'Prompts that leave the distractor', '%', 100.0),),
-  'many_solutions': (
-    ('distinct', 'Distinct solutions in 64 samples', 'solutions', 1.0),
-    ('accuracy', 'Right responses (pass@1)', '%', 100.0),
-    ('pass64', 'Solved within 64 samples', '%', 100.0),
-  ),
-  'out_of_distribution': (
-    ('unusual', 'Right responses, goals in other directions', '%', 100.0),
-    ('habitual', 'Right responses, goals in the usual directions', '%', 100.0),
-  ),
-}
-
-
-def curves(task: StudyTask, found: Found) -> list[Figure]:
-  """Measurements and entropy over iterations, mean over seeds."""
-  shown = [arm for arm in SHOWN if found[arm]]
-  figures = [
-    metric_figure(task, found, name, unit, title, scale)
-    for name, title, unit, scale in _CURVES[task.name]
-  ]
-  figures.append(
-    Figure(
-      key=f'{task.name}-entropy',
-      title='Entropy of sampled responses',
-      y_label='nats per token',
-      series=[
-        mean_series(
-          arm,
-          color,
-          [updates(x) for x in found[arm].values()],
-          'rollout_entropy',
-          1.0,
-        )
-        for color, arm in enumerate(shown)
-      ],
-      zero=True,
-    )
-  )
-  return figures
-
-
-def metric_figure(
-  task: StudyTask,
-  found: Found,
-  name: str,
-  unit: str,
-  title: str,
-  scale: float,
-) -> Figure:
-  """A metric of the evaluations over iterations, mean over seeds."""
-  return Figure(
-    key=f'{task.name}-{name}',
-    title=title,
-    y_label=unit,
-    series=[
-      mean_series(
-        arm, color, [evaluations(x) for x in found[arm].values()], name, scale
-      )
-      for color, arm in enumerate(SHOWN)
-      if found[arm]
-    ],
-    zero=True,
-  )
-
-
-def mean_series(
-  name: str, color: int, runs: Sequence[Lines], field: str, scale: float
-) -> Series:
-  """A curve over iterations, mean over runs, with their range as a band."""
-  by_iteration = [
-    {int(line['iteration']): float(line[field]) for line in run} for run in runs
-  ]
-  x = sorted(set.intersection(*(set(each) for each in by_iteration)))
-  values = scale * np.array([[each[i] for i in x] for each in by_iteration])
-  several = len(runs) > 1
-  return Series(
-    name=name,
-    x=np.array(x, float),
-    y=values.mean(axis=0),
-    low=values.min(axis=0) if several else None,
-    high=values.max(axis=0) if several else None,
-    color=color,
-  )
 
 
 def all_sections(study: Study) -> list[PageSection]:

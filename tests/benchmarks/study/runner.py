@@ -32,7 +32,8 @@ from covrl.types import (
 )
 
 from .arms import Arm, Knobs
-from .tasks import END, PAD, PROMPT, RESPONSE, VOCABULARY, StudyTask
+from .tasks import StudyTask
+from .tokens import END, PAD, PROMPT, RESPONSE, VOCABULARY
 
 WIDTH = PROMPT + RESPONSE
 PROMPTS, GROUP, MINI_BATCHES = 16, 8, 2

@@ -9,21 +9,27 @@ them are known: their probabilities are computed and not estimated from samples.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Mapping
 
 import numpy as np
 from jaxtyping import Float, Int
 
-PROMPT, RESPONSE = 4, 6
-VOCABULARY = 24
-PAD, END, ASK, NONE = range(4)
-FIRST_SYMBOL = 4  # sixteen symbols: digits, or cells of a grid
-FORWARD, REVERSE, QUIT, GO = range(20, 24)
-SIDE = 4
+from .grid import Grid
+from .tokens import (
+  ASK,
+  END,
+  FIRST_SYMBOL,
+  FORWARD,
+  GO,
+  NONE,
+  QUIT,
+  REVERSE,
+  Prompts,
+  Rows,
+  equal,
+  response,
+)
 
-Rows = Int[np.ndarray, 'n R']
-Prompts = Int[np.ndarray, 'n P']
 Measured = dict[str, float]
 
 
@@ -61,17 +67,6 @@ class StudyTask:
   measure: Callable[[Float[np.ndarray, ' m'], int], Measured]
   every: int = 5
   tuned_by: str = ''
-
-
-def response(*tokens: int) -> list[int]:
-  """A response with its end, padded."""
-  padding = [PAD] * (RESPONSE - 1 - len(tokens))
-  return [*tokens, END, *padding]
-
-
-def equal(responses: Rows, wanted: Rows) -> Float[np.ndarray, ' n']:
-  """1 for each response that is the wanted one, else 0."""
-  return (responses == wanted).all(axis=1).astype(np.float32)
 
 
 # D1: a changed rule.
@@ -211,124 +206,7 @@ def lock(iterations: int = 80) -> StudyTask:
   )
 
 
-# D2 and D4: paths on a grid with one wall.
-
-Cell = tuple[int, int]
-
-
-def _cell(token: int) -> Cell:
-  return divmod(token - FIRST_SYMBOL, SIDE)
-
-
-def _token(cell: Cell) -> int:
-  return FIRST_SYMBOL + SIDE * cell[0] + cell[1]
-
-
-def _neighbours(cell: Cell, wall: Cell) -> list[Cell]:
-  row, column = cell
-  around = (
-    (row + 1, column),
-    (row - 1, column),
-    (row, column + 1),
-    (row, column - 1),
-  )
-  return [
-    c for c in around if 0 <= c[0] < SIDE and 0 <= c[1] < SIDE and c != wall
-  ]
-
-
-def paths(start: Cell, goal: Cell, wall: Cell, most: int) -> list[list[Cell]]:
-  """All paths of at most `most` steps that visit no cell twice."""
-  found: list[list[Cell]] = []
-
-  def follow(path: list[Cell]) -> None:
-    for cell in _neighbours(path[-1], wall):
-      if cell == goal:
-        found.append([*path[1:], cell])
-      elif cell not in path and len(path) < most:
-        follow([*path, cell])
-
-  follow([start])
-  return found
-
-
-def _grid() -> dict[tuple[int, ...], list[list[int]]]:
-  """Responses that solve each prompt: goals in three to five steps."""
-  cells: list[Cell] = list(itertools.product(range(SIDE), range(SIDE)))
-  solved = {}
-  for start, goal, wall in itertools.permutations(cells, 3):
-    distance = abs(start[0] - goal[0]) + abs(start[1] - goal[1])
-    if 3 <= distance <= 5:
-      answers = paths(start, goal, wall, RESPONSE - 1)
-      if answers:
-        prompt = _token(start), _token(goal), _token(wall), ASK
-        solved[prompt] = [response(*map(_token, path)) for path in answers]
-  return solved
-
-
-class Grid:
-  """All prompts of a grid, each with all of its solutions.
-
-  Attributes:
-    solutions: solutions by prompt.
-    train: prompts to train on.
-    held_out: the other prompts, at most 64.
-  """
-
-  def __init__(self) -> None:
-    self.solutions = _grid()
-    order = np.random.default_rng(5).permutation(sorted(self.solutions))
-    self.held_out, self.train = order[:64], order[64:]
-    self._sets = {
-      prompt: set(map(tuple, rows)) for prompt, rows in self.solutions.items()
-    }
-
-  def is_habitual(self, prompts: Prompts) -> np.ndarray:
-    """Whether the goal lies neither above nor to the left of the start."""
-    start, goal = prompts[:, 0] - FIRST_SYMBOL, prompts[:, 1] - FIRST_SYMBOL
-    below = goal // SIDE >= start // SIDE
-    return below & (goal % SIDE >= start % SIDE)
-
-  def score(
-    self, prompts: Prompts, responses: Rows, phase: int
-  ) -> Float[np.ndarray, ' n']:
-    """1 for each response that is a solution, else 0."""
-    del phase
-    pairs = zip(prompts.tolist(), responses.tolist(), strict=True)
-    return np.array(
-      [tuple(row) in self._sets[tuple(prompt)] for prompt, row in pairs],
-      np.float32,
-    )
-
-  def random_solutions(
-    self, rng: np.random.Generator, prompts: Prompts
-  ) -> Rows:
-    """A solution of each prompt, chosen at random."""
-    answers = [self.solutions[tuple(prompt)] for prompt in prompts.tolist()]
-    return np.array([each[rng.integers(len(each))] for each in answers])
-
-  def probes(self, prompts: Prompts) -> tuple[Prompts, Rows]:
-    """All pairs of a prompt and a solution."""
-    pairs = [
-      (prompt, row)
-      for prompt in prompts.tolist()
-      for row in self.solutions[tuple(prompt)]
-    ]
-    asked, rows = zip(*pairs, strict=True)
-    return np.array(asked), np.array(rows)
-
-  def coverage(
-    self, prompts: Prompts, found: Float[np.ndarray, ' m'], samples: int = 64
-  ) -> dict[str, np.ndarray]:
-    """Exact pass@1, pass@64 and distinct solutions in 64 samples, by prompt."""
-    counts = [len(self.solutions[tuple(p)]) for p in prompts.tolist()]
-    each = np.split(found, np.cumsum(counts)[:-1])
-    solved = np.array([p.sum() for p in each])
-    return {
-      'accuracy': solved,
-      'pass64': 1 - (1 - np.minimum(solved, 1)) ** samples,
-      'distinct': np.array([(1 - (1 - p) ** samples).sum() for p in each]),
-    }
+# D2, D4 and D5: paths on a grid.
 
 
 def many_solutions(iterations: int = 400, every: int = 20) -> StudyTask:

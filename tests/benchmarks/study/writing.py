@@ -15,15 +15,9 @@ from covrl.report.sections_page import (
 
 from .claims import claims_section
 from .driver import Study
+from .figures import SHOWN, metric_figure
 from .pushed import pushed_section, sizes_section
-from .results import (
-  SHOWN,
-  all_sections,
-  differences,
-  finished,
-  metric_figure,
-  verdict,
-)
+from .results import all_sections, differences, finished, verdict
 from .tasks import TASKS
 
 HERE = pathlib.Path(__file__).parent

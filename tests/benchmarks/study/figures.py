@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Curves of the finished runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from covrl.report.chart import Figure, Series
+
+from .driver import Lines, evaluations, updates
+from .tasks import StudyTask
+
+Found = dict[str, dict[int, Lines]]
+"""Metrics by arm and seed."""
+
+SHOWN = (
+  'grpo',
+  'clip_higher',
+  'bonus_0.01',
+  'target_entropy',
+  'kl_cov',
+  'random_k',
+)
+"""Arms in the figures; tables have all."""
+
+_CURVES = {
+  'changed_rule': (('new_rule', 'Answers by the new rule', '%', 100.0),),
+  'lock': (('left', 'Prompts that leave the distractor', '%', 100.0),),
+  'many_solutions': (
+    ('distinct', 'Distinct solutions in 64 samples', 'solutions', 1.0),
+    ('accuracy', 'Right responses (pass@1)', '%', 100.0),
+    ('pass64', 'Solved within 64 samples', '%', 100.0),
+  ),
+  'out_of_distribution': (
+    ('unusual', 'Right responses, goals in other directions', '%', 100.0),
+    ('habitual', 'Right responses, goals in the usual directions', '%', 100.0),
+  ),
+}
+
+
+def curves(task: StudyTask, found: Found) -> list[Figure]:
+  """Measurements and entropy over iterations, mean over seeds."""
+  shown = [arm for arm in SHOWN if found[arm]]
+  figures = [
+    metric_figure(task, found, name, unit, title, scale)
+    for name, title, unit, scale in _CURVES[task.name]
+  ]
+  figures.append(
+    Figure(
+      key=f'{task.name}-entropy',
+      title='Entropy of sampled responses',
+      y_label='nats per token',
+      series=[
+        mean_series(
+          arm,
+          color,
+          [updates(x) for x in found[arm].values()],
+          'rollout_entropy',
+          1.0,
+        )
+        for color, arm in enumerate(shown)
+      ],
+      zero=True,
+    )
+  )
+  return figures
+
+
+def metric_figure(
+  task: StudyTask,
+  found: Found,
+  name: str,
+  unit: str,
+  title: str,
+  scale: float,
+) -> Figure:
+  """A metric of the evaluations over iterations, mean over seeds."""
+  return Figure(
+    key=f'{task.name}-{name}',
+    title=title,
+    y_label=unit,
+    series=[
+      mean_series(
+        arm, color, [evaluations(x) for x in found[arm].values()], name, scale
+      )
+      for color, arm in enumerate(SHOWN)
+      if found[arm]
+    ],
+    zero=True,
+  )
+
+
+def mean_series(
+  name: str, color: int, runs: Sequence[Lines], field: str, scale: float
+) -> Series:
+  """A curve over iterations, mean over runs, with their range as a band."""
+  by_iteration = [
+    {int(line['iteration']): float(line[field]) for line in run} for run in runs
+  ]
+  x = sorted(set.intersection(*(set(each) for each in by_iteration)))
+  values = scale * np.array([[each[i] for i in x] for each in by_iteration])
+  several = len(runs) > 1
+  return Series(
+    name=name,
+    x=np.array(x, float),
+    y=values.mean(axis=0),
+    low=values.min(axis=0) if several else None,
+    high=values.max(axis=0) if several else None,
+    color=color,
+  )
