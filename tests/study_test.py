@@ -27,9 +27,11 @@ from benchmarks.study.pushed import (
 )
 from benchmarks.study.results import differences, verdict
 from benchmarks.study.runner import parameters_of
+from benchmarks.study.writing import merged
 
 import covrl
 from covrl.report.advice import Advice
+from covrl.report.sections_page import PageSection
 from covrl.types import TokenMoments, TokenStats
 
 TASKS = {name: make() for name, make in tasks.TASKS.items()}
@@ -289,3 +291,31 @@ def test_advice_becomes_an_arm():
   )
   with pytest.raises(ValueError, match='bounds'):
     arm_of(Advice(method='clip_cov'))
+
+
+def test_results_of_other_runs_stay():
+  written = '- A, a (2 seeds): x.\n- B, b (1 seed): y.\n\n### A, a\n\nold\n\n### B, b\n\nkept\n\n'
+  text = merged(
+    written,
+    ['A, a (3 seeds): z.', 'B, b: not run yet.', 'C, c: not run yet.'],
+    [
+      PageSection(title='A, a', texts=('new',), columns=['arm'], rows=[['1']]),
+      PageSection(title='B, b', texts=('not run yet.',)),
+      PageSection(title='C, c', texts=('not run yet.',)),
+    ],
+  )
+  assert text == (
+    '- A, a (3 seeds): z.\n- B, b (1 seed): y.\n- C, c: not run yet.\n\n'
+    '### A, a\n\nnew\n\n| arm |\n| --- |\n| 1 |\n\n'
+    '### B, b\n\nkept\n\n'
+    '### C, c\n\nnot run yet.\n\n'
+  )
+  assert merged(text, [], []) == text
+
+
+def test_arms_that_were_not_tuned_take_the_published_values(tmp_path):
+  study = Study(tmp_path, lambda text: None)
+  for name in TASKS:
+    assert {arm.name for arm in study.arms(name)} == set(ARMS)
+    assert not any(np.isnan(arm.knobs.penalty) for arm in study.arms(name))
+  assert study.chosen('pushed') == study.chosen('many_solutions')

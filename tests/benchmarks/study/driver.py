@@ -42,6 +42,8 @@ TUNED_ON = {name: name for name in TASKS} | {PUSHED: 'many_solutions'}
 """The task whose tuning an arm of a task has."""
 
 ADVISED = 'advised'
+CHOSEN = pathlib.Path(__file__).with_name('chosen.json')
+"""The values that tuning chose for the published results, by task and arm."""
 
 Lines = list[dict[str, Any]]
 
@@ -148,12 +150,18 @@ class Study:
     return float(json.loads(config)['core_seconds'])
 
   def chosen(self, name: str) -> dict[str, float]:
-    """The best value of each tuned arm on the tuning seeds.
+    """The value of each tuned arm: the best of the finished tuning runs.
 
-    Arms whose tuning is not finished lack.
+    Arms whose tuning is not finished have the value of the published results,
+    so that a part of the study can be run without the tuning.
     """
     if self.quick:
       return {arm.name: arm.choices[0] for arm in ARMS.values() if arm.tuned}
+    published = json.loads(CHOSEN.read_text())[TUNED_ON[name]]
+    return published | self.tuned(name)
+
+  def tuned(self, name: str) -> dict[str, float]:
+    """The best value of each arm whose tuning is finished."""
     name = TUNED_ON[name]
     task, best = self.task(name), {}
     for arm in ARMS.values():
@@ -182,14 +190,13 @@ class Study:
   def arms(self, name: str) -> list[Arm]:
     """All arms with their chosen values, and the advised one.
 
-    Arms that are not tuned yet lack, and the advised one before the run that it
-    is from, or if it is one of the others.
+    The advised one lacks before the run that it is from, or if it is one of
+    the others.
     """
     best = self.chosen(name)
     arms = [
       arm.with_value(best[arm.name]) if arm.tuned else arm
       for arm in ARMS.values()
-      if not arm.tuned or arm.name in best
     ]
     advised = self.advised(name)
     is_new = advised and advised.knobs not in [arm.knobs for arm in arms]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 
 from covrl.report.chart import Figure
@@ -14,7 +15,7 @@ from covrl.report.sections_page import (
 )
 
 from .claims import claims_section
-from .driver import Study
+from .driver import CHOSEN, Study
 from .figures import SHOWN, metric_figure
 from .pushed import pushed_section, sizes_section
 from .results import all_sections, differences, finished, verdict
@@ -22,6 +23,8 @@ from .tasks import TASKS
 
 HERE = pathlib.Path(__file__).parent
 RESULTS = HERE.parents[2] / 'configs' / 'results'
+HEADING = '### '
+NOT_RUN = 'not run yet.'
 BEGIN, END = '<!-- study -->\n', '<!-- end of study -->\n'
 PICTURE = (
   ('changed_rule', 'new_rule', '%', 'D1: right by the rule from 20 on', 100.0),
@@ -32,12 +35,26 @@ PICTURE = (
 
 
 def write_results(study: Study) -> None:
-  """Writes what is finished: page, tables and picture."""
-  write_page(study, RESULTS)
+  """Writes the tables of what is finished; page and picture if everything is.
+
+  Sections of README.md without finished runs in the study's directory stay as
+  they are.
+  """
   write_readme(headline(study), sections_of(study))
+  write_chosen(study)
+  if is_whole(study):
+    write_page(study, RESULTS)
+  else:
+    print('the page was not written: it needs finished runs of every task')
   figures = picture(study)
   if figures:
     (RESULTS / 'entropy_control.svg').write_text(panels_svg(figures))
+
+
+def write_chosen(study: Study) -> None:
+  """Writes the values that tuning chose."""
+  chosen = {name: study.chosen(name) for name in TASKS}
+  CHOSEN.write_text(f'{json.dumps(chosen, indent=2)}\n')
 
 
 def write_page(study: Study, folder: pathlib.Path) -> pathlib.Path:
@@ -54,23 +71,58 @@ def write_page(study: Study, folder: pathlib.Path) -> pathlib.Path:
 
 
 def sections_of(study: Study) -> list[PageSection]:
-  """Sections of all tasks, then the claims of the paper."""
+  """Sections of all tasks, then the claims of the paper if every task is run."""
   sections = [*all_sections(study), pushed_section(study), sizes_section(study)]
-  if any(finished(study, name)['grpo'] for name in TASKS):
-    sections.append(claims_section(study))
-  return sections
+  return [*sections, claims_section(study)] if is_whole(study) else sections
+
+
+def is_whole(study: Study) -> bool:
+  """Whether every task has a finished run of GRPO."""
+  return all(finished(study, name)['grpo'] for name in TASKS)
 
 
 def write_readme(headlines: list[str], sections: list[PageSection]) -> None:
-  """Replaces the tables between the marks of README.md."""
-  parts = [*(f'- {sentence}\n' for sentence in headlines), '\n']
-  for section in sections:
-    parts += [f'### {section.title}\n\n', *(f'{t}\n\n' for t in section.texts)]
-    if section.rows:
-      parts.append(f'{section.markdown()}\n')
+  """Replaces the sections that have a table between the marks of README.md."""
   file = HERE / 'README.md'
   head, rest = file.read_text().split(BEGIN)
-  file.write_text(head + BEGIN + ''.join(parts) + END + rest.split(END)[1])
+  written, tail = rest.split(END)
+  file.write_text(
+    head + BEGIN + merged(written, headlines, sections) + END + tail
+  )
+
+
+def merged(
+  written: str, headlines: list[str], sections: list[PageSection]
+) -> str:
+  """The results with new headlines and sections in the place of older ones.
+
+  Args:
+    written: the results so far: a list of headlines, then titled sections.
+    headlines: new headlines; one of a task without runs replaces nothing.
+    sections: new sections; one without a table replaces nothing.
+  """
+  top, *older = written.split(HEADING)
+  found = {each.partition('\n')[0]: each for each in older}
+  lines = {_subject(line): line for line in top.splitlines() if line}
+  for headline in headlines:
+    line = f'- {headline}'
+    if not headline.endswith(NOT_RUN) or _subject(line) not in lines:
+      lines[_subject(line)] = line
+  for section in sections:
+    if section.rows or section.title not in found:
+      table = section.markdown() if section.rows else ''
+      paragraphs = [section.title, *section.texts, table]
+      found[section.title] = '\n\n'.join(filter(None, paragraphs)).strip()
+  parts = [
+    '\n'.join(lines.values()),
+    *(each.strip() for each in found.values()),
+  ]
+  return f'\n\n{HEADING}'.join(parts) + '\n\n'
+
+
+def _subject(line: str) -> str:
+  """The task that a headline is about."""
+  return line.partition(' (')[0].partition(': ')[0]
 
 
 def headline(study: Study) -> list[str]:
@@ -80,7 +132,7 @@ def headline(study: Study) -> list[str]:
     task, found = study.task(name), finished(study, name)
     seeds = len(found['grpo'])
     if not seeds:
-      sentences.append(f'{task.title}: not run yet.')
+      sentences.append(f'{task.title}: {NOT_RUN}')
       continue
     verdicts = {
       arm: verdict(task, differences(task, found, arm))
