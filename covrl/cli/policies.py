@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
   from covrl.config import Config
+  from covrl.rollout import Caching
 
 
 def add_policy(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +30,37 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     help="execute a run's copy of its recipe even if another user may have "
     'written it',
   )
+
+
+def add_caching(parser: argparse.ArgumentParser) -> None:
+  """Adds `--cache_dtype` and `--prefill_chunk`, options of the KV cache."""
+  parser.add_argument(
+    '--cache_dtype',
+    choices=('model', 'int8'),
+    help="type of the KV cache: the model's, or integers of 8 bits, which take "
+    'half the memory of bfloat16 and change log-probabilities (default: model)',
+  )
+  parser.add_argument(
+    '--prefill_chunk',
+    type=int,
+    metavar='N',
+    help='tokens of each prompt that are processed together, which bounds memory '
+    'with long prompts; 0 for all (default: 0)',
+  )
+
+
+def caching(arguments: argparse.Namespace) -> Caching:
+  """The options of the KV cache, see `add_caching`.
+
+  Raises:
+    ValueError: `--prefill_chunk` is negative.
+  """
+  from covrl.rollout import Caching
+
+  chunk = arguments.prefill_chunk or 0
+  if chunk < 0:
+    raise ValueError(f'--prefill_chunk must be at least 0, got {chunk}')
+  return Caching(chunk=chunk, int8=arguments.cache_dtype == 'int8')
 
 
 def add_template_variables(parser: argparse._ActionsContainer) -> None:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from covrl.cli import devices, sample_file
 from covrl.cli.policies import (
+  add_caching,
   add_policy,
   add_template_variables,
   add_trust,
@@ -128,6 +129,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar='N',
     help='responses to --file that are decoded together (default: 16)',
   )
+  add_caching(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -139,6 +141,7 @@ def run(arguments: argparse.Namespace) -> None:
     raise ValueError(f'covrl sample needs PROMPT or --file, got {given}')
   if arguments.file is None:
     unused = ['output', 'resume', 'max_prompt_length', 'slots']
+    unused += ['cache_dtype', 'prefill_chunk']
     refuse_unused(arguments, unused, '--file')
   if not arguments.chat:
     refuse_unused(arguments, ['template_variables'], '--chat')

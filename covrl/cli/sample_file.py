@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from covrl.cli.policies import is_run, prompt_format
+from covrl.cli.policies import caching, is_run, prompt_format
 
 if TYPE_CHECKING:
   from etils import epath
@@ -41,6 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
   )
   if arguments.seed < 0:
     raise ValueError(f'--seed must be at least 0, got {arguments.seed}')
+  cache = caching(arguments)
   output, tally = None, _Tally()
   if arguments.output is not None:
     output = storage.as_path(arguments.output)
@@ -62,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
       served = load_model(arguments.policy, lengths, _MODEL_LENGTHS)
     render = prompt_format(arguments, served.config)
     slots = _SLOTS if arguments.slots is None else arguments.slots
-    engine = served.engine(slots=slots, segment=16)
+    engine = served.engine(slots=slots, segment=16, caching=cache)
     progress.stage('sampling')
     with storage.open_binary(file) as lines, _output(output) as write:
       results = sample_lines(

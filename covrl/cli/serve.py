@@ -19,7 +19,13 @@ import argparse
 import importlib.util
 
 from covrl.cli import devices
-from covrl.cli.policies import add_policy, add_trust, is_run
+from covrl.cli.policies import (
+  add_caching,
+  add_policy,
+  add_trust,
+  caching,
+  is_run,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='name of the model in requests (default: POLICY)',
   )
   add_lengths(parser)
+  add_caching(parser)
   parser.add_argument(
     '--max_waiting',
     type=int,
@@ -101,6 +108,7 @@ def run(arguments: argparse.Namespace) -> None:
   address = Address(arguments.host, arguments.port)
   token = read_token(arguments.token_file)
   address.check(token)
+  cache = caching(arguments)
   with Progress() as progress:
     progress.stage('loading the policy')
     lengths = arguments.max_prompt_length, arguments.max_length
@@ -109,7 +117,7 @@ def run(arguments: argparse.Namespace) -> None:
     else:
       served = load_model(arguments.policy, lengths)
     progress.stage('compiling')
-    engine = served.engine(slots=arguments.slots, segment=16)
+    engine = served.engine(slots=arguments.slots, segment=16, caching=cache)
   serve(
     engine,
     served.tokenizer,

@@ -39,7 +39,7 @@ class Choice:
 
   @property
   def sampling_logprobs(self) -> list[float]:
-    """The same under the distribution that the tokens were sampled from."""
+    """Log-probabilities under the distribution that the tokens were drawn from."""
     return [x for part in self._parts for x in part.sampling_logprobs]
 
   def whole(self, *, logprobs: bool) -> dict[str, Any]:

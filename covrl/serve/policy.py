@@ -13,7 +13,8 @@ from covrl.data import Tokenizer, check_tokenizer
 from covrl.models import Policy
 from covrl.parallel import sharding
 from covrl.pretrained import load_pretrained, load_tokenizer
-from covrl.rollout import RequestEngine
+from covrl.rollout import Caching, RequestEngine
+from covrl.rollout.caching import EXACT
 from covrl.train.model_lengths import model_lengths
 from covrl.train.restore import open_run
 from covrl.train.state_sharding import rollout_mesh
@@ -46,7 +47,9 @@ class ServedPolicy:
   max_prompt_length: int
   max_response_length: int
 
-  def engine(self, *, slots: int, segment: int) -> RequestEngine:
+  def engine(
+    self, *, slots: int, segment: int, caching: Caching = EXACT
+  ) -> RequestEngine:
     """Creates the engine, and compiles its programs; see `RequestEngine`."""
     return RequestEngine(
       self.policy,
@@ -58,6 +61,7 @@ class ServedPolicy:
       max_response_length=self.max_response_length,
       slots=slots,
       segment=segment,
+      caching=caching,
     )
 
 

@@ -18,7 +18,8 @@ from serve.conftest import GOLDEN, POLICY, TOKENIZER
 
 from covrl.cli import main, sample_file
 from covrl.pretrained import save_pretrained
-from covrl.serve import load_model, sample_lines
+from covrl.rollout import Caching
+from covrl.serve import load_model, policy, sample_lines
 from covrl.serve.server import Address, read_token
 
 
@@ -282,3 +283,33 @@ def test_a_real_server_answers_and_ends(model):
       process.send_signal(signal.SIGINT)
       assert process.wait(60) == 130
     assert 'Traceback' not in ''.join(lines)
+
+
+@pytest.mark.parametrize('command', ['serve', 'sample'])
+def test_options_of_the_cache_reach_the_engine(
+  command, model, tmp_path, capsys, monkeypatch
+):
+  given = []
+
+  def engine(*_, caching, **kwargs):
+    given.append(caching)
+    raise RuntimeError('stopped')
+
+  monkeypatch.setattr(policy, 'RequestEngine', engine)
+  arguments = [command, model, '--max_length=4', '--max_prompt_length=8']
+  if command == 'sample':
+    file = tmp_path / 'prompts.jsonl'
+    file.write_text('{"prompt": "ab"}\n')
+    arguments.append(f'--file={file}')
+  options = ('--cache_dtype=int8', '--prefill_chunk=4')
+  for more in ((), options):
+    with pytest.raises(RuntimeError, match='stopped'):
+      run(*arguments, *more)
+  assert given == [Caching(), Caching(chunk=4, int8=True)]
+  error = refused(capsys, *arguments, '--prefill_chunk=-1')
+  assert error == '--prefill_chunk must be at least 0, got -1'
+
+
+def test_options_of_the_cache_need_a_file(model, capsys):
+  error = refused(capsys, 'sample', model, 'ab', '--cache_dtype=int8')
+  assert error == "--cache_dtype needs --file, got 'int8' without"
