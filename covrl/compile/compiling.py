@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 from jaxtyping import PyTree
 
-from covrl.compile.cost import EVERYTHING, Scopes, cost_of
+from covrl.compile.cost import COUNT_ALL, Scopes, cost_of
 from covrl.compile.hlo import Instruction, Module, parse
 from covrl.compile.network import Network
 from covrl.compile.report import Memory, Program
@@ -20,7 +20,7 @@ from covrl.config import Recipe
 from covrl.data.packing import prompt_width
 from covrl.models import Policy
 from covrl.parallel.gpus import Gpu
-from covrl.rollout import SamplingEngine
+from covrl.rollout import GroupEngine, SamplingEngine
 from covrl.rollout.programs import TracedPrograms
 from covrl.train.compiled import CompiledPrograms, without_base
 
@@ -33,7 +33,9 @@ class Workload:
     recipe: the recipe.
     policy: the policy.
     programs: the trainer's programs.
-    engine: the sampler.
+    engine: the sampler of whole draws.
+    group_engine: the sampler to which prompts are added as slots are free;
+      `None` if the run uses the other.
     network: the chips and their links.
   """
 
@@ -41,14 +43,18 @@ class Workload:
   policy: Policy
   programs: CompiledPrograms
   engine: SamplingEngine
+  group_engine: GroupEngine | None
   network: Network
 
   @functools.cached_property
   def sampler(self) -> TracedPrograms:
-    """The sampler's programs, traced."""
+    """The programs of the run's sampler, traced."""
     rollout = self.recipe.config.rollout
+    params = self.programs.params(self.programs.abstract_state())
+    if self.group_engine is not None:
+      return self.group_engine.trace(params)
     return self.engine.trace(
-      self.programs.params(self.programs.abstract_state()),
+      params,
       rollout.prompts_per_iteration,
       prompt_width(rollout.max_prompt_length),
       group_size=rollout.responses_per_prompt,
@@ -142,7 +148,7 @@ def describe(
   *,
   calls: int,
   only: Instruction | None = None,
-  scopes: Scopes = EVERYTHING,
+  scopes: Scopes = COUNT_ALL,
 ) -> Program:
   """Describes a program, or only one trip of one of its loops.
 

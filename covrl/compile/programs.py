@@ -27,8 +27,8 @@ from covrl.models import Policy
 from covrl.parallel import sharding, topologies
 from covrl.parallel.topologies import AnyTopology
 from covrl.pretrained.known_models import known_model_directory
-from covrl.rollout import Caching, SamplingEngine
 from covrl.train.algorithm import Algorithm
+from covrl.train.build import make_engine, make_group_engine
 from covrl.train.compiled import CompiledPrograms, without_base
 from covrl.train.init import make_policy, make_policy_of_size
 from covrl.train.rollout_batch import abstract_batch
@@ -77,23 +77,22 @@ def compile_recipe(
   policy, special_tokens = _policy(recipe)
   check_mesh(config, policy.config, mesh)
   algorithm = Algorithm.from_recipe(recipe)
-  sampler_mesh = rollout_mesh(mesh, config.rollout.tensor)
-  engine = SamplingEngine(
+  engine = make_engine(
+    config,
     policy,
-    sampler_mesh,
-    end_ids=special_tokens.end_ids,
-    pad_id=special_tokens.pad_id,
-    max_response_length=config.rollout.max_response_length,
-    slots=config.rollout.slots,
-    segment=config.rollout.segment,
-    caching=Caching.of(config.rollout),
+    special_tokens,
+    mesh,
     record_experts=config.train.routing_replay,
   )
+  group_engine = None
+  if config.rollout.admission == 'slots':
+    group_engine = make_group_engine(config, policy, special_tokens, mesh)
   work = Workload(
     recipe=recipe,
     policy=policy,
     programs=CompiledPrograms(policy, algorithm, config, mesh),
     engine=engine,
+    group_engine=group_engine,
     network=Network(topology, devices=list(mesh.devices.flat)),
   )
   report = Report(
@@ -101,7 +100,8 @@ def compile_recipe(
     topology=topology,
     num_slices=num_slices,
     mesh=dict(mesh.shape),
-    sampler_mesh=dict(sampler_mesh.shape),
+    sampler_mesh=dict(rollout_mesh(mesh, config.rollout.tensor).shape),
+    admission=config.rollout.admission,
     parameters=policy.num_params,
     programs={},
   )

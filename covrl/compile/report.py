@@ -6,7 +6,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from covrl.compile import accuracy
 from covrl.compile.cost import Cost
@@ -198,6 +198,7 @@ class Report:
     num_slices: number of slices.
     mesh: axis sizes of the training mesh.
     sampler_mesh: axis sizes of the sampling mesh.
+    admission: when prompts of further draws are begun; see `RolloutConfig`.
     parameters: number of model parameters.
     programs: programs by name.
   """
@@ -207,6 +208,7 @@ class Report:
   num_slices: int
   mesh: dict[str, int]
   sampler_mesh: dict[str, int]
+  admission: Literal['draws', 'slots']
   parameters: int
   programs: dict[str, Program]
 
@@ -226,6 +228,7 @@ class Report:
       'chips': self.topology.chips * self.num_slices,
       'mesh': self.mesh,
       'sampler_mesh': self.sampler_mesh,
+      'admission': self.admission,
       'parameters': self.parameters,
       'programs': {
         name: program.as_json() for name, program in self.programs.items()
@@ -242,7 +245,10 @@ class Report:
       f'{self.topology.chips} {self._unit}s), compiled and not run'
     )
     yield f'training   {_axes(self.mesh)}'
-    yield f'sampling   {_axes(self.sampler_mesh)}'
+    by_slots = ', prompts begun as slots are free'
+    yield f'sampling   {_axes(self.sampler_mesh)}' + (
+      by_slots if self.admission == 'slots' else ''
+    )
     for name, program in self.programs.items():
       yield ''
       yield from _lines(name, program, self._unit)

@@ -30,7 +30,10 @@ from covrl.rollout.sampling import TRUNCATION
 
 
 def prefill(work: Workload) -> dict[str, Program]:
-  """All prompts, and the first tokens of their responses.
+  """All prompts of a draw, and the first tokens of their responses.
+
+  Where prompts are begun as slots are free, those of all draws: a program
+  processes a few of them, and the costs of all its calls are added.
 
   Where the sampler has a mesh or a type of its own, moving the parameters there
   is a program before it, of which the costs are added; the memory is that of
@@ -38,37 +41,46 @@ def prefill(work: Workload) -> dict[str, Program]:
   """
   rollout = work.recipe.config.rollout
   width = prompt_width(rollout.max_prompt_length)
+  traced, draws, calls = work.sampler, rollout.max_draws, 1
+  if work.group_engine is not None:
+    calls = -(-draws * rollout.prompts_per_iteration // traced.prompts)
+    draws = 1
   started = describe(
     work,
-    compile_program(work, work.sampler.start),
-    model_cost.prefill_flops(
-      work.policy.config, rollout.prompts_per_iteration, width
-    ),
+    compile_program(work, traced.start),
+    calls * model_cost.prefill_flops(work.policy.config, traced.prompts, width),
     _unread_bytes(work),
-    calls=rollout.max_draws,
+    calls=draws,
     scopes=_scopes(work),
   )
-  if work.sampler.place is None:
-    return {'prefill': started}
-  placed = describe(
-    work,
-    compile_program(work, work.sampler.place),
-    0.0,
-    unread_state_bytes(work),
-    calls=rollout.max_draws,
-  )
-  larger = max(started, placed, key=lambda program: program.needed)
-  cost = None
-  if started.cost is not None and placed.cost is not None:
-    cost = Cost()
-    cost.add(placed.cost)
-    cost.add(started.cost)
-  memory = larger.memory
-  return {
-    'prefill': dataclasses.replace(
-      started, needed=larger.needed, memory=memory, cost=cost
+  placed = None
+  if traced.place is not None:
+    placed = describe(
+      work,
+      compile_program(work, traced.place),
+      0.0,
+      unread_state_bytes(work),
+      calls=draws,
     )
-  }
+  return {'prefill': _one_after_another(placed, started, calls)}
+
+
+def _one_after_another(
+  placed: Program | None, started: Program, calls: int
+) -> Program:
+  """Describes a program before, if any, and `calls` calls of another one."""
+  larger = started
+  if placed is not None and placed.needed > started.needed:
+    larger = placed
+  cost = None
+  if started.cost is not None and (placed is None or placed.cost is not None):
+    cost = Cost()
+    if placed is not None and placed.cost is not None:
+      cost.add(placed.cost)
+    cost.add(started.cost, calls)
+  return dataclasses.replace(
+    started, needed=larger.needed, memory=larger.memory, cost=cost
+  )
 
 
 def decode(work: Workload) -> dict[str, Program]:
@@ -80,12 +92,14 @@ def decode(work: Workload) -> dict[str, Program]:
   segment = compile_program(work, work.sampler.run)
   loop = _token_loop(segment.module) if segment.module else None
   rows = work.sampler.cache.length.shape[0]
+  # Responses that a slot holds in turn, at most.
+  turns = -(-config.sequences_per_iteration // rows)
   program = describe(
     work,
     segment,
     model_cost.decode_flops(model, rows, tokens),
     _unread_bytes(work),
-    calls=rollout.max_draws * (rollout.max_response_length - 1),
+    calls=rollout.max_draws * turns * (rollout.max_response_length - 1),
     only=loop,
     scopes=_scopes(work),
   )

@@ -117,9 +117,10 @@ def occupancy(lengths: Int[np.ndarray, ' R'], layout: Layout) -> Occupancy:
   >>> [each.tolist() for each in occupancy(np.array([4, 2, 3, 1]), layout)]
   [[2, 2, 2], [2, 3, 5], [1, 2, 3]]
   """
+  # Shards may have one response more than others.
   shards = [
     _of_shard(own, layout.slots[0])
-    for own in lengths.reshape(layout.shards, -1)
+    for own in np.array_split(lengths, layout.shards)
   ]
   steps = max(len(each.live) for each in shards)
   return Occupancy(

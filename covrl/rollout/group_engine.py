@@ -23,8 +23,14 @@ from covrl.rollout.admission import Admission, Sizes
 from covrl.rollout.caching import EXACT, Caching
 from covrl.rollout.decoder import SlotDecoder, check_at_least
 from covrl.rollout.group_rows import GroupResponse, GroupRows
-from covrl.rollout.layout import count_shards
-from covrl.rollout.placement import placer
+from covrl.rollout.layout import Layout, count_shards, state_specs
+from covrl.rollout.placement import (
+  abstract_on_mesh,
+  abstract_placed,
+  placer,
+  trace_placement,
+)
+from covrl.rollout.programs import TracedPrograms
 from covrl.rollout.samples import Step
 from covrl.rollout.sampling import Sampling
 from covrl.rollout.slot_programs import SlotPrograms
@@ -127,6 +133,7 @@ class GroupEngine:
       stop_ids=0,
     )
     self._rows = self._no_rows()
+    self._mesh = mesh
     self._placed = placer(policy, mesh)
     self._empty = jax.jit(self._empty_state)
     self._running: _Running | None = None
@@ -144,6 +151,33 @@ class GroupEngine:
     self._dispatch([self._none()], decodes=True)
     self.end()
 
+  def trace(self, params: PyTree) -> TracedPrograms:
+    """Traces the programs without arrays.
+
+    Args:
+      params: shapes and shardings of the policy's parameters.
+    """
+    policy, mesh = self._decoder.policy, self._mesh
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    options = jax.eval_shape(lambda: self._options(Sampling.make()))
+    new = self._none()._replace(options=options)
+    with self._programs.use_mesh():
+      placed = abstract_placed(policy, params, mesh)
+      state = jax.eval_shape(self._empty_state, placed, options)
+      state = abstract_on_mesh(
+        mesh, state, state_specs(mesh, state, self._shards)
+      )
+      return TracedPrograms(
+        place=trace_placement(policy, params, mesh),
+        start=self._programs.admit.trace(placed, state, new, key),
+        prompts=self._shards * self._batch,
+        run=self._programs.run.trace(placed, state),
+        cache=state.cache,
+        layout=Layout(
+          copies=1, shards=self._shards, slots=(self._sizes.slots,)
+        ),
+      )
+
   def begin(
     self, params: PyTree, *, key: Key[Array, ''], sampling: Sampling
   ) -> None:
@@ -156,8 +190,7 @@ class GroupEngine:
       sampling: temperature and truncation.
     """
     self._rows, self._tokens = self._no_rows(), []
-    limit = jnp.asarray(self._decoder.max_length, jnp.int32)
-    options = RequestOptions(sampling, limit, None)
+    options = self._options(sampling)
     with self._programs.use_mesh():
       placed = self._placed(params)
       self._state = self._empty(placed, options)
@@ -252,6 +285,11 @@ class GroupEngine:
         self._state, step = self._programs.run(params, self._state)
         found.append(step)
     return found
+
+  def _options(self, sampling: Sampling) -> RequestOptions:
+    """Options of all requests."""
+    limit = jnp.asarray(self._decoder.max_length, jnp.int32)
+    return RequestOptions(sampling, limit, None)
 
   def _no_rows(self) -> GroupRows:
     return GroupRows(

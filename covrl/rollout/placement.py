@@ -60,6 +60,26 @@ def trace_placement(
   return _program(policy, params, mesh).trace(params)
 
 
+def abstract_placed(
+  policy: Policy, params: PyTree, mesh: Mesh | None
+) -> PyTree:
+  """Returns shapes and shardings of parameters as `placer` returns them."""
+  cast = jax.eval_shape(policy.compute_params, params)
+  return abstract_on_mesh(mesh, cast, param_specs(policy, params, mesh))
+
+
+def abstract_on_mesh(
+  mesh: Mesh | None, arrays: PyTree, specs: PyTree
+) -> PyTree:
+  """Returns shapes with the shardings of partition specs on a mesh, if any."""
+
+  def like(leaf: Any, spec: P) -> jax.ShapeDtypeStruct:
+    sharded = None if mesh is None else NamedSharding(mesh, spec)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharded)
+
+  return jax.tree.map(like, arrays, specs)
+
+
 def _program(
   policy: Policy, params: PyTree, mesh: Mesh | None
 ) -> jax.stages.Wrapped:

@@ -16,7 +16,11 @@ from covrl.parallel import sharding
 from covrl.rollout.decoder import SlotDecoder
 from covrl.rollout.finished import SlotTokens, first_tokens
 from covrl.rollout.layout import Layout, constrain_state, state_specs
-from covrl.rollout.placement import param_specs, trace_placement
+from covrl.rollout.placement import (
+  abstract_on_mesh,
+  abstract_placed,
+  trace_placement,
+)
 from covrl.rollout.samples import record
 from covrl.rollout.sampling import Sampling
 from covrl.rollout.slots import SlotArrays, State, shrink
@@ -29,6 +33,7 @@ class TracedPrograms(NamedTuple):
     place: moves parameters to the sampler's mesh and type; `None` if they are
       there.
     start: prefill and first tokens.
+    prompts: number of prompts that one call of `start` processes.
     run: one segment of decoding.
     cache: shapes and shardings of the KV cache.
     layout: division into shards and slots.
@@ -36,6 +41,7 @@ class TracedPrograms(NamedTuple):
 
   place: jax.stages.Traced | None
   start: jax.stages.Traced
+  prompts: int
   run: jax.stages.Traced
   cache: DecodeCache
   layout: Layout
@@ -103,16 +109,7 @@ class SamplerPrograms:
     key = jax.eval_shape(lambda: jax.random.key(0))
     sampling = jax.eval_shape(Sampling.make)
     prompts = (count * layout.copies, width)
-
-    def like(leaf: Any, spec: P) -> jax.ShapeDtypeStruct:
-      sharded = None if self._mesh is None else NamedSharding(self._mesh, spec)
-      return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharded)
-
-    placed = jax.tree.map(
-      like,
-      jax.eval_shape(policy.compute_params, params),
-      param_specs(policy, params, self._mesh),
-    )
+    placed = abstract_placed(policy, params, self._mesh)
     started = self.start.trace(
       placed,
       rows(prompts, jnp.int32),
@@ -124,10 +121,11 @@ class SamplerPrograms:
     )
     state, _ = started.out_info
     specs = state_specs(self._mesh, state, layout.shards)
-    state = jax.tree.map(like, state, specs)
+    state = abstract_on_mesh(self._mesh, state, specs)
     return TracedPrograms(
       place=trace_placement(policy, params, self._mesh),
       start=started,
+      prompts=count,
       run=self.run.trace(placed, state, layout),
       cache=state.cache,
       layout=layout,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import jax
 import optax
@@ -12,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key, PyTree
 
 from covrl.config import Config, ConfigError, Recipe
-from covrl.data import Suite, Tokenizer
+from covrl.data import Suite
 from covrl.data.packing import prompt_width
 from covrl.entropy import (
   DivergencePenaltyState,
@@ -122,7 +123,7 @@ def build(
       f'warning: rewards.function = {config.rewards.function} has no effect: it is'
       ' for tasks of text, other tasks name their score functions themselves'
     )
-  for text in warnings(config, algorithm):
+  for text in config_warnings(config, algorithm):
     note(f'warning: {text}')
   engine = make_engine(
     config,
@@ -172,10 +173,24 @@ def stream_key(config: Config, stream: int) -> Key[Array, '']:
   return jax.random.fold_in(jax.random.key(config.seed), stream)
 
 
+class SpecialTokens(Protocol):
+  """Tokens that end responses, and the one that fills rows."""
+
+  @property
+  def end_ids(self) -> Sequence[int]:
+    """Tokens that end a response."""
+    ...
+
+  @property
+  def pad_id(self) -> int:
+    """Token that fills rows."""
+    ...
+
+
 def make_engine(
   config: Config,
   policy: Policy,
-  tokenizer: Tokenizer,
+  tokenizer: SpecialTokens,
   mesh: Mesh,
   *,
   record_experts: bool = False,
@@ -195,7 +210,7 @@ def make_engine(
 
 
 def make_group_engine(
-  config: Config, policy: Policy, tokenizer: Tokenizer, mesh: Mesh
+  config: Config, policy: Policy, tokenizer: SpecialTokens, mesh: Mesh
 ) -> GroupEngine:
   """Returns the sampler to which prompts are added as slots are free."""
   rollout = config.rollout
@@ -267,7 +282,7 @@ def make_evaluator(
   )
 
 
-def warnings(config: Config, algorithm: Algorithm) -> Iterator[str]:
+def config_warnings(config: Config, algorithm: Algorithm) -> Iterator[str]:
   """Yields a sentence for each setting that has no or a biased effect."""
   token_state = algorithm.token_tx.init(TokenStats.template())
   train, rollout = config.train, config.rollout

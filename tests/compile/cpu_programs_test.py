@@ -9,7 +9,7 @@ import pytest
 from fast_compilation import QUICK
 
 from covrl import config
-from covrl.compile import accuracy, compile_recipe, compiling
+from covrl.compile import accuracy, compile_recipe, compiling, model_cost
 from covrl.compile.hlo import parse
 from covrl.parallel import topologies
 
@@ -22,16 +22,15 @@ CHANGES = [
   '--config.train.micro_batches=1',
 ]
 VOCABULARY, PARAMETERS = 4096, 8_653_312
-# In the order in which they are compiled.
-COMPILED = ('train_step', 'score', 'start', 'place', 'run')
+# Names of the programs, in the order in which they are compiled.
+PROGRAMS = ('train_step', 'score', 'start', 'place', 'run')
 
 
-@pytest.fixture(scope='module')
-def small():
-  """Returns the report of all programs and their parsed HLO."""
+def compiled(changes, **settings):
+  """Returns a report and the parsed HLO of its programs, in order."""
   modules = []
 
-  def remember(text, platform):
+  def record(text, platform):
     modules.append(parse(text, platform))
     return modules[-1]
 
@@ -39,43 +38,54 @@ def small():
     jax.stages.Lowered.compile, compiler_options=QUICK
   )
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(compiling, 'parse', remember)
+    patch.setattr(compiling, 'parse', record)
     patch.setattr(jax.stages.Lowered, 'compile', compile_fast)
     report = compile_recipe(
-      config.load(str(RECIPE), CHANGES),
+      config.load(str(RECIPE), changes),
       topologies.find_topology('h100:8'),
       devices=jax.devices(),
+      **settings,
     )
-  return report, dict(zip(COMPILED, modules, strict=True))
+  return report, modules
+
+
+@pytest.fixture(scope='module')
+def small():
+  """Returns the report of all programs and their parsed HLO."""
+  report, modules = compiled(CHANGES)
+  return report, dict(zip(PROGRAMS, modules, strict=True))
 
 
 def arrays_in(module):
+  """Yields each instruction with each array that it produces."""
   for computation in module.computations.values():
-    for each in computation.instructions.values():
-      for shape in each.shapes:
-        yield each, shape
+    for instruction in computation.instructions.values():
+      for shape in instruction.shapes:
+        yield instruction, shape
 
 
 def test_no_array_has_logits_of_all_tokens(small):
-  """Neither [batch, length, vocabulary] nor a reshaped one, whole or sharded."""
+  """No array has as many elements as [batch, length, vocabulary] on a device."""
   _, modules = small
-  # On each device: two rows of an update, of which responses have statistics.
-  # Those of eight prompts of 128 tokens would be more.
+  # An update has two rows of 384 response tokens on each device. The prompts of
+  # a prefill, eight of 128 tokens, would have more.
   logits = 2 * 384 * VOCABULARY
   for name, module in modules.items():
-    for each, shape in arrays_in(module):
-      assert shape.elements < logits, (name, each.name, shape)
+    for instruction, shape in arrays_in(module):
+      assert shape.elements < logits, (name, instruction.name, shape)
 
 
 def test_sampling_sorts_nothing(small):
   _, modules = small
   for name in ('start', 'run'):
-    opcodes = {each.opcode for each, _ in arrays_in(modules[name])}
+    opcodes = {
+      instruction.opcode for instruction, _ in arrays_in(modules[name])
+    }
     assert not opcodes & {'sort', 'topk'}
 
 
 def test_state_is_donated(small):
-  """Arguments by hand, and no second copy of the state."""
+  """The arguments are a state's bytes, and the outputs do not copy the state."""
   report, _ = small
   memory = report.programs['train_step'].memory
   assert memory is not None
@@ -96,3 +106,45 @@ def test_report_compares_estimates_with_measurements(small):
   ) in text
   described = report.as_json()['estimates_against_measurements_on_cpus']
   assert described == [each._asdict() for each in accuracy.COMPARISONS]
+
+
+def test_programs_of_prompts_that_are_begun_as_slots_are_free():
+  """The report is of the programs that the run calls, not of whole draws."""
+  report, modules = compiled(
+    [
+      *CHANGES,
+      '--config.rollout.admission=slots',
+      '--config.rollout.max_draws=3',
+      '--config.rollout.slots=64',
+    ],
+    names=('prefill', 'decode'),
+  )
+  shapes = {
+    shape.dims
+    for each in modules[-1].entry.instructions.values()
+    if each.opcode == 'parameter'
+    for shape in each.shapes
+    if len(shape.dims) == 5
+  }
+  # Layers × rows × heads × tokens × width on each device: eight prompts and four
+  # that wait, and eight slots.
+  assert shapes == {(2, 12, 1, 128, 128), (2, 8, 1, 383, 128)}
+  prefill, decode = report.programs['prefill'], report.programs['decode']
+  # 192 prompts, 32 a call: six calls.
+  recipe = config.load(str(RECIPE))
+  model = recipe.model(recipe.config, VOCABULARY)
+  by_hand = model_cost.prefill_flops(model, 192, 128)
+  assert prefill.model_flops == pytest.approx(by_hand / 8)
+  assert prefill.calls == 1
+  # A slot has two of 128 responses in turn, and three draws.
+  assert decode.calls == 3 * 2 * 383
+  full = next(each for each in decode.sampled if each.lengths == 'full')
+  assert full.steps == 2 * 383
+  assert 'prompts begun as slots are free' in '\n'.join(report.lines())
+  assert report.as_json()['admission'] == 'slots'
+
+
+def test_draws_decode_as_often_as_slots_are_refilled(small):
+  report, _ = small
+  assert report.as_json()['admission'] == 'draws'
+  assert report.programs['decode'].calls == 383
