@@ -15,15 +15,12 @@ themselves.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt
-
-from covrl.array_checks import Kind, check_array
 
 Scalar = Float[Array, '']
 
@@ -92,7 +89,7 @@ class TokenContext(TypedDict, total=False):
   """Keyword arguments of losses and token transforms.
 
   All entries are optional; a transform that needs a missing one raises an error
-  that names it, and an unknown entry is an error too (see `check_context`).
+  that names it, and an unknown entry is an error too (see `covrl.context_checks`).
 
   Attributes:
     advantages: `[B, T]`.
@@ -149,113 +146,6 @@ class TokenContext(TypedDict, total=False):
   decisions: Any
   selected: Bool[Array, 'B T']
   entropy_prediction: Callable[[], Any]
-
-
-# Kinds of the entries of a `TokenContext`: arrays `[B, T]`, and scalars.
-_PER_TOKEN: Mapping[str, Kind] = {
-  'advantages': 'real',
-  'old_logprobs': 'real',
-  'old_entropy': 'real',
-  'mask': 'bool',
-  'weights': 'real',
-  'segment_ids': 'int',
-  'sequence_ids': 'int',
-  'positions': 'int',
-  'sampler_logprobs': 'real',
-  'ref_logprobs': 'real',
-  'score_weight': 'real',
-  'clipped': 'bool',
-  'selected': 'bool',
-}
-_SCALARS: Mapping[str, Kind] = {
-  'step': 'int',
-  'entropy': 'real',
-  'entropy_change': 'real',
-  'log_ratio_noise': 'real',
-}
-_MOMENTS = ('moments', 'old_moments')
-
-
-def check_stats(
-  name: str,
-  stats: object,
-  where: str,
-  shape: tuple[int, ...] | None = None,
-) -> None:
-  """Refuses anything but per-token statistics `[B, T]` of one shape.
-
-  Args:
-    name: the argument's name, for errors.
-    stats: statistics, or their cotangents.
-    where: name of the function that was called, for errors.
-    shape: required shape; `None` for that of the log-probabilities.
-
-  Raises:
-    TypeError: it is not a `TokenStats` of numbers.
-    ValueError: a shape is another one.
-
-  >>> check_stats('stats', jnp.zeros((4, 8)), 'cispo')
-  Traceback (most recent call last):
-    ...
-  TypeError: stats of cispo must be a TokenStats, got ArrayImpl
-  """
-  if not isinstance(stats, TokenStats):
-    raise TypeError(
-      f'{name} of {where} must be a TokenStats, got {type(stats).__name__}'
-    )
-  for leaf in ('logprobs', 'entropy', 'divergence', 'top_entropy'):
-    value = getattr(stats, leaf)
-    if value is not None:
-      shape = check_array(f'{name}.{leaf}', value, 'real', 'B T', shape)
-
-
-def check_context(
-  context: Mapping[str, object], where: str, stats: TokenStats | None = None
-) -> None:
-  """Refuses entries that are not in `TokenContext`, or of another shape.
-
-  Args:
-    context: keyword arguments of a loss or a token transform.
-    where: name of the function that was called, for the error.
-    stats: statistics whose shape `[B, T]` all per-token entries must have;
-      `None` checks names only.
-
-  Raises:
-    TypeError: for an unknown entry (names the nearest known one), or an entry
-      of another dtype.
-    ValueError: for an entry of another shape.
-
-  >>> check_context({'advantage': 1.0}, 'kl_cov')
-  Traceback (most recent call last):
-    ...
-  TypeError: kl_cov got an unknown context entry 'advantage'; did you mean
-  'advantages'?
-  """
-  known = TokenContext.__annotations__
-  for entry in context:
-    if entry not in known:
-      nearest = difflib.get_close_matches(entry, known, n=1)
-      hint = (
-        f'did you mean {nearest[0]!r}?'
-        if nearest
-        else f'known entries: {", ".join(sorted(known))}'
-      )
-      raise TypeError(f'{where} got an unknown context entry {entry!r}; {hint}')
-  if stats is None:
-    return
-  shape = jnp.shape(stats.logprobs)
-  for entry, value in context.items():
-    if value is None:
-      continue
-    if entry in _PER_TOKEN:
-      check_array(entry, value, _PER_TOKEN[entry], 'B T', shape)
-    elif entry in _SCALARS:
-      check_array(entry, value, _SCALARS[entry], '')
-    elif entry in _MOMENTS:
-      for field in dataclasses.fields(TokenMoments):
-        moment = getattr(value, field.name)
-        if moment is not None or field.default is dataclasses.MISSING:
-          check_array(f'{entry}.{field.name}', moment, 'real', 'B T', shape)
 
 
 @jax.tree_util.register_dataclass

@@ -12,14 +12,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 # From the bottom up; packages of one layer may import each other, but not in
 # a cycle.
 LAYERS = (
-  # `recipes` only finds the recipe files, which import all other packages.
   (
     'types',
     'array_checks',
+    'context_checks',
     'exit_codes',
     'parallel',
     'config',
-    'recipes',
     'storage',
   ),
   ('statistics', 'objectives', 'models', 'data', 'rewards'),
@@ -27,7 +26,8 @@ LAYERS = (
   ('tasks', 'evaluation', 'run'),
   ('train', 'theory'),
   ('report', 'compile', 'serve'),
-  ('cli',),
+  # `recipes` has the recipe files as modules; they may import all packages.
+  ('cli', 'recipes'),
 )
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Namespaces that only re-export public names.

@@ -30,7 +30,7 @@ from covrl.parallel.topologies import AnyTopology
 from covrl.train.algorithm import Algorithm
 from covrl.train.compiled import CompiledPrograms
 from covrl.train.networks.init import network_model
-from covrl.train.rollout_collector import row_width
+from covrl.train.rollout_batch import row_width
 
 # Assumed shares of a chip's peak that good programs reach.
 FLOPS_SHARE = 0.4

@@ -8,13 +8,22 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from covrl import recipes as shipped
 from covrl.config import overrides as overriding
 from covrl.config.errors import ConfigError
 from covrl.config.flat import from_dict
 from covrl.config.recipe import Recipe
 from covrl.config.recipe_files import RecipeFiles
 from covrl.config.validation import check
+
+_CHECKOUT = pathlib.Path(__file__).parents[2]
+_INSTALLED = _CHECKOUT / 'covrl' / 'recipes'
+
+SHIPPED_RECIPES = (
+  _INSTALLED
+  if (_INSTALLED / 'countdown.py').is_file()
+  else _CHECKOUT / 'configs'
+)
+"""Directory of the recipe files that covrl ships: copies, or a checkout's own."""
 
 
 def load(spec: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -86,7 +95,8 @@ def recipes() -> list[tuple[str, str]]:
 
 
 def _shipped_files() -> list[pathlib.Path]:
-  files = sorted(shipped.DIRECTORY.glob('*.py'))
+  """Returns the files of the recipes that covrl ships."""
+  files = sorted(SHIPPED_RECIPES.glob('*.py'))
   return [file for file in files if file.stem != '__init__']
 
 

@@ -8,7 +8,6 @@ needed, even for TFDS, whose ArrayRecord files are read directly.
 from __future__ import annotations
 
 import abc
-import json
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from typing import Any
 from etils import epath
 
 from covrl import storage
+from covrl.data.json_text import parse_json
 
 _PARQUET_BATCH = 1024
 
@@ -95,7 +95,7 @@ class JsonlRecords(Records):
     return len(self._rows)
 
   def __getitem__(self, index: int) -> Any:
-    return _parse_json(self._lines[index], self.location(index))
+    return parse_json(self._lines[index], self.location(index))
 
   def location(self, index: int) -> str:
     """Line number of a row, counted from 1: `row 3 of sums.jsonl`."""
@@ -187,7 +187,7 @@ class ArrayRecordRecords(Records):
         f'{self.location(index)} must be a record that can be'
         f' read, got: {_first_sentence(error)}'
       ) from None
-    return _parse_json(record, self.location(index))
+    return parse_json(record, self.location(index))
 
 
 class TfdsRecords(Records):
@@ -257,15 +257,14 @@ def _require_file(path: epath.PathLike) -> epath.Path:
   # `epath` takes pipes and devices for files, which never end.
   is_local = not storage.is_bucket(path)
   if not (pathlib.Path(path) if is_local else path).is_file():
-    raise ValueError(f'{path} must be a file of problems, and is not a file')
+    raise ValueError(f'{path} must be a file of problems, got none')
   return path
 
 
 def _require_rows(records: Records) -> None:
+  """Refuses files without rows."""
   if len(records) == 0:
-    raise ValueError(
-      f'{records.file} must hold at least one problem, and is empty'
-    )
+    raise ValueError(f'{records.file} must hold at least one problem, got none')
 
 
 def _read(file: epath.Path) -> bytes:
@@ -275,29 +274,6 @@ def _read(file: epath.Path) -> bytes:
     raise ValueError(
       f'{file} must be a file that can be read, got: {error.strerror or error}'
     ) from None
-
-
-def _parse_json(text: bytes, location: str) -> Any:
-  repeated: list[str] = []
-
-  def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-      names = [name for name, _ in pairs]
-      repeated.extend(name for name in fields if names.count(name) > 1)
-    return fields
-
-  try:
-    value = json.loads(text, object_pairs_hook=unique)
-  except (ValueError, RecursionError) as error:
-    raise ValueError(
-      f'{location} must be a JSON object, got {text[:40]!r}'
-    ) from error
-  if repeated:
-    raise ValueError(
-      f'{location} must have every name once, got {repeated[0]!r} twice'
-    )
-  return value
 
 
 def _first_sentence(error: BaseException) -> str:

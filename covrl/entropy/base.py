@@ -16,13 +16,14 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, PyTree
 
 from covrl.array_checks import concrete_number
+from covrl.context_checks import check_context, check_stats
 from covrl.entropy.decisions import DecisionCache
 from covrl.entropy.prediction import (
   NO_PREDICTION,
   EntropyPrediction,
   predict_effect,
 )
-from covrl.types import TokenContext, TokenStats, check_context, check_stats
+from covrl.types import TokenContext, TokenStats
 
 # A number, a schedule of the update count, or a stateful schedule that also
 # reads the context (a controller).

@@ -12,13 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from covrl.array_checks import check_array
+from covrl.context_checks import check_context, check_stats
 from covrl.statistics.exact import exact_mean
-from covrl.types import (
-  TokenMoments,
-  TokenStats,
-  check_context,
-  check_stats,
-)
+from covrl.types import TokenMoments, TokenStats
 
 
 def token_covariance(

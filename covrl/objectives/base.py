@@ -16,13 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from covrl.array_checks import concrete_number
-from covrl.types import (
-  Scalar,
-  TokenContext,
-  TokenStats,
-  check_context,
-  check_stats,
-)
+from covrl.context_checks import check_context, check_stats
+from covrl.types import Scalar, TokenContext, TokenStats
 
 # A number of a config, or one computed by a schedule or a controller.
 Number: TypeAlias = int | float | Scalar

@@ -9,8 +9,9 @@ In a checkout they are the files of `configs/`; a wheel has copies of them in
 this package.
 """
 
-import pathlib
 from typing import TYPE_CHECKING
+
+from covrl.config.loading import SHIPPED_RECIPES
 
 if TYPE_CHECKING:
   # Type checkers do not follow the change of `__path__` below.
@@ -22,9 +23,5 @@ if TYPE_CHECKING:
   from configs import reasoning_parts as reasoning_parts
   from configs import smollm as smollm
 
-DIRECTORY = pathlib.Path(__file__).parent
-"""Directory of the recipe files."""
-
-if not (DIRECTORY / 'countdown.py').is_file():
-  DIRECTORY = DIRECTORY.parents[1] / 'configs'
-  __path__.append(str(DIRECTORY))
+if str(SHIPPED_RECIPES) not in __path__:
+  __path__.append(str(SHIPPED_RECIPES))

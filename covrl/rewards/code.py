@@ -19,7 +19,7 @@ _EXAMPLE = 'print(input())', [{'stdin': '1', 'stdout': '1'}]
 
 def code_reward(
   *,
-  level: str | None = None,
+  backend: str | None = None,
   url: str | None = None,
   packages: tuple[str, ...] | None = None,
   time_limit: float = 4.0,
@@ -32,8 +32,8 @@ def code_reward(
   In evaluations only a program that passes all tests is correct.
 
   Args:
-    level: containment of programs, see `Judge`; the best that works if `None`.
-      Programs run unsandboxed only on request.
+    backend: sandbox backend of programs, see `Judge`; the best that works if
+      `None`. Programs run unsandboxed only on request.
     url: address of a remote judge.
     packages: installed packages that programs may import, see `Judge`.
     time_limit: seconds that each test may take.
@@ -45,7 +45,7 @@ def code_reward(
     name=name,
     score=functools.partial(
       score_code,
-      level=level,
+      backend=backend,
       url=url,
       packages=packages,
       time_limit=time_limit,
@@ -62,7 +62,7 @@ def score_code(
   response: str,
   reference: Sequence[Mapping[str, Any]],
   *,
-  level: str | None = None,
+  backend: str | None = None,
   url: str | None = None,
   packages: tuple[str, ...] | None = None,
   time_limit: float = 4.0,
@@ -73,20 +73,20 @@ def score_code(
     reference,
     time_limit=time_limit,
     pass_rate=True,
-    judge=cached_judge(level, url, packages),
+    judge=cached_judge(backend, url, packages),
   )
 
 
 @functools.cache
 def cached_judge(
-  level: str | None = None,
+  backend: str | None = None,
   url: str | None = None,
   packages: tuple[str, ...] | None = None,
 ) -> Judge:
-  """Returns this process's judge for a containment level; cached.
+  """Returns this process's judge with a sandbox backend; cached.
 
   Raises:
-    JudgeError: if the level does not work on this machine.
-    ValueError: if the level is unknown or a package is not installed.
+    JudgeError: if the backend does not work on this machine.
+    ValueError: if the backend is unknown or a package is not installed.
   """
-  return Judge(level=level, url=url, packages=packages)
+  return Judge(backend=backend, url=url, packages=packages)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -15,147 +14,7 @@ from covrl.rewards._worker_process import isolation
 from covrl.rewards.outcome import Outcome, Status
 from covrl.rewards.pool import PoolCall, RewardPool
 from covrl.rewards.reward import Overlong, Reward, RewardPart
-
-
-@dataclasses.dataclass(frozen=True)
-class Scores:
-  """Scores of responses, in order.
-
-  Attributes:
-    rewards: the reward parts.
-    outcomes: outcomes by the name of the part; `None` where it does not apply.
-  """
-
-  rewards: tuple[RewardPart, ...]
-  outcomes: Mapping[str, Sequence[Outcome | None]]
-
-  @classmethod
-  def join(
-    cls, rewards: Sequence[RewardPart], found: Sequence[Scores]
-  ) -> Scores:
-    """Joins scores of several calls, in order.
-
-    Args:
-      rewards: the reward parts of all of them.
-      found: the scores.
-    """
-    return cls(
-      tuple(rewards),
-      {
-        part.name: [o for each in found for o in each.outcomes[part.name]]
-        for part in rewards
-      },
-    )
-
-  def totals(self) -> list[float]:
-    """Returns weighted sums of all parts; NaN where one has no score."""
-    return self._sums(self.rewards)
-
-  def marks(self) -> list[float]:
-    """Returns weighted sums without shaping, relative to full marks.
-
-    1 is a correct answer of any length and format; NaN marks a missing score.
-    """
-    answers = [part for part in self.rewards if not part.shaping]
-    full = self._sums(answers, full_marks=True)
-    return [
-      mark / most for mark, most in zip(self._sums(answers), full, strict=True)
-    ]
-
-  def counts(self) -> dict[str, int]:
-    """Returns the number of outcomes by `name/status`."""
-    counts: dict[str, int] = {}
-    for name, outcomes in self.outcomes.items():
-      seen = Counter(o.status for o in outcomes if o is not None)
-      counts |= {f'{name}/{s.value}': seen[s] for s in Status}
-    return counts
-
-  def failures(self) -> list[str]:
-    """Returns a sentence for every outcome without a score."""
-    return [
-      f'{name} ended with {outcome.status.value}: {outcome.detail}'
-      for name, outcomes in self.outcomes.items()
-      for outcome in outcomes
-      if outcome is not None and not outcome.is_judged
-    ]
-
-  def gather(self) -> Scores:
-    """Returns the scores of all processes, in the order of the processes."""
-    from covrl.parallel import distributed
-
-    if distributed.process_count() == 1:
-      return self
-    own = {
-      name: [
-        None if o is None else [o.score, o.status.value, o.detail]
-        for o in column
-      ]
-      for name, column in self.outcomes.items()
-    }
-    gathered = distributed.gather_objects(own)
-    return Scores(
-      self.rewards,
-      {
-        name: [
-          None if o is None else Outcome(o[0], Status(o[1]), o[2])
-          for outcomes in gathered
-          for o in outcomes[name]
-        ]
-        for name in own
-      },
-    )
-
-  def _sums(
-    self, parts: Sequence[RewardPart], *, full_marks: bool = False
-  ) -> list[float]:
-    columns = [
-      [
-        part.weight * (1.0 if full_marks else outcome.score) if outcome else 0.0
-        for outcome in self.outcomes[part.name]
-      ]
-      for part in parts
-      if part.weight
-    ]
-    return [math.fsum(row) for row in zip(*columns, strict=True)]
-
-
-@dataclasses.dataclass(frozen=True)
-class PendingScores:
-  """Scores that are being computed.
-
-  Attributes:
-    rewards: the reward parts.
-    count: number of responses.
-    futures: for each part, indices of responses and a future of their outcomes.
-  """
-
-  rewards: tuple[RewardPart, ...]
-  count: int
-  futures: Mapping[str, tuple[Sequence[int], Future[list[Outcome]]]]
-
-  @property
-  def is_done(self) -> bool:
-    """Whether all scores are known, so that `result` does not wait."""
-    return all(future.done() for _, future in self.futures.values())
-
-  def result(self) -> Scores:
-    """Waits for the scores.
-
-    Raises:
-      RuntimeError: if workers could not be started or the scoring was closed.
-    """
-    from covrl.parallel import distributed
-
-    outcomes: dict[str, list[Outcome | None]] = {}
-    for name, (indices, future) in self.futures.items():
-      column: list[Outcome | None] = [None] * self.count
-      for index, outcome in zip(
-        indices, distributed.wait_for(future), strict=True
-      ):
-        column[index] = outcome.checked()
-      outcomes[name] = column
-    return Scores(self.rewards, outcomes)
-
+from covrl.rewards.scores import PendingScores
 
 # `(index, response, reference, length)`: starts scoring one response.
 _AddResponse = Callable[[int, str, Any, int], None]
@@ -390,6 +249,7 @@ def _length_scores(
 
 
 def _check(rewards: Sequence[RewardPart], sources: Sequence[str]) -> None:
+  """Checks that names differ and that rewards and sources match."""
   names = [part.name for part in rewards]
   for name, count in Counter(names).items():
     if count > 1:

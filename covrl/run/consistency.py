@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks that all processes have the same code, config and data.
 
-The run's batch sizes must also be multiples of the number of processes.
+Checks that the run can have this number of processes, too.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ def check_processes(recipe: Recipe, workdir: str) -> None:
     ConfigError: on every process; names the process and the field that differ,
       or a batch size that the processes cannot share.
   """
-  check_batch_sizes(recipe.config, distributed.process_count())
+  check_process_count(recipe.config, distributed.process_count())
   if distributed.process_count() == 1:
     return
   fields = flatten(recipe.config)
-  for what, parts in (
+  for subject, parts in (
     ('code or versions', [_code_and_versions()]),
     ('config file', [''.join(recipe.sources.values()), *fields]),
     ('--workdir', [workdir]),
   ):
-    _compare(what, [''.join(parts)], [what])
+    _compare(subject, [''.join(parts)], [subject])
   _compare('configuration', [*map(str, fields.values())], [*fields])
 
 
@@ -60,16 +60,22 @@ def check_problems(source: ProblemSource) -> None:
     ConfigError: on every process; names the process that differs.
   """
   if distributed.process_count() > 1:
-    what = 'problems to train on'
-    _compare(what, [f'{len(source)} {source_fingerprint(source)}'], ['set'])
+    fingerprint = f'{len(source)} {source_fingerprint(source)}'
+    _compare('problems to train on', [fingerprint], ['set'])
 
 
-def check_batch_sizes(config: Config, processes: int) -> None:
-  """Checks that the batches divide evenly among the processes.
+def check_process_count(config: Config, processes: int) -> None:
+  """Checks that a run can have this number of processes.
 
   Raises:
-    ConfigError: a batch size is not a multiple of `processes`.
+    ConfigError: a batch size is not a multiple of `processes`, or groups are
+      carried over in a run of several.
   """
+  if config.rollout.carried_groups and processes > 1:
+    raise ConfigError(
+      'rollout.carried_groups must be 0 with several processes, got'
+      f' {config.rollout.carried_groups} with {processes}'
+    )
   sizes = {
     'rollout.prompts_per_iteration': config.rollout.prompts_per_iteration
   }
@@ -83,11 +89,11 @@ def check_batch_sizes(config: Config, processes: int) -> None:
       )
 
 
-def _compare(what: str, values: Sequence[str], names: Sequence[str]) -> None:
+def _compare(subject: str, values: Sequence[str], names: Sequence[str]) -> None:
   """Compares texts over all processes by their checksums.
 
   Args:
-    what: a name for all of the texts, for the error.
+    subject: a name for all of the texts, for the error.
     values: the texts.
     names: the name of each text, for the error.
   """
@@ -98,7 +104,7 @@ def _compare(what: str, values: Sequence[str], names: Sequence[str]) -> None:
     if differing.size:
       name = names[differing[0]]
       raise ConfigError(
-        f'all processes must have the same {what}, process {process} has '
+        f'all processes must have the same {subject}, process {process} has '
         f'another {name} than process 0'
       )
 

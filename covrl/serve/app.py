@@ -26,12 +26,12 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from covrl.data import Tokenizer
+from covrl.data.json_text import parse_json
 from covrl.serve.answer import Answer, Updates
 from covrl.serve.fields import (
   DEFAULT_TOKENS,
   Completion,
   parse_completion,
-  parse_json,
 )
 from covrl.serve.metrics import CONTENT_TYPE, Metrics
 from covrl.serve.text import Delta

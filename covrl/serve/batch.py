@@ -12,9 +12,10 @@ import numpy as np
 
 from covrl.data import Tokenizer
 from covrl.data.columns import type_name
+from covrl.data.json_text import parse_json
 from covrl.rollout import RequestEngine
 from covrl.serve.choices import Choice
-from covrl.serve.fields import parse_completion, parse_json
+from covrl.serve.fields import parse_completion
 from covrl.serve.text import ResponseText
 
 # Fields that have no meaning in a file.

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
 import secrets
 from collections.abc import Mapping, Sequence
@@ -74,39 +73,6 @@ class Completion:
   logprobs: bool
   stream: bool
   include_usage: bool
-
-
-def parse_json(text: bytes | bytearray, subject: str) -> Any:
-  """Reads JSON, in which a name must not be repeated.
-
-  Args:
-    text: the text.
-    subject: what it is, for errors.
-
-  Raises:
-    ValueError: it cannot be parsed, or an object has a name twice.
-  """
-  repeated: list[str] = []
-
-  def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for name, value in pairs:
-      if name in fields:
-        repeated.append(name)
-      fields[name] = value
-    return fields
-
-  try:
-    content = json.loads(text, object_pairs_hook=unique)
-  except (ValueError, RecursionError) as error:
-    raise ValueError(
-      f'{subject} must be JSON, got {str(error)[:200]}'
-    ) from None
-  if repeated:
-    raise ValueError(
-      f'{subject} must have every name once, got {repeated[0][:100]!r} twice'
-    )
-  return content
 
 
 def parse_completion(

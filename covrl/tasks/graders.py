@@ -56,14 +56,16 @@ def make_rewards(
   notes: list[str] = []
   for kind, names in sources.items():
     if kind == 'code':
-      level, url = config.judge or None, config.judge_url or None
+      backend, url = config.judge or None, config.judge_url or None
       packages = config.package_names
-      judge = cached_judge(level, url, packages)
+      judge = cached_judge(backend, url, packages)
       offered = f', with {", ".join(packages)}' if packages else ''
-      notes.append(f'programs are judged at level {judge.level}{offered}')
+      notes.append(
+        f'programs are judged in the sandbox backend {judge.backend}{offered}'
+      )
       rewards.append(
         code_reward(
-          level=level, url=url, packages=packages, sources=tuple(names)
+          backend=backend, url=url, packages=packages, sources=tuple(names)
         )
       )
     elif kind in _EXTRACTION_RULES:

@@ -21,6 +21,8 @@ from covrl.train.phase_timer import PhaseTimer
 from covrl.train.rollout_batch import to_token_batch
 from covrl.types import Rollouts, TokenBatch, TrainState
 
+# Sampled responses, their tokens in training layout, and the policy's statistics
+# of these (`None` unless the run scores rollouts).
 Draw = tuple[Rollouts, TokenBatch, PolicyStats | None]
 
 
@@ -110,13 +112,13 @@ def score_draw(
   return (result.rollouts, batch, scored), result
 
 
-def concatenate(draws: list[Draw]) -> Draw:
-  """Joins draws, in order."""
+def concatenate_draws(draws: list[Draw]) -> Draw:
+  """Concatenates the rows of draws, in order."""
   return jax.tree.map(lambda *parts: np.concatenate(parts), *draws)
 
 
-def take(rollouts: Rollouts, chosen: ChosenGroups) -> Rollouts:
-  """Returns the responses of the chosen groups, the others of them masked."""
+def select_groups(rollouts: Rollouts, chosen: ChosenGroups) -> Rollouts:
+  """Returns the rows of the chosen groups; dropped responses are masked."""
   rollouts = jax.tree.map(lambda x: x[chosen.rows], rollouts)
   loss_mask = rollouts.loss_mask & chosen.kept[:, None]
   return dataclasses.replace(rollouts, loss_mask=loss_mask)

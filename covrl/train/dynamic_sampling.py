@@ -17,6 +17,7 @@ later groups are not waited for.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -85,29 +86,35 @@ class _Group:
   passes: bool | None = None
 
 
+@dataclasses.dataclass(frozen=True)
 class DynamicSampling:
   """Samples groups until enough of them pass the filters.
 
-  Args:
+  Attributes:
     engine: samples groups.
     scoring: reward functions and their worker pool.
     tokenizer: decodes the responses.
     config: the run's configuration.
   """
 
-  def __init__(
-    self,
-    engine: GroupEngine,
-    scoring: Scoring,
-    tokenizer: Tokenizer,
-    config: Config,
-  ) -> None:
-    self._engine, self._scoring = engine, scoring
-    self._tokenizer, self._config = tokenizer, config
-    self._filter = GroupFilter.from_config(config)
-    rollout = config.rollout
-    self._wanted = rollout.prompts_per_iteration
-    self._limit = rollout.max_draws * self._wanted
+  engine: GroupEngine
+  scoring: Scoring
+  tokenizer: Tokenizer
+  config: Config
+
+  @functools.cached_property
+  def _filter(self) -> GroupFilter:
+    return GroupFilter.from_config(self.config)
+
+  @property
+  def _wanted(self) -> int:
+    """Number of groups that an iteration trains on."""
+    return self.config.rollout.prompts_per_iteration
+
+  @property
+  def _limit(self) -> int:
+    """Number of groups that an iteration may begin."""
+    return self.config.rollout.max_draws * self._wanted
 
   def sample(
     self,
@@ -131,14 +138,14 @@ class DynamicSampling:
     """
     start, groups = prompts.get_state(), list[_Group]()
     try:
-      self._engine.begin(params, key=key, sampling=sampling)
+      self.engine.begin(params, key=key, sampling=sampling)
       end = self._sample(prompts, groups, first_sequence)
       draws = -(-end // self._wanted)
       if prompts.get_state()['draw'] != start['draw'] + draws:
         prompts.set_state({**start, 'draw': start['draw'] + draws})
       return Drawn(self._result(groups[:end], step), draws)
     finally:
-      self._engine.end()
+      self.engine.end()
       for group in groups:
         if group.call is not None and group.scores is None:
           group.call.cancel()
@@ -147,7 +154,7 @@ class DynamicSampling:
     self, prompts: PromptStream, groups: list[_Group], first_sequence: int
   ) -> int:
     """Begins groups, in order, until enough pass; returns how many that takes."""
-    engine, waiting = self._engine, list[_Group]()
+    engine, waiting = self.engine, list[_Group]()
     began = idle_since = time.monotonic()
     cycle, is_late = 0.0, False
     while True:
@@ -197,7 +204,7 @@ class DynamicSampling:
     tokens, mask, indices, source_ids = distributed.gather_rows(
       (batch.tokens, batch.mask, batch.indices, batch.source_ids)
     )
-    size, share = self._engine.group_size, len(batch.problems)
+    size, share = self.engine.group_size, len(batch.problems)
     own = jax.process_index() * share
     members = np.arange(size, dtype=np.int32)
     return [
@@ -215,12 +222,10 @@ class DynamicSampling:
 
   def _begin(self, group: _Group, number: int) -> None:
     """Adds a group to the engine, and opens its scoring."""
-    self._engine.add(
-      number, group.prompt, group.prompt_mask, group.sequence_ids
-    )
+    self.engine.add(number, group.prompt, group.prompt_mask, group.sequence_ids)
     if group.problem is not None:
-      problems = [group.problem] * self._engine.group_size
-      group.call = ResponseScoring(self._tokenizer, self._scoring, problems, 0)
+      problems = [group.problem] * self.engine.group_size
+      group.call = ResponseScoring(self.tokenizer, self.scoring, problems, 0)
 
   def _exchange(self, groups: Sequence[_Group], is_late: bool) -> bool:
     """Makes all processes know which groups pass, as far as scores are known.
@@ -284,7 +289,7 @@ class DynamicSampling:
   def _rollouts(self, groups: Sequence[_Group], step: int) -> Rollouts:
     """Joins finished groups into whole sequences without rewards."""
     samples: list[Any] = [group.samples for group in groups]
-    size = self._engine.group_size
+    size = self.engine.group_size
     rows = to_rollout_rows(
       np.stack([group.prompt for group in groups]),
       np.stack([group.prompt_mask for group in groups]),
@@ -293,8 +298,8 @@ class DynamicSampling:
     )
 
     def ids(name: str) -> np.ndarray:
-      each = [getattr(group, name) for group in groups]
-      return np.array(each, np.int32).repeat(size)
+      values = [getattr(group, name) for group in groups]
+      return np.array(values, np.int32).repeat(size)
 
     own: dict[str, Any] = {
       'sequence_ids': np.concatenate([g.sequence_ids for g in groups]),
@@ -306,9 +311,9 @@ class DynamicSampling:
 
   def _result(self, groups: Sequence[_Group], step: int) -> ScoredRollouts:
     """Joins groups whose scores are known, and their scores of all processes."""
-    size = self._engine.group_size
+    size = self.engine.group_size
     own = [group.scores for group in groups if group.scores is not None]
-    gathered = Scores.join(self._scoring.rewards, own).gather()
+    gathered = Scores.join(self.scoring.rewards, own).gather()
     # Scores are in the order of the processes, groups in that of the prompts.
     owners = np.array([group.owner for group in groups])
     place = np.argsort(np.argsort(owners, kind='stable'))

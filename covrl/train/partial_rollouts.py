@@ -167,25 +167,21 @@ class GroupsInFlight:
     return fields | {'samples': stored}
 
 
+@dataclasses.dataclass(frozen=True)
 class PartialRollouts:
   """Samples groups, and carries over those that are not complete.
 
-  Args:
+  Attributes:
     engine: the sampling engine.
     scoring: reward functions and their worker pool.
     tokenizer: decodes the responses.
     config: the run's configuration.
   """
 
-  def __init__(
-    self,
-    engine: SamplingEngine,
-    scoring: Scoring,
-    tokenizer: Tokenizer,
-    config: Config,
-  ) -> None:
-    self._engine, self._scoring = engine, scoring
-    self._tokenizer, self._config = tokenizer, config
+  engine: SamplingEngine
+  scoring: Scoring
+  tokenizer: Tokenizer
+  config: Config
 
   def sample(
     self,
@@ -214,7 +210,7 @@ class PartialRollouts:
     Returns:
       The responses of complete groups, and the other groups.
     """
-    rollout = self._config.rollout
+    rollout = self.config.rollout
     begun = self._begin(carried or self.empty(), draw, now)
     old = begun.samples
     # Unfinished responses of one token begin again.
@@ -238,7 +234,7 @@ class PartialRollouts:
       )
 
     samples: Samples = distributed.run_on_devices(
-      self._engine.sample,
+      self.engine.sample,
       params,
       begun.prompts,
       begun.prompt_mask,
@@ -292,7 +288,7 @@ class PartialRollouts:
 
   def empty(self) -> GroupsInFlight:
     """Returns places without groups."""
-    return GroupsInFlight.empty(self._config, self._engine.experts)
+    return GroupsInFlight.empty(self.config, self.engine.experts)
 
   def finished(self, samples: Samples) -> Bool[np.ndarray, ' R']:
     """Returns a mask of the responses that are finished."""
@@ -301,7 +297,7 @@ class PartialRollouts:
     last = np.asarray(samples.response_tokens)[
       np.arange(len(mask)), np.maximum(length - 1, 0)
     ]
-    is_end = np.isin(last, self._engine.end_ids)
+    is_end = np.isin(last, self.engine.end_ids)
     return (length > 0) & (is_end | (length == mask.shape[1]))
 
   def _begin(
@@ -336,9 +332,10 @@ class PartialRollouts:
     return dataclasses.replace(groups, calls=tuple(calls))
 
   def _open(self, problem: Problem, place: int) -> ResponseScoring:
-    size = self._config.rollout.responses_per_prompt
+    """Opens the scoring of a group's responses."""
+    size = self.config.rollout.responses_per_prompt
     return ResponseScoring(
-      self._tokenizer, self._scoring, [problem] * size, place * size
+      self.tokenizer, self.scoring, [problem] * size, place * size
     )
 
 
@@ -363,5 +360,6 @@ def _masked(samples: Samples, kept: Bool[np.ndarray, ' R']) -> Samples:
 
 
 def _tokens(samples: Samples, row: int) -> list[int]:
+  """Returns the tokens of a response."""
   mask = np.asarray(samples.response_mask)[row]
   return np.asarray(samples.response_tokens)[row][mask].tolist()

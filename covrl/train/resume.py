@@ -68,9 +68,10 @@ def save_run(
   metrics: MetricsState,
   inputs: Mapping[str, str],
 ) -> None:
-  """Writes a checkpoint; of one of the same update it replaces the notes.
+  """Writes a checkpoint, or updates the metadata of the last one.
 
-  They may be of the evaluation that follows the checkpoint.
+  If the last checkpoint is of the same update, only its metadata is replaced:
+  the evaluation that follows a checkpoint adds its metrics in this way.
 
   Args:
     store: the run's checkpoints.
@@ -96,7 +97,9 @@ def save_run(
     notes['update_metrics'] = list(rollout.update_metrics)
   sampled = {'ahead': collected.ahead, 'carried': collected.carried}
   arrays |= {
-    n: each.arrays() for n, each in sampled.items() if each is not None
+    name: groups.arrays()
+    for name, groups in sampled.items()
+    if groups is not None
   }
   notes['sampled'] = [*(sampled.keys() & arrays.keys())]
   updates = position.updates_made(config)
@@ -165,7 +168,7 @@ def start_or_resume(
 
   Raises:
     Stopped: a signal has stopped the warm start; it is saved.
-    CheckpointError: the checkpoint is damaged or of another program.
+    CheckpointError: the checkpoint is damaged or was written by another version.
   """
   finished, unfinished = run.shared_warm_start, None
   needs_warm_start = saved is None or run.policy.config.lora is not None

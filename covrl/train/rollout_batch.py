@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from covrl.config import Config
+from covrl.data.packing import prompt_width
 from covrl.models import ExpertRecord
 from covrl.rewards import TOTAL
 from covrl.train.forward import PolicyStats, with_old_stats
@@ -199,6 +201,12 @@ def token_advantages(
 def _per_token(advantages: Any) -> Any:
   """Adds an axis of tokens to advantages of responses."""
   return advantages if advantages.ndim == 2 else advantages[:, None]
+
+
+def row_width(config: Config) -> int:
+  """Returns the tokens per row: those of a prompt and of a response."""
+  rollout = config.rollout
+  return prompt_width(rollout.max_prompt_length) + rollout.max_response_length
 
 
 def padding_batch(

@@ -3,8 +3,7 @@
 
 With `rollout.pipeline`, the next iteration's responses are sampled before those
 of the current one are waited for: workers score them while the policy is
-updated. They are sampled by an older policy, and so are importance weights
-needed.
+updated. An older policy samples them, so that importance weights are needed.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from covrl.config import Config, ConfigError
+from covrl.config import Config
 from covrl.data import StreamState
 from covrl.data.packing import prompt_width
 from covrl.parallel import distributed
@@ -32,12 +31,12 @@ from covrl.tasks.task import Task
 from covrl.train.compiled import CompiledPrograms
 from covrl.train.draws import (
   Draw,
-  concatenate,
+  concatenate_draws,
   problems_of,
   prompt_stream,
   score_draw,
   score_tokens,
-  take,
+  select_groups,
 )
 from covrl.train.dynamic_sampling import DynamicSampling
 from covrl.train.group_filter import GroupFilter
@@ -53,6 +52,7 @@ from covrl.train.rollout_batch import (
   make_rollout_batch,
   padding_batch,
   padding_rollouts,
+  row_width,
   shift_left,
 )
 from covrl.train.rollout_metrics import (
@@ -101,15 +101,7 @@ class RolloutCollector:
       key: PRNG key of all rollouts.
       group_engine: samples responses in place of `engine`, if prompts are
         admitted by free slots.
-
-    Raises:
-      ConfigError: groups are carried over in a run of several processes.
     """
-    if config.rollout.carried_groups and distributed.process_count() > 1:
-      raise ConfigError(
-        'rollout.carried_groups must be 0 with several processes, got'
-        f' {config.rollout.carried_groups} with {distributed.process_count()}'
-      )
     self._config = config
     self._engine = engine
     self._scoring = scoring
@@ -154,7 +146,7 @@ class RolloutCollector:
     Args:
       prompts: see `CollectorState`.
       ahead: see `PendingRollouts.arrays`; their responses are scored again.
-      carried: see `GroupsInFlight.arrays`; so are these.
+      carried: see `GroupsInFlight.arrays`; finished responses are scored again.
     """
     pending = None
     size = self._config.rollout.prompts_per_iteration
@@ -165,9 +157,10 @@ class RolloutCollector:
     groups = None
     if carried is not None:
       ids = carried['group_ids']
-      known = iter(problems_of(self._prompts, size, ids[ids != FREE]))
-      places = [None if each == FREE else next(known) for each in ids]
-      groups = self._partial.restore(carried, places)
+      problems = iter(problems_of(self._prompts, size, ids[ids != FREE]))
+      groups = self._partial.restore(
+        carried, [None if i == FREE else next(problems) for i in ids]
+      )
     self.state = CollectorState(prompts, pending, groups)
 
   def check_prompts(self) -> None:
@@ -266,13 +259,15 @@ class RolloutCollector:
       )
       draws.append(draw)
       results.append(result)
-      passed = sum(self._filter.passes(each).sum() for each, _, _ in draws)
+      passed = sum(
+        self._filter.passes(rollouts).sum() for rollouts, _, _ in draws
+      )
       if passed >= rollout.prompts_per_iteration:
         break
     outcomes = outcome_metrics(
       results, iteration, max_failures=self._config.rewards.max_failures
     )
-    rollouts, batch, scored = concatenate(draws)
+    rollouts, batch, scored = concatenate_draws(draws)
     metrics = rollout_metrics(
       rollouts, scored, sources=self._sources, step=int(state.step)
     )
@@ -281,7 +276,8 @@ class RolloutCollector:
       return (rollouts, batch, scored), metrics
     chosen = self._filter.choose(rollouts, iteration)
     batch, scored = jax.tree.map(lambda x: x[chosen.rows], (batch, scored))
-    return (take(rollouts, chosen), batch, scored), metrics | chosen.metrics
+    draw = select_groups(rollouts, chosen), batch, scored
+    return draw, metrics | chosen.metrics
 
   def _draw_by_slots(
     self,
@@ -315,7 +311,7 @@ class RolloutCollector:
       rollouts, None, sources=self._sources, step=int(state.step)
     )
     chosen = self._filter.choose(rollouts, iteration)
-    rollouts = take(rollouts, chosen)
+    rollouts = select_groups(rollouts, chosen)
     batch, scored = score_tokens(self._programs, config, rollouts, state)
     timer.lap('score')
     if scored is not None:
@@ -397,9 +393,3 @@ class RolloutCollector:
     )
     timer.lap('sample')
     return pending
-
-
-def row_width(config: Config) -> int:
-  """Returns the tokens per row: those of a prompt and of a response."""
-  rollout = config.rollout
-  return prompt_width(rollout.max_prompt_length) + rollout.max_response_length

@@ -88,12 +88,12 @@ def main() -> None:
   parser.add_argument('--runs', type=int, default=1000)
   parser.add_argument('--rounds', type=int, default=60)
   parser.add_argument('--table', type=pathlib.Path)
-  parser.add_argument('--level', default=None)
+  parser.add_argument('--backend', default=None)
   arguments = parser.parse_args()
-  judge = Judge(level=arguments.level)
+  judge = Judge(backend=arguments.backend)
   busy = os.getloadavg()[0]
   CONSOLE.print(
-    f'level {judge.level}, {os.cpu_count()} processors, load {busy:.1f}'
+    f'backend {judge.backend}, {os.cpu_count()} processors, load {busy:.1f}'
   )
   parts: dict[str, Callable[[], None]] = {
     'speed': lambda: show_speed(judge, arguments.rounds),
@@ -162,8 +162,8 @@ def show_battery(judge: Judge, path: pathlib.Path | None) -> None:
     title = textwrap.dedent(f"""\
       # The judge's battery
 
-      By `python tests/benchmarks/judging.py --parts=battery --table=…`, level
-      {judge.level}: {sum(right.values())} of {len(ROWS)} attack and control
+      By `python tests/benchmarks/judging.py --parts=battery --table=…`, backend
+      {judge.backend}: {sum(right.values())} of {len(ROWS)} attack and control
       programs have the expected outcome. Programs of the kind `reaching` print what
       they could reach; they have to score 1, for nothing.
 

@@ -30,8 +30,7 @@ from covrl.train.algorithm import Algorithm
 from covrl.train.compiled import CompiledPrograms
 from covrl.train.forward import with_old_stats
 from covrl.train.init import make_policy
-from covrl.train.rollout_batch import RolloutBatch, padding_batch
-from covrl.train.rollout_collector import row_width
+from covrl.train.rollout_batch import RolloutBatch, padding_batch, row_width
 from covrl.types import TrainState
 
 RECIPES = ('countdown:ppo', 'countdown:prime')

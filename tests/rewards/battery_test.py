@@ -15,7 +15,7 @@ CANARY = 'a-secret-of-the-trainer'
 
 @pytest.fixture(scope='module')
 def judge():
-  judge = Judge(level='bubblewrap')
+  judge = Judge(backend='bubblewrap')
   # The first program imports modules and opens files that stay open.
   judge.judge('print(1)', [{'stdin': '', 'stdout': '1'}])
   before = leftovers()

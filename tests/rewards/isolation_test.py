@@ -112,9 +112,9 @@ def test_children_of_scorers_end_with_a_killed_trainer(scorers, tmp_path):
         time.sleep(3600)
       """)
   )
-  level = _worker_process.isolation()
+  isolation = _worker_process.isolation()
   with subprocess.Popen(
-    [sys.executable, str(script), str(HERE), str(ROOT), level],
+    [sys.executable, str(script), str(HERE), str(ROOT), isolation],
     stdout=subprocess.PIPE,
   ) as trainer:
     assert trainer.stdout is not None

@@ -122,8 +122,8 @@ def server():
 
 def test_remote_server_runs_programs(server):
   url, asked = server
-  judge = Judge(level='remote', url=url)
-  assert judge.level == 'remote'
+  judge = Judge(backend='remote', url=url)
+  assert judge.backend == 'remote'
   call = [{'call': 'add', 'args': [3, 4], 'result': 7}]
   assert judge.judge(ADD, SUM, time_limit=20.0).status is Status.SCORED
   assert judge.judge('print(8)', SUM, time_limit=20.0).status is Status.WRONG
@@ -150,7 +150,7 @@ def test_remote_server_runs_programs(server):
 
 
 def test_unreachable_server_gives_no_score():
-  judge = Judge(level='remote', url='http://127.0.0.1:9')
+  judge = Judge(backend='remote', url='http://127.0.0.1:9')
   outcome = judge.judge(ADD, SUM)
   assert outcome.status is Status.INFRASTRUCTURE
   assert math.isnan(outcome.score)
@@ -158,8 +158,8 @@ def test_unreachable_server_gives_no_score():
 
 
 def test_runs_unsandboxed_only_on_request():
-  judge = Judge(level='unsandboxed')
-  assert judge.level == 'unsandboxed'
+  judge = Judge(backend='unsandboxed')
+  assert judge.backend == 'unsandboxed'
   assert judge.judge(ADD, SUM).status is Status.SCORED
   before = leftovers()
   spin = judge.judge('while True: pass', SUM, time_limit=0.5)
@@ -168,7 +168,7 @@ def test_runs_unsandboxed_only_on_request():
 
 
 def test_unsandboxed_programs_leave_no_processes_behind(tmp_path):
-  judge = Judge(level='unsandboxed')
+  judge = Judge(backend='unsandboxed')
   program = """
     import os, time
     for _ in range(3):

@@ -36,13 +36,13 @@ covrl.__path__ = [{str(ROOT / 'covrl')!r}]
 
 @pytest.fixture(scope='module')
 def judge():
-  return Judge(level='bubblewrap')
+  return Judge(backend='bubblewrap')
 
 
 @pytest.fixture(scope='module')
 def small():
   """A judge with low memory and process limits."""
-  return Judge(level='bubblewrap', memory_limit=96 << 20, processes=24)
+  return Judge(backend='bubblewrap', memory_limit=96 << 20, processes=24)
 
 
 def test_works_in_a_plain_script(tmp_path):
@@ -152,7 +152,7 @@ def test_programs_may_import_the_offered_packages(judge):
   assert outcome.score == 1.0, outcome
   jax = judge.judge('import jax\nprint(7)', SUM)
   assert "No module named 'jax'" in jax.detail
-  bare = Judge(level='bubblewrap', packages=())
+  bare = Judge(backend='bubblewrap', packages=())
   outcome = bare.judge('import numpy\nprint(7)', SUM)
   assert "No module named 'numpy'" in outcome.detail
 
@@ -261,8 +261,8 @@ def test_invalid_suites_are_infrastructure_errors(judge):
 def test_memory_limit_covers_all_processes_and_files(small, program):
   outcome = small.judge(textwrap.dedent(program), SUM, time_limit=20.0)
   assert (outcome.score, outcome.status) == (0.0, Status.CRASH)
-  told = ('more than 96 MiB of memory', 'MemoryError')
-  assert any(reason in outcome.detail for reason in told), outcome
+  reasons = ('more than 96 MiB of memory', 'MemoryError')
+  assert any(reason in outcome.detail for reason in reasons), outcome
 
 
 def test_shared_memory_is_counted_once(small):
@@ -307,7 +307,7 @@ def test_killed_trainer_leaves_no_sandbox_behind(tmp_path):
     + textwrap.dedent("""
       import threading, time
       from covrl.rewards import Judge
-      judge = Judge(level='bubblewrap')
+      judge = Judge(backend='bubblewrap')
       forks = 'import os, time\\nos.fork()\\ntime.sleep(1000)'
       test = [{'stdin': '', 'stdout': ''}]
       threading.Thread(
@@ -338,7 +338,7 @@ def test_judge_as_process_1_reaps_its_children():
     from rewards.leftovers import leftovers
     from covrl.rewards import Judge
     assert ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0
-    judge = Judge(level='bubblewrap')
+    judge = Judge(backend='bubblewrap')
     test = [{'stdin': '', 'stdout': ''}]
     before = leftovers()
     for source in ('import os; os.fork()', 'import os; os.kill(1, 9)',
@@ -389,7 +389,7 @@ def test_reports_a_missing_judge(monkeypatch):
   with pytest.raises(
     JudgeError, match=r'bubblewrap \(bwrap\) is not installed'
   ):
-    Judge(level='bubblewrap')
+    Judge(backend='bubblewrap')
   monkeypatch.setattr(backends, '_candidates', lambda *_: iter(()))
   monkeypatch.setattr('covrl.rewards.sandbox.judge._find_judge', _no_judge)
   outcome = judge_code(ADD, SUM)
@@ -402,7 +402,7 @@ def test_sandbox_that_does_not_start_gives_no_score(judge, monkeypatch):
   launcher = bubblewrap.Bubblewrap(
     interpreter=interpreter.find_interpreter(), mode='user', scratch=1 << 20
   )
-  broken = Judge(level='bubblewrap')
+  broken = Judge(backend='bubblewrap')
   monkeypatch.setattr(broken, '_launcher', launcher)
   monkeypatch.setattr(
     bubblewrap.Bubblewrap, 'command', lambda *_, **__: ['bwrap', '--no-such']
@@ -416,8 +416,8 @@ def test_sandbox_that_does_not_start_gives_no_score(judge, monkeypatch):
 @pytest.mark.parametrize(
   ('arguments', 'sentence'),
   [
-    ({'level': 'docker'}, "level must be one of .* got 'docker'"),
-    ({'level': 'remote'}, 'needs a url'),
+    ({'backend': 'docker'}, "backend must be one of .* got 'docker'"),
+    ({'backend': 'remote'}, 'needs a url'),
     ({'memory_limit': 0}, 'memory_limit must be positive, got 0'),
     ({'processes': -1}, 'processes must be positive'),
     ({'workers': 0}, 'workers must be positive'),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from train import process, toy
 
-from covrl.config import ConfigError, load
+from covrl.config import Config, ConfigError, load
 from covrl.data.sources import SubsetSource
 from covrl.parallel import distributed
 from covrl.run import consistency
@@ -127,18 +127,28 @@ def test_refuses_processes_with_different_problems(processes, recipe):
 )
 def test_refuses_batches_that_do_not_divide(recipe, count, message):
   with pytest.raises(ConfigError, match=message):
-    consistency.check_batch_sizes(recipe.config, count)
-  consistency.check_batch_sizes(recipe.config, 8)
+    consistency.check_process_count(recipe.config, count)
+  consistency.check_process_count(recipe.config, 8)
+
+
+def test_refuses_carried_groups_with_several_processes():
+  config = Config()
+  config.rollout.carried_groups = 4
+  consistency.check_process_count(config, 1)
+  with pytest.raises(
+    ConfigError, match=r'must be 0 with several .*got 4 with 2'
+  ):
+    consistency.check_process_count(config, 2)
 
 
 def test_a_checkpoint_of_other_versions_is_reported():
-  told = []
+  warnings = []
   here = versions()
   for notes in (None, {}, {'versions': {}}, {'versions': here}):
-    check_versions(notes, told.append)
-  assert told == []
+    check_versions(notes, warnings.append)
+  assert warnings == []
   before = here | {'jax': '0.1', 'flax': '0.2', 'later': '1'}
-  check_versions({'versions': before}, told.append)
-  (text,) = told
+  check_versions({'versions': before}, warnings.append)
+  (text,) = warnings
   assert f'jax 0.1 (now {here["jax"]}), flax 0.2 (now {here["flax"]}):' in text
   assert 'may differ from an uninterrupted one' in text

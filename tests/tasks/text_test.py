@@ -86,14 +86,16 @@ def test_each_source_has_the_reward_of_its_kind():
 
 def test_notes_name_the_sandbox_backend():
   task = text_task(config('kodcode.jsonl'))
-  assert task.notes[-1].startswith('programs are judged at level ')
+  assert task.notes[-1].startswith(
+    'programs are judged in the sandbox backend '
+  )
   made = config('kodcode.jsonl')
   made.rewards.judge = 'unsandboxed'
   assert ' unsandboxed' in text_task(made).notes[-1]
   for field in ('judge',):
     setattr(made.rewards, field, 'docker')
   with pytest.raises(
-    ValueError, match=r"level must be one of .*, got 'docker'"
+    ValueError, match=r"backend must be one of .*, got 'docker'"
   ):
     text_task(made)
 

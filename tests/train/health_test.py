@@ -23,8 +23,7 @@ from train.updates import padded, run, update
 
 import covrl
 from covrl.exit_codes import Exit, means_restart
-from covrl.rewards import Outcome, Reward, Status
-from covrl.rewards.scoring import PendingScores
+from covrl.rewards import Outcome, PendingScores, Reward, Status
 from covrl.rollout.score import PendingRollouts
 from covrl.train.apply import apply_gradients
 from covrl.train.health import DivergedError, UpdateHealth
@@ -203,21 +202,23 @@ def line(**changes):
 
 
 def test_skipped_updates_in_a_row_end_a_run():
-  health, said = UpdateHealth(), []
-  count = functools.partial(health.count, where='update 1', warn=said.append)
+  health, warnings = UpdateHealth(), []
+  count = functools.partial(
+    health.count, where='update 1', warn=warnings.append
+  )
   for metrics in (line(), line(skipped=1.0, loss=math.nan), line()):
     count(metrics)
     health.check(2)
   assert health.skipped == 1
   assert health.skipped_in_a_row == 0
-  assert said == ['update 1 is skipped: its loss is nan']
+  assert warnings == ['update 1 is skipped: its loss is nan']
   assert health.shown() == {'skipped_updates': 1.0}
   count(line(skipped=1.0, gradient_norm=math.inf))
   health.check(2)
   count(line(skipped=1.0))
   with pytest.raises(DivergedError, match='the last 2 updates were skipped'):
     health.check(2)
-  assert said[1:] == ["update 1 is skipped: its gradient's norm is inf"]
+  assert warnings[1:] == ["update 1 is skipped: its gradient's norm is inf"]
 
 
 def test_a_run_of_skipped_updates_only_does_not_finish():
@@ -229,10 +230,12 @@ def test_a_run_of_skipped_updates_only_does_not_finish():
 
 
 def test_updates_without_tokens_are_counted_and_reported():
-  health, said = UpdateHealth(), []
-  count = functools.partial(health.count, where='update 1', warn=said.append)
+  health, warnings = UpdateHealth(), []
+  count = functools.partial(
+    health.count, where='update 1', warn=warnings.append
+  )
   count(line(tokens=0.0, loss=math.nan, gradient_norm=math.nan))
-  assert said == ['update 1 has no token to train on and changes nothing']
+  assert warnings == ['update 1 has no token to train on and changes nothing']
   assert health.shown() == {'updates_without_tokens': 1.0}
   assert health.skipped == 0
 
@@ -274,22 +277,22 @@ def test_a_run_with_nan_parameters_ends_with_one_sentence(tmp_path, recipe):
   if recipe.endswith('rewards'):
     settings['rewards__max_failures'] = 0.5
   done = process.start(recipe, tmp_path / 'run', **settings)
-  _, said = done.communicate(timeout=600)
+  _, stderr = done.communicate(timeout=600)
   lines = process.lines(tmp_path / 'run', 'train')
   if recipe.endswith('rewards'):
-    assert done.returncode == Exit.REFUSED, said
-    assert 'a score must be a number of magnitude 1e+15 or less' in said
+    assert done.returncode == Exit.REFUSED, stderr
+    assert 'a score must be a number of magnitude 1e+15 or less' in stderr
     return
-  assert done.returncode == Exit.DIVERGED, said
+  assert done.returncode == Exit.DIVERGED, stderr
   if recipe.endswith('warm_start'):
-    assert said.splitlines()[-1].startswith(
+    assert stderr.splitlines()[-1].startswith(
       'covrl: the warm start has diverged: its last 4 updates were skipped'
     )
     assert not lines
     return
-  assert said.splitlines()[-1].startswith('covrl: training has diverged: ')
-  assert 'update 1 of iteration 0 is skipped' in said
-  assert '3 updates skipped' in said
+  assert stderr.splitlines()[-1].startswith('covrl: training has diverged: ')
+  assert 'update 1 of iteration 0 is skipped' in stderr
+  assert '3 updates skipped' in stderr
   assert [line['skipped'] for line in lines] == [1.0] * 3
   report = (tmp_path / 'run' / 'report.html').read_text()
   assert '3 of 3 updates were skipped' in report
@@ -311,8 +314,8 @@ def test_resources_are_flat_over_many_iterations(tmp_path):
   }
   run = process.start('toy_kl_cov', tmp_path / 'run', **settings)
   readings = watch(run, tmp_path / 'run')
-  _, said = run.communicate(timeout=60)
-  assert run.returncode == 0, said
+  _, stderr = run.communicate(timeout=60)
+  assert run.returncode == 0, stderr
   settled = [reading for done, reading in readings if done >= 50]
   quarter = len(settled) // 4
   parts = settled[:quarter], settled[-quarter:]

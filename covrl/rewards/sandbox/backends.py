@@ -27,7 +27,7 @@ class JudgeError(RuntimeError):
 
 
 def find_launcher(
-  level: str | None,
+  backend: str | None,
   limits: Limits,
   reasons: list[str],
   packages: tuple[Package, ...] = (),
@@ -35,7 +35,7 @@ def find_launcher(
   """Returns the best backend that works on this machine.
 
   Args:
-    level: the required backend; `None` tries `bubblewrap`, then `landlock`.
+    backend: the required backend; `None` tries `bubblewrap`, then `landlock`.
     limits: resource limits of programs.
     reasons: receives for every failed backend why it does not work.
     packages: installed packages that programs may import.
@@ -46,22 +46,22 @@ def find_launcher(
   if sys.platform != 'linux':
     raise JudgeError(f'sandboxes need Linux, got {sys.platform}')
   try:
-    for launcher in _candidates(level, limits, packages):
+    for launcher in _candidates(backend, limits, packages):
       reason = _failure(launcher, limits)
       if reason is None:
         return launcher
-      reasons.append(f'{launcher.level}: {reason}')
+      reasons.append(f'{launcher.backend}: {reason}')
   except OSError as error:
     reasons.append(str(error))
-  wanted = 'a sandbox' if level is None else f'a sandbox of level {level}'
+  wanted = 'a sandbox' if backend is None else f'the sandbox backend {backend}'
   raise JudgeError(f'programs need {wanted}, got none: {"; ".join(reasons)}')
 
 
 def _candidates(
-  level: str | None, limits: Limits, packages: tuple[Package, ...]
+  backend: str | None, limits: Limits, packages: tuple[Package, ...]
 ) -> Iterator[Launcher]:
   interpreter = find_interpreter()
-  if level in (None, 'bubblewrap'):
+  if backend in (None, 'bubblewrap'):
     for mode in available_modes():
       yield Bubblewrap(
         interpreter=interpreter,
@@ -69,9 +69,9 @@ def _candidates(
         mode=mode,
         scratch=limits.scratch,
       )
-  if level in (None, 'landlock'):
+  if backend in (None, 'landlock'):
     yield Landlock(interpreter=interpreter, packages=packages)
-  if level == 'unsandboxed':
+  if backend == 'unsandboxed':
     yield Unsandboxed(interpreter=interpreter, packages=packages)
 
 

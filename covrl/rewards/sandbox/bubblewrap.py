@@ -37,7 +37,7 @@ class Bubblewrap(Launcher):
     scratch: bytes of each writable directory.
   """
 
-  level: ClassVar[str] = 'bubblewrap'
+  backend: ClassVar[str] = 'bubblewrap'
   writable: ClassVar[tuple[str, ...]] = '/tmp', '/dev/shm'
   # Programs could read variables in the environment of bubblewrap's process.
   environment: ClassVar[Mapping[str, str]] = {}

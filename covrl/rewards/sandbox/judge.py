@@ -24,7 +24,7 @@ from covrl.rewards.sandbox.sandbox import SandboxError
 from covrl.rewards.sandbox.session import Session
 from covrl.rewards.sandbox.test_formats import Test, parse_tests
 
-LEVELS = ('bubblewrap', 'landlock', 'remote', 'unsandboxed')
+BACKENDS = ('bubblewrap', 'landlock', 'remote', 'unsandboxed')
 
 
 class Judge:
@@ -34,7 +34,7 @@ class Judge:
   further calls wait, which does not count as a program's time.
 
   Args:
-    level: the containment: `bubblewrap`, `landlock`, `remote` (the server at
+    backend: the sandbox backend: `bubblewrap`, `landlock`, `remote` (the server at
       `url`) or `unsandboxed`; `None` takes the first of the first three that
       works. Programs run unsandboxed only on request.
     url: a server with SandboxFusion's `run_code` interface.
@@ -47,27 +47,27 @@ class Judge:
       numpy if it is installed. A remote server has its own.
 
   Attributes:
-    level: the containment in use.
-    reasons: for each better level that was tried, why it does not work.
+    backend: the sandbox backend in use.
+    reasons: for each backend that was tried before it, why it does not work.
 
   Raises:
-    JudgeError: if the level, or every level, does not work on this machine.
-    ValueError: if the level is unknown, a number is not positive or a package is
+    JudgeError: if the backend, or every backend, does not work on this machine.
+    ValueError: if the backend is unknown, a number is not positive or a package is
       not installed.
   """
 
   def __init__(
     self,
     *,
-    level: str | None = None,
+    backend: str | None = None,
     url: str | None = None,
     memory_limit: int = 1 << 30,
     processes: int = 64,
     workers: int | None = None,
     packages: Sequence[str] | None = None,
   ) -> None:
-    if level is not None and level not in LEVELS:
-      raise ValueError(f'level must be one of {LEVELS}, got {level!r}')
+    if backend is not None and backend not in BACKENDS:
+      raise ValueError(f'backend must be one of {BACKENDS}, got {backend!r}')
     processors = _processors()
     workers = len(processors) if workers is None else workers
     for name, value in (
@@ -80,8 +80,10 @@ class Judge:
     self._limits = Limits(memory=memory_limit, processes=processes)
     self._url = url
     self.reasons: list[str] = []
-    self._launcher = self._choose(level, url, find_packages(packages))
-    self.level = 'remote' if self._launcher is None else self._launcher.level
+    self._launcher = self._choose(backend, url, find_packages(packages))
+    self.backend = (
+      'remote' if self._launcher is None else self._launcher.backend
+    )
     # Shuffled, so that the judges of several processes use different ones.
     random.shuffle(processors)
     self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -111,17 +113,17 @@ class Judge:
         return Outcome(math.nan, Status.INFRASTRUCTURE, str(error))
 
   def _choose(
-    self, level: str | None, url: str | None, packages: tuple[Package, ...]
+    self, backend: str | None, url: str | None, packages: tuple[Package, ...]
   ) -> Launcher | None:
     """Returns the launcher of local sandboxes; `None` for a remote server."""
-    if level == 'remote' and url is None:
-      raise ValueError("level 'remote' needs a url, got None")
-    if level == 'remote':
+    if backend == 'remote' and url is None:
+      raise ValueError("backend 'remote' needs a url, got None")
+    if backend == 'remote':
       return None
     try:
-      return find_launcher(level, self._limits, self.reasons, packages)
+      return find_launcher(backend, self._limits, self.reasons, packages)
     except JudgeError:
-      if level is None and url is not None:
+      if backend is None and url is not None:
         return None
       raise
 

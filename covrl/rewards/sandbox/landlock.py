@@ -33,7 +33,7 @@ class Landlock(Launcher):
       needs an interpreter that every user can read.
   """
 
-  level: ClassVar[str] = 'landlock'
+  backend: ClassVar[str] = 'landlock'
 
   give_up_root: bool = True
 

@@ -16,7 +16,7 @@ class Launcher:
   """A sandbox backend of this machine; the defaults are without containment.
 
   Attributes:
-    level: name of the backend.
+    backend: name of the backend.
     writable: directories inside the sandbox that programs can write to.
     environment: environment variables of the sandbox, instead of the trainer's.
     has_namespaces: whether a pid namespace contains all processes of the sandbox.
@@ -24,7 +24,7 @@ class Launcher:
     packages: installed packages that programs may import.
   """
 
-  level: ClassVar[str]
+  backend: ClassVar[str]
   writable: ClassVar[tuple[str, ...]] = ()
   # Makes the order of sets reproducible.
   environment: ClassVar[Mapping[str, str]] = {'PYTHONHASHSEED': '0'}
@@ -56,7 +56,7 @@ class Launcher:
 class Unsandboxed(Launcher):
   """No containment: processes with time and resource limits only."""
 
-  level: ClassVar[str] = 'unsandboxed'
+  backend: ClassVar[str] = 'unsandboxed'
 
   def settings(self) -> Mapping[str, Any]:
     """Returns settings: orphans of a program become children of the runner."""
