@@ -186,8 +186,8 @@ def ppo() -> Recipe:
   Run: covrl train --config=countdown:ppo --workdir=runs/ppo
   Hardware: two CPU cores, nine minutes.
   Expect: entropy falls from the policy's first update on; after five iterations
-  the critic explains about a tenth of the returns' variance. A comparison with
-  `grpo` and `prime`: `make study-algorithms`.
+  the critic explains about a tenth of the returns' variance. `make
+  study-algorithms` compares it with `grpo` and `prime`.
   """
   recipe = grpo()
   # The critic is as small as the policy, and learns from the first rollout on.
@@ -204,13 +204,13 @@ def prime() -> Recipe:
   """PRIME: rewards of tokens from a reward model that learns from outcomes.
 
   Prompts whose responses are nearly all right or all wrong are drawn again, up
-  to four times. As in PRIME's published settings for language models, apart from
-  the reward model's learning rate and the order: it learns from an iteration's
-  outcomes before it scores the responses.
+  to four times. The settings are those that PRIME published for language models,
+  with two differences: the reward model's learning rate, and that it learns from
+  an iteration's outcomes before it scores the responses.
 
   Run: covrl train --config=countdown:prime --workdir=runs/prime
   Hardware: two CPU cores, fifteen minutes.
-  Expect: a comparison with `grpo` and `ppo`: `make study-algorithms`.
+  Expect: `make study-algorithms` compares it with `grpo` and `ppo`.
   Source: Cui et al., Process Reinforcement through Implicit Rewards,
   arXiv:2502.01456, and the authors' implementation in verl.
   """
@@ -237,7 +237,7 @@ def prime_kl_cov() -> Recipe:
 
   Run: covrl train --config=countdown:prime_kl_cov --workdir=runs/prime_kl_cov
   Hardware: two CPU cores, fifteen minutes.
-  Expect: a comparison with `prime`; not measured yet.
+  Expect: not measured yet; to be compared with `prime`.
   """
   covariances = kl_cov()
   return dataclasses.replace(

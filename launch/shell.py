@@ -58,7 +58,7 @@ class Shell:
         timeout=_TIMEOUT,
       )
     except FileNotFoundError:
-      raise LaunchError(f'{command[0]} must be installed, and is not') from None
+      raise LaunchError(f'{command[0]} must be installed, got none') from None
     except subprocess.TimeoutExpired:
       return subprocess.CompletedProcess(
         command, 124, '', f'no answer within {_TIMEOUT:g} s'

@@ -3,7 +3,7 @@
 
 The pages of packages and namespaces show what they import from elsewhere.
 pdoc evaluates the annotations of an inherited or generated constructor in a
-module that may lack their names, so they are evaluated here before.
+module that may lack their names, so this script evaluates them first.
 
   python tests/make_docs.py build/docs
 """
@@ -39,18 +39,18 @@ _NAMESPACES = (
 
 def main(output: pathlib.Path) -> None:
   """Writes the pages to a directory."""
-  for kind in _classes():
-    hints = typing.get_type_hints(kind, include_extras=True)
-    if issubclass(kind, tuple):
-      kind.__new__.__annotations__ = hints
+  for class_ in _classes():
+    hints = typing.get_type_hints(class_, include_extras=True)
+    if issubclass(class_, tuple):
+      class_.__new__.__annotations__ = hints
       # Python's own texts: "Alias for field number 0".
-      kind.__new__.__doc__ = None
-      for name in kind.__annotations__:
-        vars(kind)[name].__doc__ = None
+      class_.__new__.__doc__ = None
+      for name in class_.__annotations__:
+        vars(class_)[name].__doc__ = None
     else:
-      constructor = inspect.getattr_static(kind, '__init__')
+      constructor = inspect.getattr_static(class_, '__init__')
       constructor.__annotations__ = {
-        **{name: hints[name] for name in _parameters(kind) if name in hints},
+        **{name: hints[name] for name in _parameters(class_) if name in hints},
         'return': None,
       }
   packages = (
@@ -85,17 +85,17 @@ def _classes() -> Iterator[type]:
     if info.name.rpartition('.')[2].startswith('_'):
       continue
     module = importlib.import_module(info.name)
-    for kind in vars(module).values():
+    for class_ in vars(module).values():
       if (
-        isinstance(kind, type)
-        and kind.__module__ == info.name
-        and (hasattr(kind, '_fields') or dataclasses.is_dataclass(kind))
+        isinstance(class_, type)
+        and class_.__module__ == info.name
+        and (hasattr(class_, '_fields') or dataclasses.is_dataclass(class_))
       ):
-        yield kind
+        yield class_
 
 
-def _parameters(kind: type) -> list[str]:
-  return list(inspect.signature(kind).parameters)
+def _parameters(class_: type) -> list[str]:
+  return list(inspect.signature(class_).parameters)
 
 
 if __name__ == '__main__':

@@ -32,9 +32,9 @@ OPCODES = (
 
 # Their tuples hold arguments, results and context values.
 _WITH_ARGUMENTS = frozenset(
-  each
-  for each in OPCODES
-  if each.endswith('-start') and each != 'all-reduce-start'
+  opcode
+  for opcode in OPCODES
+  if opcode.endswith('-start') and opcode != 'all-reduce-start'
 )
 
 # Bytes that a chip sends in a ring of g chips, relative to the size of the whole
@@ -72,27 +72,33 @@ class Collective(NamedTuple):
   network: Literal['ici', 'dcn'] = 'ici'
 
 
-def collectives_in(module: Module, each: Instruction) -> Iterator[Collective]:
+def collectives_in(
+  module: Module, instruction: Instruction
+) -> Iterator[Collective]:
   """Yields the collectives of an instruction and of its fused computation."""
-  if each.opcode in OPCODES:
-    yield _collective(each, each.opcode.removesuffix('-start'))
-  elif each.opcode == 'send' and 'xla_megascale_runtime' in each.text:
-    yield _between_slices(each)
-  elif each.opcode in ('fusion', 'async-start'):
-    for called in module.called(each):
+  if instruction.opcode in OPCODES:
+    yield _collective(instruction, instruction.opcode.removesuffix('-start'))
+  elif (
+    instruction.opcode == 'send' and 'xla_megascale_runtime' in instruction.text
+  ):
+    yield _between_slices(instruction)
+  elif instruction.opcode in ('fusion', 'async-start'):
+    for called in module.called(instruction):
       scatters = called.name.startswith('all-reduce-scatter')
       for inner in called.instructions.values():
-        for found in collectives_in(module, inner):
-          if scatters and found.kind == 'all-reduce':
-            yield found._replace(kind='reduce-scatter', sent=found.sent / 2)
+        for collective in collectives_in(module, inner):
+          if scatters and collective.kind == 'all-reduce':
+            yield collective._replace(
+              kind='reduce-scatter', sent=collective.sent / 2
+            )
           else:
-            yield found
+            yield collective
 
 
-def _collective(each: Instruction, kind: str) -> Collective:
+def _collective(instruction: Instruction, kind: str) -> Collective:
   """Parses one collective instruction."""
-  groups = groups_of(each.text)
-  size = sum(shape.size for shape in results(each))
+  groups = groups_of(instruction.text)
+  size = sum(shape.size for shape in results(instruction))
   count = len(groups[0]) if groups else 1
   if kind == 'reduce-scatter':
     size *= count
@@ -101,37 +107,41 @@ def _collective(each: Instruction, kind: str) -> Collective:
     size=size,
     sent=size * _SENT[kind](count),
     groups=groups,
-    scope=each.scope,
+    scope=instruction.scope,
   )
 
 
-def results(each: Instruction) -> list[Shape]:
+def results(instruction: Instruction) -> list[Shape]:
   """Returns the arrays that a collective writes."""
-  if each.opcode not in _WITH_ARGUMENTS:
-    return [shape for shape in each.shapes if shape.elements]
-  arrays = [s for s in each.shapes if s.dims or s.kind not in ('u32', 's32')]
+  if instruction.opcode not in _WITH_ARGUMENTS:
+    return [shape for shape in instruction.shapes if shape.elements]
+  arrays = [
+    s for s in instruction.shapes if s.dims or s.kind not in ('u32', 's32')
+  ]
   return arrays[len(arrays) // 2 :]
 
 
-def _between_slices(each: Instruction) -> Collective:
+def _between_slices(instruction: Instruction) -> Collective:
   """Parses a transfer between the hosts of slices.
 
   Reductions and gathers within a slice are separate collectives.
   """
-  attributes = dict(re.findall(r'_xla_megascale_(\w+)="([^"]*)"', each.text))
+  attributes = dict(
+    re.findall(r'_xla_megascale_(\w+)="([^"]*)"', instruction.text)
+  )
   kind = attributes['transfer_type'].lower().replace('_', '-')
   slices = _numbers(attributes['target'].partition('x')[0])
   if kind not in _SENT:
     raise ValueError(
       f'an exchange between slices must be one of {tuple(_SENT)}, got {kind!r}'
     )
-  size = each.shapes[0].size
+  size = instruction.shapes[0].size
   return Collective(
     kind=kind,
     size=size,
     sent=size * _SENT[kind](len(slices)),
     groups=(slices,),
-    scope=each.scope,
+    scope=instruction.scope,
     network='dcn',
   )
 
@@ -167,20 +177,26 @@ def groups_of(text: str) -> tuple[tuple[int, ...], ...]:
     r' \{([^}]*)\}',
     text,
   )
-  return _of_mesh(mesh[1], mesh[2], mesh[3]) if mesh else ()
+  return _mesh_groups(mesh[1], mesh[2], mesh[3]) if mesh else ()
 
 
-def _of_mesh(
+def _mesh_groups(
   axes: str, ids: str | None, named: str
 ) -> tuple[tuple[int, ...], ...]:
-  """Returns the groups along some axes of a mesh."""
+  """Returns the groups along axes of a mesh.
+
+  Args:
+    axes: names and sizes of all axes, `'a'=2,'b'=4`.
+    ids: device ids in the mesh's order, see `_ids`; all in order if absent.
+    named: the axes, or parts of them, that a group extends over, `'a','b':(2)2`.
+  """
   sizes = {
     name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)
   }
   order = _ids(ids) if ids else np.arange(math.prod(sizes.values()))
   dims: list[int] = []
   grouped: list[int] = []
-  found = dict(re.findall(r"'([^']+)'(?::\((\d+)\)\d+)?", named))
+  whole_axes = dict(re.findall(r"'([^']+)'(?::\((\d+)\)\d+)?", named))
   parts = re.findall(r"'([^']+)':\((\d+)\)(\d+)", named)
   for name, size in sizes.items():
     split = next((p for p in parts if p[0] == name), None)
@@ -190,13 +206,13 @@ def _of_mesh(
       grouped.append(len(dims) + 1)
       dims += [before, inside, size // (before * inside)]
     else:
-      if name in found:
+      if name in whole_axes:
         grouped.append(len(dims))
       dims.append(size)
   array = order.reshape(dims)
-  rest = [axis for axis in range(len(dims)) if axis not in grouped]
+  others = [axis for axis in range(len(dims)) if axis not in grouped]
   count = math.prod(dims[axis] for axis in grouped)
-  return _rows(array.transpose(rest + grouped).reshape(-1, count))
+  return _rows(array.transpose(others + grouped).reshape(-1, count))
 
 
 def _ids(text: str) -> Int[np.ndarray, '...']:

@@ -19,13 +19,13 @@ from covrl.compile.hlo import Computation, Instruction, Module
 from covrl.compile.kernels import kernel_of
 from covrl.compile.traffic import traffic_of
 
-# Trip count of loops whose trip count depends on data and that state none in their
-# scope, `about_N_trips`: bisections over the bits of a float.
+# Trips of a loop whose number depends on data and is not stated by its scope,
+# `about_N_trips`: such loops are bisections over the bits of a float.
 SEARCH_TRIPS = 32
 
 
 class Scopes(NamedTuple):
-  """JAX scopes that are counted in a way of their own.
+  """JAX scopes whose cost is not counted as it stands.
 
   Attributes:
     unused: options that are off; of conditionals in them, the cheapest branch
@@ -37,7 +37,7 @@ class Scopes(NamedTuple):
   omitted: frozenset[str] = frozenset()
 
 
-EVERYTHING = Scopes()
+COUNT_ALL = Scopes()
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -73,7 +73,10 @@ class Cost:
     self.flops += times * other.flops
     self.bytes += times * other.bytes
     self.host_bytes += times * other.host_bytes
-    self.collectives += [(each, n * times) for each, n in other.collectives]
+    self.collectives += [
+      (collective, executions * times)
+      for collective, executions in other.collectives
+    ]
     self.unknown |= other.unknown
     self.searches += other.searches
     for key, flops in other.products.items():
@@ -84,7 +87,7 @@ def cost_of(
   module: Module,
   computation: Computation | None = None,
   *,
-  scopes: Scopes = EVERYTHING,
+  scopes: Scopes = COUNT_ALL,
 ) -> Cost:
   """Returns the cost of a computation, including all that it calls.
 
@@ -97,35 +100,35 @@ def cost_of(
   """
   computation = computation or module.entry
   total = Cost()
-  for each in computation.instructions.values():
-    if not scopes.omitted.isdisjoint(each.scope.split('/')):
+  for instruction in computation.instructions.values():
+    if not scopes.omitted.isdisjoint(instruction.scope.split('/')):
       continue
-    if each.opcode == 'while':
-      _add_loop(total, module, computation, each, scopes)
-    elif each.opcode == 'conditional':
+    if instruction.opcode == 'while':
+      _add_loop(total, module, computation, instruction, scopes)
+    elif instruction.opcode == 'conditional':
       branches = sorted(
-        (cost_of(module, c, scopes=scopes) for c in module.called(each)),
+        (cost_of(module, c, scopes=scopes) for c in module.called(instruction)),
         key=lambda cost: (cost.bytes, cost.flops),
       )
-      is_unused = not scopes.unused.isdisjoint(each.scope.split('/'))
+      is_unused = not scopes.unused.isdisjoint(instruction.scope.split('/'))
       total.add(branches[0 if is_unused else -1])
-    elif each.opcode == 'call':
-      for called in module.called(each):
+    elif instruction.opcode == 'call':
+      for called in module.called(instruction):
         total.add(cost_of(module, called, scopes=scopes))
     else:
-      total.add(_cost_of_one(module, computation, each))
+      total.add(_cost_of_one(module, computation, instruction))
   return total
 
 
 def _add_loop(
   total: Cost,
   module: Module,
-  around: Computation,
+  computation: Computation,
   loop: Instruction,
   scopes: Scopes,
 ) -> None:
   """Adds the cost of all trips of a loop."""
-  trips = module.trips(loop, around)
+  trips = module.trips(loop, computation)
   if trips is None:
     stated = re.search(r'about_(\d+)_trips/while$', loop.scope)
     trips = int(stated[1]) if stated else SEARCH_TRIPS
@@ -135,24 +138,26 @@ def _add_loop(
 
 
 def _cost_of_one(
-  module: Module, computation: Computation, each: Instruction
+  module: Module, computation: Computation, instruction: Instruction
 ) -> Cost:
   """Returns the cost of one instruction other than a loop."""
-  cost = Cost(flops=flops_of(module, computation, each))
-  cost.collectives = [(found, 1) for found in collectives_in(module, each)]
+  cost = Cost(flops=flops_of(module, computation, instruction))
+  cost.collectives = [
+    (collective, 1) for collective in collectives_in(module, instruction)
+  ]
   find = gpu_kernel if module.platform == 'gpu' else kernel_of
-  kernel = find(each, computation)
+  kernel = find(instruction, computation)
   if kernel is not None:
     cost.flops += kernel.flops
   if module.platform == 'gpu':
-    names = kernel_names(module, computation, each)
+    names = kernel_names(module, computation, instruction)
     if names is not None:
       cost.products[names] = cost.flops
   if kernel is None:
-    cost.bytes, cost.host_bytes = traffic_of(module, computation, each)
+    cost.bytes, cost.host_bytes = traffic_of(module, computation, instruction)
     return cost
-  least, cost.host_bytes = traffic_of(module, computation, each)
+  least, cost.host_bytes = traffic_of(module, computation, instruction)
   cost.bytes = kernel.bytes if kernel.stated else max(least, kernel.bytes)
   if not kernel.known:
-    cost.unknown.add(each.name.split('.')[0])
+    cost.unknown.add(instruction.name.split('.')[0])
   return cost

@@ -43,26 +43,26 @@ _UNCOUNTED = FREE | {
 
 
 def flops_of(
-  module: Module, computation: Computation, each: Instruction
+  module: Module, computation: Computation, instruction: Instruction
 ) -> float:
   """Returns the FLOPs of an instruction and of its fused computation."""
-  if each.opcode in ('fusion', 'async-start'):
+  if instruction.opcode in ('fusion', 'async-start'):
     return sum(
       flops_of(module, called, inner)
-      for called in module.called(each)
+      for called in module.called(instruction)
       for inner in called.instructions.values()
     )
-  if each.opcode == 'convolution':
-    return _flops_of_convolution(computation, each)
-  if each.opcode == 'dot':
-    return _flops_of_dot(computation, each)
-  if each.opcode in ('reduce', 'reduce-window', 'scatter'):
-    first = next(computation.operands(each), None)
+  if instruction.opcode == 'convolution':
+    return _flops_of_convolution(computation, instruction)
+  if instruction.opcode == 'dot':
+    return _flops_of_dot(computation, instruction)
+  if instruction.opcode in ('reduce', 'reduce-window', 'scatter'):
+    first = next(computation.operands(instruction), None)
     read = first.shapes[0].elements if first else 0
-    return float(max(read, each.shapes[0].elements))
-  if each.opcode in _UNCOUNTED:
+    return float(max(read, instruction.shapes[0].elements))
+  if instruction.opcode in _UNCOUNTED:
     return 0.0
-  return float(each.shapes[0].elements) if each.shapes else 0.0
+  return float(instruction.shapes[0].elements) if instruction.shapes else 0.0
 
 
 def _flops_of_dot(computation: Computation, dot: Instruction) -> float:
@@ -73,23 +73,26 @@ def _flops_of_dot(computation: Computation, dot: Instruction) -> float:
   return 2.0 * dot.shapes[0].elements * math.prod(summed)
 
 
-def _flops_of_convolution(computation: Computation, each: Instruction) -> float:
+def _flops_of_convolution(
+  computation: Computation, instruction: Instruction
+) -> float:
   """Returns 2 × multiplications, without those by padding and dilation gaps.
 
   TPU programs express matrix products as convolutions, with batch axes as
   spatial ones.
   """
   left, right = (
-    computation.instructions[name].shapes[0] for name in each.operands[:2]
+    computation.instructions[name].shapes[0]
+    for name in instruction.operands[:2]
   )
-  labels = each.attribute('dim_labels') or ''
+  labels = instruction.attribute('dim_labels') or ''
   into, rest = labels.split('_')
   kernel, out = rest.split('->')
-  result = each.shapes[0]
+  result = instruction.shapes[0]
   batch = result.dims[out.index('b')]
   features = result.dims[out.index('f')]
   summed = right.dims[kernel.index('i')]
-  window = _Window.of(each.text)
+  window = _Window.of(instruction.text)
   positions = 1
   for axis in range(sum(label.isdigit() for label in out)):
     positions *= window.valid(

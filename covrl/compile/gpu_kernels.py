@@ -21,56 +21,61 @@ _FORWARD, _BACKWARD = 2, 5
 _BLOCK = 128
 
 
-def gpu_kernel(each: Instruction, computation: Computation) -> Kernel | None:
+def gpu_kernel(
+  instruction: Instruction, computation: Computation
+) -> Kernel | None:
   """Returns the cost of a library call; `None` for other instructions."""
-  target = target_of(each)
+  target = target_of(instruction)
   if target.startswith('__cudnn$fmha'):
-    return _attention(each, computation)
+    return _attention(instruction, computation)
   if target.startswith('__cublas$'):
-    return Kernel(_product(each, computation), 0.0)
+    return Kernel(_product(instruction, computation), 0.0)
   if target in ('__gpu$xla.gpu.triton', 'triton_kernel_call'):
     return Kernel(0.0, 0.0, known=False)
   return None
 
 
-def target_of(each: Instruction) -> str:
+def target_of(instruction: Instruction) -> str:
   """Returns the target of a custom call; empty for other instructions."""
-  if each.opcode != 'custom-call':
+  if instruction.opcode != 'custom-call':
     return ''
-  found = re.search(r'custom_call_target="([^"]*)"', each.text)
+  found = re.search(r'custom_call_target="([^"]*)"', instruction.text)
   return found[1] if found else ''
 
 
-def _attention(each: Instruction, computation: Computation) -> Kernel:
+def _attention(instruction: Instruction, computation: Computation) -> Kernel:
   """Returns the cost of cuDNN's fused attention, whose scores stay on chip.
 
   Queries, keys and values are read once; blocks that causality masks are
   skipped.
   """
   dims = re.search(
-    r'"intermediate_tensor_shape": ?\{.*?"dimensions": ?\[([^\]]*)\]', each.text
+    r'"intermediate_tensor_shape": ?\{.*?"dimensions": ?\[([^\]]*)\]',
+    instruction.text,
   )
   if dims is None:
     return Kernel(0.0, 0.0, known=False)
   rows, heads, queries, keys = map(int, re.findall(r'\d+', dims[1]))
-  first = next(computation.operands(each))
+  first = next(computation.operands(instruction))
   width = first.shapes[0].dims[-1]
   pairs = queries * keys
-  if 'CAUSAL' in each.text and queries == keys and keys % _BLOCK == 0:
-    window = re.search(r'"sliding_window_length": ?"?(\d+)', each.text)
+  if 'CAUSAL' in instruction.text and queries == keys and keys % _BLOCK == 0:
+    window = re.search(r'"sliding_window_length": ?"?(\d+)', instruction.text)
     visible = blocks(keys, _BLOCK, int(window[1]) if window else 0)
     pairs = visible * _BLOCK**2
-  products = _BACKWARD if 'Backward' in target_of(each) else _FORWARD
+  products = _BACKWARD if 'Backward' in target_of(instruction) else _FORWARD
   return Kernel(2.0 * products * rows * heads * pairs * width, 0.0)
 
 
-def _product(each: Instruction, computation: Computation) -> float:
+def _product(instruction: Instruction, computation: Computation) -> float:
   """Returns the operations of a matrix product of cuBLAS."""
-  left, right = list(computation.operands(each))[:2]
+  left, right = list(computation.operands(instruction))[:2]
   contracted = re.search(
-    r'"lhs_contracting_dimensions": ?\[([^\]]*)\]', each.text
+    r'"lhs_contracting_dimensions": ?\[([^\]]*)\]', instruction.text
   )
-  batched = re.search(r'"rhs_batch_dimensions": ?\[([^\]]*)\]', each.text)
+  batched = re.search(
+    r'"rhs_batch_dimensions": ?\[([^\]]*)\]', instruction.text
+  )
   if contracted is None:
     return 0.0
   dims, others = left.shapes[0].dims, right.shapes[0].dims
@@ -83,7 +88,7 @@ def _product(each: Instruction, computation: Computation) -> float:
 
 
 def kernel_names(
-  module: Module, computation: Computation, each: Instruction
+  module: Module, computation: Computation, instruction: Instruction
 ) -> tuple[str, str] | None:
   """Returns a product's kernel and the type of its factors; `None` for others.
 
@@ -96,24 +101,24 @@ def kernel_names(
   >>> kernel_names(module, module.entry, module.entry.root)
   ('loops', 'bf16')
   """
-  target = target_of(each)
+  target = target_of(instruction)
   if target.startswith(('__cudnn$', '__cublas$')):
-    kind = next(computation.operands(each)).shapes[0].kind
+    kind = next(computation.operands(instruction)).shapes[0].kind
     if target.startswith('__cudnn$fmha'):
       return 'cuDNN attention', kind
     return ('cuDNN' if target.startswith('__cudnn$') else 'cuBLAS'), kind
-  if each.opcode == 'dot':
-    return 'loops', _factors(computation, each)
-  if each.opcode == 'fusion':
-    found = _product_in(module, each)
+  if instruction.opcode == 'dot':
+    return 'loops', _factors(computation, instruction)
+  if instruction.opcode == 'fusion':
+    found = _product_in(module, instruction)
     if found is not None:
-      return ('Triton' if '"__triton' in each.text else 'loops'), found
+      return ('Triton' if '"__triton' in instruction.text else 'loops'), found
   return None
 
 
-def _product_in(module: Module, each: Instruction) -> str | None:
+def _product_in(module: Module, instruction: Instruction) -> str | None:
   """Returns the type of the factors of a product in a fusion, if there is one."""
-  for called in module.called(each):
+  for called in module.called(instruction):
     for inner in called.instructions.values():
       if inner.opcode == 'dot':
         return _factors(called, inner)

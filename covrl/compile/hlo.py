@@ -190,7 +190,7 @@ class Module:
     for name in instruction.called:
       yield self.computations[name]
 
-  def trips(self, loop: Instruction, around: Computation) -> int | None:
+  def trips(self, loop: Instruction, computation: Computation) -> int | None:
     """Returns the trip count of a loop; `None` if it depends on data.
 
     Known if XLA states it, or if the condition compares a counter with a
@@ -205,7 +205,7 @@ class Module:
     if bound is None:
       return None
     counter, most = bound
-    start = _part(around, loop.operands[0], counter)
+    start = _part(computation, loop.operands[0], counter)
     if start is None or start.opcode != 'constant':
       return None
     body = self.computations[loop.attribute('body') or '']

@@ -33,22 +33,27 @@ class Kernel(NamedTuple):
   stated: bool = False
 
 
-def kernel_of(each: Instruction, computation: Computation) -> Kernel | None:
+def kernel_of(
+  instruction: Instruction, computation: Computation
+) -> Kernel | None:
   """Returns the cost of a Pallas kernel; `None` for other instructions."""
-  if 'custom_call_target="tpu_custom_call"' not in each.text:
+  if 'custom_call_target="tpu_custom_call"' not in instruction.text:
     return None
   stated = re.search(
-    r'"cost_estimate":\{"flops":"(\d+)".*?"bytes_accessed":"(\d+)"', each.text
+    r'"cost_estimate":\{"flops":"(\d+)".*?"bytes_accessed":"(\d+)"',
+    instruction.text,
   )
   if stated and int(stated[1]):
     return Kernel(float(stated[1]), float(stated[2]), stated=True)
-  phase = re.match(r'splash_mha_(fwd|dkv|dq)', each.name)
+  phase = re.match(r'splash_mha_(fwd|dkv|dq)', instruction.name)
   if phase:
-    return _splash(each, computation, phase[1])
+    return _splash(instruction, computation, phase[1])
   return Kernel(0.0, 0.0, known=False)
 
 
-def _splash(each: Instruction, computation: Computation, phase: str) -> Kernel:
+def _splash(
+  instruction: Instruction, computation: Computation, phase: str
+) -> Kernel:
   """Returns the cost of the visible query–key blocks of splash attention.
 
   Keys and values are read once per block of queries (forward), queries and
@@ -56,15 +61,17 @@ def _splash(each: Instruction, computation: Computation, phase: str) -> Kernel:
   """
   shapes = [
     operand.shapes[0]
-    for operand in computation.operands(each)
+    for operand in computation.operands(instruction)
     if operand.shapes[0].kind in ('bf16', 'f32')
     and len(operand.shapes[0].dims) >= 3
   ]
   queries, keys = shapes[0], shapes[1]
   *rows, length, width = queries.dims
   across = rows[-1] * (rows[0] if len(rows) > 1 else 1)
-  window = re.search(r'window_(\d+)', each.scope)
-  sizes = [int(size) for size in re.findall(r'block_q\w*\W+(\d+)', each.text)]
+  window = re.search(r'window_(\d+)', instruction.scope)
+  sizes = [
+    int(size) for size in re.findall(r'block_q\w*\W+(\d+)', instruction.text)
+  ]
   block = sizes[0] if sizes else 512
   visible = blocks(length, block, int(window[1]) if window else 0)
   products = across * visible * block * block
@@ -72,7 +79,7 @@ def _splash(each: Instruction, computation: Computation, phase: str) -> Kernel:
   item = keys.bits // 8
   # Two arrays are read per block of the other, forward and backward.
   moved = 2.0 * across * visible * block * width * item
-  return Kernel(flops, moved + sum(s.padded_size for s in each.shapes))
+  return Kernel(flops, moved + sum(s.padded_size for s in instruction.shapes))
 
 
 def blocks(length: int, block: int, window: int) -> int:

@@ -36,7 +36,7 @@ from covrl.rewards import Scoring
 from covrl.tasks.verify import check_scores
 from covrl.train import Task
 from covrl.train.algorithm import Algorithm
-from covrl.train.build import warnings
+from covrl.train.build import config_warnings
 from covrl.train.init import make_policy
 from covrl.train.state_sharding import check_mesh
 from covrl.types import TokenStats
@@ -79,7 +79,7 @@ def plan(
   yield from _sizes(config)
   if _selects(algorithm):
     yield _selected(config)
-  for text in warnings(config, algorithm):
+  for text in config_warnings(config, algorithm):
     yield f'warning: {text}'
   yield from _examples(config, task)
   for name, model in zip(recipe.networks(config), networks, strict=True):

@@ -28,30 +28,38 @@ FREE = frozenset(
 
 
 def traffic_of(
-  module: Module, computation: Computation, each: Instruction
+  module: Module, computation: Computation, instruction: Instruction
 ) -> tuple[float, float]:
   """Returns the bytes to and from HBM, and to and from the host."""
-  if each.opcode in FREE or each.opcode.endswith(('-done', '-update')):
+  if instruction.opcode in FREE or instruction.opcode.endswith(
+    ('-done', '-update')
+  ):
     return 0.0, 0.0
-  if 'custom_call_target="AllocateBuffer"' in each.text:
+  if 'custom_call_target="AllocateBuffer"' in instruction.text:
     return 0.0, 0.0
-  moved = [*_read(module, computation, each), *_written(module, each)]
-  if module.platform == 'gpu' and each.opcode in OPCODES:
-    moved = [*_read(module, computation, each), *results(each)]
-  if each.opcode == 'dynamic-update-slice':
-    update = computation.instructions[each.operands[1]].shapes[0]
-    moved = [update, update._replace(space=each.shapes[0].space)]
-  elif each.opcode == 'scatter' and module.platform == 'gpu':
-    moved = [*_scattered(computation, each)]
-  elif each.opcode in ('dynamic-slice', 'slice', 'gather'):
-    source = computation.instructions[each.operands[0]].shapes[0]
-    moved = [each.shapes[0], each.shapes[0]._replace(space=source.space)]
-  elif each.opcode in ('send', 'recv'):
-    moved = [each.shapes[0]]
-  elif each.opcode in ('copy-start', 'async-start', 'slice-start'):
+  moved = [
+    *_read(module, computation, instruction),
+    *_written(module, instruction),
+  ]
+  if module.platform == 'gpu' and instruction.opcode in OPCODES:
+    moved = [*_read(module, computation, instruction), *results(instruction)]
+  if instruction.opcode == 'dynamic-update-slice':
+    update = computation.instructions[instruction.operands[1]].shapes[0]
+    moved = [update, update._replace(space=instruction.shapes[0].space)]
+  elif instruction.opcode == 'scatter' and module.platform == 'gpu':
+    moved = [*_scattered(computation, instruction)]
+  elif instruction.opcode in ('dynamic-slice', 'slice', 'gather'):
+    source = computation.instructions[instruction.operands[0]].shapes[0]
+    moved = [
+      instruction.shapes[0],
+      instruction.shapes[0]._replace(space=source.space),
+    ]
+  elif instruction.opcode in ('send', 'recv'):
+    moved = [instruction.shapes[0]]
+  elif instruction.opcode in ('copy-start', 'async-start', 'slice-start'):
     # The tuple holds destination, source and a semaphore.
-    target, source, *rest = each.shapes
-    if each.opcode == 'copy-start':
+    target, source, *rest = instruction.shapes
+    if instruction.opcode == 'copy-start':
       moved = [target, source]
     else:
       moved = [[target, source, *rest][-2] if rest else target]
@@ -61,22 +69,24 @@ def traffic_of(
   return float(hbm), float(host)
 
 
-def _scattered(computation: Computation, each: Instruction) -> Iterator[Shape]:
+def _scattered(
+  computation: Computation, instruction: Instruction
+) -> Iterator[Shape]:
   """Yields what a scatter in place moves: indices, and each update twice."""
-  _, indices, updates = (x.shapes[0] for x in computation.operands(each))
+  _, indices, updates = (x.shapes[0] for x in computation.operands(instruction))
   yield from (indices, updates, updates)
 
 
 def _read(
-  module: Module, computation: Computation, each: Instruction
+  module: Module, computation: Computation, instruction: Instruction
 ) -> Iterator[Shape]:
   """Yields the arrays, or slices of them, that an instruction reads."""
-  for number, operand in enumerate(computation.operands(each)):
+  for number, operand in enumerate(computation.operands(instruction)):
     if len(operand.shapes) != 1:
       continue
     shape = operand.shapes[0]
-    if each.opcode == 'fusion':
-      called = next(module.called(each))
+    if instruction.opcode == 'fusion':
+      called = next(module.called(instruction))
       parts = _read_of_parameter(module, called, number)
       if parts is not None:
         yield from (part._replace(space=shape.space) for part in parts)
@@ -124,14 +134,14 @@ def _read_of(
   return parts if sum(part.padded_size for part in parts) < whole else None
 
 
-def _written(module: Module, each: Instruction) -> Iterator[Shape]:
+def _written(module: Module, instruction: Instruction) -> Iterator[Shape]:
   """Yields the arrays that an instruction writes, with their memory spaces."""
-  if each.opcode != 'fusion':
-    yield from each.shapes
+  if instruction.opcode != 'fusion':
+    yield from instruction.shapes
     return
-  called = next(module.called(each))
+  called = next(module.called(instruction))
   roots = _results(called, called.root)
-  for shape, root in zip(each.shapes, roots, strict=False):
+  for shape, root in zip(instruction.shapes, roots, strict=False):
     yield _update_of(module, called, root, shape)
 
 

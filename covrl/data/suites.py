@@ -112,6 +112,7 @@ def load_suites(names: str, directory: epath.PathLike) -> list[Suite]:
 
 
 def _load(name: str, directory: epath.Path) -> Suite:
+  """Reads one suite, by its name in `SUITES` or its file."""
   info = SUITES.get(name, SuiteInfo(name))
   if name in SUITES:
     files = _suite_files(name, directory)
@@ -149,16 +150,17 @@ def _suite_files(name: str, directory: epath.Path) -> list[epath.Path]:
   if not files:
     raise ValueError(
       f'the evaluation set {name} must be in {directory}, as {name}.jsonl,'
-      f' .parquet or .array_record, or in a folder {name}, and is not; nothing'
-      ' is downloaded'
+      f' .parquet or .array_record, or in a folder {name}, got none; nothing is'
+      ' downloaded'
     )
   return files
 
 
 def _unknown_suite(name: str) -> str:
-  near = difflib.get_close_matches(name, SUITES, n=1)
-  hint = f'; did you mean {near[0]}?' if near else '.'
+  """Returns the error's message for an unknown name."""
+  nearest = difflib.get_close_matches(name, SUITES, n=1)
+  hint = f'; did you mean {nearest[0]}?' if nearest else ''
   return (
-    f'An evaluation set must be one of {", ".join(SUITES)}, or a file'
+    f'an evaluation set must be one of {", ".join(SUITES)}, or a file'
     f' ({", ".join(SUFFIXES)}), got {name!r}{hint}'
   )

@@ -158,9 +158,9 @@ def prefix_share(
   low = jax.lax.fori_loop(0, bits, narrow, start)
   low = jnp.maximum(low, one)
   is_last = keys == low
-  left = amount - exact_sum(values, keys > low)
-  held = exact_sum(values, is_last)
-  share = jnp.clip(left / jnp.where(held > 0, held, 1), 0, 1)
+  remaining = amount - exact_sum(values, keys > low)
+  last_sum = exact_sum(values, is_last)
+  share = jnp.clip(remaining / jnp.where(last_sum > 0, last_sum, 1), 0, 1)
   return jnp.where(keys > low, 1, jnp.where(is_last, share, 0))
 
 

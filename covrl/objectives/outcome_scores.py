@@ -88,16 +88,16 @@ def outcome_cross_entropy(
   check_number('coefficient', coefficient, 0, is_open=True)
   dtype = jnp.promote_types(logprobs.dtype, jnp.float32)
 
-  def keep(x: Float[Array, 'B T']) -> Float[Array, 'B T']:
+  def masked(x: Float[Array, 'B T']) -> Float[Array, 'B T']:
     return jnp.where(mask, x.astype(dtype), 0)
 
-  gap = keep(logprobs) - jax.lax.stop_gradient(keep(ref_logprobs))
+  gap = masked(logprobs) - jax.lax.stop_gradient(masked(ref_logprobs))
   scores = coefficient * sequence_sums(gap, segment_ids)
-  outcomes = keep(labels)
+  outcomes = masked(labels)
   is_known = (outcomes >= 0) & (outcomes <= 1)
-  losses = keep(jax.nn.softplus(scores) - outcomes * scores)
+  losses = masked(jax.nn.softplus(scores) - outcomes * scores)
   losses = jnp.where(is_known, losses, jnp.nan)
-  value = jnp.sum(keep(weights) * losses)
+  value = jnp.sum(masked(weights) * losses)
   return value, jax.lax.stop_gradient(OutcomeAux(losses, scores))
 
 
@@ -106,13 +106,13 @@ def pair_accuracy(
   labels: Bool[Array, ' S'],
   group_ids: Int[Array, ' S'],
 ) -> Scalar:
-  """Share of a group's pairs of a right and a wrong response that scores order.
+  """Share of pairs (correct, incorrect response) that the scores order correctly.
 
   Equal scores count half.
 
   Args:
     scores: score of each response.
-    labels: whether a response is right.
+    labels: whether a response is correct.
     group_ids: responses to the same prompt share an id; pairs are of responses
       to the same prompt.
 
@@ -150,9 +150,9 @@ def calibration_error(
   over bins of equal width of the probability.
 
   Args:
-    probabilities: predicted probability that a response is right.
-    labels: whether it is.
-    mask: responses to take.
+    probabilities: predicted probability that a response is correct.
+    labels: whether the response is correct.
+    mask: responses that count.
     bins: number of bins.
 
   Returns:
@@ -174,8 +174,8 @@ def calibration_error(
   gaps = probabilities - labels.astype(probabilities.dtype)
   is_known = (probabilities >= 0) & (probabilities <= 1)
   gaps = jnp.where(is_known, gaps, jnp.nan)
-  taken = jnp.where(is_known, probabilities, 0)
-  indices = jnp.clip(jnp.floor(taken * bins), 0, bins - 1).astype(jnp.int32)
+  clean = jnp.where(is_known, probabilities, 0)
+  indices = jnp.clip(jnp.floor(clean * bins), 0, bins - 1).astype(jnp.int32)
   errors = jax.vmap(
     lambda index: jnp.abs(exact_sum(gaps, mask & (indices == index)))
   )(jnp.arange(bins))

@@ -105,18 +105,18 @@ def lora_config(directory: epath.PathLike) -> Lora | None:
   except ValueError as error:
     raise ValueError(f'{file}: {error}') from None
   _check_supported(fields, file)
-  stored = SafetensorsFiles(directory, _WEIGHTS).files
+  stored_names = SafetensorsFiles(directory, _WEIGHTS).files
   names = adapter_tensor_names(_base_family(directory).names)
   targets = [
     path.rpartition('_adapter')[0].rpartition('.')[2]
     for path, tensor in names.items()
-    if path.endswith('.a') and tensor.name.format(0) in stored
+    if path.endswith('.a') and tensor.name.format(0) in stored_names
   ]
   if not targets:
     raise ValueError(
       f'{directory / _WEIGHTS}.safetensors must hold adapters of some of'
       f' {sorted(tensor.name.format(0) for tensor in names.values())}, got'
-      f' {sorted(stored)}'
+      f' {sorted(stored_names)}'
     )
   return Lora(
     rank=fields['r'],
@@ -142,7 +142,7 @@ def _check_supported(fields: Mapping[str, Any], file: str) -> None:
       )
   for name in ('r', 'lora_alpha'):
     if fields.get(name) is None:
-      raise ValueError(f'{file} must state {name}, and does not')
+      raise ValueError(f'{file} must state {name}, got none')
 
 
 def load_adapters(
@@ -165,7 +165,7 @@ def load_adapters(
     abstract_adapters,
     adapter_tensor_names(family.names),
     SafetensorsFiles(directory, _WEIGHTS),
-    owner=f'adapter of a {family.architecture} here',
+    owner=f'adapter of a {family.architecture}',
   )
 
 

@@ -37,14 +37,18 @@ def atomic_directory(directory: epath.PathLike) -> Iterator[pathlib.Path]:
   path = storage.as_path(directory)
   if storage.is_bucket(path):
     if path.is_dir():
-      raise ValueError(f'{path} must not exist or be empty, and is not')
+      raise ValueError(
+        f'{path} must not exist or be empty, got one with content'
+      )
     draft = storage.temporary_directory()
     yield draft
     storage.upload(draft, path, last=_UPLOADED_LAST)
     return
   target = pathlib.Path(path).absolute()
   if target.exists() and (not target.is_dir() or any(target.iterdir())):
-    raise ValueError(f'{target} must not exist or be empty, and is not')
+    raise ValueError(
+      f'{target} must not exist or be empty, got one with content'
+    )
   with contextlib.ExitStack() as stack:
     stack.enter_context(storage.writing(target))
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -76,8 +76,7 @@ def model_config(fields: Fields, dtype: DTypeLike, file: str) -> ModelConfig:
     return ModelConfig(**settings, dtype=dtype, param_dtype=dtype)
   except KeyError as error:
     raise ValueError(
-      f'{file}: a {family.architecture} must state {error.args[0]}, and it'
-      ' is not there'
+      f'{file}: a {family.architecture} must state {error.args[0]}, got none'
     ) from None
   except ValueError as error:
     raise ValueError(f'{file}: {error}') from None

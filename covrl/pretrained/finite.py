@@ -30,4 +30,6 @@ def check_finite(params: PyTree, owner: str) -> None:
     if not is_finite:
       name = jax.tree_util.keystr(path, simple=True, separator='.')
       dtype = jax.tree.leaves(params)[0].dtype
-      raise ValueError(f'{owner}: {name} must be finite in {dtype}, and is not')
+      raise ValueError(
+        f'{owner}: {name} must be finite in {dtype}, got NaN or infinity'
+      )

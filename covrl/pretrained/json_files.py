@@ -26,7 +26,7 @@ def read_json(file: epath.Path) -> tuple[Mapping[str, Any], str]:
     ValueError: the file is missing, too large, or not a JSON object.
   """
   if not file.exists():
-    raise ValueError(f'{file.parent} must hold {file.name}, and does not')
+    raise ValueError(f'{file.parent} must hold {file.name}, got none')
   return parse_json(read_bytes(file, MAX_JSON_BYTES), str(file)), str(file)
 
 
@@ -46,8 +46,8 @@ def open_regular_file(file: epath.Path) -> BinaryIO:
   """
   try:
     if not is_regular_file(file):
-      wanted = 'a regular file' if file.exists() else 'there'
-      raise ValueError(f'{file} must be {wanted}, and is not')
+      given = 'another kind' if file.exists() else 'none'
+      raise ValueError(f'{file} must be a regular file, got {given}')
     return storage.open_binary(file)
   except OSError as error:
     reason = error.strerror or type(error).__name__

@@ -69,7 +69,7 @@ def redundant_tensors(
     if not tensors.equal(head, embedding):
       raise ValueError(
         f'{tensors.files[head]}: {head} must equal {embedding} for a policy'
-        ' with tied embeddings, and does not'
+        ' with tied embeddings, got another tensor'
       )
     found.add(head)
   for name, file in tensors.files.items():

@@ -171,7 +171,7 @@ class SafetensorsFiles(Tensors):
       if tensor and files.get(tensor) != directory / each:
         raise ValueError(
           f'{directory / each} must hold {tensor}, as {_index_name(name)} states,'
-          ' and does not'
+          ' got a file without it'
         )
     self.files = files
 

@@ -53,7 +53,8 @@ MAX_FRACTION = 0.05
 class Readings:
   """Figures of a run that the advice depends on.
 
-  Those of a part of the run are means over the iterations that have all metrics.
+  Figures of a part of the run (first tenth, first third, last tenth) are means over
+  the iterations of that part that have all metrics.
 
   Attributes:
     iterations: iterations with updates.
@@ -66,9 +67,9 @@ class Readings:
     halving: iterations until the entropy was half of that at the start; `None` if
       it never was.
     covariance: mean covariance over the first third of the iterations.
-    tails: mean covariance of the top tokens over the same, by their share, as far
-      as an update has so many tokens.
-    high_quantile: the .99 quantile of the covariance over the same.
+    tails: mean covariance of the top tokens over the first third, by their share;
+      shares without a token in an update are left out.
+    high_quantile: the .99 quantile of the covariance over the first third.
     equal_groups: share of groups with equal rewards in the last tenth.
     reward: mean reward in the last tenth.
     selected: tokens that the run's own token chain selected per update, mean.
@@ -193,10 +194,10 @@ def read(run: RunData) -> Readings:
     curve = train.curve(metric)
     return curve.y[np.isin(curve.x, common)]
 
-  def early(metric: str) -> float:
+  def first_third(metric: str) -> float:
     return float(values(metric)[: max(1, common.size // 3)].mean())
 
-  def late(metric: str) -> float:
+  def last_tenth(metric: str) -> float:
     return float(values(metric)[-tenth:].mean())
 
   tenth = max(1, common.size // 10)
@@ -218,28 +219,28 @@ def read(run: RunData) -> Readings:
     updates_per_iteration=_updates_per_iteration(train),
     tokens=tokens,
     entropy_start=start,
-    entropy_end=late('entropy'),
+    entropy_end=last_tenth('entropy'),
     halving=float(halved[0] - common[0]) if halved.size else None,
-    covariance=early('covariance'),
-    tails={share: early(f'covariance_top/{share:g}') for share in tails},
-    high_quantile=early('covariance_quantile/0.99'),
-    equal_groups=late('equal_reward_groups'),
-    reward=late('reward'),
+    covariance=first_third('covariance'),
+    tails={share: first_third(f'covariance_top/{share:g}') for share in tails},
+    high_quantile=first_third('covariance_quantile/0.99'),
+    equal_groups=last_tenth('equal_reward_groups'),
+    reward=last_tenth('reward'),
     selected=train.mean('selected') or 0.0,  # absent without a selection
   )
 
 
 def advise(readings: Readings) -> Advice:
   """Recommends method, share of tokens, bounds and schedule."""
-  lost = (
+  loss_text = (
     f'entropy went from {formats.number(readings.entropy_start)} to'
     f' {formats.number(readings.entropy_end)} nats per token in'
     f' {readings.iterations:,} iterations'
   )
   if readings.planned is not None:
-    lost += f' of {readings.planned:,}, the run is not finished'
+    loss_text += f' of {readings.planned:,}, the run is not finished'
   if readings.selected > 0:
-    lost += (
+    loss_text += (
       f', with control of {readings.selected:,.0f} of {readings.tokens:,.0f} tokens'
       ' per update by the token chain'
     )
@@ -250,9 +251,9 @@ def advise(readings: Readings) -> Advice:
       else f'it rose by {formats.percent(-readings.lost, 0)}'
     )
     return Advice(
-      method='none', reasons=[f'{lost}: {change}, there is no collapse']
+      method='none', reasons=[f'{loss_text}: {change}, there is no collapse']
     )
-  reasons = [f'{lost}: {formats.percent(readings.lost, 0)} is lost']
+  reasons = [f'{loss_text}: {formats.percent(readings.lost, 0)} is lost']
   if readings.halving is not None:
     reasons.append(f'half of it after {readings.halving:,.0f} iterations')
   if readings.tail_share < SPARSE:
@@ -303,10 +304,10 @@ def advise(readings: Readings) -> Advice:
 def advice_text(run: RunData) -> str:
   """Recommendation and reasons as one text; empty if metrics are missing."""
   try:
-    found = advise(read(run))
+    advice = advise(read(run))
   except ValueError:
     return ''
-  return f'{found.recommendation}. Because {"; ".join(found.reasons)}.'
+  return f'{advice.recommendation}. Because {"; ".join(advice.reasons)}.'
 
 
 def _fraction(readings: Readings) -> tuple[float, str]:
@@ -314,9 +315,9 @@ def _fraction(readings: Readings) -> tuple[float, str]:
   tails = readings.tails
   wanted = WIDEST_TAIL * tails[WIDEST_TAIL] / 2
   share = min(share for share in tails if share * tails[share] >= wanted)
-  fewest = MIN_SELECTED / max(readings.tokens, 1.0)
+  min_share = MIN_SELECTED / max(readings.tokens, 1.0)
   # As it is written below: two digits are more than the figures carry.
-  fraction = float(f'{min(max(share, fewest), MAX_FRACTION):.2g}')
+  fraction = float(f'{min(max(share, min_share), MAX_FRACTION):.2g}')
   text = (
     f'the top {formats.percent(share, 2)} of the tokens hold half of that'
     if share < WIDEST_TAIL
@@ -365,6 +366,7 @@ def _coefficient(readings: Readings) -> tuple[float, str]:
 
 
 def _updates_per_iteration(train: PhaseMetrics) -> float:
+  """Mean number of lines of metrics, one per update, in an iteration."""
   iterations = train.column('iteration')
   return len(train) / max(
     1, np.unique(iterations[np.isfinite(iterations)]).size

@@ -80,7 +80,9 @@ def write_sections(
 
 
 def panels_svg(figures: Sequence[Figure]) -> str:
-  """A standalone SVG of figures side by side with the same series, one legend.
+  """A standalone SVG of figures side by side, with one legend for all.
+
+  All figures must have the same series.
 
   Raises:
     ValueError: a figure has no points, or there are no figures.

@@ -30,7 +30,7 @@ def metric_series(
   over: str = 'iteration',
   scale: float = 1.0,
 ) -> list[Series]:
-  """One line per field.
+  """Makes a curve for each field.
 
   Args:
     metrics: metrics of one phase.
@@ -58,7 +58,7 @@ def metric_figure(
   scale: float = 1.0,
   **options: Any,
 ) -> Figure:
-  """A figure with one line per field.
+  """Makes a figure with a curve for each field.
 
   Args:
     metrics: metrics of one phase.
@@ -90,8 +90,8 @@ def smoothed_series(
     return [Series(name=name, x=x, y=y, color=color)], ''
   window = 2 * (x.size // 24) + 3
   mean = Series(name=name, x=x, y=smooth(y, window), color=color)
-  each = Series(name='each iteration', x=x, y=y, color=GREY, kind='faint')
-  return [each, mean], f'Bold: running mean over {window} iterations.'
+  single = Series(name='each iteration', x=x, y=y, color=GREY, kind='faint')
+  return [single, mean], f'Bold: running mean over {window} iterations.'
 
 
 def lay_out_all(
@@ -106,4 +106,5 @@ def lay_out_all(
 
 
 def _has_points(series: Series, log: bool) -> bool:
+  """Returns whether a value can be drawn, on a logarithmic axis if `log`."""
   return bool((np.isfinite(series.y) & ((series.y > 0) | (not log))).any())

@@ -25,8 +25,8 @@ _STEP = re.compile(
 def score_countdown_steps(response: str, reference: Mapping[str, Any]) -> float:
   """Scores whether written steps lead from the numbers to the target.
 
-  A step takes two numbers that are available, writes what it makes of them, and
-  makes the result available in their place. At the end the target must be all
+  A step combines two available numbers with an operator, states the result, and
+  replaces the two by it. At the end the target must be all
   that is available. Every result must be a non-negative integer; a division
   must have no remainder.
 
@@ -54,13 +54,13 @@ def score_countdown_steps(response: str, reference: Mapping[str, Any]) -> float:
     left, operator, right, result = match.groups()
     a, b, c = int(left), int(right), int(result)
     operands = Counter((a, b))
-    if not operands <= available or not _is_right(a, operator, b, c):
+    if not operands <= available or not _is_correct(a, operator, b, c):
       return 0.0
     available = available - operands + Counter((c,))
   return 1.0 if available == Counter((reference['target'],)) else 0.0
 
 
-def _is_right(a: int, operator: str, b: int, c: int) -> bool:
+def _is_correct(a: int, operator: str, b: int, c: int) -> bool:
   """Returns whether `a operator b` equals c."""
   match operator:
     case '+':

@@ -48,8 +48,8 @@ class TrainOptions:
     stall_after: seconds without progress after which the run exits; 0 for
       never.
     profile_steps: `FIRST:LAST`, the updates to trace; empty for none.
-    ends_process: whether the process ends with the run; after a stop it then
-      ignores repeated signals to the end.
+    ends_process: whether the process exits after the run; a run that a signal
+      has stopped then ignores further signals.
     resume: what to do where the newest checkpoint is damaged: to resume from
       the newest whole one, or to refuse.
   """
@@ -87,7 +87,7 @@ def train(
     ConfigError: the recipe is invalid, the directory holds something else, or
       the processes of the run differ.
     CheckpointError: no checkpoint is whole, the newest one is damaged and
-      `options.resume` is strict, or it is of another program.
+      `options.resume` is strict, or it was written by another version.
     StorageError: something could not be written.
     DivergedError: parameters are not finite, or too many updates in a row were
       skipped because they would not be.
@@ -131,8 +131,8 @@ def train(
     profiler = Profiler(options.profile_steps, _trace_directory(directory))
     progress.stage('setting up')
     run = build(recipe, saved, progress.note)
-    for each in (run.collector, run.scoring, profiler):
-      on_exit.callback(each.close)
+    for resource in (run.collector, run.scoring, profiler):
+      on_exit.callback(resource.close)
     stop.poll()
     warm_starts = warm_start_store(directory)
     resumed = saved or warm_starts.newest_whole(strict=is_strict, warn=warn)
@@ -146,11 +146,11 @@ def train(
     if note := schedule_note(config):
       warn(note)
     if run.task.notes or run.task.description:
-      about = {
+      description = {
         'description': run.task.description,
         'notes': list(run.task.notes),
       }
-      directory.write_json('task.json', about)
+      directory.write_json('task.json', description)
     directory.write_bytes('tokenizer.model', run.task.tokenizer.to_bytes())
     writer = MetricsWriter(
       directory.metrics,
@@ -176,11 +176,11 @@ def train(
       run, config, saved, warm_starts, writer, progress, stop, inputs
     )
 
-    def finished_updates() -> None:
-      made = config.warm_start.steps + position.updates_made(config)
-      stop.finished_updates(made)
+    def report_updates() -> None:
+      updates = config.warm_start.steps + position.updates_made(config)
+      stop.finished_updates(updates)
 
-    finished_updates()
+    report_updates()
     stop.poll()
 
     def save(state: TrainState, rollout: RolloutBatch | None) -> None:
@@ -254,7 +254,7 @@ def train(
         position.update += 1
         if math.isfinite(metrics['entropy']):
           position.entropy = metrics['entropy']
-        finished_updates()
+        report_updates()
         profiler.after_step(position.updates_made(config) - 1)
         writer.write(
           step=int(state.step),

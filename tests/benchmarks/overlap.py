@@ -28,21 +28,21 @@ from covrl.types import TrainState
 PROMPTS, GROUP, SLEEP = 16, 4, 0.5
 
 
-def slowly(response: str, reference: Any) -> float:
+def length_after_delay(response: str, reference: Any) -> float:
   """Scores the length after a delay."""
   del reference
   time.sleep(SLEEP / (PROMPTS * GROUP))
   return float(len(response))
 
 
-def recipe(pipeline: int) -> Recipe:
+def make_recipe(pipeline: int) -> Recipe:
   """The toy task with longer responses."""
-  made = toy.recipe(
+  recipe = toy.recipe(
     task=_task,
     token_tx=lambda config: covrl.icepop(),
     tx=lambda config: optax.adam(config.train.learning_rate),
   )
-  config = made.config
+  config = recipe.config
   config.rollout.pipeline = pipeline
   config.rollout.prompts_per_iteration = PROMPTS
   config.rollout.responses_per_prompt = GROUP
@@ -51,11 +51,13 @@ def recipe(pipeline: int) -> Recipe:
   config.train.iterations = 10**6
   config.train.learning_rate = 1e-4
   config.logging.samples = config.logging.entropy_change_every = 0
-  return made
+  return recipe
 
 
 def _task(config: Config) -> Task:
-  reward = Reward(name='slow', score='overlap:slowly', example=('1', [1]))
+  reward = Reward(
+    name='slow', score='overlap:length_after_delay', example=('1', [1])
+  )
   return dataclasses.replace(
     toy.make_task(config), rewards=[reward], held_out=[]
   )
@@ -70,7 +72,7 @@ class Trainer:
   """
 
   def __init__(self, pipeline: int) -> None:
-    self._run: Components = build(recipe(pipeline), None, print)
+    self._run: Components = build(make_recipe(pipeline), None, print)
     params = self._run.policy.init(self._run.init_key, self._run.mesh)
     self._state: TrainState = self._run.programs.init_state(params)
     self._run.compile(self._state)

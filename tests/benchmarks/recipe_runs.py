@@ -92,7 +92,7 @@ def write_section(file: pathlib.Path, name: str, text: str) -> None:
   A file without these lines stays as it is.
   """
   begin, end = f'<!-- {name} -->\n', f'<!-- end of {name} -->\n'
-  now = file.read_text()
-  if begin in now and end in now:
-    head, rest = now.split(begin)
+  content = file.read_text()
+  if begin in content and end in content:
+    head, rest = content.split(begin)
     file.write_text(head + begin + text + end + rest.split(end)[1])

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training of a small transformer under an entropy controller, as one program.
 
-The task: a prompt of two tokens a and b, and a response of six, the t-th of which
-is to be (a + t · b) mod 16; the reward is the share of right tokens. Sampling,
+The task: a prompt has two tokens a and b, a response six; its t-th token is
+correct if it is (a + t · b) mod 16. The reward is the share of correct tokens. Sampling,
 scoring, advantages and the trainer's own update (`make_train_step`, with Adam)
 are compiled together, so that a run takes seconds.
 """
@@ -26,8 +26,8 @@ from covrl.types import Measurements, TokenBatch, TokenMoments, TrainState
 
 VOCABULARY, PROMPT, RESPONSE = 16, 2, 6
 PROMPTS, GROUP, UPDATES = 16, 8, 4
-# Prompts, all of them, that the policy's entropy is measured on.
-ALL = VOCABULARY * VOCABULARY
+# Number of all prompts; the policy's entropy is measured on them.
+ALL_PROMPTS = VOCABULARY * VOCABULARY
 POLICY = Policy(tiny(vocab_size=VOCABULARY))
 TX = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(3e-3, b2=0.95))
 
@@ -62,7 +62,7 @@ def sample(
 
 
 def reward(tokens: Int[Array, 'S 8']) -> Float[Array, ' S']:
-  """Share of right tokens of each response."""
+  """Share of correct tokens of each response."""
   steps = jnp.arange(1, RESPONSE + 1)
   right = (tokens[:, :1] + steps * tokens[:, 1:2]) % VOCABULARY
   return jnp.mean(tokens[:, PROMPT:] == right, axis=1)
@@ -112,16 +112,16 @@ def train(
   update = make_train_step(
     POLICY, loss, token_tx, TX, StepSettings(max_length=RESPONSE)
   )
-  every = jnp.stack(
+  all_prompts = jnp.stack(
     jnp.meshgrid(jnp.arange(VOCABULARY), jnp.arange(VOCABULARY)), -1
-  ).reshape(ALL, PROMPT)
+  ).reshape(ALL_PROMPTS, PROMPT)
 
   def iteration(
     state: TrainState, index: Array, key: Key[Array, '']
   ) -> tuple[TrainState, Curves]:
     keys = jax.random.split(jax.random.fold_in(key, index), 4)
     params = state.trainable
-    measured = mean_entropy(params, sample(params, every, keys[0]))
+    measured = mean_entropy(params, sample(params, all_prompts, keys[0]))
     prompts = jax.random.randint(keys[1], (PROMPTS, PROMPT), 0, VOCABULARY)
     tokens = sample(params, jnp.repeat(prompts, GROUP, axis=0), keys[2])
     rewards = reward(tokens)

@@ -58,19 +58,19 @@ def main() -> None:
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--chip', default='', help='compile for it, run nothing')
   options = parser.parse_args()
-  make = functools.partial(problem, options)
+  make = functools.partial(make_arguments, options)
   if options.chip:
     chip = topologies.get_topology_desc(
       platform='tpu', topology_name=options.chip
     ).devices[0]
-    programs = compiled(jax.eval_shape(make), chip)
+    programs = compile_all(jax.eval_shape(make), chip)
     report(programs, {}, {})
   else:
-    programs = compiled(jax.eval_shape(make), jax.devices()[0])
-    report(programs, *measured(programs, make(), options.rounds))
+    programs = compile_all(jax.eval_shape(make), jax.devices()[0])
+    report(programs, *time_all(programs, make(), options.rounds))
 
 
-def problem(options: argparse.Namespace) -> tuple[jax.Array, ...]:
+def make_arguments(options: argparse.Namespace) -> tuple[jax.Array, ...]:
   """Hidden states, unembedding, targets, and weights of log π and H."""
   tokens, width, vocabulary = options.tokens, options.width, options.vocabulary
   keys = jax.random.split(jax.random.key(0), 5)
@@ -86,7 +86,7 @@ def problem(options: argparse.Namespace) -> tuple[jax.Array, ...]:
 def implementations(platform: str) -> dict[str, Objective]:
   """Returns the implementations compared on a platform, the reference first."""
   found: dict[str, Objective] = {
-    'whole': whole,
+    'whole': materialised,
     'chunked': functools.partial(fused, 'chunked'),
     'autodiff': autodiff,
     'optax': cross_entropy,
@@ -106,34 +106,38 @@ def implementations(platform: str) -> dict[str, Objective]:
   return found
 
 
-def whole(hidden: Any, head: Any, targets: Any, *by: Any) -> jax.Array:
+def materialised(
+  hidden: Any, head: Any, targets: Any, *weights: Any
+) -> jax.Array:
   """Statistics of whole logits, gradients in closed form."""
   stats = token_stats_from_logits(all_logits(hidden, head), targets)
-  return jnp.sum(by[0] * stats.logprobs + by[1] * stats.entropy)
+  return jnp.sum(weights[0] * stats.logprobs + weights[1] * stats.entropy)
 
 
 def fused(
-  implementation: Any, hidden: Any, head: Any, targets: Any, *by: Any
+  implementation: Any, hidden: Any, head: Any, targets: Any, *weights: Any
 ) -> jax.Array:
   """Statistics by one of `token_stats`' implementations."""
   stats = token_stats(hidden, head, targets, implementation=implementation)
-  return jnp.sum(by[0] * stats.logprobs + by[1] * stats.entropy)
+  return jnp.sum(weights[0] * stats.logprobs + weights[1] * stats.entropy)
 
 
-def autodiff(hidden: Any, head: Any, targets: Any, *by: Any) -> jax.Array:
+def autodiff(hidden: Any, head: Any, targets: Any, *weights: Any) -> jax.Array:
   """Returns statistics by plain JAX code, for automatic differentiation."""
   log_pi = jax.nn.log_softmax(all_logits(hidden, head))
   logprobs = jnp.take_along_axis(log_pi, targets[:, None], axis=1)[:, 0]
   entropy = -jnp.sum(jnp.exp(log_pi) * log_pi, axis=1)
-  return jnp.sum(by[0] * logprobs + by[1] * entropy)
+  return jnp.sum(weights[0] * logprobs + weights[1] * entropy)
 
 
-def cross_entropy(hidden: Any, head: Any, targets: Any, *by: Any) -> jax.Array:
+def cross_entropy(
+  hidden: Any, head: Any, targets: Any, *weights: Any
+) -> jax.Array:
   """Sum of log π alone, by optax."""
   losses = optax.softmax_cross_entropy_with_integer_labels(
     all_logits(hidden, head), targets
   )
-  return -jnp.sum(by[0] * losses)
+  return -jnp.sum(weights[0] * losses)
 
 
 def linear_cross_entropy(
@@ -148,11 +152,11 @@ def all_logits(hidden: Any, head: Any) -> jax.Array:
   return jnp.dot(hidden, head, preferred_element_type=jnp.float32)
 
 
-def compiled(case: tuple[Any, ...], device: Any) -> dict[str, Any]:
+def compile_all(case: tuple[Any, ...], device: Any) -> dict[str, Any]:
   """Programs of value and gradients by implementation, for one device."""
-  there = jax.sharding.SingleDeviceSharding(device)
+  sharding = jax.sharding.SingleDeviceSharding(device)
   case = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), case
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), case
   )
   programs = {}
   for name, objective in implementations(device.platform).items():
@@ -164,7 +168,7 @@ def compiled(case: tuple[Any, ...], device: Any) -> dict[str, Any]:
   return programs
 
 
-def measured(
+def time_all(
   programs: dict[str, Any], case: tuple[jax.Array, ...], rounds: int
 ) -> tuple[dict[str, float], dict[str, float]]:
   """Median wall-clock and CPU seconds; the implementations take turns."""

@@ -58,7 +58,7 @@ def test_closed_output_ends_without_a_traceback():
 
 
 @pytest.mark.parametrize(
-  ('shell', 'status', 'said'),
+  ('shell', 'status', 'message'),
   [
     ('covrl recipes >/dev/full', 45, 'standard output cannot be written: no'),
     ('covrl recipes nonsense 2>&-', 2, None),
@@ -68,7 +68,7 @@ def test_closed_output_ends_without_a_traceback():
     ('covrl report . 2>&1 | true; exit ${PIPESTATUS[0]}', 2, None),
   ],
 )
-def test_streams_do_not_change_the_status(tmp_path, shell, status, said):
+def test_streams_do_not_change_the_status(tmp_path, shell, status, message):
   done = subprocess.run(
     [
       'bash',
@@ -81,8 +81,8 @@ def test_streams_do_not_change_the_status(tmp_path, shell, status, said):
     text=True,
   )
   assert done.returncode == status, done
-  if said is not None:
-    assert done.stderr.startswith(f'covrl: {said}')
+  if message is not None:
+    assert done.stderr.startswith(f'covrl: {message}')
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -192,5 +192,5 @@ def test_recipes_that_every_user_can_write_are_not_executed(new_run, refuse):
 def test_execution_of_a_recipe_is_reported(new_run, capfd):
   with pytest.raises(CheckpointError), open_run(str(new_run)):
     raise AssertionError
-  said = f'executed the recipe in {new_run / "recipe"} ({RECIPE.name})'
-  assert said in capfd.readouterr().err
+  message = f'executed the recipe in {new_run / "recipe"} ({RECIPE.name})'
+  assert message in capfd.readouterr().err

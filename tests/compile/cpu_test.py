@@ -24,7 +24,7 @@ def compiled(function, *arguments):
   return program, cost_of(parse(text, 'gpu'))
 
 
-def holds(comparison, estimate, reference):
+def is_in_range(comparison, estimate, reference):
   """Whether the report's range includes a ratio."""
   least, most = comparison.least, comparison.most
   return least <= round(estimate / reference, 2) <= most
@@ -34,7 +34,7 @@ ROWS, LENGTH = 4, 32
 TOKENS = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32)
 
 
-def scored(config):
+def scoring_function(config):
   """Returns the policy and the sum of all log-probabilities as a function."""
   policy = Policy(config)
 
@@ -52,11 +52,11 @@ def scored(config):
 
 
 def products_by_hand(config):
-  """Operations of a forward pass in which causality spares nothing."""
+  """Operations of a forward pass without the savings of causality."""
   pairs = LENGTH * (LENGTH - 1) / 2
-  spared = 4 * config.num_heads * config.head_dim * pairs
+  skipped = 4 * config.num_heads * config.head_dim * pairs
   by_hand = model_cost.scoring_flops(config, ROWS, LENGTH)
-  return by_hand + ROWS * config.num_layers * spared
+  return by_hand + ROWS * config.num_layers * skipped
 
 
 @pytest.mark.parametrize(
@@ -70,11 +70,13 @@ def products_by_hand(config):
 def test_operations_of_a_model(changes):
   """Products by hand and those in the program, loops over layers included."""
   config = dataclasses.replace(tiny(512), **changes)
-  policy, score = scored(config)
+  policy, score = scoring_function(config)
   for function, passes in ((score, 1), (jax.grad(score), 3)):
     program, cost = compiled(function, policy.abstract_params(), TOKENS)
     by_hand = passes * products_by_hand(config)
-    assert holds(accuracy.OPERATIONS, sum(cost.products.values()), by_hand)
+    assert is_in_range(
+      accuracy.OPERATIONS, sum(cost.products.values()), by_hand
+    )
     # What is not a product (norms, softmax, rotations) is the rest.
     assert by_hand < cost.flops < 1.25 * by_hand
     memory = program.memory_analysis()
@@ -89,22 +91,24 @@ def test_operations_of_a_model(changes):
       # XLA counts loop bodies once; a single layer needs no loop.
       counted = program.cost_analysis()
       assert counted is not None
-      assert holds(accuracy.ARITHMETIC, cost.flops, counted['flops'])
-      assert holds(accuracy.TRAFFIC, cost.bytes, counted['bytes accessed'])
+      assert is_in_range(accuracy.ARITHMETIC, cost.flops, counted['flops'])
+      assert is_in_range(
+        accuracy.TRAFFIC, cost.bytes, counted['bytes accessed']
+      )
 
 
 def test_rematerialisation_takes_operations_for_memory():
   config = tiny(512)
   found = {}
   for remat in ('nothing', 'everything'):
-    policy, score = scored(
+    policy, score = scoring_function(
       dataclasses.replace(config, num_layers=5, model_dim=64, remat=remat)
     )
     program, cost = compiled(jax.grad(score), policy.abstract_params(), TOKENS)
-    again = sum(cost.products.values()) / 3 / products_by_hand(policy.config)
+    passes = sum(cost.products.values()) / 3 / products_by_hand(policy.config)
     memory = program.memory_analysis()
     assert memory is not None
-    found[remat] = again, memory.temp_size_in_bytes
+    found[remat] = passes, memory.temp_size_in_bytes
   products, memory = zip(*found.values(), strict=True)
   assert products[0] == 1
   # At most the layers' share of a forward pass.
@@ -141,4 +145,4 @@ def test_bytes_of_collectives_on_eight_devices():
   }
   assert sent.keys() == by_hand.keys()
   for kind, size in sent.items():
-    assert holds(accuracy.COLLECTIVES, size, by_hand[kind])
+    assert is_in_range(accuracy.COLLECTIVES, size, by_hand[kind])

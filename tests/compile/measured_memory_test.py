@@ -33,14 +33,15 @@ CHANGES = [
 
 
 def resident(name):
-  """Bytes of the process in memory: `'VmRSS'` now, `'VmHWM'` at most."""
+  """Resident bytes of the process: `'VmRSS'` now, `'VmHWM'` at the peak."""
   for line in pathlib.Path('/proc/self/status').read_text().splitlines():
     if line.startswith(f'{name}:'):
       return int(line.split()[1]) * 1024
   raise ValueError(f'/proc/self/status must have {name}')
 
 
-def one(like):
+def ones_like(like):
+  """An array of ones, or a PRNG key, of a shape and dtype."""
   if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
     return jax.random.key(0)
   return jnp.asarray(np.ones(like.shape, like.dtype))
@@ -51,11 +52,11 @@ def main(name):
   programs = []
   compile_lowered = jax.stages.Lowered.compile
 
-  def remember(lowered):
+  def record(lowered):
     programs.append(compile_lowered(lowered))
     return programs[-1]
 
-  pytest.MonkeyPatch().setattr(jax.stages.Lowered, 'compile', remember)
+  pytest.MonkeyPatch().setattr(jax.stages.Lowered, 'compile', record)
   report = compile_recipe(
     config.load(str(RECIPE), CHANGES),
     topologies.find_topology('h100:1'),
@@ -65,7 +66,7 @@ def main(name):
   memory = report.programs[name].memory
   assert memory is not None
   (program,) = programs
-  arguments, _ = jax.tree.map(one, program.args_info)
+  arguments, _ = jax.tree.map(ones_like, program.args_info)
   jax.block_until_ready(arguments)
   gc.collect()
   ctypes.CDLL(None).malloc_trim(0)

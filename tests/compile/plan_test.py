@@ -106,15 +106,18 @@ def test_iteration_time(recipe, policy):
 
 
 def test_counts_a_critic(recipe):
-  alone = recipe
+  without_critic = recipe
   recipe = dataclasses.replace(
-    alone,
+    without_critic,
     networks=lambda config: {'critic': critic(config)},
     estimator=critic_advantages,
   )
   task = recipe.task(recipe.config)
   policy = Policy(recipe.model(recipe.config, task.tokenizer.vocab_size))
-  memory, without = state_memory(recipe, policy), state_memory(alone, policy)
+  memory, without = (
+    state_memory(recipe, policy),
+    state_memory(without_critic, policy),
+  )
   (model_of_critic,) = network_models(recipe, policy)
   # A head of one column and a bias in place of nothing: embeddings are tied.
   assert (
@@ -132,7 +135,7 @@ def test_counts_a_critic(recipe):
   )
   assert memory.sampling - without.sampling == memory.networks
   slice_ = topologies.find_topology('v5p-8')
-  seconds, less = (
+  seconds, without_seconds = (
     iteration_time(recipe.config, policy, memory, slice_, 1, networks)
     for networks in ([model_of_critic], [])
   )
@@ -145,28 +148,33 @@ def test_counts_a_critic(recipe):
   matrices = model_cost.layer_parameters(model) * model.num_layers
   products = 2 * sequences * width * (matrices + model.model_dim)
   attention = sequences * model_cost.attention_flops(model, width)
-  passed = (products + attention) / (4 * 459e12 * 0.4)
-  assert seconds.scoring - less.scoring == pytest.approx(passed)
-  assert seconds.training - less.training == pytest.approx(3 * passed)
-  said = '\n'.join(plan(recipe, slice_))
-  assert (
-    f'critic: {model_of_critic.num_params:,} parameters, trained beside' in said
+  pass_seconds = (products + attention) / (4 * 459e12 * 0.4)
+  assert seconds.scoring - without_seconds.scoring == pytest.approx(
+    pass_seconds
   )
-  assert '  networks ' in said
+  assert seconds.training - without_seconds.training == pytest.approx(
+    3 * pass_seconds
+  )
+  output = '\n'.join(plan(recipe, slice_))
+  assert (
+    f'critic: {model_of_critic.num_params:,} parameters, trained beside'
+    in output
+  )
+  assert '  networks ' in output
 
 
 def test_prints_sizes_prompts_and_memory(capsys):
   main(['plan', f'--config={RECIPE}', '--topology=v5p:2x4x4'])
-  said = capsys.readouterr().out
-  assert '4 iterations of 8 prompts × 4 responses' in said
-  assert '4 updates each of 8 sequences' in said
-  assert 'at most 72 tokens, 32 of them in responses (up to 6 + 4)' in said
+  output = capsys.readouterr().out
+  assert '4 iterations of 8 prompts × 4 responses' in output
+  assert '4 updates each of 8 sequences' in output
+  assert 'at most 72 tokens, 32 of them in responses (up to 6 + 4)' in output
   # ⌊0.05 · 32⌋
-  assert 'entropy.fraction = 0.05: at most 1\n' in said
-  assert said.count('reward 1') == said.count('prompt (') == 3
-  assert re.search(r'\| \d \d \d :', said)
-  assert '32 × v5p' in said
-  assert 'estimate, not measured' in said
+  assert 'entropy.fraction = 0.05: at most 1\n' in output
+  assert output.count('reward 1') == output.count('prompt (') == 3
+  assert re.search(r'\| \d \d \d :', output)
+  assert '32 × v5p' in output
+  assert 'estimate, not measured' in output
 
 
 @pytest.mark.parametrize(
@@ -187,8 +195,10 @@ def test_times_are_written_with_units(seconds, text):
 
 def test_every_printed_time_has_three_digits_and_a_unit(recipe):
   slice_ = topologies.find_topology('v5p-8')
-  said = list(plan(recipe, slice_))
-  times = said[said.index(next(t for t in said if 'not measured' in t)) + 1 :]
+  output = list(plan(recipe, slice_))
+  times = output[
+    output.index(next(t for t in output if 'not measured' in t)) + 1 :
+  ]
   number = r'\d{1,3}(\.\d{1,2})? (µs|ms|s|min|h|days)'
   for line in times[:-1]:
     assert re.fullmatch(rf'  \w+ +{number}', line)
@@ -197,27 +207,27 @@ def test_every_printed_time_has_three_digits_and_a_unit(recipe):
 
 def test_says_that_sizes_do_not_divide_over_the_chips():
   recipe = load(str(RECIPE), ['--config.train.micro_batches=2'])
-  said = list(plan(recipe, topologies.find_topology('v5e-8')))
+  output = list(plan(recipe, topologies.find_topology('v5e-8')))
   assert (
     'CANNOT RUN there as configured: train.sequences_per_update / '
     'train.micro_batches must be a multiple of mesh.data × mesh.fsdp × '
     'mesh.expert, got 4 and 8; nearest possible: train.micro_batches = 1'
-  ) in said
+  ) in output
   fitting = list(plan(load(str(RECIPE)), topologies.find_topology('v5e-8')))
   assert not any('CANNOT RUN' in line for line in fitting)
 
 
 def test_has_no_estimate_without_a_topology(recipe):
-  said = '\n'.join(plan(recipe))
-  assert 'give --topology' in said
-  assert 'estimate' not in said
+  output = '\n'.join(plan(recipe))
+  assert 'give --topology' in output
+  assert 'estimate' not in output
 
 
 def test_says_that_a_model_does_not_fit(recipe, monkeypatch):
   small = topologies.find_topology('v5p-8')
   chip = dataclasses.replace(small.chip, hbm=1024)
-  said = '\n'.join(plan(recipe, small._replace(chip=chip)))
-  assert 'DOES NOT FIT' in said
+  output = '\n'.join(plan(recipe, small._replace(chip=chip)))
+  assert 'DOES NOT FIT' in output
 
 
 def compiled(**changed):
@@ -248,7 +258,8 @@ def compiled(**changed):
   }
 
 
-def planned(tmp_path, content):
+def run_plan(tmp_path, content):
+  """Runs `covrl plan` with the given output of `covrl compile`."""
   file = tmp_path / 'compiled.json'
   file.write_text(content if isinstance(content, str) else json.dumps(content))
   main(
@@ -260,17 +271,17 @@ def planned(tmp_path, content):
 
 
 def test_uses_the_output_of_compile(tmp_path, capsys):
-  planned(tmp_path, compiled())
-  said = capsys.readouterr().out
-  assert 'decode needs the most memory: 8.0 GiB of 95.0 GiB per chip' in said
-  assert 'it fits' in said
-  assert 'sampling   2 s' in said
-  assert 'scoring    3 s' in said
-  assert 'training   8 s' in said
+  run_plan(tmp_path, compiled())
+  output = capsys.readouterr().out
+  assert 'decode needs the most memory: 8.0 GiB of 95.0 GiB per chip' in output
+  assert 'it fits' in output
+  assert 'sampling   2 s' in output
+  assert 'scoring    3 s' in output
+  assert 'training   8 s' in output
   # 4 iterations of 13 s.
-  assert 'an iteration 13 s, the run 52 s without' in said
-  assert 'may fit' not in said
-  planned(tmp_path, compiled(fits=False))
+  assert 'an iteration 13 s, the run 52 s without' in output
+  assert 'may fit' not in output
+  run_plan(tmp_path, compiled(fits=False))
   assert 'it DOES NOT FIT' in capsys.readouterr().out
 
 
@@ -293,7 +304,7 @@ def test_refuses_output_of_compile_for_another_run(
   tmp_path, capsys, content, message
 ):
   with pytest.raises(SystemExit) as ended:
-    planned(tmp_path, content)
+    run_plan(tmp_path, content)
   assert ended.value.code == 2
   error = capsys.readouterr().err
   assert message in error
@@ -330,8 +341,8 @@ def test_uses_references_of_problems_without_solutions(recipe):
   task = dataclasses.replace(
     recipe.task(recipe.config), train=ListSource(problems), held_out=()
   )
-  said = list(plan(dataclasses.replace(recipe, task=lambda config: task)))
-  assert [line for line in said if 'reference' in line] == [
+  output = list(plan(dataclasses.replace(recipe, task=lambda config: task)))
+  assert [line for line in output if 'reference' in line] == [
     "  reference as a response '7 4 2': reward 1",
     # Not every task rewards its reference as it stands.
     "  reference as a response '4 7 2': reward 0",

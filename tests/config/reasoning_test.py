@@ -369,6 +369,6 @@ def test_evaluation_refuses_invalid_options(trained, flags, sentence, capsys):
     main(['evaluate', str(trained), *flags])
   *progress, error = capsys.readouterr().err.splitlines()
   assert sentence in error
-  said = [line for line in progress if line.startswith('covrl: ')]
+  messages = [line for line in progress if line.startswith('covrl: ')]
   # The first line names the recipe that is executed.
-  assert all('execut' in line for line in said), said
+  assert all('execut' in line for line in messages), messages

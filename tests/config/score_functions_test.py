@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Score functions in and beside recipe files: found, scored with, and kept."""
+"""Score functions in and beside recipe files: found, scored with, and copied."""
 
 import colorsys
 import dataclasses
@@ -28,16 +28,16 @@ RECIPE = """
   def is_largest(response, largest):
     return response.split()[:1] == [str(largest)]
 
-  def own(response, reference):
+  def score_largest(response, reference):
     return FULL if is_largest(response, max(reference)) else 0
 
-  def judged(response, reference, *, name):
-    return Outcome(own(response, reference), Status.SCORED, name)
+  def named_outcome(response, reference, *, name):
+    return Outcome(score_largest(response, reference), Status.SCORED, name)
 
   def make_task(config):
     {imports_of_task}
     def nested(response, reference):
-      return own(response, reference)
+      return score_largest(response, reference)
     task = toy.make_task(config)
     return dataclasses.replace(
       task, rewards=[Reward(name='mine', score={score})])
@@ -45,13 +45,13 @@ RECIPE = """
   def mine():
     return toy.recipe(task=make_task)
 """
-BESIDE = """
+SCORER_FILE = """
   import beside_helper
 
   def score(response, reference):
     return beside_helper.share(response, reference)
 """
-HELPER = """
+HELPER_FILE = """
   def share(response, reference):
     return float(response.split()[:1] == [str(max(reference))])
 """
@@ -65,14 +65,14 @@ def write(directory, name, text):
 
 @pytest.fixture
 def recipe_file(tmp_path, monkeypatch):
-  """Writes a recipe into a directory of its own, with two files beside it."""
+  """Writes a recipe into a directory with two other modules."""
   monkeypatch.syspath_prepend(str(TESTS))
   # The working directory is not that of the recipe.
   (tmp_path / 'elsewhere').mkdir()
   (tmp_path / 'mine').mkdir()
   monkeypatch.chdir(tmp_path / 'elsewhere')
-  write(tmp_path / 'mine', 'beside', BESIDE)
-  write(tmp_path / 'mine', 'beside_helper', HELPER)
+  write(tmp_path / 'mine', 'beside', SCORER_FILE)
+  write(tmp_path / 'mine', 'beside_helper', HELPER_FILE)
 
   def make(score, imports='', imports_of_task='', **files):
     for name, text in files.items():
@@ -99,13 +99,13 @@ def scores_of(recipe):
 
 
 @pytest.mark.parametrize(
-  ('score', 'imports', 'imports_of_task', 'kept'),
+  ('score', 'imports', 'imports_of_task', 'copied'),
   [
-    ('own', '', '', set()),
-    ("functools.partial(judged, name='x')", '', '', set()),
+    ('score_largest', '', '', set()),
+    ("functools.partial(named_outcome, name='x')", '', '', set()),
     ('nested', '', '', set()),
-    ('lambda r, reference: own(r, reference)', '', '', set()),
-    ("'sorting:own'", '', '', set()),
+    ('lambda r, reference: score_largest(r, reference)', '', '', set()),
+    ("'sorting:score_largest'", '', '', set()),
     ('score', 'from beside import score', '', {'beside', 'beside_helper'}),
     ('beside.score', 'import beside', '', {'beside', 'beside_helper'}),
     ('score', '', 'from beside import score', {'beside', 'beside_helper'}),
@@ -115,15 +115,15 @@ def scores_of(recipe):
   ],
 )
 def test_functions_are_found_and_kept_with_the_run(
-  score, imports, imports_of_task, kept, recipe_file, tmp_path
+  score, imports, imports_of_task, copied, recipe_file, tmp_path
 ):
-  extra = {'colorsys': BESIDE} if 'colorsys' in score else {}
+  extra = {'colorsys': SCORER_FILE} if 'colorsys' in score else {}
   file = recipe_file(score, imports, imports_of_task, **extra)
   recipe = load(f'{file}:mine')
   assert scores_of(recipe) == [1.0, 0.0]
   assert {name.removesuffix('.py') for name in recipe.sources} == {
     'sorting',
-    *kept,
+    *copied,
   }
   copies = tmp_path / 'run'
   copies.mkdir()
@@ -140,28 +140,36 @@ def test_functions_are_found_and_kept_with_the_run(
   assert not {'beside', 'beside_helper', 'recipe_sorting'} & sys.modules.keys()
 
 
-@pytest.mark.parametrize('place', ['mine', 'elsewhere'])
-def test_function_of_a_field_is_kept_with_the_run(place, recipe_file, tmp_path):
-  file = recipe_file('own', further=HELPER)
-  if place == 'elsewhere':
-    (tmp_path / 'mine' / 'further.py').rename(
-      tmp_path / 'elsewhere' / 'further.py'
+@pytest.mark.parametrize('directory', ['mine', 'elsewhere'])
+def test_function_of_a_field_is_kept_with_the_run(
+  directory, recipe_file, tmp_path
+):
+  file = recipe_file('score_largest', extra_module=HELPER_FILE)
+  if directory == 'elsewhere':
+    (tmp_path / 'mine' / 'extra_module.py').rename(
+      tmp_path / 'elsewhere' / 'extra_module.py'
     )
-  recipe = load(f'{file}:mine', ['--config.rewards.function=further:share'])
-  assert recipe.sources['further.py'] == textwrap.dedent(HELPER)
+  recipe = load(
+    f'{file}:mine', ['--config.rewards.function=extra_module:share']
+  )
+  assert recipe.sources['extra_module.py'] == textwrap.dedent(HELPER_FILE)
   assert recipe.identity != load(f'{file}:mine').identity
   copies = tmp_path / 'run'
   copies.mkdir()
   for name, text in recipe.sources.items():
     (copies / name).write_text(text)
   assert restore(copies, recipe.as_json()).identity == recipe.identity
-  (copies / 'further.py').unlink()
-  if place == 'mine':
-    with pytest.raises(ConfigError, match=r'must be in a file further\.py'):
+  (copies / 'extra_module.py').unlink()
+  if directory == 'mine':
+    with pytest.raises(
+      ConfigError, match=r'must be in a file extra_module\.py'
+    ):
       restore(copies, recipe.as_json())
 
 
-FORM = 'write module:function for a function (response, reference) -> number in'
+ADVICE = (
+  'write module:function for a function (response, reference) -> number in'
+)
 
 
 @pytest.mark.parametrize(
@@ -184,17 +192,17 @@ FORM = 'write module:function for a function (response, reference) -> number in'
 )
 def test_names_that_are_refused(name, message, recipe_file):
   file = recipe_file(
-    'own',
+    'score_largest',
     broken='def score(:\n',
     failing='\n1 / 0\n',
     needs='import absent_module\n',
   )
   with pytest.raises(ConfigError) as caught:
     load(f'{file}:mine', [f'--config.rewards.function={name}'])
-  said = str(caught.value)
-  assert message in said
-  assert '\n' not in said
-  assert FORM in said or 'did you mean' in said
+  error = str(caught.value)
+  assert message in error
+  assert '\n' not in error
+  assert ADVICE in error or 'did you mean' in error
 
 
 @pytest.mark.parametrize(
@@ -205,10 +213,10 @@ def test_names_that_are_refused(name, message, recipe_file):
       r'must take a response and a reference, \(response,',
     ),
     ('3', 'must be one that workers can import, at the top of the recipe'),
-    ("'own'", 'must have the form module:function'),
+    ("'score_largest'", 'must have the form module:function'),
     ('lambda *, response: 1.0', 'must take a response and a reference'),
     (
-      'functools.partial(own, key=(n for n in []))',
+      'functools.partial(score_largest, key=(n for n in []))',
       'must be one that workers can import',
     ),
   ],

@@ -35,8 +35,8 @@ def model(tmp_path_factory):
   shutil.copytree(MODELS / 'qwen2', directory)
   rows = tensors_of(directory)['model.embed_tokens.weight']
   random = np.random.default_rng(0)
-  more = random.normal(0, 0.02, (320, rows.shape[1])).astype(rows.dtype)
-  rewrite(directory, **{'model.embed_tokens.weight': more})
+  embedding = random.normal(0, 0.02, (320, rows.shape[1])).astype(rows.dtype)
+  rewrite(directory, **{'model.embed_tokens.weight': embedding})
   config = json.loads((directory / 'config.json').read_text())
   (directory / 'config.json').write_text(
     json.dumps({**config, 'vocab_size': 320, 'max_position_embeddings': 256})
@@ -127,7 +127,7 @@ def test_training_has_problems_of_two_terms_left(model):
   assert 160 < short < 240
 
 
-def test_prompts_take_the_chat_template_without_a_template(model):
+def test_prompts_use_the_chat_template_if_data_template_is_empty(model):
   recipe = load('smollm:arithmetic', overrides(model, data__template=''))
   prompt = recipe.task(recipe.config).train[0].prompt
   assert prompt.count('assistant') == 1

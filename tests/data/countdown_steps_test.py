@@ -25,14 +25,14 @@ def test_solutions_use_all_operators_and_shuffle_the_numbers():
   counts = collections.Counter(''.join(solutions))
   assert all(counts[symbol] > 100 for symbol in '+-*/')
   first = [solution.split()[:3:2] for solution in solutions]
-  in_front = sum(
+  begin_with_first_two = sum(
     set(map(int, pair)) == set(problem.reference['numbers'][:2])
     for pair, problem in zip(first, problems, strict=True)
   )
-  assert in_front < 120
+  assert begin_with_first_two < 120
 
 
-def test_steps_without_an_operator_are_given_up():
+def test_steps_end_where_no_operator_applies():
   # Neither 9 + 8 nor 9 * 8 is at most 9, and 9 - 8 = 1.
   assert random_steps(random.Random(0), [9, 8], 9) == (1, '9 - 8 = 1')
   assert random_steps(random.Random(0), [9, 8, 9, 9, 9, 9], 0) is None

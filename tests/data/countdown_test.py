@@ -66,7 +66,7 @@ def test_solved_problems_resemble_generated_ones():
     (lambda reference: len(reference['numbers']), 0.15),
     (lambda reference: max(reference['numbers']), 1.5),
   ):
-    ours, theirs = (
-      sum(map(feature, each)) / 300 for each in (solved, generated)
+    solved_mean, generated_mean = (
+      sum(map(feature, references)) / 300 for references in (solved, generated)
     )
-    assert abs(ours - theirs) < margin
+    assert abs(solved_mean - generated_mean) < margin

@@ -66,16 +66,16 @@ def test_loads_a_file_by_name():
 
 def test_refuses_unknown_suites():
   assert error_of('aimee24') == (
-    'An evaluation set must be one of math500, aime24, aime25, amc, omni_math,'
+    'an evaluation set must be one of math500, aime24, aime25, amc, omni_math,'
     ' olympiadbench, minerva, gsm8k, or a file (.jsonl, .parquet,'
     " .array_record), got 'aimee24'; did you mean aime24?"
   )
-  assert error_of('xyz').endswith("got 'xyz'.")
+  assert error_of('xyz').endswith("got 'xyz'")
 
 
 def test_refuses_suites_without_files(tmp_path):
   assert error_of('math500', tmp_path) == (
     f'the evaluation set math500 must be in {tmp_path}, as math500.jsonl,'
-    ' .parquet or .array_record, or in a folder math500, and is not; nothing is'
+    ' .parquet or .array_record, or in a folder math500, got none; nothing is'
     ' downloaded'
   )

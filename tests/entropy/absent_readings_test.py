@@ -99,13 +99,13 @@ def test_the_coefficient_of_an_absent_reading_is_that_of_no_error():
 
 @functools.partial(jax.jit, static_argnames='token_tx')
 def update(token_tx, state, stats, entropy):
-  silent = jax.tree.map(jnp.zeros_like, stats)
+  no_signal = jax.tree.map(jnp.zeros_like, stats)
   context = {'weights': jnp.zeros((2, 4)), 'entropy': entropy}
-  return update_signal(token_tx, silent, state, stats, **context)
+  return update_signal(token_tx, no_signal, state, stats, **context)
 
 
 def test_chains_hold_without_a_reading():
-  """The numbers of the report: from 0 to 0.05, from 0.04 to 0.14."""
+  """An entropy of NaN changes the state of no controller."""
   stats = TokenStats(logprobs=jnp.zeros((2, 4)), entropy=jnp.ones((2, 4)))
   bonus = covrl.adaptive_bonus(0.5, 0.05, maximum=1.0)
   gains = covrl.controllers.proportional_integral(
@@ -120,6 +120,6 @@ def test_chains_hold_without_a_reading():
     assert bool(jnp.isfinite(signal.entropy).all())
   jax.tree.map(
     np.testing.assert_array_equal,
-    [each.schedule for each in state],
-    [each.schedule for each in before],
+    [bonus_state.schedule for bonus_state in state],
+    [bonus_state.schedule for bonus_state in before],
   )

@@ -10,7 +10,7 @@ from covrl.parallel import topologies
 
 
 @pytest.fixture(scope='module')
-def pod():
+def pod_mesh():
   """The devices of a v5p 4×4×4 slice, as 16 × 4."""
   pytest.importorskip('libtpu')
   devices = topologies.compile_only_devices(
@@ -21,6 +21,6 @@ def pod():
 
 
 @pytest.fixture(scope='module')
-def fake():
+def fake_mesh():
   """Eight devices of the CPU, as 4 × 2."""
   return Mesh(np.array(jax.devices()[:8]).reshape(4, 2), ('data', 'sequence'))

@@ -137,7 +137,7 @@ def update(token_tx, state, stats, entropy):
 
 @pytest.mark.parametrize('name', CONTROLLERS)
 def test_controllers_replace_a_coefficient(stats, name):
-  """In optax's chain, under jit: advanced once per update, saved as scalars."""
+  """Controllers advance once per update of a jitted chain; their state is scalars."""
   controller = CONTROLLERS[name]
   assert isinstance(controller, optax.schedules.StatefulSchedule)
   token_tx = optax.chain(covrl.entropy_bonus(controller), optax.scale(2.0))

@@ -125,24 +125,24 @@ def test_lp_reg_leaves_a_penalty_above_ten_alone(case):
   old, _, targets, advantages = case
   # Sampled tokens have fallen by up to five nats.
   fall = np.random.default_rng(1).uniform(0, 5, (ROWS, LENGTH, 1))
-  far = log_softmax(old - fall * np.eye(VOCABULARY)[targets])
-  wanted, applies = lp_reg_in_numpy(old, old, far, targets, advantages, 0.9)
+  fallen = log_softmax(old - fall * np.eye(VOCABULARY)[targets])
+  wanted, applies = lp_reg_in_numpy(old, old, fallen, targets, advantages, 0.9)
   unlimited = lp_reg_in_numpy(
-    old, old, far, targets, advantages, 0.9, largest=np.inf
+    old, old, fallen, targets, advantages, 0.9, largest=np.inf
   )[1]
   assert 0 < applies.sum() < unlimited.sum()
   chain = covrl.lp_reg(0.9, min_p=0.1, allow_large=True)
-  edited = run(chain, old, far, targets, advantages)
+  edited = run(chain, old, fallen, targets, advantages)
   np.testing.assert_allclose(edited.logprobs, wanted, rtol=1e-4, atol=1e-7)
 
 
 def test_lp_reg_does_not_hide_nan(case):
   old, new, targets, advantages = case
-  spoilt = np.where(MASK[..., None], np.nan, old)
+  with_nan = np.where(MASK[..., None], np.nan, old)
   chain = covrl.lp_reg(
     0.6, min_p=0.1, selection_source='current', allow_large=True
   )
-  edited = run(chain, spoilt, new, targets, advantages)
+  edited = run(chain, with_nan, new, targets, advantages)
   assert np.isnan(edited.logprobs[MASK]).sum() > 2
   assert not np.isnan(edited.logprobs[~MASK]).any()
 
@@ -202,21 +202,21 @@ def test_chains_state_the_truncation_that_they_need():
   assert required_truncation(covrl.kl_cov()) == Truncation()
   both = optax.chain(covrl.lp_reg(min_p=0.05), covrl.aent(removed=0.2))
   assert required_truncation(both) == Truncation(min_p=0.05, removed=0.2)
-  words = 'must have the same removed, got 0.1 and 0.2'
-  with pytest.raises(ValueError, match=re.escape(words)):
+  message = 'must have the same removed, got 0.1 and 0.2'
+  with pytest.raises(ValueError, match=re.escape(message)):
     required_truncation(
       optax.chain(covrl.aent(removed=0.2), covrl.aent(removed=0.1))
     )
 
 
 @pytest.mark.parametrize(
-  ('chain', 'words'),
+  ('chain', 'message'),
   [
     (covrl.aent(), 'aent reads top_entropy from the statistics'),
     (covrl.lp_reg(), "lp_reg reads filtered_logprobs from 'old_moments'"),
   ],
 )
-def test_names_a_missing_statistic(chain, words):
+def test_names_a_missing_statistic(chain, message):
 
   def update():
     ones = jnp.ones((1, 2))
@@ -234,7 +234,7 @@ def test_names_a_missing_statistic(chain, words):
       ),
     )
 
-  with pytest.raises(TypeError, match=re.escape(words)):
+  with pytest.raises(TypeError, match=re.escape(message)):
     jax.eval_shape(update)
 
 

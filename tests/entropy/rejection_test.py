@@ -198,7 +198,7 @@ def test_layout_order_and_mesh_do_not_matter(name):
 
 
 def test_composes_with_covariance_methods_and_controllers():
-  """The same tokens are selected behind them, and penalties are kept."""
+  """Covariance methods behind it select the same tokens and keep penalties."""
   stats, context = batch_of(arrays())
   row = np.arange(ROWS)[:, None] + np.zeros(MASK.shape, int)
   context |= {

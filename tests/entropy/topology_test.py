@@ -2,8 +2,8 @@
 """Selection moves and sorts no per-token arrays, on a pod and on fake devices.
 
 Compiled ahead of time for 64 TPU v5p chips, at 2²⁴ tokens. Bytes are those that
-collectives deliver to a device in one call; a loop of unknown length counts as
-its longest, see `entropy.collectives`.
+collectives deliver to a device in one call; see `entropy.collectives`. A loop of
+unknown length counts with its largest number of trips.
 """
 
 import functools
@@ -27,7 +27,7 @@ LAYOUTS = {
 }
 
 
-def top(scores, mask, sequence_ids, positions):
+def selected_top(scores, mask, sequence_ids, positions):
   return select_top(
     scores,
     mask,
@@ -37,7 +37,7 @@ def top(scores, mask, sequence_ids, positions):
   )
 
 
-def drawn(scores, mask, sequence_ids, positions):
+def selected_random(scores, mask, sequence_ids, positions):
   del scores
   return select_random(
     mask,
@@ -65,14 +65,15 @@ def packed_gspo(logprobs, mask, segment_ids, positions):
   return jax.value_and_grad(loss, has_aux=True)(stats, **context)
 
 
-def program(form, mesh, layout, tokens):
+def compiled_text(function, mesh, layout, tokens):
+  """HLO of a function of per-token arrays, compiled for a mesh."""
   shape = (math.isqrt(tokens), math.isqrt(tokens))
-  placed = NamedSharding(mesh, LAYOUTS[layout])
+  sharding = NamedSharding(mesh, LAYOUTS[layout])
   arguments = [
-    jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
+    jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
     for dtype in (jnp.float32, bool, jnp.int32, jnp.int32)
   ]
-  text = jax.jit(form).lower(*arguments).compile().as_text()
+  text = jax.jit(function).lower(*arguments).compile().as_text()
   assert text is not None
   return text
 
@@ -98,36 +99,40 @@ def check_sums(text, tokens):
 
 
 SELECTIONS = [
-  (top, 'batch'),
-  (top, 'batch_and_sequence'),
-  (drawn, 'batch_and_sequence'),
+  (selected_top, 'batch'),
+  (selected_top, 'batch_and_sequence'),
+  (selected_random, 'batch_and_sequence'),
 ]
 
 
-@pytest.mark.parametrize(('form', 'layout'), SELECTIONS)
-def test_selection_on_a_pod(pod, form, layout):
-  check_selection(program(form, pod, layout, 2**24), pod.size)
+@pytest.mark.parametrize(('function', 'layout'), SELECTIONS)
+def test_selection_on_a_pod(pod_mesh, function, layout):
+  check_selection(
+    compiled_text(function, pod_mesh, layout, 2**24), pod_mesh.size
+  )
 
 
-@pytest.mark.parametrize(('form', 'layout'), SELECTIONS)
-def test_selection_on_fake_devices(fake, form, layout):
-  check_selection(program(form, fake, layout, 2**14), fake.size)
+@pytest.mark.parametrize(('function', 'layout'), SELECTIONS)
+def test_selection_on_fake_devices(fake_mesh, function, layout):
+  check_selection(
+    compiled_text(function, fake_mesh, layout, 2**14), fake_mesh.size
+  )
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-def test_sequence_sums_on_a_pod(pod, layout):
-  check_sums(program(packed_gspo, pod, layout, 2**24), 2**24)
+def test_sequence_sums_on_a_pod(pod_mesh, layout):
+  check_sums(compiled_text(packed_gspo, pod_mesh, layout, 2**24), 2**24)
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-def test_sequence_sums_on_fake_devices(fake, layout):
-  check_sums(program(packed_gspo, fake, layout, 2**14), 2**14)
+def test_sequence_sums_on_fake_devices(fake_mesh, layout):
+  check_sums(compiled_text(packed_gspo, fake_mesh, layout, 2**14), 2**14)
 
 
-def test_collective_bytes_are_counted(fake):
+def test_collective_bytes_are_counted(fake_mesh):
   """An all-gather in a loop counts once per iteration."""
-  rows = NamedSharding(fake, PartitionSpec('data', None))
-  whole = NamedSharding(fake, PartitionSpec())
+  rows = NamedSharding(fake_mesh, PartitionSpec('data', None))
+  whole = NamedSharding(fake_mesh, PartitionSpec())
 
   def sort_gathered(x):
     def body(_, x):

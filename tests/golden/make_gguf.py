@@ -77,11 +77,13 @@ MODELS = {
 
 def random_tensors(name, config, generator):
   """Random tensors that preserve the scale of activations."""
-  kind = getattr(transformers, config['architectures'][0])
+  model_class = getattr(transformers, config['architectures'][0])
   sizes = {
     key: value for key, value in config.items() if key != 'architectures'
   }
-  model = kind(kind.config_class(**sizes, tie_word_embeddings=name != 'qwen2'))
+  model = model_class(
+    model_class.config_class(**sizes, tie_word_embeddings=name != 'qwen2')
+  )
   tensors = {}
   for path, parameter in model.named_parameters():
     noise = generator.standard_normal(parameter.shape).astype(np.float32)

@@ -25,8 +25,13 @@ from launch.job import Job, render
 from launch.shell import Shell
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
-ODD = '--config.task.text=it\'s $(rm -rf "$HOME") `x`\n; \\ é *'
-RUN = ['--', '--config=configs/c.py', '--workdir=gs://bucket/run', ODD]
+HARD_TO_QUOTE = '--config.task.text=it\'s $(rm -rf "$HOME") `x`\n; \\ é *'
+RUN = [
+  '--',
+  '--config=configs/c.py',
+  '--workdir=gs://bucket/run',
+  HARD_TO_QUOTE,
+]
 CASES = {
   'tpu': [
     *('tpu', '--name=kl-cov', '--type=v5p-64', '--project=p', '--zone=z'),
@@ -60,7 +65,7 @@ CASES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recorder(Shell):
-  """Keeps what it shows."""
+  """Keeps the texts that it shows."""
 
   shown: list[str] = dataclasses.field(default_factory=list)
 
@@ -68,7 +73,8 @@ class Recorder(Shell):
     self.shown.append(content)
 
 
-def dry(arguments, run=RUN):
+def dry_run(arguments, run=RUN):
+  """Returns the output of a dry run."""
   output = io.StringIO()
   status = main(
     [*arguments, '--dry-run', *run], Shell(dry_run=True, output=output)
@@ -79,7 +85,7 @@ def dry(arguments, run=RUN):
 
 @pytest.mark.parametrize('name', CASES)
 def test_dry_run_prints_the_golden_commands(name):
-  printed, file = dry(CASES[name]), GOLDEN / f'{name}.txt'
+  printed, file = dry_run(CASES[name]), GOLDEN / f'{name}.txt'
   if os.environ.get('COVRL_WRITE_GOLDEN'):
     file.write_text(printed)
   assert printed == file.read_text()
@@ -148,7 +154,7 @@ def test_arguments_are_quoted_for_bash(tmp_path, texts):
   program = home / 'kl-cov' / '.venv' / 'bin' / 'covrl'
   program.parent.mkdir(parents=True, exist_ok=True)
   program.write_text(
-    '#!/bin/bash\nprintf "%s\\0" "$NOTE" "$@" >"$HOME/heard"\nexit 42\n'
+    '#!/bin/bash\nprintf "%s\\0" "$NOTE" "$@" >"$HOME/received"\nexit 42\n'
   )
   program.chmod(0o755)
   run = job(texts)
@@ -171,8 +177,8 @@ def test_arguments_are_quoted_for_bash(tmp_path, texts):
   )
   assert done.returncode == 42, done.stderr
   assert b'covrl-exit=42' in done.stdout
-  heard = (home / 'heard').read_bytes().decode().split('\0')[:-1]
-  assert heard == [run.environment['NOTE'], 'train', *run.arguments]
+  received = (home / 'received').read_bytes().decode().split('\0')[:-1]
+  assert received == [run.environment['NOTE'], 'train', *run.arguments]
 
 
 @given(TEXTS)
@@ -180,7 +186,7 @@ def test_arguments_are_quoted_for_bash(tmp_path, texts):
 def test_arguments_are_quoted_for_yaml_and_xpk(texts):
   # A text in YAML may hold no control characters; PyYAML escapes the others.
   run = ['--', *job(texts).arguments]
-  printed = dry(CASES['gke'], run)
+  printed = dry_run(CASES['gke'], run)
   manifest = printed.partition('\n')[2].rpartition('\n\nkubectl')[0]
   pod = yaml.safe_load(manifest)['spec']['replicatedJobs'][0]['template'][
     'spec'
@@ -189,12 +195,14 @@ def test_arguments_are_quoted_for_yaml_and_xpk(texts):
     text.replace('$$', '$') for text in pod['containers'][0]['command']
   ]
   assert command == ['covrl', 'train', *job(texts).arguments]
-  command = shlex.split(dry(CASES['xpk'], run))[-1].removeprefix('--command=')
+  command = shlex.split(dry_run(CASES['xpk'], run))[-1].removeprefix(
+    '--command='
+  )
   assert shlex.split(command)[2:] == list(job(texts).arguments)
 
 
 def test_manifest_restarts_on_the_exit_codes_for_restarting():
-  printed = dry(CASES['gke'])
+  printed = dry_run(CASES['gke'])
   manifest = printed.partition('\n')[2].rpartition('\n\nkubectl')[0]
   spec = yaml.safe_load(manifest)['spec']['replicatedJobs'][0]
   assert spec['replicas'] == 2

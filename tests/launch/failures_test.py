@@ -47,10 +47,10 @@ def test_creates_uses_and_deletes_a_slice(fakes):
 def test_retries_while_quota_is_exhausted(fakes):
   quota = {'match': 'create', 'status': 1, 'err': 'Quota limit exceeded'}
   fakes.plan({**ABSENT, 'times': 3}, {**quota, 'times': 2}, ACTIVE, FINISHED)
-  status, said, slept = launch(TPU)
+  status, output, slept = launch(TPU)
   assert status == 0
   assert len(fakes.calls('create')) == 3
-  assert 'not available yet' in said
+  assert 'not available yet' in output
   assert slept >= 60
 
 
@@ -81,9 +81,9 @@ def test_recreates_a_preempted_slice(fakes):
     ACTIVE,
     FINISHED,
   )
-  status, said, _ = launch(TPU)
+  status, output, _ = launch(TPU)
   assert status == 0
-  assert 'is SUSPENDED: requesting another' in said
+  assert 'is SUSPENDED: requesting another' in output
   verbs = [call[4] for call in fakes.calls('queued-resources')]
   assert verbs == [
     *('describe', 'describe', 'delete', 'create', 'describe', 'delete')
@@ -103,19 +103,21 @@ def test_restarts_all_workers_on_the_same_slice_if_one_fails(fakes):
     },
     FINISHED,
   )
-  status, said, _ = launch(TPU)
+  status, output, _ = launch(TPU)
   assert status == 0
-  assert 'restart 1 of 100' in said
+  assert 'restart 1 of 100' in output
   assert not fakes.calls('create')
   assert len(fakes.calls('scp')) == 1
 
 
 def test_does_not_restart_after_an_error_of_the_program(fakes):
-  said = 'covrl-exit=43\ncovrl-exit=43\ncovrl-exit=43\ncovrl-exit=2\n'
-  fakes.plan(ACTIVE, {'match': 'bash kl-cov.host.sh', 'out': said, 'status': 1})
-  status, said, _ = launch(TPU)
+  output = 'covrl-exit=43\ncovrl-exit=43\ncovrl-exit=43\ncovrl-exit=2\n'
+  fakes.plan(
+    ACTIVE, {'match': 'bash kl-cov.host.sh', 'out': output, 'status': 1}
+  )
+  status, output, _ = launch(TPU)
   assert status == 2
-  assert 'are kept' in said
+  assert 'are kept' in output
   assert not fakes.calls('delete')
 
 
@@ -157,8 +159,8 @@ def test_submits_to_kubernetes_and_slurm(fakes):
   assert call[2].endswith('kl-cov.yaml')
   slurm = ['slurm', '--name=kl-cov', '--nodes=1', '--gpus-per-node=1']
   fakes.plan({'match': 'sbatch', 'out': 'Submitted batch job 7\n'})
-  status, said, _ = launch(slurm)
-  assert (status, said) == (0, 'Submitted batch job 7\n')
+  status, output, _ = launch(slurm)
+  assert (status, output) == (0, 'Submitted batch job 7\n')
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,7 @@ def test_names_a_missing_program(monkeypatch, tmp_path, capsys):
   monkeypatch.setenv('PATH', str(tmp_path))
   slurm = ['slurm', '--name=a', '--nodes=1', '--gpus-per-node=1']
   assert launch(slurm)[0] == 2
-  assert 'sbatch must be installed, and is not' in capsys.readouterr().err
+  assert 'sbatch must be installed, got none' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_softmax_is_float32_for_narrow_inputs():
 
 @pytest.mark.parametrize('window', [0, 3])
 def test_attention_of_sequences_matches_that_with_a_mask(window):
-  """Without a mask in memory: the same results, derivatives, and no NaN."""
+  """Results and derivatives are equal, without NaN; no mask is in memory."""
   config = dataclasses.replace(
     tiny(16), num_heads=4, num_kv_heads=2, head_dim=8, windows=(window,) * 2
   )

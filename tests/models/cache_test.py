@@ -50,7 +50,7 @@ def test_append_writes_one_slot_of_live_rows_in_every_layer():
 
 
 def test_slots_written_in_turn_are_those_of_a_scatter():
-  """As on TPUs; the last two rows have no slot left."""
+  """TPUs write in turn. The last two rows have no slot left."""
   draw = np.random.default_rng(0)
   cache = jnp.asarray(draw.normal(size=(2, 4, 1, 5, 8)), jnp.float32)
   new = jnp.asarray(draw.normal(size=(2, 4, 1, 8)), jnp.float32)

@@ -153,7 +153,7 @@ def test_every_parameter_has_a_gradient_and_remat_changes_none():
 
 
 def test_rows_of_one_sequence_need_no_mask(monkeypatch):
-  """As on GPUs: rows are rolled to begin in the first column, and back."""
+  """GPUs roll rows so that they begin in the first column, and back."""
   monkeypatch.setattr(
     attention,
     'attend_sequences',
@@ -209,7 +209,7 @@ def test_gpus_compute_rows_of_one_sequence_without_a_mask():
   ('windows', 'chunk'), [((), 5), ((0, 3), 4), ((5, 5), 12)]
 )
 def test_chunked_prefill_equals_that_of_whole_prompts(windows, chunk):
-  """Also with padding on both sides; no chunk divides the width."""
+  """Rows are padded on both sides, and no chunk size divides their width."""
   policy = Policy(dataclasses.replace(CONFIG, windows=windows))
   tokens, column = draw_tokens(9, 4, 13), jnp.arange(13)
   start, end = jnp.array([[0], [4], [12], [3]]), jnp.array([[13]] * 3 + [[9]])

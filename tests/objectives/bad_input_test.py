@@ -65,7 +65,7 @@ def test_losses_refuse_arrays_of_another_shape_or_dtype(
 
 
 def test_square_batches_do_not_broadcast():
-  """With S = T a vector fits both axes."""
+  """A vector would fit both axes, as S = T."""
   stats = TokenStats(logprobs=-jnp.ones((4, 4)), entropy=jnp.ones((4, 4)))
   context = {name: value[:, :4] for name, value in CONTEXT.items()}
   with pytest.raises(

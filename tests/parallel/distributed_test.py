@@ -127,9 +127,9 @@ def test_reports_a_child_aborted_by_jax_in_one_line(capfd):
     'echo "*** Check failure stack trace: ***" >&2; kill -ABRT $$'
   )
   assert supervise(bash(jax_says)) == Exit.PEER_LOST
-  before, told = capfd.readouterr().err.splitlines()
+  before, message = capfd.readouterr().err.splitlines()
   assert before == 'before'
-  assert told.startswith('covrl: another process of the run is lost')
+  assert message.startswith('covrl: another process of the run is lost')
 
 
 def test_an_absent_coordinator_ends_in_one_line_in_time(capfd):
@@ -141,8 +141,8 @@ def test_an_absent_coordinator_ends_in_one_line_in_time(capfd):
       f"distributed.initialize('127.0.0.1:{unused.getsockname()[1]}', 2, 1)\n"
     )
     assert supervise([sys.executable, '-c', script]) == Exit.PEER_LOST
-  (told,) = capfd.readouterr().err.splitlines()
-  assert told.startswith('covrl: another process of the run is lost')
+  (message,) = capfd.readouterr().err.splitlines()
+  assert message.startswith('covrl: another process of the run is lost')
 
 
 @pytest.mark.parametrize(

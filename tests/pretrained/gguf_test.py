@@ -408,11 +408,13 @@ def test_names_settings_that_are_not_used(tmp_path):
 
 
 def test_names_missing_files(tmp_path, capsys):
-  with pytest.raises(ValueError, match=r'a\.gguf must be there, and is not'):
+  with pytest.raises(
+    ValueError, match=r'a\.gguf must be a regular file, got none'
+  ):
     load_policy(tmp_path / 'a.gguf')
   with pytest.raises(SystemExit):
     main(['convert', str(tmp_path / 'a.gguf'), str(tmp_path / 'out')])
-  assert 'a.gguf must be there, and is not' in capsys.readouterr().err
+  assert 'a.gguf must be a regular file, got none' in capsys.readouterr().err
 
 
 def test_needs_the_library(tmp_path, monkeypatch):

@@ -40,7 +40,7 @@ def with_header(directory, change):
 
 
 def swap(header):
-  """Two tensors of one shape at the same position: both would be one's values."""
+  """Gives two tensors of one shape the same position in the file."""
   other = GATE.replace('gate', 'up')
   header[GATE]['data_offsets'] = header[other]['data_offsets']
 

@@ -60,8 +60,8 @@ def test_warnings_of_the_run_are_at_the_top(make_run):
   with (path / 'notices.jsonl').open('a') as stream:
     stream.write('{"text": 3}\n{"te')
   page = write_report(path).read_text()
-  told = page.index('the checkpoint &lt;b&gt;7&lt;/b&gt; is damaged')
-  assert told < page.index('class="headline"')
+  position = page.index('the checkpoint &lt;b&gt;7&lt;/b&gt; is damaged')
+  assert position < page.index('class="headline"')
   assert '1 unreadable line of notices.jsonl was skipped.' in page
 
 

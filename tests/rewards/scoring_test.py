@@ -235,7 +235,7 @@ def test_refuses_arguments_of_different_lengths():
 
 
 def test_responses_are_scored_as_they_are_added():
-  """In any order, equal ones once, and not before all are known."""
+  """The order is arbitrary, equal ones are scored once, results come at the end."""
   parts = [
     Reward(name='length', score=scorers.length, sources=('a',)),
     Overlong(max_length=10, buffer=5),

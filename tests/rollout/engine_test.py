@@ -194,7 +194,7 @@ def test_responses_depend_on_sequence_ids_and_not_on_rows():
 
 
 def assert_same(got, want, atol=1e-6):
-  """Same tokens, and log-probabilities up to rounding."""
+  """Checks that tokens are equal, and log-probabilities up to rounding."""
   for name in ('response_tokens', 'response_mask', 'truncated'):
     np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
   for name in ('sampler_logprobs', 'behaviour_logprobs'):
@@ -210,7 +210,7 @@ def test_slots_are_refilled_from_the_queue(slots, segment):
 
 
 def test_refill_and_cancellation_change_no_bit():
-  """With as many slots, the other requests and their order do not matter."""
+  """Other requests and their order do not matter if the slots are as many."""
   engine = make_engine(slots=8, segment=2)
   whole = host(sample(engine))
   order = [3, 0, 7, 1]
@@ -463,7 +463,7 @@ def test_sampling_parameters_never_recompile(compilations):
 
 @pytest.mark.parametrize('devices', [0, 4])
 def test_nothing_is_compiled_after_warm_up(devices, compilations, monkeypatch):
-  """Also when the number of slots is reduced, and for keys of an iteration."""
+  """The number of slots is reduced meanwhile; the key is another iteration's."""
   slots = PROMPTS * GROUP // max(devices, 1)
   monkeypatch.setattr(layout_module, 'MIN_SLOTS', slots // 2)
   mesh = make_mesh((devices,), jax.devices()[:devices]) if devices else None

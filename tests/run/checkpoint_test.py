@@ -322,13 +322,13 @@ def test_falls_back_to_the_newest_whole_checkpoint(stored, kind):
   with pytest.raises(CheckpointError, match='00000008 is damaged'):
     store.newest_whole(strict=True)
   assert {path.name for path in stored.iterdir()} == before
-  told = []
-  found = store.newest_whole(warn=told.append)
+  warnings = []
+  found = store.newest_whole(warn=warnings.append)
   assert found is not None
   assert found.position == store.position == 0
   assert found.restore({'x': np.ones(3, int)})['x'].tolist() == [0, 0, 0]
-  assert len(told) == 2
-  for text, name in zip(told, ('00000008', '00000004'), strict=True):
+  assert len(warnings) == 2
+  for text, name in zip(warnings, ('00000008', '00000004'), strict=True):
     assert text.startswith(f'the checkpoint {stored / name} is damaged: ')
     assert f'it is kept as {name}.damaged_1' in text
     assert (stored / f'{name}.damaged_1' / 'arrays').is_dir()
@@ -369,11 +369,11 @@ def test_odd_names_are_not_checkpoints(stored):
   assert store.position == 8
   # A copy with the name of another position is damaged.
   shutil.copytree(whole, stored / '00000099')
-  told = []
-  found = store.newest_whole(warn=told.append)
+  warnings = []
+  found = store.newest_whole(warn=warnings.append)
   assert found is not None
   assert found.position == 8
-  assert f'{MANIFEST} is that of 00000008' in told[0]
+  assert f'{MANIFEST} is that of 00000008' in warnings[0]
 
 
 @contextlib.contextmanager
@@ -397,10 +397,10 @@ def test_a_failed_save_is_one_sentence_and_leaves_the_last_one(
     file_size_limit(size),
     pytest.raises(
       StorageError, match=r'00000012.* cannot be written: '
-    ) as told,
+    ) as caught,
   ):
     store.save(12, {'x': noise, 'y': noise, 'z': noise}, {})
-  assert '\n' not in str(told.value)
+  assert '\n' not in str(caught.value)
   # Neither tracebacks nor the logs of libraries.
   assert capfd.readouterr() == ('', '')
   assert caplog.records == []
@@ -429,8 +429,8 @@ def test_a_completed_checkpoint_removes_incomplete_ones(stored):
 def test_an_old_checkpoint_that_cannot_be_removed_ends_no_run(
   stored, monkeypatch, name
 ):
-  store, said = CheckpointStore(stored, keep=1), []
-  assert store.newest_whole(warn=said.append) is not None
+  store, warnings = CheckpointStore(stored, keep=1), []
+  assert store.newest_whole(warn=warnings.append) is not None
 
   def fail(*_, **__):
     raise PermissionError(errno.EACCES, 'no')
@@ -439,8 +439,8 @@ def test_an_old_checkpoint_that_cannot_be_removed_ends_no_run(
     patch.setattr(type(epath.Path(stored)), name, fail)
     for position in (12, 13):
       store.save(position, {'x': np.zeros(2)}, {})
-  assert all('cannot be removed: ' in text for text in said)
-  assert len(set(said)) == len(said) > 0
+  assert all('cannot be removed: ' in text for text in warnings)
+  assert len(set(warnings)) == len(warnings) > 0
   assert latest(store).position == 13
   store.save(14, {'x': np.zeros(2)}, {})
   assert [path.name for path in stored.iterdir()] == ['00000014']

@@ -66,10 +66,12 @@ def test_a_run_that_has_trained_does_not_start_again(directory, name, trace):
   file = pathlib.Path(directory.path / name)
   file.parent.mkdir(parents=True, exist_ok=True)
   file.write_text('{"step": 1, "iteration": 0, "phase": "train"}\n')
-  with pytest.raises(CheckpointError) as told:
+  with pytest.raises(CheckpointError) as caught:
     directory.refuse_restart()
-  assert f'{directory.path} has {trace}' in str(told.value)
-  assert 'does not start again from the beginning by itself' in str(told.value)
+  assert f'{directory.path} has {trace}' in str(caught.value)
+  assert 'does not start again from the beginning by itself' in str(
+    caught.value
+  )
 
 
 @pytest.mark.parametrize(
@@ -134,10 +136,10 @@ def test_failed_writes_leave_nothing_behind(
       patch.setattr(os, 'fsync', failing(number))
     else:
       patch.setattr(paths, where, failing(number))
-    with pytest.raises(StorageError) as told:
+    with pytest.raises(StorageError) as caught:
       directory.claim(recipe)
     reason = os.strerror(number)
-    assert str(told.value) == (
+    assert str(caught.value) == (
       f'{directory.path / "config.json"} cannot be written: '
       f'{reason[0].lower()}{reason[1:]}'
     )
@@ -183,20 +185,20 @@ def test_the_first_failed_write_is_the_one_reported():
     finally:
       write('report')
 
-  with pytest.raises(StorageError, match='report') as told:
+  with pytest.raises(StorageError, match='report') as caught:
     run()
-  assert 'checkpoint cannot' in str(first_storage_error(told.value))
+  assert 'checkpoint cannot' in str(first_storage_error(caught.value))
   assert first_storage_error(ValueError('other')) is None
 
 
 def test_other_errors_are_not_failed_writes(tmp_path):
   error = ValueError('a')
   with (
-    pytest.raises(ValueError, match=r'^a$') as told,
+    pytest.raises(ValueError, match=r'^a$') as caught,
     storage.writing(tmp_path),
   ):
     raise error
-  assert told.value is error
+  assert caught.value is error
 
 
 def test_errors_of_libraries_that_name_the_cause_are_failed_writes(tmp_path):
@@ -232,7 +234,7 @@ def test_a_directory_in_use_is_not_a_failed_write(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('change', 'said'),
+  ('change', 'message'),
   [
     (lambda path: path.rename(path.with_name('b')), 'was moved to .*/b while'),
     (shutil.rmtree, 'was removed or replaced while'),
@@ -243,7 +245,7 @@ def test_a_directory_in_use_is_not_a_failed_write(tmp_path):
   ],
 )
 def test_a_directory_that_moves_is_never_written_at_its_old_place(
-  tmp_path, recipe, change, said
+  tmp_path, recipe, change, message
 ):
   directory = RunDirectory(tmp_path / 'run')
   store = CheckpointStore(directory.checkpoints, 1, directory.check_lock)
@@ -255,7 +257,7 @@ def test_a_directory_that_moves_is_never_written_at_its_old_place(
       lambda: directory.add_notice('a'),
       lambda: store.save(1, {'a': np.zeros(1)}, {}),
     ):
-      with pytest.raises(StorageError, match=said):
+      with pytest.raises(StorageError, match=message):
         write()
   assert [x for x in (tmp_path / 'run').rglob('*') if x.is_file()] == []
 
@@ -301,7 +303,7 @@ def test_a_file_system_without_locks_is_not_a_directory_in_use(
 
 
 @pytest.mark.parametrize(
-  ('change', 'said'),
+  ('change', 'message'),
   [
     (lambda saved: [], "must be an object with 'name'"),
     (lambda saved: None, "must be an object with 'name'"),
@@ -322,14 +324,14 @@ def test_a_file_system_without_locks_is_not_a_directory_in_use(
     ),
   ],
 )
-def test_a_damaged_configuration_is_named(directory, recipe, change, said):
+def test_a_damaged_configuration_is_named(directory, recipe, change, message):
   file = pathlib.Path(directory.path / 'config.json')
   file.write_text(json.dumps(change(json.loads(file.read_text()))))
   for use in (directory.read_config, lambda: directory.check(recipe)):
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as caught:
       use()
-    assert str(told.value).startswith(f'{file} is damaged: ')
-    assert said in str(told.value)
+    assert str(caught.value).startswith(f'{file} is damaged: ')
+    assert message in str(caught.value)
 
 
 def edit(content):
@@ -361,9 +363,9 @@ def change(file, changed):
   return before, after
 
 
-@pytest.mark.parametrize(('changed', 'said'), CHANGES)
+@pytest.mark.parametrize(('changed', 'message'), CHANGES)
 def test_a_configuration_that_was_changed_since_a_checkpoint_is_restored(
-  directory, recipe, changed, said
+  directory, recipe, changed, message
 ):
   """The checkpoint tells whose run it is."""
   store = CheckpointStore(directory.checkpoints, keep=1)
@@ -375,37 +377,37 @@ def test_a_configuration_that_was_changed_since_a_checkpoint_is_restored(
   with pytest.raises(ConfigError):
     RunDirectory(directory.path).check(other)
 
-  resumed, told = RunDirectory(directory.path), []
+  resumed, warnings = RunDirectory(directory.path), []
   resumed.check(recipe)
-  resumed.claim(recipe, told.append)
+  resumed.claim(recipe, warnings.append)
   assert file.read_bytes() == before
-  (text,) = told
-  assert text.startswith(f'{file} {said}; it is written again'), text
+  (text,) = warnings
+  assert text.startswith(f'{file} {message}; it is written again'), text
   copies = [path.read_bytes() for path in file.parent.glob('config.changed_*')]
   assert copies == ([] if after is None else [after])
   assert (directory.checkpoints / '00000003').is_dir()
-  RunDirectory(directory.path).claim(recipe, told.append)
-  assert len(told) == 1
+  RunDirectory(directory.path).claim(recipe, warnings.append)
+  assert len(warnings) == 1
 
 
-@pytest.mark.parametrize(('changed', 'said'), CHANGES[:2])
+@pytest.mark.parametrize(('changed', 'message'), CHANGES[:2])
 @pytest.mark.parametrize('name', ['config.json', 'recipe/recipe.py'])
 def test_files_that_are_changed_during_a_run_are_restored(
-  directory, recipe, name, changed, said
+  directory, recipe, name, changed, message
 ):
   recipe = dataclasses.replace(recipe, sources={'recipe.py': '# Text.'})
-  told = []
-  directory.claim(recipe, told.append)
+  warnings = []
+  directory.claim(recipe, warnings.append)
   directory.check_files()
-  assert told == []
+  assert warnings == []
   file = pathlib.Path(directory.path / name)
   before, _ = change(file, changed)
   directory.check_files()
   directory.check_files()
   assert file.read_bytes() == before
-  assert len(told) == 1
-  assert str(file) in told[0]
-  assert 'it is written again' in told[0]
+  assert len(warnings) == 1
+  assert str(file) in warnings[0]
+  assert 'it is written again' in warnings[0]
 
 
 def test_a_run_of_another_version_is_named_as_that(directory, recipe):

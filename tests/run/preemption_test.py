@@ -112,12 +112,12 @@ def test_signals_are_requests_to_stop(number, request):
     with pytest.raises(Stopped) as stopped:
       stop.poll()
   # Signals while the run ends are ignored.
-  for each in preemption.SIGNALS:
-    os.kill(os.getpid(), each)
+  for ignored in preemption.SIGNALS:
+    os.kill(os.getpid(), ignored)
   preemption.restore_handlers()
   assert signal.getsignal(number) == before
-  shown = signal.SIGTERM if number == signal.SIGHUP else number
-  assert stopped.value.exit_status == 128 + shown
+  reported = signal.SIGTERM if number == signal.SIGHUP else number
+  assert stopped.value.exit_status == 128 + reported
   stopped.value.is_resumable = True
   assert stopped.value.exit_status == Exit.RESTART
 
@@ -216,10 +216,10 @@ def test_watchdog_dumps_all_stacks_and_exits():
     'def sleeper():\n'
     '  time.sleep(600)\n'
     'threading.Thread(target=sleeper, daemon=True).start()\n'
-    'with Watchdog(0.4) as dog:\n'
+    'with Watchdog(0.4) as watchdog:\n'
     '  for _ in range(8):\n'
     '    time.sleep(0.1)\n'
-    '    dog.beat()\n'
+    '    watchdog.beat()\n'
     '  print("moved", flush=True)\n'
     '  time.sleep(600)\n'
   )
@@ -238,14 +238,14 @@ def test_watchdog_dumps_all_stacks_and_exits():
   assert 'in <module>' in done.stderr
 
 
-def watched(script):
+def run_watched(script):
   """Runs statements under a watchdog of 0.4 s."""
   return subprocess.run(
     [
       *(sys.executable, '-c'),
       'import ctypes, os, signal, sys, time\n'
       'from covrl.run.watchdog import Watchdog\n'
-      f'with Watchdog(0.4) as dog:\n  {script}\n',
+      f'with Watchdog(0.4) as watchdog:\n  {script}\n',
     ],
     capture_output=True,
     text=True,
@@ -255,19 +255,19 @@ def watched(script):
 
 
 def test_watchdog_ends_a_process_whose_native_code_hangs():
-  done = watched('ctypes.PyDLL(None).sleep(600)')
+  done = run_watched('ctypes.PyDLL(None).sleep(600)')
   assert done.returncode == -signal.SIGALRM
   assert means_restart(done.returncode)
   assert 'in <module>' in done.stderr
 
 
 def test_watchdog_exits_where_its_message_cannot_be_written():
-  done = watched('os.close(2); time.sleep(600)')
+  done = run_watched('os.close(2); time.sleep(600)')
   assert done.returncode == Exit.STALLED
 
 
 def test_the_time_for_which_a_process_was_stopped_does_not_count():
-  done = watched(
+  done = run_watched(
     'os.system(f"(sleep 0.6; kill -CONT {os.getpid()}) &");'
     ' os.kill(os.getpid(), signal.SIGSTOP); time.sleep(0.05)'
   )

@@ -23,24 +23,27 @@ def tile(logits, target):
 
 
 @jax.jit
-def merged(logits, target, belongs):
+def merged(logits, target, part_of_token):
   """Statistics from three parts merged in two orders, and from the whole."""
   parts = [
     streaming.tile_sums(
-      tile(jnp.where(belongs == part, logits, -jnp.inf), target)._replace(
-        is_target=(jnp.arange(VOCABULARY) == target) & (belongs == part)
+      tile(jnp.where(part_of_token == part, logits, -jnp.inf), target)._replace(
+        is_target=(jnp.arange(VOCABULARY) == target) & (part_of_token == part)
       ),
       moments=True,
     )
     for part in range(3)
   ]
   start = streaming.empty_sums(parts[0].peak, moments=True)
-  one = functools.reduce(streaming.merge_sums, parts, start)
-  other = streaming.merge_sums(
+  in_order = functools.reduce(streaming.merge_sums, parts, start)
+  reversed_order = streaming.merge_sums(
     parts[2], streaming.merge_sums(parts[1], parts[0])
   )
   whole = streaming.tile_sums(tile(logits, target), moments=True)
-  return [streaming.stats_from_sums(sums) for sums in (one, other, whole)]
+  return [
+    streaming.stats_from_sums(sums)
+    for sums in (in_order, reversed_order, whole)
+  ]
 
 
 @given(
@@ -50,10 +53,10 @@ def merged(logits, target, belongs):
   st.integers(0, VOCABULARY - 1),
 )
 @settings(max_examples=60, deadline=None)
-def test_parts_merge_into_the_whole(logits, masked, belongs, target):
+def test_parts_merge_into_the_whole(logits, masked, part_of_token, target):
   masked[target] = False
   logits = np.where(masked, -np.inf, logits)
-  *results, whole = merged(logits, target, belongs)
+  *results, whole = merged(logits, target, part_of_token)
   for result in results:
     jax.tree.map(
       lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
@@ -82,9 +85,9 @@ def test_parts_with_distant_peaks(distance):
   low = jnp.array([[-distance, -distance]])
   parts = [
     streaming.tile_sums(
-      streaming.LogitTile(z, z, jnp.array([[hot, False]])), moments=True
+      streaming.LogitTile(z, z, jnp.array([[is_target, False]])), moments=True
     )
-    for z, hot in ((low, True), (jnp.array([[0.0, 0.0]]), False))
+    for z, is_target in ((low, True), (jnp.array([[0.0, 0.0]]), False))
   ]
   stats, moments, _ = streaming.stats_from_sums(
     streaming.merge_sums(parts[0], parts[1])

@@ -59,7 +59,7 @@ def both(hidden, unembedding, targets, signal, soft_cap=None):
 
 
 def in_numpy(hidden, unembedding, targets, signal, soft_cap=None):
-  """The same in float64, by sorting."""
+  """Reference of `both` in float64, by sorting."""
   hidden, unembedding, signal = (
     np.asarray(x).astype('f8') for x in (hidden, unembedding, signal)
   )

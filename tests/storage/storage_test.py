@@ -325,12 +325,12 @@ def test_exits_when_the_lease_is_lost(served, objects):
       time.sleep(0.05)
     assert json.loads(objects.text('run/.lock'))['process'] == own
     objects.put('run/.lock', b'{"process": "another", "beat": 0}')
-    _, said = process.communicate(timeout=300)
+    _, stderr = process.communicate(timeout=300)
   finally:
     process.kill()
   assert process.returncode == Exit.REFUSED == 2
-  assert said.startswith('covrl: another run has taken gs://bucket/run')
-  assert said.count('\n') == 1
+  assert stderr.startswith('covrl: another run has taken gs://bucket/run')
+  assert stderr.count('\n') == 1
 
 
 def test_reads_problems_from_a_bucket(objects, tmp_path):
@@ -412,9 +412,9 @@ def test_a_refused_write_is_one_sentence_and_leaves_the_last_checkpoint(
     StorageError,
     match=r'checkpoints/00000008\S* cannot be written: '
     r'(PERMISSION_DENIED|.*must not be written)',
-  ) as told:
+  ) as caught:
     checkpoints.save(8, {'a': jnp.full(3, 8)}, {})
-  assert '\n' not in str(told.value)
+  assert '\n' not in str(caught.value)
   assert capfd.readouterr() == ('', '')
   monkeypatch.setattr(objects, 'refused', '(?!)')
   assert not any('00000008' in name for name in objects.names())
@@ -431,11 +431,11 @@ def test_a_missing_object_is_noticed_and_the_checkpoint_set_aside(
 ):
   lost = next(name for name in objects.names() if '00000004/arrays/d/' in name)
   del objects.objects[lost]
-  told = []
-  found = checkpoints.newest_whole(warn=told.append)
+  warnings = []
+  found = checkpoints.newest_whole(warn=warnings.append)
   assert found is not None
   assert found.position == 0
-  assert 'is missing; it is kept as 00000004.damaged_1' in told[0]
+  assert 'is missing; it is kept as 00000004.damaged_1' in warnings[0]
   assert {name.split('/')[2] for name in objects.names()} == {
     '00000000',
     '00000004.damaged_1',
@@ -473,7 +473,7 @@ def test_keeps_compiled_programs_in_a_bucket(objects):
     'JAX_COMPILATION_CACHE_DIR': 'gs://bucket/programs',
     'XLA_FLAGS': '',
   }
-  said = [
+  outputs = [
     subprocess.run(
       [sys.executable, '-c', script],
       env=environment,
@@ -484,5 +484,5 @@ def test_keeps_compiled_programs_in_a_bucket(objects):
     ).stdout
     for _ in range(2)
   ]
-  assert said == ['False\n', 'True\n']
+  assert outputs == ['False\n', 'True\n']
   assert objects.names('programs/')

@@ -49,8 +49,8 @@ def test_a_stopped_run_in_a_bucket_is_resumed(tmp_path_factory, monkeypatch):
         pytest.fail(f'no checkpoint, late: {late}: {first.communicate()}')
       time.sleep(0.02)
     first.send_signal(signal.SIGTERM)
-    _, said = first.communicate(timeout=600)
-    assert first.returncode == Exit.RESTART, said
+    _, stderr = first.communicate(timeout=600)
+    assert first.returncode == Exit.RESTART, stderr
     assert 'run/.lock' not in content.objects
     assert any(n.endswith('.xplane.pb') for n in content.names('run/profile/'))
     # The same command resumes the run.

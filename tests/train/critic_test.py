@@ -232,8 +232,8 @@ def test_a_recipe_that_lacks_its_critic_is_refused_before_anything(
   recipe = process.RECIPES / 'toy_ppo.py'
   with pytest.raises(SystemExit):
     main(['train', f'--config={recipe}:no_critic', f'--workdir={tmp_path}/run'])
-  said = capsys.readouterr().err
-  assert "must be among the recipe's networks, got none" in said
+  stderr = capsys.readouterr().err
+  assert "must be among the recipe's networks, got none" in stderr
   assert not (tmp_path / 'run' / 'config.json').exists()
 
 
@@ -320,7 +320,7 @@ def test_a_fixed_policy_has_entropy_and_tokens_and_no_loss():
 
 
 def test_health_counts_updates_that_the_critic_skips():
-  health, said = UpdateHealth(), []
+  health, warnings = UpdateHealth(), []
   metrics = {
     'tokens': 3.0,
     'skipped': 0.0,
@@ -330,12 +330,12 @@ def test_health_counts_updates_that_the_critic_skips():
     'critic/loss': np.nan,
     'critic/gradient_norm': np.nan,
   }
-  health.count(metrics, 'update 2 of iteration 1', said.append)
-  assert said == [
+  health.count(metrics, 'update 2 of iteration 1', warnings.append)
+  assert warnings == [
     'update 2 of iteration 1 is skipped of the critic: its loss is nan'
   ]
   assert (health.skipped, health.skipped_in_a_row) == (1, 1)
-  health.count(metrics | {'critic/skipped': 0.0}, 'the next', said.append)
+  health.count(metrics | {'critic/skipped': 0.0}, 'the next', warnings.append)
   assert (health.skipped, health.skipped_in_a_row) == (1, 0)
 
 

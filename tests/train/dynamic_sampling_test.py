@@ -307,6 +307,6 @@ def test_several_processes_choose_the_same_groups(tmp_path):
   alone, together = tmp_path / 'alone', tmp_path / 'together'
   process.train('toy_kl_cov', alone, **RUN)
   started = processes_test.start(together, 2, **RUN)
-  codes, said = processes_test.end(started)
-  assert codes == [0, 0], said
+  codes, errors = processes_test.end(started)
+  assert codes == [0, 0], errors
   processes_test.assert_same_run(together, alone)

@@ -71,9 +71,9 @@ def test_a_run_outlasts_a_full_disk_and_damaged_files(
 ):
   uninterrupted = runs.finished_run(tmp_path_factory, 'toy_kl_cov', **SMALL)
   workdir = tmp_path / 'run'
-  status, said = run(workdir, full=True)
-  assert (status, len(sentences(said))) == (Exit.STORAGE, 1), said
-  assert 'cannot be written: file too large' in said
+  status, stderr = run(workdir, full=True)
+  assert (status, len(sentences(stderr))) == (Exit.STORAGE, 1), stderr
+  assert 'cannot be written: file too large' in stderr
 
   processes = [
     subprocess.Popen(
@@ -87,23 +87,23 @@ def test_a_run_outlasts_a_full_disk_and_damaged_files(
   processes[0].kill()
   end(processes)
   before = position(workdir)
-  status, said = run(workdir, full=True)
-  assert (status, len(sentences(said))) == (Exit.STORAGE, 1), said
+  status, stderr = run(workdir, full=True)
+  assert (status, len(sentences(stderr))) == (Exit.STORAGE, 1), stderr
   assert position(workdir) == before
-  assert f'the checkpoint of update {before} is whole' in said
+  assert f'the checkpoint of update {before} is whole' in stderr
 
   newest = flip_a_bit(workdir)
   metrics = workdir / 'metrics.jsonl'
   metrics.write_bytes(metrics.read_bytes()[:-100])
-  status, said = run(workdir, '--resume=strict')
+  status, stderr = run(workdir, '--resume=strict')
   assert status == Exit.REFUSED
-  (told,) = sentences(said)
-  assert f'{newest} is damaged' in told
+  (message,) = sentences(stderr)
+  assert f'{newest} is damaged' in message
   (workdir / 'config.json').unlink()
-  status, said = run(workdir)
-  assert status == 0, said
-  assert f'warning: {workdir / "config.json"} was removed' in said
-  assert f'warning: the checkpoint {newest} is damaged' in said
+  status, stderr = run(workdir)
+  assert status == 0, stderr
+  assert f'warning: {workdir / "config.json"} was removed' in stderr
+  assert f'warning: the checkpoint {newest} is damaged' in stderr
   assert (newest.parent / f'{newest.name}.damaged_1').is_dir()
   assert f'{newest} is damaged' in (workdir / 'report.html').read_text()
   runs.assert_same_metrics(workdir, uninterrupted)
@@ -112,10 +112,10 @@ def test_a_run_outlasts_a_full_disk_and_damaged_files(
   for path in (workdir / 'checkpoints').iterdir():
     shutil.rmtree(path)
   size = metrics.stat().st_size
-  status, said = run(workdir)
+  status, stderr = run(workdir)
   assert status == Exit.REFUSED
-  (told,) = sentences(said)
-  assert 'no finished checkpoint' in told
+  (message,) = sentences(stderr)
+  assert 'no finished checkpoint' in message
   assert metrics.stat().st_size == size
 
 
@@ -127,10 +127,10 @@ def test_a_run_keeps_what_is_left_of_its_metrics(tmp_path, tmp_path_factory):
   metrics = workdir / 'metrics.jsonl'
   text = metrics.read_bytes()
   metrics.write_bytes(text[: len(text) // 2].ljust(len(text), b'\0'))
-  status, said = run(workdir, '--config.logging.tensorboard=true')
-  assert status == 0, said
-  assert 'warning: ' in said
-  assert 'contains NUL bytes' in said
+  status, stderr = run(workdir, '--config.logging.tensorboard=true')
+  assert status == 0, stderr
+  assert 'warning: ' in stderr
+  assert 'contains NUL bytes' in stderr
   assert (workdir / 'metrics.damaged_1.jsonl').stat().st_size == len(text)
   assert_same_arrays(workdir, uninterrupted)
   expected = [without_clock(line) for line in lines(uninterrupted)]
@@ -143,7 +143,7 @@ def test_a_run_keeps_what_is_left_of_its_metrics(tmp_path, tmp_path_factory):
 def test_a_damaged_cache_of_programs_costs_only_time(
   content, tmp_path, tmp_path_factory
 ):
-  """Programs that cannot be read are compiled, and said."""
+  """Programs that cannot be read are compiled again, with a warning."""
   uninterrupted = runs.finished_run(tmp_path_factory, 'toy_kl_cov', **SMALL)
   cache = tmp_path / 'cache'
 
@@ -181,29 +181,29 @@ def test_a_damaged_cache_of_programs_costs_only_time(
 def test_processes_outlast_the_faults_of_one(tmp_path, count):
   """Kills one, fills the disk of one, damages the shard of one."""
   expected = tmp_path / 'expected'
-  codes, said = end(start(expected, count, logging__samples=0))
-  assert codes == [0] * count, said
+  codes, errors = end(start(expected, count, logging__samples=0))
+  assert codes == [0] * count, errors
   workdir, victim = tmp_path / 'run', count - 1
   processes = start(workdir, count, heartbeat=20, logging__samples=0)
   until(workdir, processes, 2)
   processes[victim].kill()
-  codes, said = end(processes)
-  assert codes == [Exit.PEER_LOST] * victim + [-signal.SIGKILL], said
-  assert all(len(sentences(text)) == 1 for text in said[:victim]), said
+  codes, errors = end(processes)
+  assert codes == [Exit.PEER_LOST] * victim + [-signal.SIGKILL], errors
+  assert all(len(sentences(text)) == 1 for text in errors[:victim]), errors
 
   before = position(workdir)
   processes = start(
     workdir, count, heartbeat=20, full=(victim,), logging__samples=0
   )
-  codes, said = end(processes)
-  assert codes == [Exit.PEER_LOST] * victim + [Exit.STORAGE], said
-  assert all(len(sentences(text)) == 1 for text in said), said
+  codes, errors = end(processes)
+  assert codes == [Exit.PEER_LOST] * victim + [Exit.STORAGE], errors
+  assert all(len(sentences(text)) == 1 for text in errors), errors
   assert position(workdir) == before
 
   newest = flip_a_bit(workdir, f'ocdbt.process_{victim}')
-  codes, said = end(start(workdir, count, logging__samples=0))
-  assert codes == [0] * count, said
-  assert f'warning: the checkpoint {newest} is damaged' in said[0]
+  codes, errors = end(start(workdir, count, logging__samples=0))
+  assert codes == [0] * count, errors
+  assert f'warning: the checkpoint {newest} is damaged' in errors[0]
   notices = (workdir / 'notices.jsonl').read_text().splitlines()
   assert [json.loads(line)['text'] for line in notices] != []
   runs.assert_same_metrics(workdir, expected)

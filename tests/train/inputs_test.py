@@ -57,9 +57,9 @@ def saved(found):
 
 
 def refusal(found, before):
-  with pytest.raises(ConfigError) as told:
+  with pytest.raises(ConfigError) as caught:
     check_inputs(Config(), found, saved(before), pytest.fail)
-  return str(told.value)
+  return str(caught.value)
 
 
 def test_the_same_inputs_are_accepted():
@@ -86,9 +86,9 @@ def test_changed_inputs_are_refused(changes, name):
 def test_unknown_inputs_are_refused_unless_allowed():
   found = inputs(train=Bare())
   assert found['problems to train on'] == ''
-  told = []
-  check_inputs(Config(), found, None, told.append)
-  assert 'can be resumed only with checkpoint.allow_unknown_data' in told[0]
+  warnings = []
+  check_inputs(Config(), found, None, warnings.append)
+  assert 'can be resumed only with checkpoint.allow_unknown_data' in warnings[0]
   for before in (found, inputs()):
     text = refusal(found, before)
     assert text.startswith('problems to train on: no fingerprint, so that')
@@ -96,8 +96,8 @@ def test_unknown_inputs_are_refused_unless_allowed():
   assert 'no fingerprint' in refusal(inputs(), found)
   config = Config()
   config.checkpoint.allow_unknown_data = True
-  check_inputs(config, found, saved(found), told.append)
-  assert 'remain unnoticed' in told[1]
+  check_inputs(config, found, saved(found), warnings.append)
+  assert 'remain unnoticed' in warnings[1]
 
 
 def test_weights_under_adapters_are_inputs(tmp_path):

@@ -277,8 +277,8 @@ def test_ctrl_c_saves_the_run_at_every_stage(
   with pytest.raises(Stopped) as stopped:
     run(tmp_path / 'run', at)
   assert stopped.value.exit_status == Exit.RESTART == 42
-  said = capsys.readouterr().err
-  assert said.count('stopped: the run is saved; start it again\n') == 1
+  stderr = capsys.readouterr().err
+  assert stderr.count('stopped: the run is saved; start it again\n') == 1
   position, _, _ = outcome(tmp_path / 'run')
   assert 2 * position['iteration'] + position['update'] == updates
   run(tmp_path / 'run')

@@ -31,7 +31,7 @@ from covrl.rewards import (
 )
 from covrl.rollout import SamplingEngine
 from covrl.train.algorithm import Algorithm
-from covrl.train.build import warnings
+from covrl.train.build import config_warnings
 from covrl.train.rollout_batch import shift_left
 from covrl.train.rollout_collector import RolloutCollector
 
@@ -411,6 +411,8 @@ def test_a_chain_without_importance_weights_is_named(chain, warned):
     advantages=covrl.group_relative,
   )
   for rollout in ({'pipeline': 1}, {'cache_dtype': 'int8'}):
-    texts = [*warnings(make_config(**rollout), algorithm)]
+    texts = [*config_warnings(make_config(**rollout), algorithm)]
     assert sum('no importance weights: add' in text for text in texts) == warned
-  assert not any('pipeline' in t for t in warnings(make_config(), algorithm))
+  assert not any(
+    'pipeline' in t for t in config_warnings(make_config(), algorithm)
+  )

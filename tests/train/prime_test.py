@@ -273,18 +273,20 @@ def test_a_recipe_that_lacks_its_model_is_refused_before_anything(
 ):
   recipe = process.RECIPES / 'toy_prime.py'
   with pytest.raises(SystemExit):
-    main(['train', f'--config={recipe}:no_model', f'--workdir={tmp_path}/run'])
-  said = capsys.readouterr().err
-  assert "must be among the recipe's networks, got none" in said
+    main(
+      ['train', f'--config={recipe}:without_model', f'--workdir={tmp_path}/run']
+    )
+  stderr = capsys.readouterr().err
+  assert "must be among the recipe's networks, got none" in stderr
   assert not (tmp_path / 'run' / 'config.json').exists()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('name', 'step'), [('prime', 3), ('before', 2)])
+@pytest.mark.parametrize(('name', 'step'), [('prime', 3), ('updated_first', 2)])
 def test_a_run_logs_its_model_and_resumes_bit_for_bit(
   name, step, tmp_path, tmp_path_factory
 ):
-  """Also one that is killed between the updates of both networks."""
+  """The resumed run was killed between the updates of both networks."""
   finished = runs.finished_run(tmp_path_factory, f'toy_prime:{name}')
   lines = process.lines(finished, 'train')
   assert len(lines) == 6

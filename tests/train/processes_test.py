@@ -87,11 +87,11 @@ def start_endless(workdir):
 def end(processes):
   """Returns exit statuses and standard errors."""
   try:
-    said = [process.communicate(timeout=900)[1] for process in processes]
+    errors = [process.communicate(timeout=900)[1] for process in processes]
   finally:
     for process in processes:
       process.kill()
-  return [process.returncode for process in processes], said
+  return [process.returncode for process in processes], errors
 
 
 def until(workdir, processes, step):
@@ -157,8 +157,8 @@ def alone(tmp_path_factory):
 @pytest.mark.parametrize('count', [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_several_processes_train_like_one(alone, tmp_path, count):
   workdir = tmp_path / 'together'
-  codes, said = end(start(workdir, count))
-  assert codes == [0] * count, said
+  codes, errors = end(start(workdir, count))
+  assert codes == [0] * count, errors
   assert_same_run(workdir, alone)
 
 
@@ -170,8 +170,8 @@ def test_sigterm_stops_all_processes_and_one_process_resumes(alone, tmp_path):
   # Any process may receive the signal, also repeatedly.
   processes[1].send_signal(signal.SIGTERM)
   processes[1].send_signal(signal.SIGTERM)
-  codes, said = end(processes)
-  assert codes == [Exit.RESTART] * 2, said
+  codes, errors = end(processes)
+  assert codes == [Exit.RESTART] * 2, errors
   position, _ = arrays(workdir)
   assert 2 <= position <= 3
   assert all(x['step'] <= position for x in lines(workdir, 'train'))
@@ -190,8 +190,8 @@ def test_a_closed_terminal_of_one_process_stops_all(tmp_path):
     signal.signal(signal.SIGHUP, before)
   until(workdir, processes, 2)
   processes[1].send_signal(signal.SIGHUP)
-  codes, said = end(processes)
-  assert codes == [Exit.RESTART] * 2, said
+  codes, errors = end(processes)
+  assert codes == [Exit.RESTART] * 2, errors
   position, _ = arrays(workdir)
   assert max(x['step'] for x in lines(workdir, 'train')) == position >= 2
 
@@ -203,14 +203,14 @@ def test_the_loss_of_a_process_ends_the_others(tmp_path, victim):
   until(workdir, processes, 2)
   processes[victim].kill()
   killed = time.monotonic()
-  codes, said = end(processes)
+  codes, errors = end(processes)
   # The heartbeat, plus the time that a busy machine takes to end a process.
   assert time.monotonic() - killed < 120
   other = 1 - victim
-  assert codes[other] == Exit.PEER_LOST, said
-  told = [line for line in said[other].splitlines() if 'covrl:' in line]
-  assert len(told) == 1
-  assert 'another process of the run is lost' in told[0]
+  assert codes[other] == Exit.PEER_LOST, errors
+  message = [line for line in errors[other].splitlines() if 'covrl:' in line]
+  assert len(message) == 1
+  assert 'another process of the run is lost' in message[0]
 
 
 def test_a_hanging_process_is_lost_within_the_heartbeat(tmp_path):
@@ -222,16 +222,16 @@ def test_a_hanging_process_is_lost_within_the_heartbeat(tmp_path):
     os.kill(int(child), signal.SIGSTOP)
   began = time.monotonic()
   try:
-    _, said = processes[0].communicate(timeout=300)
+    _, stderr = processes[0].communicate(timeout=300)
   finally:
     # Its child ends with it.
     processes[1].kill()
     end(processes[1:])
   assert time.monotonic() - began < 120
-  assert processes[0].returncode == Exit.PEER_LOST, said
-  told = [line for line in said.splitlines() if 'covrl:' in line]
-  assert len(told) == 1
-  assert 'another process of the run is lost' in told[0]
+  assert processes[0].returncode == Exit.PEER_LOST, stderr
+  message = [line for line in stderr.splitlines() if 'covrl:' in line]
+  assert len(message) == 1
+  assert 'another process of the run is lost' in message[0]
 
 
 @pytest.mark.parametrize(
@@ -254,8 +254,8 @@ def test_refuses_different_or_unevenly_divided_processes(
   tmp_path, settings, changed, message
 ):
   workdir = tmp_path / 'refused'
-  codes, said = end(start(workdir, 2, settings=settings, **changed))
-  assert codes == [Exit.REFUSED] * 2, said
-  for text in said:
+  codes, errors = end(start(workdir, 2, settings=settings, **changed))
+  assert codes == [Exit.REFUSED] * 2, errors
+  for text in errors:
     assert message in text
   assert not workdir.exists()

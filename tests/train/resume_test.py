@@ -154,9 +154,9 @@ def refused(capsys, *arguments):
   assert ended.value.code == 2
   *progress, error = capsys.readouterr().err.splitlines()
   assert error.startswith('covrl: ')
-  said = [line for line in progress if line.startswith('covrl: ')]
+  messages = [line for line in progress if line.startswith('covrl: ')]
   # The first line names the recipe that is executed.
-  assert all('executed the recipe' in line for line in said), said
+  assert all('executed the recipe' in line for line in messages), messages
   return error
 
 

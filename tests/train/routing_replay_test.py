@@ -26,7 +26,7 @@ PROMPTS, WIDTH, GROUP, LIMIT, END = 4, 6, 4, 8, (3, 5)
 POLICY = Policy(
   dataclasses.replace(tiny(16), experts=Experts(count=4, per_token=2))
 )
-FORM = ExpertRecord.of(POLICY.config)
+RECORD = ExpertRecord.of(POLICY.config)
 PARAMS = POLICY.init(jax.random.key(0))
 IDS = np.arange(PROMPTS * GROUP, dtype=np.int32)
 
@@ -77,7 +77,8 @@ def batch_of(samples) -> Any:
 
 
 @functools.cache
-def by_itself():
+def batch_of_same_weights():
+  """Rows that the trainer's own parameters have sampled."""
   return batch_of(sample(PARAMS))
 
 
@@ -116,8 +117,8 @@ def perturbed(params):
 
 
 def test_sampler_records_the_experts_of_each_token():
-  rows = by_itself()
-  assert rows.experts.shape == FORM.shape(*rows.tokens.shape)
+  rows = batch_of_same_weights()
+  assert rows.experts.shape == RECORD.shape(*rows.tokens.shape)
   known = routed(rows)
   np.testing.assert_array_equal((rows.experts > 0).all((2, 3)), known)
   np.testing.assert_array_equal((rows.experts == 0).all((2, 3)), ~known)
@@ -128,7 +129,7 @@ def test_sampler_records_the_experts_of_each_token():
 
 
 def test_equal_weights_give_equal_log_probabilities():
-  rows = by_itself()
+  rows = batch_of_same_weights()
   plain = logprobs(PARAMS, dataclasses.replace(rows, experts=None))
   mask = rows.loss_mask
   replayed = logprobs(PARAMS, rows)
@@ -151,7 +152,7 @@ def test_trainer_uses_the_experts_of_a_sampler_with_other_weights():
     # Only the last token of a response is routed by the trainer itself.
     assert (rest >= 0).all()
     assert rest.sum() == 2 * (real - known.sum())
-  # That is what it is for: the gap to the sampler is smaller.
+  # Replay narrows the gap between trainer and sampler.
   mask = rows.loss_mask
   gaps = [
     np.abs(logprobs(PARAMS, each) - rows.sampler_logprobs)[mask].mean()

@@ -10,13 +10,6 @@ def begins_with_largest(response: str, reference: Any) -> float:
   return float(response.split()[:1] == [str(max(reference))])
 
 
-def never_ends(response: str, reference: Any) -> float:
-  """Does not return, like a broken reward function."""
-  del response, reference
-  time.sleep(3600.0)
-  return 0.0
-
-
 def fails_on_odd_numbers(response: str, reference: Any) -> float:
   """Like `begins_with_largest`, but fails on responses that begin with 1, 3, …"""
   if response[:1].isdigit() and int(response[0]) % 2:
@@ -31,12 +24,12 @@ def share_of_digits(response: str, reference: Any) -> float:
   return sum(word.isdigit() for word in words) / max(len(words), 1)
 
 
-def beyond_float32(response: str, reference: Any) -> float:
+def overflows_float32(response: str, reference: Any) -> float:
   """Returns a number that is finite, but not in float32."""
   return 1e39 * (begins_with_largest(response, reference) - 0.5)
 
 
-def slowly(response: str, reference: Any) -> float:
-  """Returns the same as `begins_with_largest`, after a delay."""
+def begins_with_largest_slowly(response: str, reference: Any) -> float:
+  """Returns the same as `begins_with_largest`, after 50 ms."""
   time.sleep(0.05)
   return begins_with_largest(response, reference)

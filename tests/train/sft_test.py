@@ -197,9 +197,9 @@ def test_a_real_warm_start_is_stopped_and_resumed(
   for _ in range(2):
     process.send_signal(number)
     time.sleep(0.25)
-  _, said = process.communicate(timeout=300)
-  assert process.returncode == Exit.RESTART, said
-  assert 'stopped: the run is saved' in said
+  _, stderr = process.communicate(timeout=300)
+  assert process.returncode == Exit.RESTART, stderr
+  assert 'stopped: the run is saved' in stderr
   reached = saved_in(tmp_path / 'run').position
   assert 40 <= reached < 400
   train('toy_kl_cov', tmp_path / 'run', **settings)

@@ -129,7 +129,7 @@ def run_recent(program, batch, method, **others):
 
 @pytest.mark.parametrize('method', RECENT)
 def test_layout_does_not_matter_to_composed_methods(method):
-  """On one mesh and another, in micro-batches, packed, and in another order."""
+  """Layouts: two meshes, micro-batches, packed rows, and another order."""
   batch = drifted()
   wanted = run_recent(PROGRAMS[0], batch, method)
   count, _ = selected(wanted[0])

@@ -92,7 +92,9 @@ def config_fields(
       )
   embedding = tensors.get('token_embd.weight')
   if embedding is None:
-    raise ValueError(f'{file} must hold token_embd.weight, and does not')
+    raise ValueError(
+      f'{file} must hold token_embd.weight, got a file without it'
+    )
   kind = embedding.type.name
   fields = {
     'architectures': [name],

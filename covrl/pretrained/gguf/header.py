@@ -146,7 +146,7 @@ class _Cursor:
       return self.take(size, owner).decode()
     except UnicodeDecodeError:
       raise ValueError(
-        f'{self.file}: {owner} must be UTF-8, and is not'
+        f'{self.file}: {owner} must be UTF-8, got other bytes'
       ) from None
 
 

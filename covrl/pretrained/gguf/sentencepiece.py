@@ -15,9 +15,11 @@ import struct
 from covrl.pretrained.gguf.metadata import Metadata
 
 _PREFIX = 'tokenizer.ggml'
+# Types of a token, 1 to 6; the last is a byte.
 _BYTE = 6
-# Numbers of messages and fields in the protocol buffer.
+# Field numbers of `ModelProto`; numbers below are those of its messages' fields.
 _PIECE, _TRAINER, _NORMALIZER = 1, 2, 3
+# `ModelType.BPE`.
 _BPE = 2
 
 
@@ -66,7 +68,7 @@ def sentencepiece_model(
 
 
 def _trainer(metadata: Metadata, tokens: list[str], has_bytes: bool) -> bytes:
-  """Kind of the model, and its special tokens."""
+  """Encodes the `TrainerSpec`: type of the model, and its special tokens."""
   fields = _integer(3, _BPE) + _integer(4, len(tokens))
   fields += _integer(35, int(has_bytes))
   names = {'unknown': (40, 45), 'bos': (41, 46), 'eos': (42, 47)}
@@ -83,7 +85,7 @@ def _trainer(metadata: Metadata, tokens: list[str], has_bytes: bool) -> bytes:
 
 
 def _normalizer(metadata: Metadata) -> bytes:
-  """Treatment of blanks; texts are not normalised."""
+  """Encodes the `NormalizerSpec`: treatment of blanks; texts stay as they are."""
   adds_blank = metadata.flag(f'{_PREFIX}.add_space_prefix', True)
   removes = metadata.flag(f'{_PREFIX}.remove_extra_whitespaces', False)
   return (

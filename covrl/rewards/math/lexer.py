@@ -159,6 +159,7 @@ def tokenize(normalized: str, *, merge_thousands: bool) -> list[Token]:
 
 
 def _make_tokens(group: str, text: str, match: re.Match[str]) -> list[Token]:
+  """Returns the tokens of one match of `_TOKEN`, by its group."""
   match group:
     case 'text':
       return _text(' '.join(text.split()))
@@ -171,10 +172,10 @@ def _make_tokens(group: str, text: str, match: re.Match[str]) -> list[Token]:
       return [Token('text', text)]
     case 'word':
       before = match.string[: match.start()][-2:].rstrip(' ')[-1:]
-      glued = match.string[max(match.start() - 1, 0) : match.start()]
+      adjacent = match.string[max(match.start() - 1, 0) : match.start()]
       if text == 'min' and before.isdigit():
         return [Token('text', text)]
-      return _word(text, glued.isdigit())
+      return _word(text, adjacent.isdigit())
     case 'command' if text in ('\\{', '\\}', '\\\\'):
       return [Token('sign', text)]
     case 'command':
@@ -199,8 +200,8 @@ def _text(text: str) -> list[Token]:
   if before and last != 'if' and (separator := _separator(last)):
     return _text(before) + separator
   if (between := _BETWEEN_UNITS.fullmatch(text)) and is_known(between[1]):
-    before, joined, digits, rest = between.groups()
-    separator = _separator(joined or '')
+    before, conjunction, digits, rest = between.groups()
+    separator = _separator(conjunction or '')
     number = [Token('number', digits)]
     return [Token('text', before), *separator, *number, *_text(rest)]
   return [Token('text', text)]
@@ -212,8 +213,8 @@ def _word(text: str, follows_digit: bool) -> list[Token]:
     return [Token('command', vocabulary.NAMES[text])]
   if separator := len(text) > 1 and _separator(text):
     return separator
-  if glued := _FUNCTION_AND_LETTER.fullmatch(text):
-    name, letter = glued.groups()
+  if joined := _FUNCTION_AND_LETTER.fullmatch(text):
+    name, letter = joined.groups()
     return [Token('command', f'\\{name}'), Token('letter', letter)]
   if (
     text in BARE_UNITS

@@ -27,7 +27,7 @@ _PRIMES = (
 )
 
 
-def same_huge(left: Node, right: Node) -> bool | None:
+def huge_values_are_equal(left: Node, right: Node) -> bool | None:
   """Returns whether two rational numbers are equal.
 
   Args:
@@ -41,14 +41,15 @@ def same_huge(left: Node, right: Node) -> bool | None:
     if any(_residue(left, p) != _residue(right, p) for p in _PRIMES):
       return False
     with mpmath.workdps(_DIGITS):
-      one, other = _magnitude(left), _magnitude(right)
-      size = max(abs(one), abs(other))
-      return bool(abs(one - other) <= size * mpmath.mpf(10) ** -40)
+      first, second = _magnitude(left), _magnitude(right)
+      size = max(abs(first), abs(second))
+      return bool(abs(first - second) <= size * mpmath.mpf(10) ** -40)
   except (Undefined, ArithmeticError, ValueError, MemoryError):
     return None
 
 
 def _exponent(node: Node) -> int:
+  """Evaluates an exponent, which must be an integer within bounds."""
   value = evaluate(node, {}, 60)
   if not isinstance(value, Fraction) or value.denominator != 1:
     raise Undefined('an integer exponent is required')
@@ -76,10 +77,10 @@ def _residue(node: Node, prime: int) -> int:
       base, exponent = node.parts
       return pow(_residue(base, prime), _exponent(exponent), prime)
     case 'factorial':
-      found = 1
+      product = 1
       for factor in range(2, _factorial_argument(node) + 1):
-        found = found * factor % prime
-      return found
+        product = product * factor % prime
+      return product
   raise Undefined(f'a {node.kind} is not a huge number')
 
 
@@ -105,6 +106,7 @@ def _magnitude(node: Node) -> Value:
 
 
 def _factorial_argument(node: Node) -> int:
+  """Evaluates the argument of a factorial, an integer within bounds."""
   value = _exponent(node.parts[0])
   if not 0 <= value <= MAX_FACTORIAL:
     raise Undefined('a factorial out of bounds')

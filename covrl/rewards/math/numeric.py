@@ -23,7 +23,7 @@ from covrl.rewards.math.evaluate import (
   is_close,
   is_complex,
 )
-from covrl.rewards.math.modular import same_huge
+from covrl.rewards.math.modular import huge_values_are_equal
 
 MAX_DIGITS = 1000
 
@@ -125,7 +125,7 @@ def _equal(left: Node, right: Node, natural_log: bool) -> bool | None:
       ]
     except OutOfBounds:
       if not names:
-        return bool(same_huge(left, right))
+        return bool(huge_values_are_equal(left, right))
       continue
     except Undefined:
       continue

@@ -2,8 +2,8 @@
 """Sandbox script of process 1: takes jobs and forks a child for each.
 
 Executed after `_program.py` and `_descendants.py`; never imported. Jobs come from
-the control socket; each runs in a forked child, a started interpreter that has not
-executed any program. When the child ends, all other processes of the sandbox are killed. A
+the control socket; each runs in a forked child, an interpreter that has already
+started and has not executed any program. When the child ends, all other processes of the sandbox are killed. A
 program can tamper with its process, this script's functions included: only bytes
 leave the sandbox, and the judge trusts none of them.
 """
@@ -64,8 +64,8 @@ def main(control: int) -> None:
     _close(descriptors)
     status = _wait_for(child)
     _remove_file('/tmp/stdin')
-    clean = not any(map(os.listdir, settings['writable']))
-    socket.send(f'{status} {clean:d}'.encode())
+    is_clean = not any(map(os.listdir, settings['writable']))
+    socket.send(f'{status} {is_clean:d}'.encode())
 
 
 def run_child(
@@ -137,6 +137,7 @@ def _set_limit(kind: int, limit: int) -> None:
 
 
 def _receive(socket: Any) -> tuple[dict[str, Any], list[int]]:
+  """Receives a job and its descriptors; exits if the judge has ended."""
   data, ancillary, _, _ = socket.recvmsg(1 << 20, 256)
   if not data:
     # The judge has ended: exit, which ends the whole namespace.
@@ -171,6 +172,7 @@ def _wait_for(child: int) -> int:
 
 
 def _remove_file(path: str) -> None:
+  """Removes a file, if it exists and can be removed."""
   try:
     os.unlink(path)
   except OSError:
@@ -205,6 +207,7 @@ def _kill_others() -> None:
 
 
 def _kill(pid: int) -> None:
+  """Kills a process, unless it has ended."""
   try:
     os.kill(pid, _SIGKILL)
   except ProcessLookupError:
@@ -233,6 +236,7 @@ def _set_up_descriptors(descriptors: list[int], *, silent: bool) -> None:
 
 
 def _reopen_streams() -> None:
+  """Opens standard input and output on the job's descriptors."""
   options: dict[str, Any] = {'encoding': 'utf-8', 'closefd': False}
   for name, descriptor, mode in (('stdin', 0, 'r'), ('stdout', 1, 'w')):
     stream = os.fdopen(descriptor, mode, errors='surrogateescape', **options)
@@ -241,6 +245,7 @@ def _reopen_streams() -> None:
 
 
 def _close(descriptors: list[int]) -> None:
+  """Closes descriptors."""
   for descriptor in descriptors:
     os.close(descriptor)
 

@@ -18,7 +18,16 @@ _TICK = 0.025
 
 
 class EndReason(enum.Enum):
-  """Reason for which a job ended: by itself, or the limit that it exceeded."""
+  """Reason for which a job ended.
+
+  Attributes:
+    ENDED: process 1 has reported its end.
+    TIMEOUT: it took longer than its time limit.
+    MEMORY: its processes and files exceeded the memory limit.
+    TASKS: it had more processes and threads than allowed.
+    OUTPUT: it wrote more than allowed.
+    LOST: process 1 ended without a report.
+  """
 
   ENDED = 'ended'
   TIMEOUT = 'timeout'
@@ -147,6 +156,7 @@ def supervise_job(
 
 
 def _receive(control: socket.socket) -> bytes:
+  """Reads the report of process 1; empty if it has ended without one."""
   try:
     return control.recv(4096)
   except OSError:

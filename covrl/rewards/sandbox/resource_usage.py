@@ -70,11 +70,13 @@ def _tree(pid: int) -> Iterator[tuple[int, int]]:
 
 
 def _resident(process: int) -> int:
+  """Resident set size of a process, in bytes."""
   fields = _text(f'/proc/{process}/statm').split()
   return int(fields[1]) * _PAGE if fields else 0
 
 
 def _proportional(process: int) -> int:
+  """Proportional set size, in bytes: pages divided by the processes that share."""
   for line in _text(f'/proc/{process}/smaps_rollup').splitlines():
     if line.startswith('Pss:'):
       return int(line.split()[1]) * 1024
@@ -82,12 +84,13 @@ def _proportional(process: int) -> int:
 
 
 def _written(pid: int, path: str) -> int:
+  """Bytes of the files in an in-memory directory, their inodes included."""
   try:
-    found = os.statvfs(f'/proc/{pid}/root{path}')
+    usage = os.statvfs(f'/proc/{pid}/root{path}')
   except FileNotFoundError:
     return 0
-  blocks = (found.f_blocks - found.f_bfree) * found.f_frsize
-  return blocks + (found.f_files - found.f_ffree) * _INODE
+  blocks = (usage.f_blocks - usage.f_bfree) * usage.f_frsize
+  return blocks + (usage.f_files - usage.f_ffree) * _INODE
 
 
 def _text(path: str) -> str:

@@ -190,7 +190,7 @@ def restoring_force(settings: Settings, formula: Formula) -> Evidence:
   variance = categorical.expectation(pi, f**2)
   true = formula(pi, f)
   logs = np.log(9 * (1 - eps) / eps) ** 2
-  at = int(abs(np.log10(eps) + 4).argmin())
+  at_1e4 = int(abs(np.log10(eps) + 4).argmin())
   z = categorical.random_logits(settings.rng(), 200, 6, (0.3, 1.0, 2.0))
   p, g = (
     categorical.softmax(z),
@@ -199,7 +199,9 @@ def restoring_force(settings: Settings, formula: Formula) -> Evidence:
   return Evidence(
     printed=[
       at_most(
-        'relative error of Var at ε = 1e-4', abs(variance / true - 1)[at], 0.1
+        'relative error of Var at ε = 1e-4',
+        abs(variance / true - 1)[at_1e4],
+        0.1,
       )
     ],
     corrected=[
@@ -230,7 +232,7 @@ def restoring_force(settings: Settings, formula: Formula) -> Evidence:
       ),
       close_to(
         'ratio of the two divided by ε K/(K − 1)',
-        (true / variance / eps)[at] * 9 / 10,
+        (true / variance / eps)[at_1e4] * 9 / 10,
         1,
         0.01,
       ),

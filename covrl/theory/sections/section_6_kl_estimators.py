@@ -61,7 +61,7 @@ def estimators(settings: Settings, formula: Formula) -> Evidence:
     for kind, changes in zip(DIVERGENCES, penalised, strict=True)
   }
   pi = categorical.softmax(logits)
-  once = (penalised[0] - plain)[:, 1]
+  after_two = (penalised[0] - plain)[:, 1]
   predicted = (
     formula(pi, pi * categorical.centred(pi, rewards)) * LEARNING_RATES**2
   )
@@ -69,7 +69,7 @@ def estimators(settings: Settings, formula: Formula) -> Evidence:
     kind: categorical.power_law_exponent(LEARNING_RATES, relative[kind])
     for kind in DIVERGENCES
   }
-  away = (penalised[4] - plain)[0, 1] / (penalised[0] - plain)[0, 1]
+  k1_ratio = (penalised[4] - plain)[0, 1] / (penalised[0] - plain)[0, 1]
   gradients = _penalty_gradients(np.array([0.0, 1e-4]))
   return Evidence(
     printed=[
@@ -92,11 +92,13 @@ def estimators(settings: Settings, formula: Formula) -> Evidence:
       ),
       close_to(
         'β δ divided by its prediction, two updates, η = 1e-3',
-        (once / predicted)[4],
+        (after_two / predicted)[4],
         1,
         0.01,
       ),
-      close_to('effect of k1 divided by that of the full KL', away, -1, 0.01),
+      close_to(
+        'effect of k1 divided by that of the full KL', k1_ratio, -1, 0.01
+      ),
       close_to(
         'gradient of |log r| at log r = 1e-4', gradients['abs'][1], 1, 0
       ),

@@ -31,14 +31,14 @@ def pipelined() -> Recipe:
 
 
 def partial() -> Recipe:
-  """The same with groups that are carried over."""
+  """Sampling ahead, with groups that are carried over to the next iteration."""
   recipe = pipelined()
   recipe.config.rollout.carried_groups = 4
   return recipe
 
 
 def partial_replay() -> Recipe:
-  """The same with a mixture of experts and routing replay, packed."""
+  """Carried groups with a mixture of experts, routing replay and packed rows."""
   recipe = dataclasses.replace(partial(), model=_model)
   recipe.config.train.routing_replay = True
   recipe.config.train.packed_rows = 14

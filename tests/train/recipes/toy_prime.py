@@ -38,8 +38,8 @@ def prime() -> Recipe:
   return recipe
 
 
-def before() -> Recipe:
-  """The same with a model that is updated before it scores, on packed rows."""
+def updated_first() -> Recipe:
+  """PRIME on packed rows; its model is updated before it scores responses."""
   recipe = prime()
   recipe.config.prime.update = 'before'
   recipe.config.prime.reference = 'old'
@@ -48,8 +48,8 @@ def before() -> Recipe:
   return recipe
 
 
-def no_model() -> Recipe:
-  """An estimator that reads a reward model which the recipe lacks."""
+def without_model() -> Recipe:
+  """A recipe without the reward model that its estimator reads."""
   return dataclasses.replace(prime(), networks=lambda config: {})
 
 

@@ -5,15 +5,18 @@ import dataclasses
 
 from train import scoring, toy
 
-from covrl.config import Config
+from covrl.config import Config, Recipe
 from covrl.rewards import Reward
 from covrl.train import Task
 
 
-def slow():
+def slow() -> Recipe:
+  """Toy task whose reward takes 50 ms per response."""
   return toy.recipe(task=_task)
 
 
 def _task(config: Config) -> Task:
-  reward = Reward(name='largest', score=scoring.slowly, example=('1', [1]))
+  reward = Reward(
+    name='largest', score=scoring.begins_with_largest_slowly, example=('1', [1])
+  )
   return dataclasses.replace(toy.make_task(config), rewards=[reward])

@@ -26,6 +26,6 @@ def infinite_rewards():
 
 def _task(config: Config) -> Task:
   reward = Reward(
-    name='largest', score=scoring.beyond_float32, example=('1', [1])
+    name='largest', score=scoring.overflows_float32, example=('1', [1])
   )
   return dataclasses.replace(toy.make_task(config), rewards=[reward])
