@@ -37,7 +37,7 @@ from covrl.tasks.verify import check_scores
 from covrl.train import Task
 from covrl.train.algorithm import Algorithm
 from covrl.train.build import config_warnings
-from covrl.train.init import make_policy
+from covrl.train.initial_policy import make_policy
 from covrl.train.state_sharding import check_mesh
 from covrl.types import TokenStats
 

@@ -30,7 +30,7 @@ from covrl.pretrained.known_models import known_model_directory
 from covrl.train.algorithm import Algorithm
 from covrl.train.build import make_engine, make_group_engine
 from covrl.train.compiled import CompiledPrograms, without_base
-from covrl.train.init import make_policy, make_policy_of_size
+from covrl.train.initial_policy import make_policy, make_policy_of_size
 from covrl.train.rollout_batch import abstract_batch
 from covrl.train.rollout_collector import row_width
 from covrl.train.state_sharding import check_mesh, rollout_mesh

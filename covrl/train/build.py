@@ -31,7 +31,7 @@ from covrl.tasks.task import Task
 from covrl.tasks.verify import check_references, check_scores
 from covrl.train.algorithm import Algorithm
 from covrl.train.compiled import CompiledPrograms
-from covrl.train.init import make_policy
+from covrl.train.initial_policy import make_policy
 from covrl.train.rollout_batch import (
   EVALUATE_STREAM,
   INIT_STREAM,

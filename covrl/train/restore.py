@@ -36,7 +36,7 @@ from covrl.train.build import (
   make_scoring,
   stream_key,
 )
-from covrl.train.init import initial_base_params, make_policy
+from covrl.train.initial_policy import initial_base_params, make_policy
 from covrl.train.model_lengths import model_lengths
 from covrl.train.rollout_batch import INIT_STREAM
 from covrl.train.sample import response_limit, sample_responses

@@ -24,7 +24,7 @@ from covrl.run.progress import Progress
 from covrl.train.build import Components
 from covrl.train.compiled import without_base
 from covrl.train.health import UpdateHealth
-from covrl.train.init import add_adapter_params, initial_base_params
+from covrl.train.initial_policy import add_adapter_params, initial_base_params
 from covrl.train.rollout_batch import RolloutBatch
 from covrl.train.rollout_collector import CollectorState
 from covrl.train.sft import is_warm_start_finished, warm_start

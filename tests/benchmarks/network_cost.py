@@ -29,7 +29,7 @@ from covrl.parallel import sharding
 from covrl.train.algorithm import Algorithm
 from covrl.train.compiled import CompiledPrograms
 from covrl.train.forward import with_old_stats
-from covrl.train.init import make_policy
+from covrl.train.initial_policy import make_policy
 from covrl.train.rollout_batch import RolloutBatch, padding_batch, row_width
 from covrl.types import TrainState
 

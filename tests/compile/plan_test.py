@@ -23,7 +23,7 @@ from covrl.config import ConfigError, load
 from covrl.data import ListSource, Problem
 from covrl.models import Experts, Policy
 from covrl.parallel import topologies
-from covrl.train.init import make_policy_of_size
+from covrl.train.initial_policy import make_policy_of_size
 from covrl.train.networks import critic, critic_advantages
 
 RECIPE = RECIPES / 'toy_solved.py'

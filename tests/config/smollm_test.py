@@ -19,7 +19,7 @@ from configs import smollm
 from covrl.cli import main
 from covrl.config import flatten, load, recipes
 from covrl.rewards.math.extraction import extract
-from covrl.train.init import make_policy
+from covrl.train.initial_policy import make_policy
 from covrl.train.inputs import input_fingerprints
 
 TOKENIZER = MODELS.with_name('tokenizers') / 'bytes'

@@ -28,7 +28,7 @@ from covrl.pretrained import (
   max_positions,
   save_pretrained,
 )
-from covrl.train.init import check_lengths
+from covrl.train.initial_policy import check_lengths
 from covrl.train.model_lengths import model_lengths
 
 TOKENIZER = (

@@ -18,7 +18,7 @@ from covrl.config import Config
 from covrl.models import tiny
 from covrl.pretrained import load_policy, load_pretrained
 from covrl.train import CheckpointStore
-from covrl.train.init import with_adapters
+from covrl.train.initial_policy import with_adapters
 from covrl.train.restore import open_run
 
 RECIPE = 'toy_pretrained'

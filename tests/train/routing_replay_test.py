@@ -18,7 +18,7 @@ from covrl.models import ExpertRecord, Experts, Policy, tiny
 from covrl.parallel.sharding import make_mesh
 from covrl.rollout import Sampling, SamplingEngine, to_rollout_rows
 from covrl.train.forward import forward
-from covrl.train.init import make_policy_of_size
+from covrl.train.initial_policy import make_policy_of_size
 from covrl.train.rollout_batch import shift_left, to_token_batch
 from covrl.types import Rollouts
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Initial state of a run: the policy and its parameters before any update."""
+"""The policy of a run and its parameters before any update."""
 
 from __future__ import annotations
 
