@@ -81,14 +81,18 @@ class Job:
         )
 
   def value(self, option: str) -> str | None:
-    """Returns the value of an argument of `covrl train`, if given."""
+    """Returns the value of an argument of `covrl train`, if given.
+
+    Of several values `covrl train` takes the last one.
+    """
+    value = None
     for index, argument in enumerate(self.arguments):
       if argument.startswith(f'{option}='):
-        return argument.partition('=')[2]
-      if argument == option:
+        value = argument.partition('=')[2]
+      elif argument == option:
         following = self.arguments[index + 1 : index + 2]
-        return next((f for f in following if not f.startswith('--')), None)
-    return None
+        value = next((f for f in following if not f.startswith('--')), None)
+    return value
 
   def check_config(self) -> None:
     """Refuses a config file that does not exist on this machine."""

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
+import sys
+import tempfile
 from typing import Literal
 
 from covrl.parallel import xla_flags
@@ -34,14 +37,53 @@ def use_compilation_cache() -> None:
   Programs for several CPU devices are not kept: when XLA reads one back,
   collectives in different loops have lost their order, also with the flags of
   `covrl.parallel.xla_flags`.
+
+  The directory is `JAX_COMPILATION_CACHE_DIR`, by default one in the home
+  directory. Where nothing can be written there, a sentence says so, and programs
+  that it holds are read.
   """
   import jax
 
   if xla_flags.attached() == 'cpu' and jax.device_count() > 1:
     jax.config.update('jax_enable_compilation_cache', False)
-  elif 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-    cache = pathlib.Path.home() / '.cache' / 'covrl' / 'xla'
-    jax.config.update('jax_compilation_cache_dir', str(cache))
+    return
+  directory = os.environ.get('JAX_COMPILATION_CACHE_DIR')
+  if directory is None:
+    try:
+      home = pathlib.Path.home()
+    except RuntimeError:
+      _warn('compiled programs are not kept: there is no home directory')
+      jax.config.update('jax_enable_compilation_cache', False)
+      return
+    directory = str(home / '.cache' / 'covrl' / 'xla')
+    jax.config.update('jax_compilation_cache_dir', directory)
+  if not directory or '://' in directory:
+    return
+  path = pathlib.Path(directory)
+  if cause := _unwritable(path):
+    _warn(f'compiled programs are not kept: {directory} {cause}')
+    # JAX would warn of every program.
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', math.inf)
+    if not path.is_dir():
+      jax.config.update('jax_enable_compilation_cache', False)
+
+
+def _unwritable(directory: pathlib.Path) -> str:
+  """Returns why no file can be written in a directory; empty if one can."""
+  from covrl.storage import StorageError, writing
+
+  try:
+    with writing(directory):
+      directory.mkdir(parents=True, exist_ok=True)
+      with tempfile.TemporaryFile(dir=directory) as file:
+        file.write(bytes(4096))
+  except StorageError as error:
+    return str(error).removeprefix(f'{directory} ')
+  return ''
+
+
+def _warn(text: str) -> None:
+  print(f'covrl: {text}', file=sys.stderr)
 
 
 def _silence_libtpu() -> None:

@@ -113,7 +113,7 @@ def prompt_format(
 
   template = pretrained.load_chat_template(config.pretrained)
   variables = parse_template_variables(
-    arguments.template_variables or config.data.template_variables
+    arguments.template_variables or config.data.template_variables, template
   )
   return lambda prompt: template.render(
     [{'role': 'user', 'content': prompt}], **variables

@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
         },
         seed=arguments.seed,
         render=render,
-        after=tally.last,
+        after=min(tally.known, default=tally.last + 1) - 1,
       )
       _write(results, write, tally)
   tally.check(arguments.file)
@@ -88,12 +88,17 @@ def run(arguments: argparse.Namespace) -> None:
 
 @dataclasses.dataclass
 class _Tally:
-  """Numbers of lines, the number of the last one, and the first error."""
+  """Numbers of lines, the number of the last one, and the first error.
+
+  `known` has the results, by line, that an interrupted command has written last:
+  one with responses and the errors after it.
+  """
 
   lines: int = 0
   refused: int = 0
   last: int = 0
   first: str = ''
+  known: dict[int, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
   def add(self, result: Mapping[str, Any]) -> None:
     """Counts a result."""
@@ -117,12 +122,40 @@ def _write(
   write: Callable[[str], object],
   tally: _Tally,
 ) -> None:
-  """Writes a line per result."""
+  """Writes a line per result, but those that are known.
+
+  Raises:
+    ValueError: the policy or the options are not those of the known results.
+  """
   for result in results:
+    known = tally.known.get(result['line'])
+    if known is not None:
+      if _texts(json.loads(json.dumps(result))) != _texts(known):
+        raise ValueError(
+          '--resume must be given with the policy and the options of the'
+          f' interrupted command, line {result["line"]} has other responses now'
+        )
+      continue
     text = json.dumps(result, ensure_ascii=False)
     # Halves of surrogate pairs become escapes, as JSON has them.
     write(text.encode(errors='backslashreplace').decode() + '\n')
     tally.add(result)
+
+
+def _texts(result: Any) -> list[Any]:
+  """Returns what a result has by its policy and options, rounding aside."""
+  responses = result.get('responses')
+  responses = responses if isinstance(responses, list) else []
+  return [
+    result.get('id'),
+    result.get('seed'),
+    result.get('error'),
+    *(
+      (each.get('text'), each.get('tokens'), each.get('finish_reason'))
+      for each in responses
+      if isinstance(each, dict)
+    ),
+  ]
 
 
 def _finished_lines(file: epath.Path, output: epath.Path) -> _Tally:
@@ -155,6 +188,9 @@ def _finished_lines(file: epath.Path, output: epath.Path) -> _Tally:
           f' {output} is of another one'
         )
       tally.add(result)
+      if 'error' not in result:
+        tally.known.clear()
+      tally.known[number] = result
       size += len(text)
   with storage.writing(output):
     os.truncate(output, size)

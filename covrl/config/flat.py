@@ -77,7 +77,8 @@ def flatten(config: Any, prefix: str = '') -> dict[str, Any]:
   """
   flat: dict[str, Any] = {}
   for field in dataclasses.fields(config):
-    value = getattr(config, field.name)
+    # Not a read of the field, see `covrl.config.recorded_reads`.
+    value = object.__getattribute__(config, field.name)
     name = f'{prefix}{field.name}'
     if dataclasses.is_dataclass(value):
       flat.update(flatten(value, f'{name}.'))

@@ -46,7 +46,12 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Recipe:
   check(config)
   if config.rewards.function:
     files.add(config.rewards.function)
-  return dataclasses.replace(recipe, config=config, sources=files.sources)
+  return dataclasses.replace(
+    recipe,
+    config=config,
+    sources=files.sources,
+    overridden=overriding.names(overrides),
+  )
 
 
 def restore(directory: pathlib.Path, saved: Mapping[str, Any]) -> Recipe:

@@ -36,6 +36,15 @@ def apply(config: Config, overrides: Sequence[str]) -> Config:
   return config
 
 
+def names(overrides: Sequence[str]) -> tuple[str, ...]:
+  """Returns the dotted names of the fields that are overridden.
+
+  >>> names(['--config.train.iterations=3', '--config.seed', '7'])
+  ('train.iterations', 'seed')
+  """
+  return tuple(dict.fromkeys(name for name, _ in _pairs(overrides)))
+
+
 def not_an_override(argument: str) -> ConfigError:
   """Returns the error of an argument that does not begin with `--config.`.
 

@@ -152,7 +152,7 @@ class RewardConfig:
     function_weight: weight of that function.
   """
 
-  workers: Positive = 2
+  workers: Annotated[int, Bounds(1, 1024)] = 2
   timeout: PositiveFloat = 5.0
   max_failures: Share = 0.05
   judge: Literal['', 'bubblewrap', 'landlock', 'remote', 'unsandboxed'] = ''

@@ -50,6 +50,7 @@ class Recipe:
     name: file and function, `countdown:kl_cov`; set by `load`.
     sources: text of the recipe's file and of the neighbours that it imports, by
       file name; set by `load`.
+    overridden: dotted names of the fields that were overridden; set by `load`.
   """
 
   config: Config
@@ -64,6 +65,7 @@ class Recipe:
   estimator: Callable[[Config], Any] = lambda config: None
   name: str = ''
   sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  overridden: tuple[str, ...] = ()
 
   def __post_init__(self) -> None:
     object.__setattr__(self, 'config', copy.deepcopy(self.config))

@@ -64,7 +64,9 @@ def open_records(name: epath.PathLike) -> Records:
     return TfdsRecords(dataset or split, split=split if dataset else 'train')
   for suffix, reader in _READERS.items():
     # Shards may have a number after the suffix: x.array_record-00000-of-00002.
-    if re.fullmatch(rf'.*{re.escape(suffix)}(-\d+-of-\d+)?', str(name)):
+    if re.fullmatch(
+      rf'.*{re.escape(suffix)}(-\d+-of-\d+)?', str(name), re.DOTALL
+    ):
       return reader(name)
   raise ValueError(
     f'a file of problems must be one of {", ".join(_READERS)} or'

@@ -50,6 +50,14 @@ class Group:
   runs: Mapping[int, RunData]
   config: Mapping[str, str]
 
+  @property
+  def seeds_by_recipe(self) -> list[list[int]]:
+    """Seeds whose runs have the same files of the recipe, for each such set."""
+    found: dict[tuple[tuple[str, bytes], ...], list[int]] = {}
+    for seed, run in self.runs.items():
+      found.setdefault(run.recipe_files, []).append(seed)
+    return list(found.values())
+
   def mean(self, metric: str) -> Estimate | None:
     """Mean over seeds of the final value of a metric."""
     return _over_seeds([final_value(run, metric) for run in self.runs.values()])

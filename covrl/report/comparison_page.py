@@ -27,7 +27,7 @@ from covrl.report.comparison_figures import (
   legend_entries,
 )
 from covrl.report.evaluation_table import evaluation_table
-from covrl.report.rendering import render, write_page
+from covrl.report.rendering import check_output, render, write_page
 from covrl.report.reward_law_table import (
   COLUMNS,
   reward_law_rows,
@@ -52,10 +52,12 @@ def write_comparison(
     Path of the page.
 
   Raises:
-    ValueError: two runs have the same configuration and seed.
+    ValueError: two runs have the same configuration and seed, or `output` is a
+      file that holds something else.
     FileNotFoundError: a directory does not exist.
   """
   comparison = load_comparison(workdirs)
+  check_output(storage.as_path(output))
   page = render(
     'comparison.html.j2',
     comparison=comparison,
@@ -195,7 +197,7 @@ def _cell(
 
 
 def _statistics(comparison: Comparison) -> str:
-  """Explanation of the table: seeds, intervals and unfinished runs."""
+  """Explanation of the table: seeds, intervals, unfinished runs, recipes."""
   counts = {len(group.runs) for group in comparison.groups}
   fewest, most = min(counts), max(counts)
   seeds = f'{most} seeds' if fewest == most else f'{fewest} to {most} seeds'
@@ -218,6 +220,13 @@ def _statistics(comparison: Comparison) -> str:
   ]
   if unfinished:
     text += f' Unfinished: {formats.join_words(unfinished)}.'
+  for group in comparison.groups:
+    if len(recipes := group.seeds_by_recipe) > 1:
+      parts = [formats.join_words(list(map(str, seeds))) for seeds in recipes]
+      text += (
+        f' Other recipe files: the seeds {" and those ".join(parts)} of'
+        f' {group.name}, which may have trained differently.'
+      )
   return text
 
 

@@ -33,3 +33,23 @@ def write_page(path: epath.Path, content: str) -> epath.Path:
   """Replaces a page atomically, so that readers never see a part of it."""
   storage.write_atomically(path, content)
   return path
+
+
+def check_output(path: epath.Path) -> None:
+  """Checks that a page replaces no file but a page.
+
+  Args:
+    path: the file of the page.
+
+  Raises:
+    ValueError: it exists, and neither its name nor its content is a page's.
+  """
+  if path.suffix.lower() in ('.html', '.htm') or not path.is_file():
+    return
+  with storage.writing(path), storage.open_binary(path) as stream:
+    begin = stream.read(100)
+  if not begin.lstrip().lower().startswith(b'<!doctype html'):
+    raise ValueError(
+      f'--output must be a new file or a page, got {path}, which holds something'
+      ' else'
+    )

@@ -9,6 +9,7 @@ page states the numbers.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -125,6 +126,15 @@ class RunData:
   def rollout_files(self) -> list[epath.Path]:
     """Files of saved samples, oldest first."""
     return _files(self.path / 'rollouts', 'iteration_*.json')
+
+  @functools.cached_property
+  def recipe_files(self) -> tuple[tuple[str, bytes], ...]:
+    """Names and contents of the recipe's files, sorted; unreadable ones missing."""
+    found = []
+    for file in _files(self.path / 'recipe', '*.py'):
+      with contextlib.suppress(OSError):
+        found.append((file.name, file.read_bytes()))
+    return tuple(found)
 
   @functools.cached_property
   def notices(self) -> list[str]:

@@ -24,7 +24,7 @@ from covrl.report.advice import advice_text
 from covrl.report.evaluation_table import evaluation_table
 from covrl.report.predictors import predictors
 from covrl.report.reading import flatten_config, short_text
-from covrl.report.rendering import render, write_page
+from covrl.report.rendering import check_output, render, write_page
 from covrl.report.run_data import RunData, load_run
 from covrl.report.summary import Finding, Summary, health_warnings, summarize
 
@@ -48,8 +48,11 @@ def write_report(
 
   Raises:
     FileNotFoundError: the path is not a directory, or no run's directory.
+    ValueError: `output` is a file that holds something else.
   """
   run = load_run(workdir)
+  if output is not None:
+    check_output(storage.as_path(output))
   has_suites = any(suite for suite, _ in run.latest_results)
   page = render(
     'run.html.j2',

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -202,9 +203,10 @@ def _multiprocess_options() -> dict[str, Any]:
 def _without_repeated_errors() -> Iterator[None]:
   """Hides the tracebacks that Orbax prints of an error that it also raises.
 
-  Its threads log each failed file, and TensorStore reports writes that end after
-  the first error has closed their event loop. They may do so after the context,
-  which therefore ends only without an error.
+  Its threads log each failed file, TensorStore reports writes that end after
+  the first error has closed their event loop, and without descriptors there are
+  coroutines without a loop and loops without a pipe. They may do so after the
+  context, which therefore ends only without an error.
   """
   if os.environ.get('COVRL_TRACEBACK'):
     yield
@@ -215,12 +217,19 @@ def _without_repeated_errors() -> Iterator[None]:
     return f'{os.sep}orbax{os.sep}' not in record.pathname
 
   def report(raised: Any) -> None:
-    if str(raised.exc_value) != 'Event loop is closed':
+    text = str(raised.exc_value)
+    if text != 'Event loop is closed' and "no attribute '_ssock'" not in text:
       hook(raised)
 
   logger.addFilter(is_own)
   sys.unraisablehook = report
+  shown = warnings.catch_warnings()
+  shown.__enter__()
+  warnings.filterwarnings(
+    'ignore', "coroutine '.*' was never awaited", RuntimeWarning
+  )
   yield
+  shown.__exit__(None, None, None)
   sys.unraisablehook = hook
   logger.removeFilter(is_own)
 

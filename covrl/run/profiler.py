@@ -35,7 +35,17 @@ class Profiler:
     )
     self._directory = storage.as_path(directory)
     self._local_directory = pathlib.Path(self._directory)
-    self._tracing = False
+    self._steps = steps
+    self._tracing = self._has_traced = False
+
+  def remark(self) -> str:
+    """A sentence if updates were to be traced and none was; else nothing."""
+    if not self._steps or self._has_traced:
+      return ''
+    return (
+      f'--profile_steps = {self._steps} has traced nothing: this process made none'
+      ' of these updates'
+    )
 
   def before_step(self, step: int) -> None:
     """Starts the trace if an update, or the rollout before it, is in range."""
@@ -43,7 +53,7 @@ class Profiler:
       if storage.is_bucket(self._directory):
         self._local_directory = storage.temporary_directory()
       jax.profiler.start_trace(str(self._local_directory))
-      self._tracing = True
+      self._tracing = self._has_traced = True
 
   def after_step(self, step: int) -> None:
     """Ends the trace after the last update of the range."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ from covrl.data import (
   filter_sources,
   load_suites,
 )
+from covrl.data.chat import ChatTemplate
 from covrl.data.packing import prompt_ids
 from covrl.data.readers import TFDS
 from covrl.pretrained import load_chat_template, load_tokenizer
@@ -119,23 +121,61 @@ def prompt_format(config: Config) -> PromptFormat:
       instructions=instructions,
       question_only=data.bare_questions,
     )
+  template = load_chat_template(config.pretrained)
+  variables = parse_template_variables(data.template_variables, template)
+  _check_template(template, variables, data.system)
   return PromptFormat(
-    template=load_chat_template(config.pretrained),
-    variables=parse_template_variables(data.template_variables),
+    template=template,
+    variables=variables,
     system=data.system,
     instructions=instructions,
     question_only=data.bare_questions,
   )
 
 
-def parse_template_variables(text: str) -> dict[str, Any]:
-  """Parses variables of the chat template, see `DataConfig`.
+def _check_template(
+  template: ChatTemplate, variables: Mapping[str, Any], system: str
+) -> None:
+  """Checks that a chat template writes questions and the system message.
 
   Raises:
-    ConfigError: the text is not a JSON object, or has the name of a variable
-      that prompts need.
+    ConfigError: it leaves one of them out.
+    ValueError: it rejects such a conversation.
+  """
+  contents = {'data.system': 'Answer briefly.', 'a question': 'What is 1 + 1?'}
+  if not system:
+    del contents['data.system']
+  roles = {'data.system': 'system', 'a question': 'user'}
+  prompt = template.render(
+    [
+      {'role': roles[subject], 'content': content}
+      for subject, content in contents.items()
+    ],
+    **variables,
+  )
+  for subject, content in contents.items():
+    if content not in prompt:
+      raise ConfigError(
+        f'{subject} must be written by the chat template, and'
+        f' {template.file or "it"} leaves it out'
+      )
 
-  >>> parse_template_variables('{"enable_thinking": false}')
+
+def parse_template_variables(
+  text: str, template: ChatTemplate
+) -> dict[str, Any]:
+  """Parses variables of the chat template, see `DataConfig`.
+
+  Args:
+    text: a JSON object; empty for none.
+    template: the template, which must have variables of these names.
+
+  Raises:
+    ConfigError: the text is not a JSON object, has the name of a variable that
+      prompts need, or one that the template does not read.
+
+  >>> template = ChatTemplate('{{ messages }}{{ enable_thinking }}')
+  >>> parse_template_variables('{"enable_thinking": false}', template)
   {'enable_thinking': False}
   """
   try:
@@ -153,6 +193,12 @@ def parse_template_variables(text: str) -> dict[str, Any]:
       f'data.template_variables must not have {", ".join(reserved)}, which'
       f' prompts need, got {text!r}'
     )
+  for name in variables:
+    if not re.search(rf'\b{re.escape(name)}\b', template.source):
+      raise ConfigError(
+        f'data.template_variables must be variables of the chat template, got'
+        f' {name!r}, which {template.file or "it"} does not read'
+      )
   return variables
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 import jax
 from etils import epath
 
-from covrl.config import Recipe
+from covrl.config import Recipe, recorded_reads
 from covrl.parallel import distributed
 from covrl.run import maintenance
 from covrl.run.checkpoint import CheckpointStore
@@ -27,6 +27,7 @@ from covrl.run.watchdog import Watchdog
 from covrl.storage import StorageError
 from covrl.train import stages
 from covrl.train.build import build
+from covrl.train.effects import without_effect
 from covrl.train.inputs import check_inputs, input_fingerprints
 from covrl.train.resume import (
   is_finished,
@@ -130,7 +131,10 @@ def train(
       return
     profiler = Profiler(options.profile_steps, _trace_directory(directory))
     progress.stage('setting up')
-    run = build(recipe, saved, progress.note)
+    with recorded_reads(config) as read:
+      run = build(recipe, saved, progress.note)
+    for text in without_effect(recipe, read, run.task, run.policy.config):
+      progress.note(f'warning: {text}')
     for resource in (run.collector, run.scoring, profiler):
       on_exit.callback(resource.close)
     stop.poll()
@@ -284,6 +288,8 @@ def train(
         rollout, run.collector.state = None, collected
       save(state, rollout)
       raise
+    if text := profiler.remark():
+      progress.note(f'warning: {text}')
     progress.finish(f'finished; see {directory.path}')
 
 

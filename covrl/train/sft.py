@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Int, PyTree
 
 from covrl.config import Config, ConfigError, flatten, from_dict
 from covrl.data import StreamState, SupervisedStream
+from covrl.data.problems import source_fingerprint
 from covrl.models import Policy
 from covrl.parallel import distributed, sharding
 from covrl.run.checkpoint import Checkpoint, CheckpointStore
@@ -315,8 +316,9 @@ def shared_warm_start(config: Config, task: Task) -> Checkpoint | None:
   """Returns the warm start of the run `warm_start.from_run`, if configured.
 
   Raises:
-    ConfigError: that run has no finished warm start or a different one, or the
-      task has no solved examples for a warm start of its own.
+    ConfigError: that run has no finished warm start, a different one or one of
+      other examples, or the task has no solved examples for a warm start of its
+      own.
   """
   if not config.warm_start.from_run:
     if config.warm_start.steps and task.solved is None:
@@ -338,7 +340,27 @@ def shared_warm_start(config: Config, task: Task) -> Checkpoint | None:
   saved = warm_start_store(other).latest()
   if saved is None or not is_warm_start_finished(saved, config):
     raise ConfigError(f'{other.path} has not finished a warm start')
+  _check_same_examples(saved, task, other)
   return saved
+
+
+def _check_same_examples(
+  saved: Checkpoint, task: Task, other: RunDirectory
+) -> None:
+  """Checks that another run's warm start has learnt from the task's examples.
+
+  Those without a fingerprint are taken for the same ones.
+  """
+  ours = {'tokenizer': getattr(task.tokenizer, 'fingerprint', '')}
+  if task.solved is not None:
+    ours['solved examples'] = source_fingerprint(task.solved)
+  theirs = saved.notes.get('inputs', {})
+  for name, found in ours.items():
+    if found and theirs.get(name, found) not in ('', found):
+      raise ConfigError(
+        f'warm_start.from_run must be a run with the same {name}, {other.path} has'
+        ' others'
+      )
 
 
 def warm_start_store(directory: RunDirectory) -> CheckpointStore:

@@ -10,7 +10,7 @@ import pytest
 
 from launch import local
 from launch.__main__ import main
-from launch.job import Job
+from launch.job import Job, LaunchError
 from launch.shell import Shell
 
 EVER = 10**6
@@ -249,3 +249,9 @@ def test_local_processes_restart_by_exit_status(
   shell = Shell(output=io.StringIO())
   assert local.run(job, options, shell) == status
   assert len(count.read_text()) == runs
+
+
+def test_of_several_workdirs_the_last_one_counts():
+  arguments = ('--config=c', '--workdir=gs://b/r', '--workdir', 'r')
+  with pytest.raises(LaunchError, match=r"in a bucket .* got 'r'"):
+    Job(name='a', arguments=arguments).check_shared(2)

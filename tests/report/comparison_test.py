@@ -10,7 +10,12 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from covrl.report import comparison_svg, comparison_table, write_comparison
+from covrl.report import (
+  comparison_svg,
+  comparison_table,
+  write_comparison,
+  write_report,
+)
 from covrl.report.comparison import load_comparison
 
 T_2 = 4.302653  # .975 quantile of Student's t with 2 degrees of freedom
@@ -207,6 +212,36 @@ def test_compares_unfinished_and_unevaluated_runs(make_run, tmp_path):
   write_comparison(runs, tmp_path / 'page.html')
   with pytest.raises(ValueError, match='entropy or mean@8'):
     comparison_svg(runs)
+
+
+def test_other_recipe_files_of_one_configuration_are_named(study, tmp_path):
+  for run in study:
+    (run / 'recipe').mkdir()
+    (run / 'recipe' / 'countdown.py').write_text('low = 0.2')
+  page = write_comparison(study, tmp_path / 'page.html').read_text()
+  assert 'Other recipe files' not in page
+  (study[1] / 'recipe' / 'countdown.py').write_text('low = 0.9')
+  page = write_comparison(study, tmp_path / 'page.html').read_text()
+  assert (
+    'Other recipe files: the seeds 1 and 3 and those 2 of countdown_grpo, which may'
+    ' have trained differently.'
+  ) in page
+
+
+def test_a_page_replaces_no_other_file(study):
+  run = study[0]
+  metrics = run / 'metrics.jsonl'
+  before = metrics.read_bytes()
+  for write in (
+    lambda: write_report(run, metrics),
+    lambda: write_comparison(study, metrics),
+  ):
+    with pytest.raises(ValueError, match=r'new file or a page, got .*metrics'):
+      write()
+  assert metrics.read_bytes() == before
+  other = run / 'page.txt'
+  write_report(run, other)
+  assert write_report(run, other).read_text().startswith('<!doctype html>')
 
 
 def test_svg_has_both_panels(study):

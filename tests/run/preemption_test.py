@@ -10,6 +10,7 @@ import threading
 import time
 import typing
 
+import jax
 import pytest
 from train import runs
 from train.process import ENVIRONMENT, arguments, lines, train
@@ -280,6 +281,28 @@ def test_refuses_invalid_limits_and_ranges():
   for steps in ('3', '5:3', 'a:b'):
     with pytest.raises(ValueError, match='--profile_steps must be'):
       Profiler(steps, 'x')
+
+
+def test_a_profile_that_has_traced_nothing_is_remarked(monkeypatch, tmp_path):
+  monkeypatch.setattr(jax.profiler, 'start_trace', lambda directory: None)
+  monkeypatch.setattr(jax.profiler, 'stop_trace', lambda: None)
+
+  def remark(steps, updates):
+    profiler = Profiler(steps, tmp_path)
+    for update in updates:
+      profiler.before_step(update)
+      profiler.after_step(update)
+    profiler.close()
+    return profiler.remark()
+
+  assert remark('', range(3)) == ''
+  assert remark('1:1', range(3)) == ''
+  # Beyond the run's end, and before the update at which it was resumed.
+  for steps, updates in (('3:4', range(3)), ('0:1', range(2, 4))):
+    assert remark(steps, updates) == (
+      f'--profile_steps = {steps} has traced nothing: this process made none of'
+      ' these updates'
+    )
 
 
 def test_sigterm_in_a_rollout_abandons_and_repeats_it(

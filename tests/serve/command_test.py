@@ -153,6 +153,16 @@ def test_sample_writes_a_line_per_line(model, tmp_path, capsys):
   options = (*options, '--max_prompt_length=8', '--min_p=0.1', '--resume')
   assert 'got 1 of 3' in refused(capsys, 'sample', model, *options)
   assert output.read_bytes() == whole
+  # Other options are noticed by the last line that has responses.
+  for other in ('--seed=1', '--temperature=0', '--count=3'):
+    begun = whole.splitlines(keepends=True)[0]
+    output.write_bytes(begun)
+    error = refused(capsys, 'sample', model, *options, other)
+    assert error == (
+      '--resume must be given with the policy and the options of the interrupted'
+      ' command, line 1 has other responses now'
+    )
+    assert output.read_bytes() == begun
 
 
 def test_an_interrupted_output_is_cut_to_its_finished_lines(tmp_path):

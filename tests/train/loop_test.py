@@ -8,6 +8,7 @@ the handling of signals are the real ones.
 import dataclasses
 import os
 import signal
+import time
 import types
 from typing import Any
 
@@ -310,6 +311,26 @@ def test_signals_during_the_last_report_change_nothing(tmp_path, uninterrupted):
   at = sends_at('report', 4, signal.SIGINT)
   run(tmp_path / 'run', at)
   assert outcome(tmp_path / 'run') == uninterrupted
+
+
+def test_a_clock_that_jumps_between_updates_changes_nothing(
+  tmp_path, uninterrupted, monkeypatch
+):
+  """Back by a day, then ahead by a year."""
+  offset, real = 0.0, time.time
+
+  def at(stage):
+    nonlocal offset, updates
+    updates += stage == 'update'
+    offset = {0: 0.0, 1: 0.0, 2: -86400.0}.get(updates, 3.15e7)
+
+  updates = 0
+  monkeypatch.setattr(time, 'time', lambda: real() + offset)
+  run(tmp_path / 'run', at, logging__tensorboard=True)
+  assert outcome(tmp_path / 'run') == uninterrupted
+  logged = lines(tmp_path / 'run', 'train')
+  assert all(0 <= line['seconds'] < 3600 for line in logged)
+  assert all(line['tokens_per_second'] > 0 for line in logged)
 
 
 class Broken(Exception):

@@ -3,6 +3,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 import time
 import types
@@ -16,6 +17,7 @@ from train.process import lines, start, train
 from train.runs import SMALL, without_clock
 
 from covrl.config import ConfigError
+from covrl.data.problems import source_fingerprint
 from covrl.exit_codes import Exit
 from covrl.models import Policy
 from covrl.parallel import sharding
@@ -179,6 +181,35 @@ def test_an_unfinished_warm_start_is_not_shared(tmp_path):
     ConfigError, match=r'has rollout\.max_response_length=4 and not 5'
   ):
     sft.shared_warm_start(config, TASK)
+
+
+@pytest.mark.parametrize('name', ['tokenizer', 'solved examples'])
+def test_a_warm_start_of_other_examples_is_not_shared(tmp_path, name):
+  saved = {'name': 'toy', 'config': dataclasses.asdict(CONFIG), 'identity': ''}
+  recipe: Any = types.SimpleNamespace(
+    as_json=lambda: saved, sources={}, identity=''
+  )
+  RunDirectory(tmp_path).claim(recipe)
+  inputs = {
+    'tokenizer': TASK.tokenizer.fingerprint,
+    'solved examples': source_fingerprint(TASK.train),
+  }
+  config = toy.get_config()
+  config.warm_start.steps = STEPS
+  config.warm_start.from_run = str(tmp_path)
+
+  def share(inputs):
+    store = sft.warm_start_store(RunDirectory(tmp_path))
+    store.save(STEPS, {'w': np.zeros(2)}, {'inputs': inputs})
+    return sft.shared_warm_start(config, TASK)
+
+  with pytest.raises(ConfigError, match=f'a run with the same {name}, '):
+    share(inputs | {name: 'another'})
+  shutil.rmtree(tmp_path / 'warm_start')
+  assert share(inputs) is not None
+  # One without a fingerprint is unknown.
+  shutil.rmtree(tmp_path / 'warm_start')
+  assert share(inputs | {name: ''}) is not None
 
 
 @pytest.mark.slow

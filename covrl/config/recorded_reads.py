@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records which fields of a configuration a function reads."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from covrl.config.fields import Config
+
+
+@contextlib.contextmanager
+def recorded_reads(config: Config) -> Iterator[set[str]]:
+  """Context in which reads of a configuration's fields are recorded.
+
+  The objects remain the same ones; they are of subclasses for the time being.
+
+  Args:
+    config: the configuration.
+
+  Yields:
+    The dotted names of the fields that were read so far.
+
+  >>> with recorded_reads(config := Config()) as read:
+  ...   _ = config.train.low, config.seed
+  >>> sorted(read)
+  ['seed', 'train.low']
+  """
+  read: set[str] = set()
+  sections: list[tuple[Any, str]] = [(config, '')]
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      sections.append((value, f'{field.name}.'))
+  kinds = [type(section) for section, _ in sections]
+  try:
+    for section, prefix in sections:
+      section.__class__ = _recording(type(section), prefix, read)
+    yield read
+  finally:
+    for (section, _), kind in zip(sections, kinds, strict=True):
+      section.__class__ = kind
+
+
+def _recording(kind: type, prefix: str, read: set[str]) -> type:
+  """Returns a subclass whose instances add the fields that are read to a set."""
+  plain = frozenset(
+    field.name
+    for field in dataclasses.fields(kind)
+    if not dataclasses.is_dataclass(field.default_factory)
+  )
+
+  def get(self: Any, name: str) -> Any:
+    if name in plain:
+      read.add(f'{prefix}{name}')
+    return object.__getattribute__(self, name)
+
+  return type(
+    kind.__name__, (kind,), {'__slots__': (), '__getattribute__': get}
+  )

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Overridden config fields that have no effect in a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+
+from covrl.config import Config, Recipe, flatten
+from covrl.models import ModelConfig
+from covrl.tasks.task import Task
+
+# Fields that only the functions of a recipe read, or the run for some of them.
+_READ_BY_RECIPES = (
+  *('task.', 'maze.', 'arithmetic.', 'data.', 'entropy.'),
+  *('train.learning_rate', 'train.max_gradient_norm'),
+  *('train.low', 'train.high', 'train.schedule_iterations'),
+  *('rewards.judge', 'rewards.packages', 'rewards.format'),
+  *('rewards.overlong_buffer', 'rewards.function_weight'),
+  *('evaluate.suite', 'evaluate.problems', 'evaluate.samples'),
+  'evaluate.temperature',
+)
+
+# Fields by what they need: its description, and whether a configuration has it.
+_NEEDS: tuple[tuple[tuple[str, ...], str, Callable[[Config], object]], ...] = (
+  (
+    ('warm_start.', 'checkpoint.warm_start_every', 'logging.warm_start_every'),
+    'warm_start.steps above 0',
+    lambda config: config.warm_start.steps,
+  ),
+  (
+    ('checkpoint.warm_start_every', 'logging.warm_start_every'),
+    'a warm start of its own, not that of warm_start.from_run',
+    lambda config: not config.warm_start.from_run,
+  ),
+  (
+    ('rollout.max_staleness',),
+    'rollout.carried_groups above 0',
+    lambda config: config.rollout.carried_groups,
+  ),
+  (
+    ('lora.alpha', 'lora.targets'),
+    'lora.rank above 0',
+    lambda config: config.lora.rank,
+  ),
+  (
+    ('logging.samples_every',),
+    'logging.samples above 0',
+    lambda config: config.logging.samples,
+  ),
+  (
+    ('rewards.format_weight',),
+    'rewards.format',
+    lambda config: config.rewards.format,
+  ),
+  (
+    ('rewards.function_weight',),
+    'rewards.function',
+    lambda config: config.rewards.function,
+  ),
+  (
+    ('data.pass_rates',),
+    'data.min_pass_rate above 0 or data.max_pass_rate below 1',
+    lambda config: (
+      config.data.min_pass_rate > 0 or config.data.max_pass_rate < 1
+    ),
+  ),
+  (
+    ('critic.kl',),
+    'critic.kl_coefficient above 0',
+    lambda config: config.critic.kl_coefficient,
+  ),
+  (
+    ('critic.kl_horizon',),
+    'critic.kl_target above 0',
+    lambda config: config.critic.kl_target,
+  ),
+)
+
+
+def without_effect(
+  recipe: Recipe, read: Collection[str], task: Task, model: ModelConfig
+) -> Iterator[str]:
+  """Yields a sentence for each overridden field that has no effect.
+
+  Args:
+    recipe: the run's recipe.
+    read: the fields that were read while the run was built.
+    task: the run's task.
+    model: the policy's model.
+  """
+  values = flatten(recipe.config)
+  for name in recipe.overridden:
+    if reason := _reason(name, recipe.config, read, task, model):
+      yield f'{name} = {values[name]} has no effect: {reason}'
+
+
+def _reason(
+  name: str,
+  config: Config,
+  read: Collection[str],
+  task: Task,
+  model: ModelConfig,
+) -> str:
+  """Returns why a field has no effect; empty if it may have one."""
+  for fields, need, is_met in _NEEDS:
+    is_subject = name != 'warm_start.steps' and _is_among(name, fields)
+    if is_subject and not is_met(config):
+      return f'it needs {need}'
+  if name == 'train.balance' and model.experts is None:
+    return 'it needs a model with experts'
+  if name.startswith('evaluate.') and not task.evaluation(config.evaluate):
+    return 'the task has no problems to evaluate on'
+  # Every run reads `data.checked_programs`.
+  needed = {name, 'data.train'} if name.startswith('data.') else {name}
+  if name.startswith(_READ_BY_RECIPES) and not needed <= set(read):
+    return 'nothing in this recipe reads it'
+  return ''
+
+
+def _is_among(name: str, fields: tuple[str, ...]) -> bool:
+  """Returns whether a name is one of the fields, or of a section `NAME.`."""
+  return any(
+    name.startswith(field) if field.endswith('.') else name == field
+    for field in fields
+  )

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A cache of compiled programs that cannot be written is said once."""
+
+import errno
+import os
+import pathlib
+import tempfile
+
+import jax
+import pytest
+
+from covrl.cli import devices
+
+FIELDS = (
+  'jax_compilation_cache_dir',
+  'jax_enable_compilation_cache',
+  'jax_persistent_cache_min_compile_time_secs',
+)
+
+
+@pytest.fixture(autouse=True)
+def settings(monkeypatch):
+  """One device; settings of JAX are restored."""
+  monkeypatch.setattr(jax, 'device_count', lambda: 1)
+  before = {name: jax.config.values[name] for name in FIELDS}
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+
+
+def keeps():
+  """Whether JAX reads and writes programs."""
+  shortest = jax.config.values['jax_persistent_cache_min_compile_time_secs']
+  return jax.config.values['jax_enable_compilation_cache'], shortest < 1e9
+
+
+def test_a_writable_directory_is_used_without_a_word(
+  monkeypatch, tmp_path, capsys
+):
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / 'a' / 'b'))
+  devices.use_compilation_cache()
+  assert keeps() == (True, True)
+  assert list((tmp_path / 'a' / 'b').iterdir()) == []
+  assert capsys.readouterr().err == ''
+
+
+@pytest.mark.parametrize(
+  ('number', 'cause'),
+  [
+    (errno.EROFS, 'read-only file system'),
+    (errno.ENOSPC, 'no space left on device'),
+    (errno.EACCES, 'permission denied'),
+  ],
+)
+def test_a_directory_that_cannot_be_written_is_read_only(
+  monkeypatch, tmp_path, capsys, number, cause
+):
+  def fail(**options):
+    raise OSError(number, os.strerror(number))
+
+  monkeypatch.setattr(tempfile, 'TemporaryFile', fail)
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path))
+  devices.use_compilation_cache()
+  assert keeps() == (True, False)
+  assert capsys.readouterr().err == (
+    f'covrl: compiled programs are not kept: {tmp_path} cannot be written:'
+    f' {cause}\n'
+  )
+
+
+def test_a_file_in_its_place_and_no_home_directory(
+  monkeypatch, tmp_path, capsys
+):
+  (tmp_path / 'file').touch()
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / 'file'))
+  devices.use_compilation_cache()
+  assert keeps() == (False, False)
+  assert 'file cannot be written: file exists\n' in capsys.readouterr().err
+
+  def no_home():
+    raise RuntimeError('no home')
+
+  monkeypatch.setattr(pathlib.Path, 'home', no_home)
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
+  devices.use_compilation_cache()
+  assert keeps()[0] is False
+  assert capsys.readouterr().err == (
+    'covrl: compiled programs are not kept: there is no home directory\n'
+  )

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Overridden fields that have no effect are reported."""
+
+import contextlib
+
+from train.process import RECIPES
+
+from covrl.config import flatten, load, recorded_reads
+from covrl.train.build import build
+from covrl.train.effects import without_effect
+
+# Fields that the toy task, its recipe, or the other values leave without effect.
+UNREAD = {
+  'maze.side': 6,
+  'task.max_value': 20,
+  'arithmetic.max_terms': 4,
+  'data.template': '{question}',
+  'data.checked_programs': 3,
+  'entropy.low': 2.0,
+  'entropy.target': 0.5,
+  'rewards.format': 'a*',
+  'rewards.judge': 'remote',
+  'rewards.format_weight': 0.5,
+  'rewards.function_weight': 0.5,
+  'evaluate.suites': 'aime_2024',
+  'evaluate.suite_samples': 4,
+  'rollout.max_staleness': 5,
+  'lora.alpha': 4.0,
+  'train.balance': 0.1,
+  'logging.samples_every': 3,
+  'logging.warm_start_every': 3,
+  'warm_start.batch_size': 16,
+  'critic.kl': 'k1',
+}
+READ = {
+  'seed': 3,
+  'warm_start.steps': 0,
+  'logging.samples': 0,
+  'entropy.fraction': 0.04,
+  'entropy.coefficient': 0.5,
+  'train.learning_rate': 1e-3,
+  'train.max_gradient_norm': 2.0,
+  'train.low': 0.1,
+  'train.schedule_iterations': 4,
+  'evaluate.problems': 8,
+  'rollout.top_k': 5,
+  'checkpoint.keep': 3,
+}
+
+
+def reports(values, file='toy_kl_cov'):
+  """Builds a run with overrides; returns the fields that have no effect."""
+  overrides = [f'--config.{name}={value}' for name, value in values.items()]
+  recipe = load(str(RECIPES / f'{file}.py'), overrides)
+  with contextlib.ExitStack() as on_exit:
+    with recorded_reads(recipe.config) as read:
+      run = build(recipe, None, lambda text: None)
+    on_exit.callback(run.scoring.close)
+    on_exit.callback(run.collector.close)
+    return list(without_effect(recipe, read, run.task, run.policy.config))
+
+
+def test_overridden_fields_without_effect_are_reported():
+  found = reports(UNREAD | READ)
+  assert [text.partition(' ')[0] for text in found] == list(UNREAD)
+  assert 'maze.side = 6 has no effect: nothing in this recipe reads it' in found
+  assert (
+    'rollout.max_staleness = 5 has no effect: it needs rollout.carried_groups'
+    ' above 0'
+  ) in found
+
+
+def test_fields_of_evaluations_need_problems():
+  found = reports({'evaluate.every': 2, 'warm_start.steps': 0}, 'toy_plain')
+  assert found == [
+    'evaluate.every = 2 has no effect: the task has no problems to evaluate on'
+  ]
+
+
+def test_recorded_reads_leave_the_configuration_as_it_was():
+  config = load(str(RECIPES / 'toy_kl_cov.py')).config
+  before, kind = flatten(config), type(config.train)
+  with recorded_reads(config) as read:
+    assert config.train.low == before['train.low']
+    config.train.low = 0.3
+    flatten(config)
+  assert read == {'train.low'}
+  assert type(config.train) is kind
+  assert flatten(config) == before | {'train.low': 0.3}
