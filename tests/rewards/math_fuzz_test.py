@@ -15,7 +15,8 @@ from covrl.rewards import Outcome, score_math
 from covrl.rewards.math import grading
 from covrl.rewards.math.extraction import RULES, extract, reference_answer
 from covrl.rewards.math.grading import compare
-from covrl.rewards.math.math_verify import MathVerifyResult
+
+pytestmark = pytest.mark.usefixtures('no_math_verify')
 
 # Answers that are meant to exhaust a grader, or to break it.
 ADVERSARIAL = ('hangs', 'injections')
@@ -24,16 +25,6 @@ MAX_BYTES = 1 << 30
 PAIRS_PER_SAMPLE = 100
 
 MATCHES = math_battery.FILE.with_name('math_matches.txt')
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _this_process_does_not_fork():
-  """Forbids math-verify in the test process, which has JAX's threads."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(
-      grading, 'check_equivalence', lambda *_: MathVerifyResult.DIFFERENT
-    )
-    yield
 
 
 def random_text(generator: random.Random, answers: list[str]) -> str:

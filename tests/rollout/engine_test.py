@@ -2,8 +2,6 @@
 """Sampling engine: agreement with the trainer, layouts, meshes, compilation."""
 
 import dataclasses
-import functools
-import itertools
 import re
 import types
 
@@ -11,81 +9,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rollout.engines import (
+  END,
+  ENGINE,
+  GROUP,
+  IDS,
+  KEY,
+  LENGTH,
+  LIMIT,
+  PARAMS,
+  POLICY,
+  PROMPTS,
+  VOCAB,
+  forward,
+  host,
+  join,
+  make_engine,
+  make_prompts,
+  params_on,
+  sample,
+)
 
-from covrl.models import Policy, tiny
+from covrl.models import Policy
 from covrl.parallel.sharding import make_mesh, reshape_mesh
-from covrl.rollout import Sampling, SamplingEngine, to_rollout_rows
+from covrl.rollout import Sampling, SamplingEngine
 from covrl.rollout import layout as layout_module
 from covrl.types import Rollouts
-
-VOCAB, PROMPTS, LENGTH, GROUP, LIMIT, END = 16, 8, 6, 4, 10, (3, 5)
-POLICY = Policy(tiny(VOCAB))
-PARAMS = POLICY.init(jax.random.key(0))
-KEY = jax.random.key(7)
-ALL = slice(None)
-IDS = 100 + np.arange(PROMPTS * GROUP, dtype=np.int32)
-
-
-def make_engine(mesh=None, **changes):
-  settings = {'end_ids': END, 'pad_id': 0, 'max_response_length': LIMIT}
-  return SamplingEngine(POLICY, mesh, **{**settings, **changes})
-
-
-ENGINE = make_engine()
-
-
-def make_prompts(count=PROMPTS):
-  draw = np.random.default_rng(0)
-  prompts = draw.integers(0, VOCAB, (count, LENGTH)).astype(np.int32)
-  lengths = 1 + draw.integers(0, LENGTH, (count, 1))
-  return prompts, np.arange(LENGTH) >= LENGTH - lengths
-
-
-def sample(
-  engine=ENGINE,
-  *,
-  rows: list[int] | slice = ALL,
-  ids=None,
-  params=PARAMS,
-  options=None,
-  **make,
-):
-  prompts, mask = make_prompts()
-  if ids is None:
-    ids = IDS.reshape(PROMPTS, GROUP)[rows].reshape(-1)
-  return engine.sample(
-    params,
-    prompts[rows],
-    mask[rows],
-    group_size=GROUP,
-    key=KEY,
-    sequence_ids=ids,
-    sampling=Sampling.make(**make),
-    **(options or {}),
-  )
-
-
-def params_on(mesh):
-  shardings = jax.tree.map(
-    lambda leaf: leaf.sharding, POLICY.abstract_params(mesh)
-  )
-  return jax.device_put(PARAMS, shardings)
-
-
-def host(samples):
-  """Converts to numpy, whose indexing compiles nothing."""
-  return jax.device_get(samples)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def forward(policy, rows, params=PARAMS):
-  hidden = policy.hidden(
-    params,
-    rows['tokens'],
-    positions=rows['positions'],
-    segment_ids=rows['attention_mask'].astype(jnp.int32),
-  )
-  return hidden.astype(jnp.float32) @ policy.unembedding(params)
 
 
 def rescore(samples, temperature, policy=POLICY):
@@ -114,10 +63,6 @@ def rescore(samples, temperature, policy=POLICY):
     logits=logits,
     logprobs=logprobs,
   )
-
-
-def join(samples):
-  return to_rollout_rows(*make_prompts(), samples, GROUP)
 
 
 @pytest.mark.parametrize('temperature', [0.7, 1.0, 1.3])
@@ -191,189 +136,6 @@ def test_responses_depend_on_sequence_ids_and_not_on_rows():
   assert len(np.unique(whole.response_tokens, axis=0)) > PROMPTS * GROUP // 2
   other = host(sample(ids=IDS + 1000))
   assert not np.array_equal(whole.response_tokens, other.response_tokens)
-
-
-def assert_same(got, want, atol=1e-6):
-  """Checks that tokens are equal, and log-probabilities up to rounding."""
-  for name in ('response_tokens', 'response_mask', 'truncated'):
-    np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
-  for name in ('sampler_logprobs', 'behaviour_logprobs'):
-    np.testing.assert_allclose(
-      getattr(got, name), getattr(want, name), atol=atol, rtol=1e-6
-    )
-
-
-@pytest.mark.parametrize(('slots', 'segment'), [(8, 3), (1, 4), (5, 16)])
-def test_slots_are_refilled_from_the_queue(slots, segment):
-  engine = make_engine(slots=slots, segment=segment)
-  assert_same(host(sample(engine)), host(sample()))
-
-
-def test_refill_and_cancellation_change_no_bit():
-  """Other requests and their order do not matter if the slots are as many."""
-  engine = make_engine(slots=8, segment=2)
-  whole = host(sample(engine))
-  order = [3, 0, 7, 1]
-  part = host(sample(engine, rows=order))
-  rows = np.arange(PROMPTS * GROUP).reshape(PROMPTS, GROUP)[order].reshape(-1)
-  jax.tree.map(
-    lambda all_rows, values: np.testing.assert_array_equal(
-      all_rows[rows], values
-    ),
-    whole,
-    part,
-  )
-
-
-def test_number_of_slots_is_reduced_when_slots_are_idle(monkeypatch):
-  monkeypatch.setattr(layout_module, 'MIN_SLOTS', 2)
-  engine, sizes = make_engine(segment=2), []
-  run = engine._run
-
-  def counted(params, state, *arguments):
-    sizes.append(len(state.request))
-    return run(params, state, *arguments)
-
-  monkeypatch.setattr(engine, '_run', counted)
-  assert_same(host(sample(engine)), host(sample()))
-  assert sizes[0] == 32
-  assert sizes == sorted(sizes, reverse=True)
-  assert set(sizes) <= {32, 16, 8, 4}
-  assert sizes[-1] < 32
-
-
-def test_slots_are_refilled_within_shards_of_a_mesh():
-  engine = make_engine(make_mesh((4,), jax.devices()[:4]), slots=8, segment=3)
-  params, found = params_on(engine.mesh), Responses()
-  options = {'on_response': found}
-  samples = host(sample(engine, params=params, options=options))
-  assert_same(samples, host(sample()), atol=1e-5)
-  found.assert_are(samples)
-
-
-class Responses(dict):
-  """Receives finished responses, each once."""
-
-  def __call__(self, row, tokens):
-    assert row not in self
-    self[row] = tokens
-
-  def assert_are(self, samples):
-    mask = samples.response_mask
-    rows = np.flatnonzero(mask.any(axis=1)).tolist()
-    assert self == {
-      row: samples.response_tokens[row][mask[row]].tolist() for row in rows
-    }
-
-
-def test_finished_responses_are_handed_over_while_others_are_sampled(
-  monkeypatch,
-):
-  engine, seen = make_engine(slots=8, segment=2), []
-  run = engine._run
-
-  def counted(*arguments):
-    seen.append(len(found))
-    return run(*arguments)
-
-  monkeypatch.setattr(engine, '_run', counted)
-  found = Responses()
-  prompts, mask = make_prompts()
-  mask[3] = False
-  samples = engine.sample(
-    PARAMS,
-    prompts,
-    mask,
-    group_size=GROUP,
-    key=KEY,
-    sequence_ids=IDS,
-    sampling=Sampling.make(),
-    on_response=found,
-  )
-  found.assert_are(host(samples))
-  assert len(found) == (PROMPTS - 1) * GROUP
-  # Responses of one token are reported after the second call has begun.
-  assert seen[0] == 0
-  assert 0 < seen[1] < seen[-1] < len(found)
-
-
-def stops_after(number):
-  """Stops after some segments, and the one that runs then."""
-  calls = itertools.count()
-  return {'is_enough': lambda: next(calls) >= number}
-
-
-@pytest.mark.parametrize(
-  'shape', [None, pytest.param((4,), marks=pytest.mark.slow)]
-)
-def test_carried_responses_go_on_with_the_given_parameters(shape):
-  """All keys and values are made again, those of responses included."""
-  mesh = shape and make_mesh(shape, jax.devices()[: shape[0]])
-  engine = make_engine(mesh, slots=8, segment=2)
-  params = params_on(mesh) if mesh else PARAMS
-  begun = host(sample(engine, params=params, options=stops_after(1)))
-  assert (begun.response_mask.sum(axis=1) == 1).any()
-  same = sample(engine, params=params, options={'carried': begun})
-  assert_same(host(same), host(sample()), atol=1e-5)
-
-  other, found = jax.tree.map(lambda x: 1.5 * x, params), Responses()
-  options = {'carried': begun, 'on_response': found}
-  ended = host(sample(engine, params=other, options=options))
-  old = begun.response_mask
-  for name in ('response_tokens', 'sampler_logprobs', 'behaviour_logprobs'):
-    np.testing.assert_array_equal(
-      getattr(ended, name)[old], getattr(begun, name)[old]
-    )
-  logits = forward(POLICY, join(ended), jax.device_get(other))
-  logprobs = np.asarray(jax.nn.log_softmax(logits))[:, LENGTH - 1 : -1]
-  tokens = ended.response_tokens[..., None]
-  logprobs = np.take_along_axis(logprobs, tokens, axis=2)[..., 0]
-  new = ended.response_mask & ~old
-  assert (new.any(axis=1) & (old.sum(axis=1) > 2)).any()
-  np.testing.assert_allclose(
-    ended.sampler_logprobs[new], logprobs[new], atol=2e-5
-  )
-  was_finished = old.any(axis=1) & ~new.any(axis=1)
-  assert was_finished.any()
-  assert set(found) == set(np.flatnonzero(~was_finished).tolist())
-  for row, response in found.items():
-    mask = ended.response_mask[row]
-    assert ended.response_tokens[row][mask].tolist() == response
-
-
-@pytest.mark.slow
-def test_ten_thousand_requests_through_few_slots():
-  """Every request gets one response, equal to that of a smaller batch."""
-  engine = make_engine(slots=64, segment=8)
-  draw = np.random.default_rng(3)
-  prompts = draw.integers(0, VOCAB, (1250, LENGTH)).astype(np.int32)
-  mask = np.arange(LENGTH) >= LENGTH - draw.integers(0, LENGTH + 1, (1250, 1))
-  ids = draw.permutation(10_000).astype(np.int32)
-
-  def run(rows):
-    return host(
-      engine.sample(
-        PARAMS,
-        prompts[rows],
-        mask[rows],
-        group_size=8,
-        key=KEY,
-        sequence_ids=ids.reshape(1250, 8)[rows].reshape(-1),
-        sampling=Sampling.make(),
-      )
-    )
-
-  whole = run(ALL)
-  lengths = whole.response_mask.sum(axis=1)
-  exists = np.repeat(mask.any(axis=1), 8)
-  np.testing.assert_array_equal(lengths > 0, exists)
-  last = whole.response_tokens[np.arange(10_000), np.maximum(lengths - 1, 0)]
-  ended = np.isin(last, END)
-  np.testing.assert_array_equal(whole.truncated, exists & ~ended)
-  assert (lengths[exists & ~ended] == LIMIT).all()
-  # With fewer prompts the prefill has another shape, and rounds differently.
-  part = run(slice(600, 700))
-  assert_same(jax.tree.map(lambda x: x[4800:5600], whole), part, atol=2e-6)
 
 
 @pytest.mark.parametrize('shape', [(8,), (4, 2), (2, 2, 2)])

@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints are atomic and exact, and damage is detected."""
 
-import contextlib
-import errno
 import json
-import resource
 import shutil
 
 import jax
@@ -12,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from etils import epath
+from run.stored_checkpoints import flip, latest
 
 import covrl
 from covrl.parallel import sharding
 from covrl.run.checkpoint import MANIFEST, CheckpointError, CheckpointStore
-from covrl.storage import StorageError, write_atomically
+from covrl.storage import write_atomically
 
 MESHES = ((8,), (2, 2, 2))
 
@@ -76,12 +73,6 @@ def assert_same(got, wanted):
     assert ours.dtype == theirs.dtype
     assert ours.shape == theirs.shape
     assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
-
-
-def latest(store):
-  checkpoint = store.latest()
-  assert checkpoint is not None
-  return checkpoint
 
 
 @pytest.fixture(scope='module')
@@ -175,13 +166,6 @@ def test_an_interrupted_removal_leaves_no_checkpoint(
     with pytest.raises(KeyboardInterrupt):
       store.save(12, {'x': np.zeros(2)}, {})
   assert store.latest() is None
-
-
-def flip(file, seed):
-  content = bytearray(file.read_bytes())
-  bit = np.random.default_rng(seed).integers(len(content) * 8)
-  content[bit // 8] ^= 1 << (bit % 8)
-  file.write_bytes(content)
 
 
 @pytest.mark.parametrize('seed', range(3))
@@ -279,168 +263,3 @@ def test_writes_files_atomically(tmp_path, monkeypatch):
   write_atomically(file, 'after')
   assert [path.name for path in tmp_path.iterdir()] == ['file.json']
   assert file.read_text() == 'after'
-
-
-@pytest.fixture(scope='module')
-def series(tmp_path_factory):
-  """Returns the directory of three small checkpoints."""
-  directory = tmp_path_factory.mktemp('series') / 'checkpoints'
-  store = CheckpointStore(directory, keep=3)
-  for position in (0, 4, 8):
-    store.save(position, {'x': np.full(3, position)}, {'at': position})
-  return directory
-
-
-@pytest.fixture
-def stored(series, tmp_path):
-  return shutil.copytree(series, tmp_path / 'checkpoints')
-
-
-def damage(directory, kind):
-  """Damages a checkpoint."""
-  manifest = directory / MANIFEST
-  if kind == 'manifest':
-    manifest.write_text('{')
-  elif kind == 'edited manifest':
-    manifest.write_text(manifest.read_text().replace('"at": ', '"at": 1'))
-  else:
-    file = max(directory.rglob('d/*'), key=lambda file: file.stat().st_size)
-    if kind == 'data':
-      flip(file, 0)
-    else:
-      file.unlink()
-
-
-@pytest.mark.parametrize(
-  'kind', ['manifest', 'edited manifest', 'data', 'missing']
-)
-def test_falls_back_to_the_newest_whole_checkpoint(stored, kind):
-  for name in ('00000004', '00000008'):
-    damage(stored / name, kind)
-  before = {path.name for path in stored.iterdir()}
-  store = CheckpointStore(stored, keep=3)
-  with pytest.raises(CheckpointError, match='00000008 is damaged'):
-    store.newest_whole(strict=True)
-  assert {path.name for path in stored.iterdir()} == before
-  warnings = []
-  found = store.newest_whole(warn=warnings.append)
-  assert found is not None
-  assert found.position == store.position == 0
-  assert found.restore({'x': np.ones(3, int)})['x'].tolist() == [0, 0, 0]
-  assert len(warnings) == 2
-  for text, name in zip(warnings, ('00000008', '00000004'), strict=True):
-    assert text.startswith(f'the checkpoint {stored / name} is damaged: ')
-    assert f'it is kept as {name}.damaged_1' in text
-    assert (stored / f'{name}.damaged_1' / 'arrays').is_dir()
-  # The run goes on and completes a checkpoint of the same position.
-  store.save(8, {'x': np.full(3, 9)}, {'at': 9})
-  assert latest(store).notes == {'at': 9}
-  damage(stored / '00000008', kind)
-  assert CheckpointStore(stored, keep=3).newest_whole() is not None
-  assert (stored / '00000008.damaged_2').is_dir()
-
-
-def test_refuses_a_run_whose_checkpoints_are_all_damaged(stored):
-  for name in ('00000000', '00000004', '00000008'):
-    damage(stored / name, 'manifest')
-  before = {path.name for path in stored.iterdir()}
-  store = CheckpointStore(stored, keep=3)
-  with pytest.raises(
-    CheckpointError,
-    match=r'no whole checkpoint .*does not start again from the beginning',
-  ):
-    store.newest_whole()
-  assert {path.name for path in stored.iterdir()} == before
-  for path in stored.iterdir():
-    path.rename(path.with_name(f'{path.name}.damaged_1'))
-  for method in (store.newest_whole, store.latest):
-    with pytest.raises(CheckpointError, match='no finished checkpoint left'):
-      method()
-
-
-def test_odd_names_are_not_checkpoints(stored):
-  whole = stored / '00000008'
-  for name in ('²', '００００００１２', '99', '0000009x', '-0000009'):
-    shutil.copytree(whole, stored / name)
-  (stored / '00000077').write_text('a file')
-  store = CheckpointStore(stored, keep=1)
-  assert latest(store).position == 8
-  assert store.newest_whole() is not None
-  assert store.position == 8
-  # A copy with the name of another position is damaged.
-  shutil.copytree(whole, stored / '00000099')
-  warnings = []
-  found = store.newest_whole(warn=warnings.append)
-  assert found is not None
-  assert found.position == 8
-  assert f'{MANIFEST} is that of 00000008' in warnings[0]
-
-
-@contextlib.contextmanager
-def file_size_limit(size):
-  """Limits the size of files that this process writes: as a full disk does."""
-  before = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-  try:
-    yield
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@pytest.mark.parametrize('size', [0, 300, 6000])
-def test_a_failed_save_is_one_sentence_and_leaves_the_last_one(
-  stored, size, capfd, caplog
-):
-  store = CheckpointStore(stored, keep=1)
-  noise = np.random.default_rng(0).random(5000)
-  with (
-    file_size_limit(size),
-    pytest.raises(
-      StorageError, match=r'00000012.* cannot be written: '
-    ) as caught,
-  ):
-    store.save(12, {'x': noise, 'y': noise, 'z': noise}, {})
-  assert '\n' not in str(caught.value)
-  # Neither tracebacks nor the logs of libraries.
-  assert capfd.readouterr() == ('', '')
-  assert caplog.records == []
-  assert {path.name for path in stored.iterdir()} == {
-    '00000000',
-    '00000004',
-    '00000008',
-  }
-  assert latest(store).position == 8
-  store.save(12, {'x': noise}, {})
-  assert latest(store).restore({'x': noise})['x'].tolist() == noise.tolist()
-  assert [path.name for path in stored.iterdir()] == ['00000012']
-
-
-def test_a_completed_checkpoint_removes_incomplete_ones(stored):
-  (stored / '00000006' / 'arrays').mkdir(parents=True)
-  store = CheckpointStore(stored, keep=2)
-  store.save(12, {'x': np.zeros(2)}, {})
-  assert sorted(path.name for path in stored.iterdir()) == [
-    '00000008',
-    '00000012',
-  ]
-
-
-@pytest.mark.parametrize('name', ['unlink', 'rmtree'])
-def test_an_old_checkpoint_that_cannot_be_removed_ends_no_run(
-  stored, monkeypatch, name
-):
-  store, warnings = CheckpointStore(stored, keep=1), []
-  assert store.newest_whole(warn=warnings.append) is not None
-
-  def fail(*_, **__):
-    raise PermissionError(errno.EACCES, 'no')
-
-  with monkeypatch.context() as patch:
-    patch.setattr(type(epath.Path(stored)), name, fail)
-    for position in (12, 13):
-      store.save(position, {'x': np.zeros(2)}, {})
-  assert all('cannot be removed: ' in text for text in warnings)
-  assert len(set(warnings)) == len(warnings) > 0
-  assert latest(store).position == 13
-  store.save(14, {'x': np.zeros(2)}, {})
-  assert [path.name for path in stored.iterdir()] == ['00000014']

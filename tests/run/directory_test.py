@@ -1,54 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run directories: traces of training, files left behind, failed writes."""
+"""Run directories: traces of training, locks, damaged and changed files."""
 
 import dataclasses
-import errno
-import fcntl
 import json
-import os
 import pathlib
 import shutil
 
 import numpy as np
 import pytest
 
-from covrl import storage
 from covrl.config import (
   Config,
   ConfigError,
-  Recipe,
   from_dict,
   unknown_fields,
 )
-from covrl.pretrained.atomic_dir import atomic_directory
 from covrl.run.checkpoint import CheckpointError, CheckpointStore
 from covrl.run.directory import RECIPE, RunDirectory
-from covrl.storage import StorageError, first_storage_error, paths
-
-
-def unused(*_):
-  raise NotImplementedError
-
-
-@pytest.fixture(scope='module')
-def recipe():
-  parts = ('task', 'model', 'advantages', 'loss', 'token_tx', 'tx')
-  return Recipe(
-    config=Config(),
-    warm_start_tx=unused,
-    name='recipe:recipe',
-    sources={'recipe.py': ''},
-    **dict.fromkeys(parts, unused),
-  )
-
-
-@pytest.fixture
-def directory(tmp_path, recipe):
-  """The directory of a run that has been set up."""
-  directory = RunDirectory(tmp_path / 'run')
-  directory.check(recipe)
-  directory.claim(recipe)
-  return directory
+from covrl.storage import StorageError
 
 
 @pytest.mark.parametrize(
@@ -116,123 +85,6 @@ def test_notices_are_recorded_once(directory):
   assert [json.loads(line)['text'] for line in lines] == ['one', 'two']
 
 
-def failing(number):
-  def fail(*_, **__):
-    raise OSError(number, os.strerror(number))
-
-  return fail
-
-
-@pytest.mark.parametrize(
-  'number', [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EACCES]
-)
-@pytest.mark.parametrize('where', ['write_all', 'os.fsync'])
-def test_failed_writes_leave_nothing_behind(
-  tmp_path, recipe, monkeypatch, number, where
-):
-  directory = RunDirectory(tmp_path / 'run')
-  with monkeypatch.context() as patch:
-    if where == 'os.fsync':
-      patch.setattr(os, 'fsync', failing(number))
-    else:
-      patch.setattr(paths, where, failing(number))
-    with pytest.raises(StorageError) as caught:
-      directory.claim(recipe)
-    reason = os.strerror(number)
-    assert str(caught.value) == (
-      f'{directory.path / "config.json"} cannot be written: '
-      f'{reason[0].lower()}{reason[1:]}'
-    )
-    for write in (
-      lambda: directory.write_bytes('tokenizer.model', b'1'),
-      lambda: directory.write_jsonl('a.jsonl', [{}]),
-      lambda: directory.add_notice('a'),
-    ):
-      with pytest.raises(StorageError):
-        write()
-  assert [x for x in (tmp_path / 'run').rglob('*') if x.is_file()] == []
-  directory.check(recipe)
-  directory.claim(recipe)
-
-
-def test_a_directory_that_cannot_be_locked_is_a_failed_write(
-  tmp_path, monkeypatch
-):
-  with monkeypatch.context() as patch:
-    patch.setattr(os, 'mkdir', failing(errno.EROFS))
-    with (
-      pytest.raises(StorageError, match='run cannot be written: read-only'),
-      RunDirectory(tmp_path / 'run').locked(),
-    ):
-      pass
-  (tmp_path / 'run').mkdir()
-  (tmp_path / 'run' / '.lock').mkdir()
-  with (
-    pytest.raises(StorageError, match='lock cannot be written: is a directory'),
-    RunDirectory(tmp_path / 'run').locked(),
-  ):
-    pass
-
-
-def test_the_first_failed_write_is_the_one_reported():
-  def write(name):
-    with storage.writing(name):
-      failing(errno.ENOSPC)()
-
-  def run():
-    try:
-      write('checkpoint')
-    finally:
-      write('report')
-
-  with pytest.raises(StorageError, match='report') as caught:
-    run()
-  assert 'checkpoint cannot' in str(first_storage_error(caught.value))
-  assert first_storage_error(ValueError('other')) is None
-
-
-def test_other_errors_are_not_failed_writes(tmp_path):
-  error = ValueError('a')
-  with (
-    pytest.raises(ValueError, match=r'^a$') as caught,
-    storage.writing(tmp_path),
-  ):
-    raise error
-  assert caught.value is error
-
-
-def test_errors_of_libraries_that_name_the_cause_are_failed_writes(tmp_path):
-  with (
-    pytest.raises(StorageError, match=r'no space left on device$'),
-    storage.writing(tmp_path),
-  ):
-    raise ValueError(
-      'RESOURCE_EXHAUSTED: Error writing "a": [OS error 28: ENOSPC No space left'
-      ' on device] [source locations=...]'
-    )
-
-
-def test_a_converted_model_is_written_whole_or_not_at_all(tmp_path):
-  def write():
-    with atomic_directory(tmp_path / 'model') as draft:
-      (draft / 'config.json').write_text('{}')
-      failing(errno.ENOSPC)()
-
-  with pytest.raises(StorageError, match='model cannot be written: no space'):
-    write()
-  assert list(tmp_path.iterdir()) == []
-
-
-def test_a_directory_in_use_is_not_a_failed_write(tmp_path):
-  with (tmp_path / '.lock').open('w') as stream:
-    fcntl.flock(stream, fcntl.LOCK_EX)
-    with (
-      pytest.raises(ConfigError, match='is in use'),
-      RunDirectory(tmp_path).locked(),
-    ):
-      pass
-
-
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
@@ -289,17 +141,6 @@ def test_a_removed_lock_is_acquired_again(tmp_path):
       with pytest.raises(ConfigError, match='is in use'):
         first.write_json('task.json', {})
       second.write_json('task.json', {})
-
-
-def test_a_file_system_without_locks_is_not_a_directory_in_use(
-  tmp_path, monkeypatch
-):
-  monkeypatch.setattr(fcntl, 'flock', failing(errno.ENOLCK))
-  with (
-    pytest.raises(StorageError, match='lock cannot be written: no locks'),
-    RunDirectory(tmp_path).locked(),
-  ):
-    pass
 
 
 @pytest.mark.parametrize(

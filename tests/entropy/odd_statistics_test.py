@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Statistics, masks and traced options out of range: handled as documented."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import covrl
+from covrl import TokenStats
+from covrl.entropy import top_entropy, top_score
+
+SHAPE = (4, 10)
+ONES = jnp.ones(SHAPE, bool)
+
+
+@pytest.fixture
+def batch():
+  """Statistics and context of forty valid tokens."""
+  rng = np.random.default_rng(0)
+  old = jnp.asarray(-rng.exponential(size=SHAPE), jnp.float32)
+  stats = TokenStats(
+    logprobs=old + 0.1,
+    entropy=jnp.asarray(rng.uniform(0, 2, SHAPE), jnp.float32),
+  )
+  context = {
+    'advantages': jnp.asarray(rng.normal(size=SHAPE), jnp.float32),
+    'old_logprobs': old,
+    'old_entropy': stats.entropy,
+    'mask': ONES,
+    'weights': jnp.full(SHAPE, 1 / 40),
+    'key': jax.random.key(0),
+    'step': jnp.asarray(0),
+  }
+  return stats, context
+
+
+def explained(token_tx, stats, context):
+  """The chain's first selection."""
+  explain = jax.jit(functools.partial(covrl.explain, token_tx))
+  return explain(stats, **context)[0]
+
+
+@pytest.mark.parametrize(
+  ('fraction', 'expected'), [(np.nan, 0), (-1.0, 0), (0.0, 0), (7.0, 40)]
+)
+def test_traced_fractions_outside_their_range(fraction, expected):
+  assert int(top_of_ones(fraction).sum()) == expected
+
+
+@jax.jit
+def top_of_ones(fraction):
+  return covrl.select_top(jnp.ones(SHAPE), ONES, fraction=fraction)
+
+
+@pytest.mark.parametrize(
+  ('fraction', 'quota'), [(0.5, 2), (-0.5, 0), (np.nan, 0), (0.04, 1)]
+)
+def test_scheduled_fractions_are_clamped_and_counted(batch, fraction, quota):
+  selection = clamped(jnp.asarray(fraction), *batch)
+  assert int(selection.mask.sum()) == int(selection.quota) == quota
+  assert int(selection.clamped) == (fraction != 0.04)
+
+
+@jax.jit
+def clamped(fraction, stats, context):
+  return top_score(lambda step: fraction)(stats, **context)
+
+
+def test_traced_bounds_that_are_inverted_select_nothing(batch):
+  @jax.jit
+  def choose(low, high):
+    tx = covrl.clip_cov(0.05, low=low, high=high, minimum=1)
+    return covrl.explain(tx, batch[0], **batch[1])[0]
+
+  assert int(choose(5.0, -5.0).mask.sum()) == 0
+  assert int(choose(-5.0, 5.0).mask.sum()) == 2
+
+
+@pytest.mark.parametrize('entry', ['old_logprobs', 'advantages', 'old_entropy'])
+@pytest.mark.parametrize('value', [np.nan, -np.inf, np.inf])
+def test_statistics_that_are_not_finite_are_left_out_and_counted(
+  batch, entry, value
+):
+  stats, context = batch
+  clean = by_state(stats, context)
+  assert int(clean.nonfinite) == 0
+  best = tuple(np.argwhere(np.asarray(clean.mask))[0])
+  spoilt = context | {entry: context[entry].at[best].set(value)}
+  selection = by_state(stats, spoilt)
+  assert int(selection.nonfinite) == 1
+  assert int(selection.eligible) == 39
+  assert not bool(selection.mask[best])
+  assert int(selection.mask.sum()) == int(selection.quota)
+  assert bool(jnp.isfinite(selection.scores).all())
+
+
+@jax.jit
+def by_state(stats, context):
+  return top_score(0.05, score='state')(stats, **context)
+
+
+@pytest.mark.parametrize('value', [np.nan, -np.inf])
+def test_current_statistics_that_are_not_finite(batch, value):
+  stats, context = batch
+  spoilt = TokenStats(
+    logprobs=stats.logprobs.at[1, 2].set(value), entropy=stats.entropy
+  )
+  tx = covrl.kl_cov(0.05, selection_source='current', minimum=40)
+  selection = explained(tx, spoilt, context)
+  assert int(selection.nonfinite) == 1
+  # A quota of all forty takes the 39 there are, and not that one.
+  assert int(selection.mask.sum()) == 39
+  assert not bool(selection.mask[1, 2])
+
+
+def long_chain():
+  """A chain of three selecting transforms and a bonus."""
+  return optax.chain(
+    covrl.kl_cov(0.05, minimum=1),
+    covrl.clip_cov(0.05, low=-9.0, high=9.0, minimum=1),
+    covrl.forking_tokens(0.2),
+    covrl.entropy_bonus(0.1),
+  )
+
+
+@jax.jit
+def step_with_long_chain(stats, context):
+  loss = covrl.as_loss(covrl.policy_gradient, long_chain())
+  state = long_chain().init(TokenStats.template())
+  form = jax.value_and_grad(loss, has_aux=True)
+  return form(stats, state, **context)
+
+
+def test_all_tokens_masked(batch):
+  stats, context = batch
+  empty = context | {
+    'mask': ~ONES,
+    'weights': covrl.token_weights(~ONES),
+    'old_logprobs': jnp.full(SHAPE, jnp.nan),
+    'advantages': jnp.full(SHAPE, jnp.nan),
+  }
+  (value, state), gradient = step_with_long_chain(stats, empty)
+  assert float(value) == 0
+  for leaf in jax.tree.leaves(gradient):
+    np.testing.assert_array_equal(leaf, np.zeros(SHAPE))
+  for masked in state[:3]:
+    summary = masked.summary._replace(quota=jnp.asarray(0))
+    assert {float(number) for number in summary} == {0.0}
+
+
+def test_zero_variance(batch):
+  """Every score is 0: the top is the first tokens, and no band holds any."""
+  stats, context = batch
+  flat = context | {
+    'advantages': jnp.full(SHAPE, 0.3),
+    'old_logprobs': jnp.full(SHAPE, -1.7),
+  }
+  (value, state), gradient = step_with_long_chain(stats, flat)
+  assert np.isfinite(float(value))
+  assert all(
+    bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradient)
+  )
+  kl_cov, clip_cov, _, _ = state
+  assert int(kl_cov.summary.selected) == 2
+  assert float(kl_cov.summary.threshold) == 0
+  selection = explained(covrl.kl_cov(0.05), stats, flat)
+  np.testing.assert_array_equal(np.argwhere(selection.mask), [[0, 0], [0, 1]])
+  assert int(clip_cov.summary.eligible) == 40
+  band = explained(covrl.clip_cov(0.05, minimum=1), stats, flat)
+  assert int(band.eligible) == int(band.mask.sum()) == 0
+
+
+def test_a_quota_beyond_the_eligible_takes_all_of_them(batch):
+  stats, context = batch
+  scores = jnp.arange(40.0).reshape(SHAPE).at[0].set(jnp.nan)
+  chosen = jax.jit(lambda scores: covrl.select_top(scores, ONES, fraction=1.0))(
+    scores
+  )
+  np.testing.assert_array_equal(chosen, ~jnp.isnan(scores))
+  band = explained(covrl.clip_cov(0.05, low=1.0, minimum=40), stats, context)
+  assert int(band.quota) == 40
+  assert 0 < int(band.eligible) == int(band.mask.sum()) < 40
+  kept = jax.jit(top_entropy(1.0))(stats, **context)
+  assert bool(kept.mask.all())
+
+
+def test_missing_entries_are_named(batch):
+  stats, context = batch
+  for entry in ('advantages', 'mask', 'old_logprobs', 'key', 'step'):
+    given = {name: context[name] for name in context if name != entry}
+    with pytest.raises(TypeError, match=f"reads '{entry}' from the context"):
+      covrl.selectors.random_in_band(0.05, 0.0, 1.0)(stats, **given)
