@@ -82,7 +82,7 @@ study-quick: setup
 study-countdown: setup
 	$(BIN)/python tests/benchmarks/countdown_study.py
 
-# GRPO, PPO and PRIME with three seeds, other algorithms with one: about an hour.
+# GRPO, PPO and PRIME with three seeds, other algorithms with one: half an hour.
 study-algorithms: setup
 	$(BIN)/python tests/benchmarks/algorithms_study.py
 

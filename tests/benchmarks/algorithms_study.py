@@ -23,15 +23,15 @@ from covrl.report import comparison_svg, comparison_table
 
 COMPARED = ('countdown:grpo', 'countdown:ppo', 'countdown:prime')
 OTHERS = tuple(spec for spec, _ in recipes() if spec.startswith('algorithms:'))
-# A third of the iterations of the recipes, with half of their prompts.
+# Two thirds of the iterations of the recipes, with half of their prompts.
 SHORT = {
-  'train.iterations': 10,
-  'train.schedule_iterations': 10,
+  'train.iterations': 20,
+  'train.schedule_iterations': 20,
   'rollout.prompts_per_iteration': 32,
   'train.sequences_per_update': 64,
   'warm_start.steps': 400,
   'evaluate.problems': 128,
-  'evaluate.every': 5,
+  'evaluate.every': 10,
   'logging.samples': 0,
   'logging.entropy_change_every': 0,
   'logging.tensorboard': 'false',
