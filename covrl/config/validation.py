@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks of a configuration."""
 
+from covrl.config.bounds import MAX_MAGNITUDES
 from covrl.config.divisors import check_divides
 from covrl.config.errors import ConfigError
 from covrl.config.fields import Config
@@ -39,7 +40,10 @@ def check(config: Config) -> None:
 
 
 def _check_batches(config: Config) -> None:
-  """Checks that an iteration divides into updates and micro-batches."""
+  """Checks that an iteration divides into updates and micro-batches.
+
+  Updates are counted in int32.
+  """
   train = config.train
   check_divides(
     config.sequences_per_iteration,
@@ -60,6 +64,16 @@ def _check_batches(config: Config) -> None:
     'train.packed_rows',
     'train.micro_batches',
   )
+  for name, iterations in (
+    ('train.iterations', train.iterations),
+    ('train.schedule_iterations', train.schedule_iterations),
+  ):
+    most = MAX_MAGNITUDES[int] // config.updates_per_iteration
+    if iterations > most:
+      raise ConfigError(
+        f'{name} must be at most {most}, with {config.updates_per_iteration}'
+        f' updates per iteration, got {iterations}'
+      )
   if train.packed_rows > train.sequences_per_update:
     raise ConfigError(
       'train.packed_rows must be at most train.sequences_per_update, got '

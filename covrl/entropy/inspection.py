@@ -107,7 +107,7 @@ def required_truncation(token_tx: optax.GradientTransformation) -> Truncation:
   def trace(stats: TokenStats, context: TokenContext) -> None:
     found.update(_run(token_tx, stats, None, None, context).truncations)
 
-  jax.eval_shape(trace, *_single_token())
+  jax.eval_shape(trace, *single_token())
   return Truncation(
     min_p=_only('min_p', {each.min_p for each in found}),
     removed=_only('removed', {each.removed for each in found}),
@@ -125,8 +125,8 @@ def _only(name: str, numbers: set[float | None]) -> float | None:
   return known[0] if known else None
 
 
-def _single_token() -> tuple[TokenStats, TokenContext]:
-  """Statistics and the whole context of one token."""
+def single_token() -> tuple[TokenStats, TokenContext]:
+  """Returns the statistics and the whole context of one token."""
   real, whole = jnp.ones((1, 1)), jnp.ones((1, 1), jnp.int32)
   number, flag = jnp.ones(()), jnp.ones((1, 1), bool)
   moments = TokenMoments(

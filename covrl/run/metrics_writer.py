@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from typing import Any, TypedDict
 from etils import epath
 
 from covrl import storage
-from covrl.config import LoggingConfig
+from covrl.config import ConfigError, LoggingConfig
 from covrl.run.event_files import EventFiles, check_event_files
 from covrl.storage.append_log import AppendLog, LogPosition, open_log
 
@@ -58,10 +59,14 @@ class MetricsWriter:
       name: the run's name in Weights & Biases.
       saved: the metrics at the checkpoint that is resumed; what was written
         later is discarded. Files that differ are set aside.
-      note: receives a sentence for each such file.
+      note: receives a sentence for each such file, and one if Weights & Biases
+        takes no further metrics.
       enabled: whether to write anything; only process 0 does.
       before_write: called before a line is written; raises where the run must
         not write.
+
+    Raises:
+      RuntimeError: Weights & Biases refuses the run, or cannot be reached.
     """
     self._before_write = before_write
     self._sinks: list[Any] = []
@@ -83,7 +88,12 @@ class MetricsWriter:
       self._events = EventFiles(directory, dict(self._last_steps))
       self._sinks.append(self._events)
     if logging.wandb_project:
-      self._sinks.append(_WeightsAndBiases(logging.wandb_project, name))
+      try:
+        sink = _WeightsAndBiases(logging.wandb_project, name, note)
+      except RuntimeError:
+        self.close()
+        raise
+      self._sinks.append(sink)
 
   def sync(self) -> MetricsState:
     """Forces lines and events to the disk, where a power cut leaves them.
@@ -132,21 +142,45 @@ class MetricsWriter:
       self._log, self._sinks = None, []
 
 
-class _WeightsAndBiases:
-  """Weights & Biases scalars, named `PHASE/METRIC`."""
+def check_wandb(logging: LoggingConfig) -> None:
+  """Checks that Weights & Biases is installed if metrics are to be sent there.
 
-  def __init__(self, project: str, name: str) -> None:
+  Raises:
+    ConfigError: it is not installed.
+  """
+  if logging.wandb_project and importlib.util.find_spec('wandb') is None:
+    raise ConfigError(
+      'logging.wandb_project needs wandb, which is not installed: pip install'
+      ' "covrl[wandb]"'
+    )
+
+
+class _WeightsAndBiases:
+  """Weights & Biases scalars, named `PHASE/METRIC`.
+
+  Errors after the start end the sending of metrics and not the run.
+
+  Raises:
+    RuntimeError: the service refuses the run, or cannot be reached.
+  """
+
+  def __init__(
+    self, project: str, name: str, note: Callable[[str], object]
+  ) -> None:
+    wandb = importlib.import_module('wandb')
+    self._note = note
     try:
-      wandb = importlib.import_module('wandb')
-    except ImportError:
-      raise ModuleNotFoundError(
-        'logging.wandb_project needs wandb: pip install covrl[wandb]'
-      ) from None
-    self._run = wandb.init(project=project, name=name)
+      self._run: Any = wandb.init(project=project, name=name)
+    except Exception as error:
+      raise RuntimeError(
+        f'Weights & Biases must take the project {project!r} of'
+        f' logging.wandb_project, got: {_one_line(error)}'
+      ) from error
 
   def write(self, step: int, phase: str, line: Mapping[str, Any]) -> None:
     del step
-    self._run.log({f'{phase}/{name}': value for name, value in line.items()})
+    values = {f'{phase}/{name}': value for name, value in line.items()}
+    self._call(lambda run: run.log(values))
 
   def flush(self) -> None:
     """No-op: wandb flushes by itself."""
@@ -155,7 +189,23 @@ class _WeightsAndBiases:
     """No-op: wandb flushes by itself."""
 
   def close(self) -> None:
-    self._run.finish()
+    self._call(lambda run: run.finish())
+
+  def _call(self, send: Callable[[Any], object]) -> None:
+    if self._run is None:
+      return
+    try:
+      send(self._run)
+    except Exception as error:
+      self._run = None
+      self._note(
+        'Weights & Biases receives no further metrics, metrics.jsonl has all:'
+        f' {_one_line(error)}'
+      )
+
+
+def _one_line(error: Exception) -> str:
+  return ' '.join(str(error).split())[:200] or type(error).__name__
 
 
 def _is_saved_line(line: bytes, last_steps: Mapping[str, int]) -> bool:

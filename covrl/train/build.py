@@ -31,6 +31,7 @@ from covrl.tasks.task import Task
 from covrl.tasks.verify import check_references, check_scores
 from covrl.train.algorithm import Algorithm
 from covrl.train.compiled import CompiledPrograms
+from covrl.train.effects import reads_reference
 from covrl.train.initial_policy import make_policy
 from covrl.train.rollout_batch import (
   EVALUATE_STREAM,
@@ -294,6 +295,11 @@ def config_warnings(config: Config, algorithm: Algorithm) -> Iterator[str]:
       'a divergence penalty has no gradient where π = π_old, and with one '
       'update per iteration (train.sequences_per_update = '
       f'{train.sequences_per_update}) that is always: it does nothing'
+    )
+  if train.keep_reference and not reads_reference(algorithm):
+    yield (
+      'train.keep_reference has no effect but its cost: neither loss nor token'
+      ' chain nor estimator reads the reference policy'
     )
   max_tokens = train.sequences_per_update * rollout.max_response_length
   if (

@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Overridden config fields that have no effect in a run."""
+"""Config fields that have no effect in a run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import jax
+from jaxtyping import Array
 
 from covrl.config import Config, Recipe, flatten
+from covrl.entropy.base import update_signal
+from covrl.entropy.inspection import single_token
 from covrl.models import ModelConfig
 from covrl.tasks.task import Task
+from covrl.train.algorithm import Algorithm
 
 # Fields that only the functions of a recipe read, or the run for some of them.
 _READ_BY_RECIPES = (
@@ -92,6 +99,39 @@ def without_effect(
   for name in recipe.overridden:
     if reason := _reason(name, recipe.config, read, task, model):
       yield f'{name} = {values[name]} has no effect: {reason}'
+
+
+def reads_reference(algorithm: Algorithm) -> bool:
+  """Returns whether an algorithm depends on the reference policy.
+
+  Loss and token chain are traced on a single token and not computed; what cannot
+  be traced there counts as dependent.
+  """
+  if algorithm.estimator is not None and algorithm.estimator.reads_reference:
+    return True
+  stats, context = single_token()
+  given_by_loss = ('score_weight', 'clipped')
+  of_loss: dict[str, Any] = {
+    name: value for name, value in context.items() if name not in given_by_loss
+  }
+
+  def run(ref_logprobs: Array) -> tuple[Any, Any]:
+    given = of_loss | {'ref_logprobs': ref_logprobs}
+    (value, aux), signal = jax.value_and_grad(algorithm.loss, has_aux=True)(
+      stats, **given
+    )
+    state = algorithm.token_tx.init(stats.template())
+    return value, update_signal(
+      algorithm.token_tx, signal, state, stats, **(given | aux.for_selection)
+    )
+
+  try:
+    traced = jax.make_jaxpr(run)(of_loss['ref_logprobs']).jaxpr
+  except Exception:
+    return True
+  (reference,) = traced.invars
+  used = [*traced.outvars, *(x for eqn in traced.eqns for x in eqn.invars)]
+  return any(each is reference for each in used)
 
 
 def _reason(

@@ -36,15 +36,79 @@ def input_fingerprints(
     policy: the policy, with or without adapters.
     shared_warm_start: the warm start of another run, if it is used.
   """
-  found = {
-    'problems to train on': source_fingerprint(task.train),
-    'tokenizer': getattr(task.tokenizer, 'fingerprint', ''),
-  }
+  found = {'problems to train on': source_fingerprint(task.train)}
   if config.warm_start.steps and task.solved is not None:
     found['solved examples'] = source_fingerprint(task.solved)
-  for suite in task.evaluation(config.evaluate):
-    name = f'problems of {suite.name}' if suite.name else 'held-out problems'
-    found[name] = problems_fingerprint(suite.problems)
+  return (
+    found
+    | _evaluation_fingerprints(config, task)
+    | _policy_fingerprints(config, task, policy, shared_warm_start)
+  )
+
+
+def check_opened(
+  config: Config,
+  task: Task,
+  policy: Policy,
+  shared_warm_start: Checkpoint | None,
+  saved: Checkpoint,
+  warn: Callable[[str], object],
+) -> None:
+  """Checks that a run that is opened has the policy that its checkpoint names.
+
+  Args:
+    config: the run's configuration.
+    task: the run's task.
+    policy: the policy, with or without adapters.
+    shared_warm_start: the warm start of another run, if it is used.
+    saved: the checkpoint.
+    warn: receives a sentence if the problems to evaluate on have changed.
+
+  Raises:
+    ConfigError: the tokenizer, the base of the adapters or the shared warm start
+      has changed since.
+  """
+  before = saved.notes.get('inputs', {})
+
+  def changed(inputs: Mapping[str, str]) -> list[str]:
+    return [
+      name
+      for name, found in inputs.items()
+      if found and before.get(name, found) not in ('', found)
+    ]
+
+  if names := changed(
+    _policy_fingerprints(config, task, policy, shared_warm_start)
+  ):
+    raise ConfigError(
+      f'{", ".join(names)} must be the same as in training, and have changed since'
+      ' the checkpoint was written'
+    )
+  if names := changed(_evaluation_fingerprints(config, task)):
+    warn(
+      f'{", ".join(names)} have changed since the checkpoint was written: results'
+      ' on them are not those of the run'
+    )
+
+
+def _evaluation_fingerprints(config: Config, task: Task) -> dict[str, str]:
+  """Returns the fingerprints of the problems to evaluate on, by their names."""
+  return {
+    f'problems of {suite.name}'
+    if suite.name
+    else 'held-out problems': problems_fingerprint(suite.problems)
+    for suite in task.evaluation(config.evaluate)
+  }
+
+
+def _policy_fingerprints(
+  config: Config,
+  task: Task,
+  policy: Policy,
+  shared_warm_start: Checkpoint | None,
+) -> dict[str, str]:
+  """Returns the fingerprints of what a policy is besides its checkpoint."""
+  found = {'tokenizer': getattr(task.tokenizer, 'fingerprint', '')}
   if shared_warm_start is not None:
     found['shared warm start'] = text_fingerprint(
       json.dumps(shared_warm_start.files, sort_keys=True)

@@ -19,7 +19,7 @@ from covrl.run import maintenance
 from covrl.run.checkpoint import CheckpointStore
 from covrl.run.consistency import check_processes, check_versions
 from covrl.run.directory import RECIPE, RunDirectory
-from covrl.run.metrics_writer import MetricsWriter
+from covrl.run.metrics_writer import MetricsWriter, check_wandb
 from covrl.run.preemption import Stopped, StopSignal
 from covrl.run.profiler import Profiler
 from covrl.run.progress import Progress
@@ -129,6 +129,7 @@ def train(
         'iterations; raise train.iterations to go on'
       )
       return
+    check_wandb(config.logging)
     profiler = Profiler(options.profile_steps, _trace_directory(directory))
     progress.stage('setting up')
     with recorded_reads(config) as read:

@@ -37,6 +37,7 @@ from covrl.train.build import (
   stream_key,
 )
 from covrl.train.initial_policy import initial_base_params, make_policy
+from covrl.train.inputs import check_opened
 from covrl.train.model_lengths import model_lengths
 from covrl.train.rollout_batch import INIT_STREAM
 from covrl.train.sample import response_limit, sample_responses
@@ -214,6 +215,8 @@ def open_run(
     ConfigError: `workdir` is not a run directory, or it is another user's and not
       trusted.
     CheckpointError: the run has no usable checkpoint.
+    ConfigError: its tokenizer, the base of its adapters or the warm start that it
+      shares has changed since.
     ValueError: suites are given, and the run's task has none.
   """
   directory = RunDirectory(workdir)
@@ -233,7 +236,20 @@ def open_run(
   mesh = sharding.make_mesh(dataclasses.asdict(recipe.config.mesh))
   config, task = _config_and_task(recipe, suites)
   policy = make_policy(recipe, task.tokenizer)
-  params = _saved_params(directory, recipe.config, saved, task, policy, mesh)
+  warm_start = None
+  if policy.config.lora is not None:
+    warm_start = shared_warm_start(recipe.config, task)
+  check_opened(
+    config,
+    task,
+    policy,
+    warm_start,
+    saved,
+    lambda text: _print_warning(f'covrl: warning: {text}'),
+  )
+  params = _saved_params(
+    directory, recipe.config, saved, warm_start, policy, mesh
+  )
   yield OpenedRun(
     config=config,
     iteration=saved.notes['iteration'],
@@ -361,7 +377,7 @@ def _saved_params(
   directory: RunDirectory,
   config: Config,
   saved: Checkpoint,
-  task: Task,
+  warm_start: Checkpoint | None,
   policy: Policy,
   mesh: Mesh,
 ) -> PyTree:
@@ -370,7 +386,6 @@ def _saved_params(
   trainable = saved.restore_subtree('state.trainable', trainable_like)
   if not base_like:
     return trainable
-  warm_start = shared_warm_start(config, task)
   warm_start = warm_start or warm_start_store(directory).latest()
   key = stream_key(config, INIT_STREAM)
   base = initial_base_params(config, policy, mesh, key, warm_start)

@@ -62,6 +62,11 @@ def test_argument_that_is_not_an_override(refuse_training):
       'a prompt must have at most 3 tokens, got 5',
     ),
     ('warm_start.from_run=/nowhere', '/nowhere is not a run directory'),
+    (
+      'train.schedule_iterations=2147483647',
+      'train.schedule_iterations must be at most 536870911, with 4 updates per',
+    ),
+    ('rewards.workers=100000', 'rewards.workers must lie in [1, 1024], got'),
   ],
 )
 def test_configuration_that_cannot_run(refuse_training, override, reason):

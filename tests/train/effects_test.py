@@ -3,11 +3,13 @@
 
 import contextlib
 
+import pytest
 from train.process import RECIPES
 
 from covrl.config import flatten, load, recorded_reads
-from covrl.train.build import build
-from covrl.train.effects import without_effect
+from covrl.train.algorithm import Algorithm
+from covrl.train.build import build, config_warnings
+from covrl.train.effects import reads_reference, without_effect
 
 # Fields that the toy task, its recipe, or the other values leave without effect.
 UNREAD = {
@@ -75,6 +77,19 @@ def test_fields_of_evaluations_need_problems():
   assert found == [
     'evaluate.every = 2 has no effect: the task has no problems to evaluate on'
   ]
+
+
+@pytest.mark.parametrize(
+  ('file', 'is_read'),
+  [('toy_reference', True), ('countdown:prime', True), ('toy_kl_cov', False)],
+)
+def test_a_reference_policy_that_nothing_reads_is_reported(file, is_read):
+  name = file if ':' in file else f'{RECIPES / file}.py'
+  recipe = load(name, ['--config.train.keep_reference=true'])
+  algorithm = Algorithm.from_recipe(recipe)
+  assert reads_reference(algorithm) is is_read
+  found = list(config_warnings(recipe.config, algorithm))
+  assert any('train.keep_reference' in text for text in found) is not is_read
 
 
 def test_recorded_reads_leave_the_configuration_as_it_was():

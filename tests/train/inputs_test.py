@@ -12,7 +12,7 @@ from covrl.models import Lora, Policy, tiny
 from covrl.run.checkpoint import Checkpoint
 from covrl.storage.fingerprints import directory_fingerprint
 from covrl.tasks.task import Task
-from covrl.train.inputs import check_inputs, input_fingerprints
+from covrl.train.inputs import check_inputs, check_opened, input_fingerprints
 
 TOKENIZER = train_sentencepiece(['1', '2', '+'])
 SUMS = [
@@ -113,8 +113,47 @@ def test_weights_under_adapters_are_inputs(tmp_path):
   assert name not in inputs(config)
   before = inputs(config, adapted)
   assert before[name]
+  warm_start = dataclasses.replace(saved({}), files={'a': {'sha256': '1'}})
+
+  def open_run(before, shared=None):
+    check_opened(config, task(), adapted, shared, saved(before), pytest.fail)
+
+  open_run(before)
+  shared = input_fingerprints(config, task(), adapted, warm_start)
+  open_run(shared, warm_start)
+  other = dataclasses.replace(warm_start, files={'a': {'sha256': '2'}})
+  with pytest.raises(
+    ConfigError, match='shared warm start must be the same as'
+  ):
+    open_run(shared, other)
   weights.write_bytes(bytes(10**6 - 1) + b'1')
   assert name in refusal(inputs(config, adapted), before)
+  with pytest.raises(ConfigError, match=f'{name} must be the same as in train'):
+    open_run(before)
+
+
+def test_a_run_is_opened_with_the_tokenizer_and_problems_of_its_training():
+  policy, before = Policy(tiny(TOKENIZER.vocab_size)), saved(inputs())
+  warnings = []
+
+  def open_run(before, **changes):
+    check_opened(
+      Config(), task(**changes), policy, None, before, warnings.append
+    )
+
+  # The training problems do not matter, and may have no fingerprint.
+  open_run(before, train=Bare(), solved=None)
+  open_run(saved({}))
+  open_run(dataclasses.replace(before, notes={}))
+  assert warnings == []
+  open_run(before, held_out=SUMS[:2])
+  (warning,) = warnings
+  assert warning == (
+    'held-out problems have changed since the checkpoint was written: results on'
+    ' them are not those of the run'
+  )
+  with pytest.raises(ConfigError, match=r'^tokenizer must be the same as in'):
+    open_run(before, tokenizer=train_sentencepiece(['1', '2', '+', '3']))
 
 
 @pytest.mark.parametrize('size', [0, 1, 2**16, 2**16 + 1, 3 * 2**20])

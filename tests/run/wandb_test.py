@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights & Biases neither ends a run nor is missing without a word."""
+
+import importlib.util
+import json
+import sys
+import types
+
+import pytest
+
+from covrl.config import ConfigError, LoggingConfig
+from covrl.run.metrics_writer import MetricsWriter, check_wandb
+
+LOGGING = LoggingConfig(wandb_project='p', tensorboard=False)
+
+
+class Service:
+  """A run of Weights & Biases that fails after some calls."""
+
+  def __init__(self, calls):
+    self.calls, self.logged = calls, []
+
+  def log(self, values):
+    if len(self.logged) == self.calls:
+      raise ConnectionError('no route\nto host')
+    self.logged.append(values)
+
+  def finish(self):
+    raise ConnectionError('no route to host')
+
+
+def write(monkeypatch, tmp_path, init, steps=3):
+  """Writes metrics; returns the notes and the lines of the file."""
+  monkeypatch.setitem(sys.modules, 'wandb', types.SimpleNamespace(init=init))
+  file, notes = tmp_path / 'metrics.jsonl', []
+  writer = MetricsWriter(file, LOGGING, name='toy', note=notes.append)
+  for step in range(steps):
+    writer.write(step=step, iteration=0, phase='train', loss=0.5)
+  writer.close()
+  return notes, [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.mark.parametrize('calls', [0, 2, 3])
+def test_a_service_that_fails_ends_no_run(monkeypatch, tmp_path, calls):
+  service = Service(calls)
+  notes, lines = write(monkeypatch, tmp_path, lambda project, name: service)
+  assert [line['step'] for line in lines] == [0, 1, 2]
+  assert [values['train/step'] for values in service.logged] == list(
+    range(calls)
+  )
+  (note,) = notes
+  assert note == (
+    'Weights & Biases receives no further metrics, metrics.jsonl has all: no route'
+    ' to host'
+  )
+
+
+def test_a_service_that_refuses_the_run_is_one_sentence(monkeypatch, tmp_path):
+  def init(project, name):
+    raise PermissionError('log in')
+
+  with pytest.raises(RuntimeError, match=r"the project 'p' of .*, got: log in"):
+    write(monkeypatch, tmp_path, init)
+
+
+def test_a_missing_package_is_refused_before_the_run(monkeypatch):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  check_wandb(LoggingConfig())
+  with pytest.raises(ConfigError, match='needs wandb, which is not installed'):
+    check_wandb(LOGGING)
