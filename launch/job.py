@@ -118,17 +118,17 @@ def check_not_empty(options: Mapping[str, object]) -> None:
       raise LaunchError(f"--{name.replace('_', '-')} must not be empty, got ''")
 
 
-def pairs(option: str, given: Sequence[str]) -> dict[str, str]:
+def pairs(option: str, arguments: Sequence[str]) -> dict[str, str]:
   """Parses `NAME=VALUE` arguments.
 
   >>> pairs('--env', ['A=b c', 'D='])
   {'A': 'b c', 'D': ''}
   """
-  for each in given:
-    if '=' not in each:
-      raise LaunchError(f'{option} must be NAME=VALUE, got {each!r}')
+  for argument in arguments:
+    if '=' not in argument:
+      raise LaunchError(f'{option} must be NAME=VALUE, got {argument!r}')
   return {
-    name: value for name, _, value in (each.partition('=') for each in given)
+    name: value for name, _, value in (a.partition('=') for a in arguments)
   }
 
 

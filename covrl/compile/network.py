@@ -41,7 +41,7 @@ class Network:
     if not isinstance(self.topology, GpuTopology):
       return collective.network
     hosts = [self._hosts(group) for group in collective.groups]
-    return self.links[max((len(set(each)) for each in hosts), default=1) > 1]
+    return self.links[max((len(set(group)) for group in hosts), default=1) > 1]
 
   def seconds(self, collective: Collective) -> float:
     """Estimates the seconds of a collective on an otherwise idle network.
@@ -67,8 +67,8 @@ class Network:
   ) -> tuple[float, float]:
     """Returns the seconds on NVLink and on the network between hosts.
 
-    Every GPU has an adapter of its own, and all of a group's are used. What a
-    host's GPUs have in common crosses the network once.
+    Every GPU has its own adapter, and all adapters of a group are used. Data that a
+    host's GPUs share crosses the network once.
     """
     chip, sent = topology.chip, collective.sent
     times = (0.0, 0.0)
@@ -78,27 +78,27 @@ class Network:
       if count < 2:
         continue
       if within == count:
-        found = sent / chip.nvlink, 0.0
+        seconds = sent / chip.nvlink, 0.0
       else:
         if collective.kind in _HIERARCHICAL:
           # Of (g − 1)/g of an array, a host's share of (h − 1)/h.
           spread = count / within
-          leaves = (spread - 1) / spread / within * count / (count - 1)
+          outside = (spread - 1) / spread / within * count / (count - 1)
         elif collective.kind in ('all-to-all', 'ragged-all-to-all'):
-          leaves = (count - within) / (count - 1)
+          outside = (count - within) / (count - 1)
         else:
-          leaves = 1.0
-        found = (
+          outside = 1.0
+        seconds = (
           sent / chip.nvlink if within > 1 else 0.0,
-          sent * leaves / chip.network,
+          sent * outside / chip.network,
         )
-      times = max(times[0], found[0]), max(times[1], found[1])
+      times = max(times[0], seconds[0]), max(times[1], seconds[1])
     return times
 
   def _hosts(self, group: Sequence[int]) -> list[int]:
     """Returns the host of each device of a group."""
     assert isinstance(self.topology, GpuTopology)
-    return [self.topology.host(self.devices[each].id) for each in group]
+    return [self.topology.host(self.devices[i].id) for i in group]
 
   def _links(self, topology: Topology, collective: Collective) -> int:
     """Returns the number of links from a chip to others of its group."""

@@ -124,7 +124,7 @@ def _nearest(name: str) -> str | None:
 
   def similarity(known: str) -> tuple[float, float]:
     known_group, _, known_leaf = known.rpartition('.')
-    return _ratio(leaf, known_leaf), _ratio(group, known_group)
+    return _similarity(leaf, known_leaf), _similarity(group, known_group)
 
   near = max(
     fields_by_name(),
@@ -133,8 +133,9 @@ def _nearest(name: str) -> str | None:
   return near if similarity(near)[0] > 0.6 else None
 
 
-def _ratio(given: str, known: str) -> float:
-  return difflib.SequenceMatcher(None, given, known).ratio()
+def _similarity(name: str, known: str) -> float:
+  """Returns the similarity of two names, from 0 to 1."""
+  return difflib.SequenceMatcher(None, name, known).ratio()
 
 
 def _parse(field: Field, text: str | None) -> bool | int | float | str:

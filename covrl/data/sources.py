@@ -109,7 +109,7 @@ class FileSource:
 def _check_consistent(
   seen: dict[str, tuple[str, str]],
   name: str,
-  found: tuple[str, str],
+  value: tuple[str, str],
   requirement: str,
 ) -> None:
   """Checks that a value equals the first one of the same name.
@@ -117,13 +117,13 @@ def _check_consistent(
   Args:
     seen: first value and its location, by name; updated.
     name: a source or a column.
-    found: value and location.
+    value: the value and its location.
     requirement: first part of the error message.
   """
-  first, location = seen.setdefault(name, found)
-  if first != found[0]:
+  first, location = seen.setdefault(name, value)
+  if first != value[0]:
     raise ValueError(
-      f'{requirement}, got {first} in {location} and {found[0]} in {found[1]}'
+      f'{requirement}, got {first} in {location} and {value[0]} in {value[1]}'
     )
 
 

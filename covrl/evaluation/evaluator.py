@@ -125,9 +125,9 @@ class Evaluator:
       EvaluationError: more responses than allowed could not be scored.
     """
     greedy_groups = [
-      ProblemGroup(suite, problem, 0)
-      for suite, each in enumerate(self._suites)
-      for problem in range(len(each.problems))
+      ProblemGroup(index, problem, 0)
+      for index, suite in enumerate(self._suites)
+      for problem in range(len(suite.problems))
     ]
     sample_groups = self._sample_groups()
     total = len(greedy_groups) + sum(
@@ -322,7 +322,7 @@ class Evaluator:
     Returns:
       The answers by problem; `None` if a problem has none.
     """
-    extractors = [self._answer_extractor(each) for each in suite.problems]
+    extractors = [self._answer_extractor(p) for p in suite.problems]
     answers = [
       [extract(text) for text in responses]
       for extract, responses in zip(extractors, texts, strict=True)

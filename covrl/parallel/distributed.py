@@ -150,9 +150,9 @@ def _slurm_gpus(environment: Mapping[str, str]) -> list[int] | None:
       f'the {count} GPUs of a node must be divided evenly among its processes, '
       f'got {processes}'
     )
-  each = count // processes
-  first = int(environment.get('SLURM_LOCALID', '0')) * each
-  return list(range(first, first + each))
+  per_process = count // processes
+  first = int(environment.get('SLURM_LOCALID', '0')) * per_process
+  return list(range(first, first + per_process))
 
 
 def in_cluster() -> bool:

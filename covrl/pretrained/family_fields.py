@@ -15,13 +15,13 @@ from covrl.pretrained.rope_config import Fields
 
 
 def read_llama(fields: Fields) -> dict[str, Any]:
-  """No further fields."""
+  """Llama has no further fields."""
   del fields
   return {}
 
 
 def write_llama(config: ModelConfig) -> dict[str, Any]:
-  """No further fields."""
+  """Llama has no further fields."""
   del config
   return {}
 
@@ -54,7 +54,7 @@ def _windows(fields: Fields, is_local: Callable[[int], bool]) -> dict[str, Any]:
   )
   if not any(has_window):
     return {}
-  return {'windows': tuple(window if each else 0 for each in has_window)}
+  return {'windows': tuple(window if local else 0 for local in has_window)}
 
 
 def read_mistral(fields: Fields) -> dict[str, Any]:
@@ -69,11 +69,11 @@ def write_mistral(config: ModelConfig) -> dict[str, Any]:
 
 def read_qwen2(fields: Fields) -> dict[str, Any]:
   """Biases, and windows of the last layers if enabled."""
-  found: dict[str, Any] = {'qkv_bias': True}
+  bias: dict[str, Any] = {'qkv_bias': True}
   if not fields.get('use_sliding_window', False):
-    return found
+    return bias
   full_layers = fields.get('max_window_layers', 28)
-  return found | _windows(fields, lambda layer: layer >= full_layers)
+  return bias | _windows(fields, lambda layer: layer >= full_layers)
 
 
 def read_qwen3(fields: Fields) -> dict[str, Any]:
@@ -172,13 +172,13 @@ def read_gemma2(fields: Fields) -> dict[str, Any]:
 
 
 def read_gemma3(fields: Fields) -> dict[str, Any]:
-  """Windows except in every sixth layer, with a rotary base of their own."""
+  """Windows, with another rotary base, except in every sixth layer."""
   period = fields.get('sliding_window_pattern', 6)
   windows = _windows(fields, lambda layer: (layer + 1) % period != 0)
-  found = _read_gemma(fields) | windows | {'qk_norm': True}
+  common = _read_gemma(fields) | windows | {'qk_norm': True}
   local = fields.get('rope_parameters', {}).get('sliding_attention', {})
   theta = local.get('rope_theta', fields.get('rope_local_base_freq', 1e4))
-  return found | {'local_rope_theta': float(theta)}
+  return common | {'local_rope_theta': float(theta)}
 
 
 def write_gemma(config: ModelConfig) -> dict[str, Any]:

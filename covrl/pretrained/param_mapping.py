@@ -89,7 +89,7 @@ class MappedParam(NamedTuple):
     return groups[::-1] if self.tensor.input_axes else groups
 
   def _group(self, axes: Sequence[Any]) -> list[Sequence[Any]]:
-    """Groups a slice's axes by the axis of the tensor, in our order."""
+    """Groups a slice's axes by the axis of the tensor, in the policy's order."""
     inputs = self.tensor.input_axes
     if inputs:
       return [axes[:inputs], axes[inputs:]]

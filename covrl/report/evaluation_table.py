@@ -51,7 +51,7 @@ class _Column:
   recipe: str
   scores: Scores
 
-  def of(self, name: str) -> Float[np.ndarray, ' N']:
+  def scores_of(self, name: str) -> Float[np.ndarray, ' N']:
     """Scores of the problems of a set."""
     return np.array(
       [
@@ -88,7 +88,9 @@ def evaluation_table(
     for name, runs in configurations
   ]
   # A problem whose responses could not be scored has no score.
-  names = [n for n in names if all(each.of(n).size for each in columns)]
+  names = [
+    n for n in names if all(column.scores_of(n).size for column in columns)
+  ]
   if not names:
     return None
   baseline, *others = columns
@@ -102,9 +104,9 @@ def evaluation_table(
     titles += [other.name, f'Δ {other.name}']
   titles += [f'paper: {row.name}' for row in published.values()]
 
-  def cells(sets: Sequence[str], size: str, by: str) -> list[str]:
+  def cells(sets: Sequence[str], size: str, metric: str) -> list[str]:
     """Cells of a set, or of the unweighted mean over several sets."""
-    row = [size, by, _mean(baseline, sets)]
+    row = [size, metric, _mean(baseline, sets)]
     for other in others:
       row += [_mean(other, sets), _difference(other, baseline, sets)]
     for reference in published.values():
@@ -115,7 +117,7 @@ def evaluation_table(
   rows = [
     (
       name or OWN_PROBLEMS,
-      cells([name], f'{columns[0].of(name).size:,}', metrics[name]),
+      cells([name], f'{columns[0].scores_of(name).size:,}', metrics[name]),
     )
     for name in names
   ]
@@ -139,12 +141,12 @@ def _shared_sets(
   configurations: Sequence[tuple[str, Sequence[RunData]]],
 ) -> list[str]:
   """Sets of which every run has results, in the order of the first run."""
-  found: list[dict[str, None]] = [
+  sets: list[dict[str, None]] = [
     dict.fromkeys(suite for suite, _ in run.latest_results)
     for _, runs in configurations
     for run in runs
   ]
-  return [name for name in found[0] if all(name in each for each in found)]
+  return [name for name in sets[0] if all(name in other for other in sets)]
 
 
 def _metric_of(
@@ -185,12 +187,14 @@ def _problem_scores(
 
 
 def _mean(column: _Column, sets: Sequence[str]) -> str:
+  """Cell of the mean score over sets."""
   return _text(
-    bootstrap_sets([column.of(name) for name in sets]), formats.fixed
+    bootstrap_sets([column.scores_of(name) for name in sets]), formats.fixed
   )
 
 
 def _difference(column: _Column, baseline: _Column, sets: Sequence[str]) -> str:
+  """Cell of the mean difference from the baseline over sets."""
   pairs = [_paired(column, baseline, name) for name in sets]
   if not all(pair.size for pair in pairs):
     return '–'
@@ -203,10 +207,10 @@ def _paired(
   """Score minus that of the baseline, for problems that both have."""
   return np.array(
     [
-      ours - theirs
+      score - baseline_score
       for problem, scores in column.scores.items()
       if problem[0] == name
-      for ours, theirs in zip(
+      for score, baseline_score in zip(
         scores, baseline.scores.get(problem, ()), strict=False
       )
     ]
@@ -216,7 +220,7 @@ def _paired(
 def _unmatched(column: _Column, baseline: _Column, name: str) -> str:
   """Note about problems of a set that only one of two columns has."""
   both = _paired(column, baseline, name).size
-  alone = column.of(name).size + baseline.of(name).size - 2 * both
+  alone = column.scores_of(name).size + baseline.scores_of(name).size - 2 * both
   if not alone:
     return ''
   return (

@@ -67,12 +67,12 @@ def _result(record: Mapping[str, Any]) -> dict[str, Any] | None:
   correct = record.get('correct')
   if not isinstance(correct, list | None):
     return None
-  given = [record['greedy'], *(correct or ())]
-  greedy, *scores = map(_score, given)
+  values = [record['greedy'], *(correct or ())]
+  greedy, *scores = map(_score, values)
   # A response without a score is null, anything else is invalid.
   if any(
-    found is None and score is not None
-    for found, score in zip((greedy, *scores), given, strict=True)
+    score is None and value is not None
+    for score, value in zip((greedy, *scores), values, strict=True)
   ):
     return None
   return {'greedy': greedy, 'correct': scores}

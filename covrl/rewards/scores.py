@@ -27,18 +27,18 @@ class Scores:
 
   @classmethod
   def join(
-    cls, rewards: Sequence[RewardPart], found: Sequence[Scores]
+    cls, rewards: Sequence[RewardPart], calls: Sequence[Scores]
   ) -> Scores:
     """Joins scores of several calls, in order.
 
     Args:
       rewards: the reward parts of all of them.
-      found: the scores.
+      calls: the scores of each call.
     """
     return cls(
       tuple(rewards),
       {
-        part.name: [o for each in found for o in each.outcomes[part.name]]
+        part.name: [o for call in calls for o in call.outcomes[part.name]]
         for part in rewards
       },
     )
@@ -104,6 +104,7 @@ class Scores:
   def _sums(
     self, parts: Sequence[RewardPart], *, full_marks: bool = False
   ) -> list[float]:
+    """Returns weighted sums of parts; with full marks in place of scores."""
     columns = [
       [
         part.weight * (1.0 if full_marks else outcome.score) if outcome else 0.0

@@ -96,8 +96,8 @@ class Checkpoint:
     )
 
   def _require_verified(self) -> None:
-    if not self.is_verified and (what := self.damage()):
-      raise _damage_error(self.path, what)
+    if not self.is_verified and (damage := self.damage()):
+      raise _damage_error(self.path, damage)
 
   def _check_shapes(
     self, wanted: Mapping[str, Any], saved: Mapping[str, Any]
@@ -188,20 +188,20 @@ class CheckpointStore:
     for name in reversed(names):
       path = self._directory / name
       checkpoint = _read(path)
-      what = _first_of_processes(
+      damage = _first_of_processes(
         checkpoint if isinstance(checkpoint, str) else None
       )
-      if what is None and isinstance(checkpoint, Checkpoint):
-        what = checkpoint.damage()
-      if what is None and isinstance(checkpoint, Checkpoint):
+      if damage is None and isinstance(checkpoint, Checkpoint):
+        damage = checkpoint.damage()
+      if damage is None and isinstance(checkpoint, Checkpoint):
         self._set_aside(damaged, warn)
         self.position = checkpoint.position
         return dataclasses.replace(checkpoint, is_verified=True)
       if strict:
-        raise _damage_error(path, str(what))
-      damaged.append((path, str(what)))
+        raise _damage_error(path, str(damage))
+      damaged.append((path, str(damage)))
     if damaged:
-      listed = '; '.join(f'{path.name}: {what}' for path, what in damaged)
+      listed = '; '.join(f'{path.name}: {damage}' for path, damage in damaged)
       raise CheckpointError(
         f'{self._directory} has no whole checkpoint ({listed}); {NO_RESTART}'
       )
@@ -217,11 +217,11 @@ class CheckpointStore:
     if not damaged:
       return
     if distributed.is_first():
-      for path, what in damaged:
+      for path, damage in damaged:
         copy = storage.numbered_sibling(path, 'damaged')
         storage.move(path, copy)
         warn(
-          f'the checkpoint {path} is damaged: {what}; it is kept as'
+          f'the checkpoint {path} is damaged: {damage}; it is kept as'
           f' {copy.name}, and the run resumes from the one before'
         )
     distributed.barrier(f'{damaged[0][0]}/set aside')
@@ -355,15 +355,15 @@ def _read(path: epath.Path) -> Checkpoint | str:
   return Checkpoint(path=path, **manifest)
 
 
-def _first_of_processes(what: str | None) -> str | None:
+def _first_of_processes(text: str | None) -> str | None:
   """Returns the first text that any process has, the same on all processes."""
   if distributed.process_count() == 1:
-    return what
-  return next(filter(None, distributed.gather_objects(what)), None)
+    return text
+  return next(filter(None, distributed.gather_objects(text)), None)
 
 
-def _damage_error(directory: epath.Path, what: str) -> CheckpointError:
+def _damage_error(directory: epath.Path, damage: str) -> CheckpointError:
   return CheckpointError(
-    f'the checkpoint {directory} is damaged: {what}; remove the directory to '
+    f'the checkpoint {directory} is damaged: {damage}; remove the directory to '
     'use the one before'
   )

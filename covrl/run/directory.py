@@ -189,7 +189,7 @@ class RunDirectory:
       )
 
   def _traces_of_training(self) -> Iterator[str]:
-    """Yields what a run leaves that has made its first rollout."""
+    """Yields the traces that a run leaves once it has made its first rollout."""
     for name in ('checkpoints', 'rollouts', 'evaluation', 'tb/train'):
       folder = self.path / name
       entries = folder.iterdir() if folder.is_dir() else ()
@@ -231,8 +231,8 @@ class RunDirectory:
     except ConfigError:
       saved = None
     if self._recorded_identity() == recipe.identity:
-      if what := edit_of(saved, recipe):
-        self._restore(_CONFIG, content, what)
+      if change := edit_of(saved, recipe):
+        self._restore(_CONFIG, content, change)
     elif saved is not None and saved['identity'] != recipe.identity:
       # The leftovers of a run without progress; metrics are overwritten.
       for name in ('checkpoints', 'warm_start', 'recipe', 'tb'):
@@ -265,7 +265,7 @@ class RunDirectory:
       if found != content:
         self._restore(name, content, 'was changed while the run used it')
 
-  def _restore(self, name: str, content: bytes, what: str) -> None:
+  def _restore(self, name: str, content: bytes, change: str) -> None:
     """Writes a file again that another program has changed or removed."""
     file = self.path / name
     with storage.writing(file):
@@ -277,7 +277,7 @@ class RunDirectory:
       copy = storage.numbered_sibling(copy, 'changed')
       storage.write_atomically(copy, found)
       self._warn(
-        f'{file} {what}; it is written again, what it had is kept as'
+        f'{file} {change}; it is written again, its old content is kept as'
         f' {copy.name}'
       )
     self._write(name, content)

@@ -47,7 +47,7 @@ def check_owner(directory: epath.PathLike) -> None:
 
 
 def _entries(directory: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields what decides which code is executed, as far as it exists."""
+  """Yields the existing files and directories that decide which code is executed."""
   recipe = directory / 'recipe'
   for entry in (directory, directory / 'config.json', recipe):
     if entry.exists():
@@ -57,6 +57,7 @@ def _entries(directory: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _user_name(uid: int) -> str:
+  """Returns the name of a user, or the id of one without a name."""
   import pwd
 
   try:

@@ -21,7 +21,7 @@ MAX_WRONG_FRACTION = 0.01
 
 _EXAMPLES = 3
 _BATCH = 4096
-# Problems among which one of each source is looked for.
+# Number of training problems among which one of each source is scored.
 _TRIED = 16
 
 
@@ -47,8 +47,8 @@ def check_references(
   for name, problems in _by_source(task.checked_sources).items():
     known = [p for p in problems if task.reference_response(p) is not None]
     if known and known[0].kind == 'code':
-      known = _spaced(known, programs)
-    wrong = _wrong(task, scoring, known)
+      known = _evenly_spaced(known, programs)
+    wrong = _wrong_references(task, scoring, known)
     if not wrong:
       continue
     text = (
@@ -117,25 +117,26 @@ def _cut(value: object) -> str:
 
 
 def _by_source(sources: Iterable[ProblemSource]) -> dict[str, list[Problem]]:
-  found: dict[str, list[Problem]] = {}
+  """Groups the problems of all sources by the name of their data source."""
+  groups: dict[str, list[Problem]] = {}
   for source in sources:
     for index in range(len(source)):
       problem = source[index]
-      found.setdefault(problem.source, []).append(problem)
-  return found
+      groups.setdefault(problem.source, []).append(problem)
+  return groups
 
 
-def _spaced(problems: Sequence[Problem], count: int) -> list[Problem]:
+def _evenly_spaced(problems: Sequence[Problem], count: int) -> list[Problem]:
   """Selects `count` problems, evenly spaced."""
   indices = np.linspace(0, len(problems) - 1, min(count, len(problems)))
   return [problems[index] for index in indices.round().astype(int)]
 
 
-def _wrong(
+def _wrong_references(
   task: Task, scoring: Scoring, problems: Sequence[Problem]
 ) -> list[str]:
   """Describes the references that are graded as wrong, with their location."""
-  wrong = []
+  descriptions = []
   for start in range(0, len(problems), _BATCH):
     batch = problems[start : start + _BATCH]
     scores = _scores(task, scoring, batch)
@@ -144,10 +145,10 @@ def _wrong(
     ):
       if not mark >= 1:
         reference = str(problem.reference)[:40]
-        wrong.append(
+        descriptions.append(
           f'column {problem.column!r} of {problem.location}, {reference!r} ({detail})'
         )
-  return wrong
+  return descriptions
 
 
 def _scores(

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Methods that rescale the policy gradient, each against its NumPy formula."""
 
-import functools
 from typing import Any
 
 import jax
@@ -9,72 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from entropy.drifted_batch import ROWS, edited, make_batch, numpy_of
 
 import covrl
 from covrl.entropy import DecisionCache, update_signal
 from covrl.types import SelectionSource, TokenStats
 
-ROWS, LENGTH = 8, 12
-
 
 @pytest.fixture
 def batch():
-  """Statistics and context with drift, a mask, and NaN off the mask."""
-  rng = np.random.default_rng(0)
-  shape = ROWS, LENGTH
-  old = -rng.exponential(size=shape)
-  mask = rng.random(shape) < 0.8
-  arrays = {
-    'logprobs': np.minimum(old + rng.normal(size=shape) * 0.3, -1e-3),
-    'entropy': rng.uniform(0, 2, shape),
-    'advantages': np.repeat(rng.normal(size=(ROWS, 1)), LENGTH, 1),
-    'old_logprobs': old,
-    'old_entropy': rng.uniform(0, 2, shape),
-    'sampler_logprobs': old + rng.normal(size=shape) * 0.5,
-    'ref_logprobs': old + rng.normal(size=shape) * 0.5,
-  }
-  arrays = {
-    name: jnp.asarray(np.where(mask, x, np.nan), jnp.float32)
-    for name, x in arrays.items()
-  }
-  stats = TokenStats(
-    logprobs=arrays.pop('logprobs'), entropy=arrays.pop('entropy')
-  )
-  context = arrays | {
-    'advantages': jnp.where(mask, arrays['advantages'], 0),
-    'mask': jnp.asarray(mask),
-    'weights': jnp.asarray(mask / mask.sum(), jnp.float32),
-    'entropy': jnp.asarray(0.4),
-    'step': jnp.asarray(0),
-  }
-  return stats, context
+  return make_batch()
 
 
 def clipped(stats, **context):
   return covrl.clipped_surrogate(stats, low=0.2, high=0.28, **context)
-
-
-@functools.partial(jax.jit, static_argnames=('token_tx', 'loss'))
-def edited(token_tx, loss, stats, context):
-  """A loss's cotangents, before and after a chain."""
-  (_, aux), signal = jax.value_and_grad(loss, has_aux=True)(stats, **context)
-  state = token_tx.init(TokenStats.template())
-  after, _ = update_signal(
-    token_tx, signal, state, stats, **(context | aux.for_selection)
-  )
-  return signal, after
-
-
-def numpy_of(batch):
-  """Float64 copies with zeros off the mask."""
-  stats, context = batch
-  mask = np.asarray(context['mask'])
-  arrays = context | {'logprobs': stats.logprobs, 'H': stats.entropy}
-  return {
-    name: np.where(mask, np.asarray(x, np.float64), 0)
-    for name, x in arrays.items()
-    if getattr(x, 'shape', ()) == mask.shape and name != 'mask'
-  } | {'mask': mask}
 
 
 def check_rescaled(batch, token_tx, advantages):
@@ -208,103 +155,6 @@ def test_batch_quantities_are_the_same_in_every_micro_batch(batch, make):
   np.testing.assert_array_equal(*in_two_parts(make(), batch))
   whole, halves = in_two_parts(make(scope='micro_batch'), batch)
   assert (whole != halves).any()
-
-
-def importance_of(batch, **options):
-  """The weights that the chain multiplies a gradient of ones by."""
-  stats, context = batch
-  token_tx = covrl.truncated_importance_weights(**options)
-
-  @jax.jit
-  def edit(stats, context):
-    signal = jax.tree.map(jnp.ones_like, stats)
-    return update_signal(
-      token_tx, signal, token_tx.init(TokenStats.template()), stats, **context
-    )[0]
-
-  after = edit(stats, context)
-  np.testing.assert_array_equal(after.logprobs, after.entropy)
-  return np.asarray(after.logprobs)
-
-
-def test_importance_weights_of_tokens(batch):
-  a = numpy_of(batch)
-  mask = a['mask']
-  ratio = np.exp(a['old_logprobs'] - a['sampler_logprobs'])
-  assert ratio[mask].max() > 1.3
-  assert ratio[mask].min() < 0.7
-  weights = importance_of(batch, cap=1.3)
-  expected = np.minimum(ratio, 1.3)
-  np.testing.assert_allclose(weights[mask], expected[mask], rtol=1e-5)
-  weights = importance_of(batch, cap=1.3, floor=0.7, beyond='mask')
-  expected = np.where((ratio > 1.3) | (ratio < 0.7), 0, ratio)
-  np.testing.assert_allclose(weights[mask], expected[mask], rtol=1e-5)
-
-
-def test_importance_weights_of_packed_sequences(batch):
-  stats, context = batch
-  a = numpy_of(batch)
-  mask = a['mask']
-  ids = np.where(np.arange(LENGTH) < 5, 1, 2) * np.ones((ROWS, 1), int)
-  context = context | {'segment_ids': jnp.asarray(ids)}
-  log_ratio = a['old_logprobs'] - a['sampler_logprobs']
-  ratio = np.ones(mask.shape)
-  for row in range(ROWS):
-    for segment in (1, 2):
-      here = ids[row] == segment
-      ratio[row, here] = np.exp(log_ratio[row, here & mask[row]].sum())
-  weights = importance_of((stats, context), level='sequence')
-  expected = np.minimum(ratio, 2.0)
-  np.testing.assert_allclose(weights[mask], expected[mask], rtol=1e-5)
-  # Without segments a row is one sequence.
-  del context['segment_ids']
-  weights = importance_of((stats, context), level='sequence', cap=1e9)
-  whole = np.exp(log_ratio.sum(1, keepdims=True)) * np.ones(mask.shape)
-  np.testing.assert_allclose(weights[mask], whole[mask], rtol=1e-5)
-
-
-def test_ce_gppo_is_the_gradient_of_its_loss(batch):
-  stats, context = batch
-  options = {'low': 0.1, 'high': 0.15}
-  token_tx = covrl.ce_gppo(0.5, 0.9, **options)
-  ppo = functools.partial(covrl.clipped_surrogate, **options)
-  mask = context['mask']
-
-  def published(logprobs):
-    a = context['advantages']
-    log_ratio = jnp.where(mask, logprobs - context['old_logprobs'], 0)
-    ratio = jnp.exp(log_ratio)
-    kept = ratio / jax.lax.stop_gradient(ratio)
-    fallen = (ratio < 1 - 0.1) & (a < 0)
-    risen = (ratio > 1 + 0.15) & (a > 0)
-    assert fallen.shape == risen.shape
-    losses = jnp.where(fallen, -0.5 * 0.9 * kept * a, -ratio * a)
-    losses = jnp.where(risen, -0.9 * 1.15 * kept * a, losses)
-    return jnp.sum(context['weights'] * losses), fallen.sum() * risen.sum()
-
-  expected, both = jax.jit(jax.grad(published, has_aux=True))(stats.logprobs)
-  assert int(both) > 0
-  # The base may clip these tokens or not.
-  for loss in (ppo, covrl.policy_gradient):
-    before, after = edited(token_tx, loss, stats, context)
-    np.testing.assert_allclose(after.logprobs, expected, rtol=2e-5, atol=1e-8)
-    assert (before.logprobs != after.logprobs).any()
-
-
-def test_kl_to_reference_is_the_gradient_of_its_estimator(batch):
-  stats, context = batch
-  mask = context['mask']
-
-  def penalty(logprobs):
-    r = jnp.where(mask, logprobs - context['ref_logprobs'], 0)
-    return 0.04 * jnp.sum(context['weights'] * (jnp.exp(-r) + r - 1))
-
-  expected = jax.grad(penalty)(stats.logprobs)
-  token_tx = covrl.kl_to_reference(0.04)
-  before, after = edited(token_tx, covrl.policy_gradient, stats, context)
-  np.testing.assert_allclose(
-    after.logprobs - before.logprobs, expected, rtol=1e-3, atol=1e-7
-  )
 
 
 def dtype(leaf):

@@ -104,32 +104,32 @@ def _same_without_unit(
   return _same_values(measured.value, plain.value, strict)
 
 
-def _same_measures(one: Quantity, other: Quantity) -> bool | None:
+def _same_measures(left: Quantity, right: Quantity) -> bool | None:
   """Compares quantities in different units, such as 1 m and 100 cm."""
-  assert one.value is not None
-  assert other.value is not None
-  names = one.unit, other.unit
+  assert left.value is not None
+  assert right.value is not None
+  names = left.unit, right.unit
   if any(units.bases(name) == {'degree'} for name in names) and any(
     map(units.is_temperature, names)
   ):
-    return _same_values(one.value, other.value)
-  measure, other_measure = units.unit(one.unit), units.unit(other.unit)
+    return _same_values(left.value, right.value)
+  measure, other_measure = units.unit(left.unit), units.unit(right.unit)
   if measure is None or other_measure is None:
     return False
   if measure[1] != other_measure[1]:
     for currency, (word, sign) in _CURRENCIES.items():
       renamed = [
         Quantity(value, re.sub(rf'{word}s?|{sign}', currency, name))
-        for value, name in (one, other)
+        for value, name in (left, right)
       ]
-      if any(currency in units.bases(name) for _, name in (one, other)) and (
-        renamed != [one, other]
+      if any(currency in units.bases(name) for _, name in (left, right)) and (
+        renamed != [left, right]
       ):
         return _same_measures(*renamed)
     return False
   return _same_values(
-    Node('product', (one.value, number(measure[0]))),
-    Node('product', (other.value, number(other_measure[0]))),
+    Node('product', (left.value, number(measure[0]))),
+    Node('product', (right.value, number(other_measure[0]))),
   )
 
 

@@ -119,15 +119,15 @@ def _same_chains(
   return False if is_solved else _same_relations(whole, other_whole)
 
 
-def _may_be_same(one: Node | None, other: Node | None) -> bool:
+def _may_be_same(left: Node | None, right: Node | None) -> bool:
   """Returns whether two names agree; x_1 is a value of x."""
-  if one is None or other is None or one == other:
+  if left is None or right is None or left == right:
     return True
-  if not one.kind == other.kind == 'symbol':
+  if not left.kind == right.kind == 'symbol':
     return False
-  letters = one.value.split('_')[0], other.value.split('_')[0]
+  letters = left.value.split('_')[0], right.value.split('_')[0]
   return letters[0] == letters[1] and (
-    one.value in letters or other.value in letters
+    left.value in letters or right.value in letters
   )
 
 

@@ -68,6 +68,7 @@ class ObjectServer:
     self._namespace = program.execute('solution')
 
   def _answer(self, message: dict[str, Any]) -> dict[str, Any]:
+    """Returns the value that a message asks for, and the arguments it changed."""
     if 'global' in message:
       if message['global'] not in self._namespace:
         return {'missing': message['global']}
@@ -89,18 +90,22 @@ class ObjectServer:
     return {'value': self._channel.encode(value), 'changed': changed}
 
   def _apply(
-    self, do: str, arguments: list[Any], keywords: dict[str, Any]
+    self, operation: str, arguments: list[Any], keywords: dict[str, Any]
   ) -> Any:
-    if do == 'call':
+    """Calls, reads or sets attributes, or applies an operator."""
+    if operation == 'call':
       return arguments[0](*arguments[1:], **keywords)
-    if do == 'get':
+    if operation == 'get':
       return getattr(*arguments)
-    if do == 'set':
+    if operation == 'set':
       return setattr(*arguments)
-    operation = _OPERATIONS.get(do) or getattr(operator, f'__{do}__')
-    return operation(*arguments)
+    function = _OPERATIONS.get(operation) or getattr(
+      operator, f'__{operation}__'
+    )
+    return function(*arguments)
 
   def _refer(self, value: Any) -> dict[str, Any]:
+    """Returns the number by which the suite refers to a value, and its class."""
     number = self._numbers.get(id(value))
     if number is None:
       number = self._numbers[id(value)] = len(self._objects)
@@ -116,6 +121,7 @@ class ObjectServer:
     return {'number': number, 'exception': name, 'bases': bases}
 
   def _resolve(self, number: Any) -> Any:
+    """Returns the value of a number, or a function that calls the suite back."""
     if isinstance(number, dict):
       return lambda *args, **kwargs: self._call_back(number, args, kwargs)
     return self._objects[number]
