@@ -91,7 +91,10 @@ def test_sampler_and_trainer_agree_in_bfloat16():
     policy, end_ids=END, pad_id=0, max_response_length=LIMIT
   )
   scored = rescore(sample(engine), 1.0, policy)
-  np.testing.assert_allclose(scored.sampler, scored.logprobs, atol=0.1)
+  gap = scored.sampler - scored.logprobs
+  np.testing.assert_allclose(gap, 0.0, atol=0.1)
+  assert np.abs(gap).mean() <= 0.01
+  assert np.exp(-gap).mean() == pytest.approx(1.0, abs=1e-3)
 
 
 def test_masks_end_tokens_and_padding():
