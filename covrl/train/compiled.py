@@ -28,18 +28,10 @@ from covrl.train.forward import (
 from covrl.train.initial_state import abstract_state, policy_state
 from covrl.train.logged_samples import make_explain_selection
 from covrl.train.networks.programs import Networks
-from covrl.train.rollout_batch import (
-  RolloutBatch,
-  token_advantages,
-)
-from covrl.train.state_sharding import (
-  shardings,
-)
+from covrl.train.rollout_batch import RolloutBatch, token_advantages
+from covrl.train.state_sharding import shardings
 from covrl.train.step import StepSettings, hold, make_train_step
-from covrl.types import (
-  TokenBatch,
-  TrainState,
-)
+from covrl.types import TokenBatch, TrainState
 
 
 def abstract_key() -> Key[Array, '']:
@@ -278,12 +270,12 @@ class CompiledPrograms:
   ) -> tuple[TrainState, dict[str, Any]]:
     """Updates the policy, or advances the step of a fixed one."""
     if self._warm_up:
-      made = int(state.step)
-      if made < self._warm_up:
+      steps = int(state.step)
+      if steps < self._warm_up:
         step, metrics = self._hold(state.step, self._shard(rows))
         return dataclasses.replace(state, step=step), metrics
       # The policy is still the one that sampled.
-      first = first or made == self._warm_up
+      first = first or steps == self._warm_up
     rows_count = len(rows.tokens)
     run = self._compiled_updates.get(rows_count) or self._update_of(rows_count)
     with self._use_mesh():
@@ -383,11 +375,12 @@ class CompiledPrograms:
     )
 
   def _update_rows(self, batch: TokenBatch) -> TokenBatch:
+    """Returns the rows of an iteration's first update."""
     count = self._config.train.sequences_per_update
     return jax.tree.map(lambda x: x[:count], batch)
 
   def _scored(self, rows: TokenBatch) -> TokenBatch:
-    """Adds the entries to rows of zeros that scored rows have."""
+    """Adds to rows of zeros the entries that scored rows have."""
     if self.truncation.min_p is None:
       return rows
     moments = dataclasses.replace(
@@ -396,5 +389,6 @@ class CompiledPrograms:
     return dataclasses.replace(rows, old_moments=moments)
 
   def _shard(self, batch: TokenBatch) -> TokenBatch:
+    """Shards rows, without the inputs of second networks."""
     batch = dataclasses.replace(batch, credit={})
     return sharding.shard_batch(batch, self._mesh)

@@ -20,12 +20,12 @@ share = jax.jit(prefix_share)
 
 def by_sorting(values, amount):
   """Reference implementation: one level of equal values at a time."""
-  taken, left = np.zeros(values.shape), float(amount)
+  shares, remaining = np.zeros(values.shape), float(amount)
   for level in np.unique(values[values > 0])[::-1]:
-    held = float(level) * (values == level).sum()
-    taken[values == level] = np.clip(left / held, 0, 1)
-    left -= held
-  return taken
+    level_sum = float(level) * (values == level).sum()
+    shares[values == level] = np.clip(remaining / level_sum, 0, 1)
+    remaining -= level_sum
+  return shares
 
 
 @given(

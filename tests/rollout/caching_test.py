@@ -17,9 +17,9 @@ PROMPTS, WIDTH, GROUP, LIMIT, END = 4, 11, 4, 24, 3
 # Two query heads share a key head; layers differ in their windows.
 POLICY = Policy(dataclasses.replace(tiny(16), windows=(5, 0)))
 PARAMS = POLICY.init(jax.random.key(0))
-DRAW = np.random.default_rng(0)
-TOKENS = DRAW.integers(0, 16, (PROMPTS, WIDTH)).astype(np.int32)
-MASK = np.arange(WIDTH) >= WIDTH - DRAW.integers(1, WIDTH + 1, (PROMPTS, 1))
+RNG = np.random.default_rng(0)
+TOKENS = RNG.integers(0, 16, (PROMPTS, WIDTH)).astype(np.int32)
+MASK = np.arange(WIDTH) >= WIDTH - RNG.integers(1, WIDTH + 1, (PROMPTS, 1))
 
 
 def make_engine(mesh=None, **caching):

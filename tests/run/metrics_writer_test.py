@@ -244,18 +244,18 @@ def fail(*_):
   raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def put_away(file):
+def move_away(file):
   file.rename(file.with_suffix('.old'))
 
 
 def replace(file):
-  put_away(file)
+  move_away(file)
   file.write_text('{"other": 1}\n')
 
 
 @pytest.mark.parametrize(
   ('change', 'used'),
-  [(put_away, 2), (replace, 2), (lambda file: os.truncate(file, 0), 0)],
+  [(move_away, 2), (replace, 2), (lambda file: os.truncate(file, 0), 0)],
 )
 def test_a_file_that_another_program_changes_is_restored(
   tmp_path, change, used

@@ -23,7 +23,7 @@ from covrl.rewards.sandbox.launcher import Launcher
 # Above all ranges that distributions assign to users and containers.
 _FIRST_UID = 1_900_000_000
 _NOBODY = 65534
-# Packages lie here, whatever their paths in the trainer's environment.
+# Directory of the packages inside the sandbox.
 _PACKAGES = '/packages'
 
 
@@ -127,6 +127,7 @@ def available_modes() -> list[str]:
 
 
 def _find_bwrap() -> str:
+  """Returns the path of the bubblewrap program."""
   path = shutil.which('bwrap')
   if path is None:
     raise FileNotFoundError('bubblewrap (bwrap) is not installed')
@@ -134,6 +135,7 @@ def _find_bwrap() -> str:
 
 
 def _as_user(uid: int) -> list[str]:
+  """Returns the start of a command that is executed as another user."""
   path = shutil.which('setpriv')
   if path is None:
     raise FileNotFoundError('setpriv (of util-linux) is not installed')

@@ -8,9 +8,11 @@ import optax
 from train import toy
 
 import covrl
+from covrl.config import Recipe
 
 
-def reference():
+def reference() -> Recipe:
+  """GRPO with a KL penalty to the policy before the first update."""
   return toy.recipe(
     token_tx=lambda config: optax.chain(
       covrl.kl_cov(config.entropy.fraction, 0.0, score='exact'),
