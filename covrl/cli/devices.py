@@ -41,10 +41,13 @@ def use_compilation_cache() -> None:
   The directory is `JAX_COMPILATION_CACHE_DIR`, by default one in the home
   directory. Where nothing can be written there, a sentence says so, and programs
   that it holds are read.
+
+  Raises:
+    RuntimeError: JAX has no devices, such as those that `JAX_PLATFORMS` names.
   """
   import jax
 
-  if xla_flags.attached() == 'cpu' and jax.device_count() > 1:
+  if _device_count() > 1 and xla_flags.attached() == 'cpu':
     jax.config.update('jax_enable_compilation_cache', False)
     return
   directory = os.environ.get('JAX_COMPILATION_CACHE_DIR')
@@ -66,6 +69,21 @@ def use_compilation_cache() -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', math.inf)
     if not path.is_dir():
       jax.config.update('jax_enable_compilation_cache', False)
+
+
+def _device_count() -> int:
+  """Returns the number of devices, and initialises them.
+
+  Raises:
+    RuntimeError: JAX cannot.
+  """
+  import jax
+
+  try:
+    return jax.device_count()
+  except RuntimeError as error:
+    cause = str(error).partition('\n')[0]
+    raise RuntimeError(f'JAX must find its devices, got: {cause}') from error
 
 
 def _unwritable(directory: pathlib.Path) -> str:

@@ -150,6 +150,8 @@ def _open(
     suites = SuiteChoice(arguments.suite, arguments.suite_directory)
   else:
     refuse_unused(arguments, ['suite_directory'], '--suite')
+  if is_run(arguments.policy):
+    refuse_unused(arguments, ['config'], 'a pretrained model')
   if arguments.config or suites is None or is_run(arguments.policy):
     refuse_unused(
       arguments,

@@ -115,16 +115,17 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _check_not_empty(arguments: argparse.Namespace, parser: _Parser) -> None:
-  """Refuses an empty text for anything but a prompt.
+  """Refuses an empty or blank text for anything but a prompt.
 
   An empty name or path would otherwise stand for the default, or for the
-  current directory.
+  current directory; a blank one is a mistake of quoting.
   """
   for name, value in vars(arguments).items():
     texts = value if isinstance(value, list) else [value]
-    if '' in texts and name != 'prompt' and value != parser.get_default(name):
+    blank = [x for x in texts if isinstance(x, str) and not x.strip()]
+    if blank and name != 'prompt' and value != parser.get_default(name):
       option = f'--{name}' if f'--{name} ' in parser.format_usage() else 'path'
-      parser.error(f"{option} must not be empty, got ''")
+      parser.error(f'{option} must not be empty, got {blank[0]!r}')
 
 
 def _make_parser() -> tuple[_Parser, dict[str, _Parser]]:

@@ -4,6 +4,7 @@
 import ast
 import dataclasses
 import difflib
+import inspect
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -170,9 +171,20 @@ def _functions(file: pathlib.Path) -> dict[str, str]:
   }
 
 
+def _needs_no_arguments(value: object) -> bool:
+  """Returns whether a value can be called as a recipe function is."""
+  if not callable(value):
+    return False
+  try:
+    inspect.signature(value).bind()
+  except (TypeError, ValueError):
+    return False
+  return True
+
+
 def _call(files: RecipeFiles, file: pathlib.Path, function: str) -> Recipe:
   """Calls one of the functions of a recipe file."""
-  if not hasattr(files.module, function):
+  if not _needs_no_arguments(getattr(files.module, function, None)):
     known = list(_functions(file))
     near = difflib.get_close_matches(function, known, n=1)
     hint = f'; there are {", ".join(known)}' if known else ''

@@ -149,6 +149,6 @@ def _parse(field: Field, text: str | None) -> bool | int | float | str:
     return field.parse(text)
   except ValueError:
     raise ConfigError(
-      f'cannot apply {PREFIX}{field.name}={text}: the value must be '
+      f'cannot apply {PREFIX}{field.name}={text[:100]}: the value must be '
       f'{field.type_name}'
     ) from None

@@ -21,7 +21,8 @@ def prepare() -> None:
   Closed ones are opened at the null device: otherwise the next file would get
   their descriptor, and libraries would write messages into it. Standard error
   drops what it cannot write, see `messages`; standard output raises
-  `StorageError`.
+  `StorageError`. Characters that the encoding of a stream lacks, as in the locale
+  C, are written as escapes.
   """
   for number in range(3):
     try:
@@ -32,6 +33,9 @@ def prepare() -> None:
     sys.stdout = _open(1)
   if sys.stderr is None:
     sys.stderr = _open(2)
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors='backslashreplace')
   if not isinstance(sys.stdout, _Results):
     sys.stdout = cast(TextIO, _Results(sys.stdout))
   sys.stderr = messages(sys.stderr)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import math
 import sys
 from collections.abc import Callable, Iterator
 
@@ -101,8 +102,10 @@ class OpenedRun:
     if problems is not None and not 1 <= problems <= largest:
       raise ValueError(f'--problems must lie in [1, {largest}], got {problems}')
     for flag, value in (('samples', samples), ('temperature', temperature)):
-      if value is not None and value < 0:
+      if value is not None and not value >= 0:
         raise ValueError(f'--{flag} must be at least 0, got {value:g}')
+      if value == math.inf:
+        raise ValueError(f'--{flag} must be finite, got {value:g}')
     settings = _override(self.config.evaluate, samples, temperature, problems)
     with make_scoring(self.config, self.task, note) as scoring:
       scoring.warm_up()

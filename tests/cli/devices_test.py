@@ -10,6 +10,7 @@ import jax
 import pytest
 
 from covrl.cli import devices
+from covrl.cli.errors import is_refusal
 
 FIELDS = (
   'jax_compilation_cache_dir',
@@ -87,3 +88,16 @@ def test_a_file_in_its_place_and_no_home_directory(
   assert capsys.readouterr().err == (
     'covrl: compiled programs are not kept: there is no home directory\n'
   )
+
+
+def test_missing_devices_are_one_sentence(monkeypatch):
+  def fail():
+    raise RuntimeError("Unable to initialize backend 'tpu': none\nSee ...")
+
+  monkeypatch.setattr(jax, 'device_count', fail)
+  with pytest.raises(RuntimeError) as caught:
+    devices.use_compilation_cache()
+  assert str(caught.value) == (
+    "JAX must find its devices, got: Unable to initialize backend 'tpu': none"
+  )
+  assert is_refusal(caught.value)

@@ -48,6 +48,39 @@ def test_empty_arguments_are_refused(capsys, command, name):
   )
 
 
+@pytest.mark.parametrize(
+  ('command', 'name'),
+  [
+    (['train', KL_COV, '--workdir= '], '--workdir'),
+    (['convert', 'source', '\t\n'], 'path'),
+  ],
+)
+def test_blank_arguments_are_refused(capsys, command, name):
+  status, error = ended(capsys, *command)
+  assert status == Exit.REFUSED
+  assert error.startswith(f"covrl: {name} must not be empty, got '")
+
+
+def test_a_run_is_evaluated_with_its_own_recipe(capsys, tmp_path):
+  status, error = ended(
+    capsys, 'evaluate', str(tmp_path), '--config=countdown:grpo'
+  )
+  assert status == Exit.REFUSED
+  assert error.endswith(
+    "--config needs a pretrained model, got 'countdown:grpo' without"
+  )
+
+
+def test_a_value_of_thousands_of_digits_is_cut(capsys):
+  digits = '9' * 5000
+  status, error = ended(
+    capsys, 'train', KL_COV, '--workdir=x', f'--config.seed={digits}'
+  )
+  assert status == Exit.REFUSED
+  assert 'the value must be an integer' in error
+  assert len(error) < 300
+
+
 @pytest.mark.parametrize('option', ['--num_slices=2', '--compiled=x.json'])
 def test_plan_needs_a_topology_for_what_describes_one(capsys, option):
   assert ended(capsys, 'plan', KL_COV, option) == (
@@ -103,8 +136,10 @@ def test_recipe_files_that_are_not_python(
   assert reason in error
 
 
-def test_unknown_recipe_unlike_any_other_lists_them(capsys):
-  status, error = ended(capsys, 'plan', '--config=countdown:xyzzy')
+@pytest.mark.parametrize('name', ['xyzzy', '_tx', 'dataclasses', '__doc__'])
+def test_unknown_recipe_unlike_any_other_lists_them(capsys, name):
+  """Other names of the module are unknown, too."""
+  status, error = ended(capsys, 'plan', f'--config=countdown:{name}')
   assert status == Exit.REFUSED
-  assert "there is no recipe 'xyzzy' in " in error
+  assert f"there is no recipe '{name}' in " in error
   assert '; there are grpo, grpo_no_clip, kl_cov, ' in error

@@ -353,7 +353,23 @@ def test_evaluates_a_pretrained_model_without_a_recipe(model, tmp_path, capsys):
       ['--suite=amc', '--samples=-1', f'--suite_directory={DATA / "suites"}'],
       '--samples must be at least 0, got -1',
     ),
-    (['--suite=aime9'], 'An evaluation set must be one of math500'),
+    (
+      [
+        '--suite=amc',
+        '--temperature=nan',
+        f'--suite_directory={DATA / "suites"}',
+      ],
+      '--temperature must be at least 0, got nan',
+    ),
+    (
+      [
+        '--suite=amc',
+        '--temperature=inf',
+        f'--suite_directory={DATA / "suites"}',
+      ],
+      '--temperature must be finite, got inf',
+    ),
+    (['--suite=aime9'], 'an evaluation set must be one of math500'),
     (
       ['--suite=amc', '--suite_directory=nowhere'],
       'must be in nowhere, as amc',

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import errno
 import io
+import sys
 
 import pytest
 import rich.console
 
+from covrl.run import streams
 from covrl.run.progress import Progress
 
 
@@ -253,3 +255,13 @@ def test_messages_that_cannot_be_written_change_nothing(stream, terminal):
     progress.stage('train', 2)
     progress.update(1)
     progress.note('note')
+
+
+def test_characters_that_an_encoding_lacks_are_escaped(monkeypatch):
+  """In the locale C, standard output is ASCII."""
+  written = io.BytesIO()
+  monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(written, 'ascii'))
+  monkeypatch.setattr(sys, 'stderr', io.TextIOWrapper(io.BytesIO(), 'ascii'))
+  streams.prepare()
+  print('k = 0.02, β', flush=True)
+  assert written.getvalue() == b'k = 0.02, \\u03b2\n'
