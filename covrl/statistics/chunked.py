@@ -14,8 +14,9 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from covrl.statistics.compaction import Block, Blocks
 from covrl.statistics.reference import matmul_precision, statistics_dtype
 from covrl.statistics.streaming import (
   Inputs,
@@ -32,32 +33,49 @@ Cotangents: TypeAlias = tuple[Float[Array, 'N D'], Float[Array, 'D V']]
 
 
 def sums(
-  inputs: Inputs, *, soft_cap: int | float | None, moments: bool, size: int
+  inputs: Inputs,
+  wanted: Bool[Array, 'N 1'] | None = None,
+  *,
+  soft_cap: int | float | None,
+  moments: bool,
+  size: int,
 ) -> SoftmaxSums:
   """Sums over all columns.
 
   Args:
     inputs: tokens and columns.
+    wanted: tokens to process; the sums of others are empty. `None` for all.
     soft_cap: bound of |logits|, or `None`.
     moments: whether to compute the sums for moments.
     size: columns per chunk.
   """
+  blocks = Blocks(wanted)
+  gathered = _gathered(inputs, blocks)
 
   def step(
     total: SoftmaxSums, index: Int[Array, '']
   ) -> tuple[SoftmaxSums, None]:
-    _, chunk = _chunk(inputs, index, size)
-    tile = logit_tile(chunk, soft_cap)
-    return merge_sums(total, tile_sums(tile, moments=moments)), None
+    _, chunk = _chunk(gathered, index, size)
 
-  start = empty_sums(inputs.temperatures, moments=moments)
+    def add(block: Block, total: SoftmaxSums) -> SoftmaxSums:
+      tile = logit_tile(_block(chunk, blocks, block), soft_cap)
+      merged = merge_sums(
+        blocks.read(total, block), tile_sums(tile, moments=moments)
+      )
+      return blocks.write(total, merged, block)
+
+    return blocks.loop(add, total), None
+
+  start = empty_sums(gathered.temperatures, moments=moments)
   total, _ = jax.lax.scan(step, start, jnp.arange(_num_chunks(inputs, size)))
-  return total
+  empty = empty_sums(inputs.temperatures, moments=moments)
+  return jax.tree.map(blocks.scatter, total, empty)
 
 
 def cotangents(
   inputs: Inputs,
   residuals: Residuals,
+  wanted: Bool[Array, 'N 1'] | None = None,
   *,
   soft_cap: int | float | None,
   dtypes: tuple[jnp.dtype, jnp.dtype],
@@ -69,6 +87,7 @@ def cotangents(
   Args:
     inputs: tokens and columns.
     residuals: residuals of the forward pass and cotangents of the statistics.
+    wanted: tokens to process; the cotangents of others are 0. `None` for all.
     soft_cap: bound of |logits|, or `None`.
     dtypes: of the two results.
     size: columns per chunk.
@@ -83,28 +102,62 @@ def cotangents(
     preferred_element_type=wide,
   )
 
+  blocks = Blocks(wanted)
+  gathered = _gathered(inputs, blocks)
+  residuals = jax.tree.map(blocks.gather, residuals)
+
   def step(state: Cotangents, index: Int[Array, '']) -> tuple[Cotangents, None]:
+    first, chunk = _chunk(gathered, index, size)
+
+    def add(block: Block, state: Cotangents) -> Cotangents:
+      hidden, new = state
+      rows = _block(chunk, blocks, block)
+      logits = logit_cotangent(rows, blocks.read(residuals, block), soft_cap)
+      if on_gpu:
+        # As on TPUs: mixed with float32, bfloat16 factors would be multiplied in
+        # TF32, at half the rate.
+        logits = logits.astype(narrow)
+      product = multiply('nv,dv->nd', logits, rows.unembedding)
+      product += blocks.read(hidden, block)
+      new += multiply('nd,nv->dv', rows.hidden, logits)
+      return blocks.write(hidden, product, block), new
+
     hidden, columns = state
-    first, chunk = _chunk(inputs, index, size)
-    logits = logit_cotangent(chunk, residuals, soft_cap)
-    if on_gpu:
-      # As on TPUs: mixed with float32, bfloat16 factors would be multiplied in
-      # TF32, at half the rate.
-      logits = logits.astype(narrow)
-    hidden += multiply('nv,dv->nd', logits, chunk.unembedding)
-    new = multiply('nd,nv->dv', inputs.hidden, logits).astype(columns.dtype)
-    columns = jax.lax.dynamic_update_slice_in_dim(columns, new, first, axis=1)
+    new = jnp.zeros(chunk.unembedding.shape, wide)
+    hidden, new = blocks.loop(add, (hidden, new))
+    columns = jax.lax.dynamic_update_slice_in_dim(
+      columns, new.astype(columns.dtype), first, axis=1
+    )
     return (hidden, columns), None
 
   start = (
-    jnp.zeros(inputs.hidden.shape, wide),
+    jnp.zeros(gathered.hidden.shape, wide),
     jnp.zeros(inputs.unembedding.shape, dtypes[1]),
   )
   # The last chunk first: the zeros that it writes to columns shared with the
   # chunk before it are then overwritten by that one.
   indices = jnp.arange(_num_chunks(inputs, size))
   (hidden, columns), _ = jax.lax.scan(step, start, indices, reverse=True)
-  return hidden.astype(dtypes[0]), columns
+  return blocks.scatter(hidden.astype(dtypes[0])), columns
+
+
+def _gathered(inputs: Inputs, blocks: Blocks) -> Inputs:
+  """Inputs with the wanted tokens in front."""
+  return inputs._replace(
+    hidden=blocks.gather(inputs.hidden),
+    targets=blocks.gather(inputs.targets, -1),
+    temperatures=blocks.gather(inputs.temperatures, 1),
+  )
+
+
+def _block(inputs: Inputs, blocks: Blocks, index: Block) -> Inputs:
+  """Inputs of the tokens of a block."""
+  hidden, targets, temperatures = blocks.read(
+    (inputs.hidden, inputs.targets, inputs.temperatures), index
+  )
+  return inputs._replace(
+    hidden=hidden, targets=targets, temperatures=temperatures
+  )
 
 
 def _num_chunks(inputs: Inputs, size: int) -> int:

@@ -44,6 +44,7 @@ class Operands(NamedTuple):
     impossible: true for columns of tokens that cannot be sampled.
     targets: the sampled tokens.
     temperatures: sampling temperature of each position.
+    wanted: positions to process, if `Options.gathers`.
   """
 
   hidden: Float[Array, '*B D']
@@ -51,6 +52,7 @@ class Operands(NamedTuple):
   impossible: Bool[Array, ' V']
   targets: Int[Array, '*B']
   temperatures: Float[Array, '*B 1']
+  wanted: Bool[Array, '*B']
 
 
 class Options(NamedTuple):
@@ -60,6 +62,7 @@ class Options(NamedTuple):
     soft_cap: bound of |logits|, or `None`.
     moments: whether moments are computed.
     chunk_size: columns per chunk, for `'chunked'`.
+    gathers: whether `'chunked'` processes only the wanted positions.
     implementation: `None` is Pallas on TPU and chunks elsewhere.
     partition: partitioning of the operands over the mesh.
   """
@@ -67,6 +70,7 @@ class Options(NamedTuple):
   soft_cap: int | float | None
   moments: bool
   chunk_size: int
+  gathers: bool
   implementation: Implementation | None
   partition: Partition
 
@@ -95,6 +99,7 @@ def _forward(
       options,
       functools.partial(
         chunked.sums,
+        wanted=_wanted(operands, options),
         soft_cap=options.soft_cap,
         size=options.chunk_size,
         moments=options.moments,
@@ -142,6 +147,7 @@ def _backward(
       options,
       functools.partial(
         chunked.cotangents,
+        wanted=_wanted(operands, options),
         size=options.chunk_size,
         on_gpu=on_gpu,
         **static,
@@ -168,7 +174,7 @@ def _backward(
     ),
   )(operands, Residuals(normaliser, signal))
   constants: dict[str, None] = dict.fromkeys(
-    ('impossible', 'targets', 'temperatures')
+    ('impossible', 'targets', 'temperatures', 'wanted')
   )
   return (
     operands._replace(
@@ -224,8 +230,14 @@ def operand_specs(partition: Partition) -> Operands:
     'impossible': P(vocabulary),
     'targets': partition.token_spec,
     'temperatures': token_rows,
+    'wanted': partition.token_spec,
   }
   return Operands(**specs)
+
+
+def _wanted(operands: Operands, options: Options) -> Bool[Array, 'N 1'] | None:
+  """One device's positions to process; `None` for all."""
+  return operands.wanted.reshape(-1, 1) if options.gathers else None
 
 
 def local_inputs(operands: Operands, partition: Partition) -> Inputs:

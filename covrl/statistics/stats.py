@@ -6,8 +6,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, get_args, overload
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from covrl.array_checks import check_array, check_number
 from covrl.statistics import truncated
@@ -40,6 +41,8 @@ MAX_WHOLE_LOGITS = 2**20
 # Number of chunks that the XLA implementation cuts a device's columns into:
 # memory is about that many times less than for whole logits.
 NUM_CHUNKS = 64
+# The same where masked positions are skipped: positions are then cut as well.
+NUM_MASKED_CHUNKS = 16
 IMPLEMENTATIONS = (None, *get_args(Implementation))
 
 
@@ -52,6 +55,7 @@ def token_stats(
   temperature: Temperature = 1.0,
   soft_cap: int | float | None = None,
   moments: Literal[False] = False,
+  mask: Bool[Array, '*B'] | None = None,
   truncation: Truncation = NO_TRUNCATION,
   chunk_size: int | None = None,
   implementation: Implementation | None = None,
@@ -67,6 +71,7 @@ def token_stats(
   temperature: Temperature = 1.0,
   soft_cap: int | float | None = None,
   moments: Literal[True],
+  mask: Bool[Array, '*B'] | None = None,
   truncation: Truncation = NO_TRUNCATION,
   chunk_size: int | None = None,
   implementation: Implementation | None = None,
@@ -81,6 +86,7 @@ def token_stats(
   temperature: Temperature = 1.0,
   soft_cap: int | float | None = None,
   moments: bool = False,
+  mask: Bool[Array, '*B'] | None = None,
   truncation: Truncation = NO_TRUNCATION,
   chunk_size: int | None = None,
   implementation: Implementation | None = None,
@@ -112,13 +118,17 @@ def token_stats(
       autodiff.
     soft_cap: bound of |z|; `None` does not bound it.
     moments: whether to return Σ π², Σ π² log π and Σ π² log² π as well.
+    mask: true where statistics are wanted; elsewhere they are 0. `None` is
+      everywhere. In XLA's chunks the wanted positions of a device are gathered,
+      and the cost is that of their number, in steps of an eighth; kernels and
+      truncated policies process every position.
     truncation: truncations of the policy of which the statistics have the
       entropy (`top_entropy`) and the moments the log-probability of the target
       (`filtered_logprobs`). They are computed by XLA, whatever the
       implementation of the others, from the whole logits of a few tokens at a
       time; see `covrl.statistics.truncated`.
     chunk_size: columns of the vocabulary per chunk, which selects `'chunked'`;
-      `None` cuts those of a device into 64 chunks.
+      `None` cuts those of a device into 64 chunks, or 16 with a mask.
     implementation: `'pallas'` or `'chunked'`; `None` chooses by size and
       platform.
 
@@ -153,6 +163,8 @@ def token_stats(
       'got moments=False'
     )
   _check_arrays(hidden, unembedding, targets)
+  if mask is not None:
+    check_array('mask', mask, 'bool', '...', targets.shape)
   check_temperature(temperature, targets.shape)
   dtype = statistics_dtype(hidden, unembedding)
   infinite = unembedding == -jnp.inf
@@ -162,6 +174,7 @@ def token_stats(
     impossible=jnp.any(infinite, axis=0),
     targets=targets,
     temperatures=token_temperatures(temperature, targets, dtype),
+    wanted=jnp.ones(targets.shape, bool) if mask is None else mask,
   )
   if chunk_size and not implementation:
     implementation = 'chunked'
@@ -170,10 +183,16 @@ def token_stats(
     stats, token_moments = _whole_stats(operands, soft_cap, moments)
   else:
     partition = partition_of(unembedding, targets)
+    gathers = mask is not None and not partition.by_xla
     options = Options(
       soft_cap=soft_cap,
       moments=moments,
-      chunk_size=_chunk_size(chunk_size, unembedding, partition),
+      chunk_size=_chunk_size(
+        chunk_size,
+        partition.local_columns(unembedding.shape[-1]),
+        NUM_MASKED_CHUNKS if gathers else NUM_CHUNKS,
+      ),
+      gathers=gathers,
       implementation=implementation
       or _default_implementation(operands, partition),
       partition=partition,
@@ -183,6 +202,10 @@ def token_stats(
   if any(number is not None for number in truncation):
     stats, token_moments = _with_truncated(
       stats, token_moments, operands, soft_cap, truncation
+    )
+  if mask is not None:
+    stats, token_moments = jax.tree.map(
+      lambda x: jnp.where(mask, x, 0), (stats, token_moments)
     )
   return stats if token_moments is None else (stats, token_moments)
 
@@ -240,12 +263,9 @@ def _with_truncated(
   return stats, token_moments
 
 
-def _chunk_size(
-  chosen: int | None, unembedding: Float[Array, 'D V'], partition: Partition
-) -> int:
+def _chunk_size(chosen: int | None, columns: int, chunks: int) -> int:
   """Columns per chunk, at most those of a device."""
-  columns = partition.local_columns(unembedding.shape[-1])
-  default = max(columns // (NUM_CHUNKS * LANES), 1) * LANES
+  default = max(columns // (chunks * LANES), 1) * LANES
   return min(chosen or default, columns)
 
 

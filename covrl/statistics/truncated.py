@@ -250,7 +250,7 @@ def _entropy_backward(
     ),
   )(operands, kept, cotangent)
   constants: dict[str, None] = dict.fromkeys(
-    ('impossible', 'targets', 'temperatures')
+    ('impossible', 'targets', 'temperatures', 'wanted')
   )
   return (
     operands._replace(hidden=hidden, unembedding=unembedding, **constants),

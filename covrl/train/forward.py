@@ -114,6 +114,9 @@ def forward(
 ) -> ForwardOutputs:
   """Runs the policy on rows of tokens, for all that an update reads of it.
 
+  Statistics off the `loss_mask` are 0; where XLA computes them, their cost is
+  that of the tokens on it.
+
   Tokens are routed to the rows' `experts`, if there are any.
 
   Args:
@@ -144,6 +147,7 @@ def forward(
     temperature=temperature,
     soft_cap=policy.config.logit_soft_cap,
     moments=True,
+    mask=rows.loss_mask[:, first_column:],
     truncation=truncation,
   )
   padding = ((0, 0), (first_column, 0))
@@ -168,7 +172,8 @@ def row_context(
   own = jax.lax.stop_gradient(stats.logprobs)
   context = TokenContext(
     advantages=rows.advantages,
-    old_logprobs=jnp.where(first, own, rows.old_logprobs),
+    # Off the mask the policy's own are 0.
+    old_logprobs=jnp.where(first | ~rows.loss_mask, own, rows.old_logprobs),
     old_entropy=rows.old_entropy,
     old_moments=rows.old_moments,
     moments=moments,

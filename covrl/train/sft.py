@@ -104,6 +104,7 @@ def make_sft_step(
       policy.unembedding(params),
       batch.targets,
       soft_cap=policy.config.logit_soft_cap,
+      mask=batch.loss_mask,
     )
     count = jnp.maximum(jnp.sum(batch.loss_mask), 1)
 

@@ -65,6 +65,16 @@ IMPLEMENTATIONS = (
     ({'temperature': '1'}, TypeError, "temperature must be a number, got '1'"),
     ({'soft_cap': np.inf}, ValueError, 'soft_cap must be finite, got inf'),
     ({'chunk_size': 0}, ValueError, 'chunk_size must be .* got 0'),
+    (
+      {'mask': TARGETS},
+      TypeError,
+      'mask must be an array of bools, got int32',
+    ),
+    (
+      {'mask': TARGETS[0] == 0},
+      ValueError,
+      r'mask must be \(2, 3\), got \(3,\)',
+    ),
   ],
 )
 def test_refuses(changes, error, sentence):

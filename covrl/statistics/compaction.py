@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processing of some tokens of a list only, in blocks of rows.
+
+The wanted tokens are moved to the front, in their order. A loop then takes one
+block of them after the other, as many as there are: shapes are static, and the
+trip count is traced. Nothing is sorted, and a device handles its own tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, PyTree
+
+# Number of blocks that a list is cut into: half a block is processed for nothing
+# on average, and products of small blocks are slow.
+NUM_BLOCKS = 8
+# Fewest rows of a block, if there are several.
+MIN_ROWS = 128
+
+Block: TypeAlias = Int[Array, ''] | int
+State = TypeVar('State')
+Tree = TypeVar('Tree', bound=PyTree)
+
+
+class Blocks:
+  """Blocks of the wanted tokens of a list, or all tokens as one block."""
+
+  def __init__(self, wanted: Bool[Array, 'N 1'] | None) -> None:
+    """Finds the places of the wanted tokens.
+
+    Args:
+      wanted: tokens to process; `None` for all, without a copy.
+    """
+    self._order = None if wanted is None else _order_of(wanted)
+
+  def gather(self, array: Array, fill: int = 0) -> Array:
+    """Moves the rows of wanted tokens to the front; `fill` follows them."""
+    if self._order is None:
+      return array
+    return array.at[self._order.source].get(mode='fill', fill_value=fill)
+
+  def scatter(self, array: Array, fill: Array | int = 0) -> Array:
+    """Inverse of `gather`: rows `[N, …]`, `fill` for tokens not wanted."""
+    if self._order is None:
+      return array
+    return jnp.where(self._order.wanted, array[self._order.place], fill)
+
+  def loop(self, body: Callable[[Block, State], State], state: State) -> State:
+    """Runs a function of a block and a state on every block with a token."""
+    if self._order is None:
+      return body(0, state)
+    most = self._order.source.shape[0] // self._order.size
+    with jax.named_scope(f'about_{most}_trips'):
+      return jax.lax.fori_loop(0, self._order.trips, body, state)
+
+  def read(self, tree: Tree, block: Block) -> Tree:
+    """Rows of a block of gathered arrays."""
+    if self._order is None:
+      return tree
+    size = self._order.size
+    return jax.tree.map(
+      lambda x: jax.lax.dynamic_slice_in_dim(x, block * size, size), tree
+    )
+
+  def write(self, tree: Tree, rows: Tree, block: Block) -> Tree:
+    """Replaces the rows of a block of gathered arrays."""
+    if self._order is None:
+      return rows
+    first = block * self._order.size
+    return jax.tree.map(
+      lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, first, 0),
+      tree,
+      rows,
+    )
+
+
+class _Order(NamedTuple):
+  """Order of a list's tokens, the wanted ones first.
+
+  Attributes:
+    wanted: the wanted tokens.
+    place: number of wanted tokens before each wanted one.
+    source: token at each place, N at places without one; whole blocks.
+    size: rows of a block.
+    trips: number of blocks with a token.
+  """
+
+  wanted: Bool[Array, 'N 1']
+  place: Int[Array, ' N']
+  source: Int[Array, ' P']
+  size: int
+  trips: Int[Array, '']
+
+
+def _order_of(wanted: Bool[Array, 'N 1']) -> _Order:
+  """Counts the wanted tokens, and chooses the size of blocks."""
+  length, flags = wanted.shape[0], wanted[:, 0]
+  most = max(min(NUM_BLOCKS, length // MIN_ROWS), 1)
+  size = max(-(-length // most), 1)
+  place = jnp.cumsum(flags, dtype=jnp.int32) - 1
+  source = jnp.full(most * size, length, jnp.int32)
+  source = source.at[jnp.where(flags, place, source.size)].set(
+    jnp.arange(length, dtype=jnp.int32), mode='drop'
+  )
+  trips = (jnp.sum(flags, dtype=jnp.int32) + size - 1) // size
+  return _Order(wanted, place, source, size, trips)

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cost of the head on tokens of the loss only, relative to all positions.
+
+  python tests/benchmarks/gathered_head.py [--rounds=9] [--vocabulary=32000]
+
+Both forms of the update and of a scoring pass are compiled and take turns, with
+responses of full and of geometric length. A ratio is of one round, and below 1
+the gathered form is faster; medians are printed with the quartiles, for
+wall-clock seconds and for CPU seconds, which other load disturbs less. Prompts
+have 64 tokens, responses up to 256, 64 on average where they are geometric.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from peers.covrl_peer import model
+from peers.worker import Shape
+
+import covrl
+from covrl.models import Policy
+from covrl.parallel import sharding
+from covrl.statistics import token_stats
+from covrl.train import StepSettings, forward, make_train_step
+from covrl.types import Measurements, TokenBatch, TokenMoments, TrainState
+
+SHAPES = {
+  1024: Shape(prompts=8, group=8, prompt=64, response=256),
+  32_000: Shape(
+    prompts=4,
+    group=4,
+    prompt=64,
+    response=256,
+    layers=4,
+    width=256,
+    vocabulary=32_000,
+  ),
+}
+MEAN_LENGTH = 64
+CLIPPED = functools.partial(covrl.clipped_surrogate, low=0.2, high=0.2)
+
+
+def main() -> None:
+  """Prints a table."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--rounds', type=int, default=9)
+  parser.add_argument(
+    '--vocabulary', nargs='+', type=int, choices=SHAPES, default=[*SHAPES]
+  )
+  options = parser.parse_args()
+  print(f'{"":32}{"seconds":>9}{"ratio":>8} {"quartiles":13}{"of cores":>9}')
+  for vocabulary in options.vocabulary:
+    shape = SHAPES[vocabulary]
+    gathered, everywhere = programs(shape), programs(shape, everywhere=True)
+    for lengths in ('full', 'geometric'):
+      rows = batch(shape, lengths)
+      for name in gathered:
+        label = f'{vocabulary}, {name}, {lengths}'
+        pair = gathered[name], everywhere[name]
+        report(label, measured(pair, rows, options.rounds))
+
+
+def programs(
+  shape: Shape, *, everywhere: bool = False
+) -> dict[str, Callable[[TokenBatch], Any]]:
+  """Compiles an update and a scoring pass."""
+  patch = mock.patch.object(
+    forward, 'token_stats', unmasked if everywhere else token_stats
+  )
+  policy, tx, token_tx = (
+    Policy(model(shape)),
+    optax.adam(1e-4),
+    optax.identity(),
+  )
+  settings = StepSettings(first_column=shape.prompt - 1, has_old=False)
+  step = make_train_step(policy, CLIPPED, token_tx, tx, settings)
+  score = forward.make_score_step(policy, 1.0, 1, settings.first_column)
+  mesh = sharding.make_mesh((1,), jax.devices()[:1])
+  rows, key = batch(shape, 'full'), jax.random.key(1)
+  with jax.set_mesh(mesh), patch:
+    params = policy.init(jax.random.key(0), mesh)
+    state = TrainState(
+      trainable=params,
+      frozen={},
+      opt_state=tx.init(params),
+      token_state=token_tx.init(covrl.TokenStats.template()),
+      step=jnp.zeros((), jnp.int32),
+      measured=Measurements.initial(),
+    )
+    first = np.asarray(True)
+    update = jax.jit(step).lower(state, rows, first, key).compile()
+    scored = jax.jit(score).lower(params, rows).compile()
+  return {
+    'update': lambda rows: update(state, rows, first, key),
+    'scoring': lambda rows: scored(params, rows),
+  }
+
+
+def unmasked(*arrays: Any, mask: Any, **options: Any) -> Any:
+  """Statistics of every position."""
+  del mask
+  return token_stats(*arrays, **options)
+
+
+def measured(
+  pair: tuple[Callable[[TokenBatch], Any], ...], rows: TokenBatch, rounds: int
+) -> np.ndarray:
+  """Wall-clock and CPU seconds `[rounds, 2 forms, 2]`, in alternating order."""
+  rows = jax.device_put(rows)
+  found = np.zeros((rounds + 1, 2, 2))
+  for turn in range(rounds + 1):
+    for form in (0, 1) if turn % 2 else (1, 0):
+      start = time.perf_counter(), time.process_time()
+      jax.block_until_ready(pair[form](rows))
+      found[turn, form] = (
+        time.perf_counter() - start[0],
+        time.process_time() - start[1],
+      )
+  # The first round warms up.
+  return found[1:]
+
+
+def report(label: str, seconds: np.ndarray) -> None:
+  """Prints a line."""
+  ratios = seconds[:, 0] / seconds[:, 1]
+  low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75), axis=0)
+  print(
+    f'{label:32}{np.median(seconds[:, 0, 0]):9.3f}{middle[0]:8.2f} '
+    f'{f"{low[0]:.2f}–{high[0]:.2f}":13}{middle[1]:9.2f}',
+    f'{low[1]:.2f}–{high[1]:.2f}',
+    flush=True,
+  )
+
+
+def batch(shape: Shape, lengths: str) -> TokenBatch:
+  """Rows as a rollout gives them, every prompt as long as it may be."""
+  rng = np.random.default_rng(0)
+  count, width = shape.sequences, shape.prompt + shape.response
+  responses = np.full(count, shape.response)
+  if lengths == 'geometric':
+    drawn = rng.geometric(1 / MEAN_LENGTH, count)
+    responses = np.minimum(drawn, shape.response)
+  columns = np.broadcast_to(np.arange(width, dtype=np.int32), (count, width))
+  ends = shape.prompt + responses[:, None]
+  real = columns < ends
+  mask = (columns >= shape.prompt - 1) & (columns < ends - 1)
+  tokens = rng.integers(0, shape.vocabulary, (count, width + 1))
+  zeros: Any = np.zeros((count, width), np.float32)
+  signs = rng.normal(size=(count, 1))
+  arrays: dict[str, Any] = {
+    'tokens': tokens[:, :-1].astype(np.int32),
+    'targets': tokens[:, 1:].astype(np.int32),
+    'positions': np.where(real, columns, 0),
+    'segment_ids': real.astype(np.int32),
+    'loss_mask': mask,
+    'weights': mask.astype(np.float32),
+    'advantages': np.where(mask, signs, 0).astype(np.float32),
+    'sequence_ids': np.broadcast_to(
+      np.arange(count, dtype=np.int32)[:, None], (count, width)
+    ),
+  }
+  for name in ('old_logprobs', 'old_entropy', 'sampler_logprobs'):
+    arrays[name] = zeros
+  moments = TokenMoments(
+    square=zeros, square_log=zeros, square_log_square=zeros
+  )
+  return TokenBatch(**arrays, old_moments=moments)
+
+
+if __name__ == '__main__':
+  main()

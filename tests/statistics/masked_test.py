@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Statistics of the positions on a mask only."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from covrl.parallel.sharding import make_mesh
+from covrl.statistics import Truncation, compaction, token_stats
+from covrl.types import TokenStats
+
+SHAPE, WIDTH, VOCABULARY = (8, 11), 16, 300
+IMPLEMENTATIONS = None, 'chunked'
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch):
+  """Eight blocks of 11 positions on one device, two of 11 on four."""
+  monkeypatch.setattr(compaction, 'MIN_ROWS', 8)
+
+
+def masks():
+  """No position, one, the last of some rows, every other, and all."""
+  rng = np.random.default_rng(2)
+  found = {name: np.zeros(SHAPE, bool) for name in ('none', 'one', 'ends')}
+  found['one'][5, 3] = True
+  found['ends'][::3, 7:] = True
+  found['some'] = rng.random(SHAPE) < 0.5
+  return found | {'all': np.ones(SHAPE, bool)}
+
+
+def problem():
+  """Hidden states, unembedding, targets, and cotangents of both statistics."""
+  rng = np.random.default_rng(0)
+  hidden = jnp.asarray(rng.normal(size=(*SHAPE, WIDTH)), jnp.float32)
+  unembedding = jnp.asarray(rng.normal(size=(WIDTH, VOCABULARY)), jnp.float32)
+  unembedding = unembedding.at[:, 5].set(-jnp.inf)
+  targets = jnp.asarray(rng.integers(6, VOCABULARY, SHAPE))
+  g, h = jnp.asarray(rng.normal(size=(2, *SHAPE)), jnp.float32)
+  return hidden, unembedding, targets, TokenStats(logprobs=g, entropy=h)
+
+
+@functools.partial(jax.jit, static_argnums=5)
+def both(hidden, unembedding, targets, signal, mask, implementation):
+  """Statistics, moments, and cotangents of the inputs."""
+  temperature = jnp.linspace(0.5, 2, hidden[..., 0].size).reshape(SHAPE)
+
+  def forward(hidden, unembedding):
+    return token_stats(
+      hidden,
+      unembedding,
+      targets,
+      temperature=temperature,
+      soft_cap=3.0,
+      moments=True,
+      mask=mask,
+      implementation=implementation,
+    )
+
+  found, pull_back, moments = jax.vjp(
+    forward, hidden, unembedding, has_aux=True
+  )
+  return found, moments, pull_back(signal)
+
+
+def expected(mask):
+  """The same from the statistics of all positions."""
+  hidden, unembedding, targets, signal = problem()
+  off = jax.tree.map(lambda x: jnp.where(mask, x, 0), signal)
+  found, moments, back = both(hidden, unembedding, targets, off, None, None)
+  masked = jax.tree.map(lambda x: jnp.where(mask, x, 0), (found, moments))
+  return *masked, back
+
+
+def agree(actual, wanted):
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-6, atol=2e-6),
+    actual,
+    wanted,
+  )
+
+
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+def test_equals_statistics_of_all_positions(implementation):
+  for name, mask in masks().items():
+    found = both(*problem(), mask, implementation)
+    agree(found, expected(mask))
+    for leaf in jax.tree.leaves(found[:2]):
+      assert not np.asarray(leaf)[~mask].any(), name
+
+
+def test_positions_off_the_mask_are_not_read():
+  """Hidden states that are not finite have no effect there."""
+  hidden, unembedding, targets, signal = problem()
+  for mask in masks().values():
+    bad = jnp.where(mask[..., None], hidden, jnp.nan)
+    found = both(bad, unembedding, targets, signal, mask, 'chunked')
+    agree(found, expected(mask))
+
+
+def test_meshes_do_not_matter():
+  """Each device gathers its own positions, without a collective."""
+  case = problem()
+  with jax.set_mesh(make_mesh((2, 2, 2))):
+    program = both.lower(*case, masks()['some'], 'chunked').compile()
+    plain = both.lower(*case, None, 'chunked').compile()
+    found = [program(*case, mask) for mask in masks().values()]
+  for got, mask in zip(found, masks().values(), strict=True):
+    agree(got, expected(mask))
+  for operation in ('all-gather', 'all-to-all', 'collective-permute'):
+    assert count(program, operation) <= count(plain, operation)
+
+
+def count(program, operation):
+  """Number of operations of a kind in a compiled program."""
+  return program.as_text().count(f' {operation}(')
+
+
+def test_truncated_policies_are_masked():
+  hidden, unembedding, targets, _ = problem()
+  mask = jnp.asarray(masks()['some'])
+
+  @jax.jit
+  def run(mask):
+    truncation = Truncation(min_p=0.1, removed=0.2)
+    return token_stats(
+      hidden,
+      unembedding,
+      targets,
+      moments=True,
+      mask=mask,
+      truncation=truncation,
+    )
+
+  found, wanted = run(mask), run(None)
+  agree(found, jax.tree.map(lambda x: jnp.where(mask, x, 0), wanted))

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The head on gathered tokens."""
+
+import jax
+import numpy as np
+from train.updates import (
+  fresh_state,
+  padded,
+  parameters,
+  program,
+  score,
+  update,
+)
+
+from covrl.statistics import compaction, stats
+
+METHOD = {'held': 0.04, 'beta': 1.0, 'bonus': 0.1}
+
+
+def test_gathered_update_equals_one_with_whole_logits(monkeypatch):
+  """On a mesh and in micro-batches; the same tokens are selected."""
+  setup, rows = ((4, 2), 2), padded()
+  state = fresh_state('few', **METHOD)
+  wanted, figures = update(*setup, rows, state, chain='few')
+  monkeypatch.setattr(stats, 'MAX_WHOLE_LOGITS', 0)
+  # 96 tokens of a device and micro-batch, in eight blocks.
+  monkeypatch.setattr(compaction, 'MIN_ROWS', 8)
+  program.cache_clear()
+  found, readings = update(*setup, rows, state, chain='few')
+  program.cache_clear()
+  for ours, theirs in zip(
+    jax.tree.leaves(found.opt_state[0].trace),
+    jax.tree.leaves(wanted.opt_state[0].trace),
+    strict=True,
+  ):
+    scale = np.abs(theirs).max()
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * scale)
+  assert figures['selected'] > 0
+  for name in ('selected', 'threshold', 'tokens', 'skipped'):
+    assert readings[name] == figures[name], name
+  for name in figures:
+    np.testing.assert_allclose(
+      readings[name], figures[name], rtol=1e-4, atol=1e-5, err_msg=name
+    )
+
+
+def test_statistics_off_the_mask_are_zero():
+  rows = padded()
+  scored = score(parameters(), rows)
+  for leaf in jax.tree.leaves(scored):
+    assert not np.asarray(leaf)[~rows.loss_mask].any()
+    assert np.asarray(leaf)[rows.loss_mask].any()
