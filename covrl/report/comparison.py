@@ -52,10 +52,14 @@ class Group:
 
   @property
   def seeds_by_recipe(self) -> list[list[int]]:
-    """Seeds whose runs have the same files of the recipe, for each such set."""
+    """Seeds whose runs have the same files of the recipe, for each such set.
+
+    Runs without files are left out.
+    """
     found: dict[tuple[tuple[str, bytes], ...], list[int]] = {}
     for seed, run in self.runs.items():
-      found.setdefault(run.recipe_files, []).append(seed)
+      if run.recipe_files:
+        found.setdefault(run.recipe_files, []).append(seed)
     return list(found.values())
 
   def mean(self, metric: str) -> Estimate | None:
