@@ -42,6 +42,11 @@ RECIPE = 'recipe'
 """Name of the recipe's identity among the inputs that a checkpoint names."""
 
 
+# Orbax searches for a checkpoint's metadata by a pattern made of its path: a run
+# in such a directory could not be resumed.
+_PATTERNS = ('*', '?', '[', '\\')
+
+
 class RunDirectory:
   """A run directory, on a disk or in a bucket.
 
@@ -303,8 +308,15 @@ class RunDirectory:
     """Locks the directory against the processes of other runs.
 
     Raises:
-      ConfigError: another run has locked it, or the path is a file.
+      ConfigError: another run has locked it, the path is a file, or it has
+        characters of patterns.
     """
+    whole = str(storage.absolute(self.path))
+    if found := next((each for each in _PATTERNS if each in whole), ''):
+      raise ConfigError(
+        f'--workdir must be without {" ".join(_PATTERNS)}, which stand for patterns'
+        f' of names when a checkpoint is read, got {found} in {whole}'
+      )
     if self.path.exists() and not self.path.is_dir():
       raise ConfigError(f'--workdir must be a directory, {self.path} is a file')
     if not self.writes:

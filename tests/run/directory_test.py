@@ -267,3 +267,14 @@ def test_fields_of_another_version_are_named():
   saved |= {'later': 1, 'train': saved['train'] | {'later': {}}}
   assert sorted(unknown_fields(saved)) == ['later', 'train.later']
   assert from_dict(saved) == Config()
+
+
+@pytest.mark.parametrize('name', ['a[1]', 'a*', 'a?', 'a\\b'])
+def test_refuses_names_that_are_patterns(tmp_path, name):
+  """A checkpoint in such a directory could be written and not read."""
+  with (
+    pytest.raises(ConfigError, match=r'--workdir must be without \* \? \['),
+    RunDirectory(tmp_path / name / 'run').locked(),
+  ):
+    pytest.fail('locked')
+  assert list(tmp_path.iterdir()) == []
