@@ -62,6 +62,7 @@ class Collective(NamedTuple):
     scope: JAX's `op_name` of the operation.
     network: `'ici'` within a slice of TPUs or between GPUs, `'dcn'` between
       slices.
+    channel: XLA's number of the operation, if stated.
   """
 
   kind: str
@@ -70,6 +71,7 @@ class Collective(NamedTuple):
   groups: tuple[tuple[int, ...], ...]
   scope: str
   network: Literal['ici', 'dcn'] = 'ici'
+  channel: str | None = None
 
 
 def collectives_in(
@@ -108,6 +110,18 @@ def _collective(instruction: Instruction, kind: str) -> Collective:
     sent=size * _SENT[kind](count),
     groups=groups,
     scope=instruction.scope,
+    channel=instruction.attribute('channel_id'),
+  )
+
+
+def begins_collective(instruction: Instruction) -> bool:
+  """Whether a fusion begins a collective that other fusions continue.
+
+  A TPU's compiler may divide a collective over fusions with other operations,
+  each of which contains the whole operation, of the same channel.
+  """
+  return instruction.opcode == 'fusion' and instruction.name.startswith(
+    'async-collective-start'
   )
 
 

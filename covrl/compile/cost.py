@@ -12,7 +12,11 @@ import dataclasses
 import re
 from typing import NamedTuple
 
-from covrl.compile.collectives import Collective, collectives_in
+from covrl.compile.collectives import (
+  Collective,
+  begins_collective,
+  collectives_in,
+)
 from covrl.compile.flops import flops_of
 from covrl.compile.gpu_kernels import gpu_kernel, kernel_names
 from covrl.compile.hlo import Computation, Instruction, Module
@@ -99,7 +103,7 @@ def cost_of(
     scopes: parts that do not count.
   """
   computation = computation or module.entry
-  total = Cost()
+  total, begun = Cost(), set[str | None]()
   for instruction in computation.instructions.values():
     if not scopes.omitted.isdisjoint(instruction.scope.split('/')):
       continue
@@ -116,7 +120,14 @@ def cost_of(
       for called in module.called(instruction):
         total.add(cost_of(module, called, scopes=scopes))
     else:
-      total.add(_cost_of_one(module, computation, instruction))
+      cost = _cost_of_one(module, computation, instruction)
+      if instruction.opcode == 'fusion':
+        cost.collectives = [
+          found for found in cost.collectives if found[0].channel not in begun
+        ]
+      if begins_collective(instruction):
+        begun |= {found.channel for found, _ in cost.collectives} - {None}
+      total.add(cost)
   return total
 
 

@@ -88,7 +88,8 @@ def _read(
     if instruction.opcode == 'fusion':
       called = next(module.called(instruction))
       parts = _read_of_parameter(module, called, number)
-      if parts is not None:
+      is_returned = _returned(module, called) is called.parameters[number]
+      if parts is not None and not is_returned:
         yield from (part._replace(space=shape.space) for part in parts)
         continue
     yield shape
@@ -104,7 +105,10 @@ def _read_of_parameter(
 def _read_of(
   module: Module, computation: Computation, value: Instruction
 ) -> list[Shape] | None:
-  """Returns the slices of a fused value that are read; `None` for all of it."""
+  """Returns the slices of a fused value that are read; `None` for all of it.
+
+  What the fusion returns, or another one within it, is not among them.
+  """
   parts: list[Shape] = []
   for user in computation.users.get(value.name, []):
     first = user.operands[0] == value.name
@@ -121,10 +125,14 @@ def _read_of(
       parts += found
     elif user.opcode == 'fusion':
       called = next(module.called(user))
+      returned = _returned(module, called)
       for number, name in enumerate(user.operands):
         if name != value.name:
           continue
         found = _read_of_parameter(module, called, number)
+        if found is not None and returned is called.parameters[number]:
+          after = _read_of(module, computation, user)
+          found = None if after is None else [*found, *after]
         if found is None:
           return None
         parts += found
@@ -132,6 +140,23 @@ def _read_of(
       return None
   whole = value.shapes[0].padded_size
   return parts if sum(part.padded_size for part in parts) < whole else None
+
+
+def _returned(module: Module, computation: Computation) -> Instruction | None:
+  """The parameter that a fusion returns in another shape, without reading it."""
+  value = computation.root
+  while value.opcode != 'parameter':
+    operand = 0
+    if value.opcode == 'fusion':
+      called = next(module.called(value))
+      parameter = _returned(module, called)
+      if parameter is None:
+        return None
+      operand = parameter.index
+    elif value.opcode not in ('bitcast', 'reshape'):
+      return None
+    value = computation.instructions[value.operands[operand]]
+  return value
 
 
 def _written(module: Module, instruction: Instruction) -> Iterator[Shape]:

@@ -10,6 +10,7 @@ outside a sliding window are not read.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -28,7 +29,7 @@ Ref: TypeAlias = Any
 # Approximate bytes of keys and values read per step: few, so that little is read
 # beyond the ends of a row, and enough to amortise a step's fixed time.
 STEP_BYTES = 2**19
-# Block sizes are multiples of this number of slots.
+# Lanes of a tile of memory. Block sizes are multiples of this number of slots.
 LANES = 128
 
 
@@ -180,9 +181,7 @@ def attend_blocks(
     cost_estimate=pl.CostEstimate(
       flops=int(share * 4 * rows * kv_heads * groups * length * width),
       transcendentals=int(share * rows * kv_heads * groups * length),
-      bytes_accessed=int(
-        share * sum(x.size // x.shape[0] * x.dtype.itemsize for x in cached)
-      ),
+      bytes_accessed=int(share * sum(_bytes_of_layer(x) for x in cached)),
     ),
     interpret=interpret,
     name='attend_blocks',
@@ -208,6 +207,13 @@ def attend_blocks(
     for new, old in zip(after, before, strict=True)
   )
   return OnlineSoftmax(peak[..., 0], total[..., 0], mixed)
+
+
+def _bytes_of_layer(cached: Array) -> int:
+  """Bytes of a layer in memory, whose last axis is padded to whole lanes."""
+  *others, last = cached.shape[1:]
+  whole = -(-last // LANES) * LANES
+  return math.prod(others) * whole * cached.dtype.itemsize
 
 
 def _kernel(

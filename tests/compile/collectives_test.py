@@ -46,6 +46,38 @@ def test_bytes_sent_by_collectives(operation, sent):
   assert found.sent == sent
 
 
+def test_a_collective_divided_over_fusions_counts_once():
+  """Start, steps and end contain the same operation; another one counts, too."""
+  gather = (
+    '%g = f32[32,128]{1,0} all-gather(%x), channel_id=CHANNEL, '
+    'replica_groups=[1,4]<=[4], dimensions={0}'
+  )
+  fused = """
+%NAME (x: f32[8,128]) -> f32[32,128] {
+  %x = f32[8,128]{1,0} parameter(0)
+  GATHER
+  ROOT %r = f32[32,128]{1,0} negate(%g)
+}
+"""
+  part = fused.replace('GATHER', gather)
+  module = parse(
+    part.replace('NAME', 'divided').replace('CHANNEL', '7')
+    + part.replace('NAME', 'other').replace('CHANNEL', '8')
+    + """
+ENTRY %main (x: f32[8,128]) -> f32[32,128] {
+  %x = f32[8,128]{1,0} parameter(0)
+  %async-collective-start.1 = f32[32,128]{1,0} fusion(%x), calls=%divided
+  %fusion.9 = f32[32,128]{1,0} fusion(%x), calls=%divided
+  %fusion.10 = f32[32,128]{1,0} fusion(%x), calls=%other
+  ROOT %async-collective-done.1 = f32[32,128]{1,0} fusion(%x), calls=%divided
+}
+"""
+  )
+  found = cost_of(module).collectives
+  assert [each.channel for each, _ in found] == ['7', '8']
+  assert sum(each.sent * times for each, times in found) == 2 * 3 * 4 * 8 * 128
+
+
 def test_transfers_between_slices():
   attributes = (
     'is_host_transfer=true, frontend_attributes={'

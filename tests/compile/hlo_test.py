@@ -272,6 +272,40 @@ ENTRY %main (stack: f32[64,8,128], new: f32[1,8,128], i: s32[]) -> f32[64,8,128]
   assert cost_of(module).bytes == 2 * 4 * 8 * 128
 
 
+@pytest.mark.parametrize(
+  ('use', 'read'),
+  [
+    # A fusion within the fusion changes the shape only; the product reads all.
+    ('negate(%same)', 4 * 64 * 8 * 128),
+    # Of the stack, one entry.
+    (
+      'dynamic-slice(%same, %i, %i, %i), dynamic_slice_sizes={1,8,128}',
+      4 * 8 * 128,
+    ),
+  ],
+)
+def test_what_a_nested_fusion_passes_on_is_read_where_it_is_used(use, read):
+  module = parse(f"""
+%shape (s: f32[64,8,128]) -> f32[64,8,128] {{
+  %s = f32[64,8,128]{{2,1,0:T(8,128)}} parameter(0)
+  ROOT %b = f32[64,8,128]{{2,1,0:T(8,128)}} bitcast(%s)
+}}
+%outer (stack: f32[64,8,128], i: s32[]) -> f32[8,128] {{
+  %stack = f32[64,8,128]{{2,1,0:T(8,128)}} parameter(0)
+  %i = s32[]{{:T(128)}} parameter(1)
+  %same = f32[64,8,128]{{2,1,0:T(8,128)}} fusion(%stack), calls=%shape
+  %part = f32[1,8,128]{{2,1,0:T(8,128)}} {use}
+  ROOT %out = f32[8,128]{{1,0:T(8,128)}} bitcast(%part)
+}}
+ENTRY %main (stack: f32[64,8,128], i: s32[]) -> f32[8,128] {{
+  %stack = f32[64,8,128]{{2,1,0:T(8,128)}} parameter(0)
+  %i = s32[]{{:T(128)S(6)}} parameter(1)
+  ROOT %y = f32[8,128]{{1,0:T(8,128)}} fusion(%stack, %i), calls=%outer
+}}
+""")
+  assert cost_of(module).bytes == read + 4 * 8 * 128
+
+
 def test_padded_sizes_of_shapes():
   found = list(shapes_of('(bf16[3,5]{0,1:T(8,128)(2,1)S(1)}, u32[]{:S(2)})'))
   assert found[0] == Shape('bf16', (3, 5), (0, 1), (8, 128), 'vmem')

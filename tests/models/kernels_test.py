@@ -6,6 +6,7 @@ Blocks are small, and cuDNN is replaced by XLA.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ from covrl.models.cached_tokens import CachedTokens, list_prompts
 from covrl.models.decode_attention import attend_token
 from covrl.models.decode_kernel import SlotRange, block_size, blocks_to_read
 from covrl.models.int8 import Int8Vectors
+from covrl.models.online_softmax import OnlineSoftmax
 from covrl.parallel import sharding
 
 CONFIG = dataclasses.replace(tiny(16), head_dim=16)
@@ -336,6 +338,51 @@ def test_blocks_to_read_are_those_with_a_slot_in_range(data):
   # Entries beyond the length must be valid indices too.
   assert all(row < len(ranges) for row, _ in got)
   assert all(block < -(-slots // size) for _, block in got)
+
+
+@pytest.mark.parametrize(
+  ('width', 'lanes'), [(64, 128), (128, 128), (192, 256)]
+)
+def test_stated_traffic_is_of_whole_lanes(width, lanes):
+  """Memory is in tiles of 128 lanes, of which a narrower vector takes all."""
+  rows, slots, layers = 3, 40, 2
+
+  def of(*shape, dtype=jnp.float32) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+  integers, sums = of(rows, dtype=jnp.int32), of(rows, KV_HEADS, 2)
+  cached = of(layers, rows, KV_HEADS, slots, width, dtype=jnp.bfloat16)
+  queries = of(rows, KV_HEADS, 2, width)
+  reads = decode_kernel.Reads(
+    length=of(dtype=jnp.int32),
+    tile=integers,
+    source=integers,
+    block=integers,
+    of_row=integers,
+    slots=SlotRange(integers, integers),
+  )
+  traced = jax.make_jaxpr(
+    functools.partial(
+      decode_kernel.attend_blocks,
+      tile_rows=1,
+      scale=1.0,
+      cap=None,
+      interpret=False,
+    )
+  )(
+    queries,
+    OnlineSoftmax(sums, sums, queries),
+    cached,
+    cached,
+    of(dtype=jnp.int32),
+    reads,
+  )
+  (stated,) = (
+    equation.params['cost_estimate'].bytes_accessed
+    for equation in traced.eqns
+    if equation.primitive.name == 'pallas_call'
+  )
+  assert stated == 2 * rows * KV_HEADS * slots * lanes * 2
 
 
 def test_blocks_are_small_relative_to_a_row():
