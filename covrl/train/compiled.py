@@ -20,6 +20,7 @@ from covrl.entropy import Selection, required_truncation
 from covrl.models import Policy
 from covrl.parallel import sharding
 from covrl.train.algorithm import Algorithm
+from covrl.train.effects import reads_moments
 from covrl.train.forward import (
   PolicyStats,
   make_entropy_change,
@@ -108,6 +109,7 @@ class CompiledPrograms:
         score_batches,
         first_column,
         self.truncation.min_p,
+        moments=reads_moments(algorithm),
       )
     )
     self._advantages = jax.jit(token_advantages(algorithm.advantages))

@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
-from jaxtyping import Array
 
 from covrl.config import Config, Recipe, flatten
 from covrl.entropy.base import update_signal
@@ -109,14 +108,28 @@ def reads_reference(algorithm: Algorithm) -> bool:
   """
   if algorithm.estimator is not None and algorithm.estimator.reads_reference:
     return True
+  return _reads(algorithm, 'ref_logprobs')
+
+
+def reads_moments(algorithm: Algorithm) -> bool:
+  """Returns whether a loss or token chain reads moments of the policy.
+
+  See `reads_reference`. A decision on the statistics of the old policy is given
+  its moments as the current ones, too.
+  """
+  return _reads(algorithm, 'moments', 'old_moments')
+
+
+def _reads(algorithm: Algorithm, *entries: str) -> bool:
+  """Returns whether loss or token chain depend on entries of the context."""
   stats, context = single_token()
   given_by_loss = ('score_weight', 'clipped')
   of_loss: dict[str, Any] = {
     name: value for name, value in context.items() if name not in given_by_loss
   }
 
-  def run(ref_logprobs: Array) -> tuple[Any, Any]:
-    given = of_loss | {'ref_logprobs': ref_logprobs}
+  def run(read: dict[str, Any]) -> tuple[Any, Any]:
+    given = of_loss | read
     (value, aux), signal = jax.value_and_grad(algorithm.loss, has_aux=True)(
       stats, **given
     )
@@ -126,12 +139,13 @@ def reads_reference(algorithm: Algorithm) -> bool:
     )
 
   try:
-    traced = jax.make_jaxpr(run)(of_loss['ref_logprobs']).jaxpr
+    traced = jax.make_jaxpr(run)(
+      {name: of_loss[name] for name in entries}
+    ).jaxpr
   except Exception:
     return True
-  (reference,) = traced.invars
   used = [*traced.outvars, *(x for eqn in traced.eqns for x in eqn.invars)]
-  return any(each is reference for each in used)
+  return any(each is entry for each in used for entry in traced.invars)
 
 
 def _reason(

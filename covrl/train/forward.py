@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -34,7 +35,7 @@ class ForwardOutputs(NamedTuple):
 
   Attributes:
     stats: statistics of the policy at each token.
-    moments: moments of the policy at each token.
+    moments: moments of the policy at each token; NaN if not computed.
     routing: routing of tokens to experts, `None` without experts.
   """
 
@@ -98,9 +99,19 @@ def policy_stats(
   temperature: float,
   first_column: int,
   truncation: Truncation = NO_TRUNCATION,
+  *,
+  moments: bool = True,
 ) -> PolicyStats:
   """Per-token statistics and moments of the policy; see `forward`."""
-  found = forward(policy, params, rows, temperature, first_column, truncation)
+  found = forward(
+    policy,
+    params,
+    rows,
+    temperature,
+    first_column,
+    truncation,
+    moments=moments,
+  )
   return found.stats, found.moments
 
 
@@ -111,6 +122,8 @@ def forward(
   temperature: float,
   first_column: int,
   truncation: Truncation = NO_TRUNCATION,
+  *,
+  moments: bool = True,
 ) -> ForwardOutputs:
   """Runs the policy on rows of tokens, for all that an update reads of it.
 
@@ -128,6 +141,7 @@ def forward(
       they predict tokens of prompts. Ignored if tokens are split over a mesh.
       Above 0, every row must be one sequence.
     truncation: truncations whose statistics are computed as well.
+    moments: whether to compute moments. Min-p always needs them.
   """
   hidden, routing = policy.hidden_and_routing(
     params,
@@ -140,19 +154,31 @@ def forward(
   mesh = jax.sharding.get_abstract_mesh()
   if dict(mesh.shape).get('context', 1) > 1:
     first_column = 0
-  found = token_stats(
+  compute = functools.partial(
+    token_stats,
     hidden[:, first_column:],
     policy.unembedding(params),
     rows.targets[:, first_column:],
     temperature=temperature,
     soft_cap=policy.config.logit_soft_cap,
-    moments=True,
     mask=rows.loss_mask[:, first_column:],
     truncation=truncation,
   )
+  if moments or truncation.min_p is not None:
+    found = compute(moments=True)
+  else:
+    found = compute(), None
   padding = ((0, 0), (first_column, 0))
-  stats, moments = jax.tree.map(lambda x: jnp.pad(x, padding), found)
-  return ForwardOutputs(stats, moments, routing)
+  stats, computed = jax.tree.map(lambda x: jnp.pad(x, padding), found)
+  return ForwardOutputs(stats, computed or _unknown_moments(stats), routing)
+
+
+def _unknown_moments(stats: TokenStats) -> TokenMoments:
+  """Moments that were not computed: NaN."""
+  unknown = jnp.full_like(stats.logprobs, jnp.nan)
+  return TokenMoments(
+    square=unknown, square_log=unknown, square_log_square=unknown
+  )
 
 
 def row_context(
@@ -207,6 +233,8 @@ def make_score_step(
   micro_batches: int,
   first_column: int = 0,
   min_p: float | None = None,
+  *,
+  moments: bool = True,
 ) -> Callable[[PyTree, TokenBatch], PolicyStats]:
   """Builds the program that scores an iteration's tokens before its updates.
 
@@ -216,6 +244,7 @@ def make_score_step(
     micro_batches: micro-batches of all rows of the iteration.
     first_column: see `forward`.
     min_p: filter whose log-probabilities the moments have, if any.
+    moments: whether to compute moments; otherwise they are NaN.
 
   Returns:
     `(params, batch) -> (stats, moments)`.
@@ -225,7 +254,13 @@ def make_score_step(
   def score(params: PyTree, batch: TokenBatch) -> PolicyStats:
     def run(rows: TokenBatch) -> tuple[tuple[()], PolicyStats]:
       return (), policy_stats(
-        policy, params, rows, temperature, first_column, truncation
+        policy,
+        params,
+        rows,
+        temperature,
+        first_column,
+        truncation,
+        moments=moments,
       )
 
     return over_micro_batches(run, batch, micro_batches)[1]
@@ -255,7 +290,9 @@ def make_entropy_change(
   ) -> Metrics:
     def entropies(trainable: PyTree, rows: TokenBatch) -> Array:
       params = policy.join(trainable, frozen)
-      stats, _ = policy_stats(policy, params, rows, temperature, first_column)
+      stats, _ = policy_stats(
+        policy, params, rows, temperature, first_column, moments=False
+      )
       return jnp.where(rows.loss_mask, stats.entropy, 0)
 
     def run(rows: TokenBatch) -> tuple[tuple[Scalar, PyTree], tuple[()]]:

@@ -2,14 +2,17 @@
 """Overridden fields that have no effect are reported."""
 
 import contextlib
+import dataclasses
 
+import optax
 import pytest
 from train.process import RECIPES
 
+import covrl
 from covrl.config import flatten, load, recorded_reads
 from covrl.train.algorithm import Algorithm
 from covrl.train.build import build, config_warnings
-from covrl.train.effects import reads_reference, without_effect
+from covrl.train.effects import reads_moments, reads_reference, without_effect
 
 # Fields that the toy task, its recipe, or the other values leave without effect.
 UNREAD = {
@@ -90,6 +93,27 @@ def test_a_reference_policy_that_nothing_reads_is_reported(file, is_read):
   assert reads_reference(algorithm) is is_read
   found = list(config_warnings(recipe.config, algorithm))
   assert any('train.keep_reference' in text for text in found) is not is_read
+
+
+@pytest.mark.parametrize(
+  ('token_tx', 'is_read'),
+  [
+    (optax.identity(), False),
+    (covrl.kl_cov(), False),
+    (covrl.entropy_bonus(covrl.adaptive_bonus()), False),
+    (covrl.kl_cov(score='exact'), True),
+    (covrl.detach_drain(0.1), True),
+    # A decision on the old statistics predicts from the old moments.
+    (covrl.entropy_bonus(covrl.target_entropy(0.3)), True),
+    (optax.chain(covrl.kl_cov(), covrl.lp_reg()), True),
+  ],
+)
+def test_chains_that_read_moments(token_tx, is_read):
+  recipe = load(str(RECIPES / 'toy_kl_cov.py'), [])
+  algorithm = dataclasses.replace(
+    Algorithm.from_recipe(recipe), token_tx=token_tx
+  )
+  assert reads_moments(algorithm) is is_read
 
 
 def test_recorded_reads_leave_the_configuration_as_it_was():

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The head on gathered tokens."""
+"""The head on gathered tokens, and without moments."""
 
 import jax
 import numpy as np
 from train.updates import (
+  POLICY,
   fresh_state,
   padded,
   parameters,
@@ -13,6 +14,7 @@ from train.updates import (
 )
 
 from covrl.statistics import compaction, stats
+from covrl.train.forward import policy_stats
 
 METHOD = {'held': 0.04, 'beta': 1.0, 'bonus': 0.1}
 
@@ -50,3 +52,19 @@ def test_statistics_off_the_mask_are_zero():
   for leaf in jax.tree.leaves(scored):
     assert not np.asarray(leaf)[~rows.loss_mask].any()
     assert np.asarray(leaf)[rows.loss_mask].any()
+
+
+def test_scores_without_moments_are_equal():
+  rows = padded()
+  wanted, _ = score(parameters(), rows)
+  found, moments = jax.jit(
+    lambda params, rows: policy_stats(
+      POLICY, params, rows, 0.8, 0, moments=False
+    )
+  )(parameters(), rows)
+  for ours, theirs in zip(
+    jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True
+  ):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+  for leaf in jax.tree.leaves(moments):
+    assert np.isnan(leaf).all()

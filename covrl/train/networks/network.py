@@ -112,7 +112,9 @@ def network_output(
   # A network other than the policy routes tokens itself.
   rows = dataclasses.replace(rows, experts=None)
   if output == 'logprobs':
-    stats, _ = policy_stats(model, params, rows, temperature, first_column)
+    stats, _ = policy_stats(
+      model, params, rows, temperature, first_column, moments=False
+    )
     return stats.logprobs
   hidden, _ = model.hidden_and_routing(
     params,
