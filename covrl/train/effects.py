@@ -162,7 +162,9 @@ def _reason(
       return f'it needs {need}'
   if name == 'train.balance' and model.experts is None:
     return 'it needs a model with experts'
-  if name.startswith('evaluate.') and not task.evaluation(config.evaluate):
+  # The run is saved and reported at `evaluate.every` in any case.
+  is_evaluation = name.startswith('evaluate.') and name != 'evaluate.every'
+  if is_evaluation and not task.evaluation(config.evaluate):
     return 'the task has no problems to evaluate on'
   # Every run reads `data.checked_programs`.
   needed = {name, 'data.train'} if name.startswith('data.') else {name}

@@ -76,9 +76,10 @@ def test_overridden_fields_without_effect_are_reported():
 
 
 def test_fields_of_evaluations_need_problems():
-  found = reports({'evaluate.every': 2, 'warm_start.steps': 0}, 'toy_plain')
+  # At `evaluate.every` the run is saved and reported, too.
+  found = reports({'evaluate.every': 2, 'evaluate.samples': 3}, 'toy_plain')
   assert found == [
-    'evaluate.every = 2 has no effect: the task has no problems to evaluate on'
+    'evaluate.samples = 3 has no effect: the task has no problems to evaluate on'
   ]
 
 
