@@ -273,7 +273,7 @@ def main() -> None:
   print(
     '| Qwen2.5 | chips | memory of the largest program | operations of an '
     "update, relative to the model's | GB sent per chip | roofline time of an "
-    'update | MFU at most | decode traffic, relative to the minimum |'
+    'update | MFU at most | decode traffic, relative to weights and a full cache |'
   )
   print('|---|---|---:|---:|---:|---:|---:|---:|')
   print('\n'.join(lines))
