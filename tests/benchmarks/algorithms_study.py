@@ -7,7 +7,8 @@ with the same seed share a warm start. Runs are short so that one takes a few
 minutes of a core: see `SHORT`. What is finished is not repeated.
 
 Writes the table to `configs/README.md`, the curves to
-`configs/results/algorithms.svg`.
+`configs/results/algorithms.svg`, and all curves to
+`configs/results/algorithms.html`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import pathlib
 from recipe_runs import ROOT, evaluations, study_parser, train, write_section
 
 from covrl.config import recipes
-from covrl.report import comparison_svg, comparison_table
+from covrl.report import comparison_svg, comparison_table, write_comparison
 
 COMPARED = ('countdown:grpo', 'countdown:ppo', 'countdown:prime')
 OTHERS = tuple(spec for spec, _ in recipes() if spec.startswith('algorithms:'))
@@ -103,8 +104,10 @@ def write_results(runs: pathlib.Path, seeds: list[int]) -> None:
     text += f'\nMissing: {", ".join(missing)}.\n'
   write_section(ROOT / 'configs' / 'README.md', 'algorithms', text)
   compared = [w for spec in COMPARED for w in finished.get(spec, [])]
-  figure = ROOT / 'configs' / 'results' / 'algorithms.svg'
-  figure.write_text(comparison_svg(compared or everything))
+  results = ROOT / 'configs' / 'results'
+  figure = comparison_svg(compared or everything)
+  (results / 'algorithms.svg').write_text(figure)
+  write_comparison(everything, results / 'algorithms.html')
   print(text)
 
 
