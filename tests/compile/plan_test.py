@@ -342,7 +342,7 @@ def test_uses_references_of_problems_without_solutions(recipe):
     recipe.task(recipe.config), train=ListSource(problems), held_out=()
   )
   output = list(plan(dataclasses.replace(recipe, task=lambda config: task)))
-  assert [line for line in output if 'reference' in line] == [
+  assert [line for line in output if line.startswith('  reference')] == [
     "  reference as a response '7 4 2': reward 1",
     # Not every task rewards its reference as it stands.
     "  reference as a response '4 7 2': reward 0",
