@@ -32,7 +32,7 @@ from covrl.parallel import sharding
 def repeat_rows(
   x: Shaped[Array, '...'], count: int, *, axis: int = 0
 ) -> Shaped[Array, '...']:
-  """Repeats each row `count` times in a row, like `jnp.repeat`.
+  """Repeats each row `count` times consecutively, like `jnp.repeat`.
 
   A broadcast and a reshape, so that rows split over a mesh are not moved.
 
@@ -106,13 +106,13 @@ class ResponseRing(NamedTuple):
 
 
 class LayerPlace(NamedTuple):
-  """Place of a layer in the arrays of a cache.
+  """Indices of a layer in the arrays of a cache.
 
   Attributes:
     layer: index among all layers, in the arrays of prompts.
-    of_kind: index among the layers with, or those without a ring, in the arrays
-      of responses; `None` if no layer has a ring.
-    in_ring: whether the layer has a ring; `None` if none has.
+    of_kind: index in the arrays of responses, which hold only layers with, or
+      only layers without a ring; `None` if no layer has a ring.
+    in_ring: whether the layer has a ring; `None` if no layer has one.
   """
 
   layer: Int[Array, '*L']
@@ -170,15 +170,15 @@ class DecodeCache(NamedTuple):
       zeros = zeros_stored((layers, rows, heads, slots, width), prompts.keys)
       return jax.tree.map(_shard_heads, zeros)
 
-    size = max((w for w in windows if 0 < w < slots), default=0)
-    in_ring = sum(0 < window <= size for window in windows)
-    own = zeros(layers - in_ring, slots)
-    ring = zeros(in_ring, size) if size else None
+    ring_size = max((w for w in windows if 0 < w < slots), default=0)
+    in_ring = sum(0 < window <= ring_size for window in windows)
+    without_ring = zeros(layers - in_ring, slots)
+    ring = zeros(in_ring, ring_size) if ring_size else None
     return cls(
       prompts=prompts,
       prompt=prompt,
-      keys=own,
-      values=own,
+      keys=without_ring,
+      values=without_ring,
       length=jnp.zeros_like(prompt),
       ring=None if ring is None else ResponseRing(ring, ring),
     )
@@ -209,21 +209,21 @@ class DecodeCache(NamedTuple):
     # Slots beyond the last are dropped.
     slots = self.keys.shape[3]
     slot = jnp.where(live, self.length, slots)
-    after = self._replace(length=self.length + live)
+    cache = self._replace(length=self.length + live)
     if self.ring is None:
-      return after._replace(
+      return cache._replace(
         keys=self._write(self.keys, keys, slot),
         values=self._write(self.values, values, slot),
       )
-    own, in_ring = self._kinds(windows)
-    size = self.ring.keys.shape[3]
-    at = jnp.where(slot < slots, slot % size, size)
-    return after._replace(
-      keys=self._write(self.keys, keys[own], slot),
-      values=self._write(self.values, values[own], slot),
+    without_ring, with_ring = self._layers_by_ring(windows)
+    ring_size = self.ring.keys.shape[3]
+    ring_slot = jnp.where(slot < slots, slot % ring_size, ring_size)
+    return cache._replace(
+      keys=self._write(self.keys, keys[without_ring], slot),
+      values=self._write(self.values, values[without_ring], slot),
       ring=ResponseRing(
-        self._write(self.ring.keys, keys[in_ring], at),
-        self._write(self.ring.values, values[in_ring], at),
+        self._write(self.ring.keys, keys[with_ring], ring_slot),
+        self._write(self.ring.values, values[with_ring], ring_slot),
       ),
     )
 
@@ -234,10 +234,10 @@ class DecodeCache(NamedTuple):
     length: Int[Array, ' S'],
     windows: tuple[int, ...] = (),
   ) -> DecodeCache:
-    """Rows whose tokens are the first of those given.
+    """Replaces the contents of the rows by the first of the given tokens.
 
     Args:
-      keys: keys of tokens in every layer, as many as a row has slots, at most.
+      keys: the tokens' keys in every layer; at most as many as a row has slots.
       values: the tokens' values.
       length: number of tokens of each row.
       windows: see `empty`.
@@ -257,26 +257,26 @@ class DecodeCache(NamedTuple):
         values=write(self.values, values),
         length=length,
       )
-    own, in_ring = self._kinds(windows)
-    size = self.ring.keys.shape[3]
-    token = newest_tokens(length, jnp.arange(size), size)
+    without_ring, with_ring = self._layers_by_ring(windows)
+    ring_size = self.ring.keys.shape[3]
+    token = newest_tokens(length, jnp.arange(ring_size), ring_size)
     token = jnp.maximum(token, 0)[None, :, None, :, None]
 
-    def turn(new: Array, like: Vectors) -> Vectors:
-      return as_stored(jnp.take_along_axis(new, token, axis=3), like)
+    def ring_of(new: Array, stored: Vectors) -> Vectors:
+      return as_stored(jnp.take_along_axis(new, token, axis=3), stored)
 
     return self._replace(
-      keys=write(self.keys, keys[own]),
-      values=write(self.values, values[own]),
+      keys=write(self.keys, keys[without_ring]),
+      values=write(self.values, values[without_ring]),
       length=length,
       ring=ResponseRing(
-        turn(keys[in_ring], self.ring.keys),
-        turn(values[in_ring], self.ring.values),
+        ring_of(keys[with_ring], self.ring.keys),
+        ring_of(values[with_ring], self.ring.values),
       ),
     )
 
   def places(self, windows: tuple[int, ...]) -> LayerPlace:
-    """Place of every layer, stacked to scan over.
+    """Indices of every layer in the arrays of the cache, stacked to scan over.
 
     Args:
       windows: see `empty`.
@@ -286,19 +286,21 @@ class DecodeCache(NamedTuple):
     if self.ring is None:
       return LayerPlace(layer, None, None)
     of_kind = np.zeros(layers, np.int32)
-    own, in_ring = self._kinds(windows)
-    for kind in (own, in_ring):
+    without_ring, with_ring = self._layers_by_ring(windows)
+    for kind in (without_ring, with_ring):
       of_kind[kind] = np.arange(len(kind))
-    has_ring = jnp.zeros(layers, bool).at[in_ring].set(True)
+    has_ring = jnp.zeros(layers, bool).at[with_ring].set(True)
     return LayerPlace(layer, jnp.asarray(of_kind), has_ring)
 
-  def _kinds(self, windows: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+  def _layers_by_ring(
+    self, windows: tuple[int, ...]
+  ) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the layers without and with a ring."""
     assert self.ring is not None
     count = self.ring.keys.shape[0]
-    # Those of the shortest windows, see `empty`.
-    size = sorted(window for window in windows if window)[count - 1]
-    has_ring = np.array([0 < window <= size for window in windows])
+    # The layers with the shortest windows have a ring, see `empty`.
+    longest_in_ring = sorted(window for window in windows if window)[count - 1]
+    has_ring = np.array([0 < window <= longest_in_ring for window in windows])
     return np.flatnonzero(~has_ring), np.flatnonzero(has_ring)
 
   def _write(

@@ -14,17 +14,17 @@ from jaxtyping import Array, Int, Shaped
 
 from covrl.parallel import sharding
 
-# Slots of a tile of a TPU's memory, of 16-bit numbers.
-_TILE = 16
-# Bytes of VMEM, into which XLA moves smaller arrays as a whole.
+# Slots per tile of a TPU's memory layout, for 16-bit numbers.
+_TILE_SLOTS = 16
+# Bytes of VMEM; XLA moves smaller arrays there as a whole.
 _VMEM = 2**27
 
 
 def whole_tiles(shape: tuple[int, ...], dtype: Any) -> int:
-  """Slots of a cache, rounded up to whole tiles where it is large, on TPUs.
+  """Number of slots of a cache, on TPUs rounded up to whole tiles if it is large.
 
-  Otherwise XLA stores such a cache in another layout, which every segment
-  converts.
+  With a partial tile XLA would store such a cache in another layout, and convert
+  it in every segment of decoding.
 
   Args:
     shape: shape of the keys, `[L, S, K, C, h]`.
@@ -32,7 +32,7 @@ def whole_tiles(shape: tuple[int, ...], dtype: Any) -> int:
   """
   if not written_in_turn(jax.ShapeDtypeStruct(shape, dtype)):
     return shape[3]
-  tile = _TILE * max(2 // jnp.dtype(dtype).itemsize, 1)
+  tile = _TILE_SLOTS * max(2 // jnp.dtype(dtype).itemsize, 1)
   return -(-shape[3] // tile) * tile
 
 
@@ -49,7 +49,7 @@ def write_slots(
   new: Shaped[Array, 'L S K *h'],
   slot: Int[Array, ' S'],
 ) -> Shaped[Array, 'L S K C *h']:
-  """Writes one slot of each row; those beyond the last are dropped."""
+  """Writes one slot of each row; slots beyond the last are dropped."""
   rows = jnp.arange(slot.shape[0])
   # Indexed axes come first.
   return cache.at[:, rows, :, slot].set(
@@ -70,18 +70,18 @@ def write_slots_in_turn(
   last = cache.shape[3] - 1
 
   def write(row: Int[Array, ''], cache: Array) -> Array:
-    at = (0, row, 0, jnp.minimum(slot[row], last), *(0,) * (cache.ndim - 4))
+    start = (0, row, 0, jnp.minimum(slot[row], last), *(0,) * (cache.ndim - 4))
     shape = (cache.shape[0], 1, cache.shape[2], 1, *cache.shape[4:])
-    old = jax.lax.dynamic_slice(cache, at, shape)
+    old = jax.lax.dynamic_slice(cache, start, shape)
     token = jax.lax.dynamic_slice_in_dim(new, row, 1, axis=1)[:, :, :, None]
     token = jnp.where(slot[row] <= last, token, old)
-    return _in_order(jax.lax.dynamic_update_slice(cache, token, at))
+    return _row_major(jax.lax.dynamic_update_slice(cache, token, start))
 
-  return jax.lax.fori_loop(0, slot.shape[0], write, _in_order(cache))
+  return jax.lax.fori_loop(0, slot.shape[0], write, _row_major(cache))
 
 
-def _in_order(cache: Array) -> Array:
-  """Fixes the layout to that of the kernel that reads the cache."""
+def _row_major(cache: Array) -> Array:
+  """Fixes the row-major layout of the kernel that reads the cache."""
   order = Layout(major_to_minor=tuple(range(cache.ndim)))
   return with_layout_constraint(cache, order)
 
@@ -89,7 +89,14 @@ def _in_order(cache: Array) -> Array:
 def write_by_shard(
   rows: tuple[str, ...], cache: Array, new: Array, slot: Array
 ) -> Array:
-  """`write_slots_in_turn` on every device, for its own rows and heads."""
+  """Runs `write_slots_in_turn` on every device, for its own rows and heads.
+
+  Args:
+    rows: mesh axes that split the rows.
+    cache: see `write_slots`.
+    new: see `write_slots`.
+    slot: see `write_slots`.
+  """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return write_slots_in_turn(cache, new, slot)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cached tokens that a decoding step attends to, and the prompts to read."""
+"""Cached tokens that a decoding step attends to, and the list of prompts to read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Int
 from covrl.models.cache import DecodeCache, ResponseRing, row_axes
 from covrl.models.int8 import Vectors
 
-# Rows whose queries meet a prompt in one matrix product.
+# Most rows of a tile: their queries and a prompt's keys are one matrix product.
 TILE_ROWS = 8
 
 
@@ -40,9 +40,9 @@ class CachedTokens(NamedTuple):
     reads: the prompts to read.
     layer: index of the layer.
     window: sliding window in tokens; `None` if no layer has one.
-    of_kind: index of the layer among those with, or without a ring; `None` if
-      no layer has a ring.
-    in_ring: whether the layer has a ring; `None` if none has.
+    of_kind: index of the layer in the cache's arrays of responses, which hold
+      only layers with, or only layers without a ring; `None` if none has one.
+    in_ring: whether the layer has a ring; `None` if no layer has one.
   """
 
   cache: DecodeCache
@@ -83,15 +83,18 @@ def response_slots(cached: CachedTokens) -> list[ResponseSlots]:
   cache = cached.cache
   length = jnp.where(cached.live, cache.length, 0)
   if cache.ring is None or cached.of_kind is None or cached.in_ring is None:
-    whole = cache.keys, cache.values, cached.layer, length
-    return [ResponseSlots(*whole, is_ring=False, share=1.0)]
+    arguments = cache.keys, cache.values, cached.layer, length
+    return [ResponseSlots(*arguments, is_ring=False, share=1.0)]
   layers, in_ring = cache.prompts.keys.shape[0], cached.in_ring
-  found: list[ResponseSlots] = []
-  kinds = (ResponseRing(cache.keys, cache.values), False), (cache.ring, True)
-  for (keys, values), is_ring in kinds:
+  arrays: list[ResponseSlots] = []
+  candidates = (
+    (ResponseRing(cache.keys, cache.values), False),
+    (cache.ring, True),
+  )
+  for (keys, values), is_ring in candidates:
     count, size = keys.shape[0], keys.shape[3]
     if count:
-      found.append(
+      arrays.append(
         ResponseSlots(
           keys,
           values,
@@ -101,7 +104,7 @@ def response_slots(cached: CachedTokens) -> list[ResponseSlots]:
           share=count / layers,
         )
       )
-  return found
+  return arrays
 
 
 def list_prompts(cache: DecodeCache, live: Bool[Array, ' S']) -> PromptReads:
@@ -120,15 +123,17 @@ def list_local(
   """Lists the prompts of one shard's tiles."""
   rows = prompt.shape[0]
   size = rows_per_tile(rows)
-  tiles, alive = prompt.reshape(-1, size), live.reshape(-1, size)
+  tile_prompts, tile_live = prompt.reshape(-1, size), live.reshape(-1, size)
   # Rows that are the first of their tile with their prompt.
-  same = (tiles[:, :, None] == tiles[:, None, :]) & alive[:, None, :]
-  before = jnp.tril(jnp.ones((size, size), bool), -1)
-  is_first = (alive & ~jnp.any(same & before, axis=2)).reshape(-1)
-  (found,) = jnp.nonzero(is_first, size=rows, fill_value=0)
+  same_prompt = (
+    tile_prompts[:, :, None] == tile_prompts[:, None, :]
+  ) & tile_live[:, None, :]
+  earlier = jnp.tril(jnp.ones((size, size), bool), -1)
+  is_first = (tile_live & ~jnp.any(same_prompt & earlier, axis=2)).reshape(-1)
+  (first_rows,) = jnp.nonzero(is_first, size=rows, fill_value=0)
   return PromptReads(
-    tile=(found // size).astype(jnp.int32),
-    prompt=prompt[found],
+    tile=(first_rows // size).astype(jnp.int32),
+    prompt=prompt[first_rows],
     length=jnp.sum(is_first, dtype=jnp.int32)[None],
   )
 
@@ -141,12 +146,13 @@ def rows_per_tile(rows: int) -> int:
 def lowest_slot(
   cache: DecodeCache, window: Int[Array, ''] | None, slots: int
 ) -> Int[Array, ' S']:
-  """First slot in each row's window, of the prompt or (`slots` 0) response.
+  """First slot of the prompt or the response that is in each row's window.
 
   Args:
     cache: the cache.
-    window: sliding window in tokens.
-    slots: slots of the part that precede the response's first.
+    window: sliding window in tokens; `None` without one.
+    slots: number of slots before the response: those of the prompt for slots of
+      the prompt, 0 for slots of the response.
   """
   if window is None:
     return jnp.zeros_like(cache.length)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention of a chunk of whole rows to itself and to all tokens before it.
+"""Causal attention of a chunk of columns to itself and to earlier columns.
 
 Chunked prefill processes rows a chunk of columns at a time. An online softmax
 takes the chunk first and then blocks of as many earlier keys, so that scores of
@@ -20,7 +20,7 @@ from covrl.models.online_softmax import OnlineSoftmax
 
 
 class ChunkContext(NamedTuple):
-  """Rows that a chunk belongs to, in one layer.
+  """The rows that a chunk belongs to, in one layer.
 
   Attributes:
     keys: keys of the whole rows; those before the chunk are read.
@@ -52,8 +52,8 @@ def attend_chunk(
     queries: queries of the chunk, `H` heads.
     keys: keys of the chunk, each shared by `H / K` query heads.
     values: values of the chunk.
-    context: the rows.
-    config: has the scale and the soft cap.
+    context: the rows that the chunk belongs to.
+    config: the model, for the scale and the soft cap of the scores.
   """
   rows, size, heads, width = queries.shape
   kv_heads = keys.shape[1]
@@ -63,19 +63,19 @@ def attend_chunk(
   # Queries that share a key head are rows of one matrix product.
   grouped = queries.reshape(rows, size, kv_heads, groups, width)
   grouped = grouped.transpose(0, 2, 3, 1, 4)
-  own = jnp.einsum(
+  self_scores = jnp.einsum(
     'pkgqh,pkqh->pkgq', grouped, keys, preferred_element_type=dtype
   )
-  own = soft_cap(own * scale, config.attention_soft_cap)
-  tall = (rows, kv_heads, groups * size)
+  self_scores = soft_cap(self_scores * scale, config.attention_soft_cap)
+  merged_shape = (rows, kv_heads, groups * size)
   state = OnlineSoftmax(
-    peak=own.reshape(tall),
-    total=jnp.ones(tall, dtype),
+    peak=self_scores.reshape(merged_shape),
+    total=jnp.ones(merged_shape, dtype),
     mixed=jnp.broadcast_to(
       values[:, :, None].astype(dtype), grouped.shape
-    ).reshape(*tall, width),
+    ).reshape(*merged_shape, width),
   )
-  grouped = grouped.reshape(*tall, width)
+  grouped = grouped.reshape(*merged_shape, width)
   column = context.start + jnp.arange(size)
 
   def add(
@@ -86,10 +86,10 @@ def attend_chunk(
     end: Int[Array, ''],
   ) -> OnlineSoftmax:
     """Adds the keys of the columns from `first` that are before `end`."""
-    of_key = first + jnp.arange(size)
+    key_column = first + jnp.arange(size)
     real = jax.lax.dynamic_slice_in_dim(context.real, first, size, axis=1)
-    distance = column[:, None] - of_key
-    allowed = (distance > 0) & (of_key < end)
+    distance = column[:, None] - key_column
+    allowed = (distance > 0) & (key_column < end)
     if context.window is not None:
       allowed &= distance < context.window
     allowed = jnp.tile(allowed & real[:, None], (1, groups, 1))[:, None]
@@ -108,12 +108,12 @@ def attend_chunk(
     return add(state, block_keys, block_values, first, context.start)
 
   state = add(state, keys, values, context.start, context.start + size)
-  lowest = jnp.zeros_like(context.start)
+  first_block = jnp.zeros_like(context.start)
   if context.window is not None:
-    lowest = jnp.maximum(context.start - context.window + 1, 0) // size
-  last = (context.start + size - 1) // size
+    first_block = jnp.maximum(context.start - context.window + 1, 0) // size
+  end_block = (context.start + size - 1) // size
   with jax.named_scope(f'about_{max(length // size // 2, 1)}_trips'):
-    state = jax.lax.fori_loop(lowest, last, add_earlier, state)
+    state = jax.lax.fori_loop(first_block, end_block, add_earlier, state)
   mixed = state.result().astype(queries.dtype)
   mixed = mixed.reshape(rows, kv_heads, groups, size, width)
   return mixed.transpose(0, 3, 1, 2, 4).reshape(queries.shape)

@@ -34,7 +34,14 @@ LANES = 128
 
 
 class Layout(NamedTuple):
-  """Static description of the computation on one device."""
+  """Static options of decode attention on one device.
+
+  Attributes:
+    scale: scale of the scores.
+    cap: soft cap of the scores, or `None`.
+    kernel: whether the TPU kernel is used.
+    interpret: whether the kernel runs in interpret mode, for tests.
+  """
 
   scale: float
   cap: float | None
@@ -77,7 +84,7 @@ class Reads(NamedTuple):
     source: prompt or row that each block belongs to.
     block: index of each block within its source.
     of_row: the source that each row attends to; −1 for none.
-    slots: the slots of it that the row attends to.
+    slots: the slots of that source that the row attends to.
   """
 
   length: Int[Array, '']
@@ -118,13 +125,13 @@ def attend_blocks(
     share: share of the calls that read anything, for the stated cost.
   """
   rows, kv_heads, groups, width = queries.shape
-  tiles, tall = rows // tile_rows, tile_rows * groups
+  tiles, tile_queries = rows // tile_rows, tile_rows * groups
   length = keys.shape[3]
   size = block_size(length, 2 * kv_heads * width * keys.dtype.itemsize)
 
   def to_tiles(x: Array) -> Array:
     x = x.reshape(tiles, tile_rows, kv_heads, groups, -1).swapaxes(1, 2)
-    return x.reshape(tiles, kv_heads, tall, -1)
+    return x.reshape(tiles, kv_heads, tile_queries, -1)
 
   def from_tiles(x: Array) -> Array:
     x = x.reshape(tiles, kv_heads, tile_rows, groups, -1).swapaxes(1, 2)
@@ -143,21 +150,23 @@ def attend_blocks(
   def at_scale(*arguments: Any) -> tuple[Any, ...]:
     return at_block(*arguments)[:4]
 
-  of_query = pl.BlockSpec((None, kv_heads, tall, width), at_tile)
-  of_sum = pl.BlockSpec((None, kv_heads, tall, 1), at_tile)
-  of_cache = pl.BlockSpec((None, None, kv_heads, size, width), at_block)
-  of_scale = pl.BlockSpec((None, None, kv_heads, size), at_scale)
+  query_spec = pl.BlockSpec((None, kv_heads, tile_queries, width), at_tile)
+  sum_spec = pl.BlockSpec((None, kv_heads, tile_queries, 1), at_tile)
+  cache_spec = pl.BlockSpec((None, None, kv_heads, size, width), at_block)
+  scale_spec = pl.BlockSpec((None, None, kv_heads, size), at_scale)
   cached: list[Array] = []
-  of_cached: list[pl.BlockSpec] = []
+  cached_specs: list[pl.BlockSpec] = []
   for vectors in (keys, values):
     if isinstance(vectors, Int8Vectors):
       cached += [vectors.values, vectors.scale]
-      of_cached += [of_cache, of_scale]
+      cached_specs += [cache_spec, scale_spec]
     else:
       cached.append(vectors)
-      of_cached.append(of_cache)
-  sums = jax.ShapeDtypeStruct((tiles, kv_heads, tall, 1), jnp.float32)
-  mixed = jax.ShapeDtypeStruct((tiles, kv_heads, tall, width), jnp.float32)
+      cached_specs.append(cache_spec)
+  sums = jax.ShapeDtypeStruct((tiles, kv_heads, tile_queries, 1), jnp.float32)
+  mixed = jax.ShapeDtypeStruct(
+    (tiles, kv_heads, tile_queries, width), jnp.float32
+  )
   before = OnlineSoftmax(*(to_tiles(x) for x in state))
   call = pl.pallas_call(
     functools.partial(
@@ -172,8 +181,8 @@ def attend_blocks(
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=7,
       grid=(reads.length,),
-      in_specs=[of_query, *of_cached, of_sum, of_sum, of_query],
-      out_specs=(of_sum, of_sum, of_query),
+      in_specs=[query_spec, *cached_specs, sum_spec, sum_spec, query_spec],
+      out_specs=(sum_spec, sum_spec, query_spec),
     ),
     out_shape=(sums, sums, mixed),
     compiler_params=pltpu.CompilerParams(dimension_semantics=('arbitrary',)),
@@ -210,7 +219,7 @@ def attend_blocks(
 
 
 def _bytes_of_layer(cached: Array) -> int:
-  """Bytes of a layer in memory, whose last axis is padded to whole lanes."""
+  """Bytes of one layer in memory, the last axis padded to whole lanes."""
   *others, last = cached.shape[1:]
   whole = -(-last // LANES) * LANES
   return math.prod(others) * whole * cached.dtype.itemsize
@@ -243,27 +252,34 @@ def _kernel(
   else:
     keys, values = cached
   step = pl.program_id(0)
-  this, owner, first_slot = tile[step], source[step], block[step] * size
+  this_tile, block_source, first_slot = (
+    tile[step],
+    source[step],
+    block[step] * size,
+  )
 
-  @pl.when((step == 0) | (tile[jnp.maximum(step - 1, 0)] != this))
+  @pl.when((step == 0) | (tile[jnp.maximum(step - 1, 0)] != this_tile))
   def _begin() -> None:
     peak[...] = peak_before[...]
     total[...] = total_before[...]
     mixed[...] = mixed_before[...]
 
-  # The range of each row of the tile, and of all of them.
+  # Slots that each row of the tile attends to, and their range over the tile.
   shape = (1, tile_rows * groups, size)
   slots = first_slot + jax.lax.broadcasted_iota(jnp.int32, shape, 2)
   row_of_query = jax.lax.broadcasted_iota(jnp.int32, shape, 1) // groups
   allowed = jnp.zeros(shape, bool)
   lowest, highest = jnp.int32(jnp.iinfo(jnp.int32).max), jnp.int32(0)
   for row in range(tile_rows):
-    at = this * tile_rows + row
-    is_own = of_row[at] == owner
-    begin = jnp.where(is_own, start[at], jnp.iinfo(jnp.int32).max)
-    stop = jnp.where(is_own, end[at], 0)
-    allowed |= (row_of_query == row) & (slots >= begin) & (slots < stop)
-    lowest, highest = jnp.minimum(lowest, begin), jnp.maximum(highest, stop)
+    index = this_tile * tile_rows + row
+    reads_block = of_row[index] == block_source
+    row_start = jnp.where(reads_block, start[index], jnp.iinfo(jnp.int32).max)
+    row_end = jnp.where(reads_block, end[index], 0)
+    allowed |= (row_of_query == row) & (slots >= row_start) & (slots < row_end)
+    lowest, highest = (
+      jnp.minimum(lowest, row_start),
+      jnp.maximum(highest, row_end),
+    )
 
   scores = jnp.einsum(
     'kqh,kch->kqc',
@@ -282,7 +298,7 @@ def _kernel(
   # Slots out of range may hold anything, and 0 · ∞ is NaN.
   columns = first_slot + jax.lax.broadcasted_iota(jnp.int32, (1, size, 1), 1)
   is_valid = (columns >= lowest) & (columns < highest)
-  found = jnp.where(is_valid, values[...].astype(query.dtype), 0)
+  block_values = jnp.where(is_valid, values[...].astype(query.dtype), 0)
   if is_int8:
     in_row = first_slot + jax.lax.broadcasted_iota(jnp.int32, (1, 1, size), 2)
     is_valid = (in_row >= lowest) & (in_row < highest)
@@ -290,7 +306,7 @@ def _kernel(
   mixed[...] = mixed[...] * shrink + jnp.einsum(
     'kqc,kch->kqh',
     weights.astype(query.dtype),
-    found,
+    block_values,
     preferred_element_type=jnp.float32,
   )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decode attention with the TPU kernel: which blocks it reads."""
+"""Decode attention on TPUs: the cache blocks that the kernel has to read."""
 
 from __future__ import annotations
 
@@ -32,23 +32,25 @@ def attend_prompts(
 ) -> OnlineSoftmax:
   """Adds the prompts to the online softmax."""
   cache, reads = cached.cache, cached.reads
-  keys, rows = cache.prompts.keys, queries.shape[0]
-  slots, tile_rows = keys.shape[3], rows_per_tile(rows)
-  size = block_size(slots, _slot_bytes(keys))
+  keys, num_rows = cache.prompts.keys, queries.shape[0]
+  slots, tile_rows = keys.shape[3], rows_per_tile(num_rows)
+  slots_per_block = block_size(slots, _slot_bytes(keys))
   first = slots - cache.prompts.lengths
   start = jnp.maximum(
     first[cache.prompt], lowest_slot(cache, cached.window, slots)
   )
   start = jnp.where(cached.live, jnp.minimum(start, slots), slots)
-  # The slots that some row of a pair's tile attends to.
-  is_pair = (
+  # For each pair, the slots that a row of its tile attends to.
+  has_prompt = (
     cache.prompt.reshape(-1, tile_rows)[reads.tile] == reads.prompt[:, None]
   )
-  of_tile = start.reshape(-1, tile_rows)[reads.tile]
-  lowest = jnp.min(jnp.where(is_pair, of_tile, slots), axis=1)
-  lowest = jnp.where(jnp.arange(rows) < reads.length[0], lowest, slots)
-  ends = jnp.full_like(lowest, slots)
-  blocks = blocks_to_read(SlotRange(lowest, ends), size, slots)
+  tile_starts = start.reshape(-1, tile_rows)[reads.tile]
+  first_read = jnp.min(jnp.where(has_prompt, tile_starts, slots), axis=1)
+  first_read = jnp.where(
+    jnp.arange(num_rows) < reads.length[0], first_read, slots
+  )
+  ends = jnp.full_like(first_read, slots)
+  blocks = blocks_to_read(SlotRange(first_read, ends), slots_per_block, slots)
   return attend_blocks(
     queries,
     state,
@@ -78,27 +80,27 @@ def attend_responses(
   part: ResponseSlots,
 ) -> OnlineSoftmax:
   """Adds the responses' tokens in one array to the online softmax."""
-  slots = _slots_in_window(cached, part)
-  for each in slots:
-    state = _attend_slots(layout, queries, state, part, each, len(slots))
+  ranges = _slots_in_window(cached, part)
+  for slots in ranges:
+    state = _attend_slots(layout, queries, state, part, slots, len(ranges))
   return state
 
 
 def _slots_in_window(
-  cached: CachedTokens, part: ResponseSlots
+  cached: CachedTokens, responses: ResponseSlots
 ) -> list[SlotRange]:
-  """Contiguous ranges of slots in the window: two of a ring."""
-  cache, size = cached.cache, part.keys.shape[3]
+  """Contiguous ranges of slots in the window; a ring may wrap, and has two."""
+  cache, num_slots = cached.cache, responses.keys.shape[3]
   lowest = lowest_slot(cache, cached.window, 0)
-  if not part.is_ring:
-    return [SlotRange(jnp.minimum(lowest, part.length), part.length)]
-  count = jnp.minimum(cache.length - lowest, part.length)
-  start = jnp.where(part.length > 0, lowest % size, 0)
+  if not responses.is_ring:
+    return [SlotRange(jnp.minimum(lowest, responses.length), responses.length)]
+  count = jnp.minimum(cache.length - lowest, responses.length)
+  start = jnp.where(responses.length > 0, lowest % num_slots, 0)
   end = start + count
-  none = jnp.zeros_like(start)
+  zero = jnp.zeros_like(start)
   return [
-    SlotRange(start, jnp.minimum(end, size)),
-    SlotRange(none, jnp.maximum(end - size, 0)),
+    SlotRange(start, jnp.minimum(end, num_slots)),
+    SlotRange(zero, jnp.maximum(end - num_slots, 0)),
   ]
 
 
@@ -106,21 +108,21 @@ def _attend_slots(
   layout: Layout,
   queries: Float[Array, 'S K g h'],
   state: OnlineSoftmax,
-  part: ResponseSlots,
+  responses: ResponseSlots,
   slots: SlotRange,
-  parts: int,
+  ranges: int,
 ) -> OnlineSoftmax:
-  """Adds a range of slots of each row."""
+  """Adds a range of slots of each row; `ranges` is the number of such calls."""
   row = jnp.arange(queries.shape[0], dtype=jnp.int32)
-  count = part.keys.shape[3]
-  size = block_size(count, _slot_bytes(part.keys))
-  blocks = blocks_to_read(slots, size, count)
+  num_slots = responses.keys.shape[3]
+  slots_per_block = block_size(num_slots, _slot_bytes(responses.keys))
+  blocks = blocks_to_read(slots, slots_per_block, num_slots)
   return attend_blocks(
     queries,
     state,
-    part.keys,
-    part.values,
-    part.layer,
+    responses.keys,
+    responses.values,
+    responses.layer,
     Reads(
       length=blocks.length,
       tile=blocks.row,
@@ -132,7 +134,7 @@ def _attend_slots(
     tile_rows=1,
     scale=layout.scale,
     cap=layout.cap,
-    share=part.share / parts,
+    share=responses.share / ranges,
     interpret=layout.interpret,
   )
 

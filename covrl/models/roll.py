@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows rolled by a number of tokens of their own, with a cheap derivative."""
+"""Rolls of rows, each by its own number of tokens; the derivative is a roll, too."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _roll_forward(
 def _roll_backward(
   shift: Int[Array, ' B'], cotangent: Num[Array, 'B T ...']
 ) -> tuple[Num[Array, 'B T ...'], None]:
-  # Autodiff would scatter and add.
+  # Autodiff would give a scatter-add.
   return roll_rows(cotangent, -shift), None
 
 

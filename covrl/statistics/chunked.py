@@ -40,7 +40,7 @@ def sums(
   moments: bool,
   size: int,
 ) -> SoftmaxSums:
-  """Sums over all columns.
+  """Softmax sums of each token over all columns of the vocabulary.
 
   Args:
     inputs: tokens and columns.
@@ -55,10 +55,10 @@ def sums(
   def step(
     total: SoftmaxSums, index: Int[Array, '']
   ) -> tuple[SoftmaxSums, None]:
-    _, chunk = _chunk(gathered, index, size)
+    _, chunk = _chunk_inputs(gathered, index, size)
 
     def add(block: Block, total: SoftmaxSums) -> SoftmaxSums:
-      tile = logit_tile(_block(chunk, blocks, block), soft_cap)
+      tile = logit_tile(_block_inputs(chunk, blocks, block), soft_cap)
       merged = merge_sums(
         blocks.read(total, block), tile_sums(tile, moments=moments)
       )
@@ -89,7 +89,7 @@ def cotangents(
     residuals: residuals of the forward pass and cotangents of the statistics.
     wanted: tokens to process; the cotangents of others are 0. `None` for all.
     soft_cap: bound of |logits|, or `None`.
-    dtypes: of the two results.
+    dtypes: dtypes of the two results.
     size: columns per chunk.
     on_gpu: whether to multiply the logits' cotangent in the type of the other
       factor.
@@ -107,26 +107,26 @@ def cotangents(
   residuals = jax.tree.map(blocks.gather, residuals)
 
   def step(state: Cotangents, index: Int[Array, '']) -> tuple[Cotangents, None]:
-    first, chunk = _chunk(gathered, index, size)
+    first, chunk = _chunk_inputs(gathered, index, size)
 
     def add(block: Block, state: Cotangents) -> Cotangents:
-      hidden, new = state
-      rows = _block(chunk, blocks, block)
+      hidden, chunk_columns = state
+      rows = _block_inputs(chunk, blocks, block)
       logits = logit_cotangent(rows, blocks.read(residuals, block), soft_cap)
       if on_gpu:
         # As on TPUs: mixed with float32, bfloat16 factors would be multiplied in
         # TF32, at half the rate.
         logits = logits.astype(narrow)
-      product = multiply('nv,dv->nd', logits, rows.unembedding)
-      product += blocks.read(hidden, block)
-      new += multiply('nd,nv->dv', rows.hidden, logits)
-      return blocks.write(hidden, product, block), new
+      hidden_rows = multiply('nv,dv->nd', logits, rows.unembedding)
+      hidden_rows += blocks.read(hidden, block)
+      chunk_columns += multiply('nd,nv->dv', rows.hidden, logits)
+      return blocks.write(hidden, hidden_rows, block), chunk_columns
 
     hidden, columns = state
-    new = jnp.zeros(chunk.unembedding.shape, wide)
-    hidden, new = blocks.loop(add, (hidden, new))
+    chunk_columns = jnp.zeros(chunk.unembedding.shape, wide)
+    hidden, chunk_columns = blocks.loop(add, (hidden, chunk_columns))
     columns = jax.lax.dynamic_update_slice_in_dim(
-      columns, new.astype(columns.dtype), first, axis=1
+      columns, chunk_columns.astype(columns.dtype), first, axis=1
     )
     return (hidden, columns), None
 
@@ -142,7 +142,7 @@ def cotangents(
 
 
 def _gathered(inputs: Inputs, blocks: Blocks) -> Inputs:
-  """Inputs with the wanted tokens in front."""
+  """Inputs with the wanted tokens moved to the front."""
   return inputs._replace(
     hidden=blocks.gather(inputs.hidden),
     targets=blocks.gather(inputs.targets, -1),
@@ -150,8 +150,8 @@ def _gathered(inputs: Inputs, blocks: Blocks) -> Inputs:
   )
 
 
-def _block(inputs: Inputs, blocks: Blocks, index: Block) -> Inputs:
-  """Inputs of the tokens of a block."""
+def _block_inputs(inputs: Inputs, blocks: Blocks, index: Block) -> Inputs:
+  """Inputs restricted to the tokens of a block."""
   hidden, targets, temperatures = blocks.read(
     (inputs.hidden, inputs.targets, inputs.temperatures), index
   )
@@ -165,7 +165,7 @@ def _num_chunks(inputs: Inputs, size: int) -> int:
   return -(-inputs.unembedding.shape[1] // size)
 
 
-def _chunk(
+def _chunk_inputs(
   inputs: Inputs, index: Int[Array, ''], size: int
 ) -> tuple[Int[Array, ''], Inputs]:
   """First column and inputs of a chunk.

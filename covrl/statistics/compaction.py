@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processing of some tokens of a list only, in blocks of rows.
+"""Compaction: processes only the wanted tokens of a list, in blocks of rows.
 
 The wanted tokens are moved to the front, in their order. A loop then takes one
 block of them after the other, as many as there are: shapes are static, and the
@@ -30,7 +30,7 @@ class Blocks:
   """Blocks of the wanted tokens of a list, or all tokens as one block."""
 
   def __init__(self, wanted: Bool[Array, 'N 1'] | None) -> None:
-    """Finds the places of the wanted tokens.
+    """Computes the order that moves the wanted tokens to the front.
 
     Args:
       wanted: tokens to process; `None` for all, without a copy.
@@ -53,12 +53,12 @@ class Blocks:
     """Runs a function of a block and a state on every block with a token."""
     if self._order is None:
       return body(0, state)
-    most = self._order.source.shape[0] // self._order.size
-    with jax.named_scope(f'about_{most}_trips'):
+    max_trips = self._order.source.shape[0] // self._order.size
+    with jax.named_scope(f'about_{max_trips}_trips'):
       return jax.lax.fori_loop(0, self._order.trips, body, state)
 
   def read(self, tree: Tree, block: Block) -> Tree:
-    """Rows of a block of gathered arrays."""
+    """Returns the rows of a block of gathered arrays."""
     if self._order is None:
       return tree
     size = self._order.size
@@ -83,8 +83,9 @@ class _Order(NamedTuple):
 
   Attributes:
     wanted: the wanted tokens.
-    place: number of wanted tokens before each wanted one.
-    source: token at each place, N at places without one; whole blocks.
+    place: new index of each wanted token: the number of wanted ones before it.
+    source: index of the token at each new index, N where there is no token;
+      padded to whole blocks.
     size: rows of a block.
     trips: number of blocks with a token.
   """
@@ -97,12 +98,12 @@ class _Order(NamedTuple):
 
 
 def _order_of(wanted: Bool[Array, 'N 1']) -> _Order:
-  """Counts the wanted tokens, and chooses the size of blocks."""
+  """Order of a list's tokens, and the size and number of its blocks."""
   length, flags = wanted.shape[0], wanted[:, 0]
-  most = max(min(NUM_BLOCKS, length // MIN_ROWS), 1)
-  size = max(-(-length // most), 1)
+  num_blocks = max(min(NUM_BLOCKS, length // MIN_ROWS), 1)
+  size = max(-(-length // num_blocks), 1)
   place = jnp.cumsum(flags, dtype=jnp.int32) - 1
-  source = jnp.full(most * size, length, jnp.int32)
+  source = jnp.full(num_blocks * size, length, jnp.int32)
   source = source.at[jnp.where(flags, place, source.size)].set(
     jnp.arange(length, dtype=jnp.int32), mode='drop'
   )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The statistics as one operation with a custom derivative, on any mesh.
+"""Per-token statistics as one operation with a custom derivative, on any mesh.
 
   forward   sums over a device's columns, merged over the vocabulary
   backward  dz_j = g (1{j = target} − π_j) − h π_j (log π_j + H)
@@ -62,7 +62,8 @@ class Options(NamedTuple):
     soft_cap: bound of |logits|, or `None`.
     moments: whether moments are computed.
     chunk_size: columns per chunk, for `'chunked'`.
-    gathers: whether `'chunked'` processes only the wanted positions.
+    gathers: whether `'chunked'` processes only the wanted positions, gathered
+      into blocks.
     implementation: `None` is Pallas on TPU and chunks elsewhere.
     partition: partitioning of the operands over the mesh.
   """
@@ -137,12 +138,12 @@ def _backward(
   ) -> tuple[Float[Array, '*B D'], Float[Array, '_ V']]:
     hidden, unembedding = operands.hidden, operands.unembedding
     # Cotangents that are summed over devices stay wide until then.
-    wide = statistics_dtype(hidden, unembedding)
+    wide_dtype = statistics_dtype(hidden, unembedding)
     dtypes = (
-      wide if partition.vocabulary_axes else hidden.dtype,
-      wide if partition.token_axes else unembedding.dtype,
+      wide_dtype if partition.vocabulary_axes else hidden.dtype,
+      wide_dtype if partition.token_axes else unembedding.dtype,
     )
-    static = {'soft_cap': options.soft_cap, 'dtypes': dtypes}
+    static_options = {'soft_cap': options.soft_cap, 'dtypes': dtypes}
     hidden_cotangent, unembedding_cotangent = _dispatch(
       options,
       functools.partial(
@@ -150,9 +151,9 @@ def _backward(
         wanted=_wanted(operands, options),
         size=options.chunk_size,
         on_gpu=on_gpu,
-        **static,
+        **static_options,
       ),
-      functools.partial(kernel.cotangents, **static),
+      functools.partial(kernel.cotangents, **static_options),
       local_inputs(operands, partition),
       jax.tree.map(lambda x: x.reshape(-1, 1), residuals),
     )

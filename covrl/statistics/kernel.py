@@ -45,7 +45,7 @@ Ref: TypeAlias = Any
 def sums(
   inputs: Inputs, *, soft_cap: int | float | None, moments: bool
 ) -> SoftmaxSums:
-  """Sums over all columns.
+  """Softmax sums of each token over all columns of the vocabulary.
 
   Args:
     inputs: tokens and columns.
@@ -96,7 +96,7 @@ def cotangents(
     inputs: tokens and columns.
     residuals: residuals of the forward pass and cotangents of the statistics.
     soft_cap: bound of |logits|, or `None`.
-    dtypes: of the two results.
+    dtypes: dtypes of the two results.
   """
   return (
     _cotangent('hidden', inputs, residuals, soft_cap, dtypes[0]),
@@ -105,14 +105,14 @@ def cotangents(
 
 
 def _cotangent(
-  of: Literal['hidden', 'unembedding'],
+  factor: Literal['hidden', 'unembedding'],
   inputs: Inputs,
   residuals: Residuals,
   soft_cap: int | float | None,
   dtype: jnp.dtype,
 ) -> Float[Array, '_ _']:
-  """Cotangent of one factor: each outer block sums over the inner blocks."""
-  of_hidden = of == 'hidden'
+  """Cotangent of one factor of the logits: outer blocks sum over inner blocks."""
+  of_hidden = factor == 'hidden'
   grid = make_grid(
     inputs, outer='tokens' if of_hidden else 'columns', accumulated=dtype
   )
@@ -158,7 +158,7 @@ def _cotangent(
     )
   call = grid.pallas_call(
     kernel,
-    name=f'token_sums_{of}',
+    name=f'token_sums_{factor}',
     matmuls=2,
     in_specs=(
       grid.input_specs(),
@@ -196,7 +196,7 @@ def _matmul(
     logits: cotangent of the logits.
     factor: columns of the unembedding, or hidden states.
     contract: axis of each that is summed over.
-    dtype: of the factors.
+    dtype: dtype of the factors.
   """
   logits, factor = logits.astype(dtype), factor.astype(dtype)
   return jax.lax.dot_general(

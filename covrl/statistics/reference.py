@@ -76,7 +76,7 @@ def token_stats_from_logits(
   Computed in at least float32. logprobs ≤ 0 ≤ entropy holds exactly.
 
   Args:
-    logits: of each token; −∞ marks tokens that cannot be sampled.
+    logits: logits at each token; −∞ marks tokens that cannot be sampled.
     targets: sampled tokens, integers in [0, V). In a compiled program, where
       they are not known, the log-probability of any other number is NaN.
     temperature: positive, one for all tokens or one each; a constant to
@@ -145,8 +145,8 @@ def token_temperatures(
   temperature: Temperature, targets: Int[Array, '*B'], dtype: jnp.dtype
 ) -> Float[Array, '*B 1']:
   """Broadcasts the temperature to one per token."""
-  each = jnp.broadcast_to(jnp.asarray(temperature, dtype), targets.shape)
-  return jax.lax.stop_gradient(each)[..., None]
+  per_token = jnp.broadcast_to(jnp.asarray(temperature, dtype), targets.shape)
+  return jax.lax.stop_gradient(per_token)[..., None]
 
 
 def check_temperature(temperature: Any, shape: tuple[int, ...]) -> None:
@@ -158,11 +158,11 @@ def check_temperature(temperature: Any, shape: tuple[int, ...]) -> None:
   """
   if np.ndim(temperature):
     check_array('temperature', temperature, 'real', '...', shape)
-    known = concrete(temperature)
-    if known is not None and not np.all((known > 0) & np.isfinite(known)):
+    value = concrete(temperature)
+    if value is not None and not np.all((value > 0) & np.isfinite(value)):
       raise ValueError(
         'temperature must be finite and positive for every token, got '
-        f'{known.min():g} to {known.max():g}'
+        f'{value.min():g} to {value.max():g}'
       )
   else:
     check_number('temperature', temperature, 0, is_open=True)
@@ -179,10 +179,10 @@ def check_targets(
     vocabulary: number of tokens V.
   """
   check_array('targets', targets, 'int', '...', shape)
-  known = concrete(targets)
-  if known is None or not known.size:
+  value = concrete(targets)
+  if value is None or not value.size:
     return
-  low, high = int(known.min()), int(known.max())
+  low, high = int(value.min()), int(value.max())
   if low < 0 or high >= vocabulary:
     raise ValueError(
       f'targets must lie in [0, {vocabulary}), the vocabulary, got '
@@ -233,9 +233,11 @@ def stats_from_normaliser(
 ) -> TokenStats:
   """Statistics of scaled logits with a known normaliser."""
   shifted = scaled - normaliser.peak[..., None]
-  chosen = jnp.sum(jnp.where(one_hot(scaled, targets), shifted, 0), axis=-1)
+  target_logits = jnp.sum(
+    jnp.where(one_hot(scaled, targets), shifted, 0), axis=-1
+  )
   return TokenStats(
-    logprobs=chosen - normaliser.log_total,
+    logprobs=target_logits - normaliser.log_total,
     entropy=normaliser.log_total - normaliser.mean,
   )
 

@@ -84,8 +84,10 @@ class Partition(NamedTuple):
       # XLA's TPU compiler tries to sum whole gradients over micro-batches and
       # scatter once, and fails where there is nothing left to reduce.
       unembedding = jax.lax.optimization_barrier(unembedding)
-    rest = tuple(n for n in self.token_axes if n not in self.width_axes)
-    return jax.lax.psum(unembedding, rest) if rest else unembedding
+    remaining = tuple(
+      name for name in self.token_axes if name not in self.width_axes
+    )
+    return jax.lax.psum(unembedding, remaining) if remaining else unembedding
 
 
 def partition_of(

@@ -178,8 +178,8 @@ def token_stats(
   )
   if chunk_size and not implementation:
     implementation = 'chunked'
-  few = targets.size * unembedding.shape[-1] <= MAX_WHOLE_LOGITS
-  if few and implementation is None:
+  is_small = targets.size * unembedding.shape[-1] <= MAX_WHOLE_LOGITS
+  if is_small and implementation is None:
     stats, token_moments = _whole_stats(operands, soft_cap, moments)
   else:
     partition = partition_of(unembedding, targets)

@@ -33,7 +33,7 @@ DEFAULT_VMEM = 64 * 2**20
 VMEM_SHARE = 7 / 8
 # Number of float32 arrays of a block of logits that are live in a step.
 LIVE_LOGITS = 6
-# Number of per-token values read or written, each in a row of lanes.
+# Number of per-token values read or written, each padded to a row of lanes.
 LIVE_NUMBERS = 18
 
 
@@ -83,7 +83,7 @@ class BlockGrid:
     axis = int(self.outer == 'columns')
     return pl.BlockSpec(
       (self.block[0], size),
-      lambda *at: (at[axis], 0),
+      lambda *index: (index[axis], 0),
       pipeline_mode=self._buffers(axis),
     )
 
@@ -92,7 +92,7 @@ class BlockGrid:
     axis = int(self.outer == 'tokens')
     return pl.BlockSpec(
       (size, self.block[1]),
-      lambda *at: (0, at[axis]),
+      lambda *index: (0, index[axis]),
       pipeline_mode=self._buffers(axis),
     )
 
@@ -134,14 +134,14 @@ class BlockGrid:
       tokens, columns = columns, tile
       first = pl.program_id(0) * self.block[1] + tile.start
     unembedding = refs.unembedding[:, columns]
-    numbers = first + jax.lax.broadcasted_iota(
+    column_index = first + jax.lax.broadcasted_iota(
       jnp.int32, (1, unembedding.shape[1]), 1
     )
     impossible = refs.impossible[:, columns] != 0
     return Inputs(
       hidden=refs.hidden[tokens],
       unembedding=unembedding,
-      impossible=impossible | (numbers >= self.vocabulary),
+      impossible=impossible | (column_index >= self.vocabulary),
       targets=refs.targets[tokens] - first,
       temperatures=refs.temperatures[tokens],
     )
@@ -209,19 +209,21 @@ def make_grid(
   vmem = int(VMEM_SHARE * _vmem())
 
   def required_bytes(block: tuple[int, int]) -> int:
-    large, small = block
-    tile = min(large, TILE)
-    factors = dtype.itemsize * width * (large + 2 * small)
-    logits = LIVE_LOGITS * 4 * tile * small
-    numbers = LIVE_NUMBERS * 4 * LANES * max(block)
+    outer_size, inner_size = block
+    tile = min(outer_size, TILE)
+    factors = dtype.itemsize * width * (outer_size + 2 * inner_size)
+    logits = LIVE_LOGITS * 4 * tile * inner_size
+    token_values = LIVE_NUMBERS * 4 * LANES * max(block)
     cotangent = 0
     if accumulated is not None:
-      cotangent = width * (large * (4 + accumulated.itemsize) + tile * 4)
-    return factors + logits + numbers + cotangent
+      cotangent = width * (outer_size * (4 + accumulated.itemsize) + tile * 4)
+    return factors + logits + token_values + cotangent
 
   fitting = [block for block in BLOCKS if required_bytes(block) <= vmem]
-  large, small = (fitting or BLOCKS[-1:])[0]
-  tokens, columns = (large, small) if outer == 'tokens' else (small, large)
+  outer_size, inner_size = (fitting or BLOCKS[-1:])[0]
+  tokens, columns = (
+    (outer_size, inner_size) if outer == 'tokens' else (inner_size, outer_size)
+  )
   return BlockGrid(
     outer=outer,
     count=count,

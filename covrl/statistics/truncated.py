@@ -59,7 +59,7 @@ class Truncation(NamedTuple):
   removed: float | None = None
 
   def check(self) -> Truncation:
-    """Returns itself.
+    """Checks both numbers, and returns the truncation itself.
 
     Raises:
       ValueError: a number is outside its range.
@@ -77,12 +77,13 @@ NO_TRUNCATION = Truncation()
 
 
 class Options(NamedTuple):
-  """Static arguments.
+  """Static arguments of one truncation's statistics.
 
   Attributes:
     soft_cap: bound of |logits|, or `None`.
     partition: partitioning of the operands over the mesh.
-    truncation: share of the vocabulary, or bound of min-p.
+    truncation: `Truncation.removed` for `top_entropy`, `Truncation.min_p` for
+      `filtered_logprobs`.
   """
 
   soft_cap: int | float | None
@@ -91,7 +92,7 @@ class Options(NamedTuple):
 
 
 class Kept(NamedTuple):
-  """Normaliser of the kept tokens of each position.
+  """Softmax normaliser of each position over the tokens that are kept.
 
   Attributes:
     peak: largest logit.
@@ -124,14 +125,14 @@ def filtered_logprobs(
       sums = _sum(jnp.where(kept, jnp.exp(x), 0), partition)
       target = _sum(jnp.where(tile.is_target & possible, x, 0), partition)
       is_kept = _sum((tile.is_target & kept).astype(jnp.int32), partition) > 0
-      # NaN, and a target that is not in the vocabulary, are not −∞.
-      # Nor are those of a position without a possible token.
+      # −∞ is for removed targets only: NaN logits, a target outside the
+      # vocabulary, and a position without a possible token give NaN.
       unknown = (sums == 0) | jnp.isnan(sums) | jnp.isnan(target)
       found = jnp.where(is_kept, target - jnp.log(sums), -jnp.inf)
       return jnp.where(unknown, jnp.nan, found)
 
     inputs = _finite_inputs(operands, partition)
-    return _by_positions(run, inputs).reshape(operands.targets.shape)
+    return _map_positions(run, inputs).reshape(operands.targets.shape)
 
   return map_shards(
     on_device, partition, (operand_specs(partition),), partition.token_spec
@@ -149,23 +150,26 @@ def top_entropy(operands: Operands, options: Options) -> Float[Array, '*B']:
   return _top_entropy(operands, options)
 
 
-def _entropy(operands: Operands, options: Options) -> Float[Array, '*B']:
-  return _entropy_forward(operands, options)[0]
+def _top_entropy_primal(
+  operands: Operands, options: Options
+) -> Float[Array, '*B']:
+  return _top_entropy_forward(operands, options)[0]
 
 
-_top_entropy = jax.custom_vjp(_entropy, nondiff_argnums=(1,))
+_top_entropy = jax.custom_vjp(_top_entropy_primal, nondiff_argnums=(1,))
 
 
-def _entropy_forward(
+def _top_entropy_forward(
   operands: Operands, options: Options
 ) -> tuple[Float[Array, '*B'], tuple[Operands, Kept]]:
+  """Forward pass of `top_entropy`: the entropy, and residuals."""
   partition = options.partition
   removed = int(options.truncation * operands.unembedding.shape[1])
 
   def on_device(operands: Operands) -> tuple[Float[Array, '*B'], Kept]:
     def run(rows: Inputs) -> tuple[Float[Array, 'N 1'], Kept]:
       tile = logit_tile(rows, options.soft_cap)
-      kept = _top(tile, removed, partition)
+      kept = _is_kept(tile, removed, partition)
       peak = _peak(tile, partition)
       x, possible = shift_logits(tile.scaled, peak)
       mass = jnp.where(possible & kept, jnp.exp(x), 0)
@@ -175,7 +179,7 @@ def _entropy_forward(
 
     inputs = _finite_inputs(operands, partition)
     return jax.tree.map(
-      lambda x: x.reshape(operands.targets.shape), _by_positions(run, inputs)
+      lambda x: x.reshape(operands.targets.shape), _map_positions(run, inputs)
     )
 
   tokens = partition.token_spec
@@ -185,7 +189,7 @@ def _entropy_forward(
   return entropy, (operands, kept)
 
 
-def _entropy_backward(
+def _top_entropy_backward(
   options: Options,
   residuals: tuple[Operands, Kept],
   cotangent: Float[Array, '*B'],
@@ -207,7 +211,7 @@ def _entropy_backward(
     )
 
     def run(
-      columns: Float[Array, 'D V'],
+      unembedding_cotangent: Float[Array, 'D V'],
       rows: Inputs,
       rest: tuple[Kept, Float[Array, 'N 1']],
       is_copy: Bool[Array, 'N 1'],
@@ -215,28 +219,33 @@ def _entropy_backward(
       kept, signal = rest[0], jnp.where(is_copy, 0, rest[1])
       tile = logit_tile(rows, options.soft_cap)
       x, possible = shift_logits(tile.scaled, kept.peak)
-      # Ranked again: its logits may differ from the forward pass's by rounding.
-      is_kept = possible & _top(tile, removed, partition)
+      # The mask is computed again from these logits, which may differ from those
+      # of the forward pass by rounding.
+      is_kept = possible & _is_kept(tile, removed, partition)
       pi = jnp.where(is_kept, jnp.exp(x), 0) / kept.total
-      change = -signal * pi * (x - kept.mean) / rows.temperatures
+      logit_cotangent = -signal * pi * (x - kept.mean) / rows.temperatures
       if options.soft_cap is not None:
         capped = jnp.where(possible, tile.capped / options.soft_cap, 0)
-        change *= 1 - capped**2
-      columns += multiply('nd,nv->dv', rows.hidden, change)
-      return columns, multiply('nv,dv->nd', change, rows.unembedding)
+        logit_cotangent *= 1 - capped**2
+      unembedding_cotangent += multiply(
+        'nd,nv->dv', rows.hidden, logit_cotangent
+      )
+      return unembedding_cotangent, multiply(
+        'nv,dv->nd', logit_cotangent, rows.unembedding
+      )
 
     inputs = _finite_inputs(operands, partition)
     kept, cotangent = jax.tree.map(
       lambda x: x.reshape(-1, 1), (kept, cotangent)
     )
-    columns, hidden_cotangent = _scan_positions(
+    unembedding_cotangent, hidden_cotangent = _scan_positions(
       run, jnp.zeros(unembedding.shape, wide), inputs, (kept, cotangent)
     )
     hidden_cotangent = partition.sum_over_columns(hidden_cotangent)
-    columns = partition.sum_over_tokens(columns)
+    unembedding_cotangent = partition.sum_over_tokens(unembedding_cotangent)
     return (
       hidden_cotangent.astype(hidden.dtype).reshape(hidden.shape),
-      columns.astype(unembedding.dtype),
+      unembedding_cotangent.astype(unembedding.dtype),
     )
 
   tokens = partition.token_spec
@@ -257,7 +266,7 @@ def _entropy_backward(
   )
 
 
-_top_entropy.defvjp(_entropy_forward, _entropy_backward)
+_top_entropy.defvjp(_top_entropy_forward, _top_entropy_backward)
 
 
 def _finite_inputs(operands: Operands, partition: Partition) -> Inputs:
@@ -284,7 +293,7 @@ def _sum(terms: Array, partition: Partition) -> Array:
   return jax.lax.psum(total, partition.vocabulary_axes)
 
 
-def _top(
+def _is_kept(
   tile: LogitTile, removed: int, partition: Partition
 ) -> Bool[Array, 'N V']:
   """Whether each token is among all but the `removed` least likely ones.
@@ -292,7 +301,8 @@ def _top(
   The key of the least likely kept one is found bit by bit: the largest number
   with at most `removed` keys below it.
   """
-  # Compared as they were counted, and not computed anew.
+  # With the barrier, the keys that are compared in the end are those that were
+  # counted: XLA does not compute them anew.
   keys = jax.lax.optimization_barrier(float_key(tile.scaled))
   info = jnp.iinfo(keys.dtype)
 
@@ -309,12 +319,12 @@ def _top(
   return keys >= jax.lax.fori_loop(0, info.bits - 1, narrow, start)
 
 
-def _by_positions(run: Callable[[Inputs], Result], inputs: Inputs) -> Result:
-  """Runs a function on a few positions after the other."""
-  _, found = _scan_positions(
+def _map_positions(run: Callable[[Inputs], Result], inputs: Inputs) -> Result:
+  """Runs a function on a few positions at a time."""
+  _, results = _scan_positions(
     lambda state, rows, _rest, _is_copy: (state, run(rows)), (), inputs, ()
   )
-  return found
+  return results
 
 
 def _scan_positions(
@@ -325,11 +335,12 @@ def _scan_positions(
   inputs: Inputs,
   rest: Rest,
 ) -> tuple[State, Result]:
-  """Runs a function on a few positions after the other, with a state.
+  """Runs a function on a few positions at a time, with a carried state.
 
   Args:
     run: `(state, inputs, rest, is_copy) -> (state, [n, …] arrays)` of some
-      positions; copies fill up the last ones, and their arrays are dropped.
+      positions. Copies of the last position pad the last call; their arrays are
+      dropped.
     state: initial state.
     inputs: all positions and columns.
     rest: further arrays `[N, …]`.
@@ -357,9 +368,9 @@ def _scan_positions(
   if count == size:
     return run(state, inputs, rest, is_copy[:, None])
   chunks = jax.tree.map(split, (per_position, rest))
-  state, found = jax.lax.scan(
+  state, results = jax.lax.scan(
     step, state, (*chunks, is_copy.reshape(-1, size, 1))
   )
   return state, jax.tree.map(
-    lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], found
+    lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], results
   )

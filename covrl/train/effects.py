@@ -15,7 +15,8 @@ from covrl.models import ModelConfig
 from covrl.tasks.task import Task
 from covrl.train.algorithm import Algorithm
 
-# Fields that only the functions of a recipe read, or the run for some of them.
+# Fields and sections (`NAME.`) that have an effect only if something reads them while
+# the run is built, such as a function of the recipe.
 _READ_BY_RECIPES = (
   *('task.', 'maze.', 'arithmetic.', 'data.', 'entropy.'),
   *('train.learning_rate', 'train.max_gradient_norm'),
@@ -26,7 +27,7 @@ _READ_BY_RECIPES = (
   'evaluate.temperature',
 )
 
-# Fields by what they need: its description, and whether a configuration has it.
+# Fields with what they need to have an effect, in words and as a predicate.
 _NEEDS: tuple[tuple[tuple[str, ...], str, Callable[[Config], object]], ...] = (
   (
     ('warm_start.', 'checkpoint.warm_start_every', 'logging.warm_start_every'),
@@ -114,8 +115,9 @@ def reads_reference(algorithm: Algorithm) -> bool:
 def reads_moments(algorithm: Algorithm) -> bool:
   """Returns whether a loss or token chain reads moments of the policy.
 
-  See `reads_reference`. A decision on the statistics of the old policy is given
-  its moments as the current ones, too.
+  Both the current moments and those of the old policy count, since a decision on
+  the statistics of the old policy receives its moments as `moments`. See
+  `reads_reference` for how it is found out.
   """
   return _reads(algorithm, 'moments', 'old_moments')
 
@@ -124,28 +126,28 @@ def _reads(algorithm: Algorithm, *entries: str) -> bool:
   """Returns whether loss or token chain depend on entries of the context."""
   stats, context = single_token()
   given_by_loss = ('score_weight', 'clipped')
-  of_loss: dict[str, Any] = {
+  loss_context: dict[str, Any] = {
     name: value for name, value in context.items() if name not in given_by_loss
   }
 
   def run(read: dict[str, Any]) -> tuple[Any, Any]:
-    given = of_loss | read
+    values = loss_context | read
     (value, aux), signal = jax.value_and_grad(algorithm.loss, has_aux=True)(
-      stats, **given
+      stats, **values
     )
     state = algorithm.token_tx.init(stats.template())
     return value, update_signal(
-      algorithm.token_tx, signal, state, stats, **(given | aux.for_selection)
+      algorithm.token_tx, signal, state, stats, **(values | aux.for_selection)
     )
 
   try:
     traced = jax.make_jaxpr(run)(
-      {name: of_loss[name] for name in entries}
+      {name: loss_context[name] for name in entries}
     ).jaxpr
   except Exception:
     return True
   used = [*traced.outvars, *(x for eqn in traced.eqns for x in eqn.invars)]
-  return any(each is entry for each in used for entry in traced.invars)
+  return any(each is argument for each in used for argument in traced.invars)
 
 
 def _reason(
@@ -157,8 +159,8 @@ def _reason(
 ) -> str:
   """Returns why a field has no effect; empty if it may have one."""
   for fields, need, is_met in _NEEDS:
-    is_subject = name != 'warm_start.steps' and _is_among(name, fields)
-    if is_subject and not is_met(config):
+    is_dependent = name != 'warm_start.steps' and _is_among(name, fields)
+    if is_dependent and not is_met(config):
       return f'it needs {need}'
   if name == 'train.balance' and model.experts is None:
     return 'it needs a model with experts'

@@ -81,13 +81,13 @@ def old_stats(batch: TokenBatch, truncation: Truncation) -> PolicyStats:
 
   The entropy of a truncated policy, which no decision may read, is NaN.
   """
-  unknown = None
+  top_entropy = None
   if truncation.removed is not None:
-    unknown = jnp.full_like(batch.old_entropy, jnp.nan)
+    top_entropy = jnp.full_like(batch.old_entropy, jnp.nan)
   stats = TokenStats(
     logprobs=batch.old_logprobs,
     entropy=batch.old_entropy,
-    top_entropy=unknown,
+    top_entropy=top_entropy,
   )
   return stats, batch.old_moments
 
@@ -103,7 +103,7 @@ def policy_stats(
   moments: bool = True,
 ) -> PolicyStats:
   """Per-token statistics and moments of the policy; see `forward`."""
-  found = forward(
+  outputs = forward(
     policy,
     params,
     rows,
@@ -112,7 +112,7 @@ def policy_stats(
     truncation,
     moments=moments,
   )
-  return found.stats, found.moments
+  return outputs.stats, outputs.moments
 
 
 def forward(
@@ -125,10 +125,10 @@ def forward(
   *,
   moments: bool = True,
 ) -> ForwardOutputs:
-  """Runs the policy on rows of tokens, for all that an update reads of it.
+  """Runs the policy on rows of tokens, and computes their statistics.
 
-  Statistics off the `loss_mask` are 0; where XLA computes them, their cost is
-  that of the tokens on it.
+  Statistics of tokens off the `loss_mask` are 0. XLA's chunks skip these tokens,
+  TPU kernels do not (see `token_stats`).
 
   Tokens are routed to the rows' `experts`, if there are any.
 
@@ -165,16 +165,18 @@ def forward(
     truncation=truncation,
   )
   if moments or truncation.min_p is not None:
-    found = compute(moments=True)
+    computed = compute(moments=True)
   else:
-    found = compute(), None
+    computed = compute(), None
   padding = ((0, 0), (first_column, 0))
-  stats, computed = jax.tree.map(lambda x: jnp.pad(x, padding), found)
-  return ForwardOutputs(stats, computed or _unknown_moments(stats), routing)
+  stats, padded_moments = jax.tree.map(lambda x: jnp.pad(x, padding), computed)
+  return ForwardOutputs(
+    stats, padded_moments or _unknown_moments(stats), routing
+  )
 
 
 def _unknown_moments(stats: TokenStats) -> TokenMoments:
-  """Moments that were not computed: NaN."""
+  """Moments of NaN, for those that were not computed."""
   unknown = jnp.full_like(stats.logprobs, jnp.nan)
   return TokenMoments(
     square=unknown, square_log=unknown, square_log_square=unknown
@@ -187,7 +189,7 @@ def row_context(
   moments: TokenMoments,
   first: Bool[Array, ''],
 ) -> TokenContext:
-  """Context entries of some rows.
+  """Entries of the token context of some rows.
 
   Args:
     rows: rows of an optimiser batch.
@@ -195,11 +197,13 @@ def row_context(
     moments: current moments of the policy.
     first: whether `stats` replace `old_logprobs`, at a rollout's first update.
   """
-  own = jax.lax.stop_gradient(stats.logprobs)
+  current_logprobs = jax.lax.stop_gradient(stats.logprobs)
   context = TokenContext(
     advantages=rows.advantages,
-    # Off the mask the policy's own are 0.
-    old_logprobs=jnp.where(first | ~rows.loss_mask, own, rows.old_logprobs),
+    # Off the mask the current ones are 0, and with them the log-ratio.
+    old_logprobs=jnp.where(
+      first | ~rows.loss_mask, current_logprobs, rows.old_logprobs
+    ),
     old_entropy=rows.old_entropy,
     old_moments=rows.old_moments,
     moments=moments,
@@ -296,9 +300,11 @@ def make_entropy_change(
       return jnp.where(rows.loss_mask, stats.entropy, 0)
 
     def run(rows: TokenBatch) -> tuple[tuple[Scalar, PyTree], tuple[()]]:
-      now, pull_back = jax.vjp(lambda trained: entropies(trained, rows), before)
-      (gradient,) = pull_back(jnp.ones_like(now))
-      return (jnp.sum(entropies(after, rows) - now), gradient), ()
+      entropy_before, pull_back = jax.vjp(
+        lambda trained: entropies(trained, rows), before
+      )
+      (gradient,) = pull_back(jnp.ones_like(entropy_before))
+      return (jnp.sum(entropies(after, rows) - entropy_before), gradient), ()
 
     (realised, gradient), _ = over_micro_batches(run, batch, micro_batches)
     predicted = optax.tree.vdot(gradient, optax.tree.sub(after, before))
