@@ -20,7 +20,7 @@ def check_finite(params: PyTree, owner: str) -> None:
 
   >>> check_finite({'head': jnp.array([1.0, jnp.nan])}, 'models/a')
   Traceback (most recent call last):
-  ValueError: models/a: head must be finite in float32, and is not
+  ValueError: models/a: head must be finite in float32, got NaN or infinity
   """
 
   def are_finite(params: PyTree) -> PyTree:

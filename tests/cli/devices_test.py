@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cache of compiled programs that cannot be written is said once."""
+"""The directory of compiled programs, writable or not, and missing devices."""
 
 import errno
 import os
@@ -21,9 +21,11 @@ FIELDS = (
 
 @pytest.fixture(autouse=True)
 def settings(monkeypatch):
-  """One device; settings of JAX are restored."""
+  """One device; settings of JAX are those of a new process, then restored."""
   monkeypatch.setattr(jax, 'device_count', lambda: 1)
   before = {name: jax.config.values[name] for name in FIELDS}
+  jax.config.update('jax_enable_compilation_cache', True)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
   yield
   for name, value in before.items():
     jax.config.update(name, value)
