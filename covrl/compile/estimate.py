@@ -79,6 +79,7 @@ class StateMemory:
 
   @property
   def _state(self) -> int:
+    """Bytes of everything that is in memory all the time."""
     return (
       self.params + self.frozen + self.optimizer + self.networks + self.experts
     )
@@ -111,10 +112,10 @@ def state_memory(recipe: Recipe, policy: Policy) -> StateMemory:
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   state = CompiledPrograms(policy, algorithm, config, mesh).abstract_state()
   return StateMemory(
-    params=_size(state.trainable),
-    frozen=_size(state.frozen),
-    optimizer=_size(state.opt_state),
-    networks=_size(state.networks),
+    params=_bytes(state.trainable),
+    frozen=_bytes(state.frozen),
+    optimizer=_bytes(state.opt_state),
+    networks=_bytes(state.networks),
     gradients=4
     * max(
       policy.num_params,
@@ -167,12 +168,12 @@ def iteration_time(
     sampling=steps * step,
     scoring=(
       config.scoring_passes * scoring
-      + sum(scoring_flops(each.config, sequences, width) for each in networks)
+      + sum(scoring_flops(model.config, sequences, width) for model in networks)
     )
     / rate,
     training=sum(
-      update_flops(each.config, sequences, width)
-      for each in (policy, *networks)
+      update_flops(model.config, sequences, width)
+      for model in (policy, *networks)
     )
     / rate,
   )
@@ -216,20 +217,20 @@ def read_compiled(
   for name in recipe.networks(recipe.config):
     stages |= {f'{name}_step': 'training', f'{name}_score': 'scoring'}
   try:
-    found = json.loads(file.read_text())
-    programs: dict[str, dict[str, Any]] = found['programs']
-    described = found['recipe'], found['topology'], found['num_slices']
+    output = json.loads(file.read_text())
+    programs: dict[str, dict[str, Any]] = output['programs']
+    described = output['recipe'], output['topology'], output['num_slices']
     missing = [name for name in stages if name not in programs]
     fullest = max(programs, key=lambda name: programs[name]['hbm_bytes'])
     seconds = dict.fromkeys(stages.values(), 0.0)
     for name in stages.keys() & programs.keys():
-      each = programs[name]
+      program = programs[name]
       # Unknown for a program that does not fit.
-      bound = each['roofline_seconds']
-      bound = math.nan if bound is None else bound * each['calls']
+      bound = program['roofline_seconds']
+      bound = math.nan if bound is None else bound * program['calls']
       seconds[stages[name]] += bound
     compiled = CompiledEstimate(
-      fits=bool(found['fits']),
+      fits=bool(output['fits']),
       fullest=fullest,
       peak=int(programs[fullest]['hbm_bytes']),
       limit=int(programs[fullest]['hbm_limit_bytes']),
@@ -276,7 +277,7 @@ def _record_bytes(config: Config, model: ModelConfig) -> int:
   return tokens * ExpertRecord.of(model).bytes_per_token
 
 
-def _size(tree: PyTree) -> int:
+def _bytes(tree: PyTree) -> int:
   """Returns the bytes of a tree of arrays or shapes."""
   leaves: list[Any] = jax.tree.leaves(tree)
   return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)

@@ -41,7 +41,8 @@ from covrl.train.initial_policy import make_policy
 from covrl.train.state_sharding import check_mesh
 from covrl.types import TokenStats
 
-_SHOWN = 3
+# Number of prompts that are shown.
+_NUM_EXAMPLES = 3
 
 
 def plan(
@@ -66,25 +67,25 @@ def plan(
   if num_slices < 1:
     raise ConfigError(f'--num_slices must be at least 1, got {num_slices}')
   config = recipe.config
-  found = None
+  estimate = None
   if compiled is not None and topology is not None:
-    found = read_compiled(compiled, recipe, topology, num_slices)
+    estimate = read_compiled(compiled, recipe, topology, num_slices)
   task: Task = recipe.task(config)
   policy = make_policy(recipe, task.tokenizer)
   algorithm = Algorithm.from_recipe(recipe)
-  # Whatever refuses fields comes before the first line.
+  # Everything that may refuse fields is built before the first line.
   networks = network_models(recipe, policy)
   memory = state_memory(recipe, policy)
   yield f'{recipe.name}: {policy.num_params:,} parameters'
-  yield from _sizes(config)
+  yield from _batch_lines(config)
   if _selects(algorithm):
-    yield _selected(config)
+    yield _selection_line(config)
   for text in config_warnings(config, algorithm):
     yield f'warning: {text}'
-  yield from _examples(config, task)
+  yield from _example_lines(config, task)
   for name, model in zip(recipe.networks(config), networks, strict=True):
     yield f'{name}: {model.num_params:,} parameters, trained beside the policy'
-  yield from _state(memory, topology, num_slices)
+  yield from _memory_lines(memory, topology, num_slices)
   if topology is None:
     yield 'give --topology (such as v5p-64) to see what fits and how long it takes'
     return
@@ -94,41 +95,41 @@ def plan(
     check_mesh(config, policy.config, mesh)
   except ValueError as error:
     yield f'CANNOT RUN there as configured: {error}'
-  if found is not None:
+  if estimate is not None:
     yield (
-      f'as compiled, {found.fullest} needs the most memory: '
-      f'{bytes_text(found.peak)} of {bytes_text(found.limit)} per chip; '
-      f'{"it fits" if found.fits else "it DOES NOT FIT"}'
+      f'as compiled, {estimate.fullest} needs the most memory: '
+      f'{bytes_text(estimate.peak)} of {bytes_text(estimate.limit)} per chip; '
+      f'{"it fits" if estimate.fits else "it DOES NOT FIT"}'
     )
-    seconds, how = (
-      found.seconds,
+    seconds, basis = (
+      estimate.seconds,
       'a lower bound: every compiled program at its roofline',
     )
   else:
-    most = max(memory.training, memory.sampling) / (topology.chips * num_slices)
+    peak = max(memory.training, memory.sampling) / (topology.chips * num_slices)
     yield (
-      f'  {"may fit" if most <= topology.chip.hbm else "DOES NOT FIT"}: '
-      f'{bytes_text(most)} of {bytes_text(topology.chip.hbm)} per chip, if the mesh'
+      f'  {"may fit" if peak <= topology.chip.hbm else "DOES NOT FIT"}: '
+      f'{bytes_text(peak)} of {bytes_text(topology.chip.hbm)} per chip, if the mesh'
       ' shards everything'
     )
     seconds = iteration_time(
       config, policy, memory, topology, num_slices, networks
     )
-    how = (
+    basis = (
       f'at {FLOPS_SHARE:.0%} of the peak FLOP/s and {BANDWIDTH_SHARE:.0%} of the '
       'bandwidth'
     )
-  yield f'estimate, not measured ({how}; full-length responses):'
-  yield from _times(seconds, config.train.iterations)
+  yield f'estimate, not measured ({basis}; full-length responses):'
+  yield from _time_lines(seconds, config.train.iterations)
 
 
-def _state(
+def _memory_lines(
   memory: StateMemory, topology: AnyTopology | None, num_slices: int
 ) -> Iterator[str]:
   """Yields lines on the memory of the training state."""
   chips = topology.chips * num_slices if topology else 1
-  where = f'{chips:,} × {topology.chip.name}' if topology else 'all devices'
-  yield f'memory without activations, {where}:'
+  devices = f'{chips:,} × {topology.chip.name}' if topology else 'all devices'
+  yield f'memory without activations, {devices}:'
   for field in dataclasses.fields(memory):
     size = getattr(memory, field.name)
     if field.name == 'experts' and not size:
@@ -138,7 +139,7 @@ def _state(
     )
 
 
-def _times(seconds: IterationTime, iterations: int) -> Iterator[str]:
+def _time_lines(seconds: IterationTime, iterations: int) -> Iterator[str]:
   """Yields lines on the time of an iteration and of the run."""
   for field in dataclasses.fields(seconds):
     yield f'  {field.name:10} {time_text(getattr(seconds, field.name))}'
@@ -149,7 +150,7 @@ def _times(seconds: IterationTime, iterations: int) -> Iterator[str]:
   )
 
 
-def _sizes(config: Config) -> Iterator[str]:
+def _batch_lines(config: Config) -> Iterator[str]:
   """Yields lines on batch sizes and token counts."""
   rollout = config.rollout
   response = config.train.sequences_per_update * rollout.max_response_length
@@ -183,43 +184,50 @@ def _selects(algorithm: Algorithm) -> bool:
   return any(isinstance(node, TokenMaskedState) for node in nodes)
 
 
-def _selected(config: Config) -> str:
+def _selection_line(config: Config) -> str:
   """Returns a line on the number of tokens that the token chain selects."""
   rows, limit = (
     config.train.sequences_per_update,
     config.rollout.max_response_length,
   )
-  most = math.floor(config.entropy.fraction * rows * limit)
+  selected = math.floor(config.entropy.fraction * rows * limit)
   return (
     'tokens that the token chain selects if it uses entropy.fraction = '
-    f'{config.entropy.fraction:g}: at most {most:,}'
+    f'{config.entropy.fraction:g}: at most {selected:,}'
   )
 
 
-def _examples(config: Config, task: Task) -> Iterator[str]:
+def _example_lines(config: Config, task: Task) -> Iterator[str]:
   """Yields lines on the first prompts and the rewards of their references.
 
-  A text that is the reference of a problem without a known response is scored as
-  the response, which not every task has to reward.
+  A problem without a known correct response, whose reference is a text, is scored
+  with that text as the response. Its reward may be below 1: in some tasks the
+  reference is not an answer.
   """
-  problems = [task.train[n] for n in range(min(_SHOWN, len(task.train)))]
-  known = [task.reference_response(p) for p in problems]
-  tried = [
+  problems = [task.train[n] for n in range(min(_NUM_EXAMPLES, len(task.train)))]
+  known_responses = [task.reference_response(p) for p in problems]
+  scored_texts = [
     problem.reference
     if response is None and isinstance(problem.reference, str)
     else response
-    for problem, response in zip(problems, known, strict=True)
+    for problem, response in zip(problems, known_responses, strict=True)
   ]
   rewards = _reference_rewards(
     config,
     task,
-    [(p, r) for p, r in zip(problems, tried, strict=True) if r is not None],
+    [
+      (p, r)
+      for p, r in zip(problems, scored_texts, strict=True)
+      if r is not None
+    ],
   )
-  for problem, response, text in zip(problems, known, tried, strict=True):
+  for problem, response, text in zip(
+    problems, known_responses, scored_texts, strict=True
+  ):
     yield f'prompt ({len(prompt_ids(problem, task.tokenizer))} tokens):'
     yield from (f'  | {line}' for line in problem.prompt.splitlines())
     if text is None:
-      yield f'  reference {_short(problem.reference)}, without a known response'
+      yield f'  reference {_shortened(problem.reference)}, without a known response'
       continue
     reward = rewards.pop(0)
     name = 'reference answer' if text == response else 'reference as a response'
@@ -231,7 +239,7 @@ def _examples(config: Config, task: Task) -> Iterator[str]:
       )
 
 
-def _short(reference: Any) -> str:
+def _shortened(reference: Any) -> str:
   """Returns a reference as JSON, of at most 80 characters."""
   text = json.dumps(reference, ensure_ascii=False, default=str)
   return text if len(text) <= 80 else f'{text[:79]}…'

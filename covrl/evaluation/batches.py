@@ -84,7 +84,7 @@ def accuracies(**batches: Sequence[PendingBatch]) -> dict[str, float]:
   Args:
     **batches: batches by the name of the accuracy.
   """
-  found: dict[str, float] = {}
+  means: dict[str, float] = {}
   for name, pending in batches.items():
     marks = [
       mark
@@ -94,8 +94,8 @@ def accuracies(**batches: Sequence[PendingBatch]) -> dict[str, float]:
       if not np.isnan(mark)
     ]
     if marks:
-      found[name] = float(np.mean(marks))
-  return found
+      means[name] = float(np.mean(marks))
+  return means
 
 
 def _marks(scores: Scores) -> list[float]:

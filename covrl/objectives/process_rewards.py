@@ -115,8 +115,9 @@ def process_advantages(
     group_ids: responses to the same prompt share an id; a response alone in its
       group has baselines of 0.
     mask: true for response tokens.
-    form: which of the formulas above.
-    normalise: whether process rewards are divided by that magnitude.
+    form: the formula above that is computed.
+    normalise: whether process rewards are divided by the largest magnitude of a
+      return, as described above.
     whiten: whether advantages are whitened over the batch's tokens, see
       `covrl.objectives.whiten`, as in the code.
     process_coefficient: c_p; 5 as in the code. Whitening cancels a factor that
@@ -143,7 +144,7 @@ def process_advantages(
   outcomes = jnp.where(jnp.any(mask, axis=1), outcomes.astype(dtype), 0)
   last = _is_last(mask)
   if form == 'code':
-    # A number; what is not one stays, and makes everything NaN.
+    # NaN and infinities are kept, so that advantages become NaN.
     process = jnp.where(last & jnp.isfinite(process), 0, process)
   scale = _largest(_returns(process, mask, 1.0), mask)
   if normalise:
@@ -171,8 +172,8 @@ def _leave_one_out(
 ) -> Float[Array, 'S T']:
   """Process rewards minus the mean of the group's other responses.
 
-  As deviations from the response's mean and the advantage of that mean, which
-  is exactly 0 where the means of a group are equal.
+  Computed as each reward's deviation from its response's mean, plus the leave-one-out
+  advantage of that mean, which is exactly 0 where the means of a group are equal.
   """
   lengths = jnp.sum(mask, axis=1, dtype=jnp.int32)
   means = jnp.sum(process, axis=1) / jnp.maximum(lengths, 1)
@@ -190,10 +191,10 @@ def _returns(
   rewards: Float[Array, 'S T'], mask: Bool[Array, 'S T'], discount: Number
 ) -> Float[Array, 'S T']:
   """Discounted sums of the rewards from each token of the mask on."""
-  found, _ = gae(
+  sums, _ = gae(
     rewards, jnp.zeros_like(rewards), mask, discount=discount, whiten=False
   )
-  return found
+  return sums
 
 
 def _largest(values: Float[Array, 'S T'], mask: Bool[Array, 'S T']) -> Scalar:

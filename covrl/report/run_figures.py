@@ -36,12 +36,12 @@ def main_figures(run: RunData) -> list[FigureLayout]:
   """The main figures that have data."""
   return lay_out_all(
     [
-      _accuracy(run),
-      _entropy(run),
-      _reward(run),
-      _selected_tokens(run),
-      _top_covariance(run),
-      _covariance(run),
+      _accuracy_figure(run),
+      _entropy_figure(run),
+      _reward_figure(run),
+      _selection_figure(run),
+      _top_covariance_figure(run),
+      _mean_covariance_figure(run),
     ]
   )
 
@@ -84,7 +84,8 @@ def warm_start_figures(run: RunData) -> list[FigureLayout]:
   )
 
 
-def _accuracy(run: RunData) -> Figure:
+def _accuracy_figure(run: RunData) -> Figure:
+  """Held-out accuracies at each evaluation, with their intervals."""
   series = []
   colors = zip(run.accuracies, (GREEN, BLUE, PURPLE), strict=True)
   for name, color in reversed(list(colors)):
@@ -117,7 +118,8 @@ def _accuracy(run: RunData) -> Figure:
   )
 
 
-def _entropy(run: RunData) -> Figure:
+def _entropy_figure(run: RunData) -> Figure:
+  """Entropy on training rollouts and on held-out problems."""
   held_out = run.evals.curve('entropy')
   series = metric_series(run.train, {'entropy': 'training rollouts'}, (BLUE,))
   series.append(
@@ -140,7 +142,8 @@ def _entropy(run: RunData) -> Figure:
   )
 
 
-def _reward(run: RunData) -> Figure:
+def _reward_figure(run: RunData) -> Figure:
+  """Mean reward of each iteration, smoothed."""
   series, caption = smoothed_series(
     run.train.curve('reward'), 'reward', BLUE, 100
   )
@@ -154,7 +157,8 @@ def _reward(run: RunData) -> Figure:
   )
 
 
-def _selected_tokens(run: RunData) -> Figure:
+def _selection_figure(run: RunData) -> Figure:
+  """Shares of the four kinds of tokens among the selected ones."""
   fields = [f'quadrant/{name}' for name in TOKEN_KINDS]
   curves = [run.train.curve(field) for field in fields]
   iterations = np.unique(np.concatenate([curve.x for curve in curves]))
@@ -187,7 +191,8 @@ def _selected_tokens(run: RunData) -> Figure:
   )
 
 
-def _top_covariance(run: RunData) -> Figure:
+def _top_covariance_figure(run: RunData) -> Figure:
+  """Mean covariance of the tokens with the largest ones, by their share."""
   shares = {
     field: float(share)
     for field in run.train.names('covariance_top/')
@@ -209,7 +214,8 @@ def _top_covariance(run: RunData) -> Figure:
   )
 
 
-def _covariance(run: RunData) -> Figure:
+def _mean_covariance_figure(run: RunData) -> Figure:
+  """Mean covariance of all tokens, smoothed."""
   curve = run.train.curve('covariance')
   series, caption = smoothed_series(curve, 'all tokens', BLUE, 1.0)
   return Figure(

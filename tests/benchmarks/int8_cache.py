@@ -34,11 +34,12 @@ PROMPTS = (
   'To solve 12 + 30 we first',
   'In 1969, the first people',
 )
+# Responses per prompt.
 GROUP = 4
 
 
 def main() -> None:
-  """Prints a table."""
+  """Prints a table of the gaps, one row per dtype and type of cache."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -84,7 +85,7 @@ def logprobs(
   """Log-probabilities of sampled tokens by the sampler and by the trainer."""
   engine = SamplingEngine(
     policy,
-    # Responses of full length.
+    # Without end tokens, all responses have full length.
     end_ids=(),
     pad_id=0,
     max_response_length=tokens,
@@ -100,27 +101,33 @@ def logprobs(
     sampling=Sampling.make(),
   )
   rows = to_rollout_rows(prompts, mask, samples, GROUP)
-  first = prompts.shape[1]
+  prompt_width = prompts.shape[1]
 
   @jax.jit
   def score(
-    params: PyTree, tokens: jax.Array, positions: jax.Array, real: jax.Array
+    params: PyTree,
+    tokens: jax.Array,
+    positions: jax.Array,
+    attention_mask: jax.Array,
   ) -> jax.Array:
     hidden = policy.hidden(
-      params, tokens, positions=positions, segment_ids=real.astype(jnp.int32)
+      params,
+      tokens,
+      positions=positions,
+      segment_ids=attention_mask.astype(jnp.int32),
     )
-    logits = policy.project(params, hidden[:, first - 1 : -1])
-    chosen = jnp.take_along_axis(logits, tokens[:, first:, None], axis=2)
+    logits = policy.project(params, hidden[:, prompt_width - 1 : -1])
+    chosen = jnp.take_along_axis(logits, tokens[:, prompt_width:, None], axis=2)
     return chosen[..., 0] - jax.scipy.special.logsumexp(logits, axis=2)
 
   arrays = rows['tokens'], rows['positions'], rows['attention_mask']
-  found = [
+  scored = [
     score(params, *(jnp.asarray(x[i : i + 4]) for x in arrays))
     for i in range(0, len(prompts) * GROUP, 4)
   ]
   return (
     np.asarray(samples.sampler_logprobs, np.float64).reshape(-1),
-    np.concatenate(found).astype(np.float64).reshape(-1),
+    np.concatenate(scored).astype(np.float64).reshape(-1),
   )
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Containment and cost of judging programs.
 
-  python tests/benchmarks/judging.py                      # all of it
+  python tests/benchmarks/judging.py                      # all parts
   python tests/benchmarks/judging.py --parts=speed        # a minute
-  python tests/benchmarks/judging.py --table=judge.md     # the battery, as text
+  python tests/benchmarks/judging.py --table=judge.md     # and writes a table
 
 `speed`: latency of one program at a time, and throughput with one thread per
 processor. `battery`: the outcome of every program of `tests/rewards/battery`.
@@ -71,7 +71,7 @@ PROGRAMS: dict[str, tuple[str, Tests]] = {
   'asserts': (SORT, [ASSERT]),
 }
 
-# Attacks are ended after so many seconds.
+# Time limit of an attack, in seconds.
 ATTACK_SECONDS = 0.2
 CONTROL = """
 import time
@@ -91,9 +91,9 @@ def main() -> None:
   parser.add_argument('--backend', default=None)
   arguments = parser.parse_args()
   judge = Judge(backend=arguments.backend)
-  busy = os.getloadavg()[0]
+  load = os.getloadavg()[0]
   CONSOLE.print(
-    f'backend {judge.backend}, {os.cpu_count()} processors, load {busy:.1f}'
+    f'backend {judge.backend}, {os.cpu_count()} processors, load {load:.1f}'
   )
   parts: dict[str, Callable[[], None]] = {
     'speed': lambda: show_speed(judge, arguments.rounds),
@@ -118,17 +118,17 @@ def show_speed(judge: Judge, rounds: int) -> None:
       start = time.perf_counter()
       check(judge.judge(program, tests))
       times.append(time.perf_counter() - start)
-    spent = (processor_seconds() - before) / rounds
+    cpu_seconds = (processor_seconds() - before) / rounds
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
       start = time.perf_counter()
-      many = [program] * (2 * rounds), [tests] * (2 * rounds)
-      for outcome in pool.map(judge.judge, *many):
+      arguments = [program] * (2 * rounds), [tests] * (2 * rounds)
+      for outcome in pool.map(judge.judge, *arguments):
         check(outcome)
       rate = 2 * rounds / (time.perf_counter() - start)
     quantiles = statistics.quantiles(times, n=20)
     table.add_row(
       name,
-      *(f'{1000 * t:.0f}' for t in (quantiles[9], quantiles[18], spent)),
+      *(f'{1000 * t:.0f}' for t in (quantiles[9], quantiles[18], cpu_seconds)),
       f'{rate:.0f}',
     )
   CONSOLE.print(table)
@@ -138,14 +138,14 @@ def show_battery(judge: Judge, path: pathlib.Path | None) -> None:
   """Runs every program of the battery and compares outcomes."""
   os.environ['COVRL_CANARY'] = 'a-secret-of-the-trainer'
   lines = ['| kind | program | expected | outcome | |', '|---|---|---|---|---|']
-  right: collections.Counter[str] = collections.Counter()
-  wrong = []
+  num_expected: collections.Counter[str] = collections.Counter()
+  unexpected = []
   for row in ROWS:
     outcome = judge.judge(row.program, row.tests, time_limit=row.time_limit)
     is_expected = outcome.score == row.score and outcome.status in row.statuses
-    right[row.kind] += is_expected
+    num_expected[row.kind] += is_expected
     if not is_expected:
-      wrong.append((row.name, outcome))
+      unexpected.append((row.name, outcome))
     lines.append(
       f'| {row.kind} | {row.name} | {row.score:g} | {outcome.score:g},'
       f' {outcome.status.value} | {"" if is_expected else "**wrong**"} |'
@@ -154,18 +154,18 @@ def show_battery(judge: Judge, path: pathlib.Path | None) -> None:
   for column in ('kind', 'programs', 'as expected'):
     table.add_column(column, justify='right')
   for kind, count in collections.Counter(row.kind for row in ROWS).items():
-    table.add_row(kind, str(count), str(right[kind]))
+    table.add_row(kind, str(count), str(num_expected[kind]))
   CONSOLE.print(table)
-  for name, outcome in wrong:
+  for name, outcome in unexpected:
     CONSOLE.print(name, outcome)
   if path is not None:
     title = textwrap.dedent(f"""\
       # The judge's battery
 
       By `python tests/benchmarks/judging.py --parts=battery --table=…`, backend
-      {judge.backend}: {sum(right.values())} of {len(ROWS)} attack and control
+      {judge.backend}: {sum(num_expected.values())} of {len(ROWS)} attack and control
       programs have the expected outcome. Programs of the kind `reaching` print what
-      they could reach; they have to score 1, for nothing.
+      they could reach outside the sandbox: they score 1 if that is nothing.
 
       """)
     path.write_text(title + '\n'.join(lines) + '\n', encoding='utf-8')
@@ -175,28 +175,28 @@ def show_leaks(judge: Judge, runs: int) -> None:
   """Counts leftovers of attacks and times a control program."""
   attacks = [row for row in ROWS if row.kind in ('taking', 'forging')]
   control_times(judge)
-  before, alone = leftovers(), control_times(judge)
+  leftovers_before, times_before = leftovers(), control_times(judge)
   end = threading.Event()
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    beside = pool.submit(watch_control, judge, end)
+    concurrent_control = pool.submit(watch_control, judge, end)
     start = time.perf_counter()
     for index in range(runs):
       judge_attack(judge, attacks[index % len(attacks)])
-    spent = time.perf_counter() - start
+    elapsed = time.perf_counter() - start
     end.set()
-    during = beside.result()
-  after, left = control_times(judge), leftovers()
-  table = Table(title=f'{runs} attacks in {spent:.0f} s')
+    times_during = concurrent_control.result()
+  times_after, leftovers_after = control_times(judge), leftovers()
+  table = Table(title=f'{runs} attacks in {elapsed:.0f} s')
   for column in ('', 'before', 'after'):
     table.add_column(column, justify='right')
-  for name in before:
-    table.add_row(name, str(before[name]), str(left[name]))
+  for name in leftovers_before:
+    table.add_row(name, str(leftovers_before[name]), str(leftovers_after[name]))
   CONSOLE.print(table)
   table = Table(title='A control program beside them, medians')
   for column in ('', 'before', 'during', 'after'):
     table.add_column(column, justify='right')
   for index, name in enumerate(('CPU ms', 'wall ms')):
-    values = (alone[index], during[index], after[index])
+    values = (times_before[index], times_during[index], times_after[index])
     table.add_row(name, *(f'{1000 * value:.0f}' for value in values))
   CONSOLE.print(table)
 

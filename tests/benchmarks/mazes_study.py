@@ -24,15 +24,15 @@ from covrl.evaluation.intervals import student_mean
 
 PROBLEMS = 512
 METRICS = ('greedy', 'mean@8', 'pass@8')
-# Their processor time is that of the warm start and 160 iterations.
+# Supervised steps that take the processor time of the warm start and 160 iterations.
 SUPERVISED_STEPS = 3700
+# Rows of the table: name, run that it is from, and index of the run's evaluation.
 ARMS = {
   'warm start': ('kl_cov', 0),
   '`kl_cov`': ('kl_cov', -1),
   '`grpo`': ('grpo', -1),
   f'supervised, {SUPERVISED_STEPS:,} steps': ('supervised', 0),
 }
-"""Names of rows, with the run they are from and the index of its evaluation."""
 
 
 def main() -> None:
@@ -76,13 +76,13 @@ def write_results(runs: pathlib.Path, seeds: list[int]) -> None:
   ]
   rows.append(explorer_row(seeds))
   for name, (run, index) in ARMS.items():
-    found_at = [
-      found[index]
+    results = [
+      run_evaluations[index]
       for seed in seeds
-      if (found := evaluations(runs / f'{run}_{seed}'))
+      if (run_evaluations := evaluations(runs / f'{run}_{seed}'))
     ]
-    if found_at:
-      rows.append(row(name, found_at))
+    if results:
+      rows.append(row(name, results))
   note = (
     f'{PROBLEMS} held-out mazes; mean over seeds ± half width of the 95 % t interval, and'
     ' in parentheses each seed (no interval for less than three). Entropy in nats per token.'
@@ -116,27 +116,27 @@ def explorer_row(seeds: list[int]) -> str:
   return f'| explorer | {len(seeds)} | – | {" | ".join(figures)} | – |'
 
 
-def row(name: str, found: list[dict[str, float]]) -> str:
-  """Row of the table."""
+def row(name: str, results: list[dict[str, float]]) -> str:
+  """Row of a policy, from an evaluation of each seed."""
   cells = [
-    cell(100 * np.array([line[metric] for line in found]), 1)
+    cell(100 * np.array([line[metric] for line in results]), 1)
     for metric in METRICS
   ]
-  cells.append(cell(np.array([line['entropy'] for line in found]), 3))
-  return f'| {name} | {len(found)} | {" | ".join(cells)} |'
+  cells.append(cell(np.array([line['entropy'] for line in results]), 3))
+  return f'| {name} | {len(results)} | {" | ".join(cells)} |'
 
 
 def cell(values: np.ndarray, digits: int) -> str:
   """Mean, half width of its interval, and the values."""
-  each = ', '.join(f'{value:.{digits}f}' for value in values)
+  listed = ', '.join(f'{value:.{digits}f}' for value in values)
   if len(values) == 1:
-    return each
+    return listed
   mean = student_mean(values)
   if len(values) == 2:  # Too few for an interval.
-    return f'{mean.value:.{digits}f} ({each})'
+    return f'{mean.value:.{digits}f} ({listed})'
   assert mean.low is not None
   half = mean.value - mean.low
-  return f'{mean.value:.{digits}f} ± {half:.{digits}f} ({each})'
+  return f'{mean.value:.{digits}f} ± {half:.{digits}f} ({listed})'
 
 
 if __name__ == '__main__':

@@ -34,7 +34,7 @@ def by_sorting(scores, mask, quota):
 
 
 # Few distinct values: most cuts fall into a tie.
-tied = st.sampled_from(
+tied_scores = st.sampled_from(
   [-2.0, -0.0, 0.0, 1e-30, 1.0, 1.5, np.inf, -np.inf, np.nan]
 )
 
@@ -42,7 +42,9 @@ tied = st.sampled_from(
 @hypothesis.settings(deadline=None, max_examples=150)
 @hypothesis.given(
   scores=hnp.arrays(
-    np.float32, SHAPE, elements=st.one_of(tied, st.floats(-9, 9, width=32))
+    np.float32,
+    SHAPE,
+    elements=st.one_of(tied_scores, st.floats(-9, 9, width=32)),
   ),
   mask=hnp.arrays(bool, SHAPE),
   fraction=st.sampled_from([0.0, 0.01, 0.1, 0.5, 1.0]),
@@ -57,7 +59,7 @@ def test_equals_a_stable_sort(scores, mask, fraction, minimum):
 
 @pytest.fixture(scope='module')
 def tokens():
-  """Scores with ties, a mask, and identities."""
+  """Scores with ties, a mask, and the sequence ids and positions of all tokens."""
   rng = np.random.default_rng(0)
   scores = rng.integers(0, 7, (64, 24)).astype(np.float32)
   mask = rng.random(scores.shape) < 0.6
@@ -67,6 +69,7 @@ def tokens():
 
 
 def select_both(scores, mask, sequences, positions):
+  """Masks of the largest scores and of a random choice of as many tokens."""
   top = select_top(
     scores, mask, fraction=0.1, sequence_ids=sequences, positions=positions
   )
@@ -84,8 +87,8 @@ def select_both(scores, mask, sequences, positions):
 @pytest.mark.parametrize('shape', [(8,), (4, 2), (2, 2, 2)])
 def test_selection_is_equal_on_every_mesh(tokens, shape):
   expected = jax.jit(select_both)(*tokens)
-  placed = sharding.shard_batch(tokens, sharding.make_mesh(shape))
-  for got, want in zip(jax.jit(select_both)(*placed), expected, strict=True):
+  sharded = sharding.shard_batch(tokens, sharding.make_mesh(shape))
+  for got, want in zip(jax.jit(select_both)(*sharded), expected, strict=True):
     np.testing.assert_array_equal(got, want)
     assert int(want.sum()) == int(np.floor(0.1 * tokens[1].sum()))
 
@@ -94,7 +97,6 @@ def test_selection_is_equal_in_every_row_order_and_packing(tokens):
   expected = jax.jit(select_both)(*tokens)
   order = np.random.default_rng(1).permutation(64)
   shuffled = jax.jit(select_both)(*(array[order] for array in tokens))
-  # Two sequences a row, the first of them reversed in place.
   packed = jax.jit(select_both)(*(_pack(array[order]) for array in tokens))
   for want, rows, pack in zip(expected, shuffled, packed, strict=True):
     np.testing.assert_array_equal(rows, np.asarray(want)[order])
@@ -102,6 +104,7 @@ def test_selection_is_equal_in_every_row_order_and_packing(tokens):
 
 
 def _pack(array):
+  """Two sequences per row, the first of them reversed."""
   return np.concatenate([array[:32, ::-1], array[32:]], axis=1)
 
 
@@ -143,7 +146,7 @@ _NORMAL = st.floats(-5, 5, width=32, allow_subnormal=False)
   mask=hnp.arrays(bool, (5, 7)),
   level=st.sampled_from([0.0, 0.5, 0.9, 0.99, 1.0]),
 )
-def test_quantile(values, mask, level):
+def test_quantile_equals_that_of_sorted_values(values, mask, level):
   got = exact_quantile(jnp.asarray(values), jnp.asarray(mask), level)
   kept = np.sort(values[mask])
   if kept.size == 0:

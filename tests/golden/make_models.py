@@ -56,9 +56,10 @@ SIZES = {
 }
 
 
-def rope(kind, **numbers):
+def rope(kind, **settings):
+  """Settings of rotary embeddings, as in the JSON of a model."""
   return {
-    'rope_parameters': {'rope_type': kind, 'rope_theta': 100.0, **numbers}
+    'rope_parameters': {'rope_type': kind, 'rope_theta': 100.0, **settings}
   }
 
 
@@ -71,7 +72,7 @@ LLAMA3 = rope(
 )
 YARN = rope('yarn', factor=4.0, original_max_position_embeddings=16)
 
-# Configuration class, its numbers, the dtype of the file.
+# Configuration class, its settings beside SIZES, and the dtype of the file.
 MODELS = {
   'qwen2': (
     transformers.Qwen2Config,
@@ -201,7 +202,8 @@ def randomise(model, generator, dtype):
   for name, parameter in model.named_parameters():
     noise = torch.randn(parameter.shape, generator=generator)
     if parameter.ndim == 1:
-      # Larger outputs of blocks: else tied models repeat their last token.
+      # Larger outputs of blocks: otherwise models with tied embeddings repeat
+      # their last token.
       value = parameter.data + 0.3 * noise + 2 * ('post_' in name)
     else:
       scale = 0.25 if 'embed' in name else 1.5 * parameter.shape[-1] ** -0.5
@@ -210,14 +212,15 @@ def randomise(model, generator, dtype):
 
 
 def logits_of(model, tokens):
+  """Logits of rows of tokens, float32."""
   with torch.no_grad():
     return model(torch.from_numpy(tokens)).logits.float().numpy()
 
 
 def draw(name, seed):
   """A random model, its greedy continuation of a random prompt, and tokens."""
-  kind, numbers, dtype = MODELS[name]
-  config = kind(**(SIZES | numbers))
+  config_class, settings, dtype = MODELS[name]
+  config = config_class(**(SIZES | settings))
   model = transformers.AutoModelForCausalLM.from_config(config).eval()
   generator = torch.Generator().manual_seed(seed)
   randomise(model, generator, dtype)
@@ -243,6 +246,7 @@ def first_varied_draw(name):
 
 
 def make(name):
+  """Writes a model and its golden file."""
   dtype = MODELS[name][2]
   model, greedy, tokens = first_varied_draw(name)
   golden = {'tokens': tokens.numpy().astype(np.int32)}
@@ -251,9 +255,11 @@ def make(name):
   if hasattr(model.config, 'num_experts_per_tok'):
     golden['balance'] = balance_of(model, tokens)
   differentiate(model, tokens)
-  best = np.sort(logits_of(model, golden['greedy'][None])[0, PROMPT - 1 :])
+  ordered = np.sort(logits_of(model, golden['greedy'][None])[0, PROMPT - 1 :])
   print(
-    name, 'smallest margin of a greedy token', (best[:, -1] - best[:, -2]).min()
+    name,
+    'smallest margin of a greedy token',
+    (ordered[:, -1] - ordered[:, -2]).min(),
   )
   # A copy, since the gradients stay in float32.
   copy.deepcopy(model).to(getattr(torch, dtype)).save_pretrained(
@@ -264,7 +270,8 @@ def make(name):
 
 
 def make_adapter(name):
-  base, numbers = ADAPTERS[name]
+  """Writes LoRA adapters of a model and their golden file."""
+  base, settings = ADAPTERS[name]
   # Loaded by its bare name, which is then stored in the adapter's config.
   with contextlib.chdir(HERE):
     model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -272,8 +279,8 @@ def make_adapter(name):
     )
   with np.load(HERE / base / 'golden.npz') as file:
     tokens = torch.from_numpy(file['tokens']).long()
-  settings = peft.LoraConfig(task_type='CAUSAL_LM', **numbers)
-  model = peft.get_peft_model(model, settings).eval()
+  config = peft.LoraConfig(task_type='CAUSAL_LM', **settings)
+  model = peft.get_peft_model(model, config).eval()
   generator = torch.Generator().manual_seed(0)
   for parameter in model.parameters():
     if parameter.requires_grad:
@@ -289,14 +296,20 @@ def make_adapter(name):
 
 def balance_of(model, tokens):
   """Load-balancing loss of each layer, 1 if all experts are used equally."""
-  experts, chosen = model.config.num_experts, model.config.num_experts_per_tok
+  experts, per_token = (
+    model.config.num_experts,
+    model.config.num_experts_per_tok,
+  )
   with torch.no_grad():
     layers = model(tokens, output_router_logits=True).router_logits
   loss = mixtral.load_balancing_loss_func
-  return np.array([float(loss((x,), experts, chosen)) / chosen for x in layers])
+  return np.array(
+    [float(loss((x,), experts, per_token)) / per_token for x in layers]
+  )
 
 
 def differentiate(model, tokens):
+  """Stores the gradient of the mean negative log-likelihood in the parameters."""
   logits = model(tokens).logits[:, :-1].flatten(0, 1)
   torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten()).backward()
 
@@ -315,6 +328,7 @@ def gradients_of(model):
 
 
 def check(directory, golden):
+  """Prints the largest difference from the logits in a golden file."""
   is_adapter = (pathlib.Path(directory) / 'adapter_config.json').exists()
   library = peft.AutoPeftModelForCausalLM if is_adapter else None
   library = library or transformers.AutoModelForCausalLM

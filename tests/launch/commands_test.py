@@ -26,12 +26,14 @@ from launch.shell import Shell
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 HARD_TO_QUOTE = '--config.task.text=it\'s $(rm -rf "$HOME") `x`\n; \\ é *'
+# Arguments of `covrl train`.
 RUN = [
   '--',
   '--config=configs/c.py',
   '--workdir=gs://bucket/run',
   HARD_TO_QUOTE,
 ]
+# Arguments of `launch`, by golden file.
 CASES = {
   'tpu': [
     *('tpu', '--name=kl-cov', '--type=v5p-64', '--project=p', '--zone=z'),
@@ -65,7 +67,7 @@ CASES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recorder(Shell):
-  """Keeps the texts that it shows."""
+  """A shell that records the scripts and manifests that a dry run shows."""
 
   shown: list[str] = dataclasses.field(default_factory=list)
 
@@ -135,6 +137,7 @@ TEXTS = st.lists(
 
 
 def job(texts):
+  """A job with any texts as arguments, and joined in an environment variable."""
   return Job(
     name='kl-cov',
     arguments=('--config=c', '--workdir=gs://b/r', *texts),
@@ -149,7 +152,7 @@ def job(texts):
   suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_arguments_are_quoted_for_bash(tmp_path, texts):
-  """Any text reaches `covrl train` as it was, and so do variables."""
+  """Any text reaches `covrl train` unchanged, as argument and as variable."""
   home = tmp_path / 'home'
   program = home / 'kl-cov' / '.venv' / 'bin' / 'covrl'
   program.parent.mkdir(parents=True, exist_ok=True)
@@ -209,16 +212,16 @@ def test_manifest_restarts_on_the_exit_codes_for_restarting():
   assert spec['template']['spec']['parallelism'] == 32
   (rule,) = spec['template']['spec']['podFailurePolicy']['rules']
   assert rule['onExitCodes']['operator'] == 'In'
-  final = rule['onExitCodes']['values']
-  # Statuses of covrl and deaths by a signal; others do not occur.
-  assert final == sorted(set(final))
+  not_restarted = rule['onExitCodes']['values']
+  # All other exit codes of covrl and of signals; further ones do not occur.
+  assert not_restarted == sorted(set(not_restarted))
   for code in (*map(int, Exit), *range(128, 256)):
-    assert (code in final) == (code != 0 and not means_restart(code))
-  assert len(final) < 8
+    assert (code in not_restarted) == (code != 0 and not means_restart(code))
+  assert len(not_restarted) < 8
 
 
 def test_exit_statuses_do_not_change():
-  assert {each.name: int(each) for each in Exit} == {
+  assert {status.name: int(status) for status in Exit} == {
     'FINISHED': 0,
     'FAILED': 1,
     'REFUSED': 2,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The program in a response: which of several fenced blocks it is."""
+"""`find_program` finds the program among the fenced blocks of a response."""
 
 import random
 import string
@@ -9,6 +9,7 @@ import pytest
 from covrl.rewards import find_program
 from covrl.rewards.sandbox.test_formats import parse_tests
 
+# Tests of printed output, of calls and by asserts; programs that read and that do not.
 PRINT = [{'stdin': '41', 'stdout': '42'}]
 CALL = [{'call': 'f', 'args': [1], 'result': 2}]
 SUITE = [
@@ -129,7 +130,7 @@ def test_fences_inside_of_strings_are_part_of_the_program():
 
 def test_any_text_gives_a_program_or_none():
   generator = random.Random(0)
-  parts = [
+  fragments = [
     '```',
     '```python',
     '~~~',
@@ -147,15 +148,15 @@ def test_any_text_gives_a_program_or_none():
       text = generator.randbytes(200).decode(errors='surrogateescape')
     else:
       text = ''.join(
-        generator.choice([*parts, *string.printable])
+        generator.choice([*fragments, *string.printable])
         for _ in range(generator.randrange(100))
       )
     program = find_program(text, tests)
     assert program is None or program.strip()
 
 
-def test_long_responses_take_no_long_time():
-  for part in (
+def test_long_repetitive_responses_do_not_take_quadratic_time():
+  for pattern in (
     '```\n',
     '```python\n',
     '"""\n```\n',
@@ -164,4 +165,4 @@ def test_long_responses_take_no_long_time():
     '```python\n"""\n',
     ' ',
   ):
-    find_program(part * (400_000 // len(part)))
+    find_program(pattern * (400_000 // len(pattern)))

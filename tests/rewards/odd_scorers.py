@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scorers with odd results, imported by workers."""
+"""A scorer with odd results, errors and side effects, imported by workers."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ from typing import Any
 
 import numpy as np
 
-# More than a pipe holds.
+# A text larger than the buffer of a pipe.
 MEGABYTES = 'x' * 2**22
 
 
 class Outcome:
-  """An outcome of another module, with the fields that the reference has."""
+  """A class with the fields of `covrl.rewards.Outcome` that is not that class."""
 
   def __init__(self, score: Any, status: Any, detail: Any) -> None:
     self.score, self.status, self.detail = score, status, detail
 
 
 class Status:
-  """A status of another module."""
+  """A class with the field of `covrl.rewards.Status` that is not that class."""
 
   def __init__(self, value: Any) -> None:
     self.value = value
 
 
 class NoText:
-  """An object that cannot be shown."""
+  """An object whose `repr` raises."""
 
   def __repr__(self) -> str:
     raise LookupError('no text')
 
 
 class UnprintableError(Exception):
-  """An error that cannot be shown."""
+  """An error whose `str` raises."""
 
   def __str__(self) -> str:
     raise LookupError('no text')
 
 
 class Unpickled:
-  """An object that creates a file where it is unpickled."""
+  """An object that creates a file when it is unpickled."""
 
   def __init__(self, path: str) -> None:
     self.path = path
@@ -84,13 +84,13 @@ def write_to_trainer(data: bytes) -> float:
 
 
 def framed(content: object) -> bytes:
-  """Returns a message of `multiprocessing.connection`."""
+  """Returns an object as a message of `multiprocessing.connection`."""
   data = pickle.dumps(content)
   return len(data).to_bytes(4, 'big') + data
 
 
 def fork(response: str) -> float:
-  """Returns twice, in two processes."""
+  """Forks, so that two processes return a score."""
   del response
   os.fork()
   return 1.0
@@ -111,14 +111,14 @@ def print_much() -> float:
 
 
 def stop_later() -> float:
-  """Stops the process soon after its result."""
+  """Stops this process (SIGSTOP) soon after it has returned its score."""
   code = 'import os, sys, time; time.sleep(0.3); os.kill(int(sys.argv[1]), 19)'
   subprocess.Popen([sys.executable, '-S', '-c', code, str(os.getpid())])
   return 1.0
 
 
 def score(response: str, reference: Any) -> Any:
-  """Returns what the response names."""
+  """Does what the response names; other responses are JSON numbers, the score."""
   results: dict[str, Callable[[], Any]] = {
     'float32': lambda: np.float32(0.5),
     'int64': lambda: np.int64(2),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers that are not finite: rewards, updates, parameters, whole runs."""
+"""NaN and infinity in rewards, updates, parameters and whole runs."""
 
 import contextlib
 import dataclasses
@@ -31,8 +31,8 @@ from covrl.train.rollout_metrics import rollout_metrics
 from covrl.types import Measurements, Rollouts, TrainState
 
 
-def scored(*scores, weight=1.0):
-  """Rollouts of responses with scores, of which each has one token."""
+def scored_rollouts(*scores, weight=1.0):
+  """Finished rollouts of one-token responses with given scores."""
   count = len(scores)
   zeros: Any = np.zeros((count, 2), np.float32)
   ids: Any = np.arange(count, dtype=np.int32)
@@ -68,8 +68,8 @@ def scored(*scores, weight=1.0):
 @pytest.mark.parametrize(
   'bad', [1e308, 1e39, -1e39, 3e38, 1e20, math.inf, -math.inf, math.nan]
 )
-def test_scores_that_float32_cannot_hold_are_no_scores(bad):
-  done = scored(1.0, bad, 0.0)
+def test_responses_with_scores_that_float32_cannot_hold_are_masked(bad):
+  done = scored_rollouts(1.0, bad, 0.0)
   assert done.masked == 1
   assert np.isfinite(done.rollouts.rewards['score']).all()
   assert done.counts['maths/invalid'] == 1
@@ -83,8 +83,8 @@ def test_scores_that_float32_cannot_hold_are_no_scores(bad):
   assert jnp.isfinite(advantages).all()
 
 
-def test_sums_of_rewards_that_are_too_large_are_no_scores():
-  done = scored(1.0, 1e12, weight=1e4)
+def test_responses_with_too_large_sums_of_rewards_are_masked():
+  done = scored_rollouts(1.0, 1e12, weight=1e4)
   assert done.masked == 1
   assert done.failures == [
     'the sum of all rewards must be of magnitude 1e+15 or less, got 1e+16'
@@ -92,13 +92,13 @@ def test_sums_of_rewards_that_are_too_large_are_no_scores():
 
 
 @pytest.mark.parametrize('weight', [math.nan, math.inf, 1e30])
-def test_refuses_weights_of_rewards(weight):
+def test_refuses_weights_of_rewards_that_are_not_finite_or_too_large(weight):
   with pytest.raises(ValueError, match="weight of the reward 'maths' must"):
     Reward(name='maths', score='a:b', weight=weight)
 
 
 def test_metrics_of_an_iteration_without_scores_are_absent():
-  done = scored(math.nan, math.nan)
+  done = scored_rollouts(math.nan, math.nan)
   zeros = np.zeros((2, 2), np.float32)
   stats: Any = (SimpleNamespace(logprobs=zeros, entropy=zeros), None)
   metrics = rollout_metrics(done.rollouts, stats, sources=('gsm8k',), step=0)
@@ -107,31 +107,31 @@ def test_metrics_of_an_iteration_without_scores_are_absent():
   assert metrics['response_length'] == 0
 
 
-def test_an_update_without_tokens_changes_nothing_and_has_no_readings():
+def test_an_update_without_tokens_changes_nothing_and_has_no_metrics():
   rows = padded()
-  none: Any = np.zeros_like(rows.loss_mask)
+  empty_mask: Any = np.zeros_like(rows.loss_mask)
   empty = dataclasses.replace(
-    rows, loss_mask=none, weights=none.astype(np.float32)
+    rows, loss_mask=empty_mask, weights=empty_mask.astype(np.float32)
   )
   options: Any = {'target': 4.0, 'held': 0.04, 'beta': 1.0, 'clipped': 0.02}
-  started, _ = run((8,), 1, rows, **options)
-  state, readings = update((8,), 1, empty, started)
+  state_before, _ = run((8,), 1, rows, **options)
+  state, readings = update((8,), 1, empty, state_before)
   for name in ('trainable', 'opt_state', 'token_state', 'measured'):
     jax.tree.map(
       np.testing.assert_array_equal,
       getattr(state, name),
-      getattr(started, name),
+      getattr(state_before, name),
     )
-  assert state.step == started.step + 1
+  assert state.step == state_before.step + 1
   assert readings['tokens'] == readings['skipped'] == 0
   counts = ('tokens', 'skipped', 'quota', 'eligible', 'selected', 'nonfinite')
-  kept = ('log_ratio_noise', 'coefficient')
+  carried_over = ('log_ratio_noise', 'coefficient')
   for name, value in readings.items():
     is_count = name in counts or name.startswith('quadrant/')
-    if not name.startswith(kept):
+    if not name.startswith(carried_over):
       assert value == 0 if is_count else np.isnan(value), (name, value)
   # The next update is that of a run without the empty one.
-  got, wanted = (update((8,), 1, rows, each) for each in (state, started))
+  got, wanted = (update((8,), 1, rows, each) for each in (state, state_before))
   for name in ('entropy', 'loss', 'entropy_moved'):
     assert got[1][name] == wanted[1][name], name
 
@@ -145,7 +145,7 @@ def test_small_top_shares_of_few_tokens_have_no_covariance():
   assert np.isnan(readings['threshold'])
 
 
-def apply(tx, gradient, params=None):
+def apply_update(tx, gradient, params=None):
   """One guarded update of a vector by a parameter chain."""
   params = {'w': jnp.ones(3)} if params is None else params
   state = TrainState(
@@ -176,7 +176,7 @@ def apply(tx, gradient, params=None):
   ],
 )
 def test_updates_that_are_not_finite_are_skipped(tx):
-  state, finite = apply(tx, 3.0)
+  state, finite = apply_update(tx, 3.0)
   assert finite == 0
   np.testing.assert_array_equal(state.trainable['w'], np.ones(3))
   jax.tree.map(
@@ -189,13 +189,14 @@ def test_updates_that_are_not_finite_are_skipped(tx):
 
 def test_parameters_that_overflow_their_dtype_are_skipped():
   params = {'w': jnp.full(3, 6e4, jnp.float16)}
-  state, finite = apply(optax.sgd(1.0), -6e4, params)
+  state, finite = apply_update(optax.sgd(1.0), -6e4, params)
   assert finite == 0
   np.testing.assert_array_equal(state.trainable['w'], params['w'])
-  assert apply(optax.sgd(1.0), 1.0)[1] == 1
+  assert apply_update(optax.sgd(1.0), 1.0)[1] == 1
 
 
-def line(**changes):
+def update_metrics(**changes):
+  """Metrics of an update."""
   return {'tokens': 5.0, 'skipped': 0.0, 'loss': 0.1, 'gradient_norm': 1.0} | (
     changes
   )
@@ -206,16 +207,20 @@ def test_skipped_updates_in_a_row_end_a_run():
   count = functools.partial(
     health.count, where='update 1', warn=warnings.append
   )
-  for metrics in (line(), line(skipped=1.0, loss=math.nan), line()):
+  for metrics in (
+    update_metrics(),
+    update_metrics(skipped=1.0, loss=math.nan),
+    update_metrics(),
+  ):
     count(metrics)
     health.check(2)
   assert health.skipped == 1
   assert health.skipped_in_a_row == 0
   assert warnings == ['update 1 is skipped: its loss is nan']
   assert health.shown() == {'skipped_updates': 1.0}
-  count(line(skipped=1.0, gradient_norm=math.inf))
+  count(update_metrics(skipped=1.0, gradient_norm=math.inf))
   health.check(2)
-  count(line(skipped=1.0))
+  count(update_metrics(skipped=1.0))
   with pytest.raises(DivergedError, match='the last 2 updates were skipped'):
     health.check(2)
   assert warnings[1:] == ["update 1 is skipped: its gradient's norm is inf"]
@@ -223,7 +228,7 @@ def test_skipped_updates_in_a_row_end_a_run():
 
 def test_a_run_of_skipped_updates_only_does_not_finish():
   health = UpdateHealth()
-  health.count(line(skipped=1.0), 'update 1', lambda _: None)
+  health.count(update_metrics(skipped=1.0), 'update 1', lambda _: None)
   health.check(10)
   with pytest.raises(DivergedError, match='the last 1 updates were skipped'):
     health.check(10, is_end=True)
@@ -234,7 +239,7 @@ def test_updates_without_tokens_are_counted_and_reported():
   count = functools.partial(
     health.count, where='update 1', warn=warnings.append
   )
-  count(line(tokens=0.0, loss=math.nan, gradient_norm=math.nan))
+  count(update_metrics(tokens=0.0, loss=math.nan, gradient_norm=math.nan))
   assert warnings == ['update 1 has no token to train on and changes nothing']
   assert health.shown() == {'updates_without_tokens': 1.0}
   assert health.skipped == 0

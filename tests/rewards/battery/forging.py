@@ -6,7 +6,7 @@ from rewards.battery.rows import CALL, SUITE, forging
 from covrl.rewards import Status
 
 ROWS = [
-  # Printed verdicts and exit codes.
+  # Printed verdicts, exit codes and forged output.
   forging('prints a verdict', "print('PASS'); print('1/1 tests passed')"),
   forging('exits with 0', 'import sys; sys.exit(0)'),
   forging('ends at once', 'import os; os._exit(0)'),
@@ -33,8 +33,8 @@ ROWS = [
     sys.stdout.buffer.write('7\udc80'.encode('utf-8', 'surrogatepass'))
     """,
   ),
-  forging('answers with more', 'print(7); print(7)'),
-  forging('answers beside it', 'import sys; print(7, file=sys.stderr)'),
+  forging('answers twice', 'print(7); print(7)'),
+  forging('answers on standard error', 'import sys; print(7, file=sys.stderr)'),
   forging(
     'closes its output',
     'import os, sys; os.close(1); sys.exit(0)',
@@ -64,7 +64,7 @@ ROWS = [
     """,
   ),
   forging(
-    'leaves a later voice',
+    'forks processes that print later',
     """
     import os, time
     if os.fork() == 0:
@@ -185,7 +185,7 @@ ROWS = [
     CALL,
   ),
   forging(
-    'returns depth',
+    'returns a deeply nested list',
     """
     def add(a, b):
       items = 7
@@ -219,7 +219,7 @@ ROWS = [
     CALL,
   ),
   forging(
-    'reduces to a command',
+    'returns what unpickles to a command',
     """
     class Harm:
       def __reduce__(self): return (exec, ('import os; os._exit(0)',))
@@ -227,7 +227,7 @@ ROWS = [
     """,
     CALL,
   ),
-  # The harness around them.
+  # Attacks on the harness that runs the program.
   forging(
     'exits in the call',
     """
@@ -344,7 +344,7 @@ ROWS = [
     """,
     CALL,
   ),
-  # Suites.
+  # Attacks on tests by asserts.
   forging(
     'agrees with a suite',
     """
@@ -356,7 +356,7 @@ ROWS = [
     SUITE,
   ),
   forging(
-    'subtracts to nothing',
+    'returns what gives 0 when subtracted',
     """
     class Agree:
       def __sub__(self, other): return 0.0
@@ -367,7 +367,7 @@ ROWS = [
     [{'asserts': 'assert abs(add(3, 4) - 7) < 1e-6'}],
   ),
   forging(
-    'is greater than all',
+    'returns what is greater than all',
     """
     class Agree:
       def __gt__(self, other): return True
@@ -377,7 +377,7 @@ ROWS = [
     [{'asserts': 'assert add(3, 4) > 6'}],
   ),
   forging(
-    'contains everything',
+    'returns what contains everything',
     """
     class Agree:
       def __contains__(self, item): return True
@@ -447,7 +447,7 @@ class TestAdd(unittest.TestCase):
     SUITE,
   ),
   forging(
-    'talks over a suite',
+    "writes a suite's results",
     r"""
     import os
     def add(a, b):
@@ -468,7 +468,7 @@ class TestAdd(unittest.TestCase):
     SUITE,
   ),
   forging(
-    'installs a pytest',
+    'installs a fake pytest',
     """
     import sys, types
     fake = types.ModuleType('pytest')
@@ -488,7 +488,7 @@ def test_add():
     ],
   ),
   forging(
-    'makes a suite hand over what it cannot',
+    'makes a suite pass objects of its own',
     """
     class Odd:
       def __getitem__(self, index): return 7

@@ -7,7 +7,7 @@ from covrl.rewards import Status
 
 ROWS = [
   taking('sleeps', 'import time; time.sleep(1000)', Status.TIMEOUT),
-  taking('spins', 'while True: pass', Status.TIMEOUT),
+  taking('loops forever', 'while True: pass', Status.TIMEOUT),
   taking(
     'waits for input of its own',
     """
@@ -18,7 +18,10 @@ ROWS = [
     Status.TIMEOUT,
   ),
   taking(
-    'spins in C', 'print(len(str(7**(10**9))))', Status.TIMEOUT, Status.CRASH
+    'computes forever in C',
+    'print(len(str(7**(10**9))))',
+    Status.TIMEOUT,
+    Status.CRASH,
   ),
   taking(
     'backtracks',
@@ -29,10 +32,15 @@ ROWS = [
     Status.TIMEOUT,
   ),
   taking(
-    'compiles a tower', "eval('-' * 10**6 + '1')", Status.CRASH, Status.TIMEOUT
+    'compiles a deep expression',
+    "eval('-' * 10**6 + '1')",
+    Status.CRASH,
+    Status.TIMEOUT,
   ),
   taking(
-    'is a tower', 'x = ' + '(' * 5000 + '1' + ')' * 5000, Status.UNPARSABLE
+    'is a deep expression',
+    'x = ' + '(' * 5000 + '1' + ')' * 5000,
+    Status.UNPARSABLE,
   ),
   taking(
     'folds constants',
@@ -65,7 +73,7 @@ ROWS = [
     Status.TIMEOUT,
   ),
   taking(
-    'stops everybody',
+    'stops all processes',
     """
     import os, signal
     os.kill(-1, signal.SIGSTOP)
@@ -89,7 +97,7 @@ ROWS = [
     Status.CRASH,
   ),
   taking(
-    'kills everybody',
+    'kills all processes',
     """
     import os, signal
     os.kill(-1, signal.SIGKILL)
@@ -98,7 +106,7 @@ ROWS = [
     Status.CRASH,
   ),
   taking(
-    'kills its group',
+    'kills its process group',
     """
     import os, signal
     os.killpg(0, signal.SIGKILL)
@@ -108,7 +116,7 @@ ROWS = [
     Status.TIMEOUT,
   ),
   taking(
-    'starves its parent',
+    "limits its parent's resources",
     """
     import os, resource
     for kind in range(16):
@@ -278,7 +286,7 @@ ROWS = [
     tests=CALL,
   ),
   taking(
-    'floods the suite',
+    "floods the suite's channel",
     """
     import os
     def add(a, b):
@@ -330,7 +338,7 @@ ROWS = [
     Status.TIMEOUT,
   ),
   taking(
-    'burns every processor',
+    'uses every processor',
     """
     import os, hashlib
     for _ in range(10): os.fork()
