@@ -53,12 +53,12 @@ RECIPES = [
 ]
 
 
-def of_7b(micro_batches: int) -> tuple[str, ...]:
+def of_7b(micro_batches: int, slots: int = 512) -> tuple[str, ...]:
   """Arguments of 7B with the published batch on eight GPUs."""
   return (
     *ALL_FSDP,
     f'--config.train.micro_batches={micro_batches}',
-    '--config.rollout.slots=512',
+    f'--config.rollout.slots={slots}',
     '--config.rollout.tensor=1',
   )
 
@@ -113,7 +113,7 @@ GPUS = [
     '7B PPO, 8 H100',
     'qwen2_5_7b_ppo',
     'h100:8',
-    (*of_7b(32), WITH_CRITIC),
+    (*of_7b(32, slots=256), WITH_CRITIC),
   ),
 ]
 
