@@ -36,7 +36,7 @@ from covrl.rewards import Scoring
 from covrl.tasks.verify import check_scores
 from covrl.train import Task
 from covrl.train.algorithm import Algorithm
-from covrl.train.build import config_warnings
+from covrl.train.effects import config_warnings
 from covrl.train.initial_policy import make_policy
 from covrl.train.state_sharding import check_mesh
 from covrl.types import TokenStats
@@ -80,7 +80,7 @@ def plan(
   yield from _batch_lines(config)
   if _selects(algorithm):
     yield _selection_line(config)
-  for text in config_warnings(config, algorithm):
+  for text in config_warnings(config, algorithm, task.rewards):
     yield f'warning: {text}'
   yield from _example_lines(config, task)
   for name, model in zip(recipe.networks(config), networks, strict=True):

@@ -4,22 +4,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import jax
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import Array, Key
 
 from covrl.config import Config, ConfigError, Recipe
 from covrl.data import Suite
 from covrl.data.packing import prompt_width
-from covrl.entropy import (
-  DivergencePenaltyState,
-  ImportanceWeightState,
-  TokenMaskedState,
-)
 from covrl.evaluation.evaluator import Evaluator
 from covrl.models import Policy
 from covrl.parallel import sharding
@@ -31,7 +26,7 @@ from covrl.tasks.task import Task
 from covrl.tasks.verify import check_references, check_scores
 from covrl.train.algorithm import Algorithm
 from covrl.train.compiled import CompiledPrograms
-from covrl.train.effects import reads_reference
+from covrl.train.effects import config_warnings
 from covrl.train.initial_policy import make_policy
 from covrl.train.rollout_batch import (
   EVALUATE_STREAM,
@@ -42,7 +37,7 @@ from covrl.train.rollout_batch import (
 from covrl.train.rollout_collector import RolloutCollector
 from covrl.train.sft import shared_warm_start
 from covrl.train.state_sharding import check_mesh, rollout_mesh
-from covrl.types import TokenStats, TrainState
+from covrl.types import TrainState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,14 +112,7 @@ def build(
   warm_start = None
   if saved is None or policy.config.lora is not None:
     warm_start = shared_warm_start(config, task)
-  if config.rewards.function and 'function' not in (
-    part.name for part in task.rewards
-  ):
-    note(
-      f'warning: rewards.function = {config.rewards.function} has no effect: it is'
-      ' for tasks of text, other tasks name their score functions themselves'
-    )
-  for text in config_warnings(config, algorithm):
+  for text in config_warnings(config, algorithm, task.rewards):
     note(f'warning: {text}')
   engine = make_engine(
     config,
@@ -281,57 +269,3 @@ def make_evaluator(
     answer_extractor=task.answer_extractor,
     max_failures=config.rewards.max_failures,
   )
-
-
-def config_warnings(config: Config, algorithm: Algorithm) -> Iterator[str]:
-  """Yields a sentence for each setting that has no or a biased effect."""
-  token_state = algorithm.token_tx.init(TokenStats.template())
-  train, rollout = config.train, config.rollout
-  if (
-    _contains(token_state, DivergencePenaltyState)
-    and config.updates_per_iteration == 1
-  ):
-    yield (
-      'a divergence penalty has no gradient where π = π_old, and with one '
-      'update per iteration (train.sequences_per_update = '
-      f'{train.sequences_per_update}) that is always: it does nothing'
-    )
-  if train.keep_reference and not reads_reference(algorithm):
-    yield (
-      'train.keep_reference has no effect but its cost: neither loss nor token'
-      ' chain nor estimator reads the reference policy'
-    )
-  max_tokens = train.sequences_per_update * rollout.max_response_length
-  if (
-    _contains(token_state, TokenMaskedState)
-    and config.entropy.fraction * max_tokens < 1
-  ):
-    yield (
-      f'entropy.fraction = {config.entropy.fraction:g} selects no token of an '
-      f'update, which has at most {max_tokens} response tokens'
-    )
-  if rollout.top_p < 1 or rollout.top_k > 0 or rollout.min_p > 0:
-    yield (
-      'with top-p, top-k or min-p the sampler is not the '
-      'policy that is trained: importance weights are biased'
-    )
-  if rollout.cache_dtype == 'int8' and not _contains(
-    token_state, ImportanceWeightState
-  ):
-    yield (
-      "rollout.cache_dtype = 'int8' samples with other probabilities than those "
-      'that are trained, and the token chain has no importance weights: add'
-      ' truncated_importance_weights, icepop or decoupled_ppo'
-    )
-  if rollout.pipeline and not _contains(token_state, ImportanceWeightState):
-    yield (
-      f'rollout.pipeline = {rollout.pipeline} samples with an older policy, and'
-      ' the token chain has no importance weights: add'
-      ' truncated_importance_weights, icepop or decoupled_ppo'
-    )
-
-
-def _contains(tree: PyTree, kind: type) -> bool:
-  """Returns whether a tree has a node of a type."""
-  leaves = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, kind))
-  return any(isinstance(leaf, kind) for leaf in leaves)

@@ -1,19 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Config fields that have no effect in a run."""
+"""Config fields that have no effect in a run, or a biased one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from covrl.config import Config, Recipe, flatten
+from covrl.entropy import (
+  DivergencePenaltyState,
+  ImportanceWeightState,
+  TokenMaskedState,
+)
 from covrl.entropy.base import update_signal
 from covrl.entropy.inspection import single_token
 from covrl.models import ModelConfig
+from covrl.rewards import Reward
 from covrl.tasks.task import Task
 from covrl.train.algorithm import Algorithm
+from covrl.types import TokenStats
 
 # Fields and sections (`NAME.`) that have an effect only if something reads them while
 # the run is built, such as a function of the recipe.
@@ -101,6 +109,69 @@ def without_effect(
       yield f'{name} = {values[name]} has no effect: {reason}'
 
 
+def config_warnings(
+  config: Config, algorithm: Algorithm, rewards: Sequence[Reward]
+) -> Iterator[str]:
+  """Yields a sentence for each setting that has no or a biased effect.
+
+  Args:
+    config: the configuration, whoever has set its fields.
+    algorithm: the loss and the transformations of the run.
+    rewards: the rewards of the run's task.
+  """
+  token_state = algorithm.token_tx.init(TokenStats.template())
+  train, rollout = config.train, config.rollout
+  if config.rewards.function and 'function' not in (
+    reward.name for reward in rewards
+  ):
+    yield (
+      f'rewards.function = {config.rewards.function} has no effect: it is for'
+      ' tasks of text, other tasks name their score functions themselves'
+    )
+  if (
+    _contains(token_state, DivergencePenaltyState)
+    and config.updates_per_iteration == 1
+  ):
+    yield (
+      'a divergence penalty has no gradient where π = π_old, and with one '
+      'update per iteration (train.sequences_per_update = '
+      f'{train.sequences_per_update}) that is always: it does nothing'
+    )
+  if train.keep_reference and not reads_reference(algorithm):
+    yield (
+      'train.keep_reference has no effect but its cost: neither loss nor token'
+      ' chain nor estimator reads the reference policy'
+    )
+  max_tokens = train.sequences_per_update * rollout.max_response_length
+  if (
+    _contains(token_state, TokenMaskedState)
+    and config.entropy.fraction * max_tokens < 1
+  ):
+    yield (
+      f'entropy.fraction = {config.entropy.fraction:g} selects no token of an '
+      f'update, which has at most {max_tokens} response tokens'
+    )
+  if rollout.top_p < 1 or rollout.top_k > 0 or rollout.min_p > 0:
+    yield (
+      'with top-p, top-k or min-p the sampler is not the '
+      'policy that is trained: importance weights are biased'
+    )
+  if rollout.cache_dtype == 'int8' and not _contains(
+    token_state, ImportanceWeightState
+  ):
+    yield (
+      "rollout.cache_dtype = 'int8' samples with other probabilities than those "
+      'that are trained, and the token chain has no importance weights: add'
+      ' truncated_importance_weights, icepop or decoupled_ppo'
+    )
+  if rollout.pipeline and not _contains(token_state, ImportanceWeightState):
+    yield (
+      f'rollout.pipeline = {rollout.pipeline} samples with an older policy, and'
+      ' the token chain has no importance weights: add'
+      ' truncated_importance_weights, icepop or decoupled_ppo'
+    )
+
+
 def reads_reference(algorithm: Algorithm) -> bool:
   """Returns whether an algorithm depends on the reference policy.
 
@@ -181,3 +252,9 @@ def _is_among(name: str, fields: tuple[str, ...]) -> bool:
     name.startswith(field) if field.endswith('.') else name == field
     for field in fields
   )
+
+
+def _contains(tree: PyTree, kind: type) -> bool:
+  """Returns whether a tree has a node of a type."""
+  leaves = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, kind))
+  return any(isinstance(leaf, kind) for leaf in leaves)

@@ -10,9 +10,15 @@ from train.process import RECIPES
 
 import covrl
 from covrl.config import flatten, load, recorded_reads
+from covrl.rewards import Reward
 from covrl.train.algorithm import Algorithm
-from covrl.train.build import build, config_warnings
-from covrl.train.effects import reads_moments, reads_reference, without_effect
+from covrl.train.build import build
+from covrl.train.effects import (
+  config_warnings,
+  reads_moments,
+  reads_reference,
+  without_effect,
+)
 
 # Fields that the toy task, its recipe, or the other values leave without effect.
 UNREAD = {
@@ -92,8 +98,23 @@ def test_a_reference_policy_that_nothing_reads_is_reported(file, is_read):
   recipe = load(name, ['--config.train.keep_reference=true'])
   algorithm = Algorithm.from_recipe(recipe)
   assert reads_reference(algorithm) is is_read
-  found = list(config_warnings(recipe.config, algorithm))
+  found = list(config_warnings(recipe.config, algorithm, ()))
   assert any('train.keep_reference' in text for text in found) is not is_read
+
+
+@pytest.mark.parametrize(
+  ('name', 'is_used'), [('sum', False), ('function', True)]
+)
+def test_a_score_function_that_the_task_does_not_take_is_reported(
+  name, is_used
+):
+  recipe = load(f'{RECIPES / "toy_plain"}.py')
+  recipe.config.rewards.function = 'scores:of'
+  reward = Reward(name=name, score=lambda response, reference: 1.0)
+  found = config_warnings(
+    recipe.config, Algorithm.from_recipe(recipe), [reward]
+  )
+  assert any('rewards.function' in text for text in found) is not is_used
 
 
 @pytest.mark.parametrize(

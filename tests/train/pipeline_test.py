@@ -27,7 +27,7 @@ from covrl.rewards import (
   PendingScores,
 )
 from covrl.train.algorithm import Algorithm
-from covrl.train.build import config_warnings
+from covrl.train.effects import config_warnings
 
 
 def test_the_next_rollout_is_sampled_by_the_policy_before_the_updates():
@@ -175,8 +175,8 @@ def test_a_chain_without_importance_weights_is_named(chain, warned):
     advantages=covrl.group_relative,
   )
   for rollout in ({'pipeline': 1}, {'cache_dtype': 'int8'}):
-    texts = [*config_warnings(make_config(**rollout), algorithm)]
+    texts = [*config_warnings(make_config(**rollout), algorithm, ())]
     assert sum('no importance weights: add' in text for text in texts) == warned
   assert not any(
-    'pipeline' in t for t in config_warnings(make_config(), algorithm)
+    'pipeline' in t for t in config_warnings(make_config(), algorithm, ())
   )
