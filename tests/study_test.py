@@ -22,6 +22,7 @@ from benchmarks.study.grid import Grid, paths
 from benchmarks.study.pushed import (
   best_cell,
   ends_at_equal_time,
+  linear_verdict,
   rises,
   slope_by_size,
 )
@@ -265,6 +266,12 @@ def test_the_slope_over_the_size_is_per_factor_of_ten():
   assert slope is not None
   assert slope.value == pytest.approx(2.0)
   assert slope_by_size({32: {0: 1.0}, 64: {0: 2.0}}) is None
+
+
+def test_coefficients_are_linear_if_both_correlate_with_the_size():
+  assert linear_verdict([]) == 'open'
+  assert linear_verdict([-0.95, 0.92]) == 'holds'
+  assert linear_verdict([-0.95, 0.7]) == 'fails'
 
 
 def test_finished_runs_are_not_repeated(tmp_path, monkeypatch):

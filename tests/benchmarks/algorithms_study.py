@@ -16,7 +16,9 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+from collections.abc import Sequence
 
+import numpy as np
 from recipe_runs import ROOT, evaluations, study_parser, train, write_section
 
 from covrl.config import recipes
@@ -100,6 +102,7 @@ def write_results(runs: pathlib.Path, seeds: list[int]) -> None:
     raise SystemExit(f'no run in {runs} is finished')
   everything = [workdir for each in finished.values() for workdir in each]
   text = f'{comparison_table(everything)}\n{settings(everything[0])}\n'
+  text += prime_table(finished.get('countdown:prime', []))
   if missing:
     text += f'\nMissing: {", ".join(missing)}.\n'
   write_section(ROOT / 'configs' / 'README.md', 'algorithms', text)
@@ -109,6 +112,38 @@ def write_results(runs: pathlib.Path, seeds: list[int]) -> None:
   (results / 'algorithms.svg').write_text(figure)
   write_comparison(everything, results / 'algorithms.html')
   print(text)
+
+
+def prime_table(workdirs: Sequence[str]) -> str:
+  """Table of how well PRIME's model tells right from wrong, a row per seed.
+
+  The base rate is that of always naming the more frequent outcome.
+  """
+  if not workdirs:
+    return ''
+  lines = [
+    '| PRIME, seed | pairs ordered rightly, % (least to most) | right on unseen'
+    ' responses, % | base rate, % |',
+    '|---|---:|---:|---:|',
+  ]
+  for workdir in workdirs:
+    directory = pathlib.Path(workdir)
+    pairs = metric(directory, 'prm/scoring/pair_accuracy')
+    accuracy = np.mean(metric(directory, 'prm/before_update/accuracy'))
+    right = np.mean(metric(directory, 'prm/before_update/label'))
+    lines.append(
+      f'| {directory.name.rpartition("_")[2]} | {100 * np.mean(pairs):.0f}'
+      f' ({100 * min(pairs):.0f} to {100 * max(pairs):.0f}) |'
+      f' {100 * accuracy:.0f} | {100 * max(right, 1 - right):.0f} |'
+    )
+  return '\n' + '\n'.join(lines) + '\n'
+
+
+def metric(workdir: pathlib.Path, name: str) -> list[float]:
+  """All values of a metric that a run has logged."""
+  text = (workdir / 'metrics.jsonl').read_text()
+  found = [json.loads(line) for line in text.splitlines()]
+  return [line[name] for line in found if name in line]
 
 
 def settings(workdir: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from covrl.evaluation.intervals import Estimate, student_mean
 from covrl.evaluation.reward_law import Fit
+from covrl.report import formats
 from covrl.report.sections_page import PageSection
 
 from .driver import (
@@ -42,6 +43,7 @@ from .runner import parameters_of
 Cell = tuple[float, int]
 """Factor of the learning rate, passes over a rollout."""
 MIN_SIZES = 3  # fewer show no course
+LINEAR = 0.9  # least |correlation| that counts as linear
 CELLS: tuple[Cell, ...] = tuple((r, p) for r in RATES for p in PASSES)
 
 
@@ -323,10 +325,14 @@ def size_rows(study: Study) -> list[list[str]]:
       grows.append(slope.sign > 0)
   fits = {w: each for w, each in law_by_size(found).items() if each}
   correlations = [
-    f'{name} {correlation_with_size(fits, pick):.2f}'
-    for name, pick in (('a', _a), ('b', _b))
+    correlation_with_size(fits, pick)
+    for pick in (_a, _b)
     if len(fits) >= MIN_SIZES
   ]
+  measured = ', '.join(
+    f'{name} {formats.fixed(value, 2)}'
+    for name, value in zip('ab', correlations, strict=False)
+  )
   return [
     [
       'The gain of covariance methods grows with the size of the model',
@@ -335,10 +341,17 @@ def size_rows(study: Study) -> list[list[str]]:
     ],
     [
       'a and b of the law are linear in the logarithm of the size',
-      f'correlation with log of the parameters over {len(fits)} sizes, `grpo` on D5’s task: {", ".join(correlations) or "–"}',
-      'see the table of sizes' if correlations else 'open',
+      f'correlation with log of the parameters over {len(fits)} sizes, `grpo` on D5’s task (above {LINEAR} or below −{LINEAR} holds): {measured or "–"}',
+      linear_verdict(correlations),
     ],
   ]
+
+
+def linear_verdict(correlations: Sequence[float]) -> str:
+  """Whether all coefficients are linear in the logarithm of the size."""
+  if not correlations:
+    return 'open'
+  return 'holds' if all(abs(c) > LINEAR for c in correlations) else 'fails'
 
 
 def correlation_with_size(
