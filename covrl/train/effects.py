@@ -18,7 +18,7 @@ from covrl.entropy import (
 from covrl.entropy.base import update_signal
 from covrl.entropy.inspection import single_token
 from covrl.models import ModelConfig
-from covrl.rewards import Reward
+from covrl.rewards.reward import RewardPart
 from covrl.tasks.task import Task
 from covrl.train.algorithm import Algorithm
 from covrl.types import TokenStats
@@ -110,7 +110,7 @@ def without_effect(
 
 
 def config_warnings(
-  config: Config, algorithm: Algorithm, rewards: Sequence[Reward]
+  config: Config, algorithm: Algorithm, rewards: Sequence[RewardPart]
 ) -> Iterator[str]:
   """Yields a sentence for each setting that has no or a biased effect.
 
