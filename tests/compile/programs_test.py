@@ -19,10 +19,7 @@ from covrl.compile.collectives import OPCODES
 from covrl.compile.hlo import parse
 from covrl.parallel import topologies
 from covrl.pretrained import load_policy
-from covrl.pretrained.known_models import (
-  KNOWN_MODELS,
-  known_model_directory,
-)
+from covrl.pretrained.known_models import KNOWN_MODELS, known_model_directory
 
 RECIPE = pathlib.Path(__file__).parent / 'recipes' / 'small.py'
 ROOT = pathlib.Path(__file__).parents[2]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TPU attention kernels in interpret mode and cuDNN attention, against `attend`.
+"""Attention of one token to a cache, by XLA and by the TPU kernel in interpret mode.
 
-Blocks are small, and cuDNN is replaced by XLA.
+Both are compared with `attend`. Blocks are small.
 """
 
 import dataclasses
@@ -15,14 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
+from models.packed_rows import CONFIG, HEADS, KV_HEADS, WIDTH, draw
 
 from covrl.models import (
-  Policy,
   cached_tokens,
   decode_attention,
   decode_kernel,
-  flash,
-  tiny,
 )
 from covrl.models.attention import attend
 from covrl.models.cache import DecodeCache, PromptCache
@@ -32,107 +30,6 @@ from covrl.models.decode_kernel import SlotRange, block_size, blocks_to_read
 from covrl.models.int8 import Int8Vectors
 from covrl.models.online_softmax import OnlineSoftmax
 from covrl.parallel import sharding
-
-CONFIG = dataclasses.replace(tiny(16), head_dim=16)
-HEADS, KV_HEADS, WIDTH = CONFIG.num_heads, CONFIG.num_kv_heads, CONFIG.head_dim
-
-
-def draw(seed, *shape):
-  values = np.random.default_rng(seed).normal(size=shape)
-  return jnp.asarray(values, jnp.float32)
-
-
-def rows(length, batch=2):
-  """Queries, keys, values and segment ids: two sequences per row, and padding."""
-  segments = np.zeros((batch, length), np.int32)
-  for row in range(batch):
-    start, middle = 3 + 7 * row, length // 2 + 5 * row
-    segments[row, start:middle] = 1
-    segments[row, middle : length - 4] = 2
-  return (
-    draw(0, batch, length, HEADS, WIDTH),
-    draw(1, batch, KV_HEADS, length, WIDTH),
-    draw(2, batch, KV_HEADS, length, WIDTH),
-    jnp.asarray(segments),
-  )
-
-
-def expected_attention(queries, keys, values, segments, window=None, cap=None):
-  length = segments.shape[1]
-  distance = jnp.arange(length)[:, None] - jnp.arange(length)
-  mask = (distance >= 0) & (segments[:, :, None] == segments[:, None, :])
-  if window:
-    mask &= distance < window
-  return attend(queries, keys, values, mask, cap=cap)
-
-
-@pytest.mark.parametrize(
-  ('length', 'window', 'cap'),
-  [(128, 0, None), (122, 0, None), (128, 50, None), (122, 0, 5.0)],
-)
-def test_flash_attention_and_gradients(length, window, cap):
-  config = dataclasses.replace(
-    CONFIG, windows=(window,) * 2 if window else (), attention_soft_cap=cap
-  )
-  queries, keys, values, segments = rows(length)
-  arrays = queries, keys, values
-  signal = draw(3, 2, length, HEADS, WIDTH)
-
-  def kernels(queries, keys, values):
-    return flash.attend_rows(
-      queries, keys, values, segments, None, config, interpret=True
-    )
-
-  def want(queries, keys, values):
-    return expected_attention(queries, keys, values, segments, window, cap)
-
-  got, pull_back = jax.vjp(kernels, *arrays)
-  expected, pull_back_plain = jax.vjp(want, *arrays)
-  np.testing.assert_allclose(got, expected, atol=2e-5)
-  for ours, theirs in zip(
-    pull_back(signal), pull_back_plain(signal), strict=True
-  ):
-    np.testing.assert_allclose(ours, theirs, atol=1e-4)
-
-
-@pytest.mark.parametrize('window', [100, 300, 0])
-def test_window_is_chosen_at_run_time(window):
-  """One program serves layers with different windows."""
-  config = dataclasses.replace(CONFIG, windows=(100, 0, 300), num_layers=3)
-  queries, keys, values, segments = rows(384, batch=1)
-  own = jnp.asarray(window or jnp.iinfo(jnp.int32).max)
-  run = jax.jit(
-    functools.partial(flash.attend_rows, config=config, interpret=True)
-  )
-  got = run(queries, keys, values, segments, own)
-  expected = expected_attention(queries, keys, values, segments, window)
-  np.testing.assert_allclose(got, expected, atol=2e-5)
-
-
-def test_flash_attention_on_a_mesh():
-  """Heads are split over tensor and context; rows are whole."""
-  queries, keys, values, segments = rows(128, batch=4)
-  mesh = sharding.make_mesh(
-    {'data': 2, 'tensor': 2, 'context': 1}, jax.devices()[:4]
-  )
-  with sharding.use_mesh(mesh, sharding.TRAIN_RULES):
-    got = jax.jit(
-      functools.partial(flash.attend_rows, config=CONFIG, interpret=True)
-    )(queries, keys, values, segments, None)
-  expected = expected_attention(queries, keys, values, segments)
-  np.testing.assert_allclose(got, expected, atol=2e-5)
-
-
-def test_refuses_keys_split_differently_from_queries():
-  queries, keys, values, segments = rows(128, batch=4)
-  mesh = sharding.make_mesh({'tensor': 4}, jax.devices()[:4])
-  with (
-    sharding.use_mesh(mesh, sharding.TRAIN_RULES),
-    pytest.raises(ValueError, match='query heads must be split like key heads'),
-  ):
-    flash.attend_rows(
-      queries, keys, values, segments, None, CONFIG, interpret=True
-    )
 
 
 def decode(
@@ -389,71 +286,3 @@ def test_blocks_are_small_relative_to_a_row():
   """Partial blocks at a row's ends are at most a tenth of a long row."""
   for kv_heads in (1, 2, 4, 8):
     assert block_size(10239, 2 * kv_heads * 128 * 2) <= 1024
-
-
-def test_cudnn_attention_is_used_where_supported(monkeypatch):
-  calls = []
-  original = jax.nn.dot_product_attention
-
-  def by_xla(*arguments, implementation, **options):
-    calls.append(implementation)
-    return original(*arguments, implementation='xla', **options)
-
-  queries, keys, values, segments = rows(64)
-  narrow_queries, narrow_keys, narrow_values = (
-    x.astype(jnp.bfloat16) for x in (queries, keys, values)
-  )
-  narrow = narrow_queries, narrow_keys, narrow_values
-  want = expected_attention(*narrow, segments)
-  monkeypatch.setattr(sharding, 'platform', lambda: 'gpu')
-  monkeypatch.setattr(jax.nn, 'dot_product_attention', by_xla)
-  got = expected_attention(*narrow, segments)
-  real = np.asarray(segments > 0)
-  np.testing.assert_allclose(
-    got.astype(jnp.float32)[real], want.astype(jnp.float32)[real], atol=0.02
-  )
-  assert calls == ['cudnn']
-  # Unsupported: float32, a soft cap, a single query.
-  expected_attention(queries, keys, values, segments)
-  expected_attention(*narrow, segments, cap=5.0)
-  one = jnp.ones((2, 1, 64), bool)
-  attend(narrow_queries[:, :1], narrow_keys, narrow_values, one)
-  assert calls == ['cudnn']
-
-
-def test_policy_with_kernels_equals_policy_without(monkeypatch):
-  """Packed rows, and decoding with rows that have ended, as on TPU."""
-  policy = Policy(dataclasses.replace(tiny(16), windows=(48, 0)))
-  params = policy.init(jax.random.key(0))
-  tokens = jnp.asarray(np.random.default_rng(0).integers(0, 16, (2, 128)))
-  *_, segments = rows(128)
-  positions = jnp.broadcast_to(jnp.arange(128), tokens.shape)
-
-  def hidden():
-    return policy.hidden(
-      params, tokens, positions=positions, segment_ids=segments
-    )
-
-  def decoded():
-    mask = jnp.arange(128) >= jnp.array([[5], [0]])
-    _, prompts = policy.prefill(params, tokens, positions, mask)
-    cache = DecodeCache.empty(prompts, jnp.array([0, 1]), 2)
-    live = jnp.array([True, False])
-    _, cache = policy.decode(params, tokens[:, 0], cache, live)
-    state, _ = policy.decode(params, tokens[:, 1], cache, live)
-    return state[0]
-
-  want = hidden(), decoded()
-  for module, name in (
-    (flash, 'attend_rows'),
-    (decode_attention, 'attend_token'),
-  ):
-    interpret = True if module is flash else pltpu.InterpretParams()
-    kernel = functools.partial(getattr(module, name), interpret=interpret)
-    monkeypatch.setattr(f'covrl.models.attention.{name}', kernel, raising=False)
-    monkeypatch.setattr(module, name, kernel)
-    monkeypatch.setattr(module, 'uses_kernel', lambda *_: True)
-  got = hidden(), decoded()
-  real = np.asarray(segments > 0)
-  np.testing.assert_allclose(got[0][real], want[0][real], atol=2e-5)
-  np.testing.assert_allclose(got[1], want[1], atol=2e-5)

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random rows of two sequences, and their attention by `attend`."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+
+from covrl.models import tiny
+from covrl.models.attention import attend
+
+CONFIG = dataclasses.replace(tiny(16), head_dim=16)
+HEADS, KV_HEADS, WIDTH = CONFIG.num_heads, CONFIG.num_kv_heads, CONFIG.head_dim
+
+
+def draw(seed, *shape):
+  values = np.random.default_rng(seed).normal(size=shape)
+  return jnp.asarray(values, jnp.float32)
+
+
+def rows(length, batch=2):
+  """Queries, keys, values and segment ids: two sequences per row, and padding."""
+  segments = np.zeros((batch, length), np.int32)
+  for row in range(batch):
+    start, middle = 3 + 7 * row, length // 2 + 5 * row
+    segments[row, start:middle] = 1
+    segments[row, middle : length - 4] = 2
+  return (
+    draw(0, batch, length, HEADS, WIDTH),
+    draw(1, batch, KV_HEADS, length, WIDTH),
+    draw(2, batch, KV_HEADS, length, WIDTH),
+    jnp.asarray(segments),
+  )
+
+
+def expected_attention(queries, keys, values, segments, window=None, cap=None):
+  length = segments.shape[1]
+  distance = jnp.arange(length)[:, None] - jnp.arange(length)
+  mask = (distance >= 0) & (segments[:, :, None] == segments[:, None, :])
+  if window:
+    mask &= distance < window
+  return attend(queries, keys, values, mask, cap=cap)
