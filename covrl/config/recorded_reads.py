@@ -51,10 +51,16 @@ def _recording(kind: type, prefix: str, read: set[str]) -> type:
   )
 
   def get(self: Any, name: str) -> Any:
+    if name == '__class__':
+      return kind
     if name in plain:
       read.add(f'{prefix}{name}')
     return object.__getattribute__(self, name)
 
-  return type(
-    kind.__name__, (kind,), {'__slots__': (), '__getattribute__': get}
-  )
+  def reduce(self: Any, protocol: int) -> tuple[Any, ...]:
+    make, _, *rest = object.__reduce_ex__(self, protocol)
+    return make, (kind,), *rest
+
+  # Copies, and what is pickled, are of the plain class.
+  members = {'__getattribute__': get, '__reduce_ex__': reduce}
+  return type(kind.__name__, (kind,), {'__slots__': (), **members})

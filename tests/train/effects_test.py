@@ -2,14 +2,16 @@
 """Overridden fields that have no effect are reported."""
 
 import contextlib
+import copy
 import dataclasses
+import pickle
 
 import optax
 import pytest
 from train.process import RECIPES
 
 import covrl
-from covrl.config import flatten, load, recorded_reads
+from covrl.config import Config, TrainConfig, flatten, load, recorded_reads
 from covrl.rewards import Reward
 from covrl.train.algorithm import Algorithm
 from covrl.train.build import build
@@ -136,6 +138,20 @@ def test_chains_that_read_moments(token_tx, is_read):
     Algorithm.from_recipe(recipe), token_tx=token_tx
   )
   assert reads_moments(algorithm) is is_read
+
+
+def test_copies_of_a_configuration_record_no_reads():
+  config = Config()
+  with recorded_reads(config):
+    copies = (
+      dataclasses.replace(config.train),
+      copy.deepcopy(config).train,
+      pickle.loads(pickle.dumps(config)).train,
+    )
+    assert config.train == TrainConfig()
+  for each in copies:
+    assert type(each) is TrainConfig
+    assert each == config.train
 
 
 def test_recorded_reads_leave_the_configuration_as_it_was():
