@@ -105,18 +105,18 @@ class ResponseRing(NamedTuple):
   values: Vectors
 
 
-class LayerPlace(NamedTuple):
+class LayerIndices(NamedTuple):
   """Indices of a layer in the arrays of a cache.
 
   Attributes:
     layer: index among all layers, in the arrays of prompts.
-    of_kind: index in the arrays of responses, which hold only layers with, or
-      only layers without a ring; `None` if no layer has a ring.
+    response_layer: index in the arrays of responses, one for layers with a ring
+      and one for layers without; `None` if no layer has a ring.
     in_ring: whether the layer has a ring; `None` if no layer has one.
   """
 
   layer: Int[Array, '*L']
-  of_kind: Int[Array, '*L'] | None
+  response_layer: Int[Array, '*L'] | None
   in_ring: Bool[Array, '*L'] | None
 
 
@@ -188,8 +188,8 @@ class DecodeCache(NamedTuple):
     shards = num_shards(self)
     lengths = self.prompts.lengths.reshape(shards, -1)
     prompt = self.prompt.reshape(shards, -1)
-    taken = jnp.take_along_axis(lengths, prompt, axis=1)
-    return taken.reshape(-1) + self.length
+    row_lengths = jnp.take_along_axis(lengths, prompt, axis=1)
+    return row_lengths.reshape(-1) + self.length
 
   def append(
     self,
@@ -275,7 +275,7 @@ class DecodeCache(NamedTuple):
       ),
     )
 
-  def places(self, windows: tuple[int, ...]) -> LayerPlace:
+  def layer_indices(self, windows: tuple[int, ...]) -> LayerIndices:
     """Indices of every layer in the arrays of the cache, stacked to scan over.
 
     Args:
@@ -284,13 +284,13 @@ class DecodeCache(NamedTuple):
     layers = self.prompts.keys.shape[0]
     layer = jnp.arange(layers, dtype=jnp.int32)
     if self.ring is None:
-      return LayerPlace(layer, None, None)
-    of_kind = np.zeros(layers, np.int32)
+      return LayerIndices(layer, None, None)
+    response_layer = np.zeros(layers, np.int32)
     without_ring, with_ring = self._layers_by_ring(windows)
-    for kind in (without_ring, with_ring):
-      of_kind[kind] = np.arange(len(kind))
+    for layers_of_array in (without_ring, with_ring):
+      response_layer[layers_of_array] = np.arange(len(layers_of_array))
     has_ring = jnp.zeros(layers, bool).at[with_ring].set(True)
-    return LayerPlace(layer, jnp.asarray(of_kind), has_ring)
+    return LayerIndices(layer, jnp.asarray(response_layer), has_ring)
 
   def _layers_by_ring(
     self, windows: tuple[int, ...]

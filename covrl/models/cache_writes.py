@@ -104,10 +104,10 @@ def write_by_shard(
   heads = sharding.fitted_spec(
     mesh, axes, cache.shape, sharding.current_rules()
   )[2]
-  of_cache, of_row = P(None, rows or None, heads), P(rows or None)
+  cache_spec, row_spec = P(None, rows or None, heads), P(rows or None)
   return jax.shard_map(
     write_slots_in_turn,
-    in_specs=(of_cache, of_cache, of_row),
-    out_specs=of_cache,
+    in_specs=(cache_spec, cache_spec, row_spec),
+    out_specs=cache_spec,
     check_vma=False,
   )(cache, new, slot)

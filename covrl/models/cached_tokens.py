@@ -40,8 +40,8 @@ class CachedTokens(NamedTuple):
     reads: the prompts to read.
     layer: index of the layer.
     window: sliding window in tokens; `None` if no layer has one.
-    of_kind: index of the layer in the cache's arrays of responses, which hold
-      only layers with, or only layers without a ring; `None` if none has one.
+    response_layer: index of the layer in the cache's arrays of responses, one
+      for layers with a ring and one for layers without; `None` without rings.
     in_ring: whether the layer has a ring; `None` if no layer has one.
   """
 
@@ -50,7 +50,7 @@ class CachedTokens(NamedTuple):
   reads: PromptReads
   layer: Int[Array, '']
   window: Int[Array, ''] | None
-  of_kind: Int[Array, ''] | None = None
+  response_layer: Int[Array, ''] | None = None
   in_ring: Bool[Array, ''] | None = None
 
 
@@ -82,7 +82,11 @@ def response_slots(cached: CachedTokens) -> list[ResponseSlots]:
   """
   cache = cached.cache
   length = jnp.where(cached.live, cache.length, 0)
-  if cache.ring is None or cached.of_kind is None or cached.in_ring is None:
+  if (
+    cache.ring is None
+    or cached.response_layer is None
+    or cached.in_ring is None
+  ):
     arguments = cache.keys, cache.values, cached.layer, length
     return [ResponseSlots(*arguments, is_ring=False, share=1.0)]
   layers, in_ring = cache.prompts.keys.shape[0], cached.in_ring
@@ -98,7 +102,7 @@ def response_slots(cached: CachedTokens) -> list[ResponseSlots]:
         ResponseSlots(
           keys,
           values,
-          layer=jnp.minimum(cached.of_kind, count - 1),
+          layer=jnp.minimum(cached.response_layer, count - 1),
           length=jnp.where(in_ring == is_ring, jnp.minimum(length, size), 0),
           is_ring=is_ring,
           share=count / layers,

@@ -29,7 +29,7 @@ from covrl.models.cached_tokens import (
   rows_per_tile,
 )
 from covrl.models.config import ModelConfig
-from covrl.models.decode_kernel import Layout
+from covrl.models.decode_kernel import DecodeOptions
 from covrl.models.int8 import score
 from covrl.models.layers import soft_cap
 from covrl.models.online_softmax import OnlineSoftmax
@@ -58,16 +58,16 @@ def attend_token(
     keys: keys of the new tokens, each shared by `H / K` query heads.
     values: values of the new tokens.
     cached: the tokens before.
-    config: has the scale and the soft cap.
+    config: the model, for the scale and the soft cap of the scores.
     interpret: whether to run the TPU kernel in interpret mode, for tests.
   """
-  layout = Layout(
+  options = DecodeOptions(
     scale=config.attention_scale or config.head_dim**-0.5,
     cap=config.attention_soft_cap,
     kernel=uses_kernel(config),
     interpret=interpret,
   )
-  attend = functools.partial(_attend_local, layout)
+  attend = functools.partial(_attend_local, options)
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return attend(queries, keys, values, cached)
@@ -76,15 +76,19 @@ def attend_token(
   heads = sharding.fitted_spec(
     mesh, axes, cached.cache.keys.shape, sharding.current_rules()
   )[2]
-  of_row, of_head, of_cache = P(rows), P(rows, heads), P(None, rows, heads)
+  row_spec, head_spec, cache_spec = (
+    P(rows),
+    P(rows, heads),
+    P(None, rows, heads),
+  )
   # Scalars, arrays of rows, and the caches.
-  by_rank = {0: P(), 1: of_row, 4: of_cache, 5: of_cache}
+  by_rank = {0: P(), 1: row_spec, 4: cache_spec, 5: cache_spec}
   specs = jax.tree.map(lambda leaf: by_rank[leaf.ndim], cached)
   return jax.shard_map(
     attend,
     mesh=mesh,
-    in_specs=(of_head, of_head, of_head, specs),
-    out_specs=of_head,
+    in_specs=(head_spec, head_spec, head_spec, specs),
+    out_specs=head_spec,
     check_vma=False,
   )(queries, keys, values, cached)
 
@@ -96,7 +100,7 @@ def uses_kernel(config: ModelConfig) -> bool:
 
 
 def _attend_local(
-  layout: Layout,
+  options: DecodeOptions,
   queries: Float[Array, 'S H h'],
   keys: Float[Array, 'S K h'],
   values: Float[Array, 'S K h'],
@@ -110,29 +114,29 @@ def _attend_local(
   scores = jnp.einsum(
     'skgh,skh->skg', grouped, keys, preferred_element_type=dtype
   )
-  scores = soft_cap(scores * layout.scale, layout.cap)
+  scores = soft_cap(scores * options.scale, options.cap)
   state = OnlineSoftmax(
     peak=scores,
     total=jnp.ones_like(scores),
     mixed=jnp.broadcast_to(values[:, :, None].astype(dtype), grouped.shape),
   )
-  if layout.kernel:
-    state = decode_on_tpu.attend_prompts(layout, grouped, state, cached)
+  if options.kernel:
+    state = decode_on_tpu.attend_prompts(options, grouped, state, cached)
   else:
-    state = _attend_prompts(layout, grouped, state, cached)
-  for part in response_slots(cached):
-    with jax.named_scope(RINGS if part.is_ring else RESPONSES):
-      if layout.kernel:
+    state = _attend_prompts(options, grouped, state, cached)
+  for responses in response_slots(cached):
+    with jax.named_scope(RINGS if responses.is_ring else RESPONSES):
+      if options.kernel:
         state = decode_on_tpu.attend_responses(
-          layout, grouped, state, cached, part
+          options, grouped, state, cached, responses
         )
       else:
-        state = _attend_responses(layout, grouped, state, cached, part)
+        state = _attend_responses(options, grouped, state, cached, responses)
   return state.result().astype(queries.dtype).reshape(queries.shape)
 
 
 def _attend_prompts(
-  layout: Layout,
+  options: DecodeOptions,
   queries: Float[Array, 'S K g h'],
   state: OnlineSoftmax,
   cached: CachedTokens,
@@ -157,21 +161,21 @@ def _attend_prompts(
 
   def read(i: Int[Array, ''], state: OnlineSoftmax) -> OnlineSoftmax:
     tile, prompt = reads.tile[i], reads.prompt[i]
-    at = tile * size + jnp.arange(size)
-    continues = (cache.prompt[at] == prompt) & cached.live[at]
-    start = jnp.maximum(first[prompt], lowest[at])
+    tile_rows = tile * size + jnp.arange(size)
+    continues = (cache.prompt[tile_rows] == prompt) & cached.live[tile_rows]
+    start = jnp.maximum(first[prompt], lowest[tile_rows])
     allowed = continues[:, None] & (slot >= start[:, None])
     allowed = jnp.repeat(allowed, groups, axis=0)[None]
     key, value = (
-      jax.tree.map(lambda x: x[cached.layer, prompt], of_all)
-      for of_all in (cache.prompts.keys, cache.prompts.values)
+      jax.tree.map(lambda x: x[cached.layer, prompt], stacked)
+      for stacked in (cache.prompts.keys, cache.prompts.values)
     )
-    part = jax.tree.map(lambda x: x[tile], state)
-    scores = score(tiles[tile], key, part.peak.dtype)
-    scores = soft_cap(scores * layout.scale, layout.cap)
+    tile_state = jax.tree.map(lambda x: x[tile], state)
+    scores = score(tiles[tile], key, tile_state.peak.dtype)
+    scores = soft_cap(scores * options.scale, options.cap)
     scores = jnp.where(allowed, scores, -jnp.inf)
-    part = part.add(scores, value, queries.dtype)
-    return jax.tree.map(lambda x, new: x.at[tile].set(new), state, part)
+    tile_state = tile_state.add(scores, value, queries.dtype)
+    return jax.tree.map(lambda x, new: x.at[tile].set(new), state, tile_state)
 
   state = OnlineSoftmax(*(to_tiles(x) for x in state))
   # Each prompt once; more often where several tiles continue it.
@@ -181,14 +185,14 @@ def _attend_prompts(
 
 
 def _attend_responses(
-  layout: Layout,
+  options: DecodeOptions,
   queries: Float[Array, 'S K g h'],
   state: OnlineSoftmax,
   cached: CachedTokens,
-  part: ResponseSlots,
+  responses: ResponseSlots,
 ) -> OnlineSoftmax:
   """Adds the responses' tokens, a block of slots of all rows at a time."""
-  slots = part.keys.shape[3]
+  slots = responses.keys.shape[3]
   size = min(BLOCK_SLOTS, slots)
   lowest = lowest_slot(cached.cache, cached.window, 0)
 
@@ -197,28 +201,30 @@ def _attend_responses(
     first = jnp.minimum(block * size, slots - size)
 
     def at_block(x: Array) -> Array:
-      start = (part.layer, 0, 0, first, *(0,) * (x.ndim - 4))
+      start = (responses.layer, 0, 0, first, *(0,) * (x.ndim - 4))
       return jax.lax.dynamic_slice(
         x, start, (1, *x.shape[1:3], size, *x.shape[4:])
       )[0]
 
     slot = first + jnp.arange(size)
     token = slot
-    if part.is_ring:
+    if responses.is_ring:
       token = newest_tokens(cached.cache.length, slot, slots)
     allowed = (
       (slot >= block * size)
-      & (slot < part.length[:, None])
+      & (slot < responses.length[:, None])
       & (token >= lowest[:, None])
     )
-    scores = score(queries, jax.tree.map(at_block, part.keys), state.peak.dtype)
-    scores = soft_cap(scores * layout.scale, layout.cap)
+    scores = score(
+      queries, jax.tree.map(at_block, responses.keys), state.peak.dtype
+    )
+    scores = soft_cap(scores * options.scale, options.cap)
     scores = jnp.where(allowed[:, None, None], scores, -jnp.inf)
-    values = jax.tree.map(at_block, part.values)
+    values = jax.tree.map(at_block, responses.values)
     return state.add(scores, values, queries.dtype)
 
-  last = (jnp.max(part.length) + size - 1) // size
+  end_block = (jnp.max(responses.length) + size - 1) // size
   # The mean over layers, of which each reads one array.
-  trips = max(round(-(-slots // size) * part.share), 1)
+  trips = max(round(-(-slots // size) * responses.share), 1)
   with jax.named_scope(f'about_{trips}_trips'):
-    return jax.lax.fori_loop(0, last, read, state)
+    return jax.lax.fori_loop(0, end_block, read, state)

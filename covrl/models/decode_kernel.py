@@ -33,7 +33,7 @@ STEP_BYTES = 2**19
 LANES = 128
 
 
-class Layout(NamedTuple):
+class DecodeOptions(NamedTuple):
   """Static options of decode attention on one device.
 
   Attributes:
@@ -75,7 +75,7 @@ class BlockList(NamedTuple):
   block: Int[Array, ' M']
 
 
-class Reads(NamedTuple):
+class BlockReads(NamedTuple):
   """Blocks to read, those of a tile contiguous, and the slots of each row.
 
   Attributes:
@@ -83,7 +83,7 @@ class Reads(NamedTuple):
     tile: tile of rows that attends to each block.
     source: prompt or row that each block belongs to.
     block: index of each block within its source.
-    of_row: the source that each row attends to; −1 for none.
+    row_source: index of the source that each row attends to; −1 for none.
     slots: the slots of that source that the row attends to.
   """
 
@@ -91,7 +91,7 @@ class Reads(NamedTuple):
   tile: Int[Array, ' M']
   source: Int[Array, ' M']
   block: Int[Array, ' M']
-  of_row: Int[Array, ' S']
+  row_source: Int[Array, ' S']
   slots: SlotRange
 
 
@@ -101,7 +101,7 @@ def attend_blocks(
   keys: Vectors,
   values: Vectors,
   layer: Int[Array, ''],
-  reads: Reads,
+  reads: BlockReads,
   *,
   tile_rows: int,
   scale: float,
@@ -200,7 +200,7 @@ def attend_blocks(
     reads.tile,
     reads.source,
     reads.block,
-    reads.of_row,
+    reads.row_source,
     reads.slots.start,
     reads.slots.end,
     to_tiles(queries),
@@ -230,7 +230,7 @@ def _kernel(
   tile: Ref,
   source: Ref,
   block: Ref,
-  of_row: Ref,
+  row_source: Ref,
   start: Ref,
   end: Ref,
   query: Ref,
@@ -272,7 +272,7 @@ def _kernel(
   lowest, highest = jnp.int32(jnp.iinfo(jnp.int32).max), jnp.int32(0)
   for row in range(tile_rows):
     index = this_tile * tile_rows + row
-    reads_block = of_row[index] == block_source
+    reads_block = row_source[index] == block_source
     row_start = jnp.where(reads_block, start[index], jnp.iinfo(jnp.int32).max)
     row_end = jnp.where(reads_block, end[index], 0)
     allowed |= (row_of_query == row) & (slots >= row_start) & (slots < row_end)

@@ -13,8 +13,8 @@ from covrl.models.cached_tokens import (
   rows_per_tile,
 )
 from covrl.models.decode_kernel import (
-  Layout,
-  Reads,
+  BlockReads,
+  DecodeOptions,
   SlotRange,
   attend_blocks,
   block_size,
@@ -25,7 +25,7 @@ from covrl.models.online_softmax import OnlineSoftmax
 
 
 def attend_prompts(
-  layout: Layout,
+  options: DecodeOptions,
   queries: Float[Array, 'S K g h'],
   state: OnlineSoftmax,
   cached: CachedTokens,
@@ -57,32 +57,34 @@ def attend_prompts(
     keys,
     cache.prompts.values,
     cached.layer,
-    Reads(
+    BlockReads(
       length=blocks.length,
       tile=reads.tile[blocks.row],
       source=reads.prompt[blocks.row],
       block=blocks.block,
-      of_row=jnp.where(cached.live, cache.prompt, -1),
+      row_source=jnp.where(cached.live, cache.prompt, -1),
       slots=SlotRange(start, ends),
     ),
     tile_rows=tile_rows,
-    scale=layout.scale,
-    cap=layout.cap,
-    interpret=layout.interpret,
+    scale=options.scale,
+    cap=options.cap,
+    interpret=options.interpret,
   )
 
 
 def attend_responses(
-  layout: Layout,
+  options: DecodeOptions,
   queries: Float[Array, 'S K g h'],
   state: OnlineSoftmax,
   cached: CachedTokens,
-  part: ResponseSlots,
+  responses: ResponseSlots,
 ) -> OnlineSoftmax:
   """Adds the responses' tokens in one array to the online softmax."""
-  ranges = _slots_in_window(cached, part)
+  ranges = _slots_in_window(cached, responses)
   for slots in ranges:
-    state = _attend_slots(layout, queries, state, part, slots, len(ranges))
+    state = _attend_slots(
+      options, queries, state, responses, slots, len(ranges)
+    )
   return state
 
 
@@ -105,7 +107,7 @@ def _slots_in_window(
 
 
 def _attend_slots(
-  layout: Layout,
+  options: DecodeOptions,
   queries: Float[Array, 'S K g h'],
   state: OnlineSoftmax,
   responses: ResponseSlots,
@@ -123,19 +125,19 @@ def _attend_slots(
     responses.keys,
     responses.values,
     responses.layer,
-    Reads(
+    BlockReads(
       length=blocks.length,
       tile=blocks.row,
       source=blocks.row,
       block=blocks.block,
-      of_row=row,
+      row_source=row,
       slots=slots,
     ),
     tile_rows=1,
-    scale=layout.scale,
-    cap=layout.cap,
+    scale=options.scale,
+    cap=options.cap,
     share=responses.share / ranges,
-    interpret=layout.interpret,
+    interpret=options.interpret,
   )
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt
 from covrl.models import flash, remat
 from covrl.models.attention import AttentionMask, LayerKeys, kv_head_copies
 from covrl.models.block import Block, LayerOptions
-from covrl.models.cache import DecodeCache, LayerPlace, PromptCache
+from covrl.models.cache import DecodeCache, LayerIndices, PromptCache
 from covrl.models.cached_tokens import CachedTokens, list_prompts
 from covrl.models.chunk_attention import ChunkContext
 from covrl.models.config import ModelConfig
@@ -94,22 +94,27 @@ class Transformer(nnx.Module):
     distance = _distances(tokens.shape[1])
 
     def run_layer(
-      x: Float[Array, 'B T D'], each: tuple[PyTree, LayerOptions, PyTree]
+      x: Float[Array, 'B T D'], scanned: tuple[PyTree, LayerOptions, PyTree]
     ) -> tuple[Float[Array, 'B T D'], Routing | None]:
-      layer, options, given = each
+      layer, options, layer_experts = scanned
       block, mask = (
         nnx.merge(graphdef, layer),
         options.apply_window(all_layers, distance),
       )
-      found = block(
-        x, positions, mask, options.frequencies, real=real, recorded=given
+      output = block(
+        x,
+        positions,
+        mask,
+        options.frequencies,
+        real=real,
+        recorded=layer_experts,
       )
-      return found.x, found.routing
+      return output.x, output.routing
 
     run_layer = remat.with_remat(run_layer, self.config.remat)
     by_layer = None if recorded is None else jnp.moveaxis(recorded, 2, 0)
-    each = (layers, LayerOptions.stacked(self.config), by_layer)
-    x, routing = self._scan_layers(run_layer, self._embed(tokens), each)
+    scanned = (layers, LayerOptions.stacked(self.config), by_layer)
+    x, routing = self._scan_layers(run_layer, self._embed(tokens), scanned)
     x = self.final_norm(x)
     return (x if start is None else roll_rows(x, start)), routing
 
@@ -132,18 +137,20 @@ class Transformer(nnx.Module):
     distance = _distances(length)
 
     def run_layer(
-      x: Float[Array, 'P T D'], each: tuple[PyTree, LayerOptions]
+      x: Float[Array, 'P T D'], scanned: tuple[PyTree, LayerOptions]
     ) -> tuple[Float[Array, 'P T D'], tuple[LayerKeys, Array | None]]:
-      layer, options = each
+      layer, options = scanned
       block, mask = (
         nnx.merge(graphdef, layer),
         options.apply_window(all_layers, distance),
       )
-      found = block(x, positions, mask, options.frequencies)
-      return found.x, (found.keys, found.record if record_experts else None)
+      output = block(x, positions, mask, options.frequencies)
+      return output.x, (output.keys, output.record if record_experts else None)
 
-    each = (layers, LayerOptions.stacked(self.config))
-    x, (keys, record) = self._scan_layers(run_layer, self._embed(tokens), each)
+    scanned = (layers, LayerOptions.stacked(self.config))
+    x, (keys, record) = self._scan_layers(
+      run_layer, self._embed(tokens), scanned
+    )
     cache = PromptCache(
       *keys,
       lengths=jnp.sum(mask, axis=1, dtype=jnp.int32),
@@ -175,21 +182,26 @@ class Transformer(nnx.Module):
 
       def run_layer(
         x: Float[Array, 'P c D'],
-        each: tuple[PyTree, LayerOptions, LayerKeys],
+        scanned: tuple[PyTree, LayerOptions, LayerKeys],
       ) -> tuple[Float[Array, 'P c D'], tuple[LayerKeys, Array | None]]:
-        layer, options, before = each
-        block, within = (
+        layer, options, before = scanned
+        block, context = (
           nnx.merge(graphdef, layer),
           AttentionMask(
             chunk=ChunkContext(before.keys, before.values, mask, start)
           ),
         )
-        within = options.apply_window(within, None)
-        found = block(x, position, within, options.frequencies)
-        return found.x, (found.keys, found.record if record_experts else None)
+        context = options.apply_window(context, None)
+        output = block(x, position, context, options.frequencies)
+        return output.x, (
+          output.keys,
+          output.record if record_experts else None,
+        )
 
-      each = (layers, options, LayerKeys(cache.keys, cache.values))
-      x, (new, record) = self._scan_layers(run_layer, self._embed(token), each)
+      scanned = (layers, options, LayerKeys(cache.keys, cache.values))
+      x, (new, record) = self._scan_layers(
+        run_layer, self._embed(token), scanned
+      )
       cache = cache.with_columns(new.keys, new.values, _by_token(record), start)
       return cache, x[:, -1]
 
@@ -236,19 +248,23 @@ class Transformer(nnx.Module):
 
     def run_layer(
       x: Float[Array, 'S 1 D'],
-      each: tuple[LayerPlace, PyTree, LayerOptions],
+      scanned: tuple[LayerIndices, PyTree, LayerOptions],
     ) -> tuple[Float[Array, 'S 1 D'], tuple[LayerKeys, Array | None]]:
-      place, layer, options = each
-      mask = AttentionMask(cached=cached._replace(**place._asdict()))
+      indices, layer, options = scanned
+      mask = AttentionMask(cached=cached._replace(**indices._asdict()))
       mask = options.apply_window(mask, None)
       block = nnx.merge(graphdef, layer)
-      found = block(x, positions, mask, options.frequencies)
-      return found.x, (found.keys, found.record if record_experts else None)
+      output = block(x, positions, mask, options.frequencies)
+      return output.x, (output.keys, output.record if record_experts else None)
 
     start = self._embed(token[:, None])
     windows = self.config.windows
-    each = (cache.places(windows), layers, LayerOptions.stacked(self.config))
-    x, ((keys, values), record) = jax.lax.scan(run_layer, start, each)
+    scanned = (
+      cache.layer_indices(windows),
+      layers,
+      LayerOptions.stacked(self.config),
+    )
+    x, ((keys, values), record) = jax.lax.scan(run_layer, start, scanned)
     cache = cache.append(keys[:, :, :, 0], values[:, :, :, 0], live, windows)
     record = _by_token(record)
     if record is not None:
@@ -259,7 +275,7 @@ class Transformer(nnx.Module):
     self,
     run_layer: Callable[[Array, Any], tuple[Array, Any]],
     x: Float[Array, 'B T D'],
-    each: PyTree,
+    scanned: PyTree,
   ) -> tuple[Float[Array, 'B T D'], Any]:
     """Runs the layers one after another: one compiled body for all of them.
 
@@ -268,7 +284,7 @@ class Transformer(nnx.Module):
     """
     few = self.config.num_layers <= UNROLLED_LAYERS
     unroll = few and sharding.platform() == 'cpu'
-    return jax.lax.scan(run_layer, x, each, unroll=unroll or 1)
+    return jax.lax.scan(run_layer, x, scanned, unroll=unroll or 1)
 
   def _embed(self, tokens: Int[Array, 'B T']) -> Float[Array, 'B T D']:
     """Looks up embeddings; their gradient is summed in the parameter's dtype."""

@@ -150,12 +150,12 @@ def sample_token(
     columns = Columns(first, size, axes)
     return _sample_columns(logits, uniform, sampling, columns)
 
-  of_row = P(spec[0])
+  row_spec = P(spec[0])
   return jax.shard_map(
     on_device,
     mesh=mesh,
-    in_specs=(spec, of_row, of_row),
-    out_specs=of_row,
+    in_specs=(spec, row_spec, row_spec),
+    out_specs=row_spec,
     check_vma=False,
   )(logits, uniform, sampling)
 

@@ -44,7 +44,7 @@ class Operands(NamedTuple):
     impossible: true for columns of tokens that cannot be sampled.
     targets: the sampled tokens.
     temperatures: sampling temperature of each position.
-    wanted: positions to process, if `Options.gathers`.
+    wanted: positions to process, if `StatsOptions.gathers`.
   """
 
   hidden: Float[Array, '*B D']
@@ -55,7 +55,7 @@ class Operands(NamedTuple):
   wanted: Bool[Array, '*B']
 
 
-class Options(NamedTuple):
+class StatsOptions(NamedTuple):
   """Static arguments of the statistics.
 
   Attributes:
@@ -76,12 +76,12 @@ class Options(NamedTuple):
   partition: Partition
 
 
-def fused_stats(operands: Operands, options: Options) -> Outputs:
+def fused_stats(operands: Operands, options: StatsOptions) -> Outputs:
   """Statistics, and moments if asked for, of every position."""
   return _stats(operands, options)
 
 
-def _primal(operands: Operands, options: Options) -> Outputs:
+def _primal(operands: Operands, options: StatsOptions) -> Outputs:
   return _forward(operands, options)[0]
 
 
@@ -89,7 +89,7 @@ _stats = jax.custom_vjp(_primal, nondiff_argnums=(1,))
 
 
 def _forward(
-  operands: Operands, options: Options
+  operands: Operands, options: StatsOptions
 ) -> tuple[Outputs, tuple[Operands, Normaliser]]:
   """Forward pass: the statistics, and residuals for the backward pass."""
   partition = options.partition
@@ -123,7 +123,7 @@ def _forward(
 
 
 def _backward(
-  options: Options,
+  options: StatsOptions,
   residuals: tuple[Operands, Normaliser],
   cotangents: Outputs,
 ) -> tuple[Operands]:
@@ -188,7 +188,7 @@ _stats.defvjp(_forward, _backward)
 
 
 def _dispatch(
-  options: Options,
+  options: StatsOptions,
   chunked_form: Callable[..., Result],
   kernel_form: Callable[..., Result],
   *arguments: PyTree,
@@ -236,7 +236,9 @@ def operand_specs(partition: Partition) -> Operands:
   return Operands(**specs)
 
 
-def _wanted(operands: Operands, options: Options) -> Bool[Array, 'N 1'] | None:
+def _wanted(
+  operands: Operands, options: StatsOptions
+) -> Bool[Array, 'N 1'] | None:
   """One device's positions to process; `None` for all."""
   return operands.wanted.reshape(-1, 1) if options.gathers else None
 

@@ -15,7 +15,7 @@ from covrl.statistics import truncated
 from covrl.statistics.fused import (
   Implementation,
   Operands,
-  Options,
+  StatsOptions,
   fused_stats,
 )
 from covrl.statistics.reference import (
@@ -184,7 +184,7 @@ def token_stats(
   else:
     partition = partition_of(unembedding, targets)
     gathers = mask is not None and not partition.by_xla
-    options = Options(
+    options = StatsOptions(
       soft_cap=soft_cap,
       moments=moments,
       chunk_size=_chunk_size(
@@ -249,8 +249,8 @@ def _with_truncated(
   """Adds the statistics of truncated policies."""
   partition = partition_of(operands.unembedding, operands.targets)
 
-  def options(number: float) -> truncated.Options:
-    return truncated.Options(soft_cap, partition, number)
+  def options(number: float) -> truncated.TruncationOptions:
+    return truncated.TruncationOptions(soft_cap, partition, number)
 
   if truncation.removed is not None:
     entropy = truncated.top_entropy(operands, options(truncation.removed))

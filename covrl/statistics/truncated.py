@@ -76,7 +76,7 @@ class Truncation(NamedTuple):
 NO_TRUNCATION = Truncation()
 
 
-class Options(NamedTuple):
+class TruncationOptions(NamedTuple):
   """Static arguments of one truncation's statistics.
 
   Attributes:
@@ -91,7 +91,7 @@ class Options(NamedTuple):
   truncation: float
 
 
-class Kept(NamedTuple):
+class TruncatedNormaliser(NamedTuple):
   """Softmax normaliser of each position over the tokens that are kept.
 
   Attributes:
@@ -106,7 +106,7 @@ class Kept(NamedTuple):
 
 
 def filtered_logprobs(
-  operands: Operands, options: Options
+  operands: Operands, options: TruncationOptions
 ) -> Float[Array, '*B']:
   """Log-probability of each target in the policy filtered by min-p.
 
@@ -124,12 +124,14 @@ def filtered_logprobs(
       kept = possible & (x >= bound)
       sums = _sum(jnp.where(kept, jnp.exp(x), 0), partition)
       target = _sum(jnp.where(tile.is_target & possible, x, 0), partition)
-      is_kept = _sum((tile.is_target & kept).astype(jnp.int32), partition) > 0
+      has_target = (
+        _sum((tile.is_target & kept).astype(jnp.int32), partition) > 0
+      )
       # −∞ is for removed targets only: NaN logits, a target outside the
       # vocabulary, and a position without a possible token give NaN.
       unknown = (sums == 0) | jnp.isnan(sums) | jnp.isnan(target)
-      found = jnp.where(is_kept, target - jnp.log(sums), -jnp.inf)
-      return jnp.where(unknown, jnp.nan, found)
+      logprob = jnp.where(has_target, target - jnp.log(sums), -jnp.inf)
+      return jnp.where(unknown, jnp.nan, logprob)
 
     inputs = _finite_inputs(operands, partition)
     return _map_positions(run, inputs).reshape(operands.targets.shape)
@@ -139,7 +141,9 @@ def filtered_logprobs(
   )(operands)
 
 
-def top_entropy(operands: Operands, options: Options) -> Float[Array, '*B']:
+def top_entropy(
+  operands: Operands, options: TruncationOptions
+) -> Float[Array, '*B']:
   """Entropy of the policy renormalised on the likely part of the vocabulary.
 
     π̃ ∝ π on all but the ⌊removed · V⌋ least likely tokens,   H̃ = −Σ π̃ log π̃
@@ -151,7 +155,7 @@ def top_entropy(operands: Operands, options: Options) -> Float[Array, '*B']:
 
 
 def _top_entropy_primal(
-  operands: Operands, options: Options
+  operands: Operands, options: TruncationOptions
 ) -> Float[Array, '*B']:
   return _top_entropy_forward(operands, options)[0]
 
@@ -160,14 +164,16 @@ _top_entropy = jax.custom_vjp(_top_entropy_primal, nondiff_argnums=(1,))
 
 
 def _top_entropy_forward(
-  operands: Operands, options: Options
-) -> tuple[Float[Array, '*B'], tuple[Operands, Kept]]:
+  operands: Operands, options: TruncationOptions
+) -> tuple[Float[Array, '*B'], tuple[Operands, TruncatedNormaliser]]:
   """Forward pass of `top_entropy`: the entropy, and residuals."""
   partition = options.partition
   removed = int(options.truncation * operands.unembedding.shape[1])
 
-  def on_device(operands: Operands) -> tuple[Float[Array, '*B'], Kept]:
-    def run(rows: Inputs) -> tuple[Float[Array, 'N 1'], Kept]:
+  def on_device(
+    operands: Operands,
+  ) -> tuple[Float[Array, '*B'], TruncatedNormaliser]:
+    def run(rows: Inputs) -> tuple[Float[Array, 'N 1'], TruncatedNormaliser]:
       tile = logit_tile(rows, options.soft_cap)
       kept = _is_kept(tile, removed, partition)
       peak = _peak(tile, partition)
@@ -175,7 +181,7 @@ def _top_entropy_forward(
       mass = jnp.where(possible & kept, jnp.exp(x), 0)
       total = _sum(mass, partition)
       mean = _sum(mass * x, partition) / total
-      return jnp.log(total) - mean, Kept(peak, total, mean)
+      return jnp.log(total) - mean, TruncatedNormaliser(peak, total, mean)
 
     inputs = _finite_inputs(operands, partition)
     return jax.tree.map(
@@ -183,24 +189,26 @@ def _top_entropy_forward(
     )
 
   tokens = partition.token_spec
-  entropy, kept = map_shards(
+  entropy, normaliser = map_shards(
     on_device, partition, (operand_specs(partition),), tokens
   )(operands)
-  return entropy, (operands, kept)
+  return entropy, (operands, normaliser)
 
 
 def _top_entropy_backward(
-  options: Options,
-  residuals: tuple[Operands, Kept],
+  options: TruncationOptions,
+  residuals: tuple[Operands, TruncatedNormaliser],
   cotangent: Float[Array, '*B'],
 ) -> tuple[Operands]:
   """dz_j = −h π̃_j (log π̃_j + H̃) on kept tokens, and its products."""
   partition = options.partition
-  operands, kept = residuals
+  operands, normaliser = residuals
   removed = int(options.truncation * operands.unembedding.shape[1])
 
   def on_device(
-    operands: Operands, kept: Kept, cotangent: Float[Array, '*B']
+    operands: Operands,
+    normaliser: TruncatedNormaliser,
+    cotangent: Float[Array, '*B'],
   ) -> tuple[Float[Array, '*B D'], Float[Array, '_ V']]:
     hidden, unembedding = operands.hidden, operands.unembedding
     wide = statistics_dtype(hidden, unembedding)
@@ -213,17 +221,17 @@ def _top_entropy_backward(
     def run(
       unembedding_cotangent: Float[Array, 'D V'],
       rows: Inputs,
-      rest: tuple[Kept, Float[Array, 'N 1']],
+      rest: tuple[TruncatedNormaliser, Float[Array, 'N 1']],
       is_copy: Bool[Array, 'N 1'],
     ) -> tuple[Float[Array, 'D V'], Float[Array, 'N D']]:
-      kept, signal = rest[0], jnp.where(is_copy, 0, rest[1])
+      normaliser, signal = rest[0], jnp.where(is_copy, 0, rest[1])
       tile = logit_tile(rows, options.soft_cap)
-      x, possible = shift_logits(tile.scaled, kept.peak)
+      x, possible = shift_logits(tile.scaled, normaliser.peak)
       # The mask is computed again from these logits, which may differ from those
       # of the forward pass by rounding.
       is_kept = possible & _is_kept(tile, removed, partition)
-      pi = jnp.where(is_kept, jnp.exp(x), 0) / kept.total
-      logit_cotangent = -signal * pi * (x - kept.mean) / rows.temperatures
+      pi = jnp.where(is_kept, jnp.exp(x), 0) / normaliser.total
+      logit_cotangent = -signal * pi * (x - normaliser.mean) / rows.temperatures
       if options.soft_cap is not None:
         capped = jnp.where(possible, tile.capped / options.soft_cap, 0)
         logit_cotangent *= 1 - capped**2
@@ -235,11 +243,11 @@ def _top_entropy_backward(
       )
 
     inputs = _finite_inputs(operands, partition)
-    kept, cotangent = jax.tree.map(
-      lambda x: x.reshape(-1, 1), (kept, cotangent)
+    normaliser, cotangent = jax.tree.map(
+      lambda x: x.reshape(-1, 1), (normaliser, cotangent)
     )
     unembedding_cotangent, hidden_cotangent = _scan_positions(
-      run, jnp.zeros(unembedding.shape, wide), inputs, (kept, cotangent)
+      run, jnp.zeros(unembedding.shape, wide), inputs, (normaliser, cotangent)
     )
     hidden_cotangent = partition.sum_over_columns(hidden_cotangent)
     unembedding_cotangent = partition.sum_over_tokens(unembedding_cotangent)
@@ -257,7 +265,7 @@ def _top_entropy_backward(
       P(*tokens, None),
       P(partition.width_axes or None, partition.vocabulary_axes or None),
     ),
-  )(operands, kept, cotangent)
+  )(operands, normaliser, cotangent)
   constants: dict[str, None] = dict.fromkeys(
     ('impossible', 'targets', 'temperatures', 'wanted')
   )

@@ -32,7 +32,7 @@ from covrl.models.online_softmax import OnlineSoftmax
 from covrl.parallel import sharding
 
 
-def decode(
+def check_decode(
   *,
   slots=(140, 300),
   window=None,
@@ -76,17 +76,26 @@ def decode(
   )
   if int8:
     cache = as_int8(cache)
-  place = {'layer': jnp.asarray(1)}
-  given = cache
+  layer_indices = {'layer': jnp.asarray(1)}
+  cache_under_test = cache
   if ring:
     assert window is not None
     windows = (0, window)
-    given = DecodeCache.empty(cache.prompts, cache.prompt, after, windows)
-    given = given.filled(cache.keys, cache.values, length, windows)
-    assert given.ring is not None
-    assert given.ring.keys.shape[3] == window < after
-    assert given.keys.shape[0] == given.ring.keys.shape[0] == 1
-    place |= {'of_kind': jnp.asarray(0), 'in_ring': jnp.asarray(True)}
+    cache_under_test = DecodeCache.empty(
+      cache.prompts, cache.prompt, after, windows
+    )
+    cache_under_test = cache_under_test.filled(
+      cache.keys, cache.values, length, windows
+    )
+    assert cache_under_test.ring is not None
+    assert cache_under_test.ring.keys.shape[3] == window < after
+    assert (
+      cache_under_test.keys.shape[0] == cache_under_test.ring.keys.shape[0] == 1
+    )
+    layer_indices |= {
+      'response_layer': jnp.asarray(0),
+      'in_ring': jnp.asarray(True),
+    }
   if mesh:
     prompt = prompt % 2 + 2 * (np.arange(rows) >= rows // 2)
   queries = draw(5, rows, HEADS, WIDTH)
@@ -99,12 +108,12 @@ def decode(
       live=live,
       reads=list_prompts(cache, live),
       window=None if window is None else jnp.asarray(window),
-      **place,
+      **layer_indices,
     )
     return (run or attend_token)(queries, keys, values, tokens, config)
 
   with sharding.use_mesh(mesh, sharding.ROLLOUT_RULES):
-    got = attended(queries, keys, values, given)
+    got = attended(queries, keys, values, cache_under_test)
 
   def exact(x):
     return x.values * x.scale[..., None] if int8 else x
@@ -114,14 +123,14 @@ def decode(
     parts = prompt_part[1][prompt], response_part[1], new[:, :, None]
     return jnp.nan_to_num(jnp.concatenate(parts, axis=2))
 
-  own = jnp.ones((rows, 1), bool)
-  mask = jnp.concatenate((in_prompt[prompt], in_response, own), axis=1)
+  new_token = jnp.ones((rows, 1), bool)
+  mask = jnp.concatenate((in_prompt[prompt], in_response, new_token), axis=1)
   if window is not None:
     distance = jnp.concatenate(
       (
         before - jnp.arange(before) + length[:, None],
         length[:, None] - jnp.arange(after),
-        0 * own,
+        0 * new_token,
       ),
       axis=1,
     )
@@ -167,13 +176,13 @@ SETTINGS = [
 
 @pytest.mark.parametrize('setting', SETTINGS)
 def test_decode_attention_by_xla(setting):
-  decode(**setting)
+  check_decode(**setting)
 
 
 @pytest.mark.parametrize('setting', SETTINGS)
 def test_decode_kernel_reads_only_tokens(setting, kernel):
   """Slots without a token hold NaN, which would propagate."""
-  decode(**setting, run=kernel)
+  check_decode(**setting, run=kernel)
 
 
 @pytest.mark.parametrize('with_kernel', [False, True])
@@ -182,7 +191,7 @@ def test_decode_attention_on_a_mesh(with_kernel, kernel, monkeypatch):
     monkeypatch.setattr(decode_attention, 'uses_kernel', lambda _: False)
   mesh = sharding.make_mesh({'data': 2, 'tensor': 2}, jax.devices()[:4])
   settings = {'slots': (9, 40), 'window': 16, 'ring': True}
-  decode(**settings, mesh=mesh, run=kernel if with_kernel else None)
+  check_decode(**settings, mesh=mesh, run=kernel if with_kernel else None)
 
 
 @settings(deadline=None, max_examples=20)
@@ -244,18 +253,18 @@ def test_stated_traffic_is_of_whole_lanes(width, lanes):
   """Memory is in tiles of 128 lanes, of which a narrower vector takes all."""
   rows, slots, layers = 3, 40, 2
 
-  def of(*shape, dtype=jnp.float32) -> Any:
+  def abstract(*shape, dtype=jnp.float32) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype)
 
-  integers, sums = of(rows, dtype=jnp.int32), of(rows, KV_HEADS, 2)
-  cached = of(layers, rows, KV_HEADS, slots, width, dtype=jnp.bfloat16)
-  queries = of(rows, KV_HEADS, 2, width)
-  reads = decode_kernel.Reads(
-    length=of(dtype=jnp.int32),
+  integers, sums = abstract(rows, dtype=jnp.int32), abstract(rows, KV_HEADS, 2)
+  cached = abstract(layers, rows, KV_HEADS, slots, width, dtype=jnp.bfloat16)
+  queries = abstract(rows, KV_HEADS, 2, width)
+  reads = decode_kernel.BlockReads(
+    length=abstract(dtype=jnp.int32),
     tile=integers,
     source=integers,
     block=integers,
-    of_row=integers,
+    row_source=integers,
     slots=SlotRange(integers, integers),
   )
   traced = jax.make_jaxpr(
@@ -271,7 +280,7 @@ def test_stated_traffic_is_of_whole_lanes(width, lanes):
     OnlineSoftmax(sums, sums, queries),
     cached,
     cached,
-    of(dtype=jnp.int32),
+    abstract(dtype=jnp.int32),
     reads,
   )
   (stated,) = (
