@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Append-only logs on a disk and in an emulated bucket."""
+
+import pytest
+from etils import epath
+
+from covrl.storage import log_files
+from covrl.storage.append_log import open_log, read_log
+
+ROOT = epath.Path('gs://bucket/run')
+LOG_FILE = 'gs://bucket/run/metrics.jsonl'
+
+
+@pytest.fixture(params=['disk', 'bucket'])
+def log_file(request, tmp_path, monkeypatch):
+  """Returns the path of a log whose parts are small."""
+  monkeypatch.setattr(log_files, '_MAX_PART_SIZE', 16)
+  if request.param == 'disk':
+    return epath.Path(tmp_path) / 'metrics.jsonl'
+  request.getfixturevalue('bucket')
+  return epath.Path(LOG_FILE)
+
+
+def write_lines(file, count=6):
+  """Writes lines; returns the position after each."""
+  log = open_log(file)
+  positions = [log.sync()]
+  for number in range(count):
+    log.write(f'line {number:02}')
+    positions.append(log.sync())
+  log.close()
+  return positions
+
+
+@pytest.mark.parametrize('lines', [0, 1, 2, 3, 5, 6])
+def test_a_log_goes_on_after_a_position(log_file, lines):
+  positions = write_lines(log_file)
+  whole = read_log(log_file)
+  assert whole is not None
+  assert len(whole) == positions[-1]['size'] == 48
+  notes = []
+  reopened = open_log(log_file, positions[lines], note=notes.append)
+  assert reopened.sync() == positions[lines]
+  reopened.write('after')
+  reopened.close()
+  assert read_log(log_file) == whole[: 8 * lines] + 'after\n'
+  assert notes == []
+
+
+@pytest.mark.parametrize('damage', ['shorter', 'other', 'missing'])
+def test_a_damaged_log_is_copied_and_goes_on_after_its_usable_lines(
+  log_file, damage
+):
+  *_, position = write_lines(log_file)
+  other = open_log(log_file)
+  texts = {'shorter': ['line 00', 'li'], 'missing': []}
+  for line in texts.get(damage, ['LINE 00', *(f'line {n}' for n in range(9))]):
+    other.write(line)
+  other.close()
+  before = read_log(log_file)
+  notes = []
+  log = open_log(
+    log_file,
+    position,
+    is_usable=lambda line: line.startswith(b'line '),
+    note=notes.append,
+  )
+  log.write('after')
+  log.close()
+  used = {
+    'shorter': ['line 00'],
+    'missing': [],
+    'other': [f'line {n}' for n in range(6)],
+  }[damage]
+  assert read_log(log_file) == ''.join(f'{x}\n' for x in [*used, 'after'])
+  (text,) = notes
+  assert f': {len(used)} of 6 lines are used' in text
+  copy = log_file.with_name('metrics.damaged_1.jsonl')
+  assert copy.exists() == bool(before)
+  if before:
+    assert copy.read_text() == before
+
+
+def test_parts_are_small_and_a_lost_part_is_noticed(bucket, monkeypatch):
+  monkeypatch.setattr(log_files, '_MAX_PART_SIZE', 16)
+  file = epath.Path(LOG_FILE)
+  *_, position = write_lines(file)
+  parts = bucket.names('run/metrics/')
+  assert parts[0] == 'run/metrics/000000.jsonl'
+  assert max(len(bucket.objects[name][0]) for name in parts) <= 16 + 8
+  del bucket.objects[parts[0]]
+  notes = []
+  open_log(file, position, note=notes.append).close()
+  assert 'has 24 of the 48 bytes that were saved: 3 of 6 lines' in notes[0]
+  assert read_log(file) == 'line 03\nline 04\nline 05\n'
+
+
+def test_reads_a_file_of_a_bucket_that_is_not_a_log(bucket):
+  assert read_log(ROOT / 'config.json') is None
+  bucket.put('run/config.json', b'{}')
+  assert read_log(ROOT / 'config.json') == '{}'
+
+
+def test_buffers_lines_in_a_bucket(bucket, monkeypatch):
+  lines = open_log(epath.Path(LOG_FILE))
+  lines.write('one')
+  assert read_log(epath.Path(LOG_FILE)) is None
+  lines.flush()
+  monkeypatch.setattr(log_files, '_FLUSH_INTERVAL', 0.0)
+  lines.write('two')
+  assert read_log(epath.Path(LOG_FILE)) == 'one\ntwo\n'

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data, models, metrics and compiled programs of runs in an emulated bucket."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from pretrained.fixtures import MODELS
+
+from covrl.config import LoggingConfig
+from covrl.data import open_records
+from covrl.pretrained import load_pretrained, save_pretrained
+from covrl.pretrained.atomic_dir import atomic_directory
+from covrl.run.directory import RunDirectory
+from covrl.run.metrics_writer import MetricsWriter
+from covrl.storage import StorageError
+from covrl.storage.append_log import read_log
+
+ROOT = epath.Path('gs://bucket/run')
+LOG_FILE = 'gs://bucket/run/metrics.jsonl'
+
+
+def test_reads_problems_from_a_bucket(bucket, tmp_path):
+  from array_record.python.array_record_module import ArrayRecordWriter
+
+  rows = [{'question': f'{n} + 1', 'answer': n + 1} for n in range(3)]
+  text = '\n'.join(map(json.dumps, rows)).encode()
+  bucket.put('data/sums.jsonl', text)
+  writer = ArrayRecordWriter(str(tmp_path / 'sums'), 'group_size:1')
+  for row in rows:
+    writer.write(json.dumps(row).encode())
+  writer.close()
+  bucket.put('data/sums.array_record', (tmp_path / 'sums').read_bytes())
+  for name in ('sums.jsonl', 'sums.array_record'):
+    records = open_records(f'gs://bucket/data/{name}')
+    assert list(records) == rows
+    assert records.file == f'gs://bucket/data/{name}'
+  with pytest.raises(ValueError, match=r'none\.jsonl must be a file of'):
+    open_records('gs://bucket/data/none.jsonl')
+
+
+def test_reads_and_writes_weights_in_a_bucket(bucket):
+  for file in (MODELS / 'qwen2').iterdir():
+    bucket.put(f'qwen2/{file.name}', file.read_bytes())
+  policy, params = load_pretrained('gs://bucket/qwen2')
+  assert policy.origin == 'gs://bucket/qwen2'
+  _, expected = load_pretrained(MODELS / 'qwen2')
+  save_pretrained('gs://bucket/again', policy, params)
+  _, saved_again = load_pretrained('gs://bucket/again')
+  for tree in (params, saved_again):
+    jax.tree.map(np.testing.assert_array_equal, tree, expected)
+
+
+def test_writes_a_model_to_a_bucket_atomically(bucket):
+  def write(error=None):
+    with atomic_directory('gs://bucket/model') as draft:
+      (draft / 'config.json').write_text('{}')
+      if error:
+        raise error
+
+  with pytest.raises(OSError, match='full'):
+    write(OSError('full'))
+  assert not bucket.names()
+  write()
+  assert bucket.names() == ['model/config.json']
+  with pytest.raises(ValueError, match='must not exist or be empty'):
+    write()
+
+
+def test_writes_metrics_and_events_to_a_bucket(bucket):
+  writer = MetricsWriter(LOG_FILE, LoggingConfig(), name='toy')
+  writer.write(step=1, iteration=0, phase='train', reward=0.25)
+  saved = writer.sync()
+  first = bucket.names('run/tb/train/')
+  assert len(first) == 1
+  writer.write(step=2, iteration=0, phase='train', reward=0.5)
+  writer.close()
+  writer = MetricsWriter(LOG_FILE, LoggingConfig(), name='toy', saved=saved)
+  writer.write(step=2, iteration=0, phase='train', reward=0.75)
+  writer.close()
+  assert len(bucket.names('run/tb/train/')) == 2
+  text = read_log(epath.Path(LOG_FILE))
+  assert text is not None
+  assert text.count('\n') == 2
+  assert '0.75' in text
+  assert '0.5' not in text
+
+
+def test_refused_writes_of_files_are_one_sentence(bucket, monkeypatch):
+  writer = MetricsWriter(LOG_FILE, LoggingConfig(), name='toy')
+  writer.write(step=1, iteration=0, phase='train', reward=0.25)
+  monkeypatch.setattr(bucket, 'refused', 'run/')
+  with pytest.raises(StorageError, match=r'000000.jsonl cannot be written: '):
+    writer.sync()
+  with pytest.raises(StorageError, match=r'config.json cannot be written: '):
+    RunDirectory(ROOT).write_json('config.json', {})
+  monkeypatch.undo()
+  writer.close()
+
+
+def test_keeps_compiled_programs_in_a_bucket(bucket):
+  script = (
+    'import jax\n'
+    'jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)\n'
+    'jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)\n'
+    'seen = []\n'
+    'jax.monitoring.register_event_listener(\n'
+    '  lambda event, **_: seen.append(event))\n'
+    'jax.jit(lambda x: x * 2 + 1)(3.0).block_until_ready()\n'
+    'print("/jax/compilation_cache/cache_hits" in seen)\n'
+  )
+  environment = {
+    **os.environ,
+    'JAX_COMPILATION_CACHE_DIR': 'gs://bucket/programs',
+    'XLA_FLAGS': '',
+  }
+  outputs = [
+    subprocess.run(
+      [sys.executable, '-c', script],
+      env=environment,
+      capture_output=True,
+      text=True,
+      check=True,
+      timeout=300,
+    ).stdout
+    for _ in range(2)
+  ]
+  assert outputs == ['False\n', 'True\n']
+  assert bucket.names('programs/')

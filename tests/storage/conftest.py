@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An emulated bucket for the tests of storage."""
+
+import pytest
+from bucket import served
+
+from covrl import storage
+
+
+@pytest.fixture(scope='session')
+def bucket_server():
+  """Serves one bucket to all tests of a process: gcsfs keeps its first endpoint."""
+  with served() as (bucket, environment):
+    yield bucket, environment
+
+
+@pytest.fixture
+def bucket(bucket_server):
+  """Yields the empty bucket that `gs://bucket` is during the test."""
+  bucket, environment = bucket_server
+  with pytest.MonkeyPatch.context() as patch:
+    for name, value in environment.items():
+      patch.setenv(name, value)
+    storage.as_path('gs://bucket/run')
+    bucket.objects.clear()
+    yield bucket

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Paths and directories in a bucket, against an emulated bucket."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+from etils import epath
+
+from covrl import storage
+
+ROOT = epath.Path('gs://bucket/run')
+
+
+def test_refuses_unsupported_schemes_and_missing_libraries(monkeypatch):
+  with pytest.raises(ValueError, match='must be on a disk or begin with gs://'):
+    storage.as_path('s3://bucket/run')
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(ValueError, match=r'needs gcsfs.*covrl\[gcs\]'):
+    storage.as_path('gs://bucket/run')
+
+
+def test_refuses_a_missing_bucket(bucket):
+  file = storage.as_path('gs://absent/run/.lock')
+  with pytest.raises(
+    ValueError, match=r'gs://absent/run/\.lock cannot be writ'
+  ):
+    storage.create_object(file, 'a')
+
+
+def test_retries_broken_connections(bucket):
+  bucket.broken = 2
+  storage.write_atomically(ROOT / 'a', 'content')
+  assert bucket.broken == 0
+  assert bucket.text('run/a') == 'content'
+
+
+def test_sees_objects_written_by_other_processes(bucket):
+  assert not ROOT.is_dir()
+  bucket.put('run/a/one.txt', b'1')
+  assert ROOT.is_dir()
+  assert [path.name for path in (ROOT / 'a').iterdir()] == ['one.txt']
+  bucket.put('run/a/two.txt', b'2')
+  assert sorted(storage.digests(ROOT)) == ['a/one.txt', 'a/two.txt']
+  assert [p.read_text() for p in sorted((ROOT / 'a').glob('t*.txt'))] == ['2']
+
+
+def test_digests_differ_for_different_content(bucket, tmp_path):
+  for root in (ROOT, epath.Path(tmp_path)):
+    storage.write_atomically(root / 'a' / 'b.json', 'before')
+    before = storage.digests(root)
+    storage.write_atomically(root / 'a' / 'b.json', 'behind')
+    assert before.keys() == storage.digests(root).keys() == {'a/b.json'}
+    assert before != storage.digests(root)
+    storage.remove(root / 'a')
+    storage.remove(root / 'a')
+    assert storage.digests(root) == {}
+
+
+def test_reads_parts_of_files(bucket, tmp_path):
+  numbers = np.arange(100, dtype=np.float32)
+  for root in (ROOT, epath.Path(tmp_path)):
+    (root / 'x.bin').write_bytes(b'head' + numbers.tobytes())
+    values = np.zeros((3, 5), np.float32)
+    storage.read_into(root / 'x.bin', 4 + 4 * 10, values)
+    np.testing.assert_array_equal(values.ravel(), numbers[10:25])
+    assert storage.file_size(root / 'x.bin') == 404
+    with pytest.raises(ValueError, match='must have 424 bytes, got 404'):
+      storage.read_into(root / 'x.bin', 364, values)
+
+
+def test_copies_directories_to_and_from_a_bucket(bucket, tmp_path):
+  (tmp_path / 'sub').mkdir()
+  for name in ('config.json', 'sub/weights', 'z'):
+    (tmp_path / name).write_text(name)
+  storage.upload(tmp_path, ROOT / 'model', last=['config.json'])
+  generations = {name: g for name, (_, g) in bucket.objects.items()}
+  assert max(generations, key=lambda n: generations[n]).endswith('config.json')
+  here = storage.local_copy(ROOT / 'model')
+  assert (here / 'sub' / 'weights').read_text() == 'sub/weights'
+  assert storage.local_copy(epath.Path(tmp_path)) == tmp_path
