@@ -32,7 +32,7 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from rewards.battery import ROWS, Row
+from rewards.battery import CASES, Case
 from rewards.leftovers import leftovers
 from rich.console import Console
 from rich.table import Table
@@ -140,20 +140,22 @@ def show_battery(judge: Judge, path: pathlib.Path | None) -> None:
   lines = ['| kind | program | expected | outcome | |', '|---|---|---|---|---|']
   num_expected: collections.Counter[str] = collections.Counter()
   unexpected = []
-  for row in ROWS:
-    outcome = judge.judge(row.program, row.tests, time_limit=row.time_limit)
-    is_expected = outcome.score == row.score and outcome.status in row.statuses
-    num_expected[row.kind] += is_expected
+  for case in CASES:
+    outcome = judge.judge(case.program, case.tests, time_limit=case.time_limit)
+    is_expected = (
+      outcome.score == case.score and outcome.status in case.statuses
+    )
+    num_expected[case.kind] += is_expected
     if not is_expected:
-      unexpected.append((row.name, outcome))
+      unexpected.append((case.name, outcome))
     lines.append(
-      f'| {row.kind} | {row.name} | {row.score:g} | {outcome.score:g},'
+      f'| {case.kind} | {case.name} | {case.score:g} | {outcome.score:g},'
       f' {outcome.status.value} | {"" if is_expected else "**wrong**"} |'
     )
   table = Table(title='The battery')
   for column in ('kind', 'programs', 'as expected'):
     table.add_column(column, justify='right')
-  for kind, count in collections.Counter(row.kind for row in ROWS).items():
+  for kind, count in collections.Counter(case.kind for case in CASES).items():
     table.add_row(kind, str(count), str(num_expected[kind]))
   CONSOLE.print(table)
   for name, outcome in unexpected:
@@ -163,9 +165,9 @@ def show_battery(judge: Judge, path: pathlib.Path | None) -> None:
       # The judge's battery
 
       By `python tests/benchmarks/judging.py --parts=battery --table=…`, backend
-      {judge.backend}: {sum(num_expected.values())} of {len(ROWS)} attack and control
-      programs have the expected outcome. Programs of the kind `reaching` print what
-      they could reach outside the sandbox: they score 1 if that is nothing.
+      {judge.backend}: {sum(num_expected.values())} of {len(CASES)} attack and control
+      programs have the expected outcome. Programs of the kind `sandbox escape` print
+      what they could reach outside the sandbox: they score 1 if that is nothing.
 
       """)
     path.write_text(title + '\n'.join(lines) + '\n', encoding='utf-8')
@@ -173,7 +175,11 @@ def show_battery(judge: Judge, path: pathlib.Path | None) -> None:
 
 def show_leaks(judge: Judge, runs: int) -> None:
   """Counts leftovers of attacks and times a control program."""
-  attacks = [row for row in ROWS if row.kind in ('taking', 'forging')]
+  attacks = [
+    case
+    for case in CASES
+    if case.kind in ('resource exhaustion', 'reward hack')
+  ]
   control_times(judge)
   leftovers_before, times_before = leftovers(), control_times(judge)
   end = threading.Event()
@@ -201,11 +207,11 @@ def show_leaks(judge: Judge, runs: int) -> None:
   CONSOLE.print(table)
 
 
-def judge_attack(judge: Judge, row: Row) -> None:
-  """Runs a row briefly and asserts that it does not pass."""
-  outcome = judge.judge(row.program, row.tests, time_limit=ATTACK_SECONDS)
+def judge_attack(judge: Judge, case: Case) -> None:
+  """Runs a case briefly and asserts that it does not pass."""
+  outcome = judge.judge(case.program, case.tests, time_limit=ATTACK_SECONDS)
   if outcome.score != 0.0:
-    raise SystemExit(f'{row.name} got {outcome}')
+    raise SystemExit(f'{case.name} got {outcome}')
 
 
 def control_times(judge: Judge, count: int = 15) -> tuple[float, float]:

@@ -5,7 +5,7 @@ import collections
 import concurrent.futures
 
 import pytest
-from rewards.battery import ROWS, Row
+from rewards.battery import CASES, Case
 from rewards.leftovers import leftovers
 
 from covrl.rewards import Judge
@@ -29,25 +29,27 @@ def _secret(monkeypatch):
 
 
 def test_battery_has_enough_programs():
-  kinds = collections.Counter(row.kind for row in ROWS)
-  assert kinds['forging'] + kinds['taking'] + kinds['reaching'] >= 60
+  kinds = collections.Counter(case.kind for case in CASES)
   assert kinds['control'] >= 40
-  assert len({row.name for row in ROWS}) == len(ROWS)
+  assert kinds.total() - kinds['control'] >= 60
+  assert len({case.name for case in CASES}) == len(CASES)
 
 
-@pytest.mark.parametrize('row', ROWS, ids=lambda row: f'{row.kind}: {row.name}')
-def test_program_gets_the_expected_outcome(judge: Judge, row: Row):
-  outcome = judge.judge(row.program, row.tests, time_limit=row.time_limit)
-  assert outcome.score == row.score, outcome
-  assert outcome.status in row.statuses, outcome
+@pytest.mark.parametrize(
+  'case', CASES, ids=lambda case: f'{case.kind}: {case.name}'
+)
+def test_program_gets_the_expected_outcome(judge: Judge, case: Case):
+  outcome = judge.judge(case.program, case.tests, time_limit=case.time_limit)
+  assert outcome.score == case.score, outcome
+  assert outcome.status in case.statuses, outcome
   assert CANARY not in outcome.detail
 
 
 def test_concurrent_programs_do_not_disturb_each_other(judge: Judge):
-  quick = [row for row in ROWS if row.kind != 'taking'][::3]
+  quick = [case for case in CASES if case.kind != 'resource exhaustion'][::3]
   with concurrent.futures.ThreadPoolExecutor(6) as pool:
     outcomes = list(
-      pool.map(lambda row: judge.judge(row.program, row.tests), quick)
+      pool.map(lambda case: judge.judge(case.program, case.tests), quick)
     )
   scores = [outcome.score for outcome in outcomes]
-  assert scores == [row.score for row in quick]
+  assert scores == [case.score for case in quick]

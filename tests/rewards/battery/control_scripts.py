@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Control programs: they solve their tasks, and some resemble attacks."""
+"""Control programs that read and print; some resemble attacks."""
 
 import sys
 
-from rewards.battery.rows import CALL, SUITE, SUM, control
+from rewards.battery.cases import SUM, control
 
 # From 3.12 on the interpreter itself ends the recursion of wrapped functions, at
 # a depth between 400 and 700 with 3.12.1, and 1,600 and 3,500 with 3.13.0.
 WRAPPED_DEPTH = 20_000 if sys.version_info < (3, 12) else 400
-ADD = 'def add(a, b): return a + b'
 ADD_LINES = (
   "import sys\nprint(sum(map(int, sys.stdin.buffer.read().split(b'\\n')[:2])))"
 )
@@ -18,7 +17,7 @@ def _prints(stdin: str, stdout: str) -> list[dict[str, str]]:
   return [{'stdin': stdin, 'stdout': stdout}]
 
 
-ROWS = [
+CASES = [
   control('reads and prints', 'print(sum(map(int, input().split())))'),
   control(
     'reads by descriptor', 'print(sum(map(int, open(0).read().split())))'
@@ -55,7 +54,7 @@ ROWS = [
     _prints('abc\nxyz\n', 'cba\nzyx\n'),
   ),
   control(
-    'has a main',
+    'has a main function',
     """
     import sys
     def main():
@@ -88,7 +87,8 @@ ROWS = [
     """,
   ),
   control(
-    'leaves spaces', "print(sum(map(int, input().split())), ' '); print()"
+    'prints trailing spaces',
+    "print(sum(map(int, input().split())), ' '); print()",
   ),
   control(
     'prints windows line ends',
@@ -107,7 +107,7 @@ ROWS = [
   ),
   control('prints unicode', "print('né ✓ 日本')", _prints('', 'né ✓ 日本\n')),
   control(
-    'prints a lot',
+    'prints 200,000 numbers',
     """
     n = int(input())
     print(*range(n), sep='\\n')
@@ -127,7 +127,7 @@ ROWS = [
     _prints('', '1\n2\n'),
   ),
   control(
-    'writes fast',
+    'writes through a buffer of its own',
     """
     import os, sys
     from io import BytesIO, IOBase
@@ -149,14 +149,14 @@ ROWS = [
     """,
   ),
   control(
-    'forgets to close',
+    'does not close its output',
     """
     out = open(1, 'w')
     out.write(str(sum(map(int, input().split()))))
     """,
   ),
   control(
-    'sieves',
+    'finds primes with a sieve',
     """
     n = int(input())
     sieve = bytearray([1]) * (n + 1)
@@ -168,7 +168,7 @@ ROWS = [
     _prints('2000000', '148933'),
   ),
   control(
-    'takes 200 MB',
+    'allocates 200 MB',
     """
     table = [[0] * 5000 for _ in range(5000)]
     print(len(table) * len(table[0]))
@@ -275,7 +275,7 @@ ROWS = [
     """,
   ),
   control(
-    'uses much of the library',
+    'imports much of the standard library',
     """
     import bisect, collections, datetime, decimal, fractions, functools, heapq
     import itertools, json, math, random, re, statistics, string, typing, zlib
@@ -283,10 +283,11 @@ ROWS = [
     """,
   ),
   control(
-    'is in a fence', 'It adds:\n\n```python\nprint(3 + 4)\n```\nThat is all.'
+    'is in a Markdown code block',
+    'It adds:\n\n```python\nprint(3 + 4)\n```\nThat is all.',
   ),
   control(
-    'orders sets alike',
+    'prints a set in the same order each time',
     """
     print(''.join({'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h'}))
     """,
@@ -300,7 +301,7 @@ ROWS = [
     """,
   ),
   control(
-    'cuts off the line end',
+    'removes the line end',
     """
     import sys
     print(sys.stdin.readline()[:-1][::-1])
@@ -320,12 +321,7 @@ ROWS = [
     """,
     _prints('', f'{WRAPPED_DEPTH}'),
   ),
-  control(
-    'recurses in a function',
-    'def depth(n): return 0 if n == 0 else 1 + depth(n - 1)',
-    [{'call': 'depth', 'args': [20000], 'result': 20000}],
-  ),
-  control('is to print nothing', 'input()', _prints('3', '')),
+  control('is expected to print nothing', 'input()', _prints('3', '')),
   control('prints a float', 'print(14 / 2)', _prints('', '7')),
   control('prints blanks', "print(' 1  2\\n\\n3')", _prints('', '1 2\n3')),
   control(
@@ -333,204 +329,10 @@ ROWS = [
     'So:\n```python\nprint(3 + 4)\n```\nOutput:\n```\n7\n```\n',
   ),
   control(
-    'shows its usage after it',
-    '```python\ndef add(a, b):\n  return a + b\n```\nUsage:\n'
-    '```python\nprint(add(3, 4))\n```',
-    CALL,
-  ),
-  control(
     'imports numpy',
     """
     import numpy as np
     print(int(np.array(input().split(), int).sum()))
     """,
-  ),
-  control(
-    'returns a fraction',
-    """
-    from fractions import Fraction
-    from decimal import Decimal
-    def add(a, b): return Decimal(a) + int(Fraction(b))
-    """,
-    CALL,
-  ),
-  control('returns a float', 'def add(a, b): return float(a + b)', CALL),
-  control(
-    'returns a boolean for 1',
-    'def is_even(n): return n % 2 == 0',
-    [{'call': 'is_even', 'args': [n], 'result': 1 - n % 2} for n in (2, 3)],
-  ),
-  control('is a function', ADD, CALL),
-  control(
-    'is a function that prints',
-    """
-    def add(a, b):
-      print('adding')
-      return a + b
-    """,
-    CALL,
-  ),
-  control(
-    'is a function with a script below it',
-    """
-    def add(a, b): return a + b
-    if __name__ == '__main__':
-      print(add(*map(int, input().split())))
-    """,
-    CALL,
-  ),
-  control(
-    'is a method of Solution',
-    """
-    class Solution:
-      def twoSum(self, nums: List[int], target: int) -> List[int]:
-        seen = defaultdict(int)
-        for i, n in enumerate(nums):
-          if target - n in seen: return [seen[target - n], i]
-          seen[n] = i
-    """,
-    [{'call': 'twoSum', 'args': [[2, 7, 11], 9], 'result': [0, 1]}],
-  ),
-  control(
-    'is a method by its full name',
-    """
-    class Counter:
-      def __init__(self): self.n = 0
-      def more(self, k):
-        self.n += k
-        return self.n
-    """,
-    [{'call': 'Counter.more', 'args': [k], 'result': k} for k in (1, 2)],
-  ),
-  control(
-    'returns tuples and keys',
-    """
-    def table(n): return {i: (i, i * i) for i in range(n)}
-    """,
-    [{'call': 'table', 'args': [2], 'result': {'0': [0, 0], '1': [1, 1]}}],
-  ),
-  control(
-    'returns floats',
-    'def third(): return 0.1 + 0.2',
-    [{'call': 'third', 'args': [], 'result': 0.3}],
-  ),
-  control(
-    'returns an integer for a float',
-    'def half(n): return n // 2',
-    [{'call': 'half', 'args': [4], 'result': 2.0}],
-  ),
-  control(
-    'returns NaN when asked to',
-    "def nan(): return float('nan')",
-    [{'call': 'nan', 'args': [], 'result': float('nan')}],
-  ),
-  control(
-    'returns a large integer',
-    'def power(n): return 3**n',
-    [{'call': 'power', 'args': [2000], 'result': 3**2000}],
-  ),
-  control('passes asserts', ADD, SUITE),
-  control(
-    'passes test functions',
-    """
-    class Empty(ValueError): pass
-    def mean(values):
-      if not values: raise Empty('nothing to average')
-      return sum(values) / len(values)
-    def add_to(values, item): values.append(item)
-    """,
-    [
-      {
-        'asserts': """
-import pytest
-from solution import Empty, add_to, mean
-
-@pytest.mark.parametrize('values,expected', [([1, 2], 1.5), ([3], 3)])
-def test_mean(values, expected):
-  assert mean(values) == pytest.approx(expected)
-
-def test_empty():
-  with pytest.raises(Empty, match='nothing'):
-    mean([])
-  with pytest.raises(ValueError):
-    mean([])
-
-def test_in_place():
-  values = [1]
-  add_to(values, 2)
-  assert values == [1, 2]
-"""
-      }
-    ],
-  ),
-  control(
-    'passes test cases',
-    """
-    class Stack:
-      def __init__(self): self._items = []
-      def push(self, item): self._items.append(item)
-      def pop(self): return self._items.pop()
-      def __len__(self): return len(self._items)
-      def __eq__(self, other): return self._items == other._items
-    """,
-    [
-      {
-        'asserts': """
-import unittest
-from solution import Stack
-
-class TestStack(unittest.TestCase):
-  def setUp(self):
-    self.stack = Stack()
-
-  def test_order(self):
-    self.stack.push(1)
-    self.stack.push((2, 'x'))
-    self.assertEqual(len(self.stack), 2)
-    self.assertEqual(self.stack.pop(), (2, 'x'))
-    self.assertEqual(self.stack.pop(), 1)
-    self.assertRaises(IndexError, self.stack.pop)
-
-  def test_equal(self):
-    self.assertEqual(self.stack, Stack())
-    self.stack.push(1)
-    self.assertNotEqual(self.stack, Stack())
-"""
-      }
-    ],
-  ),
-  control(
-    'passes a check',
-    ADD,
-    [
-      {
-        'asserts': 'def check(candidate):\n  assert candidate(3, 4) == 7\n',
-        'entry': 'add',
-      }
-    ],
-  ),
-  control(
-    'calls back',
-    """
-    def compose(*functions):
-      def composed(x):
-        for function in functions: x = function(x)
-        return x
-      return composed
-    def naturals():
-      n = 0
-      while True:
-        yield n
-        n += 1
-    """,
-    [
-      {
-        'asserts': """
-import itertools
-assert compose(lambda x: x + 1, str)(3) == '4'
-assert list(itertools.islice(naturals(), 3)) == [0, 1, 2]
-"""
-      }
-    ],
   ),
 ]

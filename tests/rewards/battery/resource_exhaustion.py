@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attacks that try to exhaust time, memory, processes or output."""
 
-from rewards.battery.rows import CALL, SUITE, taking
+from rewards.battery.cases import CALL, SUITE, resource_exhaustion
 
 from covrl.rewards import Status
 
-ROWS = [
-  taking('sleeps', 'import time; time.sleep(1000)', Status.TIMEOUT),
-  taking('loops forever', 'while True: pass', Status.TIMEOUT),
-  taking(
+CASES = [
+  resource_exhaustion(
+    'sleeps', 'import time; time.sleep(1000)', Status.TIMEOUT
+  ),
+  resource_exhaustion('loops forever', 'while True: pass', Status.TIMEOUT),
+  resource_exhaustion(
     'waits for input of its own',
     """
     import os
@@ -17,40 +19,40 @@ ROWS = [
     """,
     Status.TIMEOUT,
   ),
-  taking(
+  resource_exhaustion(
     'computes forever in C',
     'print(len(str(7**(10**9))))',
     Status.TIMEOUT,
     Status.CRASH,
   ),
-  taking(
-    'backtracks',
+  resource_exhaustion(
+    'matches with exponential backtracking',
     """
     import re
     re.match(r'(a+)+$', 'a' * 60 + 'b')
     """,
     Status.TIMEOUT,
   ),
-  taking(
+  resource_exhaustion(
     'compiles a deep expression',
     "eval('-' * 10**6 + '1')",
     Status.CRASH,
     Status.TIMEOUT,
   ),
-  taking(
+  resource_exhaustion(
     'is a deep expression',
     'x = ' + '(' * 5000 + '1' + ')' * 5000,
     Status.UNPARSABLE,
   ),
-  taking(
-    'folds constants',
+  resource_exhaustion(
+    'has constants that are huge when folded',
     """
     x = [9**9**9 for _ in range(3)]
     """,
     Status.TIMEOUT,
     Status.CRASH,
   ),
-  taking(
+  resource_exhaustion(
     'ignores signals',
     """
     import signal
@@ -64,7 +66,7 @@ ROWS = [
     """,
     Status.TIMEOUT,
   ),
-  taking(
+  resource_exhaustion(
     'stops itself',
     """
     import os, signal
@@ -72,7 +74,7 @@ ROWS = [
     """,
     Status.TIMEOUT,
   ),
-  taking(
+  resource_exhaustion(
     'stops all processes',
     """
     import os, signal
@@ -85,7 +87,7 @@ ROWS = [
     Status.CRASH,
     Status.WRONG,
   ),
-  taking(
+  resource_exhaustion(
     'kills its parent',
     """
     import os, signal
@@ -96,7 +98,7 @@ ROWS = [
     Status.WRONG,
     Status.CRASH,
   ),
-  taking(
+  resource_exhaustion(
     'kills all processes',
     """
     import os, signal
@@ -105,7 +107,7 @@ ROWS = [
     Status.WRONG,
     Status.CRASH,
   ),
-  taking(
+  resource_exhaustion(
     'kills its process group',
     """
     import os, signal
@@ -115,7 +117,7 @@ ROWS = [
     Status.CRASH,
     Status.TIMEOUT,
   ),
-  taking(
+  resource_exhaustion(
     "limits its parent's resources",
     """
     import os, resource
@@ -126,7 +128,7 @@ ROWS = [
     Status.WRONG,
     Status.CRASH,
   ),
-  taking(
+  resource_exhaustion(
     'forks forever',
     """
     import os
@@ -137,7 +139,7 @@ ROWS = [
     Status.TIMEOUT,
     Status.CRASH,
   ),
-  taking(
+  resource_exhaustion(
     'forks and ends',
     """
     import os
@@ -150,7 +152,7 @@ ROWS = [
     Status.CRASH,
     Status.WRONG,
   ),
-  taking(
+  resource_exhaustion(
     'starts threads forever',
     """
     import threading, time
@@ -161,8 +163,8 @@ ROWS = [
     Status.TIMEOUT,
     Status.CRASH,
   ),
-  taking(
-    'leaves daemons',
+  resource_exhaustion(
+    'leaves daemon processes',
     """
     import os, time
     for _ in range(8):
@@ -177,7 +179,7 @@ ROWS = [
     Status.WRONG,
     Status.CRASH,
   ),
-  taking(
+  resource_exhaustion(
     'fills memory',
     """
     hoard = []
@@ -186,9 +188,11 @@ ROWS = [
     Status.CRASH,
     Status.TIMEOUT,
   ),
-  taking('fills memory at once', 'x = bytearray(1 << 40)', Status.CRASH),
-  taking(
-    'fills memory in pieces',
+  resource_exhaustion(
+    'fills memory at once', 'x = bytearray(1 << 40)', Status.CRASH
+  ),
+  resource_exhaustion(
+    'fills memory in several processes',
     """
     import os, time
     for _ in range(12):
@@ -199,7 +203,7 @@ ROWS = [
     Status.CRASH,
     Status.TIMEOUT,
   ),
-  taking(
+  resource_exhaustion(
     'fills shared memory',
     """
     import mmap
@@ -212,7 +216,7 @@ ROWS = [
     Status.CRASH,
     Status.TIMEOUT,
   ),
-  taking(
+  resource_exhaustion(
     'fills /tmp',
     """
     for i in range(10**6):
@@ -221,7 +225,7 @@ ROWS = [
     Status.CRASH,
     Status.TIMEOUT,
   ),
-  taking(
+  resource_exhaustion(
     'fills /dev/shm',
     """
     for i in range(10**6):
@@ -230,7 +234,7 @@ ROWS = [
     Status.CRASH,
     Status.TIMEOUT,
   ),
-  taking(
+  resource_exhaustion(
     'fills the table of inodes',
     """
     import os
@@ -239,14 +243,14 @@ ROWS = [
     Status.CRASH,
     Status.TIMEOUT,
   ),
-  taking(
+  resource_exhaustion(
     'writes a huge file',
     """
     with open('/tmp/huge', 'wb') as file: file.truncate(1 << 40)
     """,
     Status.CRASH,
   ),
-  taking(
+  resource_exhaustion(
     'fills pipes',
     """
     import os
@@ -258,25 +262,27 @@ ROWS = [
     """,
     Status.CRASH,
   ),
-  taking(
-    'opens everything',
+  resource_exhaustion(
+    'opens files without end',
     """
     hoard = []
     while True: hoard.append(open('/dev/null'))
     """,
     Status.CRASH,
   ),
-  taking('floods its output', "while True: print('x' * 65536)", Status.CRASH),
-  taking(
-    'floods its errors',
+  resource_exhaustion(
+    'prints forever', "while True: print('x' * 65536)", Status.CRASH
+  ),
+  resource_exhaustion(
+    'prints to standard error forever',
     """
     import sys
     while True: print('x' * 65536, file=sys.stderr)
     """,
     Status.TIMEOUT,
   ),
-  taking(
-    'floods the result',
+  resource_exhaustion(
+    'writes results forever',
     """
     import os
     def add(a, b):
@@ -285,8 +291,8 @@ ROWS = [
     Status.CRASH,
     tests=CALL,
   ),
-  taking(
-    "floods the suite's channel",
+  resource_exhaustion(
+    "writes to the suite's channel forever",
     """
     import os
     def add(a, b):
@@ -297,7 +303,7 @@ ROWS = [
     Status.TIMEOUT,
     tests=SUITE,
   ),
-  taking(
+  resource_exhaustion(
     'iterates a suite forever',
     """
     import itertools
@@ -306,7 +312,7 @@ ROWS = [
     Status.TIMEOUT,
     tests=[{'asserts': 'assert 7 in add(3, 4)'}],
   ),
-  taking(
+  resource_exhaustion(
     'recurses forever',
     """
     import sys
@@ -318,16 +324,16 @@ ROWS = [
     Status.CRASH,
     Status.TIMEOUT,
   ),
-  taking(
-    'crashes its interpreter',
+  resource_exhaustion(
+    'reads from address 0',
     """
     import ctypes
     ctypes.string_at(0)
     """,
     Status.CRASH,
   ),
-  taking(
-    'breaks its interpreter',
+  resource_exhaustion(
+    'runs invalid bytecode',
     """
     def f(): pass
     f.__code__ = f.__code__.replace(co_code=b'\\x64\\xff' * 50, co_stacksize=0)
@@ -337,7 +343,7 @@ ROWS = [
     Status.WRONG,
     Status.TIMEOUT,
   ),
-  taking(
+  resource_exhaustion(
     'uses every processor',
     """
     import os, hashlib

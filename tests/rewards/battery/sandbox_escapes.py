@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attacks that try to reach resources outside of the sandbox."""
 
-from rewards.battery.rows import reaching
+from rewards.battery.cases import sandbox_escape
 
 # Helper with which programs make system calls that Python does not offer.
 _CALLS = """
@@ -12,8 +12,8 @@ def attempt(name, number, *args):
   if libc.syscall(number, *args) >= 0: found.append(name)
 """
 
-ROWS = [
-  reaching(
+CASES = [
+  sandbox_escape(
     'the environment',
     """
     import os
@@ -21,7 +21,7 @@ ROWS = [
     found += [k for k in os.environ]
     """,
   ),
-  reaching(
+  sandbox_escape(
     'the environment, in C',
     """
     import ctypes
@@ -31,7 +31,7 @@ ROWS = [
       if libc.getenv(name): found.append(name)
     """,
   ),
-  reaching(
+  sandbox_escape(
     'environments in /proc',
     """
     import glob
@@ -41,7 +41,7 @@ ROWS = [
       except OSError: pass
     """,
   ),
-  reaching(
+  sandbox_escape(
     'memory in /proc',
     """
     for path in ('/proc/1/mem', '/proc/self/maps', '/proc/kcore',
@@ -51,7 +51,7 @@ ROWS = [
       except OSError: pass
     """,
   ),
-  reaching(
+  sandbox_escape(
     'files of the machine',
     """
     import os
@@ -61,7 +61,7 @@ ROWS = [
       if os.path.exists(path): found.append(path)
     """,
   ),
-  reaching(
+  sandbox_escape(
     'files that are not the interpreter',
     """
     import os, sys
@@ -72,7 +72,7 @@ ROWS = [
                 and name != 'ld.so.cache']
     """,
   ),
-  reaching(
+  sandbox_escape(
     'files through links',
     """
     import os
@@ -83,7 +83,7 @@ ROWS = [
       except OSError: pass
     """,
   ),
-  reaching(
+  sandbox_escape(
     'installed packages',
     """
     import os, sys
@@ -95,8 +95,8 @@ ROWS = [
       if os.path.isdir(packages): found += os.listdir(packages)
     """,
   ),
-  reaching(
-    'commands',
+  sandbox_escape(
+    'shell commands',
     """
     import os, subprocess
     for command in (['/bin/sh', '-c', 'id'], ['/usr/bin/env'], ['sh', '-c', 'id']):
@@ -105,8 +105,8 @@ ROWS = [
     if os.system('true') == 0: found.append('system')
     """,
   ),
-  reaching(
-    'places to write',
+  sandbox_escape(
+    'directories to write to',
     """
     import os, sys
     places = ['/', '/usr', '/etc', '/dev', '/root', '/var', '/lib64',
@@ -123,7 +123,7 @@ ROWS = [
     except OSError: pass
     """,
   ),
-  reaching(
+  sandbox_escape(
     'modules of the next test',
     """
     import os, sys
@@ -133,7 +133,7 @@ ROWS = [
       found.append(sys.path)
     """,
   ),
-  reaching(
+  sandbox_escape(
     'the network',
     """
     import socket
@@ -144,7 +144,7 @@ ROWS = [
         except OSError: pass
     """,
   ),
-  reaching(
+  sandbox_escape(
     'a server on the machine',
     """
     import os, socket
@@ -157,7 +157,7 @@ ROWS = [
     except OSError: pass
     """,
   ),
-  reaching(
+  sandbox_escape(
     'sockets by name',
     """
     import socket
@@ -170,7 +170,7 @@ ROWS = [
         except OSError: pass
     """,
   ),
-  reaching(
+  sandbox_escape(
     'inherited descriptors',
     """
     import os
@@ -179,7 +179,7 @@ ROWS = [
       except OSError: pass
     """,
   ),
-  reaching(
+  sandbox_escape(
     'other processes',
     """
     import os
@@ -192,8 +192,8 @@ ROWS = [
     if os.getppid() != 1: found.append(os.getppid())
     """,
   ),
-  reaching(
-    'root',
+  sandbox_escape(
+    'root privileges',
     """
     import os
     if 0 in os.getresuid() + os.getresgid() + tuple(os.getgroups()):
@@ -209,8 +209,8 @@ ROWS = [
     except OSError: pass
     """,
   ),
-  reaching(
-    'other limits',
+  sandbox_escape(
+    'higher resource limits',
     """
     import resource
     for kind in (resource.RLIMIT_AS, resource.RLIMIT_NPROC, resource.RLIMIT_CPU,
@@ -223,8 +223,8 @@ ROWS = [
       except (OSError, ValueError): pass
     """,
   ),
-  reaching(
-    'priority',
+  sandbox_escape(
+    'scheduling priority',
     """
     import os
     for attempt in (lambda: os.nice(-5), lambda: os.nice(0),
@@ -238,7 +238,7 @@ ROWS = [
       except OSError: pass
     """,
   ),
-  reaching(
+  sandbox_escape(
     'namespaces',
     _CALLS
     + """
@@ -257,8 +257,8 @@ attempt('fsopen', 430, b'proc', 0)
 attempt('open_tree', 428, -100, b'/', 1)
 """,
   ),
-  reaching(
-    'other memory',
+  sandbox_escape(
+    'memory of other processes',
     _CALLS
     + """
 import os, platform
@@ -272,8 +272,8 @@ attempt('pidfd_getfd', 438, os.pidfd_open(parent), 9, 0)
 attempt('kcmp', 312 if x86 else 272, parent, os.getpid(), 0, 0, 0)
 """,
   ),
-  reaching(
-    'rare parts of the kernel',
+  sandbox_escape(
+    'rare system calls',
     _CALLS
     + """
 import platform
@@ -300,8 +300,8 @@ attempt('fanotify_init', 300 if x86 else 262, 0, 0)
 attempt('inotify_init1', 294 if x86 else 26, 0)
 """,
   ),
-  reaching(
-    '32-bit calls',
+  sandbox_escape(
+    '32-bit system calls',
     """
     import ctypes, mmap, os, platform, signal
     if platform.machine() == 'x86_64':
@@ -317,8 +317,8 @@ attempt('inotify_init1', 294 if x86 else 26, 0)
       if os.waitpid(child, 0)[1] == 1 << 8: found.append('int 0x80')
     """,
   ),
-  reaching(
-    'queues and segments',
+  sandbox_escape(
+    'message queues and shared memory',
     _CALLS
     + """
 import platform
@@ -329,7 +329,7 @@ attempt('msgget', 68 if x86 else 186, 1234, 0o1600)
 attempt('mq_open', 240 if x86 else 180, b'harm', 0o102, 0o600, 0)
 """,
   ),
-  reaching(
+  sandbox_escape(
     'devices',
     """
     import os, stat
@@ -344,15 +344,15 @@ attempt('mq_open', 240 if x86 else 180, b'harm', 0o102, 0o600, 0)
     except OSError: pass
     """,
   ),
-  reaching(
+  sandbox_escape(
     'the name of the machine',
     """
     import os, socket
     if os.uname().nodename != 'judge': found.append(os.uname())
     """,
   ),
-  reaching(
-    'what others leave',
+  sandbox_escape(
+    'files of earlier programs',
     """
     import os
     found += os.listdir('/tmp') + os.listdir('/dev/shm')
