@@ -20,7 +20,8 @@ def recipe_7b(pretrained: str) -> Recipe:
   config = Config()
   config.pretrained = pretrained
   config.data.train = 'data/dapo-math-17k.parquet'
-  # Asked as the evaluation suites are, without the instructions of the file.
+  # Questions have the form of the evaluation suites', without the instructions in
+  # the file.
   config.data.bare_questions = True
   config.rollout.prompts_per_iteration = 256
   config.rollout.responses_per_prompt = 8
@@ -69,8 +70,8 @@ def recipe_32b(pretrained: str) -> Recipe:
   """GRPO with a tenth of KL-Cov's fraction and twice the learning rate."""
   recipe = recipe_7b(pretrained)
   config = recipe.config
-  # On 128 chips, 64 shards of a width of 5,120: multiples of 16 rows, without
-  # which a TPU's gradients do not leave by reduce-scatter.
+  # 64 shards of a width of 5,120, on 128 chips: a shard must have a multiple of 16
+  # rows for XLA to sum gradients by reduce-scatter on TPUs.
   config.mesh.data = 2
   config.train.schedule_iterations = config.train.iterations = 140
   config.train.micro_batches = 2

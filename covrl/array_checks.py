@@ -55,13 +55,13 @@ def check_array(
   if not any(jnp.issubdtype(array.dtype, each) for each in kinds):
     given = array.dtype if hasattr(value, 'dtype') else repr(value)
     raise TypeError(f'{name} must be an array of {described}, got {given}')
-  found = tuple(array.shape)
-  is_rank = axes == '...' or len(found) == len(axes.split())
-  if not is_rank or (shape is not None and found != shape):
+  actual = tuple(array.shape)
+  is_rank = axes == '...' or len(actual) == len(axes.split())
+  if not is_rank or (shape is not None and actual != shape):
     required = '' if axes == '...' else f'[{", ".join(axes.split())}]'
     sizes = '' if shape is None else f'{required and " = "}{shape}'
-    raise ValueError(f'{name} must be {required}{sizes}, got {found}')
-  return found
+    raise ValueError(f'{name} must be {required}{sizes}, got {actual}')
+  return actual
 
 
 def concrete(value: Any) -> np.ndarray | None:

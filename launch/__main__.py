@@ -17,15 +17,15 @@ _LAUNCHERS = {'tpu': tpu, 'gke': gke, 'slurm': slurm, 'local': local}
 
 def main(argv: Sequence[str] | None = None, shell: Shell | None = None) -> int:
   """Runs a launcher and returns its exit status."""
-  given = list(sys.argv[1:] if argv is None else argv)
-  cut = given.index('--') if '--' in given else len(given)
-  options = _parser().parse_args(given[:cut])
+  argv_list = list(sys.argv[1:] if argv is None else argv)
+  separator = argv_list.index('--') if '--' in argv_list else len(argv_list)
+  options = _parser().parse_args(argv_list[:separator])
   shell = shell or Shell(dry_run=options.dry_run)
   try:
     check_not_empty(vars(options))
     job = Job(
       name=options.name,
-      arguments=tuple(given[cut + 1 :]),
+      arguments=tuple(argv_list[separator + 1 :]),
       environment=pairs('--env', options.env),
       secrets=pairs('--secret', options.secret),
       restarts=options.restarts,

@@ -80,12 +80,12 @@ def _defined(file: pathlib.Path) -> set[str]:
 
 def _imported_beside(file: pathlib.Path) -> Iterator[pathlib.Path]:
   """Yields the files of a config's directory that it imports, recursively."""
-  found, new = {file}, [file]
+  files, new = {file}, [file]
   while new:
     for name in _imports(new.pop()):
       path = file.with_name(f'{name}.py')
-      if path not in found and path.is_file():
-        found.add(path)
+      if path not in files and path.is_file():
+        files.add(path)
         new.append(path)
         yield path
 

@@ -25,9 +25,9 @@ def run(arguments: argparse.Namespace) -> None:
   from covrl.report.run_data import load_run
 
   data = load_run(arguments.workdir)
-  found = advice.advise(advice.read(data))
+  result = advice.advise(advice.read(data))
   for sentence in data.unreadable.sentences():
     print(f'covrl: {sentence}', file=sys.stderr)
-  print(found.recommendation)
-  for reason in found.reasons:
+  print(result.recommendation)
+  for reason in result.reasons:
     print(f'- {reason}')

@@ -29,18 +29,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="type of the weights (default: the source's)",
   )
   add_trust(parser)
-  form = parser.add_mutually_exclusive_group()
-  form.set_defaults(form='model')
-  form.add_argument(
+  output_format = parser.add_mutually_exclusive_group()
+  output_format.set_defaults(output_format='model')
+  output_format.add_argument(
     '--adapter',
-    dest='form',
+    dest='output_format',
     action='store_const',
     const='adapter',
     help='write the LoRA adapters alone',
   )
-  form.add_argument(
+  output_format.add_argument(
     '--orbax',
-    dest='form',
+    dest='output_format',
     action='store_const',
     const='orbax',
     help='write an Orbax checkpoint, which loads faster',
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
           opened.policy, source, opened.task.tokenizer
         )
         params = opened.params
-        is_merged = arguments.form != 'adapter'
+        is_merged = arguments.output_format != 'adapter'
         if source and is_merged and not opened.config.warm_start.steps:
           policy, params = pretrained.with_source_dtype(policy, params, source)
     else:
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
       policy,
       params,
       arguments.target,
-      output_format=arguments.form,
+      output_format=arguments.output_format,
       dtype=arguments.dtype,
       on_progress=progress.counter('weight files'),
     )

@@ -39,8 +39,8 @@ def use_compilation_cache() -> None:
   `covrl.parallel.xla_flags`.
 
   The directory is `JAX_COMPILATION_CACHE_DIR`, by default one in the home
-  directory. Where nothing can be written there, a sentence says so, and programs
-  that it holds are read.
+  directory. If nothing can be written there, a warning is printed, and the
+  programs in it are still read.
 
   Raises:
     RuntimeError: JAX has no devices, such as those that `JAX_PLATFORMS` names.

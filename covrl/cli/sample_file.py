@@ -174,7 +174,7 @@ def _finished_lines(file: epath.Path, output: epath.Path) -> _Tally:
     return tally
   with storage.open_binary(file) as lines, storage.open_binary(output) as done:
     expected = (entry for entry in enumerate(lines, 1) if entry[1].strip())
-    for at, text in enumerate(done, 1):
+    for result_number, text in enumerate(done, 1):
       if not text.endswith(b'\n'):
         break
       number, line = next(expected, (0, b''))
@@ -184,7 +184,7 @@ def _finished_lines(file: epath.Path, output: epath.Path) -> _Tally:
         result.get('prompt'),
       ) != (number, _prompt(line)):
         raise ValueError(
-          f'--output must have results of the first lines of {file}, line {at} of'
+          f'--output must have results of the first lines of {file}, line {result_number} of'
           f' {output} is of another one'
         )
       tally.add(result)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Estimates against measurements: how far they were off where it is known.
+"""Errors of estimates, where they were compared with measurements.
 
 Only XLA's CPU compiler gives programs that run without a TPU or GPU.
 `tests/compile` compares them again.

@@ -114,11 +114,11 @@ def check_products(lowered: str, gpu: Gpu) -> None:
   Raises:
     ValueError: if there is such a product.
   """
-  found = re.search(r'stablehlo\.dot_general .*x(f8E\w+)>', lowered)
-  if found is not None:
+  match = re.search(r'stablehlo\.dot_general .*x(f8E\w+)>', lowered)
+  if match is not None:
     raise ValueError(
       f'matrix products must be of a type that the GPU has; {gpu.name} has none '
-      f'of 8-bit floats, got {found[1]}'
+      f'of 8-bit floats, got {match[1]}'
     )
 
 
@@ -131,13 +131,13 @@ def _required_bytes(error: str) -> int | None:
   3221225472
   >>> _required_bytes('no such operation')
   """
-  found = re.search(
+  match = re.search(
     r'(?:Used |temporaries \()([\d.]+)([KMGT]?)(?: of [\d.]+[KMGT]? hbm|\))',
     error,
   )
-  if found is None:
+  if match is None:
     return None
-  return int(float(found[1]) * 1024 ** ' KMGT'.index(found[2] or ' '))
+  return int(float(match[1]) * 1024 ** ' KMGT'.index(match[2] or ' '))
 
 
 def describe(
@@ -147,7 +147,7 @@ def describe(
   unread_state: int,
   *,
   calls: int,
-  only: Instruction | None = None,
+  loop: Instruction | None = None,
   scopes: Scopes = COUNT_ALL,
 ) -> Program:
   """Describes a program, or only one trip of one of its loops.
@@ -158,14 +158,14 @@ def describe(
     model_flops: operations that the model requires, on all chips.
     unread_state: bytes per chip of state that it does not read.
     calls: calls per iteration, at most.
-    only: the loop.
+    loop: the loop, if only one trip of it is described.
     scopes: parts that do not count.
   """
   chips = len(work.network.devices)
   module, memory, cost = compiled.module, compiled.memory, None
   if module is not None and memory is not None:
     memory = memory._replace(unread_state=unread_state)
-    body = module.computations[only.attribute('body') or ''] if only else None
+    body = module.computations[loop.attribute('body') or ''] if loop else None
     cost = cost_of(module, body, scopes=scopes)
   return Program(
     memory=memory,

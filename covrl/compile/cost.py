@@ -29,7 +29,7 @@ SEARCH_TRIPS = 32
 
 
 class Scopes(NamedTuple):
-  """JAX scopes whose cost is not counted as it stands.
+  """JAX scopes whose cost is left out or reduced.
 
   Attributes:
     unused: options that are off; of conditionals in them, the cheapest branch
@@ -123,10 +123,14 @@ def cost_of(
       cost = _cost_of_one(module, computation, instruction)
       if instruction.opcode == 'fusion':
         cost.collectives = [
-          found for found in cost.collectives if found[0].channel not in begun
+          (collective, executions)
+          for collective, executions in cost.collectives
+          if collective.channel not in begun
         ]
       if begins_collective(instruction):
-        begun |= {found.channel for found, _ in cost.collectives} - {None}
+        begun |= {collective.channel for collective, _ in cost.collectives} - {
+          None
+        }
       total.add(cost)
   return total
 
@@ -156,8 +160,8 @@ def _cost_of_one(
   cost.collectives = [
     (collective, 1) for collective in collectives_in(module, instruction)
   ]
-  find = gpu_kernel if module.platform == 'gpu' else kernel_of
-  kernel = find(instruction, computation)
+  kernel_cost = gpu_kernel if module.platform == 'gpu' else kernel_of
+  kernel = kernel_cost(instruction, computation)
   if kernel is not None:
     cost.flops += kernel.flops
   if module.platform == 'gpu':
@@ -167,8 +171,8 @@ def _cost_of_one(
   if kernel is None:
     cost.bytes, cost.host_bytes = traffic_of(module, computation, instruction)
     return cost
-  least, cost.host_bytes = traffic_of(module, computation, instruction)
-  cost.bytes = kernel.bytes if kernel.stated else max(least, kernel.bytes)
+  min_bytes, cost.host_bytes = traffic_of(module, computation, instruction)
+  cost.bytes = kernel.bytes if kernel.stated else max(min_bytes, kernel.bytes)
   if not kernel.known:
     cost.unknown.add(instruction.name.split('.')[0])
   return cost

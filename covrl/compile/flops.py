@@ -140,6 +140,8 @@ class _Window:
         count += max(min(results, size - offset) - max(0, -offset), 0)
         continue
       for result in range(results):
-        at = result * stride + offset
-        count += at % gap == 0 and 0 <= at // gap < size
+        dilated_position = result * stride + offset
+        count += (
+          dilated_position % gap == 0 and 0 <= dilated_position // gap < size
+        )
     return count

@@ -39,8 +39,8 @@ def target_of(instruction: Instruction) -> str:
   """Returns the target of a custom call; empty for other instructions."""
   if instruction.opcode != 'custom-call':
     return ''
-  found = re.search(r'custom_call_target="([^"]*)"', instruction.text)
-  return found[1] if found else ''
+  match = re.search(r'custom_call_target="([^"]*)"', instruction.text)
+  return match[1] if match else ''
 
 
 def _attention(instruction: Instruction, computation: Computation) -> Kernel:
@@ -110,9 +110,11 @@ def kernel_names(
   if instruction.opcode == 'dot':
     return 'loops', _factors(computation, instruction)
   if instruction.opcode == 'fusion':
-    found = _product_in(module, instruction)
-    if found is not None:
-      return ('Triton' if '"__triton' in instruction.text else 'loops'), found
+    factor_type = _product_in(module, instruction)
+    if factor_type is not None:
+      return (
+        'Triton' if '"__triton' in instruction.text else 'loops'
+      ), factor_type
   return None
 
 
@@ -123,9 +125,9 @@ def _product_in(module: Module, instruction: Instruction) -> str | None:
       if inner.opcode == 'dot':
         return _factors(called, inner)
       if inner.opcode == 'fusion':
-        found = _product_in(module, inner)
-        if found is not None:
-          return found
+        factor_type = _product_in(module, inner)
+        if factor_type is not None:
+          return factor_type
   return None
 
 

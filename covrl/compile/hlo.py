@@ -57,8 +57,8 @@ class Shape(NamedTuple):
   @property
   def bits(self) -> int:
     """Bits per element."""
-    found = re.search(r'\d+', self.kind)
-    return _BITS.get(self.kind, int(found[0]) if found else 0)
+    match = re.search(r'\d+', self.kind)
+    return _BITS.get(self.kind, int(match[0]) if match else 0)
 
   @property
   def size(self) -> int:
@@ -99,8 +99,8 @@ class Instruction:
 
   def attribute(self, name: str) -> str | None:
     """Returns the value of a simple attribute, if present."""
-    found = re.search(rf'\b{name}=%?([^\s,]+)', self.text)
-    return found[1] if found else None
+    match = re.search(rf'\b{name}=%?([^\s,]+)', self.text)
+    return match[1] if match else None
 
   @property
   def index(self) -> int:
@@ -124,8 +124,8 @@ class Instruction:
   @property
   def scope(self) -> str:
     """JAX's `op_name` of the operation; empty if absent."""
-    found = re.search(r'op_name="([^"]*)"', self.text)
-    return found[1] if found else ''
+    match = re.search(r'op_name="([^"]*)"', self.text)
+    return match[1] if match else ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,10 +251,10 @@ def _part(
   computation: Computation, name: str, index: int
 ) -> Instruction | None:
   """Returns the instruction behind one element of a tuple, through copies."""
-  made = computation.instructions.get(name)
-  if made is None or made.opcode != 'tuple':
+  instruction = computation.instructions.get(name)
+  if instruction is None or instruction.opcode != 'tuple':
     return None
-  part = computation.instructions.get(made.operands[index])
+  part = computation.instructions.get(instruction.operands[index])
   while part is not None and part.opcode in ('copy', 'bitcast'):
     part = computation.instructions.get(part.operands[0])
   return part
@@ -281,8 +281,8 @@ def parse(text: str, platform: Platform = 'tpu') -> Module:
       name = head[2]
       computations[name] = Computation(name, {})
       entry = name if head[1] else entry
-    elif name and (found := _instruction(line, platform)):
-      computations[name].instructions[found.name] = found
+    elif name and (instruction := _instruction(line, platform)):
+      computations[name].instructions[instruction.name] = instruction
   return Module(computations, computations[entry], platform)
 
 
@@ -333,10 +333,10 @@ def _end_of_type(line: str, start: int) -> int:
 def _closing(line: str, start: int) -> int:
   """Returns the position of the parenthesis that closes the one at `start`."""
   depth = 0
-  for found in _PARENTHESIS.finditer(line, start):
-    depth += 1 if found[0] == '(' else -1
+  for parenthesis in _PARENTHESIS.finditer(line, start):
+    depth += 1 if parenthesis[0] == '(' else -1
     if depth == 0:
-      return found.start()
+      return parenthesis.start()
   raise ValueError(f'HLO must close its parentheses, got {line[start:]!r}')
 
 

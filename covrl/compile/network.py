@@ -74,23 +74,24 @@ class Network:
     times = (0.0, 0.0)
     for group in collective.groups:
       hosts = self._hosts(group)
-      count, within = len(group), max(map(hosts.count, hosts))
+      count, per_host = len(group), max(map(hosts.count, hosts))
       if count < 2:
         continue
-      if within == count:
+      if per_host == count:
         seconds = sent / chip.nvlink, 0.0
       else:
         if collective.kind in _HIERARCHICAL:
-          # Of (g − 1)/g of an array, a host's share of (h − 1)/h.
-          spread = count / within
-          outside = (spread - 1) / spread / within * count / (count - 1)
+          # A GPU sends (count − 1)/count of an array in all, and a GPU's share of
+          # its host's (num_hosts − 1)/num_hosts to other hosts.
+          num_hosts = count / per_host
+          share = (num_hosts - 1) / num_hosts / per_host * count / (count - 1)
         elif collective.kind in ('all-to-all', 'ragged-all-to-all'):
-          outside = (count - within) / (count - 1)
+          share = (count - per_host) / (count - 1)
         else:
-          outside = 1.0
+          share = 1.0
         seconds = (
-          sent / chip.nvlink if within > 1 else 0.0,
-          sent * outside / chip.network,
+          sent / chip.nvlink if per_host > 1 else 0.0,
+          sent * share / chip.network,
         )
       times = max(times[0], seconds[0]), max(times[1], seconds[1])
     return times

@@ -207,9 +207,9 @@ def _network_programs(work: Workload, name: str) -> dict[str, Program]:
   rows, width = config.train.sequences_per_update, row_width(config)
   model, batch = networks.model(name).config, _batch(work)
   state = work.programs.abstract_state()
-  own = state.networks[name]
+  network_state = state.networks[name]
   # All that the programs do not read stays in memory meanwhile.
-  others = bytes_on_chip(state) - bytes_on_chip(own)
+  others = bytes_on_chip(state) - bytes_on_chip(network_state)
   return {
     f'{name}_step': describe(
       work,
@@ -222,7 +222,7 @@ def _network_programs(work: Workload, name: str) -> dict[str, Program]:
       work,
       compile_program(work, networks.trace_score(name, batch)),
       model_cost.scoring_flops(model, config.sequences_per_iteration, width),
-      others + bytes_on_chip(own.opt_state),
+      others + bytes_on_chip(network_state.opt_state),
       calls=1,
     ),
   }

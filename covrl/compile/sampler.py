@@ -32,12 +32,12 @@ from covrl.rollout.sampling import TRUNCATION
 def prefill(work: Workload) -> dict[str, Program]:
   """All prompts of a draw, and the first tokens of their responses.
 
-  Where prompts are begun as slots are free, those of all draws: a program
-  processes a few of them, and the costs of all its calls are added.
+  If prompts are added as slots become free, a program processes a few of them,
+  and the costs of all its calls in all draws are added.
 
-  Where the sampler has a mesh or a type of its own, moving the parameters there
-  is a program before it, of which the costs are added; the memory is that of
-  the larger of the two.
+  If the sampler has another mesh or type than the trainer, a program before it
+  moves the parameters: its costs are added, and the memory is that of the larger
+  of the two.
   """
   rollout = work.recipe.config.rollout
   width = prompt_width(rollout.max_prompt_length)
@@ -45,7 +45,7 @@ def prefill(work: Workload) -> dict[str, Program]:
   if work.group_engine is not None:
     calls = -(-draws * rollout.prompts_per_iteration // traced.prompts)
     draws = 1
-  started = describe(
+  prefill_program = describe(
     work,
     compile_program(work, traced.start),
     calls * model_cost.prefill_flops(work.policy.config, traced.prompts, width),
@@ -53,33 +53,33 @@ def prefill(work: Workload) -> dict[str, Program]:
     calls=draws,
     scopes=_scopes(work),
   )
-  placed = None
+  placement = None
   if traced.place is not None:
-    placed = describe(
+    placement = describe(
       work,
       compile_program(work, traced.place),
       0.0,
       unread_state_bytes(work),
       calls=draws,
     )
-  return {'prefill': _one_after_another(placed, started, calls)}
+  return {'prefill': _in_sequence(placement, prefill_program, calls)}
 
 
-def _one_after_another(
-  placed: Program | None, started: Program, calls: int
+def _in_sequence(
+  before: Program | None, program: Program, calls: int
 ) -> Program:
   """Describes a program before, if any, and `calls` calls of another one."""
-  larger = started
-  if placed is not None and placed.needed > started.needed:
-    larger = placed
+  larger = program
+  if before is not None and before.needed > program.needed:
+    larger = before
   cost = None
-  if started.cost is not None and (placed is None or placed.cost is not None):
+  if program.cost is not None and (before is None or before.cost is not None):
     cost = Cost()
-    if placed is not None and placed.cost is not None:
-      cost.add(placed.cost)
-    cost.add(started.cost, calls)
+    if before is not None and before.cost is not None:
+      cost.add(before.cost)
+    cost.add(program.cost, calls)
   return dataclasses.replace(
-    started, needed=larger.needed, memory=larger.memory, cost=cost
+    program, needed=larger.needed, memory=larger.memory, cost=cost
   )
 
 
@@ -100,7 +100,7 @@ def decode(work: Workload) -> dict[str, Program]:
     model_cost.decode_flops(model, rows, tokens),
     _unread_bytes(work),
     calls=rollout.max_draws * turns * (rollout.max_response_length - 1),
-    only=loop,
+    loop=loop,
     scopes=_scopes(work),
   )
   cache = work.sampler.cache

@@ -77,10 +77,10 @@ def decoded(step: Step, layout: Layout, count: int) -> tuple[Decoded, ...]:
     layout: the division into shards and slots.
     count: number of responses.
   """
-  found: list[Decoded] = []
+  groups: list[Decoded] = []
   for name, lengths in typical_lengths(step.limit + 1, count).items():
     taken = step_seconds(step, layout, occupancy(lengths, layout))
-    found.append(
+    groups.append(
       Decoded(
         lengths=name,
         mean=float(lengths.mean()),
@@ -89,7 +89,7 @@ def decoded(step: Step, layout: Layout, count: int) -> tuple[Decoded, ...]:
         tokens=int(lengths.sum()),
       )
     )
-  return tuple(found)
+  return tuple(groups)
 
 
 def typical_lengths(limit: int, count: int) -> dict[str, Int[np.ndarray, ' R']]:
@@ -119,8 +119,8 @@ def occupancy(lengths: Int[np.ndarray, ' R'], layout: Layout) -> Occupancy:
   """
   # Shards may have one response more than others.
   shards = [
-    _of_shard(own, layout.slots[0])
-    for own in np.array_split(lengths, layout.shards)
+    _of_shard(shard_lengths, layout.slots[0])
+    for shard_lengths in np.array_split(lengths, layout.shards)
   ]
   steps = max(len(each.live) for each in shards)
   return Occupancy(

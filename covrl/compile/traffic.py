@@ -119,23 +119,23 @@ def _read_of(
     elif user.opcode == 'scatter' and first and module.platform == 'gpu':
       continue  # Updated in place, and read where it is.
     elif user.opcode in ('bitcast', 'reshape'):
-      found = _read_of(module, computation, user)
-      if found is None:
+      read_parts = _read_of(module, computation, user)
+      if read_parts is None:
         return None
-      parts += found
+      parts += read_parts
     elif user.opcode == 'fusion':
       called = next(module.called(user))
       returned = _returned(module, called)
       for number, name in enumerate(user.operands):
         if name != value.name:
           continue
-        found = _read_of_parameter(module, called, number)
-        if found is not None and returned is called.parameters[number]:
+        read_parts = _read_of_parameter(module, called, number)
+        if read_parts is not None and returned is called.parameters[number]:
           after = _read_of(module, computation, user)
-          found = None if after is None else [*found, *after]
-        if found is None:
+          read_parts = None if after is None else [*read_parts, *after]
+        if read_parts is None:
           return None
-        parts += found
+        parts += read_parts
     else:
       return None
   whole = value.shapes[0].padded_size

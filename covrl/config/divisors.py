@@ -12,12 +12,12 @@ def nearest(values: Iterable[int], wanted: int) -> list[int]:
   >>> nearest([1, 2, 4, 8], 3), nearest([1, 2, 4], 8)
   ([2, 4], [4])
   """
-  known = set(values)
-  below = [value for value in known if value < wanted]
-  above = [value for value in known if value > wanted]
-  sides = {value for value in known if value == wanted}
-  sides |= {max(below)} if below else set()
-  return sorted(sides | ({min(above)} if above else set()))
+  candidates = set(values)
+  below = [value for value in candidates if value < wanted]
+  above = [value for value in candidates if value > wanted]
+  result = candidates & {wanted}
+  result |= {max(below)} if below else set()
+  return sorted(result | ({min(above)} if above else set()))
 
 
 def divisors(total: int) -> list[int]:

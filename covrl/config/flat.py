@@ -44,13 +44,13 @@ def unknown_fields(fields: Mapping[str, Any]) -> list[str]:
   """
 
   def names(default: Any, values: Mapping[str, Any], prefix: str) -> list[str]:
-    found: list[str] = []
+    result: list[str] = []
     for name, value in values.items():
       if not hasattr(default, name):
-        found.append(f'{prefix}{name}')
+        result.append(f'{prefix}{name}')
       elif dataclasses.is_dataclass(getattr(default, name)):
-        found += names(getattr(default, name), value, f'{prefix}{name}.')
-    return found
+        result += names(getattr(default, name), value, f'{prefix}{name}.')
+    return result
 
   return names(Config(), fields, '')
 

@@ -123,13 +123,13 @@ class RecipeFiles:
         )
       return name
     module = self._import(where, file)
-    found = getattr(module, function, None)
-    if not callable(found):
+    recipe_function = getattr(module, function, None)
+    if not callable(recipe_function):
       known = [n for n, each in vars(module).items() if callable(each)]
       near = difflib.get_close_matches(function, known, n=1)
       hint = f', did you mean {near[0]!r}?' if near else f'; {_FORM}'
       raise ConfigError(f'{file} has no function {function!r}{hint}')
-    return found
+    return recipe_function
 
   def resolve(self, make_task: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Returns a recipe's task function, with names of score functions resolved.
@@ -187,20 +187,20 @@ class RecipeFiles:
     Files that functions import when they are called count, and those that are
     named as `module:function`.
     """
-    found = {file: None}
+    sources = {file: None}
     imported = _imported_from(file.parent.absolute(), self._modules)
-    found |= dict.fromkeys(
+    sources |= dict.fromkeys(
       file.parent / each.name for each in imported.values()
     )
-    waiting = list(found)
+    waiting = list(sources)
     while waiting:
       each = waiting.pop()
       text = each.read_text(encoding='utf-8')
       yield each, text
       for name in _mentioned_modules(text, each):
         other = file.parent / f'{name}.py'
-        if other not in found and other.is_file():
-          found[other] = None
+        if other not in sources and other.is_file():
+          sources[other] = None
           waiting.append(other)
 
 

@@ -130,15 +130,15 @@ class JsonTokenizer:
 
   def _id(self, token: str | int) -> int:
     if isinstance(token, int):
-      found = token if 0 <= token < self.vocab_size else None
+      token_id = token if 0 <= token < self.vocab_size else None
     else:
-      found = self._tokenizer.token_to_id(token)
-    if found is None:
+      token_id = self._tokenizer.token_to_id(token)
+    if token_id is None:
       raise ValueError(
         f'a tokenizer must have the token {token!r}, got one of'
         f' {self.vocab_size} tokens without it'
       )
-    return found
+    return token_id
 
   def _add_special(self, texts: Iterable[str]) -> None:
     """Makes tokens of the vocabulary special, as transformers does."""
@@ -172,20 +172,20 @@ class JsonTokenizer:
 
   def _check_size(self, vocab_size: int | None) -> int:
     """Returns the model's vocabulary size if the file's tokens fit into it."""
-    own = self._tokenizer.get_vocab_size(with_added_tokens=True)
+    size = self._tokenizer.get_vocab_size(with_added_tokens=True)
     if vocab_size is None:
-      return own
+      return size
     # Text models may lack embeddings of special tokens that mark images.
     added = self._tokenizer.get_added_tokens_decoder()
     beyond = [
       token
-      for token in range(vocab_size, own)
+      for token in range(vocab_size, size)
       if token not in added or not added[token].special
     ]
-    if beyond or own < _MIN_USED_FRACTION * vocab_size:
+    if beyond or size < _MIN_USED_FRACTION * vocab_size:
       raise ValueError(
         f"a tokenizer must have the model's {vocab_size} tokens, a few of"
-        f' them unused, got {own}'
+        f' them unused, got {size}'
       )
     return vocab_size
 

@@ -183,12 +183,12 @@ def prepend_context(text: str, row: Row) -> str:
 def append_declaration(text: str, row: Row) -> str:
   """The question followed by the signatures that its tests call."""
   info = row.value('test_info')
-  found = [
+  entries = [
     entry.get('function_declaration')
     for entry in (info if isinstance(info, list) else ())
     if isinstance(entry, Mapping)
   ]
-  declarations = [entry.strip() for entry in found if isinstance(entry, str)]
+  declarations = [entry.strip() for entry in entries if isinstance(entry, str)]
   missing = [line for line in declarations if line and line not in text]
   if not missing:
     return text
@@ -201,11 +201,11 @@ def _answer_text(text: str, row: Row, column: str) -> str:
   Raises:
     ValueError: it has control characters in place of TeX.
   """
-  if found := _BROKEN_TEX.search(text):
+  if match := _BROKEN_TEX.search(text):
     raise row.error(
       column,
       'hold TeX whose backslashes are doubled in JSON, without the control'
-      f' character {found[0]!r}',
+      f' character {match[0]!r}',
     )
   return text.strip()
 

@@ -127,13 +127,13 @@ class SentencePieceTokenizer:
   def _id(self, token: str | int) -> int:
     """Id of a token, which may be given as its piece."""
     if isinstance(token, str):
-      found = self._processor.piece_to_id(token)
-      if found == self._processor.unk_id():
+      token_id = self._processor.piece_to_id(token)
+      if token_id == self._processor.unk_id():
         raise ValueError(
           f'a sentencepiece model must have the token {token!r}, got one'
           ' without it'
         )
-      return found
+      return token_id
     if not 0 <= token < self.vocab_size:
       raise ValueError(
         f'end_ids must lie in [0, {self.vocab_size}), got {token}'

@@ -102,15 +102,17 @@ def required_truncation(token_tx: optax.GradientTransformation) -> Truncation:
   >>> required_truncation(optax.chain(covrl.lp_reg(), covrl.kl_cov()))
   Truncation(min_p=0.02, removed=None)
   """
-  found: set[Truncation] = set()
+  truncations: set[Truncation] = set()
 
   def trace(stats: TokenStats, context: TokenContext) -> None:
-    found.update(_run(token_tx, stats, None, None, context).truncations)
+    truncations.update(_run(token_tx, stats, None, None, context).truncations)
 
   jax.eval_shape(trace, *single_token())
   return Truncation(
-    min_p=_only('min_p', {each.min_p for each in found}),
-    removed=_only('removed', {each.removed for each in found}),
+    min_p=_only('min_p', {truncation.min_p for truncation in truncations}),
+    removed=_only(
+      'removed', {truncation.removed for truncation in truncations}
+    ),
   )
 
 

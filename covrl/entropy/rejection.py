@@ -137,19 +137,19 @@ def reject_sequences(
     mask = require(context, 'mask', name)
     old = require(context, 'old_logprobs', name)
     sampler = require(context, 'sampler_logprobs', name)
-    found = divergence(jnp.where(mask, sampler - old, 0), kind)
+    divergences = divergence(jnp.where(mask, sampler - old, 0), kind)
     ids = context.get('segment_ids')
 
     def total(values: Array) -> Array:
       return sequence_sums(jnp.where(mask, values, 0), ids)
 
     if reduction == 'max':
-      kept = total((jnp.abs(found) > limit).astype(jnp.int32)) == 0
+      kept = total((jnp.abs(divergences) > limit).astype(jnp.int32)) == 0
     else:
       tokens = total(mask.astype(jnp.int32))
       scale = jnp.maximum(tokens, 1) if reduction == 'mean' else 1
-      kept = jnp.abs(total(found)) <= limit * scale
-    unknown = total(jnp.isnan(found).astype(jnp.int32)) > 0
+      kept = jnp.abs(total(divergences)) <= limit * scale
+    unknown = total(jnp.isnan(divergences).astype(jnp.int32)) > 0
     return _kept_or_nan(kept | ~mask, unknown & mask)
 
   return scale_by_token(name, factor)

@@ -70,10 +70,10 @@ def largest(
       start = full_interval(_key_dtype(tied, tokens), total)
     else:
       start = _candidate_interval(tied, tokens, left, total)
-    found = kth_largest(tied, tokens, left, start)
-    lows.append(found.low)
+    boundary = kth_largest(tied, tokens, left, start)
+    lows.append(boundary.low)
     # Tokens tied at the lowest chosen key, and how many of them are to choose.
-    left, total = left - found.above, found.kept - found.above
+    left, total = left - boundary.above, boundary.kept - boundary.above
 
   eligible, keys = rank(tokens)
   chosen = jnp.ones_like(eligible)

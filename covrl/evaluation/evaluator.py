@@ -219,14 +219,14 @@ class Evaluator:
       references: references other than the problems' own.
       lengths: length of each response in tokens.
     """
-    own = distributed.process_slice(len(texts))
+    local = distributed.process_slice(len(texts))
     if references is None:
       references = [problem.reference for problem in problems]
     return self._scoring.submit(
-      texts[own],
-      references[own],
-      sources=[problem.source for problem in problems[own]],
-      lengths=(lengths or [1] * len(texts))[own],
+      texts[local],
+      references[local],
+      sources=[problem.source for problem in problems[local]],
+      lengths=(lengths or [1] * len(texts))[local],
       shaping=False,
     )
 

@@ -316,10 +316,10 @@ def _earlier_summary(file: epath.Path) -> dict[str, Any]:
     return {}
   content = file.read_bytes()
   try:
-    found = json.loads(content)
+    summary = json.loads(content)
   except (ValueError, RecursionError):
-    found = None
-  if isinstance(found, dict):
-    return found
+    summary = None
+  if isinstance(summary, dict):
+    return summary
   storage.write_atomically(storage.numbered_sibling(file, 'damaged'), content)
   return {}

@@ -17,7 +17,7 @@ from covrl.parallel import sharding
 # Slots per tile of a TPU's memory layout, for 16-bit numbers.
 _TILE_SLOTS = 16
 # Bytes of VMEM; XLA moves smaller arrays there as a whole.
-_VMEM = 2**27
+_VMEM_BYTES = 2**27
 
 
 def whole_tiles(shape: tuple[int, ...], dtype: Any) -> int:
@@ -41,7 +41,7 @@ def written_in_turn(cache: Any) -> bool:
   mesh = jax.sharding.get_abstract_mesh()
   shards = 1 if mesh.empty else mesh.size
   size = math.prod(cache.shape) * cache.dtype.itemsize // shards
-  return sharding.platform() == 'tpu' and size > _VMEM
+  return sharding.platform() == 'tpu' and size > _VMEM_BYTES
 
 
 def write_slots(

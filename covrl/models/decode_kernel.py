@@ -221,8 +221,8 @@ def attend_blocks(
 def _bytes_of_layer(cached: Array) -> int:
   """Bytes of one layer in memory, the last axis padded to whole lanes."""
   *others, last = cached.shape[1:]
-  whole = -(-last // LANES) * LANES
-  return math.prod(others) * whole * cached.dtype.itemsize
+  padded = -(-last // LANES) * LANES
+  return math.prod(others) * padded * cached.dtype.itemsize
 
 
 def _kernel(

@@ -74,8 +74,10 @@ def gspo(
   inputs = loss_inputs(stats, context, 'gspo')
   mean = _sequence_mean(inputs.log_ratio, inputs)
   if form == 'token':
-    own = inputs.logprobs - jax.lax.stop_gradient(inputs.logprobs)
-    mean = jax.lax.stop_gradient(mean) + own
+    zero_with_gradient = inputs.logprobs - jax.lax.stop_gradient(
+      inputs.logprobs
+    )
+    mean = jax.lax.stop_gradient(mean) + zero_with_gradient
   ratio, clamped = clamped_ratio(mean, max_log_ratio)
   losses, clipped = pessimistic_loss(inputs, ratio, low, high)
   return weighted_loss(

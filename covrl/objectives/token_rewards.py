@@ -75,19 +75,19 @@ def token_rewards(
     check_number('clip', clip, 0, is_open=True)
     clipped = jnp.any(mask, axis=1) & (jnp.abs(rewards) > clip)
     rewards = jnp.clip(rewards, -clip, clip)
-  later = jnp.cumsum(mask[:, ::-1], axis=1, dtype=jnp.int32)[:, ::-1]
-  placed = jnp.where(mask & (later == 1), rewards[:, None], 0)
+  tokens_left = jnp.cumsum(mask[:, ::-1], axis=1, dtype=jnp.int32)[:, ::-1]
+  at_last_token = jnp.where(mask & (tokens_left == 1), rewards[:, None], 0)
   if log_ratio is None:
     if isinstance(coefficient, int | float) and coefficient > 0:
       raise ValueError(
         'token_rewards with a coefficient needs log_ratio, got None and '
         f'{coefficient:g}'
       )
-    return TokenRewards(placed, jnp.asarray(jnp.nan, dtype), clipped)
+    return TokenRewards(at_last_token, jnp.asarray(jnp.nan, dtype), clipped)
   check_array('log_ratio', log_ratio, 'real', 'S T', shape)
   penalties = divergence(jnp.where(mask, log_ratio, 0), kind)
   return TokenRewards(
-    placed - coefficient * jnp.where(mask, penalties, 0).astype(dtype),
+    at_last_token - coefficient * jnp.where(mask, penalties, 0).astype(dtype),
     exact_mean(penalties, mask),
     clipped,
   )

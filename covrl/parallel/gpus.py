@@ -271,11 +271,11 @@ def find_gpus(name: str) -> GpuTopology:
   4
   """
   kind, _, shape = name.partition(':')
-  found = re.fullmatch(r'(?:([1-9]\d*)x)?([1-9]\d*)', shape)
+  match = re.fullmatch(r'(?:([1-9]\d*)x)?([1-9]\d*)', shape)
   for gpu in GPUS:
-    if gpu.name != kind or found is None:
+    if gpu.name != kind or match is None:
       continue
-    hosts, per_host = int(found[1] or 1), int(found[2])
+    hosts, per_host = int(match[1] or 1), int(match[2])
     whole = per_host == _OF_A_HOST[-1] and hosts <= _MOST_HOSTS
     if whole or (hosts == 1 and per_host in _OF_A_HOST):
       return GpuTopology(gpu, hosts, per_host)
@@ -340,10 +340,10 @@ def _installed() -> dict[str, str]:
   names = ['jaxlib', 'nvidia-cudnn-cu12', 'nvidia-cudnn-cu13']
   for plugin in _PLUGINS:
     names += [plugin, plugin.replace('plugin', 'pjrt')]
-  found: dict[str, str] = {}
+  versions: dict[str, str] = {}
   for name in names:
     try:
-      found[name] = importlib.metadata.version(name)
+      versions[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
       continue
-  return found
+  return versions

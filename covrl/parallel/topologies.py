@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """TPU generations and slices by name, with their specifications.
 
-`find_topology` and `compile_only_devices` take GPUs, too, of
-`covrl.parallel.gpus`. A slice is named by its chips, `v5p:4x4x4`, or by Google's name. Google names
-v5p slices by their TensorCores, two per chip, and v5e and v6e slices by their
-chips: v5p-128 and v6e-64 have 64 chips each. `v5e-8` is short for Google's
-`v5litepod-8`.
+A slice is named by its chips, `v5p:4x4x4`, or by Google's name. Google names v5p
+slices by their TensorCores, two per chip, and v5e and v6e slices by their chips:
+v5p-128 and v6e-64 have 64 chips each. `v5e-8` is short for Google's `v5litepod-8`.
+`find_topology` and `compile_only_devices` accept GPUs, too; these are in
+`covrl.parallel.gpus`.
 """
 
 from __future__ import annotations
@@ -271,10 +271,10 @@ def compile_only_devices(
     options['chips_per_host_bounds'] = tuple(bounds)
   if num_slices > 1:
     options['num_slices'] = num_slices
-  described = topologies.get_topology_desc(
+  description = topologies.get_topology_desc(
     platform='tpu', topology_name=topology.name, **options
   )
-  return list(described.devices)
+  return list(description.devices)
 
 
 @functools.cache

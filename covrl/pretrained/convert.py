@@ -97,12 +97,14 @@ def as_pretrained(
     )
   is_json = isinstance(tokenizer, JsonTokenizer)
   if is_json:
-    own = JsonTokenizer(tokenizer.to_bytes(), end_tokens=tokenizer.end_ids)
-    if own.bos_id != tokenizer.bos_id:
+    json_tokenizer = JsonTokenizer(
+      tokenizer.to_bytes(), end_tokens=tokenizer.end_ids
+    )
+    if json_tokenizer.bos_id != tokenizer.bos_id:
       raise ValueError(
         'a policy without a pretrained model needs a tokenizer whose file'
         f' determines the BOS token, got the BOS token {tokenizer.bos_id} and'
-        f' a file that adds {"none" if own.bos_id is None else own.bos_id}'
+        f' a file that adds {"none" if json_tokenizer.bos_id is None else json_tokenizer.bos_id}'
       )
   generation_config = {
     'eos_token_id': list(tokenizer.end_ids),

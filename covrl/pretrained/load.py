@@ -101,22 +101,22 @@ def dtype_name(dtype: DTypeLike) -> str:
   ('bfloat16', 'float32')
   """
   try:
-    found = jnp.dtype(dtype)
+    parsed = jnp.dtype(dtype)
   except (TypeError, ValueError):
-    found = None
-  if found is None or not jnp.issubdtype(found, jnp.floating):
+    parsed = None
+  if parsed is None or not jnp.issubdtype(parsed, jnp.floating):
     raise ValueError(
       "dtype must be a floating-point dtype, such as jnp.float32 or 'bfloat16',"
       f' got {dtype!r}'
     )
-  return found.name
+  return parsed.name
 
 
 def model_origin(directory: epath.PathLike) -> str:
   """Path or hub name of a model, or of an adapter's base model."""
-  found = resolve(directory)
-  if is_adapter(found):
-    fields, _ = read_json(found / 'adapter_config.json')
+  local = resolve(directory)
+  if is_adapter(local):
+    fields, _ = read_json(local / 'adapter_config.json')
     return model_origin(fields['base_model_name_or_path'])
   path = storage.as_path(directory)
   return str(storage.absolute(path)) if path.exists() else str(directory)
@@ -138,14 +138,14 @@ def load_params(
     ValueError: see `load_pretrained`; or the policy has other adapters than the
       directory.
   """
-  found = lora_config(directory)
-  if policy.config.lora != found:
+  adapter_lora = lora_config(directory)
+  if policy.config.lora != adapter_lora:
     raise ValueError(
       f'{directory} must have the adapters of the policy,'
-      f' {policy.config.lora}, got {found}'
+      f' {policy.config.lora}, got {adapter_lora}'
     )
   model = base_model_directory(directory)
-  if found is None:
+  if adapter_lora is None:
     return _load_base_params(model, policy, mesh)
   # The small adapters come first, so that errors in them show at once.
   adapters = load_adapters(directory, policy, mesh)

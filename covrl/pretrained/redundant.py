@@ -63,7 +63,7 @@ def redundant_tensors(
   Raises:
     ValueError: the configuration ties embeddings that differ.
   """
-  found: set[str] = set()
+  redundant: set[str] = set()
   head, embedding = (family.names[name].name for name in ('head', 'embedding'))
   if config.tied_embeddings and {head, embedding} <= tensors.files.keys():
     if not tensors.equal(head, embedding):
@@ -71,19 +71,19 @@ def redundant_tensors(
         f'{tensors.files[head]}: {head} must equal {embedding} for a policy'
         ' with tied embeddings, got another tensor'
       )
-    found.add(head)
+    redundant.add(head)
   for name, file in tensors.files.items():
     if re.fullmatch(
       r'model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq', name
     ):
-      found.add(name)
+      redundant.add(name)
       if not _are_frequencies(tensors, name, config):
         warnings.warn(
           f'{file}: {name} is not used, and differs from the frequencies that'
           f' config.json gives by rope_theta {config.rope_theta:g}',
           stacklevel=2,
         )
-  return found
+  return redundant
 
 
 def _are_frequencies(tensors: Tensors, name: str, config: ModelConfig) -> bool:

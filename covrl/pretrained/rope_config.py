@@ -52,10 +52,10 @@ def read_rope(fields: Fields, theta: float) -> dict[str, Any]:
   else:
     given = scaling or parameters
   theta = given.get('rope_theta', fields.get('rope_theta', theta))
-  found = {'rope_theta': float(theta)}
+  rope_fields = {'rope_theta': float(theta)}
   if local_theta is not None:
-    found['local_rope_theta'] = float(local_theta)
-  return found | {'rope_scaling': _read_scaling(given, fields)}
+    rope_fields['local_rope_theta'] = float(local_theta)
+  return rope_fields | {'rope_scaling': _read_scaling(given, fields)}
 
 
 def _kind(given: Fields) -> str:

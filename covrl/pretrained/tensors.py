@@ -110,18 +110,18 @@ class Tensors(abc.ABC):
     Raises:
       ValueError: a number is not finite, in the file or in `dtype`.
     """
-    shape, own = self.shape(name), self.dtype(name)
+    shape, tensor_dtype = self.shape(name), self.dtype(name)
     rows, *rest = (
       range(*cut.indices(size)) for cut, size in zip(part, shape, strict=True)
     )
     columns = tuple(slice(span.start, span.stop) for span in rest)
-    result = np.empty([len(rows), *map(len, rest)], own)
-    row_bytes = max(math.prod(shape[1:]) * own.itemsize, 1)
+    result = np.empty([len(rows), *map(len, rest)], tensor_dtype)
+    row_bytes = max(math.prod(shape[1:]) * tensor_dtype.itemsize, 1)
     step = max(_BLOCK_BYTES // row_bytes, 1)
     for first in range(rows.start, rows.stop, step):
       last = min(first + step, rows.stop)
       block = self.read_rows(name, first, last)[:, *columns]
-      _check_finite(block, dtype or own, f'{self.files[name]}: {name}')
+      _check_finite(block, dtype or tensor_dtype, f'{self.files[name]}: {name}')
       result[first - rows.start : last - rows.start] = block
     return result
 

@@ -187,14 +187,14 @@ def _end_tokens(
     special: special tokens by name.
   """
   for name in ('generation_config.json', 'config.json'):
-    found = _read_fields(directory, name).get('eos_token_id')
-    if found is None:
+    eos_ids = _read_fields(directory, name).get('eos_token_id')
+    if eos_ids is None:
       continue
-    ids = found if isinstance(found, list) else [found]
+    ids = eos_ids if isinstance(eos_ids, list) else [eos_ids]
     if not ids or not all(type(token) is int and token >= 0 for token in ids):
       raise ValueError(
         f'{directory / name}: eos_token_id must be the id of a token or several,'
-        f' got {str(found)[:40]}'
+        f' got {str(eos_ids)[:40]}'
       )
     return list(dict.fromkeys(ids))
   if 'eos_token' not in special:
@@ -218,7 +218,7 @@ def _vocab_size(directory: epath.Path) -> int | None:
 
 def _special_tokens(directory: epath.Path) -> dict[str, str]:
   """Text of the special tokens by name, as chat templates name them."""
-  found: dict[str, str] = {}
+  names: dict[str, str] = {}
   # Older files have the tokens in a file of their own.
   for file in ('special_tokens_map.json', 'tokenizer_config.json'):
     fields = _read_fields(directory, file)
@@ -230,15 +230,15 @@ def _special_tokens(directory: epath.Path) -> dict[str, str]:
     for name, token in named.items():
       text = token.get('content') if isinstance(token, Mapping) else token
       if token is None:
-        found.pop(name, None)
+        names.pop(name, None)
       elif isinstance(text, str):
-        found[name] = text
+        names[name] = text
       else:
         raise ValueError(
           f'{directory / file}: {name} must be the text of a token, got'
           f' {type_name(token)}'
         )
-  return found
+  return names
 
 
 def _read_fields(directory: epath.Path, name: str) -> Mapping[str, Any]:

@@ -56,11 +56,11 @@ class Group:
 
     Runs without files are left out.
     """
-    found: dict[tuple[tuple[str, bytes], ...], list[int]] = {}
+    seeds_by_files: dict[tuple[tuple[str, bytes], ...], list[int]] = {}
     for seed, run in self.runs.items():
       if run.recipe_files:
-        found.setdefault(run.recipe_files, []).append(seed)
-    return list(found.values())
+        seeds_by_files.setdefault(run.recipe_files, []).append(seed)
+    return list(seeds_by_files.values())
 
   def mean(self, metric: str) -> Estimate | None:
     """Mean over seeds of the final value of a metric."""
@@ -230,11 +230,11 @@ def _names(
 ) -> dict[tuple[str, str], str]:
   """Names of the groups; equal names are followed by differing fields."""
   names = {}
-  for key, own in fields.items():
+  for key, fields_of_group in fields.items():
     twins = [other for k, other in fields.items() if k[0] == key[0]]
     differences = [
       f'{field}={value}'
-      for field, value in own.items()
+      for field, value in fields_of_group.items()
       if any(twin.get(field) != value for twin in twins)
     ]
     names[key] = (

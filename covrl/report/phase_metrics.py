@@ -58,8 +58,8 @@ class PhaseMetrics:
   def names(self, prefix: str) -> list[str]:
     """Names of up to 100 fields with a prefix, in order of appearance."""
     names = dict.fromkeys(name for r in self.records for name in r)
-    found = [name for name in names if name.startswith(prefix)]
-    return found[:_MAX_NAMES]
+    matching = [name for name in names if name.startswith(prefix)]
+    return matching[:_MAX_NAMES]
 
   def has(self, field: str) -> bool:
     """Whether some line has a finite number for the field."""

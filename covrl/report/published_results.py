@@ -50,8 +50,10 @@ class PublishedRow:
 
 
 def _row(name: str, *figures: float) -> PublishedRow:
-  *own, printed = figures
-  return PublishedRow(name, dict(zip(_SETS, own, strict=True)), printed)
+  *suite_figures, printed = figures
+  return PublishedRow(
+    name, dict(zip(_SETS, suite_figures, strict=True)), printed
+  )
 
 
 PUBLISHED = {

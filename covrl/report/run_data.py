@@ -130,11 +130,11 @@ class RunData:
   @functools.cached_property
   def recipe_files(self) -> tuple[tuple[str, bytes], ...]:
     """Names and contents of the recipe's files, sorted; unreadable ones missing."""
-    found = []
+    files = []
     for file in _files(self.path / 'recipe', '*.py'):
       with contextlib.suppress(OSError):
-        found.append((file.name, file.read_bytes()))
-    return tuple(found)
+        files.append((file.name, file.read_bytes()))
+    return tuple(files)
 
   @functools.cached_property
   def notices(self) -> list[str]:
@@ -158,12 +158,12 @@ class RunData:
       return {}
     name = f'iteration_{int(iteration):06d}.jsonl'
     path = self.path / 'evaluation' / name
-    found = {}
+    records = {}
     for _, record in read_objects(path, f'evaluation/{name}', self.unreadable):
       prompt, response = record.get('prompt'), record.get('response')
       if isinstance(prompt, str) and isinstance(response, str):
-        found.setdefault(prompt, record)
-    return found
+        records.setdefault(prompt, record)
+    return records
 
   def samples(self, file: epath.Path) -> dict[str, Any]:
     """Content of a file of saved samples, without unreadable samples."""
@@ -186,19 +186,27 @@ class RunData:
   def latest_results(self) -> Problems:
     """Latest results by problem, of `covrl evaluate` or else of the run."""
     files = _files(self.path / 'evaluation', '*.jsonl')
-    own = [file for file in files if file.name.startswith('iteration_')]
-    later = [f for f in files if f not in own and not self._is_old(f, own)]
-    return read_results(later or own[-1:], self.unreadable)
+    evaluation_files = [
+      file for file in files if file.name.startswith('iteration_')
+    ]
+    later = [
+      f
+      for f in files
+      if f not in evaluation_files and not self._is_old(f, evaluation_files)
+    ]
+    return read_results(later or evaluation_files[-1:], self.unreadable)
 
-  def _is_old(self, file: epath.Path, own: Sequence[epath.Path]) -> bool:
+  def _is_old(
+    self, file: epath.Path, evaluation_files: Sequence[epath.Path]
+  ) -> bool:
     """Whether the run has evaluated its held-out problems since a file's."""
-    if not own or file.stem != HELD_OUT:
+    if not evaluation_files or file.stem != HELD_OUT:
       return False
     name = 'evaluation/summary.json'
     summary = read_json(self.path / name, name, self.unreadable)
     about = summary.get(HELD_OUT)
     iteration = about.get('iteration') if isinstance(about, dict) else None
-    latest = own[-1].stem.removeprefix('iteration_')
+    latest = evaluation_files[-1].stem.removeprefix('iteration_')
     return not isinstance(iteration, int) or (
       latest.isdecimal() and iteration < int(latest)
     )
@@ -216,14 +224,14 @@ def load_run(workdir: epath.PathLike) -> RunData:
   path = storage.as_path(workdir)
   unreadable = Unreadable()
   settings: dict[str, Any] = {}
-  found = path.is_dir()
-  if found:
+  is_run = path.is_dir()
+  if is_run:
     settings = read_json(path / 'config.json', 'config.json', unreadable)
     has_config = (path / 'config.json').is_file() and not any(
       field in settings for field in _MODEL_FIELDS
     )
-    found = has_config or any((path / name).exists() for name in _RECORDS)
-  if not found:
+    is_run = has_config or any((path / name).exists() for name in _RECORDS)
+  if not is_run:
     reason = (
       'which holds none of the files of a run'
       if path.is_dir()

@@ -52,7 +52,7 @@ class Response:
     tokens: displayed tokens.
     hidden: number of tokens beyond the limit of the page.
     reward: reward as text.
-    right: whether the reward is positive.
+    is_positive: whether the reward is positive.
     advantage: advantage as text.
     selected: number of selected tokens.
   """
@@ -61,7 +61,7 @@ class Response:
   tokens: Sequence[Token]
   hidden: int
   reward: str
-  right: bool
+  is_positive: bool
   advantage: str
   selected: int
 
@@ -143,7 +143,7 @@ def _response(sample: Mapping[str, Any], scale: float, limit: int) -> Response:
     tokens=tokens,
     hidden=max(size - limit, 0),
     reward='–' if reward is None else formats.number(reward),
-    right=reward is not None and reward > 0,
+    is_positive=reward is not None and reward > 0,
     advantage='–' if advantage is None else formats.signed(advantage, 2),
     selected=sum(chosen),
   )

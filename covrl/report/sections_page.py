@@ -27,7 +27,7 @@ class PageSection:
     columns: titles of the table's columns.
     rows: cells of the table.
     is_numeric: whether all columns but the first hold numbers.
-    drawn: figures; those without points are left out.
+    all_figures: figures; those without points are left out.
   """
 
   title: str
@@ -35,12 +35,12 @@ class PageSection:
   columns: Sequence[str] = ()
   rows: Sequence[Sequence[str]] = ()
   is_numeric: bool = True
-  drawn: Sequence[Figure] = ()
+  all_figures: Sequence[Figure] = ()
 
   @property
   def figures(self) -> list[FigureLayout]:
-    """The figures, laid out."""
-    return lay_out_all(self.drawn)
+    """The figures that have points, laid out."""
+    return lay_out_all(self.all_figures)
 
   def markdown(self) -> str:
     """The table as Markdown."""

@@ -45,13 +45,13 @@ def _serve(connection: Connection) -> None:
   try:
     score_fn = _prepare(settings)
   except BaseException as error:
-    _send(connection, False, _described(error))
+    _send(connection, False, _describe_error(error))
     return
   _send(connection, True, '')
   while True:
     number, response, reference = connection.recv()
-    # The pool kills a worker that hangs; if the pool is gone, the alarm does, even
-    # inside a C function.
+    # The pool kills a worker that hangs. If the pool is gone, the alarm signal kills
+    # the worker, even inside a C function.
     signal.setitimer(signal.ITIMER_REAL, 2 * settings['timeout'] + 1)
     status, score, detail = _score(score_fn, response, reference)
     signal.setitimer(signal.ITIMER_REAL, 0)
@@ -95,29 +95,29 @@ def _score(
   try:
     score: Any = score_fn(response, reference)
   except BaseException as error:
-    return 'crash', float('nan'), _described(error)
+    return 'crash', float('nan'), _describe_error(error)
   # Recognised by its class name, since its module may not be loaded here.
   if type(score).__name__ == 'Outcome':
-    return _of_outcome(score)
+    return _outcome_fields(score)
   number = _number(score)
   if number is not None and abs(number) < float('inf'):
     return 'scored', number, ''
   return 'invalid', float('nan'), f'the scorer returned {_shown(score)}'
 
 
-def _of_outcome(outcome: Any) -> tuple[str, float, str]:
+def _outcome_fields(outcome: Any) -> tuple[str, float, str]:
   """Returns the fields of an outcome; `invalid` where they cannot be used."""
   status = getattr(getattr(outcome, 'status', None), 'value', None)
   given = getattr(outcome, 'score', None)
   score = _number(given)
   if not isinstance(status, str) or status not in _STATUSES:
-    wrong = f'status {_shown(status)}'
+    problem = f'status {_shown(status)}'
   elif score is None:
-    wrong = f'score {_shown(given)}'
+    problem = f'score {_shown(given)}'
   else:
     detail = getattr(outcome, 'detail', '')
     return status, score, detail if isinstance(detail, str) else _shown(detail)
-  reason = f'the scorer returned an Outcome with {wrong}'
+  reason = f'the scorer returned an Outcome with {problem}'
   return 'invalid', float('nan'), reason
 
 
@@ -132,7 +132,7 @@ def _number(value: Any) -> float | None:
     return None
 
 
-def _described(error: BaseException) -> str:
+def _describe_error(error: BaseException) -> str:
   """Returns the type and the text of an error, which may have none."""
   with contextlib.suppress(Exception):
     return _cut(f'{type(error).__name__}: {error}')

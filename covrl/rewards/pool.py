@@ -338,8 +338,8 @@ def _pickled(score_fn: ScoreFunction) -> bytes:
     function = function.func
   module = sys.modules.get(getattr(function, '__module__', None) or '')
   # Another module may have the name of a file beside the recipe.
-  own = getattr(function, '__globals__', vars(module) if module else None)
-  if module is not None and own is vars(module):
+  globals_ = getattr(function, '__globals__', vars(module) if module else None)
+  if module is not None and globals_ is vars(module):
     reference = pickle.dumps(score_fn)
     if b'__main__' in reference:
       raise pickle.PicklingError('it is of the main script')

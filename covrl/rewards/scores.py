@@ -81,14 +81,14 @@ class Scores:
 
     if distributed.process_count() == 1:
       return self
-    own = {
+    values = {
       name: [
         None if o is None else [o.score, o.status.value, o.detail]
         for o in column
       ]
       for name, column in self.outcomes.items()
     }
-    gathered = distributed.gather_objects(own)
+    gathered = distributed.gather_objects(values)
     return Scores(
       self.rewards,
       {
@@ -97,7 +97,7 @@ class Scores:
           for outcomes in gathered
           for o in outcomes[name]
         ]
-        for name in own
+        for name in values
       },
     )
 

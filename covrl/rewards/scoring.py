@@ -203,7 +203,9 @@ class Scoring:
         add, future = _pool_scores(pool, call), call.future
         opened.append((pool, call))
       futures[part.name] = indices, future
-      parts.append(({index: at for at, index in enumerate(indices)}, add))
+      parts.append(
+        ({index: position for position, index in enumerate(indices)}, add)
+      )
     scores = PendingScores(tuple(rewards), len(references), futures)
 
     def cancel() -> None:
@@ -233,15 +235,15 @@ def _length_scores(
 ) -> tuple[_AddResponse, Future[list[Outcome]]]:
   """Scores that depend on the response's length alone."""
   future: Future[list[Outcome]] = Future()
-  found: dict[int, Outcome] = {}
+  outcomes: dict[int, Outcome] = {}
 
   def finish() -> None:
-    if len(found) == size:
-      future.set_result([found[index] for index in range(size)])
+    if len(outcomes) == size:
+      future.set_result([outcomes[index] for index in range(size)])
 
   def add(index: int, response: str, reference: Any, length: int) -> None:
     del response, reference
-    found[index] = Outcome(part(length), Status.SCORED)
+    outcomes[index] = Outcome(part(length), Status.SCORED)
     finish()
 
   finish()

@@ -153,15 +153,15 @@ class Rows:
 
   def find(self, number: int) -> tuple[int, int] | None:
     """Shard and row of a request, if it is on the device."""
-    for at, row in self._rows.items():
+    for shard_and_row, row in self._rows.items():
       if row.number == number:
-        return at
+        return shard_and_row
     return None
 
-  def release(self, at: tuple[int, int]) -> None:
+  def release(self, shard_and_row: tuple[int, int]) -> None:
     """Frees a row, and its prompt's if no other request has the prompt."""
-    row = self._rows.pop(at)
-    self._free[row.shard].append(at[1])
+    row = self._rows.pop(shard_and_row)
+    self._free[row.shard].append(shard_and_row[1])
     prompt = (row.shard, row.prompt)
     self._uses[prompt] -= 1
     if not self._uses[prompt]:
@@ -216,25 +216,25 @@ class Rows:
       waiting.remove(number)
       filling, first = shards[shard], shard * self._batch
       if filling.prompt != request.prompt:
-        at = first + filling.prompts
+        prompt_entry = first + filling.prompts
         filling.prompts, filling.prompt = filling.prompts + 1, request.prompt
         filling.row = self._free_prompts[shard].pop()
         length = len(request.prompt)
-        new.prompts[at, width - length :] = request.prompt
-        new.prompt_mask[at, width - length :] = True
-        new.prompt[at] = filling.row
-      row, at = self._free[shard].pop(), first + filling.requests
+        new.prompts[prompt_entry, width - length :] = request.prompt
+        new.prompt_mask[prompt_entry, width - length :] = True
+        new.prompt[prompt_entry] = filling.row
+      row, entry = self._free[shard].pop(), first + filling.requests
       filling.requests += 1
       self._uses[shard, filling.row] += 1
       self._rows[shard, row] = Row(number, request, shard, filling.row)
-      new.request[at], new.source[at] = row, filling.prompts - 1
-      _fill(new, at, request)
+      new.request[entry], new.source[entry] = row, filling.prompts - 1
+      _fill(new, entry, request)
     return new
 
   def admitted(self, new: Admission) -> Iterator[tuple[int, int, int]]:
     """Yields index, shard and row of each request of an admission."""
-    for at in np.flatnonzero(new.request < self.sizes.requests).tolist():
-      yield at, at // self._batch, int(new.request[at])
+    for entry in np.flatnonzero(new.request < self.sizes.requests).tolist():
+      yield entry, entry // self._batch, int(new.request[entry])
 
   def _choose(self, shards: list[_Filling], request: Request) -> int | None:
     """A shard with room: one with the prompt, else with the most free rows."""
@@ -261,13 +261,13 @@ class _Filling:
   row: int = 0
 
 
-def _fill(new: Any, at: int, request: Request) -> None:
+def _fill(new: Any, entry: int, request: Request) -> None:
   """Writes seed and options of a request into an admission's arrays."""
-  new.seed[at], new.member[at] = request.seed, request.member
+  new.seed[entry], new.member[entry] = request.seed, request.member
   sampling, options = new.options.sampling, new.options
-  sampling.temperature[at] = request.temperature
-  sampling.top_p[at] = request.top_p
-  sampling.top_k[at] = request.top_k
-  sampling.min_p[at] = request.min_p
-  options.limit[at] = request.max_tokens
-  options.stop_ids[at, : len(request.stop_ids)] = request.stop_ids
+  sampling.temperature[entry] = request.temperature
+  sampling.top_p[entry] = request.top_p
+  sampling.top_k[entry] = request.top_k
+  sampling.min_p[entry] = request.min_p
+  options.limit[entry] = request.max_tokens
+  options.stop_ids[entry, : len(request.stop_ids)] = request.stop_ids

@@ -80,8 +80,10 @@ def fill_slots(
   # The last token is not in the cache yet.
   cached = jnp.where(is_started, length - 1, 0).astype(jnp.int32)
   tokens, mask = (
-    jnp.concatenate((take(of_prompt, state.cache.prompt, shards), own), 1)
-    for of_prompt, own in (
+    jnp.concatenate(
+      (take(of_prompt, state.cache.prompt, shards), of_response), 1
+    )
+    for of_prompt, of_response in (
       (prompts, response[:, :size]),
       (prompt_mask, jnp.arange(size) < cached[:, None]),
     )

@@ -101,7 +101,7 @@ class SamplingEngine:
     self._programs = SamplerPrograms(decoder, mesh, self.segment)
     self._start, self._run = self._programs.start, self._programs.run
     self._shrink = self._programs.shrink
-    self._placed = placer(policy, mesh)
+    self._place_params = placer(policy, mesh)
 
   def sample(
     self,
@@ -156,10 +156,10 @@ class SamplingEngine:
         f'got shape {sequence_ids.shape}'
       )
     layout = self._layout(len(prompts), group_size)
-    found = None
+    finished = None
     if on_response is not None:
       exists = np.asarray(prompt_mask).any(axis=1).repeat(group_size)
-      found = FinishedResponses(
+      finished = FinishedResponses(
         exists, self.end_ids, self.max_response_length, layout.shards, carried
       )
     with self._use_mesh():
@@ -185,8 +185,8 @@ class SamplingEngine:
             state = state.with_slots(self._shrink(state, layout, slots))
           state, report = self._run(params, state, layout)
         # The device decodes the next segment meanwhile.
-        if found is not None and on_response is not None:
-          for row, response in found.add(tokens):
+        if finished is not None and on_response is not None:
+          for row, response in finished.add(tokens):
             on_response(row, response)
         is_finished = is_finished or is_enough()
       return state.samples
@@ -266,7 +266,7 @@ class SamplingEngine:
     layout: Layout,
   ) -> tuple[PyTree, State, Report]:
     """Places the arguments of `sample` and runs the first program."""
-    params = self._placed(params)
+    params = self._place_params(params)
     state, report = self._start(
       params,
       self._put(np.repeat(prompts, layout.copies, axis=0)),

@@ -35,8 +35,10 @@ class SlotTokens(NamedTuple):
 def first_tokens(state: State) -> SlotTokens:
   """The first tokens of all requests, as those of a step with a slot each."""
   token = state.samples.response_tokens[:, :1].T
-  own = jnp.arange(token.size, dtype=jnp.int32) % (token.size // state.shards)
-  return SlotTokens(own[None], jnp.zeros_like(token), token)
+  index_in_shard = jnp.arange(token.size, dtype=jnp.int32) % (
+    token.size // state.shards
+  )
+  return SlotTokens(index_in_shard[None], jnp.zeros_like(token), token)
 
 
 class FinishedResponses:
@@ -70,14 +72,14 @@ class FinishedResponses:
     """Adds new tokens; yields rows and tokens of responses that they end."""
     new = jax.device_get(new)
     count, max_length = self._tokens.shape
-    own, slots = count // self._shards, new.token.shape[1]
+    rows_per_shard, slots = count // self._shards, new.token.shape[1]
     shard = np.arange(slots) // (slots // self._shards)
-    row = np.minimum(new.request, own - 1) + shard * own
+    row = np.minimum(new.request, rows_per_shard - 1) + shard * rows_per_shard
     is_new = (new.position > 0) | self._first[row]
-    has_token = (new.request < own) & is_new
+    has_token = (new.request < rows_per_shard) & is_new
     self._tokens[row[has_token], new.position[has_token]] = new.token[has_token]
     is_end = np.isin(new.token, self._end_ids)
     ended = has_token & (is_end | (new.position + 1 == max_length))
-    for at in zip(*np.nonzero(ended), strict=True):
-      tokens = self._tokens[row[at], : new.position[at] + 1]
-      yield int(row[at]), tokens.tolist()
+    for entry in zip(*np.nonzero(ended), strict=True):
+      tokens = self._tokens[row[entry], : new.position[entry] + 1]
+      yield int(row[entry]), tokens.tolist()

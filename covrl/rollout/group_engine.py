@@ -120,21 +120,23 @@ class GroupEngine:
       policy, tuple(end_ids), pad_id, max_response_length, caching=caching
     )
     self._programs = SlotPrograms(self._decoder, mesh, self.segment)
-    own = -(-(slots or prompts * group_size) // self._shards)
-    self.slots = own * self._shards
-    in_memory = max(-(-prompts // self._shards), -(-own // group_size))
+    slots_per_shard = -(-(slots or prompts * group_size) // self._shards)
+    self.slots = slots_per_shard * self._shards
+    in_memory = max(
+      -(-prompts // self._shards), -(-slots_per_shard // group_size)
+    )
     self._batch = min(ADMITTED, in_memory)
     in_memory += self._batch
     self._sizes = Sizes(
       prompts=in_memory,
       width=prompt_width,
       requests=in_memory * group_size,
-      slots=own,
+      slots=slots_per_shard,
       stop_ids=0,
     )
-    self._rows = self._no_rows()
+    self._rows = self._empty_rows()
     self._mesh = mesh
-    self._placed = placer(policy, mesh)
+    self._place_params = placer(policy, mesh)
     self._empty = jax.jit(self._empty_state)
     self._running: _Running | None = None
     self._state: State | None = None
@@ -148,7 +150,7 @@ class GroupEngine:
     """
     # Created outside the mesh, like the arguments of `begin`.
     self.begin(params, key=jax.random.key(0), sampling=Sampling.make())
-    self._dispatch([self._none()], decodes=True)
+    self._dispatch([self._empty_admission()], decodes=True)
     self.end()
 
   def trace(self, params: PyTree) -> TracedPrograms:
@@ -160,7 +162,7 @@ class GroupEngine:
     policy, mesh = self._decoder.policy, self._mesh
     key = jax.eval_shape(lambda: jax.random.key(0))
     options = jax.eval_shape(lambda: self._options(Sampling.make()))
-    new = self._none()._replace(options=options)
+    new = self._empty_admission()._replace(options=options)
     with self._programs.use_mesh():
       placed = abstract_placed(policy, params, mesh)
       state = jax.eval_shape(self._empty_state, placed, options)
@@ -189,17 +191,17 @@ class GroupEngine:
         `fold_in(fold_in(key, sequence_id), t)`.
       sampling: temperature and truncation.
     """
-    self._rows, self._tokens = self._no_rows(), []
+    self._rows, self._tokens = self._empty_rows(), []
     options = self._options(sampling)
     with self._programs.use_mesh():
-      placed = self._placed(params)
+      placed = self._place_params(params)
       self._state = self._empty(placed, options)
     self._running = _Running(placed, key, options)
 
   def end(self) -> None:
     """Drops all requests and the cache."""
     self._running = self._state = None
-    self._rows, self._tokens = self._no_rows(), []
+    self._rows, self._tokens = self._empty_rows(), []
 
   @property
   def has_room(self) -> bool:
@@ -242,7 +244,7 @@ class GroupEngine:
     Does nothing if all responses are finished.
     """
     admissions = []
-    while (new := self._rows.admit(self._none())) is not None:
+    while (new := self._rows.admit(self._empty_admission())) is not None:
       admissions.append(new)
     if not admissions and not self.is_busy:
       return
@@ -274,24 +276,24 @@ class GroupEngine:
     if self._running is None or self._state is None:
       raise RuntimeError('begin must be called before run')
     params, key, options = self._running
-    found = []
+    steps = []
     with self._programs.use_mesh():
       for new in admissions:
         self._state, step = self._programs.admit(
           params, self._state, new._replace(options=options), key
         )
-        found.append(step)
+        steps.append(step)
       if decodes:
         self._state, step = self._programs.run(params, self._state)
-        found.append(step)
-    return found
+        steps.append(step)
+    return steps
 
   def _options(self, sampling: Sampling) -> RequestOptions:
     """Options of all requests."""
     limit = jnp.asarray(self._decoder.max_length, jnp.int32)
     return RequestOptions(sampling, limit, None)
 
-  def _no_rows(self) -> GroupRows:
+  def _empty_rows(self) -> GroupRows:
     return GroupRows(
       self._sizes,
       self._shards,
@@ -303,7 +305,7 @@ class GroupEngine:
       dtype=self._decoder.policy.config.stats_dtype,
     )
 
-  def _none(self) -> Any:
+  def _empty_admission(self) -> Any:
     """An admission without prompts, to be filled in place."""
     prompts = self._shards * self._batch
     requests = prompts * self.group_size

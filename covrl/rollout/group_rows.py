@@ -31,9 +31,9 @@ class GroupResponse(NamedTuple):
 
 
 class GroupRows:
-  """Places for groups: a row for the prompt, and one for each response.
+  """Rows of groups: one for the prompt, and one for each response.
 
-  Row `place · group_size + member` of a shard is that of a response.
+  Row `prompt_row · group_size + member` of a shard is that of a response.
 
   Args:
     sizes: sizes of a shard.
@@ -62,7 +62,7 @@ class GroupRows:
     self._end_ids, self._pad_id = list(end_ids), pad_id
     self._free = [list(range(sizes.prompts))[::-1] for _ in range(shards)]
     self._unfinished = [0] * shards
-    self._new: list[deque[_New]] = [deque() for _ in range(shards)]
+    self._new: list[deque[_UnprocessedGroup]] = [deque() for _ in range(shards)]
     self._numbers = np.full((shards, sizes.prompts), -1)
     rows = (shards, sizes.requests)
     self._length = np.zeros(rows, np.int32)
@@ -71,8 +71,8 @@ class GroupRows:
       np.zeros(rows, bool),
     )
     self._tokens = np.full((*rows, max_length), pad_id, np.int32)
-    self._sampler = np.zeros((*rows, max_length), dtype)
-    self._behaviour = np.zeros((*rows, max_length), dtype)
+    self._sampler_logprobs = np.zeros((*rows, max_length), dtype)
+    self._behaviour_logprobs = np.zeros((*rows, max_length), dtype)
 
   @property
   def unfinished(self) -> int:
@@ -82,7 +82,7 @@ class GroupRows:
   def choose(self) -> int | None:
     """The shard for the next group; `None` without room.
 
-    It has a free place, and not more waiting responses than new prompts of one
+    It has a free row for a prompt, and not more waiting responses than new prompts of one
     program have: those keep its slots busy for a segment.
     """
     most = self._sizes.slots + (self._batch - 1) * self._size
@@ -103,19 +103,23 @@ class GroupRows:
     prompt_mask: Bool[np.ndarray, ' W'],
     sequence_ids: Int[np.ndarray, ' G'],
   ) -> None:
-    """Gives a place to a group; see `GroupEngine.add`."""
+    """Gives rows to a group; see `GroupEngine.add`."""
     shard = self.choose()
     if shard is None:
       raise RuntimeError('a group must not be added without room')
-    place = self._free[shard].pop()
-    self._numbers[shard, place] = number
+    prompt_row = self._free[shard].pop()
+    self._numbers[shard, prompt_row] = number
     self._unfinished[shard] += self._size
-    rows = slice(place * self._size, (place + 1) * self._size)
+    rows = slice(prompt_row * self._size, (prompt_row + 1) * self._size)
     self._length[shard, rows] = 0
     self._is_finished[shard, rows] = self._truncated[shard, rows] = False
     self._tokens[shard, rows] = self._pad_id
-    self._sampler[shard, rows] = self._behaviour[shard, rows] = 0
-    self._new[shard].append(_New(place, prompt, prompt_mask, sequence_ids))
+    self._sampler_logprobs[shard, rows] = self._behaviour_logprobs[
+      shard, rows
+    ] = 0
+    self._new[shard].append(
+      _UnprocessedGroup(prompt_row, prompt, prompt_mask, sequence_ids)
+    )
 
   def admit(self, new: Any) -> Any | None:
     """Fills an admission with groups whose prompts are not processed yet.
@@ -131,13 +135,16 @@ class GroupRows:
     members = np.arange(self._size)
     for shard, waiting in enumerate(self._new):
       for index in range(min(self._batch, len(waiting))):
-        each, at = waiting.popleft(), shard * self._batch + index
-        rows = slice(at * self._size, (at + 1) * self._size)
-        new.prompts[at], new.prompt_mask[at] = each.prompt, each.prompt_mask
-        new.prompt[at] = each.place
-        new.request[rows] = each.place * self._size + members
+        group, entry = waiting.popleft(), shard * self._batch + index
+        rows = slice(entry * self._size, (entry + 1) * self._size)
+        new.prompts[entry], new.prompt_mask[entry] = (
+          group.prompt,
+          group.prompt_mask,
+        )
+        new.prompt[entry] = group.prompt_row
+        new.request[rows] = group.prompt_row * self._size + members
         new.source[rows] = index
-        new.member[rows] = each.sequence_ids
+        new.member[rows] = group.sequence_ids
     return new
 
   def record(self, step: Step) -> Iterator[GroupResponse]:
@@ -146,53 +153,53 @@ class GroupRows:
     count = request.shape[1] // len(self._free)
     index, slot = np.nonzero(request < self._sizes.requests)
 
-    def found(x: Any) -> np.ndarray:
+    def at_slots(x: Any) -> np.ndarray:
       return np.atleast_2d(x)[index, slot]
 
-    shard, row = slot // count, found(step.request)
-    position, token = found(step.position), found(step.token)
-    at = shard, row, position
-    self._tokens[at] = token
-    self._sampler[at] = found(step.sampler_logprob)
-    self._behaviour[at] = found(step.behaviour_logprob)
-    truncated = found(step.truncated)
+    shard, row = slot // count, at_slots(step.request)
+    position, token = at_slots(step.position), at_slots(step.token)
+    cells = shard, row, position
+    self._tokens[cells] = token
+    self._sampler_logprobs[cells] = at_slots(step.sampler_logprob)
+    self._behaviour_logprobs[cells] = at_slots(step.behaviour_logprob)
+    truncated = at_slots(step.truncated)
     is_last = position + 1 == self._tokens.shape[2]
     ended = np.isin(token, self._end_ids) | is_last
-    at = shard[ended], row[ended]
-    self._length[at], self._truncated[at] = (
+    cells = shard[ended], row[ended]
+    self._length[cells], self._truncated[cells] = (
       position[ended] + 1,
       truncated[ended],
     )
-    for each in zip(*at, strict=True):
-      yield self._finish(*map(int, each))
+    for shard_and_row in zip(*cells, strict=True):
+      yield self._finish(*map(int, shard_and_row))
 
   def _finish(self, shard: int, row: int) -> GroupResponse:
-    """Ends a response; frees the place of its group after the last."""
-    place, member = divmod(row, self._size)
-    number = int(self._numbers[shard, place])
+    """Ends a response; frees the rows of its group after the last."""
+    prompt_row, member = divmod(row, self._size)
+    number = int(self._numbers[shard, prompt_row])
     self._is_finished[shard, row] = True
     self._unfinished[shard] -= 1
     length = self._length[shard, row]
     tokens = self._tokens[shard, row, :length].tolist()
-    rows = slice(place * self._size, (place + 1) * self._size)
+    rows = slice(prompt_row * self._size, (prompt_row + 1) * self._size)
     if not self._is_finished[shard, rows].all():
       return GroupResponse(number, member, tokens, None)
-    self._free[shard].append(place)
+    self._free[shard].append(prompt_row)
     columns = np.arange(self._tokens.shape[2])
     arrays: dict[str, Any] = {
       'response_tokens': self._tokens[shard, rows].copy(),
       'response_mask': columns < self._length[shard, rows, None],
-      'sampler_logprobs': self._sampler[shard, rows].copy(),
-      'behaviour_logprobs': self._behaviour[shard, rows].copy(),
+      'sampler_logprobs': self._sampler_logprobs[shard, rows].copy(),
+      'behaviour_logprobs': self._behaviour_logprobs[shard, rows].copy(),
       'truncated': self._truncated[shard, rows].copy(),
     }
     return GroupResponse(number, member, tokens, Samples(**arrays))
 
 
-class _New(NamedTuple):
+class _UnprocessedGroup(NamedTuple):
   """A group whose prompt is not processed yet."""
 
-  place: int
+  prompt_row: int
   prompt: Int[np.ndarray, ' W']
   prompt_mask: Bool[np.ndarray, ' W']
   sequence_ids: Int[np.ndarray, ' G']

@@ -56,8 +56,10 @@ def divide(
     }
     copies = max(shards_of, key=lambda n: (shards_of[n], -n))
     shards = shards_of[copies]
-  own = count * group_size // shards
-  sizes = [min(own, -(-slots // shards)) if slots else own]
+  rows_per_shard = count * group_size // shards
+  sizes = [
+    min(rows_per_shard, -(-slots // shards)) if slots else rows_per_shard
+  ]
   while shrinks and len(sizes) < MAX_SIZES and sizes[-1] // 2 >= MIN_SLOTS:
     sizes.append(-(-sizes[-1] // 2))
   return Layout(copies=copies, shards=shards, slots=tuple(sizes))

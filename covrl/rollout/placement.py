@@ -17,7 +17,9 @@ from covrl.models.policy import Policy
 from covrl.parallel import sharding
 
 
-def place(policy: Policy, params: PyTree, *, reshard_by_layer: bool) -> PyTree:
+def place_params(
+  policy: Policy, params: PyTree, *, reshard_by_layer: bool
+) -> PyTree:
   """Casts and shards parameters for decoding, inside of a compiled program.
 
   Args:
@@ -95,7 +97,7 @@ def _program(
       functools.partial(NamedSharding, mesh), param_specs(policy, params, mesh)
     )
   return jax.jit(
-    functools.partial(place, policy, reshard_by_layer=by_layer),
+    functools.partial(place_params, policy, reshard_by_layer=by_layer),
     out_shardings=shardings,
   )
 

@@ -102,14 +102,14 @@ class RequestEngine:
       caching=caching,
     )
     self._programs = SlotPrograms(self._decoder, mesh, self.segment)
-    own = -(-slots // self._shards)
-    self.slots = own * self._shards
+    slots_per_shard = -(-slots // self._shards)
+    self.slots = slots_per_shard * self._shards
     width = -(-max_prompt_length // 8) * 8
     sizes = Sizes(
-      prompts=ROWS_PER_SLOT * own,
+      prompts=ROWS_PER_SLOT * slots_per_shard,
       width=width,
-      requests=ROWS_PER_SLOT * own,
-      slots=own,
+      requests=ROWS_PER_SLOT * slots_per_shard,
+      slots=slots_per_shard,
       stop_ids=max_stop_ids,
     )
     self._widths = (*(w for w in WIDTHS if w < width), width)
@@ -151,9 +151,9 @@ class RequestEngine:
     """Removes a request; one that is finished is ignored."""
     if self._waiting.remove(number):
       return
-    at = self._rows.find(number)
-    if at is not None and at not in self._cancelled:
-      self._cancelled.append(at)
+    shard_and_row = self._rows.find(number)
+    if shard_and_row is not None and shard_and_row not in self._cancelled:
+      self._cancelled.append(shard_and_row)
 
   def step(self) -> dict[int, NewTokens]:
     """Admits requests, and samples up to `segment` tokens of each response.
@@ -173,58 +173,58 @@ class RequestEngine:
       if self._rows and self.limits.response > 1:
         self._state, tokens = self._programs.run(self._params, self._state)
       firsts, tokens = jax.device_get(([x for _, x in admitted], tokens))
-    found: dict[int, NewTokens] = {}
+    new_tokens: dict[int, NewTokens] = {}
     for (new, _), first in zip(admitted, firsts, strict=True):
-      for at, shard, row in self._rows.admitted(new):
-        self._append(found, shard, row, first, at)
+      for index, shard, row in self._rows.admitted(new):
+        self._append(new_tokens, shard, row, first, index)
     if tokens is not None:
-      for at, shard, row in self._decoded(tokens):
-        self._append(found, shard, row, tokens, at)
-    return found
+      for index, shard, row in self._decoded(tokens):
+        self._append(new_tokens, shard, row, tokens, index)
+    return new_tokens
 
   def _decoded(self, step: Step) -> Iterator[tuple[tuple[int, int], int, int]]:
     """Yields index, shard and row of each token of a segment, in order."""
-    own = self.slots // self._shards
+    slots_per_shard = self.slots // self._shards
     request = np.asarray(step.request)
     held = np.argwhere(request < self._rows.sizes.requests)
     for index, slot in held.tolist():
-      yield (index, slot), slot // own, int(request[index, slot])
+      yield (index, slot), slot // slots_per_shard, int(request[index, slot])
 
   def _append(
     self,
-    found: dict[int, NewTokens],
+    new_tokens: dict[int, NewTokens],
     shard: int,
-    at_row: int,
+    row_index: int,
     step: Step,
-    at: int | tuple[int, int],
+    index: int | tuple[int, int],
   ) -> None:
     """Adds one token to what a step has found; frees the row of the last."""
-    row = self._rows.get(shard, at_row)
+    row = self._rows.get(shard, row_index)
     if row is None:
-      raise RuntimeError(f'no request is in row {at_row} of shard {shard}')
-    new = found.setdefault(row.number, NewTokens([], [], [], None))
-    token = int(step.token[at])
+      raise RuntimeError(f'no request is in row {row_index} of shard {shard}')
+    new = new_tokens.setdefault(row.number, NewTokens([], [], [], None))
+    token = int(step.token[index])
     new.tokens.append(token)
     assert step.policy_logprob is not None
-    new.policy_logprobs.append(float(step.policy_logprob[at]))
-    new.sampling_logprobs.append(float(step.behaviour_logprob[at]))
+    new.policy_logprobs.append(float(step.policy_logprob[index]))
+    new.sampling_logprobs.append(float(step.behaviour_logprob[index]))
     row.length += 1
     if token in self._decoder.end_ids or token in row.request.stop_ids:
-      found[row.number] = new._replace(finish_reason='stop')
+      new_tokens[row.number] = new._replace(finish_reason='stop')
     elif row.length == row.request.max_tokens:
-      found[row.number] = new._replace(finish_reason='length')
+      new_tokens[row.number] = new._replace(finish_reason='length')
     else:
       return
-    self._rows.release((shard, at_row))
+    self._rows.release((shard, row_index))
 
   def _remove_cancelled(self) -> None:
     """Removes cancelled requests from the device."""
     if not self._cancelled:
       return
     mask = np.zeros((self._shards, self._rows.sizes.requests), bool)
-    for at in self._cancelled:
-      mask[at] = True
-      self._rows.release(at)
+    for shard_and_row in self._cancelled:
+      mask[shard_and_row] = True
+      self._rows.release(shard_and_row)
     self._cancelled.clear()
     self._state = self._cancel(self._state, mask.reshape(-1))
 

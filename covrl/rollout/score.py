@@ -37,8 +37,8 @@ class JoinedScores:
 
   def result(self) -> Scores:
     """Waits for all scores."""
-    found = [call.result() for call in self.calls]
-    return Scores.join(found[0].rewards, found)
+    scores = [call.result() for call in self.calls]
+    return Scores.join(scores[0].rewards, scores)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,11 +169,11 @@ def collect(
   )
   count = len(tokens) * group_size
   ids = (first_sequence + np.arange(count)).astype(np.int32)
-  own = distributed.process_slice(count)
+  local = distributed.process_slice(count)
   problems = [
     problem for problem in prompts.problems for _ in range(group_size)
   ]
-  responses = ResponseScoring(tokenizer, scoring, problems, own.start)
+  responses = ResponseScoring(tokenizer, scoring, problems, local.start)
   samples: Samples = distributed.run_on_devices(
     engine.sample,
     params,
@@ -214,8 +214,8 @@ def resubmit(
     tokenizer: decodes the responses.
   """
   rollouts = Rollouts(**arrays, rewards={})
-  own = distributed.process_slice(len(rollouts.tokens))
-  responses = ResponseScoring(tokenizer, scoring, problems, own.start)
+  local = distributed.process_slice(len(rollouts.tokens))
+  responses = ResponseScoring(tokenizer, scoring, problems, local.start)
   mask = np.asarray(rollouts.loss_mask)
   for row, tokens in enumerate(np.asarray(rollouts.tokens)):
     responses.add(row, tokens[mask[row]].tolist())

@@ -156,13 +156,15 @@ def shrink(state: State, *, slots: int) -> SlotArrays:
 def refill(state: State, free: Bool[Array, ' S']) -> State:
   """Gives waiting requests to free slots; without any, the slots become idle."""
   shards, requests = state.shards, state.requests
-  own = free.reshape(shards, -1)
-  at = state.taken[:, None] + jnp.cumsum(own, axis=1) - 1
+  free_by_shard = free.reshape(shards, -1)
+  queue_index = state.taken[:, None] + jnp.cumsum(free_by_shard, axis=1) - 1
   size = requests.queue.shape[1]
-  found = jnp.take_along_axis(requests.queue, at % size, axis=1)
-  found = jnp.where(at < requests.waiting[:, None], found, size)
-  taken = jnp.minimum(state.taken + jnp.sum(own, axis=1), requests.waiting)
-  request = jnp.where(free, found.reshape(-1), state.request)
+  queued = jnp.take_along_axis(requests.queue, queue_index % size, axis=1)
+  queued = jnp.where(queue_index < requests.waiting[:, None], queued, size)
+  taken = jnp.minimum(
+    state.taken + jnp.sum(free_by_shard, axis=1), requests.waiting
+  )
+  request = jnp.where(free, queued.reshape(-1), state.request)
   is_new = free & (request < size)
   first = state.samples.response_tokens[:, 0]
   cache = state.cache
@@ -194,13 +196,13 @@ def enqueue(
   # Counts are taken modulo the size, so that they never overflow.
   whole = state.taken // size * size
   taken, waiting = state.taken - whole, requests.waiting - whole
-  own = valid.reshape(shards, -1)
-  at = waiting[:, None] + jnp.cumsum(own, axis=1) - 1
-  at = jnp.where(own, at % size, size)
-  queue = jax.vmap(lambda queue, at, new: queue.at[at].set(new, mode='drop'))(
-    requests.queue, at, request.reshape(shards, -1)
-  )
-  waiting = waiting + jnp.sum(own, axis=1, dtype=jnp.int32)
+  valid_by_shard = valid.reshape(shards, -1)
+  queue_index = waiting[:, None] + jnp.cumsum(valid_by_shard, axis=1) - 1
+  queue_index = jnp.where(valid_by_shard, queue_index % size, size)
+  queue = jax.vmap(
+    lambda queue, queue_index, new: queue.at[queue_index].set(new, mode='drop')
+  )(requests.queue, queue_index, request.reshape(shards, -1))
+  waiting = waiting + jnp.sum(valid_by_shard, axis=1, dtype=jnp.int32)
   return state._replace(
     requests=requests._replace(queue=queue, waiting=waiting), taken=taken
   )
@@ -211,9 +213,11 @@ def cancel(state: State, cancelled: Bool[Array, ' R']) -> State:
   shards, requests = state.shards, state.requests
   size = requests.queue.shape[1]
   removed = state.live & take(cancelled, state.request, shards)
-  at = (state.taken[:, None] + jnp.arange(size)) % size
-  queue = jnp.take_along_axis(requests.queue, at, axis=1)
-  is_cancelled = take(cancelled, queue.reshape(-1), shards).reshape(at.shape)
+  queue_index = (state.taken[:, None] + jnp.arange(size)) % size
+  queue = jnp.take_along_axis(requests.queue, queue_index, axis=1)
+  is_cancelled = take(cancelled, queue.reshape(-1), shards).reshape(
+    queue_index.shape
+  )
   is_waiting = jnp.arange(size) < (requests.waiting - state.taken)[:, None]
   kept = is_waiting & ~is_cancelled
   order = in_order(kept)
@@ -238,14 +242,14 @@ def in_order(first: Bool[Array, 'n M']) -> Int[Array, 'n M']:
   """
   before = jnp.cumsum(first, axis=1, dtype=jnp.int32)
   index = jnp.arange(first.shape[1], dtype=jnp.int32)
-  place = jnp.where(first, before - 1, before[:, -1:] + index - before)
+  target = jnp.where(first, before - 1, before[:, -1:] + index - before)
   return jax.vmap(
-    lambda place: (
-      jnp.zeros_like(place)
-      .at[place]
+    lambda target: (
+      jnp.zeros_like(target)
+      .at[target]
       .set(index, unique_indices=True, mode='promise_in_bounds')
     )
-  )(place)
+  )(target)
 
 
 def first_in_order(

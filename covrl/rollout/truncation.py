@@ -149,15 +149,15 @@ def _id_of_tie(
 
   def search() -> Int[Array, ' S']:
     # The largest id that fewer than `kept` ties precede.
-    def step(i: Int[Array, ''], found: Int[Array, ' S']) -> Int[Array, ' S']:
-      trial = found | (1 << (bits - 1 - i))
+    def step(i: Int[Array, ''], prefix: Int[Array, ' S']) -> Int[Array, ' S']:
+      trial = prefix | (1 << (bits - 1 - i))
       fits = count(ties & (ids < trial[:, None])) < kept
-      return jnp.where(fits, trial, found)
+      return jnp.where(fits, trial, prefix)
 
     return jax.lax.fori_loop(0, bits, step, jnp.zeros_like(kept))
 
-  every = jnp.full_like(kept, columns.size)
-  return jax.lax.cond(jnp.any(count(ties) > kept), search, lambda: every)
+  all_ids = jnp.full_like(kept, columns.size)
+  return jax.lax.cond(jnp.any(count(ties) > kept), search, lambda: all_ids)
 
 
 def _largest(
@@ -174,9 +174,9 @@ def _largest(
   """
   bits = jnp.iinfo(dtype).bits
 
-  def step(i: Int[Array, ''], found: UInt[Array, ' S']) -> UInt[Array, ' S']:
-    trial = found | (jnp.ones((), dtype) << (bits - 1 - i).astype(dtype))
-    return jnp.where(reaches(trial), trial, found)
+  def step(i: Int[Array, ''], prefix: UInt[Array, ' S']) -> UInt[Array, ' S']:
+    trial = prefix | (jnp.ones((), dtype) << (bits - 1 - i).astype(dtype))
+    return jnp.where(reaches(trial), trial, prefix)
 
   return jax.lax.fori_loop(0, bits, step, jnp.zeros(shape, dtype))
 

@@ -106,11 +106,11 @@ class Checkpoint:
       return 'nothing' if leaf is None else f'{leaf.dtype}{list(leaf.shape)}'
 
     for name in sorted(wanted.keys() | saved.keys()):
-      required, found = describe(wanted.get(name)), describe(saved.get(name))
-      if required != found:
+      required, actual = describe(wanted.get(name)), describe(saved.get(name))
+      if required != actual:
         raise CheckpointError(
           f'the checkpoint {self.path} is of another program: {name} must be '
-          f'{required}, got {found}'
+          f'{required}, got {actual}'
         )
 
 

@@ -165,15 +165,15 @@ def differing_file(
 ) -> str | None:
   """Describes the first of some files that is not as expected."""
   try:
-    found = storage.digests(path, names)
+    digests = storage.digests(path, names)
   except OSError as error:
     if storage.is_bucket(path):
       raise
     return f'{error.filename} cannot be read ({error.strerror})'
   for name in names:
-    if name not in found:
+    if name not in digests:
       return f'{name} is missing'
-    if found[name] != expected[name]:
+    if digests[name] != expected[name]:
       return f'{name} is not what was written'
   return None
 

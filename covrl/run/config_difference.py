@@ -8,11 +8,11 @@ from typing import Any
 
 from covrl.config import RESUMABLE, Recipe, flatten, from_dict, unknown_fields
 
-_SOURCES = 'the config file has changed since'
+_CHANGED_SOURCES = 'the config file has changed since'
 
 
 def difference(saved: Mapping[str, Any], recipe: Recipe) -> str:
-  """Describes the first difference that makes two recipes other ones.
+  """Describes the first difference that makes a recipe another run's.
 
   Args:
     saved: the content of a valid `config.json`.
@@ -30,10 +30,10 @@ def difference(saved: Mapping[str, Any], recipe: Recipe) -> str:
   ):
     if names:
       return f'of another version of covrl, {word} {", ".join(names)}'
-  return _SOURCES
+  return _CHANGED_SOURCES
 
 
-def edit_of(saved: Mapping[str, Any] | None, recipe: Recipe) -> str:
+def describe_edit(saved: Mapping[str, Any] | None, recipe: Recipe) -> str:
   """Describes how a recipe's own description was edited; empty if it was not.
 
   Args:
@@ -42,10 +42,10 @@ def edit_of(saved: Mapping[str, Any] | None, recipe: Recipe) -> str:
   """
   if saved is None:
     return 'is damaged'
-  found = difference(saved, recipe)
-  if saved['identity'] == recipe.identity and found == _SOURCES:
+  changes = difference(saved, recipe)
+  if saved['identity'] == recipe.identity and changes == _CHANGED_SOURCES:
     return ''
-  return f'was changed ({found})'
+  return f'was changed ({changes})'
 
 
 def _names(values: Mapping[str, Any], prefix: str = '') -> set[str]:

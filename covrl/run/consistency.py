@@ -97,8 +97,10 @@ def _compare(subject: str, values: Sequence[str], names: Sequence[str]) -> None:
     values: the texts.
     names: the name of each text, for the error.
   """
-  own = np.array([[zlib.crc32(text.encode()) for text in values]], np.uint32)
-  checksums = distributed.gather_rows(own)
+  local_checksums = np.array(
+    [[zlib.crc32(text.encode()) for text in values]], np.uint32
+  )
+  checksums = distributed.gather_rows(local_checksums)
   for process, row in enumerate(checksums):
     differing = np.flatnonzero(row != checksums[0])
     if differing.size:
@@ -111,11 +113,11 @@ def _compare(subject: str, values: Sequence[str], names: Sequence[str]) -> None:
 
 def versions() -> dict[str, str]:
   """Returns the versions of Python, covrl and the libraries that compute."""
-  found = {'python': platform.python_version()}
+  result = {'python': platform.python_version()}
   # A checkout of covrl need not be installed.
   with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-    found['covrl'] = importlib.metadata.version('covrl')
-  return found | {n: importlib.metadata.version(n) for n in _LIBRARIES}
+    result['covrl'] = importlib.metadata.version('covrl')
+  return result | {n: importlib.metadata.version(n) for n in _LIBRARIES}
 
 
 def check_versions(

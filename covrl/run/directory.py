@@ -33,7 +33,7 @@ from covrl.run.checkpoint import (
   CheckpointStore,
 )
 from covrl.run.checkpoint_files import MANIFEST
-from covrl.run.config_difference import difference, edit_of
+from covrl.run.config_difference import describe_edit, difference
 from covrl.run.trust import check_owner
 from covrl.storage.append_log import read_log
 
@@ -130,7 +130,7 @@ class RunDirectory:
     """Checks that the directory is empty or holds a run of this recipe.
 
     A run of another recipe that has nothing to resume from may be replaced. If
-    `config.json` is missing, damaged or edited, the newest checkpoint tells.
+    `config.json` is missing, damaged or edited, the newest checkpoint decides.
 
     Raises:
       ConfigError: the directory holds a run of another configuration (the
@@ -236,7 +236,7 @@ class RunDirectory:
     except ConfigError:
       saved = None
     if self._recorded_identity() == recipe.identity:
-      if change := edit_of(saved, recipe):
+      if change := describe_edit(saved, recipe):
         self._restore(_CONFIG, content, change)
     elif saved is not None and saved['identity'] != recipe.identity:
       # The leftovers of a run without progress; metrics are overwritten.
@@ -266,21 +266,21 @@ class RunDirectory:
     for name, content in self._claimed.items():
       file = self.path / name
       with storage.writing(file):
-        found = file.read_bytes() if file.is_file() else None
-      if found != content:
+        current = file.read_bytes() if file.is_file() else None
+      if current != content:
         self._restore(name, content, 'was changed while the run used it')
 
   def _restore(self, name: str, content: bytes, change: str) -> None:
     """Writes a file again that another program has changed or removed."""
     file = self.path / name
     with storage.writing(file):
-      found = file.read_bytes() if file.is_file() else None
-    if found is None:
+      current = file.read_bytes() if file.is_file() else None
+    if current is None:
       self._warn(f'{file} was removed; it is written again')
     else:
       copy = self.path / name.replace('/', '_')
       copy = storage.numbered_sibling(copy, 'changed')
-      storage.write_atomically(copy, found)
+      storage.write_atomically(copy, current)
       self._warn(
         f'{file} {change}; it is written again, its old content is kept as'
         f' {copy.name}'
@@ -311,11 +311,13 @@ class RunDirectory:
       ConfigError: another run has locked it, the path is a file, or it has
         characters of patterns.
     """
-    whole = str(storage.absolute(self.path))
-    if found := next((each for each in _PATTERNS if each in whole), ''):
+    path = str(storage.absolute(self.path))
+    if pattern := next(
+      (pattern for pattern in _PATTERNS if pattern in path), ''
+    ):
       raise ConfigError(
         f'--workdir must be without {" ".join(_PATTERNS)}, which stand for patterns'
-        f' of names when a checkpoint is read, got {found} in {whole}'
+        f' of names when a checkpoint is read, got {pattern} in {path}'
       )
     if self.path.exists() and not self.path.is_dir():
       raise ConfigError(f'--workdir must be a directory, {self.path} is a file')

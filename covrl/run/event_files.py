@@ -137,18 +137,16 @@ def check_event_files(
   for name, size in sizes.items():
     file = directory / name
     content = file.read_bytes() if file.exists() else b''
-    whole = _whole_records(content)
-    if whole >= size:
+    valid_size = _valid_size(content)
+    if valid_size >= size:
       continue
-    text = (
-      f'{file} has {whole:,} of the {size:,} bytes of events that were saved'
-    )
+    text = f'{file} has {valid_size:,} of the {size:,} bytes of events that were saved'
     if content:
       # TensorBoard reads every file with "tfevents" in its name.
       copy = file.with_name(file.name.replace('tfevents', 'damaged'))
       copy = storage.numbered_sibling(copy, 'copy')
       storage.write_atomically(copy, content)
-      storage.write_atomically(file, content[:whole])
+      storage.write_atomically(file, content[:valid_size])
       text += f'; the file is kept as {copy.name}'
     note(text)
 
@@ -159,7 +157,7 @@ def _record(content: bytes) -> bytes:
   return length + _checksum(length) + content + _checksum(content)
 
 
-def _whole_records(content: bytes) -> int:
+def _valid_size(content: bytes) -> int:
   """Returns the number of bytes before the first damaged record."""
   begin = 0
   while begin + _HEADER <= len(content):

@@ -99,8 +99,8 @@ class StopSignal:
   def handle_signals(self, *, ends_process: bool = False) -> Iterator[None]:
     """Turns SIGTERM, SIGINT and SIGHUP into requests to stop, within the context.
 
-    SIGHUP remains ignored where it is, as under nohup. A repeated signal is ignored. The third within five seconds ends the process,
-    even while native code runs.
+    SIGHUP remains ignored where it is, as under nohup. A repeated signal is ignored.
+    The third within five seconds ends the process, even while native code runs.
 
     Args:
       ends_process: whether the process ends after the context, and ignores
@@ -195,8 +195,8 @@ class StopSignal:
     client = _distributed_client()
     published = client.key_value_dir_get(_PREFIX)
     if not self._published and (published or self._requested.is_set()):
-      own = f'{_PREFIX}{jax.process_index()}'
-      client.key_value_set(own, str(self._updates))
+      key = f'{_PREFIX}{jax.process_index()}'
+      client.key_value_set(key, str(self._updates))
       self._published = True
       published = client.key_value_dir_get(_PREFIX)
     if len(published) == jax.process_count():

@@ -257,7 +257,7 @@ def _format_count(step: int, total: float | None) -> str:
 def _format_metrics(metrics: Mapping[str, float]) -> list[str]:
   """Returns the displayed metrics in a fixed order."""
   return [
-    f'{label} {form.format(metrics[name])}'.strip()
-    for name, (label, form) in _METRICS.items()
+    f'{label} {template.format(metrics[name])}'.strip()
+    for name, (label, template) in _METRICS.items()
     if name in metrics
   ]

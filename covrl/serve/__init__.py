@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Server and batch sampling: requests with options of their own, and their text.
+"""Server and batch sampling of text, with sampling options for each request.
 
 `covrl.serve.app` needs the packages of `covrl[serve]`.
 """

@@ -47,7 +47,7 @@ class Answer:
     choice = self._choices[index]
     choice.add(delta)
     self._unfinished -= delta.finish_reason is not None
-    return choice.of_delta(delta, logprobs=self.completion.logprobs)
+    return choice.delta_as_json(delta, logprobs=self.completion.logprobs)
 
   async def finish(self, updates: Updates) -> None:
     """Waits for all choices.
@@ -64,7 +64,7 @@ class Answer:
   def body(self) -> dict[str, Any]:
     """The whole answer."""
     logprobs = self.completion.logprobs
-    choices = [choice.whole(logprobs=logprobs) for choice in self._choices]
+    choices = [choice.as_json(logprobs=logprobs) for choice in self._choices]
     return {**self._head, 'choices': choices, 'usage': self._usage()}
 
   def chunk(

@@ -141,9 +141,9 @@ class _Batch:
     line.head['prompt'] = prompt
     if isinstance(prompt, str):
       fields['prompt'] = self._render(prompt)
-    own = np.random.SeedSequence([self._seed, number]).generate_state(1)[0]
+    seed = np.random.SeedSequence([self._seed, number]).generate_state(1)[0]
     completion = parse_completion(
-      {**self._defaults, 'seed': int(own), **fields}, self._tokenizer
+      {**self._defaults, 'seed': int(seed), **fields}, self._tokenizer
     )
     if completion.prompts != 1:
       raise ValueError(f'a line must have one prompt, got {completion.prompts}')

@@ -26,7 +26,7 @@ class Choice:
     self._parts: list[Delta] = []
 
   def add(self, delta: Delta) -> None:
-    """Adds what is new."""
+    """Adds the next part of the response."""
     self.tokens += delta.tokens
     self.text += delta.text
     self.finish_reason = delta.finish_reason
@@ -42,9 +42,9 @@ class Choice:
     """Log-probabilities under the distribution that the tokens were drawn from."""
     return [x for part in self._parts for x in part.sampling_logprobs]
 
-  def whole(self, *, logprobs: bool) -> dict[str, Any]:
-    """The whole choice."""
-    return self.of_delta(
+  def as_json(self, *, logprobs: bool) -> dict[str, Any]:
+    """The whole choice, as JSON."""
+    return self.delta_as_json(
       Delta(
         text=self.text,
         tokens=self.tokens,
@@ -56,8 +56,8 @@ class Choice:
       logprobs=logprobs,
     )
 
-  def of_delta(self, delta: Delta, *, logprobs: bool) -> dict[str, Any]:
-    """A part of the choice, with the finish reason if it is the last."""
+  def delta_as_json(self, delta: Delta, *, logprobs: bool) -> dict[str, Any]:
+    """A part of the choice, as JSON, with the finish reason if it is the last."""
     return {
       'index': self.index,
       'text': delta.text,

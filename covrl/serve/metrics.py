@@ -78,10 +78,10 @@ class Metrics:
     for name, kind, text in _METRICS:
       yield f'# HELP covrl_{name} {text}'
       yield f'# TYPE covrl_{name} {kind}'
-      found = {
+      values = {
         label: value for (n, label), value in self._values.items() if n == name
       }
-      for label, value in sorted((found or {'': 0.0}).items()):
+      for label, value in sorted((values or {'': 0.0}).items()):
         labels = f'{{{label}}}' if label else ''
         yield f'covrl_{name}{labels} {value:.17g}'
     for name, text in _HISTOGRAMS:

@@ -128,8 +128,9 @@ def load_model(
 def _run_lengths(config: Config, given: Lengths) -> tuple[int, int]:
   """Lengths that are given, or else those of a run."""
   rollout = config.rollout
-  own = rollout.max_prompt_length, rollout.max_response_length
+  run_lengths = rollout.max_prompt_length, rollout.max_response_length
   prompt, response = (
-    length if n is None else n for n, length in zip(given, own, strict=True)
+    length if n is None else n
+    for n, length in zip(given, run_lengths, strict=True)
   )
-  return model_lengths(config.pretrained, (prompt, response), own)
+  return model_lengths(config.pretrained, (prompt, response), run_lengths)

@@ -116,9 +116,9 @@ class ResponseText:
         self._text.append([token])
       if reason is not None:
         self._text.finish()
-      found = self._find_stop()
-      if found is not None:
-        return self._delta(new, i + 1, offsets, found, 'stop')
+      stop_start = self._find_stop()
+      if stop_start is not None:
+        return self._delta(new, i + 1, offsets, stop_start, 'stop')
     end = len(self._text.text)
     if new.finish_reason is None:
       end -= self._held()
@@ -151,8 +151,10 @@ class ResponseText:
     longest = max(map(len, self._stop))
     start = max(0, self._searched - longest + 1)
     self._searched = len(text)
-    found = [text.find(stop, start) for stop in self._stop]
-    return min((at for at in found if at >= 0), default=None)
+    starts = [text.find(stop, start) for stop in self._stop]
+    return min(
+      (start_found for start_found in starts if start_found >= 0), default=None
+    )
 
   def _held(self) -> int:
     """Length of the end of the text that may be the beginning of a stop string."""

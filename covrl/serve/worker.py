@@ -205,12 +205,12 @@ class Worker:
   def _step(self) -> None:
     """Decodes a segment and passes on what is new."""
     started = time.monotonic()
-    found = self.engine.step()
-    if found:
+    new_tokens = self.engine.step()
+    if new_tokens:
       self._metrics.add('segments_total')
       self._metrics.add('segment_seconds_total', time.monotonic() - started)
     self._set_gauges()
-    for number, new in found.items():
+    for number, new in new_tokens.items():
       self._pass_on(number, new)
     self._set_gauges()
 

@@ -177,8 +177,8 @@ def read_log(file: epath.Path, errors: str = 'strict') -> str | None:
 
 def _is_at(position: LogPosition, content: bytes) -> bool:
   """Returns whether `content` is what a position describes."""
-  found = hashlib.sha256(content).hexdigest()
-  return len(content) == position['size'] and found == position['sha256']
+  digest = hashlib.sha256(content).hexdigest()
+  return len(content) == position['size'] and digest == position['sha256']
 
 
 def _usable_lines(

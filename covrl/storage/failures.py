@@ -93,8 +93,8 @@ def _cause(error: BaseException | None, *, in_bucket: bool) -> str | None:
   while error is not None:
     if isinstance(error, OSError) and error.errno in _CAUSES:
       return _lower(_CAUSES[error.errno])
-    if found := _TEXT.search(str(error)):
-      return _lower(found[0])
+    if match := _TEXT.search(str(error)):
+      return _lower(match[0])
     error = error.__cause__ or error.__context__
   if in_bucket and first is not None:
     return ' '.join(str(first).split())[:200] or type(first).__name__

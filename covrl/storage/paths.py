@@ -199,11 +199,11 @@ def digests(
   """
   if is_bucket(directory):
     root = os.fspath(directory)
-    found = _buckets().find(root, detail=True)
+    objects = _buckets().find(root, detail=True)
     skip = len(root.removeprefix(_BUCKET)) + 1
     return {
       name[skip:]: f'{about["size"]}:{about["crc32c"]}'
-      for name, about in sorted(found.items())
+      for name, about in sorted(objects.items())
       if names is None or name[skip:] in names
     }
   local = pathlib.Path(directory)
@@ -234,8 +234,8 @@ def file_version(file: epath.Path) -> str:
   """
   try:
     if is_bucket(file):
-      found = file.stat()
-      return f'{found.length}:{found.mtime}'
+      about = file.stat()
+      return f'{about.length}:{about.mtime}'
     status = os.stat(file)
   except OSError:
     return ''

@@ -229,8 +229,8 @@ def _training(
     ),
   )
   notes = [
-    f'{source.file}: {found} (layout {source.schema.name})'
-    for source, found in zip(sources, filtered, strict=True)
+    f'{source.file}: {summary} (layout {source.schema.name})'
+    for source, summary in zip(sources, filtered, strict=True)
   ]
   kinds: dict[str, str] = {}
   for source in sources:
@@ -254,7 +254,7 @@ def _files(names: str) -> list[tuple[str, float | None]]:
   >>> _files('tfds:gsm8k/train=2, b.jsonl')
   [('tfds:gsm8k/train', 2.0), ('b.jsonl', None)]
   """
-  found: list[tuple[str, float | None]] = []
+  matches_and_shares: list[tuple[str, float | None]] = []
   for entry in filter(None, map(str.strip, names.split(','))):
     name, equals, text = entry.rpartition('=')
     try:
@@ -271,8 +271,8 @@ def _files(names: str) -> list[tuple[str, float | None]]:
       matches = _matching(matches[0])
     # The shards of a pattern share its weight.
     share = None if weight is None else weight / len(matches)
-    found += [(match, share) for match in matches]
-  return found
+    matches_and_shares += [(match, share) for match in matches]
+  return matches_and_shares
 
 
 def _matching(pattern: str) -> list[str]:

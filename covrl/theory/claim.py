@@ -198,7 +198,7 @@ class Section:
     """Decorator that turns a check into a claim; for arguments see `Claim`."""
 
     def register(check: Callable[[Settings, Formula], Evidence]) -> Claim:
-      made = Claim(
+      result = Claim(
         name=name,
         printed=printed,
         corrected=corrected,
@@ -209,7 +209,7 @@ class Section:
         wrong_formulas=wrong_formulas,
         section=self.title,
       )
-      self.claims.append(made)
-      return made
+      self.claims.append(result)
+      return result
 
     return register

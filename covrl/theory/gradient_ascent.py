@@ -103,7 +103,9 @@ def annealed_reward_gaps(
   rewards = np.broadcast_to(rewards, z.shape)
   gaps = []
   for step in range(1, steps + 1):
-    alpha = np.array([at(step) for at in SCHEDULES.values()])[:, None, None]
+    alpha = np.array([schedule(step) for schedule in SCHEDULES.values()])[
+      :, None, None
+    ]
     pi = categorical.softmax(z)
     f = categorical.centred_logprobs(pi)
     z = z + pi * (categorical.centred(pi, rewards) - alpha * f)

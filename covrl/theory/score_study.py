@@ -149,10 +149,10 @@ def _select(
   """Masks of the top tokens of each score, for each fraction."""
   mask = jnp.ones(scores.shape[1:], bool)
 
-  def one(score: Array, fraction: Array) -> Array:
+  def select(score: Array, fraction: Array) -> Array:
     return covrl.select_top(score, mask, fraction=fraction)
 
-  return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(scores, fractions)
+  return jax.vmap(jax.vmap(select, (None, 0)), (0, None))(scores, fractions)
 
 
 def _initialise(policy: str, seed: int) -> tuple[PyTree, Batch]:

@@ -31,7 +31,7 @@ from covrl.train.logged_samples import make_explain_selection
 from covrl.train.networks.programs import Networks
 from covrl.train.rollout_batch import RolloutBatch, token_advantages
 from covrl.train.state_sharding import shardings
-from covrl.train.step import StepSettings, hold, make_train_step
+from covrl.train.step import StepSettings, advance_step, make_train_step
 from covrl.types import TokenBatch, TrainState
 
 
@@ -75,7 +75,7 @@ class CompiledPrograms:
       micro_batches=config.train.micro_batches,
       weights=config.train.weights,
       max_length=config.rollout.max_response_length,
-      has_old=config.scores_rollouts,
+      has_old_stats=config.scores_rollouts,
       balance=config.train.balance,
       offload_optimizer=config.train.offload_optimizer,
       truncation=self.truncation,
@@ -118,8 +118,8 @@ class CompiledPrograms:
       make_entropy_change(policy, temperature, micro_batches, first_column)
     )
     self._warm_up = config.critic.warm_up
-    self._hold = jax.jit(
-      hold, donate_argnums=0, out_shardings=sharding.replicated(mesh)
+    self._advance_step = jax.jit(
+      advance_step, donate_argnums=0, out_shardings=sharding.replicated(mesh)
     )
     self._copy = jax.jit(
       lambda params: jax.tree.map(jnp.copy, params),
@@ -230,7 +230,7 @@ class CompiledPrograms:
         np.asarray(batch.loss_mask),
       )
     if self._warm_up:
-      self._hold(jnp.copy(state.step), self._shard(rows))
+      self._advance_step(jnp.copy(state.step), self._shard(rows))
     if logging.samples:
       self.explain_selection(state, self._scored(rows), jax.random.key(0))
     if logging.entropy_change_every or train.reset_reference_every:
@@ -274,7 +274,7 @@ class CompiledPrograms:
     if self._warm_up:
       steps = int(state.step)
       if steps < self._warm_up:
-        step, metrics = self._hold(state.step, self._shard(rows))
+        step, metrics = self._advance_step(state.step, self._shard(rows))
         return dataclasses.replace(state, step=step), metrics
       # The policy is still the one that sampled.
       first = first or steps == self._warm_up

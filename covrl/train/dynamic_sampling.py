@@ -205,19 +205,21 @@ class DynamicSampling:
       (batch.tokens, batch.mask, batch.indices, batch.source_ids)
     )
     size, share = self.engine.group_size, len(batch.problems)
-    own = jax.process_index() * share
+    first_of_process = jax.process_index() * share
     members = np.arange(size, dtype=np.int32)
     return [
       _Group(
-        prompt=tokens[at],
-        prompt_mask=mask[at],
-        group_id=int(indices[at]),
-        source_id=int(source_ids[at]),
-        sequence_ids=first_sequence + (number + at) * size + members,
-        owner=at // share,
-        problem=batch.problems[at - own] if 0 <= at - own < share else None,
+        prompt=tokens[index],
+        prompt_mask=mask[index],
+        group_id=int(indices[index]),
+        source_id=int(source_ids[index]),
+        sequence_ids=first_sequence + (number + index) * size + members,
+        owner=index // share,
+        problem=batch.problems[index - first_of_process]
+        if 0 <= index - first_of_process < share
+        else None,
       )
-      for at in range(len(tokens))
+      for index in range(len(tokens))
     ]
 
   def _begin(self, group: _Group, number: int) -> None:
@@ -239,16 +241,16 @@ class DynamicSampling:
         continue
       if call.scores.is_done:
         group.scores = call.scores.result()
-        found = score_rollouts(self._rollouts([group], 0), group.scores)
-        group.passes = bool(self._filter.passes(found.rollouts)[0])
+        scored = score_rollouts(self._rollouts([group], 0), group.scores)
+        group.passes = bool(self._filter.passes(scored.rollouts)[0])
     verdicts = np.full((1, self._limit + 1), _UNKNOWN, np.int8)
     known = {False: _FAILED, True: _PASSED, None: _UNKNOWN}
     verdicts[0, : len(groups)] = [known[group.passes] for group in groups]
     verdicts[0, -1] = is_late
-    found = np.asarray(distributed.gather_rows(verdicts))
-    for group, verdict in zip(groups, found.max(axis=0), strict=False):
+    all_verdicts = np.asarray(distributed.gather_rows(verdicts))
+    for group, verdict in zip(groups, all_verdicts.max(axis=0), strict=False):
       group.passes = None if verdict == _UNKNOWN else verdict == _PASSED
-    return bool(found[0, -1])
+    return bool(all_verdicts[0, -1])
 
   def _end(self, groups: Sequence[_Group]) -> int | None:
     """Number of groups up to the last one to train on; `None` if unknown."""
@@ -301,23 +303,25 @@ class DynamicSampling:
       values = [getattr(group, name) for group in groups]
       return np.array(values, np.int32).repeat(size)
 
-    own: dict[str, Any] = {
+    identifiers: dict[str, Any] = {
       'sequence_ids': np.concatenate([g.sequence_ids for g in groups]),
       'group_ids': ids('group_id'),
       'source_ids': ids('source_id'),
       'policy_step': np.where(rows['loss_mask'], step, 0).astype(np.int32),
     }
-    return Rollouts(**rows | own, rewards={})
+    return Rollouts(**rows | identifiers, rewards={})
 
   def _result(self, groups: Sequence[_Group], step: int) -> ScoredRollouts:
     """Joins groups whose scores are known, and their scores of all processes."""
     size = self.engine.group_size
-    own = [group.scores for group in groups if group.scores is not None]
-    gathered = Scores.join(self.scoring.rewards, own).gather()
+    local_scores = [
+      group.scores for group in groups if group.scores is not None
+    ]
+    gathered = Scores.join(self.scoring.rewards, local_scores).gather()
     # Scores are in the order of the processes, groups in that of the prompts.
     owners = np.array([group.owner for group in groups])
-    place = np.argsort(np.argsort(owners, kind='stable'))
-    rows = (place[:, None] * size + np.arange(size)).reshape(-1).tolist()
+    rank = np.argsort(np.argsort(owners, kind='stable'))
+    rows = (rank[:, None] * size + np.arange(size)).reshape(-1).tolist()
     scores = Scores(
       gathered.rewards,
       {

@@ -86,13 +86,15 @@ def with_adapters(model: ModelConfig, config: Config) -> ModelConfig:
     ConfigError: the pretrained model has adapters and others are configured.
   """
   settings = config.lora
-  found = lora_config(config.pretrained) if config.pretrained else None
-  if found is not None and settings.rank > 0:
+  pretrained_lora = (
+    lora_config(config.pretrained) if config.pretrained else None
+  )
+  if pretrained_lora is not None and settings.rank > 0:
     raise ConfigError(
       f'lora.rank must be 0 where pretrained is an adapter, {config.pretrained}'
-      f' having one of rank {found.rank}, got {settings.rank}'
+      f' having one of rank {pretrained_lora.rank}, got {settings.rank}'
     )
-  lora = found
+  lora = pretrained_lora
   if settings.rank > 0:
     targets = tuple(name.strip() for name in settings.targets.split(','))
     lora = Lora(rank=settings.rank, alpha=settings.alpha, targets=targets)

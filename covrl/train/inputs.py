@@ -36,11 +36,11 @@ def input_fingerprints(
     policy: the policy, with or without adapters.
     shared_warm_start: the warm start of another run, if it is used.
   """
-  found = {'problems to train on': source_fingerprint(task.train)}
+  fingerprints = {'problems to train on': source_fingerprint(task.train)}
   if config.warm_start.steps and task.solved is not None:
-    found['solved examples'] = source_fingerprint(task.solved)
+    fingerprints['solved examples'] = source_fingerprint(task.solved)
   return (
-    found
+    fingerprints
     | _evaluation_fingerprints(config, task)
     | _policy_fingerprints(config, task, policy, shared_warm_start)
   )
@@ -73,8 +73,8 @@ def check_opened(
   def changed(inputs: Mapping[str, str]) -> list[str]:
     return [
       name
-      for name, found in inputs.items()
-      if found and before.get(name, found) not in ('', found)
+      for name, fingerprint in inputs.items()
+      if fingerprint and before.get(name, fingerprint) not in ('', fingerprint)
     ]
 
   if names := changed(
@@ -107,17 +107,17 @@ def _policy_fingerprints(
   policy: Policy,
   shared_warm_start: Checkpoint | None,
 ) -> dict[str, str]:
-  """Returns the fingerprints of what a policy is besides its checkpoint."""
-  found = {'tokenizer': getattr(task.tokenizer, 'fingerprint', '')}
+  """Returns the fingerprints of what a policy needs besides its checkpoint."""
+  fingerprints = {'tokenizer': getattr(task.tokenizer, 'fingerprint', '')}
   if shared_warm_start is not None:
-    found['shared warm start'] = text_fingerprint(
+    fingerprints['shared warm start'] = text_fingerprint(
       json.dumps(shared_warm_start.files, sort_keys=True)
     )
   elif policy.config.lora is not None and config.pretrained:
-    found['weights of the pretrained model'] = directory_fingerprint(
+    fingerprints['weights of the pretrained model'] = directory_fingerprint(
       base_model_directory(config.pretrained), _WEIGHTS
     )
-  return found
+  return fingerprints
 
 
 def check_inputs(
@@ -139,12 +139,16 @@ def check_inputs(
       `checkpoint.allow_unknown_data` is not set.
   """
   before = {} if saved is None else saved.notes.get('inputs', {})
-  expected = {name: before.get(name, found) for name, found in inputs.items()}
-  unknown = [n for n, found in inputs.items() if not (found and expected[n])]
+  expected = {
+    name: before.get(name, fingerprint) for name, fingerprint in inputs.items()
+  }
+  unknown = [
+    n for n, fingerprint in inputs.items() if not (fingerprint and expected[n])
+  ]
   changed = [
     name
-    for name, found in inputs.items()
-    if name not in unknown and found != expected[name]
+    for name, fingerprint in inputs.items()
+    if name not in unknown and fingerprint != expected[name]
   ]
   if changed:
     raise ConfigError(

@@ -32,7 +32,7 @@ from covrl.rollout.score import (
 )
 from covrl.types import Rollouts
 
-# `group_ids` of places without a group.
+# `group_ids` of group slots without a group.
 FREE = -1
 
 
@@ -40,11 +40,10 @@ FREE = -1
 class GroupsInFlight:
   """Groups whose responses are not all finished, or not trained on yet.
 
-  A group stays in its place, and its responses in their rows, until they are
-  trained on.
+  A group keeps its slot, and its responses their rows, until they are trained on.
 
   Attributes:
-    prompts: token ids of the prompt of each place, padded on the left.
+    prompts: token ids of the prompt of each group slot, padded on the left.
     prompt_mask: true for real tokens.
     group_ids: index of the prompt within the run; `FREE` without a group.
     source_ids: index of the prompt's data source.
@@ -67,17 +66,17 @@ class GroupsInFlight:
   def empty(
     cls, config: Config, experts: ExpertRecord | None = None
   ) -> GroupsInFlight:
-    """Creates places without groups.
+    """Creates group slots without groups.
 
     Args:
       config: the run's configuration.
       experts: form of the experts that are recorded, if they are.
     """
     rollout = config.rollout
-    places = rollout.prompts_per_iteration + rollout.carried_groups
-    prompts = (places, prompt_width(rollout.max_prompt_length))
+    group_slots = rollout.prompts_per_iteration + rollout.carried_groups
+    prompts = (group_slots, prompt_width(rollout.max_prompt_length))
     rows = (
-      places * rollout.responses_per_prompt,
+      group_slots * rollout.responses_per_prompt,
       rollout.max_response_length,
     )
     logprobs: Any = np.zeros(rows, np.float32)
@@ -89,9 +88,9 @@ class GroupsInFlight:
     return cls(
       prompts=np.zeros(prompts, np.int32),
       prompt_mask=np.zeros(prompts, bool),
-      group_ids=np.full(places, FREE, np.int32),
-      source_ids=np.zeros(places, np.int32),
-      born=np.zeros(places, np.int32),
+      group_ids=np.full(group_slots, FREE, np.int32),
+      source_ids=np.zeros(group_slots, np.int32),
+      born=np.zeros(group_slots, np.int32),
       samples=Samples(
         response_tokens=tokens,
         response_mask=flags,
@@ -101,7 +100,7 @@ class GroupsInFlight:
         experts=recorded,
       ),
       policy_step=tokens,
-      calls=(None,) * places,
+      calls=(None,) * group_slots,
     )
 
   @property
@@ -117,20 +116,24 @@ class GroupsInFlight:
     return ids.reshape(-1).astype(np.int32)
 
   def take(
-    self, places: Sequence[int]
+    self, group_slots: Sequence[int]
   ) -> tuple[PendingRollouts, GroupsInFlight]:
     """Removes complete groups.
 
     Returns:
       Their responses, and the other groups.
     """
-    chosen, size = np.sort(np.asarray(places)), self.group_size
+    chosen, size = np.sort(np.asarray(group_slots)), self.group_size
     rows = (chosen[:, None] * size + np.arange(size)).reshape(-1)
     samples = jax.tree.map(lambda x: np.asarray(x)[rows], self.samples)
     prompts, prompt_mask = self.prompts[chosen], self.prompt_mask[chosen]
-    calls = [call for at in chosen if (call := self.calls[at]) is not None]
+    calls = [
+      call
+      for group_slot in chosen
+      if (call := self.calls[group_slot]) is not None
+    ]
     padding = np.zeros((len(rows), prompts.shape[1]), np.int32)
-    own: dict[str, Any] = {
+    ids: dict[str, Any] = {
       'sequence_ids': self.sequence_ids[rows],
       'group_ids': self.group_ids[chosen].repeat(size),
       'source_ids': self.source_ids[chosen].repeat(size),
@@ -138,7 +141,7 @@ class GroupsInFlight:
     }
     taken = PendingRollouts(
       rollouts=Rollouts(
-        **to_rollout_rows(prompts, prompt_mask, samples, size) | own, rewards={}
+        **to_rollout_rows(prompts, prompt_mask, samples, size) | ids, rewards={}
       ),
       responses=tuple(text for call in calls for text in call.texts),
       scores=JoinedScores(tuple(call.scores for call in calls)),
@@ -152,8 +155,8 @@ class GroupsInFlight:
       samples=_masked(self.samples, keep),
       policy_step=self.policy_step * keep[:, None],
       calls=tuple(
-        call if at else None
-        for call, at in zip(self.calls, is_left, strict=True)
+        call if is_left_place else None
+        for call, is_left_place in zip(self.calls, is_left, strict=True)
       ),
     )
     return taken, left
@@ -199,7 +202,7 @@ class PartialRollouts:
 
     Args:
       carried: groups that were carried over, if any.
-      draw: draws prompts for the places without groups.
+      draw: draws prompts for the group slots without groups.
       params: parameters of the policy.
       step: optimiser step of `params`.
       now: index of the current iteration.
@@ -260,7 +263,11 @@ class PartialRollouts:
     complete = np.all(finished.reshape(size, -1), axis=1)
     order = sorted(
       np.flatnonzero(complete).tolist(),
-      key=lambda place: (not due[place], begun.born[place], place),
+      key=lambda group_slot: (
+        not due[group_slot],
+        begun.born[group_slot],
+        group_slot,
+      ),
     )
     return groups.take(order[: rollout.prompts_per_iteration])
 
@@ -271,14 +278,14 @@ class PartialRollouts:
 
     Args:
       arrays: see `GroupsInFlight.arrays`.
-      problems: the problem of each place, `None` without a group.
+      problems: the problem of each group slot, `None` without a group.
     """
     samples = Samples(**arrays['samples'])
     fields: dict[str, Any] = dict(arrays) | {'samples': samples}
     groups = GroupsInFlight(**fields, calls=(None,) * len(problems))
     calls = tuple(
-      None if problem is None else self._open(problem, place)
-      for place, problem in enumerate(problems)
+      None if problem is None else self._open(problem, group_slot)
+      for group_slot, problem in enumerate(problems)
     )
     for row in np.flatnonzero(self.finished(samples)).tolist():
       call = calls[row // groups.group_size]
@@ -287,7 +294,7 @@ class PartialRollouts:
     return dataclasses.replace(groups, calls=calls)
 
   def empty(self) -> GroupsInFlight:
-    """Returns places without groups."""
+    """Returns group slots without groups."""
     return GroupsInFlight.empty(self.config, self.engine.experts)
 
   def finished(self, samples: Samples) -> Bool[np.ndarray, ' R']:
@@ -306,7 +313,7 @@ class PartialRollouts:
     draw: Callable[[], PromptBatch],
     now: int,
   ) -> GroupsInFlight:
-    """Fills the places without groups with new prompts, in order."""
+    """Fills the group slots without groups with new prompts, in order."""
     groups = dataclasses.replace(
       groups,
       **{
@@ -321,21 +328,21 @@ class PartialRollouts:
       },
     )
     calls, new = list(groups.calls), _prompts(draw)
-    for place in np.flatnonzero(groups.group_ids == FREE).tolist():
+    for group_slot in np.flatnonzero(groups.group_ids == FREE).tolist():
       batch, index = next(new)
-      groups.prompts[place] = batch.tokens[index]
-      groups.prompt_mask[place] = batch.mask[index]
-      groups.group_ids[place] = batch.indices[index]
-      groups.source_ids[place] = batch.source_ids[index]
-      groups.born[place] = now
-      calls[place] = self._open(batch.problems[index], place)
+      groups.prompts[group_slot] = batch.tokens[index]
+      groups.prompt_mask[group_slot] = batch.mask[index]
+      groups.group_ids[group_slot] = batch.indices[index]
+      groups.source_ids[group_slot] = batch.source_ids[index]
+      groups.born[group_slot] = now
+      calls[group_slot] = self._open(batch.problems[index], group_slot)
     return dataclasses.replace(groups, calls=tuple(calls))
 
-  def _open(self, problem: Problem, place: int) -> ResponseScoring:
+  def _open(self, problem: Problem, group_slot: int) -> ResponseScoring:
     """Opens the scoring of a group's responses."""
     size = self.config.rollout.responses_per_prompt
     return ResponseScoring(
-      self.tokenizer, self.scoring, [problem] * size, place * size
+      self.tokenizer, self.scoring, [problem] * size, group_slot * size
     )
 
 

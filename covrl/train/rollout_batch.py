@@ -56,8 +56,8 @@ class RolloutBatch:
 
   def metrics_of(self, update: int) -> dict[str, float]:
     """Returns the metrics that are logged with an update of the iteration."""
-    own = self.update_metrics[update] if self.update_metrics else {}
-    return self.metrics | own
+    update_metrics = self.update_metrics[update] if self.update_metrics else {}
+    return self.metrics | update_metrics
 
   def update_rows(self, update: int, size: int) -> TokenBatch:
     """Returns the rows of one update.
@@ -192,8 +192,8 @@ def token_advantages(
     mask: Bool[Array, 'S T'],
   ) -> Float[Array, 'S T']:
     more = {'mask': mask} if reads_mask else {}
-    found = _per_token(advantages(rewards, group_ids, **more))
-    return jnp.where(mask, found, 0)
+    advantages_per_token = _per_token(advantages(rewards, group_ids, **more))
+    return jnp.where(mask, advantages_per_token, 0)
 
   return per_token
 

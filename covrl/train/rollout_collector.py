@@ -151,8 +151,8 @@ class RolloutCollector:
     pending = None
     size = self._config.rollout.prompts_per_iteration
     if ahead is not None:
-      own = distributed.process_slice(len(ahead['group_ids']))
-      problems = problems_of(self._prompts, size, ahead['group_ids'][own])
+      local = distributed.process_slice(len(ahead['group_ids']))
+      problems = problems_of(self._prompts, size, ahead['group_ids'][local])
       pending = resubmit(ahead, problems, self._scoring, self._tokenizer)
     groups = None
     if carried is not None:

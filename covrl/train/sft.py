@@ -356,8 +356,8 @@ def _check_same_examples(
   if task.solved is not None:
     ours['solved examples'] = source_fingerprint(task.solved)
   theirs = saved.notes.get('inputs', {})
-  for name, found in ours.items():
-    if found and theirs.get(name, found) not in ('', found):
+  for name, fingerprint in ours.items():
+    if fingerprint and theirs.get(name, fingerprint) not in ('', fingerprint):
       raise ConfigError(
         f'warm_start.from_run must be a run with the same {name}, {other.path} has'
         ' others'

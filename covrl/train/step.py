@@ -83,7 +83,7 @@ class StepSettings:
     micro_batches: number of micro-batches of an optimiser batch.
     weights: aggregation; see `token_weights`.
     max_length: longest response in tokens, by which 'constant-length' divides.
-    has_old: whether rows hold the policy's statistics from before the rollout's
+    has_old_stats: whether rows hold the policy's statistics from before the rollout's
       first update. If not, every update is its rollout's only one, and its own
       statistics take their place.
     balance: coefficient of the load-balancing loss of a mixture of experts; with
@@ -99,7 +99,7 @@ class StepSettings:
   micro_batches: int = 1
   weights: WeightMode = 'token-mean'
   max_length: int = 1
-  has_old: bool = True
+  has_old_stats: bool = True
   balance: float = 0.0
   offload_optimizer: bool = False
   truncation: Truncation = NO_TRUNCATION
@@ -156,18 +156,18 @@ def make_train_step(
       def run(
         trainable: PyTree,
       ) -> tuple[tuple[TokenStats, Scalar | None], ForwardOutputs]:
-        found, balance = run_forward(trainable, rows), None
-        if is_balanced and found.routing is not None:
-          sums = routing_sums or found.routing
-          balance = load_balance(found.routing.mass, sums)
-        return (found.stats, balance), found
+        outputs, balance = run_forward(trainable, rows), None
+        if is_balanced and outputs.routing is not None:
+          sums = routing_sums or outputs.routing
+          balance = load_balance(outputs.routing.mass, sums)
+        return (outputs.stats, balance), outputs
 
       return jax.vjp(run, state.trainable, has_aux=True)
 
     batch = apply_token_weights(batch, settings.weights, settings.max_length)
-    if not settings.has_old:
+    if not settings.has_old_stats:
       first = jnp.asarray(True)
-    is_current = not settings.has_old or _selects_on_current(
+    is_current = not settings.has_old_stats or _selects_on_current(
       token_tx,
       state.token_state,
       batch,
@@ -185,7 +185,7 @@ def make_train_step(
         batch,
         settings.micro_batches,
       )
-    if current is not None and not settings.has_old:
+    if current is not None and not settings.has_old_stats:
       batch = with_old_stats(batch, current)
     statistics = old_stats(batch, settings.truncation)
     if current is not None and is_current:
@@ -204,10 +204,10 @@ def make_train_step(
       metrics.PerTokenValues,
     ]:
       rows, recorded = inputs
-      (stats, balance), pull_back, found = whole or differentiate(
+      (stats, balance), pull_back, outputs = whole or differentiate(
         rows, routing_sums
       )
-      context = row_context(rows, stats, found.moments, first) | shared
+      context = row_context(rows, stats, outputs.moments, first) | shared
       (value, aux), signal = jax.value_and_grad(loss, has_aux=True)(
         stats, **context
       )
@@ -223,9 +223,9 @@ def make_train_step(
       gradients = jax.tree.map(
         lambda g: g.astype(accumulator_dtype(g)), gradients
       )
-      return (gradients, value, found.routing), metrics.PerTokenValues(
+      return (gradients, value, outputs.routing), metrics.PerTokenValues(
         stats=stats,
-        moments=found.moments,
+        moments=outputs.moments,
         log_ratio=aux.log_ratio,
         score_weight=aux.score_weight,
         clipped=aux.clipped,
@@ -253,7 +253,7 @@ def make_train_step(
       'log_ratio_noise': new_state.measured.log_ratio_noise,
       'entropy_moved': measured.entropy_moved,
     }
-    if not settings.has_old:
+    if not settings.has_old_stats:
       readings |= metrics.sampler_metrics(batch)
     if routing is not None:
       readings |= metrics.routing_metrics(routing)
@@ -299,10 +299,10 @@ def _decide(
 
 
 def _routing_and_stats(
-  found: ForwardOutputs,
+  outputs: ForwardOutputs,
 ) -> tuple[Routing | None, PolicyStats]:
   """Outputs that are summed over micro-batches, and outputs of each token."""
-  return found.routing, (found.stats, found.moments)
+  return outputs.routing, (outputs.stats, outputs.moments)
 
 
 def _shared_context(
@@ -347,7 +347,7 @@ def _measure(
   )
 
 
-def hold(
+def advance_step(
   step: Int[Array, ''], batch: TokenBatch
 ) -> tuple[Int[Array, ''], Metrics]:
   """Advances the step of a policy that is fixed.

@@ -87,7 +87,7 @@ def programs(
     optax.adam(1e-4),
     optax.identity(),
   )
-  settings = StepSettings(first_column=shape.prompt - 1, has_old=False)
+  settings = StepSettings(first_column=shape.prompt - 1, has_old_stats=False)
   step = make_train_step(policy, CLIPPED, token_tx, tx, settings)
   score = functools.partial(
     forward.make_score_step, policy, 1.0, 1, settings.first_column
@@ -126,17 +126,17 @@ def measured(
 ) -> np.ndarray:
   """Wall-clock and CPU seconds `[rounds, 2 forms, 2]`, in alternating order."""
   rows = jax.device_put(rows)
-  found = np.zeros((rounds + 1, 2, 2))
+  seconds = np.zeros((rounds + 1, 2, 2))
   for turn in range(rounds + 1):
     for form in (0, 1) if turn % 2 else (1, 0):
       start = time.perf_counter(), time.process_time()
       jax.block_until_ready(pair[form](rows))
-      found[turn, form] = (
+      seconds[turn, form] = (
         time.perf_counter() - start[0],
         time.process_time() - start[1],
       )
   # The first round warms up.
-  return found[1:]
+  return seconds[1:]
 
 
 def report(label: str, seconds: np.ndarray) -> None:

@@ -25,12 +25,12 @@ from covrl.train.health import UpdateHealth
 from covrl.train.networks import CreditInputs, critic, critic_advantages
 from covrl.train.networks.checks import check_networks
 from covrl.train.networks.init import initial_params, network_model
-from covrl.train.step import hold
+from covrl.train.step import advance_step
 
 UPDATES = 4
 
 
-def configured(**fields):
+def make_config(**fields):
   config = Config()
   config.rollout.prompts_per_iteration = SEQUENCES // 4
   config.rollout.responses_per_prompt = 4
@@ -57,7 +57,7 @@ def inputs(**changes: Any) -> Any:
 
 def estimated(given, **fields):
   """Credit and next state of an estimate, as NumPy arrays."""
-  estimator = critic_advantages(configured(**fields))
+  estimator = critic_advantages(make_config(**fields))
   run = jax.jit(estimator.estimate)
   return jax.device_get(run(estimator.init(), given))
 
@@ -99,8 +99,8 @@ def test_penalties_rewards_and_coefficients():
   np.testing.assert_allclose(credit['returns'], returns, atol=1e-4)
   plain = np.where(mask, returns - given.outputs['critic'], 0)
   np.testing.assert_allclose(advantages, plain, atol=1e-4)
-  found = (penalties[mask] / 2).mean()
-  assert metrics['kl_to_reference'] == pytest.approx(found, rel=1e-4)
+  expected = (penalties[mask] / 2).mean()
+  assert metrics['kl_to_reference'] == pytest.approx(expected, rel=1e-4)
   assert metrics['clipped_rewards'] == given.rewards.mean()
   # The divergence is above its target by more than 20 %.
   grown = 0.1 * (1 + 0.2 * SEQUENCES / 1000)
@@ -191,14 +191,14 @@ def test_nan_values_spoil_the_update_that_has_them_and_no_other():
 )
 def test_refuses_fields(fields, sentence):
   with pytest.raises(ConfigError, match=sentence):
-    check(configured(**fields))
+    check(make_config(**fields))
 
 
 def test_refuses_a_critic_without_an_estimator_and_the_reverse():
-  config = configured()
-  made: dict[str, Any] = {'critic': critic(config)}
+  config = make_config()
+  valid_networks: dict[str, Any] = {'critic': critic(config)}
   estimator = critic_advantages(config)
-  check_networks(made, estimator, config)
+  check_networks(valid_networks, estimator, config)
   check_networks({}, None, config)
   for networks, other, sentence in (
     (
@@ -207,23 +207,27 @@ def test_refuses_a_critic_without_an_estimator_and_the_reverse():
       "reads the network 'critic', which must be among .*, got none",
     ),
     (
-      made,
+      valid_networks,
       None,
       "network 'critic' must be among those that its estimator.*got none",
     ),
-    ({'a/b': made['critic']}, None, "must be an identifier, got 'a/b'"),
+    (
+      {'a/b': valid_networks['critic']},
+      None,
+      "must be an identifier, got 'a/b'",
+    ),
     ({'critic': 1}, estimator, r"must map names to Network objects, got {'"),
-    (made, 'gae', "must be an Estimator or None, got 'gae'"),
+    (valid_networks, 'gae', "must be an Estimator or None, got 'gae'"),
   ):
     with pytest.raises(ConfigError, match=sentence):
       check_networks(networks, other, config)
   with pytest.raises(
     ConfigError, match=r'critic\.warm_up needs a recipe with a critic.*got 5'
   ):
-    check_networks({}, None, configured(warm_up=5))
-  penalised = configured(kl_coefficient=0.1)
+    check_networks({}, None, make_config(warm_up=5))
+  penalised = make_config(kl_coefficient=0.1)
   with pytest.raises(ConfigError, match=r'needs train\.keep_reference'):
-    check_networks(made, critic_advantages(penalised), penalised)
+    check_networks(valid_networks, critic_advantages(penalised), penalised)
 
 
 def test_a_recipe_that_lacks_its_critic_is_refused_before_anything(
@@ -240,8 +244,8 @@ def test_a_recipe_that_lacks_its_critic_is_refused_before_anything(
 POLICY = Policy(dataclasses.replace(tiny(16), tied_embeddings=False))
 
 
-def started(initial, policy, params, mesh):
-  config = configured(initial=initial)
+def init_critic(initial, policy, params, mesh):
+  config = make_config(initial=initial)
   model = network_model('critic', critic(config), policy)
   return model, initial_params(initial, model, policy, params, config, mesh, 0)
 
@@ -254,18 +258,18 @@ def assert_same(got, wanted):
 def test_a_critic_starts_as_the_policy_or_at_random():
   mesh = sharding.make_mesh((2, 4))
   params = POLICY.init(jax.random.key(0), mesh)
-  model, own = started('policy', POLICY, params, mesh)
-  head = own.pop('value_head')
+  model, actual = init_critic('policy', POLICY, params, mesh)
+  head = actual.pop('value_head')
   assert not any(leaf.any() for leaf in head.values())
-  assert_same(own, {name: params[name] for name in params if name != 'head'})
+  assert_same(actual, {name: params[name] for name in params if name != 'head'})
   # Copies, which the updates of the policy do not donate.
   pointers = [
     leaf.addressable_data(0).unsafe_buffer_pointer()
-    for tree in (own['layers'], params['layers'])
+    for tree in (actual['layers'], params['layers'])
     for leaf in jax.tree.leaves(tree)
   ]
   assert len(set(pointers)) == len(pointers)
-  _, other = started('random', POLICY, params, mesh)
+  _, other = init_critic('random', POLICY, params, mesh)
   assert np.abs(other['embedding'] - params['embedding']).max() > 0.01
   assert jax.tree.structure(other) == jax.tree.structure(
     model.abstract_params()
@@ -281,34 +285,38 @@ def test_a_critic_of_an_adapted_policy_has_its_merged_parameters():
   )
   mesh = sharding.make_mesh((8,))
   params = policy.init(jax.random.key(0), mesh)
-  model, own = started('policy', policy, params, mesh)
+  model, actual = init_critic('policy', policy, params, mesh)
   assert model.config.lora is None
   assert model.config.param_dtype == 'float32'
-  assert {leaf.dtype for leaf in jax.tree.leaves(own)} == {jnp.dtype('float32')}
-  del own['value_head']
+  assert {leaf.dtype for leaf in jax.tree.leaves(actual)} == {
+    jnp.dtype('float32')
+  }
+  del actual['value_head']
   merged = policy.merge(params)
-  assert_same(own, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), merged))
+  assert_same(
+    actual, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), merged)
+  )
 
 
 def test_a_critic_starts_as_a_pretrained_model():
   mesh = sharding.make_mesh((8,))
   directory = str(MODELS / 'qwen2')
   policy, params = load_pretrained(directory, mesh, 'float32')
-  model, own = started(directory, policy, params, mesh)
-  del own['value_head']
-  assert_same(own, {name: params[name] for name in params if name != 'head'})
+  model, actual = init_critic(directory, policy, params, mesh)
+  del actual['value_head']
+  assert_same(actual, {name: params[name] for name in params if name != 'head'})
   assert model.config.value_head
   with pytest.raises(
     ConfigError,
     match=rf"'critic' must have the vocabulary of the policy, 16 tokens, got"
     rf' {policy.config.vocab_size} in ',
   ):
-    started(directory, POLICY, None, mesh)
+    init_critic(directory, POLICY, None, mesh)
 
 
 def test_a_fixed_policy_has_entropy_and_tokens_and_no_loss():
   rows = padded()
-  step, readings = jax.device_get(jax.jit(hold)(jnp.int32(4), rows))
+  step, readings = jax.device_get(jax.jit(advance_step)(jnp.int32(4), rows))
   assert step == 5
   mask = rows.loss_mask
   assert readings['tokens'] == mask.sum()
@@ -340,12 +348,12 @@ def test_health_counts_updates_that_the_critic_skips():
 
 
 @pytest.fixture(scope='session')
-def finished(tmp_path_factory):
+def finished_run(tmp_path_factory):
   return runs.finished_run(tmp_path_factory, 'toy_ppo:ppo')
 
 
-def test_a_run_logs_its_critic_and_fixes_the_policy_at_first(finished):
-  lines = process.lines(finished, 'train')
+def test_a_run_logs_its_critic_and_fixes_the_policy_at_first(finished_run):
+  lines = process.lines(finished_run, 'train')
   assert len(lines) == 6
   assert ['policy_fixed' in line for line in lines] == [True] * 3 + [False] * 3
   for line in lines:
@@ -368,7 +376,7 @@ def test_a_run_logs_its_critic_and_fixes_the_policy_at_first(finished):
 
 @pytest.mark.slow
 def test_a_run_killed_between_the_updates_of_both_networks_resumes_bit_for_bit(
-  finished, tmp_path
+  finished_run, tmp_path
 ):
   workdir = tmp_path / 'run'
   killed = subprocess.run(
@@ -382,11 +390,11 @@ def test_a_run_killed_between_the_updates_of_both_networks_resumes_bit_for_bit(
   assert len(process.lines(workdir, 'train')) == 4
   process.train('toy_ppo:ppo', workdir)
   saved, ours = arrays(workdir)
-  expected, theirs = arrays(finished)
+  expected, theirs = arrays(finished_run)
   assert saved.position == expected.position == 6
   assert ours.keys() == theirs.keys()
   names = [name for name in ours if name.startswith('state.networks.critic.')]
   assert any('opt_state' in name for name in names)
   for name, leaf in theirs.items():
     assert np.asarray(ours[name]).tobytes() == np.asarray(leaf).tobytes(), name
-  runs.assert_same_metrics(workdir, finished)
+  runs.assert_same_metrics(workdir, finished_run)

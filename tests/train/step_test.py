@@ -313,7 +313,7 @@ def test_the_only_update_of_a_rollout_needs_no_scores(micro_batches):
     unscored_batch,
     state,
     chain='few',
-    has_old=False,
+    has_old_stats=False,
   )
   for ours, theirs in zip(gradients(updated), gradients(expected), strict=True):
     np.testing.assert_allclose(

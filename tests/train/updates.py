@@ -135,7 +135,7 @@ def make_token_tx(chain):
   def current(held, beta):
     return optax.chain(kl_cov(held, beta, 'current'))
 
-  made = {
+  algorithm = {
     'everything': everything,
     'few': few,
     'current': current,
@@ -150,8 +150,10 @@ def make_token_tx(chain):
     'bonus': 0.0,
     'target': 0.0,
   }
-  known = inspect.signature(made).parameters
-  return optax.inject_hyperparams(made)(**{name: off[name] for name in known})
+  known = inspect.signature(algorithm).parameters
+  return optax.inject_hyperparams(algorithm)(
+    **{name: off[name] for name in known}
+  )
 
 
 CLIPPED = functools.partial(covrl.clipped_surrogate, low=0.2, high=0.2)
@@ -172,7 +174,7 @@ TX = optax.chain(optax.trace(decay=0.0), optax.adam(1e-2, eps=1e-5))
 
 @functools.cache
 def program(
-  shape, micro_batches, chain='everything', offload=False, has_old=True
+  shape, micro_batches, chain='everything', offload=False, has_old_stats=True
 ):
   """A compiled update, its mesh, and the shardings of its state."""
   settings = StepSettings(
@@ -182,7 +184,7 @@ def program(
     weights='sequence-mean-token-sum'
     if chain == 'recent'
     else 'sequence-mean-token-mean',
-    has_old=has_old,
+    has_old_stats=has_old_stats,
     offload_optimizer=offload,
   )
   token_tx = make_token_tx(chain)
@@ -331,11 +333,11 @@ def update(
   *,
   first=False,
   chain='everything',
-  has_old=True,
+  has_old_stats=True,
 ):
   """The state after one update, and its metrics."""
   step, mesh, state_shardings = program(
-    shape, micro_batches, chain, has_old=has_old
+    shape, micro_batches, chain, has_old_stats=has_old_stats
   )
   with sharding.use_mesh(mesh, sharding.TRAIN_RULES):
     return jax.device_get(

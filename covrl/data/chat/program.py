@@ -118,25 +118,25 @@ def _compiled(source: str) -> jinja2.Template:
 
 def _messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   """Messages without absent fields, with the reasoning under both names."""
-  found = []
+  result = []
   for message in messages:
     fields = {name: v for name, v in message.items() if v is not None}
     named = [fields[name] for name in _REASONING if name in fields]
     if named:
       fields = {'thinking': named[0], **fields, 'reasoning_content': named[0]}
-    found.append(fields)
-  return found
+    result.append(fields)
+  return result
 
 
 def _joined(pieces: Iterable[str], limit: int) -> str:
-  found: list[str] = []
+  parts: list[str] = []
   length = 0
   for piece in pieces:
     length += len(piece)
     if length > limit:
       raise OutputError(f'more than {limit:,} characters')
-    found.append(piece)
-  text = ''.join(found)
+    parts.append(piece)
+  text = ''.join(parts)
   try:
     text.encode()
   except UnicodeEncodeError as error:

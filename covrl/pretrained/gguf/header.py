@@ -132,12 +132,12 @@ class _Cursor:
 
   def count(self, owner: str, limit: int) -> int:
     """Reads a 64-bit count of at most `limit`."""
-    found = self.number('<Q', owner)
-    if found > limit:
+    count = self.number('<Q', owner)
+    if count > limit:
       raise ValueError(
-        f'{self.file}: the {owner} must be at most {limit}, got {found}'
+        f'{self.file}: the {owner} must be at most {limit}, got {count}'
       )
-    return found
+    return count
 
   def text(self, owner: str) -> str:
     """Reads a string."""

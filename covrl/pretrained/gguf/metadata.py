@@ -80,8 +80,8 @@ class Metadata:
 
   def refuse(self, name: str, wanted: str) -> ValueError:
     """The error for a field with an unsupported value."""
-    found = str(self.fields.get(name, 'none'))[:80]
-    return ValueError(f'{self.file}: {name} must be {wanted}, got {found}')
+    value = str(self.fields.get(name, 'none'))[:80]
+    return ValueError(f'{self.file}: {name} must be {wanted}, got {value}')
 
   def _get(
     self,

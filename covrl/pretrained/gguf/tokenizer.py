@@ -134,19 +134,21 @@ def _adds_bos(metadata: Metadata, default: bool) -> bool:
 def _token_id(metadata: Metadata, name: str, tokens: list[str]) -> int | None:
   """Id of a special token, or `None`."""
   field = f'{_PREFIX}.{name}_token_id'
-  found = metadata.integer(field, None)
-  if found is not None and found >= len(tokens):
+  token_id = metadata.integer(field, None)
+  if token_id is not None and token_id >= len(tokens):
     raise metadata.refuse(field, f'below {len(tokens)}, the number of tokens')
-  return found
+  return token_id
 
 
 def _special_ids(metadata: Metadata, tokens: list[str]) -> dict[str, int]:
   """Ids of special tokens, by their names in transformers."""
   names = {'bos': 'bos', 'eos': 'eos', 'unk': 'unknown', 'pad': 'padding'}
-  found = {
+  special_tokens = {
     name: _token_id(metadata, field, tokens) for name, field in names.items()
   }
-  return {name: token for name, token in found.items() if token is not None}
+  return {
+    name: token for name, token in special_tokens.items() if token is not None
+  }
 
 
 def _generation(metadata: Metadata, tokens: list[str]) -> dict[str, Any]:

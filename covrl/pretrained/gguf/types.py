@@ -43,12 +43,12 @@ def tensor_type(code: int, owner: str) -> TensorType:
   Raises:
     ValueError: the type is unknown, or cannot be dequantised.
   """
-  found = _find_type(code)
-  if found is None:
+  result = _find_type(code)
+  if result is None:
     known = [_find_type(each) for each in range(64)]
     names = ', '.join(each.name for each in known if each is not None)
     raise ValueError(f'{owner} must have a type of {names}, got {_name(code)}')
-  return found
+  return result
 
 
 @functools.cache
@@ -60,12 +60,12 @@ def _find_type(code: int) -> TensorType | None:
   except ValueError:
     return None
   block_size, block_bytes = library.GGML_QUANT_SIZES[kind]
-  found = TensorType(code, kind.name, block_size, block_bytes)
+  tensor_type = TensorType(code, kind.name, block_size, block_bytes)
   try:
-    found.dequantise(np.zeros((1, block_bytes), np.uint8))
+    tensor_type.dequantise(np.zeros((1, block_bytes), np.uint8))
   except NotImplementedError:
     return None
-  return found
+  return tensor_type
 
 
 def _name(code: int) -> str:

@@ -71,21 +71,21 @@ def _without_membership(node: Node) -> Node:
   """Returns the set of `x ∈ S`; a congruence as a family; or the node itself."""
   if node.value == ('in',):
     return node.parts[1]
-  (found,) = integers.congruences([node])
-  return found
+  (congruence,) = integers.congruences([node])
+  return congruence
 
 
 def _name_unnamed(items: list[Node]) -> list[Node]:
   """Applies the name of an equation to the following unnamed elements."""
-  found: list[Node] = []
+  elements: list[Node] = []
   name: Node | None = None
   for item in items:
     if item.kind == 'relation':
       name = item.parts[0] if item.value == ('=',) else None
     elif name is not None and name.kind == 'symbol':
       item = Node('relation', (name, item), ('=',))
-    found.append(item)
-  return found
+    elements.append(item)
+  return elements
 
 
 def _expand_plus_minus(node: Node) -> list[Node]:

@@ -47,9 +47,9 @@ def equivalent(reference: Node, answer: Node) -> Verdict:
     reference: tree of the correct answer.
     answer: tree of the answer to grade.
   """
-  verdict = _same(canonicalize(reference), canonicalize(answer))
+  verdict = _equivalent(canonicalize(reference), canonicalize(answer))
   if not verdict and any(map(_has_naturals, (reference, answer))):
-    return _same(
+    return _equivalent(
       canonicalize(reference, zero_is_natural=True),
       canonicalize(answer, zero_is_natural=True),
     )
@@ -60,7 +60,8 @@ def _has_naturals(node: Node) -> bool:
   return '\\mathbb{N}' in str(node.value) or any(map(_has_naturals, node.parts))
 
 
-def _same(left: Node, right: Node) -> Verdict:
+def _equivalent(left: Node, right: Node) -> Verdict:
+  """Returns whether two canonical answers are equivalent."""
   if left == right:
     return True
   if left.kind == right.kind == 'clock':
@@ -92,7 +93,7 @@ def _same(left: Node, right: Node) -> Verdict:
 def _same_strictly(left: Node, right: Node) -> Verdict:
   """Returns whether the two sides of an equation are equal."""
   if any(node.kind in _COLLECTIONS for node in (left, right)):
-    return _same(left, right)
+    return _equivalent(left, right)
   return same_quantities(_quotient(left), _quotient(right), strict=True)
 
 
@@ -138,7 +139,7 @@ def _values(chain: Chain) -> list[Node]:
 
 
 def _any_same(left: Sequence[Node], right: Sequence[Node]) -> Verdict:
-  verdicts = [_same(one, other) for one in left for other in right]
+  verdicts = [_equivalent(one, other) for one in left for other in right]
   if True in verdicts:
     return True
   return None if None in verdicts else False
@@ -288,17 +289,17 @@ def _same_collections(left: Node, right: Node) -> Verdict:
 
 def _values_by_name(node: Node) -> dict[str, Node]:
   """Returns values by name if a list assigns different quantities."""
-  found: dict[str, Node] = {}
+  values: dict[str, Node] = {}
   for part in node.parts:
     assigned = read_chain(part, _same_strictly)
     if assigned is None or assigned.name is None:
       return {}
     if assigned.name.kind != 'symbol':
       return {}
-    found[assigned.name.value] = assigned.value
+    values[assigned.name.value] = assigned.value
   # x_1 and x_2 are two values of x.
-  letters = {name.split('_')[0] for name in found}
-  return found if len(letters) == len(node.parts) > 1 else {}
+  letters = {name.split('_')[0] for name in values}
+  return values if len(letters) == len(node.parts) > 1 else {}
 
 
 def _same_elements(
@@ -312,7 +313,7 @@ def _same_elements(
     return False
   rest, unknown = list(right), False
   for element in left:
-    verdicts = [_same(element, other) for other in rest]
+    verdicts = [_equivalent(element, other) for other in rest]
     if True in verdicts:
       if not repeats:
         del rest[verdicts.index(True)]
@@ -321,12 +322,14 @@ def _same_elements(
     else:
       return False
   if repeats:
-    back = _same_elements(right, left) if len(left) == len(right) else None
-    if back is None:
-      back = all(
-        any(_same(element, other) for other in left) for element in right
+    reverse_verdict = (
+      _same_elements(right, left) if len(left) == len(right) else None
+    )
+    if reverse_verdict is None:
+      reverse_verdict = all(
+        any(_equivalent(element, other) for other in left) for element in right
       )
-    return None if unknown and back else back
+    return None if unknown and reverse_verdict else reverse_verdict
   return None if unknown else True
 
 
@@ -340,7 +343,9 @@ def _all_same(left: Sequence[Node], right: Sequence[Node]) -> Verdict:
   """Returns whether elements agree in order."""
   if len(left) != len(right):
     return False
-  verdicts = [_same(one, other) for one, other in zip(left, right, strict=True)]
+  verdicts = [
+    _equivalent(one, other) for one, other in zip(left, right, strict=True)
+  ]
   if False in verdicts:
     return False
   return None if None in verdicts else True

@@ -65,7 +65,7 @@ def last_box(text: str) -> str | None:
   '\\frac{7}{2}'
   """
   # Start and end of the content; the end of one without braces is found last.
-  found: tuple[int, int | None] | None = None
+  span: tuple[int, int | None] | None = None
   # Open braces, with the start of the content for those of a box.
   opened: list[int | None] = []
   for match in _BRACES.finditer(text):
@@ -74,14 +74,14 @@ def last_box(text: str) -> str | None:
       start = opened.pop() if opened else None
       # Closed last, so it follows or encloses all boxes before it.
       if start is not None:
-        found = start, match.start()
+        span = start, match.start()
     elif token == '{' or match.group('brace'):
       opened.append(None if token == '{' else match.end())
     elif len(token) > 2 and _BARE.match(text, match.end()):
-      found = match.end(), None
-  if found is None:
+      span = match.end(), None
+  if span is None:
     return None
-  start, end = found
+  start, end = span
   return text[start : _bare_end(text, start) if end is None else end]
 
 

@@ -50,7 +50,11 @@ def same_family(left: Sequence[Node], right: Sequence[Node]) -> bool | None:
   with mpmath.workdps(_DIGITS):
     try:
       classes = [
-        [found for expression in side for found in _classes(expression)]
+        [
+          residue_class
+          for expression in side
+          for residue_class in _classes(expression)
+        ]
         for side in (left, right)
       ]
       period = _common_period([c.period for side in classes for c in side])
@@ -121,15 +125,15 @@ def _common_period(periods: list[Value]) -> Value:
 
 def _residues(classes: list[_Class], period: Value) -> list[Value]:
   """Returns all residues of classes modulo a multiple of their periods."""
-  found: list[Value] = []
-  for residue, own in classes:
-    count = int(mpmath.nint(period / own))
-    if len(found) + count > _MAX_CLASSES:
+  residues: list[Value] = []
+  for residue, class_period in classes:
+    count = int(mpmath.nint(period / class_period))
+    if len(residues) + count > _MAX_CLASSES:
       raise Undefined('too many residues')
     for index in range(count):
-      value = residue + index * own
-      found.append(value - period * mpmath.floor(value / period))
-  return found
+      value = residue + index * class_period
+      residues.append(value - period * mpmath.floor(value / period))
+  return residues
 
 
 def _covers(one: list[Value], other: list[Value], period: Value) -> bool:

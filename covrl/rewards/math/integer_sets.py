@@ -65,12 +65,12 @@ def _geometric(
   if len(ratios) != 1:
     return None
   (ratio,) = ratios
-  found = [first[0]]
-  while found[-1] != last:
-    if len(found) == MAX_ELEMENTS:
+  terms = [first[0]]
+  while terms[-1] != last:
+    if len(terms) == MAX_ELEMENTS:
       return None
-    found.append(found[-1] * ratio)
-  return [ast.number(value) for value in found]
+    terms.append(terms[-1] * ratio)
+  return [ast.number(value) for value in terms]
 
 
 def progression(first: Fraction, step: Fraction, last: Node) -> Node:
@@ -123,12 +123,12 @@ def _values(
 ) -> list[Node] | None:
   """Returns the values of an expression for all integers within bounds."""
 
-  def at(value: Fraction | int) -> Fraction:
+  def value_at(value: Fraction | int) -> Fraction:
     return _rational_at(shown, {name: Fraction(value)})
 
   if low is not None and high is not None and high - low < MAX_ELEMENTS:
     return [
-      ast.number(at(value))
+      ast.number(value_at(value))
       for value in range(int(low), int(high) + 1)
       if value not in excluded
     ]
@@ -136,15 +136,18 @@ def _values(
   if start is None or excluded:
     return None
   sign = 1 if low is not None else -1
-  step = at(start + sign) - at(start)
-  if any(at(start + sign * n) - at(start) != n * step for n in range(2, 6)):
+  step = value_at(start + sign) - value_at(start)
+  if any(
+    value_at(start + sign * n) - value_at(start) != n * step
+    for n in range(2, 6)
+  ):
     return None
   if low is not None and high is not None:
-    return _elements(at(low), step, at(high))
+    return _elements(value_at(low), step, value_at(high))
   end = Node('infinity')
   if step < 0:
     end = Node('negative', (end,))
-  return [progression(at(start), step, end)]
+  return [progression(value_at(start), step, end)]
 
 
 def _elements(
@@ -169,7 +172,7 @@ def _bounds(name: str, condition: Node) -> list[tuple[str, Fraction]]:
   position = parts.index(symbol)
   if not 1 <= len(parts) - 1 <= 2 or (len(parts) == 3 and position != 1):
     raise Undefined('another condition')
-  found: list[tuple[str, Fraction]] = []
+  bounds: list[tuple[str, Fraction]] = []
   for index, sign in enumerate(condition.value):
     if sign not in (*_FLIPPED, 'ne'):
       raise Undefined('another condition')
@@ -179,8 +182,8 @@ def _bounds(name: str, condition: Node) -> list[tuple[str, Fraction]]:
     ):
       continue
     flipped = _FLIPPED.get(sign, sign) if index < position else sign
-    found.append((str(flipped), _rational(bound)))
-  return found
+    bounds.append((str(flipped), _rational(bound)))
+  return bounds
 
 
 def _common_step(values: Sequence[Fraction]) -> Fraction | None:

@@ -36,11 +36,11 @@ def declarations(items: Sequence[Node]) -> tuple[list[Node], dict[str, str]]:
   kept: list[Node] = []
   domains: dict[str, str] = {}
   for item in items:
-    found = _declaration(item)
-    if found is None:
+    declaration = _declaration(item)
+    if declaration is None:
       kept.append(item)
-    elif found[1] in ('Z', 'N'):
-      domains[found[0]] = found[1]
+    elif declaration[1] in ('Z', 'N'):
+      domains[declaration[0]] = declaration[1]
   if not kept:
     return list(items), {}
   return kept, domains
@@ -50,11 +50,12 @@ def _declaration(node: Node) -> tuple[str, str] | None:
   """Returns name and domain of `k ∈ ℤ` or `k is an integer`."""
   if node.kind == 'relation' and node.value == ('in',):
     name, domain = node.parts
-    found = _DOMAINS.get(str(domain.value)[:10])
+    domain_name = _DOMAINS.get(str(domain.value)[:10])
     if str(domain.value).startswith('\\mathbb{C}'):
-      found = 'C'
-    if found and name.kind == 'symbol':
-      return name.value, 'N' if domain.value[10:] and found == 'Z' else found
+      domain_name = 'C'
+    if domain_name and name.kind == 'symbol':
+      is_natural = domain.value[10:] and domain_name == 'Z'
+      return name.value, 'N' if is_natural else domain_name
   if node.kind == 'product':
     left, right = node.parts
     for name, words, pattern in (
@@ -85,12 +86,13 @@ def canonical(
     bounds = [item for item in items if _is_bound(item, name)]
     if not bounds:
       continue
-    shown = [item for item in items if item not in bounds]
-    if len(shown) > 1:
+    others = [item for item in items if item not in bounds]
+    if len(others) > 1:
       continue
-    named = _named(shown[0]) if shown else (None, Node('symbol', (), name))
+    symbol = Node('symbol', (), name)
+    value = _name_and_value(others[0])[1] if others else symbol
     lowest = None if domain == 'Z' else 0 if zero else 1
-    elements = integer_solutions(name, bounds, named[1], lowest)
+    elements = integer_solutions(name, bounds, value, lowest)
     if elements is None:
       whole = Node('list', tuple(items), separator)
       return Node('integer_only', (whole,), domain)
@@ -113,7 +115,7 @@ def set_builder_elements(node: Node) -> list[Node] | None:
   Returns:
     `None` for `{x | …}` without integers.
   """
-  shown, condition = node.parts
+  template, condition = node.parts
   conditions = (
     list(condition.parts) if condition.kind == 'list' else [condition]
   )
@@ -121,11 +123,11 @@ def set_builder_elements(node: Node) -> list[Node] | None:
     conditions = [condition]
   if values := _listed_values(conditions):
     name, elements = values
-    return [_substitute(shown, name, element) for element in elements]
-  if _declaration(shown):
-    conditions.append(shown)
-    shown = shown.parts[0]
-  _, domains = declarations([*conditions, shown])
+    return [_substitute(template, name, element) for element in elements]
+  if _declaration(template):
+    conditions.append(template)
+    template = template.parts[0]
+  _, domains = declarations([*conditions, template])
   if not domains:
     return None
   # ℕ has a smallest element without any other bound.
@@ -135,14 +137,16 @@ def set_builder_elements(node: Node) -> list[Node] | None:
     for name, domain in domains.items()
     if domain == 'N'
   ]
-  if shown.kind == 'symbol' and shown.value in domains:
+  if template.kind == 'symbol' and template.value in domains:
     return conditions
-  if shown.kind == 'symbol':
+  if template.kind == 'symbol':
     # {x | x = kπ, k ∈ ℤ}
     return (
-      conditions if any(_named(c)[0] == shown for c in conditions) else None
+      conditions
+      if any(_name_and_value(c)[0] == template for c in conditions)
+      else None
     )
-  return [shown, *conditions]
+  return [template, *conditions]
 
 
 def _listed_values(conditions: list[Node]) -> tuple[str, Sequence[Node]] | None:
@@ -183,7 +187,7 @@ def congruences(items: list[Node]) -> list[Node]:
       if item.parts[1] != modulus:
         return items
       item = item.parts[0]
-    name, value = _named(item)
+    name, value = _name_and_value(item)
     names += [] if name is None else [name]
     multiple = Node('product', (modulus, Node('symbol', (), INTEGER)))
     if value.kind == 'relation' or numeric.symbols(value):
@@ -202,7 +206,7 @@ def _family(items: list[Node], domains: dict[str, str]) -> Node | None:
   names: set[Node | None] = set()
   values: list[Node] = []
   for item in items:
-    name, value = _named(item)
+    name, value = _name_and_value(item)
     symbols = numeric.symbols(value)
     if value.kind == 'relation' or len(symbols) != 1:
       return None
@@ -218,7 +222,7 @@ def _family(items: list[Node], domains: dict[str, str]) -> Node | None:
   return family if name is None else Node('relation', (name, family), ('=',))
 
 
-def _named(item: Node) -> tuple[Node | None, Node]:
+def _name_and_value(item: Node) -> tuple[Node | None, Node]:
   """Returns name and value of `x = …` or `x ≡ …`; no name for other nodes."""
   if item.kind == 'relation' and set(item.value) <= {'=', 'equiv'}:
     first, *rest = item.parts

@@ -98,10 +98,10 @@ class TokenStream:
 
   def expect(self, *texts: str) -> str:
     """Consumes the next token, which must be one of `texts`."""
-    found = self.accept(*texts)
-    if not found:
+    accepted = self.accept(*texts)
+    if not accepted:
       raise ParseError(f'{texts} expected, got {self.peek().text!r}')
-    return found
+    return accepted
 
   def expect_end(self) -> None:
     """Checks that all tokens are consumed."""
@@ -142,20 +142,20 @@ def tokenize(normalized: str, *, merge_thousands: bool) -> list[Token]:
   text = _SPACED_THOUSANDS.sub(
     lambda match: match.group().replace(' ', ''), text
   )
-  found: list[Token] = []
+  tokens: list[Token] = []
   position = 0
   while position < len(text):
     match = _TOKEN.match(text, position)
     if not match:
       raise ParseError(f'unknown character {text[position]!r}')
     if match.lastgroup:
-      found += _make_tokens(
+      tokens += _make_tokens(
         match.lastgroup, match.group(match.lastgroup), match
       )
     position = match.end()
-    if len(found) > MAX_TOKENS:
+    if len(tokens) > MAX_TOKENS:
       raise ParseError('too long')
-  return found
+  return tokens
 
 
 def _make_tokens(group: str, text: str, match: re.Match[str]) -> list[Token]:

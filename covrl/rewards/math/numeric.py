@@ -175,10 +175,12 @@ def _precision(*nodes: Node) -> int:
 
 def _digits(node: Node) -> int:
   """Returns the digits of the longest number in an expression."""
-  own = 0
+  digits_of_node = 0
   if node.kind == 'number':
-    own = sum(map(int.bit_length, node.value.as_integer_ratio())) * 3 // 10 + 1
-  return max(own, *map(_digits, node.parts), 0)
+    digits_of_node = (
+      sum(map(int.bit_length, node.value.as_integer_ratio())) * 3 // 10 + 1
+    )
+  return max(digits_of_node, *map(_digits, node.parts), 0)
 
 
 def _has_symbol(node: Node, name: str) -> bool:

@@ -162,7 +162,7 @@ _ABBREVIATED = {'c': '°C', 'f': '°F', 'k': 'K'}
 
 
 def _units() -> dict[str, Unit]:
-  found: dict[str, Unit] = {
+  units: dict[str, Unit] = {
     name: (Fraction(factor), () if base == '1' else ((base, 1),))
     for base, rows in _TABLE.items()
     for names, factor in rows.items()
@@ -175,15 +175,15 @@ def _units() -> dict[str, Unit]:
       if word[0].isdigit():
         factor *= Fraction(word)
         continue
-      _multiply(powers, found[word], int(power or 1))
-      factor *= found[word][0] ** int(power or 1)
+      _multiply(powers, units[word], int(power or 1))
+      factor *= units[word][0] ** int(power or 1)
     for name in names.split():
-      found[name] = factor, _sorted(powers)
+      units[name] = factor, _sorted(powers)
   for name in _PREFIXED:
-    factor, powers = found[_IRREGULAR.get(name, name)]
+    factor, powers = units[_IRREGULAR.get(name, name)]
     for prefix, scale in _PREFIXES.items():
-      found[prefix + name] = factor * scale, powers
-  return found
+      units[prefix + name] = factor * scale, powers
+  return units
 
 
 def _multiply(powers: dict[str, int], unit: Unit, power: int) -> None:
@@ -310,8 +310,8 @@ def _lookup(word: str) -> Unit | None:
 
 
 def _base(word: str) -> Unit:
-  found = _lookup(word)
-  if found is not None:
-    return found
+  unit = _lookup(word)
+  if unit is not None:
+    return unit
   word = _IRREGULAR.get(word.lower(), word.lower())
   return Fraction(1), ((word.removesuffix('s') or word, 1),)

@@ -12,7 +12,7 @@ import os
 
 def descendants() -> list[int]:
   """Returns all descendants of this process, the nearest first."""
-  found, waiting = [], [os.getpid()]
+  result, waiting = [], [os.getpid()]
   while waiting:
     pid = waiting.pop(0)
     try:
@@ -21,8 +21,8 @@ def descendants() -> list[int]:
           f'/proc/{pid}/task/{task}/children', encoding='ascii'
         ) as file:
           children = [int(number) for number in file.read().split()]
-        found += children
+        result += children
         waiting += children
     except OSError:
       continue
-  return found
+  return result

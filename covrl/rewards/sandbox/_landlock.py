@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 _CREATE, _ADD, _RESTRICT = 444, 445, 446
 _NO_NEW_PRIVILEGES, _SET_FILTER = 38, 22
 _EXECUTE, _WRITE, _READ, _LIST = 1, 2, 4, 8
-# Access rights added by later versions to the first thirteen.
-_LATER = {2: 1 << 13, 3: 1 << 14, 5: 1 << 15}
+# Access rights beyond the first thirteen, by the version of Landlock that added them.
+_ADDED_RIGHTS = {2: 1 << 13, 3: 1 << 14, 5: 1 << 15}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -48,7 +48,7 @@ def restrict() -> None:
   """Restricts this process permanently to the files that it may read."""
   version = _check(_libc.syscall(_CREATE, None, 0, 1))
   handled = (1 << 13) - 1
-  for since, access in _LATER.items():
+  for since, access in _ADDED_RIGHTS.items():
     handled |= access if version >= since else 0
   # Both scopes: signals to other processes, and abstract sockets.
   rules = _Ruleset(handled, 0, 3)

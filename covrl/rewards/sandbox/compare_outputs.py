@@ -118,9 +118,9 @@ def value_difference(
       return None
   elif isinstance(expected, list) and isinstance(value, list):
     for index, (item, other) in enumerate(zip(value, expected, strict=False)):
-      found = value_difference(item, other, tolerance, f'{where}[{index}]')
-      if found is not None:
-        return found
+      difference = value_difference(item, other, tolerance, f'{where}[{index}]')
+      if difference is not None:
+        return difference
     if len(value) == len(expected):
       return None
     where = f'{where} (length {len(value)} instead of {len(expected)})'
@@ -130,9 +130,9 @@ def value_difference(
       inner = f'{where}[{key!r:.{_SHOWN}}]'
       if item is _MISSING:
         return f'at {inner}: {other!r:.200} was expected, got no such key'
-      found = value_difference(item, other, tolerance, inner)
-      if found is not None:
-        return found
+      difference = value_difference(item, other, tolerance, inner)
+      if difference is not None:
+        return difference
     if len(value) == len(expected):
       return None
     extra = next(key for key in value if key not in expected)

@@ -93,10 +93,10 @@ def find_program(response: str, tests: Sequence[Test] = ()) -> str | None:
   answer = response.rpartition('</think>')[2]
   blocks = [b for b in _blocks(answer) if b.text.strip()]
   if not blocks:
-    found = list(_blocks(response))
-    blocks = [b for b in found if b.text.strip()]
+    all_blocks = list(_blocks(response))
+    blocks = [b for b in all_blocks if b.text.strip()]
     if not blocks:
-      return None if found or not answer.strip() else answer
+      return None if all_blocks or not answer.strip() else answer
   wanted = _wanted_names(tests)
   must_print = any(isinstance(test, PrintTest) for test in tests)
   # Beside a program, text in other blocks may mention input without reading it.

@@ -123,10 +123,10 @@ def _links_to(library: str) -> list[str]:
 
 def _loaders() -> list[str]:
   """Returns the dynamic loaders by their well-known paths, and their cache."""
-  found = [
+  paths = [
     os.path.join(os.path.realpath(directory), path.name)
     for directory in ('/lib', '/lib64')
     for path in pathlib.Path(directory).glob('ld-linux*.so.*')
   ]
   cache = '/etc/ld.so.cache'
-  return [*found, cache] if os.path.exists(cache) else found
+  return [*paths, cache] if os.path.exists(cache) else paths

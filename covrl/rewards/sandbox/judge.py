@@ -221,10 +221,10 @@ def default_judge() -> Judge:
   Raises:
     JudgeError: if no sandbox works.
   """
-  found = _find_judge()
-  if isinstance(found, JudgeError):
-    raise found
-  return found
+  judge = _find_judge()
+  if isinstance(judge, JudgeError):
+    raise judge
+  return judge
 
 
 @functools.cache

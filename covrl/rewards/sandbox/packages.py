@@ -42,7 +42,7 @@ def find_packages(names: Sequence[str] | None) -> tuple[Package, ...]:
   """
   if names is None:
     return tuple(p for p in map(_find, DEFAULT) if p is not None)
-  found = []
+  packages = []
   for name in names:
     package = _find(name)
     if package is None:
@@ -50,8 +50,8 @@ def find_packages(names: Sequence[str] | None) -> tuple[Package, ...]:
         'packages for programs must be installed in the environment of the'
         f' trainer, got {name!r}'
       )
-    found.append(package)
-  return tuple(found)
+    packages.append(package)
+  return tuple(packages)
 
 
 def _find(name: str) -> Package | None:

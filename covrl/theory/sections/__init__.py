@@ -59,8 +59,8 @@ def find_claims(name: str) -> tuple[Claim, ...]:
   >>> [claim.name for claim in find_claims('IV.1')]
   ['Lemma IV.1 (7)', 'Prop. IV.1 (9)', 'Thm IV.1 (10)', 'Remark IV.1']
   """
-  found = tuple(claim for claim in CLAIMS if claim.matches(name))
-  if not found:
+  claims = tuple(claim for claim in CLAIMS if claim.matches(name))
+  if not claims:
     names = ', '.join(claim.name for claim in CLAIMS)
     raise ValueError(f'there is no claim {name!r}; there are: {names}')
-  return found
+  return claims

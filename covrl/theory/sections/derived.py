@@ -196,8 +196,8 @@ def annealing_rate(settings: Settings, formula: Formula) -> Evidence:
   return Evidence(
     printed=[at_most('exponent of ‖∇‖², p = ¼', slopes[0], -0.95)],
     conditional=[
-      at_most(f'exponent of ‖∇‖², p = {p:g}', found, -0.95)
-      for p, found in zip(POWERS[1:], slopes[1:], strict=True)
+      at_most(f'exponent of ‖∇‖², p = {p:g}', slope, -0.95)
+      for p, slope in zip(POWERS[1:], slopes[1:], strict=True)
     ],
     corrected=[
       close_to(f'‖∇‖² divided by ‖b_t‖² at the end, p = {p:g}', ratio, 1, 0.02)

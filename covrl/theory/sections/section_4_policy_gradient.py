@@ -97,11 +97,11 @@ def entropy_dynamics(settings: Settings, formula: Formula) -> Evidence:
     policy: tree_policy.TreePolicy, predict: Formula
   ) -> Float[np.ndarray, ' n']:
     predicted = predict(policy.rho, _covariance(policy))
-    found = []
+    result = []
     for rate in rates:
       change = _change(policy, rate)
-      found.append(np.linalg.norm(predicted - change) / np.linalg.norm(change))
-    return np.array(found)
+      result.append(np.linalg.norm(predicted - change) / np.linalg.norm(change))
+    return np.array(result)
 
   policy = tree_policy.random_tree_policy(settings)
   with_rho, without = errors(policy, formula), errors(policy, _as_printed)

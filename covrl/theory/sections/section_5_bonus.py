@@ -57,7 +57,7 @@ def regularised_gradient(settings: Settings, formula: Formula) -> Evidence:
   gradient, of_entropy, of_length = _entropy_parts(policy)
   length, f = policy.rho.sum(), categorical.centred_logprobs(policy.pi)
   mean = (policy.rho * categorical.entropy(policy.pi)).sum() / length
-  found = formula(policy.rho, length, policy.pi, f, of_entropy, mean, of_length)
+  full = formula(policy.rho, length, policy.pi, f, of_entropy, mean, of_length)
   semi = -(policy.rho / length)[..., None] * policy.pi * f
   alone = -single.pi * categorical.centred_logprobs(single.pi)
   return Evidence(
@@ -76,7 +76,7 @@ def regularised_gradient(settings: Settings, formula: Formula) -> Evidence:
       )
     ],
     corrected=[
-      at_most('error of the full formula', abs(found - gradient).max(), EXACT),
+      at_most('error of the full formula', abs(full - gradient).max(), EXACT),
       at_least(
         'relative error of the semi-gradient',
         np.linalg.norm(semi - gradient) / np.linalg.norm(gradient),

@@ -60,7 +60,7 @@ def token_covariance(settings: Settings, formula: Formula) -> Evidence:
   )
   entropy = of_state(categorical.entropy(pi))
   stats = covrl.TokenStats(logprobs=jnp.log(pi), entropy=entropy)
-  ours = covrl.exact_score(stats, squares, jnp.asarray(advantages))
+  library_score = covrl.exact_score(stats, squares, jnp.asarray(advantages))
   return Evidence(
     printed=[
       at_most(
@@ -78,7 +78,9 @@ def token_covariance(settings: Settings, formula: Formula) -> Evidence:
         abs(categorical.expectation(pi, exact) - covariance).max(),
         EXACT,
       ),
-      at_most('covrl.exact_score minus c*', abs(ours - exact).max(), EXACT),
+      at_most(
+        'covrl.exact_score minus c*', abs(library_score - exact).max(), EXACT
+      ),
       at_least('C minus the effect of one token', abs(c - effect).max(), 0.1),
     ],
   )
@@ -102,8 +104,10 @@ def clip_operator(settings: Settings, formula: Formula) -> Evidence:
   )
   quota = int(wide.quota[0])
   misses = [
-    abs(some.mask.sum((1, 2)) - formula(quota, int(some.eligible[0]))).max()
-    for some in (wide, narrow)
+    abs(
+      selection.mask.sum((1, 2)) - formula(quota, int(selection.eligible[0]))
+    ).max()
+    for selection in (wide, narrow)
   ]
   masks = np.asarray(wide.mask)
   zeroed = sampled_batch.updated_logits(batch, 1.0 - masks[0])

@@ -87,14 +87,14 @@ def stability_margin(settings: Settings, formula: Formula) -> Evidence:
   log_mean = np.log(categorical.expectation(pi, np.exp(rates[..., None] * u)))
   closed = formula(log_mean, rates * categorical.expectation(pi, u))
   gamma = margin(pi, u, 0.1)
-  at = ray_divergence(pi, u, gamma[:, None])
+  divergences = ray_divergence(pi, u, gamma[:, None])
   return Evidence(
     printed=[
       at_least('least growth between steps', np.diff(along, axis=0).min(), 0.0),
       at_least(
         'least second difference', np.diff(along, 2, axis=0).min(), -EXACT
       ),
-      at_most('|KL − ε| at γ', abs(at - 0.1).max(), 1e-10),
+      at_most('|KL − ε| at γ', abs(divergences - 0.1).max(), 1e-10),
     ],
     corrected=[
       at_most('error of the closed form', abs(along - closed).max(), EXACT)

@@ -43,15 +43,15 @@ def _exact_runs(
   """Entropy and reward along exact gradient ascent on five problem sets."""
   rng = settings.rng()
   prompts, actions, steps = 200, 16, settings.choose(3000, 1000)
-  right = (rng.random((5, prompts, actions)) < 0.2).astype(float)
-  z = 1.5 * rng.normal(size=right.shape)
+  is_correct = (rng.random((5, prompts, actions)) < 0.2).astype(float)
+  z = 1.5 * rng.normal(size=is_correct.shape)
   entropy, reward = [], []
   for step in range(steps):
     pi = categorical.softmax(z)
     if step % (steps // 100) == 0:
       entropy.append(categorical.entropy(pi).mean(-1))
-      reward.append(categorical.expectation(pi, right).mean(-1))
-    z = z + 300 / steps * pi * categorical.centred(pi, right)
+      reward.append(categorical.expectation(pi, is_correct).mean(-1))
+    z = z + 300 / steps * pi * categorical.centred(pi, is_correct)
   return np.array(entropy).T, np.array(reward).T
 
 
@@ -74,9 +74,9 @@ def exponential_law(settings: Settings, formula: Formula) -> Evidence:
     reward_law(h, r, resamples=200)
     for h, r in zip(entropies, rewards, strict=True)
   ]
-  curved = np.array([law.exponential.r_squared for law in laws])
-  straight = np.array([law.linear.r_squared for law in laws])
-  missed = np.array([abs(law.exponential.error) for law in laws])
+  r_squared_of_law = np.array([law.exponential.r_squared for law in laws])
+  r_squared_of_line = np.array([law.linear.r_squared for law in laws])
+  forecast_errors = np.array([abs(law.exponential.error) for law in laws])
   a, b = laws[0].exponential.a.value, laws[0].exponential.b.value
   residual = rewards[0] - formula(a, b, entropies[0])
   results = method_study.run_methods(settings)
@@ -91,18 +91,22 @@ def exponential_law(settings: Settings, formula: Formula) -> Evidence:
     ],
     conditional=[
       at_least(
-        'least R² over five problem sets, exact gradient', curved.min(), 0.95
+        'least R² over five problem sets, exact gradient',
+        r_squared_of_law.min(),
+        0.95,
       ),
       at_least('R² of sampled runs without entropy control', by_method[0], 0.9),
     ],
     corrected=[
       at_least(
         'fraction of problem sets with a better fit than a line in H',
-        (curved > straight).mean(),
+        (r_squared_of_law > r_squared_of_line).mean(),
         0.5,
       ),
       at_least(
-        'largest error of a forecast from the first third', missed.max(), 0.02
+        'largest error of a forecast from the first third',
+        forecast_errors.max(),
+        0.02,
       ),
       at_most('mean of the residuals', abs(residual.mean()), 1e-9),
     ],
@@ -220,7 +224,7 @@ def preference(settings: Settings, formula: Formula) -> Evidence:
   covariance_methods = [name for name in METHODS if 'Cov' in name]
   best = min(covariance_methods, key=lambda name: gaps[name].mean())
   bonus = gaps['bonus 0.3, annealed']
-  ahead = gaps[best] - bonus
+  difference = gaps[best] - bonus
   value = formula(results.probabilities, results.rewards[None, :, None])
   return Evidence(
     printed=[
@@ -233,7 +237,7 @@ def preference(settings: Settings, formula: Formula) -> Evidence:
     corrected=[
       at_least(
         'difference of these gaps divided by its standard error',
-        ahead.mean() / (ahead.std(ddof=1) / np.sqrt(ahead.size)),
+        difference.mean() / (difference.std(ddof=1) / np.sqrt(difference.size)),
         settings.choose(3.0, 0.0),
       ),
       at_most(

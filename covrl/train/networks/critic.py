@@ -54,12 +54,12 @@ def critic(
     return value, {'clipped': aux.clipped}
 
   def metrics(
-    values: Float[Array, 'B T'], rows: TokenBatch, found: dict[str, Any]
+    values: Float[Array, 'B T'], rows: TokenBatch, per_token: dict[str, Any]
   ) -> dict[str, Scalar]:
     mask, returns = rows.loss_mask, rows.credit['returns']
     return {
       'explained_variance': explained_variance(values, returns, mask),
-      'clip_fraction': count(found['clipped'] & mask) / count(mask),
+      'clip_fraction': count(per_token['clipped'] & mask) / count(mask),
       'value': exact_mean(values, mask),
       'return': exact_mean(returns, mask),
     }

@@ -81,8 +81,12 @@ def initial_params(
   dtype: Any = model.config.param_dtype
 
   def make(base: PyTree) -> PyTree:
-    own = jax.tree.map(lambda leaf: jnp.array(leaf, dtype), base)
-    return add_value_head(own, model.config) if model.config.value_head else own
+    copied = jax.tree.map(lambda leaf: jnp.array(leaf, dtype), base)
+    return (
+      add_value_head(copied, model.config)
+      if model.config.value_head
+      else copied
+    )
 
   out = shardings(model.abstract_params(mesh))
   return jax.jit(make, out_shardings=out)(base)

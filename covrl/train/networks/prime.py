@@ -65,10 +65,10 @@ def process_reward_model(
     return value, {'scores': aux.scores}
 
   def metrics(
-    logprobs: Float[Array, 'B T'], rows: TokenBatch, found: dict[str, Any]
+    logprobs: Float[Array, 'B T'], rows: TokenBatch, per_token: dict[str, Any]
   ) -> dict[str, Scalar]:
     del logprobs
-    scores, labels = found['scores'], rows.credit['labels']
+    scores, labels = per_token['scores'], rows.credit['labels']
     total = exact_sum(rows.weights, rows.loss_mask)
 
     def mean(values: Float[Array, 'B T']) -> Scalar:
@@ -132,7 +132,7 @@ def prime_advantages(config: Config, network: str = PRM) -> Estimator:
       mask,
       coefficient=settings.coefficient,
     )
-    found = process_advantages(
+    credit = process_advantages(
       process,
       inputs.rewards,
       inputs.group_ids,
@@ -152,11 +152,11 @@ def prime_advantages(config: Config, network: str = PRM) -> Estimator:
         jax.nn.sigmoid(scores), right, is_scored
       ),
       'reward': exact_mean(scores, is_scored),
-      'scale': found.scale,
+      'scale': credit.scale,
     }
     return (
       Credit(
-        found.advantages,
+        credit.advantages,
         targets(inputs),
         {f'{network}/scoring/{name}': each for name, each in metrics.items()},
       ),

@@ -119,7 +119,7 @@ class Networks:
     """
     states = {}
     for index, (name, each) in enumerate(self._all.items()):
-      own = initial_params(
+      network_params = initial_params(
         each.network.initial,
         each.model,
         self._policy,
@@ -131,7 +131,9 @@ class Networks:
       init = jax.jit(
         each.network.tx.init, out_shardings=shardings(each.state.opt_state)
       )
-      states[name] = NetworkState(params=own, opt_state=init(own))
+      states[name] = NetworkState(
+        params=network_params, opt_state=init(network_params)
+      )
     if self._estimator is None:
       return states, ()
     replicated = sharding.replicated(self._mesh)
@@ -170,9 +172,9 @@ class Networks:
       }
       inputs = self._inputs(rollout, rows, outputs)
       run = self._run(('estimate', count), self._estimate)
-      found: Credit
-      found, estimator_state = run(state.estimator_state, inputs)
-    host: Credit = distributed.fetch(found)
+      credit: Credit
+      credit, estimator_state = run(state.estimator_state, inputs)
+    host: Credit = distributed.fetch(credit)
     metrics = {name: float(value) for name, value in host.metrics.items()}
     batch = dataclasses.replace(
       rollout.batch, advantages=host.advantages, credit=host.credit
@@ -215,7 +217,7 @@ class Networks:
       rollout, batch=dataclasses.replace(rollout.batch, credit=credit)
     )
     train, states = self._config.train, state.networks
-    found: list[dict[str, float]] = []
+    update_metrics: list[dict[str, float]] = []
     for update in range(self._config.updates_per_iteration):
       taken = rollout.update_rows(update, train.sequences_per_update)
       if train.packed_rows:
@@ -224,10 +226,12 @@ class Networks:
       new, readings = self._update(self._early, states, taken)
       states = {**states, **new}
       fetched = distributed.fetch(readings)
-      found.append({name: float(value) for name, value in fetched.items()})
+      update_metrics.append(
+        {name: float(value) for name, value in fetched.items()}
+      )
     return (
       dataclasses.replace(state, networks=states),
-      dataclasses.replace(rollout, update_metrics=found),
+      dataclasses.replace(rollout, update_metrics=update_metrics),
     )
 
   def _update(
@@ -245,8 +249,8 @@ class Networks:
     with self._use_mesh():
       for name in names:
         run = self._run(('update ' + name, count), self._update_of(name, count))
-        new[name], found = run(states[name], sharded)
-        readings |= {f'{name}/{metric}': x for metric, x in found.items()}
+        new[name], metrics = run(states[name], sharded)
+        readings |= {f'{name}/{metric}': x for metric, x in metrics.items()}
     return new, readings
 
   def compile(self, batch: TokenBatch, row_counts: set[int]) -> None:

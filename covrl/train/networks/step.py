@@ -63,13 +63,13 @@ def make_network_step(
     ) -> tuple[
       tuple[PyTree, Scalar], tuple[Float[Array, 'B T'], dict[str, Any]]
     ]:
-      (value, found), gradients = jax.value_and_grad(loss, has_aux=True)(
+      (value, per_token), gradients = jax.value_and_grad(loss, has_aux=True)(
         state.params, rows
       )
       gradients = jax.tree.map(
         lambda g: g.astype(accumulator_dtype(g)), gradients
       )
-      return (gradients, value), found
+      return (gradients, value), per_token
 
     (gradients, value), (output, per_token) = over_micro_batches(
       run_micro_batch, batch, settings.micro_batches

@@ -25,7 +25,7 @@ from .driver import (
   tuning_runs,
   updates,
 )
-from .figures import Found, curves
+from .figures import RunsByArm, curves
 from .tasks import DEPTHS, TASKS, StudyTask
 
 BASELINE = 'grpo'
@@ -77,10 +77,10 @@ def at_end(lines: Lines, name: str) -> float:
 
 def entropy_at_end(lines: Lines) -> float:
   """Mean entropy of the last five iterations' updates, in nats per token."""
-  found = updates(lines)
-  count = found[-1]['iteration'] - 4
+  update_lines = updates(lines)
+  count = update_lines[-1]['iteration'] - 4
   return float(
-    np.mean([x['entropy'] for x in found if x['iteration'] >= count])
+    np.mean([x['entropy'] for x in update_lines if x['iteration'] >= count])
   )
 
 
@@ -137,18 +137,20 @@ PRIMARY: Mapping[str, Form] = {
 """Form of each task's primary metric."""
 
 
-def finished(study: Study, name: str, seeds: Sequence[int] = SEEDS) -> Found:
+def finished(
+  study: Study, name: str, seeds: Sequence[int] = SEEDS
+) -> RunsByArm:
   """Metrics of the finished runs of a task, by arm and seed."""
-  found: Found = {}
+  runs_by_arm: RunsByArm = {}
   arms = {arm.name: arm for arm in study.arms(name)}
   for arm_name in (*ARMS, ADVISED):
-    found[arm_name] = {}
+    runs_by_arm[arm_name] = {}
     if arm_name in arms:
       for seed in seeds:
         lines = study.finished(Run(task=name, arm=arms[arm_name], seed=seed))
         if lines:
-          found[arm_name][seed] = lines
-  return found
+          runs_by_arm[arm_name][seed] = lines
+  return runs_by_arm
 
 
 def advice_text(study: Study, name: str) -> str:
@@ -196,13 +198,14 @@ def text(estimate: Estimate | None, form: Form, *, signed: bool = False) -> str:
 
 
 def differences(
-  task: StudyTask, found: Found, arm: str, baseline: str = BASELINE
+  task: StudyTask, runs_by_arm: RunsByArm, arm: str, baseline: str = BASELINE
 ) -> Estimate | None:
   """Difference of the primary metric to the baseline, paired by seed."""
-  shared = sorted(set(found[arm]) & set(found[baseline]))
+  shared = sorted(set(runs_by_arm[arm]) & set(runs_by_arm[baseline]))
   return interval(
     [
-      primary(task, found[arm][s]) - primary(task, found[baseline][s])
+      primary(task, runs_by_arm[arm][s])
+      - primary(task, runs_by_arm[baseline][s])
       for s in shared
     ]
   )
@@ -229,13 +232,13 @@ def judge(outcomes: Sequence[bool]) -> str:
 
 def task_section(study: Study, name: str) -> PageSection:
   """Table and curves of one task; every arm has a row."""
-  task, found = study.task(name), finished(study, name)
+  task, runs_by_arm = study.task(name), finished(study, name)
   chosen, main = study.chosen(name), PRIMARY[name]
   rows = []
   for arm_name in shown_arms(study, name):
-    runs = found[arm_name]
+    runs = runs_by_arm[arm_name]
     difference = (
-      None if arm_name == BASELINE else differences(task, found, arm_name)
+      None if arm_name == BASELINE else differences(task, runs_by_arm, arm_name)
     )
     value = f' ({chosen[arm_name]:g})' if arm_name in chosen else ''
     rows.append(
@@ -251,7 +254,7 @@ def task_section(study: Study, name: str) -> PageSection:
         ),
       ]
     )
-  if not any(found.values()):
+  if not any(runs_by_arm.values()):
     texts = [
       tuning_text(study, name),
       *(tabular_texts(task) if name == 'lock' else ()),
@@ -277,7 +280,7 @@ def task_section(study: Study, name: str) -> PageSection:
       *(c.form.title for c in COLUMNS[name]),
     ],
     rows=rows,
-    drawn=curves(task, found),
+    all_figures=curves(task, runs_by_arm),
   )
 
 
@@ -290,14 +293,14 @@ def shown_arms(study: Study, name: str) -> list[str]:
 def tuning_text(study: Study, name: str) -> str:
   """Progress of the tuning runs, for a task whose arms have not been run."""
   task, main = study.task(name), PRIMARY[name]
-  found = [study.finished(run) for run in tuning_runs(name)]
-  values = [primary(task, lines) for lines in found if lines]
+  runs = [study.finished(run) for run in tuning_runs(name)]
+  values = [primary(task, lines) for lines in runs if lines]
   if not values:
     return 'Not run yet.'
   best = max(values) if task.higher_is_better else min(values)
   return (
     'The arms have not been run on the seeds of the study. Best of'
-    f' {len(values)} tuning runs (of {len(found)}), {main.title}:'
+    f' {len(values)} tuning runs (of {len(runs)}), {main.title}:'
     f' {formats.fixed(main.scale * best, main.digits)}.'
   )
 
