@@ -54,15 +54,15 @@ def imported_packages(file: pathlib.Path) -> Iterator[str]:
 
 def edges() -> dict[tuple[str, str], pathlib.Path]:
   """Pairs of importing and imported package, with a file as evidence."""
-  found = {}
+  imports = {}
   for file in sorted((ROOT / 'covrl').rglob('*.py')):
     package = package_of(file)
     if package == '__init__' or package in NAMESPACES:
       continue
     for target in imported_packages(file):
       if target != package:
-        found.setdefault((package, target), file)
-  return found
+        imports.setdefault((package, target), file)
+  return imports
 
 
 def test_every_package_has_a_layer():
@@ -94,7 +94,7 @@ def test_training_imports_neither_reports_nor_the_theory_lab(package):
 
 def test_only_time_stamps_are_of_the_clock():
   """The clock may jump; what waits or measures uses `time.monotonic`."""
-  found = set()
+  uses = set()
   for file in (ROOT / 'covrl').rglob('*.py'):
     for node in ast.walk(ast.parse(file.read_text())):
       if isinstance(node, ast.Attribute) and node.attr in (
@@ -103,8 +103,8 @@ def test_only_time_stamps_are_of_the_clock():
       ):
         module = ast.unparse(node.value)
         if module in ('time', 'datetime', 'datetime.datetime'):
-          found.add(str(file.relative_to(ROOT / 'covrl')))
-  assert found == {
+          uses.add(str(file.relative_to(ROOT / 'covrl')))
+  assert uses == {
     'data/chat/program.py',  # `strftime_now` of chat templates
     'run/directory.py',  # times of notices
     'run/event_files.py',  # times of events

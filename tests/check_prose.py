@@ -81,8 +81,8 @@ def check(file: pathlib.Path) -> Iterator[str]:
   for line, prose in _prose(text):
     for pattern, instead in _PHRASES.items():
       if match := re.search(pattern, prose):
-        at = line + prose.count('\n', 0, match.start())
-        yield f'{file}:{at}: {match.group()!r}, write: {instead}'
+        line_number = line + prose.count('\n', 0, match.start())
+        yield f'{file}:{line_number}: {match.group()!r}, write: {instead}'
 
 
 def _docstrings(text: str) -> Iterator[tuple[int, str]]:
@@ -130,9 +130,11 @@ def main(arguments: list[str]) -> int:
     for file in ([path] if path.is_file() else sorted(path.rglob('*.py')))
     if file != pathlib.Path(__file__)
   ]
-  found = [message for file in files for message in check(file)]
-  print('\n'.join(found) if found else f'{len(files)} files: prose is plain')
-  return bool(found)
+  messages = [message for file in files for message in check(file)]
+  print(
+    '\n'.join(messages) if messages else f'{len(files)} files: prose is plain'
+  )
+  return bool(messages)
 
 
 if __name__ == '__main__':

@@ -26,7 +26,7 @@ import pdoc.render
 import covrl
 
 # Modules of covrl, as `__module__` of their members or as themselves.
-_OWN = ('covrl', "<module 'covrl")
+_MODULES_OF_COVRL = ('covrl', "<module 'covrl")
 
 # Modules that only re-export public names.
 _NAMESPACES = (
@@ -74,7 +74,7 @@ def _show_imported(module: types.ModuleType) -> None:
     name: member
     for name, member in members.items()
     if not name.startswith('_')
-    and str(getattr(member, '__module__', member)).startswith(_OWN)
+    and str(getattr(member, '__module__', member)).startswith(_MODULES_OF_COVRL)
   }
   vars(module).update(shown, __all__=list(shown))
 

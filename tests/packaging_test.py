@@ -18,11 +18,13 @@ def project():
 
 @pytest.mark.parametrize('extra', ['tpu', 'gpu', 'gpu-compile'])
 def test_extras_take_the_versions_of_jax_that_covrl_does(extra):
-  (own,) = [x for x in project()['dependencies'] if x.startswith('jax>')]
+  (jax_requirement,) = [
+    x for x in project()['dependencies'] if x.startswith('jax>')
+  ]
   (taken,) = [
     x for x in project()['optional-dependencies'][extra] if x.startswith('jax[')
   ]
-  assert re.sub(r'\[.*\]', '', taken) == own
+  assert re.sub(r'\[.*\]', '', taken) == jax_requirement
 
 
 @pytest.mark.slow
@@ -46,11 +48,11 @@ def test_extras_for_gpus_resolve(extra, python):
     timeout=300,
   )
   assert done.returncode == 0, done.stderr
-  found = dict(
+  files = dict(
     line.split(' ')[0].split('==')
     for line in done.stdout.splitlines()
     if '==' in line
   )
-  assert found['jax-cuda12-plugin'] == found['jax-cuda12-pjrt']
-  assert found['jax-cuda12-plugin'] == found['jaxlib']
-  assert int(found['nvidia-cudnn-cu12'].split('.')[0]) == 9
+  assert files['jax-cuda12-plugin'] == files['jax-cuda12-pjrt']
+  assert files['jax-cuda12-plugin'] == files['jaxlib']
+  assert int(files['nvidia-cudnn-cu12'].split('.')[0]) == 9

@@ -73,8 +73,8 @@ def test_the_lock_pays_half_for_quitting():
 
 
 def test_paths_are_all_solutions():
-  found = paths((0, 0), (1, 1), (0, 1), 3)
-  assert found == [[(1, 0), (1, 1)]]
+  actual = paths((0, 0), (1, 1), (0, 1), 3)
+  assert actual == [[(1, 0), (1, 1)]]
   assert len(paths((0, 0), (2, 2), (3, 3), 4)) == 6
 
 
@@ -82,10 +82,10 @@ def test_coverage_is_exact():
   grid = Grid()
   prompts = grid.held_out[:1]
   solutions = len(grid.solutions[tuple(prompts[0].tolist())])
-  found = grid.coverage(prompts, np.full(solutions, 0.5 / solutions))
-  assert found['accuracy'] == pytest.approx(0.5)
+  coverage = grid.coverage(prompts, np.full(solutions, 0.5 / solutions))
+  assert coverage['accuracy'] == pytest.approx(0.5)
   each = 1 - (1 - 0.5 / solutions) ** 64
-  assert found['distinct'] == pytest.approx(solutions * each)
+  assert coverage['distinct'] == pytest.approx(solutions * each)
 
 
 def test_held_out_prompts_are_not_trained_on():
@@ -94,7 +94,7 @@ def test_held_out_prompts_are_not_trained_on():
   assert not held_out & set(map(tuple, grid.train.tolist()))
 
 
-PLAIN = {
+RECIPE_FORMS = {
   'grpo': (0.2, 0.2, optax.identity()),
   'no_clip': (None, None, optax.identity()),
   'clip_higher': (0.2, 0.28, optax.identity()),
@@ -117,42 +117,46 @@ PLAIN = {
   ),
   'kl_cov_beta0': (None, None, optax.identity()),
 }
-VALUES = {'target_entropy': 0.1, 'clip_cov': 0.05}
+TUNED_VALUES = {'target_entropy': 0.1, 'clip_cov': 0.05}
 
 
-QUICK = ('clip_cov', 'kl_cov')
+QUICK_ARMS = ('clip_cov', 'kl_cov')
 
 
 @pytest.mark.parametrize(
   'name',
   [
-    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
-    for name in PLAIN
+    pytest.param(name, marks=() if name in QUICK_ARMS else pytest.mark.slow)
+    for name in RECIPE_FORMS
   ],
 )
 def test_an_arm_equals_the_loss_and_chain_of_a_recipe(name):
-  low, high, chain = PLAIN[name]
+  low, high, chain = RECIPE_FORMS[name]
   loss = functools.partial(covrl.policy_gradient, max_log_ratio=20.0)
   if low is not None:
     loss = functools.partial(covrl.clipped_surrogate, low=low, high=high)
   arm = ARMS[name]
-  knobs = (arm.with_value(VALUES.get(name, 3.0)) if arm.tuned else arm).knobs
+  knobs = (
+    arm.with_value(TUNED_VALUES.get(name, 3.0)) if arm.tuned else arm
+  ).knobs
   arrays = Knobs(*map(np.float32, knobs))
-  found = edited_by(arrays)
-  wanted = edited(loss, chain)
-  for got, want in zip(found, wanted, strict=True):
+  actual = cotangents_of_knobs(arrays)
+  expected = cotangents_after(loss, chain)
+  for got, want in zip(actual, expected, strict=True):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7)
-  changed = not np.allclose(wanted[0], edited(loss, optax.identity())[0])
+  changed = not np.allclose(
+    expected[0], cotangents_after(loss, optax.identity())[0]
+  )
   assert changed == (name in ('clip_cov', 'kl_cov', 'exact_score', 'random_k'))
 
 
 @jax.jit
-def edited_by(knobs):
+def cotangents_of_knobs(knobs):
   """Cotangents after the settings' loss and chain, compiled once for all."""
-  return edited(knobs.loss(), knobs.token_tx())
+  return cotangents_after(knobs.loss(), knobs.token_tx())
 
 
-def edited(loss, chain):
+def cotangents_after(loss, chain):
   """Cotangents of log π and H after a loss and a token chain."""
   keys = jax.random.split(jax.random.key(0), 4)
   shape = (16, 16)
@@ -189,16 +193,18 @@ def edited(loss, chain):
 
 def test_annealed_coefficients_fall_to_0():
   knobs = Knobs(annealed=1.0, updates=10.0)
-  assert [float(knobs.line(2.0, step)) for step in (0, 5, 10, 20)] == [
+  assert [
+    float(knobs.annealed_value(2.0, step)) for step in (0, 5, 10, 20)
+  ] == [
     2,
     1,
     0,
     0,
   ]
-  assert float(Knobs(updates=10.0).line(2.0, 5)) == 2
+  assert float(Knobs(updates=10.0).annealed_value(2.0, 5)) == 2
 
 
-def lines_of(new_rule):
+def metric_lines(new_rule):
   evaluations = [
     {'phase': 'eval', 'iteration': i, 'rule': int(i >= 4), 'new_rule': value}
     for i, value in zip(range(0, 12, 2), new_rule, strict=True)
@@ -209,20 +215,22 @@ def lines_of(new_rule):
 
 
 def test_updates_to_half_counts_from_the_change():
-  assert updates_to_half(lines_of([0.9, 0.5, 0.1, 0.4, 0.6, 0.9])) == 16
-  assert updates_to_half(lines_of([0, 0, 0, 0, 0, 0.1])) == 24
+  assert updates_to_half(metric_lines([0.9, 0.5, 0.1, 0.4, 0.6, 0.9])) == 16
+  assert updates_to_half(metric_lines([0, 0, 0, 0, 0, 0.1])) == 24
 
 
 def test_a_win_is_an_interval_on_the_better_side():
   task = TASKS['changed_rule']
-  slow, fast = lines_of([0] * 6), lines_of([0, 0, 0, 1, 1, 1])
-  found = {
+  slow, fast = metric_lines([0] * 6), metric_lines([0, 0, 0, 1, 1, 1])
+  runs_by_arm = {
     'grpo': dict.fromkeys(range(3), slow),
     'kl_cov': dict.fromkeys(range(3), fast),
   }
-  assert verdict(task, differences(task, found, 'kl_cov')) == 'wins'
-  assert verdict(task, differences(task, found, 'grpo', 'kl_cov')) == 'loses'
-  assert verdict(task, differences(task, found, 'grpo')) == ''
+  assert verdict(task, differences(task, runs_by_arm, 'kl_cov')) == 'wins'
+  assert (
+    verdict(task, differences(task, runs_by_arm, 'grpo', 'kl_cov')) == 'loses'
+  )
+  assert verdict(task, differences(task, runs_by_arm, 'grpo')) == ''
 
 
 def accuracies(*values):
@@ -236,15 +244,15 @@ def test_settings_are_compared_at_equal_time():
   lines = accuracies(0.1, 0.2, 0.3, 0.4)
   ends = ends_at_equal_time({2: 2.9, 1: 2.0}, lines)
   assert ends == {1: 15, 2: 10}
-  found = {
+  runs_by_cell = {
     ('kl_cov', (1.0, 1)): dict.fromkeys(range(2), lines),
     ('kl_cov', (1.0, 2)): dict.fromkeys(
       range(2), accuracies(0.1, 0.2, 0.35, 0.9)
     ),
     ('kl_cov', (2.0, 1)): {0: accuracies(1, 1, 1, 1)},  # one seed of two
   }
-  assert best_cell('kl_cov', found, ends) == ((1.0, 1), {0: 0.4, 1: 0.4})
-  assert best_cell('grpo', found, ends) == (None, {})
+  assert best_cell('kl_cov', runs_by_cell, ends) == ((1.0, 1), {0: 0.4, 1: 0.4})
+  assert best_cell('grpo', runs_by_cell, ends) == (None, {})
 
 
 def test_a_rise_is_an_interval_above_the_warm_start():
@@ -275,14 +283,14 @@ def test_coefficients_are_linear_if_both_correlate_with_the_size():
 
 
 def test_finished_runs_are_not_repeated(tmp_path, monkeypatch):
-  made = []
+  runs = []
   study = Study(tmp_path, lambda text: None)
   monkeypatch.setattr(
-    study, '_train', lambda run: made.append(run) or [{'phase': 'eval'}]
+    study, '_train', lambda run: runs.append(run) or [{'phase': 'eval'}]
   )
   run = Run(task='lock', arm=ARMS['grpo'], seed=0)
   assert study.make(run) == study.make(run) == read_lines(run.path(tmp_path))
-  assert made == [run]
+  assert runs == [run]
 
 
 def test_advice_becomes_an_arm():

@@ -142,8 +142,8 @@ def prime_table(workdirs: Sequence[str]) -> str:
 def metric(workdir: pathlib.Path, name: str) -> list[float]:
   """All values of a metric that a run has logged."""
   text = (workdir / 'metrics.jsonl').read_text()
-  found = [json.loads(line) for line in text.splitlines()]
-  return [line[name] for line in found if name in line]
+  lines = [json.loads(line) for line in text.splitlines()]
+  return [line[name] for line in lines if name in line]
 
 
 def settings(workdir: str) -> str:

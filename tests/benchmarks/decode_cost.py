@@ -68,17 +68,17 @@ class Decoding:
 
   def memory(self) -> float:
     """Memory of a segment, relative to weights, cache and one step's logits."""
-    found = self._run.memory_analysis()
-    if found is None:
+    memory = self._run.memory_analysis()
+    if memory is None:
       return float('nan')
     state = jax.eval_shape(self._started)
     held = _size(self.params) + _size(state.cache)
     logits = 4 * self.shape.sequences * self.shape.vocabulary
     total = (
-      found.argument_size_in_bytes
-      + found.temp_size_in_bytes
-      + found.output_size_in_bytes
-      - found.alias_size_in_bytes
+      memory.argument_size_in_bytes
+      + memory.temp_size_in_bytes
+      + memory.output_size_in_bytes
+      - memory.alias_size_in_bytes
     )
     return total / (held + logits)
 
@@ -112,9 +112,9 @@ def work(shape: Shape) -> Work:
   policy = Policy(model(shape))
   weights = policy.num_params - shape.vocabulary * shape.width
   heads, kv_heads, head_dim = shape.heads
-  own = shape.response / 2
-  attended = shape.sequences * (shape.prompt + own)
-  cached = shape.prompts * shape.prompt + shape.sequences * own
+  mean_response = shape.response / 2
+  attended = shape.sequences * (shape.prompt + mean_response)
+  cached = shape.prompts * shape.prompt + shape.sequences * mean_response
   return Work(
     operations=2 * shape.sequences * weights
     + 4 * attended * heads * head_dim * shape.layers,
@@ -125,13 +125,13 @@ def work(shape: Shape) -> Work:
 def roofline(rounds: int) -> None:
   """Prints the shares of the roofline of decoding with 64 rows."""
   decodings = [Decoding(shape) for shape in ROOFLINE]
-  found = alternate(
+  times = alternate(
     {str(d.shape): d.seconds_per_step for d in decodings}
     | {'product': _product(), 'read': _read()},
     rounds,
   )
-  rate = 2 * MATRIX**3 / found['product']
-  bandwidth = READ_BYTES / found['read']
+  rate = 2 * MATRIX**3 / times['product']
+  bandwidth = READ_BYTES / times['read']
   print(
     f'\nmatrix products {rate / 1e9:.0f} GFLOP/s, reads '
     f'{bandwidth / 1e9:.1f} GB/s\n\n'
@@ -139,7 +139,7 @@ def roofline(rounds: int) -> None:
     'share of the roofline | memory |\n|---|---|---|---|---|---|'
   )
   for decoding in decodings:
-    needed, seconds = work(decoding.shape), found[str(decoding.shape)]
+    needed, seconds = work(decoding.shape), times[str(decoding.shape)]
     bounds = needed.operations / rate, needed.size / bandwidth
     print(
       f'| {decoding.shape} | {seconds * 1e3:.2f} | {bounds[0] * 1e3:.2f} | '
@@ -159,14 +159,14 @@ def drawing(rounds: int) -> None:
       shape = dataclasses.replace(
         SHAPES['32k'], prompts=prompts, vocabulary=vocabulary, response=49
       )
-      found = alternate(
+      seconds = alternate(
         {
           'step': Decoding(shape).seconds_per_step,
           'draw': _draw(shape.sequences, vocabulary),
         },
         rounds,
       )
-      step, draw = found['step'], found['draw']
+      step, draw = seconds['step'], seconds['draw']
       print(
         f'| {shape.sequences} × {vocabulary:,} | {step * 1e3:.2f} | '
         f'{draw * 1e3:.2f} | {draw / step:.1%} |',
@@ -180,10 +180,10 @@ def alternate(
   """Medians of what functions return, called in turn."""
   for function in functions.values():
     function()
-  found = [
+  times = [
     [function() for function in functions.values()] for _ in range(rounds)
   ]
-  return dict(zip(functions, np.median(found, axis=0).tolist(), strict=True))
+  return dict(zip(functions, np.median(times, axis=0).tolist(), strict=True))
 
 
 def _timed(function: Callable[..., Any], *arguments: Any) -> float:

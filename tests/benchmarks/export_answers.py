@@ -43,10 +43,12 @@ def main() -> None:
   for result in results:
     ids = tokenizer.encode(result['prompt'], add_special_tokens=False)
     with torch.no_grad():
-      found = model.generate(
+      generated = model.generate(
         torch.tensor([ids]), max_new_tokens=options.length, do_sample=False
       )
-    response = tokenizer.decode(found[0, len(ids) :], skip_special_tokens=True)
+    response = tokenizer.decode(
+      generated[0, len(ids) :], skip_special_tokens=True
+    )
     is_equal = grade(result['prompt'], response) == result['greedy']
     is_equal &= result.get('response', response) == response
     equal += is_equal

@@ -64,7 +64,7 @@ def main() -> None:
     scale = shape(*keys.shape[:-1], dtype=jnp.float32)
     return Int8Vectors(shape(*keys.shape, dtype=jnp.int8), scale)
 
-  numbers, own = shape(ROWS, dtype=jnp.int32), shape(ROWS, KV_HEADS, WIDTH)
+  numbers, vectors = shape(ROWS, dtype=jnp.int32), shape(ROWS, KV_HEADS, WIDTH)
   of_prompts = shape(LAYERS, PROMPTS, KV_HEADS, PROMPT, WIDTH)
   of_rows = shape(LAYERS, ROWS, KV_HEADS, RESPONSE, WIDTH)
   per_row = shape(LAYERS, ROWS, PROMPT + RESPONSE, KV_HEADS, WIDTH)
@@ -78,8 +78,11 @@ def main() -> None:
 
   live = shape(ROWS, dtype=bool)
   programs: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
-    'covrl, bfloat16': (ours, (queries, own, own, cache(lambda x: x), live)),
-    'covrl, int8': (ours, (queries, own, own, cache(integers), live)),
+    'covrl, bfloat16': (
+      ours,
+      (queries, vectors, vectors, cache(lambda x: x), live),
+    ),
+    'covrl, int8': (ours, (queries, vectors, vectors, cache(integers), live)),
     'cuDNN, tokens before heads': (
       cudnn,
       (queries, per_row, per_row, numbers),

@@ -111,19 +111,19 @@ def show_speed(judge: Judge, rounds: int) -> None:
     table.add_column(column, justify='right')
   threads = len(os.sched_getaffinity(0))
   for name, (program, tests) in PROGRAMS.items():
-    check(judge.judge(program, tests))
+    assert_full_score(judge.judge(program, tests))
     times = []
     before = processor_seconds()
     for _ in range(rounds):
       start = time.perf_counter()
-      check(judge.judge(program, tests))
+      assert_full_score(judge.judge(program, tests))
       times.append(time.perf_counter() - start)
     cpu_seconds = (processor_seconds() - before) / rounds
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
       start = time.perf_counter()
       arguments = [program] * (2 * rounds), [tests] * (2 * rounds)
       for outcome in pool.map(judge.judge, *arguments):
-        check(outcome)
+        assert_full_score(outcome)
       rate = 2 * rounds / (time.perf_counter() - start)
     quantiles = statistics.quantiles(times, n=20)
     table.add_row(
@@ -243,7 +243,7 @@ def run_control(judge: Judge) -> tuple[float, float]:
   return float(measured[0]), float(measured[1])
 
 
-def check(outcome: Outcome) -> None:
+def assert_full_score(outcome: Outcome) -> None:
   """Asserts a full score."""
   if outcome.score != 1.0:
     raise SystemExit(f'a control program got {outcome}')

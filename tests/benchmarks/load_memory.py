@@ -45,8 +45,8 @@ def main() -> None:
       _write(arguments.directory)
       print('{}')
     else:
-      found = _read(arguments.read, arguments.mesh, arguments.dtype)
-      print(json.dumps(found))
+      measured = _read(arguments.read, arguments.mesh, arguments.dtype)
+      print(json.dumps(measured))
     return
   plain, copy = (arguments.directory / name for name in ('plain', 'copy'))
   if not copy.exists():
@@ -57,13 +57,13 @@ def main() -> None:
   dtypes = [arguments.dtype] if arguments.dtype else ['bfloat16', 'float32']
   for form, directory in (('safetensors', plain), ('Orbax copy', copy)):
     for arguments.dtype in dtypes:
-      found = _in_process(str(directory), arguments)
-      kept &= found['beyond'] <= found['largest'] + 1024
+      measured = _in_process(str(directory), arguments)
+      kept &= measured['beyond'] <= measured['largest'] + 1024
       print(
         f'| {form} | {arguments.dtype} | {arguments.mesh or "-"} '
-        f'| {found["arrays"]:.0f} | {found["largest"]:.0f} '
-        f'| {found["beyond"]:.0f} | {found["seconds"]:.1f} '
-        f'| {found["cpu_seconds"]:.1f} |'
+        f'| {measured["arrays"]:.0f} | {measured["largest"]:.0f} '
+        f'| {measured["beyond"]:.0f} | {measured["seconds"]:.1f} '
+        f'| {measured["cpu_seconds"]:.1f} |'
       )
   raise SystemExit(not kept)
 
@@ -121,13 +121,13 @@ def _read(what: str, mesh: str, dtype: str) -> dict[str, float]:
   from covrl.pretrained import load_params, load_policy
 
   shape = [int(size) for size in mesh.split(',')] if mesh else None
-  made = sharding.make_mesh(shape) if shape else None
+  device_mesh = sharding.make_mesh(shape) if shape else None
   policy = load_policy(what, dtype)
   jax.block_until_ready(jax.numpy.zeros(8))
   before = _status('VmRSS')
   pathlib.Path('/proc/self/clear_refs').write_text('5')
   clock, processor = time.monotonic(), time.process_time()
-  params = jax.block_until_ready(load_params(what, policy, made))
+  params = jax.block_until_ready(load_params(what, policy, device_mesh))
   seconds, cpu_seconds = (
     time.monotonic() - clock,
     time.process_time() - processor,

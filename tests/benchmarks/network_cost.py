@@ -70,8 +70,8 @@ class Training:
       batch = with_old_stats(batch, jax.device_get(scored))
     if self.config.train.keep_reference:
       stats, _ = programs.score(programs.reference(state), plain)
-      found: Any = np.asarray(stats.logprobs)
-      batch = dataclasses.replace(batch, ref_logprobs=found)
+      logprobs: Any = np.asarray(stats.logprobs)
+      batch = dataclasses.replace(batch, ref_logprobs=logprobs)
     rollout = dataclasses.replace(self.rollout, batch=batch)
     state, rollout = programs.assign_credit(state, rollout)
     size, key = self.config.train.sequences_per_update, jax.random.key(1)
@@ -159,24 +159,24 @@ def measure(spec: str, overrides: list[str], repeats: int) -> str:
   config = dataclasses.replace(
     recipe.config, critic=CriticConfig(), prime=PrimeConfig()
   )
-  alone = dataclasses.replace(
+  without_network = dataclasses.replace(
     recipe,
     config=config,
     networks=lambda config: {},
     estimator=lambda config: None,
   )
-  both, policy = Training(recipe), Training(alone)
-  runs = (both.run, policy.run, both.network_programs())
+  both, policy_only = Training(recipe), Training(without_network)
+  runs = (both.run, policy_only.run, both.network_programs())
   for run in runs:
     run()
-  found = [[seconds(run) for run in runs] for _ in range(repeats)]
+  times = [[seconds(run) for run in runs] for _ in range(repeats)]
   whole, first, second = (
-    statistics.median(column) for column in zip(*found, strict=True)
+    statistics.median(column) for column in zip(*times, strict=True)
   )
-  more = [100 * (a / (b + c) - 1) for a, b, c in found]
+  excess = [100 * (a / (b + c) - 1) for a, b, c in times]
   return (
     f'| `{spec}` | {whole:.2f} | {first:.2f} | {second:.2f} |'
-    f' {statistics.median(more):+.1f} ({min(more):+.1f} to {max(more):+.1f}) |'
+    f' {statistics.median(excess):+.1f} ({min(excess):+.1f} to {max(excess):+.1f}) |'
   )
 
 

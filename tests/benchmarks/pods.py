@@ -20,23 +20,27 @@ from typing import Any
 ROOT = pathlib.Path(__file__).parents[2]
 STEP = '--programs=train_step'
 # Scoring needs a fraction of the memory of an update.
-MOST = '--programs=train_step,prefill,decode'
+RUN_PROGRAMS = '--programs=train_step,prefill,decode'
 WITH_CRITIC = '--programs=train_step,critic_step,prefill,decode'
-FOUR = '--config.train.micro_batches=4'
+FOUR_MICRO_BATCHES = '--config.train.micro_batches=4'
 ALL_FSDP = ('--config.mesh.data=1', '--config.mesh.fsdp=8')
-OF_64 = ('--config.mesh.data=4', '--config.mesh.fsdp=16', FOUR)
+MESH_OF_64 = (
+  '--config.mesh.data=4',
+  '--config.mesh.fsdp=16',
+  FOUR_MICRO_BATCHES,
+)
 
-# Name, recipe, topology, options arguments.
+# Name, recipe, topology and further arguments of `covrl compile`.
 RECIPES = [
   ('0.5B, 8 chips', 'qwen2_5_0_5b_gsm8k', 'v5e:2x4', ()),
   (
     '7B, 64 v6e',
     'qwen2_5_7b_kl_cov',
     'v6e:8x8',
-    ('--config.mesh.data=2', FOUR, '--config.train.remat=mlp'),
+    ('--config.mesh.data=2', FOUR_MICRO_BATCHES, '--config.train.remat=mlp'),
   ),
   ('7B, 32 chips', 'qwen2_5_7b_kl_cov', 'v5p:2x4x4', ()),
-  ('7B, 64 chips', 'qwen2_5_7b_kl_cov', 'v5p:4x4x4', OF_64),
+  ('7B, 64 chips', 'qwen2_5_7b_kl_cov', 'v5p:4x4x4', MESH_OF_64),
   ('32B, 128 chips', 'qwen2_5_32b_kl_cov', 'v5p:4x4x8', ()),
   (
     '32B, two slices',
@@ -53,7 +57,7 @@ RECIPES = [
 ]
 
 
-def of_7b(micro_batches: int, slots: int = 512) -> tuple[str, ...]:
+def options_7b(micro_batches: int, slots: int = 512) -> tuple[str, ...]:
   """Arguments of 7B with the published batch on eight GPUs."""
   return (
     *ALL_FSDP,
@@ -80,10 +84,10 @@ GPUS = [
       '--config.train.micro_batches=16',
     ),
   ),
-  ('7B, 8 H100', 'qwen2_5_7b_kl_cov', 'h100:8', of_7b(32)),
-  ('7B, 8 A100', 'qwen2_5_7b_kl_cov', 'a100:8', of_7b(32)),
-  ('7B, 8 H200', 'qwen2_5_7b_kl_cov', 'h200:8', of_7b(16)),
-  ('7B, 8 B200', 'qwen2_5_7b_kl_cov', 'b200:8', of_7b(16)),
+  ('7B, 8 H100', 'qwen2_5_7b_kl_cov', 'h100:8', options_7b(32)),
+  ('7B, 8 A100', 'qwen2_5_7b_kl_cov', 'a100:8', options_7b(32)),
+  ('7B, 8 H200', 'qwen2_5_7b_kl_cov', 'h200:8', options_7b(16)),
+  ('7B, 8 B200', 'qwen2_5_7b_kl_cov', 'b200:8', options_7b(16)),
   (
     '7B with adapters, one H100',
     'qwen2_5_7b_kl_cov',
@@ -113,7 +117,7 @@ GPUS = [
     '7B PPO, 8 H100',
     'qwen2_5_7b_ppo',
     'h100:8',
-    (*of_7b(32, slots=256), WITH_CRITIC),
+    (*options_7b(32, slots=256), WITH_CRITIC),
   ),
 ]
 
@@ -126,7 +130,7 @@ def weak_scaling(data: int) -> tuple[str, ...]:
   """
   return (
     STEP,
-    FOUR,
+    FOUR_MICRO_BATCHES,
     f'--config.mesh.data={data}',
     '--config.mesh.fsdp=16',
     f'--config.train.sequences_per_update={64 * data}',
@@ -156,7 +160,7 @@ OTHERS = [
     'h100:8',
     (
       STEP,
-      *of_7b(32),
+      *options_7b(32),
       '--config.train.sequences_per_update=2560',
       '--config.rollout.prompts_per_iteration=320',
     ),
@@ -167,7 +171,7 @@ OTHERS = [
     'v5p:4x4x4',
     (
       STEP,
-      *OF_64,
+      *MESH_OF_64,
       '--config.train.sequences_per_update=2560',
       '--config.rollout.prompts_per_iteration=320',
     ),
@@ -176,20 +180,20 @@ OTHERS = [
     "selection by 'current'",
     'qwen2_5_7b_kl_cov',
     'v5p:4x4x4',
-    (STEP, *OF_64, '--config.entropy.selection_source=current'),
+    (STEP, *MESH_OF_64, '--config.entropy.selection_source=current'),
   ),
 ]
 
 
-def compiled(
+def compile_report(
   recipe: str,
   topology: str,
   options: tuple[str, ...],
-  kept: pathlib.Path | None,
+  json_file: pathlib.Path | None,
 ) -> dict[str, Any]:
   """Returns the output of `covrl compile --json`."""
   if not any(each.startswith('--programs=') for each in options):
-    options = (*options, MOST)
+    options = (*options, RUN_PROGRAMS)
   arguments = [
     'compile',
     f'--config=reasoning:{recipe}',
@@ -197,8 +201,8 @@ def compiled(
     *options,
   ]
   print('covrl', *arguments, flush=True)
-  if kept is not None and kept.exists():
-    return json.loads(kept.read_text())
+  if json_file is not None and json_file.exists():
+    return json.loads(json_file.read_text())
   done = subprocess.run(
     [sys.executable, '-m', 'covrl.cli', *arguments, '--json'],
     cwd=ROOT,
@@ -210,8 +214,8 @@ def compiled(
   # Status 1 with an output: a program does not fit.
   if done.returncode and not output:
     done.check_returncode()
-  if kept is not None:
-    kept.write_text(output)
+  if json_file is not None:
+    json_file.write_text(output)
   return json.loads(output)
 
 
@@ -262,8 +266,8 @@ def main() -> None:
   for name, recipe, topology, options in [*RECIPES, *GPUS, *SCALING, *OTHERS]:
     if given.only not in name:
       continue
-    kept = given.json and given.json / f'{name.replace(" ", "_")}.json'
-    output = compiled(recipe, topology, options, kept)
+    json_file = given.json and given.json / f'{name.replace(" ", "_")}.json'
+    output = compile_report(recipe, topology, options, json_file)
     lines.append(row(name, output))
     print(lines[-1], flush=True)
     for each in output['programs']['train_step']['collectives']:

@@ -79,11 +79,12 @@ def evaluations(workdir: pathlib.Path) -> list[dict[str, float]]:
     return []
   config = json.loads((workdir / 'config.json').read_text())['config']
   lines = map(json.loads, file.read_text().splitlines())
-  found = [line for line in lines if line['phase'] == 'eval']
+  evaluations = [line for line in lines if line['phase'] == 'eval']
   is_finished = (
-    bool(found) and found[-1]['iteration'] == config['train']['iterations']
+    bool(evaluations)
+    and evaluations[-1]['iteration'] == config['train']['iterations']
   )
-  return found if is_finished else []
+  return evaluations if is_finished else []
 
 
 def write_section(file: pathlib.Path, name: str, text: str) -> None:

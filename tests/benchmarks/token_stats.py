@@ -85,14 +85,14 @@ def make_arguments(options: argparse.Namespace) -> tuple[jax.Array, ...]:
 
 def implementations(platform: str) -> dict[str, Objective]:
   """Returns the implementations compared on a platform, the reference first."""
-  found: dict[str, Objective] = {
+  objectives: dict[str, Objective] = {
     'whole': materialised,
     'chunked': functools.partial(fused, 'chunked'),
     'autodiff': autodiff,
     'optax': cross_entropy,
   }
   if platform == 'tpu':
-    found['pallas'] = functools.partial(fused, 'pallas')
+    objectives['pallas'] = functools.partial(fused, 'pallas')
   else:
     print('pallas is not compared: there is no TPU')
   try:
@@ -100,10 +100,10 @@ def implementations(platform: str) -> dict[str, Objective]:
   except ImportError as error:
     print(f'tokamax is not compared: {error}')
   else:
-    found['tokamax'] = functools.partial(
+    objectives['tokamax'] = functools.partial(
       linear_cross_entropy, tokamax.linear_softmax_cross_entropy_loss
     )
-  return found
+  return objectives
 
 
 def materialised(
@@ -172,25 +172,27 @@ def time_all(
   programs: dict[str, Any], case: tuple[jax.Array, ...], rounds: int
 ) -> tuple[dict[str, float], dict[str, float]]:
   """Median wall-clock and CPU seconds; the implementations take turns."""
-  clock: dict[str, list[float]] = {name: [] for name in programs}
-  cores: dict[str, list[float]] = {name: [] for name in programs}
+  wall_seconds: dict[str, list[float]] = {name: [] for name in programs}
+  cpu_seconds: dict[str, list[float]] = {name: [] for name in programs}
   for turn in range(rounds + 1):
     for name, program in programs.items():
       start = time.perf_counter(), time.process_time()
       jax.block_until_ready(program(*case))
       # The first round warms up.
       if turn:
-        clock[name].append(time.perf_counter() - start[0])
-        cores[name].append(time.process_time() - start[1])
+        wall_seconds[name].append(time.perf_counter() - start[0])
+        cpu_seconds[name].append(time.process_time() - start[1])
 
   def medians(times: dict[str, list[float]]) -> dict[str, float]:
     return {name: float(np.median(each)) for name, each in times.items()}
 
-  return medians(clock), medians(cores)
+  return medians(wall_seconds), medians(cpu_seconds)
 
 
 def report(
-  programs: dict[str, Any], clock: dict[str, float], cores: dict[str, float]
+  programs: dict[str, Any],
+  wall_seconds: dict[str, float],
+  cpu_seconds: dict[str, float],
 ) -> None:
   """Prints a line per implementation; ratios are to the first."""
   first = next(iter(programs))
@@ -198,7 +200,11 @@ def report(
     name: program.memory_analysis().temp_size_in_bytes / MIB
     for name, program in programs.items()
   }
-  columns = {'MiB': memory, 'seconds': clock, 'core seconds': cores}
+  columns = {
+    'MiB': memory,
+    'seconds': wall_seconds,
+    'core seconds': cpu_seconds,
+  }
   columns = {name: column for name, column in columns.items() if column}
   print(f'{"":10}' + ''.join(f'{name:>14}{"ratio":>8}' for name in columns))
   for name in programs:

@@ -73,9 +73,9 @@ def test_configuration_that_cannot_run(refuse_training, override, reason):
   assert reason in refuse_training(f'--config.{override}')
 
 
-def test_task_without_training_problems(refuse_training, changed):
+def test_task_without_training_problems(refuse_training, changed_recipe):
   error = refuse_training(
-    recipe=changed("""
+    recipe=changed_recipe("""
       import dataclasses
       from covrl.data import ListSource
 
@@ -93,9 +93,9 @@ def test_task_without_training_problems(refuse_training, changed):
 
 
 @pytest.mark.parametrize('field', ['train', 'held_out'])
-def test_prompt_that_is_too_long(refuse_training, changed, field):
+def test_prompt_that_is_too_long(refuse_training, changed_recipe, field):
   error = refuse_training(
-    recipe=changed(f"""
+    recipe=changed_recipe(f"""
       import dataclasses
       from covrl.data import ListSource, Problem
 
@@ -115,10 +115,10 @@ def test_prompt_that_is_too_long(refuse_training, changed, field):
 
 
 def test_tokenizer_with_another_vocabulary_than_the_policy(
-  refuse_training, changed
+  refuse_training, changed_recipe
 ):
   error = refuse_training(
-    recipe=changed("""
+    recipe=changed_recipe("""
       def model(config, vocab_size):
         return toy.make_model(config, vocab_size + 1)
 
@@ -131,9 +131,9 @@ def test_tokenizer_with_another_vocabulary_than_the_policy(
   )
 
 
-def test_warm_start_without_solved_examples(refuse_training, changed):
+def test_warm_start_without_solved_examples(refuse_training, changed_recipe):
   error = refuse_training(
-    recipe=changed("""
+    recipe=changed_recipe("""
       import dataclasses
 
       def task(config):
@@ -148,16 +148,16 @@ def test_warm_start_without_solved_examples(refuse_training, changed):
   )
 
 
-def test_config_that_is_not_a_recipe(refuse_training, changed, tmp_path):
+def test_config_that_is_not_a_recipe(refuse_training, changed_recipe, tmp_path):
   assert 'must name a Python file' in refuse_training(
     recipe=tmp_path / 'none.py'
   )
-  error = refuse_training(recipe=changed('def kl_cov():\n  return 3\n'))
+  error = refuse_training(recipe=changed_recipe('def kl_cov():\n  return 3\n'))
   assert 'kl_cov() must return a covrl Recipe, ' in error
 
 
-def test_errors_of_the_recipe_keep_their_traceback(tmp_path, changed):
-  recipe = changed("""
+def test_errors_of_the_recipe_keep_their_traceback(tmp_path, changed_recipe):
+  recipe = changed_recipe("""
     def task(config):
       raise ValueError('a mistake of the recipe')
 
@@ -203,8 +203,10 @@ BROKEN = """
 """
 
 
-def test_a_score_function_that_fails_is_refused(refuse_training, changed):
-  file = changed(f'import dataclasses\n{textwrap.dedent(BROKEN)}')
+def test_a_score_function_that_fails_is_refused(
+  refuse_training, changed_recipe
+):
+  file = changed_recipe(f'import dataclasses\n{textwrap.dedent(BROKEN)}')
   sentence = 'ZeroDivisionError: division by zero'
   # Before anything is trained.
   error = refuse_training(recipe=f'{file}:kl_cov')

@@ -62,7 +62,7 @@ def refuse_training(refuse, tmp_path):
 
 
 @pytest.fixture
-def changed(tmp_path):
+def changed_recipe(tmp_path):
   """Writes the toy recipe with some functions replaced."""
 
   def write(text):

@@ -23,26 +23,28 @@ FIELDS = (
 def settings(monkeypatch):
   """One device; settings of JAX are those of a new process, then restored."""
   monkeypatch.setattr(jax, 'device_count', lambda: 1)
-  before = {name: jax.config.values[name] for name in FIELDS}
+  values_before = {name: jax.config.values[name] for name in FIELDS}
   jax.config.update('jax_enable_compilation_cache', True)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
   yield
-  for name, value in before.items():
+  for name, value in values_before.items():
     jax.config.update(name, value)
 
 
-def keeps():
-  """Whether JAX reads and writes programs."""
-  shortest = jax.config.values['jax_persistent_cache_min_compile_time_secs']
-  return jax.config.values['jax_enable_compilation_cache'], shortest < 1e9
+def reads_and_writes():
+  """Whether JAX reads, and whether it writes compiled programs."""
+  min_compile_time = jax.config.values[
+    'jax_persistent_cache_min_compile_time_secs'
+  ]
+  return jax.config.values[
+    'jax_enable_compilation_cache'
+  ], min_compile_time < 1e9
 
 
-def test_a_writable_directory_is_used_without_a_word(
-  monkeypatch, tmp_path, capsys
-):
+def test_a_writable_directory_is_used_silently(monkeypatch, tmp_path, capsys):
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / 'a' / 'b'))
   devices.use_compilation_cache()
-  assert keeps() == (True, True)
+  assert reads_and_writes() == (True, True)
   assert list((tmp_path / 'a' / 'b').iterdir()) == []
   assert capsys.readouterr().err == ''
 
@@ -64,7 +66,7 @@ def test_a_directory_that_cannot_be_written_is_read_only(
   monkeypatch.setattr(tempfile, 'TemporaryFile', fail)
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path))
   devices.use_compilation_cache()
-  assert keeps() == (True, False)
+  assert reads_and_writes() == (True, False)
   assert capsys.readouterr().err == (
     f'covrl: compiled programs are not kept: {tmp_path} cannot be written:'
     f' {cause}\n'
@@ -77,7 +79,7 @@ def test_a_file_in_its_place_and_no_home_directory(
   (tmp_path / 'file').touch()
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / 'file'))
   devices.use_compilation_cache()
-  assert keeps() == (False, False)
+  assert reads_and_writes() == (False, False)
   assert 'file cannot be written: file exists\n' in capsys.readouterr().err
 
   def no_home():
@@ -86,7 +88,7 @@ def test_a_file_in_its_place_and_no_home_directory(
   monkeypatch.setattr(pathlib.Path, 'home', no_home)
   monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
   devices.use_compilation_cache()
-  assert keeps()[0] is False
+  assert reads_and_writes()[0] is False
   assert capsys.readouterr().err == (
     'covrl: compiled programs are not kept: there is no home directory\n'
   )

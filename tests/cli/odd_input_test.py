@@ -9,7 +9,7 @@ from covrl.exit_codes import Exit
 KL_COV = '--config=countdown:kl_cov'
 
 
-def ended(capsys, *arguments):
+def run_failing(capsys, *arguments):
   """Runs a command that fails; returns its exit status and its last line."""
   with pytest.raises(SystemExit) as caught:
     main([str(argument) for argument in arguments])
@@ -41,7 +41,7 @@ def ended(capsys, *arguments):
   ],
 )
 def test_empty_arguments_are_refused(capsys, command, name):
-  status, error = ended(capsys, *command)
+  status, error = run_failing(capsys, *command)
   assert status == Exit.REFUSED
   assert error.startswith(
     f"covrl: {name} must not be empty, got ''; see covrl "
@@ -56,13 +56,13 @@ def test_empty_arguments_are_refused(capsys, command, name):
   ],
 )
 def test_blank_arguments_are_refused(capsys, command, name):
-  status, error = ended(capsys, *command)
+  status, error = run_failing(capsys, *command)
   assert status == Exit.REFUSED
   assert error.startswith(f"covrl: {name} must not be empty, got '")
 
 
 def test_a_run_is_evaluated_with_its_own_recipe(capsys, tmp_path):
-  status, error = ended(
+  status, error = run_failing(
     capsys, 'evaluate', str(tmp_path), '--config=countdown:grpo'
   )
   assert status == Exit.REFUSED
@@ -73,7 +73,7 @@ def test_a_run_is_evaluated_with_its_own_recipe(capsys, tmp_path):
 
 def test_a_value_of_thousands_of_digits_is_cut(capsys):
   digits = '9' * 5000
-  status, error = ended(
+  status, error = run_failing(
     capsys, 'train', KL_COV, '--workdir=x', f'--config.seed={digits}'
   )
   assert status == Exit.REFUSED
@@ -83,7 +83,7 @@ def test_a_value_of_thousands_of_digits_is_cut(capsys):
 
 @pytest.mark.parametrize('option', ['--num_slices=2', '--compiled=x.json'])
 def test_plan_needs_a_topology_for_what_describes_one(capsys, option):
-  assert ended(capsys, 'plan', KL_COV, option) == (
+  assert run_failing(capsys, 'plan', KL_COV, option) == (
     Exit.REFUSED,
     'covrl: --compiled and --num_slices need --topology, got none',
   )
@@ -91,13 +91,13 @@ def test_plan_needs_a_topology_for_what_describes_one(capsys, option):
 
 def test_plan_reads_the_compiled_file_before_it_prints(capsys, tmp_path):
   arguments = ('plan', KL_COV, '--topology=v5e-8', f'--compiled={tmp_path}')
-  status, error = ended(capsys, *arguments)
+  status, error = run_failing(capsys, *arguments)
   assert status == Exit.REFUSED
   assert 'must be the output of `covrl compile --json`' in error
 
 
 def test_heartbeat_is_checked_with_one_process_too(capsys, tmp_path):
-  status, error = ended(
+  status, error = run_failing(
     capsys, 'train', KL_COV, f'--workdir={tmp_path / "run"}', '--heartbeat=0'
   )
   assert status == Exit.REFUSED
@@ -111,7 +111,7 @@ def test_theory_needs_a_directory_before_it_checks_claims(
 ):
   file = tmp_path / 'file'
   file.touch()
-  status, error = ended(capsys, 'theory', f'--workdir={file / below}')
+  status, error = run_failing(capsys, 'theory', f'--workdir={file / below}')
   assert status == Exit.STORAGE
   assert f'{file / below} cannot be written: ' in error
 
@@ -131,7 +131,7 @@ def test_recipe_files_that_are_not_python(
   monkeypatch.chdir(tmp_path)
   file = tmp_path / 'own.py'
   file.mkdir() if content is None else file.write_bytes(content)
-  status, error = ended(capsys, 'plan', '--config=own.py')
+  status, error = run_failing(capsys, 'plan', '--config=own.py')
   assert status == Exit.REFUSED
   assert reason in error
 
@@ -139,7 +139,7 @@ def test_recipe_files_that_are_not_python(
 @pytest.mark.parametrize('name', ['xyzzy', '_tx', 'dataclasses', '__doc__'])
 def test_unknown_recipe_unlike_any_other_lists_them(capsys, name):
   """Other names of the module are unknown, too."""
-  status, error = ended(capsys, 'plan', f'--config=countdown:{name}')
+  status, error = run_failing(capsys, 'plan', f'--config=countdown:{name}')
   assert status == Exit.REFUSED
   assert f"there is no recipe '{name}' in " in error
   assert '; there are grpo, grpo_no_clip, kl_cov, ' in error

@@ -30,20 +30,20 @@ def set_up(workdir, *overrides):
 
 
 @pytest.fixture(scope='module')
-def original(tmp_path_factory):
+def untrained_run(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('original') / 'run'
   set_up(workdir)
   return workdir
 
 
 @pytest.fixture
-def new_run(original, tmp_path):
+def new_run(untrained_run, tmp_path):
   """A run directory that was set up and has not trained yet."""
-  return shutil.copytree(original, tmp_path / 'run')
+  return shutil.copytree(untrained_run, tmp_path / 'run')
 
 
 def test_directory_of_another_run_names_the_difference(
-  new_run, refuse_training, changed
+  new_run, refuse_training, changed_recipe
 ):
   CheckpointStore(new_run / 'warm_start', keep=1).save(
     30, {'x': jnp.zeros(3)}, {'metrics': {}}
@@ -53,11 +53,11 @@ def test_directory_of_another_run_names_the_difference(
     f"{new_run} holds another configuration's run (train.learning_rate is 0.0003 "
     'there and 0.5 here); use another --workdir'
   )
-  assert refuse_training(recipe=changed('')) == (
+  assert refuse_training(recipe=changed_recipe('')) == (
     f"{new_run} holds another configuration's run (of toy_kl_cov:kl_cov, and not "
     'of changed:kl_cov); use another --workdir'
   )
-  same = changed('# Edited.\n').rename(new_run.parent / RECIPE.name)
+  same = changed_recipe('# Edited.\n').rename(new_run.parent / RECIPE.name)
   # Fields that may change are not named as the difference.
   assert '(the config file has changed since)' in refuse_training(
     '--config.train.iterations=9', recipe=same
@@ -71,8 +71,8 @@ def test_directory_of_a_run_without_progress_may_be_replaced(new_run):
   (new_run / 'warm_start' / '00000010').mkdir(parents=True)
   set_up(new_run, '--config.train.learning_rate=0.5')
   assert RunDirectory(new_run).recipe().config.train.learning_rate == 0.5
-  found = {file.name for file in new_run.rglob('*') if file.is_file()}
-  assert not found & {'notices.jsonl', 'other.py'}
+  files = {file.name for file in new_run.rglob('*') if file.is_file()}
+  assert not files & {'notices.jsonl', 'other.py'}
   # A directory with notices only can be used by any run.
   empty = new_run.parent / 'empty'
   RunDirectory(empty).add_notice('no fingerprint')

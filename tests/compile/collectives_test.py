@@ -22,9 +22,9 @@ ENTRY %main (x: bf16[32,128]) -> bf16[8,128] {
   ROOT %y = bf16[8,128]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
 }
 """)
-  [found] = collectives_in(module, module.entry.root)
-  assert found.kind == 'reduce-scatter'
-  assert found.sent == 3 / 4 * 2 * 32 * 128
+  [collective] = collectives_in(module, module.entry.root)
+  assert collective.kind == 'reduce-scatter'
+  assert collective.sent == 3 / 4 * 2 * 32 * 128
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,8 @@ ENTRY %main (x: bf16[32,128]) -> bf16[8,128] {
 )
 def test_bytes_sent_by_collectives(operation, sent):
   module = parse_lines('%x = f32[8] parameter(0)', f'ROOT %y = {operation}')
-  [found] = collectives_in(module, module.entry.root)
-  assert found.sent == sent
+  [collective] = collectives_in(module, module.entry.root)
+  assert collective.sent == sent
 
 
 def test_a_collective_divided_over_fusions_counts_once():
@@ -73,9 +73,11 @@ ENTRY %main (x: f32[8,128]) -> f32[32,128] {
 }
 """
   )
-  found = cost_of(module).collectives
-  assert [each.channel for each, _ in found] == ['7', '8']
-  assert sum(each.sent * times for each, times in found) == 2 * 3 * 4 * 8 * 128
+  collectives = cost_of(module).collectives
+  assert [each.channel for each, _ in collectives] == ['7', '8']
+  assert (
+    sum(each.sent * times for each, times in collectives) == 2 * 3 * 4 * 8 * 128
+  )
 
 
 def test_transfers_between_slices():
@@ -96,10 +98,14 @@ def test_transfers_between_slices():
     'ROOT %y = f32[8,128]{1,0:T(8,128)} get-tuple-element(%done), index=0',
   )
   cost = cost_of(module)
-  [(found, times)] = cost.collectives
-  assert (found.kind, found.network, times) == ('all-reduce', 'dcn', 1)
-  assert found.groups == ((1, 2, 3),)
-  assert found.sent == 2 * 2 / 3 * 4 * 8 * 128
+  [(collective, times)] = cost.collectives
+  assert (collective.kind, collective.network, times) == (
+    'all-reduce',
+    'dcn',
+    1,
+  )
+  assert collective.groups == ((1, 2, 3),)
+  assert collective.sent == 2 * 2 / 3 * 4 * 8 * 128
   assert cost.bytes == 2 * 4 * 8 * 128
   assert cost.flops == 0
 
@@ -151,8 +157,8 @@ def test_asynchronous_collectives_of_gpus(operation, kind, sent):
     f'ROOT %done = f32[8]{{0}} {kind}-done(%started)',
   )
   cost = cost_of(module)
-  [(found, times)] = cost.collectives
-  assert (found.kind, found.sent, times) == (kind, sent, 1)
+  [(collective, times)] = cost.collectives
+  assert (collective.kind, collective.sent, times) == (kind, sent, 1)
   assert cost.flops == 0
   # Read and written once each; waiting for the end moves nothing.
   first = module.entry.instructions['started']

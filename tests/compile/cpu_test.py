@@ -99,7 +99,7 @@ def test_operations_of_a_model(changes):
 
 def test_rematerialisation_takes_operations_for_memory():
   config = tiny(512)
-  found = {}
+  results = {}
   for remat in ('nothing', 'everything'):
     policy, score = scoring_function(
       dataclasses.replace(config, num_layers=5, model_dim=64, remat=remat)
@@ -108,8 +108,8 @@ def test_rematerialisation_takes_operations_for_memory():
     passes = sum(cost.products.values()) / 3 / products_by_hand(policy.config)
     memory = program.memory_analysis()
     assert memory is not None
-    found[remat] = passes, memory.temp_size_in_bytes
-  products, memory = zip(*found.values(), strict=True)
+    results[remat] = passes, memory.temp_size_in_bytes
+  products, memory = zip(*results.values(), strict=True)
   assert products[0] == 1
   # At most the layers' share of a forward pass.
   assert 1.1 < products[1] < 4 / 3

@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 RECIPE = pathlib.Path(__file__).parent / 'recipes' / 'small.py'
 
 
-def missing():
+def missing_compiler():
   """Reason why nothing can be compiled for GPUs here; `None` if it can."""
   try:
     gpus.check_compiler(gpus._installed())
@@ -35,7 +35,7 @@ def missing():
 @pytest.fixture(scope='module')
 def compiled(tmp_path_factory):
   """Returns the programs of the report, and the directory of their HLO."""
-  reason = missing()
+  reason = missing_compiler()
   if reason:
     pytest.skip(reason)
   hlo = tmp_path_factory.mktemp('hlo')
@@ -76,7 +76,7 @@ def report(compiled):
   return programs['train_step']
 
 
-def optimised(hlo, name):
+def parse_optimised(hlo, name):
   """Parses the compiled program of a jitted function."""
   (file,) = hlo.glob(f'*.jit_{name}.*gpu_after_optimizations.txt')
   return parse(file.read_text(), 'gpu')
@@ -89,7 +89,7 @@ def test_no_array_has_logits_of_all_tokens(compiled, name):
   # Those of eight prompts of 128 tokens would be fewer, but more than the
   # largest array of a prefill, the unembedding.
   logits = {'update': 4 * 384 * 4096, '_start_state': 8 * 128 * 4096}[name]
-  for computation in optimised(hlo, name).computations.values():
+  for computation in parse_optimised(hlo, name).computations.values():
     for each in computation.instructions.values():
       for shape in each.shapes:
         assert shape.elements < logits, (each.name, shape)
@@ -98,14 +98,14 @@ def test_no_array_has_logits_of_all_tokens(compiled, name):
 def test_backward_computes_layers_again(compiled):
   """`remat='cheap'` keeps products; what it computes again is in the program."""
   _, hlo = compiled
-  again = [
+  recomputed = [
     each
-    for computation in optimised(hlo, 'update').computations.values()
+    for computation in parse_optimised(hlo, 'update').computations.values()
     for each in computation.instructions.values()
     if 'rematted_computation' in each.scope
   ]
-  assert again
-  assert not any(each.opcode == 'dot' for each in again)
+  assert recomputed
+  assert not any(each.opcode == 'dot' for each in recomputed)
 
 
 def test_gradients_leave_by_reduce_scatter_over_nvlink(report):

@@ -307,10 +307,10 @@ ENTRY %main (stack: f32[64,8,128], i: s32[]) -> f32[8,128] {{
 
 
 def test_padded_sizes_of_shapes():
-  found = list(shapes_of('(bf16[3,5]{0,1:T(8,128)(2,1)S(1)}, u32[]{:S(2)})'))
-  assert found[0] == Shape('bf16', (3, 5), (0, 1), (8, 128), 'vmem')
-  assert (found[0].size, found[0].padded_size) == (30, 8 * 128 * 2)
-  assert found[1].space == 'other'
+  shapes = list(shapes_of('(bf16[3,5]{0,1:T(8,128)(2,1)S(1)}, u32[]{:S(2)})'))
+  assert shapes[0] == Shape('bf16', (3, 5), (0, 1), (8, 128), 'vmem')
+  assert (shapes[0].size, shapes[0].padded_size) == (30, 8 * 128 * 2)
+  assert shapes[1].space == 'other'
   assert next(shapes_of('pred[7]{0}')).size == 7
   assert next(shapes_of('f32[2]{0:T(128)S(5)}')).space == 'host'
 

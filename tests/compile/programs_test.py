@@ -24,7 +24,7 @@ from covrl.pretrained.known_models import KNOWN_MODELS, known_model_directory
 RECIPE = pathlib.Path(__file__).parent / 'recipes' / 'small.py'
 ROOT = pathlib.Path(__file__).parents[2]
 CACHE = ROOT / '.jax_cache'
-OF_64_CHIPS = ['--config.mesh.data=4', '--config.mesh.fsdp=16']
+MESH_OF_64_CHIPS = ['--config.mesh.data=4', '--config.mesh.fsdp=16']
 
 needs_libtpu = pytest.mark.skipif(
   sys.platform != 'linux' or platform.machine() != 'x86_64',
@@ -32,7 +32,7 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
-def compiled(topology, *overrides, level='O0', **settings):
+def compile_report(topology, *overrides, level='O0', **settings):
   """Compiles a report; `O0` takes least time and gives slower programs."""
   jax.config.update('jax_optimization_level', level)
   try:
@@ -55,7 +55,7 @@ def collectives_of(module):
 
 
 @pytest.fixture(scope='module')
-def remembered():
+def compiled_modules():
   """Records the compiled programs, as text and parsed."""
   made = []
 
@@ -69,16 +69,16 @@ def remembered():
 
 
 @pytest.fixture(scope='module')
-def small(remembered):
+def small_report(compiled_modules):
   """Returns the report of all programs and their parsed HLO."""
-  report = compiled('v5e:2x4', level='UNKNOWN')
-  modules = [module for _, module in remembered[-4:]]
+  report = compile_report('v5e:2x4', level='UNKNOWN')
+  modules = [module for _, module in compiled_modules[-4:]]
   return report, dict(zip(NAMES, modules, strict=True))
 
 
 @needs_libtpu
-def test_json_report_is_complete(small):
-  report, _ = small
+def test_json_report_is_complete(small_report):
+  report, _ = small_report
   described = json.loads(json.dumps(report.as_json()))
   assert described['fits'] is True
   assert described['chips'] == 8
@@ -98,40 +98,42 @@ def test_json_report_is_complete(small):
 
 
 @needs_libtpu
-def test_text_report(small):
-  report, _ = small
+def test_text_report(small_report):
+  report, _ = small_report
   lines = list(report.lines())
   assert lines[0].endswith(
     'on v5e:2x4 (v5litepod-8, 8 chips), compiled and not run'
   )
   assert lines[-1].startswith('It fits: ')
   text = '\n'.join(lines)
-  # And three for the lengths of responses.
+  # One for each program, and three for the lengths of responses.
   assert text.count('an estimate') == len(NAMES) + 3
   assert 'bound by' in text
   assert 'reduce-scatter' in text
 
 
 @needs_libtpu
-def test_gradients_leave_by_reduce_scatter(small):
-  report, _ = small
+def test_gradients_leave_by_reduce_scatter(small_report):
+  report, _ = small_report
   cost = report.programs['train_step'].cost
   assert 'reduce-scatter' in {each.kind for each, _ in cost.collectives}
   # Pairs of devices along the fsdp axis.
-  places = np.arange(8).reshape(tuple(report.mesh.values()))
-  pairs = [set(pair) for pair in np.moveaxis(places, 1, -1).reshape(-1, 2)]
+  device_grid = np.arange(8).reshape(tuple(report.mesh.values()))
+  pairs = [set(pair) for pair in np.moveaxis(device_grid, 1, -1).reshape(-1, 2)]
   least = (
     4 * 512 * 128
   )  # bytes of the smallest matrix's gradient: a head's keys
   for each, _ in cost.collectives:
-    along = any(pair <= set(group) for group in each.groups for pair in pairs)
-    if each.kind == 'all-reduce' and along:
+    spans_fsdp = any(
+      pair <= set(group) for group in each.groups for pair in pairs
+    )
+    if each.kind == 'all-reduce' and spans_fsdp:
       assert each.size < least, each
 
 
 @needs_libtpu
-def test_no_array_has_logits_of_all_tokens(small):
-  report, modules = small
+def test_no_array_has_logits_of_all_tokens(small_report):
+  report, modules = small_report
   rows, width, vocabulary = 16, 512, 4096
   shards = math.prod(report.mesh.values())
   whole = rows // 2 * width * vocabulary // shards  # a micro-batch's, per chip
@@ -143,8 +145,8 @@ def test_no_array_has_logits_of_all_tokens(small):
 
 
 @needs_libtpu
-def test_decoding_reads_weights_and_cache_once(small):
-  report, _ = small
+def test_decoding_reads_weights_and_cache_once(small_report):
+  report, _ = small_report
   decode = report.programs['decode']
   assert decode.ideal_bytes is not None
   # Keys and values of two layers, one head, 383 slots of four rows a chip and
@@ -157,10 +159,10 @@ def test_decoding_reads_weights_and_cache_once(small):
 
 @needs_libtpu
 @pytest.mark.slow
-def test_a_large_cache_is_read_once_and_not_copied(remembered):
+def test_a_large_cache_is_read_once_and_not_copied(compiled_modules):
   """7B on 64 chips, whose cache was copied four times a token."""
   report = compile_recipe(
-    config.load('reasoning:qwen2_5_7b_kl_cov', OF_64_CHIPS),
+    config.load('reasoning:qwen2_5_7b_kl_cov', MESH_OF_64_CHIPS),
     topologies.find_topology('v5p:4x4x4'),
     names=('decode',),
   )
@@ -172,7 +174,7 @@ def test_a_large_cache_is_read_once_and_not_copied(remembered):
   assert decode.memory.temporaries < 2**30
   # 128 rows a chip, one head, 8,191 slots and a whole tile.
   cache = (28, 128, 1, 8192, 128)
-  (_, module) = remembered[-1]
+  (_, module) = compiled_modules[-1]
   for computation in module.computations.values():
     for each in computation.instructions.values():
       if each.opcode in ('copy', 'copy-start', 'transpose'):
@@ -180,8 +182,8 @@ def test_a_large_cache_is_read_once_and_not_copied(remembered):
 
 
 @needs_libtpu
-def test_no_token_waits_for_a_predicate_of_all_chips(small):
-  report, modules = small
+def test_no_token_waits_for_a_predicate_of_all_chips(small_report):
+  report, modules = small_report
   assert report.programs['decode'].cost is not None
   kinds = {
     shape.kind
@@ -193,9 +195,9 @@ def test_no_token_waits_for_a_predicate_of_all_chips(small):
 
 
 @needs_libtpu
-def test_prompts_are_cached_once_per_group(small):
+def test_prompts_are_cached_once_per_group(small_report):
   """Eight prompts of 128 tokens, and sixteen responses."""
-  report, modules = small
+  report, modules = small_report
   assert report.programs['prefill'].fits
   shapes = {
     shape.dims
@@ -231,11 +233,11 @@ def test_programs_of_a_critic():
   # each on four chips. The critic has no unembedding.
   policy = 12 * report.parameters / 4
   critic = 12 * (report.parameters - 512 * 4096) / 4
-  for program, own, others in ((step, 3, 0), (score, 1, 2)):
+  for program, networks_read, networks_unread in ((step, 3, 0), (score, 1, 2)):
     assert program.memory is not None
-    unread = policy + critic * others / 3
+    unread = policy + critic * networks_unread / 3
     assert program.memory.unread_state == pytest.approx(unread, rel=0.05)
-    assert program.memory.arguments > own * critic / 3
+    assert program.memory.arguments > networks_read * critic / 3
   assert step.model_flops == pytest.approx(3 * score.model_flops)
   assert (step.calls, score.calls) == (1, 1)
 
@@ -243,7 +245,7 @@ def test_programs_of_a_critic():
 @needs_libtpu
 def test_parameters_sharded_over_every_chip():
   """The default mesh reduce-scatters all large gradients, too."""
-  report = compiled(
+  report = compile_report(
     'v5e:2x4',
     '--config.mesh.data=1',
     '--config.mesh.fsdp=8',
@@ -258,8 +260,8 @@ def test_parameters_sharded_over_every_chip():
 
 
 @needs_libtpu
-def test_weights_move_to_the_sampler_mesh_layer_by_layer(remembered):
-  compiled(
+def test_weights_move_to_the_sampler_mesh_layer_by_layer(compiled_modules):
+  compile_report(
     'v5p:2x4x4',
     '--config.mesh.data=1',
     '--config.mesh.fsdp=16',
@@ -269,7 +271,7 @@ def test_weights_move_to_the_sampler_mesh_layer_by_layer(remembered):
     '--config.train.sequences_per_update=64',
     names=('prefill',),
   )
-  text, _ = remembered[-1]
+  text, _ = compiled_modules[-1]
   for held, is_there in ((1024 // 4, True), (1024, False)):
     assert (f'bf16[2,512,{held}]' in text) == is_there
 
@@ -277,7 +279,7 @@ def test_weights_move_to_the_sampler_mesh_layer_by_layer(remembered):
 @needs_libtpu
 def test_reports_programs_that_do_not_fit():
   # Too many rows at once, without rematerialisation: out of memory.
-  report = compiled(
+  report = compile_report(
     'v5e:2x4',
     '--config.rollout.prompts_per_iteration=32768',
     '--config.train.sequences_per_update=65536',
@@ -296,7 +298,7 @@ def test_reports_programs_that_do_not_fit():
 @pytest.fixture(scope='module')
 def two_slices():
   """Returns the report of an update on two slices, with offloaded moments."""
-  return compiled(
+  return compile_report(
     'v5e:2x2',
     '--config.train.offload_optimizer=true',
     '--config.train.remat=host',
@@ -316,20 +318,20 @@ def test_slices_exchange_over_dcn(two_slices):
 
 
 @needs_libtpu
-def test_offloads_optimizer_state_to_host_memory(small, two_slices):
-  report, _ = small
-  here = report.programs['train_step']
+def test_offloads_optimizer_state_to_host_memory(small_report, two_slices):
+  report, _ = small_report
+  on_device = report.programs['train_step']
   # As many chips, with the same shards.
-  away = two_slices.programs['train_step']
-  assert here.cost is not None
-  assert here.memory is not None
-  assert away.cost is not None
-  assert away.memory is not None
+  offloaded = two_slices.programs['train_step']
+  assert on_device.cost is not None
+  assert on_device.memory is not None
+  assert offloaded.cost is not None
+  assert offloaded.memory is not None
   # Two moments of each parameter, over fsdp and tensor; fetched, brought back.
   moments = 2 * 4 * report.parameters / 4
-  assert here.memory.arguments - away.memory.arguments > 0.9 * moments
-  assert here.cost.host_bytes == 0
-  assert away.cost.host_bytes > 2 * moments
+  assert on_device.memory.arguments - offloaded.memory.arguments > 0.9 * moments
+  assert on_device.cost.host_bytes == 0
+  assert offloaded.cost.host_bytes > 2 * moments
 
 
 @pytest.mark.parametrize(

@@ -28,17 +28,17 @@ STEP = Step(
 
 def test_slots_of_a_queue_are_filled_in_the_step_in_which_they_end():
   lengths = np.array([4, 2, 3, 1, 2, 2, 5, 3])
-  found = occupancy(lengths, LAYOUT._replace(shards=1, slots=(2,)))
+  load = occupancy(lengths, LAYOUT._replace(shards=1, slots=(2,)))
   # Steps are one less than tokens; requests start at 0, 0, 1, –, 3, 3, 4, 4.
-  assert found.live.tolist() == [2, 2, 2, 2, 2, 2, 1, 1]
-  assert found.tokens.tolist() == [2, 3, 5, 2, 2, 4, 3, 4]
-  assert found.longest.tolist() == [1, 2, 3, 1, 1, 2, 3, 4]
+  assert load.live.tolist() == [2, 2, 2, 2, 2, 2, 1, 1]
+  assert load.tokens.tolist() == [2, 3, 5, 2, 2, 4, 3, 4]
+  assert load.longest.tolist() == [1, 2, 3, 1, 1, 2, 3, 4]
 
 
 def test_the_fullest_shard_counts():
-  found = occupancy(np.array([2, 2, 2, 2, 3, 1, 1, 1]), LAYOUT)
-  assert found.live.tolist() == [4, 1]
-  assert found.tokens.tolist() == [4, 2]
+  load = occupancy(np.array([2, 2, 2, 2, 3, 1, 1, 1]), LAYOUT)
+  assert load.live.tolist() == [4, 1]
+  assert load.tokens.tolist() == [4, 2]
 
 
 def test_a_full_cache_takes_the_whole_traffic():

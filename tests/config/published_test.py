@@ -103,7 +103,7 @@ def batch():
 
 
 @functools.partial(jax.jit, static_argnames=('loss', 'token_tx'))
-def signals(loss, token_tx, stats, context):
+def signal_and_edited(loss, token_tx, stats, context):
   (_, aux), signal = jax.value_and_grad(loss, has_aux=True)(stats, **context)
   context = context | aux.for_selection
   state = token_tx.init(TokenStats.template())
@@ -123,7 +123,7 @@ def covariance(stats, context):
 def test_kl_cov_penalises_the_five_tokens_of_highest_covariance(batch):
   stats, context = batch
   recipe = reasoning.paper_7b_kl_cov()
-  signal, edited = signals(*loss_and_chain(recipe), *batch)
+  signal, edited = signal_and_edited(*loss_and_chain(recipe), *batch)
   ratio = np.exp(np.asarray(stats.logprobs - context['old_logprobs']))
   # No clip: the gradient is −A · ratio however far the ratio has gone.
   expected = -context['weights'] * context['advantages'] * ratio
@@ -137,7 +137,7 @@ def test_kl_cov_penalises_the_five_tokens_of_highest_covariance(batch):
 def test_clip_cov_detaches_at_least_one_token_within_the_bounds(batch):
   stats, context = batch
   recipe = reasoning.paper_7b_clip_cov()
-  signal, edited = signals(*loss_and_chain(recipe), *batch)
+  signal, edited = signal_and_edited(*loss_and_chain(recipe), *batch)
   changed = np.asarray(signal != edited)
   assert changed.sum() == 1  # max(1, ⌊2e-4 · 2560⌋)
   assert 1 < float(covariance(stats, context)[changed][0]) < 5

@@ -229,7 +229,7 @@ SIZES = {
 
 
 @pytest.fixture(scope='module')
-def trained(model, tmp_path_factory):
+def trained_run(model, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('runs') / 'kl_cov'
   subprocess.run(
     [
@@ -246,8 +246,8 @@ def trained(model, tmp_path_factory):
   return workdir
 
 
-def test_7b_recipe_trains_two_iterations(trained):
-  updates = lines(trained, 'train')
+def test_7b_recipe_trains_two_iterations(trained_run):
+  updates = lines(trained_run, 'train')
   assert [(line['iteration'], line['step']) for line in updates] == [
     (0, 1),
     (0, 2),
@@ -262,8 +262,8 @@ def test_7b_recipe_trains_two_iterations(trained):
   assert all(line['reward_failures'] == 0 for line in updates)
 
 
-def test_run_is_evaluated_on_its_suites(trained):
-  first, last = lines(trained, 'eval')
+def test_run_is_evaluated_on_its_suites(trained_run):
+  first, last = lines(trained_run, 'eval')
   assert (first['iteration'], last['iteration']) == (0, 2)
   for line in (first, last):
     for name in ('math500', 'aime24'):
@@ -274,7 +274,7 @@ def test_run_is_evaluated_on_its_suites(trained):
       line['accuracy']
       == (line['math500/accuracy'] + line['aime24/accuracy']) / 2
     )
-  file = trained / 'evaluation' / 'iteration_000002.jsonl'
+  file = trained_run / 'evaluation' / 'iteration_000002.jsonl'
   results = [json.loads(line) for line in file.read_text().splitlines()]
   assert [(r['suite'], len(r['correct'])) for r in results] == [
     ('math500', 2),
@@ -284,12 +284,12 @@ def test_run_is_evaluated_on_its_suites(trained):
   ]
 
 
-def test_evaluates_a_run_on_other_suites(trained, capsys):
+def test_evaluates_a_run_on_other_suites(trained_run, capsys):
   # Neither its own suites nor its training problems are needed.
   main(
     [
       'evaluate',
-      str(trained),
+      str(trained_run),
       '--suite=amc,minerva',
       f'--suite_directory={DATA / "suites"}',
       '--samples=2',
@@ -301,15 +301,19 @@ def test_evaluates_a_run_on_other_suites(trained, capsys):
   name, file = printed.splitlines()[-1].split()
   assert (name, file) == (
     'results',
-    str(trained / 'evaluation' / 'summary.json'),
+    str(trained_run / 'evaluation' / 'summary.json'),
   )
-  summary = json.loads((trained / 'evaluation' / 'summary.json').read_text())
+  summary = json.loads(
+    (trained_run / 'evaluation' / 'summary.json').read_text()
+  )
   assert set(summary) == {'amc', 'minerva'}
   assert summary['amc']['iteration'] == 2
   assert (summary['amc']['samples'], summary['amc']['temperature']) == (2, 0.6)
   value, low, high = summary['amc']['figures']['mean@2']
   assert 0 <= low <= value <= high <= 1
-  (line, _) = (trained / 'evaluation' / 'amc.jsonl').read_text().splitlines()
+  (line, _) = (
+    (trained_run / 'evaluation' / 'amc.jsonl').read_text().splitlines()
+  )
   assert len(json.loads(line)['responses']) == 3
 
 
@@ -380,9 +384,11 @@ def test_evaluates_a_pretrained_model_without_a_recipe(model, tmp_path, capsys):
     ),
   ],
 )
-def test_evaluation_refuses_invalid_options(trained, flags, sentence, capsys):
+def test_evaluation_refuses_invalid_options(
+  trained_run, flags, sentence, capsys
+):
   with pytest.raises(SystemExit):
-    main(['evaluate', str(trained), *flags])
+    main(['evaluate', str(trained_run), *flags])
   *progress, error = capsys.readouterr().err.splitlines()
   assert sentence in error
   messages = [line for line in progress if line.startswith('covrl: ')]

@@ -50,7 +50,7 @@ NOT_IN_THE_STUDY = {
 
 
 @pytest.fixture
-def own(tmp_path):
+def recipe_file(tmp_path):
   """A recipe file that imports another file in its directory."""
   shutil.copy(CONFIGS / 'countdown.py', tmp_path / 'shared.py')
   file = tmp_path / 'own.py'
@@ -68,7 +68,7 @@ def own(tmp_path):
   return file
 
 
-def refused(*arguments):
+def error_of_load(*arguments):
   """Returns the error of a recipe that is refused; it is one sentence."""
   with pytest.raises(ConfigError) as caught:
     load(*arguments)
@@ -86,7 +86,7 @@ def test_recipes_are_listed_with_their_first_docstring_line():
 @pytest.mark.parametrize('spec', COUNTDOWN)
 def test_recipes_differ_only_in_the_named_fields(spec):
   ours, theirs = (
-    flatten(load(each).config) for each in (spec, 'countdown:grpo')
+    flatten(load(name).config) for name in (spec, 'countdown:grpo')
   )
   different = {name for name in ours if ours[name] != theirs[name]}
   assert different == FIELDS.get(spec, set())
@@ -113,86 +113,97 @@ def test_specs_of_one_recipe(spec):
   assert recipe.identity == load(KL_COV).identity
 
 
-def test_file_with_one_recipe_needs_no_function(own):
-  assert load(str(own)).name == 'own:kl_cov'
-  own.write_text(f'{own.read_text()}\n\ndef other():\n  return kl_cov()\n')
-  assert refused(str(own)) == (
-    f'{own} has several recipes, choose one: {own}:kl_cov, {own}:other'
+def test_file_with_one_recipe_needs_no_function(recipe_file):
+  assert load(str(recipe_file)).name == 'own:kl_cov'
+  text = recipe_file.read_text()
+  recipe_file.write_text(f'{text}\n\ndef other():\n  return kl_cov()\n')
+  assert error_of_load(str(recipe_file)) == (
+    f'{recipe_file} has several recipes, choose one: {recipe_file}:kl_cov,'
+    f' {recipe_file}:other'
   )
-  assert load(f'{own}:other').name == 'own:other'
+  assert load(f'{recipe_file}:other').name == 'own:other'
 
 
-def test_helpers_are_not_recipes(own):
-  own.write_text(
-    f'{own.read_text()}\n\n'
+def test_helpers_are_not_recipes(recipe_file):
+  recipe_file.write_text(
+    f'{recipe_file.read_text()}\n\n'
     'def _private():\n  ...\n\n'
     'def loss(config):\n  ...\n\n'
     'def steps() -> int:\n  ...\n'
   )
-  assert load(str(own)).name == 'own:kl_cov'
+  assert load(str(recipe_file)).name == 'own:kl_cov'
 
 
-def test_file_without_recipes(own):
-  own.write_text('def loss(config):\n  ...\n')
-  assert refused(str(own)) == (
-    f'a recipe file must have a function that returns a Recipe, {own} has none'
+def test_file_without_recipes(recipe_file):
+  recipe_file.write_text('def loss(config):\n  ...\n')
+  assert error_of_load(str(recipe_file)) == (
+    'a recipe file must have a function that returns a Recipe,'
+    f' {recipe_file} has none'
   )
 
 
 def test_unknown_function_names_the_nearest():
-  error = refused('countdown:kl_covv')
+  error = error_of_load('countdown:kl_covv')
   assert error.startswith("there is no recipe 'kl_covv' in ")
   assert error.endswith("countdown.py; did you mean 'kl_cov'?")
 
 
 def test_unknown_recipe_file():
-  error = refused('countdwn:kl_cov')
+  error = error_of_load('countdwn:kl_cov')
   assert error.endswith("got 'countdwn:kl_cov'")
   assert 'covrl recipes' in error
 
 
 def test_files_that_are_not_recipe_files(tmp_path):
-  assert refused(str(tmp_path / 'none.py')) == (
+  assert error_of_load(str(tmp_path / 'none.py')) == (
     f"--config must name a Python file, '{tmp_path / 'none.py'}' does not exist"
   )
   (tmp_path / 'notes.txt').write_text('hello')
-  assert 'must name a Python file' in refused(str(tmp_path / 'notes.txt'))
+  assert 'must name a Python file' in error_of_load(str(tmp_path / 'notes.txt'))
   broken = tmp_path / 'broken.py'
   broken.write_text('def kl_cov(:\n')
-  assert 'is not valid Python' in refused(str(broken))
+  assert 'is not valid Python' in error_of_load(str(broken))
 
 
-def test_function_must_return_a_recipe(own):
-  own.write_text('def kl_cov():\n  return dict(seed=1)\n')
-  assert refused(str(own)) == (
-    f'kl_cov() must return a covrl Recipe, {own} returns dict'
+def test_function_must_return_a_recipe(recipe_file):
+  recipe_file.write_text('def kl_cov():\n  return dict(seed=1)\n')
+  assert error_of_load(str(recipe_file)) == (
+    f'kl_cov() must return a covrl Recipe, {recipe_file} returns dict'
   )
 
 
-def test_values_set_by_a_recipe_are_checked(own):
-  own.write_text(
+def test_values_set_by_a_recipe_are_checked(recipe_file):
+  recipe_file.write_text(
     'import shared\n\n'
     'def kl_cov():\n'
     '  recipe = shared.kl_cov()\n'
     '  recipe.config.train.learning_rate = float("nan")\n'
     '  return recipe\n'
   )
-  assert refused(str(own)) == 'train.learning_rate must lie in [0, 10], got nan'
-  own.write_text(own.read_text().replace('float("nan")', '"3e-4"'))
-  assert refused(str(own)) == "train.learning_rate must be a number, got '3e-4'"
+  assert (
+    error_of_load(str(recipe_file))
+    == 'train.learning_rate must lie in [0, 10], got nan'
+  )
+  recipe_file.write_text(
+    recipe_file.read_text().replace('float("nan")', '"3e-4"')
+  )
+  assert (
+    error_of_load(str(recipe_file))
+    == "train.learning_rate must be a number, got '3e-4'"
+  )
 
 
-def test_recipe_file_is_executed_once(own, capsys):
-  own.write_text(f'print("executed")\n{own.read_text()}')
-  load(f'{own}:kl_cov', ['--config.seed=3'])
+def test_recipe_file_is_executed_once(recipe_file, capsys):
+  recipe_file.write_text(f'print("executed")\n{recipe_file.read_text()}')
+  load(f'{recipe_file}:kl_cov', ['--config.seed=3'])
   assert capsys.readouterr().out == 'executed\n'
 
 
-def test_sources_are_the_files_that_a_recipe_imports(own):
-  recipe = load(str(own))
+def test_sources_are_the_files_that_a_recipe_imports(recipe_file):
+  recipe = load(str(recipe_file))
   assert recipe.name == 'own:kl_cov'
   assert sorted(recipe.sources) == ['own.py', 'shared.py']
-  assert recipe.as_json()['source'] == own.read_text()
+  assert recipe.as_json()['source'] == recipe_file.read_text()
   assert recipe.as_json()['identity'] == recipe.identity
 
 
@@ -201,33 +212,33 @@ def test_same_sources_elsewhere_are_the_same_recipe(tmp_path):
   assert load(f'{copy}:kl_cov').identity == load(KL_COV).identity
 
 
-def test_loading_one_recipe_does_not_affect_the_next(own):
-  alone = load(str(own))
-  other = own.with_name('countdown.py')
+def test_loading_one_recipe_does_not_affect_the_next(recipe_file):
+  alone = load(str(recipe_file))
+  other = recipe_file.with_name('countdown.py')
   shutil.copy(CONFIGS / 'countdown.py', other)
   assert sorted(load(f'{other}:grpo').sources) == ['countdown.py']
-  assert load(str(own)).identity == alone.identity
+  assert load(str(recipe_file)).identity == alone.identity
   assert 'shared' not in sys.modules
 
 
-def test_imported_files_are_read_anew(own):
-  before = load(str(own))
-  shared = own.with_name('shared.py')
+def test_imported_files_are_read_anew(recipe_file):
+  before = load(str(recipe_file))
+  shared = recipe_file.with_name('shared.py')
   text = shared.read_text().replace('fraction = 0.05', 'fraction = 0.03')
   shared.write_text(f'{text}# Changed.\n')
-  after = load(str(own))
+  after = load(str(recipe_file))
   assert after.config.entropy.fraction == 0.03
   assert before.config.entropy.fraction == 0.05
   assert after.identity != before.identity
 
 
-def test_recipe_is_restored_from_copies_of_its_files(own, tmp_path):
-  recipe = load(str(own), ['--config.train.iterations=3'])
+def test_recipe_is_restored_from_copies_of_its_files(recipe_file, tmp_path):
+  recipe = load(str(recipe_file), ['--config.train.iterations=3'])
   copies = tmp_path / 'copies'
   copies.mkdir()
   for name, text in recipe.sources.items():
     (copies / name).write_text(text)
-  own.unlink()
+  recipe_file.unlink()
   described = json.loads(json.dumps(recipe.as_json()))
   restored = restore(copies, described)
   assert restored.config == recipe.config
@@ -243,8 +254,8 @@ def test_shipped_recipes_can_be_imported():
   assert recipe.config == load('countdown:grpo').config
 
 
-def test_variant_needs_only_what_differs(own):
-  own.write_text(
+def test_variant_needs_only_what_differs(recipe_file):
+  recipe_file.write_text(
     textwrap.dedent("""
       import dataclasses
 
@@ -258,7 +269,7 @@ def test_variant_needs_only_what_differs(own):
         )
     """)
   )
-  recipe = load(str(own), ['--config.entropy.fraction=0.5'])
+  recipe = load(str(recipe_file), ['--config.entropy.fraction=0.5'])
   assert recipe.config.task == load('countdown:grpo').config.task
   assert recipe.token_tx(recipe.config) is not None
   assert sorted(recipe.sources) == ['own.py']
@@ -305,7 +316,9 @@ def test_docstrings_of_countdown_recipes_agree_with_the_results(spec):
   text = inspect.getdoc(getattr(countdown, name)) or ''
   assert 'two CPU cores, seven minutes.' in text
   rows = (CONFIGS / 'results' / 'countdown.md').read_text().splitlines()
-  known = [r for r in rows if r.startswith(('| warm', f'| countdown_{name} |'))]
+  rows_of_recipe = [
+    r for r in rows if r.startswith(('| warm', f'| countdown_{name} |'))
+  ]
   stated = re.findall(r'\d\.\d{3}|\d{2}\.\d', text.partition('Expect')[2])
-  assert all(number in ' '.join(known) for number in stated)
+  assert all(number in ' '.join(rows_of_recipe) for number in stated)
   assert stated or name in ('grpo_no_clip', 'kl_cov_beta0', 'adaptive_bonus')

@@ -124,8 +124,10 @@ def test_training_problems_exclude_held_out_ones(kind, config, evaluation):
   assert drawn
   assert not drawn & keys(evaluation(CROWDED))
   # Without exclusion, some of the same draws are held-out problems.
-  free = kind(dataclasses.replace(CROWDED, held_out=0))
-  assert keys(free[n] for n in range(60)) & keys(evaluation(CROWDED))
+  without_exclusion = kind(dataclasses.replace(CROWDED, held_out=0))
+  assert keys(without_exclusion[n] for n in range(60)) & keys(
+    evaluation(CROWDED)
+  )
 
 
 @HELD_OUT

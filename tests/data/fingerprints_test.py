@@ -54,7 +54,7 @@ def test_every_field_that_a_run_reads_counts(field, value):
 
 def test_the_order_and_the_number_of_problems_count():
   other = dataclasses.replace(PROBLEM, prompt='2 + 2')
-  found = {
+  fingerprints = {
     ListSource(problems).fingerprint
     for problems in (
       [PROBLEM],
@@ -63,7 +63,7 @@ def test_the_order_and_the_number_of_problems_count():
       [PROBLEM, PROBLEM],
     )
   }
-  assert len(found) == 4
+  assert len(fingerprints) == 4
 
 
 def test_files_are_recognised_by_content_and_not_by_name_or_time(tmp_path):

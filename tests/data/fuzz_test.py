@@ -130,17 +130,17 @@ def changed(dice, good):
   """A good content with some bytes replaced, inserted or removed."""
   content = bytearray(good)
   for _ in range(dice.choice((1, 1, 3, 20))):
-    at = dice.randrange(len(content) + 1)
+    position = dice.randrange(len(content) + 1)
     size = dice.choice((1, 1, 4, 40))
     match dice.randrange(4):
       case 0:
-        content[at : at + size] = dice.randbytes(size)
+        content[position : position + size] = dice.randbytes(size)
       case 1:
-        content[at:at] = content[:size]
+        content[position:position] = content[:size]
       case 2:
-        del content[at : at + size]
+        del content[position : position + size]
       case _:
-        content[at : at + 1] = b'{["}]0'[dice.randrange(6) :][:1]
+        content[position : position + 1] = b'{["}]0'[dice.randrange(6) :][:1]
   return bytes(content)
 
 

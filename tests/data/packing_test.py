@@ -34,17 +34,17 @@ def text(ids):
 
 def sequences(rows):
   """Tokens, targets, mask and positions of every sequence, in order."""
-  found = []
+  result = []
   for row, segments in enumerate(rows.segment_ids):
     for segment in range(1, segments.max(initial=0) + 1):
       columns = segments == segment
-      found.append(
+      result.append(
         tuple(
           getattr(rows, name)[row, columns].tolist()
           for name in ('tokens', 'targets', 'loss_mask', 'positions')
         )
       )
-  return found
+  return result
 
 
 def test_loss_mask_covers_the_response_and_its_end():

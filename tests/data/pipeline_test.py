@@ -27,7 +27,7 @@ from covrl.data import (
 TOKENIZER = train_sentencepiece([' '.join(map(str, range(64)))])
 
 
-def numbers(count, name='numbers'):
+def number_source(count, name='numbers'):
   return ListSource(
     [
       Problem(prompt=f'{n} {n}', reference=n, source=name, solution=f'{n}')
@@ -38,7 +38,7 @@ def numbers(count, name='numbers'):
 
 def stream(source=None, **settings):
   return PromptStream(
-    numbers(10) if source is None else source,
+    number_source(10) if source is None else source,
     **{
       'seed': 3,
       'prompts_per_draw': 4,
@@ -49,17 +49,17 @@ def stream(source=None, **settings):
   )
 
 
-def references(batches):
+def references_of(batches):
   return [problem.reference for batch in batches for problem in batch.problems]
 
 
-def take(prompts, draws):
+def take_draws(prompts, draws):
   taken = [next(prompts) for _ in range(draws)]
   prompts.close()
   return taken
 
 
-def same(batches, others):
+def are_equal(batches, others):
   return all(
     a.problems == b.problems
     and a.draw == b.draw
@@ -77,7 +77,7 @@ def test_prompts_are_padded_on_the_left():
       for text in ('7', '1 2 3 4', '5 6')
     ]
   )
-  (batch,) = take(stream(source, prompts_per_draw=3, shuffle=False), 1)
+  (batch,) = take_draws(stream(source, prompts_per_draw=3, shuffle=False), 1)
   assert batch.tokens.shape == (3, 8)
   assert batch.tokens.dtype == np.int32
   assert batch.mask.sum(1).tolist() == [2, 5, 3]
@@ -90,7 +90,7 @@ def test_prompts_are_padded_on_the_left():
 
 
 def test_indices_are_positions_in_the_order():
-  batches = take(stream(), 3)
+  batches = take_draws(stream(), 3)
   indices = np.concatenate([batch.indices for batch in batches])
   assert indices.dtype == np.int64
   assert indices.tolist() == list(range(12))
@@ -98,26 +98,34 @@ def test_indices_are_positions_in_the_order():
 
 
 def test_epochs_visit_all_problems_once_in_different_orders():
-  order = references(take(stream(prompts_per_draw=5), 6))
+  order = references_of(take_draws(stream(prompts_per_draw=5), 6))
   epochs = [order[0:10], order[10:20], order[20:30]]
   assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
   assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
-  assert references(take(stream(seed=4), 2)) != order[:8]
-  assert references(take(stream(shuffle=False), 3)) == [*range(10), 0, 1]
+  assert references_of(take_draws(stream(seed=4), 2)) != order[:8]
+  assert references_of(take_draws(stream(shuffle=False), 3)) == [
+    *range(10),
+    0,
+    1,
+  ]
 
 
 @pytest.mark.parametrize('prefetch', [0, 1, 3])
 def test_resumed_streams_equal_uninterrupted_ones(prefetch):
-  whole = take(stream(), 7)
+  whole = take_draws(stream(), 7)
   first = stream(prefetch=prefetch)
   begun = [next(first) for _ in range(3)]
   state = json.loads(json.dumps(first.get_state()))
   first.close()
-  assert state == {'draw': 3, 'seed': 3, 'problems': numbers(10).fingerprint}
+  assert state == {
+    'draw': 3,
+    'seed': 3,
+    'problems': number_source(10).fingerprint,
+  }
   second = stream(prefetch=prefetch)
   second.set_state(state)
   assert second.get_state() == state
-  assert same([*begun, *take(second, 4)], whole)
+  assert are_equal([*begun, *take_draws(second, 4)], whole)
 
 
 def test_streams_can_go_back():
@@ -125,14 +133,14 @@ def test_streams_can_go_back():
   start = prompts.get_state()
   first = [next(prompts) for _ in range(2)]
   prompts.set_state(start)
-  assert same(take(prompts, 2), first)
+  assert are_equal(take_draws(prompts, 2), first)
 
 
 @given(st.sampled_from([1, 2, 3, 4, 6, 12]), st.integers(0, 1000))
 @settings(max_examples=12, deadline=None)
 def test_order_does_not_depend_on_the_number_of_processes(count, seed):
   def read(**shares):
-    return take(stream(seed=seed, prompts_per_draw=12, **shares), 2)
+    return take_draws(stream(seed=seed, prompts_per_draw=12, **shares), 2)
 
   shares = [
     read(process_index=index, process_count=count, prefetch=0)
@@ -140,26 +148,28 @@ def test_order_does_not_depend_on_the_number_of_processes(count, seed):
   ]
   for draw, whole in enumerate(read(prefetch=0)):
     parts = [share[draw] for share in shares]
-    assert references(parts) == references([whole])
+    assert references_of(parts) == references_of([whole])
     for name in ('tokens', 'mask', 'indices', 'source_ids'):
       joined = np.concatenate([getattr(part, name) for part in parts])
       assert np.array_equal(joined, getattr(whole, name))
 
 
 def test_source_ids_are_indices_into_the_names():
-  source = ConcatenatedSource([numbers(3, 'a'), numbers(2, 'b')])
-  (batch,) = take(stream(source, prompts_per_draw=5, shuffle=False), 1)
+  source = ConcatenatedSource([number_source(3, 'a'), number_source(2, 'b')])
+  (batch,) = take_draws(stream(source, prompts_per_draw=5, shuffle=False), 1)
   assert batch.source_ids.tolist() == [0, 0, 0, 1, 1]
 
 
 @pytest.fixture
 def mixture():
   """A mixture of one problem of a to three of b, from sources of equal size."""
-  return MixtureSource([numbers(6, 'a'), numbers(6, 'b')], [1.0, 3.0])
+  return MixtureSource(
+    [number_source(6, 'a'), number_source(6, 'b')], [1.0, 3.0]
+  )
 
 
 def test_mixtures_have_their_weights_in_every_draw(mixture):
-  batches = take(stream(mixture, prompts_per_draw=8), 6)
+  batches = take_draws(stream(mixture, prompts_per_draw=8), 6)
   for batch in batches:
     assert batch.source_ids.tolist().count(1) == 6
   a, b = (
@@ -174,21 +184,23 @@ def test_mixtures_have_their_weights_in_every_draw(mixture):
 
 
 def test_mixtures_resume_from_one_number(mixture):
-  whole = take(stream(mixture, prompts_per_draw=8), 6)
+  whole = take_draws(stream(mixture, prompts_per_draw=8), 6)
   later = stream(mixture, prompts_per_draw=8)
   later.set_state({'draw': 4, 'seed': 3, 'problems': mixture.fingerprint})
-  assert same(take(later, 2), whole[4:])
-  again = take(stream(mixture, prompts_per_draw=8, seed=4), 6)
-  assert references(again) != references(whole)
+  assert are_equal(take_draws(later, 2), whole[4:])
+  again = take_draws(stream(mixture, prompts_per_draw=8, seed=4), 6)
+  assert references_of(again) != references_of(whole)
 
 
 @given(st.sampled_from([1, 2, 4, 8]))
 @settings(max_examples=4, deadline=None)
 def test_mixtures_do_not_depend_on_the_number_of_processes(count):
-  mixture = MixtureSource([numbers(5, 'a'), numbers(7, 'b')], [2.0, 1.0])
-  (whole,) = take(stream(mixture, prompts_per_draw=8, prefetch=0), 1)
+  mixture = MixtureSource(
+    [number_source(5, 'a'), number_source(7, 'b')], [2.0, 1.0]
+  )
+  (whole,) = take_draws(stream(mixture, prompts_per_draw=8, prefetch=0), 1)
   shares = [
-    take(
+    take_draws(
       stream(
         mixture,
         prompts_per_draw=8,
@@ -200,7 +212,7 @@ def test_mixtures_do_not_depend_on_the_number_of_processes(count):
     )[0]
     for index in range(count)
   ]
-  assert references(shares) == references([whole])
+  assert references_of(shares) == references_of([whole])
 
 
 class ThreadRecorder:
@@ -263,7 +275,7 @@ def test_refuses_invalid_streams_and_states():
 def test_supervised_streams_resume_and_are_shared():
   def rows(**settings):
     return SupervisedStream(
-      numbers(10),
+      number_source(10),
       seed=1,
       sequences_per_draw=6,
       tokenizer=TOKENIZER,
@@ -271,12 +283,13 @@ def test_supervised_streams_resume_and_are_shared():
       **settings,
     )
 
-  whole = take(rows(), 3)
+  whole = take_draws(rows(), 3)
   later = rows(prefetch=0)
   later.set_state({**later.get_state(), 'draw': 2})
   assert np.array_equal(next(later).tokens, whole[2].tokens)
   halves = [
-    take(rows(process_index=index, process_count=2), 1)[0] for index in (0, 1)
+    take_draws(rows(process_index=index, process_count=2), 1)[0]
+    for index in (0, 1)
   ]
   targets = np.concatenate([half.targets for half in halves])
   assert np.array_equal(targets, whole[0].targets)
@@ -285,7 +298,7 @@ def test_supervised_streams_resume_and_are_shared():
 def test_streams_of_countdown_problems():
   config = CountdownConfig(held_out=4)
   tokenizer = countdown_tokenizer(config)
-  (prompts,) = take(
+  (prompts,) = take_draws(
     stream(CountdownSource(config), tokenizer=tokenizer, max_prompt_length=8), 1
   )
   assert prompts.tokens.shape == (4, 8)
@@ -296,5 +309,5 @@ def test_streams_of_countdown_problems():
     tokenizer=tokenizer,
     max_length=24,
   )
-  (batch,) = take(rows, 1)
+  (batch,) = take_draws(rows, 1)
   assert batch.tokens.shape == (8, 24)

@@ -53,12 +53,12 @@ def test_conversations_have_no_instruction(template):
 
 
 def test_system_messages_of_the_file_take_precedence(template):
-  own = {'role': 'system', 'content': 'Think.'}
+  system_message = {'role': 'system', 'content': 'Think.'}
   problem = Problem(
     prompt='1',
     reference='1',
     source='s',
-    messages=(own, *CONVERSATION.messages),
+    messages=(system_message, *CONVERSATION.messages),
   )
   prompt_format = PromptFormat(template=template, system='Be brief.')
   assert prompt_format(problem).prompt.startswith(

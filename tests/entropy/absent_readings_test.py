@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Readings that do not exist: NaN, and never an ordinary number."""
+"""Absent readings: reductions give NaN, and controllers keep their state."""
 
 import functools
 from typing import Any
@@ -37,7 +37,7 @@ def test_sums_of_numbers_that_are_not_finite_are_nan(bad):
   values = jnp.ones((2, 4)).at[1, 2].set(bad)
   assert jnp.isnan(exact_sum(values, ALL))
   assert jnp.isnan(exact_mean(values, ALL))
-  # Off the mask they do not count.
+  # Numbers outside the mask do not count.
   assert exact_sum(values, ALL.at[1, 2].set(False)) == 7
   assert exact_mean(values, ALL.at[1, 2].set(False)) == 1
 
@@ -69,17 +69,17 @@ def test_quantiles_of_nothing_and_of_nan_are_nan():
 @pytest.mark.parametrize('change', [None, 0.01, np.nan])
 def test_controllers_hold_without_a_reading(name, change):
   controller = CONTROLLERS[name]
-  known = {} if change is None else {'entropy_change': jnp.asarray(change)}
+  optional = {} if change is None else {'entropy_change': jnp.asarray(change)}
   state = controller.init()
   for step, entropy in enumerate((None, 0.3, 0.2, None, 0.25)):
     reading = jnp.asarray(jnp.nan if entropy is None else entropy)
-    context = {'entropy': reading, 'step': jnp.asarray(step), **known}
+    context = {'entropy': reading, 'step': jnp.asarray(step), **optional}
     value = controller(state, **context)
     assert jnp.isfinite(value), (step, value)
-    moved = controller.update(state, **context)
+    new_state = controller.update(state, **context)
     if entropy is None:
-      jax.tree.map(np.testing.assert_array_equal, moved, state)
-    state = moved
+      jax.tree.map(np.testing.assert_array_equal, new_state, state)
+    state = new_state
   assert all(bool(jnp.isfinite(x)) for x in jax.tree.leaves(state))
 
 
@@ -108,10 +108,12 @@ def test_chains_hold_without_a_reading():
   """An entropy of NaN changes the state of no controller."""
   stats = TokenStats(logprobs=jnp.zeros((2, 4)), entropy=jnp.ones((2, 4)))
   bonus = covrl.adaptive_bonus(0.5, 0.05, maximum=1.0)
-  gains = covrl.controllers.proportional_integral(
+  controller = covrl.controllers.proportional_integral(
     0.5, proportional=0.1, integral=0.1
   )
-  token_tx = optax.chain(covrl.entropy_bonus(bonus), covrl.entropy_bonus(gains))
+  token_tx = optax.chain(
+    covrl.entropy_bonus(bonus), covrl.entropy_bonus(controller)
+  )
   state: Any = token_tx.init(TokenStats.template())
   before = state
   for entropy in (0.6, jnp.nan, jnp.nan):

@@ -57,12 +57,12 @@ def collective_bytes(hlo: str, rounds: int) -> dict[str, int]:
 
 def operations(hlo: str, op: str) -> list[int]:
   """Elements in the largest array of each operation of a kind."""
-  found = []
+  shapes = []
   for line in hlo.splitlines():
     match = _INSTRUCTION.match(line)
     if match and match['op'].removesuffix('-start') == op:
-      found.append(max(math.prod(dims) for _, dims in _arrays(match['type'])))
-  return found
+      shapes.append(max(math.prod(dims) for _, dims in _arrays(match['type'])))
+  return shapes
 
 
 def _delivered(match: re.Match[str]) -> str:
@@ -102,14 +102,14 @@ def _called(line: str) -> list[str]:
 
 def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
   """Lines of each computation, and the name of the entry."""
-  found: dict[str, list[str]] = {}
+  by_name: dict[str, list[str]] = {}
   name = entry = ''
   for line in hlo.splitlines():
     head = re.match(r'^(ENTRY )?%?([\w.-]+) .*\{$', line)
     if head and ' = ' not in line:
       name = head[2]
-      found[name] = []
+      by_name[name] = []
       entry = name if head[1] else entry
     elif name:
-      found[name].append(line)
-  return found, entry
+      by_name[name].append(line)
+  return by_name, entry

@@ -77,7 +77,7 @@ def batch():
   return signal, stats, context
 
 
-def scheduled(values):
+def table_schedule(values):
   table = jnp.asarray(values)
   return lambda step: table[step]
 
@@ -85,7 +85,7 @@ def scheduled(values):
 def injected(make, values):
   """The transform with its value as a hyperparameter that a schedule sets."""
   return optax.inject_hyperparams(lambda value: make(value))(
-    value=scheduled(values)
+    value=table_schedule(values)
   )
 
 
@@ -161,7 +161,10 @@ def check_equal(edits, expected):
 
 def test_every_coefficient_and_fraction_takes_a_schedule(batch, by_number):
   edits, _ = run(
-    {name: make(scheduled(values)) for name, (make, values) in MADE_OF.items()},
+    {
+      name: make(table_schedule(values))
+      for name, (make, values) in MADE_OF.items()
+    },
     batch,
   )
   check_equal(edits, by_number)
@@ -221,7 +224,7 @@ def test_chains_in_any_nesting(batch):
 def test_values_are_read_from_the_state(batch):
   """optax.tree.get finds coefficients, summaries and snapshots."""
   tx = optax.named_chain(
-    ('kl_cov', covrl.kl_cov(0.05, scheduled((1.0, 0.5, 0.25)))),
+    ('kl_cov', covrl.kl_cov(0.05, table_schedule((1.0, 0.5, 0.25)))),
     ('norm', optax.snapshot('signal_norm', optax.tree.norm)),
   )
   edits, states = run({'tx': tx}, batch)
@@ -270,8 +273,8 @@ def test_as_loss_in_an_ordinary_loop(batch):
   """The gradient of a network is that of the explicit form, step by step."""
   _, stats, context = batch
   tx = optax.chain(
-    covrl.kl_cov(0.05, scheduled((1.0, 0.5, 0.25)), minimum=1),
-    covrl.entropy_bonus(scheduled((0.0, 0.1, 0.2))),
+    covrl.kl_cov(0.05, table_schedule((1.0, 0.5, 0.25)), minimum=1),
+    covrl.entropy_bonus(table_schedule((0.0, 0.1, 0.2))),
   )
   loss = covrl.as_loss(covrl.clipped_surrogate, tx)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`detach_drain`: the shortest prefix, with a share of its last token."""
+"""`detach_drain`: detaches the largest values up to a sum, the last one in part."""
 
 import jax
 import jax.numpy as jnp
@@ -51,15 +51,15 @@ def test_prefix_sums_to_the_amount_with_one_partial_token():
     np.random.default_rng(0).normal(size=(16, 32)), jnp.float32
   )
   positive = float(jnp.sum(jnp.maximum(values, 0)))
-  for part in (0.01, 0.3, 0.999):
-    taken = share(values, part * positive)
+  for fraction in (0.01, 0.3, 0.999):
+    shares = share(values, fraction * positive)
     np.testing.assert_allclose(
-      jnp.sum(taken * values), part * positive, rtol=1e-5
+      jnp.sum(shares * values), fraction * positive, rtol=1e-5
     )
-    lowest = jnp.min(jnp.where(taken > 0, values, jnp.inf))
-    highest = jnp.max(jnp.where(taken == 0, values, -jnp.inf))
+    lowest = jnp.min(jnp.where(shares > 0, values, jnp.inf))
+    highest = jnp.max(jnp.where(shares == 0, values, -jnp.inf))
     assert lowest > highest
-    assert int(jnp.sum((taken > 0) & (taken < 1))) <= 1
+    assert int(jnp.sum((shares > 0) & (shares < 1))) <= 1
 
 
 def test_prefix_share_is_bitwise_equal_on_every_mesh_and_order():
@@ -96,8 +96,10 @@ def test_detaches_the_amount_and_summarizes_the_selection(batch):
   edited, state = covrl.update_signal(
     token_tx, signal, token_tx.init(TokenStats.template()), stats, **context
   )
-  left = -covrl.entropy_change(edited, stats, context['moments'])
-  np.testing.assert_allclose(jnp.sum(left), jnp.sum(drain) - amount, rtol=1e-4)
+  remaining_drain = -covrl.entropy_change(edited, stats, context['moments'])
+  np.testing.assert_allclose(
+    jnp.sum(remaining_drain), jnp.sum(drain) - amount, rtol=1e-4
+  )
   detached = edited.logprobs != signal.logprobs
   assert int(state.summary.selected) == int(jnp.sum(detached)) > 1
   assert int(state.summary.eligible) == int(jnp.sum(drain > 0))

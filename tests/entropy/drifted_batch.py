@@ -46,7 +46,7 @@ def make_batch():
 
 
 @functools.partial(jax.jit, static_argnames=('token_tx', 'loss'))
-def edited(token_tx, loss, stats, context):
+def cotangents(token_tx, loss, stats, context):
   """A loss's cotangents, before and after a chain."""
   (_, aux), signal = jax.value_and_grad(loss, has_aux=True)(stats, **context)
   state = token_tx.init(TokenStats.template())
@@ -56,7 +56,7 @@ def edited(token_tx, loss, stats, context):
   return signal, after
 
 
-def numpy_of(batch):
+def as_numpy(batch):
   """Float64 copies with zeros off the mask."""
   stats, context = batch
   mask = np.asarray(context['mask'])

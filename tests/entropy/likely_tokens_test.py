@@ -35,7 +35,7 @@ def case():
   return old, new, targets, np.where(MASK, advantages, 0)
 
 
-def chosen(log_pi, targets):
+def take_targets(log_pi, targets):
   return np.take_along_axis(log_pi, targets[..., None], -1)[..., 0]
 
 
@@ -85,13 +85,15 @@ def lp_reg_in_numpy(
   """The gradient of the published loss's penalty, from whole distributions."""
   survives = proxy >= proxy.max(-1, keepdims=True) + np.log(0.1)
   mass = np.sum(np.exp(proxy) * survives, -1)
-  target = chosen(proxy, targets) - np.log(mass)
-  target = np.where(chosen(survives, targets), target, -1e4)
+  target = take_targets(proxy, targets) - np.log(mass)
+  target = np.where(take_targets(survives, targets), target, -1e4)
   negative = MASK & (advantages < 0)
   count = int(fraction * negative.sum())
-  order = np.argsort(np.where(negative, chosen(ranked, targets), np.inf), None)
+  order = np.argsort(
+    np.where(negative, take_targets(ranked, targets), np.inf), None
+  )
   rare = np.isin(np.arange(MASK.size), order[:count]).reshape(MASK.shape)
-  log_pi = chosen(new, targets)
+  log_pi = take_targets(new, targets)
   kl = np.exp(target - log_pi) - (target - log_pi) - 1
   applies = rare & (log_pi < target) & (kl <= largest)
   gradient = np.where(applies, 1 - np.exp(target - log_pi), 0)

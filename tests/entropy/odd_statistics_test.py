@@ -60,13 +60,13 @@ def top_of_ones(fraction):
   ('fraction', 'quota'), [(0.5, 2), (-0.5, 0), (np.nan, 0), (0.04, 1)]
 )
 def test_scheduled_fractions_are_clamped_and_counted(batch, fraction, quota):
-  selection = clamped(jnp.asarray(fraction), *batch)
+  selection = select_fraction(jnp.asarray(fraction), *batch)
   assert int(selection.mask.sum()) == int(selection.quota) == quota
   assert int(selection.clamped) == (fraction != 0.04)
 
 
 @jax.jit
-def clamped(fraction, stats, context):
+def select_fraction(fraction, stats, context):
   return top_score(lambda step: fraction)(stats, **context)
 
 
@@ -86,11 +86,11 @@ def test_statistics_that_are_not_finite_are_left_out_and_counted(
   batch, entry, value
 ):
   stats, context = batch
-  clean = by_state(stats, context)
+  clean = select_by_state_score(stats, context)
   assert int(clean.nonfinite) == 0
   best = tuple(np.argwhere(np.asarray(clean.mask))[0])
   spoilt = context | {entry: context[entry].at[best].set(value)}
-  selection = by_state(stats, spoilt)
+  selection = select_by_state_score(stats, spoilt)
   assert int(selection.nonfinite) == 1
   assert int(selection.eligible) == 39
   assert not bool(selection.mask[best])
@@ -99,7 +99,7 @@ def test_statistics_that_are_not_finite_are_left_out_and_counted(
 
 
 @jax.jit
-def by_state(stats, context):
+def select_by_state_score(stats, context):
   return top_score(0.05, score='state')(stats, **context)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from entropy.drifted_batch import LENGTH, ROWS, edited, make_batch, numpy_of
+from entropy.drifted_batch import LENGTH, ROWS, as_numpy, cotangents, make_batch
 
 import covrl
 from covrl.entropy import update_signal
@@ -19,7 +19,7 @@ def batch():
   return make_batch()
 
 
-def importance_of(batch, **options):
+def importance_weights(batch, **options):
   """The weights that the chain multiplies a gradient of ones by."""
   stats, context = batch
   token_tx = covrl.truncated_importance_weights(**options)
@@ -37,39 +37,41 @@ def importance_of(batch, **options):
 
 
 def test_importance_weights_of_tokens(batch):
-  a = numpy_of(batch)
-  mask = a['mask']
-  ratio = np.exp(a['old_logprobs'] - a['sampler_logprobs'])
+  arrays = as_numpy(batch)
+  mask = arrays['mask']
+  ratio = np.exp(arrays['old_logprobs'] - arrays['sampler_logprobs'])
   assert ratio[mask].max() > 1.3
   assert ratio[mask].min() < 0.7
-  weights = importance_of(batch, cap=1.3)
+  weights = importance_weights(batch, cap=1.3)
   expected = np.minimum(ratio, 1.3)
   np.testing.assert_allclose(weights[mask], expected[mask], rtol=1e-5)
-  weights = importance_of(batch, cap=1.3, floor=0.7, beyond='mask')
+  weights = importance_weights(batch, cap=1.3, floor=0.7, beyond='mask')
   expected = np.where((ratio > 1.3) | (ratio < 0.7), 0, ratio)
   np.testing.assert_allclose(weights[mask], expected[mask], rtol=1e-5)
 
 
 def test_importance_weights_of_packed_sequences(batch):
   stats, context = batch
-  a = numpy_of(batch)
-  mask = a['mask']
+  arrays = as_numpy(batch)
+  mask = arrays['mask']
   ids = np.where(np.arange(LENGTH) < 5, 1, 2) * np.ones((ROWS, 1), int)
   context = context | {'segment_ids': jnp.asarray(ids)}
-  log_ratio = a['old_logprobs'] - a['sampler_logprobs']
+  log_ratio = arrays['old_logprobs'] - arrays['sampler_logprobs']
   ratio = np.ones(mask.shape)
   for row in range(ROWS):
     for segment in (1, 2):
-      here = ids[row] == segment
-      ratio[row, here] = np.exp(log_ratio[row, here & mask[row]].sum())
-  weights = importance_of((stats, context), level='sequence')
+      in_segment = ids[row] == segment
+      ratio[row, in_segment] = np.exp(
+        log_ratio[row, in_segment & mask[row]].sum()
+      )
+  weights = importance_weights((stats, context), level='sequence')
   expected = np.minimum(ratio, 2.0)
   np.testing.assert_allclose(weights[mask], expected[mask], rtol=1e-5)
   # Without segments a row is one sequence.
   del context['segment_ids']
-  weights = importance_of((stats, context), level='sequence', cap=1e9)
-  whole = np.exp(log_ratio.sum(1, keepdims=True)) * np.ones(mask.shape)
-  np.testing.assert_allclose(weights[mask], whole[mask], rtol=1e-5)
+  weights = importance_weights((stats, context), level='sequence', cap=1e9)
+  whole_rows = np.exp(log_ratio.sum(1, keepdims=True)) * np.ones(mask.shape)
+  np.testing.assert_allclose(weights[mask], whole_rows[mask], rtol=1e-5)
 
 
 def test_ce_gppo_is_the_gradient_of_its_loss(batch):
@@ -91,11 +93,13 @@ def test_ce_gppo_is_the_gradient_of_its_loss(batch):
     losses = jnp.where(risen, -0.9 * 1.15 * kept * a, losses)
     return jnp.sum(context['weights'] * losses), fallen.sum() * risen.sum()
 
-  expected, both = jax.jit(jax.grad(published, has_aux=True))(stats.logprobs)
-  assert int(both) > 0
+  expected, num_clipped = jax.jit(jax.grad(published, has_aux=True))(
+    stats.logprobs
+  )
+  assert int(num_clipped) > 0
   # The base may clip these tokens or not.
   for loss in (ppo, covrl.policy_gradient):
-    before, after = edited(token_tx, loss, stats, context)
+    before, after = cotangents(token_tx, loss, stats, context)
     np.testing.assert_allclose(after.logprobs, expected, rtol=2e-5, atol=1e-8)
     assert (before.logprobs != after.logprobs).any()
 
@@ -110,7 +114,7 @@ def test_kl_to_reference_is_the_gradient_of_its_estimator(batch):
 
   expected = jax.grad(penalty)(stats.logprobs)
   token_tx = covrl.kl_to_reference(0.04)
-  before, after = edited(token_tx, covrl.policy_gradient, stats, context)
+  before, after = cotangents(token_tx, covrl.policy_gradient, stats, context)
   np.testing.assert_allclose(
     after.logprobs - before.logprobs, expected, rtol=1e-3, atol=1e-7
   )

@@ -105,8 +105,8 @@ CONTROLLED = {
 def test_controller_at_its_target_keeps_the_entropy_constant(case, x64, name):
   *_, stats, signal, context = case
   entropy = jnp.mean(stats.entropy)
-  above = 0.05 * float(abs(realised(case, signal)))
-  for rise in (0.0, above):
+  target_rise = 0.05 * float(abs(realised(case, signal)))
+  for rise in (0.0, target_rise):
     controller = covrl.target_entropy(
       float(entropy) + rise * 20, horizon=20.0, maximum=1e3
     )
@@ -168,8 +168,8 @@ def test_predicts_the_effect_on_selected_tokens_only(case, x64):
 
 def test_predicts_nothing_without_moments(case, x64):
   *_, stats, signal, context = case
-  blind = {k: v for k, v in context.items() if k != 'moments'}
-  prediction = predict_effect(lambda _: signal, stats, blind)
+  without_moments = {k: v for k, v in context.items() if k != 'moments'}
+  prediction = predict_effect(lambda _: signal, stats, without_moments)
   assert (prediction.drift, prediction.effect, prediction.limit) == (
     0,
     1,

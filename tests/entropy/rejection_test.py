@@ -50,15 +50,13 @@ def arrays(seed=0):
 
 
 def batch_of(values, mask=MASK, segment_ids=None) -> tuple[TokenStats, Any]:
-  found = {
+  kept = {
     name: jnp.asarray(np.where(mask, x, np.nan), jnp.float32)
     for name, x in values.items()
   }
-  stats = TokenStats(
-    logprobs=found.pop('logprobs'), entropy=found.pop('entropy')
-  )
-  context = found | {
-    'advantages': jnp.nan_to_num(found['advantages']),
+  stats = TokenStats(logprobs=kept.pop('logprobs'), entropy=kept.pop('entropy'))
+  context = kept | {
+    'advantages': jnp.nan_to_num(kept['advantages']),
     'mask': jnp.asarray(mask),
     'weights': jnp.asarray(mask / mask.sum(), jnp.float32),
   }
@@ -131,14 +129,14 @@ def test_sequences_are_rejected_by_every_statistic(kind, reduction):
   a = arrays()
   x = a['sampler_logprobs'] - a['old_logprobs']
   reduce = {'mean': np.mean, 'sum': np.sum, 'max': lambda d: np.abs(d).max()}
-  found = np.array(
+  actual = np.array(
     [
       abs(reduce[reduction](DIVERGENCES[kind](row[:n])))
       for row, n in zip(x, LENGTHS, strict=True)
     ]
   )
-  limit = float(np.median(found))
-  kept = (found <= limit)[:, None] * np.ones(MASK.shape)
+  limit = float(np.median(actual))
+  kept = (actual <= limit)[:, None] * np.ones(MASK.shape)
   check(reject_sequences(limit * 1.001, kind=kind, reduction=reduction), kept)
 
 
@@ -175,8 +173,8 @@ def test_layout_order_and_mesh_do_not_matter(name):
       here = (row, slice(start, start + LENGTHS[i]))
       slices[i], start = here, start + LENGTHS[i]
       mask[here], ids[here] = True, number + 1
-      for x, found in values.items():
-        packed[x][here] = found[i, : LENGTHS[i]]
+      for x, value in values.items():
+        packed[x][here] = value[i, : LENGTHS[i]]
   batch = batch_of(packed, mask, ids)
   for other in (batch, shard_batch(batch, make_mesh((4, 2)))):
     result = np.asarray(factors(token_tx, *other).logprobs)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from entropy.drifted_batch import ROWS, edited, make_batch, numpy_of
+from entropy.drifted_batch import ROWS, as_numpy, cotangents, make_batch
 
 import covrl
 from covrl.entropy import DecisionCache, update_signal
@@ -27,7 +27,7 @@ def clipped(stats, **context):
 def check_rescaled(batch, token_tx, advantages):
   """The chain is the same loss with other advantages."""
   stats, context = batch
-  _, after = edited(token_tx, clipped, stats, context)
+  _, after = cotangents(token_tx, clipped, stats, context)
   others = context | {'advantages': jnp.asarray(advantages, jnp.float32)}
   expected = jax.grad(lambda s: clipped(s, **others)[0])(stats)
   np.testing.assert_allclose(
@@ -39,7 +39,7 @@ def check_rescaled(batch, token_tx, advantages):
 
 @pytest.mark.parametrize('scale', [0.3, -0.3])
 def test_repo_rescales_advantages_by_their_log_probability(batch, scale):
-  a = numpy_of(batch)
+  a = as_numpy(batch)
   up = np.maximum(a['advantages'] * (1 - scale * a['logprobs']), 0)
   down = np.minimum(a['advantages'] * (1 + scale * a['logprobs']), 0)
   expected = np.where(a['advantages'] > 0, up, down)
@@ -48,20 +48,20 @@ def test_repo_rescales_advantages_by_their_log_probability(batch, scale):
 
 
 def test_entropy_shaped_adds_to_advantages(batch):
-  a = numpy_of(batch)
+  a = as_numpy(batch)
   added = np.minimum(0.4 * a['H'], np.abs(a['advantages']) / 2)
   check_rescaled(batch, covrl.entropy_shaped(), a['advantages'] + added)
 
 
 def test_sample_weights_by_the_sign_of_the_advantage(batch):
-  a = numpy_of(batch)['advantages']
+  a = as_numpy(batch)['advantages']
   expected = np.where(a > 0, 0.1 * a, 1.5 * a)
   check_rescaled(batch, covrl.sample_weights(0.1, 1.5), expected)
   check_rescaled(batch, covrl.sample_weights(positive=0.0), np.minimum(a, 0))
 
 
 def test_entropic_balances_the_signs(batch):
-  a = numpy_of(batch)['advantages']
+  a = as_numpy(batch)['advantages']
   alpha = 2.0 * (0.4 - 0.5) + 0.1 * (0.4 - 0.5)
   expected = np.where(a > 0, (1 + alpha) * a, (1 - alpha) * a)
   token_tx = covrl.entropic(0.5, proportional=2.0, integral=0.1)
@@ -72,7 +72,7 @@ def test_entropic_balances_the_signs(batch):
 
 
 def test_entrocraft_keeps_samples_that_move_entropy_into_the_band(batch):
-  a = numpy_of(batch)['advantages']
+  a = as_numpy(batch)['advantages']
   check_rescaled(batch, covrl.entrocraft(0.6, 0.7), np.minimum(a, 0))
   check_rescaled(batch, covrl.entrocraft(0.3, 0.5), a)
   falling = (optax.linear_schedule(edge, 0.0, 10) for edge in (0.1, 0.3))
@@ -91,7 +91,7 @@ def entropy_change(a):
 
 
 def test_steer_holds_back_the_largest_changes(batch):
-  a = numpy_of(batch)
+  a = as_numpy(batch)
   change = entropy_change(a)
   k = -np.log(0.7) / max(change[a['mask']].max(), 0.02)
   weight = np.exp(-k * change)
@@ -100,7 +100,7 @@ def test_steer_holds_back_the_largest_changes(batch):
 
 
 def test_steer_in_its_linear_shape(batch):
-  a = numpy_of(batch)
+  a = as_numpy(batch)
   change = entropy_change(a)
   least, most = change[a['mask']].min(), change[a['mask']].max()
   weight = 1.2 - 0.4 * (change - least) / (most - least)
@@ -116,10 +116,10 @@ def test_forking_tokens_keeps_the_highest_entropies(batch):
     ('current', 'H'),
   ]
   for source, name in sources:
-    entropy = np.where(mask, numpy_of(batch)[name], -np.inf)
+    entropy = np.where(mask, as_numpy(batch)[name], -np.inf)
     kept = entropy >= np.sort(entropy.ravel())[-int(0.2 * mask.sum())]
     token_tx = covrl.forking_tokens(0.2, selection_source=source)
-    before, after = edited(token_tx, covrl.policy_gradient, stats, context)
+    before, after = cotangents(token_tx, covrl.policy_gradient, stats, context)
     expected = np.where(kept, before.logprobs, 0)
     np.testing.assert_array_equal(after.logprobs, expected)
     assert kept.sum() == int(0.2 * mask.sum())

@@ -32,7 +32,7 @@ SUITES = (
 
 
 @pytest.fixture(scope='module')
-def parts():
+def evaluator_parts():
   task = toy.make_task(CONFIG)
   policy = Policy(toy.make_model(CONFIG, task.tokenizer.vocab_size))
   engine = SamplingEngine(
@@ -47,7 +47,7 @@ def parts():
 
 
 def evaluate(
-  parts,
+  evaluator_parts,
   suites,
   *,
   prompts_per_batch=8,
@@ -56,7 +56,7 @@ def evaluate(
   on_progress=None,
   **settings,
 ):
-  task, engine, scoring, params = parts
+  task, engine, scoring, params = evaluator_parts
   evaluator = Evaluator(
     engine,
     scoring,
@@ -73,8 +73,8 @@ def evaluate(
   return evaluator.evaluate(params, on_progress)
 
 
-def test_each_suite_has_its_number_of_samples(parts):
-  results = evaluate(parts, SUITES).results
+def test_each_suite_has_its_number_of_samples(evaluator_parts):
+  results = evaluate(evaluator_parts, SUITES).results
   assert [r.greedy.shape for r in results] == [(5,), (11,), (3,), (2,)]
   assert [r.correct.shape for r in results] == [(5, 6), (11, 0), (3, 4), (2, 1)]
   for result in results:
@@ -86,30 +86,34 @@ def test_each_suite_has_its_number_of_samples(parts):
       index = result.suite.problems.index(problem)
       assert marks[0] == result.greedy[index]
       assert marks[1:] == result.correct[index].tolist()
-  assert evaluate(parts, SUITES).unscored == 0
+  assert evaluate(evaluator_parts, SUITES).unscored == 0
 
 
-def test_responses_do_not_depend_on_other_suites_or_batch_sizes(parts):
-  whole = evaluate(parts, SUITES).results
-  alone = evaluate(parts, SUITES[2:3], prompts_per_batch=8).results[0]
+def test_responses_do_not_depend_on_other_suites_or_batch_sizes(
+  evaluator_parts,
+):
+  whole = evaluate(evaluator_parts, SUITES).results
+  alone = evaluate(evaluator_parts, SUITES[2:3], prompts_per_batch=8).results[0]
   assert alone.responses == whole[2].responses
-  others = evaluate(parts, SUITES, prompts_per_batch=3, group_size=2).results
+  others = evaluate(
+    evaluator_parts, SUITES, prompts_per_batch=3, group_size=2
+  ).results
   for ours, theirs in zip(whole, others, strict=True):
     assert ours.responses == theirs.responses
 
 
-def test_samples_differ_within_and_between_suites(parts):
+def test_samples_differ_within_and_between_suites(evaluator_parts):
   twice = [
     dataclasses.replace(SUITES[0], name=name, samples=16)
     for name in ('one', 'other')
   ]
-  one, other = evaluate(parts, twice).results
+  one, other = evaluate(evaluator_parts, twice).results
   assert all(len(set(texts[1:])) > 3 for texts in one.responses)
   assert one.responses != other.responses
   assert np.array_equal(one.greedy, other.greedy)
 
 
-def test_majority_votes_on_extracted_answers(parts):
+def test_majority_votes_on_extracted_answers(evaluator_parts):
   def extractor(problem):
     # The problems of the second suite have no short answers.
     if problem in SUITES[2].problems:
@@ -117,7 +121,7 @@ def test_majority_votes_on_extracted_answers(parts):
     return lambda response: response.split()[0] if response else None
 
   result, other = evaluate(
-    parts, [SUITES[0], SUITES[2]], answer_extractor=extractor
+    evaluator_parts, [SUITES[0], SUITES[2]], answer_extractor=extractor
   ).results
   assert other.answers is None
   assert 'maj@4' not in other.metrics()
@@ -127,11 +131,11 @@ def test_majority_votes_on_extracted_answers(parts):
     assert [t.split()[0] if t else None for t in texts[1:]] == list(answers)
 
 
-def test_entropy_is_over_samples_if_there_are_any(parts):
-  both = evaluate(parts, SUITES)
-  sampled = evaluate(parts, [s for s in SUITES if s.samples])
+def test_entropy_is_over_samples_if_there_are_any(evaluator_parts):
+  both = evaluate(evaluator_parts, SUITES)
+  sampled = evaluate(evaluator_parts, [s for s in SUITES if s.samples])
   assert both.entropy == pytest.approx(sampled.entropy, rel=1e-6)
-  assert evaluate(parts, SUITES[1:2]).entropy > 0
+  assert evaluate(evaluator_parts, SUITES[1:2]).entropy > 0
 
 
 def test_known_suites_have_distinct_blocks_of_noise():
@@ -139,13 +143,13 @@ def test_known_suites_have_distinct_blocks_of_noise():
   assert len(blocks) == len(SETS)
 
 
-def test_refuses_an_empty_suite(parts):
+def test_refuses_an_empty_suite(evaluator_parts):
   with pytest.raises(ValueError, match='needs problems, none has none'):
-    evaluate(parts, [Suite(name='none', problems=())])
+    evaluate(evaluator_parts, [Suite(name='none', problems=())])
 
 
-def test_unscored_responses_are_counted_up_to_the_limit(parts):
-  task, engine, _, params = parts
+def test_unscored_responses_are_counted_up_to_the_limit(evaluator_parts):
+  task, engine, _, params = evaluator_parts
   partly = [Reward(name='partly', score='train.scoring:fails_on_odd_numbers')]
   with Scoring(partly, sources=task.sources, workers=1) as scoring:
     other = task, engine, scoring, params
@@ -155,7 +159,7 @@ def test_unscored_responses_are_counted_up_to_the_limit(parts):
     ):
       evaluate(other, SUITES[:1])
     evaluation = evaluate(other, SUITES[:1], max_failures=1.0)
-  (expected,) = evaluate(parts, SUITES[:1]).results
+  (expected,) = evaluate(evaluator_parts, SUITES[:1]).results
   (result,) = evaluation.results
   odd = np.array(
     [[begins_with_odd(text) for text in row] for row in result.responses]
@@ -163,22 +167,22 @@ def test_unscored_responses_are_counted_up_to_the_limit(parts):
   assert odd.any()
   assert not odd.all()
   assert evaluation.unscored == odd.sum()
-  for found, known, missing in (
+  for is_found, known, missing in (
     (result.greedy, expected.greedy, odd[:, 0]),
     (result.correct, expected.correct, odd[:, 1:]),
   ):
-    assert np.array_equal(np.isnan(found), missing)
-    assert np.array_equal(found[~missing], known[~missing])
+    assert np.array_equal(np.isnan(is_found), missing)
+    assert np.array_equal(is_found[~missing], known[~missing])
 
 
 def begins_with_odd(text):
   return text[:1].isdigit() and int(text[0]) % 2 == 1
 
 
-def test_progress_is_reported_while_a_batch_is_decoded(parts):
+def test_progress_is_reported_while_a_batch_is_decoded(evaluator_parts):
   calls = []
   evaluate(
-    parts,
+    evaluator_parts,
     SUITES[:1],
     on_progress=lambda *counts, **metrics: calls.append((counts, metrics)),
   )
@@ -192,9 +196,9 @@ def test_progress_is_reported_while_a_batch_is_decoded(parts):
 
 
 def test_equal_answers_have_one_vote_however_they_are_written(
-  parts, monkeypatch
+  evaluator_parts, monkeypatch
 ):
-  task, engine, _, params = parts
+  task, engine, _, params = evaluator_parts
   spellings = ['3', '1/2', '.5', r'\frac12', '0.50', '3']
   # The greedy response and those to padding come first and last.
   texts = iter(['x', *[''] * 7, *spellings, *[''] * 42])
@@ -222,8 +226,8 @@ def test_equal_answers_have_one_vote_however_they_are_written(
   assert majority_vote(result.answers, np.array([[0, 1, 1, 1, 1, 0.0]])) == [1]
 
 
-def test_refuses_a_prompt_that_is_too_long(parts):
-  task, engine, scoring, _ = parts
+def test_refuses_a_prompt_that_is_too_long(evaluator_parts):
+  task, engine, scoring, _ = evaluator_parts
   long = dataclasses.replace(PROBLEMS[0], prompt='1 2 3 4 5 6 7 :')
   with pytest.raises(ValueError, match='must have at most 6 tokens, got 9'):
     Evaluator(

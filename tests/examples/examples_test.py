@@ -21,7 +21,7 @@ def test_plain_jax_learns():
 def test_nnx_learns_and_follows_its_schedule():
   reward, entropy = np.array(grpo_nnx.main(300)).T
   assert reward[-20:].mean() > 2 * reward[:20].mean()
-  target = np.array([grpo_nnx.TARGET(i) for i in range(300)])
+  target = np.array([grpo_nnx.TARGET_ENTROPY(i) for i in range(300)])
   # Entropy begins above the schedule, which falls by a nat in 400 updates.
   assert np.abs(entropy - target)[200:].max() < 0.15
   assert np.abs(entropy - target)[240:].mean() < 0.05

@@ -15,51 +15,51 @@ from flax import nnx
 import covrl
 
 PROMPTS, GROUP, LENGTH, VOCABULARY, WIDTH = 16, 8, 8, 16, 64
-TARGET = optax.linear_schedule(2.0, 1.0, 400)
+TARGET_ENTROPY = optax.linear_schedule(2.0, 1.0, 400)
 
 
 class Policy(nnx.Module):
   def __init__(self, rngs):
     self.prompt = nnx.Embed(PROMPTS, WIDTH, rngs=rngs)
-    self.place = nnx.Embed(LENGTH, WIDTH, rngs=rngs)
+    self.position = nnx.Embed(LENGTH, WIDTH, rngs=rngs)
     self.previous = nnx.Embed(VOCABULARY + 1, WIDTH, rngs=rngs)
     self.mix = nnx.Linear(WIDTH, WIDTH, rngs=rngs)
     self.head = nnx.Linear(WIDTH, VOCABULARY, use_bias=False, rngs=rngs)
 
-  def __call__(self, prompts, previous, places):
-    total = self.prompt(prompts) + self.place(places)
+  def __call__(self, prompts, previous, positions):
+    total = self.prompt(prompts) + self.position(positions)
     return jnp.tanh(self.mix(total + self.previous(previous)))
 
   def sample(self, prompts, key):
     previous, tokens = jnp.full_like(prompts, VOCABULARY), []
-    for place in range(LENGTH):
-      states = self(prompts, previous, jnp.full_like(prompts, place))
-      logits, key_now = self.head(states), jax.random.fold_in(key, place)
-      previous = jax.random.categorical(key_now, logits)
+    for position in range(LENGTH):
+      states = self(prompts, previous, jnp.full_like(prompts, position))
+      logits, step_key = self.head(states), jax.random.fold_in(key, position)
+      previous = jax.random.categorical(step_key, logits)
       tokens.append(previous)
     return jnp.stack(tokens, axis=1)
 
   def stats(self, prompts, tokens):
     start = jnp.full_like(tokens[:, :1], VOCABULARY)
     previous = jnp.concatenate([start, tokens[:, :-1]], axis=1)
-    places = jnp.broadcast_to(jnp.arange(LENGTH), tokens.shape)
-    states = self(prompts[:, None] + 0 * tokens, previous, places)
+    positions = jnp.broadcast_to(jnp.arange(LENGTH), tokens.shape)
+    states = self(prompts[:, None] + 0 * tokens, previous, positions)
     kernel = self.head.kernel[...]
     return covrl.token_stats(states, kernel, tokens, moments=True)
 
 
 token_tx = covrl.entropy_bonus(
-  covrl.adaptive_bonus(TARGET, increment=5e-3, maximum=1.0)
+  covrl.adaptive_bonus(TARGET_ENTROPY, increment=5e-3, maximum=1.0)
 )
-controlled = covrl.as_loss(covrl.policy_gradient, token_tx)
+controlled_loss = covrl.as_loss(covrl.policy_gradient, token_tx)
 
 
 @nnx.jit
 def iteration(policy, optimizer, token_state, step, key):
   prompts = jnp.repeat(jnp.arange(PROMPTS), GROUP)
   tokens = policy.sample(prompts, key)
-  wanted = (prompts[:, None] + jnp.arange(LENGTH)) % VOCABULARY
-  rewards = jnp.mean(tokens == wanted, axis=1)
+  targets = (prompts[:, None] + jnp.arange(LENGTH)) % VOCABULARY
+  rewards = jnp.mean(tokens == targets, axis=1)
   mask = jnp.ones(tokens.shape, bool)
   old, moments = policy.stats(prompts, tokens)
   context = {
@@ -74,7 +74,7 @@ def iteration(policy, optimizer, token_state, step, key):
 
   def loss(policy):
     stats, _ = policy.stats(prompts, tokens)
-    return controlled(stats, token_state, **context)
+    return controlled_loss(stats, token_state, **context)
 
   (_, token_state), grads = nnx.value_and_grad(loss, has_aux=True)(policy)
   optimizer.update(policy, grads)
@@ -93,7 +93,7 @@ def main(iterations=400):
     history.append((float(reward), float(entropy)))
     if i % 40 == 39:
       print(
-        f'{i + 1:4} reward {reward:.2f}, {entropy:.2f} of {TARGET(i):.2f} nats'
+        f'{i + 1:4} reward {reward:.2f}, {entropy:.2f} of {TARGET_ENTROPY(i):.2f} nats'
       )
   return history
 

@@ -165,7 +165,7 @@ def main():
     for name, case in CASES.items()
   ]
   cases += [(n, (source, {}), chat) for n, (source, chat) in MESSAGES.items()]
-  made = []
+  files = []
   for name, (source, variables), chat in cases:
     try:
       text = fast.apply_chat_template(
@@ -178,14 +178,14 @@ def main():
     except Exception:
       text = None
     case = {'name': name, 'source': source, 'variables': variables}
-    made.append(
+    files.append(
       case | {'text': text} | ({} if chat is CHAT else {'chat': chat})
     )
   content = {
     'chat': CHAT,
     'special_tokens': SPECIAL,
     'now': NOW.isoformat(),
-    'templates': made,
+    'templates': files,
   }
   FILE.write_text(json.dumps(content, ensure_ascii=False, indent=1) + '\n')
 

@@ -141,8 +141,8 @@ def make(name, seed):
 if __name__ == '__main__':
   if sys.argv[1:2] == ['--check']:
     ids = [int(token) for token in sys.argv[3].split(',')]
-    found = continuation(load(pathlib.Path(sys.argv[2])), ids, LENGTH)
-    print(found[len(ids) :])
+    tokens = continuation(load(pathlib.Path(sys.argv[2])), ids, LENGTH)
+    print(tokens[len(ids) :])
   else:
     HERE.mkdir(exist_ok=True)
     for each in MODELS:

@@ -31,7 +31,8 @@ OPTIONS = (
 )
 
 
-def wanted(key: str, arrays: dict[str, np.ndarray]) -> bool:
+def is_kept(key: str, arrays: dict[str, np.ndarray]) -> bool:
+  """Whether an entry belongs to the subset."""
   function, case, side, *name = key.split('/')
   if function in COMPLETE:
     return True
@@ -56,7 +57,7 @@ def main(source: str) -> None:
   with np.load(source) as file:
     arrays = {key: file[key] for key in file.files}
   meta = json.loads(str(arrays.pop('meta')))
-  kept = {key: value for key, value in arrays.items() if wanted(key, arrays)}
+  kept = {key: value for key, value in arrays.items() if is_kept(key, arrays)}
   cases = {'/'.join(key.split('/')[:2]) for key in kept}
   options = {
     case: {

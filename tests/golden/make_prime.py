@@ -46,10 +46,10 @@ def main() -> None:
   ]
   for form in ('paper', 'code'):
     for normalised in (False, True):
-      found = advantages(gaps, outcomes, groups, form, normalised)
+      result = advantages(gaps, outcomes, groups, form, normalised)
       for name, lists in (
-        ('advantages', found),
-        ('standardised', standardised(found)),
+        ('advantages', result),
+        ('standardised', standardised(result)),
       ):
         full = np.zeros((count, WIDTH))
         for i, tokens in enumerate(responses):

@@ -20,7 +20,7 @@ def dry_run(config, *arguments, launcher=TPU):
   return main([*launcher, '--dry-run', *run], shell), output.getvalue()
 
 
-def refused(capsys, *arguments, **options):
+def error_of_launch(capsys, *arguments, **options):
   assert dry_run(*arguments, **options) == (2, '')
   error = capsys.readouterr().err
   assert error.count('\n') == 1
@@ -47,10 +47,14 @@ def test_path_is_relative_to_the_checkout_on_the_hosts(
 
 
 def test_absent_config_is_refused(clone, capsys):
-  assert "'configs/d.py' does not exist" in refused(capsys, 'configs/d.py')
-  assert 'a recipe that covrl ships' in refused(capsys, 'nowhere:kl_cov')
+  assert "'configs/d.py' does not exist" in error_of_launch(
+    capsys, 'configs/d.py'
+  )
+  assert 'a recipe that covrl ships' in error_of_launch(
+    capsys, 'nowhere:kl_cov'
+  )
   for config in ('configs/c.py:no', 'countdown:no'):
-    assert "there is no recipe 'no' in " in refused(capsys, config)
+    assert "there is no recipe 'no' in " in error_of_launch(capsys, config)
 
 
 def test_recipes_that_a_file_imports_or_assigns_are_launched(clone, git):
@@ -71,11 +75,11 @@ def test_config_without_a_value_is_refused(clone, capsys):
 def test_config_outside_of_the_checkout_is_refused(clone, capsys, tmp_path):
   other = tmp_path / 'other.py'
   other.write_text('def kl_cov():\n  ...\n')
-  error = refused(capsys, other)
+  error = error_of_launch(capsys, other)
   assert f'must be a file of {clone}, whose commit HEAD is copied' in error
   assert str(other) in error
   (clone / 'configs' / 'link.py').symlink_to(other)
-  assert 'must be a file of' in refused(capsys, 'configs/link.py')
+  assert 'must be a file of' in error_of_launch(capsys, 'configs/link.py')
 
 
 @pytest.mark.parametrize(
@@ -91,11 +95,11 @@ def test_config_that_is_not_committed_is_refused(
   clone, capsys, git, file, config, text
 ):
   (clone / file).write_text(text)
-  error = refused(capsys, config)
+  error = error_of_launch(capsys, config)
   assert 'must be committed' in error
   assert f'{file} is not, or has changed since' in error
   git(clone, 'add', '.')
-  assert 'must be committed' in refused(capsys, config)
+  assert 'must be committed' in error_of_launch(capsys, config)
   git(clone, 'commit', '--quiet', '--message=Second')
   assert dry_run(config)[0] == 0
 
@@ -114,7 +118,7 @@ def test_other_uncommitted_changes_are_named(clone):
 def test_data_that_only_this_machine_has_is_refused(clone, capsys, git):
   (clone / 'train.jsonl').touch()
   override = '--config.data.train=gs://b/a.jsonl=2,train.jsonl=1'
-  error = refused(capsys, 'configs/c.py', override)
+  error = error_of_launch(capsys, 'configs/c.py', override)
   assert '--config.data.train must name files that the hosts have' in error
   assert "got 'train.jsonl'" in error
   git(clone, 'add', '.')
@@ -127,7 +131,7 @@ def test_directory_without_git_is_refused(clone, capsys, monkeypatch):
   os.rename(clone / '.git', clone / 'git')
   # As for a checkout within that of another project.
   monkeypatch.setenv('GIT_CEILING_DIRECTORIES', str(clone.parent))
-  assert 'must be a git checkout' in refused(capsys, 'configs/c.py')
+  assert 'must be a git checkout' in error_of_launch(capsys, 'configs/c.py')
 
 
 @pytest.mark.parametrize(
@@ -140,6 +144,6 @@ def test_directory_without_git_is_refused(clone, capsys, monkeypatch):
 def test_other_launchers_refuse_a_config_that_does_not_exist(
   clone, capsys, launcher
 ):
-  error = refused(capsys, 'configs/d.py:kl_cov', launcher=launcher)
+  error = error_of_launch(capsys, 'configs/d.py:kl_cov', launcher=launcher)
   assert "must name a Python file, got 'configs/d.py:kl_cov'" in error
   assert dry_run('configs/c.py:kl_cov', launcher=launcher)[0] == 0

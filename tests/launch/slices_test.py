@@ -24,8 +24,8 @@ from launch.slices import Slice, find_slice
   ],
 )
 def test_attributes_of_slices(name, shape, chips, hosts):
-  found = find_slice(name)
-  assert (found.shape, found.topology.chips, found.hosts) == (
+  slice_ = find_slice(name)
+  assert (slice_.shape, slice_.topology.chips, slice_.hosts) == (
     shape,
     chips,
     hosts,
@@ -34,11 +34,11 @@ def test_attributes_of_slices(name, shape, chips, hosts):
 
 @pytest.mark.parametrize('topology', TOPOLOGIES, ids=lambda each: each.name)
 def test_every_slice_has_hosts(topology):
-  found = Slice(topology=topology)
-  assert found.hosts * found.chips_per_host == topology.chips
-  assert found.gke
-  assert found.runtime
-  assert find_slice(found.accelerator) == found
+  slice_ = Slice(topology=topology)
+  assert slice_.hosts * slice_.chips_per_host == topology.chips
+  assert slice_.gke
+  assert slice_.runtime
+  assert find_slice(slice_.accelerator) == slice_
 
 
 def test_unknown_slice_lists_the_known_ones():

@@ -141,9 +141,9 @@ def test_attention_of_sequences_matches_that_with_a_mask(window):
     )
 
   weights = draw(9, 3, 7, 4, 8)
-  found = []
+  outputs = []
   for attend in (with_lengths, with_mask):
     value, pull_back = jax.vjp(attend, *arrays)
-    found.append((value, *pull_back(weights)))
-  for got, want in zip(*found, strict=True):
+    outputs.append((value, *pull_back(weights)))
+  for got, want in zip(*outputs, strict=True):
     np.testing.assert_allclose(got, want, atol=1e-5)

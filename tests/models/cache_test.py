@@ -108,10 +108,16 @@ def test_no_layer_has_a_ring_if_windows_are_as_long_as_responses():
 
 def test_integers_are_within_half_of_a_scale():
   x = draw(5, 7).at[2].set(0.0)
-  found = Int8Vectors.of(x)
-  error = np.abs(found.values * found.scale[:, None] - x)
-  assert (error <= found.scale[:, None] / 2 * (1 + 1e-6)).all()
-  assert np.abs(found.values).max(axis=1).tolist() == [127, 127, 0, 127, 127]
+  quantised = Int8Vectors.of(x)
+  error = np.abs(quantised.values * quantised.scale[:, None] - x)
+  assert (error <= quantised.scale[:, None] / 2 * (1 + 1e-6)).all()
+  assert np.abs(quantised.values).max(axis=1).tolist() == [
+    127,
+    127,
+    0,
+    127,
+    127,
+  ]
 
 
 def test_tokens_are_appended_as_integers():

@@ -50,9 +50,13 @@ def check_decode(
   config = dataclasses.replace(CONFIG, attention_soft_cap=cap)
   draws, rows, prompts = np.random.default_rng(0), 16, 4
   prompt = draws.integers(0, 3, rows)
-  before, after = slots
-  lengths = jnp.array([before, 1, before // 2, 0])
-  length = jnp.asarray(draws.integers(0, after + 1, rows)).at[0].set(after)
+  prompt_slots, response_slots = slots
+  lengths = jnp.array([prompt_slots, 1, prompt_slots // 2, 0])
+  length = (
+    jnp.asarray(draws.integers(0, response_slots + 1, rows))
+    .at[0]
+    .set(response_slots)
+  )
   live = jnp.asarray(draws.random(rows) < 0.8).at[:3].set(True)
   filler = jnp.nan if run else 1e6
 
@@ -60,18 +64,18 @@ def check_decode(
     values = draw(seed, 2, count, KV_HEADS, slots, WIDTH)
     return jnp.where(is_token[None, :, None, :, None], values, filler)
 
-  in_prompt = jnp.arange(before) >= before - lengths[:, None]
-  in_response = jnp.arange(after) < length[:, None]
+  in_prompt = jnp.arange(prompt_slots) >= prompt_slots - lengths[:, None]
+  in_response = jnp.arange(response_slots) < length[:, None]
   cache = DecodeCache(
     prompts=PromptCache(
-      cached(1, prompts, before, in_prompt),
-      cached(2, prompts, before, in_prompt),
+      cached(1, prompts, prompt_slots, in_prompt),
+      cached(2, prompts, prompt_slots, in_prompt),
       lengths,
     ),
     # Two shards of rows count their prompts from 0.
     prompt=jnp.asarray(prompt % 2 if mesh else prompt),
-    keys=cached(3, rows, after, in_response),
-    values=cached(4, rows, after, in_response),
+    keys=cached(3, rows, response_slots, in_response),
+    values=cached(4, rows, response_slots, in_response),
     length=length,
   )
   if int8:
@@ -82,13 +86,13 @@ def check_decode(
     assert window is not None
     windows = (0, window)
     cache_under_test = DecodeCache.empty(
-      cache.prompts, cache.prompt, after, windows
+      cache.prompts, cache.prompt, response_slots, windows
     )
     cache_under_test = cache_under_test.filled(
       cache.keys, cache.values, length, windows
     )
     assert cache_under_test.ring is not None
-    assert cache_under_test.ring.keys.shape[3] == window < after
+    assert cache_under_test.ring.keys.shape[3] == window < response_slots
     assert (
       cache_under_test.keys.shape[0] == cache_under_test.ring.keys.shape[0] == 1
     )
@@ -118,7 +122,7 @@ def check_decode(
   def exact(x):
     return x.values * x.scale[..., None] if int8 else x
 
-  def whole(prompt_part, response_part, new):
+  def join_parts(prompt_part, response_part, new):
     prompt_part, response_part = exact(prompt_part), exact(response_part)
     parts = prompt_part[1][prompt], response_part[1], new[:, :, None]
     return jnp.nan_to_num(jnp.concatenate(parts, axis=2))
@@ -128,8 +132,8 @@ def check_decode(
   if window is not None:
     distance = jnp.concatenate(
       (
-        before - jnp.arange(before) + length[:, None],
-        length[:, None] - jnp.arange(after),
+        prompt_slots - jnp.arange(prompt_slots) + length[:, None],
+        length[:, None] - jnp.arange(response_slots),
         0 * new_token,
       ),
       axis=1,
@@ -137,8 +141,8 @@ def check_decode(
     mask &= distance < window
   want = attend(
     queries[:, None],
-    whole(cache.prompts.keys, cache.keys, keys),
-    whole(cache.prompts.values, cache.values, values),
+    join_parts(cache.prompts.keys, cache.keys, keys),
+    join_parts(cache.prompts.values, cache.values, values),
     mask[:, None],
     cap=cap,
   )[:, 0]

@@ -253,8 +253,8 @@ def test_given_experts_take_the_place_of_the_likeliest():
   known = jnp.concatenate((known, cache.experts[:, None]), axis=1)
   # A policy's own experts, and none, give what it computes itself.
   plain, _ = replayed(policy, other, tokens, None)
-  for own in (known, form.empty(3, 6)):
-    got, _ = replayed(policy, other, tokens, own)
+  for output in (known, form.empty(3, 6)):
+    got, _ = replayed(policy, other, tokens, output)
     np.testing.assert_allclose(got, plain, atol=1e-6)
   # Another's experts are those that count, and are not its own.
   got, routing = replayed(policy, params, tokens, known)
@@ -265,9 +265,9 @@ def test_given_experts_take_the_place_of_the_likeliest():
     ]
   )
   np.testing.assert_array_equal(routing.counts, wanted)
-  own, routing = replayed(policy, params, tokens, None)
+  output, routing = replayed(policy, params, tokens, None)
   assert (routing.counts != wanted).any()
-  assert np.abs(got - own).max() > 1e-3
+  assert np.abs(got - output).max() > 1e-3
   # Rows that are rolled for a kernel, and padding that was not recorded.
   wide = jnp.pad(tokens, ((0, 0), (2, 0)))
   rows = {

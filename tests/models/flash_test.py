@@ -61,11 +61,11 @@ def test_window_is_chosen_at_run_time(window):
   """One program serves layers with different windows."""
   config = dataclasses.replace(CONFIG, windows=(100, 0, 300), num_layers=3)
   queries, keys, values, segments = rows(384, batch=1)
-  own = jnp.asarray(window or jnp.iinfo(jnp.int32).max)
+  window_size = jnp.asarray(window or jnp.iinfo(jnp.int32).max)
   run = jax.jit(
     functools.partial(flash.attend_rows, config=config, interpret=True)
   )
-  got = run(queries, keys, values, segments, own)
+  got = run(queries, keys, values, segments, window_size)
   expected = expected_attention(queries, keys, values, segments, window)
   np.testing.assert_allclose(got, expected, atol=2e-5)
 

@@ -234,8 +234,8 @@ def test_chunked_prefill_bounds_the_memory_of_activations():
 
   def temporaries(chunk):
     run = functools.partial(POLICY.prefill, chunk=chunk)
-    found = jax.jit(run).lower(PARAMS, *rows).compile().memory_analysis()
-    assert found is not None
-    return found.temp_size_in_bytes
+    memory = jax.jit(run).lower(PARAMS, *rows).compile().memory_analysis()
+    assert memory is not None
+    return memory.temp_size_in_bytes
 
   assert temporaries(64) < temporaries(0) / 4

@@ -36,13 +36,15 @@ def values(params, tokens):
 def test_values_are_a_linear_map_of_the_state_before_the_token():
   params = with_random_head(CRITIC.init(jax.random.key(0)))
   tokens = jnp.asarray(np.random.default_rng(1).integers(0, 16, (2, 6)))
-  found, hidden = values(params, tokens)
-  wanted = np.asarray(hidden) @ np.asarray(params['value_head']['weight']) + 0.5
-  np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+  actual, hidden = values(params, tokens)
+  expected = (
+    np.asarray(hidden) @ np.asarray(params['value_head']['weight']) + 0.5
+  )
+  np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
   # The value at t does not depend on the tokens after it.
   changed, _ = values(params, tokens.at[:, 4:].set(3))
-  np.testing.assert_array_equal(found[:, :4], changed[:, :4])
-  assert np.abs(found[:, 4:] - changed[:, 4:]).max() > 1e-3
+  np.testing.assert_array_equal(actual[:, :4], changed[:, :4])
+  assert np.abs(actual[:, 4:] - changed[:, 4:]).max() > 1e-3
 
 
 @pytest.mark.parametrize('shape', [(8,), (2, 2, 2)])

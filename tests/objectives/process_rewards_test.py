@@ -67,18 +67,18 @@ def advantages(
     'outcome_coefficient': 1.0,
     'discount': 1.0,
   }
-  found = _all_forms(
+  results = _all_forms(
     np.pad(process, (fill, (0, WIDTH - width))),
     np.pad(np.asarray(outcomes, np.float32), fill),
     np.r_[np.asarray(ids), -1 - np.arange(ROWS - count)].astype(np.int32),
     np.pad(mask, (fill, (0, WIDTH - width))),
     **numbers | more,
   )
-  both = jax.device_get(found[form, normalise, whiten])
+  both = jax.device_get(results[form, normalise, whiten])
   return both.advantages[:count, :width], both.scale
 
 
-def given(golden, name):
+def golden_input(golden, name):
   x = golden[f'in/{name}']
   return jnp.asarray(np.float32(x) if x.dtype == np.float64 else x)
 
@@ -88,17 +88,17 @@ def given(golden, name):
 def test_advantages_equal_those_of_the_independent_script(
   golden, form, normalise
 ):
-  mask = given(golden, 'mask')
+  mask = golden_input(golden, 'mask')
   # Entries off the mask are never read.
-  spoilt = np.where(mask, given(golden, 'logprobs'), np.nan)
+  spoilt = np.where(mask, golden_input(golden, 'logprobs'), np.nan)
   process = implicit_rewards(
-    jnp.asarray(spoilt), given(golden, 'ref_logprobs'), mask
+    jnp.asarray(spoilt), golden_input(golden, 'ref_logprobs'), mask
   )
   for name, whiten in (('advantages', False), ('standardised', True)):
-    found, _ = advantages(
+    actual, _ = advantages(
       process,
-      given(golden, 'outcomes'),
-      given(golden, 'group_ids'),
+      golden_input(golden, 'outcomes'),
+      golden_input(golden, 'group_ids'),
       mask,
       form,
       normalise=normalise,
@@ -106,13 +106,13 @@ def test_advantages_equal_those_of_the_independent_script(
       process_coefficient=5.0,
       outcome_coefficient=5.0,
     )
-    wanted = golden[f'out/{form}/{normalise}/{name}']
-    np.testing.assert_allclose(found, wanted, atol=3e-5)
+    expected = golden[f'out/{form}/{normalise}/{name}']
+    np.testing.assert_allclose(actual, expected, atol=3e-5)
 
 
 def plain(process, outcomes, ids, mask, form, **more):
   """Advantages that are neither normalised nor whitened, as lists."""
-  found, _ = advantages(
+  actual, _ = advantages(
     process,
     outcomes,
     ids,
@@ -122,20 +122,31 @@ def plain(process, outcomes, ids, mask, form, **more):
     whiten=False,
     **more,
   )
-  return found.tolist()
+  return actual.tolist()
 
 
 def test_both_forms_worked_by_hand():
   # Two responses to a prompt, of two tokens and one; the second is right.
-  given = [[1.0, 3.0], [4.0, 9.0]], [0, 1], [5, 5], [[True] * 2, [True, False]]
+  golden_input = (
+    [[1.0, 3.0], [4.0, 9.0]],
+    [0, 1],
+    [5, 5],
+    [[True] * 2, [True, False]],
+  )
   # Means 2 and 4; baselines 4 and 2; outcomes −1 and 1.
-  assert plain(*given, 'paper') == [[-3 - 1 - 1, -1 - 1], [2 + 1, 0]]
-  assert plain(*given, 'paper', discount=0.5) == [[-4.5, -2], [3, 0]]
-  assert plain(*given, 'paper', outcome_coefficient=0.0) == [[-4, -1], [2, 0]]
+  assert plain(*golden_input, 'paper') == [[-3 - 1 - 1, -1 - 1], [2 + 1, 0]]
+  assert plain(*golden_input, 'paper', discount=0.5) == [[-4.5, -2], [3, 0]]
+  assert plain(*golden_input, 'paper', outcome_coefficient=0.0) == [
+    [-4, -1],
+    [2, 0],
+  ]
   # Without the last tokens: rewards (1, 0) and (0), means ½ and 0, and
   # 2 r − ½ each: (1½, −½) and (−½); outcomes at the last token.
-  assert plain(*given, 'code') == [[1.5 - 0.5 - 1, -0.5 - 1], [-0.5 + 1, 0]]
-  assert plain(*given, 'code', process_coefficient=2.0) == [
+  assert plain(*golden_input, 'code') == [
+    [1.5 - 0.5 - 1, -0.5 - 1],
+    [-0.5 + 1, 0],
+  ]
+  assert plain(*golden_input, 'code', process_coefficient=2.0) == [
     [3 - 1 - 1, -1 - 1],
     [-1 + 1, 0],
   ]
@@ -144,8 +155,10 @@ def test_both_forms_worked_by_hand():
 def test_forms_differ_by_a_multiple_of_the_deviation_from_the_mean():
   process = np.random.default_rng(0).normal(size=(8, 6))
   process[:, -1] = 0  # the process reward that one of them drops
-  given = process, np.zeros(8), np.arange(8) // 4, np.ones((8, 6), bool)
-  difference = np.subtract(plain(*given, 'code'), plain(*given, 'paper'))
+  golden_input = process, np.zeros(8), np.arange(8) // 4, np.ones((8, 6), bool)
+  difference = np.subtract(
+    plain(*golden_input, 'code'), plain(*golden_input, 'paper')
+  )
   deviation = process - process.mean(axis=1, keepdims=True)
   to_go = np.cumsum(deviation[:, ::-1], axis=1)[:, ::-1]
   np.testing.assert_allclose(difference, to_go / 3, atol=1e-5)
@@ -153,7 +166,7 @@ def test_forms_differ_by_a_multiple_of_the_deviation_from_the_mean():
 
 def test_the_scale_is_that_of_the_whole_batch():
   # Each response is alone in its group, with baselines of 0.
-  found, scale = advantages(
+  actual, scale = advantages(
     [[0.5, -2.0], [0.25, 0.25], [1.0, 0.0]],
     np.zeros(3),
     np.arange(3),
@@ -163,12 +176,12 @@ def test_the_scale_is_that_of_the_whole_batch():
   )
   assert scale == 2
   to_go = np.array([[-1.5, -2.0], [0.5, 0.25], [1.0, 0.0]])
-  np.testing.assert_allclose(found, to_go / 2, rtol=1e-5)
+  np.testing.assert_allclose(actual, to_go / 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize('form', ['paper', 'code'])
 def test_order_of_responses_does_not_matter(golden, form):
-  mask = np.asarray(given(golden, 'mask'))
+  mask = np.asarray(golden_input(golden, 'mask'))
   process = np.where(mask, golden['in/logprobs'] - golden['in/ref_logprobs'], 0)
   outcomes, ids = golden['in/outcomes'], golden['in/group_ids']
   order = np.random.default_rng(1).permutation(len(mask))
@@ -198,34 +211,34 @@ def test_equal_outcomes_leave_the_process_rewards(form):
 
 @pytest.mark.parametrize('form', ['paper', 'code'])
 def test_a_response_alone_in_its_group_keeps_its_rewards(form):
-  given = [[1.0, 2.0, 5.0]], [1.0], [3], np.ones((1, 3), bool)
+  golden_input = [[1.0, 2.0, 5.0]], [1.0], [3], np.ones((1, 3), bool)
   to_go = {'paper': [8, 7, 5], 'code': [3, 2, 0]}[form]
-  assert plain(*given, form) == [[x + 1 for x in to_go]]
+  assert plain(*golden_input, form) == [[x + 1 for x in to_go]]
 
 
 def test_numbers_that_are_not_finite_are_never_a_zero():
   mask, ids = np.ones((3, 2), bool), [0, 0, 1]
   for bad in (np.nan, np.inf, -np.inf):
     process = [[1.0, bad], [3.0, 4.0], [1.0, 1.0]]
-    found, scale = advantages(process, np.ones(3), ids, mask, 'paper')
-    assert np.isnan(found).all()
+    actual, scale = advantages(process, np.ones(3), ids, mask, 'paper')
+    assert np.isnan(actual).all()
     assert np.isnan(scale)
     # The form of the code leaves out the last token's reward, not its fault.
-    found, scale = advantages(process, np.ones(3), ids, mask, 'code')
-    assert np.isnan(found).all()
+    actual, scale = advantages(process, np.ones(3), ids, mask, 'code')
+    assert np.isnan(actual).all()
     assert np.isnan(scale)
   outcomes, ones = [1.0, np.nan, 1.0], np.ones((3, 2))
-  found, _ = advantages(ones, outcomes, ids, mask, 'code', whiten=False)
-  assert np.isnan(found[:2]).all()
-  assert np.isfinite(found[2]).all()
+  actual, _ = advantages(ones, outcomes, ids, mask, 'code', whiten=False)
+  assert np.isnan(actual[:2]).all()
+  assert np.isfinite(actual[2]).all()
   # A response without tokens has no outcome.
   empty = mask.copy()
   empty[1] = False
-  found, _ = advantages(ones, outcomes, ids, empty, 'code')
-  assert np.isfinite(found).all()
-  assert not found[1].any()
-  found, scale = advantages(ones, outcomes, ids, np.zeros_like(mask), 'code')
-  assert not found.any()
+  actual, _ = advantages(ones, outcomes, ids, empty, 'code')
+  assert np.isfinite(actual).all()
+  assert not actual[1].any()
+  actual, scale = advantages(ones, outcomes, ids, np.zeros_like(mask), 'code')
+  assert not actual.any()
   assert scale == 0
 
 
@@ -233,9 +246,9 @@ def test_numbers_that_are_not_finite_are_never_a_zero():
 def test_batches_without_tokens(shape):
   empty, ids = jnp.zeros(shape), jnp.zeros(shape[0], int)
   outcomes = jnp.ones(shape[0])
-  found = process_advantages(empty, outcomes, ids, jnp.zeros(shape, bool))
-  assert found.advantages.shape == shape
-  assert found.scale == 0
+  result = process_advantages(empty, outcomes, ids, jnp.zeros(shape, bool))
+  assert result.advantages.shape == shape
+  assert result.scale == 0
 
 
 @pytest.mark.parametrize('label', [-1.0, 2.0, np.nan])
@@ -283,8 +296,8 @@ def test_pair_accuracy(golden):
   labels = golden['in/outcomes'] > 0.5
   gap = golden['in/logprobs'] - golden['in/ref_logprobs']
   scores = np.float32(np.where(golden['in/mask'], gap, 0).sum(axis=1))
-  found = run(scores, labels, ids)
-  assert found == pytest.approx(golden['out/pair_accuracy'], rel=1e-6)
+  accuracy = run(scores, labels, ids)
+  assert accuracy == pytest.approx(golden['out/pair_accuracy'], rel=1e-6)
   assert run(np.zeros_like(scores), labels, ids) == 0.5
   assert np.isnan(run(scores, np.ones_like(labels), ids))
   # Responses of a group of equal outcomes are in no pair.
@@ -301,9 +314,9 @@ def test_calibration_error():
   labels = np.array([False, True, True, True, True, True])
   mask = np.isfinite(probabilities)
   # Bins: {0.1, 0.15}, {0.5} and {0.9, 1.0}.
-  wanted = (abs(0.25 - 1) + 0.5 + 0.1) / 5
-  found = run(probabilities, labels, mask)
-  assert found == pytest.approx(wanted, rel=1e-5)
+  expected = (abs(0.25 - 1) + 0.5 + 0.1) / 5
+  actual = run(probabilities, labels, mask)
+  assert actual == pytest.approx(expected, rel=1e-5)
   assert np.isnan(run(probabilities, labels, np.zeros_like(mask)))
   assert np.isnan(run(probabilities, labels, np.ones_like(mask)))
   for impossible in (-0.5, 1.5):

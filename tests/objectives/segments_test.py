@@ -16,7 +16,7 @@ jitted_sums = jax.jit(sequence_sums)
 
 
 @jax.jit
-def both(values, ids):
+def sums_and_gradient(values, ids):
   def total(values):
     sums = sequence_sums(values, ids)
     return jnp.sum(sums * jnp.cos(jnp.arange(WIDTH))), sums
@@ -52,7 +52,7 @@ def test_equals_a_loop_over_sequences(rows, seed):
     ids[row, len(spread) :] = 99
   values = np.random.default_rng(seed).normal(size=ids.shape)
   values = (values * (ids != 99)).astype(np.float32)
-  sums, gradient = both(values, ids)
+  sums, gradient = sums_and_gradient(values, ids)
   np.testing.assert_allclose(sums, loop_sums(values, ids), rtol=1e-5, atol=1e-5)
   slope = np.cos(np.arange(WIDTH, dtype=np.float32))[None] * np.ones((3, 1))
   np.testing.assert_allclose(

@@ -33,17 +33,17 @@ def run(loss, logprobs, context):
 def sequences(seed=0):
   """Per sequence: log π, log π_old, advantages, weights; some weights are 0."""
   rng = np.random.default_rng(seed)
-  found = []
+  result = []
   for length in LENGTHS:
     old = -rng.exponential(size=length)
     new = old + 0.4 * rng.normal(size=length)
     advantages = np.full(length, rng.normal()) + 0.1 * rng.random(length)
     weights = rng.random(length) * (rng.random(length) < 0.8)
-    found.append(np.stack([new, old, advantages, weights]))
-  return found
+    result.append(np.stack([new, old, advantages, weights]))
+  return result
 
 
-def lay_out(found, rows):
+def lay_out(drawn_sequences, rows):
   """Batches the sequences; `rows` lists the sequences of each row."""
   length = max(sum(LENGTHS[i] for i in row) for row in rows)
   arrays = np.full((4, len(rows), length), np.nan)
@@ -54,7 +54,7 @@ def lay_out(found, rows):
     start = 0
     for n, i in enumerate(row):
       slices[i] = (r, slice(start, start + LENGTHS[i]))
-      arrays[:, r, slices[i][1]] = found[i]
+      arrays[:, r, slices[i][1]] = drawn_sequences[i]
       segment_ids[slices[i]] = n + 1
       start += LENGTHS[i]
   logprobs, old, advantages, weights = jnp.asarray(arrays)
@@ -73,12 +73,12 @@ PACKED = ((1, 0), (), (5, 2, 3), (6, 4))
 
 @pytest.mark.parametrize('name', LOSSES)
 def test_padded_and_packed_rows_give_the_same(name):
-  found = sequences()
-  logprobs, context, slices = lay_out(found, PADDED)
+  drawn_sequences = sequences()
+  logprobs, context, slices = lay_out(drawn_sequences, PADDED)
   value, aux, signal = run(LOSSES[name], logprobs, context)
   rows = dict(context)
   del rows['segment_ids']
-  packed_logprobs, packed, packed_slices = lay_out(found, PACKED)
+  packed_logprobs, packed, packed_slices = lay_out(drawn_sequences, PACKED)
   for other, other_slices in (
     (run(LOSSES[name], logprobs, rows), slices),
     (run(LOSSES[name], packed_logprobs, packed), packed_slices),
@@ -95,9 +95,9 @@ def test_padded_and_packed_rows_give_the_same(name):
       np.testing.assert_array_equal(other[1].clipped[there], aux.clipped[where])
 
 
-def expected_gspo(found):
+def expected_gspo(drawn_sequences):
   total = 0.0
-  for new, old, advantages, weights in found:
+  for new, old, advantages, weights in drawn_sequences:
     on = weights > 0
     if not on.any():
       continue
@@ -108,9 +108,9 @@ def expected_gspo(found):
   return total
 
 
-def expected_geo_mean(found):
+def expected_geo_mean(drawn_sequences):
   total = 0.0
-  for new, old, advantages, weights in found:
+  for new, old, advantages, weights in drawn_sequences:
     on = weights > 0
     if not on.any():
       continue
@@ -129,9 +129,9 @@ def vespo_weights(new, old, advantages, on):
   return advantages * np.exp(shape * log_w + rate - rate * np.exp(log_w))
 
 
-def expected_vespo(found):
+def expected_vespo(drawn_sequences):
   total = 0.0
-  for new, old, advantages, weights in found:
+  for new, old, advantages, weights in drawn_sequences:
     on = weights > 0
     factor = vespo_weights(new, old, advantages, on)
     total -= np.sum((weights * factor * new)[on])
@@ -144,26 +144,31 @@ FORMULAS = {'geo_mean': expected_geo_mean, 'vespo': expected_vespo}
 @pytest.mark.parametrize('seed', range(3))
 @pytest.mark.parametrize('name', LOSSES)
 def test_formula(name, seed, x64):
-  found = sequences(seed)
-  logprobs, context, slices = lay_out(found, PADDED)
+  drawn_sequences = sequences(seed)
+  logprobs, context, slices = lay_out(drawn_sequences, PADDED)
   value, _, signal = run(LOSSES[name], logprobs, context)
   formula = FORMULAS.get(name, expected_gspo)
-  np.testing.assert_allclose(value, formula(found), rtol=1e-7)
+  np.testing.assert_allclose(value, formula(drawn_sequences), rtol=1e-7)
   if name == 'token':
     # By design not the derivative of the formula; see the golden test.
     return
   if name == 'vespo':
     # Its weight is a constant.
-    for i, (new, old, advantages, weights) in enumerate(found):
+    for i, (new, old, advantages, weights) in enumerate(drawn_sequences):
       factor = vespo_weights(new, old, advantages, weights > 0)
       np.testing.assert_allclose(signal[slices[i]], -weights * factor)
     return
   for i, where in slices.items():
     for t in range(LENGTHS[i]):
-      step = np.zeros_like(found[i])
+      step = np.zeros_like(drawn_sequences[i])
       step[0, t] = 1e-6
       up, down = (
-        [*found[:i], found[i] + s, *found[i + 1 :]] for s in (step, -step)
+        [
+          *drawn_sequences[:i],
+          drawn_sequences[i] + s,
+          *drawn_sequences[i + 1 :],
+        ]
+        for s in (step, -step)
       )
       slope = (formula(up) - formula(down)) / 2e-6
       np.testing.assert_allclose(signal[where][t], slope, rtol=1e-5, atol=1e-8)
@@ -171,8 +176,8 @@ def test_formula(name, seed, x64):
 
 @pytest.mark.parametrize('name', LOSSES)
 def test_mesh_gives_the_same_without_all_gather(name):
-  found = sequences()
-  logprobs, context, _ = lay_out(found, (*PACKED, (), (), (), ()))
+  drawn_sequences = sequences()
+  logprobs, context, _ = lay_out(drawn_sequences, (*PACKED, (), (), (), ()))
   mesh = make_mesh((4, 2))
   sharded = shard_batch((logprobs, context), mesh)
   value, _, signal = run(LOSSES[name], logprobs, context)

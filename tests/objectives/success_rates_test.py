@@ -18,7 +18,7 @@ likelihood = jax.jit(max_likelihood)
 quantiles = jax.jit(quantile_relative)
 
 
-def binary(successes, size):
+def binary_rewards(successes, size):
   return jnp.asarray([1.0] * successes + [0.0] * (size - successes))
 
 
@@ -26,7 +26,9 @@ def binary(successes, size):
 @pytest.mark.parametrize('successes', range(5))
 def test_max_likelihood(successes, order):
   p = successes / 4
-  actual = likelihood(binary(successes, 4), jnp.zeros(4, int), order=order)
+  actual = likelihood(
+    binary_rewards(successes, 4), jnp.zeros(4, int), order=order
+  )
   amplified = p**-order if p else 0.0
   expected = [(1 - p) * amplified] * successes + [-p * amplified] * (
     4 - successes
@@ -41,7 +43,9 @@ def test_max_likelihood_is_the_gradient_of_the_log_of_the_success_rate():
   for successes in range(size + 1):
     share = math.comb(size, successes) * p**successes
     share *= (1 - p) ** (size - successes)
-    advantages = likelihood(binary(successes, size), jnp.zeros(size, int))
+    advantages = likelihood(
+      binary_rewards(successes, size), jnp.zeros(size, int)
+    )
     # d log P(success)/dp = 1/p, d log P(failure)/dp = −1/(1 − p).
     scores = jnp.where(jnp.arange(size) < successes, 1 / p, -1 / (1 - p))
     gradient += share * float(jnp.mean(advantages * scores))
@@ -53,7 +57,7 @@ def test_max_likelihood_is_the_gradient_of_the_log_of_the_success_rate():
 @pytest.mark.parametrize('quantile', [0.2, 0.4, 0.6])
 def test_quantile_relative_switches_at_the_published_rate(size, quantile):
   for successes in range(1, size):
-    rewards = binary(successes, size)
+    rewards = binary_rewards(successes, size)
     actual = quantiles(rewards, jnp.zeros(size, int), quantile=quantile)
     rate = successes / size
     hard = rate <= 1 - quantile + 1e-9

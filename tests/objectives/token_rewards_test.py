@@ -28,11 +28,11 @@ RATIO = jnp.array(
 
 
 def test_the_reward_is_at_the_last_token_on_the_mask():
-  found = token_rewards(REWARDS, MASK, clip=10.0)
+  actual = token_rewards(REWARDS, MASK, clip=10.0)
   wanted = [[0, 0, 1, 0], [0, 0, 0, -10], [0, 0, 0, 0]]
-  np.testing.assert_array_equal(found.rewards, wanted)
-  assert found.clipped.tolist() == [False, True, False]
-  assert np.isnan(found.divergence)
+  np.testing.assert_array_equal(actual.rewards, wanted)
+  assert actual.clipped.tolist() == [False, True, False]
+  assert np.isnan(actual.divergence)
 
 
 @pytest.mark.parametrize(
@@ -44,30 +44,30 @@ def test_the_reward_is_at_the_last_token_on_the_mask():
   ],
 )
 def test_penalties(kind, penalties):
-  found = token_rewards(
+  actual = token_rewards(
     REWARDS, MASK, log_ratio=RATIO, coefficient=0.5, kind=kind
   )
   wanted = np.zeros((3, 4))
   wanted[np.asarray(MASK)] = -0.5 * np.array(penalties)
   wanted[0, 2] += 1
   wanted[1, 3] -= 20
-  np.testing.assert_allclose(found.rewards, wanted, rtol=1e-5, atol=1e-7)
-  np.testing.assert_allclose(found.divergence, np.mean(penalties), rtol=1e-5)
+  np.testing.assert_allclose(actual.rewards, wanted, rtol=1e-5, atol=1e-7)
+  np.testing.assert_allclose(actual.divergence, np.mean(penalties), rtol=1e-5)
 
 
 @hypothesis.settings(deadline=None, max_examples=30)
 @hypothesis.given(hnp.arrays(bool, (3, 4)))
 def test_rewards_add_up(mask):
-  found = jax.jit(token_rewards)(REWARDS, mask)
+  actual = jax.jit(token_rewards)(REWARDS, mask)
   wanted = np.where(mask.any(axis=1), REWARDS, 0)
-  np.testing.assert_array_equal(found.rewards.sum(axis=1), wanted)
-  assert not found.rewards[~mask].any()
+  np.testing.assert_array_equal(actual.rewards.sum(axis=1), wanted)
+  assert not actual.rewards[~mask].any()
 
 
-def test_a_response_without_a_reward_spoils_no_other():
-  found = token_rewards(REWARDS.at[2].set(jnp.nan), MASK, clip=10.0)
-  assert np.isfinite(found.rewards).all()
-  assert not found.clipped[2]
+def test_a_nan_reward_affects_no_other_response():
+  actual = token_rewards(REWARDS.at[2].set(jnp.nan), MASK, clip=10.0)
+  assert np.isfinite(actual.rewards).all()
+  assert not actual.clipped[2]
 
 
 @pytest.mark.parametrize(

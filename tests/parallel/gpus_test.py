@@ -29,11 +29,11 @@ INSTALLED = {
   ],
 )
 def test_names_give_hosts_and_gpus(name, hosts, count):
-  found = find_topology(name)
-  assert isinstance(found, GpuTopology)
-  assert (found.name, found.hosts, found.chips) == (name, hosts, count)
-  assert found.platform == 'gpu'
-  assert [found.host(each) for each in (0, count - 1)] == [0, hosts - 1]
+  topology = find_topology(name)
+  assert isinstance(topology, GpuTopology)
+  assert (topology.name, topology.hosts, topology.chips) == (name, hosts, count)
+  assert topology.platform == 'gpu'
+  assert [topology.host(each) for each in (0, count - 1)] == [0, hosts - 1]
 
 
 @pytest.mark.parametrize(
@@ -156,26 +156,26 @@ def test_links_and_times_of_collectives():
   assert network.link(inside) == 'nvlink'
   assert network.seconds(inside) == pytest.approx(1e9 / chip.nvlink)
   assert network.busy(inside)['network'] == 0
-  # The half that the other host lacks leaves by eight adapters: of 15/16 of an
-  # array per GPU, 1/16.
-  everyone = collective('all-gather', tuple(range(16)))
-  assert network.link(everyone) == 'network'
-  assert network.busy(everyone)['network'] == pytest.approx(
+  # A GPU sends 15/16 of an array in all, 1e9 bytes. Its host sends half of the
+  # array to the other host through eight adapters: 1/16 each.
+  whole_array = collective('all-gather', tuple(range(16)))
+  assert network.link(whole_array) == 'network'
+  assert network.busy(whole_array)['network'] == pytest.approx(
     1e9 / 15 / chip.network
   )
-  # Between pairs of GPUs of two hosts everything leaves.
+  # Pairs of GPUs on different hosts send everything over the network.
   pairs = collective('all-reduce', *((i, i + 8) for i in range(8)))
   assert network.busy(pairs) == {
     'nvlink': 0,
     'network': pytest.approx(1e9 / chip.network),
   }
-  # To eight of fifteen others.
-  spread = collective('all-to-all', tuple(range(16)))
-  assert network.busy(spread)['network'] == pytest.approx(
+  # Eight of the fifteen other GPUs are on the other host.
+  all_to_all = collective('all-to-all', tuple(range(16)))
+  assert network.busy(all_to_all)['network'] == pytest.approx(
     1e9 * 8 / 15 / chip.network
   )
-  itself = collective('collective-permute', (0,))
-  assert network.seconds(itself) == 0
+  single = collective('collective-permute', (0,))
+  assert network.seconds(single) == 0
 
 
 def test_tpu_links_are_as_before():

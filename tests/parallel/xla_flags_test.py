@@ -76,9 +76,9 @@ def test_programs_compile_for_every_generation():
   """All-gathers are fused with products only where libtpu supports it."""
   done = run(COMPILE_TPU, 'tpu', 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2')
   assert not done.returncode, done.stderr
-  found = dict(line.split() for line in done.stdout.splitlines())
-  assert set(found) == {'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2'}
-  assert found['v5p:2x2x1'] == found['v6e:2x2'] == 'sync'
+  values = dict(line.split() for line in done.stdout.splitlines())
+  assert set(values) == {'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2'}
+  assert values['v5p:2x2x1'] == values['v6e:2x2'] == 'sync'
 
 
 def test_xla_accepts_its_flags():

@@ -72,8 +72,8 @@ def first_prompt(folder, template):
 def test_prompts_begin_once_as_the_tokenizer_does(
   uses_chat, processor, text, tmp_path
 ):
-  own = tokenizers.Tokenizer.from_str(tokenizer_file(processor))
-  begins = own.encode('q').ids[0] == BOS or bool(TEXTS[text])
+  library_tokenizer = tokenizers.Tokenizer.from_str(tokenizer_file(processor))
+  begins = library_tokenizer.encode('q').ids[0] == BOS or bool(TEXTS[text])
   bos = [BOS] if begins else []
   write_model(tmp_path, processor, TEXTS[text], bos_token='<s>')
   template = '' if uses_chat else TEXTS[text] + '{question} a'
@@ -89,9 +89,11 @@ def test_the_post_processor_alone_adds_a_begin_token(
 ):
   stated = {} if add_bos_token is None else {'add_bos_token': add_bos_token}
   write_model(tmp_path, processor, bos_token=bos_token, **stated)
-  found = load_tokenizer(tmp_path).bos_id
-  own = tokenizers.Tokenizer.from_str(tokenizer_file(processor))
-  assert found == (BOS if own.encode('q').ids[0] == BOS else None)
+  bos_id = load_tokenizer(tmp_path).bos_id
+  library_tokenizer = tokenizers.Tokenizer.from_str(tokenizer_file(processor))
+  assert bos_id == (
+    BOS if library_tokenizer.encode('q').ids[0] == BOS else None
+  )
 
 
 def test_a_given_begin_token_takes_precedence():

@@ -7,7 +7,7 @@ from pretrained.fixtures import MODELS
 GOLDEN = MODELS.with_name('gguf')
 
 
-def changed(tmp_path, *, without=(), tensors=None, **fields):
+def write_changed_gguf(tmp_path, *, without=(), tensors=None, **fields):
   """A GGUF file of the golden Llama with other fields.
 
   Args:

@@ -166,8 +166,8 @@ def test_responses_fit_into_the_positions(short, capsys, monkeypatch):
   ],
 )
 def test_default_lengths_fit_into_the_positions(short, given, lengths):
-  found = model_lengths(str(short), given, (2048, 8192))
-  assert found == lengths
+  actual = model_lengths(str(short), given, (2048, 8192))
+  assert actual == lengths
 
 
 @pytest.mark.parametrize(

@@ -55,26 +55,30 @@ def damage_bytes(content, rng):
   """Changes, removes, repeats or inserts some bytes."""
   content = bytearray(content)
   for _ in range(rng.randint(1, 4)):
-    at = rng.randrange(len(content) + 1)
+    position = rng.randrange(len(content) + 1)
     # Most of a file is weights; errors at its beginning have more effects.
-    at = (
-      at if rng.random() < 0.2 else rng.randrange(min(len(content), 2000) + 1)
+    position = (
+      position
+      if rng.random() < 0.2
+      else rng.randrange(min(len(content), 2000) + 1)
     )
     length = rng.choice((1, 1, 4, 8, 100))
     match rng.randrange(6):
       case 0:
-        content[at : at + length] = rng.randbytes(length)
+        content[position : position + length] = rng.randbytes(length)
       case 1:
-        del content[at : at + length]
+        del content[position : position + length]
       case 2:
-        content[at:at] = content[at : at + length]
+        content[position:position] = content[position : position + length]
       case 3:
-        del content[at:]
+        del content[position:]
       case 4:
         big = rng.choice((2**8, 2**20, 2**32 - 1, 2**40, 2**62, 2**64 - 1))
-        content[at : at + 8] = big.to_bytes(8, 'little')
+        content[position : position + 8] = big.to_bytes(8, 'little')
       case _:
-        content[at:at] = rng.choice((b'[', b'{', b'"', b'\xff', b'[' * 5000))
+        content[position:position] = rng.choice(
+          (b'[', b'{', b'"', b'\xff', b'[' * 5000)
+        )
   return bytes(content)
 
 
@@ -86,8 +90,12 @@ def damage_value(value, rng):
       return {k: v for k, v in value.items() if k != name}
     return value | {name: damage_value(value[name], rng)}
   if isinstance(value, list) and value and rng.random() < 0.8:
-    at = rng.randrange(len(value))
-    return [*value[:at], damage_value(value[at], rng), *value[at + 1 :]]
+    position = rng.randrange(len(value))
+    return [
+      *value[:position],
+      damage_value(value[position], rng),
+      *value[position + 1 :],
+    ]
   return rng.choice(VALUES)
 
 

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from pretrained.changed_gguf import GOLDEN, changed
+from pretrained.changed_gguf import GOLDEN, write_changed_gguf
 
 from covrl.cli import main
 from covrl.pretrained import (
@@ -82,13 +82,15 @@ from covrl.storage import as_path
   ],
 )
 def test_names_unsupported_fields(change, message, tmp_path):
-  file = changed(tmp_path, **change)
+  file = write_changed_gguf(tmp_path, **change)
   with pytest.raises(ValueError, match=rf'changed\.gguf: .*{message}'):
     load_policy(file)
 
 
 def test_names_tensors_that_no_model_has(tmp_path):
-  file = changed(tmp_path, tensors={'blk.0.ssm': np.ones((2, 2), np.float32)})
+  file = write_changed_gguf(
+    tmp_path, tensors={'blk.0.ssm': np.ones((2, 2), np.float32)}
+  )
   with pytest.raises(
     ValueError, match=r'gguf must hold tensors of a Lla.* got blk\.0\.ssm'
   ):
@@ -96,7 +98,7 @@ def test_names_tensors_that_no_model_has(tmp_path):
 
 
 def test_names_numbers_that_are_not_finite(tmp_path):
-  file = changed(tmp_path)
+  file = write_changed_gguf(tmp_path)
   tensor = read_header(as_path(file))[1]['output_norm.weight']
   content = bytearray(file.read_bytes())
   content[tensor.start : tensor.start + 4] = np.float32(np.nan).tobytes()
@@ -106,7 +108,7 @@ def test_names_numbers_that_are_not_finite(tmp_path):
 
 
 def test_names_settings_that_are_not_used(tmp_path):
-  file = changed(tmp_path, llama__attention__new=3)
+  file = write_changed_gguf(tmp_path, llama__attention__new=3)
   with pytest.warns(
     UserWarning, match=r'not used: llama\.attention\.new \(3\)'
   ):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pretrained.changed_gguf import GOLDEN, changed
+from pretrained.changed_gguf import GOLDEN, write_changed_gguf
 from pretrained.fixtures import MODELS, assert_trees_equal, copy_of, tensors_of
 from pretrained.gguf_files import (
   sentencepiece_fields,
@@ -41,7 +41,7 @@ PROMPT = 8
 
 
 @functools.cache
-def loaded(name):
+def load_gguf(name):
   return load_pretrained(GOLDEN / f'{name}.gguf')
 
 
@@ -53,7 +53,7 @@ def golden(name):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_logits_and_continuation_equal_those_of_transformers(name):
-  policy, params = loaded(name)
+  policy, params = load_gguf(name)
   tokens, greedy = golden(name)['tokens'], golden(name)['greedy']
   batch = np.zeros((3, len(greedy)), np.int32)
   batch[:2, : tokens.shape[1]], batch[2] = tokens, greedy
@@ -61,12 +61,12 @@ def test_logits_and_continuation_equal_those_of_transformers(name):
   np.testing.assert_allclose(
     logits[:2, : tokens.shape[1]], golden(name)['logits'], atol=1e-4
   )
-  found = logits[2, PROMPT - 1 : -1].argmax(-1)
-  np.testing.assert_array_equal(found, greedy[PROMPT:])
+  argmax = logits[2, PROMPT - 1 : -1].argmax(-1)
+  np.testing.assert_array_equal(argmax, greedy[PROMPT:])
 
 
 def test_sharded_weights_are_the_same():
-  _, params = loaded('llama')
+  _, params = load_gguf('llama')
   _, sharded = load_pretrained(GOLDEN / 'llama.gguf', make_mesh((1, 2, 4)))
   assert_trees_equal(params, jax.device_get(sharded))
 
@@ -88,10 +88,10 @@ def test_header_equals_that_of_the_library(name):
     )
   assert [*tensors] == [tensor.name for tensor in reader.tensors]
   for tensor in reader.tensors:
-    found = tensors[tensor.name]
-    assert found.start == tensor.data_offset
-    assert found.size == tensor.n_bytes
-    assert found.shape == tuple(tensor.shape[::-1])
+    dequantised = tensors[tensor.name]
+    assert dequantised.start == tensor.data_offset
+    assert dequantised.size == tensor.n_bytes
+    assert dequantised.shape == tuple(tensor.shape[::-1])
 
 
 def test_slices_of_interleaved_rows():
@@ -167,7 +167,7 @@ def test_byte_level_tokenizer_equals_the_original():
 
 def test_sentencepiece_tokenizer_equals_the_original(tmp_path):
   fields = sentencepiece_fields(TOKENIZERS / 'pieces' / 'tokenizer.model')
-  file = changed(
+  file = write_changed_gguf(
     tmp_path,
     without=['tokenizer.ggml.merges', 'tokenizer.ggml.eot_token_id'],
     **{k.replace('.', '__'): v for k, v in fields.items()},
@@ -214,22 +214,26 @@ def grown(file, tmp_path, size):
   ],
 )
 def test_words_of_families(pre, words):
-  found = _pre_tokenizer(_SPLITTINGS[pre]).pre_tokenize_str("It's 12345!\n ok")
-  assert [word for word, _ in found] == words
+  pieces = _pre_tokenizer(_SPLITTINGS[pre]).pre_tokenize_str("It's 12345!\n ok")
+  assert [word for word, _ in pieces] == words
 
 
 def test_begin_tokens_are_those_of_the_file(tmp_path):
   fields = {'tokenizer__ggml__bos_token_id': 301}
-  file = changed(tmp_path, tokenizer__ggml__pre='llama-bpe', **fields)
+  file = write_changed_gguf(
+    tmp_path, tokenizer__ggml__pre='llama-bpe', **fields
+  )
   assert load_tokenizer(file).bos_id == 301
-  file = changed(
+  file = write_changed_gguf(
     tmp_path,
     tokenizer__ggml__pre='llama-bpe',
     tokenizer__ggml__add_bos_token=False,
     **fields,
   )
   assert load_tokenizer(file).bos_id is None
-  file = changed(tmp_path, tokenizer__ggml__add_bos_token=True, **fields)
+  file = write_changed_gguf(
+    tmp_path, tokenizer__ggml__add_bos_token=True, **fields
+  )
   assert load_tokenizer(file).bos_id == 301
 
 
@@ -251,7 +255,7 @@ def test_convert_writes_a_directory(tmp_path, capsys):
 
 
 def test_adapters_on_a_quantised_base(tmp_path):
-  policy, _ = loaded('llama')
+  policy, _ = load_gguf('llama')
   config = dataclasses.replace(policy.config, lora=Lora(rank=2, alpha=4.0))
   policy = dataclasses.replace(policy, config=config)
   _, adapters = split_adapters(policy.abstract_params())
@@ -259,7 +263,7 @@ def test_adapters_on_a_quantised_base(tmp_path):
   save_adapters(tmp_path / 'adapter', policy, adapters)
   fields = json.loads((tmp_path / 'adapter/adapter_config.json').read_text())
   assert fields['base_model_name_or_path'] == str(GOLDEN / 'llama.gguf')
-  again, found = load_pretrained(tmp_path / 'adapter')
+  again, loaded_params = load_pretrained(tmp_path / 'adapter')
   assert again.config.lora is not None
-  assert_trees_equal(again.split(found)[0], adapters)
+  assert_trees_equal(again.split(loaded_params)[0], adapters)
   assert load_tokenizer(tmp_path / 'adapter').vocab_size == 320

@@ -29,33 +29,33 @@ COLLAPSE = Readings(
 
 
 def test_no_collapse_needs_no_control():
-  found = advise(dataclasses.replace(COLLAPSE, entropy_end=0.36))
-  assert found.method == 'none'
-  assert '0.400 to 0.360' in found.reasons[0]
+  advice = advise(dataclasses.replace(COLLAPSE, entropy_end=0.36))
+  assert advice.method == 'none'
+  assert '0.400 to 0.360' in advice.reasons[0]
 
 
 def test_covariance_of_a_few_tokens_leads_to_kl_cov():
-  found = advise(COLLAPSE)
-  assert found.method == 'kl_cov'
+  advice = advise(COLLAPSE)
+  assert advice.method == 'kl_cov'
   # 0.0002 · 5.654 is more than half of 0.02 · 0.08, the tail's share.
-  assert found.fraction == 0.0002
-  assert found.coefficient == 1.0
-  assert not found.annealed
+  assert advice.fraction == 0.0002
+  assert advice.coefficient == 1.0
+  assert not advice.annealed
 
 
 def test_the_fraction_grows_with_the_tail():
   tails = {0.0002: 1.0, 0.002: 0.5, 0.02: 0.08}
-  found = advise(dataclasses.replace(COLLAPSE, tails=tails))
-  assert found.fraction == 0.002
+  advice = advise(dataclasses.replace(COLLAPSE, tails=tails))
+  assert advice.fraction == 0.002
 
 
 @pytest.mark.parametrize(
   ('tokens', 'fraction'), [(1000.0, 0.004), (10.0, MAX_FRACTION)]
 )
 def test_a_fraction_selects_several_tokens_of_an_update(tokens, fraction):
-  found = advise(dataclasses.replace(COLLAPSE, tokens=tokens))
-  assert found.fraction == fraction
-  assert 'k is' in ' '.join(found.reasons)
+  advice = advise(dataclasses.replace(COLLAPSE, tokens=tokens))
+  assert advice.fraction == fraction
+  assert 'k is' in ' '.join(advice.reasons)
 
 
 def test_a_fast_collapse_has_a_larger_coefficient():
@@ -71,10 +71,10 @@ def test_beta_is_annealed_where_nothing_is_left_to_explore():
 
 
 def test_one_update_per_rollout_leads_to_clip_cov_with_bounds_in_the_tail():
-  found = advise(dataclasses.replace(COLLAPSE, updates_per_iteration=1.0))
-  assert found.method == 'clip_cov'
-  assert (found.low, found.high) == (0.2, 5.654)
-  assert found.low > 5 * COLLAPSE.covariance
+  advice = advise(dataclasses.replace(COLLAPSE, updates_per_iteration=1.0))
+  assert advice.method == 'clip_cov'
+  assert (advice.low, advice.high) == (0.2, 5.654)
+  assert advice.low > 5 * COLLAPSE.covariance
 
 
 @pytest.mark.parametrize(
@@ -86,39 +86,39 @@ def test_one_update_per_rollout_leads_to_clip_cov_with_bounds_in_the_tail():
   ],
 )
 def test_bounds_that_the_run_does_not_show_are_left_out(case):
-  found = advise(
+  advice = advise(
     dataclasses.replace(COLLAPSE, updates_per_iteration=1.0, **case)
   )
-  assert found.high == np.inf
-  assert 'below' not in found.recommendation
-  covrl.clip_cov(found.fraction, found.low, found.high)
+  assert advice.high == np.inf
+  assert 'below' not in advice.recommendation
+  covrl.clip_cov(advice.fraction, advice.low, advice.high)
 
 
 def test_the_lower_bound_excludes_negative_covariances():
-  found = advise(
+  advice = advise(
     dataclasses.replace(COLLAPSE, updates_per_iteration=1.0, high_quantile=-0.5)
   )
-  assert found.low == 0
+  assert advice.low == 0
 
 
 def test_an_unfinished_run_and_a_rise_are_said():
-  found = advise(dataclasses.replace(COLLAPSE, planned=500))
-  assert '100 iterations of 500, the run is not finished' in found.reasons[0]
-  found = advise(dataclasses.replace(COLLAPSE, entropy_end=0.8))
-  assert found.method == 'none'
-  assert 'rose by 100\u202f%' in found.reasons[0]
+  advice = advise(dataclasses.replace(COLLAPSE, planned=500))
+  assert '100 iterations of 500, the run is not finished' in advice.reasons[0]
+  advice = advise(dataclasses.replace(COLLAPSE, entropy_end=0.8))
+  assert advice.method == 'none'
+  assert 'rose by 100\u202f%' in advice.reasons[0]
 
 
 def test_the_control_of_the_run_is_said():
-  found = advise(dataclasses.replace(COLLAPSE, selected=400.0))
-  assert 'control of 400 of 20,000 tokens per update' in found.reasons[0]
+  advice = advise(dataclasses.replace(COLLAPSE, selected=400.0))
+  assert 'control of 400 of 20,000 tokens per update' in advice.reasons[0]
   assert not any('control of' in reason for reason in advise(COLLAPSE).reasons)
 
 
 def test_covariance_of_many_tokens_leads_to_a_controlled_bonus():
-  found = advise(dataclasses.replace(COLLAPSE, covariance=0.05))
-  assert found.method == 'controlled_bonus'
-  assert found.target == 0.2
+  advice = advise(dataclasses.replace(COLLAPSE, covariance=0.05))
+  assert advice.method == 'controlled_bonus'
+  assert advice.target == 0.2
 
 
 def test_a_mean_covariance_below_its_tail_counts_as_sparse():
@@ -130,9 +130,9 @@ def test_a_mean_covariance_below_its_tail_counts_as_sparse():
 def test_an_update_of_few_tokens_has_no_small_tails(tmp_path):
   values = {'covariance': 0.001, 'covariance_top/0.02': 0.04, 'tokens': 300.0}
   run = write_run(tmp_path / 'grpo', np.linspace(1.0, 0.05, 20), values=values)
-  found = read(load_run(run))
-  assert found.tails == {0.02: pytest.approx(0.04)}
-  assert advise(found).fraction == 0.02
+  figures = read(load_run(run))
+  assert figures.tails == {0.02: pytest.approx(0.04)}
+  assert advise(figures).fraction == 0.02
 
 
 def write_run(path, entropy, *, updates=2, without=(), values=None):
@@ -153,12 +153,12 @@ def write_run(path, entropy, *, updates=2, without=(), values=None):
 
 def test_readings_of_a_run(tmp_path):
   run = write_run(tmp_path / 'grpo', np.linspace(1.0, 0.05, 20))
-  found = read(load_run(run))
-  assert found.iterations == 20
-  assert found.updates_per_iteration == 2
-  assert found.entropy_start == pytest.approx(0.975)
-  assert found.entropy_end == pytest.approx(0.075)
-  assert found.halving == 11
+  figures = read(load_run(run))
+  assert figures.iterations == 20
+  assert figures.updates_per_iteration == 2
+  assert figures.entropy_start == pytest.approx(0.975)
+  assert figures.entropy_end == pytest.approx(0.075)
+  assert figures.halving == 11
 
 
 def test_entropy_that_was_never_halved(tmp_path):

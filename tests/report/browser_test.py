@@ -79,9 +79,9 @@ def probe(tmp_path, page) -> dict:
   holder = tmp_path / 'probe.html'
   holder.write_text(PROBE.replace('PAGE', page.as_uri()))
   done = chromium(tmp_path, '--dump-dom', holder.as_uri())
-  found = re.search(r'<pre id="found">(.*?)</pre>', done.stdout)
-  assert found is not None
-  return json.loads(found[1])
+  match = re.search(r'<pre id="found">(.*?)</pre>', done.stdout)
+  assert match is not None
+  return json.loads(match[1])
 
 
 def test_report_has_no_errors_and_is_not_blank(make_run, tmp_path):
@@ -99,11 +99,11 @@ def test_report_has_no_errors_and_is_not_blank(make_run, tmp_path):
 def test_tooltips_have_numbers_and_page_fits_a_phone(make_run, tmp_path):
   run = make_run(iterations=20, problems=20)
   write_report(run)
-  found = probe(tmp_path, run / 'report.html')
-  assert found['needed'] <= found['width'] <= 390
-  assert len(found['tips']) == 18
-  assert all(re.search(r'(iteration|step) [\d,]+', t) for t in found['tips'])
-  assert 'mean@8' in found['tips'][0]
+  result = probe(tmp_path, run / 'report.html')
+  assert result['needed'] <= result['width'] <= 390
+  assert len(result['tips']) == 18
+  assert all(re.search(r'(iteration|step) [\d,]+', t) for t in result['tips'])
+  assert 'mean@8' in result['tips'][0]
 
 
 def test_comparison_has_no_errors_and_fits_a_phone(make_run, tmp_path):
@@ -114,10 +114,10 @@ def test_comparison_has_no_errors_and_fits_a_phone(make_run, tmp_path):
     for seed in (1, 2)
   ]
   write_comparison(runs, tmp_path / 'page.html')
-  found = probe(tmp_path, tmp_path / 'page.html')
-  assert found['needed'] <= found['width'] <= 390
-  assert len(found['tips']) == 6
-  assert all('iteration' in tip for tip in found['tips'])
+  result = probe(tmp_path, tmp_path / 'page.html')
+  assert result['needed'] <= result['width'] <= 390
+  assert len(result['tips']) == 6
+  assert all('iteration' in tip for tip in result['tips'])
 
 
 def test_script_errors_are_detected(tmp_path):

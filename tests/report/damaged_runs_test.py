@@ -38,33 +38,33 @@ def changed(value, generator, share):
 
 def damaged(data, generator):
   """Cuts, overwrites or inserts bytes."""
-  at = generator.randrange(len(data) + 1)
+  position = generator.randrange(len(data) + 1)
   noise = generator.choice([b'\n', b'[' * 2000, generator.randbytes(8)])
   return generator.choice(
     [
-      data[:at],
-      data[:at] + noise + data[at:],
-      data[:at] + noise + data[at + 1 :],
+      data[:position],
+      data[:position] + noise + data[position:],
+      data[:position] + noise + data[position + 1 :],
     ]
   )
 
 
 @pytest.fixture(scope='module')
-def whole(tmp_path_factory):
+def intact_run(tmp_path_factory):
   path = tmp_path_factory.mktemp('whole') / 'run'
   return write_run(path, iterations=20, problems=20)
 
 
 @pytest.fixture
-def run(whole, tmp_path):
-  return shutil.copytree(whole, tmp_path / 'run')
+def run(intact_run, tmp_path):
+  return shutil.copytree(intact_run, tmp_path / 'run')
 
 
-def test_any_content_gives_a_page_of_limited_size(whole, tmp_path):
+def test_any_content_gives_a_page_of_limited_size(intact_run, tmp_path):
   other = write_run(tmp_path / 'other', seed=3, iterations=10, problems=20)
   for seed in range(25):
     generator = random.Random(seed)
-    run = shutil.copytree(whole, tmp_path / f'run_{seed}')
+    run = shutil.copytree(intact_run, tmp_path / f'run_{seed}')
     for file in [*run.glob('*.json*'), *run.glob('*/*')]:
       if generator.random() < 0.5:
         share = generator.choice([0.01, 0.1, 0.3])
@@ -190,7 +190,7 @@ def test_few_iterations_can_be_compared(make_run, tmp_path):
   ],
 )
 def test_directory_that_is_not_of_a_run_is_refused(
-  tmp_path, capsys, files, reason, whole
+  tmp_path, capsys, files, reason, intact_run
 ):
   path = tmp_path / 'other'
   if isinstance(files, str):
@@ -200,7 +200,10 @@ def test_directory_that_is_not_of_a_run_is_refused(
     for name, text in files.items():
       (path / name).write_text(text)
   before = sorted(tmp_path.rglob('*'))
-  for arguments in ([path], [whole, path, f'--output={tmp_path / "c.html"}']):
+  for arguments in (
+    [path],
+    [intact_run, path, f'--output={tmp_path / "c.html"}'],
+  ):
     with pytest.raises(SystemExit) as ended:
       main(['report', *map(str, arguments)])
     assert ended.value.code == 2

@@ -39,11 +39,11 @@ def test_correlation_and_slope_agree_with_numpy(tmp_path):
     value if step % 2 else None for step, value in enumerate(realised)
   ]
   run = load_run(write(tmp_path / 'run', measured, predicted))
-  (found,) = predictors(run)
+  (predictor,) = predictors(run)
   x, y = predicted[1::2], realised[1::2]
-  assert (found.name, found.count) == ('batch', 6)
-  assert found.correlation == pytest.approx(np.corrcoef(x, y)[0, 1])
-  assert found.slope == pytest.approx(np.polyfit(x, y, 1)[0])
+  assert (predictor.name, predictor.count) == ('batch', 6)
+  assert predictor.correlation == pytest.approx(np.corrcoef(x, y)[0, 1])
+  assert predictor.slope == pytest.approx(np.polyfit(x, y, 1)[0])
   page = write_report(tmp_path / 'run').read_text()
   assert 'Predicting the change of entropy' in page
 

@@ -48,8 +48,8 @@ class Page(html.parser.HTMLParser):
   def count(self, tag: str, **attributes: str) -> int:
     """Number of tags with the given attributes."""
     return sum(
-      name == tag and attributes.items() <= found.items()
-      for name, found in self.tags
+      name == tag and attributes.items() <= of_tag.items()
+      for name, of_tag in self.tags
     )
 
 
@@ -166,7 +166,7 @@ def test_selected_tokens_are_marked(make_run):
     if tag == 'span' and 'chosen' in (attributes.get('class') or '')
   ]
   assert len(marked) == chosen > 0
-  assert all('selected' in (found['title'] or '') for found in marked)
+  assert all('selected' in (attributes['title'] or '') for attributes in marked)
 
 
 def test_writing_again_replaces_the_page(make_run):

@@ -11,16 +11,16 @@ from covrl.theory.runner import CheckedClaims
 from covrl.theory.sections import CLAIMS, find_claims
 
 
-def check(*claims):
+def check_claims(*claims):
   return CheckedClaims(QUICK, [claim.run(QUICK) for claim in claims], 1.0)
 
 
 def test_page_has_every_claim_check_and_plot(tmp_path):
-  done = check(
+  checked = check_claims(
     *find_claims('7'), *find_claims('8'), *find_claims('9'), *find_claims('31')
   )
-  page = write_theory_page(tmp_path / 'theory', done).read_text()
-  for result in done.results:
+  page = write_theory_page(tmp_path / 'theory', checked).read_text()
+  for result in checked.results:
     assert f'<h3>{result.claim.name}</h3>' in page
     for plot in result.evidence.plots:
       assert plot.title in page
@@ -33,7 +33,9 @@ def test_page_has_every_claim_check_and_plot(tmp_path):
 
 def test_page_lists_claims_that_disagree_with_the_record(tmp_path):
   (claim,) = find_claims('7')
-  page = write_theory_page(tmp_path, check(claim.scaled(-1.0))).read_text()
+  page = write_theory_page(
+    tmp_path, check_claims(claim.scaled(-1.0))
+  ).read_text()
   assert 'Claims that disagree with the record: 1. Lemma IV.1 (7).' in page
 
 

@@ -39,7 +39,7 @@ def scorers(request, monkeypatch):
 
 def running() -> set[int]:
   """Returns all processes with this test's environment variable."""
-  found = set()
+  pids = set()
   for stat in pathlib.Path('/proc').glob('[0-9]*/stat'):
     try:
       state = stat.read_text().rsplit(')', 1)[1].split()[0]
@@ -47,16 +47,16 @@ def running() -> set[int]:
     except OSError:
       continue
     if state not in 'ZX' and MARK in environment:
-      found.add(int(stat.parent.name))
-  return found
+      pids.add(int(stat.parent.name))
+  return pids
 
 
 def wait_until_running(count: int, seconds: float = 10.0) -> int:
   """Waits for so many marked processes; a program just begun has no marks yet."""
   deadline = time.monotonic() + seconds
-  while (found := len(running())) < count and time.monotonic() < deadline:
+  while (number := len(running())) < count and time.monotonic() < deadline:
     time.sleep(0.05)
-  return found
+  return number
 
 
 def wait_until_gone(seconds: float = 10.0) -> set[int]:

@@ -24,7 +24,7 @@ def pool():
       yield opened
 
 
-def ask(pool, *responses, reference=None):
+def score_all(pool, *responses, reference=None):
   references = [reference] * len(responses)
   return pool.submit(list(responses), references).result(timeout=60)
 
@@ -34,7 +34,7 @@ def ask(pool, *responses, reference=None):
   [('float32', 0.5), ('int64', 2.0), ('bool_', 1.0), ('array', 0.25)],
 )
 def test_scalars_of_numpy_are_numbers(pool, response, score):
-  assert ask(pool, response) == [Outcome(score, Status.SCORED)]
+  assert score_all(pool, response) == [Outcome(score, Status.SCORED)]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_scalars_of_numpy_are_numbers(pool, response, score):
   ],
 )
 def test_what_is_no_number_is_named(pool, response, status, detail):
-  outcome, after = ask(pool, response, '3')
+  outcome, after = score_all(pool, response, '3')
   assert (outcome.status, math.isnan(outcome.score)) == (status, True)
   assert outcome.detail.startswith(detail), outcome.detail
   assert len(outcome.detail) <= 2_100
@@ -68,11 +68,11 @@ def test_what_is_no_number_is_named(pool, response, status, detail):
 
 
 def test_details_are_texts_of_limited_length(pool, tmp_path):
-  assert ask(pool, 'detail')[0].detail == "{'a': 1}"
-  (outcome,) = ask(pool, 'long detail')
+  assert score_all(pool, 'detail')[0].detail == "{'a': 1}"
+  (outcome,) = score_all(pool, 'long detail')
   assert (outcome.score, len(outcome.detail) <= 2_100) == (1.0, True)
   marker = tmp_path / 'executed'
-  (outcome,) = ask(pool, 'code', reference=str(marker))
+  (outcome,) = score_all(pool, 'code', reference=str(marker))
   assert 'Unpickled' in outcome.detail
   assert not marker.exists()
 
@@ -87,7 +87,7 @@ def test_details_are_texts_of_limited_length(pool, tmp_path):
 def test_a_broken_channel_costs_one_response(pool, response):
   """A worker that writes to it itself is replaced, and scores stay in order."""
   began = time.monotonic()
-  first, *others = ask(pool, response, '2', '3', '4')
+  first, *others = score_all(pool, response, '2', '3', '4')
   assert time.monotonic() - began < 20.0
   assert first.status in (CRASH, Status.TIMEOUT, Status.SCORED)
   assert first.score == 1.0 or first.detail
@@ -95,19 +95,19 @@ def test_a_broken_channel_costs_one_response(pool, response):
   assert len(lost) + (not first.is_judged) <= 1, (first, others)
   for outcome, score in zip(others, (2.0, 3.0, 4.0), strict=True):
     assert outcome.detail if outcome in lost else outcome.score == score
-  assert ask(pool, '5') == [Outcome(5.0, Status.SCORED)]
+  assert score_all(pool, '5') == [Outcome(5.0, Status.SCORED)]
 
 
 def test_the_trainer_executes_nothing_that_a_worker_sends(pool, tmp_path):
   marker = tmp_path / 'executed'
-  outcome, after = ask(pool, 'forged code', '2', reference=str(marker))
+  outcome, after = score_all(pool, 'forged code', '2', reference=str(marker))
   assert not marker.exists()
   assert not outcome.is_judged
   assert after.score == 2.0
 
 
 def test_output_of_scorers_goes_nowhere(pool, capfd):
-  assert ask(pool, 'print') == [Outcome(1.0, Status.SCORED)]
+  assert score_all(pool, 'print') == [Outcome(1.0, Status.SCORED)]
   assert capfd.readouterr() == ('', '')
 
 

@@ -36,15 +36,15 @@ def statuses(outcomes: list[Outcome]) -> list[str]:
 
 def children() -> set[int]:
   """Returns all child processes of this one, zombies included."""
-  found = set()
+  pids = set()
   for stat in pathlib.Path('/proc').glob('[0-9]*/stat'):
     try:
       fields = stat.read_text().rsplit(')', 1)[1].split()
     except OSError:
       continue
     if int(fields[1]) == os.getpid():
-      found.add(int(stat.parent.name))
-  return found
+      pids.add(int(stat.parent.name))
+  return pids
 
 
 def runs(pid: int) -> bool:

@@ -79,31 +79,31 @@ def test_landlock_contains_hostile_programs(landlock, tmp_path):
 @pytest.fixture
 def server():
   """A server with SandboxFusion's interface that uses the local sandbox."""
-  asked = []
+  requests = []
 
   class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
       size = int(self.headers['Content-Length'])
-      question = json.loads(self.rfile.read(size))
-      asked.append((self.path, question))
-      ended = None
+      request = json.loads(self.rfile.read(size))
+      requests.append((self.path, request))
+      done = None
       with contextlib.suppress(subprocess.TimeoutExpired):
-        ended = subprocess.run(
-          [sys.executable, '-I', '-S', '-c', question['code']],
-          input=question['stdin'],
+        done = subprocess.run(
+          [sys.executable, '-I', '-S', '-c', request['code']],
+          input=request['stdin'],
           capture_output=True,
           text=True,
           check=False,
-          timeout=question['run_timeout'],
+          timeout=request['run_timeout'],
         )
       run = {'status': 'TimeLimitExceeded', 'stdout': '', 'return_code': None}
-      if ended is not None:
+      if done is not None:
         run = {
           'status': 'Finished',
-          'stdout': ended.stdout,
-          'return_code': ended.returncode,
+          'stdout': done.stdout,
+          'return_code': done.returncode,
         }
-      status = 'Success' if ended and not ended.returncode else 'Failed'
+      status = 'Success' if done and not done.returncode else 'Failed'
       answer = json.dumps({'status': status, 'run_result': run}).encode()
       self.send_response(200)
       self.end_headers()
@@ -115,32 +115,34 @@ def server():
   with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server:
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f'http://127.0.0.1:{server.server_port}', asked
+    yield f'http://127.0.0.1:{server.server_port}', requests
     server.shutdown()
     thread.join()
 
 
 def test_remote_server_runs_programs(server):
-  url, asked = server
+  url, requests = server
   judge = Judge(backend='remote', url=url)
   assert judge.backend == 'remote'
   call = [{'call': 'add', 'args': [3, 4], 'result': 7}]
   assert judge.judge(ADD, SUM, time_limit=20.0).status is Status.SCORED
   assert judge.judge('print(8)', SUM, time_limit=20.0).status is Status.WRONG
   assert judge.judge('1 / 0', SUM, time_limit=20.0).status is Status.CRASH
-  spin = judge.judge('while True: pass', SUM, time_limit=0.5)
-  assert spin.status is Status.TIMEOUT
+  endless = judge.judge('while True: pass', SUM, time_limit=0.5)
+  assert endless.status is Status.TIMEOUT
   add = judge.judge('def add(a, b): return a + b', call, time_limit=20.0)
   assert add.status is Status.SCORED, add
-  lie = judge.judge('def add(a, b): return True', call, time_limit=20.0)
-  assert lie.status is Status.WRONG
+  wrong_result = judge.judge(
+    'def add(a, b): return True', call, time_limit=20.0
+  )
+  assert wrong_result.status is Status.WRONG
   no_program = judge.judge('def add(', call, time_limit=20.0)
   assert no_program.status is Status.UNPARSABLE
   suite = judge.judge('x = 1', [{'asserts': 'assert x == 1'}])
   assert suite.status is Status.INFRASTRUCTURE
-  assert {path for path, _ in asked} == {'/run_code'}
+  assert {path for path, _ in requests} == {'/run_code'}
   # The expected result is not sent to the server.
-  assert set(asked[0][1]) == {
+  assert set(requests[0][1]) == {
     'code',
     'language',
     'stdin',
@@ -162,8 +164,8 @@ def test_runs_unsandboxed_only_on_request():
   assert judge.backend == 'unsandboxed'
   assert judge.judge(ADD, SUM).status is Status.SCORED
   before = leftovers()
-  spin = judge.judge('while True: pass', SUM, time_limit=0.5)
-  assert spin.status is Status.TIMEOUT
+  endless = judge.judge('while True: pass', SUM, time_limit=0.5)
+  assert endless.status is Status.TIMEOUT
   assert leftovers() == before
 
 
@@ -198,9 +200,9 @@ def test_unsandboxed_programs_leave_no_processes_behind(tmp_path):
 
 def _running(pids: set[int]) -> list[int]:
   """Returns those processes that run, as long as none takes their numbers."""
-  found = []
+  running = []
   for pid in pids:
     with contextlib.suppress(OSError):
       if pathlib.Path(f'/proc/{pid}/cmdline').read_bytes():
-        found.append(pid)
-  return found
+        running.append(pid)
+  return running

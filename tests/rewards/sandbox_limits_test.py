@@ -220,14 +220,14 @@ def _busy_seconds(judge: Judge) -> float:
 
 
 def _descendants(pid: int) -> list[int]:
-  found, waiting = [], [pid]
+  descendants, waiting = [], [pid]
   while waiting:
     current = waiting.pop()
     for task in pathlib.Path(f'/proc/{current}/task').iterdir():
       children = (task / 'children').read_text().split()
       waiting += map(int, children)
-      found += map(int, children)
-  return found
+      descendants += map(int, children)
+  return descendants
 
 
 def _runs(pid: int) -> bool:

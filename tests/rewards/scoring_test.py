@@ -47,8 +47,8 @@ def scored(rewards, rows, **settings):
   ],
 )
 def test_overlong_penalty_matches_the_published_formula(length, penalty):
-  found = overlong_penalty(length, max_length=100, buffer=20)
-  assert found == pytest.approx(penalty, abs=1e-12)
+  actual = overlong_penalty(length, max_length=100, buffer=20)
+  assert actual == pytest.approx(penalty, abs=1e-12)
 
 
 def test_refuses_invalid_overlong_buffers():

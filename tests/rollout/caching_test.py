@@ -107,14 +107,14 @@ def test_logprobs_of_integers_are_those_of_the_sampler(full):
     traced.cache.prompts.keys,
   ):
     assert keys.values.dtype == jnp.int8
-  found = sample(engine)
+  samples = sample(engine)
   # Up to the first token that differs, both have seen the same tokens.
-  same = np.cumprod(found.response_tokens == full.response_tokens, axis=1)
-  same = (same > 0) & found.response_mask
+  same = np.cumprod(samples.response_tokens == full.response_tokens, axis=1)
+  same = (same > 0) & samples.response_mask
   assert same.mean() > 0.2
-  gap = np.abs(found.sampler_logprobs - full.sampler_logprobs)[same]
+  gap = np.abs(samples.sampler_logprobs - full.sampler_logprobs)[same]
   assert 1e-6 < gap.mean() < 0.02
   # The first token is drawn before the cache is read.
   np.testing.assert_array_equal(
-    found.sampler_logprobs[:, 0], full.sampler_logprobs[:, 0]
+    samples.sampler_logprobs[:, 0], full.sampler_logprobs[:, 0]
   )

@@ -18,8 +18,13 @@ SAMPLING = {'temperature': 0.9, 'top_k': 12}
 
 
 def make_engine(mesh=None, **changes):
-  own = {'prompts': 4, 'prompt_width': WIDTH, 'group_size': GROUP, 'segment': 3}
-  return GroupEngine(POLICY, mesh, **{**SETTINGS, **own, **changes})
+  defaults = {
+    'prompts': 4,
+    'prompt_width': WIDTH,
+    'group_size': GROUP,
+    'segment': 3,
+  }
+  return GroupEngine(POLICY, mesh, **{**SETTINGS, **defaults, **changes})
 
 
 def make_prompts():
@@ -39,13 +44,13 @@ def run(engine, order, params=PARAMS, at_once=COUNT, **sampling):
     params, key=KEY, sampling=Sampling.make(**(sampling or SAMPLING))
   )
   numbers = list(order)
-  waiting, found, ended = list(numbers), {}, set()
+  waiting, finished, ended = list(numbers), {}, set()
   while waiting or engine.is_busy:
     for each in engine.read():
       assert (each.number, each.member) not in ended
       ended.add((each.number, each.member))
       if each.samples is not None:
-        found[each.number] = each.samples
+        finished[each.number] = each.samples
         row = each.samples.response_tokens[each.member]
         mask = each.samples.response_mask[each.member]
         assert row[mask].tolist() == each.tokens
@@ -58,7 +63,7 @@ def run(engine, order, params=PARAMS, at_once=COUNT, **sampling):
   assert engine.read() == []
   assert len(ended) == len(numbers) * GROUP
   engine.end()
-  return found
+  return finished
 
 
 @pytest.fixture(scope='module')
@@ -86,9 +91,9 @@ def whole():
   )
 
 
-def assert_close(found, whole):
+def assert_close(separate, whole):
   """Asserts that groups have the responses of a fixed batch."""
-  for number, samples in found.items():
+  for number, samples in separate.items():
     rows = slice(number * GROUP, (number + 1) * GROUP)
     for name, ours in samples._asdict().items():
       if ours is None:
@@ -140,8 +145,8 @@ def test_groups_are_split_over_a_mesh(whole):
   )
   engine = make_engine(mesh, slots=5)
   assert engine.slots == 6
-  found = run(engine, range(COUNT), jax.device_put(PARAMS, shardings))
-  assert_close(found, whole)
+  actual = run(engine, range(COUNT), jax.device_put(PARAMS, shardings))
+  assert_close(actual, whole)
 
 
 def test_refuses_prompts_without_tokens_or_without_room(engine):

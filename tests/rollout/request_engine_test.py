@@ -68,32 +68,32 @@ def finish(engine, requests, cancel=()):
   """
   numbers = [engine.submit(request) for request in requests]
   index = {number: i for i, number in enumerate(numbers)}
-  found, done = {i: [] for i in range(len(requests))}, set()
+  outputs, done = {i: [] for i in range(len(requests))}, set()
   while engine.waiting or engine.running:
     for number, new in engine.step().items():
       i = index[number]
       assert i not in done
-      found[i] += zip(
+      outputs[i] += zip(
         new.tokens, new.policy_logprobs, new.sampling_logprobs, strict=True
       )
       if new.finish_reason is not None:
-        assert new.finish_reason == expected_reason(requests[i], found[i])
+        assert new.finish_reason == expected_reason(requests[i], outputs[i])
         done.add(i)
       elif i in cancel:
         engine.cancel(number)
         done.add(i)
   assert done == set(range(len(requests)))
   assert engine.step() == {}
-  return found
+  return outputs
 
 
-def expected_reason(request, found):
-  ends = [token in (*END, *request.stop_ids) for token, *_ in found]
+def expected_reason(request, output):
+  ends = [token in (*END, *request.stop_ids) for token, *_ in output]
   assert not any(ends[:-1])
-  assert len(found) <= request.max_tokens
+  assert len(output) <= request.max_tokens
   if ends[-1]:
     return 'stop'
-  return 'length' if len(found) == request.max_tokens else None
+  return 'length' if len(output) == request.max_tokens else None
 
 
 def test_responses_equal_those_of_the_fixed_batch(engine):
@@ -124,9 +124,9 @@ def test_responses_equal_those_of_the_fixed_batch(engine):
       )
       for i in range(6)
     ]
-    for i, found in finish(engine, requests).items():
+    for i, output in finish(engine, requests).items():
       mask = samples.response_mask[i]
-      tokens, _, behaviour = zip(*found, strict=True)
+      tokens, _, behaviour = zip(*output, strict=True)
       assert list(tokens) == samples.response_tokens[i][mask].tolist()
       np.testing.assert_allclose(
         behaviour, samples.behaviour_logprobs[i][mask], atol=1e-6
@@ -143,12 +143,12 @@ def test_log_probabilities_are_those_of_temperature_one(engine):
     Request(prompt=(1, 2, 3), max_tokens=LIMIT, seed=i, **options)
     for i, options in enumerate(cases)
   ]
-  for i, found in finish(engine, requests).items():
-    tokens, policy, sampling = map(list, zip(*found, strict=True))
+  for i, output in finish(engine, requests).items():
+    tokens, policy, sampling = map(list, zip(*output, strict=True))
     row = jnp.array([[1, 2, 3, *tokens]])
     logits = np.asarray(POLICY.logits(PARAMS, row), np.float64)[0, 2:-1]
     temperature = requests[i].temperature
-    at = np.arange(len(tokens)), tokens
+    indices = np.arange(len(tokens)), tokens
     for logprobs, scale in ((policy, 1.0), (sampling, temperature)):
       scaled = logits / scale
       if scale > 1:
@@ -156,7 +156,7 @@ def test_log_probabilities_are_those_of_temperature_one(engine):
         scaled = scaled - np.log(np.exp(kept).sum(axis=1, keepdims=True))
       else:
         scaled = scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True))
-      np.testing.assert_allclose(logprobs, scaled[at], atol=1e-5)
+      np.testing.assert_allclose(logprobs, scaled[indices], atol=1e-5)
 
 
 def test_others_and_cancellation_change_no_bit(engine):
@@ -190,8 +190,8 @@ def test_no_request_is_lost_and_memory_is_flat(engine, count):
   finish(engine, make_requests(8))
   gc.collect()
   before = len(jax.live_arrays())
-  found = finish(engine, make_requests(count, seed=2))
-  assert all(found.values())
+  outputs = finish(engine, make_requests(count, seed=2))
+  assert all(outputs.values())
   gc.collect()
   assert len(jax.live_arrays()) == before
   assert not engine._rows._rows
@@ -223,9 +223,9 @@ def test_shards_of_a_mesh_sample_the_same(engine):
   requests = make_requests(30, seed=3)
   on_mesh = finish(make_engine(mesh, params), requests, cancel=(4,))
   want = finish(engine, requests)
-  for i, found in on_mesh.items():
-    assert [x[0] for x in found] == [x[0] for x in want[i]][: len(found)]
-    assert len(found) == len(want[i]) or i == 4
+  for i, output in on_mesh.items():
+    assert [x[0] for x in output] == [x[0] for x in want[i]][: len(output)]
+    assert len(output) == len(want[i]) or i == 4
 
 
 def test_prompts_of_several_widths(monkeypatch):
@@ -233,9 +233,9 @@ def test_prompts_of_several_widths(monkeypatch):
   wide = make_engine(max_prompt_length=20)
   short, long = make_requests(1)[0], (*range(1, 15), 0, 1, 2)
   long = Request(prompt=long, max_tokens=LIMIT, seed=5)
-  found = finish(wide, [long, short, long])
-  assert found[0] == found[2] == finish(wide, [long])[0]
-  assert found[1] == finish(wide, [short])[0]
+  outputs = finish(wide, [long, short, long])
+  assert outputs[0] == outputs[2] == finish(wide, [long])[0]
+  assert outputs[1] == finish(wide, [short])[0]
 
 
 GOOD: dict[str, Any] = {'prompt': (1, 2), 'max_tokens': 3, 'seed': 0}

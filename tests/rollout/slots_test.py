@@ -49,7 +49,7 @@ def test_slots_are_refilled_from_the_queue(slots, segment):
 
 
 def test_refill_and_cancellation_change_no_bit():
-  """Other requests and their order do not matter if the slots are as many."""
+  """Other requests and their order do not matter with the same number of slots."""
   engine = make_engine(slots=8, segment=2)
   whole = host(sample(engine))
   order = [3, 0, 7, 1]
@@ -83,11 +83,11 @@ def test_number_of_slots_is_reduced_when_slots_are_idle(monkeypatch):
 
 def test_slots_are_refilled_within_shards_of_a_mesh():
   engine = make_engine(make_mesh((4,), jax.devices()[:4]), slots=8, segment=3)
-  params, found = params_on(engine.mesh), Responses()
-  options = {'on_response': found}
+  params, responses = params_on(engine.mesh), Responses()
+  options = {'on_response': responses}
   samples = host(sample(engine, params=params, options=options))
   assert_same(samples, host(sample()), atol=1e-5)
-  found.assert_are(samples)
+  responses.assert_equal(samples)
 
 
 class Responses(dict):
@@ -97,7 +97,7 @@ class Responses(dict):
     assert row not in self
     self[row] = tokens
 
-  def assert_are(self, samples):
+  def assert_equal(self, samples):
     mask = samples.response_mask
     rows = np.flatnonzero(mask.any(axis=1)).tolist()
     assert self == {
@@ -112,11 +112,11 @@ def test_finished_responses_are_handed_over_while_others_are_sampled(
   run = engine._run
 
   def run_and_count(*arguments):
-    seen.append(len(found))
+    seen.append(len(responses))
     return run(*arguments)
 
   monkeypatch.setattr(engine, '_run', run_and_count)
-  found = Responses()
+  responses = Responses()
   prompts, mask = make_prompts()
   mask[3] = False
   samples = engine.sample(
@@ -127,17 +127,17 @@ def test_finished_responses_are_handed_over_while_others_are_sampled(
     key=KEY,
     sequence_ids=IDS,
     sampling=Sampling.make(),
-    on_response=found,
+    on_response=responses,
   )
-  found.assert_are(host(samples))
-  assert len(found) == (PROMPTS - 1) * GROUP
+  responses.assert_equal(host(samples))
+  assert len(responses) == (PROMPTS - 1) * GROUP
   # Responses of one token are reported after the second call has begun.
   assert seen[0] == 0
-  assert 0 < seen[1] < seen[-1] < len(found)
+  assert 0 < seen[1] < seen[-1] < len(responses)
 
 
-def stops_after(number):
-  """Stops after some segments, and the one that runs then."""
+def stop_after_segments(number):
+  """Options that stop sampling when `number` segments, and one more, have run."""
   calls = itertools.count()
   return {'is_enough': lambda: next(calls) >= number}
 
@@ -150,20 +150,20 @@ def test_carried_responses_go_on_with_the_given_parameters(shape):
   mesh = shape and make_mesh(shape, jax.devices()[: shape[0]])
   engine = make_engine(mesh, slots=8, segment=2)
   params = params_on(mesh) if mesh else PARAMS
-  begun = host(sample(engine, params=params, options=stops_after(1)))
-  assert (begun.response_mask.sum(axis=1) == 1).any()
-  same = sample(engine, params=params, options={'carried': begun})
-  assert_same(host(same), host(sample()), atol=1e-5)
+  carried = host(sample(engine, params=params, options=stop_after_segments(1)))
+  assert (carried.response_mask.sum(axis=1) == 1).any()
+  continued = sample(engine, params=params, options={'carried': carried})
+  assert_same(host(continued), host(sample()), atol=1e-5)
 
-  other, found = jax.tree.map(lambda x: 1.5 * x, params), Responses()
-  options = {'carried': begun, 'on_response': found}
-  ended = host(sample(engine, params=other, options=options))
-  old = begun.response_mask
+  other_params, responses = jax.tree.map(lambda x: 1.5 * x, params), Responses()
+  options = {'carried': carried, 'on_response': responses}
+  ended = host(sample(engine, params=other_params, options=options))
+  old = carried.response_mask
   for name in ('response_tokens', 'sampler_logprobs', 'behaviour_logprobs'):
     np.testing.assert_array_equal(
-      getattr(ended, name)[old], getattr(begun, name)[old]
+      getattr(ended, name)[old], getattr(carried, name)[old]
     )
-  logits = forward(POLICY, join(ended), jax.device_get(other))
+  logits = forward(POLICY, join(ended), jax.device_get(other_params))
   logprobs = np.asarray(jax.nn.log_softmax(logits))[:, LENGTH - 1 : -1]
   tokens = ended.response_tokens[..., None]
   logprobs = np.take_along_axis(logprobs, tokens, axis=2)[..., 0]
@@ -174,8 +174,8 @@ def test_carried_responses_go_on_with_the_given_parameters(shape):
   )
   was_finished = old.any(axis=1) & ~new.any(axis=1)
   assert was_finished.any()
-  assert set(found) == set(np.flatnonzero(~was_finished).tolist())
-  for row, response in found.items():
+  assert set(responses) == set(np.flatnonzero(~was_finished).tolist())
+  for row, response in responses.items():
     mask = ended.response_mask[row]
     assert ended.response_tokens[row][mask].tolist() == response
 

@@ -26,72 +26,76 @@ def series(tmp_path_factory):
 
 
 @pytest.fixture
-def stored(series, tmp_path):
+def checkpoint_directory(series, tmp_path):
   return shutil.copytree(series, tmp_path / 'checkpoints')
 
 
 @pytest.mark.parametrize(
   'kind', ['manifest', 'edited manifest', 'data', 'missing']
 )
-def test_falls_back_to_the_newest_whole_checkpoint(stored, kind):
+def test_falls_back_to_the_newest_whole_checkpoint(checkpoint_directory, kind):
   for name in ('00000004', '00000008'):
-    damage(stored / name, kind)
-  before = {path.name for path in stored.iterdir()}
-  store = CheckpointStore(stored, keep=3)
+    damage(checkpoint_directory / name, kind)
+  before = {path.name for path in checkpoint_directory.iterdir()}
+  store = CheckpointStore(checkpoint_directory, keep=3)
   with pytest.raises(CheckpointError, match='00000008 is damaged'):
     store.newest_whole(strict=True)
-  assert {path.name for path in stored.iterdir()} == before
+  assert {path.name for path in checkpoint_directory.iterdir()} == before
   warnings = []
-  found = store.newest_whole(warn=warnings.append)
-  assert found is not None
-  assert found.position == store.position == 0
-  assert found.restore({'x': np.ones(3, int)})['x'].tolist() == [0, 0, 0]
+  checkpoint = store.newest_whole(warn=warnings.append)
+  assert checkpoint is not None
+  assert checkpoint.position == store.position == 0
+  assert checkpoint.restore({'x': np.ones(3, int)})['x'].tolist() == [0, 0, 0]
   assert len(warnings) == 2
   for text, name in zip(warnings, ('00000008', '00000004'), strict=True):
-    assert text.startswith(f'the checkpoint {stored / name} is damaged: ')
+    assert text.startswith(
+      f'the checkpoint {checkpoint_directory / name} is damaged: '
+    )
     assert f'it is kept as {name}.damaged_1' in text
-    assert (stored / f'{name}.damaged_1' / 'arrays').is_dir()
+    assert (checkpoint_directory / f'{name}.damaged_1' / 'arrays').is_dir()
   # The run goes on and completes a checkpoint of the same position.
   store.save(8, {'x': np.full(3, 9)}, {'at': 9})
   assert latest(store).notes == {'at': 9}
-  damage(stored / '00000008', kind)
-  assert CheckpointStore(stored, keep=3).newest_whole() is not None
-  assert (stored / '00000008.damaged_2').is_dir()
+  damage(checkpoint_directory / '00000008', kind)
+  assert (
+    CheckpointStore(checkpoint_directory, keep=3).newest_whole() is not None
+  )
+  assert (checkpoint_directory / '00000008.damaged_2').is_dir()
 
 
-def test_refuses_a_run_whose_checkpoints_are_all_damaged(stored):
+def test_refuses_a_run_whose_checkpoints_are_all_damaged(checkpoint_directory):
   for name in ('00000000', '00000004', '00000008'):
-    damage(stored / name, 'manifest')
-  before = {path.name for path in stored.iterdir()}
-  store = CheckpointStore(stored, keep=3)
+    damage(checkpoint_directory / name, 'manifest')
+  before = {path.name for path in checkpoint_directory.iterdir()}
+  store = CheckpointStore(checkpoint_directory, keep=3)
   with pytest.raises(
     CheckpointError,
     match=r'no whole checkpoint .*does not start again from the beginning',
   ):
     store.newest_whole()
-  assert {path.name for path in stored.iterdir()} == before
-  for path in stored.iterdir():
+  assert {path.name for path in checkpoint_directory.iterdir()} == before
+  for path in checkpoint_directory.iterdir():
     path.rename(path.with_name(f'{path.name}.damaged_1'))
   for method in (store.newest_whole, store.latest):
     with pytest.raises(CheckpointError, match='no finished checkpoint left'):
       method()
 
 
-def test_odd_names_are_not_checkpoints(stored):
-  whole = stored / '00000008'
+def test_odd_names_are_not_checkpoints(checkpoint_directory):
+  whole = checkpoint_directory / '00000008'
   for name in ('²', '００００００１２', '99', '0000009x', '-0000009'):
-    shutil.copytree(whole, stored / name)
-  (stored / '00000077').write_text('a file')
-  store = CheckpointStore(stored, keep=1)
+    shutil.copytree(whole, checkpoint_directory / name)
+  (checkpoint_directory / '00000077').write_text('a file')
+  store = CheckpointStore(checkpoint_directory, keep=1)
   assert latest(store).position == 8
   assert store.newest_whole() is not None
   assert store.position == 8
   # A copy with the name of another position is damaged.
-  shutil.copytree(whole, stored / '00000099')
+  shutil.copytree(whole, checkpoint_directory / '00000099')
   warnings = []
-  found = store.newest_whole(warn=warnings.append)
-  assert found is not None
-  assert found.position == 8
+  checkpoint = store.newest_whole(warn=warnings.append)
+  assert checkpoint is not None
+  assert checkpoint.position == 8
   assert f'{MANIFEST} is that of 00000008' in warnings[0]
 
 
@@ -108,9 +112,9 @@ def file_size_limit(size):
 
 @pytest.mark.parametrize('size', [0, 300, 6000])
 def test_a_failed_save_is_one_sentence_and_leaves_the_last_one(
-  stored, size, capfd, caplog
+  checkpoint_directory, size, capfd, caplog
 ):
-  store = CheckpointStore(stored, keep=1)
+  store = CheckpointStore(checkpoint_directory, keep=1)
   noise = np.random.default_rng(0).random(5000)
   with (
     file_size_limit(size),
@@ -123,7 +127,7 @@ def test_a_failed_save_is_one_sentence_and_leaves_the_last_one(
   # Neither tracebacks nor the logs of libraries.
   assert capfd.readouterr() == ('', '')
   assert caplog.records == []
-  assert {path.name for path in stored.iterdir()} == {
+  assert {path.name for path in checkpoint_directory.iterdir()} == {
     '00000000',
     '00000004',
     '00000008',
@@ -131,14 +135,14 @@ def test_a_failed_save_is_one_sentence_and_leaves_the_last_one(
   assert latest(store).position == 8
   store.save(12, {'x': noise}, {})
   assert latest(store).restore({'x': noise})['x'].tolist() == noise.tolist()
-  assert [path.name for path in stored.iterdir()] == ['00000012']
+  assert [path.name for path in checkpoint_directory.iterdir()] == ['00000012']
 
 
-def test_a_completed_checkpoint_removes_incomplete_ones(stored):
-  (stored / '00000006' / 'arrays').mkdir(parents=True)
-  store = CheckpointStore(stored, keep=2)
+def test_a_completed_checkpoint_removes_incomplete_ones(checkpoint_directory):
+  (checkpoint_directory / '00000006' / 'arrays').mkdir(parents=True)
+  store = CheckpointStore(checkpoint_directory, keep=2)
   store.save(12, {'x': np.zeros(2)}, {})
-  assert sorted(path.name for path in stored.iterdir()) == [
+  assert sorted(path.name for path in checkpoint_directory.iterdir()) == [
     '00000008',
     '00000012',
   ]
@@ -146,20 +150,20 @@ def test_a_completed_checkpoint_removes_incomplete_ones(stored):
 
 @pytest.mark.parametrize('name', ['unlink', 'rmtree'])
 def test_an_old_checkpoint_that_cannot_be_removed_ends_no_run(
-  stored, monkeypatch, name
+  checkpoint_directory, monkeypatch, name
 ):
-  store, warnings = CheckpointStore(stored, keep=1), []
+  store, warnings = CheckpointStore(checkpoint_directory, keep=1), []
   assert store.newest_whole(warn=warnings.append) is not None
 
   def fail(*_, **__):
     raise PermissionError(errno.EACCES, 'no')
 
   with monkeypatch.context() as patch:
-    patch.setattr(type(epath.Path(stored)), name, fail)
+    patch.setattr(type(epath.Path(checkpoint_directory)), name, fail)
     for position in (12, 13):
       store.save(position, {'x': np.zeros(2)}, {})
   assert all('cannot be removed: ' in text for text in warnings)
   assert len(set(warnings)) == len(warnings) > 0
   assert latest(store).position == 13
   store.save(14, {'x': np.zeros(2)}, {})
-  assert [path.name for path in stored.iterdir()] == ['00000014']
+  assert [path.name for path in checkpoint_directory.iterdir()] == ['00000014']

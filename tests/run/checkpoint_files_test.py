@@ -18,15 +18,15 @@ from covrl.run.checkpoint_files import _without_repeated_errors
 @pytest.fixture
 def reports(monkeypatch):
   """Errors that the interpreter reports without raising them."""
-  found: list[object] = []
+  errors: list[object] = []
   filters = list(logging.getLogger('absl').filters)
   monkeypatch.setattr(
-    sys, 'unraisablehook', lambda raised: found.append(raised)
+    sys, 'unraisablehook', lambda raised: errors.append(raised)
   )
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
     warnings.simplefilter('error', RuntimeWarning)
-    yield found
+    yield errors
   logging.getLogger('absl').filters[:] = filters
 
 

@@ -50,13 +50,13 @@ def sharding_of(leaf, mesh):
   return sharding.fitted_sharding(mesh, axes, jnp.shape(leaf), rules)
 
 
-def on(mesh, arrays):
+def put_on_mesh(mesh, arrays):
   return jax.tree.map(
     lambda leaf: jax.device_put(leaf, sharding_of(leaf, mesh)), arrays
   )
 
 
-def abstract(mesh, arrays):
+def abstract_on_mesh(mesh, arrays):
   return jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(
       jnp.shape(leaf), leaf.dtype, sharding=sharding_of(leaf, mesh)
@@ -80,7 +80,7 @@ def saved(tmp_path_factory):
   """Returns the directory of a checkpoint saved on eight devices."""
   directory = tmp_path_factory.mktemp('saved')
   store = CheckpointStore(directory, keep=1)
-  store.save(12, on(sharding.make_mesh((8,)), tree()), {'rate': 0.1})
+  store.save(12, put_on_mesh(sharding.make_mesh((8,)), tree()), {'rate': 0.1})
   return directory
 
 
@@ -94,7 +94,7 @@ def copied(saved, tmp_path):
 def test_restores_bit_for_bit_on_any_mesh(saved, shape):
   mesh = sharding.make_mesh(shape)
   checkpoint = latest(CheckpointStore(saved, keep=1))
-  restored = checkpoint.restore(abstract(mesh, tree()))
+  restored = checkpoint.restore(abstract_on_mesh(mesh, tree()))
   assert_same(restored, tree())
   matrix = restored['state']['trainable']['matrix']
   assert matrix.sharding == sharding_of(matrix, mesh)
@@ -108,7 +108,7 @@ def test_restores_a_subtree(saved, shape):
   wanted = tree()['state']['trainable']
   checkpoint = latest(CheckpointStore(saved, keep=1))
   restored = checkpoint.restore_subtree(
-    'state.trainable', abstract(mesh, wanted)
+    'state.trainable', abstract_on_mesh(mesh, wanted)
   )
   assert_same(restored, wanted)
   matrix = restored['matrix']
@@ -196,7 +196,7 @@ def test_detects_damage_of_any_file(copied, damage, seed):
       r'directory to use the one before$'
     )
     with pytest.raises(CheckpointError, match=sentence):
-      latest(store).restore(abstract(sharding.make_mesh((8,)), tree()))
+      latest(store).restore(abstract_on_mesh(sharding.make_mesh((8,)), tree()))
     file.write_bytes(content)
 
 
@@ -244,10 +244,10 @@ def test_refuses_a_checkpoint_of_other_shapes(saved, change, reason):
   other = tree()
   other['state']['trainable'] |= change
   with pytest.raises(CheckpointError, match=f'of another program: .*{reason}'):
-    checkpoint.restore(abstract(mesh, other))
+    checkpoint.restore(abstract_on_mesh(mesh, other))
   with pytest.raises(CheckpointError, match=f'of another program: {reason}'):
     checkpoint.restore_subtree(
-      'state.trainable', abstract(mesh, other['state']['trainable'])
+      'state.trainable', abstract_on_mesh(mesh, other['state']['trainable'])
     )
 
 

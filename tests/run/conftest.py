@@ -10,7 +10,7 @@ from covrl.config import (
 from covrl.run.directory import RunDirectory
 
 
-def unused(*_):
+def must_not_be_called(*_):
   raise NotImplementedError
 
 
@@ -20,10 +20,10 @@ def recipe():
   parts = ('task', 'model', 'advantages', 'loss', 'token_tx', 'tx')
   return Recipe(
     config=Config(),
-    warm_start_tx=unused,
+    warm_start_tx=must_not_be_called,
     name='recipe:recipe',
     sources={'recipe.py': ''},
-    **dict.fromkeys(parts, unused),
+    **dict.fromkeys(parts, must_not_be_called),
   )
 
 

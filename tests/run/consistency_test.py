@@ -32,12 +32,12 @@ class Processes:
     monkeypatch.setattr(distributed, 'process_count', lambda: 3)
     monkeypatch.setattr(distributed, 'gather_rows', self.gather)
 
-  def gather(self, own):
-    self.gathered[-1].append(own)
+  def gather(self, values):
+    self.gathered[-1].append(values)
     call = len(self.gathered[-1]) - 1
     rows = [each[call] for each in self.gathered if len(each) > call]
     while len(rows) < 3:
-      rows.append(own)
+      rows.append(values)
     return np.concatenate(rows)
 
   def run(self, check):
@@ -50,7 +50,7 @@ def processes(monkeypatch):
   return Processes(monkeypatch)
 
 
-def checks(recipe, workdir='runs/a'):
+def make_check(recipe, workdir='runs/a'):
   # Eight prompts do not divide among three processes.
   config = dataclasses.replace(
     recipe.config,
@@ -63,45 +63,45 @@ def checks(recipe, workdir='runs/a'):
 
 def test_accepts_equal_processes(processes, recipe):
   for _ in range(3):
-    processes.run(checks(recipe))
+    processes.run(make_check(recipe))
 
 
 def test_refuses_processes_with_different_config_files(processes, recipe):
-  processes.run(checks(recipe))
+  processes.run(make_check(recipe))
   other = {**recipe.sources, 'toy_kl_cov.py': 'other'}
   with pytest.raises(
     ConfigError, match='same config file, process 1 has another config file'
   ):
-    processes.run(checks(dataclasses.replace(recipe, sources=other)))
+    processes.run(make_check(dataclasses.replace(recipe, sources=other)))
 
 
 def test_refuses_processes_with_different_versions(
   processes, recipe, monkeypatch
 ):
-  processes.run(checks(recipe))
-  processes.run(checks(recipe))
+  processes.run(make_check(recipe))
+  processes.run(make_check(recipe))
   monkeypatch.setattr(
     consistency.importlib.metadata, 'version', lambda name: '0.0'
   )
   with pytest.raises(
     ConfigError, match='same code or versions, process 2 has another'
   ):
-    processes.run(checks(recipe))
+    processes.run(make_check(recipe))
 
 
 def test_refuses_processes_with_different_directories(processes, recipe):
-  processes.run(checks(recipe))
+  processes.run(make_check(recipe))
   with pytest.raises(ConfigError, match='same --workdir, process 1 has'):
-    processes.run(checks(recipe, 'runs/b'))
+    processes.run(make_check(recipe, 'runs/b'))
 
 
 def test_refuses_processes_with_different_fields(processes, recipe):
-  processes.run(checks(recipe))
+  processes.run(make_check(recipe))
   config = dataclasses.replace(recipe.config, seed=7)
   with pytest.raises(
     ConfigError, match='process 1 has another seed than process 0'
   ):
-    processes.run(checks(dataclasses.replace(recipe, config=config)))
+    processes.run(make_check(dataclasses.replace(recipe, config=config)))
 
 
 def test_refuses_processes_with_different_problems(processes, recipe):

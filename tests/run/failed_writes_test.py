@@ -16,7 +16,7 @@ from covrl.run.directory import RunDirectory
 from covrl.storage import StorageError, first_storage_error, paths
 
 
-def failing(number):
+def make_failing(number):
   def fail(*_, **__):
     raise OSError(number, os.strerror(number))
 
@@ -33,9 +33,9 @@ def test_failed_writes_leave_nothing_behind(
   directory = RunDirectory(tmp_path / 'run')
   with monkeypatch.context() as patch:
     if where == 'os.fsync':
-      patch.setattr(os, 'fsync', failing(number))
+      patch.setattr(os, 'fsync', make_failing(number))
     else:
-      patch.setattr(paths, where, failing(number))
+      patch.setattr(paths, where, make_failing(number))
     with pytest.raises(StorageError) as caught:
       directory.claim(recipe)
     reason = os.strerror(number)
@@ -59,7 +59,7 @@ def test_a_directory_that_cannot_be_locked_is_a_failed_write(
   tmp_path, monkeypatch
 ):
   with monkeypatch.context() as patch:
-    patch.setattr(os, 'mkdir', failing(errno.EROFS))
+    patch.setattr(os, 'mkdir', make_failing(errno.EROFS))
     with (
       pytest.raises(StorageError, match='run cannot be written: read-only'),
       RunDirectory(tmp_path / 'run').locked(),
@@ -77,7 +77,7 @@ def test_a_directory_that_cannot_be_locked_is_a_failed_write(
 def test_the_first_failed_write_is_the_one_reported():
   def write(name):
     with storage.writing(name):
-      failing(errno.ENOSPC)()
+      make_failing(errno.ENOSPC)()
 
   def run():
     try:
@@ -116,7 +116,7 @@ def test_a_converted_model_is_written_whole_or_not_at_all(tmp_path):
   def write():
     with atomic_directory(tmp_path / 'model') as draft:
       (draft / 'config.json').write_text('{}')
-      failing(errno.ENOSPC)()
+      make_failing(errno.ENOSPC)()
 
   with pytest.raises(StorageError, match='model cannot be written: no space'):
     write()
@@ -136,7 +136,7 @@ def test_a_directory_in_use_is_not_a_failed_write(tmp_path):
 def test_a_file_system_without_locks_is_not_a_directory_in_use(
   tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(fcntl, 'flock', failing(errno.ENOLCK))
+  monkeypatch.setattr(fcntl, 'flock', make_failing(errno.ENOLCK))
   with (
     pytest.raises(StorageError, match='lock cannot be written: no locks'),
     RunDirectory(tmp_path).locked(),

@@ -32,15 +32,15 @@ def open_writer(directory, saved=None, notes=None):
 
 def events(directory):
   """Returns all events of a directory's files, oldest first."""
-  found = []
+  result = []
   for file in sorted(directory.iterdir()):
     data = file.read_bytes()
     while data:
       size = int.from_bytes(data[:8], 'little')
       assert int.from_bytes(data[8:12], 'little') == masked_crc32c(data[:8])
-      found.append(Event.FromString(data[12 : 12 + size]))
+      result.append(Event.FromString(data[12 : 12 + size]))
       data = data[12 + size + 4 :]
-  return found
+  return result
 
 
 def test_resuming_truncates_lines_and_purges_events(tmp_path):
@@ -185,8 +185,8 @@ def test_events_are_in_order_where_the_clock_goes_back(tmp_path, monkeypatch):
     writer.write(step=step, iteration=0, phase='train', reward=0.0)
     saved = writer.sync()
     writer.close()
-  found = events(tmp_path / 'tb' / 'train')
-  assert [e.step for e in found if e.summary.value] == [0, 1, 2, 3]
+  written = events(tmp_path / 'tb' / 'train')
+  assert [e.step for e in written if e.summary.value] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize('bytes_lost', [1, 30, 10**6])

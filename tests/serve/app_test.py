@@ -62,15 +62,15 @@ def test_answers_completions(engine):
     assert body['object'] == 'text_completion'
     assert (body['model'], body['seed']) == ('tiny', 0)
     (choice,) = body['choices']
-    found = choice['logprobs']
-    assert len(found['token_ids']) == len(found['token_logprobs']) <= 12
-    assert found['token_logprobs'] == found['sampling_logprobs']
-    assert choice['text'] == TOKENIZER.decode(found['token_ids'])
+    logprobs = choice['logprobs']
+    assert len(logprobs['token_ids']) == len(logprobs['token_logprobs']) <= 12
+    assert logprobs['token_logprobs'] == logprobs['sampling_logprobs']
+    assert choice['text'] == TOKENIZER.decode(logprobs['token_ids'])
     assert choice['finish_reason'] in ('stop', 'length')
     usage = body['usage']
-    assert usage['completion_tokens'] == len(found['token_ids'])
+    assert usage['completion_tokens'] == len(logprobs['token_ids'])
     assert usage['total_tokens'] == usage['prompt_tokens'] + len(
-      found['token_ids']
+      logprobs['token_ids']
     )
     several = await complete(
       server.app, prompt=['ab', 'c'], n=2, seed=5, max_tokens=6

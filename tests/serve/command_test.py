@@ -49,23 +49,23 @@ def test_lines_are_sampled_in_order_with_their_options(engine):
     {'prompt': 'ab'},
     {'prompt': [5, 6], 'seed': 7},
   ]
-  first, greedy, other, ids = found = sample(engine, lines)
-  assert [x['line'] for x in found] == [1, 3, 4, 5]
+  first, greedy, other, ids = results = sample(engine, lines)
+  assert [x['line'] for x in results] == [1, 3, 4, 5]
   assert first['id'] == 'first'
   assert len(first['responses']) == 3
   assert 1 <= greedy['responses'][0]['tokens'] <= 2
   assert len({first['seed'], greedy['seed'], other['seed'], ids['seed']}) == 4
   assert (ids['seed'], ids['prompt']) == (7, [5, 6])
-  for result in found:
+  for result in results:
     for response in result['responses']:
       assert response['logprob'] <= 0
       assert response['finish_reason'] in ('stop', 'length')
   # A line does not depend on others, and its seed repeats it.
   again = sample(engine, [{'prompt': 'ab', 'seed': other['seed']}], seed=3)
   assert again[0]['responses'] == other['responses']
-  assert sample(engine, lines) == found
-  assert sample(engine, lines, after=3) == found[2:]
-  assert sample(engine, lines, seed=1) != found
+  assert sample(engine, lines) == results
+  assert sample(engine, lines, after=3) == results[2:]
+  assert sample(engine, lines, seed=1) != results
 
 
 def test_invalid_lines_have_an_error_and_the_others_are_sampled(engine):
@@ -82,9 +82,9 @@ def test_invalid_lines_have_an_error_and_the_others_are_sampled(engine):
     b'{"prompt": "ab", "prompt": "c"}',
     {'prompt': 'ab'},
   ]
-  found = sample(engine, lines)
-  assert [('error' in x) for x in found] == [True, False, *[True] * 8, False]
-  assert found[7]['id'] == 9
+  results = sample(engine, lines)
+  assert [('error' in x) for x in results] == [True, False, *[True] * 8, False]
+  assert results[7]['id'] == 9
   for at, sentence in (
     (0, 'the prompt must have 1 to 16 tokens'),
     (2, 'a line must be JSON'),
@@ -95,7 +95,7 @@ def test_invalid_lines_have_an_error_and_the_others_are_sampled(engine):
     (8, 'did you mean max_tokens?'),
     (9, "a line must have every name once, got 'prompt' twice"),
   ):
-    assert sentence in found[at]['error']
+    assert sentence in results[at]['error']
 
 
 def test_only_a_part_of_a_file_is_in_memory(engine):
@@ -116,13 +116,13 @@ def test_only_a_part_of_a_file_is_in_memory(engine):
   assert count == 300
 
 
-def run(*arguments):
+def run_command(*arguments):
   main([str(argument) for argument in arguments])
 
 
-def refused(capsys, *arguments):
+def error_of_command(capsys, *arguments):
   with pytest.raises(SystemExit) as ended:
-    run(*arguments)
+    run_command(*arguments)
   assert ended.value.code == 2
   return capsys.readouterr().err.splitlines()[-1].removeprefix('covrl: ')
 
@@ -133,7 +133,7 @@ def test_sample_writes_a_line_per_line(model, tmp_path, capsys):
     '{"prompt": "ab"}\n{"prompt": "c", "n": 1}\n{"prompt": "\\ud800"}\n'
   )
   options = (f'--file={file}', '--count=2', '--max_length=4', '--slots=2')
-  error = refused(
+  error = error_of_command(
     capsys,
     *('sample', model, *options, f'--output={output}'),
     *('--max_prompt_length=8', '--min_p=0.1'),
@@ -142,22 +142,22 @@ def test_sample_writes_a_line_per_line(model, tmp_path, capsys):
     f'the lines of {file} must be valid requests, got 1 of'
   )
   assert 'line 3: ' in error
-  found = [json.loads(line) for line in output.read_text().splitlines()]
-  assert [len(x.get('responses', ())) for x in found] == [2, 1, 0]
+  results = [json.loads(line) for line in output.read_text().splitlines()]
+  assert [len(x.get('responses', ())) for x in results] == [2, 1, 0]
   options = (*options, f'--output={output}')
-  error = refused(capsys, 'sample', model, *options)
+  error = error_of_command(capsys, 'sample', model, *options)
   assert error.startswith(f'--output must be a new file, {output} exists')
   # Interrupted in its third line, it becomes what it would have been.
   whole = output.read_bytes()
   output.write_bytes(whole[:-10])
   options = (*options, '--max_prompt_length=8', '--min_p=0.1', '--resume')
-  assert 'got 1 of 3' in refused(capsys, 'sample', model, *options)
+  assert 'got 1 of 3' in error_of_command(capsys, 'sample', model, *options)
   assert output.read_bytes() == whole
   # Other options are noticed by the last line that has responses.
   for other in ('--seed=1', '--temperature=0', '--count=3'):
     begun = whole.splitlines(keepends=True)[0]
     output.write_bytes(begun)
-    error = refused(capsys, 'sample', model, *options, other)
+    error = error_of_command(capsys, 'sample', model, *options, other)
     assert error == (
       '--resume must be given with the policy and the options of the interrupted'
       ' command, line 1 has other responses now'
@@ -212,7 +212,7 @@ def test_sample_refuses_options_that_do_not_fit(
   file = tmp_path / 'prompts.jsonl'
   file.write_text('{"prompt": "ab"}\n')
   options = [option.format(file) for option in options]
-  assert refused(capsys, 'sample', model, *options) == sentence
+  assert error_of_command(capsys, 'sample', model, *options) == sentence
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_sample_refuses_options_that_do_not_fit(
 def test_serve_refuses_addresses_without_a_token(
   model, capsys, options, sentence
 ):
-  assert sentence in refused(capsys, 'serve', model, *options)
+  assert sentence in error_of_command(capsys, 'serve', model, *options)
 
 
 def test_tokens_are_one_line(tmp_path):
@@ -314,12 +314,12 @@ def test_options_of_the_cache_reach_the_engine(
   options = ('--cache_dtype=int8', '--prefill_chunk=4')
   for more in ((), options):
     with pytest.raises(RuntimeError, match='stopped'):
-      run(*arguments, *more)
+      run_command(*arguments, *more)
   assert given == [Caching(), Caching(chunk=4, int8=True)]
-  error = refused(capsys, *arguments, '--prefill_chunk=-1')
+  error = error_of_command(capsys, *arguments, '--prefill_chunk=-1')
   assert error == '--prefill_chunk must be at least 0, got -1'
 
 
 def test_options_of_the_cache_need_a_file(model, capsys):
-  error = refused(capsys, 'sample', model, 'ab', '--cache_dtype=int8')
+  error = error_of_command(capsys, 'sample', model, 'ab', '--cache_dtype=int8')
   assert error == "--cache_dtype needs --file, got 'int8' without"

@@ -38,11 +38,11 @@ def new_tokens(ids, reason=None):
 
 def chunks(ids, sizes):
   """Splits tokens into parts of the sizes, repeated."""
-  start, at = 0, 0
+  start, index = 0, 0
   while start < len(ids):
-    size = sizes[at % len(sizes)]
+    size = sizes[index % len(sizes)]
     yield ids[start : start + size]
-    start, at = start + size, at + 1
+    start, index = start + size, index + 1
 
 
 def encodings():
@@ -85,9 +85,9 @@ def by_token(tokenizer, ids, stop):
   """Number of tokens and text at the first stop string, token by token."""
   for count in range(1, len(ids) + 1):
     text = tokenizer.decode(ids[:count])
-    at = min((text.find(s) for s in stop if s in text), default=None)
-    if at is not None:
-      return count, text[:at], 'stop'
+    stop_start = min((text.find(s) for s in stop if s in text), default=None)
+    if stop_start is not None:
+      return count, text[:stop_start], 'stop'
   return len(ids), tokenizer.decode(ids), 'length'
 
 
@@ -102,18 +102,18 @@ def test_stop_strings_are_found_at_the_token_that_completes_them(
   ids = TOKENIZER.encode(text)
   if not ids:
     return
-  response, found, count, reason = ResponseText(TOKENIZER, stop), '', 0, None
+  response, streamed, count, reason = ResponseText(TOKENIZER, stop), '', 0, None
   parts = list(chunks(ids, (size,)))
   for i, part in enumerate(parts):
     ends = 'length' if i + 1 == len(parts) else None
     delta = response.append(new_tokens(part, ends))
-    found += delta.text
+    streamed += delta.text
     count += len(delta.tokens)
     assert len(delta.offsets) == len(delta.tokens) == len(delta.policy_logprobs)
     reason = delta.finish_reason
     if reason is not None:
       break
-  assert (count, found, reason) == by_token(TOKENIZER, ids, stop)
+  assert (count, streamed, reason) == by_token(TOKENIZER, ids, stop)
 
 
 def test_beginnings_of_stop_strings_are_held_back():

@@ -33,8 +33,8 @@ def product_types(dtype):
 def test_products_of_gradients_are_in_the_type_of_the_factors(dtype):
   """On GPUs, mixed factors would be multiplied in TF32, at half the rate."""
   with jax.sharding.use_abstract_mesh(GPU):
-    found = product_types(dtype)
-  assert len(found) == 4
+    types = product_types(dtype)
+  assert len(types) == 4
   short = {'bfloat16': 'bf16', 'float32': 'f32'}[dtype]
-  for each in found:
+  for each in types:
     assert each.count(f'x{short}>') == 2, each

@@ -34,7 +34,7 @@ def small_blocks_interpreted():
 
 
 @functools.partial(jax.jit, static_argnames='soft_cap')
-def compiled(hidden, unembedding, targets, signal, temperature, soft_cap):
+def run_kernel(hidden, unembedding, targets, signal, temperature, soft_cap):
   def forward(hidden, unembedding):
     return token_stats(
       hidden,
@@ -55,7 +55,7 @@ def compiled(hidden, unembedding, targets, signal, temperature, soft_cap):
 def run(*case, temperature: Any = 1.0, soft_cap=None):
   with small_blocks_interpreted():
     each = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), SHAPE)
-    out, back = compiled(*case, each, soft_cap)
+    out, back = run_kernel(*case, each, soft_cap)
   # Statistics that were not asked for.
   out = {name: value for name, value in out.items() if value is not None}
   return out | dict(zip(('hidden', 'unembedding'), back, strict=True))
@@ -71,7 +71,7 @@ def problem(seed=0, scale=1.0, dtype=jnp.float32):
   return hidden, unembedding, targets, TokenStats(logprobs=g, entropy=h)
 
 
-def truth(reference, case, temperature: Any = 1.0, soft_cap=None):
+def expected_values(reference, case, temperature: Any = 1.0, soft_cap=None):
   hidden, unembedding, targets, signal = case
   return reference(
     hidden,
@@ -83,7 +83,7 @@ def truth(reference, case, temperature: Any = 1.0, soft_cap=None):
   )
 
 
-def agree(actual, expected, tolerance):
+def assert_agree(actual, expected, tolerance):
   for name, wanted in expected.items():
     np.testing.assert_allclose(
       np.asarray(actual[name]).astype('f8'),
@@ -103,7 +103,7 @@ def temperatures():
 def test_formulas(reference):
   case = problem()
   actual = run(*case, temperature=temperatures())
-  agree(actual, truth(reference, case, temperatures()), 3e-6)
+  assert_agree(actual, expected_values(reference, case, temperatures()), 3e-6)
   assert {x.dtype for x in actual.values()} == {jnp.dtype('float32')}
 
 
@@ -131,7 +131,7 @@ def test_masked_tokens_and_extreme_logits(
   assert (np.asarray(actual['logprobs']) <= 0).all()
   assert (np.asarray(actual['entropy']) >= 0).all()
   assert not np.asarray(actual['unembedding'])[:, masked].any()
-  agree(actual, truth(reference, case, temperature), 1e-5)
+  assert_agree(actual, expected_values(reference, case, temperature), 1e-5)
 
 
 def test_impossible_target(reference):
@@ -148,7 +148,7 @@ def test_impossible_target(reference):
 def test_bfloat16_with_a_soft_cap(reference):
   case = problem(dtype=jnp.bfloat16)
   actual = run(*case, temperature=temperatures(), soft_cap=1.5)
-  expected = truth(reference, case, temperatures(), 1.5)
+  expected = expected_values(reference, case, temperatures(), 1.5)
   for name in ('hidden', 'unembedding'):
     assert actual[name].dtype == jnp.bfloat16
     wanted = expected.pop(name)
@@ -161,7 +161,7 @@ def test_bfloat16_with_a_soft_cap(reference):
       atol=2**-8 * np.abs(wanted).max(),
     )
   assert {x.dtype for x in actual.values()} == {jnp.dtype('float32')}
-  agree(actual, expected, 3e-6)
+  assert_agree(actual, expected, 3e-6)
 
 
 def test_block_sizes_for_large_models():

@@ -25,11 +25,11 @@ def _small_blocks(monkeypatch):
 def masks():
   """No position, one, the last of some rows, every other, and all."""
   rng = np.random.default_rng(2)
-  found = {name: np.zeros(SHAPE, bool) for name in ('none', 'one', 'ends')}
-  found['one'][5, 3] = True
-  found['ends'][::3, 7:] = True
-  found['some'] = rng.random(SHAPE) < 0.5
-  return found | {'all': np.ones(SHAPE, bool)}
+  result = {name: np.zeros(SHAPE, bool) for name in ('none', 'one', 'ends')}
+  result['one'][5, 3] = True
+  result['ends'][::3, 7:] = True
+  result['some'] = rng.random(SHAPE) < 0.5
+  return result | {'all': np.ones(SHAPE, bool)}
 
 
 def problem():
@@ -60,22 +60,22 @@ def both(hidden, unembedding, targets, signal, mask, implementation):
       implementation=implementation,
     )
 
-  found, pull_back, moments = jax.vjp(
+  stats, pull_back, moments = jax.vjp(
     forward, hidden, unembedding, has_aux=True
   )
-  return found, moments, pull_back(signal)
+  return stats, moments, pull_back(signal)
 
 
 def expected(mask):
   """The same from the statistics of all positions."""
   hidden, unembedding, targets, signal = problem()
   off = jax.tree.map(lambda x: jnp.where(mask, x, 0), signal)
-  found, moments, back = both(hidden, unembedding, targets, off, None, None)
-  masked = jax.tree.map(lambda x: jnp.where(mask, x, 0), (found, moments))
+  stats, moments, back = both(hidden, unembedding, targets, off, None, None)
+  masked = jax.tree.map(lambda x: jnp.where(mask, x, 0), (stats, moments))
   return *masked, back
 
 
-def agree(actual, wanted):
+def assert_agree(actual, wanted):
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-6, atol=2e-6),
     actual,
@@ -86,9 +86,9 @@ def agree(actual, wanted):
 @pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
 def test_equals_statistics_of_all_positions(implementation):
   for name, mask in masks().items():
-    found = both(*problem(), mask, implementation)
-    agree(found, expected(mask))
-    for leaf in jax.tree.leaves(found[:2]):
+    results = both(*problem(), mask, implementation)
+    assert_agree(results, expected(mask))
+    for leaf in jax.tree.leaves(results[:2]):
       assert not np.asarray(leaf)[~mask].any(), name
 
 
@@ -97,8 +97,8 @@ def test_positions_off_the_mask_are_not_read():
   hidden, unembedding, targets, signal = problem()
   for mask in masks().values():
     bad = jnp.where(mask[..., None], hidden, jnp.nan)
-    found = both(bad, unembedding, targets, signal, mask, 'chunked')
-    agree(found, expected(mask))
+    results = both(bad, unembedding, targets, signal, mask, 'chunked')
+    assert_agree(results, expected(mask))
 
 
 def test_meshes_do_not_matter():
@@ -107,9 +107,9 @@ def test_meshes_do_not_matter():
   with jax.set_mesh(make_mesh((2, 2, 2))):
     program = both.lower(*case, masks()['some'], 'chunked').compile()
     plain = both.lower(*case, None, 'chunked').compile()
-    found = [program(*case, mask) for mask in masks().values()]
-  for got, mask in zip(found, masks().values(), strict=True):
-    agree(got, expected(mask))
+    results = [program(*case, mask) for mask in masks().values()]
+  for got, mask in zip(results, masks().values(), strict=True):
+    assert_agree(got, expected(mask))
   for operation in ('all-gather', 'all-to-all', 'collective-permute'):
     assert count(program, operation) <= count(plain, operation)
 
@@ -135,5 +135,5 @@ def test_truncated_policies_are_masked():
       truncation=truncation,
     )
 
-  found, wanted = run(mask), run(None)
-  agree(found, jax.tree.map(lambda x: jnp.where(mask, x, 0), wanted))
+  masked, unmasked = run(mask), run(None)
+  assert_agree(masked, jax.tree.map(lambda x: jnp.where(mask, x, 0), unmasked))

@@ -87,7 +87,7 @@ def expected():
   return jax.tree.map(np.asarray, jax.jit(both)(*problem()))
 
 
-def agree(actual, wanted, tolerance=2e-5):
+def assert_agree(actual, wanted, tolerance=2e-5):
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(
       x, y, rtol=tolerance, atol=tolerance
@@ -100,10 +100,10 @@ def agree(actual, wanted, tolerance=2e-5):
 def collectives(program):
   """Yields each collective's operation and result shapes."""
   for line in program.as_text().splitlines():
-    if found := COLLECTIVE.search(line):
-      shapes = re.findall(r'(\w+)\[([\d,]*)\]', found[1])
+    if match := COLLECTIVE.search(line):
+      shapes = re.findall(r'(\w+)\[([\d,]*)\]', match[1])
       yield (
-        found[2],
+        match[2],
         [(kind, tuple(map(int, s.split(',')))) for kind, s in shapes if s],
       )
 
@@ -111,7 +111,7 @@ def collectives(program):
 @pytest.mark.parametrize('shape', MESHES)
 def test_collectives_and_their_sizes(shape):
   program, case = compiled(shape)
-  agree(program(*case), expected())
+  assert_agree(program(*case), expected())
   data, fsdp, tensor = shape
   tokens, columns = ROWS * LENGTH // (data * fsdp), VOCABULARY // tensor
   allowed = {
@@ -125,17 +125,17 @@ def test_collectives_and_their_sizes(shape):
     ('all-reduce', (WIDTH // fsdp, columns)),
     ('all-reduce', (columns,)),
   }
-  found = [
+  sizes = [
     (operation, shape)
     for operation, shapes in collectives(program)
     for _, shape in shapes
   ]
-  assert set(found) <= allowed
+  assert set(sizes) <= allowed
   if tensor == 8:
-    assert {shape for _, shape in found} == {(tokens, 1), (tokens, WIDTH)}
+    assert {shape for _, shape in sizes} == {(tokens, 1), (tokens, WIDTH)}
   # One collective of each kind has the unembedding's size, not one per chunk.
   large = [
-    shape for shape in found if math.prod(shape[1]) >= WIDTH * columns // 8
+    shape for shape in sizes if math.prod(shape[1]) >= WIDTH * columns // 8
   ]
   assert len(set(large)) == len(large) <= 3
 
@@ -165,7 +165,7 @@ def test_axes_that_the_mesh_does_not_divide(rows, vocabulary):
   case = problem(rows, vocabulary)
   with jax.set_mesh(make_mesh((2, 2, 2))):
     actual = jax.jit(both)(*case)
-  agree(actual, jax.jit(both)(*case))
+  assert_agree(actual, jax.jit(both)(*case))
 
 
 def test_inside_of_a_shard_map():
@@ -185,7 +185,7 @@ def test_inside_of_a_shard_map():
       check_vma=False,
     )
   )(*problem())
-  agree(actual, expected())
+  assert_agree(actual, expected())
 
 
 def test_mesh_with_other_axis_names_is_partitioned_by_xla():
@@ -197,7 +197,7 @@ def test_mesh_with_other_axis_names_is_partitioned_by_xla():
   actual = jax.jit(both, static_argnums=4)(
     hidden, unembedding, targets, signal, None
   )
-  agree(actual, expected())
+  assert_agree(actual, expected())
 
 
 def test_kernels_on_a_mesh():
@@ -206,4 +206,4 @@ def test_kernels_on_a_mesh():
   case = shard(mesh, *problem(rows=2))
   with pltpu.force_tpu_interpret_mode():
     actual = jax.jit(both, static_argnums=4)(*case, 'pallas')
-  agree(actual, jax.jit(both)(*problem(rows=2)))
+  assert_agree(actual, jax.jit(both)(*problem(rows=2)))

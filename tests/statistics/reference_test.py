@@ -43,7 +43,7 @@ def test_published_entropy():
 
 
 @jax.jit
-def describe(logits, temperature):
+def stats_and_moments(logits, temperature):
   targets = jnp.zeros(logits.shape[0], jnp.int32)
   return token_stats_from_logits(
     logits, targets, temperature=temperature, moments=True
@@ -59,7 +59,7 @@ def describe(logits, temperature):
 def test_masked_tokens_equal_a_smaller_vocabulary(logits, masked, temperature):
   masked[:, 0] = False
   full = jnp.asarray(np.where(masked, -np.inf, logits))
-  stats, moments = describe(full, temperature)
+  stats, moments = stats_and_moments(full, temperature)
   for row in range(3):
     z = logits[row, ~masked[row]].astype('f8') / temperature
     log_pi = z - z.max() - np.log(np.exp(z - z.max()).sum())
@@ -74,13 +74,13 @@ def test_masked_tokens_equal_a_smaller_vocabulary(logits, masked, temperature):
       assert actual[row] == pytest.approx(expected, rel=2e-5, abs=1e-5)
 
 
-@pytest.mark.parametrize('which', ['logprobs', 'entropy'])
-def test_masked_tokens_have_no_gradient(which):
+@pytest.mark.parametrize('statistic', ['logprobs', 'entropy'])
+def test_masked_tokens_have_no_gradient(statistic):
   logits = jnp.array([[0.3, -jnp.inf, 1.0], [-jnp.inf, 2.0, -jnp.inf]])
 
   def total(logits):
     stats = token_stats_from_logits(logits, jnp.array([2, 1]))
-    return jnp.sum(getattr(stats, which))
+    return jnp.sum(getattr(stats, statistic))
 
   gradient = jax.grad(total)(logits)
   assert np.isfinite(gradient).all()
@@ -93,10 +93,12 @@ def test_masked_tokens_have_no_gradient(which):
 def test_shift_invariance(x64):
   rng = np.random.default_rng(0)
   logits, targets = jnp.asarray(rng.normal(size=(4, 7))), jnp.arange(4)
-  here = token_stats_from_logits(logits, targets, moments=True)
-  there = token_stats_from_logits(logits + 1e3, targets, moments=True)
+  stats = token_stats_from_logits(logits, targets, moments=True)
+  shifted_stats = token_stats_from_logits(logits + 1e3, targets, moments=True)
   jax.tree.map(
-    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-11), here, there
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-11),
+    stats,
+    shifted_stats,
   )
 
 

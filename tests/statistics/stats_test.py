@@ -41,15 +41,17 @@ def forward_and_back(
   stats, pull_back, moments = jax.vjp(
     forward, hidden, unembedding, has_aux=True
   )
-  back = pull_back(jax.tree.map(lambda s, x: x.astype(s.dtype), stats, signal))
+  cotangents = pull_back(
+    jax.tree.map(lambda s, x: x.astype(s.dtype), stats, signal)
+  )
   return {
     'logprobs': stats.logprobs,
     'entropy': stats.entropy,
     'square': moments.square,
     'square_log': moments.square_log,
     'square_log_square': moments.square_log_square,
-    'hidden': back[0],
-    'unembedding': back[1],
+    'hidden': cotangents[0],
+    'unembedding': cotangents[1],
   }
 
 
@@ -71,7 +73,7 @@ def problem(seed=0, shape=(2, 7), scale=1.0, dtype=jnp.float32):
   )
 
 
-def agree(actual, expected, tolerance):
+def assert_agree(actual, expected, tolerance):
   for name, wanted in expected.items():
     scale = max(1.0, np.abs(wanted[np.isfinite(wanted)]).max())
     np.testing.assert_allclose(
@@ -83,7 +85,7 @@ def agree(actual, expected, tolerance):
     )
 
 
-def truth(reference, case, temperature: Any = 1.0, soft_cap=None):
+def expected_values(reference, case, temperature: Any = 1.0, soft_cap=None):
   hidden, unembedding, targets, signal = case
   return reference(
     hidden,
@@ -98,16 +100,20 @@ def truth(reference, case, temperature: Any = 1.0, soft_cap=None):
 @pytest.mark.parametrize('chunk_size', CHUNKS)
 def test_formulas(reference, chunk_size):
   case = problem()
-  agree(run(*case, chunk_size=chunk_size), truth(reference, case), 2e-6)
+  assert_agree(
+    run(*case, chunk_size=chunk_size), expected_values(reference, case), 2e-6
+  )
 
 
 @pytest.mark.parametrize('chunk_size', CHUNKS[:2])
 @pytest.mark.parametrize('soft_cap', [None, 1.5])
 def test_formulas_float64(reference, chunk_size, soft_cap, x64):
   case = problem(dtype=jnp.float64)
-  each = jnp.asarray(np.random.default_rng(1).uniform(0.5, 2, (2, 7)))
-  actual = run(*case, each, chunk_size=chunk_size, soft_cap=soft_cap)
-  agree(actual, truth(reference, case, each, soft_cap), 1e-13)
+  temperatures = jnp.asarray(np.random.default_rng(1).uniform(0.5, 2, (2, 7)))
+  actual = run(*case, temperatures, chunk_size=chunk_size, soft_cap=soft_cap)
+  assert_agree(
+    actual, expected_values(reference, case, temperatures, soft_cap), 1e-13
+  )
   assert {x.dtype for x in actual.values()} == {jnp.dtype('float64')}
 
 
@@ -119,10 +125,12 @@ def test_float32_inputs_stay_float32_with_wider_cotangents(x64):
 @pytest.mark.parametrize('chunk_size', CHUNKS[:2])
 def test_one_temperature_or_one_per_token(reference, chunk_size):
   case = problem()
-  each = np.random.default_rng(2).uniform(0.3, 2, (2, 7)).astype(np.float32)
-  for temperature in (0.7, 1.3, jnp.asarray(each)):
+  temperatures = (
+    np.random.default_rng(2).uniform(0.3, 2, (2, 7)).astype(np.float32)
+  )
+  for temperature in (0.7, 1.3, jnp.asarray(temperatures)):
     actual = run(*case, temperature, chunk_size=chunk_size)
-    agree(actual, truth(reference, case, temperature), 3e-6)
+    assert_agree(actual, expected_values(reference, case, temperature), 3e-6)
 
 
 def test_temperature_and_moments_are_not_differentiated():
@@ -161,7 +169,7 @@ def test_extreme_logits(reference, scale, chunk_size):
   actual = run(*case, chunk_size=chunk_size)
   assert all(np.isfinite(x).all() for x in actual.values())
   if scale < 1e30:
-    agree(actual, truth(reference, case), 1e-5)
+    assert_agree(actual, expected_values(reference, case), 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +185,9 @@ def test_impossible_tokens(reference, chunk_size, soft_cap):
   static = {'chunk_size': chunk_size, 'soft_cap': soft_cap}
   case = hidden, unembedding, targets, signal
   actual = run(*case, **static)
-  agree(actual, truth(reference, case, soft_cap=soft_cap), 3e-6)
+  assert_agree(
+    actual, expected_values(reference, case, soft_cap=soft_cap), 3e-6
+  )
   assert not np.asarray(actual['unembedding'])[:, impossible].any()
   # An impossible target has log-probability −∞, not NaN.
   actual = run(hidden, unembedding, targets + 1, signal, **static)
@@ -189,7 +199,10 @@ def test_impossible_tokens(reference, chunk_size, soft_cap):
 @pytest.mark.parametrize('chunk_size', CHUNKS[:2])
 def test_bfloat16_inputs_are_computed_in_float32(reference, chunk_size):
   case = problem(shape=(2, 40), dtype=jnp.bfloat16)
-  actual, expected = run(*case, chunk_size=chunk_size), truth(reference, case)
+  actual, expected = (
+    run(*case, chunk_size=chunk_size),
+    expected_values(reference, case),
+  )
   for name in ('hidden', 'unembedding'):
     assert actual[name].dtype == jnp.bfloat16
     # One rounding to bfloat16: that of the result.
@@ -200,7 +213,7 @@ def test_bfloat16_inputs_are_computed_in_float32(reference, chunk_size):
       atol=1e-5,
     )
   assert {x.dtype for x in actual.values()} == {jnp.dtype('float32')}
-  agree(actual, expected, 2e-6)
+  assert_agree(actual, expected, 2e-6)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +225,7 @@ def test_any_number_of_axes(reference, shape, chunk_size):
   actual = run(*case, chunk_size=chunk_size)
   assert actual['logprobs'].shape == shape
   if 0 not in shape:
-    agree(actual, truth(reference, case), 2e-6)
+    assert_agree(actual, expected_values(reference, case), 2e-6)
 
 
 @given(

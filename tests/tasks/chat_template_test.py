@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chat templates that leave out what a run is to write."""
+"""Chat templates that leave out the question or settings of the prompt."""
 
 import pathlib
 import shutil
@@ -13,7 +13,7 @@ GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 
 
 @pytest.mark.parametrize(
-  ('template', 'data', 'sentence'),
+  ('template', 'data', 'error'),
   [
     (
       '{{ messages[-1].content }}',
@@ -33,16 +33,16 @@ GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
     ('Hello', {}, 'a question must be written by the chat template'),
   ],
 )
-def test_what_a_chat_template_leaves_out_is_refused(
-  tmp_path, template, data, sentence
+def test_refuses_chat_templates_that_leave_out_text(
+  tmp_path, template, data, error
 ):
   model = pathlib.Path(
     shutil.copytree(GOLDEN / 'tokenizers' / 'bytes', tmp_path / 'model')
   )
   (model / 'chat_template.jinja').write_text(template)
-  made = Config(pretrained=str(model))
-  made.data.train = str(GOLDEN / 'data' / 'plain.jsonl')
+  config = Config(pretrained=str(model))
+  config.data.train = str(GOLDEN / 'data' / 'plain.jsonl')
   for name, value in data.items():
-    setattr(made.data, name, value)
-  with pytest.raises(ConfigError, match=sentence):
-    text_task(made)
+    setattr(config.data, name, value)
+  with pytest.raises(ConfigError, match=error):
+    text_task(config)

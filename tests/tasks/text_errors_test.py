@@ -43,10 +43,10 @@ def test_refuses_a_source_of_two_kinds(tmp_path):
   tests = json.dumps({'inputs': ['1'], 'outputs': ['2']})
   for name, line in (('a', row('math', '4')), ('b', row('code', tests))):
     (tmp_path / f'{name}.jsonl').write_text(json.dumps(line))
-  made = config()
-  made.data.train = f'{tmp_path}/a.jsonl,{tmp_path}/b.jsonl'
+  settings = config()
+  settings.data.train = f'{tmp_path}/a.jsonl,{tmp_path}/b.jsonl'
   with pytest.raises(ValueError) as caught:
-    text_task(made)
+    text_task(settings)
   assert str(caught.value) == (
     "the source 'same' must be of one kind of problems, got math before and"
     f' code in {tmp_path}/b.jsonl'
@@ -69,14 +69,14 @@ def test_refuses_a_source_of_two_kinds(tmp_path):
   ],
 )
 def test_invalid_settings_are_refused_in_one_sentence(change, sentence):
-  made = config('plain.jsonl')
+  settings = config('plain.jsonl')
   for name, value in change.items():
-    holder = made
+    holder = settings
     if name != 'pretrained':
-      holder = made.evaluate if name == 'suites' else made.data
+      holder = settings.evaluate if name == 'suites' else settings.data
     setattr(holder, name, value)
   with pytest.raises(ValueError, match=sentence) as caught:
-    text_task(made)
+    text_task(settings)
   assert '\n' not in str(caught.value)
 
 
@@ -102,9 +102,9 @@ def task_with_wrong_references(tmp_path, wrong, right):
   ]
   file = tmp_path / 'a.jsonl'
   file.write_text('\n'.join(map(json.dumps, rows)))
-  made = config()
-  made.data.train = str(file)
-  return text_task(made)
+  settings = config()
+  settings.data.train = str(file)
+  return text_task(settings)
 
 
 def test_wrong_references_are_counted_and_located(tmp_path):
@@ -146,9 +146,9 @@ def test_references_in_the_notation_of_a_file_are_refused(answer, tmp_path):
   (tmp_path / 'a.jsonl').write_text(
     json.dumps({'question': 'q', 'answer': answer})
   )
-  made = config()
-  made.data.train = str(tmp_path / 'a.jsonl')
-  task = text_task(made)
+  settings = config()
+  settings.data.train = str(tmp_path / 'a.jsonl')
+  task = text_task(settings)
   with (
     scoring(task) as judges,
     pytest.raises(ValueError, match=r"1 of 1 .* column 'answer' of row 1 of"),
@@ -166,17 +166,17 @@ def test_references_in_the_notation_of_a_file_are_refused(answer, tmp_path):
   ],
 )
 def test_invalid_template_variables_are_refused(text, sentence):
-  made = config('plain.jsonl', template_variables=text)
+  settings = config('plain.jsonl', template_variables=text)
   with pytest.raises(ConfigError, match=sentence):
-    text_task(made)
+    text_task(settings)
 
 
 def test_template_variables_need_a_chat_template():
-  made = config(
+  settings = config(
     'plain.jsonl', template='{question}', template_variables='{"a": 1}'
   )
   with pytest.raises(ConfigError, match=r'which data\.template replaces'):
-    text_task(made)
+    text_task(settings)
 
 
 @pytest.mark.parametrize(
@@ -200,9 +200,9 @@ def test_a_reference_program_that_fails_its_tests_is_refused(tmp_path):
   row = json.loads((DATA / 'kodcode.jsonl').read_text())
   row['solution'] = 'def reads_back(word):\n  return True\n'
   (tmp_path / 'a.jsonl').write_text(json.dumps(row))
-  made = config()
-  made.data.train = str(tmp_path / 'a.jsonl')
-  task = text_task(made)
+  settings = config()
+  settings.data.train = str(tmp_path / 'a.jsonl')
+  task = text_task(settings)
   with (
     scoring(task) as judges,
     pytest.raises(ValueError, match=r"1 of 1 .* column 'test' of row 1 of"),

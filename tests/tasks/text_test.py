@@ -68,23 +68,23 @@ def test_notes_name_the_sandbox_backend():
   assert task.notes[-1].startswith(
     'programs are judged in the sandbox backend '
   )
-  made = config('kodcode.jsonl')
-  made.rewards.judge = 'unsandboxed'
-  assert ' unsandboxed' in text_task(made).notes[-1]
+  settings = config('kodcode.jsonl')
+  settings.rewards.judge = 'unsandboxed'
+  assert ' unsandboxed' in text_task(settings).notes[-1]
   for field in ('judge',):
-    setattr(made.rewards, field, 'docker')
+    setattr(settings.rewards, field, 'docker')
   with pytest.raises(
     ValueError, match=r"backend must be one of .*, got 'docker'"
   ):
-    text_task(made)
+    text_task(settings)
 
 
 def test_configured_shaping_rewards():
-  made = config('plain.jsonl')
-  made.rewards.format = '<think>.*</think>.*'
-  made.rewards.overlong_buffer = 4
-  made.rewards.function = 'train.scoring:begins_with_largest'
-  task = text_task(made)
+  settings = config('plain.jsonl')
+  settings.rewards.format = '<think>.*</think>.*'
+  settings.rewards.overlong_buffer = 4
+  settings.rewards.function = 'train.scoring:begins_with_largest'
+  task = text_task(settings)
   assert [r.name for r in task.rewards] == [
     'math',
     'format',
@@ -109,8 +109,10 @@ def test_weights_make_a_mixture_of_files():
 
 
 def test_notes_count_dropped_problems():
-  made = config('dapo_math_17k.parquet,math.jsonl', suites='math500,omni_math')
-  task = text_task(made)
+  settings = config(
+    'dapo_math_17k.parquet,math.jsonl', suites='math500,omni_math'
+  )
+  task = text_task(settings)
   names = [
     f'{DATA}/dapo_math_17k.parquet: 5 of 6 problems; left out: 1 twice',
     f'{DATA}/math.jsonl: 5 of 5 problems (layout MATH)',
@@ -130,27 +132,29 @@ def test_problems_of_evaluation_suites_are_dropped(tmp_path):
   (tmp_path / 'a.jsonl').write_text(
     json.dumps(leaked) + '\n' + json.dumps({'question': 'q', 'answer': '1'})
   )
-  made = config(suites='omni_math', overlap_words=9)
-  made.data.train = str(tmp_path / 'a.jsonl')
-  (note, _) = text_task(made).notes
+  settings = config(suites='omni_math', overlap_words=9)
+  settings.data.train = str(tmp_path / 'a.jsonl')
+  (note, _) = text_task(settings).notes
   assert 'left out: 1 also in omni_math (first: row 1' in note
-  made.data.overlap_words = 0
-  assert len(text_task(made).train) == 2
+  settings.data.overlap_words = 0
+  assert len(text_task(settings).train) == 2
 
 
 def test_long_prompts_are_dropped():
-  made = config('plain.jsonl')
-  task = text_task(made)
+  settings = config('plain.jsonl')
+  task = text_task(settings)
   lengths = [len(task.tokenizer.encode(task.train[n].prompt)) for n in range(5)]
-  made.rollout.max_prompt_length = max(lengths) - 1
-  (note,) = text_task(made).notes
+  settings.rollout.max_prompt_length = max(lengths) - 1
+  (note,) = text_task(settings).notes
   assert f'longer than {max(lengths) - 1} tokens' in note
-  assert len(text_task(made).train) == sum(n < max(lengths) for n in lengths)
+  assert len(text_task(settings).train) == sum(
+    n < max(lengths) for n in lengths
+  )
 
 
 def test_problems_are_filtered_by_pass_rate(tmp_path):
-  made = config('verl.parquet', min_pass_rate=0.2, max_pass_rate=0.8)
-  assert len(text_task(made).train) == 3
+  settings = config('verl.parquet', min_pass_rate=0.2, max_pass_rate=0.8)
+  assert len(text_task(settings).train) == 3
   # Measured anew, by `covrl evaluate`.
   keys = [text_task(config('verl.parquet')).train[n].key for n in range(5)]
   results = [
@@ -161,8 +165,8 @@ def test_problems_are_filtered_by_pass_rate(tmp_path):
   ]
   file = tmp_path / 'train.jsonl'
   file.write_text('\n'.join(map(json.dumps, results)))
-  made.data.pass_rates = str(file)
-  task = text_task(made)
+  settings.data.pass_rates = str(file)
+  task = text_task(settings)
   assert [task.train[n].key for n in range(len(task.train))] == [
     keys[0],
     keys[1],
@@ -170,7 +174,7 @@ def test_problems_are_filtered_by_pass_rate(tmp_path):
   ]
   file.write_text('{}\n')
   with pytest.raises(ConfigError) as caught:
-    text_task(made)
+    text_task(settings)
   assert str(caught.value) == (
     'data.pass_rates must be results written by covrl evaluate, got something'
     f' else in row 1 of {file}'
@@ -183,11 +187,13 @@ def test_chat_templates_have_configured_variables(tmp_path):
     '{{ messages[-1].content }}{{ "<think></think>" if enable_thinking is'
     ' false }}{{ effort }}'
   )
-  made = config('plain.jsonl', math_instruction='')
-  made.pretrained = str(model)
-  plain = text_task(made).train[0].prompt
-  made.data.template_variables = '{"enable_thinking": false, "effort": "low"}'
-  assert text_task(made).train[0].prompt == f'{plain}<think></think>low'
+  settings = config('plain.jsonl', math_instruction='')
+  settings.pretrained = str(model)
+  plain = text_task(settings).train[0].prompt
+  settings.data.template_variables = (
+    '{"enable_thinking": false, "effort": "low"}'
+  )
+  assert text_task(settings).train[0].prompt == f'{plain}<think></think>low'
 
 
 def test_answers_are_extracted_for_votes():

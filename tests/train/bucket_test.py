@@ -34,10 +34,10 @@ def test_a_stopped_run_in_a_bucket_is_resumed(tmp_path_factory, monkeypatch):
     for name, value in environment.items():
       monkeypatch.setenv(name, value)
     settings = {'logging__tensorboard': True}
-    own = {**process.ENVIRONMENT, **environment}
+    run_environment = {**process.ENVIRONMENT, **environment}
     first = subprocess.Popen(
       [*command(**settings), '--profile_steps=0:0'],
-      env=own,
+      env=run_environment,
       stderr=subprocess.PIPE,
       text=True,
     )
@@ -55,7 +55,11 @@ def test_a_stopped_run_in_a_bucket_is_resumed(tmp_path_factory, monkeypatch):
     assert any(n.endswith('.xplane.pb') for n in content.names('run/profile/'))
     # The same command resumes the run.
     subprocess.run(
-      command(**settings), env=own, check=True, timeout=900, capture_output=True
+      command(**settings),
+      env=run_environment,
+      check=True,
+      timeout=900,
+      capture_output=True,
     )
     main(['report', WORKDIR])
     assert 'toy_kl_cov' in content.text('run/report.html')

@@ -54,15 +54,15 @@ class OddLengths(Scoring):
     del sources, shaping
     number = self.begun
     self.begun += len(references) // GROUP
-    found: dict[int, Outcome] = {}
+    outcomes_by_index: dict[int, Outcome] = {}
     future: Future[list[Outcome]] = Future()
 
     def add(index, response, reference, length):
       del response, reference
-      found[index] = Outcome(float(length % 2), Status.SCORED)
-      if len(found) < len(references):
+      outcomes_by_index[index] = Outcome(float(length % 2), Status.SCORED)
+      if len(outcomes_by_index) < len(references):
         return
-      outcomes = [found[i] for i in sorted(found)]
+      outcomes = [outcomes_by_index[i] for i in sorted(outcomes_by_index)]
       if self._delay is None:
         future.set_result(outcomes)
       else:
@@ -164,12 +164,12 @@ def make_collector(scoring, **rollout):
 
 def collect(scoring, iterations=3, **rollout):
   """Returns the data of some iterations, and the draws after each."""
-  collector, found = make_collector(scoring, **rollout), []
+  collector, results = make_collector(scoring, **rollout), []
   for k in range(iterations):
     batch = collector.collect(k, state(k))
-    found.append((batch, collector.state.prompts['draw']))
+    results.append((batch, collector.state.prompts['draw']))
   collector.close()
-  return found
+  return results
 
 
 SLOTS: dict[str, Any] = {'admission': 'slots'}
@@ -307,6 +307,6 @@ def test_several_processes_choose_the_same_groups(tmp_path):
   alone, together = tmp_path / 'alone', tmp_path / 'together'
   process.train('toy_kl_cov', alone, **RUN)
   started = processes_test.start(together, 2, **RUN)
-  codes, errors = processes_test.end(started)
+  codes, errors = processes_test.wait_for_end(started)
   assert codes == [0, 0], errors
   processes_test.assert_same_run(together, alone)

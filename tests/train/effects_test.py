@@ -74,19 +74,21 @@ def reports(values, file='toy_kl_cov'):
 
 
 def test_overridden_fields_without_effect_are_reported():
-  found = reports(UNREAD | READ)
-  assert [text.partition(' ')[0] for text in found] == list(UNREAD)
-  assert 'maze.side = 6 has no effect: nothing in this recipe reads it' in found
+  warnings = reports(UNREAD | READ)
+  assert [text.partition(' ')[0] for text in warnings] == list(UNREAD)
+  assert (
+    'maze.side = 6 has no effect: nothing in this recipe reads it' in warnings
+  )
   assert (
     'rollout.max_staleness = 5 has no effect: it needs rollout.carried_groups'
     ' above 0'
-  ) in found
+  ) in warnings
 
 
 def test_fields_of_evaluations_need_problems():
   # At `evaluate.every` the run is saved and reported, too.
-  found = reports({'evaluate.every': 2, 'evaluate.samples': 3}, 'toy_plain')
-  assert found == [
+  warnings = reports({'evaluate.every': 2, 'evaluate.samples': 3}, 'toy_plain')
+  assert warnings == [
     'evaluate.samples = 3 has no effect: the task has no problems to evaluate on'
   ]
 
@@ -100,8 +102,8 @@ def test_a_reference_policy_that_nothing_reads_is_reported(file, is_read):
   recipe = load(name, ['--config.train.keep_reference=true'])
   algorithm = Algorithm.from_recipe(recipe)
   assert reads_reference(algorithm) is is_read
-  found = list(config_warnings(recipe.config, algorithm, ()))
-  assert any('train.keep_reference' in text for text in found) is not is_read
+  warnings = list(config_warnings(recipe.config, algorithm, ()))
+  assert any('train.keep_reference' in text for text in warnings) is not is_read
 
 
 @pytest.mark.parametrize(
@@ -113,10 +115,10 @@ def test_a_score_function_that_the_task_does_not_take_is_reported(
   recipe = load(f'{RECIPES / "toy_plain"}.py')
   recipe.config.rewards.function = 'scores:of'
   reward = Reward(name=name, score=lambda response, reference: 1.0)
-  found = config_warnings(
+  warnings = config_warnings(
     recipe.config, Algorithm.from_recipe(recipe), [reward]
   )
-  assert any('rewards.function' in text for text in found) is not is_used
+  assert any('rewards.function' in text for text in warnings) is not is_used
 
 
 @pytest.mark.parametrize(

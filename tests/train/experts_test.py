@@ -116,14 +116,14 @@ def test_the_load_balancing_loss_is_added_to_the_gradient():
   assert int(routing.tokens[0]) == int((batch.segment_ids > 0).sum())
   counts = np.asarray(routing.counts)
   assert (counts.sum(axis=1) == 2 * np.asarray(routing.tokens)).all()
-  for found in (readings, figures):
+  for values in (readings, figures):
     np.testing.assert_allclose(
-      found['router/balance'], load_balance(routing.mass, routing), rtol=1e-5
+      values['router/balance'], load_balance(routing.mass, routing), rtol=1e-5
     )
     np.testing.assert_allclose(
-      found['router/busiest'],
+      values['router/busiest'],
       (counts / counts.mean(axis=1, keepdims=True)).max(),
       rtol=1e-5,
     )
-    assert found['router/idle'] == (counts == 0).mean()
-    assert 0 < found['router/entropy'] <= np.log(4)
+    assert values['router/idle'] == (counts == 0).mean()
+    assert 0 < values['router/entropy'] <= np.log(4)

@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 from train import process, runs
 from train.process import lines
-from train.processes_test import arrays, end, start, until, with_full_disk
+from train.processes_test import (
+  checkpoint_arrays,
+  start,
+  wait_for_end,
+  wait_for_step,
+  with_small_files,
+)
 from train.runs import SMALL, without_clock
 
 from covrl.exit_codes import Exit
@@ -25,7 +31,7 @@ def run(workdir, *options, full=False):
   """Runs to the end; returns exit status and standard error."""
   command = [*process.arguments('toy_kl_cov', workdir, **SMALL), *options]
   done = subprocess.run(
-    with_full_disk(command) if full else command,
+    with_small_files(command) if full else command,
     env=process.ENVIRONMENT,
     capture_output=True,
     text=True,
@@ -48,7 +54,10 @@ def position(workdir):
 
 
 def assert_same_arrays(ours, theirs):
-  (position, leaves), (expected, others) = arrays(ours), arrays(theirs)
+  (position, leaves), (expected, others) = (
+    checkpoint_arrays(ours),
+    checkpoint_arrays(theirs),
+  )
   assert position == expected
   assert leaves.keys() == others.keys()
   for name, leaf in others.items():
@@ -84,9 +93,9 @@ def test_a_run_outlasts_a_full_disk_and_damaged_files(
       text=True,
     )
   ]
-  until(workdir, processes, 2)
+  wait_for_step(workdir, processes, 2)
   processes[0].kill()
-  end(processes)
+  wait_for_end(processes)
   before = position(workdir)
   status, stderr = run(workdir, full=True)
   assert (status, len(sentences(stderr))) == (Exit.STORAGE, 1), stderr
@@ -194,25 +203,25 @@ def test_processes_outlast_the_faults_of_one(tmp_path, count):
     start, processes=count, logging__samples=0, **(small if count > 2 else {})
   )
   expected = tmp_path / 'expected'
-  codes, errors = end(start_all(expected))
+  codes, errors = wait_for_end(start_all(expected))
   assert codes == [0] * count, errors
   workdir, victim = tmp_path / 'run', count - 1
   processes = start_all(workdir, heartbeat=20)
-  until(workdir, processes, 2)
+  wait_for_step(workdir, processes, 2)
   processes[victim].kill()
-  codes, errors = end(processes)
+  codes, errors = wait_for_end(processes)
   assert codes == [Exit.PEER_LOST] * victim + [-signal.SIGKILL], errors
   assert all(len(sentences(text)) == 1 for text in errors[:victim]), errors
 
   before = position(workdir)
   processes = start_all(workdir, heartbeat=20, full=(victim,))
-  codes, errors = end(processes)
+  codes, errors = wait_for_end(processes)
   assert codes == [Exit.PEER_LOST] * victim + [Exit.STORAGE], errors
   assert all(len(sentences(text)) == 1 for text in errors), errors
   assert position(workdir) == before
 
   newest = flip_a_bit(workdir, f'ocdbt.process_{victim}')
-  codes, errors = end(start_all(workdir))
+  codes, errors = wait_for_end(start_all(workdir))
   assert codes == [0] * count, errors
   assert f'warning: the checkpoint {newest} is damaged' in errors[0]
   notices = (workdir / 'notices.jsonl').read_text().splitlines()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The head on gathered tokens, and without moments."""
+"""Token statistics of gathered tokens, and without moments."""
 
 import jax
 import numpy as np
@@ -23,16 +23,16 @@ def test_gathered_update_equals_one_with_whole_logits(monkeypatch):
   """On a mesh and in micro-batches; the same tokens are selected."""
   setup, rows = ((4, 2), 2), padded()
   state = fresh_state('few', **METHOD)
-  wanted, figures = update(*setup, rows, state, chain='few')
+  expected, figures = update(*setup, rows, state, chain='few')
   monkeypatch.setattr(stats, 'MAX_WHOLE_LOGITS', 0)
   # 96 tokens of a device and micro-batch, in eight blocks.
   monkeypatch.setattr(compaction, 'MIN_ROWS', 8)
   program.cache_clear()
-  found, readings = update(*setup, rows, state, chain='few')
+  new_state, readings = update(*setup, rows, state, chain='few')
   program.cache_clear()
   for ours, theirs in zip(
-    jax.tree.leaves(found.opt_state[0].trace),
-    jax.tree.leaves(wanted.opt_state[0].trace),
+    jax.tree.leaves(new_state.opt_state[0].trace),
+    jax.tree.leaves(expected.opt_state[0].trace),
     strict=True,
   ):
     scale = np.abs(theirs).max()
@@ -56,14 +56,14 @@ def test_statistics_off_the_mask_are_zero():
 
 def test_scores_without_moments_are_equal():
   rows = padded()
-  wanted, _ = score(parameters(), rows)
-  found, moments = jax.jit(
+  expected, _ = score(parameters(), rows)
+  stats, moments = jax.jit(
     lambda params, rows: policy_stats(
       POLICY, params, rows, 0.8, 0, moments=False
     )
   )(parameters(), rows)
   for ours, theirs in zip(
-    jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True
+    jax.tree.leaves(stats), jax.tree.leaves(expected), strict=True
   ):
     np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
   for leaf in jax.tree.leaves(moments):

@@ -19,13 +19,13 @@ def drawn(truncated=(), unscored=()):
   """Rollouts of five groups; some responses are truncated or unscored."""
   rewards = np.concatenate([np.arange(SIZE) < right for right in RIGHT])
   scored = ~np.isin(np.arange(rewards.size), unscored)
-  found = rollouts(rewards, scored)
+  batch = rollouts(rewards, scored)
   return dataclasses.replace(
-    found, truncated=np.isin(np.arange(rewards.size), truncated)
+    batch, truncated=np.isin(np.arange(rewards.size), truncated)
   )
 
 
-def configured(**fields):
+def make_config(**fields):
   config = Config()
   config.rollout.responses_per_prompt = SIZE
   config.rollout.prompts_per_iteration = 32
@@ -34,14 +34,14 @@ def configured(**fields):
   return config
 
 
-def made(groups, **fields):
-  found = GroupFilter.from_config(configured(**fields))
-  return dataclasses.replace(found, groups=groups)
+def make_filter(groups, **fields):
+  group_filter = GroupFilter.from_config(make_config(**fields))
+  return dataclasses.replace(group_filter, groups=groups)
 
 
 def test_bounds_are_inclusive_and_faults_counted():
-  found = made(5, min_accuracy=0.25, max_accuracy=0.6)
-  faults = found.faults(drawn())
+  group_filter = make_filter(5, min_accuracy=0.25, max_accuracy=0.6)
+  faults = group_filter.faults(drawn())
   assert {name: np.flatnonzero(x).tolist() for name, x in faults.items()} == {
     'unscored': [],
     'equal_reward': [0, 3],
@@ -49,44 +49,58 @@ def test_bounds_are_inclusive_and_faults_counted():
     'above_accuracy': [2, 3],
     'truncated': [],
   }
-  assert found.passes(drawn()).tolist() == [False, True, False, False, True]
+  assert group_filter.passes(drawn()).tolist() == [
+    False,
+    True,
+    False,
+    False,
+    True,
+  ]
 
 
 def test_a_fifth_of_five_responses_is_within_a_fifth():
-  found = made(1, responses_per_prompt=5, min_accuracy=0.2, max_accuracy=0.8)
+  group_filter = make_filter(
+    1, responses_per_prompt=5, min_accuracy=0.2, max_accuracy=0.8
+  )
   for right, wanted in ((0, False), (1, True), (4, True), (5, False)):
     given = rollouts(np.arange(5) < right, np.ones(5, bool))
-    assert found.passes(given).tolist() == [wanted]
+    assert group_filter.passes(given).tolist() == [wanted]
 
 
 def test_truncated_responses_spoil_their_group():
   given = drawn(truncated=[5])
-  assert made(5, drop_truncated=True).passes(given)[1:3].tolist() == [
+  assert make_filter(5, drop_truncated=True).passes(given)[1:3].tolist() == [
     False,
     True,
   ]
-  assert made(5, max_draws=2).passes(given)[1]
+  assert make_filter(5, max_draws=2).passes(given)[1]
 
 
 def test_responses_without_a_score_do_not_count():
   # The only right response of the second group, and all of the last.
   given = drawn(unscored=[4, 16, 17, 18, 19])
-  found = made(5, min_accuracy=0.1)
-  faults = found.faults(given)
+  group_filter = make_filter(5, min_accuracy=0.1)
+  faults = group_filter.faults(given)
   assert np.flatnonzero(faults['unscored']).tolist() == [4]
   assert np.flatnonzero(faults['below_accuracy']).tolist() == [0, 1]
-  assert found.passes(given).tolist() == [False, False, True, False, False]
+  assert group_filter.passes(given).tolist() == [
+    False,
+    False,
+    True,
+    False,
+    False,
+  ]
 
 
 @pytest.mark.parametrize('fill', [False, True])
 def test_the_first_that_pass_come_first_and_others_fill_up(fill):
   bounds = {'min_accuracy': 0.2, 'max_accuracy': 0.8, 'fill_groups': fill}
-  chosen = made(2, **bounds).choose(drawn(), 0)
+  chosen = make_filter(2, **bounds).choose(drawn(), 0)
   assert chosen.rows.tolist() == [*range(4, 12)]
   assert chosen.kept.all()
   assert chosen.metrics['groups/passed'] == 3
   assert chosen.metrics['groups/masked'] == chosen.metrics['groups/filled'] == 0
-  chosen = made(4, **bounds).choose(drawn(), 0)
+  chosen = make_filter(4, **bounds).choose(drawn(), 0)
   # In the order in which they were drawn.
   assert chosen.rows.tolist() == [*range(12), *range(16, 20)]
   assert chosen.kept[:SIZE].all() == fill
@@ -97,19 +111,19 @@ def test_the_first_that_pass_come_first_and_others_fill_up(fill):
 
 
 def test_filters_that_leave_nothing_end_with_counts():
-  found = made(2, min_accuracy=0.9, max_accuracy=1.0, max_draws=3)
+  group_filter = make_filter(2, min_accuracy=0.9, max_accuracy=1.0, max_draws=3)
   with pytest.raises(
     RuntimeError,
     match=r'at least one group .* \(rollout\.min_accuracy = 0\.9, .*none of 5 in'
     r' up to 3 draws did in iteration 7: 2 equal reward, 4 below accuracy$',
   ):
-    found.choose(drawn(), 7)
+    group_filter.choose(drawn(), 7)
   # No error: others fill up, or nothing but unequal rewards is asked for.
-  filled = dataclasses.replace(found, fill=True).choose(drawn(), 7)
+  filled = dataclasses.replace(group_filter, fill=True).choose(drawn(), 7)
   assert filled.kept.all()
   assert filled.metrics['groups/filled'] == 2
   equal = rollouts(np.ones(8), np.ones(8, bool))
-  assert not made(2, max_draws=2).choose(equal, 7).kept.any()
+  assert not make_filter(2, max_draws=2).choose(equal, 7).kept.any()
 
 
 @pytest.mark.parametrize(
@@ -144,7 +158,7 @@ def test_filters_that_leave_nothing_end_with_counts():
   ],
 )
 def test_refuses_filters_that_no_group_can_pass(fields, sentence):
-  config = configured(**fields)
+  config = make_config(**fields)
   config.train.sequences_per_update = 32
   with pytest.raises(ConfigError, match=sentence):
     check(config)

@@ -46,19 +46,19 @@ def inputs(config=None, policy=None, **changes):
   return input_fingerprints(config or Config(), task(**changes), policy, None)
 
 
-def saved(found):
+def saved(fingerprints):
   """Returns a checkpoint that stores the fingerprints of inputs."""
   return Checkpoint(
     path=epath.Path('run/checkpoints/00000001'),
     position=1,
-    notes={'inputs': found},
+    notes={'inputs': fingerprints},
     files={},
   )
 
 
-def refusal(found, before):
+def inputs_error(fingerprints, before):
   with pytest.raises(ConfigError) as caught:
-    check_inputs(Config(), found, saved(before), pytest.fail)
+    check_inputs(Config(), fingerprints, saved(before), pytest.fail)
   return str(caught.value)
 
 
@@ -77,26 +77,26 @@ def test_the_same_inputs_are_accepted():
   ],
 )
 def test_changed_inputs_are_refused(changes, name):
-  assert refusal(inputs(**changes), inputs()) == (
+  assert inputs_error(inputs(**changes), inputs()) == (
     f'{name} must be the same when a run is resumed, and have changed since the'
     ' checkpoint was written; restore them or use another --workdir'
   )
 
 
 def test_unknown_inputs_are_refused_unless_allowed():
-  found = inputs(train=Bare())
-  assert found['problems to train on'] == ''
+  fingerprints = inputs(train=Bare())
+  assert fingerprints['problems to train on'] == ''
   warnings = []
-  check_inputs(Config(), found, None, warnings.append)
+  check_inputs(Config(), fingerprints, None, warnings.append)
   assert 'can be resumed only with checkpoint.allow_unknown_data' in warnings[0]
-  for before in (found, inputs()):
-    text = refusal(found, before)
+  for before in (fingerprints, inputs()):
+    text = inputs_error(fingerprints, before)
     assert text.startswith('problems to train on: no fingerprint, so that')
     assert '--config.checkpoint.allow_unknown_data=true' in text
-  assert 'no fingerprint' in refusal(inputs(), found)
+  assert 'no fingerprint' in inputs_error(inputs(), fingerprints)
   config = Config()
   config.checkpoint.allow_unknown_data = True
-  check_inputs(config, found, saved(found), warnings.append)
+  check_inputs(config, fingerprints, saved(fingerprints), warnings.append)
   assert 'remain unnoticed' in warnings[1]
 
 
@@ -127,7 +127,7 @@ def test_weights_under_adapters_are_inputs(tmp_path):
   ):
     open_run(shared, other)
   weights.write_bytes(bytes(10**6 - 1) + b'1')
-  assert name in refusal(inputs(config, adapted), before)
+  assert name in inputs_error(inputs(config, adapted), before)
   with pytest.raises(ConfigError, match=f'{name} must be the same as in train'):
     open_run(before)
 

@@ -25,7 +25,7 @@ def handlers():
 
 
 @pytest.fixture(scope='module')
-def uninterrupted(tmp_path_factory):
+def uninterrupted_run(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('whole') / 'run'
   run(workdir)
   position, params, metrics = outcome(workdir)
@@ -41,14 +41,14 @@ def sends_at(stage, number, *signals):
   """Returns a function that sends signals when a stage begins once more."""
   count = 0
 
-  def at(name):
+  def on_stage(name):
     nonlocal count
     count += name == stage
     if name == stage and count == number:
       for each in signals:
         os.kill(os.getpid(), each)
 
-  return at
+  return on_stage
 
 
 @pytest.mark.parametrize(
@@ -63,19 +63,19 @@ def sends_at(stage, number, *signals):
   ],
 )
 def test_ctrl_c_saves_the_run_at_every_stage(
-  tmp_path, uninterrupted, stage, number, updates, capsys
+  tmp_path, uninterrupted_run, stage, number, updates, capsys
 ):
   """A second signal, whatever it is, changes nothing."""
-  at = sends_at(stage, number, signal.SIGINT, signal.SIGTERM)
+  on_stage = sends_at(stage, number, signal.SIGINT, signal.SIGTERM)
   with pytest.raises(Stopped) as stopped:
-    run(tmp_path / 'run', at)
+    run(tmp_path / 'run', on_stage)
   assert stopped.value.exit_status == Exit.RESTART == 42
   stderr = capsys.readouterr().err
   assert stderr.count('stopped: the run is saved; start it again\n') == 1
   position, _, _ = outcome(tmp_path / 'run')
   assert 2 * position['iteration'] + position['update'] == updates
   run(tmp_path / 'run')
-  assert outcome(tmp_path / 'run') == uninterrupted
+  assert outcome(tmp_path / 'run') == uninterrupted_run
 
 
 @pytest.mark.parametrize('stage', ['set-up', 'compiling'])
@@ -99,27 +99,29 @@ def test_a_run_without_a_checkpoint_does_not_ask_to_be_restarted(
     run(tmp_path / 'run')
 
 
-def test_signals_during_the_last_report_change_nothing(tmp_path, uninterrupted):
-  at = sends_at('report', 4, signal.SIGINT)
-  run(tmp_path / 'run', at)
-  assert outcome(tmp_path / 'run') == uninterrupted
+def test_signals_during_the_last_report_change_nothing(
+  tmp_path, uninterrupted_run
+):
+  on_stage = sends_at('report', 4, signal.SIGINT)
+  run(tmp_path / 'run', on_stage)
+  assert outcome(tmp_path / 'run') == uninterrupted_run
 
 
 def test_a_clock_that_jumps_between_updates_changes_nothing(
-  tmp_path, uninterrupted, monkeypatch
+  tmp_path, uninterrupted_run, monkeypatch
 ):
   """Back by a day, then ahead by a year."""
   offset, real = 0.0, time.time
 
-  def at(stage):
+  def on_stage(stage):
     nonlocal offset, updates
     updates += stage == 'update'
     offset = {0: 0.0, 1: 0.0, 2: -86400.0}.get(updates, 3.15e7)
 
   updates = 0
   monkeypatch.setattr(time, 'time', lambda: real() + offset)
-  run(tmp_path / 'run', at, logging__tensorboard=True)
-  assert outcome(tmp_path / 'run') == uninterrupted
+  run(tmp_path / 'run', on_stage, logging__tensorboard=True)
+  assert outcome(tmp_path / 'run') == uninterrupted_run
   logged = lines(tmp_path / 'run', 'train')
   assert all(0 <= line['seconds'] < 3600 for line in logged)
   assert all(line['tokens_per_second'] > 0 for line in logged)
@@ -129,8 +131,8 @@ class Broken(Exception):
   """An error of a user's code."""
 
 
-def test_an_evaluation_that_fails_loses_no_update(tmp_path, uninterrupted):
-  def at(stage):
+def test_an_evaluation_that_fails_loses_no_update(tmp_path, uninterrupted_run):
+  def on_stage(stage):
     nonlocal count
     count += stage == 'evaluation'
     if stage == 'evaluation' and count == 2:
@@ -138,19 +140,19 @@ def test_an_evaluation_that_fails_loses_no_update(tmp_path, uninterrupted):
 
   count = 0
   with pytest.raises(Broken):
-    run(tmp_path / 'run', at)
+    run(tmp_path / 'run', on_stage)
   position, _, metrics = outcome(tmp_path / 'run')
   assert position['iteration'] == 2
   assert metrics[-1]['step'] == 4
   count = 2
-  run(tmp_path / 'run', at)
-  assert outcome(tmp_path / 'run') == uninterrupted
+  run(tmp_path / 'run', on_stage)
+  assert outcome(tmp_path / 'run') == uninterrupted_run
 
 
 def test_the_last_evaluation_is_repeated_where_it_failed(
-  tmp_path, uninterrupted, capsys
+  tmp_path, uninterrupted_run, capsys
 ):
-  def at(stage):
+  def on_stage(stage):
     nonlocal count
     count += stage == 'evaluation'
     if stage == 'evaluation' and count == 3:
@@ -158,9 +160,9 @@ def test_the_last_evaluation_is_repeated_where_it_failed(
 
   count = 0
   with pytest.raises(Broken):
-    run(tmp_path / 'run', at)
+    run(tmp_path / 'run', on_stage)
   run(tmp_path / 'run')
-  assert outcome(tmp_path / 'run') == uninterrupted
+  assert outcome(tmp_path / 'run') == uninterrupted_run
   assert 'is finished' not in capsys.readouterr().err
   run(tmp_path / 'run')
   assert 'is finished' in capsys.readouterr().err
@@ -181,11 +183,11 @@ def test_a_run_that_is_extended_keeps_its_schedules(tmp_path, capsys):
 
 
 def test_unscored_responses_never_end_a_run(tmp_path, capsys):
-  def at(stage):
+  def on_stage(stage):
     if stage == 'evaluation':
       raise EvaluationError('at most 5% of the responses …')
 
-  run(tmp_path / 'run', at)
+  run(tmp_path / 'run', on_stage)
   assert (
     capsys.readouterr().err.count('has no result: at most 5% of the responses')
     == 3

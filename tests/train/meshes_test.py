@@ -41,7 +41,7 @@ def after(shape, state, steps, micro_batches=2, offload=False):
 
 
 @functools.cache
-def trained(shape):
+def train_on_mesh(shape):
   return after(shape, fresh_state('few', **METHOD), STEPS)
 
 
@@ -56,7 +56,10 @@ def assert_same_policy(got, wanted):
 
 @pytest.mark.parametrize('shape', MESHES[1:])
 def test_losses_and_parameters_after_three_steps(shape):
-  (state, losses), (expected, figures) = trained(shape), trained(MESHES[0])
+  (state, losses), (expected, figures) = (
+    train_on_mesh(shape),
+    train_on_mesh(MESHES[0]),
+  )
   np.testing.assert_allclose(losses, figures, rtol=1e-5, atol=1e-5)
   assert np.ptp(losses) > 1e-3
   assert_same_policy(state, expected)
@@ -81,7 +84,7 @@ def test_offloaded_optimiser_state_gives_the_same_steps():
 def test_restores_a_checkpoint_of_another_mesh(index, tmp_path):
   """Steps on two meshes equal steps on one."""
   shape, other = MESHES[index], MESHES[index - 1]
-  saved, _ = trained(other)
+  saved, _ = train_on_mesh(other)
   store = CheckpointStore(tmp_path, keep=1)
   store.save(STEPS, {'state': saved}, {})
   _, mesh, state_shardings = program(shape, 2, 'few')
@@ -99,6 +102,6 @@ def test_restores_a_checkpoint_of_another_mesh(index, tmp_path):
     assert np.asarray(got).tobytes() == np.asarray(wanted).tobytes()
     assert got.sharding == at
   further, losses = after(shape, restored, 1)
-  expected, figures = after(MESHES[0], trained(MESHES[0])[0], 1)
+  expected, figures = after(MESHES[0], train_on_mesh(MESHES[0])[0], 1)
   np.testing.assert_allclose(losses, figures, rtol=1e-5, atol=1e-5)
   assert_same_policy(further, expected)

@@ -53,10 +53,10 @@ def both():
   return programs(48), programs(0)
 
 
-def update(made, batch):
+def update(compiled, batch):
   """Parameters and readings after an update."""
-  state, readings = made.update(
-    made.init_state(parameters()), batch, first=False, key=jax.random.key(3)
+  state, readings = compiled.update(
+    compiled.init_state(parameters()), batch, first=False, key=jax.random.key(3)
   )
   return jax.device_get((state.trainable, readings))
 
@@ -66,7 +66,7 @@ def test_packed_rows_give_the_same_update(both):
   taken = np.count_nonzero(batch.segment_ids)
   assert taken < 48 * WIDTH < SEQUENCES * WIDTH
   (trained, readings), (expected, figures) = (
-    update(made, batch) for made in both
+    update(compiled, batch) for compiled in both
   )
   assert readings['selected'] == figures['selected'] > 0
   assert readings['tokens'] == figures['tokens']
@@ -89,7 +89,7 @@ def test_rows_that_do_not_fit_are_not_packed(both):
     positions=np.broadcast_to(np.arange(WIDTH), batch.positions.shape),
   )
   (trained, readings), (expected, figures) = (
-    update(made, full) for made in both
+    update(compiled, full) for compiled in both
   )
   # Readings of nothing are NaN in both.
   np.testing.assert_equal(readings, figures)
@@ -116,6 +116,6 @@ def test_refuses_tokens_of_the_loss_in_prompts(both):
   mask = batch.loss_mask.copy()
   mask[2, 1] = True
   batch = dataclasses.replace(batch, loss_mask=mask)
-  for made in both:
+  for compiled in both:
     with pytest.raises(ValueError, match=r'first 7 columns.* got 1 true'):
-      update(made, batch)
+      update(compiled, batch)

@@ -44,8 +44,8 @@ def scored_by(params, rows):
     segment_ids=rows.segment_ids,
   )
   logits = (hidden @ POLICY.unembedding(params)).astype(jnp.float32)
-  found = jax.nn.log_softmax(logits)
-  return jnp.take_along_axis(found, rows.targets[..., None], axis=2)[..., 0]
+  log_pi = jax.nn.log_softmax(logits)
+  return jnp.take_along_axis(log_pi, rows.targets[..., None], axis=2)[..., 0]
 
 
 def test_unfinished_groups_go_on_with_newer_weights():
@@ -56,10 +56,10 @@ def test_unfinished_groups_go_on_with_newer_weights():
     mask = rows.loss_mask
     # Each token has the version of the weights that sampled it.
     for step in np.unique(version[mask]):
-      own = mask & (version == step)
-      found = np.asarray(scored_by(STATES[step].params, rows))
+      of_step = mask & (version == step)
+      logprobs = np.asarray(scored_by(STATES[step].params, rows))
       np.testing.assert_allclose(
-        rows.sampler_logprobs[own], found[own], atol=1e-5
+        rows.sampler_logprobs[of_step], logprobs[of_step], atol=1e-5
       )
     oldest = np.where(mask, version, k).min(axis=1)
     newest = np.where(mask, version, 0).max(axis=1)
@@ -134,12 +134,12 @@ def test_recorded_experts_are_carried_and_restored():
   ahead, carried = saved.ahead.arrays(), saved.carried.arrays()
   assert ahead['experts'].any()
   assert carried['samples']['experts'].any()
-  for found, zeros in (
+  for actual, zeros in (
     (ahead, cut.padding_rollouts()),
     (carried, cut.padding_groups()),
   ):
     shapes = [
-      jax.tree.map(lambda x: (x.shape, x.dtype), t) for t in (found, zeros)
+      jax.tree.map(lambda x: (x.shape, x.dtype), t) for t in (actual, zeros)
     ]
     assert shapes[0] == shapes[1]
   resumed.restore(saved.prompts, ahead, carried)

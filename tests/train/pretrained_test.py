@@ -43,7 +43,7 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def whole(model, tmp_path_factory):
+def full_run(model, tmp_path_factory):
   """Returns a finished run that trains all parameters."""
   workdir = tmp_path_factory.mktemp('runs') / 'whole'
   train(RECIPE, workdir, pretrained=model)
@@ -51,7 +51,7 @@ def whole(model, tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def adapted(model, tmp_path_factory):
+def adapter_run(model, tmp_path_factory):
   """Returns a finished run that trains adapters."""
   workdir = tmp_path_factory.mktemp('runs') / 'adapted'
   train(RECIPE, workdir, pretrained=model, **LORA)
@@ -71,7 +71,7 @@ def logits_of(policy, params):
   return np.asarray(jax.jit(policy.logits)(params, tokens))
 
 
-@pytest.mark.parametrize('run', ['whole', 'adapted'])
+@pytest.mark.parametrize('run', ['full_run', 'adapter_run'])
 def test_trains_all_parameters_or_adapters(run, request):
   written = lines(request.getfixturevalue(run))
   trained = [line for line in written if line['phase'] == 'train']
@@ -83,8 +83,8 @@ def test_trains_all_parameters_or_adapters(run, request):
   assert {line['phase'] for line in written} == {'eval', 'train'}
 
 
-def test_only_adapters_are_trained_and_stored(adapted):
-  names = arrays(adapted).keys()
+def test_only_adapters_are_trained_and_stored(adapter_run):
+  names = arrays(adapter_run).keys()
   adapters = {
     f'layers.{module}_adapter.{matrix}'
     for module in ('attention.query', 'mlp.down')
@@ -99,22 +99,24 @@ def test_only_adapters_are_trained_and_stored(adapted):
   assert not any('embedding' in name or 'final_norm' in name for name in names)
 
 
-def test_a_resumed_run_equals_the_uninterrupted_one(model, adapted, tmp_path):
+def test_a_resumed_run_equals_the_uninterrupted_one(
+  model, adapter_run, tmp_path
+):
   workdir = tmp_path / 'resumed'
   settings = {'pretrained': model, 'logging__samples': 0, **LORA}
   train(RECIPE, workdir, train__iterations=1, **settings)
   train(RECIPE, workdir, **settings)
-  ours, theirs = arrays(workdir), arrays(adapted)
+  ours, theirs = arrays(workdir), arrays(adapter_run)
   assert ours.keys() == theirs.keys()
   for name, leaf in theirs.items():
     assert np.asarray(ours[name]).tobytes() == np.asarray(leaf).tobytes(), name
 
 
-def test_converts_a_run_to_a_model(whole, model, tmp_path, capsys):
-  main(['convert', str(whole), str(tmp_path / 'out')])
+def test_converts_a_run_to_a_model(full_run, model, tmp_path, capsys):
+  main(['convert', str(full_run), str(tmp_path / 'out')])
   assert capsys.readouterr().out == f'{tmp_path / "out"}\n'
   policy, params = load_pretrained(tmp_path / 'out')
-  with open_run(str(whole)) as run:
+  with open_run(str(full_run)) as run:
     # Unsharded: sums in another order may differ by more than the tolerance.
     trained = jax.device_get(run.params)
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(params), trained)
@@ -129,18 +131,18 @@ def test_converts_a_run_to_a_model(whole, model, tmp_path, capsys):
   before, after = tensors_of(model), tensors_of(tmp_path / 'out')
   assert before.keys() == after.keys()
   assert any((before[name] != after[name]).any() for name in before)
-  main(['convert', str(whole), str(tmp_path / 'half'), '--dtype=bfloat16'])
+  main(['convert', str(full_run), str(tmp_path / 'half'), '--dtype=bfloat16'])
   assert load_policy(tmp_path / 'half').config.dtype == 'bfloat16'
 
 
 def test_converts_a_run_to_adapters_or_a_merged_model(
-  adapted, model, tmp_path, capsys
+  adapter_run, model, tmp_path, capsys
 ):
-  with open_run(str(adapted)) as run:
+  with open_run(str(adapter_run)) as run:
     want = logits_of(run.policy, run.params)
   assert np.abs(want - logits_of(*load_pretrained(model))).max() > 1e-3
   for form in ('--adapter', '--orbax'):
-    main(['convert', str(adapted), str(tmp_path / form), form])
+    main(['convert', str(adapter_run), str(tmp_path / form), form])
     got = logits_of(*load_pretrained(tmp_path / form))
     np.testing.assert_allclose(got, want, atol=1e-5)
   main(['convert', str(tmp_path / '--adapter'), str(tmp_path / 'merged')])
@@ -155,11 +157,11 @@ def test_converts_a_run_to_adapters_or_a_merged_model(
   assert capsys.readouterr().out.count(' nats  ') == 4
 
 
-def test_adapters_can_be_trained_further(adapted, tmp_path, capsys):
-  main(['convert', str(adapted), str(tmp_path / 'adapter'), '--adapter'])
+def test_adapters_can_be_trained_further(adapter_run, tmp_path, capsys):
+  main(['convert', str(adapter_run), str(tmp_path / 'adapter'), '--adapter'])
   workdir = tmp_path / 'run'
   train(RECIPE, workdir, pretrained=tmp_path / 'adapter', train__iterations=1)
-  before, after = arrays(adapted), arrays(workdir)
+  before, after = arrays(adapter_run), arrays(workdir)
   name = 'state.frozen.reference.layers.mlp.down_adapter.b'
   np.testing.assert_array_equal(
     after[name], before['state.trainable.layers.mlp.down_adapter.b']
@@ -191,12 +193,12 @@ def test_frozen_parameters_have_the_compute_dtype(model):
 
 
 def test_evaluates_a_pretrained_model_with_a_recipe(
-  adapted, model, tmp_path, capsys
+  adapter_run, model, tmp_path, capsys
 ):
-  main(['convert', str(adapted), str(tmp_path / 'adapter'), '--adapter'])
+  main(['convert', str(adapter_run), str(tmp_path / 'adapter'), '--adapter'])
   config = f'--config={RECIPES / RECIPE}.py'
   capsys.readouterr()
   main(['evaluate', str(tmp_path / 'adapter'), config])
   # Same result as the run's last evaluation.
-  last = [line for line in lines(adapted) if line['phase'] == 'eval'][-1]
+  last = [line for line in lines(adapter_run) if line['phase'] == 'eval'][-1]
   assert f'{last["mean@2"]:.4f}' in capsys.readouterr().out

@@ -31,7 +31,7 @@ from covrl.train.networks.init import network_model
 SIZE = 4
 
 
-def configured(**fields):
+def make_config(**fields):
   config = Config()
   for name, value in fields.items():
     setattr(config.prime, name, value)
@@ -42,25 +42,25 @@ def inputs(**changes: Any) -> Any:
   """Rows of 16 groups with rewards, log-probabilities and a reference."""
   rng = np.random.default_rng(4)
   output, ref = -rng.exponential(size=(2, SEQUENCES, WIDTH)).astype(np.float32)
-  given: dict[str, Any] = {
+  credit_inputs: dict[str, Any] = {
     'rows': dataclasses.replace(padded(), ref_logprobs=ref),
     'rewards': (rng.random(SEQUENCES) < 0.4).astype(np.float32),
     'group_ids': np.arange(SEQUENCES, dtype=np.int32) // SIZE,
     'update_ids': np.zeros(SEQUENCES, np.int32),
     'outputs': {'prm': output},
   }
-  return CreditInputs(**given | changes)
+  return CreditInputs(**credit_inputs | changes)
 
 
 _jitted: dict[str, Any] = {}
 
 
-def estimated(given, reference='frozen'):
+def estimate_credit(credit_inputs, reference='frozen'):
   """Credit of an estimate, as NumPy arrays; compiled once per reference."""
   if reference not in _jitted:
-    estimator = prime_advantages(configured(reference=reference))
+    estimator = prime_advantages(make_config(reference=reference))
     _jitted[reference] = jax.jit(estimator.estimate)
-  credit, state = jax.device_get(_jitted[reference]((), given))
+  credit, state = jax.device_get(_jitted[reference]((), credit_inputs))
   assert state == ()
   return credit
 
@@ -80,21 +80,29 @@ def _advantages(output, ref, rewards, ids, mask):
 
 @pytest.mark.parametrize('reference', ['frozen', 'old'])
 def test_advantages_and_readings(reference):
-  given = inputs()
-  rows, mask = given.rows, given.rows.loss_mask
-  advantages, credit, metrics = estimated(given, reference)
+  credit_inputs = inputs()
+  rows, mask = credit_inputs.rows, credit_inputs.rows.loss_mask
+  advantages, credit, metrics = estimate_credit(credit_inputs, reference)
   ref = rows.ref_logprobs if reference == 'frozen' else rows.old_logprobs
 
-  found, scale = jax.device_get(
-    _advantages(given.outputs['prm'], ref, given.rewards, given.group_ids, mask)
+  expected, scale = jax.device_get(
+    _advantages(
+      credit_inputs.outputs['prm'],
+      ref,
+      credit_inputs.rewards,
+      credit_inputs.group_ids,
+      mask,
+    )
   )
-  np.testing.assert_allclose(advantages, found, atol=1e-5)
+  np.testing.assert_allclose(advantages, expected, atol=1e-5)
   assert metrics['prm/scoring/scale'] == pytest.approx(scale, rel=1e-6)
-  right = given.rewards > 0.5
+  right = credit_inputs.rewards > 0.5
   np.testing.assert_array_equal(credit['labels'], mask & right[:, None])
-  scores = 0.05 * np.where(mask, given.outputs['prm'] - ref, 0).sum(axis=1)
+  scores = 0.05 * np.where(mask, credit_inputs.outputs['prm'] - ref, 0).sum(
+    axis=1
+  )
   assert metrics['prm/scoring/reward'] == pytest.approx(scores.mean(), rel=1e-4)
-  same = given.group_ids[:, None] == given.group_ids
+  same = credit_inputs.group_ids[:, None] == credit_inputs.group_ids
   pairs = same & right[:, None] & ~right
   ordered = (scores[:, None] > scores)[pairs].mean()
   assert metrics['prm/scoring/pair_accuracy'] == pytest.approx(
@@ -109,16 +117,16 @@ def test_advantages_and_readings(reference):
 
 
 def test_meshes_do_not_matter():
-  given = inputs()
-  wanted, _, readings = estimated(given)
+  credit_inputs = inputs()
+  wanted, _, readings = estimate_credit(credit_inputs)
   mesh = sharding.make_mesh((2, 2, 2))
   run = jax.jit(
-    prime_advantages(configured()).estimate,
+    prime_advantages(make_config()).estimate,
     out_shardings=sharding.replicated(mesh),
   )
   with sharding.use_mesh(mesh, sharding.TRAIN_RULES):
     (advantages, _, metrics), _ = jax.device_get(
-      run((), sharding.shard_batch(given, mesh))
+      run((), sharding.shard_batch(credit_inputs, mesh))
     )
   np.testing.assert_allclose(advantages, wanted, atol=2e-5)
   for name, value in readings.items():
@@ -127,18 +135,18 @@ def test_meshes_do_not_matter():
 
 
 def test_equal_rewards_have_no_pairs_and_process_rewards_alone():
-  given = inputs(rewards=np.ones(SEQUENCES, np.float32))
-  advantages, credit, metrics = estimated(given)
-  mask = given.rows.loss_mask
+  credit_inputs = inputs(rewards=np.ones(SEQUENCES, np.float32))
+  advantages, credit, metrics = estimate_credit(credit_inputs)
+  mask = credit_inputs.rows.loss_mask
   assert np.abs(advantages[mask]).max() > 0.1
   assert (credit['labels'] == mask).all()
   assert np.isnan(metrics['prm/scoring/pair_accuracy'])
   # A model that equals its reference has nothing to say.
   same = inputs(
     rewards=np.zeros(SEQUENCES, np.float32),
-    outputs={'prm': given.rows.ref_logprobs},
+    outputs={'prm': credit_inputs.rows.ref_logprobs},
   )
-  advantages, _, metrics = estimated(same)
+  advantages, _, metrics = estimate_credit(same)
   assert not advantages.any()
   assert metrics['prm/scoring/scale'] == metrics['prm/scoring/reward'] == 0
 
@@ -146,8 +154,10 @@ def test_equal_rewards_have_no_pairs_and_process_rewards_alone():
 def test_an_empty_batch_has_no_advantages_and_no_readings():
   rows = inputs().rows
   empty = dataclasses.replace(rows, loss_mask=np.zeros_like(rows.loss_mask))
-  given = inputs(rows=empty, rewards=np.full(SEQUENCES, np.nan, np.float32))
-  advantages, credit, metrics = estimated(given)
+  credit_inputs = inputs(
+    rows=empty, rewards=np.full(SEQUENCES, np.nan, np.float32)
+  )
+  advantages, credit, metrics = estimate_credit(credit_inputs)
   assert not advantages.any()
   assert not credit['labels'].any()
   for name in ('pair_accuracy', 'calibration_error', 'reward'):
@@ -155,14 +165,14 @@ def test_an_empty_batch_has_no_advantages_and_no_readings():
 
 
 def test_responses_without_a_score_leave_the_others_as_they_are():
-  given = inputs()
-  mask = given.rows.loss_mask.copy()
+  credit_inputs = inputs()
+  mask = credit_inputs.rows.loss_mask.copy()
   mask[5] = False
-  rewards, ids = given.rewards.copy(), given.group_ids.copy()
+  rewards, ids = credit_inputs.rewards.copy(), credit_inputs.group_ids.copy()
   rewards[5], ids[5] = np.nan, -6
-  masked = dataclasses.replace(given.rows, loss_mask=mask)
-  advantages, _, metrics = estimated(
-    given._replace(rows=masked, rewards=rewards, group_ids=ids)
+  masked = dataclasses.replace(credit_inputs.rows, loss_mask=mask)
+  advantages, _, metrics = estimate_credit(
+    credit_inputs._replace(rows=masked, rewards=rewards, group_ids=ids)
   )
   assert np.isfinite(advantages).all()
   assert not advantages[5].any()
@@ -170,13 +180,15 @@ def test_responses_without_a_score_leave_the_others_as_they_are():
 
 
 def test_numbers_that_are_not_finite_spoil_the_iteration_and_are_shown():
-  given = inputs()
-  row, column = np.argwhere(given.rows.loss_mask)[30]
+  credit_inputs = inputs()
+  row, column = np.argwhere(credit_inputs.rows.loss_mask)[30]
   for bad in (np.nan, -np.inf):
-    output = given.outputs['prm'].copy()
+    output = credit_inputs.outputs['prm'].copy()
     output[row, column] = bad
-    advantages, _, metrics = estimated(given._replace(outputs={'prm': output}))
-    assert np.isnan(advantages[given.rows.loss_mask]).all()
+    advantages, _, metrics = estimate_credit(
+      credit_inputs._replace(outputs={'prm': output})
+    )
+    assert np.isnan(advantages[credit_inputs.rows.loss_mask]).all()
     for name in ('calibration_error', 'reward', 'scale'):
       # A probability of 0 is a number.
       is_known = name == 'calibration_error' and np.isinf(bad)
@@ -200,20 +212,24 @@ def test_numbers_that_are_not_finite_spoil_the_iteration_and_are_shown():
 )
 def test_refuses_fields(fields, sentence):
   with pytest.raises(ConfigError, match=sentence):
-    check(configured(**fields))
+    check(make_config(**fields))
 
 
 def test_refuses_networks_and_fields_that_do_not_belong_together():
-  config = configured()
+  config = make_config()
   config.train.keep_reference = True
-  made: dict[str, Any] = {'prm': process_reward_model(config)}
+  valid_networks: dict[str, Any] = {'prm': process_reward_model(config)}
   estimator = prime_advantages(config)
-  check_networks(made, estimator, config)
-  early = {'prm': process_reward_model(configured(update='before'))}
+  check_networks(valid_networks, estimator, config)
+  early = {'prm': process_reward_model(make_config(update='before'))}
   check_networks(early, estimator, config)
   for networks, other, sentence in (
     ({}, estimator, "reads the network 'prm', which must be among .* got none"),
-    (made, None, "network 'prm' must be among those that its estimator"),
+    (
+      valid_networks,
+      None,
+      "network 'prm' must be among those that its estimator",
+    ),
     (
       {'prm': critic(config)},
       estimator,
@@ -230,37 +246,37 @@ def test_refuses_networks_and_fields_that_do_not_belong_together():
       check_networks(networks, other, config)
   config.train.keep_reference = False
   with pytest.raises(ConfigError, match=r'needs train\.keep_reference'):
-    check_networks(made, estimator, config)
+    check_networks(valid_networks, estimator, config)
   # The policy's own log-probabilities need none, and are scored.
-  own = configured(reference='old')
-  assert own.scores_rollouts
-  check_networks(made, prime_advantages(own), own)
+  old_config = make_config(reference='old')
+  assert old_config.scores_rollouts
+  check_networks(valid_networks, prime_advantages(old_config), old_config)
   with pytest.raises(
     ConfigError,
     match=r'prime\.coefficient needs a recipe with a process reward model, such'
     r' as countdown:prime, got 0\.1 in one without',
   ):
-    check_networks({}, None, configured(coefficient=0.1))
-  own.critic.clip = 0.1
+    check_networks({}, None, make_config(coefficient=0.1))
+  old_config.critic.clip = 0.1
   with pytest.raises(
     ConfigError, match=r'critic\.clip needs a recipe with a critic'
   ):
-    check_networks(made, prime_advantages(own), own)
+    check_networks(valid_networks, prime_advantages(old_config), old_config)
   with pytest.raises(ValueError, match=r"update must be one of .*, got 'now'"):
     dataclasses.replace(critic(config), update='now')
 
 
 def test_a_frozen_reference_that_is_missing_is_refused():
-  given = inputs(rows=padded())
-  estimator = prime_advantages(configured())
+  credit_inputs = inputs(rows=padded())
+  estimator = prime_advantages(make_config())
   with pytest.raises(
     ValueError, match='needs rows with ref_logprobs, got None'
   ):
-    jax.eval_shape(estimator.estimate, (), given)
+    jax.eval_shape(estimator.estimate, (), credit_inputs)
 
 
 def test_a_model_of_another_vocabulary_is_refused():
-  config = configured(initial=str(MODELS / 'qwen2'))
+  config = make_config(initial=str(MODELS / 'qwen2'))
   with pytest.raises(
     ConfigError,
     match=r"network 'prm' must have the vocabulary of the policy, 16 tokens, got",

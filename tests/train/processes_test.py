@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs of several processes: equal numbers, and ends in all circumstances."""
+"""Runs of several processes: same results as one; signals, kills and hangs."""
 
 import os
 import pathlib
@@ -20,8 +20,8 @@ from covrl.exit_codes import Exit
 from covrl.train import CheckpointStore
 
 
-def with_full_disk(command):
-  """Returns a command that cannot write checkpoints; other files are smaller."""
+def with_small_files(command):
+  """Returns a command whose files are limited to a size below a checkpoint's."""
   return ['sh', '-c', 'ulimit -f 80; exec "$0" "$@"', *command]
 
 
@@ -42,16 +42,19 @@ def start(
     recipe: name of a recipe in tests/train/recipes.
     settings: settings of single processes, by index.
     heartbeat: seconds.
-    full: indices of the processes whose disk is full: they write no large file.
+    full: indices of the processes that cannot write large files, as on a full
+      disk.
     **changed: settings of all processes.
   """
   with socket.socket() as probe:
     probe.bind(('127.0.0.1', 0))
     port = probe.getsockname()[1]
-  own = dict(settings)
+  by_process = dict(settings)
   commands = [
     [
-      *arguments(recipe, workdir, **{**SMALL, **changed, **own.get(i, {})}),
+      *arguments(
+        recipe, workdir, **{**SMALL, **changed, **by_process.get(i, {})}
+      ),
       f'--coordinator=127.0.0.1:{port}',
       f'--num_processes={processes}',
       f'--process_id={i}',
@@ -61,7 +64,7 @@ def start(
   ]
   return [
     subprocess.Popen(
-      with_full_disk(command) if i in full else command,
+      with_small_files(command) if i in full else command,
       env=ENVIRONMENT,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
@@ -84,7 +87,7 @@ def start_endless(workdir):
   )
 
 
-def end(processes):
+def wait_for_end(processes):
   """Returns exit statuses and standard errors."""
   try:
     errors = [process.communicate(timeout=900)[1] for process in processes]
@@ -94,7 +97,7 @@ def end(processes):
   return [process.returncode for process in processes], errors
 
 
-def until(workdir, processes, step):
+def wait_for_step(workdir, processes, step):
   """Waits for an update to be logged."""
   deadline = time.monotonic() + 900
   while not any(line['step'] >= step for line in lines(workdir, 'train')):
@@ -102,20 +105,20 @@ def until(workdir, processes, step):
     if late or any(process.poll() is not None for process in processes):
       for process in processes:
         process.terminate()
-      pytest.fail(f'no step {step}, late: {late}: {end(processes)}')
+      pytest.fail(f'no step {step}, late: {late}: {wait_for_end(processes)}')
     time.sleep(0.02)
 
 
-def arrays(workdir):
+def checkpoint_arrays(workdir):
   """Returns position and arrays of the latest checkpoint."""
   saved = CheckpointStore(workdir / 'checkpoints', keep=1).latest()
   assert saved is not None
-  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   with ocp.StandardCheckpointer() as checkpointer:
-    found = dict(checkpointer.metadata(saved.path / 'arrays').item_metadata)
+    metadata = dict(checkpointer.metadata(saved.path / 'arrays').item_metadata)
     like = {
-      name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
-      for name, leaf in found.items()
+      name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+      for name, leaf in metadata.items()
     }
     return saved.position, checkpointer.restore(saved.path / 'arrays', like)
 
@@ -134,8 +137,8 @@ def assert_same_run(ours, theirs):
     for name in ('selected', 'reward', 'tokens'):
       assert line.get(name) == other.get(name)
   assert any(line.get('selected', 0) > 0 for line in logged)
-  position, leaves = arrays(ours)
-  expected_position, others = arrays(theirs)
+  position, leaves = checkpoint_arrays(ours)
+  expected_position, others = checkpoint_arrays(theirs)
   assert position == expected_position
   assert leaves.keys() == others.keys()
   for name, leaf in others.items():
@@ -149,34 +152,36 @@ def assert_same_run(ours, theirs):
 
 
 @pytest.fixture(scope='session')
-def alone(tmp_path_factory):
+def single_process_run(tmp_path_factory):
   """Returns the directory of the same run by one process."""
   return runs.finished_run(tmp_path_factory, 'toy_kl_cov', **SMALL)
 
 
 @pytest.mark.parametrize('count', [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_several_processes_train_like_one(alone, tmp_path, count):
+def test_several_processes_train_like_one(single_process_run, tmp_path, count):
   workdir = tmp_path / 'together'
-  codes, errors = end(start(workdir, count))
+  codes, errors = wait_for_end(start(workdir, count))
   assert codes == [0] * count, errors
-  assert_same_run(workdir, alone)
+  assert_same_run(workdir, single_process_run)
 
 
-def test_sigterm_stops_all_processes_and_one_process_resumes(alone, tmp_path):
+def test_sigterm_stops_all_processes_and_one_process_resumes(
+  single_process_run, tmp_path
+):
   workdir = tmp_path / 'stopped'
   processes = start(workdir, 2, recipe='toy_slow', logging__samples=0)
   # After the last update of an iteration, the next rollout begins.
-  until(workdir, processes, 2)
+  wait_for_step(workdir, processes, 2)
   # Any process may receive the signal, also repeatedly.
   processes[1].send_signal(signal.SIGTERM)
   processes[1].send_signal(signal.SIGTERM)
-  codes, errors = end(processes)
+  codes, errors = wait_for_end(processes)
   assert codes == [Exit.RESTART] * 2, errors
-  position, _ = arrays(workdir)
+  position, _ = checkpoint_arrays(workdir)
   assert 2 <= position <= 3
   assert all(x['step'] <= position for x in lines(workdir, 'train'))
   train('toy_slow', workdir, **SMALL, logging__samples=0)
-  assert_same_run(workdir, alone)
+  assert_same_run(workdir, single_process_run)
 
 
 @pytest.mark.slow
@@ -188,11 +193,11 @@ def test_a_closed_terminal_of_one_process_stops_all(tmp_path):
     processes = start_endless(workdir)
   finally:
     signal.signal(signal.SIGHUP, before)
-  until(workdir, processes, 2)
+  wait_for_step(workdir, processes, 2)
   processes[1].send_signal(signal.SIGHUP)
-  codes, errors = end(processes)
+  codes, errors = wait_for_end(processes)
   assert codes == [Exit.RESTART] * 2, errors
-  position, _ = arrays(workdir)
+  position, _ = checkpoint_arrays(workdir)
   assert max(x['step'] for x in lines(workdir, 'train')) == position >= 2
 
 
@@ -200,10 +205,10 @@ def test_a_closed_terminal_of_one_process_stops_all(tmp_path):
 def test_the_loss_of_a_process_ends_the_others(tmp_path, victim):
   workdir = tmp_path / 'killed'
   processes = start_endless(workdir)
-  until(workdir, processes, 2)
+  wait_for_step(workdir, processes, 2)
   processes[victim].kill()
   killed = time.monotonic()
-  codes, errors = end(processes)
+  codes, errors = wait_for_end(processes)
   # The heartbeat, plus the time that a busy machine takes to end a process.
   assert time.monotonic() - killed < 120
   other = 1 - victim
@@ -216,7 +221,7 @@ def test_the_loss_of_a_process_ends_the_others(tmp_path, victim):
 def test_a_hanging_process_is_lost_within_the_heartbeat(tmp_path):
   workdir = tmp_path / 'hung'
   processes = start_endless(workdir)
-  until(workdir, processes, 2)
+  wait_for_step(workdir, processes, 2)
   children = pathlib.Path(f'/proc/{processes[1].pid}/task').glob('*/children')
   for child in ' '.join(file.read_text() for file in children).split():
     os.kill(int(child), signal.SIGSTOP)
@@ -226,7 +231,7 @@ def test_a_hanging_process_is_lost_within_the_heartbeat(tmp_path):
   finally:
     # Its child ends with it.
     processes[1].kill()
-    end(processes[1:])
+    wait_for_end(processes[1:])
   assert time.monotonic() - began < 120
   assert processes[0].returncode == Exit.PEER_LOST, stderr
   message = [line for line in stderr.splitlines() if 'covrl:' in line]
@@ -254,7 +259,7 @@ def test_refuses_different_or_unevenly_divided_processes(
   tmp_path, settings, changed, message
 ):
   workdir = tmp_path / 'refused'
-  codes, errors = end(start(workdir, 2, settings=settings, **changed))
+  codes, errors = wait_for_end(start(workdir, 2, settings=settings, **changed))
   assert codes == [Exit.REFUSED] * 2, errors
   for text in errors:
     assert message in text

@@ -50,8 +50,10 @@ def rollouts(rewards, scored):
   ],
 )
 def test_informative_groups_differ_in_scored_rewards(rewards, scored, wanted):
-  found = informative_groups(rollouts(rewards, np.array(scored, bool)), 2)
-  assert found.tolist() == wanted
+  is_informative = informative_groups(
+    rollouts(rewards, np.array(scored, bool)), 2
+  )
+  assert is_informative.tolist() == wanted
 
 
 @pytest.fixture(scope='module', name='run')
@@ -148,8 +150,8 @@ def test_masked_responses_do_not_count_in_means():
     (Reward(name='maths', score='a:b'), Reward(name='other', score='a:b')),
     4,
     {
-      'maths': ((0, 1, 2, 3), graded(1.0, 0.0, np.nan, 1.0)),
-      'other': ((1, 2), graded(0.5, 0.5)),
+      'maths': ((0, 1, 2, 3), finished_outcomes(1.0, 0.0, np.nan, 1.0)),
+      'other': ((1, 2), finished_outcomes(0.5, 0.5)),
     },
   )
   unscored = dataclasses.replace(
@@ -180,12 +182,12 @@ def test_masked_responses_do_not_count_in_means():
   assert metrics['equal_reward_groups'] == 0.5
 
 
-def graded(*scores: float) -> Future[list[Outcome]]:
+def finished_outcomes(*scores: float) -> Future[list[Outcome]]:
   future: Future[list[Outcome]] = Future()
-  future.set_result([*map(outcome, scores)])
+  future.set_result([*map(make_outcome, scores)])
   return future
 
 
-def outcome(score: float) -> Outcome:
+def make_outcome(score: float) -> Outcome:
   status = Status.INFRASTRUCTURE if np.isnan(score) else Status.SCORED
   return Outcome(score, status, 'a sentence')

@@ -122,9 +122,9 @@ def test_sampler_records_the_experts_of_each_token():
   known = routed(rows)
   np.testing.assert_array_equal((rows.experts > 0).all((2, 3)), known)
   np.testing.assert_array_equal((rows.experts == 0).all((2, 3)), ~known)
-  found = np.asarray(own_experts(PARAMS, rows))
+  experts = np.asarray(own_experts(PARAMS, rows))
   np.testing.assert_array_equal(
-    np.sort(rows.experts[known]), np.sort(found[known])
+    np.sort(rows.experts[known]), np.sort(experts[known])
   )
 
 
@@ -142,13 +142,13 @@ def test_equal_weights_give_equal_log_probabilities():
 def test_trainer_uses_the_experts_of_a_sampler_with_other_weights():
   rows = batch_of(sample(perturbed(PARAMS)))
   known = routed(rows)
-  found = np.asarray(own_experts(PARAMS, rows))
-  assert (np.sort(found[known]) != np.sort(rows.experts[known])).any()
+  experts = np.asarray(own_experts(PARAMS, rows))
+  assert (np.sort(experts[known]) != np.sort(rows.experts[known])).any()
   counts = np.asarray(run(PARAMS, rows).routing.counts)
   real = int((rows.segment_ids > 0).sum())
-  for layer, found in enumerate(counts):
-    own = np.ravel(rows.experts[known][:, layer]) - 1
-    rest = found - np.bincount(own, minlength=4)
+  for layer, layer_counts in enumerate(counts):
+    routed_by_sampler = np.ravel(rows.experts[known][:, layer]) - 1
+    rest = layer_counts - np.bincount(routed_by_sampler, minlength=4)
     # Only the last token of a response is routed by the trainer itself.
     assert (rest >= 0).all()
     assert rest.sum() == 2 * (real - known.sum())
@@ -195,8 +195,10 @@ def test_carried_tokens_keep_their_experts():
   assert new[:, WIDTH:].any()
   np.testing.assert_array_equal(rows.experts[known], old.experts[known])
   # Others are routed by the newer weights, which also process the tokens before.
-  found = np.asarray(own_experts(other, rows))
-  np.testing.assert_array_equal(np.sort(rows.experts[new]), np.sort(found[new]))
+  experts = np.asarray(own_experts(other, rows))
+  np.testing.assert_array_equal(
+    np.sort(rows.experts[new]), np.sort(experts[new])
+  )
 
 
 def test_refuses_a_model_without_experts():

@@ -103,19 +103,19 @@ def run(workdir, at=lambda step: None, every=0):
   ], metrics
 
 
-def saved_in(workdir) -> Checkpoint:
+def latest_checkpoint(workdir) -> Checkpoint:
   saved = sft.warm_start_store(RunDirectory(workdir)).latest()
   assert saved is not None
   return saved
 
 
 @pytest.fixture(scope='module')
-def uninterrupted(tmp_path_factory):
+def uninterrupted_run(tmp_path_factory):
   return run(tmp_path_factory.mktemp('whole'))
 
 
 def test_a_signal_saves_the_warm_start_and_it_goes_on_there(
-  tmp_path, uninterrupted
+  tmp_path, uninterrupted_run
 ):
   def at(step):
     if step == stopped_at:
@@ -124,20 +124,20 @@ def test_a_signal_saves_the_warm_start_and_it_goes_on_there(
   for stopped_at in (4, 6):
     with pytest.raises(Stopped):
       run(tmp_path, at)
-    saved = saved_in(tmp_path)
+    saved = latest_checkpoint(tmp_path)
     assert saved.position == stopped_at - 1
     assert saved.notes['inputs'] == {'problems': 'known'}
     assert not sft.is_warm_start_finished(saved, CONFIG)
   began: list[int] = []
-  assert run(tmp_path, began.append) == uninterrupted
+  assert run(tmp_path, began.append) == uninterrupted_run
   assert began == [6, 7]
-  assert sft.is_warm_start_finished(saved_in(tmp_path), CONFIG)
+  assert sft.is_warm_start_finished(latest_checkpoint(tmp_path), CONFIG)
   # Only the parameters are kept.
-  saved_in(tmp_path).restore(POLICY.abstract_params(MESH))
+  latest_checkpoint(tmp_path).restore(POLICY.abstract_params(MESH))
 
 
 def test_a_killed_warm_start_goes_on_at_its_last_checkpoint(
-  tmp_path, uninterrupted
+  tmp_path, uninterrupted_run
 ):
   def at(step):
     if step == 6:
@@ -145,9 +145,9 @@ def test_a_killed_warm_start_goes_on_at_its_last_checkpoint(
 
   with pytest.raises(Killed):
     run(tmp_path, at, every=2)
-  assert saved_in(tmp_path).position == 4
+  assert latest_checkpoint(tmp_path).position == 4
   began: list[int] = []
-  assert run(tmp_path, began.append, every=2) == uninterrupted
+  assert run(tmp_path, began.append, every=2) == uninterrupted_run
   assert began == [5, 6, 7]
 
 
@@ -231,7 +231,7 @@ def test_a_real_warm_start_is_stopped_and_resumed(
   _, stderr = process.communicate(timeout=300)
   assert process.returncode == Exit.RESTART, stderr
   assert 'stopped: the run is saved' in stderr
-  reached = saved_in(tmp_path / 'run').position
+  reached = latest_checkpoint(tmp_path / 'run').position
   assert 40 <= reached < 400
   train('toy_kl_cov', tmp_path / 'run', **settings)
   whole = runs.finished_run(tmp_path_factory, 'toy_kl_cov', **settings)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop on a policy of one number.
+"""The training loop on a policy of two numbers.
 
 Models, sampling and scoring are replaced; checkpoints, metrics, the directory and
 the handling of signals are the real ones.
@@ -80,8 +80,8 @@ def on_device(array):
 class Programs:
   """Adds each update's rows to the parameters."""
 
-  def __init__(self, at):
-    self.at = at
+  def __init__(self, on_stage):
+    self.on_stage = on_stage
 
   def init_state(self, params):
     return State(params, jnp.zeros((), jnp.int32))
@@ -100,7 +100,7 @@ class Programs:
 
   def update(self, state, rows, is_first, key):
     del is_first, key
-    self.at('update')
+    self.on_stage('update')
     metrics = {'entropy': 0.5, 'tokens': 3.0, 'loss': 0.1, 'skipped': 0.0}
     metrics |= {'gradient_norm': 1.0, 'rows': float(rows.sum())}
     old = state.trainable['w']
@@ -111,8 +111,8 @@ class Programs:
 class Collector:
   """Draws 32 random rows per iteration."""
 
-  def __init__(self, at):
-    self.at = at
+  def __init__(self, on_stage):
+    self.on_stage = on_stage
     prompts: StreamState = {'draw': 0, 'seed': 0, 'problems': ''}
     self.state = CollectorState(prompts, None, None)
 
@@ -121,9 +121,9 @@ class Collector:
     draw = self.state.prompts['draw']
     prompts: Any = self.state.prompts | {'draw': draw + 1}
     self.restore(prompts, None, None)
-    self.at('sampling')
+    self.on_stage('sampling')
     wait()
-    self.at('scoring')
+    self.on_stage('scoring')
     wait()
     return self._batch(np.random.default_rng(draw).normal(size=(32, 2)))
 
@@ -150,13 +150,13 @@ class Collector:
 class Evaluator:
   """Scores every response as correct."""
 
-  def __init__(self, at):
-    self.at = at
+  def __init__(self, on_stage):
+    self.on_stage = on_stage
 
   def evaluate(self, params, on_progress):
     del params
     on_progress(0, 4)
-    self.at('evaluation')
+    self.on_stage('evaluation')
     wait()
     result = SuiteResult(
       suite=Suite(name='', problems=PROBLEMS),
@@ -167,7 +167,7 @@ class Evaluator:
     return Evaluation(results=(result,), entropy=0.5)
 
 
-def run(workdir, at=lambda stage: None, **overrides):
+def run(workdir, on_stage=lambda stage: None, **overrides):
   """Trains; `at` is called with the name of each stage that begins."""
   settings = SETTINGS | {k.replace('__', '.'): v for k, v in overrides.items()}
   recipe = config.load(
@@ -177,7 +177,7 @@ def run(workdir, at=lambda stage: None, **overrides):
 
   def build(recipe, saved, note):
     del recipe, saved, note
-    at('set-up')
+    on_stage('set-up')
     params = types.SimpleNamespace(init=lambda key, mesh: PARAMS)
     return types.SimpleNamespace(
       mesh=None,
@@ -185,26 +185,26 @@ def run(workdir, at=lambda stage: None, **overrides):
       policy=types.SimpleNamespace(
         config=types.SimpleNamespace(lora=None), base=params
       ),
-      programs=Programs(at),
-      collector=Collector(at),
+      programs=Programs(on_stage),
+      collector=Collector(on_stage),
       scoring=types.SimpleNamespace(close=lambda: None),
-      evaluator=Evaluator(at),
+      evaluator=Evaluator(on_stage),
       shared_warm_start=None,
       init_key=None,
       train_key=None,
-      compile=lambda state: at('compiling'),
+      compile=lambda state: on_stage('compiling'),
     )
 
   save = CheckpointStore.save
 
   def observed_save(*args, **kwargs):
-    at('save')
+    on_stage('save')
     save(*args, **kwargs)
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(loop, 'build', build)
     patch.setattr(CheckpointStore, 'save', observed_save)
-    train(recipe, str(workdir), write_report=lambda path: at('report'))
+    train(recipe, str(workdir), write_report=lambda path: on_stage('report'))
 
 
 def outcome(workdir):

@@ -23,7 +23,7 @@ from covrl.train.state_sharding import (
 MODEL = tiny(16)  # width 32, 4 heads of which 2 have keys, 64 hidden units
 
 
-def refused(shape, model=MODEL, **settings):
+def mesh_error(shape, model=MODEL, **settings):
   config = toy.get_config()
   for name, value in settings.items():
     part, _, field = name.partition('__')
@@ -86,7 +86,7 @@ def refused(shape, model=MODEL, **settings):
   ],
 )
 def test_refuses_sizes_that_do_not_divide(shape, changes, sentence):
-  assert refused(shape, **changes) == sentence
+  assert mesh_error(shape, **changes) == sentence
 
 
 @pytest.mark.parametrize(
@@ -121,8 +121,8 @@ def test_the_sampler_can_have_another_mesh():
   mesh = sharding.make_mesh({'fsdp': 4, 'expert': 2})
   assert rollout_mesh(mesh, 0) is mesh
   assert rollout_mesh(mesh, 1) is mesh
-  own = dict(rollout_mesh(mesh, 4).shape)
-  assert own == {'data': 1, 'fsdp': 1, 'tensor': 4, 'expert': 2, 'context': 1}
+  sizes = dict(rollout_mesh(mesh, 4).shape)
+  assert sizes == {'data': 1, 'fsdp': 1, 'tensor': 4, 'expert': 2, 'context': 1}
 
 
 def test_moments_can_be_in_host_memory(tmp_path):

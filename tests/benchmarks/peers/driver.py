@@ -115,27 +115,27 @@ class Peer:
 
 def parser(description: str, shapes: Sequence[str]) -> argparse.ArgumentParser:
   """The options that the benchmarks share."""
-  found = argparse.ArgumentParser(
+  parser = argparse.ArgumentParser(
     description=description,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  found.add_argument(
+  parser.add_argument(
     '--environments',
     default='.',
     help="folder of the peers' environments, see install_peers.sh",
   )
-  found.add_argument(
+  parser.add_argument(
     '--peer',
     nargs='+',
     choices=PEERS,
     default=[*PEERS],
     help='the first is the one that ratios are relative to',
   )
-  found.add_argument('--shape', nargs='+', choices=SHAPES, default=[*shapes])
-  found.add_argument('--rounds', type=int, default=7)
-  found.add_argument('--warm-up', type=int, default=2)
-  found.add_argument('--json', help='file for all measurements')
-  return found
+  parser.add_argument('--shape', nargs='+', choices=SHAPES, default=[*shapes])
+  parser.add_argument('--rounds', type=int, default=7)
+  parser.add_argument('--warm-up', type=int, default=2)
+  parser.add_argument('--json', help='file for all measurements')
+  return parser
 
 
 def measure(

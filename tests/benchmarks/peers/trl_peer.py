@@ -28,14 +28,14 @@ def tokenizer(shape: worker.Shape) -> Any:
   """A tokenizer whose tokens are single characters."""
   vocabulary = {worker.decode([i]): i for i in range(shape.vocabulary)}
   vocabulary[UNUSED] = shape.vocabulary
-  found = tokenizers.Tokenizer(
+  tokenizer = tokenizers.Tokenizer(
     tokenizers.models.WordLevel(vocabulary, unk_token=UNUSED)
   )
-  found.pre_tokenizer = tokenizers.pre_tokenizers.Split(
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split(
     tokenizers.Regex('.'), 'isolated'
   )
   return transformers.PreTrainedTokenizerFast(
-    tokenizer_object=found,
+    tokenizer_object=tokenizer,
     eos_token=UNUSED,
     pad_token=worker.decode([worker.PAD_ID]),
     unk_token=UNUSED,

@@ -52,7 +52,7 @@ class Knobs(NamedTuple):
   annealed: Any = 0.0
   updates: Any = 1.0
 
-  def line(self, start: Any, step: Any) -> jax.Array:
+  def annealed_value(self, start: Any, step: Any) -> jax.Array:
     """A coefficient at a step: constant, or falling to 0."""
     done = jnp.clip(jnp.asarray(step) / self.updates, 0, 1)
     return jnp.asarray(start) * (1 - self.annealed * done)
@@ -72,16 +72,16 @@ class Knobs(NamedTuple):
     ]
 
     def select(stats: Any, **context: Any) -> Any:
-      found = [selector(stats, **context) for selector in ranked]
+      masks = [selector(stats, **context) for selector in ranked]
       chosen = jnp.asarray(self.ranking, jnp.int32)
       return jax.tree.map(
-        lambda *each: jnp.choose(chosen, each, mode='clip'), *found
+        lambda *each: jnp.choose(chosen, each, mode='clip'), *masks
       )
 
     return optax.chain(
       covrl.token_masked(
         covrl.add_divergence_penalty(
-          lambda step: self.line(self.penalty, step)
+          lambda step: self.annealed_value(self.penalty, step)
         ),
         select,
       ),
@@ -112,7 +112,7 @@ class _Bonus(NamedTuple):
     return jnp.where(
       jnp.asarray(self.knobs.target) >= 0,
       self._controller(state, **context),
-      self.knobs.line(self.knobs.bonus, context['step']),
+      self.knobs.annealed_value(self.knobs.bonus, context['step']),
     )
 
 
@@ -140,12 +140,12 @@ class Arm:
 
 _ALPHAS = (1e-4, 1e-3, 5e-3, 1e-2)
 _PENALTIES = (1.0, 3.0, 10.0)
-_FREE = Knobs(low=1.0, high=UNCLIPPED)
+_UNCLIPPED_KNOBS = Knobs(low=1.0, high=UNCLIPPED)
 
 
 def _penalised(name: str, ranking: Ranking, *, annealed: bool = False) -> Arm:
   """KL-Cov's penalty on tokens that are chosen by a ranking."""
-  knobs = _FREE._replace(
+  knobs = _UNCLIPPED_KNOBS._replace(
     penalty=math.nan,
     ranking=RANKINGS.index(ranking),
     annealed=float(annealed),
@@ -157,7 +157,7 @@ ARMS = {
   arm.name: arm
   for arm in (
     Arm(name='grpo', knobs=Knobs()),
-    Arm(name='no_clip', knobs=_FREE),
+    Arm(name='no_clip', knobs=_UNCLIPPED_KNOBS),
     Arm(name='clip_higher', knobs=Knobs(high=0.28)),
     *(Arm(name=f'bonus_{a:g}', knobs=Knobs(bonus=a)) for a in _ALPHAS),
     Arm(
@@ -182,7 +182,7 @@ ARMS = {
     _penalised('kl_cov_annealed', 'batch', annealed=True),
     _penalised('exact_score', 'exact'),
     _penalised('random_k', 'random'),
-    Arm(name='kl_cov_beta0', knobs=_FREE._replace(penalty=0.0)),
+    Arm(name='kl_cov_beta0', knobs=_UNCLIPPED_KNOBS._replace(penalty=0.0)),
   )
 }
 """All arms, in the order of the tables. A tuned setting is NaN until it is set."""

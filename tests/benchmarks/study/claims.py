@@ -12,7 +12,7 @@ from covrl.report import formats
 from covrl.report.sections_page import PageSection
 
 from .driver import Lines, Study, by_iteration, fit_law, primary
-from .figures import Found
+from .figures import RunsByArm
 from .pushed import size_rows
 from .results import (
   differences,
@@ -29,16 +29,18 @@ ALPHAS = ('bonus_0.0001', 'bonus_0.001', 'bonus_0.005', 'bonus_0.01')
 
 def claims_section(study: Study) -> PageSection:
   """One row per claim: what is printed, what was measured, the verdict."""
-  found = {name: finished(study, name) for name in TASKS}
-  found = {name: each for name, each in found.items() if each['grpo']}
+  runs_by_task = {name: finished(study, name) for name in TASKS}
+  runs_by_task = {
+    name: each for name, each in runs_by_task.items() if each['grpo']
+  }
   rows = [
-    _correlation(found),
-    _sparsity(found),
-    _late_entropy(found),
-    _sensitivity(study, found),
-    _annealed(study, found),
+    _correlation(runs_by_task),
+    _sparsity(runs_by_task),
+    _late_entropy(runs_by_task),
+    _sensitivity(study, runs_by_task),
+    _annealed(study, runs_by_task),
     *size_rows(study),
-    _law(found),
+    _law(runs_by_task),
   ]
   return PageSection(
     title='Section VIII of the comparison paper, run here',
@@ -60,11 +62,13 @@ def _text(estimate: Estimate, digits: int = 2, scale: float = 1.0) -> str:
 
 
 def _over_tasks(
-  found: Mapping[str, Found], value: Callable[[Lines], float], digits: int = 2
+  runs_by_task: Mapping[str, RunsByArm],
+  value: Callable[[Lines], float],
+  digits: int = 2,
 ) -> tuple[list[float], str]:
   """Means of a figure of GRPO's runs by task, and their text."""
   means, parts = [], []
-  for name, arms in found.items():
+  for name, arms in runs_by_task.items():
     values = [value(lines) for lines in arms['grpo'].values()]
     estimate = student_mean(np.array(values))
     means.append(estimate.value)
@@ -83,8 +87,8 @@ def fall_correlation(lines: Lines) -> float:
   return float(np.corrcoef(fall, covariance)[0, 1])
 
 
-def _correlation(found: Mapping[str, Found]) -> Row:
-  means, text = _over_tasks(found, fall_correlation)
+def _correlation(runs_by_task: Mapping[str, RunsByArm]) -> Row:
+  means, text = _over_tasks(runs_by_task, fall_correlation)
   holds = min(means) > 0.92
   return [
     '−ΔH of the policy and the covariance correlate with r > 0.92 in all of GRPO’s training',
@@ -102,8 +106,8 @@ def tail_ratio(lines: Lines) -> float:
   )
 
 
-def _sparsity(found: Mapping[str, Found]) -> Row:
-  means, text = _over_tasks(found, tail_ratio, 1)
+def _sparsity(runs_by_task: Mapping[str, RunsByArm]) -> Row:
+  means, text = _over_tasks(runs_by_task, tail_ratio, 1)
   sparse = min(means) > 10
   return [
     'Covariance is sparse: the top 0.02 % of the tokens have over 1,800 times the mean',
@@ -115,9 +119,9 @@ def _sparsity(found: Mapping[str, Found]) -> Row:
   ]
 
 
-def _late_entropy(found: Mapping[str, Found]) -> Row:
+def _late_entropy(runs_by_task: Mapping[str, RunsByArm]) -> Row:
   parts, ratios = [], []
-  for name, arms in found.items():
+  for name, arms in runs_by_task.items():
     shared = sorted(set(arms['grpo']) & set(arms['kl_cov']))
     if shared:
       values = [
@@ -133,9 +137,9 @@ def _late_entropy(found: Mapping[str, Found]) -> Row:
   ]
 
 
-def _sensitivity(study: Study, found: Mapping[str, Found]) -> Row:
+def _sensitivity(study: Study, runs_by_task: Mapping[str, RunsByArm]) -> Row:
   parts, narrow = [], []
-  for name, arms in found.items():
+  for name, arms in runs_by_task.items():
     task = study.task(name)
     if len(arms['grpo']) < 2:  # no interval, no verdict
       continue
@@ -154,9 +158,9 @@ def _sensitivity(study: Study, found: Mapping[str, Found]) -> Row:
   ]
 
 
-def _annealed(study: Study, found: Mapping[str, Found]) -> Row:
+def _annealed(study: Study, runs_by_task: Mapping[str, RunsByArm]) -> Row:
   parts, best = [], []
-  for name, arms in found.items():
+  for name, arms in runs_by_task.items():
     task = study.task(name)
     means = {
       arm: float(np.mean([primary(task, lines) for lines in runs.values()]))
@@ -185,9 +189,9 @@ def law_figures(lines: Lines) -> tuple[float, float]:
   return fit.r_squared, abs(fit.error)
 
 
-def _law(found: Mapping[str, Found]) -> Row:
+def _law(runs_by_task: Mapping[str, RunsByArm]) -> Row:
   parts, good = [], []
-  for name, arms in found.items():
+  for name, arms in runs_by_task.items():
     fits = np.array([law_figures(lines) for lines in arms['grpo'].values()])
     squared, error = fits.mean(axis=0)
     good.append(squared > 0.9 and error < 0.05)

@@ -39,7 +39,7 @@ BASE_WIDTH, WIDTHS = 32, (32, 64, 128, 256, 384)
 SIZED_ARMS = ('grpo', 'kl_cov')
 SIZED_TASKS = ('changed_rule', PUSHED)
 TUNED_ON = {name: name for name in TASKS} | {PUSHED: 'many_solutions'}
-"""The task whose tuning an arm of a task has."""
+"""The task whose tuning runs choose the values of the arms, by task."""
 
 ADVISED = 'advised'
 CHOSEN = pathlib.Path(__file__).with_name('chosen.json')
@@ -96,7 +96,7 @@ class Study:
     self.quick = quick
     self._tasks: dict[str, StudyTask] = {}
     self._read: dict[pathlib.Path, Lines] = {}
-    self._warm: tuple[object, Any] = (None, None)
+    self._warm_start: tuple[object, Any] = (None, None)
 
   def task(self, name: str) -> StudyTask:
     """A task by name."""
@@ -133,9 +133,11 @@ class Study:
   def _train(self, run: Run) -> Lines:
     task, width = self.task(run.task), run.setting.width
     key = run.task, run.seed, width
-    if self._warm[0] != key:
-      self._warm = key, runner.warm_start(task, run.seed, width)
-    return runner.train(task, run.arm, run.seed, run.setting, self._warm[1])
+    if self._warm_start[0] != key:
+      self._warm_start = key, runner.warm_start(task, run.seed, width)
+    return runner.train(
+      task, run.arm, run.seed, run.setting, self._warm_start[1]
+    )
 
   def finished(self, run: Run) -> Lines | None:
     """The metrics of a finished run, else `None`."""
@@ -167,13 +169,13 @@ class Study:
     for arm in ARMS.values():
       scores = []
       for choice in arm.choices:
-        found = [
+        runs = [
           self.finished(
             Run(task=name, arm=arm.with_value(choice), seed=s, group='tuning')
           )
           for s in TUNING_SEEDS
         ]
-        values = [tuning_score(task, lines) for lines in found if lines]
+        values = [tuning_score(task, lines) for lines in runs if lines]
         if len(values) == len(TUNING_SEEDS):
           scores.append((float(np.mean(values)), choice))
       if arm.tuned and len(scores) == len(arm.choices):
@@ -190,8 +192,8 @@ class Study:
   def arms(self, name: str) -> list[Arm]:
     """All arms with their chosen values, and the advised one.
 
-    The advised one lacks before the run that it is from, or if it is one of
-    the others.
+    The advised arm is missing until the run that it depends on is finished, and if
+    it equals another arm.
     """
     best = self.chosen(name)
     arms = [
@@ -307,9 +309,11 @@ def by_iteration(lines: Lines, field: str) -> np.ndarray:
   """Mean of a field over the updates of each iteration, before a rule changes."""
   changes = [x['iteration'] for x in evaluations(lines) if x['rule'] > 0]
   end = min(changes, default=math.inf)
-  found = [line for line in updates(lines) if line['iteration'] < end]
-  number = np.array([line['iteration'] for line in found])
-  values = np.array([line[field] for line in found], float)
+  lines_before_end = [
+    line for line in updates(lines) if line['iteration'] < end
+  ]
+  number = np.array([line['iteration'] for line in lines_before_end])
+  values = np.array([line[field] for line in lines_before_end], float)
   return np.array([np.nanmean(values[number == i]) for i in np.unique(number)])
 
 
@@ -322,10 +326,10 @@ def fit_law(lines: Lines) -> Fit:
 
 def primary(task: StudyTask, lines: Lines) -> float:
   """The primary metric of a run."""
-  found = evaluations(lines)
+  evaluated = evaluations(lines)
   if task.metric == 'updates_to_half':
     return updates_to_half(lines)
-  return found[-1][task.metric]
+  return evaluated[-1][task.metric]
 
 
 def tuning_score(task: StudyTask, lines: Lines) -> float:

@@ -12,7 +12,7 @@ from covrl.report.chart import Figure, Series
 from .driver import Lines, evaluations, updates
 from .tasks import StudyTask
 
-Found = dict[str, dict[int, Lines]]
+RunsByArm = dict[str, dict[int, Lines]]
 """Metrics by arm and seed."""
 
 SHOWN = (
@@ -40,11 +40,11 @@ _CURVES = {
 }
 
 
-def curves(task: StudyTask, found: Found) -> list[Figure]:
+def curves(task: StudyTask, runs_by_arm: RunsByArm) -> list[Figure]:
   """Measurements and entropy over iterations, mean over seeds."""
-  shown = [arm for arm in SHOWN if found[arm]]
+  shown = [arm for arm in SHOWN if runs_by_arm[arm]]
   figures = [
-    metric_figure(task, found, name, unit, title, scale)
+    metric_figure(task, runs_by_arm, name, unit, title, scale)
     for name, title, unit, scale in _CURVES[task.name]
   ]
   figures.append(
@@ -56,7 +56,7 @@ def curves(task: StudyTask, found: Found) -> list[Figure]:
         mean_series(
           arm,
           color,
-          [updates(x) for x in found[arm].values()],
+          [updates(x) for x in runs_by_arm[arm].values()],
           'rollout_entropy',
           1.0,
         )
@@ -70,7 +70,7 @@ def curves(task: StudyTask, found: Found) -> list[Figure]:
 
 def metric_figure(
   task: StudyTask,
-  found: Found,
+  runs_by_arm: RunsByArm,
   name: str,
   unit: str,
   title: str,
@@ -83,10 +83,14 @@ def metric_figure(
     y_label=unit,
     series=[
       mean_series(
-        arm, color, [evaluations(x) for x in found[arm].values()], name, scale
+        arm,
+        color,
+        [evaluations(x) for x in runs_by_arm[arm].values()],
+        name,
+        scale,
       )
       for color, arm in enumerate(SHOWN)
-      if found[arm]
+      if runs_by_arm[arm]
     ],
     zero=True,
   )

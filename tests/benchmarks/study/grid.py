@@ -36,17 +36,17 @@ def _neighbours(cell: Cell, wall: Cell) -> list[Cell]:
 
 def paths(start: Cell, goal: Cell, wall: Cell, most: int) -> list[list[Cell]]:
   """All paths of at most `most` steps that visit no cell twice."""
-  found: list[list[Cell]] = []
+  paths_found: list[list[Cell]] = []
 
   def follow(path: list[Cell]) -> None:
     for cell in _neighbours(path[-1], wall):
       if cell == goal:
-        found.append([*path[1:], cell])
+        paths_found.append([*path[1:], cell])
       elif cell not in path and len(path) < most:
         follow([*path, cell])
 
   follow([start])
-  return found
+  return paths_found
 
 
 def _grid() -> dict[tuple[int, ...], list[list[int]]]:
@@ -115,11 +115,14 @@ class Grid:
     return np.array(asked), np.array(rows)
 
   def coverage(
-    self, prompts: Prompts, found: Float[np.ndarray, ' m'], samples: int = 64
+    self,
+    prompts: Prompts,
+    path_probabilities: Float[np.ndarray, ' m'],
+    samples: int = 64,
   ) -> dict[str, np.ndarray]:
     """Exact pass@1, pass@64 and distinct solutions in 64 samples, by prompt."""
     counts = [len(self.solutions[tuple(p)]) for p in prompts.tolist()]
-    each = np.split(found, np.cumsum(counts)[:-1])
+    each = np.split(path_probabilities, np.cumsum(counts)[:-1])
     solved = np.array([p.sum() for p in each])
     return {
       'accuracy': solved,

@@ -49,22 +49,22 @@ CELLS: tuple[Cell, ...] = tuple((r, p) for r in RATES for p in PASSES)
 
 def pushed_section(study: Study) -> PageSection:
   """D5: pass@1 by learning rate and passes, the region, and the best point."""
-  found: dict[tuple[str, Cell], dict[int, Lines]] = {}
+  runs: dict[tuple[str, Cell], dict[int, Lines]] = {}
   seconds: dict[int, list[float]] = {}
   for run in pushed_runs(study.arms(PUSHED), SEEDS):
     if lines := study.finished(run):
       cell = float(run.group.split('_')[1]), run.setting.passes
-      found.setdefault((run.arm.name, cell), {})[run.seed] = lines
+      runs.setdefault((run.arm.name, cell), {})[run.seed] = lines
       seconds.setdefault(cell[1], []).append(study.core_seconds(run))
   title = 'D5, how far it can be pushed'
-  if not found:
+  if not runs:
     return PageSection(title=title, texts=('Not run yet.',))
   ends = ends_at_equal_time(
     {p: float(np.median(s)) for p, s in seconds.items()},
-    next(iter(next(iter(found.values())).values())),
+    next(iter(next(iter(runs.values())).values())),
   )
   best = {
-    name: best_cell(name, found, ends) for name in shown_arms(study, PUSHED)
+    name: best_cell(name, runs, ends) for name in shown_arms(study, PUSHED)
   }
   rows = []
   for name, (cell, values) in best.items():
@@ -76,12 +76,12 @@ def pushed_section(study: Study) -> PageSection:
         f'`{name}`',
         *(
           text(
-            interval([_final(x) for x in found.get((name, c), {}).values()]),
+            interval([_final(x) for x in runs.get((name, c), {}).values()]),
             PERCENT,
           )
           for c in CELLS
         ),
-        f'{sum(rises(found.get((name, c), {})) for c in CELLS)} of {len(CELLS)}',
+        f'{sum(rises(runs.get((name, c), {})) for c in CELLS)} of {len(CELLS)}',
         cell_title(cell),
         text(interval([*values.values()]), PERCENT),
         text(difference, PERCENT, signed=True) if name != BASELINE else '',
@@ -162,7 +162,7 @@ class Best(NamedTuple):
 
 def best_cell(
   name: str,
-  found: Mapping[tuple[str, Cell], Mapping[int, Lines]],
+  runs: Mapping[tuple[str, Cell], Mapping[int, Lines]],
   ends: Mapping[int, int],
 ) -> Best:
   """The setting with the highest mean at equal time.
@@ -176,10 +176,10 @@ def best_cell(
         for x in evaluations(lines)
         if x['iteration'] == ends[cell[1]]
       )
-      for seed, lines in found[name, cell].items()
+      for seed, lines in runs[name, cell].items()
     }
     for cell in CELLS
-    if (name, cell) in found
+    if (name, cell) in runs
   }
   if not by_cell:
     return Best(None, {})
@@ -203,20 +203,20 @@ Sized = dict[tuple[str, int, str], dict[int, Lines]]
 
 def sized(study: Study) -> Sized:
   """The finished runs of all sizes."""
-  found: Sized = {}
+  runs: Sized = {}
   for run in sized_runs(study.arms(PUSHED), SEEDS):
     if lines := study.finished(run):
       key = run.task, run.setting.width, run.arm.name
-      found.setdefault(key, {})[run.seed] = lines
-  return found
+      runs.setdefault(key, {})[run.seed] = lines
+  return runs
 
 
-def gains(study: Study, found: Sized, task: str) -> dict[int, dict[int, float]]:
+def gains(study: Study, runs: Sized, task: str) -> dict[int, dict[int, float]]:
   """Gain of KL-Cov over GRPO in the primary metric, by width and seed."""
   sign = 1 if study.task(task).higher_is_better else -1
   result: dict[int, dict[int, float]] = {}
   for width in WIDTHS:
-    arms = [found.get((task, width, a), {}) for a in ('kl_cov', BASELINE)]
+    arms = [runs.get((task, width, a), {}) for a in ('kl_cov', BASELINE)]
     for seed in sorted(set(arms[0]) & set(arms[1])):
       ours, theirs = (primary(study.task(task), arm[seed]) for arm in arms)
       result.setdefault(width, {})[seed] = sign * (ours - theirs)
@@ -239,12 +239,12 @@ def slope_by_size(
   return interval(slopes)
 
 
-def law_by_size(found: Sized) -> dict[int, list[Fit]]:
+def law_by_size(runs: Sized) -> dict[int, list[Fit]]:
   """The law between entropy and reward, fitted to GRPO's runs on D5's task."""
   return {
     width: [
       fit_law(lines)
-      for lines in found.get((PUSHED, width, BASELINE), {}).values()
+      for lines in runs.get((PUSHED, width, BASELINE), {}).values()
     ]
     for width in WIDTHS
   }
@@ -252,25 +252,25 @@ def law_by_size(found: Sized) -> dict[int, list[Fit]]:
 
 def sizes_section(study: Study) -> PageSection:
   """GRPO and KL-Cov with policies of several sizes."""
-  found = sized(study)
+  runs = sized(study)
   title = 'Sizes of the policy'
-  if not found:
+  if not runs:
     return PageSection(title=title, texts=('Not run yet.',))
   updates, share = Form('', 0), PERCENT
   forms = dict(zip(SIZED_TASKS, (updates, share), strict=True))
-  law = law_by_size(found)
+  law = law_by_size(runs)
   rows = []
   for width in WIDTHS:
     row = [f'{parameters_of(width) / 1e6:.2f}']
     for name, form in forms.items():
       task = study.task(name)
-      arms = [found.get((name, width, a), {}) for a in (BASELINE, 'kl_cov')]
+      arms = [runs.get((name, width, a), {}) for a in (BASELINE, 'kl_cov')]
       row.append('/'.join(str(len(arm)) for arm in arms))
       row += [
         text(interval([primary(task, x) for x in arm.values()]), form)
         for arm in arms
       ]
-      gain = gains(study, found, name).get(width, {})
+      gain = gains(study, runs, name).get(width, {})
       row.append(text(interval([*gain.values()]), form, signed=True))
     fits = law[width]
     row += [
@@ -310,10 +310,10 @@ def _r_squared(fit: Fit) -> float:
 
 def size_rows(study: Study) -> list[list[str]]:
   """Claims about the size of the model: claim, measured, verdict."""
-  found = sized(study)
+  runs = sized(study)
   parts, grows = [], []
   for name in SIZED_TASKS:
-    by_width = gains(study, found, name)
+    by_width = gains(study, runs, name)
     slope = slope_by_size(by_width)
     if slope is not None:
       form = Form('', 1) if name == 'changed_rule' else PERCENT
@@ -323,7 +323,7 @@ def size_rows(study: Study) -> list[list[str]]:
         f'{text(slope, form, signed=True)} {unit}'
       )
       grows.append(slope.sign > 0)
-  fits = {w: each for w, each in law_by_size(found).items() if each}
+  fits = {w: each for w, each in law_by_size(runs).items() if each}
   correlations = [
     correlation_with_size(fits, pick)
     for pick in (_a, _b)

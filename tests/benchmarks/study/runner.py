@@ -250,10 +250,10 @@ def evaluate(
   count = len(tokens)
   padded = np.resize(tokens, (-(-count // SCORED) * SCORED, WIDTH))
   run = _programs(width)['probabilities']
-  found = [
+  probabilities = [
     run(params, padded[i : i + SCORED]) for i in range(0, len(padded), SCORED)
   ]
-  return task.measure(np.concatenate(found)[:count], phase)
+  return task.measure(np.concatenate(probabilities)[:count], phase)
 
 
 def train(
@@ -284,9 +284,9 @@ def train(
       int(np.searchsorted(ends, iteration, side='right')), len(ends) - 1
     )
     if iteration % task.every == 0 or iteration in ends:
-      found = evaluate(task, state.trainable, phase, setting.width)
+      measured = evaluate(task, state.trainable, phase, setting.width)
       lines.append(
-        {'phase': 'eval', 'iteration': iteration, 'rule': phase} | found
+        {'phase': 'eval', 'iteration': iteration, 'rule': phase} | measured
       )
     if iteration == iterations:
       break

@@ -110,8 +110,8 @@ def changed_rule(habit: int = 20, after: int = 40) -> StudyTask:
   twice = np.concatenate([held_out, held_out])
   modes = np.repeat([FORWARD, REVERSE], len(held_out))
 
-  def measure(found: Float[np.ndarray, ' m'], phase: int) -> Measured:
-    habit_rate, new = found.reshape(2, -1).mean(axis=1)
+  def measure(success_rates: Float[np.ndarray, ' m'], phase: int) -> Measured:
+    habit_rate, new = success_rates.reshape(2, -1).mean(axis=1)
     return {
       'accuracy': float((habit_rate, new)[phase]),
       'habit': float(habit_rate),
@@ -184,10 +184,13 @@ def lock(iterations: int = 80) -> StudyTask:
 
   every = _lock_prompts(np.array(DEPTHS))
 
-  def measure(found: Float[np.ndarray, ' m'], phase: int) -> Measured:
+  def measure(success_rates: Float[np.ndarray, ' m'], phase: int) -> Measured:
     del phase
-    left = found > 0.5
-    return {'left': float(left.mean()), 'accuracy': float(found.mean())} | {
+    left = success_rates > 0.5
+    return {
+      'left': float(left.mean()),
+      'accuracy': float(success_rates.mean()),
+    } | {
       f'left/{depth}': float(each)
       for depth, each in zip(DEPTHS, left, strict=True)
     }
@@ -225,9 +228,11 @@ def many_solutions(iterations: int = 400, every: int = 20) -> StudyTask:
     prompts = draw(rng, count)
     return prompts, grid.random_solutions(rng, prompts)
 
-  def measure(found: Float[np.ndarray, ' m'], phase: int) -> Measured:
+  def measure(
+    path_probabilities: Float[np.ndarray, ' m'], phase: int
+  ) -> Measured:
     del phase
-    figures = grid.coverage(grid.held_out, found)
+    figures = grid.coverage(grid.held_out, path_probabilities)
     return {name: float(values.mean()) for name, values in figures.items()}
 
   return StudyTask(
@@ -273,9 +278,11 @@ def out_of_distribution(iterations: int = 40) -> StudyTask:
 
   unusual = ~grid.is_habitual(grid.held_out)
 
-  def measure(found: Float[np.ndarray, ' m'], phase: int) -> Measured:
+  def measure(
+    path_probabilities: Float[np.ndarray, ' m'], phase: int
+  ) -> Measured:
     del phase
-    figures = grid.coverage(grid.held_out, found)
+    figures = grid.coverage(grid.held_out, path_probabilities)
     values = {name: float(each.mean()) for name, each in figures.items()}
     values['unusual'] = float(figures['accuracy'][unusual].mean())
     values['unusual_pass64'] = float(figures['pass64'][unusual].mean())

@@ -102,20 +102,22 @@ def merged(
     sections: new sections; one without a table replaces nothing.
   """
   top, *older = written.split(HEADING)
-  found = {each.partition('\n')[0]: each for each in older}
+  merged_sections = {text.partition('\n')[0]: text for text in older}
   lines = {_subject(line): line for line in top.splitlines() if line}
   for headline in headlines:
     line = f'- {headline}'
     if not headline.endswith(NOT_RUN) or _subject(line) not in lines:
       lines[_subject(line)] = line
   for section in sections:
-    if section.rows or section.title not in found:
+    if section.rows or section.title not in merged_sections:
       table = section.markdown() if section.rows else ''
       paragraphs = [section.title, *section.texts, table]
-      found[section.title] = '\n\n'.join(filter(None, paragraphs)).strip()
+      merged_sections[section.title] = '\n\n'.join(
+        filter(None, paragraphs)
+      ).strip()
   parts = [
     '\n'.join(lines.values()),
-    *(each.strip() for each in found.values()),
+    *(text.strip() for text in merged_sections.values()),
   ]
   return f'\n\n{HEADING}'.join(parts) + '\n\n'
 
@@ -129,14 +131,14 @@ def headline(study: Study) -> list[str]:
   """One sentence per task: the arms that win and lose against GRPO."""
   sentences = []
   for name in TASKS:
-    task, found = study.task(name), finished(study, name)
-    seeds = len(found['grpo'])
+    task, runs_by_arm = study.task(name), finished(study, name)
+    seeds = len(runs_by_arm['grpo'])
     if not seeds:
       sentences.append(f'{task.title}: {NOT_RUN}')
       continue
     verdicts = {
-      arm: verdict(task, differences(task, found, arm))
-      for arm in found
+      arm: verdict(task, differences(task, runs_by_arm, arm))
+      for arm in runs_by_arm
       if arm != 'grpo'
     }
     winners, losers = (
@@ -158,15 +160,17 @@ def picture(study: Study) -> list[Figure]:
   """The panels of the picture, without bands; empty while an arm lacks."""
   panels = []
   for name, metric, unit, title, scale in PICTURE:
-    found = finished(study, name)
-    if not all(found[arm] for arm in SHOWN):
+    runs_by_arm = finished(study, name)
+    if not all(runs_by_arm[arm] for arm in SHOWN):
       return []
-    shared = set.intersection(*(set(found[arm]) for arm in SHOWN))
-    found = {
+    shared = set.intersection(*(set(runs_by_arm[arm]) for arm in SHOWN))
+    runs_by_arm = {
       arm: {seed: lines for seed, lines in runs.items() if seed in shared}
-      for arm, runs in found.items()
+      for arm, runs in runs_by_arm.items()
     }
-    figure = metric_figure(study.task(name), found, metric, unit, title, scale)
+    figure = metric_figure(
+      study.task(name), runs_by_arm, metric, unit, title, scale
+    )
     panels.append(_without_bands(figure))
   return panels
 
