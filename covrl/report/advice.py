@@ -313,10 +313,10 @@ def advice_text(run: RunData) -> str:
 def _fraction(readings: Readings) -> tuple[float, str]:
   """The smallest logged share of tokens that holds half of the tail."""
   tails = readings.tails
-  wanted = WIDEST_TAIL * tails[WIDEST_TAIL] / 2
-  share = min(share for share in tails if share * tails[share] >= wanted)
+  half_of_tail = WIDEST_TAIL * tails[WIDEST_TAIL] / 2
+  share = min(share for share in tails if share * tails[share] >= half_of_tail)
   min_share = MIN_SELECTED / max(readings.tokens, 1.0)
-  # As it is written below: two digits are more than the figures carry.
+  # Rounded to the two digits that are printed; the figures are no more precise.
   fraction = float(f'{min(max(share, min_share), MAX_FRACTION):.2g}')
   text = (
     f'the top {formats.percent(share, 2)} of the tokens hold half of that'

@@ -112,14 +112,14 @@ def cotangents(
     def add(block: Block, state: Cotangents) -> Cotangents:
       hidden, chunk_columns = state
       rows = _block_inputs(chunk, blocks, block)
-      logits = logit_cotangent(rows, blocks.read(residuals, block), soft_cap)
+      cotangent = logit_cotangent(rows, blocks.read(residuals, block), soft_cap)
       if on_gpu:
         # As on TPUs: mixed with float32, bfloat16 factors would be multiplied in
         # TF32, at half the rate.
-        logits = logits.astype(narrow)
-      hidden_rows = multiply('nv,dv->nd', logits, rows.unembedding)
+        cotangent = cotangent.astype(narrow)
+      hidden_rows = multiply('nv,dv->nd', cotangent, rows.unembedding)
       hidden_rows += blocks.read(hidden, block)
-      chunk_columns += multiply('nd,nv->dv', rows.hidden, logits)
+      chunk_columns += multiply('nd,nv->dv', rows.hidden, cotangent)
       return blocks.write(hidden, hidden_rows, block), chunk_columns
 
     hidden, columns = state
