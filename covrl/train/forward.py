@@ -127,8 +127,8 @@ def forward(
 ) -> ForwardOutputs:
   """Runs the policy on rows of tokens, and computes their statistics.
 
-  Statistics of tokens off the `loss_mask` are 0. XLA's chunks skip these tokens,
-  TPU kernels do not (see `token_stats`).
+  Statistics of tokens off the `loss_mask` are 0, and are not computed (see
+  `token_stats`).
 
   Tokens are routed to the rows' `experts`, if there are any.
 

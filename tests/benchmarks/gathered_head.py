@@ -113,7 +113,9 @@ def compiled_update(
     CLIPPED,
     token_tx,
     tx,
-    StepSettings(first_column=shape.prompt - 1, has_old_stats=False, **settings),
+    StepSettings(
+      first_column=shape.prompt - 1, has_old_stats=False, **settings
+    ),
   )
   mesh = sharding.make_mesh((1,), jax.devices()[:1])
   with jax.set_mesh(mesh):
