@@ -281,6 +281,10 @@ class LoggingConfig:
     warm_start_every: warm-start steps between metrics lines.
     entropy_change_every: updates between measurements of the entropy change
       that an update causes, which take about as long as an update; 0 for none.
+    diagnostics_every: updates between measurements of top means and quantiles of
+      the covariance and of predicted entropy changes; 0 for none. Between them
+      moments of the policy are computed only for a loss or token chain that
+      reads them.
     tensorboard: whether to write TensorBoard events.
     wandb_project: Weights & Biases project; empty for none.
   """
@@ -289,6 +293,7 @@ class LoggingConfig:
   samples: NonNegative = 16
   warm_start_every: Positive = 50
   entropy_change_every: NonNegative = 10
+  diagnostics_every: NonNegative = 1
   tensorboard: bool = True
   wandb_project: str = ''
 

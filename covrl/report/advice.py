@@ -29,11 +29,13 @@ WIDEST_TAIL = 0.02
 TAILS = (0.0002, 0.002, WIDEST_TAIL)
 """Top shares of tokens; small ones hold no token of an update of few tokens."""
 
+AT_INTERVALS = (f'covariance_top/{WIDEST_TAIL:g}', 'covariance_quantile/0.99')
+"""Metrics of updates that a run may measure at intervals only."""
+
 REQUIRED = (
   'entropy',
   'covariance',
-  f'covariance_top/{WIDEST_TAIL:g}',
-  'covariance_quantile/0.99',
+  *AT_INTERVALS,
   'tokens',
   'reward',
   'equal_reward_groups',
@@ -159,8 +161,9 @@ def read(run: RunData) -> Readings:
   """Reads the figures that the advice depends on.
 
   Raises:
-    ValueError: metrics are missing, in the whole run or in more than a tenth of
-      its iterations, the run has fewer than five iterations with updates, or it
+    ValueError: metrics are missing, in the whole run, in more than a tenth of its
+      iterations or, where they are measured at intervals, in its first third,
+      the run has fewer than five iterations with updates, or it
       has no tokens or no entropy to lose.
   """
   train, name = run.train, run.path.name
@@ -177,25 +180,38 @@ def read(run: RunData) -> Readings:
     raise ValueError(
       f'advice needs {MIN_ITERATIONS} iterations with updates, {name} has {count}'
     )
-  for metric in REQUIRED:
+  always = [metric for metric in REQUIRED if metric not in AT_INTERVALS]
+  for metric in always:
     absent = count - train.curve(metric).x.size
     if absent > MOST_MISSING * count:
       raise ValueError(
         f'advice on {name} needs {metric} in {formats.percent(1 - MOST_MISSING, 0)} of the'
         f' iterations, it is missing in {absent} of {count}'
       )
-  tails = [share for share in TAILS if train.has(f'covariance_top/{share:g}')]
-  metrics = {*REQUIRED, *(f'covariance_top/{share:g}' for share in tails)}
   common = functools.reduce(
-    np.intersect1d, (train.curve(metric).x for metric in metrics)
+    np.intersect1d, (train.curve(metric).x for metric in always)
   )
+  third = common[max(1, common.size // 3) - 1]
 
   def values(metric: str) -> Float[np.ndarray, ' n']:
     curve = train.curve(metric)
     return curve.y[np.isin(curve.x, common)]
 
   def first_third(metric: str) -> float:
-    return float(values(metric)[: max(1, common.size // 3)].mean())
+    curve = train.curve(metric)
+    measured = curve.y[curve.x <= third]
+    if not measured.size:
+      raise ValueError(
+        f'advice on {name} needs {metric} in the first third of the iterations,'
+        f' it is missing up to iteration {third:g}'
+      )
+    return float(measured.mean())
+
+  def has_tail(share: float) -> bool:
+    metric = f'covariance_top/{share:g}'
+    if metric in AT_INTERVALS:
+      return True
+    return train.has(metric) and bool(np.any(train.curve(metric).x <= third))
 
   def last_tenth(metric: str) -> float:
     return float(values(metric)[-tenth:].mean())
@@ -222,7 +238,11 @@ def read(run: RunData) -> Readings:
     entropy_end=last_tenth('entropy'),
     halving=float(halved[0] - common[0]) if halved.size else None,
     covariance=first_third('covariance'),
-    tails={share: first_third(f'covariance_top/{share:g}') for share in tails},
+    tails={
+      share: first_third(f'covariance_top/{share:g}')
+      for share in TAILS
+      if has_tail(share)
+    },
     high_quantile=first_third('covariance_quantile/0.99'),
     equal_groups=last_tenth('equal_reward_groups'),
     reward=last_tenth('reward'),

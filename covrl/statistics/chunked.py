@@ -23,6 +23,7 @@ from covrl.statistics.streaming import (
   Residuals,
   SoftmaxSums,
   empty_sums,
+  gather_inputs,
   logit_cotangent,
   logit_tile,
   merge_sums,
@@ -50,7 +51,7 @@ def sums(
     size: columns per chunk.
   """
   blocks = Blocks(wanted)
-  gathered = _gathered(inputs, blocks)
+  gathered = gather_inputs(inputs, blocks)
 
   def step(
     total: SoftmaxSums, index: Int[Array, '']
@@ -103,7 +104,7 @@ def cotangents(
   )
 
   blocks = Blocks(wanted)
-  gathered = _gathered(inputs, blocks)
+  gathered = gather_inputs(inputs, blocks)
   residuals = jax.tree.map(blocks.gather, residuals)
 
   def step(state: Cotangents, index: Int[Array, '']) -> tuple[Cotangents, None]:
@@ -139,15 +140,6 @@ def cotangents(
   indices = jnp.arange(_num_chunks(inputs, size))
   (hidden, columns), _ = jax.lax.scan(step, start, indices, reverse=True)
   return blocks.scatter(hidden.astype(dtypes[0])), columns
-
-
-def _gathered(inputs: Inputs, blocks: Blocks) -> Inputs:
-  """Inputs with the wanted tokens moved to the front."""
-  return inputs._replace(
-    hidden=blocks.gather(inputs.hidden),
-    targets=blocks.gather(inputs.targets, -1),
-    temperatures=blocks.gather(inputs.temperatures, 1),
-  )
 
 
 def _block_inputs(inputs: Inputs, blocks: Blocks, index: Block) -> Inputs:

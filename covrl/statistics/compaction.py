@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compaction: processes only the wanted tokens of a list, in blocks of rows.
 
-The wanted tokens are moved to the front, in their order. A loop then takes one
-block of them after the other, as many as there are: shapes are static, and the
-trip count is traced. Nothing is sorted, and a device handles its own tokens.
+The wanted tokens are moved to the front, in their order. A loop or a kernel then
+takes one block of them after the other, as many as there are: shapes are static,
+and the trip count is traced. Nothing is sorted, and a device handles its own
+tokens.
 """
 
 from __future__ import annotations
@@ -36,6 +37,11 @@ class Blocks:
       wanted: tokens to process; `None` for all, without a copy.
     """
     self._order = None if wanted is None else _order_of(wanted)
+
+  @property
+  def count(self) -> Int[Array, ''] | None:
+    """Number of wanted tokens; `None` if all are."""
+    return None if self._order is None else self._order.num_wanted
 
   def gather(self, array: Array, fill: int = 0) -> Array:
     """Moves the rows of wanted tokens to the front; `fill` follows them."""
@@ -87,6 +93,7 @@ class _Order(NamedTuple):
     source: index of the token at each new index, N where there is no token;
       padded to whole blocks.
     size: rows of a block.
+    num_wanted: number of wanted tokens.
     trips: number of blocks with a token.
   """
 
@@ -94,6 +101,7 @@ class _Order(NamedTuple):
   place: Int[Array, ' N']
   source: Int[Array, ' P']
   size: int
+  num_wanted: Int[Array, '']
   trips: Int[Array, '']
 
 
@@ -107,5 +115,6 @@ def _order_of(wanted: Bool[Array, 'N 1']) -> _Order:
   source = source.at[jnp.where(flags, place, source.size)].set(
     jnp.arange(length, dtype=jnp.int32), mode='drop'
   )
-  trips = (jnp.sum(flags, dtype=jnp.int32) + size - 1) // size
-  return _Order(wanted, place, source, size, trips)
+  num_wanted = jnp.sum(flags, dtype=jnp.int32)
+  trips = (num_wanted + size - 1) // size
+  return _Order(wanted, place, source, size, num_wanted, trips)

@@ -62,8 +62,8 @@ class StatsOptions(NamedTuple):
     soft_cap: bound of |logits|, or `None`.
     moments: whether moments are computed.
     chunk_size: columns per chunk, for `'chunked'`.
-    gathers: whether `'chunked'` processes only the wanted positions, gathered
-      into blocks.
+    gathers: whether only the wanted positions are processed, gathered into
+      blocks.
     implementation: `None` is Pallas on TPU and chunks elsewhere.
     partition: partitioning of the operands over the mesh.
   """
@@ -106,7 +106,10 @@ def _forward(
         moments=options.moments,
       ),
       functools.partial(
-        kernel.sums, soft_cap=options.soft_cap, moments=options.moments
+        kernel.sums,
+        wanted=_wanted(operands, options),
+        soft_cap=options.soft_cap,
+        moments=options.moments,
       ),
       inputs,
     )
@@ -153,7 +156,9 @@ def _backward(
         on_gpu=on_gpu,
         **static_options,
       ),
-      functools.partial(kernel.cotangents, **static_options),
+      functools.partial(
+        kernel.cotangents, wanted=_wanted(operands, options), **static_options
+      ),
       local_inputs(operands, partition),
       jax.tree.map(lambda x: x.reshape(-1, 1), residuals),
     )

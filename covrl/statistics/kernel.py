@@ -8,6 +8,9 @@ writes them to memory:
   cotangent of hidden       per block of tokens, over the vocabulary: dz Wᵀ
   cotangent of unembedding  per block of columns, over the tokens: (dzᵀ h)ᵀ
 
+Wanted tokens are gathered to the front first, and blocks behind them are neither
+read nor multiplied.
+
 Cotangents are accumulated in float32 in VMEM and written once, in the requested
 dtype: beside the results, only a few numbers per token are stored. The price is
 that both cotangents compute the logits again; sharing them would mean
@@ -23,14 +26,16 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from covrl.statistics.compaction import Blocks
 from covrl.statistics.reference import matmul_precision, statistics_dtype
 from covrl.statistics.streaming import (
   Inputs,
   Residuals,
   SoftmaxSums,
   empty_sums,
+  gather_inputs,
   logit_cotangent,
   logit_tile,
   merge_sums,
@@ -43,28 +48,35 @@ Ref: TypeAlias = Any
 
 
 def sums(
-  inputs: Inputs, *, soft_cap: int | float | None, moments: bool
+  inputs: Inputs,
+  wanted: Bool[Array, 'N 1'] | None = None,
+  *,
+  soft_cap: int | float | None,
+  moments: bool,
 ) -> SoftmaxSums:
   """Softmax sums of each token over all columns of the vocabulary.
 
   Args:
     inputs: tokens and columns.
+    wanted: tokens to process; the sums of others are empty. `None` for all.
     soft_cap: bound of |logits|, or `None`.
     moments: whether to compute the sums for moments.
   """
-  grid = make_grid(inputs, outer='tokens')
+  blocks = Blocks(wanted)
+  gathered = gather_inputs(inputs, blocks)
+  grid = make_grid(gathered, outer='tokens')
   wide = statistics_dtype(inputs.hidden, inputs.unembedding)
   like = jax.ShapeDtypeStruct((grid.padded_count, 1), wide)
   shapes = jax.eval_shape(functools.partial(empty_sums, moments=moments), like)
 
-  def kernel(refs: Inputs, *sum_refs: Ref) -> None:
+  def kernel(count: Ref, refs: Inputs, *sum_refs: Ref) -> None:
     out = SoftmaxSums(*sum_refs)
 
     @pl.when(pl.program_id(1) == 0)
     def _init() -> None:
       _write(out, empty_sums(out.peak[...], moments=moments), slice(None))
 
-    @grid.for_each_tile
+    @grid.for_each_wanted_tile(count)
     def _accumulate(tile: Slice) -> None:
       logits = logit_tile(grid.read_inputs(refs, tile), soft_cap)
       merged = merge_sums(
@@ -77,15 +89,18 @@ def sums(
     name='token_sums',
     matmuls=1,
     in_specs=(grid.input_specs(),),
-    out_specs=jax.tree.map(lambda _: grid.token_spec(1), shapes),
+    out_specs=jax.tree.map(lambda _: grid.token_spec(1, written=True), shapes),
     out_shape=shapes,
   )
-  return grid.unpad_tokens(call(grid.pad_inputs(inputs)))
+  found = grid.unpad_tokens(call(blocks.count, grid.pad_inputs(gathered)))
+  empty = empty_sums(inputs.temperatures, moments=moments)
+  return jax.tree.map(blocks.scatter, found, empty)
 
 
 def cotangents(
   inputs: Inputs,
   residuals: Residuals,
+  wanted: Bool[Array, 'N 1'] | None = None,
   *,
   soft_cap: int | float | None,
   dtypes: tuple[jnp.dtype, jnp.dtype],
@@ -95,19 +110,26 @@ def cotangents(
   Args:
     inputs: tokens and columns.
     residuals: residuals of the forward pass and cotangents of the statistics.
+    wanted: tokens to process; the cotangents of others are 0. `None` for all.
     soft_cap: bound of |logits|, or `None`.
     dtypes: dtypes of the two results.
   """
-  return (
-    _cotangent('hidden', inputs, residuals, soft_cap, dtypes[0]),
-    _cotangent('unembedding', inputs, residuals, soft_cap, dtypes[1]),
+  blocks = Blocks(wanted)
+  gathered = gather_inputs(inputs, blocks)
+  residuals = jax.tree.map(blocks.gather, residuals)
+  count = blocks.count
+  hidden, unembedding = (
+    _cotangent(factor, gathered, residuals, count, soft_cap, dtype)
+    for factor, dtype in zip(('hidden', 'unembedding'), dtypes, strict=True)
   )
+  return blocks.scatter(hidden), unembedding
 
 
 def _cotangent(
   factor: Literal['hidden', 'unembedding'],
   inputs: Inputs,
   residuals: Residuals,
+  count: Int[Array, ''] | None,
   soft_cap: int | float | None,
   dtype: jnp.dtype,
 ) -> Float[Array, '_ _']:
@@ -118,13 +140,17 @@ def _cotangent(
   )
 
   def kernel(
-    refs: Inputs, residual_refs: Residuals, out: Ref, total: Ref
+    count: Ref,
+    refs: Inputs,
+    residual_refs: Residuals,
+    out: Ref,
+    total: Ref,
   ) -> None:
     @pl.when(pl.program_id(1) == 0)
     def _init() -> None:
       total[...] = jnp.zeros_like(total)
 
-    @grid.for_each_tile
+    @grid.for_each_wanted_tile(count)
     def _accumulate(tile: Slice) -> None:
       block = grid.read_inputs(refs, tile)
       logits = logit_cotangent(
@@ -148,7 +174,7 @@ def _cotangent(
 
   if of_hidden:
     out_spec, shape = (
-      grid.token_spec(grid.width),
+      grid.token_spec(grid.width, written=True),
       (grid.padded_count, grid.width),
     )
   else:
@@ -171,7 +197,7 @@ def _cotangent(
     ],
   )
   # Padding tokens have cotangents of 0 and add nothing to the unembedding's.
-  result = call(grid.pad_inputs(inputs), grid.pad_tokens(residuals))
+  result = call(count, grid.pad_inputs(inputs), grid.pad_tokens(residuals))
   return grid.unpad_tokens(result) if of_hidden else result
 
 

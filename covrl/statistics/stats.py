@@ -119,9 +119,9 @@ def token_stats(
     soft_cap: bound of |z|; `None` does not bound it.
     moments: whether to return Σ π², Σ π² log π and Σ π² log² π as well.
     mask: true where statistics are wanted; elsewhere they are 0. `None` is
-      everywhere. In XLA's chunks the wanted positions of a device are gathered,
-      and the cost is that of their number, in steps of an eighth; kernels and
-      truncated policies process every position.
+      everywhere. The wanted positions of a device are gathered, and the cost is
+      that of their number: in steps of an eighth in XLA's chunks, of blocks in
+      kernels. Truncated policies process every position.
     truncation: truncations of the policy of which the statistics have the
       entropy (`top_entropy`) and the moments the log-probability of the target
       (`filtered_logprobs`). They are computed by XLA, whatever the

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from covrl.statistics.compaction import Blocks
 from covrl.statistics.reference import (
   Normaliser,
   project_logits,
@@ -103,6 +104,15 @@ class LogitTile(NamedTuple):
   capped: Float[Array, 'N V']
   scaled: Float[Array, 'N V']
   is_target: Bool[Array, 'N V']
+
+
+def gather_inputs(inputs: Inputs, blocks: Blocks) -> Inputs:
+  """Moves the wanted tokens of the inputs to the front."""
+  return inputs._replace(
+    hidden=blocks.gather(inputs.hidden),
+    targets=blocks.gather(inputs.targets, -1),
+    temperatures=blocks.gather(inputs.temperatures, 1),
+  )
 
 
 def logit_tile(inputs: Inputs, soft_cap: int | float | None) -> LogitTile:

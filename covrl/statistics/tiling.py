@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -78,23 +79,50 @@ class BlockGrid:
     """Tokens or columns of an outer block."""
     return self.block[int(self.outer == 'columns')]
 
-  def token_spec(self, size: int) -> pl.BlockSpec:
-    """Block spec of an array `[N, size]`."""
+  def token_spec(self, size: int, *, written: bool = False) -> pl.BlockSpec:
+    """Block spec of an array `[N, size]`, which is read or written.
+
+    Blocks without a wanted token are written, with zeros, and not read.
+    """
     axis = int(self.outer == 'columns')
+
+    def block_index(*index: Any) -> tuple[Any, int]:
+      block, count = self._token_block(index[axis]), index[2]
+      last = jnp.maximum(pl.cdiv(count[0], self.block[0]) - 1, 0)
+      return block if written else jnp.minimum(block, last), 0
+
     return pl.BlockSpec(
-      (self.block[0], size),
-      lambda *index: (index[axis], 0),
-      pipeline_mode=self._buffers(axis),
+      (self.block[0], size), block_index, pipeline_mode=self._buffers(axis)
     )
 
   def column_spec(self, size: int) -> pl.BlockSpec:
-    """Block spec of an array `[size, V]`."""
+    """Block spec of an array `[size, V]`.
+
+    The inner blocks are not read for an outer one without a wanted token.
+    """
     axis = int(self.outer == 'tokens')
+
+    def block_index(*index: Any) -> tuple[int, Any]:
+      if axis == 0:
+        return 0, index[0]
+      first = self._token_block(index[0]) * self.block[0]
+      has_tokens = first < index[2][0]
+      return 0, jnp.where(has_tokens, index[1], self.shape[1] - 1)
+
     return pl.BlockSpec(
-      (size, self.block[1]),
-      lambda *index: (0, index[axis]),
-      pipeline_mode=self._buffers(axis),
+      (size, self.block[1]), block_index, pipeline_mode=self._buffers(axis)
     )
+
+  def _token_block(self, index: Any) -> Any:
+    """Index of the block of tokens at an index of the grid.
+
+    As the outer axis, every other block is in the first half: cores that share
+    the grid get as many of the blocks at the front, which have wanted tokens.
+    """
+    if self.outer == 'columns':
+      return index
+    half = pl.cdiv(self.shape[0], 2)
+    return jnp.where(index < half, 2 * index, 2 * (index - half) + 1)
 
   def _buffers(self, axis: int) -> pl.Buffered:
     """Two buffers for inner blocks, which change every step; one for outer."""
@@ -111,15 +139,40 @@ class BlockGrid:
     }
     return Inputs(**specs)
 
-  def for_each_tile(self, body: Callable[[Slice], None]) -> None:
-    """Loops over the tiles of the outer block; called inside a kernel."""
+  def for_each_tile(
+    self, body: Callable[[Slice], None], trips: Int[Array, ''] | None = None
+  ) -> None:
+    """Loops over the tiles of the outer block; called inside a kernel.
+
+    Args:
+      body: function of a tile.
+      trips: number of tiles; `None` for all.
+    """
     length = self.outer_block_size
     size = min(length, TILE)
 
     def step(index: Int[Array, ''], _: None) -> None:
       body(pl.ds(pl.multiple_of(index * size, size), size))
 
-    jax.lax.fori_loop(0, length // size, step, None)
+    jax.lax.fori_loop(0, length // size if trips is None else trips, step, None)
+
+  def for_each_wanted_tile(
+    self, count: Any
+  ) -> Callable[[Callable[[Slice], None]], None]:
+    """Decorator of `for_each_tile` that leaves out tiles without a wanted token.
+
+    Args:
+      count: reference to the number of wanted tokens, which are at the front.
+    """
+    axis = int(self.outer == 'columns')
+    block = self._token_block(pl.program_id(axis))
+    left = jnp.maximum(count[0] - block * self.block[0], 0)
+    most = self.outer_block_size // min(self.outer_block_size, TILE)
+    if axis == 0:
+      trips = jnp.minimum(pl.cdiv(left, min(self.outer_block_size, TILE)), most)
+    else:
+      trips = jnp.where(left > 0, most, 0)
+    return functools.partial(self.for_each_tile, trips=trips)
 
   def read_token_values(self, refs: PyTree, tile: Slice) -> PyTree:
     """Per-token values of a tile, or of the whole block if columns are outer."""
@@ -167,19 +220,39 @@ class BlockGrid:
     return jax.tree.map(lambda x: x[: self.count], tree)
 
   def pallas_call(
-    self, kernel: Callable[..., None], *, matmuls: int, **arguments: Any
+    self,
+    kernel: Callable[..., None],
+    *,
+    matmuls: int,
+    in_specs: PyTree,
+    out_specs: PyTree,
+    scratch_shapes: Sequence[Any] = (),
+    **arguments: Any,
   ) -> Callable[..., Any]:
     """Calls `pl.pallas_call` with the grid and compiler parameters.
 
     Args:
-      kernel: function of references, run on each block.
+      kernel: function of a reference to the number of wanted tokens and of
+        references to blocks, run on each block.
       matmuls: number of matrix products of the size of the logits'.
+      in_specs: block specs of the arrays.
+      out_specs: block specs of the results.
+      scratch_shapes: arrays in VMEM.
       **arguments: further arguments of `pl.pallas_call`.
+
+    Returns:
+      Function of the number of wanted tokens, `None` for all, and of the arrays.
     """
     logits = self.padded_count * self.vocabulary
-    return pl.pallas_call(
+    call = pl.pallas_call(
       kernel,
-      grid=self.shape,
+      grid_spec=pltpu.PrefetchScalarGridSpec(
+        num_scalar_prefetch=1,
+        grid=self.shape,
+        in_specs=in_specs,
+        out_specs=out_specs,
+        scratch_shapes=scratch_shapes,
+      ),
       compiler_params=pltpu.CompilerParams(
         dimension_semantics=('parallel', 'arbitrary'),
         vmem_limit_bytes=self.vmem,
@@ -191,6 +264,13 @@ class BlockGrid:
       ),
       **arguments,
     )
+
+    def run(count: Int[Array, ''] | None, *arrays: PyTree) -> PyTree:
+      if count is None:
+        count = jnp.asarray(self.count, jnp.int32)
+      return call(count[None], *arrays)
+
+    return run
 
 
 def make_grid(

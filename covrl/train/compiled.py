@@ -79,6 +79,8 @@ class CompiledPrograms:
       balance=config.train.balance,
       offload_optimizer=config.train.offload_optimizer,
       truncation=self.truncation,
+      reads_moments=reads_moments(algorithm),
+      diagnostics_every=config.logging.diagnostics_every,
     )
     self.networks = Networks(
       policy, algorithm.networks, algorithm.estimator, config, mesh, settings
@@ -109,7 +111,7 @@ class CompiledPrograms:
         score_batches,
         first_column,
         self.truncation.min_p,
-        moments=reads_moments(algorithm),
+        moments=settings.reads_moments,
       )
     )
     self._advantages = jax.jit(token_advantages(algorithm.advantages))

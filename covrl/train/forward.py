@@ -123,12 +123,12 @@ def forward(
   first_column: int,
   truncation: Truncation = NO_TRUNCATION,
   *,
-  moments: bool = True,
+  moments: bool | Bool[Array, ''] = True,
 ) -> ForwardOutputs:
   """Runs the policy on rows of tokens, and computes their statistics.
 
-  Statistics of tokens off the `loss_mask` are 0. XLA's chunks skip these tokens,
-  TPU kernels do not (see `token_stats`).
+  Statistics of tokens off the `loss_mask` are 0, and are not computed (see
+  `token_stats`).
 
   Tokens are routed to the rows' `experts`, if there are any.
 
@@ -141,7 +141,9 @@ def forward(
       they predict tokens of prompts. Ignored if tokens are split over a mesh.
       Above 0, every row must be one sequence.
     truncation: truncations whose statistics are computed as well.
-    moments: whether to compute moments. Min-p always needs them.
+    moments: whether to compute moments; otherwise they are NaN. Min-p always
+      needs them. If traced, they cost another pass over the logits where true,
+      and nothing is differentiated through them.
   """
   hidden, routing = policy.hidden_and_routing(
     params,
@@ -154,30 +156,37 @@ def forward(
   mesh = jax.sharding.get_abstract_mesh()
   if dict(mesh.shape).get('context', 1) > 1:
     first_column = 0
+  inputs = hidden[:, first_column:], policy.unembedding(params)
   compute = functools.partial(
     token_stats,
-    hidden[:, first_column:],
-    policy.unembedding(params),
-    rows.targets[:, first_column:],
+    targets=rows.targets[:, first_column:],
     temperature=temperature,
     soft_cap=policy.config.logit_soft_cap,
     mask=rows.loss_mask[:, first_column:],
     truncation=truncation,
   )
-  if moments or truncation.min_p is not None:
-    computed = compute(moments=True)
+  if truncation.min_p is not None or moments is True:
+    stats, token_moments = compute(*inputs, moments=True)
   else:
-    computed = compute(), None
+    stats = compute(*inputs)
+    token_moments = _unknown_moments(stats)
+    if moments is not False:
+      constants = jax.lax.stop_gradient(inputs)
+      token_moments = jax.lax.cond(
+        moments,
+        lambda: compute(*constants, moments=True)[1],
+        lambda: token_moments,
+      )
   padding = ((0, 0), (first_column, 0))
-  stats, padded_moments = jax.tree.map(lambda x: jnp.pad(x, padding), computed)
-  return ForwardOutputs(
-    stats, padded_moments or _unknown_moments(stats), routing
+  stats, token_moments = jax.tree.map(
+    lambda x: jnp.pad(x, padding), (stats, token_moments)
   )
+  return ForwardOutputs(stats, token_moments, routing)
 
 
 def _unknown_moments(stats: TokenStats) -> TokenMoments:
   """Moments of NaN, for those that were not computed."""
-  unknown = jnp.full_like(stats.logprobs, jnp.nan)
+  unknown = jnp.full_like(jax.lax.stop_gradient(stats.logprobs), jnp.nan)
   return TokenMoments(
     square=unknown, square_log=unknown, square_log_square=unknown
   )

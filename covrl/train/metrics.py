@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,7 +41,7 @@ class PerTokenValues:
 
   Attributes:
     stats: statistics of the policy at the update.
-    moments: moments of the same policy.
+    moments: moments of the same policy; NaN if not computed.
     log_ratio: log π − log π_old.
     score_weight: A · ratio · 1{not clipped}.
     clipped: tokens whose gradient the loss clipped away.
@@ -69,9 +70,7 @@ def update_metrics(
   an empty selection, the change of a signal of 0. Counts are 0.
 
   Entropy is in nats at the sampling temperature; `covariance` is the batch
-  covariance of log-probability and advantage. Predicted entropy changes are per
-  unit of step size: `signal` for the cotangents after the token chain, the
-  others for the loss alone.
+  covariance of log-probability and advantage.
 
   Args:
     batch: rows of the optimiser batch.
@@ -81,10 +80,6 @@ def update_metrics(
   """
   mask, has_tokens = batch.loss_mask, jnp.any(batch.loss_mask)
   covariance = token_covariance(tokens.stats.logprobs, batch.advantages, mask)
-  state = state_score(tokens.stats, batch.advantages)
-  definition = definition_score(tokens.stats, batch.advantages, mask)
-  exact = exact_score(tokens.stats, tokens.moments, tokens.score_weight)
-  signal = entropy_change(tokens.edited, tokens.stats, tokens.moments)
   readings = {
     'entropy': exact_mean(tokens.stats.entropy, mask),
     'covariance': exact_mean(covariance, mask),
@@ -98,6 +93,57 @@ def update_metrics(
     'clip_fraction': _share(tokens.clipped, mask),
     'tokens': count(mask).astype(jnp.float32),
     'penalty_share': _penalty_share(tokens),
+  }
+  return (
+    readings | _selection_metrics(mask, decisions) | _coefficients(token_state)
+  )
+
+
+def diagnostics(
+  batch: TokenBatch, tokens: PerTokenValues, due: bool | Bool[Array, '']
+) -> dict[str, Scalar]:
+  """Distribution of the covariances, and predicted changes of the entropy.
+
+  Predictions are in nats per unit of step size: `signal` for the cotangents after
+  the token chain, the others for the loss alone. What does not exist is NaN.
+
+  Args:
+    batch: rows of the optimiser batch.
+    tokens: per-token values of the update, with moments where `due`.
+    due: whether to compute them. If false the result is empty, and NaN if traced.
+  """
+  if isinstance(due, bool):
+    return _diagnostics(batch, tokens) if due else {}
+  compute = functools.partial(_diagnostics, batch, tokens)
+  absent = dict.fromkeys(jax.eval_shape(compute), jnp.asarray(jnp.nan))
+  return jax.lax.cond(due, compute, lambda: absent)
+
+
+def without_diagnostics(readings: Mapping[str, float]) -> dict[str, float]:
+  """Returns the metrics of an update at which no diagnostics are due."""
+  prefixes = (
+    'predicted_entropy_change/',
+    'covariance_top/',
+    'covariance_quantile/',
+  )
+  return {
+    name: value
+    for name, value in readings.items()
+    if not name.startswith(prefixes)
+  }
+
+
+def _diagnostics(
+  batch: TokenBatch, tokens: PerTokenValues
+) -> dict[str, Scalar]:
+  """Computes `diagnostics`."""
+  mask, has_tokens = batch.loss_mask, jnp.any(batch.loss_mask)
+  covariance = token_covariance(tokens.stats.logprobs, batch.advantages, mask)
+  state = state_score(tokens.stats, batch.advantages)
+  definition = definition_score(tokens.stats, batch.advantages, mask)
+  exact = exact_score(tokens.stats, tokens.moments, tokens.score_weight)
+  signal = entropy_change(tokens.edited, tokens.stats, tokens.moments)
+  readings = {
     'predicted_entropy_change/batch': -exact_mean(covariance, mask),
     'predicted_entropy_change/state': -exact_mean(state, mask),
     'predicted_entropy_change/definition': -exact_mean(definition, mask),
@@ -115,9 +161,7 @@ def update_metrics(
   )
   for quantile, value in zip(QUANTILES, quantiles, strict=True):
     readings[f'covariance_quantile/{quantile:g}'] = value
-  return (
-    readings | _selection_metrics(mask, decisions) | _coefficients(token_state)
-  )
+  return readings
 
 
 def sampler_metrics(batch: TokenBatch) -> dict[str, Scalar]:

@@ -16,6 +16,7 @@ from covrl.run.progress import Progress
 from covrl.train.build import Components
 from covrl.train.forward import with_old_stats
 from covrl.train.logged_samples import sample_records
+from covrl.train.metrics import without_diagnostics
 from covrl.train.resume import RunPosition
 from covrl.train.rollout_batch import RolloutBatch
 from covrl.types import TrainState
@@ -130,6 +131,10 @@ def update(
     state, rows, position.update == 0, run.train_key
   )
   metrics = _to_floats(device_metrics)
+  if not is_due(
+    position.updates_made(config), config.logging.diagnostics_every
+  ):
+    metrics = without_diagnostics(metrics)
   seconds = time.monotonic() - began
   if measures_change:
     change = run.programs.entropy_change(before, state, rows)

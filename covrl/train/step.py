@@ -92,6 +92,10 @@ class StepSettings:
     offload_optimizer: whether the parameter chain's state is in host memory and
       is copied to the device for the update.
     truncation: truncated policies whose statistics the token chain reads.
+    reads_moments: whether loss or token chain read moments of the policy.
+    diagnostics_every: updates between metrics of the distribution of the
+      covariances and of predicted entropy changes; 0 for none. Between them they
+      are NaN, and moments are not computed unless something reads them.
   """
 
   temperature: float = 1.0
@@ -103,6 +107,14 @@ class StepSettings:
   balance: float = 0.0
   offload_optimizer: bool = False
   truncation: Truncation = NO_TRUNCATION
+  reads_moments: bool = True
+  diagnostics_every: int = 1
+
+  def diagnoses(self, step: Int[Array, '']) -> bool | Bool[Array, '']:
+    """Whether the update after `step` others has diagnostics."""
+    if self.diagnostics_every in (0, 1):
+      return self.diagnostics_every == 1
+    return step % self.diagnostics_every == 0
 
 
 def make_train_step(
@@ -139,7 +151,13 @@ def make_train_step(
     first: Bool[Array, ''],
     key: Key[Array, ''],
   ) -> tuple[TrainState, Metrics]:
-    def run_forward(trainable: PyTree, rows: TokenBatch) -> ForwardOutputs:
+    diagnoses = settings.diagnoses(state.step)
+
+    def run_forward(
+      trainable: PyTree,
+      rows: TokenBatch,
+      moments: bool | Bool[Array, ''] = settings.reads_moments,
+    ) -> ForwardOutputs:
       params = policy.join(trainable, state.frozen)
       return forward(
         policy,
@@ -148,6 +166,7 @@ def make_train_step(
         settings.temperature,
         settings.first_column,
         settings.truncation,
+        moments=moments,
       )
 
     def differentiate(
@@ -156,7 +175,8 @@ def make_train_step(
       def run(
         trainable: PyTree,
       ) -> tuple[tuple[TokenStats, Scalar | None], ForwardOutputs]:
-        outputs, balance = run_forward(trainable, rows), None
+        moments = settings.reads_moments or diagnoses
+        outputs, balance = run_forward(trainable, rows, moments), None
         if is_balanced and outputs.routing is not None:
           sums = routing_sums or outputs.routing
           balance = load_balance(outputs.routing.mass, sums)
@@ -244,6 +264,7 @@ def make_train_step(
       tx, state, gradients, token_state, measured, has_tokens
     )
     readings = metrics.update_metrics(batch, tokens, decisions, token_state)
+    readings |= metrics.diagnostics(batch, tokens, diagnoses)
     readings |= {
       'loss': jnp.where(has_tokens, value, jnp.nan),
       'gradient_norm': jnp.where(

@@ -82,37 +82,56 @@ def programs(
   patch = mock.patch.object(
     forward, 'token_stats', unmasked if everywhere else token_stats
   )
+  policy, rows = Policy(model(shape)), batch(shape, 'full')
+  score = functools.partial(
+    forward.make_score_step, policy, 1.0, 1, shape.prompt - 1
+  )
+  mesh = sharding.make_mesh((1,), jax.devices()[:1])
+  with jax.set_mesh(mesh), patch:
+    update = compiled_update(shape)
+    params = policy.init(jax.random.key(0), mesh)
+    scored = jax.jit(score()).lower(params, rows).compile()
+    short = jax.jit(score(moments=everywhere)).lower(params, rows).compile()
+  return {
+    'update': update,
+    'scoring': lambda rows: scored(params, rows),
+    'no moments': lambda rows: short(params, rows),
+  }
+
+
+def compiled_update(
+  shape: Shape, step: int = 0, **settings: Any
+) -> Callable[[TokenBatch], Any]:
+  """Compiles an update after some others, the only one of its rollout."""
   policy, tx, token_tx = (
     Policy(model(shape)),
     optax.adam(1e-4),
     optax.identity(),
   )
-  settings = StepSettings(first_column=shape.prompt - 1, has_old_stats=False)
-  step = make_train_step(policy, CLIPPED, token_tx, tx, settings)
-  score = functools.partial(
-    forward.make_score_step, policy, 1.0, 1, settings.first_column
+  update = make_train_step(
+    policy,
+    CLIPPED,
+    token_tx,
+    tx,
+    StepSettings(
+      first_column=shape.prompt - 1, has_old_stats=False, **settings
+    ),
   )
   mesh = sharding.make_mesh((1,), jax.devices()[:1])
-  rows, key = batch(shape, 'full'), jax.random.key(1)
-  with jax.set_mesh(mesh), patch:
+  with jax.set_mesh(mesh):
     params = policy.init(jax.random.key(0), mesh)
     state = TrainState(
       trainable=params,
       frozen={},
       opt_state=tx.init(params),
       token_state=token_tx.init(covrl.TokenStats.template()),
-      step=jnp.zeros((), jnp.int32),
+      step=jnp.asarray(step, jnp.int32),
       measured=Measurements.initial(),
     )
-    first = np.asarray(True)
-    update = jax.jit(step).lower(state, rows, first, key).compile()
-    scored = jax.jit(score()).lower(params, rows).compile()
-    short = jax.jit(score(moments=everywhere)).lower(params, rows).compile()
-  return {
-    'update': lambda rows: update(state, rows, first, key),
-    'scoring': lambda rows: scored(params, rows),
-    'no moments': lambda rows: short(params, rows),
-  }
+    first, key = np.asarray(True), jax.random.key(1)
+    rows = batch(shape, 'full')
+    run = jax.jit(update).lower(state, rows, first, key).compile()
+  return lambda rows: run(state, rows, first, key)
 
 
 def unmasked(*arrays: Any, mask: Any, **options: Any) -> Any:

@@ -193,6 +193,34 @@ def test_metrics_that_are_missing_in_a_part_of_the_run_are_named(
     read(load_run(run))
 
 
+def without_covariances(path, is_measured):
+  """A run that measures the distribution of covariances at some iterations."""
+  run = write_run(path, np.linspace(1.0, 0.05, 20))
+  file, lines = run / 'metrics.jsonl', []
+  for number, line in enumerate(file.read_text().splitlines()):
+    metrics = json.loads(line)
+    names = ('covariance_top/0.02', 'covariance_quantile/0.99')
+    metrics |= dict.fromkeys(names, float(metrics['iteration']))
+    if not is_measured(number, metrics['iteration']):
+      for name in names:
+        del metrics[name]
+    lines.append(f'{json.dumps(metrics)}\n')
+  file.write_text(''.join(lines))
+  return load_run(run)
+
+
+def test_covariances_may_be_measured_at_intervals(tmp_path):
+  # Two updates per iteration: iterations 0 and 5 of the first six.
+  run = without_covariances(tmp_path / 'a', lambda number, _: number % 10 == 0)
+  found = read(run)
+  assert found.high_quantile == found.tails[0.02] == pytest.approx(2.5)
+  assert found.entropy_end == pytest.approx(0.075)
+  assert found.halving == 11
+  run = without_covariances(tmp_path / 'b', lambda _, iteration: iteration > 5)
+  with pytest.raises(ValueError, match=r'first third .* up to iteration 5'):
+    read(run)
+
+
 def test_updates_without_tokens_are_refused(tmp_path):
   values = {'tokens': 0.0}
   run = write_run(tmp_path / 'grpo', np.linspace(1, 0.05, 9), values=values)

@@ -41,13 +41,20 @@ def mesh_of(topology, shape):
   return make_mesh(shape, list(devices)[:count])
 
 
-def compiled(mesh, rows, length, width, vocabulary, dtype, **static):
+def compiled(
+  mesh, rows, length, width, vocabulary, dtype, *, is_masked=False, **static
+):
   """Compiles statistics and cotangents, sharded as in training."""
 
-  def both(hidden, unembedding, targets, temperature):
+  def both(hidden, unembedding, targets, temperature, mask):
     def forward(hidden, unembedding):
       return token_stats(
-        hidden, unembedding, targets, temperature=temperature, **static
+        hidden,
+        unembedding,
+        targets,
+        temperature=temperature,
+        mask=mask if is_masked else None,
+        **static,
       )
 
     out, pull_back = jax.vjp(forward, hidden, unembedding)
@@ -67,23 +74,33 @@ def compiled(mesh, rows, length, width, vocabulary, dtype, **static):
         array((width, vocabulary), dtype, columns),
         array((rows, length), jnp.int32, batch),
         array((rows, length), jnp.float32, batch),
+        array((rows, length), jnp.bool_, batch),
       )
       .compile()
     )
 
 
 @pytest.mark.parametrize(
-  ('topology', 'dtype', 'soft_cap'),
+  ('topology', 'dtype', 'soft_cap', 'is_masked'),
   [
-    ('v5e:2x2', jnp.bfloat16, None),
-    ('v5p:2x2x1', jnp.bfloat16, 30.0),
-    ('v6e:2x2', jnp.float32, None),
+    ('v5e:2x2', jnp.bfloat16, None, True),
+    ('v5p:2x2x1', jnp.bfloat16, 30.0, True),
+    ('v6e:2x2', jnp.float32, None, False),
   ],
 )
-def test_kernels_compile_on_a_mesh(topology, dtype, soft_cap):
+def test_kernels_compile_on_a_mesh(topology, dtype, soft_cap, is_masked):
   mesh = mesh_of(topology, (1, 2, 2))
   program = str(
-    compiled(mesh, 8, 300, 256, 5000, dtype, soft_cap=soft_cap).as_text()
+    compiled(
+      mesh,
+      8,
+      300,
+      256,
+      5000,
+      dtype,
+      is_masked=is_masked,
+      soft_cap=soft_cap,
+    ).as_text()
   )
   # The default implementation on TPU is the kernels.
   assert set(re.findall(r'%(token_sums\w*?)[.\d]* =', program)) == KERNELS

@@ -1,25 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """Statistics of the positions on a mask only."""
 
+import contextlib
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
 from covrl.parallel.sharding import make_mesh
-from covrl.statistics import Truncation, compaction, token_stats
+from covrl.statistics import Truncation, compaction, tiling, token_stats
 from covrl.types import TokenStats
 
 SHAPE, WIDTH, VOCABULARY = (8, 11), 16, 300
-IMPLEMENTATIONS = None, 'chunked'
+IMPLEMENTATIONS = None, 'chunked', 'pallas'
 
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
-  """Eight blocks of 11 positions on one device, two of 11 on four."""
+  """Eight blocks of 11 positions on one device, two of 11 on four.
+
+  Kernels have three blocks of 32 positions.
+  """
   monkeypatch.setattr(compaction, 'MIN_ROWS', 8)
+  monkeypatch.setattr(tiling, 'BLOCKS', ((32, 128),))
+  monkeypatch.setattr(tiling, 'TILE', 16)
+
+
+def interpreted(implementation):
+  """Interprets kernels for TPUs."""
+  if implementation == 'pallas':
+    return pltpu.force_tpu_interpret_mode()
+  return contextlib.nullcontext()
 
 
 def masks():
@@ -86,18 +100,21 @@ def assert_agree(actual, wanted):
 @pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
 def test_equals_statistics_of_all_positions(implementation):
   for name, mask in masks().items():
-    results = both(*problem(), mask, implementation)
+    with interpreted(implementation):
+      results = both(*problem(), mask, implementation)
     assert_agree(results, expected(mask))
     for leaf in jax.tree.leaves(results[:2]):
       assert not np.asarray(leaf)[~mask].any(), name
 
 
-def test_positions_off_the_mask_are_not_read():
+@pytest.mark.parametrize('implementation', ['chunked', 'pallas'])
+def test_positions_off_the_mask_are_not_read(implementation):
   """Hidden states that are not finite have no effect there."""
   hidden, unembedding, targets, signal = problem()
   for mask in masks().values():
     bad = jnp.where(mask[..., None], hidden, jnp.nan)
-    results = both(bad, unembedding, targets, signal, mask, 'chunked')
+    with interpreted(implementation):
+      results = both(bad, unembedding, targets, signal, mask, implementation)
     assert_agree(results, expected(mask))
 
 

@@ -66,6 +66,7 @@ def make_run(tmp_path_factory):
     train__keep_reference=True,
     train__reset_reference_every=2,
     logging__entropy_change_every=3,
+    logging__diagnostics_every=2,
     checkpoint__every_updates=0,
   )
   return [line for line in lines if line['phase'] == 'train']
@@ -104,12 +105,18 @@ def test_entropy_change_is_measured_at_its_interval(run):
   assert 'entropy_drift' not in run[0]
 
 
+def test_diagnostics_are_logged_at_their_interval(run):
+  for name in ('covariance_quantile/0.5', 'predicted_entropy_change/signal'):
+    assert [name in line for line in run] == [True, False] * 8
+  assert all('covariance' in line for line in run)
+
+
 def test_exact_scores_are_available_to_selection(run):
   for line in run:
     assert line['selected_fraction'] == pytest.approx(0.05, abs=0.05)
     assert line['quota'] == line['selected'] == int(0.05 * line['tokens'])
   assert any(line['selected'] > 0 for line in run)
-  changes = [line['predicted_entropy_change/exact'] for line in run]
+  changes = [line['predicted_entropy_change/exact'] for line in run[::2]]
   assert all(np.isfinite(changes))
   assert np.ptp(changes) > 0
 

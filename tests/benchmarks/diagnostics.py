@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cost of an update with diagnostics at intervals, relative to every update.
+
+  python tests/benchmarks/diagnostics.py [--rounds=9] [--vocabulary=32000]
+
+Both updates take turns; ratios as in gathered_head.py, below 1 where an update
+takes less time than one with diagnostics at every update. An interval of 0 has
+none. At an interval of 10 an update between two of them computes none, and a due
+one computes moments in a pass of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from gathered_head import SHAPES, batch, compiled_update, measured, report
+
+# (label, updates made before, logging.diagnostics_every)
+UPDATES = (('never', 0, 0), ('between', 1, 10), ('due', 10, 10))
+
+
+def main() -> None:
+  """Prints a table."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--rounds', type=int, default=9)
+  parser.add_argument(
+    '--vocabulary', nargs='+', type=int, choices=SHAPES, default=[*SHAPES]
+  )
+  options = parser.parse_args()
+  print(f'{"":32}{"seconds":>9}{"ratio":>8} {"quartiles":13}{"of cores":>9}')
+  for vocabulary in options.vocabulary:
+    shape = SHAPES[vocabulary]
+    always = compiled_update(shape, reads_moments=False)
+    for label, step, every in UPDATES:
+      update = compiled_update(
+        shape, step, reads_moments=False, diagnostics_every=every
+      )
+      for lengths in ('full', 'geometric'):
+        seconds = measured(
+          (update, always), batch(shape, lengths), options.rounds
+        )
+        report(f'{vocabulary}, {label}, {lengths}', seconds)
+
+
+if __name__ == '__main__':
+  main()
