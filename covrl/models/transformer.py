@@ -30,7 +30,7 @@ from covrl.models.value_head import ValueHead
 from covrl.parallel import sharding
 
 # Layers of a model, at most, that are compiled one by one on CPUs.
-UNROLLED_LAYERS = 4
+UNROLLED_LAYERS = 6
 
 
 class Transformer(nnx.Module):
