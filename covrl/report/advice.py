@@ -169,9 +169,12 @@ def read(run: RunData) -> Readings:
   train, name = run.train, run.path.name
   missing = [metric for metric in REQUIRED if not train.has(metric)]
   if missing:
+    cause = ''
+    if set(missing) <= set(AT_INTERVALS):
+      cause = ', which logging.diagnostics_every=0 leaves out'
     raise ValueError(
       f'advice on {name} needs metrics of updates that it lacks:'
-      f' {formats.join_words(missing)}'
+      f' {formats.join_words(missing)}{cause}'
     )
   iterations = np.unique(train.column('iteration'))
   iterations = iterations[np.isfinite(iterations)]
