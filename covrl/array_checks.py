@@ -64,6 +64,31 @@ def check_array(
   return actual
 
 
+def check_scalar(name: str, value: object) -> None:
+  """Checks that a value is a scalar that has a gradient, or could have one.
+
+  Args:
+    name: the value's name, for errors.
+    value: an array, a tracer, or anything else.
+
+  Raises:
+    ValueError: it is not a float of shape `()`.
+
+  >>> check_scalar('loss', np.zeros(3))
+  Traceback (most recent call last):
+    ...
+  ValueError: loss must be a float scalar, got float64 of shape (3,)
+  """
+  is_array = isinstance(value, jax.Array | np.ndarray | np.generic)
+  if not (is_array or isinstance(value, float)):
+    raise ValueError(f'{name} must be a float scalar, got {value!r}')
+  array: Any = value if is_array else np.asarray(value)
+  if array.shape or not jnp.issubdtype(array.dtype, jnp.floating):
+    raise ValueError(
+      f'{name} must be a float scalar, got {array.dtype} of shape {array.shape}'
+    )
+
+
 def concrete(value: Any) -> np.ndarray | None:
   """Returns a value as a NumPy array, `None` if it is traced or not local."""
   if isinstance(value, Tracer):

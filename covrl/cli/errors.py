@@ -6,27 +6,57 @@ With `COVRL_TRACEBACK` set in the environment, all errors keep their traceback.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import sys
 import traceback
+from collections.abc import Iterator
 
 from covrl.exit_codes import Exit
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
 
 
+class EarlyExitError(RuntimeError):
+  """A recipe or a library has called `sys.exit` with the status of success."""
+
+
+@contextlib.contextmanager
+def refuse_exit() -> Iterator[None]:
+  """Context in which an exit with status 0 is an error.
+
+  A command that has not finished must not end as one that has.
+
+  Raises:
+    EarlyExitError: the status was 0. Exits with other statuses remain.
+  """
+  try:
+    yield
+  except SystemExit as error:
+    if error.code:
+      raise
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    raise EarlyExitError(
+      f'recipes must not end the command, got sys.exit({error.code!r}) in'
+      f' {frame.filename}, line {frame.lineno}'
+    ) from None
+
+
 def is_refusal(error: BaseException) -> bool:
   """Returns whether covrl itself raised `error` because of invalid input.
 
-  The errors of other libraries and of recipes are not refusals.
+  The errors of other libraries and of recipes are not refusals. A `TypeError`
+  is one if a statement of covrl raises it.
   """
   if os.environ.get('COVRL_TRACEBACK'):
     return False
-  if not isinstance(error, ValueError | RuntimeError | FileNotFoundError):
-    return False
   frames = traceback.extract_tb(error.__traceback__)
-  return bool(frames) and _PACKAGE in pathlib.Path(frames[-1].filename).parents
+  if not frames or _PACKAGE not in pathlib.Path(frames[-1].filename).parents:
+    return False
+  if isinstance(error, TypeError):
+    return (frames[-1].line or '').startswith('raise')
+  return isinstance(error, ValueError | RuntimeError | FileNotFoundError)
 
 
 def report_error(error: BaseException) -> Exit | None:

@@ -32,7 +32,7 @@ from covrl.cli import (
   train,
 )
 from covrl.cli import compile as compile_command
-from covrl.cli.errors import report_error
+from covrl.cli.errors import refuse_exit, report_error
 from covrl.cli.options import config_help
 from covrl.exit_codes import Exit
 from covrl.run import streams
@@ -70,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   streams.prepare()
   try:
     arguments = _parse(argv)
-    arguments.run(arguments)
+    with refuse_exit():
+      arguments.run(arguments)
     sys.stdout.flush()
   except KeyboardInterrupt:
     print('covrl: interrupted', file=sys.stderr)
@@ -101,7 +102,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
   parser, command_parsers = _make_parser()
   command = argv[0] if argv else ''
   if command in _TAKE_OVERRIDES and {'-h', '--help'} & set(argv):
-    command_parsers[command].epilog = config_help(argv)
+    with refuse_exit():
+      command_parsers[command].epilog = config_help(argv)
   arguments, leftover = parser.parse_known_args(argv)
   _check_not_empty(arguments, command_parsers[arguments.command])
   for argument in leftover:

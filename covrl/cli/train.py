@@ -21,7 +21,7 @@ import traceback
 from typing import TYPE_CHECKING
 
 from covrl.cli import devices, options
-from covrl.cli.errors import report_error
+from covrl.cli.errors import refuse_exit, report_error
 from covrl.exit_codes import Exit
 
 if TYPE_CHECKING:
@@ -93,7 +93,9 @@ def run(arguments: argparse.Namespace) -> None:
   if arguments.coordinator or distributed.in_cluster():
     if not supervisor.is_supervised():
       command = [sys.executable, '-m', 'covrl.cli', *arguments.argv]
-      raise SystemExit(supervisor.supervise(command))
+      if status := supervisor.supervise(command):
+        raise SystemExit(status)
+      return
     supervisor.die_with_parent()
   distributed.initialize(
     arguments.coordinator,
@@ -126,7 +128,8 @@ def _train(recipe: Recipe, arguments: argparse.Namespace) -> int:
     resume=arguments.resume,
   )
   try:
-    train(recipe, arguments.workdir, watch, write_report)
+    with refuse_exit():
+      train(recipe, arguments.workdir, watch, write_report)
   except Stopped as stopped:
     return stopped.exit_status
   return Exit.FINISHED

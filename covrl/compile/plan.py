@@ -33,6 +33,7 @@ from covrl.entropy import TokenMaskedState
 from covrl.parallel import sharding
 from covrl.parallel.topologies import AnyTopology
 from covrl.rewards import Scoring
+from covrl.tasks.task import make_task
 from covrl.tasks.verify import check_scores
 from covrl.train import Task
 from covrl.train.algorithm import Algorithm
@@ -70,7 +71,7 @@ def plan(
   estimate = None
   if compiled is not None and topology is not None:
     estimate = read_compiled(compiled, recipe, topology, num_slices)
-  task: Task = recipe.task(config)
+  task = make_task(recipe)
   policy = make_policy(recipe, task.tokenizer)
   algorithm = Algorithm.from_recipe(recipe)
   # Everything that may refuse fields is built before the first line.

@@ -27,6 +27,7 @@ from covrl.models import Policy
 from covrl.parallel import sharding, topologies
 from covrl.parallel.topologies import AnyTopology
 from covrl.pretrained.known_models import known_model_directory
+from covrl.tasks.task import make_task
 from covrl.train.algorithm import Algorithm
 from covrl.train.build import make_engine, make_group_engine
 from covrl.train.compiled import CompiledPrograms, without_base
@@ -141,7 +142,7 @@ def _policy(recipe: Recipe) -> tuple[Policy, _SpecialTokens]:
       config = dataclasses.replace(recipe.config, pretrained=directory)
       shaped = dataclasses.replace(recipe, config=config)
       return make_policy_of_size(shaped, 0), _SpecialTokens((0,), 0)
-  task = recipe.task(recipe.config)
+  task = make_task(recipe)
   tokenizer = task.tokenizer
   special_tokens = _SpecialTokens(tokenizer.end_ids, tokenizer.pad_id)
   return make_policy(recipe, task.tokenizer), special_tokens

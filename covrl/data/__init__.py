@@ -69,6 +69,7 @@ from covrl.data.sources import MixtureSource as MixtureSource
 from covrl.data.sources import SubsetSource as SubsetSource
 from covrl.data.suites import SUITES as SUITES
 from covrl.data.suites import Suite as Suite
+from covrl.data.suites import check_suite_names as check_suite_names
 from covrl.data.suites import load_suites as load_suites
 from covrl.data.tokenizer import Tokenizer as Tokenizer
 from covrl.data.tokenizer import check_tokenizer as check_tokenizer

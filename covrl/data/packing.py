@@ -60,9 +60,15 @@ def prompt_ids(problem: Problem, tokenizer: Tokenizer) -> list[int]:
   before it is dropped. Otherwise the prompt is encoded as it is.
 
   Raises:
+    TypeError: it is not a problem, or its prompt is not a text.
     ValueError: the prompt is not valid Unicode, or has words outside the
       vocabulary.
   """
+  given: object = problem
+  if not isinstance(given, Problem) or not isinstance(problem.prompt, str):
+    raise TypeError(
+      f'a source must hold objects Problem with a text prompt, got {given!r:.200}'
+    )
   check_unicode(problem.prompt, 'the prompt', problem.location)
   ids = tokenizer.encode(problem.prompt)
   bos = tokenizer.bos_id
@@ -291,12 +297,13 @@ def _first_fit(lengths: Sequence[int], width: int) -> list[_Slot]:
 
 
 def _response_ids(problem: Problem, tokenizer: Tokenizer) -> list[int]:
-  if problem.solution is None:
+  solution = problem.solution or ''
+  if not solution.strip():
     raise ValueError(
       f'a problem must have a solution, got {_name(problem)} without one'
     )
-  check_unicode(problem.solution, 'the solution', problem.location)
-  return [*tokenizer.encode(problem.solution), tokenizer.end_ids[0]]
+  check_unicode(solution, 'the solution', problem.location)
+  return [*tokenizer.encode(solution), tokenizer.end_ids[0]]
 
 
 def _name(problem: Problem) -> str:

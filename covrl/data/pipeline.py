@@ -12,7 +12,7 @@ the problems.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Generic, TypedDict, TypeVar
 
 import numpy as np
@@ -206,7 +206,7 @@ class PromptStream(_Stream[PromptBatch]):
         max_prompt_length,
         indices=draw.source_indices,
       )
-      source_ids = [names.index(problem.source) for problem in draw.problems]
+      source_ids = [_source_id(names, each) for each in draw.problems]
       return PromptBatch(
         problems=draw.problems,
         tokens=tokens,
@@ -226,6 +226,16 @@ class PromptStream(_Stream[PromptBatch]):
       process_count=process_count,
       prefetch=prefetch,
     )
+
+
+def _source_id(names: Sequence[str], problem: Problem) -> int:
+  """Returns the index of a problem's source among the names of its source."""
+  if problem.source not in names:
+    raise ValueError(
+      f'the source of a problem must be one of {list(names)}, the names of its'
+      f' ProblemSource, got {problem.source!r}'
+    )
+  return names.index(problem.source)
 
 
 class SupervisedStream(_Stream[TokenRows]):

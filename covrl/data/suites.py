@@ -119,11 +119,6 @@ def _load(name: str, directory: epath.Path) -> Suite:
   elif name.endswith(SUFFIXES):
     files = [storage.as_path(name)]
     name = files[0].stem
-    if name == 'held_out' or name.startswith('iteration_'):
-      raise ValueError(
-        'the file of an evaluation set must not be named held_out or'
-        f' iteration_…, as results of runs are, got {files[0]}'
-      )
   else:
     raise ValueError(_unknown_suite(name))
   sources = [FileSource(file, name=name) for file in files]
@@ -134,6 +129,36 @@ def _load(name: str, directory: epath.Path) -> Suite:
     temperature=info.temperature,
     schema=', '.join(dict.fromkeys(source.schema.name for source in sources)),
   )
+
+
+def check_suite_names(suites: Sequence[Suite]) -> None:
+  """Checks that names differ and can be names of files.
+
+  Metrics and results of an evaluation are named after its suites.
+
+  Raises:
+    ValueError: a name is empty or has a slash, is that of other results of a run,
+      or two suites have the same.
+  """
+  seen: set[str] = set()
+  for suite in suites:
+    name = suite.name
+    if not name or '/' in name:
+      raise ValueError(
+        'the name of an evaluation set must be one of a file, without slashes, got'
+        f' {name!r}'
+      )
+    if name == 'held_out' or name.startswith('iteration_'):
+      raise ValueError(
+        'an evaluation set must not be named held_out or iteration_…, as results'
+        f' of runs are, got {name!r}'
+      )
+    if name in seen:
+      raise ValueError(
+        f'evaluation sets must have different names, got two {name!r}; a set in a'
+        ' file has the name of the file'
+      )
+    seen.add(name)
 
 
 def _suite_files(name: str, directory: epath.Path) -> list[epath.Path]:

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from covrl.config import Config, ConfigError, Recipe, flatten
@@ -24,6 +25,13 @@ from covrl.parallel import distributed
 
 # Libraries whose versions change the numbers of a run.
 _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'grain')
+# Settings of JAX that do, which variables of the environment may set.
+_SETTINGS = (
+  'jax_default_matmul_precision',
+  'jax_default_prng_impl',
+  'jax_enable_x64',
+  'jax_threefry_partitionable',
+)
 
 
 def check_processes(recipe: Recipe, workdir: str) -> None:
@@ -112,12 +120,16 @@ def _compare(subject: str, values: Sequence[str], names: Sequence[str]) -> None:
 
 
 def versions() -> dict[str, str]:
-  """Returns the versions of Python, covrl and the libraries that compute."""
+  """Returns the versions of Python, covrl and the libraries that compute.
+
+  Settings of JAX that change the numbers of a run are among them.
+  """
   result = {'python': platform.python_version()}
   # A checkout of covrl need not be installed.
   with contextlib.suppress(importlib.metadata.PackageNotFoundError):
     result['covrl'] = importlib.metadata.version('covrl')
-  return result | {n: importlib.metadata.version(n) for n in _LIBRARIES}
+  result |= {n: importlib.metadata.version(n) for n in _LIBRARIES}
+  return result | {n: str(getattr(jax.config, n)) for n in _SETTINGS}
 
 
 def check_versions(

@@ -4,17 +4,27 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from collections.abc import Callable, Iterable, Sequence
+from types import NoneType
 from typing import TypeAlias
 
 from covrl.config import (
+  Config,
   ConfigError,
   CountdownConfig,
   EvaluateConfig,
   MazeConfig,
+  Recipe,
 )
-from covrl.data import Problem, ProblemSource, Suite, Tokenizer
-from covrl.rewards import RewardPart
+from covrl.data import (
+  Problem,
+  ProblemSource,
+  Suite,
+  Tokenizer,
+  check_suite_names,
+)
+from covrl.rewards import Overlong, Reward, RewardPart
 
 AnswerExtractor: TypeAlias = Callable[
   [Problem], Callable[[str], str | None] | None
@@ -58,6 +68,28 @@ class Task:
   notes: Sequence[str] = ()
   description: str = ''
 
+  def __post_init__(self) -> None:
+    """Checks the types of the fields, and the names of the suites.
+
+    Raises:
+      ValueError: a field is of another type, or two suites have the same name.
+    """
+    for name, is_valid, wanted in (
+      ('tokenizer', _is(Tokenizer), 'a Tokenizer'),
+      ('train', _is(ProblemSource), 'a ProblemSource, such as ListSource'),
+      ('solved', _is(ProblemSource, NoneType), 'a ProblemSource or None'),
+      ('held_out', _lists(Problem), 'a sequence of Problem'),
+      ('rewards', _lists(Reward, Overlong), 'a sequence of Reward'),
+      ('suites', _lists(Suite), 'a sequence of Suite'),
+      ('notes', _lists(str), 'a sequence of texts'),
+      ('description', _is(str), 'a text'),
+    ):
+      value = getattr(self, name)
+      if not is_valid(value):
+        shown = reprlib.repr(value)
+        raise ConfigError(f"the task's {name} must be {wanted}, got {shown}")
+    check_suite_names(self.suites)
+
   @property
   def sources(self) -> tuple[str, ...]:
     """Names of all data sources, including those of evaluation problems."""
@@ -99,6 +131,38 @@ class Task:
       )
       suites.insert(0, held_out)
     return suites
+
+
+def make_task(recipe: Recipe, config: Config | None = None) -> Task:
+  """Returns a recipe's task.
+
+  Args:
+    recipe: the recipe.
+    config: another configuration than the recipe's.
+
+  Raises:
+    ConfigError: the recipe's function returns something else.
+  """
+  task = recipe.task(recipe.config if config is None else config)
+  if not isinstance(task, Task):
+    raise ConfigError(
+      f"the recipe's task must return a Task, got {type(task).__name__}"
+    )
+  return task
+
+
+def _is(*types: type) -> Callable[[object], bool]:
+  """Returns a function that checks the type of a value."""
+  return lambda value: isinstance(value, types)
+
+
+def _lists(*types: type) -> Callable[[object], bool]:
+  """Returns a function that checks for a sequence with items of some types."""
+  return lambda value: (
+    isinstance(value, Sequence)
+    and not isinstance(value, str)
+    and all(isinstance(each, types) for each in value)
+  )
 
 
 def countdown_task(config: CountdownConfig) -> Task:

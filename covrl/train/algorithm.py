@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
+from typing import Any
 
 import optax
 
-from covrl.config import Recipe
+from covrl.array_checks import check_scalar
+from covrl.config import ConfigError, Recipe
+from covrl.objectives import LossAux
 from covrl.train.networks.estimator import Estimator
 from covrl.train.networks.network import Network
 from covrl.train.rollout_batch import Advantages
@@ -38,13 +42,71 @@ class Algorithm:
 
   @classmethod
   def from_recipe(cls, recipe: Recipe) -> Algorithm:
-    """Builds the algorithm of a recipe."""
+    """Builds the algorithm of a recipe.
+
+    Raises:
+      ConfigError: a function of the recipe returns something else.
+    """
     config = recipe.config
     return cls(
-      loss=recipe.loss(config),
-      token_tx=recipe.token_tx(config),
-      tx=recipe.tx(config),
-      advantages=recipe.advantages(config),
+      loss=checked_loss(recipe.loss(config)),
+      token_tx=_transformation('token_tx', recipe.token_tx(config)),
+      tx=_transformation('tx', recipe.tx(config)),
+      advantages=_function('advantages', recipe.advantages(config)),
       networks=recipe.networks(config),
       estimator=recipe.estimator(config),
     )
+
+
+def warm_start_transformation(recipe: Recipe) -> optax.GradientTransformation:
+  """Returns the parameter chain of a recipe's warm start.
+
+  Raises:
+    ConfigError: the recipe's function returns something else.
+  """
+  return _transformation('warm_start_tx', recipe.warm_start_tx(recipe.config))
+
+
+def checked_loss(loss: Any) -> Loss:
+  """Returns a policy loss whose results are checked when it is traced.
+
+  Raises:
+    ConfigError: it is not a function; or, when it is traced, does not return a
+      pair with a `LossAux`.
+    ValueError: when it is traced, its value is not a scalar.
+  """
+  _function('loss', loss)
+
+  @functools.wraps(loss)
+  def checked(*args: Any, **context: Any) -> Any:
+    result = loss(*args, **context)
+    match result:
+      case (value, LossAux()):
+        check_scalar("the value of the recipe's loss", value)
+        return result
+      case _:
+        raise ConfigError(
+          "the recipe's loss must compute a scalar and a LossAux, got"
+          f' {type(result).__name__}'
+        )
+
+  return checked
+
+
+def _function(name: str, value: Any) -> Any:
+  """Returns what a function of a recipe returns, if it is a function."""
+  if not callable(value):
+    raise ConfigError(
+      f"the recipe's {name} must return a function, got {value!r}"
+    )
+  return value
+
+
+def _transformation(name: str, value: Any) -> optax.GradientTransformation:
+  """Returns what a function of a recipe returns, if it is a transformation."""
+  if not isinstance(value, optax.GradientTransformation):
+    raise ConfigError(
+      f"the recipe's {name} must return an optax.GradientTransformation, got"
+      f' {value!r}'
+    )
+  return value

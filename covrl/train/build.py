@@ -22,9 +22,9 @@ from covrl.rewards import Scoring
 from covrl.rollout import Caching, GroupEngine, SamplingEngine
 from covrl.run.checkpoint import Checkpoint
 from covrl.run.consistency import check_problems
-from covrl.tasks.task import Task
+from covrl.tasks.task import Task, make_task
 from covrl.tasks.verify import check_references, check_scores
-from covrl.train.algorithm import Algorithm
+from covrl.train.algorithm import Algorithm, warm_start_transformation
 from covrl.train.compiled import CompiledPrograms
 from covrl.train.effects import config_warnings
 from covrl.train.initial_policy import make_policy
@@ -94,7 +94,7 @@ def build(
   """
   config = recipe.config
   mesh = sharding.make_mesh(dataclasses.asdict(config.mesh), jax.devices())
-  task: Task = recipe.task(config)
+  task = make_task(recipe)
   task.check_evaluation(config.evaluate)
   for text in task.notes:
     note(text)
@@ -150,7 +150,7 @@ def build(
     collector=collector,
     scoring=scoring,
     evaluator=evaluator,
-    warm_start_tx=recipe.warm_start_tx(config),
+    warm_start_tx=warm_start_transformation(recipe),
     shared_warm_start=warm_start,
     init_key=stream_key(config, INIT_STREAM),
     train_key=stream_key(config, TRAIN_STREAM),

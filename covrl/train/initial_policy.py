@@ -48,6 +48,10 @@ def make_policy_of_size(recipe: Recipe, vocab_size: int) -> Policy:
       model has none.
   """
   model = recipe.model(recipe.config, vocab_size)
+  if not isinstance(model, ModelConfig):
+    raise ConfigError(
+      f"the recipe's model must return a ModelConfig, got {type(model).__name__}"
+    )
   check_lengths(recipe.config)
   if recipe.config.train.routing_replay and model.experts is None:
     raise ConfigError(

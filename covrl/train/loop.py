@@ -7,13 +7,13 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 import jax
 from etils import epath
 
-from covrl.config import Recipe, recorded_reads
+from covrl.config import ConfigError, Recipe, flatten, recorded_reads
 from covrl.parallel import distributed
 from covrl.run import maintenance
 from covrl.run.checkpoint import CheckpointStore
@@ -132,8 +132,10 @@ def train(
     check_wandb(config.logging)
     profiler = Profiler(options.profile_steps, _trace_directory(directory))
     progress.stage('setting up')
+    before = flatten(config)
     with recorded_reads(config) as read:
       run = build(recipe, saved, progress.note)
+    _refuse_changes(before, flatten(config))
     for text in without_effect(recipe, read, run.task, run.policy.config):
       progress.note(f'warning: {text}')
     for resource in (run.collector, run.scoring, profiler):
@@ -316,6 +318,22 @@ def _note_if_stopped(
       else 'stopped before the first checkpoint: nothing is saved'
     )
     raise
+
+
+def _refuse_changes(
+  before: Mapping[str, object], after: Mapping[str, object]
+) -> None:
+  """Refuses functions of a recipe that change the configuration.
+
+  The run would not be resumed: its directory was checked before, and what was
+  built until then has the values from before.
+  """
+  for name, value in before.items():
+    if repr(after[name]) != repr(value):
+      raise ConfigError(
+        'functions of a recipe must not change the configuration, got'
+        f' {name} = {after[name]!r}, which was {value!r}'
+      )
 
 
 def _trace_directory(directory: RunDirectory) -> epath.Path:

@@ -29,7 +29,7 @@ from covrl.pretrained import load_params, load_pretrained
 from covrl.rollout import Sampling, SamplingEngine
 from covrl.run.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from covrl.run.directory import RunDirectory
-from covrl.tasks.task import Task
+from covrl.tasks.task import Task, make_task
 from covrl.tasks.text import text_task
 from covrl.train.build import (
   make_engine,
@@ -93,12 +93,15 @@ class OpenedRun:
       note: receives warnings about reference answers.
 
     Raises:
-      ValueError: an argument is out of range.
+      ValueError: an argument is out of range, or the task has no problems to
+        evaluate on.
       EvaluationError: more responses than `rewards.max_failures` allows could
         not be scored.
     """
     suites = [self.task.held_out, *(s.problems for s in self.task.suites)]
     largest = max(map(len, suites))
+    if not largest:
+      raise ValueError('an evaluation needs problems, the recipe has none')
     if problems is not None and not 1 <= problems <= largest:
       raise ValueError(f'--problems must lie in [1, {largest}], got {problems}')
     for flag, value in (('samples', samples), ('temperature', temperature)):
@@ -367,7 +370,7 @@ def _config_and_task(
 ) -> tuple[Config, Task]:
   """Returns a recipe's configuration and task, with other suites if given."""
   config = _with_suites(recipe.config, suites)
-  task: Task = recipe.task(config)
+  task = make_task(recipe, config)
   if suites is not None and not task.suites:
     raise ValueError(
       '--suite needs a task of text (covrl.train.text_task), the task of'

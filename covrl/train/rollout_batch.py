@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from covrl.array_checks import check_array
 from covrl.config import Config
 from covrl.data.packing import prompt_width
 from covrl.models import ExpertRecord
@@ -183,6 +184,10 @@ def token_advantages(
 
   Args:
     advantages: a function that may take the mask; see `Advantages`.
+
+  Raises:
+    TypeError: when it is traced, the advantages are not numbers.
+    ValueError: they are neither `[S]` nor `[S, T]`.
   """
   reads_mask = 'mask' in inspect.signature(advantages).parameters
 
@@ -192,8 +197,13 @@ def token_advantages(
     mask: Bool[Array, 'S T'],
   ) -> Float[Array, 'S T']:
     more = {'mask': mask} if reads_mask else {}
-    advantages_per_token = _per_token(advantages(rewards, group_ids, **more))
-    return jnp.where(mask, advantages_per_token, 0)
+    result = advantages(rewards, group_ids, **more)
+    is_per_token = np.ndim(result) > 1
+    axes, shape = ('S T', mask.shape) if is_per_token else ('S', rewards.shape)
+    check_array(
+      "the result of the recipe's advantages", result, 'real', axes, shape
+    )
+    return jnp.where(mask, _per_token(jnp.asarray(result, jnp.float32)), 0)
 
   return per_token
 

@@ -152,3 +152,12 @@ def test_a_checkpoint_of_other_versions_is_reported():
   (text,) = warnings
   assert f'jax 0.1 (now {here["jax"]}), flax 0.2 (now {here["flax"]}):' in text
   assert 'may differ from an uninterrupted one' in text
+
+
+def test_a_checkpoint_of_other_settings_of_jax_is_reported():
+  warnings = []
+  here = versions()
+  before = here | {'jax_default_prng_impl': 'rbg'}
+  check_versions({'versions': before}, warnings.append)
+  (text,) = warnings
+  assert 'written with jax_default_prng_impl rbg (now threefry2x32)' in text

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from covrl.array_checks import check_array, check_scalar
 from covrl.types import Scalar, TokenBatch
 
 
@@ -45,6 +48,93 @@ class Credit(NamedTuple):
   advantages: Float[Array, 'S T']
   credit: dict[str, Float[Array, 'S T']]
   metrics: dict[str, Scalar]
+
+
+def checked_estimate(
+  estimator: Estimator,
+) -> Callable[[PyTree, CreditInputs], tuple[Credit, PyTree]]:
+  """Returns the estimate of an estimator, whose results are checked.
+
+  Raises:
+    TypeError: when it is traced, results are of another type or dtype.
+    ValueError: when it is traced, entries are missing, or shapes are others.
+  """
+
+  def estimate(state: PyTree, inputs: CreditInputs) -> tuple[Credit, PyTree]:
+    result: Any = estimator.estimate(state, inputs)
+    match result:
+      case (Credit(), next_state):
+        pass
+      case _:
+        raise TypeError(
+          'an estimator must return Credit and its next state, got'
+          f' {type(result).__name__}'
+        )
+    _check_state(state, next_state)
+    credit = _checked_credit(estimator, result[0].credit, inputs)
+    advantages = _per_token(
+      'advantages', result[0].advantages, inputs.rows.loss_mask.shape
+    )
+    for name, value in result[0].metrics.items():
+      check_scalar(f"the estimator's metric {name!r}", value)
+    return result[0]._replace(advantages=advantages, credit=credit), next_state
+
+  return estimate
+
+
+def checked_targets(
+  estimator: Estimator,
+) -> Callable[[CreditInputs], dict[str, Float[Array, 'S T']]]:
+  """Returns the targets of an estimator, whose results are checked."""
+
+  def targets(inputs: CreditInputs) -> dict[str, Float[Array, 'S T']]:
+    assert estimator.targets is not None
+    return _checked_credit(estimator, estimator.targets(inputs), inputs)
+
+  return targets
+
+
+def _checked_credit(
+  estimator: Estimator, credit: Any, inputs: CreditInputs
+) -> dict[str, Float[Array, 'S T']]:
+  """Checks credit, the estimator's or its targets; returns it in float32.
+
+  Raises:
+    TypeError: an entry is of another dtype.
+    ValueError: the names or shapes of the entries are others.
+  """
+  if not isinstance(credit, dict) or set(credit) != set(estimator.credit):
+    names = sorted(credit) if isinstance(credit, dict) else type(credit)
+    raise ValueError(
+      f"an estimator's credit must have the entries {sorted(estimator.credit)},"
+      f' got {names}'
+    )
+  shape = inputs.rows.loss_mask.shape
+  return {name: _per_token(name, x, shape) for name, x in credit.items()}
+
+
+def _per_token(
+  name: str, value: Any, shape: tuple[int, ...]
+) -> Float[Array, 'S T']:
+  """Checks an array of an estimator; returns it in float32."""
+  check_array(f"the estimator's {name}", value, 'real', 'S T', shape)
+  return jnp.asarray(value, jnp.float32)
+
+
+def _check_state(before: PyTree, after: PyTree) -> None:
+  """Checks that a state has the same structure, shapes and dtypes as before."""
+  if _form(before) != _form(after):
+    raise TypeError(
+      "an estimator's next state must have the form of the state before,"
+      f' {_form(before)}, got {_form(after)}'
+    )
+
+
+def _form(state: PyTree) -> PyTree:
+  """Returns dtypes and shapes of a state's arrays, as texts."""
+  return jax.tree.map(
+    lambda x: f'{jnp.result_type(x)}{list(jnp.shape(x))}', state
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

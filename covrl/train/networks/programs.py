@@ -20,7 +20,13 @@ from covrl.models import Policy
 from covrl.parallel import distributed, sharding
 from covrl.train.forward import Metrics
 from covrl.train.networks.checks import check_networks
-from covrl.train.networks.estimator import Credit, CreditInputs, Estimator
+from covrl.train.networks.estimator import (
+  Credit,
+  CreditInputs,
+  Estimator,
+  checked_estimate,
+  checked_targets,
+)
 from covrl.train.networks.init import initial_params
 from covrl.train.networks.jitted import jit_network
 from covrl.train.networks.network import Network
@@ -74,10 +80,10 @@ class Networks:
     if estimator is not None:
       if estimator.targets is not None and self._early:
         self._targets = jax.jit(
-          estimator.targets, out_shardings=sharding.replicated(mesh)
+          checked_targets(estimator), out_shardings=sharding.replicated(mesh)
         )
       self._estimate = jax.jit(
-        estimator.estimate, out_shardings=sharding.replicated(mesh)
+        checked_estimate(estimator), out_shardings=sharding.replicated(mesh)
       )
     self._compiled: dict[tuple[str, int], Callable[..., Any]] = {}
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
+from covrl.array_checks import check_scalar
 from covrl.models import Policy
 from covrl.train.apply import accumulator_dtype, all_finite, to_device
 from covrl.train.forward import Metrics, apply_token_weights
@@ -18,6 +19,9 @@ from covrl.train.microbatch import over_micro_batches
 from covrl.train.networks.network import Network, network_output
 from covrl.train.step import StepSettings
 from covrl.types import NetworkState, Scalar, TokenBatch
+
+# Metrics of every network's update.
+_OWN_METRICS = {'loss', 'gradient_norm', 'skipped'}
 
 NetworkStep = Callable[[NetworkState, TokenBatch], tuple[NetworkState, Metrics]]
 
@@ -55,7 +59,7 @@ def make_network_step(
         settings.temperature,
         settings.first_column,
       )
-      value, per_token = network.loss(output, rows)
+      value, per_token = _checked_loss(network, output, rows)
       return value, jax.lax.stop_gradient((output, per_token))
 
     def run_micro_batch(
@@ -96,10 +100,46 @@ def make_network_step(
       'loss': jnp.where(has_tokens, value, jnp.nan),
       'gradient_norm': jnp.where(has_tokens, norm, jnp.nan),
       'skipped': jnp.where(finite, 0.0, 1.0),
-      **network.metrics(output, batch, per_token),
+      **_checked_metrics(network, output, batch, per_token),
     }
 
   return update
+
+
+def _checked_loss(
+  network: Network, output: Float[Array, 'B T'], rows: TokenBatch
+) -> tuple[Scalar, dict[str, Any]]:
+  """Computes a network's loss, and checks the types of the results."""
+  match network.loss(output, rows):
+    case (value, dict() as per_token):
+      check_scalar("the value of a network's loss", value)
+      return value, per_token
+    case result:
+      raise TypeError(
+        "a network's loss must compute a scalar and a dict of arrays, got"
+        f' {type(result).__name__}'
+      )
+
+
+def _checked_metrics(
+  network: Network,
+  output: Float[Array, 'B T'],
+  batch: TokenBatch,
+  per_token: dict[str, Any],
+) -> dict[str, Scalar]:
+  """Computes a network's metrics, and checks their names and types."""
+  result: Any = network.metrics(output, batch, per_token)
+  if not isinstance(result, dict) or _OWN_METRICS & set(result):
+    given = (
+      sorted(result) if isinstance(result, dict) else type(result).__name__
+    )
+    raise TypeError(
+      "a network's metrics must be a dict of scalars by names other than"
+      f' {", ".join(sorted(_OWN_METRICS))}, got {given}'
+    )
+  for name, value in result.items():
+    check_scalar(f"a network's metric {name!r}", value)
+  return result
 
 
 def make_network_score(

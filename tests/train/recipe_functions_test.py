@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Functions of recipes that return, raise or change what they must not."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from train import toy
+from train.critic_test import inputs, make_config
+from train.networks_test import CRITIC, TX, credited
+from train.updates import padded
+
+import covrl
+from covrl.config import Config, ConfigError, Recipe
+from covrl.data import Suite
+from covrl.data.packing import token_rows
+from covrl.parallel import sharding
+from covrl.tasks.task import make_task
+from covrl.train import train
+from covrl.train.algorithm import (
+  Algorithm,
+  checked_loss,
+  warm_start_transformation,
+)
+from covrl.train.initial_policy import make_policy_of_size
+from covrl.train.networks import critic, critic_advantages
+from covrl.train.networks.estimator import checked_estimate
+from covrl.train.networks.step import make_network_step
+from covrl.train.rollout_batch import token_advantages
+from covrl.train.step import StepSettings
+from covrl.types import NetworkState
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'tokenizer': None}, "task's tokenizer must be a Tokenizer, got None"),
+    ({'train': [1]}, r"task's train must be a ProblemSource.*, got \[1\]"),
+    ({'train': iter(())}, "task's train must be a ProblemSource"),
+    ({'solved': {}}, "task's solved must be a ProblemSource or None, got {}"),
+    ({'held_out': None}, "task's held_out must be a sequence of Problem"),
+    ({'held_out': iter(())}, "task's held_out must be a sequence of Problem"),
+    (
+      {'rewards': None},
+      "task's rewards must be a sequence of Reward, got None",
+    ),
+    ({'rewards': [len]}, "task's rewards must be a sequence of Reward"),
+    ({'suites': 'math500'}, "task's suites must be a sequence of Suite"),
+    ({'notes': [5]}, r"task's notes must be a sequence of texts, got \[5\]"),
+    ({'description': 3}, "task's description must be a text, got 3"),
+  ],
+)
+def test_fields_of_tasks_have_their_types(changes, message):
+  task = toy.make_task(toy.get_config())
+  with pytest.raises(ConfigError, match=message):
+    dataclasses.replace(task, **changes)
+
+
+@pytest.mark.parametrize(
+  ('names', 'message'),
+  [
+    (['a', 'b', 'a'], "must have different names, got two 'a'"),
+    (['../a'], 'must be one of a file, without slashes'),
+    ([''], 'must be one of a file, without slashes'),
+    (['held_out'], 'must not be named held_out'),
+    (['iteration_000001'], 'must not be named held_out or iteration_'),
+  ],
+)
+def test_suites_whose_results_would_replace_others_are_refused(names, message):
+  task = toy.make_task(toy.get_config())
+  suites = [Suite(name=name, problems=task.held_out) for name in names]
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(task, suites=suites)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'task': None}, "recipe's task must return a Task, got NoneType"),
+    ({'model': {}}, "recipe's model must return a ModelConfig, got dict"),
+    ({'advantages': None}, "recipe's advantages must return a function"),
+    ({'loss': None}, "recipe's loss must return a function, got None"),
+    ({'token_tx': len}, "recipe's token_tx must return an optax.Gradient"),
+    ({'tx': None}, "recipe's tx must return an optax.GradientTransformation"),
+    ({'warm_start_tx': 1}, "recipe's warm_start_tx must return an optax"),
+  ],
+)
+def test_functions_of_recipes_return_what_is_documented(changes, message):
+  functions = {
+    name: lambda *_, found=found: found for name, found in changes.items()
+  }
+  recipe = toy.recipe(**functions)
+  with pytest.raises(ConfigError, match=message):
+    call_all(recipe)
+
+
+def call_all(recipe):
+  """Calls the functions of a recipe as a run does."""
+  make_task(recipe)
+  make_policy_of_size(recipe, 20)
+  Algorithm.from_recipe(recipe)
+  warm_start_transformation(recipe)
+
+
+@pytest.mark.parametrize(
+  ('compute', 'error', 'message'),
+  [
+    (lambda r, g: r[:3], ValueError, r'must be \[S\] = \(8,\), got \(3,\)'),
+    (lambda r, g: r.mean(), ValueError, r'must be \[S\] = \(8,\), got \(\)'),
+    # These would be broadcast to all responses, or all tokens.
+    (lambda r, g: r[:1, None], ValueError, r'= \(8, 4\), got \(1, 1\)'),
+    (lambda r, g: r[:, None], ValueError, r'= \(8, 4\), got \(8, 1\)'),
+    (lambda r, g, mask: 1.0 * mask[:1], ValueError, r'got \(1, 4\)'),
+    (lambda r, g: r > 0, TypeError, 'must be an array of numbers, got bool'),
+  ],
+)
+def test_advantages_are_of_all_responses_or_all_tokens(compute, error, message):
+  run = jax.jit(token_advantages(compute))
+  mask = np.ones((8, 4), bool)
+  with pytest.raises(error, match=message):
+    run(np.ones(8, np.float32), np.arange(8), mask)
+
+
+def test_advantages_of_integers_are_numbers():
+  run = jax.jit(token_advantages(lambda r, g: (r > 0).astype(np.int32)))
+  found = run(np.arange(2.0), np.arange(2), np.ones((2, 3), bool))
+  assert found.dtype == np.float32
+  np.testing.assert_array_equal(found, [[0, 0, 0], [1, 1, 1]])
+
+
+@pytest.mark.parametrize(
+  ('found', 'message'),
+  [
+    (
+      lambda value, aux: value,
+      "recipe's loss must compute a scalar and a Loss",
+    ),
+    (lambda value, aux: (value, {}), 'must compute a scalar and a LossAux'),
+    (
+      lambda value, aux: (aux.ratio, aux),
+      r'must be a float scalar, got float32 of shape \(1, 2\)',
+    ),
+    (lambda value, aux: (1, aux), 'must be a float scalar, got 1'),
+  ],
+)
+def test_results_of_losses_are_checked(found, message):
+  def loss(stats, **context):
+    return found(*covrl.losses.policy_gradient(stats, **context))
+
+  ones = jnp.ones((1, 2))
+  stats = covrl.TokenStats(logprobs=-ones, entropy=ones)
+  with pytest.raises(ValueError, match=message):
+    checked_loss(loss)(stats, advantages=ones, old_logprobs=-ones, weights=ones)
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (lambda c, s: (c.advantages, s), 'must return Credit and its next state'),
+    (
+      lambda c, s: (c._replace(advantages=c.advantages[:, :1]), s),
+      r"estimator's advantages must be \[S, T\]",
+    ),
+    (
+      lambda c, s: (c._replace(credit={}), s),
+      r"must have the entries \['old_values', 'returns'\], got \[\]",
+    ),
+    (
+      lambda c, s: (
+        c._replace(credit={**c.credit, 'returns': c.advantages.T}),
+        s,
+      ),
+      r"estimator's returns must be \[S, T\]",
+    ),
+    (
+      lambda c, s: (c._replace(metrics={'x': c.advantages}), s),
+      "estimator's metric 'x' must be a float scalar",
+    ),
+    (lambda c, s: (c, None), 'next state must have the form'),
+    (
+      lambda c, s: (c, {'kl_coefficient': jnp.int32(1)}),
+      'next state must have',
+    ),
+  ],
+)
+def test_results_of_estimators_are_checked(change, message):
+  estimator = critic_advantages(make_config())
+
+  def estimate(state, given):
+    return change(*estimator.estimate(state, given))
+
+  changed = dataclasses.replace(estimator, estimate=estimate)
+  with pytest.raises((TypeError, ValueError), match=message):
+    jax.eval_shape(checked_estimate(changed), estimator.init(), inputs())
+
+
+def test_results_of_estimators_are_of_float32():
+  estimator = critic_advantages(make_config())
+
+  def estimate(state, given):
+    credit, state = estimator.estimate(state, given)
+    return credit._replace(advantages=jnp.int8(credit.advantages)), state
+
+  changed = dataclasses.replace(estimator, estimate=estimate)
+  credit, _ = jax.eval_shape(
+    checked_estimate(changed), estimator.init(), inputs()
+  )
+  assert credit.advantages.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'loss': lambda v, rows: v.sum()}, 'must compute a scalar and a dict'),
+    ({'loss': lambda v, rows: (v, {})}, 'must be a float scalar, got float32'),
+    ({'metrics': lambda *_: None}, 'must be a dict of scalars'),
+    ({'metrics': lambda v, *_: {'x': v}}, "metric 'x' must be a float scalar"),
+    # It would hide updates that are skipped.
+    (
+      {'metrics': lambda v, *_: {'skipped': v.sum()}},
+      r"names other than gradient_norm, loss, skipped, got \['skipped'\]",
+    ),
+  ],
+)
+def test_results_of_networks_are_checked(changes, message):
+  network = dataclasses.replace(critic(make_config()), tx=TX, **changes)
+  run = make_network_step(network, CRITIC, StepSettings(temperature=1.0))
+  params = CRITIC.abstract_params(mesh := sharding.make_mesh((8,)))
+  state = NetworkState(params=params, opt_state=jax.eval_shape(TX.init, params))
+  with (
+    sharding.use_mesh(mesh, sharding.TRAIN_RULES),
+    pytest.raises((TypeError, ValueError), match=message),
+  ):
+    jax.eval_shape(run, state, credited(padded()))
+
+
+def test_functions_that_change_the_configuration_are_refused(tmp_path):
+  def task(config: Config):
+    config.train.learning_rate = 0.5
+    return toy.make_task(config)
+
+  recipe: Recipe = toy.recipe(task=task)
+  message = (
+    'must not change the configuration, got train.learning_rate = 0.5, which'
+    ' was 0.0003'
+  )
+  with pytest.raises(ConfigError, match=message):
+    train(recipe, str(tmp_path / 'run'))
+  assert not (tmp_path / 'run' / 'config.json').exists()
+
+
+@pytest.mark.parametrize('solution', [None, '', ' '])
+def test_solutions_without_text_are_refused(solution):
+  task = toy.make_task(toy.get_config())
+  problem = dataclasses.replace(task.train[0], solution=solution)
+  with pytest.raises(ValueError, match=r'must have a solution, got .* without'):
+    token_rows([problem], task.tokenizer, 9)
