@@ -170,7 +170,7 @@ def test_missing_metrics_are_named(tmp_path):
   run = write_run(
     tmp_path / 'grpo', np.ones(9), without=('covariance', 'tokens')
   )
-  with pytest.raises(ValueError, match='lacks: covariance and tokens$'):
+  with pytest.raises(ValueError, match=r'lacks: covariance and tokens$'):
     read(load_run(run))
   run = without_covariances(tmp_path / 'none', lambda *_: False)
   with pytest.raises(ValueError, match=r'logging\.diagnostics_every=0 leaves'):

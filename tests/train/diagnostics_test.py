@@ -124,9 +124,9 @@ def test_parameters_do_not_depend_on_the_interval():
 def test_moments_are_computed_for_a_reader_only(every, reads_moments, passes):
   token_tx, seen = optax.identity(), []
 
-  def recorded(*arrays, moments=False, **options):
-    seen.append(moments)
-    return token_stats(*arrays, moments=moments, **options)
+  def recorded(*arrays, **options):
+    seen.append(options.get('moments', False))
+    return token_stats(*arrays, **options)
 
   settings = StepSettings(reads_moments=reads_moments, diagnostics_every=every)
   step = make_train_step(POLICY, CLIPPED, token_tx, TX, settings)
