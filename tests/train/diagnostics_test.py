@@ -134,7 +134,8 @@ def test_moments_are_computed_for_a_reader_only(every, reads_moments, passes):
     jax.eval_shape(
       step, initial(token_tx), padded(), np.asarray(False), jax.random.key(0)
     )
-  assert seen == passes
+  # The first trace in a process may run twice.
+  assert list(dict.fromkeys(seen)) == passes
 
 
 def test_a_traced_choice_of_moments_is_not_differentiated():
