@@ -63,6 +63,23 @@ def caching(arguments: argparse.Namespace) -> Caching:
   return Caching(chunk=chunk, int8=arguments.cache_dtype == 'int8')
 
 
+def check_lengths(arguments: argparse.Namespace) -> None:
+  """Checks the sizes of caches and queues, before the policy is loaded.
+
+  Raises:
+    ValueError: one is too small.
+  """
+  for name, least in (
+    ('slots', 1),
+    ('max_prompt_length', 1),
+    ('max_length', 1),
+    ('max_waiting', 0),
+  ):
+    value = getattr(arguments, name, None)
+    if value is not None and value < least:
+      raise ValueError(f'--{name} must be at least {least}, got {value}')
+
+
 def add_template_variables(parser: argparse._ActionsContainer) -> None:
   """Adds `--template_variables`, variables of a model's chat template."""
   parser.add_argument(
@@ -130,10 +147,10 @@ def is_run(directory: str) -> bool:
   from covrl import storage
 
   path = storage.as_path(directory)
-  if path.suffix == '.gguf':
-    return False
   if (path / 'recipe').is_dir():
     return True
+  if path.suffix == '.gguf':
+    return False
   if path.exists():
     names = ('config.json', 'adapter_config.json')
     return not any((path / name).is_file() for name in names)

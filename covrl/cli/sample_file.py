@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from covrl.cli.policies import caching, is_run, prompt_format
+from covrl.cli.policies import caching, check_lengths, is_run, prompt_format
 
 if TYPE_CHECKING:
   from etils import epath
@@ -54,6 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
       )
   elif arguments.resume:
     raise ValueError('--resume needs --output')
+  check_lengths(arguments)
   with Progress() as progress:
     progress.stage('loading the policy')
     lengths = arguments.max_prompt_length, arguments.max_length

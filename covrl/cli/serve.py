@@ -24,6 +24,7 @@ from covrl.cli.policies import (
   add_policy,
   add_trust,
   caching,
+  check_lengths,
   is_run,
 )
 
@@ -101,28 +102,33 @@ def run(arguments: argparse.Namespace) -> None:
       )
   devices.set_xla_flags()
   devices.use_compilation_cache()
+  from covrl.data.problems import check_unicode
   from covrl.run.progress import Progress
   from covrl.serve import load_model, load_run
-  from covrl.serve.server import Address, read_token, serve
+  from covrl.serve.server import Address, open_socket, read_token, serve
 
   address = Address(arguments.host, arguments.port)
   token = read_token(arguments.token_file)
   address.check(token)
+  check_lengths(arguments)
+  name = arguments.name or arguments.policy
+  check_unicode(name, '--name')
   cache = caching(arguments)
-  with Progress() as progress:
-    progress.stage('loading the policy')
-    lengths = arguments.max_prompt_length, arguments.max_length
-    if is_run(arguments.policy):
-      served = load_run(arguments.policy, lengths, trust=arguments.trust)
-    else:
-      served = load_model(arguments.policy, lengths)
-    progress.stage('compiling')
-    engine = served.engine(slots=arguments.slots, segment=16, caching=cache)
-  serve(
-    engine,
-    served.tokenizer,
-    address,
-    token=token,
-    model=arguments.name or arguments.policy,
-    max_waiting=arguments.max_waiting,
-  )
+  with open_socket(address) as listener:
+    with Progress() as progress:
+      progress.stage('loading the policy')
+      lengths = arguments.max_prompt_length, arguments.max_length
+      if is_run(arguments.policy):
+        served = load_run(arguments.policy, lengths, trust=arguments.trust)
+      else:
+        served = load_model(arguments.policy, lengths)
+      progress.stage('compiling')
+      engine = served.engine(slots=arguments.slots, segment=16, caching=cache)
+    serve(
+      engine,
+      served.tokenizer,
+      listener,
+      token=token,
+      model=name,
+      max_waiting=arguments.max_waiting,
+    )

@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
   """Checks the claims and prints the table."""
   from covrl import storage
+  from covrl.report.run_data import holds_run
   from covrl.report.theory_page import write_theory_page
   from covrl.run.progress import Progress
   from covrl.theory import runner
@@ -42,6 +43,11 @@ def run(arguments: argparse.Namespace) -> None:
   if arguments.workdir is not None:
     # Before the minutes that the claims take.
     workdir = storage.as_path(arguments.workdir)
+    if holds_run(workdir):
+      raise ValueError(
+        f'--workdir must not hold a run, whose report.html would be replaced, got'
+        f' {workdir}'
+      )
     with storage.writing(workdir):
       workdir.mkdir(parents=True, exist_ok=True)
   with Progress() as progress:

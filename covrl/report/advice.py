@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 
 from covrl.report import formats
-from covrl.report.phase_metrics import PhaseMetrics
+from covrl.report.phase_metrics import PhaseMetrics, check_possible
 from covrl.report.run_data import RunData
 
 Method = Literal['none', 'controlled_bonus', 'kl_cov', 'clip_cov']
@@ -161,9 +161,9 @@ def read(run: RunData) -> Readings:
   """Reads the figures that the advice depends on.
 
   Raises:
-    ValueError: metrics are missing, in the whole run, in more than a tenth of its
-      iterations or, where they are measured at intervals, in its first third,
-      the run has fewer than five iterations with updates, or it
+    ValueError: metrics are impossible, or missing, in the whole run, in more than
+      a tenth of its iterations or, where they are measured at intervals, in its
+      first third, the run has fewer than five iterations with updates, or it
       has no tokens or no entropy to lose.
   """
   train, name = run.train, run.path.name
@@ -191,6 +191,7 @@ def read(run: RunData) -> Readings:
         f'advice on {name} needs {metric} in {formats.percent(1 - MOST_MISSING, 0)} of the'
         f' iterations, it is missing in {absent} of {count}'
       )
+  check_possible(train, name)
   common = functools.reduce(
     np.intersect1d, (train.curve(metric).x for metric in always)
   )

@@ -12,6 +12,7 @@ from etils import epath
 from jaxtyping import Float
 
 from covrl.report.reading import (
+  REPEATED,
   Unreadable,
   finite_number,
   is_count,
@@ -22,6 +23,12 @@ from covrl.report.reading import (
 # Fields of metrics that are not numbers.
 _TEXT_FIELDS = ('phase',)
 _MAX_NAMES = 100
+# Largest values that a run can have; the smallest are 0.
+_LARGEST_VALUES = {
+  'entropy': math.inf,
+  'tokens': math.inf,
+  'equal_reward_groups': 1.0,
+}
 
 
 class Curve(NamedTuple):
@@ -106,19 +113,38 @@ class PhaseMetrics:
     return finite_number(self.records[index].get(field))
 
 
+def check_possible(metrics: PhaseMetrics, name: str) -> None:
+  """Checks that metrics have values that a run can have.
+
+  Args:
+    metrics: metrics of updates.
+    name: name of the run, for the message.
+
+  Raises:
+    ValueError: a value is below 0, or a share above 1.
+  """
+  for field, high in _LARGEST_VALUES.items():
+    wrong = [x for x in metrics.column(field) if x < 0 or x > high]
+    if wrong:
+      raise ValueError(
+        f'{field} of {name} must lie in [0, {high:g}], got {wrong[0]:g}'
+      )
+
+
 def read_metrics(
   path: epath.Path, unreadable: Unreadable
 ) -> list[dict[str, Any]]:
   """Reads the lines of a file of metrics that are readable.
 
-  Of lines with the same phase and step only the last one is kept.
+  Of lines with the same phase and step only the last one is kept, and the others
+  are counted.
 
   Args:
     path: the file, which may be missing.
     unreadable: gets the numbers of unreadable lines and values.
   """
   records: dict[Any, dict[str, Any]] = {}
-  lines = values = 0
+  lines = values = repeated = 0
   for number, record in read_objects(path, path.name, unreadable):
     phase, step = record.get('phase'), record.get('step')
     counts = (record.get(name) for name in ('step', 'iteration'))
@@ -133,8 +159,9 @@ def read_metrics(
       if name not in _TEXT_FIELDS
     )
     key = (phase, f'line {number}' if is_marked_missing(step) else step)
-    records.pop(key, None)
+    repeated += records.pop(key, None) is not None
     records[key] = record
   unreadable.note(path.name, 'step or phase', lines)
   unreadable.note(path.name, 'number', values)
+  unreadable.note(path.name, REPEATED, repeated)
   return list(records.values())

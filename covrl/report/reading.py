@@ -15,16 +15,21 @@ from typing import Any
 
 from etils import epath
 
+from covrl.config.bounds import MAX_MAGNITUDES
 from covrl.storage.append_log import read_log
 
 # Larger numbers come from damaged files: float32 ends at 3.4e38. Their squares
 # and sums are finite.
 _LARGEST = 1e100
 _SMALLEST = 1e-100
-# Largest iteration or step: every integer up to it is a float.
-_LARGEST_COUNT = 2**53
+# Largest iteration or step: updates are counted in int32.
+_LARGEST_COUNT = MAX_MAGNITUDES[int]
 # Levels of nested mappings in a configuration.
 _MAX_DEPTH = 8
+
+
+REPEATED = 'repeated line'
+"""Part of a file: lines with the step of a later line."""
 
 
 class Unreadable:
@@ -47,12 +52,22 @@ class Unreadable:
   def sentences(self) -> list[str]:
     """One sentence per file and kind of part."""
     return [
-      f'{file} is unreadable and was skipped.'
-      if not part
-      else f'{count:,} unreadable {part}{"s" * (count > 1)} of {file} '
-      f'{"was" if count == 1 else "were"} skipped.'
+      _sentence(file, part, count)
       for (file, part), count in self._counts.items()
     ]
+
+
+def _sentence(file: str, part: str, count: int) -> str:
+  """Says which parts of a file were skipped."""
+  if not part:
+    return f'{file} is unreadable and was skipped.'
+  was, ending = ('was', '') if count == 1 else ('were', 's')
+  if part == REPEATED:
+    return (
+      f'{count:,} line{ending} of {file} {was} skipped, as later ones have the'
+      ' same step: it may hold the metrics of several runs.'
+    )
+  return f'{count:,} unreadable {part}{ending} of {file} {was} skipped.'
 
 
 def read_json(
@@ -118,7 +133,9 @@ def finite_number(value: Any) -> float | None:
 def is_count(value: Any) -> bool:
   """Whether a value can be an iteration, a step or a number of them."""
   number = finite_number(value)
-  return number is not None and 0 <= number <= _LARGEST_COUNT
+  return (
+    number is not None and 0 <= number <= _LARGEST_COUNT and number.is_integer()
+  )
 
 
 def is_marked_missing(value: Any) -> bool:

@@ -224,14 +224,9 @@ def load_run(workdir: epath.PathLike) -> RunData:
   path = storage.as_path(workdir)
   unreadable = Unreadable()
   settings: dict[str, Any] = {}
-  is_run = path.is_dir()
-  if is_run:
+  if path.is_dir():
     settings = read_json(path / 'config.json', 'config.json', unreadable)
-    has_config = (path / 'config.json').is_file() and not any(
-      field in settings for field in _MODEL_FIELDS
-    )
-    is_run = has_config or any((path / name).exists() for name in _RECORDS)
-  if not is_run:
+  if not _holds_run(path, settings):
     reason = (
       'which holds none of the files of a run'
       if path.is_dir()
@@ -256,6 +251,25 @@ def load_run(workdir: epath.PathLike) -> RunData:
     ),
     unreadable=unreadable,
   )
+
+
+def holds_run(workdir: epath.PathLike) -> bool:
+  """Whether a directory holds files of a run."""
+  path = storage.as_path(workdir)
+  settings = {}
+  if path.is_dir():
+    settings = read_json(path / 'config.json', 'config.json', Unreadable())
+  return _holds_run(path, settings)
+
+
+def _holds_run(path: epath.Path, settings: Mapping[str, Any]) -> bool:
+  """Whether a directory with a configuration, or an empty one, holds a run."""
+  if not path.is_dir():
+    return False
+  has_config = (path / 'config.json').is_file() and not any(
+    field in settings for field in _MODEL_FIELDS
+  )
+  return has_config or any((path / name).exists() for name in _RECORDS)
 
 
 def _is_sample(sample: Any) -> bool:

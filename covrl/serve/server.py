@@ -79,7 +79,7 @@ class _Server(uvicorn.Server):
 def serve(
   engine: RequestEngine,
   tokenizer: Tokenizer,
-  address: Address,
+  listener: socket.socket,
   *,
   token: str | None,
   model: str,
@@ -90,16 +90,14 @@ def serve(
   Args:
     engine: samples the responses.
     tokenizer: the policy's tokenizer.
-    address: host and port of the socket.
+    listener: the socket, see `open_socket`.
     token: see `make_app`.
     model: name of the model in requests.
     max_waiting: see `Worker`.
 
   Raises:
-    ValueError: the address is not allowed, see `Address.check`.
     BaseException: the error of the engine.
   """
-  address.check(token)
   metrics, failures = Metrics(), list[BaseException]()
 
   def on_failure(error: BaseException) -> None:
@@ -124,22 +122,33 @@ def serve(
       timeout_graceful_shutdown=5,
     ),
   )
-  with _listen(address) as listener:
-    host, port = listener.getsockname()[:2]
-    name = f'[{host}]' if ':' in host else host
-    print(f'listening on http://{name}:{port}', file=sys.stderr, flush=True)
-    server.run([listener])
+  host, port = listener.getsockname()[:2]
+  name = f'[{host}]' if ':' in host else host
+  print(f'listening on http://{name}:{port}', file=sys.stderr, flush=True)
+  server.run([listener])
   if failures:
     raise failures[0]
 
 
-def _listen(address: Address) -> socket.socket:
-  """Opens the socket."""
+def open_socket(address: Address) -> socket.socket:
+  """Binds a socket, which `serve` listens on.
+
+  Until then clients are refused, and no other server gets the address.
+
+  Raises:
+    ValueError: the address is not this machine's, or is in use.
+  """
   family = socket.AF_INET6 if ':' in address.host else socket.AF_INET
+  opened = socket.socket(family, socket.SOCK_STREAM)
   try:
-    return socket.create_server(address, family=family, backlog=2048)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6:
+      opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    opened.bind(tuple(address))
   except OSError as error:
+    opened.close()
     raise ValueError(
       f'--host and --port must be an address to listen on, got {address.host}'
       f' and {address.port}: {error}'
     ) from None
+  return opened

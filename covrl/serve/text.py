@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from covrl.data import Tokenizer
+from covrl.data.problems import check_unicode
 from covrl.rollout import NewTokens
 
 # How tokenizers decode bytes that are not valid UTF-8, yet or at all.
@@ -174,10 +175,11 @@ def check_stop_string(tokenizer: Tokenizer, stop: str) -> None:
   """Checks that a stop string can occur in decoded text.
 
   Raises:
-    ValueError: it is empty, or no tokens decode to it.
+    ValueError: it is empty or not valid Unicode, or no tokens decode to it.
   """
   if not stop:
     raise ValueError("stop strings must not be empty, got ''")
+  check_unicode(stop, 'a stop string')
   around = ('', *_plain_text(tokenizer))
   for before, after in itertools.product(around, around):
     try:

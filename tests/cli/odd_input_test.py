@@ -4,6 +4,7 @@
 import pytest
 
 from covrl.cli import main
+from covrl.cli.policies import is_run
 from covrl.exit_codes import Exit
 
 KL_COV = '--config=countdown:kl_cov'
@@ -114,6 +115,23 @@ def test_theory_needs_a_directory_before_it_checks_claims(
   status, error = run_failing(capsys, 'theory', f'--workdir={file / below}')
   assert status == Exit.STORAGE
   assert f'{file / below} cannot be written: ' in error
+
+
+def test_theory_replaces_no_report_of_a_run(capsys, tmp_path):
+  report = tmp_path / 'report.html'
+  report.write_text('of a run')
+  (tmp_path / 'metrics.jsonl').touch()
+  status, error = run_failing(capsys, 'theory', f'--workdir={tmp_path}')
+  assert status == Exit.REFUSED
+  assert '--workdir must not hold a run, whose report.html would be' in error
+  assert report.read_text() == 'of a run'
+
+
+def test_a_run_may_have_the_name_of_a_file_of_weights(tmp_path):
+  run = tmp_path / 'run.gguf'
+  assert not is_run(str(run))
+  (run / 'recipe').mkdir(parents=True)
+  assert is_run(str(run))
 
 
 @pytest.mark.parametrize(

@@ -275,3 +275,22 @@ def test_the_report_has_the_recommendation(tmp_path):
 def test_a_report_without_the_metrics_has_none(tmp_path):
   run = write_run(tmp_path / 'grpo', np.ones(9), without=('reward',))
   assert 'Advice' not in write_report(run).read_text()
+
+
+@pytest.mark.parametrize(
+  ('name', 'value', 'bounds'),
+  [
+    ('entropy', -0.1, r'\[0, inf\]'),
+    ('tokens', -5.0, r'\[0, inf\]'),
+    ('equal_reward_groups', 7.0, r'\[0, 1\]'),
+  ],
+)
+def test_impossible_metrics_are_refused(tmp_path, name, value, bounds):
+  run = write_run(tmp_path / 'grpo', np.linspace(1.0, 0.05, 20))
+  file = run / 'metrics.jsonl'
+  *lines, last = file.read_text().splitlines()
+  last = json.dumps(json.loads(last) | {name: value})
+  file.write_text('\n'.join([*lines, last, '']))
+  message = f'{name} of grpo must lie in {bounds}, got {value:g}'
+  with pytest.raises(ValueError, match=message):
+    read(load_run(run))

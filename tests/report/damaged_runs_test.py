@@ -11,6 +11,7 @@ from report.run_page_test import read
 
 from covrl.cli import main
 from covrl.report import write_comparison, write_report
+from covrl.report.run_data import load_run
 
 ODD = [
   *(None, True, 'x', '9' * 50, [], [1], {}, {'a': {'b': 1}}, -1, 0, -5.5),
@@ -219,3 +220,29 @@ def test_output_of_one_run_is_the_named_file(run, tmp_path, capsys):
   assert capsys.readouterr().out == f'{file}\n'
   assert 'Sampled responses' in read(file).text
   assert not (run / 'report.html').exists()
+
+
+def test_metrics_of_two_runs_in_one_file_are_noticed(run):
+  file = run / 'metrics.jsonl'
+  lines = file.read_text().splitlines(keepends=True)
+  file.write_text(''.join([*lines, *lines[::-1]]))
+  found = load_run(run).unreadable.sentences()
+  assert found == [
+    f'{len(lines):,} lines of metrics.jsonl were skipped, as later ones have the'
+    ' same step: it may hold the metrics of several runs.'
+  ]
+
+
+@pytest.mark.parametrize('iteration', [2**53, 2**31, 1.5])
+def test_iterations_that_no_run_has_are_skipped(run, iteration):
+  file = run / 'metrics.jsonl'
+  lines = list(map(json.loads, file.read_text().splitlines()))
+  for line in lines[1::2]:
+    line['iteration'] = iteration
+  file.write_text(''.join(f'{json.dumps(line)}\n' for line in lines))
+  write_report(run)
+  (text,) = load_run(run).unreadable.sentences()
+  count = len(lines[1::2])
+  assert text == (
+    f'{count} unreadable step or phases of metrics.jsonl were skipped.'
+  )

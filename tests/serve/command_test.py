@@ -20,7 +20,7 @@ from covrl.cli import main, sample_file
 from covrl.pretrained import save_pretrained
 from covrl.rollout import Caching
 from covrl.serve import load_model, policy, sample_lines
-from covrl.serve.server import Address, read_token
+from covrl.serve.server import Address, open_socket, read_token
 
 
 @pytest.fixture(scope='module')
@@ -227,6 +227,40 @@ def test_serve_refuses_addresses_without_a_token(
   model, capsys, options, sentence
 ):
   assert sentence in error_of_command(capsys, 'serve', model, *options)
+
+
+@pytest.mark.parametrize(
+  ('options', 'sentence'),
+  [
+    (['--slots=0'], '--slots must be at least 1, got 0'),
+    (['--max_waiting=-1'], '--max_waiting must be at least 0, got -1'),
+    (['--max_length=0'], '--max_length must be at least 1, got 0'),
+    (['--name=\udcff'], '--name must be valid Unicode'),
+    (['--port=0', '--host=::2'], '--host=::2 can be reached by others'),
+  ],
+)
+def test_serve_checks_its_options_before_it_loads_the_policy(
+  capsys, options, sentence
+):
+  # It would be a run, which does not exist.
+  assert sentence in error_of_command(capsys, 'serve', '/nowhere', *options)
+
+
+def test_a_port_in_use_is_refused_before_the_policy_is_loaded(capsys):
+  with socket.create_server(('127.0.0.1', 0)) as other:
+    port = other.getsockname()[1]
+    error = error_of_command(capsys, 'serve', '/nowhere', f'--port={port}')
+  assert f'must be an address to listen on, got 127.0.0.1 and {port}' in error
+
+
+def test_a_bound_socket_refuses_clients_and_other_servers():
+  with open_socket(Address('127.0.0.1', 0)) as bound:
+    address = bound.getsockname()
+    with pytest.raises(ConnectionRefusedError):
+      socket.create_connection(address)
+    bound.listen()
+    with pytest.raises(ValueError, match='must be an address to listen on'):
+      open_socket(Address(*address))
 
 
 def test_tokens_are_one_line(tmp_path):

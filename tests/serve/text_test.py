@@ -161,3 +161,8 @@ def test_possible_stop_strings(name, stop):
 def test_stop_strings_that_no_tokens_decode_to_are_refused(name, stop):
   with pytest.raises(ValueError, match=r'stop strings must .* got'):
     check_stop_string(TOKENIZERS[name], stop)
+
+
+def test_stop_strings_that_are_no_unicode_are_refused():
+  with pytest.raises(ValueError, match='a stop string must be valid Unicode'):
+    check_stop_string(TOKENIZERS['words'], '\ud800')
