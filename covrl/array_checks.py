@@ -53,8 +53,10 @@ def check_array(
   array: Any = value if hasattr(value, 'dtype') else np.asarray(value)
   kinds, described = _KINDS[kind]
   if not any(jnp.issubdtype(array.dtype, each) for each in kinds):
-    given = array.dtype if hasattr(value, 'dtype') else repr(value)
-    raise TypeError(f'{name} must be an array of {described}, got {given}')
+    actual_type = array.dtype if hasattr(value, 'dtype') else repr(value)
+    raise TypeError(
+      f'{name} must be an array of {described}, got {actual_type}'
+    )
   actual = tuple(array.shape)
   is_rank = axes == '...' or len(actual) == len(axes.split())
   if not is_rank or (shape is not None and actual != shape):

@@ -158,7 +158,7 @@ def _changed(root: pathlib.Path) -> list[str]:
 def _git(root: pathlib.Path, *arguments: str) -> str:
   """Returns the output of a git command that only reads."""
   try:
-    done = subprocess.run(
+    completed = subprocess.run(
       ['git', '-C', str(root), *arguments],
       capture_output=True,
       text=True,
@@ -166,13 +166,13 @@ def _git(root: pathlib.Path, *arguments: str) -> str:
     )
   except FileNotFoundError:
     raise LaunchError('launching needs git, which is not installed') from None
-  if done.returncode:
-    reason = ' '.join(done.stderr.split())
+  if completed.returncode:
+    reason = ' '.join(completed.stderr.split())
     raise LaunchError(
       f'{root} must be a git checkout, whose commit HEAD is copied to the '
       f'hosts: {reason}'
     )
-  return done.stdout
+  return completed.stdout
 
 
 def _with_config(job: Job, given: str, spec: str) -> Job:

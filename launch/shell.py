@@ -70,10 +70,10 @@ class Shell:
     Raises:
       LaunchError: if the command failed.
     """
-    done = self.run(command)
-    if done.returncode:
-      raise failed(command, done)
-    return done.stdout
+    completed = self.run(command)
+    if completed.returncode:
+      raise failed(command, completed)
+    return completed.stdout
 
   def follow(self, commands: Sequence[Sequence[str]]) -> list[tuple[int, str]]:
     """Runs commands in parallel and relays their output as it comes.
@@ -121,12 +121,12 @@ class Shell:
 
 
 def failed(
-  command: Sequence[str], done: subprocess.CompletedProcess[str]
+  command: Sequence[str], completed: subprocess.CompletedProcess[str]
 ) -> LaunchError:
   """Returns the error for a command that failed, as one sentence."""
-  message = (done.stderr or done.stdout).strip() or 'no message'
+  message = (completed.stderr or completed.stdout).strip() or 'no message'
   return LaunchError(
-    f'{" ".join(command[:4])} ended with {done.returncode}: '
+    f'{" ".join(command[:4])} ended with {completed.returncode}: '
     f'{" ".join(message.split())}',
     status=1,
   )

@@ -155,14 +155,14 @@ class _Queued:
   def _state(self) -> str | None:
     """Returns the state of the resource; `None` if it does not exist."""
     command = self._command('describe', '--format=value(state.state)')
-    done = self.shell.run(command)
+    completed = self.shell.run(command)
     if self.shell.dry_run:
       return 'ACTIVE'
-    if done.returncode == 0:
-      return done.stdout.strip()
-    if re.search('NOT_FOUND|not found', done.stderr):
+    if completed.returncode == 0:
+      return completed.stdout.strip()
+    if re.search('NOT_FOUND|not found', completed.stderr):
       return None
-    raise failed(command, done)
+    raise failed(command, completed)
 
   def _create(self) -> None:
     """Requests the slice; a lack of quota or capacity is not an error."""
@@ -185,11 +185,11 @@ class _Queued:
         else []
       ),
     )
-    done = self.shell.run(command)
-    if done.returncode and not _SCARCE.search(done.stderr):
-      raise failed(command, done)
-    if done.returncode:
-      self.shell.print(f'not available yet: {failed(command, done)}')
+    completed = self.shell.run(command)
+    if completed.returncode and not _SCARCE.search(completed.stderr):
+      raise failed(command, completed)
+    if completed.returncode:
+      self.shell.print(f'not available yet: {failed(command, completed)}')
 
   def _delete(self) -> None:
     self.shell.check_output(self._command('delete', '--force', '--quiet'))

@@ -160,9 +160,13 @@ def _make_parser() -> tuple[_Parser, dict[str, _Parser]]:
 def _refuse(argument: str, command: str, parser: _Parser) -> NoReturn:
   """Refuses an unknown option, naming the nearest one."""
   options = re.findall(r'--[a-z_]+', parser.format_usage())
-  near = difflib.get_close_matches(argument.partition('=')[0], options, n=1)
-  if near:
-    parser.error(f'unknown argument {argument!r}, did you mean {near[0]}?')
+  close_matches = difflib.get_close_matches(
+    argument.partition('=')[0], options, n=1
+  )
+  if close_matches:
+    parser.error(
+      f'unknown argument {argument!r}, did you mean {close_matches[0]}?'
+    )
   if command in _TAKE_OVERRIDES:
     from covrl.config import overrides
 

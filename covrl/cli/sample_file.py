@@ -89,16 +89,21 @@ def run(arguments: argparse.Namespace) -> None:
 
 @dataclasses.dataclass
 class _Tally:
-  """Numbers of lines, the number of the last one, and the first error.
+  """Counts of the results.
 
-  `known` has the results, by line, that an interrupted command has written last:
-  one with responses and the errors after it.
+  Attributes:
+    lines: number of results.
+    refused: number of results that are errors.
+    last: number of the last line of the file that has a result.
+    first_error: the first error; empty without one.
+    known: the results, by line, that an interrupted command has written last: one
+      with responses and the errors after it.
   """
 
   lines: int = 0
   refused: int = 0
   last: int = 0
-  first: str = ''
+  first_error: str = ''
   known: dict[int, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
   def add(self, result: Mapping[str, Any]) -> None:
@@ -107,14 +112,16 @@ class _Tally:
     self.last = result['line']
     if 'error' in result:
       self.refused += 1
-      self.first = self.first or f'line {result["line"]}: {result["error"]}'
+      self.first_error = (
+        self.first_error or f'line {result["line"]}: {result["error"]}'
+      )
 
   def check(self, file: str) -> None:
     """Raises `ValueError` if lines were refused."""
     if self.refused:
       raise ValueError(
         f'the lines of {file} must be valid requests, got {self.refused} of'
-        f' {self.lines} that are not; {self.first}'
+        f' {self.lines} that are not; {self.first_error}'
       )
 
 
@@ -152,9 +159,13 @@ def _texts(result: Any) -> list[Any]:
     result.get('seed'),
     result.get('error'),
     *(
-      (each.get('text'), each.get('tokens'), each.get('finish_reason'))
-      for each in responses
-      if isinstance(each, dict)
+      (
+        response.get('text'),
+        response.get('tokens'),
+        response.get('finish_reason'),
+      )
+      for response in responses
+      if isinstance(response, dict)
     ),
   ]
 
@@ -173,9 +184,12 @@ def _finished_lines(file: epath.Path, output: epath.Path) -> _Tally:
     raise ValueError(f'--resume needs a local --output, got {output}')
   if not output.exists():
     return tally
-  with storage.open_binary(file) as lines, storage.open_binary(output) as done:
+  with (
+    storage.open_binary(file) as lines,
+    storage.open_binary(output) as results,
+  ):
     expected = (entry for entry in enumerate(lines, 1) if entry[1].strip())
-    for result_number, text in enumerate(done, 1):
+    for result_number, text in enumerate(results, 1):
       if not text.endswith(b'\n'):
         break
       number, line = next(expected, (0, b''))

@@ -23,9 +23,9 @@ from covrl.compile.hlo import Computation, Instruction, Module
 from covrl.compile.kernels import kernel_of
 from covrl.compile.traffic import traffic_of
 
-# Trips of a loop whose number depends on data and is not stated by its scope,
-# `about_N_trips`: such loops are bisections over the bits of a float.
-SEARCH_TRIPS = 32
+# Assumed trips of a loop whose number depends on data and is not stated by its
+# scope, `about_N_trips`: such loops are bisections over the bits of a float.
+ASSUMED_TRIPS = 32
 
 
 class Scopes(NamedTuple):
@@ -54,8 +54,8 @@ class Cost:
     host_bytes: traffic to and from host memory.
     collectives: collectives with their numbers of executions.
     unknown: names of kernels of unknown cost.
-    searches: number of loops whose trip count depends on data and is stated
-      nowhere.
+    assumed_loops: number of loops whose trip count depends on data, is stated
+      nowhere, and is assumed to be `ASSUMED_TRIPS`.
     products: operations of matrix products on GPUs, by kernel and type of the
       factors.
   """
@@ -67,7 +67,7 @@ class Cost:
     default_factory=list
   )
   unknown: set[str] = dataclasses.field(default_factory=set)
-  searches: int = 0
+  assumed_loops: int = 0
   products: dict[tuple[str, str], float] = dataclasses.field(
     default_factory=dict
   )
@@ -82,7 +82,7 @@ class Cost:
       for collective, executions in other.collectives
     ]
     self.unknown |= other.unknown
-    self.searches += other.searches
+    self.assumed_loops += other.assumed_loops
     for key, flops in other.products.items():
       self.products[key] = self.products.get(key, 0.0) + times * flops
 
@@ -146,8 +146,8 @@ def _add_loop(
   trips = module.trips(loop, computation)
   if trips is None:
     stated = re.search(r'about_(\d+)_trips/while$', loop.scope)
-    trips = int(stated[1]) if stated else SEARCH_TRIPS
-    total.searches += stated is None
+    trips = int(stated[1]) if stated else ASSUMED_TRIPS
+    total.assumed_loops += stated is None
   body = module.computations[loop.attribute('body') or '']
   total.add(cost_of(module, body, scopes=scopes), trips)
 

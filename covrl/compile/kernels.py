@@ -78,8 +78,10 @@ def _splash(
   flops = 2.0 * _PRODUCTS[phase] * products * width
   item = keys.bits // 8
   # Two arrays are read per block of the other, forward and backward.
-  moved = 2.0 * across * visible * block * width * item
-  return Kernel(flops, moved + sum(s.padded_size for s in instruction.shapes))
+  moved_bytes = 2.0 * across * visible * block * width * item
+  return Kernel(
+    flops, moved_bytes + sum(s.padded_size for s in instruction.shapes)
+  )
 
 
 def blocks(length: int, block: int, window: int) -> int:

@@ -80,8 +80,11 @@ def visible_pairs(length: int, window: int) -> int:
   >>> visible_pairs(4, 0), visible_pairs(4, 2)
   (10, 7)
   """
-  near = min(window or length, length)
-  return near * (near + 1) // 2 + (length - near) * near
+  window_length = min(window or length, length)
+  return (
+    window_length * (window_length + 1) // 2
+    + (length - window_length) * window_length
+  )
 
 
 def cache_bytes(

@@ -171,7 +171,7 @@ class Program:
       'bound': bound,
       'mfu_ceiling': self.ceiling(),
       'uncounted_kernels': sorted(self.cost.unknown),
-      'searches': self.cost.searches,
+      'assumed_loops': self.cost.assumed_loops,
       'calls': self.calls,
     }
     if self.ideal_bytes is not None:
@@ -263,15 +263,15 @@ class Report:
 
   def _verdict(self) -> str:
     """Returns one sentence on whether all programs fit."""
-    over = [n for n, program in self.programs.items() if not program.fits]
-    if not over:
+    too_large = [n for n, program in self.programs.items() if not program.fits]
+    if not too_large:
       fullest = max(self.programs, key=lambda n: self.programs[n].needed)
       share = self.programs[fullest].needed / self.programs[fullest].limit
       return f'It fits: {fullest} needs the most memory, {_percent(share)}.'
     each = [
       f'{name} needs {bytes_text(self.programs[name].needed)} of '
       f'{bytes_text(self.programs[name].limit)}'
-      for name in over
+      for name in too_large
     ]
     return f'It does not fit: {", ".join(each)} per {self._unit}.'
 

@@ -79,13 +79,13 @@ def decoded(step: Step, layout: Layout, count: int) -> tuple[Decoded, ...]:
   """
   groups: list[Decoded] = []
   for name, lengths in typical_lengths(step.limit + 1, count).items():
-    taken = step_seconds(step, layout, occupancy(lengths, layout))
+    seconds = step_seconds(step, layout, occupancy(lengths, layout))
     groups.append(
       Decoded(
         lengths=name,
         mean=float(lengths.mean()),
-        steps=len(taken),
-        seconds=float(taken.sum()),
+        steps=len(seconds),
+        seconds=float(seconds.sum()),
         tokens=int(lengths.sum()),
       )
     )
@@ -160,5 +160,5 @@ def step_seconds(
     sizes = np.sort(layout.slots)
     read = sizes[np.searchsorted(sizes, load.live)] * load.longest
   fixed = step.bytes - step.own_bytes
-  moved = fixed + step.own_bytes * read / (most * step.limit)
-  return np.maximum(moved / step.bandwidth, step.seconds)
+  moved_bytes = fixed + step.own_bytes * read / (most * step.limit)
+  return np.maximum(moved_bytes / step.bandwidth, step.seconds)

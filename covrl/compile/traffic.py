@@ -37,35 +37,43 @@ def traffic_of(
     return 0.0, 0.0
   if 'custom_call_target="AllocateBuffer"' in instruction.text:
     return 0.0, 0.0
-  moved = [
+  moved_shapes = [
     *_read(module, computation, instruction),
     *_written(module, instruction),
   ]
   if module.platform == 'gpu' and instruction.opcode in OPCODES:
-    moved = [*_read(module, computation, instruction), *results(instruction)]
+    moved_shapes = [
+      *_read(module, computation, instruction),
+      *results(instruction),
+    ]
   if instruction.opcode == 'dynamic-update-slice':
     update = computation.instructions[instruction.operands[1]].shapes[0]
-    moved = [update, update._replace(space=instruction.shapes[0].space)]
+    moved_shapes = [update, update._replace(space=instruction.shapes[0].space)]
   elif instruction.opcode == 'scatter' and module.platform == 'gpu':
-    moved = [*_scattered(computation, instruction)]
+    moved_shapes = [*_scattered(computation, instruction)]
   elif instruction.opcode in ('dynamic-slice', 'slice', 'gather'):
     source = computation.instructions[instruction.operands[0]].shapes[0]
-    moved = [
+    moved_shapes = [
       instruction.shapes[0],
       instruction.shapes[0]._replace(space=source.space),
     ]
   elif instruction.opcode in ('send', 'recv'):
-    moved = [instruction.shapes[0]]
+    moved_shapes = [instruction.shapes[0]]
   elif instruction.opcode in ('copy-start', 'async-start', 'slice-start'):
     # The tuple holds destination, source and a semaphore.
     target, source, *rest = instruction.shapes
     if instruction.opcode == 'copy-start':
-      moved = [target, source]
+      moved_shapes = [target, source]
     else:
-      moved = [[target, source, *rest][-2] if rest else target]
-      moved = [moved[0], moved[0]._replace(space=target.space)]
-  hbm = sum(shape.padded_size for shape in moved if shape.space == 'hbm')
-  host = sum(shape.padded_size for shape in moved if shape.space == 'host')
+      moved_shapes = [[target, source, *rest][-2] if rest else target]
+      moved_shapes = [
+        moved_shapes[0],
+        moved_shapes[0]._replace(space=target.space),
+      ]
+  hbm = sum(shape.padded_size for shape in moved_shapes if shape.space == 'hbm')
+  host = sum(
+    shape.padded_size for shape in moved_shapes if shape.space == 'host'
+  )
   return float(hbm), float(host)
 
 

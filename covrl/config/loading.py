@@ -186,9 +186,9 @@ def _call(files: RecipeFiles, file: pathlib.Path, function: str) -> Recipe:
   """Calls one of the functions of a recipe file."""
   if not _needs_no_arguments(getattr(files.module, function, None)):
     known = list(_functions(file))
-    near = difflib.get_close_matches(function, known, n=1)
+    close_matches = difflib.get_close_matches(function, known, n=1)
     hint = f'; there are {", ".join(known)}' if known else ''
-    hint = f'; did you mean {near[0]!r}?' if near else hint
+    hint = f'; did you mean {close_matches[0]!r}?' if close_matches else hint
     raise ConfigError(f'there is no recipe {function!r} in {file}{hint}')
   with files.importable():
     recipe = getattr(files.module, function)()

@@ -62,10 +62,10 @@ def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str | None]]:
   """Yields field names and texts, `None` for a field without a value."""
   rest = list(overrides)
   while rest:
-    given = rest.pop(0)
-    option, equals, text = given.partition('=')
+    argument = rest.pop(0)
+    option, equals, text = argument.partition('=')
     if not option.startswith(PREFIX):
-      raise not_an_override(given)
+      raise not_an_override(argument)
     if equals:
       yield option.removeprefix(PREFIX), text
     elif rest and not rest[0].startswith('--'):
@@ -90,8 +90,8 @@ def _advice(name: str) -> str:
   name = name.removeprefix(PREFIX.removeprefix('--')).strip('.')
   if name in _groups():
     return f'; {_description(name)}'
-  if near := _nearest(name):
-    return f'; did you mean {near}?'
+  if nearest_field := _nearest(name):
+    return f'; did you mean {nearest_field}?'
   group = name.rpartition('.')[0]
   near_groups = difflib.get_close_matches(
     group or name, _groups(), n=1, cutoff=0.7
@@ -126,11 +126,11 @@ def _nearest(name: str) -> str | None:
     known_group, _, known_leaf = known.rpartition('.')
     return _similarity(leaf, known_leaf), _similarity(group, known_group)
 
-  near = max(
+  nearest_field = max(
     fields_by_name(),
     key=lambda known: similarity(known)[0] + 0.3 * similarity(known)[1],
   )
-  return near if similarity(near)[0] > 0.6 else None
+  return nearest_field if similarity(nearest_field)[0] > 0.6 else None
 
 
 def _similarity(name: str, known: str) -> float:

@@ -52,7 +52,7 @@ class RecipeFiles:
     self._modules[name] = self.module
     with self.importable():
       execute(self.module)
-    self.sources = {each.name: text for each, text in self._texts(file)}
+    self.sources = {path.name: text for path, text in self._texts(file)}
 
   @contextlib.contextmanager
   def importable(self) -> Iterator[None]:
@@ -95,7 +95,7 @@ class RecipeFiles:
     self.score_function(name)
     file = self._find(match['module'])
     if file is not None:
-      texts = {each.name: text for each, text in self._texts(file)}
+      texts = {path.name: text for path, text in self._texts(file)}
       self.sources = texts | self.sources
 
   def score_function(self, name: str) -> Callable[..., Any] | str:
@@ -112,22 +112,26 @@ class RecipeFiles:
     match = SCORE_FUNCTION.fullmatch(name)
     if match is None:
       return name
-    where, function = match['module'], match['function']
-    file = self._find(where)
+    module_name, function = match['module'], match['function']
+    file = self._find(module_name)
     if file is None:
-      if not _is_installed(where.partition('.')[0]):
+      if not _is_installed(module_name.partition('.')[0]):
         raise ConfigError(
-          f'the score function {name!r} must be in a file {where}.py beside the'
+          f'the score function {name!r} must be in a file {module_name}.py beside the'
           f' recipe or in an installed module, {self._directory} has no such file'
           f' and nothing of this name is installed; {_FORM}'
         )
       return name
-    module = self._import(where, file)
+    module = self._import(module_name, file)
     recipe_function = getattr(module, function, None)
     if not callable(recipe_function):
-      known = [n for n, each in vars(module).items() if callable(each)]
-      near = difflib.get_close_matches(function, known, n=1)
-      hint = f', did you mean {near[0]!r}?' if near else f'; {_FORM}'
+      known = [n for n, member in vars(module).items() if callable(member)]
+      close_matches = difflib.get_close_matches(function, known, n=1)
+      hint = (
+        f', did you mean {close_matches[0]!r}?'
+        if close_matches
+        else f'; {_FORM}'
+      )
       raise ConfigError(f'{file} has no function {function!r}{hint}')
     return recipe_function
 
@@ -190,14 +194,14 @@ class RecipeFiles:
     sources = {file: None}
     imported = _imported_from(file.parent.absolute(), self._modules)
     sources |= dict.fromkeys(
-      file.parent / each.name for each in imported.values()
+      file.parent / path.name for path in imported.values()
     )
     waiting = list(sources)
     while waiting:
-      each = waiting.pop()
-      text = each.read_text(encoding='utf-8')
-      yield each, text
-      for name in _mentioned_modules(text, each):
+      path = waiting.pop()
+      text = path.read_text(encoding='utf-8')
+      yield path, text
+      for name in _mentioned_modules(text, path):
         other = file.parent / f'{name}.py'
         if other not in sources and other.is_file():
           sources[other] = None
@@ -223,7 +227,7 @@ def _is_installed(module: str) -> bool:
 def _line_of(error: Exception, file: pathlib.Path) -> str:
   """Returns where in a file an error was raised, in parentheses."""
   frames = traceback.extract_tb(error.__traceback__)
-  lines = [each.lineno for each in frames if each.filename == str(file)]
+  lines = [frame.lineno for frame in frames if frame.filename == str(file)]
   return f' (line {lines[-1]})' if lines else ''
 
 
@@ -264,10 +268,10 @@ def _imported_from(
     directory: an absolute path.
     modules: the modules; all that are imported by default.
   """
-  given = list((sys.modules if modules is None else modules).items())
+  loaded = list((sys.modules if modules is None else modules).items())
   files = {
     name: pathlib.Path(file)
-    for name, module in given
+    for name, module in loaded
     if '.' not in name and (file := getattr(module, '__file__', None))
   }
   return {

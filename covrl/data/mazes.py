@@ -57,7 +57,7 @@ class Maze(NamedTuple):
   def free_neighbours(self, cell: Cell) -> list[Cell]:
     """Cells beside, above and below a cell that can be entered."""
     column, row = cell
-    around = (
+    neighbours = (
       (column + 1, row),
       (column - 1, row),
       (column, row + 1),
@@ -65,7 +65,7 @@ class Maze(NamedTuple):
     )
     return [
       (x, y)
-      for x, y in around
+      for x, y in neighbours
       if 0 <= x < self.side and 0 <= y < self.side and (x, y) not in self.walls
     ]
 

@@ -284,7 +284,11 @@ def _first_fit(lengths: Sequence[int], width: int) -> list[_Slot]:
         f'a sequence to pack must have at most {width} tokens, got {length}'
       )
     row = next(
-      (row for row, taken in enumerate(used) if taken + length <= width),
+      (
+        row
+        for row, used_length in enumerate(used)
+        if used_length + length <= width
+      ),
       len(used),
     )
     if row == len(used):

@@ -151,9 +151,9 @@ class _AdaptiveBand:
     entropy = entropy_in(context)
     below = jnp.minimum(entropy - setpoint(self.low, context), 0)
     above = jnp.maximum(entropy - setpoint(self.high, context), 0)
-    moved = state.coefficient - self.rate * (below + above)
-    moved = jnp.clip(moved, self.minimum, self.maximum)
-    return keep_without_reading(AdaptiveBandState(moved), state, context)
+    coefficient = state.coefficient - self.rate * (below + above)
+    coefficient = jnp.clip(coefficient, self.minimum, self.maximum)
+    return keep_without_reading(AdaptiveBandState(coefficient), state, context)
 
   def __call__(self, state: AdaptiveBandState, **context: Any) -> Scalar:
     del context

@@ -37,11 +37,13 @@ def has_reading(context: dict[str, Any]) -> Bool[Array, '']:
 
 
 def keep_without_reading(
-  moved: State, state: State, context: dict[str, Any]
+  next_state: State, state: State, context: dict[str, Any]
 ) -> State:
   """The next state, or the present one if there is no reading."""
   known = has_reading(context)
-  return jax.tree.map(lambda new, old: jnp.where(known, new, old), moved, state)
+  return jax.tree.map(
+    lambda new, old: jnp.where(known, new, old), next_state, state
+  )
 
 
 def setpoint(

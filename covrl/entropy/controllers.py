@@ -216,9 +216,9 @@ class _AdaptiveBonus:
     self, state: AdaptiveBonusState, **context: Any
   ) -> AdaptiveBonusState:
     error = setpoint(self.target, context) - entropy_in(context)
-    moved = state.coefficient + self.increment * jnp.sign(error)
-    moved = jnp.clip(moved, self.minimum, self.maximum)
-    return keep_without_reading(AdaptiveBonusState(moved), state, context)
+    coefficient = state.coefficient + self.increment * jnp.sign(error)
+    coefficient = jnp.clip(coefficient, self.minimum, self.maximum)
+    return keep_without_reading(AdaptiveBonusState(coefficient), state, context)
 
   def __call__(self, state: AdaptiveBonusState, **context: Any) -> Scalar:
     if is_initializing(context):

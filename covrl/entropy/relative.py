@@ -143,14 +143,14 @@ def steer(
     )
     if shape == 'exponential':
       most = jnp.maximum(most, _LEAST_CHANGE)
-      by = jnp.maximum(jnp.exp(math.log(low) * change / most), low)
+      factors = jnp.maximum(jnp.exp(math.log(low) * change / most), low)
     else:
       width = most - least
       rank = jnp.where(
         width > 0, (change - least) / jnp.where(width > 0, width, 1), 0.5
       )
-      by = top - (top - low) * jnp.clip(rank, 0, 1)
-    return jnp.where(mask, by, 1)
+      factors = top - (top - low) * jnp.clip(rank, 0, 1)
+    return jnp.where(mask, factors, 1)
 
   return scale_by_token('steer', factor)
 
@@ -166,8 +166,8 @@ def _entropy_change(
   advantages = masked(require(context, 'advantages', 'steer'))
   old_logprobs = masked(require(context, 'old_logprobs', 'steer'))
   logprobs = masked(stats.logprobs)
-  curve = (1 - jnp.exp(logprobs)) * (logprobs + masked(stats.entropy))
-  return jnp.abs(advantages * jnp.exp(logprobs - old_logprobs) * curve)
+  logit_term = (1 - jnp.exp(logprobs)) * (logprobs + masked(stats.entropy))
+  return jnp.abs(advantages * jnp.exp(logprobs - old_logprobs) * logit_term)
 
 
 def _range(

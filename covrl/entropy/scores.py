@@ -90,9 +90,9 @@ def exact_score(
     score_weight: w = A · ratio · 1{not clipped}.
   """
   _check_per_token(stats, 'exact_score', score_weight=score_weight)
-  surprise = jnp.exp(stats.logprobs) * (stats.logprobs + stats.entropy)
+  token_term = jnp.exp(stats.logprobs) * (stats.logprobs + stats.entropy)
   kappa = moments.square_log + stats.entropy * moments.square
-  return score_weight * (surprise - kappa)
+  return score_weight * (token_term - kappa)
 
 
 def definition_score(

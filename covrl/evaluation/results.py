@@ -24,9 +24,10 @@ from covrl.evaluation.metrics import (
 )
 
 HELD_OUT = 'held_out'
-# Problems of each suite whose greedy responses a run's evaluations keep.
-EXAMPLES = 8
 """Name of the files of held-out problems, whose suite has no name."""
+
+EXAMPLES = 8
+"""Problems of each suite whose greedy responses a run's evaluations keep."""
 
 Metrics: TypeAlias = dict[str, Float[np.ndarray, ' N']]
 """Values per problem by the name of the metric; NaN for problems without one."""
@@ -83,7 +84,7 @@ class SuiteResult:
 
     They are those with all of them wrong, and with all of them correct.
     """
-    both: list[Metrics] = []
+    bounds: list[Metrics] = []
     for mark in (0.0, 1.0):
       filled = dataclasses.replace(
         self,
@@ -92,10 +93,10 @@ class SuiteResult:
       ).metrics()
       # A vote may be lost by a correct answer, too.
       votes = {n: v for n, v in self.metrics().items() if n.startswith('maj@')}
-      both.append(
+      bounds.append(
         filled | {n: _with_missing(v, mark) for n, v in votes.items()}
       )
-    low, high = both
+    low, high = bounds
     return low, high
 
   def lines(
@@ -225,8 +226,8 @@ def _widened(estimate: Estimate, low: Estimate, high: Estimate) -> Estimate:
   """Returns an estimate whose interval includes two others, and its value."""
   ends = [
     end
-    for each in (estimate, low, high)
-    for end in (each.value, each.low, each.high)
+    for source in (estimate, low, high)
+    for end in (source.value, source.low, source.high)
     if end is not None and math.isfinite(end)
   ]
   kind = f'{low.kind}, with unscored responses wrong or correct'
@@ -298,11 +299,11 @@ def write_results(
       'layout': suite.schema,
       'figures': {
         name.removeprefix(f'{suite.name}/'): [
-          _finite(each.value),
-          each.low,
-          each.high,
+          _finite(estimate.value),
+          estimate.low,
+          estimate.high,
         ]
-        for name, each in figures.items()
+        for name, estimate in figures.items()
         if not suite.name or name.startswith(f'{suite.name}/')
       },
     }

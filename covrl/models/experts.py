@@ -215,8 +215,8 @@ class RoutedMLP(nnx.Module):
     probabilities = jax.nn.softmax(logits, axis=-1)
     shares, chosen = jax.lax.top_k(probabilities, self.experts.per_token)
     if recorded is not None:
-      given = recorded.astype(chosen.dtype) - 1
-      chosen = jnp.where(given < 0, chosen, given)
+      recorded_ids = recorded.astype(chosen.dtype) - 1
+      chosen = jnp.where(recorded_ids < 0, chosen, recorded_ids)
       shares = jnp.take_along_axis(probabilities, chosen, axis=-1)
     if self.experts.normalised:
       shares = shares / jnp.sum(shares, axis=-1, keepdims=True)

@@ -76,11 +76,11 @@ def score(
   queries: Float[Array, '*B Q h'], keys: Vectors, dtype: Any
 ) -> Float[Array, '*B Q C']:
   """Products of queries and keys; integers are scaled after the product."""
-  of_keys = keys.values if isinstance(keys, Int8Vectors) else keys
+  key_values = keys.values if isinstance(keys, Int8Vectors) else keys
   scores = jnp.einsum(
     '...qh,...ch->...qc',
     queries,
-    of_keys.astype(queries.dtype),
+    key_values.astype(queries.dtype),
     preferred_element_type=dtype,
   )
   if isinstance(keys, Int8Vectors):

@@ -78,10 +78,10 @@ def gae(
     return _advantages(rewards, values, mask, discount, decay)
 
   advantages = estimate(trace_decay)
-  towards = advantages
+  critic_advantages = advantages
   if critic_trace_decay is not None:
-    towards = estimate(critic_trace_decay)
-  returns = jnp.where(mask, towards + values, 0)
+    critic_advantages = estimate(critic_trace_decay)
+  returns = jnp.where(mask, critic_advantages + values, 0)
   if whiten:
     advantages = returns_module.whiten(advantages, mask)
   return advantages, returns

@@ -84,10 +84,10 @@ def clipped_value_loss(
   if clip is not None:
     check_number('clip', clip, 0, is_open=True)
     old = jax.lax.stop_gradient(keep(old_values))
-    moved = jax.lax.stop_gradient(values) - old
-    bounds = old + jnp.clip(moved, -clip, clip)
-    near = jnp.where(jnp.abs(moved) > clip, bounds, values)
-    bound = jnp.square(near - targets) / 2
+    change = jax.lax.stop_gradient(values) - old
+    bounds = old + jnp.clip(change, -clip, clip)
+    clipped_values = jnp.where(jnp.abs(change) > clip, bounds, values)
+    bound = jnp.square(clipped_values - targets) / 2
     clipped = bound > losses
     losses = jnp.maximum(losses, bound)
   value = jnp.sum(weights.astype(dtype) * losses)

@@ -82,9 +82,9 @@ def initialize(
   """
   if heartbeat < 2:
     raise ValueError(f'--heartbeat must be at least 2 s, got {heartbeat}')
-  given = (coordinator, num_processes, process_id)
-  if any(each is not None for each in given):
-    if None in given:
+  options = (coordinator, num_processes, process_id)
+  if any(each is not None for each in options):
+    if None in options:
       raise ValueError(
         '--coordinator, --num_processes and --process_id must be given together,'
         f' got {coordinator!r}, {num_processes} and {process_id}'

@@ -182,14 +182,14 @@ def _axis_sizes(
     sizes = [shape.get(axis, 1) for axis in MESH_AXES]
   else:
     sizes = [*shape, *[1] * (len(MESH_AXES) - len(shape))]
-  given = dict(zip(MESH_AXES, sizes, strict=False))
+  size_by_axis = dict(zip(MESH_AXES, sizes, strict=False))
   fixed = math.prod(size for size in sizes if size != -1)
   if sizes.count(-1) == 1 and fixed > 0 and count % fixed == 0:
     sizes[sizes.index(-1)] = count // fixed
   if len(sizes) != len(MESH_AXES) or math.prod(sizes) != count:
     possible = nearest(divisors(count), fixed) if -1 in sizes else ()
     raise ValueError(
-      f'a mesh must multiply to the {count} devices there are, got {given}'
+      f'a mesh must multiply to the {count} devices there are, got {size_by_axis}'
       f'{hint("product of the axes other than -1", possible)}'
     )
   return tuple(sizes)
@@ -330,11 +330,11 @@ def batch_shardings(batch: PyTree, mesh: Mesh) -> PyTree:
     for axis, size in zip(axes, leaf.shape, strict=False):
       count = num_shards(mesh, axis, TRAIN_RULES)
       if size % count:
-        counted = 'rows' if axis == 'batch' else 'tokens'
+        unit = 'rows' if axis == 'batch' else 'tokens'
         raise ValueError(
-          f'{counted} must divide over the {count} shards of the {axis}, '
-          f'got {size} {counted}{_of_leaf(path)}'
-          f'{hint(counted, multiples(count, size))}'
+          f'{unit} must divide over the {count} shards of the {axis}, '
+          f'got {size} {unit}{_location_text(path)}'
+          f'{hint(unit, multiples(count, size))}'
         )
     if leaf.ndim < 2 or mesh.shape['context'] == 1:
       return batch_sharding(mesh) if leaf.ndim else replicated(mesh)
@@ -343,7 +343,7 @@ def batch_shardings(batch: PyTree, mesh: Mesh) -> PyTree:
   return jax.tree_util.tree_map_with_path(sharding_of, batch)
 
 
-def _of_leaf(path: tuple[Any, ...]) -> str:
+def _location_text(path: tuple[Any, ...]) -> str:
   """Returns ' in' and a leaf's name; empty for a bare array."""
   name = jax.tree_util.keystr(path, simple=True, separator='.')
   return f' in {name}' if name else ''

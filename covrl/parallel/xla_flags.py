@@ -96,12 +96,12 @@ def apply(
   1
   """
   variable, flags = _FLAGS[platform]
-  given = environment.get(variable, '').split()
-  names = {flag.lstrip('-').split('=')[0] for flag in given}
-  given += [
+  all_flags = environment.get(variable, '').split()
+  names = {flag.lstrip('-').split('=')[0] for flag in all_flags}
+  all_flags += [
     f'--{name}={value}' for name, value in flags.items() if name not in names
   ]
-  environment[variable] = ' '.join(given)
+  environment[variable] = ' '.join(all_flags)
   if platform == 'gpu':
     for name, value in GPU_ENVIRONMENT.items():
       if _OLDER.get(name, name) not in environment:

@@ -46,8 +46,8 @@ def open_regular_file(file: epath.Path) -> BinaryIO:
   """
   try:
     if not is_regular_file(file):
-      given = 'another kind' if file.exists() else 'none'
-      raise ValueError(f'{file} must be a regular file, got {given}')
+      actual_kind = 'another kind' if file.exists() else 'none'
+      raise ValueError(f'{file} must be a regular file, got {actual_kind}')
     return storage.open_binary(file)
   except OSError as error:
     reason = error.strerror or type(error).__name__

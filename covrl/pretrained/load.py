@@ -72,11 +72,11 @@ def load_policy(
   Raises:
     ValueError: see `load_pretrained`.
   """
-  given = None if dtype is None else dtype_name(dtype)
+  requested_dtype = None if dtype is None else dtype_name(dtype)
   model = base_model_directory(directory)
   fields, file = read_json(model / 'config.json')
   stored = fields.get('dtype') or fields.get('torch_dtype')
-  config = model_config(fields, given or stored or 'float32', file)
+  config = model_config(fields, requested_dtype or stored or 'float32', file)
   files = read_config_files(model)
   if config.tied_embeddings and has_own_unembedding(
     model, find_family(fields, file)

@@ -42,7 +42,7 @@ def read_rope(fields: Fields, theta: float) -> dict[str, Any]:
   parameters = fields.get('rope_parameters') or {}
   local_theta = fields.get('rope_local_base_freq')
   if parameters.keys() & {'full_attention', 'sliding_attention'}:
-    given = {**parameters.get('full_attention', {}), **scaling}
+    scaling_fields = {**parameters.get('full_attention', {}), **scaling}
     local = parameters.get('sliding_attention', {})
     local_theta = local.get('rope_theta', local_theta)
     if _kind(local) != 'default':
@@ -50,70 +50,72 @@ def read_rope(fields: Fields, theta: float) -> dict[str, Any]:
         f'rope_type of sliding_attention must be default, got {dict(local)}'
       )
   else:
-    given = scaling or parameters
-  theta = given.get('rope_theta', fields.get('rope_theta', theta))
+    scaling_fields = scaling or parameters
+  theta = scaling_fields.get('rope_theta', fields.get('rope_theta', theta))
   rope_fields = {'rope_theta': float(theta)}
   if local_theta is not None:
     rope_fields['local_rope_theta'] = float(local_theta)
-  return rope_fields | {'rope_scaling': _read_scaling(given, fields)}
+  return rope_fields | {'rope_scaling': _read_scaling(scaling_fields, fields)}
 
 
-def _kind(given: Fields) -> str:
+def _kind(scaling_fields: Fields) -> str:
   """Type of scaling; older files name the field `type`."""
-  return given.get('rope_type', given.get('type', 'default'))
+  return scaling_fields.get('rope_type', scaling_fields.get('type', 'default'))
 
 
-def _read_scaling(given: Fields, fields: Fields) -> RopeScaling | None:
+def _read_scaling(scaling_fields: Fields, fields: Fields) -> RopeScaling | None:
   """Converts a `rope_scaling` dictionary.
 
   Args:
-    given: the dictionary.
+    scaling_fields: the dictionary.
     fields: the fields of the config.json.
   """
-  kind = _kind(given)
-  for each in (given, fields):
-    if each.get('partial_rotary_factor', 1) != 1:
+  kind = _kind(scaling_fields)
+  for settings in (scaling_fields, fields):
+    if settings.get('partial_rotary_factor', 1) != 1:
       raise ValueError(
         'partial_rotary_factor must be 1, got'
-        f' {str(each["partial_rotary_factor"])[:80]}'
+        f' {str(settings["partial_rotary_factor"])[:80]}'
       )
   if kind == 'default':
     return None
   if kind == 'linear':
-    return LinearScaling(factor=float(given['factor']))
+    return LinearScaling(factor=float(scaling_fields['factor']))
   if kind == 'llama3':
-    low, high = (given[f'{end}_freq_factor'] for end in ('low', 'high'))
+    low, high = (
+      scaling_fields[f'{end}_freq_factor'] for end in ('low', 'high')
+    )
     if not low < high:
       raise ValueError(
         f'low_freq_factor must be below high_freq_factor, got {low} and {high}'
       )
     return Llama3Scaling(
-      factor=float(given['factor']),
-      original_length=_original_length(given, fields),
+      factor=float(scaling_fields['factor']),
+      original_length=_original_length(scaling_fields, fields),
       low=float(low),
       high=float(high),
     )
-  if kind == 'yarn' and not given.get('mscale'):
+  if kind == 'yarn' and not scaling_fields.get('mscale'):
     return YarnScaling(
-      factor=float(given['factor']),
-      original_length=_original_length(given, fields),
-      fast=float(given.get('beta_fast') or 32),
-      slow=float(given.get('beta_slow') or 1),
-      attention_factor=given.get('attention_factor'),
-      whole=given.get('truncate', True),
+      factor=float(scaling_fields['factor']),
+      original_length=_original_length(scaling_fields, fields),
+      fast=float(scaling_fields.get('beta_fast') or 32),
+      slow=float(scaling_fields.get('beta_slow') or 1),
+      attention_factor=scaling_fields.get('attention_factor'),
+      whole=scaling_fields.get('truncate', True),
     )
   raise ValueError(
     'rope_type must be default, linear, llama3 or yarn (without mscale), got'
-    f' {str(dict(given))[:200]}'
+    f' {str(dict(scaling_fields))[:200]}'
   )
 
 
-def _original_length(given: Fields, fields: Fields) -> int:
+def _original_length(scaling_fields: Fields, fields: Fields) -> int:
   """Context length before scaling, from where transformers takes it."""
   name = 'original_max_position_embeddings'
-  for each in (fields, given):
-    if name in each:
-      return each[name]
+  for settings in (fields, scaling_fields):
+    if name in settings:
+      return settings[name]
   if 'max_position_embeddings' in fields:
     return fields['max_position_embeddings']
   raise KeyError(name)

@@ -112,7 +112,8 @@ class Tensors(abc.ABC):
     """
     shape, tensor_dtype = self.shape(name), self.dtype(name)
     rows, *rest = (
-      range(*cut.indices(size)) for cut, size in zip(part, shape, strict=True)
+      range(*part_slice.indices(size))
+      for part_slice, size in zip(part, shape, strict=True)
     )
     columns = tuple(slice(span.start, span.stop) for span in rest)
     result = np.empty([len(rows), *map(len, rest)], tensor_dtype)
@@ -159,7 +160,9 @@ class SafetensorsFiles(Tensors):
     files: dict[str, epath.Path] = {}
     self._tensors: dict[str, FileTensor] = {}
     indexed = _indexed_files(directory, name)
-    for file in sorted({directory / each for each in indexed.values()}):
+    for file in sorted(
+      {directory / file_name for file_name in indexed.values()}
+    ):
       self._begin(file)
       for tensor, entry in read_header(file).items():
         if tensor in files:
@@ -167,10 +170,10 @@ class SafetensorsFiles(Tensors):
             f'{file} must not hold {tensor}, which {files[tensor]} holds'
           )
         files[tensor], self._tensors[tensor] = file, entry
-    for tensor, each in indexed.items():
-      if tensor and files.get(tensor) != directory / each:
+    for tensor, file_name in indexed.items():
+      if tensor and files.get(tensor) != directory / file_name:
         raise ValueError(
-          f'{directory / each} must hold {tensor}, as {_index_name(name)} states,'
+          f'{directory / file_name} must hold {tensor}, as {_index_name(name)} states,'
           ' got a file without it'
         )
     self.files = files

@@ -101,20 +101,20 @@ class RunData:
   @property
   def iterations(self) -> tuple[int, int | None]:
     """Finished iterations, and the configured number of iterations."""
-    seen = [
+    numbers = [
       number
       for lines in (self.train, self.evals)
       for number in lines.column('iteration')
       if math.isfinite(number)
     ]
     total = self.config_value('train.iterations')
-    return int(max(seen, default=0)), int(total) if is_count(total) else None
+    return int(max(numbers, default=0)), int(total) if is_count(total) else None
 
   @property
   def finished(self) -> bool:
     """Whether all configured iterations are finished."""
-    done, total = self.iterations
-    return total is None or done >= total
+    finished, total = self.iterations
+    return total is None or finished >= total
 
   @property
   def seed(self) -> int:
@@ -169,10 +169,10 @@ class RunData:
     """Content of a file of saved samples, without unreadable samples."""
     name = f'rollouts/{file.name}'
     content = read_json(file, name, self.unreadable)
-    given = content.get('samples')
-    given = given if isinstance(given, list) else []
-    samples = [sample for sample in given if _is_sample(sample)]
-    self.unreadable.note(name, 'response', len(given) - len(samples))
+    entries = content.get('samples')
+    entries = entries if isinstance(entries, list) else []
+    samples = [sample for sample in entries if _is_sample(sample)]
+    self.unreadable.note(name, 'response', len(entries) - len(samples))
     return {**content, 'samples': samples}
 
   def results_at(self, iteration: float | None) -> Problems:

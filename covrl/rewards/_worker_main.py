@@ -108,12 +108,12 @@ def _score(
 def _outcome_fields(outcome: Any) -> tuple[str, float, str]:
   """Returns the fields of an outcome; `invalid` where they cannot be used."""
   status = getattr(getattr(outcome, 'status', None), 'value', None)
-  given = getattr(outcome, 'score', None)
-  score = _number(given)
+  value = getattr(outcome, 'score', None)
+  score = _number(value)
   if not isinstance(status, str) or status not in _STATUSES:
     problem = f'status {_shown(status)}'
   elif score is None:
-    problem = f'score {_shown(given)}'
+    problem = f'score {_shown(value)}'
   else:
     detail = getattr(outcome, 'detail', '')
     return status, score, detail if isinstance(detail, str) else _shown(detail)

@@ -79,14 +79,14 @@ def _has_namespaces() -> bool:
   if sys.platform != 'linux':
     return False
   with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-    done = subprocess.run(
+    completed = subprocess.run(
       [sys.executable, '-I', '-S', str(_SUPERVISOR), 'probe'],
       stdin=subprocess.DEVNULL,
       capture_output=True,
       check=False,
       timeout=_PROBE_SECONDS,
     )
-    return done.returncode == 0
+    return completed.returncode == 0
   return False
 
 
@@ -210,15 +210,15 @@ class WorkerProcess:
       os.close(lifeline)
 
   def _start(self) -> None:
-    near, theirs = socket.socketpair()
-    ours = self._channel = WorkerChannel(near, self._settings.timeout)
-    with theirs, self._lock:
+    trainer_end, worker_end = socket.socketpair()
+    ours = self._channel = WorkerChannel(trainer_end, self._settings.timeout)
+    with worker_end, self._lock:
       if self._closed:
         raise StartError('the pool is closed')
       self._cut_lifeline()
       read_end, self._lifeline = os.pipe()
       try:
-        self._process = _launch(theirs.fileno(), read_end, self._settings)
+        self._process = _launch(worker_end.fileno(), read_end, self._settings)
       finally:
         os.close(read_end)
     try:

@@ -41,17 +41,17 @@ _NEW_MOUNTS, _NEW_USER, _NEW_PIDS, _NEW_NETWORK = (
   1 << 29,
   1 << 30,
 )
-_PRIVATE = 1 << 14 | 1 << 18
+_PRIVATE = 1 << 14 | 1 << 18  # mount flags: recursive, not propagated
 _MOUNT_OPTIONS = 2 | 4 | 8  # nosuid, nodev, noexec
 _DEATH_SIGNAL, _SUBREAPER, _NO_NEW_PRIVILEGES, _SET_FILTER = 1, 36, 38, 22
-_SECONDS = 5.0
-_FAILED = 127
+_KILL_SECONDS = 5.0
+_FAILED = 127  # the exit status of a shell whose command cannot be started
 
 
 def main(settings: dict[str, Any], command: Sequence[str]) -> NoReturn:
   """Runs the command until it or the lifeline ends, and exits with its status."""
-  # Signals to all processes of a job are handled by the trainer. A handler, other
-  # than ignoring, does not last in the worker.
+  # Signals to all processes of a job are handled by the trainer. Handlers, unlike
+  # SIG_IGN, are reset in the worker by exec.
   for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
     signal.signal(number, lambda *_: None)
   if settings['namespaces']:
@@ -153,11 +153,11 @@ def _wait(child: int, lifeline: int) -> int:
   """Waits for the child; kills it when the lifeline ends. Returns its status."""
   poll = select.poll()
   poll.register(lifeline, select.POLLIN)
-  interval, handle = 20, -1
+  interval, pidfd = 20, -1
   if hasattr(os, 'pidfd_open'):
     try:
-      handle = os.pidfd_open(child)
-      poll.register(handle, select.POLLIN)
+      pidfd = os.pidfd_open(child)
+      poll.register(pidfd, select.POLLIN)
       interval = 1000
     except OSError:
       interval = 20
@@ -188,7 +188,7 @@ def _kill_descendants(child: int) -> None:
   """Kills the session of the worker and all descendants, orphans included."""
   import time
 
-  deadline = time.monotonic() + _SECONDS
+  deadline = time.monotonic() + _KILL_SECONDS
   while time.monotonic() < deadline:
     _kill_session(child)
     pids = descendants()

@@ -26,9 +26,8 @@ def score_countdown_steps(response: str, reference: Mapping[str, Any]) -> float:
   """Scores whether written steps lead from the numbers to the target.
 
   A step combines two available numbers with an operator, states the result, and
-  replaces the two by it. At the end the target must be all
-  that is available. Every result must be a non-negative integer; a division
-  must have no remainder.
+  replaces the two by it. At the end only the target may be left. Every result must
+  be a non-negative integer; a division must have no remainder.
 
   >>> reference = {'numbers': [3, 7, 4, 2], 'target': 42}
   >>> score_countdown_steps('3 + 7 = 10 , 10 * 4 = 40 , 40 + 2 = 42', reference)

@@ -40,16 +40,19 @@ def score_maze(response: str, reference: Mapping[str, Any]) -> float:
   if not 0 < len(names) <= reference['max_steps']:
     return 0.0
   walls, side = set(reference['walls']), reference['side']
-  here = _coordinates(reference['start'])
+  position = _coordinates(reference['start'])
   for name in names:
-    there = _coordinates(name)
-    if here is None or there is None or name in walls:
+    next_position = _coordinates(name)
+    if position is None or next_position is None or name in walls:
       return 0.0
-    if max(there) >= side:
+    if max(next_position) >= side:
       return 0.0
-    if abs(there[0] - here[0]) + abs(there[1] - here[1]) != 1:
+    if (
+      abs(next_position[0] - position[0]) + abs(next_position[1] - position[1])
+      != 1
+    ):
       return 0.0
-    here = there
+    position = next_position
   return 1.0 if names[-1] == reference['goal'] else 0.0
 
 

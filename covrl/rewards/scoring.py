@@ -259,8 +259,8 @@ def _check(rewards: Sequence[RewardPart], sources: Sequence[str]) -> None:
   for part in rewards:
     for source in part.sources:
       if source not in sources:
-        near = difflib.get_close_matches(source, sources, n=1)
-        hint = f'; did you mean {near[0]!r}?' if near else ''
+        close_matches = difflib.get_close_matches(source, sources, n=1)
+        hint = f'; did you mean {close_matches[0]!r}?' if close_matches else ''
         raise ValueError(
           f'the source of the reward {part.name!r} must be one of'
           f' {", ".join(map(repr, sources))}, got {source!r}{hint}'

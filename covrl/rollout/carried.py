@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Responses that are carried over: begun with older weights, and gone on with."""
+"""Partial rollouts: responses begun with older weights, and continued with new ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def carry(
 
   Args:
     samples: new responses, of one token.
-    carried: responses so far; those without tokens begin.
+    carried: unfinished responses; rows without tokens are new.
     unfinished: new responses that are not finished.
     end_ids: tokens that end a response.
 
@@ -81,9 +81,9 @@ def fill_slots(
   cached = jnp.where(is_started, length - 1, 0).astype(jnp.int32)
   tokens, mask = (
     jnp.concatenate(
-      (take(of_prompt, state.cache.prompt, shards), of_response), 1
+      (take(prompt_part, state.cache.prompt, shards), response_part), 1
     )
-    for of_prompt, of_response in (
+    for prompt_part, response_part in (
       (prompts, response[:, :size]),
       (prompt_mask, jnp.arange(size) < cached[:, None]),
     )

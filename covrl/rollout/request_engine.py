@@ -164,18 +164,18 @@ class RequestEngine:
     with self._programs.use_mesh():
       self._remove_cancelled()
       admitted: list[tuple[Admission, Step]] = []
-      while (new := self._rows.admit(self._waiting)) is not None:
+      while (admission := self._rows.admit(self._waiting)) is not None:
         self._state, first = self._programs.admit(
-          self._params, self._state, new
+          self._params, self._state, admission
         )
-        admitted.append((new, first))
+        admitted.append((admission, first))
       tokens: Step | None = None
       if self._rows and self.limits.response > 1:
         self._state, tokens = self._programs.run(self._params, self._state)
       firsts, tokens = jax.device_get(([x for _, x in admitted], tokens))
     new_tokens: dict[int, NewTokens] = {}
-    for (new, _), first in zip(admitted, firsts, strict=True):
-      for index, shard, row in self._rows.admitted(new):
+    for (admission, _), first in zip(admitted, firsts, strict=True):
+      for index, shard, row in self._rows.admitted(admission):
         self._append(new_tokens, shard, row, first, index)
     if tokens is not None:
       for index, shard, row in self._decoded(tokens):
@@ -186,8 +186,8 @@ class RequestEngine:
     """Yields index, shard and row of each token of a segment, in order."""
     slots_per_shard = self.slots // self._shards
     request = np.asarray(step.request)
-    held = np.argwhere(request < self._rows.sizes.requests)
-    for index, slot in held.tolist():
+    occupied = np.argwhere(request < self._rows.sizes.requests)
+    for index, slot in occupied.tolist():
       yield (index, slot), slot // slots_per_shard, int(request[index, slot])
 
   def _append(
@@ -198,7 +198,7 @@ class RequestEngine:
     step: Step,
     index: int | tuple[int, int],
   ) -> None:
-    """Adds one token to what a step has found; frees the row of the last."""
+    """Adds one token to those of a step; frees the row of a finished request."""
     row = self._rows.get(shard, row_index)
     if row is None:
       raise RuntimeError(f'no request is in row {row_index} of shard {shard}')
@@ -231,12 +231,12 @@ class RequestEngine:
   def _warm_up(self) -> None:
     """Compiles and runs all programs without requests."""
     for width in self._widths:
-      none = self._rows.none(width)
-      self._state, _ = self._programs.admit(self._params, self._state, none)
+      nothing = self._rows.none(width)
+      self._state, _ = self._programs.admit(self._params, self._state, nothing)
     if self.limits.response > 1:
       self._state, _ = self._programs.run(self._params, self._state)
-    none = np.zeros(self._shards * self._rows.sizes.requests, bool)
-    self._state = self._cancel(self._state, none)
+    not_cancelled = np.zeros(self._shards * self._rows.sizes.requests, bool)
+    self._state = self._cancel(self._state, not_cancelled)
 
   def _empty_state(self, params: PyTree, sizes: Sizes) -> State:
     """The program that creates the caches."""

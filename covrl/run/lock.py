@@ -101,9 +101,9 @@ class _FileLock:
     """Returns what happened to the directory, as a participle."""
     with contextlib.suppress(OSError):
       file = os.readlink(f'/proc/self/fd/{self._stream.fileno()}')
-      place = pathlib.Path(file).parent
-      if _is_same(place, self._directory):
-        return f'moved to {place}'
+      directory = pathlib.Path(file).parent
+      if _is_same(directory, self._directory):
+        return f'moved to {directory}'
     return 'removed or replaced'
 
   def _acquire(self) -> io.FileIO:

@@ -124,9 +124,9 @@ class _Server:
             403, f'the host must be a loopback name, got {host[:100]!r}'
           )
       else:
-        given = request.headers.get('authorization', '')
+        authorization = request.headers.get('authorization', '')
         wanted = f'Bearer {self._token}'
-        if not hmac.compare_digest(given.encode(), wanted.encode()):
+        if not hmac.compare_digest(authorization.encode(), wanted.encode()):
           return self._error(401, 'a valid token is required as bearer token')
       return await handler(request)
 
@@ -166,7 +166,7 @@ class _Server:
       return _EventStream(
         self._events(answer, updates), lambda: self._worker.cancel(submission)
       )
-    return await self._whole(request, answer, submission, updates)
+    return await self._wait_for_answer(request, answer, submission, updates)
 
   def _submit(self, completion: Completion, updates: Updates) -> Submission:
     loop = asyncio.get_running_loop()
@@ -178,7 +178,7 @@ class _Server:
 
     return self._worker.submit(completion.requests, completion.stop, on_delta)
 
-  async def _whole(
+  async def _wait_for_answer(
     self,
     request: Request,
     answer: Answer,
@@ -187,9 +187,11 @@ class _Server:
   ) -> Response:
     """Waits for all choices, or for the client to disconnect."""
     finished = asyncio.ensure_future(answer.finish(updates))
-    gone = asyncio.ensure_future(_wait_for_disconnect(request))
+    disconnected = asyncio.ensure_future(_wait_for_disconnect(request))
     try:
-      await asyncio.wait((finished, gone), return_when=asyncio.FIRST_COMPLETED)
+      await asyncio.wait(
+        (finished, disconnected), return_when=asyncio.FIRST_COMPLETED
+      )
       if not finished.done():
         # Nobody reads it; the status is for the metrics.
         return self._error(499, 'the client has disconnected')
@@ -198,7 +200,7 @@ class _Server:
       return self._error(503, str(error))
     finally:
       finished.cancel()
-      gone.cancel()
+      disconnected.cancel()
       self._worker.cancel(submission)
     self._count(200)
     return JSONResponse(answer.body())

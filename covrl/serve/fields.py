@@ -137,8 +137,8 @@ def _check_names(fields: Mapping[str, Any]) -> None:
   known = (*_FIELDS, *_UNSUPPORTED)
   for name, value in fields.items():
     if name not in known:
-      near = difflib.get_close_matches(name, known, n=1)
-      hint = f', did you mean {near[0]}?' if near else ''
+      close_matches = difflib.get_close_matches(name, known, n=1)
+      hint = f', did you mean {close_matches[0]}?' if close_matches else ''
       raise ValueError(f'unknown field {name[:100]!r}{hint}')
     if name in _UNSUPPORTED and value not in _UNSUPPORTED[name]:
       raise ValueError(f'{name} is not supported, got {str(value)[:100]}')

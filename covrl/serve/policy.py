@@ -125,12 +125,12 @@ def load_model(
   )
 
 
-def _run_lengths(config: Config, given: Lengths) -> tuple[int, int]:
+def _run_lengths(config: Config, requested_lengths: Lengths) -> tuple[int, int]:
   """Lengths that are given, or else those of a run."""
   rollout = config.rollout
   run_lengths = rollout.max_prompt_length, rollout.max_response_length
   prompt, response = (
     length if n is None else n
-    for n, length in zip(given, run_lengths, strict=True)
+    for n, length in zip(requested_lengths, run_lengths, strict=True)
   )
   return model_lengths(config.pretrained, (prompt, response), run_lengths)

@@ -41,20 +41,20 @@ class IncrementalText:
   def append(self, ids: Sequence[int]) -> None:
     """Appends tokens."""
     self._ids += ids
-    whole = self._tokenizer.decode(self._ids)
-    if whole.startswith(self._prefix) and not whole.endswith(_INVALID):
-      self.text += whole[len(self._prefix) :]
-      self._known, self._prefix = len(self._ids), whole
+    decoded = self._tokenizer.decode(self._ids)
+    if decoded.startswith(self._prefix) and not decoded.endswith(_INVALID):
+      self.text += decoded[len(self._prefix) :]
+      self._known, self._prefix = len(self._ids), decoded
       self._forget()
 
   def finish(self) -> None:
     """Adds what was held back."""
-    whole = self._tokenizer.decode(self._ids)
-    if whole.startswith(self._prefix):
-      self.text += whole[len(self._prefix) :]
+    decoded = self._tokenizer.decode(self._ids)
+    if decoded.startswith(self._prefix):
+      self.text += decoded[len(self._prefix) :]
     else:
       self.text += self._tokenizer.decode(self._ids[self._known :])
-    self._known, self._prefix = len(self._ids), whole
+    self._known, self._prefix = len(self._ids), decoded
 
   def _forget(self) -> None:
     """Drops all but the last tokens if that does not change their text."""
@@ -180,8 +180,8 @@ def check_stop_string(tokenizer: Tokenizer, stop: str) -> None:
   if not stop:
     raise ValueError("stop strings must not be empty, got ''")
   check_unicode(stop, 'a stop string')
-  around = ('', *_plain_text(tokenizer))
-  for before, after in itertools.product(around, around):
+  surrounding_texts = ('', *_plain_text(tokenizer))
+  for before, after in itertools.product(surrounding_texts, surrounding_texts):
     try:
       ids = tokenizer.encode(before + stop + after)
     except ValueError:

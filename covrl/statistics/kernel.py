@@ -134,9 +134,9 @@ def _cotangent(
   dtype: jnp.dtype,
 ) -> Float[Array, '_ _']:
   """Cotangent of one factor of the logits: outer blocks sum over inner blocks."""
-  of_hidden = factor == 'hidden'
+  is_hidden = factor == 'hidden'
   grid = make_grid(
-    inputs, outer='tokens' if of_hidden else 'columns', accumulated=dtype
+    inputs, outer='tokens' if is_hidden else 'columns', accumulated=dtype
   )
 
   def kernel(
@@ -156,7 +156,7 @@ def _cotangent(
       logits = logit_cotangent(
         block, grid.read_token_values(residual_refs, tile), soft_cap
       )
-      if of_hidden:
+      if is_hidden:
         # Impossible columns may hold −∞, and 0 · ∞ is NaN.
         columns = jnp.where(block.impossible, 0, block.unembedding)
         total[tile] += _matmul(logits, columns, (1, 1), grid.dtype)
@@ -167,12 +167,12 @@ def _cotangent(
     def _finish() -> None:
       @grid.for_each_tile
       def _store(tile: Slice) -> None:
-        if of_hidden:
+        if is_hidden:
           out[tile] = total[tile].astype(dtype)
         else:
           out[:, tile] = total[tile].T.astype(dtype)
 
-  if of_hidden:
+  if is_hidden:
     out_spec, shape = (
       grid.token_spec(grid.width, written=True),
       (grid.padded_count, grid.width),
@@ -198,7 +198,7 @@ def _cotangent(
   )
   # Padding tokens have cotangents of 0 and add nothing to the unembedding's.
   result = call(count, grid.pad_inputs(inputs), grid.pad_tokens(residuals))
-  return grid.unpad_tokens(result) if of_hidden else result
+  return grid.unpad_tokens(result) if is_hidden else result
 
 
 def _write(refs: PyTree, values: PyTree, rows: Slice) -> None:

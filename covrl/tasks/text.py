@@ -187,8 +187,8 @@ def parse_template_variables(
       'data.template_variables must be a JSON object such as'
       f' {{"enable_thinking": false}}, got {text!r}'
     )
-  taken = {'messages', 'add_generation_prompt', 'strftime_now', 'now'}
-  if reserved := sorted(taken & variables.keys()):
+  reserved_names = {'messages', 'add_generation_prompt', 'strftime_now', 'now'}
+  if reserved := sorted(reserved_names & variables.keys()):
     raise ConfigError(
       f'data.template_variables must not have {", ".join(reserved)}, which'
       f' prompts need, got {text!r}'

@@ -21,8 +21,8 @@ MAX_WRONG_FRACTION = 0.01
 
 _EXAMPLES = 3
 _BATCH = 4096
-# Number of training problems among which one of each source is scored.
-_TRIED = 16
+# The first training problems, of which one of each source is scored.
+_FIRST_PROBLEMS = 16
 
 
 def check_references(
@@ -79,11 +79,11 @@ def check_scores(task: Task, scoring: Scoring) -> None:
     RuntimeError: the scoring workers cannot be started.
   """
   scoring.warm_up()
-  tried: dict[str, Problem] = {}
-  for index in range(min(_TRIED, len(task.train))):
+  problem_by_source: dict[str, Problem] = {}
+  for index in range(min(_FIRST_PROBLEMS, len(task.train))):
     problem = task.train[index]
-    tried.setdefault(problem.source, problem)
-  for problem in tried.values():
+    problem_by_source.setdefault(problem.source, problem)
+  for problem in problem_by_source.values():
     known = task.reference_response(problem)
     responses = [str(problem.reference), problem.prompt]
     responses = responses if known is None else [known]

@@ -4,9 +4,10 @@
 The target falls linearly to 1.2 nats below the initial entropy and stays there.
 Without control, policy gradient falls well below it. Two of covrl's controllers
 set the coefficient of an entropy bonus by feedback, `target_entropy` by its
-first-order formula. Two methods predict without a horizon: an update lowers entropy by η times the mean of c*, which gives
-the coefficient of the bonus that compensates for it, or the tokens to detach:
-the shortest prefix in descending c*, the last of them in part.
+first-order formula. Two methods predict each update by itself: it lowers entropy
+by η times the mean of c*. `bonus by c*` sets the coefficient of the bonus that
+compensates for it; `detach by c*` detaches tokens in descending order of c* until
+the prediction meets the target, the last of them in part.
 """
 
 from __future__ import annotations

@@ -195,13 +195,21 @@ def _train(
   )
 
   def iterate(index: Array, logits: Array) -> Array:
-    draw, clip = jax.random.split(jax.random.fold_in(key, index))
-    noise = tabular.gumbel_noise(draw, seeds, tree=tree, responses=RESPONSES)
+    noise_key, clip_key = jax.random.split(jax.random.fold_in(key, index))
+    noise = tabular.gumbel_noise(
+      noise_key, seeds, tree=tree, responses=RESPONSES
+    )
     remaining = jnp.clip(1 - index / (total * 2 / 3), 0, 1)
     schedule = jnp.where(jnp.asarray(runs.method.annealed) > 0, remaining, 1.0)
     step_all = jax.vmap(_iteration, (0, 0, 0, 0, 0, 0, None))
     return step_all(
-      stacked, logits, runs.method, schedule, noise[runs.seed], runs.seed, clip
+      stacked,
+      logits,
+      runs.method,
+      schedule,
+      noise[runs.seed],
+      runs.seed,
+      clip_key,
     )
 
   def record(logits: Array, start: Array) -> tuple[Array, tuple[Array, Array]]:

@@ -260,8 +260,8 @@ def _entropies(
 
   def after(kept: Array) -> Array:
     gradient = _gradient(policy, params, batch, kept)
-    moved = flat + update.learning_rate * update.preconditioner * gradient
-    return jnp.mean(_statistics(policy, unravel(moved), batch).entropy)
+    updated = flat + update.learning_rate * update.preconditioner * gradient
+    return jnp.mean(_statistics(policy, unravel(updated), batch).entropy)
 
   before = jnp.mean(_statistics(policy, params, batch).entropy)
   return before, jax.lax.map(after, kept)

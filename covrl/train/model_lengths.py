@@ -8,14 +8,14 @@ from covrl.pretrained import max_positions
 
 def model_lengths(
   directory: str,
-  given: tuple[int | None, int | None],
+  lengths: tuple[int | None, int | None],
   defaults: tuple[int, int],
 ) -> tuple[int, int]:
   """Returns the maximal lengths of prompts and of responses, in tokens.
 
   Args:
     directory: the pretrained model; empty without any, which sets no limit.
-    given: the lengths, `None` unless given.
+    lengths: the requested lengths; `None` for a default.
     defaults: lengths that are not given, or less if the model has fewer
       positions.
 
@@ -23,14 +23,14 @@ def model_lengths(
     ValueError: a given length is below 1 or exceeds the model's positions.
   """
   options = dict(
-    zip(('--max_prompt_length', '--max_length'), given, strict=True)
+    zip(('--max_prompt_length', '--max_length'), lengths, strict=True)
   )
   stated = {name: n for name, n in options.items() if n is not None}
   for name, number in stated.items():
     if number < 1:
       raise ValueError(f'{name} must be at least 1, got {number}')
   positions = max_positions(directory) if directory else None
-  prompt, response = given
+  prompt, response = lengths
   if positions is None:
     return prompt or defaults[0], response or defaults[1]
   if prompt is None:

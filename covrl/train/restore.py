@@ -177,7 +177,7 @@ def _override(
   problems: int | None,
 ) -> EvaluateConfig:
   """Replaces the settings that are given, for held-out problems and suites."""
-  given = {
+  fields = {
     'samples': samples,
     'suite_samples': samples,
     'temperature': temperature,
@@ -186,7 +186,7 @@ def _override(
     'suite_problems': problems,
   }
   return dataclasses.replace(
-    config, **{name: v for name, v in given.items() if v is not None}
+    config, **{name: v for name, v in fields.items() if v is not None}
   )
 
 

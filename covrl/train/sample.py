@@ -80,7 +80,7 @@ def response_limit(
   directory: str,
   prompt: str,
   tokenizer: Tokenizer,
-  given: int | None,
+  max_length: int | None,
   default: int = 256,
 ) -> int:
   """Returns the maximal length of responses to one prompt.
@@ -90,31 +90,31 @@ def response_limit(
       without any, which sets no limit.
     prompt: the text of the prompt.
     tokenizer: the policy's tokenizer.
-    given: the value of --max_length; `None` unless given.
+    max_length: the value of --max_length; `None` unless given.
     default: the length otherwise, reduced to what the positions of the model
       leave.
 
   Raises:
-    ValueError: `given` is out of range, or the prompt takes all positions.
+    ValueError: `max_length` is out of range, or the prompt takes all positions.
   """
-  if given is not None and given < 1:
-    raise ValueError(f'--max_length must be at least 1, got {given}')
+  if max_length is not None and max_length < 1:
+    raise ValueError(f'--max_length must be at least 1, got {max_length}')
   positions = max_positions(directory) if directory else None
   if positions is None:
-    return default if given is None else given
+    return default if max_length is None else max_length
   length = len(prompt_ids(_bare_problem(prompt), tokenizer))
   if length >= positions:
     raise ValueError(
       f'the prompt must have fewer tokens than {directory} has positions'
       f' ({positions}), got {length}'
     )
-  if given is not None and length + given > positions:
+  if max_length is not None and length + max_length > positions:
     raise ValueError(
       f'--max_length must be at most {positions - length}, the {positions}'
       f' positions of {directory} without the {length} tokens of the prompt, got'
-      f' {given}'
+      f' {max_length}'
     )
-  return min(default, positions - length) if given is None else given
+  return min(default, positions - length) if max_length is None else max_length
 
 
 def _bare_problem(prompt: str) -> Problem:

@@ -131,8 +131,10 @@ def _rewrite(node: Node, zero_is_natural: bool) -> Node:
         node.value,
       )
     case 'set' | 'list' if (elements := expand_dots(parts)) is not None:
-      is_whole = [element.kind for element in elements] == ['progression']
-      return elements[0] if is_whole else Node(node.kind, tuple(elements), ',')
+      is_progression = [item.kind for item in elements] == ['progression']
+      return (
+        elements[0] if is_progression else Node(node.kind, tuple(elements), ',')
+      )
     case 'builder' if (
       items := integers.set_builder_elements(node)
     ) is not None:

@@ -144,11 +144,14 @@ def compare(
     reference: the reference as written.
     wall_seconds: wall-clock seconds that math-verify may take.
   """
-  wanted, given = '', ''
+  reference_text, answer_text = '', ''
   try:
     with TimeLimit(COMPARE_CPU_SECONDS):
-      wanted, given = normalize_tex(reference), normalize_tex(answer)
-      verdict = _parse_and_compare(wanted, given)
+      reference_text, answer_text = (
+        normalize_tex(reference),
+        normalize_tex(answer),
+      )
+      verdict = _parse_and_compare(reference_text, answer_text)
   except TimeLimitExceeded:
     return Outcome(
       0.0, Status.TIMEOUT, f'not compared in {COMPARE_CPU_SECONDS} s'
@@ -157,11 +160,13 @@ def compare(
     return Outcome(0.0, Status.CRASH, 'comparing took too much memory')
   if verdict is not None:
     return _CORRECT if verdict else _WRONG
-  wanted, given = (
-    _NAME_PREFIX.sub('', wanted, 1),
-    _NAME_PREFIX.sub('', given, 1),
+  reference_text, answer_text = (
+    _NAME_PREFIX.sub('', reference_text, 1),
+    _NAME_PREFIX.sub('', answer_text, 1),
   )
-  match check_equivalence(wanted, given, MATH_VERIFY_CPU_SECONDS, wall_seconds):
+  match check_equivalence(
+    reference_text, answer_text, MATH_VERIFY_CPU_SECONDS, wall_seconds
+  ):
     case MathVerifyResult.SAME:
       return _CORRECT
     case MathVerifyResult.DIFFERENT:
@@ -187,21 +192,21 @@ def _quick_outcome(answer: str | None, reference: str) -> Outcome | None:
   if _NUMBER.fullmatch(answer) and _NUMBER.fullmatch(reference):
     same_number = Fraction(answer) == Fraction(reference)
     return _CORRECT if same_number else _WRONG
-  wanted, given = normalize_tex(reference), normalize_tex(answer)
-  if not given:
+  reference_text, answer_text = normalize_tex(reference), normalize_tex(answer)
+  if not answer_text:
     return Outcome(0.0, Status.UNPARSABLE, 'the answer is empty')
-  if without_spaces(wanted) == without_spaces(given) or _is_same_prose(
-    wanted, given
-  ):
+  if without_spaces(reference_text) == without_spaces(
+    answer_text
+  ) or _is_same_prose(reference_text, answer_text):
     return _CORRECT
   return None
 
 
-def _is_same_prose(wanted: str, given: str) -> bool:
+def _is_same_prose(reference_text: str, answer_text: str) -> bool:
   """Returns whether two texts have the same words, ignoring case and marks."""
   one, other = (
     text.replace('\\text', '').replace('{', '').replace('}', '').strip()
-    for text in (wanted, given)
+    for text in (reference_text, answer_text)
   )
   if not any(
     pattern.fullmatch(one) and pattern.fullmatch(other)
@@ -211,18 +216,23 @@ def _is_same_prose(wanted: str, given: str) -> bool:
   if normalized_words(one) != normalized_words(other):
     return False
   # Short letter sequences may be symbols, whose case matters.
-  is_text = '\\text' in wanted + given or '(' in wanted + given
+  is_text = (
+    '\\text' in reference_text + answer_text
+    or '(' in reference_text + answer_text
+  )
   return is_text or len(normalized_words(one)) > 3 or one == other
 
 
-def _parse_and_compare(wanted: str, given: str) -> Verdict:
+def _parse_and_compare(reference_text: str, answer_text: str) -> Verdict:
   """Compares two normalized answers; `None` if they cannot be parsed."""
   try:
-    reference, answer = parse(wanted), parse(given)
+    reference, answer = parse(reference_text), parse(answer_text)
     verdict = equivalent(reference, answer)
     # A list such as 100,200 looks like a number; the reference decides.
-    if not verdict and parse(wanted, merge_thousands=False) == reference:
-      loose = parse(given, merge_thousands=False)
+    if (
+      not verdict and parse(reference_text, merge_thousands=False) == reference
+    ):
+      loose = parse(answer_text, merge_thousands=False)
       verdict = verdict if loose == answer else equivalent(reference, loose)
     return verdict
   except (ParseError, Undefined, RecursionError):

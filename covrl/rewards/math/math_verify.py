@@ -24,7 +24,7 @@ import sys
 from typing import Any, NoReturn
 
 MAX_LENGTH = 400
-MEMORY = 1 << 29
+MEMORY = 1 << 29  # bytes that a child may use beyond those of its parent
 
 _NO_ALARM = 0
 
@@ -143,16 +143,19 @@ def _is_same(reference: str, answer: str) -> bool:
   import math_verify
 
   # With more digits than by default, or 0.333333 would equal 1/3.
-  gold, given = _parse(reference), _parse(answer)
-  return bool(gold and given) and all(
+  reference_terms, answer_terms = _parse(reference), _parse(answer)
+  return bool(reference_terms and answer_terms) and all(
     math_verify.verify(
-      one,
-      other,
+      left,
+      right,
       float_rounding=15,
       numeric_precision=30,
       timeout_seconds=_NO_ALARM,
     )
-    for one, other in ((gold, given), (given, gold))
+    for left, right in (
+      (reference_terms, answer_terms),
+      (answer_terms, reference_terms),
+    )
   )
 
 
@@ -173,8 +176,8 @@ def _limit_memory() -> None:
 
     with open('/proc/self/statm') as file:
       pages = int(file.read().split()[0])
-    most = pages * resource.getpagesize() + MEMORY
+    max_bytes = pages * resource.getpagesize() + MEMORY
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     if hard != resource.RLIM_INFINITY:
-      most = min(most, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+      max_bytes = min(max_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))

@@ -224,13 +224,15 @@ class _Parser(BracketParser):
   def _selection(self, name: str) -> Node | None:
     """Parses a number of combinations C_5^2, or permutations A_5^2, P_5^2."""
     start, tokens = self._position, list(self._tokens)
-    first = self.next().text
-    one = self.argument(whole=True)
-    if self.accept({'_': '^', '^': '_'}[first]):
-      other = self.argument(whole=True)
-      total, chosen = (one, other) if first == '_' else (other, one)
+    script = self.next().text
+    first_argument = self.argument(whole=True)
+    if self.accept({'_': '^', '^': '_'}[script]):
+      second_argument = self.argument(whole=True)
+      total, chosen = first_argument, second_argument
+      if script == '^':
+        total, chosen = chosen, total
       if _is_number(total) and _is_number(chosen):
-        if first == '^' and total.value < chosen.value:
+        if script == '^' and total.value < chosen.value:
           total, chosen = chosen, total
         if 1 < total.value >= chosen.value:
           return Node(

@@ -77,23 +77,23 @@ class _Line:
   def at(self, number: Value) -> int:
     """Returns the cell of a boundary point."""
     position = bisect.bisect_left(self._cuts, number)
-    for near in (position, position - 1):
-      if 0 <= near < len(self._cuts) and is_close(
-        self._cuts[near], number, DIGITS
+    for index in (position, position - 1):
+      if 0 <= index < len(self._cuts) and is_close(
+        self._cuts[index], number, DIGITS
       ):
-        return 2 * near + 1
+        return 2 * index + 1
     raise Undefined('an unknown boundary point')
 
 
 def _boundary_points(node: Node) -> list[Value]:
   """Returns the boundary points of a set."""
   if node.kind in ('tuple', 'set'):
-    return [constant(part) for part in node.parts if not _infinite(part)]
+    return [constant(part) for part in node.parts if not _infinity_sign(part)]
   if node.kind == 'relation':
     members = [part for part in node.parts if part.kind != 'symbol']
     if node.value == ('in',):
       return _boundary_points(node.parts[1])
-    return [constant(part) for part in members if not _infinite(part)]
+    return [constant(part) for part in members if not _infinity_sign(part)]
   if node.kind == 'builder':
     return _boundary_points(node.parts[1])
   return [end for part in node.parts for end in _boundary_points(part)]
@@ -158,7 +158,7 @@ def _inequality(node: Node, line: _Line) -> Cells:
 
 def _half_line(bound: Node, closed: bool, side: str, line: _Line) -> Cells:
   """Returns the cells above or below a bound."""
-  sign = _infinite(bound)
+  sign = _infinity_sign(bound)
   if sign:
     # All numbers are above −∞ and below ∞.
     return line.all if (sign < 0) == (side == '>') else frozenset()
@@ -176,8 +176,8 @@ def _combine(separator: str, parts: list[Cells]) -> Cells:
   return common
 
 
-def _infinite(node: Node) -> int:
+def _infinity_sign(node: Node) -> int:
   """Returns the sign of an infinity; 0 for anything else."""
   if node.kind == 'negative':
-    return -_infinite(node.parts[0])
+    return -_infinity_sign(node.parts[0])
   return int(node.kind == 'infinity')

@@ -60,12 +60,12 @@ class ProgramClient:
       _set(value, '_is_named')
     return value
 
-  def perform(self, do: str, *args: Any, **kwargs: Any) -> Any:
+  def perform(self, operation: str, /, *args: Any, **kwargs: Any) -> Any:
     """Performs an operation; applies in-place changes to its arguments."""
     self.requests += 1
     try:
       message = {
-        'do': do,
+        'do': operation,
         'arguments': [self._channel.encode(value) for value in args],
         'keywords': {k: self._channel.encode(v) for k, v in kwargs.items()},
       }
@@ -101,6 +101,7 @@ class ProgramClient:
       return {'raised': name, 'text': str(error)}
 
   def _refer(self, value: Any) -> Any:
+    """Returns the JSON reference to an object that is not plain data."""
     if isinstance(value, Proxy):
       return _own(value, '_number')
     if hasattr(value, '__next__'):
@@ -112,6 +113,7 @@ class ProgramClient:
     return {'callback': len(self._callbacks) - 1}
 
   def _resolve(self, reference: Any) -> Any:
+    """Returns the proxy, or the class, that a reference of the program names."""
     if 'exception' in reference:
       return self._local_class(reference)
     if 'class' in reference:
@@ -139,12 +141,12 @@ class ProgramClient:
   def _local_error(self, error: dict[str, Any]) -> Exception:
     kind = self._local_class(error['class'])
     args = [self._channel.decode(value) for value in error['arguments']]
-    mirrored: Any = kind.__new__(kind, *args)
-    mirrored.args = tuple(args)
+    local: Any = kind.__new__(kind, *args)
+    local.args = tuple(args)
     for name, value in error['state'].items():
-      setattr(mirrored, name, self._channel.decode(value))
-    mirrored.is_of_program = True
-    return mirrored
+      setattr(local, name, self._channel.decode(value))
+    local.is_of_program = True
+    return local
 
 
 class Proxy:

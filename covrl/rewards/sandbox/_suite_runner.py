@@ -221,14 +221,14 @@ def _solution_module() -> ModuleType:
 def _run_test(test: Any, names: Names) -> None:
   """Runs a test function for every combination of its parameters."""
   for combination in itertools.product(*getattr(test, 'parameters', [])):
-    given: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
     for case in combination:
-      given.update(case)
+      parameters.update(case)
     generators: list[Any] = []
     for name in _parameters(test):
-      if name not in given:
-        given[name] = _make_fixture(name, names, generators)
-    test(**given)
+      if name not in parameters:
+        parameters[name] = _make_fixture(name, names, generators)
+    test(**parameters)
     for generator in generators[::-1]:
       next(generator, None)
 

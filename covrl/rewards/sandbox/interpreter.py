@@ -61,7 +61,7 @@ def find_interpreter() -> Interpreter:
   """
   path: str = getattr(sys, '_base_executable', '') or sys.executable
   try:
-    done = subprocess.run(
+    completed = subprocess.run(
       [path, '-I', '-S', '-c', _PROBE],
       capture_output=True,
       text=True,
@@ -71,9 +71,9 @@ def find_interpreter() -> Interpreter:
     )
   except subprocess.TimeoutExpired:
     raise OSError(f'{path} did not end within {_TIMEOUT:g} s') from None
-  if done.returncode:
-    raise OSError(f'{path} does not run: {done.stderr.strip()[-200:]}')
-  return _find_files(json.loads(done.stdout))
+  if completed.returncode:
+    raise OSError(f'{path} does not run: {completed.stderr.strip()[-200:]}')
+  return _find_files(json.loads(completed.stdout))
 
 
 def _find_files(probe: dict) -> Interpreter:

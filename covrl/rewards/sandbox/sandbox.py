@@ -266,11 +266,11 @@ def _read_pid(info: IO[bytes]) -> int:
     ) from None
 
 
-def _kill(handle: int) -> None:
+def _kill(pidfd: int) -> None:
   """Kills process 1 and thereby its pid namespace."""
   with contextlib.suppress(ProcessLookupError):
-    signal.pidfd_send_signal(handle, signal.SIGKILL)
-  os.close(handle)
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+  os.close(pidfd)
 
 
 def _wait_for_bubblewrap(process: subprocess.Popen[bytes]) -> None:

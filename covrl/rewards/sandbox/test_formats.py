@@ -110,8 +110,8 @@ def _parse(index: int, test: Mapping[str, Any]) -> Test:
       entry = rest.get('entry')
       if entry is None or isinstance(entry, str):
         return SuiteTest(source, entry)
-  given = dict(test) if isinstance(test, Mapping) else test
-  raise ValueError(f'test {index} must be {_FORMATS}, got {given!r:.200}')
+  fields = dict(test) if isinstance(test, Mapping) else test
+  raise ValueError(f'test {index} must be {_FORMATS}, got {fields!r:.200}')
 
 
 def _tolerance(index: int, fields: Mapping[str, Any]) -> float | None:

@@ -70,33 +70,43 @@ def cross_terms(settings: Settings, formula: Formula) -> Evidence:
   u = pi * categorical.centred(pi, rewards)
   h = -pi * categorical.centred_logprobs(pi)
   rates = np.logspace(-3, -1, 7)
-  crossed = np.array([_cross_effect(z, r * u, r * h) for r in rates])
-  of_penalty = []
+  bonus_cross_effects = np.array(
+    [_cross_effect(z, r * u, r * h) for r in rates]
+  )
+  kl_cross_effects = []
   for r in rates:
-    now = z + r * u  # After one update.
-    p = categorical.softmax(now)
-    of_penalty.append(
-      _cross_effect(now, r * p * categorical.centred(p, rewards), -r * (p - pi))
+    updated = z + r * u
+    p = categorical.softmax(updated)
+    kl_cross_effects.append(
+      _cross_effect(
+        updated, r * p * categorical.centred(p, rewards), -r * (p - pi)
+      )
     )
-  sizes = [abs(np.array(x)).mean(1) for x in (crossed, of_penalty)]
-  of_bonus, of_kl = (
+  sizes = [
+    abs(np.array(x)).mean(1) for x in (bonus_cross_effects, kl_cross_effects)
+  ]
+  bonus_exponent, kl_exponent = (
     categorical.power_law_exponent(rates, size) for size in sizes
   )
   predicted = formula(pi, u, h)
-  error = abs(crossed[0] / rates[0] ** 2 - predicted).mean()
+  error = abs(bonus_cross_effects[0] / rates[0] ** 2 - predicted).mean()
   return Evidence(
     printed=[
-      close_to('exponent in η of the cross effect, bonus', of_bonus, 1, 0.2),
+      close_to(
+        'exponent in η of the cross effect, bonus', bonus_exponent, 1, 0.2
+      ),
       close_to(
         'exponent with the full KL minus that with the bonus',
-        of_kl - of_bonus,
+        kl_exponent - bonus_exponent,
         0,
         0.2,
       ),
     ],
     corrected=[
-      close_to('exponent in η of the cross effect, bonus', of_bonus, 2, 0.05),
-      close_to('the same for the full KL', of_kl, 3, 0.05),
+      close_to(
+        'exponent in η of the cross effect, bonus', bonus_exponent, 2, 0.05
+      ),
+      close_to('the same for the full KL', kl_exponent, 3, 0.05),
       at_most(
         'relative error of the predicted cross effect, bonus',
         error / abs(predicted).mean(),
@@ -145,10 +155,10 @@ def annealing_conditions(settings: Settings, formula: Formula) -> Evidence:
   # C is the maximum of ‖πf‖ = √2 p (1 − p) ℓ over the log odds ℓ.
   odds = np.linspace(0, 5, 5001)
   p = 1 / (1 + np.exp(-odds))
-  largest = (np.sqrt(2) * p * (1 - p) * odds).max()
-  excess = (run.bonus_norms - largest * run.coefficient_sums).max()
+  max_norm = (np.sqrt(2) * p * (1 - p) * odds).max()
+  excess = (run.bonus_norms - max_norm * run.coefficient_sums).max()
   linear = BOUNDED_SCHEDULES.index('linear')
-  apart = np.ptp(
+  logit_difference = np.ptp(
     run_schedules(settings, (1.0, 1.0, 0.0)).logits[[0, linear]], axis=0
   )
   return Evidence(
@@ -160,7 +170,7 @@ def annealing_conditions(settings: Settings, formula: Formula) -> Evidence:
       ),
       at_most(
         'difference of logits long after a linear schedule, tied optima',
-        apart.max(),
+        logit_difference.max(),
         0.01,
       ),
     ],

@@ -125,10 +125,10 @@ def visitation(settings: Settings, formula: Formula) -> Evidence:
   probabilities, _ = np.array(
     list(tree_policy.enumerate_responses(policy.tree, policy.pi))
   ).T
-  of_responses = -(
+  response_entropy = -(
     probabilities * np.log(probabilities * policy.tree.prompts)
   ).sum()
-  of_states = (d * categorical.entropy(policy.pi).ravel()).sum()
+  state_entropy = (d * categorical.entropy(policy.pi).ravel()).sum()
   return Evidence(
     printed=[at_most('|d P − d|', abs(d @ stays - d).max(), EXACT)],
     conditional=[
@@ -138,7 +138,7 @@ def visitation(settings: Settings, formula: Formula) -> Evidence:
     corrected=[
       at_most(
         'T · H(π) minus the entropy of responses',
-        abs(policy.rho.sum() * of_states - of_responses),
+        abs(policy.rho.sum() * state_entropy - response_entropy),
         EXACT,
       ),
     ],

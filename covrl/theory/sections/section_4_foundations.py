@@ -88,13 +88,17 @@ def entropy_change(settings: Settings, formula: Formula) -> Evidence:
     rest = change + step * categorical.covariance(pi, np.log(pi), u)
     first.append(abs(rest).mean())
     second.append(abs(rest - formula(pi, step * u)).mean())
-  of_first = categorical.power_law_exponent(steps, np.array(first))
-  of_second = categorical.power_law_exponent(steps, np.array(second))
+  first_order_exponent = categorical.power_law_exponent(steps, np.array(first))
+  second_order_exponent = categorical.power_law_exponent(
+    steps, np.array(second)
+  )
   return Evidence(
-    printed=[at_least('exponent of the remainder', of_first, 1.9)],
+    printed=[at_least('exponent of the remainder', first_order_exponent, 1.9)],
     corrected=[
-      close_to('exponent after the first order', of_first, 2, 0.05),
-      close_to('exponent after the second order', of_second, 3, 0.05),
+      close_to('exponent after the first order', first_order_exponent, 2, 0.05),
+      close_to(
+        'exponent after the second order', second_order_exponent, 3, 0.05
+      ),
       at_most(
         'largest |remainder| / (log K ‖Δz‖²)', _worst_remainder(settings), 1
       ),

@@ -163,8 +163,8 @@ def _change(
 ) -> Float[np.ndarray, 'P S']:
   """ΔH/η of each state for an exact policy gradient step."""
   gradient = policy.rho[..., None] * policy.pi * policy.advantages
-  moved = categorical.softmax(np.asarray(policy.logits) + rate * gradient)
-  return (categorical.entropy(moved) - categorical.entropy(policy.pi)) / rate
+  updated = categorical.softmax(np.asarray(policy.logits) + rate * gradient)
+  return (categorical.entropy(updated) - categorical.entropy(policy.pi)) / rate
 
 
 @claim(

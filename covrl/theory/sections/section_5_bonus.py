@@ -36,15 +36,19 @@ claim = SECTION.claim
   'advantage for length). Code that detaches its samples follows only '
   '(ρ/T)(−π f), a semi-gradient.',
   verdict='holds if there is one state',
-  formula=lambda rho, length, pi, f, of_entropy, mean, of_length: (
-    (rho / length)[..., None] * pi * (-f + of_entropy - mean * of_length)
+  formula=lambda rho, length, pi, f, entropy_advantages, entropy, length_advantages: (
+    (rho / length)[..., None]
+    * pi
+    * (-f + entropy_advantages - entropy * length_advantages)
   ),
   wrong_formulas=(
-    lambda rho, length, pi, f, of_entropy, mean, of_length: (
-      (rho / length)[..., None] * pi * (-f + of_entropy)
+    lambda rho, length, pi, f, entropy_advantages, entropy, length_advantages: (
+      (rho / length)[..., None] * pi * (-f + entropy_advantages)
     ),
-    lambda rho, length, pi, f, of_entropy, mean, of_length: (
-      (rho / length)[..., None] * pi * (-f - of_entropy - mean * of_length)
+    lambda rho, length, pi, f, entropy_advantages, entropy, length_advantages: (
+      (rho / length)[..., None]
+      * pi
+      * (-f - entropy_advantages - entropy * length_advantages)
     ),
   ),
 )
@@ -54,12 +58,20 @@ def regularised_gradient(settings: Settings, formula: Formula) -> Evidence:
     tree_policy.random_tree_policy(settings),
     tree_policy.single_state_policy(settings),
   )
-  gradient, of_entropy, of_length = _entropy_parts(policy)
+  gradient, entropy_advantages, length_advantages = _entropy_parts(policy)
   length, f = policy.rho.sum(), categorical.centred_logprobs(policy.pi)
-  mean = (policy.rho * categorical.entropy(policy.pi)).sum() / length
-  full = formula(policy.rho, length, policy.pi, f, of_entropy, mean, of_length)
+  entropy = (policy.rho * categorical.entropy(policy.pi)).sum() / length
+  full = formula(
+    policy.rho,
+    length,
+    policy.pi,
+    f,
+    entropy_advantages,
+    entropy,
+    length_advantages,
+  )
   semi = -(policy.rho / length)[..., None] * policy.pi * f
-  alone = -single.pi * categorical.centred_logprobs(single.pi)
+  single_state = -single.pi * categorical.centred_logprobs(single.pi)
   return Evidence(
     printed=[
       at_most(
@@ -71,7 +83,7 @@ def regularised_gradient(settings: Settings, formula: Formula) -> Evidence:
     conditional=[
       at_most(
         'error of ∇H against autodiff',
-        abs(alone - _entropy_parts(single)[0]).max(),
+        abs(single_state - _entropy_parts(single)[0]).max(),
         EXACT,
       )
     ],
@@ -128,10 +140,10 @@ def regularised_update(settings: Settings, formula: Formula) -> Evidence:
   """Applies covrl's bonus with α = 0.3 to every state-action pair."""
 
   def error(policy: tree_policy.TreePolicy, predict: Formula) -> float:
-    moved = np.asarray(_bonus_step(policy.tree, policy.logits, ALPHA))
+    updated = np.asarray(_bonus_step(policy.tree, policy.logits, ALPHA))
     f = categorical.centred_logprobs(policy.pi)
     update = predict(policy.rho, policy.pi, policy.advantages, f)
-    return float(abs(policy.logits + update - moved).max())
+    return float(abs(policy.logits + update - updated).max())
 
   def as_printed(rho: Any, pi: Any, advantages: Any, f: Any) -> Any:
     del rho

@@ -49,16 +49,16 @@ def token_covariance(settings: Settings, formula: Formula) -> Evidence:
   effect = -categorical.entropy_derivative(z[:, None], directions)
   exact = formula(advantages, pi, f, kappa)
 
-  def of_state(values: Float[np.ndarray, ' n']) -> Array:
+  def per_token(values: Float[np.ndarray, ' n']) -> Array:
     """One value for all actions of a state."""
     return jnp.broadcast_to(jnp.asarray(values)[:, None], pi.shape)
 
   squares = TokenMoments(
-    square=of_state(categorical.expectation(pi, pi)),
-    square_log=of_state(categorical.expectation(pi, pi * np.log(pi))),
+    square=per_token(categorical.expectation(pi, pi)),
+    square_log=per_token(categorical.expectation(pi, pi * np.log(pi))),
     square_log_square=jnp.zeros(pi.shape),
   )
-  entropy = of_state(categorical.entropy(pi))
+  entropy = per_token(categorical.entropy(pi))
   stats = covrl.TokenStats(logprobs=jnp.log(pi), entropy=entropy)
   library_score = covrl.exact_score(stats, squares, jnp.asarray(advantages))
   return Evidence(

@@ -44,22 +44,28 @@ def kl_operator(settings: Settings, formula: Formula) -> Evidence:
   saved = [
     plain - sampled_batch.entropy_decrease(batch, 1.0 - mask) for mask in masks
   ]
-  raising = [(batch.exact[mask] < 0).mean() for mask in masks]
-  misses = [
+  raises_entropy = [(batch.exact[mask] < 0).mean() for mask in masks]
+  errors = [
     abs(formula(batch.exact[mask], batch.exact.size) / gain - 1)
     for mask, gain in zip(masks, saved, strict=True)
   ]
   return Evidence(
     printed=[
       at_most(
-        'fraction of selected tokens that raise entropy, |c*|', raising[1], 0.0
+        'fraction of selected tokens that raise entropy, |c*|',
+        raises_entropy[1],
+        0.0,
       ),
       at_most(
-        'the same for the absolute covariance in the batch', raising[2], 0.0
+        'the same for the absolute covariance in the batch',
+        raises_entropy[2],
+        0.0,
       ),
     ],
     conditional=[
-      at_most('fraction of selected tokens that raise entropy', raising[0], 0.0)
+      at_most(
+        'fraction of selected tokens that raise entropy', raises_entropy[0], 0.0
+      )
     ],
     corrected=[
       at_least(
@@ -67,7 +73,7 @@ def kl_operator(settings: Settings, formula: Formula) -> Evidence:
         saved[0] / saved[1],
         1.5,
       ),
-      at_most('relative error of (η/N) Σ_I c*', max(misses), 0.01),
+      at_most('relative error of (η/N) Σ_I c*', max(errors), 0.01),
     ],
   )
 
@@ -125,14 +131,14 @@ def _penalised(tree: trees.Tree, old: jax.Array, new: jax.Array) -> jax.Array:
   verdict='fails',
   formula=lambda pi, old: categorical.covariance(pi, np.log(pi), pi - old),
 )
-def penalty_reading(settings: Settings, formula: Formula) -> Evidence:
+def penalty_interpretation(settings: Settings, formula: Formula) -> Evidence:
   """Takes policy gradient steps, then a small step along the penalty."""
-  rng, h = settings.rng(), 1e-5
+  rng, step = settings.rng(), 1e-5
   z = categorical.random_logits(rng, 20_000, 6, (0.5, 1.0, 2.0))
   old = categorical.softmax(z)
   reward = rng.normal(size=z.shape)
-  moved = z + 0.3 * old * categorical.centred(old, reward)
-  pi = categorical.softmax(moved)
+  updated = z + 0.3 * old * categorical.centred(old, reward)
+  pi = categorical.softmax(updated)
   direction = -(pi - old)
 
   def update_covariance(
@@ -144,11 +150,11 @@ def penalty_reading(settings: Settings, formula: Formula) -> Evidence:
     )
 
   change = (
-    update_covariance(moved + h * direction)
-    - update_covariance(moved - h * direction)
-  ) / (2 * h)
-  increased = update_covariance(moved) > update_covariance(z)
-  effect = categorical.entropy_derivative(moved, direction)
+    update_covariance(updated + step * direction)
+    - update_covariance(updated - step * direction)
+  ) / (2 * step)
+  increased = update_covariance(updated) > update_covariance(z)
+  effect = categorical.entropy_derivative(updated, direction)
   rose = categorical.entropy(pi) > categorical.entropy(old)
   return Evidence(
     printed=[
@@ -160,7 +166,7 @@ def penalty_reading(settings: Settings, formula: Formula) -> Evidence:
     ],
     corrected=[
       at_least(
-        'least ⟨Δz, π − π_old⟩', ((moved - z) * (pi - old)).sum(-1).min(), 0.0
+        'least ⟨Δz, π − π_old⟩', ((updated - z) * (pi - old)).sum(-1).min(), 0.0
       ),
       at_most(
         'Cov(log π, π − π_old) minus the measured dH/dη',

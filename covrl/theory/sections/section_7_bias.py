@@ -163,8 +163,8 @@ def random_bias(settings: Settings, formula: Formula) -> Evidence:
   pi = categorical.softmax(rng.normal(size=6))
   advantages = rng.normal(size=6)
   each = advantages[:, None] * (np.eye(6) - pi)
-  moved = categorical.softmax(np.log(pi) + rate * each) - pi
-  measured = categorical.weighted_covariance(pi, moved)
+  change = categorical.softmax(np.log(pi) + rate * each) - pi
+  measured = categorical.weighted_covariance(pi, change)
   jacobian = np.diag(pi) - np.outer(pi, pi)
   predicted = formula(
     jacobian, rate**2 * categorical.weighted_covariance(pi, each)

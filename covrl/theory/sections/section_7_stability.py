@@ -82,8 +82,8 @@ def stability_margin(settings: Settings, formula: Formula) -> Evidence:
   z, u = rng.normal(size=(2, 200, 1, 6))
   pi = categorical.softmax(z)
   rates = np.linspace(0, 3, 61)[:, None, None]
-  moved = categorical.softmax(z + rates[..., None] * u)
-  along = categorical.kl(np.broadcast_to(pi, moved.shape), moved)
+  updated = categorical.softmax(z + rates[..., None] * u)
+  along = categorical.kl(np.broadcast_to(pi, updated.shape), updated)
   log_mean = np.log(categorical.expectation(pi, np.exp(rates[..., None] * u)))
   closed = formula(log_mean, rates * categorical.expectation(pi, u))
   gamma = margin(pi, u, 0.1)
@@ -221,7 +221,9 @@ def margin_of_penalty(settings: Settings, formula: Formula) -> Evidence:
   q = np.where(np.arange(400)[:, None] == worst, shift, 0)
   betas = np.array([0.001, 0.01, 0.1])
   base = margin(pi, g, 1e-8)
-  moved = np.array([margin(pi, g - b * q, 1e-8) / base - 1 for b in betas])
+  margin_changes = np.array(
+    [margin(pi, g - b * q, 1e-8) / base - 1 for b in betas]
+  )
   predicted = formula(fisher(pi, g, q), fisher(pi, g, g)) * betas
   small_gradient = (
     margin(pi, g / 100 - 0.01 * q, 1e-8) / margin(pi, g / 100, 1e-8) - 1
@@ -236,14 +238,14 @@ def margin_of_penalty(settings: Settings, formula: Formula) -> Evidence:
     printed=[
       at_most(
         'deviation at ‖g‖/100 divided by that at ‖g‖',
-        abs(small_gradient / moved[1]),
+        abs(small_gradient / margin_changes[1]),
         2.0,
       )
     ],
     conditional=[
       close_to(
         'exponent in β',
-        categorical.power_law_exponent(betas, abs(moved)),
+        categorical.power_law_exponent(betas, abs(margin_changes)),
         1,
         0.02,
       ),
@@ -257,7 +259,7 @@ def margin_of_penalty(settings: Settings, formula: Formula) -> Evidence:
     corrected=[
       close_to(
         'deviation divided by its prediction, β = 0.01',
-        moved[1] / predicted[1],
+        margin_changes[1] / predicted[1],
         1,
         0.01,
       ),

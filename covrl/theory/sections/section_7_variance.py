@@ -158,7 +158,7 @@ def _moves(
 ) -> Float[jax.Array, 'N M 2 K']:
   """Plain and Clip-Cov updates of bandits, from many batches of 32."""
 
-  def one(
+  def updates_of_batch(
     rewards: jax.Array, logits: jax.Array, noise: jax.Array, batch: jax.Array
   ) -> jax.Array:
     tree = trees.full_tree(rewards[:, 0], 1)
@@ -184,7 +184,7 @@ def _moves(
   tree = trees.full_tree(rewards[0, :, 0], 1)
   noise = tabular.gumbel_noise(draw, bandits, batches, tree=tree, responses=32)
   indices = jnp.arange(bandits * batches).reshape(bandits, batches)
-  over_batches = jax.vmap(one, (None, None, 0, 0))
+  over_batches = jax.vmap(updates_of_batch, (None, None, 0, 0))
   return jax.vmap(over_batches)(rewards, logits, noise, indices)
 
 

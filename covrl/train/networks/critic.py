@@ -162,7 +162,7 @@ def _whiten_updates(
   """Whitens advantages over the tokens of each optimiser batch."""
 
   def add(index: Int[Array, ''], total: Array) -> Array:
-    taken = mask & (update_ids == index)[:, None]
-    return jnp.where(taken, whiten(advantages, taken), total)
+    update_mask = mask & (update_ids == index)[:, None]
+    return jnp.where(update_mask, whiten(advantages, update_mask), total)
 
   return jax.lax.fori_loop(0, updates, add, jnp.zeros_like(advantages))

@@ -225,11 +225,13 @@ class Networks:
     train, states = self._config.train, state.networks
     update_metrics: list[dict[str, float]] = []
     for update in range(self._config.updates_per_iteration):
-      taken = rollout.update_rows(update, train.sequences_per_update)
+      update_batch = rollout.update_rows(update, train.sequences_per_update)
       if train.packed_rows:
-        length = taken.tokens.shape[1]
-        taken = pack_if_fit(taken, length=length, count=train.packed_rows)
-      new, readings = self._update(self._early, states, taken)
+        length = update_batch.tokens.shape[1]
+        update_batch = pack_if_fit(
+          update_batch, length=length, count=train.packed_rows
+        )
+      new, readings = self._update(self._early, states, update_batch)
       states = {**states, **new}
       fetched = distributed.fetch(readings)
       update_metrics.append(
