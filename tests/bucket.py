@@ -26,13 +26,13 @@ class Bucket:
 
   Attributes:
     objects: content and generation by name.
-    broken: number of coming requests that fail.
+    failing_requests: number of requests that are still to fail.
     refused: pattern of the names of objects that must not be written.
   """
 
   def __init__(self):
     self.objects = {}
-    self.broken = 0
+    self.failing_requests = 0
     self.refused = '(?!)'
     self.lock = threading.RLock()
     self.uploads = {}
@@ -57,7 +57,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
   bucket: Bucket
 
   def do_GET(self):
-    path, query = self._asked()
+    path, query = self._request()
     if re.fullmatch(rf'/storage/v1/b/{NAME}/o/?', path):
       return self._list(query)
     if path == f'/storage/v1/b/{NAME}':
@@ -66,7 +66,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     return self._read(name, query)
 
   def do_POST(self):
-    path, query = self._asked()
+    path, query = self._request()
     body = self.rfile.read(int(self.headers.get('Content-Length', 0)))
     move = re.fullmatch(
       rf'/storage/v1/b/{NAME}/o/([^/]+)/(?:rewriteTo|copyTo)/b/{NAME}/o/([^/]+)',
@@ -86,7 +86,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     if 'upload_id' in query:
       return self._continue(query, body)
     if path != f'/upload/storage/v1/b/{NAME}/o':
-      return self._absent(path)
+      return self._not_found(path)
     kind = query['uploadType']
     if kind == 'resumable':
       number = str(self.bucket.number())
@@ -97,11 +97,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
       return self._answer({}, {'Location': where})
     name = query.get('name')
     if kind == 'multipart':
-      name, body = self._parts(body)
+      name, body = self._multipart(body)
     return self._write(name, body, query)
 
   def do_PUT(self):
-    _, query = self._asked()
+    _, query = self._request()
     body = self.rfile.read(int(self.headers.get('Content-Length', 0)))
     return self._continue(query, body)
 
@@ -114,13 +114,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
     return self._write(name, bytes(content), query)
 
   def do_DELETE(self):
-    path, query = self._asked()
+    path, query = self._request()
     name = self._object(path)
     with self.bucket.lock:
       if self._refused(name, query):
         return None
       if self.bucket.objects.pop(name, None) is None:
-        return self._absent(name)
+        return self._not_found(name)
     self.send_response(204)
     self.send_header('Content-Length', '0')
     return self.end_headers()
@@ -128,9 +128,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
   def log_message(self, format, *arguments):
     pass
 
-  def _asked(self):
-    if self.bucket.broken > 0:
-      self.bucket.broken -= 1
+  def _request(self):
+    if self.bucket.failing_requests > 0:
+      self.bucket.failing_requests -= 1
       self.close_connection = True
       raise ConnectionAbortedError
     parts = urllib.parse.urlsplit(self.path)
@@ -140,7 +140,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     match = re.fullmatch(rf'(?:/download)?/storage/v1/b/{NAME}/o/(.+)', path)
     return urllib.parse.unquote(match[1]) if match else ''
 
-  def _parts(self, body):
+  def _multipart(self, body):
     boundary = re.search(
       r'boundary=[\'"]?([^\'";]+)', self.headers['Content-Type']
     )
@@ -167,10 +167,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if delimiter and delimiter in rest:
           prefixes.add(prefix + rest.partition(delimiter)[0] + delimiter)
         else:
-          items.append(self._about(name))
+          items.append(self._metadata(name))
     self._answer({'items': items, 'prefixes': sorted(prefixes)})
 
-  def _about(self, name):
+  def _metadata(self, name):
     content, generation = self.bucket.objects[name]
     checksum = struct.pack('>I', google_crc32c.value(content))
     return {
@@ -188,29 +188,29 @@ class Handler(http.server.BaseHTTPRequestHandler):
   def _read(self, name, query):
     with self.bucket.lock:
       if name not in self.bucket.objects:
-        return self._absent(name)
+        return self._not_found(name)
       if self._refused(name, query):
         return None
       content, generation = self.bucket.objects[name]
       if query.get('alt') != 'media':
-        return self._answer(self._about(name))
+        return self._answer(self._metadata(name))
     span = re.fullmatch(r'bytes=(\d*)-(\d*)', self.headers.get('Range') or '')
-    status, whole = 200, content
+    status, part = 200, content
     headers = {'x-goog-generation': str(generation)}
     if span:
-      first = int(span[1]) if span[1] else max(len(whole) - int(span[2]), 0)
-      last = int(span[2]) if span[1] and span[2] else len(whole) - 1
-      last = min(last, len(whole) - 1)
-      if first >= len(whole):
+      first = int(span[1]) if span[1] else max(len(content) - int(span[2]), 0)
+      last = int(span[2]) if span[1] and span[2] else len(content) - 1
+      last = min(last, len(content) - 1)
+      if first >= len(content):
         return self._answer({}, {}, 416)
-      status, content = 206, whole[first : last + 1]
-      headers['Content-Range'] = f'bytes {first}-{last}/{len(whole)}'
+      status, part = 206, content[first : last + 1]
+      headers['Content-Range'] = f'bytes {first}-{last}/{len(content)}'
     self.send_response(status)
     for key, value in headers.items():
       self.send_header(key, value)
-    self.send_header('Content-Length', str(len(content)))
+    self.send_header('Content-Length', str(len(part)))
     self.end_headers()
-    return self.wfile.write(content)
+    return self.wfile.write(part)
 
   def _write(self, name, content, query):
     with self.bucket.lock:
@@ -220,14 +220,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
       if self._refused(name, query):
         return None
       self.bucket.put(name, content)
-      return self._answer(self._about(name))
+      return self._answer(self._metadata(name))
 
   def _copy(self, source, target):
     with self.bucket.lock:
       if source not in self.bucket.objects:
-        return self._absent(source)
+        return self._not_found(source)
       self.bucket.put(target, self.bucket.objects[source][0])
-      about = self._about(target)
+      about = self._metadata(target)
     return self._answer({'done': True, 'resource': about, **about})
 
   def _refused(self, name, query):
@@ -245,7 +245,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
       return True
     return False
 
-  def _absent(self, name):
+  def _not_found(self, name):
     error = {'code': 404, 'message': f'No such object: {name}'}
     return self._answer({'error': error}, {}, 404)
 
@@ -270,7 +270,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def served():
+def serve_bucket():
   """A bucket, and the environment in which programs find it."""
   bucket = Bucket()
   handler = type('BucketHandler', (Handler,), {'bucket': bucket})

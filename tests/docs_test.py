@@ -30,13 +30,17 @@ PAGES = sorted(
 
 @pytest.mark.slow
 def test_pages_are_built_without_a_warning(tmp_path):
-  done = subprocess.run(
+  completed = subprocess.run(
     [sys.executable, str(SCRIPT), str(tmp_path)],
     capture_output=True,
     text=True,
     check=False,
   )
-  assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
+  assert (completed.returncode, completed.stdout, completed.stderr) == (
+    0,
+    '',
+    '',
+  )
   top = (tmp_path / 'covrl.html').read_text()
   assert 'id="kl_cov"' in top
   assert 'id="TokenStats"' in top

@@ -21,10 +21,10 @@ def test_extras_take_the_versions_of_jax_that_covrl_does(extra):
   (jax_requirement,) = [
     x for x in project()['dependencies'] if x.startswith('jax>')
   ]
-  (taken,) = [
+  (license_file,) = [
     x for x in project()['optional-dependencies'][extra] if x.startswith('jax[')
   ]
-  assert re.sub(r'\[.*\]', '', taken) == jax_requirement
+  assert re.sub(r'\[.*\]', '', license_file) == jax_requirement
 
 
 @pytest.mark.slow
@@ -36,7 +36,7 @@ def test_extras_take_the_versions_of_jax_that_covrl_does(extra):
 @pytest.mark.parametrize('extra', ['gpu', 'gpu-compile'])
 def test_extras_for_gpus_resolve(extra, python):
   """Needs a package index; plugin and jaxlib have one version."""
-  done = subprocess.run(
+  completed = subprocess.run(
     [
       *('uv', 'pip', 'compile', '--quiet', '--no-header', '--no-annotate'),
       *('--python-version', python, '--python-platform', 'linux'),
@@ -47,10 +47,10 @@ def test_extras_for_gpus_resolve(extra, python):
     check=False,
     timeout=300,
   )
-  assert done.returncode == 0, done.stderr
+  assert completed.returncode == 0, completed.stderr
   files = dict(
     line.split(' ')[0].split('==')
-    for line in done.stdout.splitlines()
+    for line in completed.stdout.splitlines()
     if '==' in line
   )
   assert files['jax-cuda12-plugin'] == files['jax-cuda12-pjrt']

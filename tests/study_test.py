@@ -22,8 +22,8 @@ from benchmarks.study.grid import Grid, paths
 from benchmarks.study.pushed import (
   best_cell,
   ends_at_equal_time,
+  gain_is_positive,
   linear_verdict,
-  rises,
   slope_by_size,
 )
 from benchmarks.study.results import differences, verdict
@@ -257,9 +257,9 @@ def test_settings_are_compared_at_equal_time():
 
 def test_a_rise_is_an_interval_above_the_warm_start():
   up, down = accuracies(0.1, 0.3), accuracies(0.1, 0.05)
-  assert rises({0: up, 1: up, 2: up})
-  assert not rises({0: up, 1: down, 2: down})
-  assert not rises({0: up})
+  assert gain_is_positive({0: up, 1: up, 2: up})
+  assert not gain_is_positive({0: up, 1: down, 2: down})
+  assert not gain_is_positive({0: up})
 
 
 def test_the_slope_over_the_size_is_per_factor_of_ten():

@@ -57,7 +57,7 @@ def python(directory):
   site = os.fspath(directory.with_name('site'))
 
   def run(*arguments):
-    done = subprocess.run(
+    completed = subprocess.run(
       [sys.executable, *arguments],
       cwd=directory,
       env=process.ENVIRONMENT | {'PYTHONPATH': site},
@@ -66,8 +66,8 @@ def python(directory):
       text=True,
       timeout=600,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert completed.returncode == 0, completed.stderr
+    return completed.stdout
 
   return run
 

@@ -25,7 +25,9 @@ from covrl.config import recipes
 from covrl.report import comparison_svg, comparison_table, write_comparison
 
 COMPARED = ('countdown:grpo', 'countdown:ppo', 'countdown:prime')
-OTHERS = tuple(spec for spec, _ in recipes() if spec.startswith('algorithms:'))
+ALGORITHMS = tuple(
+  spec for spec, _ in recipes() if spec.startswith('algorithms:')
+)
 # Two thirds of the iterations of the recipes, with half of their prompts.
 SHORT = {
   'train.iterations': 20,
@@ -72,7 +74,7 @@ def run_all(
     'JAX_COMPILATION_CACHE_DIR', str(runs.absolute() / 'compilation_cache')
   )
   jobs = [(spec, seed) for seed in seeds for spec in COMPARED]
-  jobs += [(spec, seeds[0]) for spec in OTHERS]
+  jobs += [(spec, seeds[0]) for spec in ALGORITHMS]
   for spec, seed in jobs:
     overrides = [f'{name}={value}' for name, value in fields.items()]
     overrides.append(f'seed={seed}')
@@ -91,7 +93,7 @@ def write_results(runs: pathlib.Path, seeds: list[int]) -> None:
   """Writes table and figure of the finished runs, and names the missing ones."""
   finished: dict[str, list[str]] = {}
   missing: list[str] = []
-  for spec in (*COMPARED, *OTHERS):
+  for spec in (*COMPARED, *ALGORITHMS):
     for seed in seeds if spec in COMPARED else seeds[:1]:
       workdir = run_directory(runs, spec, seed)
       if evaluations(workdir):

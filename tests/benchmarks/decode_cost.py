@@ -72,7 +72,7 @@ class Decoding:
     if memory is None:
       return float('nan')
     state = jax.eval_shape(self._started)
-    held = _size(self.params) + _size(state.cache)
+    resident_bytes = _size(self.params) + _size(state.cache)
     logits = 4 * self.shape.sequences * self.shape.vocabulary
     total = (
       memory.argument_size_in_bytes
@@ -80,7 +80,7 @@ class Decoding:
       + memory.output_size_in_bytes
       - memory.alias_size_in_bytes
     )
-    return total / (held + logits)
+    return total / (resident_bytes + logits)
 
   def _started(self) -> State:
     shape = self.shape

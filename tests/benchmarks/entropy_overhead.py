@@ -99,7 +99,7 @@ METHODS: dict[
     lambda _: covrl.truncated_importance_weights()
   ),
 }
-SELECTING = (
+SELECTION_METHODS = (
   'kl_cov',
   "kl_cov(score='state')",
   "kl_cov(score='exact')",
@@ -108,7 +108,7 @@ SELECTING = (
   'forking_tokens',
   'kl_cov(target_entropy)',
 )
-# Losses whose shape is the control, each without a token chain.
+# Losses that control entropy by their own form, each without a token chain.
 LOSSES = {
   'clipped_surrogate(low=0.2, high=0.28)': functools.partial(
     covrl.clipped_surrogate, low=0.2, high=0.28
@@ -124,8 +124,8 @@ LOSSES = {
   'sapo': covrl.losses.sapo,
   'dppo': covrl.losses.dppo,
 }
-# Number of micro-batches, and selection source.
-PARTS: dict[str, tuple[int, SelectionSource]] = {
+# Name of a setting to its number of micro-batches and its selection source.
+SETTINGS: dict[str, tuple[int, SelectionSource]] = {
   'one': (1, 'old'),
   'four': (4, 'old'),
   'current': (4, 'current'),
@@ -139,14 +139,16 @@ def main() -> None:
   parser.add_argument('--rounds', type=int, default=15)
   parser.add_argument('--sequences', type=int, default=128)
   parser.add_argument('--only', nargs='*', choices=[*METHODS, *LOSSES])
-  parser.add_argument('--parts', nargs='*', choices=PARTS, default=[*PARTS])
+  parser.add_argument(
+    '--settings', nargs='*', choices=SETTINGS, default=[*SETTINGS]
+  )
   options = parser.parse_args()
   mesh = sharding.make_mesh((1,), jax.devices()[:1])
   names = options.only or [*METHODS, *LOSSES]
   device = jax.devices()[0]
   print(f'{device.device_kind}, {options.sequences} × {WIDTH} tokens')
-  for micro_batches, source in (PARTS[name] for name in options.parts):
-    chosen = [n for n in names if source == 'old' or n in SELECTING]
+  for micro_batches, source in (SETTINGS[name] for name in options.settings):
+    chosen = [n for n in names if source == 'old' or n in SELECTION_METHODS]
     print(f'\n{micro_batches} micro-batches, selection_source={source!r}')
     measure(chosen, micro_batches, source, mesh, options)
 
@@ -168,29 +170,33 @@ def measure(
   plain_step = steps.pop('no control')
   order = list(steps)
   ratios: dict[str, list[FloatPair]] = {name: [] for name in order}
-  base = [timed(plain_step)]
-  for turn in range(options.rounds):
-    for name in order[turn % len(order) :] + order[: turn % len(order)]:
-      ours = timed(steps[name])
-      base.append(timed(plain_step))
-      ratios[name].append(2 * ours / (base[-2] + base[-1]))
-  middle = np.median(base, axis=0) * 1e3
-  print(f'no control: {middle[0]:.1f} ms a step, {middle[1]:.1f} of a core')
+  uncontrolled = [timed(plain_step)]
+  for round_number in range(options.rounds):
+    for name in (
+      order[round_number % len(order) :] + order[: round_number % len(order)]
+    ):
+      seconds = timed(steps[name])
+      uncontrolled.append(timed(plain_step))
+      ratios[name].append(2 * seconds / (uncontrolled[-2] + uncontrolled[-1]))
+  median = np.median(uncontrolled, axis=0) * 1e3
+  print(f'no control: {median[0]:.1f} ms a step, {median[1]:.1f} of a core')
   print(f'{"method":38} {"clock":>7} {"quartiles":>13} {"core":>7} quartiles')
   for name, pairs in ratios.items():
     quartiles = np.quantile(pairs, (0.25, 0.5, 0.75), axis=0)
     columns = (
-      f'{middle:7.3f} {low:7.3f}–{high:.3f}'
-      for low, middle, high in quartiles.T
+      f'{median:7.3f} {low:7.3f}–{high:.3f}'
+      for low, median, high in quartiles.T
     )
     print(f'{name:38}', *columns, flush=True)
 
 
 def timed(step: Callable[[], None]) -> FloatPair:
   """Seconds of the clock and of the processor that a step takes."""
-  started, worked = time.perf_counter(), time.process_time()
+  started, cpu_started = time.perf_counter(), time.process_time()
   step()
-  return np.array((time.perf_counter() - started, time.process_time() - worked))
+  return np.array(
+    (time.perf_counter() - started, time.process_time() - cpu_started)
+  )
 
 
 def program(
@@ -228,30 +234,30 @@ def program(
       ),
     )
     rows = sharding.shard_batch(batch(options.sequences), mesh)
-    key, first = jax.random.key(1), np.asarray(False)
-    run = jax.jit(step).lower(state, rows, first, key).compile()
-    jax.block_until_ready(run(state, rows, first, key))
+    key, is_first = jax.random.key(1), np.asarray(False)
+    run = jax.jit(step).lower(state, rows, is_first, key).compile()
+    jax.block_until_ready(run(state, rows, is_first, key))
 
-  def once() -> None:
-    jax.block_until_ready(run(state, rows, first, key))
+  def run_once() -> None:
+    jax.block_until_ready(run(state, rows, is_first, key))
 
-  return once
+  return run_once
 
 
 def batch(sequences: int) -> TokenBatch:
   """Rows as a rollout gives them, in the middle of an iteration."""
   rng = np.random.default_rng(0)
   shape = sequences, WIDTH
-  places = np.broadcast_to(np.arange(WIDTH, dtype=np.int32), shape)
+  columns = np.broadcast_to(np.arange(WIDTH, dtype=np.int32), shape)
   ends = rng.integers(PROMPT + 2, WIDTH + 1, (sequences, 1))
-  real = places < ends
-  mask = real & (places >= PROMPT - 1)
+  real = columns < ends
+  mask = real & (columns >= PROMPT - 1)
   logprobs = -rng.exponential(0.4, shape).astype(np.float32)
   signs = rng.normal(size=(sequences, 1))
   arrays: dict[str, Any] = {
     'tokens': rng.integers(3, 30, shape).astype(np.int32),
     'targets': rng.integers(3, 30, shape).astype(np.int32),
-    'positions': np.where(real, places, 0),
+    'positions': np.where(real, columns, 0),
     'segment_ids': real.astype(np.int32),
     'loss_mask': mask,
     'weights': mask.astype(np.float32),

@@ -65,16 +65,18 @@ def main() -> None:
     return Int8Vectors(shape(*keys.shape, dtype=jnp.int8), scale)
 
   numbers, vectors = shape(ROWS, dtype=jnp.int32), shape(ROWS, KV_HEADS, WIDTH)
-  of_prompts = shape(LAYERS, PROMPTS, KV_HEADS, PROMPT, WIDTH)
-  of_rows = shape(LAYERS, ROWS, KV_HEADS, RESPONSE, WIDTH)
+  prompt_shape = shape(LAYERS, PROMPTS, KV_HEADS, PROMPT, WIDTH)
+  row_shape = shape(LAYERS, ROWS, KV_HEADS, RESPONSE, WIDTH)
   per_row = shape(LAYERS, ROWS, PROMPT + RESPONSE, KV_HEADS, WIDTH)
   heads_first = shape(LAYERS, ROWS, KV_HEADS, PROMPT + RESPONSE, WIDTH)
   lengths = shape(PROMPTS, dtype=jnp.int32)
   queries = shape(ROWS, HEADS, WIDTH)
 
   def cache(form: Callable[[Any], Any]) -> DecodeCache:
-    prompts = PromptCache(form(of_prompts), form(of_prompts), lengths)
-    return DecodeCache(prompts, numbers, form(of_rows), form(of_rows), numbers)
+    prompts = PromptCache(form(prompt_shape), form(prompt_shape), lengths)
+    return DecodeCache(
+      prompts, numbers, form(row_shape), form(row_shape), numbers
+    )
 
   live = shape(ROWS, dtype=bool)
   programs: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
@@ -102,11 +104,13 @@ def main() -> None:
     ):
       compiled = jax.jit(attend).lower(*arguments).compile()
     module = parse(compiled.as_text() or '', topology.platform)
-    moved = cost_of(module, module.entry).bytes
+    moved_bytes = cost_of(module, module.entry).bytes
     memory = compiled.memory_analysis()
     assert memory is not None
     temporaries = memory.temp_size_in_bytes / 2**20
-    print(f'| {name} | {moved / least:.2f} | {temporaries:,.0f} |', flush=True)
+    print(
+      f'| {name} | {moved_bytes / least:.2f} | {temporaries:,.0f} |', flush=True
+    )
 
 
 def ours(

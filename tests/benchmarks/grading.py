@@ -35,25 +35,27 @@ def main(count: int) -> None:
   times: list[float] = []
   began = time.perf_counter()
   for number, pair in zip(range(count), itertools.cycle(ordinary)):
-    times.append(graded(pair))
+    times.append(grading_seconds(pair))
     if (number + 1) % (count // 4) == 0:
       memory.append(megabytes())
   rate = count / seconds_since(began)
-  cuts = statistics.quantiles(times, n=100)
+  percentiles = statistics.quantiles(times, n=100)
   with concurrent.futures.ThreadPoolExecutor(2) as threads:
     began = time.perf_counter()
     list(
-      threads.map(graded, itertools.islice(itertools.cycle(ordinary), count))
+      threads.map(
+        grading_seconds, itertools.islice(itertools.cycle(ordinary), count)
+      )
     )
     rate_of_two = count / seconds_since(began)
   memory.append(megabytes())
-  slowest = max((graded(pair), pair) for pair in hostile if pair)
+  slowest = max((grading_seconds(pair), pair) for pair in hostile if pair)
   rows += [
     ('answers', f'{count:,}'),
     ('rate, one at a time', f'{rate:.0f} per second'),
     ('rate, two at a time', f'{rate_of_two:.0f} per second'),
-    ('median', f'{1e3 * cuts[49]:.2f} ms'),
-    ('95th percentile', f'{1e3 * cuts[94]:.2f} ms'),
+    ('median', f'{1e3 * percentiles[49]:.2f} ms'),
+    ('95th percentile', f'{1e3 * percentiles[94]:.2f} ms'),
     ('slowest ordinary answer', f'{max(times):.2f} s'),
     ('slowest of those meant to hang', f'{slowest[0]:.2f} s'),
     ('memory, quarter by quarter', ', '.join(f'{m:.0f}' for m in memory)),
@@ -64,7 +66,7 @@ def main(count: int) -> None:
     print(f'| {name} | {value} |')
 
 
-def graded(pair: Pair) -> float:
+def grading_seconds(pair: Pair) -> float:
   """Seconds that one answer takes."""
   began = time.perf_counter()
   outcome = grade_math(pair.response, pair.reference)

@@ -76,14 +76,14 @@ def _in_process(what: str, arguments: argparse.Namespace) -> dict[str, float]:
   flags = f'--xla_force_host_platform_device_count={devices}'
   command = [sys.executable, __file__, f'--directory={arguments.directory}']
   command += [f'--mesh={arguments.mesh}', f'--dtype={arguments.dtype}']
-  done = subprocess.run(
+  completed = subprocess.run(
     [*command, f'--read={what}'],
     env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags},
     check=True,
     stdout=subprocess.PIPE,
     text=True,
   )
-  return json.loads(done.stdout.splitlines()[-1])
+  return json.loads(completed.stdout.splitlines()[-1])
 
 
 def _write(directory: pathlib.Path) -> None:

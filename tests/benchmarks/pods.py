@@ -18,7 +18,7 @@ import sys
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[2]
-STEP = '--programs=train_step'
+STEP_ONLY = '--programs=train_step'
 # Scoring needs a fraction of the memory of an update.
 RUN_PROGRAMS = '--programs=train_step,prefill,decode'
 WITH_CRITIC = '--programs=train_step,critic_step,prefill,decode'
@@ -129,7 +129,7 @@ def weak_scaling(data: int) -> tuple[str, ...]:
     data: number of replicas.
   """
   return (
-    STEP,
+    STEP_ONLY,
     FOUR_MICRO_BATCHES,
     f'--config.mesh.data={data}',
     '--config.mesh.fsdp=16',
@@ -153,13 +153,13 @@ SCALING = [
     weak_scaling(64),
   ),
 ]
-OTHERS = [
+VARIANTS = [
   (
     'ten times the batch, 8 H100',
     'qwen2_5_7b_kl_cov',
     'h100:8',
     (
-      STEP,
+      STEP_ONLY,
       *options_7b(32),
       '--config.train.sequences_per_update=2560',
       '--config.rollout.prompts_per_iteration=320',
@@ -170,7 +170,7 @@ OTHERS = [
     'qwen2_5_7b_kl_cov',
     'v5p:4x4x4',
     (
-      STEP,
+      STEP_ONLY,
       *MESH_OF_64,
       '--config.train.sequences_per_update=2560',
       '--config.rollout.prompts_per_iteration=320',
@@ -180,7 +180,7 @@ OTHERS = [
     "selection by 'current'",
     'qwen2_5_7b_kl_cov',
     'v5p:4x4x4',
-    (STEP, *MESH_OF_64, '--config.entropy.selection_source=current'),
+    (STEP_ONLY, *MESH_OF_64, '--config.entropy.selection_source=current'),
   ),
 ]
 
@@ -192,7 +192,7 @@ def compile_report(
   json_file: pathlib.Path | None,
 ) -> dict[str, Any]:
   """Returns the output of `covrl compile --json`."""
-  if not any(each.startswith('--programs=') for each in options):
+  if not any(option.startswith('--programs=') for option in options):
     options = (*options, RUN_PROGRAMS)
   arguments = [
     'compile',
@@ -203,17 +203,17 @@ def compile_report(
   print('covrl', *arguments, flush=True)
   if json_file is not None and json_file.exists():
     return json.loads(json_file.read_text())
-  done = subprocess.run(
+  process = subprocess.run(
     [sys.executable, '-m', 'covrl.cli', *arguments, '--json'],
     cwd=ROOT,
     check=False,
     stdout=subprocess.PIPE,
     text=True,
   )
-  output = done.stdout
+  output = process.stdout
   # Status 1 with an output: a program does not fit.
-  if done.returncode and not output:
-    done.check_returncode()
+  if process.returncode and not output:
+    process.check_returncode()
   if json_file is not None:
     json_file.write_text(output)
   return json.loads(output)
@@ -223,9 +223,9 @@ def row(name: str, output: dict[str, Any]) -> str:
   """A line of the table, from the output of `covrl compile --json`."""
   programs = output['programs']
   step = programs['train_step']
-  full = max(programs.values(), key=lambda each: each['hbm_bytes'])
-  (largest,) = (each for each in programs if programs[each] is full)
-  needed, limit = full['hbm_bytes'], full['hbm_limit_bytes']
+  largest = max(programs, key=lambda program: programs[program]['hbm_bytes'])
+  needed = programs[largest]['hbm_bytes']
+  limit = programs[largest]['hbm_limit_bytes']
   cells = [
     name,
     output['topology'],
@@ -237,7 +237,7 @@ def row(name: str, output: dict[str, Any]) -> str:
       f'{step["flops"] / step["model_flops"]:.2f}',
       ', '.join(
         f'{sum(sent) / 1e9:,.3g} {network}'
-        for network, sent in _sent(step).items()
+        for network, sent in _sent_bytes(step).items()
       ),
       f'{step["roofline_seconds"]:.3g} s, {step["bound"]}',
       f'{step["mfu_ceiling"]:.0%}',
@@ -248,11 +248,11 @@ def row(name: str, output: dict[str, Any]) -> str:
   return f'| {" | ".join(cells)} |'
 
 
-def _sent(step: dict[str, Any]) -> dict[str, list[float]]:
+def _sent_bytes(step: dict[str, Any]) -> dict[str, list[float]]:
   """Bytes that a chip sends by kind of link."""
   sent: dict[str, list[float]] = {}
-  for each in step['collectives']:
-    sent.setdefault(each['network'], []).append(each['bytes'])
+  for collective in step['collectives']:
+    sent.setdefault(collective['network'], []).append(collective['bytes'])
   return sent
 
 
@@ -261,18 +261,20 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--only', default='')
   parser.add_argument('--json', type=pathlib.Path)
-  given = parser.parse_args()
+  arguments = parser.parse_args()
   lines = []
-  for name, recipe, topology, options in [*RECIPES, *GPUS, *SCALING, *OTHERS]:
-    if given.only not in name:
+  for name, recipe, topology, options in [*RECIPES, *GPUS, *SCALING, *VARIANTS]:
+    if arguments.only not in name:
       continue
-    json_file = given.json and given.json / f'{name.replace(" ", "_")}.json'
+    json_file = (
+      arguments.json and arguments.json / f'{name.replace(" ", "_")}.json'
+    )
     output = compile_report(recipe, topology, options, json_file)
     lines.append(row(name, output))
     print(lines[-1], flush=True)
-    for each in output['programs']['train_step']['collectives']:
-      if each['bytes'] > 1e8:
-        print('   ', each)
+    for collective in output['programs']['train_step']['collectives']:
+      if collective['bytes'] > 1e8:
+        print('   ', collective)
   print()
   print(
     '| Qwen2.5 | chips | memory of the largest program | operations of an '

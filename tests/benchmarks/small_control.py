@@ -2,9 +2,9 @@
 """Training of a small transformer under an entropy controller, as one program.
 
 The task: a prompt has two tokens a and b, a response six; its t-th token is
-correct if it is (a + t · b) mod 16. The reward is the share of correct tokens. Sampling,
-scoring, advantages and the trainer's own update (`make_train_step`, with Adam)
-are compiled together, so that a run takes seconds.
+correct if it is (a + t · b) mod 16. The reward is the share of correct tokens.
+Sampling, scoring, advantages and the trainer's own update (`make_train_step`, with
+Adam) are compiled together, so that a run takes seconds.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def sample(
   def step(tokens: Array, index: Array) -> tuple[Array, None]:
     logits = POLICY.logits(params, tokens)
     logits = jnp.take(logits, PROMPT + index - 1, axis=1)
-    drawn = jax.random.categorical(jax.random.fold_in(key, index), logits)
-    return tokens.at[:, PROMPT + index].set(drawn), None
+    sampled = jax.random.categorical(jax.random.fold_in(key, index), logits)
+    return tokens.at[:, PROMPT + index].set(sampled), None
 
   return jax.lax.scan(step, tokens, jnp.arange(RESPONSE))[0]
 
@@ -64,8 +64,8 @@ def sample(
 def reward(tokens: Int[Array, 'S 8']) -> Float[Array, ' S']:
   """Share of correct tokens of each response."""
   steps = jnp.arange(1, RESPONSE + 1)
-  right = (tokens[:, :1] + steps * tokens[:, 1:2]) % VOCABULARY
-  return jnp.mean(tokens[:, PROMPT:] == right, axis=1)
+  correct = (tokens[:, :1] + steps * tokens[:, 1:2]) % VOCABULARY
+  return jnp.mean(tokens[:, PROMPT:] == correct, axis=1)
 
 
 def to_batch(tokens: Int[Array, 'S 8']) -> TokenBatch:
@@ -136,17 +136,17 @@ def train(
       sampler_logprobs=scored[0].logprobs,
     )
     order = jax.random.permutation(keys[3], len(tokens))
-    parts = jax.tree.map(
+    mini_batches = jax.tree.map(
       lambda x: x[order].reshape(UPDATES, -1, x.shape[1]), batch
     )
 
     def step(
-      state: TrainState, part: tuple[Array, TokenBatch]
+      state: TrainState, mini_batch: tuple[Array, TokenBatch]
     ) -> tuple[TrainState, None]:
-      number, rows = part
+      number, rows = mini_batch
       return update(state, rows, number == 0, key)[0], None
 
-    state, _ = jax.lax.scan(step, state, (jnp.arange(UPDATES), parts))
+    state, _ = jax.lax.scan(step, state, (jnp.arange(UPDATES), mini_batches))
     rollout = jnp.mean(scored[0].entropy, where=batch.loss_mask)
     return state, Curves(measured, rollout, jnp.mean(rewards))
 

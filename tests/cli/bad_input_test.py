@@ -169,7 +169,7 @@ def test_errors_of_the_recipe_keep_their_traceback(tmp_path, changed_recipe):
 
 
 def test_installed_command_prints_one_sentence(tmp_path):
-  done = subprocess.run(
+  completed = subprocess.run(
     [
       pathlib.Path(sys.executable).with_name('covrl'),
       'train',
@@ -182,9 +182,9 @@ def test_installed_command_prints_one_sentence(tmp_path):
     text=True,
     check=False,
   )
-  assert done.returncode == 2
-  assert done.stdout == ''
-  assert done.stderr == (
+  assert completed.returncode == 2
+  assert completed.stdout == ''
+  assert completed.stderr == (
     "covrl: there is no config field 'train.iteratons'; did you mean "
     'train.iterations?\n'
   )

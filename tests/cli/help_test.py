@@ -77,10 +77,10 @@ def test_help_does_not_import_jax():
     '  assert "jax" not in sys.modules\n'
     '  assert "rich" not in sys.modules\n'
   )
-  done = subprocess.run(
+  completed = subprocess.run(
     [sys.executable, '-c', code], capture_output=True, text=True, check=False
   )
-  assert done.returncode == 0, done.stderr
+  assert completed.returncode == 0, completed.stderr
 
 
 @pytest.mark.parametrize(

@@ -47,14 +47,14 @@ def test_ends_with_one_line_and_status_130(
 def test_closed_output_ends_without_a_traceback():
   reader, writer = os.pipe()
   os.close(reader)
-  done = subprocess.run(
+  completed = subprocess.run(
     [sys.executable, '-m', 'covrl.cli', 'recipes'],
     stdout=writer,
     stderr=subprocess.PIPE,
     text=True,
   )
   os.close(writer)
-  assert (done.returncode, done.stderr) == (1, '')
+  assert (completed.returncode, completed.stderr) == (1, '')
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_closed_output_ends_without_a_traceback():
   ],
 )
 def test_streams_do_not_change_the_status(tmp_path, shell, status, message):
-  done = subprocess.run(
+  completed = subprocess.run(
     [
       'bash',
       '-c',
@@ -80,10 +80,10 @@ def test_streams_do_not_change_the_status(tmp_path, shell, status, message):
     capture_output=True,
     text=True,
   )
-  assert done.returncode == status, done
+  assert completed.returncode == status, completed
   if message is not None:
-    assert done.stderr.startswith(f'covrl: {message}')
-    assert len(done.stderr.splitlines()) == 1
+    assert completed.stderr.startswith(f'covrl: {message}')
+    assert len(completed.stderr.splitlines()) == 1
 
 
 def test_no_file_gets_the_descriptor_of_a_closed_stream(tmp_path):

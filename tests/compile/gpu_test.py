@@ -51,7 +51,7 @@ def compiled(tmp_path_factory):
     '--json',
   ]
   path = os.pathsep.join([str(ROOT / 'tests'), str(ROOT)])
-  done = subprocess.run(
+  completed = subprocess.run(
     [sys.executable, '-m', 'covrl.cli', 'compile', *arguments],
     env={
       **os.environ,
@@ -65,8 +65,8 @@ def compiled(tmp_path_factory):
     check=False,
     timeout=600,
   )
-  assert done.returncode == 0, done.stderr
-  return json.loads(done.stdout)['programs'], hlo
+  assert completed.returncode == 0, completed.stderr
+  return json.loads(completed.stdout)['programs'], hlo
 
 
 @pytest.fixture

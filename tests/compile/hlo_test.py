@@ -4,7 +4,7 @@
 import pytest
 from compile.hlo_text import parse_lines
 
-from covrl.compile.cost import SEARCH_TRIPS, Scopes, cost_of
+from covrl.compile.cost import ASSUMED_TRIPS, Scopes, cost_of
 from covrl.compile.hlo import Shape, parse, shapes_of
 
 # A loop of three trips around a matrix product that a TPU makes a convolution,
@@ -68,7 +68,7 @@ def test_loop_body_is_multiplied_by_its_trip_count():
   # stays in VMEM. There are a few scalars.
   trip = 2 * 16 * 256 + 2 * 256 * 512 + 4 * 4
   assert cost.bytes == 3 * trip + 2 * 4 * 8 * 128 + 2 * 4
-  assert cost.searches == 0
+  assert cost.assumed_loops == 0
 
 
 @pytest.mark.parametrize(
@@ -103,9 +103,9 @@ def test_trip_count_of_counters_with_larger_steps(next_, trips):
 def test_loop_of_unknown_length_is_reported():
   text = LOOP.replace('LIMIT', '3').replace('direction=LT', 'direction=NE')
   cost = cost_of(parse(text))
-  assert cost.searches == 1
+  assert cost.assumed_loops == 1
   assert cost.flops == pytest.approx(
-    SEARCH_TRIPS * 2 * 16 * 256 * 512, rel=1e-3
+    ASSUMED_TRIPS * 2 * 16 * 256 * 512, rel=1e-3
   )
 
 
@@ -116,10 +116,10 @@ def test_trip_count_that_the_scope_states():
     '), metadata={op_name="jit(f)/about_7_trips/about_5_trips/while"}, cond'
   )
   cost = cost_of(parse(text.replace('), cond', stated)))
-  assert cost.searches == 0
+  assert cost.assumed_loops == 0
   assert cost.flops == pytest.approx(5 * 2 * 16 * 256 * 512, rel=1e-3)
   outside = stated.replace('about_5_trips', 'layers')
-  assert cost_of(parse(text.replace('), cond', outside))).searches == 1
+  assert cost_of(parse(text.replace('), cond', outside))).assumed_loops == 1
 
 
 def test_omitted_scopes_do_not_count():

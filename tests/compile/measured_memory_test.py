@@ -85,7 +85,7 @@ def main(name):
 @pytest.mark.parametrize('name', ['train_step', 'score'])
 def test_memory_of_programs(name):
   path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
-  done = subprocess.run(
+  completed = subprocess.run(
     [sys.executable, __file__, name],
     env={
       **os.environ,
@@ -98,8 +98,8 @@ def test_memory_of_programs(name):
     check=False,
     timeout=600,
   )
-  assert done.returncode == 0, done.stderr
-  estimate, measured = json.loads(done.stdout.splitlines()[-1])
+  assert completed.returncode == 0, completed.stderr
+  estimate, measured = json.loads(completed.stdout.splitlines()[-1])
   least, most = accuracy.MEMORY.least, accuracy.MEMORY.most
   assert least <= estimate / measured <= most
 

@@ -14,8 +14,8 @@ from covrl.rollout import Caching
 TINY = tiny(16)
 
 
-def matrices(config):
-  """Returns the parameters of a layer's matrices."""
+def matrix_parameters(config):
+  """Returns the number of parameters in the matrices of a layer."""
   policy = Policy(config)
   layers = policy.abstract_params()['layers']
   sizes = [
@@ -27,15 +27,17 @@ def matrices(config):
 
 
 def test_layer_parameters_include_every_matrix():
-  assert model_cost.layer_parameters(TINY) == matrices(TINY)
+  assert model_cost.layer_parameters(TINY) == matrix_parameters(TINY)
 
 
 @pytest.mark.parametrize('per_token', [1, 3])
 def test_layer_parameters_of_experts(per_token):
   experts = Experts(count=4, per_token=per_token)
   config = dataclasses.replace(TINY, experts=experts)
-  elsewhere = 3 * config.model_dim * config.hidden_dim * (4 - per_token)
-  assert model_cost.layer_parameters(config) == matrices(config) - elsewhere
+  unused = 3 * config.model_dim * config.hidden_dim * (4 - per_token)
+  assert (
+    model_cost.layer_parameters(config) == matrix_parameters(config) - unused
+  )
 
 
 def test_attention_flops():
@@ -45,16 +47,16 @@ def test_attention_flops():
 
 def test_frozen_matrices_have_no_weight_gradient():
   lora = dataclasses.replace(TINY, lora=Lora(rank=2, alpha=4.0))
-  spared = model_cost.update_flops(TINY, 2, 8) - model_cost.update_flops(
+  saved_flops = model_cost.update_flops(TINY, 2, 8) - model_cost.update_flops(
     lora, 2, 8
   )
   products = 2 * model_cost.layer_parameters(TINY) + 32 * 16
-  assert spared == 2 * 16 * products
+  assert saved_flops == 2 * 16 * products
 
 
 def test_decode_flops():
-  one = model_cost.decode_flops(TINY, 3, 10)
-  assert model_cost.decode_flops(TINY, 3, 11) - one == 3 * 2 * 4 * 4 * 8
+  flops = model_cost.decode_flops(TINY, 3, 10)
+  assert model_cost.decode_flops(TINY, 3, 11) - flops == 3 * 2 * 4 * 4 * 8
 
 
 def test_bytes_of_a_cache_of_rings_and_integers():

@@ -234,12 +234,12 @@ def compiled(**changed):
   """Returns the parts of `covrl compile --json` that a plan reads."""
   programs = {
     name: {
-      'hbm_bytes': (5 + place) * 2**30,
+      'hbm_bytes': (5 + index) * 2**30,
       'hbm_limit_bytes': 95 * 2**30,
       'roofline_seconds': seconds,
       'calls': calls,
     }
-    for place, (name, seconds, calls) in enumerate(
+    for index, (name, seconds, calls) in enumerate(
       [
         ('train_step', 2.0, 4),
         ('score', 3.0, 1),

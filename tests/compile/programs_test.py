@@ -47,25 +47,25 @@ def compile_report(topology, *overrides, level='O0', **settings):
 
 def collectives_of(module):
   return [
-    each
+    instruction
     for computation in module.computations.values()
-    for each in computation.instructions.values()
-    if each.opcode in OPCODES
+    for instruction in computation.instructions.values()
+    if instruction.opcode in OPCODES
   ]
 
 
 @pytest.fixture(scope='module')
 def compiled_modules():
   """Records the compiled programs, as text and parsed."""
-  made = []
+  modules = []
 
   def remember(text, platform):
-    made.append((text, parse(text, platform)))
-    return made[-1][1]
+    modules.append((text, parse(text, platform)))
+    return modules[-1][1]
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(compiling, 'parse', remember)
-    yield made
+    yield modules
 
 
 @pytest.fixture(scope='module')
@@ -91,10 +91,10 @@ def test_json_report_is_complete(small_report):
     assert program['roofline_seconds'] == max(program['seconds'].values()) > 0
     assert 0 < program['mfu_ceiling'] < 1
     assert program['uncounted_kernels'] == []
-    for each in program['collectives']:
-      assert {'kind', 'chips', 'network', 'count', 'bytes'} == set(each)
-      assert each['network'] == 'ici'
-      assert each['bytes'] >= 0
+    for exchange in program['collectives']:
+      assert {'kind', 'chips', 'network', 'count', 'bytes'} == set(exchange)
+      assert exchange['network'] == 'ici'
+      assert exchange['bytes'] >= 0
 
 
 @needs_libtpu
@@ -120,15 +120,14 @@ def test_gradients_leave_by_reduce_scatter(small_report):
   # Pairs of devices along the fsdp axis.
   device_grid = np.arange(8).reshape(tuple(report.mesh.values()))
   pairs = [set(pair) for pair in np.moveaxis(device_grid, 1, -1).reshape(-1, 2)]
-  least = (
-    4 * 512 * 128
-  )  # bytes of the smallest matrix's gradient: a head's keys
+  # Bytes of the smallest matrix's gradient: the keys of one head.
+  smallest = 4 * 512 * 128
   for each, _ in cost.collectives:
     spans_fsdp = any(
       pair <= set(group) for group in each.groups for pair in pairs
     )
     if each.kind == 'all-reduce' and spans_fsdp:
-      assert each.size < least, each
+      assert each.size < smallest, each
 
 
 @needs_libtpu
@@ -136,12 +135,14 @@ def test_no_array_has_logits_of_all_tokens(small_report):
   report, modules = small_report
   rows, width, vocabulary = 16, 512, 4096
   shards = math.prod(report.mesh.values())
-  whole = rows // 2 * width * vocabulary // shards  # a micro-batch's, per chip
+  all_logits = (
+    rows // 2 * width * vocabulary // shards
+  )  # a micro-batch's, per chip
   for name in ('train_step', 'score'):
     for computation in modules[name].computations.values():
       for each in computation.instructions.values():
         for shape in each.shapes:
-          assert shape.elements < whole, (name, each.name, shape)
+          assert shape.elements < all_logits, (name, each.name, shape)
 
 
 @needs_libtpu
@@ -152,8 +153,8 @@ def test_decoding_reads_weights_and_cache_once(small_report):
   # Keys and values of two layers, one head, 383 slots of four rows a chip and
   # 128 of their two prompts, which responses share; and half of the
   # unembedding. The layers' small weights may stay in VMEM between tokens.
-  least = 2 * 2 * (4 * 383 + 2 * 128) * 128 * 2 + 512 * 4096 // 2 * 2
-  assert least < decode.cost.bytes < 1.15 * least
+  min_bytes = 2 * 2 * (4 * 383 + 2 * 128) * 128 * 2 + 512 * 4096 // 2 * 2
+  assert min_bytes < decode.cost.bytes < 1.15 * min_bytes
   assert decode.cost.bytes < 1.15 * decode.ideal_bytes
 
 
@@ -272,8 +273,8 @@ def test_weights_move_to_the_sampler_mesh_layer_by_layer(compiled_modules):
     names=('prefill',),
   )
   text, _ = compiled_modules[-1]
-  for held, is_there in ((1024 // 4, True), (1024, False)):
-    assert (f'bf16[2,512,{held}]' in text) == is_there
+  for columns, is_present in ((1024 // 4, True), (1024, False)):
+    assert (f'bf16[2,512,{columns}]' in text) == is_present
 
 
 @needs_libtpu

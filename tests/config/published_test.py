@@ -154,13 +154,13 @@ def test_optimiser_clips_gradients_and_does_not_decay_parameters():
   recipe = reasoning.paper_32b_kl_cov()
   tx = recipe.tx(recipe.config)
 
-  def first(gradient):
+  def first_update(gradient):
     params = jnp.full(4, 100.0)
     updates, state = tx.update(jnp.full(4, gradient), tx.init(params), params)
     return jax.tree.leaves((updates, optax.tree.get(state, 'mu')))
 
-  assert not first(0.0)[0].any()
-  updates, mean = first(50.0)
+  assert not first_update(0.0)[0].any()
+  updates, mean = first_update(50.0)
   np.testing.assert_allclose(updates, -1e-6, rtol=1e-3)
   # Clipped to norm 1, each of the four entries is 0.5; Adam's b1 is 0.9.
   np.testing.assert_allclose(mean, 0.05, rtol=1e-5)

@@ -9,8 +9,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from covrl.data import CountdownConfig as Numbers
 from covrl.data import (
+  CountdownConfig,
   FileSource,
   ListSource,
   Problem,
@@ -132,7 +132,7 @@ def test_lone_surrogates_in_messages_and_bytes(tmp_path):
         ListSource([Problem(prompt='\udc80', reference='', source='s')]),
         seed=0,
         prompts_per_draw=1,
-        tokenizer=countdown_tokenizer(Numbers()),
+        tokenizer=countdown_tokenizer(CountdownConfig()),
         max_prompt_length=8,
         prefetch=0,
       )

@@ -168,13 +168,13 @@ def test_the_process_ends_with_its_parent():
     print(template._process()._process.pid, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
   """
-  done = subprocess.run(
+  completed = subprocess.run(
     [sys.executable, '-c', textwrap.dedent(program)],
     capture_output=True,
     cwd=ROOT,
     check=False,
   )
-  child = pathlib.Path('/proc') / done.stdout.decode().strip() / 'stat'
+  child = pathlib.Path('/proc') / completed.stdout.decode().strip() / 'stat'
   for _ in range(100):
     # An ended process that no parent waits for stays a zombie.
     if not child.exists() or child.read_text().split()[2] == 'Z':

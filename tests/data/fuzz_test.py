@@ -126,7 +126,7 @@ def random_words(dice, words):
   return joint.join(dice.choice(words) for _ in range(count)).encode()
 
 
-def changed(dice, good):
+def mutated(dice, good):
   """A good content with some bytes replaced, inserted or removed."""
   content = bytearray(good)
   for _ in range(dice.choice((1, 1, 3, 20))):
@@ -144,7 +144,7 @@ def changed(dice, good):
   return bytes(content)
 
 
-def tried(dice, good, words, read):
+def check_random_content(dice, good, words, read):
   """Reads one random content; an error must be one short sentence."""
   match dice.randrange(3):
     case 0:
@@ -152,7 +152,7 @@ def tried(dice, good, words, read):
     case 1:
       content = random_words(dice, words)
     case _:
-      content = changed(dice, good)
+      content = mutated(dice, good)
   start = time.monotonic()
   message = 'none'
   try:
@@ -175,9 +175,9 @@ def peak_memory():
 def fuzz(count, good, words, read):
   before = peak_memory()
   for seed in range(count):
-    tried(random.Random(seed), good, words, read)
-  for most, earlier in zip(peak_memory(), before, strict=True):
-    assert most - earlier < MAX_MEMORY
+    check_random_content(random.Random(seed), good, words, read)
+  for peak, peak_before in zip(peak_memory(), before, strict=True):
+    assert peak - peak_before < MAX_MEMORY
 
 
 COUNTS = pytest.mark.parametrize(

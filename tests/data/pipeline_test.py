@@ -54,9 +54,9 @@ def references_of(batches):
 
 
 def take_draws(prompts, draws):
-  taken = [next(prompts) for _ in range(draws)]
+  draws_taken = [next(prompts) for _ in range(draws)]
   prompts.close()
-  return taken
+  return draws_taken
 
 
 def are_equal(batches, others):

@@ -16,7 +16,7 @@ from covrl.entropy import exact_mean, exact_quantile, exact_sum
 from covrl.entropy.base import update_signal
 from covrl.parallel import sharding
 
-ALL = jnp.ones((2, 4), bool)
+FULL_MASK = jnp.ones((2, 4), bool)
 CONTROLLERS = {
   'adaptive_band': covrl.controllers.adaptive_band(),
   'adaptive_bonus': covrl.adaptive_bonus(0.5, 0.01, initial=0.002),
@@ -35,11 +35,11 @@ CONTROLLERS = {
 @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
 def test_sums_of_numbers_that_are_not_finite_are_nan(bad):
   values = jnp.ones((2, 4)).at[1, 2].set(bad)
-  assert jnp.isnan(exact_sum(values, ALL))
-  assert jnp.isnan(exact_mean(values, ALL))
+  assert jnp.isnan(exact_sum(values, FULL_MASK))
+  assert jnp.isnan(exact_mean(values, FULL_MASK))
   # Numbers outside the mask do not count.
-  assert exact_sum(values, ALL.at[1, 2].set(False)) == 7
-  assert exact_mean(values, ALL.at[1, 2].set(False)) == 1
+  assert exact_sum(values, FULL_MASK.at[1, 2].set(False)) == 7
+  assert exact_mean(values, FULL_MASK.at[1, 2].set(False)) == 1
 
 
 def test_means_of_nan_only_are_nan():
@@ -60,9 +60,9 @@ def test_one_device_with_nan_makes_the_sum_over_all_nan(bad):
 
 def test_quantiles_of_nothing_and_of_nan_are_nan():
   values = jnp.arange(8.0).reshape(2, 4)
-  assert exact_quantile(values, ALL, 0.5) == 3
-  assert jnp.isnan(exact_quantile(values, ~ALL, 0.5))
-  assert jnp.isnan(exact_quantile(values.at[0, 0].set(jnp.nan), ALL, 0.5))
+  assert exact_quantile(values, FULL_MASK, 0.5) == 3
+  assert jnp.isnan(exact_quantile(values, ~FULL_MASK, 0.5))
+  assert jnp.isnan(exact_quantile(values.at[0, 0].set(jnp.nan), FULL_MASK, 0.5))
 
 
 @pytest.mark.parametrize('name', CONTROLLERS)

@@ -17,9 +17,9 @@ from covrl.entropy.base import update_signal
 SHAPE = (4, 12)
 STEPS = 3
 
-# All coefficients and fractions: a function from the value to the transform, and
-# values of the first steps.
-MADE_OF = {
+# All coefficients and fractions that may be schedules: a function from the value to
+# the transform, and the values of the first steps.
+SCHEDULED = {
   'kl_cov, coefficient': (
     lambda value: covrl.kl_cov(0.05, coefficient=value, minimum=2),
     (1.0, 0.5, 0.0),
@@ -115,14 +115,14 @@ def run(chains, batch):
 
 
 @pytest.fixture(scope='module')
-def by_number(batch):
+def edits_by_number(batch):
   """The edits with each step's value passed as a number."""
   signal, stats, context = batch
 
   @jax.jit
   def update(values, step):
     edited = {}
-    for name, (make, _) in MADE_OF.items():
+    for name, (make, _) in SCHEDULED.items():
       chain = make(values[name])
       state = chain.init(TokenStats.template())
       edited[name], _ = update_signal(
@@ -132,7 +132,7 @@ def by_number(batch):
 
   return [
     update(
-      {name: values[step] for name, (_, values) in MADE_OF.items()},
+      {name: values[step] for name, (_, values) in SCHEDULED.items()},
       jnp.asarray(step),
     )
     for step in range(STEPS)
@@ -141,7 +141,7 @@ def by_number(batch):
 
 def check_equal(edits, expected):
   for step in range(STEPS):
-    for name in MADE_OF:
+    for name in SCHEDULED:
       for got, want in zip(
         jax.tree.leaves(edits[step][name]),
         jax.tree.leaves(expected[step][name]),
@@ -149,7 +149,7 @@ def check_equal(edits, expected):
       ):
         np.testing.assert_allclose(got, want, rtol=1e-6, err_msg=name)
   # …and the values have an effect.
-  for name in MADE_OF:
+  for name in SCHEDULED:
     first, last = edits[0][name], edits[-1][name]
     assert any(
       bool((a != b).any())
@@ -159,24 +159,30 @@ def check_equal(edits, expected):
     ), name
 
 
-def test_every_coefficient_and_fraction_takes_a_schedule(batch, by_number):
+def test_every_coefficient_and_fraction_takes_a_schedule(
+  batch, edits_by_number
+):
   edits, _ = run(
     {
       name: make(table_schedule(values))
-      for name, (make, values) in MADE_OF.items()
+      for name, (make, values) in SCHEDULED.items()
     },
     batch,
   )
-  check_equal(edits, by_number)
+  check_equal(edits, edits_by_number)
 
 
-def test_every_coefficient_and_fraction_is_a_hyperparameter(batch, by_number):
+def test_every_coefficient_and_fraction_is_a_hyperparameter(
+  batch, edits_by_number
+):
   edits, states = run(
-    {name: injected(make, values) for name, (make, values) in MADE_OF.items()},
+    {
+      name: injected(make, values) for name, (make, values) in SCHEDULED.items()
+    },
     batch,
   )
-  check_equal(edits, by_number)
-  for name, (_, values) in MADE_OF.items():
+  check_equal(edits, edits_by_number)
+  for name, (_, values) in SCHEDULED.items():
     read = states[name].hyperparams['value']
     np.testing.assert_allclose(read, values[-1], rtol=1e-6)
 
@@ -244,9 +250,11 @@ def test_values_are_read_from_the_state(batch):
     injected_tx.init(TokenStats.template()), coefficient=0.7
   )
   signal, stats, context = batch
-  silent = jax.tree.map(jnp.zeros_like, signal)
+  zero_signal = jax.tree.map(jnp.zeros_like, signal)
   edited, _ = jax.jit(
-    lambda state: update_signal(injected_tx, silent, state, stats, **context)
+    lambda state: update_signal(
+      injected_tx, zero_signal, state, stats, **context
+    )
   )(state)
   np.testing.assert_allclose(
     edited.entropy, -0.7 * context['weights'], rtol=1e-6
@@ -293,15 +301,15 @@ def test_as_loss_in_an_ordinary_loop(batch):
 
   @jax.jit
   def explicit(params, token_state, step):
-    seen, pull_back = jax.vjp(network, params)
+    current_stats, pull_back = jax.vjp(network, params)
     (value, aux), signal = jax.value_and_grad(
       covrl.clipped_surrogate, has_aux=True
-    )(seen, **context)
+    )(current_stats, **context)
     signal, token_state = update_signal(
       tx,
       signal,
       token_state,
-      seen,
+      current_stats,
       **context,
       **aux.for_selection,
       step=step,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The score for shared parameters against realised entropy changes."""
+"""`jvp_score`, for parameters shared by tokens, against realised entropy changes."""
 
 import jax
 import jax.numpy as jnp
@@ -54,8 +54,8 @@ def test_predicts_the_change_of_the_mean_entropy(problem, adaptive):
 
   step = 1e-5
   update = precondition(jax.grad(objective)(params))
-  moved = jax.tree.map(lambda p, u: p + step * u, params, update)
-  realised = entropy(statistics, moved, mask) - entropy(
+  updated = jax.tree.map(lambda p, u: p + step * u, params, update)
+  realised = entropy(statistics, updated, mask) - entropy(
     statistics, params, mask
   )
   score = covrl.jvp_score(
@@ -69,11 +69,11 @@ def test_predicts_the_change_of_the_mean_entropy(problem, adaptive):
 
 def test_score_of_a_token_does_not_depend_on_other_weights(problem):
   statistics, params, weight, mask = problem
-  whole = covrl.jvp_score(statistics, params, weight, mask)
-  one = jnp.zeros_like(weight).at[1, 2].set(weight[1, 2])
-  alone = covrl.jvp_score(statistics, params, one, mask)
-  np.testing.assert_allclose(alone[1, 2], whole[1, 2], rtol=1e-12)
-  assert np.count_nonzero(alone) <= 1
+  score = covrl.jvp_score(statistics, params, weight, mask)
+  single_weight = jnp.zeros_like(weight).at[1, 2].set(weight[1, 2])
+  score_of_one = covrl.jvp_score(statistics, params, single_weight, mask)
+  np.testing.assert_allclose(score_of_one[1, 2], score[1, 2], rtol=1e-12)
+  assert np.count_nonzero(score_of_one) <= 1
 
 
 def test_equals_the_exact_score_for_free_logits(problem):

@@ -48,8 +48,8 @@ def closed_loop(
     context = {'entropy': entropy + error, 'step': step}
     value = controller(state, **context)
     state = controller.update(state, **context)
-    moved = jnp.maximum(entropy + drift + slope * value, 0.0)
-    return (moved, state), (moved, value)
+    next_entropy = jnp.maximum(entropy + drift + slope * value, 0.0)
+    return (next_entropy, state), (next_entropy, value)
 
   first = jnp.asarray(start), controller.init()
   readings = (jnp.arange(updates), jnp.asarray(errors))

@@ -98,12 +98,14 @@ def test_penalty_is_zero_where_the_policy_is_unchanged(batch):
   assert not signal.logprobs.any()
   # …and within the noise between two programs.
   noise = 1e-4 * jnp.sign(stats.logprobs - context['old_logprobs'])
-  moved = TokenStats(
+  current_stats = TokenStats(
     logprobs=context['old_logprobs'] + noise, entropy=stats.entropy
   )
-  quiet, _ = run(tx, (moved, context), log_ratio_noise=jnp.asarray(2e-4))
+  quiet, _ = run(
+    tx, (current_stats, context), log_ratio_noise=jnp.asarray(2e-4)
+  )
   assert not quiet.logprobs.any()
-  loud, _ = run(tx, (moved, context), log_ratio_noise=jnp.asarray(5e-5))
+  loud, _ = run(tx, (current_stats, context), log_ratio_noise=jnp.asarray(5e-5))
   assert loud.logprobs.any()
 
 

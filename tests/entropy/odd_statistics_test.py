@@ -191,6 +191,6 @@ def test_a_quota_beyond_the_eligible_takes_all_of_them(batch):
 def test_missing_entries_are_named(batch):
   stats, context = batch
   for entry in ('advantages', 'mask', 'old_logprobs', 'key', 'step'):
-    given = {name: context[name] for name in context if name != entry}
+    other_entries = {name: context[name] for name in context if name != entry}
     with pytest.raises(TypeError, match=f"reads '{entry}' from the context"):
-      covrl.selectors.random_in_band(0.05, 0.0, 1.0)(stats, **given)
+      covrl.selectors.random_in_band(0.05, 0.0, 1.0)(stats, **other_entries)

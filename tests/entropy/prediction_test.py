@@ -28,10 +28,10 @@ def case():
     advantages = jnp.asarray(rng.normal(size=(SHAPE[0], 1))) * jnp.ones(SHAPE)
     mask = jnp.asarray(rng.random(SHAPE) < 0.9)
     # Log-probabilities have changed in the direction of their advantages.
-    moved = 0.2 * advantages * jnp.asarray(rng.random(SHAPE))
+    drift = 0.2 * advantages * jnp.asarray(rng.random(SHAPE))
     context = {
       'advantages': advantages,
-      'old_logprobs': stats.logprobs - moved,
+      'old_logprobs': stats.logprobs - drift,
       'mask': mask,
       'weights': covrl.token_weights(mask).astype(jnp.float64),
       'moments': moments,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Methods that drop tokens and sequences, against NumPy, in every layout."""
+"""Methods that drop tokens and sequences, against NumPy; independent of packing and mesh."""
 
 import functools
 from typing import Any
@@ -95,10 +95,10 @@ def test_icepop_and_decoupled_ppo():
 
 
 def test_decoupled_ppo_is_the_gradient_of_its_loss():
-  """The proximal policy is clipped around, the sampler's weighs."""
+  """Ratios to the proximal policy are clipped; those to the sampler's policy are weights."""
   stats, context = batch_of(arrays())
 
-  def published(logprobs):
+  def published_loss(logprobs):
     old, a = context['old_logprobs'], context['advantages']
     weight = jnp.exp(old - context['sampler_logprobs'])
     ratio = jnp.exp(logprobs - old)
@@ -110,7 +110,7 @@ def test_decoupled_ppo_is_the_gradient_of_its_loss():
   token_tx = decoupled_ppo(cap=1e9)
   state = token_tx.init(TokenStats.template())
   after, _ = update_signal(token_tx, signal, state, stats, **context)
-  expected = jax.grad(published)(stats.logprobs)
+  expected = jax.grad(published_loss)(stats.logprobs)
   np.testing.assert_allclose(
     after.logprobs[MASK], expected[MASK], rtol=1e-4, atol=1e-8
   )
@@ -170,17 +170,17 @@ def test_layout_order_and_mesh_do_not_matter(name):
   for row, members in enumerate(pairs):
     start = 0
     for number, i in enumerate(members):
-      here = (row, slice(start, start + LENGTHS[i]))
-      slices[i], start = here, start + LENGTHS[i]
-      mask[here], ids[here] = True, number + 1
+      cells = (row, slice(start, start + LENGTHS[i]))
+      slices[i], start = cells, start + LENGTHS[i]
+      mask[cells], ids[cells] = True, number + 1
       for x, value in values.items():
-        packed[x][here] = value[i, : LENGTHS[i]]
+        packed[x][cells] = value[i, : LENGTHS[i]]
   batch = batch_of(packed, mask, ids)
   for other in (batch, shard_batch(batch, make_mesh((4, 2)))):
     result = np.asarray(factors(token_tx, *other).logprobs)
-    for i, here in slices.items():
+    for i, cells in slices.items():
       np.testing.assert_allclose(
-        result[here], plain[i, : LENGTHS[i]], rtol=1e-6
+        result[cells], plain[i, : LENGTHS[i]], rtol=1e-6
       )
   # Rows in another order, and in two micro-batches.
   stats, context = batch_of(values)
@@ -218,20 +218,20 @@ def test_composes_with_covariance_methods_and_controllers():
     )
 
   @functools.partial(jax.jit, compiler_options=QUICK)
-  def both():
+  def run_without_and_with():
     return run(rest), run(optax.chain(*METHODS.values(), rest))
 
   signal = jax.grad(lambda s: covrl.policy_gradient(s, **context)[0])(stats)
   context |= {'clipped': jnp.zeros(MASK.shape, bool)}
-  (alone, before), (after, (*_, state)) = both()
+  (plain, before), (after, (*_, state)) = run_without_and_with()
   for ours, theirs in zip(*map(jax.tree.leaves, (before, state)), strict=True):
     np.testing.assert_array_equal(ours, theirs)
-  assert (after.logprobs != alone.logprobs)[MASK].any()
-  np.testing.assert_array_equal(after.entropy[MASK], alone.entropy[MASK])
+  assert (after.logprobs != plain.logprobs)[MASK].any()
+  np.testing.assert_array_equal(after.entropy[MASK], plain.entropy[MASK])
 
 
 @pytest.mark.parametrize('name', METHODS)
-def test_unknown_values_stay_unknown(name):
+def test_nan_statistics_give_nan_factors(name):
   values = arrays()
   for x in ('entropy', 'sampler_logprobs'):
     values[x][2, 3] = np.nan

@@ -79,19 +79,19 @@ def compiled_text(function, mesh, layout, tokens):
 
 
 def check_selection(text, devices):
-  moved = collective_bytes(text, ROUNDS)
-  assert set(moved) <= {'all-reduce', 'all-gather'}
-  assert sum(moved.values()) < LIMIT
+  bytes_by_kind = collective_bytes(text, ROUNDS)
+  assert set(bytes_by_kind) <= {'all-reduce', 'all-gather'}
+  assert sum(bytes_by_kind.values()) < LIMIT
   # An all-gather collects at most one number from each device.
   assert max(operations(text, 'all-gather'), default=0) <= devices
   assert operations(text, 'sort') == []
   # Three searches of eleven rounds, seven counts each, are in the program.
-  assert sum(moved.values()) >= 3 * ROUNDS * 7 * 4
+  assert sum(bytes_by_kind.values()) >= 3 * ROUNDS * 7 * 4
 
 
 def check_sums(text, tokens):
-  moved = collective_bytes(text, ROUNDS)
-  assert 4 <= sum(moved.values()) < LIMIT
+  bytes_by_kind = collective_bytes(text, ROUNDS)
+  assert 4 <= sum(bytes_by_kind.values()) < LIMIT
   # Eight segment boundaries per row, of the rows of a device.
   assert max(operations(text, 'all-gather'), default=0) <= tokens**0.5 * 8
   assert operations(text, 'sort') == []

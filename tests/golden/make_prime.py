@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes prime.npz: advantages and losses of PRIME, by loops over numbers.
+"""Makes prime.npz: advantages and losses of PRIME, by plain Python loops.
 
   python tests/golden/make_prime.py
 
@@ -51,10 +51,10 @@ def main() -> None:
         ('advantages', result),
         ('standardised', standardised(result)),
       ):
-        full = np.zeros((count, WIDTH))
+        table = np.zeros((count, WIDTH))
         for i, tokens in enumerate(responses):
-          full[i, tokens] = lists[i]
-        saved[f'out/{form}/{normalised}/{name}'] = full
+          table[i, tokens] = lists[i]
+        saved[f'out/{form}/{normalised}/{name}'] = table
   saved['out/loss'] = np.array(cross_entropy(gaps, outcomes))
   saved['out/pair_accuracy'] = np.array(ordered_pairs(gaps, outcomes, groups))
   file: Any = pathlib.Path(__file__).parent / 'prime.npz'
@@ -87,8 +87,8 @@ def advantages(gaps, outcomes, groups, form, normalised):
     outcome = outcomes[i] - sum(outcomes[j] for j in others) / (n - 1)
     tokens = []
     for t in range(len(each)):
-      to_go = sum(PROCESS * r for r in process[t:])
-      tokens.append(to_go + OUTCOME * outcome)
+      rest_of_process = sum(PROCESS * r for r in process[t:])
+      tokens.append(rest_of_process + OUTCOME * outcome)
     result.append(tokens)
   return result
 
@@ -114,13 +114,13 @@ def cross_entropy(gaps, outcomes):
 
 def ordered_pairs(gaps, outcomes, groups):
   """Share of pairs of a right and a wrong response that Σ gaps orders."""
-  marks = [
+  is_ordered = [
     sum(gaps[i]) > sum(gaps[j])
     for i in range(len(gaps))
     for j in range(len(gaps))
     if groups[i] == groups[j] and outcomes[i] > outcomes[j]
   ]
-  return sum(marks) / len(marks)
+  return sum(is_ordered) / len(is_ordered)
 
 
 if __name__ == '__main__':

@@ -106,13 +106,13 @@ def test_scripts_pass_shellcheck(name, tmp_path):
     file = tmp_path / f'{number}.sh'
     file.write_text(script)
     # SC2016: the arguments are in single quotes so that nothing is expanded.
-    done = subprocess.run(
+    completed = subprocess.run(
       [checker, '--exclude=SC2016', str(file)],
       capture_output=True,
       text=True,
       check=False,
     )
-    assert done.returncode == 0, done.stdout
+    assert completed.returncode == 0, completed.stdout
 
 
 @pytest.mark.parametrize(
@@ -171,15 +171,15 @@ def test_arguments_are_quoted_for_bash(tmp_path, texts):
       secrets={},
     )
   )
-  done = subprocess.run(
+  completed = subprocess.run(
     ['bash', str(script)],
     env={**os.environ, 'HOME': str(home)},
     capture_output=True,
     check=False,
     timeout=60,
   )
-  assert done.returncode == 42, done.stderr
-  assert b'covrl-exit=42' in done.stdout
+  assert completed.returncode == 42, completed.stderr
+  assert b'covrl-exit=42' in completed.stdout
   received = (home / 'received').read_bytes().decode().split('\0')[:-1]
   assert received == [run.environment['NOTE'], 'train', *run.arguments]
 

@@ -204,13 +204,13 @@ def test_slurm_requeues_on_the_exit_codes_for_restarting(
   assert main([*slurm, *RUN], Shell(dry_run=True, output=output)) == 0
   script = tmp_path / 'job.sh'
   script.write_text(output.getvalue().rpartition('\n\nsbatch')[0])
-  done = subprocess.run(
+  completed = subprocess.run(
     ['bash', str(script)],
     env={**os.environ, 'SLURM_JOB_ID': '7', 'SLURM_RESTART_COUNT': str(count)},
     check=False,
     timeout=60,
   )
-  assert done.returncode == status
+  assert completed.returncode == status
   assert bool(fakes.calls('requeue')) == requeued
   (call,) = fakes.calls('srun')
   assert call[-2:] == ['--config=c.py', '--workdir=gs://b/r']

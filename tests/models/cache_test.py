@@ -72,8 +72,8 @@ def test_layers_with_a_window_keep_the_newest_tokens_only():
   assert cache.ring.keys.shape == (2, 3, 1, 3, 4)
   new, lengths = draw(3, 3, 1, 6, 4), jnp.array([6, 5, 1])
   for token in range(6):
-    of_token = new[:, :, :, token]
-    cache = cache.append(of_token, -of_token, token < lengths, windows)
+    token_keys = new[:, :, :, token]
+    cache = cache.append(token_keys, -token_keys, token < lengths, windows)
   assert cache.length.tolist() == [6, 5, 1]
   assert cache.ring is not None
   # The last of six tokens has no slot, with and without a ring.

@@ -292,16 +292,16 @@ def test_gates_of_given_experts_are_those_of_the_router(normalised):
   layer = RoutedMLP(config, rngs=nnx.Rngs(0))
   rng = np.random.default_rng(2)
   x = jnp.asarray(rng.normal(size=(2, 3, config.model_dim)), jnp.float32)
-  given = np.argsort(rng.random((2, 3, 4)), axis=-1)[..., :2]
-  got, _, record = layer(x, None, jnp.asarray(given + 1, jnp.uint8))
-  np.testing.assert_array_equal(record, given + 1)
+  expert_ids = np.argsort(rng.random((2, 3, 4)), axis=-1)[..., :2]
+  got, _, record = layer(x, None, jnp.asarray(expert_ids + 1, jnp.uint8))
+  np.testing.assert_array_equal(record, expert_ids + 1)
   logits = np.asarray(x) @ np.asarray(layer.router[...])
   gates = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-  gates = np.take_along_axis(gates, given, axis=-1)
+  gates = np.take_along_axis(gates, expert_ids, axis=-1)
   if normalised:
     gates = gates / gates.sum(-1, keepdims=True)
   weights = (np.asarray(w[...]) for w in (layer.gate, layer.up, layer.down))
-  wanted = loop_over_tokens(np.asarray(x), given, gates, *weights)
+  wanted = loop_over_tokens(np.asarray(x), expert_ids, gates, *weights)
   np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 

@@ -44,11 +44,11 @@ def test_flash_attention_and_gradients(length, window, cap):
       queries, keys, values, segments, None, config, interpret=True
     )
 
-  def want(queries, keys, values):
+  def plain_attention(queries, keys, values):
     return expected_attention(queries, keys, values, segments, window, cap)
 
   got, pull_back = jax.vjp(kernels, *arrays)
-  expected, pull_back_plain = jax.vjp(want, *arrays)
+  expected, pull_back_plain = jax.vjp(plain_attention, *arrays)
   np.testing.assert_allclose(got, expected, atol=2e-5)
   for ours, theirs in zip(
     pull_back(signal), pull_back_plain(signal), strict=True
@@ -100,7 +100,7 @@ def test_cudnn_attention_is_used_where_supported(monkeypatch):
   calls = []
   original = jax.nn.dot_product_attention
 
-  def by_xla(*arguments, implementation, **options):
+  def attention_by_xla(*arguments, implementation, **options):
     calls.append(implementation)
     return original(*arguments, implementation='xla', **options)
 
@@ -111,7 +111,7 @@ def test_cudnn_attention_is_used_where_supported(monkeypatch):
   narrow = narrow_queries, narrow_keys, narrow_values
   want = expected_attention(*narrow, segments)
   monkeypatch.setattr(sharding, 'platform', lambda: 'gpu')
-  monkeypatch.setattr(jax.nn, 'dot_product_attention', by_xla)
+  monkeypatch.setattr(jax.nn, 'dot_product_attention', attention_by_xla)
   got = expected_attention(*narrow, segments)
   real = np.asarray(segments > 0)
   np.testing.assert_allclose(
@@ -134,12 +134,12 @@ def test_policy_with_kernels_equals_policy_without(monkeypatch):
   *_, segments = rows(128)
   positions = jnp.broadcast_to(jnp.arange(128), tokens.shape)
 
-  def hidden():
+  def packed_output():
     return policy.hidden(
       params, tokens, positions=positions, segment_ids=segments
     )
 
-  def decoded():
+  def decoded_output():
     mask = jnp.arange(128) >= jnp.array([[5], [0]])
     _, prompts = policy.prefill(params, tokens, positions, mask)
     cache = DecodeCache.empty(prompts, jnp.array([0, 1]), 2)
@@ -148,7 +148,7 @@ def test_policy_with_kernels_equals_policy_without(monkeypatch):
     state, _ = policy.decode(params, tokens[:, 1], cache, live)
     return state[0]
 
-  want = hidden(), decoded()
+  want = packed_output(), decoded_output()
   for module, name in (
     (flash, 'attend_rows'),
     (decode_attention, 'attend_token'),
@@ -158,7 +158,7 @@ def test_policy_with_kernels_equals_policy_without(monkeypatch):
     monkeypatch.setattr(f'covrl.models.attention.{name}', kernel, raising=False)
     monkeypatch.setattr(module, name, kernel)
     monkeypatch.setattr(module, 'uses_kernel', lambda *_: True)
-  got = hidden(), decoded()
+  got = packed_output(), decoded_output()
   real = np.asarray(segments > 0)
   np.testing.assert_allclose(got[0][real], want[0][real], atol=2e-5)
   np.testing.assert_allclose(got[1], want[1], atol=2e-5)

@@ -21,7 +21,7 @@ from covrl.objectives import (
 from covrl.types import TokenStats
 
 
-def one(loss, log_ratio, advantage, old=-3.0):
+def on_one_token(loss, log_ratio, advantage, old=-3.0):
   """Value, gradient and auxiliary output on a batch of one token."""
   context = {
     'advantages': jnp.full((1, 1), float(advantage)),
@@ -54,7 +54,7 @@ def test_clipped_surrogate(log_ratio, advantage, low, high, dual_clip):
   # The loss sees the sum rounded to float32.
   old = np.float32(-3.0)
   log_ratio = np.float32(np.float32(old + log_ratio) - old)
-  value, gradient, aux = one(
+  value, gradient, aux = on_one_token(
     functools.partial(
       clipped_surrogate, low=low, high=high, dual_clip=dual_clip
     ),
@@ -90,7 +90,7 @@ def test_clipped_surrogate(log_ratio, advantage, low, high, dual_clip):
 )
 def test_clipped_surrogate_clips_as_ppo(log_ratio, advantage, clipped):
   loss = functools.partial(clipped_surrogate, dual_clip=3)
-  _, gradient, aux = one(loss, log_ratio, advantage)
+  _, gradient, aux = on_one_token(loss, log_ratio, advantage)
   assert aux.clipped == clipped
   assert (gradient == 0) == (clipped or advantage == 0)
   assert aux.log_ratio == pytest.approx(log_ratio, rel=1e-6)
@@ -98,7 +98,7 @@ def test_clipped_surrogate_clips_as_ppo(log_ratio, advantage, clipped):
 
 def test_gradient_on_the_bounds_is_full(x64):
   # A ratio of exactly 2 is on the bound of high=1.
-  _, gradient, aux = one(
+  _, gradient, aux = on_one_token(
     functools.partial(clipped_surrogate, low=1, high=1), math.log(2.0), 1, 0.0
   )
   assert aux.ratio == 2
@@ -107,11 +107,11 @@ def test_gradient_on_the_bounds_is_full(x64):
 
 
 def test_policy_gradient_clamp():
-  value, gradient, aux = one(policy_gradient, 25.0, 1)
+  value, gradient, aux = on_one_token(policy_gradient, 25.0, 1)
   assert gradient == value == pytest.approx(-math.exp(25), rel=1e-5)
   assert not aux.clipped
   clamped = functools.partial(policy_gradient, max_log_ratio=20.0)
-  value, gradient, aux = one(clamped, 25.0, 1)
+  value, gradient, aux = on_one_token(clamped, 25.0, 1)
   assert value == pytest.approx(-math.exp(20), rel=1e-5)
   assert gradient == 0
   assert aux.clipped
@@ -119,7 +119,7 @@ def test_policy_gradient_clamp():
 
 
 def test_cispo_truncates_and_keeps_the_gradient():
-  value, gradient, aux = one(cispo, 2.0, 0.5)
+  value, gradient, aux = on_one_token(cispo, 2.0, 0.5)
   assert gradient == pytest.approx(-0.5 * 5)
   assert value == pytest.approx(-0.5 * 5 * -1.0)
   assert not aux.clipped
@@ -131,7 +131,7 @@ def test_sapo(advantage):
   sharpness = 1.0 if advantage > 0 else 1.05
   ratio = math.exp(0.4)
   gate = 1 / (1 + math.exp(-sharpness * (ratio - 1)))
-  value, gradient, _ = one(sapo, 0.4, advantage)
+  value, gradient, _ = on_one_token(sapo, 0.4, advantage)
   assert value == pytest.approx(-advantage * gate * 4 / sharpness, rel=1e-5)
   slope = 4 * gate * (1 - gate)
   assert gradient == pytest.approx(-advantage * ratio * slope, rel=1e-5)
@@ -152,7 +152,7 @@ def test_sapo(advantage):
 )
 def test_dppo_total_variation(old, new, advantage, clipped):
   log_ratio = math.log(new) - math.log(old)
-  value, gradient, aux = one(dppo, log_ratio, advantage, math.log(old))
+  value, gradient, aux = on_one_token(dppo, log_ratio, advantage, math.log(old))
   assert aux.clipped == clipped
   expected = 0 if clipped else -advantage * new / old
   assert value == pytest.approx(expected, rel=1e-5)
@@ -169,7 +169,7 @@ def test_dppo_divergence(old, new, advantage):
   if abs(distance - bound) < 1e-4:
     return
   loss = functools.partial(dppo, low=bound, high=bound, measure='kl')
-  _, _, aux = one(loss, math.log(new / old), advantage, math.log(old))
+  _, _, aux = on_one_token(loss, math.log(new / old), advantage, math.log(old))
   outward = (new > old) == (advantage > 0)
   assert aux.clipped == (distance > bound and outward)
 
@@ -178,7 +178,7 @@ def test_dppo_divergence(old, new, advantage):
 def test_dppo_divergence_of_certain_tokens(old, new):
   loss = functools.partial(dppo, measure='kl')
   for advantage in (1, -1):
-    value, gradient, aux = one(loss, new - old, advantage, old)
+    value, gradient, aux = on_one_token(loss, new - old, advantage, old)
     assert math.isfinite(value)
     assert math.isfinite(gradient)
     assert aux.clipped == ((new - old) * advantage > 0)
@@ -186,6 +186,6 @@ def test_dppo_divergence_of_certain_tokens(old, new):
 
 def test_dppo_truncation_bounds_the_gradient():
   loss = functools.partial(dppo, max_ratio=1.5)
-  _, gradient, aux = one(loss, math.log(10), 1, math.log(0.001))
+  _, gradient, aux = on_one_token(loss, math.log(10), 1, math.log(0.001))
   assert gradient == pytest.approx(-1.5)
   assert aux.ratio == pytest.approx(10, rel=1e-5)

@@ -110,7 +110,7 @@ def test_advantages_equal_those_of_the_independent_script(
     np.testing.assert_allclose(actual, expected, atol=3e-5)
 
 
-def plain(process, outcomes, ids, mask, form, **more):
+def unscaled_advantages(process, outcomes, ids, mask, form, **more):
   """Advantages that are neither normalised nor whitened, as lists."""
   actual, _ = advantages(
     process,
@@ -134,19 +134,29 @@ def test_both_forms_worked_by_hand():
     [[True] * 2, [True, False]],
   )
   # Means 2 and 4; baselines 4 and 2; outcomes −1 and 1.
-  assert plain(*golden_input, 'paper') == [[-3 - 1 - 1, -1 - 1], [2 + 1, 0]]
-  assert plain(*golden_input, 'paper', discount=0.5) == [[-4.5, -2], [3, 0]]
-  assert plain(*golden_input, 'paper', outcome_coefficient=0.0) == [
+  assert unscaled_advantages(*golden_input, 'paper') == [
+    [-3 - 1 - 1, -1 - 1],
+    [2 + 1, 0],
+  ]
+  assert unscaled_advantages(*golden_input, 'paper', discount=0.5) == [
+    [-4.5, -2],
+    [3, 0],
+  ]
+  assert unscaled_advantages(
+    *golden_input, 'paper', outcome_coefficient=0.0
+  ) == [
     [-4, -1],
     [2, 0],
   ]
   # Without the last tokens: rewards (1, 0) and (0), means ½ and 0, and
   # 2 r − ½ each: (1½, −½) and (−½); outcomes at the last token.
-  assert plain(*golden_input, 'code') == [
+  assert unscaled_advantages(*golden_input, 'code') == [
     [1.5 - 0.5 - 1, -0.5 - 1],
     [-0.5 + 1, 0],
   ]
-  assert plain(*golden_input, 'code', process_coefficient=2.0) == [
+  assert unscaled_advantages(
+    *golden_input, 'code', process_coefficient=2.0
+  ) == [
     [3 - 1 - 1, -1 - 1],
     [-1 + 1, 0],
   ]
@@ -157,11 +167,12 @@ def test_forms_differ_by_a_multiple_of_the_deviation_from_the_mean():
   process[:, -1] = 0  # the process reward that one of them drops
   golden_input = process, np.zeros(8), np.arange(8) // 4, np.ones((8, 6), bool)
   difference = np.subtract(
-    plain(*golden_input, 'code'), plain(*golden_input, 'paper')
+    unscaled_advantages(*golden_input, 'code'),
+    unscaled_advantages(*golden_input, 'paper'),
   )
   deviation = process - process.mean(axis=1, keepdims=True)
-  to_go = np.cumsum(deviation[:, ::-1], axis=1)[:, ::-1]
-  np.testing.assert_allclose(difference, to_go / 3, atol=1e-5)
+  rest_of_process = np.cumsum(deviation[:, ::-1], axis=1)[:, ::-1]
+  np.testing.assert_allclose(difference, rest_of_process / 3, atol=1e-5)
 
 
 def test_the_scale_is_that_of_the_whole_batch():
@@ -175,8 +186,8 @@ def test_the_scale_is_that_of_the_whole_batch():
     whiten=False,
   )
   assert scale == 2
-  to_go = np.array([[-1.5, -2.0], [0.5, 0.25], [1.0, 0.0]])
-  np.testing.assert_allclose(actual, to_go / 2, rtol=1e-5)
+  rest_of_process = np.array([[-1.5, -2.0], [0.5, 0.25], [1.0, 0.0]])
+  np.testing.assert_allclose(actual, rest_of_process / 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize('form', ['paper', 'code'])
@@ -212,8 +223,10 @@ def test_equal_outcomes_leave_the_process_rewards(form):
 @pytest.mark.parametrize('form', ['paper', 'code'])
 def test_a_response_alone_in_its_group_keeps_its_rewards(form):
   golden_input = [[1.0, 2.0, 5.0]], [1.0], [3], np.ones((1, 3), bool)
-  to_go = {'paper': [8, 7, 5], 'code': [3, 2, 0]}[form]
-  assert plain(*golden_input, form) == [[x + 1 for x in to_go]]
+  rest_of_process = {'paper': [8, 7, 5], 'code': [3, 2, 0]}[form]
+  assert unscaled_advantages(*golden_input, form) == [
+    [x + 1 for x in rest_of_process]
+  ]
 
 
 def test_numbers_that_are_not_finite_are_never_a_zero():

@@ -21,8 +21,11 @@ def test_loss_and_gradient():
     weights=jnp.asarray(WEIGHTS),
     clip=0.5,
   )
-  near = np.clip(VALUES, OLD - 0.5, OLD + 0.5)
-  plain, bound = (VALUES - RETURNS) ** 2 / 2, (near - RETURNS) ** 2 / 2
+  clipped_values = np.clip(VALUES, OLD - 0.5, OLD + 0.5)
+  plain, bound = (
+    (VALUES - RETURNS) ** 2 / 2,
+    (clipped_values - RETURNS) ** 2 / 2,
+  )
   wanted = np.maximum(plain, bound)
   np.testing.assert_allclose(value, (WEIGHTS * wanted).sum(), rtol=1e-5)
   clipped = (bound > plain) & (WEIGHTS > 0)

@@ -88,13 +88,13 @@ def test_exchange_is_the_identity_with_one_process():
 
 
 def test_waits_poll_and_report_progress():
-  polls, moved = [], []
+  polls, finished = [], []
   future: Future[int] = Future()
   threading.Timer(0.2, future.set_result, [7]).start()
-  with distributed.polling(lambda: polls.append(1), lambda: moved.append(1)):
+  with distributed.polling(lambda: polls.append(1), lambda: finished.append(1)):
     assert distributed.wait_for(future) == 7
   assert polls
-  assert moved == [1]
+  assert finished == [1]
 
   def stop():
     raise KeyError('stop')

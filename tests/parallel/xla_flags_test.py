@@ -63,40 +63,40 @@ needs_libtpu = pytest.mark.skipif(
 
 @needs_libtpu
 def test_libtpu_accepts_its_flags():
-  done = run(LOAD_TPU, 'tpu')
-  assert done.stdout.split() == ['4'], done.stderr
+  completed = run(LOAD_TPU, 'tpu')
+  assert completed.stdout.split() == ['4'], completed.stderr
   # An unknown flag is an error that names it.
-  done = run(LOAD_TPU, 'tpu', LIBTPU_INIT_ARGS='--xla_no_such_flag=true')
-  assert done.returncode
-  assert 'xla_no_such_flag' in done.stderr + done.stdout
+  completed = run(LOAD_TPU, 'tpu', LIBTPU_INIT_ARGS='--xla_no_such_flag=true')
+  assert completed.returncode
+  assert 'xla_no_such_flag' in completed.stderr + completed.stdout
 
 
 @needs_libtpu
 def test_programs_compile_for_every_generation():
   """All-gathers are fused with products only where libtpu supports it."""
-  done = run(COMPILE_TPU, 'tpu', 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2')
-  assert not done.returncode, done.stderr
-  values = dict(line.split() for line in done.stdout.splitlines())
+  completed = run(COMPILE_TPU, 'tpu', 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2')
+  assert not completed.returncode, completed.stderr
+  values = dict(line.split() for line in completed.stdout.splitlines())
   assert set(values) == {'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2'}
   assert values['v5p:2x2x1'] == values['v6e:2x2'] == 'sync'
 
 
 def test_xla_accepts_its_flags():
   for name in ('gpu', 'cpu'):
-    done = run(LOAD_XLA, name)
-    assert done.stdout.split() == ['4'], done.stderr
-  done = run(LOAD_XLA, 'gpu', XLA_FLAGS='--xla_no_such_flag=true')
-  assert done.returncode
-  assert 'xla_no_such_flag' in done.stderr
+    completed = run(LOAD_XLA, name)
+    assert completed.stdout.split() == ['4'], completed.stderr
+  completed = run(LOAD_XLA, 'gpu', XLA_FLAGS='--xla_no_such_flag=true')
+  assert completed.returncode
+  assert 'xla_no_such_flag' in completed.stderr
 
 
 def test_keeps_flags_set_by_the_user():
   mine = '--xla_tpu_enable_data_parallel_all_reduce_opt=false'
   environment = {'LIBTPU_INIT_ARGS': f'{mine} --mine=1'}
   xla_flags.apply('tpu', environment)
-  given = environment['LIBTPU_INIT_ARGS'].split()
-  assert given[:2] == [mine, '--mine=1']
-  names = [flag.split('=')[0] for flag in given]
+  flags = environment['LIBTPU_INIT_ARGS'].split()
+  assert flags[:2] == [mine, '--mine=1']
+  names = [flag.split('=')[0] for flag in flags]
   assert len(set(names)) == len(names) == len(xla_flags.TPU) + 1
   again = dict(environment)
   xla_flags.apply('tpu', again)

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from covrl.pretrained import load_pretrained
 
 MODELS = pathlib.Path(__file__).parents[1] / 'golden' / 'models'
-NAMES = (
+NAMES = (  # directories of `MODELS`
   'qwen2',
   'qwen2_yarn',
   'qwen3',
@@ -29,6 +29,7 @@ NAMES = (
 
 @functools.cache
 def golden(name):
+  """Arrays that transformers computed with a checkpoint, by name."""
   with np.load(MODELS / name / 'golden.npz') as file:
     return dict(file)
 

@@ -14,10 +14,10 @@ SCRIPT = pathlib.Path(__file__).with_name('fuzz_readers.py')
 @pytest.mark.slow
 @pytest.mark.parametrize('reader', READERS)
 def test_damaged_files_are_read_or_refused(reader):
-  done = subprocess.run(
+  completed = subprocess.run(
     [sys.executable, str(SCRIPT), reader, '0', '300'],
     stdout=subprocess.PIPE,
     text=True,
     timeout=600,
   )
-  assert (done.returncode, done.stdout) == (0, '')
+  assert (completed.returncode, completed.stdout) == (0, '')

@@ -46,12 +46,14 @@ def swap(header):
 
 
 def shift(header):
+  """Moves the positions of all tensors by 32 bytes."""
   for entry in header.values():
     if 'data_offsets' in entry:
       entry['data_offsets'] = [n - 32 for n in entry['data_offsets']]
 
 
 def edit(**fields):
+  """Returns a change of one tensor's entry."""
   return lambda header: header[GATE].update(fields)
 
 
@@ -287,8 +289,8 @@ def test_keeps_an_unembedding_that_the_config_ties(tmp_path):
   assert not policy.config.tied_embeddings
   np.testing.assert_array_equal(params['head'], head.T)
   save_pretrained(tmp_path / 'again', policy, params)
-  again, _ = load_pretrained(tmp_path / 'again')
-  assert again.config == policy.config
+  reloaded, _ = load_pretrained(tmp_path / 'again')
+  assert reloaded.config == policy.config
   np.testing.assert_array_equal(tensors_of(tmp_path / 'again')[HEAD], head)
   fields = json.loads((tmp_path / 'again' / 'config.json').read_text())
   assert fields['eos_token_id'] == [2, 3]

@@ -45,7 +45,7 @@ function probe(frame) {
 
 
 def chromium(tmp_path, *arguments) -> subprocess.CompletedProcess:
-  done = subprocess.run(
+  completed = subprocess.run(
     [
       str(CHROMIUM),
       *('--headless=new', '--no-sandbox', '--disable-gpu'),
@@ -58,9 +58,11 @@ def chromium(tmp_path, *arguments) -> subprocess.CompletedProcess:
     timeout=120,
     check=True,
   )
-  messages = [line for line in done.stderr.splitlines() if 'CONSOLE' in line]
+  messages = [
+    line for line in completed.stderr.splitlines() if 'CONSOLE' in line
+  ]
   assert not messages
-  return done
+  return completed
 
 
 def nonblank_fraction(png: bytes) -> float:
@@ -78,8 +80,8 @@ def nonblank_fraction(png: bytes) -> float:
 def probe(tmp_path, page) -> dict:
   holder = tmp_path / 'probe.html'
   holder.write_text(PROBE.replace('PAGE', page.as_uri()))
-  done = chromium(tmp_path, '--dump-dom', holder.as_uri())
-  match = re.search(r'<pre id="found">(.*?)</pre>', done.stdout)
+  completed = chromium(tmp_path, '--dump-dom', holder.as_uri())
+  match = re.search(r'<pre id="found">(.*?)</pre>', completed.stdout)
   assert match is not None
   return json.loads(match[1])
 

@@ -200,8 +200,8 @@ def test_page_is_complete_and_works_offline(study, tmp_path):
 
 def test_compares_unfinished_and_unevaluated_runs(make_run, tmp_path):
   runs = [
-    make_run('a', name='a', iterations=40, done=20),
-    make_run('b', name='b', iterations=40, done=0),
+    make_run('a', name='a', iterations=40, finished_iterations=20),
+    make_run('b', name='b', iterations=40, finished_iterations=0),
   ]
   text = '{"phase": "warm_start", "step": 1, "loss": 1.0}\n'
   (runs[1] / 'metrics.jsonl').write_text(text)

@@ -21,7 +21,7 @@ def write_run(
   *,
   seed: int = 0,
   iterations: int = 60,
-  done: int | None = None,
+  finished_iterations: int | None = None,
   method: str = 'kl_cov',
   gain: float = 0.13,
   kept: float = 0.7,
@@ -37,7 +37,7 @@ def write_run(
     path: the run directory.
     seed: seed of the noise.
     iterations: configured number of iterations.
-    done: finished iterations; all by default.
+    finished_iterations: finished iterations; all by default.
     method: name of the entropy-control method; `'none'` selects no tokens.
     gain: gain in accuracy.
     kept: final entropy divided by the initial one.
@@ -48,7 +48,8 @@ def write_run(
     source: text of the configuration file.
   """
   random = np.random.default_rng(seed)
-  done = iterations if done is None else done
+  if finished_iterations is None:
+    finished_iterations = iterations
   path.mkdir(parents=True)
   (path / 'rollouts').mkdir()
   (path / 'evaluation').mkdir()
@@ -68,7 +69,7 @@ def write_run(
   (path / 'config.json').write_text(json.dumps(settings))
   lines = [_warm_line(step, random) for step in range(10, warm_steps + 1, 10)]
   difficulty = np.random.default_rng(99).normal(0, 1.4, problems)
-  for iteration in range(done + 1):
+  for iteration in range(finished_iterations + 1):
     progress = 1 - np.exp(-3 * iteration / iterations)
     if iteration % EVERY == 0:
       line, content = _evaluate(
@@ -78,10 +79,10 @@ def write_run(
       name = f'iteration_{iteration:06d}.json'
       if keep_problems:
         write_lines(path / 'evaluation' / f'{name}l', content)
-      if iteration < done:
+      if iteration < finished_iterations:
         samples = _samples(iteration, method, random)
         (path / 'rollouts' / name).write_text(json.dumps(samples))
-    if iteration < done:
+    if iteration < finished_iterations:
       lines += _train_lines(iteration, progress, method, gain, kept, random)
   text = ''.join(json.dumps(line) + '\n' for line in lines)
   (path / 'metrics.jsonl').write_text(text)

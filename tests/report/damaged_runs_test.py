@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reports of directories that hold anything: skipped, counted, cut, refused."""
+"""Reports of damaged runs: unreadable parts are skipped and counted, long ones cut."""
 
 import json
 import random
@@ -13,7 +13,7 @@ from covrl.cli import main
 from covrl.report import write_comparison, write_report
 from covrl.report.run_data import load_run
 
-ODD = [
+ODD_VALUES = [
   *(None, True, 'x', '9' * 50, [], [1], {}, {'a': {'b': 1}}, -1, 0, -5.5),
   *(1e308, -1e308, 1e-320, 10**400, float('nan'), float('inf'), 2**60),
   *('\ud800', '\u202e\x00', '<b>&'),
@@ -21,23 +21,23 @@ ODD = [
 ODD_NAMES = ['mean@', 'mean@²', 'covariance_top/x', 'time/' + 'z' * 300]
 
 
-def changed(value, generator, share):
+def with_odd_values(value, generator, share):
   """Replaces some values and names of a JSON value."""
   if generator.random() < share:
-    return generator.choice(ODD)
+    return generator.choice(ODD_VALUES)
   if isinstance(value, dict):
     return {
       generator.choice(ODD_NAMES)
       if generator.random() < share / 3
-      else name: changed(each, generator, share)
-      for name, each in value.items()
+      else name: with_odd_values(item, generator, share)
+      for name, item in value.items()
     }
   if isinstance(value, list):
-    return [changed(each, generator, share / 3) for each in value]
+    return [with_odd_values(item, generator, share / 3) for item in value]
   return value
 
 
-def damaged(data, generator):
+def with_damaged_bytes(data, generator):
   """Cuts, overwrites or inserts bytes."""
   position = generator.randrange(len(data) + 1)
   noise = generator.choice([b'\n', b'[' * 2000, generator.randbytes(8)])
@@ -70,10 +70,12 @@ def test_any_content_gives_a_page_of_limited_size(intact_run, tmp_path):
       if generator.random() < 0.5:
         share = generator.choice([0.01, 0.1, 0.3])
         lines = file.read_text().splitlines()
-        values = [changed(json.loads(t), generator, share) for t in lines]
+        values = [
+          with_odd_values(json.loads(t), generator, share) for t in lines
+        ]
         file.write_text('\n'.join(map(json.dumps, values)))
       if generator.random() < 0.3:
-        file.write_bytes(damaged(file.read_bytes(), generator))
+        file.write_bytes(with_damaged_bytes(file.read_bytes(), generator))
       if generator.random() < 0.05:
         file.unlink()
         file.mkdir()

@@ -48,8 +48,8 @@ class Page(html.parser.HTMLParser):
   def count(self, tag: str, **attributes: str) -> int:
     """Number of tags with the given attributes."""
     return sum(
-      name == tag and attributes.items() <= of_tag.items()
-      for name, of_tag in self.tags
+      name == tag and attributes.items() <= tag_attributes.items()
+      for name, tag_attributes in self.tags
     )
 
 
@@ -88,7 +88,7 @@ def test_page_works_offline_and_is_small(make_run):
 
 
 def test_long_runs_are_averaged(make_run):
-  run = make_run(done=0)
+  run = make_run(finished_iterations=0)
   lines = [
     json.dumps({'phase': 'train', 'step': i, 'iteration': i, 'reward': 0.5})
     for i in range(20_000)

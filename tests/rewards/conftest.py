@@ -20,5 +20,5 @@ def no_math_verify():
 
 @pytest.fixture(scope='module')
 def judge():
-  """A judge whose sandboxes are contained."""
+  """A judge that runs programs in bubblewrap."""
   return Judge(backend='bubblewrap')

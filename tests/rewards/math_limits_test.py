@@ -48,7 +48,7 @@ def run(path: pathlib.Path, script: str, **environment: str) -> list[str]:
   """Runs a script that must neither fail nor write to standard error; returns its output."""
   file = path / 'script.py'
   file.write_text(textwrap.dedent(script))
-  done = subprocess.run(
+  completed = subprocess.run(
     [sys.executable, str(file)],
     env={**os.environ, 'PYTHONPATH': str(ROOT), **environment},
     capture_output=True,
@@ -56,8 +56,8 @@ def run(path: pathlib.Path, script: str, **environment: str) -> list[str]:
     timeout=300,
     check=True,
   )
-  assert not done.stderr
-  return done.stdout.split()
+  assert not completed.stderr
+  return completed.stdout.split()
 
 
 @pytest.mark.parametrize(

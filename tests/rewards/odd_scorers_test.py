@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Odd results of a scorer cost its own response, are named, and nothing else."""
+"""Invalid results of a scorer affect only their own response, whose outcome says why."""
 
 import math
 import pathlib
@@ -106,7 +106,7 @@ def test_the_trainer_executes_nothing_that_a_worker_sends(pool, tmp_path):
   assert after.score == 2.0
 
 
-def test_output_of_scorers_goes_nowhere(pool, capfd):
+def test_output_of_scorers_is_discarded(pool, capfd):
   assert score_all(pool, 'print') == [Outcome(1.0, Status.SCORED)]
   assert capfd.readouterr() == ('', '')
 

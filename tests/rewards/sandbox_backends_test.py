@@ -86,9 +86,9 @@ def server():
       size = int(self.headers['Content-Length'])
       request = json.loads(self.rfile.read(size))
       requests.append((self.path, request))
-      done = None
+      completed = None
       with contextlib.suppress(subprocess.TimeoutExpired):
-        done = subprocess.run(
+        completed = subprocess.run(
           [sys.executable, '-I', '-S', '-c', request['code']],
           input=request['stdin'],
           capture_output=True,
@@ -97,13 +97,13 @@ def server():
           timeout=request['run_timeout'],
         )
       run = {'status': 'TimeLimitExceeded', 'stdout': '', 'return_code': None}
-      if done is not None:
+      if completed is not None:
         run = {
           'status': 'Finished',
-          'stdout': done.stdout,
-          'return_code': done.returncode,
+          'stdout': completed.stdout,
+          'return_code': completed.returncode,
         }
-      status = 'Success' if done and not done.returncode else 'Failed'
+      status = 'Success' if completed and not completed.returncode else 'Failed'
       answer = json.dumps({'status': status, 'run_result': run}).encode()
       self.send_response(200)
       self.end_headers()

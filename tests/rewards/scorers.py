@@ -64,25 +64,27 @@ def countdown_loads(response: str, reference: Any) -> float:
   return float(response in sys.modules)
 
 
-_FOREVER = r'\lim_{x\to 0}\frac{\sin(\tan x)-\tan(\sin x)}{x^7}'
+_ENDLESS_LIMIT = r'\lim_{x\to 0}\frac{\sin(\tan x)-\tan(\sin x)}{x^7}'
 
 
 def ask_math_verify(response: str, reference: Any) -> float:
   """Returns the result of math-verify, or of a replacement, as a number."""
   from covrl.rewards.math import math_verify
 
-  players: dict[str, Callable[..., Any]] = {
+  replacements: dict[str, Callable[..., Any]] = {
     'sleep': lambda *_: time.sleep(3600.0),
     'abort': lambda *_: os.abort(),
     'allocate': lambda *_: bytearray(1 << 40),
     'itself': math_verify._is_same,
   }
-  player, _, question = response.partition(' ')
-  math_verify._is_same = players[player]
-  wanted, seconds, patience = reference
-  asked = question or _FOREVER
+  name, _, question = response.partition(' ')
+  math_verify._is_same = replacements[name]
+  answer, cpu_seconds, wall_seconds = reference
+  expression = question or _ENDLESS_LIMIT
   return float(
-    math_verify.check_equivalence(wanted, asked, seconds, patience).value
+    math_verify.check_equivalence(
+      answer, expression, cpu_seconds, wall_seconds
+    ).value
   )
 
 

@@ -71,10 +71,11 @@ def test_total_is_the_weighted_sum_of_applicable_parts():
   assert scores.totals() == [2.0 + 0.5, 4.0 + 0.5 - 1.0, 1.0 - 2.0]
   # The format and the length steer training; they do not make an answer right.
   assert scores.marks() == [2.0, 4.0, 1.0]
-  names = {
-    name: [o and o.score for o in o_s] for name, o_s in scores.outcomes.items()
+  scores_by_name = {
+    name: [outcome and outcome.score for outcome in outcomes]
+    for name, outcomes in scores.outcomes.items()
   }
-  assert names == {
+  assert scores_by_name == {
     'length': [2.0, None, 1.0],
     'echo': [None, 4.0, None],
     'format': [1.0, 1.0, 0.0],
@@ -255,10 +256,10 @@ def test_responses_are_scored_as_they_are_added():
       assert not call.scores.is_done
     pool = call.scores.futures['length'][1]
     call.add(2, responses[2], lengths[2])
-    added = call.scores.result()
+    added_singly = call.scores.result()
     assert pool.done()
-    whole = scoring.submit(
+    at_once = scoring.submit(
       responses, references, sources=sources, lengths=lengths
     ).result()
-  assert added == whole
-  assert added.totals()[0] == added.totals()[2]
+  assert added_singly == at_once
+  assert added_singly.totals()[0] == added_singly.totals()[2]

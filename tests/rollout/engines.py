@@ -14,7 +14,7 @@ VOCAB, PROMPTS, LENGTH, GROUP, LIMIT, END = 16, 8, 6, 4, 10, (3, 5)
 POLICY = Policy(tiny(VOCAB))
 PARAMS = POLICY.init(jax.random.key(0))
 KEY = jax.random.key(7)
-ALL = slice(None)
+ALL_ROWS = slice(None)
 IDS = 100 + np.arange(PROMPTS * GROUP, dtype=np.int32)
 
 
@@ -37,7 +37,7 @@ def make_prompts(count=PROMPTS):
 def sample(
   engine=ENGINE,
   *,
-  rows: list[int] | slice = ALL,
+  rows: list[int] | slice = ALL_ROWS,
   ids=None,
   params=PARAMS,
   options=None,

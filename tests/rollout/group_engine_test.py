@@ -75,7 +75,7 @@ def engine():
 
 
 @pytest.fixture(scope='module')
-def whole():
+def expected():
   """The responses of the engine of fixed batches."""
   fixed = SamplingEngine(POLICY, **SETTINGS)
   return jax.device_get(
@@ -91,15 +91,15 @@ def whole():
   )
 
 
-def assert_close(separate, whole):
+def assert_close(separate, expected):
   """Asserts that groups have the responses of a fixed batch."""
   for number, samples in separate.items():
     rows = slice(number * GROUP, (number + 1) * GROUP)
     for name, ours in samples._asdict().items():
       if ours is None:
-        assert getattr(whole, name) is None
+        assert getattr(expected, name) is None
         continue
-      theirs = getattr(whole, name)[rows]
+      theirs = getattr(expected, name)[rows]
       if ours.dtype == np.float32:
         np.testing.assert_allclose(ours, theirs, atol=1e-6, rtol=1e-6)
       else:
@@ -119,9 +119,9 @@ def test_nothing_is_compiled_after_the_warm_up(engine):
   assert not compiled
 
 
-def test_when_a_group_is_added_changes_no_bit_of_it(engine, whole):
+def test_when_a_group_is_added_changes_no_bit_of_it(engine, expected):
   together = run(engine, range(COUNT))
-  assert_close(together, whole)
+  assert_close(together, expected)
   one_by_one = run(engine, reversed(range(COUNT)), at_once=1)
   assert together.keys() == one_by_one.keys()
   for number, samples in together.items():
@@ -133,12 +133,12 @@ def test_when_a_group_is_added_changes_no_bit_of_it(engine, whole):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('slots', [0, 2])
-def test_any_number_of_slots_gives_the_same_responses(whole, slots):
-  assert_close(run(make_engine(slots=slots), range(COUNT)), whole)
+def test_any_number_of_slots_gives_the_same_responses(expected, slots):
+  assert_close(run(make_engine(slots=slots), range(COUNT)), expected)
 
 
 @pytest.mark.slow
-def test_groups_are_split_over_a_mesh(whole):
+def test_groups_are_split_over_a_mesh(expected):
   mesh = make_mesh({'data': 2, 'fsdp': 1, 'tensor': 2}, jax.devices()[:4])
   shardings = jax.tree.map(
     lambda leaf: leaf.sharding, POLICY.abstract_params(mesh)
@@ -146,7 +146,7 @@ def test_groups_are_split_over_a_mesh(whole):
   engine = make_engine(mesh, slots=5)
   assert engine.slots == 6
   actual = run(engine, range(COUNT), jax.device_put(PARAMS, shardings))
-  assert_close(actual, whole)
+  assert_close(actual, expected)
 
 
 def test_refuses_prompts_without_tokens_or_without_room(engine):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from rollout.engines import (
-  ALL,
+  ALL_ROWS,
   END,
   GROUP,
   IDS,
@@ -51,16 +51,16 @@ def test_slots_are_refilled_from_the_queue(slots, segment):
 def test_refill_and_cancellation_change_no_bit():
   """Other requests and their order do not matter with the same number of slots."""
   engine = make_engine(slots=8, segment=2)
-  whole = host(sample(engine))
+  all_samples = host(sample(engine))
   order = [3, 0, 7, 1]
-  part = host(sample(engine, rows=order))
+  some_samples = host(sample(engine, rows=order))
   rows = np.arange(PROMPTS * GROUP).reshape(PROMPTS, GROUP)[order].reshape(-1)
   jax.tree.map(
     lambda all_rows, values: np.testing.assert_array_equal(
       all_rows[rows], values
     ),
-    whole,
-    part,
+    all_samples,
+    some_samples,
   )
 
 
@@ -108,11 +108,11 @@ class Responses(dict):
 def test_finished_responses_are_handed_over_while_others_are_sampled(
   monkeypatch,
 ):
-  engine, seen = make_engine(slots=8, segment=2), []
+  engine, finished_counts = make_engine(slots=8, segment=2), []
   run = engine._run
 
   def run_and_count(*arguments):
-    seen.append(len(responses))
+    finished_counts.append(len(responses))
     return run(*arguments)
 
   monkeypatch.setattr(engine, '_run', run_and_count)
@@ -132,8 +132,8 @@ def test_finished_responses_are_handed_over_while_others_are_sampled(
   responses.assert_equal(host(samples))
   assert len(responses) == (PROMPTS - 1) * GROUP
   # Responses of one token are reported after the second call has begun.
-  assert seen[0] == 0
-  assert 0 < seen[1] < seen[-1] < len(responses)
+  assert finished_counts[0] == 0
+  assert 0 < finished_counts[1] < finished_counts[-1] < len(responses)
 
 
 def stop_after_segments(number):
@@ -202,14 +202,18 @@ def test_ten_thousand_requests_through_few_slots():
       )
     )
 
-  whole = run(ALL)
-  lengths = whole.response_mask.sum(axis=1)
+  all_samples = run(ALL_ROWS)
+  lengths = all_samples.response_mask.sum(axis=1)
   exists = np.repeat(mask.any(axis=1), 8)
   np.testing.assert_array_equal(lengths > 0, exists)
-  last = whole.response_tokens[np.arange(10_000), np.maximum(lengths - 1, 0)]
+  last = all_samples.response_tokens[
+    np.arange(10_000), np.maximum(lengths - 1, 0)
+  ]
   ended = np.isin(last, END)
-  np.testing.assert_array_equal(whole.truncated, exists & ~ended)
+  np.testing.assert_array_equal(all_samples.truncated, exists & ~ended)
   assert (lengths[exists & ~ended] == LIMIT).all()
   # With fewer prompts the prefill has another shape, and rounds differently.
-  part = run(slice(600, 700))
-  assert_same(jax.tree.map(lambda x: x[4800:5600], whole), part, atol=2e-6)
+  some_samples = run(slice(600, 700))
+  assert_same(
+    jax.tree.map(lambda x: x[4800:5600], all_samples), some_samples, atol=2e-6
+  )

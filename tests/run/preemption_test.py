@@ -224,7 +224,7 @@ def test_watchdog_dumps_all_stacks_and_exits():
     '  print("moved", flush=True)\n'
     '  time.sleep(600)\n'
   )
-  done = subprocess.run(
+  process = subprocess.run(
     [sys.executable, '-c', script],
     capture_output=True,
     text=True,
@@ -232,11 +232,11 @@ def test_watchdog_dumps_all_stacks_and_exits():
     timeout=300,
     env=ENVIRONMENT,
   )
-  assert done.returncode == Exit.STALLED
-  assert done.stdout == 'moved\n'
-  assert 'no progress for' in done.stderr
-  assert 'in sleeper' in done.stderr
-  assert 'in <module>' in done.stderr
+  assert process.returncode == Exit.STALLED
+  assert process.stdout == 'moved\n'
+  assert 'no progress for' in process.stderr
+  assert 'in sleeper' in process.stderr
+  assert 'in <module>' in process.stderr
 
 
 def run_watched(script):
@@ -256,23 +256,23 @@ def run_watched(script):
 
 
 def test_watchdog_ends_a_process_whose_native_code_hangs():
-  done = run_watched('ctypes.PyDLL(None).sleep(600)')
-  assert done.returncode == -signal.SIGALRM
-  assert means_restart(done.returncode)
-  assert 'in <module>' in done.stderr
+  process = run_watched('ctypes.PyDLL(None).sleep(600)')
+  assert process.returncode == -signal.SIGALRM
+  assert means_restart(process.returncode)
+  assert 'in <module>' in process.stderr
 
 
 def test_watchdog_exits_where_its_message_cannot_be_written():
-  done = run_watched('os.close(2); time.sleep(600)')
-  assert done.returncode == Exit.STALLED
+  process = run_watched('os.close(2); time.sleep(600)')
+  assert process.returncode == Exit.STALLED
 
 
 def test_the_time_for_which_a_process_was_stopped_does_not_count():
-  done = run_watched(
+  process = run_watched(
     'os.system(f"(sleep 0.6; kill -CONT {os.getpid()}) &");'
     ' os.kill(os.getpid(), signal.SIGSTOP); time.sleep(0.05)'
   )
-  assert (done.returncode, done.stderr) == (0, '')
+  assert (process.returncode, process.stderr) == (0, '')
 
 
 def test_refuses_invalid_limits_and_ranges():

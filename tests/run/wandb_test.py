@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights & Biases neither ends a run nor is missing without a word."""
+"""Failures of Weights & Biases do not end a run; a missing package is refused before it."""
 
 import importlib.util
 import json

@@ -289,8 +289,13 @@ def test_lists_the_model_health_and_metrics(engine):
 
 def test_a_token_is_required_where_one_is_set(engine):
   async def scenario(server):
-    for given in ('', 'Bearer other', 'Basic 0123456789abcdef', 'Bearer é'):
-      headers = (('authorization', given), ('host', '10.0.0.1'))
+    for authorization in (
+      '',
+      'Bearer other',
+      'Basic 0123456789abcdef',
+      'Bearer é',
+    ):
+      headers = (('authorization', authorization), ('host', '10.0.0.1'))
       for path in ('/v1/models', '/metrics'):
         answer = await request(server.app, 'GET', path, headers=headers)
         assert answer.status == 401

@@ -333,10 +333,10 @@ def test_a_real_server_answers_and_ends(model):
 def test_options_of_the_cache_reach_the_engine(
   command, model, tmp_path, capsys, monkeypatch
 ):
-  given = []
+  received = []
 
   def engine(*_, caching, **kwargs):
-    given.append(caching)
+    received.append(caching)
     raise RuntimeError('stopped')
 
   monkeypatch.setattr(policy, 'RequestEngine', engine)
@@ -349,7 +349,7 @@ def test_options_of_the_cache_reach_the_engine(
   for more in ((), options):
     with pytest.raises(RuntimeError, match='stopped'):
       run_command(*arguments, *more)
-  assert given == [Caching(), Caching(chunk=4, int8=True)]
+  assert received == [Caching(), Caching(chunk=4, int8=True)]
   error = error_of_command(capsys, *arguments, '--prefill_chunk=-1')
   assert error == '--prefill_chunk must be at least 0, got -1'
 

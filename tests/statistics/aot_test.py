@@ -46,7 +46,9 @@ def compiled(
 ):
   """Compiles statistics and cotangents, sharded as in training."""
 
-  def both(hidden, unembedding, targets, temperature, mask):
+  def statistics_and_cotangents(
+    hidden, unembedding, targets, temperature, mask
+  ):
     def forward(hidden, unembedding):
       return token_stats(
         hidden,
@@ -68,7 +70,9 @@ def compiled(
 
   with jax.set_mesh(mesh):
     return (
-      jax.jit(both, out_shardings=(batch, (batch, columns)))
+      jax.jit(
+        statistics_and_cotangents, out_shardings=(batch, (batch, columns))
+      )
       .lower(
         array((rows, length, width), dtype, batch),
         array((width, vocabulary), dtype, columns),

@@ -58,7 +58,9 @@ def problem():
 
 
 @functools.partial(jax.jit, static_argnums=5)
-def both(hidden, unembedding, targets, signal, mask, implementation):
+def statistics_and_cotangents(
+  hidden, unembedding, targets, signal, mask, implementation
+):
   """Statistics, moments, and cotangents of the inputs."""
   temperature = jnp.linspace(0.5, 2, hidden[..., 0].size).reshape(SHAPE)
 
@@ -84,7 +86,9 @@ def expected(mask):
   """The same from the statistics of all positions."""
   hidden, unembedding, targets, signal = problem()
   off = jax.tree.map(lambda x: jnp.where(mask, x, 0), signal)
-  stats, moments, back = both(hidden, unembedding, targets, off, None, None)
+  stats, moments, back = statistics_and_cotangents(
+    hidden, unembedding, targets, off, None, None
+  )
   masked = jax.tree.map(lambda x: jnp.where(mask, x, 0), (stats, moments))
   return *masked, back
 
@@ -101,7 +105,7 @@ def assert_agree(actual, wanted):
 def test_equals_statistics_of_all_positions(implementation):
   for name, mask in masks().items():
     with interpreted(implementation):
-      results = both(*problem(), mask, implementation)
+      results = statistics_and_cotangents(*problem(), mask, implementation)
     assert_agree(results, expected(mask))
     for leaf in jax.tree.leaves(results[:2]):
       assert not np.asarray(leaf)[~mask].any(), name
@@ -114,7 +118,9 @@ def test_positions_off_the_mask_are_not_read(implementation):
   for mask in masks().values():
     bad = jnp.where(mask[..., None], hidden, jnp.nan)
     with interpreted(implementation):
-      results = both(bad, unembedding, targets, signal, mask, implementation)
+      results = statistics_and_cotangents(
+        bad, unembedding, targets, signal, mask, implementation
+      )
     assert_agree(results, expected(mask))
 
 
@@ -122,8 +128,10 @@ def test_meshes_do_not_matter():
   """Each device gathers its own positions, without a collective."""
   case = problem()
   with jax.set_mesh(make_mesh((2, 2, 2))):
-    program = both.lower(*case, masks()['some'], 'chunked').compile()
-    plain = both.lower(*case, None, 'chunked').compile()
+    program = statistics_and_cotangents.lower(
+      *case, masks()['some'], 'chunked'
+    ).compile()
+    plain = statistics_and_cotangents.lower(*case, None, 'chunked').compile()
     results = [program(*case, mask) for mask in masks().values()]
   for got, mask in zip(results, masks().values(), strict=True):
     assert_agree(got, expected(mask))

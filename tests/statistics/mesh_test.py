@@ -45,7 +45,9 @@ def problem(rows=ROWS, vocabulary=VOCABULARY, dtype=jnp.float32):
   return hidden, unembedding, targets, TokenStats(logprobs=g, entropy=h)
 
 
-def both(hidden, unembedding, targets, signal, implementation: Any = 'chunked'):
+def statistics_and_cotangents(
+  hidden, unembedding, targets, signal, implementation: Any = 'chunked'
+):
   """Statistics, moments, and cotangents of the inputs."""
 
   def forward(hidden, unembedding):
@@ -78,13 +80,19 @@ def compiled(shape, dtype=jnp.float32):
   """The program on a mesh; cotangents are sharded as their primals."""
   case = shard(make_mesh(shape), *problem(dtype=dtype))
   shardings = None, None, (case[0].sharding, case[1].sharding)
-  program = jax.jit(both, out_shardings=shardings).lower(*case).compile()
+  program = (
+    jax.jit(statistics_and_cotangents, out_shardings=shardings)
+    .lower(*case)
+    .compile()
+  )
   return program, case
 
 
 @functools.cache
 def expected():
-  return jax.tree.map(np.asarray, jax.jit(both)(*problem()))
+  return jax.tree.map(
+    np.asarray, jax.jit(statistics_and_cotangents)(*problem())
+  )
 
 
 def assert_agree(actual, wanted, tolerance=2e-5):
@@ -164,15 +172,17 @@ def test_cotangents_are_summed_over_devices_in_float32():
 def test_axes_that_the_mesh_does_not_divide(rows, vocabulary):
   case = problem(rows, vocabulary)
   with jax.set_mesh(make_mesh((2, 2, 2))):
-    actual = jax.jit(both)(*case)
-  assert_agree(actual, jax.jit(both)(*case))
+    actual = jax.jit(statistics_and_cotangents)(*case)
+  assert_agree(actual, jax.jit(statistics_and_cotangents)(*case))
 
 
 def test_inside_of_a_shard_map():
   mesh = make_mesh((8,))
 
   def on_device(hidden, unembedding, targets, signal):
-    stats, moments, (back, columns) = both(hidden, unembedding, targets, signal)
+    stats, moments, (back, columns) = statistics_and_cotangents(
+      hidden, unembedding, targets, signal
+    )
     return stats, moments, (back, jax.lax.psum(columns, 'data'))
 
   rows = P('data')
@@ -194,7 +204,7 @@ def test_mesh_with_other_axis_names_is_partitioned_by_xla():
   rows, columns = (jax.NamedSharding(mesh, s) for s in (P('x'), P(None, 'y')))
   hidden, targets, signal = jax.device_put((hidden, targets, signal), rows)
   unembedding = jax.device_put(unembedding, columns)
-  actual = jax.jit(both, static_argnums=4)(
+  actual = jax.jit(statistics_and_cotangents, static_argnums=4)(
     hidden, unembedding, targets, signal, None
   )
   assert_agree(actual, expected())
@@ -205,5 +215,7 @@ def test_kernels_on_a_mesh():
   mesh = make_mesh((1, 1, 2), jax.devices()[:2])
   case = shard(mesh, *problem(rows=2))
   with pltpu.force_tpu_interpret_mode():
-    actual = jax.jit(both, static_argnums=4)(*case, 'pallas')
-  assert_agree(actual, jax.jit(both)(*problem(rows=2)))
+    actual = jax.jit(statistics_and_cotangents, static_argnums=4)(
+      *case, 'pallas'
+    )
+  assert_agree(actual, jax.jit(statistics_and_cotangents)(*problem(rows=2)))

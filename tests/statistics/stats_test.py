@@ -152,10 +152,10 @@ def test_temperature_and_moments_are_not_differentiated():
     return jax.jacrev(total, argnums=(0, 1))(hidden, temperature)
 
   for chunk_size in CHUNKS[:2]:
-    of_moments, of_logprobs = slopes(hidden, 1.2, chunk_size)
-    assert not of_moments[0].any()
-    assert of_logprobs[0].any()
-    assert of_moments[1] == of_logprobs[1] == 0
+    moment_slopes, logprob_slopes = slopes(hidden, 1.2, chunk_size)
+    assert not moment_slopes[0].any()
+    assert logprob_slopes[0].any()
+    assert moment_slopes[1] == logprob_slopes[1] == 0
 
 
 @pytest.mark.parametrize('chunk_size', CHUNKS[:2])

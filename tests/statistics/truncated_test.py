@@ -18,7 +18,7 @@ from covrl.parallel.sharding import (
 from covrl.statistics import Truncation, token_stats
 
 ROWS, LENGTH, WIDTH, VOCABULARY = 16, 20, 16, 64
-BOTH = Truncation(min_p=0.1, removed=0.3)
+TRUNCATION = Truncation(min_p=0.1, removed=0.3)
 
 
 def problem(dtype=jnp.float32, length=LENGTH):
@@ -36,8 +36,8 @@ def problem(dtype=jnp.float32, length=LENGTH):
   )
 
 
-def both(hidden, unembedding, targets, signal, soft_cap=None):
-  """Both statistics, and the entropy's cotangents of the inputs."""
+def truncated_statistics(hidden, unembedding, targets, signal, soft_cap=None):
+  """Entropy of the top tokens, log-probabilities under min-p, and the entropy's cotangents."""
 
   def forward(hidden, unembedding):
     stats, moments = token_stats(
@@ -47,7 +47,7 @@ def both(hidden, unembedding, targets, signal, soft_cap=None):
       temperature=0.7,
       soft_cap=soft_cap,
       moments=True,
-      truncation=BOTH,
+      truncation=TRUNCATION,
       chunk_size=16,
     )
     return stats.top_entropy, moments.filtered_logprobs
@@ -58,8 +58,8 @@ def both(hidden, unembedding, targets, signal, soft_cap=None):
   return entropy, filtered, pull_back(signal)
 
 
-def in_numpy(hidden, unembedding, targets, signal, soft_cap=None):
-  """Reference of `both` in float64, by sorting."""
+def numpy_reference(hidden, unembedding, targets, signal, soft_cap=None):
+  """Reference of `truncated_statistics` in float64, by sorting."""
   hidden, unembedding, signal = (
     np.asarray(x).astype('f8') for x in (hidden, unembedding, signal)
   )
@@ -80,22 +80,24 @@ def in_numpy(hidden, unembedding, targets, signal, soft_cap=None):
   top = p * kept / np.sum(p * kept, -1, keepdims=True)
   log_top = np.log(np.where(top > 0, top, 1))
   entropy = -np.sum(top * log_top, -1)
-  pull = -signal[..., None] * top * (log_top + entropy[..., None]) / 0.7
+  logits_cotangent = (
+    -signal[..., None] * top * (log_top + entropy[..., None]) / 0.7
+  )
   if soft_cap is not None:
-    pull = pull * (1 - (capped / soft_cap) ** 2)
+    logits_cotangent = logits_cotangent * (1 - (capped / soft_cap) ** 2)
   return (
     entropy,
     filtered,
     (
-      pull @ unembedding.T,
-      np.einsum('btd,btv->dv', hidden, pull),
+      logits_cotangent @ unembedding.T,
+      np.einsum('btd,btv->dv', hidden, logits_cotangent),
     ),
   )
 
 
-def assert_close(got, wanted, tolerance=1e-5):
+def assert_close(got, expected, tolerance=1e-5):
   for ours, theirs in zip(
-    jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True
+    jax.tree.leaves(got), jax.tree.leaves(expected), strict=True
   ):
     finite = np.isfinite(theirs)
     np.testing.assert_array_equal(np.isfinite(ours), finite)
@@ -110,10 +112,12 @@ def assert_close(got, wanted, tolerance=1e-5):
 @pytest.mark.parametrize('soft_cap', [None, 3.0])
 def test_equals_the_formulas(soft_cap):
   case = problem()  # 320 positions: two whole blocks of 128, and a half
-  wanted = in_numpy(*case, soft_cap)
-  got = jax.jit(both, static_argnums=4, compiler_options=QUICK)(*case, soft_cap)
-  assert 0.1 < np.isfinite(wanted[1]).mean() < 0.9
-  assert_close(got, wanted)
+  expected = numpy_reference(*case, soft_cap)
+  got = jax.jit(truncated_statistics, static_argnums=4, compiler_options=QUICK)(
+    *case, soft_cap
+  )
+  assert 0.1 < np.isfinite(expected[1]).mean() < 0.9
+  assert_close(got, expected)
   plain = token_stats(*case[:3], temperature=0.7, soft_cap=soft_cap)
   assert np.all(np.asarray(got[0]) < plain.entropy)
 
@@ -126,15 +130,15 @@ def test_meshes_do_not_matter(shape):
   columns = fitted_sharding(
     mesh, ('embed', 'vocab'), unembedding.shape, TRAIN_RULES
   )
-  got = jax.jit(both, compiler_options=QUICK)(
+  got = jax.jit(truncated_statistics, compiler_options=QUICK)(
     rows[0], jax.device_put(unembedding, columns), *rows[1:]
   )
-  assert_close(got, in_numpy(hidden, unembedding, targets, signal))
+  assert_close(got, numpy_reference(hidden, unembedding, targets, signal))
 
 
 def test_logits_of_128_positions_exist_at_a_time():
   arrays = problem()
-  text = jax.jit(both).lower(*arrays).compile().as_text()
+  text = jax.jit(truncated_statistics).lower(*arrays).compile().as_text()
   assert text is not None
   assert f'[128,{VOCABULARY}]' in text
   assert f'[{ROWS * LENGTH},{VOCABULARY}]' not in text
@@ -155,10 +159,12 @@ def test_ties_with_the_least_likely_kept_token_are_kept():
 
 def test_bfloat16_cotangents_have_the_dtypes_of_the_inputs():
   case = problem(jnp.bfloat16)
-  entropy, _, pulled = jax.jit(both, compiler_options=QUICK)(*case)
+  entropy, _, pulled = jax.jit(truncated_statistics, compiler_options=QUICK)(
+    *case
+  )
   assert entropy.dtype == jnp.float32
   assert {x.dtype for x in pulled} == {jnp.dtype(jnp.bfloat16)}
-  assert_close((entropy, pulled), in_numpy(*case)[::2], 2e-2)
+  assert_close((entropy, pulled), numpy_reference(*case)[::2], 2e-2)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +188,7 @@ def test_positions_without_a_possible_token_have_no_statistics():
     jnp.full_like(unembedding, -jnp.inf),
     targets,
     moments=True,
-    truncation=BOTH,
+    truncation=TRUNCATION,
   )
   assert np.isnan(np.asarray(stats.top_entropy)).all()
   assert np.isnan(np.asarray(moments.filtered_logprobs)).all()

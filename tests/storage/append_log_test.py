@@ -35,15 +35,15 @@ def write_lines(file, count=6):
 @pytest.mark.parametrize('lines', [0, 1, 2, 3, 5, 6])
 def test_a_log_goes_on_after_a_position(log_file, lines):
   positions = write_lines(log_file)
-  whole = read_log(log_file)
-  assert whole is not None
-  assert len(whole) == positions[-1]['size'] == 48
+  content = read_log(log_file)
+  assert content is not None
+  assert len(content) == positions[-1]['size'] == 48
   notes = []
   reopened = open_log(log_file, positions[lines], note=notes.append)
   assert reopened.sync() == positions[lines]
   reopened.write('after')
   reopened.close()
-  assert read_log(log_file) == whole[: 8 * lines] + 'after\n'
+  assert read_log(log_file) == content[: 8 * lines] + 'after\n'
   assert notes == []
 
 
@@ -67,14 +67,14 @@ def test_a_damaged_log_is_copied_and_goes_on_after_its_usable_lines(
   )
   log.write('after')
   log.close()
-  used = {
+  usable = {
     'shorter': ['line 00'],
     'missing': [],
     'other': [f'line {n}' for n in range(6)],
   }[damage]
-  assert read_log(log_file) == ''.join(f'{x}\n' for x in [*used, 'after'])
+  assert read_log(log_file) == ''.join(f'{x}\n' for x in [*usable, 'after'])
   (text,) = notes
-  assert f': {len(used)} of 6 lines are used' in text
+  assert f': {len(usable)} of 6 lines are used' in text
   copy = log_file.with_name('metrics.damaged_1.jsonl')
   assert copy.exists() == bool(before)
   if before:

@@ -2,7 +2,7 @@
 """An emulated bucket for the tests of storage."""
 
 import pytest
-from bucket import served
+from bucket import serve_bucket
 
 from covrl import storage
 
@@ -10,7 +10,7 @@ from covrl import storage
 @pytest.fixture(scope='session')
 def bucket_server():
   """Serves one bucket to all tests of a process: gcsfs keeps its first endpoint."""
-  with served() as (bucket, environment):
+  with serve_bucket() as (bucket, environment):
     yield bucket, environment
 
 

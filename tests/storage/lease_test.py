@@ -36,12 +36,12 @@ def test_refuses_a_live_lease_and_takes_an_expired_one(bucket, monkeypatch):
 
 def test_only_one_process_acquires_a_lease(bucket, monkeypatch):
   monkeypatch.setattr(lock, '_RENEWAL_INTERVAL', 0.1)
-  taken, refused = [], []
+  acquired, refused = [], []
 
   def run():
     try:
       with RunDirectory('gs://bucket/run').locked():
-        taken.append(1)
+        acquired.append(1)
         time.sleep(2.0)
     except ConfigError:
       refused.append(1)
@@ -51,7 +51,7 @@ def test_only_one_process_acquires_a_lease(bucket, monkeypatch):
     thread.start()
   for thread in threads:
     thread.join()
-  assert (len(taken), len(refused)) == (1, 3)
+  assert (len(acquired), len(refused)) == (1, 3)
 
 
 def test_exits_when_the_lease_is_lost(bucket):

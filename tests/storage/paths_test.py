@@ -29,9 +29,9 @@ def test_refuses_a_missing_bucket(bucket):
 
 
 def test_retries_broken_connections(bucket):
-  bucket.broken = 2
+  bucket.failing_requests = 2
   storage.write_atomically(ROOT / 'a', 'content')
-  assert bucket.broken == 0
+  assert bucket.failing_requests == 0
   assert bucket.text('run/a') == 'content'
 
 

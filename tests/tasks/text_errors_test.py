@@ -17,10 +17,10 @@ def scoring(task):
 
 
 def test_refuses_programs_without_a_sandbox(monkeypatch):
-  def none(*_):
+  def find_none(*_):
     raise JudgeError('programs need a sandbox, got none: why')
 
-  monkeypatch.setattr('covrl.rewards.sandbox.judge.find_launcher', none)
+  monkeypatch.setattr('covrl.rewards.sandbox.judge.find_launcher', find_none)
   cached_judge.cache_clear()
   try:
     with pytest.raises(JudgeError, match='programs need a sandbox'):

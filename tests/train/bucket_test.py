@@ -30,7 +30,7 @@ def command(**settings):
 
 
 def test_a_stopped_run_in_a_bucket_is_resumed(tmp_path_factory, monkeypatch):
-  with bucket.served() as (content, environment):
+  with bucket.serve_bucket() as (content, environment):
     for name, value in environment.items():
       monkeypatch.setenv(name, value)
     settings = {'logging__tensorboard': True}

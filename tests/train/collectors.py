@@ -24,7 +24,7 @@ from covrl.rollout import SamplingEngine
 from covrl.train.rollout_collector import RolloutCollector
 
 PROMPTS, GROUP = 4, 2
-PART = Reward(name='length', score='a:b')
+REWARD = Reward(name='length', score='a:b')
 
 
 class LengthScoring(Scoring):
@@ -50,7 +50,9 @@ class LengthScoring(Scoring):
         future.set_result([outcomes[i] for i in sorted(outcomes)])
 
     indices = range(len(references))
-    scores = PendingScores((PART,), len(indices), {'length': (indices, future)})
+    scores = PendingScores(
+      (REWARD,), len(indices), {'length': (indices, future)}
+    )
     return ScoringCall(scores, references, [({i: i for i in indices}, add)])
 
 

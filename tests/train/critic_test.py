@@ -45,36 +45,36 @@ def inputs(**changes: Any) -> Any:
   rng = np.random.default_rng(4)
   old, ref, values = rng.normal(size=(3, SEQUENCES, WIDTH)).astype(np.float32)
   rows = dataclasses.replace(padded(), old_logprobs=old, ref_logprobs=ref)
-  given: dict[str, Any] = {
+  fields: dict[str, Any] = {
     'rows': rows,
     'rewards': (rng.random(SEQUENCES) < 0.4).astype(np.float32),
     'group_ids': np.arange(SEQUENCES, dtype=np.int32) // 4,
     'update_ids': rng.permutation(SEQUENCES).astype(np.int32) % UPDATES,
     'outputs': {'critic': values},
   }
-  return CreditInputs(**given | changes)
+  return CreditInputs(**fields | changes)
 
 
-def estimated(given, **fields):
+def estimated(credit_inputs, **fields):
   """Credit and next state of an estimate, as NumPy arrays."""
   estimator = critic_advantages(make_config(**fields))
   run = jax.jit(estimator.estimate)
-  return jax.device_get(run(estimator.init(), given))
+  return jax.device_get(run(estimator.init(), credit_inputs))
 
 
 def test_advantages_are_whitened_over_each_update_and_returns_are_not():
-  given = inputs()
-  mask, values = given.rows.loss_mask, given.outputs['critic']
-  (advantages, credit, metrics), state = estimated(given)
+  credit_inputs = inputs()
+  mask, values = credit_inputs.rows.loss_mask, credit_inputs.outputs['critic']
+  (advantages, credit, metrics), state = estimated(credit_inputs)
   # With γ = λ = 1 the return is the reward, at every token.
-  returns = np.where(mask, given.rewards[:, None], 0)
+  returns = np.where(mask, credit_inputs.rewards[:, None], 0)
   np.testing.assert_allclose(credit['returns'], returns, atol=1e-5)
   np.testing.assert_array_equal(credit['old_values'], np.where(mask, values, 0))
   wanted = np.zeros_like(returns)
   for update in range(UPDATES):
-    taken = mask & (given.update_ids == update)[:, None]
-    plain = (returns - values)[taken]
-    wanted[taken] = (plain - plain.mean()) / plain.std(ddof=1)
+    update_mask = mask & (credit_inputs.update_ids == update)[:, None]
+    plain = (returns - values)[update_mask]
+    wanted[update_mask] = (plain - plain.mean()) / plain.std(ddof=1)
   np.testing.assert_allclose(advantages, wanted, atol=1e-4)
   mean = (returns - values)[mask].mean()
   assert metrics['advantage'] == pytest.approx(mean, rel=1e-4)
@@ -82,10 +82,10 @@ def test_advantages_are_whitened_over_each_update_and_returns_are_not():
 
 
 def test_penalties_rewards_and_coefficients():
-  given = inputs()
-  mask, rows = given.rows.loss_mask, given.rows
+  credit_inputs = inputs()
+  mask, rows = credit_inputs.rows.loss_mask, credit_inputs.rows
   (advantages, credit, metrics), state = estimated(
-    given._replace(rewards=given.rewards * 20),
+    credit_inputs._replace(rewards=credit_inputs.rewards * 20),
     whiten=False,
     reward_clip=5.0,
     kl='k2',
@@ -95,59 +95,61 @@ def test_penalties_rewards_and_coefficients():
   )
   penalties = np.where(mask, (rows.old_logprobs - rows.ref_logprobs) ** 2, 0)
   to_go = np.cumsum(penalties[:, ::-1] / 2, axis=1)[:, ::-1]
-  returns = np.where(mask, 5 * given.rewards[:, None] - 0.1 * to_go, 0)
+  returns = np.where(mask, 5 * credit_inputs.rewards[:, None] - 0.1 * to_go, 0)
   np.testing.assert_allclose(credit['returns'], returns, atol=1e-4)
-  plain = np.where(mask, returns - given.outputs['critic'], 0)
+  plain = np.where(mask, returns - credit_inputs.outputs['critic'], 0)
   np.testing.assert_allclose(advantages, plain, atol=1e-4)
   expected = (penalties[mask] / 2).mean()
   assert metrics['kl_to_reference'] == pytest.approx(expected, rel=1e-4)
-  assert metrics['clipped_rewards'] == given.rewards.mean()
+  assert metrics['clipped_rewards'] == credit_inputs.rewards.mean()
   # The divergence is above its target by more than 20 %.
   grown = 0.1 * (1 + 0.2 * SEQUENCES / 1000)
   assert state['kl_coefficient'] == pytest.approx(grown, rel=1e-5)
 
 
 def test_a_penalty_without_a_reference_is_refused():
-  given = inputs()
-  rows = dataclasses.replace(given.rows, ref_logprobs=None)
+  credit_inputs = inputs()
+  rows = dataclasses.replace(credit_inputs.rows, ref_logprobs=None)
   with pytest.raises(ValueError, match='needs rows with ref_logprobs'):
-    estimated(given._replace(rows=rows), kl_coefficient=0.5)
+    estimated(credit_inputs._replace(rows=rows), kl_coefficient=0.5)
 
 
 def test_length_adaptive_decay_is_the_policys_alone():
-  given = inputs()
-  mask = given.rows.loss_mask
+  credit_inputs = inputs()
+  mask = credit_inputs.rows.loss_mask
   lengths = mask.sum(axis=1)
-  (advantages, credit, _), _ = estimated(given, whiten=False, length_decay=0.5)
-  returns = np.where(mask, given.rewards[:, None], 0)
+  (advantages, credit, _), _ = estimated(
+    credit_inputs, whiten=False, length_decay=0.5
+  )
+  returns = np.where(mask, credit_inputs.rewards[:, None], 0)
   np.testing.assert_allclose(credit['returns'], returns, atol=1e-5)
   # λ = 0 for up to two tokens: the difference of neighbouring values.
   row = int(np.argwhere(lengths == 2)[0, 0])
   first, last = np.flatnonzero(mask[row])
-  values = given.outputs['critic'][row]
+  values = credit_inputs.outputs['critic'][row]
   wanted = values[last] - values[first]
   assert advantages[row, first] == pytest.approx(wanted, rel=1e-4)
 
 
 def test_equal_rewards_and_values_give_advantages_of_zero():
-  given = inputs(
+  credit_inputs = inputs(
     rewards=np.ones(SEQUENCES, np.float32),
     outputs={'critic': np.zeros((SEQUENCES, WIDTH), np.float32)},
   )
-  (advantages, credit, metrics), _ = estimated(given)
+  (advantages, credit, metrics), _ = estimated(credit_inputs)
   assert not advantages.any()
-  assert (credit['returns'] == given.rows.loss_mask).all()
+  assert (credit['returns'] == credit_inputs.rows.loss_mask).all()
   assert metrics['advantage'] == 1
 
 
 def test_an_empty_batch_has_no_advantages_and_no_readings():
   rows = padded()
   empty = np.zeros_like(rows.loss_mask)
-  given = inputs(
+  credit_inputs = inputs(
     rows=dataclasses.replace(rows, loss_mask=empty),
     rewards=np.full(SEQUENCES, np.nan, np.float32),
   )
-  (advantages, credit, metrics), _ = estimated(given)
+  (advantages, credit, metrics), _ = estimated(credit_inputs)
   assert not advantages.any()
   assert not credit['returns'].any()
   assert np.isnan(metrics['advantage'])
@@ -157,10 +159,12 @@ def test_nan_values_spoil_the_update_that_has_them_and_no_other():
   values = np.array(inputs().outputs['critic'])
   row, column = np.argwhere(inputs().rows.loss_mask)[30]
   values[row, column] = np.nan
-  given = inputs(outputs={'critic': values})
-  (advantages, _, metrics), _ = estimated(given)
-  mask = given.rows.loss_mask
-  hit = mask & (given.update_ids == given.update_ids[row])[:, None]
+  credit_inputs = inputs(outputs={'critic': values})
+  (advantages, _, metrics), _ = estimated(credit_inputs)
+  mask = credit_inputs.rows.loss_mask
+  hit = (
+    mask & (credit_inputs.update_ids == credit_inputs.update_ids[row])[:, None]
+  )
   assert np.isnan(advantages[hit]).all()
   assert np.isfinite(advantages[~hit]).all()
   assert np.isnan(metrics['advantage'])

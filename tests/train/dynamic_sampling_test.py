@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts that are added as slots are free, until enough groups pass."""
+"""Dynamic sampling by slots: prompts are drawn as slots are free, until enough groups pass."""
 
 import functools
 import threading
@@ -31,7 +31,7 @@ from covrl.train.rollout_collector import RolloutCollector
 from covrl.types import TokenMoments, TokenStats
 
 PROMPTS, GROUP, DRAWS = 4, 2, 4
-PART = Reward(name='odd', score='a:b')
+REWARD = Reward(name='odd', score='a:b')
 
 
 class OddLengths(Scoring):
@@ -46,7 +46,7 @@ class OddLengths(Scoring):
   """
 
   def __init__(self, delay=None):
-    self.rewards = (PART,)
+    self.rewards = (REWARD,)
     self.begun = self.cancelled = 0
     self._delay = delay
 
@@ -76,7 +76,7 @@ class OddLengths(Scoring):
       self.cancelled += 1
 
     every = range(len(references))
-    scores = PendingScores((PART,), len(every), {'odd': (every, future)})
+    scores = PendingScores((REWARD,), len(every), {'odd': (every, future)})
     parts = [({i: i for i in every}, add)]
     return ScoringCall(scores, references, parts, cancel)
 
@@ -188,10 +188,10 @@ def assert_close(ours, theirs):
 
 
 @pytest.mark.parametrize('rollout', FILTERS)
-def test_trains_on_the_groups_of_whole_draws(rollout):
-  whole, slots = OddLengths(), OddLengths()
-  by_draws = collect(whole, **rollout)
-  by_slots = collect(slots, **SLOTS, **rollout)
+def test_trains_on_the_same_groups_as_whole_draws(rollout):
+  draw_scoring, slot_scoring = OddLengths(), OddLengths()
+  by_draws = collect(draw_scoring, **rollout)
+  by_slots = collect(slot_scoring, **SLOTS, **rollout)
   for (ours, draw), (theirs, other) in zip(by_slots, by_draws, strict=True):
     assert_close(ours, theirs)
     assert draw == other
@@ -201,9 +201,9 @@ def test_trains_on_the_groups_of_whole_draws(rollout):
     assert passed == min(PROMPTS, theirs.metrics['groups/passed'])
     assert ours.metrics['groups/drawn'] <= theirs.metrics['groups/drawn']
   assert max(batch.metrics['draws'] for batch, _ in by_draws) > 1
-  # Groups that are begun in vain are cancelled.
+  # Groups that are not needed any more are cancelled.
   drawn = sum(int(batch.metrics['groups/drawn']) for batch, _ in by_slots)
-  assert slots.cancelled == slots.begun - drawn
+  assert slot_scoring.cancelled == slot_scoring.begun - drawn
 
 
 def assert_same(ours, theirs):
@@ -215,9 +215,9 @@ def assert_same(ours, theirs):
 
 def test_the_speed_of_scores_changes_no_bit():
   want = collect(OddLengths(), **SLOTS)
-  draw = np.random.default_rng(0)
-  slow = draw.exponential(0.02, 1000)
-  assert_same(collect(OddLengths(slow.__getitem__), **SLOTS), want)
+  generator = np.random.default_rng(0)
+  seconds = generator.exponential(0.02, 1000)
+  assert_same(collect(OddLengths(seconds.__getitem__), **SLOTS), want)
 
 
 def test_sampling_goes_on_while_scores_are_waited_for():
@@ -230,12 +230,14 @@ def test_sampling_goes_on_while_scores_are_waited_for():
         if self.begun == PROMPTS * DRAWS:
           self.release()
         return call
-      of_call: Future[list[Outcome]] = Future()
+      late_future: Future[list[Outcome]] = Future()
       every, future = call.scores.futures['odd']
       self.release = lambda: future.add_done_callback(
-        lambda done: of_call.set_result(done.result())
+        lambda scored: late_future.set_result(scored.result())
       )
-      scores = PendingScores((PART,), len(every), {'odd': (every, of_call)})
+      scores = PendingScores(
+        (REWARD,), len(every), {'odd': (every, late_future)}
+      )
       return ScoringCall(scores, references, call.parts, call.cancel)
 
   want = collect(OddLengths(), 1, **SLOTS)
@@ -287,9 +289,9 @@ RUN = {
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_as_if_it_was_not(tmp_path):
-  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+  uninterrupted, killed = tmp_path / 'uninterrupted', tmp_path / 'killed'
   settings = RUN | {'train__iterations': 4}
-  trained = process.train('toy_kl_cov', whole, **settings)
+  trained = process.train('toy_kl_cov', uninterrupted, **settings)
   assert max(x['draws'] for x in trained if x['phase'] == 'train') > 1
   for step in (3, 6):
     started = process.start('toy_kl_cov', killed, **settings)
@@ -299,7 +301,7 @@ def test_a_run_that_is_killed_goes_on_as_if_it_was_not(tmp_path):
     started.kill()
     started.communicate()
   process.train('toy_kl_cov', killed, **settings)
-  runs.assert_same_metrics(killed, whole)
+  runs.assert_same_metrics(killed, uninterrupted)
 
 
 @pytest.mark.slow

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An update of a mixture of experts is one update, however it is divided."""
+"""An update of a mixture of experts does not depend on its mesh or micro-batches."""
 
 import dataclasses
 import functools
@@ -29,9 +29,9 @@ CHAIN = covrl.entropy_bonus(0.01)
 def rows():
   """Rows of which every other token has recorded experts."""
   batch, rng = padded(), np.random.default_rng(5)
-  form = ExpertRecord.of(POLICY.config)
+  record = ExpertRecord.of(POLICY.config)
   experts = np.argsort(rng.random((*batch.tokens.shape, 2, 4)), axis=-1)
-  experts = (experts[..., :2] + 1).astype(form.dtype)
+  experts = (experts[..., :2] + 1).astype(record.dtype)
   experts[:, ::2] = 0
   return dataclasses.replace(batch, experts=experts)
 
@@ -67,9 +67,9 @@ def update(shape, micro_batches, balance):
   return jax.device_get((state.opt_state[0].trace, readings))
 
 
-def assert_close(got, wanted):
+def assert_close(got, expected):
   for ours, theirs in zip(
-    jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True
+    jax.tree.leaves(got), jax.tree.leaves(expected), strict=True
   ):
     scale = np.abs(theirs).max()
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * scale)
@@ -103,12 +103,12 @@ def test_the_load_balancing_loss_is_added_to_the_gradient():
     assert routing is not None
     return load_balance(routing.mass, routing), routing
 
-  wanted, routing = jax.jit(jax.grad(balance, has_aux=True))(
+  gradients, routing = jax.jit(jax.grad(balance, has_aux=True))(
     POLICY.init(jax.random.key(0))
   )
   assert_close(
     jax.tree.map(np.subtract, balanced, plain),
-    jax.tree.map(lambda leaf: BALANCE * leaf, wanted),
+    jax.tree.map(lambda leaf: BALANCE * leaf, gradients),
   )
   # What is reported does not depend on the coefficient, and is not part of the
   # loss. Padding is routed to no expert.

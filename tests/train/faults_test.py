@@ -30,14 +30,14 @@ pytestmark = pytest.mark.slow
 def run(workdir, *options, full=False):
   """Runs to the end; returns exit status and standard error."""
   command = [*process.arguments('toy_kl_cov', workdir, **SMALL), *options]
-  done = subprocess.run(
+  completed = subprocess.run(
     with_small_files(command) if full else command,
     env=process.ENVIRONMENT,
     capture_output=True,
     text=True,
     timeout=600,
   )
-  return done.returncode, done.stderr
+  return completed.returncode, completed.stderr
 
 
 def sentences(text):
@@ -178,17 +178,17 @@ def test_a_damaged_cache_of_programs_costs_only_time(
       data = file.read_bytes()[:1000]
       file.write_bytes(data if content == 'truncated' else data[::-1])
   workdir = tmp_path / 'run'
-  done = train(workdir)
-  assert done.returncode == 0, done.stderr
+  completed = train(workdir)
+  assert completed.returncode == 0, completed.stderr
   if content == 'a file':
-    (said,) = sentences(done.stderr)
+    (said,) = sentences(completed.stderr)
     assert said == (
       f'covrl: compiled programs are not kept: {cache} cannot be written: file'
       ' exists'
     )
   else:
-    assert 'persistent compilation cache' in done.stderr
-    assert sentences(done.stderr) == []
+    assert 'persistent compilation cache' in completed.stderr
+    assert sentences(completed.stderr) == []
   runs.assert_same_metrics(workdir, uninterrupted)
 
 

@@ -63,27 +63,29 @@ def test_a_fifth_of_five_responses_is_within_a_fifth():
     1, responses_per_prompt=5, min_accuracy=0.2, max_accuracy=0.8
   )
   for right, wanted in ((0, False), (1, True), (4, True), (5, False)):
-    given = rollouts(np.arange(5) < right, np.ones(5, bool))
-    assert group_filter.passes(given).tolist() == [wanted]
+    five_rollouts = rollouts(np.arange(5) < right, np.ones(5, bool))
+    assert group_filter.passes(five_rollouts).tolist() == [wanted]
 
 
 def test_truncated_responses_spoil_their_group():
-  given = drawn(truncated=[5])
-  assert make_filter(5, drop_truncated=True).passes(given)[1:3].tolist() == [
+  drawn_rollouts = drawn(truncated=[5])
+  assert make_filter(5, drop_truncated=True).passes(drawn_rollouts)[
+    1:3
+  ].tolist() == [
     False,
     True,
   ]
-  assert make_filter(5, max_draws=2).passes(given)[1]
+  assert make_filter(5, max_draws=2).passes(drawn_rollouts)[1]
 
 
 def test_responses_without_a_score_do_not_count():
   # The only right response of the second group, and all of the last.
-  given = drawn(unscored=[4, 16, 17, 18, 19])
+  drawn_rollouts = drawn(unscored=[4, 16, 17, 18, 19])
   group_filter = make_filter(5, min_accuracy=0.1)
-  faults = group_filter.faults(given)
+  faults = group_filter.faults(drawn_rollouts)
   assert np.flatnonzero(faults['unscored']).tolist() == [4]
   assert np.flatnonzero(faults['below_accuracy']).tolist() == [0, 1]
-  assert group_filter.passes(given).tolist() == [
+  assert group_filter.passes(drawn_rollouts).tolist() == [
     False,
     False,
     True,

@@ -69,24 +69,25 @@ def scored_rollouts(*scores, weight=1.0):
   'bad', [1e308, 1e39, -1e39, 3e38, 1e20, math.inf, -math.inf, math.nan]
 )
 def test_responses_with_scores_that_float32_cannot_hold_are_masked(bad):
-  done = scored_rollouts(1.0, bad, 0.0)
-  assert done.masked == 1
-  assert np.isfinite(done.rollouts.rewards['score']).all()
-  assert done.counts['maths/invalid'] == 1
-  assert len(done.failures) == 1
+  scored = scored_rollouts(1.0, bad, 0.0)
+  assert scored.masked == 1
+  assert np.isfinite(scored.rollouts.rewards['score']).all()
+  assert scored.counts['maths/invalid'] == 1
+  assert len(scored.failures) == 1
   assert (
-    'a score must be a number of magnitude 1e+15 or less' in (done.failures[0])
+    'a score must be a number of magnitude 1e+15 or less'
+    in (scored.failures[0])
   )
   advantages = covrl.group_relative(
-    jnp.asarray(done.rollouts.rewards['score']), jnp.array([0, 0, 0])
+    jnp.asarray(scored.rollouts.rewards['score']), jnp.array([0, 0, 0])
   )
   assert jnp.isfinite(advantages).all()
 
 
 def test_responses_with_too_large_sums_of_rewards_are_masked():
-  done = scored_rollouts(1.0, 1e12, weight=1e4)
-  assert done.masked == 1
-  assert done.failures == [
+  scored = scored_rollouts(1.0, 1e12, weight=1e4)
+  assert scored.masked == 1
+  assert scored.failures == [
     'the sum of all rewards must be of magnitude 1e+15 or less, got 1e+16'
   ]
 
@@ -98,10 +99,10 @@ def test_refuses_weights_of_rewards_that_are_not_finite_or_too_large(weight):
 
 
 def test_metrics_of_an_iteration_without_scores_are_absent():
-  done = scored_rollouts(math.nan, math.nan)
+  scored = scored_rollouts(math.nan, math.nan)
   zeros = np.zeros((2, 2), np.float32)
   stats: Any = (SimpleNamespace(logprobs=zeros, entropy=zeros), None)
-  metrics = rollout_metrics(done.rollouts, stats, sources=('gsm8k',), step=0)
+  metrics = rollout_metrics(scored.rollouts, stats, sources=('gsm8k',), step=0)
   present = {'response_length', 'truncated_fraction', 'end_fraction'}
   assert {name for name, x in metrics.items() if not math.isnan(x)} == present
   assert metrics['response_length'] == 0
@@ -281,14 +282,14 @@ def test_a_run_with_nan_parameters_ends_with_one_sentence(tmp_path, recipe):
   settings: dict[str, Any] = SMALL | {'train__max_skipped_updates': 3}
   if recipe.endswith('rewards'):
     settings['rewards__max_failures'] = 0.5
-  done = process.start(recipe, tmp_path / 'run', **settings)
-  _, stderr = done.communicate(timeout=600)
+  started = process.start(recipe, tmp_path / 'run', **settings)
+  _, stderr = started.communicate(timeout=600)
   lines = process.lines(tmp_path / 'run', 'train')
   if recipe.endswith('rewards'):
-    assert done.returncode == Exit.REFUSED, stderr
+    assert started.returncode == Exit.REFUSED, stderr
     assert 'a score must be a number of magnitude 1e+15 or less' in stderr
     return
-  assert done.returncode == Exit.DIVERGED, stderr
+  assert started.returncode == Exit.DIVERGED, stderr
   if recipe.endswith('warm_start'):
     assert stderr.splitlines()[-1].startswith(
       'covrl: the warm start has diverged: its last 4 updates were skipped'

@@ -72,12 +72,12 @@ def test_offloaded_optimiser_state_gives_the_same_steps():
     for offload in (True, False)
   )
   assert losses == figures
-  moved = 0
+  num_moved = 0
   for got, wanted in zip(*map(jax.tree.leaves, (state, expected)), strict=True):
     assert np.asarray(got).tobytes() == np.asarray(wanted).tobytes()
-    moved += got.sharding.memory_kind != wanted.sharding.memory_kind
+    num_moved += got.sharding.memory_kind != wanted.sharding.memory_kind
   # A trace and two moments of each parameter.
-  assert moved == 3 * len(jax.tree.leaves(expected.trainable))
+  assert num_moved == 3 * len(jax.tree.leaves(expected.trainable))
 
 
 @pytest.mark.parametrize('index', range(len(MESHES)))

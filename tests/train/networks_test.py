@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Updates of second networks: formulas, invariances, what is not finite."""
+"""Updates of critics and process reward models: formulas, invariances, NaN and infinite values."""
 
 import dataclasses
 import functools
@@ -36,7 +36,7 @@ CRITIC = Policy(value_config(POLICY.config))
 TX = optax.chain(optax.trace(decay=0.0), optax.adam(1e-2, eps=1e-4))
 
 
-def credited(batch):
+def with_targets(batch):
   """Rows with targets for a critic and outcomes for a reward model."""
   rng = np.random.default_rng(5)
   old, returns = rng.normal(size=(2, *batch.tokens.shape)).astype(np.float32)
@@ -65,7 +65,7 @@ NETWORKS = {
 
 
 @functools.cache
-def initial(kind):
+def initial_params(kind):
   """Parameters of a network, with a head that is not 0."""
   params = parameters()
   if kind == 'critic':
@@ -94,16 +94,16 @@ def program(kind, shape, micro_batches):
 def update(kind, batch, shape=(8,), micro_batches=1, params=None):
   """The state before and after one update, and its metrics."""
   run, mesh, out = program(kind, shape, micro_batches)
-  params = initial(kind) if params is None else params
+  params = initial_params(kind) if params is None else params
   state = NetworkState(params=params, opt_state=TX.init(params))
   with sharding.use_mesh(mesh, sharding.TRAIN_RULES):
-    done = run(jax.device_put(state, out), sharding.shard_batch(batch, mesh))
-  return state, *jax.device_get(done)
+    updated = run(jax.device_put(state, out), sharding.shard_batch(batch, mesh))
+  return state, *jax.device_get(updated)
 
 
 @pytest.mark.parametrize('kind', NETWORKS)
 def test_meshes_micro_batches_and_packing_do_not_matter(kind):
-  batch = credited(padded())
+  batch = with_targets(padded())
   _, state, readings = update(kind, batch)
   packed = pack_rows(batch, length=WIDTH, count=SEQUENCES // 2)
   for rows, shape, count in (
@@ -115,23 +115,25 @@ def test_meshes_micro_batches_and_packing_do_not_matter(kind):
     assert_close(figures, readings, 1e-4)
   assert readings['skipped'] == 0
   moved = jax.tree.map(
-    lambda a, b: np.abs(a - b).max(), state.params, initial(kind)
+    lambda a, b: np.abs(a - b).max(), state.params, initial_params(kind)
   )
   assert min(jax.tree.leaves(moved)) > 1e-3
 
 
 def test_critic_metrics_against_numpy():
-  batch = credited(padded())
+  batch = with_targets(padded())
   mask, credit = batch.loss_mask, batch.credit
   _, _, readings = update('critic', batch)
   values = np.asarray(
     jax.jit(
       lambda params, rows: network_output('values', CRITIC, params, rows, 1, 0)
-    )(initial('critic'), padded())
+    )(initial_params('critic'), padded())
   )
-  near = np.clip(values, credit['old_values'] - 0.5, credit['old_values'] + 0.5)
-  losses = [(x - credit['returns']) ** 2 / 2 for x in (values, near)]
-  wanted = {
+  clipped = np.clip(
+    values, credit['old_values'] - 0.5, credit['old_values'] + 0.5
+  )
+  losses = [(x - credit['returns']) ** 2 / 2 for x in (values, clipped)]
+  expected = {
     'loss': np.maximum(*losses)[mask].mean(),
     'clip_fraction': (losses[1] > losses[0])[mask].mean(),
     'explained_variance': 1
@@ -140,33 +142,33 @@ def test_critic_metrics_against_numpy():
     'value': values[mask].mean(),
     'return': credit['returns'][mask].mean(),
   }
-  for name, value in wanted.items():
+  for name, value in expected.items():
     assert readings[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
 
 def test_reward_model_metrics_against_numpy():
-  batch = credited(padded())
+  batch = with_targets(padded())
   mask, labels = batch.loss_mask, batch.credit['labels']
   _, _, readings = update('reward_model', batch)
-  logprobs = scored(initial('reward_model')).logprobs
-  gap = np.where(mask, logprobs - batch.old_logprobs, 0)
-  scores, right = 0.05 * gap.sum(axis=1), labels.max(axis=1) > 0
-  chances = 1 / (1 + np.exp(-scores))
-  wanted = {
-    'loss': -np.log(np.where(right, chances, 1 - chances)).mean(),
+  logprobs = scored(initial_params('reward_model')).logprobs
+  log_ratio = np.where(mask, logprobs - batch.old_logprobs, 0)
+  scores, right = 0.05 * log_ratio.sum(axis=1), labels.max(axis=1) > 0
+  probabilities = 1 / (1 + np.exp(-scores))
+  expected = {
+    'loss': -np.log(np.where(right, probabilities, 1 - probabilities)).mean(),
     'before_update/accuracy': ((scores > 0) == right).mean(),
-    'before_update/probability': chances.mean(),
+    'before_update/probability': probabilities.mean(),
     'before_update/label': right.mean(),
   }
-  for name, value in wanted.items():
+  for name, value in expected.items():
     assert readings[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
 
 def test_a_reward_model_with_nan_parameters_is_kept_and_counted():
-  params: Any = jax.tree.map(np.array, initial('reward_model'))
+  params: Any = jax.tree.map(np.array, initial_params('reward_model'))
   params['embedding'][3] = np.nan
   before, after, readings = update(
-    'reward_model', credited(padded()), params=params
+    'reward_model', with_targets(padded()), params=params
   )
   assert readings['skipped'] == 1
   for name in ('loss', 'before_update/accuracy', 'before_update/probability'):
@@ -176,7 +178,7 @@ def test_a_reward_model_with_nan_parameters_is_kept_and_counted():
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
 def test_a_critic_with_targets_that_are_not_finite_is_kept_and_counted(bad):
-  batch = credited(padded())
+  batch = with_targets(padded())
   row, column = np.argwhere(batch.loss_mask)[7]
   batch.credit['returns'][row, column] = bad
   before, after, readings = update('critic', batch)
@@ -187,16 +189,18 @@ def test_a_critic_with_targets_that_are_not_finite_is_kept_and_counted(bad):
 
 
 def test_a_critic_with_nan_parameters_is_kept_and_counted():
-  params: Any = jax.tree.map(np.array, initial('critic'))
+  params: Any = jax.tree.map(np.array, initial_params('critic'))
   params['value_head']['bias'][...] = np.nan
-  before, after, readings = update('critic', credited(padded()), params=params)
+  before, after, readings = update(
+    'critic', with_targets(padded()), params=params
+  )
   assert readings['skipped'] == 1
   assert np.isnan(readings['value'])
   assert_same_bits(after, before)
 
 
 def test_a_batch_without_tokens_changes_nothing_and_has_no_readings():
-  batch = credited(padded())
+  batch = with_targets(padded())
   empty = np.zeros_like(batch.loss_mask)
   before, after, readings = update(
     'critic', dataclasses.replace(batch, loss_mask=empty)
@@ -210,7 +214,7 @@ def test_a_batch_without_tokens_changes_nothing_and_has_no_readings():
 def test_a_critic_needs_no_mask_of_rows_of_one_sequence(
   first_column, monkeypatch
 ):
-  """Nor twice the operations, where cuDNN skips what causality masks."""
+  """Such a mask makes cuDNN compute what a causal mask alone lets it skip."""
   seen = []
 
   def uses_lengths(config):
@@ -240,11 +244,11 @@ def test_refuses_unknown_outputs_and_empty_starts():
     dataclasses.replace(network, initial='')
 
 
-def assert_close(got, wanted, tolerance):
-  for ours, theirs in zip(*map(jax.tree.leaves, (got, wanted)), strict=True):
+def assert_close(got, expected, tolerance):
+  for ours, theirs in zip(*map(jax.tree.leaves, (got, expected)), strict=True):
     np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
-def assert_same_bits(got, wanted):
-  for ours, theirs in zip(*map(jax.tree.leaves, (got, wanted)), strict=True):
+def assert_same_bits(got, expected):
+  for ours, theirs in zip(*map(jax.tree.leaves, (got, expected)), strict=True):
     assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()

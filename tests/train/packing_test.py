@@ -48,7 +48,7 @@ def rows():
 
 
 @pytest.fixture(scope='module')
-def both():
+def packed_and_unpacked():
   """Programs with and without packing."""
   return programs(48), programs(0)
 
@@ -61,12 +61,12 @@ def update(compiled, batch):
   return jax.device_get((state.trainable, readings))
 
 
-def test_packed_rows_give_the_same_update(both):
+def test_packed_rows_give_the_same_update(packed_and_unpacked):
   batch = rows()
-  taken = np.count_nonzero(batch.segment_ids)
-  assert taken < 48 * WIDTH < SEQUENCES * WIDTH
+  num_tokens = np.count_nonzero(batch.segment_ids)
+  assert num_tokens < 48 * WIDTH < SEQUENCES * WIDTH
   (trained, readings), (expected, figures) = (
-    update(compiled, batch) for compiled in both
+    update(compiled, batch) for compiled in packed_and_unpacked
   )
   assert readings['selected'] == figures['selected'] > 0
   assert readings['tokens'] == figures['tokens']
@@ -80,7 +80,7 @@ def test_packed_rows_give_the_same_update(both):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5)
 
 
-def test_rows_that_do_not_fit_are_not_packed(both):
+def test_rows_that_do_not_fit_are_not_packed(packed_and_unpacked):
   # Full rows: as many as there are sequences.
   batch = rows()
   full = dataclasses.replace(
@@ -89,9 +89,9 @@ def test_rows_that_do_not_fit_are_not_packed(both):
     positions=np.broadcast_to(np.arange(WIDTH), batch.positions.shape),
   )
   (trained, readings), (expected, figures) = (
-    update(compiled, full) for compiled in both
+    update(compiled, full) for compiled in packed_and_unpacked
   )
-  # Readings of nothing are NaN in both.
+  # Metrics of no tokens are NaN in both.
   np.testing.assert_equal(readings, figures)
   assert jax.tree.all(
     jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b)), trained, expected)
@@ -111,11 +111,11 @@ def test_refuses_numbers_of_packed_rows(packed, sentence):
     programs(packed)
 
 
-def test_refuses_tokens_of_the_loss_in_prompts(both):
+def test_refuses_tokens_of_the_loss_in_prompts(packed_and_unpacked):
   batch = rows()
   mask = batch.loss_mask.copy()
   mask[2, 1] = True
   batch = dataclasses.replace(batch, loss_mask=mask)
-  for compiled in both:
+  for compiled in packed_and_unpacked:
     with pytest.raises(ValueError, match=r'first 7 columns.* got 1 true'):
       update(compiled, batch)

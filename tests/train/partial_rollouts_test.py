@@ -56,10 +56,10 @@ def test_unfinished_groups_go_on_with_newer_weights():
     mask = rows.loss_mask
     # Each token has the version of the weights that sampled it.
     for step in np.unique(version[mask]):
-      of_step = mask & (version == step)
+      is_of_step = mask & (version == step)
       logprobs = np.asarray(scored_by(STATES[step].params, rows))
       np.testing.assert_allclose(
-        rows.sampler_logprobs[of_step], logprobs[of_step], atol=1e-5
+        rows.sampler_logprobs[is_of_step], logprobs[is_of_step], atol=1e-5
       )
     oldest = np.where(mask, version, k).min(axis=1)
     newest = np.where(mask, version, 0).max(axis=1)

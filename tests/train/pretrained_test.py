@@ -92,8 +92,8 @@ def test_only_adapters_are_trained_and_stored(adapter_run):
   }
   for part in ('trainable', 'frozen.reference'):
     prefix = f'state.{part}.'
-    held = {name.removeprefix(prefix) for name in names if prefix in name}
-    assert held == adapters
+    held_names = {name.removeprefix(prefix) for name in names if prefix in name}
+    assert held_names == adapters
   moments = [name for name in names if '.mu.' in name]
   assert len(moments) == len(adapters)
   assert not any('embedding' in name or 'final_norm' in name for name in names)

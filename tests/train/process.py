@@ -68,6 +68,6 @@ def lines(workdir, phase=None):
   file = workdir / 'metrics.jsonl'
   if not file.exists():
     return []
-  whole = file.read_text().rpartition('\n')[0]
-  parsed = [json.loads(line) for line in whole.splitlines()]
+  complete = file.read_text().rpartition('\n')[0]
+  parsed = [json.loads(line) for line in complete.splitlines()]
   return [line for line in parsed if phase in (None, line['phase'])]

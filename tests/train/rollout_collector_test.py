@@ -166,16 +166,16 @@ def test_masked_responses_do_not_count_in_means():
     rewards={},
     source_ids=np.array([0, 1, 1, 0], np.int32),
   )
-  done = PendingRollouts(
+  scored = PendingRollouts(
     rollouts=unscored, responses=('',) * 4, scores=pending
   ).result()
-  assert done.masked == 1
-  assert done.rollouts.loss_mask[:, 1].tolist() == [True, True, False, True]
-  assert np.asarray(done.rollouts.rewards['score']).tolist() == [1, 0.5, 0, 1]
+  assert scored.masked == 1
+  assert scored.rollouts.loss_mask[:, 1].tolist() == [True, True, False, True]
+  assert np.asarray(scored.rollouts.rewards['score']).tolist() == [1, 0.5, 0, 1]
   zeros = np.zeros((4, 2), np.float32)
   stats: Any = (SimpleNamespace(logprobs=zeros, entropy=zeros), None)
   metrics = rollout_metrics(
-    done.rollouts, stats, sources=('gsm8k', 'math'), step=5
+    scored.rollouts, stats, sources=('gsm8k', 'math'), step=5
   )
   assert metrics['staleness'] == metrics['staleness_max'] == 2
   assert metrics['reward'] == pytest.approx(2.5 / 3)

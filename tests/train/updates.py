@@ -308,7 +308,7 @@ def drifted() -> TokenBatch:
 def fresh_state(chain='everything', **hyperparameters) -> TrainState:
   """An initial state with the types of later ones, so that both share a program."""
   token_state: Any = make_token_tx(chain).init(covrl.TokenStats.template())
-  given = {
+  all_hyperparameters = {
     name: jnp.asarray(hyperparameters.get(name, 0.0), jnp.float32)
     for name in token_state.hyperparams
   }
@@ -316,7 +316,7 @@ def fresh_state(chain='everything', **hyperparameters) -> TrainState:
     trainable=parameters(),
     frozen={},
     opt_state=TX.init(parameters()),
-    token_state=token_state._replace(hyperparams=given),
+    token_state=token_state._replace(hyperparams=all_hyperparameters),
     step=jnp.asarray(5, jnp.int32),
     measured=Measurements.initial()._replace(
       log_ratio_noise=jnp.asarray(1e-6, jnp.float32)

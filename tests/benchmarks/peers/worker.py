@@ -4,8 +4,8 @@
 The driver starts `python PEER.py SHAPE`, SHAPE being JSON. The peer answers with
 one JSON object when it is ready, and then with one for each command on its
 standard input, `step`, `rollout` or another stage: seconds by stage, seconds of
-all cores, and the number of sampled tokens. The file
-needs the standard library only, as it is imported in every environment.
+all cores, and the number of sampled tokens. The file needs the standard library
+only, as it is imported in every environment.
 """
 
 from __future__ import annotations

@@ -171,11 +171,9 @@ def _annealed(study: Study, runs_by_task: Mapping[str, RunsByArm]) -> Row:
       order = sorted(
         means, key=lambda a: means[a], reverse=task.higher_is_better
       )
-      place = order.index('kl_cov_annealed') + 1
-      best.append(place == 1)
-      parts.append(
-        f'{_title(name)}: {place} of {len(order)}, best `{order[0]}`'
-      )
+      rank = order.index('kl_cov_annealed') + 1
+      best.append(rank == 1)
+      parts.append(f'{_title(name)}: {rank} of {len(order)}, best `{order[0]}`')
   return [
     'KL-Cov with β annealed from 1 to 0 has the best final result',
     f'rank by the primary metric: {"; ".join(parts) or "–"}',

@@ -23,14 +23,14 @@ def _token(cell: Cell) -> int:
 
 def _neighbours(cell: Cell, wall: Cell) -> list[Cell]:
   row, column = cell
-  around = (
+  neighbours = (
     (row + 1, column),
     (row - 1, column),
     (row, column + 1),
     (row, column - 1),
   )
   return [
-    c for c in around if 0 <= c[0] < SIDE and 0 <= c[1] < SIDE and c != wall
+    c for c in neighbours if 0 <= c[0] < SIDE and 0 <= c[1] < SIDE and c != wall
   ]
 
 
@@ -111,8 +111,8 @@ class Grid:
       for prompt in prompts.tolist()
       for row in self.solutions[tuple(prompt)]
     ]
-    asked, rows = zip(*pairs, strict=True)
-    return np.array(asked), np.array(rows)
+    goals, rows = zip(*pairs, strict=True)
+    return np.array(goals), np.array(rows)
 
   def coverage(
     self,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of the runs with other settings: D5, and other sizes of the policy."""
+"""Tables of task D5, with larger learning rates and more passes, and of policies of other sizes."""
 
 from __future__ import annotations
 
@@ -42,9 +42,11 @@ from .runner import parameters_of
 
 Cell = tuple[float, int]
 """Factor of the learning rate, passes over a rollout."""
-MIN_SIZES = 3  # fewer show no course
+MIN_SIZES = 3  # fewest for a slope over sizes
 LINEAR = 0.9  # least |correlation| that counts as linear
-CELLS: tuple[Cell, ...] = tuple((r, p) for r in RATES for p in PASSES)
+CELLS: tuple[Cell, ...] = tuple(
+  (rate, passes) for rate in RATES for passes in PASSES
+)
 
 
 def pushed_section(study: Study) -> PageSection:
@@ -56,7 +58,7 @@ def pushed_section(study: Study) -> PageSection:
       cell = float(run.group.split('_')[1]), run.setting.passes
       runs.setdefault((run.arm.name, cell), {})[run.seed] = lines
       seconds.setdefault(cell[1], []).append(study.core_seconds(run))
-  title = 'D5, how far it can be pushed'
+  title = 'D5, larger learning rates and more passes'
   if not runs:
     return PageSection(title=title, texts=('Not run yet.',))
   ends = ends_at_equal_time(
@@ -81,13 +83,13 @@ def pushed_section(study: Study) -> PageSection:
           )
           for c in CELLS
         ),
-        f'{sum(rises(runs.get((name, c), {})) for c in CELLS)} of {len(CELLS)}',
+        f'{sum(gain_is_positive(runs.get((name, c), {})) for c in CELLS)} of {len(CELLS)}',
         cell_title(cell),
         text(interval([*values.values()]), PERCENT),
         text(difference, PERCENT, signed=True) if name != BASELINE else '',
       ]
     )
-  spent = ', '.join(f'{ends[p]} with {_passes(p)}' for p in ends)
+  iterations = ', '.join(f'{ends[p]} with {_passes(p)}' for p in ends)
   return PageSection(
     title=title,
     texts=(
@@ -95,7 +97,7 @@ def pushed_section(study: Study) -> PageSection:
       ' and passes over a rollout; mean over seeds ± half width of the 95 % t interval.'
       ' *Rises*: settings in which the interval of the gain over the warm start is above 0.'
       ' *Best*: the setting with the highest mean at equal processor time'
-      f' (iterations: {spent}), its pass@1 there, and the difference, paired by seed, to the best of `grpo`.',
+      f' (iterations: {iterations}), its pass@1 there, and the difference, paired by seed, to the best of `grpo`.',
     ),
     columns=[
       'arm',
@@ -122,7 +124,7 @@ def _final(lines: Lines) -> float:
   return evaluations(lines)[-1]['accuracy']
 
 
-def rises(runs: Mapping[int, Lines]) -> bool:
+def gain_is_positive(runs: Mapping[int, Lines]) -> bool:
   """Whether pass@1 is higher than at the warm start, by the interval over seeds."""
   gains = [_final(x) - evaluations(x)[0]['accuracy'] for x in runs.values()]
   return bool(gains) and student_mean(np.array(gains)).sign > 0
@@ -143,12 +145,12 @@ def ends_at_equal_time(
   steps = [line['iteration'] for line in evaluations(lines)]
   budget = seconds[min(seconds)]
   return {
-    p: max(i for i in steps if i * each <= budget * steps[-1])
-    for p, each in sorted(seconds.items())
+    passes: max(i for i in steps if i * run_seconds <= budget * steps[-1])
+    for passes, run_seconds in sorted(seconds.items())
   }
 
 
-class Best(NamedTuple):
+class BestSetting(NamedTuple):
   """An arm's best setting.
 
   Attributes:
@@ -164,7 +166,7 @@ def best_cell(
   name: str,
   runs: Mapping[tuple[str, Cell], Mapping[int, Lines]],
   ends: Mapping[int, int],
-) -> Best:
+) -> BestSetting:
   """The setting with the highest mean at equal time.
 
   Only settings with as many seeds as any other setting of the arm count.
@@ -182,11 +184,11 @@ def best_cell(
     if (name, cell) in runs
   }
   if not by_cell:
-    return Best(None, {})
+    return BestSetting(None, {})
   most = max(len(values) for values in by_cell.values())
-  whole = {c: v for c, v in by_cell.items() if len(v) == most}
-  cell = max(whole, key=lambda c: np.mean([*whole[c].values()]))
-  return Best(cell, whole[cell])
+  complete = {c: v for c, v in by_cell.items() if len(v) == most}
+  cell = max(complete, key=lambda c: np.mean([*complete[c].values()]))
+  return BestSetting(cell, complete[cell])
 
 
 def paired(
@@ -197,13 +199,13 @@ def paired(
   return interval([values[s] - baseline[s] for s in shared])
 
 
-Sized = dict[tuple[str, int, str], dict[int, Lines]]
+RunsBySize = dict[tuple[str, int, str], dict[int, Lines]]
 """Runs by task, width and arm, then seed."""
 
 
-def sized(study: Study) -> Sized:
+def runs_by_size(study: Study) -> RunsBySize:
   """The finished runs of all sizes."""
-  runs: Sized = {}
+  runs: RunsBySize = {}
   for run in sized_runs(study.arms(PUSHED), SEEDS):
     if lines := study.finished(run):
       key = run.task, run.setting.width, run.arm.name
@@ -211,7 +213,9 @@ def sized(study: Study) -> Sized:
   return runs
 
 
-def gains(study: Study, runs: Sized, task: str) -> dict[int, dict[int, float]]:
+def gains(
+  study: Study, runs: RunsBySize, task: str
+) -> dict[int, dict[int, float]]:
   """Gain of KL-Cov over GRPO in the primary metric, by width and seed."""
   sign = 1 if study.task(task).higher_is_better else -1
   result: dict[int, dict[int, float]] = {}
@@ -239,7 +243,7 @@ def slope_by_size(
   return interval(slopes)
 
 
-def law_by_size(runs: Sized) -> dict[int, list[Fit]]:
+def law_by_size(runs: RunsBySize) -> dict[int, list[Fit]]:
   """The law between entropy and reward, fitted to GRPO's runs on D5's task."""
   return {
     width: [
@@ -252,7 +256,7 @@ def law_by_size(runs: Sized) -> dict[int, list[Fit]]:
 
 def sizes_section(study: Study) -> PageSection:
   """GRPO and KL-Cov with policies of several sizes."""
-  runs = sized(study)
+  runs = runs_by_size(study)
   title = 'Sizes of the policy'
   if not runs:
     return PageSection(title=title, texts=('Not run yet.',))
@@ -274,8 +278,8 @@ def sizes_section(study: Study) -> PageSection:
       row.append(text(interval([*gain.values()]), form, signed=True))
     fits = law[width]
     row += [
-      text(interval([pick(fit) for fit in fits]), Form('', 2))
-      for pick in (_a, _b, _r_squared)
+      text(interval([coefficient(fit) for fit in fits]), Form('', 2))
+      for coefficient in (_a, _b, _r_squared)
     ]
     rows.append(row)
   return PageSection(
@@ -310,23 +314,27 @@ def _r_squared(fit: Fit) -> float:
 
 def size_rows(study: Study) -> list[list[str]]:
   """Claims about the size of the model: claim, measured, verdict."""
-  runs = sized(study)
-  parts, grows = [], []
+  runs = runs_by_size(study)
+  slope_texts, grows = [], []
   for name in SIZED_TASKS:
     by_width = gains(study, runs, name)
     slope = slope_by_size(by_width)
     if slope is not None:
       form = Form('', 1) if name == 'changed_rule' else PERCENT
       unit = 'updates' if name == 'changed_rule' else 'points'
-      parts.append(
+      slope_texts.append(
         f'{study.task(name).title.partition(",")[0]}, {len(by_width)} sizes: '
         f'{text(slope, form, signed=True)} {unit}'
       )
       grows.append(slope.sign > 0)
-  fits = {w: each for w, each in law_by_size(runs).items() if each}
+  fits = {
+    width: width_fits
+    for width, width_fits in law_by_size(runs).items()
+    if width_fits
+  }
   correlations = [
-    correlation_with_size(fits, pick)
-    for pick in (_a, _b)
+    correlation_with_size(fits, coefficient)
+    for coefficient in (_a, _b)
     if len(fits) >= MIN_SIZES
   ]
   measured = ', '.join(
@@ -336,7 +344,7 @@ def size_rows(study: Study) -> list[list[str]]:
   return [
     [
       'The gain of covariance methods grows with the size of the model',
-      f'gain of `kl_cov` over `grpo` per factor of ten in parameters: {"; ".join(parts) or "–"}',
+      f'gain of `kl_cov` over `grpo` per factor of ten in parameters: {"; ".join(slope_texts) or "–"}',
       judge(grows),
     ],
     [
@@ -355,9 +363,12 @@ def linear_verdict(correlations: Sequence[float]) -> str:
 
 
 def correlation_with_size(
-  fits: Mapping[int, Sequence[Fit]], pick: Callable[[Fit], float]
+  fits: Mapping[int, Sequence[Fit]], coefficient: Callable[[Fit], float]
 ) -> float:
   """Correlation of a coefficient's mean over seeds with the log of the size."""
   sizes = [math.log10(parameters_of(width)) for width in fits]
-  means = [np.mean([pick(fit) for fit in each]) for each in fits.values()]
+  means = [
+    np.mean([coefficient(fit) for fit in width_fits])
+    for width_fits in fits.values()
+  ]
   return float(np.corrcoef(sizes, means)[0, 1])

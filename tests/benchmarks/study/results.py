@@ -61,7 +61,7 @@ class Column:
   value: Callable[[Lines], float]
 
 
-def last(
+def at_end_column(
   name: str, digits: int = 1, scale: float = 100.0, title: str = ''
 ) -> Column:
   """A column of the last evaluation."""
@@ -110,21 +110,21 @@ COLUMNS: Mapping[str, Sequence[Column]] = {
     Column(Form('old rule at the change, %', 1, 100.0), at_switch('habit')),
     Column(Form('new rule at the change, %', 3, 100.0), at_switch('new_rule')),
     Column(Form('entropy at the change, nats', 3), at_switch('entropy')),
-    last('new_rule', title='new rule at the end, %'),
+    at_end_column('new_rule', title='new rule at the end, %'),
   ),
   'lock': (
-    *(last(f'left/{d}', 0, title=f'depth {d}, %') for d in DEPTHS),
+    *(at_end_column(f'left/{d}', 0, title=f'depth {d}, %') for d in DEPTHS),
     ENTROPY,
   ),
   'many_solutions': (
-    last('accuracy', title='pass@1, %'),
-    last('pass64', title='pass@64, %'),
+    at_end_column('accuracy', title='pass@1, %'),
+    at_end_column('pass64', title='pass@64, %'),
     ENTROPY,
   ),
   'out_of_distribution': (
-    last('habitual', title='usual goals, %'),
-    last('unusual_pass64', title='other goals, pass@64, %'),
-    last('distinct', 2, 1.0, title='distinct solutions'),
+    at_end_column('habitual', title='usual goals, %'),
+    at_end_column('unusual_pass64', title='other goals, pass@64, %'),
+    at_end_column('distinct', 2, 1.0, title='distinct solutions'),
     ENTROPY,
   ),
 }

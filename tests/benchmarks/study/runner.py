@@ -38,7 +38,7 @@ from .tokens import END, PAD, PROMPT, RESPONSE, VOCABULARY
 WIDTH = PROMPT + RESPONSE
 PROMPTS, GROUP, MINI_BATCHES = 16, 8, 2
 SEQUENCES = PROMPTS * GROUP
-SCORED = 128  # rows of a scoring program
+SCORED_ROWS = 128  # that a scoring program takes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ def _programs(width: int) -> dict[str, Any]:
   positions = jnp.broadcast_to(jnp.arange(WIDTH), (SEQUENCES, WIDTH))
 
   def sample(params: PyTree, prompts: Any, key: Any) -> Any:
-    """Responses, log-probabilities included in the later score."""
+    """Prompts followed by sampled responses; `score` computes their statistics."""
     rows = jnp.repeat(prompts, GROUP, axis=0)
     tokens = jnp.concatenate(
       [rows, jnp.zeros((SEQUENCES, RESPONSE), rows.dtype)], axis=1
@@ -103,10 +103,10 @@ def _programs(width: int) -> dict[str, Any]:
         hidden, PROMPT - 1 + index, 1, keepdims=False
       )
       logits = policy.project(params, last)
-      drawn = jax.random.categorical(jax.random.fold_in(key, index), logits)
-      drawn = jnp.where(ended, PAD, drawn)
-      tokens = tokens.at[:, PROMPT + index].set(drawn)
-      return tokens, ended | (drawn == END)
+      sampled = jax.random.categorical(jax.random.fold_in(key, index), logits)
+      sampled = jnp.where(ended, PAD, sampled)
+      tokens = tokens.at[:, PROMPT + index].set(sampled)
+      return tokens, ended | (sampled == END)
 
     ended = jnp.zeros(SEQUENCES, bool)
     return jax.lax.fori_loop(0, RESPONSE, step, (tokens, ended))[0]
@@ -142,7 +142,7 @@ def _programs(width: int) -> dict[str, Any]:
     return tokens, batch, mean_entropy(batch, batch.old_entropy)
 
   def probabilities(params: PyTree, tokens: Any) -> Any:
-    """Probabilities of whole responses, and entropies per token."""
+    """Probabilities of whole responses."""
     batch = to_batch(tokens)
     stats, _ = score(params, batch)
     mask = batch.loss_mask
@@ -218,13 +218,13 @@ def _updates(width: int) -> Any:
       batch, advantages=jnp.where(batch.loss_mask, advantages[:, None], 0.0)
     )
 
-    def one(state: Any, inputs: Any) -> Any:
-      chosen, first = inputs
-      part = jax.tree.map(lambda leaf: leaf[chosen], batch)
-      return step(state, part, first, key)
+    def update(state: Any, inputs: Any) -> Any:
+      order, is_first = inputs
+      mini_batch = jax.tree.map(lambda leaf: leaf[order], batch)
+      return step(state, mini_batch, is_first, key)
 
-    first = jnp.arange(len(orders)) == 0
-    return jax.lax.scan(one, state, (orders, first))
+    is_first = jnp.arange(len(orders)) == 0
+    return jax.lax.scan(update, state, (orders, is_first))
 
   return jax.jit(run)
 
@@ -248,10 +248,11 @@ def evaluate(
   prompts, rows = task.probes
   tokens = np.concatenate([prompts, rows], axis=1).astype(np.int32)
   count = len(tokens)
-  padded = np.resize(tokens, (-(-count // SCORED) * SCORED, WIDTH))
+  padded = np.resize(tokens, (-(-count // SCORED_ROWS) * SCORED_ROWS, WIDTH))
   run = _programs(width)['probabilities']
   probabilities = [
-    run(params, padded[i : i + SCORED]) for i in range(0, len(padded), SCORED)
+    run(params, padded[i : i + SCORED_ROWS])
+    for i in range(0, len(padded), SCORED_ROWS)
   ]
   return task.measure(np.concatenate(probabilities)[:count], phase)
 
@@ -317,7 +318,7 @@ def train(
     values = {name: np.asarray(x).tolist() for name, x in metrics.items()}
     for number in range(per_iteration):
       step = iteration * per_iteration + number + 1
-      of_update = {name: column[number] for name, column in values.items()}
+      update_metrics = {name: column[number] for name, column in values.items()}
       head = {'phase': 'train', 'iteration': iteration, 'step': step}
-      lines.append(head | rollout | of_update)
+      lines.append(head | rollout | update_metrics)
   return lines

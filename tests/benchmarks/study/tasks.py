@@ -256,7 +256,7 @@ def pushed(iterations: int = 60) -> StudyTask:
   return dataclasses.replace(
     many_solutions(iterations, every=5),
     name='pushed',
-    title='D5, how far it can be pushed',
+    title='D5, larger learning rates and more passes',
     metric='accuracy',
     tuned_by='',
   )

@@ -42,7 +42,7 @@ def write_results(study: Study) -> None:
   """
   write_readme(headline(study), sections_of(study))
   write_chosen(study)
-  if is_whole(study):
+  if all_tasks_run(study):
     write_page(study, RESULTS)
   else:
     print('the page was not written: it needs finished runs of every task')
@@ -73,10 +73,12 @@ def write_page(study: Study, folder: pathlib.Path) -> pathlib.Path:
 def sections_of(study: Study) -> list[PageSection]:
   """Sections of all tasks, then the claims of the paper if every task is run."""
   sections = [*all_sections(study), pushed_section(study), sizes_section(study)]
-  return [*sections, claims_section(study)] if is_whole(study) else sections
+  return (
+    [*sections, claims_section(study)] if all_tasks_run(study) else sections
+  )
 
 
-def is_whole(study: Study) -> bool:
+def all_tasks_run(study: Study) -> bool:
   """Whether every task has a finished run of GRPO."""
   return all(finished(study, name)['grpo'] for name in TASKS)
 
@@ -142,7 +144,7 @@ def headline(study: Study) -> list[str]:
       if arm != 'grpo'
     }
     winners, losers = (
-      [arm for arm, each in verdicts.items() if each == kind]
+      [arm for arm, outcome in verdicts.items() if outcome == kind]
       for kind in ('wins', 'loses')
     )
     sentences.append(
@@ -157,7 +159,7 @@ def _names(arms: list[str]) -> str:
 
 
 def picture(study: Study) -> list[Figure]:
-  """The panels of the picture, without bands; empty while an arm lacks."""
+  """The panels of the picture, without bands; empty if an arm has no runs."""
   panels = []
   for name, metric, unit, title, scale in PICTURE:
     runs_by_arm = finished(study, name)
@@ -178,6 +180,6 @@ def picture(study: Study) -> list[Figure]:
 def _without_bands(figure: Figure) -> Figure:
   """A figure with its curves alone."""
   series = [
-    dataclasses.replace(each, low=None, high=None) for each in figure.series
+    dataclasses.replace(curve, low=None, high=None) for curve in figure.series
   ]
   return dataclasses.replace(figure, series=series)
