@@ -28,7 +28,7 @@ from benchmarks.study.pushed import (
 )
 from benchmarks.study.results import differences, verdict
 from benchmarks.study.runner import parameters_of
-from benchmarks.study.writing import merged
+from benchmarks.study.writing import _arms, merged
 
 import covrl
 from covrl.report.advice import Advice
@@ -334,3 +334,9 @@ def test_arms_that_were_not_tuned_take_the_published_values(tmp_path):
     assert {arm.name for arm in study.arms(name)} == set(ARMS)
     assert not any(np.isnan(arm.knobs.penalty) for arm in study.arms(name))
   assert study.chosen('pushed') == study.chosen('many_solutions')
+
+
+def test_headlines_say_which_arms_are_better_and_worse():
+  assert _arms([], 'better') == 'no arm is better'
+  assert _arms(['a'], 'worse') == 'a is worse'
+  assert _arms(['a', 'b', 'c'], 'worse') == 'a, b and c are worse'

@@ -8,6 +8,7 @@ import json
 import pathlib
 
 from covrl.report.chart import Figure
+from covrl.report.formats import join_words
 from covrl.report.sections_page import (
   PageSection,
   panels_svg,
@@ -147,15 +148,22 @@ def headline(study: Study) -> list[str]:
       [arm for arm, outcome in verdicts.items() if outcome == kind]
       for kind in ('wins', 'loses')
     )
+    if seeds == 1:
+      sentence = 'no verdict, which takes two seeds'
+    else:
+      better, worse = _arms(winners, 'better'), _arms(losers, 'worse')
+      sentence = f'{better} than grpo; {worse}'
     sentences.append(
-      f'{task.title} ({seeds} seed{"s" * (seeds > 1)} of grpo): better than grpo are'
-      f' {_names(winners)}; worse are {_names(losers)}.'
+      f'{task.title} ({seeds} seed{"s" * (seeds > 1)} of grpo): {sentence}.'
     )
   return sentences
 
 
-def _names(arms: list[str]) -> str:
-  return ', '.join(arms) or 'none'
+def _arms(arms: list[str], comparison: str) -> str:
+  """Clause that says which arms are better or worse."""
+  if not arms:
+    return f'no arm is {comparison}'
+  return f'{join_words(arms)} {"are" if len(arms) > 1 else "is"} {comparison}'
 
 
 def picture(study: Study) -> list[Figure]:
