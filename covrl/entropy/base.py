@@ -232,7 +232,8 @@ def update_signal(
 
   Raises:
     TypeError: if the context has an unknown entry, an argument is of another
-      type, or the transformation is one of parameters, such as `optax.adam`.
+      type, the transformation is one of parameters, such as `optax.adam`, or it
+      returns a signal of another form.
     ValueError: if an array is of another shape than the statistics.
   """
   where = 'update_signal'
@@ -241,7 +242,23 @@ def update_signal(
   check_context(context, where, stats)
   _check_token_state(token_state, where)
   update = cast(Any, optax.with_extra_args_support(token_tx).update)
-  return update(signal, token_state, stats, **context)
+  edited, token_state = update(signal, token_state, stats, **context)
+  is_like = jax.tree.structure(edited) == jax.tree.structure(signal)
+  if not is_like or _form(edited) != _form(signal):
+    raise TypeError(
+      'a token chain must return a signal of the form that it gets,'
+      f' {_form(signal)}, got {_form(edited)}'
+    )
+  return edited, token_state
+
+
+def _form(signal: PyTree) -> str:
+  """Returns the type of a signal, and dtypes and shapes of its arrays."""
+  arrays = [
+    f'{jnp.result_type(leaf)}{list(jnp.shape(leaf))}'
+    for leaf in jax.tree.leaves(signal)
+  ]
+  return f'{type(signal).__name__} of {", ".join(arrays) or "nothing"}'
 
 
 def where_selected(

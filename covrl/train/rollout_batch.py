@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -211,6 +211,24 @@ def token_advantages(
 def _per_token(advantages: Any) -> Any:
   """Adds an axis of tokens to advantages of responses."""
   return advantages if advantages.ndim == 2 else advantages[:, None]
+
+
+def merge_metrics(*parts: Mapping[str, float]) -> dict[str, float]:
+  """Merges metrics of different origin.
+
+  Raises:
+    ValueError: two have the same name, such as one of an estimator that is one of
+      covrl's own.
+  """
+  merged: dict[str, float] = {}
+  for part in parts:
+    if shared := sorted(merged.keys() & part.keys()):
+      raise ValueError(
+        f'the metrics of an update must have different names, got two'
+        f' {shared[0]!r}'
+      )
+    merged |= part
+  return merged
 
 
 def row_width(config: Config) -> int:

@@ -18,7 +18,7 @@ from covrl.train.forward import with_old_stats
 from covrl.train.logged_samples import sample_records
 from covrl.train.metrics import without_diagnostics
 from covrl.train.resume import RunPosition
-from covrl.train.rollout_batch import RolloutBatch
+from covrl.train.rollout_batch import RolloutBatch, merge_metrics
 from covrl.types import TrainState
 
 
@@ -146,7 +146,9 @@ def update(
     'time/update': seconds,
     'tokens_per_second': metrics['tokens'] / seconds,
   }
-  return state, metrics | rollout.metrics_of(position.update) | timing
+  return state, merge_metrics(
+    metrics, rollout.metrics_of(position.update), timing
+  )
 
 
 def _to_floats(metrics: dict[str, Any]) -> dict[str, float]:

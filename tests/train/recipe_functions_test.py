@@ -6,16 +6,18 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from train import toy
 from train.critic_test import inputs, make_config
-from train.networks_test import CRITIC, TX, credited
+from train.networks_test import CRITIC, TX, with_targets
 from train.updates import padded
 
 import covrl
 from covrl.config import Config, ConfigError, Recipe
 from covrl.data import Suite
 from covrl.data.packing import token_rows
+from covrl.entropy import update_signal
 from covrl.parallel import sharding
 from covrl.tasks.task import make_task
 from covrl.train import train
@@ -28,7 +30,7 @@ from covrl.train.initial_policy import make_policy_of_size
 from covrl.train.networks import critic, critic_advantages
 from covrl.train.networks.estimator import checked_estimate
 from covrl.train.networks.step import make_network_step
-from covrl.train.rollout_batch import token_advantages
+from covrl.train.rollout_batch import merge_metrics, token_advantages
 from covrl.train.step import StepSettings
 from covrl.types import NetworkState
 
@@ -233,7 +235,7 @@ def test_results_of_networks_are_checked(changes, message):
     sharding.use_mesh(mesh, sharding.TRAIN_RULES),
     pytest.raises((TypeError, ValueError), match=message),
   ):
-    jax.eval_shape(run, state, credited(padded()))
+    jax.eval_shape(run, state, with_targets(padded()))
 
 
 def test_functions_that_change_the_configuration_are_refused(tmp_path):
@@ -257,3 +259,31 @@ def test_solutions_without_text_are_refused(solution):
   problem = dataclasses.replace(task.train[0], solution=solution)
   with pytest.raises(ValueError, match=r'must have a solution, got .* without'):
     token_rows([problem], task.tokenizer, 9)
+
+
+@pytest.mark.parametrize(
+  ('change', 'form'),
+  [
+    (lambda signal: None, 'NoneType of nothing'),
+    (lambda signal: {'a': signal.logprobs}, 'dict of float32'),
+    (lambda signal: jax.tree.map(lambda x: x[:1], signal), r'float32\[1, 2\]'),
+    (lambda signal: jax.tree.map(jnp.int32, signal), r'int32\[2, 2\]'),
+  ],
+)
+def test_signals_of_token_chains_keep_their_form(change, form):
+  ones = jnp.ones((2, 2))
+  stats = covrl.TokenStats(logprobs=-ones, entropy=ones)
+  chain = optax.stateless(lambda signal, params: change(signal))
+  with pytest.raises(TypeError, match=f'a signal of the form.*got .*{form}'):
+    update_signal(chain, stats, optax.EmptyState(), stats)
+
+
+def test_a_network_needs_a_parameter_chain():
+  with pytest.raises(ValueError, match='tx must be an optax'):
+    dataclasses.replace(critic(make_config()), tx=None)
+
+
+def test_metrics_of_different_origin_have_different_names():
+  assert merge_metrics({'a': 1.0}, {}, {'b': 2.0}) == {'a': 1.0, 'b': 2.0}
+  with pytest.raises(ValueError, match="different names, got two 'loss'"):
+    merge_metrics({'entropy': 1.0, 'loss': 1.0}, {'loss': 7.0})

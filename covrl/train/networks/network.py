@@ -48,7 +48,8 @@ class Network:
       the policy's update on the same rows.
 
   Raises:
-    ValueError: an option is unknown, or the start is empty.
+    ValueError: an option is unknown, the start is empty, or the parameter chain is
+      not an optax transformation.
   """
 
   output: Output
@@ -71,6 +72,10 @@ class Network:
     if self.update not in get_args(UpdateOrder):
       raise ValueError(
         f'update must be one of {get_args(UpdateOrder)}, got {self.update!r}'
+      )
+    if not isinstance(self.tx, optax.GradientTransformation):
+      raise ValueError(
+        f'tx must be an optax.GradientTransformation, got {self.tx!r}'
       )
     if not self.initial:
       raise ValueError(

@@ -30,7 +30,7 @@ from covrl.train.networks.estimator import (
 from covrl.train.networks.init import initial_params
 from covrl.train.networks.jitted import jit_network
 from covrl.train.networks.network import Network
-from covrl.train.rollout_batch import RolloutBatch
+from covrl.train.rollout_batch import RolloutBatch, merge_metrics
 from covrl.train.state_sharding import (
   replicated_like,
   shardings,
@@ -189,7 +189,7 @@ class Networks:
     return (
       dataclasses.replace(state, estimator_state=estimator_state),
       dataclasses.replace(
-        rollout, batch=batch, metrics=rollout.metrics | metrics
+        rollout, batch=batch, metrics=merge_metrics(rollout.metrics, metrics)
       ),
     )
 
