@@ -15,11 +15,17 @@ from covrl.data.fingerprints import problems_fingerprint, text_fingerprint
 from covrl.data.problems import source_fingerprint
 from covrl.models import Policy
 from covrl.pretrained.adapters import base_model_directory
-from covrl.run.checkpoint import Checkpoint
+from covrl.run.checkpoint import (
+  Checkpoint,
+  CheckpointError,
+  CheckpointStore,
+)
 from covrl.storage.fingerprints import directory_fingerprint
 from covrl.tasks.task import Task
+from covrl.train.sft import is_warm_start_finished
 
 _WEIGHTS = ('.safetensors', '.gguf')
+_WARM_START = 'warm start'
 
 
 def input_fingerprints(
@@ -110,14 +116,65 @@ def _policy_fingerprints(
   """Returns the fingerprints of what a policy needs besides its checkpoint."""
   fingerprints = {'tokenizer': getattr(task.tokenizer, 'fingerprint', '')}
   if shared_warm_start is not None:
-    fingerprints['shared warm start'] = text_fingerprint(
-      json.dumps(shared_warm_start.files, sort_keys=True)
-    )
+    fingerprints['shared warm start'] = _files_fingerprint(shared_warm_start)
   elif policy.config.lora is not None and config.pretrained:
     fingerprints['weights of the pretrained model'] = directory_fingerprint(
       base_model_directory(config.pretrained), _WEIGHTS
     )
   return fingerprints
+
+
+def warm_start_fingerprint(
+  config: Config, policy: Policy, warm_starts: CheckpointStore
+) -> dict[str, str]:
+  """Returns the fingerprint of a run's own warm start, by its name.
+
+  Only checkpoints of adapters need it. The warm start must be finished.
+  """
+  if policy.config.lora is None or not config.warm_start.steps:
+    return {}
+  own = warm_starts.latest()
+  return {} if own is None else {_WARM_START: _files_fingerprint(own)}
+
+
+def warm_start_of(
+  saved: Checkpoint, config: Config, warm_starts: CheckpointStore
+) -> Checkpoint | None:
+  """Returns the run's own warm start, the base of the adapters of a checkpoint.
+
+  Args:
+    saved: the checkpoint, which has adapters only.
+    config: the run's configuration.
+    warm_starts: the store of the run's warm start.
+
+  Returns:
+    The finished warm start; `None` for a run without one.
+
+  Raises:
+    CheckpointError: it is absent or unfinished.
+    ConfigError: it is another one than in training.
+  """
+  if not config.warm_start.steps:
+    return None
+  own = warm_starts.latest()
+  if own is None or not is_warm_start_finished(own, config):
+    found = 'none' if own is None else f'{own.path}, which is unfinished'
+    raise CheckpointError(
+      f'the checkpoint {saved.path} needs the warm start of its run'
+      f' (warm_start/), the base of its adapters, got {found}'
+    )
+  now = _files_fingerprint(own)
+  if saved.notes.get('inputs', {}).get(_WARM_START, now) != now:
+    raise ConfigError(
+      f'the warm start {own.path} must be the one that the adapters of'
+      f' {saved.path} were trained on, got another one'
+    )
+  return own
+
+
+def _files_fingerprint(saved: Checkpoint) -> str:
+  """Returns a fingerprint of the files of a checkpoint."""
+  return text_fingerprint(json.dumps(saved.files, sort_keys=True))
 
 
 def check_inputs(

@@ -28,7 +28,11 @@ from covrl.storage import StorageError
 from covrl.train import stages
 from covrl.train.build import build
 from covrl.train.effects import without_effect
-from covrl.train.inputs import check_inputs, input_fingerprints
+from covrl.train.inputs import (
+  check_inputs,
+  input_fingerprints,
+  warm_start_fingerprint,
+)
 from covrl.train.resume import (
   is_finished,
   save_run,
@@ -182,6 +186,8 @@ def train(
     position, state, rollout = start_or_resume(
       run, config, saved, warm_starts, writer, progress, stop, inputs
     )
+    if run.shared_warm_start is None:
+      inputs |= warm_start_fingerprint(config, run.policy, warm_starts)
 
     def report_updates() -> None:
       updates = config.warm_start.steps + position.updates_made(config)

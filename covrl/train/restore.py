@@ -38,7 +38,7 @@ from covrl.train.build import (
   stream_key,
 )
 from covrl.train.initial_policy import initial_base_params, make_policy
-from covrl.train.inputs import check_opened
+from covrl.train.inputs import check_opened, warm_start_of
 from covrl.train.model_lengths import model_lengths
 from covrl.train.rollout_batch import INIT_STREAM
 from covrl.train.sample import response_limit, sample_responses
@@ -392,7 +392,8 @@ def _saved_params(
   trainable = saved.restore_subtree('state.trainable', trainable_like)
   if not base_like:
     return trainable
-  warm_start = warm_start or warm_start_store(directory).latest()
+  store = warm_start_store(directory)
+  warm_start = warm_start or warm_start_of(saved, config, store)
   key = stream_key(config, INIT_STREAM)
   base = initial_base_params(config, policy, mesh, key, warm_start)
   return policy.join(trainable, {'base': base})

@@ -25,6 +25,7 @@ from covrl.train.build import Components
 from covrl.train.compiled import without_base
 from covrl.train.health import UpdateHealth
 from covrl.train.initial_policy import add_adapter_params, initial_base_params
+from covrl.train.inputs import warm_start_of
 from covrl.train.rollout_batch import RolloutBatch
 from covrl.train.rollout_collector import CollectorState
 from covrl.train.sft import is_warm_start_finished, warm_start
@@ -168,11 +169,14 @@ def start_or_resume(
 
   Raises:
     Stopped: a signal has stopped the warm start; it is saved.
-    CheckpointError: the checkpoint is damaged or was written by another version.
+    CheckpointError: the checkpoint is damaged or was written by another version,
+      or it has adapters, and the warm start that is their base is absent.
+    ConfigError: the warm start under adapters is another one than before.
   """
   finished, unfinished = run.shared_warm_start, None
-  needs_warm_start = saved is None or run.policy.config.lora is not None
-  if needs_warm_start and finished is None and (own := warm_starts.latest()):
+  if saved is not None and run.policy.config.lora is not None:
+    finished = finished or warm_start_of(saved, config, warm_starts)
+  elif saved is None and finished is None and (own := warm_starts.latest()):
     is_finished = is_warm_start_finished(own, config)
     finished, unfinished = (own, None) if is_finished else (None, own)
 

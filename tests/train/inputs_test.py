@@ -2,17 +2,32 @@
 """A run is resumed with the inputs it began with, and is refused otherwise."""
 
 import dataclasses
+import shutil
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 from etils import epath
+from train import process
 
 from covrl.config import Config, ConfigError
 from covrl.data import ListSource, Problem, train_sentencepiece
 from covrl.models import Lora, Policy, tiny
-from covrl.run.checkpoint import Checkpoint
+from covrl.run.checkpoint import (
+  Checkpoint,
+  CheckpointError,
+  CheckpointStore,
+)
 from covrl.storage.fingerprints import directory_fingerprint
 from covrl.tasks.task import Task
-from covrl.train.inputs import check_inputs, check_opened, input_fingerprints
+from covrl.train.inputs import (
+  check_inputs,
+  check_opened,
+  input_fingerprints,
+  warm_start_fingerprint,
+  warm_start_of,
+)
 
 TOKENIZER = train_sentencepiece(['1', '2', '+'])
 SUMS = [
@@ -174,3 +189,54 @@ def test_a_directory_is_recognised_by_names_sizes_and_samples(tmp_path, size):
   for other in others:
     assert fingerprint(*other) != same
   assert directory_fingerprint(epath.Path(tmp_path), ('.bin',)) == ''
+
+
+def test_adapters_need_the_warm_start_of_their_training(tmp_path):
+  """Without it their base would be random parameters, or the pretrained model."""
+  config, store = Config(), CheckpointStore(tmp_path / 'warm_start', keep=1)
+  model = tiny(TOKENIZER.vocab_size)
+  policy = Policy(dataclasses.replace(model, lora=Lora(rank=1, alpha=1.0)))
+  config.warm_start.steps = 4
+  with pytest.raises(CheckpointError, match=r'base of its adapters, got none$'):
+    warm_start_of(saved({}), config, store)
+  store.save(3, {'w': np.zeros(2)}, {})
+  with pytest.raises(CheckpointError, match='which is unfinished'):
+    warm_start_of(saved({}), config, store)
+  store.save(4, {'w': np.zeros(2)}, {})
+  before = saved(warm_start_fingerprint(config, policy, store))
+  own = warm_start_of(before, config, store)
+  assert own is not None
+  assert own.position == 4
+  # Checkpoints of earlier versions do not name it.
+  assert warm_start_of(saved({}), config, store) == own
+  store.save(4, {'w': np.ones(2)}, {})
+  with pytest.raises(ConfigError, match='trained on, got another one'):
+    warm_start_of(before, config, store)
+  assert warm_start_fingerprint(config, Policy(model), store) == {}
+  config.warm_start.steps = 0
+  assert warm_start_of(before, config, store) is None
+  assert warm_start_fingerprint(config, policy, store) == {}
+
+
+@pytest.mark.slow
+def test_a_run_of_adapters_is_not_opened_or_resumed_without_its_warm_start(
+  tmp_path,
+):
+  settings = {
+    'lora__rank': 2,
+    'warm_start__steps': 4,
+    'logging__entropy_change_every': 0,
+  }
+  run = tmp_path / 'run'
+  process.train('toy_plain', run, train__iterations=1, **settings)
+  shutil.rmtree(run / 'warm_start')
+  resumed = process.start('toy_plain', run, train__iterations=2, **settings)
+  converted = subprocess.Popen(
+    [sys.executable, *('-m', 'covrl.cli', 'convert', run, tmp_path / 'model')],
+    env=process.ENVIRONMENT,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  for command in (resumed, converted):
+    assert command.communicate()[1].endswith('base of its adapters, got none\n')
+    assert command.returncode == 2
