@@ -150,7 +150,12 @@ def _fields(
     if not dataclasses.is_dataclass(hint):
       dotted = f'{section}.{name}' if section else name
       yield Field(
-        dotted, str if choices else hint, choices, bounds, meanings[name]
+        dotted,
+        str if choices else hint,
+        choices,
+        bounds,
+        # Absent under `python -OO`, which strips docstrings.
+        meanings.get(name, ''),
       )
 
 

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Empty, contradictory and misplaced arguments of every command."""
 
+import subprocess
+import sys
+
 import pytest
 
 from covrl.cli import main
@@ -161,3 +164,20 @@ def test_unknown_recipe_unlike_any_other_lists_them(capsys, name):
   assert status == Exit.REFUSED
   assert f"there is no recipe '{name}' in " in error
   assert '; there are grpo, grpo_no_clip, kl_cov, ' in error
+
+
+def test_commands_do_not_depend_on_docstrings(tmp_path):
+  file = tmp_path / 'mine.py'
+  file.write_text(
+    'from covrl.recipes import countdown\ndef recipe(): return countdown.grpo()\n'
+  )
+  completed = subprocess.run(
+    [
+      *(sys.executable, '-OO', '-m', 'covrl.cli', 'train', '--workdir=unused'),
+      *(f'--config={file}:recipe', '--config.train.iterations=-1'),
+    ],
+    capture_output=True,
+    text=True,
+  )
+  assert completed.returncode == Exit.REFUSED
+  assert 'train.iterations must be at least' in completed.stderr
