@@ -72,7 +72,7 @@ def grpo() -> Recipe:
 
   Run: covrl train --config=smollm:grpo --workdir=runs/smollm_grpo
   Hardware: two CPU cores, 8 GB.
-  Expect: a comparison with `arithmetic`; not measured yet.
+  Expect: greedy accuracy from 19 to 55.5 and 51.6 % (two seeds), 13 minutes.
   """
   recipe = arithmetic()
   # KL-Cov's penalty has no gradient in the first update of a rollout.
@@ -85,7 +85,7 @@ def kl_cov() -> Recipe:
 
   Run: covrl train --config=smollm:kl_cov --workdir=runs/smollm_kl_cov
   Hardware: two CPU cores, 8 GB.
-  Expect: a comparison with `grpo`; not measured yet.
+  Expect: from 19 to 44.1 and 52.3 % by iteration 20, then down to 34.8 and 18 %.
   """
   return dataclasses.replace(
     grpo(),
@@ -105,7 +105,7 @@ def entropy_bonus() -> Recipe:
 
   Run: covrl train --config=smollm:entropy_bonus --workdir=runs/smollm_entropy_bonus
   Hardware: two CPU cores, 8 GB.
-  Expect: a comparison with `grpo`; not measured yet.
+  Expect: greedy accuracy from 19 to 51.2 and 29.7 % (two seeds).
   """
   recipe = grpo()
   recipe.config.entropy.coefficient = 1e-3
