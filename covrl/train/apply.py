@@ -20,12 +20,14 @@ def apply_gradients(
   token_state: PyTree,
   measured: Measurements,
   has_tokens: Bool[Array, ''],
+  loss: Scalar,
 ) -> tuple[TrainState, Scalar]:
   """Applies the gradients, or keeps the state except for `step`.
 
-  It is kept if a gradient or an updated parameter is not finite, and if the
-  batch has no token to train on: momentum and decay must not move parameters
-  for nothing.
+  It is kept if the loss, a gradient or an updated parameter is not finite, and if
+  the batch has no token to train on: momentum and decay must not move parameters
+  for nothing. The loss counts because a token chain may detach a token whose
+  advantage or log-probability is not finite, which leaves no trace in gradients.
 
   Returns:
     The state, and 1 if all numbers are finite, else 0.
@@ -36,7 +38,8 @@ def apply_gradients(
   )
   updates, opt_state = tx.update(gradients, state.opt_state, state.trainable)
   trainable = optax.apply_updates(state.trainable, updates)
-  finite = jnp.isfinite(norm) & all_finite(trainable)
+  is_valid = jnp.isfinite(loss) | ~has_tokens
+  finite = is_valid & jnp.isfinite(norm) & all_finite(trainable)
   applied = finite & has_tokens
   updated = (
     trainable,

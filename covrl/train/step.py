@@ -261,7 +261,7 @@ def make_train_step(
     if settings.offload_optimizer:
       state = dataclasses.replace(state, opt_state=to_device(state.opt_state))
     new_state, finite = apply_gradients(
-      tx, state, gradients, token_state, measured, has_tokens
+      tx, state, gradients, token_state, measured, has_tokens, value
     )
     readings = metrics.update_metrics(batch, tokens, decisions, token_state)
     readings |= metrics.diagnostics(batch, tokens, diagnoses)

@@ -164,6 +164,7 @@ def apply_update(tx, gradient, params=None):
     (),
     Measurements.initial(),
     jnp.asarray(True),
+    jnp.asarray(0.5),
   )
 
 

@@ -390,6 +390,22 @@ def test_skips_updates_that_are_not_finite(micro_batches, bad, where):
     assert_same_bits(got, wanted)
 
 
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_skips_updates_whose_chain_detaches_what_is_not_finite(bad):
+  """Forking tokens detach tokens without a rank, so that gradients are finite."""
+  before, batch = fresh_state('forking', held=0.2), padded()
+  advantages = batch.advantages.copy()
+  advantages[(batch.sequence_ids == 3) & batch.loss_mask] = bad
+  batch = dataclasses.replace(batch, advantages=advantages)
+  after, readings = update((8,), 1, batch, before, chain='forking')
+  assert np.isfinite(readings['gradient_norm'])
+  assert not np.isfinite(readings['loss'])
+  assert readings['skipped'] == 1.0
+  assert_same_bits(after.trainable, before.trainable)
+  _, readings = update((8,), 1, padded(), before, chain='forking')
+  assert readings['skipped'] == 0.0
+
+
 def test_rows_are_split_with_a_stride_and_joined_again():
   rows = np.arange(12).reshape(6, 2)
   parts = split_rows({'rows': rows, 'scalar': np.asarray(7)}, 3)

@@ -117,7 +117,7 @@ def recent(
 
 
 def make_token_tx(chain):
-  """One of four chains; `everything` and `recent` compile slowly."""
+  """One of five chains; `everything` and `recent` compile slowly."""
 
   def everything(clipped, held, beta, bonus, target):
     return optax.chain(
@@ -135,8 +135,12 @@ def make_token_tx(chain):
   def current(held, beta):
     return optax.chain(kl_cov(held, beta, 'current'))
 
+  def forking(held):
+    return optax.chain(covrl.forking_tokens(held))
+
   algorithm = {
     'everything': everything,
+    'forking': forking,
     'few': few,
     'current': current,
     'recent': recent,
