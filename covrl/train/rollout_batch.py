@@ -133,6 +133,27 @@ def baseline_groups(rollouts: Rollouts) -> Int[np.ndarray, ' S']:
   return np.where(masked, separate, rollouts.group_ids).astype(np.int32)
 
 
+def without_lone_responses(
+  advantages: Float[np.ndarray, 'S T'], rollouts: Rollouts
+) -> Float[np.ndarray, 'S T']:
+  """Sets the advantages of responses that no other can be compared with to 0.
+
+  They are those whose group has lost all others, which could not be scored. Alone,
+  a response would have its reward for its advantage.
+
+  Args:
+    advantages: advantages of tokens, relative to the group.
+    rollouts: the sequences, those without a score masked.
+  """
+  scored = np.any(rollouts.loss_mask, axis=1)
+  _, index, sizes = np.unique(
+    rollouts.group_ids, return_inverse=True, return_counts=True
+  )
+  known = np.bincount(index, weights=scored)
+  is_lone = ((sizes > 1) & (known == 1))[index]
+  return np.where(is_lone[:, None], 0, advantages).astype(advantages.dtype)
+
+
 def make_rollout_batch(
   rollouts: Rollouts,
   batch: TokenBatch,

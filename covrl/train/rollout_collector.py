@@ -54,6 +54,7 @@ from covrl.train.rollout_batch import (
   padding_rollouts,
   row_width,
   shift_left,
+  without_lone_responses,
 )
 from covrl.train.rollout_metrics import (
   outcome_metrics,
@@ -216,8 +217,9 @@ class RolloutCollector:
     rewards = np.asarray(rollouts.rewards[TOTAL])
     advantages = np.zeros_like(rewards)
     if not self._programs.networks.estimates_advantages:
-      advantages = self._programs.advantages(
-        rewards, baseline_groups(rollouts), shift_left(rollouts.loss_mask)
+      groups, mask = baseline_groups(rollouts), shift_left(rollouts.loss_mask)
+      advantages = without_lone_responses(
+        self._programs.advantages(rewards, groups, mask), rollouts
       )
     self._ahead = ahead
     return make_rollout_batch(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Collectors of the toy task with rewards by length; nothing is trained."""
 
+import math
 import types
 from concurrent.futures import Future
 from typing import Any
@@ -32,10 +33,12 @@ class LengthScoring(Scoring):
 
   Attributes:
     texts: the responses so far.
+    failing: indices of responses that get no score.
   """
 
-  def __init__(self):
+  def __init__(self, failing: tuple[int, ...] = ()):
     self.texts: list[str] = []
+    self.failing = failing
 
   def open(self, references, *, sources, shaping=True):
     del sources, shaping
@@ -46,6 +49,8 @@ class LengthScoring(Scoring):
       del reference
       self.texts.append(response)
       outcomes[index] = Outcome(float(length), Status.SCORED)
+      if index in self.failing:
+        outcomes[index] = Outcome(math.nan, Status.TIMEOUT)
       if len(outcomes) == len(references):
         future.set_result([outcomes[i] for i in sorted(outcomes)])
 

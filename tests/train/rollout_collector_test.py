@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from train import process
+from train import collectors, process
 
 from covrl.rewards import Outcome, PendingScores, Reward, Status
 from covrl.rollout.score import PendingRollouts, ScoredRollouts
 from covrl.train.group_filter import informative_groups
+from covrl.train.rollout_batch import without_lone_responses
 from covrl.train.rollout_metrics import outcome_metrics, rollout_metrics
 from covrl.types import Rollouts
 
@@ -54,6 +55,25 @@ def test_informative_groups_differ_in_scored_rewards(rewards, scored, wanted):
     rollouts(rewards, np.array(scored, bool)), 2
   )
   assert is_informative.tolist() == wanted
+
+
+def test_a_response_whose_group_has_lost_all_others_has_no_advantage():
+  scored = np.array([1, 0, 1, 1, 0, 0, 1], bool)
+  sequences = rollouts([1.0] * 7, scored)
+  # The last one is the only response to its prompt from the start.
+  advantages = np.ones((7, 2), np.float32)
+  kept = without_lone_responses(advantages, sequences)
+  assert kept[:, 1].tolist() == [0, 0, 1, 1, 1, 1, 1]
+
+
+def test_a_collector_does_not_train_on_lone_responses():
+  collector = collectors.make_collector(collectors.LengthScoring(failing=(0,)))
+  collector._config.rewards.max_failures = 1.0
+  batch = collector.collect(0, collectors.STATES[0])
+  collector.close()
+  advantages = np.asarray(batch.batch.advantages).max(axis=1)
+  assert advantages[:2].tolist() == [0, 0]
+  assert advantages[2:].min() > 0
 
 
 @pytest.fixture(scope='module', name='run')
