@@ -202,6 +202,8 @@ def _attend_responses(
 
     def at_block(x: Array) -> Array:
       start = (responses.layer, 0, 0, first, *(0,) * (x.ndim - 4))
+      # Of one type also where JAX's integers have 64 bits.
+      start = tuple(jnp.asarray(index, jnp.int32) for index in start)
       return jax.lax.dynamic_slice(
         x, start, (1, *x.shape[1:3], size, *x.shape[4:])
       )[0]

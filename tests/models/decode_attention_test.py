@@ -80,7 +80,7 @@ def check_decode(
   )
   if int8:
     cache = as_int8(cache)
-  layer_indices = {'layer': jnp.asarray(1)}
+  layer_indices = {'layer': jnp.asarray(1, jnp.int32)}
   cache_under_test = cache
   if ring:
     assert window is not None
@@ -299,3 +299,8 @@ def test_blocks_are_small_relative_to_a_row():
   """Partial blocks at a row's ends are at most a tenth of a long row."""
   for kv_heads in (1, 2, 4, 8):
     assert block_size(10239, 2 * kv_heads * 128 * 2) <= 1024
+
+
+def test_integers_of_64_bits_do_not_matter():
+  with jax.enable_x64(True):
+    check_decode()
