@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 
 from covrl.data.problems import Problem
@@ -15,7 +16,8 @@ _WORD = re.compile(r'\w+')
 class NgramIndex:
   """Index of the word n-grams of evaluation sets.
 
-  Words are runs of letters and digits; case is ignored. A question is
+  Words are runs of letters and digits; case is ignored, and so is how a character
+  is encoded: accents may be combined, digits of full width. A question is
   contaminated if it shares n consecutive words with a question of an evaluation
   set; for shorter questions, all words. N-grams that occur in two questions of
   one set, usually the prompt's instruction, are ignored.
@@ -58,7 +60,7 @@ class NgramIndex:
 
   def _ngrams(self, text: str) -> Iterator[int]:
     """Digests of all n-grams of a text; of all its words if they are fewer."""
-    words = _WORD.findall(text.lower())
+    words = _WORD.findall(unicodedata.normalize('NFKC', text).casefold())
     for start in range(max(len(words) - self._words + 1, 1)):
       ngram = ' '.join(words[start : start + self._words])
       digest = hashlib.blake2b(ngram.encode(), digest_size=8).digest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import unicodedata
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -43,12 +44,12 @@ class Problem:
 
 
 def question_key(question: str) -> str:
-  """Digest of a question's words, ignoring case and whitespace.
+  """Digest of a question's words, ignoring case, whitespace and composed accents.
 
   >>> question_key('What is  $x$?') == question_key('what is $x$?')
   True
   """
-  text = ' '.join(question.lower().split())
+  text = ' '.join(unicodedata.normalize('NFC', question.lower()).split())
   return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 

@@ -3,6 +3,7 @@
 
 import dataclasses
 import pathlib
+import unicodedata
 
 import pytest
 from hypothesis import given, settings
@@ -109,6 +110,19 @@ def test_drops_questions_of_evaluation_sets():
   )
   assert prompts(filtered) == [f'zero {LONG[4:]}', 'short']
   assert filtered.dropped == {'also in suite': 1}
+
+
+@pytest.mark.parametrize('form', ['NFC', 'NFD'])
+def test_questions_are_recognised_however_their_characters_are_encoded(form):
+  question = 'Où est le théâtre après la 3e rue où Noël a dîné hier soir ?'
+  other = unicodedata.normalize(form, question)
+  problem = Problem(prompt=question, reference='1', source='s')
+  index = NgramIndex({'evaluation': [problem]}, words=13)
+  assert index.find(other) == 'evaluation'
+  assert index.find(other.replace('3', '\uff13')) == 'evaluation'
+  assert question_key(other) == question_key(question)
+  # Compatible characters may differ in meaning: x² is not x2.
+  assert question_key('x\u00b2') != question_key('x2')
 
 
 def test_ignores_ngrams_that_questions_of_a_set_share():
