@@ -93,7 +93,7 @@ def job_set(
   environment = dict(job.environment)
   annotations: dict[str, str] = {}
   if isinstance(machines, GpuHosts):
-    selector = {'cloud.google.com/gke-accelerator': machines.gke}
+    selector = {'cloud.google.com/gke-accelerator': machines.gke_accelerator}
     chips = {'nvidia.com/gpu': machines.topology.per_host}
     environment = {**NCCL_ENVIRONMENT, **environment}
     if machines.hosts > 1:
@@ -106,7 +106,7 @@ def job_set(
       ]
   else:
     selector = {
-      'cloud.google.com/gke-tpu-accelerator': machines.gke,
+      'cloud.google.com/gke-tpu-accelerator': machines.gke_accelerator,
       'cloud.google.com/gke-tpu-topology': machines.shape,
     }
     chips = {'google.com/tpu': machines.chips_per_host}

@@ -13,28 +13,32 @@ class _Hosting:
   """Cloud attributes of a TPU generation.
 
   Attributes:
-    gke: accelerator label in GKE.
+    gke_accelerator: accelerator label in GKE.
     runtime: default runtime version of Cloud TPU.
     single_host_chips: maximal number of chips of a single-host slice; hosts of
       larger slices have four chips each.
   """
 
-  gke: str
+  gke_accelerator: str
   runtime: str
   single_host_chips: int
 
 
 _HOSTING = {
   'v5e': _Hosting(
-    gke='tpu-v5-lite-podslice',
+    gke_accelerator='tpu-v5-lite-podslice',
     runtime='v2-alpha-tpuv5-lite',
     single_host_chips=8,
   ),
   'v5p': _Hosting(
-    gke='tpu-v5p-slice', runtime='v2-alpha-tpuv5', single_host_chips=4
+    gke_accelerator='tpu-v5p-slice',
+    runtime='v2-alpha-tpuv5',
+    single_host_chips=4,
   ),
   'v6e': _Hosting(
-    gke='tpu-v6e-slice', runtime='v2-alpha-tpuv6e', single_host_chips=8
+    gke_accelerator='tpu-v6e-slice',
+    runtime='v2-alpha-tpuv6e',
+    single_host_chips=8,
   ),
 }
 
@@ -60,9 +64,9 @@ class Slice:
     return self.topology.accelerator
 
   @property
-  def gke(self) -> str:
+  def gke_accelerator(self) -> str:
     """GKE's label of the accelerator."""
-    return _HOSTING[self.topology.chip.name].gke
+    return _HOSTING[self.topology.chip.name].gke_accelerator
 
   @property
   def runtime(self) -> str:
@@ -93,14 +97,14 @@ _GKE_GPUS = {
 class GpuHosts:
   """Hosts of GPUs, each with one process of the run.
 
-  >>> find_machines('h100:4x8').hosts, find_machines('h100:4x8').gke
+  >>> find_machines('h100:4x8').hosts, find_machines('h100:4x8').gke_accelerator
   (4, 'nvidia-h100-80gb')
   """
 
   topology: gpus.GpuTopology
 
   @property
-  def gke(self) -> str:
+  def gke_accelerator(self) -> str:
     """GKE's label of the accelerator."""
     return _GKE_GPUS[self.topology.chip.name]
 

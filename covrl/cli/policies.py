@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs and pretrained models as policies: what they are, and their prompts."""
+"""Options of commands that open a policy, and the format of its prompts."""
 
 from __future__ import annotations
 

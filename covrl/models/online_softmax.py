@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Online softmax: attention whose keys come in parts."""
+"""Online softmax: attention whose keys are added in chunks."""
 
 from __future__ import annotations
 
@@ -39,8 +39,7 @@ class OnlineSoftmax(NamedTuple):
     Args:
       scores: score of each query and key.
       values: values of the keys, finite.
-      dtype: type in which integers are multiplied; that of other values is
-        theirs.
+      dtype: type in which int8 values are multiplied; others keep their own.
     """
     peak = jnp.maximum(self.peak, jnp.max(scores, axis=-1))
     shrink = jnp.exp(self.peak - peak)

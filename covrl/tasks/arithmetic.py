@@ -41,13 +41,13 @@ def arithmetic_task(config: Config) -> Task:
       ' field pretrained'
     )
   tokenizer = load_tokenizer(config.pretrained)
-  formatted = prompt_format(config)
+  format_prompt = prompt_format(config)
   problems = config.arithmetic
   return Task(
     tokenizer=tokenizer,
-    train=FormattedSource(ArithmeticSource(problems), formatted),
-    solved=FormattedSource(SolvedArithmeticSource(problems), formatted),
-    held_out=tuple(map(formatted, held_out_arithmetic(problems))),
+    train=FormattedSource(ArithmeticSource(problems), format_prompt),
+    solved=FormattedSource(SolvedArithmeticSource(problems), format_prompt),
+    held_out=tuple(map(format_prompt, held_out_arithmetic(problems))),
     rewards=[math_reward(rule=_RULE, name='arithmetic')],
     answer_extractor=lambda problem: functools.partial(extract, rule=_RULE),
     reference_response=lambda problem: str(problem.reference),

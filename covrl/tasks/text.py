@@ -65,13 +65,15 @@ def text_task(config: Config) -> Task:
       ' an empty field pretrained'
     )
   tokenizer = load_tokenizer(config.pretrained)
-  formatted = prompt_format(config)
-  bare = load_suites(config.evaluate.suites, config.evaluate.suite_directory)
+  format_prompt = prompt_format(config)
+  suites = load_suites(config.evaluate.suites, config.evaluate.suite_directory)
   prompted_suites = [
-    dataclasses.replace(suite, problems=list(map(formatted, suite.problems)))
-    for suite in bare
+    dataclasses.replace(
+      suite, problems=list(map(format_prompt, suite.problems))
+    )
+    for suite in suites
   ]
-  train, kinds, notes = _training(config, formatted, tokenizer, bare)
+  train, kinds, notes = _training(config, format_prompt, tokenizer, suites)
   for suite in prompted_suites:
     _merge_kinds(kinds, {p.source: p.kind for p in suite.problems}, suite.name)
     notes.append(

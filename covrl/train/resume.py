@@ -82,7 +82,7 @@ def save_run(
     rollout: the data of an unfinished iteration.
     collected: the state of the collector.
     metrics: the metrics so far, see `MetricsWriter.sync`.
-    inputs: see `covrl.train.inputs`.
+    inputs: fingerprints of the inputs by name, see `covrl.train.inputs`.
   """
   arrays: dict[str, Any] = {'state': without_base(state)}
   notes = {
@@ -96,6 +96,7 @@ def save_run(
     arrays['rollout'] = rollout.arrays()
     notes['rollout_metrics'] = rollout.metrics
     notes['update_metrics'] = list(rollout.update_metrics)
+  # Responses sampled for the next iteration, and groups carried over to it.
   sampled = {'ahead': collected.ahead, 'carried': collected.carried}
   arrays |= {
     name: groups.arrays()
@@ -165,7 +166,7 @@ def start_or_resume(
     writer: receives the metrics of the warm start.
     progress: displays the warm start.
     stop: requests to stop.
-    inputs: see `covrl.train.inputs`.
+    inputs: fingerprints of the inputs by name, see `covrl.train.inputs`.
 
   Raises:
     Stopped: a signal has stopped the warm start; it is saved.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of slices: what their numbers count, and how many machines they are."""
+"""Names of TPU slices: their topologies, chips and hosts."""
 
 import pytest
 
@@ -36,7 +36,7 @@ def test_attributes_of_slices(name, shape, chips, hosts):
 def test_every_slice_has_hosts(topology):
   slice_ = Slice(topology=topology)
   assert slice_.hosts * slice_.chips_per_host == topology.chips
-  assert slice_.gke
+  assert slice_.gke_accelerator
   assert slice_.runtime
   assert find_slice(slice_.accelerator) == slice_
 

@@ -51,7 +51,7 @@ class _Block:
   text: str
 
   @property
-  def language(self) -> int:
+  def tag_rank(self) -> int:
     """2 for a block tagged as Python, 1 without a tag, 0 for another tag."""
     if self.tag.lower() in _GENERIC_TAGS:
       return 1
@@ -100,9 +100,9 @@ def find_program(response: str, tests: Sequence[Test] = ()) -> str | None:
   wanted = _wanted_names(tests)
   must_print = any(isinstance(test, PrintTest) for test in tests)
   # Beside a program, text in other blocks may mention input without reading it.
-  reading = max(block.language for block in blocks)
+  best_tag = max(block.tag_rank for block in blocks)
   ranks = [
-    _rank(block, wanted, must_print, may_read=block.language == reading)
+    _rank(block, wanted, must_print, may_read=block.tag_rank == best_tag)
     for block in blocks
   ]
   chosen = max(range(len(blocks)), key=lambda index: (*ranks[index], index))
@@ -115,7 +115,7 @@ def _with_definitions(block: _Block, earlier: Sequence[_Block]) -> str:
   for other in reversed(earlier):
     if not missing:
       break
-    if other.language == block.language and other.defined & missing:
+    if other.tag_rank == block.tag_rank and other.defined & missing:
       text = f'{other.text}\n{text}'
       missing = (missing | set(_CALL.findall(other.text))) - other.assigned
   return text
@@ -128,14 +128,14 @@ def _rank(
   defined = block.defined
   reads = may_read and bool(_READS.search(block.text))
   is_session = block.text.lstrip().startswith('>>> ')
-  is_code = block.language > 0 and not is_session
+  is_code = block.tag_rank > 0 and not is_session
   is_program = is_code and (bool(defined) or reads)
   return (
     is_code and bool(block.assigned & wanted),
     is_code and must_print and reads,
     is_program,
     not is_session,
-    block.language,
+    block.tag_rank,
     is_program or (is_code and bool(_PRINTS.search(block.text))),
   )
 
