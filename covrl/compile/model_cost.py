@@ -24,8 +24,8 @@ def update_flops(config: ModelConfig, rows: int, width: int) -> float:
   True
   """
   passes = 3 if config.lora is None else 2
-  seen = rows * attention_flops(config, width)
-  return passes * _matmul_flops(config, rows * width) + 3 * seen
+  attention = rows * attention_flops(config, width)
+  return passes * _matmul_flops(config, rows * width) + 3 * attention
 
 
 def scoring_flops(config: ModelConfig, rows: int, width: int) -> float:
@@ -61,10 +61,10 @@ def layer_parameters(config: ModelConfig) -> int:
   """Returns the parameters of a layer's matrices that one token uses."""
   dim, head = config.model_dim, config.head_dim
   heads = 2 * config.num_heads + 2 * config.num_kv_heads
-  layers, router = 1, 0
+  mlps, router = 1, 0
   if config.experts is not None:
-    layers, router = config.experts.per_token, dim * config.experts.count
-  return dim * head * heads + 3 * dim * config.hidden_dim * layers + router
+    mlps, router = config.experts.per_token, dim * config.experts.count
+  return dim * head * heads + 3 * dim * config.hidden_dim * mlps + router
 
 
 def attention_flops(config: ModelConfig, length: int) -> float:
@@ -118,6 +118,6 @@ def cache_bytes(
   in_ring = sum(0 < window <= ring for window in windows)
   whole = config.num_layers - in_ring
   slots = config.num_layers * prompt + whole * response + in_ring * ring
-  item = jnp.dtype(config.dtype).itemsize
-  vector = config.head_dim + 4 if int8 else config.head_dim * item
-  return 2 * rows * config.num_kv_heads * slots * vector
+  item_bytes = jnp.dtype(config.dtype).itemsize
+  vector_bytes = config.head_dim + 4 if int8 else config.head_dim * item_bytes
+  return 2 * rows * config.num_kv_heads * slots * vector_bytes

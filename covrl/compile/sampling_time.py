@@ -99,12 +99,12 @@ def typical_lengths(limit: int, count: int) -> dict[str, Int[np.ndarray, ' R']]:
   >>> [round(each.mean(), -3).item() for each in lengths.values()]
   [8000.0, 4000.0, 2000.0]
   """
-  draw = np.random.default_rng(0)
+  rng = np.random.default_rng(0)
   return {
     'full': np.full(count, limit),
-    'uniform': draw.integers(1, limit + 1, count),
+    'uniform': rng.integers(1, limit + 1, count),
     # Of mean limit / 4, before the limit cuts it.
-    'geometric': np.minimum(draw.geometric(min(4 / limit, 1), count), limit),
+    'geometric': np.minimum(rng.geometric(min(4 / limit, 1), count), limit),
   }
 
 

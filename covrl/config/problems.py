@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Config sections of problems: where they come from, scoring, evaluation."""
+"""Config sections of problems, their scoring and evaluation."""
 
 import dataclasses
 from typing import Annotated, Literal

@@ -102,7 +102,7 @@ class SolvedCountdownSource(GeneratedSource[CountdownConfig]):
 
   @property
   def generator(self) -> str:
-    """Name of the set."""
+    """Name of the generator of these problems."""
     return f'{NAME}, solved'
 
   def draws(self, index: int) -> Iterator[Problem]:

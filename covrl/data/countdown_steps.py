@@ -74,7 +74,7 @@ class SolvedCountdownStepsSource(GeneratedSource[CountdownConfig]):
 
   @property
   def generator(self) -> str:
-    """Name of the set."""
+    """Name of the generator of these problems."""
     return f'{NAME}, solved'
 
   def draws(self, index: int) -> Iterator[Problem]:
@@ -95,7 +95,7 @@ class CountdownStepsSource(SolvedCountdownStepsSource):
 
   @property
   def generator(self) -> str:
-    """Name of the set."""
+    """Name of the generator of these problems."""
     return NAME
 
   def draws(self, index: int) -> Iterator[Problem]:

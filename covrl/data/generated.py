@@ -113,7 +113,7 @@ class GeneratedSource(abc.ABC, Generic[GeneratorConfig]):
   @property
   @abc.abstractmethod
   def generator(self) -> str:
-    """Name of the set's generator, with its version if it can change."""
+    """Name of the problems' generator, with its version if it can change."""
 
   @abc.abstractmethod
   def draws(self, index: int) -> Iterator[Problem]:

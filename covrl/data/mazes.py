@@ -280,7 +280,7 @@ class MazeSource(GeneratedSource[MazeConfig]):
 
   @property
   def generator(self) -> str:
-    """Name of the set."""
+    """Name of the generator of these problems."""
     return NAME
 
   def draws(self, index: int) -> Iterator[Problem]:
@@ -308,7 +308,7 @@ class ExploredMazeSource(MazeSource):
 
   @property
   def generator(self) -> str:
-    """Name of the set."""
+    """Name of the generator of these problems."""
     return f'{NAME}, explored'
 
   def draws(self, index: int) -> Iterator[Problem]:

@@ -10,8 +10,8 @@ from typing import Any
 from covrl.report.reading import finite_number, short_text
 from covrl.report.run_data import RunData
 
-_COUNT = 8
-_CHARACTERS = 600
+_MAX_EXAMPLES = 8
+_MAX_CHARACTERS = 600
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,16 +64,18 @@ def example_table(run: RunData) -> ExampleTable | None:
   first, last = (run.evals.value_at(n, 'iteration') for n in (0, -1))
   before, after = run.examples_at(first), run.examples_at(last)
   examples = [
-    Example(short_text(prompt, _CHARACTERS), _answer(record), _answer(other))
+    Example(
+      short_text(prompt, _MAX_CHARACTERS), _answer(record), _answer(other)
+    )
     for prompt, record in before.items()
     if (other := after.get(prompt)) is not None
   ]
   if not examples or first is None or last is None:
     return None
-  return ExampleTable(f'{first:,.0f}', f'{last:,.0f}', examples[:_COUNT])
+  return ExampleTable(f'{first:,.0f}', f'{last:,.0f}', examples[:_MAX_EXAMPLES])
 
 
 def _answer(record: Mapping[str, Any]) -> Answer:
   score = finite_number(record.get('greedy'))
   right = None if score is None else score > 0
-  return Answer(short_text(record['response'], _CHARACTERS), right)
+  return Answer(short_text(record['response'], _MAX_CHARACTERS), right)

@@ -17,7 +17,7 @@ _NAMED = {'noon': 'pm', 'midday': 'pm', 'midnight': 'am'}
 
 
 def time_of_day(text: str) -> Node:
-  """Returns a time of day, which may be a ratio if its minutes have no zero.
+  """Returns a time of day, which may be a ratio if no number begins with 0.
 
   >>> time_of_day('7:05').value
   (7, 5, 0, '')
@@ -68,7 +68,7 @@ def same_time(left: Node, right: Node) -> bool:
 
 
 def is_full_hour(time: Node, hour: Node) -> bool:
-  """Returns whether a time is an hour that a number gives: 5 p.m. and 5."""
+  """Returns whether a number gives the hour of a full hour: 5 for 5 p.m."""
   return (
     time.kind == 'clock'
     and hour.kind == 'number'

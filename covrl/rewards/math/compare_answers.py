@@ -51,13 +51,13 @@ def same_quantities(
   if verdict or not (one.unit or other.unit):
     return verdict
   # Letters may be units: 5 m equals 500 cm.
-  read = (
+  with_units = (
     quantities.letters_as_units(left),
     quantities.letters_as_units(right),
   )
-  if read == (left, right):
+  if with_units == (left, right):
     return verdict
-  one, other = map(quantities.split, read)
+  one, other = map(quantities.split, with_units)
   if not (one.unit and other.unit) or one.value is None or other.value is None:
     return verdict
   return _same_measures(one, other)
@@ -66,6 +66,7 @@ def same_quantities(
 def _same_split(
   left: Node, right: Node, one: Quantity, other: Quantity, strict: bool
 ) -> bool | None:
+  """Compares two answers, given their trees and their values with units."""
   if one.value is None or other.value is None:
     return _same_words(left, right)
   if one.unit and other.unit:
@@ -91,7 +92,7 @@ def _same_without_unit(
   if _same_values(left, right, strict):
     return True
   if units.bases(measured.unit) == {'degree'}:
-    angle = Node('product', (measured.value, number(measure[0])))
+    angle = Node('product', (measured.value, number(measure.factor)))
     if _same_values(Node('degree', (angle,)), plain.value):
       return True
   scale = units.multiplier(measured.unit)
@@ -116,7 +117,7 @@ def _same_measures(left: Quantity, right: Quantity) -> bool | None:
   measure, other_measure = units.unit(left.unit), units.unit(right.unit)
   if measure is None or other_measure is None:
     return False
-  if measure[1] != other_measure[1]:
+  if measure.powers != other_measure.powers:
     for currency, (word, sign) in _CURRENCIES.items():
       renamed = [
         Quantity(value, re.sub(rf'{word}s?|{sign}', currency, name))
@@ -128,8 +129,8 @@ def _same_measures(left: Quantity, right: Quantity) -> bool | None:
         return _same_measures(*renamed)
     return False
   return _same_values(
-    Node('product', (left.value, number(measure[0]))),
-    Node('product', (right.value, number(other_measure[0]))),
+    Node('product', (left.value, number(measure.factor))),
+    Node('product', (right.value, number(other_measure.factor))),
   )
 
 

@@ -135,7 +135,7 @@ def add(terms: Sequence[Quantity]) -> Quantity | None:
   bases = {base for _, base in measures}
   if len(measures) != len(names) or len(bases) != 1 or () in bases:
     return None
-  last = measures[-1][0]
+  last = measures[-1].factor
   scaled = [
     value
     if factor == last
@@ -148,7 +148,9 @@ def add(terms: Sequence[Quantity]) -> Quantity | None:
 def _renamed(names: Sequence[str]) -> list[str]:
   """Returns the meanings of units after the first one: minutes of 30° 15′."""
   first = units.unit(names[0])
-  meanings = _AFTER.get(first[1][0][0] if first and first[1] else '', {})
+  meanings = _AFTER.get(
+    first.powers[0][0] if first and first.powers else '', {}
+  )
   return [meanings.get(name.strip('. '), name) for name in names]
 
 
@@ -167,7 +169,7 @@ def compound(items: Sequence[Node]) -> Node | None:
   known = [measure for measure in measures if measure is not None]
   if not len(known) == len(terms) > 1 or len({base for _, base in known}) != 1:
     return None
-  if any(low[0] >= high[0] for high, low in itertools.pairwise(known)):
+  if any(low.factor >= high.factor for high, low in itertools.pairwise(known)):
     return None
   total = add(terms)
   if total is None or total.value is None:

@@ -6,9 +6,20 @@ from __future__ import annotations
 import functools
 import re
 from fractions import Fraction
+from typing import NamedTuple
 
-Unit = tuple[Fraction, tuple[tuple[str, int], ...]]
-"""Factor to base units, and the power of each base unit."""
+
+class Unit(NamedTuple):
+  """A unit of measure.
+
+  Attributes:
+    factor: its value in base units.
+    powers: the power of each base unit.
+  """
+
+  factor: Fraction
+  powers: tuple[tuple[str, int], ...]
+
 
 # Names of each unit, and its value in terms of units above it.
 _TABLE: dict[str, dict[str, str]] = {
@@ -163,7 +174,7 @@ _ABBREVIATED = {'c': '°C', 'f': '°F', 'k': 'K'}
 
 def _units() -> dict[str, Unit]:
   units: dict[str, Unit] = {
-    name: (Fraction(factor), () if base == '1' else ((base, 1),))
+    name: Unit(Fraction(factor), () if base == '1' else ((base, 1),))
     for base, rows in _TABLE.items()
     for names, factor in rows.items()
     for name in names.split()
@@ -176,18 +187,18 @@ def _units() -> dict[str, Unit]:
         factor *= Fraction(word)
         continue
       _multiply(powers, units[word], int(power or 1))
-      factor *= units[word][0] ** int(power or 1)
+      factor *= units[word].factor ** int(power or 1)
     for name in names.split():
-      units[name] = factor, _sorted(powers)
+      units[name] = Unit(factor, _sorted(powers))
   for name in _PREFIXED:
     factor, powers = units[_IRREGULAR.get(name, name)]
     for prefix, scale in _PREFIXES.items():
-      units[prefix + name] = factor * scale, powers
+      units[prefix + name] = Unit(factor * scale, powers)
   return units
 
 
 def _multiply(powers: dict[str, int], unit: Unit, power: int) -> None:
-  for base, exponent in unit[1]:
+  for base, exponent in unit.powers:
     powers[base] = powers.get(base, 0) + exponent * power
 
 
@@ -218,7 +229,7 @@ def unit(text: str) -> Unit | None:
   >>> unit('square centimeters') == unit('cm^2')
   True
   >>> unit('apples')
-  (Fraction(1, 1), (('apple', 1),))
+  Unit(factor=Fraction(1, 1), powers=(('apple', 1),))
 
   Args:
     text: words, powers, slashes and `per`, without TeX.
@@ -249,23 +260,23 @@ def unit(text: str) -> Unit | None:
       if not last_word or abs(power) > 9:
         return None
       measure = _base(last_word)
-      factor *= measure[0] ** (sign * (power - 1))
+      factor *= measure.factor ** (sign * (power - 1))
       _multiply(powers, measure, sign * (power - 1))
     elif token.lower() in _NOT_UNITS:
       return None
     else:
       measure = _base(token)
-      factor *= measure[0] ** (sign * leading_power)
+      factor *= measure.factor ** (sign * leading_power)
       _multiply(powers, measure, sign * leading_power)
       last_word, leading_power = token, 1
-  return factor, _sorted(powers)
+  return Unit(factor, _sorted(powers))
 
 
 def is_temperature(name: str) -> bool:
   """Returns whether a unit is °C, °F or K."""
   measure = unit(name)
   return measure is not None and any(
-    measure[1] == ((base, 1),) for base in _TEMPERATURES
+    measure.powers == ((base, 1),) for base in _TEMPERATURES
   )
 
 
@@ -274,15 +285,15 @@ def multiplier(name: str) -> Fraction:
   factor = Fraction(1)
   for word in _WORD.findall(name):
     measure = _lookup(word)
-    if measure is not None and not measure[1]:
-      factor *= measure[0]
+    if measure is not None and not measure.powers:
+      factor *= measure.factor
   return factor
 
 
 def bases(name: str) -> set[str]:
   """Returns the base units of a unit."""
   measure = unit(name)
-  return set() if measure is None else {base for base, _ in measure[1]}
+  return set() if measure is None else {base for base, _ in measure.powers}
 
 
 def is_known(name: str) -> bool:
@@ -314,4 +325,4 @@ def _base(word: str) -> Unit:
   if unit is not None:
     return unit
   word = _IRREGULAR.get(word.lower(), word.lower())
-  return Fraction(1), ((word.removesuffix('s') or word, 1),)
+  return Unit(Fraction(1), ((word.removesuffix('s') or word, 1),))

@@ -4,6 +4,10 @@
 from __future__ import annotations
 
 
+def _words(text: str) -> frozenset[str]:
+  return frozenset(text.split())
+
+
 def _commands(names: str) -> frozenset[str]:
   return frozenset(f'\\{name}' for name in names.split())
 
@@ -101,9 +105,7 @@ SEPARATORS = {
     ('where', 'if', 'for', 'with', 'when', 'such that', '、'), ','
   ),
 }
-SHORT_WORDS = frozenset(
-  command[1:]
-  for command in _commands("""
-    yes no not odd red one two six ten all any none her his its day the is am pm
-  """)
-)
+# Words of two to four letters; other short texts are products of letters.
+SHORT_WORDS = _words("""
+  yes no not odd red one two six ten all any none her his its day the is am pm
+""")
