@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures what a second network adds to the training part of an iteration.
+"""Time that a second network adds to the training part of an iteration.
 
     python tests/benchmarks/network_cost.py
 

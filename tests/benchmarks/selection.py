@@ -26,7 +26,7 @@ from rich.table import Table
 
 import covrl
 
-Form = Callable[[Float[Array, 'B T'], Bool[Array, 'B T']], Array]
+Implementation = Callable[[Float[Array, 'B T'], Bool[Array, 'B T']], Array]
 
 
 def main() -> None:
@@ -42,16 +42,18 @@ def main() -> None:
   mask = jnp.ones(shape, bool)
   tied = jnp.round(scores)
 
-  forms = make_forms(arguments.k, scores.size)
-  inputs = dict.fromkeys(forms, scores) | {'select_top, all tied': tied}
-  compiled = {
-    name: jax.jit(form).lower(scores, mask).compile()
-    for name, form in forms.items()
+  implementations = make_implementations(arguments.k, scores.size)
+  inputs = dict.fromkeys(implementations, scores) | {
+    'select_top, many ties': tied
   }
-  for name in ('select_top', 'select_top, all tied'):
+  compiled = {
+    name: jax.jit(implementation).lower(scores, mask).compile()
+    for name, implementation in implementations.items()
+  }
+  for name in ('select_top', 'select_top, many ties'):
     check(inputs[name], compiled[name](inputs[name], mask), arguments.k)
 
-  times: dict[str, list[float]] = {name: [] for name in forms}
+  times: dict[str, list[float]] = {name: [] for name in implementations}
   for _ in range(arguments.rounds):
     for name, run in compiled.items():
       start = time.perf_counter()
@@ -60,7 +62,7 @@ def main() -> None:
   show(times, shape, arguments.k)
 
 
-def make_forms(k: int, size: int) -> dict[str, Form]:
+def make_implementations(k: int, size: int) -> dict[str, Implementation]:
   """Returns the implementations by name: `(scores, mask) -> array`."""
   fraction = k / size
 
@@ -90,7 +92,7 @@ def make_forms(k: int, size: int) -> dict[str, Form]:
       1
     ],
     'select_top': select_top,
-    'select_top, all tied': select_top,
+    'select_top, many ties': select_top,
     'uniform noise, jax.lax.top_k': top_k_of_noise,
     'select_random': select_random,
   }
@@ -114,7 +116,7 @@ def show(times: dict[str, list[float]], shape: tuple[int, int], k: int) -> None:
     f'{jax.devices()[0].device_kind}, JAX {jax.__version__}'
   )
   table.add_column('')
-  for column in ('median, ms', 'fastest, ms', 'sort ÷ it', 'it ÷ top_k'):
+  for column in ('median, ms', 'fastest, ms', 'sort ÷ time', 'time ÷ top_k'):
     table.add_column(column, justify='right')
   for name, median in medians.items():
     table.add_row(

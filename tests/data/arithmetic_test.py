@@ -17,12 +17,12 @@ from covrl.data.arithmetic import arithmetic_problem, problem_terms
 CONFIG = ArithmeticConfig(max_value=30, held_out=50, size=1000)
 # So few problems that most draws are held-out ones.
 CROWDED = ArithmeticConfig(min_terms=2, max_terms=2, max_value=4, held_out=12)
-SETS = pytest.mark.parametrize(
+OVER_SOURCES = pytest.mark.parametrize(
   'kind', [ArithmeticSource, SolvedArithmeticSource]
 )
 
 
-@SETS
+@OVER_SOURCES
 def test_problems_depend_on_seed_and_index_alone(kind):
   source, again = kind(CONFIG), pickle.loads(pickle.dumps(kind(CONFIG)))
   assert [source[n] for n in (9, 3)] == [again[n] for n in (3, 9)][::-1]
@@ -38,7 +38,7 @@ def test_problems_with_and_without_solutions_are_different_ones():
   assert bare[0].solution is None
 
 
-@SETS
+@OVER_SOURCES
 def test_references_are_the_values_of_the_prompts(kind):
   source = kind(CONFIG)
   counts = set()
@@ -60,7 +60,7 @@ def test_held_out_problems_are_distinct_and_the_same_for_every_seed():
   assert all(problem.solution is None for problem in problems)
 
 
-@SETS
+@OVER_SOURCES
 def test_training_problems_exclude_held_out_ones_in_any_order(kind):
   drawn = {problem_terms(kind(CROWDED)[n]) for n in range(80)}
   held_out = set(map(problem_terms, held_out_arithmetic(CROWDED)))
@@ -101,7 +101,7 @@ def test_refuses_bounds_with_too_few_problems():
     ArithmeticSource(tiny)[0]
 
 
-@SETS
+@OVER_SOURCES
 def test_refuses_indices_out_of_range(kind):
   source = kind(CONFIG)
   for index in (-1, len(source)):

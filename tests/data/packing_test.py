@@ -151,15 +151,14 @@ def test_packs_packed_and_left_padded_rows():
   again = pack_rows(packed, length=10)
   assert sequences(again) == sequences(packed)
   assert len(again.tokens) == 1
-  turned = TokenRows(
+  left_padded = TokenRows(
     **{
       field.name: np.roll(getattr(rows, field.name), 2, axis=1)
       for field in dataclasses.fields(rows)
     }
   )
-  lefts = random_rows([3, 4, 2, 1], 6)
-  assert sequences(pack_rows(turned, length=6)) == sequences(
-    pack_rows(lefts, length=6)
+  assert sequences(pack_rows(left_padded, length=6)) == sequences(
+    pack_rows(rows, length=6)
   )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lp-Reg and AEnt against their formulas, and what they need of statistics."""
+"""Lp-Reg and AEnt against their formulas, and the statistics they need."""
 
 import re
 from typing import Any

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The search by counting: lexicographic, at the ends of the integers, vmapped."""
+"""`largest`, the selection by counting: order of keys, extreme keys, vmap."""
 
 import hypothesis
 import hypothesis.extra.numpy as hnp

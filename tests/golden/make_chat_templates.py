@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes chat_templates.json: chat templates, and what transformers makes of them.
+"""Makes chat_templates.json: chat templates, and their texts by transformers.
 
   python tests/golden/make_chat_templates.py
 
@@ -137,7 +137,7 @@ CASES = {
   'not_a_filter': '{{ 1 | nope }}',
   'type_error': '{{ "a" + 1 }}',
 }
-MESSAGES = {
+CASES_WITH_MESSAGES = {
   'reasoning': (
     '{% for m in messages %}{{ m.reasoning_content }}{{ m.thinking }}'
     '{{ m.name is defined }}{% endfor %}',
@@ -147,7 +147,7 @@ MESSAGES = {
 
 
 class Clock(datetime.datetime):
-  """The time of the templates."""
+  """A datetime that is always `NOW`."""
 
   @classmethod
   def now(cls, tz=None):
@@ -157,18 +157,20 @@ class Clock(datetime.datetime):
 def main():
   vars(chat_utils)['datetime'] = Clock
   words = tokenizers.models.WordLevel({'a': 0}, unk_token='a')
-  fast = transformers.PreTrainedTokenizerFast(
+  tokenizer = transformers.PreTrainedTokenizerFast(
     tokenizer_object=tokenizers.Tokenizer(words), **SPECIAL
   )
   cases = [
     (name, case if isinstance(case, tuple) else (case, {}), CHAT)
     for name, case in CASES.items()
   ]
-  cases += [(n, (source, {}), chat) for n, (source, chat) in MESSAGES.items()]
-  files = []
+  cases += [
+    (n, (source, {}), chat) for n, (source, chat) in CASES_WITH_MESSAGES.items()
+  ]
+  templates = []
   for name, (source, variables), chat in cases:
     try:
-      text = fast.apply_chat_template(
+      text = tokenizer.apply_chat_template(
         chat,
         chat_template=source,
         tokenize=False,
@@ -178,14 +180,14 @@ def main():
     except Exception:
       text = None
     case = {'name': name, 'source': source, 'variables': variables}
-    files.append(
+    templates.append(
       case | {'text': text} | ({} if chat is CHAT else {'chat': chat})
     )
   content = {
     'chat': CHAT,
     'special_tokens': SPECIAL,
     'now': NOW.isoformat(),
-    'templates': files,
+    'templates': templates,
   }
   FILE.write_text(json.dumps(content, ensure_ascii=False, indent=1) + '\n')
 

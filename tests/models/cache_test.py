@@ -51,9 +51,9 @@ def test_append_writes_one_slot_of_live_rows_in_every_layer():
 
 def test_slots_written_in_turn_are_those_of_a_scatter():
   """TPUs write in turn. The last two rows have no slot left."""
-  draw = np.random.default_rng(0)
-  cache = jnp.asarray(draw.normal(size=(2, 4, 1, 5, 8)), jnp.float32)
-  new = jnp.asarray(draw.normal(size=(2, 4, 1, 8)), jnp.float32)
+  rng = np.random.default_rng(0)
+  cache = jnp.asarray(rng.normal(size=(2, 4, 1, 5, 8)), jnp.float32)
+  new = jnp.asarray(rng.normal(size=(2, 4, 1, 8)), jnp.float32)
   slot = jnp.array([3, 0, 5, 7])
   in_turn = jax.jit(write_slots_in_turn)(cache, new, slot)
   np.testing.assert_array_equal(in_turn, write_slots(cache, new, slot))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Topologies of GPUs: names, the table of devices, and what is installed."""
+"""Topologies of GPUs: names, the table of devices, and required packages."""
 
 import types
 

@@ -57,7 +57,7 @@ def test_first_and_last_responses_are_beside_each_other(make_run):
   assert 'midway' not in page.text
 
 
-def test_runs_without_responses_have_no_such_part(make_run):
+def test_runs_without_responses_have_neither_examples_nor_task(make_run):
   page = read(write_report(make_run()))
   assert HEADING not in page.text
   assert 'Task' not in page.words

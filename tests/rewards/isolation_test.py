@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reward workers end with all that they start, and reach only what they may."""
+"""Isolation of reward workers: their children, signals, network, environment."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits of memory and processes of a sandbox, and what it leaves behind."""
+"""Limits of memory and processes of a sandbox, and its clean-up."""
 
 import concurrent.futures
 import contextlib

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rewards of several parts: weights, sources, shaping, and what fails."""
+"""Rewards of several parts: weights, sources, shaping, and failures."""
 
 import math
 from typing import Any

@@ -127,7 +127,7 @@ def error_of_command(capsys, *arguments):
   return capsys.readouterr().err.splitlines()[-1].removeprefix('covrl: ')
 
 
-def test_sample_writes_a_line_per_line(model, tmp_path, capsys):
+def test_sample_writes_a_result_per_line_of_prompts(model, tmp_path, capsys):
   file, output = tmp_path / 'prompts.jsonl', tmp_path / 'responses.jsonl'
   file.write_text(
     '{"prompt": "ab"}\n{"prompt": "c", "n": 1}\n{"prompt": "\\ud800"}\n'

@@ -113,13 +113,13 @@ def test_notes_count_dropped_problems():
     'dapo_math_17k.parquet,math.jsonl', suites='math500,omni_math'
   )
   task = text_task(settings)
-  names = [
+  starts = [
     f'{DATA}/dapo_math_17k.parquet: 5 of 6 problems; left out: 1 twice',
     f'{DATA}/math.jsonl: 5 of 5 problems (layout MATH)',
     'math500: 5 problems (layout MATH-500)',
     'omni_math: 5 problems (layout OMNI-MATH)',
   ]
-  for note, start in zip(task.notes, names, strict=True):
+  for note, start in zip(task.notes, starts, strict=True):
     assert note.startswith(start)
 
 

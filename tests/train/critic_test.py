@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Advantages of a critic, its start, its fields, and runs with it."""
+"""Advantages of a critic, its initial parameters and fields, and runs with it."""
 
 import dataclasses
 import signal
@@ -142,7 +142,7 @@ def test_equal_rewards_and_values_give_advantages_of_zero():
   assert metrics['advantage'] == 1
 
 
-def test_an_empty_batch_has_no_advantages_and_no_readings():
+def test_an_empty_batch_has_no_advantages_and_no_metrics():
   rows = padded()
   empty = np.zeros_like(rows.loss_mask)
   credit_inputs = inputs(
@@ -234,7 +234,7 @@ def test_refuses_a_critic_without_an_estimator_and_the_reverse():
     check_networks(valid_networks, critic_advantages(penalised), penalised)
 
 
-def test_a_recipe_that_lacks_its_critic_is_refused_before_anything(
+def test_a_recipe_that_lacks_its_critic_is_refused_before_anything_is_written(
   capsys, tmp_path
 ):
   recipe = process.RECIPES / 'toy_ppo.py'
@@ -320,15 +320,15 @@ def test_a_critic_starts_as_a_pretrained_model():
 
 def test_a_fixed_policy_has_entropy_and_tokens_and_no_loss():
   rows = padded()
-  step, readings = jax.device_get(jax.jit(advance_step)(jnp.int32(4), rows))
+  step, metrics = jax.device_get(jax.jit(advance_step)(jnp.int32(4), rows))
   assert step == 5
   mask = rows.loss_mask
-  assert readings['tokens'] == mask.sum()
-  assert readings['entropy'] == pytest.approx(
+  assert metrics['tokens'] == mask.sum()
+  assert metrics['entropy'] == pytest.approx(
     rows.old_entropy[mask].mean(), rel=1e-5
   )
-  assert readings['skipped'] == 0
-  assert np.isnan(readings['loss'])
+  assert metrics['skipped'] == 0
+  assert np.isnan(metrics['loss'])
 
 
 def test_health_counts_updates_that_the_critic_skips():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Filters of groups by accuracy and truncation, and what takes their place."""
+"""Filters of groups by accuracy and truncation, and the groups that replace them."""
 
 import dataclasses
 
@@ -67,7 +67,7 @@ def test_a_fifth_of_five_responses_is_within_a_fifth():
     assert group_filter.passes(five_rollouts).tolist() == [wanted]
 
 
-def test_truncated_responses_spoil_their_group():
+def test_groups_with_truncated_responses_are_dropped_where_asked():
   drawn_rollouts = drawn(truncated=[5])
   assert make_filter(5, drop_truncated=True).passes(drawn_rollouts)[
     1:3
@@ -95,7 +95,7 @@ def test_responses_without_a_score_do_not_count():
 
 
 @pytest.mark.parametrize('fill', [False, True])
-def test_the_first_that_pass_come_first_and_others_fill_up(fill):
+def test_the_first_groups_that_pass_come_first_and_others_fill_up(fill):
   bounds = {'min_accuracy': 0.2, 'max_accuracy': 0.8, 'fill_groups': fill}
   chosen = make_filter(2, **bounds).choose(drawn(), 0)
   assert chosen.rows.tolist() == [*range(4, 12)]
@@ -112,7 +112,7 @@ def test_the_first_that_pass_come_first_and_others_fill_up(fill):
   assert chosen.metrics['groups/drawn'] == 5
 
 
-def test_filters_that_leave_nothing_end_with_counts():
+def test_filters_that_no_group_passes_raise_with_a_count_per_reason():
   group_filter = make_filter(2, min_accuracy=0.9, max_accuracy=1.0, max_draws=3)
   with pytest.raises(
     RuntimeError,

@@ -104,7 +104,7 @@ def update(kind, batch, shape=(8,), micro_batches=1, params=None):
 @pytest.mark.parametrize('kind', NETWORKS)
 def test_meshes_micro_batches_and_packing_do_not_matter(kind):
   batch = with_targets(padded())
-  _, state, readings = update(kind, batch)
+  _, state, metrics = update(kind, batch)
   packed = pack_rows(batch, length=WIDTH, count=SEQUENCES // 2)
   for rows, shape, count in (
     (batch, (2, 2, 2), 4),
@@ -112,8 +112,8 @@ def test_meshes_micro_batches_and_packing_do_not_matter(kind):
   ):
     _, other, figures = update(kind, rows, shape, count)
     assert_close(other.params, state.params, 1e-4)
-    assert_close(figures, readings, 1e-4)
-  assert readings['skipped'] == 0
+    assert_close(figures, metrics, 1e-4)
+  assert metrics['skipped'] == 0
   moved = jax.tree.map(
     lambda a, b: np.abs(a - b).max(), state.params, initial_params(kind)
   )
@@ -123,7 +123,7 @@ def test_meshes_micro_batches_and_packing_do_not_matter(kind):
 def test_critic_metrics_against_numpy():
   batch = with_targets(padded())
   mask, credit = batch.loss_mask, batch.credit
-  _, _, readings = update('critic', batch)
+  _, _, metrics = update('critic', batch)
   values = np.asarray(
     jax.jit(
       lambda params, rows: network_output('values', CRITIC, params, rows, 1, 0)
@@ -143,13 +143,13 @@ def test_critic_metrics_against_numpy():
     'return': credit['returns'][mask].mean(),
   }
   for name, value in expected.items():
-    assert readings[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    assert metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
 
 def test_reward_model_metrics_against_numpy():
   batch = with_targets(padded())
   mask, labels = batch.loss_mask, batch.credit['labels']
-  _, _, readings = update('reward_model', batch)
+  _, _, metrics = update('reward_model', batch)
   logprobs = scored(initial_params('reward_model')).logprobs
   log_ratio = np.where(mask, logprobs - batch.old_logprobs, 0)
   scores, right = 0.05 * log_ratio.sum(axis=1), labels.max(axis=1) > 0
@@ -161,18 +161,18 @@ def test_reward_model_metrics_against_numpy():
     'before_update/label': right.mean(),
   }
   for name, value in expected.items():
-    assert readings[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    assert metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
 
 def test_a_reward_model_with_nan_parameters_is_kept_and_counted():
   params: Any = jax.tree.map(np.array, initial_params('reward_model'))
   params['embedding'][3] = np.nan
-  before, after, readings = update(
+  before, after, metrics = update(
     'reward_model', with_targets(padded()), params=params
   )
-  assert readings['skipped'] == 1
+  assert metrics['skipped'] == 1
   for name in ('loss', 'before_update/accuracy', 'before_update/probability'):
-    assert np.isnan(readings[name]), name
+    assert np.isnan(metrics[name]), name
   assert_same_bits(after, before)
 
 
@@ -181,32 +181,32 @@ def test_a_critic_with_targets_that_are_not_finite_is_kept_and_counted(bad):
   batch = with_targets(padded())
   row, column = np.argwhere(batch.loss_mask)[7]
   batch.credit['returns'][row, column] = bad
-  before, after, readings = update('critic', batch)
-  assert readings['skipped'] == 1
-  assert not np.isfinite(readings['loss'])
-  assert np.isnan(readings['explained_variance'])
+  before, after, metrics = update('critic', batch)
+  assert metrics['skipped'] == 1
+  assert not np.isfinite(metrics['loss'])
+  assert np.isnan(metrics['explained_variance'])
   assert_same_bits(after, before)
 
 
 def test_a_critic_with_nan_parameters_is_kept_and_counted():
   params: Any = jax.tree.map(np.array, initial_params('critic'))
   params['value_head']['bias'][...] = np.nan
-  before, after, readings = update(
+  before, after, metrics = update(
     'critic', with_targets(padded()), params=params
   )
-  assert readings['skipped'] == 1
-  assert np.isnan(readings['value'])
+  assert metrics['skipped'] == 1
+  assert np.isnan(metrics['value'])
   assert_same_bits(after, before)
 
 
-def test_a_batch_without_tokens_changes_nothing_and_has_no_readings():
+def test_a_batch_without_tokens_changes_nothing_and_has_no_metrics():
   batch = with_targets(padded())
   empty = np.zeros_like(batch.loss_mask)
-  before, after, readings = update(
+  before, after, metrics = update(
     'critic', dataclasses.replace(batch, loss_mask=empty)
   )
-  assert readings.pop('skipped') == 0
-  assert all(np.isnan(value) for value in readings.values()), readings
+  assert metrics.pop('skipped') == 0
+  assert all(np.isnan(value) for value in metrics.values()), metrics
   assert_same_bits(after, before)
 
 

@@ -284,7 +284,7 @@ def test_a_model_of_another_vocabulary_is_refused():
     network_model('prm', process_reward_model(config), POLICY)
 
 
-def test_a_recipe_that_lacks_its_model_is_refused_before_anything(
+def test_a_recipe_that_lacks_its_model_is_refused_before_anything_is_written(
   capsys, tmp_path
 ):
   recipe = process.RECIPES / 'toy_prime.py'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Curves of the finished runs."""
+"""Figures of the study: metrics of the finished runs over iterations."""
 
 from __future__ import annotations
 
