@@ -121,7 +121,7 @@ def _train(recipe: Recipe, arguments: argparse.Namespace) -> int:
   from covrl.report import write_report
   from covrl.train import Stopped, TrainOptions, train
 
-  watch = TrainOptions(
+  train_options = TrainOptions(
     stall_after=arguments.stall_after,
     profile_steps=arguments.profile_steps,
     ends_process=True,
@@ -129,7 +129,7 @@ def _train(recipe: Recipe, arguments: argparse.Namespace) -> int:
   )
   try:
     with refuse_exit():
-      train(recipe, arguments.workdir, watch, write_report)
+      train(recipe, arguments.workdir, train_options, write_report)
   except Stopped as stopped:
     return stopped.exit_status
   return Exit.FINISHED

@@ -35,7 +35,13 @@ Batch = TypeVar('Batch')
 
 
 class StreamState(TypedDict):
-  """Position of a stream; the same for any number of processes."""
+  """Position of a stream; the same for any number of processes.
+
+  Attributes:
+    draw: index of the next draw.
+    seed: seed of the order of the problems.
+    problems: fingerprint of the problems.
+  """
 
   draw: int
   seed: int

@@ -52,12 +52,21 @@ REFERENCES = get_args(Reference)
 class SelectionSummary(NamedTuple):
   """Counts of a selection, as scalars that are kept in the chain's state.
 
-  The quadrants count selected tokens by the sign of their advantage and by
-  whether they were above (`likely`) or below (`rare`) the median probability
-  of the batch's tokens.
-
   Under `scope='micro_batch'` each micro-batch has its own summary, in
   `DecisionCache.local`: see `from_sum`.
+
+  Attributes:
+    threshold: the lowest chosen score; 0 if no token was chosen.
+    quota: number of tokens to choose.
+    eligible: number of tokens that could be chosen.
+    selected: number of chosen tokens.
+    nonfinite: tokens left out because their statistics are not finite.
+    clamped: 1 if a traced fraction was outside its range and was clamped.
+    positive_likely: chosen tokens of positive advantage whose probability is
+      above the median of the batch's tokens.
+    positive_rare: chosen tokens of positive advantage, at most the median.
+    negative_likely: chosen tokens of negative advantage, above the median.
+    negative_rare: chosen tokens of negative advantage, at most the median.
   """
 
   threshold: Scalar

@@ -101,7 +101,19 @@ class Mark:
 
 @dataclasses.dataclass(frozen=True)
 class FigureLayout:
-  """A figure with the pixels, paths and text that the template draws."""
+  """A figure with the pixels, paths and text that the template draws.
+
+  Attributes:
+    figure: the figure.
+    width: width in pixels.
+    height: height in pixels.
+    x: horizontal axis.
+    y: vertical axis.
+    marks: lines, bands and error bars, in drawing order.
+    dots: colour index and pixels of each dot.
+    description: text for screen readers.
+    hover: numbers for tooltips, as JSON.
+  """
 
   figure: Figure
   width: int

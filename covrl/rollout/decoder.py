@@ -107,7 +107,7 @@ class SlotDecoder:
       prompt_mask,
       record_experts=self.experts is not None,
     )
-    experts = self._of_prompts(cache.experts, prompt_mask)
+    experts = self._prompt_experts(cache.experts, prompt_mask)
     cache = cache._replace(experts=None)
     count, requests = prompts.shape[0], sequence_ids.shape[0]
     group_size = requests // count
@@ -160,12 +160,12 @@ class SlotDecoder:
     rows = prompts, prompt_mask
     return fill_slots(self.policy, self.caching, params, state, rows, started)
 
-  def _of_prompts(
+  def _prompt_experts(
     self,
     experts: UInt[Array, 'P Tp L k'] | None,
     prompt_mask: Bool[Array, 'P Tp'],
   ) -> UInt[Array, 'P T L k'] | None:
-    """The record of prompts, without padding and with space for a response."""
+    """Experts of prompts without padding, with space for those of a response."""
     if experts is None:
       return None
     experts = jnp.where(prompt_mask[..., None, None], experts, 0)

@@ -49,10 +49,10 @@ class AppendFile:
     """Returns whether the path still names this file, of the size it should have."""
     status = os.fstat(self._stream.fileno())
     try:
-      is_here = os.path.samestat(os.stat(self._path), status)
+      is_same_file = os.path.samestat(os.stat(self._path), status)
     except FileNotFoundError:
-      is_here = False
-    return is_here and status.st_size == self._size
+      is_same_file = False
+    return is_same_file and status.st_size == self._size
 
   def read(self) -> bytes:
     """Reads the file, local or in a bucket."""
@@ -161,7 +161,7 @@ class _BucketLog:
   def __init__(self, file: epath.Path) -> None:
     self._path = file
     self._number, self._text, self._written = 0, b'', 0
-    self._last = time.monotonic()
+    self._last_flush = time.monotonic()
 
   def read(self) -> bytes:
     return b''.join(part.read_bytes() for part in parts_of(self._path))
@@ -194,11 +194,11 @@ class _BucketLog:
 
   def append(self, data: bytes) -> None:
     self._text += data
-    if time.monotonic() - self._last > _FLUSH_INTERVAL:
+    if time.monotonic() - self._last_flush > _FLUSH_INTERVAL:
       self.flush()
 
   def flush(self) -> None:
-    self._last = time.monotonic()
+    self._last_flush = time.monotonic()
     if len(self._text) != self._written:
       part = _part(self._path, self._number)
       with storage.writing(part):
