@@ -28,8 +28,8 @@ CROWDED = CountdownConfig(
   min_numbers=2, max_numbers=2, max_value=5, max_target=10, held_out=20
 )
 
-# Each set with bounds of its problems and with the held-out ones.
-SETS = pytest.mark.parametrize(
+# Each source with bounds of its problems and with the held-out ones.
+OVER_SOURCES = pytest.mark.parametrize(
   ('kind', 'config', 'evaluation'),
   [
     pytest.param(kind, config, evaluation, id=kind.__name__)
@@ -59,7 +59,7 @@ def in_bounds(problem, config):
   )
 
 
-@SETS
+@OVER_SOURCES
 def test_problems_depend_on_seed_and_index_alone(kind, config, evaluation):
   del evaluation
   source, again = kind(config), pickle.loads(pickle.dumps(kind(config)))
@@ -70,7 +70,7 @@ def test_problems_depend_on_seed_and_index_alone(kind, config, evaluation):
   assert source.fingerprint == again.fingerprint != other.fingerprint
 
 
-@SETS
+@OVER_SOURCES
 def test_prompts_hold_the_numbers_and_the_target(kind, config, evaluation):
   del evaluation
   problem = kind(config)[0]
@@ -116,7 +116,7 @@ def test_held_out_problems_are_distinct_and_the_same_for_every_seed(
   assert all(problem.solution is None for problem in problems)
 
 
-@SETS
+@OVER_SOURCES
 def test_training_problems_exclude_held_out_ones(kind, config, evaluation):
   del config
   source = kind(CROWDED)
@@ -195,7 +195,7 @@ def test_refuses_bounds_with_too_few_problems(evaluation, kind):
     kind(all_held_out)[0]
 
 
-@SETS
+@OVER_SOURCES
 def test_refuses_indices_out_of_range(kind, config, evaluation):
   del evaluation
   source = kind(dataclasses.replace(config, size=1000))

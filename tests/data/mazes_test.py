@@ -36,7 +36,7 @@ CONFIG = MazeConfig(held_out=50, size=1000)
 CROWDED = MazeConfig(
   side=2, min_walls=1, max_walls=1, min_distance=1, max_steps=2, held_out=12
 )
-SETS = pytest.mark.parametrize('kind', [MazeSource, ExploredMazeSource])
+OVER_SOURCES = pytest.mark.parametrize('kind', [MazeSource, ExploredMazeSource])
 
 
 @st.composite
@@ -60,7 +60,7 @@ def relaxed_distances(maze, origin):
   return steps
 
 
-@SETS
+@OVER_SOURCES
 def test_problems_depend_on_seed_and_index_alone(kind):
   source, again = kind(CONFIG), pickle.loads(pickle.dumps(kind(CONFIG)))
   assert [source[n] for n in (9, 3)] == [again[n] for n in (3, 9)][::-1]
@@ -76,7 +76,7 @@ def test_mazes_with_and_without_walks_are_different_ones():
   assert mazes[0].solution is None
 
 
-@SETS
+@OVER_SOURCES
 def test_mazes_are_within_the_bounds(kind):
   source = kind(CONFIG)
   walls, lengths = collections.Counter(), collections.Counter()
@@ -183,7 +183,7 @@ def test_held_out_mazes_are_distinct_and_the_same_for_every_seed():
   assert all(problem.solution is None for problem in problems)
 
 
-@SETS
+@OVER_SOURCES
 def test_training_mazes_exclude_held_out_ones(kind):
   drawn = {kind(CROWDED)[n].prompt for n in range(60)}
   held_out = {problem.prompt for problem in held_out_mazes(CROWDED)}
@@ -231,7 +231,7 @@ def test_refuses_bounds_with_too_few_mazes():
     random_maze(random.Random(0), unreachable)
 
 
-@SETS
+@OVER_SOURCES
 def test_refuses_indices_out_of_range(kind):
   source = kind(CONFIG)
   for index in (-1, len(source)):

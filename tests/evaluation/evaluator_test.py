@@ -11,7 +11,7 @@ import pytest
 from train import scoring as scorers
 from train import toy
 
-from covrl.data import SUITES as SETS
+from covrl.data import SUITES as KNOWN_SUITES
 from covrl.data import Suite
 from covrl.evaluation import evaluator as evaluator_module
 from covrl.evaluation.evaluator import EvaluationError, Evaluator
@@ -22,7 +22,7 @@ from covrl.rewards.math import extract
 from covrl.rollout import SamplingEngine
 
 CONFIG = toy.get_config()
-PROBLEMS = toy.problems(toy.SETS[: toy.HELD_OUT])[::6]
+PROBLEMS = toy.problems(toy.DIGIT_SETS[: toy.HELD_OUT])[::6]
 SUITES = (
   Suite(name='one', problems=PROBLEMS[:5], samples=6, temperature=0.7),
   Suite(name='two', problems=PROBLEMS[5:16]),
@@ -139,8 +139,8 @@ def test_entropy_is_over_samples_if_there_are_any(evaluator_parts):
 
 
 def test_known_suites_have_distinct_blocks_of_noise():
-  blocks = {zlib.crc32(name.encode()) % 2047 for name in SETS}
-  assert len(blocks) == len(SETS)
+  blocks = {zlib.crc32(name.encode()) % 2047 for name in KNOWN_SUITES}
+  assert len(blocks) == len(KNOWN_SUITES)
 
 
 def test_refuses_an_empty_suite(evaluator_parts):
@@ -167,12 +167,12 @@ def test_unscored_responses_are_counted_up_to_the_limit(evaluator_parts):
   assert odd.any()
   assert not odd.all()
   assert evaluation.unscored == odd.sum()
-  for is_found, known, missing in (
+  for scores, wanted, missing in (
     (result.greedy, expected.greedy, odd[:, 0]),
     (result.correct, expected.correct, odd[:, 1:]),
   ):
-    assert np.array_equal(np.isnan(is_found), missing)
-    assert np.array_equal(is_found[~missing], known[~missing])
+    assert np.array_equal(np.isnan(scores), missing)
+    assert np.array_equal(scores[~missing], wanted[~missing])
 
 
 def begins_with_odd(text):

@@ -68,7 +68,7 @@ def write_gguf(file, config, tensors, *, types=None, fields=None):
   Args:
     file: path of the file.
     config: fields of a config.json.
-    tensors: tensors by their names in transformers.
+    tensors: tensors by their names in transformers or in GGUF files.
     types: type of each tensor by a part of its name; F32 unless given.
     fields: further fields of the metadata, such as the tokenizer's.
   """
@@ -97,9 +97,9 @@ def write_gguf(file, config, tensors, *, types=None, fields=None):
       tensor = interleave(tensor, heads)
     elif architecture == 'llama' and 'k_proj' in name:
       tensor = interleave(tensor, kv_heads)
-    is_written = name.startswith(('blk.', 'rope_freqs.'))
-    written = name if is_written else gguf_name(name)
-    _add_tensor(writer, written, tensor, types or {})
+    is_gguf_name = name.startswith(('blk.', 'rope_freqs.'))
+    stored_name = name if is_gguf_name else gguf_name(name)
+    _add_tensor(writer, stored_name, tensor, types or {})
   writer.write_header_to_file()
   writer.write_kv_data_to_file()
   writer.write_tensors_to_file()

@@ -28,9 +28,9 @@ def make_engine(mesh=None, **changes):
 
 
 def make_prompts():
-  draw = np.random.default_rng(0)
-  prompts = draw.integers(0, VOCAB, (COUNT, WIDTH)).astype(np.int32)
-  lengths = 1 + draw.integers(0, WIDTH, (COUNT, 1))
+  rng = np.random.default_rng(0)
+  prompts = rng.integers(0, VOCAB, (COUNT, WIDTH)).astype(np.int32)
+  lengths = 1 + rng.integers(0, WIDTH, (COUNT, 1))
   return prompts, np.arange(WIDTH) >= WIDTH - lengths
 
 
@@ -119,7 +119,9 @@ def test_nothing_is_compiled_after_the_warm_up(engine):
   assert not compiled
 
 
-def test_when_a_group_is_added_changes_no_bit_of_it(engine, expected):
+def test_the_time_at_which_a_group_is_added_changes_no_bit_of_it(
+  engine, expected
+):
   together = run(engine, range(COUNT))
   assert_close(together, expected)
   one_by_one = run(engine, reversed(range(COUNT)), at_once=1)

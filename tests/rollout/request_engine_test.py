@@ -38,7 +38,7 @@ def engine():
 
 def make_requests(count, seed=0):
   """Requests of random lengths and options."""
-  draw = np.random.default_rng(seed)
+  rng = np.random.default_rng(seed)
   options: tuple[dict[str, Any], ...] = (
     {},
     {'temperature': 0.0},
@@ -48,11 +48,11 @@ def make_requests(count, seed=0):
   )
   return [
     Request(
-      prompt=tuple(draw.integers(0, VOCAB, 1 + i % LENGTH).tolist()),
-      max_tokens=int(draw.integers(1, LIMIT + 1)),
-      seed=int(draw.integers(2**32)),
-      stop_ids=tuple(draw.integers(0, VOCAB, int(draw.integers(3))).tolist()),
-      **options[draw.integers(len(options))],
+      prompt=tuple(rng.integers(0, VOCAB, 1 + i % LENGTH).tolist()),
+      max_tokens=int(rng.integers(1, LIMIT + 1)),
+      seed=int(rng.integers(2**32)),
+      stop_ids=tuple(rng.integers(0, VOCAB, int(rng.integers(3))).tolist()),
+      **options[rng.integers(len(options))],
     )
     for i in range(count)
   ]

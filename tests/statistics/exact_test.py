@@ -53,8 +53,8 @@ def test_mean_is_bitwise_equal_on_every_mesh(shape):
   placed = sharding.shard_batch((values, mask), mesh)
   expected = np.asarray(jax.jit(exact_mean)(values, mask)).tobytes()
   assert np.asarray(jax.jit(exact_mean)(*placed)).tobytes() == expected
-  across = jax.NamedSharding(mesh, PartitionSpec(None, None))
-  whole = jax.device_put((values, mask), across)
+  replicated = jax.NamedSharding(mesh, PartitionSpec(None, None))
+  whole = jax.device_put((values, mask), replicated)
   assert np.asarray(jax.jit(exact_mean)(*whole)).tobytes() == expected
 
 

@@ -91,8 +91,8 @@ def test_blocks_without_a_wanted_token_are_not_read(outer, wanted):
   assert {index for index, _ in tokens_read} == set(range(blocks))
   # Each block of tokens is read with every block of columns.
   pairs = {
-    (rows[0], cut[1])
-    for rows, cut in zip(tokens_read, columns_read, strict=True)
+    (token_index[0], column_index[1])
+    for token_index, column_index in zip(tokens_read, columns_read, strict=True)
   }
   if wanted == 0 and outer == 'tokens':
     assert pairs == {(0, columns - 1)}

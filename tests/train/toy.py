@@ -27,7 +27,7 @@ from covrl.train.rollout_batch import Advantages
 compilation_cache.every_process_writes()
 
 DIGITS = range(10)
-SETS = sorted(
+DIGIT_SETS = sorted(
   itertools.combinations(DIGITS, 3),
   key=lambda digits: random.Random(str(digits)).random(),
 )
@@ -96,12 +96,12 @@ def problems(sets: list[tuple[int, ...]], name: str = 'toy') -> list[Problem]:
 
 
 def make_task(config: Config) -> Task:
-  known = ListSource(problems(SETS[HELD_OUT:]))
+  known = ListSource(problems(DIGIT_SETS[HELD_OUT:]))
   return Task(
     tokenizer=train_sentencepiece([*map(str, DIGITS), ':']),
     train=known,
     solved=known,
-    held_out=problems(SETS[:HELD_OUT])[::6][: config.task.held_out],
+    held_out=problems(DIGIT_SETS[:HELD_OUT])[::6][: config.task.held_out],
     rewards=[
       Reward(
         name='largest', score=scoring.begins_with_largest, example=('1', [1])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of task D5, with larger learning rates and more passes, and of policies of other sizes."""
+"""Tables of the study: larger learning rates and more passes (task D5), and sizes of the policy."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .driver import (
 from .results import (
   BASELINE,
   PERCENT,
-  Form,
+  NumberFormat,
   interval,
   judge,
   shown_arms,
@@ -260,7 +260,7 @@ def sizes_section(study: Study) -> PageSection:
   title = 'Sizes of the policy'
   if not runs:
     return PageSection(title=title, texts=('Not run yet.',))
-  updates, share = Form('', 0), PERCENT
+  updates, share = NumberFormat('', 0), PERCENT
   forms = dict(zip(SIZED_TASKS, (updates, share), strict=True))
   law = law_by_size(runs)
   rows = []
@@ -278,7 +278,7 @@ def sizes_section(study: Study) -> PageSection:
       row.append(text(interval([*gain.values()]), form, signed=True))
     fits = law[width]
     row += [
-      text(interval([coefficient(fit) for fit in fits]), Form('', 2))
+      text(interval([coefficient(fit) for fit in fits]), NumberFormat('', 2))
       for coefficient in (_a, _b, _r_squared)
     ]
     rows.append(row)
@@ -320,7 +320,7 @@ def size_rows(study: Study) -> list[list[str]]:
     by_width = gains(study, runs, name)
     slope = slope_by_size(by_width)
     if slope is not None:
-      form = Form('', 1) if name == 'changed_rule' else PERCENT
+      form = NumberFormat('', 1) if name == 'changed_rule' else PERCENT
       unit = 'updates' if name == 'changed_rule' else 'points'
       slope_texts.append(
         f'{study.task(name).title.partition(",")[0]}, {len(by_width)} sizes: '

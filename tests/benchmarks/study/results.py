@@ -32,8 +32,8 @@ BASELINE = 'grpo'
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
-  """The form of a figure in tables.
+class NumberFormat:
+  """The format of a number in tables.
 
   Attributes:
     title: title of its column.
@@ -57,7 +57,7 @@ class Column:
     value: metrics of a run -> the figure.
   """
 
-  form: Form
+  form: NumberFormat
   value: Callable[[Lines], float]
 
 
@@ -66,7 +66,8 @@ def at_end_column(
 ) -> Column:
   """A column of the last evaluation."""
   return Column(
-    Form(title or name, digits, scale), lambda lines: at_end(lines, name)
+    NumberFormat(title or name, digits, scale),
+    lambda lines: at_end(lines, name),
   )
 
 
@@ -99,17 +100,23 @@ def at_switch(name: str) -> Callable[[Lines], float]:
   return value
 
 
-ENTROPY = Column(Form('entropy at the end, nats', 3), entropy_at_end)
-PERCENT = Form('%', 1, 100.0)
+ENTROPY = Column(NumberFormat('entropy at the end, nats', 3), entropy_at_end)
+PERCENT = NumberFormat('%', 1, 100.0)
 COLUMNS: Mapping[str, Sequence[Column]] = {
   'changed_rule': (
     Column(
-      Form('reached, % of seeds', 0, 100.0, has_interval=False),
+      NumberFormat('reached, % of seeds', 0, 100.0, has_interval=False),
       lambda lines: at_end(lines, 'new_rule') >= 0.5,
     ),
-    Column(Form('old rule at the change, %', 1, 100.0), at_switch('habit')),
-    Column(Form('new rule at the change, %', 3, 100.0), at_switch('new_rule')),
-    Column(Form('entropy at the change, nats', 3), at_switch('entropy')),
+    Column(
+      NumberFormat('old rule at the change, %', 1, 100.0), at_switch('habit')
+    ),
+    Column(
+      NumberFormat('new rule at the change, %', 3, 100.0), at_switch('new_rule')
+    ),
+    Column(
+      NumberFormat('entropy at the change, nats', 3), at_switch('entropy')
+    ),
     at_end_column('new_rule', title='new rule at the end, %'),
   ),
   'lock': (
@@ -128,13 +135,13 @@ COLUMNS: Mapping[str, Sequence[Column]] = {
     ENTROPY,
   ),
 }
-PRIMARY: Mapping[str, Form] = {
-  'changed_rule': Form('updates to ½', 0),
-  'lock': Form('left the distractor, %', 1, 100.0),
-  'many_solutions': Form('distinct solutions', 2),
-  'out_of_distribution': Form('other goals, pass@1, %', 1, 100.0),
+PRIMARY: Mapping[str, NumberFormat] = {
+  'changed_rule': NumberFormat('updates to ½', 0),
+  'lock': NumberFormat('left the distractor, %', 1, 100.0),
+  'many_solutions': NumberFormat('distinct solutions', 2),
+  'out_of_distribution': NumberFormat('other goals, pass@1, %', 1, 100.0),
 }
-"""Form of each task's primary metric."""
+"""Format of each task's primary metric."""
 
 
 def finished(
@@ -185,7 +192,9 @@ def interval(values: Sequence[float]) -> Estimate | None:
   return student_mean(np.array(values, float)) if values else None
 
 
-def text(estimate: Estimate | None, form: Form, *, signed: bool = False) -> str:
+def text(
+  estimate: Estimate | None, form: NumberFormat, *, signed: bool = False
+) -> str:
   """Mean ± half width of the interval."""
   if estimate is None:
     return '–'
