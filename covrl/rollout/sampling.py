@@ -242,16 +242,17 @@ def _sample_columns(
   uniform = jnp.where(is_greedy, 0, uniform)
   block, rest = _invert(sums, uniform * jnp.sum(sums, axis=1))
   local_blocks = blocks.shape[1]
-  is_here, here = block // local_blocks == _shard(columns), block % local_blocks
-  chosen = jnp.take_along_axis(blocks, here[:, None, None], axis=1)[:, 0]
+  is_on_shard = block // local_blocks == _shard(columns)
+  local_block = block % local_blocks
+  chosen = jnp.take_along_axis(blocks, local_block[:, None, None], axis=1)[:, 0]
   chosen = chosen * scale
   if columns.axes:
-    chosen = columns.sum(jnp.where(is_here[:, None], chosen, 0))
+    chosen = columns.sum(jnp.where(is_on_shard[:, None], chosen, 0))
 
   # The token within it.
   per_shard = logits.shape[1]
   width = blocks.shape[2]
-  first = block // local_blocks * per_shard + block % local_blocks * width
+  first = block // local_blocks * per_shard + local_block * width
   ids = first[:, None] + jnp.arange(width, dtype=jnp.int32)
   is_kept = jnp.where(
     is_greedy[:, None], chosen == peak[:, None], threshold.keeps(chosen, ids)

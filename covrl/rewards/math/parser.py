@@ -196,7 +196,7 @@ class _Parser(BracketParser):
       case 'clock':
         return clock.time_of_day(token.text)
       case 'letter' if token.text in 'ACP' and self.peek().text in ('_', '^'):
-        return self._selection(token.text) or self._symbol(token.text)
+        return self._combinations(token.text) or self._symbol(token.text)
       case 'letter':
         return self._symbol(token.text)
       case 'text':
@@ -221,7 +221,7 @@ class _Parser(BracketParser):
       else:
         return Node('symbol', (), name)
 
-  def _selection(self, name: str) -> Node | None:
+  def _combinations(self, name: str) -> Node | None:
     """Parses a number of combinations C_5^2, or permutations A_5^2, P_5^2."""
     start, tokens = self._position, list(self._tokens)
     script = self.next().text
@@ -334,8 +334,8 @@ class _Parser(BracketParser):
       whole: whether adjacent digits are one token.
     """
     token = self.peek()
-    digits = token.kind == 'number' and token.text.isdigit()
-    if digits and not whole and len(token.text) > 1:
+    is_digits = token.kind == 'number' and token.text.isdigit()
+    if is_digits and not whole and len(token.text) > 1:
       self._tokens[self._position] = Token('number', token.text[1:])
       return ast.number(int(token.text[0]))
     if token.text == '{':

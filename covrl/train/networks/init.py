@@ -40,12 +40,12 @@ def network_model(name: str, network: Network, policy: Policy) -> Policy:
         f'{policy.config.vocab_size} tokens, got {config.vocab_size} in '
         f'{network.initial}'
       )
-  stored = policy.config.param_dtype
+  param_dtype = policy.config.param_dtype
   if policy.config.lora is not None:
     # A frozen base may be narrow, parameters that are trained may not.
-    stored = jnp.promote_types(stored, jnp.float32)
+    param_dtype = jnp.promote_types(param_dtype, jnp.float32)
   config = dataclasses.replace(
-    config, lora=None, param_dtype=stored, remat=policy.config.remat
+    config, lora=None, param_dtype=param_dtype, remat=policy.config.remat
   )
   return Policy(value_config(config) if network.output == 'values' else config)
 

@@ -321,7 +321,7 @@ def tabular_texts(task: StudyTask) -> list[str]:
     for step in tabular.STEPS
     if (
       shares := [
-        tabular.left_share(depth, sum(task.phases), step) for depth in DEPTHS
+        tabular.learnt_share(depth, sum(task.phases), step) for depth in DEPTHS
       ]
     )
   ]

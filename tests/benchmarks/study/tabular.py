@@ -20,7 +20,7 @@ STEPS = (1.0, 3.0, 10.0)
 """Step sizes of a visit: all updates on a rollout together, in logits."""
 
 
-def left_share(
+def learnt_share(
   depth: int, iterations: int, step: float, seed: int = 0
 ) -> float:
   """Share of locks whose key has a probability above ½ in the end.
@@ -40,23 +40,24 @@ def left_share(
   symbols = np.zeros((LOCKS_SIMULATED, depth, KEYS))
   visits = round(iterations * PROMPTS / len(DEPTHS))
   for _ in range(visits):
-    go, pi = softmax(root)[:, 1], softmax(symbols)
-    goes = rng.random((LOCKS_SIMULATED, GROUP)) < go[:, None]
+    attempt, pi = softmax(root)[:, 1], softmax(symbols)
+    attempts = rng.random((LOCKS_SIMULATED, GROUP)) < attempt[:, None]
+    # The first action is to quit or to attempt the lock.
     # Symbol 0 is right everywhere; only choices after right ones have logits.
     drawn = np.stack(
       [_draw(rng, pi[:, level]) for level in range(depth)], axis=2
     )
     right = np.cumprod(drawn == 0, axis=2).astype(bool)
     reached = np.concatenate([np.ones_like(right[..., :1]), right[..., :-1]], 2)
-    reached &= goes[..., None]
-    solved = goes & right[..., -1]
-    rewards = np.where(goes, solved, 0.5)
+    reached &= attempts[..., None]
+    solved = attempts & right[..., -1]
+    rewards = np.where(attempts, solved, 0.5)
     spread = rewards.std(axis=1, keepdims=True)
     advantages = (rewards - rewards.mean(axis=1, keepdims=True)) / (
       spread + 1e-6
     )
     root += step * _gradient(
-      advantages, goes.astype(int), np.ones_like(goes), softmax(root)
+      advantages, attempts.astype(int), np.ones_like(attempts), softmax(root)
     )
     for level in range(depth):
       symbols[:, level] += step * _gradient(
