@@ -146,17 +146,17 @@ class GroupsInFlight:
       responses=tuple(text for call in calls for text in call.texts),
       scores=JoinedScores(tuple(call.scores for call in calls)),
     )
-    is_left = np.ones(len(self.group_ids), bool)
-    is_left[chosen] = False
-    keep = is_left.repeat(size)
+    is_remaining = np.ones(len(self.group_ids), bool)
+    is_remaining[chosen] = False
+    keep = is_remaining.repeat(size)
     left = dataclasses.replace(
       self,
-      group_ids=np.where(is_left, self.group_ids, FREE).astype(np.int32),
+      group_ids=np.where(is_remaining, self.group_ids, FREE).astype(np.int32),
       samples=_masked(self.samples, keep),
       policy_step=self.policy_step * keep[:, None],
       calls=tuple(
-        call if is_left_place else None
-        for call, is_left_place in zip(self.calls, is_left, strict=True)
+        call if remains else None
+        for call, remains in zip(self.calls, is_remaining, strict=True)
       ),
     )
     return taken, left

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Formats of tests."""
+"""Formats of tests of programs: printed output, function calls, asserts."""
 
 from __future__ import annotations
 
@@ -55,7 +55,12 @@ class CallTest:
 
 @dataclasses.dataclass(frozen=True)
 class SuiteTest:
-  """A suite of asserts, test functions or test cases must pass."""
+  """A suite of asserts, test functions or test cases must pass.
+
+  Attributes:
+    source: source code of the suite.
+    entry: name of the function that the suite's `check` is called with, if any.
+  """
 
   source: str
   entry: str | None
