@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-_Z = 1.959964
+_Z = 1.959964  # .975 quantile of the normal distribution
 
 
 @dataclasses.dataclass(frozen=True)

@@ -102,10 +102,10 @@ def test_reads_a_file_of_a_bucket_that_is_not_a_log(bucket):
 
 
 def test_buffers_lines_in_a_bucket(bucket, monkeypatch):
-  lines = open_log(epath.Path(LOG_FILE))
-  lines.write('one')
+  log = open_log(epath.Path(LOG_FILE))
+  log.write('one')
   assert read_log(epath.Path(LOG_FILE)) is None
-  lines.flush()
+  log.flush()
   monkeypatch.setattr(log_files, '_FLUSH_INTERVAL', 0.0)
-  lines.write('two')
+  log.write('two')
   assert read_log(epath.Path(LOG_FILE)) == 'one\ntwo\n'

@@ -77,23 +77,23 @@ def test_unfinished_groups_go_on_with_newer_weights():
 
 
 def test_carried_groups_are_restored():
-  whole, cut = make_partial(), make_partial()
-  for each in (whole, cut):
+  uninterrupted, interrupted = make_partial(), make_partial()
+  for each in (uninterrupted, interrupted):
     for k in range(2):
       each.collect(k, STATES[k])
-  saved = cut.state
+  saved = interrupted.state
   assert saved.ahead is not None
   assert saved.carried is not None
   ahead, carried = saved.ahead.arrays(), saved.carried.arrays()
   shapes = [
     jax.tree.map(lambda x: (x.shape, x.dtype), each)
-    for each in (carried, cut.padding_groups())
+    for each in (carried, interrupted.padding_groups())
   ]
   assert shapes[0] == shapes[1]
   resumed = make_partial()
   resumed.restore(saved.prompts, ahead, carried)
   for k in (2, 3):
-    want = whole.collect(k, STATES[k])
+    want = uninterrupted.collect(k, STATES[k])
     assert_same(resumed.collect(k, STATES[k]), want)
 
 
@@ -116,27 +116,27 @@ def replaying():
 
 def test_recorded_experts_are_carried_and_restored():
   engine, states = replaying()
-  whole, cut, resumed = (
+  uninterrupted, interrupted, resumed = (
     make_collector(engine=engine, **PARTIAL) for _ in range(3)
   )
   for k in range(2):
-    batch = whole.collect(k, states[k]).batch
-    cut.collect(k, states[k])
+    batch = uninterrupted.collect(k, states[k]).batch
+    interrupted.collect(k, states[k])
     # All real tokens but the last of a response.
     routed = (batch.segment_ids > 0) & shift_left(batch.segment_ids > 0)
     assert batch.experts is not None
     recorded = np.asarray(batch.experts)
     np.testing.assert_array_equal((recorded > 0).all((2, 3)), routed)
     np.testing.assert_array_equal((recorded > 0).any((2, 3)), routed)
-  saved = cut.state
+  saved = interrupted.state
   assert saved.ahead is not None
   assert saved.carried is not None
   ahead, carried = saved.ahead.arrays(), saved.carried.arrays()
   assert ahead['experts'].any()
   assert carried['samples']['experts'].any()
   for actual, zeros in (
-    (ahead, cut.padding_rollouts()),
-    (carried, cut.padding_groups()),
+    (ahead, interrupted.padding_rollouts()),
+    (carried, interrupted.padding_groups()),
   ):
     shapes = [
       jax.tree.map(lambda x: (x.shape, x.dtype), t) for t in (actual, zeros)
@@ -144,5 +144,5 @@ def test_recorded_experts_are_carried_and_restored():
     assert shapes[0] == shapes[1]
   resumed.restore(saved.prompts, ahead, carried)
   for k in (2, 3):
-    want = whole.collect(k, states[k])
+    want = uninterrupted.collect(k, states[k])
     assert_same(resumed.collect(k, states[k]), want)
