@@ -91,11 +91,13 @@ def programs(
     update = compiled_update(shape)
     params = policy.init(jax.random.key(0), mesh)
     scored = jax.jit(score()).lower(params, rows).compile()
-    short = jax.jit(score(moments=everywhere)).lower(params, rows).compile()
+    no_moments = (
+      jax.jit(score(moments=everywhere)).lower(params, rows).compile()
+    )
   return {
     'update': update,
     'scoring': lambda rows: scored(params, rows),
-    'no moments': lambda rows: short(params, rows),
+    'no moments': lambda rows: no_moments(params, rows),
   }
 
 

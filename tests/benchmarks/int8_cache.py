@@ -48,10 +48,10 @@ def main() -> None:
   parser.add_argument('--tokens', type=int, default=64)
   options = parser.parse_args()
   tokenizer = load_tokenizer(options.model)
-  texts = [tokenizer.encode(text) for text in PROMPTS]
-  width = max(map(len, texts))
-  prompts = np.array([[0] * (width - len(t)) + [*t] for t in texts], np.int32)
-  mask = np.array([np.arange(width) >= width - len(t) for t in texts])
+  encoded = [tokenizer.encode(text) for text in PROMPTS]
+  width = max(map(len, encoded))
+  prompts = np.array([[0] * (width - len(t)) + [*t] for t in encoded], np.int32)
+  mask = np.array([np.arange(width) >= width - len(t) for t in encoded])
   print(
     '| dtype | cache | tokens | bytes per token | mean gap | 99 % | largest | '
     'mean ratio |\n|---|---|---:|---:|---:|---:|---:|---:|'

@@ -91,8 +91,8 @@ def model(tmp_path_factory):
   directory = tmp_path_factory.mktemp('models') / 'qwen2'
   shutil.copytree(MODELS / 'qwen2', directory)
   rows = tensors_of(directory)['model.embed_tokens.weight']
-  random = np.random.default_rng(0)
-  more = random.normal(0, 0.02, (320, rows.shape[1])).astype(rows.dtype)
+  rng = np.random.default_rng(0)
+  more = rng.normal(0, 0.02, (320, rows.shape[1])).astype(rows.dtype)
   rewrite(directory, **{'model.embed_tokens.weight': more})
   config = json.loads((directory / 'config.json').read_text())
   (directory / 'config.json').write_text(

@@ -34,8 +34,8 @@ def model(tmp_path_factory):
   directory = tmp_path_factory.mktemp('models') / 'tiny'
   shutil.copytree(MODELS / 'qwen2', directory)
   rows = tensors_of(directory)['model.embed_tokens.weight']
-  random = np.random.default_rng(0)
-  embedding = random.normal(0, 0.02, (320, rows.shape[1])).astype(rows.dtype)
+  rng = np.random.default_rng(0)
+  embedding = rng.normal(0, 0.02, (320, rows.shape[1])).astype(rows.dtype)
   rewrite(directory, **{'model.embed_tokens.weight': embedding})
   config = json.loads((directory / 'config.json').read_text())
   (directory / 'config.json').write_text(

@@ -38,10 +38,10 @@ def test_student_interval_covers_the_mean_19_times_in_20():
 
 
 def test_bootstrap_interval_covers_about_19_times_in_20():
-  random = np.random.default_rng(1)
+  rng = np.random.default_rng(1)
   hits = 0
   for seed in range(300):
-    values = (random.random(100) < 0.3).astype(float)
+    values = (rng.random(100) < 0.3).astype(float)
     estimate = bootstrap_mean(values, resamples=400, seed=seed)
     assert estimate.low is not None
     assert estimate.high is not None

@@ -10,9 +10,9 @@ from covrl.evaluation.reward_law import reward_law
 
 
 def noisy_run(size=300, noise=0.01, seed=1):
-  random = np.random.default_rng(seed)
+  rng = np.random.default_rng(seed)
   entropy = 0.1 + 1.4 * np.exp(-3 * np.arange(size) / size)
-  reward = 0.9 - 0.15 * np.exp(entropy) + noise * random.normal(size=size)
+  reward = 0.9 - 0.15 * np.exp(entropy) + noise * rng.normal(size=size)
   return entropy, reward
 
 

@@ -13,7 +13,7 @@ from covrl.data import Problem, token_rows
 from covrl.pretrained import load_chat_template, load_tokenizer
 
 TOKENIZERS = pathlib.Path(__file__).parents[1] / 'golden' / 'tokenizers'
-KINDS = {
+LOADED = {
   kind: load_tokenizer(TOKENIZERS / kind) for kind in ('bytes', 'pieces')
 }
 
@@ -31,37 +31,37 @@ def edit(file, **fields):
   file.write_text(json.dumps(known | fields))
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', LOADED)
 def test_ids_equal_those_of_the_library(kind):
-  words = golden(kind)
-  for text, ids in zip(words['texts'], words['ids'], strict=True):
-    assert KINDS[kind].encode(text) == ids
-    special = set(KINDS[kind].end_ids) & set(ids)
+  expected = golden(kind)
+  for text, ids in zip(expected['texts'], expected['ids'], strict=True):
+    assert LOADED[kind].encode(text) == ids
+    special = set(LOADED[kind].end_ids) & set(ids)
     if not special:
-      assert KINDS[kind].decode(ids) == text
+      assert LOADED[kind].decode(ids) == text
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', LOADED)
 @settings(max_examples=50, deadline=None)
 @given(st.text(max_size=20))
 def test_any_text_round_trips(kind, text):
   # U+2581 is how pieces write a space, and they have no zero character.
   text = text.replace('\u2581', '').replace('\0', '')
-  assert KINDS[kind].decode(KINDS[kind].encode(text)) == text
+  assert LOADED[kind].decode(LOADED[kind].encode(text)) == text
 
 
 def test_unknown_characters_are_encoded_as_bytes():
-  ids = KINDS['pieces'].encode('🙂')
+  ids = LOADED['pieces'].encode('🙂')
   assert len(ids) >= len('🙂'.encode())
-  assert KINDS['pieces'].decode(ids) == '🙂'
+  assert LOADED['pieces'].decode(ids) == '🙂'
 
 
 def test_several_end_tokens(tmp_path):
-  assert KINDS['bytes'].end_ids == (302, 300)
-  assert KINDS['bytes'].pad_id == 300
-  assert KINDS['bytes'].bos_id is None
-  assert KINDS['pieces'].end_ids == (2, 5)
-  assert KINDS['pieces'].bos_id == 1
+  assert LOADED['bytes'].end_ids == (302, 300)
+  assert LOADED['bytes'].pad_id == 300
+  assert LOADED['bytes'].bos_id is None
+  assert LOADED['pieces'].end_ids == (2, 5)
+  assert LOADED['pieces'].bos_id == 1
   copy = copy_of('bytes', tmp_path)
   (copy / 'generation_config.json').unlink()
   assert load_tokenizer(copy).end_ids == (302,)
@@ -70,20 +70,20 @@ def test_several_end_tokens(tmp_path):
 
 
 def test_special_tokens_are_encoded_and_decode_to_nothing():
-  tokenizer = KINDS['bytes']
+  tokenizer = LOADED['bytes']
   ids = tokenizer.encode('x<|im_end|>y')
   assert tokenizer.end_ids[0] in ids
   assert tokenizer.decode(ids) == 'xy'
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', LOADED)
 def test_vocabulary_size_is_that_of_the_model(kind, tmp_path):
   copy = copy_of(kind, tmp_path)
   size = json.loads((copy / 'config.json').read_text())['vocab_size']
-  assert KINDS[kind].vocab_size == size
+  assert LOADED[kind].vocab_size == size
   # Ids beyond the tokenizer, of a padded embedding, have no text.
   if kind == 'bytes':
-    assert KINDS[kind].decode([319]) == ''
+    assert LOADED[kind].decode([319]) == ''
   for wrong in (200, 4000):
     edit(copy / 'config.json', vocab_size=wrong)
     with pytest.raises(ValueError, match=rf"model's {wrong} tokens.*, got"):
@@ -100,7 +100,7 @@ def test_tokenizer_models_add_bos_unless_the_config_says_not(tmp_path):
 
 
 def test_control_tokens_between_turns_are_encoded():
-  tokenizer = KINDS['pieces']
+  tokenizer = LOADED['pieces']
   first, second = tokenizer.encode('one'), tokenizer.encode('two')
   assert tokenizer.encode('<s>one</s>two') == [1, *first, 2, *second]
 
@@ -136,8 +136,8 @@ def test_settings_of_training_do_not_change_texts(setting, tmp_path):
     edit(file, model=json.loads(file.read_text())['model'] | setting)
   else:
     edit(file, **setting)
-  tokenizer, words = load_tokenizer(copy), golden('bytes')
-  for text, ids in zip(words['texts'], words['ids'], strict=True):
+  tokenizer, expected = load_tokenizer(copy), golden('bytes')
+  for text, ids in zip(expected['texts'], expected['ids'], strict=True):
     assert tokenizer.encode(text) == ids
 
 
@@ -232,11 +232,11 @@ def test_names_missing_files(tmp_path):
 
 
 def test_renders_conversations_like_transformers(tmp_path):
-  words = golden('bytes')
+  expected = golden('bytes')
   template = load_chat_template(TOKENIZERS / 'bytes')
-  assert template.render(words['chat']) == words['chat_text']
-  shorter = template.render(words['chat'], add_generation_prompt=False)
-  assert words['chat_text'] == shorter + '<|im_start|>assistant\n'
+  assert template.render(expected['chat']) == expected['chat_text']
+  shorter = template.render(expected['chat'], add_generation_prompt=False)
+  assert expected['chat_text'] == shorter + '<|im_start|>assistant\n'
   # In tokenizer_config.json, as in older files: alone and among several.
   copy = copy_of('bytes', tmp_path)
   (copy / 'chat_template.jinja').unlink()
@@ -246,7 +246,7 @@ def test_renders_conversations_like_transformers(tmp_path):
   ):
     edit(copy / 'tokenizer_config.json', chat_template=stated)
     again = load_chat_template(copy)
-    assert again.render(words['chat']) == words['chat_text']
+    assert again.render(expected['chat']) == expected['chat_text']
     assert again.special_tokens['eos_token'] == '<|im_end|>'
 
 

@@ -47,7 +47,7 @@ def write_run(
     name: name of the configuration.
     source: text of the configuration file.
   """
-  random = np.random.default_rng(seed)
+  rng = np.random.default_rng(seed)
   if finished_iterations is None:
     finished_iterations = iterations
   path.mkdir(parents=True)
@@ -67,23 +67,23 @@ def write_run(
     'identity': 'f3a9' * 16,
   }
   (path / 'config.json').write_text(json.dumps(settings))
-  lines = [_warm_line(step, random) for step in range(10, warm_steps + 1, 10)]
+  lines = [_warm_line(step, rng) for step in range(10, warm_steps + 1, 10)]
   difficulty = np.random.default_rng(99).normal(0, 1.4, problems)
   for iteration in range(finished_iterations + 1):
     progress = 1 - np.exp(-3 * iteration / iterations)
     if iteration % EVERY == 0:
       line, content = _evaluate(
-        iteration, progress, gain, kept, difficulty, random
+        iteration, progress, gain, kept, difficulty, rng
       )
       lines.append(line)
       name = f'iteration_{iteration:06d}.json'
       if keep_problems:
         write_lines(path / 'evaluation' / f'{name}l', content)
       if iteration < finished_iterations:
-        samples = _samples(iteration, method, random)
+        samples = _samples(iteration, method, rng)
         (path / 'rollouts' / name).write_text(json.dumps(samples))
     if iteration < finished_iterations:
-      lines += _train_lines(iteration, progress, method, gain, kept, random)
+      lines += _train_lines(iteration, progress, method, gain, kept, rng)
   text = ''.join(json.dumps(line) + '\n' for line in lines)
   (path / 'metrics.jsonl').write_text(text)
   return path
@@ -93,15 +93,15 @@ def write_lines(path: pathlib.Path, lines: list[dict[str, Any]]) -> None:
   path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
 
 
-def _warm_line(step: int, random: np.random.Generator) -> dict[str, Any]:
-  loss = 0.35 + 2.6 * np.exp(-step / 25) + random.normal(0, 0.02)
+def _warm_line(step: int, rng: np.random.Generator) -> dict[str, Any]:
+  loss = 0.35 + 2.6 * np.exp(-step / 25) + rng.normal(0, 0.02)
   return {
     'phase': 'warm_start',
     'step': step,
     'iteration': 0,
     'loss': loss,
-    'accuracy': 0.9 - 0.7 * np.exp(-step / 30) + random.normal(0, 0.005),
-    'tokens_per_second': 52_000 + random.normal(0, 900),
+    'accuracy': 0.9 - 0.7 * np.exp(-step / 30) + rng.normal(0, 0.005),
+    'tokens_per_second': 52_000 + rng.normal(0, 900),
   }
 
 
@@ -121,9 +121,9 @@ def _train_line(
   method: str,
   gain: float,
   kept: float,
-  random: np.random.Generator,
+  rng: np.random.Generator,
 ) -> dict[str, Any]:
-  noise = random.normal(0, 1, 12)
+  noise = rng.normal(0, 1, 12)
   entropy = 0.29 * (1 - (1 - kept) * progress) + 0.006 * noise[0]
   line = {
     'phase': 'train',
@@ -159,7 +159,7 @@ def _train_line(
   chosen = method != 'none'
   line['selected_fraction'] = 0.002 if chosen else 0.0
   if chosen:
-    counts = random.multinomial(50, [0.23, 0.02, 0.05, 0.70])
+    counts = rng.multinomial(50, [0.23, 0.02, 0.05, 0.70])
     line |= {
       'selected': 50,
       'quota': 50,
@@ -181,12 +181,12 @@ def _evaluate(
   gain: float,
   kept: float,
   difficulty: np.ndarray,
-  random: np.random.Generator,
+  rng: np.random.Generator,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   level = -1.2 + 5.5 * gain * progress
   chances = 1 / (1 + np.exp(difficulty - level))
-  correct = (random.random((difficulty.size, 8)) < chances[:, None]).astype(int)
-  greedy = (random.random(difficulty.size) < chances**0.8).astype(int)
+  correct = (rng.random((difficulty.size, 8)) < chances[:, None]).astype(int)
+  greedy = (rng.random(difficulty.size) < chances**0.8).astype(int)
   scores = {
     'greedy': greedy.astype(float),
     'mean@8': correct.mean(1),
@@ -197,7 +197,7 @@ def _evaluate(
     'step': UPDATES * iteration,
     'iteration': iteration,
     'problems': difficulty.size,
-    'entropy': 0.29 * (1 - (1 - kept) * progress) + random.normal(0, 0.003),
+    'entropy': 0.29 * (1 - (1 - kept) * progress) + rng.normal(0, 0.003),
   }
   for name, score in scores.items():
     line[name] = float(score.mean())
@@ -210,15 +210,15 @@ def _evaluate(
 
 
 def _samples(
-  iteration: int, method: str, random: np.random.Generator
+  iteration: int, method: str, rng: np.random.Generator
 ) -> dict[str, Any]:
   samples = []
   for index in range(24):
-    a, b, c = (int(n) for n in random.integers(2, 60, 3))
-    right = bool(random.random() < 0.4)
+    a, b, c = (int(n) for n in rng.integers(2, 60, 3))
+    right = bool(rng.random() < 0.4)
     text = f'▁{a} + {b} = {a + b} ; {a + b} - {c} = {a + b - c} </s>'
     tokens = text.replace(' ', ' ▁').split(' ')
-    logprobs = -random.exponential(0.3, len(tokens))
+    logprobs = -rng.exponential(0.3, len(tokens))
     advantage = 1.2 if right else -0.7
     covariance = (logprobs + 0.3) * advantage
     cut = np.quantile(covariance, 0.97) if index % 3 == 0 else np.inf

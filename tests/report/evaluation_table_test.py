@@ -98,9 +98,9 @@ def bounds(cell):
 
 
 def test_levels_and_paired_differences(measured):
-  random = np.random.default_rng(0)
-  before = random.integers(0, 9, 200) / 8
-  after = np.clip(before + random.integers(-1, 3, 200) / 8, 0, 1)
+  rng = np.random.default_rng(0)
+  before = rng.integers(0, 9, 200) / 8
+  after = np.clip(before + rng.integers(-1, 3, 200) / 8, 0, 1)
   table = table_of(
     measured('before', {'amc': results('amc', before, samples=8)}),
     measured('after', {'amc': results('amc', after, samples=8)}),

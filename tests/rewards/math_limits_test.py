@@ -178,9 +178,9 @@ def test_math_verify_runs_within_limits():
     ('abort', ['7', 30.0, 60.0], MathVerifyResult.CRASH),
     ('allocate', ['7', 30.0, 60.0], MathVerifyResult.CRASH),
   ]
-  responses, references, opinions = zip(*asked, strict=True)
+  responses, references, results = zip(*asked, strict=True)
   with RewardPool(scorers.ask_math_verify, workers=1, timeout=120.0) as pool:
     outcomes = pool.submit(responses, references).result()
   assert [outcome.score for outcome in outcomes] == [
-    opinion.value for opinion in opinions
+    result.value for result in results
   ]

@@ -192,9 +192,9 @@ def chi_square(seen, probs, count):
   ],
 )
 def test_frequencies_over_many_blocks(setting, dtype):
-  draw, count = np.random.default_rng(0), 8_000
-  logits = draw.normal(size=5 * BLOCK + 17) * 1.5
-  logits[draw.random(logits.size) < 0.2] = -np.inf
+  rng, count = np.random.default_rng(0), 8_000
+  logits = rng.normal(size=5 * BLOCK + 17) * 1.5
+  logits[rng.random(logits.size) < 0.2] = -np.inf
   logits = np.asarray(jnp.asarray(logits, dtype).astype(jnp.float32))
   keys = jax.random.split(jax.random.key(0), count)
   rows = jnp.broadcast_to(logits, (count, logits.size))
@@ -214,8 +214,8 @@ def test_frequencies_over_many_blocks(setting, dtype):
 
 
 def test_frequencies_of_a_vocabulary_of_152_thousand():
-  draw, size, rows, rounds = np.random.default_rng(1), 151_936, 128, 24
-  logits = jnp.asarray(draw.normal(size=size) * 2, jnp.float32)
+  rng, size, rows, rounds = np.random.default_rng(1), 151_936, 128, 24
+  logits = jnp.asarray(rng.normal(size=size) * 2, jnp.float32)
   seen = np.zeros(size)
   for index in range(rounds):
     keys = jax.random.split(jax.random.key(index), rows)
@@ -225,7 +225,7 @@ def test_frequencies_of_a_vocabulary_of_152_thousand():
     seen += np.bincount(token, minlength=size)
   probs = np.exp(log_softmax(np.asarray(logits, np.float64)))
   # Tokens in 50 bins of random membership.
-  bins = draw.integers(0, 50, size)
+  bins = rng.integers(0, 50, size)
   seen, probs = (np.bincount(bins, x, minlength=50) for x in (seen, probs))
   statistic, limit = chi_square(seen, probs, rows * rounds)
   assert statistic < limit

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from covrl.theory.categorical import softmax
 
 from .runner import GROUP, PROMPTS
-from .tasks import DEPTHS, KEYS, QUITS
+from .tasks import DEPTHS, KEY_SYMBOLS, QUIT_SHARE
 
 LOCKS_SIMULATED = 400
 STEPS = (1.0, 3.0, 10.0)
@@ -36,8 +36,8 @@ def learnt_share(
     seed: seed of the simulation.
   """
   rng = np.random.default_rng([seed, depth])
-  root = np.tile(np.log([QUITS, 1 - QUITS]), (LOCKS_SIMULATED, 1))
-  symbols = np.zeros((LOCKS_SIMULATED, depth, KEYS))
+  root = np.tile(np.log([QUIT_SHARE, 1 - QUIT_SHARE]), (LOCKS_SIMULATED, 1))
+  symbols = np.zeros((LOCKS_SIMULATED, depth, KEY_SYMBOLS))
   visits = round(iterations * PROMPTS / len(DEPTHS))
   for _ in range(visits):
     attempt, pi = softmax(root)[:, 1], softmax(symbols)

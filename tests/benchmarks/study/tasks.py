@@ -137,8 +137,8 @@ def changed_rule(habit: int = 20, after: int = 40) -> StudyTask:
 # D3: a combination lock with a distractor.
 
 DEPTHS = (1, 2, 3, 4)
-KEYS = 2
-QUITS = 0.2
+KEY_SYMBOLS = 2  # different symbols of keys
+QUIT_SHARE = 0.2  # of the demonstrations
 
 
 def _lock_prompts(depths: Int[np.ndarray, ' n']) -> Prompts:
@@ -148,7 +148,7 @@ def _lock_prompts(depths: Int[np.ndarray, ' n']) -> Prompts:
 
 def _key(depth: int) -> list[int]:
   rng = np.random.default_rng(depth)
-  return [int(FIRST_SYMBOL + k) for k in rng.integers(KEYS, size=depth)]
+  return [int(FIRST_SYMBOL + k) for k in rng.integers(KEY_SYMBOLS, size=depth)]
 
 
 def _lock_answers(prompts: Prompts) -> Rows:
@@ -168,8 +168,8 @@ def lock(iterations: int = 80) -> StudyTask:
     rows = []
     for prompt in prompts:
       depth = int(prompt[0]) - FIRST_SYMBOL
-      guess = FIRST_SYMBOL + rng.integers(KEYS, size=depth)
-      quits = rng.random() < QUITS
+      guess = FIRST_SYMBOL + rng.integers(KEY_SYMBOLS, size=depth)
+      quits = rng.random() < QUIT_SHARE
       rows.append(response(QUIT) if quits else response(GO, *map(int, guess)))
     return prompts, np.array(rows)
 
@@ -179,10 +179,10 @@ def lock(iterations: int = 80) -> StudyTask:
     prompts: Prompts, responses: Rows, phase: int
   ) -> Float[np.ndarray, ' n']:
     del phase
-    key = equal(responses, _lock_answers(prompts))
-    return key + 0.5 * equal(responses, quitting[None])
+    is_right = equal(responses, _lock_answers(prompts))
+    return is_right + 0.5 * equal(responses, quitting[None])
 
-  every = _lock_prompts(np.array(DEPTHS))
+  all_prompts = _lock_prompts(np.array(DEPTHS))
 
   def measure(success_rates: Float[np.ndarray, ' m'], phase: int) -> Measured:
     del phase
@@ -204,7 +204,7 @@ def lock(iterations: int = 80) -> StudyTask:
     score=score,
     phases=(iterations,),
     warm_start=300,
-    probes=(every, _lock_answers(every)),
+    probes=(all_prompts, _lock_answers(all_prompts)),
     measure=measure,
   )
 
