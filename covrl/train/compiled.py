@@ -261,13 +261,13 @@ class CompiledPrograms:
     count = self._config.train.packed_rows
     if count:
       rows = pack_if_fit(rows, length=rows.tokens.shape[1], count=count)
-    networks, readings = self.networks.update(state.networks, rows)
+    networks, network_metrics = self.networks.update(state.networks, rows)
     estimator_state, state = state.estimator_state, state.of_policy()
     new_state, metrics = self._update_policy(state, rows, first, key)
     new_state = dataclasses.replace(
       new_state, networks=networks, estimator_state=estimator_state
     )
-    return new_state, metrics | readings
+    return new_state, metrics | network_metrics
 
   def _update_policy(
     self, state: TrainState, rows: TokenBatch, first: bool, key: Key[Array, '']

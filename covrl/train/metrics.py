@@ -80,7 +80,7 @@ def update_metrics(
   """
   mask, has_tokens = batch.loss_mask, jnp.any(batch.loss_mask)
   covariance = token_covariance(tokens.stats.logprobs, batch.advantages, mask)
-  readings = {
+  metrics = {
     'entropy': exact_mean(tokens.stats.entropy, mask),
     'covariance': exact_mean(covariance, mask),
     'log_ratio': exact_mean(tokens.log_ratio, mask),
@@ -95,7 +95,7 @@ def update_metrics(
     'penalty_share': _penalty_share(tokens),
   }
   return (
-    readings | _selection_metrics(mask, decisions) | _coefficients(token_state)
+    metrics | _selection_metrics(mask, decisions) | _coefficients(token_state)
   )
 
 
@@ -119,7 +119,7 @@ def diagnostics(
   return jax.lax.cond(due, compute, lambda: absent)
 
 
-def without_diagnostics(readings: Mapping[str, float]) -> dict[str, float]:
+def without_diagnostics(metrics: Mapping[str, float]) -> dict[str, float]:
   """Returns the metrics of an update at which no diagnostics are due."""
   prefixes = (
     'predicted_entropy_change/',
@@ -128,7 +128,7 @@ def without_diagnostics(readings: Mapping[str, float]) -> dict[str, float]:
   )
   return {
     name: value
-    for name, value in readings.items()
+    for name, value in metrics.items()
     if not name.startswith(prefixes)
   }
 
@@ -143,7 +143,7 @@ def _diagnostics(
   definition = definition_score(tokens.stats, batch.advantages, mask)
   exact = exact_score(tokens.stats, tokens.moments, tokens.score_weight)
   signal = entropy_change(tokens.edited, tokens.stats, tokens.moments)
-  readings = {
+  metrics = {
     'predicted_entropy_change/batch': -exact_mean(covariance, mask),
     'predicted_entropy_change/state': -exact_mean(state, mask),
     'predicted_entropy_change/definition': -exact_mean(definition, mask),
@@ -155,13 +155,13 @@ def _diagnostics(
   for fraction, mean in zip(
     TOP_FRACTIONS, _top_means(covariance, batch), strict=True
   ):
-    readings[f'covariance_top/{fraction:g}'] = mean
+    metrics[f'covariance_top/{fraction:g}'] = mean
   quantiles = jax.vmap(lambda q: exact_quantile(covariance, mask, q))(
     jnp.asarray(QUANTILES)
   )
   for quantile, value in zip(QUANTILES, quantiles, strict=True):
-    readings[f'covariance_quantile/{quantile:g}'] = value
-  return readings
+    metrics[f'covariance_quantile/{quantile:g}'] = value
+  return metrics
 
 
 def sampler_metrics(batch: TokenBatch) -> dict[str, Scalar]:
@@ -254,7 +254,7 @@ def _selection_metrics(
   if not summaries:
     return {'selected_fraction': jnp.where(total > 0, 0.0, jnp.nan)}
   summary = summaries[0]
-  readings = {
+  metrics = {
     name: getattr(summary, name).astype(jnp.float32)
     for name in ('threshold', 'quota', 'eligible', 'selected', 'nonfinite')
   }
@@ -264,12 +264,12 @@ def _selection_metrics(
     'negative_likely',
     'negative_rare',
   ):
-    readings[f'quadrant/{name}'] = getattr(summary, name).astype(jnp.float32)
-  readings['selected_fraction'] = readings['selected'] / total
-  readings['threshold'] = jnp.where(
-    readings['selected'] > 0, readings['threshold'], jnp.nan
+    metrics[f'quadrant/{name}'] = getattr(summary, name).astype(jnp.float32)
+  metrics['selected_fraction'] = metrics['selected'] / total
+  metrics['threshold'] = jnp.where(
+    metrics['selected'] > 0, metrics['threshold'], jnp.nan
   )
-  return readings
+  return metrics
 
 
 def _penalty_share(tokens: PerTokenValues) -> Scalar:

@@ -263,9 +263,9 @@ def make_train_step(
     new_state, finite = apply_gradients(
       tx, state, gradients, token_state, measured, has_tokens, value
     )
-    readings = metrics.update_metrics(batch, tokens, decisions, token_state)
-    readings |= metrics.diagnostics(batch, tokens, diagnoses)
-    readings |= {
+    step_metrics = metrics.update_metrics(batch, tokens, decisions, token_state)
+    step_metrics |= metrics.diagnostics(batch, tokens, diagnoses)
+    step_metrics |= {
       'loss': jnp.where(has_tokens, value, jnp.nan),
       'gradient_norm': jnp.where(
         has_tokens, optax.tree.norm(gradients), jnp.nan
@@ -275,10 +275,10 @@ def make_train_step(
       'entropy_moved': measured.entropy_moved,
     }
     if not settings.has_old_stats:
-      readings |= metrics.sampler_metrics(batch)
+      step_metrics |= metrics.sampler_metrics(batch)
     if routing is not None:
-      readings |= metrics.routing_metrics(routing)
-    return new_state, readings
+      step_metrics |= metrics.routing_metrics(routing)
+    return new_state, step_metrics
 
   return update
 

@@ -207,8 +207,8 @@ class Networks:
       of networks that are updated before they are scored, whose states remain.
     """
     late = [name for name in self._all if name not in self._early]
-    new, readings = self._update(late, states, rows)
-    return {**states, **new}, readings
+    new, network_metrics = self._update(late, states, rows)
+    return {**states, **new}, network_metrics
 
   def _update_early(
     self, state: TrainState, rollout: RolloutBatch
@@ -231,9 +231,9 @@ class Networks:
         update_batch = pack_if_fit(
           update_batch, length=length, count=train.packed_rows
         )
-      new, readings = self._update(self._early, states, update_batch)
+      new, network_metrics = self._update(self._early, states, update_batch)
       states = {**states, **new}
-      fetched = distributed.fetch(readings)
+      fetched = distributed.fetch(network_metrics)
       update_metrics.append(
         {name: float(value) for name, value in fetched.items()}
       )
@@ -250,16 +250,18 @@ class Networks:
   ) -> tuple[dict[str, NetworkState], Metrics]:
     """Updates networks on some rows."""
     new: dict[str, NetworkState] = {}
-    readings: Metrics = {}
+    network_metrics: Metrics = {}
     if not names:
-      return new, readings
+      return new, network_metrics
     sharded, count = sharding.shard_batch(rows, self._mesh), len(rows.tokens)
     with self._use_mesh():
       for name in names:
         run = self._run(('update ' + name, count), self._update_of(name, count))
         new[name], metrics = run(states[name], sharded)
-        readings |= {f'{name}/{metric}': x for metric, x in metrics.items()}
-    return new, readings
+        network_metrics |= {
+          f'{name}/{metric}': x for metric, x in metrics.items()
+        }
+    return new, network_metrics
 
   def compile(self, batch: TokenBatch, row_counts: set[int]) -> None:
     """Compiles all programs.
