@@ -135,6 +135,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
   """Prints the responses."""
+  from covrl.config.bounds import SEED
   from covrl.run.progress import Progress
 
   if (arguments.prompt is None) == (arguments.file is None):
@@ -147,6 +148,8 @@ def run(arguments: argparse.Namespace) -> None:
   if not arguments.chat:
     refuse_unused(arguments, ['template_variables'], '--chat')
   devices.set_xla_flags()
+  if not SEED.contains(arguments.seed):
+    raise ValueError(f'--seed {SEED.requirement}, got {arguments.seed}')
   devices.use_compilation_cache()
   if arguments.file is not None:
     sample_file.run(arguments)

@@ -39,8 +39,6 @@ def run(arguments: argparse.Namespace) -> None:
   check_sampling(
     arguments.temperature, arguments.top_p, arguments.top_k, arguments.min_p
   )
-  if arguments.seed < 0:
-    raise ValueError(f'--seed must be at least 0, got {arguments.seed}')
   cache = caching(arguments)
   output, tally = None, _Tally()
   if arguments.output is not None:

@@ -67,6 +67,9 @@ MAX_MAGNITUDES = {int: 2**31 - 1, float: 1e9}
 AxisSize: TypeAlias = Annotated[int, Bounds(1, special=-1)]
 Positive: TypeAlias = Annotated[int, Bounds(1)]
 NonNegative: TypeAlias = Annotated[int, Bounds(0)]
+# JAX's random keys take 32 bits of a seed, and would ignore the others.
+SEED = Bounds(0, (1 << 32) - 1)
+Seed: TypeAlias = Annotated[int, SEED]
 NonNegativeFloat: TypeAlias = Annotated[float, Bounds(0)]
 PositiveFloat: TypeAlias = Annotated[float, Bounds(0, is_open=True)]
 Share: TypeAlias = Annotated[float, Bounds(0, 1)]

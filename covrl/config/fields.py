@@ -18,6 +18,7 @@ from covrl.config.bounds import (
   Positive,
   PositiveFloat,
   PositiveShare,
+  Seed,
   Share,
 )
 from covrl.config.critic import CriticConfig
@@ -141,8 +142,8 @@ class TrainConfig:
       of iterations: a run that is extended keeps it, and schedules their last
       values after it; 0 in recipes without schedules.
     sequences_per_update: sequences per optimiser update.
-    packed_rows: rows into which an update's sequences are packed if they fit;
-      0 disables packing.
+    packed_rows: rows into which an update's sequences are packed if they fit,
+      which the metric `packed` says; 0 disables packing.
     micro_batches: micro-batches per update.
     remat: activations that the backward pass recomputes; see
       `covrl.models.remat`.
@@ -309,7 +310,7 @@ class Config:
       parameters.
   """
 
-  seed: NonNegative = 0
+  seed: Seed = 0
   pretrained: str = ''
   mesh: MeshConfig = field(default_factory=MeshConfig)
   task: CountdownConfig = field(default_factory=CountdownConfig)

@@ -99,15 +99,15 @@ class Section:
 
 
 def _number(value: float) -> str:
-  """Formats a number, which may be too large for a float.
+  """Formats a number; integers of up to 64 bits keep all digits.
 
-  >>> _number(0.5), _number(10**400)
-  ('0.5', 'an integer of 1329 bits')
+  >>> _number(0.5), _number(4294967296), _number(10**400)
+  ('0.5', '4294967296', 'an integer of 1329 bits')
   """
-  try:
+  if not isinstance(value, int):
     return f'{value:g}'
-  except OverflowError:
-    return f'an integer of {int(value).bit_length()} bits'
+  bits = value.bit_length()
+  return str(value) if bits <= 64 else f'an integer of {bits} bits'
 
 
 @functools.cache

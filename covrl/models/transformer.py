@@ -280,10 +280,12 @@ class Transformer(nnx.Module):
     """Runs the layers one after another: one compiled body for all of them.
 
     On CPUs a few layers are written out instead: the loop's copies of stacked
-    arrays cost more time there than its body saves in compilation.
+    arrays cost more time there than its body saves in compilation. Not with
+    rematerialisation, which saves memory in a loop only.
     """
     few = self.config.num_layers <= UNROLLED_LAYERS
-    unroll = few and sharding.platform() == 'cpu'
+    keeps = self.config.remat == 'nothing'
+    unroll = few and keeps and sharding.platform() == 'cpu'
     return jax.lax.scan(run_layer, x, scanned, unroll=unroll or 1)
 
   def _embed(self, tokens: Int[Array, 'B T']) -> Float[Array, 'B T D']:

@@ -64,11 +64,19 @@ def read_token(file: str | None) -> str | None:
 
 
 class _Server(uvicorn.Server):
-  """A server that answers pending requests with an error when it ends."""
+  """A server that says when it listens and answers pending requests at its end."""
 
   def __init__(self, worker: Worker, config: uvicorn.Config) -> None:
     super().__init__(config)
     self._worker = worker
+
+  async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+    """Listens, and prints the addresses."""
+    await super().startup(sockets)
+    for listener in sockets or ():
+      host, port = listener.getsockname()[:2]
+      name = f'[{host}]' if ':' in host else host
+      print(f'listening on http://{name}:{port}', file=sys.stderr, flush=True)
 
   async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
     """Ends the engine first, so that no client waits for it."""
@@ -122,9 +130,6 @@ def serve(
       timeout_graceful_shutdown=5,
     ),
   )
-  host, port = listener.getsockname()[:2]
-  name = f'[{host}]' if ':' in host else host
-  print(f'listening on http://{name}:{port}', file=sys.stderr, flush=True)
   server.run([listener])
   if failures:
     raise failures[0]

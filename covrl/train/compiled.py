@@ -258,16 +258,17 @@ class CompiledPrograms:
       The new state, and metrics as device scalars.
     """
     self._check_prompts(rows)
-    count = self._config.train.packed_rows
+    count, packed = self._config.train.packed_rows, {}
     if count:
       rows = pack_if_fit(rows, length=rows.tokens.shape[1], count=count)
+      packed['packed'] = jnp.asarray(len(rows.tokens) == count, jnp.float32)
     networks, network_metrics = self.networks.update(state.networks, rows)
     estimator_state, state = state.estimator_state, state.of_policy()
     new_state, metrics = self._update_policy(state, rows, first, key)
     new_state = dataclasses.replace(
       new_state, networks=networks, estimator_state=estimator_state
     )
-    return new_state, metrics | network_metrics
+    return new_state, metrics | network_metrics | packed
 
   def _update_policy(
     self, state: TrainState, rows: TokenBatch, first: bool, key: Key[Array, '']

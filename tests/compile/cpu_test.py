@@ -97,12 +97,13 @@ def test_operations_of_a_model(changes):
       )
 
 
-def test_rematerialisation_takes_operations_for_memory():
+@pytest.mark.parametrize('layers', [5, 8])
+def test_rematerialisation_takes_operations_for_memory(layers):
   config = tiny(512)
   results = {}
   for remat in ('nothing', 'everything'):
     policy, score = scoring_function(
-      dataclasses.replace(config, num_layers=5, model_dim=64, remat=remat)
+      dataclasses.replace(config, num_layers=layers, model_dim=64, remat=remat)
     )
     program, cost = compiled(jax.grad(score), policy.abstract_params(), TOKENS)
     passes = sum(cost.products.values()) / 3 / products_by_hand(policy.config)

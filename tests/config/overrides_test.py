@@ -224,7 +224,8 @@ def test_value_of_another_type(override, type_name):
     ({'train.iterations': 0}, 'train.iterations must be at least 1, got 0'),
     ({'checkpoint.keep': 0}, 'checkpoint.keep must be at least 1, got 0'),
     ({'warm_start.steps': -1}, 'warm_start.steps must be at least 0, got -1'),
-    ({'seed': -1}, 'seed must be at least 0, got -1'),
+    ({'seed': -1}, 'seed must lie in [0, 4294967295], got -1'),
+    ({'seed': 1 << 32}, 'seed must lie in [0, 4294967295], got 4294967296'),
     (
       {'rollout.temperature': 0},
       'rollout.temperature must be above 0 to learn from samples, got 0',

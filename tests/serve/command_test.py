@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`covrl sample --file` and `covrl serve`: files, refusals, a real server."""
 
+import contextlib
 import json
 import os
 import signal
@@ -202,7 +203,14 @@ def test_an_interrupted_output_is_cut_to_its_finished_lines(tmp_path):
     (('--file={}', '--resume'), '--resume needs --output'),
     (('--file=/nowhere',), '--file must be a file, got /nowhere'),
     (('--file={}', '--top_p=2'), 'top_p must lie in (0, 1], got 2.0'),
-    (('--file={}', '--seed=-1'), '--seed must be at least 0, got -1'),
+    (
+      ('--file={}', '--seed=-1'),
+      '--seed must lie in [0, 4294967295], got -1',
+    ),
+    (
+      ('ab', '--seed=4294967297'),
+      '--seed must lie in [0, 4294967295], got 4294967297',
+    ),
     (('--file={}', '--max_length=0'), '--max_length must be at least 1, got 0'),
   ],
 )
@@ -294,12 +302,17 @@ def test_a_real_server_answers_and_ends(model):
     *(sys.executable, '-m', 'covrl.cli', 'serve', model, '--port=0'),
     *('--slots=2', '--max_length=8', '--max_prompt_length=8'),
   )
-  with subprocess.Popen(
-    [str(x) for x in command],
-    stderr=subprocess.PIPE,
-    text=True,
-    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
-  ) as process:
+  with (
+    subprocess.Popen(
+      [str(x) for x in command],
+      stderr=subprocess.PIPE,
+      text=True,
+      env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+    ) as process,
+    contextlib.ExitStack() as at_end,
+  ):
+    # Before it is waited for, also where the test fails.
+    at_end.callback(process.kill)
     assert process.stderr is not None
     lines = (line.strip() for line in process.stderr)
     line = next(line for line in lines if line.startswith('listening on '))

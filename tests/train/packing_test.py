@@ -70,6 +70,8 @@ def test_packed_rows_give_the_same_update(packed_and_unpacked):
   )
   assert readings['selected'] == figures['selected'] > 0
   assert readings['tokens'] == figures['tokens']
+  assert readings['packed'] == 1
+  assert 'packed' not in figures
   for name, value in figures.items():
     np.testing.assert_allclose(
       readings[name], value, rtol=1e-4, atol=1e-5, err_msg=name
@@ -91,6 +93,7 @@ def test_rows_that_do_not_fit_are_not_packed(packed_and_unpacked):
   (trained, readings), (expected, figures) = (
     update(compiled, full) for compiled in packed_and_unpacked
   )
+  assert readings.pop('packed') == 0
   # Metrics of no tokens are NaN in both.
   np.testing.assert_equal(readings, figures)
   assert jax.tree.all(
