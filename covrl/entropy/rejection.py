@@ -2,8 +2,9 @@
 """Methods that drop tokens and sequences too far from another policy.
 
 The other policy is the sampler's, or the policy before the rollout's updates.
-Dropped tokens have no gradient and stay in the denominator. The methods belong
-in front of penalties and bonuses, which they would drop too.
+Dropped tokens have no gradient and stay in the denominator: the formulas edit
+the cotangents (g, h) of log π(a) and H. The methods belong in front of penalties
+and bonuses, which they would drop too.
 """
 
 from typing import Literal, Unpack, get_args
@@ -37,7 +38,7 @@ def icepop(
   Args:
     floor: smallest weight.
     cap: largest weight.
-    level: see `truncated_importance_weights`.
+    level: `'token'`, or `'sequence'`: ρ is the product over the response.
 
   References:
     Ling team, `Every Step Evolves <https://arxiv.org/abs/2510.18855>`_, 2025.

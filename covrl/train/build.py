@@ -223,6 +223,8 @@ def make_scoring(
 ) -> Scoring:
   """Starts a task's scoring workers and grades its reference answers.
 
+  Of programming problems only `data.checked_programs` are graded.
+
   Args:
     config: the run's configuration.
     task: provides rewards and reference answers.

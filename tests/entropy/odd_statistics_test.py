@@ -56,6 +56,7 @@ def top_of_ones(fraction):
   return covrl.select_top(jnp.ones(SHAPE), ONES, fraction=fraction)
 
 
+# Without `allow_large` a fraction is clamped to [0, 0.05]: two of forty tokens.
 @pytest.mark.parametrize(
   ('fraction', 'quota'), [(0.5, 2), (-0.5, 0), (np.nan, 0), (0.04, 1)]
 )
@@ -100,6 +101,7 @@ def test_statistics_that_are_not_finite_are_left_out_and_counted(
 
 @jax.jit
 def select_by_state_score(stats, context):
+  """Selects by (log π(a) + H) · A, which reads entries of the context."""
   return top_score(0.05, score='state')(stats, **context)
 
 
@@ -131,8 +133,8 @@ def long_chain():
 def step_with_long_chain(stats, context):
   loss = covrl.as_loss(covrl.policy_gradient, long_chain())
   state = long_chain().init(TokenStats.template())
-  form = jax.value_and_grad(loss, has_aux=True)
-  return form(stats, state, **context)
+  value_and_grad = jax.value_and_grad(loss, has_aux=True)
+  return value_and_grad(stats, state, **context)
 
 
 def test_all_tokens_masked(batch):

@@ -138,6 +138,7 @@ def test_remote_server_runs_programs(server):
   assert wrong_result.status is Status.WRONG
   no_program = judge.judge('def add(', call, time_limit=20.0)
   assert no_program.status is Status.UNPARSABLE
+  # Asserts need a local sandbox.
   suite = judge.judge('x = 1', [{'asserts': 'assert x == 1'}])
   assert suite.status is Status.INFRASTRUCTURE
   assert {path for path, _ in requests} == {'/run_code'}

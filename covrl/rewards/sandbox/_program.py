@@ -158,6 +158,7 @@ def _run(program: Program) -> int:
   """Runs a program as a main module, with an interpreter's clean-up."""
   if b'input' in program.source:
     builtins.input = _input_without_prompt(builtins.input)
+  # The sandbox's /dev/stdin is a link to this file.
   if b'/dev/stdin' in program.source and os.access('/tmp', os.W_OK):
     with open('/tmp/stdin', 'wb') as file:
       file.write(os.pread(0, os.fstat(0).st_size, 0))
@@ -197,7 +198,7 @@ def _call(program: Program, name: str, arguments: list[Any]) -> int:
 def to_json(value: Any) -> str:
   """Encodes JSON like the `json` module, whose import takes ten ms."""
 
-  def refuse(value: Any) -> Any:
+  def convert(value: Any) -> Any:
     module = type(value).__module__.partition('.')[0]
     if module == 'numpy' and hasattr(value, 'tolist'):
       return value.tolist()
@@ -205,9 +206,12 @@ def to_json(value: Any) -> str:
       return int(value) if value == int(value) else float(value)
     raise TypeError(f'{type(value).__name__} is not JSON')
 
-  text = _json.encode_basestring_ascii
+  encode_text = _json.encode_basestring_ascii
+  # Indent, separators of keys and items, sort_keys, skipkeys, allow_nan.
   options = None, ': ', ', ', False, False, True
-  return ''.join(_json.make_encoder({}, refuse, text, *options)(value, 0))
+  return ''.join(
+    _json.make_encoder({}, convert, encode_text, *options)(value, 0)
+  )
 
 
 def from_json(text: str) -> Any:

@@ -161,8 +161,10 @@ def _whiten_updates(
 ) -> Float[Array, 'S T']:
   """Whitens advantages over the tokens of each optimiser batch."""
 
-  def add(index: Int[Array, ''], total: Array) -> Array:
-    update_mask = mask & (update_ids == index)[:, None]
-    return jnp.where(update_mask, whiten(advantages, update_mask), total)
+  def whiten_update(update_id: Int[Array, ''], whitened: Array) -> Array:
+    update_mask = mask & (update_ids == update_id)[:, None]
+    return jnp.where(update_mask, whiten(advantages, update_mask), whitened)
 
-  return jax.lax.fori_loop(0, updates, add, jnp.zeros_like(advantages))
+  return jax.lax.fori_loop(
+    0, updates, whiten_update, jnp.zeros_like(advantages)
+  )

@@ -42,7 +42,6 @@ _CURVES = {
 
 def curves(task: StudyTask, runs_by_arm: RunsByArm) -> list[Figure]:
   """Measurements and entropy over iterations, mean over seeds."""
-  shown = [arm for arm in SHOWN if runs_by_arm[arm]]
   figures = [
     metric_figure(task, runs_by_arm, name, unit, title, scale)
     for name, title, unit, scale in _CURVES[task.name]
@@ -60,7 +59,8 @@ def curves(task: StudyTask, runs_by_arm: RunsByArm) -> list[Figure]:
           'rollout_entropy',
           1.0,
         )
-        for color, arm in enumerate(shown)
+        for color, arm in enumerate(SHOWN)
+        if runs_by_arm[arm]
       ],
       zero=True,
     )

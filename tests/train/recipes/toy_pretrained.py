@@ -40,7 +40,7 @@ def _task(config: Config) -> Task:
   return dataclasses.replace(
     toy.make_task(config),
     tokenizer=load_tokenizer(config.pretrained),
-    solved=None,
+    solved=None,  # no responses to imitate: there is no warm start
     rewards=[
       Reward(name='digits', score=scoring.share_of_digits, example=('1', None))
     ],
