@@ -19,8 +19,8 @@ def field_help(config: Config) -> str:
     config: the configuration whose values are shown.
 
   >>> lines = field_help(Config()).splitlines()
-  >>> lines[2], lines[3].strip()
-  ('  --config.seed=0', 'Seed of all random numbers. (an integer, at least 0)')
+  >>> lines[2].strip(), lines[3].strip()
+  ('--config.seed=0', 'Seed of all random numbers. (an integer, in [0, 4294967295])')
   """
   values = flatten(config)
   blocks = [_section(section, values) for section in sections()]
