@@ -149,7 +149,7 @@ def cispo() -> Recipe:
 
 
 def _task_with_length_penalty(config: Config) -> Task:
-  task = countdown_task(config.task)
+  task = countdown_task(config.countdown)
   penalty = Overlong(
     max_length=config.rollout.max_response_length,
     buffer=config.rewards.overlong_buffer,

@@ -33,18 +33,20 @@ def grpo() -> Recipe:
   """
   config = Config()
   # Problems small enough for a policy of a million parameters.
-  config.task.max_value = 12
-  config.task.max_target = 60
+  config.countdown.max_value = 12
+  config.countdown.max_target = 60
   config.entropy.fraction = 0.05
   # All schedules of the variants end with the run.
   config.train.schedule_iterations = config.train.iterations = 30
   return Recipe(
     config=config,
-    task=lambda config: countdown_task(config.task),
+    task=lambda config: countdown_task(config.countdown),
     model=lambda config, vocab_size: countdown_model(vocab_size),
     advantages=lambda config: covrl.group_relative,
     loss=lambda config: functools.partial(
-      covrl.clipped_surrogate, low=config.train.low, high=config.train.high
+      covrl.clipped_surrogate,
+      low=config.train.low,
+      high=config.train.high,
     ),
     token_tx=lambda config: optax.identity(),
     tx=_tx,

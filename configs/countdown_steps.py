@@ -26,8 +26,8 @@ def grpo() -> Recipe:
   """
   base = countdown.grpo()
   config = base.config
-  config.task.min_numbers, config.task.max_numbers = 4, 5
-  config.task.max_value, config.task.max_target = 15, 40
+  config.countdown.min_numbers, config.countdown.max_numbers = 4, 5
+  config.countdown.max_value, config.countdown.max_target = 15, 40
   config.evaluate.problems = 512
   config.warm_start.steps, config.warm_start.batch_size = 1500, 32
   config.rollout.prompts_per_iteration = 32
@@ -39,7 +39,9 @@ def grpo() -> Recipe:
   config.train.schedule_iterations = config.train.iterations = 100
   config.evaluate.every = 50
   return dataclasses.replace(
-    base, task=lambda config: countdown_steps_task(config.task), model=_model
+    base,
+    task=lambda config: countdown_steps_task(config.countdown),
+    model=_model,
   )
 
 

@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-Kind = Literal['real', 'int', 'bool']
+Kind = Literal['real', 'float', 'int', 'bool']
 
 _KINDS: dict[Kind, tuple[tuple[Any, ...], str]] = {
   'real': ((jnp.floating, jnp.integer), 'numbers'),
+  'float': ((jnp.floating,), 'floats'),
   'int': ((jnp.integer,), 'integers'),
   'bool': ((jnp.bool_,), 'bools'),
 }
@@ -36,13 +37,13 @@ def check_array(
 
   Args:
     name: the argument's name, for errors.
-    value: an array, a tracer, or what NumPy converts to an array.
-    kind: `'real'` (floats or integers), `'int'` or `'bool'`.
+    value: an array, a tracer, or a number.
+    kind: `'real'` (floats or integers), `'float'`, `'int'` or `'bool'`.
     axes: names of the axes as documented, such as `'B T'`; `'...'` for any.
     shape: required sizes; `None` for any.
 
   Raises:
-    TypeError: the dtype is of another kind.
+    TypeError: the dtype is of another kind, or the value is a list.
     ValueError: the shape is another one.
 
   >>> check_array('advantages', np.zeros(4), 'real', 'B T', (4, 8))
@@ -50,8 +51,12 @@ def check_array(
     ...
   ValueError: advantages must be [B, T] = (4, 8), got (4,)
   """
-  array: Any = value if hasattr(value, 'dtype') else np.asarray(value)
   kinds, described = _KINDS[kind]
+  if isinstance(value, list | tuple):
+    raise TypeError(
+      f'{name} must be an array of {described}, got a {type(value).__name__}'
+    )
+  array: Any = value if hasattr(value, 'dtype') else np.asarray(value)
   if not any(jnp.issubdtype(array.dtype, each) for each in kinds):
     actual_type = array.dtype if hasattr(value, 'dtype') else repr(value)
     raise TypeError(

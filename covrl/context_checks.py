@@ -52,7 +52,7 @@ def check_stats(
     shape: required shape; `None` for that of the log-probabilities.
 
   Raises:
-    TypeError: it is not a `TokenStats` of numbers.
+    TypeError: it is not a `TokenStats` of floats.
     ValueError: a shape is another one.
 
   >>> check_stats('stats', jnp.zeros((4, 8)), 'cispo')
@@ -67,7 +67,7 @@ def check_stats(
   for leaf in ('logprobs', 'entropy', 'divergence', 'top_entropy'):
     value = getattr(stats, leaf)
     if value is not None:
-      shape = check_array(f'{name}.{leaf}', value, 'real', 'B T', shape)
+      shape = check_array(f'{name}.{leaf}', value, 'float', 'B T', shape)
 
 
 def check_context(

@@ -33,6 +33,7 @@ from covrl.config.fields import WarmStartConfig as WarmStartConfig
 from covrl.config.flat import flatten as flatten
 from covrl.config.flat import from_dict as from_dict
 from covrl.config.flat import unknown_fields as unknown_fields
+from covrl.config.flat import version_difference as version_difference
 from covrl.config.help import field_help as field_help
 from covrl.config.loading import load as load
 from covrl.config.loading import recipes as recipes

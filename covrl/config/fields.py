@@ -313,7 +313,7 @@ class Config:
   seed: Seed = 0
   pretrained: str = ''
   mesh: MeshConfig = field(default_factory=MeshConfig)
-  task: CountdownConfig = field(default_factory=CountdownConfig)
+  countdown: CountdownConfig = field(default_factory=CountdownConfig)
   maze: MazeConfig = field(default_factory=MazeConfig)
   arithmetic: ArithmeticConfig = field(default_factory=ArithmeticConfig)
   data: DataConfig = field(default_factory=DataConfig)

@@ -55,6 +55,49 @@ def unknown_fields(fields: Mapping[str, Any]) -> list[str]:
   return names(Config(), fields, '')
 
 
+def missing_fields(fields: Mapping[str, Any]) -> list[str]:
+  """Returns the dotted names of fields of `Config` that were not saved.
+
+  A section without any is named as a whole.
+
+  >>> missing_fields(dataclasses.asdict(Config()) | {'mesh': {'data': 1}})
+  ['mesh.fsdp', 'mesh.tensor', 'mesh.expert', 'mesh.context']
+  """
+
+  def names(default: Any, values: Mapping[str, Any], prefix: str) -> list[str]:
+    result: list[str] = []
+    for name in (field.name for field in dataclasses.fields(default)):
+      if name not in values:
+        result.append(f'{prefix}{name}')
+      elif dataclasses.is_dataclass(getattr(default, name)):
+        result += names(
+          getattr(default, name), values[name], f'{prefix}{name}.'
+        )
+    return result
+
+  return names(Config(), fields, '')
+
+
+def version_difference(fields: Mapping[str, Any]) -> str:
+  """Describes which fields another version of covrl has saved; empty if none.
+
+  Args:
+    fields: saved fields, as nested mappings.
+
+  >>> saved = dataclasses.asdict(Config())
+  >>> saved['train']['clip'] = saved['train'].pop('low')
+  >>> version_difference(saved)
+  'with train.clip and without train.low'
+  """
+  parts = (
+    ('with', unknown_fields(fields)),
+    ('without', missing_fields(fields)),
+  )
+  return ' and '.join(
+    f'{word} {", ".join(names)}' for word, names in parts if names
+  )
+
+
 def _check_type(name: str, default: Any, value: Any) -> None:
   """Refuses a saved value that cannot be one of the field's."""
   kind = Mapping if dataclasses.is_dataclass(default) else type(default)

@@ -11,7 +11,7 @@ from typing import Any
 
 from covrl.config import overrides as overriding
 from covrl.config.errors import ConfigError
-from covrl.config.flat import from_dict
+from covrl.config.flat import from_dict, version_difference
 from covrl.config.recipe import Recipe
 from covrl.config.recipe_files import RecipeFiles
 from covrl.config.validation import check
@@ -63,8 +63,9 @@ def restore(directory: pathlib.Path, saved: Mapping[str, Any]) -> Recipe:
     saved: the recipe's description, `Recipe.as_json`.
 
   Raises:
-    ConfigError: the description was written by an older version of covrl, or a
-      module that the recipe imports is missing.
+    ConfigError: the description was written by another version of covrl whose
+      recipes this one cannot execute, or a module that the recipe imports is
+      missing.
   """
   stem, colon, function = saved['name'].partition(':')
   if not colon:
@@ -83,6 +84,14 @@ def restore(directory: pathlib.Path, saved: Mapping[str, Any]) -> Recipe:
     raise ConfigError(
       f'the recipe of the run needs the module {error.name!r}, which is not'
       ' installed here; only single files beside a recipe are kept with a run'
+    ) from error
+  except (AttributeError, ImportError, TypeError) as error:
+    changes = version_difference(saved['config'])
+    if not changes:
+      raise
+    raise ConfigError(
+      f'the recipe of the run cannot be executed by this version of covrl'
+      f' ({error}); the run was saved by another one, {changes}'
     ) from error
   return dataclasses.replace(recipe, config=config, sources=files.sources)
 

@@ -90,8 +90,8 @@ def _advice(name: str) -> str:
   name = name.removeprefix(PREFIX.removeprefix('--')).strip('.')
   if name in _groups():
     return f'; {_description(name)}'
-  if nearest_field := _nearest(name):
-    return f'; did you mean {nearest_field}?'
+  if nearest_fields := _nearest(name):
+    return f'; did you mean {" or ".join(nearest_fields)}?'
   group = name.rpartition('.')[0]
   near_groups = difflib.get_close_matches(
     group or name, _groups(), n=1, cutoff=0.7
@@ -114,23 +114,45 @@ def _description(group: str) -> str:
   return f'{group} is a group of config fields: {_groups()[group]}'
 
 
-def _nearest(name: str) -> str | None:
-  """Returns the field with the most similar last part of its name.
+def _nearest(name: str) -> list[str]:
+  """Returns the fields with the most similar last part of their name.
 
-  >>> _nearest('iterations'), _nearest('entropy.coeficient'), _nearest('xyzzy')
-  ('train.iterations', 'entropy.coefficient', None)
+  There may be up to four if the name's group is unlike those of all of them.
+
+  >>> _nearest('entropy.coeficient'), _nearest('xyzzy')
+  (['entropy.coefficient'], [])
+  >>> _nearest('every'), _nearest('train.reset_reference')
+  (['evaluate.every', 'checkpoint.every'], ['train.reset_reference_every'])
   """
   group, _, leaf = name.rpartition('.')
 
   def similarity(known: str) -> tuple[float, float]:
     known_group, _, known_leaf = known.rpartition('.')
-    return _similarity(leaf, known_leaf), _similarity(group, known_group)
+    is_part = f'_{leaf}_' in f'_{known_leaf}_'
+    similarity_of_leaves = _similarity(leaf, known_leaf)
+    return (
+      max(similarity_of_leaves, 0.7) if is_part else similarity_of_leaves,
+      _similarity(group, known_group),
+    )
 
-  nearest_field = max(
-    fields_by_name(),
-    key=lambda known: similarity(known)[0] + 0.3 * similarity(known)[1],
+  similarities = {
+    known: values
+    for known in fields_by_name()
+    if (values := similarity(known))[0] > 0.6
+  }
+  if not similarities:
+    return []
+  best = max(
+    similarities,
+    key=lambda known: similarities[known][0] + 0.3 * similarities[known][1],
   )
-  return nearest_field if similarity(nearest_field)[0] > 0.6 else None
+  of_leaf, of_group = similarities[best]
+  if of_group > 0.6:
+    return [best]
+  equals = [
+    known for known in similarities if similarities[known][0] == of_leaf
+  ]
+  return equals[:4]
 
 
 def _similarity(name: str, known: str) -> float:

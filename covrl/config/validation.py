@@ -18,7 +18,7 @@ def check(config: Config) -> None:
   values = flatten(config)
   for name, field in fields_by_name().items():
     field.check(values[name])
-  config.task.check()
+  config.countdown.check()
   config.maze.check()
   config.arithmetic.check()
   _check_batches(config)

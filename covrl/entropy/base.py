@@ -99,6 +99,10 @@ def require(context: TokenContext, entry: str, transform: str) -> Any:
 
 def check_fraction(value: Fraction, *, allow_large: bool = False) -> None:
   """Refuses a fraction outside its range, such as a percentage by mistake."""
+  if isinstance(value, optax.schedules.StatefulSchedule):
+    raise TypeError(
+      f'fraction must be a number or a schedule of the step, got {value!r}'
+    )
   number = concrete_number(value, 'fraction')
   # `inject_hyperparams` passes arrays: float32, in which 0.05 is a little more,
   # and 0 if a schedule begins or ends there.
@@ -232,8 +236,9 @@ def update_signal(
 
   Raises:
     TypeError: if the context has an unknown entry, an argument is of another
-      type, the transformation is one of parameters, such as `optax.adam`, or it
-      returns a signal of another form.
+      type, the transformation is one of parameters, such as `optax.adam`, the
+      state is not one of the chain, or the chain returns a signal of another
+      form.
     ValueError: if an array is of another shape than the statistics.
   """
   where = 'update_signal'
@@ -241,6 +246,12 @@ def update_signal(
   check_stats('signal', signal, where, stats.logprobs.shape)
   check_context(context, where, stats)
   _check_token_state(token_state, where)
+  wanted = jax.tree.structure(token_tx.init(TokenStats.template()))
+  if jax.tree.structure(token_state) != wanted:
+    raise TypeError(
+      f'token_state must be a state of the token chain, {wanted}, got'
+      f' {jax.tree.structure(token_state)}'
+    )
   update = cast(Any, optax.with_extra_args_support(token_tx).update)
   edited, token_state = update(signal, token_state, stats, **context)
   is_like = jax.tree.structure(edited) == jax.tree.structure(signal)

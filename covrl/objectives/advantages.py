@@ -276,12 +276,15 @@ def deviation(
 ) -> Float[Array, ' S']:
   """Unbiased standard deviation of each response's group; 1 if it is alone.
 
+  NaN where a square overflows: divided by infinity, advantages would be 0.
+
   Args:
     centred: rewards minus their group's mean.
     group_ids: responses to the same prompt share an id.
   """
   same, size = same_group(centred, group_ids)
   squares = jnp.sum(jnp.where(same, centred[None, :] ** 2, 0), axis=1)
+  squares = jnp.where(jnp.isfinite(squares), squares, jnp.nan)
   variance = squares / jnp.maximum(size - 1, 1).astype(centred.dtype)
   return jnp.where(size > 1, jnp.sqrt(variance), 1)
 
@@ -303,7 +306,7 @@ def same_group(
 
 def widen(x: Float[Array, ' S']) -> Float[Array, ' S']:
   """Casts to float32 if narrower."""
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  return x.astype(jnp.result_type(x, jnp.float32))
 
 
 def _choose_ratio(
@@ -311,7 +314,7 @@ def _choose_ratio(
 ) -> Float[Array, ' S']:
   """C(m, k) / C(n, k) = Π_{i<k} (m − i)/(n − i), 0 where m < k."""
   ratio = jnp.ones(m.shape, dtype)
-  for i in range(k):
+  for i in range(min(k, m.size + 1)):
     top = jnp.maximum(m - i, 0).astype(dtype)
     ratio *= top / jnp.maximum(n - i, 1).astype(dtype)
   return ratio

@@ -124,8 +124,7 @@ def _checked(
   if kind not in DIVERGENCES:
     raise ValueError(f'kind must be one of {DIVERGENCES}, got {kind!r}')
   check_array('log_ratio', log_ratio, 'real', '...')
-  dtype = jnp.promote_types(log_ratio.dtype, jnp.float32)
-  return log_ratio.astype(dtype)
+  return jnp.asarray(log_ratio, jnp.result_type(log_ratio, jnp.float32))
 
 
 def _sign(x: Float[Array, '*shape']) -> Float[Array, '*shape']:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from covrl.array_checks import check_array, check_number
+from covrl.array_checks import check_array, check_number, concrete
 from covrl.objectives import returns as returns_module
 from covrl.objectives.base import Number
 from covrl.objectives.returns import check_tokens
@@ -157,5 +158,11 @@ def _check_decay(
   """Refuses anything but a number in [0, 1], or an array of one per sequence."""
   if jnp.ndim(decay) == 0:
     check_number(name, decay, 0, 1)
-  else:
-    check_array(name, decay, 'real', 'S', (sequences,))
+    return
+  check_array(name, decay, 'real', 'S', (sequences,))
+  value = concrete(decay)
+  if value is not None and not np.all((value >= 0) & (value <= 1)):
+    raise ValueError(
+      f'{name} must lie in [0, 1] for every sequence, got {value.min():g} to '
+      f'{value.max():g}'
+    )

@@ -160,7 +160,7 @@ def whiten(
 
   Returns:
     The whitened values; 0 off the mask, and everywhere if all values are
-    equal; NaN on the mask if a value there is not finite.
+    equal; NaN on the mask if a value there, or the variance, is not finite.
   """
   check_tokens('values', values, mask)
   dtype = jnp.promote_types(values.dtype, jnp.float32)
@@ -170,6 +170,8 @@ def whiten(
   centred = jnp.where(mask, values - mean, 0)
   variance = exact_sum(centred**2, mask) / (tokens + COUNT_EPSILON)
   unbiased = variance * tokens / jnp.maximum(tokens - 1, 1)
+  # Divided by an infinite deviation, values would be 0.
+  unbiased = jnp.where(jnp.isfinite(unbiased), unbiased, jnp.nan)
   largest = jnp.max(jnp.where(mask, values, -jnp.inf), initial=-jnp.inf)
   smallest = jnp.min(jnp.where(mask, values, jnp.inf), initial=jnp.inf)
   # The mean of equal values is theirs up to rounding, which must not be scaled.

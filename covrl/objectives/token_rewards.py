@@ -8,11 +8,18 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from covrl.array_checks import check_array, check_number
+from covrl.array_checks import (
+  check_array,
+  check_number,
+  concrete_number,
+)
 from covrl.objectives.base import Number
 from covrl.objectives.divergences import DivergenceEstimator, divergence
 from covrl.statistics.exact import exact_mean
 from covrl.types import Scalar
+
+# Largest relative error that `adapt_coefficient` responds to.
+_MAX_ERROR = 0.2
 
 
 class TokenRewards(NamedTuple):
@@ -78,10 +85,11 @@ def token_rewards(
   tokens_left = jnp.cumsum(mask[:, ::-1], axis=1, dtype=jnp.int32)[:, ::-1]
   at_last_token = jnp.where(mask & (tokens_left == 1), rewards[:, None], 0)
   if log_ratio is None:
-    if isinstance(coefficient, int | float) and coefficient > 0:
+    number = concrete_number(coefficient, 'coefficient', allow_schedule=False)
+    if number:
       raise ValueError(
         'token_rewards with a coefficient needs log_ratio, got None and '
-        f'{coefficient:g}'
+        f'{number:g}'
       )
     return TokenRewards(at_last_token, jnp.asarray(jnp.nan, dtype), clipped)
   check_array('log_ratio', log_ratio, 'real', 'S T', shape)
@@ -114,7 +122,8 @@ def adapt_coefficient(
     sequences: number of sequences of the measurement.
 
   Raises:
-    ValueError: the target or the horizon is not positive.
+    ValueError: the target or the horizon is not positive, or the horizon is so
+      short that the coefficient could become negative.
 
   >>> adapt_coefficient(jnp.float32(1.0), jnp.float32(0.2), target=0.1,
   ...                   horizon=1000.0, sequences=500.0).item()
@@ -127,6 +136,17 @@ def adapt_coefficient(
   check_number('target', target, 0, is_open=True)
   check_number('horizon', horizon, 0, is_open=True)
   check_number('sequences', sequences, 0)
-  error = jnp.clip(divergence / target - 1, -0.2, 0.2)
+  horizon_number, sequences_number = (
+    concrete_number(value, name, allow_schedule=False)
+    for name, value in (('horizon', horizon), ('sequences', sequences))
+  )
+  if horizon_number is not None and sequences_number is not None:
+    least = _MAX_ERROR * sequences_number
+    if horizon_number <= least:
+      raise ValueError(
+        f'horizon must be above {least:g}, {_MAX_ERROR:g} of the sequences, or '
+        f'the coefficient could become negative, got {horizon_number:g}'
+      )
+  error = jnp.clip(divergence / target - 1, -_MAX_ERROR, _MAX_ERROR)
   factor = 1 + error * sequences / horizon
   return jnp.where(jnp.isfinite(divergence), coefficient * factor, coefficient)

@@ -6,7 +6,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from covrl.config import RESUMABLE, Recipe, flatten, from_dict, unknown_fields
+from covrl.config import (
+  RESUMABLE,
+  Recipe,
+  flatten,
+  from_dict,
+  version_difference,
+)
 
 _CHANGED_SOURCES = 'the config file has changed since'
 
@@ -20,16 +26,12 @@ def difference(saved: Mapping[str, Any], recipe: Recipe) -> str:
   """
   if saved['name'] != recipe.name:
     return f'of {saved["name"]}, and not of {recipe.name}'
+  if changes := version_difference(saved['config']):
+    return f'of another version of covrl, {changes}'
   before, fields = flatten(from_dict(saved['config'])), flatten(recipe.config)
   for name, value in fields.items():
     if before[name] != value and not name.startswith(RESUMABLE):
       return f'{name} is {before[name]!r} there and {value!r} here'
-  for word, names in (
-    ('with', unknown_fields(saved['config'])),
-    ('without', sorted(fields.keys() - _names(saved['config']))),
-  ):
-    if names:
-      return f'of another version of covrl, {word} {", ".join(names)}'
   return _CHANGED_SOURCES
 
 
@@ -46,14 +48,3 @@ def describe_edit(saved: Mapping[str, Any] | None, recipe: Recipe) -> str:
   if saved['identity'] == recipe.identity and changes == _CHANGED_SOURCES:
     return ''
   return f'was changed ({changes})'
-
-
-def _names(values: Mapping[str, Any], prefix: str = '') -> set[str]:
-  """Returns the dotted names of the values of nested mappings."""
-  names: set[str] = set()
-  for name, value in values.items():
-    if isinstance(value, Mapping):
-      names |= _names(value, f'{prefix}{name}.')
-    else:
-      names.add(f'{prefix}{name}')
-  return names

@@ -144,8 +144,14 @@ def _stats_jvp(
 def token_temperatures(
   temperature: Temperature, targets: Int[Array, '*B'], dtype: jnp.dtype
 ) -> Float[Array, '*B 1']:
-  """Broadcasts the temperature to one per token."""
-  per_token = jnp.broadcast_to(jnp.asarray(temperature, dtype), targets.shape)
+  """Broadcasts the temperature to one per token; NaN where it is not positive.
+
+  A negative one would make the likeliest token the least likely.
+  """
+  value = jnp.asarray(temperature, dtype)
+  per_token = jnp.broadcast_to(
+    jnp.where(value > 0, value, jnp.nan), targets.shape
+  )
   return jax.lax.stop_gradient(per_token)[..., None]
 
 

@@ -147,9 +147,11 @@ def token_stats(
   >>> stats.logprobs.shape, round(float(jnp.exp(stats.entropy[0, 0])), 4)
   ((2, 3), 8.0)
   """
-  for name, value in (('soft_cap', soft_cap), ('chunk_size', chunk_size)):
-    if value is not None:
-      check_number(name, value, 0, is_open=True)
+  if soft_cap is not None:
+    check_number('soft_cap', soft_cap, 0, is_open=True)
+  if chunk_size is not None:
+    check_array('chunk_size', chunk_size, 'int', '')
+    check_number('chunk_size', chunk_size, 0, is_open=True)
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(
       f'implementation must be one of {IMPLEMENTATIONS}, got {implementation!r}'

@@ -26,7 +26,7 @@ from covrl.types import TokenStats
 # Fields and sections (`NAME.`) that have an effect only if something reads them while
 # the run is built, such as a function of the recipe.
 _READ_BY_RECIPES = (
-  *('task.', 'maze.', 'arithmetic.', 'data.', 'entropy.'),
+  *('countdown.', 'maze.', 'arithmetic.', 'data.', 'entropy.'),
   *('train.learning_rate', 'train.max_gradient_norm'),
   *('train.low', 'train.high', 'train.schedule_iterations'),
   *('rewards.judge', 'rewards.packages', 'rewards.format'),

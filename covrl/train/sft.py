@@ -16,7 +16,13 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, PyTree
 
-from covrl.config import Config, ConfigError, flatten, from_dict
+from covrl.config import (
+  Config,
+  ConfigError,
+  flatten,
+  from_dict,
+  version_difference,
+)
 from covrl.data import StreamState, SupervisedStream
 from covrl.data.problems import source_fingerprint
 from covrl.models import Policy
@@ -42,7 +48,7 @@ from covrl.types import Scalar
 SHARED_FIELDS = (
   'seed',
   'pretrained',
-  'task.',
+  'countdown.',
   'maze.',
   'arithmetic.',
   'data.template',
@@ -329,14 +335,21 @@ def shared_warm_start(config: Config, task: Task) -> Checkpoint | None:
       )
     return None
   other = RunDirectory(config.warm_start.from_run)
-  other_fields = flatten(from_dict(other.read_config()['config']))
+  other_config = other.read_config()['config']
+  other_fields = flatten(from_dict(other_config))
   for name, value in flatten(config).items():
     if name == 'warm_start.from_run' or not name.startswith(SHARED_FIELDS):
       continue
     if other_fields[name] != value:
+      changes = version_difference(other_config)
       raise ConfigError(
         'warm_start.from_run must be a run with the same warm start, '
-        f'{other.path} has {name}={other_fields[name]!r} and not {value!r}'
+        f'{other.path} '
+        + (
+          f'is of another version of covrl, {changes}'
+          if changes
+          else f'has {name}={other_fields[name]!r} and not {value!r}'
+        )
       )
   saved = warm_start_store(other).latest()
   if saved is None or not is_warm_start_finished(saved, config):

@@ -60,7 +60,7 @@ def test_docstrings_agree_with_the_table_of_results(name):
 def test_prompts_and_solutions_fit():
   config = load('countdown_steps:grpo').config
   task = countdown_steps.grpo().task(config)
-  source = SolvedCountdownStepsSource(config.task)
+  source = SolvedCountdownStepsSource(config.countdown)
   longest = 0
   for index in range(200):
     problem = source[index]

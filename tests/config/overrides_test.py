@@ -38,7 +38,7 @@ NUMBERS = [
 ]
 # Fields for which −1 has a meaning: by their bounds, or as a number of either sign.
 SIGNED = {
-  'task.seed',
+  'countdown.seed',
   'entropy.coefficient',
   'entropy.low',
   'entropy.high',
@@ -136,7 +136,14 @@ def test_integer_as_the_value_of_a_float():
     ('sed', 'seed'),
     ('warmstart.steps', 'warm_start.steps'),
     ('evaluate.sample', 'evaluate.samples'),
-    ('train.temperature', 'rollout.temperature'),
+    ('train.temperature', 'rollout.temperature or evaluate.temperature'),
+    # A group that is unlike those that have such a field.
+    ('task.min_numbers', 'countdown.min_numbers'),
+    ('task.max_value', 'countdown.max_value or arithmetic.max_value'),
+    (
+      'task.held_out',
+      'countdown.held_out or maze.held_out or arithmetic.held_out',
+    ),
   ],
 )
 def test_unknown_field_names_the_nearest(field, nearest):
@@ -236,7 +243,7 @@ def test_value_of_another_type(override, type_name):
       'rewards.max_failures must lie in [0, 1], got 2',
     ),
     (
-      {'task.min_numbers': 5},
+      {'countdown.min_numbers': 5},
       'Countdown needs 1 <= min_numbers <= max_numbers, got min_numbers=5 and '
       'max_numbers=4',
     ),

@@ -270,7 +270,7 @@ def test_variant_needs_only_what_differs(recipe_file):
     """)
   )
   recipe = load(str(recipe_file), ['--config.entropy.fraction=0.5'])
-  assert recipe.config.task == load('countdown:grpo').config.task
+  assert recipe.config.countdown == load('countdown:grpo').config.countdown
   assert recipe.token_tx(recipe.config) is not None
   assert sorted(recipe.sources) == ['own.py']
 

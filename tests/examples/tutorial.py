@@ -37,9 +37,9 @@ from covrl.train import train
 def small(recipe: Recipe) -> Recipe:
   """Returns a Countdown recipe that is small enough for a minute."""
   config = recipe.config
-  config.task.min_numbers, config.task.max_numbers = 2, 3
-  config.task.max_value, config.task.max_target = 6, 20
-  config.task.held_out = config.evaluate.problems = 32
+  config.countdown.min_numbers, config.countdown.max_numbers = 2, 3
+  config.countdown.max_value, config.countdown.max_target = 6, 20
+  config.countdown.held_out = config.evaluate.problems = 32
   config.warm_start.steps = 150
   config.warm_start.learning_rate = 1e-2
   config.rollout.prompts_per_iteration = 32

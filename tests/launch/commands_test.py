@@ -25,7 +25,7 @@ from launch.job import Job, render
 from launch.shell import Shell
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
-HARD_TO_QUOTE = '--config.task.text=it\'s $(rm -rf "$HOME") `x`\n; \\ é *'
+HARD_TO_QUOTE = '--config.data.text=it\'s $(rm -rf "$HOME") `x`\n; \\ é *'
 # Arguments of `covrl train`.
 RUN = [
   '--',

@@ -13,6 +13,7 @@ from covrl.config import (
   Config,
   ConfigError,
   from_dict,
+  load,
   unknown_fields,
 )
 from covrl.run.checkpoint import CheckpointError, CheckpointStore
@@ -254,12 +255,46 @@ def test_files_that_are_changed_during_a_run_are_restored(
 def test_a_run_of_another_version_is_named_as_that(directory, recipe):
   file = pathlib.Path(directory.path / 'config.json')
   saved = json.loads(file.read_text()) | {'identity': 'other'}
-  del saved['config']['rollout']['max_draws']
+  train = saved['config']['train']
+  # A renamed field is not reported as one with another value.
+  train['clip'] = train.pop('low') + 0.5
+  saved['config']['task'] = saved['config'].pop('countdown')
   file.write_text(json.dumps(saved))
   (directory.path / 'rollouts').mkdir()
   (directory.path / 'rollouts' / 'iteration_000000.json').write_text('')
-  with pytest.raises(ConfigError, match='of another version of covrl, without'):
+  with pytest.raises(ConfigError) as refused:
     directory.check(recipe)
+  assert str(refused.value) == (
+    f"{directory.path} holds another configuration's run (of another version of"
+    ' covrl, with train.clip, task and without countdown, train.low); use'
+    ' another --workdir'
+  )
+
+
+@pytest.mark.parametrize('renamed', [True, False])
+def test_a_recipe_of_another_version_is_refused_in_one_sentence(
+  tmp_path, renamed
+):
+  recipe = load('countdown:grpo')
+  directory = RunDirectory(tmp_path)
+  old = recipe.sources['countdown.py'].replace(
+    'config.countdown.max_value', 'config.task.max_value'
+  )
+  directory.claim(
+    dataclasses.replace(recipe, sources={**recipe.sources, 'countdown.py': old})
+  )
+  if renamed:
+    saved = json.loads((tmp_path / 'config.json').read_text())
+    saved['config']['task'] = saved['config'].pop('countdown')
+    (tmp_path / 'config.json').write_text(json.dumps(saved))
+  # A mistake in a recipe of this version keeps its traceback.
+  error, message = (
+    (ConfigError, 'saved by another one, with task and without countdown$')
+    if renamed
+    else (AttributeError, "no attribute 'task'")
+  )
+  with pytest.raises(error, match=message):
+    directory.recipe()
 
 
 def test_fields_of_another_version_are_named():

@@ -25,7 +25,7 @@ from covrl.train.effects import (
 # Fields that the toy task, its recipe, or the other values leave without effect.
 UNREAD = {
   'maze.side': 6,
-  'task.max_value': 20,
+  'countdown.max_value': 20,
   'arithmetic.max_terms': 4,
   'data.template': '{question}',
   'data.checked_programs': 3,

@@ -164,7 +164,11 @@ def test_an_unfinished_warm_start_is_not_shared(tmp_path):
 
   with pytest.raises(Stopped):
     run(tmp_path, at)
-  saved = {'name': 'toy', 'config': dataclasses.asdict(CONFIG), 'identity': ''}
+  saved: dict[str, Any] = {
+    'name': 'toy',
+    'config': dataclasses.asdict(CONFIG),
+    'identity': '',
+  }
   recipe: Any = types.SimpleNamespace(
     as_json=lambda: saved, sources={}, identity=''
   )
@@ -179,6 +183,14 @@ def test_an_unfinished_warm_start_is_not_shared(tmp_path):
   config.rollout.max_response_length = 5
   with pytest.raises(
     ConfigError, match=r'has rollout\.max_response_length=4 and not 5'
+  ):
+    sft.shared_warm_start(config, TASK)
+  # A field that was renamed since is not reported as one with another value.
+  fields = saved['config']
+  fields['task'] = fields.pop('countdown') | {'held_out': 1}
+  RunDirectory(tmp_path).claim(recipe)
+  with pytest.raises(
+    ConfigError, match=r'version of covrl, with task and without countdown$'
   ):
     sft.shared_warm_start(config, TASK)
 

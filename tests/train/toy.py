@@ -49,7 +49,7 @@ def get_config() -> Config:
   config.evaluate.every = 2
   config.evaluate.problems = 32
   config.evaluate.samples = 4
-  config.task.held_out = HELD_OUT
+  config.countdown.held_out = HELD_OUT
   config.checkpoint.every = 1
   config.checkpoint.every_updates = 1
   config.rewards.workers = 1
@@ -101,7 +101,7 @@ def make_task(config: Config) -> Task:
     tokenizer=train_sentencepiece([*map(str, DIGITS), ':']),
     train=known,
     solved=known,
-    held_out=problems(DIGIT_SETS[:HELD_OUT])[::6][: config.task.held_out],
+    held_out=problems(DIGIT_SETS[:HELD_OUT])[::6][: config.countdown.held_out],
     rewards=[
       Reward(
         name='largest', score=scoring.begins_with_largest, example=('1', [1])
@@ -122,7 +122,9 @@ def make_advantages(config: Config) -> Advantages:
 
 def make_loss(config: Config) -> Loss:
   return functools.partial(
-    covrl.clipped_surrogate, low=config.train.low, high=config.train.high
+    covrl.clipped_surrogate,
+    low=config.train.low,
+    high=config.train.high,
   )
 
 
