@@ -35,7 +35,7 @@ def dapo() -> Recipe:
   Source: Yu et al., DAPO, arXiv:2503.14476.
   """
   recipe = countdown.grpo()
-  recipe.config.train.high = 0.28
+  recipe.config.train.clip_high = 0.28
   recipe.config.rollout.max_draws = 4
   recipe.config.rewards.overlong_buffer = 2
   return dataclasses.replace(recipe, task=_task_with_length_penalty)
@@ -101,12 +101,12 @@ def gspo() -> Recipe:
   Source: Zheng et al., Group Sequence Policy Optimization, arXiv:2507.18071.
   """
   recipe = countdown.grpo()
-  recipe.config.train.low, recipe.config.train.high = 3e-4, 4e-4
+  recipe.config.train.clip_low, recipe.config.train.clip_high = 3e-4, 4e-4
   recipe.config.train.weights = 'sequence-mean-token-mean'
   return dataclasses.replace(
     recipe,
     loss=lambda config: functools.partial(
-      covrl.gspo, low=config.train.low, high=config.train.high
+      covrl.gspo, low=config.train.clip_low, high=config.train.clip_high
     ),
   )
 
@@ -139,11 +139,11 @@ def cispo() -> Recipe:
   Source: MiniMax, MiniMax-M1, arXiv:2506.13585.
   """
   recipe = countdown.grpo()
-  recipe.config.train.low, recipe.config.train.high = 1.0, 4.0
+  recipe.config.train.clip_low, recipe.config.train.clip_high = 1.0, 4.0
   return dataclasses.replace(
     recipe,
     loss=lambda config: functools.partial(
-      covrl.losses.cispo, low=config.train.low, high=config.train.high
+      covrl.losses.cispo, low=config.train.clip_low, high=config.train.clip_high
     ),
   )
 

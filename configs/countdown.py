@@ -45,8 +45,8 @@ def grpo() -> Recipe:
     advantages=lambda config: covrl.group_relative,
     loss=lambda config: functools.partial(
       covrl.clipped_surrogate,
-      low=config.train.low,
-      high=config.train.high,
+      low=config.train.clip_low,
+      high=config.train.clip_high,
     ),
     token_tx=lambda config: optax.identity(),
     tx=_tx,
@@ -109,13 +109,13 @@ def clip_cov() -> Recipe:
   range is [0, 2], as published.
   """
   recipe = grpo()
-  recipe.config.train.low = recipe.config.train.high = 1.0
+  recipe.config.train.clip_low = recipe.config.train.clip_high = 1.0
   return dataclasses.replace(
     recipe,
     token_tx=lambda config: covrl.clip_cov(
       fraction=config.entropy.fraction,
-      low=config.entropy.low,
-      high=config.entropy.high,
+      low=config.entropy.covariance_low,
+      high=config.entropy.covariance_high,
       selection_source=config.entropy.selection_source,
     ),
   )

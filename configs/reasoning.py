@@ -63,7 +63,7 @@ def qwen2_5_7b_clip_higher() -> Recipe:
   Source: [1], table 2; the range is that of Yu et al., DAPO, arXiv:2503.14476.
   """
   recipe = qwen2_5_7b_grpo()
-  recipe.config.train.high = 0.28
+  recipe.config.train.clip_high = 0.28
   return recipe
 
 
@@ -387,5 +387,5 @@ def verl_clip_cov(scope: Scope = 'batch') -> Recipe:
   Source: verl's `compute_policy_loss_clip_cov` and its configuration.
   """
   recipe = paper_32b_clip_cov(scope)
-  recipe.config.train.low = recipe.config.train.high = 0.2
+  recipe.config.train.clip_low = recipe.config.train.clip_high = 0.2
   return recipe

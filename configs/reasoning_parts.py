@@ -55,7 +55,9 @@ def recipe_7b(pretrained: str) -> Recipe:
     model=_model,
     advantages=lambda config: covrl.group_relative,
     loss=lambda config: functools.partial(
-      covrl.clipped_surrogate, low=config.train.low, high=config.train.high
+      covrl.clipped_surrogate,
+      low=config.train.clip_low,
+      high=config.train.clip_high,
     ),
     token_tx=lambda config: optax.identity(),
     tx=lambda config: optax.chain(
@@ -106,8 +108,8 @@ def _kl_cov(config: Config, **options: Any) -> optax.GradientTransformation:
 def _clip_cov(config: Config, **options: Any) -> optax.GradientTransformation:
   return covrl.clip_cov(
     fraction=config.entropy.fraction,
-    low=config.entropy.low,
-    high=config.entropy.high,
+    low=config.entropy.covariance_low,
+    high=config.entropy.covariance_high,
     selection_source=config.entropy.selection_source,
     **options,
   )
@@ -121,7 +123,7 @@ def with_kl_cov(recipe: Recipe) -> Recipe:
 def with_clip_cov(recipe: Recipe) -> Recipe:
   """Adds Clip-Cov, with PPO's clip range of [0, 2]."""
   config = recipe.config
-  config.train.low = config.train.high = 1.0
+  config.train.clip_low = config.train.clip_high = 1.0
   config.entropy.fraction = 2e-4
   return dataclasses.replace(recipe, token_tx=_clip_cov)
 
@@ -169,8 +171,8 @@ def published_clip_cov(scope: Scope) -> dict[str, Any]:
   return {
     'loss': lambda config: functools.partial(
       covrl.clipped_surrogate,
-      low=config.train.low,
-      high=config.train.high,
+      low=config.train.clip_low,
+      high=config.train.clip_high,
       max_log_ratio=None,
     ),
     'token_tx': functools.partial(_clip_cov, scope=scope, minimum=1),

@@ -56,7 +56,9 @@ def arithmetic() -> Recipe:
     model=_model,
     advantages=lambda config: covrl.group_relative,
     loss=lambda config: functools.partial(
-      covrl.clipped_surrogate, low=config.train.low, high=config.train.high
+      covrl.clipped_surrogate,
+      low=config.train.clip_low,
+      high=config.train.clip_high,
     ),
     token_tx=lambda config: optax.identity(),
     tx=lambda config: optax.chain(

@@ -152,8 +152,8 @@ class TrainConfig:
     learning_rate: learning rate of the parameter chain, constant.
     max_gradient_norm: global norm to which gradients are clipped.
     weights: aggregation of token losses; see `covrl.token_weights`.
-    low: PPO's clip range below 1.
-    high: PPO's clip range above 1.
+    clip_low: PPO's clip range below 1.
+    clip_high: PPO's clip range above 1.
     balance: coefficient of the load-balancing loss of a mixture of experts.
     routing_replay: whether the trainer routes each token to the experts that the
       sampler chose for it, with the gates of its own router (R3,
@@ -184,8 +184,8 @@ class TrainConfig:
     'sequence-mean-token-sum',
     'constant-length',
   ] = 'token-mean'
-  low: Share = 0.2
-  high: NonNegativeFloat = 0.2
+  clip_low: Share = 0.2
+  clip_high: NonNegativeFloat = 0.2
   balance: NonNegativeFloat = 0.0
   routing_replay: bool = False
   max_skipped_updates: Positive = 10
@@ -215,8 +215,8 @@ class EntropyConfig:
   Attributes:
     fraction: fraction of an update's response tokens to select.
     coefficient: coefficient of the penalty or bonus, before any annealing.
-    low: Clip-Cov's lower bound on the covariance.
-    high: Clip-Cov's upper bound on the covariance.
+    covariance_low: Clip-Cov's lower bound on the covariance.
+    covariance_high: Clip-Cov's upper bound on the covariance.
     initial_target: a controller's target entropy at the start, in nats.
     target: a controller's target entropy at the end, in nats.
     selection_source: whether selection ranks by the statistics from before the
@@ -225,8 +225,8 @@ class EntropyConfig:
 
   fraction: PositiveShare = 2e-3
   coefficient: float = 1.0
-  low: float = 1.0
-  high: float = 5.0
+  covariance_low: float = 1.0
+  covariance_high: float = 5.0
   initial_target: NonNegativeFloat = 0.4
   target: NonNegativeFloat = 0.3
   selection_source: Literal['old', 'current'] = 'old'

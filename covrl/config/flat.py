@@ -85,9 +85,9 @@ def version_difference(fields: Mapping[str, Any]) -> str:
     fields: saved fields, as nested mappings.
 
   >>> saved = dataclasses.asdict(Config())
-  >>> saved['train']['clip'] = saved['train'].pop('low')
+  >>> saved['train']['clip'] = saved['train'].pop('clip_low')
   >>> version_difference(saved)
-  'with train.clip and without train.low'
+  'with train.clip and without train.clip_low'
   """
   parts = (
     ('with', unknown_fields(fields)),

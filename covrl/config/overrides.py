@@ -121,8 +121,8 @@ def _nearest(name: str) -> list[str]:
 
   >>> _nearest('entropy.coeficient'), _nearest('xyzzy')
   (['entropy.coefficient'], [])
-  >>> _nearest('every'), _nearest('train.reset_reference')
-  (['evaluate.every', 'checkpoint.every'], ['train.reset_reference_every'])
+  >>> _nearest('every'), _nearest('train.low')
+  (['evaluate.every', 'checkpoint.every'], ['train.clip_low'])
   """
   group, _, leaf = name.rpartition('.')
 

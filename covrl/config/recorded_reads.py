@@ -22,9 +22,9 @@ def recorded_reads(config: Config) -> Iterator[set[str]]:
     The dotted names of the fields that were read so far.
 
   >>> with recorded_reads(config := Config()) as read:
-  ...   _ = config.train.low, config.seed
+  ...   _ = config.train.clip_low, config.seed
   >>> sorted(read)
-  ['seed', 'train.low']
+  ['seed', 'train.clip_low']
   """
   read: set[str] = set()
   sections: list[tuple[Any, str]] = [(config, '')]

@@ -28,7 +28,7 @@ from covrl.types import TokenStats
 _READ_BY_RECIPES = (
   *('countdown.', 'maze.', 'arithmetic.', 'data.', 'entropy.'),
   *('train.learning_rate', 'train.max_gradient_norm'),
-  *('train.low', 'train.high', 'train.schedule_iterations'),
+  *('train.clip_low', 'train.clip_high', 'train.schedule_iterations'),
   *('rewards.judge', 'rewards.packages', 'rewards.format'),
   *('rewards.overlong_buffer', 'rewards.function_weight'),
   *('evaluate.suite', 'evaluate.problems', 'evaluate.samples'),

@@ -54,7 +54,7 @@ def test_argument_that_is_not_an_override(refuse_training):
       'must be a multiple of mesh.data × mesh.fsdp × mesh.expert, got 4 and 8',
     ),
     ('train.weights=mean', "train.weights must be one of ('token-mean', "),
-    ('train.low=2', 'low must lie in [0, 1], got 2'),
+    ('train.clip_low=2', 'train.clip_low must lie in [0, 1], got 2'),
     ('entropy.fraction=0.2', 'fraction must lie in (0, 0.05], got 0.2'),
     ('entropy.selection_source=new', 'selection_source must be one of'),
     (

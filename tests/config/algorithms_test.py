@@ -19,7 +19,7 @@ SPECS = [spec for spec, _ in recipes() if spec.startswith('algorithms:')]
 # Fields that differ from those of `countdown:grpo`.
 FIELDS = {
   'dapo': {
-    'train.high': 0.28,
+    'train.clip_high': 0.28,
     'rollout.max_draws': 4,
     'rewards.overlong_buffer': 2,
   },
@@ -27,16 +27,16 @@ FIELDS = {
   'reinforce_plus_plus': {},
   'rloo': {},
   'gspo': {
-    'train.low': 3e-4,
-    'train.high': 4e-4,
+    'train.clip_low': 3e-4,
+    'train.clip_high': 4e-4,
     'train.weights': 'sequence-mean-token-mean',
   },
   'luspo': {
-    'train.low': 3e-4,
-    'train.high': 4e-4,
+    'train.clip_low': 3e-4,
+    'train.clip_high': 4e-4,
     'train.weights': 'sequence-mean-token-sum',
   },
-  'cispo': {'train.low': 1.0, 'train.high': 4.0},
+  'cispo': {'train.clip_low': 1.0, 'train.clip_high': 4.0},
 }
 REWARDS = jnp.array([1.0, 0.0, 0.0, 1.0, 0.0, 0.0])
 GROUPS = jnp.array([7, 7, 7, 2, 2, 2])

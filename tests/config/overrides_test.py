@@ -40,8 +40,8 @@ NUMBERS = [
 SIGNED = {
   'countdown.seed',
   'entropy.coefficient',
-  'entropy.low',
-  'entropy.high',
+  'entropy.covariance_low',
+  'entropy.covariance_high',
   'rewards.format_weight',
   'rewards.function_weight',
   'evaluate.suite_samples',
@@ -137,6 +137,12 @@ def test_integer_as_the_value_of_a_float():
     ('warmstart.steps', 'warm_start.steps'),
     ('evaluate.sample', 'evaluate.samples'),
     ('train.temperature', 'rollout.temperature or evaluate.temperature'),
+    # A part of a name, in the same group before others.
+    ('train.low', 'train.clip_low'),
+    ('train.high', 'train.clip_high'),
+    ('entropy.low', 'entropy.covariance_low'),
+    ('entropy.high', 'entropy.covariance_high'),
+    ('rollout.low', 'train.clip_low or entropy.covariance_low'),
     # A group that is unlike those that have such a field.
     ('task.min_numbers', 'countdown.min_numbers'),
     ('task.max_value', 'countdown.max_value or arithmetic.max_value'),

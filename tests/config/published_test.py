@@ -37,10 +37,10 @@ SETTINGS = {
   'paper_7b_clip_cov': {
     'train.learning_rate': 5e-7,
     'entropy.fraction': 2e-4,
-    'entropy.low': 1.0,
-    'entropy.high': 5.0,
-    'train.low': 1.0,
-    'train.high': 1.0,
+    'entropy.covariance_low': 1.0,
+    'entropy.covariance_high': 5.0,
+    'train.clip_low': 1.0,
+    'train.clip_high': 1.0,
   },
   'paper_32b_kl_cov': {
     'train.learning_rate': 1e-6,
@@ -50,10 +50,10 @@ SETTINGS = {
   'paper_32b_clip_cov': {
     'train.learning_rate': 1e-6,
     'entropy.fraction': 2e-4,
-    'entropy.low': 1.0,
-    'entropy.high': 5.0,
-    'train.low': 1.0,
-    'train.high': 1.0,
+    'entropy.covariance_low': 1.0,
+    'entropy.covariance_high': 5.0,
+    'train.clip_low': 1.0,
+    'train.clip_high': 1.0,
   },
   'verl_kl_cov': {
     'train.learning_rate': 1e-6,
@@ -63,10 +63,10 @@ SETTINGS = {
   'verl_clip_cov': {
     'train.learning_rate': 1e-6,
     'entropy.fraction': 2e-4,
-    'entropy.low': 1.0,
-    'entropy.high': 5.0,
-    'train.low': 0.2,
-    'train.high': 0.2,
+    'entropy.covariance_low': 1.0,
+    'entropy.covariance_high': 5.0,
+    'train.clip_low': 0.2,
+    'train.clip_high': 0.2,
   },
 }
 

@@ -187,7 +187,7 @@ def test_published_settings(name):
 )
 def test_clip_ranges(name, low, high):
   config = load(f'reasoning:qwen2_5_7b_{name}').config
-  assert (config.train.low, config.train.high) == (low, high)
+  assert (config.train.clip_low, config.train.clip_high) == (low, high)
 
 
 def test_learning_rate_is_constant_and_weight_decay_0():

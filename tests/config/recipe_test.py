@@ -33,7 +33,7 @@ PRIME = {
 }
 # Fields that a recipe changes, besides its loss and token chain.
 FIELDS = {
-  'countdown:clip_cov': {'train.low', 'train.high'},
+  'countdown:clip_cov': {'train.clip_low', 'train.clip_high'},
   'countdown:entropy_bonus': {'entropy.coefficient'},
   'countdown:kl_cov_beta0': {'entropy.coefficient'},
   'countdown:ppo': {'critic.learning_rate', 'critic.warm_up'},
@@ -278,8 +278,10 @@ def test_variant_needs_only_what_differs(recipe_file):
 def test_variants_do_not_share_a_config():
   base = countdown.grpo()
   variant = dataclasses.replace(base, loss=lambda config: covrl.policy_gradient)
-  variant.config.train.low = 0.5
-  assert base.config.train.low == countdown.grpo().config.train.low == 0.2
+  variant.config.train.clip_low = 0.5
+  assert (
+    base.config.train.clip_low == countdown.grpo().config.train.clip_low == 0.2
+  )
 
 
 @pytest.mark.parametrize(

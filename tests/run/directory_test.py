@@ -257,7 +257,7 @@ def test_a_run_of_another_version_is_named_as_that(directory, recipe):
   saved = json.loads(file.read_text()) | {'identity': 'other'}
   train = saved['config']['train']
   # A renamed field is not reported as one with another value.
-  train['clip'] = train.pop('low') + 0.5
+  train['low'] = train.pop('clip_low') + 0.5
   saved['config']['task'] = saved['config'].pop('countdown')
   file.write_text(json.dumps(saved))
   (directory.path / 'rollouts').mkdir()
@@ -266,7 +266,7 @@ def test_a_run_of_another_version_is_named_as_that(directory, recipe):
     directory.check(recipe)
   assert str(refused.value) == (
     f"{directory.path} holds another configuration's run (of another version of"
-    ' covrl, with train.clip, task and without countdown, train.low); use'
+    ' covrl, with train.low, task and without countdown, train.clip_low); use'
     ' another --workdir'
   )
 

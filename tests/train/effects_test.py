@@ -29,7 +29,7 @@ UNREAD = {
   'arithmetic.max_terms': 4,
   'data.template': '{question}',
   'data.checked_programs': 3,
-  'entropy.low': 2.0,
+  'entropy.covariance_low': 2.0,
   'entropy.target': 0.5,
   'rewards.format': 'a*',
   'rewards.judge': 'remote',
@@ -53,7 +53,7 @@ READ = {
   'entropy.coefficient': 0.5,
   'train.learning_rate': 1e-3,
   'train.max_gradient_norm': 2.0,
-  'train.low': 0.1,
+  'train.clip_low': 0.1,
   'train.schedule_iterations': 4,
   'evaluate.problems': 8,
   'rollout.top_k': 5,
@@ -160,9 +160,9 @@ def test_recorded_reads_leave_the_configuration_as_it_was():
   config = load(str(RECIPES / 'toy_kl_cov.py')).config
   before, kind = flatten(config), type(config.train)
   with recorded_reads(config) as read:
-    assert config.train.low == before['train.low']
-    config.train.low = 0.3
+    assert config.train.clip_low == before['train.clip_low']
+    config.train.clip_low = 0.3
     flatten(config)
-  assert read == {'train.low'}
+  assert read == {'train.clip_low'}
   assert type(config.train) is kind
-  assert flatten(config) == before | {'train.low': 0.3}
+  assert flatten(config) == before | {'train.clip_low': 0.3}

@@ -123,8 +123,8 @@ def make_advantages(config: Config) -> Advantages:
 def make_loss(config: Config) -> Loss:
   return functools.partial(
     covrl.clipped_surrogate,
-    low=config.train.low,
-    high=config.train.high,
+    low=config.train.clip_low,
+    high=config.train.clip_high,
   )
 
 

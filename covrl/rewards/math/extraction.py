@@ -6,11 +6,22 @@ Every rule reads the end of a response in linear time, for any text.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 
 # Characters at the end of a response that are searched.
 MAX_LENGTH = 200_000
+
+# Characters that Unicode displays as nothing (Default_Ignorable_Code_Point): soft
+# hyphens, zero-width spaces and joiners, marks of direction, variation selectors,
+# byte order marks and tags; not the invisible operators U+2062 to U+2064.
+_INVISIBLE = re.compile(
+  '[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f'
+  '\u202a-\u202e\u2060\u2061\u2065-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0'
+  '\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a'
+  '\U000e0000-\U000e0fff]'
+)
 
 # Tokens relevant to matching braces: boxes, escaped characters, and braces.
 _BRACES = re.compile(
@@ -173,16 +184,22 @@ def extract(response: str, rule: str = 'boxed') -> str | None:
     rule: extraction rule, one of `RULES`.
 
   Returns:
-    The answer as written; `None` if the response has no answer.
+    The answer as written, without characters that are displayed as nothing;
+    `None` if the response has no answer.
 
   Raises:
+    TypeError: if the response is not a text.
     ValueError: if the rule is unknown.
   """
+  if not isinstance(response, str):
+    raise TypeError(
+      f'a response must be a text, got {type(response).__name__}'
+    )
   if rule not in RULES:
     raise ValueError(
       f'the rule of an answer must be one of {", ".join(RULES)}, got {rule!r}'
     )
-  answer = RULES[rule](response[-MAX_LENGTH:])
+  answer = RULES[rule](_visible(response[-MAX_LENGTH:]))
   return answer.strip() or None if answer else None
 
 
@@ -196,16 +213,22 @@ def reference_answer(reference: str | int | float) -> str:
     reference: an answer, or a solution with a box or `####`.
 
   Raises:
-    ValueError: if it is empty, or neither text nor number.
+    ValueError: if it is empty, or neither text nor a finite number.
   """
-  text = str(reference)
+  text = _visible(str(reference))
   marked = last_box(text) or after_hashes(text)
   answer = (text if marked is None else marked).strip()
-  if not answer or not isinstance(reference, str | int | float):
+  is_number = type(reference) in (int, float) and math.isfinite(reference)
+  if not answer or not (isinstance(reference, str) or is_number):
     raise ValueError(
-      f'a reference answer must be a text or a number, got {reference!r}'
+      f'a reference answer must be a text or a finite number, got {reference!r}'
     )
   return answer
+
+
+def _visible(text: str) -> str:
+  """Removes characters that are displayed as nothing."""
+  return text if text.isascii() else _INVISIBLE.sub('', text)
 
 
 def _after_last(marker: re.Pattern[str], text: str) -> str | None:

@@ -33,6 +33,9 @@ _SYMBOLS = {
   **{'″': "''", '≡': r'\equiv ', '∣': '|', '∶': ':', '，': ',', '、': ', '},
   **{'；': ';', '。': '.', '≅': r'\cong ', '∼': r'\sim ', '△': r'\triangle '},
   **{'ℓ': r'\ell ', 'Ω': 'Ω', 'µ': 'μ', '∧': r'\wedge ', '∨': r'\vee '},
+  **{'⩽': r'\le ', '⩾': r'\ge ', '≦': r'\le ', '≧': r'\ge '},
+  # Invisible times, separator and plus.
+  **{'\u2062': r'\cdot ', '\u2063': ',', '\u2064': '+'},
   **{'⌊': r'\lfloor ', '⌋': r'\rfloor ', '⌈': r'\lceil ', '⌉': r'\rceil '},
   **{
     chr(ord('α') + index): f'\\{name} '

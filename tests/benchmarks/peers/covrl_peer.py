@@ -80,7 +80,7 @@ def recipe(shape: worker.Shape) -> Recipe:
   config.rollout.max_response_length = shape.response
   config.train.sequences_per_update = shape.sequences
   config.train.learning_rate = worker.LEARNING_RATE
-  config.train.low = config.train.high = worker.CLIP
+  config.train.clip_low = config.train.clip_high = worker.CLIP
   config.train.max_gradient_norm = worker.MAX_GRADIENT_NORM
   config.warm_start.steps = 0
   config.logging.samples = config.logging.entropy_change_every = 0
@@ -103,7 +103,9 @@ def recipe(shape: worker.Shape) -> Recipe:
     model=lambda config, vocab_size: model(shape),
     advantages=lambda config: covrl.group_relative,
     loss=lambda config: functools.partial(
-      covrl.clipped_surrogate, low=config.train.low, high=config.train.high
+      covrl.clipped_surrogate,
+      low=config.train.clip_low,
+      high=config.train.clip_high,
     ),
     token_tx=lambda config: optax.identity(),
     tx=parameter_chain,
