@@ -247,6 +247,29 @@ MISTYPED = {
     lambda: bonus(stats=dataclasses.replace(TOKEN_STATS, entropy=jnp.ones(10))),
     r'stats.entropy must be \[B, T\] = \(4, 10\), got \(10,\)',
   ),
+  'a signal of integers, to which a bonus adds 0': (
+    lambda: bonus(
+      updates=jax.tree.map(lambda leaf: leaf.astype(int), TOKEN_STATS)
+    ),
+    'updates.logprobs must be an array of floats, got int32',
+  ),
+  'a mask that is a list': (
+    lambda: bonus(mask=ONES.tolist()),
+    'mask must be an array of bools, got a list',
+  ),
+  'a controller as a fraction': (
+    lambda: covrl.kl_cov(fraction=unknown(covrl.adaptive_bonus())),
+    'fraction must be a number or a schedule of the step, got _AdaptiveBonus',
+  ),
+  'a state of another token chain': (
+    lambda: update_signal(
+      covrl.kl_cov(),
+      TOKEN_STATS,
+      covrl.entropy_bonus(0.1).init(TokenStats.template()),
+      TOKEN_STATS,
+    ),
+    'token_state must be a state of the token chain, .* got .*ScheduledState',
+  ),
   'a selection by a row': (
     lambda: covrl.select_top(jnp.ones(SHAPE), ONES[0], fraction=0.1),
     r'mask must be \(4, 10\), got \(10,\)',

@@ -122,7 +122,7 @@ REFUSED = {
     ((REWARDS[:3], IDS), {}, r'group_ids must be \[S\] = \(3,\), got \(4,\)'),
     ((TOKENS, IDS), {}, r'rewards must be \[S\], got \(4, 8\)'),
     ((REWARDS, REWARDS), {}, 'group_ids must be an array of integers'),
-    ((['1', '0'], IDS[:2]), {}, 'rewards must be an array of numbers'),
+    (([1.0, 0.0], IDS[:2]), {}, 'rewards must be .* numbers, got a list'),
     (
       (REWARDS, IDS),
       {'eps': -1.0},
@@ -161,6 +161,11 @@ REFUSED = {
   'gae': [
     ((TOKENS, TOKENS[0], MASK), {}, r'values must be \[S, T\] = \(4, 8\)'),
     ((TOKENS, TOKENS, MASK), {'trace_decay': -0.1}, 'trace_decay must lie'),
+    (
+      (TOKENS, TOKENS, MASK),
+      {'trace_decay': jnp.array([0.5, 2.0, 1.0, 1.0])},
+      r'trace_decay must lie in \[0, 1\] for every sequence, got 0.5 to 2',
+    ),
   ],
 }
 
@@ -198,3 +203,16 @@ def test_rewards_of_nan_are_not_failures():
     REWARDS, jnp.array([-1.0, jnp.nan, -1.0, -2.0]), IDS
   )
   np.testing.assert_array_equal(jnp.isnan(scaled), [True, True, False, False])
+
+
+def test_deviations_that_overflow_do_not_make_advantages_zero():
+  rewards = 3e19 * REWARDS
+  for result in (
+    advantages.group_relative(rewards, IDS),
+    advantages.quantile_relative(rewards, IDS),
+    advantages.reinforce_plus_plus_baseline(rewards, IDS, MASK),
+    advantages.reinforce_plus_plus(rewards[:, None] * TOKENS, MASK),
+  ):
+    assert np.isnan(result).all()
+  large = advantages.group_relative(1e18 * REWARDS, IDS)
+  np.testing.assert_allclose(large, [0.5**0.5, -(0.5**0.5)] * 2, rtol=1e-6)

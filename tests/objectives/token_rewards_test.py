@@ -92,6 +92,7 @@ def test_coefficients_adapt_by_at_most_a_fifth_per_horizon(divergence, factor):
     ({'clip': 0.0}, 'clip must be positive, got 0'),
     ({'coefficient': -1.0}, 'coefficient must be finite and at least 0'),
     ({'coefficient': 0.1}, 'needs log_ratio, got None and 0.1'),
+    ({'coefficient': jnp.float32(0.5)}, 'needs log_ratio, got None and 0.5'),
     ({'log_ratio': RATIO[:1]}, r'log_ratio must be \[S, T\] = \(3, 4\)'),
     ({'log_ratio': RATIO, 'kind': 'k4'}, "kind must be one of .*, got 'k4'"),
   ],
@@ -105,3 +106,7 @@ def test_a_target_of_zero_is_refused():
   one = jnp.float32(1)
   with pytest.raises(ValueError, match='target must be positive, got 0'):
     adapt_coefficient(one, one, target=0.0, horizon=1.0, sequences=1)
+  with pytest.raises(
+    ValueError, match=r'horizon must be above 20, 0\.2 of the'
+  ):
+    adapt_coefficient(one, one, target=0.1, horizon=20.0, sequences=100)

@@ -83,10 +83,11 @@ def test_statuses(response, status):
 
 def test_refuses_invalid_references():
   nothing: Any = None
-  with pytest.raises(ValueError, match="must be a text or a number, got ' '"):
-    grade_math(r'\boxed{7}', ' ')
-  with pytest.raises(ValueError, match='must be a text or a number, got None'):
-    grade_math(r'\boxed{7}', nothing)
+  for reference in (' ', nothing, True, math.nan):
+    with pytest.raises(ValueError, match='must be a text or a finite number'):
+      grade_math(r'\boxed{7}', reference)
+  with pytest.raises(TypeError, match='response must be a text, got NoneType'):
+    grade_math(nothing, '7')
   with pytest.raises(ValueError, match="boxed, gsm8k, dapo, number, got 'box'"):
     grade_math(r'\boxed{7}', '7', rule='box')
 
@@ -148,6 +149,21 @@ def test_refuses_invalid_references():
 )
 def test_extracts_the_answer(rule, response, answer):
   assert extract(response, rule) == answer
+
+
+@pytest.mark.parametrize(
+  'mark', ['\u200b', '\ufeff', '\u2060', '\u00ad', '\u200e', '\u2069', '\ufe0f']
+)
+def test_characters_that_are_displayed_as_nothing_change_no_verdict(mark):
+  for response, reference, rule in (
+    (f'\\boxed{{42{mark}}}', '42', 'boxed'),
+    (f'\\boxed{{4{mark}2}}', '42', 'boxed'),
+    (f'\\boxed{{x{mark}+1}}', 'x+1', 'boxed'),
+    ('\\boxed{42}', f'42{mark}', 'boxed'),
+    (f'Answer{mark}: 42', '42', 'dapo'),
+    (f'3{mark}4', '34', 'number'),
+  ):
+    assert score_math(response, reference, rule=rule).score == 1
 
 
 def test_extracts_from_long_responses_quickly():

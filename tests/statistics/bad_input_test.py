@@ -115,6 +115,19 @@ def test_traced_targets_outside_the_vocabulary_are_nan(options):
   assert np.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize('options', IMPLEMENTATIONS)
+def test_traced_temperatures_that_are_not_positive_give_nan(options):
+  temperature = jnp.ones((2, 3)).at[0].set(jnp.array([-1.0, 0.0, np.nan]))
+  stats = jax.jit(
+    lambda temperature: covrl.token_stats(
+      HIDDEN, UNEMBEDDING, TARGETS, temperature=temperature, **options
+    )
+  )(temperature)
+  for leaf in (stats.logprobs, stats.entropy):
+    assert np.isnan(leaf[0]).all()
+    assert np.isfinite(leaf[1]).all()
+
+
 @pytest.mark.parametrize('options', [*IMPLEMENTATIONS, {'soft_cap': 5.0}])
 @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize('where', ['hidden', 'unembedding'])

@@ -192,9 +192,7 @@ def extract(response: str, rule: str = 'boxed') -> str | None:
     ValueError: if the rule is unknown.
   """
   if not isinstance(response, str):
-    raise TypeError(
-      f'a response must be a text, got {type(response).__name__}'
-    )
+    raise TypeError(f'a response must be a text, got {type(response).__name__}')
   if rule not in RULES:
     raise ValueError(
       f'the rule of an answer must be one of {", ".join(RULES)}, got {rule!r}'
@@ -218,7 +216,8 @@ def reference_answer(reference: str | int | float) -> str:
   text = _visible(str(reference))
   marked = last_box(text) or after_hashes(text)
   answer = (text if marked is None else marked).strip()
-  is_number = type(reference) in (int, float) and math.isfinite(reference)
+  is_number = isinstance(reference, int | float) and math.isfinite(reference)
+  is_number = is_number and not isinstance(reference, bool)
   if not answer or not (isinstance(reference, str) or is_number):
     raise ValueError(
       f'a reference answer must be a text or a finite number, got {reference!r}'
