@@ -15,6 +15,7 @@ from train.updates import (
   POLICY,
   SEQUENCES,
   WIDTH,
+  assert_same_bits,
   padded,
   parameters,
   scored,
@@ -247,8 +248,3 @@ def test_refuses_unknown_outputs_and_empty_starts():
 def assert_close(got, expected, tolerance):
   for ours, theirs in zip(*map(jax.tree.leaves, (got, expected)), strict=True):
     np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)
-
-
-def assert_same_bits(got, expected):
-  for ours, theirs in zip(*map(jax.tree.leaves, (got, expected)), strict=True):
-    assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()

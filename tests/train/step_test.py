@@ -10,9 +10,13 @@ import numpy as np
 import optax
 import pytest
 from train.updates import (
+  COMMON_OPTIONS,
+  COMPOSED_METHODS,
+  METHODS,
   PROGRAMS,
   SEQUENCES,
   WIDTH,
+  assert_same_bits,
   drifted,
   fingerprint_of,
   fresh_state,
@@ -31,30 +35,6 @@ from covrl.parallel import sharding
 from covrl.train.forward import with_old_stats
 from covrl.train.microbatch import join_rows, split_rows
 from covrl.types import TokenMoments
-
-# Coefficients and fractions are traced, so that all methods share a program.
-METHODS = {
-  'clip_cov': {'clipped': 0.04},
-  'kl_cov': {'held': 0.04, 'beta': 1.0},
-  'kl_cov with bonus': {'held': 0.04, 'beta': 1.0, 'bonus': 0.1},
-  'everything': {'clipped': 0.02, 'held': 0.04, 'beta': 0.5, 'bonus': 0.1},
-  'controllers': {'target': 4.0},
-  'none': {},
-}
-
-
-# Methods in front of Clip-Cov, KL-Cov and a bonus that a controller sets, in
-# another program, whose loss has VESPO and LUSPO in it.
-COMPOSED = {'clipped': 0.02, 'held': 0.04, 'beta': 0.5, 'target': 3.0}
-RECENT = {
-  'losses alone': {},
-  'icepop': {'icepop': 1.0},
-  'decoupled_ppo': {'decoupled': 1.0},
-  'reject_sequences': {'rejected': 1.0},
-  'entropy_ratio_clip': {'bounded': 1.0},
-  'lp_reg': {'rare': 1.0},
-  'aent': {'likely': 0.5},
-}
 
 
 def gradients(state):
@@ -97,14 +77,6 @@ def assert_same_update(got, wanted, *, rtol=0.0):
   np.testing.assert_allclose(readings['loss'], figures['loss'], rtol=1e-5)
 
 
-def assert_same_bits(got, wanted):
-  for ours, theirs in zip(
-    jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True
-  ):
-    assert ours.dtype == theirs.dtype
-    assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
-
-
 def selected(state):
   """Number and fingerprint of the tokens that KL-Cov chose."""
   held = next(
@@ -141,19 +113,19 @@ def test_methods_change_the_gradient():
     assert change > 1e-3, method
 
 
-def run_recent(program, batch, method, **others):
-  options = RECENT[method] | COMPOSED | others
+def run_composed(program, batch, method, **others):
+  options = COMPOSED_METHODS[method] | COMMON_OPTIONS | others
   shape, micro_batches = program
   return run(shape, micro_batches, batch, chain='recent', **options)
 
 
-@pytest.mark.parametrize('method', RECENT)
+@pytest.mark.parametrize('method', COMPOSED_METHODS)
 def test_layout_does_not_matter_to_composed_methods(method):
   """Layouts: two meshes, micro-batches, packed rows, and another order."""
   batch = drifted()
-  wanted = run_recent(PROGRAMS[0], batch, method)
+  wanted = run_composed(PROGRAMS[0], batch, method)
   count, _ = selected(wanted[0])
-  assert count == int(batch.loss_mask.sum() * COMPOSED['held'])
+  assert count == int(batch.loss_mask.sum() * COMMON_OPTIONS['held'])
   order = np.random.default_rng(2).permutation(SEQUENCES)
   packed = pack_rows(batch, length=WIDTH, count=SEQUENCES)
   for program, rows in (
@@ -161,16 +133,16 @@ def test_layout_does_not_matter_to_composed_methods(method):
     (PROGRAMS[0], packed),
     (PROGRAMS[0], jax.tree.map(lambda leaf: leaf[order], batch)),
   ):
-    got = run_recent(program, rows, method)
+    got = run_composed(program, rows, method)
     assert_same_update(got, wanted)
     assert selected(got[0]) == selected(wanted[0])
 
 
 def test_composed_methods_change_the_gradient():
-  plain = gradients(run_recent(PROGRAMS[0], drifted(), 'losses alone')[0])
+  plain = gradients(run_composed(PROGRAMS[0], drifted(), 'losses alone')[0])
   scale = max(np.abs(leaf).max() for leaf in plain)
-  for method in [*RECENT][1:]:
-    edited = gradients(run_recent(PROGRAMS[0], drifted(), method)[0])
+  for method in [*COMPOSED_METHODS][1:]:
+    edited = gradients(run_composed(PROGRAMS[0], drifted(), method)[0])
     change = max(
       np.abs(ours - theirs).max()
       for ours, theirs in zip(edited, plain, strict=True)
@@ -179,16 +151,16 @@ def test_composed_methods_change_the_gradient():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('method', RECENT)
+@pytest.mark.parametrize('method', COMPOSED_METHODS)
 @pytest.mark.parametrize('off', ['clipped', 'held', 'target', 'all'])
 def test_every_mesh_and_composition(method, off):
   alone = {'clipped': 0.0, 'held': 0.0, 'beta': 0.0, 'target': 0.0}
   changes = alone if off == 'all' else {off: 0.0}
   packed = pack_rows(drifted(), length=WIDTH, count=SEQUENCES)
-  wanted = run_recent(PROGRAMS[0], drifted(), method, **changes)
+  wanted = run_composed(PROGRAMS[0], drifted(), method, **changes)
   for program in PROGRAMS:
     for rows in (drifted(), packed):
-      got = run_recent(program, rows, method, **changes)
+      got = run_composed(program, rows, method, **changes)
       assert_same_update(got, wanted)
       assert selected(got[0]) == selected(wanted[0])
 

@@ -45,6 +45,29 @@ PROGRAMS: list[tuple[tuple[int, ...], int]] = [
 ]
 
 
+# Coefficients and fractions are traced, so that all methods share a program.
+METHODS = {
+  'clip_cov': {'clipped': 0.04},
+  'kl_cov': {'held': 0.04, 'beta': 1.0},
+  'kl_cov with bonus': {'held': 0.04, 'beta': 1.0, 'bonus': 0.1},
+  'everything': {'clipped': 0.02, 'held': 0.04, 'beta': 0.5, 'bonus': 0.1},
+  'controllers': {'target': 4.0},
+  'none': {},
+}
+
+# Methods in front of Clip-Cov, KL-Cov and a bonus that a controller sets, in
+# another program, whose loss has VESPO and LUSPO in it. All have options in common.
+COMMON_OPTIONS = {'clipped': 0.02, 'held': 0.04, 'beta': 0.5, 'target': 3.0}
+COMPOSED_METHODS = {
+  'losses alone': {},
+  'icepop': {'icepop': 1.0},
+  'decoupled_ppo': {'decoupled': 1.0},
+  'reject_sequences': {'rejected': 1.0},
+  'entropy_ratio_clip': {'bounded': 1.0},
+  'lp_reg': {'rare': 1.0},
+  'aent': {'likely': 0.5},
+}
+
 # Least probability of a token of Lp-Reg's proxy, relative to the likeliest.
 MIN_P = 0.02
 
@@ -360,3 +383,11 @@ def run(
   """One update of an initial state."""
   state = fresh_state(chain, **method)
   return update(shape, micro_batches, batch, state, first=first, chain=chain)
+
+
+def assert_same_bits(got, wanted):
+  for ours, theirs in zip(
+    jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True
+  ):
+    assert ours.dtype == theirs.dtype
+    assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
