@@ -84,7 +84,15 @@ def run(job: Job, options: argparse.Namespace, shell: Shell) -> int:
 
 @dataclasses.dataclass
 class _Queued:
-  """A queued resource and the run on it."""
+  """A queued resource and the run on it.
+
+  Attributes:
+    job: the run.
+    options: options of the command line.
+    shell: executes commands.
+    slice_: the slice of TPU hosts.
+    folder: local directory of the scripts that are copied to the hosts.
+  """
 
   job: Job
   options: argparse.Namespace

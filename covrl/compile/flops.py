@@ -106,7 +106,12 @@ def _flops_of_convolution(
 
 @dataclasses.dataclass(frozen=True)
 class _Window:
-  """The window of a convolution, per spatial axis."""
+  """The window of a convolution, per spatial axis.
+
+  Attributes:
+    fields: the window's entries, such as `size` and `pad`, as text per axis.
+    batch_groups: number of groups into which the batch is divided.
+  """
 
   fields: dict[str, list[str]]
   batch_groups: int

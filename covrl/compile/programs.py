@@ -149,7 +149,12 @@ def _policy(recipe: Recipe) -> tuple[Policy, _SpecialTokens]:
 
 
 class _Group(NamedTuple):
-  """Programs of the report that XLA compiles as one program."""
+  """Programs of the report that XLA compiles as one program.
+
+  Attributes:
+    names: names of the programs in the report.
+    run: compiles them for a workload and returns each by its name.
+  """
 
   names: tuple[str, ...]
   run: Callable[[Workload], dict[str, Program]]

@@ -135,6 +135,8 @@ class AdaptiveBandState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _AdaptiveBand:
+  """The schedule that `adaptive_band` returns; see its arguments."""
+
   low: Setpoint
   high: Setpoint
   rate: float
@@ -162,6 +164,8 @@ class _AdaptiveBand:
 
 @dataclasses.dataclass(frozen=True)
 class _EntropyBand:
+  """The schedule that `entropy_band` returns; see its arguments."""
+
   low: Setpoint
   high: Setpoint
   below: float

@@ -203,6 +203,8 @@ class ProportionalIntegralState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _AdaptiveBonus:
+  """The schedule that `adaptive_bonus` returns; see its arguments."""
+
   target: Setpoint
   increment: float
   minimum: float
@@ -229,6 +231,8 @@ class _AdaptiveBonus:
 
 @dataclasses.dataclass(frozen=True)
 class _DoublingScale:
+  """The schedule that `doubling_scale` returns; see its arguments."""
+
   target: Setpoint
   initial: float
   minimum: float
@@ -269,6 +273,8 @@ class _DoublingScale:
 
 @dataclasses.dataclass(frozen=True)
 class _ProportionalIntegral:
+  """The schedule that `proportional_integral` returns; see its arguments."""
+
   target: Setpoint
   proportional: float
   integral: float

@@ -159,7 +159,14 @@ def exact_quantile(
 
 
 class _ScoredTokens(NamedTuple):
-  """Tokens to be ranked by score."""
+  """Tokens to be ranked by score.
+
+  Attributes:
+    scores: score of each token; −inf is never selected.
+    mask: tokens that may be selected.
+    sequence_ids: sequence of each token.
+    positions: position of each token in its sequence.
+  """
 
   scores: Float[Array, 'B T']
   mask: Bool[Array, 'B T']
@@ -168,7 +175,14 @@ class _ScoredTokens(NamedTuple):
 
 
 class _SaltedTokens(NamedTuple):
-  """Tokens to be ranked by a hash of their identity."""
+  """Tokens to be ranked by a hash of their identity.
+
+  Attributes:
+    eligible: tokens that may be selected.
+    salt: two words of 32 random bits, which the hash depends on.
+    sequence_ids: sequence of each token.
+    positions: position of each token in its sequence.
+  """
 
   eligible: Bool[Array, 'B T']
   salt: UInt[Array, '2']

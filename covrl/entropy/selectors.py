@@ -240,7 +240,14 @@ def rarest_negative(
 
 
 class _SelectorInputs(NamedTuple):
-  """Scores of tokens, and the tokens that may be selected."""
+  """Scores of tokens, and the tokens that may be selected.
+
+  Attributes:
+    scores: score of each token.
+    valid: response tokens with a finite score.
+    nonfinite: number of response tokens with another score.
+    clipped: tokens that the loss has clipped; `None` if they are not read.
+  """
 
   scores: Float[Array, 'B T']
   valid: Bool[Array, 'B T']

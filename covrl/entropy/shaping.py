@@ -227,7 +227,13 @@ def entropy_shaped(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _FactorInputs:
-  """Inputs of a factor: zeros off the mask, constants to autodiff."""
+  """Inputs of a factor: zeros off the mask, constants to autodiff.
+
+  Attributes:
+    advantages: advantage of each token.
+    logprobs: log-probability of each token.
+    entropy: entropy of the policy at each token, in nats.
+  """
 
   advantages: Float[Array, 'B T']
   logprobs: Float[Array, 'B T']

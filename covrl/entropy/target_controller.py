@@ -81,6 +81,8 @@ def target_entropy(
 
 @dataclasses.dataclass(frozen=True)
 class _TargetEntropy:
+  """The schedule that `target_entropy` returns; see its arguments."""
+
   target: Setpoint
   horizon: float
   slope: float

@@ -20,7 +20,13 @@ Pair = Float[np.ndarray, '2']
 
 
 class Interval(NamedTuple):
-  """An estimate and its 95 % interval."""
+  """An estimate and its 95 % interval.
+
+  Attributes:
+    value: the estimate.
+    low: lower end of the interval.
+    high: upper end of the interval.
+  """
 
   value: float
   low: float

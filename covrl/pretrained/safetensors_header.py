@@ -88,7 +88,14 @@ def read_header(file: epath.Path) -> dict[str, FileTensor]:
 
 
 class _Entry(NamedTuple):
-  """A checked entry of a header; positions are relative to its end."""
+  """A checked entry of a header; positions are relative to its end.
+
+  Attributes:
+    shape: shape of the tensor.
+    dtype: type of its elements.
+    begin: position of its first byte.
+    end: position after its last byte.
+  """
 
   shape: tuple[int, ...]
   dtype: np.dtype

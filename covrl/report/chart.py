@@ -92,7 +92,13 @@ LARGE, SMALL = (480, 276), (340, 226)  # width and height in pixels
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-  """An SVG path with its CSS class and colour index."""
+  """An SVG path with its CSS class and colour index.
+
+  Attributes:
+    kind: CSS class, such as `line`.
+    color: index of the series' colour.
+    path: the `d` attribute, in pixels.
+  """
 
   kind: str
   color: int

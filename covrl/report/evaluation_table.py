@@ -45,7 +45,13 @@ class EvaluationTable:
 
 @dataclasses.dataclass(frozen=True)
 class _Column:
-  """Scores of a configuration."""
+  """Scores of a configuration.
+
+  Attributes:
+    name: title of the column.
+    recipe: recipe of the configuration's runs.
+    scores: scores by set and problem.
+  """
 
   name: str
   recipe: str

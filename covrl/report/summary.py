@@ -33,7 +33,12 @@ _CONTROL_PHASES = ('control', 'entropy_control', 'selection', 'token_chain')
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-  """One line of a summary: its subject and a sentence or figures."""
+  """One line of a summary: its subject and a sentence or figures.
+
+  Attributes:
+    term: the subject.
+    text: the sentence or figures.
+  """
 
   term: str
   text: str

@@ -50,7 +50,17 @@ class StartError(Exception):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
-  """Settings of a pool's workers; see `RewardPool`."""
+  """Settings of a pool's workers; see `RewardPool`.
+
+  Attributes:
+    score_fn: the score function, pickled.
+    example: response and reference that are scored before the first call.
+    timeout: seconds after which the scoring of a response is aborted.
+    memory_limit: bytes that a worker may allocate.
+    start_timeout: seconds for a worker to become ready.
+    environment: names of further environment variables that it receives.
+    network: whether it may use the network.
+  """
 
   score_fn: bytes
   example: tuple[str, Any] | None

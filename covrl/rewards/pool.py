@@ -294,7 +294,11 @@ class PoolCall:
 class _Item:
   """A response and its reference, with the indices of all equal ones of the call.
 
-  The outcome is `None` until it is known.
+  Attributes:
+    call: the call that waits for the outcome.
+    arguments: the response and its reference.
+    indices: indices in the call of all equal pairs.
+    outcome: the outcome; `None` until it is known.
   """
 
   call: PoolCall

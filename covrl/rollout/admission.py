@@ -253,7 +253,14 @@ class Rows:
 
 @dataclasses.dataclass
 class _Filling:
-  """The part of an admission that a shard has been given so far."""
+  """The part of an admission that a shard has been given so far.
+
+  Attributes:
+    prompts: number of prompts.
+    requests: number of requests.
+    prompt: tokens of the last prompt.
+    row: row of the last prompt in the cache of prompts.
+  """
 
   prompts: int = 0
   requests: int = 0

@@ -197,7 +197,14 @@ class GroupRows:
 
 
 class _UnprocessedGroup(NamedTuple):
-  """A group whose prompt is not processed yet."""
+  """A group whose prompt is not processed yet.
+
+  Attributes:
+    prompt_row: row of the prompt in the cache of prompts.
+    prompt: tokens of the prompt, padded.
+    prompt_mask: positions of its tokens.
+    sequence_ids: ids of the responses to it.
+  """
 
   prompt_row: int
   prompt: Int[np.ndarray, ' W']

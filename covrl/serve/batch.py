@@ -76,7 +76,13 @@ def sample_lines(
 
 @dataclasses.dataclass
 class _Line:
-  """A line and its responses so far."""
+  """A line and its responses so far.
+
+  Attributes:
+    head: entries of the result that identify the line.
+    error: why the line is invalid; empty if it is not.
+    choices: responses, in order.
+  """
 
   head: dict[str, Any]
   error: str = ''

@@ -46,7 +46,14 @@ class Submission:
 
 @dataclasses.dataclass
 class _Response:
-  """A response that is being sampled."""
+  """A response that is being sampled.
+
+  Attributes:
+    submission: the request that it belongs to.
+    index: index among the responses of that request.
+    text: converts its tokens to text and searches for stop strings.
+    has_tokens: whether a token of it has been sampled.
+  """
 
   submission: Submission
   index: int

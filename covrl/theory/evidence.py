@@ -118,7 +118,14 @@ class Plot(NamedTuple):
 
 
 class Table(NamedTuple):
-  """A table of results: column titles, and rows with one cell per column."""
+  """A table of results: column titles, and rows with one cell per column.
+
+  Attributes:
+    title: title of the table.
+    header: titles of the columns.
+    rows: cells of each row.
+    caption: text below the table.
+  """
 
   title: str
   header: Sequence[str]

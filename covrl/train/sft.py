@@ -61,7 +61,15 @@ SHARED_FIELDS = (
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SupervisedBatch:
-  """Rows of solved examples; see `covrl.data.TokenRows`."""
+  """Rows of solved examples; see `covrl.data.TokenRows`.
+
+  Attributes:
+    tokens: input tokens.
+    targets: the token after each.
+    loss_mask: positions whose target belongs to a solution.
+    positions: positions within each example.
+    segment_ids: examples that are packed into a row, from 1; 0 for padding.
+  """
 
   tokens: Int[Array, 'B T']
   targets: Int[Array, 'B T']

@@ -193,7 +193,14 @@ def _read_value(cursor: _Cursor, name: str, code: int) -> Any:
 
 
 class _Info(NamedTuple):
-  """Entry of a header: a tensor and its offset from the first one."""
+  """Entry of a header: a tensor and its offset from the first one.
+
+  Attributes:
+    name: name of the tensor.
+    shape: its shape, the axis that varies fastest last.
+    type: its type, which may be quantised.
+    offset: bytes from the first tensor to it.
+  """
 
   name: str
   shape: tuple[int, ...]
