@@ -161,7 +161,7 @@ def _duplicate_reason(
 ) -> str | None:
   """Reason for dropping a duplicate; a new question is added to `seen`."""
   digest = hashlib.blake2b(reference.encode(), digest_size=8).hexdigest()
-  first = seen.get(problem.key)
+  first = seen.get(problem.key) if problem.key else None
   if first is None:
     seen[problem.key] = digest
     return None

@@ -301,7 +301,11 @@ def _first_fit(lengths: Sequence[int], width: int) -> list[_Slot]:
 
 
 def _response_ids(problem: Problem, tokenizer: Tokenizer) -> list[int]:
-  solution = problem.solution or ''
+  solution: object = problem.solution or ''
+  if not isinstance(solution, str):
+    raise TypeError(
+      f'the solution of a problem must be a text, got {solution!r:.200}'
+    )
   if not solution.strip():
     raise ValueError(
       f'a problem must have a solution, got {_name(problem)} without one'

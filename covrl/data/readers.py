@@ -13,12 +13,14 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from covrl import storage
 from covrl.data.json_text import parse_json
 
 _PARQUET_BATCH = 1024
+_NARROW_DTYPES = (np.float16, np.float32)
 
 TFDS = 'tfds:'
 """Prefix of the name of a prepared TFDS dataset: `tfds:gsm8k/test`."""
@@ -107,6 +109,9 @@ class JsonlRecords(Records):
 class ParquetRecords(Records):
   """Rows of a Parquet file.
 
+  Numbers of 16 and 32 bits have their shortest decimals: 0.1, and not
+  0.10000000149011612.
+
   Args:
     path: the file.
 
@@ -128,13 +133,15 @@ class ParquetRecords(Records):
         f'{file} must be a Parquet file, got: {_first_sentence(error)}'
       ) from None
     _require_rows(self)
+    # The name of the type of 64 bits is 'double'.
+    self._narrow = [f for f in self._table.schema if 'float' in str(f.type)]
 
   def __len__(self) -> int:
     return self._table.num_rows
 
   def __getitem__(self, index: int) -> Any:
     try:
-      return self._table.slice(index, 1).to_pylist()[0]
+      return self._shortened(self._table.slice(index, 1).to_pylist()[0])
     except (ValueError, OverflowError) as error:
       # Values are not checked when a file is opened: text may not be UTF-8.
       raise ValueError(
@@ -148,8 +155,14 @@ class ParquetRecords(Records):
       except (ValueError, OverflowError):
         # One by one, to name the row.
         stop = min(start + _PARQUET_BATCH, len(self))
-        rows = (self[index] for index in range(start, stop))
-      yield from rows
+        yield from (self[index] for index in range(start, stop))
+        continue
+      yield from map(self._shortened, rows)
+
+  def _shortened(self, row: dict[str, Any]) -> dict[str, Any]:
+    """Replaces numbers of narrow columns by their shortest decimals."""
+    narrow = {f.name: _shortest(row[f.name], f.type) for f in self._narrow}
+    return {**row, **narrow}
 
 
 class ArrayRecordRecords(Records):
@@ -195,6 +208,8 @@ class ArrayRecordRecords(Records):
 class TfdsRecords(Records):
   """Examples of a prepared TFDS dataset in the ArrayRecord format.
 
+  Numbers of 16 and 32 bits have their shortest decimals, as in Parquet files.
+
   Args:
     name: name of the dataset, optionally with config and version.
     split: `train`, `test[:100]`, ….
@@ -233,6 +248,11 @@ class TfdsRecords(Records):
       raise ValueError(
         f'{self.file} must be a split of the dataset, got: {_first_sentence(error)}'
       ) from None
+    self._narrow = {
+      name: dtype
+      for name, feature in builder.info.features.items()
+      if (dtype := getattr(feature, 'np_dtype', None)) in _NARROW_DTYPES
+    }
     _require_rows(self)
 
   def __len__(self) -> int:
@@ -240,11 +260,16 @@ class TfdsRecords(Records):
 
   def __getitem__(self, index: int) -> Any:
     try:
-      return _to_json_types(self._records[index])
+      row = _to_json_types(self._records[index])
     except UnicodeDecodeError as error:
       raise ValueError(
         f'{self.location(index)} must hold text in UTF-8, got: {error}'
       ) from None
+    narrow = {
+      name: _shortest_decimal(row[name], dtype)
+      for name, dtype in self._narrow.items()
+    }
+    return {**row, **narrow}
 
 
 _READERS = {
@@ -281,6 +306,30 @@ def _read(file: epath.Path) -> bytes:
 def _first_sentence(error: BaseException) -> str:
   """The first sentence of an error, as one line without a full stop."""
   return ' '.join(str(error).split()).partition('. ')[0].removesuffix('.')
+
+
+def _shortest(value: Any, arrow_type: Any) -> Any:
+  """Replaces narrow floats in a value of an Arrow type by shortest decimals."""
+  import pyarrow.types as types
+
+  if isinstance(value, list) and hasattr(arrow_type, 'value_type'):
+    return [_shortest(item, arrow_type.value_type) for item in value]
+  if isinstance(value, dict) and types.is_struct(arrow_type):
+    return {f.name: _shortest(value[f.name], f.type) for f in arrow_type}
+  if types.is_float16(arrow_type) or types.is_float32(arrow_type):
+    return _shortest_decimal(value, arrow_type.to_pandas_dtype())
+  return value
+
+
+def _shortest_decimal(value: Any, dtype: Any) -> Any:
+  """The shortest decimal of a narrow float, or of each in a list.
+
+  >>> _shortest_decimal(float(np.float32(0.1)), np.float32)
+  0.1
+  """
+  if isinstance(value, list):
+    return [_shortest_decimal(item, dtype) for item in value]
+  return None if value is None else float(str(np.dtype(dtype).type(value)))
 
 
 def _to_json_types(value: Any) -> Any:

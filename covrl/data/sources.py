@@ -128,10 +128,20 @@ def _check_consistent(
 
 
 class ListSource:
-  """Problems in memory."""
+  """Problems in memory.
+
+  Raises:
+    TypeError: an entry is not a `Problem`.
+  """
 
   def __init__(self, problems: Sequence[Problem]) -> None:
     self._problems = tuple(problems)
+    for each in self._problems:
+      given: object = each
+      if not isinstance(given, Problem):
+        raise TypeError(
+          f'a source must hold objects Problem, got {given!r:.200}'
+        )
     self.names = tuple(dict.fromkeys(p.source for p in self._problems))
 
   @functools.cached_property

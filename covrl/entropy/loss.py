@@ -10,6 +10,7 @@ import optax
 from jaxtyping import PyTree
 
 from covrl.entropy.base import check_token_chain, update_signal
+from covrl.objectives import LossAux
 from covrl.types import Scalar, TokenContext, TokenStats
 
 
@@ -34,7 +35,8 @@ def as_loss(
     `(stats, token_state, **context) -> (value, token_state)`.
 
   Raises:
-    TypeError: if the token chain is one of parameters, such as `optax.adam`.
+    TypeError: if the token chain is one of parameters, such as `optax.adam`, or
+      the loss returns anything but a `LossAux` beside its value.
 
   >>> import covrl
   >>> loss = covrl.as_loss(covrl.policy_gradient, covrl.entropy_bonus(0.1))
@@ -48,6 +50,11 @@ def as_loss(
     (value, aux), signal = jax.value_and_grad(loss, has_aux=True)(
       fixed, **context
     )
+    if not isinstance(aux, LossAux):
+      raise TypeError(
+        'the loss of as_loss must return a value and a LossAux, got'
+        f' {type(aux).__name__} beside the value'
+      )
     context = cast(TokenContext, {**context, **aux.for_selection})
     signal, token_state = update_signal(
       token_tx, signal, token_state, fixed, **context

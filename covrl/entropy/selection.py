@@ -144,7 +144,8 @@ def exact_quantile(
   """Quantile of the values under a mask, found by counting.
 
   The smallest value that at least a share `level` of the values does not
-  exceed; NaN for an empty mask, and if a value under the mask is NaN.
+  exceed; NaN for an empty mask, a level outside [0, 1], and if a value under the
+  mask is NaN.
   """
   check_mask(mask, values)
   total, unknown = sum_each(mask, mask & jnp.isnan(values))
@@ -155,7 +156,8 @@ def exact_quantile(
   low = kth_largest(_key_of_value, tokens, wanted, start).low
   kept = mask & (float_key(values) >= low)
   lowest = jnp.min(jnp.where(kept, values, jnp.inf), initial=jnp.inf)
-  return jnp.where((total > 0) & (unknown == 0), lowest, jnp.nan)
+  is_level = (level >= 0) & (level <= 1)
+  return jnp.where((total > 0) & (unknown == 0) & is_level, lowest, jnp.nan)
 
 
 class _ScoredTokens(NamedTuple):

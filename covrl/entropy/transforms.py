@@ -146,6 +146,8 @@ def token_masked(
   """
   check_scope(scope)
   check_token_chain(inner, 'token_masked')
+  if not callable(selector):
+    raise TypeError(f'selector must be a function, got {selector!r}')
   # optax types its params as arrays; here they are statistics.
   tx = cast(Any, optax.with_extra_args_support(inner))
 

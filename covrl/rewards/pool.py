@@ -186,9 +186,15 @@ class RewardPool:
       reference: the scorer's second argument, JSON-serialisable.
 
     Raises:
+      ValueError: if the reference is not JSON.
       RuntimeError: if the pool is closed or could not start a worker.
     """
-    key = response, json.dumps(reference, sort_keys=True)
+    try:
+      key = response, json.dumps(reference, sort_keys=True)
+    except (TypeError, ValueError, RecursionError) as error:
+      raise ValueError(
+        f'the reference of a problem must be JSON, got {reference!r:.200}: {error}'
+      ) from None
     with self._lock:
       self._check()
       item = call.items.get(key)

@@ -81,6 +81,9 @@ class Task:
       ('held_out', _lists(Problem), 'a sequence of Problem'),
       ('rewards', _lists(Reward, Overlong), 'a sequence of Reward'),
       ('suites', _lists(Suite), 'a sequence of Suite'),
+      ('answer_extractor', callable, 'a function of a problem'),
+      ('reference_response', callable, 'a function of a problem'),
+      ('checked_sources', _lists(ProblemSource), 'a sequence of ProblemSource'),
       ('notes', _lists(str), 'a sequence of texts'),
       ('description', _is(str), 'a text'),
     ):
@@ -88,6 +91,9 @@ class Task:
       if not is_valid(value):
         shown = reprlib.repr(value)
         raise ConfigError(f"the task's {name} must be {wanted}, got {shown}")
+    _check_source('train', self.train)
+    if self.solved is not None:
+      _check_source('solved', self.solved)
     check_suite_names(self.suites)
 
   @property
@@ -163,6 +169,21 @@ def _lists(*types: type) -> Callable[[object], bool]:
     and not isinstance(value, str)
     and all(isinstance(each, types) for each in value)
   )
+
+
+def _check_source(name: str, source: ProblemSource) -> None:
+  """Refuses a source whose length or names cannot be used."""
+  try:
+    len(source)
+  except (TypeError, ValueError, OverflowError) as error:
+    raise ConfigError(
+      f"the task's {name} must have a length of at least 0, got: {error}"
+    ) from None
+  names: object = source.names
+  if not isinstance(names, list | tuple) or not _lists(str)(names):
+    raise ConfigError(
+      f"the names of the task's {name} must be a tuple of texts, got {names!r}"
+    )
 
 
 def countdown_task(config: CountdownConfig) -> Task:

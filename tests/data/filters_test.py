@@ -56,6 +56,9 @@ def test_keeps_the_first_of_equal_questions():
     '1 of 2 problems; left out: 1 twice, with another answer (first: row'
     " 'What is 3?')"
   )
+  keyless = [dataclasses.replace(first[n], key='') for n in range(2)]
+  (kept,) = filter_sources([ListSource(keyless)], ProblemFilter())
+  assert len(kept.source) == 2
   (unfiltered,) = filter_sources([first], ProblemFilter(deduplicate=False))
   assert len(unfiltered.source) == 3
 

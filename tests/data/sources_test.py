@@ -65,6 +65,7 @@ def write_tfds(folder, rows):
     {
       'question': tfds.features.Text(),
       'answer': tfds.features.Scalar(np.int32),
+      'rate': tfds.features.Scalar(np.float32),
       'choices': tfds.features.Sequence(tfds.features.Text()),
     }
   )
@@ -99,7 +100,12 @@ def tfds_folder(tmp_path):
   write_tfds(
     tmp_path,
     [
-      {'question': f'{n} + 1 é', 'answer': n + 1, 'choices': [f'a{n}', 'b']}
+      {
+        'question': f'{n} + 1 é',
+        'answer': n + 1,
+        'rate': 0.1,
+        'choices': [f'a{n}', 'b'],
+      }
       for n in range(5)
     ],
   )
@@ -134,6 +140,27 @@ def test_all_kinds_of_files_have_the_same_problems(kind, tmp_path):
   assert list(open_records(path)) == ROWS
   assert FileSource(path, name='sums')[0].source == 'sums'
   assert pickle.loads(pickle.dumps(open_records(path)))[1] == ROWS[1]
+
+
+def test_narrow_numbers_of_parquet_files_have_their_shortest_decimals(tmp_path):
+  path = tmp_path / 'narrow.parquet'
+  table = pyarrow.table(
+    {
+      'problem': ['one tenth?', 'nothing?'],
+      'answer': np.array([0.1, 7], np.float32),
+      'half': np.array([0.1, 7], np.float16),
+      'parts': pyarrow.array(
+        [[{'x': 0.1}], None],
+        pyarrow.list_(pyarrow.struct([('x', pyarrow.float32())])),
+      ),
+    }
+  )
+  pyarrow.parquet.write_table(table, path)
+  source, records = FileSource(path), open_records(path)
+  assert [source[0].reference, source[1].reference] == ['0.1', '7']
+  assert records[0]['half'] == 0.1
+  assert records[0]['parts'] == [{'x': 0.1}]
+  assert list(records) == [records[0], records[1]]
 
 
 @KINDS
@@ -260,6 +287,7 @@ def test_reads_tfds(tfds_folder):
   raw = TfdsRecords('sums', split='train[:2]', data_dir=tfds_folder)
   assert [row['choices'] for row in raw] == [['a0', 'b'], ['a1', 'b']]
   assert type(raw[0]['answer']) is int
+  assert raw[0]['rate'] == 0.1
 
 
 def test_refuses_invalid_tfds_datasets(tfds_folder, tmp_path):
@@ -330,6 +358,12 @@ def test_concatenated_sources_keep_their_names():
   for index in (-1, 6):
     with pytest.raises(IndexError, match=r'must lie in \[0, 6\)'):
       source[index]
+
+
+def test_sources_hold_problems_with_texts():
+  entry: Any = {'prompt': '1 + 1', 'reference': '2'}
+  with pytest.raises(TypeError, match=r'must hold objects Problem, got \{'):
+    ListSource([entry])
 
 
 def test_subsets_of_a_source():

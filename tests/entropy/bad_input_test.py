@@ -270,6 +270,17 @@ MISTYPED = {
     ),
     'token_state must be a state of the token chain, .* got .*ScheduledState',
   ),
+  'a loss without a LossAux': (
+    lambda: covrl.as_loss(
+      unknown(lambda stats, **_: (jnp.sum(stats.logprobs), None)),
+      covrl.entropy_bonus(0.1),
+    )(TOKEN_STATS, covrl.entropy_bonus(0.1).init(TokenStats.template())),
+    'the loss of as_loss must return a value and a LossAux, got NoneType',
+  ),
+  'a mask as a selector': (
+    lambda: covrl.token_masked(optax.set_to_zero(), unknown(None)),
+    'selector must be a function, got None',
+  ),
   'a selection by a row': (
     lambda: covrl.select_top(jnp.ones(SHAPE), ONES[0], fraction=0.1),
     r'mask must be \(4, 10\), got \(10,\)',

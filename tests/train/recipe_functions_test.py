@@ -35,12 +35,35 @@ from covrl.train.step import StepSettings
 from covrl.types import NetworkState
 
 
+class Source:
+  """A source of problems with any length and names."""
+
+  def __init__(self, length, names=('toy',)):
+    self.length, self.names = length, names
+
+  def __len__(self):
+    return self.length
+
+  def __getitem__(self, index):
+    raise IndexError(index)
+
+
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
     ({'tokenizer': None}, "task's tokenizer must be a Tokenizer, got None"),
     ({'train': [1]}, r"task's train must be a ProblemSource.*, got \[1\]"),
     ({'train': iter(())}, "task's train must be a ProblemSource"),
+    ({'train': Source(2.5)}, "task's train must have a length of at least 0"),
+    ({'train': Source(2**70)}, "task's train must have a length of at least 0"),
+    ({'solved': Source(-1)}, "task's solved must have a length of at least 0"),
+    (
+      {'train': Source(2, names='toy')},
+      "names of the task's train must be a tuple of texts, got 'toy'",
+    ),
+    ({'answer_extractor': None}, "task's answer_extractor must be a function"),
+    ({'reference_response': 5}, "task's reference_response must be a function"),
+    ({'checked_sources': None}, "task's checked_sources must be a sequence"),
     ({'solved': {}}, "task's solved must be a ProblemSource or None, got {}"),
     ({'held_out': None}, "task's held_out must be a sequence of Problem"),
     ({'held_out': iter(())}, "task's held_out must be a sequence of Problem"),
