@@ -27,17 +27,17 @@ from covrl.compile.estimate import (
   tokens_read,
 )
 from covrl.compile.units import bytes_text, time_text
-from covrl.config import Config, ConfigError, Recipe
+from covrl.config import Config, ConfigError, Recipe, recorded_reads
 from covrl.data import Problem, prompt_ids
 from covrl.entropy import TokenMaskedState
 from covrl.parallel import sharding
-from covrl.parallel.topologies import AnyTopology
+from covrl.parallel.topologies import AnyTopology, check_num_slices
 from covrl.rewards import Scoring
 from covrl.tasks.task import make_task
 from covrl.tasks.verify import check_scores
 from covrl.train import Task
 from covrl.train.algorithm import Algorithm
-from covrl.train.effects import config_warnings
+from covrl.train.effects import config_warnings, without_effect
 from covrl.train.initial_policy import make_policy
 from covrl.train.state_sharding import check_mesh
 from covrl.types import TokenStats
@@ -65,23 +65,26 @@ def plan(
       no score, or `compiled` describes another recipe or topology.
     RuntimeError: if scoring workers cannot be started.
   """
-  if num_slices < 1:
-    raise ConfigError(f'--num_slices must be at least 1, got {num_slices}')
+  check_num_slices(topology, num_slices)
   config = recipe.config
   estimate = None
   if compiled is not None and topology is not None:
     estimate = read_compiled(compiled, recipe, topology, num_slices)
-  task = make_task(recipe)
-  policy = make_policy(recipe, task.tokenizer)
-  algorithm = Algorithm.from_recipe(recipe)
-  # Everything that may refuse fields is built before the first line.
-  networks = network_models(recipe, policy)
-  memory = state_memory(recipe, policy)
+  with recorded_reads(config) as read:
+    task = make_task(recipe)
+    policy = make_policy(recipe, task.tokenizer)
+    algorithm = Algorithm.from_recipe(recipe)
+    # Everything that may refuse fields is built before the first line.
+    networks = network_models(recipe, policy)
+    memory = state_memory(recipe, policy)
   yield f'{recipe.name}: {policy.num_params:,} parameters'
   yield from _batch_lines(config)
   if _selects(algorithm):
     yield _selection_line(config)
-  for text in config_warnings(config, algorithm, task.rewards):
+  for text in (
+    *without_effect(recipe, read, task, policy.config),
+    *config_warnings(config, algorithm, task.rewards),
+  ):
     yield f'warning: {text}'
   yield from _example_lines(config, task)
   for name, model in zip(recipe.networks(config), networks, strict=True):

@@ -57,6 +57,8 @@ class Chip:
 
 
 GIB = 2**30
+# Most slices that a run may have.
+MAX_SLICES = 1024
 _CUBES = (
   (2, 2, 1),
   (2, 2, 2),
@@ -237,6 +239,23 @@ def find_tpus(name: str) -> Topology:
   )
 
 
+def check_num_slices(topology: AnyTopology | None, num_slices: int) -> None:
+  """Refuses a number of slices that a topology does not come in.
+
+  Raises:
+    ValueError: the number is not in [1, 1024], or GPUs are asked for in slices.
+  """
+  if not 1 <= num_slices <= MAX_SLICES:
+    raise ValueError(
+      f'num_slices must lie in [1, {MAX_SLICES}], got {num_slices}'
+    )
+  if isinstance(topology, GpuTopology) and num_slices > 1:
+    raise ValueError(
+      'num_slices is for TPUs, and hosts of GPUs are part of the topology '
+      f'({topology.chip.name}:{num_slices}x8); it must be 1, got {num_slices}'
+    )
+
+
 def compile_only_devices(
   topology: AnyTopology, num_slices: int = 1
 ) -> list[Any]:
@@ -244,17 +263,10 @@ def compile_only_devices(
 
   Raises:
     ValueError: if libtpu, which contains the TPU compiler, or XLA's GPU compiler
-      is not installed, `num_slices` is less than 1, or GPUs are asked for in
-      slices.
+      is not installed, or the number of slices is not one of the topology.
   """
-  if num_slices < 1:
-    raise ValueError(f'num_slices must be at least 1, got {num_slices}')
+  check_num_slices(topology, num_slices)
   if isinstance(topology, GpuTopology):
-    if num_slices > 1:
-      raise ValueError(
-        'num_slices is for TPUs, and hosts of GPUs are part of the topology '
-        f'({topology.chip.name}:{num_slices}x8); it must be 1, got {num_slices}'
-      )
     return gpus.compile_only_gpus(topology)
   if importlib.util.find_spec('libtpu') is None:
     raise ValueError(

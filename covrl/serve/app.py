@@ -47,6 +47,8 @@ BODY_SECONDS = 60.0
 """Seconds in which the body of a request must arrive."""
 # Seconds after which a refused client may try again.
 _RETRY_AFTER = '1'
+# Characters of an error message.
+_MAX_MESSAGE = 1000
 _ERROR_TYPES = {
   401: 'authentication_error',
   403: 'permission_error',
@@ -124,9 +126,14 @@ class _Server:
             403, f'the host must be a loopback name, got {host[:100]!r}'
           )
       else:
-        authorization = request.headers.get('authorization', '')
-        wanted = f'Bearer {self._token}'
-        if not hmac.compare_digest(authorization.encode(), wanted.encode()):
+        scheme, _, given = request.headers.get('authorization', '').partition(
+          ' '
+        )
+        is_token = hmac.compare_digest(
+          given.strip().encode(), self._token.encode()
+        )
+        # HTTP compares names of schemes without case (RFC 9110, section 11.1).
+        if scheme.lower() != 'bearer' or not is_token:
           return self._error(401, 'a valid token is required as bearer token')
       return await handler(request)
 
@@ -353,6 +360,9 @@ def _event(body: dict[str, Any]) -> str:
 
 
 def _error_body(status: int, message: str) -> dict[str, Any]:
+  """Returns the body of an error; what clients send is not repeated at length."""
+  if len(message) > _MAX_MESSAGE:
+    message = f'{message[: _MAX_MESSAGE - 1]}…'
   kind = 'server_error' if status >= 500 else 'invalid_request_error'
   kind = _ERROR_TYPES.get(status, kind)
   return {

@@ -319,6 +319,14 @@ def test_counts_selected_tokens_of_chains_that_select(recipe):
     assert sum(words in line for line in lines) == wanted
 
 
+def test_fields_without_effect_are_reported(recipe):
+  changed = dataclasses.replace(recipe, overridden=('maze.side', 'seed'))
+  warnings = [line for line in plan(changed) if line.startswith('warning')]
+  assert [line for line in warnings if 'has no effect: nothing' in line] == [
+    'warning: maze.side = 5 has no effect: nothing in this recipe reads it'
+  ]
+
+
 def test_fields_are_refused_before_the_first_line():
   prime = load('countdown:prime', ['--config.train.keep_reference=False'])
   with pytest.raises(ConfigError, match='keep_reference'):
@@ -354,7 +362,12 @@ def test_uses_references_of_problems_without_solutions(recipe):
   ('arguments', 'message'),
   [
     (['--topology=h100'], 'topology of GPUs must be one of'),
-    (['--num-slices=0'], '--num_slices must be at least 1'),
+    (['--num-slices=0'], 'num_slices must lie in [1, 1024], got 0'),
+    (
+      ['--topology=v5p-8', '--num_slices=1000000'],
+      'num_slices must lie in [1, 1024], got 1000000',
+    ),
+    (['--topology=h100:8', '--num_slices=2'], 'num_slices is for TPUs'),
     (['--config.train.iteratons=3'], 'did you mean train.iterations'),
   ],
 )

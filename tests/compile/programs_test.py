@@ -347,7 +347,7 @@ def test_offloads_optimizer_state_to_host_memory(small_report, two_slices):
     ),
     (
       ['--topology=v5e:2x4', '--num-slices=0'],
-      'num_slices must be at least 1, got 0',
+      r'num_slices must lie in \[1, 1024\], got 0',
     ),
     (
       ['--topology=v5e:2x4', '--num-slices=3', '--config.mesh.fsdp=6'],

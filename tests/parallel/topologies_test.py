@@ -67,7 +67,9 @@ def test_reports_missing_libtpu(monkeypatch):
 
 
 def test_refuses_zero_slices():
-  with pytest.raises(ValueError, match='num_slices must be at least 1, got 0'):
+  with pytest.raises(
+    ValueError, match=r'num_slices must lie in \[1, 1024\], got 0'
+  ):
     topologies.compile_only_devices(find_topology('v5p-8'), 0)
 
 

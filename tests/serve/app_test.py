@@ -229,6 +229,9 @@ def test_invalid_requests_get_one_sentence_and_the_server_goes_on(engine):
       assert (answer.status, sentence in answer.error) == (status, True)
     answer = await request(server.app, 'GET', '/v1/complete')
     assert (answer.status, 'GET /v1/complete' in answer.error) == (404, True)
+    answer = await request(server.app, 'GET', f'/{"a" * 100_000}')
+    assert answer.status == 404
+    assert len(answer.error) == 1000
     answer = await request(server.app, 'GET', '/v1/completions')
     assert answer.status == 405
     assert (await complete(server.app, **GREEDY)).status == 200
@@ -293,18 +296,20 @@ def test_a_token_is_required_where_one_is_set(engine):
       '',
       'Bearer other',
       'Basic 0123456789abcdef',
+      'Bearer0123456789abcdef',
       'Bearer é',
     ):
       headers = (('authorization', authorization), ('host', '10.0.0.1'))
       for path in ('/v1/models', '/metrics'):
         answer = await request(server.app, 'GET', path, headers=headers)
         assert answer.status == 401
-    headers = (
-      ('authorization', 'Bearer 0123456789abcdef'),
-      ('host', '10.0.0.1'),
-    )
-    answer = await request(server.app, 'GET', '/v1/models', headers=headers)
-    assert answer.status == 200
+    for scheme in ('Bearer', 'bearer', 'BEARER'):
+      headers = (
+        ('authorization', f'{scheme} 0123456789abcdef'),
+        ('host', '10.0.0.1'),
+      )
+      answer = await request(server.app, 'GET', '/v1/models', headers=headers)
+      assert answer.status == 200
     assert (await request(server.app, 'GET', '/health')).status == 200
 
   serve(engine, scenario, token='0123456789abcdef')
