@@ -44,6 +44,7 @@ class Family:
     write: converts them back.
     tied: default of `tie_word_embeddings`.
     theta: default of `rope_theta`.
+    norm_eps: default of `rms_norm_eps`.
   """
 
   architecture: str
@@ -53,6 +54,7 @@ class Family:
   write: Callable[[ModelConfig], dict[str, Any]]
   tied: bool = False
   theta: float = 10000.0
+  norm_eps: float = 1e-6
 
 
 def model_config(fields: Fields, dtype: DTypeLike, file: str) -> ModelConfig:
@@ -137,6 +139,20 @@ def _read_common(fields: Fields, family: Family) -> dict[str, Any]:
       raise ValueError(
         f'{bias} must be false for a {family.architecture}, got true'
       )
+  # Embedding models are families of these without a causal mask.
+  for mask, causal in (
+    ('is_causal', True),
+    ('use_bidirectional_attention', False),
+  ):
+    if fields.get(mask, causal) != causal:
+      raise ValueError(
+        f'{mask} must be {str(causal).lower()}, got {str(fields[mask])[:40]}'
+      )
+  if fields.get('quantization_config'):
+    raise ValueError(
+      'quantization_config must be absent, since quantised weights are not read,'
+      f' got {str(fields["quantization_config"])[:80]}'
+    )
   name = fields.get('hidden_activation') or fields.get('hidden_act')
   known = {name: activation for activation, name in _ACTIVATIONS.items()}
   if name not in known:
@@ -152,7 +168,7 @@ def _read_common(fields: Fields, family: Family) -> dict[str, Any]:
     'head_dim': fields.get('head_dim') or dim // heads,
     'hidden_dim': fields['intermediate_size'],
     'activation': known[name],
-    'norm_eps': fields.get('rms_norm_eps', 1e-6),
+    'norm_eps': fields.get('rms_norm_eps', family.norm_eps),
     'tied_embeddings': fields.get('tie_word_embeddings', family.tied),
   }
 
@@ -225,6 +241,7 @@ FAMILIES = (
     read=family_fields.read_mixtral,
     write=family_fields.write_mixtral,
     theta=1e6,
+    norm_eps=1e-5,
   ),
   Family(
     architecture='Qwen3MoeForCausalLM',

@@ -77,6 +77,11 @@ def load_policy(
   fields, file = read_json(model / 'config.json')
   stored = fields.get('dtype') or fields.get('torch_dtype')
   config = model_config(fields, requested_dtype or stored or 'float32', file)
+  if config.param_dtype == 'float64' and jnp.result_type(float) != jnp.float64:
+    raise ValueError(
+      f'{file}: dtype float64 needs JAX_ENABLE_X64=1, got JAX without it; or pass'
+      " another dtype, such as 'float32'"
+    )
   files = read_config_files(model)
   if config.tied_embeddings and has_own_unembedding(
     model, find_family(fields, file)

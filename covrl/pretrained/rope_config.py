@@ -60,7 +60,13 @@ def read_rope(fields: Fields, theta: float) -> dict[str, Any]:
 
 def _kind(scaling_fields: Fields) -> str:
   """Type of scaling; older files name the field `type`."""
-  return scaling_fields.get('rope_type', scaling_fields.get('type', 'default'))
+  kind = scaling_fields.get('rope_type', scaling_fields.get('type'))
+  if kind is None and 'factor' in scaling_fields:
+    raise ValueError(
+      'rope_type must be given with a factor, got'
+      f' {str(dict(scaling_fields))[:200]}'
+    )
+  return kind or 'default'
 
 
 def _read_scaling(scaling_fields: Fields, fields: Fields) -> RopeScaling | None:

@@ -264,6 +264,14 @@ def edit_config(directory, **fields):
       'factor must be a number of',
     ),
     ({'rope_scaling': {'rope_type': 'linear'}}, 'must state factor'),
+    (
+      {'rope_scaling': {'factor': 8.0}},
+      'rope_type must be given with a factor',
+    ),
+    ({'is_causal': False}, 'is_causal must be true, got False'),
+    ({'use_bidirectional_attention': True}, 'must be false, got True'),
+    ({'quantization_config': {'quant_method': 'fp8'}}, 'must be absent, since'),
+    ({'dtype': 'float64'}, 'dtype float64 needs JAX_ENABLE_X64=1'),
     ({'partial_rotary_factor': 0.5}, 'partial_rotary_factor must be 1, got'),
     ({'layer_types': ['full_attention']}, 'layer_types must name a type for'),
     (
@@ -277,6 +285,13 @@ def test_names_impossible_config_values(fields, message, tmp_path):
   edit_config(directory, **fields)
   with pytest.raises(ValueError, match=rf'config\.json: .*{message}'):
     load_policy(directory)
+
+
+def test_an_absent_epsilon_is_that_of_the_family(tmp_path):
+  for name, epsilon in (('mixtral', 1e-5), ('mistral', 1e-6)):
+    directory = copy_of(name, tmp_path)
+    edit_config(directory, rms_norm_eps=None)
+    assert load_policy(directory).config.norm_eps == epsilon
 
 
 def test_keeps_an_unembedding_that_the_config_ties(tmp_path):
