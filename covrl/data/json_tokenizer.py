@@ -59,9 +59,8 @@ class JsonTokenizer:
     if not end_tokens:
       raise ValueError('end_tokens must name at least one token, got none')
     self._end_ids = tuple(map(self._id, end_tokens))
-    self._bos_id = (
-      self._own_bos_id() if bos_token is None else self._id(bos_token)
-    )
+    bos = self._own_bos_id() if bos_token is None else bos_token
+    self._bos_id = None if bos is None else self._id(bos)
     self._pad_id = (
       self._end_ids[0] if pad_token is None else self._id(pad_token)
     )
@@ -172,20 +171,23 @@ class JsonTokenizer:
 
   def _check_size(self, vocab_size: int | None) -> int:
     """Returns the model's vocabulary size if the file's tokens fit into it."""
-    size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+    ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
+    # Ids need not be consecutive.
+    size = max(ids, default=-1) + 1
     if vocab_size is None:
       return size
     # Text models may lack embeddings of special tokens that mark images.
     added = self._tokenizer.get_added_tokens_decoder()
     beyond = [
       token
-      for token in range(vocab_size, size)
-      if token not in added or not added[token].special
+      for token in ids
+      if token >= vocab_size
+      and (token not in added or not added[token].special)
     ]
-    if beyond or size < _MIN_USED_FRACTION * vocab_size:
+    if beyond or len(ids) < _MIN_USED_FRACTION * vocab_size:
       raise ValueError(
         f"a tokenizer must have the model's {vocab_size} tokens, a few of"
-        f' them unused, got {size}'
+        f' them unused, got {len(ids)} with ids up to {size - 1}'
       )
     return vocab_size
 

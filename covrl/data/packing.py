@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from covrl.data.problems import Problem, check_unicode
-from covrl.data.tokenizer import Tokenizer
+from covrl.data.tokenizer import Tokenizer, check_token_ids
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,6 +71,7 @@ def prompt_ids(problem: Problem, tokenizer: Tokenizer) -> list[int]:
     )
   check_unicode(problem.prompt, 'the prompt', problem.location)
   ids = tokenizer.encode(problem.prompt)
+  check_token_ids(ids, tokenizer, f'the prompt of {_name(problem)}')
   bos = tokenizer.bos_id
   if bos is None or ids[:1] == [bos]:
     return ids
@@ -311,7 +312,9 @@ def _response_ids(problem: Problem, tokenizer: Tokenizer) -> list[int]:
       f'a problem must have a solution, got {_name(problem)} without one'
     )
   check_unicode(solution, 'the solution', problem.location)
-  return [*tokenizer.encode(solution), tokenizer.end_ids[0]]
+  ids = tokenizer.encode(solution)
+  check_token_ids(ids, tokenizer, f'the solution of {_name(problem)}')
+  return [*ids, tokenizer.end_ids[0]]
 
 
 def _name(problem: Problem) -> str:

@@ -58,17 +58,42 @@ class Tokenizer(Protocol):
 
 
 def check_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> None:
-  """Checks that tokenizer and policy have the same vocabulary size.
+  """Checks that tokenizer and policy have the same vocabulary.
 
   Args:
     tokenizer: the tokenizer of the data.
     vocab_size: vocabulary size of the policy.
 
   Raises:
-    ValueError: the sizes differ.
+    ValueError: the sizes differ, or a special token is not in the vocabulary.
   """
   if tokenizer.vocab_size != vocab_size:
     raise ValueError(
       f"the tokenizer must have the policy's {vocab_size} tokens, got one"
       f' of {tokenizer.vocab_size} (SHA-256 {tokenizer.fingerprint[:12]}…)'
+    )
+  special = [tokenizer.pad_id, *tokenizer.end_ids]
+  if tokenizer.bos_id is not None:
+    special.append(tokenizer.bos_id)
+  check_token_ids(special, tokenizer, 'special tokens')
+
+
+def check_token_ids(
+  ids: Sequence[int], tokenizer: Tokenizer, name: str
+) -> None:
+  """Refuses ids outside the vocabulary, for which a model has no embedding.
+
+  Args:
+    ids: ids from a tokenizer.
+    tokenizer: the tokenizer.
+    name: what the ids are of, for the error.
+
+  Raises:
+    ValueError: an id is not in the vocabulary.
+  """
+  size = tokenizer.vocab_size
+  if ids and not 0 <= min(ids) <= max(ids) < size:
+    wrong = next(token for token in ids if not 0 <= token < size)
+    raise ValueError(
+      f'{name} must have token ids in [0, {size}), the vocabulary, got {wrong}'
     )

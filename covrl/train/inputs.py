@@ -114,7 +114,12 @@ def _policy_fingerprints(
   shared_warm_start: Checkpoint | None,
 ) -> dict[str, str]:
   """Returns the fingerprints of what a policy needs besides its checkpoint."""
-  fingerprints = {'tokenizer': getattr(task.tokenizer, 'fingerprint', '')}
+  tokenizer = task.tokenizer
+  special = tokenizer.bos_id, tuple(tokenizer.end_ids), tokenizer.pad_id
+  fingerprints = {
+    'tokenizer': getattr(tokenizer, 'fingerprint', ''),
+    'special tokens': text_fingerprint(repr(special)),
+  }
   if shared_warm_start is not None:
     fingerprints['shared warm start'] = _files_fingerprint(shared_warm_start)
   elif policy.config.lora is not None and config.pretrained:

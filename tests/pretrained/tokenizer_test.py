@@ -90,6 +90,31 @@ def test_vocabulary_size_is_that_of_the_model(kind, tmp_path):
       load_tokenizer(copy)
 
 
+def test_ids_outside_the_vocabulary_are_refused(tmp_path):
+  copy = copy_of('bytes', tmp_path)
+  file = copy / 'tokenizer.json'
+  fields = json.loads(file.read_text())
+  (letter,) = (t for t, n in fields['model']['vocab'].items() if n == 65)
+  fields['model']['vocab'][letter] = 100_000
+  file.write_text(json.dumps(fields))
+  with pytest.raises(ValueError, match='got 303 with ids up to 100000'):
+    load_tokenizer(copy)
+  # Special tokens may have no embedding, where no text has them.
+  fields['model']['vocab'][letter] = 65
+  edit(copy / 'config.json', vocab_size=303)
+  fields['added_tokens'].append(
+    {**fields['added_tokens'][0], 'id': 303, 'content': '<image>'}
+  )
+  file.write_text(json.dumps(fields))
+  tokenizer = load_tokenizer(copy)
+  for prompt, solution in (('an <image>', 'b'), ('a', 'an <image>')):
+    problem = Problem(
+      prompt=prompt, solution=solution, reference='', source='s'
+    )
+    with pytest.raises(ValueError, match=r'in \[0, 303\), the vocab.*got 303'):
+      token_rows([problem], tokenizer, 20)
+
+
 def test_tokenizer_models_add_bos_unless_the_config_says_not(tmp_path):
   copy = copy_of('pieces', tmp_path)
   file = copy / 'tokenizer_config.json'

@@ -12,7 +12,12 @@ from etils import epath
 from train import process
 
 from covrl.config import Config, ConfigError
-from covrl.data import ListSource, Problem, train_sentencepiece
+from covrl.data import (
+  ListSource,
+  Problem,
+  SentencePieceTokenizer,
+  train_sentencepiece,
+)
 from covrl.models import Lora, Policy, tiny
 from covrl.run.checkpoint import (
   Checkpoint,
@@ -30,6 +35,7 @@ from covrl.train.inputs import (
 )
 
 TOKENIZER = train_sentencepiece(['1', '2', '+'])
+OTHER_END = SentencePieceTokenizer(TOKENIZER.to_bytes(), ['<s>'])
 SUMS = [
   Problem(prompt=f'{n} + 1', reference=n + 1, source='sums', solution='2')
   for n in range(3)
@@ -89,6 +95,7 @@ def test_the_same_inputs_are_accepted():
     ({'solved': ListSource(SUMS[:2])}, 'solved examples'),
     ({'held_out': SUMS[:2]}, 'held-out problems'),
     ({'tokenizer': train_sentencepiece(['1', '2', '+', '3'])}, 'tokenizer'),
+    ({'tokenizer': OTHER_END}, 'special tokens'),
   ],
 )
 def test_changed_inputs_are_refused(changes, name):
