@@ -81,8 +81,11 @@ def _device_count() -> int:
 
   try:
     return jax.device_count()
-  except RuntimeError as error:
-    cause = str(error).partition('\n')[0]
+  except (RuntimeError, AssertionError) as error:
+    # JAX asserts that one of the platforms in JAX_PLATFORMS has devices.
+    cause = str(error).partition('\n')[0] or (
+      f'none, with JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS", "")}'
+    )
     raise RuntimeError(f'JAX must find its devices, got: {cause}') from error
 
 

@@ -59,6 +59,14 @@ def is_refusal(error: BaseException) -> bool:
   return isinstance(error, ValueError | RuntimeError | FileNotFoundError)
 
 
+def _is_jax_setting(error: BaseException) -> bool:
+  """Returns whether a variable of the environment that JAX reads is invalid."""
+  return isinstance(error, ValueError) and any(
+    frame.name == '<module>' and frame.filename.endswith('jax/_src/config.py')
+    for frame in traceback.extract_tb(error.__traceback__)
+  )
+
+
 def report_error(error: BaseException) -> Exit | None:
   """Prints an error that has a sentence on standard error.
 
@@ -71,6 +79,11 @@ def report_error(error: BaseException) -> Exit | None:
   if unwritten is not None and not os.environ.get('COVRL_TRACEBACK'):
     print(f'covrl: {unwritten}', file=sys.stderr)
     return Exit.STORAGE
+  if _is_jax_setting(error):
+    print(
+      f'covrl: settings of JAX must be valid, got: {error}', file=sys.stderr
+    )
+    return Exit.REFUSED
   if is_refusal(error):
     print(f'covrl: {error}', file=sys.stderr)
     return getattr(error, 'exit_status', Exit.REFUSED)

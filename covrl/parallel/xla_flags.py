@@ -106,3 +106,22 @@ def apply(
     for name, value in GPU_ENVIRONMENT.items():
       if _OLDER.get(name, name) not in environment:
         environment.setdefault(name, value)
+
+
+def chosen(environment: Mapping[str, str] = os.environ) -> str:
+  """Returns the flags that a user has set and that may change results, sorted.
+
+  Those that `apply` adds, the number of fake devices and dumps do not.
+
+  >>> chosen({'XLA_FLAGS': '--xla_dump_to=a --xla_cpu_enable_fast_math=true'})
+  '--xla_cpu_enable_fast_math=true'
+  """
+  own = {name for _, flags in _FLAGS.values() for name in flags}
+  flags = {
+    flag
+    for variable in {variable for variable, _ in _FLAGS.values()}
+    for flag in environment.get(variable, '').split()
+    if not flag.lstrip('-').startswith(('xla_dump', 'xla_force_host'))
+    and flag.lstrip('-').partition('=')[0] not in own
+  }
+  return ' '.join(sorted(flags))

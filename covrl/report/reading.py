@@ -15,6 +15,7 @@ from typing import Any
 
 from etils import epath
 
+from covrl import storage
 from covrl.config.bounds import MAX_MAGNITUDES
 from covrl.storage.append_log import read_log
 
@@ -188,7 +189,7 @@ def _text(path: epath.Path) -> str | None:
   Invalid UTF-8 becomes escape sequences that are invalid in JSON.
   """
   try:
-    if path.exists() and not path.is_file():
+    if path.exists() and not storage.is_regular_file(path):
       return None
     return read_log(path, errors='backslashreplace')
   except OSError:

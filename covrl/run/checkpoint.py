@@ -319,7 +319,11 @@ class CheckpointStore:
 
   def _complete_paths(self) -> list[epath.Path]:
     """Returns the complete checkpoints, in the order of their positions."""
-    return [path for path in self._named_paths() if (path / MANIFEST).is_file()]
+    return [
+      path
+      for path in self._named_paths()
+      if storage.is_regular_file(path / MANIFEST)
+    ]
 
   def _named_paths(self) -> list[epath.Path]:
     """Returns the checkpoints, complete or not, in the order of positions."""

@@ -21,7 +21,7 @@ from covrl.config import Config, ConfigError, Recipe, flatten
 from covrl.config.divisors import hint, multiples
 from covrl.data import ProblemSource
 from covrl.data.problems import source_fingerprint
-from covrl.parallel import distributed
+from covrl.parallel import distributed, xla_flags
 
 # Libraries whose versions change the numbers of a run.
 _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'grain')
@@ -48,9 +48,11 @@ def check_processes(recipe: Recipe, workdir: str) -> None:
   check_process_count(recipe.config, distributed.process_count())
   if distributed.process_count() == 1:
     return
+  installed = versions()
+  _compare('versions and settings', [*installed.values()], [*installed])
   fields = flatten(recipe.config)
   for subject, parts in (
-    ('code or versions', [_code_and_versions()]),
+    ('code', [_code()]),
     ('config file', [''.join(recipe.sources.values()), *fields]),
     ('--workdir', [workdir]),
   ):
@@ -122,14 +124,17 @@ def _compare(subject: str, values: Sequence[str], names: Sequence[str]) -> None:
 def versions() -> dict[str, str]:
   """Returns the versions of Python, covrl and the libraries that compute.
 
-  Settings of JAX that change the numbers of a run are among them.
+  The devices, the flags of XLA and the settings of JAX that change the numbers of
+  a run are among them.
   """
-  result = {'python': platform.python_version()}
+  result = {'python': platform.python_version(), 'covrl': ''}
   # A checkout of covrl need not be installed.
   with contextlib.suppress(importlib.metadata.PackageNotFoundError):
     result['covrl'] = importlib.metadata.version('covrl')
   result |= {n: importlib.metadata.version(n) for n in _LIBRARIES}
-  return result | {n: str(getattr(jax.config, n)) for n in _SETTINGS}
+  result |= {n: str(getattr(jax.config, n)) for n in _SETTINGS}
+  devices = f'{jax.device_count()} × {jax.devices()[0].device_kind}'
+  return result | {'devices': devices, 'xla_flags': xla_flags.chosen()}
 
 
 def check_versions(
@@ -143,7 +148,7 @@ def check_versions(
   """
   before = (notes or {}).get('versions', {})
   changed = [
-    f'{name} {before[name]} (now {version})'
+    f'{name} {before[name] or "none"} (now {version or "none"})'
     for name, version in versions().items()
     if before.get(name, version) != version
   ]
@@ -154,9 +159,7 @@ def check_versions(
     )
 
 
-def _code_and_versions() -> str:
-  """Returns covrl's source text and the versions of Python and libraries."""
+def _code() -> str:
+  """Returns covrl's source text."""
   package = pathlib.Path(__file__).parents[1]
-  files = sorted(package.rglob('*.py'))
-  text = ''.join(file.read_text() for file in files)
-  return f'{versions()} {text}'
+  return ''.join(file.read_text() for file in sorted(package.rglob('*.py')))

@@ -38,6 +38,13 @@ from covrl.run.trust import check_owner
 from covrl.storage.append_log import read_log
 
 _CONFIG, _NOTICES = 'config.json', 'notices.jsonl'
+_FOLDERS = (
+  *('checkpoints', 'warm_start', 'rollouts', 'evaluation', 'recipe', 'tb'),
+)
+_FILES = (
+  *(_CONFIG, _NOTICES, 'metrics.jsonl', 'report.html', 'task.json'),
+  'tokenizer.model',
+)
 RECIPE = 'recipe'
 """Name of the recipe's identity among the inputs that a checkpoint names."""
 
@@ -106,7 +113,7 @@ class RunDirectory:
       ConfigError: the directory has no readable `config.json`.
     """
     file = self.path / _CONFIG
-    if not file.is_file():
+    if not storage.is_regular_file(file):
       raise ConfigError(
         f'{self.path} is not a run directory: it has no config.json'
       )
@@ -135,15 +142,20 @@ class RunDirectory:
     Raises:
       ConfigError: the directory holds a run of another configuration (the
         message names the difference) or other files, or a file has the name of
-        one of its directories.
+        one of its directories, or something else that of a file.
     """
     if not self.writes:
       # Process 0 checks before it writes.
       return
-    for name in ('checkpoints', 'warm_start', 'rollouts', 'evaluation', 'tb'):
+    for name in _FOLDERS:
       folder = self.path / name
       if folder.exists() and not folder.is_dir():
         raise ConfigError(f'{folder} must be a directory, it is a file')
+    for name in _FILES:
+      file = self.path / name
+      # Reading a pipe would wait for its writer.
+      if file.exists() and not storage.is_regular_file(file):
+        raise ConfigError(f'{file} must be a file, it is something else')
     try:
       self._check_config(recipe)
     except ConfigError:
@@ -266,7 +278,8 @@ class RunDirectory:
     for name, content in self._claimed.items():
       file = self.path / name
       with storage.writing(file):
-        current = file.read_bytes() if file.is_file() else None
+        is_file = storage.is_regular_file(file)
+      current = file.read_bytes() if is_file else None
       if current != content:
         self._restore(name, content, 'was changed while the run used it')
 
@@ -274,7 +287,8 @@ class RunDirectory:
     """Writes a file again that another program has changed or removed."""
     file = self.path / name
     with storage.writing(file):
-      current = file.read_bytes() if file.is_file() else None
+      is_file = storage.is_regular_file(file)
+      current = file.read_bytes() if is_file else None
     if current is None:
       self._warn(f'{file} was removed; it is written again')
     else:
@@ -309,9 +323,11 @@ class RunDirectory:
 
     Raises:
       ConfigError: another run has locked it, the path is a file, or it has
-        characters of patterns.
+        characters of patterns or is not Unicode.
     """
     path = str(storage.absolute(self.path))
+    if path.encode(errors='replace').decode() != path:
+      raise ConfigError(f'--workdir must be Unicode, got {path!r}')
     if pattern := next(
       (pattern for pattern in _PATTERNS if pattern in path), ''
     ):

@@ -71,6 +71,11 @@ def is_bucket(path: epath.PathLike) -> bool:
   return os.fspath(path).startswith(_BUCKET)
 
 
+def is_regular_file(path: epath.Path) -> bool:
+  """Returns whether a path is a file; `epath` takes pipes and devices for files."""
+  return path.is_file() if is_bucket(path) else pathlib.Path(path).is_file()
+
+
 def write_atomically(file: epath.Path, content: str | bytes) -> None:
   """Writes a file such that readers see all of it or nothing.
 

@@ -2,15 +2,18 @@
 """The directory of compiled programs, writable or not, and missing devices."""
 
 import errno
+import importlib.util
 import os
 import pathlib
+import runpy
 import tempfile
 
 import jax
 import pytest
 
 from covrl.cli import devices
-from covrl.cli.errors import is_refusal
+from covrl.cli.errors import is_refusal, report_error
+from covrl.exit_codes import Exit
 
 FIELDS = (
   'jax_compilation_cache_dir',
@@ -73,7 +76,7 @@ def test_a_directory_that_cannot_be_written_is_read_only(
   )
 
 
-def test_a_file_in_its_place_and_no_home_directory(
+def test_a_cache_directory_that_is_a_file_and_a_missing_home_directory(
   monkeypatch, tmp_path, capsys
 ):
   (tmp_path / 'file').touch()
@@ -94,14 +97,38 @@ def test_a_file_in_its_place_and_no_home_directory(
   )
 
 
-def test_missing_devices_are_one_sentence(monkeypatch):
+@pytest.mark.parametrize(
+  ('error', 'cause'),
+  [
+    (
+      RuntimeError("Unable to initialize backend 'tpu': none\nSee ..."),
+      "Unable to initialize backend 'tpu': none",
+    ),
+    # What JAX does where no other backend is left.
+    (AssertionError(), 'none, with JAX_PLATFORMS=cuda'),
+  ],
+)
+def test_missing_devices_are_one_sentence(monkeypatch, error, cause):
   def fail():
-    raise RuntimeError("Unable to initialize backend 'tpu': none\nSee ...")
+    raise error
 
   monkeypatch.setattr(jax, 'device_count', fail)
+  monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
   with pytest.raises(RuntimeError) as caught:
     devices.use_compilation_cache()
-  assert str(caught.value) == (
-    "JAX must find its devices, got: Unable to initialize backend 'tpu': none"
-  )
+  assert str(caught.value) == f'JAX must find its devices, got: {cause}'
   assert is_refusal(caught.value)
+
+
+def test_invalid_settings_of_jax_are_one_sentence(monkeypatch, capsys):
+  settings_of_jax = importlib.util.find_spec('jax._src.config')
+  assert settings_of_jax is not None
+  assert settings_of_jax.origin is not None
+  monkeypatch.setenv('JAX_ENABLE_X64', 'maybe')
+  with pytest.raises(ValueError, match='maybe') as caught:
+    runpy.run_path(settings_of_jax.origin)
+  assert report_error(caught.value) == Exit.REFUSED
+  assert capsys.readouterr().err == (
+    "covrl: settings of JAX must be valid, got: invalid truth value 'maybe' for"
+    " environment 'JAX_ENABLE_X64'\n"
+  )

@@ -2,6 +2,7 @@
 """Reports of damaged runs: unreadable parts are skipped and counted, long ones cut."""
 
 import json
+import os
 import random
 import shutil
 
@@ -119,6 +120,8 @@ def test_unreadable_samples_results_and_files_are_counted(run):
   (run / 'config.json').write_text('{"config": ')
   (run / 'rollouts' / 'iteration_000000.json').unlink()
   (run / 'rollouts' / 'iteration_000000.json').mkdir()
+  (run / 'notices.jsonl').unlink(missing_ok=True)
+  os.mkfifo(run / 'notices.jsonl')
   text = read(write_report(run)).text
   for sentence in (
     '3 unreadable responses of rollouts/iteration_000010.json were skipped.',
@@ -126,6 +129,7 @@ def test_unreadable_samples_results_and_files_are_counted(run):
     '1 unreadable line of evaluation/iteration_000020.jsonl was skipped.',
     'config.json is unreadable and was skipped.',
     'rollouts/iteration_000000.json is unreadable and was skipped.',
+    'notices.jsonl is unreadable and was skipped.',
   ):
     assert sentence in text
 

@@ -84,7 +84,7 @@ def test_refuses_processes_with_different_versions(
     consistency.importlib.metadata, 'version', lambda name: '0.0'
   )
   with pytest.raises(
-    ConfigError, match='same code or versions, process 2 has another'
+    ConfigError, match='same versions and settings, process 2 has another'
   ):
     processes.run(make_check(recipe))
 
@@ -112,6 +112,15 @@ def test_refuses_processes_with_different_problems(processes, recipe):
     ConfigError, match='same problems to train on, process 1 has another set'
   ):
     processes.run(lambda: check_problems(SubsetSource(source, three, 'b')))
+
+
+def test_refuses_processes_with_other_flags(processes, recipe, monkeypatch):
+  processes.run(make_check(recipe))
+  monkeypatch.setenv('XLA_FLAGS', '--xla_cpu_enable_fast_math=true')
+  with pytest.raises(
+    ConfigError, match='process 1 has another xla_flags than process 0'
+  ):
+    processes.run(make_check(recipe))
 
 
 @pytest.mark.parametrize(
@@ -161,3 +170,20 @@ def test_a_checkpoint_of_other_settings_of_jax_is_reported():
   check_versions({'versions': before}, warnings.append)
   (text,) = warnings
   assert 'written with jax_default_prng_impl rbg (now threefry2x32)' in text
+
+
+def test_a_checkpoint_of_other_devices_or_flags_is_reported(monkeypatch):
+  warnings = []
+  monkeypatch.setenv('XLA_FLAGS', '--xla_dump_to=a')
+  here = versions()
+  assert here['devices'] == '8 × cpu'
+  monkeypatch.setenv('XLA_FLAGS', '--xla_dump_to=b')
+  check_versions({'versions': here}, warnings.append)
+  assert warnings == []
+  monkeypatch.setenv('XLA_FLAGS', '--xla_cpu_enable_fast_math=true')
+  check_versions({'versions': here | {'devices': '1 × cpu'}}, warnings.append)
+  (text,) = warnings
+  assert text.startswith(
+    'the checkpoint was written with devices 1 × cpu (now 8 × cpu), xla_flags'
+    ' none (now --xla_cpu_enable_fast_math=true): the resumed run may differ'
+  )

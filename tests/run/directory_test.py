@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 
@@ -76,6 +77,15 @@ def test_a_file_left_by_a_killed_write_does_not_block_a_directory(
 def test_refuses_a_file_with_the_name_of_a_directory(directory, recipe, name):
   pathlib.Path(directory.path / name).write_text('')
   with pytest.raises(ConfigError, match=f'{name} must be a directory'):
+    directory.check(recipe)
+
+
+@pytest.mark.parametrize('name', ['config.json', 'metrics.jsonl'])
+def test_refuses_what_has_the_name_of_a_file(directory, recipe, name):
+  file = pathlib.Path(directory.path / name)
+  file.unlink(missing_ok=True)
+  os.mkfifo(file)
+  with pytest.raises(ConfigError, match=f'{name} must be a file'):
     directory.check(recipe)
 
 
@@ -209,7 +219,7 @@ def change(file, changed):
 def test_a_configuration_that_was_changed_since_a_checkpoint_is_restored(
   directory, recipe, changed, message
 ):
-  """The checkpoint tells whose run it is."""
+  """The checkpoint has the identity of its recipe."""
   store = CheckpointStore(directory.checkpoints, keep=1)
   inputs = {RECIPE: recipe.identity}
   store.save(3, {'x': np.zeros(2)}, {'inputs': inputs, 'iteration': 3})
@@ -310,6 +320,17 @@ def test_refuses_names_that_are_patterns(tmp_path, name):
   with (
     pytest.raises(ConfigError, match=r'--workdir must be without \* \? \['),
     RunDirectory(tmp_path / name / 'run').locked(),
+  ):
+    pytest.fail('locked')
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_refuses_names_that_are_not_unicode(tmp_path):
+  """Libraries written in C++ do not take them."""
+  name = os.fsdecode(b'run \xff')
+  with (
+    pytest.raises(ConfigError, match='--workdir must be Unicode, got'),
+    RunDirectory(tmp_path / name).locked(),
   ):
     pytest.fail('locked')
   assert list(tmp_path.iterdir()) == []
