@@ -37,7 +37,11 @@ from covrl.tasks.task import make_task
 from covrl.tasks.verify import check_scores
 from covrl.train import Task
 from covrl.train.algorithm import Algorithm
-from covrl.train.effects import config_warnings, without_effect
+from covrl.train.effects import (
+  config_warnings,
+  direction_warnings,
+  without_effect,
+)
 from covrl.train.initial_policy import make_policy
 from covrl.train.state_sharding import check_mesh
 from covrl.types import TokenStats
@@ -84,6 +88,7 @@ def plan(
   for text in (
     *without_effect(recipe, read, task, policy.config),
     *config_warnings(config, algorithm, task.rewards),
+    *direction_warnings(policy, tx=algorithm.tx),
   ):
     yield f'warning: {text}'
   yield from _example_lines(config, task)

@@ -26,7 +26,7 @@ from covrl.tasks.task import Task, make_task
 from covrl.tasks.verify import check_references, check_scores
 from covrl.train.algorithm import Algorithm, warm_start_transformation
 from covrl.train.compiled import CompiledPrograms
-from covrl.train.effects import config_warnings
+from covrl.train.effects import config_warnings, direction_warnings
 from covrl.train.initial_policy import make_policy
 from covrl.train.rollout_batch import (
   EVALUATE_STREAM,
@@ -112,7 +112,13 @@ def build(
   warm_start = None
   if saved is None or policy.config.lora is not None:
     warm_start = shared_warm_start(config, task)
-  for text in config_warnings(config, algorithm, task.rewards):
+  chains = {'tx': algorithm.tx}
+  if config.warm_start.steps:
+    chains['warm_start_tx'] = warm_start_transformation(recipe)
+  for text in (
+    *config_warnings(config, algorithm, task.rewards),
+    *direction_warnings(policy, **chains),
+  ):
     note(f'warning: {text}')
   engine = make_engine(
     config,

@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import optax
 from jaxtyping import PyTree
 
 from covrl.config import Config, Recipe, flatten
@@ -17,7 +19,7 @@ from covrl.entropy import (
 )
 from covrl.entropy.base import update_signal
 from covrl.entropy.inspection import single_token
-from covrl.models import ModelConfig
+from covrl.models import ModelConfig, Policy
 from covrl.rewards.reward import RewardPart
 from covrl.tasks.task import Task
 from covrl.train.algorithm import Algorithm
@@ -170,6 +172,53 @@ def config_warnings(
       ' the token chain has no importance weights: add'
       ' truncated_importance_weights, icepop or decoupled_ppo'
     )
+
+
+def direction_warnings(
+  policy: Policy, **chains: optax.GradientTransformation
+) -> Iterator[str]:
+  """Yields a sentence for each chain that moves parameters along gradients.
+
+  Args:
+    policy: the policy.
+    **chains: parameter chains of the policy, by their names in a `Recipe`.
+  """
+  trainable, _ = policy.split(policy.abstract_params())
+  for name, tx in chains.items():
+    if _ascends(tx, trainable):
+      yield (
+        f"the recipe's {name} moves parameters along their gradient, which raises"
+        ' the loss: a chain needs scale_by_learning_rate at its end, and'
+        ' optax.masked returns the gradients of the parameters that it leaves out'
+      )
+
+
+def _ascends(tx: optax.GradientTransformation, params: PyTree) -> bool:
+  """Returns whether a chain moves a parameter along its gradient.
+
+  It is run on gradients of 1 and parameters of 0 with one entry each, twice,
+  since a learning rate may begin at 0. A chain that needs other shapes is not
+  judged.
+
+  Args:
+    tx: a parameter chain.
+    params: shapes and dtypes of the parameters.
+  """
+  update = optax.with_extra_args_support(tx).update
+
+  def run() -> list[jax.Array]:
+    zeros = jax.tree.map(
+      lambda leaf: jnp.zeros((1,) * len(leaf.shape), leaf.dtype), params
+    )
+    gradients = jax.tree.map(jnp.ones_like, zeros)
+    first, state = update(gradients, tx.init(zeros), zeros)
+    second, _ = update(gradients, state, zeros)
+    return [jnp.any(leaf > 0) for leaf in jax.tree.leaves((first, second))]
+
+  try:
+    return any(jax.jit(run)())
+  except Exception:
+    return False
 
 
 def reads_reference(algorithm: Algorithm) -> bool:

@@ -6,17 +6,20 @@ import copy
 import dataclasses
 import pickle
 
+import jax
 import optax
 import pytest
 from train.process import RECIPES
 
 import covrl
 from covrl.config import Config, TrainConfig, flatten, load, recorded_reads
+from covrl.models import Policy, tiny
 from covrl.rewards import Reward
 from covrl.train.algorithm import Algorithm
 from covrl.train.build import build
 from covrl.train.effects import (
   config_warnings,
+  direction_warnings,
   reads_moments,
   reads_reference,
   without_effect,
@@ -166,3 +169,24 @@ def test_recorded_reads_leave_the_configuration_as_it_was():
   assert read == {'train.clip_low'}
   assert type(config.train) is kind
   assert flatten(config) == before | {'train.clip_low': 0.3}
+
+
+@pytest.mark.parametrize(
+  ('tx', 'ascends'),
+  [
+    (optax.sgd(1e-3), False),
+    (optax.adamw(optax.linear_schedule(0.0, 1e-3, 10)), False),
+    (optax.chain(optax.clip_by_global_norm(1.0), optax.lion(1e-3)), False),
+    (optax.adafactor(1e-3), False),
+    (optax.set_to_zero(), False),
+    (optax.scale_by_adam(), True),
+    (optax.sgd(-1e-3), True),
+    (
+      optax.masked(optax.sgd(1e-3), lambda p: jax.tree.map(lambda _: False, p)),
+      True,
+    ),
+  ],
+)
+def test_chains_that_move_along_the_gradient_are_reported(tx, ascends):
+  warnings = [*direction_warnings(Policy(tiny(8)), tx=tx)]
+  assert bool(warnings) is ascends
