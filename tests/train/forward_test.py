@@ -16,19 +16,21 @@ from train.updates import (
 from covrl.statistics import compaction, stats
 from covrl.train.forward import policy_stats
 
-METHOD = {'held': 0.04, 'beta': 1.0, 'bonus': 0.1}
+METHOD = {'kl_cov_fraction': 0.04, 'kl_cov_coefficient': 1.0, 'bonus': 0.1}
 
 
 def test_gathered_update_equals_one_with_whole_logits(monkeypatch):
   """On a mesh and in micro-batches; the same tokens are selected."""
   setup, rows = ((4, 2), 2), padded()
-  state = fresh_state('few', **METHOD)
-  expected, figures = update(*setup, rows, state, chain='few')
+  state = fresh_state('kl_cov_and_bonus', **METHOD)
+  expected, expected_metrics = update(
+    *setup, rows, state, chain='kl_cov_and_bonus'
+  )
   monkeypatch.setattr(stats, 'MAX_WHOLE_LOGITS', 0)
   # 96 tokens of a device and micro-batch, in eight blocks.
   monkeypatch.setattr(compaction, 'MIN_ROWS', 8)
   program.cache_clear()
-  new_state, readings = update(*setup, rows, state, chain='few')
+  new_state, metrics = update(*setup, rows, state, chain='kl_cov_and_bonus')
   program.cache_clear()
   for ours, theirs in zip(
     jax.tree.leaves(new_state.opt_state[0].trace),
@@ -37,12 +39,12 @@ def test_gathered_update_equals_one_with_whole_logits(monkeypatch):
   ):
     scale = np.abs(theirs).max()
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * scale)
-  assert figures['selected'] > 0
+  assert expected_metrics['selected'] > 0
   for name in ('selected', 'threshold', 'tokens', 'skipped'):
-    assert readings[name] == figures[name], name
-  for name in figures:
+    assert metrics[name] == expected_metrics[name], name
+  for name in expected_metrics:
     np.testing.assert_allclose(
-      readings[name], figures[name], rtol=1e-4, atol=1e-5, err_msg=name
+      metrics[name], expected_metrics[name], rtol=1e-4, atol=1e-5, err_msg=name
     )
 
 

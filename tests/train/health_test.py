@@ -114,9 +114,14 @@ def test_an_update_without_tokens_changes_nothing_and_has_no_metrics():
   empty = dataclasses.replace(
     rows, loss_mask=empty_mask, weights=empty_mask.astype(np.float32)
   )
-  options: Any = {'target': 4.0, 'held': 0.04, 'beta': 1.0, 'clipped': 0.02}
+  options: Any = {
+    'target_entropy': 4.0,
+    'kl_cov_fraction': 0.04,
+    'kl_cov_coefficient': 1.0,
+    'clip_cov_fraction': 0.02,
+  }
   state_before, _ = run((8,), 1, rows, **options)
-  state, readings = update((8,), 1, empty, state_before)
+  state, metrics = update((8,), 1, empty, state_before)
   for name in ('trainable', 'opt_state', 'token_state', 'measured'):
     jax.tree.map(
       np.testing.assert_array_equal,
@@ -124,10 +129,10 @@ def test_an_update_without_tokens_changes_nothing_and_has_no_metrics():
       getattr(state_before, name),
     )
   assert state.step == state_before.step + 1
-  assert readings['tokens'] == readings['skipped'] == 0
+  assert metrics['tokens'] == metrics['skipped'] == 0
   counts = ('tokens', 'skipped', 'quota', 'eligible', 'selected', 'nonfinite')
   carried_over = ('log_ratio_noise', 'coefficient')
-  for name, value in readings.items():
+  for name, value in metrics.items():
     is_count = name in counts or name.startswith('quadrant/')
     if not name.startswith(carried_over):
       assert value == 0 if is_count else np.isnan(value), (name, value)
@@ -138,12 +143,12 @@ def test_an_update_without_tokens_changes_nothing_and_has_no_metrics():
 
 
 def test_small_top_shares_of_few_tokens_have_no_covariance():
-  _, readings = run((8,), 1, padded())
+  _, metrics = run((8,), 1, padded())
   tokens = int(padded().loss_mask.sum())
   assert tokens * 0.0002 < 1
-  assert np.isnan(readings['covariance_top/0.0002'])
-  assert np.isfinite(readings['covariance_top/0.5'])
-  assert np.isnan(readings['threshold'])
+  assert np.isnan(metrics['covariance_top/0.0002'])
+  assert np.isfinite(metrics['covariance_top/0.5'])
+  assert np.isnan(metrics['threshold'])
 
 
 def apply_update(tx, gradient, params=None):

@@ -22,27 +22,27 @@ MESHES = [
   (2, 2, 2),
   (1, 2, 2, 1, 2),
 ]
-METHOD = {'held': 0.04, 'beta': 0.5, 'bonus': 0.1}
+METHOD = {'kl_cov_fraction': 0.04, 'kl_cov_coefficient': 0.5, 'bonus': 0.1}
 STEPS = 3
 
 
 def after(shape, state, steps, micro_batches=2, offload=False):
   """The state after some updates, and their losses."""
   step, mesh, state_shardings = program(
-    shape, micro_batches, 'few', offload=offload
+    shape, micro_batches, 'kl_cov_and_bonus', offload=offload
   )
   batch, losses = sharding.shard_batch(padded(), mesh), []
   state = jax.device_put(state, state_shardings)
   with sharding.use_mesh(mesh, sharding.TRAIN_RULES):
     for _ in range(steps):
-      state, readings = step(state, batch, np.asarray(False), jax.random.key(3))
-      losses.append(float(readings['loss']))
+      state, metrics = step(state, batch, np.asarray(False), jax.random.key(3))
+      losses.append(float(metrics['loss']))
   return state, losses
 
 
 @functools.cache
 def train_on_mesh(shape):
-  return after(shape, fresh_state('few', **METHOD), STEPS)
+  return after(shape, fresh_state('kl_cov_and_bonus', **METHOD), STEPS)
 
 
 def assert_same_policy(got, wanted):
@@ -56,22 +56,24 @@ def assert_same_policy(got, wanted):
 
 @pytest.mark.parametrize('shape', MESHES[1:])
 def test_losses_and_parameters_after_three_steps(shape):
-  (state, losses), (expected, figures) = (
+  (state, losses), (expected, expected_losses) = (
     train_on_mesh(shape),
     train_on_mesh(MESHES[0]),
   )
-  np.testing.assert_allclose(losses, figures, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(losses, expected_losses, rtol=1e-5, atol=1e-5)
   assert np.ptp(losses) > 1e-3
   assert_same_policy(state, expected)
 
 
 def test_offloaded_optimiser_state_gives_the_same_steps():
   shape = (2, 2, 2)
-  (state, losses), (expected, figures) = (
-    after(shape, fresh_state('few', **METHOD), STEPS, offload=offload)
+  (state, losses), (expected, expected_losses) = (
+    after(
+      shape, fresh_state('kl_cov_and_bonus', **METHOD), STEPS, offload=offload
+    )
     for offload in (True, False)
   )
-  assert losses == figures
+  assert losses == expected_losses
   num_moved = 0
   for got, wanted in zip(*map(jax.tree.leaves, (state, expected)), strict=True):
     assert np.asarray(got).tobytes() == np.asarray(wanted).tobytes()
@@ -87,7 +89,7 @@ def test_restores_a_checkpoint_of_another_mesh(index, tmp_path):
   saved, _ = train_on_mesh(other)
   store = CheckpointStore(tmp_path, keep=1)
   store.save(STEPS, {'state': saved}, {})
-  _, mesh, state_shardings = program(shape, 2, 'few')
+  _, mesh, state_shardings = program(shape, 2, 'kl_cov_and_bonus')
   like = jax.tree.map(
     lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
     jax.tree.map(lambda leaf: replicated_like(leaf, mesh), saved),
@@ -102,6 +104,6 @@ def test_restores_a_checkpoint_of_another_mesh(index, tmp_path):
     assert np.asarray(got).tobytes() == np.asarray(wanted).tobytes()
     assert got.sharding == at
   further, losses = after(shape, restored, 1)
-  expected, figures = after(MESHES[0], train_on_mesh(MESHES[0])[0], 1)
-  np.testing.assert_allclose(losses, figures, rtol=1e-5, atol=1e-5)
+  expected, expected_losses = after(MESHES[0], train_on_mesh(MESHES[0])[0], 1)
+  np.testing.assert_allclose(losses, expected_losses, rtol=1e-5, atol=1e-5)
   assert_same_policy(further, expected)

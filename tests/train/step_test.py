@@ -9,16 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from train.updates import (
+from train.token_chains import (
   COMMON_OPTIONS,
   COMPOSED_METHODS,
   METHODS,
+  fingerprint_of,
+)
+from train.updates import (
   PROGRAMS,
   SEQUENCES,
   WIDTH,
   assert_same_bits,
   drifted,
-  fingerprint_of,
   fresh_state,
   padded,
   parameters,
@@ -45,12 +47,12 @@ def assert_same_update(got, wanted, *, rtol=0.0):
   """Equal to float32 rounding; selections are equal to the bit.
 
   Args:
-    got: state and readings.
-    wanted: state and readings.
+    got: state and metrics.
+    wanted: state and metrics.
     rtol: tolerance of numbers of the token chain, for statistics that programs of
       different shapes have computed; the selected tokens are the same.
   """
-  (state, readings), (expected, figures) = got, wanted
+  (state, metrics), (expected, expected_metrics) = got, wanted
   for ours, theirs in zip(gradients(state), gradients(expected), strict=True):
     scale = np.abs(theirs).max()
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * scale)
@@ -68,55 +70,59 @@ def assert_same_update(got, wanted, *, rtol=0.0):
   for name in ('selected', 'quota', 'threshold', 'tokens', 'skipped'):
     tolerance = rtol if name == 'threshold' else 0.0
     np.testing.assert_allclose(
-      readings[name], figures[name], rtol=tolerance, err_msg=name
+      metrics[name], expected_metrics[name], rtol=tolerance, err_msg=name
     )
-  for name in figures:
+  for name in expected_metrics:
     np.testing.assert_allclose(
-      readings[name], figures[name], rtol=1e-4, atol=1e-5, err_msg=name
+      metrics[name], expected_metrics[name], rtol=1e-4, atol=1e-5, err_msg=name
     )
-  np.testing.assert_allclose(readings['loss'], figures['loss'], rtol=1e-5)
+  np.testing.assert_allclose(
+    metrics['loss'], expected_metrics['loss'], rtol=1e-5
+  )
 
 
 def selected(state):
   """Number and fingerprint of the tokens that KL-Cov chose."""
-  held = next(
+  penalised = next(
     part
     for part in reversed(state.token_state.inner_state)
     if isinstance(part, TokenMaskedState)
   )
-  return int(held.summary.selected), int(held.summary.eligible)
+  return int(penalised.summary.selected), int(penalised.summary.eligible)
 
 
 @pytest.mark.parametrize('method', METHODS)
 def test_meshes_and_micro_batches_do_not_matter(method):
   options = METHODS[method]
   wanted = run(*PROGRAMS[0], padded(), **options)
-  held, fingerprint = selected(wanted[0])
+  penalised, fingerprint = selected(wanted[0])
   total = int(padded().loss_mask.sum())
-  assert wanted[1]['selected'] == int(total * options.get('clipped', 0))
-  assert held == int(total * options.get('held', 0))
-  assert (fingerprint != 0) == (held > 0)
+  assert wanted[1]['selected'] == int(
+    total * options.get('clip_cov_fraction', 0)
+  )
+  assert penalised == int(total * options.get('kl_cov_fraction', 0))
+  assert (fingerprint != 0) == (penalised > 0)
   for shape, micro_batches in PROGRAMS[1:]:
     got = run(shape, micro_batches, padded(), **options)
     assert_same_update(got, wanted)
-    assert selected(got[0]) == (held, fingerprint)
+    assert selected(got[0]) == (penalised, fingerprint)
+
+
+def largest_change(before, after):
+  return max(np.abs(x - y).max() for x, y in zip(after, before, strict=True))
 
 
 def test_methods_change_the_gradient():
   plain = gradients(run(*PROGRAMS[0], padded())[0])
   for method in ('clip_cov', 'kl_cov', 'kl_cov with bonus', 'controllers'):
     edited = gradients(run(*PROGRAMS[0], padded(), **METHODS[method])[0])
-    change = max(
-      np.abs(ours - theirs).max()
-      for ours, theirs in zip(edited, plain, strict=True)
-    )
-    assert change > 1e-3, method
+    assert largest_change(plain, edited) > 1e-3, method
 
 
 def run_composed(program, batch, method, **others):
   options = COMPOSED_METHODS[method] | COMMON_OPTIONS | others
   shape, micro_batches = program
-  return run(shape, micro_batches, batch, chain='recent', **options)
+  return run(shape, micro_batches, batch, chain='composed', **options)
 
 
 @pytest.mark.parametrize('method', COMPOSED_METHODS)
@@ -125,7 +131,7 @@ def test_layout_does_not_matter_to_composed_methods(method):
   batch = drifted()
   wanted = run_composed(PROGRAMS[0], batch, method)
   count, _ = selected(wanted[0])
-  assert count == int(batch.loss_mask.sum() * COMMON_OPTIONS['held'])
+  assert count == int(batch.loss_mask.sum() * COMMON_OPTIONS['kl_cov_fraction'])
   order = np.random.default_rng(2).permutation(SEQUENCES)
   packed = pack_rows(batch, length=WIDTH, count=SEQUENCES)
   for program, rows in (
@@ -143,18 +149,21 @@ def test_composed_methods_change_the_gradient():
   scale = max(np.abs(leaf).max() for leaf in plain)
   for method in [*COMPOSED_METHODS][1:]:
     edited = gradients(run_composed(PROGRAMS[0], drifted(), method)[0])
-    change = max(
-      np.abs(ours - theirs).max()
-      for ours, theirs in zip(edited, plain, strict=True)
-    )
-    assert change > 1e-3 * scale, method
+    assert largest_change(plain, edited) > 1e-3 * scale, method
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('method', COMPOSED_METHODS)
-@pytest.mark.parametrize('off', ['clipped', 'held', 'target', 'all'])
+@pytest.mark.parametrize(
+  'off', ['clip_cov_fraction', 'kl_cov_fraction', 'target_entropy', 'all']
+)
 def test_every_mesh_and_composition(method, off):
-  alone = {'clipped': 0.0, 'held': 0.0, 'beta': 0.0, 'target': 0.0}
+  alone = {
+    'clip_cov_fraction': 0.0,
+    'kl_cov_fraction': 0.0,
+    'kl_cov_coefficient': 0.0,
+    'target_entropy': 0.0,
+  }
   changes = alone if off == 'all' else {off: 0.0}
   packed = pack_rows(drifted(), length=WIDTH, count=SEQUENCES)
   wanted = run_composed(PROGRAMS[0], drifted(), method, **changes)
@@ -224,7 +233,7 @@ def test_packing_does_not_matter():
 
 def test_current_statistics_select_equally_in_one_and_two_micro_batches():
   whole, parts = (
-    run(shape, count, padded(), chain='current', **METHODS['kl_cov'])
+    run(shape, count, padded(), chain='kl_cov_current', **METHODS['kl_cov'])
     for shape, count in (PROGRAMS[0], PROGRAMS[1])
   )
   assert selected(whole[0])[0] > 0
@@ -249,13 +258,13 @@ def test_current_statistics_select_equally_in_one_and_two_micro_batches():
 @pytest.mark.parametrize('micro_batches', [1, 8])
 def test_first_update_has_ratio_one_and_no_penalty(micro_batches):
   plain = run((8,), micro_batches, padded(), first=True)
-  state, readings = run(
+  state, metrics = run(
     (8,), micro_batches, padded(), first=True, **METHODS['kl_cov']
   )
   assert selected(state)[0] > 0
   for name in ('log_ratio', 'log_ratio_abs', 'log_ratio_max', 'clip_fraction'):
-    assert readings[name] == 0.0, name
-  assert readings['penalty_share'] == 0.0
+    assert metrics[name] == 0.0, name
+  assert metrics['penalty_share'] == 0.0
   assert_same_bits(gradients(state), gradients(plain[0]))
   # It measures the error of the scoring program, for the dead zone.
   assert state.measured.log_ratio_noise > 0.1
@@ -267,10 +276,15 @@ def test_first_update_has_ratio_one_and_no_penalty(micro_batches):
 
 @pytest.mark.parametrize('micro_batches', [1, 2])
 def test_the_only_update_of_a_rollout_needs_no_scores(micro_batches):
-  batch, state = padded(), fresh_state('few', held=0.3, beta=1.0, bonus=0.1)
+  batch, state = (
+    padded(),
+    fresh_state(
+      'kl_cov_and_bonus', kl_cov_fraction=0.3, kl_cov_coefficient=1.0, bonus=0.1
+    ),
+  )
   scored_batch = with_old_stats(batch, score(parameters(), batch))
   expected, metrics = update(
-    (8,), 1, scored_batch, state, first=True, chain='few'
+    (8,), 1, scored_batch, state, first=True, chain='kl_cov_and_bonus'
   )
   unknown = jnp.full_like(batch.old_logprobs, jnp.nan)
   moments = TokenMoments(
@@ -284,7 +298,7 @@ def test_the_only_update_of_a_rollout_needs_no_scores(micro_batches):
     micro_batches,
     unscored_batch,
     state,
-    chain='few',
+    chain='kl_cov_and_bonus',
     has_old_stats=False,
   )
   for ours, theirs in zip(gradients(updated), gradients(expected), strict=True):
@@ -325,8 +339,8 @@ def test_logs_entropy_change_by_earlier_updates():
 @pytest.mark.parametrize('micro_batches', [1, 8])
 def test_the_chains_advance_once_per_update(micro_batches):
   state, _ = run((8,), micro_batches, padded(), **METHODS['everything'])
-  clipped, held, *_ = state.token_state.inner_state
-  assert state.token_state.count == clipped.updates == held.updates == 1
+  clip_cov, kl_cov, *_ = state.token_state.inner_state
+  assert state.token_state.count == clip_cov.updates == kl_cov.updates == 1
   assert optax.tree.get(state.opt_state, 'count') == 1
   assert state.step == 6
 
@@ -347,8 +361,8 @@ def test_skips_updates_that_are_not_finite(micro_batches, bad, where):
     spoilt[3, 3] = bad
     params = before.trainable | {'embedding': spoilt}
     before = dataclasses.replace(before, trainable=params)
-  after, readings = update((8,), micro_batches, batch, before)
-  assert readings['skipped'] == 1.0
+  after, metrics = update((8,), micro_batches, batch, before)
+  assert metrics['skipped'] == 1.0
   assert after.step == before.step + 1
   for name in ('trainable', 'opt_state', 'token_state', 'measured'):
     assert_same_bits(getattr(after, name), getattr(before, name))
@@ -365,17 +379,17 @@ def test_skips_updates_that_are_not_finite(micro_batches, bad, where):
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
 def test_skips_updates_whose_chain_detaches_what_is_not_finite(bad):
   """Forking tokens detach tokens without a rank, so that gradients are finite."""
-  before, batch = fresh_state('forking', held=0.2), padded()
+  before, batch = fresh_state('forking_tokens', forking_fraction=0.2), padded()
   advantages = batch.advantages.copy()
   advantages[(batch.sequence_ids == 3) & batch.loss_mask] = bad
   batch = dataclasses.replace(batch, advantages=advantages)
-  after, readings = update((8,), 1, batch, before, chain='forking')
-  assert np.isfinite(readings['gradient_norm'])
-  assert not np.isfinite(readings['loss'])
-  assert readings['skipped'] == 1.0
+  after, metrics = update((8,), 1, batch, before, chain='forking_tokens')
+  assert np.isfinite(metrics['gradient_norm'])
+  assert not np.isfinite(metrics['loss'])
+  assert metrics['skipped'] == 1.0
   assert_same_bits(after.trainable, before.trainable)
-  _, readings = update((8,), 1, padded(), before, chain='forking')
-  assert readings['skipped'] == 0.0
+  _, metrics = update((8,), 1, padded(), before, chain='forking_tokens')
+  assert metrics['skipped'] == 0.0
 
 
 def test_rows_are_split_with_a_stride_and_joined_again():

@@ -3,7 +3,6 @@
 
 import dataclasses
 import functools
-import inspect
 from typing import Any
 
 import jax
@@ -11,14 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from fast_compilation import QUICK
+from train.token_chains import MIN_P, make_token_tx
 
 import covrl
-from covrl.entropy import (
-  Selection,
-  add_divergence_penalty,
-  required_truncation,
-  top_score,
-)
+from covrl.entropy import required_truncation
 from covrl.models import Policy, tiny
 from covrl.parallel import sharding
 from covrl.statistics import Truncation
@@ -43,145 +38,6 @@ PROGRAMS: list[tuple[tuple[int, ...], int]] = [
   ((2, 2, 2), 4),
   ((8,), 8),
 ]
-
-
-# Coefficients and fractions are traced, so that all methods share a program.
-METHODS = {
-  'clip_cov': {'clipped': 0.04},
-  'kl_cov': {'held': 0.04, 'beta': 1.0},
-  'kl_cov with bonus': {'held': 0.04, 'beta': 1.0, 'bonus': 0.1},
-  'everything': {'clipped': 0.02, 'held': 0.04, 'beta': 0.5, 'bonus': 0.1},
-  'controllers': {'target': 4.0},
-  'none': {},
-}
-
-# Methods in front of Clip-Cov, KL-Cov and a bonus that a controller sets, in
-# another program, whose loss has VESPO and LUSPO in it. All have options in common.
-COMMON_OPTIONS = {'clipped': 0.02, 'held': 0.04, 'beta': 0.5, 'target': 3.0}
-COMPOSED_METHODS = {
-  'losses alone': {},
-  'icepop': {'icepop': 1.0},
-  'decoupled_ppo': {'decoupled': 1.0},
-  'reject_sequences': {'rejected': 1.0},
-  'entropy_ratio_clip': {'bounded': 1.0},
-  'lp_reg': {'rare': 1.0},
-  'aent': {'likely': 0.5},
-}
-
-# Least probability of a token of Lp-Reg's proxy, relative to the likeliest.
-MIN_P = 0.02
-
-
-def fingerprinted(selector):
-  """A selector that returns a fingerprint of its choice in `eligible`."""
-
-  def select(stats, **context):
-    chosen: Selection = selector(stats, **context)
-    fingerprint = fingerprint_of(
-      chosen.mask, context['sequence_ids'], context['positions']
-    )
-    return chosen._replace(eligible=fingerprint)
-
-  return select
-
-
-def fingerprint_of(mask, sequence_ids, positions):
-  """A number that identifies a set of tokens."""
-  identities = sequence_ids * 64 + positions + 1
-  return jnp.sum(jnp.where(mask, identities * identities, 0))
-
-
-def kl_cov(held, beta, source):
-  """`covrl.kl_cov`, its selector fingerprinted."""
-  return covrl.token_masked(
-    add_divergence_penalty(beta),
-    fingerprinted(top_score(held, selection_source=source)),
-  )
-
-
-def switched(on, inner):
-  """A token transform that acts where `on`, a traced number, is not 0."""
-
-  def update(updates, state, params=None, **context):
-    edited, state = inner.update(updates, state, params, **context)
-    return jax.tree.map(
-      lambda new, old: jnp.where(on != 0, new, old), edited, updates
-    ), state
-
-  return optax.GradientTransformationExtraArgs(inner.init, update)
-
-
-def recent(
-  icepop,
-  decoupled,
-  rejected,
-  bounded,
-  rare,
-  likely,
-  clipped,
-  held,
-  beta,
-  target,
-):
-  """Methods that are switched on, in front of three that always act."""
-  return optax.chain(
-    switched(icepop, covrl.icepop()),
-    switched(decoupled, covrl.decoupled_ppo(1.3)),
-    switched(rejected, covrl.reject_sequences(0.03)),
-    switched(bounded, covrl.entropy_ratio_clip()),
-    covrl.lp_reg(0.05, rare, min_p=MIN_P),
-    covrl.aent(likely),
-    covrl.clip_cov(clipped, low=0.05),
-    kl_cov(held, beta, 'old'),
-    covrl.entropy_bonus(
-      covrl.controllers.proportional_integral(target, minimum=0.0)
-    ),
-  )
-
-
-def make_token_tx(chain):
-  """One of five chains; `everything` and `recent` compile slowly."""
-
-  def everything(clipped, held, beta, bonus, target):
-    return optax.chain(
-      covrl.clip_cov(clipped, low=0.05),
-      kl_cov(held, beta, 'old'),
-      covrl.entropy_bonus(bonus),
-      # A target of 0 nats is reached without either.
-      covrl.detach_drain(covrl.target_entropy(target)),
-      covrl.entropy_bonus(covrl.target_entropy(target)),
-    )
-
-  def few(held, beta, bonus):
-    return optax.chain(kl_cov(held, beta, 'old'), covrl.entropy_bonus(bonus))
-
-  def current(held, beta):
-    return optax.chain(kl_cov(held, beta, 'current'))
-
-  def forking(held):
-    return optax.chain(covrl.forking_tokens(held))
-
-  algorithm = {
-    'everything': everything,
-    'forking': forking,
-    'few': few,
-    'current': current,
-    'recent': recent,
-  }[chain]
-  off = {
-    **dict.fromkeys(('icepop', 'decoupled', 'rejected', 'bounded'), 0.0),
-    **dict.fromkeys(('rare', 'likely'), 0.0),
-    'clipped': 0.01,
-    'held': 0.01,
-    'beta': 0.0,
-    'bonus': 0.0,
-    'target': 0.0,
-  }
-  known = inspect.signature(algorithm).parameters
-  return optax.inject_hyperparams(algorithm)(
-    **{name: off[name] for name in known}
-  )
-
 
 CLIPPED = functools.partial(covrl.clipped_surrogate, low=0.2, high=0.2)
 
@@ -209,7 +65,7 @@ def program(
     micro_batches=micro_batches,
     # With token sums and `gspo`, LUSPO.
     weights='sequence-mean-token-sum'
-    if chain == 'recent'
+    if chain == 'composed'
     else 'sequence-mean-token-mean',
     has_old_stats=has_old_stats,
     offload_optimizer=offload,
@@ -218,7 +74,7 @@ def program(
   settings = dataclasses.replace(
     settings, truncation=required_truncation(token_tx)
   )
-  loss = several_losses if chain == 'recent' else CLIPPED
+  loss = several_losses if chain == 'composed' else CLIPPED
   step = make_train_step(POLICY, loss, token_tx, TX, settings)
   mesh = sharding.make_mesh(shape)
   params = POLICY.abstract_params(mesh)
