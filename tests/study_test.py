@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from benchmarks.study import tasks, tokens
-from benchmarks.study.arms import ARMS, UNCLIPPED, Knobs
+from benchmarks.study.arms import ARMS, UNCLIPPED, ArmOptions
 from benchmarks.study.driver import (
   Run,
   Study,
@@ -19,7 +19,7 @@ from benchmarks.study.driver import (
   updates_to_half,
 )
 from benchmarks.study.grid import Grid, paths
-from benchmarks.study.pushed import (
+from benchmarks.study.rates_and_sizes import (
   best_cell,
   ends_at_equal_time,
   gain_is_positive,
@@ -136,11 +136,11 @@ def test_an_arm_equals_the_loss_and_chain_of_a_recipe(name):
   if low is not None:
     loss = functools.partial(covrl.clipped_surrogate, low=low, high=high)
   arm = ARMS[name]
-  knobs = (
+  options = (
     arm.with_value(TUNED_VALUES.get(name, 3.0)) if arm.tuned else arm
-  ).knobs
-  arrays = Knobs(*map(np.float32, knobs))
-  actual = cotangents_of_knobs(arrays)
+  ).options
+  arrays = ArmOptions(*map(np.float32, options))
+  actual = cotangents_of_options(arrays)
   expected = cotangents_after(loss, chain)
   for got, want in zip(actual, expected, strict=True):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7)
@@ -151,9 +151,9 @@ def test_an_arm_equals_the_loss_and_chain_of_a_recipe(name):
 
 
 @jax.jit
-def cotangents_of_knobs(knobs):
+def cotangents_of_options(options):
   """Cotangents after the settings' loss and chain, compiled once for all."""
-  return cotangents_after(knobs.loss(), knobs.token_tx())
+  return cotangents_after(options.loss(), options.token_tx())
 
 
 def cotangents_after(loss, chain):
@@ -192,16 +192,16 @@ def cotangents_after(loss, chain):
 
 
 def test_annealed_coefficients_fall_to_0():
-  knobs = Knobs(annealed=1.0, updates=10.0)
+  options = ArmOptions(annealed=1.0, updates=10.0)
   assert [
-    float(knobs.annealed_value(2.0, step)) for step in (0, 5, 10, 20)
+    float(options.annealed_value(2.0, step)) for step in (0, 5, 10, 20)
   ] == [
     2,
     1,
     0,
     0,
   ]
-  assert float(Knobs(updates=10.0).annealed_value(2.0, 5)) == 2
+  assert float(ArmOptions(updates=10.0).annealed_value(2.0, 5)) == 2
 
 
 def metric_lines(new_rule):
@@ -297,12 +297,16 @@ def test_advice_becomes_an_arm():
   advice = Advice(
     method='kl_cov', fraction=0.01, coefficient=3.0, annealed=True
   )
-  knobs = arm_of(advice).knobs
-  assert (knobs.fraction, knobs.penalty, knobs.annealed) == (0.01, 3.0, 1.0)
-  assert (knobs.low, knobs.high) == (1.0, UNCLIPPED)
-  assert arm_of(Advice(method='none')).knobs == Knobs()
+  options = arm_of(advice).options
+  assert (options.fraction, options.penalty, options.annealed) == (
+    0.01,
+    3.0,
+    1.0,
+  )
+  assert (options.low, options.high) == (1.0, UNCLIPPED)
+  assert arm_of(Advice(method='none')).options == ArmOptions()
   assert (
-    arm_of(Advice(method='controlled_bonus', target=0.2)).knobs.target == 0.2
+    arm_of(Advice(method='controlled_bonus', target=0.2)).options.target == 0.2
   )
   with pytest.raises(ValueError, match='bounds'):
     arm_of(Advice(method='clip_cov'))
@@ -332,8 +336,8 @@ def test_arms_that_were_not_tuned_take_the_published_values(tmp_path):
   study = Study(tmp_path, lambda text: None)
   for name in TASKS:
     assert {arm.name for arm in study.arms(name)} == set(ARMS)
-    assert not any(np.isnan(arm.knobs.penalty) for arm in study.arms(name))
-  assert study.chosen('pushed') == study.chosen('many_solutions')
+    assert not any(np.isnan(arm.options.penalty) for arm in study.arms(name))
+  assert study.chosen('rates_and_passes') == study.chosen('many_solutions')
 
 
 def test_headlines_say_which_arms_are_better_and_worse():

@@ -27,7 +27,7 @@ from covrl.rollout.samples import record
 from covrl.rollout.sampling import sample_token
 from covrl.rollout.slots import State
 
-SEGMENT = 16
+SEGMENT = 16  # steps of a compiled call
 # Sizes of the products and of the array that measure the machine.
 MATRIX = 1536
 READ_BYTES = 1 << 28

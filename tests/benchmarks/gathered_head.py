@@ -49,7 +49,7 @@ SHAPES = {
     vocabulary=32_000,
   ),
 }
-MEAN_LENGTH = 64
+MEAN_LENGTH = 64  # tokens of a response
 CLIPPED = functools.partial(covrl.clipped_surrogate, low=0.2, high=0.2)
 
 

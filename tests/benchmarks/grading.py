@@ -3,7 +3,7 @@
 
 `PYTHONPATH=tests python tests/benchmarks/grading.py [ANSWERS]` grades the battery's ordinary pairs
 repeatedly, one at a time and from two threads, then all pairs that are meant to
-hang, and prints figures in Markdown. Memory is the proportional set size of this
+hang, and prints numbers in Markdown. Memory is the proportional set size of this
 process and its workers, in which shared pages count once.
 """
 

@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def _in_process(what: str, arguments: argparse.Namespace) -> dict[str, float]:
-  """Runs one step in a process of its own; returns the figures it prints."""
+  """Runs one step in a process of its own; returns the numbers it prints."""
   devices = 1
   for size in filter(None, arguments.mesh.split(',')):
     devices *= int(size)

@@ -109,11 +109,11 @@ def explorer_row(seeds: list[int]) -> str:
       for rng in map(random.Random, seeds)
     ]
   )
-  figures = (
+  numbers = (
     cell(100 * marks.mean(axis=(1, 2)), 1),
     cell(100 * marks.any(axis=2).mean(axis=1), 1),
   )
-  return f'| explorer | {len(seeds)} | – | {" | ".join(figures)} | – |'
+  return f'| explorer | {len(seeds)} | – | {" | ".join(numbers)} | – |'
 
 
 def row(name: str, results: list[dict[str, float]]) -> str:

@@ -25,7 +25,7 @@ from covrl.tasks.task import Task
 from covrl.train.build import Components, build
 from covrl.types import TrainState
 
-PROMPTS, GROUP, SLEEP = 16, 4, 0.5
+PROMPTS, GROUP, SLEEP = 16, 4, 0.5  # SLEEP: seconds of scoring per iteration
 
 
 def length_after_delay(response: str, reference: Any) -> float:

@@ -4,7 +4,7 @@
   python tests/benchmarks/pods.py [--only=TEXT] [--json=DIRECTORY]
 
 Every line runs one `covrl compile --json`, which takes minutes and is printed
-before its figures. With `--json` the outputs are kept and reused. Lines on GPUs
+before its numbers. With `--json` the outputs are kept and reused. Lines on GPUs
 need the environment of `make test-gpu-compile`: `.venv-gpu/bin/python`.
 """
 

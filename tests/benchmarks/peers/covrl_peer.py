@@ -30,7 +30,8 @@ from covrl.types import TokenBatch, TrainState
 
 from . import worker
 
-DRAWS = 64
+# Sets of random prompts to train on, each for one iteration.
+PROMPT_SETS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,7 @@ def recipe(shape: worker.Shape) -> Recipe:
   config.mesh.fsdp = 1
   problems = [
     Problem(prompt=prompt, reference=None, source='random')
-    for draw in range(DRAWS)
+    for draw in range(PROMPT_SETS)
     for prompt in worker.prompts_of(shape, draw)
   ]
   return Recipe(

@@ -19,7 +19,8 @@ torch: Any = importlib.import_module('torch')
 transformers: Any = importlib.import_module('transformers')
 trl: Any = importlib.import_module('trl')
 
-DRAWS = 64
+# Sets of random prompts to train on, each for one iteration.
+PROMPT_SETS = 64
 # An id beyond the policy's vocabulary, which is never sampled.
 UNUSED = '<unused>'
 
@@ -104,7 +105,9 @@ class Peer:
     """Builds the trainer."""
     self._shape, self._commands = shape, iter(commands)
     self._answer = commands.answer
-    prompts = [p for i in range(DRAWS) for p in worker.prompts_of(shape, i)]
+    prompts = [
+      p for i in range(PROMPT_SETS) for p in worker.prompts_of(shape, i)
+    ]
     self._trainer = trl.GRPOTrainer(
       model=policy(shape),
       reward_funcs=rewards,

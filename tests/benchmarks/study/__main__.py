@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from covrl.cli import devices
 
 from .driver import (
-  PUSHED,
+  RATES_AND_PASSES,
   SEEDS,
   Run,
   Study,
   advised_from,
-  pushed_runs,
+  rates_and_passes_runs,
   sized_runs,
   tuning_runs,
 )
@@ -36,8 +36,8 @@ def main() -> None:
   parser.add_argument(
     '--parts',
     nargs='+',
-    choices=('tuning', 'arms', 'pushed', 'sizes'),
-    default=['tuning', 'arms', 'pushed', 'sizes'],
+    choices=('tuning', 'arms', 'rates_and_passes', 'sizes'),
+    default=['tuning', 'arms', 'rates_and_passes', 'sizes'],
   )
   parser.add_argument(
     '--only_write',
@@ -78,11 +78,13 @@ def planned(study: Study, arguments: argparse.Namespace) -> Iterator[Run]:
       for seed in arguments.seeds:
         for arm in study.arms(name):
           yield Run(task=name, arm=arm, seed=seed)
-  if 'pushed' in arguments.parts:
-    arms = study.arms(PUSHED)
-    yield from pushed_runs(arms, arguments.seeds, quick=arguments.quick)
+  if 'rates_and_passes' in arguments.parts:
+    arms = study.arms(RATES_AND_PASSES)
+    yield from rates_and_passes_runs(
+      arms, arguments.seeds, quick=arguments.quick
+    )
   if 'sizes' in arguments.parts and not arguments.quick:
-    yield from sized_runs(study.arms(PUSHED), arguments.seeds)
+    yield from sized_runs(study.arms(RATES_AND_PASSES), arguments.seeds)
 
 
 if __name__ == '__main__':

@@ -24,7 +24,7 @@ RANKINGS: tuple[Ranking, ...] = ('batch', 'exact', 'random')
 UNCLIPPED = 1e9
 
 
-class Knobs(NamedTuple):
+class ArmOptions(NamedTuple):
   """Settings of the loss and of the token chain, numbers or scalar arrays.
 
   Attributes:
@@ -93,11 +93,11 @@ class Knobs(NamedTuple):
 class _Bonus(NamedTuple):
   """Coefficient of the bonus: along a line, or controlled to a target."""
 
-  knobs: Knobs
+  options: ArmOptions
 
   @property
   def _controller(self) -> Any:
-    return covrl.target_entropy(jnp.maximum(self.knobs.target, 0.0))
+    return covrl.target_entropy(jnp.maximum(self.options.target, 0.0))
 
   def init(self) -> Any:
     """State of the controller."""
@@ -110,9 +110,9 @@ class _Bonus(NamedTuple):
   def __call__(self, state: Any, **context: Any) -> Any:
     """The coefficient at the context's step."""
     return jnp.where(
-      jnp.asarray(self.knobs.target) >= 0,
+      jnp.asarray(self.options.target) >= 0,
       self._controller(state, **context),
-      self.knobs.annealed_value(self.knobs.bonus, context['step']),
+      self.options.annealed_value(self.options.bonus, context['step']),
     )
 
 
@@ -122,59 +122,59 @@ class Arm:
 
   Attributes:
     name: name in tables and directories.
-    knobs: the settings.
+    options: settings of the loss and of the token chain.
     tuned: setting that is chosen on other seeds, empty for none.
     choices: the values to choose from.
   """
 
   name: str
-  knobs: Knobs
+  options: ArmOptions
   tuned: str = ''
   choices: tuple[float, ...] = ()
 
   def with_value(self, value: float) -> Arm:
     """The same arm with another value of its tuned setting."""
-    knobs = self.knobs._replace(**{self.tuned: value})
-    return dataclasses.replace(self, knobs=knobs)
+    options = self.options._replace(**{self.tuned: value})
+    return dataclasses.replace(self, options=options)
 
 
 _ALPHAS = (1e-4, 1e-3, 5e-3, 1e-2)
 _PENALTIES = (1.0, 3.0, 10.0)
-_UNCLIPPED_KNOBS = Knobs(low=1.0, high=UNCLIPPED)
+_UNCLIPPED_OPTIONS = ArmOptions(low=1.0, high=UNCLIPPED)
 
 
 def _penalised(name: str, ranking: Ranking, *, annealed: bool = False) -> Arm:
   """KL-Cov's penalty on tokens that are chosen by a ranking."""
-  knobs = _UNCLIPPED_KNOBS._replace(
+  options = _UNCLIPPED_OPTIONS._replace(
     penalty=math.nan,
     ranking=RANKINGS.index(ranking),
     annealed=float(annealed),
   )
-  return Arm(name=name, knobs=knobs, tuned='penalty', choices=_PENALTIES)
+  return Arm(name=name, options=options, tuned='penalty', choices=_PENALTIES)
 
 
 ARMS = {
   arm.name: arm
   for arm in (
-    Arm(name='grpo', knobs=Knobs()),
-    Arm(name='no_clip', knobs=_UNCLIPPED_KNOBS),
-    Arm(name='clip_higher', knobs=Knobs(high=0.28)),
-    *(Arm(name=f'bonus_{a:g}', knobs=Knobs(bonus=a)) for a in _ALPHAS),
+    Arm(name='grpo', options=ArmOptions()),
+    Arm(name='no_clip', options=_UNCLIPPED_OPTIONS),
+    Arm(name='clip_higher', options=ArmOptions(high=0.28)),
+    *(Arm(name=f'bonus_{a:g}', options=ArmOptions(bonus=a)) for a in _ALPHAS),
     Arm(
       name='bonus_annealed',
-      knobs=Knobs(bonus=math.nan, annealed=1.0),
+      options=ArmOptions(bonus=math.nan, annealed=1.0),
       tuned='bonus',
       choices=(0.01, 0.03, 0.1),
     ),
     Arm(
       name='target_entropy',
-      knobs=Knobs(target=math.nan),
+      options=ArmOptions(target=math.nan),
       tuned='target',
       choices=(0.05, 0.1, 0.2),
     ),
     Arm(
       name='clip_cov',
-      knobs=Knobs(low=1.0, high=1.0, detached=math.nan),
+      options=ArmOptions(low=1.0, high=1.0, detached=math.nan),
       tuned='detached',
       choices=(0.002, 0.01, 0.05),
     ),
@@ -182,7 +182,7 @@ ARMS = {
     _penalised('kl_cov_annealed', 'batch', annealed=True),
     _penalised('exact_score', 'exact'),
     _penalised('random_k', 'random'),
-    Arm(name='kl_cov_beta0', knobs=_UNCLIPPED_KNOBS._replace(penalty=0.0)),
+    Arm(name='kl_cov_beta0', options=_UNCLIPPED_OPTIONS._replace(penalty=0.0)),
   )
 }
 """All arms, in the order of the tables. A tuned setting is NaN until it is set."""

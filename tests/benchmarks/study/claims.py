@@ -11,9 +11,9 @@ from covrl.evaluation.intervals import Estimate, student_mean
 from covrl.report import formats
 from covrl.report.sections_page import PageSection
 
-from .driver import Lines, Study, by_iteration, fit_law, primary
+from .driver import Lines, Study, by_iteration, fit_law, primary_metric
 from .figures import RunsByArm
-from .pushed import size_rows
+from .rates_and_sizes import size_rows
 from .results import (
   differences,
   entropy_at_end,
@@ -48,7 +48,7 @@ def claims_section(study: Study) -> PageSection:
       'Policies of 0.02 million parameters on the tasks above, if no size is named; the paper reports runs'
       ' of 0.5 to 32 billion parameters from another paper. Mean over seeds ± half'
       ' width of the 95 % t interval. D1 is measured before the rule changes, where a'
-      ' claim is about a course.',
+      ' claim is about changes during training.',
     ),
     columns=['claim', 'measured', 'verdict'],
     is_numeric=False,
@@ -163,7 +163,9 @@ def _annealed(study: Study, runs_by_task: Mapping[str, RunsByArm]) -> Row:
   for name, arms in runs_by_task.items():
     task = study.task(name)
     means = {
-      arm: float(np.mean([primary(task, lines) for lines in runs.values()]))
+      arm: float(
+        np.mean([primary_metric(task, lines) for lines in runs.values()])
+      )
       for arm, runs in arms.items()
       if runs
     }

@@ -22,23 +22,23 @@ from covrl.report.advice import Advice, advise, read
 from covrl.report.run_data import load_run
 
 from . import runner
-from .arms import ARMS, Arm, Knobs
+from .arms import ARMS, Arm, ArmOptions
 from .runner import Setting
 from .tasks import ALL_TASKS, TASKS, StudyTask
 
 TUNING_SEEDS = (100, 101)
 SEEDS = tuple(range(10))
-FEW_SEEDS = SEEDS[:5]  # of D5 and of other sizes
+FEW_SEEDS = SEEDS[:5]  # of other learning rates, passes and sizes
 LEARNING_RATE = 1e-3
-# D5: factors of the learning rate, and passes over a rollout.
+# Task D5 of README.md: factors of the learning rate, and passes over a rollout.
 RATES = (0.5, 1.0, 2.0, 4.0)
 PASSES = (1, 2, 4)
-PUSHED = 'pushed'
+RATES_AND_PASSES = 'rates_and_passes'
 # Widths of the policies of 0.1, 0.3, 1.3 and 3 million parameters, and the arms.
 BASE_WIDTH, WIDTHS = 32, (32, 64, 128, 256, 384)
 SIZED_ARMS = ('grpo', 'kl_cov')
-SIZED_TASKS = ('changed_rule', PUSHED)
-TUNED_ON = {name: name for name in TASKS} | {PUSHED: 'many_solutions'}
+SIZED_TASKS = ('changed_rule', RATES_AND_PASSES)
+TUNED_ON = {name: name for name in TASKS} | {RATES_AND_PASSES: 'many_solutions'}
 """The task whose tuning runs choose the values of the arms, by task."""
 
 ADVISED = 'advised'
@@ -70,7 +70,9 @@ class Run:
 
   def path(self, runs: pathlib.Path) -> pathlib.Path:
     """The run's directory."""
-    value = getattr(self.arm.knobs, self.arm.tuned) if self.arm.tuned else None
+    value = (
+      getattr(self.arm.options, self.arm.tuned) if self.arm.tuned else None
+    )
     name = self.arm.name if value is None else f'{self.arm.name}_{value:g}'
     return runs / self.task / (self.group or 'arms') / f'{name}_{self.seed}'
 
@@ -116,7 +118,7 @@ class Study:
         'task': run.task,
         'arm': run.arm.name,
         'seed': run.seed,
-        'knobs': run.arm.knobs._asdict(),
+        'options': run.arm.options._asdict(),
         'setting': dataclasses.asdict(run.setting),
         'core_seconds': time.process_time() - started,
       }
@@ -201,7 +203,7 @@ class Study:
       for arm in ARMS.values()
     ]
     advised = self.advised(name)
-    is_new = advised and advised.knobs not in [arm.knobs for arm in arms]
+    is_new = advised and advised.options not in [arm.options for arm in arms]
     return [*arms, advised] if advised and is_new else arms
 
 
@@ -225,18 +227,18 @@ def arm_of(advice: Advice) -> Arm:
   """
   match advice.method:
     case 'none':
-      knobs = ARMS['grpo'].knobs
+      options = ARMS['grpo'].options
     case 'controlled_bonus':  # the study's controller is target_entropy
-      knobs = Knobs(target=advice.target)
+      options = ArmOptions(target=advice.target)
     case 'kl_cov':
-      knobs = ARMS['kl_cov_beta0'].knobs._replace(
+      options = ARMS['kl_cov_beta0'].options._replace(
         penalty=advice.coefficient,
         fraction=advice.fraction,
         annealed=float(advice.annealed),
       )
     case 'clip_cov':
       raise ValueError('an arm cannot take the bounds of an advised Clip-Cov')
-  return Arm(name=ADVISED, knobs=knobs)
+  return Arm(name=ADVISED, options=options)
 
 
 def tuning_runs(name: str) -> Iterator[Run]:
@@ -249,7 +251,7 @@ def tuning_runs(name: str) -> Iterator[Run]:
         )
 
 
-def pushed_runs(
+def rates_and_passes_runs(
   arms: Sequence[Arm], seeds: Sequence[int], *, quick: bool = False
 ) -> Iterator[Run]:
   """D5: learning rates and passes over a rollout.
@@ -265,7 +267,7 @@ def pushed_runs(
         setting = Setting(learning_rate=LEARNING_RATE * rate, passes=passes)
         for arm in arms:
           yield Run(
-            task=PUSHED,
+            task=RATES_AND_PASSES,
             arm=arm,
             seed=seed,
             setting=setting,
@@ -324,7 +326,7 @@ def fit_law(lines: Lines) -> Fit:
   return law.exponential
 
 
-def primary(task: StudyTask, lines: Lines) -> float:
+def primary_metric(task: StudyTask, lines: Lines) -> float:
   """The primary metric of a run."""
   evaluated = evaluations(lines)
   if task.metric == 'updates_to_half':
@@ -336,7 +338,7 @@ def tuning_score(task: StudyTask, lines: Lines) -> float:
   """Figure that tuning maximises: the task's metric for it, or the primary one."""
   if task.tuned_by:
     return evaluations(lines)[-1][task.tuned_by]
-  return primary(task, lines) * (1 if task.higher_is_better else -1)
+  return primary_metric(task, lines) * (1 if task.higher_is_better else -1)
 
 
 def updates_to_half(lines: Lines) -> float:

@@ -25,6 +25,7 @@ SHOWN = (
 )
 """Arms in the figures; tables have all."""
 
+# Metrics by task: name, title of the figure, unit, factor of the values.
 _CURVES = {
   'changed_rule': (('new_rule', 'Answers by the new rule', '%', 100.0),),
   'lock': (('left', 'Prompts that leave the distractor', '%', 100.0),),

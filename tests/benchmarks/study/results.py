@@ -21,7 +21,7 @@ from .driver import (
   Run,
   Study,
   evaluations,
-  primary,
+  primary_metric,
   tuning_runs,
   updates,
 )
@@ -53,8 +53,8 @@ class Column:
   """A column of a task's table.
 
   Attributes:
-    form: title and form of the figure.
-    value: metrics of a run -> the figure.
+    form: title and form of its numbers.
+    value: metrics of a run -> the number.
   """
 
   form: NumberFormat
@@ -165,7 +165,9 @@ def advice_text(study: Study, name: str) -> str:
   advised = study.advised(name)
   if advised is None:
     return ''
-  same = [arm.name for arm in study.arms(name) if arm.knobs == advised.knobs]
+  same = [
+    arm.name for arm in study.arms(name) if arm.options == advised.options
+  ]
   which = 'the arm `advised`' if ADVISED in same else f'the arm `{same[0]}`'
   return (
     f'After a GRPO run with a tuning seed, `covrl advise` recommends'
@@ -175,14 +177,14 @@ def advice_text(study: Study, name: str) -> str:
 
 def advised_title(arm: Arm) -> str:
   """An advised arm in words."""
-  knobs = arm.knobs
-  if knobs.target >= 0:
-    return f'a bonus controlled to {knobs.target:g} nats'
-  if knobs.penalty > 0:
-    annealed = ', annealed' if knobs.annealed else ''
+  options = arm.options
+  if options.target >= 0:
+    return f'a bonus controlled to {options.target:g} nats'
+  if options.penalty > 0:
+    annealed = ', annealed' if options.annealed else ''
     return (
-      f'KL-Cov on {100 * knobs.fraction:.2g} % of the tokens with coefficient'
-      f' {knobs.penalty:g}{annealed}'
+      f'KL-Cov on {100 * options.fraction:.2g} % of the tokens with coefficient'
+      f' {options.penalty:g}{annealed}'
     )
   return 'no control'
 
@@ -213,8 +215,8 @@ def differences(
   shared = sorted(set(runs_by_arm[arm]) & set(runs_by_arm[baseline]))
   return interval(
     [
-      primary(task, runs_by_arm[arm][s])
-      - primary(task, runs_by_arm[baseline][s])
+      primary_metric(task, runs_by_arm[arm][s])
+      - primary_metric(task, runs_by_arm[baseline][s])
       for s in shared
     ]
   )
@@ -242,7 +244,7 @@ def judge(outcomes: Sequence[bool]) -> str:
 def task_section(study: Study, name: str) -> PageSection:
   """Table and curves of one task; every arm has a row."""
   task, runs_by_arm = study.task(name), finished(study, name)
-  chosen, main = study.chosen(name), PRIMARY[name]
+  chosen, primary = study.chosen(name), PRIMARY[name]
   rows = []
   for arm_name in shown_arms(study, name):
     runs = runs_by_arm[arm_name]
@@ -254,8 +256,10 @@ def task_section(study: Study, name: str) -> PageSection:
       [
         f'`{arm_name}`{value}',
         str(len(runs)),
-        text(interval([primary(task, x) for x in runs.values()]), main),
-        text(difference, main, signed=True) if difference else '',
+        text(
+          interval([primary_metric(task, x) for x in runs.values()]), primary
+        ),
+        text(difference, primary, signed=True) if difference else '',
         verdict(task, difference),
         *(
           text(interval([float(c.value(x)) for x in runs.values()]), c.form)
@@ -273,7 +277,7 @@ def task_section(study: Study, name: str) -> PageSection:
   return PageSection(
     title=task.title,
     texts=(
-      f'Primary metric: {main.title}; '
+      f'Primary metric: {primary.title}; '
       f'{"more" if task.higher_is_better else "fewer"} is better. Mean over seeds ±'
       ' half width of the 95 % t interval; Δ is paired by seed with grpo. In'
       ' parentheses the value chosen on other seeds.',
@@ -283,7 +287,7 @@ def task_section(study: Study, name: str) -> PageSection:
     columns=[
       'arm',
       'seeds',
-      main.title,
+      primary.title,
       'Δ',
       '',
       *(c.form.title for c in COLUMNS[name]),
@@ -301,16 +305,16 @@ def shown_arms(study: Study, name: str) -> list[str]:
 
 def tuning_text(study: Study, name: str) -> str:
   """Progress of the tuning runs, for a task whose arms have not been run."""
-  task, main = study.task(name), PRIMARY[name]
+  task, primary = study.task(name), PRIMARY[name]
   runs = [study.finished(run) for run in tuning_runs(name)]
-  values = [primary(task, lines) for lines in runs if lines]
+  values = [primary_metric(task, lines) for lines in runs if lines]
   if not values:
     return 'Not run yet.'
   best = max(values) if task.higher_is_better else min(values)
   return (
     'The arms have not been run on the seeds of the study. Best of'
-    f' {len(values)} tuning runs (of {len(runs)}), {main.title}:'
-    f' {formats.fixed(main.scale * best, main.digits)}.'
+    f' {len(values)} tuning runs (of {len(runs)}), {primary.title}:'
+    f' {formats.fixed(primary.scale * best, primary.digits)}.'
   )
 
 
@@ -327,7 +331,8 @@ def tabular_texts(task: StudyTask) -> list[str]:
   ]
   return [
     'Tabular prediction, GRPO with separate logits for each prompt (the network'
-    ' shares what it learns): depths 1 to 4 are left with a share of'
+    ' shares what it learns): the shares of locks at depths 1 to 4 whose'
+    ' distractor is left are'
     f' {"; ".join(by_step)}.'
   ]
 

@@ -31,7 +31,7 @@ from covrl.types import (
   TrainState,
 )
 
-from .arms import Arm, Knobs
+from .arms import Arm, ArmOptions
 from .tasks import StudyTask
 from .tokens import END, PAD, PROMPT, RESPONSE, VOCABULARY
 
@@ -196,9 +196,9 @@ def _tx() -> optax.GradientTransformation:
 
 
 @jax.jit
-def _token_state(knobs: Knobs) -> Any:
+def _token_state(options: ArmOptions) -> Any:
   """Initial state of the token chain."""
-  return knobs.token_tx().init(TokenStats.template())
+  return options.token_tx().init(TokenStats.template())
 
 
 @functools.cache
@@ -208,10 +208,15 @@ def _updates(width: int) -> Any:
   settings = StepSettings(first_column=PROMPT - 1, max_length=RESPONSE)
 
   def run(
-    state: Any, batch: Any, rewards: Any, orders: Any, key: Any, knobs: Knobs
+    state: Any,
+    batch: Any,
+    rewards: Any,
+    orders: Any,
+    key: Any,
+    options: ArmOptions,
   ) -> Any:
     step = make_train_step(
-      policy_of(width), knobs.loss(), knobs.token_tx(), _tx(), settings
+      policy_of(width), options.loss(), options.token_tx(), _tx(), settings
     )
     advantages = covrl.group_relative(rewards, groups)
     batch = dataclasses.replace(
@@ -264,7 +269,7 @@ def train(
   programs, update = _programs(setting.width), _updates(setting.width)
   iterations, tx = sum(task.phases), _tx()
   per_iteration = setting.passes * MINI_BATCHES
-  knobs = Knobs(*map(np.float32, arm.knobs))._replace(
+  options = ArmOptions(*map(np.float32, arm.options))._replace(
     updates=np.float32(iterations * per_iteration)
   )
   state = TrainState(
@@ -273,7 +278,7 @@ def train(
     opt_state=optax.tree.set(
       tx.init(params), learning_rate=jnp.asarray(setting.learning_rate)
     ),
-    token_state=_token_state(knobs),
+    token_state=_token_state(options),
     step=jnp.zeros((), jnp.int32),
     measured=Measurements.initial(),
   )
@@ -305,7 +310,7 @@ def train(
       rewards.astype(np.float32),
       np.reshape(orders, (per_iteration, -1)).astype(np.int32),
       key,
-      knobs,
+      options,
     )
     spread = np.ptp(rewards.reshape(PROMPTS, GROUP), axis=1)
     rollout = {

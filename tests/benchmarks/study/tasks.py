@@ -251,11 +251,11 @@ def many_solutions(iterations: int = 400, every: int = 20) -> StudyTask:
   )
 
 
-def pushed(iterations: int = 60) -> StudyTask:
+def rates_and_passes(iterations: int = 60) -> StudyTask:
   """D5: D2 until about saturation, judged by pass@1."""
   return dataclasses.replace(
     many_solutions(iterations, every=5),
-    name='pushed',
+    name='rates_and_passes',
     title='D5, larger learning rates and more passes',
     metric='accuracy',
     tuned_by='',
@@ -311,4 +311,6 @@ TASKS: dict[str, Callable[[], StudyTask]] = {
   'out_of_distribution': out_of_distribution,
 }
 """Tasks on which all arms are tuned and compared."""
-ALL_TASKS: Mapping[str, Callable[[], StudyTask]] = TASKS | {'pushed': pushed}
+ALL_TASKS: Mapping[str, Callable[[], StudyTask]] = TASKS | {
+  'rates_and_passes': rates_and_passes
+}

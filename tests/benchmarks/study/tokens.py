@@ -6,12 +6,17 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
+# Tokens of a prompt and of a response.
 PROMPT, RESPONSE = 4, 6
 VOCABULARY = 24
+# Padding, the end of a response, the last token of a prompt that asks for an
+# answer, and a place in a prompt that means nothing.
 PAD, END, ASK, NONE = range(4)
 FIRST_SYMBOL = 4  # sixteen symbols: digits, or cells of a grid
+# A prompt's last token: copy the digits, or copy them in reverse. A response's
+# first token where it may give up: it does, or an answer follows.
 FORWARD, REVERSE, QUIT, GO = range(20, 24)
-SIDE = 4
+SIDE = 4  # cells along each side of a grid
 
 Rows = Int[np.ndarray, 'n R']
 Prompts = Int[np.ndarray, 'n P']

@@ -18,7 +18,7 @@ from covrl.report.sections_page import (
 from .claims import claims_section
 from .driver import CHOSEN, Study
 from .figures import SHOWN, metric_figure
-from .pushed import pushed_section, sizes_section
+from .rates_and_sizes import rates_and_passes_section, sizes_section
 from .results import all_sections, differences, finished, verdict
 from .tasks import TASKS
 
@@ -73,7 +73,11 @@ def write_page(study: Study, folder: pathlib.Path) -> pathlib.Path:
 
 def sections_of(study: Study) -> list[PageSection]:
   """Sections of all tasks, then the claims of the paper if every task is run."""
-  sections = [*all_sections(study), pushed_section(study), sizes_section(study)]
+  sections = [
+    *all_sections(study),
+    rates_and_passes_section(study),
+    sizes_section(study),
+  ]
   return (
     [*sections, claims_section(study)] if all_tasks_run(study) else sections
   )
@@ -160,7 +164,7 @@ def headline(study: Study) -> list[str]:
 
 
 def _arms(arms: list[str], comparison: str) -> str:
-  """Clause that says which arms are better or worse."""
+  """Clause that names the arms that are better or worse."""
   if not arms:
     return f'no arm is {comparison}'
   return f'{join_words(arms)} {"are" if len(arms) > 1 else "is"} {comparison}'

@@ -16,8 +16,8 @@ from covrl.report.sections_page import PageSection
 
 from .driver import (
   PASSES,
-  PUSHED,
   RATES,
+  RATES_AND_PASSES,
   SEEDS,
   SIZED_TASKS,
   WIDTHS,
@@ -25,8 +25,8 @@ from .driver import (
   Study,
   evaluations,
   fit_law,
-  primary,
-  pushed_runs,
+  primary_metric,
+  rates_and_passes_runs,
   sized_runs,
 )
 from .results import (
@@ -49,11 +49,11 @@ CELLS: tuple[Cell, ...] = tuple(
 )
 
 
-def pushed_section(study: Study) -> PageSection:
+def rates_and_passes_section(study: Study) -> PageSection:
   """D5: pass@1 by learning rate and passes, the region, and the best point."""
   runs: dict[tuple[str, Cell], dict[int, Lines]] = {}
   seconds: dict[int, list[float]] = {}
-  for run in pushed_runs(study.arms(PUSHED), SEEDS):
+  for run in rates_and_passes_runs(study.arms(RATES_AND_PASSES), SEEDS):
     if lines := study.finished(run):
       cell = float(run.group.split('_')[1]), run.setting.passes
       runs.setdefault((run.arm.name, cell), {})[run.seed] = lines
@@ -66,7 +66,8 @@ def pushed_section(study: Study) -> PageSection:
     next(iter(next(iter(runs.values())).values())),
   )
   best = {
-    name: best_cell(name, runs, ends) for name in shown_arms(study, PUSHED)
+    name: best_cell(name, runs, ends)
+    for name in shown_arms(study, RATES_AND_PASSES)
   }
   rows = []
   for name, (cell, values) in best.items():
@@ -206,7 +207,7 @@ RunsBySize = dict[tuple[str, int, str], dict[int, Lines]]
 def runs_by_size(study: Study) -> RunsBySize:
   """The finished runs of all sizes."""
   runs: RunsBySize = {}
-  for run in sized_runs(study.arms(PUSHED), SEEDS):
+  for run in sized_runs(study.arms(RATES_AND_PASSES), SEEDS):
     if lines := study.finished(run):
       key = run.task, run.setting.width, run.arm.name
       runs.setdefault(key, {})[run.seed] = lines
@@ -222,7 +223,9 @@ def gains(
   for width in WIDTHS:
     arms = [runs.get((task, width, a), {}) for a in ('kl_cov', BASELINE)]
     for seed in sorted(set(arms[0]) & set(arms[1])):
-      ours, theirs = (primary(study.task(task), arm[seed]) for arm in arms)
+      ours, theirs = (
+        primary_metric(study.task(task), arm[seed]) for arm in arms
+      )
       result.setdefault(width, {})[seed] = sign * (ours - theirs)
   return result
 
@@ -248,7 +251,7 @@ def law_by_size(runs: RunsBySize) -> dict[int, list[Fit]]:
   return {
     width: [
       fit_law(lines)
-      for lines in runs.get((PUSHED, width, BASELINE), {}).values()
+      for lines in runs.get((RATES_AND_PASSES, width, BASELINE), {}).values()
     ]
     for width in WIDTHS
   }
@@ -271,7 +274,7 @@ def sizes_section(study: Study) -> PageSection:
       arms = [runs.get((name, width, a), {}) for a in (BASELINE, 'kl_cov')]
       row.append('/'.join(str(len(arm)) for arm in arms))
       row += [
-        text(interval([primary(task, x) for x in arm.values()]), form)
+        text(interval([primary_metric(task, x) for x in arm.values()]), form)
         for arm in arms
       ]
       gain = gains(study, runs, name).get(width, {})
