@@ -59,7 +59,7 @@ def grpo_no_clip() -> Recipe:
 
   Run: covrl train --config=countdown:grpo_no_clip --workdir=runs/grpo_no_clip
   Hardware: two CPU cores, seven minutes.
-  Expect: a control that shows the effect of the missing clip alone.
+  Expect: a comparison that shows the effect of the missing clip alone.
   """
   return dataclasses.replace(
     grpo(),
@@ -93,7 +93,7 @@ def kl_cov_beta0() -> Recipe:
 
   Run: covrl train --config=countdown:kl_cov_beta0 --workdir=runs/kl_cov_beta0
   Hardware: two CPU cores, seven minutes.
-  Expect: a control that equals `grpo_no_clip` bit for bit.
+  Expect: the same as `grpo_no_clip`, bit for bit.
   """
   recipe = kl_cov()
   recipe.config.entropy.coefficient = 0.0
@@ -141,7 +141,7 @@ def random_k() -> Recipe:
 
   Run: covrl train --config=countdown:random_k --workdir=runs/random_k
   Hardware: two CPU cores, seven minutes.
-  Expect: entropy 0.177 nats; a control that shows what the selection by
+  Expect: entropy 0.177 nats; a comparison that shows what the selection by
   covariance contributes.
   """
   return dataclasses.replace(

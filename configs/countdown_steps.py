@@ -50,7 +50,7 @@ def grpo_no_clip() -> Recipe:
 
   Run: covrl train --config=countdown_steps:grpo_no_clip --workdir=runs/steps_grpo_no_clip
   Hardware: two CPU cores, six minutes.
-  Expect: a control that shows the effect of the missing clip alone.
+  Expect: a comparison that shows the effect of the missing clip alone.
   """
   return dataclasses.replace(grpo(), loss=countdown.grpo_no_clip().loss)
 

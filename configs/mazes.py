@@ -46,7 +46,7 @@ def grpo_no_clip() -> Recipe:
 
   Run: covrl train --config=mazes:grpo_no_clip --workdir=runs/mazes_grpo_no_clip
   Hardware: two CPU cores, five minutes.
-  Expect: a control that shows the effect of the missing clip alone.
+  Expect: a comparison that shows the effect of the missing clip alone.
   """
   return dataclasses.replace(grpo(), loss=countdown.grpo_no_clip().loss)
 

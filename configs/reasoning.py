@@ -47,7 +47,7 @@ def qwen2_5_7b_grpo_no_clip() -> Recipe:
 
   Run: covrl train --config=reasoning:qwen2_5_7b_grpo_no_clip --workdir=runs/qwen2_5_7b_grpo_no_clip
   Hardware: 32 chips of TPU v5p (2x4x4).
-  Expect: a control that shows the effect of the missing clip alone.
+  Expect: a comparison that shows the effect of the missing clip alone.
   Source: none; the loss is that of KL-Cov in [1].
   """
   return dataclasses.replace(qwen2_5_7b_grpo(), loss=parts.unclipped)
@@ -72,7 +72,7 @@ def qwen2_5_7b_entropy_bonus() -> Recipe:
 
   Run: covrl train --config=reasoning:qwen2_5_7b_entropy_bonus --workdir=runs/qwen2_5_7b_entropy_bonus
   Hardware: 32 chips of TPU v5p (2x4x4).
-  Expect: a control whose coefficient is a guess: too small has no effect, too
+  Expect: a comparison whose coefficient is a guess: too small has no effect, too
   large makes the entropy explode.
   Source: none for this coefficient.
   """

@@ -28,6 +28,7 @@ class Bucket:
     objects: content and generation by name.
     failing_requests: number of requests that are still to fail.
     refused: pattern of the names of objects that must not be written.
+    uploads: name and content so far of uploads in parts, by number.
   """
 
   def __init__(self):
@@ -117,7 +118,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     path, query = self._request()
     name = self._object(path)
     with self.bucket.lock:
-      if self._refused(name, query):
+      if self._condition_fails(name, query):
         return None
       if self.bucket.objects.pop(name, None) is None:
         return self._not_found(name)
@@ -189,7 +190,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     with self.bucket.lock:
       if name not in self.bucket.objects:
         return self._not_found(name)
-      if self._refused(name, query):
+      if self._condition_fails(name, query):
         return None
       content, generation = self.bucket.objects[name]
       if query.get('alt') != 'media':
@@ -217,7 +218,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
       if re.search(self.bucket.refused, name):
         error = {'code': 403, 'message': f'{name} must not be written'}
         return self._answer({'error': error}, {}, 403)
-      if self._refused(name, query):
+      if self._condition_fails(name, query):
         return None
       self.bucket.put(name, content)
       return self._answer(self._metadata(name))
@@ -230,8 +231,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
       about = self._metadata(target)
     return self._answer({'done': True, 'resource': about, **about})
 
-  def _refused(self, name, query):
-    """Answers where a condition does not hold."""
+  def _condition_fails(self, name, query):
+    """Whether a condition on the generation does not hold, which is answered."""
     _, generation = self.bucket.objects.get(name, (b'', 0))
     wanted = query.get('ifGenerationMatch')
     if wanted is not None and int(wanted) != generation:

@@ -2,7 +2,7 @@
 """Recommends an entropy control for the next run from a run's metrics.
 
 Reads the entropy, the covariances and the rewards that a run has logged, and
-prints a method, its share of tokens, bounds and schedule, with the figures that
+prints a method, its share of tokens, bounds and schedule, with the numbers that
 led to it. Example:
 
   covrl advise runs/grpo

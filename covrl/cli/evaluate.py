@@ -35,7 +35,7 @@ if TYPE_CHECKING:
   from covrl.train.restore import OpenedRun
 
 
-_BATCH = 64
+_BATCH = 64  # prompts per batch, by default
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,7 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-  """Prints the figures and writes the results."""
+  """Prints the numbers and writes the results."""
   from covrl.evaluation.results import write_results
   from covrl.run.progress import Progress
 

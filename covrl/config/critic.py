@@ -24,8 +24,8 @@ class CriticConfig:
     learning_rate: learning rate of its parameter chain, constant.
     weight_decay: weight decay of its parameter chain.
     max_gradient_norm: global norm to which its gradients are clipped.
-    clip: distance from its old value beyond which a value earns no credit; 0 for
-      none.
+    clip: range around its old value beyond which a change of a value does not
+      lower the loss; 0 for none.
     warm_up: updates at the start of the run that train the critic and not the
       policy, which is fixed meanwhile; they count as updates of the run.
     discount: γ, discount of rewards per token.
@@ -41,7 +41,8 @@ class CriticConfig:
     kl_coefficient: coefficient of that divergence; 0 for none.
     kl_target: divergence, in nats per token, that the coefficient is adapted to
       after every rollout; 0 keeps the coefficient.
-    kl_horizon: sequences in which a full error changes the coefficient by 20 %.
+    kl_horizon: sequences after which an error of 20 % or more has changed the
+      coefficient by 20 %.
   """
 
   initial: str = 'policy'

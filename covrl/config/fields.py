@@ -93,8 +93,8 @@ class RolloutConfig:
     max_accuracy: largest share of right responses of a group to train on.
     drop_truncated: whether groups with a response that the length limit ended
       are not trained on.
-    fill_groups: where too few groups pass the filters, whether others take the
-      empty places; otherwise these are masked out.
+    fill_groups: whether groups that do not pass the filters are trained on, too,
+      where fewer than `prompts_per_iteration` pass; otherwise the rest is masked out.
     pipeline: iterations that sampling is ahead of training: 0, or 1 to sample an
       iteration's responses before the updates of the iteration before, so that
       they are scored during these. Needs importance weights.
@@ -143,7 +143,7 @@ class TrainConfig:
       values after it; 0 in recipes without schedules.
     sequences_per_update: sequences per optimiser update.
     packed_rows: rows into which an update's sequences are packed if they fit,
-      which the metric `packed` says; 0 disables packing.
+      as the metric `packed` records; 0 disables packing.
     micro_batches: micro-batches per update.
     remat: activations that the backward pass recomputes; see
       `covrl.models.remat`.
@@ -366,7 +366,7 @@ class Config:
 
   @property
   def _scored_draws(self) -> int:
-    """Draws whose tokens are scored; by free slots only the groups to train on."""
+    """Draws whose tokens are scored; one with `rollout.admission = 'slots'`."""
     rollout = self.rollout
     return rollout.max_draws if rollout.admission == 'draws' else 1
 

@@ -156,7 +156,7 @@ def _check_carried(config: Config) -> None:
 
 
 def _check_prime(config: Config) -> None:
-  """Checks that advantages have a part."""
+  """Checks that PRIME's advantages read process rewards, outcomes or both."""
   prime = config.prime
   if not prime.process_coefficient and not prime.outcome_coefficient:
     raise ConfigError(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shared parts of the Countdown variants: prompts, keys, vocabulary.
 
-A variant says how problems are drawn and how their solutions are written; see
+A variant defines how problems are drawn and how their solutions are written; see
 `covrl.data.countdown` and `covrl.data.countdown_steps`.
 """
 

@@ -43,7 +43,7 @@ class NgramIndex:
     if words < 1:
       raise ValueError(f'n-grams must have at least 1 word, got {words}')
     self._words = words
-    self._sets: dict[int, str] = {}
+    self._set_of_ngram: dict[int, str] = {}
     for name, problems in sets.items():
       questions: dict[int, str] = {}
       shared: set[int] = set()
@@ -51,12 +51,14 @@ class NgramIndex:
         for ngram in self._ngrams(problem.prompt):
           if questions.setdefault(ngram, problem.key) != problem.key:
             shared.add(ngram)
-      self._sets |= {n: name for n in questions if n not in shared}
+      self._set_of_ngram |= {n: name for n in questions if n not in shared}
 
   def find(self, question: str) -> str | None:
     """Name of an evaluation set that contains the question, or `None`."""
     ngrams = self._ngrams(question)
-    return next((self._sets[n] for n in ngrams if n in self._sets), None)
+    return next(
+      (self._set_of_ngram[n] for n in ngrams if n in self._set_of_ngram), None
+    )
 
   def _ngrams(self, text: str) -> Iterator[int]:
     """Digests of all n-grams of a text; of all its words if they are fewer."""

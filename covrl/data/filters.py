@@ -165,4 +165,4 @@ def _duplicate_reason(
   if first is None:
     seen[problem.key] = digest
     return None
-  return 'twice' if first == digest else 'twice, with another answer'
+  return 'repeated' if first == digest else 'repeated, with another answer'

@@ -19,7 +19,7 @@ from etils import epath
 from covrl import storage
 from covrl.data.json_text import parse_json
 
-_PARQUET_BATCH = 1024
+_PARQUET_BATCH = 1024  # rows that are decoded at a time
 _NARROW_DTYPES = (np.float16, np.float32)
 
 TFDS = 'tfds:'

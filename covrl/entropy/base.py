@@ -30,6 +30,7 @@ from covrl.types import TokenContext, TokenStats
 Coefficient = ArrayLike | optax.Schedule | optax.schedules.StatefulSchedule
 Fraction = ArrayLike | optax.Schedule
 
+# Largest fraction of tokens that methods accept without `allow_large=True`.
 MAX_FRACTION = 0.05
 
 

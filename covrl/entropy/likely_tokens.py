@@ -127,9 +127,11 @@ def lp_reg(
     log_ratio = jnp.where(weights != 0, log_ratio, 0)
     # Neither above the proxy nor, at +∞, removed by the filter; NaN stays NaN.
     log_ratio = jnp.where(log_ratio >= 0, 0, log_ratio)
-    pull = divergence_gradient(log_ratio, 'k3')
-    pull = jnp.where(divergence(log_ratio, 'k3') > LARGEST_PENALTY, 0, pull)
-    change = jnp.asarray(value) * weights * pull
+    gradient = divergence_gradient(log_ratio, 'k3')
+    gradient = jnp.where(
+      divergence(log_ratio, 'k3') > LARGEST_PENALTY, 0, gradient
+    )
+    change = jnp.asarray(value) * weights * gradient
     signal = updates.logprobs
     return dataclasses.replace(
       updates, logprobs=(signal + change).astype(signal.dtype)

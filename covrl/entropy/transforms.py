@@ -266,13 +266,13 @@ def add_divergence_penalty(
       return _add_full_divergence(updates, stats, scale)
     old = require(context, reference, 'add_divergence_penalty')
     zone = context.get('log_ratio_noise', DEAD_ZONE)
-    pull = divergence_gradient(
+    gradient = divergence_gradient(
       jnp.where(weights != 0, stats.logprobs - old, 0),
       divergence,
       dead_zone=jnp.asarray(zone if dead_zone is None else dead_zone),
     )
     return dataclasses.replace(
-      updates, logprobs=_add(updates.logprobs, scale * pull)
+      updates, logprobs=_add(updates.logprobs, scale * gradient)
     )
 
   return with_coefficient(

@@ -289,7 +289,7 @@ def write_results(
     name = suite.name or HELD_OUT
     lines = map(json.dumps, result.lines(responses=True))
     storage.write_atomically(folder / f'{name}.jsonl', '\n'.join((*lines, '')))
-    figures = dataclasses.replace(evaluation, results=(result,)).estimates()
+    estimates = dataclasses.replace(evaluation, results=(result,)).estimates()
     summary[name] = {
       **about,
       'problems': len(suite.problems),
@@ -303,7 +303,7 @@ def write_results(
           estimate.low,
           estimate.high,
         ]
-        for name, estimate in figures.items()
+        for name, estimate in estimates.items()
         if not suite.name or name.startswith(f'{suite.name}/')
       },
     }

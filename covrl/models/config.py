@@ -15,6 +15,7 @@ from covrl.models.lora import Lora
 from covrl.models.remat import REMAT_POLICIES, RematPolicy
 from covrl.models.rope import RopeScaling, YarnScaling, base_frequencies
 
+# Fields that must be at least 1, and fields that must be positive.
 _SIZES = (
   'vocab_size',
   'num_layers',

@@ -23,6 +23,7 @@ import jax
 
 RematPolicy = Literal['nothing', 'cheap', 'gate', 'mlp', 'everything', 'host']
 
+# Names of the activations of attention.
 _ATTENTION = ('query', 'key', 'value', 'attended', 'mixed')
 
 # Names of the activations that each policy saves; `None` is all.

@@ -87,14 +87,14 @@ def clipped_surrogate(
   max_log_ratio: Number | None = 20.0,
   **context: Unpack[TokenContext],
 ) -> tuple[Scalar, LossAux]:
-  """PPO's pessimistic surrogate: no credit for leaving the trust region.
+  """PPO's clipped surrogate: leaving the trust region does not lower the loss.
 
     loss = max(−A · ratio, −A · clip(ratio, 1 − low, 1 + high))
     A < 0, dual clip c:  loss = min(−A · c, loss)
 
   Args:
     stats: statistics of the policy.
-    low: how far the ratio of a token may fall below 1 for credit.
+    low: how far the ratio of a token may fall below 1 and still lower the loss.
     high: how far it may rise above 1; 0.28 with low 0.2 is clip-higher.
     dual_clip: c > 1, the ratio beyond which tokens of negative advantage stop
       counting; `None` disables it.

@@ -118,7 +118,8 @@ def adapt_coefficient(
     divergence: mean divergence that was measured with it, in nats; if it is not
       finite, the coefficient stays.
     target: divergence to hold, in nats.
-    horizon: sequences in which a full error changes the coefficient by 20 %.
+    horizon: sequences after which an error of 20 % or more has changed the
+      coefficient by 20 %.
     sequences: number of sequences of the measurement.
 
   Raises:

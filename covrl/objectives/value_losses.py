@@ -35,7 +35,7 @@ def clipped_value_loss(
   weights: Float[Array, 'B T'],
   clip: Number | None = 0.5,
 ) -> tuple[Scalar, ValueAux]:
-  """PPO's value loss: no credit for moving far from the old value.
+  """PPO's clipped value loss: moving far from the old value does not lower it.
 
     loss = ½ max((V − G)², (clip(V, V_old − c, V_old + c) − G)²)
 

@@ -35,10 +35,12 @@ from jaxtyping import PyTree
 HEARTBEAT = 100
 """Seconds without a heartbeat after which a process counts as lost."""
 
+# Seconds until all processes have to be connected.
 _INITIALIZATION = 300
-# Process 0 may still write a report while the others wait at the shutdown
+# Seconds: process 0 may still write a report while the others wait at the shutdown
 # barrier; heartbeats detect a process that died meanwhile.
 _SHUTDOWN = 600
+# Seconds between two looks at a future.
 _INTERVAL = 0.005
 
 _LOSS = re.compile(

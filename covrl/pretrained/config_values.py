@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-_MAX_LENGTH = 2**31
+_MAX_LENGTH = 2**31  # of a context or a window, in tokens
 
 # Least and largest value of integers.
 _INTEGERS: Mapping[str, tuple[int, int]] = {

@@ -36,7 +36,9 @@ _QWEN2_5_0_5B: Mapping[str, Any] = {
   'num_key_value_heads': 2,
   'tie_word_embeddings': True,
 }
-_LLAMA_7B: Mapping[str, Any] = {
+# Models in Llama's form whose width is 4,096; most have these numbers of heads and
+# hidden units.
+_LLAMA_WIDTH_4096: Mapping[str, Any] = {
   'architectures': ['LlamaForCausalLM'],
   'hidden_act': 'silu',
   'rms_norm_eps': 1e-6,
@@ -88,20 +90,20 @@ KNOWN_MODELS: Mapping[str, Mapping[str, Any]] = {
     'num_key_value_heads': 8,
   },
   'meta-llama/Llama-3.1-8B-Instruct': {
-    **_LLAMA_7B,
+    **_LLAMA_WIDTH_4096,
     'rms_norm_eps': 1e-5,
     'rope_theta': 5e5,
     'vocab_size': 128256,
   },
   'mistralai/Mistral-7B-Instruct-v0.3': {
-    **_LLAMA_7B,
+    **_LLAMA_WIDTH_4096,
     'architectures': ['MistralForCausalLM'],
     'rms_norm_eps': 1e-5,
     'rope_theta': 1e6,
     'vocab_size': 32768,
   },
   'deepseek-ai/deepseek-math-7b-instruct': {
-    **_LLAMA_7B,
+    **_LLAMA_WIDTH_4096,
     'vocab_size': 102400,
     'intermediate_size': 11008,
     'num_hidden_layers': 30,

@@ -5,7 +5,7 @@ The guidelines of section VIII.D of arXiv:2604.09676 as rules, with what covrl h
 measured where it contradicts them: the published covariance of a few tokens lies
 far above five times the mean, a bonus does not restore the entropy of a policy
 that is nearly deterministic, and an annealed coefficient leaves no control at the
-end. Every recommendation states the figures that it follows from.
+end. Every recommendation states the numbers that it follows from.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ Method = Literal['none', 'controlled_bonus', 'kl_cov', 'clip_cov']
 
 WIDEST_TAIL = 0.02
 TAILS = (0.0002, 0.002, WIDEST_TAIL)
-"""Top shares of tokens; small ones hold no token of an update of few tokens."""
+"""Shares of the tokens of highest covariance whose mean covariance a run logs.
+
+In an update of few tokens small shares hold none.
+"""
 
 AT_INTERVALS = (f'covariance_top/{WIDEST_TAIL:g}', 'covariance_quantile/0.99')
 """Metrics of updates that a run may measure at intervals only."""
@@ -42,13 +45,13 @@ REQUIRED = (
 )
 """Metrics of updates that the adviser reads, besides `iteration`."""
 
-MIN_ITERATIONS = 5
+MIN_ITERATIONS = 5  # that a run needs for a recommendation
 SMALL_LOSS = 0.2  # share of the entropy below whose loss no control is advised
 SPARSE = 0.25  # share of all positive covariance in the top 2\u202f% of tokens
 MOST_MISSING = 0.1  # share of the iterations that may lack a metric
 SATURATED = 0.9  # share of groups with equal rewards
 MIN_SELECTED = 4  # tokens per update
-MAX_FRACTION = 0.05
+MAX_FRACTION = 0.05  # of the tokens, that is recommended to select
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,7 +124,7 @@ class Advice:
     high: Clip-Cov's upper bound; infinite for none.
     target: target entropy in nats; 0 without one.
     annealed: whether the coefficient falls to 0 along a line.
-    reasons: sentences with the figures that led to it.
+    reasons: sentences with the numbers that led to it.
   """
 
   method: Method
@@ -158,7 +161,7 @@ class Advice:
 
 
 def read(run: RunData) -> Readings:
-  """Reads the figures that the advice depends on.
+  """Reads the numbers that the advice depends on.
 
   Raises:
     ValueError: metrics are impossible, or missing, in the whole run, in more than
@@ -340,7 +343,7 @@ def _fraction(readings: Readings) -> tuple[float, str]:
   half_of_tail = WIDEST_TAIL * tails[WIDEST_TAIL] / 2
   share = min(share for share in tails if share * tails[share] >= half_of_tail)
   min_share = MIN_SELECTED / max(readings.tokens, 1.0)
-  # Rounded to the two digits that are printed; the figures are no more precise.
+  # Rounded to the two digits that are printed; the numbers are no more precise.
   fraction = float(f'{min(max(share, min_share), MAX_FRACTION):.2g}')
   text = (
     f'the top {formats.percent(share, 2)} of the tokens hold half of that'

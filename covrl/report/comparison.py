@@ -40,13 +40,13 @@ class Group:
 
   Attributes:
     name: name of the configuration.
-    short: name without a prefix that all names share, for figures.
+    short_name: name without a prefix that all names share, for figures.
     runs: runs by seed.
     config: configuration by dotted field name, without ignored fields.
   """
 
   name: str
-  short: str
+  short_name: str
   runs: Mapping[int, RunData]
   config: Mapping[str, str]
 
@@ -140,7 +140,7 @@ class Comparison:
         value
         for group in self.groups
         if seed in group.runs
-        and (value := _ends(group.runs[seed], metric)[0]) is not None
+        and (value := _first_and_last(group.runs[seed], metric)[0]) is not None
       ]
       if values:
         means.append(float(np.mean(values)))
@@ -173,10 +173,12 @@ def load_comparison(workdirs: Sequence[epath.PathLike]) -> Comparison:
       )
     fields[key] = config
   names = _names(fields)
-  shorts = _without_prefix(list(names.values()))
+  short_names = _without_prefix(list(names.values()))
   groups = [
-    Group(names[key], short, dict(sorted(gathered[key].items())), fields[key])
-    for key, short in zip(gathered, shorts, strict=True)
+    Group(
+      names[key], short_name, dict(sorted(gathered[key].items())), fields[key]
+    )
+    for key, short_name in zip(gathered, short_names, strict=True)
   ]
   evaluated = [run for run in runs if len(run.evals)] or runs
   return Comparison(groups, (*evaluated[0].accuracies, 'entropy'))
@@ -184,7 +186,7 @@ def load_comparison(workdirs: Sequence[epath.PathLike]) -> Comparison:
 
 def final_value(run: RunData, metric: str) -> float | None:
   """A metric at the last evaluation, `None` if it is missing."""
-  return _ends(run, metric)[1]
+  return _first_and_last(run, metric)[1]
 
 
 def seed_independent_fields(run: RunData) -> dict[str, str]:
@@ -218,7 +220,9 @@ def _over_seeds(values: Sequence[float | None]) -> Estimate | None:
   )
 
 
-def _ends(run: RunData, metric: str) -> tuple[float | None, float | None]:
+def _first_and_last(
+  run: RunData, metric: str
+) -> tuple[float | None, float | None]:
   """A metric at the first and at the last evaluation."""
   numbers = run.evals.column(metric)
   known = numbers[np.isfinite(numbers)]
@@ -231,11 +235,11 @@ def _names(
   """Names of the groups; equal names are followed by differing fields."""
   names = {}
   for key, fields_of_group in fields.items():
-    twins = [other for k, other in fields.items() if k[0] == key[0]]
+    of_equal_name = [other for k, other in fields.items() if k[0] == key[0]]
     differences = [
       f'{field}={value}'
       for field, value in fields_of_group.items()
-      if any(twin.get(field) != value for twin in twins)
+      if any(other.get(field) != value for other in of_equal_name)
     ]
     names[key] = (
       f'{key[0]} ({", ".join(differences)})' if differences else key[0]

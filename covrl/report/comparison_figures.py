@@ -87,7 +87,7 @@ def _series(group: Group, index: int, field: str, scale: float) -> Series:
   )
   band = len(group.runs) > 1
   return Series(
-    name=group.short,
+    name=group.short_name,
     x=curves[0].x,
     y=mean,
     low=low if band else None,
@@ -121,7 +121,7 @@ def difference_plot(
     for end in (e.value, e.low, e.high)
     if end is not None
   ]
-  longest = max(len(group.short) for group, _ in differences)
+  longest = max(len(group.short_name) for group, _ in differences)
   left = float(np.clip(7.6 * longest, 100, 280))
   axis = linear_axis(np.array([0.0, *ends]), left, 468.0)
 
@@ -133,7 +133,7 @@ def difference_plot(
   order = list(comparison.groups)
   rows = [
     (
-      group.short,
+      group.short_name,
       order.index(group) % _COLORS,
       pixel(e.value) or 0.0,
       pixel(e.low),
@@ -142,7 +142,7 @@ def difference_plot(
     for group, e in differences
   ]
   descriptions = [
-    f'{group.short}: {formats.signed(scale * e.value, digits)}, '
+    f'{group.short_name}: {formats.signed(scale * e.value, digits)}, '
     f'{formats.interval_text(e, scale=scale, digits=digits)}'
     for group, e in differences
   ]

@@ -83,7 +83,10 @@ def write_comparison(
     law_rows=reward_law_rows(comparison),
     runs_without_law=runs_without_law(comparison),
     suites=evaluation_table(
-      [(group.short, list(group.runs.values())) for group in comparison.groups]
+      [
+        (group.short_name, list(group.runs.values()))
+        for group in comparison.groups
+      ]
     ),
     runs=[
       (group.name, seed, run.path.name, _state(run), _gain(run))
@@ -146,7 +149,9 @@ def comparison_svg(workdirs: Sequence[epath.PathLike]) -> str:
     'comparison.svg.j2',
     panels=panels,
     pitch=440,
-    legend=legend_entries([group.short for group in comparison.groups], 860),
+    legend=legend_entries(
+      [group.short_name for group in comparison.groups], 860
+    ),
   )
 
 
@@ -236,7 +241,7 @@ def _headline(comparison: Comparison) -> str:
   if not comparison.differences(metric):
     return f'{baseline.name}: {metric} {_cell(baseline.mean(metric), metric)}.'
   return Markup('{} against {}, in percentage points: {}').format(
-    metric, baseline.short, _differences(comparison, metric)
+    metric, baseline.short_name, _differences(comparison, metric)
   )
 
 
@@ -251,7 +256,7 @@ def _differences(comparison: Comparison, metric: str) -> str:
     if estimate.sign:
       color = 1 if estimate.sign > 0 else 2
       change = Markup('<b class="c{}">{}</b>').format(color, change)
-    parts.append(Markup('{} {}').format(group.short, change))
+    parts.append(Markup('{} {}').format(group.short_name, change))
   return Markup('{}.').format(Markup(', ').join(parts)) if parts else ''
 
 

@@ -10,7 +10,7 @@ from covrl.evaluation.intervals import Estimate
 
 _THIN_SPACE = '\u202f'  # narrow no-break space, between a number and its unit
 _MINUS = '\u2212'
-_LARGE = 1e12
+_LARGE = 1e12  # from here on numbers are written with a power of ten
 
 
 def percent(fraction: float, digits: int = 1) -> str:

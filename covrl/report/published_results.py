@@ -31,28 +31,28 @@ class PublishedRow:
 
   Attributes:
     name: method and model as printed.
-    figures: accuracy on each evaluation set.
+    accuracies: accuracy on each evaluation set.
     printed: average as printed.
 
   >>> row = PUBLISHED['qwen2_5_7b_kl_cov']
-  >>> row.printed, round(row.mean(row.figures), 1)
+  >>> row.printed, round(row.mean(row.accuracies), 1)
   (40.6, 41.1)
   """
 
   name: str
-  figures: dict[str, float]
+  accuracies: dict[str, float]
   printed: float
 
   def mean(self, sets: Iterable[str]) -> float | None:
     """The mean over those of the sets that the row has; `None` without one."""
-    known = [self.figures[name] for name in sets if name in self.figures]
+    known = [self.accuracies[name] for name in sets if name in self.accuracies]
     return sum(known) / len(known) if known else None
 
 
-def _row(name: str, *figures: float) -> PublishedRow:
-  *suite_figures, printed = figures
+def _row(name: str, *accuracies: float) -> PublishedRow:
+  *suite_accuracies, printed = accuracies
   return PublishedRow(
-    name, dict(zip(_SETS, suite_figures, strict=True)), printed
+    name, dict(zip(_SETS, suite_accuracies, strict=True)), printed
   )
 
 

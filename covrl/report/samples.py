@@ -18,7 +18,7 @@ from covrl.report import formats
 from covrl.report.reading import finite_number, short_text
 from covrl.report.run_data import RunData
 
-STEPS = 9
+STEPS = 9  # shades of positive, and of negative, covariances
 _RESPONSES = 12  # per table
 _TOKENS = 2_000  # per page
 _CHARACTERS = 120  # per token

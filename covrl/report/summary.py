@@ -33,11 +33,11 @@ _CONTROL_PHASES = ('control', 'entropy_control', 'selection', 'token_chain')
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-  """One line of a summary: its subject and a sentence or figures.
+  """One line of a summary: its subject and a sentence or numbers.
 
   Attributes:
     term: the subject.
-    text: the sentence or figures.
+    text: the sentence or numbers.
   """
 
   term: str

@@ -35,6 +35,7 @@ ENVIRONMENT = (
 """Names of the environment variables that every worker receives."""
 
 _SUPERVISOR = pathlib.Path(__file__).with_name('_worker_supervisor.py')
+# Seconds for trying out whether a worker can have namespaces.
 _PROBE_SECONDS = 30.0
 _SCRIPT = pathlib.Path(__file__).with_name('_worker_main.py')
 

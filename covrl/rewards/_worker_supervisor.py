@@ -35,6 +35,7 @@ _PATH = os.path.join(os.path.dirname(__file__), 'sandbox', '_descendants.py')
 with open(_PATH, encoding='utf-8') as _script:
   exec(compile(_script.read(), _PATH, 'exec'))
 
+# Flags of `unshare`.
 _NEW_MOUNTS, _NEW_USER, _NEW_PIDS, _NEW_NETWORK = (
   1 << 17,
   1 << 28,
@@ -43,8 +44,9 @@ _NEW_MOUNTS, _NEW_USER, _NEW_PIDS, _NEW_NETWORK = (
 )
 _PRIVATE = 1 << 14 | 1 << 18  # mount flags: recursive, not propagated
 _MOUNT_OPTIONS = 2 | 4 | 8  # nosuid, nodev, noexec
+# Options of `prctl`.
 _DEATH_SIGNAL, _SUBREAPER, _NO_NEW_PRIVILEGES, _SET_FILTER = 1, 36, 38, 22
-_KILL_SECONDS = 5.0
+_KILL_SECONDS = 5.0  # in which all descendants of a worker have to be killed
 _FAILED = 127  # the exit status of a shell whose command cannot be started
 
 

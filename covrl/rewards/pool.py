@@ -87,7 +87,7 @@ class RewardPool:
         raise ValueError(f'{name} must be positive, got {value}')
     self._start_timeout = start_timeout
     settings = WorkerSettings(
-      score_fn=_importable(score_fn),
+      score_fn=_pickled_scorer(score_fn),
       example=example,
       timeout=timeout,
       memory_limit=memory_limit,
@@ -319,8 +319,8 @@ def _outcome(reply: Reply) -> Outcome:
   return Outcome(score, Status(status), detail)
 
 
-def _importable(score_fn: ScoreFunction | str) -> bytes:
-  """Pickles a function for other processes."""
+def _pickled_scorer(score_fn: ScoreFunction | str) -> bytes:
+  """Checks and pickles a score function, for worker processes."""
   if isinstance(score_fn, str):
     if not SCORE_FUNCTION.fullmatch(score_fn):
       raise ValueError(
@@ -330,10 +330,9 @@ def _importable(score_fn: ScoreFunction | str) -> bytes:
     return pickle.dumps(score_fn)
   _check_arguments(score_fn)
   try:
-    reference = _pickled(score_fn)
+    return _pickled(score_fn)
   except (pickle.PicklingError, AttributeError, TypeError) as error:
     raise ValueError(f'{_FORM}, got {score_fn!r}: {error}') from None
-  return reference
 
 
 def _pickled(score_fn: ScoreFunction) -> bytes:
@@ -350,10 +349,10 @@ def _pickled(score_fn: ScoreFunction) -> bytes:
   # Another module may have the name of a file beside the recipe.
   globals_ = getattr(function, '__globals__', vars(module) if module else None)
   if module is not None and globals_ is vars(module):
-    reference = pickle.dumps(score_fn)
-    if b'__main__' in reference:
+    pickled = pickle.dumps(score_fn)
+    if b'__main__' in pickled:
       raise pickle.PicklingError('it is of the main script')
-    return reference
+    return pickled
   # Recipes and the files beside them cannot be imported by name.
   import cloudpickle
 

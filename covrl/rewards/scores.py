@@ -48,9 +48,10 @@ class Scores:
     return self._sums(self.rewards)
 
   def marks(self) -> list[float]:
-    """Returns weighted sums without shaping, relative to full marks.
+    """Returns the grade of each response: its answer's score by the highest possible.
 
-    1 is a correct answer of any length and format; NaN marks a missing score.
+    Weighted sums of the parts that are not shaping. 1 is a correct answer of any
+    length and format, NaN a missing score.
     """
     answers = [part for part in self.rewards if not part.shaping]
     full = self._sums(answers, full_marks=True)
@@ -104,7 +105,7 @@ class Scores:
   def _sums(
     self, parts: Sequence[RewardPart], *, full_marks: bool = False
   ) -> list[float]:
-    """Returns weighted sums of parts; with full marks in place of scores."""
+    """Returns weighted sums of parts; `full_marks` replaces scores by 1."""
     columns = [
       [
         part.weight * (1.0 if full_marks else outcome.score) if outcome else 0.0

@@ -206,7 +206,7 @@ class Rows:
     width = waiting.next_width()
     if width is None or not any(self._free):
       return None
-    new: Any = self.none(width)
+    admission: Any = self.none(width)
     shards = [_Filling() for _ in range(self.shards)]
     while (entry := waiting.first(width)) is not None:
       number, request = entry
@@ -220,21 +220,26 @@ class Rows:
         filling.prompts, filling.prompt = filling.prompts + 1, request.prompt
         filling.row = self._free_prompts[shard].pop()
         length = len(request.prompt)
-        new.prompts[prompt_entry, width - length :] = request.prompt
-        new.prompt_mask[prompt_entry, width - length :] = True
-        new.prompt[prompt_entry] = filling.row
+        admission.prompts[prompt_entry, width - length :] = request.prompt
+        admission.prompt_mask[prompt_entry, width - length :] = True
+        admission.prompt[prompt_entry] = filling.row
       row, entry = self._free[shard].pop(), first + filling.requests
       filling.requests += 1
       self._uses[shard, filling.row] += 1
       self._rows[shard, row] = Row(number, request, shard, filling.row)
-      new.request[entry], new.source[entry] = row, filling.prompts - 1
-      _fill(new, entry, request)
-    return new
+      admission.request[entry], admission.source[entry] = (
+        row,
+        filling.prompts - 1,
+      )
+      _fill(admission, entry, request)
+    return admission
 
-  def admitted(self, new: Admission) -> Iterator[tuple[int, int, int]]:
+  def admitted(self, admission: Admission) -> Iterator[tuple[int, int, int]]:
     """Yields index, shard and row of each request of an admission."""
-    for entry in np.flatnonzero(new.request < self.sizes.requests).tolist():
-      yield entry, entry // self._batch, int(new.request[entry])
+    for entry in np.flatnonzero(
+      admission.request < self.sizes.requests
+    ).tolist():
+      yield entry, entry // self._batch, int(admission.request[entry])
 
   def _choose(self, shards: list[_Filling], request: Request) -> int | None:
     """A shard with room: one with the prompt, else with the most free rows."""
@@ -268,10 +273,10 @@ class _Filling:
   row: int = 0
 
 
-def _fill(new: Any, entry: int, request: Request) -> None:
+def _fill(admission: Any, entry: int, request: Request) -> None:
   """Writes seed and options of a request into an admission's arrays."""
-  new.seed[entry], new.member[entry] = request.seed, request.member
-  sampling, options = new.options.sampling, new.options
+  admission.seed[entry], admission.member[entry] = request.seed, request.member
+  sampling, options = admission.options.sampling, admission.options
   sampling.temperature[entry] = request.temperature
   sampling.top_p[entry] = request.top_p
   sampling.top_k[entry] = request.top_k

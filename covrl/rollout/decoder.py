@@ -205,7 +205,7 @@ class SlotDecoder:
     self,
     params: PyTree,
     state: State,
-    new: Admission,
+    admission: Admission,
     key: Key[Array, ''] | None = None,
   ) -> tuple[State, Step]:
     """Processes new prompts, samples first tokens, and fills idle slots.
@@ -213,7 +213,7 @@ class SlotDecoder:
     Args:
       params: parameters of the policy.
       state: rows of the new prompts and requests are not in use in it.
-      new: the prompts and requests; options that are scalars of the state remain.
+      admission: the prompts and requests; options that are scalars of the state remain.
       key: PRNG key that all requests' `member` is folded into, in place of one
         of their `seed`.
 
@@ -222,40 +222,46 @@ class SlotDecoder:
     """
     shards, old = state.shards, state.requests
     hidden, cache = self.caching.prefill(
-      self.policy, params, new.prompts, new.prompt_mask
+      self.policy, params, admission.prompts, admission.prompt_mask
     )
     keys = jax.vmap(
       lambda seed, member: jax.random.fold_in(
         jax.random.key(seed) if key is None else key, member
       )
-    )(new.seed, new.member)
-    logits = self.policy.project(params, take(hidden, new.source, shards))
+    )(admission.seed, admission.member)
+    logits = self.policy.project(params, take(hidden, admission.source, shards))
     step = self._sample(
-      logits, keys, jnp.zeros_like(new.member), new.request, new.options
+      logits,
+      keys,
+      jnp.zeros_like(admission.member),
+      admission.request,
+      admission.options,
     )
 
     def put(rows: Array, values: Array) -> Array:
-      return set_rows(rows, new.request, values, shards)
+      return set_rows(rows, admission.request, values, shards)
 
     requests = old._replace(
       keys=put(old.keys, keys),
-      prompt=put(old.prompt, take(new.prompt, new.source, shards)),
+      prompt=put(old.prompt, take(admission.prompt, admission.source, shards)),
       options=jax.tree.map(
         lambda rows, values: put(rows, values) if rows.ndim else rows,
         old.options,
-        new.options,
+        admission.options,
       ),
     )
     state = state._replace(
       requests=requests,
       samples=record(state.samples, step, shards),
       cache=state.cache._replace(
-        prompts=replace_prompts(state.cache.prompts, cache, new.prompt, shards)
+        prompts=replace_prompts(
+          state.cache.prompts, cache, admission.prompt, shards
+        )
       ),
     )
-    exists = new.request < old.queue.shape[1]
-    unfinished = exists & ~self._ends(step, new.options)
-    state = enqueue(state, new.request, unfinished)
+    exists = admission.request < old.queue.shape[1]
+    unfinished = exists & ~self._ends(step, admission.options)
+    state = enqueue(state, admission.request, unfinished)
     return refill(state, ~state.live), step
 
   def run(

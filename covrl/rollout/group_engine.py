@@ -61,7 +61,7 @@ class GroupEngine:
   it was added or on other responses, to the bit; it is that of `SamplingEngine`
   up to rounding. The number of slots is constant for that.
 
-  Usage: `begin`, then in turn `read`, `add` while there is `room`, and `run`,
+  Usage: `begin`, then in turn `read`, `add` while it `has_room`, and `run`,
   until the caller has enough; `end` frees the memory.
 
   Attributes:
@@ -162,7 +162,7 @@ class GroupEngine:
     policy, mesh = self._decoder.policy, self._mesh
     key = jax.eval_shape(lambda: jax.random.key(0))
     options = jax.eval_shape(lambda: self._options(Sampling.make()))
-    new = self._empty_admission()._replace(options=options)
+    admission = self._empty_admission()._replace(options=options)
     with self._programs.use_mesh():
       placed = abstract_placed(policy, params, mesh)
       state = jax.eval_shape(self._empty_state, placed, options)
@@ -171,7 +171,7 @@ class GroupEngine:
       )
       return TracedPrograms(
         place=trace_placement(policy, params, mesh),
-        start=self._programs.admit.trace(placed, state, new, key),
+        start=self._programs.admit.trace(placed, state, admission, key),
         prompts=self._shards * self._batch,
         run=self._programs.run.trace(placed, state),
         cache=state.cache,
@@ -183,7 +183,7 @@ class GroupEngine:
   def begin(
     self, params: PyTree, *, key: Key[Array, ''], sampling: Sampling
   ) -> None:
-    """Starts without prompts.
+    """Starts an iteration; `add` gives it prompts.
 
     Args:
       params: parameters of the policy.
@@ -244,8 +244,8 @@ class GroupEngine:
     Does nothing if all responses are finished.
     """
     admissions = []
-    while (new := self._rows.admit(self._empty_admission())) is not None:
-      admissions.append(new)
+    while (admission := self._rows.admit(self._empty_admission())) is not None:
+      admissions.append(admission)
     if not admissions and not self.is_busy:
       return
     decodes = self._decoder.max_length > 1
@@ -278,9 +278,9 @@ class GroupEngine:
     params, key, options = self._running
     steps = []
     with self._programs.use_mesh():
-      for new in admissions:
+      for admission in admissions:
         self._state, step = self._programs.admit(
-          params, self._state, new._replace(options=options), key
+          params, self._state, admission._replace(options=options), key
         )
         steps.append(step)
       if decodes:

@@ -62,7 +62,9 @@ class GroupRows:
     self._end_ids, self._pad_id = list(end_ids), pad_id
     self._free = [list(range(sizes.prompts))[::-1] for _ in range(shards)]
     self._unfinished = [0] * shards
-    self._new: list[deque[_UnprocessedGroup]] = [deque() for _ in range(shards)]
+    self._unprocessed: list[deque[_UnprocessedGroup]] = [
+      deque() for _ in range(shards)
+    ]
     self._numbers = np.full((shards, sizes.prompts), -1)
     rows = (shards, sizes.requests)
     self._length = np.zeros(rows, np.int32)
@@ -82,8 +84,8 @@ class GroupRows:
   def choose(self) -> int | None:
     """The shard for the next group; `None` without room.
 
-    It has a free row for a prompt, and not more waiting responses than new prompts of one
-    program have: those keep its slots busy for a segment.
+    It has a free row for a prompt, and not more waiting responses than the prompts that
+    one program processes have: those fill its slots until the next ones are processed.
     """
     most = self._sizes.slots + (self._batch - 1) * self._size
     return min(
@@ -117,35 +119,35 @@ class GroupRows:
     self._sampler_logprobs[shard, rows] = self._behaviour_logprobs[
       shard, rows
     ] = 0
-    self._new[shard].append(
+    self._unprocessed[shard].append(
       _UnprocessedGroup(prompt_row, prompt, prompt_mask, sequence_ids)
     )
 
-  def admit(self, new: Any) -> Any | None:
+  def admit(self, admission: Any) -> Any | None:
     """Fills an admission with groups whose prompts are not processed yet.
 
     Args:
-      new: an admission without prompts, whose arrays are filled.
+      admission: one without prompts, whose arrays are filled.
 
     Returns:
       The admission; `None` without such groups.
     """
-    if not any(self._new):
+    if not any(self._unprocessed):
       return None
     members = np.arange(self._size)
-    for shard, waiting in enumerate(self._new):
+    for shard, waiting in enumerate(self._unprocessed):
       for index in range(min(self._batch, len(waiting))):
         group, entry = waiting.popleft(), shard * self._batch + index
         rows = slice(entry * self._size, (entry + 1) * self._size)
-        new.prompts[entry], new.prompt_mask[entry] = (
+        admission.prompts[entry], admission.prompt_mask[entry] = (
           group.prompt,
           group.prompt_mask,
         )
-        new.prompt[entry] = group.prompt_row
-        new.request[rows] = group.prompt_row * self._size + members
-        new.source[rows] = index
-        new.member[rows] = group.sequence_ids
-    return new
+        admission.prompt[entry] = group.prompt_row
+        admission.request[rows] = group.prompt_row * self._size + members
+        admission.source[rows] = index
+        admission.member[rows] = group.sequence_ids
+    return admission
 
   def record(self, step: Step) -> Iterator[GroupResponse]:
     """Records new tokens; yields the responses that they end."""

@@ -78,7 +78,7 @@ def state_specs(mesh: Mesh | None, state: State, shards: int) -> State:
   rows = P(row_axes(mesh, shards))
   axes = (None, None, 'attention_heads', None, None)
 
-  def of(leaf: Any) -> P:
+  def cache_spec(leaf: Any) -> P:
     if leaf.ndim < 4:
       return rows if leaf.ndim else P()
     # Keys and values, and the scales of integers.
@@ -90,7 +90,7 @@ def state_specs(mesh: Mesh | None, state: State, shards: int) -> State:
   specs = jax.tree.map(
     lambda leaf: rows if leaf.ndim else P(), state._replace(cache=None)
   )
-  return specs._replace(cache=jax.tree.map(of, state.cache))
+  return specs._replace(cache=jax.tree.map(cache_spec, state.cache))
 
 
 def constrain_state(mesh: Mesh | None, state: State, shards: int) -> State:

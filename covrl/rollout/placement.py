@@ -103,7 +103,7 @@ def _program(
 
 
 def is_placed(policy: Policy, params: PyTree, mesh: Mesh | None) -> bool:
-  """Whether parameters are already as `place` returns them."""
+  """Whether parameters are already as the function of `placer` returns them."""
   cast = jax.eval_shape(policy.compute_params, params)
   specs = param_specs(policy, params, mesh)
 

@@ -144,7 +144,8 @@ class SamplerPrograms:
     self, params: PyTree, state: State, layout: Layout
   ) -> tuple[State, Report]:
     """The program of one segment."""
-    # The steps do not read the responses but for first tokens.
+    # Decoding reads only the first tokens of responses, so that a segment's
+    # tokens can be recorded together.
     samples = state.samples
     state, steps = self._decoder.run(params, state, steps=self._segment)
     state = state._replace(samples=record(samples, steps, state.shards))

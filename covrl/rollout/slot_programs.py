@@ -53,10 +53,10 @@ class SlotPrograms:
     self,
     params: PyTree,
     state: State,
-    new: Admission,
+    admission: Admission,
     key: Key[Array, ''] | None = None,
   ) -> tuple[State, Step]:
-    state, step = self._decoder.admit(params, state, new, key)
+    state, step = self._decoder.admit(params, state, admission, key)
     return self.constrained(state), self._replicated(step)
 
   def _run(self, params: PyTree, state: State) -> tuple[State, Step]:

@@ -64,7 +64,7 @@ def read_token(file: str | None) -> str | None:
 
 
 class _Server(uvicorn.Server):
-  """A server that says when it listens and answers pending requests at its end."""
+  """Server that prints when it listens, and answers pending requests at its end."""
 
   def __init__(self, worker: Worker, config: uvicorn.Config) -> None:
     super().__init__(config)

@@ -49,8 +49,8 @@ class _Response:
   """A response that is being sampled.
 
   Attributes:
-    submission: the request that it belongs to.
-    index: index among the responses of that request.
+    submission: the submission that it belongs to.
+    index: index among the responses of that submission.
     text: converts its tokens to text and searches for stop strings.
     has_tokens: whether a token of it has been sampled.
   """

@@ -53,7 +53,7 @@ class Blocks:
     """Inverse of `gather`: rows `[N, …]`, `fill` for tokens not wanted."""
     if self._order is None:
       return array
-    return jnp.where(self._order.wanted, array[self._order.place], fill)
+    return jnp.where(self._order.wanted, array[self._order.new_index], fill)
 
   def loop(self, body: Callable[[Block, State], State], state: State) -> State:
     """Runs a function of a block and a state on every block with a token."""
@@ -89,7 +89,7 @@ class _Order(NamedTuple):
 
   Attributes:
     wanted: the wanted tokens.
-    place: new index of each wanted token: the number of wanted ones before it.
+    new_index: new index of each wanted token: the number of wanted ones before it.
     source: index of the token at each new index, N where there is no token;
       padded to whole blocks.
     size: rows of a block.
@@ -98,7 +98,7 @@ class _Order(NamedTuple):
   """
 
   wanted: Bool[Array, 'N 1']
-  place: Int[Array, ' N']
+  new_index: Int[Array, ' N']
   source: Int[Array, ' P']
   size: int
   num_wanted: Int[Array, '']
@@ -110,11 +110,11 @@ def _order_of(wanted: Bool[Array, 'N 1']) -> _Order:
   length, flags = wanted.shape[0], wanted[:, 0]
   num_blocks = max(min(NUM_BLOCKS, length // MIN_ROWS), 1)
   size = max(-(-length // num_blocks), 1)
-  place = jnp.cumsum(flags, dtype=jnp.int32) - 1
+  new_index = jnp.cumsum(flags, dtype=jnp.int32) - 1
   source = jnp.full(num_blocks * size, length, jnp.int32)
-  source = source.at[jnp.where(flags, place, source.size)].set(
+  source = source.at[jnp.where(flags, new_index, source.size)].set(
     jnp.arange(length, dtype=jnp.int32), mode='drop'
   )
   num_wanted = jnp.sum(flags, dtype=jnp.int32)
   trips = (num_wanted + size - 1) // size
-  return _Order(wanted, place, source, size, num_wanted, trips)
+  return _Order(wanted, new_index, source, size, num_wanted, trips)

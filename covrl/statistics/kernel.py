@@ -153,15 +153,15 @@ def _cotangent(
     @grid.for_each_wanted_tile(count)
     def _accumulate(tile: Slice) -> None:
       block = grid.read_inputs(refs, tile)
-      logits = logit_cotangent(
+      cotangent = logit_cotangent(
         block, grid.read_token_values(residual_refs, tile), soft_cap
       )
       if is_hidden:
         # Impossible columns may hold −∞, and 0 · ∞ is NaN.
         columns = jnp.where(block.impossible, 0, block.unembedding)
-        total[tile] += _matmul(logits, columns, (1, 1), grid.dtype)
+        total[tile] += _matmul(cotangent, columns, (1, 1), grid.dtype)
       else:
-        total[tile] += _matmul(logits, block.hidden, (0, 0), grid.dtype)
+        total[tile] += _matmul(cotangent, block.hidden, (0, 0), grid.dtype)
 
     @pl.when(pl.program_id(1) == grid.shape[1] - 1)
     def _finish() -> None:
@@ -211,7 +211,7 @@ def _write(refs: PyTree, values: PyTree, rows: Slice) -> None:
 
 
 def _matmul(
-  logits: Float[Array, 'N V'],
+  cotangent: Float[Array, 'N V'],
   factor: Float[Array, '_ _'],
   contract: tuple[int, int],
   dtype: jnp.dtype,
@@ -219,16 +219,16 @@ def _matmul(
   """Matrix product in float32 of factors cast to `dtype`.
 
   Args:
-    logits: cotangent of the logits.
+    cotangent: cotangent of the logits.
     factor: columns of the unembedding, or hidden states.
     contract: axis of each that is summed over.
     dtype: dtype of the factors.
   """
-  logits, factor = logits.astype(dtype), factor.astype(dtype)
+  cotangent, factor = cotangent.astype(dtype), factor.astype(dtype)
   return jax.lax.dot_general(
-    logits,
+    cotangent,
     factor,
     (((contract[0],), (contract[1],)), ((), ())),
-    precision=matmul_precision(logits, factor),
+    precision=matmul_precision(cotangent, factor),
     preferred_element_type=jnp.float32,
   )

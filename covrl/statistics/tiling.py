@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiling of tokens × vocabulary for TPU kernels: block sizes, specs, padding."""
+"""Tiling of tokens × vocabulary for TPU kernels: block sizes, specs, padding.
+
+Wanted tokens are those whose statistics are asked for (`token_stats(mask=…)`); the
+kernels get them in front of all others (`covrl.statistics.compaction`).
+"""
 
 from __future__ import annotations
 

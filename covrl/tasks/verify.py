@@ -19,6 +19,7 @@ from covrl.tasks.task import Task
 MAX_WRONG_FRACTION = 0.01
 """Fraction of references that may be graded as wrong."""
 
+# Wrong references that a message names, and references that are graded together.
 _EXAMPLES = 3
 _BATCH = 4096
 # The first training problems, of which one of each source is scored.

@@ -269,7 +269,7 @@ def _iteration(
 
 
 def summary_table(results: MethodResults, problem_set: int) -> Table:
-  """Final figures of every method on one problem set."""
+  """Final numbers of every method on one problem set."""
   early = max(0, round(0.02 * POINTS) - 1)
   rows = [
     [

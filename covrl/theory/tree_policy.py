@@ -39,7 +39,7 @@ def random_tree_policy(
   prompts: int = 3,
   depth: int = 3,
   actions: int = 4,
-  early: float = 0.2,
+  end_fraction: float = 0.2,
   scale: float = 1.0,
 ) -> TreePolicy:
   """A random policy on a tree with responses of different lengths.
@@ -49,12 +49,16 @@ def random_tree_policy(
     prompts: number of prompts P.
     depth: maximum response length.
     actions: number of actions K.
-    early: fraction of choices before the last level that end the response.
+    end_fraction: fraction of choices before the last level that end the response.
     scale: standard deviation of the logits.
   """
   rng = settings.rng()
   tree = trees.random_tree(
-    rng, prompts=prompts, depth=depth, actions=actions, early=early
+    rng,
+    prompts=prompts,
+    depth=depth,
+    actions=actions,
+    end_fraction=end_fraction,
   )
   logits = jnp.asarray(scale * rng.normal(size=tree.rewards.shape))
   return TreePolicy(tree, logits, *map(np.asarray, _statistics(tree, logits)))

@@ -86,11 +86,11 @@ def full_tree(outcomes: Float[Array, 'P L'], depth: int) -> Tree:
       f'a tree of depth {depth} needs K**{depth} outcomes, got {leaves}'
     )
   inner = count_nodes(depth - 1, actions)
-  early = jnp.zeros((prompts, inner, actions), outcomes.dtype)
+  inner_rewards = jnp.zeros((prompts, inner, actions), outcomes.dtype)
   last = outcomes.reshape(prompts, -1, actions)
   is_last = jnp.arange(count_nodes(depth, actions)) >= inner
   return Tree(
-    rewards=jnp.concatenate([early, last], axis=1),
+    rewards=jnp.concatenate([inner_rewards, last], axis=1),
     terminal=jnp.broadcast_to(
       is_last[None, :, None], (prompts, is_last.size, actions)
     ),
@@ -104,7 +104,7 @@ def random_tree(
   prompts: int,
   depth: int,
   actions: int,
-  early: float = 0.0,
+  end_fraction: float = 0.0,
 ) -> Tree:
   """A tree with normally distributed rewards of all actions.
 
@@ -113,11 +113,11 @@ def random_tree(
     prompts: number of prompts P.
     depth: maximum response length.
     actions: number of actions K.
-    early: fraction of choices before the last level that end the response.
+    end_fraction: fraction of choices before the last level that end the response.
   """
   shape = (prompts, count_nodes(depth, actions), actions)
   is_last = np.arange(shape[1]) >= count_nodes(depth - 1, actions)
-  terminal = (rng.random(shape) < early) | is_last[None, :, None]
+  terminal = (rng.random(shape) < end_fraction) | is_last[None, :, None]
   rewards = jnp.asarray(rng.normal(size=shape))
   return Tree(rewards=rewards, terminal=jnp.asarray(terminal), depth=depth)
 

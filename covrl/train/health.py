@@ -58,8 +58,8 @@ class UpdateHealth:
     self.skipped_in_a_row += 1
     if self.skipped_in_a_row == 1:
       for network in skipping:
-        of = f' of the {network}' if network else ''
-        warn(f'{where} is skipped{of}: {_cause(metrics, network)}')
+        by = f' by the {network}' if network else ''
+        warn(f'{where} is skipped{by}: {_cause(metrics, network)}')
 
   def check(self, limit: int, *, is_end: bool = False) -> None:
     """Raises an error if the run does not train any more.

@@ -31,7 +31,7 @@ def evaluate(
   progress: Progress,
   warn: Callable[[str], object],
 ) -> None:
-  """Evaluates the policy, if there are problems; writes and shows the results.
+  """Evaluates the policy, if problems are held out; writes and shows the results.
 
   Warns of unscored responses. Too many of them leave no result, and the run goes
   on.

@@ -86,7 +86,7 @@ def test_a_value_of_thousands_of_digits_is_cut(capsys):
 
 
 @pytest.mark.parametrize('option', ['--num_slices=2', '--compiled=x.json'])
-def test_plan_needs_a_topology_for_what_describes_one(capsys, option):
+def test_plan_needs_a_topology_for_options_of_a_topology(capsys, option):
   assert run_failing(capsys, 'plan', KL_COV, option) == (
     Exit.REFUSED,
     'covrl: --compiled and --num_slices need --topology, got none',

@@ -64,7 +64,7 @@ def test_fewer_slots_read_less_at_the_end():
   assert step_seconds(step, LAYOUT, load) == pytest.approx([1 + 4 * 2 * 9 / 40])
 
 
-def test_no_step_is_faster_than_the_other_units():
+def test_no_step_is_faster_than_the_busiest_unit_besides_memory():
   load = Occupancy(*(np.array([n, n]) for n in (1, 1, 1)))
   step = STEP._replace(seconds=3.5)
   assert step_seconds(step, LAYOUT, load).tolist() == [3.5, 3.5]

@@ -24,7 +24,7 @@ from covrl.train.inputs import input_fingerprints
 
 TOKENIZER = MODELS.with_name('tokenizers') / 'bytes'
 SPECS = [spec for spec, _ in recipes() if spec.startswith('smollm:')]
-ARMS = ['smollm:grpo', 'smollm:kl_cov', 'smollm:entropy_bonus']
+COMPARED = ['smollm:grpo', 'smollm:kl_cov', 'smollm:entropy_bonus']
 each_recipe = pytest.mark.parametrize('spec', SPECS)
 
 
@@ -60,11 +60,11 @@ def overrides(model, **settings):
 
 
 def test_all_recipes_are_shipped():
-  assert sorted(SPECS) == sorted(['smollm:arithmetic', *ARMS])
+  assert sorted(SPECS) == sorted(['smollm:arithmetic', *COMPARED])
 
 
-@pytest.mark.parametrize('spec', ARMS)
-def test_arms_differ_in_the_fields_of_their_method_only(spec):
+@pytest.mark.parametrize('spec', COMPARED)
+def test_compared_recipes_differ_in_the_fields_of_their_method_only(spec):
   base = flatten(load('smollm:arithmetic').config)
   fields = flatten(load(spec).config)
   changed = {name for name in fields if fields[name] != base[name]}

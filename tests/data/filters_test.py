@@ -51,9 +51,9 @@ def test_keeps_the_first_of_equal_questions():
   one, two = filter_sources([first, second], ProblemFilter())
   assert prompts(one) == ['What is 2?', 'What is 3?']
   assert prompts(two) == ['What is 5?']
-  assert one.dropped == {'twice': 1}
+  assert one.dropped == {'repeated': 1}
   assert str(two) == (
-    '1 of 2 problems; left out: 1 twice, with another answer (first: row'
+    '1 of 2 problems; left out: 1 repeated, with another answer (first: row'
     " 'What is 3?')"
   )
   keyless = [dataclasses.replace(first[n], key='') for n in range(2)]
@@ -177,7 +177,7 @@ def test_drops_duplicates_of_a_file():
     [FileSource(GOLDEN / 'dapo_math_17k.parquet')], ProblemFilter()
   )
   assert len(filtered.source) == 5
-  assert filtered.dropped == {'twice': 1}
+  assert filtered.dropped == {'repeated': 1}
 
 
 def test_streams_refuse_the_state_of_other_problems():

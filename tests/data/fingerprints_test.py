@@ -74,9 +74,11 @@ def test_files_are_recognised_by_content_and_not_by_name_or_time(tmp_path):
   # As many bytes, and another answer in the middle.
   other = write(tmp_path / 'elsewhere' / 'two.jsonl', ['1', '7', '3'])
   assert other.stat().st_size == one.stat().st_size
-  prints = [FileSource(f, name='a').fingerprint for f in (one, copy, other)]
-  assert all(prints)
-  assert prints[0] == prints[1] != prints[2]
+  fingerprints = [
+    FileSource(f, name='a').fingerprint for f in (one, copy, other)
+  ]
+  assert all(fingerprints)
+  assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 
 
 def test_countdown_is_recognised_by_its_fields():
@@ -115,9 +117,9 @@ def test_a_source_made_of_one_without_a_fingerprint_has_none():
 
 def test_a_subset_is_recognised_by_its_indices():
   source = ListSource([PROBLEM, dataclasses.replace(PROBLEM, prompt='2 + 2')])
-  prints = {
+  fingerprints = {
     SubsetSource(source, np.array(indices)).fingerprint
     for indices in ([0], [1], [0, 1])
   }
-  assert len(prints) == 3
+  assert len(fingerprints) == 3
   assert SubsetSource(source, np.array([0]), 'given').fingerprint == 'given'

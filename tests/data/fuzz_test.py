@@ -22,6 +22,7 @@ from covrl.pretrained import load_chat_template, load_tokenizer
 
 TOKENIZERS = pathlib.Path(__file__).parents[1] / 'golden' / 'tokenizers'
 CHAT = [{'role': 'user', 'content': 'What is 12 + 30?'}]
+# Damaged inputs of a test, and of its slow form.
 FEW, MANY = 40, 1000
 MAX_SECONDS = 30
 MAX_MEMORY = 1 << 30
@@ -116,43 +117,45 @@ _TEMPLATE_WORDS = [
 ]
 
 
-def random_bytes(dice):
-  return dice.randbytes(dice.choice((0, 1, 8, 200)))
+def random_bytes(generator):
+  return generator.randbytes(generator.choice((0, 1, 8, 200)))
 
 
-def random_words(dice, words):
-  count = dice.choice((1, 5, 40, 400))
-  joint = dice.choice(('', ' '))
-  return joint.join(dice.choice(words) for _ in range(count)).encode()
+def random_words(generator, words):
+  count = generator.choice((1, 5, 40, 400))
+  joint = generator.choice(('', ' '))
+  return joint.join(generator.choice(words) for _ in range(count)).encode()
 
 
-def mutated(dice, good):
+def mutated(generator, good):
   """A good content with some bytes replaced, inserted or removed."""
   content = bytearray(good)
-  for _ in range(dice.choice((1, 1, 3, 20))):
-    position = dice.randrange(len(content) + 1)
-    size = dice.choice((1, 1, 4, 40))
-    match dice.randrange(4):
+  for _ in range(generator.choice((1, 1, 3, 20))):
+    position = generator.randrange(len(content) + 1)
+    size = generator.choice((1, 1, 4, 40))
+    match generator.randrange(4):
       case 0:
-        content[position : position + size] = dice.randbytes(size)
+        content[position : position + size] = generator.randbytes(size)
       case 1:
         content[position:position] = content[:size]
       case 2:
         del content[position : position + size]
       case _:
-        content[position : position + 1] = b'{["}]0'[dice.randrange(6) :][:1]
+        content[position : position + 1] = b'{["}]0'[generator.randrange(6) :][
+          :1
+        ]
   return bytes(content)
 
 
-def check_random_content(dice, good, words, read):
+def check_random_content(generator, good, words, read):
   """Reads one random content; an error must be one short sentence."""
-  match dice.randrange(3):
+  match generator.randrange(3):
     case 0:
-      content = random_bytes(dice)
+      content = random_bytes(generator)
     case 1:
-      content = random_words(dice, words)
+      content = random_words(generator, words)
     case _:
-      content = mutated(dice, good)
+      content = mutated(generator, good)
   start = time.monotonic()
   message = 'none'
   try:

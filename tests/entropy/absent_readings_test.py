@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Absent readings: reductions give NaN, and controllers keep their state."""
+"""An entropy that cannot be measured is NaN, and controllers keep their state then."""
 
 import functools
 from typing import Any

@@ -15,14 +15,14 @@ import covrl
 from covrl.entropy.base import update_signal
 from covrl.types import TokenStats
 
-READINGS = np.random.default_rng(0).uniform(0.0, 1.0, 60)
+ENTROPIES = np.random.default_rng(0).uniform(0.0, 1.0, 60)
 
 
 def test_adaptive_bonus_follows_its_rule():
   controller = covrl.adaptive_bonus(0.5, 0.01, maximum=0.05, initial=0.02)
-  values, states = replay(controller, READINGS)
+  values, states = replay(controller, ENTROPIES)
   coefficient, expected = 0.02, []
-  for entropy in READINGS:
+  for entropy in ENTROPIES:
     expected.append(coefficient if entropy <= 0.5 else 0.0)
     coefficient += 0.01 if entropy < 0.5 else -0.01
     coefficient = min(max(coefficient, 0.0), 0.05)
@@ -30,7 +30,7 @@ def test_adaptive_bonus_follows_its_rule():
   np.testing.assert_allclose(states.coefficient[-1], coefficient, atol=1e-6)
 
 
-def test_adaptive_bonus_ships_the_published_numbers():
+def test_adaptive_bonus_has_the_published_defaults():
   values, _ = replay(covrl.adaptive_bonus(), np.full(100, 0.2 - 1e-3))
   np.testing.assert_allclose(values[:3], [0, 1e-4, 2e-4], rtol=1e-5)
   np.testing.assert_allclose(values[-1], 5e-3, rtol=1e-6)
@@ -41,9 +41,9 @@ def test_proportional_integral_follows_its_rule():
   controller = covrl.controllers.proportional_integral(
     0.5, proportional=2.0, integral=0.3, offset=1.0, minimum=0.2, maximum=1.8
   )
-  values, _ = replay(controller, READINGS)
+  values, _ = replay(controller, ENTROPIES)
   total, expected = 0.0, []
-  for entropy in READINGS:
+  for entropy in ENTROPIES:
     error = 0.5 - entropy
     wanted = 1 + 2 * error + 0.3 * (total + error)
     expected.append(min(max(wanted, 0.2), 1.8))
@@ -62,13 +62,13 @@ def test_integral_does_not_wind_up():
 
 
 def test_doubling_scale_follows_its_rule():
-  readings = READINGS + 0.2  # high enough for a change of sign
+  entropies = ENTROPIES + 0.2  # high enough for a change of sign
   controller = covrl.controllers.doubling_scale(
     0.5, initial=2e-3, minimum=1e-3, maximum=0.05, every=2
   )
-  values, _ = replay(controller, readings)
+  values, _ = replay(controller, entropies)
   scale, expected = 2e-3, []
-  for step, entropy in enumerate(readings, 1):
+  for step, entropy in enumerate(entropies, 1):
     expected.append(scale)
     if step % 2:
       continue
@@ -87,15 +87,15 @@ def test_adaptive_band_follows_its_rule():
   controller = covrl.controllers.adaptive_band(
     0.4, 0.6, rate=0.1, minimum=0.01, maximum=0.05, initial=0.02
   )
-  readings = [0.5, 0.2, 0.3, 0.1, 0.7, 2.0]
-  values, _ = replay(controller, readings)
+  entropies = [0.5, 0.2, 0.3, 0.1, 0.7, 2.0]
+  values, _ = replay(controller, entropies)
   wanted = [0.02]
-  for entropy in readings[:-1]:
+  for entropy in entropies[:-1]:
     step = 0.1 * (min(0, entropy - 0.4) + max(0, entropy - 0.6))
     wanted.append(min(max(wanted[-1] - step, 0.01), 0.05))
   np.testing.assert_allclose(values, wanted, rtol=1e-5)
-  shipped = covrl.controllers.adaptive_band()
-  np.testing.assert_allclose(shipped(shipped.init()), 1e-3, rtol=1e-6)
+  default = covrl.controllers.adaptive_band()
+  np.testing.assert_allclose(default(default.init()), 1e-3, rtol=1e-6)
 
 
 def test_entropy_band_with_an_annealed_edge():
@@ -143,13 +143,13 @@ def test_controllers_replace_a_coefficient(stats, name):
   token_tx = optax.chain(covrl.entropy_bonus(controller), optax.scale(2.0))
   state, alone = token_tx.init(TokenStats.template()), controller.init()
   for entropy in (0.3, 0.2, 0.45):
-    reading = jnp.asarray(entropy)
-    coefficient = controller(alone, entropy=reading)
-    alone = controller.update(alone, entropy=reading)
+    measured = jnp.asarray(entropy)
+    coefficient = controller(alone, entropy=measured)
+    alone = controller.update(alone, entropy=measured)
     # As a checkpoint does: flatten and unflatten.
     leaves, structure = jax.tree.flatten(state)
     state = jax.tree.unflatten(structure, [np.asarray(x) for x in leaves])
-    signal, state = update(token_tx, state, stats, reading)
+    signal, state = update(token_tx, state, stats, measured)
     np.testing.assert_allclose(signal.entropy, -2 * coefficient, rtol=1e-6)
   assert all(jnp.ndim(leaf) == 0 for leaf in jax.tree.leaves(state))
   jax.tree.map(
@@ -173,18 +173,18 @@ def test_controllers_under_inject_hyperparams(stats):
 
 def test_controllers_do_not_narrow_64_bits(x64):
   for controller in CONTROLLERS.values():
-    values, _ = replay(controller, READINGS)
+    values, _ = replay(controller, ENTROPIES)
     assert values.dtype == jnp.float64
 
 
-def replay_without_reading(controller):
+def replay_without_entropy(controller):
   controller(controller.update(controller.init(), step=0), step=0)
 
 
-def test_a_missing_reading_is_named():
+def test_a_missing_context_entry_is_named():
   for controller in CONTROLLERS.values():
     with pytest.raises(TypeError, match="reads 'entropy' from the context"):
-      replay_without_reading(controller)
+      replay_without_entropy(controller)
   band = covrl.controllers.entropy_band(
     optax.linear_schedule(1, 0, 2), 2.0, below=1.0
   )

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from covrl import TokenStats, gspo, select_random, select_top, token_weights
 
-LIMIT = 64 * 1024
+LIMIT = 64 * 1024  # bytes of a program's collectives
 # A float32's key is found three bits a round.
 ROUNDS = 11
 

@@ -46,11 +46,12 @@ def is_kept(key: str, arrays: dict[str, np.ndarray]) -> bool:
   if side == 'out' and key.replace('/out/', '/out64/') in arrays:
     # Results are compared with the more accurate float64 output.
     return False
-  returns = name == ['returns'] and function not in (
+  # The duplicates: other functions' returns repeat their advantages.
+  is_duplicate = name == ['returns'] and function not in (
     'gae',
     'reinforce_plus_plus',
   )
-  return not returns
+  return not is_duplicate
 
 
 def main(source: str) -> None:

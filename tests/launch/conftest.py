@@ -14,7 +14,6 @@ import pytest
 from launch import checkout
 
 FAKE = pathlib.Path(__file__).with_name('fake.py')
-EVER = 10**6
 
 
 class Fakes:

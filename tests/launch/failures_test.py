@@ -13,19 +13,19 @@ from launch.__main__ import main
 from launch.job import Job, LaunchError
 from launch.shell import Shell
 
-EVER = 10**6
+ALL_CALLS = 10**6  # more than any test makes
 TPU = ['tpu', '--name=kl-cov', '--type=v6e-16', '--project=p', '--zone=z']
-RUN = ['--', '--config=c.py', '--workdir=gs://b/r']
+TRAIN_ARGUMENTS = ['--', '--config=c.py', '--workdir=gs://b/r']
 FINISHED = {
   'match': 'bash kl-cov.host.sh',
   'out': 'covrl-exit=0\n' * 4,
-  'times': EVER,
+  'times': ALL_CALLS,
 }
-ACTIVE = {'match': 'describe', 'out': 'ACTIVE\n', 'times': EVER}
+ACTIVE = {'match': 'describe', 'out': 'ACTIVE\n', 'times': ALL_CALLS}
 ABSENT = {'match': 'describe', 'status': 1, 'err': 'NOT_FOUND: no such thing'}
 
 
-def launch(arguments, run=RUN):
+def launch(arguments, run=TRAIN_ARGUMENTS):
   """Launches with a clock that does not wait; status, output, seconds slept."""
   output, slept = io.StringIO(), []
   shell = Shell(output=output, sleep=slept.append)
@@ -55,7 +55,11 @@ def test_retries_while_quota_is_exhausted(fakes):
 
 
 def test_gives_up_waiting_for_a_slice(fakes):
-  waiting = {'match': 'describe', 'out': 'WAITING_FOR_RESOURCES', 'times': EVER}
+  waiting = {
+    'match': 'describe',
+    'out': 'WAITING_FOR_RESOURCES',
+    'times': ALL_CALLS,
+  }
   fakes.plan(waiting)
   status, _, slept = launch([*TPU, '--max-wait=0.1'])
   assert status == 42
@@ -201,7 +205,9 @@ def test_slurm_requeues_on_the_exit_codes_for_restarting(
   fakes.plan({'match': 'srun', 'status': code})
   output = io.StringIO()
   slurm = ['slurm', '--name=a', '--nodes=1', '--gpus-per-node=1', '--dry-run']
-  assert main([*slurm, *RUN], Shell(dry_run=True, output=output)) == 0
+  assert (
+    main([*slurm, *TRAIN_ARGUMENTS], Shell(dry_run=True, output=output)) == 0
+  )
   script = tmp_path / 'job.sh'
   script.write_text(output.getvalue().rpartition('\n\nsbatch')[0])
   completed = subprocess.run(

@@ -177,12 +177,16 @@ def test_rows_of_one_sequence_need_no_mask(monkeypatch):
     )
     return jnp.sum(jnp.where(real[..., None], hidden * weights, 0)), hidden
 
-  (_, want), wanted = jax.value_and_grad(value, has_aux=True)(PARAMS, False)
+  (_, want), want_gradient = jax.value_and_grad(value, has_aux=True)(
+    PARAMS, False
+  )
   (_, got), gradient = jax.value_and_grad(value, has_aux=True)(PARAMS, True)
   np.testing.assert_allclose(got[real], want[real], atol=1e-5)
   assert np.all(np.isfinite(got))
   jax.tree.map(
-    lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), gradient, wanted
+    lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4),
+    gradient,
+    want_gradient,
   )
 
 

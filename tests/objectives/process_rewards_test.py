@@ -127,36 +127,32 @@ def unscaled_advantages(process, outcomes, ids, mask, form, **more):
 
 def test_both_forms_worked_by_hand():
   # Two responses to a prompt, of two tokens and one; the second is right.
-  golden_input = (
+  responses = (
     [[1.0, 3.0], [4.0, 9.0]],
     [0, 1],
     [5, 5],
     [[True] * 2, [True, False]],
   )
   # Means 2 and 4; baselines 4 and 2; outcomes −1 and 1.
-  assert unscaled_advantages(*golden_input, 'paper') == [
+  assert unscaled_advantages(*responses, 'paper') == [
     [-3 - 1 - 1, -1 - 1],
     [2 + 1, 0],
   ]
-  assert unscaled_advantages(*golden_input, 'paper', discount=0.5) == [
+  assert unscaled_advantages(*responses, 'paper', discount=0.5) == [
     [-4.5, -2],
     [3, 0],
   ]
-  assert unscaled_advantages(
-    *golden_input, 'paper', outcome_coefficient=0.0
-  ) == [
+  assert unscaled_advantages(*responses, 'paper', outcome_coefficient=0.0) == [
     [-4, -1],
     [2, 0],
   ]
   # Without the last tokens: rewards (1, 0) and (0), means ½ and 0, and
   # 2 r − ½ each: (1½, −½) and (−½); outcomes at the last token.
-  assert unscaled_advantages(*golden_input, 'code') == [
+  assert unscaled_advantages(*responses, 'code') == [
     [1.5 - 0.5 - 1, -0.5 - 1],
     [-0.5 + 1, 0],
   ]
-  assert unscaled_advantages(
-    *golden_input, 'code', process_coefficient=2.0
-  ) == [
+  assert unscaled_advantages(*responses, 'code', process_coefficient=2.0) == [
     [3 - 1 - 1, -1 - 1],
     [-1 + 1, 0],
   ]
@@ -165,10 +161,10 @@ def test_both_forms_worked_by_hand():
 def test_forms_differ_by_a_multiple_of_the_deviation_from_the_mean():
   process = np.random.default_rng(0).normal(size=(8, 6))
   process[:, -1] = 0  # the process reward that one of them drops
-  golden_input = process, np.zeros(8), np.arange(8) // 4, np.ones((8, 6), bool)
+  responses = process, np.zeros(8), np.arange(8) // 4, np.ones((8, 6), bool)
   difference = np.subtract(
-    unscaled_advantages(*golden_input, 'code'),
-    unscaled_advantages(*golden_input, 'paper'),
+    unscaled_advantages(*responses, 'code'),
+    unscaled_advantages(*responses, 'paper'),
   )
   deviation = process - process.mean(axis=1, keepdims=True)
   rest_of_process = np.cumsum(deviation[:, ::-1], axis=1)[:, ::-1]
@@ -222,9 +218,9 @@ def test_equal_outcomes_leave_the_process_rewards(form):
 
 @pytest.mark.parametrize('form', ['paper', 'code'])
 def test_a_response_alone_in_its_group_keeps_its_rewards(form):
-  golden_input = [[1.0, 2.0, 5.0]], [1.0], [3], np.ones((1, 3), bool)
+  responses = [[1.0, 2.0, 5.0]], [1.0], [3], np.ones((1, 3), bool)
   rest_of_process = {'paper': [8, 7, 5], 'code': [3, 2, 0]}[form]
-  assert unscaled_advantages(*golden_input, form) == [
+  assert unscaled_advantages(*responses, form) == [
     [x + 1 for x in rest_of_process]
   ]
 

@@ -88,10 +88,10 @@ def test_header_equals_that_of_the_library(name):
     )
   assert [*tensors] == [tensor.name for tensor in reader.tensors]
   for tensor in reader.tensors:
-    dequantised = tensors[tensor.name]
-    assert dequantised.start == tensor.data_offset
-    assert dequantised.size == tensor.n_bytes
-    assert dequantised.shape == tuple(tensor.shape[::-1])
+    entry = tensors[tensor.name]
+    assert entry.start == tensor.data_offset
+    assert entry.size == tensor.n_bytes
+    assert entry.shape == tuple(tensor.shape[::-1])
 
 
 def test_slices_of_interleaved_rows():

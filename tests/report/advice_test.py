@@ -130,9 +130,9 @@ def test_a_mean_covariance_below_its_tail_counts_as_sparse():
 def test_an_update_of_few_tokens_has_no_small_tails(tmp_path):
   values = {'covariance': 0.001, 'covariance_top/0.02': 0.04, 'tokens': 300.0}
   run = write_run(tmp_path / 'grpo', np.linspace(1.0, 0.05, 20), values=values)
-  figures = read(load_run(run))
-  assert figures.tails == {0.02: pytest.approx(0.04)}
-  assert advise(figures).fraction == 0.02
+  readings = read(load_run(run))
+  assert readings.tails == {0.02: pytest.approx(0.04)}
+  assert advise(readings).fraction == 0.02
 
 
 def write_run(path, entropy, *, updates=2, without=(), values=None):
@@ -153,12 +153,12 @@ def write_run(path, entropy, *, updates=2, without=(), values=None):
 
 def test_readings_of_a_run(tmp_path):
   run = write_run(tmp_path / 'grpo', np.linspace(1.0, 0.05, 20))
-  figures = read(load_run(run))
-  assert figures.iterations == 20
-  assert figures.updates_per_iteration == 2
-  assert figures.entropy_start == pytest.approx(0.975)
-  assert figures.entropy_end == pytest.approx(0.075)
-  assert figures.halving == 11
+  readings = read(load_run(run))
+  assert readings.iterations == 20
+  assert readings.updates_per_iteration == 2
+  assert readings.entropy_start == pytest.approx(0.975)
+  assert readings.entropy_end == pytest.approx(0.075)
+  assert readings.halving == 11
 
 
 def test_entropy_that_was_never_halved(tmp_path):

@@ -193,7 +193,7 @@ def test_seeds_are_averaged_problem_by_problem(measured):
 
 def test_published_results_are_shown(measured):
   name = 'qwen2_5_7b_kl_cov'
-  sets = {suite: results(suite, [1, 0]) for suite in PUBLISHED[name].figures}
+  sets = {suite: results(suite, [1, 0]) for suite in PUBLISHED[name].accuracies}
   table = table_of(measured('run', sets, recipe=name))
   assert table.titles[-1] == 'paper: KL-Cov, 7B'
   rows = dict(table.rows)
@@ -223,8 +223,8 @@ def test_published_results_are_shown(measured):
 )
 def test_printed_average_is_not_the_mean(name, mean):
   row = PUBLISHED[name]
-  assert len(row.figures) == 7
-  plain = row.mean(row.figures)
+  assert len(row.accuracies) == 7
+  plain = row.mean(row.accuracies)
   assert plain is not None
   assert plain == pytest.approx(mean, abs=0.051)
   assert row.printed != round(plain, 1)

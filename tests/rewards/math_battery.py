@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Battery of mathematical answers: pairs with the expected verdicts.
 
-`python tests/rewards/maths_battery.py` grades it and prints the table.
+`python tests/rewards/math_battery.py` grades it and prints the table.
 """
 
 from __future__ import annotations

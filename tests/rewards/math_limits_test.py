@@ -165,7 +165,9 @@ def test_time_limit_is_not_raised_in_garbage_collection():
 
 
 def test_math_verify_runs_within_limits():
-  asked = [
+  # A response with the name of a replacement of math-verify, the reference with
+  # limits in CPU seconds and in wall seconds, and the result.
+  cases = [
     (r'itself \sum_{k=1}^{10} k', ['55', 30.0, 60.0], MathVerifyResult.SAME),
     (
       r'itself \sum_{k=1}^{10} k',
@@ -178,7 +180,7 @@ def test_math_verify_runs_within_limits():
     ('abort', ['7', 30.0, 60.0], MathVerifyResult.CRASH),
     ('allocate', ['7', 30.0, 60.0], MathVerifyResult.CRASH),
   ]
-  responses, references, results = zip(*asked, strict=True)
+  responses, references, results = zip(*cases, strict=True)
   with RewardPool(scorers.ask_math_verify, workers=1, timeout=120.0) as pool:
     outcomes = pool.submit(responses, references).result()
   assert [outcome.score for outcome in outcomes] == [

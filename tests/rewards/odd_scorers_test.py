@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Invalid results of a scorer affect only their own response, whose outcome says why."""
+"""Invalid results of a scorer affect only their own response, whose outcome has the reason."""
 
 import math
 import pathlib
@@ -58,7 +58,7 @@ def test_scalars_of_numpy_are_numbers(pool, response, score):
     ('nothing', INVALID, 'the scorer returned an Outcome with score None'),
   ],
 )
-def test_what_is_no_number_is_named(pool, response, status, detail):
+def test_results_that_are_not_numbers_are_named(pool, response, status, detail):
   outcome, after = score_all(pool, response, '3')
   assert (outcome.status, math.isnan(outcome.score)) == (status, True)
   assert outcome.detail.startswith(detail), outcome.detail

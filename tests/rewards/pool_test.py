@@ -47,7 +47,7 @@ def children() -> set[int]:
   return pids
 
 
-def runs(pid: int) -> bool:
+def is_running(pid: int) -> bool:
   """Returns whether a process exists and is not a zombie."""
   try:
     stat = pathlib.Path(f'/proc/{pid}/stat').read_text()
@@ -183,9 +183,9 @@ def test_workers_end_with_a_killed_program(tmp_path):
     program.kill()
   assert len(workers) == 2
   deadline = time.monotonic() + 10.0
-  while any(map(runs, workers)) and time.monotonic() < deadline:
+  while any(map(is_running, workers)) and time.monotonic() < deadline:
     time.sleep(0.05)
-  assert not any(map(runs, workers))
+  assert not any(map(is_running, workers))
 
 
 def test_workers_do_not_import_jax(scorers):

@@ -133,9 +133,9 @@ def test_killed_trainer_leaves_no_sandbox_behind(tmp_path):
     assert len(inside) >= 4
     trainer.kill()
   deadline = time.monotonic() + 10.0
-  while any(map(_runs, inside)) and time.monotonic() < deadline:
+  while any(map(_is_running, inside)) and time.monotonic() < deadline:
     time.sleep(0.05)
-  assert not any(map(_runs, inside))
+  assert not any(map(_is_running, inside))
 
 
 def test_judge_as_process_1_reaps_its_children():
@@ -230,7 +230,7 @@ def _descendants(pid: int) -> list[int]:
   return descendants
 
 
-def _runs(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
   with contextlib.suppress(OSError):
     return ') Z' not in pathlib.Path(f'/proc/{pid}/stat').read_text()
   return False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A failed save says one sentence, whatever its libraries leave behind."""
+"""A failed save is reported in one sentence, whatever its libraries leave behind."""
 
 import asyncio
 import errno

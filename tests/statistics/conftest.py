@@ -33,12 +33,12 @@ def reference(
   }
   if signal is not None:
     g, h = (np.asarray(x).astype('f8')[..., None] for x in signal)
-    pull = g * (hot - pi) - h * pi * (finite + entropy[..., None])
-    pull = np.where(possible, pull, 0) / temperature
+    cotangent = g * (hot - pi) - h * pi * (finite + entropy[..., None])
+    cotangent = np.where(possible, cotangent, 0) / temperature
     if soft_cap is not None:
-      pull = pull * (1 - (capped / soft_cap) ** 2)
-    flat = pull.reshape(-1, pull.shape[-1])
-    out['hidden'] = pull @ unembedding.T
+      cotangent = cotangent * (1 - (capped / soft_cap) ** 2)
+    flat = cotangent.reshape(-1, cotangent.shape[-1])
+    out['hidden'] = cotangent @ unembedding.T
     out['unembedding'] = hidden.reshape(-1, hidden.shape[-1]).T @ flat
   return out
 

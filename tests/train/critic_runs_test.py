@@ -124,7 +124,7 @@ def test_health_counts_updates_that_the_critic_skips():
   }
   health.count(metrics, 'update 2 of iteration 1', warnings.append)
   assert warnings == [
-    'update 2 of iteration 1 is skipped of the critic: its loss is nan'
+    'update 2 of iteration 1 is skipped by the critic: its loss is nan'
   ]
   assert (health.skipped, health.skipped_in_a_row) == (1, 1)
   health.count(metrics | {'critic/skipped': 0.0}, 'the next', warnings.append)

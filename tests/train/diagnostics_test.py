@@ -54,14 +54,14 @@ def updates(every, *, shape=(1,), micro_batches=1, reads_moments=False):
   step = make_train_step(POLICY, CLIPPED, token_tx, TX, settings)
   mesh = sharding.make_mesh(shape, jax.devices()[: int(np.prod(shape))])
   run = jax.jit(step, compiler_options=QUICK)
-  state, readings = initial(token_tx), []
+  state, metrics_by_update = initial(token_tx), []
   with sharding.use_mesh(mesh, sharding.TRAIN_RULES):
     state = jax.device_put(state, sharding.replicated(mesh))
     rows = sharding.shard_batch(padded(), mesh)
     for _ in range(3):
       state, found = run(state, rows, np.asarray(False), jax.random.key(0))
-      readings.append(jax.device_get(found))
-  return jax.device_get(state), readings
+      metrics_by_update.append(jax.device_get(found))
+  return jax.device_get(state), metrics_by_update
 
 
 @pytest.mark.parametrize(
@@ -69,9 +69,11 @@ def updates(every, *, shape=(1,), micro_batches=1, reads_moments=False):
 )
 def test_diagnostics_are_computed_at_their_interval(shape, micro_batches):
   wanted_state, wanted = updates(1)
-  state, readings = updates(2, shape=shape, micro_batches=micro_batches)
+  state, metrics_by_update = updates(
+    2, shape=shape, micro_batches=micro_batches
+  )
   for number, (found, reference) in enumerate(
-    zip(readings, wanted, strict=True)
+    zip(metrics_by_update, wanted, strict=True)
   ):
     assert set(found) == set(reference) >= set(DIAGNOSTICS)
     for name in reference:

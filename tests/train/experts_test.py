@@ -17,7 +17,7 @@ from covrl.parallel import sharding
 from covrl.train.step import StepSettings, make_train_step
 from covrl.types import Measurements, TrainState
 
-BALANCE = 0.5
+BALANCE = 0.5  # coefficient of the load-balancing loss
 POLICY = Policy(
   dataclasses.replace(tiny(16), experts=Experts(count=4, per_token=2))
 )
@@ -58,13 +58,13 @@ def update(shape, micro_batches, balance):
   )
   run = jax.jit(step, compiler_options=QUICK)
   with jax.set_mesh(mesh):
-    state, readings = run(
+    state, metrics = run(
       state,
       sharding.shard_batch(rows(), mesh),
       np.asarray(True),
       jax.random.key(3),
     )
-  return jax.device_get((state.opt_state[0].trace, readings))
+  return jax.device_get((state.opt_state[0].trace, metrics))
 
 
 def assert_close(got, expected):
@@ -76,20 +76,24 @@ def assert_close(got, expected):
 
 
 def test_meshes_and_micro_batches_do_not_matter():
-  gradients, readings = update((8,), 1, BALANCE)
+  gradients, metrics = update((8,), 1, BALANCE)
   for shape, micro_batches in (((1, 2, 1, 4), 1), ((2, 1, 2, 2), 4)):
-    got, figures = update(shape, micro_batches, BALANCE)
+    got, other_metrics = update(shape, micro_batches, BALANCE)
     assert_close(got, gradients)
-    assert readings.keys() == figures.keys()
-    for name in readings:
+    assert metrics.keys() == other_metrics.keys()
+    for name in metrics:
       np.testing.assert_allclose(
-        figures[name], readings[name], rtol=1e-4, atol=1e-5, err_msg=name
+        other_metrics[name],
+        metrics[name],
+        rtol=1e-4,
+        atol=1e-5,
+        err_msg=name,
       )
 
 
 def test_the_load_balancing_loss_is_added_to_the_gradient():
-  plain, readings = update((8,), 1, 0.0)
-  balanced, figures = update((8,), 1, BALANCE)
+  plain, metrics = update((8,), 1, 0.0)
+  balanced, other_metrics = update((8,), 1, BALANCE)
   batch = jax.tree.map(jnp.asarray, rows())
 
   def balance(params):
@@ -112,11 +116,11 @@ def test_the_load_balancing_loss_is_added_to_the_gradient():
   )
   # What is reported does not depend on the coefficient, and is not part of the
   # loss. Padding is routed to no expert.
-  assert readings['loss'] == figures['loss']
+  assert metrics['loss'] == other_metrics['loss']
   assert int(routing.tokens[0]) == int((batch.segment_ids > 0).sum())
   counts = np.asarray(routing.counts)
   assert (counts.sum(axis=1) == 2 * np.asarray(routing.tokens)).all()
-  for values in (readings, figures):
+  for values in (metrics, other_metrics):
     np.testing.assert_allclose(
       values['router/balance'], load_balance(routing.mass, routing), rtol=1e-5
     )

@@ -54,27 +54,27 @@ def packed_and_unpacked():
 
 
 def update(compiled, batch):
-  """Parameters and readings after an update."""
-  state, readings = compiled.update(
+  """Parameters and metrics after an update."""
+  state, metrics = compiled.update(
     compiled.init_state(parameters()), batch, first=False, key=jax.random.key(3)
   )
-  return jax.device_get((state.trainable, readings))
+  return jax.device_get((state.trainable, metrics))
 
 
 def test_packed_rows_give_the_same_update(packed_and_unpacked):
   batch = rows()
   num_tokens = np.count_nonzero(batch.segment_ids)
   assert num_tokens < 48 * WIDTH < SEQUENCES * WIDTH
-  (trained, readings), (expected, figures) = (
+  (trained, metrics), (expected, expected_metrics) = (
     update(compiled, batch) for compiled in packed_and_unpacked
   )
-  assert readings['selected'] == figures['selected'] > 0
-  assert readings['tokens'] == figures['tokens']
-  assert readings['packed'] == 1
-  assert 'packed' not in figures
-  for name, value in figures.items():
+  assert metrics['selected'] == expected_metrics['selected'] > 0
+  assert metrics['tokens'] == expected_metrics['tokens']
+  assert metrics['packed'] == 1
+  assert 'packed' not in expected_metrics
+  for name, value in expected_metrics.items():
     np.testing.assert_allclose(
-      readings[name], value, rtol=1e-4, atol=1e-5, err_msg=name
+      metrics[name], value, rtol=1e-4, atol=1e-5, err_msg=name
     )
   for ours, theirs in zip(
     *map(jax.tree.leaves, (trained, expected)), strict=True
@@ -90,12 +90,12 @@ def test_rows_that_do_not_fit_are_not_packed(packed_and_unpacked):
     segment_ids=np.ones_like(batch.segment_ids),
     positions=np.broadcast_to(np.arange(WIDTH), batch.positions.shape),
   )
-  (trained, readings), (expected, figures) = (
+  (trained, metrics), (expected, expected_metrics) = (
     update(compiled, full) for compiled in packed_and_unpacked
   )
-  assert readings.pop('packed') == 0
+  assert metrics.pop('packed') == 0
   # Metrics of no tokens are NaN in both.
-  np.testing.assert_equal(readings, figures)
+  np.testing.assert_equal(metrics, expected_metrics)
   assert jax.tree.all(
     jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b)), trained, expected)
   )

@@ -118,7 +118,7 @@ def test_advantages_and_readings(reference):
 
 def test_meshes_do_not_matter():
   credit_inputs = inputs()
-  wanted, _, readings = estimate_credit(credit_inputs)
+  wanted, _, expected_metrics = estimate_credit(credit_inputs)
   mesh = sharding.make_mesh((2, 2, 2))
   run = jax.jit(
     prime_advantages(make_config()).estimate,
@@ -129,9 +129,9 @@ def test_meshes_do_not_matter():
       run((), sharding.shard_batch(credit_inputs, mesh))
     )
   np.testing.assert_allclose(advantages, wanted, atol=2e-5)
-  for name, value in readings.items():
+  for name, value in expected_metrics.items():
     assert metrics[name] == pytest.approx(value, rel=1e-5), name
-  assert metrics['prm/scoring/scale'] == readings['prm/scoring/scale']
+  assert metrics['prm/scoring/scale'] == expected_metrics['prm/scoring/scale']
 
 
 def test_equal_rewards_have_no_pairs_and_process_rewards_alone():

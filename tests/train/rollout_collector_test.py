@@ -105,9 +105,9 @@ def test_draws_until_there_are_enough_informative_groups(run):
 def test_the_reference_is_constant_between_resets(run):
   assert len(run) == 16
   # The penalty is 0 while the reference equals the policy.
-  pushes = [line['penalty_share'] for line in run]
-  assert max(pushes[0], pushes[8]) < 1e-4
-  assert min(pushes[1:8]) > 1e-3
+  shares = [line['penalty_share'] for line in run]
+  assert max(shares[0], shares[8]) < 1e-4
+  assert min(shares[1:8]) > 1e-3
 
 
 def test_entropy_change_is_measured_at_its_interval(run):

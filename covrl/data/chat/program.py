@@ -28,7 +28,7 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-_MAX_REASON = 200
+_MAX_REASON = 200  # characters of the reason for which a template fails
 # Names of a message's reasoning; the first is the standard one.
 _REASONING = ('reasoning_content', 'thinking', 'reasoning')
 

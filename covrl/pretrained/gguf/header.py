@@ -31,6 +31,7 @@ _MAX_ARRAY = 2**21
 _MAX_AXES = 4
 _DEFAULT_ALIGNMENT = 32
 
+# Types of the metadata's values, numbered as in the format.
 _STRING, _ARRAY = 8, 9
 _SCALARS: Mapping[int, np.dtype] = {
   code: np.dtype(name)

@@ -15,6 +15,7 @@ from covrl.rewards.math.canonical import is_unknown
 from covrl.rewards.math.evaluate import Undefined
 from covrl.rewards.math.quantities import split
 
+# Letters that usually name functions.
 _FUNCTIONS = set('fghpqFGHPEV') | {'\\phi', '\\varphi'}
 _COMBINATIONS = {
   *('sum', 'product', 'quotient', 'absolute', 'negative', 'tuple', 'call'),

@@ -26,7 +26,8 @@ from covrl.rewards.math.families import (
 )
 from covrl.rewards.math.quantities import compound
 
-MAX_ELEMENTS = 64
+MAX_ELEMENTS = 64  # of a set that is compared with another one
+# Kinds of nodes that are not single quantities.
 _COLLECTIONS = (
   *('tuple', 'set', 'list', 'matrix', 'ratio', 'relation', 'clock', 'union'),
   *('family', 'progression', 'reals', 'builder', 'text', 'infinity'),
@@ -35,6 +36,7 @@ _COLLECTIONS = (
 Verdict: TypeAlias = bool | None
 """Whether two answers agree; `None` if this cannot be decided."""
 
+# Kinds of nodes whose parts are compared in order.
 _ORDERED = (
   *('tuple', 'matrix', 'cases', 'congruence', 'progression', 'integer_only'),
 )
@@ -70,9 +72,11 @@ def _equivalent(left: Node, right: Node) -> Verdict:
     Node('ratio', node.parts) if node.kind == 'clock' and node.parts else node
     for node in (left, right)
   )
-  one, other = (read_chain(node, _same_strictly) for node in (left, right))
-  if one or other:
-    return _same_chains((left, one), (right, other))
+  left_chain, right_chain = (
+    read_chain(node, _same_strictly) for node in (left, right)
+  )
+  if left_chain or right_chain:
+    return _same_chains((left, left_chain), (right, right_chain))
   if 'family' in (left.kind, right.kind):
     return _same_families(left, right)
   if real_sets.is_set(left) or real_sets.is_set(right):
@@ -104,20 +108,20 @@ def _same_chains(
   left: tuple[Node, Chain | None], right: tuple[Node, Chain | None]
 ) -> Verdict:
   """Compares two answers, at least one of which is a chain of equations."""
-  (whole, one), (other_whole, other) = left, right
-  if one and other and not _may_be_same(one.name, other.name):
-    return _same_relations(whole, other_whole)
-  if one and other:
-    return _any_same(_values(one), _values(other))
-  if not one:
+  (answer, chain), (other_answer, other_chain) = left, right
+  if chain and other_chain and not _may_be_same(chain.name, other_chain.name):
+    return _same_relations(answer, other_answer)
+  if chain and other_chain:
+    return _any_same(_values(chain), _values(other_chain))
+  if not chain:
     return _same_chains(right, left)
-  if other_whole.kind != 'relation':
-    return _any_same(_values(one), [other_whole])
-  if one.name is None:
+  if other_answer.kind != 'relation':
+    return _any_same(_values(chain), [other_answer])
+  if chain.name is None:
     return False
   # 2x = 10 is unsolved; y = 2x and 2x − y = 0 are the same line.
-  is_solved = not numeric.symbols(one.value)
-  return False if is_solved else _same_relations(whole, other_whole)
+  is_solved = not numeric.symbols(chain.value)
+  return False if is_solved else _same_relations(answer, other_answer)
 
 
 def _may_be_same(left: Node | None, right: Node | None) -> bool:
@@ -239,12 +243,12 @@ def _intervals(node: Node) -> list[Node]:
     return _intervals(node.parts[1])
   if node.kind == 'relation' and len(node.parts) == 2:
     (name, end), (sign,) = node.parts, node.value
-    far = Node('infinity')
+    infinity = Node('infinity')
     if name.kind == 'symbol' and sign in ('<', 'le'):
-      ends = Node('negative', (far,)), end
+      ends = Node('negative', (infinity,)), end
       return [Node('tuple', ends, '(]' if sign == 'le' else '()')]
     if name.kind == 'symbol' and sign in ('>', 'ge'):
-      return [Node('tuple', (end, far), '[)' if sign == 'ge' else '()')]
+      return [Node('tuple', (end, infinity), '[)' if sign == 'ge' else '()')]
   if node.kind == 'relation' and len(node.parts) == 3:
     if node.value[0] in ('>', 'ge'):
       node = _reverse(node)
@@ -268,13 +272,14 @@ def _same_collections(left: Node, right: Node) -> Verdict:
       if other.kind != 'list' or not _values_by_name(other):
         return False
   # 1 hour, 30 minutes is one quantity.
-  wholes = [
+  compounds = [
     compound(node.parts) if node.kind == 'list' else None
     for node in (left, right)
   ]
-  if any(wholes) and not all(wholes):
+  if any(compounds) and not all(compounds):
     one, other = (
-      whole or node for whole, node in zip(wholes, (left, right), strict=True)
+      quantity or node
+      for quantity, node in zip(compounds, (left, right), strict=True)
     )
     if {one.kind, other.kind} & {'set', 'list'}:
       return False

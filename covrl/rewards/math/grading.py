@@ -232,8 +232,9 @@ def _parse_and_compare(reference_text: str, answer_text: str) -> Verdict:
     if (
       not verdict and parse(reference_text, merge_thousands=False) == reference
     ):
-      loose = parse(answer_text, merge_thousands=False)
-      verdict = verdict if loose == answer else equivalent(reference, loose)
+      unmerged = parse(answer_text, merge_thousands=False)
+      if unmerged != answer:
+        verdict = equivalent(reference, unmerged)
     return verdict
   except (ParseError, Undefined, RecursionError):
     return None

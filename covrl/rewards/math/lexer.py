@@ -13,7 +13,7 @@ from covrl.rewards.math import vocabulary
 from covrl.rewards.math.ast import ParseError
 from covrl.rewards.math.units import BARE_UNITS, is_known
 
-MAX_TOKENS = 2000
+MAX_TOKENS = 2000  # of an answer
 
 
 class Token(NamedTuple):

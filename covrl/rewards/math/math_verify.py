@@ -23,10 +23,10 @@ import signal
 import sys
 from typing import Any, NoReturn
 
-MAX_LENGTH = 400
+MAX_LENGTH = 400  # characters of an answer that is given to math-verify
 MEMORY = 1 << 29  # bytes that a child may use beyond those of its parent
 
-_NO_ALARM = 0
+_NO_ALARM = 0  # math-verify's time limit, which would set a signal handler
 
 _RELATION = re.compile(
   r'[=<>,;:]|\\(?:le|ge|ne|in|approx|equiv|to|pm|mp|cup|cap|begin|text)\b'

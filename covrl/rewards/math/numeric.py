@@ -116,7 +116,7 @@ def _equal(left: Node, right: Node, natural_log: bool) -> bool | None:
   precision = _precision(left, right)
   names = sorted(symbols(left) | symbols(right))
   imaginary = any(_has_symbol(node, 'i') for node in (left, right))
-  real, complex_equal = 0, 0
+  real_equal, complex_equal = 0, 0
   for point in _points(names):
     try:
       values = [
@@ -137,10 +137,10 @@ def _equal(left: Node, right: Node, natural_log: bool) -> bool | None:
       continue
     if not same:
       return False
-    real += 1
+    real_equal += 1
   if not names:
-    return True if real else None
-  return True if real >= 2 or complex_equal >= 3 else None
+    return True if real_equal else None
+  return True if real_equal >= 2 or complex_equal >= 3 else None
 
 
 def _points(names: Sequence[str]) -> list[dict[str, Fraction]]:
@@ -149,18 +149,20 @@ def _points(names: Sequence[str]) -> list[dict[str, Fraction]]:
     return [{}]
   points: list[dict[str, Fraction]] = []
   for index, (low, high) in enumerate(_RANGES):
-    draws = {name: random.Random(f'{index} {name}') for name in names}
+    generators = {name: random.Random(f'{index} {name}') for name in names}
     points.append(
       {
-        name: Fraction(round(draw.uniform(low, high) * 1009), 1009)
-        for name, draw in draws.items()
+        name: Fraction(round(rng.uniform(low, high) * 1009), 1009)
+        for name, rng in generators.items()
       }
     )
   # Factorials and signs such as (−1)^n are defined for integers only.
   for index in range(4):
-    draws = {name: random.Random(f'whole {index} {name}') for name in names}
+    generators = {
+      name: random.Random(f'whole {index} {name}') for name in names
+    }
     points.append(
-      {name: Fraction(draw.randint(2, 9)) for name, draw in draws.items()}
+      {name: Fraction(rng.randint(2, 9)) for name, rng in generators.items()}
     )
   return points
 

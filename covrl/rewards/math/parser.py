@@ -14,8 +14,9 @@ from covrl.rewards.math.ast import Node, ParseError
 from covrl.rewards.math.brackets import BracketParser
 from covrl.rewards.math.lexer import Token
 
-MAX_DEPTH = 40
+MAX_DEPTH = 40  # of nested expressions
 
+# Commands with which a factor can begin.
 _FACTORS = (
   vocabulary.SYMBOLS
   | vocabulary.FUNCTIONS

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     offer_packages,
   )
 
-_CONTROL = 9
+_CONTROL = 9  # the descriptor of the socket to the judge
 _SIGKILL = 9
-_SUBREAPER = 36
+_SUBREAPER = 36  # an option of `prctl`: orphans become children of this process
 
 
 def main(control: int) -> None:

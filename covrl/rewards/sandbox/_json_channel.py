@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
   from covrl.rewards.sandbox._program import from_json, to_json
 
-_LONGEST_LINE = 1 << 24
+_LONGEST_LINE = 1 << 24  # bytes of a message
 _SCALARS = (bool, int, float, str)
 _SEQUENCES = {
   'list': list,

@@ -40,7 +40,7 @@ class _PathRule(ctypes.Structure):
   _fields_ = (('access', ctypes.c_uint64), ('parent', ctypes.c_int32))
 
 
-class _Program(ctypes.Structure):
+class _FilterProgram(ctypes.Structure):
   _fields_ = (('length', ctypes.c_ushort), ('code', ctypes.c_char_p))
 
 
@@ -69,7 +69,7 @@ def restrict() -> None:
 def confine() -> None:
   """Restricts this process permanently to the filter's system calls."""
   code = settings['filter']
-  program = _Program(len(code) // 8, code)
+  program = _FilterProgram(len(code) // 8, code)
   _check(_libc.prctl(_SET_FILTER, 2, ctypes.byref(program), 0, 0))
 
 

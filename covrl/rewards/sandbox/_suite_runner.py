@@ -32,7 +32,7 @@ if TYPE_CHECKING:
   job: dict[str, Any] = {}
 
 
-_GENERATOR = 0x20
+_GENERATOR = 0x20  # the flag of a generator function's code, `CO_GENERATOR`
 
 
 class Names(dict):

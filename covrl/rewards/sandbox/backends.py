@@ -17,6 +17,7 @@ from covrl.rewards.sandbox.sandbox import Sandbox, SandboxError
 from covrl.rewards.sandbox.session import Session
 from covrl.rewards.sandbox.test_formats import PrintTest
 
+# The program, test and time limit with which a backend is tried out.
 _PROGRAM = b'print(sum(map(int, input().split())))'
 _TEST = PrintTest(b'1 2', b'3')
 _SECONDS = 20.0

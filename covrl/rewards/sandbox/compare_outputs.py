@@ -17,14 +17,14 @@ from typing import Any
 TOLERANCE = 1e-6
 """Relative tolerance for floats; for printed ones also absolute."""
 
-_NEAR_ZERO = 1e-9
+_NEAR_ZERO = 1e-9  # absolute tolerance of results
 _WORD = re.compile(rb'[^\s,:;()\[\]{}]+|[,:;()\[\]{}]')
 _FRACTION = re.compile(rb'[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?')
 _INTEGER = re.compile(rb'[+-]?\d+')
-_LONGEST_NUMBER = 400
-_LARGEST_EXACT = 1 << 53
-_LONGEST_INTEGER = 4000
-_SHOWN = 60
+_LONGEST_NUMBER = 400  # characters of a printed number
+_LARGEST_EXACT = 1 << 53  # integers up to it are floats without rounding
+_LONGEST_INTEGER = 4000  # digits
+_SHOWN = 60  # characters of an output that a sentence repeats
 _MISSING = object()
 
 

@@ -11,7 +11,7 @@ import pathlib
 import subprocess
 import sys
 
-_TIMEOUT = 300.0
+_TIMEOUT = 300.0  # seconds for the probe
 # Prints the libraries mapped after importing all extension modules.
 _PROBE = """
 import json, os, sys, sysconfig, warnings

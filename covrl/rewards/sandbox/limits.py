@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from covrl.rewards.sandbox.resource_usage import Usage
 
-_TICK = 0.025
+_TICK = 0.025  # seconds between measurements of a job's usage
 
 
 class EndReason(enum.Enum):

@@ -28,6 +28,8 @@ from covrl.rewards.sandbox.test_formats import (
 # Seconds for the server's queue and the network, beyond the program's time.
 _OVERHEAD = 60.0
 _PROGRAM_SCRIPT = pathlib.Path(__file__).with_name('_program.py')
+# Code after that script: compiles the program, calls a function of it with the
+# arguments on standard input, and writes the result, or why it failed.
 _CALL = """
 program = Program({program!r})
 reason = program.compile()
@@ -40,6 +42,7 @@ else:
   _call(program, {name!r}, json.loads(_read(0)))
 os._exit(0)
 """
+# Begins the output if the program does not compile.
 _PREFIX = b'not compiled: '
 
 

@@ -35,7 +35,7 @@ _START = (
   'for script in marshal.loads(os.pread({},1<<20,0)):exec(marshal.loads(script))'
 )
 _SCRIPTS = ('_program.py', '_descendants.py', '_job_runner.py')
-_TIMEOUT = 30.0
+_TIMEOUT = 30.0  # seconds for a sandbox to start, answer or end
 
 
 class SandboxError(Exception):

@@ -19,11 +19,14 @@ import errno
 import functools
 import os
 
+# libseccomp: actions, an attribute of filters, and comparisons of arguments.
 _ALLOW = 0x7FFF0000
 _ERRNO = 0x00050000
 _OPTIMIZE = 8
+_NOT_EQUAL = 1
 _MASKED_EQUAL = 7
 
+# Flags of clone: all CLONE_NEW…, and CLONE_THREAD.
 _NEW_NAMESPACES = 0x7E020000
 _NEW_THREAD = 0x00010000
 
@@ -82,8 +85,7 @@ _ON_PROCESSES = (
   'ptrace',
 )
 _REFUSE = _ERRNO | errno.EPERM
-_NOT_EQUAL = 1
-_UNIX = 1
+_UNIX = 1  # AF_UNIX
 _PRCTLS = {'PR_SET_NAME': 15, 'PR_GET_NAME': 16}
 
 

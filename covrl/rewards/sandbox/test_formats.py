@@ -74,7 +74,7 @@ def parse_tests(tests: Sequence[Mapping[str, Any]]) -> list[Test]:
 
   Raises:
     ValueError: if there are no tests, or one has an unknown format; the message
-      says which.
+      names it.
   """
   if isinstance(tests, str) or not isinstance(tests, Sequence):
     raise ValueError(f'tests must be a list, got {tests!r:.200}')

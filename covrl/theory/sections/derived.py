@@ -168,6 +168,7 @@ def _least_gain(settings: Settings, formula: Formula) -> float:
   return float(least)
 
 
+# Powers of 1/t with which the bias falls, and its size at t = 1.
 POWERS = (0.25, 0.5, 1.0)
 BIAS_SCALE = 0.01
 

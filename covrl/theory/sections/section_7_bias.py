@@ -101,9 +101,9 @@ def dense_bias(settings: Settings, formula: Formula) -> Evidence:
   pi = categorical.softmax(np.asarray(logits)[0])
   pairs = [(a, b) for a in range(3) for b in range(3)]
   probabilities = np.array([pi[0, a] * pi[0, b] for a, b in pairs])
-  moves = np.asarray(_bonus_moves(logits, jnp.asarray(pairs)))[:, 0]
-  first = categorical.weighted_covariance(
-    probabilities, moves[:, 1]
+  changes = np.asarray(_bonus_changes(logits, jnp.asarray(pairs)))[:, 0]
+  covariance = categorical.weighted_covariance(
+    probabilities, changes[:, 1]
   )  # For the state after action 0.
   gradient = pi[1] * categorical.centred_logprobs(pi[1])
   predicted = formula(pi[0, 0], 2, gradient)
@@ -115,12 +115,12 @@ def dense_bias(settings: Settings, formula: Formula) -> Evidence:
         abs(uniform * categorical.centred_logprobs(uniform)).min(),
         1e-15,
       ),
-      at_most('variance that the bonus adds', np.diag(first).max(), 0.0),
+      at_most('variance that the bonus adds', np.diag(covariance).max(), 0.0),
     ],
     corrected=[
       at_most(
         'relative error of ρ (1 − ρ)(π f)²/n, α = 1',
-        abs(predicted / np.diag(first) - 1).max(),
+        abs(predicted / np.diag(covariance) - 1).max(),
         1e-9,
       ),
     ],
@@ -128,11 +128,11 @@ def dense_bias(settings: Settings, formula: Formula) -> Evidence:
 
 
 @jax.jit
-def _bonus_moves(logits: jax.Array, pairs: jax.Array) -> jax.Array:
+def _bonus_changes(logits: jax.Array, pairs: jax.Array) -> jax.Array:
   """Change of the logits by the bonus alone, per pair of first actions."""
   chain = covrl.entropy_bonus(1.0)
 
-  def move(pair: jax.Array) -> jax.Array:
+  def change(pair: jax.Array) -> jax.Array:
     root, last = jnp.zeros_like(pair), jnp.zeros_like(pair)
     tokens = tabular.Tokens(
       states=jnp.stack([root, 1 + pair], 1),
@@ -145,7 +145,7 @@ def _bonus_moves(logits: jax.Array, pairs: jax.Array) -> jax.Array:
     updated = tabular.update(logits, tokens, chain, learning_rate=1.0)
     return updated.logits - logits
 
-  return jax.vmap(move)(pairs)
+  return jax.vmap(change)(pairs)
 
 
 @claim(

@@ -144,13 +144,15 @@ def _update_covariances(settings: Settings) -> Float[np.ndarray, 'N 2 K K']:
   bandits, batches = settings.choose(100, 40), settings.choose(1000, 300)
   rng = settings.rng()
   rewards, logits = rng.normal(size=(2, bandits, 1, 1, 5))
-  moves = np.asarray(_moves(rewards, logits, settings.key(), batches))
-  moves = moves - moves.mean(1, keepdims=True)
-  return np.einsum('bnci,bncj->bcij', moves, moves) / batches
+  updates = np.asarray(
+    _sampled_updates(rewards, logits, settings.key(), batches)
+  )
+  updates = updates - updates.mean(1, keepdims=True)
+  return np.einsum('bnci,bncj->bcij', updates, updates) / batches
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def _moves(
+def _sampled_updates(
   rewards: Float[jax.Array, 'N 1 1 K'],
   logits: Float[jax.Array, 'N 1 1 K'],
   key: jax.Array,
@@ -164,7 +166,7 @@ def _moves(
     tree = trees.full_tree(rewards[:, 0], 1)
     tokens = tabular.sample_tokens(tree, logits, noise, scale=None)
 
-    def move(fraction: jax.Array) -> jax.Array:
+    def change(fraction: jax.Array) -> jax.Array:
       chain = covrl.clip_cov(fraction, 0.1, 50.0, allow_large=True)
       updated = tabular.update(
         logits,
@@ -177,7 +179,7 @@ def _moves(
       )
       return (updated.logits - logits)[0, 0]
 
-    return jax.vmap(move)(jnp.array([0.0, 0.25]))
+    return jax.vmap(change)(jnp.array([0.0, 0.25]))
 
   bandits = len(rewards)
   draw, key = jax.random.split(key)

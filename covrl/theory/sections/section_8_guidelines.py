@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Section VIII: the reward–entropy law and the guidelines for practice.
 
-Figures that the section reports from experiments of other papers (correlations,
+Numbers that the section reports from experiments of other papers (correlations,
 fractions, gains) are not checked.
 """
 
@@ -299,7 +299,7 @@ def _method_plots(results: method_study.MethodResults) -> list[Plot]:
   ]
 
 
-# Figures of the paper, VIII.B: mean covariance of all tokens and of the top
+# Numbers of the paper, VIII.B: mean covariance of all tokens and of the top
 # 0.02 %.
 MEAN_COVARIANCE, TOP_COVARIANCE = 0.003, 5.654
 

@@ -171,7 +171,7 @@ def unbiased_entropy(settings: Settings, formula: Formula) -> Evidence:
   corrected='Not in distribution: if optima tie, two seeds of the same method '
   'differ as much, and regularised runs end with better policies where plain '
   'runs get stuck. Reward and the probability of optimal responses can be '
-  'compared, with controls: another seed, β = 0, constant coefficients.',
+  'compared, beside another seed, β = 0 and constant coefficients.',
   verdict='fails',
   formula=lambda p, q: abs(p - q).sum(-1).mean(-1) / 2,
 )
