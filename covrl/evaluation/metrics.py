@@ -60,9 +60,9 @@ def pass_at_k(correct: Marks, k: int) -> Float[np.ndarray, ' N']:
     Chen et al., Evaluating Large Language Models Trained on Code,
     arXiv:2107.03374, equation 1.
   """
-  if not 1 <= k <= correct.shape[1]:
+  if isinstance(k, bool | float) or not 1 <= k <= correct.shape[1]:
     raise ValueError(
-      f'k must lie in [1, {correct.shape[1]}] responses, got {k}'
+      f'k must be an integer in [1, {correct.shape[1]}], the responses, got {k!r}'
     )
   counts = (~np.isnan(correct)).sum(axis=1)[:, None]
   wrong = counts - (correct == 1).sum(axis=1)[:, None]

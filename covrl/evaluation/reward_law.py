@@ -15,6 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+# Entropies beyond any vocabulary's, in nats, whose exponential may overflow.
+_MAX_ENTROPY = 100.0
+
 Numbers = Float[np.ndarray, ' n']
 Pair = Float[np.ndarray, '2']
 
@@ -90,8 +93,8 @@ def reward_law(
     seed: seed of the resampling.
 
   Raises:
-    ValueError: there are fewer than nine points, or the entropies of the first
-      third are all equal.
+    ValueError: there are fewer than nine points, a number is not finite, or the
+      entropies of the first third are all equal.
 
   References:
     Cui et al., `The Entropy Mechanism of Reinforcement Learning for Reasoning
@@ -109,6 +112,13 @@ def reward_law(
     raise ValueError(
       'a law of reward needs nine points or more of entropy and of reward, got '
       f'{entropy.size} and {reward.size}'
+    )
+  finite = np.isfinite(reward) & (np.abs(entropy) <= _MAX_ENTROPY)
+  if not finite.all():
+    raise ValueError(
+      f'a law of reward needs finite rewards and entropies of at most'
+      f' {_MAX_ENTROPY:g} nats, got {entropy[~finite][0]:g} with the reward'
+      f' {reward[~finite][0]:g}'
     )
   if np.ptp(entropy[: entropy.size // 3]) == 0:
     raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Key, PyTree
 
@@ -51,6 +52,12 @@ def make_policy_of_size(recipe: Recipe, vocab_size: int) -> Policy:
   if not isinstance(model, ModelConfig):
     raise ConfigError(
       f"the recipe's model must return a ModelConfig, got {type(model).__name__}"
+    )
+  if 'float64' in (model.dtype, model.param_dtype) and (
+    jnp.result_type(float) != jnp.float64
+  ):
+    raise ConfigError(
+      "the recipe's model of float64 needs JAX_ENABLE_X64=1, got JAX without it"
     )
   check_lengths(recipe.config)
   if recipe.config.train.routing_replay and model.experts is None:

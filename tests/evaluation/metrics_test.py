@@ -4,6 +4,7 @@
 import dataclasses
 import itertools
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,9 +41,9 @@ def test_pass_at_k_of_many_responses():
   assert pass_at_k(correct, 1).tolist() == pytest.approx([0.0, 3 / 1024])
 
 
-@pytest.mark.parametrize('k', [0, 5])
-def test_pass_at_k_refuses_k_out_of_range(k):
-  with pytest.raises(ValueError, match=rf'in \[1, 4\] responses, got {k}'):
+@pytest.mark.parametrize('k', [0, 5, 1.5])
+def test_pass_at_k_refuses_k_out_of_range(k: Any):
+  with pytest.raises(ValueError, match=rf'in \[1, 4\], the responses, got {k}'):
     pass_at_k(np.ones((1, 4), bool), k)
 
 

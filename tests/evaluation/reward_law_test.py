@@ -47,3 +47,8 @@ def test_refuses_few_points_and_constant_entropies():
     reward_law(np.ones(5), np.ones(5))
   with pytest.raises(ValueError, match='entropies that differ'):
     reward_law(np.ones(30), np.ones(30))
+  entropy, reward = noisy_run(30)
+  for wrong in (np.nan, np.inf, 1e6):
+    spoilt = np.where(entropy == entropy[3], wrong, entropy)
+    with pytest.raises(ValueError, match='needs finite rewards and entropies'):
+      reward_law(spoilt, reward)
