@@ -32,6 +32,8 @@ DTYPES = {
 }
 # Tensors of one file, at most; the largest published files have some thousands.
 MAX_TENSORS = 2**17
+# First bytes of the text that stands for a file which was not downloaded.
+_LFS_POINTER = b'version '
 
 
 class FileTensor(NamedTuple):
@@ -59,7 +61,13 @@ def read_header(file: epath.Path) -> dict[str, FileTensor]:
   """
   with open_regular_file(file) as stream:
     file_size = storage.file_size(file)
-    size = int.from_bytes(stream.read(8), 'little')
+    first = stream.read(8)
+    if first == _LFS_POINTER:
+      raise ValueError(
+        f'{file} must hold tensors, got a pointer of Git LFS; `git lfs pull`'
+        ' fetches the file'
+      )
+    size = int.from_bytes(first, 'little')
     if file_size < 8 or size > file_size - 8:
       raise ValueError(
         f'{file} must have a header of {size} bytes after the first 8, got'

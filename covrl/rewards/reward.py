@@ -50,6 +50,12 @@ class Reward:
   def __post_init__(self) -> None:
     _check_name(self.name)
     _check_weight(self.name, self.weight)
+    _check_sources(self.name, self.sources)
+    if self.timeout is not None and not self.timeout > 0:
+      raise ValueError(
+        f'the timeout of the reward {self.name!r} must be positive, got'
+        f' {self.timeout}'
+      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,6 +81,7 @@ class Overlong:
   def __post_init__(self) -> None:
     _check_name(self.name)
     _check_weight(self.name, self.weight)
+    _check_sources(self.name, self.sources)
     overlong_penalty(0, max_length=self.max_length, buffer=self.buffer)
 
   @property
@@ -166,11 +173,21 @@ def score_format(response: str, reference: Any, *, pattern: str) -> float:
   return float(bool(re.fullmatch(pattern, response.strip(), re.DOTALL)))
 
 
-def _check_weight(name: str, weight: float) -> None:
-  if not abs(weight) <= MAX_WEIGHT:
+def _check_weight(name: str, weight: object) -> None:
+  if not isinstance(weight, int | float) or not abs(weight) <= MAX_WEIGHT:
     raise ValueError(
-      f'the weight of the reward {name!r} must be of magnitude {MAX_WEIGHT:g} or'
-      f' less, got {weight:g}'
+      f'the weight of the reward {name!r} must be a number of magnitude'
+      f' {MAX_WEIGHT:g} or less, got {weight!r}'
+    )
+
+
+def _check_sources(name: str, sources: object) -> None:
+  """Refuses a text, of which every part would be a source."""
+  is_sequence = isinstance(sources, tuple | list)
+  if not is_sequence or not all(isinstance(each, str) for each in sources):
+    raise ValueError(
+      f'the sources of the reward {name!r} must be a tuple of texts, got'
+      f' {sources!r}'
     )
 
 

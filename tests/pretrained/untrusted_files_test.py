@@ -287,6 +287,14 @@ def test_names_impossible_config_values(fields, message, tmp_path):
     load_policy(directory)
 
 
+def test_names_weights_that_were_not_downloaded(tmp_path):
+  directory = copy_of('mistral', tmp_path)
+  file = directory / 'model.safetensors'
+  file.write_text('version https://git-lfs.github.com/spec/v1\noid sha256:ab\n')
+  with pytest.raises(ValueError, match=f'{file} must .* pointer of Git LFS'):
+    load_pretrained(directory)
+
+
 def test_an_absent_epsilon_is_that_of_the_family(tmp_path):
   for name, epsilon in (('mixtral', 1e-5), ('mistral', 1e-6)):
     directory = copy_of(name, tmp_path)

@@ -208,6 +208,27 @@ def test_invalid_suites_are_infrastructure_errors(judge):
     assert 'the suite' in outcome.detail
 
 
+@pytest.mark.parametrize(
+  'suite',
+  [
+    {'asserts': 'from solution import x\ndef check_x():\n  assert x() == 1'},
+    {
+      'asserts': 'from solution import x\nasync def test_x():\n  assert x() == 1'
+    },
+    {'asserts': 'from solution import x\ndef test_x():\n  yield\n  assert 0'},
+    {
+      'asserts': 'import pytest\nfrom solution import x\n'
+      "@pytest.mark.parametrize('n', [])\ndef test_x(n):\n  assert x() == n"
+    },
+    {'asserts': 'def verify(x):\n  assert x() == 1', 'entry': 'x'},
+  ],
+)
+def test_suites_that_run_no_test_score_no_program(judge, suite):
+  for value in (1, 2):
+    outcome = judge_code(f'def x(): return {value}', [suite], judge=judge)
+    assert outcome.status is Status.INFRASTRUCTURE
+
+
 def test_reports_a_missing_judge(monkeypatch):
   monkeypatch.setattr(bubblewrap.shutil, 'which', lambda name: None)
   with pytest.raises(

@@ -210,6 +210,19 @@ def test_refuses_invalid_names(name):
     Reward(name=name, score=scorers.echo)
 
 
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'weight': '1'}, "must be a number of magnitude 1e\\+06 or less, got '1'"),
+    ({'sources': 'math'}, "must be a tuple of texts, got 'math'"),
+    ({'timeout': 0}, 'timeout of the reward .* must be positive, got 0'),
+  ],
+)
+def test_refuses_values_of_another_kind(changes, message):
+  with pytest.raises(ValueError, match=message):
+    Reward(**{'name': 'mine', 'score': scorers.echo, **changes})
+
+
 def test_refuses_invalid_patterns_and_functions():
   with pytest.raises(ValueError, match=r"regular expression, got '\('"):
     format_reward('(')

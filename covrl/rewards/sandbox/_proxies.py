@@ -41,6 +41,8 @@ class ProgramClient:
 
   def __init__(self) -> None:
     self.requests = 0
+    # Requests that use what a global of the program holds, or names a constant.
+    self.uses = 0
     self._channel = JsonChannel(self._refer, self._resolve)
     self._callbacks: list[Any] = []
     self._exceptions: dict[int, type] = {}
@@ -58,11 +60,14 @@ class ProgramClient:
     value = self._channel.decode(reply['value'])
     if isinstance(value, Proxy):
       _set(value, '_is_named')
+    elif not isinstance(value, type):
+      self.uses += 1
     return value
 
   def perform(self, operation: str, /, *args: Any, **kwargs: Any) -> Any:
     """Performs an operation; applies in-place changes to its arguments."""
     self.requests += 1
+    self.uses += 1
     try:
       message = {
         'do': operation,

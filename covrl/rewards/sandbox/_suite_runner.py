@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 
 _GENERATOR = 0x20  # the flag of a generator function's code, `CO_GENERATOR`
+# Functions whose call runs nothing: generators, coroutines, asynchronous ones.
+_DEFERRED = _GENERATOR | 0x80 | 0x200
 
 
 class Names(dict):
@@ -165,7 +167,7 @@ def run_suite() -> None:
   """Executes the suite and all tests that it defines.
 
   Raises:
-    SuiteError: if the suite never uses the program.
+    SuiteError: if the suite never uses the program, or runs no test.
   """
   pytest_module = ModuleType('pytest')
   vars(pytest_module).update(
@@ -182,22 +184,29 @@ def run_suite() -> None:
   code = program.code
   assert code is not None
   exec(code, names)
+  tests = 0
   if job['entry'] is not None:
+    if 'check' not in names:
+      raise SuiteError('the suite defines no check, which entry needs')
     names['check'](client.fetch(job['entry']))
+    tests += 1
   unittest = sys.modules.get('unittest')
   for name, value in list(names.items()):
     kind = value if isinstance(value, type) else object
     if unittest is not None and issubclass(kind, unittest.TestCase):
-      _run_cases(unittest, value)
+      tests += _run_cases(unittest, value)
     elif kind is value and name.startswith('Test'):
       for method in [m for m in vars(value) if m.startswith('test')]:
         instance = value()
         getattr(instance, 'setup_method', lambda *_: None)()
-        _run_test(getattr(instance, method), names)
+        tests += _run_test(getattr(instance, method), names)
     elif name.startswith('test') and isinstance(value, FunctionType):
-      _run_test(value, names)
+      tests += _run_test(value, names)
   if not client.requests:
     raise SuiteError('the suite does not use the program')
+  # Every program would pass.
+  if not tests and not client.uses:
+    raise SuiteError('the suite runs no test')
 
 
 def _solution_module() -> ModuleType:
@@ -218,9 +227,16 @@ def _solution_module() -> ModuleType:
   return module
 
 
-def _run_test(test: Any, names: Names) -> None:
-  """Runs a test function for every combination of its parameters."""
-  for combination in itertools.product(*getattr(test, 'parameters', [])):
+def _run_test(test: Any, names: Names) -> int:
+  """Runs a test function for every combination of its parameters.
+
+  Returns:
+    The number of combinations.
+  """
+  if test.__code__.co_flags & _DEFERRED:
+    raise SuiteError('tests that are generators or coroutines do not run')
+  combinations = [*itertools.product(*getattr(test, 'parameters', []))]
+  for combination in combinations:
     parameters: dict[str, Any] = {}
     for case in combination:
       parameters.update(case)
@@ -231,6 +247,7 @@ def _run_test(test: Any, names: Names) -> None:
     test(**parameters)
     for generator in generators[::-1]:
       next(generator, None)
+  return len(combinations)
 
 
 def _make_fixture(name: str, names: Names, generators: list[Any]) -> Any:
@@ -257,8 +274,8 @@ def _parameters(function: Any) -> list[str]:
   return list(names[bound:])
 
 
-def _run_cases(unittest: Any, kind: type[unittest.TestCase]) -> None:
-  """Runs the test methods of a `unittest` class."""
+def _run_cases(unittest: Any, kind: type[unittest.TestCase]) -> int:
+  """Runs the test methods of a `unittest` class, and returns their number."""
 
   class Result(unittest.TestResult):
     def addError(self, test: Any, err: Any) -> None:
@@ -274,8 +291,10 @@ def _run_cases(unittest: Any, kind: type[unittest.TestCase]) -> None:
         raise err[1]
 
   suite = unittest.defaultTestLoader.loadTestsFromTestCase(kind)
-  for case in suite:
+  cases = [*suite]
+  for case in cases:
     case.run(Result())
+  return len(cases)
 
 
 def judge_suite() -> dict[str, str]:
