@@ -160,6 +160,11 @@ def _open(
     )
   if arguments.config:
     return open_pretrained(arguments.policy, arguments.config, suites)
+  if suites is None and not is_run(arguments.policy):
+    raise ValueError(
+      f'evaluating a pretrained model needs --suite or --config, got'
+      f' {arguments.policy!r} with neither'
+    )
   if suites is None or is_run(arguments.policy):
     return open_run(arguments.policy, suites, trust=arguments.trust)
   return open_model(

@@ -105,6 +105,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     with refuse_exit():
       command_parsers[command].epilog = config_help(argv)
   arguments, leftover = parser.parse_known_args(argv)
+  _place_prompt(arguments, leftover)
   _check_not_empty(arguments, command_parsers[arguments.command])
   for argument in leftover:
     is_override = command in _TAKE_OVERRIDES and (
@@ -114,6 +115,17 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
       _refuse(argument, command, command_parsers[arguments.command])
   arguments.overrides, arguments.argv = leftover, argv
   return arguments
+
+
+def _place_prompt(arguments: argparse.Namespace, leftover: list[str]) -> None:
+  """Takes a prompt that follows an option out of the leftover arguments.
+
+  argparse gives an optional position nothing if an option is before it.
+  """
+  texts = [argument for argument in leftover if not argument.startswith('-')]
+  if getattr(arguments, 'prompt', '') is None and len(texts) == 1:
+    (arguments.prompt,) = texts
+    leftover.remove(texts[0])
 
 
 def _check_not_empty(arguments: argparse.Namespace, parser: _Parser) -> None:

@@ -181,3 +181,23 @@ def test_commands_do_not_depend_on_docstrings(tmp_path):
   )
   assert completed.returncode == Exit.REFUSED
   assert 'train.iterations must be at least' in completed.stderr
+
+
+@pytest.mark.parametrize(
+  'arguments', [['1 + 1', '--count=0'], ['--count=0', '1 + 1']]
+)
+def test_a_prompt_may_stand_before_and_after_options(
+  capsys, arguments, tmp_path
+):
+  status, error = run_failing(capsys, 'sample', tmp_path / 'none', *arguments)
+  assert status == Exit.REFUSED
+  assert error.startswith(f'covrl: {tmp_path / "none"}')
+
+
+def test_evaluating_a_model_needs_problems(capsys, tmp_path):
+  (tmp_path / 'config.json').write_text('{}')
+  status, error = run_failing(capsys, 'evaluate', tmp_path)
+  assert status == Exit.REFUSED
+  assert error.startswith(
+    'covrl: evaluating a pretrained model needs --suite or --config, got'
+  )
