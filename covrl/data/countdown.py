@@ -30,6 +30,7 @@ from covrl.data.generated import (
   GeneratedSource,
   HeldOut,
   first_seed,
+  too_few_problems,
 )
 from covrl.data.problems import Problem
 from covrl.data.sentencepiece_tokenizer import (
@@ -54,8 +55,14 @@ def countdown_tokenizer(config: CountdownConfig) -> SentencePieceTokenizer:
 
 
 def _held_out_draws(config: CountdownConfig) -> Iterator[Problem]:
-  seed = first_seed('countdown held_out', 0)
-  return (_generate(config, seed, n) for n in itertools.count())
+  seed, failures = first_seed('countdown held_out', 0), 0
+  for position in itertools.count():
+    problem = _generate(config, seed, position)
+    failures = failures + 1 if problem is None else 0
+    if problem is not None:
+      yield problem
+    elif failures == MAX_REDRAWS:
+      raise too_few_problems(config)
 
 
 held_out = HeldOut[CountdownConfig](draws=_held_out_draws, key=problem_key)
@@ -82,7 +89,9 @@ class CountdownSource(GeneratedSource[CountdownConfig]):
     """Draws a problem of reasoning-gym, redrawn at distant indices."""
     for attempt in range(MAX_REDRAWS):
       position = index + attempt * _REDRAW_STRIDE
-      yield _generate(self._config, self._seed, position)
+      problem = _generate(self._config, self._seed, position)
+      if problem is not None:
+        yield problem
 
 
 class SolvedCountdownSource(GeneratedSource[CountdownConfig]):
@@ -122,8 +131,11 @@ class SolvedCountdownSource(GeneratedSource[CountdownConfig]):
         yield countdown_problem(numbers, target, source=NAME, solution=solution)
 
 
-def _generate(config: CountdownConfig, seed: int, position: int) -> Problem:
-  metadata = _generator(
+def _generate(
+  config: CountdownConfig, seed: int, position: int
+) -> Problem | None:
+  """Returns a problem; `None` where the generator finds none within the bounds."""
+  generator = _generator(
     min_numbers=config.min_numbers,
     max_numbers=config.max_numbers,
     min_value=config.min_value,
@@ -131,7 +143,12 @@ def _generate(config: CountdownConfig, seed: int, position: int) -> Problem:
     min_target=config.min_target,
     max_target=config.max_target,
     seed=seed,
-  )[position]['metadata']
+  )
+  try:
+    metadata = generator[position]['metadata']
+  except ValueError:
+    # Its draws of a hundred expressions had other targets.
+    return None
   return countdown_problem(metadata['numbers'], metadata['target'], source=NAME)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import reprlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import NoneType
 from typing import TypeAlias
 
@@ -18,6 +18,7 @@ from covrl.config import (
   Recipe,
 )
 from covrl.data import (
+  ListSource,
   Problem,
   ProblemSource,
   Suite,
@@ -154,7 +155,32 @@ def make_task(recipe: Recipe, config: Config | None = None) -> Task:
     raise ConfigError(
       f"the recipe's task must return a Task, got {type(task).__name__}"
     )
-  return task
+  notes = (*task.notes, *_evaluated_in_training(task))
+  return dataclasses.replace(task, notes=notes)
+
+
+def _evaluated_in_training(task: Task) -> Iterator[str]:
+  """Yields a sentence for each evaluation set with problems that are trained on.
+
+  Only sources in memory are searched: those of files are decontaminated, and
+  generated ones leave held-out problems out.
+  """
+  trained = {
+    ' '.join(str(source[index].prompt).split())
+    for source in (task.train, task.solved)
+    if isinstance(source, ListSource)
+    for index in range(len(source))
+  }
+  for name, problems in (
+    ('held-out problems', task.held_out),
+    *((f'problems of {suite.name}', suite.problems) for suite in task.suites),
+  ):
+    count = sum(' '.join(str(p.prompt).split()) in trained for p in problems)
+    if count:
+      yield (
+        f'{count} of {len(problems)} {name} are trained on, too: their results'
+        ' do not show how the policy does on new problems'
+      )
 
 
 def _is(*types: type) -> Callable[[object], bool]:
