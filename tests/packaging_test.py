@@ -21,10 +21,10 @@ def test_extras_take_the_versions_of_jax_that_covrl_does(extra):
   (jax_requirement,) = [
     x for x in project()['dependencies'] if x.startswith('jax>')
   ]
-  (license_file,) = [
+  (extra_requirement,) = [
     x for x in project()['optional-dependencies'][extra] if x.startswith('jax[')
   ]
-  assert re.sub(r'\[.*\]', '', license_file) == jax_requirement
+  assert re.sub(r'\[.*\]', '', extra_requirement) == jax_requirement
 
 
 @pytest.mark.slow

@@ -94,6 +94,7 @@ def test_held_out_prompts_are_not_trained_on():
   assert not held_out & set(map(tuple, grid.train.tolist()))
 
 
+# Clip range below and above 1 (`None` without a clip), and the token chain.
 RECIPE_FORMS = {
   'grpo': (0.2, 0.2, optax.identity()),
   'no_clip': (None, None, optax.identity()),
@@ -152,7 +153,7 @@ def test_an_arm_equals_the_loss_and_chain_of_a_recipe(name):
 
 @jax.jit
 def cotangents_of_options(options):
-  """Cotangents after the settings' loss and chain, compiled once for all."""
+  """Cotangents after the loss and the chain of options, compiled once for all."""
   return cotangents_after(options.loss(), options.token_tx())
 
 

@@ -50,7 +50,7 @@ def gspo(
 
   Args:
     stats: statistics of the policy.
-    low: how far s may fall below 1 for credit.
+    low: how far s may fall below 1 and still lower the loss.
     high: how far s may rise above 1.
     form: how gradients are distributed over tokens, see above.
     max_log_ratio: bound of |log s|, in nats.

@@ -141,12 +141,12 @@ def _die_with_parent() -> None:
 def _apply_filter(descriptor: int) -> None:
   """Restricts this process and all that it starts to a seccomp filter."""
 
-  class Program(ctypes.Structure):
+  class FilterProgram(ctypes.Structure):
     _fields_ = (('length', ctypes.c_ushort), ('code', ctypes.c_char_p))
 
   code = os.pread(descriptor, 1 << 16, 0)
   os.close(descriptor)
-  program = Program(len(code) // 8, code)
+  program = FilterProgram(len(code) // 8, code)
   _prctl(_NO_NEW_PRIVILEGES, 1)
   _check(_libc().prctl(_SET_FILTER, 2, ctypes.byref(program), 0, 0))
 

@@ -249,7 +249,8 @@ class PartialRollouts:
       carried=old,
       is_enough=is_enough,
     )
-    # Of the segment that ran when there were enough.
+    # Responses that ended in the segment that was running when there were enough
+    # groups; `add` has not been called for them.
     for row in np.flatnonzero(self.finished(samples) & ~finished).tolist():
       add(row, _tokens(samples, row))
     is_new = samples.response_mask & ~old.response_mask

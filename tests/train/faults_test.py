@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 
 def run(workdir, *options, full=False):
-  """Runs to the end; returns exit status and standard error."""
+  """Runs to the end, or until a full disk; returns status and standard error."""
   command = [*process.arguments('toy_kl_cov', workdir, **SMALL), *options]
   completed = subprocess.run(
     with_small_files(command) if full else command,

@@ -47,7 +47,7 @@ def main() -> None:
   parser.add_argument(
     '--quick',
     action='store_true',
-    help='one seed, first values in place of tuning, two learning rates of D5',
+    help='one seed, first values in place of tuning, two learning rates in rates_and_passes',
   )
   arguments = parser.parse_args()
   if arguments.quick:

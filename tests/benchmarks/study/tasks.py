@@ -232,8 +232,8 @@ def many_solutions(iterations: int = 400, every: int = 20) -> StudyTask:
     path_probabilities: Float[np.ndarray, ' m'], phase: int
   ) -> Measured:
     del phase
-    figures = grid.coverage(grid.held_out, path_probabilities)
-    return {name: float(values.mean()) for name, values in figures.items()}
+    measures = grid.coverage(grid.held_out, path_probabilities)
+    return {name: float(values.mean()) for name, values in measures.items()}
 
   return StudyTask(
     name='many_solutions',
@@ -282,11 +282,11 @@ def out_of_distribution(iterations: int = 40) -> StudyTask:
     path_probabilities: Float[np.ndarray, ' m'], phase: int
   ) -> Measured:
     del phase
-    figures = grid.coverage(grid.held_out, path_probabilities)
-    values = {name: float(each.mean()) for name, each in figures.items()}
-    values['unusual'] = float(figures['accuracy'][unusual].mean())
-    values['unusual_pass64'] = float(figures['pass64'][unusual].mean())
-    values['habitual'] = float(figures['accuracy'][~unusual].mean())
+    measures = grid.coverage(grid.held_out, path_probabilities)
+    values = {name: float(each.mean()) for name, each in measures.items()}
+    values['unusual'] = float(measures['accuracy'][unusual].mean())
+    values['unusual_pass64'] = float(measures['pass64'][unusual].mean())
+    values['habitual'] = float(measures['accuracy'][~unusual].mean())
     return values
 
   return StudyTask(
