@@ -26,6 +26,7 @@ from covrl.cli.policies import (
   add_policy,
   add_template_variables,
   add_trust,
+  check_lengths,
   is_run,
   refuse_unused,
 )
@@ -106,6 +107,7 @@ def run(arguments: argparse.Namespace) -> None:
   from covrl.evaluation.results import write_results
   from covrl.run.progress import Progress
 
+  check_lengths(arguments)
   devices.set_xla_flags()
   devices.use_compilation_cache()
   output = arguments.output

@@ -64,20 +64,24 @@ def caching(arguments: argparse.Namespace) -> Caching:
 
 
 def check_lengths(arguments: argparse.Namespace) -> None:
-  """Checks the sizes of caches and queues, before the policy is loaded.
+  """Checks numbers of responses, lengths and queues, before anything is loaded.
 
   Raises:
-    ValueError: one is too small.
+    ValueError: one is too small, or far beyond any use.
   """
-  for name, least in (
-    ('slots', 1),
-    ('max_prompt_length', 1),
-    ('max_length', 1),
-    ('max_waiting', 0),
+  for name, least, most in (
+    ('count', 1, 2**16),
+    ('samples', 0, 2**16),
+    ('slots', 1, 2**16),
+    ('max_prompt_length', 1, 2**20),
+    ('max_length', 1, 2**20),
+    ('max_waiting', 0, 2**20),
   ):
     value = getattr(arguments, name, None)
     if value is not None and value < least:
       raise ValueError(f'--{name} must be at least {least}, got {value}')
+    if value is not None and value > most:
+      raise ValueError(f'--{name} must be at most {most}, got {value}')
 
 
 def add_template_variables(parser: argparse._ActionsContainer) -> None:

@@ -29,6 +29,7 @@ from covrl.cli.policies import (
   add_policy,
   add_template_variables,
   add_trust,
+  check_lengths,
   is_run,
   prompt_format,
   refuse_unused,
@@ -145,6 +146,7 @@ def run(arguments: argparse.Namespace) -> None:
     unused = ['output', 'resume', 'max_prompt_length', 'slots']
     unused += ['cache_dtype', 'prefill_chunk']
     refuse_unused(arguments, unused, '--file')
+  check_lengths(arguments)
   if not arguments.chat:
     refuse_unused(arguments, ['template_variables'], '--chat')
   devices.set_xla_flags()

@@ -184,7 +184,7 @@ def test_commands_do_not_depend_on_docstrings(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'arguments', [['1 + 1', '--count=0'], ['--count=0', '1 + 1']]
+  'arguments', [['1 + 1', '--count=2'], ['--count=2', '1 + 1']]
 )
 def test_a_prompt_may_stand_before_and_after_options(
   capsys, arguments, tmp_path
@@ -201,3 +201,30 @@ def test_evaluating_a_model_needs_problems(capsys, tmp_path):
   assert error.startswith(
     'covrl: evaluating a pretrained model needs --suite or --config, got'
   )
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'sentence'),
+  [
+    (
+      ['sample', 'x', 'hello', '--count=0'],
+      '--count must be at least 1, got 0',
+    ),
+    (
+      ['sample', 'x', 'hello', '--count=1000000000'],
+      '--count must be at most 65536, got 1000000000',
+    ),
+    (
+      ['sample', 'x', 'hello', '--max_length=100000000'],
+      '--max_length must be at most 1048576, got 100000000',
+    ),
+    (
+      ['evaluate', 'x', '--samples=1000000000'],
+      '--samples must be at most 65536, got 1000000000',
+    ),
+  ],
+)
+def test_numbers_without_bounds_are_refused_before_loading(
+  capsys, arguments, sentence
+):
+  assert run_failing(capsys, *arguments) == (Exit.REFUSED, f'covrl: {sentence}')
