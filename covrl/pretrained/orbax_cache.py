@@ -60,7 +60,8 @@ def load_orbax(
   """Loads parameters in Orbax format, in the policy's `param_dtype`.
 
   Raises:
-    ValueError: a number is not finite.
+    ValueError: the copy is damaged or of another model than that of the
+      config.json beside it, or a number is not finite.
   """
   import orbax.checkpoint as ocp
 
@@ -73,16 +74,23 @@ def load_orbax(
       ),
       abstract_params,
     )
-  with _checkpointer(abstract_params) as checkpointer:
-    params = checkpointer.restore(
-      storage.absolute(directory) / _NAME,
-      args=ocp.args.PyTreeRestore(
-        item=abstract_params,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(
-          abstract_params
+  try:
+    with _checkpointer(abstract_params) as checkpointer:
+      params = checkpointer.restore(
+        storage.absolute(directory) / _NAME,
+        args=ocp.args.PyTreeRestore(
+          item=abstract_params,
+          restore_args=ocp.checkpoint_utils.construct_restore_args(
+            abstract_params
+          ),
         ),
-      ),
-    )
+      )
+  except (ValueError, OSError) as error:
+    reason = ' '.join(str(error).split())
+    raise ValueError(
+      f'{directory / _NAME} must hold the weights of the config.json beside it,'
+      f' got: {reason[:200]}'
+    ) from None
   check_finite(params, str(directory))
   return params
 

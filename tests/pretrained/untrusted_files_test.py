@@ -224,6 +224,14 @@ def test_writes_finite_numbers_only(tmp_path):
   assert not (tmp_path / 'out').exists()
 
 
+def test_orbax_copies_belong_to_their_config(tmp_path):
+  policy, params = loaded('mistral')
+  save_orbax(tmp_path / 'out', model_files(policy, params), params)
+  edit_config(tmp_path / 'out', vocab_size=49)
+  with pytest.raises(ValueError, match='orbax must hold the weights of the'):
+    load_pretrained(tmp_path / 'out')
+
+
 def test_orbax_copies_are_finite(tmp_path):
   policy, params = loaded('mistral')
   damaged = {**params, 'head': params['head'].at[0, 0].set(np.nan)}
