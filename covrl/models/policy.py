@@ -293,12 +293,17 @@ class Policy:
 
     All functions give the same results for these as for the parameters.
     """
+    dtypes = self.compute_dtypes(params)
+    return jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), params, dtypes)
 
-    def cast(leaf: Array, axes: tuple[str | None, ...]) -> Array:
+  def compute_dtypes(self, params: PyTree) -> PyTree:
+    """Dtypes of `compute_params`, of arrays or of their shapes and dtypes."""
+
+    def dtype(leaf: Any, axes: tuple[str | None, ...]) -> Any:
       is_matrix = len(axes) - ('layers' in axes) > 1
-      return leaf.astype(self.config.dtype) if is_matrix else leaf
+      return jnp.dtype(self.config.dtype) if is_matrix else leaf.dtype
 
-    return jax.tree.map(cast, params, self.axes)
+    return jax.tree.map(dtype, params, self.axes)
 
   def prefill(
     self,

@@ -104,18 +104,18 @@ def _program(
 
 def is_placed(policy: Policy, params: PyTree, mesh: Mesh | None) -> bool:
   """Whether parameters are already as the function of `placer` returns them."""
-  cast = jax.eval_shape(policy.compute_params, params)
+  dtypes = policy.compute_dtypes(params)
   specs = param_specs(policy, params, mesh)
 
-  def fits(leaf: Any, cast: Any, spec: P) -> bool:
-    if leaf.dtype != cast.dtype:
+  def fits(leaf: Any, dtype: Any, spec: P) -> bool:
+    if leaf.dtype != dtype:
       return False
     if mesh is None:
       return True
     wanted = NamedSharding(mesh, spec)
     return leaf.sharding.is_equivalent_to(wanted, leaf.ndim)
 
-  return all(jax.tree.leaves(jax.tree.map(fits, params, cast, specs)))
+  return all(jax.tree.leaves(jax.tree.map(fits, params, dtypes, specs)))
 
 
 def param_specs(policy: Policy, params: PyTree, mesh: Mesh | None) -> PyTree:
