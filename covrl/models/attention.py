@@ -28,7 +28,7 @@ from covrl.models.layers import (
   output_std,
   soft_cap,
 )
-from covrl.models.rope import rotate
+from covrl.models.rope import Rotation, rotate
 from covrl.parallel import sharding
 
 # Queries per block of `attend_causal`, at least, and blocks per row, at most: each
@@ -231,17 +231,15 @@ class Attention(nnx.Module):
   def __call__(
     self,
     x: Float[Array, 'B T D'],
-    positions: Int[Array, 'B T'],
+    rotation: Rotation,
     mask: AttentionMask,
-    frequencies: Float[Array, ' pairs'],
   ) -> tuple[Float[Array, 'B T D'], LayerKeys]:
     """Applies attention.
 
     Args:
       x: normalised residual stream.
-      positions: index of each token within its sequence.
+      rotation: rotation of each token.
       mask: keys that each query attends to, of the `T` tokens or of the cache.
-      frequencies: rotary frequencies of the layer, in radians per position.
 
     Returns:
       The term to add to the residual stream, and the tokens' keys and values.
@@ -254,10 +252,7 @@ class Attention(nnx.Module):
       query, key, value = self.biases(query, key, value)
     if self.query_norm is not None and self.key_norm is not None:
       query, key = self.query_norm(query), self.key_norm(key)
-    query, key = (
-      rotate(heads, positions, frequencies, magnitude=config.rope_magnitude)
-      for heads in (query, key)
-    )
+    query, key = (rotate(heads, rotation) for heads in (query, key))
     copies = kv_head_copies(config)
     key, value = (repeat_rows(x, copies, axis=2) for x in (key, value))
     query, key, value = (

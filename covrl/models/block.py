@@ -14,17 +14,19 @@ from covrl.models.attention import Attention, AttentionMask, LayerKeys
 from covrl.models.config import ModelConfig
 from covrl.models.experts import RoutedMLP, Routing
 from covrl.models.layers import GatedMLP, RMSNorm, constrain
+from covrl.models.rope import Rotation
 
 
 class LayerOptions(NamedTuple):
   """Options that differ between layers, beside their parameters.
 
   Attributes:
-    frequencies: rotary frequencies, in radians per position.
+    rotation: index of the layer's rotation among those of the model; `None` if
+      all layers have the same.
     window: sliding window in tokens; `None` if no layer has one.
   """
 
-  frequencies: Float[Array, '*L pairs']
+  rotation: Int[Array, '*L'] | None
   window: Int[Array, '*L'] | None
 
   @classmethod
@@ -34,7 +36,16 @@ class LayerOptions(NamedTuple):
     if any(config.windows):
       unlimited = jnp.iinfo(jnp.int32).max
       windows = jnp.array([window or unlimited for window in config.windows])
-    return cls(jnp.asarray(config.frequencies, config.stats_dtype), windows)
+    distinct, indices = config.distinct_frequencies
+    rotation = jnp.asarray(indices) if len(distinct) > 1 else None
+    return cls(rotation, windows)
+
+  def choose_rotation(self, rotations: Rotation) -> Rotation:
+    """This layer's rotation: the only one, or one along the first axis."""
+    if self.rotation is None:
+      return rotations
+    cos, sin = rotations
+    return Rotation(cos[self.rotation], sin[self.rotation])
 
   def apply_window(
     self, mask: AttentionMask, distance: Int[Array, 'T T'] | None
@@ -97,9 +108,8 @@ class Block(nnx.Module):
   def __call__(
     self,
     x: Float[Array, 'B T D'],
-    positions: Int[Array, 'B T'],
+    rotation: Rotation,
     mask: AttentionMask,
-    frequencies: Float[Array, ' pairs'],
     real: Bool[Array, 'B T'] | None = None,
     recorded: UInt[Array, 'B T k'] | None = None,
   ) -> BlockOutputs:
@@ -107,16 +117,13 @@ class Block(nnx.Module):
 
     Args:
       x: residual stream.
-      positions: index of each token within its sequence.
+      rotation: rotation of each token.
       mask: keys that each query attends to.
-      frequencies: rotary frequencies, in radians per position.
       real: true for tokens that are not padding; with it, routing statistics
         of these tokens are computed if there are experts.
       recorded: experts to route each token to; see `RoutedMLP`.
     """
-    attended, keys = self.attention(
-      self.attention_norm(x), positions, mask, frequencies
-    )
+    attended, keys = self.attention(self.attention_norm(x), rotation, mask)
     if self.attention_post_norm is not None:
       attended = self.attention_post_norm(attended)
     x = constrain(x + attended, 'batch', 'sequence', 'embed')

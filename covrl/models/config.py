@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from covrl.models.lora import Lora
 from covrl.models.remat import REMAT_POLICIES, RematPolicy
@@ -201,6 +201,14 @@ class ModelConfig:
         'local_rope_theta needs a rope_scaling that keeps magnitudes, got '
         f'{self.rope_scaling}'
       )
+
+  @property
+  def distinct_frequencies(
+    self,
+  ) -> tuple[Float[np.ndarray, 'F pairs'], Int[np.ndarray, ' L']]:
+    """The different rows of `frequencies`, and the index of each layer's."""
+    distinct, indices = np.unique(self.frequencies, axis=0, return_inverse=True)
+    return distinct, indices.reshape(-1)
 
   @property
   def frequencies(self) -> Float[np.ndarray, 'L pairs']:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 
@@ -157,33 +159,59 @@ class YarnScaling:
 RopeScaling = LinearScaling | Llama3Scaling | YarnScaling
 
 
+class Rotation(NamedTuple):
+  """Rotation of each token's pairs of features, the same for all heads.
+
+  Attributes:
+    cos: cosine of each pair's angle, times the magnitude.
+    sin: sine of the same angle, times the magnitude.
+  """
+
+  cos: Float[Array, '*F B T 1 pairs']
+  sin: Float[Array, '*F B T 1 pairs']
+
+  @classmethod
+  def of(
+    cls,
+    positions: Int[Array, 'B T'],
+    frequencies: Float[np.ndarray, '*F pairs'],
+    *,
+    magnitude: float = 1.0,
+    dtype: DTypeLike = jnp.float32,
+  ) -> Rotation:
+    """Rotation by angles proportional to the position.
+
+        angle_i = position · frequency_i
+
+    Args:
+      positions: index of each token within its sequence.
+      frequencies: radians per position of each pair; with a leading axis, as
+        many rotations.
+      magnitude: factor of what is rotated.
+      dtype: dtype of angles and results.
+    """
+    by_pair = jnp.asarray(frequencies, dtype)[..., None, None, None, :]
+    angles = positions[..., None, None].astype(dtype) * by_pair
+    return cls(magnitude * jnp.cos(angles), magnitude * jnp.sin(angles))
+
+
 def rotate(
-  x: Float[Array, 'B T H h'],
-  positions: Int[Array, 'B T'],
-  frequencies: Float[Array, ' pairs'],
-  *,
-  magnitude: float = 1.0,
+  x: Float[Array, 'B T H h'], rotation: Rotation
 ) -> Float[Array, 'B T H h']:
-  """Rotates each pair of features by an angle proportional to the position.
+  """Rotates each pair of features, (x_i, x_{i+h/2}).
 
-      (x_i, x_{i+h/2}) rotated by position · frequency_i, times magnitude
-
-  so that ⟨rotated query, rotated key⟩ depends on the distance alone.
+  With angles proportional to the position, ⟨rotated query, rotated key⟩ depends
+  on the distance alone.
 
   Args:
     x: queries or keys.
-    positions: index of each token within its sequence.
-    frequencies: radians per position of each of the h/2 pairs.
-    magnitude: factor of the result.
+    rotation: rotation of each token.
 
   References:
     Su et al., "RoFormer: Enhanced Transformer with Rotary Position
     Embedding", arXiv:2104.09864, (34); features paired by halves.
   """
-  half = x.shape[-1] // 2
-  dtype = jnp.promote_types(x.dtype, jnp.float32)
-  angles = positions[..., None, None].astype(dtype) * frequencies.astype(dtype)
-  cos, sin = magnitude * jnp.cos(angles), magnitude * jnp.sin(angles)
+  half, (cos, sin) = x.shape[-1] // 2, rotation
   first, second = x[..., :half], x[..., half:]
   rotated = (first * cos - second * sin, second * cos + first * sin)
   return jnp.concatenate(rotated, axis=-1).astype(x.dtype)

@@ -26,6 +26,7 @@ from covrl.models.cudnn import uses_lengths
 from covrl.models.experts import ExpertRecord, Routing
 from covrl.models.layers import RMSNorm, constrain, normal_param
 from covrl.models.roll import roll_rows
+from covrl.models.rope import Rotation
 from covrl.models.value_head import ValueHead
 from covrl.parallel import sharding
 
@@ -90,7 +91,7 @@ class Transformer(nnx.Module):
       all_layers = AttentionMask(lengths=lengths)
     else:
       all_layers = segment_mask(segment_ids, self.config)
-    real = segment_ids > 0
+    real, rotations = segment_ids > 0, self._rotations(positions)
     distance = _distances(tokens.shape[1])
 
     def run_layer(
@@ -103,9 +104,8 @@ class Transformer(nnx.Module):
       )
       output = block(
         x,
-        positions,
+        options.choose_rotation(rotations),
         mask,
-        options.frequencies,
         real=real,
         recorded=layer_experts,
       )
@@ -134,7 +134,7 @@ class Transformer(nnx.Module):
     graphdef, layers = nnx.split(self.layers)
     length = tokens.shape[1]
     all_layers = segment_mask(mask.astype(jnp.int32), self.config)
-    distance = _distances(length)
+    distance, rotations = _distances(length), self._rotations(positions)
 
     def run_layer(
       x: Float[Array, 'P T D'], scanned: tuple[PyTree, LayerOptions]
@@ -144,7 +144,7 @@ class Transformer(nnx.Module):
         nnx.merge(graphdef, layer),
         options.apply_window(all_layers, distance),
       )
-      output = block(x, positions, mask, options.frequencies)
+      output = block(x, options.choose_rotation(rotations), mask)
       return output.x, (output.keys, output.record if record_experts else None)
 
     scanned = (layers, LayerOptions.stacked(self.config))
@@ -179,6 +179,7 @@ class Transformer(nnx.Module):
         jax.lax.dynamic_slice_in_dim(x, start, chunk, axis=1)
         for x in (tokens, positions)
       )
+      rotations = self._rotations(position)
 
       def run_layer(
         x: Float[Array, 'P c D'],
@@ -192,7 +193,7 @@ class Transformer(nnx.Module):
           ),
         )
         context = options.apply_window(context, None)
-        output = block(x, position, context, options.frequencies)
+        output = block(x, options.choose_rotation(rotations), context)
         return output.x, (
           output.keys,
           output.record if record_experts else None,
@@ -237,7 +238,7 @@ class Transformer(nnx.Module):
   ) -> tuple[Float[Array, 'S D'], DecodeCache]:
     """Decodes one more token of every live row."""
     graphdef, layers = nnx.split(self.layers)
-    positions = cache.position()[:, None]
+    rotations = self._rotations(cache.position()[:, None])
     cached = CachedTokens(
       cache=cache,
       live=live,
@@ -254,7 +255,7 @@ class Transformer(nnx.Module):
       mask = AttentionMask(cached=cached._replace(**indices._asdict()))
       mask = options.apply_window(mask, None)
       block = nnx.merge(graphdef, layer)
-      output = block(x, positions, mask, options.frequencies)
+      output = block(x, options.choose_rotation(rotations), mask)
       return output.x, (output.keys, output.record if record_experts else None)
 
     start = self._embed(token[:, None])
@@ -287,6 +288,20 @@ class Transformer(nnx.Module):
     keeps = self.config.remat == 'nothing'
     unroll = few and keeps and sharding.platform() == 'cpu'
     return jax.lax.scan(run_layer, x, scanned, unroll=unroll or 1)
+
+  def _rotations(self, positions: Int[Array, 'B T']) -> Rotation:
+    """Rotation of tokens; with a leading axis if layers have different ones.
+
+    It is computed once for all layers and heads: sines take longer than products.
+    """
+    config = self.config
+    distinct, _ = config.distinct_frequencies
+    return Rotation.of(
+      positions,
+      distinct if len(distinct) > 1 else distinct[0],
+      magnitude=config.rope_magnitude,
+      dtype=config.stats_dtype,
+    )
 
   def _embed(self, tokens: Int[Array, 'B T']) -> Float[Array, 'B T D']:
     """Looks up embeddings; their gradient is summed in the parameter's dtype."""

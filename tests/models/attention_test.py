@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from covrl.models import attention, rope, tiny
+from covrl.models.rope import Rotation
 
 attend = jax.jit(attention.attend)
-rotate = jax.jit(rope.rotate, static_argnames='magnitude')
+rotate = jax.jit(rope.rotate)
 
 
 def draw(seed, *shape):
@@ -25,17 +26,18 @@ def test_rotation_is_multiplication_by_a_complex_number():
   rates = 100.0 ** (-np.arange(4) / 4)
   rotations = np.exp(1j * np.asarray(positions)[..., None, None] * rates)
   want = (np.asarray(x[..., :4]) + 1j * np.asarray(x[..., 4:])) * rotations
-  got = rotate(x, positions, rope.base_frequencies(100.0, 8))
+  got = rotate(x, Rotation.of(positions, rope.base_frequencies(100.0, 8)))
   np.testing.assert_allclose(got[..., :4], want.real, atol=2e-5)
   np.testing.assert_allclose(got[..., 4:], want.imag, atol=2e-5)
 
 
 def test_rotated_products_depend_on_distance_only():
   q, k = draw(0, 1, 1, 1, 16), draw(1, 1, 1, 1, 16)
+  frequencies = rope.base_frequencies(10000.0, 16)
 
   def product(at_q, at_k):
     rotated = [
-      rotate(x, jnp.full((1, 1), at), rope.base_frequencies(10000.0, 16))
+      rotate(x, Rotation.of(jnp.full((1, 1), at), frequencies))
       for x, at in ((q, at_q), (k, at_k))
     ]
     return float(np.sum(np.asarray(rotated[0]) * np.asarray(rotated[1])))

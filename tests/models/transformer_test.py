@@ -16,6 +16,7 @@ from covrl.models import Policy, attention, cudnn, tiny, transformer
 from covrl.models.attention import AttentionMask
 from covrl.models.cache import DecodeCache
 from covrl.models.remat import REMAT_POLICIES
+from covrl.models.rope import Rotation
 from covrl.models.transformer import Block
 
 CONFIG = tiny(16)
@@ -52,10 +53,8 @@ def test_scan_equals_a_loop_over_layers():
 
   @jax.jit
   def run_layer(layer, x):
-    frequencies = jnp.asarray(CONFIG.frequencies[0], jnp.float32)
-    return nnx.merge(graphdef, layer)(
-      x, positions, AttentionMask(mask=mask), frequencies
-    )[0]
+    rotation = Rotation.of(positions, CONFIG.frequencies[0])
+    return nnx.merge(graphdef, layer)(x, rotation, AttentionMask(mask=mask))[0]
 
   x = np.asarray(PARAMS['embedding'])[tokens]
   for index in range(CONFIG.num_layers):
