@@ -12,6 +12,7 @@ the other rows nor on its index.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -30,13 +31,15 @@ from covrl.models.cached_tokens import (
 )
 from covrl.models.config import ModelConfig
 from covrl.models.decode_kernel import DecodeOptions
-from covrl.models.int8 import score
+from covrl.models.int8 import Vectors, score
 from covrl.models.layers import soft_cap
 from covrl.models.online_softmax import OnlineSoftmax
 from covrl.parallel import sharding
 
 # Slots of all rows that are read per step, without the kernel.
 BLOCK_SLOTS = 64
+# Bytes of prompts' keys that are read per step on CPUs, at most.
+PROMPT_BYTES = 1 << 21
 # JAX scopes of attention to the responses' own tokens, for `covrl.compile`, which
 # also takes from scopes how often loops run whose trip count depends on data.
 RESPONSES, RINGS = 'responses', 'rings'
@@ -141,47 +144,68 @@ def _attend_prompts(
   state: OnlineSoftmax,
   cached: CachedTokens,
 ) -> OnlineSoftmax:
-  """Adds the prompts to the online softmax, a tile of rows at a time."""
+  """Adds the prompts to the online softmax, a few tiles of rows at a time."""
   cache, reads = cached.cache, cached.reads
-  rows, kv_heads, groups, _ = queries.shape
+  rows, _, groups, _ = queries.shape
   size, slots = rows_per_tile(rows), cache.prompts.keys.shape[3]
-
-  def to_tiles(x: Array) -> Array:
-    x = x.reshape(-1, size, *x.shape[1:]).swapaxes(1, 2)
-    return x.reshape(x.shape[0], kv_heads, size * groups, *x.shape[4:])
-
-  def from_tiles(x: Array) -> Array:
-    x = x.reshape(-1, kv_heads, size, groups, *x.shape[3:]).swapaxes(1, 2)
-    return x.reshape(rows, kv_heads, groups, *x.shape[4:])
-
-  tiles = to_tiles(queries)
   first = slots - cache.prompts.lengths
   lowest = lowest_slot(cache, cached.window, slots)
   slot = jnp.arange(slots)
+  # Each prompt once; more often where several tiles continue it.
+  pairs = max(min(cache.prompts.keys.shape[1], rows), rows // size)
+  count = min(pairs, _prompts_per_trip(cache.prompts.keys))
 
-  def read(i: Int[Array, ''], state: OnlineSoftmax) -> OnlineSoftmax:
-    tile, prompt = reads.tile[i], reads.prompt[i]
-    tile_rows = tile * size + jnp.arange(size)
-    continues = (cache.prompt[tile_rows] == prompt) & cached.live[tile_rows]
-    start = jnp.maximum(first[prompt], lowest[tile_rows])
-    allowed = continues[:, None] & (slot >= start[:, None])
-    allowed = jnp.repeat(allowed, groups, axis=0)[None]
+  def to_tiles(x: Array) -> Array:
+    x = x.swapaxes(1, 2)
+    return x.reshape(*x.shape[:2], size * groups, *x.shape[4:])
+
+  def from_tiles(x: Array) -> Array:
+    x = x.reshape(*x.shape[:2], size, groups, *x.shape[3:])
+    return x.swapaxes(1, 2)
+
+  def read(trip: Int[Array, ''], state: OnlineSoftmax) -> OnlineSoftmax:
+    pair = trip * count + jnp.arange(count)
+    prompt = reads.prompt[pair]
+    row = reads.tile[pair][:, None] * size + jnp.arange(size)
+    continues = (cache.prompt[row] == prompt[:, None]) & cached.live[row]
+    continues &= (pair < reads.length[0])[:, None]
+    start = jnp.maximum(first[prompt][:, None], lowest[row])
+    allowed = continues[..., None] & (slot >= start[..., None])
+    allowed = jnp.repeat(allowed, groups, axis=1)[:, None]
     key, value = (
       jax.tree.map(lambda x: x[cached.layer, prompt], stacked)
       for stacked in (cache.prompts.keys, cache.prompts.values)
     )
-    tile_state = jax.tree.map(lambda x: x[tile], state)
-    scores = score(tiles[tile], key, tile_state.peak.dtype)
+    tiles, tile_state = jax.tree.map(
+      lambda x: to_tiles(x[row]), (queries, state)
+    )
+    scores = score(tiles, key, tile_state.peak.dtype)
     scores = soft_cap(scores * options.scale, options.cap)
     scores = jnp.where(allowed, scores, -jnp.inf)
     tile_state = tile_state.add(scores, value, queries.dtype)
-    return jax.tree.map(lambda x, new: x.at[tile].set(new), state, tile_state)
+    # A row continues one prompt only, so that no two pairs write the same row.
+    written = jnp.where(continues, row, rows)
+    return jax.tree.map(
+      lambda x, new: x.at[written].set(from_tiles(new), mode='drop'),
+      state,
+      tile_state,
+    )
 
-  state = OnlineSoftmax(*(to_tiles(x) for x in state))
-  # Each prompt once; more often where several tiles continue it.
-  with jax.named_scope(f'about_{min(cache.prompts.keys.shape[1], rows)}_trips'):
-    state = jax.lax.fori_loop(0, reads.length[0], read, state)
-  return OnlineSoftmax(*(from_tiles(x) for x in state))
+  with jax.named_scope(f'about_{-(-pairs // count)}_trips'):
+    trips = (reads.length[0] + count - 1) // count
+    return jax.lax.fori_loop(0, trips, read, state)
+
+
+def _prompts_per_trip(keys: Vectors) -> int:
+  """Prompts whose attention is one batched product.
+
+  On CPUs a few, since the products of small models take less time than a trip
+  of the loop does.
+  """
+  if sharding.platform() != 'cpu':
+    return 1
+  size = math.prod(keys.shape[2:]) * keys.dtype.itemsize
+  return max(PROMPT_BYTES // size, 1)
 
 
 def _attend_responses(
