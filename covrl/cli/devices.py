@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""XLA flags and the compilation cache of a command."""
+"""XLA flags, memory and the compilation cache of a command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ import sys
 import tempfile
 from typing import Literal
 
-from covrl.parallel import xla_flags
+from covrl.parallel import host_memory, xla_flags
+
+
+def prepare_to_run() -> None:
+  """Sets XLA flags and, on CPUs, options of memory; before JAX has threads."""
+  set_xla_flags()
+  if xla_flags.attached() == 'cpu':
+    host_memory.keep_freed_memory()
 
 
 def set_xla_flags() -> None:

@@ -108,7 +108,7 @@ def run(arguments: argparse.Namespace) -> None:
   from covrl.run.progress import Progress
 
   check_lengths(arguments)
-  devices.set_xla_flags()
+  devices.prepare_to_run()
   devices.use_compilation_cache()
   output = arguments.output
   if output is None and is_run(arguments.policy):

@@ -149,7 +149,7 @@ def run(arguments: argparse.Namespace) -> None:
   check_lengths(arguments)
   if not arguments.chat:
     refuse_unused(arguments, ['template_variables'], '--chat')
-  devices.set_xla_flags()
+  devices.prepare_to_run()
   if not SEED.contains(arguments.seed):
     raise ValueError(f'--seed {SEED.requirement}, got {arguments.seed}')
   devices.use_compilation_cache()

@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> None:
       raise ValueError(
         f'covrl serve needs {package}: pip install "covrl[serve]"'
       )
-  devices.set_xla_flags()
+  devices.prepare_to_run()
   devices.use_compilation_cache()
   from covrl.data.problems import check_unicode
   from covrl.run.progress import Progress

@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
 
   # Standard output has what recipes print, and no result.
   sys.stdout = streams.messages(sys.stdout)
-  devices.set_xla_flags()
+  devices.prepare_to_run()
   recipe = config.load(arguments.config, arguments.overrides)
   if arguments.coordinator or distributed.in_cluster():
     if not supervisor.is_supervised():

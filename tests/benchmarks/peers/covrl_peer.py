@@ -21,6 +21,7 @@ import covrl
 from covrl.config import Config, Recipe
 from covrl.data import ListSource, Problem
 from covrl.models import ModelConfig
+from covrl.parallel.host_memory import keep_freed_memory
 from covrl.rewards import Reward
 from covrl.rollout import Sampling
 from covrl.rollout.score import decode
@@ -149,6 +150,8 @@ class Peer:
 
   def __init__(self, shape: worker.Shape) -> None:
     """Builds and compiles a run."""
+    # Like `covrl train`, before JAX has threads.
+    keep_freed_memory()
     self._shape, self._recipe = shape, recipe(shape)
     self._run: Components = build(self._recipe, None, lambda text: None)
     params = self._run.policy.init(self._run.init_key, self._run.mesh)
