@@ -8,12 +8,14 @@ Sixteen responses to four prompts are sampled with each type of cache, and score
 by the trainer's forward pass in the same dtype, without a cache. The gap is
 |log π(sampler) − log π(trainer)| in nats over all sampled tokens; the ratio is
 the mean of π(trainer) / π(sampler), the importance weight, which is 1 in
-expectation. Bytes are those of one token's keys and values in all layers.
+expectation. In bfloat16 the trainer is compared with itself, too, computing in
+float32 with the same parameters: the error of the type. Bytes are those of one token's keys and values in all layers.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -59,18 +61,27 @@ def main() -> None:
   for dtype in options.dtypes:
     policy, params = load_pretrained(options.model, dtype=dtype)
     for int8 in (False, True):
-      sampler, trainer = logprobs(
+      sampler, trainer, wide = logprobs(
         policy, params, prompts, mask, options.tokens, int8=int8
       )
-      gap = np.abs(sampler - trainer)
-      ratio = np.exp(trainer - sampler).mean()
       size = cache_bytes(policy.config, 1, 0, 1, int8=int8)
-      print(
-        f'| {dtype} | {"int8" if int8 else dtype} | {len(gap):,} | {size:,} | '
-        f'{gap.mean():.2g} | {np.quantile(gap, 0.99):.2g} | {gap.max():.2g} | '
-        f'{ratio:.4f} |',
-        flush=True,
-      )
+      name = 'int8' if int8 else dtype
+      print_row(dtype, name, f'{size:,}', sampler, trainer)
+      if dtype != 'float32' and not int8:
+        print_row(dtype, 'none: the trainer in float32', '', wide, trainer)
+
+
+def print_row(
+  dtype: str, cache: str, size: str, other: np.ndarray, trainer: np.ndarray
+) -> None:
+  """Prints the differences of log-probabilities to the trainer's."""
+  gap = np.abs(other - trainer)
+  print(
+    f'| {dtype} | {cache} | {len(gap):,} | {size} | {gap.mean():.2g} | '
+    f'{np.quantile(gap, 0.99):.2g} | {gap.max():.2g} | '
+    f'{np.exp(trainer - other).mean():.4f} |',
+    flush=True,
+  )
 
 
 def logprobs(
@@ -81,8 +92,8 @@ def logprobs(
   tokens: int,
   *,
   int8: bool,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Log-probabilities of sampled tokens by the sampler and by the trainer."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Log-probabilities of sampled tokens: sampler, trainer, trainer in float32."""
   engine = SamplingEngine(
     policy,
     # Without end tokens, all responses have full length.
@@ -103,32 +114,35 @@ def logprobs(
   rows = to_rollout_rows(prompts, mask, samples, GROUP)
   prompt_width = prompts.shape[1]
 
-  @jax.jit
-  def score(
-    params: PyTree,
-    tokens: jax.Array,
-    positions: jax.Array,
-    attention_mask: jax.Array,
-  ) -> jax.Array:
-    hidden = policy.hidden(
-      params,
-      tokens,
-      positions=positions,
-      segment_ids=attention_mask.astype(jnp.int32),
-    )
-    logits = policy.project(params, hidden[:, prompt_width - 1 : -1])
-    chosen = jnp.take_along_axis(logits, tokens[:, prompt_width:, None], axis=2)
-    return chosen[..., 0] - jax.scipy.special.logsumexp(logits, axis=2)
+  def score(policy: Policy, params: PyTree) -> np.ndarray:
+    @jax.jit
+    def score_rows(
+      params: PyTree,
+      tokens: jax.Array,
+      positions: jax.Array,
+      attention_mask: jax.Array,
+    ) -> jax.Array:
+      hidden = policy.hidden(
+        params,
+        tokens,
+        positions=positions,
+        segment_ids=attention_mask.astype(jnp.int32),
+      )
+      logits = policy.project(params, hidden[:, prompt_width - 1 : -1])
+      chosen = tokens[:, prompt_width:, None]
+      chosen = jnp.take_along_axis(logits, chosen, axis=2)
+      return chosen[..., 0] - jax.scipy.special.logsumexp(logits, axis=2)
 
-  arrays = rows['tokens'], rows['positions'], rows['attention_mask']
-  scored = [
-    score(params, *(jnp.asarray(x[i : i + 4]) for x in arrays))
-    for i in range(0, len(prompts) * GROUP, 4)
-  ]
-  return (
-    np.asarray(samples.sampler_logprobs, np.float64).reshape(-1),
-    np.concatenate(scored).astype(np.float64).reshape(-1),
-  )
+    arrays = rows['tokens'], rows['positions'], rows['attention_mask']
+    scored = [
+      score_rows(params, *(jnp.asarray(x[i : i + 4]) for x in arrays))
+      for i in range(0, len(prompts) * GROUP, 4)
+    ]
+    return np.concatenate(scored).astype(np.float64).reshape(-1)
+
+  sampled = np.asarray(samples.sampler_logprobs, np.float64).reshape(-1)
+  wide = Policy(dataclasses.replace(policy.config, dtype=jnp.dtype('float32')))
+  return sampled, score(policy, params), score(wide, params)
 
 
 if __name__ == '__main__':
