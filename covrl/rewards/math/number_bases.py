@@ -26,7 +26,7 @@ _NUMBER = re.compile(
   rf'|{_SPACE}\(?\s*(?:in\s+)?base[\s~-]*{_NAME}(?!\w)\s*\)?'
   r')'
 )
-_LETTERS = re.compile(rf'(?:{_FONT}|\\overline\s*)\{{\s*|\s*\}}')
+_MARKUP = re.compile(rf'(?:{_FONT}|\\overline\s*)\{{\s*|\s*\}}')
 _HEXADECIMAL = re.compile(r'(?<![\w.])0x([0-9A-Fa-f]+)(?!\w)')
 _LAST_NAME = re.compile(_NAME)
 
@@ -45,13 +45,15 @@ def mark_bases(text: str) -> str:
 
 def _marked(match: re.Match[str]) -> str:
   written = match.group(1) or match.group(2)
-  digits = _LETTERS.sub('', written)
+  digits = _MARKUP.sub('', written)
   names = _LAST_NAME.findall(
     match.group()[match.end(1 if match.group(1) else 2) - match.start() :]
   )
   base = _WORDS.get(names[-1]) or int(names[-1])
-  is_written = written.isalnum() is False or len(digits) > 1
-  is_number = any(map(str.isdigit, digits)) or (is_written and base > 10)
+  is_more_than_a_letter = written.isalnum() is False or len(digits) > 1
+  is_number = any(map(str.isdigit, digits)) or (
+    is_more_than_a_letter and base > 10
+  )
   if not is_number or not 2 <= base <= 36:
     return match.group()
   digits = digits.upper()
