@@ -78,7 +78,7 @@ if TYPE_CHECKING:
 
 def _lazy_imports() -> dict[str, str]:
   """Returns the package of each name that this file imports on first use."""
-  tree = ast.parse(pathlib.Path(__file__).read_text())
+  tree = ast.parse(pathlib.Path(__file__).read_text(encoding='utf-8'))
   imports = (
     node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
   )

@@ -67,7 +67,7 @@ def _config_file(spec: str, root: pathlib.Path) -> pathlib.Path:
 def _defined(file: pathlib.Path) -> set[str]:
   """Returns the names that a file defines or imports at its top level."""
   names: set[str] = set()
-  for node in ast.parse(file.read_text()).body:
+  for node in ast.parse(file.read_text(encoding='utf-8')).body:
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
       names.add(node.name)
     elif isinstance(node, ast.Import | ast.ImportFrom):
@@ -92,7 +92,7 @@ def _imported_beside(file: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def _imports(file: pathlib.Path) -> Iterator[str]:
   """Yields the top-level names of the modules that a file imports."""
-  for node in ast.walk(ast.parse(file.read_text())):
+  for node in ast.walk(ast.parse(file.read_text(encoding='utf-8'))):
     if isinstance(node, ast.Import):
       yield from (alias.name.partition('.')[0] for alias in node.names)
     elif isinstance(node, ast.ImportFrom) and node.module and not node.level:

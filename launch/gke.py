@@ -77,7 +77,7 @@ def run(job: Job, options: argparse.Namespace, shell: Shell) -> int:
   shell.show(f'{job.name}.yaml', manifest)
   with tempfile.TemporaryDirectory(prefix='covrl-') as folder:
     file = pathlib.Path(folder) / f'{job.name}.yaml'
-    file.write_text(manifest)
+    file.write_text(manifest, encoding='utf-8')
     name = file.name if shell.dry_run else str(file)
     shell.print(
       shell.check_output(['kubectl', 'apply', f'--filename={name}']).rstrip()

@@ -48,7 +48,7 @@ def run(job: Job, options: argparse.Namespace, shell: Shell) -> int:
   shell.show(f'{job.name}.sh', script)
   with tempfile.TemporaryDirectory(prefix='covrl-') as folder:
     file = pathlib.Path(folder) / f'{job.name}.sh'
-    file.write_text(script)
+    file.write_text(script, encoding='utf-8')
     name = file.name if shell.dry_run else str(file)
     shell.print(shell.check_output(['sbatch', name]).rstrip())
   return 0

@@ -222,7 +222,7 @@ class _Queued:
     }
     for ending, text in scripts.items():
       self.shell.show(f'{name}.{ending}', text)
-      (self.folder / f'{name}.{ending}').write_text(text)
+      (self.folder / f'{name}.{ending}').write_text(text, encoding='utf-8')
 
   def _file(self, ending: str) -> str:
     """Returns the path of a file; in a dry run only its name."""

@@ -111,3 +111,15 @@ def test_only_time_stamps_are_of_the_clock():
     'serve/answer.py',  # `created` of an answer
     'serve/app.py',  # `created` of the model
   }
+
+
+def test_text_is_read_in_one_encoding():
+  """The encoding of a machine's locale may be ASCII."""
+  for file in (ROOT / 'covrl').rglob('*.py'):
+    for node in ast.walk(ast.parse(file.read_text())):
+      if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        has_encoding = node.args or node.keywords
+        assert node.func.attr != 'read_text' or has_encoding, (
+          file,
+          node.lineno,
+        )

@@ -217,7 +217,7 @@ def read_compiled(
   for name in recipe.networks(recipe.config):
     stages |= {f'{name}_step': 'training', f'{name}_score': 'scoring'}
   try:
-    output = json.loads(file.read_text())
+    output = json.loads(file.read_text(encoding='utf-8'))
     programs: dict[str, dict[str, Any]] = output['programs']
     described = output['recipe'], output['topology'], output['num_slices']
     missing = [name for name in stages if name not in programs]

@@ -156,7 +156,9 @@ def _limit_memory(limit: int) -> None:
   """Limits further allocations to `limit` bytes (on Linux)."""
   if sys.platform == 'linux':
     resource = importlib.import_module('resource')
-    pages = int(pathlib.Path('/proc/self/statm').read_text().split()[0])
+    pages = int(
+      pathlib.Path('/proc/self/statm').read_text(encoding='utf-8').split()[0]
+    )
     most = pages * resource.getpagesize() + limit
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 

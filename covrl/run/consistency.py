@@ -162,4 +162,6 @@ def check_versions(
 def _code() -> str:
   """Returns covrl's source text."""
   package = pathlib.Path(__file__).parents[1]
-  return ''.join(file.read_text() for file in sorted(package.rglob('*.py')))
+  return ''.join(
+    file.read_text(encoding='utf-8') for file in sorted(package.rglob('*.py'))
+  )

@@ -118,7 +118,7 @@ class RunDirectory:
         f'{self.path} is not a run directory: it has no config.json'
       )
     try:
-      saved = json.loads(file.read_text())
+      saved = json.loads(file.read_text(encoding='utf-8'))
     except (ValueError, RecursionError):
       raise ConfigError(f'{file} is damaged: it is not valid JSON') from None
     for name, kind in (('name', str), ('config', dict), ('identity', str)):

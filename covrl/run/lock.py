@@ -167,7 +167,7 @@ def _acquire_lease(file: epath.Path, own_id: str) -> None:
   began = time.monotonic()
   while not storage.create_object(file, _lease_text(own_id, 0)):
     with contextlib.suppress(FileNotFoundError):
-      text = file.read_text()
+      text = file.read_text(encoding='utf-8')
       if first_text is not None and text != first_text:
         raise _in_use_error(file)
       first_text = text
@@ -216,7 +216,7 @@ def _lease_text(own_id: str, renewals: int) -> str:
 def _owner(file: epath.Path) -> str | None:
   """Returns the id of the lease's owner, `None` without a valid lease."""
   try:
-    content: Any = json.loads(file.read_text())
+    content: Any = json.loads(file.read_text(encoding='utf-8'))
     return str(content['process'])
   except (FileNotFoundError, ValueError, KeyError, TypeError):
     return None

@@ -48,7 +48,7 @@ def has_metadata_server() -> bool:
   """Returns whether this machine is on Google Cloud."""
   product = pathlib.Path('/sys/class/dmi/id/product_name')
   with contextlib.suppress(OSError):
-    if product.read_text().startswith('Google'):
+    if product.read_text(encoding='utf-8').startswith('Google'):
       return True
   return 'GCE_METADATA_HOST' in os.environ
 
