@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -58,7 +59,7 @@ class ProblemFilter:
     """Reason for dropping a problem, duplicates aside; `None` to keep it."""
     if self.min_pass_rate > 0 or self.max_pass_rate < 1:
       rate = self.pass_rates.get(problem.key, problem.pass_rate)
-      if rate is None:
+      if rate is None or math.isnan(rate):
         return 'without a measured pass rate'
       if rate < self.min_pass_rate:
         return f'with a pass rate below {self.min_pass_rate:g}'

@@ -144,10 +144,11 @@ class _Stream(Generic[Batch], Iterator[Batch]):
         'the state must be of a stream over the same problems, got one'
         ' over others: the files of problems have changed since'
       )
-    if state['draw'] < 0:
-      raise ValueError(f'draw must be at least 0, got {state["draw"]}')
+    draw: object = state['draw']
+    if not isinstance(draw, int) or draw < 0:
+      raise ValueError(f'draw must be an integer of at least 0, got {draw!r}')
     self.close()
-    self._next_draw = int(state['draw'])
+    self._next_draw = state['draw']
 
   def close(self) -> None:
     """Stops the background thread; `next` starts it again."""

@@ -164,6 +164,10 @@ class SubsetSource:
     indices: indices into `source`, in the order of the subset.
     fingerprint: digest of the selected problems, see `Fingerprinted`; made of
       that of `source` and the indices unless given.
+
+  Raises:
+    TypeError: the indices are not a vector of integers, but a mask for example.
+    ValueError: an index is not one of the source.
   """
 
   def __init__(
@@ -172,6 +176,17 @@ class SubsetSource:
     indices: Int[np.ndarray, ' N'],
     fingerprint: str = '',
   ) -> None:
+    if indices.ndim != 1 or indices.dtype.kind not in 'iu':
+      raise TypeError(
+        'indices must be a vector of integers, got'
+        f' {indices.dtype}{list(indices.shape)}'
+      )
+    size = len(source)
+    if indices.size and not 0 <= indices.min() <= indices.max() < size:
+      raise ValueError(
+        f'indices must lie in [0, {size}), the problems of the source, got'
+        f' {indices.min()} to {indices.max()}'
+      )
     self._source = source
     self._indices = indices
     self.names = source.names

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Sequence
 
 from etils import epath
@@ -27,6 +28,10 @@ class Suite:
       the greedy one alone.
     temperature: temperature of the k samples.
     schema: names of the schemas of its files, separated by commas.
+
+  Raises:
+    ValueError: the samples are not a whole number from 0, or the temperature is
+      negative or not finite.
   """
 
   name: str
@@ -34,6 +39,19 @@ class Suite:
   samples: int = 0
   temperature: float = 1.0
   schema: str = ''
+
+  def __post_init__(self) -> None:
+    samples, temperature = self.samples, self.temperature
+    if not isinstance(samples, int) or samples < 0:
+      raise ValueError(
+        f'samples of the suite {self.name!r} must be a whole number from 0, got'
+        f' {samples!r}'
+      )
+    if not 0 <= temperature < math.inf:
+      raise ValueError(
+        f'temperature of the suite {self.name!r} must be finite and at least 0,'
+        f' got {temperature}'
+      )
 
   def with_overrides(
     self,

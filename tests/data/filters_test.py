@@ -56,6 +56,9 @@ def test_keeps_the_first_of_equal_questions():
     '1 of 2 problems; left out: 1 repeated, with another answer (first: row'
     " 'What is 3?')"
   )
+  unmeasured = ListSource([problem('What is 7?', pass_rate=float('nan'))])
+  with pytest.raises(ValueError, match='1 without a measured pass rate'):
+    filter_sources([unmeasured], ProblemFilter(min_pass_rate=0.5))
   keyless = [dataclasses.replace(first[n], key='') for n in range(2)]
   (kept,) = filter_sources([ListSource(keyless)], ProblemFilter())
   assert len(kept.source) == 2

@@ -268,7 +268,7 @@ def test_refuses_invalid_streams_and_states():
     ValueError, match='of a stream with seed 3, got one with seed 4'
   ):
     stream().set_state({'draw': 1, 'seed': 4, 'problems': ''})
-  with pytest.raises(ValueError, match='draw must be at least 0, got -1'):
+  with pytest.raises(ValueError, match='draw must be an integer of at least 0'):
     stream().set_state({**stream().get_state(), 'draw': -1})
 
 

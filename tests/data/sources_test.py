@@ -366,6 +366,21 @@ def test_sources_hold_problems_with_texts():
     ListSource([entry])
 
 
+@pytest.mark.usefixtures('no_annotation_checks')
+@pytest.mark.parametrize(
+  ('indices', 'message'),
+  [
+    (np.array([True, False, True]), 'indices must be a vector of integers'),
+    (np.array([0.5]), 'indices must be a vector of integers'),
+    (np.array([0, 3]), r'indices must lie in \[0, 3\), .* got 0 to 3'),
+    (np.array([-1]), r'indices must lie in \[0, 3\), .* got -1 to -1'),
+  ],
+)
+def test_refuses_indices_of_another_kind(indices, message):
+  with pytest.raises((TypeError, ValueError), match=message):
+    SubsetSource(list_source('a', 3), indices)
+
+
 def test_subsets_of_a_source():
   some = SubsetSource(list_source('a', 5), np.array([4, 1]))
   assert [some[n].prompt for n in range(len(some))] == ['a4', 'a1']

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from covrl.data import SUITES, load_suites
+from covrl.data import SUITES, Suite, load_suites
 
 DIRECTORY = pathlib.Path(__file__).parents[1] / 'golden' / 'data' / 'suites'
 
@@ -44,6 +44,19 @@ def test_overrides_sampling_settings():
   ]
   assert {(s.samples, s.temperature) for s in suites} == {(4, 0.9)}
   assert [len(s.problems) for s in suites] == [2, 2]
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'samples': -1}, "samples of the suite 'mine' must be a whole number"),
+    ({'temperature': float('nan')}, 'must be finite and at least 0, got nan'),
+    ({'temperature': -1.0}, 'must be finite and at least 0, got -1'),
+  ],
+)
+def test_refuses_impossible_sampling_settings(changes, message):
+  with pytest.raises(ValueError, match=message):
+    Suite(name='mine', problems=[], **changes)
 
 
 def test_loads_a_folder_of_files(tmp_path):
