@@ -114,7 +114,7 @@ def test_notes_count_dropped_problems():
   )
   task = text_task(settings)
   starts = [
-    f'{DATA}/dapo_math_17k.parquet: 5 of 6 problems; left out: 1 twice',
+    f'{DATA}/dapo_math_17k.parquet: 5 of 6 problems; left out: 1 repeated',
     f'{DATA}/math.jsonl: 5 of 5 problems (layout MATH)',
     'math500: 5 problems (layout MATH-500)',
     'omni_math: 5 problems (layout OMNI-MATH)',
