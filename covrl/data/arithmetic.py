@@ -73,14 +73,14 @@ def random_terms(rng: random.Random, config: ArithmeticConfig) -> list[int]:
   raise too_few_problems(config)
 
 
-def _held_out_draws(config: ArithmeticConfig) -> Iterator[Problem]:
+def _generate_held_out(config: ArithmeticConfig) -> Iterator[Problem]:
   rng = random.Random(first_seed('arithmetic, held out', 0))
   while True:
     yield arithmetic_problem(random_terms(rng, config))
 
 
 held_out_arithmetic: HeldOut[ArithmeticConfig] = HeldOut(
-  draws=_held_out_draws, key=problem_terms
+  generate=_generate_held_out, key=problem_terms
 )
 """The evaluation problems."""
 
@@ -102,8 +102,8 @@ class ArithmeticSource(GeneratedSource[ArithmeticConfig]):
     """Name of the generator."""
     return self.seed_name
 
-  def draws(self, index: int) -> Iterator[Problem]:
-    """Draws candidates for a problem."""
+  def candidates(self, index: int) -> Iterator[Problem]:
+    """Yields random sums and differences."""
     rng = random.Random(self._seed + index)
     for _ in range(MAX_REDRAWS):
       terms = random_terms(rng, self._config)

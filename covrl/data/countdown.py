@@ -54,7 +54,7 @@ def countdown_tokenizer(config: CountdownConfig) -> SentencePieceTokenizer:
   return train_sentencepiece(vocabulary(config))
 
 
-def _held_out_draws(config: CountdownConfig) -> Iterator[Problem]:
+def _generate_held_out(config: CountdownConfig) -> Iterator[Problem]:
   seed, failures = first_seed('countdown held_out', 0), 0
   for position in itertools.count():
     problem = _generate(config, seed, position)
@@ -65,7 +65,9 @@ def _held_out_draws(config: CountdownConfig) -> Iterator[Problem]:
       raise too_few_problems(config)
 
 
-held_out = HeldOut[CountdownConfig](draws=_held_out_draws, key=problem_key)
+held_out = HeldOut[CountdownConfig](
+  generate=_generate_held_out, key=problem_key
+)
 """Generates the evaluation problems, in about 5 ms each; see `HeldOut`."""
 
 
@@ -85,8 +87,8 @@ class CountdownSource(GeneratedSource[CountdownConfig]):
     """reasoning-gym's version, on which the problems depend."""
     return f'{NAME} {importlib.metadata.version("reasoning-gym")}'
 
-  def draws(self, index: int) -> Iterator[Problem]:
-    """Draws a problem of reasoning-gym, redrawn at distant indices."""
+  def candidates(self, index: int) -> Iterator[Problem]:
+    """Yields problems of reasoning-gym, at distant indices of its generator."""
     for attempt in range(MAX_REDRAWS):
       position = index + attempt * _REDRAW_STRIDE
       problem = _generate(self._config, self._seed, position)
@@ -114,8 +116,8 @@ class SolvedCountdownSource(GeneratedSource[CountdownConfig]):
     """Name of the generator of these problems."""
     return f'{NAME}, solved'
 
-  def draws(self, index: int) -> Iterator[Problem]:
-    """Draws random expressions with a valid target."""
+  def candidates(self, index: int) -> Iterator[Problem]:
+    """Yields random expressions with a valid target."""
     config = self._config
     rng = random.Random(self._seed + index)
     # With the default bounds about every second draw is a valid problem.

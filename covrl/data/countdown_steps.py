@@ -47,14 +47,14 @@ def steps_tokenizer(config: CountdownConfig) -> SentencePieceTokenizer:
   return train_sentencepiece([*vocabulary(config), ','])
 
 
-def _held_out_draws(config: CountdownConfig) -> Iterator[Problem]:
+def _generate_held_out(config: CountdownConfig) -> Iterator[Problem]:
   rng = random.Random(first_seed('countdown steps, held out', 0))
   while True:
     yield dataclasses.replace(_draw(rng, config), solution=None)
 
 
 held_out_steps = HeldOut[CountdownConfig](
-  draws=_held_out_draws, key=problem_key
+  generate=_generate_held_out, key=problem_key
 )
 """Generates the evaluation problems; see `HeldOut`."""
 
@@ -77,8 +77,8 @@ class SolvedCountdownStepsSource(GeneratedSource[CountdownConfig]):
     """Name of the generator of these problems."""
     return f'{NAME}, solved'
 
-  def draws(self, index: int) -> Iterator[Problem]:
-    """Draws problems with a random chain of steps."""
+  def candidates(self, index: int) -> Iterator[Problem]:
+    """Yields problems with a random chain of steps."""
     rng = random.Random(self._seed + index)
     for _ in range(MAX_REDRAWS):
       yield _draw(rng, self._config)
@@ -98,9 +98,9 @@ class CountdownStepsSource(SolvedCountdownStepsSource):
     """Name of the generator of these problems."""
     return NAME
 
-  def draws(self, index: int) -> Iterator[Problem]:
-    """Draws problems as for the warm start, and removes their solutions."""
-    for problem in super().draws(index):
+  def candidates(self, index: int) -> Iterator[Problem]:
+    """Yields problems as for the warm start, without their solutions."""
+    for problem in super().candidates(index):
       yield dataclasses.replace(problem, solution=None)
 
 

@@ -18,6 +18,7 @@ from covrl.config import ArithmeticConfig, CountdownConfig, MazeConfig
 from covrl.data.fingerprints import text_fingerprint
 from covrl.data.problems import Problem
 
+# Candidates for a problem, at most.
 MAX_REDRAWS = 100
 
 GeneratorConfig = TypeVar(
@@ -33,11 +34,11 @@ class HeldOut(Generic[GeneratorConfig]):
   per process and bounds.
 
   Attributes:
-    draws: draws problems one after the other, without end.
+    generate: yields random problems without end; they may repeat.
     key: returns a problem's identity; problems with equal keys are the same.
   """
 
-  draws: Callable[[GeneratorConfig], Iterator[Problem]]
+  generate: Callable[[GeneratorConfig], Iterator[Problem]]
   key: Callable[[Problem], Hashable]
 
   def __call__(self, config: GeneratorConfig) -> tuple[Problem, ...]:
@@ -65,7 +66,7 @@ def _problems(
 ) -> tuple[Problem, ...]:
   config = kind(**bounds)
   kept: dict[Hashable, Problem] = {}
-  problems = held_out.draws(config)
+  problems = held_out.generate(config)
   remaining = 10 * config.held_out + MAX_REDRAWS
   while len(kept) < config.held_out:
     if not remaining:
@@ -97,7 +98,7 @@ class GeneratedSource(abc.ABC, Generic[GeneratorConfig]):
     config: bounds, seed and number of the problems.
 
   Attributes:
-    names: name of the task.
+    names: the name of the task alone; see `ProblemSource.names`.
     seed_name: name of the set, from which its seed is derived.
     excluded: the held-out problems, which the source leaves out.
   """
@@ -116,8 +117,8 @@ class GeneratedSource(abc.ABC, Generic[GeneratorConfig]):
     """Name of the problems' generator, with its version if it can change."""
 
   @abc.abstractmethod
-  def draws(self, index: int) -> Iterator[Problem]:
-    """Draws candidates for a problem, of which the first usable one is taken."""
+  def candidates(self, index: int) -> Iterator[Problem]:
+    """Yields random problems, of which the first that is not held out is taken."""
 
   @property
   def fingerprint(self) -> str:
@@ -131,7 +132,7 @@ class GeneratedSource(abc.ABC, Generic[GeneratorConfig]):
     if not 0 <= index < len(self):
       raise IndexError(f'index must lie in [0, {len(self)}), got {index}')
     key, excluded = self.excluded.key, self.excluded.keys(self._config)
-    for problem in self.draws(index):
+    for problem in self.candidates(index):
       if key(problem) not in excluded:
         return problem
     raise too_few_problems(self._config)

@@ -255,14 +255,14 @@ def solve_maze(problem: Problem) -> str | None:
   return None if path is None else path_text(path)
 
 
-def _held_out_draws(config: MazeConfig) -> Iterator[Problem]:
+def _generate_held_out(config: MazeConfig) -> Iterator[Problem]:
   rng = random.Random(first_seed('mazes, held out', 0))
   while True:
     yield maze_problem(random_maze(rng, config), config.max_steps)
 
 
 held_out_mazes = HeldOut[MazeConfig](
-  draws=_held_out_draws, key=lambda problem: problem.prompt
+  generate=_generate_held_out, key=lambda problem: problem.prompt
 )
 """Generates the evaluation problems; see `HeldOut`."""
 
@@ -283,13 +283,13 @@ class MazeSource(GeneratedSource[MazeConfig]):
     """Name of the generator of these problems."""
     return NAME
 
-  def draws(self, index: int) -> Iterator[Problem]:
-    """Draws random mazes."""
+  def candidates(self, index: int) -> Iterator[Problem]:
+    """Yields random mazes."""
     for _, maze in self._mazes(index):
       yield maze_problem(maze, self._config.max_steps)
 
   def _mazes(self, index: int) -> Iterator[tuple[random.Random, Maze]]:
-    """Draws mazes, each with the generator that has drawn it."""
+    """Yields random mazes, each with the random generator that has drawn it."""
     rng = random.Random(self._seed + index)
     for _ in range(MAX_REDRAWS):
       yield rng, random_maze(rng, self._config)
@@ -311,8 +311,8 @@ class ExploredMazeSource(MazeSource):
     """Name of the generator of these problems."""
     return f'{NAME}, explored'
 
-  def draws(self, index: int) -> Iterator[Problem]:
-    """Draws random mazes, each with a walk."""
+  def candidates(self, index: int) -> Iterator[Problem]:
+    """Yields random mazes, each with a walk."""
     steps = self._config.max_steps
     for rng, maze in self._mazes(index):
       walk = explorer_walk(rng, maze, steps)
