@@ -33,7 +33,12 @@ from covrl.rollout.programs import (
   TracedPrograms,
   row_sharding,
 )
-from covrl.rollout.samples import HostArray, Samples, empty_samples
+from covrl.rollout.samples import (
+  HostArray,
+  Samples,
+  check_prompts,
+  empty_samples,
+)
 from covrl.rollout.sampling import Sampling
 from covrl.rollout.slots import State
 
@@ -145,8 +150,10 @@ class SamplingEngine:
       their number, else replicated.
 
     Raises:
-      ValueError: if the ids are not one per response, or `group_size` < 1.
+      ValueError: if the ids are not one per response, `group_size` < 1, or the
+        prompts are refused by `check_prompts`.
     """
+    check_prompts(prompts, prompt_mask, self.policy.config.vocab_size)
     if group_size < 1:
       raise ValueError(f'group_size must be at least 1, got {group_size}')
     count = len(prompts) * group_size

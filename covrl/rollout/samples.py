@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
+from covrl.array_checks import check_array, concrete
+
 HostArray: TypeAlias = Array | np.ndarray
 
 
@@ -171,3 +173,40 @@ def to_rollout_rows(
 def count_positions(mask: Bool[Array, 'S T']) -> Int[Array, 'S T']:
   """Counts real tokens from 0; padding before the first also has 0."""
   return jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+
+
+def check_prompts(
+  prompts: Int[HostArray, 'P Tp'],
+  prompt_mask: Bool[HostArray, 'P Tp'],
+  vocab_size: int,
+) -> None:
+  """Refuses prompts that are not token ids, or not padded on the left.
+
+  A model would take the embedding of another token for an id that it lacks.
+
+  Args:
+    prompts: token ids; arrays of other hosts are not looked into.
+    prompt_mask: true for real tokens.
+    vocab_size: number of token ids.
+
+  Raises:
+    TypeError: an array is of another dtype.
+    ValueError: shapes differ, an array is empty, an id is not in the vocabulary,
+      or padding follows a token.
+  """
+  shape = check_array('prompts', prompts, 'int', 'P T')
+  check_array('prompt_mask', prompt_mask, 'bool', 'P T', shape)
+  if not all(shape):
+    raise ValueError(f'prompts must be at least one of one token, got {shape}')
+  ids, mask = concrete(prompts), concrete(prompt_mask)
+  if ids is None or mask is None:
+    return
+  wrong = ids[mask & ((ids < 0) | (ids >= vocab_size))]
+  if wrong.size:
+    raise ValueError(
+      f'prompts must have token ids in [0, {vocab_size}), got {wrong[0]}'
+    )
+  if (mask[:, :-1] & ~mask[:, 1:]).any():
+    raise ValueError(
+      'prompts must be padded on the left, got padding after a token'
+    )
