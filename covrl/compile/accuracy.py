@@ -16,7 +16,7 @@ class Comparison(NamedTuple):
 
   Attributes:
     estimate: the quantity, and the programs.
-    reference: the figure that it was compared with.
+    reference: the count or measurement that it was compared with.
     least: smallest ratio of estimate to reference.
     most: largest ratio.
   """

@@ -150,7 +150,7 @@ def describe(
   loop: Instruction | None = None,
   scopes: Scopes = COUNT_ALL,
 ) -> Program:
-  """Describes a program, or only one trip of one of its loops.
+  """Describes the memory and cost of a program, or of one trip of a loop in it.
 
   Args:
     work: what it was compiled from.

@@ -10,6 +10,7 @@ from covrl.compile.collectives import OPCODES
 from covrl.compile.hlo import Computation, Instruction, Module
 from covrl.compile.traffic import FREE
 
+# Opcodes that compute nothing, or whose operations are counted elsewhere.
 _UNCOUNTED = FREE | {
   'copy',
   'reshape',

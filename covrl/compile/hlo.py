@@ -19,6 +19,7 @@ Platform: TypeAlias = Literal['tpu', 'gpu']
 _BITS = {'pred': 8, 'bf16': 16, 'c64': 64, 'c128': 128, 'token': 0}
 _SHAPE = re.compile(r'(\w+)\[([\d,]*)\](?:\{([\d,]*)(?::([^}]*))?\})?')
 _TILE = re.compile(r'T((?:\([\d,*]+\))+)')
+# Beginnings of computations and of instructions.
 _HEAD = re.compile(r'^(ENTRY )?%?([\w.<>-]+) \(.*\{$')
 _START = re.compile(r'^\s+(ROOT )?%?([\w.<>-]+) = ')
 _OPCODE = re.compile(r'\s*([a-z][a-z0-9-]*)\(')

@@ -107,15 +107,15 @@ def compile_recipe(
     programs={},
   )
   with topologies.no_compilation_cache():
-    wanted = set(known if names is None else names)
+    chosen = set(known if names is None else names)
     groups = [
       group
       for group in (*_GROUPS, *_network_groups(work.programs.networks.names))
-      if not wanted.isdisjoint(group.names)
+      if not chosen.isdisjoint(group.names)
     ]
     for number, group in enumerate(groups, 1):
       on_program(' and '.join(group.names), number, len(groups))
-      report.programs.update(group.run(work))
+      report.programs.update(group.compile(work))
   return report
 
 
@@ -153,11 +153,11 @@ class _Group(NamedTuple):
 
   Attributes:
     names: names of the programs in the report.
-    run: compiles them for a workload and returns each by its name.
+    compile: compiles them for a workload; returns each by its name.
   """
 
   names: tuple[str, ...]
-  run: Callable[[Workload], dict[str, Program]]
+  compile: Callable[[Workload], dict[str, Program]]
 
 
 def _train_step(work: Workload) -> dict[str, Program]:
@@ -167,21 +167,23 @@ def _train_step(work: Workload) -> dict[str, Program]:
   # The reference policy and second networks stay in memory meanwhile.
   state = without_base(work.programs.abstract_state())
   unread = bytes_on_chip((state.frozen, state.networks))
-  needed = model_cost.update_flops(work.policy.config, rows, width)
+  model_flops = model_cost.update_flops(work.policy.config, rows, width)
   calls = config.updates_per_iteration
-  return {'train_step': describe(work, compiled, needed, unread, calls=calls)}
+  return {
+    'train_step': describe(work, compiled, model_flops, unread, calls=calls)
+  }
 
 
 def _score(work: Workload) -> dict[str, Program]:
   config = work.recipe.config
   rows, width = config.sequences_per_iteration, row_width(config)
   compiled = compile_program(work, work.programs.trace_score(_batch(work)))
-  needed = model_cost.scoring_flops(work.policy.config, rows, width)
+  model_flops = model_cost.scoring_flops(work.policy.config, rows, width)
   return {
     'score': describe(
       work,
       compiled,
-      needed,
+      model_flops,
       unread_state_bytes(work),
       calls=config.scoring_passes,
     ),

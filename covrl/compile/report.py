@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from covrl.compile import accuracy
 from covrl.compile.cost import Cost
 from covrl.compile.network import Network
-from covrl.compile.sampling_time import Decoded
+from covrl.compile.sampling_time import DecodingTime
 from covrl.compile.units import bytes_text, time_text, traffic_text
 from covrl.parallel.gpus import GpuTopology
 from covrl.parallel.topologies import AnyTopology
@@ -69,7 +69,7 @@ class Program:
   cost: Cost | None
   model_flops: float
   ideal_bytes: float | None = None
-  sampled: tuple[Decoded, ...] = ()
+  sampled: tuple[DecodingTime, ...] = ()
   network: Network
   calls: int = 1
 
@@ -119,9 +119,9 @@ class Program:
     _, seconds = self.roofline()
     return self.model_flops / (seconds * self.network.topology.chip.flops)
 
-  def speed(self, decoded: Decoded) -> float:
+  def speed(self, time: DecodingTime) -> float:
     """Returns the tokens per second and chip of an iteration's decoding."""
-    return decoded.tokens / (decoded.seconds * len(self.network.devices))
+    return time.tokens / (time.seconds * len(self.network.devices))
 
   def exchanged(self) -> list[dict[str, Any]]:
     """Returns collectives by kind, group size and network, by bytes sent."""

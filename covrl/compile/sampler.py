@@ -22,7 +22,7 @@ from covrl.compile.compiling import (
 from covrl.compile.cost import Cost, Scopes, cost_of
 from covrl.compile.hlo import Instruction, Module
 from covrl.compile.report import Program
-from covrl.compile.sampling_time import Decoded, Step, decoded
+from covrl.compile.sampling_time import DecodingTime, Step, decoding_times
 from covrl.data.packing import prompt_width
 from covrl.models.decode_attention import RESPONSES, uses_kernel
 from covrl.parallel import sharding
@@ -129,7 +129,7 @@ def _scopes(work: Workload) -> Scopes:
 
 def _sampled(
   work: Workload, segment: Compiled, loop: Instruction | None, program: Program
-) -> tuple[Decoded, ...]:
+) -> tuple[DecodingTime, ...]:
   """Estimates the time of an iteration's decoding; empty if it does not fit."""
   if segment.module is None or loop is None or program.cost is None:
     return ()
@@ -149,7 +149,9 @@ def _sampled(
     limit=config.rollout.max_response_length - 1,
     by_row=by_row,
   )
-  return decoded(step, work.sampler.layout, config.sequences_per_iteration)
+  return decoding_times(
+    step, work.sampler.layout, config.sequences_per_iteration
+  )
 
 
 def _token_loop(module: Module) -> Instruction:

@@ -23,7 +23,8 @@ class Step(NamedTuple):
     bytes: traffic of a step with a full cache.
     own_bytes: the part of it that reads the responses' own tokens.
     bandwidth: bytes per second.
-    seconds: least time of a step, whatever it reads: the busiest other unit.
+    seconds: lower bound of the time of a step: that of the busiest unit other
+      than memory.
     limit: tokens of a response in a full cache.
     by_row: whether each row is read as far as it reaches; else all rows as far
       as the longest of them.
@@ -37,8 +38,8 @@ class Step(NamedTuple):
   by_row: bool
 
 
-class Decoded(NamedTuple):
-  """Estimate for one distribution of lengths.
+class DecodingTime(NamedTuple):
+  """Estimated time of an iteration's decoding, for one distribution of lengths.
 
   Attributes:
     lengths: name of the distribution.
@@ -69,7 +70,9 @@ class Occupancy(NamedTuple):
   longest: Int[np.ndarray, ' T']
 
 
-def decoded(step: Step, layout: Layout, count: int) -> tuple[Decoded, ...]:
+def decoding_times(
+  step: Step, layout: Layout, count: int
+) -> tuple[DecodingTime, ...]:
   """Estimates the time of an iteration's decoding for three kinds of lengths.
 
   Args:
@@ -77,11 +80,11 @@ def decoded(step: Step, layout: Layout, count: int) -> tuple[Decoded, ...]:
     layout: the division into shards and slots.
     count: number of responses.
   """
-  groups: list[Decoded] = []
+  groups: list[DecodingTime] = []
   for name, lengths in typical_lengths(step.limit + 1, count).items():
     seconds = step_seconds(step, layout, occupancy(lengths, layout))
     groups.append(
-      Decoded(
+      DecodingTime(
         lengths=name,
         mean=float(lengths.mean()),
         steps=len(seconds),

@@ -7,7 +7,7 @@ import pytest
 from covrl.compile.sampling_time import (
   Occupancy,
   Step,
-  decoded,
+  decoding_times,
   occupancy,
   step_seconds,
 )
@@ -71,7 +71,7 @@ def test_no_step_is_faster_than_the_busiest_unit_besides_memory():
 
 
 def test_full_lengths_take_one_round_per_slot():
-  full, uniform, geometric = decoded(STEP, LAYOUT, 16)
+  full, uniform, geometric = decoding_times(STEP, LAYOUT, 16)
   assert full.lengths == 'full'
   # Two rounds of ten steps; the cache holds half on average.
   assert (full.steps, full.tokens) == (20, 16 * 11)
