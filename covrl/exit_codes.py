@@ -27,8 +27,9 @@ class Exit(enum.IntEnum):
     STALLED: the watchdog saw no progress; the stacks of all threads were
       printed.
     STORAGE: a file could not be written, because the disk is full or read-only,
-      or the bucket refused; one sentence on standard error names it. The last
-      checkpoint is whole, and the run resumes from it.
+      or the bucket refused, or not be read, because the device fails; one
+      sentence on standard error names it. The last checkpoint is whole, and the
+      run resumes from it.
     DIVERGED: too many updates in a row were skipped because gradients or
       parameters were not finite; one sentence on standard error.
     INTERRUPTED: Ctrl-C ended a command that has nothing to save, such as a run

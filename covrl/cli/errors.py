@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors that are reported in one sentence: invalid input and failed writes.
+"""Errors that are reported in one sentence: invalid input, failing storage.
 
 With `COVRL_TRACEBACK` set in the environment, all errors keep their traceback.
 """
@@ -78,6 +78,10 @@ def report_error(error: BaseException) -> Exit | None:
   unwritten = storage.first_storage_error(error)
   if unwritten is not None and not os.environ.get('COVRL_TRACEBACK'):
     print(f'covrl: {unwritten}', file=sys.stderr)
+    return Exit.STORAGE
+  unread = storage.failed_read(error)
+  if unread is not None and not os.environ.get('COVRL_TRACEBACK'):
+    print(f'covrl: {unread}', file=sys.stderr)
     return Exit.STORAGE
   if _is_jax_setting(error):
     print(

@@ -36,7 +36,14 @@ _CAUSES = {
     errno.ENXIO,
     errno.ETIMEDOUT,
     errno.EREMOTEIO,
+    errno.ENOMEM,
+    errno.EINTR,
   )
+}
+# Names that are wrong rather than storage that fails.
+_NAMES = {
+  *(errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP),
+  *(errno.ENAMETOOLONG, errno.ENXIO),
 }
 # Libraries written in C++ report the same errors as text.
 _TEXT = re.compile('|'.join(map(re.escape, _CAUSES.values())), re.IGNORECASE)
@@ -71,6 +78,23 @@ def writing(path: os.PathLike[str] | str) -> Iterator[None]:
     raise StorageError(
       f'{os.fspath(path)} cannot be written: {cause}'
     ) from error
+
+
+def failed_read(error: BaseException) -> str | None:
+  """Returns a sentence on a file that the system failed to read.
+
+  Such as one on a failing device or without permission; `None` for other errors.
+
+  >>> failed_read(OSError(errno.EIO, 'Input/output error', 'a.json'))
+  'a.json cannot be read: input/output error'
+  >>> failed_read(FileNotFoundError(errno.ENOENT, 'No such file', 'a.json'))
+  """
+  if not isinstance(error, OSError) or error.filename is None:
+    return None
+  if error.errno not in _CAUSES.keys() - _NAMES:
+    return None
+  file = os.fsdecode(error.filename)
+  return f'{file} cannot be read: {_lower(_CAUSES[error.errno])}'
 
 
 def first_storage_error(error: BaseException | None) -> StorageError | None:

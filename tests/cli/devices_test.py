@@ -120,6 +120,16 @@ def test_missing_devices_are_one_sentence(monkeypatch, error, cause):
   assert is_refusal(caught.value)
 
 
+def test_a_failing_device_is_one_sentence(tmp_path, capsys):
+  error = OSError(errno.EIO, os.strerror(errno.EIO), str(tmp_path / 'a'))
+  assert report_error(error) == Exit.STORAGE
+  assert capsys.readouterr().err == (
+    f'covrl: {tmp_path / "a"} cannot be read: input/output error\n'
+  )
+  # A file that a recipe lacks is a mistake in the recipe.
+  assert report_error(FileNotFoundError(errno.ENOENT, 'none', 'a')) is None
+
+
 def test_invalid_settings_of_jax_are_one_sentence(monkeypatch, capsys):
   settings_of_jax = importlib.util.find_spec('jax._src.config')
   assert settings_of_jax is not None
