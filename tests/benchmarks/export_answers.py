@@ -60,9 +60,9 @@ def main() -> None:
 def grade(prompt: str, response: str) -> int:
   """1 if the last number of a response is the sum of the prompt's terms."""
   terms = re.findall(r'[+-]? ?\d+', prompt.splitlines()[1])
-  wanted = sum(int(term.replace(' ', '')) for term in terms)
+  expected = sum(int(term.replace(' ', '')) for term in terms)
   numbers = re.findall(r'-?\d+', response)
-  return int(bool(numbers) and int(numbers[-1]) == wanted)
+  return int(bool(numbers) and int(numbers[-1]) == expected)
 
 
 if __name__ == '__main__':

@@ -114,12 +114,14 @@ def test_lp_reg_is_the_gradient_of_its_penalty(case, proxy, source):
     allow_large=True,
   )
   policies = {'old': old, 'current': new}
-  wanted, applies = lp_reg_in_numpy(
+  expected, applies = lp_reg_in_numpy(
     policies[source], policies[proxy], new, targets, advantages, 0.6
   )
   assert 2 < applies.sum() < (MASK & (advantages < 0)).sum() * 0.6
   edited = run(chain, old, new, targets, advantages)
-  np.testing.assert_allclose(edited.logprobs, 2 * wanted, rtol=1e-4, atol=1e-7)
+  np.testing.assert_allclose(
+    edited.logprobs, 2 * expected, rtol=1e-4, atol=1e-7
+  )
   assert not edited.entropy.any()
 
 
@@ -128,14 +130,16 @@ def test_lp_reg_leaves_a_penalty_above_ten_alone(case):
   # Sampled tokens have fallen by up to five nats.
   fall = np.random.default_rng(1).uniform(0, 5, (ROWS, LENGTH, 1))
   fallen = log_softmax(old - fall * np.eye(VOCABULARY)[targets])
-  wanted, applies = lp_reg_in_numpy(old, old, fallen, targets, advantages, 0.9)
+  expected, applies = lp_reg_in_numpy(
+    old, old, fallen, targets, advantages, 0.9
+  )
   unlimited = lp_reg_in_numpy(
     old, old, fallen, targets, advantages, 0.9, largest=np.inf
   )[1]
   assert 0 < applies.sum() < unlimited.sum()
   chain = covrl.lp_reg(0.9, min_p=0.1, allow_large=True)
   edited = run(chain, old, fallen, targets, advantages)
-  np.testing.assert_allclose(edited.logprobs, wanted, rtol=1e-4, atol=1e-7)
+  np.testing.assert_allclose(edited.logprobs, expected, rtol=1e-4, atol=1e-7)
 
 
 def test_lp_reg_does_not_hide_nan(case):

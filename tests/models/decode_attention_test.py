@@ -38,27 +38,27 @@ def check_decode(
   window=None,
   cap=None,
   mesh=None,
-  run=None,
+  kernel=None,
   ring=False,
   int8=False,
 ):
-  """Checks decode attention against `attend` over each row's whole sequence.
+  """Checks the kernel, or XLA without one, against `attend` over whole sequences.
 
   Sixteen rows continue three prompts in no order; some have ended. Slots that
   hold no token are NaN for the kernel, and large without it.
   """
   config = dataclasses.replace(CONFIG, attention_soft_cap=cap)
-  draws, rows, prompts = np.random.default_rng(0), 16, 4
-  prompt = draws.integers(0, 3, rows)
+  rng, rows, prompts = np.random.default_rng(0), 16, 4
+  prompt = rng.integers(0, 3, rows)
   prompt_slots, response_slots = slots
   lengths = jnp.array([prompt_slots, 1, prompt_slots // 2, 0])
   length = (
-    jnp.asarray(draws.integers(0, response_slots + 1, rows))
+    jnp.asarray(rng.integers(0, response_slots + 1, rows))
     .at[0]
     .set(response_slots)
   )
-  live = jnp.asarray(draws.random(rows) < 0.8).at[:3].set(True)
-  filler = jnp.nan if run else 1e6
+  live = jnp.asarray(rng.random(rows) < 0.8).at[:3].set(True)
+  filler = jnp.nan if kernel else 1e6
 
   def cached(seed, count, slots, is_token):
     values = draw(seed, 2, count, KV_HEADS, slots, WIDTH)
@@ -114,7 +114,7 @@ def check_decode(
       window=None if window is None else jnp.asarray(window),
       **layer_indices,
     )
-    return (run or attend_token)(queries, keys, values, tokens, config)
+    return (kernel or attend_token)(queries, keys, values, tokens, config)
 
   with sharding.use_mesh(mesh, sharding.ROLLOUT_RULES):
     got = attended(queries, keys, values, cache_under_test)
@@ -139,14 +139,14 @@ def check_decode(
       axis=1,
     )
     mask &= distance < window
-  want = attend(
+  expected = attend(
     queries[:, None],
     join_parts(cache.prompts.keys, cache.keys, keys),
     join_parts(cache.prompts.values, cache.values, values),
     mask[:, None],
     cap=cap,
   )[:, 0]
-  np.testing.assert_allclose(got[live], want[live], atol=2e-5)
+  np.testing.assert_allclose(got[live], expected[live], atol=2e-5)
   assert np.isfinite(got).all()
 
 
@@ -186,7 +186,7 @@ def test_decode_attention_by_xla(setting):
 @pytest.mark.parametrize('setting', SETTINGS)
 def test_decode_kernel_reads_only_tokens(setting, kernel):
   """Slots without a token hold NaN, which would propagate."""
-  check_decode(**setting, run=kernel)
+  check_decode(**setting, kernel=kernel)
 
 
 @pytest.mark.parametrize('with_kernel', [False, True])
@@ -195,7 +195,7 @@ def test_decode_attention_on_a_mesh(with_kernel, kernel, monkeypatch):
     monkeypatch.setattr(decode_attention, 'uses_kernel', lambda _: False)
   mesh = sharding.make_mesh({'data': 2, 'tensor': 2}, jax.devices()[:4])
   settings = {'slots': (9, 40), 'window': 16, 'ring': True}
-  check_decode(**settings, mesh=mesh, run=kernel if with_kernel else None)
+  check_decode(**settings, mesh=mesh, kernel=kernel if with_kernel else None)
 
 
 @settings(deadline=None, max_examples=20)
@@ -207,10 +207,10 @@ def test_prompts_to_read_are_those_of_live_rows(data):
   reads = LIST_PROMPTS(jnp.array(prompt), jnp.array(live))
   count = int(reads.length[0])
   got = list(zip(reads.tile.tolist(), reads.prompt.tolist(), strict=True))
-  want = {(row // 8, prompt[row]) for row in range(rows) if live[row]}
-  assert len(got[:count]) == len(want)
-  assert set(got[:count]) == want
-  assert [tile for tile, _ in got[:count]] == sorted(t for t, _ in want)
+  expected = {(row // 8, prompt[row]) for row in range(rows) if live[row]}
+  assert len(got[:count]) == len(expected)
+  assert set(got[:count]) == expected
+  assert [tile for tile, _ in got[:count]] == sorted(t for t, _ in expected)
 
 
 LIST_PROMPTS = jax.jit(cached_tokens.list_local)
@@ -238,13 +238,13 @@ def test_blocks_to_read_are_those_with_a_slot_in_range(data):
   )
   count = int(blocks.length)
   got = list(zip(blocks.row.tolist(), blocks.block.tolist(), strict=True))
-  want = [
+  expected = [
     (row, block)
     for row, (start, end) in enumerate(zip(starts, ends, strict=True))
     for block in range(-(-slots // size))
     if max(block * size, start) < min((block + 1) * size, end)
   ]
-  assert got[:count] == want
+  assert got[:count] == expected
   # Entries beyond the length must be valid indices too.
   assert all(row < len(ranges) for row, _ in got)
   assert all(block < -(-slots // size) for _, block in got)

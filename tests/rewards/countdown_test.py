@@ -70,11 +70,11 @@ def test_wrong_answers_score_zero(response):
 
 
 @pytest.mark.parametrize(
-  'tower', ['9**9**9', '9 ** 9 ** 9', '9*9**9', '9//9//9']
+  'expression', ['9**9**9', '9 ** 9 ** 9', '9*9**9', '9//9//9']
 )
-def test_powers_never_reach_the_scorer(tower):
+def test_powers_never_reach_the_scorer(expression):
   start = time.perf_counter()
-  assert not may_be_correct(tower, {'numbers': [9, 9, 9], 'target': 9})
+  assert not may_be_correct(expression, {'numbers': [9, 9, 9], 'target': 9})
   assert time.perf_counter() - start < 0.1
 
 

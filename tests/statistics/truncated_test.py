@@ -159,12 +159,12 @@ def test_ties_with_the_least_likely_kept_token_are_kept():
 
 def test_bfloat16_cotangents_have_the_dtypes_of_the_inputs():
   case = problem(jnp.bfloat16)
-  entropy, _, pulled = jax.jit(truncated_statistics, compiler_options=QUICK)(
-    *case
-  )
+  entropy, _, cotangents = jax.jit(
+    truncated_statistics, compiler_options=QUICK
+  )(*case)
   assert entropy.dtype == jnp.float32
-  assert {x.dtype for x in pulled} == {jnp.dtype(jnp.bfloat16)}
-  assert_close((entropy, pulled), numpy_reference(*case)[::2], 2e-2)
+  assert {x.dtype for x in cotangents} == {jnp.dtype(jnp.bfloat16)}
+  assert_close((entropy, cotangents), numpy_reference(*case)[::2], 2e-2)
 
 
 @pytest.mark.parametrize(

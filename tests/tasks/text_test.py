@@ -34,15 +34,15 @@ def test_prompts_use_a_configured_template():
 
 
 def test_instructions_of_a_file_can_be_removed():
-  framed, bare = (
+  original, bare = (
     text_task(config('dapo_math_17k.parquet', bare_questions=bare))
     for bare in (False, True)
   )
-  assert 'The last line of your response' in framed.train[0].prompt
+  assert 'The last line of your response' in original.train[0].prompt
   assert 'The last line of your response' not in bare.train[0].prompt
-  assert [reward.name for reward in framed.rewards] == ['math_dapo']
+  assert [reward.name for reward in original.rewards] == ['math_dapo']
   assert [reward.name for reward in bare.rewards] == ['math']
-  assert reference_response(framed.train[0]) == 'Answer: 6'
+  assert reference_response(original.train[0]) == 'Answer: 6'
   assert reference_response(bare.train[0]) == '\\boxed{6}'
 
 
@@ -71,8 +71,7 @@ def test_notes_name_the_sandbox_backend():
   settings = config('kodcode.jsonl')
   settings.rewards.judge = 'unsandboxed'
   assert ' unsandboxed' in text_task(settings).notes[-1]
-  for field in ('judge',):
-    setattr(settings.rewards, field, 'docker')
+  settings.rewards.judge = 'docker'
   with pytest.raises(
     ValueError, match=r"backend must be one of .*, got 'docker'"
   ):

@@ -31,16 +31,16 @@ from covrl.train.effects import config_warnings
 
 
 def test_the_next_rollout_is_sampled_by_the_policy_before_the_updates():
-  ahead, now = make_collector(pipeline=1), make_collector()
-  batches = [ahead.collect(k, STATES[k]) for k in range(4)]
+  pipelined, sequential = make_collector(pipeline=1), make_collector()
+  batches = [pipelined.collect(k, STATES[k]) for k in range(4)]
   assert [b.metrics['staleness_max'] for b in batches] == [0, 1, 1, 1]
   for k, batch in enumerate(batches):
     mask = batch.batch.loss_mask
     assert (batch.policy_step[mask] == max(k - 1, 0)).all()
-    assert_same(batch, now.collect(k, STATES[max(k - 1, 0)]))
+    assert_same(batch, sequential.collect(k, STATES[max(k - 1, 0)]))
   # Nothing is sampled beyond the last iteration.
-  assert ahead.state.ahead is None
-  assert ahead.state.prompts['draw'] == 4
+  assert pipelined.state.ahead is None
+  assert pipelined.state.prompts['draw'] == 4
   # One policy further, other responses.
   other = make_collector().collect(0, STATES[1]).batch
   assert not np.array_equal(other.tokens, batches[0].batch.tokens)
@@ -63,25 +63,30 @@ def test_scores_are_waited_for_when_the_next_rollout_is_sampled(monkeypatch):
 
 
 def test_a_collector_is_restored_with_what_is_sampled_ahead():
-  whole, cut = make_collector(pipeline=1), make_collector(pipeline=1)
-  for each in (whole, cut):
+  uninterrupted, interrupted = (
+    make_collector(pipeline=1),
+    make_collector(pipeline=1),
+  )
+  for each in (uninterrupted, interrupted):
     each.collect(0, STATES[0])
-  saved = cut.state
+  saved = interrupted.state
   assert saved.ahead is not None
   arrays = saved.ahead.arrays()
-  zeros = cut.padding_rollouts()
+  zeros = interrupted.padding_rollouts()
   assert arrays.keys() == zeros.keys()
   for name, leaf in arrays.items():
     assert (leaf.shape, leaf.dtype) == (zeros[name].shape, zeros[name].dtype)
   resumed = make_collector(pipeline=1)
   resumed.restore(saved.prompts, arrays, None)
   for k in (1, 2, 3):
-    assert_same(resumed.collect(k, STATES[k]), whole.collect(k, STATES[k]))
+    assert_same(
+      resumed.collect(k, STATES[k]), uninterrupted.collect(k, STATES[k])
+    )
   # An abandoned rollout is drawn again.
-  cut.collect(1, STATES[1])
-  cut.state = saved
+  interrupted.collect(1, STATES[1])
+  interrupted.state = saved
   resumed.restore(saved.prompts, arrays, None)
-  assert_same(cut.collect(1, STATES[1]), resumed.collect(1, STATES[1]))
+  assert_same(interrupted.collect(1, STATES[1]), resumed.collect(1, STATES[1]))
 
 
 def kill_at(recipe, workdir, step):
@@ -159,7 +164,7 @@ def test_refuses_fields_that_conflict(fields, sentence):
 
 
 @pytest.mark.parametrize(
-  ('chain', 'warned'),
+  ('chain', 'count'),
   [
     (covrl.icepop(), 0),
     (covrl.decoupled_ppo(), 0),
@@ -167,7 +172,7 @@ def test_refuses_fields_that_conflict(fields, sentence):
     (covrl.reject_sequences(), 1),
   ],
 )
-def test_a_chain_without_importance_weights_is_named(chain, warned):
+def test_a_chain_without_importance_weights_is_named(chain, count):
   algorithm = Algorithm(
     loss=covrl.clipped_surrogate,
     token_tx=optax.chain(covrl.entropy_bonus(0.1), chain),
@@ -176,7 +181,7 @@ def test_a_chain_without_importance_weights_is_named(chain, warned):
   )
   for rollout in ({'pipeline': 1}, {'cache_dtype': 'int8'}):
     texts = [*config_warnings(make_config(**rollout), algorithm, ())]
-    assert sum('no importance weights: add' in text for text in texts) == warned
+    assert sum('no importance weights: add' in text for text in texts) == count
   assert not any(
     'pipeline' in t for t in config_warnings(make_config(), algorithm, ())
   )

@@ -44,7 +44,7 @@ class Characters:
     return 0
 
   def eos_id(self) -> int:
-    """A token that is never sampled; the run's ends are in its settings."""
+    """A token that is never sampled; end tokens are set in `RolloutConfig`."""
     return -1
 
   def pad_id(self) -> int:
@@ -76,15 +76,15 @@ def policy(shape: worker.Shape, mesh: Mesh) -> Any:
   )
   with jax.set_mesh(mesh):
     model = qwen2.Qwen2(config, rngs=nnx.Rngs(0))
-  random = np.random.default_rng(0)
+  rng = np.random.default_rng(0)
 
-  def drawn(leaf: Any) -> Any:
+  def random_matrix(leaf: Any) -> Any:
     if leaf.ndim < 2:
       return leaf
-    values = random.normal(0, worker.SCALE, leaf.shape).astype(np.float32)
+    values = rng.normal(0, worker.SCALE, leaf.shape).astype(np.float32)
     return jax.device_put(values, leaf.sharding)
 
-  nnx.update(model, jax.tree.map(drawn, nnx.state(model)))
+  nnx.update(model, jax.tree.map(random_matrix, nnx.state(model)))
   return model
 
 
