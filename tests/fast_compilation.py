@@ -9,6 +9,7 @@ from importlib.metadata import version
 
 _HAS_OLD_EMITTERS = version('jaxlib').startswith('0.10.')
 
+# Compiler options of `jax.jit`, and the same as a value of XLA_FLAGS.
 QUICK: dict[str, int | bool] = {'xla_backend_optimization_level': 0}
 if _HAS_OLD_EMITTERS:
   QUICK |= {'xla_cpu_use_fusion_emitters': False}

@@ -101,12 +101,12 @@ class _TargetEntropy:
     if is_initializing(context):
       return scalar(self.minimum)
     prediction = prediction_in(context)
-    ahead = setpoint(self.target, context, later=self.horizon)
-    rise = (ahead - entropy_in(context)) / (self.horizon * self.slope)
+    future_target = setpoint(self.target, context, later=self.horizon)
+    rise = (future_target - entropy_in(context)) / (self.horizon * self.slope)
     effect = jnp.asarray(prediction.effect)
-    raises = (effect > 0) & has_reading(context)
-    needed = (rise - prediction.drift) / jnp.where(raises, effect, 1)
+    has_effect = (effect > 0) & has_reading(context)
+    needed = (rise - prediction.drift) / jnp.where(has_effect, effect, 1)
     # A coefficient without effect, or with the opposite one, is at its minimum.
-    needed = jnp.where(raises, needed, self.minimum)
+    needed = jnp.where(has_effect, needed, self.minimum)
     limit = jnp.clip(prediction.limit, self.minimum, self.maximum)
     return jnp.clip(needed, self.minimum, limit)

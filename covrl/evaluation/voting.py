@@ -18,7 +18,7 @@ def merge_equal_answers(
 
   Correct answers equal the reference and so one another. Wrong ones are compared
   by `are_equal`, each with the first of those that are left, for all problems at
-  once; an answer is never equal to one of another mark.
+  once; a wrong answer never equals a correct one.
 
   Args:
     answers: the answers to each of N problems, `None` for a response without.

@@ -20,7 +20,7 @@ def max_likelihood(
   *,
   order: Number = 1.0,
 ) -> Float[Array, ' S']:
-  """Amplifies rare successes: from rewards to their likelihood (MaxRL, GARL).
+  """Reward minus the group's mean, over a power of that mean (MaxRL, GARL).
 
     A_i = (r_i − p) / p^order,    p the group's mean reward; 0 if p is 0
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 # Share of a GPU's memory that JAX reserves; see `covrl.parallel.xla_flags`. The
 # rest is for CUDA's context, NCCL's buffers and the code of kernels.
 MEMORY_SHARE = 0.92
-# What compiles without a GPU: the compiler, and cuDNN, which plans fused
+# Distributions that compile without a GPU: the compiler, and cuDNN, which plans fused
 # attention. They come in two versions, for CUDA 12 and CUDA 13.
 _PLUGINS = ('jax-cuda12-plugin', 'jax-cuda13-plugin')
 _INSTALL = "python -m pip install 'covrl[gpu-compile]'"
@@ -201,8 +201,9 @@ GPUS = (
 )
 
 # GPUs of a host that may be used alone; several hosts have eight each.
-_OF_A_HOST = (1, 2, 4, 8)
-_MOST_HOSTS = 512
+_GPUS_PER_HOST = (1, 2, 4, 8)
+# Hosts of a topology, at most.
+_MAX_HOSTS = 512
 
 
 class GpuTopology(NamedTuple):
@@ -276,12 +277,12 @@ def find_gpus(name: str) -> GpuTopology:
     if gpu.name != kind or match is None:
       continue
     hosts, per_host = int(match[1] or 1), int(match[2])
-    whole = per_host == _OF_A_HOST[-1] and hosts <= _MOST_HOSTS
-    if whole or (hosts == 1 and per_host in _OF_A_HOST):
+    whole = per_host == _GPUS_PER_HOST[-1] and hosts <= _MAX_HOSTS
+    if whole or (hosts == 1 and per_host in _GPUS_PER_HOST):
       return GpuTopology(gpu, hosts, per_host)
   raise ValueError(
     f'the topology of GPUs must be one of {known_gpus()} (at most '
-    f'{_MOST_HOSTS}); got {name!r}'
+    f'{_MAX_HOSTS}); got {name!r}'
   )
 
 
@@ -325,12 +326,12 @@ def check_compiler(installed: Mapping[str, str]) -> None:
       f'{"are" if len(missing) > 1 else "is"} not installed; on Linux, '
       f'{_INSTALL} installs everything'
     )
-  wanted = installed.get('jaxlib')
+  jaxlib_version = installed.get('jaxlib')
   for plugin in plugins:
     for name in (plugin, plugin.replace('plugin', 'pjrt')):
-      if installed.get(name) != wanted:
+      if installed.get(name) != jaxlib_version:
         raise ValueError(
-          f'{name} must have the version of jaxlib, {wanted}, got '
+          f'{name} must have the version of jaxlib, {jaxlib_version}, got '
           f'{installed.get(name)}; {_INSTALL} installs what fits'
         )
 

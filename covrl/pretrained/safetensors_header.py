@@ -135,10 +135,10 @@ def _check_entry(owner: str, entry: Any) -> _Entry:
       f'{owner}: data_offsets must be two positions, got {str(offsets)[:80]}'
     )
   begin, end = offsets
-  wanted = math.prod(shape) * DTYPES[dtype].itemsize
-  if end - begin != wanted:
+  expected_size = math.prod(shape) * DTYPES[dtype].itemsize
+  if end - begin != expected_size:
     raise ValueError(
-      f'{owner} must have {wanted} bytes, as its shape {tuple(shape)} and'
+      f'{owner} must have {expected_size} bytes, as its shape {tuple(shape)} and'
       f' dtype {dtype} need, got data_offsets {offsets}'
     )
   return _Entry(tuple(shape), DTYPES[dtype], begin, end)

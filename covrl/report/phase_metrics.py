@@ -22,6 +22,7 @@ from covrl.report.reading import (
 
 # Fields of metrics that are not numbers.
 _TEXT_FIELDS = ('phase',)
+# Names that `PhaseMetrics.names` returns, at most.
 _MAX_NAMES = 100
 # Largest values that a run can have; the smallest are 0.
 _LARGEST_VALUES = {

@@ -24,7 +24,7 @@ BLOCK = 128
 # From this many tokens on, a copy that pads them to whole blocks costs more than
 # all else that drawing a token does.
 _LARGE = 32 * BLOCK
-# Temperatures beyond overflow or lose all logits in float32.
+# Temperatures outside this range overflow, or lose all logits, in float32.
 _COLDEST, _HOTTEST = 1e-6, 1e6
 # JAX scope of the work that only truncation causes.
 TRUNCATION = 'truncation'

@@ -64,7 +64,7 @@ class Checkpoint:
     """Reads the arrays into a tree like `like`.
 
     Args:
-      like: arrays or `jax.ShapeDtypeStruct` with the wanted shardings, which
+      like: arrays or `jax.ShapeDtypeStruct` with the requested shardings, which
         may be on another mesh than the saved ones.
 
     Raises:
@@ -100,13 +100,13 @@ class Checkpoint:
       raise _damage_error(self.path, damage)
 
   def _check_shapes(
-    self, wanted: Mapping[str, Any], saved: Mapping[str, Any]
+    self, like: Mapping[str, Any], saved: Mapping[str, Any]
   ) -> None:
     def describe(leaf: Any) -> str:
       return 'nothing' if leaf is None else f'{leaf.dtype}{list(leaf.shape)}'
 
-    for name in sorted(wanted.keys() | saved.keys()):
-      required, actual = describe(wanted.get(name)), describe(saved.get(name))
+    for name in sorted(like.keys() | saved.keys()):
+      required, actual = describe(like.get(name)), describe(saved.get(name))
       if required != actual:
         raise CheckpointError(
           f'the checkpoint {self.path} is of another program: {name} must be '

@@ -27,6 +27,7 @@ from covrl.storage.log_files import AppendFile
 # the content's checksum.
 _HEADER, _FOOTER = 12, 4
 
+# Beginning of a file's name, and the time stamp after it.
 _PREFIX = 'events.out.tfevents.'
 _STAMP = re.compile(rf'{re.escape(_PREFIX)}([0-9]+)\.')
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Experiment: the same policies trained with every method, and controls.
+"""Experiment: the same policies trained with every method and with none.
 
 Eight prompts, each a tree of 25 responses of two tokens with rewards between 0
 and 1. In one problem set a single response has reward 1, in the other three
@@ -34,7 +34,7 @@ from covrl.theory.evidence import Table
 PROMPTS, ACTIONS, DEPTH = 8, 5, 2
 RESPONSES, UPDATES = 16, 4  # per prompt, per rollout
 LEARNING_RATE = 16.0
-POINTS = 50  # recorded per run
+POINTS = 50  # iterations of a run at which results are recorded
 
 
 class Method(NamedTuple):

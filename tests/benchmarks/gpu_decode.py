@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory traffic of decode attention as compiled for a GPU that is not there.
+"""Memory traffic of decode attention as compiled for a GPU that is not attached.
 
   pip install 'covrl[gpu-compile]'
   PYTHONPATH=. python tests/benchmarks/gpu_decode.py [--topology=h100:1]

@@ -9,7 +9,7 @@ Orbax copy of it. Each reading takes place in a separate process, with fake CPU
 devices for a mesh. On a CPU the arrays count as the process's memory, unlike on
 an accelerator; the bound is on the rest:
 
-  peak − before − arrays ≤ largest tensor + 1 GiB
+  beyond = peak − before − arrays ≤ largest tensor + 1 GiB
 
 with the largest tensor in the requested type, so in float32 twice its size in
 the file. Memory is resident memory, mapped files included; seconds are
@@ -53,19 +53,19 @@ def main() -> None:
     _in_process('write', arguments)
   print('| read | dtype | mesh | arrays | largest | beyond | s | CPU s |')
   print('|---|---|---|---:|---:|---:|---:|---:|')
-  kept = True
+  is_within_bound = True
   dtypes = [arguments.dtype] if arguments.dtype else ['bfloat16', 'float32']
   for form, directory in (('safetensors', plain), ('Orbax copy', copy)):
     for arguments.dtype in dtypes:
       measured = _in_process(str(directory), arguments)
-      kept &= measured['beyond'] <= measured['largest'] + 1024
+      is_within_bound &= measured['beyond'] <= measured['largest'] + 1024
       print(
         f'| {form} | {arguments.dtype} | {arguments.mesh or "-"} '
         f'| {measured["arrays"]:.0f} | {measured["largest"]:.0f} '
         f'| {measured["beyond"]:.0f} | {measured["seconds"]:.1f} '
         f'| {measured["cpu_seconds"]:.1f} |'
       )
-  raise SystemExit(not kept)
+  raise SystemExit(not is_within_bound)
 
 
 def _in_process(what: str, arguments: argparse.Namespace) -> dict[str, float]:

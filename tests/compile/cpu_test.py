@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Estimates against counts by hand and XLA's own figures, on the CPU back end."""
+"""Estimates against counts by hand and XLA's own counts, on the CPU back end."""
 
 import dataclasses
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plans and estimates: every figure is compared with one worked by hand."""
+"""Plans and estimates: every number is compared with one computed by hand."""
 
 import dataclasses
 import itertools
@@ -314,9 +314,9 @@ def test_refuses_output_of_compile_for_another_run(
 def test_counts_selected_tokens_of_chains_that_select(recipe):
   plain = load(str(RECIPES / 'toy_plain.py'))
   words = 'tokens that the token chain selects'
-  for each, wanted in ((recipe, 1), (plain, 0)):
+  for each, expected in ((recipe, 1), (plain, 0)):
     lines = itertools.takewhile(lambda x: 'prompt (' not in x, plan(each))
-    assert sum(words in line for line in lines) == wanted
+    assert sum(words in line for line in lines) == expected
 
 
 def test_fields_without_effect_are_reported(recipe):

@@ -15,7 +15,7 @@ from covrl.data import (
 from covrl.data.arithmetic import arithmetic_problem, problem_terms
 
 CONFIG = ArithmeticConfig(max_value=30, held_out=50, size=1000)
-# So few problems that most draws are held-out ones.
+# So few problems that most of the random ones are held out.
 CROWDED = ArithmeticConfig(min_terms=2, max_terms=2, max_value=4, held_out=12)
 OVER_SOURCES = pytest.mark.parametrize(
   'kind', [ArithmeticSource, SolvedArithmeticSource]
@@ -66,8 +66,8 @@ def test_training_problems_exclude_held_out_ones_in_any_order(kind):
   held_out = set(map(problem_terms, held_out_arithmetic(CROWDED)))
   assert drawn
   assert not drawn & held_out
-  free = kind(dataclasses.replace(CROWDED, held_out=0))
-  assert {problem_terms(free[n]) for n in range(80)} & held_out
+  without_held_out = kind(dataclasses.replace(CROWDED, held_out=0))
+  assert {problem_terms(without_held_out[n]) for n in range(80)} & held_out
 
 
 def test_problems_of_the_same_terms_are_the_same():

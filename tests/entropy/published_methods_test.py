@@ -13,6 +13,7 @@ from covrl.entropy.base import update_signal
 from covrl.objectives import WeightMode
 from covrl.types import TokenStats
 
+# Names of covrl by those of the published implementation.
 MODES: dict[str, WeightMode] = {
   'token-mean': 'token-mean',
   'token-sum': 'token-sum',
@@ -44,7 +45,9 @@ def context_of(case, dtype):
 
 
 @functools.partial(jax.jit, static_argnames=('loss', 'make_tx'))
-def both_ways(loss, make_tx, options, stats, context, loss_options):
+def signal_gradient_and_selection(
+  loss, make_tx, options, stats, context, loss_options
+):
   """The chain form's signal, the loss form's gradient, and the selection.
 
   Compiled once per method: options are traced.
@@ -64,7 +67,7 @@ def both_ways(loss, make_tx, options, stats, context, loss_options):
 
 def check_forms(loss, make_tx, options, stats, context, **loss_options):
   """Loss form and chain form agree to the bit."""
-  signal, gradient, selection = both_ways(
+  signal, gradient, selection = signal_gradient_and_selection(
     loss, make_tx, options, stats, context, loss_options
   )
   np.testing.assert_array_equal(signal.logprobs, gradient.logprobs)
@@ -105,7 +108,7 @@ def check_kl_cov(golden, close, dtype, relative):
     expected = case.expected('chosen').astype(bool)
     assert int(selection.mask.sum()) == case.options['k']
     if case.options['tie']:
-      # Which of the tied tokens is free; take the published choice.
+      # Any of the tied tokens may be selected: take the published choice.
       signal, _ = check_forms(
         covrl.policy_gradient,
         penalty_on,

@@ -64,11 +64,11 @@ def test_equals_direct_sums(rewards, values, mask, discount, decay, other):
     decay,
     other,
   )
-  wanted = direct(rewards, values, mask, discount, decay)
-  np.testing.assert_allclose(advantages, wanted, atol=2e-4)
+  expected = direct(rewards, values, mask, discount, decay)
+  np.testing.assert_allclose(advantages, expected, atol=2e-4)
   critic = direct(rewards, values, mask, discount, np.full(SHAPE[0], other))
-  wanted = np.where(mask, critic + values, 0)
-  np.testing.assert_allclose(returns, wanted, atol=2e-4)
+  expected = np.where(mask, critic + values, 0)
+  np.testing.assert_allclose(returns, expected, atol=2e-4)
 
 
 def test_the_defaults_are_returns_minus_values():
@@ -119,16 +119,16 @@ def test_whitening_has_the_same_bits_on_any_mesh_and_in_any_order(shape):
   rng = np.random.default_rng(3)
   values = (10 ** rng.normal(0, 2, (16, 32))).astype(np.float32)
   mask = rng.random((16, 32)) < 0.6
-  wanted = np.asarray(jax.jit(whiten)(values, mask))
+  expected = np.asarray(jax.jit(whiten)(values, mask))
   mesh = sharding.make_mesh(shape)
   spec = PartitionSpec(('data', 'fsdp', 'expert'), 'context')
   split = jax.NamedSharding(mesh, spec)
   got = jax.jit(whiten)(*jax.device_put((values, mask), split))
-  np.testing.assert_array_equal(got, wanted)
+  np.testing.assert_array_equal(got, expected)
   order = rng.permutation(16)
   shuffled = jax.jit(whiten)(values[order], mask[order])
-  np.testing.assert_array_equal(shuffled, wanted[order])
-  white = wanted[mask].astype(float)
+  np.testing.assert_array_equal(shuffled, expected[order])
+  white = expected[mask].astype(float)
   assert white.mean() == pytest.approx(0, abs=1e-6)
   assert white.std(ddof=1) == pytest.approx(1, rel=1e-5)
 

@@ -19,6 +19,7 @@ from covrl.objectives import (
 )
 from covrl.types import TokenStats
 
+# Names of covrl by those of the published implementation.
 MODES: dict[str, WeightMode] = {
   'token-mean': 'token-mean',
   'token-sum': 'token-sum',
@@ -69,7 +70,9 @@ def run(case, loss, dtype, option_names, mode=None, correction=None):
   return value, gradient, inputs['weights'], aux
 
 
+# Arguments of a loss, and the published options that they correspond to.
 CLIP = {'low': 'clip_ratio_low', 'high': 'clip_ratio_high'}
+# Loss and its arguments, by the published name.
 LOSSES = {
   'vanilla': (clipped_surrogate, {**CLIP, 'dual_clip': 'clip_ratio_c'}),
   'cispo': (cispo, CLIP),

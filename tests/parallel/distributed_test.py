@@ -18,6 +18,7 @@ from covrl.exit_codes import Exit
 from covrl.parallel import distributed
 from covrl.parallel.supervisor import supervise
 
+# Variables by which a cluster describes the processes of a job.
 CLUSTER = (
   'TPU_WORKER_HOSTNAMES',
   'MEGASCALE_NUM_SLICES',
@@ -61,7 +62,7 @@ def test_detects_several_processes_from_the_environment(
     (('h', 2, 0), '--coordinator must be HOST:PORT'),
   ],
 )
-def test_bad_input(given, message):
+def test_refuses_invalid_arguments(given, message):
   with pytest.raises(ValueError, match=message):
     distributed.initialize(*given)
   with pytest.raises(ValueError, match='--heartbeat must be at least 2'):
@@ -135,12 +136,12 @@ def bash(script):
 
 
 def test_reports_a_child_aborted_by_jax_in_one_line(capfd):
-  jax_says = (
+  prints_and_aborts = (
     'echo before >&2; '
     'echo "E1 coordination_service_agent.cc:289] Polled an error" >&2; '
     'echo "*** Check failure stack trace: ***" >&2; kill -ABRT $$'
   )
-  assert supervise(bash(jax_says)) == Exit.PEER_LOST
+  assert supervise(bash(prints_and_aborts)) == Exit.PEER_LOST
   before, message = capfd.readouterr().err.splitlines()
   assert before == 'before'
   assert message.startswith('covrl: another process of the run is lost')

@@ -15,6 +15,7 @@ from covrl.parallel.sharding import make_mesh, shard_batch
 from covrl.pretrained import load_pretrained, save_pretrained
 from covrl.rollout import Sampling, SamplingEngine
 
+# Tokens of a prompt, of a response, and of padding.
 PROMPT, RESPONSE, PAD = 8, 32, 3
 
 
@@ -47,13 +48,13 @@ def test_gradients_equal_those_of_torch(name, tmp_path):
   # The gradient is saved like parameters, under their tensor names.
   save_pretrained(tmp_path / 'gradient', policy, gradient)
   got = tensors_of(tmp_path / 'gradient')
-  want = {
+  expected = {
     tensor.removeprefix('gradient/'): value
     for tensor, value in golden(name).items()
     if tensor.startswith('gradient/')
   }
-  assert got.keys() == want.keys()
-  for tensor, value in want.items():
+  assert got.keys() == expected.keys()
+  for tensor, value in expected.items():
     scale = np.abs(value).max()
     assert scale > 0, tensor
     np.testing.assert_allclose(
@@ -122,10 +123,10 @@ MESHES = [
 def test_sharded_logits_equal_single_device_logits(name, shape):
   mesh = make_mesh(shape)
   policy, params = load_pretrained(MODELS / name, mesh, dtype='float32')
-  for leaf, promised in zip(
+  for leaf, abstract in zip(
     *map(jax.tree.leaves, (params, policy.abstract_params(mesh))), strict=True
   ):
-    assert leaf.sharding == promised.sharding
+    assert leaf.sharding == abstract.sharding
   tokens = jnp.tile(golden(name)['tokens'], (4, 1))
   with jax.set_mesh(mesh):
     logits = jax.jit(policy.logits)(params, shard_batch(tokens, mesh))

@@ -11,6 +11,7 @@ import pytest
 
 from covrl.report import write_report
 
+# HTML and SVG elements without an end tag.
 VOID = {'meta', 'br', 'link', 'img', 'hr', 'input', 'path', 'circle'}
 
 

@@ -74,11 +74,11 @@ def problem(seed=0, shape=(2, 7), scale=1.0, dtype=jnp.float32):
 
 
 def assert_agree(actual, expected, tolerance):
-  for name, wanted in expected.items():
-    scale = max(1.0, np.abs(wanted[np.isfinite(wanted)]).max())
+  for name, value in expected.items():
+    scale = max(1.0, np.abs(value[np.isfinite(value)]).max())
     np.testing.assert_allclose(
       np.asarray(actual[name]).astype('f8'),
-      wanted,
+      value,
       rtol=tolerance,
       atol=tolerance * scale,
       err_msg=name,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints in an emulated bucket: saves, refused writes and lost bucket."""
+"""Checkpoints in an emulated bucket: saves, refused writes and lost objects."""
 
 import jax
 import jax.numpy as jnp

@@ -125,10 +125,10 @@ def make_collector(scoring=None, engine=ENGINE, **rollout):
   )
 
 
-def assert_same(got, want):
+def assert_same(got, expected):
   got.metrics.clear()
-  want.metrics.clear()
-  jax.tree.map(np.testing.assert_array_equal, got.arrays(), want.arrays())
+  expected.metrics.clear()
+  jax.tree.map(np.testing.assert_array_equal, got.arrays(), expected.arrays())
 
 
 PARTIAL = {

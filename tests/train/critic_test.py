@@ -58,12 +58,12 @@ def test_advantages_are_whitened_over_each_update_and_returns_are_not():
   returns = np.where(mask, credit_inputs.rewards[:, None], 0)
   np.testing.assert_allclose(credit['returns'], returns, atol=1e-5)
   np.testing.assert_array_equal(credit['old_values'], np.where(mask, values, 0))
-  wanted = np.zeros_like(returns)
+  expected = np.zeros_like(returns)
   for update in range(UPDATES):
     update_mask = mask & (credit_inputs.update_ids == update)[:, None]
     plain = (returns - values)[update_mask]
-    wanted[update_mask] = (plain - plain.mean()) / plain.std(ddof=1)
-  np.testing.assert_allclose(advantages, wanted, atol=1e-4)
+    expected[update_mask] = (plain - plain.mean()) / plain.std(ddof=1)
+  np.testing.assert_allclose(advantages, expected, atol=1e-4)
   mean = (returns - values)[mask].mean()
   assert metrics['advantage'] == pytest.approx(mean, rel=1e-4)
   assert state == {'kl_coefficient': 0.0}
@@ -115,8 +115,8 @@ def test_length_adaptive_decay_is_the_policys_alone():
   row = int(np.argwhere(lengths == 2)[0, 0])
   first, last = np.flatnonzero(mask[row])
   values = credit_inputs.outputs['critic'][row]
-  wanted = values[last] - values[first]
-  assert advantages[row, first] == pytest.approx(wanted, rel=1e-4)
+  expected = values[last] - values[first]
+  assert advantages[row, first] == pytest.approx(expected, rel=1e-4)
 
 
 def test_equal_rewards_and_values_give_advantages_of_zero():
@@ -143,18 +143,18 @@ def test_an_empty_batch_has_no_advantages_and_no_metrics():
   assert np.isnan(metrics['advantage'])
 
 
-def test_nan_values_spoil_the_update_that_has_them_and_no_other():
+def test_nan_values_make_their_own_update_nan_and_no_other():
   values = np.array(inputs().outputs['critic'])
   row, column = np.argwhere(inputs().rows.loss_mask)[30]
   values[row, column] = np.nan
   credit_inputs = inputs(outputs={'critic': values})
   (advantages, _, metrics), _ = estimated(credit_inputs)
   mask = credit_inputs.rows.loss_mask
-  hit = (
+  is_affected = (
     mask & (credit_inputs.update_ids == credit_inputs.update_ids[row])[:, None]
   )
-  assert np.isnan(advantages[hit]).all()
-  assert np.isfinite(advantages[~hit]).all()
+  assert np.isnan(advantages[is_affected]).all()
+  assert np.isfinite(advantages[~is_affected]).all()
   assert np.isnan(metrics['advantage'])
 
 

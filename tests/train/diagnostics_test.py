@@ -68,12 +68,12 @@ def updates(every, *, shape=(1,), micro_batches=1, reads_moments=False):
   ('shape', 'micro_batches'), [((1,), 1), ((1,), 4), ((8,), 2)]
 )
 def test_diagnostics_are_computed_at_their_interval(shape, micro_batches):
-  wanted_state, wanted = updates(1)
+  expected_state, expected = updates(1)
   state, metrics_by_update = updates(
     2, shape=shape, micro_batches=micro_batches
   )
   for number, (found, reference) in enumerate(
-    zip(metrics_by_update, wanted, strict=True)
+    zip(metrics_by_update, expected, strict=True)
   ):
     assert set(found) == set(reference) >= set(DIAGNOSTICS)
     for name in reference:
@@ -89,32 +89,32 @@ def test_diagnostics_are_computed_at_their_interval(shape, micro_batches):
         }
         assert np.isnan(found[name]), name
   # The finite ones, so that no comparison above is of NaN with NaN.
-  assert all(np.isfinite(wanted[0][name]) for name in DIAGNOSTICS)
+  assert all(np.isfinite(expected[0][name]) for name in DIAGNOSTICS)
   jax.tree.map(
     functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
     state.trainable,
-    wanted_state.trainable,
+    expected_state.trainable,
   )
 
 
-def test_an_interval_of_0_leaves_them_out():
-  wanted, found = updates(1)[1][0], updates(0)[1][0]
-  assert set(found) == set(without_diagnostics(wanted))
+def test_an_interval_of_0_leaves_diagnostics_out():
+  expected, found = updates(1)[1][0], updates(0)[1][0]
+  assert set(found) == set(without_diagnostics(expected))
   assert not set(found) & set(DIAGNOSTICS)
 
 
 def test_parameters_do_not_depend_on_the_interval():
-  wanted = updates(1)[0].trainable
+  expected = updates(1)[0].trainable
   for every in (0, 2):
     jax.tree.map(
       functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
       updates(every)[0].trainable,
-      wanted,
+      expected,
     )
 
 
 @pytest.mark.parametrize(
-  ('every', 'reads_moments', 'passes'),
+  ('every', 'reads_moments', 'computes_moments'),
   [
     (1, False, [True]),
     (0, False, [False]),
@@ -123,7 +123,9 @@ def test_parameters_do_not_depend_on_the_interval():
     (2, True, [True]),
   ],
 )
-def test_moments_are_computed_for_a_reader_only(every, reads_moments, passes):
+def test_moments_are_computed_for_a_reader_only(
+  every, reads_moments, computes_moments
+):
   token_tx, seen = optax.identity(), []
 
   def recorded(*arrays, **options):
@@ -137,7 +139,7 @@ def test_moments_are_computed_for_a_reader_only(every, reads_moments, passes):
       step, initial(token_tx), padded(), np.asarray(False), jax.random.key(0)
     )
   # The first trace in a process may run twice.
-  assert list(dict.fromkeys(seen)) == passes
+  assert list(dict.fromkeys(seen)) == computes_moments
 
 
 def test_a_traced_choice_of_moments_is_not_differentiated():
@@ -156,5 +158,5 @@ def test_a_traced_choice_of_moments_is_not_differentiated():
   jax.tree.map(np.testing.assert_array_equal, gradient, same)
   assert np.isfinite(moments.square).all()
   assert np.isnan(unknown.square).all()
-  wanted = score(parameters(), padded())[1]
-  np.testing.assert_allclose(moments.square, wanted.square, rtol=1e-5)
+  expected = score(parameters(), padded())[1]
+  np.testing.assert_allclose(moments.square, expected.square, rtol=1e-5)

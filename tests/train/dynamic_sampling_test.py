@@ -173,7 +173,8 @@ def collect(scoring, iterations=3, **rollout):
 
 
 SLOTS: dict[str, Any] = {'admission': 'slots'}
-# The policy of the run has few groups of unequal reward with this seed.
+# Fields with which all draws are made until enough groups pass, or two at most
+# and then groups that did not pass fill up.
 FILTERS = [{}, {'fill_groups': True, 'max_draws': 2}]
 
 
@@ -214,10 +215,10 @@ def assert_same(ours, theirs):
 
 
 def test_the_speed_of_scores_changes_no_bit():
-  want = collect(OddLengths(), **SLOTS)
+  expected = collect(OddLengths(), **SLOTS)
   generator = np.random.default_rng(0)
   seconds = generator.exponential(0.02, 1000)
-  assert_same(collect(OddLengths(seconds.__getitem__), **SLOTS), want)
+  assert_same(collect(OddLengths(seconds.__getitem__), **SLOTS), expected)
 
 
 def test_sampling_goes_on_while_scores_are_waited_for():
@@ -240,19 +241,19 @@ def test_sampling_goes_on_while_scores_are_waited_for():
       )
       return ScoringCall(scores, references, call.parts, call.cancel)
 
-  want = collect(OddLengths(), 1, **SLOTS)
+  expected = collect(OddLengths(), 1, **SLOTS)
   late = Late()
-  assert_same(collect(late, 1, **SLOTS), want)
+  assert_same(collect(late, 1, **SLOTS), expected)
   assert late.begun == PROMPTS * DRAWS
 
 
 def test_scores_after_the_last_group_are_not_waited_for():
   fast = OddLengths()
-  want = collect(fast, 1, **SLOTS)
-  needed = int(want[0][0].metrics['groups/drawn'])
+  expected = collect(fast, 1, **SLOTS)
+  needed = int(expected[0][0].metrics['groups/drawn'])
   assert needed < PROMPTS * DRAWS
   never = OddLengths(lambda number: 3600.0 if number >= needed else 0.0)
-  assert_same(collect(never, 1, **SLOTS), want)
+  assert_same(collect(never, 1, **SLOTS), expected)
 
 
 @pytest.mark.parametrize(

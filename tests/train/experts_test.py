@@ -21,7 +21,7 @@ BALANCE = 0.5  # coefficient of the load-balancing loss
 POLICY = Policy(
   dataclasses.replace(tiny(16), experts=Experts(count=4, per_token=2))
 )
-# The state is the gradient itself.
+# The first state of the chain is the gradient itself.
 TX = optax.chain(optax.trace(decay=0.0), optax.sgd(0.1))
 CHAIN = covrl.entropy_bonus(0.01)
 

@@ -80,15 +80,15 @@ def test_ctrl_c_saves_the_run_at_every_stage(
 
 @pytest.mark.parametrize('stage', ['set-up', 'compiling'])
 @pytest.mark.parametrize(
-  ('number', 'status'),
+  ('number_of_signal', 'status'),
   [(signal.SIGINT, Exit.INTERRUPTED), (signal.SIGTERM, Exit.TERMINATED)],
 )
 def test_a_run_without_a_checkpoint_does_not_ask_to_be_restarted(
-  tmp_path, stage, number, status, capsys
+  tmp_path, stage, number_of_signal, status, capsys
 ):
   with pytest.raises(Stopped) as stopped:
-    run(tmp_path / 'run', sends_at(stage, 1, number))
-  assert stopped.value.exit_status == status == 128 + number
+    run(tmp_path / 'run', sends_at(stage, 1, number_of_signal))
+  assert stopped.value.exit_status == status == 128 + number_of_signal
   assert 'before the first checkpoint: nothing is saved' in (
     capsys.readouterr().err
   )
@@ -199,7 +199,7 @@ def test_unscored_responses_never_end_a_run(tmp_path, capsys):
   assert 'the evaluation before iteration 2 has no result' in notices
 
 
-def test_checkpoints_take_the_notes_of_the_evaluation(tmp_path):
+def test_the_evaluation_after_a_checkpoint_replaces_only_its_metadata(tmp_path):
   """The arrays of the only checkpoint are never written twice."""
   saves = []
   run(tmp_path / 'run', lambda stage: saves.append(stage == 'save'))

@@ -115,10 +115,10 @@ def test_meshes_micro_batches_and_packing_do_not_matter(kind):
     assert_close(other.params, state.params, 1e-4)
     assert_close(other_metrics, metrics, 1e-4)
   assert metrics['skipped'] == 0
-  moved = jax.tree.map(
+  change = jax.tree.map(
     lambda a, b: np.abs(a - b).max(), state.params, initial_params(kind)
   )
-  assert min(jax.tree.leaves(moved)) > 1e-3
+  assert min(jax.tree.leaves(change)) > 1e-3
 
 
 def test_critic_metrics_against_numpy():

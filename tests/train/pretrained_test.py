@@ -92,8 +92,10 @@ def test_only_adapters_are_trained_and_stored(adapter_run):
   }
   for part in ('trainable', 'frozen.reference'):
     prefix = f'state.{part}.'
-    held_names = {name.removeprefix(prefix) for name in names if prefix in name}
-    assert held_names == adapters
+    stored_names = {
+      name.removeprefix(prefix) for name in names if prefix in name
+    }
+    assert stored_names == adapters
   moments = [name for name in names if '.mu.' in name]
   assert len(moments) == len(adapters)
   assert not any('embedding' in name or 'final_norm' in name for name in names)
@@ -120,8 +122,8 @@ def test_converts_a_run_to_a_model(full_run, model, tmp_path, capsys):
     # Unsharded: sums in another order may differ by more than the tolerance.
     trained = jax.device_get(run.params)
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(params), trained)
-  want = logits_of(run.policy, trained)
-  np.testing.assert_allclose(logits_of(policy, params), want, atol=1e-5)
+  expected = logits_of(run.policy, trained)
+  np.testing.assert_allclose(logits_of(policy, params), expected, atol=1e-5)
   # Files of the model are kept, weights have changed.
   for name in ('config.json', 'generation_config.json', 'tokenizer.json'):
     before, after = (
@@ -139,18 +141,20 @@ def test_converts_a_run_to_adapters_or_a_merged_model(
   adapter_run, model, tmp_path, capsys
 ):
   with open_run(str(adapter_run)) as run:
-    want = logits_of(run.policy, run.params)
-  assert np.abs(want - logits_of(*load_pretrained(model))).max() > 1e-3
+    expected = logits_of(run.policy, run.params)
+  assert np.abs(expected - logits_of(*load_pretrained(model))).max() > 1e-3
   for form in ('--adapter', '--orbax'):
     main(['convert', str(adapter_run), str(tmp_path / form), form])
     got = logits_of(*load_pretrained(tmp_path / form))
-    np.testing.assert_allclose(got, want, atol=1e-5)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
   main(['convert', str(tmp_path / '--adapter'), str(tmp_path / 'merged')])
   got = logits_of(*load_pretrained(tmp_path / 'merged'))
-  np.testing.assert_allclose(got, want, atol=1e-5)
-  about = json.loads((tmp_path / '--adapter/adapter_config.json').read_text())
-  assert about['base_model_name_or_path'] == str(model)
-  assert about['target_modules'] == ['down_proj', 'q_proj']
+  np.testing.assert_allclose(got, expected, atol=1e-5)
+  adapter_config = json.loads(
+    (tmp_path / '--adapter/adapter_config.json').read_text()
+  )
+  assert adapter_config['base_model_name_or_path'] == str(model)
+  assert adapter_config['target_modules'] == ['down_proj', 'q_proj']
   assert load_policy(tmp_path / 'merged').config.lora is None
   capsys.readouterr()
   main(['sample', str(tmp_path / '--adapter'), '1 2 3 :', '--max_length=4'])

@@ -28,7 +28,7 @@ from covrl.train.networks import (
 from covrl.train.networks.checks import check_networks
 from covrl.train.networks.init import network_model
 
-SIZE = 4
+GROUP_SIZE = 4
 
 
 def make_config(**fields):
@@ -45,7 +45,7 @@ def inputs(**changes: Any) -> Any:
   credit_inputs: dict[str, Any] = {
     'rows': dataclasses.replace(padded(), ref_logprobs=ref),
     'rewards': (rng.random(SEQUENCES) < 0.4).astype(np.float32),
-    'group_ids': np.arange(SEQUENCES, dtype=np.int32) // SIZE,
+    'group_ids': np.arange(SEQUENCES, dtype=np.int32) // GROUP_SIZE,
     'update_ids': np.zeros(SEQUENCES, np.int32),
     'outputs': {'prm': output},
   }
@@ -79,7 +79,7 @@ def _advantages(output, ref, rewards, ids, mask):
 
 
 @pytest.mark.parametrize('reference', ['frozen', 'old'])
-def test_advantages_and_readings(reference):
+def test_advantages_and_metrics(reference):
   credit_inputs = inputs()
   rows, mask = credit_inputs.rows, credit_inputs.rows.loss_mask
   advantages, credit, metrics = estimate_credit(credit_inputs, reference)
@@ -118,7 +118,7 @@ def test_advantages_and_readings(reference):
 
 def test_meshes_do_not_matter():
   credit_inputs = inputs()
-  wanted, _, expected_metrics = estimate_credit(credit_inputs)
+  expected, _, expected_metrics = estimate_credit(credit_inputs)
   mesh = sharding.make_mesh((2, 2, 2))
   run = jax.jit(
     prime_advantages(make_config()).estimate,
@@ -128,7 +128,7 @@ def test_meshes_do_not_matter():
     (advantages, _, metrics), _ = jax.device_get(
       run((), sharding.shard_batch(credit_inputs, mesh))
     )
-  np.testing.assert_allclose(advantages, wanted, atol=2e-5)
+  np.testing.assert_allclose(advantages, expected, atol=2e-5)
   for name, value in expected_metrics.items():
     assert metrics[name] == pytest.approx(value, rel=1e-5), name
   assert metrics['prm/scoring/scale'] == expected_metrics['prm/scoring/scale']
@@ -141,7 +141,7 @@ def test_equal_rewards_have_no_pairs_and_process_rewards_alone():
   assert np.abs(advantages[mask]).max() > 0.1
   assert (credit['labels'] == mask).all()
   assert np.isnan(metrics['prm/scoring/pair_accuracy'])
-  # A model that equals its reference has nothing to say.
+  # A model that equals its reference gives process rewards of 0.
   same = inputs(
     rewards=np.zeros(SEQUENCES, np.float32),
     outputs={'prm': credit_inputs.rows.ref_logprobs},
@@ -151,7 +151,7 @@ def test_equal_rewards_have_no_pairs_and_process_rewards_alone():
   assert metrics['prm/scoring/scale'] == metrics['prm/scoring/reward'] == 0
 
 
-def test_an_empty_batch_has_no_advantages_and_no_readings():
+def test_an_empty_batch_has_no_advantages_and_no_metrics():
   rows = inputs().rows
   empty = dataclasses.replace(rows, loss_mask=np.zeros_like(rows.loss_mask))
   credit_inputs = inputs(
@@ -179,7 +179,7 @@ def test_responses_without_a_score_leave_the_others_as_they_are():
   assert np.isfinite(list(metrics.values())).all()
 
 
-def test_numbers_that_are_not_finite_spoil_the_iteration_and_are_shown():
+def test_numbers_that_are_not_finite_make_the_advantages_nan_and_are_logged():
   credit_inputs = inputs()
   row, column = np.argwhere(credit_inputs.rows.loss_mask)[30]
   for bad in (np.nan, -np.inf):

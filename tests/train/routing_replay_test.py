@@ -22,6 +22,8 @@ from covrl.train.initial_policy import make_policy_of_size
 from covrl.train.rollout_batch import shift_left, to_token_batch
 from covrl.types import Rollouts
 
+# Prompts, their padded length, responses per prompt, tokens of a response at
+# most, and the tokens that end one.
 PROMPTS, WIDTH, GROUP, LIMIT, END = 4, 6, 4, 8, (3, 5)
 POLICY = Policy(
   dataclasses.replace(tiny(16), experts=Experts(count=4, per_token=2))

@@ -53,11 +53,11 @@ def compiled_once():
 
 
 class Killed(Exception):
-  """The process is gone."""
+  """Stands for a kill of the process."""
 
 
 def run(workdir, at=lambda step: None, every=0):
-  """Starts or resumes a warm start; `at` is called before each draw."""
+  """Starts or resumes a warm start; `at` is called with each step before it."""
   CONFIG.checkpoint.warm_start_every = every
   directory = RunDirectory(workdir)
   store = sft.warm_start_store(directory)

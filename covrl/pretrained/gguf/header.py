@@ -25,6 +25,7 @@ _MAGIC = b'GGUF'
 _VERSIONS = (2, 3)
 # The header of a model with 150,000 tokens has 6 MB.
 _MAX_HEADER_BYTES = 2**26
+# Fields, tensors, elements of an array and axes of a tensor, at most.
 _MAX_FIELDS = 2**14
 _MAX_TENSORS = 2**17
 _MAX_ARRAY = 2**21

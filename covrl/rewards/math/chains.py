@@ -17,6 +17,7 @@ from covrl.rewards.math.quantities import split
 
 # Letters that usually name functions.
 _FUNCTIONS = set('fghpqFGHPEV') | {'\\phi', '\\varphi'}
+# Kinds of nodes whose symbols are those of their parts.
 _COMBINATIONS = {
   *('sum', 'product', 'quotient', 'absolute', 'negative', 'tuple', 'call'),
   *('ratio', 'union', 'intersection'),

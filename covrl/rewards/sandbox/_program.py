@@ -81,6 +81,7 @@ def offer_packages(packages: list[tuple[str, str, str]]) -> None:
     sys.meta_path.append(_PackageFinder)
 
 
+# Variables with the number of threads of numerical libraries.
 _THREADS = 'OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'
 
 

@@ -24,28 +24,35 @@ _FENCE = re.compile(
   r'(?P<python>python[\d.]*)[ \t]*$',
   re.MULTILINE | re.IGNORECASE,
 )
-_MOST_FENCES = 64
+# Fences at which a block may end, of which the search takes one.
+_MAX_FENCES = 64
+# Tags of blocks in Python, and tags that name no language.
 _PYTHON = re.compile(r'[{. ]*(python|py|pypy)[\d.]*\b(?![-+])', re.IGNORECASE)
 _GENERIC_TAGS = '', 'answer', 'code', 'program', 'solution'
+# Functions and classes that a program defines at the top level.
 _DEFINITION = re.compile(
   r'^(?:async[ \t]+def|def|class)[ \t]+(\w+)|^(\w+)[ \t]*=[ \t]*lambda\b',
   re.MULTILINE,
 )
+# Other names that it assigns or imports there.
 _ASSIGNMENT = re.compile(
   r'^(\w+)[ \t]*(?::[^=\n]*)?=(?!=)|^(?:from[ \t].*)?import[ \t].*\bas[ \t]+(\w+)',
   re.MULTILINE,
 )
+# Code that reads standard input.
 _READS = re.compile(
   r'\binput\s*\(|\bstdin\b(?!\s*=[^=])|\bfileinput\b|\bopen\(\s*0\b'
   r'|\bos\.read\(\s*0\b'
 )
+# Names that are called.
 _CALL = re.compile(r'(?<![.\w])([^\W\d]\w*)[ \t]*\(')
+# Code that writes to standard output.
 _PRINTS = re.compile(r'\bprint\s*\(|\bstdout\b|\bos\.write\(\s*1\b')
 
 
 @dataclasses.dataclass(frozen=True)
 class _Block:
-  """A fenced block: its text, and whether it is tagged as Python or not."""
+  """A fenced block: the tag after its fence, and its text."""
 
   tag: str
   text: str
@@ -97,12 +104,12 @@ def find_program(response: str, tests: Sequence[Test] = ()) -> str | None:
     blocks = [b for b in all_blocks if b.text.strip()]
     if not blocks:
       return None if all_blocks or not answer.strip() else answer
-  wanted = _wanted_names(tests)
+  tested_names = _names_in_tests(tests)
   must_print = any(isinstance(test, PrintTest) for test in tests)
   # Beside a program, text in other blocks may mention input without reading it.
   best_tag = max(block.tag_rank for block in blocks)
   ranks = [
-    _rank(block, wanted, must_print, may_read=block.tag_rank == best_tag)
+    _rank(block, tested_names, must_print, may_read=block.tag_rank == best_tag)
     for block in blocks
   ]
   chosen = max(range(len(blocks)), key=lambda index: (*ranks[index], index))
@@ -122,17 +129,17 @@ def _with_definitions(block: _Block, earlier: Sequence[_Block]) -> str:
 
 
 def _rank(
-  block: _Block, wanted: set[str], must_print: bool, *, may_read: bool
+  block: _Block, tested_names: set[str], must_print: bool, *, may_read: bool
 ) -> tuple[int, ...]:
   """Returns a key that is larger the more a block looks like the program."""
   defined = block.defined
-  reads = may_read and bool(_READS.search(block.text))
+  reads_input = may_read and bool(_READS.search(block.text))
   is_session = block.text.lstrip().startswith('>>> ')
   is_code = block.tag_rank > 0 and not is_session
-  is_program = is_code and (bool(defined) or reads)
+  is_program = is_code and (bool(defined) or reads_input)
   return (
-    is_code and bool(block.assigned & wanted),
-    is_code and must_print and reads,
+    is_code and bool(block.assigned & tested_names),
+    is_code and must_print and reads_input,
     is_program,
     not is_session,
     block.tag_rank,
@@ -140,7 +147,7 @@ def _rank(
   )
 
 
-def _wanted_names(tests: Sequence[Test]) -> set[str]:
+def _names_in_tests(tests: Sequence[Test]) -> set[str]:
   """Returns names that tests use, one of which the program should define."""
   names: set[str] = set()
   for test in tests:
@@ -189,7 +196,7 @@ def _closing(text: str, begin: int, ticks: str) -> tuple[int, int]:
   pattern = re.compile(
     rf'^[ \t>]*{fence}[ \t]*([^\n`]*)$|(?<=\S){fence}[ \t]*$', re.MULTILINE
   )
-  closings = itertools.islice(pattern.finditer(text, begin), _MOST_FENCES)
+  closings = itertools.islice(pattern.finditer(text, begin), _MAX_FENCES)
   first = next(closings, None)
   if first is None:
     return len(text), len(text)

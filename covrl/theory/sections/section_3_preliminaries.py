@@ -121,7 +121,7 @@ def visitation(settings: Settings, formula: Formula) -> Evidence:
   """Applies the transition matrices to d, with and without restarts."""
   policy = tree_policy.random_tree_policy(settings)
   d = formula(policy.rho, policy.rho.sum()).ravel()
-  stays, restarts = tree_policy.transition_matrices(policy)
+  within, restarts = tree_policy.transition_matrices(policy)
   probabilities, _ = np.array(
     list(tree_policy.enumerate_responses(policy.tree, policy.pi))
   ).T
@@ -130,9 +130,9 @@ def visitation(settings: Settings, formula: Formula) -> Evidence:
   ).sum()
   state_entropy = (d * categorical.entropy(policy.pi).ravel()).sum()
   return Evidence(
-    printed=[at_most('|d P − d|', abs(d @ stays - d).max(), EXACT)],
+    printed=[at_most('|d P − d|', abs(d @ within - d).max(), EXACT)],
     conditional=[
-      at_most('|d P − d|', abs(d @ (stays + restarts) - d).max(), EXACT),
+      at_most('|d P − d|', abs(d @ (within + restarts) - d).max(), EXACT),
       at_most('d sums to 1, error', abs(d.sum() - 1), EXACT),
     ],
     corrected=[

@@ -55,11 +55,11 @@ def check_networks(networks: Any, estimator: Any, config: Config) -> None:
       f"the recipe's network {unread[0]!r} must be among those that its estimator"
       f' reads, got {_listed(read)}'
     )
-  wanted = None if estimator is None else estimator.output
+  output = None if estimator is None else estimator.output
   for name, network in networks.items():
-    if wanted not in (None, network.output):
+    if output not in (None, network.output):
       raise ConfigError(
-        f"the recipe's estimator reads {wanted} of the network {name!r}, got a"
+        f"the recipe's estimator reads {output} of the network {name!r}, got a"
         f' network whose output is {network.output}'
       )
   early = [name for name, each in networks.items() if each.update == 'before']

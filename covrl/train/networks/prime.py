@@ -24,6 +24,7 @@ from covrl.train.networks.estimator import Credit, CreditInputs, Estimator
 from covrl.train.networks.network import Network, network_tx
 from covrl.types import Scalar, TokenBatch
 
+# Name of the process reward model in a recipe's networks and in metrics.
 PRM = 'prm'
 
 

@@ -171,13 +171,13 @@ class Networks:
     count = len(rollout.order)
     with self._use_mesh():
       outputs = {
-        name: self._run(('score ' + name, count), each.score)(
+        name: self._program(('score ' + name, count), each.score)(
           state.networks[name].params, rows
         )
         for name, each in self._all.items()
       }
       inputs = self._inputs(rollout, rows, outputs)
-      run = self._run(('estimate', count), self._estimate)
+      run = self._program(('estimate', count), self._estimate)
       credit: Credit
       credit, estimator_state = run(state.estimator_state, inputs)
     host: Credit = distributed.fetch(credit)
@@ -216,7 +216,7 @@ class Networks:
     """Makes the updates of an iteration that precede its scoring."""
     rows = sharding.shard_batch(rollout.batch, self._mesh)
     inputs, count = self._inputs(rollout, rows, {}), len(rollout.order)
-    run = self._run(('targets', count), self._targets)
+    run = self._program(('targets', count), self._targets)
     with self._use_mesh():
       credit: Any = distributed.fetch(run(inputs))
     rollout = dataclasses.replace(
@@ -256,7 +256,9 @@ class Networks:
     sharded, count = sharding.shard_batch(rows, self._mesh), len(rows.tokens)
     with self._use_mesh():
       for name in names:
-        run = self._run(('update ' + name, count), self._update_of(name, count))
+        run = self._program(
+          ('update ' + name, count), self._update_of(name, count)
+        )
         new[name], metrics = run(states[name], sharded)
         network_metrics |= {
           f'{name}/{metric}': x for metric, x in metrics.items()
@@ -376,7 +378,8 @@ class Networks:
     each, packed = self._all[name], self._config.train.packed_rows
     return each.update_packed if count == packed else each.update
 
-  def _run(self, key: tuple[str, int], jitted: Any) -> Callable[..., Any]:
+  def _program(self, key: tuple[str, int], jitted: Any) -> Callable[..., Any]:
+    """Returns the program compiled for a key, else the jitted function."""
     return self._compiled.get(key) or jitted
 
   def _use_mesh(self) -> contextlib.AbstractContextManager[None]:

@@ -233,7 +233,7 @@ def gains(
 def slope_by_size(
   by_width: Mapping[int, Mapping[int, float]],
 ) -> Estimate | None:
-  """Slope of a figure over log10 of the parameters, mean over seeds.
+  """Slope of a number over log10 of the parameters, mean over seeds.
 
   Seeds with fewer than three sizes are left out.
   """
