@@ -61,6 +61,7 @@ _COMMANDS = {
   'advise': advise,
   'theory': theory,
 }
+# Commands that take `--config.FIELD=VALUE`.
 _TAKE_OVERRIDES = ('plan', 'compile', 'train')
 
 

@@ -6,8 +6,8 @@
 
 Four layers of Qwen2.5-7B's attention over full caches of 64 rows, 2k + 8k tokens,
 whose prompts 16 rows share. Traffic is relative to reading every key and value
-once in bfloat16, prompts once per group. Beside covrl's attention stands cuDNN's
-by `jax.nn.dot_product_attention`, over a cache that has the prompt once per row:
+once in bfloat16, prompts once per group. For comparison, cuDNN's attention by
+`jax.nn.dot_product_attention` over a cache that has the prompt once per row:
 its normaliser comes in the type of the queries, so that two parts cannot be
 merged in float32.
 """

@@ -7,8 +7,8 @@
 
 `speed`: latency of one program at a time, and throughput with one thread per
 processor. `battery`: the outcome of every program of `tests/rewards/battery`.
-`leaks`: leftovers of 1,000 attacks; a control program is timed before, during and
-after.
+`leaks`: leftovers of 1,000 attacks; a control program (not an attack) is
+timed before, during and after.
 
 Other load on the machine affects wall-clock times; the CPU times beside them
 depend little on it.
@@ -42,6 +42,7 @@ from covrl.rewards import Judge, Outcome
 Tests = Sequence[Mapping[str, Any]]
 CONSOLE = Console()
 
+# A program that sorts, lines that read its input, and tests of each kind.
 SORT = """
 def merge(a, b):
   out, i, j = [], 0, 0
@@ -73,6 +74,7 @@ PROGRAMS: dict[str, tuple[str, Tests]] = {
 
 # Time limit of an attack, in seconds.
 ATTACK_SECONDS = 0.2
+# A program that prints its CPU and wall-clock seconds.
 CONTROL = """
 import time
 start = time.perf_counter()

@@ -108,7 +108,7 @@ def test_backward_computes_layers_again(compiled):
   assert not any(each.opcode == 'dot' for each in recomputed)
 
 
-def test_gradients_leave_by_reduce_scatter_over_nvlink(report):
+def test_gradients_are_reduced_by_reduce_scatter_over_nvlink(report):
   sent = {}
   for each in report['collectives']:
     assert each['network'] == 'nvlink'

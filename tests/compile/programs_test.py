@@ -111,7 +111,7 @@ def test_text_report(small_report):
 
 
 @needs_libtpu
-def test_gradients_leave_by_reduce_scatter(small_report):
+def test_large_gradients_are_reduced_by_reduce_scatter(small_report):
   report, _ = small_report
   cost = report.programs['train_step'].cost
   assert 'reduce-scatter' in {each.kind for each, _ in cost.collectives}

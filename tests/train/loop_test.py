@@ -80,15 +80,15 @@ def test_ctrl_c_saves_the_run_at_every_stage(
 
 @pytest.mark.parametrize('stage', ['set-up', 'compiling'])
 @pytest.mark.parametrize(
-  ('number_of_signal', 'status'),
+  ('signal_number', 'status'),
   [(signal.SIGINT, Exit.INTERRUPTED), (signal.SIGTERM, Exit.TERMINATED)],
 )
 def test_a_run_without_a_checkpoint_does_not_ask_to_be_restarted(
-  tmp_path, stage, number_of_signal, status, capsys
+  tmp_path, stage, signal_number, status, capsys
 ):
   with pytest.raises(Stopped) as stopped:
-    run(tmp_path / 'run', sends_at(stage, 1, number_of_signal))
-  assert stopped.value.exit_status == status == 128 + number_of_signal
+    run(tmp_path / 'run', sends_at(stage, 1, signal_number))
+  assert stopped.value.exit_status == status == 128 + signal_number
   assert 'before the first checkpoint: nothing is saved' in (
     capsys.readouterr().err
   )

@@ -170,7 +170,7 @@ def test_advantages_of_integers_are_numbers():
 
 
 @pytest.mark.parametrize(
-  ('found', 'message'),
+  ('change', 'message'),
   [
     (
       lambda value, aux: value,
@@ -184,9 +184,9 @@ def test_advantages_of_integers_are_numbers():
     (lambda value, aux: (1, aux), 'must be a float scalar, got 1'),
   ],
 )
-def test_results_of_losses_are_checked(found, message):
+def test_results_of_losses_are_checked(change, message):
   def loss(stats, **context):
-    return found(*covrl.losses.policy_gradient(stats, **context))
+    return change(*covrl.losses.policy_gradient(stats, **context))
 
   ones = jnp.ones((1, 2))
   stats = covrl.TokenStats(logprobs=-ones, entropy=ones)

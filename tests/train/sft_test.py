@@ -225,9 +225,9 @@ def test_a_warm_start_of_other_examples_is_not_shared(tmp_path, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('signal_number', [signal.SIGTERM, signal.SIGINT])
 def test_a_real_warm_start_is_stopped_and_resumed(
-  tmp_path, tmp_path_factory, number
+  tmp_path, tmp_path_factory, signal_number
 ):
   settings = SMALL | {'warm_start__steps': 400, 'train__iterations': 1}
   settings |= {'logging__warm_start_every': 1}
@@ -238,7 +238,7 @@ def test_a_real_warm_start_is_stopped_and_resumed(
     assert process.poll() is None
     time.sleep(0.005)
   for _ in range(2):
-    process.send_signal(number)
+    process.send_signal(signal_number)
     time.sleep(0.25)
   _, stderr = process.communicate(timeout=300)
   assert process.returncode == Exit.RESTART, stderr

@@ -27,10 +27,12 @@ from covrl.train.rollout_batch import Advantages
 compilation_cache.every_process_writes()
 
 DIGITS = range(10)
+# Sets of three digits in a random order.
 DIGIT_SETS = sorted(
   itertools.combinations(DIGITS, 3),
   key=lambda digits: random.Random(str(digits)).random(),
 )
+# The first sets, whose prompts are held out.
 HELD_OUT = 40
 
 
